@@ -1,0 +1,174 @@
+"""Settings as frozen dataclasses that check themselves when they are made.
+
+None means "off" or "derive it". Flags are made from these fields (experiments/flags.py), so a
+field's name is its flag and the comment beside it is read by people, not by code.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+from qwen_jax.errors import ConfigError
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def _check(ok: bool, what: str, where: str, fix: str) -> None:
+    if not ok:
+        raise ConfigError(what, where, fix)
+
+
+def _check_positive(config, section: str, names: str) -> None:
+    for name in names.split():
+        value = getattr(config, name)
+        ok = value is None or (isinstance(value, int) and value > 0)
+        _check(ok, f"{name}={value!r} is not a positive whole number.", f"{section}.{name}",
+               "use 1 or more.")
+
+
+def _check_choice(config, section: str, name: str, choices: tuple[str, ...]) -> None:
+    value = getattr(config, name)
+    _check(value in choices, f"{name}={value!r} is unknown.", f"{section}.{name}",
+           f"use one of {', '.join(choices)}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """The architecture of one Qwen (report 2.3). Hashable; closed over by jitted functions.
+
+    ffn_size is the width of each of the two up-projections; released configs call twice that
+    `intermediate_size`.
+    """
+
+    vocab_size: int  # rows of the embedding, padding rows included
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    ffn_size: int
+    context_length: int = 2048  # training length; NTK and LogN start beyond it
+    num_kv_heads: int | None = None  # None: as many as num_heads (Qwen has no grouped heads)
+    head_size: int | None = None  # None: hidden_size / num_heads
+    rope_base: float = 10000.0
+    norm_epsilon: float = 1e-6
+    initializer_range: float = 0.02
+    tie_embeddings: bool = False
+    dynamic_ntk: bool = True  # at inference beyond context_length; never in training
+    logn: bool = True  # likewise
+    dropout: float = 0.0  # after the embedding and on each residual branch
+    compute_dtype: str = "bfloat16"
+    param_dtype: str = "float32"
+    remat: Literal["none", "dots", "block"] = "none"  # what the backward pass recomputes
+    attention: str | None = None  # a back end by name; None: the best for the device
+
+    def __post_init__(self):
+        _check_positive(self, "model", "vocab_size hidden_size num_layers num_heads ffn_size "
+                        "context_length num_kv_heads head_size")
+        _check(self.head_size is not None or self.hidden_size % self.num_heads == 0,
+               f"num_heads={self.num_heads} does not divide hidden_size={self.hidden_size}.",
+               "model.num_heads", "choose a divisor, or set model.head_size.")
+        _check(self.num_heads % self.kv_heads == 0,
+               f"num_kv_heads={self.kv_heads} does not divide num_heads={self.num_heads}.",
+               "model.num_kv_heads", "choose a divisor of num_heads.")
+        _check(self.head_dim % 2 == 0, f"head size {self.head_dim} is odd.", "model.head_size",
+               "rotary embedding turns pairs: use an even size.")
+        _check(0.0 <= self.dropout < 1.0, f"dropout={self.dropout} is outside [0, 1).",
+               "model.dropout", "the report uses 0 in pretraining and 0.1 in SFT.")
+        _check(self.rope_base > 1 and self.norm_epsilon > 0 and self.initializer_range > 0,
+               "rope_base, norm_epsilon and initializer_range must be positive.", "model",
+               "the report's values are 10000, 1e-6 and 0.02.")
+        _check_choice(self, "model", "compute_dtype", DTYPES)
+        _check_choice(self, "model", "param_dtype", DTYPES)
+        _check_choice(self, "model", "remat", ("none", "dots", "block"))
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.head_size or self.hidden_size // self.num_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """How many devices along each mesh axis; their product is the number of devices."""
+
+    data: int = 1  # copies of the parameters, each with its share of the batch
+    fsdp: int | None = None  # parameters and batch cut in pieces; None: all devices left over
+    tensor: int = 1  # heads, FFN and vocabulary cut in pieces
+    context: int = 1  # the sequence cut in pieces
+
+    def __post_init__(self):
+        _check_positive(self, "mesh", "data fsdp tensor context")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its schedule (report 2.4, 3.1)."""
+
+    peak_learning_rate: float = 3e-4
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = 0
+    final_fraction: float = 0.1  # of the peak, at the end of the cosine
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1e-8
+    weight_decay: float = 0.1  # on matrices; not on norms and biases
+    clip_norm: float | None = 1.0
+    moment_dtype: str = "float32"
+
+    def __post_init__(self):
+        for name in ("peak_learning_rate", "epsilon"):
+            value = getattr(self, name)
+            _check(value > 0 and math.isfinite(value), f"{name}={value} is not positive.",
+                   f"optimizer.{name}", "use a positive number.")
+        _check(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps} is negative.",
+               "optimizer.warmup_steps", "use 0 or more.")
+        for name in ("beta1", "beta2", "final_fraction"):
+            value = getattr(self, name)
+            _check(0 <= value <= 1, f"{name}={value} is outside [0, 1].", f"optimizer.{name}",
+                   "the report's values are 0.9, 0.95 and 0.1.")
+        _check(self.weight_decay >= 0, f"weight_decay={self.weight_decay} is negative.",
+               "optimizer.weight_decay", "use 0 or more.")
+        _check(self.clip_norm is None or self.clip_norm > 0,
+               f"clip_norm={self.clip_norm} is not positive.", "optimizer.clip_norm",
+               "use a positive number, or None for no clipping.")
+        _check_choice(self, "optimizer", "schedule", ("cosine", "constant"))
+        _check_choice(self, "optimizer", "moment_dtype", DTYPES)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which token shards a run reads, in which proportion, and how they are cut (report 2.4)."""
+
+    sources: tuple[str, ...] = ()  # shard folders, each "folder" or "folder=weight"
+    tokenizer: str | None = None  # the .tiktoken file the shards were written with
+    packing: Literal["run_on", "documents"] = "run_on"  # documents: none sees another
+    eval_sources: tuple[str, ...] = ()  # held-out shard folders, one evaluation each
+
+    def __post_init__(self):
+        _check_choice(self, "data", "packing", ("run_on", "documents"))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long, how much at once, and how often to look, measure and save."""
+
+    num_steps: int
+    batch_size: int  # sequences in one optimizer step, over all devices
+    micro_batches: int = 1  # gradient accumulation: pieces that a batch is computed in
+    seed: int = 0
+    z_loss: float | None = None  # weight of log(Z)^2; None: off
+    log_every: int = 1
+    eval_every: int | None = 500
+    eval_batches: int = 16
+    save_every: int | None = 500
+    keep_checkpoints: int = 3
+    device_memory_gb: float | None = None  # None: what the device reports
+
+    def __post_init__(self):
+        _check_positive(self, "train", "num_steps batch_size micro_batches log_every eval_every "
+                        "eval_batches save_every keep_checkpoints")
+        _check(self.batch_size % self.micro_batches == 0,
+               f"micro_batches={self.micro_batches} does not divide batch_size={self.batch_size}.",
+               "train.micro_batches", "choose a divisor of train.batch_size.")

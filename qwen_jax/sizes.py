@@ -1,0 +1,41 @@
+"""The sizes of Table 1 and toy sizes for one machine.
+
+FFN widths follow ceil(8/3 * hidden / 128) * 128; vocabularies are the released, padded ones. The
+numbers of parameters are checked by tests/test_sizes.py against the released checkpoints.
+"""
+
+from qwen_jax.config import ModelConfig
+from qwen_jax.errors import unknown_name
+
+QWEN_1_8B = ModelConfig(  # 1,836,828,672 parameters
+    vocab_size=151936, hidden_size=2048, num_layers=24, num_heads=16, ffn_size=5504)
+QWEN_7B = ModelConfig(  # 7,721,324,544 parameters
+    vocab_size=151936, hidden_size=4096, num_layers=32, num_heads=32, ffn_size=11008)
+QWEN_14B = ModelConfig(  # 14,167,290,880 parameters
+    vocab_size=152064, hidden_size=5120, num_layers=40, num_heads=40, ffn_size=13696)
+
+TOY_8M = ModelConfig(  # 8.4M parameters: the size that benchmarks/train_step.py compares at
+    vocab_size=8192, hidden_size=256, num_layers=4, num_heads=4, ffn_size=1024,
+    context_length=256, compute_dtype="float32")
+TOY_110M = ModelConfig(
+    vocab_size=32000, hidden_size=768, num_layers=12, num_heads=12, ffn_size=2048,
+    context_length=1024)
+TINY = ModelConfig(  # for tests: every dimension different, each divisible by 4
+    vocab_size=128, hidden_size=32, num_layers=2, num_heads=4, ffn_size=48,
+    context_length=16, compute_dtype="float32")
+
+SIZES = {
+    "1.8b": QWEN_1_8B,
+    "7b": QWEN_7B,
+    "14b": QWEN_14B,
+    "toy_8m": TOY_8M,
+    "toy_110m": TOY_110M,
+    "tiny": TINY,
+}
+
+
+def by_name(name: str) -> ModelConfig:
+    """The config called `name` in Table 1's words (1.8b, 7b, 14b) or a toy one."""
+    if name not in SIZES:
+        raise unknown_name("size", name, SIZES, "sizes.by_name")
+    return SIZES[name]

@@ -1,0 +1,97 @@
+"""Typed pytrees: what a model, a batch and a training state are made of.
+
+Shape letters, here and everywhere: B batch, T query positions, S key positions, D model, N heads,
+K key-value heads, H head size, F ffn, V vocabulary, L layers. Weights of all layers are stacked
+on a leading L axis and scanned. The same class holds arrays, specs, shardings or moments.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import flax.struct
+import jax
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """The declaration of one weight; a leaf, so a Params of Specs is an ordinary pytree."""
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]  # one logical axis name per dimension (parallel/rules.py)
+    init: Literal["normal", "zeros", "ones"]
+    std: float = 0.0  # of "normal"
+
+
+@flax.struct.dataclass
+class AttentionParams:
+    wq: Array  # [L, D, N, H]
+    bq: Array  # [L, N, H]
+    wk: Array  # [L, D, K, H]
+    bk: Array  # [L, K, H]
+    wv: Array  # [L, D, K, H]
+    bv: Array  # [L, K, H]
+    wo: Array  # [L, N, H, D]
+
+
+@flax.struct.dataclass
+class MLPParams:
+    w_gate: Array  # [L, D, F]; the branch that goes through silu (w2 of the released layout)
+    w_up: Array  # [L, D, F]; w1 of the released layout
+    w_down: Array  # [L, F, D]
+
+
+@flax.struct.dataclass
+class LayerParams:
+    attention_norm: Array  # [L, D]
+    attention: AttentionParams
+    mlp_norm: Array  # [L, D]
+    mlp: MLPParams
+
+
+@flax.struct.dataclass
+class Params:
+    embed: Array  # [V, D]
+    layers: LayerParams
+    final_norm: Array  # [D]
+    head: Array | None  # [D, V]; None when tied to the embedding
+
+
+@flax.struct.dataclass
+class Batch:
+    """Rows of a fixed length T; a position with segment 0 is padding."""
+
+    tokens: Array  # int32 [B, T]
+    targets: Array  # int32 [B, T]; the token that follows
+    loss_weights: Array  # float32 [B, T]; 0 where nothing is to be learnt
+    segment_ids: Array  # int32 [B, T]; contiguous runs, one per document; 0 is padding
+    positions: Array  # int32 [B, T]; restarts at 0 where attention does
+
+
+@flax.struct.dataclass
+class Sums:
+    """What an objective returns. The step divides by the global weight, never by a local one."""
+
+    loss_sum: Array  # float32 []
+    weight_sum: Array  # float32 []
+    extras: dict[str, Array]  # float32 []; sums too, divided by weight_sum for the log
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that training changes. No random key: a step's key is fold_in(key(seed), step)."""
+
+    step: Array  # int32 []; optimizer steps done
+    params: Params
+    opt_state: Any  # optax state, shaped like params
+
+
+@flax.struct.dataclass
+class KVCache:
+    """Keys and values of the tokens seen so far; each row fills its own slots from 0."""
+
+    keys: Array  # [L, B, S, K, H], rotated
+    values: Array  # [L, B, S, K, H]
+    lengths: Array  # int32 [B]; slots in use
+    ntk_alpha: Array  # float32 [B]; fixed at prefill (report 2.3.2)

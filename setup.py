@@ -1,0 +1,37 @@
+"""qwen_jax: the Qwen Technical Report as one JAX package. `pip install -e .` trains on a CPU."""
+
+from setuptools import find_packages, setup
+
+DATA = ["pyarrow>=15", "tokenizers>=0.20", "trafilatura>=2", "lxml_html_clean>=0.4"]
+REPORT = ["matplotlib>=3.8"]
+
+setup(
+    name="qwen_jax",
+    version="0.1.0",
+    description="Pretraining, alignment and evaluation of Qwen in JAX, for TPU and GPU",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["qwen_jax*", "experiments*"]),
+    install_requires=[
+        "absl-py>=2.0",
+        "flax>=0.10",
+        "grain>=0.2.11",
+        "jax>=0.10",
+        "numpy>=1.26",
+        "optax>=0.2.4",
+        "orbax-checkpoint>=0.12",
+        "safetensors>=0.4.5",
+        "tensorboardX>=2.6.2",
+        "tiktoken>=0.9",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "data": DATA,  # text extraction, Parquet, vocabulary training
+        "report": REPORT,  # plots and the run's HTML page
+        "tpu": ["jax[tpu]>=0.10"],
+        "cuda12": ["jax[cuda12]>=0.10"],
+        "cuda13": ["jax[cuda13]>=0.10"],
+        "quickstart": DATA + REPORT,
+        "test": DATA + REPORT + ["pytest>=8", "pytest-xdist>=3.5", "transformers>=4.45"],
+    },
+)
