@@ -1,0 +1,117 @@
+"""The public attention op: causal, packed documents, windows, grouped heads; one back end of several.
+
+Back ends know nothing of models or meshes. The mask language is the same for all of them: documents
+are contiguous, so query i sees the keys k_start[i] <= k <= i.
+
+B batch, T query positions, S key positions, N heads, K key-value heads, H head size.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qwen_jax.errors import KernelError, unknown_name
+from qwen_jax.kernels import reference, xla
+from qwen_jax.types import Array
+
+IMPLEMENTATIONS = {"reference": reference.attention, "xla": xla.attention}
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    segment_ids: Array | None = None,
+    positions: Array | None = None,
+    window: Array | int | None = None,
+    scale: float | None = None,
+    implementation: str | None = None,
+) -> Array:
+    """Causal attention; query head n reads key-value head n // (N / K).
+
+    Args:
+      q: [B, T, N, H].
+      k, v: [B, S, K, H] of q's dtype, K dividing N. With T < S the queries are the last T tokens.
+      segment_ids: int32 [B, T], only with T == S: contiguous runs, one per document; 0 is padding,
+        which sees nothing, is seen by nobody and gives zeros.
+      positions: int32 [B, T]: with T != S, where each query stands on the key axis (default: the
+        last T places). With T == S order is that of the row and positions change nothing.
+      window: how many tokens each query sees, itself included; None: no limit. May be traced.
+      scale: of the scores; None: 1 / sqrt(H).
+      implementation: a back end by name ("reference", "xla"); None: the best for the device.
+
+    Returns:
+      [B, T, N, H] in q's dtype; softmax statistics are float32.
+
+    Raises:
+      KernelError: shapes or dtypes that do not fit, segment ids that are not contiguous, a window
+        below 1, an unknown implementation.
+
+    Example:
+      >>> out = attention(q, k, v, segment_ids=batch.segment_ids, window=1024)
+    """
+    _check_shapes(q, k, v, segment_ids, positions)
+    _check_values(q.shape[1], k.shape[1], segment_ids, positions, window)
+    name = default_implementation() if implementation is None else implementation
+    if name not in IMPLEMENTATIONS:
+        raise unknown_name("implementation", name, IMPLEMENTATIONS, "attention(implementation=)",
+                           KernelError)
+    scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+    return IMPLEMENTATIONS[name](q, k, v, segment_ids=segment_ids, positions=positions,
+                                 window=window, scale=scale)
+
+
+def default_implementation() -> str:
+    """The back end that runs when none is named; a run's header prints it."""
+    return "xla"
+
+
+def _check_shapes(q, k, v, segment_ids, positions) -> None:
+    shapes = f"q {q.shape} {q.dtype}, k {k.shape} {k.dtype}, v {v.shape} {v.dtype}"
+
+    def refuse(what: str, fix: str) -> KernelError:
+        return KernelError(f"{what} ({shapes}).", "attention", fix)
+
+    if not q.ndim == k.ndim == v.ndim == 4:
+        raise refuse("q, k and v must have 4 dimensions", "use [B, T, N, H] and [B, S, K, H].")
+    if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise refuse("batch or head sizes differ", "q is [B, T, N, H]; k and v are [B, S, K, H].")
+    if q.shape[2] % k.shape[2]:
+        raise refuse(f"{k.shape[2]} key-value heads do not divide {q.shape[2]} heads",
+                     "make the number of query heads a multiple of it.")
+    if not q.dtype == k.dtype == v.dtype or not jnp.issubdtype(q.dtype, jnp.floating):
+        raise refuse("dtypes differ or are not floating point", "cast q, k and v to one dtype.")
+    if q.shape[1] > k.shape[1] or q.shape[1] == 0:
+        raise refuse("queries are the last T of S tokens, so 1 <= T <= S", "pass all the keys.")
+    for name, array in (("segment_ids", segment_ids), ("positions", positions)):
+        if array is not None and (array.shape != q.shape[:2] or array.dtype != jnp.int32):
+            raise refuse(f"{name} is {array.dtype} {array.shape}, not int32 {q.shape[:2]}",
+                         f"pass int32 {name} of shape [B, T].")
+    if segment_ids is not None and q.shape[1] != k.shape[1]:
+        raise refuse("segment_ids need as many queries as keys",
+                     "leave them out when decoding over a cache.")
+
+
+def _check_values(T: int, S: int, segment_ids, positions, window) -> None:
+    """What can be seen outside of jit is checked; inside it, values are the caller's promise."""
+    if window is not None and not isinstance(window, jax.core.Tracer):
+        if np.ndim(window) != 0 or int(window) < 1:
+            raise KernelError(f"window={window} hides every token.", "attention(window=)",
+                              "use 1 or more (1: each token sees itself alone), or None.")
+    if segment_ids is not None and not isinstance(segment_ids, jax.core.Tracer):
+        ids = np.asarray(segment_ids)
+        for row, values in enumerate(ids):
+            runs = values[np.flatnonzero(np.diff(values, prepend=values[0] - 1))]
+            runs = runs[runs != 0]
+            if len(np.unique(runs)) != len(runs):
+                raise KernelError(
+                    f"segment ids of row {row} are not contiguous: a document comes back after "
+                    "another.", "attention(segment_ids=)",
+                    "give every document of a row its own id, in one run.")
+    if positions is not None and T != S and not isinstance(positions, jax.core.Tracer):
+        if np.any(np.asarray(positions) < 0) or np.any(np.asarray(positions) >= S):
+            raise KernelError(f"positions reach outside of 0..{S - 1}.", "attention(positions=)",
+                              "give each query its place on the key axis.")

@@ -1,0 +1,148 @@
+"""Attention in plain XLA without a [T, S] array: the path of the CPU, and of every other device.
+
+Queries are taken in chunks. A chunk's keys end where causality ends them (static slices), so half of
+the square is never computed; the backward pass recomputes a chunk's weights from the log-sum-exp.
+
+The mask of contiguous documents, causality and a window is an interval: query i sees the keys
+k_start[i] <= k <= i, so one int32 per query says it all.
+
+B batch, T query positions, S key positions, N heads, K key-value heads, G = N / K, H head size,
+C queries in a chunk.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from qwen_jax.types import Array
+
+_MASKED = -1e30  # finite: exp(_MASKED - _MASKED) is 1 and no NaN; masked rows are zeroed after
+_NOTHING_VISIBLE = 1e30  # the log-sum-exp of a row that sees nothing: exp(s - this) is 0
+
+
+def attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, segment_ids, positions, window,
+              scale: float) -> Array:
+    """See kernels.attention.attention; arguments are checked there."""
+    B, T, N, H = q_BTNH.shape
+    S, K = k_BSKH.shape[1:3]
+    q = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
+    k, v = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
+    k_end = None if T == S else query_index(B, T, S, positions)
+    k_start = first_visible(B, T, S, segment_ids, k_end, window)
+    out = _attend(q, k, v, k_start, k_end, scale)
+    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+def query_index(B: int, T: int, S: int, positions: Array | None) -> Array:
+    """Where each query stands on the key axis, int32 [B, T]: the last T of S unless told."""
+    if positions is not None:
+        return positions
+    return jnp.broadcast_to((jnp.arange(T, dtype=jnp.int32) + (S - T))[None], (B, T))
+
+
+def first_visible(B: int, T: int, S: int, segment_ids, k_end, window) -> Array | None:
+    """k_start, int32 [B, T], or None where every query sees from key 0. Past the query: nothing."""
+    if segment_ids is None and window is None:
+        return None
+    index = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
+    start = jnp.zeros((B, T), jnp.int32)
+    if segment_ids is not None:
+        before = jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+        start = jax.lax.cummax(jnp.where(segment_ids != before, index, 0), axis=1)
+        start = jnp.where(segment_ids == 0, jnp.int32(S), start)
+    if window is not None:
+        last = index if k_end is None else k_end
+        start = jnp.maximum(start, last + 1 - jnp.asarray(window, jnp.int32))
+    return start
+
+
+def _chunks(T: int) -> list[tuple[int, int]]:
+    size = min(max(128, -(-T // 16)), 512)
+    return [(begin, min(begin + size, T)) for begin in range(0, T, size)]
+
+
+def _scores(q_BKGCH, k_BKSH, k_start, k_end, begin: int, scale: float):
+    """Masked scores of one chunk of queries, float32 [B, K, G, C, S]."""
+    C, S = q_BKGCH.shape[3], k_BKSH.shape[2]
+    scores = jnp.einsum("BKGCH,BKSH->BKGCS", q_BKGCH, k_BKSH,
+                        preferred_element_type=jnp.float32) * jnp.float32(scale)
+    key = jnp.arange(S, dtype=jnp.int32)
+    if k_end is None:
+        last = jnp.arange(begin, begin + C, dtype=jnp.int32)
+        mask = (key[None, :] <= last[:, None])[None, None, None]
+    else:
+        mask = (key[None, None, :] <= k_end[:, :, None])[:, None, None]
+    if k_start is not None:
+        mask = mask & (key[None, None, :] >= k_start[:, :, None])[:, None, None]
+    return jnp.where(jnp.broadcast_to(mask, scores.shape), scores, jnp.float32(_MASKED))
+
+
+def _rows(array: Array | None, begin: int, end: int) -> Array | None:
+    return None if array is None else array[:, begin:end]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attend(q_BKGTH, k_BKSH, v_BKSH, k_start, k_end, scale):
+    return _forward(q_BKGTH, k_BKSH, v_BKSH, k_start, k_end, scale)[0]
+
+
+def _forward(q_BKGTH, k_BKSH, v_BKSH, k_start, k_end, scale):
+    outs, lses = [], []
+    for begin, end in _chunks(q_BKGTH.shape[3]):
+        stop = k_BKSH.shape[2] if k_end is not None else end
+        start_C = _rows(k_start, begin, end)
+        scores = _scores(q_BKGTH[:, :, :, begin:end], k_BKSH[:, :, :stop], start_C,
+                         _rows(k_end, begin, end), begin, scale)
+        top = jnp.max(scores, axis=-1, keepdims=True)
+        weights = jnp.exp(scores - top)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        out = jnp.einsum("BKGCS,BKSH->BKGCH", weights.astype(v_BKSH.dtype), v_BKSH[:, :, :stop],
+                         preferred_element_type=jnp.float32) / total
+        lse = (top + jnp.log(total))[..., 0]
+        if k_start is not None:  # only then can a row see nothing
+            empty = (top <= _MASKED / 2)
+            out = jnp.where(empty, 0.0, out)
+            lse = jnp.where(empty[..., 0], jnp.float32(_NOTHING_VISIBLE), lse)
+        outs.append(out.astype(q_BKGTH.dtype))
+        lses.append(lse)
+    out, lse = jnp.concatenate(outs, axis=3), jnp.concatenate(lses, axis=3)
+    return out, (q_BKGTH, k_BKSH, v_BKSH, k_start, k_end, out, lse)
+
+
+def _backward(scale, residuals, dout_BKGTH):
+    q, k, v, k_start, k_end, out, lse = residuals
+    f32 = jnp.float32
+    delta = jnp.sum(dout_BKGTH.astype(f32) * out.astype(f32), axis=-1)
+    chunks = _chunks(q.shape[3])
+    # Gradients of keys and values are added up in pieces that end where chunks end, so that no
+    # addition touches keys that the chunk did not see.
+    pieces = chunks if k_end is None else [(0, k.shape[2])]
+    dq, dk, dv = [], [None] * len(pieces), [None] * len(pieces)
+    for begin, end in chunks:
+        stop = k.shape[2] if k_end is not None else end
+        q_C, k_S, v_S = q[:, :, :, begin:end], k[:, :, :stop], v[:, :, :stop]
+        dout_C = dout_BKGTH[:, :, :, begin:end]
+        scores = _scores(q_C, k_S, _rows(k_start, begin, end), _rows(k_end, begin, end), begin,
+                         scale)
+        weights = jnp.exp(scores - lse[:, :, :, begin:end, None])
+        dweights = jnp.einsum("BKGCH,BKSH->BKGCS", dout_C, v_S, preferred_element_type=f32)
+        dscores = weights * (dweights - delta[:, :, :, begin:end, None]) * f32(scale)
+        dscores = dscores.astype(q.dtype)
+        dq.append(jnp.einsum("BKGCS,BKSH->BKGCH", dscores, k_S, preferred_element_type=f32))
+        dk_S = jnp.einsum("BKGCS,BKGCH->BKSH", dscores, q_C, preferred_element_type=f32)
+        dv_S = jnp.einsum("BKGCS,BKGCH->BKSH", weights.astype(v.dtype), dout_C,
+                          preferred_element_type=f32)
+        for i, (first, last) in enumerate(pieces):
+            if last <= stop:
+                part = slice(first, last)
+                dk[i] = dk_S[:, :, part] if dk[i] is None else dk[i] + dk_S[:, :, part]
+                dv[i] = dv_S[:, :, part] if dv[i] is None else dv[i] + dv_S[:, :, part]
+
+    def join(parts, axis, like):
+        return jnp.concatenate(parts, axis=axis).astype(like.dtype)
+
+    return join(dq, 3, q), join(dk, 2, k), join(dv, 2, v), None, None
+
+
+_attend.defvjp(_forward, _backward)

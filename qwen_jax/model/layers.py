@@ -1,0 +1,78 @@
+"""The small parts of a block: RMSNorm, SwiGLU, dropout, embedding and output projection.
+
+B batch, T positions, D model, F ffn, V vocabulary.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from qwen_jax.parallel.rules import constrain
+from qwen_jax.types import Array, MLPParams
+
+
+def rms_norm(x_BTD: Array, scale_D: Array, *, epsilon: float) -> Array:
+    """x / rms(x) * scale, the statistics in float32. Report: 2.3. Returns the dtype of `x_BTD`."""
+    x32 = x_BTD.astype(jnp.float32)
+    inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
+    normed = (x32 * inverse_rms).astype(x_BTD.dtype)
+    return normed * jnp.expand_dims(scale_D.astype(x_BTD.dtype), range(x_BTD.ndim - 1))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def linear(x_BTD: Array, weight_DE: Array, dtype=None) -> Array:
+    """x W, the weight cast to x's dtype on the way; `dtype` of the result, x's if None.
+
+    The weight's gradient accumulates in float32. The backward pass is written out for the order of
+    its operands: XLA transposes the left one of a weight gradient, and that must be the input, not
+    the (wider, freshly computed) output gradient. On a CPU this makes weight gradients two to three
+    times as fast.
+    """
+    return _contract(x_BTD, weight_DE.astype(x_BTD.dtype), 2, 0, dtype)
+
+
+def _contract(a: Array, b: Array, axis_a, axis_b, dtype=None) -> Array:
+    axes = tuple((axis,) if isinstance(axis, int) else axis for axis in (axis_a, axis_b))
+    return jax.lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=dtype)
+
+
+def _linear_forward(x_BTD, weight_DE, dtype):
+    return linear(x_BTD, weight_DE, dtype), (x_BTD, weight_DE)
+
+
+def _linear_backward(dtype, residuals, dy_BTE):
+    del dtype
+    x_BTD, weight_DE = residuals
+    dy_BTE = dy_BTE.astype(x_BTD.dtype)
+    dx_BTD = _contract(dy_BTE, weight_DE.astype(dy_BTE.dtype), 2, 1)
+    dw_DE = _contract(x_BTD, dy_BTE, (0, 1), (0, 1), jnp.float32)
+    return dx_BTD, dw_DE.astype(weight_DE.dtype)
+
+
+linear.defvjp(_linear_forward, _linear_backward)
+
+
+def swiglu(x_BTD: Array, params: MLPParams) -> Array:
+    """down(up(x) * silu(gate(x))). Report: 2.3. `params` without the layer axis."""
+    gate_BTF, up_BTF = linear(x_BTD, params.w_gate), linear(x_BTD, params.w_up)
+    hidden_BTF = constrain(up_BTF * jax.nn.silu(gate_BTF), "batch", "length", "act_ffn")
+    return linear(hidden_BTF, params.w_down)
+
+
+def dropout(x: Array, *, rate: float, key: Array | None) -> Array:
+    """Zeroes entries with probability `rate` and rescales the rest; no-op without a key."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros_like(x))
+
+
+def embed(tokens_BT: Array, embed_VD: Array, *, dtype) -> Array:
+    """The rows of the embedding for `tokens_BT`, in `dtype`."""
+    return jnp.take(embed_VD, tokens_BT, axis=0).astype(dtype)
+
+
+def unembed(x_BTD: Array, head_DV: Array) -> Array:
+    """Logits, float32 [B, T, V]; the product accumulates in float32 whatever the input's dtype."""
+    return constrain(linear(x_BTD, head_DV, jnp.float32), "batch", "length", "act_vocab")

@@ -1,0 +1,61 @@
+"""Rotary position embedding in float32, dynamic NTK-aware interpolation and LogN scaling.
+
+Report: 2.3 and 2.3.2. NTK and LogN act at inference only and only beyond the training length.
+
+B batch, T positions, N heads, H head size.
+"""
+
+import jax.numpy as jnp
+
+from qwen_jax.types import Array
+
+
+def ntk_alpha(length_B: Array, context_length: int) -> Array:
+    """The factor on the rotary base for rows of true length n, L the training length.
+
+    alpha = max(1, 2^ceil(log2(n / L) + 1) - 1): 1 up to L, 3 up to 2 L, 7 up to 4 L, and so on.
+    The step is found by comparing integers, since log2 in float32 is not exact at powers of two.
+
+    Args:
+      length_B: int32, tokens in each row, padding excluded.
+    Returns: float32, same shape.
+    """
+    doublings = jnp.arange(32, dtype=jnp.int32)
+    edges = jnp.float32(context_length) * jnp.exp2(doublings.astype(jnp.float32))  # L, 2L, 4L, ...
+    passed = jnp.sum(length_B[..., None].astype(jnp.float32) > edges.reshape(
+        (1,) * length_B.ndim + (-1,)), axis=-1)
+    return jnp.maximum(jnp.exp2(passed.astype(jnp.float32) + 1.0) - 1.0, 1.0)
+
+
+def rotary_table(positions_BT: Array, *, head_size: int, base: float,
+                 alpha_B: Array | None = None) -> tuple[Array, Array]:
+    """cos and sin, float32 [B, T, H / 2], of the angles position * base'^(-2 i / H).
+
+    base' = base * alpha^(H / (H - 2)), one alpha per row (report 2.3.2); None is 1.
+    """
+    half = head_size // 2
+    exponent = jnp.arange(half, dtype=jnp.float32) * jnp.float32(-2.0 / head_size)
+    if alpha_B is None:
+        inverse = jnp.power(jnp.float32(base), exponent).reshape(1, 1, half)
+    else:
+        base_B = jnp.float32(base) * jnp.power(alpha_B, jnp.float32(head_size / (head_size - 2)))
+        inverse = jnp.power(base_B[:, None, None], exponent.reshape(1, 1, half))
+    angles = positions_BT.astype(jnp.float32)[:, :, None] * inverse
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x_BTNH: Array, table: tuple[Array, Array]) -> Array:
+    """Turns the pairs (x[i], x[i + H/2]) by the table's angles, in float32; dtype kept."""
+    cos, sin = (t[:, :, None, :] for t in table)
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_BTNH.dtype)
+
+
+def logn_scale(positions_BT: Array, context_length: int) -> Array:
+    """max(1, log_L(position + 1)), float32 [B, T]: what a query is multiplied by.
+
+    Report: 2.3.2 speaks of query and value; the released code scales the query, and so do we.
+    """
+    one_based = positions_BT.astype(jnp.float32) + 1.0
+    return jnp.maximum(jnp.log(one_based) / jnp.log(jnp.float32(context_length)), 1.0)

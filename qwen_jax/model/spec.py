@@ -1,0 +1,91 @@
+"""One declaration per weight: shape, logical axes, initialiser.
+
+Initialisation, shardings, parameter counts, memory estimates, checkpoint checks and the mapping to
+released layouts all read it.
+
+L layers, D model, N heads, K key-value heads, H head size, F ffn, V vocabulary.
+"""
+
+import math
+import zlib
+
+import jax
+import jax.numpy as jnp
+
+from qwen_jax.config import ModelConfig
+from qwen_jax.types import AttentionParams, LayerParams, MLPParams, Params, Spec
+
+
+def param_specs(config: ModelConfig) -> Params:
+    """A Params whose leaves are Specs.
+
+    Report: 2.3. Weights are drawn from N(0, 0.02^2); the two projections that write to the
+    residual stream are scaled down by sqrt(2 L), so that its variance does not grow with depth.
+    """
+    L, D, F, V = config.num_layers, config.hidden_size, config.ffn_size, config.vocab_size
+    N, K, H = config.num_heads, config.kv_heads, config.head_dim
+    std = config.initializer_range
+    residual_std = std / math.sqrt(2 * L)
+
+    def normal(shape, axes, scale=std):
+        return Spec(shape, axes, "normal", scale)
+
+    return Params(
+        embed=normal((V, D), ("vocab", "embed")),
+        layers=LayerParams(
+            attention_norm=Spec((L, D), ("layers", "norm"), "ones"),
+            attention=AttentionParams(
+                wq=normal((L, D, N, H), ("layers", "embed", "heads", "head_dim")),
+                bq=Spec((L, N, H), ("layers", "heads", "head_dim"), "zeros"),
+                wk=normal((L, D, K, H), ("layers", "embed", "kv_heads", "head_dim")),
+                bk=Spec((L, K, H), ("layers", "kv_heads", "head_dim"), "zeros"),
+                wv=normal((L, D, K, H), ("layers", "embed", "kv_heads", "head_dim")),
+                bv=Spec((L, K, H), ("layers", "kv_heads", "head_dim"), "zeros"),
+                wo=normal((L, N, H, D), ("layers", "heads", "head_dim", "embed"), residual_std),
+            ),
+            mlp_norm=Spec((L, D), ("layers", "norm"), "ones"),
+            mlp=MLPParams(
+                w_gate=normal((L, D, F), ("layers", "embed", "ffn")),
+                w_up=normal((L, D, F), ("layers", "embed", "ffn")),
+                w_down=normal((L, F, D), ("layers", "ffn", "embed"), residual_std),
+            ),
+        ),
+        final_norm=Spec((D,), ("norm",), "ones"),
+        head=None if config.tie_embeddings else normal((D, V), ("embed", "vocab")),
+    )
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> Params:
+    """Fresh weights in config.param_dtype.
+
+    A weight's key comes from its path, so its values depend neither on the mesh nor on which other
+    weights exist. Jit it with out_shardings to fill each device with its own part alone.
+    """
+    dtype = jnp.dtype(config.param_dtype)
+
+    def init(path, spec: Spec) -> jax.Array:
+        if spec.init == "zeros":
+            return jnp.zeros(spec.shape, dtype)
+        if spec.init == "ones":
+            return jnp.ones(spec.shape, dtype)
+        name = jax.tree_util.keystr(path).encode()
+        own_key = jax.random.fold_in(key, zlib.crc32(name) & 0x7FFFFFFF)
+        draw = jax.random.normal(own_key, spec.shape, jnp.float32) * jnp.float32(spec.std)
+        return draw.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(init, param_specs(config))
+
+
+def abstract_params(config: ModelConfig, shardings=None) -> Params:
+    """The shapes and dtypes of the weights, with `shardings` (a tree like Params) if given."""
+    dtype = jnp.dtype(config.param_dtype)
+    specs = param_specs(config)
+    if shardings is None:
+        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), specs)
+    return jax.tree.map(
+        lambda s, where: jax.ShapeDtypeStruct(s.shape, dtype, sharding=where), specs, shardings)
+
+
+def count(config: ModelConfig) -> int:
+    """The number of parameters."""
+    return sum(math.prod(spec.shape) for spec in jax.tree.leaves(param_specs(config)))

@@ -1,0 +1,168 @@
+"""The decoder: embed, scan over the layers, norm, logits. Report: 2.3.
+
+`hidden_states` is what training differentiates; `forward` adds the context extension of inference
+(2.3.2); `forward_cached` is the same model over a KV cache.
+
+B batch, T positions, S cache slots, D model, V vocabulary, L layers.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from qwen_jax.config import ModelConfig
+from qwen_jax.errors import ConfigError
+from qwen_jax.model import rope
+from qwen_jax.model.attention import cached_attention, project_out, project_qkv, self_attention
+from qwen_jax.model.layers import dropout, embed, rms_norm, swiglu, unembed
+from qwen_jax.parallel.rules import constrain
+from qwen_jax.types import Array, KVCache, LayerParams, Params
+
+_REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "block": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def forward(params: Params, tokens: Array, *, config: ModelConfig, segment_ids: Array | None = None,
+            positions: Array | None = None, inference: bool = True) -> Array:
+    """Logits of the next token at every position.
+
+    Args:
+      tokens: int32 [B, T].
+      segment_ids: int32 [B, T], contiguous documents, 0 for padding; None: one document per row.
+      positions: int32 [B, T], each token's place in its document; None: 0..T-1, restarting with
+        each segment.
+      inference: apply dynamic NTK and LogN beyond config.context_length, as the config says
+        (report 2.3.2). Training never does.
+
+    Returns:
+      float32 [B, T, V].
+    """
+    if tokens.ndim != 2:
+        raise ConfigError(f"tokens have shape {tokens.shape}.", "forward(tokens)",
+                          "pass int32 [B, T]; one row is tokens[None].")
+    if positions is None:
+        positions = default_positions(tokens, segment_ids)
+    alpha, query_scale = None, None
+    if inference and (config.dynamic_ntk or config.logn):
+        real = positions if segment_ids is None else jnp.where(segment_ids != 0, positions, -1)
+        length = jnp.max(real, axis=1) + 1
+        if config.dynamic_ntk:
+            alpha = rope.ntk_alpha(length, config.context_length)
+        if config.logn:
+            query_scale = rope.logn_scale(positions, config.context_length)
+    x = hidden_states(params, tokens, positions, config=config, segment_ids=segment_ids,
+                      alpha_B=alpha, query_scale_BT=query_scale)
+    return unembed(x, head_matrix(params))
+
+
+def hidden_states(params: Params, tokens_BT: Array, positions_BT: Array, *, config: ModelConfig,
+                  segment_ids: Array | None = None, alpha_B: Array | None = None,
+                  query_scale_BT: Array | None = None, dropout_key: Array | None = None) -> Array:
+    """The normed last hidden states, [B, T, D] in config.compute_dtype.
+
+    Args:
+      alpha_B, query_scale_BT: NTK and LogN factors; None in training.
+      dropout_key: turns on dropout at config.dropout.
+    """
+    table = rope.rotary_table(positions_BT, head_size=config.head_dim, base=config.rope_base,
+                              alpha_B=alpha_B)
+    key = dropout_key if config.dropout > 0 else None
+    x_BTD = embed(tokens_BT, params.embed, dtype=jnp.dtype(config.compute_dtype))
+    x_BTD = dropout(x_BTD, rate=config.dropout, key=_fold(key, config.num_layers))
+    x_BTD = constrain(x_BTD, "batch", "length", "act_embed")
+
+    def block(x_BTD, layer_and_index):
+        layer, index = layer_and_index
+        attention_key, mlp_key = _fold(key, 2 * index + 101), _fold(key, 2 * index + 102)
+        attend = functools.partial(self_attention, config=config, table=table,
+                                   query_scale_BT=query_scale_BT, segment_ids=segment_ids)
+        y = attend(rms_norm(x_BTD, layer.attention_norm, epsilon=config.norm_epsilon),
+                   layer.attention)
+        x_BTD = x_BTD + dropout(y, rate=config.dropout, key=attention_key)
+        y = swiglu(rms_norm(x_BTD, layer.mlp_norm, epsilon=config.norm_epsilon), layer.mlp)
+        x_BTD = x_BTD + dropout(y, rate=config.dropout, key=mlp_key)
+        return constrain(x_BTD, "batch", "length", "act_embed"), None
+
+    if config.remat != "none":
+        block = jax.checkpoint(block, policy=_REMAT_POLICIES[config.remat], prevent_cse=False)
+    indices = jnp.arange(config.num_layers, dtype=jnp.int32)
+    x_BTD, _ = jax.lax.scan(block, x_BTD, (params.layers, indices))
+    return rms_norm(x_BTD, params.final_norm, epsilon=config.norm_epsilon)
+
+
+def head_matrix(params: Params) -> Array:
+    """The output projection, [D, V]; the embedding's transpose when tied."""
+    return params.embed.T if params.head is None else params.head
+
+
+def default_positions(tokens_BT: Array, segment_ids: Array | None) -> Array:
+    """0..T-1, restarting where a segment begins; int32 [B, T]."""
+    index = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None],
+                             tokens_BT.shape)
+    if segment_ids is None:
+        return index
+    before = jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+    return index - jax.lax.cummax(jnp.where(segment_ids != before, index, 0), axis=1)
+
+
+def init_cache(config: ModelConfig, batch_size: int, slots: int, *, dtype=None) -> KVCache:
+    """An empty cache of `slots` tokens per row: 2 L B S K H entries of `dtype` (compute_dtype)."""
+    shape = (config.num_layers, batch_size, slots, config.kv_heads, config.head_dim)
+    dtype = jnp.dtype(dtype or config.compute_dtype)
+    return KVCache(keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype),
+                   lengths=jnp.zeros((batch_size,), jnp.int32),
+                   ntk_alpha=jnp.ones((batch_size,), jnp.float32))
+
+
+def forward_cached(params: Params, tokens: Array, cache: KVCache, *, config: ModelConfig,
+                   num_tokens: Array | None = None) -> tuple[Array, KVCache]:
+    """The next `tokens` of each row, continuing after what its cache holds.
+
+    Rows fill their own slots, so a row's result does not depend on the others' lengths. NTK's alpha
+    is fixed by the row's first call, the prefill, and kept (report 2.3.2).
+
+    Args:
+      tokens: int32 [B, T]; row b's first num_tokens[b] are real, the rest is padding on the right.
+      num_tokens: int32 [B]; None: all T.
+    Returns:
+      Logits float32 [B, V] after each row's last real token, and the cache.
+    """
+    B, T = tokens.shape
+    num_tokens = jnp.full((B,), T, jnp.int32) if num_tokens is None else num_tokens
+    positions = cache.lengths[:, None] + jnp.arange(T, dtype=jnp.int32)[None]
+    alpha, query_scale = cache.ntk_alpha, None
+    if config.dynamic_ntk:
+        alpha = jnp.where(cache.lengths == 0, rope.ntk_alpha(num_tokens, config.context_length),
+                          alpha)
+    if config.logn:
+        query_scale = rope.logn_scale(positions, config.context_length)
+    table = rope.rotary_table(positions, head_size=config.head_dim, base=config.rope_base,
+                              alpha_B=alpha)
+    x = embed(tokens, params.embed, dtype=jnp.dtype(config.compute_dtype))
+    write = jax.vmap(
+        lambda slots, new, at: jax.lax.dynamic_update_slice(slots, new, (at, 0, 0)))
+
+    def block(x, layer_and_cache):
+        layer, keys, values = layer_and_cache
+        layer: LayerParams
+        normed = rms_norm(x, layer.attention_norm, epsilon=config.norm_epsilon)
+        q, k, v = project_qkv(normed, layer.attention, table=table, query_scale_BT=query_scale)
+        keys = write(keys, k.astype(keys.dtype), cache.lengths)
+        values = write(values, v.astype(values.dtype), cache.lengths)
+        x = x + project_out(cached_attention(q, keys, values, positions), layer.attention)
+        x = x + swiglu(rms_norm(x, layer.mlp_norm, epsilon=config.norm_epsilon), layer.mlp)
+        return x, (keys, values)
+
+    x, (keys, values) = jax.lax.scan(block, x, (params.layers, cache.keys, cache.values))
+    last = jnp.take_along_axis(x, jnp.maximum(num_tokens - 1, 0)[:, None, None], axis=1)
+    last = rms_norm(last, params.final_norm, epsilon=config.norm_epsilon)
+    logits = unembed(last, head_matrix(params))[:, 0]
+    return logits, KVCache(keys=keys, values=values, lengths=cache.lengths + num_tokens,
+                           ntk_alpha=alpha)
+
+
+def _fold(key: Array | None, data) -> Array | None:
+    return None if key is None else jax.random.fold_in(key, data)

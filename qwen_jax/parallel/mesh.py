@@ -1,0 +1,47 @@
+"""The device mesh, with axes (data, fsdp, tensor, context), outermost first."""
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from qwen_jax.config import MeshConfig
+from qwen_jax.errors import ShardingError
+
+AXES = ("data", "fsdp", "tensor", "context")
+
+
+def make_mesh(config: MeshConfig = MeshConfig(), *, devices=None) -> Mesh:
+    """A mesh over `devices` (all of them by default); fsdp=None takes what the others leave.
+
+    Raises:
+      ShardingError: when the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    fixed = config.data * config.tensor * config.context
+    if config.fsdp is None and len(devices) % fixed:
+        raise ShardingError(
+            f"data x tensor x context = {fixed} does not divide {len(devices)} devices.",
+            "mesh.data, mesh.tensor, mesh.context", "choose sizes whose product divides it.")
+    fsdp = config.fsdp or len(devices) // fixed
+    shape = (config.data, fsdp, config.tensor, config.context)
+    if fixed * fsdp != len(devices):
+        raise ShardingError(
+            f"the mesh {dict(zip(AXES, shape))} has {fixed * fsdp} places for "
+            f"{len(devices)} devices.", "mesh",
+            "make the product equal, or leave mesh.fsdp out to take the rest.")
+    if len(devices) == 1:
+        return Mesh(np.asarray(devices).reshape(shape), AXES)
+    # make_mesh puts neighbouring devices on neighbouring places; Auto leaves the collectives to
+    # the compiler (newer JAX defaults to Explicit).
+    axis_types = (jax.sharding.AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices)
+
+
+def check_batch(batch_size: int, micro_batches: int, mesh: Mesh) -> None:
+    """Raises ShardingError unless every device gets the same whole number of rows."""
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % (ways * micro_batches):
+        raise ShardingError(
+            f"batch_size={batch_size} does not divide into {micro_batches} micro-batches on "
+            f"{ways} devices.", "train.batch_size",
+            f"use a multiple of {ways * micro_batches}, or fewer micro-batches.")

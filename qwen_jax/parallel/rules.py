@@ -1,0 +1,119 @@
+"""Where arrays live: one table from the logical axis names of the model to mesh axes.
+
+Model code names the axes of what it computes (`constrain(x_BTD, "batch", "length", "act_embed")`)
+and knows nothing more about devices. A layout is a `dataclasses.replace` of the table.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from qwen_jax.errors import ShardingError, unknown_name
+from qwen_jax.types import Spec
+
+MeshAxes = str | tuple[str, ...] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """Logical axis -> mesh axis or axes; None: every device holds the whole axis."""
+
+    layers: MeshAxes = None
+    vocab: MeshAxes = "tensor"
+    embed: MeshAxes = "fsdp"  # the model dimension of every weight
+    heads: MeshAxes = "tensor"
+    kv_heads: MeshAxes = "tensor"
+    head_dim: MeshAxes = None
+    ffn: MeshAxes = "tensor"
+    norm: MeshAxes = None  # D numbers a layer: not worth cutting
+    batch: MeshAxes = ("data", "fsdp")
+    length: MeshAxes = "context"
+    act_embed: MeshAxes = None  # the residual stream
+    act_heads: MeshAxes = "tensor"
+    act_kv_heads: MeshAxes = "tensor"
+    act_ffn: MeshAxes = "tensor"
+    act_vocab: MeshAxes = "tensor"
+
+    def partition_spec(self, axes: tuple[str | None, ...]) -> PartitionSpec:
+        """The PartitionSpec of an array whose dimensions have these logical names."""
+        known = {field.name for field in dataclasses.fields(self)}
+        for name in axes:
+            if name is not None and name not in known:
+                raise unknown_name("logical axis", name, known, "parallel.rules", ShardingError)
+        return PartitionSpec(*(getattr(self, name) if name else None for name in axes))
+
+
+DEFAULT_RULES = Rules()
+
+_layout: contextvars.ContextVar[tuple[Mesh, Rules] | None] = contextvars.ContextVar(
+    "layout", default=None
+)
+
+
+@contextlib.contextmanager
+def use_layout(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Iterator[None]:
+    """Within it, `constrain` places what it is given on `mesh`."""
+    token = _layout.set((mesh, rules))
+    try:
+        yield
+    finally:
+        _layout.reset(token)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Asks the compiler to place `x` by the logical names of its dimensions; no-op without a mesh.
+
+    A dimension that its mesh axes do not divide (one head on two devices, at toy sizes) stays whole.
+    """
+    layout = _layout.get()
+    if layout is None:
+        return x
+    mesh, rules = layout
+    spec = rules.partition_spec(axes)
+    spec = PartitionSpec(*(
+        names if size % _axis_size(mesh, names) == 0 else None
+        for size, names in zip(x.shape, spec, strict=True)
+    ))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def _axis_size(mesh: Mesh, names: MeshAxes) -> int:
+    if names is None:
+        return 1
+    return math.prod(mesh.shape[name] for name in ((names,) if isinstance(names, str) else names))
+
+
+def sharding_for(specs, mesh: Mesh, rules: Rules = DEFAULT_RULES):
+    """A tree of NamedShardings for a tree of Specs.
+
+    Raises:
+      ShardingError: with every weight whose dimension the mesh does not divide, by name.
+    """
+    flat, treedef = jax.tree_util.tree_flatten_with_path(specs)
+    problems, shardings = [], []
+    for path, spec in flat:
+        assert isinstance(spec, Spec), path
+        pspec = rules.partition_spec(spec.axes)
+        for size, axis, names in zip(spec.shape, spec.axes, pspec, strict=True):
+            pieces = _axis_size(mesh, names)
+            if size % pieces:
+                name = jax.tree_util.keystr(path).lstrip(".")
+                problems.append(f"{name}: {axis} of {size} over {names} of {pieces}")
+        shardings.append(NamedSharding(mesh, pspec))
+    if problems:
+        raise ShardingError(
+            f"{len(problems)} weights do not divide over the mesh: " + "; ".join(problems) + ".",
+            f"mesh {dict(mesh.shape)}",
+            "choose mesh.fsdp and mesh.tensor that divide these sizes.",
+        )
+    return treedef.unflatten(shardings)
+
+
+def batch_sharding(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> NamedSharding:
+    """The sharding of every [B, T] leaf of a Batch."""
+    return NamedSharding(mesh, rules.partition_spec(("batch", "length")))

@@ -1,0 +1,59 @@
+"""AdamW with decoupled weight decay, clipping by global norm, and the report's schedules.
+
+Report: 2.4 (pretraining), 3.1 (SFT).
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from qwen_jax.config import OptimizerConfig
+from qwen_jax.errors import ConfigError
+
+
+def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+    """Learning rate as a function of the step (0 for the first): linear warm-up, then the schedule.
+
+    "cosine" ends at final_fraction of the peak after num_steps; "constant" stays at the peak.
+    The first step of a warm-up of w steps runs at peak / w, not at zero.
+    """
+    warmup = config.warmup_steps
+    if warmup >= num_steps:
+        raise ConfigError(f"warmup_steps={warmup} leaves nothing of num_steps={num_steps}.",
+                          "optimizer.warmup_steps", "warm up for fewer steps than the run has.")
+    peak = config.peak_learning_rate
+    if config.schedule == "cosine":
+        main = optax.cosine_decay_schedule(peak, max(num_steps - warmup, 1),
+                                           alpha=config.final_fraction)
+    else:
+        main = optax.constant_schedule(peak)
+    if warmup == 0:
+        return main
+
+    def schedule(step):
+        rising = peak * (jnp.asarray(step, jnp.float32) + 1.0) / warmup
+        return jnp.where(step < warmup, rising, main(step - warmup))
+
+    return schedule
+
+
+def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
+    """Clip, AdamW, schedule. Weight decay falls on matrices alone, not on norms and biases."""
+    stages = []
+    if config.clip_norm is not None:
+        stages.append(optax.clip_by_global_norm(config.clip_norm))
+    stages.append(optax.adamw(
+        make_schedule(config, num_steps), b1=config.beta1, b2=config.beta2, eps=config.epsilon,
+        weight_decay=config.weight_decay, mask=decay_mask,
+        mu_dtype=jnp.dtype(config.moment_dtype)))
+    return optax.chain(*stages)
+
+
+def decay_mask(params):
+    """True for the weights that decay: everything but norm scales and biases, by name."""
+
+    def decays(path, _) -> bool:
+        name = path[-1].name
+        return not (name.endswith("norm") or name in ("bq", "bk", "bv"))
+
+    return jax.tree_util.tree_map_with_path(decays, params)
