@@ -82,7 +82,7 @@ class Sums:
 class TrainState:
     """All that training changes. No random key: a step's key is fold_in(key(seed), step)."""
 
-    step: Array  # int32 []; optimizer steps done
+    step: Array  # int32 []; optimizer steps done; -1 - steps where a non-finite loss halted it
     params: Params
     opt_state: Any  # optax state, shaped like params
 

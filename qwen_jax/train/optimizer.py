@@ -27,11 +27,10 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
                                            alpha=config.final_fraction)
     else:
         main = optax.constant_schedule(peak)
-    if warmup == 0:
-        return main
 
     def schedule(step):
-        rising = peak * (jnp.asarray(step, jnp.float32) + 1.0) / warmup
+        step = jnp.asarray(step, jnp.float32)
+        rising = jnp.float32(peak) * (step + 1.0) / max(warmup, 1)
         return jnp.where(step < warmup, rising, main(step - warmup))
 
     return schedule
@@ -46,7 +45,21 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
         make_schedule(config, num_steps), b1=config.beta1, b2=config.beta2, eps=config.epsilon,
         weight_decay=config.weight_decay, mask=decay_mask,
         mu_dtype=jnp.dtype(config.moment_dtype)))
-    return optax.chain(*stages)
+    return _with_library_promotion(optax.chain(*stages))
+
+
+def _with_library_promotion(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """optax mixes Python floats with integer counts; let it, even where our own code may not."""
+
+    def init(params):
+        with jax.numpy_dtype_promotion("standard"):
+            return inner.init(params)
+
+    def update(grads, state, params=None):
+        with jax.numpy_dtype_promotion("standard"):
+            return inner.update(grads, state, params)
+
+    return optax.GradientTransformation(init, update)
 
 
 def decay_mask(params):

@@ -19,8 +19,11 @@ def make_train_step(
     """train_step(state, batch) -> (state, metrics), jitted; the state is donated.
 
     Gradients of sums are added over micro-batches and divided once by the weight of the whole
-    batch, so accumulation is exact under any masks. A step whose loss or gradient is not finite
-    leaves the state as it was, step count included: the last good state is never lost.
+    batch, so accumulation is exact under any masks.
+
+    A step whose loss or gradient is not finite leaves the weights as they were and turns state.step
+    negative (-1 - steps done), after which nothing changes any more: the loop reads metrics one step
+    late, and the last good state is still there when it does.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -47,12 +50,13 @@ def make_train_step(
             (grads, sums), _ = jax.lax.scan(accumulate, zeros, indexed)
 
         grads = jax.tree.map(lambda g: g / sums.weight_sum.astype(g.dtype), grads)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         mean_loss = sums.loss_sum / sums.weight_sum
-        good = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
+        good = (state.step >= 0) & jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
-        state = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, state)
+        halted = state.replace(step=jnp.where(state.step < 0, state.step, -1 - state.step))
+        state = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, halted)
 
         means = {f"train/{name}": total / sums.weight_sum for name, total in sums.extras.items()}
         return state, {"train/loss": mean_loss, "train/grad_norm": grad_norm,

@@ -1,0 +1,156 @@
+"""Flags from a frozen dataclass: --train.num_steps=100 sets config.train.num_steps.
+
+Every experiment has named recipes (--recipe) whose every field can be set by a flag. A flag that does
+not exist is answered with the nearest one that does; what differs from the recipe is printed.
+"""
+
+import dataclasses
+import inspect
+import re
+import sys
+import types
+import typing
+
+from absl import flags
+
+from qwen_jax.errors import ConfigError, QwenJaxError, unknown_name
+from qwen_jax.train.run_folder import flatten
+
+
+def parse(doc: str, recipes: dict[str, object], argv: list[str]):
+    """The config that the command line asks for.
+
+    Args:
+      doc: the experiment's docstring, the first part of --help.
+      recipes: name -> config; the first is the default.
+      argv: sys.argv.
+    Returns:
+      (recipe name, config).
+    Raises:
+      ConfigError: an unknown flag or recipe, or a value of the wrong type.
+    """
+    default = next(iter(recipes))
+    values = flags.FlagValues()
+    flags.DEFINE_enum("recipe", default, list(recipes), "which settings to start from",
+                      flag_values=values)
+    flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
+    asked = [a.split("=", 1)[-1] for a in argv if re.match(r"--?recipe=", a)]
+    for flag, following in zip(argv, argv[1:]):
+        asked += [following] if flag in ("--recipe", "-recipe") else []
+    name = asked[-1] if asked else default
+    if name not in recipes:
+        raise unknown_name("recipe", name, recipes, "--recipe")
+    recipe = recipes[name]
+    _define(recipe, "", values)
+    try:
+        rest = values(argv)
+    except flags.UnrecognizedFlagError as error:
+        raise unknown_name("flag", error.flagname, [f for f in values], "the command line"
+                           ) from error
+    except flags.Error as error:
+        raise ConfigError(f"{error}.", "the command line", "see --help.") from error
+    if values["help"].value:
+        print(_help(doc, recipes, name, values))
+        sys.exit(0)
+    if len(rest) > 1:
+        raise ConfigError(f"arguments without a flag: {' '.join(rest[1:])}.", "the command line",
+                          "every setting is a flag: --name=value.")
+    return name, _rebuild(recipe, "", values)
+
+
+def differences(config, recipe) -> list[str]:
+    """`name: recipe's value -> this run's value` for every field that differs."""
+    old, new = flatten(recipe), flatten(config)
+    return [f"{name}: {old[name]!r} -> {new[name]!r}" for name in new if new[name] != old[name]]
+
+
+def run(main, doc: str, recipes: dict[str, object], argv: list[str] | None = None) -> None:
+    """Parses, prints what differs from the recipe, runs main(config); errors are shown without a
+    traceback and end in exit code 1."""
+    flags.FLAGS.mark_as_parsed()  # libraries (Grain) read absl's global flags
+    try:
+        name, config = parse(doc, recipes, sys.argv if argv is None else argv)
+        changed = differences(config, recipes[name])
+        print(f"recipe {name}" + (", but " + "; ".join(changed) if changed else ""), flush=True)
+        main(config)
+    except QwenJaxError as error:
+        print(f"{type(error).__name__}:{error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+class _Optional(flags.ArgumentParser):
+    """Another parser's values, and the word none."""
+
+    def __init__(self, inner: flags.ArgumentParser):
+        super().__init__()
+        self._inner = inner
+
+    def parse(self, argument):
+        if argument is None or str(argument).lower() == "none":
+            return None
+        return self._inner.parse(argument)
+
+    def flag_type(self) -> str:
+        return f"{self._inner.flag_type()} or none"
+
+
+def _parser(annotation) -> flags.ArgumentParser:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (types.UnionType, typing.Union):
+        (inner,) = [a for a in arguments if a is not type(None)]
+        return _Optional(_parser(inner))
+    if origin is typing.Literal:
+        return flags.EnumParser(list(arguments))
+    if origin is tuple:
+        return flags.ListParser()
+    return {int: flags.IntegerParser, float: flags.FloatParser, bool: flags.BooleanParser,
+            str: flags.ArgumentParser}[annotation]()
+
+
+def _define(config, prefix: str, values: flags.FlagValues) -> None:
+    comments = _comments(type(config))
+    hints = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            _define(value, f"{prefix}{field.name}.", values)
+            continue
+        default = list(value) if isinstance(value, tuple) else value
+        flags.DEFINE(_parser(hints[field.name]), prefix + field.name, default,
+                     comments.get(field.name, ""), flag_values=values)
+
+
+def _rebuild(config, prefix: str, values: flags.FlagValues):
+    changes = {}
+    for field in dataclasses.fields(config):
+        old = getattr(config, field.name)
+        if dataclasses.is_dataclass(old):
+            new = _rebuild(old, f"{prefix}{field.name}.", values)
+        else:
+            new = values[prefix + field.name].value
+            new = tuple(new) if isinstance(old, tuple) else new
+        if new != old:
+            changes[field.name] = new
+    return dataclasses.replace(config, **changes) if changes else config
+
+
+def _comments(cls) -> dict[str, str]:
+    """field name -> the comment at the end of its line."""
+    found = {}
+    for line in inspect.getsource(cls).splitlines():
+        match = re.match(r"\s+(\w+):[^#]*#\s*(.*)", line)
+        if match:
+            found[match[1]] = match[2]
+    return found
+
+
+def _help(doc: str, recipes: dict, name: str, values: flags.FlagValues) -> str:
+    lines = [inspect.cleandoc(doc), "", f"Recipes (--recipe=): {', '.join(recipes)}. "
+             f"Below, the values of {name!r}.", ""]
+    for flag in sorted(values):
+        if flag in ("help", "h", "recipe"):
+            continue
+        value = values[flag].value
+        lines.append(f"  --{flag}={','.join(value) if isinstance(value, list) else value}"
+                     + (f"  # {values[flag].help}" if values[flag].help else ""))
+    return "\n".join(lines)

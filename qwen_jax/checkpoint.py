@@ -1,0 +1,358 @@
+"""Save, verify, restore onto any mesh: the newest good step.
+
+One folder per step: arrays/ (Orbax, one flat dictionary of arrays by name), meta.json (names,
+shapes and dtypes of the leaves; the caller's own meta) and manifest.json (SHA-256 of the others).
+All of it is written in `<step>.saving` and renamed when complete, so a folder named by a number
+alone is a whole checkpoint, whenever the process was killed.
+"""
+
+import concurrent.futures
+import errno
+import json
+import logging as standard_logging
+import math
+import os
+import pathlib
+import re
+import shutil
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+
+from qwen_jax import manifest
+from qwen_jax.errors import CheckpointError
+
+META = "meta.json"
+ARRAYS = "arrays"
+FORMAT = 1
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FILE_BYTES = 256 << 20  # of Orbax's data files: small enough to be hashed side by side
+_READ_BYTES = 4 << 30  # in flight while restoring; otherwise all arrays are at once in host memory
+
+
+class Checkpointer:
+    """The checkpoints of one run. Make one per folder, in every process of the run.
+
+    Example:
+      >>> checkpoints = Checkpointer("runs/a/checkpoints", keep=3)
+      >>> checkpoints.save(500, state, {"seed": 0})  # returns when the state is off the device
+      >>> step, state, meta = checkpoints.restore(abstract_state)
+      >>> checkpoints.close()
+    """
+
+    def __init__(self, folder: str | os.PathLike, *, keep: int = 3):
+        """Clears away what a killed process left unfinished.
+
+        Args:
+          keep: how many of the newest good steps stay on disk, 1 or more.
+
+        Raises:
+          CheckpointError: the folder cannot be made or written.
+        """
+        if keep < 1:
+            raise CheckpointError(f"keep={keep} would keep no checkpoint.", "Checkpointer(keep)",
+                                  "keep 1 or more.")
+        _quiet_orbax()
+        self.folder = pathlib.Path(folder).absolute()
+        self.keep = keep
+        self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
+        self._pending: concurrent.futures.Future | None = None
+        if _is_primary():
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                _clear_unfinished(self.folder)
+            except OSError as error:
+                raise CheckpointError(f"the folder cannot be used: {error}.", str(self.folder),
+                                      "choose a folder that can be written.") from error
+
+    def check_space(self, abstract_state: Any) -> None:
+        """Refuses to start a run of which not even one checkpoint fits on the disk.
+
+        Raises:
+          CheckpointError: naming the space needed and the space free.
+        """
+        needed, free = _total_bytes(abstract_state), shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise CheckpointError(
+                f"a checkpoint takes {_size(needed)}, and {_size(free)} are free.",
+                str(self.folder), "free some space, or save to another disk.")
+        if needed * (self.keep + 1 - len(self.steps())) > free:
+            logging.warning("%s: %s are free; keeping %d checkpoints of %s needs room for one more",
+                            self.folder, _size(free), self.keep, _size(needed))
+
+    def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
+        """Saves in the background; returns as soon as `state` may be donated.
+
+        Waits for the save before this one, if it is still going on. A step that exists is replaced.
+
+        Args:
+          step: number of optimizer steps done, 0 or more.
+          state: pytree of jax.Array, numpy arrays, ints and floats.
+          meta: anything that JSON returns unchanged.
+
+        Raises:
+          CheckpointError: this save cannot be, or the one before it failed (its own message).
+        """
+        self.wait()
+        newer = [other for other in self.steps() if other > step]
+        if newer:
+            raise CheckpointError(
+                f"step {step} is older than the newest checkpoint, {newer[-1]}.",
+                str(self.folder), "to go on from an older step, first move the newer ones away.")
+        arrays, text = _describe(step, state, meta)
+        temporary = self.folder / f"{step}.saving"
+        try:
+            if _is_primary() and temporary.exists():
+                shutil.rmtree(temporary)
+            with _context():
+                response = _orbax().save_async(temporary / ARRAYS, arrays)
+        except Exception as error:
+            raise self._failure(step, error) from error
+        self._pending = self._worker.submit(self._commit, step, response, text)
+
+    def wait(self) -> None:
+        """Returns when the save in the background is on disk, hashed and committed.
+
+        Raises:
+          CheckpointError: it failed; what is kept is named.
+        """
+        if self._pending is None:
+            return
+        problem = None
+        try:
+            self._pending.result()
+        except CheckpointError as error:
+            problem = error
+        self._pending = None  # not when a signal interrupted the waiting
+        if jax.process_count() > 1:
+            failed = np.ravel(multihost_utils.process_allgather(np.int32(problem is not None)))
+            if problem is None and failed.any():
+                problem = CheckpointError(
+                    f"processes {np.flatnonzero(failed).tolist()} could not save.",
+                    str(self.folder), "see their messages.")
+        if problem is not None:
+            raise problem
+
+    def close(self) -> None:
+        """Waits for the last save. Raises as `wait` does."""
+        try:
+            self.wait()
+        finally:
+            self._worker.shutdown()
+
+    def steps(self) -> list[int]:
+        """All complete steps, oldest first (their contents are verified by `restore`)."""
+        return [step for step in _numbered(self.folder)
+                if (self.folder / str(step) / manifest.NAME).exists()]
+
+    def restore(self, abstract_state: Any, *, step: int | None = None
+                ) -> tuple[int, Any, dict[str, Any]] | None:
+        """The newest good step, every file of it verified. Damaged ones are renamed and logged.
+
+        Args:
+          abstract_state: pytree of jax.ShapeDtypeStruct; the arrays come back with their
+            shardings, whatever mesh they were saved from (None: the first device).
+          step: this one and no other.
+
+        Returns:
+          (step, state, meta), or None when there is no checkpoint at all.
+
+        Raises:
+          CheckpointError: `step` is missing or damaged; all steps are damaged; or the state and
+            the checkpoint differ in names, shapes or dtypes, all of which are listed.
+        """
+        self.wait()
+        chosen = _choose(self.folder, step, set_aside=True)
+        if chosen is None:
+            return None
+        state, meta = _load(self.folder / str(chosen), abstract_state, prefix="")
+        return chosen, state, meta
+
+    def _commit(self, step: int, response: Any, text: str) -> None:
+        """The background part: waits for Orbax, hashes, renames, deletes what is too old."""
+        temporary, final = self.folder / f"{step}.saving", self.folder / str(step)
+        try:
+            response.result()  # of all processes
+            if not _is_primary():
+                return
+            (temporary / META).write_text(text, encoding="utf-8")
+            manifest.write(temporary)
+            if final.exists():
+                final.rename(self.folder / f"{step}.replaced")
+            temporary.rename(final)
+            manifest.sync_folder(self.folder)
+        except Exception as error:
+            failure = self._failure(step, error)
+            logging.error("%s", failure)  # at once; the training thread hears of it at its next call
+            if _is_primary():
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise failure from error
+        try:
+            self._delete_old(step)
+        except OSError as error:
+            logging.warning("%s: an old checkpoint could not be deleted: %s", self.folder, error)
+
+    def _delete_old(self, newest: int) -> None:
+        shutil.rmtree(self.folder / f"{newest}.replaced", ignore_errors=True)
+        good = [step for step in self.steps()
+                if not manifest.problems(self.folder / str(step), contents=False)]
+        if newest not in good:  # cannot be; but then nothing older may go
+            return
+        for step in good[:-self.keep]:
+            # Renamed first: half a checkpoint must not have a checkpoint's name.
+            doomed = (self.folder / str(step)).rename(self.folder / f"{step}.deleting")
+            shutil.rmtree(doomed)
+
+    def _failure(self, step: int, error: Exception) -> CheckpointError:
+        # Orbax gives the system's error number in the text of a ValueError.
+        code = re.search(r"os_error_code='(\d+)'", str(error))
+        number = int(code[1]) if code else getattr(error, "errno", None)
+        kept = ", ".join(map(str, self.steps())) or "none"
+        if number in _DISK_FULL:
+            return CheckpointError(
+                f"the disk is full ({os.strerror(number)}): step {step} is not saved.",
+                str(self.folder), f"free some space and start again. Kept steps: {kept}.")
+        return CheckpointError(
+            f"step {step} is not saved: {type(error).__name__}: {str(error)[:500]}",
+            str(self.folder), f"mend the cause and start again. Kept steps: {kept}.")
+
+
+def restore_params(folder: str | os.PathLike, abstract_params: Any, *, step: int | None = None
+                   ) -> Any:
+    """The parameters alone, of the newest good step: the optimizer's state is not loaded.
+
+    Reads only: nothing in the folder is changed, so a run may be going on in it.
+
+    Args:
+      abstract_params: what the saved state has as `.params`; see Checkpointer.restore.
+
+    Raises:
+      CheckpointError: as Checkpointer.restore; or there is no checkpoint.
+    """
+    _quiet_orbax()
+    folder = pathlib.Path(folder).absolute()
+    chosen = _choose(folder, step, set_aside=False)
+    if chosen is None:
+        raise CheckpointError("there is no checkpoint here.", str(folder),
+                              "pass the `checkpoints` folder of a run that has saved one.")
+    return _load(folder / str(chosen), abstract_params, prefix="params")[0]
+
+
+def read_meta(folder: str | os.PathLike, step: int) -> dict[str, Any]:
+    """The meta that `step` was saved with.
+
+    Raises:
+      CheckpointError: the step is missing or damaged.
+    """
+    folder = pathlib.Path(folder).absolute()
+    _choose(folder, step, set_aside=False)
+    return _read_description(folder / str(step))["meta"]
+
+
+def _choose(folder: pathlib.Path, step: int | None, *, set_aside: bool) -> int | None:
+    """The newest good step (or `step`), found by process 0, the same one in every process."""
+    chosen, problem = -1, None
+    if _is_primary():
+        try:
+            chosen = _newest_good(folder, step, set_aside)
+        except CheckpointError as error:
+            chosen, problem = -2, error
+    if jax.process_count() > 1:
+        chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
+    if chosen == -2:
+        raise problem or CheckpointError("process 0 found no good checkpoint.", str(folder),
+                                         "see its message.")
+    return None if chosen == -1 else chosen
+
+
+def _newest_good(folder: pathlib.Path, step: int | None, set_aside: bool) -> int:
+    present = _numbered(folder)
+    if step is not None and step not in present:
+        raise CheckpointError(
+            f"there is no checkpoint of step {step}.", str(folder),
+            f"choose one of {', '.join(map(str, present)) or 'none: the folder has no checkpoint'}.")
+    reports = []
+    for candidate in [step] if step is not None else reversed(present):
+        path = folder / str(candidate)
+        bad = manifest.problems(path)
+        if not bad and _read_description(path)["step"] != candidate:
+            bad = [f"it holds step {_read_description(path)['step']}"]
+        if not bad:
+            return candidate
+        reports.append(f"step {candidate}: {'; '.join(bad)}")
+        moved = "left as it is"
+        if set_aside and step is None:
+            moved = f"set aside as {_rename_corrupt(path)}"
+        logging.error("%s: damaged checkpoint, %s; %s", folder, reports[-1], moved)
+    if reports:
+        raise CheckpointError(
+            f"no good checkpoint. {'. '.join(reports)}.", str(folder),
+            "restore the files from a copy; or begin again in an empty folder." if step is None
+            else "leave the step out to get the newest good one.")
+    return -1
+
+
+def _describe(step: int, state: Any, meta: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The arrays by name, and the text of meta.json: everything about them and the caller's meta."""
+    arrays, leaves, scalars, strange = {}, {}, {}, []
+    for name, leaf in _named_leaves(state):
+        if type(leaf) in (int, float, bool):
+            scalars[name] = leaf
+        elif isinstance(leaf, (jax.Array, np.ndarray, np.generic)) and not jax.dtypes.issubdtype(
+                leaf.dtype, jax.dtypes.prng_key):
+            arrays[name] = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+        else:
+            strange.append(f"{name} ({type(leaf).__name__})")
+        leaves[name] = _type_of(leaf)
+    if strange:
+        raise CheckpointError(f"leaves that are neither arrays nor numbers: {', '.join(strange)}.",
+                              "save(state)", "save a key as jax.random.key_data, text in meta.")
+    record = {"format": FORMAT, "step": step, "meta": meta, "leaves": leaves, "scalars": scalars}
+    try:
+        text = json.dumps(record, indent=1) + "\n"
+        exact = json.loads(text)["meta"] == meta
+    except (TypeError, ValueError):
+        exact = False
+    if not exact:
+        raise CheckpointError(f"JSON does not return this unchanged: {meta!r}.", "save(meta)",
+                              "use dicts with text keys, lists, text, numbers, true, false, null.")
+    return arrays, text
+
+
+def _load(path: pathlib.Path, abstract: Any, *, prefix: str) -> tuple[Any, dict[str, Any]]:
+    """The leaves of `abstract`, whose names begin with `prefix` in the checkpoint."""
+    record = _read_description(path)
+    named = _named_leaves(abstract, prefix)
+    _check_leaves(path, record["leaves"], {name: _type_of(leaf) for name, leaf in named}, prefix)
+    wanted = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf))
+              for name, leaf in named if name not in record["scalars"]}
+    with _context(largest=max(map(_leaf_bytes, wanted.values()), default=0)):
+        arrays = _orbax().load(path / ARRAYS, wanted) if wanted else {}
+    values = [record["scalars"].get(name, arrays.get(name)) for name, _ in named]
+    return jax.tree.unflatten(jax.tree.structure(abstract), values), record["meta"]
+
+
+def _check_leaves(path: pathlib.Path, saved: dict, wanted: dict, prefix: str) -> None:
+    """Raises with every difference: Orbax itself would cast a dtype without a word."""
+    saved = {name: kind for name, kind in saved.items()
+             if not prefix or name == prefix or name.startswith(prefix + ".")}
+    lines = [f"{name}: not in the checkpoint" for name in wanted if name not in saved]
+    lines += [f"{name}: in the checkpoint alone" for name in saved if name not in wanted]
+    lines += [f"{name}: {_kind(saved[name])} in the checkpoint, {_kind(kind)} wanted"
+              for name, kind in wanted.items() if name in saved and saved[name] != kind]
+    if lines:
+        listed = "\n    ".join(sorted(lines))
+        raise CheckpointError(
+            f"the checkpoint is of another model or optimizer; {len(lines)} leaves differ:\n"
+            f"    {listed}", str(path), "use the settings it was saved with (the run's config.json).")
+
+
+def _read_description(path: pathlib.Path) -> dict[str, Any]:
+    record = json.loads((path / META).read_text(encoding="utf-8"))
+    if record["format"] != FORMAT:
+        raise CheckpointError(f"its format is {record['format']}; this version knows {FORMAT}.",
+                              str(path), "use the version of qwen_jax that wrote it.")
+    return record

@@ -1,0 +1,182 @@
+"""What counting alone achieves: an interpolated modified Kneser-Ney model over token ids.
+
+The baseline that a trained model's held-out perplexity is put beside. For a history h of m - 1
+tokens and a token w,
+
+    P_m(w | h) = max(c(h w) - D(c(h w)), 0) / c(h) + gamma(h) P_{m-1}(w | h without its first)
+
+where c(h) sums c(h w) over w, gamma(h) is the mass that the discounts set free, and P_0 = 1 / V.
+At the highest order c counts occurrences; below, it counts the different tokens seen before h w
+(a token that follows few histories is unlikely in a new one). D takes one of three values, for
+counts of 1, 2, and 3 or more, estimated from the counts of counts (Chen and Goodman, 1998).
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from qwen_jax.errors import ConfigError, DataError
+
+_FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # where the counts of counts are too few to estimate them
+
+
+@dataclasses.dataclass(frozen=True)
+class _Level:
+    """The n-grams of one order, packed into numbers, sorted, with what P needs of each."""
+
+    grams: np.ndarray  # uint64 [n-grams]
+    discounted: np.ndarray  # float64 [n-grams]; (c - D(c)) / c(h)
+    histories: np.ndarray  # uint64 [histories]; the n-grams without their last token
+    gamma: np.ndarray  # float64 [histories]
+
+    def interpolate(self, grams: np.ndarray, history: np.ndarray,
+                    lower: np.ndarray) -> np.ndarray:
+        """P of this order from P of the order below; an unknown history leaves that as it is."""
+        at, known = _find(self.histories, history)
+        gamma = np.where(known, self.gamma[at], 1.0)
+        at, known = _find(self.grams, grams)
+        return np.where(known, self.discounted[at], 0.0) + gamma * lower
+
+
+@dataclasses.dataclass(frozen=True)
+class NgramModel:
+    """Made by `fit`. Documents are what the tokens say they are: `<|endoftext|>` is a token like
+    others, predicted and conditioned on, as it is for a language model trained on the same rows."""
+
+    vocab_size: int
+    levels: tuple[_Level, ...]  # orders 1, 2, ...
+
+    @classmethod
+    def fit(cls, tokens: np.ndarray, order: int = 3, *, vocab_size: int) -> "NgramModel":
+        """Counts `tokens`, some seconds and about 100 bytes per token for millions of them.
+
+        Args:
+          tokens: ids, integers [num_tokens], documents one after the other.
+          order: length of the longest n-gram.
+          vocab_size: ids that exist; those never seen share P_0.
+
+        Raises:
+          DataError: fewer tokens than `order`, or ids outside of the vocabulary.
+          ConfigError: an order whose n-grams do not fit into 64 bits.
+        """
+        bits = _bits(vocab_size)
+        if order < 1 or order * bits > 64:
+            raise ConfigError(
+                f"{order}-grams over a vocabulary of {vocab_size} need {order * bits} bits.",
+                "NgramModel.fit(order)", f"use an order from 1 to {64 // bits}.")
+        tokens = _check_tokens(tokens, vocab_size, "NgramModel.fit(tokens)", at_least=order)
+
+        levels = []
+        grams, counts = _count(_pack(tokens, order, bits))
+        for m in range(order, 0, -1):
+            levels.append(_make_level(grams, counts, np.uint64(bits)))
+            if m > 1:  # each different n-gram is one continuation of what follows its first token
+                grams, counts = _count(grams & np.uint64((1 << bits * (m - 1)) - 1))
+        return cls(vocab_size=vocab_size, levels=tuple(reversed(levels)))
+
+    def log_probs(self, tokens: np.ndarray) -> np.ndarray:
+        """ln P of each token given those before it; float64 [num_tokens].
+
+        The first tokens have a shorter history, and so the model of a lower order.
+        """
+        tokens = _check_tokens(tokens, self.vocab_size, "NgramModel.log_probs(tokens)", at_least=1)
+        bits = _bits(self.vocab_size)
+        p = np.full(len(tokens), 1.0 / self.vocab_size)
+        for m, level in enumerate(self.levels[:len(tokens)], start=1):
+            grams = _pack(tokens, m, bits)
+            p[m - 1:] = level.interpolate(grams, _history(grams, np.uint64(bits)), p[m - 1:])
+        return np.log(p)
+
+    def distribution(self, history: np.ndarray | list[int]) -> np.ndarray:
+        """P of every token after `history` (any length; its end counts); float64 [vocab_size]."""
+        history = _check_tokens(np.asarray(history, np.int64), self.vocab_size,
+                                "NgramModel.distribution(history)", at_least=0)
+        bits = _bits(self.vocab_size)
+        ids = np.arange(self.vocab_size, dtype=np.uint64)
+        p = np.full(self.vocab_size, 1.0 / self.vocab_size)
+        packed = 0
+        for m, level in enumerate(self.levels[:len(history) + 1], start=1):
+            if m > 1:
+                packed |= int(history[-(m - 1)]) << bits * (m - 2)
+            grams = np.uint64(packed << bits) | ids
+            p = level.interpolate(grams, _history(grams, np.uint64(bits)), p)
+        return p
+
+    def perplexity(self, tokens: np.ndarray) -> float:
+        """exp of the mean of -ln P."""
+        return math.exp(-float(np.mean(self.log_probs(tokens))))
+
+
+def _make_level(grams: np.ndarray, counts: np.ndarray, bits: np.uint64) -> _Level:
+    discounts = np.asarray((0.0, *_discounts(counts)))
+    discount = discounts[np.minimum(counts, 3)]
+    history = _history(grams, bits)  # sorted, since the n-grams are
+    starts = _starts(history)
+    totals = np.add.reduceat(counts, starts).astype(np.float64)
+    gamma = np.add.reduceat(discount, starts) / totals
+    lengths = np.diff(np.append(starts, len(grams)))
+    discounted = (counts - discount) / np.repeat(totals, lengths)
+    return _Level(grams=grams, discounted=discounted, histories=history[starts], gamma=gamma)
+
+
+def _discounts(counts: np.ndarray) -> tuple[float, float, float]:
+    """D of counts 1, 2 and 3 or more, each in (0, its count]."""
+    n1, n2, n3, n4 = (int(np.count_nonzero(counts == k)) for k in (1, 2, 3, 4))
+    if not (n1 and n2 and n3 and n4):
+        return _FALLBACK_DISCOUNTS
+    y = n1 / (n1 + 2 * n2)
+    found = 1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3
+    if not all(0 < discount <= count for count, discount in enumerate(found, start=1)):
+        return _FALLBACK_DISCOUNTS
+    return found
+
+
+def _bits(vocab_size: int) -> int:
+    return max(1, (vocab_size - 1).bit_length())
+
+
+def _pack(tokens: np.ndarray, order: int, bits: int) -> np.ndarray:
+    """The n-gram that ends at each token from the `order`-th on, the oldest token highest."""
+    length = len(tokens) - order + 1
+    grams = tokens[:length].astype(np.uint64)
+    for i in range(1, order):
+        grams <<= np.uint64(bits)
+        grams |= tokens[i:i + length].astype(np.uint64)
+    return grams
+
+
+def _history(grams: np.ndarray, bits: np.uint64) -> np.ndarray:
+    """n-grams without their last token."""
+    return grams >> bits if bits < 64 else np.zeros_like(grams)  # a shift by 64 is not defined
+
+
+def _count(grams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The different n-grams in order, and how often each comes (int64). Sorts in place."""
+    grams.sort()
+    starts = _starts(grams)
+    return grams[starts], np.diff(np.append(starts, len(grams)))
+
+
+def _starts(ordered: np.ndarray) -> np.ndarray:
+    """Where a new value begins in a sorted array."""
+    return np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+
+
+def _find(ordered: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The place of each wanted value (any place where there is none), and whether it is there."""
+    at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
+    return at, ordered[at] == wanted
+
+
+def _check_tokens(tokens, vocab_size: int, where: str, *, at_least: int) -> np.ndarray:
+    tokens = np.asarray(tokens)
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or len(tokens) < at_least:
+        raise DataError(
+            f"tokens are {tokens.dtype} of shape {tokens.shape}.", where,
+            f"pass whole numbers [num_tokens], at least {at_least} of them.")
+    if len(tokens) and not (0 <= int(tokens.min()) and int(tokens.max()) < vocab_size):
+        raise DataError(
+            f"token ids from {tokens.min()} to {tokens.max()} do not fit a vocabulary of "
+            f"{vocab_size}.", where, "use the tokenizer that the tokens were made with.")
+    return tokens

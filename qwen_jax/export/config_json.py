@@ -1,0 +1,126 @@
+"""ModelConfig <-> the config.json and generation_config.json of a released layout."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from qwen_jax.config import ModelConfig
+from qwen_jax.errors import ConfigError, unknown_name
+from qwen_jax.export.layouts import LAYOUTS, QWEN, REQUIRED, Layout, unfit
+
+
+def layout_of(raw: dict[str, Any], where: pathlib.Path) -> Layout:
+    """The layout that a config.json is of.
+
+    Raises:
+      ConfigError: for a model type other than "qwen" and "qwen2".
+    """
+    name = raw.get("model_type")
+    if name is None and raw.get("architectures") == QWEN.constants["architectures"]:
+        name = QWEN.model_type  # some early folders do not state their model type
+    if name not in LAYOUTS:
+        raise unknown_name("model_type", str(name), LAYOUTS, str(where))
+    return LAYOUTS[name]
+
+
+def read_config(raw: dict[str, Any], layout: Layout, where: pathlib.Path) -> dict[str, Any]:
+    """The fields of ModelConfig that a released config.json fixes.
+
+    Raises:
+      ConfigError: listing every key that is missing, or every setting that this package does not
+        implement (scaled rotary positions, sliding windows, quantised weights, ...).
+    """
+    raw = _flatten_rope(raw)
+    _refuse_unsupported(raw, layout, where)
+    fields, missing = {}, []
+    for setting in layout.settings:
+        present = [key for key in setting.keys if raw.get(key) is not None]
+        if present:
+            fields[setting.field] = _converted(setting.read, raw[present[-1]], present[-1], where)
+        elif setting.default is REQUIRED:
+            missing.append(" or ".join(setting.keys))
+        else:
+            fields[setting.field] = setting.default
+    if missing:
+        raise ConfigError(f"config.json lacks {', '.join(missing)}.", str(where),
+                          f"a {layout.model_type!r} model states them: take its whole config.json.")
+    if layout is not QWEN:
+        fields |= {"dynamic_ntk": False, "logn": False}  # Qwen2 knows neither
+    if fields.get("num_kv_heads") == fields["num_heads"]:
+        fields["num_kv_heads"] = None
+    if fields["head_size"] is not None and (
+            fields["head_size"] * fields["num_heads"] == fields["hidden_size"]):
+        fields["head_size"] = None
+    config = ModelConfig(**fields)  # states its own errors
+    if problems := unfit(layout, config):
+        raise ConfigError(f"{'; '.join(problems)}: no {layout.model_type!r} model is so.",
+                          str(where), "check the file, or its model_type.")
+    return fields
+
+
+def write_config(config: ModelConfig, layout: Layout, *, dtype: str,
+                 end_of_text: int | None) -> dict[str, Any]:
+    """The config.json of `config`; dtype of the weights, end_of_text the id that ends a text."""
+    filled = dataclasses.replace(config, num_kv_heads=config.kv_heads, head_size=config.head_dim)
+    written = {
+        "model_type": layout.model_type,
+        "torch_dtype": dtype,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        **layout.constants,
+        **layout.demands,
+    }
+    for setting in layout.settings:
+        written[setting.keys[0]] = setting.write(getattr(filled, setting.field))
+    if layout is QWEN:
+        # How far the released code may go beyond the training length: its configs say 4 times.
+        stretch = 4 if config.dynamic_ntk else 1
+        written["max_position_embeddings"] = stretch * config.context_length
+    elif config.head_dim * config.num_heads == config.hidden_size:
+        del written["head_dim"]  # as released
+    return written
+
+
+def write_generation_config(layout: Layout, *, end_of_text: int | None,
+                            im_end: int | None) -> dict[str, Any]:
+    """The generation_config.json: greedy, and where an answer ends.
+
+    A chat model ends its turn with <|im_end|>; a base model never writes it, so both stop both.
+    """
+    stops = [token for token in (end_of_text, im_end) if token is not None]
+    written = {"bos_token_id": end_of_text, "eos_token_id": stops or None,
+               "pad_token_id": end_of_text, "do_sample": False, "max_new_tokens": 512}
+    if layout is QWEN:
+        written |= {"chat_format": "chatml", "max_window_size": 6144}  # for the released code
+    return written
+
+
+def _refuse_unsupported(raw: dict[str, Any], layout: Layout, where: pathlib.Path) -> None:
+    allowed = {key: (value,) for key, value in layout.demands.items()} | layout.refusals
+    found = [f"{key}={raw[key]!r}" for key, values in allowed.items()
+             if key in raw and raw[key] not in values]
+    odd_layers = set(raw.get("layer_types") or ()) - {"full_attention"}
+    found += [f"layer_types with {', '.join(sorted(odd_layers))}"] if odd_layers else []
+    if found:
+        raise ConfigError(
+            f"the model asks for what qwen_jax does not implement: {'; '.join(found)}.", str(where),
+            "choose a dense Qwen, Qwen1.5 or Qwen2 checkpoint in float32, bfloat16 or float16.")
+
+
+def _flatten_rope(raw: dict[str, Any]) -> dict[str, Any]:
+    """transformers 5 keeps the rotary settings in a dict of their own; back to plain keys."""
+    raw = dict(raw)
+    rope, scaling = raw.pop("rope_parameters", None) or {}, raw.pop("rope_scaling", None) or {}
+    raw |= {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
+    for settings in (rope, scaling):
+        kind = settings.get("rope_type", settings.get("type", "default"))
+        per_layer_type = any(isinstance(value, dict) for value in settings.values())
+        if kind != "default" or per_layer_type:
+            raw["rope_scaling"] = settings
+    return raw
+
+
+def _converted(read, value: Any, key: str, where: pathlib.Path) -> Any:
+    if not isinstance(value, (int, float)):
+        raise ConfigError(f"{key}={value!r} is not a number.", str(where), "mend config.json.")
+    return read(value)

@@ -1,0 +1,71 @@
+"""A folder that appears whole or not at all."""
+
+import contextlib
+import errno
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+from qwen_jax.errors import CheckpointError
+from qwen_jax.export.tensors import PRODUCER, producer_of
+
+# All that an export consists of. A folder that holds anything else is never replaced.
+_PATTERNS = ("config.json", "generation_config.json", "model.safetensors", "model-*.safetensors",
+             "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
+             "vocab.json", "merges.txt", "qwen.tiktoken")
+
+
+@contextlib.contextmanager
+def whole_folder(folder: pathlib.Path, *, needed_bytes: int) -> Iterator[pathlib.Path]:
+    """Yields an empty folder beside `folder` that takes its place when the block ends well.
+
+    An earlier export at `folder` stays until then, and for good when the block fails.
+
+    Raises:
+      CheckpointError: `folder` is something other than an export of ours, or the disk is full.
+    """
+    _check_replaceable(folder)
+    partial = folder.with_name(f".{folder.name}.partial")
+    old = folder.with_name(f".{folder.name}.old")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed_bytes:
+        raise _full(folder, needed_bytes, free)
+    partial.mkdir()
+    try:
+        yield partial
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise _full(folder, needed_bytes, shutil.disk_usage(folder.parent).free) from error
+        raise
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)  # of an export that was killed
+        os.rename(folder, old)
+    os.rename(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _full(folder: pathlib.Path, needed_bytes: int, free: int) -> CheckpointError:
+    return CheckpointError(
+        f"the export needs {needed_bytes / 1e9:.3g} GB and the disk has {free / 1e9:.3g} GB.",
+        str(folder), "free some space, or export to another disk.")
+
+
+def _check_replaceable(folder: pathlib.Path) -> None:
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise CheckpointError("an export is a folder, and a file of that name exists.",
+                              str(folder), "choose another path.")
+    strange = sorted(item.name for item in folder.iterdir()
+                     if not any(item.match(pattern) for pattern in _PATTERNS))
+    foreign = sorted(file.name for file in folder.glob("*.safetensors")
+                     if producer_of(file) != PRODUCER)
+    if strange or foreign:
+        raise CheckpointError(
+            f"the folder exists and is no export of ours: it holds "
+            f"{', '.join((strange + foreign)[:10])}.", str(folder),
+            "choose another path; only earlier exports and empty folders are replaced.")

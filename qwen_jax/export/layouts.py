@@ -1,0 +1,279 @@
+"""The released layouts as tables: which weight is called what, and which setting.
+
+Each line is read in both directions, so loading and saving cannot disagree. The letters are those
+of types.py: D model, N heads, K key-value heads, H head size, F ffn, V vocabulary.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from qwen_jax.config import ModelConfig
+from qwen_jax.types import Params, Spec
+
+REQUIRED = object()  # the default of a setting that every config.json must state
+
+@dataclasses.dataclass(frozen=True)
+class Weight:
+    """One of our weights in a released checkpoint.
+
+    Weights of the same released name are its rows, one after the other in the table's order.
+    `pattern` is one layer's axes, ours -> released; brackets join axes into one. PyTorch keeps a
+    linear map as [out, in], so most matrices are transposed.
+    """
+
+    path: str  # ours, from Params: "layers.attention.wq"
+    name: str  # released; {layer} stands for the layer's number
+    pattern: str
+
+    def released_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The released shape of a weight (or of its rows) that has our `shape`, without L."""
+        sizes = self._sizes(shape)
+        return tuple(math.prod(sizes[letter] for letter in axis) for axis in self._released_axes())
+
+    def to_released(self, array: np.ndarray) -> np.ndarray:
+        """One layer's weight in our shape -> the released shape; a view where numpy can."""
+        ours, released = self._letters(), "".join(self._released_axes())
+        moved = array.transpose([ours.index(letter) for letter in released])
+        return moved.reshape(self.released_shape(array.shape))
+
+    def from_released(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """The inverse of `to_released`; `shape` is ours, without L."""
+        ours, released = self._letters(), "".join(self._released_axes())
+        sizes = self._sizes(shape)
+        split = array.reshape([sizes[letter] for letter in released])
+        return split.transpose([released.index(letter) for letter in ours])
+
+    def _letters(self) -> str:
+        return self.pattern.split("->")[0].replace(" ", "")
+
+    def _released_axes(self) -> list[str]:
+        """"(N H) D" -> ["NH", "D"]."""
+        axes, inside = [], False
+        for letter in self.pattern.split("->")[1].replace(" ", ""):
+            if letter in "()":
+                inside = letter == "("
+                axes += [""] if inside else []
+            elif inside:
+                axes[-1] += letter
+            else:
+                axes.append(letter)
+        return axes
+
+    def _sizes(self, shape: tuple[int, ...]) -> dict[str, int]:
+        return dict(zip(self._letters(), shape, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A field of ModelConfig and its keys in config.json.
+
+    The first key is written; of those that a file has, the last is read.
+    """
+
+    field: str
+    keys: tuple[str, ...]
+    read: Callable[[Any], Any] = lambda value: value
+    write: Callable[[Any], Any] = lambda value: value
+    default: Any = REQUIRED  # when no key is there
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """One released layout."""
+
+    model_type: str
+    weights: tuple[Weight, ...]
+    settings: tuple[Setting, ...]
+    constants: dict[str, Any]  # written to config.json; read by nobody here
+    demands: dict[str, Any]  # written too, and another value is refused when read
+    refusals: dict[str, tuple]  # never written; refused unless absent or one of these values
+    ignored: tuple[str, ...] = ()  # endings of tensors that old conversions left in the files
+
+    def groups(self, specs: Params) -> Iterator["Group"]:
+        """The released tensors, those of one kind together, for the `specs` of a config."""
+        for name, members in itertools.groupby(self.weights, key=lambda weight: weight.name):
+            pairs = [(weight, leaf_at(specs, weight.path)) for weight in members]
+            pairs = [(weight, spec) for weight, spec in pairs if spec is not None]
+            if pairs:
+                yield Group(name, *zip(*pairs, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """The released tensors of one kind, one per layer, and the weights that they are made of."""
+
+    name: str
+    weights: tuple[Weight, ...]
+    specs: tuple[Spec, ...]
+
+    @property
+    def stacked(self) -> bool:
+        return "{layer}" in self.name
+
+    def names(self) -> list[str]:
+        layers = self.specs[0].shape[0] if self.stacked else 1
+        return [self.name.format(layer=layer) for layer in range(layers)]
+
+    def layer_shapes(self) -> list[tuple[int, ...]]:
+        """Our shape of each member, without L."""
+        return [spec.shape[1:] if self.stacked else spec.shape for spec in self.specs]
+
+    def rows(self) -> list[int]:
+        """How many rows of the released tensor each member takes."""
+        return [weight.released_shape(shape)[0]
+                for weight, shape in zip(self.weights, self.layer_shapes(), strict=True)]
+
+    def shape(self) -> tuple[int, ...]:
+        """The released shape."""
+        rest = self.weights[0].released_shape(self.layer_shapes()[0])[1:]
+        return (sum(self.rows()), *rest)
+
+
+def leaf_at(params: Params, path: str):
+    """The leaf of a Params that "layers.attention.wq" names."""
+    for part in path.split("."):
+        params = getattr(params, part)
+    return params
+
+
+def _block(names: dict[str, str]) -> tuple[Weight, ...]:
+    """The weights of a model; `names` maps the keys below to released names."""
+    fused = "qkv" in names
+    query, key, value = ["qkv"] * 3 if fused else ["q", "k", "v"]
+    table = (
+        ("embed", "embed", "V D -> V D"),
+        ("layers.attention_norm", "attention_norm", "D -> D"),
+        ("layers.attention.wq", query + ".weight", "D N H -> (N H) D"),
+        ("layers.attention.wk", key + ".weight", "D K H -> (K H) D"),
+        ("layers.attention.wv", value + ".weight", "D K H -> (K H) D"),
+        ("layers.attention.bq", query + ".bias", "N H -> (N H)"),
+        ("layers.attention.bk", key + ".bias", "K H -> (K H)"),
+        ("layers.attention.bv", value + ".bias", "K H -> (K H)"),
+        ("layers.attention.wo", "o", "N H D -> D (N H)"),
+        ("layers.mlp_norm", "mlp_norm", "D -> D"),
+        ("layers.mlp.w_gate", "gate", "D F -> F D"),
+        ("layers.mlp.w_up", "up", "D F -> F D"),
+        ("layers.mlp.w_down", "down", "F D -> D F"),
+        ("final_norm", "final_norm", "D -> D"),
+        ("head", "head", "D V -> V D"),
+    )
+
+    def released(short: str) -> str:
+        stem, dot, ending = short.partition(".")
+        return names[stem] + (dot + ending if dot else ".weight")
+
+    return tuple(Weight(path, released(short), pattern) for path, short, pattern in table)
+
+
+def _whole(number: float) -> int | float:
+    """10000.0 -> 10000, as the released configs write it."""
+    return int(number) if number == int(number) else number
+
+
+_ABSENT = (None, False)
+_UNQUANTISED = {"quantization_config": _ABSENT, "attn_logit_softcapping": _ABSENT,
+                "final_logit_softcapping": _ABSENT}
+
+QWEN = Layout(
+    model_type="qwen",
+    weights=_block({
+        "embed": "transformer.wte",
+        "attention_norm": "transformer.h.{layer}.ln_1",
+        "qkv": "transformer.h.{layer}.attn.c_attn",
+        "o": "transformer.h.{layer}.attn.c_proj",
+        "mlp_norm": "transformer.h.{layer}.ln_2",
+        "up": "transformer.h.{layer}.mlp.w1",
+        "gate": "transformer.h.{layer}.mlp.w2",
+        "down": "transformer.h.{layer}.mlp.c_proj",
+        "final_norm": "transformer.ln_f",
+        "head": "lm_head",
+    }),
+    settings=(  # second spellings are those of the first release, August 2023
+        Setting("vocab_size", ("vocab_size", "padded_vocab_size")),
+        Setting("hidden_size", ("hidden_size", "n_embd")),
+        Setting("num_layers", ("num_hidden_layers", "n_layer")),
+        Setting("num_heads", ("num_attention_heads", "n_head")),
+        Setting("ffn_size", ("intermediate_size", "ffn_hidden_size"),
+                read=lambda both: both / 2 if both % 2 else both // 2,
+                write=lambda ffn_size: 2 * ffn_size),
+        Setting("context_length", ("seq_length",)),
+        Setting("head_size", ("kv_channels",)),
+        Setting("rope_base", ("rotary_emb_base",), read=float, write=_whole),
+        Setting("norm_epsilon", ("layer_norm_epsilon",)),
+        Setting("initializer_range", ("initializer_range",), default=0.02),
+        Setting("dynamic_ntk", ("use_dynamic_ntk",)),
+        Setting("logn", ("use_logn_attn",)),
+    ),
+    constants={
+        "architectures": ["QWenLMHeadModel"], "attn_dropout_prob": 0.0, "emb_dropout_prob": 0.0,
+        "bf16": False, "fp16": False, "fp32": False,  # all off: as the weights are
+        "softmax_in_fp32": False, "use_cache": True, "use_cache_kernel": False,
+        "use_cache_quantization": False, "use_flash_attn": "auto",
+    },
+    demands={"no_bias": True, "rotary_pct": 1.0, "scale_attn_weights": True,
+             "tie_word_embeddings": False},
+    refusals=_UNQUANTISED | {
+        "pos_emb": ("rotary",), "activation": ("swiglu",),
+        "apply_residual_connection_post_layernorm": _ABSENT},
+    ignored=(".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".logn_tensor"),
+)
+
+QWEN2 = Layout(
+    model_type="qwen2",  # Qwen1.5 says so too
+    weights=_block({
+        "embed": "model.embed_tokens",
+        "attention_norm": "model.layers.{layer}.input_layernorm",
+        "q": "model.layers.{layer}.self_attn.q_proj",
+        "k": "model.layers.{layer}.self_attn.k_proj",
+        "v": "model.layers.{layer}.self_attn.v_proj",
+        "o": "model.layers.{layer}.self_attn.o_proj",
+        "mlp_norm": "model.layers.{layer}.post_attention_layernorm",
+        "gate": "model.layers.{layer}.mlp.gate_proj",
+        "up": "model.layers.{layer}.mlp.up_proj",
+        "down": "model.layers.{layer}.mlp.down_proj",
+        "final_norm": "model.norm",
+        "head": "lm_head",
+    }),
+    settings=(
+        Setting("vocab_size", ("vocab_size",)),
+        Setting("hidden_size", ("hidden_size",)),
+        Setting("num_layers", ("num_hidden_layers",)),
+        Setting("num_heads", ("num_attention_heads",)),
+        Setting("num_kv_heads", ("num_key_value_heads",)),
+        Setting("ffn_size", ("intermediate_size",)),
+        Setting("context_length", ("max_position_embeddings",)),
+        Setting("head_size", ("head_dim",), default=None),
+        Setting("rope_base", ("rope_theta",), read=float, write=_whole),
+        Setting("norm_epsilon", ("rms_norm_eps",)),
+        Setting("initializer_range", ("initializer_range",), default=0.02),
+        Setting("tie_embeddings", ("tie_word_embeddings",), default=False),
+    ),
+    constants={"architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "use_cache": True},
+    demands={"hidden_act": "silu", "use_sliding_window": False},
+    refusals=_UNQUANTISED | {
+        "rope_scaling": _ABSENT, "mlp_bias": _ABSENT, "attention_bias": (None, True),
+        "dual_chunk_attention_config": _ABSENT, "partial_rotary_factor": (None, 1.0)},
+    ignored=(".rotary_emb.inv_freq",),
+)
+
+LAYOUTS = {layout.model_type: layout for layout in (QWEN, QWEN2)}
+
+
+def unfit(layout: Layout, config: ModelConfig) -> list[str]:
+    """What of `config` the layout has no words for; such a model cannot be written in it."""
+    if layout is not QWEN:
+        return []
+    problems = []
+    if config.kv_heads != config.num_heads:
+        problems.append(f"num_kv_heads={config.kv_heads} is not num_heads={config.num_heads}")
+    if config.tie_embeddings:
+        problems.append("tie_embeddings=True")
+    if config.num_heads * config.head_dim != config.hidden_size:
+        problems.append(f"num_heads * head_size = {config.num_heads * config.head_dim} is not "
+                        f"hidden_size={config.hidden_size}")
+    return problems

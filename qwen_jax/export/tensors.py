@@ -1,0 +1,208 @@
+"""Safetensors files, one or many: read row by row, written as a stream.
+
+Neither direction holds more than one tensor beside the model itself.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+
+import ml_dtypes  # noqa: F401  (numpy learns the name bfloat16)
+import numpy as np
+import safetensors
+
+from qwen_jax.errors import CheckpointError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+PRODUCER = "qwen_jax"  # the mark, in each file's metadata, of the files that we wrote
+
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_NAMES = {value: key for key, value in _DTYPES.items()}
+
+
+class TensorFiles:
+    """The tensors of a folder of safetensors files; a context manager.
+
+    Attributes:
+      shapes: name -> shape.
+      dtypes: name -> "float32", "bfloat16", "float16", or the file's own word for another.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        """Opens all files.
+
+        Raises:
+          CheckpointError: no weights, or listing all files that are missing or damaged.
+        """
+        self._stack = contextlib.ExitStack()
+        self._homes = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
+        expected, problems = _files_of(folder), []
+        for file in sorted({*expected.values()} if expected else {SINGLE}):
+            problems += self._open(folder / file)
+        problems += [f"{file} lacks {name}" for name, file in expected.items()
+                     if name not in self.shapes and not problems]
+        if problems:
+            self._stack.close()
+            raise CheckpointError(listed(problems, "bad weight file"), str(folder),
+                                  "copy the folder again, whole.")
+
+    def _open(self, file: pathlib.Path) -> list[str]:
+        if not file.is_file():
+            return [f"{file.name} is missing"]
+        try:
+            handle = self._stack.enter_context(safetensors.safe_open(file, framework="np"))
+        except safetensors.SafetensorError as error:
+            return [f"{file.name} is damaged ({error})"]
+        for name in handle.keys():
+            if name in self._homes:
+                return [f"{file.name} holds {name}, which another file holds too"]
+            entry = handle.get_slice(name)
+            self._homes[name] = handle
+            self.shapes[name] = tuple(entry.get_shape())
+            self.dtypes[name] = _DTYPES.get(entry.get_dtype(), entry.get_dtype())
+        return []
+
+    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows start..stop of a tensor, a fresh array."""
+        return self._homes[name].get_slice(name)[start:stop]
+
+    def __enter__(self) -> "TensorFiles":
+        return self
+
+    def __exit__(self, *unused) -> None:
+        self._stack.close()
+
+
+def _files_of(folder: pathlib.Path) -> dict[str, str]:
+    """Name -> file, of a folder with an index; {} for a single file."""
+    index = folder / INDEX
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or any(
+                pathlib.PurePath(file).name != file for file in weight_map.values()):
+            raise CheckpointError("the index has no weight_map from tensors to files beside it.",
+                                  str(index), "copy the folder again, whole.")
+        return weight_map
+    if (folder / SINGLE).is_file():
+        return {}
+    others = sorted(file.name for pattern in ("*.bin", "*.pt", "*.safetensors")
+                    for file in folder.glob(pattern))
+    raise CheckpointError(
+        f"no {SINGLE} and no {INDEX}" + (f", only {', '.join(others)}." if others else "."),
+        str(folder), "pass the folder of a checkpoint in safetensors format; PyTorch's own "
+        "format can be converted with transformers' save_pretrained.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor to be written; `array` makes it when its turn comes."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    array: Callable[[], np.ndarray]  # C-contiguous
+
+    @property
+    def bytes(self) -> int:
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+
+def write_tensors(folder: pathlib.Path, tensors: Sequence[Tensor], *, max_shard_bytes: int) -> None:
+    """Writes model.safetensors, or numbered files and their index beyond `max_shard_bytes`.
+
+    A tensor is never cut: one that is larger than `max_shard_bytes` gets a file of its own.
+    """
+    shards: list[list[Tensor]] = [[]]
+    for tensor in tensors:
+        if shards[-1] and sum(t.bytes for t in shards[-1]) + tensor.bytes > max_shard_bytes:
+            shards.append([])
+        shards[-1].append(tensor)
+    if len(shards) == 1:
+        _write_file(folder / SINGLE, shards[0])
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_file(folder / file, shard)
+        weight_map |= {tensor.name: file for tensor in shard}
+    total = sum(tensor.bytes for tensor in tensors)
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _write_file(file: pathlib.Path, tensors: Iterable[Tensor]) -> None:
+    """One file in the safetensors format: 8 bytes of header length, the header, the data.
+
+    The library's own writer wants all tensors of a file in memory twice.
+    """
+    header, offset = {"__metadata__": {"format": "pt", "producer": PRODUCER}}, 0
+    for tensor in tensors:
+        header[tensor.name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape),
+                               "data_offsets": [offset, offset + tensor.bytes]}
+        offset += tensor.bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data begins on a multiple of 8
+    with open(file, "wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            array = tensor.array()
+            assert array.shape == tensor.shape and array.dtype == tensor.dtype, tensor.name
+            out.write(bits(array).data)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def bits(array: np.ndarray) -> np.ndarray:
+    """The same memory as unsigned integers, which numpy copies faster than bfloat16."""
+    return array.view(f"u{array.dtype.itemsize}")
+
+
+def copy(into: np.ndarray, array: np.ndarray) -> None:
+    """into[...] = array, of one dtype; for a transposed view two to three times as fast."""
+    into, array = bits(into), bits(array)
+    # Columns in strips that the cache holds, or each element read costs a whole cache line.
+    strip = into.shape[-1] if array.flags.c_contiguous else 32
+    for start in range(0, into.shape[-1], strip):
+        into[..., start:start + strip] = array[..., start:start + strip]
+
+
+def producer_of(file: pathlib.Path) -> str | None:
+    """Who wrote a safetensors file, if it says so."""
+    try:
+        with safetensors.safe_open(file, framework="np") as handle:
+            return (handle.metadata() or {}).get("producer")
+    except safetensors.SafetensorError:
+        return None
+
+
+def read_json(file: pathlib.Path) -> dict:
+    """The object in a JSON file, or a CheckpointError that names the file."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no {file.name}.", str(file.parent),
+                              "pass the folder that holds it.") from None
+    except ValueError as error:
+        raise CheckpointError(f"{file.name} is not JSON: {error}.", str(file),
+                              "copy the file again.") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file.name} holds no JSON object.", str(file),
+                              "copy the file again.")
+    return content
+
+
+def write_json(file: pathlib.Path, content: dict) -> None:
+    """Indented JSON with a final newline, UTF-8."""
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def listed(problems: Sequence[str], kind: str) -> str:
+    """"3 bad tensors: a; b; c." with at most 20 of them spelt out."""
+    shown = "; ".join(problems[:20])
+    more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
+    return f"{len(problems)} {kind}{'s' if len(problems) > 1 else ''}: {shown}{more}."

@@ -1,0 +1,193 @@
+"""A Tokenizer <-> the files that `transformers` and the released code read.
+
+tiktoken merges any neighbours whose bytes together are a token, the lowest rank first. The files of
+`tokenizers` list pairs instead, so the pair behind each token is recovered here.
+"""
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from qwen_jax.errors import TokenizerError
+from qwen_jax.export.tensors import read_json, write_json
+from qwen_jax.tokenizer.bpe import PATTERN, Tokenizer, write_ranks
+
+TIKTOKEN_FILE = "qwen.tiktoken"
+
+# ChatML, as tokenizer/chatml.py renders it; a conversation without a system message gets Qwen's.
+CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}"
+    "{% endif %}"
+    "{% for turn in messages %}"
+    "{{ '<|im_start|>' + turn['role'] + '\\n' + turn['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+
+def write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer, *, layout: str,
+                    context_length: int) -> None:
+    """Writes what `transformers.AutoTokenizer.from_pretrained(folder)` needs, and more.
+
+    Always tokenizer.json and tokenizer_config.json; vocab.json and merges.txt for "qwen2",
+    qwen.tiktoken for "qwen".
+
+    Raises:
+      TokenizerError: ids with gaps, or tokens that no merge of lower ranks makes.
+    """
+    ranks = tokenizer.mergeable_ranks
+    _check_dense(tokenizer)
+    text_of = {token: _printable(token) for token in ranks}
+    vocab = {text_of[token]: rank for token, rank in sorted(ranks.items(), key=lambda kv: kv[1])}
+    merges = [f"{text_of[left]} {text_of[right]}" for left, right in recover_merges(ranks)]
+    specials = sorted(tokenizer.special_tokens.items(), key=lambda kv: kv[1])
+    write_json(folder / "tokenizer.json", _tokenizer_json(vocab, merges, specials))
+    write_json(folder / "tokenizer_config.json", _tokenizer_config(specials, context_length))
+    if layout == "qwen":
+        write_ranks(folder / TIKTOKEN_FILE, ranks)
+    else:
+        write_json(folder / "vocab.json", vocab)
+        lines = "".join(merge + "\n" for merge in merges)
+        (folder / "merges.txt").write_text("#version: 0.2\n" + lines, encoding="utf-8")
+
+
+def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
+    """The Tokenizer of an exported or released folder, from qwen.tiktoken or tokenizer.json.
+
+    Raises:
+      TokenizerError: the folder has neither.
+    """
+    folder = pathlib.Path(path)
+    specials = _special_tokens(folder)
+    if (folder / TIKTOKEN_FILE).is_file():
+        return Tokenizer.from_file(folder / TIKTOKEN_FILE, special_tokens=specials)
+    if not (folder / "tokenizer.json").is_file():
+        raise TokenizerError(f"there is no {TIKTOKEN_FILE} and no tokenizer.json.", str(folder),
+                             "pass the folder of a model that was saved with its tokenizer.")
+    vocab = read_json(folder / "tokenizer.json")["model"]["vocab"]
+    byte_of = {char: byte for byte, char in _BYTE_CHARS.items()}
+    ranks = {bytes(byte_of[char] for char in token): rank for token, rank in vocab.items()}
+    return Tokenizer(ranks, special_tokens=specials)
+
+
+def recover_merges(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
+    """The pair of lower-ranked tokens that merges into each token, in the order of the ranks.
+
+    Raises:
+      TokenizerError: naming the tokens that lower ranks do not merge into exactly two.
+    """
+    orphans = []
+    for token, rank in sorted(ranks.items(), key=lambda kv: kv[1]):
+        if len(token) == 1:
+            continue
+        parts = _merge_below(token, ranks, rank)
+        if len(parts) == 2:
+            yield parts[0], parts[1]
+        else:
+            orphans.append(token)
+    if orphans:
+        raise TokenizerError(
+            f"{len(orphans)} tokens cannot be reached by merges of lower ranks, the first of them "
+            f"{orphans[0]!r}.", "tokenizer.mergeable_ranks",
+            "export a vocabulary that was trained or grown by BPE.")
+
+
+def _merge_below(token: bytes, ranks: dict[bytes, int], limit: int) -> list[bytes]:
+    """The BPE of `token` with only the ranks below `limit`."""
+    parts = [token[i:i + 1] for i in range(len(token))]
+    while len(parts) > 2:
+        best, where = limit, -1
+        for i in range(len(parts) - 1):
+            rank = ranks.get(parts[i] + parts[i + 1], limit)
+            if rank < best:
+                best, where = rank, i
+        if where < 0:
+            break
+        parts[where:where + 2] = [parts[where] + parts[where + 1]]
+    return parts
+
+
+def _byte_chars() -> dict[int, str]:
+    """byte -> the character that stands for it in the files of byte-level BPE.
+
+    Bytes that print in Latin-1 stand for themselves, the others for U+0100 and up, in order.
+    """
+    printing = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printing)]
+    return ({byte: chr(byte) for byte in printing}
+            | {byte: chr(0x100 + place) for place, byte in enumerate(others)})
+
+
+_BYTE_CHARS = _byte_chars()
+
+
+def _printable(token: bytes) -> str:
+    return "".join(_BYTE_CHARS[byte] for byte in token)
+
+
+def _check_dense(tokenizer: Tokenizer) -> None:
+    """The files number special tokens straight after the others; so must the tokenizer."""
+    ids = sorted(tokenizer.mergeable_ranks.values()) + sorted(tokenizer.special_tokens.values())
+    if ids != list(range(len(ids))):
+        gap = next(i for i, token in enumerate(ids) if token != i)
+        raise TokenizerError(
+            f"the ids have a gap or an overlap at {gap}.", "tokenizer",
+            "number the tokens from 0 and the special tokens straight after them.")
+    if lacking := [byte for byte in range(256) if bytes([byte]) not in tokenizer.mergeable_ranks]:
+        raise TokenizerError(f"{len(lacking)} single bytes are no tokens, {lacking[0]:#04x} first.",
+                             "tokenizer.mergeable_ranks", "train with all 256 bytes.")
+
+
+def _tokenizer_json(vocab: dict[str, int], merges: list[str],
+                    specials: list[tuple[str, int]]) -> dict[str, Any]:
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False,
+                  "use_regex": False}
+    split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated",
+             "invert": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": token, **_added(text)} for text, token in specials],
+        "normalizer": {"type": "NFC"},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, byte_level]},
+        "post_processor": byte_level,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
+            "end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False, "vocab": vocab,
+            "merges": merges,
+        },
+    }
+
+
+def _tokenizer_config(specials: list[tuple[str, int]], context_length: int) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "added_tokens_decoder": {str(token): _added(text) for text, token in specials},
+        "additional_special_tokens": [text for text, _ in specials if text != "<|endoftext|>"],
+        "bos_token": None,
+        "eos_token": "<|endoftext|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": None,
+        "add_prefix_space": False,
+        "split_special_tokens": False,
+        "clean_up_tokenization_spaces": False,
+        "errors": "replace",
+        "model_max_length": context_length,
+        "chat_template": CHAT_TEMPLATE,
+    }
+
+
+def _added(text: str) -> dict[str, Any]:
+    return {"content": text, "lstrip": False, "normalized": False, "rstrip": False,
+            "single_word": False, "special": True}
+
+
+def _special_tokens(folder: pathlib.Path) -> dict[str, int] | None:
+    """Special tokens that the folder names; None: Qwen's own."""
+    if not (folder / "tokenizer_config.json").is_file():
+        return None
+    named = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder")
+    return {entry["content"]: int(token) for token, entry in named.items()} if named else None

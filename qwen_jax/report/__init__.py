@@ -1,0 +1,5 @@
+"""A run folder -> plots and one HTML page."""
+
+from qwen_jax.report.page import write_report
+
+__all__ = ["write_report"]

@@ -1,0 +1,149 @@
+"""The plots of a report, as PNG."""
+
+import io
+import math
+
+import numpy as np
+
+from qwen_jax.errors import ConfigError
+from qwen_jax.report.records import LABELS, Curves, numbers
+
+_BLUE, _RED, _GREEN, _GRAY, _INK = "#2b6cb0", "#c2410c", "#2f855a", "#94a3b8", "#1f2937"
+_EVAL_COLORS = (_RED, _GREEN, "#7c3aed", "#0e7490", "#a16207")
+_MOST_POINTS = 4000  # of a curve; more cannot be told apart
+_WIDE, _HALF = (9.6, 3.9), (4.7, 2.7)  # inches
+
+
+def draw_plots(curves: Curves, evaluation: dict | None) -> dict[str, bytes]:
+    """name -> PNG, of what there is to draw."""
+    plots = {}
+    x, y = curves.curve("train/loss")
+    if len(x):
+        plots["loss"] = _draw_loss(curves, x, y)
+    x, y = curves.curve("train/learning_rate")
+    if len(x):
+        plots["learning_rate"] = _draw_learning_rate(x, y)
+    for name, key, title, unit, color in (
+            ("gradient_norm", "train/grad_norm", "gradient norm", 1, _BLUE),
+            ("throughput", "perf/tokens_per_second", "tokens per second", 1, _GREEN),
+            ("data_wait", "perf/data_wait_seconds", "data wait (ms)", 1000, _GREEN)):
+        x, y = curves.curve(key)
+        if len(x):
+            plots[name] = _draw_noisy(x, y * unit, title, color)
+    values = numbers(evaluation, "perplexity")
+    if values:
+        plots["perplexity"] = _draw_bars(values)
+    return plots
+
+
+def _draw_loss(curves: Curves, x: np.ndarray, y: np.ndarray) -> bytes:
+    figure, axes = _figure(_WIDE)
+    axes.plot(*_thin(x, y), color=_BLUE, alpha=0.3, linewidth=0.7)
+    axes.plot(*_thin(x, _running_mean(y)), color=_BLUE, linewidth=1.9, label="training")
+    for name, color in zip(curves.eval_names(), _EVAL_COLORS * 9, strict=False):
+        ex, ey = curves.curve(f"eval/{name}/loss")
+        axes.plot(ex, ey, color=color, linewidth=1.4, marker="o", markersize=4.5,
+                  markeredgecolor="white", markeredgewidth=0.7, zorder=3,
+                  label=f"held out: {name}" + (f", at last {ey[-1]:.3f}" if len(ey) else ""))
+    tokens = curves.last("train/tokens")
+    axes.set_xlabel(f"step ({tokens / x[-1]:,.0f} tokens each)" if tokens and x[-1] else "step")
+    axes.set_ylabel("loss (nats per token)")
+    axes.legend(frameon=False, loc="upper right")
+    return _png(figure)
+
+
+def _draw_learning_rate(x: np.ndarray, y: np.ndarray) -> bytes:
+    figure, axes = _figure(_HALF)
+    exponent = math.floor(math.log10(y.max())) if y.max() > 0 else 0
+    axes.plot(*_thin(x, y / 10.0**exponent), color=_BLUE, linewidth=1.8)
+    axes.set_ylim(0, 1.15 * max(y.max(), 1e-30) / 10.0**exponent)
+    return _finish(figure, axes, f"learning rate (1e{exponent})" if exponent else "learning rate")
+
+
+def _draw_noisy(x: np.ndarray, y: np.ndarray, title: str, color: str) -> bytes:
+    """All values thin and their running median thick."""
+    figure, axes = _figure(_HALF)
+    x, y = _thin(x, y)
+    axes.plot(x, y, color=color, alpha=0.35, linewidth=0.7)
+    axes.plot(x, _running_median(y), color=color, linewidth=1.7)
+    top = 1.15 * y.max()
+    usual = np.quantile(y, 0.98)
+    if y.max() > 3 * usual > 0:  # a few outliers must not flatten the rest; the picture says so
+        top = 1.5 * usual
+        axes.annotate(f"{np.count_nonzero(y > top)} above, up to {y.max():,.4g}", (0.99, 1.02),
+                      va="bottom", ha="right", xycoords="axes fraction", fontsize=8,
+                      color="#64748b")
+    axes.set_ylim(0, top if top > 0 else 1)
+    if top > 1000:
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    return _finish(figure, axes, title)
+
+
+def _draw_bars(values: dict[str, float]) -> bytes:
+    figure, axes = _figure((_WIDE[0], 0.5 + 0.42 * len(values)))
+    bars = axes.barh([LABELS.get(name, name) for name in values], values.values(),
+                     color=[_BLUE if name == "model" else _GRAY for name in values], height=0.6)
+    axes.bar_label(bars, fmt=" {:,.1f}", color=_INK)
+    axes.invert_yaxis()
+    axes.grid(False)
+    axes.set_xticks([])
+    axes.tick_params(axis="y", length=0, labelsize=11, colors=_INK)
+    axes.set_xlim(0, 1.12 * max(values.values()))
+    for spine in ("bottom", "left"):
+        axes.spines[spine].set_visible(False)
+    return _png(figure)
+
+
+def _finish(figure, axes, title: str) -> bytes:
+    axes.set_xlabel("step")
+    axes.set_title(title, loc="left", fontsize=10, color=_INK)
+    return _png(figure)
+
+
+def _figure(size: tuple[float, float]):
+    try:
+        from matplotlib.figure import Figure  # an extra, and slow to import
+        from matplotlib.ticker import MaxNLocator
+    except ImportError:
+        raise ConfigError("matplotlib is not installed, and the report's plots need it.",
+                          "qwen_jax.report", 'pip install "qwen_jax[report]".') from None
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#cbd5e1")
+    axes.tick_params(colors="#475569", labelsize=9)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8 if size == _WIDE else 6, integer=True))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.xaxis.label.set_color("#475569")
+    axes.yaxis.label.set_color("#475569")
+    axes.grid(axis="y", color="#e2e8f0", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.02)
+    return figure, axes
+
+
+def _png(figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=170, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _running_mean(y: np.ndarray) -> np.ndarray:
+    """The mean over the neighbourhood of each point, 1/40 of the curve, cut off at the ends."""
+    radius = max(1, len(y) // 80)
+    total = np.concatenate(([0.0], np.cumsum(y)))
+    index = np.arange(len(y))
+    radius = np.minimum(np.minimum(index, len(y) - 1 - index), radius)
+    return (total[index + radius + 1] - total[index - radius]) / (2 * radius + 1)
+
+
+def _running_median(y: np.ndarray) -> np.ndarray:
+    """The median over the neighbourhood of each point, 1/40 of the curve; ends are repeated."""
+    radius = max(1, len(y) // 80)
+    padded = np.pad(y, radius, mode="edge")
+    return np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * radius + 1), axis=1)
+
+
+def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    every = -(-len(x) // _MOST_POINTS)
+    return x[::every], y[::every]

@@ -1,0 +1,99 @@
+"""What a run folder records: JSON files, JSON lines, and curves by name."""
+
+import json
+import math
+import pathlib
+
+import numpy as np
+
+from qwen_jax.errors import DataError
+
+LABELS = {"model": "this model", "ngram": "3-gram, Kneser-Ney", "perplexity": "perplexity",
+           "bits_per_byte": "bits per byte"}
+
+
+class Curves:
+    """The records of metrics.jsonl by name. What was logged again after a restart replaces the
+    earlier value."""
+
+    def __init__(self, records: list[dict]):
+        self._steps: dict[int, dict] = {}
+        for record in records:
+            if isinstance(record.get("step"), int):
+                self._steps.setdefault(record["step"], {}).update(record)
+        self.last_step = max(self._steps, default=0)
+
+    def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values where `name` was logged; a value that is not finite is left out."""
+        points = [(step, self._steps[step][name]) for step in sorted(self._steps)
+                  if isinstance(self._steps[step].get(name), (int, float))
+                  and math.isfinite(self._steps[step][name])]
+        x, y = np.asarray(points, np.float64).reshape(-1, 2).T
+        return x, y
+
+    def last(self, name: str) -> float | None:
+        y = self.curve(name)[1]
+        return float(y[-1]) if len(y) else None
+
+    def median(self, name: str) -> float | None:
+        y = self.curve(name)[1]
+        return float(np.median(y)) if len(y) else None
+
+    def eval_names(self) -> list[str]:
+        """<name> of eval/<name>/loss, in the order of their first appearance."""
+        return list(dict.fromkeys(
+            key[len("eval/"):-len("/loss")] for step in sorted(self._steps)
+            for key in self._steps[step] if key.startswith("eval/") and key.endswith("/loss")))
+
+    def wall_seconds(self, events: list[dict]) -> float | None:
+        """From start to last record, without the time between an interruption and the resume."""
+        times = [record["time"] for record in self._steps.values() if "time" in record]
+        begins = [event["time"] for event in events if event.get("event") in ("start", "resume")]
+        if not times:
+            return None
+        marks = sorted([(t, "record") for t in times] + [(t, "begin") for t in begins])
+        return sum(after - before for (before, _), (after, kind) in zip(marks, marks[1:])
+                   if kind == "record")
+
+
+def numbers(evaluation, key: str) -> dict[str, float]:
+    """name -> value of `key`, for the entries of evaluation.json that have it."""
+    if not isinstance(evaluation, dict):
+        return {}
+    return {name: float(row[key]) for name, row in evaluation.items()
+            if isinstance(row, dict) and isinstance(row.get(key), (int, float))
+            and math.isfinite(row[key])}
+
+
+def read_json(path: pathlib.Path):
+    """What the file holds; None where there is none.
+
+    Raises:
+      DataError: it is not JSON.
+    """
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"the file is not JSON: {error}.", str(path),
+                        "remove it, or run the step that writes it again.") from error
+
+
+def read_jsonl(path: pathlib.Path) -> tuple[list[dict], int]:
+    """The records, and how many lines before the last could not be read."""
+    if not path.exists():
+        return [], 0
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    records, bad = [], 0
+    for index, line in enumerate(lines):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            bad += index < len(lines) - 1 and bool(line.strip())
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+        else:
+            bad += 1
+    return records, bad

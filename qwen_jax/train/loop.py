@@ -1,0 +1,163 @@
+"""THE loop. It knows no model, no objective and no file: a step, a source of batches and hooks.
+
+Metrics are read one step late, so that the device never waits for the host.
+"""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from qwen_jax.errors import TrainingError
+from qwen_jax.types import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Hook:
+    """Something to do with the state after every `every` steps, and after the last one."""
+
+    every: int
+    act: Callable[[int, Any], None]  # (steps done, state)
+    at_stop: bool = False  # also when a signal ends the run early: saving does, evaluating not
+
+
+@dataclasses.dataclass(frozen=True)
+class StepReport:
+    """What is known of a step once the device has finished it."""
+
+    step: int  # steps done, this one included
+    metrics: dict[str, float]
+    seconds: float | None  # since the step before, hooks excluded; None: compiled or first
+    data_wait_seconds: float
+
+
+class Stopped(Exception):
+    """The run was asked to end before its last step; its state is in the checkpoint."""
+
+    def __init__(self, step: int, signal_number: int):
+        super().__init__(f"stopped at step {step} by {signal.Signals(signal_number).name}")
+        self.step, self.signal_number = step, signal_number
+
+
+def fit(
+    state: TrainState,
+    next_batch: Callable[[int, TrainState], Any],
+    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]],
+    *,
+    start_step: int,
+    num_steps: int,
+    report: Callable[[StepReport], None],
+    hooks: tuple[Hook, ...] = (),
+) -> TrainState:
+    """Runs steps start_step .. num_steps - 1 and returns the last state.
+
+    Args:
+      next_batch: (step, state) -> batch. Pretraining ignores the state, PPO samples with it.
+      report: told of every step, one step late.
+      hooks: run in order where their turn is.
+
+    Raises:
+      TrainingError: a loss or gradient that is not finite. The state is that of the last good step
+        (train/step.py sees to it), and hooks with at_stop have seen it.
+      Stopped: SIGTERM or SIGINT came; the step in progress was finished, the same hooks were run.
+    """
+    pending: tuple[int, dict, float] | None = None
+    clock = _Clock()
+
+    def settle(state) -> None:
+        """Waits for the step in flight, reports it, and stops the run if it went wrong."""
+        nonlocal pending
+        if pending is None:
+            return
+        step, metrics, wait = pending
+        pending = None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        seconds = clock.lap()
+        report(StepReport(step, values, seconds, wait))
+        if not all(map(math.isfinite, values.values())):
+            good = -1 - int(state.step)
+            state = state.replace(step=jax.device_put(jnp.int32(good), state.step.sharding))
+            for hook in hooks:
+                if hook.at_stop:
+                    hook.act(good, state)
+            bad = ", ".join(f"{k}={v}" for k, v in values.items() if not math.isfinite(v))
+            raise TrainingError(
+                f"step {step} is not finite: {bad}.", f"step {step}",
+                f"the state after step {good} is saved; look at the batch, lower "
+                "optimizer.peak_learning_rate, or clip harder. weight_sum 0 means that the "
+                "loss mask hides every token of the batch.")
+
+    with _catch_signals() as caught:
+        for step in range(start_step, num_steps):
+            started = time.perf_counter()
+            batch = next_batch(step, state)
+            wait = time.perf_counter() - started
+            new_state, metrics = train_step(state, batch)
+            settle(new_state)
+            state = new_state
+            pending = (step + 1, metrics, wait)
+            done, last = step + 1, step + 1 == num_steps
+            stop = bool(caught) and not last
+            due = [hook for hook in hooks
+                   if (hook.at_stop if stop else last or done % hook.every == 0)]
+            if due:
+                settle(state)
+                with clock.paused():
+                    for hook in due:
+                        hook.act(done, state)
+            if stop:
+                raise Stopped(done, caught[0])
+        settle(state)
+    return state
+
+
+class _Clock:
+    """Seconds from step to step, without what hooks take; None for the first lap (compilation)."""
+
+    def __init__(self):
+        self._last: float | None = None
+
+    def lap(self) -> float | None:
+        now = time.perf_counter()
+        seconds = None if self._last is None else now - self._last
+        self._last = now
+        return seconds
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        if self._last is not None:
+            self._last += time.perf_counter() - started
+
+
+@contextlib.contextmanager
+def _catch_signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and SIGINT; a second one is not caught, for a person in a hurry."""
+    caught: list[int] = []
+    previous = {}
+
+    def handler(number, frame):
+        del frame
+        caught.append(number)
+        restore()
+
+    def restore():
+        for number, old in previous.items():
+            signal.signal(number, old)
+
+    try:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            previous[number] = signal.signal(number, handler)
+    except ValueError:  # not the main thread: signals are somebody else's business
+        pass
+    try:
+        yield caught
+    finally:
+        restore()

@@ -1,0 +1,113 @@
+"""How much memory a step needs on each device, known before the first step runs."""
+
+import dataclasses
+import math
+
+import jax
+
+from qwen_jax.errors import TrainingError
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one device."""
+
+    parameters: int
+    optimizer: int
+    workspace: int  # gradients, activations that the remat policy keeps, scratch
+    capacity: int | None  # None: the device does not say
+
+    @property
+    def total(self) -> int:
+        return self.parameters + self.optimizer + self.workspace
+
+    def __str__(self) -> str:
+        text = (f"{gib(self.total)} per device: parameters {gib(self.parameters)}, optimizer "
+                f"{gib(self.optimizer)}, gradients and activations {gib(self.workspace)}")
+        return text + (f"; {gib(self.capacity)} available" if self.capacity else "")
+
+
+def gib(size: int) -> str:
+    """Bytes as GiB, or MiB below a tenth of one."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 // 10 else f"{size / 2**20:.1f} MiB"
+
+
+def bytes_per_device(tree) -> int:
+    """Of arrays or ShapeDtypeStructs with shardings: the size of the shard that one device holds."""
+
+    def size(leaf) -> int:
+        sharding = getattr(leaf, "sharding", None)
+        shape = sharding.shard_shape(leaf.shape) if sharding is not None else leaf.shape
+        return math.prod(shape) * leaf.dtype.itemsize
+
+    return sum(size(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def capacity(device: jax.Device, *, override_gb: float | None = None) -> int | None:
+    """Bytes that one device may use: its own word, or its share of the host's memory on a CPU."""
+    if override_gb is not None:
+        return int(override_gb * 2**30)
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    if device.platform == "cpu":
+        return _host_memory() // len(jax.local_devices())
+    return None
+
+
+def _host_memory() -> int:
+    """Memory that this process can still get: the kernel's figure or its container's limit."""
+    available = 2**63
+    with open("/proc/meminfo", encoding="ascii") as file:
+        for line in file:
+            if line.startswith("MemAvailable:"):
+                available = int(line.split()[1]) * 1024
+    for limit, used in (("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),):
+        try:
+            with open(limit, encoding="ascii") as file:
+                cap = file.read().strip()
+            if cap != "max":
+                with open(used, encoding="ascii") as file:
+                    available = min(available, int(cap) - int(file.read()))
+        except OSError:
+            pass
+    return available
+
+
+def check_state(state, *, available: int | None) -> None:
+    """Refuses, before anything is compiled or allocated, a state that cannot fit.
+
+    A step holds parameters, optimizer state and one gradient per parameter at the least.
+    """
+    need = bytes_per_device(state) + bytes_per_device(state.params)
+    if available is not None and need > available:
+        raise _too_large(f"parameters, optimizer state and gradients alone take {gib(need)}",
+                         available)
+
+
+def measure(compiled, state, *, available: int | None) -> Memory:
+    """Reads a compiled train step's needs and refuses what cannot fit.
+
+    Args:
+      compiled: the ahead-of-time compiled step; its buffer plan is exact, not an estimate.
+      state: the abstract or real TrainState.
+    """
+    plan = compiled.memory_analysis()
+    parameters = bytes_per_device(state.params)
+    memory = Memory(
+        parameters=parameters,
+        optimizer=bytes_per_device(state) - parameters,
+        workspace=plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+        + plan.argument_size_in_bytes - bytes_per_device(state),
+        capacity=available)
+    if available is not None and memory.total > available:
+        raise _too_large(f"the compiled step takes {memory}", available)
+    return memory
+
+
+def _too_large(what: str, available: int) -> TrainingError:
+    return TrainingError(
+        f"{what}; a device has {gib(available)}.", "memory per device",
+        "more devices on mesh.fsdp or mesh.tensor, train.micro_batches up, model.remat=block, "
+        "optimizer.moment_dtype=bfloat16, or a smaller model; train.device_memory_gb overrides "
+        "what is assumed to be available.")

@@ -1,0 +1,158 @@
+"""What a run says of itself: FLOPs and MFU, metrics.jsonl, TensorBoard, the progress line."""
+
+import json
+import math
+import os
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+from qwen_jax.config import ModelConfig
+from qwen_jax.model import spec
+
+# Dense BF16 FLOP/s by a part of jax.Device.device_kind, from the makers' data sheets. JAX counts a
+# v4 or v5p chip as one device and a v7 chip as two.
+PEAK_FLOPS = {
+    "H100": 989.4e12, "H200": 989.4e12, "A100": 312e12,
+    "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v6 lite": 918e12,
+    "TPU7x": 1153.5e12,
+}
+
+
+def flops_per_token(config: ModelConfig) -> tuple[float, float]:
+    """Model FLOPs of forward and backward per token, by the two formulas in use.
+
+    A = 6 N + 6 L T N_heads H counts causal attention once (Megatron-Bridge, current MaxText);
+    B = 6 N + 12 L T N_heads H counts all of the square (PaLM, OLMo). N: parameters that take part
+    in matrix products, the output projection included, the embedding not.
+    """
+    N = spec.count(config)
+    if not config.tie_embeddings:
+        N -= config.vocab_size * config.hidden_size
+    square = config.num_layers * config.context_length * config.num_heads * config.head_dim
+    return 6.0 * N + 6.0 * square, 6.0 * N + 12.0 * square
+
+
+def peak_flops(device: jax.Device) -> tuple[float, str]:
+    """FLOP/s of one device and where the figure comes from; a CPU's is measured in 0.2 s."""
+    kind = device.device_kind
+    for name, peak in PEAK_FLOPS.items():
+        if name in kind:
+            return peak, f"{kind}, {peak / 1e12:.0f} TFLOP/s"
+    size = 1024
+    x = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(jnp.matmul)
+    product(x, x).block_until_ready()
+    best = math.inf
+    for _ in range(5):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    peak = 2.0 * size**3 / best
+    return peak, f"{kind}, float32 matmul measured at {peak / 1e9:.0f} GFLOP/s"
+
+
+class MetricsLog:
+    """metrics.jsonl (the record) and TensorBoard events of one run folder; process 0 writes."""
+
+    def __init__(self, folder: pathlib.Path, *, resume_step: int | None):
+        """Forgets what an interrupted run wrote after the step it is resumed from."""
+        self._path = folder / "metrics.jsonl"
+        self._keep_until(resume_step or 0)
+        self._file = open(self._path, "a", encoding="utf-8", buffering=1)
+        from tensorboardX import SummaryWriter  # not at import: it costs 0.3 s
+
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step)
+
+    def _keep_until(self, step: int) -> None:
+        if not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the line that was being written when the run was killed
+            if record["step"] <= step:
+                kept.append(line + "\n")
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        os.replace(temporary, self._path)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line: step, time (seconds since 1970) and the values."""
+        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+        for name, value in values.items():
+            if math.isfinite(value):
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+class NoLog:
+    """The log of the processes that do not write."""
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class SpikeWatch:
+    """Names a loss that leaps out of its recent range."""
+
+    def __init__(self, *, window: int = 64, deviations: float = 6.0):
+        self._recent: list[float] = []
+        self._window, self._deviations = window, deviations
+
+    def see(self, loss: float) -> str | None:
+        """A sentence when `loss` is a spike, else None."""
+        recent = self._recent
+        message = None
+        if len(recent) >= 16:
+            mean = sum(recent) / len(recent)
+            spread = math.sqrt(sum((x - mean) ** 2 for x in recent) / len(recent))
+            if loss > mean + self._deviations * max(spread, 0.01 * abs(mean)):
+                message = f"loss {loss:.4f} leaps out of {mean:.4f} +- {spread:.4f}"
+        recent.append(loss)
+        del recent[:-self._window]
+        return message
+
+
+def format_line(step: int, num_steps: int, values: dict[str, float], eta_seconds: float) -> str:
+    """The one line of a step."""
+    parts = [f"step {step}/{num_steps}", f"loss {values['train/loss']:.4f}",
+             f"grad {values['train/grad_norm']:.2f}", f"lr {values['train/learning_rate']:.2e}"]
+    if "perf/tokens_per_second" in values:
+        parts += [f"{values['perf/tokens_per_second']:,.0f} tok/s",
+                  f"MFU {values['perf/mfu_a']:.1%} (A) {values['perf/mfu_b']:.1%} (B)",
+                  f"wait {values['perf/data_wait_seconds'] * 1e3:.1f} ms",
+                  f"ETA {format_seconds(eta_seconds)}"]
+    return "  ".join(parts)
+
+
+def format_seconds(seconds: float) -> str:
+    """95 -> 1m35s, 7322 -> 2h02m."""
+    if not math.isfinite(seconds):
+        return "?"
+    seconds = int(round(seconds))
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+
+
+def log_event(folder: pathlib.Path, event: str, **details) -> None:
+    """Appends to events.jsonl, the story of the run: starts, resumes, saves, spikes, stops."""
+    if jax.process_index() == 0:
+        record = {"time": round(time.time(), 3), "event": event, **details}
+        with open(folder / "events.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+    logging.info("%s %s", event, details or "")

@@ -1,0 +1,75 @@
+"""From what the loop knows of a step to what people and files are told of it."""
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+
+from qwen_jax.config import ModelConfig, TrainConfig
+from qwen_jax.train.loop import StepReport
+from qwen_jax.train.metrics import (
+    MetricsLog, NoLog, SpikeWatch, flops_per_token, format_line, log_event)
+
+
+class Reporter:
+    """Called with every StepReport; one line, one record and a watch on spikes every log_every."""
+
+    def __init__(self, folder: Path, model: ModelConfig, train: TrainConfig, *,
+                 schedule: Callable[[int], jax.Array], total_peak_flops: float,
+                 resume_step: int | None, emit: Callable[[str], None]):
+        """
+        Args:
+          schedule: learning rate by step.
+          total_peak_flops: of all devices together, the denominator of MFU.
+          emit: prints a line; called in process 0 alone.
+        """
+        self._folder, self._train, self._emit = folder, train, emit
+        self._schedule = schedule
+        self._writes = jax.process_index() == 0
+        self.log = MetricsLog(folder, resume_step=resume_step) if self._writes else NoLog()
+        self._tokens_per_step = train.batch_size * model.context_length
+        flops_a, flops_b = flops_per_token(model)
+        self._mfu_a, self._mfu_b = flops_a / total_peak_flops, flops_b / total_peak_flops
+        self._spikes = SpikeWatch()
+        self._seconds: list[float] = []
+        self._waits: list[float] = []
+        self._started = time.perf_counter()
+        self._first = True
+
+    def __call__(self, report: StepReport) -> None:
+        if report.seconds is not None:
+            self._seconds.append(report.seconds)
+            self._waits.append(report.data_wait_seconds)
+        spike = self._spikes.see(report.metrics["train/loss"])
+        if spike is not None:
+            log_event(self._folder, "loss_spike", step=report.step, message=spike)
+            self._say(f"step {report.step}: {spike}")
+        bad = not all(map(math.isfinite, report.metrics.values()))
+        if not (self._first or bad or report.step % self._train.log_every == 0
+                or report.step == self._train.num_steps):
+            return
+        values = dict(report.metrics)
+        values["train/learning_rate"] = float(self._schedule(report.step - 1))
+        values["train/tokens"] = report.step * self._tokens_per_step
+        eta = math.inf
+        if self._seconds:
+            mean = sum(self._seconds) / len(self._seconds)
+            rate = self._tokens_per_step / mean
+            values |= {"perf/tokens_per_second": rate, "perf/step_seconds": mean,
+                       "perf/mfu_a": rate * self._mfu_a, "perf/mfu_b": rate * self._mfu_b,
+                       "perf/data_wait_seconds": sum(self._waits) / len(self._waits)}
+            eta = (self._train.num_steps - report.step) * mean
+            self._seconds.clear()
+            self._waits.clear()
+        self.log.write(report.step, values)
+        line = format_line(report.step, self._train.num_steps, values, eta)
+        if self._first:
+            line += f"  (first loss after {time.perf_counter() - self._started:.1f} s)"
+        self._first = False
+        self._say(line)
+
+    def _say(self, line: str) -> None:
+        if self._writes:
+            self._emit(line)

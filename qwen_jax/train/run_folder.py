@@ -1,0 +1,100 @@
+"""A run's folder: what it was asked to do, with what, and the refusal to go on as another run."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+
+import jax
+
+from qwen_jax.errors import ConfigError, TrainingError
+
+# Settings that say how a run is watched, not what it computes: they may change on resume.
+MAY_CHANGE = ("train.log_every", "train.eval_every", "train.eval_batches", "train.save_every",
+              "train.keep_checkpoints", "train.device_memory_gb", "mesh.", "run_dir")
+
+
+def flatten(config, prefix: str = "") -> dict[str, object]:
+    """{"model.num_layers": 32, ...}: the names that flags have."""
+    flat = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{field.name}.")
+        else:
+            flat[prefix + field.name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def prepare(folder: str | os.PathLike, config) -> pathlib.Path:
+    """Makes the folder, or finds it with the same config; writes config.json and versions.json.
+
+    Raises:
+      ConfigError: when the folder holds a run of another config, with every difference.
+    """
+    folder = pathlib.Path(folder)
+    path = folder / "config.json"
+    wanted = flatten(config)
+    if path.exists():
+        found = flatten_json(json.loads(path.read_text(encoding="utf-8")))
+        differences = [
+            f"{name}: {found.get(name)!r} then, {wanted.get(name)!r} now"
+            for name in sorted(found.keys() | wanted.keys())
+            if found.get(name) != wanted.get(name) and not name.startswith(MAY_CHANGE)]
+        if differences:
+            raise ConfigError(
+                "the run in this folder was started with other settings: "
+                + "; ".join(differences) + ".", str(path),
+                "give the old settings to continue it, or another --run_dir to start anew.")
+    if jax.process_index() == 0:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, dataclasses.asdict(config))
+            write_json(folder / "versions.json", versions())
+        except OSError as error:
+            raise TrainingError(f"cannot write to the run folder: {error}.", str(folder),
+                                "choose a writable --run_dir with space left.") from error
+    return folder
+
+
+def flatten_json(nested: dict, prefix: str = "") -> dict[str, object]:
+    """Like `flatten`, for what config.json holds."""
+    flat = {}
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            flat |= flatten_json(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def write_json(path: pathlib.Path, content) -> None:
+    """Writes it whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n",
+                         encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def versions() -> dict[str, str]:
+    """Python, packages, devices and the commit: what a figure must be read with."""
+    packages = ("qwen_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain",
+                "tiktoken", "numpy")
+    found = {"python": platform.python_version(), "machine": platform.platform(),
+             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    root = pathlib.Path(__file__).resolve().parents[2]
+    try:
+        found["commit"] = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True,
+            text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        found["commit"] = "unknown"
+    return found

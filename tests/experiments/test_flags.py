@@ -1,0 +1,59 @@
+"""Flags from dataclasses."""
+
+
+import pytest
+
+from experiments import flags, pretrain
+from qwen_jax.errors import ConfigError
+
+RECIPES = pretrain.RECIPES | {"smoke": pretrain.SMOKE}
+
+
+def parse(*arguments):
+    return flags.parse("Doc.", RECIPES, ["prog", *arguments])
+
+
+def test_every_field_is_a_flag_with_its_type():
+    name, config = parse("--recipe=smoke", "--train.num_steps=7", "--model.rope_base=1e6",
+                         "--data.sources=a=0.5,b", "--optimizer.clip_norm=none",
+                         "--train.z_loss=1e-4", "--model.tie_embeddings", "--mesh.fsdp", "4")
+    assert name == "smoke"
+    assert config.train.num_steps == 7 and config.model.rope_base == 1e6
+    assert config.data.sources == ("a=0.5", "b") and config.optimizer.clip_norm is None
+    assert config.train.z_loss == 1e-4 and config.model.tie_embeddings and config.mesh.fsdp == 4
+    changed = flags.differences(config, pretrain.SMOKE)
+    assert "train.num_steps: 60 -> 7" in changed and len(changed) == 7
+
+
+def test_without_flags_the_config_is_the_recipe():
+    assert parse("--recipe", "7b")[1] == pretrain.RECIPES["7b"]
+    assert parse()[1] == pretrain.RECIPES["1.8b"]
+
+
+@pytest.mark.parametrize("argument, message", [
+    ("--train.num_step=3", "did you mean 'train.num_steps'"),
+    ("--recipe=7c", "did you mean '7b'"),
+    ("--train.num_steps=many", "train.num_steps"),
+    ("--train.batch_size=0", "batch_size=0 is not a positive"),
+    ("--model.remat=some", "remat"),
+    ("stray", "arguments without a flag: stray")])
+def test_a_wrong_command_line_says_what_to_do(argument, message):
+    with pytest.raises(ConfigError, match=message):
+        parse(argument)
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "Doc." in text and "smoke" in text
+    assert "--train.micro_batches=1  # gradient accumulation" in text
+
+
+def test_run_shows_errors_without_a_traceback(capsys):
+    with pytest.raises(SystemExit) as stop:
+        flags.run(lambda config: None, "Doc.", RECIPES, ["prog", "--nonsense=1"])
+    assert stop.value.code == 1
+    text = capsys.readouterr().err
+    assert "what:" in text and "fix:" in text and "Traceback" not in text

@@ -1,0 +1,383 @@
+"""load_pretrained and save_pretrained: the same bits both ways, and the original's logits."""
+
+import dataclasses
+import json
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from qwen_jax import sizes
+from qwen_jax.errors import CheckpointError, ConfigError
+from qwen_jax.export.huggingface import load_pretrained, save_pretrained
+from qwen_jax.model.spec import param_specs
+from qwen_jax.model.transformer import forward
+from qwen_jax.types import Params
+
+QWEN = sizes.TINY
+# Every dimension differs, heads are grouped, and heads times head size is not the hidden size.
+GROUPED = dataclasses.replace(sizes.TINY, num_kv_heads=2, head_size=10, rope_base=1e6,
+                              dynamic_ntk=False, logn=False)
+TIED = dataclasses.replace(sizes.TINY, tie_embeddings=True, dynamic_ntk=False, logn=False)
+
+
+def random_params(config, dtype="float32") -> Params:
+    """Distinct values everywhere, biases and norms included, so that no mix-up goes unseen."""
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda spec: jax.device_put(rng.normal(size=spec.shape, scale=0.5).astype(dtype)),
+        param_specs(config))
+
+
+def assert_same_bits(left: Params, right: Params) -> None:
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def tensors_of(folder) -> dict[str, np.ndarray]:
+    return {name: array for file in folder.glob("*.safetensors")
+            for name, array in load_file(file).items()}
+
+
+def edit_config(folder, **changes) -> None:
+    """Changes keys of config.json; a value of ... removes the key."""
+    file = folder / "config.json"
+    raw = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in raw.items() if value is not ...}))
+
+
+@pytest.fixture
+def qwen2_folder(tmp_path):
+    save_pretrained(tmp_path / "qwen2", GROUPED, random_params(GROUPED), layout="qwen2")
+    return tmp_path / "qwen2"
+
+
+@pytest.fixture(scope="module")
+def original(shared):
+    return shared / "reference" / "qwen1_tiny"
+
+
+def test_the_original_tiny_checkpoint_loads_with_its_settings(original):
+    config, params = load_pretrained(original)
+    assert (config.vocab_size, config.hidden_size, config.num_layers) == (512, 64, 3)
+    assert config.ffn_size == 176, "intermediate_size is twice the width"
+    assert config.context_length == 32 and config.dynamic_ntk and config.logn
+    assert config.param_dtype == config.compute_dtype == "float32"
+    assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("length", [7, 32])
+def test_logits_are_those_of_the_original_implementation(original, length):
+    config, params = load_pretrained(original)
+    expected = np.load(original / "expected.npz")
+    logits = forward(params, expected[f"ids_{length}"].astype(np.int32), config=config)
+    np.testing.assert_allclose(logits, expected[f"logits_{length}"], rtol=0, atol=2e-4)
+
+
+def test_original_to_qwen2_to_qwen_gives_the_original_tensors_bit_for_bit(original, tmp_path):
+    config, params = load_pretrained(original)
+    save_pretrained(tmp_path / "two", config, params, layout="qwen2")
+    _, through_qwen2 = load_pretrained(tmp_path / "two")
+    save_pretrained(tmp_path / "one", config, through_qwen2, layout="qwen")
+    before, after = tensors_of(original), tensors_of(tmp_path / "one")
+    assert before.keys() == after.keys()
+    assert all(before[name].tobytes() == after[name].tobytes() for name in before)
+    assert load_pretrained(tmp_path / "one")[0] == config
+
+
+def test_qwen2_tensors_are_the_rows_of_the_original_that_the_notes_name(original, tmp_path):
+    config, params = load_pretrained(original)
+    save_pretrained(tmp_path / "two", config, params, layout="qwen2")
+    one, two = tensors_of(original), tensors_of(tmp_path / "two")
+    fused, block = one["transformer.h.1.attn.c_attn.weight"], "model.layers.1."
+    for start, name in ((0, "q"), (64, "k"), (128, "v")):
+        assert np.array_equal(two[f"{block}self_attn.{name}_proj.weight"], fused[start:start + 64])
+    assert np.array_equal(two[block + "mlp.gate_proj.weight"], one["transformer.h.1.mlp.w2.weight"])
+    assert np.array_equal(two[block + "mlp.up_proj.weight"], one["transformer.h.1.mlp.w1.weight"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("config, layout", [(QWEN, "qwen"), (QWEN, "qwen2"), (GROUPED, "qwen2"),
+                                            (TIED, "qwen2")])
+def test_save_and_load_give_the_same_bits_and_config(tmp_path, config, layout, dtype):
+    params = random_params(config, dtype)
+    save_pretrained(tmp_path / "out", config, params, layout=layout)
+    loaded_config, loaded = load_pretrained(tmp_path / "out")
+    assert_same_bits(loaded, params)
+    want = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype)
+    if layout == "qwen2":  # which has neither
+        want = dataclasses.replace(want, dynamic_ntk=False, logn=False)
+    assert loaded_config == want
+
+
+def test_not_a_number_and_negative_zero_keep_their_bits(tmp_path):
+    params = random_params(QWEN, "bfloat16")
+    odd = np.array(params.final_norm)
+    odd[:4] = np.array([np.nan, -0.0, np.inf, 1e-40], ml_dtypes.bfloat16)
+    params = params.replace(final_norm=jax.device_put(odd))
+    save_pretrained(tmp_path / "out", QWEN, params)
+    assert_same_bits(load_pretrained(tmp_path / "out")[1], params)
+
+
+def test_the_data_of_a_file_begins_on_a_multiple_of_8_bytes(tmp_path):
+    save_pretrained(tmp_path / "out", QWEN, random_params(QWEN))
+    with open(tmp_path / "out" / "model.safetensors", "rb") as file:
+        assert int.from_bytes(file.read(8), "little") % 8 == 0
+
+
+def test_a_sharded_checkpoint_has_an_index_and_loads_to_the_same_bits(tmp_path):
+    params = random_params(QWEN)
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    save_pretrained(tmp_path / "out", QWEN, params, max_shard_bytes=total * 2 // 5)
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {
+        f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)}
+    assert index["metadata"]["total_size"] == total
+    assert_same_bits(load_pretrained(tmp_path / "out")[1], params)
+
+
+def test_param_dtype_casts_on_the_way_in_and_out(tmp_path):
+    params = random_params(QWEN)
+    half = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), params)
+    save_pretrained(tmp_path / "out", QWEN, params, param_dtype="bfloat16")
+    config, loaded = load_pretrained(tmp_path / "out")
+    assert_same_bits(loaded, half)
+    config, loaded = load_pretrained(tmp_path / "out", param_dtype="float32")
+    assert (config.param_dtype, config.compute_dtype) == ("float32", "bfloat16")
+    assert_same_bits(loaded, jax.tree.map(lambda leaf: leaf.astype("float32"), half))
+
+
+def test_a_cast_that_would_overflow_is_refused(tmp_path):
+    params = random_params(QWEN).replace(final_norm=jax.numpy.full((32,), 1e5, "float32"))
+    with pytest.raises(CheckpointError, match="transformer.ln_f.weight.*beyond the range"):
+        save_pretrained(tmp_path / "out", QWEN, params, param_dtype="float16")
+    assert list(tmp_path.iterdir()) == [], "a failed export leaves nothing behind"
+
+
+def test_each_weight_goes_straight_to_its_sharding(tmp_path):
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+    params = random_params(QWEN)
+    save_pretrained(tmp_path / "out", QWEN, params)
+    mesh = Mesh(np.array(jax.devices()[:2]), ("x",))
+    cut_last = jax.tree.map(
+        lambda spec: NamedSharding(mesh, PartitionSpec(*[None] * (len(spec.shape) - 1), "x")),
+        param_specs(QWEN))
+    _, loaded = load_pretrained(tmp_path / "out", shardings=cut_last)
+    assert_same_bits(loaded, params)
+    for leaf, sharding in zip(jax.tree.leaves(loaded), jax.tree.leaves(cut_last), strict=True):
+        assert leaf.sharding == sharding
+    save_pretrained(tmp_path / "again", QWEN, loaded)
+    assert_same_bits(load_pretrained(tmp_path / "again")[1], params)
+
+
+def test_the_first_releases_config_keys_are_read(tmp_path):
+    save_pretrained(tmp_path / "out", QWEN, random_params(QWEN))
+    edit_config(tmp_path / "out", hidden_size=..., n_embd=32, num_hidden_layers=..., n_layer=2,
+                num_attention_heads=..., n_head=4, intermediate_size=..., ffn_hidden_size=96,
+                vocab_size=100, padded_vocab_size=128, max_position_embeddings=...,
+                n_positions=6144, pos_emb="rotary", resid_pdrop=0.1, model_type=...)
+    config, _ = load_pretrained(tmp_path / "out")
+    assert config == QWEN
+
+
+def test_an_unknown_model_type_is_refused_by_name(qwen2_folder):
+    edit_config(qwen2_folder, model_type="qwen3")
+    with pytest.raises(ConfigError, match="(?s)'qwen3'.*Known: qwen, qwen2"):
+        load_pretrained(qwen2_folder)
+
+
+def test_features_that_are_not_implemented_are_refused_all_at_once(qwen2_folder):
+    edit_config(qwen2_folder, rope_scaling={"type": "yarn", "factor": 4.0}, use_sliding_window=True,
+                quantization_config={"quant_method": "gptq"}, final_logit_softcapping=30.0,
+                layer_types=["full_attention", "sliding_attention"])
+    with pytest.raises(ConfigError) as error:
+        load_pretrained(qwen2_folder)
+    for name in ("rope_scaling", "yarn", "use_sliding_window=True", "gptq",
+                 "final_logit_softcapping=30.0", "sliding_attention"):
+        assert name in error.value.what
+
+
+def test_plain_rotary_settings_of_newer_transformers_are_read(qwen2_folder):
+    edit_config(qwen2_folder, rope_theta=...,
+                rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    assert load_pretrained(qwen2_folder)[0].rope_base == 5e5
+    edit_config(qwen2_folder, rope_parameters={"rope_type": "linear", "rope_theta": 5e5})
+    with pytest.raises(ConfigError, match="linear"):
+        load_pretrained(qwen2_folder)
+
+
+def test_missing_config_keys_are_listed(qwen2_folder):
+    edit_config(qwen2_folder, rms_norm_eps=..., num_key_value_heads=..., rope_theta=...)
+    with pytest.raises(ConfigError, match="num_key_value_heads, rope_theta, rms_norm_eps"):
+        load_pretrained(qwen2_folder)
+
+
+def test_missing_extra_and_misshaped_tensors_are_listed_at_once(qwen2_folder):
+    tensors = load_file(qwen2_folder / "model.safetensors")
+    del tensors["model.norm.weight"]
+    tensors["model.layers.0.self_attn.q_norm.weight"] = np.ones(10, np.float32)
+    tensors["model.layers.0.rotary_emb.inv_freq"] = np.ones(5, np.float32)  # harmless, old
+    tensors["model.layers.1.mlp.down_proj.weight"] = np.zeros((32, 47), np.float32)
+    tensors["model.layers.1.mlp.up_proj.weight"] = np.zeros((48, 32), np.int8)
+    save_file(tensors, qwen2_folder / "model.safetensors")
+    with pytest.raises(CheckpointError) as error:
+        load_pretrained(qwen2_folder)
+    for part in ("4 wrong tensors", "model.norm.weight is missing", "q_norm.weight is not part",
+                 "down_proj.weight is [32, 47] instead of [32, 48]", "up_proj.weight is I8"):
+        assert part in error.value.what
+    assert "inv_freq" not in error.value.what
+
+
+def test_a_tied_head_in_the_file_must_equal_the_embedding(tmp_path):
+    save_pretrained(tmp_path / "out", TIED, random_params(TIED), layout="qwen2")
+    file = tmp_path / "out" / "model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].copy()}, file)
+    assert load_pretrained(tmp_path / "out")[1].head is None
+    other = tensors["model.embed_tokens.weight"].copy()
+    other[100, 3] += 1
+    save_file(tensors | {"lm_head.weight": other}, file)
+    with pytest.raises(CheckpointError, match="lm_head.weight differs"):
+        load_pretrained(tmp_path / "out")
+
+
+def test_weights_of_several_dtypes_are_read_as_float32(tmp_path):
+    save_pretrained(tmp_path / "out", QWEN, random_params(QWEN, "bfloat16"))
+    file = tmp_path / "out" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["transformer.ln_f.weight"] = np.linspace(0, 1, 32, dtype=np.float32)
+    save_file(tensors, file)
+    config, params = load_pretrained(tmp_path / "out")
+    assert config.param_dtype == "float32"
+    assert np.array_equal(params.final_norm, tensors["transformer.ln_f.weight"])
+
+
+def test_a_damaged_and_a_missing_file_are_named(tmp_path):
+    save_pretrained(tmp_path / "out", QWEN, random_params(QWEN), max_shard_bytes=40_000)
+    first, second, *_ = sorted((tmp_path / "out").glob("model-*"))
+    first.write_bytes(first.read_bytes()[:-1])
+    second.unlink()
+    with pytest.raises(CheckpointError) as error:
+        load_pretrained(tmp_path / "out")
+    assert f"{first.name} is damaged" in error.value.what
+    assert f"{second.name} is missing" in error.value.what
+
+
+def test_folders_without_weights_or_config_say_what_is_there(tmp_path):
+    with pytest.raises(CheckpointError, match="no such folder"):
+        load_pretrained("Qwen/Qwen-7B")
+    with pytest.raises(CheckpointError, match="no config.json"):
+        load_pretrained(tmp_path)
+    save_pretrained(tmp_path / "out", QWEN, random_params(QWEN))
+    (tmp_path / "out" / "model.safetensors").rename(tmp_path / "out" / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="only pytorch_model.bin"):
+        load_pretrained(tmp_path / "out")
+
+
+def test_the_qwen_layout_refuses_what_it_cannot_express(tmp_path):
+    config = dataclasses.replace(GROUPED, tie_embeddings=True)
+    with pytest.raises(ConfigError) as error:
+        save_pretrained(tmp_path / "out", config, random_params(config), layout="qwen")
+    for part in ("num_kv_heads=2", "tie_embeddings", "head_size = 40"):
+        assert part in error.value.what
+    assert "qwen2" in error.value.fix
+
+
+def test_weights_that_do_not_fit_the_config_are_listed(tmp_path):
+    params = random_params(QWEN)
+    config = dataclasses.replace(QWEN, vocab_size=256)
+    with pytest.raises(CheckpointError) as error:
+        save_pretrained(tmp_path / "out", config, params)
+    assert "params.embed is [128, 32] instead of [256, 32]" in error.value.what
+    assert "params.head is [32, 128]" in error.value.what
+    with pytest.raises(CheckpointError, match=r"params.head is not in the config"):
+        save_pretrained(tmp_path / "out", TIED, params, layout="qwen2")
+    with pytest.raises(ConfigError, match="(?s)'qwen3'.*did you mean"):
+        save_pretrained(tmp_path / "out", QWEN, params, layout="qwen3")
+
+
+def test_an_earlier_export_is_replaced_and_another_folder_never(tmp_path):
+    save_pretrained(tmp_path / "out", QWEN, random_params(QWEN), max_shard_bytes=40_000)
+    newer = jax.tree.map(lambda leaf: leaf * np.float32(2), random_params(QWEN))
+    save_pretrained(tmp_path / "out", QWEN, newer)
+    assert_same_bits(load_pretrained(tmp_path / "out")[1], newer)
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
+        "config.json", "generation_config.json", "model.safetensors"]
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    with pytest.raises(CheckpointError, match="thesis.tex"):
+        save_pretrained(tmp_path / "out", QWEN, newer)
+    (tmp_path / "out" / "thesis.tex").unlink()
+    save_file(load_file(tmp_path / "out" / "model.safetensors"),
+              tmp_path / "out" / "model.safetensors")  # as someone else would write it
+    with pytest.raises(CheckpointError, match="no export of ours: it holds model.safetensors"):
+        save_pretrained(tmp_path / "out", QWEN, newer)
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["out"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_an_export_that_fails_half_way_leaves_the_earlier_one(tmp_path, monkeypatch, error):
+    params = random_params(QWEN)
+    save_pretrained(tmp_path / "out", QWEN, params)
+
+    def write_some(folder, tensors, **unused):
+        (folder / "model.safetensors").write_bytes(b"some")
+        raise error
+
+    monkeypatch.setattr("qwen_jax.export.huggingface.write_tensors", write_some)
+    newer = jax.tree.map(lambda leaf: leaf * np.float32(2), params)
+    with pytest.raises(CheckpointError if isinstance(error, OSError) else KeyboardInterrupt):
+        save_pretrained(tmp_path / "out", QWEN, newer)
+    assert_same_bits(load_pretrained(tmp_path / "out")[1], params)
+    assert [item.name for item in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    with pytest.raises(CheckpointError, match="needs .* GB and the disk has"):
+        save_pretrained(tmp_path / "out", QWEN, random_params(QWEN))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("config", [QWEN, GROUPED, TIED], ids=["plain", "grouped", "tied"])
+def test_transformers_reads_our_config_and_we_read_theirs(tmp_path, config):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    save_pretrained(tmp_path / "out", config, random_params(config), layout="qwen2")
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path / "out")
+    assert theirs.model_type == "qwen2" and theirs.num_key_value_heads == config.kv_heads
+    assert theirs.intermediate_size == config.ffn_size and theirs.rms_norm_eps == 1e-6
+    theirs.save_pretrained(tmp_path / "out")  # overwrites config.json with their own spelling
+    want = dataclasses.replace(config, dynamic_ntk=False, logn=False)
+    assert load_pretrained(tmp_path / "out")[0] == want
+
+
+@pytest.mark.parametrize("config", [QWEN, GROUPED, TIED], ids=["plain", "grouped", "tied"])
+def test_logits_equal_those_of_transformers_qwen2(tmp_path, config):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    params = random_params(config)
+    save_pretrained(tmp_path / "out", config, params, layout="qwen2")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    assert theirs.dtype == torch.float32
+    tokens = np.random.default_rng(1).integers(0, config.vocab_size, (2, config.context_length))
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(tokens)).logits.numpy()
+    assert np.std(expected) > 0.5, "the logits must be far from constant"
+    logits = forward(params, tokens.astype(np.int32), config=config)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-4)
+
+
+def test_the_original_through_qwen2_agrees_with_transformers(original, tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    config, params = load_pretrained(original)
+    save_pretrained(tmp_path / "out", config, params, layout="qwen2")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    expected = np.load(original / "expected.npz")
+    for length in (7, 32):
+        with torch.no_grad():
+            logits = theirs(torch.from_numpy(expected[f"ids_{length}"])).logits.numpy()
+        np.testing.assert_allclose(logits, expected[f"logits_{length}"], rtol=0, atol=2e-4)

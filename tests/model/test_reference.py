@@ -1,0 +1,97 @@
+"""The original implementation's logits, loss, gradients, on its tiny checkpoint."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qwen_jax.export.huggingface import load_pretrained
+from qwen_jax.model.transformer import forward
+from qwen_jax.train.language_model import make_objective
+from qwen_jax.types import Batch
+
+
+@pytest.fixture(scope="module")
+def original(shared):
+    folder = shared / "reference" / "qwen1_tiny"
+    config, params = load_pretrained(folder)
+    return config, params, np.load(folder / "expected.npz")
+
+
+@pytest.mark.parametrize("length", [7, 32, 33, 100])
+def test_logits_equal_the_original_within_and_beyond_the_training_length(original, length):
+    config, params, expected = original
+    assert config.context_length == 32 and config.dynamic_ntk and config.logn
+    logits = forward(params, jnp.asarray(expected[f"ids_{length}"], jnp.int32), config=config)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, expected[f"logits_{length}"], atol=2e-4, rtol=0)
+
+
+def test_beyond_the_training_length_ntk_and_logn_both_matter(original):
+    import dataclasses
+
+    config, params, expected = original
+    tokens = jnp.asarray(expected["ids_100"], jnp.int32)
+    for off in ({"dynamic_ntk": False}, {"logn": False}):
+        logits = forward(params, tokens, config=dataclasses.replace(config, **off))
+        assert np.abs(logits - expected["logits_100"]).max() > 0.1
+
+
+def test_padding_on_the_right_does_not_change_a_rows_context_extension(original):
+    config, params, expected = original
+    tokens = jnp.asarray(expected["ids_33"], jnp.int32)
+    padded = jnp.pad(tokens, ((0, 0), (0, 67)))
+    segment_ids = jnp.where(jnp.arange(100)[None] < 33, 1, 0).astype(jnp.int32).repeat(2, axis=0)
+    logits = forward(params, padded, config=config, segment_ids=segment_ids)
+    np.testing.assert_allclose(logits[:, :33], expected["logits_33"], atol=2e-4, rtol=0)
+
+
+def training_batch(expected) -> Batch:
+    ids, labels = expected["train_ids"], expected["train_labels"]
+    targets = np.concatenate([labels[:, 1:], np.full((2, 1), -100)], axis=1)
+    weights = (targets != -100).astype(np.float32)
+    B, T = ids.shape
+    return Batch(tokens=jnp.asarray(ids, jnp.int32),
+                 targets=jnp.asarray(np.where(targets == -100, 0, targets), jnp.int32),
+                 loss_weights=jnp.asarray(weights),
+                 segment_ids=jnp.ones((B, T), jnp.int32),
+                 positions=jnp.tile(jnp.arange(T, dtype=jnp.int32)[None], (B, 1)))
+
+
+def test_loss_and_gradients_equal_the_original(original):
+    config, params, expected = original
+    objective = make_objective(config)
+    batch = training_batch(expected)
+
+    def loss(params):
+        sums = objective(params, batch, None)
+        return sums.loss_sum / sums.weight_sum
+
+    value, grads = jax.value_and_grad(loss)(params)
+    assert abs(float(value) - float(expected["train_loss"])) < 1e-5
+
+    L, D = config.num_layers, config.hidden_size
+    first = jax.tree.map(lambda x: np.asarray(x[0]), grads.layers)
+    attention = first.attention
+    ours = {
+        "transformer.wte.weight": grads.embed,
+        "transformer.h.0.ln_1.weight": first.attention_norm,
+        "transformer.h.0.attn.c_attn.weight": np.concatenate(
+            [w.reshape(D, -1).T for w in (attention.wq, attention.wk, attention.wv)]),
+        "transformer.h.0.attn.c_attn.bias": np.concatenate(
+            [b.reshape(-1) for b in (attention.bq, attention.bk, attention.bv)]),
+        "transformer.h.0.attn.c_proj.weight": attention.wo.reshape(-1, D).T,
+        "transformer.h.0.ln_2.weight": first.mlp_norm,
+        "transformer.h.0.mlp.w1.weight": first.mlp.w_up.T,
+        "transformer.h.0.mlp.w2.weight": first.mlp.w_gate.T,
+        "transformer.h.0.mlp.c_proj.weight": first.mlp.w_down.T,
+        "transformer.ln_f.weight": grads.final_norm,
+        "lm_head.weight": grads.head.T,
+    }
+    assert {f"grad.{name}" for name in ours} == {k for k in expected if k.startswith("grad.")}
+    for name, grad in ours.items():
+        wanted = expected[f"grad.{name}"]
+        error = np.linalg.norm(grad - wanted) / np.linalg.norm(wanted)
+        assert error < 1e-4, (name, error)
+        np.testing.assert_allclose(grad, wanted, atol=1e-4 * np.abs(wanted).max(), rtol=1e-4,
+                                   err_msg=name)

@@ -1,0 +1,42 @@
+"""Rotary embedding, dynamic NTK and LogN against their formulas in plain Python."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qwen_jax.model import rope
+
+
+def test_rotation_equals_complex_multiplication():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 9, 3, 8)).astype(np.float32)
+    positions = jnp.asarray(rng.integers(0, 5000, (2, 9)), jnp.int32)
+    turned = rope.rotate(jnp.asarray(x), rope.rotary_table(positions, head_size=8, base=10000.0))
+    inverse = 10000.0 ** (-np.arange(0, 8, 2) / 8)
+    angle = np.asarray(positions, np.float64)[:, :, None, None] * inverse
+    z = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * angle)
+    np.testing.assert_allclose(turned, np.concatenate([z.real, z.imag], -1), atol=2e-3)
+
+
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 63, 64, 65, 100, 128, 129, 1000, 32 * 1024])
+def test_ntk_alpha_equals_the_formula(length):
+    exact = max(1, 2 ** math.ceil(math.log2(length / 32) + 1) - 1)
+    assert float(rope.ntk_alpha(jnp.asarray([length], jnp.int32), 32)[0]) == exact
+
+
+def test_alpha_stretches_the_base_row_by_row():
+    positions = jnp.tile(jnp.arange(6, dtype=jnp.int32)[None], (2, 1))
+    alpha = jnp.asarray([1.0, 7.0], jnp.float32)
+    cos, _ = rope.rotary_table(positions, head_size=16, base=10000.0, alpha_B=alpha)
+    plain, _ = rope.rotary_table(positions, head_size=16, base=10000.0)
+    stretched, _ = rope.rotary_table(positions, head_size=16, base=10000.0 * 7 ** (16 / 14))
+    np.testing.assert_allclose(cos[0], plain[0], atol=1e-6)
+    np.testing.assert_allclose(cos[1], stretched[1], atol=1e-6)
+
+
+def test_logn_is_one_up_to_the_training_length():
+    positions = jnp.asarray([[0, 5, 31, 32, 99]], jnp.int32)
+    wanted = [1, 1, 1, math.log(33) / math.log(32), math.log(100) / math.log(32)]
+    np.testing.assert_allclose(rope.logn_scale(positions, 32)[0], wanted, rtol=1e-6)

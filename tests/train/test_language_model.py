@@ -1,0 +1,57 @@
+"""The objective against its definition."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qwen_jax import sizes
+from qwen_jax.model import spec
+from qwen_jax.model.transformer import forward
+from qwen_jax.train.language_model import cross_entropy, make_objective
+from qwen_jax.types import Batch
+
+
+def make_batch(seed: int, B: int, T: int, vocab_size: int) -> Batch:
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, vocab_size, (B, T + 1)).astype(np.int32)
+    return Batch(tokens=tokens[:, :-1], targets=tokens[:, 1:],
+                 loss_weights=(rng.random((B, T)) < rng.random((B, 1))).astype(np.float32),
+                 segment_ids=np.ones((B, T), np.int32),
+                 positions=np.tile(np.arange(T, dtype=np.int32), (B, 1)))
+
+
+def test_cross_entropy_and_its_gradient_equal_log_softmax():
+    logits = 5 * jax.random.normal(jax.random.key(0), (2, 5, 11))
+    targets = jax.random.randint(jax.random.key(1), (2, 5), 0, 11, jnp.int32)
+
+    def by_definition(logits):
+        log_probs = jax.nn.log_softmax(logits, axis=-1)
+        nll = -jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
+        return nll, jax.nn.logsumexp(logits, axis=-1)
+
+    def scalar(function, logits):
+        nll, log_z = function(logits)
+        return jnp.sum(nll * jnp.arange(5.0)[None]) + jnp.sum(jnp.square(log_z))
+
+    ours = lambda logits: cross_entropy(logits, targets)  # noqa: E731
+    for a, b in zip(ours(logits), by_definition(logits)):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    np.testing.assert_allclose(
+        jax.grad(lambda x: scalar(ours, x))(logits),
+        jax.grad(lambda x: scalar(by_definition, x))(logits), rtol=1e-4, atol=1e-5)
+
+
+def test_sums_are_over_weighted_tokens_and_z_loss_is_apart():
+    config = sizes.TINY
+    params = spec.init_params(config, jax.random.key(0))
+    batch = make_batch(0, 2, 8, config.vocab_size)
+    sums = jax.jit(make_objective(config, z_loss=0.01))(params, batch, None)
+    logits = forward(params, batch.tokens, config=config, inference=False)
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    nll = -jnp.take_along_axis(log_probs, batch.targets[..., None], axis=-1)[..., 0]
+    wanted = np.sum(nll * batch.loss_weights)
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    np.testing.assert_allclose(sums.extras["cross_entropy"], wanted, rtol=1e-5)
+    np.testing.assert_allclose(
+        sums.loss_sum, wanted + 0.01 * np.sum(np.square(log_z) * batch.loss_weights), rtol=1e-5)
+    assert float(sums.weight_sum) == batch.loss_weights.sum()

@@ -1,0 +1,110 @@
+"""The loop, with a step that is ordinary Python: order of events, stopping, errors."""
+
+import os
+import signal
+
+import jax.numpy as jnp
+import pytest
+
+from qwen_jax.errors import TrainingError
+from qwen_jax.train.loop import Hook, Stopped, fit
+from qwen_jax.train.metrics import SpikeWatch, format_seconds
+from qwen_jax.types import TrainState
+
+
+def counting_step(state, batch):
+    loss = jnp.float32(batch)
+    bad = not jnp.isfinite(loss)
+    step = state.step if state.step < 0 else (-1 - state.step if bad else state.step + 1)
+    return state.replace(step=jnp.int32(step)), {"train/loss": loss}
+
+
+def start(step=0):
+    return TrainState(step=jnp.int32(step), params=(), opt_state=())
+
+
+def run(batches, *, hooks=(), start_step=0, step=counting_step, reports=None):
+    return fit(start(start_step), lambda i, state: batches[i], step, start_step=start_step,
+               num_steps=len(batches), report=(reports if reports is not None else []).append,
+               hooks=hooks)
+
+
+def test_every_step_is_reported_once_in_order_and_hooks_have_their_turn():
+    reports, turns = [], []
+    hooks = (Hook(2, lambda n, s: turns.append(("two", n, int(s.step)))),
+             Hook(100, lambda n, s: turns.append(("end", n, int(s.step)))))
+    state = run([1.0, 2.0, 3.0, 4.0, 5.0], hooks=hooks, reports=reports)
+    assert int(state.step) == 5
+    assert [(r.step, r.metrics["train/loss"]) for r in reports] == [(i, i) for i in range(1, 6)]
+    assert reports[0].seconds is None and reports[1].seconds > 0
+    assert turns == [("two", 2, 2), ("two", 4, 4), ("two", 5, 5), ("end", 5, 5)]
+
+
+def test_a_run_resumes_at_its_step():
+    reports = []
+    run([1.0, 2.0, 3.0], start_step=2, reports=reports)
+    assert [r.step for r in reports] == [3]
+
+
+def test_metrics_are_read_after_the_next_step_is_under_way():
+    events = []
+
+    def step(state, batch):
+        events.append(f"dispatch {batch}")
+        return counting_step(state, batch)
+
+    class Reports:
+        def append(self, report):
+            events.append(f"report {report.step}")
+
+    run([1.0, 2.0, 3.0], step=step, reports=Reports())
+    assert events == ["dispatch 1.0", "dispatch 2.0", "report 1", "dispatch 3.0", "report 2",
+                      "report 3"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_saves_the_last_good_state():
+    saved = []
+    hooks = (Hook(100, lambda n, s: saved.append((n, int(s.step))), at_stop=True),
+             Hook(1, lambda n, s: None))
+    with pytest.raises(TrainingError, match="step 3 is not finite: train/loss=nan"):
+        run([1.0, 2.0, float("nan"), 4.0, 5.0], hooks=hooks)
+    assert saved == [(2, 2)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_the_step_saves_and_stops(number):
+    saved, skipped = [], []
+
+    def step(state, batch):
+        if batch == 2.0:
+            os.kill(os.getpid(), number)
+        return counting_step(state, batch)
+
+    hooks = (Hook(100, lambda n, s: saved.append((n, int(s.step))), at_stop=True),
+             Hook(100, lambda n, s: skipped.append(n)))
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped) as stopped:
+        run([1.0, 2.0, 3.0, 4.0], step=step, hooks=hooks)
+    assert saved == [(2, 2)] and skipped == [] and stopped.value.signal_number == number
+    assert signal.getsignal(number) is before
+
+
+def test_an_error_of_the_data_reaches_the_caller():
+    def no_more(i, state):
+        raise RuntimeError("the disk is gone")
+
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        fit(start(), no_more, counting_step, start_step=0, num_steps=3, report=lambda r: None)
+
+
+def test_a_spike_is_named_and_noise_is_not():
+    watch = SpikeWatch()
+    noise = [2.0 + 0.05 * ((i * 7) % 5 - 2) for i in range(100)]
+    assert [m for m in map(watch.see, noise) if m] == []
+    assert "3.5000 leaps out of 2.0" in watch.see(3.5)
+
+
+@pytest.mark.parametrize("seconds, text", [(5, "5s"), (95, "1m35s"), (7322, "2h02m"),
+                                           (float("inf"), "?")])
+def test_seconds_read_well(seconds, text):
+    assert format_seconds(seconds) == text
