@@ -47,7 +47,8 @@ def run(tmp_path):
         "versions": {"python": "3.12.1", "devices": "1 x cpu"},
         "evaluation": {"model": {"perplexity": 10.0, "bits_per_byte": 1.0},
                        "ngram": {"perplexity": 25.0, "bits_per_byte": 1.4}, "tokens": 12345},
-        "compression": {"docs": {"bytes_per_token": 3.75}},
+        "compression": [{"language": "docs", "tokenizer": "ours", "bytes_per_token": 3.75}],
+        "export": {"path": "exports/x", "layout": "qwen2", "dtype": "bfloat16"},
         "samples": [{"prompt": "def f(", "text": "def f(a): return a<b & <script>alert(1)</script>",
                      "temperature": 0.8, "top_p": 0.95}]}
     for name, content in contents.items():
@@ -88,7 +89,8 @@ def test_the_page_holds_every_section_and_every_plot(run):
     assert path == run / "report.html"
     page = _Page(path.read_text(encoding="utf-8"))
     assert page.headings == ["a <run>", "Loss", "Against counting", "Samples", "Optimisation",
-                             "Speed", "Compression", "Configuration", "Versions", "Events"]
+                             "Speed", "Compression", "Export", "Configuration",
+                             "Versions", "Events"]
     plots = {file.stem: file.read_bytes() for file in (run / "plots").iterdir()}
     assert plots.keys() == {"loss", "learning_rate", "gradient_norm", "throughput", "data_wait",
                             "perplexity"}
@@ -97,8 +99,8 @@ def test_the_page_holds_every_section_and_every_plot(run):
     assert all(png.startswith(PNG) for png in embedded)
     words = " ".join(page.words)
     for expected in ("8.39 M", "2,560", "2.000", "7.39", "1.234", "5,020", "42s", "40 of 50 steps",
-                     "2.50 times lower", "12,345", "3.75", "hidden_size", "3.12.1", "loss_spike",
-                     "MFU 40.0% (A), 45.0% (B)", "temperature 0.8, top p 0.95"):
+                     "2.50 times lower", "12,345", "3.75", "exports/x", "hidden_size", "3.12.1",
+                     "loss_spike", "MFU 40.0% (A), 45.0% (B)", "temperature 0.8, top p 0.95"):
         assert expected in words, expected
 
 
@@ -112,7 +114,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing_from_samples(run
 
 
 @pytest.mark.parametrize("left", ["metrics.jsonl", "config.json", "samples.json",
-                                  "compression.json"])
+                                  "compression.json", "export.json"])
 def test_any_one_file_is_enough(run, left):
     for file in list(run.iterdir()):
         if file.name != left:
@@ -120,7 +122,7 @@ def test_any_one_file_is_enough(run, left):
     page = _Page(write_report(run).read_text(encoding="utf-8"))
     expected = {"metrics.jsonl": ["Loss", "Optimisation", "Speed"],
                 "config.json": ["Configuration"], "samples.json": ["Samples"],
-                "compression.json": ["Compression"]}[left]
+                "compression.json": ["Compression"], "export.json": ["Export"]}[left]
     assert page.headings[1:] == expected
 
 

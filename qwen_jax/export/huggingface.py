@@ -108,7 +108,7 @@ def save_pretrained(path: str | os.PathLike, config: ModelConfig, params: Params
             "save_pretrained(tokenizer)", "pass the tokenizer that the model was trained with.")
     if layout == "qwen2" and (config.dynamic_ntk or config.logn):
         logging.warning("the Qwen2 layout has no dynamic NTK and no LogN: beyond %d tokens the "
-                           "exported model is a plain one.", config.context_length)
+                        "exported model is a plain one.", config.context_length)
     own_dtype = _check_params(params, config)
     dtype = param_dtype or own_dtype
     tensors = [tensor for group in table.groups(param_specs(config))

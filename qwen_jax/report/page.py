@@ -22,7 +22,8 @@ def write_report(run_dir: str | os.PathLike) -> pathlib.Path:
     """Writes report.html and plots/*.png into `run_dir`; returns the page's path.
 
     Reads what is there of config.json, versions.json, metrics.jsonl, events.jsonl,
-    compression.json and .png, evaluation.json, samples.json.
+    compression.json and .png, evaluation.json, samples.json, export.json; what each holds is told
+    in records.py.
 
     Raises:
       DataError: no such folder, nothing of a run in it, or a damaged JSON file. A torn last line of
@@ -33,7 +34,7 @@ def write_report(run_dir: str | os.PathLike) -> pathlib.Path:
     if not folder.is_dir():
         raise DataError("there is no such folder.", str(folder), "pass the folder of a run.")
     files = {name: read_json(folder / f"{name}.json")
-             for name in ("config", "versions", "compression", "evaluation", "samples")}
+             for name in ("config", "versions", "compression", "evaluation", "samples", "export")}
     steps, bad_metrics = read_jsonl(folder / "metrics.jsonl")
     events, bad_events = read_jsonl(folder / "events.jsonl")
     if not steps and all(content is None for content in files.values()):
@@ -67,8 +68,9 @@ def write_report(run_dir: str | os.PathLike) -> pathlib.Path:
             "gradient_norm", "Norm of the gradient before clipping, and its running median."))),
         ("Speed", _row(picture("throughput", "Tokens per second, without evaluation and saving."),
                        picture("data_wait", "Time a step waited for its batch."))),
-        ("Compression", picture("compression", "Bytes of text per token: more is better.")
+        ("Compression", picture("compression", "Text that a token holds: more is better.")
          + _any_table(files["compression"])),
+        ("Export", _any_table(files["export"])),
         ("Configuration", _configuration(files["config"])),
         ("Versions", _any_table(files["versions"])),
         ("Events", _events(events)),

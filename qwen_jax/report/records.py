@@ -1,4 +1,22 @@
-"""What a run folder records: JSON files, JSON lines, and curves by name."""
+"""What a run folder records: JSON files, JSON lines, and curves by name.
+
+    metrics.jsonl     {"step": 10, "time": 1.7e9, "train/loss": 3.1, "eval/NAME/loss": 2.9, ...} a
+                      line (train/metrics.py): train/{loss,grad_norm,learning_rate,tokens},
+                      perf/{tokens_per_second,mfu_a,mfu_b,data_wait_seconds},
+                      eval/NAME/{loss,perplexity,bits_per_byte}
+    events.jsonl      {"time": 1.7e9, "event": "resume", ...anything} a line (train/metrics.py)
+    config.json       {"model": {...}, "train": {...}, ..., "run_dir": "..."}
+    versions.json     {"python": "3.12.1", "devices": "1 x cpu", ...}
+    samples.json      [{"prompt": "...", "text": "...", ...settings}]; text with or without prompt
+    evaluation.json   {"model": {"perplexity": 9.1, "bits_per_byte": 1.2}, "ngram": {the same},
+                      ...other models, "tokens": 12345, ...other facts}, on one held-out text
+    compression.json  [{"language": "zh", "tokenizer": "ours", "bytes_per_token": 3.1, ...}]
+                      (Row._asdict() of tokenizer/compression.py), or {ROW: {COLUMN: value}};
+                      compression.png is its picture
+    export.json       {"path": "...", "layout": "qwen2", "dtype": "bfloat16", ...any facts}
+
+Times are seconds since 1970. Every file may be missing; keys that are not named here are shown too.
+"""
 
 import json
 import math

@@ -6,18 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from qwen_jax import sizes
-from qwen_jax.config import MeshConfig, ModelConfig
+from qwen_jax.config import MeshConfig
 from qwen_jax.errors import ConfigError, DataError
+from qwen_jax.export.huggingface import load_pretrained
 from qwen_jax.generate import decode
 from qwen_jax.generate.decode import generate
 from qwen_jax.model.spec import init_params, param_specs
 from qwen_jax.model.transformer import forward
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.rules import sharding_for, use_layout
-from qwen_jax.types import AttentionParams, LayerParams, MLPParams, Params
 
 CONFIG = dataclasses.replace(sizes.TINY, context_length=64)
 # Tests share shapes (batches of 4 and 1, prompts of up to 32, 16 new tokens) and with them what is
@@ -52,36 +51,9 @@ _forward = jax.jit(lambda params, row, config: forward(params, row, config=confi
                    static_argnums=2)
 
 
-def _reference_model(folder) -> tuple[ModelConfig, Params]:
-    weights = load_file(folder / "model.safetensors")
-    config = ModelConfig(vocab_size=512, hidden_size=64, num_layers=3, num_heads=4, ffn_size=176,
-                         context_length=32, compute_dtype="float32")
-
-    def stack(read):
-        return jnp.stack([jnp.asarray(read(f"transformer.h.{i}.")) for i in range(3)])
-
-    def qkv(j):
-        part = slice(64 * j, 64 * (j + 1))
-        return (stack(lambda p: weights[p + "attn.c_attn.weight"][part].T.reshape(64, 4, 16)),
-                stack(lambda p: weights[p + "attn.c_attn.bias"][part].reshape(4, 16)))
-
-    attention = AttentionParams(
-        *qkv(0), *qkv(1), *qkv(2),
-        stack(lambda p: weights[p + "attn.c_proj.weight"].T.reshape(4, 16, 64)))
-    mlp = MLPParams(w_gate=stack(lambda p: weights[p + "mlp.w2.weight"].T),
-                    w_up=stack(lambda p: weights[p + "mlp.w1.weight"].T),
-                    w_down=stack(lambda p: weights[p + "mlp.c_proj.weight"].T))
-    layers = LayerParams(attention_norm=stack(lambda p: weights[p + "ln_1.weight"]),
-                         attention=attention,
-                         mlp_norm=stack(lambda p: weights[p + "ln_2.weight"]), mlp=mlp)
-    return config, Params(embed=jnp.asarray(weights["transformer.wte.weight"]), layers=layers,
-                          final_norm=jnp.asarray(weights["transformer.ln_f.weight"]),
-                          head=jnp.asarray(weights["lm_head.weight"].T))
-
-
 def test_greedy_decodes_are_the_originals_within_and_beyond_the_training_length(shared):
     folder = shared / "reference" / "qwen1_tiny"
-    config, params = _reference_model(folder)
+    config, params = load_pretrained(folder)
     expected = np.load(folder / "expected.npz")
     prompts = [expected["prompt_10"][0], expected["prompt_40"][0]]
     found = generate(params, prompts, config=config, max_new_tokens=30)

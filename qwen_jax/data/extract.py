@@ -1,0 +1,110 @@
+"""HTML to text. Report: 2.1.
+
+`article` finds the main text of a web page; `page` keeps all of a page whose every line counts,
+such as reference documentation laid out in tables.
+"""
+
+import re
+
+from qwen_jax.errors import DataError
+
+_DROPPED = {"head", "script", "style", "noscript", "template", "svg"}
+_BLOCKS = {"address", "article", "aside", "blockquote", "body", "dd", "div", "dl", "dt", "figure",
+           "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "li", "main",
+           "nav", "ol", "p", "pre", "section", "table", "tr", "ul"}
+_INDENTED = {"blockquote": 4, "dd": 4, "ul": 2, "ol": 2}
+
+
+def article(html: str) -> str:
+    """The main text of a web page, without menus, banners and footers; "" when there is none.
+
+    Raises:
+      DataError: trafilatura is not installed.
+    """
+    try:
+        import trafilatura
+    except ImportError as error:
+        raise DataError("extracting articles needs trafilatura.", "HTML source",
+                        "pip install 'qwen_jax[data]'.") from error
+    return trafilatura.extract(html, include_comments=False) or ""
+
+
+def page(html: str) -> str:
+    """All text of a page, line by line as a browser breaks it, definitions indented.
+
+    Raises:
+      DataError: lxml is not installed.
+    """
+    try:
+        import lxml.etree
+        import lxml.html
+    except ImportError as error:
+        raise DataError("extracting pages needs lxml.", "HTML source",
+                        "pip install 'qwen_jax[data]'.") from error
+    try:
+        root = lxml.html.document_fromstring(html)
+    except lxml.etree.ParserError:  # an empty page
+        return ""
+    lines = _Lines()
+    # Events rather than recursion: a page may be nested deeper than Python's stack.
+    skipped = None
+    for event, element in lxml.etree.iterwalk(root, events=("start", "end", "comment", "pi")):
+        tag = element.tag if isinstance(element.tag, str) else None
+        if skipped is None and event == "start":
+            if tag in _DROPPED or (tag in ("td", "th") and not element.text_content().strip()):
+                skipped = element
+            else:
+                lines.start(tag)
+                lines.add(element.text)
+        elif event != "start":
+            if skipped is element:
+                skipped = None
+            elif skipped is None and event == "end":
+                lines.end(tag)
+            if skipped is None:
+                lines.add(element.tail)
+    return lines.text()
+
+
+class _Lines:
+    def __init__(self):
+        self._lines, self._line, self._indent, self._preformatted = [], "", 0, 0
+
+    def start(self, tag: str) -> None:
+        if tag in _BLOCKS or tag == "br":
+            self._break(blank=tag == "br")
+        elif tag in ("td", "th") and self._line:
+            self._line += " "
+        self._indent += _INDENTED.get(tag, 0)
+        self._preformatted += tag == "pre"
+
+    def end(self, tag: str) -> None:
+        if tag in _BLOCKS:
+            self._break()
+        self._indent -= _INDENTED.get(tag, 0)
+        self._preformatted -= tag == "pre"
+        if tag in ("p", "dl", "table", "pre", "hr"):
+            self._lines.append("")
+
+    def add(self, text: str | None) -> None:
+        if not text:
+            return
+        if self._preformatted:
+            first, *rest = text.split("\n")
+            self._line += first
+            for line in rest:
+                self._break(blank=True)
+                self._line += line
+            return
+        text = re.sub(r"[ \t\r\n\f]+", " ", text)  # not the no-break space, which is layout
+        self._line += text if self._line else text.lstrip(" ")
+
+    def _break(self, blank: bool = False) -> None:
+        line = self._line.replace("\xa0", " ").rstrip()
+        if line or blank:
+            self._lines.append(" " * self._indent + line if line else "")
+        self._line = ""
+
+    def text(self) -> str:
+        self._break()
+        return re.sub(r"\n{3,}", "\n\n", "\n".join(self._lines)).strip("\n") + "\n"

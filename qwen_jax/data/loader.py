@@ -1,0 +1,258 @@
+"""Batches from token shards: every one a function of (seed, step), on any number of hosts.
+
+Documents follow one another, each ended by <|endoftext|>, and are cut to the context length
+(report 2.4: "merged and truncated"). Row r of a source is its tokens r T .. r T + T, the last one
+shifted in as a target; rows are shuffled anew in every epoch, and sources mixed by their weights.
+"""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from qwen_jax.config import DataConfig
+from qwen_jax.data.shards import Shards, open_shards
+from qwen_jax.errors import DataError
+from qwen_jax.types import Batch
+
+
+class Loader:
+    """The batches of one run.
+
+    Example:
+      >>> loader = Loader(DataConfig(sources=("data/mine/train",)), context_length=2048,
+      ...                 batch_size=64, end_of_text=151643, seed=0)
+      >>> with loader.iterate(start_step=1000) as batches:  # read ahead in a thread
+      ...     batch = next(batches)
+    """
+
+    def __init__(self, config: DataConfig, *, context_length: int, batch_size: int,
+                 end_of_text: int, seed: int, shard: tuple[int, int] = (0, 1),
+                 vocab_size: int | None = None, tokenizer: str | None = None):
+        """Opens and checks all sources.
+
+        Args:
+          context_length: T, tokens in a row.
+          batch_size: B, rows in a batch over all hosts.
+          end_of_text: id that ends a document, as in the shards' manifest.
+          shard: (this host, number of hosts); it gets rows [i B / n, (i + 1) B / n) of each batch.
+          vocab_size: of the model; None: not checked.
+          tokenizer: fingerprint that the shards must have; None: not checked.
+
+        Raises:
+          DataError: a source is missing, damaged, or of another vocabulary.
+        """
+        index, count = shard
+        if batch_size % count:
+            raise DataError(f"batch_size={batch_size} does not divide by {count} hosts.",
+                            "train.batch_size", f"use a multiple of {count}.")
+        if not config.sources:
+            raise DataError("there are no sources.", "data.sources", "name shard folders.")
+        folders, weights = _weights(config.sources)
+        self._shards = [open_shards(folder) for folder in folders]
+        for shards in self._shards:
+            _check_vocabulary(shards, end_of_text, vocab_size, tokenizer)
+        sizes = np.array([shards.tokens for shards in self._shards], np.float64)
+        weights = sizes if weights is None else np.array(weights)
+        self._weights = weights / weights.sum()
+        self._rows = [Rows(shards, context_length) for shards in self._shards]
+        self._to_batch = functools.partial(
+            to_batch, end_of_text=end_of_text, documents=config.packing == "documents")
+        self._seed, self._batch_size, self._shard = seed, batch_size, shard
+        self.names = tuple(_name(shards) for shards in self._shards)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes of text per token of the mixture."""
+        return float(sum(weight * shards.bytes_per_token
+                         for weight, shards in zip(self._weights, self._shards, strict=True)))
+
+    @property
+    def tokens_per_epoch(self) -> dict[str, int]:
+        """Name of each source -> its tokens."""
+        return {name: shards.tokens
+                for name, shards in zip(self.names, self._shards, strict=True)}
+
+    def epochs(self, num_steps: int) -> dict[str, float]:
+        """Name of each source -> how often `num_steps` steps read it."""
+        rows = num_steps * self._batch_size
+        return {name: float(rows * weight / len(source)) for name, weight, source in
+                zip(self.names, self._weights, self._rows, strict=True)}
+
+    def batch(self, step: int) -> Batch:
+        """This host's part of the batch of `step`: numpy arrays [B / hosts, T]."""
+        return self._dataset()[step]
+
+    @contextlib.contextmanager
+    def iterate(self, start_step: int) -> Iterator[Iterator[Batch]]:
+        """The batches from `start_step` on, without end; a thread reads a few ahead."""
+        # One thread and a short buffer: a batch is one object, and more threads wait for the lock.
+        dataset = self._dataset().to_iter_dataset(grain.ReadOptions(
+            num_threads=1, prefetch_buffer_size=4))
+        batches = iter(dataset)
+        grain.experimental.set_next_index(batches, start_step)
+        try:
+            yield batches
+        finally:
+            batches.close()
+
+    def eval_batches(self, num: int) -> Iterator[Batch]:
+        """The first `num` batches of one shuffled pass, fewer if it is short: always the same.
+
+        The last one is filled up with padding, which has no weight.
+        """
+        index, count = self._shard
+        local = self._batch_size // count
+        source = _shuffled(self._rows[0], 0)
+        for start in range(0, min(num * self._batch_size, len(source)), self._batch_size):
+            mine = range(start + index * local, start + (index + 1) * local)
+            rows = [source[i] if i < len(source) else self._rows[0].padding for i in mine]
+            yield self._to_batch(np.stack(rows))
+
+    def _dataset(self) -> grain.MapDataset:
+        sources = [_shuffled(rows, self._seed + i).repeat(None)
+                   for i, rows in enumerate(self._rows)]
+        mixed = sources[0] if len(sources) == 1 else grain.MapDataset.mix(
+            sources, weights=list(self._weights))
+        index, count = self._shard
+        local = self._batch_size // count
+        mine = _HostRows(mixed, batch_size=self._batch_size, start=index * local, local=local)
+        return mine.batch(local, batch_fn=np.stack).map(self._to_batch)
+
+
+class Rows:
+    """Random access to the rows of one source, read from files mapped into memory.
+
+    A row is int32 [T + 1]; what lies beyond the end of the source is -1.
+    """
+
+    def __init__(self, shards: Shards, context_length: int):
+        self._shards, self._length = shards, context_length
+        self._starts = np.concatenate([[0], np.cumsum(shards.lengths)])
+        self._open()
+
+    def _open(self) -> None:
+        self._arrays = [np.memmap(file, np.dtype(self._shards.dtype).newbyteorder("<"), "r")
+                        for file in self._shards.files]
+
+    @property
+    def padding(self) -> np.ndarray:
+        return np.full(self._length + 1, -1, np.int32)
+
+    def __len__(self) -> int:
+        # The last token of all is only a target.
+        return max(1, -(-(int(self._starts[-1]) - 1) // self._length))
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        start = int(row) * self._length
+        if not 0 <= start < max(1, self._starts[-1] - 1):
+            raise IndexError(row)
+        out, filled = self.padding, 0
+        file = int(np.searchsorted(self._starts, start, side="right")) - 1
+        while filled <= self._length and file < len(self._arrays):
+            offset = start + filled - int(self._starts[file])
+            part = self._arrays[file][offset:offset + self._length + 1 - filled]
+            out[filled:filled + len(part)] = part
+            filled, file = filled + len(part), file + 1
+        return out
+
+    def __repr__(self) -> str:
+        return f"Rows({self._shards.folder}, {self._length})"
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "_arrays"}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._open()
+
+
+def to_batch(rows: np.ndarray, *, end_of_text: int, documents: bool) -> Batch:
+    """Rows -> tokens, targets, weights, segments, positions, each [B, T].
+
+    Args:
+      rows: int32 [B, T + 1]; -1 is padding.
+      documents: each document is a segment of its own, with positions from 0, and nothing is
+        learnt of what follows <|endoftext|>; otherwise a row is one text (report 2.4).
+    """
+    tokens, targets = rows[:, :-1], rows[:, 1:]
+    length = tokens.shape[1]
+    segments = np.ones(tokens.shape, np.int32)
+    positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
+    learnt = targets >= 0
+    if documents:
+        ends = tokens == end_of_text
+        segments[:, 1:] += np.cumsum(ends[:, :-1], axis=1, dtype=np.int32)
+        first = np.zeros(tokens.shape, np.int32)  # where the segment of a position began
+        first[:, 1:] = np.where(ends[:, :-1], positions[:, 1:], 0)
+        positions = positions - np.maximum.accumulate(first, axis=1)
+        learnt &= ~ends
+    if rows[:, -1].min(initial=0) < 0:  # only the last row of a source
+        segments[tokens < 0] = 0
+        positions = np.where(tokens < 0, 0, positions)
+        tokens, targets = np.maximum(tokens, 0), np.maximum(targets, 0)
+    return Batch(tokens=tokens, targets=targets, loss_weights=learnt.astype(np.float32),
+                 segment_ids=segments, positions=positions)
+
+
+class _HostRows(grain.MapDataset):
+    """This host's rows of every batch, one after the other."""
+
+    def __init__(self, parent: grain.MapDataset, *, batch_size: int, start: int, local: int):
+        super().__init__(parent)
+        self._batch_size, self._start, self._local = batch_size, start, local
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch_size * self._local
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return self.slice(index)
+        step, row = divmod(index, self._local)
+        return self._parent[step * self._batch_size + self._start + row]
+
+
+def _shuffled(rows: Rows, seed: int) -> grain.MapDataset:
+    return grain.MapDataset.source(rows).seed(seed).shuffle()
+
+
+def _name(shards: Shards) -> str:
+    folder = shards.folder.resolve()
+    return folder.parent.name if folder.name in ("train", "eval") else folder.name
+
+
+def _weights(sources: tuple[str, ...]) -> tuple[list[str], list[float] | None]:
+    """Folders and weights; None when no source names one (then each counts by its tokens)."""
+    folders, weights = [], []
+    for source in sources:
+        folder, equals, weight = source.rpartition("=")
+        folders.append(folder if equals else source)
+        if equals:
+            try:
+                weights.append(float(weight))
+            except ValueError as error:
+                raise DataError(f"{weight!r} is not a weight.", f"data.sources: {source}",
+                                "write folder=weight, as in data/code/train=0.3.") from error
+            if not 0 < weights[-1] < float("inf"):
+                raise DataError(f"weight {weights[-1]} is not positive.",
+                                f"data.sources: {source}", "leave the source out instead.")
+    if weights and len(weights) < len(folders):
+        raise DataError("some sources have a weight and some have none.", "data.sources",
+                        "give all of them one, or none (then each counts by its tokens).")
+    return folders, weights or None
+
+
+def _check_vocabulary(shards: Shards, end_of_text: int, vocab_size: int | None,
+                      tokenizer: str | None) -> None:
+    if tokenizer is not None and shards.tokenizer != tokenizer:
+        raise DataError("these shards were written with another tokenizer.", str(shards.folder),
+                        "pass the tokenizer they were written with, or write them again.")
+    if shards.end_of_text != end_of_text:
+        raise DataError(f"documents end with id {shards.end_of_text} here, not {end_of_text}.",
+                        str(shards.folder), "pass the tokenizer the shards were written with.")
+    if vocab_size is not None and shards.vocab_size > vocab_size:
+        raise DataError(f"ids go up to {shards.vocab_size - 1}, and the model has {vocab_size} "
+                        "rows.", str(shards.folder),
+                        f"use --model.vocab_size={-(-shards.vocab_size // 128) * 128}.")

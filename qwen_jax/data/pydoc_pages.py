@@ -1,0 +1,34 @@
+"""Run as a program: the pydoc pages of the modules named on stdin, a JSON line each.
+
+A process of its own, because importing a module runs its code: it may print, hang or crash.
+"""
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import pydoc
+import sys
+import warnings
+
+
+def main(names: list[str]) -> None:
+    """Writes {"module": name, "html": page} or {"module": name, "error": reason} to stdout."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whatever the modules print
+    sys.stdin, sys.argv = io.StringIO(), ["pydoc"]
+    warnings.simplefilter("ignore")
+    for name in names:
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):
+                module = importlib.import_module(name)
+                body = pydoc.html.document(module, name)
+            record = {"module": name, "html": pydoc.html.page(pydoc.describe(module), body)}
+        except (Exception, SystemExit) as error:  # of any module's own code
+            record = {"module": name, "error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(record), file=out, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.stdin.read().split())

@@ -1,0 +1,136 @@
+"""A real corpus on every computer: the documentation and the source of its own Python.
+
+The documentation is rendered to HTML by pydoc and extracted back to text, as web pages are; the
+source of the standard library stands for code. Nothing is downloaded, and what names this
+computer (paths, addresses of objects) is taken out, so the same Python gives the same text.
+"""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import pkgutil
+import re
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+
+from qwen_jax.data import extract
+from qwen_jax.data.sources import Document
+from qwen_jax.errors import DataError
+
+# Not reference documentation, or with effects when imported (a browser, a window, a poem), or
+# absent from many computers and a quarter of all the text (Tk).
+_LEFT_OUT = {"antigravity", "this", "idlelib", "turtledemo", "turtle", "tkinter", "test", "tests",
+             "lib2to3", "__main__", "__phello__", "__hello__", "site-packages", "_sysconfigdata",
+             "config"}
+_CHUNK = 12  # modules in one process
+_SECONDS = 30  # for one module, or one chunk
+
+
+def modules() -> list[str]:
+    """The names of all modules and submodules of the standard library, sorted."""
+    found = set()
+    for name in sys.stdlib_module_names:
+        if _wanted(name):
+            found.add(name)
+            folder = _stdlib() / name
+            if (folder / "__init__.py").exists():
+                found |= {info.name for info in pkgutil.walk_packages(
+                    [str(folder)], prefix=f"{name}.", onerror=lambda _: None)}
+    return sorted(name for name in found if all(map(_wanted, name.split("."))))
+
+
+def documentation(progress: Callable[[int, int], None] = lambda done, total: None
+                  ) -> tuple[list[Document], dict[str, str]]:
+    """The pydoc page of every standard module, as text.
+
+    Args:
+      progress: told (modules done, modules in all).
+
+    Returns:
+      (documents in the order of their names, {module: why it has no page}). A module of another
+      operating system, for example, cannot be imported here.
+
+    Raises:
+      DataError: no module at all could be rendered.
+    """
+    names = modules()
+    chunks = [names[i:i + _CHUNK] for i in range(0, len(names), _CHUNK)]
+    pages, failures, done = {}, {}, 0
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for records in pool.map(_render, chunks):
+            for record in records:
+                if "html" in record:
+                    pages[record["module"]] = _portable(extract.page(record["html"]))
+                else:
+                    failures[record["module"]] = record["error"]
+            done += len(records)
+            progress(done, len(names))
+    if not pages:
+        raise DataError("pydoc could render no module.", sys.executable,
+                        f"the first error: {next(iter(failures.items()), 'no modules found')}")
+    return [Document(f"pydoc:{name}", pages[name]) for name in sorted(pages)], failures
+
+
+def source_code() -> Iterator[Document]:
+    """The Python files of the standard library, without its tests; sorted by name."""
+    root = _stdlib()
+    for file in sorted(root.rglob("*.py")):
+        relative = file.relative_to(root)
+        if all(map(_wanted, relative.with_suffix("").parts)):
+            try:
+                yield Document(f"stdlib:{relative}", file.read_text(encoding="utf-8"))
+            except UnicodeDecodeError:  # a file in another encoding, on purpose
+                continue
+
+
+def _stdlib() -> pathlib.Path:
+    return pathlib.Path(sysconfig.get_paths()["stdlib"])
+
+
+def _wanted(part: str) -> bool:
+    return not any(part == name or part.startswith((f"{name}-", f"{name}_"))
+                   for name in _LEFT_OUT) and not part.endswith("_test")
+
+
+def _render(names: list[str]) -> list[dict]:
+    """The records of pydoc_pages for `names`; a module that crashes or hangs costs only itself."""
+    # Isolated, with an environment of its own: pydoc shows the values of variables, and these must
+    # be neither this person's secrets nor this computer's names.
+    command = [sys.executable, "-I", "-S", str(_PAGES)]
+    environment = {"PATH": "/usr/bin:/bin", "HOME": "/", "LANG": "C.UTF-8", "COLUMNS": "80"}
+    try:
+        run = subprocess.run(command, capture_output=True, env=environment, timeout=_SECONDS,
+                             cwd="/", input="\n".join(names).encode())
+        lines, problem = run.stdout.splitlines(), f"exit code {run.returncode}"
+    except subprocess.TimeoutExpired as error:
+        lines, problem = (error.stdout or b"").splitlines(), f"took over {_SECONDS} s"
+    records = []
+    for line in lines:
+        try:
+            records.append(json.loads(line))
+        except ValueError:  # cut off in the middle
+            break
+    rest = names[len(records):]
+    if rest:
+        records.append({"module": rest[0], "error": problem})
+        records += _render(rest[1:]) if rest[1:] else []
+    return records
+
+
+def _portable(text: str) -> str:
+    """Without the page's own heading line of links, paths of this computer and object addresses."""
+    lines = [re.sub(r"(?<=\S)  index$", "", line) for line in text.splitlines()[:1]]
+    lines += [line for line in text.splitlines()[1:]
+              if line != "Module Reference" and not line.startswith(_PREFIXES)]
+    text = "\n".join(lines) + "\n"
+    for prefix in _PREFIXES:
+        text = text.replace(prefix, "/usr")
+    return re.sub(r"\b(at 0x|handle )[0-9a-f]{6,}", r"\1...", text)
+
+
+_PAGES = pathlib.Path(__file__).with_name("pydoc_pages.py")
+_PREFIXES = tuple(sorted({sys.prefix, sys.base_prefix, str(_stdlib()), os.path.expanduser("~"),
+                          str(_PAGES.parent)} - {"/", "/usr"}, key=len, reverse=True))

@@ -1,0 +1,283 @@
+"""Byte-level BPE with Qwen's pre-tokenisation, on tiktoken. Report: 2.2."""
+
+import base64
+import binascii
+import concurrent.futures
+import functools
+import hashlib
+import os
+import pathlib
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import tiktoken
+
+from qwen_jax.errors import TokenizerError
+
+# Cuts a text into the words that BPE works in; a number is cut into single digits.
+PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+           r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>",
+                  *(f"<|extra_{i}|>" for i in range(205)))
+
+# tiktoken's regex fails on 10^6 blanks in a row (its stack of places to return to overflows), so
+# runs longer than this do not pass through it; see _long_runs.
+_LONGEST_RUN = 100_000
+# What \s of the pattern matches, without \r and \n. Python's own \s differs (\x1c to \x1f).
+_BLANK = r"[\t\v\f \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+
+
+def read_ranks(path: str | os.PathLike, *, sha256: str | None = None) -> dict[bytes, int]:
+    """token -> rank of a .tiktoken file: a line for each token, base64 and rank, by rank.
+
+    Always reads `path` itself: tiktoken's own loader returns a copy that it made the first time.
+
+    Args:
+      sha256: hex digest that the file must have.
+
+    Raises:
+      TokenizerError: no such file, another digest, or a line that is damaged, a repeated token, a
+        rank that is not the line's place, or a single byte without a token.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise TokenizerError("there is no such file.", str(path), "pass a .tiktoken file.")
+    data = path.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and found != sha256.lower():
+        raise TokenizerError(f"the file's SHA-256 is {found}, not {sha256}.", str(path),
+                             "fetch it again, or pass the digest of the file that you mean.")
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(data.splitlines(), start=1):
+        where = f"{path}, line {number}"
+        token = _parse(line, number - 1, where)
+        if token in ranks:
+            raise TokenizerError(f"the token {token!r} stands on line {ranks[token] + 1} already.",
+                                 where, "fetch or write the file again.")
+        ranks[token] = number - 1
+    _check_ranks(ranks, str(path))
+    return ranks
+
+
+def write_ranks(path: str | os.PathLike, ranks: Mapping[bytes, int]) -> None:
+    """Writes `ranks` as a .tiktoken file; an interrupted write leaves the old file as it was.
+
+    Raises:
+      TokenizerError: the ranks are not 0, 1, 2 ..., or a single byte has no token.
+    """
+    _check_ranks(ranks, "ranks")
+    path = pathlib.Path(path)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with partial.open("wb") as file:
+        for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+            file.write(base64.b64encode(token) + b" %d\n" % rank)
+    os.replace(partial, path)
+
+
+class Tokenizer:
+    """Text <-> ids. Special tokens that stand in a text are text, unless a caller asks otherwise.
+
+    Args:
+      mergeable_ranks: token -> rank, which is its id.
+      special_tokens: names that take the ids after the ranks, or name -> id. None: Qwen's own.
+
+    Example:
+      >>> tokenizer = Tokenizer.from_file("qwen.tiktoken")  # doctest: +SKIP
+      >>> tokenizer.encode("Hello, world!")  # doctest: +SKIP
+      [9707, 11, 1879, 0]
+
+    Raises:
+      TokenizerError: ranks that are not 0, 1, 2 ..., a byte without a token, or special tokens
+        that share an id.
+
+    Report: 2.2.
+    """
+
+    def __init__(self, mergeable_ranks: Mapping[bytes, int],
+                 special_tokens: Iterable[str] | Mapping[str, int] | None = None):
+        _check_ranks(mergeable_ranks, "Tokenizer(mergeable_ranks)")
+        self.mergeable_ranks = dict(mergeable_ranks)
+        self.special_tokens = _number(special_tokens, len(self.mergeable_ranks))
+        self._encoding = tiktoken.Encoding(
+            "qwen_jax", pat_str=PATTERN, mergeable_ranks=self.mergeable_ranks,
+            special_tokens=self.special_tokens)
+        self._ids = frozenset(self.mergeable_ranks.values()) | set(self.special_tokens.values())
+        longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        self._special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+
+    @classmethod
+    def from_file(cls, path: str | os.PathLike, *, sha256: str | None = None,
+                  special_tokens: Iterable[str] | Mapping[str, int] | None = None) -> "Tokenizer":
+        """The tokenizer of a .tiktoken file; see read_ranks for what it raises."""
+        return cls(read_ranks(path, sha256=sha256), special_tokens)
+
+    def __reduce__(self):
+        return type(self), (self.mergeable_ranks, self.special_tokens)
+
+    def encode(self, text: str, allow_special: bool = False) -> list[int]:
+        """The ids of `text` in normal form C.
+
+        Args:
+          text: any string; lone surrogates count as U+FFFD.
+          allow_special: read special tokens in `text` as such. Not for text from outside.
+        """
+        text = normalize(text)
+        if not allow_special or not self.special_tokens:
+            return self._encode_ordinary(text).tolist()
+        ids = []
+        for part in self._special.split(text):  # text, special token, text, ...
+            if part in self.special_tokens:
+                ids.append(self.special_tokens[part])
+            else:
+                ids += self._encode_ordinary(part).tolist()
+        return ids
+
+    def encode_batch(self, texts: Sequence[str], *,
+                     num_threads: int | None = None) -> list[np.ndarray]:
+        """The ids of each text (uint32 [T]), special tokens read as text; one thread a core."""
+        with concurrent.futures.ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
+            return list(pool.map(lambda text: self._encode_ordinary(normalize(text)), texts))
+
+    def encode_word(self, word: str) -> list[int]:
+        """The BPE of `word` as it is: not normalised, not cut by PATTERN."""
+        return self._encoding._encode_single_piece(word.encode("utf-8"))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`; bytes that are not UTF-8 (a character cut in two) become U+FFFD.
+
+        Raises:
+          TokenizerError: an id that no token has, such as one of the model's padding rows.
+        """
+        ids = np.asarray(ids if hasattr(ids, "__len__") else list(ids)).tolist()
+        if unknown := [token for token in ids if token not in self._ids]:
+            raise TokenizerError(
+                f"no token has the id {unknown[0]}; ids end at {self.vocab_size - 1}.", "decode",
+                "limit sampling to the tokenizer's vocab_size, or use the model's tokenizer.")
+        return self._encoding.decode(ids, errors="replace")
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest id, special tokens included."""
+        return max(self._ids) + 1
+
+    @property
+    def end_of_text(self) -> int:
+        return self._special_id("<|endoftext|>")
+
+    @property
+    def im_start(self) -> int:
+        return self._special_id("<|im_start|>")
+
+    @property
+    def im_end(self) -> int:
+        return self._special_id("<|im_end|>")
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that differ between tokenizers with different ids; stable over releases."""
+        digest = hashlib.sha256()
+        for token in sorted(self.mergeable_ranks, key=self.mergeable_ranks.get):
+            digest.update(base64.b64encode(token) + b"\n")
+        for name, token in sorted(self.special_tokens.items(), key=lambda item: item[1]):
+            digest.update(f"{token} {name}\n".encode())
+        return digest.hexdigest()[:16]
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the ranks as a .tiktoken file, a format without special tokens."""
+        write_ranks(path, self.mergeable_ranks)
+
+    def _encode_ordinary(self, text: str) -> np.ndarray:
+        """uint32 [T]"""
+        pieces, done = [], 0
+        for start, end in _long_runs(text):
+            pieces.append(self._by_regex(text[done:start]))
+            pieces.append(np.array(self.encode_word(text[start:end]), np.uint32))
+            done = end
+        last = self._by_regex(text[done:])
+        return np.concatenate([*pieces, last]) if pieces else last
+
+    def _by_regex(self, text: str) -> np.ndarray:
+        return self._encoding.encode_to_numpy(text, disallowed_special=())
+
+    def _special_id(self, name: str) -> int:
+        if name not in self.special_tokens:
+            raise TokenizerError(f"there is no special token {name}.", "Tokenizer",
+                                 "add it to special_tokens, or leave them out for Qwen's own.")
+        return self.special_tokens[name]
+
+
+def _long_runs(text: str) -> Iterator[tuple[int, int]]:
+    """(start, end) of the words of PATTERN that are a long run of blanks.
+
+    Cutting there changes no id. Take a maximal run of blanks (white space other than line ends).
+    Followed by a line end it is part of `\\s*[\\r\\n]+`, which never fails. Otherwise a word starts
+    where the run does, since no alternative goes on from something else into a blank, and
+    `\\s+(?!\\S)` takes all of it at the end of the text, else all but the last blank, which is left
+    to what follows. No alternative looks behind, or ahead past a blank.
+    """
+    if len(text) <= _LONGEST_RUN:
+        return
+    # The look-behind skips the rest of a run that is too short, in place of trying it again.
+    for run in re.finditer(f"(?<!{_BLANK}){_BLANK}{{{_LONGEST_RUN},}}", text):
+        start, end = run.span()
+        if end == len(text):
+            yield start, end
+        elif text[end] not in "\r\n" and end - 1 > start:
+            yield start, end - 1
+
+
+def normalize(text: str) -> str:
+    """`text` as it is encoded: in normal form C, with U+FFFD for lone surrogates."""
+    if text.isascii():
+        return text
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # joins surrogate pairs and replaces lone halves
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return unicodedata.normalize("NFC", text)
+
+
+def _parse(line: bytes, rank: int, where: str) -> bytes:
+    """The token of a line of a .tiktoken file."""
+    try:
+        encoded, found = line.split()
+        token, found = base64.b64decode(encoded, validate=True), int(found)
+    except (ValueError, binascii.Error):
+        raise TokenizerError(f"{line[:60]!r} is not a token in base64 and its rank.", where,
+                             "fetch the file again, and check its SHA-256.") from None
+    if found != rank or not token:
+        raise TokenizerError(f"the rank is {found}, not {rank}." if token else "an empty token.",
+                             where, "ranks count the lines from 0; fetch the file again.")
+    return token
+
+
+def _check_ranks(ranks: Mapping[bytes, int], where: str) -> None:
+    if lacking := [byte for byte in range(256) if bytes([byte]) not in ranks]:
+        raise TokenizerError(
+            f"{len(lacking)} single bytes are no tokens, {lacking[0]:#04x} first.", where,
+            "use a vocabulary with all 256 bytes; without them some text has no ids.")
+    for place, rank in enumerate(sorted(ranks.values())):
+        if rank != place:
+            raise TokenizerError(f"the ranks have a gap or an overlap at {place}.", where,
+                                 "number the tokens 0, 1, 2 ...")
+
+
+def _number(special_tokens, start: int) -> dict[str, int]:
+    """name -> id of the special tokens."""
+    if special_tokens is None:
+        special_tokens = SPECIAL_TOKENS
+    if not isinstance(special_tokens, Mapping):
+        names = tuple(special_tokens)
+        special_tokens = {name: start + i for i, name in enumerate(names)}
+        if len(special_tokens) < len(names):
+            raise TokenizerError("a special token is named twice.", "Tokenizer(special_tokens)",
+                                 "name each once.")
+    ids = sorted(special_tokens.values())
+    if "" in special_tokens or len(set(ids)) < len(ids) or ids and ids[0] < start:
+        raise TokenizerError(
+            f"the special tokens {dict(list(special_tokens.items())[:3])} ... are not names with "
+            f"ids of their own, from {start} up.", "Tokenizer(special_tokens)",
+            "pass the names alone, to have them numbered.")
+    return dict(special_tokens)

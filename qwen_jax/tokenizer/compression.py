@@ -1,0 +1,103 @@
+"""How many bytes of a language a token holds, against another tokenizer. Report: Figure 3."""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from qwen_jax.errors import TokenizerError, unknown_name
+from qwen_jax.tokenizer.bpe import Tokenizer
+
+
+class Row(NamedTuple):
+    """What one tokenizer makes of one language."""
+
+    language: str
+    tokenizer: str
+    num_bytes: int  # of the texts in UTF-8, the same for every tokenizer
+    num_tokens: int
+    bytes_per_token: float
+    ratio: float  # bytes_per_token over the baseline's: above 1, fewer tokens for the same text
+
+
+def compression(tokenizers: Mapping[str, Tokenizer], texts: Mapping[str, Sequence[str]], *,
+                baseline: str | None = None) -> list[Row]:
+    """A row for each language of `texts` and each tokenizer, in their order.
+
+    Args:
+      tokenizers: by name.
+      texts: documents by language.
+      baseline: name of the tokenizer whose ratio is 1 (the report's: XLM-R). None: the first.
+
+    Raises:
+      TokenizerError: no tokenizers, an unknown baseline, or a language without text.
+
+    Report: Figure 3.
+    """
+    if not tokenizers:
+        raise TokenizerError("there are no tokenizers.", "compression(tokenizers)", "pass some.")
+    baseline = next(iter(tokenizers)) if baseline is None else baseline
+    if baseline not in tokenizers:
+        raise unknown_name("tokenizer", baseline, tokenizers, "compression(baseline)",
+                           TokenizerError)
+    rows = []
+    for language, documents in texts.items():
+        num_bytes = sum(len(text.encode("utf-8", "replace")) for text in documents)
+        if not num_bytes:
+            raise TokenizerError(f"{language!r} has no text.", "compression(texts)",
+                                 "pass documents, or leave the language out.")
+        counts = {name: sum(map(len, tokenizer.encode_batch(documents)))
+                  for name, tokenizer in tokenizers.items()}
+        rows += [Row(language, name, num_bytes, count, num_bytes / count, counts[baseline] / count)
+                 for name, count in counts.items()]
+    return rows
+
+
+def format_table(table: Sequence[Row]) -> str:
+    """`table` as text: a line a language, bytes per token and (ratio) for each tokenizer."""
+    languages, names, cells = _by_language(table)
+    lines = [["language", *names]]
+    lines += [[language, *(f"{cells[language, name].bytes_per_token:.2f} "
+                           f"({cells[language, name].ratio:.2f})" for name in names)]
+              for language in languages]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join([line[0].ljust(widths[0]),
+                                *map(str.rjust, line[1:], widths[1:])]) for line in lines)
+
+
+def plot(table: Sequence[Row], path: str | os.PathLike) -> None:
+    """Draws the ratios as bars, grouped by language, into the picture file `path`.
+
+    Raises:
+      TokenizerError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg  # an extra, slow to import
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise TokenizerError("matplotlib, which draws the bars, is not installed.",
+                             "qwen_jax.tokenizer.compression",
+                             'pip install "qwen_jax[report]".') from None
+    languages, names, cells = _by_language(table)
+    figure = Figure(figsize=(2 + 1.1 * len(languages), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    width = 0.8 / len(names)
+    for place, name in enumerate(names):
+        at = np.arange(len(languages)) + (place - (len(names) - 1) / 2) * width
+        axes.bar(at, [cells[language, name].ratio for language in languages], width, label=name)
+    axes.axhline(1, color="#475569", linewidth=0.8)
+    axes.set_xticks(np.arange(len(languages)), languages)
+    axes.set_ylabel("bytes per token / baseline's")
+    axes.legend(frameon=False)
+    figure.savefig(pathlib.Path(path), dpi=150)
+
+
+def _by_language(table: Sequence[Row]) -> tuple[list[str], list[str],
+                                                dict[tuple[str, str], Row]]:
+    """Languages and tokenizer names in the order of the table, and its rows by both."""
+    return (list(dict.fromkeys(row.language for row in table)),
+            list(dict.fromkeys(row.tokenizer for row in table)),
+            {(row.language, row.tokenizer): row for row in table})

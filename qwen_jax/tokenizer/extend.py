@@ -1,0 +1,133 @@
+"""Vocabularies: from nothing, from another one, and Qwen's way from cl100k. Report: 2.2.
+
+Both ways are one: grow the 256 bytes, or grow the tokens that there are. The trainer of
+`tokenizers` cannot start from existing merges, but it does not care what its characters stand for:
+each base token is written as one character, so that what it learns are merges of base tokens.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+
+import regex
+
+from qwen_jax.errors import TokenizerError
+from qwen_jax.tokenizer.bpe import PATTERN, Tokenizer, normalize
+
+_INSTALL = 'pip install "qwen_jax[data]".'
+# Token i is written as the character U+40000 + i: planes 4 to 16 have room for 851,968, hold no
+# white space, and nothing looks up what their characters are.
+_FIRST_CHAR = 0x40000
+_SEPARATOR = " "  # between words; no word holds it, since base tokens are written otherwise
+
+
+def train(texts: Iterable[str], *, vocab_size: int) -> dict[bytes, int]:
+    """token -> rank of a vocabulary learnt from `texts`: the 256 bytes, then merges by frequency.
+
+    Args:
+      texts: read once; memory holds the different words, not the text.
+      vocab_size: without special tokens, which a Tokenizer adds on top.
+
+    Raises:
+      TokenizerError: too little text for `vocab_size`, or `tokenizers` is not installed.
+
+    Report: 2.2.
+    """
+    if vocab_size <= 256:
+        raise TokenizerError(f"{vocab_size} tokens leave no room beside the 256 bytes.",
+                             "train(vocab_size)", "ask for more than 256.")
+    return grow({bytes([byte]): byte for byte in range(256)}, texts, num_new=vocab_size - 256)
+
+
+def grow(ranks: Mapping[bytes, int], texts: Iterable[str], *, num_new: int) -> dict[bytes, int]:
+    """`ranks` with `num_new` merges after them, learnt from what `ranks` make of `texts`.
+
+    Every id of `ranks` stays what it was. Each word of the texts is checked to have the ids that
+    the trainer gives it.
+
+    Args:
+      texts: read once; memory holds the different words, not the text.
+
+    Raises:
+      TokenizerError: the text does not hold `num_new` merges, `tokenizers` is not installed, or
+        words that the ranks cannot express as they were learnt.
+
+    Report: 2.2.
+    """
+    base = Tokenizer(ranks, special_tokens=())
+    written: dict[str, str] = {}  # word -> its base tokens, a character each
+    trainer = _learn(_write(texts, base, written), len(ranks), num_new)
+    token_of = {chr(_FIRST_CHAR + rank): token for token, rank in ranks.items()}
+    grown = dict(ranks)
+    merges = json.loads(trainer.to_str())["model"]["merges"]
+    for left, right in merges:
+        token_of[left + right] = token_of[left] + token_of[right]
+        grown.setdefault(token_of[left + right], len(grown))
+    if len(merges) < num_new:
+        raise TokenizerError(f"the texts hold {len(merges)} new merges, not {num_new}.", "texts",
+                             "pass more text, or ask for fewer tokens.")
+    if len(grown) != len(ranks) + len(merges):
+        # The trainer tells pairs apart, (a, bc) from (ab, c); tiktoken sees the same abc.
+        raise TokenizerError(f"{len(ranks) + len(merges) - len(grown)} merges make a token that "
+                             "there is already.", "texts", "pass other text or another num_new.")
+    verify(grown, ((word, [grown[token_of[part]] for part in trainer.encode(text).tokens])
+                   for word, text in written.items()))
+    return grown
+
+
+def verify(ranks: Mapping[bytes, int], words: Iterable[tuple[str, list[int]]]) -> int:
+    """How many words were checked to have, by tiktoken, the ids that a trainer gives them.
+
+    Args:
+      words: (word, the trainer's ids of it).
+
+    Raises:
+      TokenizerError: with the number of words that differ, and the first of them.
+    """
+    tokenizer = Tokenizer(ranks, special_tokens=())
+    count, wrong = 0, []
+    for word, expected in words:
+        count += 1
+        if tokenizer.encode_word(word) != expected:
+            wrong.append((word, expected))
+    if wrong:
+        word, expected = wrong[0]
+        raise TokenizerError(
+            f"{len(wrong)} of {count} words have other ids than in training; {word!r} has "
+            f"{tokenizer.encode_word(word)}, not {expected}.", "ranks",
+            "pass other text or another size: these merges cannot be written as ranks.")
+    return count
+
+
+def qwen_base(cl100k_ranks: Mapping[bytes, int]) -> dict[bytes, int]:
+    """What Qwen kept of cl100k: all but the tokens of two or three digits, numbered anew (99,156).
+
+    Report: 2.2, "we split numbers into single digits".
+    """
+    kept = sorted((token for token in cl100k_ranks if len(token) == 1 or not token.isdigit()),
+                  key=cl100k_ranks.get)
+    return {token: rank for rank, token in enumerate(kept)}
+
+
+def _write(texts: Iterable[str], base: Tokenizer, written: dict[str, str]) -> Iterator[str]:
+    """Each text with its base tokens as characters, words apart; adds its words to `written`."""
+    for text in texts:
+        words = regex.findall(PATTERN, normalize(text))
+        for word in set(words).difference(written):
+            written[word] = "".join(chr(_FIRST_CHAR + token) for token in base.encode_word(word))
+        yield _SEPARATOR.join([written[word] for word in words])
+
+
+def _learn(lines: Iterable[str], num_base: int, num_new: int):
+    """A `tokenizers.Tokenizer` that has learnt `num_new` merges of the characters in `lines`."""
+    try:
+        import tokenizers  # an extra
+    except ImportError:
+        raise TokenizerError("tokenizers, which learns the merges, is not installed.",
+                             "qwen_jax.tokenizer.extend", _INSTALL) from None
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=num_base + num_new, show_progress=False, special_tokens=[],
+        initial_alphabet=[chr(_FIRST_CHAR + rank) for rank in range(num_base)])
+    learner = tokenizers.Tokenizer(tokenizers.models.BPE())
+    learner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    learner.train_from_iterator(lines, trainer)
+    return learner

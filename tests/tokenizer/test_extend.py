@@ -1,0 +1,170 @@
+"""Learnt vocabularies: what tiktoken makes of them is what was learnt."""
+
+import collections
+import itertools
+import json
+import pathlib
+import re
+import sys
+
+import pytest
+import regex
+
+from qwen_jax.errors import TokenizerError
+from qwen_jax.tokenizer.bpe import PATTERN, Tokenizer, read_ranks
+from qwen_jax.tokenizer.extend import grow, qwen_base, train, verify
+
+BYTES = {bytes([byte]): byte for byte in range(256)}
+
+
+def stdlib_source(*names: str) -> list[str]:
+    folder = pathlib.Path(json.__file__).parent.parent
+    return [(folder / f"{name}.py").read_text(encoding="utf-8") for name in names]
+
+
+@pytest.fixture(scope="module")
+def source() -> list[str]:
+    texts = stdlib_source("argparse", "typing", "inspect", "tarfile", "datetime", "ast")
+    if sum(map(len, texts)) < 100_000:
+        pytest.skip(f"{sys.executable} comes without the source of its library")
+    return texts
+
+
+@pytest.fixture(scope="module")
+def code_ranks(source) -> dict[bytes, int]:
+    return train(iter(source), vocab_size=2000)
+
+
+@pytest.fixture(scope="module")
+def cl100k(shared) -> dict[bytes, int]:
+    return read_ranks(shared / "reference" / "cl100k_base.tiktoken")
+
+
+@pytest.fixture(scope="module")
+def chinese(shared) -> list[str]:
+    path = shared / "data" / "text" / "zh_song_authors.json"
+    if not path.is_file():
+        pytest.skip(f"no Chinese text at {path}")
+    return [author["desc"] for author in json.loads(path.read_text(encoding="utf-8"))][:3000]
+
+
+def checked_words(monkeypatch) -> list[int]:
+    """Counts the words that grow has checked, without a change to the check."""
+    counts = []
+    monkeypatch.setattr("qwen_jax.tokenizer.extend.verify",
+                        lambda ranks, words: counts.append(verify(ranks, words)))
+    return counts
+
+
+def test_a_trained_vocabulary_has_its_size_and_compresses(source, code_ranks):
+    assert sorted(code_ranks.values()) == list(range(2000))
+    tokenizer = Tokenizer(code_ranks)
+    for text in stdlib_source("textwrap", "shlex") + ["\u4f60\u597d \ud800 123"]:
+        assert tokenizer.decode(tokenizer.encode(text)) == text.replace("\ud800", "\ufffd")
+    held_out = stdlib_source("zipfile/__init__")[0]
+    assert len(held_out.encode()) / len(tokenizer.encode(held_out)) > 2.5
+    assert not any(len(token) > 1 and re.search(rb"[0-9]", token) for token in code_ranks)
+
+
+def test_every_word_has_the_ids_of_the_trainer_of_tokenizers(source, code_ranks):
+    """An independent training: byte-level BPE by `tokenizers` alone, on the same text."""
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    pre = tokenizers.pre_tokenizers
+    learner = tokenizers.Tokenizer(tokenizers.models.BPE())
+    learner.pre_tokenizer = pre.Sequence([
+        pre.Split(tokenizers.Regex(PATTERN), "isolated"),
+        pre.ByteLevel(add_prefix_space=False, use_regex=False)])
+    learner.train_from_iterator(source, tokenizers.trainers.BpeTrainer(
+        vocab_size=2000, show_progress=False, special_tokens=[],
+        initial_alphabet=pre.ByteLevel.alphabet()))
+    learner.decoder = tokenizers.decoders.ByteLevel()
+    ours = Tokenizer(code_ranks)
+    theirs = [len(ids.ids) for ids in learner.encode_batch(source)]
+    counts = [len(ours.encode(text)) for text in source]
+    assert counts == pytest.approx(theirs, rel=2e-3)  # equal but for ties
+    shared_tokens = {learner.decode([token]) for token in range(2000)} & {
+        token.decode("utf-8", "replace") for token in code_ranks}
+    assert len(shared_tokens) > 1800
+
+
+def test_each_merge_is_of_the_most_frequent_pair():
+    """The definition of BPE, step by step, on a small text."""
+    text = "the thin thing then thanked the other thing; in the end, the ten men met. " * 3
+    ranks = train([text], vocab_size=280)
+    words = [[bytes([byte]) for byte in word.encode()]
+             for word in re.findall(r" ?[a-z]+| ?[^\sa-z]+|\s+(?!\S)|\s+", text)]
+    for token in sorted(ranks, key=ranks.get)[256:]:
+        pairs = collections.Counter(pair for word in words for pair in itertools.pairwise(word))
+        made = {pair: count for pair, count in pairs.items() if pair[0] + pair[1] == token}
+        assert max(made.values()) == max(pairs.values()), token
+        pair = max(made, key=made.get)
+        for word in words:
+            place = 0
+            while place < len(word) - 1:
+                if (word[place], word[place + 1]) == pair:
+                    word[place:place + 2] = [token]
+                place += 1
+
+
+def test_qwens_vocabulary_starts_with_cl100k_less_its_numbers(shared, cl100k):
+    base = qwen_base(cl100k)
+    qwen = read_ranks(shared / "reference" / "qwen.tiktoken")
+    assert len(cl100k) - len(base) == 1100
+    assert len(base) == 99_156
+    assert list(base.items()) == list(qwen.items())[:99_156]
+
+
+def test_growing_qwens_base_is_exact(cl100k, chinese, source, monkeypatch):
+    counts = checked_words(monkeypatch)
+    base = qwen_base(cl100k)
+    texts = chinese + source[:2]
+    grown = grow(base, iter(texts), num_new=1500)
+    assert list(grown.items())[:len(base)] == list(base.items())
+    assert sorted(grown.values()) == list(range(len(base) + 1500))
+    assert counts[0] > 10_000  # every different word, against the trainer's ids
+    before, after = Tokenizer(base), Tokenizer(grown)
+    text = "".join(chinese[:300])
+    assert after.decode(after.encode(text)) == before.decode(before.encode(text))
+    assert len(after.encode(text)) < 0.87 * len(before.encode(text))
+
+
+def test_the_words_that_are_learnt_are_those_of_the_tokenizer(source, code_ranks):
+    """The `regex` module cuts text where tiktoken's own regex does."""
+    tokenizer = Tokenizer(code_ranks)
+    for text in source + ["x  \n\n  y\u3000\u3000z \u00bd\u2163 I'LL\r\n\r\n ...\n"]:
+        words = regex.findall(PATTERN, text)
+        ids = [token for word in words for token in tokenizer.encode_word(word)]
+        assert ids == tokenizer.encode(text)
+
+
+def test_texts_are_learnt_in_normal_form_c():
+    ranks = train(["e\u0301 " * 50 + "\ud800"], vocab_size=257)
+    assert "\u00e9".encode() in ranks
+
+
+def test_special_tokens_in_a_text_are_text(source):
+    ranks = train(source[:1] + ["<|im_end|>" * 3000], vocab_size=400)
+    assert b"im" in ranks and b"<|" in ranks
+    assert b"<|im_end|>" not in ranks  # PATTERN cuts it
+
+
+def test_too_little_text_is_refused():
+    with pytest.raises(TokenizerError, match="hold 4 new merges, not 44"):
+        train(["aaaa bc"] * 3, vocab_size=300)
+    with pytest.raises(TokenizerError, match="hold 0 new merges"):
+        grow(BYTES, iter([]), num_new=1)
+    with pytest.raises(TokenizerError, match="no room"):
+        train(["a"], vocab_size=256)
+
+
+def test_words_that_differ_are_counted():
+    ranks = BYTES | {b"ab": 256, b"bc": 257}
+    assert verify(ranks, [("abc", [256, 99]), ("bc", [257])]) == 2
+    with pytest.raises(TokenizerError, match=r"1 of 3 words.*'abc' has \[256, 99\], not \[97, 257"):
+        verify(ranks, iter([("x", [120]), ("abc", [97, 257]), ("bc", [257])]))
+
+
+def test_a_missing_trainer_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(TokenizerError, match=r"pip install \"qwen_jax\[data\]\""):
+        train(["some text"], vocab_size=260)
