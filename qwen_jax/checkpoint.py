@@ -356,3 +356,95 @@ def _read_description(path: pathlib.Path) -> dict[str, Any]:
         raise CheckpointError(f"its format is {record['format']}; this version knows {FORMAT}.",
                               str(path), "use the version of qwen_jax that wrote it.")
     return record
+
+
+def _named_leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """(dotted name, leaf) of every leaf, in the tree's order."""
+    named = []
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        named.append((".".join(filter(None, [prefix, name])), leaf))
+    return named
+
+
+def _type_of(leaf: Any) -> list:
+    """What JSON keeps of a leaf: [shape, dtype], or [kind] of a Python number."""
+    if type(leaf) in (int, float, bool):
+        return [type(leaf).__name__]
+    return [list(np.shape(leaf)), str(getattr(leaf, "dtype", type(leaf).__name__))]
+
+
+def _kind(leaf_type: list) -> str:
+    return leaf_type[0] if len(leaf_type) == 1 else f"{leaf_type[1]} {leaf_type[0]}"
+
+
+def _sharding(leaf: Any) -> jax.sharding.Sharding:
+    return getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(
+        jax.local_devices()[0])
+
+
+def _leaf_bytes(leaf: Any) -> int:
+    return math.prod(np.shape(leaf)) * np.dtype(getattr(leaf, "dtype", np.int64)).itemsize
+
+
+def _total_bytes(tree: Any) -> int:
+    return sum(map(_leaf_bytes, jax.tree.leaves(tree)))
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
+
+
+def _is_primary() -> bool:
+    return jax.process_index() == 0
+
+
+def _numbered(folder: pathlib.Path) -> list[int]:
+    """The folders whose name is a number, in order."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in folder.iterdir()
+                  if path.name.isdecimal() and path.is_dir())
+
+
+def _clear_unfinished(folder: pathlib.Path) -> None:
+    for path in folder.iterdir():
+        if path.name.endswith(".replaced"):
+            # Killed between two renames: the older one is the only one there is.
+            step = path.with_suffix("")
+            if not step.exists():
+                path.rename(step)
+                continue
+        if re.fullmatch(r"\d+\.(saving|deleting|replaced)", path.name):
+            shutil.rmtree(path)
+
+
+def _rename_corrupt(path: pathlib.Path) -> str:
+    for number in range(1000):
+        target = path.with_name(f"{path.name}.corrupt" + (f"-{number}" if number else ""))
+        if not target.exists():
+            path.rename(target)
+            return target.name
+    raise CheckpointError("a thousand damaged copies of one step.", str(path), "delete them.")
+
+
+def _orbax():
+    from orbax.checkpoint import v1  # a second of importing, for those who save or load
+    return v1
+
+
+def _context(largest: int = 0):
+    """How Orbax writes and reads here. largest: bytes of the largest array, which must fit."""
+    context = _orbax().Context()
+    # Weights are noise to a compressor: half the speed for nothing.
+    context.array.saving.use_compression = False
+    context.array.saving.ocdbt_target_data_file_size = _FILE_BYTES
+    context.memory.read_concurrent_bytes = max(_READ_BYTES, 2 * largest)
+    context.pytree.loading.partial_load = True  # names are compared in _check_leaves
+    return context
+
+
+def _quiet_orbax() -> None:
+    """Orbax tells of every array at INFO level and warns of what is meant here."""
+    for name in ("orbax", "orbax.checkpoint"):
+        standard_logging.getLogger(name).setLevel(standard_logging.ERROR)

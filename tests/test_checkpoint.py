@@ -1,0 +1,203 @@
+"""Checkpoints: what is saved comes back, what is damaged is found, what was killed is not there."""
+
+import json
+import pathlib
+import random
+import shutil
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from qwen_jax import checkpoint
+from qwen_jax.checkpoint import Checkpointer, read_meta, restore_params
+from qwen_jax.errors import CheckpointError
+from qwen_jax.types import TrainState
+
+
+def make_state(seed: int, rows: int = 64) -> TrainState:
+    draw = np.random.default_rng(seed)
+    weights = jnp.asarray(draw.standard_normal((rows, 32)), jnp.float32)
+    return TrainState(step=jnp.int32(seed), params={"w": weights, "b": weights[0].astype("bfloat16")},
+                      opt_state=(weights * 2, None, {"count": jnp.int32(7)}))
+
+
+def abstract(state, sharding=None):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def test_what_is_saved_comes_back_and_old_steps_go(tmp_path):
+    checkpoints = Checkpointer(tmp_path, keep=2)
+    assert checkpoints.restore(abstract(make_state(0))) is None
+    for step in (1, 2, 3):
+        checkpoints.save(step, make_state(step), {"seed": 5, "note": "ä"})
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 3]
+    step, state, meta = checkpoints.restore(abstract(make_state(0)))
+    assert (step, meta) == (3, {"seed": 5, "note": "ä"})
+    assert_same(state, make_state(3))
+    assert_same(checkpoints.restore(abstract(make_state(0)), step=2)[1], make_state(2))
+    assert_same(restore_params(tmp_path, abstract(make_state(0).params)), make_state(3).params)
+    assert read_meta(tmp_path, 2)["seed"] == 5
+    checkpoints.close()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3"]
+
+
+def test_saving_survives_donation(tmp_path):
+    """The arrays are overwritten by the next step as soon as save() returns."""
+    overwrite = jax.jit(lambda x: jnp.full_like(x, -1.0), donate_argnums=0)
+    values = jnp.arange(1 << 20, dtype=jnp.float32)
+    expected = np.array(values)
+    checkpoints = Checkpointer(tmp_path)
+    checkpoints.save(1, {"x": values}, {})
+    values = overwrite(values)
+    values.block_until_ready()
+    restored = checkpoints.restore({"x": jax.ShapeDtypeStruct(expected.shape, "float32")})
+    checkpoints.close()
+    np.testing.assert_array_equal(restored[1]["x"], expected)
+
+
+def test_forty_flipped_bits_are_forty_found_and_the_older_step_is_restored(tmp_path):
+    original = tmp_path / "original"
+    checkpoints = Checkpointer(original)
+    for step in (1, 2):
+        checkpoints.save(step, make_state(step), {"seed": 0})
+    checkpoints.close()
+    draw = random.Random(0)
+    for trial in range(40):
+        folder = tmp_path / f"trial{trial}"
+        shutil.copytree(original, folder)
+        files = sorted(path for path in (folder / "2").rglob("*")
+                       if path.is_file() and path.stat().st_size)
+        file = draw.choice(files)
+        data = bytearray(file.read_bytes())
+        bit = draw.randrange(8 * len(data))
+        data[bit // 8] ^= 1 << bit % 8
+        file.write_bytes(data)
+        found = Checkpointer(folder)
+        step, state, _ = found.restore(abstract(make_state(0)))
+        assert step == 1, f"the flip of bit {bit} of {file} was not found"
+        assert_same(state, make_state(1))
+        assert (folder / "2.corrupt").exists()
+        found.close()
+        shutil.rmtree(folder)
+
+
+def test_all_damaged_is_an_error_that_names_the_files(tmp_path):
+    checkpoints = Checkpointer(tmp_path)
+    checkpoints.save(1, make_state(1), {})
+    checkpoints.wait()
+    (tmp_path / "1" / "meta.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="meta.json"):
+        checkpoints.restore(abstract(make_state(0)))
+
+
+def test_an_empty_folder_with_a_number_is_not_a_checkpoint(tmp_path):
+    checkpoints = Checkpointer(tmp_path)
+    checkpoints.save(1, make_state(1), {})
+    checkpoints.wait()
+    (tmp_path / "9").mkdir()
+    assert checkpoints.restore(abstract(make_state(0)))[0] == 1
+
+
+def test_differences_are_all_listed(tmp_path):
+    checkpoints = Checkpointer(tmp_path)
+    checkpoints.save(1, make_state(1), {})
+    other = abstract(make_state(0, rows=8)).replace(
+        params={"w": jax.ShapeDtypeStruct((64, 32), "bfloat16"), "c": jnp.zeros(3)})
+    with pytest.raises(CheckpointError) as caught:
+        checkpoints.restore(other)
+    for text in ("params.w: float32 [64, 32] in the checkpoint, bfloat16 [64, 32] wanted",
+                 "params.c: not in the checkpoint", "params.b: in the checkpoint alone",
+                 "opt_state.0: float32 [64, 32] in the checkpoint, float32 [8, 32] wanted"):
+        assert text in str(caught.value)
+
+
+def test_restores_onto_another_mesh(tmp_path):
+    devices = np.array(jax.devices())
+    wide = NamedSharding(Mesh(devices, "x"), PartitionSpec("x"))
+    narrow = NamedSharding(Mesh(devices[:4].reshape(2, 2), ("a", "b")), PartitionSpec("b", "a"))
+    state = {"w": jax.device_put(make_state(3).params["w"], wide)}
+    checkpoints = Checkpointer(tmp_path)
+    checkpoints.save(1, state, {})
+    restored = checkpoints.restore(abstract(state, narrow))[1]
+    assert restored["w"].sharding == narrow
+    assert_same(restored, state)
+
+
+def test_a_disk_without_room_is_refused_before_the_first_step(tmp_path):
+    huge = {"w": jax.ShapeDtypeStruct((1 << 40,), "float32")}
+    with pytest.raises(CheckpointError, match="free"):
+        Checkpointer(tmp_path).check_space(huge)
+
+
+def test_a_full_disk_keeps_the_older_step(tmp_path, monkeypatch):
+    checkpoints = Checkpointer(tmp_path)
+    checkpoints.save(1, make_state(1), {})
+    checkpoints.wait()
+
+    def full(folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.manifest, "write", full)
+    checkpoints.save(2, make_state(2), {})
+    with pytest.raises(CheckpointError, match="disk is full"):
+        checkpoints.wait()
+    assert checkpoints.steps() == [1]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1"]
+
+
+KILLED = """
+import sys, numpy as np, jax.numpy as jnp
+from qwen_jax.checkpoint import Checkpointer
+checkpoints = Checkpointer(sys.argv[1], keep=2)
+last = checkpoints.restore({"x": jnp.zeros(1 << 20)})
+for step in range(last[0] + 1 if last else 1, 1000):
+    checkpoints.save(step, {"x": jnp.full(1 << 20, step, jnp.float32)}, {})
+    print(step, flush=True)
+"""
+
+
+def test_kill_minus_nine_never_leaves_half_a_checkpoint(tmp_path):
+    """A process that does nothing but save is killed at random moments, again and again."""
+    root = pathlib.Path(__file__).resolve().parent.parent
+    draw, newest = random.Random(1), 0
+    for _ in range(4):
+        run = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=root,
+                               stdout=subprocess.PIPE, text=True)
+        for line in run.stdout:
+            if int(line) >= newest + 3:
+                break
+        time.sleep(draw.random() * 0.3)
+        run.kill()
+        run.wait()
+        checkpoints = Checkpointer(tmp_path, keep=2)
+        step, state, _ = checkpoints.restore({"x": jax.ShapeDtypeStruct((1 << 20,), "float32")})
+        assert step >= newest + 2
+        assert (np.asarray(state["x"]) == step).all()
+        newest = step
+        checkpoints.close()
+
+
+def test_manifest_vouches_for_itself(tmp_path):
+    checkpoints = Checkpointer(tmp_path)
+    checkpoints.save(1, make_state(1), {})
+    checkpoints.close()
+    path = tmp_path / "1" / "manifest.json"
+    record = json.loads(path.read_text())
+    next(iter(record["files"].values()))["bytes"] += 1
+    path.write_text(json.dumps(record))
+    with pytest.raises(CheckpointError, match="manifest"):
+        restore_params(tmp_path, abstract(make_state(0).params))
