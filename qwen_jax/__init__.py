@@ -1,0 +1,47 @@
+"""The Qwen Technical Report (arXiv 2309.16609) as one JAX package.
+
+>>> import qwen_jax
+>>> config, params = qwen_jax.load_pretrained("path/to/Qwen")
+>>> tokenizer = qwen_jax.Tokenizer.from_file("path/to/Qwen/qwen.tiktoken")
+>>> ids = qwen_jax.generate(params, tokenizer.encode("Once"), config=config, max_new_tokens=50)
+
+The names below are loaded when they are first used, so that importing costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qwen_jax import sizes as sizes
+    from qwen_jax.config import ModelConfig as ModelConfig
+    from qwen_jax.export.huggingface import load_pretrained as load_pretrained
+    from qwen_jax.export.huggingface import save_pretrained as save_pretrained
+    from qwen_jax.generate.decode import generate as generate
+    from qwen_jax.kernels.attention import attention as attention
+    from qwen_jax.model.transformer import forward as forward
+    from qwen_jax.tokenizer.bpe import Tokenizer as Tokenizer
+
+_HOME = {
+    "ModelConfig": "config",
+    "Tokenizer": "tokenizer.bpe",
+    "attention": "kernels.attention",
+    "forward": "model.transformer",
+    "generate": "generate",  # a folder that can be called
+    "load_pretrained": "export.huggingface",
+    "save_pretrained": "export.huggingface",
+    "sizes": "sizes",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'qwen_jax' has no attribute {name!r}")
+    module = importlib.import_module(f"qwen_jax.{_HOME[name]}")
+    value = module if name == _HOME[name] else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted(set(globals()) | set(_HOME))

@@ -21,6 +21,7 @@ from qwen_jax.data.sources import Document
 from qwen_jax.errors import DataError
 
 MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.tiktoken"
 FORMAT = 1
 _VERIFY_BYTES = 1 << 30  # up to here a folder's hashes are checked whenever it is opened: a second
 
@@ -33,6 +34,8 @@ class Tokenizer(Protocol):
     fingerprint: str
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]: ...
+
+    def save(self, path: pathlib.Path) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Shards:
 def write(documents: Iterable[Document], folder: str | os.PathLike, tokenizer: Tokenizer, *,
           eval_fraction: float = 0.0, seed: int = 0, num_shards: int = 1,
           progress: Callable[[int, int], None] = lambda documents, tokens: None) -> None:
-    """Writes `folder`/train and, of the share of documents asked for, `folder`/eval.
+    """Writes `folder`/train, `folder`/eval for the share of documents asked for, and the tokenizer.
 
     Memory: one shard. Two equal texts are always on the same side of the split.
 
@@ -184,6 +187,7 @@ def _write(documents, working, tokenizer, eval_fraction, seed, num_shards, progr
                   "end_of_text": tokenizer.end_of_text, "tokenizer": tokenizer.fingerprint}
         text = json.dumps(record | {"sha256": _own_hash(record)}, indent=1) + "\n"
         (working / side / MANIFEST).write_text(text, encoding="utf-8")
+    tokenizer.save(working / TOKENIZER)
 
 
 class _Bucket:
