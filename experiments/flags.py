@@ -14,6 +14,7 @@ import typing
 from absl import flags
 
 from qwen_jax.errors import ConfigError, QwenJaxError, unknown_name
+from qwen_jax.parallel import host_memory
 from qwen_jax.train.run_folder import flatten
 
 
@@ -67,6 +68,8 @@ def differences(config, recipe) -> list[str]:
 def run(main, doc: str, recipes: dict[str, object], argv: list[str] | None = None) -> None:
     """Parses, prints what differs from the recipe, runs main(config); errors are shown without a
     traceback and end in exit code 1."""
+    if not host_memory.accelerator_installed():
+        host_memory.keep_freed_memory()
     flags.FLAGS.mark_as_parsed()  # libraries (Grain) read absl's global flags
     try:
         name, config = parse(doc, recipes, sys.argv if argv is None else argv)
@@ -137,10 +140,11 @@ def _rebuild(config, prefix: str, values: flags.FlagValues):
 def _comments(cls) -> dict[str, str]:
     """field name -> the comment at the end of its line."""
     found = {}
-    for line in inspect.getsource(cls).splitlines():
-        match = re.match(r"\s+(\w+):[^#]*#\s*(.*)", line)
-        if match:
-            found[match[1]] = match[2]
+    for base in reversed([base for base in cls.__mro__ if dataclasses.is_dataclass(base)]):
+        for line in inspect.getsource(base).splitlines():
+            match = re.match(r"\s+(\w+):[^#]*#\s*(.*)", line)
+            if match:
+                found[match[1]] = match[2]
     return found
 
 

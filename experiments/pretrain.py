@@ -2,16 +2,16 @@
 
 Next-token prediction over a weighted mixture of token shards, AdamW, cosine schedule to 10 %.
 
-On a laptop, a minute:   python -m experiments.pretrain --recipe=smoke
 On your own text:        python -m experiments.prepare_text --input=FOLDER --output=data/mine
                          python -m experiments.pretrain --recipe=1.8b --run_dir=runs/mine \\
-                             --data.sources=data/mine/train --data.eval_sources=data/mine/eval \\
-                             --data.tokenizer=data/mine/tokenizer.tiktoken
+                             --data.sources=data/mine/train --data.eval_sources=data/mine/eval
+On a laptop, a minute:   the same with --recipe=smoke --model.vocab_size=32768
 A run that was interrupted goes on where it was when the same command is given again.
 """
 
 import dataclasses
 import functools
+import pathlib
 import signal
 import sys
 
@@ -20,6 +20,7 @@ import jax
 from experiments import flags
 from qwen_jax import sizes
 from qwen_jax.config import DataConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from qwen_jax.data import shards
 from qwen_jax.data.loader import Loader
 from qwen_jax.errors import ConfigError
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -77,10 +78,12 @@ SMOKE = Config(
 
 def main(config: Config) -> None:
     """Trains; a signal ends it with a checkpoint (exit code 0 for SIGTERM, 130 for Ctrl-C)."""
-    if not config.data.sources or not config.data.tokenizer:
-        raise ConfigError("no text to train on.", "--data.sources, --data.tokenizer",
-                          "name shard folders and their tokenizer; --help shows how to make them.")
-    tokenizer = Tokenizer.from_file(config.data.tokenizer)
+    if not config.data.sources:
+        raise ConfigError("no text to train on.", "--data.sources",
+                          "name shard folders; --help shows how to make them.")
+    # prepare_text leaves the tokenizer beside the shards.
+    beside = pathlib.Path(config.data.sources[0].rpartition("=")[0] or config.data.sources[0])
+    tokenizer = Tokenizer.from_file(config.data.tokenizer or beside.parent / shards.TOKENIZER)
     try:
         pretrain(config, tokenizer)
     except Stopped as stopped:
@@ -97,9 +100,13 @@ def pretrain(config: Config, tokenizer: Tokenizer, emit=functools.partial(print,
             f"use --model.vocab_size={-(-tokenizer.vocab_size // 128) * 128}.")
     make_loader = functools.partial(
         Loader, context_length=config.model.context_length, end_of_text=tokenizer.end_of_text,
-        vocab_size=config.model.vocab_size, seed=config.train.seed,
+        vocab_size=config.model.vocab_size, tokenizer=tokenizer.fingerprint,
+        seed=config.train.seed,
         shard=(jax.process_index(), jax.process_count()))
     loader = make_loader(config.data, batch_size=config.train.batch_size)
+    tokens, epochs = loader.tokens_per_epoch, loader.epochs(config.train.num_steps)
+    emit("data: " + "; ".join(f"{name} {tokens[name]:,} tokens, read {epochs[name]:.2f} times"
+                              for name in loader.names))
     held_out = []
     for source in config.data.eval_sources:
         text = make_loader(dataclasses.replace(config.data, sources=(source,)),

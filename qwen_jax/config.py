@@ -141,8 +141,8 @@ class OptimizerConfig:
 class DataConfig:
     """Which token shards a run reads, in which proportion, and how they are cut (report 2.4)."""
 
-    sources: tuple[str, ...] = ()  # shard folders, each "folder" or "folder=weight"
-    tokenizer: str | None = None  # the .tiktoken file the shards were written with
+    sources: tuple[str, ...] = ()  # shard folders; weighted if written folder=weight
+    tokenizer: str | None = None  # a .tiktoken file; None: the one beside the first source
     packing: Literal["run_on", "documents"] = "run_on"  # documents: none sees another
     eval_sources: tuple[str, ...] = ()  # held-out shard folders, one evaluation each
 

@@ -1,6 +1,6 @@
 """One training run from settings to last checkpoint, the same for every objective.
 
-In order: folder, mesh, what it will cost, compile, restore or start, then the loop with its hooks.
+In order: mesh, what it will cost, folder, compile, restore or start, then the loop with its hooks.
 """
 
 import contextlib
@@ -71,7 +71,6 @@ def train(
       QwenJaxError: a setting, a folder or a loss that stops the run.
       Stopped: a signal ended it early; its checkpoint is on disk.
     """
-    folder = run_folder.prepare(config.run_dir, config)
     mesh = make_mesh(config.mesh)
     check_batch(config.train.batch_size, config.train.micro_batches, mesh)
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
@@ -82,6 +81,8 @@ def train(
     available = memory.capacity(mesh.local_devices[0],
                                 override_gb=config.train.device_memory_gb)
     memory.check_state(abstract, available=available)
+    # Only now: what was refused above leaves no folder behind.
+    folder = run_folder.prepare(config.run_dir, config)
 
     def put(batch: Batch) -> Batch:
         return jax.tree.map(
@@ -100,6 +101,7 @@ def train(
 
         checkpoints = Checkpointer(folder / "checkpoints", keep=config.train.keep_checkpoints)
         stack.callback(checkpoints.close)
+        checkpoints.check_space(abstract)
         restored = checkpoints.restore(abstract)
         if restored is None:
             state, start_step = make_state(config.train.seed, config.model, optimizer,

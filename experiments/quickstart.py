@@ -1,0 +1,202 @@
+"""From nothing to a model in ten minutes, on one CPU: the whole line of the report, small.
+
+Gathers this computer's own Python documentation and source, learns a vocabulary and grows it for
+code (report 2.2), writes token shards, pretrains (2.4), compares with a 3-gram model, samples,
+exports to the released layouts, and writes runs/quickstart/report.html. Interrupt it anywhere and
+run it again: it goes on where it was and ends with the same weights.
+
+    python -m experiments.quickstart                          # or: make quickstart
+    python -m experiments.quickstart --train.num_steps=4000   # longer, better
+"""
+
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Iterable
+
+import numpy as np
+from tqdm import tqdm
+
+from experiments import flags, pretrain
+from qwen_jax.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from qwen_jax.data import python_docs, shards, sources
+from qwen_jax.data.loader import Loader
+from qwen_jax.data.sources import Document
+from qwen_jax.evaluate.ngram import NgramModel
+from qwen_jax.export.huggingface import load_pretrained, save_pretrained
+from qwen_jax.generate.decode import generate
+from qwen_jax.report import write_report
+from qwen_jax.tokenizer import compression, extend
+from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.train.evaluation import make_evaluator
+from qwen_jax.train.language_model import make_objective
+from qwen_jax.train.run_folder import write_json
+
+SOURCES = ("docs", "code")
+PROMPTS = ("", "class Queue(", "open(file, mode='r'", "    Return the", "def ")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(pretrain.Config):
+    """A pretraining run and what comes before and after it."""
+
+    learnt_tokens: int = 3072  # vocabulary learnt from the documentation, 256 bytes included
+    grown_tokens: int = 816  # added for source code; with 208 special tokens: 4,096
+    eval_fraction: float = 0.05  # of the documents, held out
+    code_weight: float = 0.2  # share of source code in the mixture
+    sample_tokens: int = 160
+
+
+RECIPE = Config(
+    model=ModelConfig(  # ours: 3.3M parameters, what two CPU cores can teach in five minutes
+        vocab_size=4096, hidden_size=192, num_layers=4, num_heads=4, ffn_size=512,
+        context_length=256, compute_dtype="float32"),
+    optimizer=OptimizerConfig(  # report 2.4, but for the learning rate and what follows from it
+        peak_learning_rate=3e-3, warmup_steps=50),
+    train=TrainConfig(num_steps=1000, batch_size=8, log_every=20, eval_every=250, eval_batches=8,
+                      save_every=100, keep_checkpoints=2),
+    run_dir="runs/quickstart")
+SMOKE = dataclasses.replace(
+    RECIPE, model=dataclasses.replace(RECIPE.model, hidden_size=32, num_layers=2, ffn_size=96,
+                                      context_length=64),
+    optimizer=dataclasses.replace(RECIPE.optimizer, warmup_steps=5),
+    train=dataclasses.replace(RECIPE.train, num_steps=30, eval_every=15, save_every=10),
+    sample_tokens=32, run_dir="runs/quickstart_smoke")
+
+
+def main(config: Config) -> None:
+    """Each stage leaves a file or folder, whole or not at all, and is passed over once it has."""
+    started, folder = time.time(), pathlib.Path(config.run_dir)
+    gather(folder / "text")
+    tokenizer = learn_vocabulary(config, folder)
+    for name in SOURCES:
+        encode(config, folder, name, tokenizer)
+    say("4/8  pretraining; Ctrl-C stops it with a checkpoint")
+    pretrain.main(dataclasses.replace(config, data=DataConfig(
+        sources=(f"{folder}/shards/docs/train={1 - config.code_weight:g}",
+                 f"{folder}/shards/code/train={config.code_weight:g}"),
+        eval_sources=(f"{folder}/shards/docs/eval", f"{folder}/shards/code/eval"))))
+    model, params = load_pretrained(folder)
+    evaluate(config, folder, model, params, tokenizer)
+    sample(config, folder, model, params, tokenizer)
+    export(folder, model, params, tokenizer)
+    page = write_report(folder)
+    say(f"8/8  {page} is the report of this run ({time.time() - started:.0f} s)")
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+def gather(folder: pathlib.Path) -> None:
+    """docs.jsonl and code.jsonl: what is on every computer that has a Python."""
+    if not (folder / "docs.jsonl").exists():
+        say("1/8  gathering the documentation of this Python (pydoc -> HTML -> text)")
+        with tqdm(unit=" modules") as bar:
+            def progress(done, total):
+                bar.total = total
+                bar.update(done - bar.n)
+            documents, failures = python_docs.documentation(progress)
+        write_rows(folder / "code.jsonl", python_docs.source_code())
+        write_rows(folder / "docs.jsonl", documents)
+        say(f"     {len(documents)} pages; {len(failures)} modules cannot be imported here: "
+            + ", ".join(sorted(failures)))
+
+
+def write_rows(path: pathlib.Path, documents: Iterable[Document]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        for document in documents:
+            print(json.dumps({"name": document.name, "text": document.text}), file=file)
+    temporary.replace(path)
+
+
+def read_texts(folder: pathlib.Path, name: str) -> list[str]:
+    return [document.text for document in sources.documents(str(folder / "text" / f"{name}.jsonl"))]
+
+
+def learn_vocabulary(config: Config, folder: pathlib.Path) -> Tokenizer:
+    """Learnt from the documentation, grown for code, and how well each compresses (Figure 3)."""
+    path = folder / "tokenizer.tiktoken"
+    if not path.exists():
+        say("2/8  learning a vocabulary from the documentation, growing it for source code")
+        docs, code = (read_texts(folder, name) for name in SOURCES)
+        learnt = extend.train(docs, vocab_size=config.learnt_tokens)
+        grown = Tokenizer(extend.grow(learnt, code, num_new=config.grown_tokens))
+        table = compression.compression(
+            {"learnt": Tokenizer(learnt), "grown": grown}, {"docs": docs, "code": code})
+        say(compression.format_table(table))
+        compression.plot(table, folder / "compression.png")
+        write_json(folder / "compression.json", [row._asdict() for row in table])
+        grown.save(path)
+    return Tokenizer.from_file(path)
+
+
+def encode(config: Config, folder: pathlib.Path, name: str, tokenizer: Tokenizer) -> None:
+    """Token shards of one source."""
+    output = folder / "shards" / name
+    if not output.exists():
+        shards.write(sources.documents(str(folder / "text" / f"{name}.jsonl")), output, tokenizer,
+                     eval_fraction=config.eval_fraction, seed=config.train.seed)
+        train, held_out = (shards.open_shards(output / side) for side in ("train", "eval"))
+        say(f"3/8  {name}: {train.tokens:,} tokens to learn from in {train.documents} documents, "
+            f"{held_out.tokens:,} held out in {held_out.documents}")
+
+
+def evaluate(config: Config, folder: pathlib.Path, model: ModelConfig, params, tokenizer) -> None:
+    """All of the held-out documentation, against what counting achieves on the same text."""
+    if (folder / "evaluation.json").exists():
+        return
+    say("5/8  evaluating on the held-out documentation, against a 3-gram model of the same text")
+    held_out = Loader(DataConfig(sources=(f"{folder}/shards/docs/eval",)),
+                      context_length=model.context_length, batch_size=config.train.batch_size,
+                      end_of_text=tokenizer.end_of_text, seed=0)
+    tokens = read_tokens(folder / "shards/docs/eval")
+    ours = make_evaluator(make_objective(model, training=False), lambda batch: batch)(
+        params, held_out.eval_batches(len(tokens)), bytes_per_token=held_out.bytes_per_token)
+    counted = NgramModel.fit(np.concatenate([read_tokens(folder / "shards" / name / "train")
+                                             for name in SOURCES]), vocab_size=model.vocab_size)
+    nats = -float(np.mean(counted.log_probs(tokens)[1:]))  # the first has no context in either
+    ngram = {"loss": nats, "perplexity": float(np.exp(nats)),
+             "bits_per_byte": nats / np.log(2) / held_out.bytes_per_token}
+    say(f"     perplexity {ours['perplexity']:.2f}, 3-gram {ngram['perplexity']:.2f}; bits per "
+        f"byte {ours['bits_per_byte']:.3f}, 3-gram {ngram['bits_per_byte']:.3f}")
+    write_json(folder / "evaluation.json", {"model": ours, "ngram": ngram, "tokens": len(tokens)})
+
+
+def read_tokens(folder: pathlib.Path) -> np.ndarray:
+    opened = shards.open_shards(folder)
+    return np.concatenate([np.fromfile(file, opened.dtype) for file in opened.files])
+
+
+def sample(config: Config, folder: pathlib.Path, model: ModelConfig, params, tokenizer) -> None:
+    """What it learned: the beginning of a page, and continuations."""
+    if not (folder / "samples.json").exists():
+        settings = {"temperature": 0.7, "top_p": 0.95, "seed": config.train.seed}
+        rows = generate(
+            params, [[tokenizer.end_of_text] + tokenizer.encode(prompt) for prompt in PROMPTS],
+            config=model, max_new_tokens=config.sample_tokens, stop_ids=[tokenizer.end_of_text],
+            vocab_size=tokenizer.vocab_size, **settings)
+        write_json(folder / "samples.json", [
+            {"prompt": prompt, "text": tokenizer.decode(row), **settings}
+            for prompt, row in zip(PROMPTS, rows, strict=True)])
+    say("6/8  samples")
+    for made in json.loads((folder / "samples.json").read_text(encoding="utf-8")):
+        say("-" * 88 + f"\n{made['prompt']}{made['text']}")
+    say("-" * 88)
+
+
+def export(folder: pathlib.Path, model: ModelConfig, params, tokenizer: Tokenizer) -> None:
+    """Both released layouts, in the dtype of training."""
+    for layout in ("qwen2", "qwen"):
+        save_pretrained(folder / "export" / layout, model, params, layout=layout,
+                        tokenizer=tokenizer)
+    write_json(folder / "export.json", {"path": str(folder / "export"), "layout": "qwen2 and qwen",
+                                        "dtype": model.param_dtype})
+    say(f"7/8  {folder}/export/qwen2 is for transformers, {folder}/export/qwen for Qwen's own code")
+
+
+if __name__ == "__main__":
+    flags.run(main, __doc__, {"quickstart": RECIPE, "smoke": SMOKE})
