@@ -53,9 +53,9 @@ RECIPE = Config(
         vocab_size=4096, hidden_size=192, num_layers=4, num_heads=4, ffn_size=512,
         context_length=256, compute_dtype="float32"),
     optimizer=OptimizerConfig(  # report 2.4, but for the learning rate and what follows from it
-        peak_learning_rate=3e-3, warmup_steps=50),
-    train=TrainConfig(num_steps=1000, batch_size=8, log_every=20, eval_every=250, eval_batches=8,
-                      save_every=100, keep_checkpoints=2),
+        peak_learning_rate=3e-3, warmup_steps=100),
+    train=TrainConfig(num_steps=2800, batch_size=4, log_every=20, eval_every=400, eval_batches=16,
+                      save_every=200, keep_checkpoints=2),
     run_dir="runs/quickstart")
 SMOKE = dataclasses.replace(
     RECIPE, model=dataclasses.replace(RECIPE.model, hidden_size=32, num_layers=2, ffn_size=96,
@@ -109,7 +109,7 @@ def write_rows(path: pathlib.Path, documents: Iterable[Document]) -> None:
     temporary = path.with_suffix(".tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         for document in documents:
-            print(json.dumps({"name": document.name, "text": document.text}), file=file)
+            print(json.dumps(dataclasses.asdict(document)), file=file)
     temporary.replace(path)
 
 

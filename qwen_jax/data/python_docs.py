@@ -2,7 +2,8 @@
 
 The documentation is rendered to HTML by pydoc and extracted back to text, as web pages are; the
 source of the standard library stands for code. Nothing is downloaded, and what names this
-computer (paths, addresses of objects) is taken out, so the same Python gives the same text.
+computer (paths, addresses of objects) is taken out, so the same Python gives the same text. Page
+and source of a package are one group: what is held out of one is held out of the other.
 """
 
 import concurrent.futures
@@ -21,10 +22,10 @@ from qwen_jax.data.sources import Document
 from qwen_jax.errors import DataError
 
 # Not reference documentation, or with effects when imported (a browser, a window, a poem), or
-# absent from many computers and a quarter of all the text (Tk).
-_LEFT_OUT = {"antigravity", "this", "idlelib", "turtledemo", "turtle", "tkinter", "test", "tests",
-             "lib2to3", "__main__", "__phello__", "__hello__", "site-packages", "_sysconfigdata",
-             "config"}
+# absent from many computers and a quarter of all the text (Tk), or tables of numbers (encodings).
+_LEFT_OUT = {"antigravity", "this", "idlelib", "turtledemo", "turtle", "tkinter", "encodings",
+             "test", "tests", "lib2to3", "__main__", "__phello__", "__hello__", "site-packages",
+             "_sysconfigdata", "config"}
 _CHUNK = 12  # modules in one process
 _SECONDS = 30  # for one module, or one chunk
 
@@ -71,7 +72,8 @@ def documentation(progress: Callable[[int, int], None] = lambda done, total: Non
     if not pages:
         raise DataError("pydoc could render no module.", sys.executable,
                         f"the first error: {next(iter(failures.items()), 'no modules found')}")
-    return [Document(f"pydoc:{name}", pages[name]) for name in sorted(pages)], failures
+    return [Document(f"pydoc:{name}", pages[name], name.split(".")[0])
+            for name in sorted(pages)], failures
 
 
 def source_code() -> Iterator[Document]:
@@ -81,7 +83,8 @@ def source_code() -> Iterator[Document]:
         relative = file.relative_to(root)
         if all(map(_wanted, relative.with_suffix("").parts)):
             try:
-                yield Document(f"stdlib:{relative}", file.read_text(encoding="utf-8"))
+                yield Document(f"stdlib:{relative}", file.read_text(encoding="utf-8"),
+                               relative.with_suffix("").parts[0])
             except UnicodeDecodeError:  # a file in another encoding, on purpose
                 continue
 
@@ -121,14 +124,26 @@ def _render(names: list[str]) -> list[dict]:
 
 
 def _portable(text: str) -> str:
-    """Without the page's own heading line of links, paths of this computer and object addresses."""
+    """Without links, paths of this computer, object addresses and what other pages say as well."""
     lines = [re.sub(r"(?<=\S)  index$", "", line) for line in text.splitlines()[:1]]
     lines += [line for line in text.splitlines()[1:]
               if line != "Module Reference" and not line.startswith(_PREFIXES)]
-    text = "\n".join(lines) + "\n"
+    text = "\n".join(_own_lines(lines)) + "\n"
     for prefix in _PREFIXES:
         text = text.replace(prefix, "/usr")
     return re.sub(r"\b(at 0x|handle )[0-9a-f]{6,}", r"\1...", text)
+
+
+def _own_lines(lines: list[str]) -> Iterator[str]:
+    """Leaves out what a class inherits: it stands on the page of the class it is inherited from."""
+    inherited = False
+    for line in lines:
+        if re.match(r"[A-Z][a-z ]+ inherited from \S+:$", line):
+            inherited = True
+        elif line.endswith(" defined here:") or re.match(r"class \w|[A-Z][a-z]+$", line):
+            inherited = False
+        if not inherited:
+            yield line
 
 
 _PAGES = pathlib.Path(__file__).with_name("pydoc_pages.py")

@@ -66,10 +66,11 @@ def write(documents: Iterable[Document], folder: str | os.PathLike, tokenizer: T
           progress: Callable[[int, int], None] = lambda documents, tokens: None) -> None:
     """Writes `folder`/train, `folder`/eval for the share of documents asked for, and the tokenizer.
 
-    Memory: one shard. Two equal texts are always on the same side of the split.
+    Memory: one shard. Two equal texts, and two documents of a group, are always on the same side of
+    the split, in whatever call with the same seed.
 
     Args:
-      eval_fraction: of the documents, 0 to 1; they are chosen by their hash.
+      eval_fraction: of the documents or groups, 0 to 1; they are chosen by their hash.
       num_shards: of train; choose them for some 100M tokens each.
       progress: told (documents, tokens) so far.
 
@@ -156,9 +157,9 @@ def _write(documents, working, tokenizer, eval_fraction, seed, num_shards, progr
     for batch in _batches(documents):
         for document, ids in zip(batch, tokenizer.encode_batch([d.text for d in batch]),
                                  strict=True):
-            key = hashlib.blake2b(document.text.encode("utf-8", "replace"), digest_size=24,
-                                  key=seed.to_bytes(8, "little")).digest()
-            draw = int.from_bytes(key[:8], "little") / 2**64
+            key = _hash(document.text, seed)
+            group = key if document.group is None else _hash(document.group, seed)
+            draw = int.from_bytes(group[:8], "little") / 2**64
             side = "eval" if draw < eval_fraction else "train"
             buckets = sides[side]
             bucket = buckets[int.from_bytes(key[8:16], "little") % len(buckets)]
@@ -234,6 +235,11 @@ def _batches(documents: Iterable[Document], size: int = 1 << 20) -> Iterator[lis
             batch, characters = [], 0
     if batch:
         yield batch
+
+
+def _hash(text: str, seed: int) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=24,
+                           key=seed.to_bytes(8, "little")).digest()
 
 
 def _own_hash(record: dict) -> str:

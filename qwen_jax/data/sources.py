@@ -25,11 +25,14 @@ TEXT = (".txt", ".text", ".md", ".rst", ".tex", ".csv", ".json", ".xml", ".yaml"
 class Document:
     name: str  # where it is from: file, or file and row
     text: str
+    group: str | None = None  # documents of a group are never split between training and held out
 
 
 def documents(path: str, *, text_field: str = "text",
               html_to_text: Callable[[str], str] = extract.article) -> Iterator[Document]:
     """Every document of a file or, in the order of their names, of a folder.
+
+    A column "group" of a JSONL file becomes Document.group.
 
     Args:
       text_field: the column of JSONL and Parquet files that holds the text.
@@ -93,8 +96,8 @@ def _json_rows(file: pathlib.Path, text_field: str) -> Iterator[Document]:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     row = json.loads(_decode(file, line, f" line {number}"))
-                    yield Document(f"{file}:{number}",
-                                   _text_of(row, text_field, f"{file} line {number}"))
+                    text = _text_of(row, text_field, f"{file} line {number}")
+                    yield Document(f"{file}:{number}", text, row.get("group"))
         except (json.JSONDecodeError, EOFError, OSError) as error:
             raise DataError(f"not a line of JSON: {error}.", f"{file} line {number}",
                             "each line is one JSON object; a copy that broke off ends so.") from error

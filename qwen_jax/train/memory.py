@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 
 import jax
 
@@ -57,11 +58,11 @@ def capacity(device: jax.Device, *, override_gb: float | None = None) -> int | N
 
 def _host_memory() -> int:
     """Memory that this process can still get: the kernel's figure or its container's limit."""
-    available = 2**63
-    with open("/proc/meminfo", encoding="ascii") as file:
-        for line in file:
-            if line.startswith("MemAvailable:"):
-                available = int(line.split()[1]) * 1024
+    available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if os.path.exists("/proc/meminfo"):  # Linux, which also knows what is free
+        with open("/proc/meminfo", encoding="ascii") as file:
+            available = next(int(line.split()[1]) * 1024 for line in file
+                             if line.startswith("MemAvailable:"))
     for limit, used in (("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),):
         try:
             with open(limit, encoding="ascii") as file:

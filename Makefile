@@ -1,0 +1,52 @@
+# Each target makes its own virtual environment first; nothing else is installed or changed.
+#   make quickstart   ten minutes: a language model of this computer's own documentation
+#   make test         the tests that fit in a few minutes
+#   make test-slow    the long ones: kill -9, whole runs
+#   make test-peers   comparisons with PyTorch and transformers, in an environment of their own
+#   make bench        speed against peers, in the same run
+# PYTHON=... chooses the interpreter; without it, the newest suitable one that is found.
+
+VENV ?= .venv
+PYTHON ?= $(shell sh launch/find_python.sh)
+BIN := $(VENV)/bin
+# The build without CUDA; TORCH=torch takes whatever your package index has.
+TORCH ?= torch --index-url https://download.pytorch.org/whl/cpu
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: quickstart test test-slow test-peers bench python
+.DELETE_ON_ERROR:
+
+quickstart: $(VENV)/.with-quickstart
+	$(BIN)/python -m experiments.quickstart
+
+test: $(VENV)/.with-test
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" --durations 10 tests
+
+test-slow: $(VENV)/.with-test
+	$(BIN)/python -m pytest -q -m slow tests
+
+test-peers: $(VENV)-peers/.with-peers
+	$(VENV)-peers/bin/python -m pytest -q tests/export tests/model
+
+bench: $(VENV)/.with-quickstart $(VENV)-peers/.with-peers
+	$(BIN)/python -m benchmarks.data
+	$(BIN)/python -m benchmarks.train_step --peer_python=$(VENV)-peers/bin/python
+
+python:
+	@test -n "$(PYTHON)" || { echo "no Python 3.11, 3.12 or 3.13 was found; install one or set PYTHON=..."; exit 1; }
+	@echo "using $(PYTHON) ($$($(PYTHON) --version)) in $(VENV)"
+
+$(VENV)/.with-%: setup.py | python
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing qwen_jax[$*] into $(VENV) ..."
+	$(PIP) --upgrade pip
+	$(PIP) -e ".[$*]"
+	@touch $@
+
+$(VENV)-peers/.with-peers: setup.py | python
+	$(PYTHON) -m venv $(VENV)-peers
+	@echo "installing PyTorch and transformers into $(VENV)-peers ..."
+	$(PIP:$(BIN)%=$(VENV)-peers/bin%) --upgrade pip
+	$(PIP:$(BIN)%=$(VENV)-peers/bin%) $(TORCH)
+	$(PIP:$(BIN)%=$(VENV)-peers/bin%) -e ".[test]" accelerate
+	@touch $@

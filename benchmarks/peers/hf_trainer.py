@@ -1,0 +1,53 @@
+"""The peer: Hugging Face Trainer on a Qwen2 of the same size. Run in an environment with torch.
+
+Prints one line of JSON: tokens per second of the median step, and versions.
+"""
+
+import json
+import sys
+import tempfile
+import time
+
+import numpy as np
+import torch
+import transformers
+
+
+class Clock(transformers.TrainerCallback):
+    """The time of every step."""
+
+    def __init__(self):
+        self.times = []
+
+    def on_step_end(self, *arguments, **settings):
+        self.times.append(time.perf_counter())
+
+
+def main(size: dict, steps: int) -> None:
+    config = transformers.Qwen2Config(
+        vocab_size=size["vocab_size"], hidden_size=size["hidden_size"],
+        num_hidden_layers=size["num_layers"], num_attention_heads=size["num_heads"],
+        num_key_value_heads=size["num_heads"], intermediate_size=size["ffn_size"],
+        max_position_embeddings=size["context_length"], tie_word_embeddings=False)
+    model = transformers.Qwen2ForCausalLM(config).float()
+    draw = np.random.default_rng(0)
+    rows = [{"input_ids": ids, "labels": ids} for ids in draw.integers(
+        0, size["vocab_size"], (steps * size["batch_size"], size["context_length"]))]
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = transformers.TrainingArguments(
+            output_dir=folder, per_device_train_batch_size=size["batch_size"], max_steps=steps,
+            learning_rate=3e-4, weight_decay=0.1, max_grad_norm=1.0, adam_beta2=0.95,
+            lr_scheduler_type="cosine", logging_steps=steps, save_strategy="no", report_to=[],
+            use_cpu=not torch.cuda.is_available(), disable_tqdm=True)
+        transformers.Trainer(model=model, args=arguments, train_dataset=rows,
+                             callbacks=[clock]).train()
+    seconds = float(np.median(np.diff(clock.times)[2:]))
+    print(json.dumps({
+        "tokens_per_second": size["batch_size"] * size["context_length"] / seconds,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}"}))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,108 @@
+"""Batches: a function of (seed, step), whatever the number of hosts; every token exactly once."""
+
+import numpy as np
+import pytest
+from test_shards import Bytes, make_documents, read
+
+from qwen_jax.config import DataConfig
+from qwen_jax.data import shards
+from qwen_jax.data.loader import Loader, to_batch
+from qwen_jax.data.sources import Document
+from qwen_jax.errors import DataError
+
+T, B = 16, 8
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    shards.write(make_documents(), root / "a", Bytes(), num_shards=3)
+    shards.write([Document(d.name, d.text.upper()) for d in make_documents(50)], root / "b", Bytes())
+    return root
+
+
+def make(folder, *names, packing="run_on", **settings):
+    sources = tuple(f"{folder}/{name}" for name in names or ("a/train",))
+    return Loader(DataConfig(sources=sources, packing=packing), **{
+        "context_length": T, "batch_size": B, "end_of_text": 256, "seed": 0} | settings)
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(vars(a).values(), vars(b).values()))
+
+
+def test_an_epoch_holds_every_token_once_as_target(folder):
+    loader, stream = make(folder, batch_size=1), read(folder / "a/train")
+    rows = -(-(len(stream) - 1) // T)
+    batches = [loader.batch(step) for step in range(rows)]
+    targets = np.concatenate([b.targets[b.loss_weights > 0] for b in batches])
+    assert sorted(targets) == sorted(stream[1:])
+    text = stream.tobytes()
+    for batch in batches:  # rows are pieces of the stream, across the borders of files as well
+        kept = batch.segment_ids[0] > 0
+        assert batch.tokens[0][kept].astype(stream.dtype).tobytes() in text
+    second = [loader.batch(rows + step).tokens for step in range(rows)]
+    assert not all(np.array_equal(a.tokens, b) for a, b in zip(batches, second))
+
+
+def test_the_step_alone_decides(folder):
+    loader = make(folder, "a/train=3", "b/train=1")
+    with loader.iterate(0) as stream:
+        from_zero = [next(stream) for _ in range(12)]
+    with make(folder, "a/train=3", "b/train=1").iterate(7) as stream:
+        from_seven = [next(stream) for _ in range(5)]
+    for step in range(5):
+        assert same(from_zero[7 + step], from_seven[step])
+        assert same(from_zero[7 + step], loader.batch(7 + step))
+    assert not same(from_zero[0], make(folder, "a/train=3", "b/train=1", seed=1).batch(0))
+
+
+@pytest.mark.parametrize("hosts", [2, 4, 8])
+def test_hosts_share_the_same_batches(folder, hosts):
+    whole = make(folder).batch(5)
+    parts = [make(folder, shard=(host, hosts)).batch(5).tokens for host in range(hosts)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole.tokens)
+
+
+def test_weights_are_met(folder):
+    loader = make(folder, "a/train=3", "b/train=1")
+    upper = np.mean([(loader.batch(step).tokens == ord("A")).sum() for step in range(200)])
+    lower = np.mean([(loader.batch(step).tokens == ord("a")).sum() for step in range(200)])
+    assert 0.28 < upper / lower < 0.39
+    assert loader.epochs(100)["a"] == pytest.approx(75 * B / -(-(loader.tokens_per_epoch["a"] - 1)
+                                                                // T), rel=0.01)
+
+
+def test_document_packing_by_hand():
+    rows = np.array([[1, 2, 256, 3, 256, 4, 5], [1, 2, 3, 256, -1, -1, -1]], np.int32)
+    batch = to_batch(rows, end_of_text=256, documents=True)
+    assert batch.segment_ids.tolist() == [[1, 1, 1, 2, 2, 3], [1, 1, 1, 1, 0, 0]]
+    assert batch.positions.tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 0, 0]]
+    assert batch.loss_weights.tolist() == [[1, 1, 0, 1, 0, 1], [1, 1, 1, 0, 0, 0]]
+    run_on = to_batch(rows, end_of_text=256, documents=False)
+    assert run_on.segment_ids.tolist() == [[1] * 6, [1, 1, 1, 1, 0, 0]]
+    assert run_on.loss_weights.tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0]]
+    assert run_on.positions.tolist()[0] == [0, 1, 2, 3, 4, 5]
+    assert run_on.targets.min() == 0
+
+
+def test_evaluation_is_one_pass_and_always_the_same(folder):
+    loader, stream = make(folder), read(folder / "a/train")
+    batches = list(loader.eval_batches(10_000))
+    assert sum(batch.loss_weights.sum() for batch in batches) == len(stream) - 1
+    assert all(same(a, b) for a, b in zip(batches, loader.eval_batches(3)))
+    halves = [list(make(folder, shard=(host, 2)).eval_batches(10_000)) for host in range(2)]
+    np.testing.assert_array_equal(
+        np.concatenate([halves[0][-1].tokens, halves[1][-1].tokens]), batches[-1].tokens)
+
+
+@pytest.mark.parametrize("names, settings, message", [
+    (("a/train=x",), {}, "not a weight"), (("a/train=-1",), {}, "not positive"),
+    (("a/train=1", "b/train"), {}, "some sources have a weight"),
+    (("none",), {}, "no such shard folder"), ((), {"end_of_text": 7}, "end with id 256"),
+    ((), {"vocab_size": 200}, "--model.vocab_size=384"), ((), {"tokenizer": "x"}, "another token"),
+    ((), {"shard": (0, 3)}, "use a multiple of 3"),
+])
+def test_bad_sources(folder, names, settings, message):
+    with pytest.raises(DataError, match=message):
+        make(folder, *names, **settings)

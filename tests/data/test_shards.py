@@ -1,0 +1,130 @@
+"""Shards: whole or not there, the same bytes from the same text, and never silently wrong."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+
+from qwen_jax.data import shards
+from qwen_jax.data.sources import Document
+from qwen_jax.errors import DataError
+
+
+class Bytes:
+    """One token per byte, and 256 to end a document."""
+
+    vocab_size, end_of_text, fingerprint = 257, 256, "bytes"
+
+    def encode_batch(self, texts):
+        return [np.frombuffer(text.encode(), np.uint8).astype(np.uint32) for text in texts]
+
+    def save(self, path):
+        path.write_text("bytes")
+
+
+def make_documents(number=200):
+    draw = random.Random(0)
+    return [Document(f"d{i}", "".join(draw.choices("abcé ", k=draw.randrange(1, 80))))
+            for i in range(number)]
+
+
+def read(folder):
+    opened = shards.open_shards(folder)
+    return np.concatenate([np.fromfile(file, opened.dtype) for file in opened.files])
+
+
+def test_every_document_is_there_once(tmp_path):
+    documents = make_documents()
+    shards.write(documents, tmp_path / "s", Bytes(), eval_fraction=0.1, num_shards=3)
+    found = []
+    for side in ("train", "eval"):
+        opened = shards.open_shards(tmp_path / "s" / side)
+        tokens = read(tmp_path / "s" / side)
+        parts = np.split(tokens, np.flatnonzero(tokens == 256) + 1)[:-1]
+        assert opened.documents == len(parts) > 0 and opened.tokens == len(tokens)
+        assert opened.text_bytes == len(tokens) - len(parts)
+        found += [bytes(part[:-1].astype(np.uint8)).decode() for part in parts]
+    assert sorted(found) == sorted(document.text for document in documents)
+    assert opened.dtype == "uint16"
+
+
+def test_neither_order_nor_interruption_changes_a_byte(tmp_path):
+    documents = make_documents()
+    shards.write(documents, tmp_path / "a", Bytes(), eval_fraction=0.1, num_shards=2)
+    random.Random(1).shuffle(documents)
+    (tmp_path / "b.writing").mkdir()
+    (tmp_path / "b.writing" / "half").write_text("of a process that was killed")
+    shards.write(documents, tmp_path / "b", Bytes(), eval_fraction=0.1, num_shards=2)
+    a, b = ({str(p.relative_to(tmp_path / x)): p.read_bytes() for p in (tmp_path / x).rglob("*.*")}
+            for x in "ab")
+    assert a == b
+    shards.write(documents, tmp_path / "c", Bytes(), seed=1)
+    assert not np.array_equal(read(tmp_path / "c/train"), read(tmp_path / "a/train"))
+
+
+def test_failure_leaves_nothing_behind(tmp_path):
+    def broken():
+        yield Document("a", "text")
+        raise DataError("broken", "here", "mend it")
+
+    with pytest.raises(DataError, match="broken"):
+        shards.write(broken(), tmp_path / "s", Bytes())
+    with pytest.raises(DataError, match="no documents"):
+        shards.write([], tmp_path / "s", Bytes())
+    with pytest.raises(DataError, match="none is in eval"):
+        shards.write(make_documents(2), tmp_path / "s", Bytes(), eval_fraction=1e-9)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_not_touched(tmp_path):
+    shards.write(make_documents(), tmp_path / "s", Bytes())
+    before = read(tmp_path / "s/train")
+    with pytest.raises(DataError, match="exists already"):
+        shards.write(make_documents(3), tmp_path / "s", Bytes())
+    np.testing.assert_array_equal(read(tmp_path / "s/train"), before)
+
+
+def damage_bit(folder):
+    path = folder / "tokens-00000.bin"
+    data = bytearray(path.read_bytes())
+    data[100] ^= 4
+    path.write_bytes(data)
+
+
+def damage_length(folder):
+    path = folder / "tokens-00000.bin"
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def damage_manifest(folder):
+    path = folder / "manifest.json"
+    path.write_text(path.read_text().replace('"end_of_text": 256', '"end_of_text": 255'))
+
+
+def damage_json(folder):
+    (folder / "manifest.json").write_text("{")
+
+
+@pytest.mark.parametrize("damage, message", [
+    (damage_bit, "tokens-00000.bin has other contents"), (damage_length, "bytes, not"),
+    (damage_manifest, "was changed"), (damage_json, "is damaged"),
+    (lambda folder: (folder / "tokens-00000.bin").unlink(), "is missing"),
+])
+def test_damage_is_found(tmp_path, damage, message):
+    shards.write(make_documents(), tmp_path / "s", Bytes())
+    damage(tmp_path / "s/train")
+    with pytest.raises(DataError, match=message):
+        shards.open_shards(tmp_path / "s/train")
+
+
+def test_wrong_folders_are_explained(tmp_path):
+    shards.write(make_documents(), tmp_path / "s", Bytes())
+    with pytest.raises(DataError, match="did you mean .*train"):
+        shards.open_shards(tmp_path / "s")
+    with pytest.raises(DataError, match="no such shard folder"):
+        shards.open_shards(tmp_path / "t")
+    path = tmp_path / "s/train/manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 9}))
+    with pytest.raises(DataError, match="format 9"):
+        shards.open_shards(tmp_path / "s/train")

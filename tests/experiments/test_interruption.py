@@ -1,0 +1,98 @@
+"""A run that is killed, terminated or interrupted goes on and ends with the same numbers, bit by bit."""
+
+import json
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from qwen_jax.data import shards
+from qwen_jax.data.sources import Document
+from qwen_jax.export.huggingface import load_pretrained
+from qwen_jax.tokenizer.bpe import Tokenizer
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+STEPS = 200
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text") / "words"
+    draw = np.random.default_rng(0)
+    documents = [Document(str(i), " ".join(draw.choice(["a", "bc", "def", "gh"], 50)))
+                 for i in range(200)]
+    shards.write(documents, folder, Tokenizer({bytes([byte]): byte for byte in range(256)}))
+
+    def make(run_dir, *flags):
+        return [sys.executable, "-m", "experiments.pretrain", "--recipe=smoke",
+                f"--run_dir={run_dir}", f"--data.sources={folder}/train", "--model.hidden_size=32",
+                f"--train.num_steps={STEPS}", "--train.save_every=20", "--train.log_every=1",
+                "--model.dropout=0.1", *flags]
+    return make
+
+
+def losses(run_dir) -> dict[int, float]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return {record["step"]: record["train/loss"] for record in map(json.loads, lines)
+            if "train/loss" in record}
+
+
+def finish(command) -> str:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_ten_kills_change_no_bit(command, tmp_path):
+    """kill -9 at ten random moments of one run, from its first second to its last steps."""
+    finish(command(tmp_path / "whole"))
+    draw, resumed = random.Random(0), 0
+    for kill in range(10):
+        process = subprocess.Popen(command(tmp_path / "killed"), cwd=ROOT, text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        wanted = draw.randrange(5, 40)  # lines of this life
+        for number, line in enumerate(process.stdout):
+            resumed += "resuming after step" in line
+            if number >= wanted:
+                break
+        time.sleep(draw.random() * 0.05)
+        process.kill()
+        process.wait()
+    output = finish(command(tmp_path / "killed"))
+    resumed += "resuming after step" in output
+    assert resumed >= 5
+    whole, killed = losses(tmp_path / "whole"), losses(tmp_path / "killed")
+    assert len(whole) == STEPS and killed == whole
+    a, b = (jax.tree.leaves(load_pretrained(tmp_path / name)[1]) for name in ("whole", "killed"))
+    for x, y in zip(a, b, strict=True):
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_says_how_to_go_on(command, tmp_path, number, code):
+    process = subprocess.Popen(command(tmp_path / "run"), cwd=ROOT, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    for line in process.stdout:
+        if line.startswith("step 7/"):
+            process.send_signal(number)
+            break
+    rest = process.stdout.read()
+    assert process.wait() == code
+    assert "give the same command again to go on" in rest
+    saved = [int(p.name) for p in (tmp_path / "run/checkpoints").iterdir() if p.name.isdecimal()]
+    assert len(saved) == 1 and saved[0] >= 7
+
+
+def test_a_misspelled_flag_ends_with_a_hint_and_an_exit_code(command, tmp_path):
+    done = subprocess.run(command(tmp_path / "run", "--train.num_step=3"), cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "did you mean 'train.num_steps'?" in done.stderr
+    assert not (tmp_path / "run").exists()
