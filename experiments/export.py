@@ -1,4 +1,4 @@
-"""A run or released folder -> the released Qwen layout, or the Qwen2 layout that `transformers` reads.
+"""A run or released folder -> the released Qwen layout, or the Qwen2 one `transformers` reads.
 
 python -m experiments.export --input=runs/mine --output=exported --layout=qwen2 \\
     --tokenizer=data/mine/tokenizer.tiktoken

@@ -41,20 +41,20 @@ PROMPTS = ("", "class Queue(", "open(file, mode='r'", "    Return the", "def ")
 class Config(pretrain.Config):
     """A pretraining run and what comes before and after it."""
 
-    learnt_tokens: int = 3072  # vocabulary learnt from the documentation, 256 bytes included
-    grown_tokens: int = 816  # added for source code; with 208 special tokens: 4,096
+    learnt_tokens: int = 1500  # vocabulary learnt from the documentation, 256 bytes included
+    grown_tokens: int = 340  # added for source code; with 208 special tokens: 2,048
     eval_fraction: float = 0.05  # of the documents, held out
-    code_weight: float = 0.2  # share of source code in the mixture
+    code_weight: float = 0.15  # share of source code in the mixture
     sample_tokens: int = 160
 
 
 RECIPE = Config(
-    model=ModelConfig(  # ours: 3.3M parameters, what two CPU cores can teach in five minutes
-        vocab_size=4096, hidden_size=192, num_layers=4, num_heads=4, ffn_size=512,
+    model=ModelConfig(  # ours: 2.6M parameters, what two CPU cores can teach in five minutes
+        vocab_size=2048, hidden_size=192, num_layers=4, num_heads=4, ffn_size=512,
         context_length=256, compute_dtype="float32"),
     optimizer=OptimizerConfig(  # report 2.4, but for the learning rate and what follows from it
-        peak_learning_rate=3e-3, warmup_steps=100),
-    train=TrainConfig(num_steps=2800, batch_size=4, log_every=20, eval_every=400, eval_batches=16,
+        peak_learning_rate=4e-3, warmup_steps=100),
+    train=TrainConfig(num_steps=3200, batch_size=4, log_every=20, eval_every=400, eval_batches=16,
                       save_every=200, keep_checkpoints=2),
     run_dir="runs/quickstart")
 SMOKE = dataclasses.replace(

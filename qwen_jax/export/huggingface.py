@@ -16,12 +16,24 @@ from absl import logging
 from qwen_jax.config import DTYPES, ModelConfig
 from qwen_jax.errors import CheckpointError, ConfigError, unknown_name
 from qwen_jax.export.config_json import (
-    layout_of, read_config, write_config, write_generation_config)
+    layout_of,
+    read_config,
+    write_config,
+    write_generation_config,
+)
 from qwen_jax.export.folder import whole_folder
 from qwen_jax.export.layouts import LAYOUTS, Group, Layout, leaf_at, unfit
 from qwen_jax.export.run_folder import is_run, load_run
 from qwen_jax.export.tensors import (
-    Tensor, TensorFiles, bits, copy, listed, read_json, write_json, write_tensors)
+    Tensor,
+    TensorFiles,
+    bits,
+    copy,
+    listed,
+    read_json,
+    write_json,
+    write_tensors,
+)
 from qwen_jax.export.tokenizer_files import write_tokenizer
 from qwen_jax.model.spec import param_specs
 from qwen_jax.types import Params

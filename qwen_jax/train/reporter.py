@@ -10,7 +10,13 @@ import jax
 from qwen_jax.config import ModelConfig, TrainConfig
 from qwen_jax.train.loop import StepReport
 from qwen_jax.train.metrics import (
-    MetricsLog, NoLog, SpikeWatch, flops_per_token, format_line, log_event)
+    MetricsLog,
+    NoLog,
+    SpikeWatch,
+    flops_per_token,
+    format_line,
+    log_event,
+)
 
 
 class Reporter:

@@ -15,12 +15,12 @@ def texts(path, **settings):
 
 def test_reads_every_format_in_the_order_of_names(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
+    parquet = pytest.importorskip("pyarrow.parquet")
     (tmp_path / "a.txt").write_text("ä text", encoding="utf-8")
     (tmp_path / "b.jsonl").write_text('{"text": "one"}\n\n{"text": "two"}\n')
     (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "three"}\n'))
-    pyarrow.parquet.write_table(pyarrow.table({"text": ["four", "five"], "n": [1, 2]}),
-                                tmp_path / "d.parquet")
+    parquet.write_table(pyarrow.table({"text": ["four", "five"], "n": [1, 2]}),
+                        tmp_path / "d.parquet")
     (tmp_path / "e").mkdir()
     (tmp_path / "e" / "f.py").write_text("pass\n")
     (tmp_path / ".hidden").write_text("not read")

@@ -1,4 +1,4 @@
-"""A run that is killed, terminated or interrupted goes on and ends with the same numbers, bit by bit."""
+"""A run that is killed or interrupted goes on and ends with the same numbers, bit by bit."""
 
 import json
 import pathlib

@@ -70,7 +70,7 @@ def test_loss_and_gradients_equal_the_original(original):
     value, grads = jax.value_and_grad(loss)(params)
     assert abs(float(value) - float(expected["train_loss"])) < 1e-5
 
-    L, D = config.num_layers, config.hidden_size
+    D = config.hidden_size
     first = jax.tree.map(lambda x: np.asarray(x[0]), grads.layers)
     attention = first.attention
     ours = {

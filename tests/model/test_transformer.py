@@ -11,7 +11,12 @@ from qwen_jax import sizes
 from qwen_jax.errors import ConfigError
 from qwen_jax.model import spec
 from qwen_jax.model.transformer import (
-    default_positions, forward, forward_cached, hidden_states, init_cache)
+    default_positions,
+    forward,
+    forward_cached,
+    hidden_states,
+    init_cache,
+)
 
 CONFIG = dataclasses.replace(sizes.TINY, initializer_range=0.2)
 KEY = jax.random.key(0)
