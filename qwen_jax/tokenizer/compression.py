@@ -87,11 +87,13 @@ def plot(table: Sequence[Row], path: str | os.PathLike) -> None:
     width = 0.8 / len(names)
     for place, name in enumerate(names):
         at = np.arange(len(languages)) + (place - (len(names) - 1) / 2) * width
-        axes.bar(at, [cells[language, name].ratio for language in languages], width, label=name)
+        rows = [cells[language, name] for language in languages]
+        bars = axes.bar(at, [row.ratio for row in rows], width, label=name)
+        axes.bar_label(bars, [f"{row.bytes_per_token:.2f}" for row in rows], fontsize=8)
     axes.axhline(1, color="#475569", linewidth=0.8)
     axes.set_xticks(np.arange(len(languages)), languages)
     axes.set_ylabel("bytes per token / baseline's")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside upper center", ncols=len(names), frameon=False)
     figure.savefig(pathlib.Path(path), dpi=150)
 
 

@@ -32,7 +32,7 @@ class Reporter:
           emit: prints a line; called in process 0 alone.
         """
         self._folder, self._train, self._emit = folder, train, emit
-        self._schedule = schedule
+        self._schedule, self._host = schedule, _host_device()
         self._writes = jax.process_index() == 0
         self.log = MetricsLog(folder, resume_step=resume_step) if self._writes else NoLog()
         self._tokens_per_step = train.batch_size * model.context_length
@@ -57,7 +57,8 @@ class Reporter:
                 or report.step == self._train.num_steps):
             return
         values = dict(report.metrics)
-        values["train/learning_rate"] = float(self._schedule(report.step - 1))
+        with jax.default_device(self._host):  # on the accelerator it would wait for the step
+            values["train/learning_rate"] = float(self._schedule(report.step - 1))
         values["train/tokens"] = report.step * self._tokens_per_step
         eta = math.inf
         if self._seconds:
@@ -79,3 +80,10 @@ class Reporter:
     def _say(self, line: str) -> None:
         if self._writes:
             self._emit(line)
+
+
+def _host_device() -> jax.Device | None:
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
+        return None
