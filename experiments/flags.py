@@ -119,8 +119,12 @@ def _define(config, prefix: str, values: flags.FlagValues) -> None:
             _define(value, f"{prefix}{field.name}.", values)
             continue
         default = list(value) if isinstance(value, tuple) else value
-        flags.DEFINE(_parser(hints[field.name]), prefix + field.name, default,
-                     comments.get(field.name, ""), flag_values=values)
+        comment = comments.get(field.name, "")
+        if hints[field.name] is bool:  # --name, --noname, --name=true
+            flags.DEFINE_bool(prefix + field.name, default, comment, flag_values=values)
+        else:
+            flags.DEFINE(_parser(hints[field.name]), prefix + field.name, default, comment,
+                         flag_values=values)
 
 
 def _rebuild(config, prefix: str, values: flags.FlagValues):

@@ -33,7 +33,7 @@ def page(html: str) -> str:
     """All text of a page, line by line as a browser breaks it, definitions indented.
 
     Raises:
-      DataError: lxml is not installed.
+      DataError: lxml is not installed, or the page is nested deeper than 2,048 elements.
     """
     try:
         import lxml.etree
@@ -42,9 +42,13 @@ def page(html: str) -> str:
         raise DataError("extracting pages needs lxml.", "HTML source",
                         "pip install 'qwen_jax[data]'.") from error
     try:
-        root = lxml.html.document_fromstring(html)
+        parser = lxml.html.HTMLParser(huge_tree=True)
+        root = lxml.html.document_fromstring(html, parser=parser)
     except lxml.etree.ParserError:  # an empty page
         return ""
+    if any("depth" in entry.message.lower() for entry in parser.error_log):
+        raise DataError("elements are nested deeper than the parser goes (2,048).", "HTML source",
+                        "leave this page out: it is broken or hostile.")
     lines = _Lines()
     # Events rather than recursion: a page may be nested deeper than Python's stack.
     skipped = None

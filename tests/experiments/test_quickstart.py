@@ -1,0 +1,73 @@
+"""The whole line on a small scale: killed in every stage, it goes on and ends with the same files."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from qwen_jax.data.sources import Document
+from qwen_jax.export.huggingface import load_pretrained
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def command(run_dir):
+    return [sys.executable, "-m", "experiments.quickstart", "--recipe=smoke",
+            f"--run_dir={run_dir}", "--model.hidden_size=16", "--model.ffn_size=32"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    done = subprocess.run(command(folder), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder, done.stdout
+
+
+def test_it_leaves_everything_it_promises(finished):
+    folder, output = finished
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    for part in ("perplexity", "compression", "samples", "data:image/png"):
+        assert part in page.lower()
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    assert evaluation["model"]["perplexity"] > 1 and evaluation["ngram"]["perplexity"] > 1
+    config, params = load_pretrained(folder)
+    for layout in ("qwen", "qwen2"):
+        exported, weights = load_pretrained(folder / "export" / layout)
+        np.testing.assert_array_equal(np.asarray(weights.embed), np.asarray(params.embed))
+        assert exported.num_layers == config.num_layers
+    assert "8/8" in output
+
+
+def test_page_and_source_of_a_package_are_on_the_same_side(finished):
+    folder, _ = finished
+    from qwen_jax.data import shards
+    rows = [json.loads(line) for name in ("docs", "code")
+            for line in open(folder / "text" / f"{name}.jsonl", encoding="utf-8")]
+    assert {row["group"] for row in rows if row["name"] == "pydoc:json"} == {"json"}
+    assert "json" in {row["group"] for row in rows if row["name"].startswith("stdlib:json/")}
+    opened = shards.open_shards(folder / "shards/docs/eval")
+    assert 0 < opened.tokens < 0.2 * shards.open_shards(folder / "shards/docs/train").tokens
+    assert isinstance(Document(**rows[0]), Document)
+
+
+@pytest.mark.slow
+def test_killed_in_every_stage_it_ends_with_the_same_weights(finished, tmp_path):
+    folder, _ = finished
+    marks = ["1/8", "2/8", "3/8", "4/8", "step 20", "5/8", "6/8", "7/8"]
+    for mark in marks:
+        process = subprocess.Popen(command(tmp_path), cwd=ROOT, text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        for line in process.stdout:
+            if line.startswith(mark):
+                break
+        process.kill()
+        process.wait()
+    done = subprocess.run(command(tmp_path), cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name in ("tokenizer.tiktoken", "evaluation.json", "samples.json",
+                 "export/qwen2/model.safetensors"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
