@@ -11,6 +11,8 @@ PYTHON ?= $(shell sh launch/find_python.sh)
 BIN := $(VENV)/bin
 # The build without CUDA; TORCH=torch takes whatever your package index has.
 TORCH ?= torch --index-url https://download.pytorch.org/whl/cpu
+# Huge pages for XLA's workspace on a CPU: faster steps (qwen_jax/parallel/host_memory.py).
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: quickstart test test-slow test-peers bench python
@@ -31,6 +33,7 @@ test-peers: $(VENV)-peers/.with-peers
 bench: $(VENV)/.with-quickstart $(VENV)-peers/.with-peers
 	$(BIN)/python -m benchmarks.data
 	$(BIN)/python -m benchmarks.train_step --peer_python=$(VENV)-peers/bin/python
+	$(BIN)/python -m benchmarks.train_step --peer_python=$(VENV)-peers/bin/python --dtype=bfloat16
 
 python:
 	@test -n "$(PYTHON)" || { echo "no Python 3.11, 3.12 or 3.13 was found; install one or set PYTHON=..."; exit 1; }

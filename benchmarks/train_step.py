@@ -1,7 +1,8 @@
 """Tokens per second of a training step, against Hugging Face Trainer, in turn, in one run.
 
-The 8.4M-parameter model in FP32: batch 4 x 256, AdamW, clipping. Both run in a process of their
-own, ours and the peer's alternating, because a machine's speed drifts. Also: what the loop adds to
+The 8.4M-parameter model: batch 4 x 256, AdamW, clipping. Both run in a process of their own, ours
+and the peer's alternating, because a machine's speed drifts; the peer as it comes, and with the huge
+pages that our Makefile asks for. Also: what the matrix products alone take, what the loop adds to
 the bare step, and the memory that is announced against the peak that is reached.
 
     python -m benchmarks.train_step --peer_python=.venv-peers/bin/python
@@ -11,6 +12,7 @@ import ctypes
 import dataclasses
 import gc
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -19,6 +21,7 @@ import time
 import numpy as np
 
 from experiments import flags
+from qwen_jax.parallel import host_memory
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -29,8 +32,9 @@ class Config:
 
     peer_python: str = ""  # an interpreter with torch and transformers; empty: ours alone
     rounds: int = 3  # ours and the peer's in turn
-    steps: int = 20
+    steps: int = 40  # of the bare step, and as many in the loop
     batch_size: int = 4
+    dtype: str = "float32"  # what the matrix products are computed in; or bfloat16
     only: str = ""  # "ours": one measurement as JSON, in this process
     output: str = ""  # a JSON file for the table
 
@@ -40,37 +44,48 @@ def main(config: Config) -> None:
     if config.only:
         print(json.dumps(measure(config)))
         return
-    ours, peer = [], []
-    command = [sys.executable, "-m", "benchmarks.train_step", "--only=ours",
-               f"--steps={config.steps}", f"--batch_size={config.batch_size}"]
+    huge = {host_memory.VARIABLE: host_memory.SETTING}  # as our Makefile has it
+    ours = [sys.executable, "-m", "benchmarks.train_step", "--only=ours", f"--dtype={config.dtype}",
+            f"--steps={config.steps}", f"--batch_size={config.batch_size}"]
+    rows: dict[str, list[dict]] = {}
     for turn in range(config.rounds):
-        ours.append(run(command))
-        print(f"round {turn + 1}: ours {ours[-1]['tokens_per_second']:,.0f} tokens/s", flush=True)
+        measured = {"ours": run(ours, huge)}
+        size = json.dumps(measured["ours"]["size"])
         if config.peer_python:
-            peer.append(run([config.peer_python, "benchmarks/peers/hf_trainer.py",
-                             json.dumps(ours[-1]["size"]), str(config.steps)]))
-            print(f"round {turn + 1}: peer {peer[-1]['tokens_per_second']:,.0f} tokens/s",
+            peer = [config.peer_python, "benchmarks/peers/hf_trainer.py", size, str(config.steps),
+                    config.dtype]
+            measured["Hugging Face Trainer"] = run(peer, {})
+            measured["the same, huge pages"] = run(peer, huge)
+        for name, row in measured.items():
+            rows.setdefault(name, []).append(row)
+            print(f"round {turn + 1}: {name:21} {row['tokens_per_second']:8,.0f} tokens/s",
                   flush=True)
-    table = {"ours": ours, "peer": peer}
-    best = {name: float(np.median([row["tokens_per_second"] for row in rows]))
-            for name, rows in table.items() if rows}
-    last = ours[-1]
-    print(f"\n{last['parameters']:,} parameters, FP32, {config.batch_size} x "
-          f"{last['size']['context_length']}, {last['versions']}")
-    print(f"ours                  {best['ours']:8,.0f} tokens/s")
-    if peer:
-        print(f"Hugging Face Trainer  {best['peer']:8,.0f} tokens/s   ({peer[-1]['versions']})")
-        table["ratio"] = best["ours"] / best["peer"]
-        print(f"ratio                 {table['ratio']:8.2f}")
-    print(f"the loop adds         {100 * (last['loop_seconds'] / last['step_seconds'] - 1):8.1f} %")
-    print(f"memory: announced {last['announced_mb']:.0f} MB, measured {last['peak_mb']:.0f} MB (peak "
-          "of the process during the steps, above what it had before the state was made)")
+    last = rows["ours"][-1]
+    print(f"\n{last['parameters']:,} parameters, {config.dtype}, {config.batch_size} x "
+          f"{last['size']['context_length']}; medians of {config.rounds} rounds")
+    table, tokens = {}, config.batch_size * last["size"]["context_length"]
+    for name, measured in rows.items():
+        library, python = (("jax", sys.executable) if name == "ours" else
+                           ("torch", config.peer_python))
+        floor = run([python, "benchmarks/matmul_floor.py", config.dtype, library, size],
+                    {})["seconds"]
+        speed = float(np.median([row["tokens_per_second"] for row in measured]))
+        table[name] = {"tokens_per_second": speed, "floor_seconds": floor, "rounds": measured}
+        print(f"{name:21} {speed:8,.0f} tokens/s, {1e3 * tokens / speed:6.1f} ms a step, of which "
+              f"matrix products {1e3 * floor:6.1f} ms; ours / this "
+              f"{table['ours']['tokens_per_second'] / speed:5.2f}   ({measured[-1]['versions']})")
+    print(f"the loop adds {100 * (last['loop_seconds'] / last['step_seconds'] - 1):.1f} %")
+    print(f"memory: announced {last['announced_mb']:.0f} MB, measured {last['peak_mb']:.0f} MB "
+          "(peak of the process during the steps, above what it had before the state was made)")
     if config.output:
         pathlib.Path(config.output).write_text(json.dumps(table, indent=1) + "\n")
 
 
-def run(command: list[str]) -> dict:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+def run(command: list[str], environment: dict[str, str]) -> dict:
+    """The last line of what a process of its own prints, which is JSON."""
+    inherited = {name: value for name, value in os.environ.items() if name != host_memory.VARIABLE}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
+                          env=inherited | environment)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -93,7 +108,8 @@ def measure(config: Config) -> dict:
     from qwen_jax.train.step import make_train_step
     from qwen_jax.types import Batch
 
-    model, mesh = sizes.TOY_8M, make_mesh(MeshConfig())
+    model = dataclasses.replace(sizes.TOY_8M, compute_dtype=config.dtype)
+    mesh = make_mesh(MeshConfig())
     optimizer = make_optimizer(OptimizerConfig(warmup_steps=10), 1000)
     step = make_train_step(make_objective(model), optimizer, seed=0, micro_batches=1)
     shape = (config.batch_size, model.context_length)
@@ -111,17 +127,19 @@ def measure(config: Config) -> dict:
         jax.block_until_ready(state)
         settled_memory()  # what initialisation needed for a moment is not the step's
         pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
-        times = []
-        for _ in range(config.steps):
-            started = time.perf_counter()
-            state, metrics = compiled(state, batch)
-            jax.block_until_ready((state, metrics))
-            times.append(time.perf_counter() - started)
+        times, reports, done = [], [], 0
+        for _ in range(4):  # the bare step and the loop in turn
+            for _ in range(config.steps // 4):
+                started = time.perf_counter()
+                state, metrics = compiled(state, batch)
+                jax.block_until_ready((state, metrics))
+                times.append(time.perf_counter() - started)
+            done += config.steps // 4
+            state = fit(state, lambda step, state: batch, compiled, start_step=done,
+                        num_steps=done + config.steps // 4 + 1, report=reports.append)
+            done += config.steps // 4 + 1
         peak = from_status("VmHWM") - before
-        reports = []
-        fit(state, lambda step, state: batch, compiled, start_step=config.steps,
-            num_steps=2 * config.steps, report=reports.append)
-    seconds = float(np.median(times[2:]))
+    seconds = float(np.median(times[1:]))
     looped = float(np.median([r.seconds for r in reports if r.seconds is not None]))
     return {"tokens_per_second": shape[0] * shape[1] / looped, "step_seconds": seconds,
             "loop_seconds": looped, "announced_mb": announced.total / 1e6, "peak_mb": peak / 1e6,

@@ -14,7 +14,6 @@ import typing
 from absl import flags
 
 from qwen_jax.errors import ConfigError, QwenJaxError, unknown_name
-from qwen_jax.parallel import host_memory
 from qwen_jax.train.run_folder import flatten
 
 
@@ -68,8 +67,6 @@ def differences(config, recipe) -> list[str]:
 def run(main, doc: str, recipes: dict[str, object], argv: list[str] | None = None) -> None:
     """Parses, prints what differs from the recipe, runs main(config); errors are shown without a
     traceback and end in exit code 1."""
-    if not host_memory.accelerator_installed():
-        host_memory.keep_freed_memory()
     flags.FLAGS.mark_as_parsed()  # libraries (Grain) read absl's global flags
     try:
         name, config = parse(doc, recipes, sys.argv if argv is None else argv)

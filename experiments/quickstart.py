@@ -51,7 +51,7 @@ class Config(pretrain.Config):
 RECIPE = Config(
     model=ModelConfig(  # ours: 2.6M parameters, what two CPU cores can teach in five minutes
         vocab_size=2048, hidden_size=192, num_layers=4, num_heads=4, ffn_size=512,
-        context_length=256, compute_dtype="float32"),
+        context_length=256, compute_dtype="float32", unroll_layers=4),
     optimizer=OptimizerConfig(  # report 2.4, but for the learning rate and what follows from it
         peak_learning_rate=4e-3, warmup_steps=100),
     train=TrainConfig(num_steps=3800, batch_size=4, log_every=20, eval_every=400, eval_batches=16,

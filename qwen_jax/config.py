@@ -58,11 +58,12 @@ class ModelConfig:
     compute_dtype: str = "bfloat16"
     param_dtype: str = "float32"
     remat: Literal["none", "dots", "block"] = "none"  # what the backward pass recomputes
+    unroll_layers: int = 1  # layers compiled as one piece: more to compile, less to copy
     attention: str | None = None  # a back end by name; None: the best for the device
 
     def __post_init__(self):
         _check_positive(self, "model", "vocab_size hidden_size num_layers num_heads ffn_size "
-                        "context_length num_kv_heads head_size")
+                        "context_length num_kv_heads head_size unroll_layers")
         _check(self.head_size is not None or self.hidden_size % self.num_heads == 0,
                f"num_heads={self.num_heads} does not divide hidden_size={self.hidden_size}.",
                "model.num_heads", "choose a divisor, or set model.head_size.")

@@ -16,7 +16,7 @@ QWEN_14B = ModelConfig(  # 14,167,290,880 parameters
 
 TOY_8M = ModelConfig(  # 8.4M parameters: the size that benchmarks/train_step.py compares at
     vocab_size=8192, hidden_size=256, num_layers=4, num_heads=4, ffn_size=1024,
-    context_length=256, compute_dtype="float32")
+    context_length=256, compute_dtype="float32", unroll_layers=4)
 TOY_110M = ModelConfig(
     vocab_size=32000, hidden_size=768, num_layers=12, num_heads=12, ffn_size=2048,
     context_length=1024)

@@ -23,7 +23,7 @@ class Clock(transformers.TrainerCallback):
         self.times.append(time.perf_counter())
 
 
-def main(size: dict, steps: int) -> None:
+def main(size: dict, steps: int, dtype: str) -> None:
     config = transformers.Qwen2Config(
         vocab_size=size["vocab_size"], hidden_size=size["hidden_size"],
         num_hidden_layers=size["num_layers"], num_attention_heads=size["num_heads"],
@@ -39,7 +39,8 @@ def main(size: dict, steps: int) -> None:
             output_dir=folder, per_device_train_batch_size=size["batch_size"], max_steps=steps,
             learning_rate=3e-4, weight_decay=0.1, max_grad_norm=1.0, adam_beta2=0.95,
             lr_scheduler_type="cosine", logging_steps=steps, save_strategy="no", report_to=[],
-            use_cpu=not torch.cuda.is_available(), disable_tqdm=True)
+            use_cpu=not torch.cuda.is_available(), disable_tqdm=True,
+            bf16=dtype == "bfloat16")
         transformers.Trainer(model=model, args=arguments, train_dataset=rows,
                              callbacks=[clock]).train()
     seconds = float(np.median(np.diff(clock.times)[2:]))
@@ -50,4 +51,4 @@ def main(size: dict, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]), int(sys.argv[2]))
+    main(json.loads(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -188,23 +188,40 @@ def to_batch(rows: np.ndarray, *, end_of_text: int, documents: bool) -> Batch:
         learnt of what follows <|endoftext|>; otherwise a row is one text (report 2.4).
     """
     tokens, targets = rows[:, :-1], rows[:, 1:]
-    length = tokens.shape[1]
-    segments = np.ones(tokens.shape, np.int32)
-    positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
-    learnt = targets >= 0
+    weights = np.ones(tokens.shape, np.float32)
     if documents:
-        ends = tokens == end_of_text
-        segments[:, 1:] += np.cumsum(ends[:, :-1], axis=1, dtype=np.int32)
-        first = np.zeros(tokens.shape, np.int32)  # where the segment of a position began
-        first[:, 1:] = np.where(ends[:, :-1], positions[:, 1:], 0)
-        positions = positions - np.maximum.accumulate(first, axis=1)
-        learnt &= ~ends
+        ends = np.flatnonzero(tokens == end_of_text)
+        weights.ravel()[ends] = 0.0
+        segments, positions = _segments(ends, *tokens.shape)
+    else:
+        segments = np.ones(tokens.shape, np.int32)
+        positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     if rows[:, -1].min(initial=0) < 0:  # only the last row of a source
+        weights[targets < 0] = 0.0
         segments[tokens < 0] = 0
         positions = np.where(tokens < 0, 0, positions)
         tokens, targets = np.maximum(tokens, 0), np.maximum(targets, 0)
-    return Batch(tokens=tokens, targets=targets, loss_weights=learnt.astype(np.float32),
+    return Batch(tokens=tokens, targets=targets, loss_weights=weights,
                  segment_ids=segments, positions=positions)
+
+
+def _segments(ends: np.ndarray, rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Segment ids from 1 and positions from 0 in each row, int32 [rows, length].
+
+    Documents are far longer than a token, so arrays are filled document by document.
+
+    Args:
+      ends: sorted places of <|endoftext|> in the flattened tokens.
+    """
+    row_starts = np.arange(rows + 1) * length
+    starts = np.union1d(row_starts, ends + 1)  # the last one is where the tokens end
+    sizes = np.diff(starts)
+    of_row = np.searchsorted(starts, row_starts[:-1])  # the first document of each row
+    index = np.arange(len(sizes)) - np.repeat(of_row, np.diff(np.append(of_row, len(sizes))))
+    segments = np.repeat((index + 1).astype(np.int32), sizes)
+    positions = np.arange(rows * length, dtype=np.int32)
+    positions -= np.repeat(starts[:-1].astype(np.int32), sizes)
+    return segments.reshape(rows, length), positions.reshape(rows, length)
 
 
 class _HostRows(grain.MapDataset):

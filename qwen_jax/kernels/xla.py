@@ -30,6 +30,8 @@ def attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, segment_ids, posit
     k, v = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
     k_end = None if T == S else query_index(B, T, S, positions)
     k_start = first_visible(B, T, S, segment_ids, k_end, window)
+    if k_start is not None:  # computed once, and not again for every score it is compared with
+        k_start = jax.lax.optimization_barrier(k_start)
     out = _attend(q, k, v, k_start, k_end, scale)
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
 

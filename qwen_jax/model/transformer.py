@@ -67,8 +67,9 @@ def hidden_states(params: Params, tokens_BT: Array, positions_BT: Array, *, conf
       alpha_B, query_scale_BT: NTK and LogN factors; None in training.
       dropout_key: turns on dropout at config.dropout.
     """
-    table = rope.rotary_table(positions_BT, head_size=config.head_dim, base=config.rope_base,
-                              alpha_B=alpha_B)
+    # The barrier keeps XLA from fusing the sines into every one of their many uses.
+    table = jax.lax.optimization_barrier(rope.rotary_table(
+        positions_BT, head_size=config.head_dim, base=config.rope_base, alpha_B=alpha_B))
     key = dropout_key if config.dropout > 0 else None
     x_BTD = embed(tokens_BT, params.embed, dtype=jnp.dtype(config.compute_dtype))
     x_BTD = dropout(x_BTD, rate=config.dropout, key=_fold(key, config.num_layers))
@@ -89,7 +90,7 @@ def hidden_states(params: Params, tokens_BT: Array, positions_BT: Array, *, conf
     if config.remat != "none":
         block = jax.checkpoint(block, policy=_REMAT_POLICIES[config.remat], prevent_cse=False)
     indices = jnp.arange(config.num_layers, dtype=jnp.int32)
-    x_BTD, _ = jax.lax.scan(block, x_BTD, (params.layers, indices))
+    x_BTD, _ = jax.lax.scan(block, x_BTD, (params.layers, indices), unroll=config.unroll_layers)
     return rms_norm(x_BTD, params.final_norm, epsilon=config.norm_epsilon)
 
 

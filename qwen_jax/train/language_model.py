@@ -54,7 +54,7 @@ def _is_target(logits_BTV: Array, targets_BT: Array) -> Array:
 def _cross_entropy_forward(logits_BTV, targets_BT):
     top = jnp.max(logits_BTV, axis=-1)
     log_z = jnp.log(jnp.sum(jnp.exp(logits_BTV - top[:, :, None]), axis=-1)) + top
-    chosen = jnp.sum(jnp.where(_is_target(logits_BTV, targets_BT), logits_BTV, 0.0), axis=-1)
+    chosen = jnp.take_along_axis(logits_BTV, targets_BT[:, :, None], axis=-1)[:, :, 0]
     return (log_z - chosen, log_z), (logits_BTV, targets_BT, log_z)
 
 

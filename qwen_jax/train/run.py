@@ -17,6 +17,7 @@ from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfi
 from qwen_jax.errors import TrainingError
 from qwen_jax.kernels.attention import default_implementation
 from qwen_jax.model.spec import count
+from qwen_jax.parallel import host_memory
 from qwen_jax.parallel.mesh import check_batch, make_mesh
 from qwen_jax.parallel.rules import batch_sharding, use_layout
 from qwen_jax.train import memory, metrics, run_folder
@@ -97,6 +98,8 @@ def train(
         peak *= mesh.devices.size
         for line in _header(config, mesh, plan, peak, peak_source):
             emit(line)
+        if jax.default_backend() == "cpu" and (hint := host_memory.advice()):
+            emit(hint)
         emit(f"compiled in {time.perf_counter() - started:.1f} s")
 
         checkpoints = Checkpointer(folder / "checkpoints", keep=config.train.keep_checkpoints)

@@ -106,3 +106,14 @@ def test_evaluation_is_one_pass_and_always_the_same(folder):
 def test_bad_sources(folder, names, settings, message):
     with pytest.raises(DataError, match=message):
         make(folder, *names, **settings)
+
+
+def test_segments_are_those_of_counting_token_by_token():
+    rows = np.random.default_rng(0).integers(0, 4, (7, 34)).astype(np.int32)  # 0 ends a document
+    batch = to_batch(rows, end_of_text=0, documents=True)
+    for tokens, weights, segments, positions in zip(
+            batch.tokens, batch.loss_weights, batch.segment_ids, batch.positions, strict=True):
+        segment, position = 1, 0
+        for i, token in enumerate(tokens):
+            assert (segments[i], positions[i], weights[i]) == (segment, position, token != 0)
+            segment, position = (segment + 1, 0) if token == 0 else (segment, position + 1)

@@ -147,3 +147,18 @@ def test_a_config_that_cannot_be_right_says_so(change, message):
 def test_tokens_without_a_batch_axis_are_refused(params):
     with pytest.raises(ConfigError, match="tokens have shape"):
         forward(params, jnp.zeros((4,), jnp.int32), config=CONFIG)
+
+
+@pytest.mark.parametrize("unroll", [2, 3])
+def test_unrolled_layers_compute_the_same(unroll):
+    config = dataclasses.replace(CONFIG, num_layers=3)
+    params, tokens = spec.init_params(config, KEY), tokens_of(7, (2, 9))
+
+    def loss(params, unroll):
+        own = dataclasses.replace(config, unroll_layers=unroll)
+        return jnp.sum(jnp.square(forward(params, tokens, config=own)))
+
+    wanted, ours = (jax.jit(jax.grad(loss), static_argnums=1)(params, n) for n in (1, unroll))
+    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(wanted), jax.tree.leaves(ours)):
+        scale = float(jnp.abs(x).max())
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6 * scale, err_msg=str(path))
