@@ -129,17 +129,18 @@ def measure(config: Config) -> dict:
         pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
         times, reports, done = [], [], 0
         for _ in range(4):  # the bare step and the loop in turn
-            for _ in range(config.steps // 4):
-                started = time.perf_counter()
+            ended = []  # from end to end: a step's workspace is returned after its results are there
+            for _ in range(config.steps // 4 + 1):
                 state, metrics = compiled(state, batch)
                 jax.block_until_ready((state, metrics))
-                times.append(time.perf_counter() - started)
-            done += config.steps // 4
+                ended.append(time.perf_counter())
+            times.extend(np.diff(ended))
+            done += config.steps // 4 + 1
             state = fit(state, lambda step, state: batch, compiled, start_step=done,
                         num_steps=done + config.steps // 4 + 1, report=reports.append)
             done += config.steps // 4 + 1
         peak = from_status("VmHWM") - before
-    seconds = float(np.median(times[1:]))
+    seconds = float(np.median(times))
     looped = float(np.median([r.seconds for r in reports if r.seconds is not None]))
     return {"tokens_per_second": shape[0] * shape[1] / looped, "step_seconds": seconds,
             "loop_seconds": looped, "announced_mb": announced.total / 1e6, "peak_mb": peak / 1e6,

@@ -134,8 +134,9 @@ class Rows:
         self._open()
 
     def _open(self) -> None:
-        self._arrays = [np.memmap(file, np.dtype(self._shards.dtype).newbyteorder("<"), "r")
-                        for file in self._shards.files]
+        dtype = np.dtype(self._shards.dtype).newbyteorder("<")
+        # As plain arrays: slices of np.memmap cost several times those of np.ndarray.
+        self._arrays = [np.asarray(np.memmap(file, dtype, "r")) for file in self._shards.files]
 
     @property
     def padding(self) -> np.ndarray:
