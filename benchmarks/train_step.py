@@ -64,11 +64,11 @@ def main(config: Config) -> None:
     print(f"\n{last['parameters']:,} parameters, {config.dtype}, {config.batch_size} x "
           f"{last['size']['context_length']}; medians of {config.rounds} rounds")
     table, tokens = {}, config.batch_size * last["size"]["context_length"]
+    pythons = {"jax": sys.executable} | ({"torch": config.peer_python} if config.peer_python else {})
+    floors = {library: run([python, "benchmarks/matmul_floor.py", config.dtype, library, size],
+                           {})["seconds"] for library, python in pythons.items()}
     for name, measured in rows.items():
-        library, python = (("jax", sys.executable) if name == "ours" else
-                           ("torch", config.peer_python))
-        floor = run([python, "benchmarks/matmul_floor.py", config.dtype, library, size],
-                    {})["seconds"]
+        floor = floors["jax" if name == "ours" else "torch"]
         speed = float(np.median([row["tokens_per_second"] for row in measured]))
         table[name] = {"tokens_per_second": speed, "floor_seconds": floor, "rounds": measured}
         print(f"{name:21} {speed:8,.0f} tokens/s, {1e3 * tokens / speed:6.1f} ms a step, of which "
@@ -98,6 +98,7 @@ def measure(config: Config) -> dict:
     from qwen_jax import sizes
     from qwen_jax.config import MeshConfig, OptimizerConfig
     from qwen_jax.model.spec import count
+    from qwen_jax.parallel.compiler_options import compiler_options
     from qwen_jax.parallel.mesh import make_mesh
     from qwen_jax.parallel.rules import batch_sharding, use_layout
     from qwen_jax.train import memory
@@ -120,8 +121,10 @@ def measure(config: Config) -> dict:
     with use_layout(mesh):
         batch = jax.device_put(batch, batch_sharding(mesh))
         abstract = abstract_state(model, optimizer, mesh)
-        compiled = step.lower(abstract, batch).compile()
-        announced = memory.measure(compiled, abstract, available=None)
+        platform = mesh.devices.flat[0].platform
+        compiled = step.lower(abstract, batch).compile(
+            compiler_options=compiler_options(platform))
+        announced = memory.measure(compiled, abstract, platform=platform, available=None)
         before = settled_memory()
         state = make_state(0, model, optimizer, abstract)
         jax.block_until_ready(state)
