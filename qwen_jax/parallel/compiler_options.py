@@ -1,11 +1,9 @@
 """What XLA is told about a training step, by platform."""
 
-import jax
 
-
-def compiler_options() -> dict[str, int | str]:
-    """For jax.jit(..., compiler_options=...), on the backend in use."""
-    if jax.default_backend() == "cpu":
+def compiler_options(platform: str) -> dict[str, int | str]:
+    """For .compile(compiler_options=...), on devices of `platform` ("cpu", "gpu", "tpu")."""
+    if platform == "cpu":
         return {
             # The default runs independent operations side by side: a third more workspace, and no
             # time won, as each of the large ones fills all cores (benchmarks/results).

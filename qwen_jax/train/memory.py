@@ -86,18 +86,19 @@ def check_state(state, *, available: int | None) -> None:
                          available)
 
 
-def measure(compiled, state, *, available: int | None) -> Memory:
+def measure(compiled, state, *, platform: str, available: int | None) -> Memory:
     """Reads a compiled train step's needs and refuses what cannot fit.
 
     Args:
       compiled: the ahead-of-time compiled step; its buffer plan is exact, what a CPU adds is not.
       state: the abstract or real TrainState.
+      platform: of the devices that it was compiled for.
     """
     plan = compiled.memory_analysis()
     parameters = bytes_per_device(state.params)
     workspace = (plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
                  + plan.argument_size_in_bytes - bytes_per_device(state))
-    if jax.tree.leaves(state)[0].sharding.mesh.devices.flat[0].platform == "cpu":
+    if platform == "cpu":
         # The kernel is still taking back the workspace of one step when the next one starts; a
         # fifth of it was seen twice (benchmarks/results).
         workspace += workspace // 5

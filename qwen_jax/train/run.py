@@ -18,6 +18,7 @@ from qwen_jax.errors import TrainingError
 from qwen_jax.kernels.attention import default_implementation
 from qwen_jax.model.spec import count
 from qwen_jax.parallel import host_memory
+from qwen_jax.parallel.compiler_options import compiler_options
 from qwen_jax.parallel.mesh import check_batch, make_mesh
 from qwen_jax.parallel.rules import batch_sharding, use_layout
 from qwen_jax.train import memory, metrics, run_folder
@@ -91,17 +92,7 @@ def train(
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(use_layout(mesh))
-        started = time.perf_counter()
-        compiled = step.lower(abstract, _abstract_batch(config, sharding)).compile()
-        plan = memory.measure(compiled, abstract, available=available)
-        peak, peak_source = metrics.peak_flops(mesh.devices.flat[0])
-        peak *= mesh.devices.size
-        for line in _header(config, mesh, plan, peak, peak_source):
-            emit(line)
-        if jax.default_backend() == "cpu" and (hint := host_memory.advice()):
-            emit(hint)
-        emit(f"compiled in {time.perf_counter() - started:.1f} s")
-
+        compiled, peak = _compile(step, abstract, config, mesh, available, emit)
         checkpoints = Checkpointer(folder / "checkpoints", keep=config.train.keep_checkpoints)
         stack.callback(checkpoints.close)
         checkpoints.check_space(abstract)
@@ -151,6 +142,23 @@ def train(
         checkpoints.wait()
         metrics.log_event(folder, "end", step=config.train.num_steps)
         return state
+
+
+def _compile(step, abstract: TrainState, config: RunConfig, mesh, available: int | None,
+             emit: Callable[[str], None]):
+    """The compiled step, told to a person with its needs, and the FLOP/s of all devices."""
+    started, platform = time.perf_counter(), mesh.devices.flat[0].platform
+    batch = _abstract_batch(config, batch_sharding(mesh))
+    compiled = step.lower(abstract, batch).compile(compiler_options=compiler_options(platform))
+    plan = memory.measure(compiled, abstract, platform=platform, available=available)
+    peak, source = metrics.peak_flops(mesh.devices.flat[0])
+    peak *= mesh.devices.size
+    for line in _header(config, mesh, plan, peak, source):
+        emit(line)
+    if platform == "cpu" and (hint := host_memory.advice()):
+        emit(hint)
+    emit(f"compiled in {time.perf_counter() - started:.1f} s")
+    return compiled, peak
 
 
 def _abstract_batch(config: RunConfig, sharding) -> Batch:

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from qwen_jax.parallel.compiler_options import compiler_options
 from qwen_jax.types import Array, Batch, Params, Sums, TrainState
 
 Objective = Callable[[Params, Batch, Array | None], Sums]
@@ -63,7 +62,7 @@ def make_train_step(
         return state, {"train/loss": mean_loss, "train/grad_norm": grad_norm,
                        "train/weight": sums.weight_sum, **means}
 
-    return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options())
+    return jax.jit(train_step, donate_argnums=0)
 
 
 def split(batch: Batch, pieces: int) -> Batch:

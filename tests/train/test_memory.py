@@ -27,7 +27,7 @@ def plan(available=None, fsdp=1, **changes):
         abstract = abstract_state(config, optimizer, mesh)
         batch = jax.device_put(make_batch(0, 8, config.context_length, config.vocab_size),
                                batch_sharding(mesh))
-        return memory.measure(step.lower(abstract, batch).compile(), abstract,
+        return memory.measure(step.lower(abstract, batch).compile(), abstract, platform="cpu",
                               available=available)
 
 
