@@ -1,11 +1,11 @@
 """The public attention op: causal, packed documents, windows, grouped heads; one back end of several.
 
-Back ends know nothing of models or meshes. The mask language is the same for all of them: documents
-are contiguous, so query i sees the keys k_start[i] <= k <= i.
+Back ends know nothing of models or meshes, and share one mask language (mask.py).
 
 B batch, T query positions, S key positions, N heads, K key-value heads, H head size.
 """
 
+import importlib
 import math
 
 import jax
@@ -13,10 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwen_jax.errors import KernelError, unknown_name
-from qwen_jax.kernels import reference, xla
+from qwen_jax.kernels.differentiable import Call
+from qwen_jax.kernels.target import interpret_mode, target_of
 from qwen_jax.types import Array
 
-IMPLEMENTATIONS = {"reference": reference.attention, "xla": xla.attention}
+# Name -> module, imported when it is first needed: Pallas stays out of a run on a CPU. A module has
+# `attention` (the signature of reference.attention), `refuse(call)` (None, or why it cannot run
+# this) and PLATFORM (that of its custom calls, which the compiler does not partition; None: plain
+# JAX, which runs and is partitioned anywhere).
+IMPLEMENTATIONS = {name: f"qwen_jax.kernels.{name}"
+                   for name in ("reference", "xla", "tpu", "hopper", "cudnn")}
+# The first that does not refuse runs.
+PREFERENCE = {"tpu": ("tpu", "xla"), "gpu": ("hopper", "cudnn", "xla"), "cpu": ("xla",)}
 
 
 def attention(
@@ -41,32 +49,71 @@ def attention(
         last T places). With T == S order is that of the row and positions change nothing.
       window: how many tokens each query sees, itself included; None: no limit. May be traced.
       scale: of the scores; None: 1 / sqrt(H).
-      implementation: a back end by name ("reference", "xla"); None: the best for the device.
+      implementation: a back end by name ("reference", "xla", "tpu", "hopper", "cudnn"); None: the
+        best for the device that the arrays are on or, when traced, that the program is for.
 
     Returns:
       [B, T, N, H] in q's dtype; softmax statistics are float32.
 
     Raises:
       KernelError: shapes or dtypes that do not fit, segment ids that are not contiguous, a window
-        below 1, an unknown implementation.
+        below 1, an unknown implementation, one that cannot run here (with each one's reason).
 
     Example:
       >>> out = attention(q, k, v, segment_ids=batch.segment_ids, window=1024)
     """
     _check_shapes(q, k, v, segment_ids, positions)
     _check_values(q.shape[1], k.shape[1], segment_ids, positions, window)
-    name = default_implementation() if implementation is None else implementation
-    if name not in IMPLEMENTATIONS:
-        raise unknown_name("implementation", name, IMPLEMENTATIONS, "attention(implementation=)",
-                           KernelError)
+    _, module = choose(call_of(q, k, segment_ids=segment_ids, window=window), implementation)
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    return IMPLEMENTATIONS[name](q, k, v, segment_ids=segment_ids, positions=positions,
-                                 window=window, scale=scale)
+    return module.attention(q, k, v, segment_ids=segment_ids, positions=positions, window=window,
+                            scale=scale)
 
 
-def default_implementation() -> str:
-    """The back end that runs when none is named; a run's header prints it."""
-    return "xla"
+def call_of(q: Array, k: Array, *, segment_ids: Array | None, window) -> Call:
+    """What `attention` asks of a back end for these arguments."""
+    known = "traced" if isinstance(window, jax.core.Tracer) else None if window is None else int(window)
+    return Call(target=target_of(q), B=q.shape[0], T=q.shape[1], S=k.shape[1], N=q.shape[2],
+                K=k.shape[2], H=q.shape[3], dtype=q.dtype, segments=segment_ids is not None,
+                window=known)
+
+
+def choose(call: Call, implementation: str | None = None):
+    """The name and the module of the back end that runs `call`: the one named, or the best.
+
+    Raises:
+      KernelError: an unknown name, or a back end that cannot run this, with its reason and what the
+        others say.
+    """
+    if implementation is None:
+        names = PREFERENCE.get(call.target.platform, ("xla",))
+    elif implementation in IMPLEMENTATIONS:
+        names = (implementation,)
+    else:
+        raise unknown_name("implementation", implementation, IMPLEMENTATIONS,
+                           "attention(implementation=)", KernelError)
+    reasons = {}
+    for name in names:
+        module = importlib.import_module(IMPLEMENTATIONS[name])
+        reasons[name] = _refusal(module, call)
+        if reasons[name] is None:
+            return name, module
+    for name in IMPLEMENTATIONS:
+        if name not in reasons:
+            reasons[name] = _refusal(importlib.import_module(IMPLEMENTATIONS[name]), call)
+    said = "; ".join(f"{name}: {reason or 'can run it'}" for name, reason in reasons.items())
+    raise KernelError(f"no back end of {', '.join(names)} can run this. {said}.",
+                      f"attention(implementation={implementation!r}) on {call.target}",
+                      "name one that can run it, or leave implementation out.")
+
+
+def _refusal(module, call: Call) -> str | None:
+    needs = module.PLATFORM
+    if needs and call.target.platform != needs and interpret_mode() is None:
+        return (f"runs on a {needs.upper()}, and this is for {call.target} (to compile for another "
+                "device, pass arrays with its sharding, or use jax.sharding.use_abstract_mesh; to "
+                "run step by step on a CPU, use qwen_jax.kernels.target.interpret_kernels)")
+    return module.refuse(call)
 
 
 def _check_shapes(q, k, v, segment_ids, positions) -> None:

@@ -9,6 +9,15 @@ import jax.numpy as jnp
 from qwen_jax.types import Array
 
 
+PLATFORM = None
+
+
+def refuse(call) -> str | None:
+    """Runs everything."""
+    del call
+    return None
+
+
 def visible(T: int, S: int, segment_ids_BT: Array | None, positions_BT: Array | None,
             window: Array | int | None) -> Array:
     """bool [B or 1, T, S]: may query t see key s? The mask in words: not later than the query, in the

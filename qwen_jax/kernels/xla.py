@@ -3,9 +3,6 @@
 Queries are taken in blocks whose keys end where causality ends them (static slices), so almost half
 of the square is never computed; the backward pass recomputes weights from the log-sum-exp.
 
-The mask of contiguous documents, causality and a window is an interval: query i sees the keys
-k_start[i] <= k <= i, so one int32 per query says it all.
-
 B batch, T query positions, S key positions, N heads, K key-value heads, G = N / K, H head size,
 C queries in a chunk.
 """
@@ -15,10 +12,20 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from qwen_jax.kernels import mask
 from qwen_jax.types import Array
 
 _MASKED = -1e30  # finite: exp(_MASKED - _MASKED) is 1 and no NaN; masked rows are zeroed after
 _NOTHING_VISIBLE = 1e30  # the log-sum-exp of a row that sees nothing: exp(s - this) is 0
+
+
+PLATFORM = None
+
+
+def refuse(call) -> str | None:
+    """Runs everything."""
+    del call
+    return None
 
 
 def attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, segment_ids, positions, window,
@@ -28,35 +35,15 @@ def attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, segment_ids, posit
     S, K = k_BSKH.shape[1:3]
     q = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
     k, v = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
-    k_end = None if T == S else query_index(B, T, S, positions)
-    k_start = first_visible(B, T, S, segment_ids, k_end, window)
-    if k_start is not None:  # computed once, and not again for every score it is compared with
+    k_end = None if T == S else mask.query_index(B, T, S, positions)
+    k_start = None
+    if segment_ids is not None or window is not None:
+        k_start = mask.first_key(B, T, S, segment_ids=segment_ids, positions=positions,
+                                 window=window)
+        # Computed once, and not again for every score it is compared with.
         k_start = jax.lax.optimization_barrier(k_start)
     out = _attend(q, k, v, k_start, k_end, scale)
     return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
-
-
-def query_index(B: int, T: int, S: int, positions: Array | None) -> Array:
-    """Where each query stands on the key axis, int32 [B, T]: the last T of S unless told."""
-    if positions is not None:
-        return positions
-    return jnp.broadcast_to((jnp.arange(T, dtype=jnp.int32) + (S - T))[None], (B, T))
-
-
-def first_visible(B: int, T: int, S: int, segment_ids, k_end, window) -> Array | None:
-    """k_start, int32 [B, T], or None where every query sees from key 0. Past the query: nothing."""
-    if segment_ids is None and window is None:
-        return None
-    index = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
-    start = jnp.zeros((B, T), jnp.int32)
-    if segment_ids is not None:
-        before = jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
-        start = jax.lax.cummax(jnp.where(segment_ids != before, index, 0), axis=1)
-        start = jnp.where(segment_ids == 0, jnp.int32(S), start)
-    if window is not None:
-        last = index if k_end is None else k_end
-        start = jnp.maximum(start, last + 1 - jnp.asarray(window, jnp.int32))
-    return start
 
 
 def _blocks(T: int) -> list[tuple[int, int, int]]:

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from qwen_jax.config import ModelConfig
-from qwen_jax.kernels.attention import attention
+from qwen_jax.kernels.attention import attention, call_of, choose
+from qwen_jax.kernels.differentiable import Call
+from qwen_jax.kernels.target import Target
 from qwen_jax.model.layers import linear
 from qwen_jax.model.rope import rotate
-from qwen_jax.parallel.rules import constrain
+from qwen_jax.parallel.rules import constrain, map_shards, shards_evenly
 from qwen_jax.types import Array, AttentionParams
 
 
@@ -47,8 +49,48 @@ def self_attention(x_BTD: Array, params: AttentionParams, *, config: ModelConfig
                    query_scale_BT: Array | None, segment_ids: Array | None) -> Array:
     """Attention of a whole row over itself: training, scoring, prefill without a cache."""
     q, k, v = project_qkv(x_BTD, params, table=table, query_scale_BT=query_scale_BT)
-    out = attention(q, k, v, segment_ids=segment_ids, implementation=config.attention)
+    out = partitioned_attention(q, k, v, segment_ids=segment_ids, window=None,
+                                implementation=config.attention)
     return project_out(out, params)
+
+
+def partitioned_attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *,
+                          segment_ids: Array | None, window: Array | int | None,
+                          implementation: str | None) -> Array:
+    """kernels.attention on a mesh: a kernel runs on each device's rows and heads.
+
+    Heads are cut only where the key-value heads can be cut as well. A sequence that is cut (mesh
+    axis "context") is put together for a kernel; plain XLA partitions it by itself.
+    """
+    name, module = choose(call_of(q_BTNH, k_BSKH, segment_ids=segment_ids, window=window),
+                          implementation)
+    optional = {"segment_ids": (segment_ids, ("batch", None)), "window": (window, ())}
+    given = {key: pair for key, pair in optional.items() if pair[0] is not None}
+
+    def run(q, k, v, *rest):
+        return attention(q, k, v, implementation=name, **dict(zip(given, rest)))
+
+    arrays = (q_BTNH, k_BSKH, v_BSKH, *(jnp.asarray(array) for array, _ in given.values()))
+    if module.PLATFORM is None:
+        return run(*arrays)
+    heads = ("batch", None, "act_heads", None), ("batch", None, "act_kv_heads", None)
+    if k_BSKH.shape[2] != q_BTNH.shape[2] and not shards_evenly(k_BSKH.shape[2], "act_kv_heads"):
+        heads = (("batch", None, None, None),) * 2
+    return map_shards(run, *arrays, axes=(heads[0], heads[1], heads[1],
+                                          *(axes for _, axes in given.values())),
+                      out_axes=heads[0])
+
+
+def implementation_name(config: ModelConfig, device: jax.Device) -> str:
+    """The back end that a training step of this model runs on such a device.
+
+    Raises:
+      KernelError: config.attention names one that cannot.
+    """
+    call = Call(target=Target.of(device), B=1, T=config.context_length, S=config.context_length,
+                N=config.num_heads, K=config.kv_heads, H=config.head_dim,
+                dtype=jnp.dtype(config.compute_dtype), segments=True, window=None)
+    return choose(call, config.attention)[0]
 
 
 def cached_attention(q_BTNH: Array, keys_BSKH: Array, values_BSKH: Array,

@@ -8,7 +8,7 @@ import contextlib
 import contextvars
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -74,12 +74,46 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if layout is None:
         return x
     mesh, rules = layout
-    spec = rules.partition_spec(axes)
-    spec = PartitionSpec(*(
-        names if size % _axis_size(mesh, names) == 0 else None
-        for size, names in zip(x.shape, spec, strict=True)
-    ))
+    spec = _dividing(x.shape, axes, mesh, rules)
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+
+def map_shards(function: Callable, *arrays: jax.Array, axes: Sequence[tuple[str | None, ...]],
+               out_axes: tuple[str | None, ...]) -> jax.Array:
+    """function(*arrays), each device on its own shards; a plain call without a mesh.
+
+    For custom calls, which the compiler does not partition. An axis named None is whole on every
+    device, and so is one that its mesh axes do not divide in some array.
+
+    Args:
+      axes: the logical names of each array's dimensions.
+      out_axes: of the one result; named axes are among those of the arrays.
+    """
+    layout = _layout.get()
+    if layout is None:
+        return function(*arrays)
+    mesh, rules = layout
+    whole = {name for array, names in zip(arrays, axes, strict=True)
+             for size, name, placed in zip(array.shape, names, rules.partition_spec(names))
+             if size % _axis_size(mesh, placed)}
+
+    def spec(names):
+        return rules.partition_spec(tuple(None if name in whole else name for name in names))
+
+    return jax.shard_map(function, mesh=mesh, in_specs=tuple(spec(names) for names in axes),
+                         out_specs=spec(out_axes), check_vma=False)(*arrays)
+
+
+def shards_evenly(size: int, axis: str) -> bool:
+    """Whether the mesh in use divides a logical axis of this size; true without a mesh."""
+    layout = _layout.get()
+    return layout is None or size % _axis_size(layout[0], getattr(layout[1], axis)) == 0
+
+
+def _dividing(shape, axes, mesh: Mesh, rules: Rules) -> PartitionSpec:
+    return PartitionSpec(*(
+        names if size % _axis_size(mesh, names) == 0 else None
+        for size, names in zip(shape, rules.partition_spec(axes), strict=True)))
 
 
 def _axis_size(mesh: Mesh, names: MeshAxes) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 from qwen_jax.checkpoint import Checkpointer
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from qwen_jax.errors import TrainingError
-from qwen_jax.kernels.attention import default_implementation
+from qwen_jax.model.attention import implementation_name
 from qwen_jax.model.spec import count
 from qwen_jax.parallel import host_memory
 from qwen_jax.parallel.compiler_options import compiler_options
@@ -179,7 +179,7 @@ def _header(config: RunConfig, mesh, plan: memory.Memory, peak: float, source: s
     shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
     return [
         f"model: {count(model):,} parameters, {model.compute_dtype} compute, attention "
-        f"{model.attention or default_implementation()}, remat {model.remat}",
+        f"{implementation_name(model, mesh.devices.flat[0])}, remat {model.remat}",
         f"devices: {mesh.devices.size} ({shape or 'one device'}); peak of one: {source}",
         f"memory: {plan}",
         f"batch: {train.batch_size} x {model.context_length} = {tokens:,} tokens in "

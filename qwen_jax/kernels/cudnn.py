@@ -1,0 +1,37 @@
+"""NVIDIA's cuDNN attention, where its features suffice: a named alternative, and a peer to measure.
+
+It has no packed documents that JAX's public function can reach, so it refuses them: a path that
+ignores segment ids trains on the wrong loss.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from qwen_jax.kernels.differentiable import Call
+from qwen_jax.types import Array
+
+PLATFORM = "gpu"
+
+
+def refuse(call: Call) -> str | None:
+    """None, or why cuDNN cannot run this."""
+    if call.segments:
+        return "has no packed documents"
+    if call.T != call.S:
+        return "runs whole rows alone (as many queries as keys)"
+    if call.window == "traced":
+        return "needs a window that is known when it is compiled"
+    if call.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"runs bfloat16 and float16, not {call.dtype}"
+    if call.H > 128 or call.H % 8:
+        return f"has head sizes up to 128 in steps of 8, not {call.H}"
+    return None
+
+
+def attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, segment_ids, positions, window,
+              scale: float) -> Array:
+    """See kernels.attention.attention; arguments are checked there."""
+    del segment_ids, positions
+    return jax.nn.dot_product_attention(
+        q_BTNH, k_BSKH, v_BSKH, is_causal=True, scale=scale, implementation="cudnn",
+        local_window_size=None if window is None else (int(window) - 1, 0))

@@ -1,0 +1,141 @@
+"""The gate of a back end: its errors against float32, forward and gradients, on random input.
+
+Tests, benchmarks and the start of a run on an accelerator ask the same question: is this back end's
+error at most about twice what plain JAX makes in the same precision?
+
+B batch, T positions, N heads, K key-value heads, H head size.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qwen_jax.errors import KernelError
+from qwen_jax.kernels.attention import attention
+from qwen_jax.kernels.target import interpret_mode
+from qwen_jax.types import Array
+
+NAMES = ("out", "dq", "dk", "dv")
+_NO_LIMIT = np.int32(2**31 - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One random input. Documents are `documents` tokens long in turn; what they leave is padding."""
+
+    T: int
+    B: int = 1
+    N: int = 4
+    K: int = 2
+    H: int = 64
+    dtype: str = "bfloat16"
+    window: int | None = None
+    documents: tuple[int, ...] | None = None  # None: one document, no segment ids
+    seed: int = 0
+
+    def arrays(self) -> tuple[Array, Array, Array, Array]:
+        """q, k, v and the cotangent of the output."""
+        keys = jax.random.split(jax.random.key(self.seed), 4)
+        heads = (self.N, self.K, self.K, self.N)
+        return tuple(jax.random.normal(key, (self.B, self.T, n, self.H), jnp.dtype(self.dtype))
+                     for key, n in zip(keys, heads))
+
+    def options(self) -> dict:
+        """segment_ids and window for `attention`."""
+        options = {} if self.window is None else {"window": self.window}
+        if self.documents is not None:
+            ids = np.repeat(np.arange(1, len(self.documents) + 1), self.documents)
+            row = np.pad(ids, (0, self.T - len(ids))).astype(np.int32)
+            options["segment_ids"] = jnp.tile(jnp.asarray(row)[None], (self.B, 1))
+        return options
+
+
+def repeated(T: int, lengths: tuple[int, ...], *, padding: int = 0) -> tuple[int, ...]:
+    """Documents of these lengths over and over, the last one cut, `padding` left over."""
+    documents, left = [], T - padding
+    while left > 0:
+        documents.append(min(lengths[len(documents) % len(lengths)], left))
+        left -= documents[-1]
+    return tuple(documents)
+
+
+def with_gradients(function, q: Array, k: Array, v: Array, dout: Array) -> tuple[Array, ...]:
+    """out, dq, dk, dv of function(q, k, v), jitted as one program."""
+
+    def run(q, k, v, dout):
+        out, pull = jax.vjp(function, q, k, v)
+        return (out, *pull(dout))
+
+    return jax.jit(run)(q, k, v, dout)
+
+
+def shares(case: Case, implementation: str | None = None) -> dict[str, float]:
+    """The largest error of out, dq, dk and dv, each as a share of its budget: above 1 fails.
+
+    The budget is twice the error of plain JAX in the case's dtype, plus a few units in the last
+    place of the largest value and of float32 sums of this size, for cases in which plain JAX happens
+    to be exact (a token that sees itself alone: the gradient of its score is 0 by cancellation).
+    """
+    arrays, options = case.arrays(), case.options()
+    got = _outcome(*arrays, options, how=implementation, mode=interpret_mode())
+    exact = [x.astype(jnp.float32) for x in arrays]
+    ones = jnp.ones((case.B, case.T), jnp.int32)
+    all_options = {"segment_ids": ones, "window": _NO_LIMIT} | options  # one program per shape
+    wanted = _outcome(*exact, all_options, how="reference")
+    rough = _outcome(*arrays, all_options, how="plain")
+    result = {}
+    for name, want, have, near in zip(NAMES, wanted, got, rough):
+        want, have, near = (np.asarray(x, np.float32) for x in (want, have, near))
+        floor = (4 * float(jnp.finfo(case.dtype).eps) * np.abs(want).max()
+                 + 64 * float(jnp.finfo(jnp.float32).eps))
+        error = np.abs(have - want).max()  # NaN stays NaN, and no comparison holds for it
+        result[name] = float(error / (2 * np.abs(near - want).max() + floor))
+    return result
+
+
+@functools.partial(jax.jit, static_argnames=("how", "mode"))
+def _outcome(q, k, v, dout, options, *, how, mode=None):
+    """out, dq, dk, dv. The masks are arguments, so cases of the same shapes share a program."""
+    del mode  # part of the cache's key: what is traced while interpreting stays so
+    attend = plain if how == "plain" else functools.partial(attention, implementation=how)
+    out, pull = jax.vjp(lambda q, k, v: attend(q, k, v, **options), q, k, v)
+    return (out, *pull(dout))
+
+
+def plain(q: Array, k: Array, v: Array, *, segment_ids: Array | None = None,
+          window: Array | int | None = None) -> Array:
+    """softmax(q k^T) v as anyone would write it, every array in the dtype of its inputs."""
+    T, G = q.shape[1], q.shape[2] // k.shape[2]
+    k, v = jnp.repeat(k, G, axis=2), jnp.repeat(v, G, axis=2)
+    t = jnp.arange(T)
+    mask = (t[None, :] <= t[:, None])[None]
+    if window is not None:
+        mask = mask & (t[:, None] - t[None, :] < window)[None]
+    if segment_ids is not None:
+        same = segment_ids[:, :, None] == segment_ids[:, None, :]
+        mask = mask & same & (segment_ids != 0)[:, :, None]
+    scores = jnp.einsum("BTNH,BSNH->BNTS", q, k) * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
+    mask = jnp.broadcast_to(mask[:, None], scores.shape)
+    scores = jnp.where(mask, scores, jnp.asarray(-1e30, q.dtype))
+    weights = jnp.where(mask, jax.nn.softmax(scores, axis=-1), jnp.asarray(0, q.dtype))
+    return jnp.einsum("BNTS,BSNH->BTNH", weights, v)
+
+
+def check(case: Case, implementation: str | None = None) -> dict[str, float]:
+    """`shares`, or an error where one is above 1 or not a number.
+
+    Raises:
+      KernelError: the back end computes something else than attention on this device.
+    """
+    found = shares(case, implementation)
+    if not all(share <= 1 for share in found.values()):
+        said = ", ".join(f"{name} {share:.2f}" for name, share in found.items())
+        raise KernelError(
+            f"attention is wrong on this device: errors as shares of their budget are {said}.",
+            f"attention(implementation={implementation!r}), {case}",
+            "use another back end (--model.attention=xla), and report this with the versions of "
+            "jax and of the driver.")
+    return found

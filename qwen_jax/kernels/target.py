@@ -1,0 +1,84 @@
+"""What a computation runs on: the device that it is for, which need not be one of this machine."""
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+_interpret: contextvars.ContextVar[Any] = contextvars.ContextVar("interpret", default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """The kind of device."""
+
+    platform: str  # "cpu", "gpu" or "tpu"
+    kind: str  # the device's own word: "TPU v5", "NVIDIA H200", "cpu"
+
+    @classmethod
+    def of(cls, device: jax.Device) -> "Target":
+        return cls(_platform(device.platform), device.device_kind)
+
+    def __str__(self) -> str:
+        return self.platform if self.kind == self.platform else f"{self.kind} ({self.platform})"
+
+
+def target_of(x: jax.Array | None = None) -> Target:
+    """The device that a computation on `x` is for.
+
+    In this order: where a concrete array is; the mesh of a traced one (so a program lowered for the
+    topology of a TPU pod on a machine without a TPU is a TPU's); the mesh in use
+    (jax.sharding.use_abstract_mesh, set_mesh); JAX's default device.
+    """
+    if x is not None and not isinstance(x, jax.core.Tracer) and isinstance(x, jax.Array):
+        return Target.of(next(iter(x.sharding.device_set)))
+    meshes = [jax.sharding.get_abstract_mesh()]
+    if isinstance(x, jax.core.Tracer):
+        sharding = getattr(jax.typeof(x), "sharding", None)
+        meshes.insert(0, getattr(sharding, "mesh", None))
+    for mesh in meshes:
+        device = getattr(mesh, "abstract_device", None)
+        if device is not None:
+            # jax 0.10 does not say the platform, but every TPU has its name in its kind.
+            platform = getattr(device, "platform", None) or _platform_of_kind(device.device_kind)
+            return Target(_platform(platform), device.device_kind)
+    default = jax.config.jax_default_device
+    if isinstance(default, str):
+        default = jax.devices(default)[0]
+    return Target.of(default or jax.devices()[0])
+
+
+def _platform(name: str) -> str:
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
+def _platform_of_kind(kind: str) -> str:
+    if kind.startswith("TPU"):
+        return "tpu"
+    return "cpu" if kind == "cpu" else "gpu"
+
+
+@contextlib.contextmanager
+def interpret_kernels(mode: Any = True) -> Iterator[None]:
+    """Within it, Pallas kernels named by `implementation=` run on any device, slowly, step by step.
+
+    For tests and for debugging on a CPU. What is traced within it stays interpreted: a jitted
+    function keeps what it was first traced with.
+
+    Args:
+      mode: True (fast), or pltpu.InterpretParams / plgpu.InterpretGPUParams, which simulate the
+        memories and can detect races.
+    """
+    token = _interpret.set(mode)
+    try:
+        yield
+    finally:
+        _interpret.reset(token)
+
+
+def interpret_mode() -> Any:
+    """The mode of the innermost `interpret_kernels`; None outside."""
+    return _interpret.get()

@@ -1,0 +1,120 @@
+"""The suite that every attention back end inherits: definition, masks, gradients, transforms.
+
+A test module makes a class of it: `class TestTpu(Gate): name = "tpu"; ...`.
+"""
+
+import contextlib
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qwen_jax.kernels.attention import attention
+from qwen_jax.kernels.gate import Case, repeated, shares, with_gradients
+
+
+def masks(T: int) -> dict[str, dict]:
+    """The masks of the grid, by name, for rows of T tokens."""
+    found = {"causal": {}, "window": {"window": max(1, T // 3)}, "window of one": {"window": 1}}
+    if T > 1:
+        found |= {
+            "packed": {"documents": repeated(T, (T // 3 + 1, 1, T // 4 + 1))},
+            "single tokens": {"documents": (1,) * T},
+            "padded": {"documents": repeated(T, (T // 4 + 1, 1), padding=T // 3)},
+            "packed, window, padding": {
+                "documents": repeated(T, (T // 3 + 1,), padding=T // 5), "window": T // 5 + 1},
+        }
+    return found
+
+
+class Gate:
+    """What holds for every back end. Sizes and dtypes are the back end's own."""
+
+    name: str
+    grid: list[Case]  # filled into `test_errors_keep_their_budget` by pytest_generate_tests
+    dtypes = ("float32", "bfloat16")
+    H = 64
+    T = 260  # of the property tests: more than a tile, and no multiple of one
+
+    @contextlib.contextmanager
+    def running(self):
+        """Where the back end can run; overridden by those that are interpreted."""
+        yield
+
+    @pytest.fixture(autouse=True)
+    def _running(self):
+        with self.running():
+            yield
+
+    def attend(self, **options):
+        return functools.partial(attention, implementation=self.name, **options)
+
+    def arrays(self, **changes):
+        case = Case(**{"T": self.T, "H": self.H, "N": 2, "K": 1, "dtype": self.dtypes[0]} | changes)
+        return case.arrays(), case.options()
+
+    def test_errors_keep_their_budget(self, case: Case):
+        found = shares(case, self.name)
+        assert all(share <= 1 for share in found.values()), found
+
+    def test_gradients_are_causal_and_stay_in_their_document(self):
+        (q, k, v, _), options = self.arrays(documents=(100, 100, self.T - 200))
+
+        def one_output(k, v):
+            return jnp.sum(self.attend(**options)(q, k, v)[0, 150].astype(jnp.float32))
+
+        for grad in jax.jit(jax.grad(one_output, argnums=(0, 1)))(k, v):
+            seen = np.flatnonzero(np.abs(np.asarray(grad, np.float32)).sum(axis=(0, 2, 3)))
+            assert seen.min() == 100 and seen.max() == 150 and len(seen) == 51
+
+    def test_another_document_leaves_outputs_and_gradients_bit_unchanged(self):
+        (q, k, v, dout), options = self.arrays(documents=(130, self.T - 130))
+        other = [x.at[:, 130:].multiply(3) for x in (q, k, v)]
+        first = with_gradients(self.attend(**options), q, k, v, dout)
+        second = with_gradients(self.attend(**options), *other, dout)
+        for a, b in zip(first, second):
+            np.testing.assert_array_equal(a[:, :130], b[:, :130])
+            assert not np.array_equal(a[:, 130:], b[:, 130:])
+
+    def test_padding_gives_zeros_and_no_nan(self):
+        (q, k, v, dout), options = self.arrays(documents=())
+        for array in with_gradients(self.attend(**options), q, k, v, dout):
+            np.testing.assert_array_equal(array, np.zeros(array.shape))
+
+    def test_a_window_as_long_as_the_row_is_no_window(self):
+        (q, k, v, dout), _ = self.arrays()
+        for a, b in zip(with_gradients(self.attend(), q, k, v, dout),
+                        with_gradients(self.attend(window=2**31 - 1), q, k, v, dout)):
+            np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32),
+                                       atol=1e-6)
+
+    def test_transforms_change_nothing(self):
+        (q, k, v, dout), _ = self.arrays()
+        plain = with_gradients(self.attend(window=50), q, k, v, dout)
+
+        def scanned(q, k, v):
+            """As in a model whose layers have windows of their own: the window is traced."""
+            def body(total, window):
+                return total + self.attend(window=window)(q, k, v), None
+            zero = jnp.zeros(q.shape, q.dtype)
+            return jax.lax.scan(jax.checkpoint(body), zero, jnp.asarray([50, 50]))[0]
+
+        eps = float(jnp.finfo(q.dtype).eps)
+        for a, b in zip(plain, with_gradients(scanned, q, k, v, dout)):
+            a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+            np.testing.assert_allclose(2 * a, b, atol=8 * eps * np.abs(b).max())
+        mapped = with_gradients(jax.vmap(self.attend(window=50)),
+                                *(x[None] for x in (q, k, v, dout)))
+        for a, b in zip(plain, mapped):
+            a, b = np.asarray(a, np.float32), np.asarray(b[0], np.float32)
+            np.testing.assert_allclose(a, b, atol=8 * eps * np.abs(a).max())
+
+
+def pytest_generate_tests(metafunc):
+    """The grid of the class fills `case`. A test module imports this name."""
+    if "case" in metafunc.fixturenames:
+        grid = metafunc.cls.grid
+        metafunc.parametrize("case", grid, ids=[f"{i}-T{c.T}-H{c.H}-{c.dtype}"
+                                                for i, c in enumerate(grid)])
