@@ -78,6 +78,18 @@ def run(main, doc: str, recipes: dict[str, object], argv: list[str] | None = Non
         sys.exit(1)
 
 
+class _List(flags.ListParser):
+    """Comma-separated values of one kind."""
+
+    def __init__(self, inner: flags.ArgumentParser):
+        super().__init__()
+        self._inner = inner
+
+    def parse(self, argument):
+        values = argument if isinstance(argument, list) else super().parse(argument)
+        return [self._inner.parse(value) for value in values]
+
+
 class _Optional(flags.ArgumentParser):
     """Another parser's values, and the word none."""
 
@@ -102,7 +114,7 @@ def _parser(annotation) -> flags.ArgumentParser:
     if origin is typing.Literal:
         return flags.EnumParser(list(arguments))
     if origin is tuple:
-        return flags.ListParser()
+        return _List(_parser(arguments[0]))
     return {int: flags.IntegerParser, float: flags.FloatParser, bool: flags.BooleanParser,
             str: flags.ArgumentParser}[annotation]()
 
@@ -132,7 +144,7 @@ def _rebuild(config, prefix: str, values: flags.FlagValues):
             new = _rebuild(old, f"{prefix}{field.name}.", values)
         else:
             new = values[prefix + field.name].value
-            new = tuple(new) if isinstance(old, tuple) else new
+            new = tuple(new) if isinstance(new, list) else new
         if new != old:
             changes[field.name] = new
     return dataclasses.replace(config, **changes) if changes else config

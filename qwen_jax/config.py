@@ -33,6 +33,20 @@ def _check_choice(config, section: str, name: str, choices: tuple[str, ...]) -> 
 
 
 @dataclasses.dataclass(frozen=True)
+class ContextExtension:
+    """What acts at inference beyond the training length, and never in training (report 2.3.2)."""
+
+    dynamic_ntk: bool = True  # a larger rotary base for a longer row
+    logn: bool = True  # queries times the logarithm of their position
+    windows: tuple[int, ...] | None = None  # tokens that each layer sees, lowest layer first
+
+    def __post_init__(self):
+        _check(self.windows is None or all(isinstance(w, int) and w > 0 for w in self.windows),
+               f"windows={self.windows!r} holds something else than positive whole numbers.",
+               "model.extension.windows", "give every layer 1 or more tokens, or none for no windows.")
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """The architecture of one Qwen (report 2.3). Hashable; closed over by jitted functions.
 
@@ -45,15 +59,14 @@ class ModelConfig:
     num_layers: int
     num_heads: int
     ffn_size: int
-    context_length: int = 2048  # training length; NTK and LogN start beyond it
+    context_length: int = 2048  # training length; the extension starts beyond it
     num_kv_heads: int | None = None  # None: as many as num_heads (Qwen has no grouped heads)
     head_size: int | None = None  # None: hidden_size / num_heads
     rope_base: float = 10000.0
     norm_epsilon: float = 1e-6
     initializer_range: float = 0.02
     tie_embeddings: bool = False
-    dynamic_ntk: bool = True  # at inference beyond context_length; never in training
-    logn: bool = True  # likewise
+    extension: ContextExtension = ContextExtension()
     dropout: float = 0.0  # after the embedding and on each residual branch
     compute_dtype: str = "bfloat16"
     param_dtype: str = "float32"
@@ -72,6 +85,10 @@ class ModelConfig:
                "model.num_kv_heads", "choose a divisor of num_heads.")
         _check(self.head_dim % 2 == 0, f"head size {self.head_dim} is odd.", "model.head_size",
                "rotary embedding turns pairs: use an even size.")
+        windows = self.extension.windows
+        _check(windows is None or len(windows) == self.num_layers,
+               f"{len(windows or ())} windows for {self.num_layers} layers.",
+               "model.extension.windows", "give one per layer, lowest first.")
         _check(0.0 <= self.dropout < 1.0, f"dropout={self.dropout} is outside [0, 1).",
                "model.dropout", "the report uses 0 in pretraining and 0.1 in SFT.")
         _check(self.rope_base > 1 and self.norm_epsilon > 0 and self.initializer_range > 0,

@@ -1,10 +1,11 @@
 """ModelConfig <-> the config.json and generation_config.json of a released layout."""
 
 import dataclasses
+import operator
 import pathlib
 from typing import Any
 
-from qwen_jax.config import ModelConfig
+from qwen_jax.config import ContextExtension, ModelConfig
 from qwen_jax.errors import ConfigError, unknown_name
 from qwen_jax.export.layouts import LAYOUTS, QWEN, REQUIRED, Layout, unfit
 
@@ -45,7 +46,10 @@ def read_config(raw: dict[str, Any], layout: Layout, where: pathlib.Path) -> dic
         raise ConfigError(f"config.json lacks {', '.join(missing)}.", str(where),
                           f"a {layout.model_type!r} model states them: take its whole config.json.")
     if layout is not QWEN:
-        fields |= {"dynamic_ntk": False, "logn": False}  # Qwen2 knows neither
+        fields["extension"] = ContextExtension(dynamic_ntk=False, logn=False)  # it knows neither
+    else:
+        fields["extension"] = ContextExtension(**{
+            name.partition(".")[2]: fields.pop(name) for name in list(fields) if "." in name})
     if fields.get("num_kv_heads") == fields["num_heads"]:
         fields["num_kv_heads"] = None
     if fields["head_size"] is not None and (
@@ -71,10 +75,10 @@ def write_config(config: ModelConfig, layout: Layout, *, dtype: str,
         **layout.demands,
     }
     for setting in layout.settings:
-        written[setting.keys[0]] = setting.write(getattr(filled, setting.field))
+        written[setting.keys[0]] = setting.write(operator.attrgetter(setting.field)(filled))
     if layout is QWEN:
         # How far the released code may go beyond the training length: its configs say 4 times.
-        stretch = 4 if config.dynamic_ntk else 1
+        stretch = 4 if config.extension.dynamic_ntk else 1
         written["max_position_embeddings"] = stretch * config.context_length
     elif config.head_dim * config.num_heads == config.hidden_size:
         del written["head_dim"]  # as released

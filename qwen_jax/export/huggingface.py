@@ -118,7 +118,7 @@ def save_pretrained(path: str | os.PathLike, config: ModelConfig, params: Params
         raise ConfigError(
             f"the tokenizer has {tokenizer.vocab_size} ids, the model {config.vocab_size} rows.",
             "save_pretrained(tokenizer)", "pass the tokenizer that the model was trained with.")
-    if layout == "qwen2" and (config.dynamic_ntk or config.logn):
+    if layout == "qwen2" and (config.extension.dynamic_ntk or config.extension.logn):
         logging.warning("the Qwen2 layout has no dynamic NTK and no LogN: beyond %d tokens the "
                         "exported model is a plain one.", config.context_length)
     own_dtype = _check_params(params, config)

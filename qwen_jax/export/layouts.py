@@ -206,8 +206,8 @@ QWEN = Layout(
         Setting("rope_base", ("rotary_emb_base",), read=float, write=_whole),
         Setting("norm_epsilon", ("layer_norm_epsilon",)),
         Setting("initializer_range", ("initializer_range",), default=0.02),
-        Setting("dynamic_ntk", ("use_dynamic_ntk",)),
-        Setting("logn", ("use_logn_attn",)),
+        Setting("extension.dynamic_ntk", ("use_dynamic_ntk",)),
+        Setting("extension.logn", ("use_logn_attn",)),
     ),
     constants={
         "architectures": ["QWenLMHeadModel"], "attn_dropout_prob": 0.0, "emb_dropout_prob": 0.0,

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from qwen_jax.config import ModelConfig
+from qwen_jax.config import ContextExtension, ModelConfig
 from qwen_jax.errors import ConfigError
 from qwen_jax.model.spec import abstract_params
 from qwen_jax.types import Params
@@ -15,6 +15,19 @@ from qwen_jax.types import Params
 def is_run(raw: dict[str, Any]) -> bool:
     """Whether a config.json is that of a run: it has the model's settings under "model"."""
     return isinstance(raw.get("model"), dict) and "model_type" not in raw
+
+
+def _config_of(settings: dict[str, Any], where: pathlib.Path) -> ModelConfig:
+    """The ModelConfig that dataclasses.asdict and JSON made `settings` of."""
+    extension = dict(settings.get("extension") or {})
+    strange = [name for cls, given in ((ModelConfig, settings), (ContextExtension, extension))
+               for name in sorted(set(given) - {field.name for field in dataclasses.fields(cls)})]
+    if strange:
+        raise ConfigError(f"unknown model settings: {', '.join(strange)}.", str(where),
+                          "load the run with the version of qwen_jax in its versions.json.")
+    if extension.get("windows") is not None:
+        extension["windows"] = tuple(extension["windows"])  # JSON has no tuples
+    return ModelConfig(**settings | {"extension": ContextExtension(**extension)})
 
 
 def load_run(folder: pathlib.Path, raw: dict[str, Any], *, param_dtype: str | None = None,
@@ -27,13 +40,7 @@ def load_run(folder: pathlib.Path, raw: dict[str, Any], *, param_dtype: str | No
     """
     from qwen_jax.checkpoint import restore_params  # Orbax: slow to import, and only needed here
 
-    known = {field.name for field in dataclasses.fields(ModelConfig)}
-    strange = sorted(set(raw["model"]) - known)
-    if strange:
-        raise ConfigError(f"unknown model settings: {', '.join(strange)}.",
-                          str(folder / "config.json"),
-                          "load the run with the version of qwen_jax in its versions.json.")
-    config = ModelConfig(**raw["model"])
+    config = _config_of(raw["model"], folder / "config.json")
     params = restore_params(folder / "checkpoints", abstract_params(config, shardings))
     if param_dtype is not None and param_dtype != config.param_dtype:
         config = dataclasses.replace(config, param_dtype=param_dtype)

@@ -46,12 +46,12 @@ def forward(params: Params, tokens: Array, *, config: ModelConfig, segment_ids: 
     if positions is None:
         positions = default_positions(tokens, segment_ids)
     alpha, query_scale = None, None
-    if inference and (config.dynamic_ntk or config.logn):
+    if inference and (config.extension.dynamic_ntk or config.extension.logn):
         real = positions if segment_ids is None else jnp.where(segment_ids != 0, positions, -1)
         length = jnp.max(real, axis=1) + 1
-        if config.dynamic_ntk:
+        if config.extension.dynamic_ntk:
             alpha = rope.ntk_alpha(length, config.context_length)
-        if config.logn:
+        if config.extension.logn:
             query_scale = rope.logn_scale(positions, config.context_length)
     x = hidden_states(params, tokens, positions, config=config, segment_ids=segment_ids,
                       alpha_B=alpha, query_scale_BT=query_scale)
@@ -135,10 +135,10 @@ def forward_cached(params: Params, tokens: Array, cache: KVCache, *, config: Mod
     num_tokens = jnp.full((B,), T, jnp.int32) if num_tokens is None else num_tokens
     positions = cache.lengths[:, None] + jnp.arange(T, dtype=jnp.int32)[None]
     alpha, query_scale = cache.ntk_alpha, None
-    if config.dynamic_ntk:
+    if config.extension.dynamic_ntk:
         alpha = jnp.where(cache.lengths == 0, rope.ntk_alpha(num_tokens, config.context_length),
                           alpha)
-    if config.logn:
+    if config.extension.logn:
         query_scale = rope.logn_scale(positions, config.context_length)
     table = rope.rotary_table(positions, head_size=config.head_dim, base=config.rope_base,
                               alpha_B=alpha)

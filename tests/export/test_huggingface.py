@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from qwen_jax.config import ContextExtension
 from qwen_jax import sizes
 from qwen_jax.errors import CheckpointError, ConfigError
 from qwen_jax.export.huggingface import load_pretrained, save_pretrained
@@ -19,8 +20,8 @@ from qwen_jax.types import Params
 QWEN = sizes.TINY
 # Every dimension differs, heads are grouped, and heads times head size is not the hidden size.
 GROUPED = dataclasses.replace(sizes.TINY, num_kv_heads=2, head_size=10, rope_base=1e6,
-                              dynamic_ntk=False, logn=False)
-TIED = dataclasses.replace(sizes.TINY, tie_embeddings=True, dynamic_ntk=False, logn=False)
+                              extension=ContextExtension(False, False))
+TIED = dataclasses.replace(sizes.TINY, tie_embeddings=True, extension=ContextExtension(False, False))
 
 
 def random_params(config, dtype="float32") -> Params:
@@ -65,7 +66,7 @@ def test_the_original_tiny_checkpoint_loads_with_its_settings(original):
     config, params = load_pretrained(original)
     assert (config.vocab_size, config.hidden_size, config.num_layers) == (512, 64, 3)
     assert config.ffn_size == 176, "intermediate_size is twice the width"
-    assert config.context_length == 32 and config.dynamic_ntk and config.logn
+    assert config.context_length == 32 and config.extension == ContextExtension()
     assert config.param_dtype == config.compute_dtype == "float32"
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
 
@@ -110,7 +111,7 @@ def test_save_and_load_give_the_same_bits_and_config(tmp_path, config, layout, d
     assert_same_bits(loaded, params)
     want = dataclasses.replace(config, param_dtype=dtype, compute_dtype=dtype)
     if layout == "qwen2":  # which has neither
-        want = dataclasses.replace(want, dynamic_ntk=False, logn=False)
+        want = dataclasses.replace(want, extension=ContextExtension(False, False))
     assert loaded_config == want
 
 
@@ -350,7 +351,7 @@ def test_transformers_reads_our_config_and_we_read_theirs(tmp_path, config):
     assert theirs.model_type == "qwen2" and theirs.num_key_value_heads == config.kv_heads
     assert theirs.intermediate_size == config.ffn_size and theirs.rms_norm_eps == 1e-6
     theirs.save_pretrained(tmp_path / "out")  # overwrites config.json with their own spelling
-    want = dataclasses.replace(config, dynamic_ntk=False, logn=False)
+    want = dataclasses.replace(config, extension=ContextExtension(False, False))
     assert load_pretrained(tmp_path / "out")[0] == want
 
 

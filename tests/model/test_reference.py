@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qwen_jax.config import ContextExtension
 from qwen_jax.export.huggingface import load_pretrained
 from qwen_jax.model.transformer import forward
 from qwen_jax.train.language_model import make_objective
@@ -21,7 +22,7 @@ def original(shared):
 @pytest.mark.parametrize("length", [7, 32, 33, 100])
 def test_logits_equal_the_original_within_and_beyond_the_training_length(original, length):
     config, params, expected = original
-    assert config.context_length == 32 and config.dynamic_ntk and config.logn
+    assert config.context_length == 32 and config.extension == ContextExtension()
     logits = forward(params, jnp.asarray(expected[f"ids_{length}"], jnp.int32), config=config)
     assert logits.dtype == jnp.float32
     np.testing.assert_allclose(logits, expected[f"logits_{length}"], atol=2e-4, rtol=0)
@@ -33,7 +34,8 @@ def test_beyond_the_training_length_ntk_and_logn_both_matter(original):
     config, params, expected = original
     tokens = jnp.asarray(expected["ids_100"], jnp.int32)
     for off in ({"dynamic_ntk": False}, {"logn": False}):
-        logits = forward(params, tokens, config=dataclasses.replace(config, **off))
+        extension = dataclasses.replace(config.extension, **off)
+        logits = forward(params, tokens, config=dataclasses.replace(config, extension=extension))
         assert np.abs(logits - expected["logits_100"]).max() > 0.1
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qwen_jax.config import ContextExtension
 from qwen_jax import sizes
 from qwen_jax.errors import ConfigError
 from qwen_jax.model import spec
@@ -79,7 +80,7 @@ def test_positions_restart_with_segments():
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 def test_prefill_and_decode_equal_the_full_forward(kv_heads):
-    config = dataclasses.replace(CONFIG, num_kv_heads=kv_heads, dynamic_ntk=False)
+    config = dataclasses.replace(CONFIG, num_kv_heads=kv_heads, extension=ContextExtension(dynamic_ntk=False))
     params = spec.init_params(config, KEY)
     tokens = tokens_of(4, (3, 14))
     full = forward(params, tokens, config=config)

@@ -1,0 +1,50 @@
+"""Tile sizes of the kernels by device, head size and dtype: measured ones from tiles.json.
+
+`benchmarks/attention.py` measures them on a device and writes the table; a kernel that finds no row
+there uses its own defaults.
+"""
+
+import contextlib
+import contextvars
+import functools
+import json
+import pathlib
+from collections.abc import Iterator
+
+TABLE = pathlib.Path(__file__).with_suffix(".json")
+
+_override: contextvars.ContextVar[dict[str, dict[str, int]]] = contextvars.ContextVar(
+    "tiles", default={})
+
+
+def lookup(kernel: str, *, kind: str, head_size: int, dtype: str,
+           default: dict[str, int]) -> dict[str, int]:
+    """The tile sizes of `kernel` ("tpu_forward", "hopper_backward", ...) on a kind of device.
+
+    Args:
+      kind: the device's own word, such as "TPU v5" or "NVIDIA H200".
+      default: what the kernel takes where the table has no row; its keys are the kernel's names.
+    """
+    if kernel in _override.get():
+        return default | _override.get()[kernel]
+    for row in table():
+        if (row["kernel"], row["kind"], row["head_size"], row["dtype"]) == (
+                kernel, kind, head_size, dtype):
+            return default | row["tiles"]
+    return default
+
+
+@functools.cache
+def table() -> list[dict]:
+    """The rows of tiles.json; each says when and with what it was measured."""
+    return json.loads(TABLE.read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def override(**tiles: dict[str, int]) -> Iterator[None]:
+    """Within it, what is traced uses these: override(tpu_forward={"query": 512})."""
+    token = _override.set(_override.get() | tiles)
+    try:
+        yield
+    finally:
+        _override.reset(token)
