@@ -7,6 +7,8 @@ B batch, T query positions, S key positions, N heads, K key-value heads, H head 
 
 import importlib
 import math
+import types
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +66,7 @@ def attention(
     """
     _check_shapes(q, k, v, segment_ids, positions)
     _check_values(q.shape[1], k.shape[1], segment_ids, positions, window)
-    _, module = choose(call_of(q, k, segment_ids=segment_ids, window=window), implementation)
+    module = choose(call_of(q, k, segment_ids=segment_ids, window=window), implementation).module
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     return module.attention(q, k, v, segment_ids=segment_ids, positions=positions, window=window,
                             scale=scale)
@@ -78,8 +80,19 @@ def call_of(q: Array, k: Array, *, segment_ids: Array | None, window) -> Call:
                 window=known)
 
 
-def choose(call: Call, implementation: str | None = None):
-    """The name and the module of the back end that runs `call`: the one named, or the best.
+class Choice(NamedTuple):
+    """A back end, and why each that would have been better cannot run this."""
+
+    name: str
+    module: types.ModuleType
+    refused: dict[str, str]
+
+    def __str__(self) -> str:
+        return self.name + "".join(f" ({name}: {why})" for name, why in self.refused.items())
+
+
+def choose(call: Call, implementation: str | None = None) -> Choice:
+    """The back end that runs `call`: the one named, or the best.
 
     Raises:
       KernelError: an unknown name, or a back end that cannot run this, with its reason and what the
@@ -97,7 +110,7 @@ def choose(call: Call, implementation: str | None = None):
         module = importlib.import_module(IMPLEMENTATIONS[name])
         reasons[name] = _refusal(module, call)
         if reasons[name] is None:
-            return name, module
+            return Choice(name, module, {n: why for n, why in reasons.items() if why})
     for name in IMPLEMENTATIONS:
         if name not in reasons:
             reasons[name] = _refusal(importlib.import_module(IMPLEMENTATIONS[name]), call)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from qwen_jax.config import ModelConfig
-from qwen_jax.kernels.attention import attention, call_of, choose
+from qwen_jax.kernels.attention import Choice, attention, call_of, choose
 from qwen_jax.kernels.differentiable import Call
 from qwen_jax.kernels.target import Target
 from qwen_jax.model.layers import linear
@@ -62,16 +62,16 @@ def partitioned_attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *,
     Heads are cut only where the key-value heads can be cut as well. A sequence that is cut (mesh
     axis "context") is put together for a kernel; plain XLA partitions it by itself.
     """
-    name, module = choose(call_of(q_BTNH, k_BSKH, segment_ids=segment_ids, window=window),
-                          implementation)
+    choice = choose(call_of(q_BTNH, k_BSKH, segment_ids=segment_ids, window=window),
+                    implementation)
     optional = {"segment_ids": (segment_ids, ("batch", None)), "window": (window, ())}
     given = {key: pair for key, pair in optional.items() if pair[0] is not None}
 
     def run(q, k, v, *rest):
-        return attention(q, k, v, implementation=name, **dict(zip(given, rest)))
+        return attention(q, k, v, implementation=choice.name, **dict(zip(given, rest)))
 
     arrays = (q_BTNH, k_BSKH, v_BSKH, *(jnp.asarray(array) for array, _ in given.values()))
-    if module.PLATFORM is None:
+    if choice.module.PLATFORM is None:
         return run(*arrays)
     heads = ("batch", None, "act_heads", None), ("batch", None, "act_kv_heads", None)
     if k_BSKH.shape[2] != q_BTNH.shape[2] and not shards_evenly(k_BSKH.shape[2], "act_kv_heads"):
@@ -81,7 +81,7 @@ def partitioned_attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *,
                       out_axes=heads[0])
 
 
-def implementation_name(config: ModelConfig, device: jax.Device) -> str:
+def implementation_for(config: ModelConfig, device: jax.Device) -> Choice:
     """The back end that a training step of this model runs on such a device.
 
     Raises:
@@ -90,7 +90,7 @@ def implementation_name(config: ModelConfig, device: jax.Device) -> str:
     call = Call(target=Target.of(device), B=1, T=config.context_length, S=config.context_length,
                 N=config.num_heads, K=config.kv_heads, H=config.head_dim,
                 dtype=jnp.dtype(config.compute_dtype), segments=True, window=None)
-    return choose(call, config.attention)[0]
+    return choose(call, config.attention)
 
 
 def cached_attention(q_BTNH: Array, keys_BSKH: Array, values_BSKH: Array,

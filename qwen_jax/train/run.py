@@ -15,7 +15,8 @@ import numpy as np
 from qwen_jax.checkpoint import Checkpointer
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from qwen_jax.errors import TrainingError
-from qwen_jax.model.attention import implementation_name
+from qwen_jax.kernels import gate
+from qwen_jax.model.attention import implementation_for
 from qwen_jax.model.spec import count
 from qwen_jax.parallel import host_memory
 from qwen_jax.parallel.compiler_options import compiler_options
@@ -92,6 +93,7 @@ def train(
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(use_layout(mesh))
+        _check_attention(config.model, mesh, emit)
         compiled, peak = _compile(step, abstract, config, mesh, available, emit)
         checkpoints = Checkpointer(folder / "checkpoints", keep=config.train.keep_checkpoints)
         stack.callback(checkpoints.close)
@@ -161,6 +163,23 @@ def _compile(step, abstract: TrainState, config: RunConfig, mesh, available: int
     return compiled, peak
 
 
+def _check_attention(model: ModelConfig, mesh, emit: Callable[[str], None]) -> None:
+    """Before anything is spent on an accelerator: does its kernel compute attention and gradients?
+
+    Seconds, once; a driver or compiler that gets a kernel wrong is found here and not in the loss.
+    """
+    choice = implementation_for(model, mesh.devices.flat[0])
+    if choice.module.PLATFORM is None:
+        return
+    started = time.perf_counter()
+    found = gate.check(gate.Case(
+        T=640, N=model.num_heads // model.kv_heads, K=1, H=model.head_dim,
+        dtype=model.compute_dtype, documents=(300, 1, 200)), choice.name)
+    shares = ", ".join(f"{name} {share:.2f}" for name, share in found.items())
+    emit(f"attention {choice.name} agrees with float32: errors {shares} of what is allowed "
+         f"({time.perf_counter() - started:.1f} s)")
+
+
 def _abstract_batch(config: RunConfig, sharding) -> Batch:
     shape = (config.train.batch_size, config.model.context_length)
     whole = jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding)
@@ -179,7 +198,7 @@ def _header(config: RunConfig, mesh, plan: memory.Memory, peak: float, source: s
     shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
     return [
         f"model: {count(model):,} parameters, {model.compute_dtype} compute, attention "
-        f"{implementation_name(model, mesh.devices.flat[0])}, remat {model.remat}",
+        f"{implementation_for(model, mesh.devices.flat[0])}, remat {model.remat}",
         f"devices: {mesh.devices.size} ({shape or 'one device'}); peak of one: {source}",
         f"memory: {plan}",
         f"batch: {train.batch_size} x {model.context_length} = {tokens:,} tokens in "
