@@ -97,7 +97,7 @@ def measure(config: Config) -> dict:
 
     from qwen_jax import sizes
     from qwen_jax.config import MeshConfig, OptimizerConfig
-    from qwen_jax.model.spec import count
+    from qwen_jax.model.spec import count, param_specs
     from qwen_jax.parallel.compiler_options import compiler_options
     from qwen_jax.parallel.mesh import make_mesh
     from qwen_jax.parallel.rules import batch_sharding, use_layout
@@ -120,13 +120,13 @@ def measure(config: Config) -> dict:
                   positions=np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape))
     with use_layout(mesh):
         batch = jax.device_put(batch, batch_sharding(mesh))
-        abstract = abstract_state(model, optimizer, mesh)
+        abstract = abstract_state(param_specs(model), optimizer, mesh, dtype="float32")
         platform = mesh.devices.flat[0].platform
         compiled = step.lower(abstract, batch).compile(
             compiler_options=compiler_options(platform))
         announced = memory.measure(compiled, abstract, platform=platform, available=None)
         before = settled_memory()
-        state = make_state(0, model, optimizer, abstract)
+        state = make_state(0, param_specs(model), optimizer, abstract)
         jax.block_until_ready(state)
         settled_memory()  # what initialisation needed for a moment is not the step's
         pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far

@@ -26,7 +26,7 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.train.loop import Stopped
-from qwen_jax.train.run import HeldOut, train
+from qwen_jax.train.supervised import HeldOut, language_evaluation, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,9 +115,10 @@ def pretrain(config: Config, tokenizer: Tokenizer, emit=functools.partial(print,
             name=text.names[0], bytes_per_token=text.bytes_per_token,
             batches=functools.partial(text.eval_batches, config.train.eval_batches)))
     return train(
-        config, emit=emit, batches=loader.iterate, held_out=tuple(held_out),
+        config, emit=emit, batches=loader.iterate,
         objective=make_objective(config.model, z_loss=config.train.z_loss),
-        eval_objective=make_objective(config.model, training=False))
+        evaluate=language_evaluation(make_objective(config.model, training=False),
+                                     tuple(held_out), emit))
 
 
 if __name__ == "__main__":

@@ -56,12 +56,17 @@ def param_specs(config: ModelConfig) -> Params:
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
-    """Fresh weights in config.param_dtype.
+    """Fresh weights of a language model in config.param_dtype."""
+    return init_from(param_specs(config), key, config.param_dtype)
+
+
+def init_from(specs, key: jax.Array, dtype):
+    """Fresh weights for a tree of Specs.
 
     A weight's key comes from its path, so its values depend neither on the mesh nor on which other
     weights exist. Jit it with out_shardings to fill each device with its own part alone.
     """
-    dtype = jnp.dtype(config.param_dtype)
+    dtype = jnp.dtype(dtype)
 
     def init(path, spec: Spec) -> jax.Array:
         if spec.init == "zeros":
@@ -73,7 +78,7 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
         draw = jax.random.normal(own_key, spec.shape, jnp.float32) * jnp.float32(spec.std)
         return draw.astype(dtype)
 
-    return jax.tree_util.tree_map_with_path(init, param_specs(config))
+    return jax.tree_util.tree_map_with_path(init, specs)
 
 
 def abstract_params(config: ModelConfig, shardings=None) -> Params:

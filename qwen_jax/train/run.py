@@ -1,16 +1,17 @@
-"""One training run from settings to last checkpoint, the same for every objective.
+"""One run from settings to last checkpoint, the same for every stage of the recipe.
 
-In order: mesh, what it will cost, folder, compile, restore or start, then the loop with its hooks.
+In order: what it will cost, folder, compile, restore or start, then the loop with its hooks. What a
+stage brings of its own is a `Job`.
 """
 
 import contextlib
 import dataclasses
+import pathlib
 import time
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
-import jax
-import numpy as np
+from jax.sharding import Mesh
 
 from qwen_jax.checkpoint import Checkpointer
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
@@ -20,16 +21,11 @@ from qwen_jax.model.attention import implementation_for
 from qwen_jax.model.spec import count
 from qwen_jax.parallel import host_memory
 from qwen_jax.parallel.compiler_options import compiler_options
-from qwen_jax.parallel.mesh import check_batch, make_mesh
-from qwen_jax.parallel.rules import batch_sharding, use_layout
+from qwen_jax.parallel.rules import use_layout
 from qwen_jax.train import memory, metrics, run_folder
-from qwen_jax.train.evaluation import make_evaluator
 from qwen_jax.train.loop import Hook, Stopped, fit
-from qwen_jax.train.optimizer import make_optimizer, make_schedule
+from qwen_jax.train.optimizer import make_schedule
 from qwen_jax.train.reporter import Reporter
-from qwen_jax.train.state import abstract_state, make_state
-from qwen_jax.train.step import Objective, make_train_step
-from qwen_jax.types import Batch, TrainState
 
 
 class RunConfig(Protocol):
@@ -42,29 +38,27 @@ class RunConfig(Protocol):
     train: TrainConfig
 
 
+NextBatch = Callable[[int, Any], Any]
+
+
 @dataclasses.dataclass(frozen=True)
-class HeldOut:
-    """Text to evaluate on during training."""
+class Job:
+    """What a stage brings: a state, a step, and where its batches come from."""
 
-    name: str
-    batches: Callable[[], Iterable[Batch]]  # the same ones every time
-    bytes_per_token: float
+    mesh: Mesh
+    state: Any  # shapes, dtypes and shardings; has .step and .params
+    make_state: Callable[[], Any]  # the one to start from
+    step: Any  # jitted: (state, batch) -> (state, metrics)
+    batch: Any  # shapes, dtypes and shardings of a batch
+    batches: Callable[[int], contextlib.AbstractContextManager[NextBatch]]  # from a step on
+    evaluate: Callable[[int, Any], dict[str, float]] | None = None  # metrics to log
+    header: tuple[str, ...] = ()  # lines for the person who started it
 
 
-def train(
-    config: RunConfig,
-    *,
-    objective: Objective,
-    eval_objective: Objective,
-    batches: Callable[[int], contextlib.AbstractContextManager[Iterable[Batch]]],
-    held_out: tuple[HeldOut, ...] = (),
-    emit: Callable[[str], None] = print,
-) -> TrainState:
-    """Trains until num_steps, resuming from the newest good checkpoint of the run folder.
+def run(config: RunConfig, job: Job, *, emit: Callable[[str], None] = print):
+    """Runs the job until num_steps, resuming from the newest good checkpoint of the run folder.
 
     Args:
-      objective, eval_objective: with and without dropout.
-      batches: start step -> context manager of this process's numpy batches from that step on.
       emit: shows a line to the person who started the run.
 
     Returns:
@@ -74,96 +68,82 @@ def train(
       QwenJaxError: a setting, a folder or a loss that stops the run.
       Stopped: a signal ended it early; its checkpoint is on disk.
     """
-    mesh = make_mesh(config.mesh)
-    check_batch(config.train.batch_size, config.train.micro_batches, mesh)
-    optimizer = make_optimizer(config.optimizer, config.train.num_steps)
-    step = make_train_step(objective, optimizer, seed=config.train.seed,
-                           micro_batches=config.train.micro_batches)
-    abstract = abstract_state(config.model, optimizer, mesh)
-    sharding = batch_sharding(mesh)
-    available = memory.capacity(mesh.local_devices[0],
-                                override_gb=config.train.device_memory_gb)
-    memory.check_state(abstract, available=available)
+    train, mesh = config.train, job.mesh
+    available = memory.capacity(mesh.local_devices[0], override_gb=train.device_memory_gb)
+    memory.check_state(job.state, available=available)
     # Only now: what was refused above leaves no folder behind.
     folder = run_folder.prepare(config.run_dir, config)
-
-    def put(batch: Batch) -> Batch:
-        return jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
-
     with contextlib.ExitStack() as stack:
         stack.enter_context(use_layout(mesh))
         _check_attention(config.model, mesh, emit)
-        compiled, peak = _compile(step, abstract, config, mesh, available, emit)
-        checkpoints = Checkpointer(folder / "checkpoints", keep=config.train.keep_checkpoints)
+        compiled, peak = _compile(config, job, available, emit)
+        checkpoints = Checkpointer(folder / "checkpoints", keep=train.keep_checkpoints)
         stack.callback(checkpoints.close)
-        checkpoints.check_space(abstract)
-        restored = checkpoints.restore(abstract)
-        if restored is None:
-            state, start_step = make_state(config.train.seed, config.model, optimizer,
-                                           abstract), 0
-            metrics.log_event(folder, "start", devices=mesh.devices.size)
-        else:
-            start_step, state, _ = restored
-            metrics.log_event(folder, "resume", step=start_step)
-            emit(f"resuming after step {start_step}")
-        if start_step >= config.train.num_steps:
-            emit(f"nothing to do: {start_step} of {config.train.num_steps} steps are done")
+        state, start_step = _first_state(job, checkpoints, folder, emit)
+        if start_step >= train.num_steps:
+            emit(f"nothing to do: {start_step} of {train.num_steps} steps are done")
             return state
-
         reporter = Reporter(
-            folder, config.model, config.train, total_peak_flops=peak, emit=emit,
-            schedule=make_schedule(config.optimizer, config.train.num_steps),
-            resume_step=start_step)
+            folder, config.model, train, total_peak_flops=peak, emit=emit,
+            schedule=make_schedule(config.optimizer, train.num_steps), resume_step=start_step)
         stack.callback(reporter.log.close)
-        evaluate = make_evaluator(eval_objective, put)
 
-        def save(done: int, state: TrainState) -> None:
-            checkpoints.save(done, state, {"seed": config.train.seed})
+        def save(done: int, state) -> None:
+            checkpoints.save(done, state, {"seed": train.seed})
             metrics.log_event(folder, "save", step=done)
 
-        def evaluate_all(done: int, state: TrainState) -> None:
-            for text in held_out:
-                values = evaluate(state.params, text.batches(),
-                                  bytes_per_token=text.bytes_per_token)
-                reporter.log.write(done, {f"eval/{text.name}/{k}": v for k, v in values.items()})
-                emit(f"step {done}  held out {text.name}: loss {values['loss']:.4f}  perplexity "
-                     f"{values['perplexity']:.2f}  bits per byte {values['bits_per_byte']:.4f}")
-
-        never = config.train.num_steps
-        hooks = (Hook(config.train.save_every or never, save, at_stop=True),
-                 Hook(config.train.eval_every or never, evaluate_all))
-        stream = iter(stack.enter_context(batches(start_step)))
+        hooks = [Hook(train.save_every or train.num_steps, save, at_stop=True)]
+        if job.evaluate is not None:
+            hooks.append(Hook(train.eval_every or train.num_steps, lambda done, state:
+                              reporter.log.write(done, job.evaluate(done, state))))
+        next_batch = stack.enter_context(job.batches(start_step))
         try:
-            state = fit(state, lambda step, state: put(next(stream)), compiled,
-                        start_step=start_step, num_steps=config.train.num_steps,
-                        report=reporter, hooks=hooks)
+            state = fit(state, next_batch, compiled, start_step=start_step,
+                        num_steps=train.num_steps, report=reporter, hooks=tuple(hooks))
         except (Stopped, TrainingError) as reason:
             metrics.log_event(folder, "stop", reason=str(reason))
             raise
         checkpoints.wait()
-        metrics.log_event(folder, "end", step=config.train.num_steps)
+        metrics.log_event(folder, "end", step=train.num_steps)
         return state
 
 
-def _compile(step, abstract: TrainState, config: RunConfig, mesh, available: int | None,
-             emit: Callable[[str], None]):
+def _first_state(job: Job, checkpoints: Checkpointer, folder: pathlib.Path, emit):
+    """The newest good checkpoint's state and step, or a fresh one and 0."""
+    checkpoints.check_space(job.state)
+    restored = checkpoints.restore(job.state)
+    if restored is None:
+        metrics.log_event(folder, "start", devices=job.mesh.devices.size)
+        return job.make_state(), 0
+    step, state, _ = restored
+    metrics.log_event(folder, "resume", step=step)
+    emit(f"resuming after step {step}")
+    return state, step
+
+
+def _compile(config: RunConfig, job: Job, available: int | None, emit: Callable[[str], None]):
     """The compiled step, told to a person with its needs, and the FLOP/s of all devices."""
-    started, platform = time.perf_counter(), mesh.devices.flat[0].platform
-    batch = _abstract_batch(config, batch_sharding(mesh))
-    compiled = step.lower(abstract, batch).compile(compiler_options=compiler_options(platform))
-    plan = memory.measure(compiled, abstract, platform=platform, available=available)
-    peak, source = metrics.peak_flops(mesh.devices.flat[0])
-    peak *= mesh.devices.size
-    for line in _header(config, mesh, plan, peak, source):
+    started, device = time.perf_counter(), job.mesh.devices.flat[0]
+    compiled = job.step.lower(job.state, job.batch).compile(
+        compiler_options=compiler_options(device.platform))
+    plan = memory.measure(compiled, job.state, platform=device.platform, available=available)
+    peak, source = metrics.peak_flops(device)
+    peak *= job.mesh.devices.size
+    model = config.model
+    shape = " x ".join(f"{name} {size}" for name, size in job.mesh.shape.items() if size > 1)
+    for line in (
+            f"model: {count(model):,} parameters, {model.compute_dtype} compute, attention "
+            f"{implementation_for(model, device)}, remat {model.remat}",
+            f"devices: {job.mesh.devices.size} ({shape or 'one device'}); peak of one: {source}",
+            f"memory: {plan}", *job.header):
         emit(line)
-    if platform == "cpu" and (hint := host_memory.advice()):
+    if device.platform == "cpu" and (hint := host_memory.advice()):
         emit(hint)
     emit(f"compiled in {time.perf_counter() - started:.1f} s")
     return compiled, peak
 
 
-def _check_attention(model: ModelConfig, mesh, emit: Callable[[str], None]) -> None:
+def _check_attention(model: ModelConfig, mesh: Mesh, emit: Callable[[str], None]) -> None:
     """Before anything is spent on an accelerator: does its kernel compute attention and gradients?
 
     Seconds, once; a driver or compiler that gets a kernel wrong is found here and not in the loss.
@@ -178,32 +158,3 @@ def _check_attention(model: ModelConfig, mesh, emit: Callable[[str], None]) -> N
     shares = ", ".join(f"{name} {share:.2f}" for name, share in found.items())
     emit(f"attention {choice.name} agrees with float32: errors {shares} of what is allowed "
          f"({time.perf_counter() - started:.1f} s)")
-
-
-def _abstract_batch(config: RunConfig, sharding) -> Batch:
-    shape = (config.train.batch_size, config.model.context_length)
-    whole = jax.ShapeDtypeStruct(shape, np.int32, sharding=sharding)
-    weights = jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding)
-    return Batch(tokens=whole, targets=whole, loss_weights=weights, segment_ids=whole,
-                 positions=whole)
-
-
-def _header(config: RunConfig, mesh, plan: memory.Memory, peak: float, source: str) -> list[str]:
-    """What a person wants to know before the first step."""
-    model, train = config.model, config.train
-    tokens = train.batch_size * model.context_length
-    total = tokens * train.num_steps
-    flops, _ = metrics.flops_per_token(model)
-    seconds = total * flops / (0.4 * peak)
-    shape = " x ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
-    return [
-        f"model: {count(model):,} parameters, {model.compute_dtype} compute, attention "
-        f"{implementation_for(model, mesh.devices.flat[0])}, remat {model.remat}",
-        f"devices: {mesh.devices.size} ({shape or 'one device'}); peak of one: {source}",
-        f"memory: {plan}",
-        f"batch: {train.batch_size} x {model.context_length} = {tokens:,} tokens in "
-        f"{train.micro_batches} micro-batch{'es' if train.micro_batches > 1 else ''}; "
-        f"{train.num_steps:,} steps = {total:,} tokens",
-        f"cost: {total * flops:.2e} FLOP (formula A), {metrics.format_seconds(seconds)} at 40 % "
-        "of peak",
-    ]

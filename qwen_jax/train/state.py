@@ -1,33 +1,32 @@
 """A fresh TrainState, each device filled with its own part alone."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from qwen_jax.config import ModelConfig
-from qwen_jax.model.spec import init_params, param_specs
+from qwen_jax.model.spec import init_from
 from qwen_jax.parallel.rules import DEFAULT_RULES, Rules, sharding_for
 from qwen_jax.types import TrainState
 
 
-def init_state(key, config: ModelConfig, optimizer: optax.GradientTransformation) -> TrainState:
-    """Step 0: weights drawn from `key`, the optimizer's first state."""
-    params = init_params(config, key)
-    return TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params))
-
-
-def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh,
-                   rules: Rules = DEFAULT_RULES) -> TrainState:
+def abstract_state(specs: Any, optimizer: optax.GradientTransformation, mesh: Mesh, *,
+                   dtype: str, rules: Rules = DEFAULT_RULES) -> TrainState:
     """The state's shapes, dtypes and shardings, nothing allocated. Moments lie with their weights.
+
+    Args:
+      specs: a tree of Specs, such as model.spec.param_specs gives.
+      dtype: of the parameters.
 
     Raises:
       ShardingError: when weights do not divide over the mesh.
     """
-    shapes = jax.eval_shape(lambda: init_state(jax.random.key(0), config, optimizer))
+    shapes = jax.eval_shape(lambda: _start(init_from(specs, jax.random.key(0), dtype), optimizer))
     by_path = {
         jax.tree_util.keystr(path): sharding for path, sharding in
-        jax.tree_util.tree_leaves_with_path(sharding_for(param_specs(config), mesh, rules))
+        jax.tree_util.tree_leaves_with_path(sharding_for(specs, mesh, rules))
     }
     replicated = NamedSharding(mesh, PartitionSpec())
 
@@ -40,9 +39,23 @@ def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation,
     return jax.tree_util.tree_map_with_path(place, shapes)
 
 
-def make_state(seed: int, config: ModelConfig, optimizer: optax.GradientTransformation,
-               abstract: TrainState) -> TrainState:
-    """The TrainState that `abstract` describes, every weight made where it will live."""
+def make_state(seed: int, specs: Any, optimizer: optax.GradientTransformation,
+               abstract: TrainState, *, params: Any = None) -> TrainState:
+    """The TrainState that `abstract` describes, every weight made where it will live.
+
+    Args:
+      params: to start from, which are given away (donated); None: drawn from the seed.
+    """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    make = jax.jit(lambda key: init_state(key, config, optimizer), out_shardings=shardings)
+    if params is not None:
+        start = jax.jit(lambda params: _start(params, optimizer), out_shardings=shardings,
+                        donate_argnums=0)
+        return start(params)
+    dtype = jax.tree.leaves(abstract.params)[0].dtype
+    make = jax.jit(lambda key: _start(init_from(specs, key, dtype), optimizer),
+                   out_shardings=shardings)
     return make(jax.random.key(seed))
+
+
+def _start(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    return TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params))

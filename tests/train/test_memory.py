@@ -8,6 +8,7 @@ import pytest
 from qwen_jax import sizes
 from qwen_jax.config import MeshConfig, OptimizerConfig
 from qwen_jax.errors import TrainingError
+from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.rules import batch_sharding, use_layout
 from qwen_jax.train import memory
@@ -24,7 +25,7 @@ def plan(available=None, fsdp=1, **changes):
     optimizer = make_optimizer(OptimizerConfig(), 10)
     step = make_train_step(make_objective(config), optimizer, seed=0)
     with use_layout(mesh):
-        abstract = abstract_state(config, optimizer, mesh)
+        abstract = abstract_state(param_specs(config), optimizer, mesh, dtype="float32")
         batch = jax.device_put(make_batch(0, 8, config.context_length, config.vocab_size),
                                batch_sharding(mesh))
         return memory.measure(step.lower(abstract, batch).compile(), abstract, platform="cpu",

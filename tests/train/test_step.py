@@ -10,6 +10,7 @@ from test_language_model import make_batch
 from qwen_jax import sizes
 from qwen_jax.config import MeshConfig, OptimizerConfig
 from qwen_jax.errors import ShardingError
+from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.mesh import check_batch, make_mesh
 from qwen_jax.parallel.rules import batch_sharding, use_layout
 from qwen_jax.train.language_model import make_objective
@@ -28,8 +29,8 @@ def one_step(mesh_config: MeshConfig, micro_batches: int = 1, config=CONFIG, bat
     batch = make_batch(0, 8, 16, CONFIG.vocab_size) if batch is None else batch
     check_batch(8, micro_batches, mesh)
     with use_layout(mesh):
-        abstract = abstract_state(config, OPTIMIZER, mesh)
-        state = make_state(0, config, OPTIMIZER, abstract)
+        abstract = abstract_state(param_specs(config), OPTIMIZER, mesh, dtype="float32")
+        state = make_state(0, param_specs(config), OPTIMIZER, abstract)
         step = make_train_step(make_objective(config), OPTIMIZER, seed=0,
                                micro_batches=micro_batches)
         state, metrics = step(state, jax.device_put(batch, batch_sharding(mesh)))
@@ -79,15 +80,15 @@ def test_weights_do_not_depend_on_the_mesh_they_are_made_on():
     states = []
     for shape in ((1, 1, 1), (2, 2, 2)):
         mesh = make_mesh(MeshConfig(*shape), devices=jax.devices()[:int(np.prod(shape))])
-        abstract = abstract_state(CONFIG, OPTIMIZER, mesh)
-        states.append(jax.device_get(make_state(7, CONFIG, OPTIMIZER, abstract)))
+        abstract = abstract_state(param_specs(CONFIG), OPTIMIZER, mesh, dtype="float32")
+        states.append(jax.device_get(make_state(7, param_specs(CONFIG), OPTIMIZER, abstract)))
     for a, b in zip(*map(jax.tree.leaves, states)):
         np.testing.assert_array_equal(a, b)
 
 
 def test_a_step_that_is_not_finite_changes_nothing_for_good(alone):
     mesh = make_mesh(MeshConfig(fsdp=1), devices=jax.devices()[:1])
-    state = make_state(0, CONFIG, OPTIMIZER, abstract_state(CONFIG, OPTIMIZER, mesh))
+    state = make_state(0, param_specs(CONFIG), OPTIMIZER, abstract_state(param_specs(CONFIG), OPTIMIZER, mesh, dtype="float32"))
     before = jax.device_get(state)
     good = make_batch(0, 8, 16, CONFIG.vocab_size)
     bad = dataclasses.replace(good, loss_weights=np.zeros((8, 16), np.float32))  # 0 / 0
@@ -103,7 +104,7 @@ def test_a_step_that_is_not_finite_changes_nothing_for_good(alone):
 def test_a_mesh_that_does_not_divide_names_every_weight():
     mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=8))
     with pytest.raises(ShardingError) as error:
-        abstract_state(CONFIG, OPTIMIZER, mesh)
+        abstract_state(param_specs(CONFIG), OPTIMIZER, mesh, dtype="float32")
     for name in ("layers.attention.wq", "layers.attention.bk", "layers.attention.wo"):
         assert name in str(error.value)
     assert "w_up" not in str(error.value)  # 48 divides by 8

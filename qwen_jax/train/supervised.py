@@ -1,0 +1,130 @@
+"""Training on batches that are read: pretraining, SFT, reward modelling, DPO.
+
+One objective, one optimizer, one TrainState; the batches are a function of the step alone.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from qwen_jax.model.spec import param_specs
+from qwen_jax.parallel.mesh import check_batch, make_mesh
+from qwen_jax.parallel.rules import batch_sharding
+from qwen_jax.train import metrics
+from qwen_jax.train.evaluation import make_evaluator
+from qwen_jax.train.optimizer import make_optimizer
+from qwen_jax.train.run import Job, RunConfig, run
+from qwen_jax.train.state import abstract_state, make_state
+from qwen_jax.train.step import Objective, make_train_step
+from qwen_jax.types import Batch, TrainState
+
+Batches = Callable[[int], contextlib.AbstractContextManager[Iterable[Any]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+    """Text to evaluate on during training."""
+
+    name: str
+    batches: Callable[[], Iterable[Batch]]  # the same ones every time
+    bytes_per_token: float
+
+
+def train(
+    config: RunConfig,
+    *,
+    objective: Objective,
+    batches: Batches,
+    batch: Any = None,
+    specs: Any = None,
+    initial: Callable[[Any], Any] | None = None,
+    evaluate: Callable[[Callable, int, TrainState], dict[str, float]] | None = None,
+    emit: Callable[[str], None] = print,
+) -> TrainState:
+    """Trains until num_steps; see train.run.run, which says what it raises and resumes.
+
+    Args:
+      batches: start step -> context manager of this process's numpy batches from that step on.
+      batch: a tree of the shapes and dtypes of a global batch; None: a Batch of the config's.
+      specs: of the parameters; None: the language model's.
+      initial: abstract parameters (with shardings) -> the parameters to start from; None: fresh.
+      evaluate: (put, steps done, state) -> metrics; `put` places a numpy batch on the mesh.
+    """
+    mesh = make_mesh(config.mesh)
+    check_batch(config.train.batch_size, config.train.micro_batches, mesh)
+    specs = param_specs(config.model) if specs is None else specs
+    optimizer = make_optimizer(config.optimizer, config.train.num_steps)
+    abstract = abstract_state(specs, optimizer, mesh, dtype=config.model.param_dtype)
+    sharding = batch_sharding(mesh)
+
+    def put(batch):
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+    @contextlib.contextmanager
+    def placed(start_step: int):
+        with batches(start_step) as stream:
+            stream = iter(stream)
+            yield lambda step, state: put(next(stream))
+
+    job = Job(
+        mesh=mesh, state=abstract, batches=placed,
+        make_state=lambda: make_state(
+            config.train.seed, specs, optimizer, abstract,
+            params=None if initial is None else initial(abstract.params)),
+        step=make_train_step(objective, optimizer, seed=config.train.seed,
+                             micro_batches=config.train.micro_batches),
+        batch=jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            abstract_batch(config.train.batch_size, config.model.context_length)
+            if batch is None else batch),
+        evaluate=None if evaluate is None else lambda done, state: evaluate(put, done, state),
+        header=_header(config, mesh))
+    return run(config, job, emit=emit)
+
+
+def abstract_batch(rows: int, length: int) -> Batch:
+    """The shapes and dtypes of a Batch."""
+    whole = jax.ShapeDtypeStruct((rows, length), np.int32)
+    return Batch(tokens=whole, targets=whole, segment_ids=whole, positions=whole,
+                 loss_weights=jax.ShapeDtypeStruct((rows, length), np.float32))
+
+
+def language_evaluation(objective: Objective, held_out: tuple[HeldOut, ...],
+                        emit: Callable[[str], None]):
+    """The `evaluate` of a language model: loss, perplexity and bits per byte of each text."""
+    made = []
+
+    def evaluate(put, done: int, state: TrainState) -> dict[str, float]:
+        if not made:
+            made.append(make_evaluator(objective, put))
+        found = {}
+        for text in held_out:
+            values = made[0](state.params, text.batches(), bytes_per_token=text.bytes_per_token)
+            found |= {f"eval/{text.name}/{k}": v for k, v in values.items()}
+            emit(f"step {done}  held out {text.name}: loss {values['loss']:.4f}  perplexity "
+                 f"{values['perplexity']:.2f}  bits per byte {values['bits_per_byte']:.4f}")
+        return found
+
+    return evaluate if held_out else None
+
+
+def _header(config: RunConfig, mesh: Mesh) -> tuple[str, ...]:
+    """What a person wants to know before the first step."""
+    train = config.train
+    tokens = train.batch_size * config.model.context_length
+    total = tokens * train.num_steps
+    flops, _ = metrics.flops_per_token(config.model)
+    peak = metrics.peak_flops(mesh.devices.flat[0])[0] * mesh.devices.size
+    return (
+        f"batch: {train.batch_size} x {config.model.context_length} = {tokens:,} tokens in "
+        f"{train.micro_batches} micro-batch{'es' if train.micro_batches > 1 else ''}; "
+        f"{train.num_steps:,} steps = {total:,} tokens",
+        f"cost: {total * flops:.2e} FLOP (formula A), "
+        f"{metrics.format_seconds(total * flops / (0.4 * peak))} at 40 % of peak",
+    )
