@@ -13,6 +13,7 @@ import grain
 import numpy as np
 
 from qwen_jax.config import DataConfig
+from qwen_jax.data.batches import Batches, shuffled
 from qwen_jax.data.shards import Shards, open_shards
 from qwen_jax.errors import DataError
 from qwen_jax.types import Batch
@@ -44,10 +45,6 @@ class Loader:
         Raises:
           DataError: a source is missing, damaged, or of another vocabulary.
         """
-        index, count = shard
-        if batch_size % count:
-            raise DataError(f"batch_size={batch_size} does not divide by {count} hosts.",
-                            "train.batch_size", f"use a multiple of {count}.")
         if not config.sources:
             raise DataError("there are no sources.", "data.sources", "name shard folders.")
         folders, weights = _weights(config.sources)
@@ -60,7 +57,12 @@ class Loader:
         self._rows = [Rows(shards, context_length) for shards in self._shards]
         self._to_batch = functools.partial(
             to_batch, end_of_text=end_of_text, documents=config.packing == "documents")
-        self._seed, self._batch_size, self._shard = seed, batch_size, shard
+        self._batch_size, self._shard = batch_size, shard
+        sources = [shuffled(rows, seed + i).repeat(None) for i, rows in enumerate(self._rows)]
+        mixed = sources[0] if len(sources) == 1 else grain.MapDataset.mix(
+            sources, weights=list(self._weights))
+        self._batches = Batches(mixed, batch_size=batch_size, seed=seed, shard=shard,
+                                collate=lambda rows: self._to_batch(np.stack(rows)))
         self.names = tuple(_name(shards) for shards in self._shards)
 
     @property
@@ -83,20 +85,11 @@ class Loader:
 
     def batch(self, step: int) -> Batch:
         """This host's part of the batch of `step`: numpy arrays [B / hosts, T]."""
-        return self._dataset()[step]
+        return self._batches.batch(step)
 
-    @contextlib.contextmanager
-    def iterate(self, start_step: int) -> Iterator[Iterator[Batch]]:
+    def iterate(self, start_step: int) -> contextlib.AbstractContextManager[Iterator[Batch]]:
         """The batches from `start_step` on, without end; a thread reads a few ahead."""
-        # One thread and a short buffer: a batch is one object, and more threads wait for the lock.
-        dataset = self._dataset().to_iter_dataset(grain.ReadOptions(
-            num_threads=1, prefetch_buffer_size=4))
-        batches = iter(dataset)
-        grain.experimental.set_next_index(batches, start_step)
-        try:
-            yield batches
-        finally:
-            batches.close()
+        return self._batches.iterate(start_step)
 
     def eval_batches(self, num: int) -> Iterator[Batch]:
         """The first `num` batches of one shuffled pass, fewer if it is short: always the same.
@@ -105,21 +98,11 @@ class Loader:
         """
         index, count = self._shard
         local = self._batch_size // count
-        source = _shuffled(self._rows[0], 0)
+        source = shuffled(self._rows[0], 0)
         for start in range(0, min(num * self._batch_size, len(source)), self._batch_size):
             mine = range(start + index * local, start + (index + 1) * local)
             rows = [source[i] if i < len(source) else self._rows[0].padding for i in mine]
             yield self._to_batch(np.stack(rows))
-
-    def _dataset(self) -> grain.MapDataset:
-        sources = [_shuffled(rows, self._seed + i).repeat(None)
-                   for i, rows in enumerate(self._rows)]
-        mixed = sources[0] if len(sources) == 1 else grain.MapDataset.mix(
-            sources, weights=list(self._weights))
-        index, count = self._shard
-        local = self._batch_size // count
-        mine = _HostRows(mixed, batch_size=self._batch_size, start=index * local, local=local)
-        return mine.batch(local, batch_fn=np.stack).map(self._to_batch)
 
 
 class Rows:
@@ -223,33 +206,6 @@ def _segments(ends: np.ndarray, rows: int, length: int) -> tuple[np.ndarray, np.
     positions = np.arange(rows * length, dtype=np.int32)
     positions -= np.repeat(starts[:-1].astype(np.int32), sizes)
     return segments.reshape(rows, length), positions.reshape(rows, length)
-
-
-class _HostRows(grain.MapDataset):
-    """This host's rows of every batch, one after the other."""
-
-    def __init__(self, parent: grain.MapDataset, *, batch_size: int, start: int, local: int):
-        super().__init__(parent)
-        self._batch_size, self._start, self._local = batch_size, start, local
-
-    def __len__(self) -> int:
-        return len(self._parent) // self._batch_size * self._local
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return self.slice(index)
-        return self._parent[self._global(index)]
-
-    def _getitems(self, indices):
-        return self._parent._getitems([self._global(index) for index in indices])
-
-    def _global(self, index: int) -> int:
-        step, row = divmod(index, self._local)
-        return step * self._batch_size + self._start + row
-
-
-def _shuffled(rows: Rows, seed: int) -> grain.MapDataset:
-    return grain.MapDataset.source(rows).seed(seed).shuffle()
 
 
 def _name(shards: Shards) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 from qwen_jax.errors import TokenizerError, unknown_name
 from qwen_jax.tokenizer.bpe import Tokenizer
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")  # a tool's answer is a turn of its own
 DEFAULT_SYSTEM = "You are a helpful assistant."
 
 Message = tuple[str, str] | Mapping[str, str]  # (role, content) or {"role": ..., "content": ...}
@@ -84,6 +84,22 @@ def loss_weights(rendered: Rendered, roles: Sequence[str] = ("assistant",)) -> n
     for span in rendered.spans:
         if span.role in roles:
             weights[span.start:span.end] = 1
+    return weights
+
+
+def original_loss_weights(rendered: Rendered) -> np.ndarray:
+    """What the original fine-tuning script learns, for comparison (float32 [T]).
+
+    Beside what answers say it keeps the markers of every turn, the user's included: each
+    <|im_start|>, <|im_end|> and the line end after it. Models tuned so go on after their answer by
+    opening a user's turn, which people complained about.
+    """
+    weights = loss_weights(rendered)
+    first = 0
+    for span in rendered.spans:
+        weights[first] = 1  # <|im_start|>
+        weights[span.end - 1:span.end + 1] = 1  # <|im_end|> and the line end
+        first = span.end + 1
     return weights
 
 

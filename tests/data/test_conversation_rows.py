@@ -1,0 +1,148 @@
+"""SFT rows: the loss is on the answers alone, and packing changes nothing but the padding."""
+
+import random
+import unicodedata
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qwen_jax import sizes
+from qwen_jax.data.batches import Batches, stack_trees
+from qwen_jax.data.conversation_rows import Example, PackedRows, encode
+from qwen_jax.data.conversations import Conversation, Counts, read_conversations
+from qwen_jax.data.packing import pack
+from qwen_jax.data.preview import preview
+from qwen_jax.errors import DataError
+from qwen_jax.model.spec import init_params
+from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.chatml import original_loss_weights, render
+from qwen_jax.train.language_model import make_objective
+
+CHAT = ("alpaca_en_demo.json", "alpaca_zh_demo.json", "glaive_toolcall_en_demo.json")
+TURNS = (("user", "Hi"), ("assistant", "Hello."), ("user", "Bye"), ("assistant", "See you."))
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer({bytes([byte]): byte for byte in range(256)})
+
+
+@pytest.mark.parametrize("name", CHAT)
+def test_what_is_learnt_of_real_conversations_is_the_assistants_turns(shared, name):
+    qwen = Tokenizer.from_file(shared / "reference" / "qwen.tiktoken")
+    counts = Counts()
+    talks = list(read_conversations([shared / "data" / "chat" / name], counts))[:300]
+    examples = list(encode(talks, qwen, context_length=1 << 20, counts=counts))
+    assert len(examples) == len(talks) >= 290
+    for talk, example in zip(talks, examples):
+        answers = "".join(text + "<|im_end|>" for role, text in talk.turns if role == "assistant")
+        assert qwen.decode(example.tokens[example.weights == 1]) == unicodedata.normalize(
+            "NFC", answers)
+
+
+def test_real_conversations_fill_the_rows(shared):
+    qwen = Tokenizer.from_file(shared / "reference" / "qwen.tiktoken")
+    counts = Counts()
+    talks = read_conversations([shared / "data" / "chat" / name for name in CHAT], counts)
+    examples = list(encode(talks, qwen, context_length=2048, counts=counts))
+    rows = PackedRows(examples, context_length=2048)
+    assert rows.efficiency >= 0.98
+    assert sum(len(example) for example in examples) == sum(
+        int(np.count_nonzero(rows[i].segment_ids)) for i in range(len(rows)))
+
+
+def test_the_original_mask_keeps_every_turns_markers(tokenizer):
+    rendered = render(TURNS, tokenizer)
+    kept = tokenizer.decode(rendered.tokens[original_loss_weights(rendered) == 1])
+    assert kept == ("<|im_start|><|im_end|>\n" * 2 + "<|im_start|>Hello.<|im_end|>\n"
+                    + "<|im_start|><|im_end|>\n" + "<|im_start|>See you.<|im_end|>\n")
+
+
+def test_what_is_too_long_is_cut_and_never_to_nothing_to_learn(tokenizer):
+    long_answer = Conversation((("user", "Hi"), ("assistant", "x" * 500)), "a")
+    long_question = Conversation((("user", "x" * 500), ("assistant", "Hi")), "b")
+    counts = Counts(kept=2)
+    (example,) = encode([long_answer, long_question], tokenizer, context_length=128, counts=counts)
+    assert len(example) == 128 and example.weights.sum() > 0
+    assert counts.kept == 1 and counts.changed == {"cut to 128 tokens": 1}
+    assert counts.skipped == {"no answer within 128 tokens": 1}
+    with pytest.raises(DataError, match="nothing to learn"):
+        PackedRows([], context_length=128)
+
+
+def random_examples(tokenizer, number=12):
+    draw = random.Random(0)
+    talks = [Conversation((("user", "q" * draw.randrange(1, 20)),
+                           ("assistant", "".join(draw.choices("abc ", k=draw.randrange(1, 60))) + "."
+                            )), str(i)) for i in range(number)]
+    return list(encode(talks, tokenizer, context_length=256, counts=Counts(kept=number)))
+
+
+def test_packed_and_unpacked_gradients_are_equal(tokenizer):
+    config = sizes.TINY.__class__(**{**vars(sizes.TINY), "vocab_size": 512, "context_length": 256})
+    params = init_params(config, jax.random.key(0))
+    objective = make_objective(config)
+    examples = random_examples(tokenizer)
+
+    def gradient(rows):
+        batch = jax.tree.map(jnp.asarray, stack_trees([rows[i] for i in range(len(rows))]))
+
+        def mean(params):
+            sums = objective(params, batch, None)
+            return sums.loss_sum / sums.weight_sum
+
+        return jax.value_and_grad(mean)(params)
+
+    packed = PackedRows(examples, context_length=256)
+    alone = PackedRows(examples, context_length=256, packed=False)
+    assert len(packed) < len(alone) == len(examples)
+    (loss, grads), (want_loss, want_grads) = gradient(packed), gradient(alone)
+    np.testing.assert_allclose(loss, want_loss, rtol=1e-6)
+    for got, want in zip(jax.tree.leaves(grads), jax.tree.leaves(want_grads)):
+        np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+def test_packing_holds_every_example_once_and_wastes_little():
+    draw = random.Random(0)
+    lengths = [min(2048, int(draw.lognormvariate(5.5, 1)) + 1) for _ in range(3000)]
+    rows = pack(lengths, 2048)
+    assert sorted(index for row in rows for index in row) == list(range(3000))
+    assert max(sum(lengths[i] for i in row) for row in rows) <= 2048
+    assert len(rows) <= -(-sum(lengths) // 2048) + 2
+
+
+def test_batches_depend_on_the_seed_and_the_step_alone(tokenizer):
+    rows = PackedRows(random_examples(tokenizer), context_length=256, packed=False)
+
+    def make(shard=(0, 1), seed=0):
+        return Batches(rows, batch_size=4, seed=seed, collate=stack_trees, shard=shard)
+
+    with make().iterate(start_step=2) as stream:
+        third = next(stream)
+    assert np.array_equal(third.tokens, make().batch(2).tokens)
+    halves = [make(shard=(i, 2)).batch(2).tokens for i in range(2)]
+    assert np.array_equal(np.concatenate(halves), third.tokens)
+    epoch = np.concatenate([make().batch(step).tokens for step in range(3)])
+    assert len({row.tobytes() for row in epoch}) == len({rows[i].tokens.tobytes()
+                                                         for i in range(len(rows))})
+    assert not np.array_equal(make(seed=1).batch(2).tokens, third.tokens)
+
+
+def test_evaluation_sees_every_row_once_and_fills_up_with_nothing(tokenizer):
+    rows = PackedRows(random_examples(tokenizer), context_length=256, packed=False)
+    batches = list(rows.eval_batches(8, 10))
+    assert [batch.tokens.shape for batch in batches] == [(8, 256)] * 2
+    assert sum(batch.loss_weights.sum() for batch in batches) == sum(
+        rows[i].loss_weights.sum() for i in range(len(rows)))
+
+
+def test_a_preview_marks_what_is_learnt(tokenizer):
+    rendered = render(TURNS[:2], tokenizer)
+    weights = np.zeros(len(rendered.tokens), np.float32)
+    span = rendered.spans[-1]
+    weights[span.start:span.end] = 1
+    example = Example(rendered.tokens, weights)
+    assert preview(example, tokenizer, colour=False).endswith("assistant\n⟦Hello.<|im_end|>⟧\n")
+    assert "\x1b[1;32mHello.<|im_end|>\x1b[0m" in preview(example, tokenizer)
