@@ -70,6 +70,26 @@ class Batch:
 
 
 @flax.struct.dataclass
+class PairBatch:
+    """Pairs of answers to one prompt, the preferred one first (axis 1); padded on the right."""
+
+    tokens: Array  # int32 [B, 2, T]; ends with the answer's <|im_end|>
+    targets: Array  # int32 [B, 2, T]; the token that follows
+    answer_weights: Array  # float32 [B, 2, T]; 1 where the target is of the answer
+    segment_ids: Array  # int32 [B, 2, T]; 1, and 0 for padding
+    end: Array  # int32 [B, 2]; where the reward is read: the last real token
+    weights: Array  # float32 [B]; 0 for a pair that fills up a batch
+
+
+@flax.struct.dataclass
+class ScoringParams:
+    """A language model whose output projection is one number per token: a reward or a value."""
+
+    trunk: Params  # head is None
+    score: Array  # [D]
+
+
+@flax.struct.dataclass
 class Sums:
     """What an objective returns. The step divides by the global weight, never by a local one."""
 

@@ -1,0 +1,337 @@
+"""Proximal policy optimisation, as pure functions of a rollout. Report: 3.2.2.
+
+Reading order: `make_ppo_step` is one step from top to bottom; what it calls stands below it.
+
+Position t of a row holds the token before the action: the action is targets[t], its log-probability
+comes from the logits at t, and the value at t is that of the state in which it is chosen.
+
+B rows, T positions.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from qwen_jax.align.log_probs import token_log_probs
+from qwen_jax.config import ModelConfig
+from qwen_jax.errors import ConfigError
+from qwen_jax.model.heads import scores
+from qwen_jax.train.language_model import make_objective as make_language_objective
+from qwen_jax.train.step import Metrics, make_train_step
+from qwen_jax.types import Array, Batch, Params, ScoringParams, Sums, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOConfig:
+    """The numbers of 3.2.2; those that it leaves open are marked as ours."""
+
+    value_warmup_steps: int = 50  # report 3.2.2: the policy is frozen, the value model trains
+    samples_per_prompt: int = 2  # report 3.2.2
+    kl_coefficient: float = 0.04  # report 3.2.2
+    value_clip: float = 0.15  # report 3.2.2
+    top_p: float = 0.9  # report 3.2.2
+    temperature: float = 1.0  # ours: what the log-probabilities of the ratio are from, too
+    ratio_clip: float = 0.2  # ours: Schulman et al. 2017
+    discount: float = 1.0  # ours: an answer is short, its reward is at its end
+    gae_lambda: float = 0.95  # ours: Schulman et al. 2016
+    epochs: int = 1  # ours: passes over a rollout
+    minibatches: int = 1  # ours: updates in a pass
+    pretrain_coefficient: float = 0.0  # ours: weight of the next-token loss; 0 is off
+    pretrain_ratio: float = 4.0  # ours: pretraining rows for each rollout row
+    no_end_penalty: float = 1.0  # ours: off the reward of an answer that was cut off
+    max_new_tokens: int = 512  # ours
+
+    def __post_init__(self):
+        for name in ("samples_per_prompt", "epochs", "minibatches", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} is below 1.", f"ppo.{name}",
+                                  "use 1 or more.")
+        for name in ("value_clip", "ratio_clip", "temperature"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name}={getattr(self, name)} is not positive.", f"ppo.{name}",
+                                  "the report's value clip is 0.15.")
+        for name in ("top_p", "discount", "gae_lambda"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(f"{name}={getattr(self, name)} is outside (0, 1].",
+                                  f"ppo.{name}", "the report samples at top-p 0.9.")
+
+
+@flax.struct.dataclass
+class Rollout:
+    """Prompts with sampled answers, and what the four models say of them; padded on the right."""
+
+    tokens: Array  # int32 [B, T]
+    targets: Array  # int32 [B, T]; the token that follows
+    segment_ids: Array  # int32 [B, T]; 1, and 0 for padding
+    actions: Array  # float32 [B, T]; 1 where the target was sampled, its end token included
+    log_probs: Array  # float32 [B, T]; of the policy that sampled, recomputed by the trainer
+    reference_log_probs: Array  # float32 [B, T]
+    values: Array  # float32 [B, T]
+    rewards: Array  # float32 [B]; of whole answers, raw
+    ended: Array  # float32 [B]; 1 where the answer has its end token, 0 where it was cut off
+
+
+@flax.struct.dataclass
+class PPOBatch:
+    """What one step learns from."""
+
+    rollout: Rollout
+    pretrain: Batch | None  # rows of the pretraining data; None: no pretraining gradient
+
+
+@flax.struct.dataclass
+class RunningMoments:
+    """Mean and variance of all rewards so far (Chan's parallel update)."""
+
+    count: Array  # float32 []
+    mean: Array  # float32 []
+    variance: Array  # float32 []
+
+
+@flax.struct.dataclass
+class PPOState:
+    """All that PPO changes, so that one checkpoint resumes it exactly."""
+
+    step: Array  # int32 []
+    policy: TrainState
+    value: TrainState
+    rewards: RunningMoments
+
+    @property
+    def params(self) -> tuple[Params, ScoringParams]:
+        return self.policy.params, self.value.params
+
+
+@flax.struct.dataclass
+class Lesson:
+    """What an update of policy or value needs of each token: [B, T]."""
+
+    rollout: Rollout
+    advantages: Array
+    returns: Array
+    pretrain: Batch | None
+
+
+def make_ppo_step(model: ModelConfig, config: PPOConfig, *,
+                  policy_optimizer: optax.GradientTransformation,
+                  value_optimizer: optax.GradientTransformation, seed: int, micro_batches: int = 1
+                  ) -> Callable[[PPOState, PPOBatch], tuple[PPOState, Metrics]]:
+    """ppo_step(state, batch) -> (state, metrics), jitted; the state is donated.
+
+    Rewards are normalised by their running moments, this batch's included; a KL penalty per token
+    is added; advantages are whitened over the whole batch. Then policy and value are trained on
+    minibatches by the one train step, the policy not before its turn.
+    """
+    update_policy = make_train_step(policy_objective(model, config), policy_optimizer, seed=seed,
+                                    micro_batches=micro_batches)
+    update_value = make_train_step(value_objective(model, config), value_optimizer, seed=seed,
+                                   micro_batches=micro_batches)
+
+    def ppo_step(state: PPOState, batch: PPOBatch) -> tuple[PPOState, Metrics]:
+        rollout = batch.rollout
+        moments = update_moments(state.rewards, rollout.rewards)
+        lesson, metrics = make_lesson(batch, moments, config)
+
+        def update(carried, lesson):
+            policy, value = carried
+            value, value_metrics = update_value(value, lesson)
+            new_policy, policy_metrics = update_policy(policy, lesson)
+            waits = state.step < config.value_warmup_steps
+            # A policy that waits counts its steps, so that its schedule is that of the run.
+            kept = policy.replace(step=new_policy.step)
+            policy = jax.tree.map(lambda new, old: jnp.where(waits, old, new), new_policy, kept)
+            return (policy, value), (policy_metrics, value_metrics)
+
+        lessons = split_lesson(lesson, config, state.step, seed)
+        (policy, value), (policy_metrics, value_metrics) = jax.lax.scan(
+            update, (state.policy, state.value), lessons)
+        for name, found in (("policy", policy_metrics), ("value", value_metrics)):
+            metrics |= {f"{name}/{key.removeprefix('train/')}": jnp.mean(x)
+                        for key, x in found.items()}
+        metrics["train/loss"] = metrics["policy/loss"] + metrics["value/loss"]
+        ok = (policy.step >= 0) & (value.step >= 0) & (state.step >= 0)
+        step = jnp.where(ok, state.step + 1, jnp.where(state.step < 0, state.step,
+                                                       -1 - state.step))
+        return PPOState(step=step, policy=policy, value=value, rewards=moments), metrics
+
+    return jax.jit(ppo_step, donate_argnums=0)
+
+
+def make_lesson(batch: PPOBatch, moments: RunningMoments, config: PPOConfig
+                ) -> tuple[Lesson, Metrics]:
+    """Advantages and returns of every action, and what to log of the rollout."""
+    rollout = batch.rollout
+    mask = rollout.actions
+    normal_B = normalised(rollout.rewards, moments)
+    normal_B = normal_B - jnp.float32(config.no_end_penalty) * (1.0 - rollout.ended)
+    kl_BT = rollout.log_probs - rollout.reference_log_probs
+    rewards_BT = token_rewards(normal_B, kl_BT, mask, config.kl_coefficient)
+    advantages, returns = advantages_and_returns(
+        rewards_BT, rollout.values, mask, discount=config.discount, decay=config.gae_lambda)
+    lesson = Lesson(rollout=rollout, advantages=whiten(advantages, mask), returns=returns,
+                    pretrain=_weighted(batch.pretrain, mask, config.pretrain_coefficient))
+    lengths_B = jnp.sum(mask, axis=1)
+    return lesson, {
+        "rollout/reward": jnp.mean(rollout.rewards), "rollout/reward_normalised": jnp.mean(normal_B),
+        "rollout/kl": jnp.mean(jnp.sum(kl_BT * mask, axis=1)),
+        "rollout/kl_per_token": masked_mean(kl_BT, mask),
+        "rollout/length": jnp.mean(lengths_B), "rollout/ended": jnp.mean(rollout.ended),
+        "rollout/value": masked_mean(rollout.values, mask),
+        "rollout/return": masked_mean(returns, mask)}
+
+
+def token_rewards(reward_B: Array, kl_BT: Array, mask_BT: Array, coefficient: float) -> Array:
+    """-coefficient * KL at each action, and the answer's reward at its last one: [B, T]."""
+    following = jnp.pad(mask_BT[:, 1:], ((0, 0), (0, 1)))
+    last_BT = mask_BT * (1.0 - following)
+    return mask_BT * (-jnp.float32(coefficient) * kl_BT) + last_BT * reward_B[:, None]
+
+
+def advantages_and_returns(rewards_BT: Array, values_BT: Array, mask_BT: Array, *, discount: float,
+                           decay: float) -> tuple[Array, Array]:
+    """Generalised advantage estimation over each row's actions; zero elsewhere. [B, T] each.
+
+    delta_t = r_t + discount * V_{t+1} - V_t; A_t = delta_t + discount * decay * A_{t+1}; beyond the
+    last action V and A are 0. Returns are A + V.
+    """
+    def back(carried, at):
+        advantage, value = carried
+        reward_B, value_B, mask_B = at
+        delta = reward_B + jnp.float32(discount) * value - value_B
+        found = delta + jnp.float32(discount * decay) * advantage
+        # Padding between or behind actions carries what is known through.
+        advantage = jnp.where(mask_B > 0, found, advantage)
+        return (advantage, jnp.where(mask_B > 0, value_B, value)), mask_B * advantage
+
+    zero = jnp.zeros(rewards_BT.shape[:1], jnp.float32)
+    _, advantages = jax.lax.scan(back, (zero, zero), (rewards_BT.T, values_BT.T, mask_BT.T),
+                                 reverse=True)
+    return advantages.T, mask_BT * (advantages.T + values_BT)
+
+
+def policy_objective(model: ModelConfig, config: PPOConfig):
+    """objective(params, lesson, key): the clipped surrogate, plus the pretraining gradient.
+
+    loss = sum over actions of max(-A ratio, -A clip(ratio, 1 - c, 1 + c)).
+    """
+    language = make_language_objective(model, training=False)
+
+    def objective(params: Params, lesson: Lesson, key: Array | None) -> Sums:
+        rollout, mask = lesson.rollout, lesson.rollout.actions
+        log_probs, entropy = token_log_probs(
+            params, rollout.tokens, rollout.targets, rollout.segment_ids, config=model,
+            temperature=config.temperature)
+        change = (log_probs - rollout.log_probs) * mask
+        loss_BT, clipped_BT = surrogate(change, lesson.advantages, config.ratio_clip)
+        loss_sum = jnp.sum(loss_BT * mask)
+        extras = {"entropy": jnp.sum(entropy * mask), "clip_fraction": jnp.sum(clipped_BT * mask),
+                  "ratio": jnp.sum(jnp.exp(change) * mask),
+                  "step_kl": jnp.sum((jnp.expm1(change) - change) * mask)}
+        if lesson.pretrain is not None:
+            pretrain = language(params, lesson.pretrain, key)
+            loss_sum += pretrain.loss_sum
+            extras["pretrain_loss"] = pretrain.loss_sum
+        return Sums(loss_sum=loss_sum, weight_sum=jnp.sum(mask), extras=extras)
+
+    return objective
+
+
+def surrogate(change: Array, advantages: Array, clip: float) -> tuple[Array, Array]:
+    """The loss of each action and whether its ratio exp(change) was clipped (1.0 or 0.0)."""
+    ratio = jnp.exp(change)
+    limited = jnp.clip(ratio, 1.0 - clip, 1.0 + clip)
+    loss, limit = -advantages * ratio, -advantages * limited
+    return jnp.maximum(loss, limit), (limit > loss).astype(jnp.float32)
+
+
+def value_objective(model: ModelConfig, config: PPOConfig):
+    """objective(params, lesson, key): half the squared error, a step from the old value clipped.
+
+    loss = sum over actions of max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2.
+    """
+
+    def objective(params: ScoringParams, lesson: Lesson, key: Array | None) -> Sums:
+        rollout, mask = lesson.rollout, lesson.rollout.actions
+        values = scores(params, rollout.tokens, rollout.segment_ids, config=model)
+        loss_BT, clipped_BT = value_loss(values, rollout.values, lesson.returns, config.value_clip)
+        return Sums(loss_sum=jnp.sum(loss_BT * mask), weight_sum=jnp.sum(mask),
+                    extras={"clip_fraction": jnp.sum(clipped_BT * mask),
+                            "error": jnp.sum(jnp.square(values - lesson.returns) * mask)})
+
+    return objective
+
+
+def value_loss(values: Array, old: Array, returns: Array, clip: float) -> tuple[Array, Array]:
+    """The loss of each action and whether its value was clipped (1.0 or 0.0)."""
+    limited = jnp.clip(values, old - clip, old + clip)
+    loss, limit = jnp.square(values - returns), jnp.square(limited - returns)
+    return jnp.maximum(loss, limit) / 2.0, (limit > loss).astype(jnp.float32)
+
+
+def masked_mean(x_BT: Array, mask_BT: Array) -> Array:
+    """The mean over what the mask keeps, over the whole batch."""
+    return jnp.sum(x_BT * mask_BT) / jnp.maximum(jnp.sum(mask_BT), 1.0)
+
+
+def whiten(x_BT: Array, mask_BT: Array) -> Array:
+    """Mean 0 and variance 1 over what the mask keeps, over the whole batch; 0 elsewhere."""
+    mean = masked_mean(x_BT, mask_BT)
+    variance = masked_mean(jnp.square(x_BT - mean), mask_BT)
+    return mask_BT * (x_BT - mean) * jax.lax.rsqrt(variance + 1e-8)
+
+
+def start_moments() -> RunningMoments:
+    """Nothing seen yet."""
+    return RunningMoments(count=jnp.float32(0), mean=jnp.float32(0), variance=jnp.float32(1))
+
+
+def update_moments(moments: RunningMoments, rewards_B: Array) -> RunningMoments:
+    """The moments with `rewards_B` among what was seen."""
+    n = jnp.float32(rewards_B.shape[0])
+    mean, variance = jnp.mean(rewards_B), jnp.var(rewards_B)
+    total = moments.count + n
+    delta = mean - moments.mean
+    spread = (moments.variance * moments.count + variance * n
+              + jnp.square(delta) * moments.count * n / total)
+    return RunningMoments(count=total, mean=moments.mean + delta * n / total,
+                          variance=spread / total)
+
+
+def normalised(rewards_B: Array, moments: RunningMoments) -> Array:
+    """(reward - mean) / spread."""
+    return (rewards_B - moments.mean) * jax.lax.rsqrt(moments.variance + 1e-8)
+
+
+def split_lesson(lesson: Lesson, config: PPOConfig, step: Array, seed: int) -> Lesson:
+    """The lesson as minibatches in the order of the epochs: a leading axis to scan over.
+
+    Rows are shuffled anew for every epoch; the key is that of (seed, step, epoch).
+    """
+    B = lesson.advantages.shape[0]
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    orders = jnp.stack([jax.random.permutation(jax.random.fold_in(key, epoch), B)
+                        if config.minibatches > 1 else jnp.arange(B)
+                        for epoch in range(config.epochs)])
+    pieces = config.epochs * config.minibatches
+
+    def cut(x):
+        rows = x.shape[0]
+        if rows == B:
+            x = x[orders.reshape(-1)]
+        else:  # pretraining rows: another number of them
+            x = jnp.concatenate([x] * config.epochs)
+        return x.reshape(pieces, rows // config.minibatches, *x.shape[1:])
+
+    return jax.tree.map(cut, lesson)
+
+
+def _weighted(pretrain: Batch | None, mask_BT: Array, coefficient: float) -> Batch | None:
+    """Pretraining rows whose weights make their mean loss count `coefficient` in a mean per action."""
+    if pretrain is None:
+        return None
+    share = jnp.sum(mask_BT) / jnp.maximum(jnp.sum(pretrain.loss_weights), 1.0)
+    return pretrain.replace(loss_weights=pretrain.loss_weights * (coefficient * share))
