@@ -22,10 +22,11 @@ def layer_extension(length_B: Array, positions_BT: Array, window: Array | int | 
     """One layer's context extension: NTK's alpha of each row and LogN's factor of each query.
 
     A layer with a window w never compares tokens further apart than w - 1, so what counts for it is
-    not the row's length n but min(n, w): its alpha is that of a row of min(n, w) tokens, and a query
-    at position p attends over min(p + 1, w) tokens. A layer whose window is within the training
-    length is not stretched at all. Report 2.3.2 names windows per layer and no more; that each layer
-    has an alpha of its own is a maintainer's word, and how it follows from the window is ours.
+    not the row's length n but min(n, w): its alpha is that of a row of min(n, w) tokens, and the
+    LogN factor of a query at position p is that of position min(p + 1, w), counted from 1. A layer
+    whose window is within the training length is not stretched at all. Report 2.3.2 says that lower
+    layers have shorter windows, and no more; that each layer then has an alpha of its own is a
+    maintainer's word, and how both factors follow from the window is ours.
 
     Args:
       length_B: int32, true length of each row; with a cache, that of its prefill.

@@ -56,7 +56,8 @@ EXTENDED = dataclasses.replace(sizes.TINY, num_layers=3, context_length=32,
     (64, [1, 3, 3], math.log(64) / math.log(32)),
     (1 << 20, [1, 3, 15], math.log(200) / math.log(32))])
 def test_a_layer_is_stretched_for_what_its_window_shows(window, alpha, factor):
-    lengths, positions = jnp.asarray([20, 40, 200], jnp.int32), jnp.asarray([[0, 31, 199]], jnp.int32)
+    lengths = jnp.asarray([20, 40, 200], jnp.int32)
+    positions = jnp.asarray([[0, 31, 199]], jnp.int32)
     traced = window if window is None else jnp.asarray(window, jnp.int32)
     ours = jax.jit(lambda w: rope.layer_extension(lengths, positions, w, EXTENDED))(traced)
     np.testing.assert_array_equal(ours[0], alpha)
