@@ -79,15 +79,16 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def map_shards(function: Callable, *arrays: jax.Array, axes: Sequence[tuple[str | None, ...]],
-               out_axes: tuple[str | None, ...]) -> jax.Array:
+               out_axes: tuple):
     """function(*arrays), each device on its own shards; a plain call without a mesh.
 
-    For custom calls, which the compiler does not partition. An axis named None is whole on every
-    device, and so is one that its mesh axes do not divide in some array.
+    For custom calls, which the compiler does not partition, and for sums that are to cross devices
+    once. An axis named None is whole on every device, and so is one that its mesh axes do not
+    divide in some array.
 
     Args:
       axes: the logical names of each array's dimensions.
-      out_axes: of the one result; named axes are among those of the arrays.
+      out_axes: of the one result, or a tuple of them for a tuple of results.
     """
     layout = _layout.get()
     if layout is None:
@@ -100,8 +101,20 @@ def map_shards(function: Callable, *arrays: jax.Array, axes: Sequence[tuple[str 
     def spec(names):
         return rules.partition_spec(tuple(None if name in whole else name for name in names))
 
+    several = bool(out_axes) and isinstance(out_axes[0], tuple)
+    out_specs = tuple(spec(names) for names in out_axes) if several else spec(out_axes)
     return jax.shard_map(function, mesh=mesh, in_specs=tuple(spec(names) for names in axes),
-                         out_specs=spec(out_axes), check_vma=False)(*arrays)
+                         out_specs=out_specs, check_vma=False)(*arrays)
+
+
+def cut(size: int, axis: str) -> tuple[str, ...]:
+    """The mesh axes that map_shards cuts a logical axis of this size over; () where it is whole."""
+    layout = _layout.get()
+    if layout is None or not shards_evenly(size, axis):
+        return ()
+    names = getattr(layout[1], axis) or ()
+    names = (names,) if isinstance(names, str) else names
+    return tuple(name for name in names if layout[0].shape[name] > 1)
 
 
 def shards_evenly(size: int, axis: str) -> bool:
