@@ -9,11 +9,13 @@ On a laptop, a minute:   the same with --recipe=smoke --model.vocab_size=32768
 A run that was interrupted goes on where it was when the same command is given again.
 """
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
 import signal
 import sys
+from collections.abc import Iterator
 
 import jax
 
@@ -84,8 +86,15 @@ def main(config: Config) -> None:
     # prepare_text leaves the tokenizer beside the shards.
     beside = pathlib.Path(config.data.sources[0].rpartition("=")[0] or config.data.sources[0])
     tokenizer = Tokenizer.from_file(config.data.tokenizer or beside.parent / shards.TOKENIZER)
-    try:
+    with ended_by_signal():
         pretrain(config, tokenizer)
+
+
+@contextlib.contextmanager
+def ended_by_signal() -> Iterator[None]:
+    """A run that a signal ends says how to go on; exit code 0 for SIGTERM, 130 for Ctrl-C."""
+    try:
+        yield
     except Stopped as stopped:
         print(f"{stopped}; give the same command again to go on", flush=True)
         sys.exit(0 if stopped.signal_number == signal.SIGTERM else 130)

@@ -63,8 +63,8 @@ def fit(
       hooks: run in order where their turn is.
 
     Raises:
-      TrainingError: a loss or gradient that is not finite. The state is that of the last good step
-        (train/step.py sees to it), and hooks with at_stop have seen it.
+      TrainingError: a loss or gradient that is not finite, or what next_batch raises. The state is
+        that of the last good step (train/step.py sees to it); hooks with at_stop have seen it.
       Stopped: SIGTERM or SIGINT came; the step in progress was finished, the same hooks were run.
     """
     pending: tuple[int, dict, float] | None = None
@@ -96,7 +96,14 @@ def fit(
     with _catch_signals() as caught:
         for step in range(start_step, num_steps):
             started = time.perf_counter()
-            batch = next_batch(step, state)
+            try:
+                batch = next_batch(step, state)
+            except TrainingError:  # such as a reward function's: what was trained is kept
+                settle(state)
+                for hook in hooks:
+                    if hook.at_stop:
+                        hook.act(step, state)
+                raise
             wait = time.perf_counter() - started
             new_state, metrics = train_step(state, batch)
             settle(new_state)

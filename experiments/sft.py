@@ -1,0 +1,143 @@
+"""Supervised fine-tuning in ChatML. Report: 3.1.
+
+The loss is on the assistant's answers alone; system and user turns, and the names of roles, are
+masked. Conversations are packed into rows without seeing one another.
+
+    python -m experiments.sft --recipe=7b --init_from=runs/base --run_dir=runs/chat \\
+        --data.conversations=a.jsonl,b.json --data.eval_conversations=c.jsonl
+    ... --preview=3      # shows three examples, what is learnt in green, and trains nothing
+
+Formats: messages (role, content), ShareGPT (conversations), Alpaca (instruction, input, output);
+.json or .jsonl, also .gz.
+"""
+
+import dataclasses
+import functools
+from typing import Literal
+
+import jax
+
+from experiments import flags
+from experiments.base_model import adopt, tokenizer_of, weights_of
+from experiments.pretrain import ended_by_signal
+from qwen_jax import sizes
+from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from qwen_jax.data.batches import Batches, stack_trees
+from qwen_jax.data.conversation_rows import PackedRows, encode
+from qwen_jax.data.conversations import Counts, read_conversations
+from qwen_jax.data.preview import preview
+from qwen_jax.errors import ConfigError
+from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.train.language_model import make_objective
+from qwen_jax.train.supervised import HeldOut, language_evaluation, train
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTData:
+    """Which conversations, and how they become rows."""
+
+    conversations: tuple[str, ...] = ()  # .json and .jsonl files
+    eval_conversations: tuple[str, ...] = ()  # held out, one evaluation each
+    mask: Literal["assistant", "original"] = "assistant"  # original: every turn's markers too
+    packed: bool = True  # several conversations to a row, none seeing another
+    context_length: int | None = None  # tokens of a row; none: the model's
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One fine-tuning run."""
+
+    train: TrainConfig
+    init_from: str = ""  # a run folder or a released Qwen folder
+    tokenizer: str | None = None  # a .tiktoken file; none: the one in init_from
+    data: SFTData = SFTData()
+    model: ModelConfig = sizes.QWEN_1_8B  # architecture: that of init_from
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    run_dir: str = "runs/sft"
+    preview: int = 0  # examples to show instead of training
+
+
+def _recipe(size: ModelConfig) -> Config:
+    return Config(
+        data=SFTData(context_length=2048),  # report 3.1.2
+        model=dataclasses.replace(
+            size, dropout=0.1,  # report 3.1.2
+            remat="dots"),  # ours: keeps matrix products, recomputes the rest
+        optimizer=OptimizerConfig(
+            peak_learning_rate=2e-6, warmup_steps=1430,  # report 3.1.2
+            schedule="constant",  # ours: the report says nothing of what follows the warm-up
+            beta1=0.9, beta2=0.95, epsilon=1e-8,  # report 3.1.2
+            weight_decay=0.1, clip_norm=1.0),  # report 3.1.2
+        train=TrainConfig(
+            num_steps=4000, batch_size=128,  # report 3.1.2
+            log_every=10, eval_every=200, save_every=200))  # ours
+
+
+RECIPES = {"1.8b": _recipe(sizes.QWEN_1_8B), "7b": _recipe(sizes.QWEN_7B),
+           "14b": _recipe(sizes.QWEN_14B)}
+SMOKE = dataclasses.replace(
+    RECIPES["1.8b"],
+    data=SFTData(),
+    model=dataclasses.replace(sizes.TINY, dropout=0.1),
+    optimizer=dataclasses.replace(RECIPES["1.8b"].optimizer, peak_learning_rate=2e-3,
+                                  warmup_steps=10),
+    train=TrainConfig(num_steps=40, batch_size=8, log_every=10, eval_every=20, save_every=20,
+                      eval_batches=4),
+    run_dir="runs/sft_smoke")
+
+
+def main(config: Config) -> None:
+    """Shows examples, or trains; a signal ends it with a checkpoint."""
+    if not config.data.conversations:
+        raise ConfigError("no conversations to learn from.", "--data.conversations",
+                          "name .json or .jsonl files; --help says which formats.")
+    tokenizer = tokenizer_of(config.init_from, config.tokenizer)
+    config = dataclasses.replace(config, model=adopt(
+        config.model, config.init_from, context_length=config.data.context_length))
+    rows, examples = make_rows(config.data.conversations, config, tokenizer)
+    for example in examples[:config.preview]:
+        print(preview(example, tokenizer), end="\n\n")
+    if not config.preview:
+        with ended_by_signal():
+            finetune(config, rows, tokenizer)
+
+
+def make_rows(paths: tuple[str, ...], config: Config, tokenizer: Tokenizer,
+              emit=functools.partial(print, flush=True)):
+    """The packed rows of some files and their examples, after saying what became of the data."""
+    counts, length = Counts(), config.model.context_length
+    examples = list(encode(read_conversations(paths, counts), tokenizer, context_length=length,
+                           counts=counts, mask=config.data.mask))
+    rows = PackedRows(examples, context_length=length, packed=config.data.packed)
+    emit(f"data: {counts}")
+    emit(f"rows: {len(rows):,} of {length} tokens, {100 * rows.efficiency:.1f} % full, "
+         f"{sum(float(example.weights[1:].sum()) for example in examples):,.0f} tokens are learnt")
+    return rows, examples
+
+
+def finetune(config: Config, rows: PackedRows, tokenizer: Tokenizer,
+             emit=functools.partial(print, flush=True)):
+    """The run itself; returns the last TrainState."""
+    size, shard = config.train.batch_size, (jax.process_index(), jax.process_count())
+    batches = Batches(rows, batch_size=size, seed=config.train.seed, collate=stack_trees,
+                      shard=shard)
+    held_out = []
+    for path in config.data.eval_conversations:
+        eval_rows, examples = make_rows((path,), config, tokenizer, emit)
+        text = sum(len(tokenizer.decode(e.tokens[e.weights > 0]).encode()) for e in examples)
+        learnt = sum(float(e.weights[1:].sum()) for e in examples)
+        held_out.append(HeldOut(
+            name=path.rpartition("/")[2].partition(".")[0], bytes_per_token=text / learnt,
+            batches=functools.partial(eval_rows.eval_batches, size, config.train.eval_batches,
+                                      shard=shard)))
+    emit(f"{size * config.train.num_steps / len(rows):.2f} passes over the data")
+    return train(
+        config, emit=emit, batches=batches.iterate, initial=weights_of(config.init_from),
+        objective=make_objective(config.model, z_loss=config.train.z_loss),
+        evaluate=language_evaluation(make_objective(config.model, training=False),
+                                     tuple(held_out), emit))
+
+
+if __name__ == "__main__":
+    flags.run(main, __doc__, RECIPES | {"smoke": SMOKE})
