@@ -22,7 +22,7 @@ from experiments.base_model import adopt, tokenizer_of, weights_of
 from experiments.pretrain import ended_by_signal
 from qwen_jax import sizes
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
-from qwen_jax.data.batches import Batches, stack_trees
+from qwen_jax.data.batches import Batches, eval_batches, stack_trees
 from qwen_jax.data.conversation_rows import PackedRows, encode
 from qwen_jax.data.conversations import Counts, read_conversations
 from qwen_jax.data.preview import preview
@@ -129,7 +129,7 @@ def finetune(config: Config, rows: PackedRows, tokenizer: Tokenizer,
         learnt = sum(float(e.weights[1:].sum()) for e in examples)
         held_out.append(HeldOut(
             name=path.rpartition("/")[2].partition(".")[0], bytes_per_token=text / learnt,
-            batches=functools.partial(eval_rows.eval_batches, size, config.train.eval_batches,
+            batches=functools.partial(eval_batches, eval_rows, size, config.train.eval_batches,
                                       shard=shard)))
     emit(f"{size * config.train.num_steps / len(rows):.2f} passes over the data")
     return train(

@@ -93,6 +93,19 @@ class _HostRows(grain.MapDataset):
         return step * self._batch_size + self._start + row
 
 
+def eval_batches(source: RowSource, batch_size: int, num: int, *, shard: tuple[int, int] = (0, 1)
+                 ) -> Iterator[Any]:
+    """This host's part of the first `num` batches of one shuffled pass: always the same ones.
+
+    The last one is filled up with source.padding, which has no weight.
+    """
+    index, count = shard
+    local, rows = batch_size // count, shuffled(source, 0)
+    for start in range(0, min(num * batch_size, len(source)), batch_size):
+        mine = range(start + index * local, min(start + (index + 1) * local, len(source)))
+        yield stack_trees(fill_up([rows[i] for i in mine], local, source.padding))
+
+
 def fill_up(rows: list, size: int, padding) -> list:
     """`rows` with `padding` behind them up to `size`: the last batch of an evaluation."""
     return [*rows, *([padding] * (size - len(rows)))]

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from qwen_jax.data.batches import fill_up, shuffled, stack_trees
 from qwen_jax.data.conversations import Conversation, Counts
 from qwen_jax.data.packing import pack
 from qwen_jax.errors import DataError
@@ -102,12 +101,3 @@ class PackedRows:
 
     def __repr__(self) -> str:
         return f"PackedRows({len(self)} of {self._length})"
-
-    def eval_batches(self, batch_size: int, num: int, *, shard: tuple[int, int] = (0, 1)
-                     ) -> Iterator[Batch]:
-        """This host's part of the first `num` batches of one shuffled pass: always the same."""
-        index, count = shard
-        local, source = batch_size // count, shuffled(self, 0)
-        for start in range(0, min(num * batch_size, len(self)), batch_size):
-            mine = range(start + index * local, min(start + (index + 1) * local, len(self)))
-            yield stack_trees(fill_up([source[i] for i in mine], local, self.padding))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qwen_jax import sizes
-from qwen_jax.data.batches import Batches, stack_trees
+from qwen_jax.data.batches import Batches, eval_batches, stack_trees
 from qwen_jax.data.conversation_rows import Example, PackedRows, encode
 from qwen_jax.data.conversations import Conversation, Counts, read_conversations
 from qwen_jax.data.packing import pack
@@ -132,7 +132,7 @@ def test_batches_depend_on_the_seed_and_the_step_alone(tokenizer):
 
 def test_evaluation_sees_every_row_once_and_fills_up_with_nothing(tokenizer):
     rows = PackedRows(random_examples(tokenizer), context_length=256, packed=False)
-    batches = list(rows.eval_batches(8, 10))
+    batches = list(eval_batches(rows, 8, 10))
     assert [batch.tokens.shape for batch in batches] == [(8, 256)] * 2
     assert sum(batch.loss_weights.sum() for batch in batches) == sum(
         rows[i].loss_weights.sum() for i in range(len(rows)))

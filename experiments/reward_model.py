@@ -1,0 +1,144 @@
+"""The reward model: preference model pretraining (PMP), then fine-tuning. Report: 3.2.1, Table 4.
+
+Both are the same objective on the same kind of data; PMP starts from a language model and sees the
+large set, fine-tuning starts from PMP and sees the small, better one.
+
+    python -m experiments.reward_model --recipe=7b --init_from=runs/base --run_dir=runs/pmp \\
+        --data.pairs=large.jsonl.gz --data.eval_pairs=held_out.json
+    python -m experiments.reward_model --recipe=7b --init_from=runs/pmp --run_dir=runs/reward \\
+        --data.pairs=small.json --data.eval_pairs=held_out.json
+
+Formats: HH (chosen, rejected dialogues), DPO-style (conversations or prompt; chosen, rejected), SHP.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+
+from experiments import flags
+from experiments.base_model import adopt, is_scoring_run, scoring_weights_of, tokenizer_of
+from experiments.pretrain import ended_by_signal
+from qwen_jax import sizes
+from qwen_jax.align.preference_report import measure, table
+from qwen_jax.align.reward_model import make_objective
+from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from qwen_jax.data.batches import Batches, eval_batches, stack_trees
+from qwen_jax.data.conversations import Counts
+from qwen_jax.data.preference import PairRows, read_pairs
+from qwen_jax.errors import ConfigError
+from qwen_jax.model.heads import scoring_specs
+from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.train.supervised import train
+
+
+@dataclasses.dataclass(frozen=True)
+class PairData:
+    """Which comparisons."""
+
+    pairs: tuple[str, ...] = ()  # .json and .jsonl files
+    eval_pairs: tuple[str, ...] = ()  # held out, one column of the table each
+    epochs: float | None = 1.0  # passes over the pairs; none: train.num_steps counts
+    context_length: int | None = None  # tokens of a dialogue; none: the model's
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run, of PMP or of fine-tuning."""
+
+    train: TrainConfig
+    init_from: str = ""  # PMP: a language model's folder; fine-tuning: PMP's run folder
+    tokenizer: str | None = None  # a .tiktoken file; none: the one in init_from
+    data: PairData = PairData()
+    model: ModelConfig = sizes.QWEN_1_8B  # architecture: that of init_from
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    run_dir: str = "runs/reward"
+
+
+def _recipe(size: ModelConfig) -> Config:
+    return Config(
+        data=PairData(epochs=1.0, context_length=2048),  # report 3.2.1
+        model=dataclasses.replace(size, remat="dots"),  # ours: keeps matrix products
+        optimizer=OptimizerConfig(
+            peak_learning_rate=3e-6, schedule="constant", warmup_steps=0,  # report 3.2.1
+            beta1=0.9, beta2=0.95, epsilon=1e-8,  # ours: as everywhere in the report
+            weight_decay=0.1, clip_norm=1.0),  # ours: as in 3.1.2
+        train=TrainConfig(
+            num_steps=1,  # of data.epochs
+            batch_size=64,  # report 3.2.1
+            log_every=10, eval_every=500, save_every=500))  # ours
+
+
+RECIPES = {"1.8b": _recipe(sizes.QWEN_1_8B), "7b": _recipe(sizes.QWEN_7B),
+           "14b": _recipe(sizes.QWEN_14B)}
+SMOKE = dataclasses.replace(
+    RECIPES["1.8b"],
+    data=PairData(epochs=None),
+    model=sizes.TINY,
+    optimizer=dataclasses.replace(RECIPES["1.8b"].optimizer, peak_learning_rate=2e-3),
+    train=TrainConfig(num_steps=30, batch_size=8, log_every=10, eval_every=15, save_every=15,
+                      eval_batches=4),
+    run_dir="runs/reward_smoke")
+
+
+def main(config: Config) -> None:
+    """Trains, then prints Table 4's line; a signal ends it with a checkpoint."""
+    if not config.data.pairs:
+        raise ConfigError("no pairs to learn from.", "--data.pairs",
+                          "name .json or .jsonl files; --help says which formats.")
+    tokenizer = tokenizer_of(config.init_from, config.tokenizer)
+    config = dataclasses.replace(config, model=adopt(
+        config.model, config.init_from, context_length=config.data.context_length))
+    rows = make_rows(config.data.pairs, config, tokenizer)
+    if config.data.epochs is not None:
+        steps = max(1, round(config.data.epochs * len(rows) / config.train.batch_size))
+        config = dataclasses.replace(config, train=dataclasses.replace(
+            config.train, num_steps=steps))
+    with ended_by_signal():
+        learn(config, rows, tokenizer)
+
+
+def make_rows(paths: tuple[str, ...], config: Config, tokenizer: Tokenizer,
+              emit=functools.partial(print, flush=True)) -> PairRows:
+    """The pairs of some files, after saying what became of the data."""
+    counts = Counts()
+    rows = PairRows(read_pairs(paths, counts), tokenizer,
+                    context_length=config.model.context_length, counts=counts)
+    emit(f"pairs: {counts}")
+    return rows
+
+
+def learn(config: Config, rows: PairRows, tokenizer: Tokenizer,
+          emit=functools.partial(print, flush=True)):
+    """The run itself; returns the last TrainState."""
+    size, shard = config.train.batch_size, (jax.process_index(), jax.process_count())
+    batches = Batches(rows, batch_size=size, seed=config.train.seed, collate=stack_trees,
+                      shard=shard)
+    held_out = {path.rpartition("/")[2].partition(".")[0]: make_rows((path,), config, tokenizer, emit)
+                for path in config.data.eval_pairs}
+
+    def evaluate(put, done, state):
+        agreements = [measure(name, state.params, eval_batches(
+            rows, size, len(rows), shard=shard), config=config.model, put=put)
+            for name, rows in held_out.items()]
+        emit(table([(f"step {done}", agreements)]))
+        found = {}
+        for agreement in agreements:
+            found |= {f"eval/{agreement.name}/accuracy": agreement.accuracy,
+                      f"eval/{agreement.name}/margin": float(np.mean(agreement.margins))}
+        return found
+
+    kind = "PMP's" if is_scoring_run(config.init_from) else "a language model's"
+    emit(f"starting from {kind} weights")
+    row = rows.padding
+    return train(
+        config, emit=emit, batches=batches.iterate, specs=scoring_specs(config.model),
+        initial=scoring_weights_of(config.init_from, seed=config.train.seed),
+        batch=jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), row),
+        objective=make_objective(config.model), evaluate=evaluate if held_out else None)
+
+
+if __name__ == "__main__":
+    flags.run(main, __doc__, RECIPES | {"smoke": SMOKE})

@@ -1,0 +1,70 @@
+"""How well a reward model agrees with people: accuracy as in Table 4, margins, calibration.
+
+Report: 3.2.1, Table 4.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+
+import jax
+import numpy as np
+
+from qwen_jax.align.reward_model import margins
+from qwen_jax.config import ModelConfig
+from qwen_jax.types import PairBatch, ScoringParams
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """What a reward model says of one data set."""
+
+    name: str
+    margins: np.ndarray  # float32 [pairs]; reward(chosen) - reward(rejected)
+
+    @property
+    def accuracy(self) -> float:
+        """The share of pairs that are ordered as people did; a tie counts half."""
+        return float(np.mean((np.sign(self.margins) + 1) / 2))
+
+    @property
+    def standard_error(self) -> float:
+        """Of the accuracy, as of a coin: 0.5 / sqrt(pairs) at worst."""
+        return float(np.sqrt(self.accuracy * (1 - self.accuracy) / len(self.margins)))
+
+    def calibration(self, bins: int = 10) -> list[tuple[float, float, int]]:
+        """(mean confidence, share right, pairs) of bins of confidence from 0.5 to 1.
+
+        Confidence is sigmoid(|margin|): what the model gives for the answer that it prefers.
+        """
+        confidence = 1 / (1 + np.exp(-np.abs(self.margins)))
+        right = (np.sign(self.margins) + 1) / 2
+        place = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
+        return [(float(confidence[place == b].mean()), float(right[place == b].mean()),
+                 int((place == b).sum())) for b in range(bins) if (place == b).any()]
+
+
+def measure(name: str, params: ScoringParams, batches: Iterable[PairBatch], *, config: ModelConfig,
+            put: Callable[[PairBatch], PairBatch]) -> Agreement:
+    """The margins of all pairs; what fills up the last batch is left out."""
+    found = []
+    score = jax.jit(lambda params, pairs: margins(params, pairs, config=config))
+    for pairs in batches:
+        placed = put(pairs)
+        values, weights = jax.device_get((score(params, placed), placed.weights))
+        found.append(values[weights > 0])
+    return Agreement(name, np.concatenate(found))
+
+
+def table(rows: Sequence[tuple[str, Sequence[Agreement]]]) -> str:
+    """Table 4: a line for each model, a column for each data set, accuracies in per cent."""
+    names = [agreement.name for agreement in rows[0][1]]
+    widths = [max(len(name), 12) for name in names]
+    first = max(len(label) for label, _ in rows)
+    lines = [" " * first + "  " + "  ".join(f"{n:>{w}}" for n, w in zip(names, widths))]
+    for label, agreements in rows:
+        cells = [f"{100 * a.accuracy:.2f} ±{100 * a.standard_error:.1f}" for a in agreements]
+        lines.append(f"{label:<{first}}  " + "  ".join(
+            f"{cell:>{w}}" for cell, w in zip(cells, widths)))
+    lines.append(" " * first + "  " + "  ".join(
+        f"{f'{len(a.margins)} pairs':>{w}}" for a, w in zip(rows[0][1], widths)))
+    return "\n".join(lines)
