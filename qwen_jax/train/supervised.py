@@ -10,11 +10,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.mesh import check_batch, make_mesh
-from qwen_jax.parallel.rules import batch_sharding
+from qwen_jax.parallel.rules import DEFAULT_RULES
 from qwen_jax.train import metrics
 from qwen_jax.train.evaluation import make_evaluator
 from qwen_jax.train.optimizer import make_optimizer
@@ -60,7 +60,11 @@ def train(
     specs = param_specs(config.model) if specs is None else specs
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
     abstract = abstract_state(specs, optimizer, mesh, dtype=config.model.param_dtype)
-    sharding = batch_sharding(mesh)
+    if batch is None:
+        batch = abstract_batch(config.train.batch_size, config.model.context_length)
+    # Rows of tokens are cut along their length too; pairs and the like by rows alone.
+    axes = ("batch", "length") if isinstance(batch, Batch) else ("batch",)
+    sharding = NamedSharding(mesh, DEFAULT_RULES.partition_spec(axes))
 
     def put(batch):
         return jax.tree.map(
@@ -80,9 +84,7 @@ def train(
         step=make_train_step(objective, optimizer, seed=config.train.seed,
                              micro_batches=config.train.micro_batches),
         batch=jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            abstract_batch(config.train.batch_size, config.model.context_length)
-            if batch is None else batch),
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch),
         evaluate=None if evaluate is None else lambda done, state: evaluate(put, done, state),
         header=_header(config, mesh))
     return run(config, job, emit=emit)
