@@ -208,7 +208,7 @@ class PromptRows:
         if not prompts:
             raise DataError("there is no prompt.", "data.prompts", "look at what was skipped.")
         self._prompts = [np.asarray(prompt, np.int32) for prompt in prompts]
-        self._length = max(map(len, self._prompts))
+        self.length = max(map(len, self._prompts))
 
     def __len__(self) -> int:
         return len(self._prompts)
@@ -217,7 +217,7 @@ class PromptRows:
         if not 0 <= index < len(self._prompts):
             raise IndexError(index)
         prompt = self._prompts[index]
-        return np.pad(prompt, (0, self._length - len(prompt))), len(prompt), index
+        return np.pad(prompt, (0, self.length - len(prompt))), len(prompt), index
 
     def __repr__(self) -> str:
         return f"PromptRows({len(self)})"

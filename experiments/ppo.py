@@ -1,0 +1,262 @@
+"""Reinforcement learning from human feedback: PPO with four models. Report: 3.2.2.
+
+Policy and reference start from the SFT weights, the value model from the reward model's. Each step
+samples two answers to each of its prompts, scores them, and trains the policy on them, after 50
+steps in which the value model alone is trained.
+
+    python -m experiments.ppo --recipe=7b --init_from=runs/chat --reward_model=runs/reward \\
+        --data.prompts=prompts.jsonl --run_dir=runs/ppo
+    ... --reward_functions=experiments.rewards:arithmetic     # instead, or added to it
+
+A reward function takes lists of questions and answers (texts) and returns a number for each answer.
+Prompts are conversations (their last answer is left out) or objects with a "prompt".
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from experiments import flags
+from experiments.base_model import (
+    adopt,
+    is_scoring_run,
+    scoring_weights_of,
+    tokenizer_of,
+    weights_of,
+)
+from experiments.pretrain import ended_by_signal
+from qwen_jax import sizes
+from qwen_jax.align import ppo
+from qwen_jax.align.ppo import PPOBatch, PPOConfig, PPOState
+from qwen_jax.align.rollout import PromptRows, Sampler, collate
+from qwen_jax.config import (
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from qwen_jax.data.batches import Batches
+from qwen_jax.data.conversations import Counts
+from qwen_jax.data.loader import Loader
+from qwen_jax.data.prompts import read_prompts
+from qwen_jax.errors import ConfigError, unknown_name
+from qwen_jax.export.huggingface import pretrained_config
+from qwen_jax.model.heads import scoring_specs
+from qwen_jax.model.spec import param_specs
+from qwen_jax.parallel.mesh import check_batch, make_mesh
+from qwen_jax.parallel.rules import DEFAULT_RULES, sharding_for, use_layout
+from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.train.optimizer import make_optimizer
+from qwen_jax.train.run import Job, run
+from qwen_jax.train.state import abstract_state, make_state
+from qwen_jax.train.supervised import abstract_batch
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOData:
+    """Prompts, and what the pretraining gradient reads."""
+
+    prompts: tuple[str, ...] = ()  # .json and .jsonl files
+    max_prompt_tokens: int = 512  # longer ones are left out, counted
+    pretrain: DataConfig = DataConfig()  # token shards; none: no pretraining gradient
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run. train.batch_size is of answers: prompts times ppo.samples_per_prompt."""
+
+    train: TrainConfig
+    init_from: str = ""  # the SFT model's folder
+    reward_model: str | None = None  # the reward model's run folder
+    reward_functions: tuple[str, ...] = ()  # module:function, added to it
+    tokenizer: str | None = None  # a .tiktoken file; none: the one in init_from
+    data: PPOData = PPOData()
+    ppo: PPOConfig = PPOConfig()
+    model: ModelConfig = sizes.QWEN_1_8B  # architecture: that of init_from
+    optimizer: OptimizerConfig = OptimizerConfig()  # of the policy
+    value_optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    run_dir: str = "runs/ppo"
+
+
+def _recipe(size: ModelConfig) -> Config:
+    adam = OptimizerConfig(
+        peak_learning_rate=1e-6,  # report 3.2.2
+        schedule="constant", warmup_steps=0,  # ours
+        beta1=0.9, beta2=0.95, epsilon=1e-8,  # ours: as everywhere in the report
+        weight_decay=0.0, clip_norm=1.0)  # ours
+    return Config(
+        ppo=PPOConfig(
+            value_warmup_steps=50, samples_per_prompt=2, kl_coefficient=0.04,  # report 3.2.2
+            value_clip=0.15, top_p=0.9,  # report 3.2.2
+            pretrain_coefficient=0.5),  # ours: the report gives none
+        model=dataclasses.replace(size, remat="dots"),  # ours: keeps matrix products
+        optimizer=adam,
+        value_optimizer=dataclasses.replace(adam, peak_learning_rate=5e-6),  # report 3.2.2
+        train=TrainConfig(num_steps=1000, batch_size=128, log_every=1, eval_every=None,
+                          save_every=50))  # ours
+
+
+RECIPES = {"1.8b": _recipe(sizes.QWEN_1_8B), "7b": _recipe(sizes.QWEN_7B),
+           "14b": _recipe(sizes.QWEN_14B)}
+SMOKE = dataclasses.replace(
+    RECIPES["1.8b"],
+    data=PPOData(max_prompt_tokens=64),
+    ppo=dataclasses.replace(RECIPES["1.8b"].ppo, value_warmup_steps=2, max_new_tokens=8),
+    model=sizes.TINY,
+    optimizer=dataclasses.replace(RECIPES["1.8b"].optimizer, peak_learning_rate=1e-3),
+    value_optimizer=dataclasses.replace(RECIPES["1.8b"].value_optimizer, peak_learning_rate=5e-3),
+    train=TrainConfig(num_steps=6, batch_size=8, eval_every=None, save_every=3),
+    run_dir="runs/ppo_smoke")
+
+
+def main(config: Config) -> None:
+    """Trains; a signal ends it with a checkpoint."""
+    if not config.data.prompts:
+        raise ConfigError("no prompts to answer.", "--data.prompts", "name .json or .jsonl files.")
+    if config.reward_model is None and not config.reward_functions:
+        raise ConfigError("no reward.", "--reward_model, --reward_functions",
+                          "name a reward model's run folder, a function, or both.")
+    tokenizer = tokenizer_of(config.init_from, config.tokenizer)
+    config = dataclasses.replace(config, model=adopt(config.model, config.init_from))
+    with ended_by_signal():
+        reinforce(config, tokenizer)
+
+
+def reinforce(config: Config, tokenizer: Tokenizer, emit=functools.partial(print, flush=True)):
+    """The run itself; returns the last PPOState."""
+    mesh = make_mesh(config.mesh)
+    samples = config.ppo.samples_per_prompt
+    if config.train.batch_size % samples:
+        raise ConfigError(f"{samples} samples for each prompt do not divide batch_size="
+                          f"{config.train.batch_size}.", "train.batch_size", "use a multiple.")
+    check_batch(config.train.batch_size, config.train.micro_batches * config.ppo.minibatches, mesh)
+    counts = Counts()
+    prompts = PromptRows(list(read_prompts(config.data.prompts, tokenizer, counts=counts,
+                                           max_tokens=config.data.max_prompt_tokens)))
+    emit(f"prompts: {counts}")
+    optimizers = [make_optimizer(adam, config.train.num_steps)
+                  for adam in (config.optimizer, config.value_optimizer)]
+    specs = param_specs(config.model), scoring_specs(config.model)
+    states = [abstract_state(spec, optimizer, mesh, dtype=config.model.param_dtype)
+              for spec, optimizer in zip(specs, optimizers)]
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    number = jax.ShapeDtypeStruct((), np.float32, sharding=everywhere)
+    state = PPOState(step=jax.ShapeDtypeStruct((), np.int32, sharding=everywhere),
+                     policy=states[0], value=states[1],
+                     rewards=ppo.RunningMoments(count=number, mean=number, variance=number))
+
+    def make() -> PPOState:
+        value_from = config.reward_model or config.init_from
+        starts = (weights_of(config.init_from),
+                  scoring_weights_of(value_from, seed=config.train.seed))
+        policy, value = (
+            make_state(config.train.seed, spec, optimizer, abstract, params=start(abstract.params))
+            for spec, optimizer, abstract, start in zip(specs, optimizers, states, starts))
+        return PPOState(step=jax.device_put(np.int32(0), everywhere), policy=policy, value=value,
+                        rewards=jax.device_put(ppo.start_moments(), everywhere))
+
+    job = Job(
+        mesh=mesh, state=state, make_state=make,
+        step=ppo.make_ppo_step(
+            config.model, config.ppo, policy_optimizer=optimizers[0],
+            value_optimizer=optimizers[1], seed=config.train.seed,
+            micro_batches=config.train.micro_batches),
+        batch=_abstract_batch(config, prompts.length, mesh),
+        batches=functools.partial(_batches, config, tokenizer, prompts, mesh),
+        header=(f"batch: {config.train.batch_size // samples} prompts, {samples} answers each, up "
+                f"to {prompts.length} + {config.ppo.max_new_tokens} tokens",))
+    return run(config, job, emit=emit)
+
+
+@contextlib.contextmanager
+def _batches(config: Config, tokenizer: Tokenizer, prompts: PromptRows, mesh, start_step: int
+             ) -> Iterator:
+    """next_batch(step, state): a rollout of the current policy, and rows of pretraining data."""
+    with use_layout(mesh):
+        where = sharding_for(param_specs(config.model), mesh)
+        dtype = config.model.compute_dtype
+        reference = weights_of(config.init_from)(_abstract(param_specs(config.model), where, dtype))
+        reward_model = None
+        if config.reward_model is not None:
+            if not is_scoring_run(config.reward_model):
+                raise ConfigError("this is no run of a reward model.", config.reward_model,
+                                  "train one with experiments.reward_model.")
+            reward_config = adopt(config.model, config.reward_model)
+            specs = scoring_specs(reward_config)
+            reward_model = scoring_weights_of(config.reward_model, seed=0)(
+                _abstract(specs, sharding_for(specs, mesh), config.model.param_dtype)), reward_config
+        sampler = Sampler(config.model, config.ppo, tokenizer, reference=reference,
+                          reward_model=reward_model, seed=config.train.seed,
+                          reward_functions=[_function(name) for name in config.reward_functions])
+    source = Batches(prompts, seed=config.train.seed, collate=collate,
+                     batch_size=config.train.batch_size // config.ppo.samples_per_prompt)
+    loader = _pretrain_loader(config, tokenizer)
+    rows = NamedSharding(mesh, DEFAULT_RULES.partition_spec(("batch",)))
+
+    def next_batch(step: int, state: PPOState) -> PPOBatch:
+        rollout = jax.device_put(sampler(source.batch(step), state, step), rows)
+        pretrain = None if loader is None else jax.device_put(loader.batch(step), rows)
+        return PPOBatch(rollout=rollout, pretrain=pretrain)
+
+    del start_step  # a batch is a function of its step
+    yield next_batch
+
+
+def _pretrain_loader(config: Config, tokenizer: Tokenizer) -> Loader | None:
+    if not config.data.pretrain.sources:
+        return None
+    return Loader(config.data.pretrain, context_length=config.model.context_length,
+                  batch_size=_pretrain_rows(config), end_of_text=tokenizer.end_of_text,
+                  vocab_size=config.model.vocab_size, tokenizer=tokenizer.fingerprint,
+                  seed=config.train.seed)
+
+
+def _pretrain_rows(config: Config) -> int:
+    return round(config.train.batch_size * config.ppo.pretrain_ratio)
+
+
+def _abstract_batch(config: Config, prompt_length: int, mesh) -> PPOBatch:
+    B, T = config.train.batch_size, prompt_length + config.ppo.max_new_tokens
+    ids, numbers = (jax.ShapeDtypeStruct((B, T), dtype) for dtype in (np.int32, np.float32))
+    row = jax.ShapeDtypeStruct((B,), np.float32)
+    rollout = ppo.Rollout(
+        tokens=ids, targets=ids, segment_ids=ids, actions=numbers, log_probs=numbers,
+        reference_log_probs=numbers, values=numbers, rewards=row, ended=row)
+    pretrain = None
+    if config.data.pretrain.sources:
+        pretrain = abstract_batch(_pretrain_rows(config), config.model.context_length)
+    sharding = NamedSharding(mesh, DEFAULT_RULES.partition_spec(("batch",)))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+                        PPOBatch(rollout=rollout, pretrain=pretrain))
+
+
+def _abstract(specs, shardings, dtype: str):
+    return jax.tree.map(lambda spec, where: jax.ShapeDtypeStruct(
+        spec.shape, jnp.dtype(dtype), sharding=where), specs, shardings)
+
+
+def _function(name: str):
+    """module:function -> the function."""
+    module, _, function = name.partition(":")
+    try:
+        found = vars(importlib.import_module(module))
+    except ImportError as error:
+        raise ConfigError(f"{error}.", f"--reward_functions={name}",
+                          "write module:function, importable from here.") from error
+    if function not in found:
+        raise unknown_name("reward function", function, [n for n in found if n[0] != "_"],
+                           f"--reward_functions={name}")
+    return found[function]
+
+
+if __name__ == "__main__":
+    flags.run(main, __doc__, RECIPES | {"smoke": SMOKE})
