@@ -44,10 +44,11 @@ def project_out(out_BTNH: Array, params: AttentionParams) -> Array:
 
 
 def self_attention(x_BTD: Array, params: AttentionParams, *, config: ModelConfig, table,
-                   query_scale_BT: Array | None, segment_ids: Array | None) -> Array:
+                   query_scale_BT: Array | None, segment_ids: Array | None,
+                   window: Array | None) -> Array:
     """Attention of a whole row over itself: training, scoring, prefill without a cache."""
     q, k, v = project_qkv(x_BTD, params, table=table, query_scale_BT=query_scale_BT)
-    out = partitioned_attention(q, k, v, segment_ids=segment_ids, window=None,
+    out = partitioned_attention(q, k, v, segment_ids=segment_ids, window=window,
                                 implementation=config.attention)
     return project_out(out, params)
 

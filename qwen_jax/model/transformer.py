@@ -6,22 +6,25 @@
 B batch, T positions, D model, V vocabulary, L layers.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError
+from qwen_jax.kernels.differentiable import RESIDUALS
 from qwen_jax.model import rope
 from qwen_jax.model.attention import self_attention
 from qwen_jax.model.layers import dropout, embed, rms_norm, swiglu, unembed
 from qwen_jax.parallel.rules import constrain
 from qwen_jax.types import Array, Params
 
+# Both keep what an attention kernel's backward pass needs (D + N numbers a token): the kernel's
+# forward pass is the one thing of a block that costs more than it is worth to run twice.
+_ATTENTION = jax.checkpoint_policies.save_only_these_names(*RESIDUALS)
 _REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "block": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _ATTENTION),
+    "block": _ATTENTION,
 }
 
 
@@ -34,8 +37,8 @@ def forward(params: Params, tokens: Array, *, config: ModelConfig, segment_ids: 
       segment_ids: int32 [B, T], contiguous documents, 0 for padding; None: one document per row.
       positions: int32 [B, T], each token's place in its document; None: 0..T-1, restarting with
         each segment.
-      inference: apply dynamic NTK and LogN beyond config.context_length, as the config says
-        (report 2.3.2). Training never does.
+      inference: apply dynamic NTK, LogN and the layers' windows beyond config.context_length, as
+        config.extension says (report 2.3.2). Training never does.
 
     Returns:
       float32 [B, T, V].
@@ -45,43 +48,46 @@ def forward(params: Params, tokens: Array, *, config: ModelConfig, segment_ids: 
                           "pass int32 [B, T]; one row is tokens[None].")
     if positions is None:
         positions = default_positions(tokens, segment_ids)
-    alpha, query_scale = None, None
-    if inference and (config.extension.dynamic_ntk or config.extension.logn):
-        real = positions if segment_ids is None else jnp.where(segment_ids != 0, positions, -1)
-        length = jnp.max(real, axis=1) + 1
-        if config.extension.dynamic_ntk:
-            alpha = rope.ntk_alpha(length, config.context_length)
-        if config.extension.logn:
-            query_scale = rope.logn_scale(positions, config.context_length)
+    length = true_lengths(positions, segment_ids) if inference else None
     x = hidden_states(params, tokens, positions, config=config, segment_ids=segment_ids,
-                      alpha_B=alpha, query_scale_BT=query_scale)
+                      length_B=length)
     return unembed(x, head_matrix(params))
 
 
 def hidden_states(params: Params, tokens_BT: Array, positions_BT: Array, *, config: ModelConfig,
-                  segment_ids: Array | None = None, alpha_B: Array | None = None,
-                  query_scale_BT: Array | None = None, dropout_key: Array | None = None) -> Array:
+                  segment_ids: Array | None = None, length_B: Array | None = None,
+                  dropout_key: Array | None = None) -> Array:
     """The normed last hidden states, [B, T, D] in config.compute_dtype.
 
     Args:
-      alpha_B, query_scale_BT: NTK and LogN factors; None in training.
+      length_B: int32, the true length of each row, which turns on config.extension; None: off, as
+        in training.
       dropout_key: turns on dropout at config.dropout.
     """
-    # The barrier keeps XLA from fusing the sines into every one of their many uses.
-    table = jax.lax.optimization_barrier(rope.rotary_table(
-        positions_BT, head_size=config.head_dim, base=config.rope_base, alpha_B=alpha_B))
+    def stretch(window):
+        """The rotary table and LogN's factors of a layer with this window."""
+        alpha_B = query_scale_BT = None
+        if length_B is not None:
+            alpha_B, query_scale_BT = rope.layer_extension(length_B, positions_BT, window, config)
+        table = rope.rotary_table(positions_BT, head_size=config.head_dim, base=config.rope_base,
+                                  alpha_B=alpha_B)
+        # The barrier keeps XLA from fusing the sines into every one of their many uses.
+        return jax.lax.optimization_barrier(table), query_scale_BT
+
+    windows_L = None if length_B is None else rope.layer_windows(config)
+    shared = stretch(None) if windows_L is None else None
     key = dropout_key if config.dropout > 0 else None
     x_BTD = embed(tokens_BT, params.embed, dtype=jnp.dtype(config.compute_dtype))
     x_BTD = dropout(x_BTD, rate=config.dropout, key=_fold(key, config.num_layers))
     x_BTD = constrain(x_BTD, "batch", "length", "act_embed")
 
-    def block(x_BTD, layer_and_index):
-        layer, index = layer_and_index
+    def block(x_BTD, of_layer):
+        layer, index, window = of_layer
         attention_key, mlp_key = _fold(key, 2 * index + 101), _fold(key, 2 * index + 102)
-        attend = functools.partial(self_attention, config=config, table=table,
-                                   query_scale_BT=query_scale_BT, segment_ids=segment_ids)
-        y = attend(rms_norm(x_BTD, layer.attention_norm, epsilon=config.norm_epsilon),
-                   layer.attention)
+        table, query_scale_BT = stretch(window) if shared is None else shared
+        y = self_attention(rms_norm(x_BTD, layer.attention_norm, epsilon=config.norm_epsilon),
+                           layer.attention, config=config, table=table, window=window,
+                           query_scale_BT=query_scale_BT, segment_ids=segment_ids)
         x_BTD = x_BTD + dropout(y, rate=config.dropout, key=attention_key)
         y = swiglu(rms_norm(x_BTD, layer.mlp_norm, epsilon=config.norm_epsilon), layer.mlp)
         x_BTD = x_BTD + dropout(y, rate=config.dropout, key=mlp_key)
@@ -90,8 +96,15 @@ def hidden_states(params: Params, tokens_BT: Array, positions_BT: Array, *, conf
     if config.remat != "none":
         block = jax.checkpoint(block, policy=_REMAT_POLICIES[config.remat], prevent_cse=False)
     indices = jnp.arange(config.num_layers, dtype=jnp.int32)
-    x_BTD, _ = jax.lax.scan(block, x_BTD, (params.layers, indices), unroll=config.unroll_layers)
+    x_BTD, _ = jax.lax.scan(block, x_BTD, (params.layers, indices, windows_L),
+                            unroll=config.unroll_layers)
     return rms_norm(x_BTD, params.final_norm, epsilon=config.norm_epsilon)
+
+
+def true_lengths(positions_BT: Array, segment_ids: Array | None) -> Array:
+    """int32 [B]: the tokens of each row, or of its longest document, without padding."""
+    real = positions_BT if segment_ids is None else jnp.where(segment_ids != 0, positions_BT, -1)
+    return jnp.max(real, axis=1) + 1
 
 
 def head_matrix(params: Params) -> Array:

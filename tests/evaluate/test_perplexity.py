@@ -1,0 +1,44 @@
+"""Perplexity against its definition, row by row."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qwen_jax import sizes
+from qwen_jax.config import ContextExtension
+from qwen_jax.errors import DataError
+from qwen_jax.evaluate.perplexity import perplexity
+from qwen_jax.model import spec
+from qwen_jax.model.transformer import forward
+
+CONFIG = dataclasses.replace(sizes.TINY, initializer_range=0.3,
+                             extension=ContextExtension(windows=(16, 32)))
+TOKENS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, 201).astype(np.uint16)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return spec.init_params(CONFIG, jax.random.key(0))
+
+
+@pytest.mark.parametrize("length, batch_tokens", [(40, 80), (40, 1), (200, 80)])
+def test_every_token_is_scored_once_after_those_before_it_in_its_row(params, length, batch_tokens):
+    told = []
+    ours = perplexity(params, TOKENS, config=CONFIG, length=length, batch_tokens=batch_tokens,
+                      progress=told.append)
+    nats = 0.0
+    for first in range(0, 200, length):
+        row = jnp.asarray(TOKENS[first:first + length + 1], jnp.int32)
+        log_p = jax.nn.log_softmax(forward(params, row[None, :-1], config=CONFIG)[0], axis=-1)
+        nats -= float(jnp.sum(jnp.take_along_axis(log_p, row[1:, None], axis=1)))
+    assert ours.tokens == sum(told) == 200
+    assert ours.nats == pytest.approx(nats, rel=1e-5)  # sums of 200 numbers in float32
+    assert ours.value == pytest.approx(np.exp(nats / 200), rel=1e-4)
+
+
+def test_text_that_is_too_short_is_refused(params):
+    with pytest.raises(DataError, match="201 tokens are fewer than one row of 201"):
+        perplexity(params, TOKENS, config=CONFIG, length=201)

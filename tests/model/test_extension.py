@@ -1,0 +1,112 @@
+"""The context extension of a whole forward pass: rows, layers and windows."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qwen_jax import sizes
+from qwen_jax.config import ContextExtension
+from qwen_jax.kernels import reference
+from qwen_jax.model import rope, spec
+from qwen_jax.model.attention import project_out, project_qkv
+from qwen_jax.model.layers import embed, rms_norm, swiglu, unembed
+from qwen_jax.model.transformer import forward, head_matrix, hidden_states
+
+PLAIN = dataclasses.replace(sizes.TINY, num_layers=3, initializer_range=0.2)  # trained at 16
+
+
+def extended(windows, **settings):
+    return dataclasses.replace(PLAIN, extension=ContextExtension(windows=windows, **settings))
+
+
+@pytest.fixture(scope="module")
+def params():
+    return spec.init_params(PLAIN, jax.random.key(0))
+
+
+def tokens_of(seed: int, shape) -> jax.Array:
+    return jax.random.randint(jax.random.key(seed), shape, 0, PLAIN.vocab_size, jnp.int32)
+
+
+def by_definition(params, tokens, config):
+    """One row, layer by layer: each with its own window, rotary base and LogN factors."""
+    L, n = config.context_length, tokens.shape[1]
+    positions = jnp.arange(n, dtype=jnp.int32)[None]
+    x = embed(tokens, params.embed, dtype=jnp.float32)
+    for index, window in enumerate(config.extension.windows):
+        layer = jax.tree.map(lambda weight: weight[index], params.layers)
+        seen = min(n, window)
+        alpha = max(2.0 ** (np.ceil(np.log2(seen / L)) + 1) - 1, 1.0)
+        base = config.rope_base * alpha ** (config.head_dim / (config.head_dim - 2))
+        factors = [max(1.0, np.log(min(p + 1, window)) / np.log(L)) for p in range(n)]
+        q, k, v = project_qkv(
+            rms_norm(x, layer.attention_norm, epsilon=config.norm_epsilon), layer.attention,
+            table=rope.rotary_table(positions, head_size=config.head_dim, base=base),
+            query_scale_BT=jnp.asarray([factors], jnp.float32))
+        out = reference.attention(q, k, v, segment_ids=None, positions=None, window=window,
+                                  scale=config.head_dim ** -0.5)
+        x = x + project_out(out, layer.attention)
+        x = x + swiglu(rms_norm(x, layer.mlp_norm, epsilon=config.norm_epsilon), layer.mlp)
+    return unembed(rms_norm(x, params.final_norm, epsilon=config.norm_epsilon),
+                   head_matrix(params))
+
+
+@pytest.mark.parametrize("windows", [(16, 24, 40), (8, 64, 32)])
+def test_every_layer_has_its_own_window_base_and_factors(params, windows):
+    config, tokens = extended(windows), tokens_of(1, (1, 50))
+    np.testing.assert_allclose(forward(params, tokens, config=config),
+                               by_definition(params, tokens, config), atol=5e-5)
+
+
+def test_a_window_that_shows_everything_is_none(params):
+    tokens = tokens_of(2, (2, 50))
+    np.testing.assert_allclose(forward(params, tokens, config=extended((50, 64, 2**31 - 1))),
+                               forward(params, tokens, config=PLAIN), atol=1e-5)
+
+
+def test_windows_within_the_training_length_stretch_nothing(params):
+    tokens = tokens_of(3, (1, 50))
+    ours, unstretched = (forward(params, tokens, config=extended((16, 12, 8), **settings))
+                         for settings in ({}, {"dynamic_ntk": False, "logn": False}))
+    np.testing.assert_allclose(ours, unstretched, atol=1e-6)
+
+
+@pytest.mark.parametrize("windows", [(3, 2, 4), (1, 1, 2)])
+def test_what_reaches_an_output_is_what_the_windows_add_up_to(params, windows):
+    n, query = 24, 20
+    places = jnp.arange(n, dtype=jnp.int32)[None]
+
+    def output(embed_of_each):
+        own = dataclasses.replace(params, embed=embed_of_each)
+        x = hidden_states(own, places, places, config=extended(windows),
+                          length_B=jnp.asarray([n], jnp.int32))
+        return jnp.sum(jnp.square(x[0, query]))
+
+    table = jax.random.normal(jax.random.key(1), (n, PLAIN.hidden_size))
+    reached = np.flatnonzero(np.abs(jax.jit(jax.grad(output))(table)).sum(axis=1))
+    first = query - sum(window - 1 for window in windows)
+    np.testing.assert_array_equal(reached, np.arange(first, query + 1))
+
+
+@pytest.mark.parametrize("windows", [None, (16, 24, 40)])
+def test_a_short_row_beside_a_long_one_is_not_stretched_for_it(params, windows):
+    config, tokens = extended(windows), tokens_of(4, (3, 60))
+    lengths = np.asarray([[60], [15], [30]])
+    ids = jnp.asarray(np.arange(60) < lengths, jnp.int32)
+    together = forward(params, tokens, config=config, segment_ids=ids)
+    for row, (n,) in enumerate(lengths):
+        alone = forward(params, tokens[row:row + 1, :n], config=config)
+        np.testing.assert_allclose(together[row, :n], alone[0], atol=5e-5)
+
+
+def test_training_knows_no_extension(params):
+    tokens = tokens_of(5, (1, 50))
+
+    def program(config):
+        return str(jax.make_jaxpr(
+            lambda tokens: forward(params, tokens, config=config, inference=False))(tokens))
+
+    assert program(extended((16, 24, 40))) == program(PLAIN)
