@@ -185,10 +185,20 @@ def test_the_first_releases_config_keys_are_read(tmp_path):
     assert config == QWEN
 
 
-def test_an_unknown_model_type_is_refused_by_name(qwen2_folder):
-    edit_config(qwen2_folder, model_type="qwen3")
-    with pytest.raises(ConfigError, match="(?s)'qwen3'.*Known: qwen, qwen2"):
+@pytest.mark.parametrize("model_type, reason", [
+    ("qwen3", "normalises queries"), ("qwen2_moe", "experts"), ("llama", "no QKV bias"),
+    ("qwen2_vl", "images"), ("gemma", "Known: qwen, qwen2")])
+def test_another_model_type_is_refused_by_name_with_the_reason(qwen2_folder, model_type, reason):
+    edit_config(qwen2_folder, model_type=model_type)
+    with pytest.raises(ConfigError, match=f"(?s)'{model_type}'.*{reason}"):
         load_pretrained(qwen2_folder)
+
+
+def test_qwen_vl_is_not_taken_for_qwen(tmp_path):
+    save_pretrained(tmp_path / "out", QWEN, random_params(QWEN))
+    edit_config(tmp_path / "out", visual={"width": 1664})
+    with pytest.raises(ConfigError, match="Qwen-VL, which reads images"):
+        load_pretrained(tmp_path / "out")
 
 
 def test_features_that_are_not_implemented_are_refused_all_at_once(qwen2_folder):
