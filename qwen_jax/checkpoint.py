@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from qwen_jax import manifest
+from qwen_jax import manifest, step_folders
 from qwen_jax.errors import CheckpointError
 
 META = "meta.json"
@@ -63,7 +64,7 @@ class Checkpointer:
         if _is_primary():
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                _clear_unfinished(self.folder)
+                step_folders.clear_unfinished(self.folder)
             except OSError as error:
                 raise CheckpointError(f"the folder cannot be used: {error}.", str(self.folder),
                                       "choose a folder that can be written.") from error
@@ -145,7 +146,7 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """All complete steps, oldest first (their contents are verified by `restore`)."""
-        return [step for step in _numbered(self.folder)
+        return [step for step in step_folders.numbered(self.folder)
                 if (self.folder / str(step) / manifest.NAME).exists()]
 
     def restore(self, abstract_state: Any, *, step: int | None = None
@@ -168,7 +169,7 @@ class Checkpointer:
         chosen = _choose(self.folder, step, set_aside=True)
         if chosen is None:
             return None
-        state, meta = _load(self.folder / str(chosen), abstract_state, prefix="")
+        state, meta = _load(self.folder / str(chosen), abstract_state)
         return chosen, state, meta
 
     def _commit(self, step: int, response: Any, text: str) -> None:
@@ -220,14 +221,18 @@ class Checkpointer:
             str(self.folder), f"mend the cause and start again. Kept steps: {kept}.")
 
 
-def restore_params(folder: str | os.PathLike, abstract_params: Any, *, step: int | None = None
-                   ) -> Any:
-    """The parameters alone, of the newest good step: the optimizer's state is not loaded.
+def restore_params(folder: str | os.PathLike, abstract_params: Any, *, step: int | None = None,
+                   dtype: str | None = None,
+                   progress: Callable[[int], None] = lambda size: None) -> Any:
+    """The parameters alone, of the newest good step; nothing in the folder is changed.
 
-    Reads only: nothing in the folder is changed, so a run may be going on in it.
+    One by one, each cast as it is read: beside the result, memory holds one shard of one array
+    where it was saved in the same pieces, else that array.
 
     Args:
       abstract_params: what the saved state has as `.params`; see Checkpointer.restore.
+      dtype: to cast to; None: as saved.
+      progress: told the bytes of each array once it is read.
 
     Raises:
       CheckpointError: as Checkpointer.restore; or there is no checkpoint.
@@ -238,18 +243,16 @@ def restore_params(folder: str | os.PathLike, abstract_params: Any, *, step: int
     if chosen is None:
         raise CheckpointError("there is no checkpoint here.", str(folder),
                               "pass the `checkpoints` folder of a run that has saved one.")
-    return _load(folder / str(chosen), abstract_params, prefix="params")[0]
-
-
-def read_meta(folder: str | os.PathLike, step: int) -> dict[str, Any]:
-    """The meta that `step` was saved with.
-
-    Raises:
-      CheckpointError: the step is missing or damaged.
-    """
-    folder = pathlib.Path(folder).absolute()
-    _choose(folder, step, set_aside=False)
-    return _read_description(folder / str(step))["meta"]
+    path, named, values = folder / str(chosen), _named_leaves(abstract_params, "params"), []
+    _check_leaves(path, named, "params")
+    stored = _orbax().metadata(path / ARRAYS).metadata
+    for name, leaf in named:
+        wanted = jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=_sharding(leaf))
+        with _context(in_flight=_shard_bytes(leaf, stored[name].storage_metadata.chunk_shape) + 1):
+            loaded = _orbax().load(path / ARRAYS, {name: wanted})[name]
+        values.append(jax.block_until_ready(loaded))
+        progress(_leaf_bytes(leaf))
+    return jax.tree.unflatten(jax.tree.structure(abstract_params), values)
 
 
 def _choose(folder: pathlib.Path, step: int | None, *, set_aside: bool) -> int | None:
@@ -269,7 +272,7 @@ def _choose(folder: pathlib.Path, step: int | None, *, set_aside: bool) -> int |
 
 
 def _newest_good(folder: pathlib.Path, step: int | None, set_aside: bool) -> int:
-    present = _numbered(folder)
+    present = step_folders.numbered(folder)
     if step is not None and step not in present:
         raise CheckpointError(
             f"there is no checkpoint of step {step}.", str(folder),
@@ -285,7 +288,7 @@ def _newest_good(folder: pathlib.Path, step: int | None, set_aside: bool) -> int
         reports.append(f"step {candidate}: {'; '.join(bad)}")
         moved = "left as it is"
         if set_aside and step is None:
-            moved = f"set aside as {_rename_corrupt(path)}"
+            moved = f"set aside as {step_folders.set_aside(path)}"
         logging.error("%s: damaged checkpoint, %s; %s", folder, reports[-1], moved)
     if reports:
         raise CheckpointError(
@@ -322,22 +325,24 @@ def _describe(step: int, state: Any, meta: dict[str, Any]) -> tuple[dict[str, An
     return arrays, text
 
 
-def _load(path: pathlib.Path, abstract: Any, *, prefix: str) -> tuple[Any, dict[str, Any]]:
-    """The leaves of `abstract`, whose names begin with `prefix` in the checkpoint."""
+def _load(path: pathlib.Path, abstract: Any) -> tuple[Any, dict[str, Any]]:
+    """The leaves of `abstract`, and the caller's meta."""
     record = _read_description(path)
-    named = _named_leaves(abstract, prefix)
-    _check_leaves(path, record["leaves"], {name: _type_of(leaf) for name, leaf in named}, prefix)
+    named = _named_leaves(abstract)
+    _check_leaves(path, named, "")
     wanted = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf))
               for name, leaf in named if name not in record["scalars"]}
-    with _context(largest=max(map(_leaf_bytes, wanted.values()), default=0)):
+    largest = max(map(_leaf_bytes, wanted.values()), default=0)
+    with _context(in_flight=max(_READ_BYTES, 2 * largest)):
         arrays = _orbax().load(path / ARRAYS, wanted) if wanted else {}
     values = [record["scalars"].get(name, arrays.get(name)) for name, _ in named]
     return jax.tree.unflatten(jax.tree.structure(abstract), values), record["meta"]
 
 
-def _check_leaves(path: pathlib.Path, saved: dict, wanted: dict, prefix: str) -> None:
+def _check_leaves(path: pathlib.Path, named: list[tuple[str, Any]], prefix: str) -> None:
     """Raises with every difference: Orbax itself would cast a dtype without a word."""
-    saved = {name: kind for name, kind in saved.items()
+    wanted = {name: _type_of(leaf) for name, leaf in named}
+    saved = {name: kind for name, kind in _read_description(path)["leaves"].items()
              if not prefix or name == prefix or name.startswith(prefix + ".")}
     lines = [f"{name}: not in the checkpoint" for name in wanted if name not in saved]
     lines += [f"{name}: in the checkpoint alone" for name in saved if name not in wanted]
@@ -384,7 +389,22 @@ def _sharding(leaf: Any) -> jax.sharding.Sharding:
 
 
 def _leaf_bytes(leaf: Any) -> int:
-    return math.prod(np.shape(leaf)) * np.dtype(getattr(leaf, "dtype", np.int64)).itemsize
+    return math.prod(np.shape(leaf)) * _itemsize(leaf)
+
+
+def _itemsize(leaf: Any) -> int:
+    return np.dtype(getattr(leaf, "dtype", np.int64)).itemsize
+
+
+def _shard_bytes(leaf: Any, chunk: tuple[int, ...]) -> int:
+    """The most that Orbax reads for one shard: all of the saved chunks that it touches."""
+    def covered(part: slice, size: int, step: int) -> int:
+        start, stop, _ = part.indices(size)
+        return -(-stop // step) * step - start // step * step
+
+    indices = _sharding(leaf).addressable_devices_indices_map(leaf.shape).values()
+    return _itemsize(leaf) * max(math.prod(map(covered, index, leaf.shape, chunk))
+                                 for index in indices)
 
 
 def _total_bytes(tree: Any) -> int:
@@ -399,47 +419,18 @@ def _is_primary() -> bool:
     return jax.process_index() == 0
 
 
-def _numbered(folder: pathlib.Path) -> list[int]:
-    """The folders whose name is a number, in order."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(path.name) for path in folder.iterdir()
-                  if path.name.isdecimal() and path.is_dir())
-
-
-def _clear_unfinished(folder: pathlib.Path) -> None:
-    for path in folder.iterdir():
-        if path.name.endswith(".replaced"):
-            # Killed between two renames: the older one is the only one there is.
-            step = path.with_suffix("")
-            if not step.exists():
-                path.rename(step)
-                continue
-        if re.fullmatch(r"\d+\.(saving|deleting|replaced)", path.name):
-            shutil.rmtree(path)
-
-
-def _rename_corrupt(path: pathlib.Path) -> str:
-    for number in range(1000):
-        target = path.with_name(f"{path.name}.corrupt" + (f"-{number}" if number else ""))
-        if not target.exists():
-            path.rename(target)
-            return target.name
-    raise CheckpointError("a thousand damaged copies of one step.", str(path), "delete them.")
-
-
 def _orbax():
     from orbax.checkpoint import v1  # a second of importing, for those who save or load
     return v1
 
 
-def _context(largest: int = 0):
-    """How Orbax writes and reads here. largest: bytes of the largest array, which must fit."""
+def _context(in_flight: int = _READ_BYTES):
+    """How Orbax writes and reads here. in_flight: bytes read at a time; more than any one shard."""
     context = _orbax().Context()
     # Weights are noise to a compressor: half the speed for nothing.
     context.array.saving.use_compression = False
     context.array.saving.ocdbt_target_data_file_size = _FILE_BYTES
-    context.memory.read_concurrent_bytes = max(_READ_BYTES, 2 * largest)
+    context.memory.read_concurrent_bytes = in_flight
     context.pytree.loading.partial_load = True  # names are compared in _check_leaves
     return context
 

@@ -20,7 +20,7 @@ from qwen_jax.export.layouts import Group, Layout
 from qwen_jax.export.tensors import TensorFiles, bits, copy, listed
 from qwen_jax.model.spec import param_specs
 
-_CHUNK_BYTES = 4 << 20  # of a file, mapped at a time
+_CHUNK_BYTES = 2 << 20  # of a file, mapped at a time
 
 
 class ReleasedFolder:

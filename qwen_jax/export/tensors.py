@@ -23,7 +23,7 @@ PRODUCER = "qwen_jax"  # the mark, in each file's metadata, of the files that we
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _NAMES = {value: key for key, value in _DTYPES.items()}
-_STRIP = 32  # columns copied at a time where rows become columns: a cache line or two of each row
+_STRIP = 64  # columns copied at a time where rows become columns: measured best of 16 to 256
 _UNPICKLE = (  # weights_only refuses code; clones, since tied weights share their memory
     "python -c \"import glob, torch; from safetensors.torch import save_file; "
     "files = sorted(glob.glob('pytorch_model*.bin')); "
