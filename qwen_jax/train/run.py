@@ -28,7 +28,7 @@ from qwen_jax.train.optimizer import make_optimizer, make_schedule
 from qwen_jax.train.reporter import Reporter
 from qwen_jax.train.state import abstract_state, make_state
 from qwen_jax.train.step import Objective, make_train_step
-from qwen_jax.types import Batch, TrainState
+from qwen_jax.types import Batch, Params, TrainState
 
 
 class RunConfig(Protocol):
@@ -57,6 +57,7 @@ def train(
     eval_objective: Objective,
     batches: Callable[[int], contextlib.AbstractContextManager[Iterable[Batch]]],
     held_out: tuple[HeldOut, ...] = (),
+    initial: Callable[[Params], Params] | None = None,
     emit: Callable[[str], None] = print,
 ) -> TrainState:
     """Trains until num_steps, resuming from the newest good checkpoint of the run folder.
@@ -64,6 +65,7 @@ def train(
     Args:
       objective, eval_objective: with and without dropout.
       batches: start step -> context manager of this process's numpy batches from that step on.
+      initial: abstract parameters (with shardings) -> the parameters to start from; None: fresh.
       emit: shows a line to the person who started the run.
 
     Returns:
@@ -98,8 +100,9 @@ def train(
         checkpoints.check_space(abstract)
         restored = checkpoints.restore(abstract)
         if restored is None:
-            state, start_step = make_state(config.train.seed, config.model, optimizer,
-                                           abstract), 0
+            params = None if initial is None else initial(abstract.params)
+            state, start_step = make_state(config.train.seed, config.model, optimizer, abstract,
+                                           params=params), 0
             metrics.log_event(folder, "start", devices=mesh.devices.size)
         else:
             start_step, state, _ = restored

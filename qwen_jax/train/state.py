@@ -8,13 +8,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from qwen_jax.config import ModelConfig
 from qwen_jax.model.spec import init_params, param_specs
 from qwen_jax.parallel.rules import DEFAULT_RULES, Rules, sharding_for
-from qwen_jax.types import TrainState
+from qwen_jax.types import Params, TrainState
 
 
 def init_state(key, config: ModelConfig, optimizer: optax.GradientTransformation) -> TrainState:
     """Step 0: weights drawn from `key`, the optimizer's first state."""
-    params = init_params(config, key)
-    return TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params))
+    return _start(init_params(config, key), optimizer)
 
 
 def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh,
@@ -41,8 +40,20 @@ def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation,
 
 
 def make_state(seed: int, config: ModelConfig, optimizer: optax.GradientTransformation,
-               abstract: TrainState) -> TrainState:
-    """The TrainState that `abstract` describes, every weight made where it will live."""
+               abstract: TrainState, *, params: Params | None = None) -> TrainState:
+    """The TrainState that `abstract` describes, every weight made where it will live.
+
+    Args:
+      params: to start from, which are given away (donated); None: drawn from the seed.
+    """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    if params is not None:
+        start = jax.jit(lambda params: _start(params, optimizer), out_shardings=shardings,
+                        donate_argnums=0)
+        return start(params)
     make = jax.jit(lambda key: init_state(key, config, optimizer), out_shardings=shardings)
     return make(jax.random.key(seed))
+
+
+def _start(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    return TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params))
