@@ -7,8 +7,8 @@ A released model, to train on:     python -m experiments.convert --input=Qwen-7B
                                    python -m experiments.pretrain --init_from=runs/qwen7b ...
 Qwen, for transformers, checked:   python -m experiments.convert --input=Qwen-1_8B --output=qwen2 --verify
 
-Between released layouts the model is never in memory; to or from a run it is, once. --verify
-compares logits with transformers in float32 and needs both models in memory.
+The model is never in memory, except once to write a run. --verify compares logits with transformers
+in float32 and needs both models in memory.
 """
 
 import dataclasses
@@ -26,15 +26,8 @@ from experiments import flags
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import CheckpointError, ConfigError, TokenizerError
 from qwen_jax.export import verify
-from qwen_jax.export.huggingface import (
-    convert_pretrained,
-    existing_folder,
-    load_pretrained,
-    save_pretrained,
-)
-from qwen_jax.export.released import ReleasedFolder
-from qwen_jax.export.run_folder import is_run, run_config, save_run
-from qwen_jax.export.tensors import read_json
+from qwen_jax.export.huggingface import convert_pretrained, load_pretrained, open_pretrained
+from qwen_jax.export.run_folder import RunFolder, save_run
 from qwen_jax.export.tokenizer_files import load_tokenizer
 from qwen_jax.model.spec import count
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -88,24 +81,18 @@ def inspect(config: Config) -> Source:
     Raises:
       ConfigError, CheckpointError, TokenizerError: it is no folder that can be converted.
     """
-    folder = existing_folder(config.input)
-    raw = read_json(folder / "config.json")
-    if is_run(raw):
-        model = run_config(raw, folder)
-        found = sorted(folder.glob("*.tiktoken"))
-        tokenizer = Tokenizer.from_file(found[0]) if len(found) == 1 else None
-        source = Source("run", model, model.param_dtype, tokenizer)
-    else:
-        released = ReleasedFolder(folder, raw)
+    opened = open_pretrained(config.input)
+    run = isinstance(opened, RunFolder)
+    tokenizer = Tokenizer.from_file(config.tokenizer) if config.tokenizer else None
+    if tokenizer is None and (beside := sorted(pathlib.Path(config.input).glob("*.tiktoken"))) and run:
+        tokenizer = Tokenizer.from_file(beside[0])
+    elif tokenizer is None and not run:
         try:
-            tokenizer = load_tokenizer(folder)
+            tokenizer = load_tokenizer(config.input)
         except TokenizerError:  # weights alone are a model too
             tokenizer = None
-        source = Source(released.layout.model_type, released.config, released.config.param_dtype,
-                        tokenizer)
-    if config.tokenizer:
-        source = dataclasses.replace(source, tokenizer=Tokenizer.from_file(config.tokenizer))
-    return source
+    return Source("run" if run else opened.layout.model_type, opened.config,
+                  opened.config.param_dtype, tokenizer)
 
 
 def check_space(config: Config, source: Source, dtype: str) -> None:
@@ -129,25 +116,17 @@ def check_space(config: Config, source: Source, dtype: str) -> None:
 
 def convert(config: Config, source: Source, dtype: str) -> None:
     """The conversion itself, with a progress bar."""
-    size = count(source.model)
-    shard_bytes = round(config.max_shard_gb * 1e9)
-    read_bytes, write_bytes = (size * np.dtype(name).itemsize for name in (source.dtype, dtype))
-    if "run" not in (source.layout, config.layout):
-        with _bar("converting", write_bytes) as bar:
-            convert_pretrained(config.input, config.output, layout=config.layout,
-                               tokenizer=source.tokenizer, param_dtype=dtype,
-                               max_shard_bytes=shard_bytes, progress=bar.update)
-        return
-    with _bar("reading", read_bytes) as bar:
+    size = count(source.model) * np.dtype(source.dtype).itemsize
+    with tqdm(desc="converting", total=size, unit="B", unit_scale=True, file=sys.stdout) as bar:
+        if config.layout != "run":
+            opened = open_pretrained(config.input, param_dtype=dtype, progress=bar.update)
+            convert_pretrained(opened, config.output, layout=config.layout,
+                               tokenizer=source.tokenizer,
+                               max_shard_bytes=round(config.max_shard_gb * 1e9))
+            return
         model, params = load_pretrained(config.input, param_dtype=dtype, progress=bar.update)
-    if config.layout == "run":
-        print("writing and hashing the checkpoint ...", flush=True)
-        save_run(config.output, model, params, tokenizer=source.tokenizer)
-        return
-    with _bar("writing", write_bytes) as bar:
-        save_pretrained(config.output, model, params, layout=config.layout,
-                        tokenizer=source.tokenizer, max_shard_bytes=shard_bytes,
-                        progress=bar.update)
+    print("writing and hashing the checkpoint ...", flush=True)
+    save_run(config.output, model, params, tokenizer=source.tokenizer)
 
 
 def verify_conversion(config: Config, source: Source, dtype: str) -> None:
@@ -167,9 +146,8 @@ def verify_conversion(config: Config, source: Source, dtype: str) -> None:
             ours, theirs = config.output, config.input
         elif config.layout != "qwen2":
             theirs = f"{temporary}/qwen2"
-            model, params = load_pretrained(config.output)
-            save_pretrained(theirs, model, params, layout="qwen2", tokenizer=source.tokenizer)
-            del params
+            convert_pretrained(open_pretrained(config.output), theirs, layout="qwen2",
+                               tokenizer=source.tokenizer)
         # Rounded as the output is: what is compared is the conversion, not the dtype.
         model, params = load_pretrained(ours, param_dtype=dtype)
         difference = verify.compare_logits(model, params, theirs)
@@ -185,10 +163,6 @@ def verify_conversion(config: Config, source: Source, dtype: str) -> None:
 
 def _size(number: int) -> str:
     return f"{number / 1e9:.3g} GB" if number >= 1e9 else f"{number / 1e6:.3g} MB"
-
-
-def _bar(what: str, size: int) -> tqdm:
-    return tqdm(desc=what, total=size, unit="B", unit_scale=True, file=sys.stdout)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ alone is a whole checkpoint, whenever the process was killed.
 
 import concurrent.futures
 import errno
+import itertools
 import json
 import logging as standard_logging
 import math
@@ -15,7 +16,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -31,6 +32,7 @@ ARRAYS = "arrays"
 FORMAT = 1
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FILE_BYTES = 256 << 20  # of Orbax's data files: small enough to be hashed side by side
+_CHUNK_BYTES = 8 << 20  # the least that can be read of an array, whatever shards it was saved in
 _READ_BYTES = 4 << 30  # in flight while restoring; otherwise all arrays are at once in host memory
 
 
@@ -221,38 +223,58 @@ class Checkpointer:
             str(self.folder), f"mend the cause and start again. Kept steps: {kept}.")
 
 
-def restore_params(folder: str | os.PathLike, abstract_params: Any, *, step: int | None = None,
-                   dtype: str | None = None,
-                   progress: Callable[[int], None] = lambda size: None) -> Any:
-    """The parameters alone, of the newest good step; nothing in the folder is changed.
+Piece = tuple[tuple[slice, ...], np.ndarray]
 
-    One by one, each cast as it is read: beside the result, memory holds one shard of one array
-    where it was saved in the same pieces, else that array.
+
+def open_params(folder: str | os.PathLike, abstract_params: Any, *, step: int | None = None
+                ) -> Callable[[str, tuple[slice, ...]], Iterator[Piece]]:
+    """The parameters alone, of the newest good step, to be read piece by piece.
+
+    Nothing in the folder is changed, so a run may be going on in it.
 
     Args:
       abstract_params: what the saved state has as `.params`; see Checkpointer.restore.
-      dtype: to cast to; None: as saved.
-      progress: told the bytes of each array once it is read.
+
+    Returns:
+      (name, index) -> the pieces that make up the parameter "layers.mlp.w_up", say, within the
+      bounds `index`: each with its place in array[index], no larger than a chunk of the file (a few
+      megabytes), whatever the shards that were saved.
 
     Raises:
       CheckpointError: as Checkpointer.restore; or there is no checkpoint.
     """
-    _quiet_orbax()
     folder = pathlib.Path(folder).absolute()
     chosen = _choose(folder, step, set_aside=False)
     if chosen is None:
         raise CheckpointError("there is no checkpoint here.", str(folder),
                               "pass the `checkpoints` folder of a run that has saved one.")
-    path, named, values = folder / str(chosen), _named_leaves(abstract_params, "params"), []
-    _check_leaves(path, named, "params")
-    stored = _orbax().metadata(path / ARRAYS).metadata
-    for name, leaf in named:
-        wanted = jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=_sharding(leaf))
-        with _context(in_flight=_shard_bytes(leaf, stored[name].storage_metadata.chunk_shape) + 1):
-            loaded = _orbax().load(path / ARRAYS, {name: wanted})[name]
-        values.append(jax.block_until_ready(loaded))
-        progress(_leaf_bytes(leaf))
-    return jax.tree.unflatten(jax.tree.structure(abstract_params), values)
+    path = folder / str(chosen)
+    _check_leaves(path, _named_leaves(abstract_params, "params"), "params")
+
+    def pieces(name: str, index: tuple[slice, ...]) -> Iterator[Piece]:
+        store = _open_array(path / ARRAYS, f"params.{name}")
+        axes = [_cut(part, step) for part, step in
+                zip(index, store.chunk_layout.read_chunk.shape, strict=True)]
+        for cell in itertools.product(*axes):
+            yield (tuple(slice(part.start - whole.start, part.stop - whole.start)
+                         for part, whole in zip(cell, index)),
+                   store[cell].read().result())
+
+    return pieces
+
+
+def _cut(part: slice, step: int) -> list[slice]:
+    """`part` cut at the multiples of `step`."""
+    edges = [part.start, *range(part.start // step * step + step, part.stop, step), part.stop]
+    return [slice(*pair) for pair in itertools.pairwise(edges)]
+
+
+def _open_array(folder: pathlib.Path, name: str):
+    """One array as Orbax stores it. Orbax itself reads whole shards, all of an array at once."""
+    import tensorstore  # what Orbax is built on
+
+    database = {"driver": "ocdbt", "base": f"file://{folder}/state/", "path": f"{name}/"}
+    return tensorstore.open({"driver": "zarr3", "kvstore": database}, read=True).result()
 
 
 def _choose(folder: pathlib.Path, step: int | None, *, set_aside: bool) -> int | None:
@@ -332,8 +354,7 @@ def _load(path: pathlib.Path, abstract: Any) -> tuple[Any, dict[str, Any]]:
     _check_leaves(path, named, "")
     wanted = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf))
               for name, leaf in named if name not in record["scalars"]}
-    largest = max(map(_leaf_bytes, wanted.values()), default=0)
-    with _context(in_flight=max(_READ_BYTES, 2 * largest)):
+    with _context(largest=max(map(_leaf_bytes, wanted.values()), default=0)):
         arrays = _orbax().load(path / ARRAYS, wanted) if wanted else {}
     values = [record["scalars"].get(name, arrays.get(name)) for name, _ in named]
     return jax.tree.unflatten(jax.tree.structure(abstract), values), record["meta"]
@@ -389,22 +410,7 @@ def _sharding(leaf: Any) -> jax.sharding.Sharding:
 
 
 def _leaf_bytes(leaf: Any) -> int:
-    return math.prod(np.shape(leaf)) * _itemsize(leaf)
-
-
-def _itemsize(leaf: Any) -> int:
-    return np.dtype(getattr(leaf, "dtype", np.int64)).itemsize
-
-
-def _shard_bytes(leaf: Any, chunk: tuple[int, ...]) -> int:
-    """The most that Orbax reads for one shard: all of the saved chunks that it touches."""
-    def covered(part: slice, size: int, step: int) -> int:
-        start, stop, _ = part.indices(size)
-        return -(-stop // step) * step - start // step * step
-
-    indices = _sharding(leaf).addressable_devices_indices_map(leaf.shape).values()
-    return _itemsize(leaf) * max(math.prod(map(covered, index, leaf.shape, chunk))
-                                 for index in indices)
+    return math.prod(np.shape(leaf)) * np.dtype(getattr(leaf, "dtype", np.int64)).itemsize
 
 
 def _total_bytes(tree: Any) -> int:
@@ -424,13 +430,14 @@ def _orbax():
     return v1
 
 
-def _context(in_flight: int = _READ_BYTES):
-    """How Orbax writes and reads here. in_flight: bytes read at a time; more than any one shard."""
+def _context(largest: int = 0):
+    """How Orbax writes and reads here. largest: bytes of the largest array, which must fit."""
     context = _orbax().Context()
     # Weights are noise to a compressor: half the speed for nothing.
     context.array.saving.use_compression = False
     context.array.saving.ocdbt_target_data_file_size = _FILE_BYTES
-    context.memory.read_concurrent_bytes = in_flight
+    context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
+    context.memory.read_concurrent_bytes = max(_READ_BYTES, 2 * largest)
     context.pytree.loading.partial_load = True  # names are compared in _check_leaves
     return context
 

@@ -9,8 +9,11 @@ import math
 from collections.abc import Callable
 
 import jax
+import ml_dtypes  # noqa: F401  (numpy learns the name bfloat16)
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
+
+from qwen_jax.errors import CheckpointError
 
 Index = tuple[slice, ...]
 _ALIGNMENT = 64  # bytes
@@ -52,6 +55,22 @@ def empty(shape: tuple[int, ...], dtype: str) -> np.ndarray:
     raw = np.empty(size + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
     return raw[start:start + size].view(dtype).reshape(shape)
+
+
+def cast(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
+    """`array` in `dtype`.
+
+    Raises:
+      CheckpointError: a finite value becomes infinite.
+    """
+    if array.dtype == np.dtype(dtype):
+        return array
+    with np.errstate(over="ignore"):
+        converted = array.astype(np.dtype(dtype))
+    if not np.array_equal(np.isfinite(array), np.isfinite(converted)):
+        raise CheckpointError(f"{name} has values beyond the range of {dtype}.", "param_dtype",
+                              "use bfloat16 or float32.")
+    return converted
 
 
 def fetch(array: jax.Array | np.ndarray, index: Index) -> np.ndarray:

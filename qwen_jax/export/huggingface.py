@@ -17,12 +17,12 @@ from jax.experimental import multihost_utils
 
 from qwen_jax.config import DTYPES, ModelConfig
 from qwen_jax.errors import CheckpointError, ConfigError, unknown_name
-from qwen_jax.export.arrays import Index, fetch, place
+from qwen_jax.export.arrays import Index, cast, fetch, place
 from qwen_jax.export.config_json import write_config, write_generation_config
 from qwen_jax.export.folder import whole_folder
 from qwen_jax.export.layouts import LAYOUTS, Group, leaf_at, unfit, unsaid
-from qwen_jax.export.released import ReleasedFolder, cast, chunks, widest
-from qwen_jax.export.run_folder import is_run, load_run
+from qwen_jax.export.released import ReleasedFolder, chunks, widest
+from qwen_jax.export.run_folder import RunFolder, is_run
 from qwen_jax.export.tensors import Tensor, copy, listed, read_json, write_json, write_tensors
 from qwen_jax.export.tokenizer_files import write_tokenizer
 from qwen_jax.model.spec import param_specs
@@ -38,8 +38,8 @@ def load_pretrained(path: str | os.PathLike, *, mesh: jax.sharding.Mesh | None =
                     progress: Callable[[int], None] = _nothing) -> tuple[ModelConfig, Params]:
     """Reads a Qwen, Qwen1.5 or Qwen2 folder, or one of our run folders.
 
-    Of a released folder each process reads what its own devices need, one device's shard of one
-    weight at a time: beside the result, memory holds no more than the largest shard.
+    Each process reads what its own devices need, one device's shard of one weight at a time:
+    beside the result, memory holds no more than the largest shard.
 
     Args:
       path: a folder on this computer with a config.json and safetensors files, or a run folder
@@ -64,23 +64,17 @@ def load_pretrained(path: str | os.PathLike, *, mesh: jax.sharding.Mesh | None =
     if mesh is not None and shardings is not None:
         raise ConfigError("both a mesh and shardings.", "load_pretrained(mesh, shardings)",
                           "give one of them.")
-    _check_dtype(param_dtype, "load_pretrained(param_dtype)")
-    folder = existing_folder(path)
-    raw = read_json(folder / "config.json")
-    if is_run(raw):
-        return load_run(folder, raw, mesh=mesh, param_dtype=param_dtype, shardings=shardings,
-                        progress=progress)
-    released = ReleasedFolder(folder, raw, param_dtype=param_dtype, progress=progress)
-    specs = param_specs(released.config)
+    source = open_pretrained(path, param_dtype=param_dtype, progress=progress)
+    specs = param_specs(source.config)
     if mesh is not None:
         shardings = sharding_for(specs, mesh)
 
     def load(key_path, spec) -> jax.Array:
         path = jax.tree_util.keystr(key_path).lstrip(".")
         return place(spec.shape, None if shardings is None else leaf_at(shardings, path),
-                     lambda index: released.read(path, index))
+                     lambda index: source.read(path, index))
 
-    return released.config, jax.tree_util.tree_map_with_path(load, specs)
+    return source.config, jax.tree_util.tree_map_with_path(load, specs)
 
 
 def save_pretrained(path: str | os.PathLike, config: ModelConfig, params: Params, *,
@@ -115,29 +109,30 @@ def save_pretrained(path: str | os.PathLike, config: ModelConfig, params: Params
            progress=progress)
 
 
-def convert_pretrained(source: str | os.PathLike, path: str | os.PathLike, *,
+def convert_pretrained(source: ReleasedFolder | RunFolder, path: str | os.PathLike, *,
                        layout: Literal["qwen", "qwen2"], tokenizer=None,
-                       param_dtype: str | None = None, max_shard_bytes: int = 5 * 10**9,
+                       max_shard_bytes: int = 5 * 10**9,
                        progress: Callable[[int], None] = _nothing) -> None:
-    """A released folder -> another one, file to file: the model is never in memory.
+    """An opened folder -> a released one, file to file: the model is never in memory.
 
-    Arguments and errors are those of load_pretrained and save_pretrained.
+    Arguments and errors are those of save_pretrained.
     """
     _check_layout(layout, "convert_pretrained(layout)")
-    _check_dtype(param_dtype, "convert_pretrained(param_dtype)")
-    folder = existing_folder(source)
-    released = ReleasedFolder(folder, read_json(folder / "config.json"), param_dtype=param_dtype)
-    _write(path, released.config, released.read, layout=layout, tokenizer=tokenizer,
-           dtype=released.config.param_dtype, max_shard_bytes=max_shard_bytes, progress=progress)
+    _write(path, source.config, source.read, layout=layout, tokenizer=tokenizer,
+           dtype=source.config.param_dtype, max_shard_bytes=max_shard_bytes, progress=progress)
 
 
-def existing_folder(path: str | os.PathLike) -> pathlib.Path:
-    """Raises CheckpointError unless it is a folder."""
+def open_pretrained(path: str | os.PathLike, *, param_dtype: str | None = None,
+                    progress: Callable[[int], None] = _nothing) -> ReleasedFolder | RunFolder:
+    """The folder, checked and opened for reading. Arguments and errors are load_pretrained's."""
+    _check_dtype(param_dtype, "param_dtype")
     folder = pathlib.Path(path)
     if not folder.is_dir():
         raise CheckpointError("there is no such folder.", str(path),
                               "pass a folder on this computer; nothing is downloaded.")
-    return folder
+    raw = read_json(folder / "config.json")
+    kind = RunFolder if is_run(raw) else ReleasedFolder
+    return kind(folder, raw, param_dtype=param_dtype, progress=progress)
 
 
 def _write(path, config: ModelConfig, read: Callable[[str, Index], np.ndarray], *, layout: str,

@@ -14,7 +14,7 @@ from absl import logging
 
 from qwen_jax.config import DTYPES, ModelConfig
 from qwen_jax.errors import CheckpointError
-from qwen_jax.export.arrays import Index, empty
+from qwen_jax.export.arrays import Index, cast, empty
 from qwen_jax.export.config_json import layout_of, read_config
 from qwen_jax.export.layouts import Group, Layout
 from qwen_jax.export.tensors import TensorFiles, bits, copy, listed
@@ -96,22 +96,6 @@ def chunks(shape: tuple[int, ...], axis: int, bytes_each: int, limit: int) -> li
     return [tuple(slice(start, min(start + step, shape[axis])) if place == axis else part
                   for place, part in enumerate(whole))
             for start in range(0, shape[axis], step)]
-
-
-def cast(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
-    """`array` in `dtype`.
-
-    Raises:
-      CheckpointError: a finite value becomes infinite.
-    """
-    if array.dtype == np.dtype(dtype):
-        return array
-    with np.errstate(over="ignore"):
-        converted = array.astype(np.dtype(dtype))
-    if not np.array_equal(np.isfinite(array), np.isfinite(converted)):
-        raise CheckpointError(f"{name} has values beyond the range of {dtype}.", "param_dtype",
-                              "use bfloat16 or float32.")
-    return converted
 
 
 def widest(dtypes: set[str], where: str) -> str:

@@ -12,9 +12,9 @@ import numpy as np
 
 from qwen_jax.config import ContextExtension, ModelConfig
 from qwen_jax.errors import CheckpointError, ConfigError
+from qwen_jax.export.arrays import Index, cast, empty
 from qwen_jax.export.tensors import write_json
-from qwen_jax.model.spec import abstract_params, param_specs
-from qwen_jax.parallel.rules import sharding_for
+from qwen_jax.model.spec import abstract_params
 from qwen_jax.tokenizer.bpe import write_ranks
 from qwen_jax.types import Params, TrainState
 
@@ -42,24 +42,44 @@ def run_config(raw: dict[str, Any], folder: pathlib.Path) -> ModelConfig:
     return ModelConfig(**settings | {"extension": ContextExtension(**extension)})
 
 
-def load_run(folder: pathlib.Path, raw: dict[str, Any], *, mesh: jax.sharding.Mesh | None = None,
-             param_dtype: str | None = None, shardings: Params | None = None,
-             progress: Callable[[int], None] = lambda size: None) -> tuple[ModelConfig, Params]:
-    """The newest good checkpoint of a run whose config.json holds `raw`. Arguments: load_pretrained.
+class RunFolder:
+    """The newest good checkpoint of a run, opened for reading; the twin of ReleasedFolder.
 
-    Raises:
-      ConfigError: config.json names a setting that this version does not have.
-      ShardingError: weights that the mesh does not divide.
-      CheckpointError: no checkpoint, or none that is whole.
+    Attributes:
+      config: param_dtype is the dtype that pieces have.
     """
-    from qwen_jax.checkpoint import restore_params  # Orbax: slow to import, and only needed here
 
-    config = run_config(raw, folder)
-    if mesh is not None:
-        shardings = sharding_for(param_specs(config), mesh)
-    params = restore_params(folder / "checkpoints", abstract_params(config, shardings),
-                            dtype=param_dtype, progress=progress)
-    return dataclasses.replace(config, param_dtype=param_dtype or config.param_dtype), params
+    def __init__(self, folder: pathlib.Path, raw: dict[str, Any], *, param_dtype: str | None = None,
+                 progress: Callable[[int], None] = lambda size: None):
+        """Verifies the checkpoint of the run whose config.json holds `raw`.
+
+        Args:
+          param_dtype: to cast to; None: as saved.
+          progress: told the bytes of each piece once it is read.
+
+        Raises:
+          ConfigError: config.json names a setting that this version does not have.
+          CheckpointError: no checkpoint, or none that is whole.
+        """
+        from qwen_jax.checkpoint import open_params  # Orbax: slow to import, and only needed here
+
+        saved = run_config(raw, folder)
+        self.config = dataclasses.replace(saved, param_dtype=param_dtype or saved.param_dtype)
+        self._pieces = open_params(folder / "checkpoints", abstract_params(saved))
+        self._progress = progress
+
+    def read(self, path: str, index: Index) -> np.ndarray:
+        """A piece of the weight "layers.attention.wq", say: a fresh array of config.param_dtype.
+
+        Raises:
+          CheckpointError: a value is beyond the range of that dtype.
+        """
+        dtype = self.config.param_dtype
+        whole = empty(tuple(part.stop - part.start for part in index), dtype)
+        for where, piece in self._pieces(path, index):
+            whole[where] = cast(piece, dtype, path)
+            self._progress(piece.nbytes)
+        return whole
 
 
 def save_run(path: str | os.PathLike, config: ModelConfig, params: Params, *, tokenizer=None

@@ -7,10 +7,7 @@ import jax
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError
-from qwen_jax.export.huggingface import existing_folder, load_pretrained
-from qwen_jax.export.released import ReleasedFolder
-from qwen_jax.export.run_folder import is_run, run_config
-from qwen_jax.export.tensors import read_json
+from qwen_jax.export.huggingface import load_pretrained, open_pretrained
 from qwen_jax.types import Params
 
 # What a model computes, given its weights. The rest (context_length, dtypes, dropout, remat, the
@@ -29,10 +26,7 @@ def weights_from(path: str | os.PathLike, config: ModelConfig) -> Callable[[Para
       ConfigError: another architecture, with every flag that differs; or as load_pretrained.
       CheckpointError: as load_pretrained.
     """
-    folder = existing_folder(path)
-    raw = read_json(folder / "config.json")
-    found = run_config(raw, folder) if is_run(raw) else ReleasedFolder(folder, raw).config
-    theirs, ours = _settings(found), _settings(config)
+    theirs, ours = _settings(open_pretrained(path).config), _settings(config)
     differing = [f"--model.{name}={theirs[name]} (not {ours[name]})" for name in _FIXED
                  if theirs[name] != ours[name]]
     if differing:
@@ -41,7 +35,7 @@ def weights_from(path: str | os.PathLike, config: ModelConfig) -> Callable[[Para
 
     def load(abstract: Params) -> Params:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        return load_pretrained(folder, param_dtype=config.param_dtype, shardings=shardings)[1]
+        return load_pretrained(path, param_dtype=config.param_dtype, shardings=shardings)[1]
 
     return load
 
