@@ -27,7 +27,7 @@ from qwen_jax.config import ModelConfig
 from qwen_jax.errors import CheckpointError, ConfigError, TokenizerError
 from qwen_jax.export import verify
 from qwen_jax.export.huggingface import convert_pretrained, load_pretrained, open_pretrained
-from qwen_jax.export.run_folder import RunFolder, save_run
+from qwen_jax.export.run_folder import RunFolder, check_unused, save_run
 from qwen_jax.export.tokenizer_files import load_tokenizer
 from qwen_jax.model.spec import count
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -97,6 +97,8 @@ def inspect(config: Config) -> Source:
 
 def check_space(config: Config, source: Source, dtype: str) -> None:
     """Says what will be read and written, and refuses what the disk cannot hold."""
+    if config.layout == "run":
+        check_unused(config.output)
     needed = count(source.model) * np.dtype(dtype).itemsize
     parent = pathlib.Path(config.output).resolve().parent
     while not parent.exists():
@@ -132,8 +134,8 @@ def convert(config: Config, source: Source, dtype: str) -> None:
 def verify_conversion(config: Config, source: Source, dtype: str) -> None:
     """Our logits on one side of the conversion, those of transformers on the other.
 
-    transformers reads the side that is in the Qwen2 layout; where neither is, a copy of the output
-    that exists for the time of the comparison.
+    transformers reads the output where it is in the Qwen2 layout, or the input; else a copy of the
+    output, which exists for the time of the comparison.
 
     Raises:
       CheckpointError: they differ by more than rounding.
@@ -142,7 +144,7 @@ def verify_conversion(config: Config, source: Source, dtype: str) -> None:
     beside = pathlib.Path(config.output).resolve().parent
     with tempfile.TemporaryDirectory(dir=beside) as temporary:
         ours, theirs = config.input, config.output
-        if config.layout != "qwen2" and source.layout == "qwen2":
+        if config.layout != "qwen2" and (source.layout, source.dtype) == ("qwen2", dtype):
             ours, theirs = config.output, config.input
         elif config.layout != "qwen2":
             theirs = f"{temporary}/qwen2"

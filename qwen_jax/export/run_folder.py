@@ -82,6 +82,14 @@ class RunFolder:
         return whole
 
 
+def check_unused(folder: str | os.PathLike) -> None:
+    """Raises CheckpointError unless a run can be written there."""
+    folder = pathlib.Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError("the folder exists and is not empty.", str(folder),
+                              "choose another path; a run is never replaced.")
+
+
 def save_run(path: str | os.PathLike, config: ModelConfig, params: Params, *, tokenizer=None
              ) -> None:
     """A run folder of these weights, as of step 0: everything that reads a run's model reads it.
@@ -98,9 +106,7 @@ def save_run(path: str | os.PathLike, config: ModelConfig, params: Params, *, to
     from qwen_jax.checkpoint import Checkpointer
 
     folder = pathlib.Path(path).resolve()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError("the folder exists and is not empty.", str(folder),
-                              "choose another path; a run is never replaced.")
+    check_unused(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     if jax.process_index() == 0:
         shutil.rmtree(partial, ignore_errors=True)  # of a conversion that was killed
