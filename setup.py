@@ -30,6 +30,7 @@ setup(
     extras_require={
         "data": DATA,  # text extraction, Parquet, vocabulary training
         "report": REPORT,  # plots and the run's HTML page
+        "verify": ["transformers>=4.45", "torch>=2.2"],  # logits of an export compared with theirs
         "tpu": ["jax[tpu]>=0.10"],
         "cuda12": ["jax[cuda12]>=0.10"],
         "cuda13": ["jax[cuda13]>=0.10"],

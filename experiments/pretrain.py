@@ -6,6 +6,7 @@ On your own text:        python -m experiments.prepare_text --input=FOLDER --out
                          python -m experiments.pretrain --recipe=1.8b --run_dir=runs/mine \\
                              --data.sources=data/mine/train --data.eval_sources=data/mine/eval
 On a laptop, a minute:   the same with --recipe=smoke --model.vocab_size=32768
+On from released weights: --init_from=FOLDER (or of another run; the optimizer begins anew).
 A run that was interrupted goes on where it was when the same command is given again.
 """
 
@@ -25,6 +26,7 @@ from qwen_jax.config import DataConfig, MeshConfig, ModelConfig, OptimizerConfig
 from qwen_jax.data import shards
 from qwen_jax.data.loader import Loader
 from qwen_jax.errors import ConfigError
+from qwen_jax.export.start import weights_from
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.train.loop import Stopped
@@ -41,6 +43,7 @@ class Config:
     data: DataConfig = DataConfig()
     mesh: MeshConfig = MeshConfig()
     run_dir: str = "runs/pretrain"  # checkpoints, metrics and the report page
+    init_from: str | None = None  # weights to begin with: a released folder or a run; none: fresh
 
 
 def _recipe(model: ModelConfig, tokens: float) -> Config:
@@ -125,6 +128,7 @@ def pretrain(config: Config, tokenizer: Tokenizer, emit=functools.partial(print,
             batches=functools.partial(text.eval_batches, config.train.eval_batches)))
     return train(
         config, emit=emit, batches=loader.iterate,
+        initial=weights_from(config.init_from, config.model) if config.init_from else None,
         objective=make_objective(config.model, z_loss=config.train.z_loss),
         evaluate=language_evaluation(make_objective(config.model, training=False),
                                      tuple(held_out), emit))

@@ -8,6 +8,7 @@ alone is a whole checkpoint, whenever the process was killed.
 
 import concurrent.futures
 import errno
+import itertools
 import json
 import logging as standard_logging
 import math
@@ -15,6 +16,7 @@ import os
 import pathlib
 import re
 import shutil
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -22,7 +24,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from qwen_jax import manifest
+from qwen_jax import manifest, step_folders
 from qwen_jax.errors import CheckpointError
 
 META = "meta.json"
@@ -30,6 +32,7 @@ ARRAYS = "arrays"
 FORMAT = 1
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FILE_BYTES = 256 << 20  # of Orbax's data files: small enough to be hashed side by side
+_CHUNK_BYTES = 8 << 20  # the least that can be read of an array, whatever shards it was saved in
 _READ_BYTES = 4 << 30  # in flight while restoring; otherwise all arrays are at once in host memory
 
 
@@ -63,7 +66,7 @@ class Checkpointer:
         if _is_primary():
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                _clear_unfinished(self.folder)
+                step_folders.clear_unfinished(self.folder)
             except OSError as error:
                 raise CheckpointError(f"the folder cannot be used: {error}.", str(self.folder),
                                       "choose a folder that can be written.") from error
@@ -145,7 +148,7 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """All complete steps, oldest first (their contents are verified by `restore`)."""
-        return [step for step in _numbered(self.folder)
+        return [step for step in step_folders.numbered(self.folder)
                 if (self.folder / str(step) / manifest.NAME).exists()]
 
     def restore(self, abstract_state: Any, *, step: int | None = None
@@ -168,7 +171,7 @@ class Checkpointer:
         chosen = _choose(self.folder, step, set_aside=True)
         if chosen is None:
             return None
-        state, meta = _load(self.folder / str(chosen), abstract_state, prefix="")
+        state, meta = _load(self.folder / str(chosen), abstract_state)
         return chosen, state, meta
 
     def _commit(self, step: int, response: Any, text: str) -> None:
@@ -220,36 +223,58 @@ class Checkpointer:
             str(self.folder), f"mend the cause and start again. Kept steps: {kept}.")
 
 
-def restore_params(folder: str | os.PathLike, abstract_params: Any, *, step: int | None = None
-                   ) -> Any:
-    """The parameters alone, of the newest good step: the optimizer's state is not loaded.
+Piece = tuple[tuple[slice, ...], np.ndarray]
 
-    Reads only: nothing in the folder is changed, so a run may be going on in it.
+
+def open_params(folder: str | os.PathLike, abstract_params: Any, *, step: int | None = None
+                ) -> Callable[[str, tuple[slice, ...]], Iterator[Piece]]:
+    """The parameters alone, of the newest good step, to be read piece by piece.
+
+    Nothing in the folder is changed, so a run may be going on in it.
 
     Args:
       abstract_params: what the saved state has as `.params`; see Checkpointer.restore.
 
+    Returns:
+      (name, index) -> the pieces that make up the parameter "layers.mlp.w_up", say, within the
+      bounds `index`: each with its place in array[index], no larger than a chunk of the file (a few
+      megabytes), whatever the shards that were saved.
+
     Raises:
       CheckpointError: as Checkpointer.restore; or there is no checkpoint.
     """
-    _quiet_orbax()
     folder = pathlib.Path(folder).absolute()
     chosen = _choose(folder, step, set_aside=False)
     if chosen is None:
         raise CheckpointError("there is no checkpoint here.", str(folder),
                               "pass the `checkpoints` folder of a run that has saved one.")
-    return _load(folder / str(chosen), abstract_params, prefix="params")[0]
+    path = folder / str(chosen)
+    _check_leaves(path, _named_leaves(abstract_params, "params"), "params")
+
+    def pieces(name: str, index: tuple[slice, ...]) -> Iterator[Piece]:
+        store = _open_array(path / ARRAYS, f"params.{name}")
+        axes = [_cut(part, step) for part, step in
+                zip(index, store.chunk_layout.read_chunk.shape, strict=True)]
+        for cell in itertools.product(*axes):
+            yield (tuple(slice(part.start - whole.start, part.stop - whole.start)
+                         for part, whole in zip(cell, index)),
+                   store[cell].read().result())
+
+    return pieces
 
 
-def read_meta(folder: str | os.PathLike, step: int) -> dict[str, Any]:
-    """The meta that `step` was saved with.
+def _cut(part: slice, step: int) -> list[slice]:
+    """`part` cut at the multiples of `step`."""
+    edges = [part.start, *range(part.start // step * step + step, part.stop, step), part.stop]
+    return [slice(*pair) for pair in itertools.pairwise(edges)]
 
-    Raises:
-      CheckpointError: the step is missing or damaged.
-    """
-    folder = pathlib.Path(folder).absolute()
-    _choose(folder, step, set_aside=False)
-    return _read_description(folder / str(step))["meta"]
+
+def _open_array(folder: pathlib.Path, name: str):
+    """One array as Orbax stores it. Orbax itself reads whole shards, all of an array at once."""
+    import tensorstore  # what Orbax is built on
+
+    database = {"driver": "ocdbt", "base": f"file://{folder}/state/", "path": f"{name}/"}
+    return tensorstore.open({"driver": "zarr3", "kvstore": database}, read=True).result()
 
 
 def _choose(folder: pathlib.Path, step: int | None, *, set_aside: bool) -> int | None:
@@ -269,7 +294,7 @@ def _choose(folder: pathlib.Path, step: int | None, *, set_aside: bool) -> int |
 
 
 def _newest_good(folder: pathlib.Path, step: int | None, set_aside: bool) -> int:
-    present = _numbered(folder)
+    present = step_folders.numbered(folder)
     if step is not None and step not in present:
         raise CheckpointError(
             f"there is no checkpoint of step {step}.", str(folder),
@@ -285,7 +310,7 @@ def _newest_good(folder: pathlib.Path, step: int | None, set_aside: bool) -> int
         reports.append(f"step {candidate}: {'; '.join(bad)}")
         moved = "left as it is"
         if set_aside and step is None:
-            moved = f"set aside as {_rename_corrupt(path)}"
+            moved = f"set aside as {step_folders.set_aside(path)}"
         logging.error("%s: damaged checkpoint, %s; %s", folder, reports[-1], moved)
     if reports:
         raise CheckpointError(
@@ -322,11 +347,11 @@ def _describe(step: int, state: Any, meta: dict[str, Any]) -> tuple[dict[str, An
     return arrays, text
 
 
-def _load(path: pathlib.Path, abstract: Any, *, prefix: str) -> tuple[Any, dict[str, Any]]:
-    """The leaves of `abstract`, whose names begin with `prefix` in the checkpoint."""
+def _load(path: pathlib.Path, abstract: Any) -> tuple[Any, dict[str, Any]]:
+    """The leaves of `abstract`, and the caller's meta."""
     record = _read_description(path)
-    named = _named_leaves(abstract, prefix)
-    _check_leaves(path, record["leaves"], {name: _type_of(leaf) for name, leaf in named}, prefix)
+    named = _named_leaves(abstract)
+    _check_leaves(path, named, "")
     wanted = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf))
               for name, leaf in named if name not in record["scalars"]}
     with _context(largest=max(map(_leaf_bytes, wanted.values()), default=0)):
@@ -335,9 +360,10 @@ def _load(path: pathlib.Path, abstract: Any, *, prefix: str) -> tuple[Any, dict[
     return jax.tree.unflatten(jax.tree.structure(abstract), values), record["meta"]
 
 
-def _check_leaves(path: pathlib.Path, saved: dict, wanted: dict, prefix: str) -> None:
+def _check_leaves(path: pathlib.Path, named: list[tuple[str, Any]], prefix: str) -> None:
     """Raises with every difference: Orbax itself would cast a dtype without a word."""
-    saved = {name: kind for name, kind in saved.items()
+    wanted = {name: _type_of(leaf) for name, leaf in named}
+    saved = {name: kind for name, kind in _read_description(path)["leaves"].items()
              if not prefix or name == prefix or name.startswith(prefix + ".")}
     lines = [f"{name}: not in the checkpoint" for name in wanted if name not in saved]
     lines += [f"{name}: in the checkpoint alone" for name in saved if name not in wanted]
@@ -399,35 +425,6 @@ def _is_primary() -> bool:
     return jax.process_index() == 0
 
 
-def _numbered(folder: pathlib.Path) -> list[int]:
-    """The folders whose name is a number, in order."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(path.name) for path in folder.iterdir()
-                  if path.name.isdecimal() and path.is_dir())
-
-
-def _clear_unfinished(folder: pathlib.Path) -> None:
-    for path in folder.iterdir():
-        if path.name.endswith(".replaced"):
-            # Killed between two renames: the older one is the only one there is.
-            step = path.with_suffix("")
-            if not step.exists():
-                path.rename(step)
-                continue
-        if re.fullmatch(r"\d+\.(saving|deleting|replaced)", path.name):
-            shutil.rmtree(path)
-
-
-def _rename_corrupt(path: pathlib.Path) -> str:
-    for number in range(1000):
-        target = path.with_name(f"{path.name}.corrupt" + (f"-{number}" if number else ""))
-        if not target.exists():
-            path.rename(target)
-            return target.name
-    raise CheckpointError("a thousand damaged copies of one step.", str(path), "delete them.")
-
-
 def _orbax():
     from orbax.checkpoint import v1  # a second of importing, for those who save or load
     return v1
@@ -439,6 +436,7 @@ def _context(largest: int = 0):
     # Weights are noise to a compressor: half the speed for nothing.
     context.array.saving.use_compression = False
     context.array.saving.ocdbt_target_data_file_size = _FILE_BYTES
+    context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
     context.memory.read_concurrent_bytes = max(_READ_BYTES, 2 * largest)
     context.pytree.loading.partial_load = True  # names are compared in _check_leaves
     return context

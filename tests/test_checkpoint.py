@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qwen_jax import checkpoint
-from qwen_jax.checkpoint import Checkpointer, read_meta, restore_params
+from qwen_jax.checkpoint import Checkpointer, open_params
 from qwen_jax.errors import CheckpointError
 from qwen_jax.types import TrainState
 
@@ -38,6 +38,18 @@ def assert_same(a, b):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
 
 
+def assert_params(pieces, params):
+    """Every parameter, and an inner part of the first, is what its pieces make up."""
+    inner = {"w": (slice(5, 40), slice(3, 30))}
+    for name, array in params.items():
+        for index in (tuple(slice(0, size) for size in array.shape), inner.get(name)):
+            if index is not None:
+                found = np.full_like(array[index], np.nan)
+                for where, piece in pieces(name, index):
+                    found[where] = piece
+                np.testing.assert_array_equal(found, array[index])
+
+
 def test_what_is_saved_comes_back_and_old_steps_go(tmp_path):
     checkpoints = Checkpointer(tmp_path, keep=2)
     assert checkpoints.restore(abstract(make_state(0))) is None
@@ -49,8 +61,7 @@ def test_what_is_saved_comes_back_and_old_steps_go(tmp_path):
     assert (step, meta) == (3, {"seed": 5, "note": "ä"})
     assert_same(state, make_state(3))
     assert_same(checkpoints.restore(abstract(make_state(0)), step=2)[1], make_state(2))
-    assert_same(restore_params(tmp_path, abstract(make_state(0).params)), make_state(3).params)
-    assert read_meta(tmp_path, 2)["seed"] == 5
+    assert_params(open_params(tmp_path, abstract(make_state(0).params)), make_state(3).params)
     checkpoints.close()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3"]
 
@@ -200,4 +211,19 @@ def test_manifest_vouches_for_itself(tmp_path):
     next(iter(record["files"].values()))["bytes"] += 1
     path.write_text(json.dumps(record))
     with pytest.raises(CheckpointError, match="manifest"):
-        restore_params(tmp_path, abstract(make_state(0).params))
+        open_params(tmp_path, abstract(make_state(0).params))
+
+
+def test_a_part_of_a_sharded_array_is_read_in_small_pieces(tmp_path, monkeypatch):
+    monkeypatch.setattr("qwen_jax.checkpoint._CHUNK_BYTES", 512)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("x",))
+    cut = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
+    state = make_state(4)
+    state = state.replace(params=state.params | {"w": jax.device_put(state.params["w"], cut)})
+    checkpoints = Checkpointer(tmp_path)
+    checkpoints.save(1, state, {})
+    checkpoints.close()
+    pieces = open_params(tmp_path, abstract(state.params))
+    assert_params(pieces, state.params)
+    read = [piece.nbytes for _, piece in pieces("w", (slice(0, 64), slice(0, 32)))]
+    assert sum(read) == 64 * 32 * 4 and max(read) <= 512

@@ -7,7 +7,10 @@ from typing import Any
 
 from qwen_jax.config import ContextExtension, ModelConfig
 from qwen_jax.errors import ConfigError, unknown_name
-from qwen_jax.export.layouts import LAYOUTS, QWEN, REQUIRED, Layout, unfit
+from qwen_jax.export.layouts import LAYOUTS, QWEN, REASONS, REFUSED, REQUIRED, Layout, unfit
+
+_KNOWN = ("choose a dense Qwen, Qwen1.5 or Qwen2 checkpoint in float32, bfloat16 or float16 "
+          "(model_type qwen or qwen2).")
 
 
 def layout_of(raw: dict[str, Any], where: pathlib.Path) -> Layout:
@@ -19,6 +22,8 @@ def layout_of(raw: dict[str, Any], where: pathlib.Path) -> Layout:
     name = raw.get("model_type")
     if name is None and raw.get("architectures") == QWEN.constants["architectures"]:
         name = QWEN.model_type  # some early folders do not state their model type
+    if name in REFUSED:
+        raise ConfigError(f"a {name!r} model is not read: {REFUSED[name]}.", str(where), _KNOWN)
     if name not in LAYOUTS:
         raise unknown_name("model_type", str(name), LAYOUTS, str(where))
     return LAYOUTS[name]
@@ -101,14 +106,15 @@ def write_generation_config(layout: Layout, *, end_of_text: int | None,
 
 def _refuse_unsupported(raw: dict[str, Any], layout: Layout, where: pathlib.Path) -> None:
     allowed = {key: (value,) for key, value in layout.demands.items()} | layout.refusals
-    found = [f"{key}={raw[key]!r}" for key, values in allowed.items()
-             if key in raw and raw[key] not in values]
-    odd_layers = set(raw.get("layer_types") or ()) - {"full_attention"}
-    found += [f"layer_types with {', '.join(sorted(odd_layers))}"] if odd_layers else []
+    found = {key: f"{key}={raw[key]!r}" for key, values in allowed.items()
+             if key in raw and raw[key] not in values}
+    if odd_layers := set(raw.get("layer_types") or ()) - {"full_attention"}:
+        found["layer_types"] = f"layer_types with {', '.join(sorted(odd_layers))}"
     if found:
-        raise ConfigError(
-            f"the model asks for what qwen_jax does not implement: {'; '.join(found)}.", str(where),
-            "choose a dense Qwen, Qwen1.5 or Qwen2 checkpoint in float32, bfloat16 or float16.")
+        told = [text[:200] + (f" ({REASONS[key]})" if key in REASONS else "")
+                for key, text in found.items()]
+        raise ConfigError("the model asks for what qwen_jax does not implement: "
+                          f"{'; '.join(told)}.", str(where), _KNOWN)
 
 
 def _flatten_rope(raw: dict[str, Any]) -> dict[str, Any]:

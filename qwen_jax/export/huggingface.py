@@ -1,55 +1,54 @@
 """Qwen checkpoints in the released layouts, both ways: `load_pretrained` and `save_pretrained`.
 
-Weights pass one group of tensors at a time (all layers' gates, say), so beside the model there is
-never more than one stacked weight in memory. What is called what: layouts.py.
+Weights pass one piece at a time: one device's shard when loading, a part of one layer's tensor
+when saving or converting. What is called what: layouts.py.
 """
 
 import os
 import pathlib
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Literal
 
 import jax
 import ml_dtypes  # noqa: F401  (numpy learns the name bfloat16)
 import numpy as np
 from absl import logging
+from jax.experimental import multihost_utils
 
 from qwen_jax.config import DTYPES, ModelConfig
 from qwen_jax.errors import CheckpointError, ConfigError, unknown_name
-from qwen_jax.export.config_json import (
-    layout_of,
-    read_config,
-    write_config,
-    write_generation_config,
-)
+from qwen_jax.export.arrays import Index, cast, fetch, place
+from qwen_jax.export.config_json import write_config, write_generation_config
 from qwen_jax.export.folder import whole_folder
-from qwen_jax.export.layouts import LAYOUTS, Group, Layout, leaf_at, unfit
-from qwen_jax.export.run_folder import is_run, load_run
-from qwen_jax.export.tensors import (
-    Tensor,
-    TensorFiles,
-    bits,
-    copy,
-    listed,
-    read_json,
-    write_json,
-    write_tensors,
-)
+from qwen_jax.export.layouts import LAYOUTS, Group, leaf_at, unfit, unsaid
+from qwen_jax.export.released import ReleasedFolder, chunks, widest
+from qwen_jax.export.run_folder import RunFolder, is_run
+from qwen_jax.export.tensors import Tensor, copy, listed, read_json, write_json, write_tensors
 from qwen_jax.export.tokenizer_files import write_tokenizer
 from qwen_jax.model.spec import param_specs
+from qwen_jax.parallel.rules import sharding_for
 from qwen_jax.types import Params
 
+_PIECE_BYTES = 32 << 20  # of a tensor, on the host at a time
+_nothing: Callable[[int], None] = lambda size: None  # noqa: E731
 
-def load_pretrained(path: str | os.PathLike, *, param_dtype: str | None = None,
-                    shardings: Params | None = None) -> tuple[ModelConfig, Params]:
+
+def load_pretrained(path: str | os.PathLike, *, mesh: jax.sharding.Mesh | None = None,
+                    param_dtype: str | None = None, shardings: Params | None = None,
+                    progress: Callable[[int], None] = _nothing) -> tuple[ModelConfig, Params]:
     """Reads a Qwen, Qwen1.5 or Qwen2 folder, or one of our run folders.
+
+    Each process reads what its own devices need, one device's shard of one weight at a time:
+    beside the result, memory holds no more than the largest shard.
 
     Args:
       path: a folder on this computer with a config.json and safetensors files, or a run folder
         (its newest good checkpoint).
+      mesh: cuts each weight over it as training does (parallel/rules.py); None: one device.
       param_dtype: "float32", "bfloat16" or "float16" to cast to; None: as in the files, so that
         `save_pretrained` gives the same bits again.
-      shardings: a Params of shardings, to place each weight as it is read; None: the default
-        device.
+      shardings: instead of a mesh, a Params of shardings.
+      progress: told the bytes of the files as they are read.
 
     Returns:
       The config and the weights, jax arrays. config.param_dtype is the dtype of the weights,
@@ -58,73 +57,105 @@ def load_pretrained(path: str | os.PathLike, *, param_dtype: str | None = None,
 
     Raises:
       ConfigError: an unknown model type, or a feature that this package does not implement.
+      ShardingError: weights that the mesh does not divide, all listed.
       CheckpointError: files that are missing or damaged; or tensors that are missing, left over,
         of the wrong shape or quantised, all of them listed at once.
     """
-    folder = pathlib.Path(path)
-    if not folder.is_dir():
-        raise CheckpointError("there is no such folder.", str(path),
-                              "pass a folder on this computer; nothing is downloaded.")
-    _check_dtype(param_dtype, "load_pretrained(param_dtype)")
-    raw = read_json(folder / "config.json")
-    if is_run(raw):
-        return load_run(folder, raw, param_dtype=param_dtype, shardings=shardings)
-    layout = layout_of(raw, folder / "config.json")
-    fields = read_config(raw, layout, folder / "config.json")
-    config = ModelConfig(**fields)
-    with TensorFiles(folder) as files:
-        groups = list(layout.groups(param_specs(config)))
-        file_dtype = _check_tensors(files, groups, layout, config, folder)
-        param_dtype = param_dtype or file_dtype
-        config = ModelConfig(**fields, param_dtype=param_dtype, compute_dtype=file_dtype)
-        leaves = {}
-        for group in groups:
-            for weight, array in zip(group.weights, _read(files, group, param_dtype), strict=True):
-                where = None if shardings is None else leaf_at(shardings, weight.path)
-                # Waiting keeps one host copy alive instead of all of them.
-                leaves[weight.path] = jax.block_until_ready(jax.device_put(array, where))
-    return config, _params_of(leaves, config)
+    if mesh is not None and shardings is not None:
+        raise ConfigError("both a mesh and shardings.", "load_pretrained(mesh, shardings)",
+                          "give one of them.")
+    source = open_pretrained(path, param_dtype=param_dtype, progress=progress)
+    specs = param_specs(source.config)
+    if mesh is not None:
+        shardings = sharding_for(specs, mesh)
+
+    def load(key_path, spec) -> jax.Array:
+        path = jax.tree_util.keystr(key_path).lstrip(".")
+        return place(spec.shape, None if shardings is None else leaf_at(shardings, path),
+                     lambda index: source.read(path, index))
+
+    return source.config, jax.tree_util.tree_map_with_path(load, specs)
 
 
 def save_pretrained(path: str | os.PathLike, config: ModelConfig, params: Params, *,
                     layout: Literal["qwen", "qwen2"] = "qwen", tokenizer=None,
-                    param_dtype: str | None = None, max_shard_bytes: int = 5 * 10**9) -> None:
+                    param_dtype: str | None = None, max_shard_bytes: int = 5 * 10**9,
+                    progress: Callable[[int], None] = _nothing) -> None:
     """Writes a folder in a released layout; it appears whole or not at all.
 
     "qwen2" is what `transformers` loads as it is; it has no dynamic NTK and no LogN, so beyond the
     training length the exported model is a plain one. "qwen" keeps both and needs the released
-    modelling code to run elsewhere.
+    modelling code to run elsewhere. Weights are fetched from their devices a part of one layer's
+    tensor at a time. Where they span processes, all call this and process 0 writes.
 
     Args:
       path: a new or empty folder, or an earlier export, which is replaced.
-      params: weights that fit `config`.
+      params: weights that fit `config`, of any sharding.
       tokenizer: a Tokenizer, to write its files and the ids that end a text as well.
       param_dtype: the dtype to write; None: the weights' own.
       max_shard_bytes: beyond this the weights go into numbered files with an index.
+      progress: told the bytes written as they are.
 
     Raises:
       ConfigError: the layout cannot express the model, or the tokenizer does not fit it.
       CheckpointError: weights that do not fit the config, all listed; a folder that is not ours;
         a full disk.
     """
-    if layout not in LAYOUTS:
-        raise unknown_name("layout", str(layout), LAYOUTS, "save_pretrained(layout)")
-    table = LAYOUTS[layout]
+    _check_layout(layout, "save_pretrained(layout)")
     _check_dtype(param_dtype, "save_pretrained(param_dtype)")
+    own_dtype = _check_params(params, config)
+    _write(path, config, lambda path, index: fetch(leaf_at(params, path), index), layout=layout,
+           tokenizer=tokenizer, dtype=param_dtype or own_dtype, max_shard_bytes=max_shard_bytes,
+           progress=progress)
+
+
+def convert_pretrained(source: ReleasedFolder | RunFolder, path: str | os.PathLike, *,
+                       layout: Literal["qwen", "qwen2"], tokenizer=None,
+                       max_shard_bytes: int = 5 * 10**9,
+                       progress: Callable[[int], None] = _nothing) -> None:
+    """An opened folder -> a released one, file to file: the model is never in memory.
+
+    Arguments and errors are those of save_pretrained.
+    """
+    _check_layout(layout, "convert_pretrained(layout)")
+    _write(path, source.config, source.read, layout=layout, tokenizer=tokenizer,
+           dtype=source.config.param_dtype, max_shard_bytes=max_shard_bytes, progress=progress)
+
+
+def open_pretrained(path: str | os.PathLike, *, param_dtype: str | None = None,
+                    progress: Callable[[int], None] = _nothing) -> ReleasedFolder | RunFolder:
+    """The folder, checked and opened for reading. Arguments and errors are load_pretrained's."""
+    _check_dtype(param_dtype, "param_dtype")
+    folder = pathlib.Path(path)
+    if not folder.is_dir():
+        raise CheckpointError("there is no such folder.", str(path),
+                              "pass a folder on this computer; nothing is downloaded.")
+    raw = read_json(folder / "config.json")
+    kind = RunFolder if is_run(raw) else ReleasedFolder
+    return kind(folder, raw, param_dtype=param_dtype, progress=progress)
+
+
+def _write(path, config: ModelConfig, read: Callable[[str, Index], np.ndarray], *, layout: str,
+           tokenizer, dtype: str, max_shard_bytes: int, progress: Callable[[int], None]) -> None:
+    table = LAYOUTS[layout]
     if problems := unfit(table, config):
         raise ConfigError(f"the {layout!r} layout cannot express {'; '.join(problems)}.",
-                          "save_pretrained(layout)", 'use layout="qwen2".')
+                          "layout", 'use layout="qwen2".')
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise ConfigError(
             f"the tokenizer has {tokenizer.vocab_size} ids, the model {config.vocab_size} rows.",
-            "save_pretrained(tokenizer)", "pass the tokenizer that the model was trained with.")
-    if layout == "qwen2" and (config.extension.dynamic_ntk or config.extension.logn):
-        logging.warning("the Qwen2 layout has no dynamic NTK and no LogN: beyond %d tokens the "
-                        "exported model is a plain one.", config.context_length)
-    own_dtype = _check_params(params, config)
-    dtype = param_dtype or own_dtype
+            "tokenizer", "pass the tokenizer that the model was trained with.")
+    if missing := unsaid(table, config):
+        logging.warning("the %r layout has no %s: beyond %d tokens the exported model goes without.",
+                        layout, " and no ".join(missing), config.context_length)
     tensors = [tensor for group in table.groups(param_specs(config))
-               for tensor in _tensors(group, params, dtype)]
+               for tensor in _tensors(group, read, dtype)]
+    if jax.process_index() != 0:  # helps process 0 to fetch what other processes hold
+        for tensor in tensors:
+            for _ in tensor.pieces():
+                pass
+        multihost_utils.sync_global_devices("save_pretrained")
+        return
     end_of_text = tokenizer.end_of_text if tokenizer is not None else None
     im_end = tokenizer.im_end if tokenizer is not None else None
     folder = pathlib.Path(path).resolve()
@@ -137,94 +168,32 @@ def save_pretrained(path: str | os.PathLike, config: ModelConfig, params: Params
         if tokenizer is not None:
             write_tokenizer(partial, tokenizer, layout=layout,
                             context_length=config.context_length)
-        write_tensors(partial, tensors, max_shard_bytes=max_shard_bytes)
+        write_tensors(partial, tensors, max_shard_bytes=max_shard_bytes, progress=progress)
     logging.info("exported %.3g GB to %s (%s layout, %s).", size / 1e9, folder, layout, dtype)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("save_pretrained")
 
 
-def _check_tensors(files: TensorFiles, groups: list[Group], layout: Layout, config: ModelConfig,
-                   folder: pathlib.Path) -> str:
-    """The dtype of the files, after all that may be wrong with them has been looked for."""
-    expected = {name: group.shape() for group in groups for name in group.names()}
-    problems = [f"{name} is missing" for name in expected if name not in files.shapes]
-    for name in sorted(set(files.shapes) - set(expected)):
-        if name.endswith(layout.ignored):
-            continue
-        if config.tie_embeddings and name == layout.weights[-1].name:
-            problems += _untied(files, layout.weights[0].name, name)
-        else:
-            problems.append(f"{name} is not part of a {layout.model_type!r} model of "
-                            f"{config.num_layers} layers")
-    for name, shape in expected.items():
-        found = files.shapes.get(name, shape)
-        if found != shape:
-            problems.append(f"{name} is {list(found)} instead of {list(shape)}")
-        elif files.dtypes.get(name, DTYPES[0]) not in DTYPES:
-            problems.append(f"{name} is {files.dtypes[name]}, not {', '.join(DTYPES)}")
-    if problems:
-        raise CheckpointError(listed(problems, "wrong tensor"), str(folder),
-                              "use a config.json and weight files that belong together.")
-    return _widest({files.dtypes[name] for name in expected}, str(folder))
+def _tensors(group: Group, read: Callable[[str, Index], np.ndarray], dtype: str) -> list[Tensor]:
+    """The released tensors of a group, made piece by piece as they are written."""
+    def pieces(layer: int, name: str) -> Iterator[np.ndarray]:
+        for weight, shape in zip(group.weights, group.layer_shapes(), strict=True):
+            axis = weight.row_axis
+            step_bytes = np.dtype(dtype).itemsize * int(np.prod(shape)) // shape[axis]
+            for index in chunks(shape, axis, step_bytes, _PIECE_BYTES):
+                if group.stacked:
+                    piece = read(weight.path, (slice(layer, layer + 1), *index))[0]
+                else:
+                    piece = read(weight.path, index)
+                piece = weight.to_released(cast(piece, dtype, name))
+                if not piece.flags.c_contiguous:
+                    whole = np.empty(piece.shape, piece.dtype)
+                    copy(whole, piece)
+                    piece = whole
+                yield piece
 
-
-def _untied(files: TensorFiles, embed: str, head: str) -> list[str]:
-    """Some files hold a tied head all the same; it must be the embedding bit for bit."""
-    if embed not in files.shapes:
-        return []
-    if files.shapes[head] == files.shapes[embed] and files.dtypes[head] == files.dtypes[embed]:
-        rows, step = files.shapes[head][0], 16384
-        if all(np.array_equal(bits(files.rows(head, row, min(row + step, rows))),
-                              bits(files.rows(embed, row, min(row + step, rows))))
-               for row in range(0, rows, step)):
-            return []
-    return [f"{head} differs from {embed}, though tie_word_embeddings says that they are one"]
-
-
-def _read(files: TensorFiles, group: Group, dtype: str) -> list[np.ndarray]:
-    """The weights that a group of released tensors is made of, stacked over the layers."""
-    arrays = [np.empty(spec.shape, np.dtype(dtype)) for spec in group.specs]
-    for layer, name in enumerate(group.names()):
-        start = 0
-        for weight, array, shape, rows in zip(group.weights, arrays, group.layer_shapes(),
-                                              group.rows(), strict=True):
-            piece = weight.from_released(files.rows(name, start, start + rows), shape)
-            start += rows
-            into = array[layer] if group.stacked else array
-            copy(into, _cast(piece, dtype, name))
-    return arrays
-
-
-def _tensors(group: Group, params: Params, dtype: str) -> list[Tensor]:
-    """The released tensors of a group, made one by one as they are written."""
-    host: dict[str, np.ndarray] = {}  # the group's weights, fetched once, dropped with its last
-
-    def make(layer: int, last: bool) -> np.ndarray:
-        if not host:
-            host.update({w.path: np.asarray(leaf_at(params, w.path)) for w in group.weights})
-        whole, start = np.empty(group.shape(), np.dtype(dtype)), 0
-        for weight, rows in zip(group.weights, group.rows(), strict=True):
-            array = host[weight.path][layer] if group.stacked else host[weight.path]
-            array = _cast(array, dtype, group.name.format(layer=layer))
-            copy(whole[start:start + rows], weight.to_released(array))
-            start += rows
-        if last:
-            host.clear()
-        return whole
-
-    names = group.names()
-    return [Tensor(name, group.shape(), dtype,
-                   lambda layer=layer: make(layer, layer == len(names) - 1))
-            for layer, name in enumerate(names)]
-
-
-def _cast(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
-    if array.dtype == np.dtype(dtype):
-        return array
-    with np.errstate(over="ignore"):
-        cast = array.astype(np.dtype(dtype))
-    if np.isfinite(array).all() and not np.isfinite(cast).all():
-        raise CheckpointError(f"{name} has values beyond the range of {dtype}.", "param_dtype",
-                              "use bfloat16 or float32.")
-    return cast
+    return [Tensor(name, group.shape(), dtype, lambda layer=layer, name=name: pieces(layer, name))
+            for layer, name in enumerate(group.names())]
 
 
 def _check_params(params: Params, config: ModelConfig) -> str:
@@ -246,25 +215,14 @@ def _check_params(params: Params, config: ModelConfig) -> str:
     if problems:
         raise CheckpointError(listed(problems, "wrong weight"), "save_pretrained(params)",
                               "pass the config that the weights were made with.")
-    return _widest({str(leaf.dtype) for leaf in jax.tree.leaves(params)}, "params")
+    return widest({str(leaf.dtype) for leaf in jax.tree.leaves(params)}, "params")
 
 
-def _widest(dtypes: set[str], where: str) -> str:
-    """The one dtype, or float32, which holds the values of all."""
-    if len(dtypes) == 1:
-        return next(iter(dtypes))
-    logging.info("%s: weights of %s are all taken as float32.", where, ", ".join(sorted(dtypes)))
-    return "float32"
+def _check_layout(layout: str, where: str) -> None:
+    if layout not in LAYOUTS:
+        raise unknown_name("layout", str(layout), LAYOUTS, where)
 
 
 def _check_dtype(dtype: str | None, where: str) -> None:
     if dtype is not None and dtype not in DTYPES:
         raise unknown_name("dtype", str(dtype), DTYPES, where)
-
-
-def _params_of(leaves: dict[str, Any], config: ModelConfig) -> Params:
-    specs = param_specs(config)
-    treedef = jax.tree.structure(specs)
-    paths = [jax.tree_util.keystr(path).lstrip(".")
-             for path, _ in jax.tree_util.tree_leaves_with_path(specs)]
-    return jax.tree.unflatten(treedef, [leaves[path] for path in paths])

@@ -17,6 +17,7 @@ from qwen_jax.types import Params, Spec
 
 REQUIRED = object()  # the default of a setting that every config.json must state
 
+
 @dataclasses.dataclass(frozen=True)
 class Weight:
     """One of our weights in a released checkpoint.
@@ -47,6 +48,11 @@ class Weight:
         sizes = self._sizes(shape)
         split = array.reshape([sizes[letter] for letter in released])
         return split.transpose([released.index(letter) for letter in ours])
+
+    @property
+    def row_axis(self) -> int:
+        """Our axis along which the rows of the released tensor follow one another."""
+        return self._letters().index(self._released_axes()[0][0])
 
     def _letters(self) -> str:
         return self.pattern.split("->")[0].replace(" ", "")
@@ -179,6 +185,33 @@ _ABSENT = (None, False)
 _UNQUANTISED = {"quantization_config": _ABSENT, "attn_logit_softcapping": _ABSENT,
                 "final_logit_softcapping": _ABSENT}
 
+# Models that look like ours and are not: what they have that qwen_jax lacks.
+REFUSED = {
+    "qwen2_moe": "its MLPs are mixtures of experts",
+    "qwen3": "it normalises queries and keys and has no QKV bias",
+    "qwen3_moe": "its MLPs are mixtures of experts, and it normalises queries and keys",
+    "qwen3_next": "most of its layers are no attention",
+    "qwen2_vl": "it reads images",
+    "qwen2_5_vl": "it reads images",
+    "qwen3_vl": "it reads images",
+    "qwen2_audio": "it reads sound",
+    "qwen2_5_omni": "it reads images and sound",
+    "llama": "it has no QKV bias, and another tokenizer",
+    "mistral": "it has no QKV bias, and slides a window",
+    "mixtral": "its MLPs are mixtures of experts",
+}
+
+# Why a setting that asks for more than the model has is refused.
+REASONS = {
+    "quantization_config": "quantised weights (GPTQ, AWQ, ...) are not read; take the checkpoint "
+                           "that they were made from",
+    "use_sliding_window": "the released sliding window is not implemented",
+    "layer_types": "layers of other kinds are not implemented",
+    "rope_scaling": "rotary positions are not scaled",
+    "visual": "this is Qwen-VL, which reads images",
+    "audio": "this is Qwen-Audio, which reads sound",
+}
+
 QWEN = Layout(
     model_type="qwen",
     weights=_block({
@@ -218,7 +251,7 @@ QWEN = Layout(
     demands={"no_bias": True, "rotary_pct": 1.0, "scale_attn_weights": True,
              "tie_word_embeddings": False},
     refusals=_UNQUANTISED | {
-        "pos_emb": ("rotary",), "activation": ("swiglu",),
+        "pos_emb": ("rotary",), "activation": ("swiglu",), "visual": _ABSENT, "audio": _ABSENT,
         "apply_residual_connection_post_layernorm": _ABSENT},
     ignored=(".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".logn_tensor"),
 )
@@ -277,3 +310,11 @@ def unfit(layout: Layout, config: ModelConfig) -> list[str]:
         problems.append(f"num_heads * head_size = {config.num_heads * config.head_dim} is not "
                         f"hidden_size={config.hidden_size}")
     return problems
+
+
+def unsaid(layout: Layout, config: ModelConfig) -> list[str]:
+    """What of the context extension (report 2.3.2) is lost when `config` is written in the layout."""
+    extension = config.extension
+    lost = [] if layout is QWEN else [
+        name for name, on in (("dynamic NTK", extension.dynamic_ntk), ("LogN", extension.logn)) if on]
+    return lost + (["layer-wise windows"] if extension.windows else [])

@@ -1,15 +1,22 @@
-"""The weights of one of our own run folders."""
+"""The weights of one of our own run folders: read, and written as those of step 0."""
 
 import dataclasses
+import os
 import pathlib
+import shutil
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from qwen_jax.config import ContextExtension, ModelConfig
-from qwen_jax.errors import ConfigError
+from qwen_jax.errors import CheckpointError, ConfigError
+from qwen_jax.export.arrays import Index, cast, empty
+from qwen_jax.export.tensors import write_json
 from qwen_jax.model.spec import abstract_params
-from qwen_jax.types import Params
+from qwen_jax.tokenizer.bpe import write_ranks
+from qwen_jax.types import Params, TrainState
 
 
 def is_run(raw: dict[str, Any]) -> bool:
@@ -17,32 +24,108 @@ def is_run(raw: dict[str, Any]) -> bool:
     return isinstance(raw.get("model"), dict) and "model_type" not in raw
 
 
-def _config_of(settings: dict[str, Any], where: pathlib.Path) -> ModelConfig:
-    """The ModelConfig that dataclasses.asdict and JSON made `settings` of."""
+def run_config(raw: dict[str, Any], folder: pathlib.Path) -> ModelConfig:
+    """The ModelConfig of a run whose config.json holds `raw`.
+
+    Raises:
+      ConfigError: it names a setting that this version does not have.
+    """
+    settings = raw["model"]
     extension = dict(settings.get("extension") or {})
     strange = [name for cls, given in ((ModelConfig, settings), (ContextExtension, extension))
                for name in sorted(set(given) - {field.name for field in dataclasses.fields(cls)})]
     if strange:
-        raise ConfigError(f"unknown model settings: {', '.join(strange)}.", str(where),
+        raise ConfigError(f"unknown model settings: {', '.join(strange)}.", str(folder / "config.json"),
                           "load the run with the version of qwen_jax in its versions.json.")
     if extension.get("windows") is not None:
         extension["windows"] = tuple(extension["windows"])  # JSON has no tuples
     return ModelConfig(**settings | {"extension": ContextExtension(**extension)})
 
 
-def load_run(folder: pathlib.Path, raw: dict[str, Any], *, param_dtype: str | None = None,
-             shardings: Params | None = None) -> tuple[ModelConfig, Params]:
-    """The newest good checkpoint of a run whose config.json holds `raw`.
+class RunFolder:
+    """The newest good checkpoint of a run, opened for reading; the twin of ReleasedFolder.
+
+    Attributes:
+      config: param_dtype is the dtype that pieces have.
+    """
+
+    def __init__(self, folder: pathlib.Path, raw: dict[str, Any], *, param_dtype: str | None = None,
+                 progress: Callable[[int], None] = lambda size: None):
+        """Verifies the checkpoint of the run whose config.json holds `raw`.
+
+        Args:
+          param_dtype: to cast to; None: as saved.
+          progress: told the bytes of each piece once it is read.
+
+        Raises:
+          ConfigError: config.json names a setting that this version does not have.
+          CheckpointError: no checkpoint, or none that is whole.
+        """
+        from qwen_jax.checkpoint import open_params  # Orbax: slow to import, and only needed here
+
+        saved = run_config(raw, folder)
+        self.config = dataclasses.replace(saved, param_dtype=param_dtype or saved.param_dtype)
+        self._pieces = open_params(folder / "checkpoints", abstract_params(saved))
+        self._progress = progress
+
+    def read(self, path: str, index: Index) -> np.ndarray:
+        """A piece of the weight "layers.attention.wq", say: a fresh array of config.param_dtype.
+
+        Raises:
+          CheckpointError: a value is beyond the range of that dtype.
+        """
+        dtype = self.config.param_dtype
+        whole = empty(tuple(part.stop - part.start for part in index), dtype)
+        for where, piece in self._pieces(path, index):
+            whole[where] = cast(piece, dtype, path)
+            self._progress(piece.nbytes)
+        return whole
+
+
+def check_unused(folder: str | os.PathLike) -> None:
+    """Raises CheckpointError unless a run can be written there."""
+    folder = pathlib.Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError("the folder exists and is not empty.", str(folder),
+                              "choose another path; a run is never replaced.")
+
+
+def save_run(path: str | os.PathLike, config: ModelConfig, params: Params, *, tokenizer=None
+             ) -> None:
+    """A run folder of these weights, as of step 0: everything that reads a run's model reads it.
+
+    A run begins from it with --train.init_from. The folder appears whole or not at all.
+
+    Args:
+      path: must not exist, or be empty.
+      tokenizer: a Tokenizer, to write beside the checkpoints.
 
     Raises:
-      ConfigError: config.json names a setting that this version does not have.
-      CheckpointError: no checkpoint, or none that is whole.
+      CheckpointError: the folder is in use, or the disk too full.
     """
-    from qwen_jax.checkpoint import restore_params  # Orbax: slow to import, and only needed here
+    from qwen_jax.checkpoint import Checkpointer
 
-    config = _config_of(raw["model"], folder / "config.json")
-    params = restore_params(folder / "checkpoints", abstract_params(config, shardings))
-    if param_dtype is not None and param_dtype != config.param_dtype:
-        config = dataclasses.replace(config, param_dtype=param_dtype)
-        params = jax.tree.map(lambda leaf: leaf.astype(param_dtype), params)
-    return config, params
+    folder = pathlib.Path(path).resolve()
+    check_unused(folder)
+    partial = folder.with_name(f".{folder.name}.partial")
+    if jax.process_index() == 0:
+        shutil.rmtree(partial, ignore_errors=True)  # of a conversion that was killed
+        partial.mkdir(parents=True)
+    config = dataclasses.replace(config, param_dtype=str(params.embed.dtype))
+    state = TrainState(step=np.int32(0), params=params, opt_state=())
+    checkpoints = Checkpointer(partial / "checkpoints", keep=1)
+    try:
+        checkpoints.check_space(state)
+        checkpoints.save(0, state, {})
+        checkpoints.close()
+        if jax.process_index() == 0:
+            write_json(partial / "config.json", {"model": dataclasses.asdict(config)})
+            if tokenizer is not None:
+                write_ranks(partial / "tokenizer.tiktoken", tokenizer.mergeable_ranks)
+            if folder.exists():
+                folder.rmdir()
+            os.rename(partial, folder)
+    except BaseException:
+        if jax.process_index() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise

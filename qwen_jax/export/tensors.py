@@ -1,14 +1,15 @@
-"""Safetensors files, one or many: read row by row, written as a stream.
+"""Safetensors files, one or many: mapped into memory to read, written as a stream.
 
-Neither direction holds more than one tensor beside the model itself.
+Neither direction holds more than a piece of a tensor.
 """
 
-import contextlib
 import dataclasses
 import json
+import math
+import mmap
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import ml_dtypes  # noqa: F401  (numpy learns the name bfloat16)
 import numpy as np
@@ -22,33 +23,42 @@ PRODUCER = "qwen_jax"  # the mark, in each file's metadata, of the files that we
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _NAMES = {value: key for key, value in _DTYPES.items()}
+_STRIP = 64  # columns copied at a time where rows become columns: measured best of 16 to 256
+_UNPICKLE = (  # weights_only refuses code; clones, since tied weights share their memory
+    "python -c \"import glob, torch; from safetensors.torch import save_file; "
+    "files = sorted(glob.glob('pytorch_model*.bin')); "
+    "save_file({k: v.clone() for f in files "
+    "for k, v in torch.load(f, map_location='cpu', weights_only=True).items()}, "
+    "'model.safetensors', metadata={'format': 'pt'})\"")
 
 
 class TensorFiles:
-    """The tensors of a folder of safetensors files; a context manager.
+    """The tensors of a folder of safetensors files.
 
     Attributes:
       shapes: name -> shape.
       dtypes: name -> "float32", "bfloat16", "float16", or the file's own word for another.
+      files: the names of the files.
+      bytes: of all tensors.
     """
 
     def __init__(self, folder: pathlib.Path):
-        """Opens all files.
+        """Reads the headers of all files.
 
         Raises:
           CheckpointError: no weights, or listing all files that are missing or damaged.
         """
-        self._stack = contextlib.ExitStack()
-        self._homes = {}
+        self._homes: dict[str, tuple[mmap.mmap, int]] = {}  # name -> file, offset of the data
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
+        self.bytes = 0
         expected, problems = _files_of(folder), []
-        for file in sorted({*expected.values()} if expected else {SINGLE}):
+        self.files = sorted({*expected.values()} if expected else {SINGLE})
+        for file in self.files:
             problems += self._open(folder / file)
         problems += [f"{file} lacks {name}" for name, file in expected.items()
                      if name not in self.shapes and not problems]
         if problems:
-            self._stack.close()
             raise CheckpointError(listed(problems, "bad weight file"), str(folder),
                                   "copy the folder again, whole.")
 
@@ -56,27 +66,38 @@ class TensorFiles:
         if not file.is_file():
             return [f"{file.name} is missing"]
         try:
-            handle = self._stack.enter_context(safetensors.safe_open(file, framework="np"))
+            with safetensors.safe_open(file, framework="np"):
+                pass  # it has compared the header with the size of the file
         except safetensors.SafetensorError as error:
             return [f"{file.name} is damaged ({error})"]
-        for name in handle.keys():
+        with open(file, "rb") as opened:
+            mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
+        length = int.from_bytes(mapped[:8], "little")
+        header = json.loads(mapped[8:8 + length])
+        header.pop("__metadata__", None)
+        for name, entry in header.items():
             if name in self._homes:
                 return [f"{file.name} holds {name}, which another file holds too"]
-            entry = handle.get_slice(name)
-            self._homes[name] = handle
-            self.shapes[name] = tuple(entry.get_shape())
-            self.dtypes[name] = _DTYPES.get(entry.get_dtype(), entry.get_dtype())
+            start, stop = entry["data_offsets"]
+            self._homes[name] = mapped, 8 + length + start
+            self.shapes[name] = tuple(entry["shape"])
+            self.dtypes[name] = _DTYPES.get(entry["dtype"], entry["dtype"])
+            self.bytes += stop - start
         return []
 
-    def rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Rows start..stop of a tensor, a fresh array."""
-        return self._homes[name].get_slice(name)[start:stop]
+    def view(self, name: str) -> np.ndarray:
+        """A tensor as it lies in its file; what is read of it stays in memory until `forget`."""
+        mapped, offset = self._homes[name]
+        shape, dtype = self.shapes[name], np.dtype(self.dtypes[name])
+        return np.frombuffer(mapped, dtype, math.prod(shape), offset).reshape(shape)
 
-    def __enter__(self) -> "TensorFiles":
-        return self
-
-    def __exit__(self, *unused) -> None:
-        self._stack.close()
+    def forget(self, name: str) -> None:
+        """Takes the tensor's pages out of this process (the system may keep them cached)."""
+        if hasattr(mmap, "MADV_DONTNEED"):  # not on every system; elsewhere pages are only counted
+            mapped, offset = self._homes[name]
+            size = math.prod(self.shapes[name]) * np.dtype(self.dtypes[name]).itemsize
+            start = offset - offset % mmap.PAGESIZE
+            mapped.madvise(mmap.MADV_DONTNEED, start, offset + size - start)
 
 
 def _files_of(folder: pathlib.Path) -> dict[str, str]:
@@ -91,32 +112,38 @@ def _files_of(folder: pathlib.Path) -> dict[str, str]:
         return weight_map
     if (folder / SINGLE).is_file():
         return {}
-    others = sorted(file.name for pattern in ("*.bin", "*.pt", "*.safetensors")
+    others = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.safetensors")
                     for file in folder.glob(pattern))
-    raise CheckpointError(
-        f"no {SINGLE} and no {INDEX}" + (f", only {', '.join(others)}." if others else "."),
-        str(folder), "pass the folder of a checkpoint in safetensors format; PyTorch's own "
-        "format can be converted with transformers' save_pretrained.")
+    what = f"no {SINGLE} and no {INDEX}" + (f", only {', '.join(others)}." if others else ".")
+    fix = "pass the folder of a checkpoint in safetensors format."
+    if any(not name.endswith(".safetensors") for name in others):
+        what += " Pickled weights can run any code when they are read, so they are not read here."
+        fix = f"where PyTorch is installed, run this in the folder once:\n    {_UNPICKLE}"
+    raise CheckpointError(what, str(folder), fix)
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor to be written; `array` makes it when its turn comes."""
+    """A tensor to be written; `pieces` makes it when its turn comes."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    array: Callable[[], np.ndarray]  # C-contiguous
+    pieces: Callable[[], Iterator[np.ndarray]]  # its rows in order, C-contiguous
 
     @property
     def bytes(self) -> int:
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
 
-def write_tensors(folder: pathlib.Path, tensors: Sequence[Tensor], *, max_shard_bytes: int) -> None:
+def write_tensors(folder: pathlib.Path, tensors: Sequence[Tensor], *, max_shard_bytes: int,
+                  progress: Callable[[int], None] = lambda size: None) -> None:
     """Writes model.safetensors, or numbered files and their index beyond `max_shard_bytes`.
 
     A tensor is never cut: one that is larger than `max_shard_bytes` gets a file of its own.
+
+    Args:
+      progress: told the bytes of each piece once it is written.
     """
     shards: list[list[Tensor]] = [[]]
     for tensor in tensors:
@@ -124,18 +151,19 @@ def write_tensors(folder: pathlib.Path, tensors: Sequence[Tensor], *, max_shard_
             shards.append([])
         shards[-1].append(tensor)
     if len(shards) == 1:
-        _write_file(folder / SINGLE, shards[0])
+        _write_file(folder / SINGLE, shards[0], progress)
         return
     weight_map = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(folder / file, shard)
+        _write_file(folder / file, shard, progress)
         weight_map |= {tensor.name: file for tensor in shard}
     total = sum(tensor.bytes for tensor in tensors)
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _write_file(file: pathlib.Path, tensors: Iterable[Tensor]) -> None:
+def _write_file(file: pathlib.Path, tensors: Iterable[Tensor],
+                progress: Callable[[int], None]) -> None:
     """One file in the safetensors format: 8 bytes of header length, the header, the data.
 
     The library's own writer wants all tensors of a file in memory twice.
@@ -150,9 +178,13 @@ def _write_file(file: pathlib.Path, tensors: Iterable[Tensor]) -> None:
     with open(file, "wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
-            array = tensor.array()
-            assert array.shape == tensor.shape and array.dtype == tensor.dtype, tensor.name
-            out.write(bits(array).data)
+            written = 0
+            for piece in tensor.pieces():
+                assert piece.shape[1:] == tensor.shape[1:] and piece.dtype == tensor.dtype
+                out.write(bits(piece).data)
+                written += piece.nbytes
+                progress(piece.nbytes)
+            assert written == tensor.bytes, tensor.name
         out.flush()
         os.fsync(out.fileno())
 
@@ -166,7 +198,8 @@ def copy(into: np.ndarray, array: np.ndarray) -> None:
     """into[...] = array, of one dtype; for a transposed view two to three times as fast."""
     into, array = bits(into), bits(array)
     # Columns in strips that the cache holds, or each element read costs a whole cache line.
-    strip = into.shape[-1] if array.flags.c_contiguous else 32
+    in_order = array.strides[-1:] == (array.itemsize,)
+    strip = max(1, into.shape[-1]) if in_order else _STRIP
     for start in range(0, into.shape[-1], strip):
         into[..., start:start + strip] = array[..., start:start + strip]
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import jax
 import ml_dtypes
@@ -9,12 +11,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from qwen_jax.config import ContextExtension
 from qwen_jax import sizes
-from qwen_jax.errors import CheckpointError, ConfigError
+from qwen_jax.config import ContextExtension, MeshConfig
+from qwen_jax.errors import CheckpointError, ConfigError, ShardingError
+from qwen_jax.export.config_json import write_config
 from qwen_jax.export.huggingface import load_pretrained, save_pretrained
+from qwen_jax.export.layouts import LAYOUTS
+from qwen_jax.export.tensors import write_json
 from qwen_jax.model.spec import param_specs
 from qwen_jax.model.transformer import forward
+from qwen_jax.parallel.mesh import make_mesh
+from qwen_jax.parallel.rules import sharding_for
 from qwen_jax.types import Params
 
 QWEN = sizes.TINY
@@ -49,6 +56,25 @@ def edit_config(folder, **changes) -> None:
     file = folder / "config.json"
     raw = json.loads(file.read_text()) | changes
     file.write_text(json.dumps({key: value for key, value in raw.items() if value is not ...}))
+
+
+def released_folder(folder, layout, config, *, shards=3) -> dict[str, np.ndarray]:
+    """A random checkpoint in several files, written by safetensors itself; its tensors."""
+    rng, tensors = np.random.default_rng(1), {}
+    for group in layout.groups(param_specs(config)):
+        for name in group.names():
+            tensors[name] = rng.normal(size=group.shape()).astype(ml_dtypes.bfloat16)
+    folder.mkdir()
+    names, weight_map = list(tensors), {}
+    for shard in range(shards):
+        file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
+        mine = names[shard::shards]  # the parts of a layer in different files
+        save_file({name: tensors[name] for name in mine}, folder / file, {"format": "pt"})
+        weight_map |= dict.fromkeys(mine, file)
+    write_json(folder / "model.safetensors.index.json", {"weight_map": weight_map})
+    write_json(folder / "config.json",
+               write_config(config, layout, dtype="bfloat16", end_of_text=None))
+    return tensors
 
 
 @pytest.fixture
@@ -141,6 +167,56 @@ def test_a_sharded_checkpoint_has_an_index_and_loads_to_the_same_bits(tmp_path):
     assert_same_bits(load_pretrained(tmp_path / "out")[1], params)
 
 
+@pytest.mark.parametrize("layout, config, mesh", [
+    (LAYOUTS["qwen"], QWEN, None), (LAYOUTS["qwen"], QWEN, MeshConfig(fsdp=8)),
+    (LAYOUTS["qwen2"], GROUPED, MeshConfig(data=2, fsdp=2, tensor=2)),
+    (LAYOUTS["qwen2"], TIED, MeshConfig(fsdp=4, tensor=2))])
+def test_a_checkpoint_in_3_shards_comes_back_bit_for_bit(tmp_path, layout, config, mesh):
+    before = released_folder(tmp_path / "in", layout, config)
+    mesh = mesh and make_mesh(mesh)
+    read, params = load_pretrained(tmp_path / "in", mesh=mesh)
+    if mesh is not None:
+        assert params.embed.sharding == sharding_for(param_specs(config), mesh).embed
+    size, written = sum(tensor.nbytes for tensor in before.values()), []
+    save_pretrained(tmp_path / "out", read, params, layout=layout.model_type,
+                    max_shard_bytes=size * 2 // 5, progress=written.append)
+    after = tensors_of(tmp_path / "out")
+    assert before.keys() == after.keys() and sum(written) == size
+    for name, tensor in before.items():
+        assert after[name].dtype == tensor.dtype and after[name].shape == tensor.shape
+        assert after[name].tobytes() == tensor.tobytes(), name
+    assert len(list((tmp_path / "out").glob("model-*-of-00003.safetensors"))) == 3
+    old, new = (json.loads((tmp_path / side / "config.json").read_text()) for side in ("in", "out"))
+    assert old == new
+
+
+def test_a_mesh_that_does_not_divide_the_weights_is_refused_and_so_are_two_layouts(qwen2_folder):
+    with pytest.raises(ShardingError, match="layers.attention.wk: kv_heads of 2 over tensor of 4"):
+        load_pretrained(qwen2_folder, mesh=make_mesh(MeshConfig(tensor=4)))
+    with pytest.raises(ConfigError, match="both a mesh and shardings"):
+        load_pretrained(qwen2_folder, mesh=make_mesh(), shardings=param_specs(GROUPED))
+
+
+def test_pieces_smaller_than_a_tensor_make_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr("qwen_jax.export.released._CHUNK_BYTES", 300)
+    monkeypatch.setattr("qwen_jax.export.huggingface._PIECE_BYTES", 700)
+    before = released_folder(tmp_path / "in", LAYOUTS["qwen2"], GROUPED)
+    config, params = load_pretrained(tmp_path / "in", mesh=make_mesh(MeshConfig(data=4, fsdp=2)))
+    save_pretrained(tmp_path / "out", config, params, layout="qwen2")
+    after = tensors_of(tmp_path / "out")
+    assert all(after[name].tobytes() == before[name].tobytes() for name in before)
+
+
+@pytest.mark.parametrize("layout", ["qwen", "qwen2"])
+def test_layer_wise_windows_are_lost_with_a_warning(tmp_path, monkeypatch, layout):
+    told = []
+    monkeypatch.setattr("absl.logging.warning", lambda text, *values: told.append(text % values))
+    config = dataclasses.replace(QWEN, extension=ContextExtension(windows=(8, 16)))
+    save_pretrained(tmp_path / "out", config, random_params(config), layout=layout)
+    assert len(told) == 1 and "layer-wise windows: beyond 16 tokens" in told[0]
+    assert ("dynamic NTK and no LogN" in told[0]) == (layout == "qwen2")
+
+
 def test_param_dtype_casts_on_the_way_in_and_out(tmp_path):
     params = random_params(QWEN)
     half = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), params)
@@ -185,10 +261,20 @@ def test_the_first_releases_config_keys_are_read(tmp_path):
     assert config == QWEN
 
 
-def test_an_unknown_model_type_is_refused_by_name(qwen2_folder):
-    edit_config(qwen2_folder, model_type="qwen3")
-    with pytest.raises(ConfigError, match="(?s)'qwen3'.*Known: qwen, qwen2"):
+@pytest.mark.parametrize("model_type, reason", [
+    ("qwen3", "normalises queries"), ("qwen2_moe", "experts"), ("llama", "no QKV bias"),
+    ("qwen2_vl", "images"), ("gemma", "Known: qwen, qwen2")])
+def test_another_model_type_is_refused_by_name_with_the_reason(qwen2_folder, model_type, reason):
+    edit_config(qwen2_folder, model_type=model_type)
+    with pytest.raises(ConfigError, match=f"(?s)'{model_type}'.*{reason}"):
         load_pretrained(qwen2_folder)
+
+
+def test_qwen_vl_is_not_taken_for_qwen(tmp_path):
+    save_pretrained(tmp_path / "out", QWEN, random_params(QWEN))
+    edit_config(tmp_path / "out", visual={"width": 1664})
+    with pytest.raises(ConfigError, match="Qwen-VL, which reads images"):
+        load_pretrained(tmp_path / "out")
 
 
 def test_features_that_are_not_implemented_are_refused_all_at_once(qwen2_folder):
@@ -197,7 +283,8 @@ def test_features_that_are_not_implemented_are_refused_all_at_once(qwen2_folder)
                 layer_types=["full_attention", "sliding_attention"])
     with pytest.raises(ConfigError) as error:
         load_pretrained(qwen2_folder)
-    for name in ("rope_scaling", "yarn", "use_sliding_window=True", "gptq",
+    for name in ("rope_scaling", "yarn", "rotary positions are not scaled", "use_sliding_window=True",
+                 "gptq", "quantised weights (GPTQ, AWQ, ...) are not read",
                  "final_logit_softcapping=30.0", "sliding_attention"):
         assert name in error.value.what
 
@@ -275,8 +362,24 @@ def test_folders_without_weights_or_config_say_what_is_there(tmp_path):
         load_pretrained(tmp_path)
     save_pretrained(tmp_path / "out", QWEN, random_params(QWEN))
     (tmp_path / "out" / "model.safetensors").rename(tmp_path / "out" / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="only pytorch_model.bin"):
+    with pytest.raises(CheckpointError, match="only pytorch_model.bin") as error:
         load_pretrained(tmp_path / "out")
+    assert "can run any code" in error.value.what and "weights_only=True" in error.value.fix
+
+
+def test_the_command_that_converts_pickled_weights_does(tmp_path):
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    params = random_params(TIED)
+    save_pretrained(tmp_path / "out", TIED, params, layout="qwen2")
+    tensors = {name: torch.from_numpy(array) for name, array in tensors_of(tmp_path / "out").items()}
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]  # one memory, two names
+    torch.save(tensors, tmp_path / "out" / "pytorch_model-00001-of-00001.bin")
+    (tmp_path / "out" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError) as error:
+        load_pretrained(tmp_path / "out")
+    command = error.value.fix.splitlines()[1].replace("python", sys.executable, 1)
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path / "out")
+    assert_same_bits(load_pretrained(tmp_path / "out")[1], params)
 
 
 def test_the_qwen_layout_refuses_what_it_cannot_express(tmp_path):

@@ -1,0 +1,172 @@
+"""Weights from one form to another: the Qwen layout, the Qwen2 one (Qwen1.5 too), our run folders.
+
+A trained run, for transformers:   python -m experiments.convert --input=runs/mine --output=exported \\
+                                       --tokenizer=data/mine/tokenizer.tiktoken
+A released model, to train on:     python -m experiments.convert --input=Qwen-7B --output=runs/qwen7b \\
+                                       --layout=run
+                                   python -m experiments.pretrain --init_from=runs/qwen7b ...
+Qwen, for transformers, checked:   python -m experiments.convert --input=Qwen-1_8B --output=qwen2 --verify
+
+The model is never in memory, except once to write a run. --verify compares logits with transformers
+in float32 and needs both models in memory.
+"""
+
+import dataclasses
+import pathlib
+import shutil
+import sys
+import tempfile
+from typing import Literal
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from experiments import flags
+from qwen_jax.config import ModelConfig
+from qwen_jax.errors import CheckpointError, ConfigError, TokenizerError
+from qwen_jax.export import verify
+from qwen_jax.export.huggingface import convert_pretrained, load_pretrained, open_pretrained
+from qwen_jax.export.run_folder import RunFolder, check_unused, save_run
+from qwen_jax.export.tokenizer_files import load_tokenizer
+from qwen_jax.model.spec import count
+from qwen_jax.tokenizer.bpe import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One conversion."""
+
+    input: str = ""  # a run folder, or a folder in either layout
+    output: str = ""  # a new or empty folder, or an earlier export, which is replaced
+    layout: Literal["qwen", "qwen2", "run"] = "qwen2"  # qwen keeps dynamic NTK and LogN
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # none: as in the input
+    tokenizer: str | None = None  # a .tiktoken file; none: the one in the input folder, if any
+    max_shard_gb: float = 5.0  # of one weight file
+    verify: bool = False  # compare logits with those of transformers
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """What the input folder is."""
+
+    layout: str  # qwen, qwen2 or run
+    model: ModelConfig
+    dtype: str
+    tokenizer: Tokenizer | None
+
+
+def main(config: Config) -> None:
+    """Shows sizes, checks the disk, converts, verifies."""
+    if not config.input or not config.output:
+        raise ConfigError("nothing to read, or nowhere to write.", "--input, --output",
+                          "name both; --help shows how.")
+    if config.max_shard_gb <= 0:
+        raise ConfigError(f"max_shard_gb={config.max_shard_gb} is not positive.", "--max_shard_gb",
+                          "use the size of a file in GB, 5 for example.")
+    if config.verify:
+        verify.require()
+    source = inspect(config)
+    dtype = config.dtype or source.dtype
+    check_space(config, source, dtype)
+    convert(config, source, dtype)
+    print(f"{config.output}: {config.layout} layout, {dtype}", flush=True)
+    if config.verify:
+        verify_conversion(config, source, dtype)
+
+
+def inspect(config: Config) -> Source:
+    """Opens the input, weights aside.
+
+    Raises:
+      ConfigError, CheckpointError, TokenizerError: it is no folder that can be converted.
+    """
+    opened = open_pretrained(config.input)
+    run = isinstance(opened, RunFolder)
+    tokenizer = Tokenizer.from_file(config.tokenizer) if config.tokenizer else None
+    if tokenizer is None and (beside := sorted(pathlib.Path(config.input).glob("*.tiktoken"))) and run:
+        tokenizer = Tokenizer.from_file(beside[0])
+    elif tokenizer is None and not run:
+        try:
+            tokenizer = load_tokenizer(config.input)
+        except TokenizerError:  # weights alone are a model too
+            tokenizer = None
+    return Source("run" if run else opened.layout.model_type, opened.config,
+                  opened.config.param_dtype, tokenizer)
+
+
+def check_space(config: Config, source: Source, dtype: str) -> None:
+    """Says what will be read and written, and refuses what the disk cannot hold."""
+    if config.layout == "run":
+        check_unused(config.output)
+    needed = count(source.model) * np.dtype(dtype).itemsize
+    parent = pathlib.Path(config.output).resolve().parent
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    size = count(source.model) * np.dtype(source.dtype).itemsize
+    vocabulary = (f"tokenizer of {source.tokenizer.vocab_size:,} ids" if source.tokenizer
+                  else "no tokenizer")
+    print(f"from {config.input}: {source.layout}, {count(source.model):,} parameters, "
+          f"{source.dtype}, {_size(size)}, {vocabulary}")
+    print(f"to   {config.output}: {config.layout}, {dtype}, {_size(needed)}; the disk has "
+          f"{_size(free)} free", flush=True)
+    if needed > free:
+        raise CheckpointError(f"the output takes {_size(needed)}, and {_size(free)} are free.",
+                              config.output, "free some space, or write to another disk.")
+
+
+def convert(config: Config, source: Source, dtype: str) -> None:
+    """The conversion itself, with a progress bar."""
+    size = count(source.model) * np.dtype(source.dtype).itemsize
+    with tqdm(desc="converting", total=size, unit="B", unit_scale=True, file=sys.stdout) as bar:
+        if config.layout != "run":
+            opened = open_pretrained(config.input, param_dtype=dtype, progress=bar.update)
+            convert_pretrained(opened, config.output, layout=config.layout,
+                               tokenizer=source.tokenizer,
+                               max_shard_bytes=round(config.max_shard_gb * 1e9))
+            return
+        model, params = load_pretrained(config.input, param_dtype=dtype, progress=bar.update)
+    print("writing and hashing the checkpoint ...", flush=True)
+    save_run(config.output, model, params, tokenizer=source.tokenizer)
+
+
+def verify_conversion(config: Config, source: Source, dtype: str) -> None:
+    """Our logits on one side of the conversion, those of transformers on the other.
+
+    transformers reads the output where it is in the Qwen2 layout, or the input; else a copy of the
+    output, which exists for the time of the comparison.
+
+    Raises:
+      CheckpointError: they differ by more than rounding.
+      TokenizerError: the tokenizers differ.
+    """
+    beside = pathlib.Path(config.output).resolve().parent
+    with tempfile.TemporaryDirectory(dir=beside) as temporary:
+        ours, theirs = config.input, config.output
+        if config.layout != "qwen2" and (source.layout, source.dtype) == ("qwen2", dtype):
+            ours, theirs = config.output, config.input
+        elif config.layout != "qwen2":
+            theirs = f"{temporary}/qwen2"
+            convert_pretrained(open_pretrained(config.output), theirs, layout="qwen2",
+                               tokenizer=source.tokenizer)
+        # Rounded as the output is: what is compared is the conversion, not the dtype.
+        model, params = load_pretrained(ours, param_dtype=dtype)
+        difference = verify.compare_logits(model, params, theirs)
+        print(f"against transformers: {difference}", flush=True)
+        if not difference.agrees:
+            raise CheckpointError(
+                f"the logits differ by {difference.worst:.2e}, more than {verify.TOLERANCE:g} of "
+                f"{difference.largest:.3g}.", f"{ours} and {theirs}",
+                "do not use the output; please report this with both config.json files.")
+        if source.tokenizer is not None:
+            verify.compare_tokenizers(source.tokenizer, theirs)
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:.3g} GB" if number >= 1e9 else f"{number / 1e6:.3g} MB"
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_platforms", "cpu")  # weights are moved, not computed with
+    flags.run(main, __doc__, {"default": Config()})

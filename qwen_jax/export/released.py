@@ -1,0 +1,146 @@
+"""A released folder opened for reading: its config, and any piece of any of our weights.
+
+The files are mapped, not loaded: a piece is copied out of them a few megabytes at a time, and the
+pages are given back at once, so that reading costs no memory but the piece itself.
+"""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes  # noqa: F401  (numpy learns the name bfloat16)
+import numpy as np
+from absl import logging
+
+from qwen_jax.config import DTYPES, ModelConfig
+from qwen_jax.errors import CheckpointError
+from qwen_jax.export.arrays import Index, cast, empty
+from qwen_jax.export.config_json import layout_of, read_config
+from qwen_jax.export.layouts import Group, Layout
+from qwen_jax.export.tensors import TensorFiles, bits, copy, listed
+from qwen_jax.model.spec import param_specs
+
+_CHUNK_BYTES = 2 << 20  # of a file, mapped at a time
+
+
+class ReleasedFolder:
+    """A checked folder in a released layout.
+
+    Attributes:
+      config: param_dtype is the dtype that pieces have, compute_dtype that of the files.
+      layout: which of the layouts it is.
+      files: its TensorFiles.
+    """
+
+    def __init__(self, folder: pathlib.Path, raw: dict[str, Any], *, param_dtype: str | None = None,
+                 progress: Callable[[int], None] = lambda size: None):
+        """Compares config.json, whose content is `raw`, with the files.
+
+        Args:
+          param_dtype: to cast to; None: as in the files.
+          progress: told the bytes of each piece of a file once it is read.
+
+        Raises:
+          ConfigError, CheckpointError: as load_pretrained.
+        """
+        self.layout = layout_of(raw, folder / "config.json")
+        fields = read_config(raw, self.layout, folder / "config.json")
+        config = ModelConfig(**fields)
+        self.files = TensorFiles(folder)
+        groups = list(self.layout.groups(param_specs(config)))
+        file_dtype = _check_tensors(self.files, groups, self.layout, config, folder)
+        self.config = ModelConfig(**fields, param_dtype=param_dtype or file_dtype,
+                                  compute_dtype=file_dtype)
+        self._homes = {weight.path: (group, member) for group in groups
+                       for member, weight in enumerate(group.weights)}
+        self._progress = progress
+
+    def read(self, path: str, index: Index) -> np.ndarray:
+        """A piece of the weight "layers.attention.wq", say: a fresh array of config.param_dtype.
+
+        Raises:
+          CheckpointError: a value is beyond the range of that dtype.
+        """
+        group, member = self._homes[path]
+        piece = empty(tuple(part.stop - part.start for part in index), self.config.param_dtype)
+        if not group.stacked:
+            self._read_layer(piece, group, member, group.name, index)
+        else:
+            for into, layer in zip(piece, range(index[0].start, index[0].stop), strict=True):
+                self._read_layer(into, group, member, group.name.format(layer=layer), index[1:])
+        return piece
+
+    def _read_layer(self, into: np.ndarray, group: Group, member: int, name: str,
+                    index: Index) -> None:
+        weight, rows, shape = group.weights[member], group.rows(), group.layer_shapes()[member]
+        first = sum(rows[:member])
+        released = self.files.view(name)[first:first + rows[member]]
+        ours = weight.from_released(released, shape)[index]  # a view; nothing is read yet
+        step_bytes = released.nbytes // shape[weight.row_axis]
+        for chunk in chunks(ours.shape, weight.row_axis, step_bytes, _CHUNK_BYTES):
+            part = ours[chunk]
+            if part.dtype == into.dtype:
+                copy(into[chunk], part)
+            else:
+                fresh = np.empty(part.shape, part.dtype)
+                copy(fresh, part)
+                into[chunk] = cast(fresh, str(into.dtype), name)
+            self.files.forget(name)
+            self._progress(part.nbytes)
+
+
+def chunks(shape: tuple[int, ...], axis: int, bytes_each: int, limit: int) -> list[Index]:
+    """Indices that cut `shape` along `axis` into runs of at most `limit` bytes, 1 step at least."""
+    step = max(1, limit // max(1, bytes_each))
+    whole = [slice(0, size) for size in shape]
+    return [tuple(slice(start, min(start + step, shape[axis])) if place == axis else part
+                  for place, part in enumerate(whole))
+            for start in range(0, shape[axis], step)]
+
+
+def widest(dtypes: set[str], where: str) -> str:
+    """The one dtype, or float32, which holds the values of all."""
+    if len(dtypes) == 1:
+        return next(iter(dtypes))
+    logging.info("%s: weights of %s are all taken as float32.", where, ", ".join(sorted(dtypes)))
+    return "float32"
+
+
+def _check_tensors(files: TensorFiles, groups: list[Group], layout: Layout, config: ModelConfig,
+                   folder: pathlib.Path) -> str:
+    """The dtype of the files, after all that may be wrong with them has been looked for."""
+    expected = {name: group.shape() for group in groups for name in group.names()}
+    problems = [f"{name} is missing" for name in expected if name not in files.shapes]
+    for name in sorted(set(files.shapes) - set(expected)):
+        if name.endswith(layout.ignored):
+            continue
+        if config.tie_embeddings and name == layout.weights[-1].name:
+            problems += _untied(files, layout.weights[0].name, name)
+        else:
+            problems.append(f"{name} is not part of a {layout.model_type!r} model of "
+                            f"{config.num_layers} layers")
+    for name, shape in expected.items():
+        found = files.shapes.get(name, shape)
+        if found != shape:
+            problems.append(f"{name} is {list(found)} instead of {list(shape)}")
+        elif files.dtypes.get(name, DTYPES[0]) not in DTYPES:
+            problems.append(f"{name} is {files.dtypes[name]}, not {', '.join(DTYPES)}")
+    if problems:
+        raise CheckpointError(listed(problems, "wrong tensor"), str(folder),
+                              "use a config.json and weight files that belong together.")
+    return widest({files.dtypes[name] for name in expected}, str(folder))
+
+
+def _untied(files: TensorFiles, embed: str, head: str) -> list[str]:
+    """Some files hold a tied head all the same; it must be the embedding bit for bit."""
+    if embed not in files.shapes:
+        return []
+    if files.shapes[head] == files.shapes[embed] and files.dtypes[head] == files.dtypes[embed]:
+        one, other, same = bits(files.view(embed)), bits(files.view(head)), True
+        for rows in chunks(one.shape, 0, one[:1].nbytes, _CHUNK_BYTES):
+            same = same and np.array_equal(one[rows], other[rows])
+            files.forget(embed)
+            files.forget(head)
+        if same:
+            return []
+    return [f"{head} differs from {embed}, though tie_word_embeddings says that they are one"]

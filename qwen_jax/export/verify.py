@@ -1,0 +1,99 @@
+"""Our logits against those of `transformers`, which reads the Qwen2 layout natively."""
+
+import dataclasses
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qwen_jax.config import ModelConfig
+from qwen_jax.errors import ConfigError, TokenizerError
+from qwen_jax.model.transformer import forward
+from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.types import Params
+
+# Both compute in float32 and differ in the order of their sums: some 1e-5 of the largest logit,
+# measured. A row in the wrong place or a wrong rotary base makes differences of order 1.
+TOLERANCE = 1e-3  # of the largest logit
+
+_ROWS, _LENGTH = 2, 64
+_TEXTS = ("The quick brown fox\n\n  jumps over 13 lazy dogs, isn't it?", "通义千问 2023年",
+          "def f(x):\n\treturn x ** 2", "e\u0301 \u00e9 \U0001f600")
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """The worst of all compared logits, and where it is."""
+
+    worst: float
+    largest: float  # of their logits, in absolute value
+    row: int
+    position: int
+    token: int
+    ours: float
+    theirs: float
+    same_choice: float  # share of positions at which both prefer the same token
+
+    @property
+    def agrees(self) -> bool:
+        return self.worst <= TOLERANCE * self.largest  # false for not a number
+
+    def __str__(self) -> str:
+        return (f"worst difference {self.worst:.2e} of logits up to {self.largest:.3g}, at row "
+                f"{self.row}, position {self.position}, token {self.token}: ours {self.ours:.6g}, "
+                f"theirs {self.theirs:.6g}; same choice at {100 * self.same_choice:.1f} % of "
+                "positions")
+
+
+def require() -> None:
+    """Raises ConfigError, naming the extra to install, unless transformers and PyTorch are there."""
+    try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"logits are compared with transformers and PyTorch: {error}.", "--verify",
+                          'pip install "qwen_jax[verify]"') from error
+
+
+def compare_logits(config: ModelConfig, params: Params, folder: str | os.PathLike) -> Difference:
+    """Our `params`, as they are, against the Qwen2 folder that transformers loads; all in float32.
+
+    Random tokens, well within the training length, where no context extension acts.
+    """
+    length = min(_LENGTH, config.context_length)
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (_ROWS, length), np.int32)
+    config = dataclasses.replace(config, compute_dtype="float32", param_dtype="float32",
+                                 dropout=0.0)
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
+    ours = np.asarray(forward(params, tokens, config=config))
+    theirs = _their_logits(folder, tokens)
+    error = np.abs(ours - theirs)
+    where = np.unravel_index(np.argmax(error), error.shape)  # the first that is not a number, if any
+    row, position, token = map(int, where)
+    return Difference(
+        worst=float(error[where]), largest=float(np.abs(theirs).max()), row=row, position=position,
+        token=token, ours=float(ours[where]), theirs=float(theirs[where]),
+        same_choice=float((ours.argmax(-1) == theirs.argmax(-1)).mean()))
+
+
+def compare_tokenizers(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
+    """Raises TokenizerError where AutoTokenizer of the folder gives other ids."""
+    import transformers
+
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    for text in _TEXTS:
+        ours, found = tokenizer.encode(text), theirs(text)["input_ids"]
+        if ours != found:
+            raise TokenizerError(f"transformers encodes {text!r} as {found[:20]}, we as "
+                                 f"{ours[:20]}.", str(folder), "export the tokenizer again.")
+
+
+def _their_logits(folder: str | os.PathLike, tokens: np.ndarray) -> np.ndarray:
+    import torch
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    model = model.float().eval()
+    with torch.no_grad():
+        return model(torch.from_numpy(tokens.astype(np.int64))).logits.numpy()

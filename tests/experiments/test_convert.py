@@ -1,0 +1,146 @@
+"""experiments.convert: every direction, the same bits; a difference is found and located."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from experiments import convert, flags
+from qwen_jax import sizes
+from qwen_jax.config import ContextExtension
+from qwen_jax.errors import CheckpointError, ConfigError
+from qwen_jax.export import verify
+from qwen_jax.export.huggingface import load_pretrained, save_pretrained
+from qwen_jax.export.tokenizer_files import load_tokenizer
+from qwen_jax.model.spec import param_specs
+from qwen_jax.model.transformer import forward
+from qwen_jax.tokenizer.bpe import Tokenizer
+
+CONFIG = dataclasses.replace(sizes.TINY, vocab_size=512, num_layers=3)
+GROUPED = dataclasses.replace(CONFIG, num_kv_heads=2, rope_base=1e6,
+                              extension=ContextExtension(False, False))
+
+
+def tokenizer() -> Tokenizer:
+    return Tokenizer({bytes([byte]): byte for byte in range(256)} | {b"th": 256, b"the": 257})
+
+
+def write(folder, config, layout) -> dict[str, np.ndarray]:
+    """A random model with its tokenizer, in 3 files; its tensors."""
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda spec: rng.normal(size=spec.shape).astype(np.float32),
+                          param_specs(config))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    save_pretrained(folder, config, params, layout=layout, tokenizer=tokenizer(),
+                    max_shard_bytes=size * 2 // 5)
+    assert len(list(folder.glob("model-*-of-00003.safetensors"))) == 3
+    return tensors(folder)
+
+
+def tensors(folder) -> dict[str, np.ndarray]:
+    return {name: array for file in folder.glob("*.safetensors")
+            for name, array in load_file(file).items()}
+
+
+def run(source, output, **options) -> None:
+    convert.main(convert.Config(input=str(source), output=str(output), **options))
+
+
+@pytest.mark.parametrize("config, layouts", [(CONFIG, ("qwen", "run", "qwen2", "qwen")),
+                                             (GROUPED, ("qwen2", "run", "qwen2"))])
+def test_round_trips_through_a_run_give_the_same_bits_tokenizer_and_config(
+        tmp_path, capsys, config, layouts):
+    before = write(tmp_path / "0", config, layouts[0])
+    for step, layout in enumerate(layouts[1:], 1):
+        run(tmp_path / str(step - 1), tmp_path / str(step), layout=layout)
+    first, last = tmp_path / "0", tmp_path / str(len(layouts) - 1)
+    after = tensors(last)
+    assert before.keys() == after.keys()
+    assert all(after[name].tobytes() == before[name].tobytes() for name in before)
+    assert load_tokenizer(last).fingerprint == load_tokenizer(first).fingerprint
+    # Through the Qwen2 layout, which has no words for them, the extension is off.
+    lost = {"use_dynamic_ntk": False, "use_logn_attn": False,
+            "max_position_embeddings": CONFIG.context_length} if "qwen" in layouts else {}
+    assert json.loads((last / "config.json").read_text()) == (
+        json.loads((first / "config.json").read_text()) | lost)
+    said = capsys.readouterr().out
+    assert "from" in said and "GB free" in said and "tokenizer of" in said and "converting: 100%" in said
+
+
+def test_a_dtype_and_a_shard_size_are_honoured(tmp_path):
+    write(tmp_path / "in", CONFIG, "qwen")
+    run(tmp_path / "in", tmp_path / "out", layout="qwen2", dtype="bfloat16", max_shard_gb=5e-5)
+    assert {str(tensor.dtype) for tensor in tensors(tmp_path / "out").values()} == {"bfloat16"}
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
+    for ours, theirs in zip(*(jax.tree.leaves(load_pretrained(tmp_path / side)[1])
+                              for side in ("in", "out")), strict=True):
+        assert np.array_equal(ours.astype("bfloat16"), theirs)
+
+
+def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    write(tmp_path / "in", GROUPED, "qwen2")
+    with pytest.raises(ConfigError, match="name both"):
+        convert.main(convert.Config(input="x"))
+    with pytest.raises(ConfigError, match="max_shard_gb"):
+        run(tmp_path / "in", tmp_path / "out", max_shard_gb=0.0)
+    with pytest.raises(ConfigError, match="num_kv_heads=2"):
+        run(tmp_path / "in", tmp_path / "out", layout="qwen")
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "thesis.tex").write_text("years of work")
+    for layout in ("run", "qwen2"):
+        with pytest.raises(CheckpointError, match="not empty|thesis.tex"):
+            run(tmp_path / "in", tmp_path / "used", layout=layout)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    for layout in ("run", "qwen2"):
+        with pytest.raises(CheckpointError, match="are free"):
+            run(tmp_path / "in", tmp_path / "out", layout=layout)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "used"]
+
+
+def test_verify_without_its_libraries_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    with pytest.raises(ConfigError, match=r"(?s)torch.*qwen_jax\[verify\]"):
+        run(tmp_path, tmp_path / "out", verify=True)
+
+
+def test_a_difference_is_located_and_ends_in_exit_code_1(tmp_path, monkeypatch, capsys):
+    """A stand-in for transformers; test_verify_agrees_with_transformers is the real one."""
+    write(tmp_path / "in", GROUPED, "qwen2")
+
+    def their_logits(folder, tokens):
+        config, params = load_pretrained(folder)
+        logits = np.array(forward(params, tokens, config=config))
+        logits[1, 5, 77] += 3
+        return logits
+
+    monkeypatch.setattr(verify, "require", lambda: None)
+    monkeypatch.setattr(verify, "_their_logits", their_logits)
+    with pytest.raises(SystemExit) as left:
+        flags.run(convert.main, "", {"default": convert.Config()}, argv=[
+            "convert", f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", "--verify"])
+    said = capsys.readouterr()
+    assert left.value.code == 1
+    assert "worst difference 3.00e+00" in said.out
+    assert "row 1, position 5, token 77" in said.out and "the logits differ by 3.00e+00" in said.err
+
+
+def test_not_a_number_is_no_agreement():
+    fine = verify.Difference(worst=1e-4, largest=1.0, row=0, position=0, token=0, ours=0.0,
+                             theirs=0.0, same_choice=1.0)
+    assert fine.agrees
+    assert not dataclasses.replace(fine, worst=float("nan")).agrees
+    assert not dataclasses.replace(fine, worst=1.1e-3).agrees
+
+
+@pytest.mark.parametrize("source, layout, dtype", [
+    ("qwen", "qwen2", "bfloat16"), ("qwen2", "run", None), ("qwen2", "run", "bfloat16")])
+def test_verify_agrees_with_transformers(tmp_path, capsys, source, layout, dtype):
+    pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    write(tmp_path / "in", CONFIG, source)
+    run(tmp_path / "in", tmp_path / "out", layout=layout, dtype=dtype, verify=True)
+    assert "same choice at 100.0 % of positions" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
