@@ -82,10 +82,11 @@ def _kernel(first, last, whole, k_start, q, k, v, out, lse, top, total, acc, *, 
 
     @pl.when(visited & ~whole_here)
     def _():
-        # [1, query] -> [query, 1]: a register's rows become its lanes.
-        start = jnp.broadcast_to(k_start[...], (LANES, tiling.query)).T[:, :1]
-        query = i * tiling.query + jax.lax.broadcasted_iota(jnp.int32, (tiling.query, 1), 0)
-        _tile(q, k, v, top, total, acc, tiling, (start - j * tiling.key, query - j * tiling.key))
+        # [1, query] -> [query, LANES]: a row becomes a column.
+        start = jnp.broadcast_to(k_start[...], (LANES, tiling.query)).T
+        query = i * tiling.query + jax.lax.broadcasted_iota(jnp.int32, start.shape, 0)
+        _tile(q, k, v, top, total, acc, tiling, (
+            start - j * tiling.key, jnp.maximum(query - start + 1, 0).astype(jnp.uint32)))
 
     @pl.when(j == tiling.keys - 1)
     def _():
@@ -102,8 +103,8 @@ def _tile(q, k, v, top, total, acc, tiling: Tiling, interval) -> None:
     while another's are exponentiated.
 
     Args:
-      interval: int32 [query, 1] each, the first and the last key that a query sees, counted from the
-        tile's first; None: all are seen.
+      interval: the first key that each query sees, counted from the tile's first, int32, and how many
+        it sees, uint32; [query, LANES] each, equal along a row. None: all are seen.
     """
     exact = precision(q.dtype)
     H = v.shape[1]
@@ -113,7 +114,9 @@ def _tile(q, k, v, top, total, acc, tiling: Tiling, interval) -> None:
                                      precision=exact, preferred_element_type=jnp.float32)
         if interval is not None:
             key = begin + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
-            scores = jnp.where((key >= interval[0]) & (key <= interval[1]), scores, HIDDEN)
+            start, count = (_across(x, tiling.compute) for x in interval)
+            # One comparison for both ends: a key before the first wraps around.
+            scores = jnp.where((key - start).astype(jnp.uint32) < count, scores, HIDDEN)
         old = top[...]
         new = jnp.maximum(old, jnp.max(scores, axis=1, keepdims=True))
         weights = jnp.exp2(scores - _across(new, tiling.compute))
