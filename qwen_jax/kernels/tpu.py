@@ -25,9 +25,9 @@ from qwen_jax.types import Array
 PLATFORM = "tpu"
 
 _LOG2_E = math.log2(math.e)
-_FORWARD = {"query": 1024, "key": 1024, "compute": 512}
-_BACKWARD = {"query": 1024, "key": 1024, "compute": 512, "chunk": 8192}
-_VMEM_BYTES = {}
+# Chosen by static utilisation on every kind of TPU (benchmarks/tpu_aot.py), not measured on one.
+TILES = {"tpu_forward": {"query": 1024, "key": 1024, "compute": 512},
+         "tpu_backward": {"query": 1024, "key": 1024, "compute": 512, "chunk": 8192}}
 
 
 def refuse(call: Call) -> str | None:
@@ -41,9 +41,9 @@ def refuse(call: Call) -> str | None:
     return None
 
 
-def _sizes(kernel: str, q: Array, default: dict[str, int]) -> dict[str, int]:
+def _sizes(kernel: str, q: Array) -> dict[str, int]:
     return tiles.lookup(kernel, kind=target_of(q).kind, head_size=q.shape[-1], dtype=q.dtype.name,
-                        default=default)
+                        default=TILES[kernel])
 
 
 def _padded_head(x: Array) -> Array:
@@ -58,18 +58,18 @@ def _scaled(q_BTNH: Array, scale: float) -> Array:
 
 def _forward(q, k, v, k_start, q_end, *, scale: float):
     T, H = q.shape[1], q.shape[3]
-    tiling = Tiling.of(T, _sizes("tpu_forward", q, _FORWARD))
+    tiling = Tiling.of(T, _sizes("tpu_forward", q))
     k_start, q_end = pad_mask(k_start, q_end, tiling)
     out, lse = forward_kernel(
         *(heads_first(_padded_head(x), tiling) for x in (_scaled(q, scale), k, v)), k_start,
         bounds(k_start, q_end, tiling), tiling=tiling,
-        vmem_bytes=_VMEM_BYTES.get(target_of(q).kind), interpret=interpret_mode())
+        interpret=interpret_mode())
     return out.transpose(0, 2, 1, 3)[:, :T, :, :H], lse[:, :, 0, :T]
 
 
 def _backward(q, k, v, k_start, q_end, out, lse, dout, *, scale: float):
     T, H = q.shape[1], q.shape[3]
-    sizes = _sizes("tpu_backward", q, _BACKWARD)
+    sizes = _sizes("tpu_backward", q)
     tiling = Tiling.of(T, sizes)
     k_start, q_end = pad_mask(k_start, q_end, tiling)
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=3)
@@ -80,8 +80,7 @@ def _backward(q, k, v, k_start, q_end, out, lse, dout, *, scale: float):
                          for x in (_scaled(q, scale), k, v, dout))
     dq, dk, dv = backward_kernel(
         q2, k2, v2, dout2, *rows, k_start, bounds(k_start, q_end, tiling), tiling=tiling,
-        chunk=sizes["chunk"], vmem_bytes=_VMEM_BYTES.get(target_of(q).kind),
-        interpret=interpret_mode())
+        chunk=sizes["chunk"], interpret=interpret_mode())
     grads = (dq.astype(jnp.float32) * jnp.float32(scale), dk * jnp.float32(1 / _LOG2_E), dv)
     return tuple(x.transpose(0, 2, 1, 3)[:, :T, :, :H].astype(q.dtype) for x in grads)
 

@@ -21,7 +21,7 @@ from qwen_jax.types import Array
 
 def backward(q_BNPH: Array, k_BKPH: Array, v_BKPH: Array, dout_BNPH: Array, lse_BN1P: Array,
              delta_BN1P: Array, k_start_BP: Array, bounds: Bounds, *, tiling: Tiling, chunk: int,
-             vmem_bytes: int, interpret) -> tuple[Array, Array, Array]:
+             interpret) -> tuple[Array, Array, Array]:
     """dq [B, N, P, H], of scores = q k in base e; dk of the same, [B, K, P, H]; dv [B, K, P, H].
 
     Args:
@@ -73,8 +73,7 @@ def backward(q_BNPH: Array, k_BKPH: Array, v_BKPH: Array, dout_BNPH: Array, lse_
             jax.ShapeDtypeStruct((B, N, tiling.queries, H, tiling.query), q_BNPH.dtype),
             *[jax.ShapeDtypeStruct((chunks, B, K, P, H), piece_dtype)] * 2],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel") + ("arbitrary",) * 4,
-            vmem_limit_bytes=vmem_bytes),
+            dimension_semantics=("parallel", "parallel") + ("arbitrary",) * 4),
         interpret=interpret or False,
         name="attention_backward",
     )(bounds.first_query, bounds.last_query, bounds.whole_key, k_start_BP[:, None], q_BNPH, k_BKPH,

@@ -19,7 +19,7 @@ NOTHING_VISIBLE = 1e30
 
 
 def forward(q_BNPH: Array, k_BKPH: Array, v_BKPH: Array, k_start_BP: Array, bounds: Bounds, *,
-            tiling: Tiling, vmem_bytes: int, interpret) -> tuple[Array, Array]:
+            tiling: Tiling, interpret) -> tuple[Array, Array]:
     """out [B, N, P, H] in q's dtype and the base-2 log-sum-exp, float32 [B, N, 1, P].
 
     Args:
@@ -54,8 +54,7 @@ def forward(q_BNPH: Array, k_BKPH: Array, v_BKPH: Array, k_start_BP: Array, boun
         out_shape=[jax.ShapeDtypeStruct(q_BNPH.shape, q_BNPH.dtype),
                    jax.ShapeDtypeStruct((B, N, 1, P), jnp.float32)],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
-            vmem_limit_bytes=vmem_bytes),
+            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")),
         interpret=interpret or False,
         name="attention_forward",
     )(bounds.first_key, bounds.last_key, bounds.whole_key, k_start_BP[:, None], q_BNPH, k_BKPH,
