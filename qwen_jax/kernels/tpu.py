@@ -1,0 +1,88 @@
+"""Attention on TPUs: our own Pallas Mosaic kernels, forward and fused backward.
+
+What a kernel computes for each score is multiplied by 64 million at 8,192 tokens, so all that can be
+is folded into XLA around it: the scale and log2(e) into q, the mask into one int32 for each query
+(mask.py), dout * out into delta.
+
+Float32 inputs are multiplied in six BF16 passes (Precision.HIGHEST); softmax statistics and sums are
+float32 always.
+
+B batch, T positions, P padded positions, N heads, K key-value heads, H head size.
+"""
+
+import math
+
+import jax.numpy as jnp
+
+from qwen_jax.kernels import tiles
+from qwen_jax.kernels.differentiable import Call, differentiable
+from qwen_jax.kernels.target import interpret_mode, target_of
+from qwen_jax.kernels.tpu_backward import backward as backward_kernel
+from qwen_jax.kernels.tpu_forward import forward as forward_kernel
+from qwen_jax.kernels.tpu_tiles import Tiling, bounds, heads_first, pad_mask
+from qwen_jax.types import Array
+
+PLATFORM = "tpu"
+
+_LOG2_E = math.log2(math.e)
+# Chosen by static utilisation on every kind of TPU (benchmarks/tpu_aot.py), not measured on one.
+TILES = {"tpu_forward": {"query": 1024, "key": 1024, "compute": 512},
+         "tpu_backward": {"query": 1024, "key": 1024, "compute": 512, "chunk": 8192}}
+
+
+def refuse(call: Call) -> str | None:
+    """None, or why the TPU kernels cannot run this."""
+    if call.T != call.S:
+        return "runs whole rows alone (as many queries as keys)"
+    if call.dtype not in (jnp.bfloat16, jnp.float32):
+        return f"runs bfloat16 and float32, not {call.dtype}"
+    if call.H > 128:
+        return f"has head sizes up to 128, not {call.H}"
+    return None
+
+
+def _sizes(kernel: str, q: Array) -> dict[str, int]:
+    return tiles.lookup(kernel, kind=target_of(q).kind, head_size=q.shape[-1], dtype=q.dtype.name,
+                        default=TILES[kernel])
+
+
+def _padded_head(x: Array) -> Array:
+    """Head sizes between 64 and 128 get zeros, which change no product."""
+    H = x.shape[-1]
+    return jnp.pad(x, ((0, 0),) * 3 + ((0, (64 if H <= 64 else 128) - H),))
+
+
+def _scaled(q_BTNH: Array, scale: float) -> Array:
+    return (q_BTNH.astype(jnp.float32) * jnp.float32(scale * _LOG2_E)).astype(q_BTNH.dtype)
+
+
+def _forward(q, k, v, k_start, q_end, *, scale: float):
+    T, H = q.shape[1], q.shape[3]
+    tiling = Tiling.of(T, _sizes("tpu_forward", q))
+    k_start, q_end = pad_mask(k_start, q_end, tiling)
+    out, lse = forward_kernel(
+        *(heads_first(_padded_head(x), tiling) for x in (_scaled(q, scale), k, v)), k_start,
+        bounds(k_start, q_end, tiling), tiling=tiling,
+        interpret=interpret_mode())
+    return out.transpose(0, 2, 1, 3)[:, :T, :, :H], lse[:, :, 0, :T]
+
+
+def _backward(q, k, v, k_start, q_end, out, lse, dout, *, scale: float):
+    T, H = q.shape[1], q.shape[3]
+    sizes = _sizes("tpu_backward", q)
+    tiling = Tiling.of(T, sizes)
+    k_start, q_end = pad_mask(k_start, q_end, tiling)
+    delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=3)
+    # Queries that are added see nothing, whatever their log-sum-exp is.
+    rows = [jnp.pad(x, ((0, 0), (0, 0), (0, tiling.P - T)))[:, :, None]
+            for x in (lse, delta.transpose(0, 2, 1))]
+    q2, k2, v2, dout2 = (heads_first(_padded_head(x), tiling)
+                         for x in (_scaled(q, scale), k, v, dout))
+    dq, dk, dv = backward_kernel(
+        q2, k2, v2, dout2, *rows, k_start, bounds(k_start, q_end, tiling), tiling=tiling,
+        chunk=sizes["chunk"], interpret=interpret_mode())
+    grads = (dq.astype(jnp.float32) * jnp.float32(scale), dk * jnp.float32(1 / _LOG2_E), dv)
+    return tuple(x.transpose(0, 2, 1, 3)[:, :T, :, :H].astype(q.dtype) for x in grads)
+
+
+attention = differentiable(_forward, _backward)

@@ -1,0 +1,135 @@
+"""Forward attention for TPUs: online softmax over key tiles, in base 2.
+
+B batch, N heads, K key-value heads, P padded positions, H head size.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from qwen_jax.kernels.tpu_tiles import (HIDDEN, LANES, NO_MAXIMUM, Bounds, Tiling, is_whole,
+                                        precision)
+from qwen_jax.types import Array
+
+# The log-sum-exp of a row that sees nothing: 2^(s - this) is 0 in the backward pass.
+NOTHING_VISIBLE = 1e30
+
+
+def forward(q_BNPH: Array, k_BKPH: Array, v_BKPH: Array, k_start_BP: Array, bounds: Bounds, *,
+            tiling: Tiling, interpret) -> tuple[Array, Array]:
+    """out [B, N, P, H] in q's dtype and the base-2 log-sum-exp, float32 [B, N, 1, P].
+
+    Args:
+      q_BNPH: times scale * log2(e).
+    """
+    B, N, P, H = q_BNPH.shape
+    group = N // k_BKPH.shape[1]
+    queries, keys = tiling.queries, tiling.keys
+
+    def of_query(b, n, i, j, *bounds):
+        return b, n, i, 0
+
+    def of_key(b, n, i, j, first, last, whole):
+        at = b * queries + i
+        # A tile that is skipped asks for the one that is there already, which fetches nothing.
+        return b, n // group, jnp.clip(j, first[at], jnp.maximum(last[at], first[at])), 0
+
+    query = pl.BlockSpec((None, None, tiling.query, H), of_query)
+    key = pl.BlockSpec((None, None, tiling.key, H), of_key)
+    row = pl.BlockSpec((None, 1, tiling.query), lambda b, n, i, j, *bounds: (b, 0, i))
+    lse = pl.BlockSpec((None, None, 1, tiling.query), lambda b, n, i, j, *bounds: (b, n, 0, i))
+    return pl.pallas_call(
+        functools.partial(_kernel, tiling=tiling),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=3,
+            grid=(B, N, queries, keys),
+            in_specs=[row, query, key, key],
+            out_specs=[query, lse],
+            scratch_shapes=[pltpu.VMEM((tiling.query, LANES), jnp.float32),
+                            pltpu.VMEM((tiling.query, LANES), jnp.float32),
+                            pltpu.VMEM((tiling.query, H), jnp.float32)]),
+        out_shape=[jax.ShapeDtypeStruct(q_BNPH.shape, q_BNPH.dtype),
+                   jax.ShapeDtypeStruct((B, N, 1, P), jnp.float32)],
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")),
+        interpret=interpret or False,
+        name="attention_forward",
+    )(bounds.first_key, bounds.last_key, bounds.whole_key, k_start_BP[:, None], q_BNPH, k_BKPH,
+      v_BKPH)
+
+
+def _kernel(first, last, whole, k_start, q, k, v, out, lse, top, total, acc, *, tiling: Tiling):
+    """One tile of queries against one tile of keys. `top` and `acc` are of each row (top in every
+    lane); `total` holds each lane's part of the row's sum."""
+    b, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
+    at = b * tiling.queries + i
+    whole_here = is_whole(i, j, whole[at], tiling)
+    visited = (j >= first[at]) & (j <= last[at])
+
+    @pl.when(j == 0)
+    def _():
+        top[...] = jnp.full_like(top, NO_MAXIMUM)
+        total[...] = jnp.zeros_like(total)
+        acc[...] = jnp.zeros_like(acc)
+
+    @pl.when(visited & whole_here)
+    def _():
+        _tile(q, k, v, top, total, acc, tiling, None)
+
+    @pl.when(visited & ~whole_here)
+    def _():
+        # [1, query] -> [query, LANES]: a row becomes a column.
+        start = jnp.broadcast_to(k_start[...], (LANES, tiling.query)).T
+        query = i * tiling.query + jax.lax.broadcasted_iota(jnp.int32, start.shape, 0)
+        _tile(q, k, v, top, total, acc, tiling, (
+            start - j * tiling.key, jnp.maximum(query - start + 1, 0).astype(jnp.uint32)))
+
+    @pl.when(j == tiling.keys - 1)
+    def _():
+        row_total = jnp.sum(total[...], axis=1, keepdims=True)
+        seen = row_total > 0
+        out[...] = (acc[...] / jnp.where(seen, row_total, 1.0)).astype(out.dtype)
+        row_lse = jnp.where(seen, top[:, :1] + jnp.log2(jnp.where(seen, row_total, 1.0)),
+                            NOTHING_VISIBLE)
+        lse[...] = jnp.broadcast_to(row_lse, (tiling.query, LANES)).T[:1]
+
+
+def _tile(q, k, v, top, total, acc, tiling: Tiling, interval) -> None:
+    """Adds the keys of a tile, `compute` at a time, so that the scores of one part are multiplied
+    while another's are exponentiated.
+
+    Args:
+      interval: the first key that each query sees, counted from the tile's first, int32, and how many
+        it sees, uint32; [query, LANES] each, equal along a row. None: all are seen.
+    """
+    exact = precision(q.dtype)
+    H = v.shape[1]
+    for begin in range(0, tiling.key, tiling.compute):
+        part = pl.ds(begin, tiling.compute)
+        scores = jax.lax.dot_general(q[...], k[part, :], (((1,), (1,)), ((), ())),
+                                     precision=exact, preferred_element_type=jnp.float32)
+        if interval is not None:
+            key = begin + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+            start, count = (_across(x, tiling.compute) for x in interval)
+            # One comparison for both ends: a key before the first wraps around.
+            scores = jnp.where((key - start).astype(jnp.uint32) < count, scores, HIDDEN)
+        old = top[...]
+        new = jnp.maximum(old, jnp.max(scores, axis=1, keepdims=True))
+        weights = jnp.exp2(scores - _across(new, tiling.compute))
+        fade = jnp.exp2(old - new)
+        top[...] = new
+        total[...] = fade * total[...] + sum(
+            weights[:, lane:lane + LANES] for lane in range(0, tiling.compute, LANES))
+        acc[...] = _across(fade, H) * acc[...] + jax.lax.dot_general(
+            weights.astype(v.dtype), v[part, :], (((1,), (0,)), ((), ())), precision=exact,
+            preferred_element_type=jnp.float32)
+
+
+def _across(x: Array, width: int) -> Array:
+    """[rows, LANES], equal along each row -> [rows, width]."""
+    if width <= LANES:
+        return x[:, :width]
+    return jnp.concatenate([x] * (width // LANES), axis=1)

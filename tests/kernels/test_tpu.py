@@ -1,0 +1,216 @@
+"""The TPU kernels: the gate, step by step on the CPU; races; planted bugs; what lowers and compiles."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import itertools
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interpreter
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AbstractDevice, AbstractMesh
+
+from qwen_jax import sizes
+from qwen_jax.config import MeshConfig
+from qwen_jax.kernels import tiles, tpu
+from qwen_jax.kernels.attention import attention, call_of
+from qwen_jax.kernels.gate import Case, shares, with_gradients
+from qwen_jax.kernels.target import interpret_kernels
+from qwen_jax.model.attention import partitioned_attention
+from qwen_jax.parallel.mesh import make_mesh
+from qwen_jax.parallel.rules import use_layout
+from gate import Gate, masks, pytest_generate_tests  # noqa: F401
+
+# So small that short rows have many tiles, tiles of two parts, and dq in more than one chunk.
+SMALL = {"tpu_forward": {"query": 128, "key": 256, "compute": 128},
+         "tpu_backward": {"query": 128, "key": 256, "compute": 128, "chunk": 256}}
+
+
+class TestTpu(Gate):
+    name = "tpu"
+    grid = [
+        *[Case(T=7, dtype=dtype, **masks(7)["packed, window, padding"]) for dtype in Gate.dtypes],
+        *[Case(T=1, dtype=dtype) for dtype in Gate.dtypes],
+        *[Case(T=129, dtype="float32", **mask) for mask in masks(129).values()],
+        Case(T=128, B=2, N=2, K=2, H=128, **masks(128)["packed"]),
+        *[Case(T=700, N=4, K=1, **masks(700)[name])
+          for name in ("single tokens", "packed, window, padding")],
+        Case(T=129, H=48, dtype="float32", **masks(129)["packed, window, padding"]),
+    ]
+
+    @contextlib.contextmanager
+    def running(self):
+        with interpret_kernels(True), tiles.override(**SMALL):
+            yield
+
+    def test_rows_of_a_batch_have_masks_of_their_own(self):
+        """Bounds of tiles are those of the row, not of the first row."""
+        (q, k, v, dout), _ = self.arrays(B=3, T=300)
+        ids = np.zeros((3, 300), np.int32)
+        ids[0], ids[1, :150], ids[1, 150:], ids[2, :20] = 1, 1, 2, 1
+
+        @jax.jit
+        def run(q, k, v, dout, ids):
+            out, pull = jax.vjp(self.attend(segment_ids=ids), q, k, v)
+            return (out, *pull(dout))
+
+        together = run(q, k, v, dout, jnp.asarray(ids))
+        for row in range(3):
+            alone = run(*(x[row:row + 1] for x in (q, k, v, dout, jnp.asarray(ids))))
+            for a, b in zip(together, alone):
+                np.testing.assert_array_equal(a[row], b[0])
+
+    @pytest.mark.parametrize("changed", ["pad_mask", "bounds"])
+    def test_the_gate_sees_a_planted_bug(self, monkeypatch, changed):
+        if changed == "pad_mask":  # each query misses its first key
+            good_mask = tpu.pad_mask
+
+            def bad(k_start, q_end, tiling):
+                return good_mask(k_start + 1, q_end, tiling)
+        else:  # a tile is dropped
+            good_bounds = tpu.bounds
+
+            def bad(k_start, q_end, tiling):
+                good = good_bounds(k_start, q_end, tiling)
+                return dataclasses.replace(good, last_key=good.last_key - 1,
+                                           last_query=good.last_query - 1)
+        case = Case(T=300 if changed == "bounds" else 301, N=1, K=1)  # a program of its own each
+        monkeypatch.setattr(tpu, changed, bad)
+        found = shares(case, "tpu")
+        assert all(not share <= 1 for share in found.values()), found
+
+
+class TestWholeGridAtShippedTiles(Gate):
+    name = "tpu"
+    grid = [Case(T=T, N=4, K=K, H=H, dtype=dtype, **mask)
+            for T, H, dtype, K in itertools.product(
+                (1, 7, 128, 129, 1000, 2048), (64, 128), Gate.dtypes, (1, 2, 4))
+            for mask in masks(T).values()]
+    pytestmark = pytest.mark.slow
+
+    @contextlib.contextmanager
+    def running(self):
+        with interpret_kernels(True):
+            yield
+
+
+@contextlib.contextmanager
+def simulated(**options):
+    """Memories, copies and both cores of a TPU, simulated; fails on a race or on a read of memory
+    that was never written (it holds NaN)."""
+    params = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2, **options)
+    try:
+        with interpret_kernels(params), tiles.override(
+                tpu_forward={"query": 128, "key": 128, "compute": 128},
+                tpu_backward={"query": 128, "key": 128, "compute": 128, "chunk": 256}):
+            yield
+        assert not interpreter.races.races_found
+    finally:
+        interpreter.reset_tpu_interpret_mode_state()
+
+
+@pytest.mark.parametrize("dtype, seed", [
+    ("bfloat16", 1), pytest.param("float32", 2, marks=pytest.mark.slow)])
+def test_no_races_in_any_order_of_the_parallel_axes(dtype, seed):
+    case = Case(T=300, N=2, K=1, dtype=dtype, documents=(150, 130), window=140)
+    with simulated(random_seed=seed):
+        found = shares(case, "tpu")
+    assert all(share <= 1 for share in found.values()), found
+
+
+def test_the_simulator_sees_an_axis_that_is_not_parallel(monkeypatch):
+    """Key tiles in any order, on two cores: sums that are carried from one to the next are lost."""
+    good = pltpu.CompilerParams
+
+    def bad(dimension_semantics, **options):
+        return good(dimension_semantics=("parallel",) * len(dimension_semantics), **options)
+
+    monkeypatch.setattr(pltpu, "CompilerParams", bad)
+    case = Case(T=260, N=1, K=1)
+    with pytest.raises(AssertionError), simulated(random_seed=1):
+        assert all(share <= 1 for share in shares(case, "tpu").values())
+
+
+@pytest.mark.parametrize("kv_heads, shape", [
+    (2, (1, 2, 2, 2)), (1, (2, 2, 2, 1)),
+    pytest.param(4, (1, 1, 4, 2), marks=pytest.mark.slow)])
+def test_a_mesh_changes_nothing(kv_heads, shape):
+    case = Case(T=200, B=4, N=4, K=kv_heads, dtype="float32", documents=(90, 70))
+    q, k, v, dout = case.arrays()
+    ids = case.options()["segment_ids"]
+
+    def attend(q, k, v):
+        return partitioned_attention(q, k, v, segment_ids=ids, window=jnp.int32(64),
+                                     implementation="tpu")
+
+    with interpret_kernels(True), tiles.override(**SMALL):
+        wanted = with_gradients(attend, q, k, v, dout)
+        with use_layout(make_mesh(MeshConfig(*shape))):
+            got = with_gradients(attend, q, k, v, dout)
+    for a, b in zip(wanted, got):
+        # The same products on every device; XLA may sum them in another order.
+        np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(a).max())
+
+
+def test_what_it_cannot_run_is_refused_with_the_reason():
+    q, k, _, _ = Case(T=16, N=2, K=2).arrays()
+    call = call_of(q, k, segment_ids=None, window=None)
+    assert tpu.refuse(call) is None
+    for change, reason in (({"dtype": jnp.dtype("float16")}, "runs bfloat16 and float32, not float16"),
+                           ({"T": 1}, "as many queries as keys"),
+                           ({"H": 130}, "head sizes up to 128, not 130")):
+        assert reason in tpu.refuse(dataclasses.replace(call, **change))
+
+
+def shapes(config, T):
+    def of(heads):
+        return jax.ShapeDtypeStruct((1, T, heads, config.head_dim), jnp.bfloat16)
+    return of(config.num_heads), of(config.kv_heads), of(config.kv_heads)
+
+
+@pytest.mark.parametrize("size", ["1.8b", "7b", "14b"])
+@pytest.mark.parametrize("T", [2048, 8192])
+def test_every_size_lowers_for_a_tpu_from_a_cpu(size, T):
+    device = AbstractDevice("TPU v5", 1, "tpu")
+
+    def loss(q, k, v):
+        return jnp.sum(attention(q, k, v).astype(jnp.float32))
+
+    with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=device)):
+        lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(
+            *shapes(sizes.by_name(size), T)).lower(lowering_platforms=("tpu",))
+    text = lowered.as_text()
+    assert text.count("tpu_custom_call") == 2, "the forward and the fused backward kernel"
+    assert f"{T}x{T}" not in text
+
+
+COMPILE = """
+import json
+from benchmarks import tpu_aot
+case = tpu_aot.Shape(T=2048, N=2, K=1, H=64)
+print(json.dumps({kind: tpu_aot.compile_ours(kind, case)["ok"] for kind in tpu_aot.TOPOLOGIES}))
+"""
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    """Whether Mosaic compiles both kernels, by device kind; in a process of its own, since one that
+    has loaded libtpu is no longer a CPU's alone."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("libtpu is not installed: pip install 'jax[tpu]' compiles for TPUs without one")
+    done = subprocess.run([sys.executable, "-c", COMPILE], env=os.environ | {"PYTHONPATH": "."},
+                          capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("kind", ["v4", "v5e", "v5p", "v6e", "tpu7x"])
+def test_mosaic_compiles_it_without_hardware(compiled, kind):
+    assert compiled[kind] is True
