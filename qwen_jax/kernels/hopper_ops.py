@@ -33,7 +33,7 @@ COLUMNS = plgpu.Layout.WGMMA.reduce(0)
 
 def kernel(body: Callable, *, out_type, scratch_types, grid: dict[str, int], warpgroups: int,
            name: str) -> Callable:
-    """plgpu.kernel of thread blocks of `warpgroups`, named "wg"; the grid's last axis varies slowest.
+    """plgpu.kernel of thread blocks of `warpgroups`, named "wg"; the grid's last axis varies fastest.
 
     Args:
       grid: size of each axis by its name, for jax.lax.axis_index.

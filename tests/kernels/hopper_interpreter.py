@@ -24,6 +24,10 @@ from qwen_jax.kernels import hopper_ops
 from qwen_jax.kernels.target import interpret_kernels
 
 
+class RaceFound(AssertionError):
+    """Two threads, or a thread and the copy engine, touch the same memory in no order."""
+
+
 @dataclasses.dataclass
 class Accumulator:
     value: jax.Array
@@ -92,18 +96,24 @@ def _add_to_global(source, target):
 
 @contextlib.contextmanager
 def interpreted(*, detect_races: bool = False):
-    """Within it, `implementation="hopper"` runs on the CPU.
+    """Within it, Hopper kernels run on the CPU; functions traced in it stay interpreted.
 
     Raises:
-      RuntimeError: at its end, if `detect_races` and there was one.
+      RaceFound: at its end, if `detect_races` and a kernel had one; the interpreter printed it.
     """
-    products = _Products()
+    products, states = _Products(), []
     names = ("accumulators", "accumulate", "wait", "read", "store", "loop")
     replaced = {name: getattr(products, name) for name in names}
-    params = plgpu.InterpretGPUParams(detect_races=detect_races)
+    new_state = gpu_callbacks.GPURaceDetectionState
+
+    def recorded(*args, **kwargs):
+        states.append(new_state(*args, **kwargs))
+        return states[-1]
+
+    interpret_pallas_call.reset_gpu_interpret_mode_state()  # of a kernel that failed before
     with mock.patch.multiple(hopper_ops, add_to_global=_add_to_global, **replaced), \
-            interpret_kernels(params):
-        try:
-            yield
-        finally:
-            interpret_pallas_call.reset_gpu_interpret_mode_state()
+            mock.patch.object(gpu_callbacks, "GPURaceDetectionState", recorded), \
+            interpret_kernels(plgpu.InterpretGPUParams(detect_races=detect_races)):
+        yield
+    if any(state.races_found for state in states):
+        raise RaceFound("shared memory is read and written without order")
