@@ -18,7 +18,6 @@ B batch, T positions, N heads, K key-value heads, G = N / K, H head size, Q quer
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.experimental.pallas as pl
@@ -60,7 +59,8 @@ def backward(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, k_start_BT: Array, q_e
     if deterministic:
         raise NotImplementedError
     dq_ref = jax.new_ref(jnp.zeros((B, padded, N, H), f32))
-    dk, dv = _kernel(shape)(q, k, v, dout, lse, delta, q_end, bounds(q_end, tile), dq_ref)
+    index = jnp.concatenate([jnp.arange(n, dtype=jnp.int32) for n in (tile, 64)])
+    dk, dv = _kernel(shape)(q, k, v, dout, lse, delta, q_end, index, bounds(q_end, tile), dq_ref)
     dq = jax.freeze(dq_ref)
     return dq[:, :T].astype(q.dtype), dk[:, :T], dv[:, :T]
 
@@ -122,6 +122,7 @@ class _Memory:
     lse: object  # [_STAGES, Q]
     delta: object
     q_end: object  # [KEYS]
+    index: object  # [Q + 64]: 0 .. Q-1, 0 .. 63, which the mask reads for want of registers
     ds: object  # [2, KEYS, Q]: dS^T of this step and of the one before
     dq: object  # [2, 64, 64]: each warpgroup's part of dQ, on its way to global memory
     kv_full: object  # k, v, q_end are there
@@ -137,15 +138,15 @@ def _scratch(shape: Shape) -> list:
     tile, row = ops.tiled((_STAGES, Q, H), dtype), plgpu.SMEM((_STAGES, Q), jnp.float32)
     pair = plgpu.Barrier(num_arrivals=2, num_barriers=_STAGES)
     return [ops.tiled((KEYS, H), dtype), ops.tiled((KEYS, H), dtype), tile, tile, row, row,
-            plgpu.SMEM((KEYS,), jnp.int32), ops.tiled((2, KEYS, Q), dtype),
-            ops.tiled((2, 64, 64), jnp.float32), plgpu.Barrier(num_arrivals=3), pair, pair, pair,
-            pair, plgpu.Barrier(num_arrivals=2)]
+            plgpu.SMEM((KEYS,), jnp.int32), plgpu.SMEM((Q + 64,), jnp.int32),
+            ops.tiled((2, KEYS, Q), dtype), ops.tiled((2, 64, 64), jnp.float32),
+            plgpu.Barrier(num_arrivals=4), pair, pair, pair, pair, plgpu.Barrier(num_arrivals=2)]
 
 
 def _kernel(shape: Shape):
     """(q, k, v, dout, lse, delta, q_end, bounds, dq) -> (dk, dv), with dQ added to the array dq."""
 
-    def body(q, k, v, dout, lse, delta, q_end, bounds, dq, dk, dv, *scratch):
+    def body(q, k, v, dout, lse, delta, q_end, index, bounds, dq, dk, dv, *scratch):
         memory = _Memory(*scratch)
         b, head, j = (lax.axis_index(name) for name in ("batch", "head", "keys"))
         warpgroup = lax.axis_index("wg")
@@ -153,6 +154,7 @@ def _kernel(shape: Shape):
         @pl.when(warpgroup == 2)
         def _():
             plgpu.set_max_registers(24, action="decrease")
+            plgpu.copy_gmem_to_smem(index, memory.index, memory.kv_full)
             _produce(shape, memory, q, k, v, dout, lse, delta, q_end, bounds, b, head, j)
 
         @pl.when(warpgroup < 2)
@@ -225,12 +227,15 @@ def _consume(shape: Shape, memory: _Memory, bounds, dq, dk, dv, b, head, j, warp
 
     def run(dk_sum, dv_sum):
         def step(s, state):
-            i, g = state
+            i, g, me = state
             _step(shape, memory, dk_sum, dv_sum, dq, b=b, n=head * G + g, i=i, s=s,
-                  key=j * KEYS + warpgroup * 64, whole=whole, warpgroup=warpgroup)
-            return _next(i, g, first, end)
+                  key=j * KEYS + me * 64, whole=whole, warpgroup=me)
+            # Always `me`, but the compiler cannot know: addresses that depend on it would else be
+            # computed before the loop, some 80 registers of them, and spilled.
+            return *_next(i, g, first, end), jnp.where(i < 0, i, me)
 
-        ops.loop(0, (end - first) * G, step, (first, jnp.int32(0)), accumulators=(dk_sum, dv_sum))
+        ops.loop(0, (end - first) * G, step, (first, jnp.int32(0), warpgroup),
+                 accumulators=(dk_sum, dv_sum))
         memory.v.at[mine][...] = ops.read(dv_sum).astype(shape.dtype)
         # The other warpgroup reads all keys for its part of dQ.
         plgpu.barrier_arrive(memory.ds_full)
@@ -300,10 +305,12 @@ def _masked(p, memory: _Memory, *, key, query, warpgroup, needed):
     """p [64 keys, Q queries], zero where the query does not see the key."""
 
     def mask(p):
-        end = plgpu.load(memory.q_end.at[pl.ds(warpgroup * 64, 64)], layout=ops.ROWS)
-        iota = functools.partial(plgpu.broadcasted_iota, jnp.int32, p.shape, layout=ops.MATRIX)
-        at = iota(1) + query
-        seen = (at >= iota(0) + key) & (at <= lax.broadcast_in_dim(end, p.shape, (0,)))
+        column = plgpu.load(memory.index.at[pl.ds(0, p.shape[1])], layout=ops.COLUMNS)
+        row = plgpu.load(memory.index.at[pl.ds(p.shape[1], 64)], layout=ops.ROWS) + (key - query)
+        end = plgpu.load(memory.q_end.at[pl.ds(warpgroup * 64, 64)], layout=ops.ROWS) - query
+        at = lax.broadcast_in_dim(column, p.shape, (1,))
+        seen = ((at >= lax.broadcast_in_dim(row, p.shape, (0,)))
+                & (at <= lax.broadcast_in_dim(end, p.shape, (0,))))
         return jnp.where(seen, p, 0.0)
 
     return lax.cond(needed, mask, lambda p: p, p)
