@@ -55,7 +55,7 @@ def backward(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, k_start_BT: Array, q_e
     delta = _pad(delta, padded, axis=2)
     lse = _pad(lse[:, :, :T], padded, axis=2, value=ops.NOTHING_VISIBLE)
     q_end = _pad(q_end_BT, padded, axis=1, value=-1)
-    shape = Shape(B=B, T=padded, N=N, K=k.shape[2], H=H, Q=tile, dtype=q.dtype, scale=scale)
+    shape = Shape(B=B, T=padded, N=N, K=k.shape[2], H=H, Q=tile, early_dv=H == 128, dtype=q.dtype, scale=scale)
     if deterministic:
         raise NotImplementedError
     dq_ref = jax.new_ref(jnp.zeros((B, padded, N, H), f32))
@@ -75,6 +75,7 @@ class Shape:
     K: int
     H: int
     Q: int
+    early_dv: bool  # dV starts before dS is computed: more overlap, more registers
     dtype: jnp.dtype
     scale: float
 
@@ -182,7 +183,7 @@ def _produce(shape: Shape, memory: _Memory, q, k, v, dout, lse, delta, q_end, bo
 
     def step(s, state):
         i, g = state
-        slot = lax.rem(s, jnp.int32(_STAGES))
+        slot = _slot(s)
         queries, n = pl.ds(i * shape.Q, shape.Q), head * G + g
 
         @pl.when(s >= _STAGES)
@@ -205,11 +206,15 @@ def _produce(shape: Shape, memory: _Memory, q, k, v, dout, lse, delta, q_end, bo
     lax.fori_loop(0, steps, step, (first, jnp.int32(0)))
 
     def drain(s, _):
-        slot = lax.rem(s, jnp.int32(_STAGES))
+        slot = _slot(s)
         plgpu.barrier_wait(memory.q_free.at[slot])
         plgpu.barrier_wait(memory.dout_free.at[slot])
 
     lax.fori_loop(jnp.maximum(steps - _STAGES, 0), steps, drain, None)
+
+
+def _slot(s):
+    return lax.rem(s, jnp.int32(_STAGES))
 
 
 def _next(i, g, first, end):
@@ -222,7 +227,7 @@ def _consume(shape: Shape, memory: _Memory, bounds, dq, dk, dv, b, head, j, warp
     """One warpgroup's 64 keys against every query tile."""
     H, G = shape.H, shape.N // shape.K
     first, end, whole = bounds[b, j, 0], bounds[b, j, 1], bounds[b, j, 2 + warpgroup]
-    mine = pl.ds(warpgroup * 64, 64)
+    mine, steps = pl.ds(warpgroup * 64, 64), (end - first) * G
     plgpu.barrier_wait(memory.kv_full)
 
     def run(dk_sum, dv_sum):
@@ -234,8 +239,14 @@ def _consume(shape: Shape, memory: _Memory, bounds, dq, dk, dv, b, head, j, warp
             # computed before the loop, some 80 registers of them, and spilled.
             return *_next(i, g, first, end), jnp.where(i < 0, i, me)
 
-        ops.loop(0, (end - first) * G, step, (first, jnp.int32(0), warpgroup),
+        ops.loop(0, steps, step, (first, jnp.int32(0), warpgroup),
                  accumulators=(dk_sum, dv_sum))
+        ops.wait(0)
+
+        @pl.when(steps > 0)
+        def _():
+            plgpu.barrier_arrive(memory.q_free.at[_slot(steps - 1)])
+
         memory.v.at[mine][...] = ops.read(dv_sum).astype(shape.dtype)
         # The other warpgroup reads all keys for its part of dQ.
         plgpu.barrier_arrive(memory.ds_full)
@@ -253,13 +264,19 @@ def _consume(shape: Shape, memory: _Memory, bounds, dq, dk, dv, b, head, j, warp
 def _step(shape: Shape, memory: _Memory, dk_sum, dv_sum, dq, *, b, n, i, s, key, whole, warpgroup):
     """64 keys against one tile of queries: what it adds to dK, dV and dQ."""
     Q, mine = shape.Q, pl.ds(warpgroup * 64, 64)
-    slot = lax.rem(s, jnp.int32(_STAGES))
+    slot = _slot(s)
     q, dout = memory.q.at[slot], memory.dout.at[slot]
     ds = memory.ds.at[lax.rem(s, jnp.int32(2))]
 
     def scores(s_sum, dp_sum):
         plgpu.barrier_wait(memory.q_full.at[slot])
         ops.accumulate(s_sum, memory.k.at[mine], q.transpose((1, 0)))
+        ops.wait(1)  # for dK of the step before
+
+        @pl.when(s > 0)
+        def _():
+            plgpu.barrier_arrive(memory.q_free.at[_slot(s - 1)])
+
         plgpu.barrier_wait(memory.dout_full.at[slot])
         ops.accumulate(dp_sum, memory.v.at[mine], dout.transpose((1, 0)))
         lse = plgpu.load(memory.lse.at[slot], layout=ops.COLUMNS)
@@ -267,12 +284,17 @@ def _step(shape: Shape, memory: _Memory, dk_sum, dv_sum, dq, *, b, n, i, s, key,
                      - lax.broadcast_in_dim(lse, (64, Q), (1,)))
         p = _masked(p, memory, key=key, query=i * Q, warpgroup=warpgroup,
                     needed=(i * Q < key + 63) | (i >= whole))
-        ops.accumulate(dv_sum, p.astype(shape.dtype), dout)
+        p_T = p.astype(shape.dtype)
+        if shape.early_dv:
+            ops.accumulate(dv_sum, p_T, dout)
         delta = plgpu.load(memory.delta.at[slot], layout=ops.COLUMNS)
-        dp = ops.read(dp_sum, in_flight=1)
-        return (p * (dp - lax.broadcast_in_dim(delta, (64, Q), (1,)))).astype(shape.dtype)
+        dp = ops.read(dp_sum, in_flight=1 if shape.early_dv else 0)
+        ds_T = p * (dp - lax.broadcast_in_dim(delta, (64, Q), (1,)))
+        return p_T, ds_T.astype(shape.dtype)
 
-    ds_T = ops.accumulators(scores, (64, Q), (64, Q))
+    p_T, ds_T = ops.accumulators(scores, (64, Q), (64, Q))
+    if not shape.early_dv:
+        ops.accumulate(dv_sum, p_T, dout)
     ds.at[mine][...] = ds_T
     plgpu.commit_smem()
     plgpu.barrier_arrive(memory.ds_full)
@@ -289,8 +311,6 @@ def _step(shape: Shape, memory: _Memory, dk_sum, dv_sum, dq, *, b, n, i, s, key,
         plgpu.commit_smem()
         at = pl.ds(i * Q + rows.start, 64)
         ops.add_to_global(memory.dq.at[warpgroup], dq.at[b, at, n, columns])
-        ops.wait(0)
-        plgpu.barrier_arrive(memory.q_free.at[slot])
 
     ops.accumulators(products, (64, 64))
 
