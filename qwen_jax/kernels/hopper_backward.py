@@ -168,7 +168,7 @@ def _kernel(shape: Shape):
     # first keys, which most queries see, begin first.
     grid = {"batch": shape.B, "head": shape.K, "keys": shape.T // KEYS}
     return ops.kernel(body, out_type=[out, out], scratch_types=_scratch(shape), grid=grid,
-                      warpgroups=3, name="attention_backward")
+                      warpgroups=3, name="attention_backward", automatic_barriers=False)
 
 
 def _produce(shape: Shape, memory: _Memory, q, k, v, dout, lse, delta, q_end, bounds, b, head, j):
