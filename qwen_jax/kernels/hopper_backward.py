@@ -27,6 +27,7 @@ from jax import lax
 
 from qwen_jax.kernels import hopper_ops as ops
 from qwen_jax.kernels import tiles
+from qwen_jax.kernels.hopper_backward_dq import query_gradient
 from qwen_jax.kernels.target import target_of
 from qwen_jax.types import Array
 
@@ -40,12 +41,11 @@ def backward(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, k_start_BT: Array, q_e
     """dq, dk, dv, each in its input's dtype (bfloat16 or float16; H 64 or 128).
 
     Args:
-      k_start_BT: not needed: over whole rows q_end says the same.
-      q_end_BT: int32, see mask.last_query.
+      k_start_BT, q_end_BT: int32, see mask.first_key and mask.last_query. Over whole rows they say
+        the same, and each kernel reads the one that it needs.
       lse: float32 [B, N, T'], T' >= T, see hopper_ops.
       deterministic: the same bits in every run.
     """
-    del k_start_BT
     B, T, N, H = q_BTNH.shape
     tile = _tile(q_BTNH)
     padded = -(-T // max(KEYS, tile)) * max(KEYS, tile)
@@ -55,14 +55,19 @@ def backward(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, k_start_BT: Array, q_e
     delta = _pad(delta, padded, axis=2)
     lse = _pad(lse[:, :, :T], padded, axis=2, value=ops.NOTHING_VISIBLE)
     q_end = _pad(q_end_BT, padded, axis=1, value=-1)
-    shape = Shape(B=B, T=padded, N=N, K=k.shape[2], H=H, Q=tile, early_dv=H == 128, dtype=q.dtype, scale=scale)
-    if deterministic:
-        raise NotImplementedError
-    dq_ref = jax.new_ref(jnp.zeros((B, padded, N, H), f32))
+    shape = Shape(B=B, T=padded, N=N, K=k.shape[2], H=H, Q=tile, dq=not deterministic,
+                  early_dv=H == 128, dtype=q.dtype, scale=scale)
     index = jnp.concatenate([jnp.arange(n, dtype=jnp.int32) for n in (tile, 64)])
-    dk, dv = _kernel(shape)(q, k, v, dout, lse, delta, q_end, index, bounds(q_end, tile), dq_ref)
-    dq = jax.freeze(dq_ref)
-    return dq[:, :T].astype(q.dtype), dk[:, :T], dv[:, :T]
+    arguments = (q, k, v, dout, lse, delta, q_end, index, bounds(q_end, tile))
+    if deterministic:
+        k_start = _pad(k_start_BT, padded, axis=1, value=padded)
+        dq = query_gradient(q, k, v, dout, lse, delta, k_start, scale=scale)
+        dk, dv = _kernel(shape)(*arguments)
+    else:
+        dq_ref = jax.new_ref(jnp.zeros((B, padded, N, H), f32))
+        dk, dv = _kernel(shape)(*arguments, dq_ref)
+        dq = jax.freeze(dq_ref).astype(q.dtype)
+    return dq[:, :T], dk[:, :T], dv[:, :T]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +80,7 @@ class Shape:
     K: int
     H: int
     Q: int
+    dq: bool  # compute dQ as well
     early_dv: bool  # dV starts before dS is computed: more overlap, more registers
     dtype: jnp.dtype
     scale: float
@@ -145,9 +151,13 @@ def _scratch(shape: Shape) -> list:
 
 
 def _kernel(shape: Shape):
-    """(q, k, v, dout, lse, delta, q_end, bounds, dq) -> (dk, dv), with dQ added to the array dq."""
+    """(q, k, v, dout, lse, delta, q_end, index, bounds[, dq]) -> (dk, dv).
 
-    def body(q, k, v, dout, lse, delta, q_end, index, bounds, dq, dk, dv, *scratch):
+    With shape.dq, dQ is added to what the reference dq, float32 [B, T, N, H], holds.
+    """
+
+    def body(q, k, v, dout, lse, delta, q_end, index, bounds, *rest):
+        dq, dk, dv, *scratch = rest if shape.dq else (None, *rest)
         memory = _Memory(*scratch)
         b, head, j = (lax.axis_index(name) for name in ("batch", "head", "keys"))
         warpgroup = lax.axis_index("wg")
@@ -266,7 +276,6 @@ def _step(shape: Shape, memory: _Memory, dk_sum, dv_sum, dq, *, b, n, i, s, key,
     Q, mine = shape.Q, pl.ds(warpgroup * 64, 64)
     slot = _slot(s)
     q, dout = memory.q.at[slot], memory.dout.at[slot]
-    ds = memory.ds.at[lax.rem(s, jnp.int32(2))]
 
     def scores(s_sum, dp_sum):
         plgpu.barrier_wait(memory.q_full.at[slot])
@@ -295,21 +304,33 @@ def _step(shape: Shape, memory: _Memory, dk_sum, dv_sum, dq, *, b, n, i, s, key,
     p_T, ds_T = ops.accumulators(scores, (64, Q), (64, Q))
     if not shape.early_dv:
         ops.accumulate(dv_sum, p_T, dout)
-    ds.at[mine][...] = ds_T
+    if shape.dq:
+        _add_dq(shape, memory, ds_T, dk_sum, dq, b=b, n=n, i=i, s=s, warpgroup=warpgroup)
+    else:
+        ops.accumulate(dk_sum, ds_T, q)
+        ops.wait(1)
+        plgpu.barrier_arrive(memory.dout_free.at[slot])
+
+
+def _add_dq(shape: Shape, memory: _Memory, ds_T, dk_sum, dq, *, b, n, i, s, warpgroup):
+    """This warpgroup's part of dQ, and dK behind it."""
+    slot, ds = _slot(s), memory.ds.at[lax.rem(s, jnp.int32(2))]
+    ds.at[pl.ds(warpgroup * 64, 64)][...] = ds_T
     plgpu.commit_smem()
+    # Also says that the other warpgroup has read what it wanted of dS two steps ago.
     plgpu.barrier_arrive(memory.ds_full)
     plgpu.barrier_wait(memory.ds_full)
 
     def products(dq_sum):
         rows, columns = _part(shape, warpgroup)
         ops.accumulate(dq_sum, ds.at[:, rows].transpose((1, 0)), memory.k.at[:, columns])
-        ops.accumulate(dk_sum, ds_T, q)
+        ops.accumulate(dk_sum, ds_T, memory.q.at[slot])
         part = ops.read(dq_sum, in_flight=1)
         plgpu.barrier_arrive(memory.dout_free.at[slot])
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         memory.dq.at[warpgroup][...] = part * shape.scale
         plgpu.commit_smem()
-        at = pl.ds(i * Q + rows.start, 64)
+        at = pl.ds(i * shape.Q + rows.start, 64)
         ops.add_to_global(memory.dq.at[warpgroup], dq.at[b, at, n, columns])
 
     ops.accumulators(products, (64, 64))
