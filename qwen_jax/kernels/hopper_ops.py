@@ -32,16 +32,21 @@ COLUMNS = plgpu.Layout.WGMMA.reduce(0)
 
 
 def kernel(body: Callable, *, out_type, scratch_types, grid: dict[str, int], warpgroups: int,
-           name: str) -> Callable:
+           name: str, automatic_barriers: bool = True) -> Callable:
     """plgpu.kernel of thread blocks of `warpgroups`, named "wg"; the grid's last axis varies fastest.
 
     Args:
       grid: size of each axis by its name, for jax.lax.axis_index.
+      automatic_barriers: a barrier of the warpgroup around every load and store of shared memory. A
+        kernel can do without where no thread both loads and stores the same memory: commit_smem
+        and wait_smem_to_gmem have barriers of their own.
     """
     return plgpu.kernel(
         body, out_type=out_type, scratch_types=scratch_types, grid=tuple(grid.values()),
         grid_names=tuple(grid), num_threads=warpgroups, thread_name="wg", kernel_name=name,
-        compiler_params=plgpu.CompilerParams(approx_math=True), interpret=interpret_mode())
+        compiler_params=plgpu.CompilerParams(
+            approx_math=True, unsafe_no_auto_barriers=not automatic_barriers),
+        interpret=interpret_mode())
 
 
 def tiled(shape: tuple[int, ...], dtype) -> plgpu.SMEM:

@@ -7,7 +7,8 @@ Its matrix products know no operand in registers, and its copies no sums, so `ho
   has ended. A slot of shared memory that is given back too early is then read after it was, and the
   race detector sees it. (Products must have ended at the end of a loop's step: later than that the
   interpreter cannot delay them.)
-- `add_to_global` is read, add, write.
+- `add_to_global` is read, add, write. The detector takes the blocks of a grid to run at once, as the
+  hardware may, and is told that these sums are atomic.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ from unittest import mock
 import jax
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
+from jax._src import source_info_util
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks, interpret_pallas_call
 
 from qwen_jax.kernels import hopper_ops
@@ -91,7 +93,26 @@ class _Products:
 
 
 def _add_to_global(source, target):
-    target[...] = target[...] + source[...]
+    _atomic_add(target, source[...])
+
+
+def _atomic_add(target, value):
+    """The accesses of this function are no race between blocks: the copy engine's sums are atomic."""
+    target[...] = target[...] + value
+
+
+class _Races(gpu_callbacks.GPURaceDetectionState):
+    def check_read(self, thread, clock, key, access, source_info=None):
+        if not _is_atomic(source_info):
+            super().check_read(thread, clock, key, access, source_info)
+
+    def check_write(self, thread, clock, key, access, source_info=None):
+        if not _is_atomic(source_info):
+            super().check_write(thread, clock, key, access, source_info)
+
+
+def _is_atomic(source_info) -> bool:
+    return source_info is not None and _atomic_add.__name__ in source_info_util.summarize(source_info)
 
 
 @contextlib.contextmanager
@@ -104,10 +125,9 @@ def interpreted(*, detect_races: bool = False):
     products, states = _Products(), []
     names = ("accumulators", "accumulate", "wait", "read", "store", "loop")
     replaced = {name: getattr(products, name) for name in names}
-    new_state = gpu_callbacks.GPURaceDetectionState
 
     def recorded(*args, **kwargs):
-        states.append(new_state(*args, **kwargs))
+        states.append(_Races(*args, **kwargs))
         return states[-1]
 
     interpret_pallas_call.reset_gpu_interpret_mode_state()  # of a kernel that failed before
