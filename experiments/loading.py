@@ -1,0 +1,47 @@
+"""A checkpoint folder -> what chat, generate and serve start from."""
+
+import pathlib
+
+from qwen_jax.config import ModelConfig
+from qwen_jax.errors import ConfigError
+from qwen_jax.export.huggingface import load_pretrained
+from qwen_jax.export.tokenizer_files import load_tokenizer
+from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.types import Params
+
+
+def load(checkpoint: str, tokenizer: str | None = None
+         ) -> tuple[ModelConfig, Params, Tokenizer]:
+    """The model of a run or released folder, and its tokenizer.
+
+    Args:
+      tokenizer: a .tiktoken file; None: the one in the folder, or its tokenizer.json.
+
+    Raises:
+      ConfigError: no folder is named, no tokenizer is found, or one of another model.
+      CheckpointError, TokenizerError: files that are missing or damaged.
+    """
+    if not checkpoint:
+        raise ConfigError("no model.", "--checkpoint", "name a folder; --help shows how.")
+    found = Tokenizer.from_file(tokenizer) if tokenizer else find_tokenizer(checkpoint)
+    config, params = load_pretrained(checkpoint)
+    if found.vocab_size > config.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {found.vocab_size} ids, the model {config.vocab_size} rows.",
+            "--tokenizer", "pass the tokenizer that the model was trained with.")
+    return config, params, found
+
+
+def find_tokenizer(folder: str) -> Tokenizer:
+    """The tokenizer that lies in a model's folder.
+
+    Raises:
+      ConfigError: there is none, or more than one.
+    """
+    files = sorted(pathlib.Path(folder).glob("*.tiktoken"))
+    if len(files) == 1:
+        return Tokenizer.from_file(files[0])
+    if not files and (pathlib.Path(folder) / "tokenizer.json").is_file():
+        return load_tokenizer(folder)
+    raise ConfigError(f"{len(files)} .tiktoken files in the model's folder.", folder,
+                      "name one with --tokenizer.")
