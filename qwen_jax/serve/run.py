@@ -27,8 +27,9 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets=None) -> None:
         drain = asyncio.ensure_future(self._worker.drain(self._grace))
-        await super().shutdown(sockets=sockets)
-        await drain
+        await super().shutdown(sockets=sockets)  # until the connections end, or a second SIGINT
+        drain.cancel()
+        await asyncio.gather(drain, return_exceptions=True)
 
 
 def run(app, worker: Worker, sock, *, grace: float = 10.0, ready=lambda: None) -> None:
