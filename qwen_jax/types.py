@@ -89,9 +89,15 @@ class TrainState:
 
 @flax.struct.dataclass
 class KVCache:
-    """Keys and values of the tokens seen so far; each row fills its own slots from 0."""
+    """Keys and values of the tokens seen so far; each row fills its own slots from 0.
 
-    keys: Array  # [L, B, S, K, H], rotated
-    values: Array  # [L, B, S, K, H]
+    Heads come before slots, so that a decoding step multiplies with the cache as it lies. In int8
+    an entry stands for entry * scale + shift, one pair for each token and head.
+    """
+
+    keys: Array  # [L, B, K, S, H], rotated, each layer with its own base
+    values: Array  # [L, B, K, S, H]
+    key_scales: Array | None  # float32 [L, B, K, S, 2], scale and shift; None unless int8
+    value_scales: Array | None  # the same
     lengths: Array  # int32 [B]; slots in use
-    ntk_alpha: Array  # float32 [B]; fixed at prefill (report 2.3.2)
+    ntk_lengths: Array  # int32 [B]; the whole prompt's, which fixes NTK's alpha (report 2.3.2)

@@ -14,6 +14,7 @@ import numpy as np
 from qwen_jax.types import Array
 
 _INT32 = np.iinfo(np.int32)
+_GROUP = 128  # ids that `sample` draws among in its second step
 
 
 def allow_below(logits_BV: Array, vocab_size: Array | int) -> Array:
@@ -69,18 +70,43 @@ def keep_top_p(logits_BV: Array, p: Array | float) -> Array:
     return jnp.where((order_BV >= threshold_B1) | (p_B1 >= 1.0), logits_BV, -jnp.inf)
 
 
+def penalize_repetition(logits_BV: Array, seen_BV: Array, penalty: Array | float) -> Array:
+    """Ids seen before become less probable: logit / penalty above 0, logit * penalty below.
+
+    Args:
+      seen_BV: bool; what stands in the prompt or was produced.
+      penalty: 1 or more, one number or float32 [B]; 1 changes nothing.
+    """
+    penalty_B1 = _per_row(penalty, jnp.float32, logits_BV)
+    penalized_BV = jnp.where(logits_BV > 0, logits_BV / penalty_B1, logits_BV * penalty_B1)
+    return jnp.where(seen_BV, penalized_BV, logits_BV)
+
+
 def sample(logits_BV: Array, keys_B: Array, step: Array | int) -> Array:
     """One id per row, drawn with the probabilities softmax(logits); int32 [B].
 
+    Drawn in two steps, first a group of ids and then one of its ids, so that a large vocabulary
+    costs a few hundred random numbers instead of one for every id.
+
     Args:
       keys_B: one random key per row (`row_keys`).
-      step: int32, how many ids were drawn with these keys before; a row's draw depends on its
-        logits, its key and the step, and on nothing else in the batch.
+      step: int32, how many ids were drawn with these keys before, one number or [B]; a row's draw
+        depends on its logits, its key and the step, and on nothing else in the batch.
     """
-    def draw(key, logits_V):
-        return jax.random.categorical(jax.random.fold_in(key, step), logits_V)
+    B, V = logits_BV.shape
+    groups = -(-V // _GROUP)
+    logits_BGE = jnp.pad(logits_BV, ((0, 0), (0, groups * _GROUP - V)),
+                         constant_values=-jnp.inf).reshape(B, groups, _GROUP)
+    group_logits_BG = jax.nn.logsumexp(logits_BGE, axis=2)
 
-    return jax.vmap(draw)(keys_B, logits_BV).astype(jnp.int32)
+    def draw(key, step, logits_GE, group_logits_G):
+        first, second = jax.random.split(jax.random.fold_in(key, step))
+        group = jax.random.categorical(first, group_logits_G).astype(jnp.int32)
+        inside = jax.random.categorical(second, logits_GE[group]).astype(jnp.int32)
+        return group * _GROUP + inside
+
+    steps_B = jnp.broadcast_to(jnp.asarray(step, jnp.int32), (B,))
+    return jax.vmap(draw)(keys_B, steps_B, logits_BGE, group_logits_BG)
 
 
 def row_keys(seeds_B: Array, streams_B: Array) -> Array:

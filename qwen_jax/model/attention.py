@@ -1,9 +1,7 @@
-"""One attention layer: QKV with bias, rotation, the kernel or the cache, output projection.
+"""One attention layer: QKV with bias, rotation, the kernel, output projection.
 
-B batch, T query positions, S cache slots, D model, N heads, K key-value heads, H head size.
+B batch, T query positions, S key positions, D model, N heads, K key-value heads, H head size.
 """
-
-import math
 
 import jax
 import jax.numpy as jnp
@@ -91,22 +89,3 @@ def implementation_name(config: ModelConfig, device: jax.Device) -> str:
                 N=config.num_heads, K=config.kv_heads, H=config.head_dim,
                 dtype=jnp.dtype(config.compute_dtype), segments=True, window=None)
     return choose(call, config.attention)[0]
-
-
-def cached_attention(q_BTNH: Array, keys_BSKH: Array, values_BSKH: Array,
-                     positions_BT: Array) -> Array:
-    """Attention of a few new tokens over a cache; a query at position p sees the slots 0..p.
-
-    For the handful of queries of a decoding step the scores are small; no kernel is needed.
-    """
-    B, T, N, H = q_BTNH.shape
-    S, K = keys_BSKH.shape[1:3]
-    q = q_BTNH.reshape(B, T, K, N // K, H)
-    scores = jnp.einsum("BTKGH,BSKH->BKGTS", q, keys_BSKH.astype(q.dtype),
-                        preferred_element_type=jnp.float32) / jnp.float32(math.sqrt(H))
-    slot = jnp.arange(S, dtype=jnp.int32)
-    mask = (slot[None, None, :] <= positions_BT[:, :, None])[:, None, None]
-    weights = jax.nn.softmax(
-        jnp.where(jnp.broadcast_to(mask, scores.shape), scores, jnp.float32(-1e30)), axis=-1)
-    out = jnp.einsum("BKGTS,BSKH->BTKGH", weights.astype(q.dtype), values_BSKH.astype(q.dtype))
-    return out.reshape(B, T, N, H)

@@ -1,13 +1,48 @@
-"""Rotary position embedding in float32, dynamic NTK-aware interpolation and LogN scaling.
+"""Rotary position embedding in float32, dynamic NTK-aware interpolation, LogN scaling, windows.
 
 Report: 2.3 and 2.3.2. NTK and LogN act at inference only and only beyond the training length.
 
-B batch, T positions, N heads, H head size.
+B batch, T positions, N heads, H head size, L layers.
 """
 
 import jax.numpy as jnp
 
+from qwen_jax.config import ModelConfig
 from qwen_jax.types import Array
+
+
+def layer_windows(config: ModelConfig) -> Array | None:
+    """Tokens that each layer sees, int32 [L], to be scanned with the layers; None: no windows."""
+    windows = config.extension.windows
+    return None if windows is None else jnp.asarray(windows, jnp.int32)
+
+
+def layer_extension(length_B: Array, positions_BT: Array, window: Array | int | None,
+                    config: ModelConfig) -> tuple[Array | None, Array | None]:
+    """One layer's context extension: NTK's alpha of each row and LogN's factor of each query.
+
+    A layer with a window w never compares tokens further apart than w - 1, so what counts for it is
+    not the row's length n but min(n, w): its alpha is that of a row of min(n, w) tokens, and the
+    LogN factor of a query at position p is that of position min(p + 1, w), counted from 1. A layer
+    whose window is within the training length is not stretched at all. Report 2.3.2 says that lower
+    layers have shorter windows, and no more; that each layer then has an alpha of its own is a
+    maintainer's word, and how both factors follow from the window is ours.
+
+    Args:
+      length_B: int32, true length of each row; with a cache, that of its prefill.
+      positions_BT: int32, of the queries.
+      window: of this layer; None: no limit. May be traced.
+    Returns:
+      (alpha_B, query_scale_BT), float32; None where config.extension has it off.
+    """
+    alpha_B = query_scale_BT = None
+    if config.extension.dynamic_ntk:
+        seen_B = length_B if window is None else jnp.minimum(length_B, window)
+        alpha_B = ntk_alpha(seen_B, config.context_length)
+    if config.extension.logn:
+        last_BT = positions_BT if window is None else jnp.minimum(positions_BT, window - 1)
+        query_scale_BT = logn_scale(last_BT, config.context_length)
+    return alpha_B, query_scale_BT
 
 
 def ntk_alpha(length_B: Array, context_length: int) -> Array:

@@ -1,9 +1,9 @@
 """The decoder: embed, scan over the layers, norm, logits. Report: 2.3.
 
 `hidden_states` is what training differentiates; `forward` adds the context extension of inference
-(2.3.2); `forward_cached` is the same model over a KV cache.
+(2.3.2). Over a KV cache: model/cached.py.
 
-B batch, T positions, S cache slots, D model, V vocabulary, L layers.
+B batch, T positions, D model, V vocabulary, L layers.
 """
 
 import functools
@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError
 from qwen_jax.model import rope
-from qwen_jax.model.attention import cached_attention, project_out, project_qkv, self_attention
+from qwen_jax.model.attention import self_attention
 from qwen_jax.model.layers import dropout, embed, rms_norm, swiglu, unembed
 from qwen_jax.parallel.rules import constrain
-from qwen_jax.types import Array, KVCache, LayerParams, Params
+from qwen_jax.types import Array, Params
 
 _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -107,62 +107,6 @@ def default_positions(tokens_BT: Array, segment_ids: Array | None) -> Array:
         return index
     before = jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
     return index - jax.lax.cummax(jnp.where(segment_ids != before, index, 0), axis=1)
-
-
-def init_cache(config: ModelConfig, batch_size: int, slots: int, *, dtype=None) -> KVCache:
-    """An empty cache of `slots` tokens per row: 2 L B S K H entries of `dtype` (compute_dtype)."""
-    shape = (config.num_layers, batch_size, slots, config.kv_heads, config.head_dim)
-    dtype = jnp.dtype(dtype or config.compute_dtype)
-    return KVCache(keys=jnp.zeros(shape, dtype), values=jnp.zeros(shape, dtype),
-                   lengths=jnp.zeros((batch_size,), jnp.int32),
-                   ntk_alpha=jnp.ones((batch_size,), jnp.float32))
-
-
-def forward_cached(params: Params, tokens: Array, cache: KVCache, *, config: ModelConfig,
-                   num_tokens: Array | None = None) -> tuple[Array, KVCache]:
-    """The next `tokens` of each row, continuing after what its cache holds.
-
-    Rows fill their own slots, so a row's result does not depend on the others' lengths. NTK's alpha
-    is fixed by the row's first call, the prefill, and kept (report 2.3.2).
-
-    Args:
-      tokens: int32 [B, T]; row b's first num_tokens[b] are real, the rest is padding on the right.
-      num_tokens: int32 [B]; None: all T.
-    Returns:
-      Logits float32 [B, V] after each row's last real token, and the cache.
-    """
-    B, T = tokens.shape
-    num_tokens = jnp.full((B,), T, jnp.int32) if num_tokens is None else num_tokens
-    positions = cache.lengths[:, None] + jnp.arange(T, dtype=jnp.int32)[None]
-    alpha, query_scale = cache.ntk_alpha, None
-    if config.extension.dynamic_ntk:
-        alpha = jnp.where(cache.lengths == 0, rope.ntk_alpha(num_tokens, config.context_length),
-                          alpha)
-    if config.extension.logn:
-        query_scale = rope.logn_scale(positions, config.context_length)
-    table = rope.rotary_table(positions, head_size=config.head_dim, base=config.rope_base,
-                              alpha_B=alpha)
-    x = embed(tokens, params.embed, dtype=jnp.dtype(config.compute_dtype))
-    write = jax.vmap(
-        lambda slots, new, at: jax.lax.dynamic_update_slice(slots, new, (at, 0, 0)))
-
-    def block(x, layer_and_cache):
-        layer, keys, values = layer_and_cache
-        layer: LayerParams
-        normed = rms_norm(x, layer.attention_norm, epsilon=config.norm_epsilon)
-        q, k, v = project_qkv(normed, layer.attention, table=table, query_scale_BT=query_scale)
-        keys = write(keys, k.astype(keys.dtype), cache.lengths)
-        values = write(values, v.astype(values.dtype), cache.lengths)
-        x = x + project_out(cached_attention(q, keys, values, positions), layer.attention)
-        x = x + swiglu(rms_norm(x, layer.mlp_norm, epsilon=config.norm_epsilon), layer.mlp)
-        return x, (keys, values)
-
-    x, (keys, values) = jax.lax.scan(block, x, (params.layers, cache.keys, cache.values))
-    last = jnp.take_along_axis(x, jnp.maximum(num_tokens - 1, 0)[:, None, None], axis=1)
-    last = rms_norm(last, params.final_norm, epsilon=config.norm_epsilon)
-    logits = unembed(last, head_matrix(params))[:, 0]
-    return logits, KVCache(keys=keys, values=values, lengths=cache.lengths + num_tokens,
-                           ntk_alpha=alpha)
 
 
 def _fold(key: Array | None, data) -> Array | None:

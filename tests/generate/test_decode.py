@@ -101,16 +101,15 @@ def test_a_row_ends_before_its_stop_id_and_the_others_go_on(params):
 
 def test_the_loop_stops_when_every_row_is_done(params):
     prompt = _prompts(4)[0]
-    first = generate(params, prompt, config=CONFIG, max_new_tokens=16)[0]
-    sampling = decode.Sampling(
-        keys=decode.sample.row_keys(np.zeros(1, np.uint32), np.zeros(1, np.uint32)),
-        temperature=np.float32(0), top_k=np.int32(1), top_p=np.float32(1),
-        stop_ids=np.asarray([first, -1, -1, -1], np.int32), vocab_size=np.int32(CONFIG.vocab_size))
-    static = dict(config=CONFIG, method=decode.Method(True, False, False))
-    state = decode._start(params, np.asarray([prompt], np.int32), np.asarray([4], np.int32),
-                          sampling, room=16, **static)
-    state = decode._advance(params, state, sampling, np.int32(16), **static)
-    assert int(state.step) == 1 and int(state.counts[0]) == 0
+    first = generate(params, prompt, config=CONFIG, max_new_tokens=16)[:2]
+    sampling = decode._sampling(
+        1, temperature=0, top_p=1, top_k=128, repetition_penalty=1, max_new_tokens=16,
+        stop_ids=np.asarray(first[1:], np.int32), vocab_size=128, seeds=np.zeros((2, 1), np.uint32))
+    new = decode.rollout(params, np.asarray([prompt], np.int32), np.asarray([4], np.int32), sampling,
+                         config=CONFIG, room=16)
+    assert new.tokens[0].tolist() == first[:1] + [-1] * 15
+    # Steps that were not taken wrote nothing: log-probabilities are there for the stop id as well.
+    assert np.count_nonzero(new.logprobs) == 2
 
 
 def test_the_result_is_of_the_form_of_the_prompt(params):
@@ -135,11 +134,13 @@ def test_ids_of_the_padded_vocabulary_are_never_produced(params):
 
 def test_a_second_call_of_the_same_bucket_compiles_nothing(params):
     generate(params, _prompts(17, 20, 3), stop_ids=[1, 2], **(SAMPLED | {"max_new_tokens": 9}))
-    before = decode._start._cache_size(), decode._advance._cache_size()
-    assert min(before) > 0
+    before = decode.rollout._cache_size()
+    assert before > 0
     generate(params, _prompts(32, 5, 6, 7), stop_ids=[3], seed=9, vocab_size=127,
              **(SAMPLED | {"temperature": 0.3, "top_k": 7, "top_p": 0.5}))
-    assert (decode._start._cache_size(), decode._advance._cache_size()) == before
+    generate(params, _prompts(32, 5, 6, 7), stop_ids=[3], config=CONFIG, max_new_tokens=9,
+             repetition_penalty=1.3)
+    assert decode.rollout._cache_size() == before
 
 
 def test_sharded_weights_give_the_same_tokens_inside_a_layout_and_outside(params):

@@ -1,11 +1,15 @@
 """Rotary embedding, dynamic NTK and LogN against their formulas in plain Python."""
 
+import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qwen_jax import sizes
+from qwen_jax.config import ContextExtension
 from qwen_jax.model import rope
 
 
@@ -40,3 +44,29 @@ def test_logn_is_one_up_to_the_training_length():
     positions = jnp.asarray([[0, 5, 31, 32, 99]], jnp.int32)
     wanted = [1, 1, 1, math.log(33) / math.log(32), math.log(100) / math.log(32)]
     np.testing.assert_allclose(rope.logn_scale(positions, 32)[0], wanted, rtol=1e-6)
+
+
+EXTENDED = dataclasses.replace(sizes.TINY, num_layers=3, context_length=32,
+                               extension=ContextExtension(windows=(32, 64, 1 << 20)))
+
+
+@pytest.mark.parametrize("window, alpha, factor", [
+    (None, [1, 3, 15], math.log(200) / math.log(32)),
+    (32, [1, 1, 1], 1.0),  # within the training length: nothing is stretched
+    (64, [1, 3, 3], math.log(64) / math.log(32)),
+    (1 << 20, [1, 3, 15], math.log(200) / math.log(32))])
+def test_a_layer_is_stretched_for_what_its_window_shows(window, alpha, factor):
+    lengths = jnp.asarray([20, 40, 200], jnp.int32)
+    positions = jnp.asarray([[0, 31, 199]], jnp.int32)
+    traced = window if window is None else jnp.asarray(window, jnp.int32)
+    ours = jax.jit(lambda w: rope.layer_extension(lengths, positions, w, EXTENDED))(traced)
+    np.testing.assert_array_equal(ours[0], alpha)
+    np.testing.assert_allclose(ours[1], [[1, 1, factor]], rtol=1e-6)
+
+
+def test_what_the_extension_has_off_is_not_computed():
+    off = dataclasses.replace(EXTENDED, extension=ContextExtension(dynamic_ntk=False, logn=False))
+    lengths, positions = jnp.asarray([200], jnp.int32), jnp.asarray([[199]], jnp.int32)
+    assert rope.layer_extension(lengths, positions, None, off) == (None, None)
+    assert rope.layer_windows(off) is None
+    np.testing.assert_array_equal(rope.layer_windows(EXTENDED), EXTENDED.extension.windows)

@@ -7,17 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen_jax.config import ContextExtension
 from qwen_jax import sizes
 from qwen_jax.errors import ConfigError
 from qwen_jax.model import spec
-from qwen_jax.model.transformer import (
-    default_positions,
-    forward,
-    forward_cached,
-    hidden_states,
-    init_cache,
-)
+from qwen_jax.model.transformer import default_positions, forward, hidden_states
 
 CONFIG = dataclasses.replace(sizes.TINY, initializer_range=0.2)
 KEY = jax.random.key(0)
@@ -76,25 +69,6 @@ def test_a_packed_neighbour_changes_nothing(params):
 def test_positions_restart_with_segments():
     ids = jnp.asarray([[1, 1, 1, 2, 2, 0, 0]], jnp.int32)
     np.testing.assert_array_equal(default_positions(ids, ids), [[0, 1, 2, 0, 1, 0, 1]])
-
-
-@pytest.mark.parametrize("kv_heads", [4, 2, 1])
-def test_prefill_and_decode_equal_the_full_forward(kv_heads):
-    config = dataclasses.replace(CONFIG, num_kv_heads=kv_heads, extension=ContextExtension(dynamic_ntk=False))
-    params = spec.init_params(config, KEY)
-    tokens = tokens_of(4, (3, 14))
-    full = forward(params, tokens, config=config)
-    cache = init_cache(config, 3, 20)
-    lengths = jnp.asarray([5, 3, 7], jnp.int32)
-    logits, cache = forward_cached(params, tokens[:, :7], cache, config=config,
-                                   num_tokens=lengths)
-    for row, n in enumerate(lengths):
-        np.testing.assert_allclose(logits[row], full[row, n - 1], atol=1e-5)
-    for i in range(5):
-        step = jnp.take_along_axis(tokens, (lengths + i)[:, None], axis=1)
-        logits, cache = forward_cached(params, step, cache, config=config)
-        for row, n in enumerate(lengths):
-            np.testing.assert_allclose(logits[row], full[row, n + i], atol=2e-5)
 
 
 @pytest.mark.parametrize("remat", ["dots", "block"])

@@ -1,0 +1,390 @@
+"""The generation engine: requests come and go while others run (a continuous batch).
+
+A fixed number of rows over one KV cache. A step admits what fits, prefills a part of the prompts
+that wait and advances the rows that decode by a few tokens. Shapes never change, so that after the
+first of each kind nothing is compiled.
+
+A request's answer does not depend on the rows beside it, on when it came or on what its row held
+before: rows never mix, prompts are cut into chunks at fixed places, and keys that an earlier prompt
+left are used again only in whole chunks.
+"""
+
+import collections
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from qwen_jax.config import ModelConfig
+from qwen_jax.errors import ConfigError, DataError
+from qwen_jax.generate import rows as device
+from qwen_jax.generate.loop import Sampling
+from qwen_jax.generate.prefix import Held, Plan, plan
+from qwen_jax.generate.request import Completion, Event, Request, is_whole, read_ids
+from qwen_jax.generate.text_stream import TextStream, token_bytes
+from qwen_jax.generate.weights import for_decoding
+from qwen_jax.model.cached import BLOCK, cache_bytes
+from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.types import Params
+
+CACHE_DTYPES = ("float32", "bfloat16", "float16", "int8")
+_MOST_STOP_IDS = 16
+_SMALLEST_CHUNK = 16
+
+
+@dataclasses.dataclass
+class _Job:
+    """A request on its way."""
+
+    id: int
+    request: Request
+    stream: int  # which of the samples of one request
+    text: TextStream | None
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    logprobs: list[float] = dataclasses.field(default_factory=list)
+
+
+class Engine:
+    """Continues prompts, many at a time, as tokens come.
+
+    Args:
+      params: weights; they stay on the devices they are on. A copy in config.compute_dtype is made
+        where they have another (weights.for_decoding).
+      tokenizer: for texts and stop strings; without one events carry no text.
+      rows: how many requests decode at the same time.
+      slots: tokens of prompt and answer that a row has room for; None: config.context_length.
+      cache_dtype: of the KV cache, one of float32, bfloat16, float16, int8; None: compute_dtype.
+      prefill_chunk: tokens of a prompt computed at a time, between the steps of other rows; a power
+        of two.
+      decode_steps: tokens per row computed before the host looks at them.
+      mesh: the devices that the weights are spread over; the cache is spread alike, rows over the
+        batch axes and key-value heads over the tensor axis.
+      memory_gb: what the cache may take of each device; None: what the device says it has left.
+      vocab_size: ids from here on are never produced; None: the tokenizer's, or all.
+
+    Raises:
+      ConfigError: a setting out of its range; a cache that does not fit, with the numbers.
+
+    Example:
+      >>> engine = Engine(params, config, tokenizer=tokenizer)  # doctest: +SKIP
+      >>> engine.submit(Request(tokenizer.encode("Once"), max_new_tokens=50))  # doctest: +SKIP
+      >>> while engine.busy:  # doctest: +SKIP
+      ...     print("".join(event.text for event in engine.step()), end="")
+    """
+
+    def __init__(self, params: Params, config: ModelConfig, *, tokenizer: Tokenizer | None = None,
+                 rows: int = 8, slots: int | None = None, cache_dtype: str | None = None,
+                 prefill_chunk: int = 256, decode_steps: int = 8, mesh: Mesh | None = None,
+                 memory_gb: float | None = None, vocab_size: int | None = None):
+        slots = config.context_length if slots is None else slots
+        for name, value in (("rows", rows), ("slots", slots), ("decode_steps", decode_steps),
+                            ("prefill_chunk", prefill_chunk)):
+            if not (is_whole(value) and value >= 1):
+                raise ConfigError(f"{name}={value!r} is not a positive whole number.",
+                                  f"Engine({name})", "use 1 or more.")
+        if prefill_chunk < _SMALLEST_CHUNK or prefill_chunk & (prefill_chunk - 1):
+            raise ConfigError(f"prefill_chunk={prefill_chunk} is not a power of two from "
+                              f"{_SMALLEST_CHUNK} on.", "Engine(prefill_chunk)", "use 256.")
+        if cache_dtype is not None and cache_dtype not in CACHE_DTYPES:
+            raise ConfigError(f"cache_dtype={cache_dtype!r} is unknown.", "Engine(cache_dtype)",
+                              f"use one of {', '.join(CACHE_DTYPES)}, or None.")
+        vocab_size = _vocab_size(vocab_size, tokenizer, config)
+        # Every chunk has its place: whole chunks, and whole blocks of attention.
+        unit = max(prefill_chunk, BLOCK)
+        self.slots = -(-slots // unit) * unit
+        self.config, self.mesh, self.tokenizer = config, mesh, tokenizer
+        self._cache_dtype, self._chunk, self._decode_steps = cache_dtype, prefill_chunk, decode_steps
+        self._held = [Held() for _ in range(rows)]
+        self._check_memory(memory_gb)
+
+        self._params = jax.jit(for_decoding, static_argnums=1)(params, config)
+        self._rows = device.make_rows(config=config, mesh=mesh, rows=rows, slots=self.slots,
+                                      cache_dtype=cache_dtype)
+        self._vocab_size = vocab_size
+        self._table = None if tokenizer is None else token_bytes(tokenizer)
+        self._jobs: list[_Job | None] = [None] * rows
+        self._begun = np.zeros(rows, bool)  # rows whose answer has begun
+        self._sampling = _idle_sampling(rows, config.vocab_size, vocab_size)
+        self._queue: collections.deque[_Job] = collections.deque()
+        self._events: list[Event] = []  # of what ended between two steps
+        self._next_id, self._clock = 0, 0
+
+    def memory(self) -> int:
+        """Bytes of the KV cache, over all devices."""
+        return cache_bytes(self.config, len(self._held), self.slots, dtype=self._cache_dtype)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a step would do something."""
+        return bool(self._queue or self._events or any(job is not None for job in self._jobs))
+
+    @property
+    def free_rows(self) -> int:
+        """Rows that no request holds."""
+        return sum(job is None for job in self._jobs)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that have no row yet."""
+        return len(self._queue)
+
+    def submit(self, request: Request, *, samples: int = 1) -> list[int]:
+        """Puts a request in the queue; each of its samples is a request id of its own.
+
+        Samples share what is computed for the prompt. Sample i draws with stream i of the seed.
+
+        Raises:
+          ConfigError, DataError: what cannot be done by this engine, with the numbers.
+        """
+        self._check_request(request)
+        if not (is_whole(samples) and samples >= 1):
+            raise ConfigError(f"samples={samples!r} is not a positive whole number.",
+                              "submit(samples)", "use 1 or more.")
+        jobs = [_Job(self._next_id + i, request, i, self._text_stream(request))
+                for i in range(samples)]
+        self._next_id += samples
+        self._queue.extend(jobs)
+        return [job.id for job in jobs]
+
+    def cancel(self, request_id: int) -> None:
+        """Ends a request, wherever it is; its last event says so. One that has ended stays ended."""
+        for job in self._queue:
+            if job.id == request_id:
+                self._queue.remove(job)
+                self._events.append(_end(job, "cancelled"))
+                return
+        for row, job in enumerate(self._jobs):
+            if job is not None and job.id == request_id:
+                self._events.append(_end(job, "cancelled"))
+                self._release(row)
+                return
+
+    def step(self) -> list[Event]:
+        """Admits what fits, prefills up to a chunk, decodes up to decode_steps tokens a row."""
+        self._admit()
+        first = self._prefill()
+        new = None
+        if self._begun.any():
+            self._rows, new, active = device.advance(
+                self._params, self._rows, self._begun, self._sampling,
+                np.int32(self._decode_steps), np.bool_(bool(self._queue)), config=self.config,
+                mesh=self.mesh, room=self._decode_steps)
+        events, self._events = self._events, []
+        if new is None:
+            return events
+        # One wait for the devices, for all of the step.
+        first, new, active = jax.device_get((first, new, active))
+        for row in np.flatnonzero(self._begun):
+            tokens, logprobs = new.tokens[row], new.logprobs[row]
+            if row in first:
+                tokens = np.concatenate([first[row][0][None], tokens])
+                logprobs = np.concatenate([first[row][1][None], logprobs])
+            count = int(np.argmax(np.append(tokens, -1) < 0))
+            events += self._new_tokens(row, tokens[:count], logprobs[:count], bool(active[row]))
+        return events
+
+    def run(self, requests: Iterable[Request], *, samples: int = 1,
+            progress: bool = False) -> list[Completion]:
+        """Answers all requests, in order (the samples of one beside one another).
+
+        Args:
+          progress: show a bar with the time left.
+        """
+        ids = [i for request in requests for i in self.submit(request, samples=samples)]
+        parts = {i: ([], [], []) for i in ids}
+        finish: dict[int, str] = {}
+        with _bar(len(ids)) if progress else contextlib.nullcontext() as bar:
+            while len(finish) < len(ids):
+                for event in self.step():
+                    if event.request_id not in parts:
+                        continue
+                    tokens, texts, logprobs = parts[event.request_id]
+                    texts.append(event.text)
+                    if event.token is not None:
+                        tokens.append(event.token)
+                        logprobs.append(event.logprob)
+                    if event.finish is not None:
+                        finish[event.request_id] = event.finish
+                        if bar is not None:
+                            bar.update()
+        return [Completion(tuple(tokens), "".join(texts),
+                           None if None in logprobs else tuple(logprobs), finish[i])
+                for i, (tokens, texts, logprobs) in parts.items()]
+
+    def _admit(self) -> None:
+        while self._queue:
+            job = self._queue[0]
+            free = [row for row, held in enumerate(self._jobs) if held is None]
+            chosen: Plan | None = plan(job.request.prompt, self._held, free, chunk=self._chunk,
+                                       same_codes=self._same_codes)
+            if chosen is None:
+                return
+            self._queue.popleft()
+            self._clock += 1
+            if chosen.source is not None and chosen.source != chosen.row:
+                self._rows = device.copy_row(self._rows, np.int32(chosen.source),
+                                             np.int32(chosen.row), np.int32(chosen.shared))
+            self._jobs[chosen.row] = job
+            self._held[chosen.row] = Held(job.request.prompt, chosen.shared, self._clock)
+            _fill_sampling(self._sampling, chosen.row, job, self.config.vocab_size)
+
+    def _prefill(self) -> dict[int, tuple]:
+        """Computes up to a chunk of prompts, oldest first, and begins the rows that are complete.
+
+        Returns row -> first token and its log-probability, still on the devices.
+        """
+        budget, first = self._chunk, {}
+        waiting = [row for row, job in enumerate(self._jobs)
+                   if job is not None and not self._begun[row]]
+        for row in sorted(waiting, key=lambda row: self._held[row].clock):
+            held = self._held[row]
+            while held.filled < len(held.prompt) and budget > 0:
+                budget -= self._prefill_chunk(row, held)
+            if held.filled == len(held.prompt):
+                first[row] = self._begin(row)
+        return first
+
+    def _prefill_chunk(self, row: int, held: Held) -> int:
+        part = held.prompt[held.filled:held.filled + self._chunk]
+        size = max(_SMALLEST_CHUNK, 1 << (len(part) - 1).bit_length())
+        tokens = np.zeros(size, np.int32)
+        tokens[:len(part)] = part
+        self._rows = device.prefill(
+            self._params, self._rows, tokens, np.int32(len(part)), np.int32(row),
+            np.int32(held.filled), np.int32(len(held.prompt)), config=self.config, mesh=self.mesh)
+        held.filled += len(part)
+        return size
+
+    def _begin(self, row: int) -> tuple:
+        held = self._held[row]
+        prompt = np.full(self.slots, self.config.vocab_size, np.int32)
+        prompt[:len(held.prompt)] = held.prompt
+        own = jax.tree.map(lambda x: x[row:row + 1] if np.ndim(x) else x, self._sampling)
+        self._rows, token, logprob = device.begin(self._rows, np.int32(row), prompt,
+                                                  np.int32(len(held.prompt)), own)
+        self._begun[row] = True
+        return token, logprob
+
+    def _new_tokens(self, row: int, tokens, logprobs, active: bool) -> list[Event]:
+        job, events = self._jobs[row], []
+        for token, logprob in zip(tokens.tolist(), logprobs.tolist()):
+            job.tokens.append(token)
+            text = "" if job.text is None else job.text.add(token)
+            events.append(Event(job.id, token, text, logprob if job.request.logprobs else None))
+            if job.text is not None and job.text.stopped:
+                active = False
+                break
+        if not active:
+            stopped = job.text is not None and job.text.stopped
+            limit = len(job.tokens) == job.request.max_new_tokens
+            events.append(_end(job, "length" if limit and not stopped else "stop"))
+            self._release(row)
+        return events
+
+    def _release(self, row: int) -> None:
+        self._jobs[row], self._begun[row] = None, False
+
+    def _text_stream(self, request: Request) -> TextStream | None:
+        return None if self._table is None else TextStream(self._table, request.stop_strings)
+
+    def _same_codes(self, one: int, other: int) -> bool:
+        """Whether prompts of these lengths are rotated alike (dynamic NTK, report 2.3.2)."""
+        return _codes(one, self.config) == _codes(other, self.config)
+
+    def _check_request(self, request: Request) -> None:
+        read_ids(request.prompt, self._vocab_size, "Request(prompt)", DataError)
+        read_ids(request.stop_ids, self.config.vocab_size, "Request(stop_ids)", ConfigError)
+        if len(request.stop_ids) > _MOST_STOP_IDS:
+            raise ConfigError(f"{len(request.stop_ids)} stop ids.", "Request(stop_ids)",
+                              f"give at most {_MOST_STOP_IDS}.")
+        if request.stop_strings and self.tokenizer is None:
+            raise ConfigError("stop_strings need texts, and the engine has no tokenizer.",
+                              "Request(stop_strings)", "make the engine with tokenizer=.")
+        length, new = len(request.prompt), request.max_new_tokens
+        if length + new > self.slots:
+            raise DataError(f"{length} prompt tokens and {new} new ones do not fit a row of "
+                            f"{self.slots} slots.", "Request(prompt, max_new_tokens)",
+                            f"ask for at most {max(self.slots - length, 0)} new tokens, shorten the "
+                            "prompt, or make the engine with more slots.")
+
+    def _check_memory(self, memory_gb: float | None) -> None:
+        """Refuses a cache that is larger than what a device may spend on it."""
+        devices = [jax.devices()[0]] if self.mesh is None else list(self.mesh.devices.flat)
+        limit = None if memory_gb is None else memory_gb * 1e9
+        if limit is None:
+            stats = devices[0].memory_stats() or {}
+            if "bytes_limit" in stats:
+                limit = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+        rows = len(self._held)
+        needed = self.memory() / _shards(self.config, rows, self.mesh)
+        if limit is not None and needed > limit:
+            fit = int(rows * limit / needed)
+            raise ConfigError(
+                f"the KV cache of {rows} rows of {self.slots} slots takes {needed / 1e9:.3f} GB of "
+                f"each device; there are {limit / 1e9:.3f} GB.", "Engine(rows, slots)",
+                f"{fit} rows of this length would fit; or use fewer slots, or "
+                "cache_dtype=\"int8\".")
+
+
+def _end(job: _Job, finish: str) -> Event:
+    return Event(job.id, None, "" if job.text is None else job.text.finish(), None, finish)
+
+
+def _vocab_size(vocab_size, tokenizer, config: ModelConfig) -> int:
+    if vocab_size is None:
+        vocab_size = config.vocab_size if tokenizer is None else tokenizer.vocab_size
+    if not (is_whole(vocab_size) and 1 <= vocab_size <= config.vocab_size):
+        raise ConfigError(f"vocab_size={vocab_size!r} is outside [1, {config.vocab_size}].",
+                          "Engine(vocab_size)", "use the model's own tokenizer.")
+    return vocab_size
+
+
+@functools.lru_cache(maxsize=4096)
+def _codes(length: int, config: ModelConfig) -> tuple[int, ...]:
+    """How often the training length doubles within what each layer sees of a prompt."""
+    if not config.extension.dynamic_ntk:
+        return ()
+    seen = [min(length, window) for window in config.extension.windows or (length,)]
+    return tuple((-(-n // config.context_length) - 1).bit_length() for n in seen)
+
+
+def _shards(config: ModelConfig, rows: int, mesh: Mesh | None) -> int:
+    """How many pieces the cache is cut into."""
+    if mesh is None:
+        return 1
+    over_rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    over_heads = mesh.shape["tensor"]
+    return ((over_rows if rows % over_rows == 0 else 1)
+            * (over_heads if config.kv_heads % over_heads == 0 else 1))
+
+
+def _idle_sampling(rows: int, ids: int, vocab_size: int) -> Sampling:
+    def fill(value, dtype):
+        return np.full(rows, value, dtype)
+
+    return Sampling(
+        seeds=fill(0, np.uint32), streams=fill(0, np.uint32), temperature=fill(0, np.float32),
+        top_k=fill(ids, np.int32), top_p=fill(1, np.float32),
+        repetition_penalty=fill(1, np.float32),
+        stop_ids=np.full((rows, _MOST_STOP_IDS), -1, np.int32), limits=fill(0, np.int32),
+        vocab_size=np.int32(vocab_size))
+
+
+def _fill_sampling(sampling: Sampling, row: int, job: _Job, ids: int) -> None:
+    request = job.request
+    sampling.seeds[row], sampling.streams[row] = request.seed, job.stream
+    sampling.temperature[row], sampling.top_p[row] = request.temperature, request.top_p
+    sampling.top_k[row] = min(request.top_k or ids, ids)
+    sampling.repetition_penalty[row] = request.repetition_penalty
+    sampling.stop_ids[row] = -1
+    sampling.stop_ids[row, :len(request.stop_ids)] = request.stop_ids
+    sampling.limits[row] = request.max_new_tokens
+
+
+def _bar(total: int):
+    from tqdm import tqdm
+    return tqdm(total=total, unit=" answers", smoothing=0.1)

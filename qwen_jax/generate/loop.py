@@ -1,0 +1,120 @@
+"""The decoding loop: choose a token for every row, write it down, compute the next logits.
+
+Fixed batches (decode.generate), the continuous batch (engine) and rollouts run this one loop. Parts
+of the sampler that no row of the batch asks for are skipped at run time; nothing is compiled anew.
+
+B rows, R room for new tokens in one call, V vocabulary.
+"""
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from qwen_jax.config import ModelConfig
+from qwen_jax.generate import sample
+from qwen_jax.model.cached import forward_cached
+from qwen_jax.types import Array, KVCache, Params
+
+
+@flax.struct.dataclass
+class Sampling:
+    """How each row chooses and when it ends."""
+
+    seeds: Array  # uint32 [B]
+    streams: Array  # uint32 [B]; rows of one seed draw with streams of their own
+    temperature: Array  # float32 [B]; 0: always the most probable token
+    top_k: Array  # int32 [B]; the size of the vocabulary or more: off
+    top_p: Array  # float32 [B]; 1: off
+    repetition_penalty: Array  # float32 [B]; 1: off
+    stop_ids: Array  # int32 [B, any]; -1 is nothing
+    limits: Array  # int32 [B]; new tokens at most
+    vocab_size: Array  # int32 []; ids from here on are never produced
+
+
+@flax.struct.dataclass
+class DecodeState:
+    cache: KVCache
+    last: Array  # int32 [B]; the newest token, not yet in the cache
+    counts: Array  # int32 [B]; new tokens so far, a stop id not among them
+    active: Array  # bool [B]; to be continued
+    seen: Array  # bool [B, V]; what the repetition penalty acts on
+
+
+@flax.struct.dataclass
+class NewTokens:
+    """What one call added; a row's tokens come first, then -1."""
+
+    tokens: Array  # int32 [B, R]
+    logprobs: Array  # float32 [B, R]; of the softmax of the model's own logits, nothing truncated
+
+
+def choose(logits_BV: Array, seen_BV: Array, counts_B: Array,
+           sampling: Sampling) -> tuple[Array, Array]:
+    """The next token of each row, int32 [B], and its log-probability, float32 [B]."""
+    def only_if(wanted_B, change, logits):
+        return jax.lax.cond(jnp.any(wanted_B), change, lambda x: x, logits)
+
+    logits_BV = sample.allow_below(logits_BV, sampling.vocab_size)
+    drawn_B = sampling.temperature > 0
+
+    def draw(x):
+        x = sample.scale_temperature(x, jnp.where(drawn_B, sampling.temperature, 1.0))
+        x = only_if(drawn_B & (sampling.top_k < x.shape[1]),
+                    lambda x: sample.keep_top_k(x, sampling.top_k), x)
+        x = only_if(drawn_B & (sampling.top_p < 1.0),
+                    lambda x: sample.keep_top_p(x, sampling.top_p), x)
+        return sample.sample(x, sample.row_keys(sampling.seeds, sampling.streams), counts_B)
+
+    penalized_BV = only_if(
+        sampling.repetition_penalty != 1.0, lambda x: sample.penalize_repetition(
+            x, seen_BV, sampling.repetition_penalty), logits_BV)
+    best_B = sample.greedy(penalized_BV)
+    chosen_B = jax.lax.cond(jnp.any(drawn_B), lambda x: jnp.where(drawn_B, draw(x), best_B),
+                            lambda x: best_B, penalized_BV)
+    chosen_logits_B = jnp.take_along_axis(logits_BV, chosen_B[:, None], axis=1)[:, 0]
+    return chosen_B, chosen_logits_B - jax.nn.logsumexp(logits_BV, axis=1)
+
+
+def take(state: DecodeState, logits_BV: Array, sampling: Sampling):
+    """Chooses for every active row: the state after it, tokens [B] (-1: none) and logprobs [B]."""
+    chosen_B, logprobs_B = choose(logits_BV, state.seen, state.counts, sampling)
+    stops_B = jnp.any(chosen_B[:, None] == sampling.stop_ids, axis=1)
+    adds_B = state.active & ~stops_B
+    counts_B = state.counts + adds_B.astype(jnp.int32)
+    rows = jnp.arange(chosen_B.shape[0], dtype=jnp.int32)
+    state = state.replace(last=chosen_B, counts=counts_B,
+                          active=adds_B & (counts_B < sampling.limits),
+                          seen=state.seen.at[rows, chosen_B].max(adds_B))
+    return state, jnp.where(adds_B, chosen_B, -1), logprobs_B
+
+
+def advance(params: Params, state: DecodeState, sampling: Sampling, steps: Array,
+            stop_early: Array, *, config: ModelConfig, room: int) -> tuple[DecodeState, NewTokens]:
+    """Up to `steps` more tokens for every active row.
+
+    Args:
+      steps: int32 [], at most `room`.
+      stop_early: bool []; end the call as soon as a row ends, for another to take its place.
+    """
+    B = state.last.shape[0]
+    before_B = state.active
+    new = NewTokens(tokens=jnp.full((B, room), -1, jnp.int32),
+                    logprobs=jnp.zeros((B, room), jnp.float32))
+
+    def go_on(carry):
+        step, state, _ = carry
+        ended = jnp.any(before_B & ~state.active)
+        return (step < steps) & jnp.any(state.active) & ~(stop_early & ended)
+
+    def next_token(carry):
+        step, state, new = carry
+        logits_BV, cache = forward_cached(params, state.last[:, None], state.cache, config=config,
+                                          num_tokens=state.active.astype(jnp.int32))
+        state, tokens_B, logprobs_B = take(state.replace(cache=cache), logits_BV, sampling)
+        new = NewTokens(
+            tokens=jax.lax.dynamic_update_slice(new.tokens, tokens_B[:, None], (0, step)),
+            logprobs=jax.lax.dynamic_update_slice(new.logprobs, logprobs_B[:, None], (0, step)))
+        return step + jnp.int32(1), state, new
+
+    _, state, new = jax.lax.while_loop(go_on, next_token, (jnp.int32(0), state, new))
+    return state, new

@@ -1,0 +1,135 @@
+"""What the engine asks of the devices: prefill a row, copy one, begin one, advance all.
+
+Each is one jitted program with fixed shapes and a donated state, so that a running engine compiles
+nothing and copies no cache.
+
+B rows, T tokens of a prefill chunk, S slots, V vocabulary.
+"""
+
+import contextlib
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from qwen_jax.config import ModelConfig
+from qwen_jax.generate import loop
+from qwen_jax.generate.loop import DecodeState, NewTokens, Sampling
+from qwen_jax.model.cached import BLOCK, forward_cached, init_cache
+from qwen_jax.parallel.rules import use_layout
+from qwen_jax.types import Array, Params
+
+
+@flax.struct.dataclass
+class Rows:
+    """The device's side of the engine."""
+
+    decode: DecodeState
+    prompt_logits: Array  # float32 [B, V]; after the last token of each row's prompt
+
+
+def _on(mesh: Mesh | None):
+    return contextlib.nullcontext() if mesh is None else use_layout(mesh)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "mesh", "rows", "slots", "cache_dtype"))
+def make_rows(*, config: ModelConfig, mesh: Mesh | None, rows: int, slots: int,
+              cache_dtype: str | None) -> Rows:
+    """All rows empty and idle."""
+    with _on(mesh):
+        cache = init_cache(config, rows, slots, dtype=cache_dtype)
+
+    def zeros():
+        return jnp.zeros((rows,), jnp.int32)
+
+    return Rows(
+        decode=DecodeState(cache=cache, last=zeros(), counts=zeros(), active=zeros() > 0,
+                           seen=jnp.zeros((rows, config.vocab_size), bool)),
+        prompt_logits=jnp.zeros((rows, config.vocab_size), jnp.float32))
+
+
+@functools.partial(jax.jit, static_argnames=("config", "mesh"), donate_argnums=1)
+def prefill(params: Params, rows: Rows, tokens: Array, num_tokens: Array, row: Array, start: Array,
+            prompt_length: Array, *, config: ModelConfig, mesh: Mesh | None) -> Rows:
+    """The next chunk of a prompt, int32 [T] of which num_tokens are real, at slot `start`."""
+    cache = rows.decode.cache
+    cache = cache.replace(lengths=cache.lengths.at[row].set(start),
+                          ntk_lengths=cache.ntk_lengths.at[row].set(prompt_length))
+    with _on(mesh):
+        logits, cache = forward_cached(params, tokens[None], cache, config=config,
+                                       num_tokens=num_tokens[None], first_row=row,
+                                       prompt_lengths=prompt_length[None])
+    return rows.replace(
+        decode=rows.decode.replace(cache=cache),
+        prompt_logits=jax.lax.dynamic_update_slice(rows.prompt_logits, logits, (row, jnp.int32(0))))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def copy_row(rows: Rows, source: Array, target: Array, length: Array) -> Rows:
+    """Gives `target` the first `length` slots of `source`, and its prompt's logits."""
+    cache = rows.decode.cache
+    C = min(BLOCK, cache.keys.shape[3])
+
+    def copy_block(i, arrays):
+        def copy(x):
+            here = tuple(map(jnp.int32, (0, source, 0, i * C, 0)))
+            there = tuple(map(jnp.int32, (0, target, 0, i * C, 0)))
+            block = jax.lax.dynamic_slice(x, here, (x.shape[0], 1, x.shape[2], C, x.shape[4]))
+            return jax.lax.dynamic_update_slice(x, block, there)
+        return jax.tree.map(copy, arrays)
+
+    names = ("keys", "values", "key_scales", "value_scales")
+    arrays = {name: getattr(cache, name) for name in names if getattr(cache, name) is not None}
+    arrays = jax.lax.fori_loop(0, (length + C - 1) // C, copy_block, arrays)
+    cache = cache.replace(
+        **arrays, lengths=cache.lengths.at[target].set(length),
+        ntk_lengths=cache.ntk_lengths.at[target].set(cache.ntk_lengths[source]))
+    return rows.replace(
+        decode=rows.decode.replace(cache=cache),
+        prompt_logits=rows.prompt_logits.at[target].set(rows.prompt_logits[source]))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def begin(rows: Rows, row: Array, prompt: Array, length: Array,
+          sampling: Sampling) -> tuple[Rows, Array, Array]:
+    """The first token of a row whose prompt is in the cache.
+
+    Args:
+      prompt: int32 [S], padded with what is no id of the vocabulary.
+      length: int32 []; of the prompt, the slots in use.
+      sampling: of this row alone, [1] each.
+    Returns:
+      The state, the token (int32 []; -1: a stop id came at once) and its log-probability.
+    """
+    state = rows.decode
+    seen = jax.lax.cond(
+        sampling.repetition_penalty[0] != 1.0,
+        lambda: jnp.zeros(state.seen.shape[1:], bool).at[prompt].set(True, mode="drop"),
+        lambda: jnp.zeros(state.seen.shape[1:], bool))
+    one = DecodeState(cache=None, last=jnp.zeros((1,), jnp.int32),
+                      counts=jnp.zeros((1,), jnp.int32), active=jnp.ones((1,), bool),
+                      seen=seen[None])
+    logits = jax.lax.dynamic_slice(rows.prompt_logits, (row, jnp.int32(0)),
+                                   (1, rows.prompt_logits.shape[1]))
+    one, token, logprob = loop.take(one, logits, sampling)
+    cache = state.cache.replace(lengths=state.cache.lengths.at[row].set(length))
+    state = state.replace(
+        cache=cache, last=state.last.at[row].set(one.last[0]),
+        counts=state.counts.at[row].set(one.counts[0]),
+        active=state.active.at[row].set(one.active[0]), seen=state.seen.at[row].set(one.seen[0]))
+    return rows.replace(decode=state), token[0], logprob[0]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "mesh", "room"), donate_argnums=1)
+def advance(params: Params, rows: Rows, active: Array, sampling: Sampling, steps: Array,
+            stop_early: Array, *, config: ModelConfig, mesh: Mesh | None,
+            room: int) -> tuple[Rows, NewTokens, Array]:
+    """loop.advance for the rows that the host calls active; also which of them are still."""
+    state = rows.decode.replace(active=rows.decode.active & active)
+    with _on(mesh):
+        state, new = loop.advance(params, state, sampling, steps, stop_early, config=config,
+                                  room=room)
+    # A copy: what the next call is given to overwrite must not be what the host reads.
+    return rows.replace(decode=state), new, state.active.copy()
