@@ -30,6 +30,8 @@ HELP = """\
 /save FILE     writes the conversation, a line that experiments.generate reads
 /exit          ends, as Ctrl-D does"""
 
+_ENDS = {"length": "--max_new_tokens reached", "cancelled": "stopped"}
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -52,8 +54,10 @@ class Config:
 class Chat:
     """The conversation, and the commands that change it."""
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, engine: Engine, context: int):
+    def __init__(self, config: Config, tokenizer: Tokenizer, engine: Engine, context: int,
+                 keyboard: "Keyboard"):
         self.config, self.tokenizer, self.engine, self.context = config, tokenizer, engine, context
+        self.keyboard = keyboard
         self.system = config.system
         self.messages: list[dict[str, str]] = []
         self.text = ""  # of --plain
@@ -91,7 +95,7 @@ class Chat:
             stop_ids=((self.tokenizer.end_of_text,) if self.config.plain
                       else chatml.stop_ids(self.tokenizer)))
         self.answers += 1
-        text = stream(self.engine, request)
+        text = stream(self.engine, request, self.keyboard)
         if self.config.plain:
             self.text += said + text
         elif text:  # a question that was stopped before the first word is taken back
@@ -128,40 +132,55 @@ def _start_of(messages: list[dict[str, str]], turn: int) -> int:
     return [*questions, len(messages)][turn]
 
 
-@contextlib.contextmanager
-def interruption():
-    """A function that says whether Ctrl-C was pressed; the engine is never left in mid-step."""
-    pressed = []
-    old = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, old)
+class Keyboard:
+    """Ctrl-C: an exception at the prompt, elsewhere a note that the answer reads between its steps.
+
+    So the engine is never left in mid-step, and nothing but the prompt can end the program.
+    """
+
+    def __init__(self):
+        self.pressed = self._reading = False
+        signal.signal(signal.SIGINT, self._interrupt)
+
+    def read(self, prompt: str) -> str | None:
+        """A line of the user's; None at the end."""
+        for attempt in range(2):
+            try:
+                self._reading = True
+                return input(prompt)
+            except EOFError:
+                print()
+                return None
+            except KeyboardInterrupt:
+                print("\n(Ctrl-C again or Ctrl-D to end)" if attempt == 0 else "")
+            finally:
+                self._reading = self.pressed = False
+        return None
+
+    def _interrupt(self, *_) -> None:
+        if self._reading:
+            raise KeyboardInterrupt
+        self.pressed = True
 
 
-def stream(engine: Engine, request: Request) -> str:
+def stream(engine: Engine, request: Request, keyboard: Keyboard) -> str:
     """Prints the answer as it comes, and its speed; returns its text."""
     pieces, count, finish, first = [], 0, None, None
     begin = time.monotonic()
-    with interruption() as stopped:
-        (request_id,) = engine.submit(request)
-        while finish is None:
-            if stopped():
-                engine.cancel(request_id)
-                finish = "stopped"
-                break
-            for event in engine.step():
-                pieces.append(event.text)
-                count += event.token is not None
-                first = first or time.monotonic()
-                finish = event.finish
-                print(printable(event.text), end="", flush=True)
-        while engine.busy:  # what a cancelled row leaves
-            engine.step()
+    (request_id,) = engine.submit(request)
+    while finish is None:
+        if keyboard.pressed:
+            engine.cancel(request_id)  # the next step says so
+        for event in engine.step():
+            pieces.append(event.text)
+            count += event.token is not None
+            first = first or time.monotonic()
+            finish = event.finish
+            print(printable(event.text), end="", flush=True)
     seconds = time.monotonic() - (first or begin)
     speed = f", {(count - 1) / seconds:.1f} tokens/s" if count > 1 and seconds > 0 else ""
     wait = f", first after {first - begin:.2f} s" if first else ""
-    print(f"\n({count} tokens{wait}{speed}{'' if finish == 'stop' else f'; {finish}'})")
+    print(f"\n({count} tokens{wait}{speed}{'' if finish == 'stop' else f'; {_ENDS[finish]}'})")
     return "".join(pieces)
 
 
@@ -172,19 +191,6 @@ def printable(text: str) -> str:
                    for char in text)
 
 
-def read(prompt: str) -> str | None:
-    """A line of the user's; None at the end."""
-    for attempt in range(2):
-        try:
-            return input(prompt)
-        except EOFError:
-            print()
-            return None
-        except KeyboardInterrupt:
-            print("\n(Ctrl-C again or Ctrl-D to end)" if attempt == 0 else "")
-    return None
-
-
 def main(config: Config) -> None:
     """Loads, then question and answer in turn."""
     model, params, tokenizer = load(config.checkpoint, config.tokenizer)
@@ -192,12 +198,13 @@ def main(config: Config) -> None:
     config = dataclasses.replace(config, max_new_tokens=min(config.max_new_tokens, context // 2))
     engine = Engine(params, model, tokenizer=tokenizer, rows=1, slots=context,
                     cache_dtype=config.cache_dtype, vocab_size=tokenizer.vocab_size)
-    talk = Chat(config, tokenizer, engine, context)
+    keyboard = Keyboard()
+    talk = Chat(config, tokenizer, engine, context, keyboard)
     with contextlib.suppress(ImportError):  # the arrow keys, where Python has them
         import readline  # noqa: F401
     sys.stdout.reconfigure(errors="replace")
     print(f"context: {sentence}; up to {config.max_new_tokens} of them an answer. /help for help")
-    while (line := read("> ")) is not None:
+    while (line := keyboard.read("> ")) is not None:
         if line.startswith("/"):
             if not talk.command(line):
                 break
