@@ -186,7 +186,7 @@ async def unless_gone(receive, work) -> None:
 
 
 def create_app(worker: Worker, tokenizer: Tokenizer, config: ServerConfig):
-    """The ASGI application; it starts the worker's thread with itself, and ends it.
+    """The ASGI application; it starts the worker's thread with itself, and stops it.
 
     Raises:
       ConfigError: starlette is not installed.
@@ -197,8 +197,7 @@ def create_app(worker: Worker, tokenizer: Tokenizer, config: ServerConfig):
     async def lifespan(app):
         worker.start()
         yield
-        # In a thread of its own: the step that is running must be able to report to this loop.
-        await asyncio.to_thread(worker.close)
+        worker.stop()
 
     app = Starlette(lifespan=lifespan, routes=[
         Route("/v1/chat/completions", api.chat, methods=["POST"]),

@@ -26,10 +26,17 @@ class _Server(uvicorn.Server):
             self._ready()
 
     async def shutdown(self, sockets=None) -> None:
-        drain = asyncio.ensure_future(self._worker.drain(self._grace))
-        await super().shutdown(sockets=sockets)  # until the connections end, or a second SIGINT
-        drain.cancel()
-        await asyncio.gather(drain, return_exceptions=True)
+        drain = asyncio.ensure_future(
+            self._worker.drain(self._grace, hurry=lambda: self.force_exit))
+        closing = asyncio.ensure_future(super().shutdown(sockets=sockets))
+        while not (closing.done() or self.force_exit and drain.done()):
+            await asyncio.wait({closing}, timeout=0.1)
+        await asyncio.wait({closing}, timeout=0.5)
+        for task in (closing, drain):
+            task.cancel()
+        await asyncio.gather(closing, drain, return_exceptions=True)
+        if self.force_exit:  # uvicorn would still wait for clients that keep their connection
+            await self.lifespan.shutdown()
 
 
 def run(app, worker: Worker, sock, *, grace: float = 10.0, ready=lambda: None) -> None:
@@ -49,9 +56,10 @@ def run(app, worker: Worker, sock, *, grace: float = 10.0, ready=lambda: None) -
     # process ends in order.
     old = {number: signal.signal(number, lambda *_: None)
            for number in (signal.SIGINT, signal.SIGTERM)}
+    server = _Server(config, worker, grace, ready)
     try:
-        _Server(config, worker, grace, ready).run(sockets=[sock])
+        server.run(sockets=[sock])
     finally:
-        worker.close(timeout=1.0)
+        worker.close(timeout=0.5 if server.force_exit else 60)
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -6,11 +6,12 @@ here (tickets, counts, limits) belongs to the event loop.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from absl import logging
 
@@ -121,20 +122,24 @@ class Worker:
             self._forget(ticket)
             self._commands.put(lambda: self._cancel(ticket))
 
-    async def drain(self, seconds: float) -> None:
-        """Takes no more calls, waits for those in flight, and ends what is left after `seconds`."""
+    async def drain(self, seconds: float, *, hurry: Callable[[], bool] = lambda: False) -> None:
+        """Takes no more calls, and ends those in flight after `seconds` or when there is a hurry."""
         self.failure = self.failure or shutting_down()
         until = time.monotonic() + seconds
-        while self._tickets and time.monotonic() < until:
+        while self._tickets and time.monotonic() < until and not hurry():
             await asyncio.sleep(0.05)
         for ticket in list(self._tickets):
             self._reject(ticket, shutting_down())
             self.cancel(ticket)
 
-    def close(self, timeout: float = 60.0) -> bool:
-        """Ends the thread after its step; whether it ended within `timeout` seconds."""
+    def stop(self) -> None:
+        """Lets the thread end after its step."""
         self.failure = self.failure or shutting_down()
         self._commands.put(None)
+
+    def close(self, timeout: float) -> bool:
+        """Stops, and waits: whether the thread ended within `timeout` seconds."""
+        self.stop()
         if self._thread.is_alive():
             self._thread.join(timeout)
         return not self._thread.is_alive()
@@ -227,5 +232,6 @@ class Worker:
             self._tell(self._deliver, routed)
 
     def _tell(self, function, *arguments) -> None:
-        if not self._loop.is_closed():  # it is where a second Ctrl-C did not wait for this thread
+        # The loop is closed where the end of the program does not wait for this thread's step.
+        with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, *arguments)

@@ -82,3 +82,4 @@ def running(engine, tokenizer, *, rows=4, max_queued=64, context=256, **config):
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive(), "the server hangs"
+        assert worker.close(30), "the engine's thread hangs"

@@ -27,7 +27,7 @@ app = create_app(worker, tokenizer, ServerConfig(Limits("tiny", 10**6, worker.ca
 sock = socket.socket()
 sock.bind(("127.0.0.1", 0))
 run(app, worker, sock, grace={grace}, ready=lambda: print(sock.getsockname()[1], flush=True))
-print("ended", engine.busy, worker.close(), flush=True)
+print("ended", engine.busy, worker.close(0.0), flush=True)
 """
 
 
