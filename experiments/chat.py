@@ -16,7 +16,7 @@ import time
 import unicodedata
 
 from experiments import flags
-from experiments.loading import load
+from experiments.loading import load, start_engine
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.generate import chat
 from qwen_jax.generate.engine import Engine
@@ -165,8 +165,8 @@ class Keyboard:
 
 def stream(engine: Engine, request: Request, keyboard: Keyboard) -> str:
     """Prints the answer as it comes, and its speed; returns its text."""
-    pieces, count, finish, first = [], 0, None, None
-    begin = time.monotonic()
+    pieces, count, finish = [], 0, None
+    begin, first, at_once = time.monotonic(), None, 0  # tokens that came with the first
     (request_id,) = engine.submit(request)
     while finish is None:
         if keyboard.pressed:
@@ -174,12 +174,13 @@ def stream(engine: Engine, request: Request, keyboard: Keyboard) -> str:
         for event in engine.step():
             pieces.append(event.text)
             count += event.token is not None
-            first = first or time.monotonic()
             finish = event.finish
             print(printable(event.text), end="", flush=True)
-    seconds = time.monotonic() - (first or begin)
-    speed = f", {(count - 1) / seconds:.1f} tokens/s" if count > 1 and seconds > 0 else ""
-    wait = f", first after {first - begin:.2f} s" if first else ""
+        if first is None and count:
+            first, at_once = time.monotonic(), count
+    wait = f", first after {first - begin:.2f} s" if count else ""
+    speed = (f", {(count - at_once) / (time.monotonic() - first):.1f} tokens/s"
+             if count > at_once else "")
     print(f"\n({count} tokens{wait}{speed}{'' if finish == 'stop' else f'; {_ENDS[finish]}'})")
     return "".join(pieces)
 
@@ -196,8 +197,8 @@ def main(config: Config) -> None:
     model, params, tokenizer = load(config.checkpoint, config.tokenizer)
     context, sentence = chat.context(model, config.context)
     config = dataclasses.replace(config, max_new_tokens=min(config.max_new_tokens, context // 2))
-    engine = Engine(params, model, tokenizer=tokenizer, rows=1, slots=context,
-                    cache_dtype=config.cache_dtype, vocab_size=tokenizer.vocab_size)
+    engine = start_engine(params, model, tokenizer, rows=1, context=context,
+                          cache_dtype=config.cache_dtype)
     keyboard = Keyboard()
     talk = Chat(config, tokenizer, engine, context, keyboard)
     with contextlib.suppress(ImportError):  # the arrow keys, where Python has them

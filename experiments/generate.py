@@ -15,7 +15,7 @@ import sys
 import tqdm
 
 from experiments import flags
-from experiments.loading import load
+from experiments.loading import load, start_engine
 from qwen_jax.errors import ConfigError
 from qwen_jax.generate import chat, jsonl
 from qwen_jax.generate.engine import Engine
@@ -45,8 +45,8 @@ def main(config: Config) -> None:
     model, params, tokenizer = load(config.checkpoint, config.tokenizer)
     context, sentence = chat.context(model, config.context)
     if config.input is None:
-        engine = Engine(params, model, tokenizer=tokenizer, rows=config.settings.n, slots=context,
-                        cache_dtype=config.cache_dtype, vocab_size=tokenizer.vocab_size)
+        engine = start_engine(params, model, tokenizer, rows=config.settings.n, context=context,
+                              cache_dtype=config.cache_dtype)
         for text in answers(engine, tokenizer, config):
             print(config.prompt + text, end="\n\n")
         return
@@ -60,8 +60,8 @@ def main(config: Config) -> None:
         if not output.complete:
             print(f"{count} lines, {len(output.done)} of them done; context: {sentence}",
                   flush=True)
-            engine = Engine(params, model, tokenizer=tokenizer, rows=config.rows, slots=context,
-                            cache_dtype=config.cache_dtype, vocab_size=tokenizer.vocab_size)
+            engine = start_engine(params, model, tokenizer, rows=config.rows, context=context,
+                                  cache_dtype=config.cache_dtype)
             work(engine, source, output, config.rows, count)
     except KeyboardInterrupt:
         print("stopped; give the same command again to go on", file=sys.stderr, flush=True)

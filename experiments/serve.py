@@ -16,7 +16,7 @@ import socket
 from absl import logging
 
 from experiments import flags
-from experiments.loading import load
+from experiments.loading import load, start_engine
 from qwen_jax.errors import ConfigError
 from qwen_jax.generate import chat
 
@@ -46,7 +46,6 @@ def main(config: Config) -> None:
     from qwen_jax.serve import app, run
     from qwen_jax.serve.calls import Limits
     from qwen_jax.serve.worker import Worker
-    from qwen_jax.generate.engine import Engine
 
     check(config)
     local = config.host in app.LOCAL_NAMES
@@ -54,10 +53,11 @@ def main(config: Config) -> None:
     with bind(config.host, config.port) as sock:  # before the model, which takes a while, is loaded
         model, params, tokenizer = load(config.checkpoint, config.tokenizer)
         context, sentence = chat.context(model, config.context)
+        print(f"context: {sentence}; {config.rows} answers at once", flush=True)
         name = config.model_name or pathlib.Path(config.checkpoint).resolve().name
-        engine = Engine(params, model, tokenizer=tokenizer, rows=config.rows, slots=context,
-                        cache_dtype=config.cache_dtype, memory_gb=config.memory_gb,
-                        vocab_size=tokenizer.vocab_size)
+        engine = start_engine(params, model, tokenizer, rows=config.rows, context=context,
+                              cache_dtype=config.cache_dtype, memory_gb=config.memory_gb,
+                              prompt_lengths=(16, 32, 64, 128, 256))  # a prompt's pieces
         worker = Worker(engine, rows=config.rows, max_queued=config.max_queued)
         limits = Limits(model=name, context=context, capacity=worker.capacity)
         settings = app.ServerConfig(limits=limits, api_key=key, local=local,
@@ -66,7 +66,6 @@ def main(config: Config) -> None:
             logging.warning("%s can be reached from other computers%s.", config.host,
                             "" if key else ", and no --api_key is asked for")
         port = sock.getsockname()[1]
-        print(f"context: {sentence}; {config.rows} answers at once", flush=True)
         run.run(app.create_app(worker, tokenizer, settings), worker, sock, grace=config.grace,
                 ready=lambda: print(f"{name}: http://{_shown(config.host)}:{port}/v1", flush=True))
     print("ended", flush=True)

@@ -184,10 +184,7 @@ class _Fields:
 
     def refuse_the_rest(self) -> None:
         for name, value in self._left.items():
-            if name in _ABOUT_THE_CALLER or any(
-                    type(value) is type(nothing) and value == nothing or (
-                        value == nothing == 0 and not isinstance(value, bool))
-                    for nothing in _NEUTRAL.get(name, ())):
+            if name in _ABOUT_THE_CALLER or value in _NEUTRAL.get(name, ()):
                 continue
             if name in _NEUTRAL or name in _SUPPORTED:
                 raise ApiError(f"{name}={_short(value)} is not supported here.", name,

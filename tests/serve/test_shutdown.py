@@ -76,7 +76,7 @@ def test_answers_in_flight_come_to_their_end_and_no_new_ones_are_taken(serve, nu
         text += piece.choices[0].text
         finish = piece.choices[0].finish_reason
     assert finish == "length" and len(text.encode()) >= 60
-    assert end(process, within=5) == "ended False True\n"
+    assert end(process, within=15) == "ended False True\n"
 
 
 def test_after_the_grace_the_streams_are_told_and_ended(serve):
@@ -89,7 +89,7 @@ def test_after_the_grace_the_streams_are_told_and_ended(serve):
         with pytest.raises(openai.APIError, match="shutting down"):
             for _ in piece:
                 pass
-    assert end(process, within=5) == "ended False True\n"
+    assert end(process, within=15) == "ended False True\n"
 
 
 def test_a_second_ctrl_c_waits_for_nothing(serve):
@@ -99,11 +99,11 @@ def test_a_second_ctrl_c_waits_for_nothing(serve):
     process.send_signal(signal.SIGINT)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    assert end(process, within=5).startswith("ended")
+    assert end(process, within=15).startswith("ended")
 
 
 def test_an_idle_server_ends_at_once(serve):
     process, client = serve(grace=60)
     assert client.models.list().data  # a connection that stays open
     process.send_signal(signal.SIGTERM)
-    assert end(process, within=3) == "ended False True\n"
+    assert end(process, within=15) == "ended False True\n"
