@@ -4,6 +4,7 @@ from setuptools import find_packages, setup
 
 DATA = ["pyarrow>=15", "tokenizers>=0.20", "trafilatura>=2", "lxml_html_clean>=0.4"]
 REPORT = ["matplotlib>=3.8"]
+SERVE = ["starlette>=0.40", "uvicorn>=0.30"]
 
 setup(
     name="qwen_jax",
@@ -31,10 +32,12 @@ setup(
         "data": DATA,  # text extraction, Parquet, vocabulary training
         "report": REPORT,  # plots and the run's HTML page
         "verify": ["transformers>=4.45", "torch>=2.2"],  # logits of an export compared with theirs
+        "serve": SERVE,  # the OpenAI-compatible server
         "tpu": ["jax[tpu]>=0.10"],
         "cuda12": ["jax[cuda12]>=0.10"],
         "cuda13": ["jax[cuda13]>=0.10"],
         "quickstart": DATA + REPORT,
-        "test": DATA + REPORT + ["pytest>=8", "pytest-xdist>=3.5", "transformers>=4.45"],
+        "test": DATA + REPORT + SERVE + ["openai>=1.50", "pytest>=8", "pytest-xdist>=3.5",
+                                         "transformers>=4.45"],
     },
 )

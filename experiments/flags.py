@@ -59,9 +59,10 @@ def parse(doc: str, recipes: dict[str, object], argv: list[str]):
 
 
 def differences(config, recipe) -> list[str]:
-    """`name: recipe's value -> this run's value` for every field that differs."""
+    """`name: recipe's value -> this run's value` for every field that differs; keys stay secret."""
     old, new = flatten(recipe), flatten(config)
-    return [f"{name}: {old[name]!r} -> {new[name]!r}" for name in new if new[name] != old[name]]
+    return [f"{name}: {old[name]!r} -> {'***' if name.endswith('api_key') else repr(new[name])}"
+            for name in new if new[name] != old[name]]
 
 
 def run(main, doc: str, recipes: dict[str, object], argv: list[str] | None = None) -> None:

@@ -10,7 +10,7 @@ LEVELS = {  # a module may import its own part and lower levels; parts of level 
     "errors": 0, "manifest": 1, "step_folders": 1, "config": 1, "sizes": 1, "types": 1,
     "tokenizer": 2, "kernels": 2, "parallel": 2,
     "model": 3, "data": 3, "checkpoint": 3,
-    "generate": 4, "export": 4, "train": 5,
+    "generate": 4, "export": 4, "train": 5, "serve": 5,
     "align": 6, "agent": 6, "evaluate": 6, "report": 6,
 }
 
@@ -53,7 +53,8 @@ def test_training_needs_the_core_dependencies_alone():
     code = """
 import sys
 import experiments.pretrain
-optional = {"pyarrow", "tokenizers", "trafilatura", "matplotlib", "transformers", "torch", "daft"}
+optional = {"pyarrow", "tokenizers", "trafilatura", "matplotlib", "transformers", "torch", "daft",
+            "starlette", "uvicorn"}
 print(sorted(optional & set(sys.modules)))
 """
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,

@@ -1,0 +1,107 @@
+"""What a model says: to one prompt, or to a file of them.
+
+python -m experiments.generate --checkpoint=runs/quickstart --prompt="class Queue("
+python -m experiments.generate --checkpoint=runs/mine --input=questions.jsonl --output=answers.jsonl
+
+A line of the file is {"prompt": ...} or {"messages": [...]}, with settings of its own if it likes
+({"prompt": "Once", "temperature": 0, "id": 7}); qwen_jax/generate/jsonl.py lists them. Bad lines are
+named before anything runs. The answers are in the order of the input. A run that was killed goes on
+where it was when the same command is given again, and ends with the same file.
+"""
+
+import dataclasses
+import sys
+
+import tqdm
+
+from experiments import flags
+from experiments.loading import load, start_engine
+from qwen_jax.errors import ConfigError
+from qwen_jax.generate import chat, jsonl
+from qwen_jax.generate.engine import Engine
+from qwen_jax.generate.request import Request
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What to answer, and how."""
+
+    checkpoint: str = ""  # a run folder, or a folder in the Qwen or Qwen2 layout
+    tokenizer: str | None = None  # a .tiktoken file; None: the one in the model's folder
+    prompt: str = ""  # empty: the beginning of a document
+    input: str | None = None  # a JSONL file, in place of --prompt
+    output: str | None = None  # the JSONL file to write
+    settings: jsonl.Settings = jsonl.Settings()
+    rows: int = 8  # answers computed at once; changes none of them
+    context: int | None = None  # tokens of a prompt and its answer; None: as far as it makes sense
+    cache_dtype: str | None = None  # of keys and values; None: the compute dtype
+
+
+def main(config: Config) -> None:
+    """Loads, generates, prints or writes."""
+    if (config.input is None) != (config.output is None) or config.input and config.prompt:
+        raise ConfigError("neither one prompt nor a file of them.", "--prompt, --input, --output",
+                          "give --prompt alone, or --input and --output.")
+    model, params, tokenizer = load(config.checkpoint, config.tokenizer)
+    context, sentence = chat.context(model, config.context)
+    if config.input is None:
+        engine = start_engine(params, model, tokenizer, rows=config.settings.n, context=context,
+                              cache_dtype=config.cache_dtype)
+        for text in answers(engine, tokenizer, config):
+            print(config.prompt + text, end="\n\n")
+        return
+    source = jsonl.Source(config.input, tokenizer, config.settings, context=context)
+    count, digest = source.check()
+    output = jsonl.Output(config.output, {
+        "input_sha256": digest, "model": jsonl.fingerprint(model, params),
+        "tokenizer": tokenizer.fingerprint, "context": context, "cache_dtype": config.cache_dtype,
+        **dataclasses.asdict(config.settings)})
+    try:
+        if not output.complete:
+            print(f"{count} lines, {len(output.done)} of them done; context: {sentence}",
+                  flush=True)
+            engine = start_engine(params, model, tokenizer, rows=config.rows, context=context,
+                                  cache_dtype=config.cache_dtype)
+            work(engine, source, output, config.rows, count)
+    except KeyboardInterrupt:
+        print("stopped; give the same command again to go on", file=sys.stderr, flush=True)
+        sys.exit(130)
+    finally:
+        output.close()
+    print(f"{config.output}: {count} lines", flush=True)
+
+
+def answers(engine: Engine, tokenizer, config: Config) -> list[str]:
+    """The texts after --prompt."""
+    settings = dataclasses.asdict(config.settings)
+    n, stop = settings.pop("n"), settings.pop("stop")
+    request = Request(prompt=tuple(tokenizer.encode(config.prompt)) or (tokenizer.end_of_text,),
+                      stop_ids=(tokenizer.end_of_text,), stop_strings=stop, **settings)
+    texts = {request_id: "" for request_id in engine.submit(request, samples=n)}
+    while engine.busy:
+        for event in engine.step():
+            texts[event.request_id] += event.text
+    return list(texts.values())
+
+
+def work(engine: Engine, source: jsonl.Source, output: jsonl.Output, rows: int,
+         count: int) -> None:
+    """The file, with a line of progress: lines, time left, tokens per second."""
+    # Where nobody looks, a line in a while instead of one that moves.
+    interval = 0.5 if sys.stderr.isatty() else 30
+    with tqdm.tqdm(total=count, initial=len(output.done), unit="line",
+                   mininterval=interval) as bar:
+        tokens = 0
+
+        def progress(new: int) -> None:
+            nonlocal tokens
+            tokens += new
+            seconds = max(bar.format_dict["elapsed"], 1e-6)
+            bar.set_postfix_str(f"{tokens / seconds:.1f} tokens/s", refresh=False)
+            bar.update()
+
+        jsonl.run(engine, source, output, rows=rows, on_line=progress)
+
+
+if __name__ == "__main__":
+    flags.run(main, __doc__, {"default": Config()})

@@ -1,0 +1,299 @@
+"""Prompts in, answers out, a line of JSON each; killed at any moment, it goes on where it was.
+
+A line is {"prompt": text} or {"messages": [...]}, and whatever of these it wants for itself: "id",
+"max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "stop", "seed", "n",
+"logprobs". Its answer is {"line": number, "id": ..., "answers": [{"text", "finish", "tokens"}]}.
+
+Answers are appended to OUTPUT.partial as they end; when all are there they are put in the order of
+the input and OUTPUT appears, whole. OUTPUT.run.json says what it was made from. The seed of a line
+is the run's plus its place, so an answer depends neither on what it is computed with nor on when.
+"""
+
+import collections
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from qwen_jax.config import ModelConfig
+from qwen_jax.errors import ConfigError, DataError, QwenJaxError, unknown_name
+from qwen_jax.generate.request import Request
+from qwen_jax.tokenizer import chatml
+from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.types import Params
+
+_MOST_NAMED = 20  # bad lines in one error
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a line gets where it does not say otherwise."""
+
+    max_new_tokens: int = 200
+    temperature: float = 0.7  # 0: the most probable token, always
+    top_k: int | None = None
+    top_p: float = 0.95
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int = 0  # of the first line; each has the next one
+    n: int = 1  # answers to each
+    logprobs: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One line of the input, as it goes to the engine."""
+
+    number: int  # from 1, as editors count
+    id: Any  # the line's own; None if it has none
+    request: Request
+    n: int
+
+
+class Source:
+    """The input file, read twice: once to find every fault, once to work through it."""
+
+    def __init__(self, path: str | os.PathLike, tokenizer: Tokenizer, settings: Settings, *,
+                 context: int):
+        self._path, self._tokenizer = pathlib.Path(path), tokenizer
+        self._settings, self._context = settings, context
+
+    def check(self) -> tuple[int, str]:
+        """The number of lines with something in them, and the file's SHA-256.
+
+        Raises:
+          DataError: bad lines, by number; no lines; no such file.
+        """
+        bad, count, digest = [], 0, hashlib.sha256()
+        for number, raw in self._raw():
+            digest.update(raw)
+            if not raw.strip():
+                continue
+            count += 1
+            try:
+                self._parse(number, raw)
+            except QwenJaxError as error:
+                bad.append(f"line {number}: {error.what}")
+        if bad:
+            more = [f"and {len(bad) - _MOST_NAMED} more"] if len(bad) > _MOST_NAMED else []
+            raise DataError("\n         ".join([f"{len(bad)} bad lines.", *bad[:_MOST_NAMED], *more]),
+                            str(self._path), "correct them; nothing was run.")
+        if not count:
+            raise DataError("there are no lines.", str(self._path), "write one prompt a line.")
+        return count, digest.hexdigest()
+
+    def __iter__(self) -> Iterator[Line]:
+        for number, raw in self._raw():
+            if raw.strip():
+                yield self._parse(number, raw)
+
+    def _raw(self) -> Iterator[tuple[int, bytes]]:
+        try:
+            with open(self._path, "rb") as file:
+                yield from enumerate(file, start=1)
+        except OSError as error:
+            raise DataError(f"the prompts cannot be read: {error.strerror}.", str(self._path),
+                            "name a file with a line of JSON for each prompt.") from error
+
+    def _parse(self, number: int, raw: bytes) -> Line:
+        where = f"line {number}"
+        try:
+            fields = json.loads(raw)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"it is not JSON ({error}).", where, "write one object.") from None
+        if not isinstance(fields, dict) or ("prompt" in fields) == ("messages" in fields):
+            raise DataError("it is not an object with either prompt or messages.", where,
+                            'write {"prompt": ...} or {"messages": [...]}.')
+        line_id = fields.pop("id", None)
+        if "prompt" in fields:
+            text = fields.pop("prompt")
+            if not isinstance(text, str):
+                raise DataError("the prompt is not text.", where, "write a string.")
+            prompt = self._tokenizer.encode(text) or [self._tokenizer.end_of_text]
+            stop_ids = (self._tokenizer.end_of_text,)
+        else:
+            messages = fields.pop("messages")
+            prompt = chatml.prompt(messages if isinstance(messages, list) else [messages],
+                                   self._tokenizer).tolist()
+            stop_ids = chatml.stop_ids(self._tokenizer)
+        request, n = self._request(tuple(prompt), stop_ids, fields, number)
+        if len(prompt) + request.max_new_tokens > self._context:
+            raise DataError(f"{len(prompt)} tokens and {request.max_new_tokens} new ones are over "
+                            f"the context of {self._context}.", where, "shorten it.")
+        return Line(number, line_id, request, n)
+
+    def _request(self, prompt, stop_ids, fields: dict[str, Any], number: int
+                 ) -> tuple[Request, int]:
+        known = {field.name for field in dataclasses.fields(Settings)}
+        for name in fields:
+            if name not in known:
+                raise unknown_name("field", name, known | {"id", "prompt", "messages"},
+                                   f"line {number}", DataError)
+        seed = (self._settings.seed + number - 1) % 2**32
+        settings = dataclasses.asdict(self._settings) | {"seed": seed} | fields
+        n, stop = settings.pop("n"), settings.pop("stop")
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise DataError(f"n={n!r} is not a positive whole number.", f"line {number}",
+                            "use 1 or more.")
+        if not isinstance(settings["logprobs"], bool):
+            raise DataError("logprobs is not true or false.", f"line {number}", "use one of them.")
+        stops = (stop,) if isinstance(stop, str) else stop
+        if not isinstance(stops, (list, tuple)):
+            raise DataError("stop is not a string or a list of them.", f"line {number}",
+                            "use one of them.")
+        return Request(prompt=prompt, stop_ids=stop_ids, stop_strings=tuple(stops), **settings), n
+
+
+class Output:
+    """The output file as it grows. One process at a time; made before anything is computed.
+
+    Args:
+      identity: what the answers depend on. A file that was begun with another is refused.
+
+    Raises:
+      ConfigError: the file belongs to another run, another process writes it, or cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike, identity: dict[str, Any]):
+        self.path = pathlib.Path(path)
+        self._partial = self.path.with_name(self.path.name + ".partial")
+        self._record = self.path.with_name(self.path.name + ".run.json")
+        identity = json.loads(json.dumps(identity))  # tuples become lists, as in the file
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._partial, "a+b")
+        except OSError as error:
+            raise ConfigError(f"cannot write: {error}.", str(self.path),
+                              "choose a folder that can be written.") from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._same_run(identity)
+        except BlockingIOError:
+            self._file.close()
+            raise ConfigError("another process writes it.", str(self.path),
+                              "wait for it, or name another file.") from None
+        except ConfigError:
+            self.close()
+            raise
+        self.complete = self.path.exists()
+        self._places: dict[int, tuple[int, int]] = {}  # line -> offset and length in the partial
+        self._read_places()
+
+    @property
+    def done(self) -> set[int]:
+        """The numbers of the lines whose answers are there."""
+        return set(self._places)
+
+    def add(self, line: Line, answers: list[dict[str, Any]]) -> None:
+        """Keeps a line's answers."""
+        record = {"line": line.number} | ({} if line.id is None else {"id": line.id})
+        raw = json.dumps(record | {"answers": answers}, ensure_ascii=False).encode(
+            "utf-8", "replace") + b"\n"
+        offset = self._file.seek(0, os.SEEK_END)
+        self._file.write(raw)
+        self._file.flush()
+        self._places[line.number] = offset, len(raw)
+
+    def finish(self) -> None:
+        """Puts the answers in order under their name."""
+        whole = self.path.with_name(self.path.name + ".tmp")
+        with open(whole, "wb") as file:
+            for _, (offset, length) in sorted(self._places.items()):
+                self._file.seek(offset)
+                file.write(self._file.read(length))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(whole, self.path)
+        self.complete = True
+
+    def close(self) -> None:
+        """Lets go of the file; what is complete needs no partial one, nor does an empty one stay."""
+        empty = self._file.seek(0, os.SEEK_END) == 0
+        if getattr(self, "complete", False) or empty:
+            self._partial.unlink(missing_ok=True)
+        self._file.close()
+
+    def _same_run(self, identity: dict[str, Any]) -> None:
+        if self._record.exists():
+            old = json.loads(self._record.read_text(encoding="utf-8"))
+            different = [f"{name}: {old.get(name)!r} then, {identity.get(name)!r} now"
+                         for name in sorted(old.keys() | identity.keys())
+                         if old.get(name) != identity.get(name)]
+            if different:
+                raise ConfigError(f"the file was made otherwise: {'; '.join(different)}.",
+                                  str(self.path), "name another file, or delete this one and "
+                                  f"{self._record.name}.")
+        elif self.path.exists():
+            raise ConfigError("the file is there, and not one of ours.", str(self.path),
+                              "name another file.")
+        else:
+            written = self._record.with_name(self._record.name + ".tmp")
+            written.write_text(json.dumps(identity, indent=1, ensure_ascii=False) + "\n",
+                               encoding="utf-8")
+            os.replace(written, self._record)
+
+    def _read_places(self) -> None:
+        """Finds what is there; a line that was being written when the process died is cut off."""
+        self._file.seek(0)
+        offset = 0
+        for raw in self._file:
+            if not raw.endswith(b"\n"):
+                self._file.truncate(offset)
+                break
+            self._places[json.loads(raw)["line"]] = offset, len(raw)
+            offset += len(raw)
+
+
+def run(engine, source: Source, output: Output, *, rows: int, on_line=lambda tokens: None) -> None:
+    """Answers every line that has no answer yet, then completes the output.
+
+    Args:
+      rows: what the engine computes at once; twice as many are handed to it ahead.
+      on_line: called with the number of new tokens after each line.
+    """
+    waiting = (line for line in source if line.number not in output.done)
+    owners: dict[int, tuple[Line, int]] = {}  # request id -> line, sample
+    unfinished: dict[int, dict[int, list]] = {}  # line -> sample -> its events
+    ended: collections.Counter[int] = collections.Counter()
+    line = next(waiting, None)
+    while line is not None or owners:
+        while line is not None and len(owners) < 2 * rows:
+            for sample, request_id in enumerate(engine.submit(line.request, samples=line.n)):
+                owners[request_id] = line, sample
+            unfinished[line.number] = {sample: [] for sample in range(line.n)}
+            line = next(waiting, None)
+        for event in engine.step():
+            owner, sample = owners[event.request_id]
+            unfinished[owner.number][sample].append(event)
+            if event.finish is not None:
+                del owners[event.request_id]
+                ended[owner.number] += 1
+                if ended[owner.number] == owner.n:
+                    answers = [_answer(events, owner.request.logprobs)
+                               for events in unfinished.pop(owner.number).values()]
+                    output.add(owner, answers)
+                    on_line(sum(answer["tokens"] for answer in answers))
+    output.finish()
+
+
+def _answer(events: list, logprobs: bool) -> dict[str, Any]:
+    tokens = [event for event in events if event.token is not None]
+    answer = {"text": "".join(event.text for event in events), "finish": events[-1].finish,
+              "tokens": len(tokens)}
+    return answer | ({"logprobs": [event.logprob for event in tokens]} if logprobs else {})
+
+
+def fingerprint(config: ModelConfig, params: Params) -> str:
+    """16 hex digits of the config and of a piece of each weight: training changes them all."""
+    digest = hashlib.sha256(repr(config).encode())
+    for leaf in jax.tree.leaves(params):
+        piece = leaf[(slice(0, 1),) * (leaf.ndim - 1) + (slice(0, 256),)]
+        digest.update(np.asarray(piece).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,37 @@
+"""Refusals as OpenAI's clients read them: a status, and {"error": {message, type, param, code}}."""
+
+from qwen_jax.errors import QwenJaxError
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+class ApiError(QwenJaxError):
+    """A request that is refused or has failed.
+
+    Args:
+      what, fix: as of every error; the message that the client gets.
+      where: the parameter concerned; empty where it is none.
+      status: the HTTP status.
+      code: a word for programs.
+      retry_after: seconds after which trying again makes sense; None: never, as it stands.
+    """
+
+    def __init__(self, what: str, where: str = "", fix: str = "", *, status: int = 400,
+                 code: str = "invalid_value", retry_after: int | None = None):
+        super().__init__(what, where, fix)
+        self.status, self.code, self.retry_after = status, code, retry_after
+
+    def body(self) -> dict:
+        kind = "server_error" if self.status >= 500 else _TYPES.get(self.status,
+                                                                    "invalid_request_error")
+        return {"error": {"message": f"{self.what} {self.fix}".strip(), "type": kind,
+                          "param": self.where or None, "code": self.code}}
+
+    def headers(self) -> dict[str, str]:
+        headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
+        return headers | ({"www-authenticate": "Bearer"} if self.status == 401 else {})
+
+
+def shutting_down() -> ApiError:
+    return ApiError("the server is shutting down.", fix="try again when it is back.", status=503,
+                    code="shutting_down", retry_after=5)

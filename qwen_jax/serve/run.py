@@ -1,0 +1,65 @@
+"""The server on a port, until a signal ends it."""
+
+import asyncio
+import signal
+
+from qwen_jax.errors import ConfigError
+from qwen_jax.serve.worker import Worker
+
+try:
+    import uvicorn
+except ImportError as error:
+    raise ConfigError("uvicorn, which serves HTTP, is not installed.", "qwen_jax.serve",
+                      'pip install "qwen_jax[serve]".') from error
+
+
+class _Server(uvicorn.Server):
+    """Ends what the engine is doing before the connections are waited for."""
+
+    def __init__(self, config: uvicorn.Config, worker: Worker, grace: float, ready):
+        super().__init__(config)
+        self._worker, self._grace, self._ready = worker, grace, ready
+
+    async def startup(self, sockets=None) -> None:
+        await super().startup(sockets=sockets)
+        if self.started:
+            self._ready()
+
+    async def shutdown(self, sockets=None) -> None:
+        drain = asyncio.ensure_future(
+            self._worker.drain(self._grace, hurry=lambda: self.force_exit))
+        closing = asyncio.ensure_future(super().shutdown(sockets=sockets))
+        while not (closing.done() or self.force_exit and drain.done()):
+            await asyncio.wait({closing}, timeout=0.1)
+        await asyncio.wait({closing}, timeout=0.5)
+        for task in (closing, drain):
+            task.cancel()
+        await asyncio.gather(closing, drain, return_exceptions=True)
+        if self.force_exit:  # uvicorn would still wait for clients that keep their connection
+            await self.lifespan.shutdown()
+
+
+def run(app, worker: Worker, sock, *, grace: float = 10.0, ready=lambda: None) -> None:
+    """Serves `app` until SIGTERM or SIGINT; answers in flight have `grace` seconds to end.
+
+    A second SIGINT ends it at once.
+
+    Args:
+      sock: a bound socket.
+      ready: called once requests are taken.
+    """
+    # One HTTP implementation whatever else is installed. uvicorn's own limit comes after ours.
+    config = uvicorn.Config(app, http="h11", ws="none", loop="asyncio", lifespan="on",
+                            log_level="warning", access_log=False,
+                            timeout_graceful_shutdown=int(grace) + 5)
+    # uvicorn raises a signal again once it has ended; these make that harmless, so that the
+    # process ends in order.
+    old = {number: signal.signal(number, lambda *_: None)
+           for number in (signal.SIGINT, signal.SIGTERM)}
+    server = _Server(config, worker, grace, ready)
+    try:
+        server.run(sockets=[sock])
+    finally:
+        worker.close(timeout=0.5 if server.force_exit else 60)
+        for number, handler in old.items():
+            signal.signal(number, handler)

@@ -1,0 +1,237 @@
+"""The one thread that owns the engine, and the asyncio side that hands it requests.
+
+The engine is used by no other thread. Whoever wants something puts a function in the thread's queue,
+which it empties between two steps; what a step returns goes to the event loop in one call. All else
+here (tickets, counts, limits) belongs to the event loop.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from absl import logging
+
+from qwen_jax.errors import QwenJaxError
+from qwen_jax.generate.request import Event, Request
+from qwen_jax.serve.errors import ApiError, shutting_down
+
+
+@dataclasses.dataclass
+class Counters:
+    """What /metrics shows, since the start."""
+
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    finished: int = 0  # choices that ran to their end
+    cancelled: int = 0  # choices whose client went away, or that the shutdown ended
+    refused: int = 0  # calls for which there was no room
+    first_token_seconds: float = 0.0  # summed over `first_tokens` calls
+    first_tokens: int = 0
+
+
+class Ticket:
+    """The events of one call, all its choices together, in the order in which they come."""
+
+    def __init__(self, prompt_tokens: int, num_choices: int):
+        self.num_choices = num_choices
+        self.open = num_choices  # choices that have not ended
+        self.prompt_tokens = prompt_tokens
+        self.submitted = time.monotonic()
+        self.started = False
+        self.accepted: asyncio.Future = asyncio.get_running_loop().create_future()
+        self._events: asyncio.Queue = asyncio.Queue()
+
+    def put(self, item: tuple[int, Event] | ApiError) -> None:
+        self._events.put_nowait(item)
+
+    async def __aiter__(self):
+        """(choice, event) until every choice has ended; raises ApiError if the engine fails."""
+        left = self.num_choices
+        while left:
+            item = await self._events.get()
+            if isinstance(item, ApiError):
+                raise item
+            left -= item[1].finish is not None
+            yield item
+
+
+class Worker:
+    """Runs an engine for many callers at once.
+
+    Args:
+      engine: generate.engine.Engine or what has its submit, cancel, step and busy.
+      rows: choices that the engine computes at once.
+      max_queued: choices that may wait beside these; a call that does not fit is refused at once.
+    """
+
+    def __init__(self, engine, *, rows: int, max_queued: int):
+        self.rows, self.capacity = rows, rows + max_queued
+        self.counters = Counters()
+        self.in_flight = 0  # choices, running or waiting
+        self.failure: ApiError | None = None  # why no call is taken any more
+        self._engine = engine
+        self._tickets: set[Ticket] = set()
+        self._commands: queue.SimpleQueue = queue.SimpleQueue()
+        self._routes: dict[int, tuple[Ticket, int]] = {}  # the thread's: request id -> its choice
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        """Starts the thread; call it in the event loop that will submit."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    async def submit(self, requests: Sequence[Request], *, samples: int) -> Ticket:
+        """Hands over all of `requests` or none; choice i * samples + k is sample k of request i.
+
+        Raises:
+          ApiError: no room (429), the engine refuses (400), has failed (500) or is ending (503).
+        """
+        if self.failure is not None:
+            raise self.failure
+        num_choices = len(requests) * samples
+        if self.in_flight + num_choices > self.capacity:
+            self.counters.refused += 1
+            raise ApiError(
+                f"the server is full: {self.in_flight} answers are being made or wait, and "
+                f"{num_choices} more would be over {self.capacity}.", fix="try again later.",
+                status=429, code="queue_full", retry_after=1)
+        ticket = Ticket(sum(len(request.prompt) for request in requests), num_choices)
+        self._tickets.add(ticket)
+        self.in_flight += num_choices
+        self._commands.put(lambda: self._submit(ticket, requests, samples))
+        try:
+            await ticket.accepted
+        except ApiError:
+            self._forget(ticket)
+            raise
+        except asyncio.CancelledError:
+            self.cancel(ticket)
+            raise
+        self.counters.prompt_tokens += ticket.prompt_tokens
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Frees the ticket's rows; nothing happens if all of its choices have ended."""
+        if ticket in self._tickets:
+            self.counters.cancelled += ticket.open
+            self._forget(ticket)
+            self._commands.put(lambda: self._cancel(ticket))
+
+    async def drain(self, seconds: float, *, hurry: Callable[[], bool] = lambda: False) -> None:
+        """Takes no more calls, and ends those in flight after `seconds` or when there is a hurry."""
+        self.failure = self.failure or shutting_down()
+        until = time.monotonic() + seconds
+        while self._tickets and time.monotonic() < until and not hurry():
+            await asyncio.sleep(0.05)
+        for ticket in list(self._tickets):
+            self._reject(ticket, shutting_down())
+            self.cancel(ticket)
+
+    def stop(self) -> None:
+        """Lets the thread end after its step."""
+        self.failure = self.failure or shutting_down()
+        self._commands.put(None)
+
+    def close(self, timeout: float) -> bool:
+        """Stops, and waits: whether the thread ended within `timeout` seconds."""
+        self.stop()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    # The event loop's side.
+
+    def _deliver(self, events: list[tuple[Ticket, int, Event]]) -> None:
+        now = time.monotonic()
+        for ticket, choice, event in events:
+            if ticket not in self._tickets:
+                continue  # cancelled while the step ran
+            if not ticket.started:
+                ticket.started = True
+                self.counters.first_tokens += 1
+                self.counters.first_token_seconds += now - ticket.submitted
+            self.counters.generated_tokens += event.token is not None
+            ticket.put((choice, event))
+            if event.finish is not None:
+                self.counters.finished += 1
+                self.in_flight -= 1
+                ticket.open -= 1
+                if not ticket.open:
+                    self._tickets.discard(ticket)
+
+    def _forget(self, ticket: Ticket) -> None:
+        self._tickets.discard(ticket)
+        self.in_flight -= ticket.open
+        ticket.open = 0
+
+    def _reject(self, ticket: Ticket, error: ApiError) -> None:
+        if not ticket.accepted.done():
+            ticket.accepted.set_exception(error)
+        ticket.put(error)
+
+    def _accept(self, ticket: Ticket) -> None:
+        if not ticket.accepted.done():
+            ticket.accepted.set_result(None)
+
+    def _fail(self, error: BaseException) -> None:
+        self.failure = ApiError(f"the engine has failed: {type(error).__name__}: {error}",
+                                fix="restart the server.", status=500, code="engine_failed")
+        for ticket in list(self._tickets):
+            self._reject(ticket, self.failure)
+            self._forget(ticket)
+
+    # The engine's thread.
+
+    def _run(self) -> None:
+        try:
+            while True:
+                # Waits where there is nothing to compute, else takes what is there and goes on.
+                try:
+                    command = self._commands.get(block=not self._engine.busy)
+                except queue.Empty:
+                    self._publish(self._engine.step())
+                    continue
+                if command is None:
+                    return
+                command()
+        except Exception as error:  # of any kind: without this thread every caller would wait forever
+            logging.exception("the engine has failed")
+            self._tell(self._fail, error)
+
+    def _submit(self, ticket: Ticket, requests: Sequence[Request], samples: int) -> None:
+        ids: list[int] = []
+        try:
+            for request in requests:
+                ids += self._engine.submit(request, samples=samples)
+        except QwenJaxError as error:
+            for request_id in ids:
+                self._engine.cancel(request_id)
+            self._tell(self._reject, ticket, ApiError(error.what, "", error.fix))
+            return
+        self._routes |= {request_id: (ticket, choice) for choice, request_id in enumerate(ids)}
+        self._tell(self._accept, ticket)
+
+    def _cancel(self, ticket: Ticket) -> None:
+        for request_id in [i for i, (owner, _) in self._routes.items() if owner is ticket]:
+            del self._routes[request_id]
+            self._engine.cancel(request_id)
+
+    def _publish(self, events: list[Event]) -> None:
+        routed = []
+        for event in events:
+            if event.request_id in self._routes:
+                routed.append((*self._routes[event.request_id], event))
+                if event.finish is not None:
+                    del self._routes[event.request_id]
+        if routed:
+            self._tell(self._deliver, routed)
+
+    def _tell(self, function, *arguments) -> None:
+        # The loop is closed where the end of the program does not wait for this thread's step.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, *arguments)

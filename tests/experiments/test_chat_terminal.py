@@ -1,0 +1,159 @@
+"""The terminal chat, driven through a pseudo-terminal as by a person."""
+
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+
+import pytest
+from tiny_checkpoint import ROOT, environment, write
+
+CTRL_C, CTRL_D = "\x03", "\x04"
+# Its terminal sends the program signals only if it is the one that the session belongs to.
+_START = ("import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv("
+          "sys.executable, [sys.executable, '-m', 'experiments.chat', *sys.argv[1:]])")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("model") / "tiny")
+
+
+class Terminal:
+    """A program at a terminal of its own."""
+
+    def __init__(self, arguments, env):
+        self.master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", _START, *arguments], cwd=ROOT, stdin=slave,
+            stdout=slave, stderr=slave, env={**env, "TERM": "dumb"}, start_new_session=True)
+        os.close(slave)
+        self.shown, self.seen = "", 0
+
+    def type(self, text: str) -> None:
+        os.write(self.master, text.encode())
+
+    def interrupt_prompt(self) -> None:
+        """Ctrl-C as a person is able to: Python's input misses one in the instant before it waits."""
+        time.sleep(0.3)
+        self.type(CTRL_C)
+
+    def until(self, pattern: str, seconds: float = 60) -> str:
+        """What is shown from the last match to the end of the next one."""
+        limit = time.monotonic() + seconds
+        while not (match := re.compile(pattern).search(self.shown, self.seen)):
+            ready, _, _ = select.select([self.master], [], [], max(limit - time.monotonic(), 0))
+            assert ready, f"{pattern!r} did not come; shown: {self.shown[self.seen:][-2000:]!r}"
+            try:
+                self.shown += os.read(self.master, 65536).decode("utf-8", "replace")
+            except OSError:
+                pytest.fail(f"it ended before {pattern!r}: {self.shown[-2000:]!r}")
+        start, self.seen = self.seen, match.end()
+        return self.shown[start:match.end()]
+
+    def code(self) -> int:
+        return self.process.wait(timeout=20)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self.master)
+
+
+@pytest.fixture
+def start(checkpoint, tmp_path_factory):
+    terminals = []
+
+    def begin(*arguments):
+        env = environment(tmp_path_factory.getbasetemp() / "compiled")
+        terminals.append(Terminal([f"--checkpoint={checkpoint}", *arguments], env))
+        return terminals[-1]
+
+    yield begin
+    for terminal in terminals:
+        terminal.close()
+
+
+def test_a_conversation_with_its_commands_and_every_way_to_stop(start, tmp_path):
+    chat = start("--context=4096", "--max_new_tokens=2000", "--temperature=0")
+    assert "trained at 64" in chat.until(r"/help for help\r\n> ")
+    chat.type("/help\n")
+    assert "/save FILE" in chat.until(r"\n> ")
+
+    # Ctrl-C in mid-answer stops the answer, and the program goes on.
+    chat.type("Hello\n")
+    chat.until(r"[a-z]{20}")
+    chat.type(CTRL_C)
+    said = chat.until(r"\n> ")
+    count = int(re.search(r"\((\d+) tokens, first after [\d.]+ s, [\d.]+ tokens/s; stopped\)",
+                          said)[1])
+    assert 20 <= count < 2000
+    chat.type(f"/save {tmp_path}/talk.jsonl\n")
+    chat.until(r"saved to")
+    (line,) = (tmp_path / "talk.jsonl").read_text().splitlines()
+    messages = json.loads(line)["messages"]
+    assert [message["role"] for message in messages] == ["system", "user", "assistant"]
+    assert len(messages[2]["content"]) == count  # what was seen is what is remembered
+
+    # The next answer follows from the whole conversation; then the oldest turn makes room.
+    chat.type("X" * 900 + "\n")
+    chat.until(r"[a-z]{20}")
+    chat.type(CTRL_C)
+    chat.until(r"stopped\)")
+    chat.type("Y" * 1100 + "\n")
+    chat.until(r"the oldest (1 turn is|2 turns are) left out to fit the context of 4,096 tokens")
+    chat.until(r"[a-z]{20}")
+    chat.type(CTRL_C)
+    chat.until(r"stopped\)")
+    chat.type("Z" * 3000 + "\n")
+    chat.until(r"the system message and the last question are \d+ tokens, and 2096 are left")
+
+    chat.type("/system Be brief.\n")
+    chat.until(r"a new conversation")
+    chat.type("/system\n")
+    chat.until(r"system: Be brief\.")
+    chat.type("/save /nowhere/at/all\n")
+    chat.until(r"not saved")
+    chat.type("/reset\n")
+    chat.until(r"a new conversation\)\r\n> ")
+    chat.interrupt_prompt()  # one is forgiven
+    chat.until(r"Ctrl-C again or Ctrl-D to end\)\r\n> ")
+    chat.type("/exit\n")
+    assert chat.code() == 0
+
+
+def test_plain_text_is_continued_and_two_ctrl_c_end_it(start, tmp_path):
+    chat = start("--context=4096", "--plain", "--max_new_tokens=20", "--temperature=0")
+    chat.until(r"> ")
+    chat.type("Once\n")
+    first = chat.until(r"\(20 tokens.*reached\)\r\n> ")
+    chat.type("\n")
+    chat.until(r"\(20 tokens.*reached\)\r\n> ")
+    chat.type(f"/save {tmp_path}/text.jsonl\n")
+    chat.until(r"saved to")
+    text = json.loads((tmp_path / "text.jsonl").read_text())["prompt"]
+    assert re.fullmatch(r"Once[a-z]{40}", text) and text[4:24] in first
+    chat.type("/system x\n")
+    chat.until(r"no system message")
+    for _ in range(2):  # a terminal's line holds 4095 characters
+        chat.type("W" * 3000 + "\n")
+    chat.until(r"the first [\d,]+ tokens are left out")
+    chat.until(r"reached\)\r\n> ")
+    chat.interrupt_prompt()
+    chat.until(r"again.*\r\n> ")
+    chat.interrupt_prompt()
+    assert chat.code() == 0
+
+
+def test_ctrl_d_ends_it_and_a_wrong_folder_is_named(start, tmp_path):
+    chat = start("--context=4096", "--temperature=0")
+    chat.until(r"\n> ")
+    chat.type(CTRL_D)
+    assert chat.code() == 0
+    chat = start(f"--checkpoint={tmp_path / 'none'}")
+    chat.until(r"ConfigError")
+    assert chat.code() == 1

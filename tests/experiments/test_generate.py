@@ -1,0 +1,107 @@
+"""One prompt, or a file of them, from the command line; killed, the file is finished all the same."""
+
+import json
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+from tiny_checkpoint import ROOT, TOKENIZER, environment, write
+
+from experiments import generate, loading
+from qwen_jax.errors import QwenJaxError
+
+LINES = [{"prompt": f"number {i}", "max_new_tokens": 20 + i % 40} for i in range(60)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def command(checkpoint, tmp_path_factory):
+    """A process of experiments.generate over LINES; what it compiles the next one finds."""
+    path = tmp_path_factory.mktemp("lines") / "a.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    env = environment(tmp_path_factory.getbasetemp() / "compiled")
+
+    def start(output, *flags):
+        return subprocess.Popen(
+            [sys.executable, "-m", "experiments.generate", f"--checkpoint={checkpoint}",
+             f"--input={path}", f"--output={output}", *flags],
+            cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return start
+
+
+def finish(process) -> str:
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-2000:]
+    return output
+
+
+def lines_in(path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def kill_and_finish(command, folder, kills: int) -> int:
+    """kill -9 after some more lines, again and again; how many lives found something done."""
+    partial, draw, resumed = folder / "killed.jsonl.partial", random.Random(0), 0
+    for _ in range(kills):
+        before = lines_in(partial)
+        process = command(folder / "killed.jsonl")
+        wanted = before + draw.randrange(1, max(60 // (kills + 1), 2))
+        while process.poll() is None and lines_in(partial) < wanted:
+            time.sleep(0.001)
+        process.kill()
+        resumed += f"60 lines, {before} of them done" in process.communicate()[0] and before > 0
+        if not partial.exists():
+            break
+        assert lines_in(partial) >= before
+    output = finish(command(folder / "killed.jsonl"))
+    return resumed + ("of them done" in output and "0 of them done" not in output)
+
+
+def test_a_killed_run_is_finished_by_the_same_command(command, tmp_path):
+    output = finish(command(tmp_path / "whole.jsonl"))
+    assert "60 lines, 0 of them done" in output and "60 lines" in output.splitlines()[-1]
+    assert kill_and_finish(command, tmp_path, kills=1) >= 1
+    whole = (tmp_path / "whole.jsonl").read_bytes()
+    assert (tmp_path / "killed.jsonl").read_bytes() == whole
+    records = [json.loads(line) for line in whole.splitlines()]
+    assert [record["line"] for record in records] == list(range(1, 61))
+    assert all(record["answers"][0]["tokens"] == 20 + i % 40 for i, record in enumerate(records))
+    assert len({record["answers"][0]["text"] for record in records}) > 50
+
+
+@pytest.mark.slow
+def test_eight_kills_and_another_batch_change_no_byte(command, tmp_path):
+    finish(command(tmp_path / "whole.jsonl", "--rows=3"))
+    assert kill_and_finish(command, tmp_path, kills=8) >= 3
+    assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_what_cannot_be_done_is_refused_before_the_model_is_read(tmp_path, checkpoint):
+    for flags, word in (({}, "no model"), ({"checkpoint": str(checkpoint), "input": "a"}, "--output"),
+                        ({"checkpoint": str(checkpoint), "input": "a", "output": "b",
+                          "prompt": "c"}, "neither one prompt")):
+        with pytest.raises(QwenJaxError, match=word):
+            generate.main(generate.Config(**flags))
+    with pytest.raises(QwenJaxError, match="cannot be read"):
+        generate.main(generate.Config(checkpoint=str(checkpoint), input=str(tmp_path / "none"),
+                                      output=str(tmp_path / "b.jsonl")))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_tokenizer_is_found_or_named(checkpoint, tmp_path):
+    assert loading.find_tokenizer(checkpoint).fingerprint == TOKENIZER.fingerprint
+    assert loading.load(str(checkpoint))[2].vocab_size == 464
+    (tmp_path / "tokenizer.json").write_bytes((checkpoint / "tokenizer.json").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_bytes(
+        (checkpoint / "tokenizer_config.json").read_bytes())
+    assert loading.find_tokenizer(tmp_path).fingerprint == TOKENIZER.fingerprint
+    for name in ("a.tiktoken", "b.tiktoken"):
+        TOKENIZER.save(tmp_path / name)
+    with pytest.raises(QwenJaxError, match="2 .tiktoken files"):
+        loading.find_tokenizer(tmp_path)

@@ -1,0 +1,37 @@
+"""A released folder with a model of random weights, and the environment to start programs in."""
+
+import dataclasses
+import functools
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from qwen_jax import sizes
+from qwen_jax.export.huggingface import save_pretrained
+from qwen_jax.model.spec import init_params
+from qwen_jax.tokenizer.bpe import Tokenizer
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})  # 464 ids with special ones
+CONFIG = dataclasses.replace(sizes.TINY, vocab_size=464, context_length=64, initializer_range=0.3)
+
+
+def write(folder: pathlib.Path) -> pathlib.Path:
+    """A model that says letters from a to z, greedily nothing else, and does not end by itself."""
+    params = jax.jit(init_params, static_argnums=0)(CONFIG, jax.random.key(0))
+    letters = slice(ord("a"), ord("z") + 1)
+    # All other logits are 0, and the best of 26 random ones is far above that.
+    head = jnp.zeros_like(params.head).at[:, letters].set(params.head[:, letters] * 3)
+    save_pretrained(folder, CONFIG, params.replace(head=head), tokenizer=TOKENIZER)
+    return folder
+
+
+@functools.cache
+def environment(cache: pathlib.Path) -> dict[str, str]:
+    """One CPU device, and what one program has compiled the next one finds."""
+    return {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1"}

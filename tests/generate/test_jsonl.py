@@ -1,0 +1,147 @@
+"""Prompts from a file, answers to a file: faults named first, kills survived."""
+
+import json
+import pathlib
+import sys
+
+import pytest
+
+from qwen_jax.errors import ConfigError, DataError
+from qwen_jax.generate import jsonl
+from qwen_jax.generate.request import Request
+from qwen_jax.tokenizer import chatml
+from qwen_jax.tokenizer.bpe import Tokenizer
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "serve"))
+from fake_engine import FakeEngine, complete  # noqa: E402
+
+TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})
+SETTINGS = jsonl.Settings(max_new_tokens=20, temperature=0.7, seed=3)
+LINES = [{"prompt": f"number {i}"} for i in range(30)]
+LINES[4] = {"messages": [{"role": "user", "content": "Hi"}], "id": "é", "n": 2, "seed": 9}
+LINES[7] |= {"temperature": 0, "max_new_tokens": 60, "stop": "END", "logprobs": True, "id": 0}
+
+
+def write(path, lines) -> pathlib.Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def source(path) -> jsonl.Source:
+    return jsonl.Source(path, TOKENIZER, SETTINGS, context=200)
+
+
+def answer(path, out, engine=None, identity=None):
+    """Runs to the end, or until the engine fails."""
+    output = jsonl.Output(out, identity or {"input": source(path).check()[1]})
+    engine = engine or FakeEngine(TOKENIZER)
+    try:
+        if not output.complete:
+            jsonl.run(engine, source(path), output, rows=engine.rows)
+    finally:
+        output.close()
+
+
+def test_each_line_is_answered_in_order_with_its_own_settings(tmp_path):
+    path = write(tmp_path / "a.jsonl", [*LINES[:10], ""][:10])
+    path.write_text("\n" + path.read_text(encoding="utf-8"), encoding="utf-8")  # a blank line
+    answer(path, tmp_path / "out" / "b.jsonl")
+    found = [json.loads(line) for line in (tmp_path / "out/b.jsonl").read_text("utf-8").splitlines()]
+    assert [record["line"] for record in found] == list(range(2, 12))
+    assert found[4]["id"] == "é" and found[7]["id"] == 0 and "id" not in found[0]
+    chat = tuple(chatml.prompt(LINES[4]["messages"], TOKENIZER))
+    expected = complete(FakeEngine(TOKENIZER), Request(
+        prompt=chat, max_new_tokens=20, temperature=0.7, top_p=0.95, seed=9,
+        stop_ids=chatml.stop_ids(TOKENIZER)), samples=2)
+    assert [(one["text"], one["finish"]) for one in found[4]["answers"]] == expected
+    (one,) = found[7]["answers"]
+    assert len(one["logprobs"]) == one["tokens"] and "END" not in one["text"]
+    (first,) = complete(FakeEngine(TOKENIZER), Request(  # line 2 of the file: the seed and one
+        prompt=tuple(b"number 0"), max_new_tokens=20, temperature=0.7, seed=4,
+        stop_ids=(TOKENIZER.end_of_text,)))
+    assert found[0]["answers"][0]["text"] == first[0]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.jsonl", "b.jsonl.run.json"]
+
+
+def test_whatever_step_it_dies_in_it_ends_with_the_same_file(tmp_path):
+    path = write(tmp_path / "a.jsonl", LINES)
+    answer(path, tmp_path / "whole.jsonl")
+    expected = (tmp_path / "whole.jsonl").read_bytes()
+    out, partial, steps = tmp_path / "b.jsonl", tmp_path / "b.jsonl.partial", []
+    for fail_at in (5, 31, 40, 38, 60, None):
+        engine = FakeEngine(TOKENIZER, fail_at=fail_at, rows=3)
+        before = partial.read_bytes() if partial.exists() else b""
+        if fail_at is None:
+            answer(path, out, engine)
+        else:
+            with pytest.raises(RuntimeError):
+                answer(path, out, engine)
+            if partial.exists():
+                after = partial.read_bytes()
+                assert after.startswith(before[:before.rfind(b"\n") + 1])  # what was done is kept
+                partial.write_bytes(after + b'{"line": 99, "ans')  # died while it wrote
+            assert not out.exists()
+        steps.append(engine.steps)
+    assert out.read_bytes() == expected and not partial.exists()
+    assert steps[-1] < 0.7 * sum(steps)
+    idle = FakeEngine(TOKENIZER, fail_at=0)  # a finished file is left as it is
+    answer(path, out, idle)
+    assert idle.steps == 0 and out.read_bytes() == expected
+
+
+def test_a_kill_between_the_file_and_the_partial_ones_end_costs_nothing(tmp_path):
+    path, out = write(tmp_path / "a.jsonl", LINES[:3]), tmp_path / "b.jsonl"
+    answer(path, out)
+    (tmp_path / "b.jsonl.partial").write_bytes(b'{"line": 1}\n')
+    answer(path, out, FakeEngine(TOKENIZER, fail_at=0))
+    assert not (tmp_path / "b.jsonl.partial").exists()
+
+
+def test_another_runs_file_is_refused_and_left_alone(tmp_path):
+    path, out = write(tmp_path / "a.jsonl", LINES), tmp_path / "b.jsonl"
+    with pytest.raises(RuntimeError):
+        answer(path, out, FakeEngine(TOKENIZER, fail_at=40), {"seed": 1, "input": "x"})
+    before = (tmp_path / "b.jsonl.partial").read_bytes()
+    assert before
+    with pytest.raises(ConfigError, match="seed: 1 then, 2 now"):
+        jsonl.Output(out, {"seed": 2, "input": "x"})
+    assert (tmp_path / "b.jsonl.partial").read_bytes() == before
+    (tmp_path / "c.jsonl").write_text("mine")
+    with pytest.raises(ConfigError, match="not one of ours"):
+        jsonl.Output(tmp_path / "c.jsonl", {})
+    assert (tmp_path / "c.jsonl").read_text() == "mine"
+    assert not (tmp_path / "c.jsonl.partial").exists()
+
+
+def test_two_processes_do_not_write_one_file(tmp_path):
+    first = jsonl.Output(tmp_path / "b.jsonl", {})
+    with pytest.raises(ConfigError, match="another process"):
+        jsonl.Output(tmp_path / "b.jsonl", {})
+    first.close()
+    jsonl.Output(tmp_path / "b.jsonl", {}).close()
+
+
+BAD = ["{", "3", '{"prompt": "a", "messages": []}', "{}", '{"prompt": 1}',
+       '{"messages": []}', '{"messages": "Hi"}', '{"messages": [{"role": "bard", "content": ""}]}',
+       '{"prompt": "a", "temprature": 1}', '{"prompt": "a", "temperature": -1}',
+       '{"prompt": "a", "temperature": "x"}', '{"prompt": "a", "n": 0}',
+       '{"prompt": "a", "stop": 3}', '{"prompt": "a", "stop": [3]}', '{"prompt": "a", "seed": -1}',
+       '{"prompt": "a", "logprobs": 1}', '{"prompt": "a", "max_new_tokens": 200}']
+
+
+def test_every_bad_line_is_named_before_anything_runs(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text("\n".join(['{"prompt": "good"}', *BAD]))
+    with pytest.raises(DataError) as caught:
+        source(path).check()
+    for number in range(2, len(BAD) + 2):
+        assert f"line {number}: " in str(caught.value), BAD[number - 2]
+    assert f"{len(BAD)} bad lines" in str(caught.value) and "line 1:" not in str(caught.value)
+    path.write_text("{\n" * 25)
+    with pytest.raises(DataError, match="(?s)line 20: .*and 5 more"):
+        source(path).check()
+    path.write_text("\n \n")
+    with pytest.raises(DataError, match="no lines"):
+        source(path).check()
+    with pytest.raises(DataError, match="cannot be read"):
+        source(tmp_path / "none").check()

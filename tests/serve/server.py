@@ -1,0 +1,85 @@
+"""A server of the tests on a free port of this computer, and clients for it."""
+
+import asyncio
+import contextlib
+import http.client
+import json
+import socket
+import threading
+import time
+
+import openai
+import uvicorn
+
+from qwen_jax.serve.app import ServerConfig, create_app
+from qwen_jax.serve.calls import Limits
+from qwen_jax.serve.worker import Worker
+from qwen_jax.tokenizer.bpe import Tokenizer
+
+MODEL = "tiny"
+
+
+def byte_tokenizer() -> Tokenizer:
+    """Every byte a token; with the special ones 464 ids."""
+    return Tokenizer({bytes([byte]): byte for byte in range(256)})
+
+
+class Running:
+    """A served engine: `.port`, `.worker`, `.client()`, `.call()`."""
+
+    def __init__(self, port: int, worker: Worker):
+        self.port, self.worker = port, worker
+
+    def client(self, **settings) -> openai.OpenAI:
+        settings = {"api_key": "none", "max_retries": 0, "timeout": 60} | settings
+        return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", **settings)
+
+    def async_client(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none",
+                                  max_retries=0, timeout=60)
+
+    def call(self, method: str, path: str, body=None, headers=None):
+        """(status, headers, body) of one request; a body that is not bytes is sent as JSON."""
+        raw = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request(method, path, raw,
+                               {"Content-Type": "application/json"} if headers is None else headers)
+            response = connection.getresponse()
+            return response.status, dict(response.getheaders()), response.read().decode()
+        finally:
+            connection.close()
+
+    def metric(self, name: str) -> float:
+        lines = self.call("GET", "/metrics")[2].splitlines()
+        return float(next(line.split()[-1] for line in lines if line.startswith(name + " ")))
+
+    def wait_until(self, condition, seconds: float = 10) -> None:
+        until = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < until, "it did not come to pass"
+            time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def running(engine, tokenizer, *, rows=4, max_queued=64, context=256, **config):
+    """Serves `engine` in a thread while the block lasts."""
+    worker = Worker(engine, rows=rows, max_queued=max_queued)
+    limits = Limits(model=MODEL, context=context, capacity=worker.capacity)
+    app = create_app(worker, tokenizer, ServerConfig(limits=limits, **config))
+    sock = socket.socket()
+    sock.bind(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, http="h11", log_level="error",
+                                           timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[sock])))
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield Running(sock.getsockname()[1], worker)
+    finally:
+        server.should_exit = True
+        thread.join(30)
+        assert not thread.is_alive(), "the server hangs"
+        assert worker.close(30), "the engine's thread hangs"

@@ -1,0 +1,265 @@
+"""The server under the official client, in front of an engine without a model."""
+
+import asyncio
+import socket
+import time
+
+import openai
+import pytest
+from fake_engine import FakeEngine, complete
+from server import MODEL, byte_tokenizer, running
+
+from qwen_jax.generate.request import Request
+from qwen_jax.tokenizer import chatml
+
+TOKENIZER = byte_tokenizer()
+TALK = [{"role": "user", "content": "Wie blau ist das Meer?"}]
+
+
+@pytest.fixture(scope="module")
+def served():
+    engine = FakeEngine(TOKENIZER)
+    with running(engine, TOKENIZER) as server:
+        yield server, engine
+
+
+def offline(samples=1, chat=True, prompt=None, **settings):
+    ids = (chatml.prompt(TALK, TOKENIZER).tolist() if chat else TOKENIZER.encode(prompt))
+    stops = chatml.stop_ids(TOKENIZER) if chat else (TOKENIZER.end_of_text,)
+    return complete(FakeEngine(TOKENIZER), Request(prompt=tuple(ids), stop_ids=stops, **settings),
+                    samples)
+
+
+def test_a_chat_is_what_the_engine_says_offline_whole_and_streamed(served):
+    client = served[0].client()
+    expected = offline(samples=3, max_new_tokens=60, temperature=0.5, seed=7)
+    ask = dict(model=MODEL, messages=TALK, max_tokens=60, temperature=0.5, seed=7, n=3)
+    whole = client.chat.completions.create(**ask)
+    assert [(c.message.content, c.finish_reason) for c in whole.choices] == expected
+    assert [c.index for c in whole.choices] == [0, 1, 2] and whole.object == "chat.completion"
+    assert whole.choices[0].message.role == "assistant"
+
+    texts, finish, usage, roles = [""] * 3, [None] * 3, None, set()
+    for chunk in client.chat.completions.create(**ask, stream=True,
+                                                stream_options={"include_usage": True}):
+        assert chunk.object == "chat.completion.chunk"
+        if chunk.usage is not None:
+            assert chunk.choices == [] and usage is None
+            usage = chunk.usage
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+            finish[choice.index] = choice.finish_reason or finish[choice.index]
+            roles |= {(choice.index, choice.delta.role)}
+    assert list(zip(texts, finish)) == expected
+    assert usage == whole.usage and {(i, "assistant") for i in range(3)} <= roles
+    assert usage.prompt_tokens == len(chatml.prompt(TALK, TOKENIZER))
+    # Every byte is a token here, and a stop id is not counted.
+    assert usage.completion_tokens >= sum(len(text) for text in texts) > 0
+
+
+def test_plain_completions_of_several_prompts_and_forms(served):
+    client = served[0].client()
+    prompts = ["Once", "zwei é"]
+    ask = dict(model=MODEL, temperature=0, max_tokens=30)
+    expected = [offline(chat=False, prompt=p, max_new_tokens=30)[0] for p in prompts]
+    for form in (prompts, [TOKENIZER.encode(p) for p in prompts]):
+        found = client.completions.create(**ask, prompt=form)
+        assert [(c.text, c.finish_reason) for c in found.choices] == expected
+        assert found.object == "text_completion"
+    for form in (prompts[0], TOKENIZER.encode(prompts[0])):
+        text = "".join(chunk.choices[0].text
+                       for chunk in client.completions.create(**ask, prompt=form, stream=True))
+        assert text == expected[0][0]
+    two = client.completions.create(**ask, prompt=prompts, n=2)  # prompt by prompt
+    assert [c.text for c in two.choices] == [t for t, _ in expected for _ in range(2)]
+
+
+def test_stops_end_the_text_before_them(served):
+    client = served[0].client()
+    ask = dict(model=MODEL, messages=TALK, max_tokens=150, temperature=1, seed=1)
+    whole = client.chat.completions.create(**ask).choices[0].message.content
+    stop = whole[10:13]
+    for form in (stop, [stop], ["never said", stop]):
+        found = client.chat.completions.create(**ask, stop=form).choices[0]
+        assert found.message.content == whole[:whole.index(stop)]
+        assert found.finish_reason == "stop"
+    streamed = "".join(chunk.choices[0].delta.content or "" for chunk in
+                       client.chat.completions.create(**ask, stop=stop, stream=True))
+    assert streamed == whole[:whole.index(stop)]
+
+
+def test_logprobs_of_the_chosen_tokens(served):
+    client = served[0].client()
+    ask = dict(model=MODEL, max_tokens=40, temperature=0)
+    chat = client.chat.completions.create(**ask, messages=TALK, logprobs=True)
+    entries = chat.choices[0].logprobs.content
+    assert len(entries) == chat.usage.completion_tokens
+    assert {entry.logprob for entry in entries} == {-0.5}
+    raw = bytes(byte for entry in entries for byte in entry.bytes)
+    assert raw.decode("utf-8", "replace") == chat.choices[0].message.content
+    streamed = [entry for chunk in client.chat.completions.create(
+        **ask, messages=TALK, logprobs=True, stream=True) if chunk.choices[0].logprobs
+        for entry in chunk.choices[0].logprobs.content]
+    assert streamed == entries
+    text = client.completions.create(**ask, prompt="x", logprobs=0).choices[0]
+    assert len(text.logprobs.tokens) == len(text.logprobs.token_logprobs)
+    assert text.logprobs.text_offset[0] == 0 and text.logprobs.token_logprobs[0] == -0.5
+    assert chat.choices[0].message.content and client.chat.completions.create(
+        **ask, messages=TALK).choices[0].logprobs is None
+
+
+def test_models_health_metrics_and_other_paths(served):
+    server, _ = served
+    client = server.client()
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).id == MODEL
+    with pytest.raises(openai.NotFoundError, match="no model"):
+        client.models.retrieve("gpt-4")
+    assert server.call("GET", "/health")[0] == 200
+    before = server.metric("qwen_jax_generated_tokens_total")
+    usage = client.chat.completions.create(model=MODEL, messages=TALK, max_tokens=5).usage
+    assert server.metric("qwen_jax_generated_tokens_total") == before + usage.completion_tokens
+    assert server.metric("qwen_jax_rows") == 4 and server.metric("qwen_jax_queue") == 0
+    for method, path, status in (("GET", "/v1/embeddings", 404),
+                                 ("GET", "/v1/chat/completions", 405)):
+        found = server.call(method, path)
+        assert found[0] == status and '"error"' in found[2]
+
+
+def test_sixteen_at_once_share_the_batch_and_get_what_they_get_alone():
+    engine = FakeEngine(TOKENIZER, rows=5, seconds=0.001)
+    asks = [dict(prompt=f"number {i}", max_tokens=5 + 9 * i % 120, temperature=i % 2 * 0.7, seed=i,
+                 stop=["END"] if i % 3 == 0 else None, stream=i % 4 == 0) for i in range(16)]
+
+    async def one(client, ask):
+        found = await client.completions.create(model=MODEL, **ask)
+        if not ask["stream"]:
+            return found.choices[0].text, found.choices[0].finish_reason
+        text, finish = "", None
+        async for chunk in found:
+            text, finish = text + chunk.choices[0].text, chunk.choices[0].finish_reason or finish
+        return text, finish
+
+    async def everyone(server):
+        async with server.async_client() as client:
+            return await asyncio.gather(*(one(client, ask) for ask in asks))
+
+    with running(engine, TOKENIZER, rows=5) as server:
+        found = asyncio.run(everyone(server))
+        assert server.worker.in_flight == 0 and server.worker.counters.finished == 16
+    for ask, answer in zip(asks, found, strict=True):
+        assert [answer] == offline(
+            chat=False, prompt=ask["prompt"], max_new_tokens=ask["max_tokens"],
+            temperature=ask["temperature"], seed=ask["seed"],
+            stop_strings=tuple(ask["stop"] or ()))
+    assert engine.most_running == 5  # they did not wait for one another
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_frees_its_rows(stream):
+    engine = FakeEngine(TOKENIZER, seconds=0.005, unending=True)
+    with running(engine, TOKENIZER, context=5000) as server:
+        engine.slots = 5000
+        body = (f'{{"model": "{MODEL}", "prompt": "x", "max_tokens": 4000, "n": 2, '
+                f'"stream": {str(stream).lower()}}}').encode()
+        connection = socket.create_connection(("127.0.0.1", server.port))
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+                           b"Content-Type: application/json\r\n"
+                           b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        server.wait_until(lambda: len(engine.running) == 2)
+        if stream:
+            assert b"data: " in connection.recv(4096)
+        connection.close()
+        server.wait_until(lambda: not engine.busy, seconds=3)
+        assert engine.cancelled == 2 and server.worker.in_flight == 0
+        assert server.worker.counters.cancelled == 2
+        text = server.client().completions.create(model=MODEL, prompt="x", max_tokens=4)
+        assert text.choices[0].finish_reason == "length"
+
+
+def test_a_full_queue_says_when_to_come_back_and_a_patient_client_gets_through():
+    engine = FakeEngine(TOKENIZER, rows=1)
+    engine.gate.clear()
+    ask = dict(model=MODEL, prompt="x", max_tokens=8)
+
+    async def everyone(server):
+        async with server.async_client() as client:
+            tasks = [asyncio.create_task(client.completions.create(**ask)) for _ in range(3)]
+            while server.worker.in_flight < 3:
+                await asyncio.sleep(0.01)
+            with pytest.raises(openai.RateLimitError) as refused:
+                await client.completions.create(**ask)
+            assert refused.value.code == "queue_full"
+            assert refused.value.response.headers["retry-after"] == "1"
+            patient = asyncio.create_task(
+                client.with_options(max_retries=3).completions.create(**ask))
+            await asyncio.sleep(0.1)
+            engine.gate.set()
+            return await asyncio.gather(*tasks, patient)
+
+    with running(engine, TOKENIZER, rows=1, max_queued=2) as server:
+        assert len(asyncio.run(everyone(server))) == 4
+        assert server.metric("qwen_jax_refused_total") >= 2
+        assert server.worker.in_flight == 0
+        with pytest.raises(openai.BadRequestError, match="n=4"):  # could never fit
+            server.client().completions.create(**ask, n=4)
+
+
+def test_an_engine_that_fails_fails_its_calls_and_health_and_hangs_nobody():
+    engine = FakeEngine(TOKENIZER, fail_at=10, unending=True)
+    with running(engine, TOKENIZER) as server:
+        client = server.client()
+        pieces = client.completions.create(model=MODEL, prompt="x", max_tokens=100, stream=True)
+        with pytest.raises(openai.APIError, match="out of memory"):
+            for _ in pieces:
+                pass
+        status, _, body = server.call("GET", "/health")
+        assert status == 503 and "out of memory" in body
+        with pytest.raises(openai.InternalServerError, match="engine has failed"):
+            client.completions.create(model=MODEL, prompt="x")
+        assert server.metric("qwen_jax_up") == 0
+    engine = FakeEngine(TOKENIZER, fail_at=10, unending=True)
+    with running(engine, TOKENIZER) as server, pytest.raises(openai.InternalServerError,
+                                                             match="out of memory"):
+        server.client().completions.create(model=MODEL, prompt="x", max_tokens=100)
+
+
+def test_a_key_guards_everything_but_health():
+    with running(FakeEngine(TOKENIZER), TOKENIZER, api_key="sésame") as server:
+        with pytest.raises(openai.AuthenticationError, match="missing or wrong"):
+            server.client(api_key="other").models.list()
+        assert server.call("GET", "/metrics")[0] == 401
+        assert server.call("GET", "/health")[0] == 200
+        headers = {"Authorization": "Bearer sésame".encode()}
+        assert server.call("GET", "/v1/models", headers=headers)[0] == 200
+
+
+def test_a_web_page_cannot_reach_it(served):
+    server, _ = served
+    body = {"model": MODEL, "prompt": "x"}
+    status, _, answer = server.call("POST", "/v1/completions", body, {"Content-Type": "text/plain"})
+    assert status == 415 and "application/json" in answer
+    status, _, answer = server.call("GET", "/v1/models", headers={"Host": "evil.example:80"})
+    assert status == 403 and "unknown_host" in answer
+    for host in ("localhost:1", "[::1]:8000", "127.0.0.1"):
+        assert server.call("GET", "/v1/models", headers={"Host": host})[0] == 200
+
+
+def test_a_body_over_the_limit_is_refused_while_it_comes():
+    with running(FakeEngine(TOKENIZER), TOKENIZER, max_body_bytes=1000) as server:
+        status, _, body = server.call("POST", "/v1/completions",
+                                      {"model": MODEL, "prompt": "x" * 2000})
+        assert status == 413 and "1,000 bytes" in body
+
+
+def test_steps_go_on_while_a_slow_client_reads_nothing():
+    engine = FakeEngine(TOKENIZER, unending=True)
+    with running(engine, TOKENIZER, context=100_000) as server:
+        engine.slots = 100_000
+        client = server.client()
+        slow = client.completions.create(model=MODEL, prompt="x", max_tokens=50_000, stream=True)
+        begin = time.monotonic()
+        client.completions.create(model=MODEL, prompt="y", max_tokens=50)
+        assert time.monotonic() - begin < 10
+        slow.close()
+        server.wait_until(lambda: server.worker.in_flight == 0)
