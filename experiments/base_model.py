@@ -8,11 +8,11 @@ from typing import Any
 
 import jax
 
-from experiments.sample import find_tokenizer
+from experiments.loading import find_tokenizer
 from qwen_jax.checkpoint import restore_params
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError
-from qwen_jax.export.huggingface import load_pretrained, pretrained_config
+from qwen_jax.export.huggingface import load_pretrained, open_pretrained
 from qwen_jax.model.heads import from_language_model, scoring_specs
 from qwen_jax.model.spec import abstract_params
 from qwen_jax.model.spec import init_from as init_from_specs
@@ -35,7 +35,7 @@ def adopt(model: ModelConfig, init_from: str, *, context_length: int | None = No
     if not init_from:
         raise ConfigError("no model to start from.", "--init_from",
                           "name a run folder or a released Qwen folder.")
-    found = pretrained_config(init_from)
+    found = open_pretrained(init_from).config
     changes = {name: getattr(model, name) for name in _OF_THE_STAGE}
     if context_length is not None:
         changes["context_length"] = context_length
@@ -69,7 +69,7 @@ def scoring_weights_of(init_from: str, *, seed: int) -> Callable[[Any], Any]:
     def initial(abstract: ScoringParams) -> ScoringParams:
         if is_scoring_run(init_from):
             return restore_params(pathlib.Path(init_from) / "checkpoints", abstract)
-        config = pretrained_config(init_from)
+        config = open_pretrained(init_from).config
         whole = abstract_params(dataclasses.replace(
             config, param_dtype=str(abstract.score.dtype)))
         where = jax.tree.map(lambda leaf: leaf.sharding, abstract.trunk)
@@ -86,4 +86,4 @@ def scoring_weights_of(init_from: str, *, seed: int) -> Callable[[Any], Any]:
 
 def tokenizer_of(folder: str, named: str | None) -> Tokenizer:
     """The tokenizer that is named, or the one in the folder."""
-    return Tokenizer.from_file(named or find_tokenizer(folder))
+    return Tokenizer.from_file(named) if named else find_tokenizer(folder)

@@ -48,7 +48,6 @@ from qwen_jax.data.conversations import Counts
 from qwen_jax.data.loader import Loader
 from qwen_jax.data.prompts import read_prompts
 from qwen_jax.errors import ConfigError, unknown_name
-from qwen_jax.export.huggingface import pretrained_config
 from qwen_jax.model.heads import scoring_specs
 from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.mesh import check_batch, make_mesh

@@ -1,25 +1,33 @@
 """Attention in plain XLA without a [T, S] array: the path of the CPU, and of every other device.
 
-Queries are taken in blocks whose keys end where causality ends them (static slices), so almost half
-of the square is never computed; the backward pass recomputes weights from the log-sum-exp.
+Queries are taken chunk by chunk, and for each chunk the tiles of keys from the first that one of its
+queries sees to the last: what causality, documents and windows hide is never computed. Scores live
+for one tile alone, which a CPU keeps in its caches. The forward pass is an online softmax; the
+backward pass recomputes weights from the log-sum-exp.
 
-B batch, T query positions, S key positions, N heads, K key-value heads, G = N / K, H head size,
-C queries in a chunk.
+Every product contracts the last axis of its left operand, so keys, values and queries are also kept
+transposed: XLA:CPU transposes any other left operand before each product, which cost more than the
+products (three to ten times as much for the gradients of keys and values).
+
+B batch, T query positions, S key positions, N heads, K key-value heads, G = N / K, H head size;
+P pieces of R rows, Q chunks of C queries, J tiles of W keys; M = G C rows of a tile's scores.
 """
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 
 from qwen_jax.kernels import mask
+from qwen_jax.kernels.target import target_of
 from qwen_jax.types import Array
 
-_MASKED = -1e30  # finite: exp(_MASKED - _MASKED) is 1 and no NaN; masked rows are zeroed after
-_NOTHING_VISIBLE = 1e30  # the log-sum-exp of a row that sees nothing: exp(s - this) is 0
-
-
 PLATFORM = None
+
+_MASKED = -1e30  # finite: exp(_MASKED - _MASKED) is 1 and no NaN; masked weights are zeroed after
+_NOTHING_VISIBLE = 1e30  # the log-sum-exp of a row that sees nothing: exp(s - this) is 0
+F32 = jnp.float32
 
 
 def refuse(call) -> str | None:
@@ -28,155 +36,205 @@ def refuse(call) -> str | None:
     return None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Sizes:
+    """How the work is cut: rows in a piece, queries in a chunk, keys in a tile."""
+
+    R: int
+    C: int
+    W: int
+    scale: float
+
+    @classmethod
+    def of(cls, B: int, T: int, S: int, N: int, scale: float, platform: str) -> "_Sizes":
+        side = 128 if T <= 1024 else 256
+        C, W = min(side, _round_up(T, 8)), min(side, _round_up(S, 8))
+        # On a CPU, a tile of scores that its caches hold, and large enough for each operation to be
+        # worth its start. Few rows at a time, as a piece computes what one of its rows sees.
+        fit = [r for r in range(1, B + 1) if B % r == 0 and r * N * C * W <= 2**20]
+        return cls(max(fit, default=1) if platform == "cpu" else B, C, W, scale)
+
+
+def _round_up(size: int, step: int) -> int:
+    return -(-size // step) * step
+
+
 def attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, segment_ids, positions, window,
               scale: float) -> Array:
     """See kernels.attention.attention; arguments are checked there."""
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
-    q = q_BTNH.reshape(B, T, K, N // K, H).transpose(0, 2, 3, 1, 4)
-    k, v = k_BSKH.transpose(0, 2, 1, 3), v_BSKH.transpose(0, 2, 1, 3)
-    k_end = None if T == S else mask.query_index(B, T, S, positions)
+    sizes = _Sizes.of(B, T, S, N, scale, target_of(q_BTNH).platform)
     k_start = None
     if segment_ids is not None or window is not None:
         k_start = mask.first_key(B, T, S, segment_ids=segment_ids, positions=positions,
                                  window=window)
-        # Computed once, and not again for every score it is compared with.
-        k_start = jax.lax.optimization_barrier(k_start)
-    out = _attend(q, k, v, k_start, k_end, scale)
-    return out.transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+    k_end = mask.query_index(B, T, S, positions)
+    return _attend(q_BTNH, k_BSKH, v_BSKH, k_start, k_end, sizes)
 
 
-def _blocks(T: int) -> list[tuple[int, int, int]]:
-    """(begin, end, chunk): runs of queries that share their keys' end, each taken chunk by chunk.
-
-    Keys end where a block ends, so about eight blocks compute 9/16 of the square. Within a block a
-    scan keeps one chunk's scores alive; unrolled chunks would all be.
-    """
-    chunk = 128 if T <= 1024 else 256
-    size = chunk * -(-T // (8 * chunk))
-    whole = T - T % chunk
-    blocks = [(begin, min(begin + size, whole), chunk) for begin in range(0, whole, size)]
-    return blocks + ([(whole, T, T - whole)] if whole < T else [])
+def _cut_queries(x: Array, sizes: _Sizes, K: int, *, transposed: bool = False) -> Array:
+    """[B, T, N, H] -> [P, Q, R, K, M, H], or [P, Q, R, K, H, M]; queries after T are zeros."""
+    B, T, N, H = x.shape
+    C, R = sizes.C, sizes.R
+    x = jnp.pad(x, ((0, 0), (0, _round_up(T, C) - T), (0, 0), (0, 0)))
+    x = x.reshape(B // R, R, -1, C, K, N // K, H)
+    order = (0, 2, 1, 4, 6, 5, 3) if transposed else (0, 2, 1, 4, 5, 3, 6)
+    x = x.transpose(order)
+    return x.reshape(*x.shape[:5], -1) if transposed else x.reshape(*x.shape[:4], -1, H)
 
 
-def _over_chunks(step, carry, begin: int, end: int, chunk: int, sliced: tuple):
-    """Scans step(carry, first query, pieces of `sliced`) over a block.
-
-    `sliced` holds (array, axis of the queries) pairs or None; so does what comes back, pieces joined.
-    """
-    if end - begin == chunk:
-        pieces = [s and jax.lax.slice_in_dim(s[0], begin, end, axis=s[1]) for s in sliced]
-        return step(carry, jnp.int32(begin), pieces)
-    starts = jnp.arange(begin, end, chunk, dtype=jnp.int32)
-
-    def body(carry, start):
-        pieces = [s and jax.lax.dynamic_slice_in_dim(s[0], start, chunk, axis=s[1])
-                  for s in sliced]
-        return step(carry, start, pieces)
-
-    carry, stacked = jax.lax.scan(body, carry, starts)
-    joined = [jnp.moveaxis(out, 0, 3).reshape(*out.shape[1:4], end - begin, *out.shape[5:])
-              for out in stacked]
-    return carry, joined
+def _join_queries(x: Array, T: int, N: int) -> Array:
+    """[P, Q, R, K, M, H] -> [B, T, N, H]."""
+    P, Q, R, K, M, H = x.shape
+    G = N // K
+    x = x.reshape(P, Q, R, K, G, M // G, H).transpose(0, 2, 1, 5, 3, 4, 6)
+    return x.reshape(P * R, -1, N, H)[:, :T]
 
 
-def _scores(q_BKGCH, k_BKSH, k_start, k_end, begin: Array, scale: float):
-    """Masked scores of one chunk of queries, float32 [B, K, G, C, S]."""
-    C, S = q_BKGCH.shape[3], k_BKSH.shape[2]
-    scores = jnp.einsum("BKGCH,BKSH->BKGCS", q_BKGCH, k_BKSH,
-                        preferred_element_type=jnp.float32) * jnp.float32(scale)
-    key = jnp.arange(S, dtype=jnp.int32)
-    if k_end is None:
-        last = begin + jnp.arange(C, dtype=jnp.int32)
-        mask = (key[None, :] <= last[:, None])[None, None, None]
-    else:
-        mask = (key[None, None, :] <= k_end[:, :, None])[:, None, None]
-    if k_start is not None:
-        mask = mask & (key[None, None, :] >= k_start[:, :, None])[:, None, None]
-    return jnp.where(jnp.broadcast_to(mask, scores.shape), scores, jnp.float32(_MASKED))
+def _cut_keys(x: Array, sizes: _Sizes, *, transposed: bool = False) -> Array:
+    """[B, S, K, H] -> [P, J, R, K, W, H], or [P, J, R, K, H, W]; keys after S are zeros."""
+    B, S, K, H = x.shape
+    W, R = sizes.W, sizes.R
+    x = jnp.pad(x, ((0, 0), (0, _round_up(S, W) - S), (0, 0), (0, 0)))
+    x = x.reshape(B // R, R, -1, W, K, H)
+    return x.transpose((0, 2, 1, 4, 5, 3) if transposed else (0, 2, 1, 4, 3, 5))
 
 
-def _pair(array: Array | None, axis: int):
-    return None if array is None else (array, axis)
+def _join_keys(x: Array, S: int) -> Array:
+    """[P, J, R, K, H, W] -> [B, S, K, H]."""
+    P, J, R, K, H, W = x.shape
+    return x.transpose(0, 2, 1, 5, 3, 4).reshape(P * R, J * W, K, H)[:, :S]
+
+
+def _cut_bounds(bound: Array | None, sizes: _Sizes, padding: int) -> Array | None:
+    """int32 [B, T] -> [P, Q, R, C]."""
+    if bound is None:
+        return None
+    T = bound.shape[1]
+    bound = jnp.pad(bound, ((0, 0), (0, _round_up(T, sizes.C) - T)), constant_values=padding)
+    bound = bound.reshape(-1, sizes.R, bound.shape[1] // sizes.C, sizes.C).transpose(0, 2, 1, 3)
+    return jax.lax.optimization_barrier(bound)  # computed once, not for every score
+
+
+def _tiles(k_start_RC: Array | None, k_end_RC: Array, sizes: _Sizes):
+    """The first tile that a chunk's queries see, and the one after the last."""
+    first = 0 if k_start_RC is None else jnp.min(k_start_RC) // sizes.W
+    return jnp.int32(first), jnp.max(k_end_RC) // sizes.W + 1
+
+
+def _scores(q_RKMH: Array, k_RKWH: Array, k_start_RC, k_end_RC, tile: Array, sizes: _Sizes):
+    """Masked scores of a chunk and a tile, float32 [R, K, M, W]."""
+    scores = _product(q_RKMH, k_RKWH, 3) * F32(sizes.scale)
+    R, K, M, W = scores.shape
+    key = (tile * W + jnp.arange(W, dtype=jnp.int32))[None, None]
+    seen = key <= k_end_RC[:, :, None]
+    if k_start_RC is not None:
+        seen = seen & (key >= k_start_RC[:, :, None])
+    seen = jnp.broadcast_to(seen[:, None, None], (R, K, M // sizes.C, sizes.C, W))
+    return jnp.where(seen.reshape(scores.shape), scores, F32(_MASKED))
+
+
+def _product(a: Array, b: Array, axis_b: int) -> Array:
+    """a's last axis with an axis of b, for each row and head, in float32."""
+    return jax.lax.dot_general(a, b, (((3,), (axis_b,)), ((0, 1), (0, 1))),
+                               preferred_element_type=F32)
+
+
+def _over_pieces(function, *arrays):
+    """function of each piece: what leads with P loses it, and gets it back in the results."""
+    if jax.tree.leaves(arrays)[0].shape[0] == 1:
+        results = function(jax.tree.map(lambda x: x[0], arrays))
+        return jax.tree.map(lambda x: x[None], results)
+    return jax.lax.map(function, arrays)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attend(q_BKGTH, k_BKSH, v_BKSH, k_start, k_end, scale):
-    return _forward(q_BKGTH, k_BKSH, v_BKSH, k_start, k_end, scale)[0]
+def _attend(q_BTNH, k_BSKH, v_BSKH, k_start_BT, k_end_BT, sizes):
+    return _forward(q_BTNH, k_BSKH, v_BSKH, k_start_BT, k_end_BT, sizes)[0]
 
 
-def _forward(q_BKGTH, k_BKSH, v_BKSH, k_start, k_end, scale):
-    outs, lses = [], []
-    for begin, end, chunk in _blocks(q_BKGTH.shape[3]):
-        stop = k_BKSH.shape[2] if k_end is not None else end
-        k_S, v_S = k_BKSH[:, :, :stop], v_BKSH[:, :, :stop]
+def _forward(q_BTNH, k_BSKH, v_BSKH, k_start_BT, k_end_BT, sizes):
+    T, N = q_BTNH.shape[1:3]
+    K = k_BSKH.shape[2]
 
-        def step(carry, start, pieces, k_S=k_S, v_S=v_S):
-            q_C, k_start_C, k_end_C = pieces
-            scores = _scores(q_C, k_S, k_start_C, k_end_C, start, scale)
-            top = jnp.max(scores, axis=-1, keepdims=True)
-            weights = jnp.exp(scores - top)
-            total = jnp.sum(weights, axis=-1, keepdims=True)
-            out = jnp.einsum("BKGCS,BKSH->BKGCH", weights.astype(v_S.dtype), v_S,
-                             preferred_element_type=jnp.float32) / total
-            lse = (top + jnp.log(total))[..., 0]
-            if k_start_C is not None:  # only then can a row see nothing
-                empty = top <= _MASKED / 2
-                out = jnp.where(empty, 0.0, out)
-                lse = jnp.where(empty[..., 0], jnp.float32(_NOTHING_VISIBLE), lse)
-            return carry, (out.astype(q_C.dtype), lse)
+    def piece(arrays):
+        q_Q, k_J, vT_J, k_start_Q, k_end_Q = arrays
 
-        _, (out, lse) = _over_chunks(
-            step, (), begin, end, chunk,
-            ((q_BKGTH, 3), _pair(k_start, 1), _pair(k_end, 1)))
-        outs.append(out)
-        lses.append(lse)
-    out, lse = jnp.concatenate(outs, axis=3), jnp.concatenate(lses, axis=3)
-    return out, (q_BKGTH, k_BKSH, v_BKSH, k_start, k_end, out, lse)
+        def chunk(_, sliced):
+            q, k_start, k_end = sliced
+
+            def step(tile, carry):
+                acc, top, total = carry
+                scores = _scores(q, k_J[tile], k_start, k_end, tile, sizes)
+                above = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
+                weights = jnp.exp(scores - above)
+                kept = jnp.exp(top - above)
+                total = total * kept + jnp.sum(weights, axis=-1, keepdims=True)
+                acc = acc * kept + _product(weights.astype(vT_J.dtype), vT_J[tile], 3)
+                return acc, above, total
+
+            rows = q.shape[:3]
+            zero = (jnp.zeros(q.shape, F32), jnp.full((*rows, 1), _MASKED, F32),
+                    jnp.zeros((*rows, 1), F32))
+            acc, top, total = jax.lax.fori_loop(*_tiles(k_start, k_end, sizes), step, zero)
+            empty = top <= _MASKED / 2
+            out = jnp.where(empty, 0.0, acc / jnp.where(empty, 1.0, total))
+            lse = jnp.where(empty, F32(_NOTHING_VISIBLE), top + jnp.log(total))
+            return None, (out.astype(q.dtype), lse)
+
+        return jax.lax.scan(chunk, None, (q_Q, k_start_Q, k_end_Q))[1]
+
+    out, lse = _over_pieces(
+        piece, _cut_queries(q_BTNH, sizes, K), _cut_keys(k_BSKH, sizes),
+        _cut_keys(v_BSKH, sizes, transposed=True), _cut_bounds(k_start_BT, sizes, 2**30),
+        _cut_bounds(k_end_BT, sizes, -1))
+    out = _join_queries(out, T, N)
+    return out, (q_BTNH, k_BSKH, v_BSKH, k_start_BT, k_end_BT, out, lse)
 
 
-def _backward(scale, residuals, dout_BKGTH):
-    q, k, v, k_start, k_end, out, lse = residuals
-    f32 = jnp.float32
-    delta = jnp.sum(dout_BKGTH.astype(f32) * out.astype(f32), axis=-1)
-    blocks = _blocks(q.shape[3])
-    # Gradients of keys and values are added up in pieces that end where blocks end, so that no
-    # addition touches keys that a block did not see.
-    pieces = [block[:2] for block in blocks] if k_end is None else [(0, k.shape[2])]
-    dq, dk, dv = [], [None] * len(pieces), [None] * len(pieces)
-    for begin, end, chunk in blocks:
-        stop = k.shape[2] if k_end is not None else end
-        k_S, v_S = k[:, :, :stop], v[:, :, :stop]
+def _backward(sizes, residuals, dout_BTNH):
+    q_BTNH, k_BSKH, v_BSKH, k_start_BT, k_end_BT, out_BTNH, lse = residuals
+    (T, N), (S, K) = q_BTNH.shape[1:3], k_BSKH.shape[1:3]
+    dtype = q_BTNH.dtype
+    delta_BTN1 = jnp.sum(dout_BTNH.astype(F32) * out_BTNH.astype(F32), axis=-1, keepdims=True)
 
-        def step(carry, start, sliced, k_S=k_S, v_S=v_S):
-            q_C, dout_C, lse_C, delta_C, k_start_C, k_end_C = sliced
-            scores = _scores(q_C, k_S, k_start_C, k_end_C, start, scale)
-            weights = jnp.exp(scores - lse_C[..., None])
-            dweights = jnp.einsum("BKGCH,BKSH->BKGCS", dout_C, v_S, preferred_element_type=f32)
-            dscores = (weights * (dweights - delta_C[..., None]) * f32(scale)).astype(q.dtype)
-            dq_C = jnp.einsum("BKGCS,BKSH->BKGCH", dscores, k_S, preferred_element_type=f32)
-            dk_S = jnp.einsum("BKGCS,BKGCH->BKSH", dscores, q_C, preferred_element_type=f32)
-            dv_S = jnp.einsum("BKGCS,BKGCH->BKSH", weights.astype(v.dtype), dout_C,
-                              preferred_element_type=f32)
-            carry = (dk_S, dv_S) if carry is None else (carry[0] + dk_S, carry[1] + dv_S)
-            return carry, (dq_C,)
+    def piece(arrays):
+        queries, (k_J, kT_J, v_J) = arrays
 
-        one_chunk = end - begin == chunk
-        zero = None if one_chunk else (jnp.zeros(k_S.shape, f32), jnp.zeros(v_S.shape, f32))
-        (dk_S, dv_S), (dq_block,) = _over_chunks(
-            step, zero, begin, end, chunk,
-            ((q, 3), (dout_BKGTH, 3), (lse, 3), (delta, 3), _pair(k_start, 1), _pair(k_end, 1)))
-        dq.append(dq_block)
-        for i, (first, last) in enumerate(pieces):
-            if last <= stop:
-                part = slice(first, last)
-                dk[i] = dk_S[:, :, part] if dk[i] is None else dk[i] + dk_S[:, :, part]
-                dv[i] = dv_S[:, :, part] if dv[i] is None else dv[i] + dv_S[:, :, part]
+        def chunk(grads, sliced):
+            q, qT, dout, doutT, lse, delta, k_start, k_end = sliced
 
-    def join(parts, axis, like):
-        return jnp.concatenate(parts, axis=axis).astype(like.dtype)
+            def step(tile, carry):
+                dq, dkT_J, dvT_J = carry
+                scores = _scores(q, k_J[tile], k_start, k_end, tile, sizes)
+                weights = jnp.exp(scores - lse)
+                dweights = _product(dout, v_J[tile], 3)
+                dscores = (weights * (dweights - delta) * F32(sizes.scale)).astype(dtype)
+                dscores = jax.lax.optimization_barrier(dscores)
+                dq = dq + _product(dscores, kT_J[tile], 3)
+                dkT_J = dkT_J.at[tile].add(_product(qT, dscores, 2))
+                dvT_J = dvT_J.at[tile].add(_product(doutT, weights.astype(dtype), 2))
+                return dq, dkT_J, dvT_J
 
-    return join(dq, 3, q), join(dk, 2, k), join(dv, 2, v), None, None
+            dq, *grads = jax.lax.fori_loop(*_tiles(k_start, k_end, sizes), step,
+                                           (jnp.zeros(q.shape, F32), *grads))
+            return tuple(grads), dq.astype(dtype)
+
+        zero = jnp.zeros(kT_J.shape, F32)
+        (dkT_J, dvT_J), dq_Q = jax.lax.scan(chunk, (zero, zero), queries)
+        return dq_Q, dkT_J.astype(dtype), dvT_J.astype(dtype)
+
+    def cut(x, transposed=False):
+        return _cut_queries(x, sizes, K, transposed=transposed)
+
+    queries = (cut(q_BTNH), cut(q_BTNH, True), cut(dout_BTNH), cut(dout_BTNH, True), lse,
+               cut(delta_BTN1), _cut_bounds(k_start_BT, sizes, 2**30),
+               _cut_bounds(k_end_BT, sizes, -1))
+    keys = (_cut_keys(k_BSKH, sizes), _cut_keys(k_BSKH, sizes, transposed=True),
+            _cut_keys(v_BSKH, sizes))
+    dq, dkT, dvT = _over_pieces(piece, queries, keys)
+    return _join_queries(dq, T, N), _join_keys(dkT, S), _join_keys(dvT, S), None, None
 
 
 _attend.defvjp(_forward, _backward)

@@ -56,10 +56,10 @@ def self_attention(x_BTD: Array, params: AttentionParams, *, config: ModelConfig
 def partitioned_attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *,
                           segment_ids: Array | None, window: Array | int | None,
                           implementation: str | None) -> Array:
-    """kernels.attention on a mesh: a kernel runs on each device's rows and heads.
+    """kernels.attention on a mesh: each device computes its rows and heads.
 
     Heads are cut only where the key-value heads can be cut as well. A sequence that is cut (mesh
-    axis "context") is put together for a kernel; plain XLA partitions it by itself.
+    axis "context") is put together first.
     """
     choice = choose(call_of(q_BTNH, k_BSKH, segment_ids=segment_ids, window=window),
                     implementation)
@@ -70,8 +70,6 @@ def partitioned_attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *,
         return attention(q, k, v, implementation=choice.name, **dict(zip(given, rest)))
 
     arrays = (q_BTNH, k_BSKH, v_BSKH, *(jnp.asarray(array) for array, _ in given.values()))
-    if choice.module.PLATFORM is None:
-        return run(*arrays)
     heads = ("batch", None, "act_heads", None), ("batch", None, "act_kv_heads", None)
     if k_BSKH.shape[2] != q_BTNH.shape[2] and not shards_evenly(k_BSKH.shape[2], "act_kv_heads"):
         heads = (("batch", None, None, None),) * 2

@@ -11,7 +11,7 @@ from qwen_jax.config import MeshConfig, OptimizerConfig
 from qwen_jax.errors import ConfigError
 from qwen_jax.export.huggingface import save_pretrained
 from qwen_jax.export.start import weights_from
-from qwen_jax.model.spec import init_params
+from qwen_jax.model.spec import init_params, param_specs
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.state import abstract_state, make_state
@@ -28,9 +28,10 @@ def released(tmp_path_factory):
 def test_a_state_begins_with_the_weights_on_the_mesh_in_the_dtype_of_training(released):
     folder, params = released
     optimizer = make_optimizer(OptimizerConfig(), 10)
-    abstract = abstract_state(sizes.TINY, optimizer, make_mesh(MeshConfig(fsdp=4, tensor=2)))
+    specs, mesh = param_specs(sizes.TINY), make_mesh(MeshConfig(fsdp=4, tensor=2))
+    abstract = abstract_state(specs, optimizer, mesh, dtype="float32")
     initial = weights_from(folder, dataclasses.replace(sizes.TINY, context_length=8, dropout=0.1))
-    state = make_state(0, sizes.TINY, optimizer, abstract, params=initial(abstract.params))
+    state = make_state(0, specs, optimizer, abstract, params=initial(abstract.params))
     assert int(state.step) == 0
     for found, saved, wanted in zip(*map(jax.tree.leaves, (state.params, params, abstract.params)),
                                     strict=True):

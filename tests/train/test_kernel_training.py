@@ -10,6 +10,7 @@ from qwen_jax import sizes
 from qwen_jax.config import MeshConfig, OptimizerConfig
 from qwen_jax.kernels import tiles
 from qwen_jax.kernels.target import interpret_kernels
+from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.rules import batch_sharding, use_layout
 from qwen_jax.train.language_model import make_objective
@@ -46,7 +47,9 @@ def losses(implementation: str, shape: tuple[int, ...], **changes) -> np.ndarray
     optimizer = make_optimizer(OptimizerConfig(peak_learning_rate=0.01), STEPS)
     mesh = make_mesh(MeshConfig(*shape), devices=jax.devices()[:int(np.prod(shape))])
     with use_layout(mesh):
-        state = make_state(0, config, optimizer, abstract_state(config, optimizer, mesh))
+        specs = param_specs(config)
+        state = make_state(0, specs, optimizer,
+                           abstract_state(specs, optimizer, mesh, dtype="float32"))
         step = make_train_step(make_objective(config), optimizer, seed=0)
         batch, found = jax.device_put(packed_batch(), batch_sharding(mesh)), []
         for _ in range(STEPS):
