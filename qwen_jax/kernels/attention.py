@@ -94,20 +94,21 @@ def choose(call: Call, implementation: str | None = None):
                            "attention(implementation=)", KernelError)
     reasons = {}
     for name in names:
-        module = importlib.import_module(IMPLEMENTATIONS[name])
-        reasons[name] = _refusal(module, call)
+        reasons[name] = refusal(name, call)
         if reasons[name] is None:
-            return name, module
+            return name, importlib.import_module(IMPLEMENTATIONS[name])
     for name in IMPLEMENTATIONS:
         if name not in reasons:
-            reasons[name] = _refusal(importlib.import_module(IMPLEMENTATIONS[name]), call)
+            reasons[name] = refusal(name, call)
     said = "; ".join(f"{name}: {reason or 'can run it'}" for name, reason in reasons.items())
     raise KernelError(f"no back end of {', '.join(names)} can run this. {said}.",
                       f"attention(implementation={implementation!r}) on {call.target}",
                       "name one that can run it, or leave implementation out.")
 
 
-def _refusal(module, call: Call) -> str | None:
+def refusal(name: str, call: Call) -> str | None:
+    """Why the back end called `name` cannot run this; None if it can."""
+    module = importlib.import_module(IMPLEMENTATIONS[name])
     needs = module.PLATFORM
     if needs and call.target.platform != needs and interpret_mode() is None:
         return (f"runs on a {needs.upper()}, and this is for {call.target} (to compile for another "
