@@ -107,25 +107,28 @@ def choose(call: Call, implementation: str | None = None) -> Choice:
                            "attention(implementation=)", KernelError)
     reasons = {}
     for name in names:
-        module = importlib.import_module(IMPLEMENTATIONS[name])
-        reasons[name] = _refusal(module, call)
+        reasons[name] = refusal(name, call)
         if reasons[name] is None:
+            module = importlib.import_module(IMPLEMENTATIONS[name])
             return Choice(name, module, {n: why for n, why in reasons.items() if why})
     for name in IMPLEMENTATIONS:
         if name not in reasons:
-            reasons[name] = _refusal(importlib.import_module(IMPLEMENTATIONS[name]), call)
+            reasons[name] = refusal(name, call)
     said = "; ".join(f"{name}: {reason or 'can run it'}" for name, reason in reasons.items())
     raise KernelError(f"no back end of {', '.join(names)} can run this. {said}.",
                       f"attention(implementation={implementation!r}) on {call.target}",
                       "name one that can run it, or leave implementation out.")
 
 
-def _refusal(module, call: Call) -> str | None:
+def refusal(name: str, call: Call) -> str | None:
+    """Why the back end called `name` cannot run this; None if it can."""
+    module = importlib.import_module(IMPLEMENTATIONS[name])
     needs = module.PLATFORM
     if needs and call.target.platform != needs and interpret_mode() is None:
         return (f"runs on a {needs.upper()}, and this is for {call.target} (to compile for another "
-                "device, pass arrays with its sharding, or use jax.sharding.use_abstract_mesh; to "
-                "run step by step on a CPU, use qwen_jax.kernels.target.interpret_kernels)")
+                "device, pass arrays with a NamedSharding over its mesh, or use "
+                "jax.sharding.use_abstract_mesh; to run step by step on a CPU, use "
+                "qwen_jax.kernels.target.interpret_kernels)")
     return module.refuse(call)
 
 
@@ -139,12 +142,14 @@ def _check_shapes(q, k, v, segment_ids, positions) -> None:
         raise refuse("q, k and v must have 4 dimensions", "use [B, T, N, H] and [B, S, K, H].")
     if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise refuse("batch or head sizes differ", "q is [B, T, N, H]; k and v are [B, S, K, H].")
+    if not all(q.shape) or not all(k.shape):
+        raise refuse("an axis is empty", "pass at least one row, token, head and head element.")
     if q.shape[2] % k.shape[2]:
         raise refuse(f"{k.shape[2]} key-value heads do not divide {q.shape[2]} heads",
                      "make the number of query heads a multiple of it.")
     if not q.dtype == k.dtype == v.dtype or not jnp.issubdtype(q.dtype, jnp.floating):
         raise refuse("dtypes differ or are not floating point", "cast q, k and v to one dtype.")
-    if q.shape[1] > k.shape[1] or q.shape[1] == 0:
+    if q.shape[1] > k.shape[1]:
         raise refuse("queries are the last T of S tokens, so 1 <= T <= S", "pass all the keys.")
     for name, array in (("segment_ids", segment_ids), ("positions", positions)):
         if array is not None and (array.shape != q.shape[:2] or array.dtype != jnp.int32):
@@ -157,8 +162,11 @@ def _check_shapes(q, k, v, segment_ids, positions) -> None:
 
 def _check_values(T: int, S: int, segment_ids, positions, window) -> None:
     """What can be seen outside of jit is checked; inside it, values are the caller's promise."""
-    if window is not None and not isinstance(window, jax.core.Tracer):
-        if np.ndim(window) != 0 or int(window) < 1:
+    if window is not None:
+        if jnp.ndim(window) != 0 or not jnp.issubdtype(jnp.result_type(window), jnp.integer):
+            raise KernelError(f"window={window} is not one whole number.", "attention(window=)",
+                              "use how many tokens each query sees, itself included, or None.")
+        if not isinstance(window, jax.core.Tracer) and int(window) < 1:
             raise KernelError(f"window={window} hides every token.", "attention(window=)",
                               "use 1 or more (1: each token sees itself alone), or None.")
     if segment_ids is not None and not isinstance(segment_ids, jax.core.Tracer):
@@ -173,5 +181,6 @@ def _check_values(T: int, S: int, segment_ids, positions, window) -> None:
                     "give every document of a row its own id, in one run.")
     if positions is not None and T != S and not isinstance(positions, jax.core.Tracer):
         if np.any(np.asarray(positions) < 0) or np.any(np.asarray(positions) >= S):
-            raise KernelError(f"positions reach outside of 0..{S - 1}.", "attention(positions=)",
-                              "give each query its place on the key axis.")
+            raise KernelError(
+                f"positions reach outside of 0..{S - 1}: a query before the first key sees none.",
+                "attention(positions=)", "give each query its place on the key axis.")

@@ -62,6 +62,20 @@ def repeated(T: int, lengths: tuple[int, ...], *, padding: int = 0) -> tuple[int
     return tuple(documents)
 
 
+def masks(T: int) -> dict[str, dict]:
+    """The masks of the grid, by name, for rows of T tokens."""
+    found = {"causal": {}, "window": {"window": max(1, T // 3)}, "window of one": {"window": 1}}
+    if T > 1:
+        found |= {
+            "packed": {"documents": repeated(T, (T // 3 + 1, 1, T // 4 + 1))},
+            "single tokens": {"documents": (1,) * T},
+            "padded": {"documents": repeated(T, (T // 4 + 1, 1), padding=T // 3)},
+            "packed, window, padding": {
+                "documents": repeated(T, (T // 3 + 1,), padding=T // 5), "window": T // 5 + 1},
+        }
+    return found
+
+
 def with_gradients(function, q: Array, k: Array, v: Array, dout: Array) -> tuple[Array, ...]:
     """out, dq, dk, dv of function(q, k, v), jitted as one program."""
 

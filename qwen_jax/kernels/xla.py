@@ -19,7 +19,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from qwen_jax.kernels import mask
+from qwen_jax.kernels import mask, tiles
 from qwen_jax.kernels.target import target_of
 from qwen_jax.types import Array
 
@@ -46,13 +46,16 @@ class _Sizes:
     scale: float
 
     @classmethod
-    def of(cls, B: int, T: int, S: int, N: int, scale: float, platform: str) -> "_Sizes":
-        side = 128 if T <= 1024 else 256
-        C, W = min(side, _round_up(T, 8)), min(side, _round_up(S, 8))
+    def of(cls, q_BTNH: Array, S: int, scale: float) -> "_Sizes":
+        B, T, N, H = q_BTNH.shape
+        target, side = target_of(q_BTNH), 128 if T <= 1024 else 256
+        wanted = tiles.lookup("xla", kind=target.kind, head_size=H, dtype=q_BTNH.dtype.name,
+                              default={"query": side, "key": side})
+        C, W = min(wanted["query"], _round_up(T, 8)), min(wanted["key"], _round_up(S, 8))
         # On a CPU, a tile of scores that its caches hold, and large enough for each operation to be
         # worth its start. Few rows at a time, as a piece computes what one of its rows sees.
         fit = [r for r in range(1, B + 1) if B % r == 0 and r * N * C * W <= 2**20]
-        return cls(max(fit, default=1) if platform == "cpu" else B, C, W, scale)
+        return cls(max(fit, default=1) if target.platform == "cpu" else B, C, W, scale)
 
 
 def _round_up(size: int, step: int) -> int:
@@ -62,9 +65,9 @@ def _round_up(size: int, step: int) -> int:
 def attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, segment_ids, positions, window,
               scale: float) -> Array:
     """See kernels.attention.attention; arguments are checked there."""
-    B, T, N, H = q_BTNH.shape
-    S, K = k_BSKH.shape[1:3]
-    sizes = _Sizes.of(B, T, S, N, scale, target_of(q_BTNH).platform)
+    B, T = q_BTNH.shape[:2]
+    S = k_BSKH.shape[1]
+    sizes = _Sizes.of(q_BTNH, S, scale)
     k_start = None
     if segment_ids is not None or window is not None:
         k_start = mask.first_key(B, T, S, segment_ids=segment_ids, positions=positions,

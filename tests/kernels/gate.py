@@ -12,21 +12,7 @@ import numpy as np
 import pytest
 
 from qwen_jax.kernels.attention import attention
-from qwen_jax.kernels.gate import Case, repeated, shares, with_gradients
-
-
-def masks(T: int) -> dict[str, dict]:
-    """The masks of the grid, by name, for rows of T tokens."""
-    found = {"causal": {}, "window": {"window": max(1, T // 3)}, "window of one": {"window": 1}}
-    if T > 1:
-        found |= {
-            "packed": {"documents": repeated(T, (T // 3 + 1, 1, T // 4 + 1))},
-            "single tokens": {"documents": (1,) * T},
-            "padded": {"documents": repeated(T, (T // 4 + 1, 1), padding=T // 3)},
-            "packed, window, padding": {
-                "documents": repeated(T, (T // 3 + 1,), padding=T // 5), "window": T // 5 + 1},
-        }
-    return found
+from qwen_jax.kernels.gate import Case, masks, shares, with_gradients  # noqa: F401
 
 
 class Gate:

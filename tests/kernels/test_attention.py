@@ -1,13 +1,21 @@
 """The public op: the definition, where queries stand, refusals; and the gate of the XLA path."""
 
+import functools
+import sys
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
 from qwen_jax.errors import KernelError
-from qwen_jax.kernels.attention import attention
-from qwen_jax.kernels.gate import Case
+from qwen_jax.kernels import tiles
+from qwen_jax.kernels.attention import attention, choose
+from qwen_jax.kernels.differentiable import Call
+from qwen_jax.kernels.gate import Case, with_gradients
+from qwen_jax.kernels.target import Target, interpret_kernels, target_of
 from gate import Gate, masks, pytest_generate_tests  # noqa: F401
 
 ANYWHERE = ("reference", "xla")
@@ -81,9 +89,49 @@ def test_fewer_queries_than_keys_are_the_last_ones_or_where_told(name):
 class TestXla(Gate):
     name = "xla"
     H = 16
+    # Every pair of lengths and masks is a program to compile: in bfloat16, the lengths that matter.
     grid = [Case(T=T, N=4, K=2, H=16, dtype=dtype, **mask)
-            for T in (1, 7, 128, 129, 300, 1000) for dtype in Gate.dtypes
+            for dtype, lengths in (("float32", (1, 7, 128, 129, 300)), ("bfloat16", (129,)))
+            for T in lengths for mask in masks(T).values()]
+
+
+@pytest.mark.slow
+class TestXlaLong(Gate):
+    """Chunks of 256, and pieces of a batch that are computed one after another."""
+
+    name = "xla"
+    T = 600
+    grid = [Case(T=T, B=B, N=8, K=2, H=H, dtype=dtype, **mask)
+            for T, B, H in ((1000, 1, 128), (2048, 2, 64)) for dtype in Gate.dtypes
             for mask in masks(T).values()]
+
+
+def test_rows_that_are_computed_one_after_another_are_rows_of_their_own(monkeypatch):
+    """Pieces of one row, each with tiles of its own to skip, as long rows on a CPU have."""
+    monkeypatch.setattr(tiles, "lookup", lambda *args, **kwargs: {"query": 16, "key": 8})
+    q, k, v, dout = make(3, B=3, T=40, N=4096, K=4096, H=2)
+    ids = jnp.asarray([[1] * 40, [1] * 20 + [2] * 20, [1] * 3 + [0] * 37], jnp.int32)
+    got = with_gradients(functools.partial(attention, segment_ids=ids, implementation="xla"),
+                         q, k, v, dout)
+    wanted = with_gradients(functools.partial(attention, segment_ids=ids,
+                                              implementation="reference"), q, k, v, dout)
+    for a, b in zip(got, wanted):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_tiles_that_no_query_sees_are_not_read():
+    """NaN in what must be skipped would reach the sums: 0 x NaN is NaN."""
+    q, k, v, dout = make(4, B=1, T=512, N=1, K=1, H=16)
+    ids = jnp.repeat(jnp.asarray([[1, 2]], jnp.int32), 256, axis=1)
+    k, v = (x.at[:, :256].set(jnp.nan) for x in (k, v))
+    found = with_gradients(functools.partial(attention, segment_ids=ids, implementation="xla"),
+                           q, k, v, dout)
+    for array in found:
+        assert np.all(np.isfinite(array[:, 256:]))
+    windowed = with_gradients(functools.partial(attention, window=100, implementation="xla"),
+                              q, k, v, dout)
+    for array in windowed:
+        assert np.all(np.isfinite(array[:, 384:]))
 
 
 def test_xla_memory_grows_with_the_length_and_not_with_its_square():
@@ -99,7 +147,9 @@ def test_xla_memory_grows_with_the_length_and_not_with_its_square():
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"k": (2, 40, 3, 16)}, "do not divide|differ"),
+    ({"k": (2, 40, 3, 16)}, "3 key-value heads do not divide 4 heads"),
+    ({"k": (2, 40, 0, 16)}, "empty"),
+    ({"q": (2, 0, 4, 16)}, "empty"),
     ({"k": (2, 40, 2, 8)}, "head sizes differ"),
     ({"q": (40, 4, 16)}, "4 dimensions"),
     ({"q": (2, 50, 4, 16)}, "last T of S")])
@@ -114,15 +164,92 @@ def test_shapes_that_do_not_fit_are_refused(change, message):
 
 def test_bad_values_are_refused_before_compilation():
     q, k, v, _ = make(9)
-    with pytest.raises(KernelError, match="window=0 hides every token"):
-        attention(q, k, v, window=0)
-    with pytest.raises(KernelError, match="not contiguous"):
-        attention(q, k, v, segment_ids=jnp.asarray([[1, 2] * 20] * 2, jnp.int32))
-    with pytest.raises(KernelError, match="dtypes differ"):
+    ids = jnp.asarray([[1, 2] * 20] * 2, jnp.int32)
+    for options, message in (
+            ({"window": 0}, "window=0 hides every token"),
+            ({"window": jnp.int32(-3)}, "window=-3 hides every token"),
+            ({"window": 2.5}, "not one whole number"),
+            ({"window": jnp.ones((2,), jnp.int32)}, "not one whole number"),
+            ({"segment_ids": ids}, "row 0 are not contiguous"),
+            ({"segment_ids": jnp.ones((2, 40), jnp.float32)}, "int32"),
+            ({"segment_ids": jnp.ones((2, 39), jnp.int32)}, "int32"),
+            ({"implementation": "xxla"}, "did you mean 'xla'")):
+        with pytest.raises(KernelError, match=message) as caught:
+            attention(q, k, v, **options)
+        assert caught.value.where.startswith("attention") and caught.value.fix
+    with pytest.raises(KernelError, match="dtypes differ.*bfloat16"):
         attention(q, k.astype(jnp.bfloat16), v)
-    with pytest.raises(KernelError, match="did you mean 'xla'"):
-        attention(q, k, v, implementation="xxla")
-    with pytest.raises(KernelError, match="int32"):
-        attention(q, k, v, segment_ids=jnp.ones((2, 40), jnp.float32))
-    with pytest.raises(KernelError, match="positions reach outside"):
-        attention(q[:, :1], k, v, positions=jnp.full((2, 1), 40, jnp.int32))
+    for place in (40, -1):
+        with pytest.raises(KernelError, match="positions reach outside of 0..39"):
+            attention(q[:, :1], k, v, positions=jnp.full((2, 1), place, jnp.int32))
+    with pytest.raises(KernelError, match="as many queries as keys"):
+        attention(q[:, :1], k, v, segment_ids=jnp.ones((2, 1), jnp.int32))
+
+
+@pytest.fixture
+def stand_ins(monkeypatch):
+    """In place of the kernels for other devices: what they are asked is seen, nothing is compiled."""
+    seen = []
+
+    def module(platform, reason=None):
+        def attend(q, k, v, **options):
+            seen.append((platform, target_of(q)))
+            return q
+        return types.SimpleNamespace(PLATFORM=platform, refuse=lambda call: reason,
+                                     attention=attend)
+
+    monkeypatch.setitem(sys.modules, "qwen_jax.kernels.tpu", module("tpu"))
+    monkeypatch.setitem(sys.modules, "qwen_jax.kernels.hopper", module("gpu", "needs jax 0.11"))
+    return seen
+
+
+def call_for(platform, kind, **changes):
+    return Call(**{"target": Target(platform, kind), "B": 1, "T": 64, "S": 64, "N": 2, "K": 1,
+                   "H": 64, "dtype": jnp.dtype("bfloat16"), "segments": False,
+                   "window": None} | changes)
+
+
+def test_one_that_this_machine_cannot_run_is_refused_with_what_the_others_say(stand_ins):
+    q, k, v, _ = make(10)
+    with pytest.raises(KernelError) as caught:
+        attention(q, k, v, implementation="tpu")
+    said = caught.value.what
+    assert "tpu: runs on a TPU, and this is for cpu" in said and "interpret_kernels" in said
+    assert "xla: can run it" in said and "hopper: runs on a GPU" in said
+    assert caught.value.where == "attention(implementation='tpu') on cpu"
+    with interpret_kernels():
+        assert attention(q, k, v, implementation="tpu") is q
+    assert stand_ins == [("tpu", Target("cpu", "cpu"))]
+
+
+def test_the_best_that_does_not_refuse_runs(stand_ins):
+    h100 = ("gpu", "NVIDIA H100")
+    assert choose(call_for("tpu", "TPU v5"))[0] == "tpu"
+    assert choose(call_for(*h100))[0] == "cudnn"  # hopper refuses, see stand_ins
+    assert choose(call_for(*h100, segments=True))[0] == "xla"
+    assert choose(call_for("cpu", "cpu"))[0] == "xla"
+    for changes, reason in (({"H": 256}, "head sizes up to 128 in steps of 8, not 256"),
+                            ({"segments": True}, "no packed documents"),
+                            ({"dtype": jnp.dtype("float32")}, "not float32"),
+                            ({"window": "traced"}, "known when it is compiled"),
+                            ({"T": 8}, "as many queries as keys")):
+        with pytest.raises(KernelError, match=f"cudnn: [^;]*{reason}") as caught:
+            choose(call_for(*h100, **changes), "cudnn")
+        assert "hopper: needs jax 0.11" in caught.value.what
+
+
+def test_a_program_for_a_tpu_that_is_lowered_on_a_cpu_gets_the_tpu_kernel(stand_ins, monkeypatch):
+    pytest.importorskip("libtpu", reason="the topology of a TPU comes with libtpu")
+    for name, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"),
+                        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")):
+        monkeypatch.setenv(name, value)
+    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
+    mesh = jax.sharding.Mesh(topology.devices, ("data",))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    q, k, v = (jax.ShapeDtypeStruct((4, 8, n, 64), jnp.bfloat16, sharding=rows) for n in (2, 1, 1))
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        jax.jit(attention).trace(q, k, v)
+    assert [(name, seen.kind) for name, seen in stand_ins] == [("tpu", "TPU v5 lite")]
+    if jax.__version_info__ >= (0, 11):
+        jax.jit(lambda *arrays: attention(*arrays)).trace(q, k, v)  # the arrays' mesh is enough
+        assert stand_ins[1] == stand_ins[0]

@@ -1,0 +1,78 @@
+"""The gate's whole grid for one back end: cases, time, and the worst error as a share of its budget.
+
+    python -m benchmarks.attention_gate --name=xla
+    python -m benchmarks.attention_gate --name=tpu     # interpreted where there is no TPU
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import pathlib
+import time
+
+import jax
+
+from benchmarks import timing
+from experiments import flags
+from qwen_jax.errors import KernelError, unknown_name
+from qwen_jax.kernels.attention import IMPLEMENTATIONS
+from qwen_jax.kernels.gate import NAMES, Case, masks, shares
+from qwen_jax.kernels.target import interpret_kernels
+
+HEADS = ((2, 2), (4, 2), (8, 1))  # query heads, key-value heads
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The grid of one back end."""
+
+    name: str = "xla"
+    lengths: tuple[int, ...] = (1, 7, 128, 129, 1000, 2048)
+    head_sizes: tuple[int, ...] = (64, 128)
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    output: str = str(pathlib.Path(__file__).resolve().parent / "results")  # a folder
+
+
+SMOKE = Config(lengths=(7, 129), head_sizes=(64,), output="")
+
+
+def main(config: Config) -> None:
+    """Prints a line for each dtype, writes attention_gate_NAME.json."""
+    if config.name not in IMPLEMENTATIONS:
+        raise unknown_name("back end", config.name, IMPLEMENTATIONS, "--name", KernelError)
+    interpreted = config.name == "tpu" and jax.devices()[0].platform != "tpu"
+    about = timing.machine()
+    result = {"machine": about, "name": config.name, "interpreted": interpreted, "dtypes": {}}
+    for dtype in config.dtypes:
+        started, worst, count = time.perf_counter(), {}, 0
+        with interpret_kernels() if interpreted else contextlib.nullcontext():
+            for case in grid(config, dtype):
+                count += 1
+                for name, share in shares(case, config.name).items():
+                    if not share <= worst.get(name, {"share": -1.0})["share"]:  # NaN is the worst
+                        worst[name] = {"share": share, "case": dataclasses.asdict(case)}
+                if count % len(masks(case.T)) == 0:  # hundreds of programs would fill the memory
+                    jax.clear_caches()
+        seconds = time.perf_counter() - started
+        result["dtypes"][dtype] = {"cases": count, "seconds": seconds, "worst": worst}
+        shown = ", ".join(f"{name} {worst[name]['share']:.2f}" for name in NAMES if name in worst)
+        print(f"{config.name}{' (interpreted)' if interpreted else ''}, {dtype}: {count} cases in "
+              f"{seconds:.0f} s; worst errors as shares of the budget: {shown}", flush=True)
+    if config.output:
+        path = pathlib.Path(config.output) / f"attention_gate_{config.name}.json"
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if any(not found["share"] <= 1 for dtype in result["dtypes"].values()
+           for found in dtype["worst"].values()):
+        raise SystemExit("an error is larger than its budget")
+
+
+def grid(config: Config, dtype: str) -> list[Case]:
+    """Lengths x heads x head sizes x masks."""
+    return [Case(T=T, N=N, K=K, H=H, dtype=dtype, **mask)
+            for T, (N, K), H in itertools.product(config.lengths, HEADS, config.head_sizes)
+            for mask in masks(T).values()]
+
+
+if __name__ == "__main__":
+    flags.run(main, __doc__, {"default": Config(), "smoke": SMOKE})

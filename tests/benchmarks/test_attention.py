@@ -1,0 +1,116 @@
+"""The attention benchmark: a small run of it, what it counts, the table of tiles, and the gate's tool."""
+
+import dataclasses
+import json
+import sys
+import types
+
+import jax
+import pytest
+
+from benchmarks import attention, attention_gate, attention_tune
+from benchmarks.attention_peers import contestants, documents
+from benchmarks.timing import Timing
+from qwen_jax.errors import ConfigError, KernelError
+from qwen_jax.kernels import tiles
+from qwen_jax.kernels.gate import Case
+
+
+@pytest.fixture(autouse=True)
+def kernels_for_other_devices(monkeypatch):
+    """Stand-ins: what they compute is tested elsewhere, and importing them takes seconds."""
+    for name, platform in (("tpu", "tpu"), ("hopper", "gpu")):
+        module = types.SimpleNamespace(PLATFORM=platform, refuse=lambda call: None)
+        monkeypatch.setitem(sys.modules, f"qwen_jax.kernels.{name}", module)
+
+
+def test_a_small_run_measures_us_and_jax_and_says_why_others_do_not_run(tmp_path, capsys):
+    attention.main(dataclasses.replace(attention.SMOKE, output=str(tmp_path)))
+    (path,) = tmp_path.glob("*.json")
+    result = json.loads(path.read_text())
+    rows = {(row["mask"], row["name"]): row for row in result["rows"]}
+    for mask in ("causal", "four"):
+        for name in ("qwen_jax xla", "jax.nn xla"):
+            row = rows[mask, name]
+            for which in attention.PASSES:
+                assert 0 < row[which]["least"] <= row[which]["median"] <= row[which]["most"]
+                assert row[which]["share"] == pytest.approx(
+                    row[which]["tflops"] / result["matmul_tflops"]["float32"])
+        assert "GPU" in rows[mask, "qwen_jax cudnn"]["refused"]
+    assert all(share <= 1 for found in result["errors"].values() for share in found.values())
+    assert path.with_suffix(".png").stat().st_size > 10_000
+    assert "qwen_jax xla" in capsys.readouterr().out
+
+
+def test_a_back_end_with_a_wrong_result_is_not_timed(monkeypatch):
+    monkeypatch.setattr(attention, "shares", lambda case, name: {"out": float("nan")})
+    with pytest.raises(SystemExit, match="wrong"):
+        attention.main(attention.SMOKE)
+
+
+def test_operations_count_the_visible_half_of_every_document():
+    whole = attention.operations(Case(T=64, B=2, N=4, H=64))
+    assert whole["forward"] == 4 * 64**2 * 64 * 4 * 2 / 2
+    assert whole["both"] == whole["forward"] + whole["backward"] == 3.5 * whole["forward"]
+    packed = attention.operations(Case(T=64, B=2, N=4, H=64, documents=documents("four", 64)))
+    assert packed["forward"] == whole["forward"] / 4
+
+
+def test_short_times_are_marked_as_the_hosts():
+    times = {name: Timing(2e-5, 1e-5, 3e-5) for name in attention.PASSES}
+    work = dict.fromkeys(attention.PASSES, 1e6)
+    assert attention.figures(times, work, 1.0, dispatch=1e-5)["host_bound"]
+    assert not attention.figures(times, work, 1.0, dispatch=1e-6)["host_bound"]
+
+
+@pytest.mark.parametrize("T", [100, 1024, 5000])
+def test_documents_fill_the_row(T):
+    for mask in ("one", "four", "mix"):
+        assert sum(documents(mask, T)) == T and min(documents(mask, T)) > 0
+    assert len(documents("four", T)) == 4 and documents("causal", T) is None
+
+
+def test_an_unknown_mask_is_refused_before_anything_runs():
+    with pytest.raises(ConfigError, match="sliding"):
+        attention.main(dataclasses.replace(attention.SMOKE, masks=("sliding",)))
+
+
+def test_peers_compute_what_we_compute_on_packed_rows():
+    case = Case(T=96, N=2, K=2, dtype="float32", documents=(50, 46))
+    (q, k, v, _), options = case.arrays(), case.options()
+    able = [who for who in contestants(q, k, options["segment_ids"]) if who.attend]
+    assert len(able) >= 2
+    outs = [who.attend(q, k, v, **options) for who in able]
+    for out in outs[1:]:
+        assert float(abs(out - outs[0]).max()) < 1e-5
+
+
+def test_tuning_writes_a_row_that_lookup_finds(tmp_path, monkeypatch):
+    table = tmp_path / "tiles.json"
+    other = {"kernel": "other", "kind": "X", "head_size": 64, "dtype": "float32", "tiles": {}}
+    table.write_text(json.dumps([other]))
+    monkeypatch.setattr(tiles, "TABLE", table)
+    monkeypatch.setitem(attention_tune.GRID, "xla", {"xla": {"query": (32, 64), "key": (64,)}})
+    case = Case(T=128, N=2, K=1, dtype="float32")
+    (row,) = attention_tune.run([(case, "causal")], rounds=1, seconds=0.001, table=table)
+    assert row["tiles"] in ({"query": 32, "key": 64}, {"query": 64, "key": 64})
+    assert {"date", "jax", "milliseconds"} <= set(row)
+    found = tiles.lookup("xla", kind=jax.devices()[0].device_kind, head_size=64, dtype="float32",
+                         default={"query": 1, "key": 1})
+    assert found == row["tiles"] and other in tiles.table()
+    tiles.table.cache_clear()
+
+
+def test_the_gate_tool_counts_cases_and_fails_on_an_error(tmp_path, monkeypatch, capsys):
+    config = attention_gate.Config(lengths=(1, 7), head_sizes=(64,), dtypes=("float32",),
+                                   output=str(tmp_path))
+    monkeypatch.setattr(attention_gate, "HEADS", ((2, 1),))
+    attention_gate.main(config)
+    found = json.loads((tmp_path / "attention_gate_xla.json").read_text())["dtypes"]["float32"]
+    assert found["cases"] == 10 and all(worst["share"] <= 1 for worst in found["worst"].values())
+    assert "10 cases" in capsys.readouterr().out
+    monkeypatch.setattr(attention_gate, "shares", lambda case, name: {"dq": 1.5})
+    with pytest.raises(SystemExit, match="larger than its budget"):
+        attention_gate.main(config)
+    with pytest.raises(KernelError, match="xla"):
+        attention_gate.main(dataclasses.replace(config, name="xlo"))
