@@ -36,6 +36,7 @@ class ServerConfig:
     api_key: str | None = None  # None: whoever reaches the port may ask
     local: bool = True  # only names of this computer: a web page cannot reach it by another name
     max_body_bytes: int = 4 * 2**20
+    body_seconds: float = 30.0  # in which a body must have come
 
 
 class Api:
@@ -113,12 +114,18 @@ class Api:
             raise ApiError(f"the content type is {kind[:60]!r}.", "content-type",
                            "send application/json.", status=415, code="unsupported_media_type")
         pieces, size = [], 0
-        async for piece in request.stream():
-            size += len(piece)
-            if size > self._config.max_body_bytes:
-                raise ApiError(f"the body is longer than {self._config.max_body_bytes:,} bytes.",
-                               "", "send less.", status=413, code="body_too_large")
-            pieces.append(piece)
+        try:
+            async with asyncio.timeout(self._config.body_seconds):
+                async for piece in request.stream():
+                    size += len(piece)
+                    if size > self._config.max_body_bytes:
+                        raise ApiError(
+                            f"the body is longer than {self._config.max_body_bytes:,} bytes.",
+                            fix="send less.", status=413, code="body_too_large")
+                    pieces.append(piece)
+        except TimeoutError:
+            raise ApiError(f"the body did not come within {self._config.body_seconds} seconds.",
+                           fix="send it at once.", status=408, code="timeout") from None
         return b"".join(pieces)
 
 

@@ -1,6 +1,7 @@
 """The server on a port, until a signal ends it."""
 
 import asyncio
+import logging
 import signal
 
 from qwen_jax.errors import ConfigError
@@ -32,6 +33,8 @@ class _Server(uvicorn.Server):
         while not (closing.done() or self.force_exit and drain.done()):
             await asyncio.wait({closing}, timeout=0.1)
         await asyncio.wait({closing}, timeout=0.5)
+        if self.force_exit:  # what is cut off from here on is meant to be
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         for task in (closing, drain):
             task.cancel()
         await asyncio.gather(closing, drain, return_exceptions=True)

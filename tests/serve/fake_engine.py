@@ -27,6 +27,7 @@ class FakeEngine:
         self.gate = threading.Event()  # closed: no step goes on
         self.gate.set()
         self.waiting, self.running, self.streams = [], {}, {}
+        self.prompts = set()  # that were submitted
         self.steps, self.next_id, self.most_running, self.cancelled = 0, 0, 0, 0
 
     @property
@@ -38,6 +39,7 @@ class FakeEngine:
             raise ConfigError("too long for the fake's slots.", "submit", "ask for less.")
         ids = list(range(self.next_id, self.next_id + samples))
         self.next_id += samples
+        self.prompts.add(request.prompt)
         for sample, request_id in enumerate(ids):
             self.waiting.append((request_id, request, self.answer(request, sample)))
         return ids

@@ -103,7 +103,15 @@ def test_logprobs_of_the_chosen_tokens(served):
     assert streamed == entries
     text = client.completions.create(**ask, prompt="x", logprobs=0).choices[0]
     assert len(text.logprobs.tokens) == len(text.logprobs.token_logprobs)
-    assert text.logprobs.text_offset[0] == 0 and text.logprobs.token_logprobs[0] == -0.5
+    assert text.logprobs.token_logprobs[0] == -0.5
+    # Every byte is a token: a character begins where its first byte does, and counts at its last.
+    ends = [len(bytes(text.text.encode()[:i]).decode(errors="ignore"))
+            for i in range(len(text.logprobs.tokens))]
+    assert text.logprobs.text_offset == ends and ends[-1] > 10
+    streamed = [offset for chunk in client.completions.create(**ask, prompt="x", logprobs=0,
+                                                              stream=True)
+                if chunk.choices[0].logprobs for offset in chunk.choices[0].logprobs.text_offset]
+    assert streamed == ends
     assert chat.choices[0].message.content and client.chat.completions.create(
         **ask, messages=TALK).choices[0].logprobs is None
 
@@ -250,6 +258,15 @@ def test_a_body_over_the_limit_is_refused_while_it_comes():
         status, _, body = server.call("POST", "/v1/completions",
                                       {"model": MODEL, "prompt": "x" * 2000})
         assert status == 413 and "1,000 bytes" in body
+
+
+def test_a_body_that_does_not_come_is_not_waited_for():
+    with running(FakeEngine(TOKENIZER), TOKENIZER, body_seconds=0.1) as server:
+        with socket.create_connection(("127.0.0.1", server.port)) as half:
+            half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+                         b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+            half.settimeout(10)
+            assert half.recv(100).startswith(b"HTTP/1.1 408 ")
 
 
 def test_steps_go_on_while_a_slow_client_reads_nothing():

@@ -2,6 +2,7 @@
 
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -96,10 +97,14 @@ def test_a_second_ctrl_c_waits_for_nothing(serve):
     process, client = serve(grace=60)
     pieces = stream(client, 100_000)
     next(pieces)
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    assert end(process, within=15).startswith("ended")
+    with socket.create_connection(("127.0.0.1", client.base_url.port)) as half:  # a request
+        half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+                     b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert end(process, within=15).startswith("ended")
 
 
 def test_an_idle_server_ends_at_once(serve):
