@@ -1,4 +1,4 @@
-"""The Hopper backward kernels in the interpreter: gradients, tile bounds, determinism, planted bugs.
+"""The Hopper backward kernels in the interpreter: gradients, tile bounds, planted bugs and races.
 
 The forward pass is the definition here, so that nothing but the backward pass is tested.
 """
@@ -144,7 +144,8 @@ def _bounds_hold(found, seen, tile):
 BUGS = {
     "the mask is off by one": [("(at >= lax.broadcast_in_dim", "(at > lax.broadcast_in_dim")],
     "a tile is dropped": [("axis=-1) // tile + 1", "axis=-1) // tile")],
-    "a masked tile is taken for a whole one": [("needed=(i * Q < key + 63)", "needed=(i * Q < key)")],
+    "a masked tile is taken for a whole one": [
+        ("needed=(i * Q < key + 63)", "needed=(i * Q < key)")],
 }
 RACES = {
     "nobody waits for the other warpgroup's dS": [(
