@@ -47,8 +47,7 @@ def backward(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, k_start_BT: Array, q_e
       deterministic: the same bits in every run.
     """
     B, T, N, H = q_BTNH.shape
-    tile = _tile(q_BTNH)
-    padded = -(-T // max(KEYS, tile)) * max(KEYS, tile)
+    tile, padded = _tile(H), -(-T // KEYS) * KEYS
     f32 = jnp.float32
     delta = jnp.einsum("BTNH,BTNH->BNT", out_BTNH.astype(f32), dout_BTNH.astype(f32))
     q, k, v, dout = (_pad(x, padded, axis=1) for x in (q_BTNH, k_BTKH, v_BTKH, dout_BTNH))
@@ -56,7 +55,7 @@ def backward(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, k_start_BT: Array, q_e
     lse = _pad(lse[:, :, :T], padded, axis=2, value=ops.NOTHING_VISIBLE)
     q_end = _pad(q_end_BT, padded, axis=1, value=-1)
     shape = Shape(B=B, T=padded, N=N, K=k.shape[2], H=H, Q=tile, dq=not deterministic,
-                  early_dv=H == 128, dtype=q.dtype, scale=scale)
+                  early_dv=_early_dv(q_BTNH), dtype=q.dtype, scale=scale)
     index = jnp.concatenate([jnp.arange(n, dtype=jnp.int32) for n in (tile, 64)])
     arguments = (q, k, v, dout, lse, delta, q_end, index, bounds(q_end, tile))
     if deterministic:
@@ -86,12 +85,17 @@ class Shape:
     scale: float
 
 
-def _tile(q: Array) -> int:
-    """Queries in a tile. Scores of 64 keys x Q and dK, dV of 64 x H share 240 registers a thread."""
+def _tile(H: int) -> int:
+    """Queries in a tile: scores of 64 keys x Q, dK and dV of 64 x H share 240 registers of a thread."""
+    return 64 if H == 128 else 128
+
+
+def _early_dv(q: Array) -> bool:
+    """Costs registers, and with H 64 there are none left; a device's table knows better."""
     H = q.shape[3]
-    found = tiles.lookup("hopper_backward", kind=target_of(q).kind, head_size=H,
-                         dtype=q.dtype.name, default={"query": 64 if H == 128 else 128})
-    return found["query"]
+    found = tiles.lookup("hopper_backward", kind=target_of(q).kind, head_size=H, dtype=q.dtype.name,
+                         default={"early_dv": int(H == 128)})
+    return bool(found["early_dv"])
 
 
 def _pad(x: Array, length: int, *, axis: int, value: float = 0) -> Array:
@@ -135,8 +139,7 @@ class _Memory:
     kv_full: object  # k, v, q_end are there
     q_full: object  # for each stage: q and lse are there
     dout_full: object
-    q_free: object  # for each stage: both consumers are done with q
-    dout_free: object
+    free: object  # for each stage: both consumers are done with it
     ds_full: object  # both consumers have written their part of dS^T
 
 
@@ -147,7 +150,7 @@ def _scratch(shape: Shape) -> list:
     return [ops.tiled((KEYS, H), dtype), ops.tiled((KEYS, H), dtype), tile, tile, row, row,
             plgpu.SMEM((KEYS,), jnp.int32), plgpu.SMEM((Q + 64,), jnp.int32),
             ops.tiled((2, KEYS, Q), dtype), ops.tiled((2, 64, 64), jnp.float32),
-            plgpu.Barrier(num_arrivals=4), pair, pair, pair, pair, plgpu.Barrier(num_arrivals=2)]
+            plgpu.Barrier(num_arrivals=4), pair, pair, pair, plgpu.Barrier(num_arrivals=2)]
 
 
 def _kernel(shape: Shape):
@@ -198,15 +201,10 @@ def _produce(shape: Shape, memory: _Memory, q, k, v, dout, lse, delta, q_end, bo
 
         @pl.when(s >= _STAGES)
         def _():
-            plgpu.barrier_wait(memory.q_free.at[slot])
+            plgpu.barrier_wait(memory.free.at[slot])
 
         plgpu.copy_gmem_to_smem(q.at[b, queries, n], memory.q.at[slot], memory.q_full.at[slot])
         plgpu.copy_gmem_to_smem(lse.at[b, n, queries], memory.lse.at[slot], memory.q_full.at[slot])
-
-        @pl.when(s >= _STAGES)
-        def _():
-            plgpu.barrier_wait(memory.dout_free.at[slot])
-
         plgpu.copy_gmem_to_smem(dout.at[b, queries, n], memory.dout.at[slot],
                                 memory.dout_full.at[slot])
         plgpu.copy_gmem_to_smem(delta.at[b, n, queries], memory.delta.at[slot],
@@ -216,9 +214,7 @@ def _produce(shape: Shape, memory: _Memory, q, k, v, dout, lse, delta, q_end, bo
     lax.fori_loop(0, steps, step, (first, jnp.int32(0)))
 
     def drain(s, _):
-        slot = _slot(s)
-        plgpu.barrier_wait(memory.q_free.at[slot])
-        plgpu.barrier_wait(memory.dout_free.at[slot])
+        plgpu.barrier_wait(memory.free.at[_slot(s)])
 
     lax.fori_loop(jnp.maximum(steps - _STAGES, 0), steps, drain, None)
 
@@ -255,7 +251,7 @@ def _consume(shape: Shape, memory: _Memory, bounds, dq, dk, dv, b, head, j, warp
 
         @pl.when(steps > 0)
         def _():
-            plgpu.barrier_arrive(memory.q_free.at[_slot(steps - 1)])
+            plgpu.barrier_arrive(memory.free.at[_slot(steps - 1)])
 
         memory.v.at[mine][...] = ops.read(dv_sum).astype(shape.dtype)
         # The other warpgroup reads all keys for its part of dQ.
@@ -284,7 +280,7 @@ def _step(shape: Shape, memory: _Memory, dk_sum, dv_sum, dq, *, b, n, i, s, key,
 
         @pl.when(s > 0)
         def _():
-            plgpu.barrier_arrive(memory.q_free.at[_slot(s - 1)])
+            plgpu.barrier_arrive(memory.free.at[_slot(s - 1)])
 
         plgpu.barrier_wait(memory.dout_full.at[slot])
         ops.accumulate(dp_sum, memory.v.at[mine], dout.transpose((1, 0)))
@@ -308,8 +304,6 @@ def _step(shape: Shape, memory: _Memory, dk_sum, dv_sum, dq, *, b, n, i, s, key,
         _add_dq(shape, memory, ds_T, dk_sum, dq, b=b, n=n, i=i, s=s, warpgroup=warpgroup)
     else:
         ops.accumulate(dk_sum, ds_T, q)
-        ops.wait(1)
-        plgpu.barrier_arrive(memory.dout_free.at[slot])
 
 
 def _add_dq(shape: Shape, memory: _Memory, ds_T, dk_sum, dq, *, b, n, i, s, warpgroup):
@@ -326,7 +320,6 @@ def _add_dq(shape: Shape, memory: _Memory, ds_T, dk_sum, dq, *, b, n, i, s, warp
         ops.accumulate(dq_sum, ds.at[:, rows].transpose((1, 0)), memory.k.at[:, columns])
         ops.accumulate(dk_sum, ds_T, memory.q.at[slot])
         part = ops.read(dq_sum, in_flight=1)
-        plgpu.barrier_arrive(memory.dout_free.at[slot])
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         memory.dq.at[warpgroup][...] = part * shape.scale
         plgpu.commit_smem()

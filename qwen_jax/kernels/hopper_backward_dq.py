@@ -71,8 +71,7 @@ class _Memory:
     q_full: object
     k_full: object  # for each stage
     v_full: object
-    k_free: object
-    v_free: object
+    free: object
 
 
 def _kernel(q: Array, K: int, scale: float):
@@ -83,8 +82,7 @@ def _kernel(q: Array, K: int, scale: float):
     full = plgpu.Barrier(num_arrivals=1, num_barriers=_STAGES)
     free = plgpu.Barrier(num_arrivals=2, num_barriers=_STAGES)
     scratch = [own, own, stages, stages, row, row, plgpu.SMEM((QUERIES,), jnp.int32),
-               plgpu.SMEM((2 * _KEYS,), jnp.int32), plgpu.Barrier(num_arrivals=6), full, full, free,
-               free]
+               plgpu.SMEM((2 * _KEYS,), jnp.int32), plgpu.Barrier(num_arrivals=6), full, full, free]
 
     def body(q, k, v, dout, lse, delta, k_start, index, bounds, dq, *scratch):
         memory = _Memory(*scratch)
@@ -123,19 +121,18 @@ def _produce(memory: _Memory, k, v, first, end):
 
     def step(s, _):
         slot, keys = lax.rem(s, jnp.int32(_STAGES)), pl.ds((first + s) * _KEYS, _KEYS)
-        for source, target, full, free in ((k, memory.k, memory.k_full, memory.k_free),
-                                           (v, memory.v, memory.v_full, memory.v_free)):
-            @pl.when(s >= _STAGES)
-            def _(free=free):
-                plgpu.barrier_wait(free.at[slot])
 
-            plgpu.copy_gmem_to_smem(source.at[keys], target.at[slot], full.at[slot])
+        @pl.when(s >= _STAGES)
+        def _():
+            plgpu.barrier_wait(memory.free.at[slot])
+
+        plgpu.copy_gmem_to_smem(k.at[keys], memory.k.at[slot], memory.k_full.at[slot])
+        plgpu.copy_gmem_to_smem(v.at[keys], memory.v.at[slot], memory.v_full.at[slot])
 
     lax.fori_loop(0, end - first, step, None)
 
     def drain(s, _):
-        for free in (memory.k_free, memory.v_free):
-            plgpu.barrier_wait(free.at[lax.rem(s, jnp.int32(_STAGES))])
+        plgpu.barrier_wait(memory.free.at[lax.rem(s, jnp.int32(_STAGES))])
 
     lax.fori_loop(jnp.maximum(end - first - _STAGES, 0), end - first, drain, None)
 
@@ -161,7 +158,7 @@ def _consume(memory: _Memory, dq, first, end, whole, *, query, warpgroup, scale:
 
                 @pl.when(s > 0)
                 def _():
-                    plgpu.barrier_arrive(memory.k_free.at[lax.rem(s - 1, jnp.int32(_STAGES))])
+                    plgpu.barrier_arrive(memory.free.at[lax.rem(s - 1, jnp.int32(_STAGES))])
 
                 plgpu.barrier_wait(memory.v_full.at[slot])
                 ops.accumulate(dp_sum, memory.dout.at[own], memory.v.at[slot].transpose((1, 0)))
@@ -170,7 +167,6 @@ def _consume(memory: _Memory, dq, first, end, whole, *, query, warpgroup, scale:
                 p = _masked(p, memory, query=query, key=key, mine=own,
                             needed=(key + _KEYS - 1 > query) | (first + s < whole))
                 dp = ops.read(dp_sum)
-                plgpu.barrier_arrive(memory.v_free.at[slot])
                 return (p * (dp - lax.broadcast_in_dim(delta, shape, (0,)))).astype(dtype)
 
             ops.accumulate(dq_sum, ops.accumulators(scores, shape, shape), memory.k.at[slot])
@@ -182,7 +178,7 @@ def _consume(memory: _Memory, dq, first, end, whole, *, query, warpgroup, scale:
 
         @pl.when(steps > 0)
         def _():
-            plgpu.barrier_arrive(memory.k_free.at[lax.rem(steps - 1, jnp.int32(_STAGES))])
+            plgpu.barrier_arrive(memory.free.at[lax.rem(steps - 1, jnp.int32(_STAGES))])
 
         return total
 

@@ -1,0 +1,182 @@
+"""The Hopper backward kernels in the interpreter: gradients, tile bounds, determinism, planted bugs.
+
+The forward pass is the definition here, so that nothing but the backward pass is tested.
+"""
+
+import functools
+import inspect
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+pytest.importorskip("jax.experimental.pallas.mosaic_gpu")
+if not hasattr(jax, "new_ref") or jax.__version_info__ < (0, 11):
+    pytest.skip("the Hopper kernels need jax >= 0.11", allow_module_level=True)
+
+from hopper_interpreter import RaceFound, interpreted  # noqa: E402
+from qwen_jax.kernels import hopper_backward, hopper_backward_dq, hopper_ops, mask  # noqa: E402
+from qwen_jax.kernels.differentiable import differentiable  # noqa: E402
+from qwen_jax.kernels.gate import NAMES, Case, plain, repeated, with_gradients  # noqa: E402
+from qwen_jax.kernels.reference import attention as reference  # noqa: E402
+from qwen_jax.kernels.tiles import override  # noqa: E402
+
+
+def forward(q, k, v, k_start, q_end, *, scale):
+    """out and lse of the definition, as the Hopper forward kernel would give them."""
+    del q_end
+    T, G = q.shape[1], q.shape[2] // k.shape[2]
+    q_f32, k_f32, v_f32 = (x.astype(jnp.float32) for x in (q, k, v))
+    k_f32, v_f32 = jnp.repeat(k_f32, G, axis=2), jnp.repeat(v_f32, G, axis=2)
+    t = jnp.arange(T)
+    seen = (t[None, None, :] <= t[None, :, None]) & (t[None, None, :] >= k_start[:, :, None])
+    scores = jnp.einsum("BTNH,BSNH->BNTS", q_f32, k_f32) * jnp.float32(scale)
+    seen = jnp.broadcast_to(seen[:, None], scores.shape)
+    lse = jax.nn.logsumexp(scores, axis=-1, where=seen)
+    weights = jnp.where(seen, jnp.exp(scores - lse[..., None]), 0.0)
+    out = jnp.einsum("BNTS,BSNH->BTNH", weights, v_f32).astype(q.dtype)
+    lse = jnp.where(jnp.isfinite(lse), lse * hopper_ops.LOG2E, hopper_ops.NOTHING_VISIBLE)
+    return out, lse.astype(jnp.float32)
+
+
+def attend(case: Case, *, module=hopper_backward, deterministic: bool = False):
+    """attention(q, k, v) of the case, its gradient by the kernels of `module`."""
+    op = differentiable(forward, functools.partial(module.backward, deterministic=deterministic))
+    options = {"segment_ids": None, "window": None} | case.options()
+    return functools.partial(op, positions=None, scale=case.H ** -0.5, **options)
+
+
+def shares(case: Case, **how) -> dict[str, float]:
+    """The largest error of each gradient as a share of the gate's budget; see gate.shares."""
+    arrays, options = case.arrays(), {"segment_ids": None, "window": None} | case.options()
+    got = with_gradients(attend(case, **how), *arrays)
+    exact = functools.partial(reference, positions=None, scale=case.H ** -0.5, **options)
+    wanted = with_gradients(exact, *(x.astype(jnp.float32) for x in arrays))
+    rough = with_gradients(functools.partial(plain, **options), *arrays)
+    result = {}
+    for name, want, have, near in list(zip(NAMES, wanted, got, rough))[1:]:
+        want, have, near = (np.asarray(x, np.float32) for x in (want, have, near))
+        floor = (4 * float(jnp.finfo(case.dtype).eps) * np.abs(want).max()
+                 + 64 * float(jnp.finfo(jnp.float32).eps))
+        result[name] = float(np.abs(have - want).max() / (2 * np.abs(near - want).max() + floor))
+    return result
+
+
+def check(case: Case, *, detect_races: bool = False, **how):
+    with interpreted(detect_races=detect_races):
+        found = shares(case, **how)
+    assert all(share <= 1 for share in found.values()), found
+
+
+PACKED = Case(T=290, N=2, K=1, H=128, window=90, documents=repeated(290, (97, 1, 60), padding=40))
+
+
+@pytest.mark.parametrize("deterministic", [False, True], ids=["fused", "deterministic"])
+@pytest.mark.parametrize("case", [
+    PACKED,
+    Case(T=129, B=2, N=2, K=2, H=64),
+    Case(T=7, N=1, K=1, H=64, dtype="float16"),
+], ids=["packed", "whole", "short"])
+def test_gradients_keep_the_budget_without_races(case, deterministic):
+    check(case, detect_races=True, deterministic=deterministic)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deterministic", [False, True], ids=["fused", "deterministic"])
+@pytest.mark.parametrize("H", [64, 128])
+@pytest.mark.parametrize("case", [
+    {"T": 1}, {"T": 128}, {"T": 257, "N": 4, "K": 1}, {"T": 512, "dtype": "float16"},
+    {"T": 300, "documents": (1,) * 300}, {"T": 300, "documents": ()},
+    {"T": 400, "documents": (10, 200, 140)}, {"T": 320, "window": 1}, {"T": 500, "window": 130},
+    {"T": 384, "documents": (128, 128, 128)}], ids=str)
+def test_gradients_over_the_grid(case, H, deterministic):
+    check(Case(**{"N": 2, "K": 1, "H": H} | case), detect_races=True, deterministic=deterministic)
+
+
+def test_a_padded_row_gives_zeros():
+    case = Case(T=70, N=1, K=1, H=64, documents=())
+    with interpreted():
+        for array in with_gradients(attend(case), *case.arrays()):
+            np.testing.assert_array_equal(array, np.zeros(array.shape))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("H, early", [(128, 0), (64, 1)])
+def test_either_order_of_products_is_right(H, early):
+    with override(hopper_backward={"early_dv": early}):
+        check(Case(T=200, N=1, K=1, H=H), detect_races=True)
+
+
+@pytest.mark.parametrize("T", [128, 640])
+def test_tile_bounds_are_exact(T):
+    options = [{}, {"window": 1}, {"window": 70}, {"window": 300}, {"documents": (1,) * T},
+               {"documents": ()}, {"documents": repeated(T, (130, 7, 64), padding=75)},
+               {"documents": repeated(T, (150, 1), padding=3), "window": 100}]
+    for case in (Case(T=T, **option) for option in options):
+        ids, window = case.options().get("segment_ids"), case.window
+        k_start = mask.first_key(1, T, T, segment_ids=ids, positions=None, window=window)
+        q_end = mask.last_query(1, T, segment_ids=ids, window=window)
+        t = np.arange(T)
+        seen = (t[None, :] <= t[:, None]) & (t[None, :] >= np.asarray(k_start)[0][:, None])
+        for tile in (64, 128):
+            _bounds_hold(np.asarray(hopper_backward.bounds(q_end, tile))[0], seen.T, tile)
+        # The bounds of queries are those of keys when the row is read backwards.
+        found = np.asarray(hopper_backward_dq.bounds(k_start))[0]
+        first, end, whole = found[:, :1], found[:, 1:2], found[:, :1:-1]
+        backwards = T // 128 - np.concatenate([end, first, whole], axis=1)
+        _bounds_hold(backwards[::-1], seen[::-1, ::-1], 128)
+
+
+def _bounds_hold(found, seen, tile):
+    """(first, end) is the hull of the tiles of columns that 128 rows meet; the tiles before whole_0
+    (whole_1) that begin after the first (last) 64 rows are those without a mask."""
+    for j, (first, end, *whole) in enumerate(found):
+        meets = np.flatnonzero(seen[j * 128:(j + 1) * 128].any(axis=0)) // tile
+        assert (first, end) == (meets[0], meets[-1] + 1) if len(meets) else first == end
+        for row, limit in zip((j * 128, j * 128 + 64), whole):
+            for i in range(-(-(row + 63) // tile), seen.shape[1] // tile):
+                every = seen[row:row + 64, i * tile:(i + 1) * tile].all()
+                assert every == (i < limit)
+
+
+BUGS = {
+    "the mask is off by one": [("(at >= lax.broadcast_in_dim", "(at > lax.broadcast_in_dim")],
+    "a tile is dropped": [("axis=-1) // tile + 1", "axis=-1) // tile")],
+    "a masked tile is taken for a whole one": [("needed=(i * Q < key + 63)", "needed=(i * Q < key)")],
+}
+RACES = {
+    "nobody waits for the other warpgroup's dS": [(
+        "    plgpu.barrier_arrive(memory.ds_full)\n    plgpu.barrier_wait(memory.ds_full)\n", "")],
+    "a stage is given back while it is read": [
+        ("        @pl.when(s > 0)\n        def _():\n"
+         "            plgpu.barrier_arrive(memory.free.at[_slot(s - 1)])\n",
+         "        plgpu.barrier_arrive(memory.free.at[slot])\n"),
+        ("@pl.when(steps > 0)", "@pl.when(steps < 0)")],
+}
+
+
+def planted(changes: list[tuple[str, str]]) -> types.ModuleType:
+    """hopper_backward with a bug in it."""
+    source = inspect.getsource(hopper_backward)
+    for text, bug in changes:
+        assert source.count(text) == 1
+        source = source.replace(text, bug)
+    module = types.ModuleType("planted")
+    exec(compile(source, "planted.py", "exec"), module.__dict__)
+    return module
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_a_planted_bug_is_found(name):
+    with interpreted():
+        found = shares(Case(T=192, N=1, K=1, H=128, window=100), module=planted(BUGS[name]))
+    assert not all(share <= 1 for share in found.values())
+
+
+@pytest.mark.parametrize("name", RACES)
+def test_a_planted_race_is_found(name):
+    case = Case(T=256, N=1, K=1, H=128)
+    with pytest.raises(RaceFound), interpreted(detect_races=True):
+        with_gradients(attend(case, module=planted(RACES[name])), *case.arrays())
