@@ -20,6 +20,7 @@ from hopper_interpreter import RaceFound, interpreted  # noqa: E402
 from qwen_jax.kernels import hopper_backward, hopper_backward_dq, hopper_ops, mask  # noqa: E402
 from qwen_jax.kernels.differentiable import differentiable  # noqa: E402
 from qwen_jax.kernels.gate import NAMES, Case, plain, repeated, with_gradients  # noqa: E402
+from qwen_jax.kernels.gate import check as gate_check  # noqa: E402
 from qwen_jax.kernels.reference import attention as reference  # noqa: E402
 from qwen_jax.kernels.tiles import override  # noqa: E402
 
@@ -100,6 +101,16 @@ def test_a_padded_row_gives_zeros():
     with interpreted():
         for array in with_gradients(attend(case), *case.arrays()):
             np.testing.assert_array_equal(array, np.zeros(array.shape))
+
+
+def test_the_deterministic_back_end_has_a_name_and_its_own_kernel(monkeypatch):
+    runs = []
+    real = hopper_backward.query_gradient
+    monkeypatch.setattr(hopper_backward, "query_gradient",
+                        lambda *args, **how: runs.append(how) or real(*args, **how))
+    with interpreted():
+        gate_check(Case(T=40, N=1, K=1, H=64), "hopper_deterministic")
+    assert runs
 
 
 @pytest.mark.slow
