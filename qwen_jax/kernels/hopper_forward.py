@@ -34,7 +34,10 @@ from qwen_jax.types import Array
 QUERIES = 64  # of a warpgroup: the rows of one matrix instruction
 # Registers of a thread, consumer and producer: 65,536 for 128 threads of each warpgroup.
 REGISTERS = {2: (240, 24), 3: (160, 32)}
-DEFAULT = {"consumers": 2, "keys": 128, "stages": 2}
+# Tile sizes by head size. At 64 the exponentials take twice as long as the products: a third warpgroup
+# keeps their unit busy, and tiles are small enough for four stages.
+DEFAULT = {64: {"consumers": 3, "keys": 128, "stages": 4},
+           128: {"consumers": 2, "keys": 128, "stages": 2}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +64,11 @@ class Plan:
         return pl.cdiv(self.T, self.M)
 
     @property
+    def several_diagonal(self) -> bool:
+        """Whether more than one tile of keys may reach over the diagonal of a block."""
+        return self.keys % self.M != 0
+
+    @property
     def masked(self) -> float:
         """A score that no softmax sees; finite, and so it is in base 2."""
         return -1e38 / max(1.0, self.scale)
@@ -80,14 +88,15 @@ def forward(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, k_start_BT: Array, q_en
     if scale <= 0:  # row maxima are taken before the scale, so it has to be above 0
         q_BTNH, scale = (-q_BTNH, -scale) if scale < 0 else (jnp.zeros_like(q_BTNH), 1.0)
     sizes = tiles.lookup("hopper_forward", kind=target_of(q_BTNH).kind, head_size=H,
-                         dtype=str(q_BTNH.dtype), default=DEFAULT)
+                         dtype=q_BTNH.dtype.name, default=DEFAULT[H])
     padding = -T % sizes["keys"]
     if padding:
         q_BTNH, k_BTKH, v_BTKH = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0)))
                                   for x in (q_BTNH, k_BTKH, v_BTKH))
         k_start_BT = jnp.pad(k_start_BT, ((0, 0), (0, padding)), constant_values=2**31 - 1)
     plan = Plan(B, T + padding, N, k_BTKH.shape[2], H, q_BTNH.dtype, scale * ops.LOG2E, **sizes)
-    out, lse = _launch(plan)(q_BTNH, k_BTKH, v_BTKH, k_start_BT, first_tiles(plan, k_start_BT))
+    out, lse = _launch(plan)(q_BTNH, k_BTKH, v_BTKH, k_start_BT, first_tiles(plan, k_start_BT),
+                             jnp.arange(plan.keys, dtype=jnp.int32))
     return out[:, :T], lse[:, :, :T]
 
 
@@ -108,7 +117,7 @@ def _launch(plan: Plan):
     stages, consumers = plan.stages, plan.consumers
     return ops.kernel(
         lambda *refs, **scratch: _block(plan, *refs, types.SimpleNamespace(**scratch)),
-        name="hopper_forward", warpgroups=consumers + 1,
+        name="hopper_forward", warpgroups=consumers + 1, automatic_barriers=False,
         grid={"batch": plan.B, "block": plan.blocks, "head": plan.N},
         out_type=[jax.ShapeDtypeStruct((plan.B, plan.T, plan.N, plan.H), plan.dtype),
                   jax.ShapeDtypeStruct((plan.B, plan.N, plan.T), jnp.float32)],
@@ -116,6 +125,8 @@ def _launch(plan: Plan):
             "q": ops.tiled((consumers, QUERIES, plan.H), plan.dtype),  # the output, in the end
             "k": ops.tiled((stages, plan.keys, plan.H), plan.dtype),
             "v": ops.tiled((stages, plan.keys, plan.H), plan.dtype),
+            "index": plgpu.SMEM((plan.keys,), jnp.int32),
+            "index_full": plgpu.Barrier(),
             "q_full": plgpu.Barrier(num_barriers=consumers),
             "k_full": plgpu.Barrier(num_barriers=stages),
             "v_full": plgpu.Barrier(num_barriers=stages),
@@ -154,14 +165,14 @@ class _Work:
         return jnp.minimum(self.query + warpgroup * QUERIES, self.plan.T - QUERIES)
 
 
-def _block(plan: Plan, q_ref, k_ref, v_ref, start_ref, first_ref, out_ref, lse_ref, s) -> None:
+def _block(plan: Plan, q_ref, k_ref, v_ref, start_ref, first_ref, index_ref, out_ref, lse_ref, s) -> None:
     work, warpgroup = _Work(plan, first_ref), lax.axis_index("wg")
     consumer, producer = REGISTERS[plan.consumers]
 
     @pl.when(warpgroup == plan.consumers)
     def _():
         plgpu.set_max_registers(producer, action="decrease")
-        _produce(work, q_ref, k_ref, v_ref, s)
+        _produce(work, q_ref, k_ref, v_ref, index_ref, s)
 
     @pl.when(warpgroup < plan.consumers)
     def _():
@@ -169,12 +180,14 @@ def _block(plan: Plan, q_ref, k_ref, v_ref, start_ref, first_ref, out_ref, lse_r
         _consume(work, warpgroup, start_ref, out_ref, lse_ref, s)
 
 
-def _produce(work: _Work, q_ref, k_ref, v_ref, s) -> None:
+def _produce(work: _Work, q_ref, k_ref, v_ref, index_ref, s) -> None:
     plan, batch = work.plan, work.batch
     kv_head = lax.div(work.head, jnp.int32(plan.N // plan.K))
     for w in range(plan.consumers):
         rows = pl.ds(work.first_query(w), QUERIES)
         plgpu.copy_gmem_to_smem(q_ref.at[batch, rows, work.head], s.q.at[w], s.q_full.at[w])
+
+    plgpu.copy_gmem_to_smem(index_ref, s.index, s.index_full)
 
     @pl.loop(jnp.int32(0), work.steps)
     def _load(i):
@@ -211,8 +224,9 @@ def _consume(work: _Work, warpgroup, start_ref, out_ref, lse_ref, s) -> None:
 
     scores = ops.accumulators(first_scores, (QUERIES, plan.keys))
     plgpu.barrier_arrive(s.k_free.at[0])
-    scores = hide(plan, scores, query - work.first_key(0), start - work.first_key(0), diagonal=True)
-    top, weights = _weights(plan, scores, None)
+    plgpu.barrier_wait(s.index_full)
+    scores = _hide(work, s, scores, query, start, 0, diagonal=True)
+    top, weights = _weights(plan, scores, None, diagonal=True)
     carry = (ops.zeros((QUERIES, plan.H)), top, jnp.sum(weights, axis=1), weights.astype(plan.dtype))
     pl.when(work.steps > 1)(lambda: plgpu.barrier_wait(s.k_full.at[work.slot(1)]))
 
@@ -220,7 +234,7 @@ def _consume(work: _Work, warpgroup, start_ref, out_ref, lse_ref, s) -> None:
         step = lambda i, carry: _step(work, warpgroup, query, start, s, i, carry, mask)  # noqa: E731
         return ops.loop(begin, end, step, carry)
 
-    if plan.M > plan.keys:
+    if plan.several_diagonal:
         carry = steps(jnp.int32(1), work.diagonal, carry, "diagonal")
     carry = steps(work.diagonal, work.unmasked, carry, None)
     out, top, total, weights = steps(work.unmasked, work.steps, carry, "start")
@@ -254,9 +268,8 @@ def _step(work: _Work, warpgroup, query, start, s, i, carry, mask: str | None):
         scores = ops.read(scores_ref, in_flight=1)
         plgpu.barrier_arrive(s.k_free.at[now])
         if mask is not None:
-            first = work.first_key(i)
-            scores = hide(plan, scores, query - first, start - first, diagonal=mask == "diagonal")
-        new_top, new_weights = _weights(plan, scores, top)
+            scores = _hide(work, s, scores, query, start, i, diagonal=mask == "diagonal")
+        new_top, new_weights = _weights(plan, scores, top, diagonal=mask == "diagonal")
         shrink = jnp.exp2(top - new_top)
         new_total = total * shrink + jnp.sum(new_weights, axis=1)
         results = lax.optimization_barrier((new_top, new_total, shrink, new_weights))
@@ -273,33 +286,46 @@ def _step(work: _Work, warpgroup, query, start, s, i, carry, mask: str | None):
     return ops.accumulators(body, (QUERIES, plan.keys), (QUERIES, plan.H))
 
 
-def hide(plan: Plan, scores: Array, query: Array, start: Array, *, diagonal: bool) -> Array:
+def _hide(work: _Work, s, scores: Array, query, start: Array, i, *, diagonal: bool) -> Array:
+    # Indices come from shared memory: those that are counted in registers are counted once for all
+    # tiles, and 32 of them stay there through the loop without a mask.
+    key = plgpu.load(s.index, layout=ops.COLUMNS)
+    first = work.first_key(i)
+    own = plgpu.load(s.index.at[pl.ds(0, QUERIES)], layout=ops.ROWS) + (query - first)
+    return hide(work.plan, scores, key, own, start - first, diagonal=diagonal)
+
+
+def hide(plan: Plan, scores: Array, key: Array, query: Array, start: Array, *,
+         diagonal: bool) -> Array:
     """Scores of keys that a query does not see become `masked`.
 
     Args:
-      query: the tile's place of the warpgroup's first query, counted from the tile's first key.
+      key: 0 .. keys - 1, [keys].
+      query: the tile's place of each query, counted from the tile's first key, [QUERIES].
       start: the same of the first key that each query sees, [QUERIES].
       diagonal: whether some keys may come after a query.
     """
-    key = plgpu.broadcasted_iota(jnp.int32, scores.shape, 1, layout=ops.MATRIX)
-    rows = lambda x: lax.broadcast_in_dim(x, scores.shape, [0])  # noqa: E731
+    key = lax.broadcast_in_dim(key, scores.shape, [1])
+    seen = key >= lax.broadcast_in_dim(start, scores.shape, [0])
     if diagonal:
-        own = plgpu.broadcasted_iota(jnp.int32, scores.shape, 0, layout=ops.MATRIX) + query
-        seen = (key <= own) & (key >= rows(start))
-    else:
-        # Counted from the other end, so that the compiler does not keep the keys that it counted
-        # for the diagonal in 32 registers all through the loop without a mask.
-        last = plan.keys - 1
-        seen = last - key <= rows(last - start)
+        seen = seen & (key <= lax.broadcast_in_dim(query, scores.shape, [0]))
     return jnp.where(seen, scores, jnp.float32(plan.masked))
 
 
-def _weights(plan: Plan, scores: Array, top: Array | None) -> tuple[Array, Array]:
+def _weights(plan: Plan, scores: Array, top: Array | None, *, diagonal: bool = False
+             ) -> tuple[Array, Array]:
     """The new maxima in base 2, and 2^(scores - maxima): one multiply-add for each score."""
     new_top = jnp.max(scores, axis=1) * plan.scale
     if top is not None:
         new_top = jnp.maximum(top, new_top)
-    return new_top, jnp.exp2(scores * plan.scale - lax.broadcast_in_dim(new_top, scores.shape, [0]))
+    subtract = new_top
+    if diagonal and plan.several_diagonal:
+        # A query may have seen nothing so far. Its maximum is not subtracted: a multiply-add does
+        # not round the product, so what is left of two numbers of this size could be anything.
+        nothing = new_top < 0.5 * plan.masked * plan.scale
+        subtract = jnp.where(nothing, 0.0, new_top)
+    subtract = lax.broadcast_in_dim(subtract, scores.shape, [0])
+    return new_top, jnp.exp2(scores * plan.scale - subtract)
 
 
 def _write(work: _Work, warpgroup, start, out, top, total, out_ref, lse_ref, s) -> None:
