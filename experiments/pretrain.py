@@ -71,6 +71,14 @@ RECIPES = {
     "7b": _recipe(sizes.QWEN_7B, 2.4e12),  # report Table 1
     "14b": _recipe(sizes.QWEN_14B, 3.0e12),  # report Table 1
 }
+RECIPES["toy_256"] = Config(  # ours: what long_context.py shows the report's Table 3 on, on a CPU
+    model=ModelConfig(  # 3.4M parameters
+        vocab_size=2304, hidden_size=192, num_layers=6, num_heads=3, ffn_size=512,
+        context_length=256, unroll_layers=6),
+    optimizer=dataclasses.replace(RECIPES["1.8b"].optimizer, peak_learning_rate=3e-3,
+                                  warmup_steps=100),
+    train=TrainConfig(num_steps=2000, batch_size=8, log_every=50, save_every=200),
+    run_dir="runs/toy_256")
 SMOKE = Config(
     model=dataclasses.replace(sizes.TINY, vocab_size=512, hidden_size=64, ffn_size=176,
                               context_length=64),

@@ -36,6 +36,42 @@ def draw_plots(curves: Curves, evaluation: dict | None) -> dict[str, bytes]:
     return plots
 
 
+def draw_lengths(table: dict[str, list[float]], lengths: list[int], context_length: int) -> bytes:
+    """PNG of perplexity against length, one line for each technique (report Table 3)."""
+    figure, axes = _figure(_WIDE)
+    for (name, values), color, marker in zip(table.items(), (_GRAY, _BLUE, _GREEN, _RED) * 9,
+                                             "osD^" * 9, strict=False):
+        axes.plot(lengths, values, color=color, marker=marker, linewidth=1.8, markersize=5.5,
+                  label=name)
+    axes.axvline(context_length, color=_INK, linewidth=0.8, linestyle=":")
+    axes.annotate(" trained up to here", (context_length, 0.97), fontsize=8, color="#475569",
+                  xycoords=("data", "axes fraction"), va="top")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    for axis, ticks in ((axes.xaxis, lengths), (axes.yaxis, _ticks(table))):
+        axis.set_major_locator(_fixed(ticks))
+        axis.set_minor_locator(_fixed([]))
+        axis.set_major_formatter(lambda value, _: f"{value:,.3g}" if value < 100
+                                 else f"{value:,.0f}")
+    axes.set_xlabel("length of the text (tokens)")
+    axes.set_ylabel("perplexity")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.0, 0.9))
+    return _png(figure)
+
+
+def _ticks(table: dict[str, list[float]]) -> list[float]:
+    """About eight round numbers over the range of a logarithmic axis."""
+    values = np.concatenate([np.asarray(row) for row in table.values()])
+    steps = np.geomspace(values.min(), values.max(), 8) if values.max() > values.min() else values
+    return sorted({float(f"{step:.2g}") for step in steps})
+
+
+def _fixed(ticks: list[float]):
+    from matplotlib.ticker import FixedLocator  # after _figure, which says if it is not there
+
+    return FixedLocator(ticks)
+
+
 def _draw_loss(curves: Curves, x: np.ndarray, y: np.ndarray) -> bytes:
     figure, axes = _figure(_WIDE)
     axes.plot(*_thin(x, y), color=_BLUE, alpha=0.3, linewidth=0.7)

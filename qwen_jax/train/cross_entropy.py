@@ -21,7 +21,7 @@ from qwen_jax.types import Array
 # Float32 logits of one chunk, bytes. On an accelerator a chunk also reads and writes the gradient
 # of the projection (8 D V bytes) for 6 C D V operations: below some 500 tokens that would take
 # longer than the products do. 1 GiB is 1,766 tokens of Qwen's vocabulary.
-_CHUNK_BYTES = {"cpu": 128 << 20}
+_CHUNK_BYTES = {"cpu": 256 << 20}
 _DEFAULT_CHUNK_BYTES = 1 << 30
 
 

@@ -77,8 +77,8 @@ def test_the_gradient_is_scaled_by_what_follows(chunks):
 
 
 def test_bfloat16_rounds_what_plain_jax_rounds(chunks):
-    """Against float32, at most twice the error of the plain form in the same precision: products in
-    bfloat16, statistics and the projection's gradient in float32."""
+    """Against float32, at most twice the error of the plain form in the same precision; and less in
+    the projection's gradient, which the plain form rounds to bfloat16 at the end."""
     chunks(128)
     x, head, targets, weights = draw(jnp.bfloat16)
     rounded = head.astype(jnp.bfloat16)
@@ -98,8 +98,9 @@ def test_bfloat16_rounds_what_plain_jax_rounds(chunks):
         return [np.abs(np.asarray(a, np.float32) - b).max() / np.abs(b).max()
                 for a, b in zip(found, exact)]
 
-    for ours, theirs in zip(errors(cross_entropy), errors(plain)):
-        assert ours <= 2 * theirs + 1e-6, (ours, theirs)
+    ours, theirs = errors(cross_entropy), errors(plain)
+    assert all(a <= 2 * b + 1e-6 for a, b in zip(ours, theirs)), (ours, theirs)
+    assert ours[3] < 0.75 * theirs[3], (ours, theirs)
 
 
 def on_mesh(shape, function):

@@ -1,0 +1,120 @@
+"""Longer text than it was trained on, without training. Report: 2.3.2, Table 3.
+
+Perplexity at lengths from half to 16 times the training length: plain, with dynamic NTK, with LogN
+as well, and with windows as well, shorter in the lower layers. The same tokens are scored at every
+length; only how many of them come before differs. Prints the table and writes it to OUTPUT.
+
+Any model:     python -m experiments.long_context --model=FOLDER --data=SHARDS
+The toy that shows it on a CPU, trained at 256 in ten minutes (documents should be long):
+    python -m experiments.prepare_text --input=FOLDER --output=data/mine --vocab_size=2048 \\
+        --eval_fraction=0.1
+    python -m experiments.pretrain --recipe=toy_256 --data.sources=data/mine/train
+    python -m experiments.long_context --model=runs/toy_256 --data=data/mine/eval
+"""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+from tqdm import tqdm
+
+from experiments import flags
+from qwen_jax.config import ContextExtension, ModelConfig
+from qwen_jax.data import shards
+from qwen_jax.errors import ConfigError, DataError
+from qwen_jax.evaluate.perplexity import perplexity
+from qwen_jax.export.huggingface import load_pretrained
+from qwen_jax.report.plots import draw_lengths
+from qwen_jax.train.run_folder import write_json
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One table."""
+
+    model: str = ""  # a run folder, or a folder in the Qwen or Qwen2 layout
+    data: str = ""  # a folder of token shards, held out, of long documents
+    multiples: tuple[float, ...] = (0.5, 1, 2, 4, 8)  # of the training length (report Table 3)
+    windows: tuple[int, ...] | None = None  # one per layer, lowest first; None: see ramp()
+    tokens: int = 1 << 18  # how many are scored at every length, at the most
+    compute_dtype: str | None = None  # None: as the model was trained
+    output: str = "runs/long_context"  # long_context.json and long_context.png
+
+
+RECIPE = Config()
+SMOKE = dataclasses.replace(RECIPE, multiples=(1, 2, 4), tokens=1 << 8,
+                            output="runs/long_context_smoke")
+
+
+def main(config: Config) -> None:
+    """Loads, measures cell by cell, prints, writes."""
+    if not config.model or not config.data:
+        raise ConfigError("no model, or no text.", "--model, --data",
+                          "name both; --help shows how.")
+    model, params = load_pretrained(config.model)
+    model = dataclasses.replace(model, compute_dtype=config.compute_dtype or model.compute_dtype)
+    lengths = [round(multiple * model.context_length) for multiple in config.multiples]
+    windows = config.windows or ramp(model)
+    rows = {name: dataclasses.replace(model, extension=extension) for name, extension in {
+        "plain": ContextExtension(dynamic_ntk=False, logn=False),
+        "+ dynamic ntk": ContextExtension(logn=False),
+        "+ dynamic ntk + logn": ContextExtension(),
+        "+ dynamic ntk + logn + window": ContextExtension(windows=windows)}.items()}
+    tokens = read(config.data, lengths, config.tokens)
+    print(f"{config.model}: trained at {model.context_length}; {len(tokens) - 1:,} tokens of "
+          f"{config.data} at every length; windows {windows}", flush=True)
+    table = measure(rows, params, tokens, lengths)
+    text = format_table(table, lengths)
+    print(text)
+    folder = pathlib.Path(config.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "long_context.json", {
+        "model": config.model, "data": config.data, "context_length": model.context_length,
+        "tokens": len(tokens) - 1, "windows": windows, "lengths": lengths, "perplexity": table})
+    (folder / "long_context.png").write_bytes(draw_lengths(table, lengths, model.context_length))
+    print(f"{folder}/long_context.json, {folder}/long_context.png")
+
+
+def ramp(model: ModelConfig) -> tuple[int, ...]:
+    """The training length in the lowest eighth of the layers, then twice, then four times that.
+
+    A maintainer's example: 2048 in the first 4 of 32 layers, 4096 in the next 4, then 8192.
+    """
+    step = max(1, model.num_layers // 8)
+    return tuple(model.context_length * 2 ** min(index // step, 2)
+                 for index in range(model.num_layers))
+
+
+def read(folder: str, lengths: list[int], at_most: int) -> np.ndarray:
+    """As many tokens as fill whole rows at the longest length, and the one after them."""
+    opened = shards.open_shards(folder)
+    tokens = np.concatenate([np.memmap(file, opened.dtype, "r") for file in opened.files])
+    usable = min(len(tokens) - 1, at_most) // max(lengths) * max(lengths)
+    if not usable or any(usable % length for length in lengths):
+        raise DataError(f"{len(tokens):,} tokens do not fill rows of {lengths}.", folder,
+                        "use more text, or lengths that divide the longest one.")
+    return tokens[:usable + 1]
+
+
+def measure(rows: dict[str, ModelConfig], params, tokens: np.ndarray,
+            lengths: list[int]) -> dict[str, list[float]]:
+    """Name -> perplexity at each length."""
+    table: dict[str, list[float]] = {name: [] for name in rows}
+    with tqdm(total=len(rows) * len(lengths) * (len(tokens) - 1), unit=" tokens",
+              unit_scale=True) as bar:
+        for name, config in rows.items():
+            for length in lengths:
+                bar.set_description(f"{name} at {length}")
+                table[name].append(perplexity(params, tokens, config=config, length=length,
+                                              progress=bar.update).value)
+    return table
+
+
+def format_table(table: dict[str, list[float]], lengths: list[int]) -> str:
+    lines = [f"{'perplexity at':32}" + "".join(f"{length:>10,}" for length in lengths)]
+    return "\n".join(lines + [f"{name:32}" + "".join(f"{value:10.2f}" for value in values)
+                              for name, values in table.items()])
+
+
+if __name__ == "__main__":
+    flags.run(main, __doc__, {"table3": RECIPE, "smoke": SMOKE})

@@ -1,0 +1,74 @@
+"""Table 3 on a model of random weights: what it must print, and what must be equal in it."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import long_context
+from qwen_jax import sizes
+from qwen_jax.config import ContextExtension
+from qwen_jax.data import shards
+from qwen_jax.data.sources import Document
+from qwen_jax.errors import QwenJaxError
+from qwen_jax.evaluate.perplexity import perplexity
+from qwen_jax.export.huggingface import load_pretrained, save_pretrained
+from qwen_jax.model import spec
+from qwen_jax.tokenizer.bpe import Tokenizer
+
+MODEL = dataclasses.replace(sizes.TINY, vocab_size=512, initializer_range=0.2)  # trained at 16
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("long")
+    save_pretrained(folder / "model", MODEL, spec.init_params(MODEL, jax.random.key(0)),
+                    layout="qwen")
+    draw = np.random.default_rng(0)
+    documents = [Document(str(i), "".join(draw.choice(list("abcdef "), 300))) for i in range(4)]
+    shards.write(documents, folder / "text", Tokenizer({bytes([b]): b for b in range(256)}))
+    return dataclasses.replace(long_context.SMOKE, model=str(folder / "model"),
+                               data=str(folder / "text/train"), output=str(folder / "out"))
+
+
+def test_the_table_its_plot_and_its_record(smoke, capsys):
+    long_context.main(smoke)
+    shown = capsys.readouterr().out
+    made = json.loads((pathlib.Path(smoke.output) / "long_context.json").read_text())
+    assert made["lengths"] == [16, 32, 64] and made["windows"] == [16, 32]
+    assert made["tokens"] == 256
+    rows = made["perplexity"]
+    assert list(rows) == ["plain", "+ dynamic ntk", "+ dynamic ntk + logn",
+                          "+ dynamic ntk + logn + window"]
+    for name, values in rows.items():
+        assert name in shown and all(f"{value:.2f}" in shown for value in values)
+        # Nothing acts up to the training length; beyond it every technique does something.
+        np.testing.assert_allclose(values[0], rows["plain"][0], rtol=1e-5)
+    for column in (1, 2):
+        assert len({round(values[column], 3) for values in rows.values()}) == 4
+    picture = (pathlib.Path(smoke.output) / "long_context.png").read_bytes()
+    assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
+
+
+def test_a_cell_is_the_perplexity_with_that_extension(smoke):
+    model, params = load_pretrained(smoke.model)
+    tokens = long_context.read(smoke.data, [64], 256)
+    own = dataclasses.replace(model, extension=ContextExtension(logn=False))
+    table = long_context.measure({"it": own}, params, tokens, [64])
+    assert table["it"] == [perplexity(params, tokens, config=own, length=64).value]
+
+
+def test_windows_grow_with_depth_as_a_maintainer_described():
+    wide = dataclasses.replace(sizes.QWEN_7B, context_length=2048)
+    assert long_context.ramp(wide) == (2048,) * 4 + (4096,) * 4 + (8192,) * 24
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"model": ""}, "no model"), ({"multiples": (3, 4)}, r"do not fill rows of \[48, 64\]"),
+    ({"windows": (16,)}, "1 windows for 2 layers")])
+def test_what_cannot_be_measured_is_refused(smoke, change, message):
+    with pytest.raises(QwenJaxError, match=message):
+        long_context.main(dataclasses.replace(smoke, **change))
