@@ -32,7 +32,7 @@ ARRAYS = "arrays"
 FORMAT = 1
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FILE_BYTES = 256 << 20  # of Orbax's data files: small enough to be hashed side by side
-_CHUNK_BYTES = 8 << 20  # the least that can be read of an array, whatever shards it was saved in
+_CHUNK_BYTES = 4 << 20  # the least that can be read of an array, whatever shards it was saved in
 _READ_BYTES = 4 << 30  # in flight while restoring; otherwise all arrays are at once in host memory
 
 

@@ -90,7 +90,8 @@ def test_released_configs_give_models_of_the_released_sizes(raw, total):
     assert config.rope_base == raw.get("rope_theta", raw.get("rotary_emb_base"))
     assert config.extension.logn == raw.get("use_logn_attn", False)
     again = write_config(config, layout, dtype="bfloat16", end_of_text=None)
-    # Ours says 4 times the training length where the extension is on (config_json.write_config).
+    stretch = 4 if config.extension.dynamic_ntk else 1
+    assert again["max_position_embeddings"] == stretch * config.context_length
     same = raw.keys() - {"sliding_window", "max_window_layers", "max_position_embeddings"}
     assert {key: again[key] for key in same} == {key: raw[key] for key in same}
 
