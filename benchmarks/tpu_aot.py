@@ -1,8 +1,8 @@
 """Our TPU attention, compiled by Mosaic for every kind of TPU on a machine that has none.
 
 Prints and writes what compiles, how long that takes and how much memory it asks for; with
---utilization how full the compiler's schedule of the inner tile is, beside jax's splash attention at
-several block sizes. Static: it bounds speed from above, and is no measurement of it.
+--utilization how full the compiler's schedule of the inner tile is, beside jax's splash attention
+at several block sizes. Static: it bounds speed from above, and is no measurement of it.
 
     pip install "jax[tpu]"
     python -m benchmarks.tpu_aot --utilization
@@ -35,10 +35,10 @@ from qwen_jax.kernels.tpu import TILES
 # The smallest slice of each kind that every version of libtpu describes.
 TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2",
               "tpu7x": "tpu7x:2x2x1"}
-# (query, key, compute) to choose ours from; (block, compute) of splash's.
-OURS = ((512, 1024, 512), (1024, 1024, 256), (1024, 1024, 512), (1024, 1024, 1024), (1024, 2048, 512),
-        (2048, 1024, 512))
-SPLASH = ((512, 512), (1024, 512), (1024, 1024), (2048, 512), (2048, 1024))
+# (query, key, compute) to choose ours from; (block, compute) of splash's. Larger ones do not fit the
+# memory of v5e and v5p.
+OURS = ((1024, 1024, 256), (1024, 1024, 512), (1024, 2048, 512))
+SPLASH = ((1024, 512), (1024, 1024), (2048, 1024))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +71,9 @@ def shapes(config: AotConfig) -> dict[str, Shape]:
         for T in config.lengths:
             found[f"{name}, {T}"] = Shape(T, model.num_heads, model.kv_heads, model.head_dim)
     T = max(config.lengths)
-    return found | {f"32 / 8 heads, {T}": Shape(T, 32, 8), f"heads of 64, {T}": Shape(T, 16, 16, 64),
-                    f"float32, {min(config.lengths)}": Shape(min(config.lengths), 16, 16,
-                                                             dtype="float32")}
+    return found | {f"32 / 8 heads, {T}": Shape(T, 32, 8),
+                    f"heads of 64, {T}": Shape(T, 16, 16, 64),
+                    f"float32, {T}": Shape(T, 16, 16, dtype="float32")}
 
 
 def prepare(dump: pathlib.Path | None = None) -> None:
@@ -105,7 +105,7 @@ def compile_for(kind: str, function, arguments: list[tuple[tuple[int, ...], str]
             "temp_bytes": compiled.memory_analysis().temp_size_in_bytes}
 
 
-def compile_ours(kind: str, shape: Shape) -> dict:
+def compile_ours(kind: str, shape: Shape, programs=("forward", "gradient")) -> dict:
     """The forward program, and the gradient's, which holds both kernels."""
     def forward(q, k, v, ids):
         return attention(q, k, v, segment_ids=ids, implementation="tpu")
@@ -116,8 +116,8 @@ def compile_ours(kind: str, shape: Shape) -> dict:
     q = ((1, shape.T, shape.N, shape.H), shape.dtype)
     k = ((1, shape.T, shape.K, shape.H), shape.dtype)
     ids = ((1, shape.T), "int32")
-    found = {"forward": compile_for(kind, forward, [q, k, k, ids]),
-             "gradient": compile_for(kind, gradient, [q, k, k, ids, q])}
+    ways = {"forward": (forward, [q, k, k, ids]), "gradient": (gradient, [q, k, k, ids, q])}
+    found = {name: compile_for(kind, *ways[name]) for name in programs}
     return found | {"ok": all(result["ok"] for result in found.values())}
 
 
@@ -140,7 +140,7 @@ def compile_splash(kind: str, shape: Shape, block: int, compute: int, causal: bo
 
 
 def utilization(kind: str, dump: pathlib.Path) -> list[dict]:
-    """The inner tile of each kernel: bundles for 1024 x 1024 scores and the MXU's share of slots."""
+    """The inner tile of each kernel: bundles for 1024 x 1024 scores, the MXU's share of slots."""
     shape, rows = Shape(T=8192, N=8, K=8), []
 
     def add(who: str, tile: str, kernels: dict[str, tuple[str, int, int]]) -> None:
@@ -161,7 +161,7 @@ def utilization(kind: str, dump: pathlib.Path) -> list[dict]:
         emptied()
         these = {"query": query, "key": key, "compute": compute}
         with tiles.override(tpu_forward=these, tpu_backward=these):
-            if not compile_ours(kind, shape)["gradient"]["ok"]:
+            if not compile_ours(kind, shape, ("gradient",))["ok"]:
                 continue
         for which, who in ((1, "ours"), (0, "ours, with masks")):
             add(who, f"{query} x {key} / {compute}",
@@ -189,15 +189,15 @@ def markdown(result: dict) -> str:
         return f"ok, {one['seconds']}, {one['temp_bytes'] / 1e6:.1f}"
 
     if result["compiled"]:
-        lines += ["Seconds to lower and compile on a shared 2-core machine; temporary memory of the "
-                  "program, MB.", "", "| kind | shape | forward: s, MB | forward + backward: s, MB |",
+        lines += ["Seconds to lower and compile; temporary memory of the program, MB.", "",
+                  "| kind | shape | forward: s, MB | forward + backward: s, MB |",
                   "|---|---|---|---|"]
         lines += [f"| {row['kind']} | {row['shape']} | {cell(row['forward'])} "
                   f"| {cell(row['gradient'])} |" for row in result["compiled"]]
     if result["utilization"]:
         lines += ["Bundles (at least one cycle each) for 1,024 x 1,024 scores of one head of 128 in "
-                  "bfloat16, and the share of the matrix unit's slots that they fill, of the longest "
-                  "stretch without a branch: the inner tile.", "",
+                  "bfloat16, and the share of the matrix unit's slots that they fill, of the inner "
+                  "tile: the longest stretch without a branch.", "",
                   "| kind | kernel | tile | forward: bundles, MXU | backward: bundles, MXU |",
                   "|---|---|---|---|---|"]
         lines += [f"| {row['kind']} | {row['kernel']} | {row['tile']} | " + " | ".join(
@@ -217,6 +217,7 @@ def main(config: AotConfig) -> None:
         prepare(dump)
         for kind in config.kinds:
             result["utilization"] += utilization(kind, dump)
+            write(result, config.output + "_utilization")
     else:
         prepare()
         for kind in config.kinds:
@@ -224,9 +225,13 @@ def main(config: AotConfig) -> None:
                 row = {"kind": kind, "shape": name} | compile_ours(kind, shape)
                 result["compiled"].append(row)
                 print(json.dumps(row), flush=True)
-    output = config.output + ("_utilization" if config.utilization else "_compiled")
+            write(result, config.output + "_compiled")
+
+
+def write(result: dict, path: str) -> None:
+    """After each kind, so that a run which is cut off has shown something."""
     for suffix, text in ((".json", json.dumps(result, indent=1) + "\n"), (".md", markdown(result))):
-        pathlib.Path(output + suffix).write_text(text, encoding="utf-8")
+        pathlib.Path(path + suffix).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Attention on TPUs: our own Pallas Mosaic kernels, forward and fused backward.
 
-What a kernel computes for each score is multiplied by 64 million at 8,192 tokens, so all that can be
-is folded into XLA around it: the scale and log2(e) into q, the mask into one int32 for each query
-(mask.py), dout * out into delta.
+What a kernel computes for each score is multiplied by 64 million at 8,192 tokens, so all that can
+be is done by XLA around it: the scale and log2(e) are folded into q, the mask into one int32 for
+each query (mask.py), dout * out into delta.
 
-Float32 inputs are multiplied in six BF16 passes (Precision.HIGHEST); softmax statistics and sums are
-float32 always.
+Float32 inputs are multiplied in six BF16 passes (Precision.HIGHEST); softmax statistics and sums
+are float32 always.
 
 B batch, T positions, P padded positions, N heads, K key-value heads, H head size.
 """
@@ -19,15 +19,22 @@ from qwen_jax.kernels.differentiable import Call, differentiable
 from qwen_jax.kernels.target import interpret_mode, target_of
 from qwen_jax.kernels.tpu_backward import backward as backward_kernel
 from qwen_jax.kernels.tpu_forward import forward as forward_kernel
-from qwen_jax.kernels.tpu_tiles import Tiling, bounds, heads_first, pad_mask
+from qwen_jax.kernels.tpu_tiles import LANES, Tiling, bounds, heads_first, pad_mask
 from qwen_jax.types import Array
 
 PLATFORM = "tpu"
 
 _LOG2_E = math.log2(math.e)
-# Chosen by static utilisation on every kind of TPU (benchmarks/tpu_aot.py), not measured on one.
+# Chosen by static utilisation (benchmarks/tpu_aot.py), not measured. `chunk`: queries, over a group
+# of heads, whose dq stays in VMEM.
 TILES = {"tpu_forward": {"query": 1024, "key": 1024, "compute": 512},
          "tpu_backward": {"query": 1024, "key": 1024, "compute": 512, "chunk": 8192}}
+# Where another size fills the kind's schedule better.
+_TILES_OF_KIND = {("tpu_forward", "TPU v4"): {"compute": 256},
+                  ("tpu_backward", "TPU v5 lite"): {"compute": 256}}
+# Six passes for each product make a larger tile a program that takes minutes to compile.
+_TILES_OF_FLOAT32 = {"query": 512, "key": 512, "compute": 256}
+_MOST_HEADS = 64  # for a key-value head: a chunk holds one tile of 128 queries of each
 
 
 def refuse(call: Call) -> str | None:
@@ -36,14 +43,19 @@ def refuse(call: Call) -> str | None:
         return "runs whole rows alone (as many queries as keys)"
     if call.dtype not in (jnp.bfloat16, jnp.float32):
         return f"runs bfloat16 and float32, not {call.dtype}"
+    if call.N // call.K > _MOST_HEADS:
+        return f"has up to {_MOST_HEADS} query heads for a key-value head, not {call.N // call.K}"
     if call.H > 128:
         return f"has head sizes up to 128, not {call.H}"
     return None
 
 
 def _sizes(kernel: str, q: Array) -> dict[str, int]:
-    return tiles.lookup(kernel, kind=target_of(q).kind, head_size=q.shape[-1], dtype=q.dtype.name,
-                        default=TILES[kernel])
+    kind = target_of(q).kind
+    default = TILES[kernel] | _TILES_OF_KIND.get((kernel, kind), {})
+    if q.dtype == jnp.float32:
+        default = default | _TILES_OF_FLOAT32
+    return tiles.lookup(kernel, kind=kind, head_size=q.shape[3], dtype=q.dtype.name, default=default)
 
 
 def _padded_head(x: Array) -> Array:
@@ -70,7 +82,9 @@ def _forward(q, k, v, k_start, q_end, *, scale: float):
 def _backward(q, k, v, k_start, q_end, out, lse, dout, *, scale: float):
     T, H = q.shape[1], q.shape[3]
     sizes = _sizes("tpu_backward", q)
-    tiling = Tiling.of(T, sizes)
+    of_head = sizes["chunk"] // (q.shape[2] // k.shape[2])
+    most = max(LANES, 1 << (of_head.bit_length() - 1))  # a power of two, as tiles are
+    tiling = Tiling.of(T, sizes | {"query": min(sizes["query"], most)})
     k_start, q_end = pad_mask(k_start, q_end, tiling)
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=3)
     # Queries that are added see nothing, whatever their log-sum-exp is.

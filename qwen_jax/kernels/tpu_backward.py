@@ -127,8 +127,8 @@ def _tile(q, k, v, dout, lse, delta, dq, dk, dv, tiling: Tiling, interval) -> No
     """Adds to dq, dk and dv what a tile gives, `compute` keys at a time.
 
     Args:
-      interval: int32 [1, query] each, the first and the last key that a query sees, counted from the
-        tile's first; None: all are seen.
+      interval: int32 [1, query] each, the first and the last key that a query sees, counted from
+        the tile's first; None: all are seen.
     """
     def dot(a, b, axis_a, axis_b):
         return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())),

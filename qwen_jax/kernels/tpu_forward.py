@@ -102,8 +102,8 @@ def _tile(q, k, v, top, total, acc, tiling: Tiling, interval) -> None:
     while another's are exponentiated.
 
     Args:
-      interval: the first key that each query sees, counted from the tile's first, int32, and how many
-        it sees, uint32; [query, LANES] each, equal along a row. None: all are seen.
+      interval: the first key that each query sees, counted from the tile's first, int32, and how
+        many it sees, uint32; [query, LANES] each, equal along a row. None: all are seen.
     """
     exact = precision(q.dtype)
     H = v.shape[1]

@@ -1,7 +1,7 @@
-"""Which tiles of scores the TPU kernels visit: the mask's intervals, reduced to bounds of each tile.
+"""Which tiles of scores the TPU kernels visit: the mask's intervals, reduced to bounds of tiles.
 
-The bounds are scalars that the kernels read before they fetch anything (scalar prefetch), so a tile in
-which nobody sees anybody costs no memory traffic and no arithmetic.
+The bounds are scalars that the kernels read before they fetch anything (scalar prefetch), so a tile
+in which nobody sees anybody costs no memory traffic and no arithmetic.
 
 B batch, T positions, P positions padded to whole tiles.
 """
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from qwen_jax.types import Array
 
 LANES = 128  # the width of a vector register, and the grain of every tile
-# Scores that the mask hides, and what a row's maximum starts from: 2^(HIDDEN - NO_MAXIMUM) is 0, so a
-# row that sees nothing sums to 0 without another test.
+# Scores that the mask hides, and what a row's maximum starts from: 2^(HIDDEN - NO_MAXIMUM) is 0, so
+# a row that sees nothing sums to 0 without another test.
 HIDDEN, NO_MAXIMUM = -1e30, -5e29
 
 
@@ -30,7 +30,7 @@ class Tiling:
 
     @classmethod
     def of(cls, T: int, sizes: dict[str, int]) -> "Tiling":
-        """Tiles of these sizes ("query", "key", "compute": powers of two), cut down for a short row."""
+        """Tiles of these sizes ("query", "key", "compute"; powers of two), less for a short row."""
         short = LANES
         while short < T:
             short *= 2

@@ -1,4 +1,4 @@
-"""The TPU kernels: the gate, step by step on the CPU; races; planted bugs; what lowers and compiles."""
+"""The TPU kernels: the gate, interpreted on the CPU; races; planted bugs; what compiles."""
 
 import contextlib
 import dataclasses
@@ -163,8 +163,9 @@ def test_what_it_cannot_run_is_refused_with_the_reason():
     q, k, _, _ = Case(T=16, N=2, K=2).arrays()
     call = call_of(q, k, segment_ids=None, window=None)
     assert tpu.refuse(call) is None
-    for change, reason in (({"dtype": jnp.dtype("float16")}, "runs bfloat16 and float32, not float16"),
+    for change, reason in (({"dtype": jnp.dtype("float16")}, "bfloat16 and float32, not float16"),
                            ({"T": 1}, "as many queries as keys"),
+                           ({"N": 256, "K": 2}, "up to 64 query heads"),
                            ({"H": 130}, "head sizes up to 128, not 130")):
         assert reason in tpu.refuse(dataclasses.replace(call, **change))
 
@@ -195,13 +196,15 @@ COMPILE = """
 import json
 from benchmarks import tpu_aot
 case = tpu_aot.Shape(T=2048, N=2, K=1, H=64)
-print(json.dumps({kind: tpu_aot.compile_ours(kind, case)["ok"] for kind in tpu_aot.TOPOLOGIES}))
+tpu_aot.prepare()
+print(json.dumps({kind: tpu_aot.compile_ours(kind, case, ("gradient",))
+                  for kind in tpu_aot.TOPOLOGIES}))
 """
 
 
 @pytest.fixture(scope="module")
 def compiled():
-    """Whether Mosaic compiles both kernels, by device kind; in a process of its own, since one that
+    """What Mosaic makes of both kernels, by device kind; in a process of its own, since one that
     has loaded libtpu is no longer a CPU's alone."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed: pip install 'jax[tpu]' compiles for TPUs without one")
@@ -213,4 +216,4 @@ def compiled():
 
 @pytest.mark.parametrize("kind", ["v4", "v5e", "v5p", "v6e", "tpu7x"])
 def test_mosaic_compiles_it_without_hardware(compiled, kind):
-    assert compiled[kind] is True
+    assert compiled[kind]["ok"], compiled[kind]

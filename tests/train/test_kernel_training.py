@@ -38,8 +38,8 @@ def packed_batch() -> Batch:
             tokens[row, place] = (7 * number + np.arange(length) * number) % CONFIG.vocab_size
             begin += length
     weights = (ids[:, :-1] == ids[:, 1:]) & (ids[:, 1:] > 0)
-    return Batch(tokens=tokens[:, :-1], targets=tokens[:, 1:], loss_weights=weights.astype(np.float32),
-                 segment_ids=ids[:, :-1], positions=positions[:, :-1])
+    return Batch(tokens=tokens[:, :-1], targets=tokens[:, 1:], segment_ids=ids[:, :-1],
+                 positions=positions[:, :-1], loss_weights=weights.astype(np.float32))
 
 
 def losses(implementation: str, shape: tuple[int, ...], **changes) -> np.ndarray:
