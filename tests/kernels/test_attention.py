@@ -250,6 +250,5 @@ def test_a_program_for_a_tpu_that_is_lowered_on_a_cpu_gets_the_tpu_kernel(stand_
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         jax.jit(attention).trace(q, k, v)
     assert [(name, seen.kind) for name, seen in stand_ins] == [("tpu", "TPU v5 lite")]
-    if jax.__version_info__ >= (0, 11):
-        jax.jit(lambda *arrays: attention(*arrays)).trace(q, k, v)  # the arrays' mesh is enough
-        assert stand_ins[1] == stand_ins[0]
+    jax.jit(lambda *arrays: attention(*arrays)).trace(q, k, v)  # the arrays' mesh is enough
+    assert stand_ins[1] == stand_ins[0]
