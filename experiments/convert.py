@@ -1,11 +1,11 @@
 """Weights from one form to another: the Qwen layout, the Qwen2 one (Qwen1.5 too), our run folders.
 
-A trained run, for transformers:   python -m experiments.convert --input=runs/mine --output=exported \\
-                                       --tokenizer=data/mine/tokenizer.tiktoken
-A released model, to train on:     python -m experiments.convert --input=Qwen-7B --output=runs/qwen7b \\
-                                       --layout=run
-                                   python -m experiments.pretrain --init_from=runs/qwen7b ...
-Qwen, for transformers, checked:   python -m experiments.convert --input=Qwen-1_8B --output=qwen2 --verify
+A run, for transformers:   python -m experiments.convert --input=runs/mine --output=exported \\
+                               --tokenizer=data/mine/tokenizer.tiktoken
+Qwen, for transformers:    python -m experiments.convert --input=Qwen-1_8B --output=qwen2 --verify
+Qwen, as a run of ours:    python -m experiments.convert --input=Qwen-7B --output=runs/qwen7b \\
+                               --layout=run
+To train on, either will do: python -m experiments.pretrain --init_from=FOLDER ...
 
 The model is never in memory, except once to write a run. --verify compares logits with transformers
 in float32 and needs both models in memory.
@@ -24,11 +24,11 @@ from tqdm import tqdm
 
 from experiments import flags
 from qwen_jax.config import ModelConfig
-from qwen_jax.errors import CheckpointError, ConfigError, TokenizerError
+from qwen_jax.errors import CheckpointError, ConfigError
 from qwen_jax.export import verify
 from qwen_jax.export.huggingface import convert_pretrained, load_pretrained, open_pretrained
 from qwen_jax.export.run_folder import RunFolder, check_unused, save_run
-from qwen_jax.export.tokenizer_files import load_tokenizer
+from qwen_jax.export.tokenizer_files import has_tokenizer, load_tokenizer
 from qwen_jax.model.spec import count
 from qwen_jax.tokenizer.bpe import Tokenizer
 
@@ -83,14 +83,13 @@ def inspect(config: Config) -> Source:
     """
     opened = open_pretrained(config.input)
     run = isinstance(opened, RunFolder)
-    tokenizer = Tokenizer.from_file(config.tokenizer) if config.tokenizer else None
-    if tokenizer is None and (beside := sorted(pathlib.Path(config.input).glob("*.tiktoken"))) and run:
-        tokenizer = Tokenizer.from_file(beside[0])
-    elif tokenizer is None and not run:
-        try:
-            tokenizer = load_tokenizer(config.input)
-        except TokenizerError:  # weights alone are a model too
-            tokenizer = None
+    beside = sorted(pathlib.Path(config.input).glob("*.tiktoken")) if run else []
+    if config.tokenizer or beside:
+        tokenizer = Tokenizer.from_file(config.tokenizer or beside[0])
+    elif run or not has_tokenizer(config.input):
+        tokenizer = None  # weights alone are a model too
+    else:
+        tokenizer = load_tokenizer(config.input)
     return Source("run" if run else opened.layout.model_type, opened.config,
                   opened.config.param_dtype, tokenizer)
 

@@ -146,8 +146,9 @@ def _write(path, config: ModelConfig, read: Callable[[str, Index], np.ndarray], 
             f"the tokenizer has {tokenizer.vocab_size} ids, the model {config.vocab_size} rows.",
             "tokenizer", "pass the tokenizer that the model was trained with.")
     if missing := unsaid(table, config):
-        logging.warning("the %r layout has no %s: beyond %d tokens the exported model goes without.",
-                        layout, " and no ".join(missing), config.context_length)
+        logging.warning(
+            "the %r layout has no %s: beyond %d tokens the exported model goes without.", layout,
+            " and no ".join(missing), config.context_length)
     tensors = [tensor for group in table.groups(param_specs(config))
                for tensor in _tensors(group, read, dtype)]
     if jax.process_index() != 0:  # helps process 0 to fetch what other processes hold

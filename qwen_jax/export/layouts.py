@@ -313,8 +313,9 @@ def unfit(layout: Layout, config: ModelConfig) -> list[str]:
 
 
 def unsaid(layout: Layout, config: ModelConfig) -> list[str]:
-    """What of the context extension (report 2.3.2) is lost when `config` is written in the layout."""
-    extension = config.extension
-    lost = [] if layout is QWEN else [
-        name for name, on in (("dynamic NTK", extension.dynamic_ntk), ("LogN", extension.logn)) if on]
-    return lost + (["layer-wise windows"] if extension.windows else [])
+    """What of the context extension (report 2.3.2) is lost when the layout is written."""
+    extension, of_qwen = config.extension, layout is QWEN
+    lost = {"dynamic NTK": extension.dynamic_ntk and not of_qwen,
+            "LogN": extension.logn and not of_qwen,
+            "layer-wise windows": extension.windows is not None}
+    return [name for name, is_lost in lost.items() if is_lost]

@@ -35,7 +35,8 @@ def run_config(raw: dict[str, Any], folder: pathlib.Path) -> ModelConfig:
     strange = [name for cls, given in ((ModelConfig, settings), (ContextExtension, extension))
                for name in sorted(set(given) - {field.name for field in dataclasses.fields(cls)})]
     if strange:
-        raise ConfigError(f"unknown model settings: {', '.join(strange)}.", str(folder / "config.json"),
+        raise ConfigError(f"unknown model settings: {', '.join(strange)}.",
+                          str(folder / "config.json"),
                           "load the run with the version of qwen_jax in its versions.json.")
     if extension.get("windows") is not None:
         extension["windows"] = tuple(extension["windows"])  # JSON has no tuples

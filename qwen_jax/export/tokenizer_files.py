@@ -52,6 +52,11 @@ def write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer, *, layout: str,
         (folder / "merges.txt").write_text("#version: 0.2\n" + lines, encoding="utf-8")
 
 
+def has_tokenizer(path: str | pathlib.Path) -> bool:
+    """Whether `load_tokenizer` has something to read."""
+    return any((pathlib.Path(path) / name).is_file() for name in (TIKTOKEN_FILE, "tokenizer.json"))
+
+
 def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     """The Tokenizer of an exported or released folder, from qwen.tiktoken or tokenizer.json.
 
@@ -59,12 +64,12 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
       TokenizerError: the folder has neither.
     """
     folder = pathlib.Path(path)
+    if not has_tokenizer(folder):
+        raise TokenizerError(f"there is no {TIKTOKEN_FILE} and no tokenizer.json.", str(folder),
+                             "pass the folder of a model that was saved with its tokenizer.")
     specials = _special_tokens(folder)
     if (folder / TIKTOKEN_FILE).is_file():
         return Tokenizer.from_file(folder / TIKTOKEN_FILE, special_tokens=specials)
-    if not (folder / "tokenizer.json").is_file():
-        raise TokenizerError(f"there is no {TIKTOKEN_FILE} and no tokenizer.json.", str(folder),
-                             "pass the folder of a model that was saved with its tokenizer.")
     vocab = read_json(folder / "tokenizer.json")["model"]["vocab"]
     byte_of = {char: byte for byte, char in _BYTE_CHARS.items()}
     ranks = {bytes(byte_of[char] for char in token): rank for token, rank in vocab.items()}

@@ -47,13 +47,13 @@ class Difference:
 
 
 def require() -> None:
-    """Raises ConfigError, naming the extra to install, unless transformers and PyTorch are there."""
+    """Raises ConfigError, naming the extra to install, without transformers and PyTorch."""
     try:
         import torch  # noqa: F401
         import transformers  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"logits are compared with transformers and PyTorch: {error}.", "--verify",
-                          'pip install "qwen_jax[verify]"') from error
+        raise ConfigError(f"logits are compared with transformers and PyTorch: {error}.",
+                          "--verify", 'pip install "qwen_jax[verify]"') from error
 
 
 def compare_logits(config: ModelConfig, params: Params, folder: str | os.PathLike) -> Difference:
@@ -69,7 +69,7 @@ def compare_logits(config: ModelConfig, params: Params, folder: str | os.PathLik
     ours = np.asarray(forward(params, tokens, config=config))
     theirs = _their_logits(folder, tokens)
     error = np.abs(ours - theirs)
-    where = np.unravel_index(np.argmax(error), error.shape)  # the first that is not a number, if any
+    where = np.unravel_index(np.argmax(error), error.shape)  # the first NaN, if there is one
     row, position, token = map(int, where)
     return Difference(
         worst=float(error[where]), largest=float(np.abs(theirs).max()), row=row, position=position,

@@ -39,7 +39,8 @@ def test_place_reads_each_shard_once_and_nothing_else(where):
 
 
 @pytest.mark.parametrize("where", SHARDINGS)
-@pytest.mark.parametrize("index", [np.s_[1:2, 0:8, 0:16], np.s_[0:3, 3:5, 6:11], np.s_[2:3, 7:8, 0:1]])
+@pytest.mark.parametrize("index", [
+    np.s_[1:2, 0:8, 0:16], np.s_[0:3, 3:5, 6:11], np.s_[2:3, 7:8, 0:1]])
 def test_fetch_gives_any_piece_of_any_sharding(where, index):
     array = jax.device_put(WHOLE, where)
     np.testing.assert_array_equal(fetch(array, index), WHOLE[index])

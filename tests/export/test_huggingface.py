@@ -283,8 +283,8 @@ def test_features_that_are_not_implemented_are_refused_all_at_once(qwen2_folder)
                 layer_types=["full_attention", "sliding_attention"])
     with pytest.raises(ConfigError) as error:
         load_pretrained(qwen2_folder)
-    for name in ("rope_scaling", "yarn", "rotary positions are not scaled", "use_sliding_window=True",
-                 "gptq", "quantised weights (GPTQ, AWQ, ...) are not read",
+    for name in ("rope_scaling", "yarn", "rotary positions are not scaled",
+                 "use_sliding_window=True", "gptq", "quantised weights (GPTQ, AWQ, ...) are not read",
                  "final_logit_softcapping=30.0", "sliding_attention"):
         assert name in error.value.what
 
@@ -371,7 +371,8 @@ def test_the_command_that_converts_pickled_weights_does(tmp_path):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     params = random_params(TIED)
     save_pretrained(tmp_path / "out", TIED, params, layout="qwen2")
-    tensors = {name: torch.from_numpy(array) for name, array in tensors_of(tmp_path / "out").items()}
+    tensors = {name: torch.from_numpy(array)
+               for name, array in tensors_of(tmp_path / "out").items()}
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]  # one memory, two names
     torch.save(tensors, tmp_path / "out" / "pytorch_model-00001-of-00001.bin")
     (tmp_path / "out" / "model.safetensors").unlink()

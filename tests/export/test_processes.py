@@ -1,4 +1,4 @@
-"""What loading and saving cost, seen from outside: memory, and reads where processes share a mesh."""
+"""Loading and saving seen from outside: peak memory, and two processes that share a mesh."""
 
 import json
 import pathlib
@@ -40,7 +40,8 @@ open("/proc/self/clear_refs", "w").write("5")  # VmHWM from here on
 before = status("VmRSS")
 config, params = load_pretrained(folder, mesh=mesh)
 peak = status("VmHWM") - before
-shards = [shard.data.nbytes for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards]
+shards = [shard.data.nbytes for leaf in jax.tree.leaves(params)
+          for shard in leaf.addressable_shards]
 print(json.dumps({"beyond": peak - sum(shards), "largest": max(shards)}))
 if save_to:
     save_run(save_to, config, params)
