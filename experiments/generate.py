@@ -4,9 +4,9 @@ python -m experiments.generate --checkpoint=runs/quickstart --prompt="class Queu
 python -m experiments.generate --checkpoint=runs/mine --input=questions.jsonl --output=answers.jsonl
 
 A line of the file is {"prompt": ...} or {"messages": [...]}, with settings of its own if it likes
-({"prompt": "Once", "temperature": 0, "id": 7}); qwen_jax/generate/jsonl.py lists them. Bad lines are
-named before anything runs. The answers are in the order of the input. A run that was killed goes on
-where it was when the same command is given again, and ends with the same file.
+({"prompt": "Once", "temperature": 0, "id": 7}); qwen_jax/generate/jsonl.py lists them. Bad lines
+are named before anything runs. The answers are in the order of the input. A run that was killed
+goes on where it was when the same command is given again, and ends with the same file.
 """
 
 import dataclasses

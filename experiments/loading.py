@@ -26,7 +26,7 @@ def load(checkpoint: str, tokenizer: str | None = None
     """
     if not checkpoint:
         raise ConfigError("no model.", "--checkpoint", "name a folder; --help shows how.")
-    found = Tokenizer.from_file(tokenizer) if tokenizer else find_tokenizer(checkpoint)
+    found = Tokenizer.from_file(tokenizer) if tokenizer else tokenizer_in(checkpoint)
     config, params = load_pretrained(checkpoint)
     if found.vocab_size > config.vocab_size:
         raise ConfigError(
@@ -53,7 +53,7 @@ def start_engine(params: Params, config: ModelConfig, tokenizer: Tokenizer, *, r
     return engine
 
 
-def find_tokenizer(folder: str) -> Tokenizer:
+def tokenizer_in(folder: str) -> Tokenizer:
     """The tokenizer that lies in a model's folder.
 
     Raises:

@@ -83,8 +83,8 @@ class Source:
                 bad.append(f"line {number}: {error.what}")
         if bad:
             more = [f"and {len(bad) - _MOST_NAMED} more"] if len(bad) > _MOST_NAMED else []
-            raise DataError("\n         ".join([f"{len(bad)} bad lines.", *bad[:_MOST_NAMED], *more]),
-                            str(self._path), "correct them; nothing was run.")
+            named = "\n         ".join([f"{len(bad)} bad lines.", *bad[:_MOST_NAMED], *more])
+            raise DataError(named, str(self._path), "correct them; nothing was run.")
         if not count:
             raise DataError("there are no lines.", str(self._path), "write one prompt a line.")
         return count, digest.hexdigest()
@@ -214,7 +214,7 @@ class Output:
         self.complete = True
 
     def close(self) -> None:
-        """Lets go of the file; what is complete needs no partial one, nor does an empty one stay."""
+        """Lets go of the file; a partial one that is empty or not needed any more goes."""
         empty = self._file.seek(0, os.SEEK_END) == 0
         if getattr(self, "complete", False) or empty:
             self._partial.unlink(missing_ok=True)

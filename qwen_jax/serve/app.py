@@ -142,7 +142,8 @@ class EventStream:
 
     async def __call__(self, scope, receive, send) -> None:
         try:
-            await unless_gone(receive, self._send(send))
+            with contextlib.suppress(ClientDisconnect):  # it is part of life, and the stream's end
+                await unless_gone(receive, self._send(send))
         finally:
             self._worker.cancel(self._ticket)
 

@@ -1,8 +1,8 @@
 """The one thread that owns the engine, and the asyncio side that hands it requests.
 
-The engine is used by no other thread. Whoever wants something puts a function in the thread's queue,
-which it empties between two steps; what a step returns goes to the event loop in one call. All else
-here (tickets, counts, limits) belongs to the event loop.
+The engine is used by no other thread. Whoever wants something puts a function in the thread's
+queue, which it empties between two steps; what a step returns goes to the event loop in one call.
+All else here (tickets, counts, limits) belongs to the event loop.
 """
 
 import asyncio
@@ -123,7 +123,7 @@ class Worker:
             self._commands.put(lambda: self._cancel(ticket))
 
     async def drain(self, seconds: float, *, hurry: Callable[[], bool] = lambda: False) -> None:
-        """Takes no more calls, and ends those in flight after `seconds` or when there is a hurry."""
+        """Takes no more calls; ends those in flight after `seconds`, or when there is a hurry."""
         self.failure = self.failure or shutting_down()
         until = time.monotonic() + seconds
         while self._tickets and time.monotonic() < until and not hurry():
@@ -199,7 +199,7 @@ class Worker:
                 if command is None:
                     return
                 command()
-        except Exception as error:  # of any kind: without this thread every caller would wait forever
+        except Exception as error:  # of any kind: without this thread callers would wait forever
             logging.exception("the engine has failed")
             self._tell(self._fail, error)
 

@@ -38,7 +38,7 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def interrupt_prompt(self) -> None:
-        """Ctrl-C as a person is able to: Python's input misses one in the instant before it waits."""
+        """Ctrl-C as a person can: Python's input misses one in the instant before it waits."""
         time.sleep(0.3)
         self.type(CTRL_C)
 

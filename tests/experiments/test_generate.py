@@ -1,4 +1,4 @@
-"""One prompt, or a file of them, from the command line; killed, the file is finished all the same."""
+"""One prompt, or a file of them, from the command line; killed, it is finished all the same."""
 
 import json
 import random
@@ -83,7 +83,8 @@ def test_eight_kills_and_another_batch_change_no_byte(command, tmp_path):
 
 
 def test_what_cannot_be_done_is_refused_before_the_model_is_read(tmp_path, checkpoint):
-    for flags, word in (({}, "no model"), ({"checkpoint": str(checkpoint), "input": "a"}, "--output"),
+    for flags, word in (({}, "no model"),
+                        ({"checkpoint": str(checkpoint), "input": "a"}, "--output"),
                         ({"checkpoint": str(checkpoint), "input": "a", "output": "b",
                           "prompt": "c"}, "neither one prompt")):
         with pytest.raises(QwenJaxError, match=word):
@@ -95,13 +96,13 @@ def test_what_cannot_be_done_is_refused_before_the_model_is_read(tmp_path, check
 
 
 def test_the_tokenizer_is_found_or_named(checkpoint, tmp_path):
-    assert loading.find_tokenizer(checkpoint).fingerprint == TOKENIZER.fingerprint
+    assert loading.tokenizer_in(checkpoint).fingerprint == TOKENIZER.fingerprint
     assert loading.load(str(checkpoint))[2].vocab_size == 464
     (tmp_path / "tokenizer.json").write_bytes((checkpoint / "tokenizer.json").read_bytes())
     (tmp_path / "tokenizer_config.json").write_bytes(
         (checkpoint / "tokenizer_config.json").read_bytes())
-    assert loading.find_tokenizer(tmp_path).fingerprint == TOKENIZER.fingerprint
+    assert loading.tokenizer_in(tmp_path).fingerprint == TOKENIZER.fingerprint
     for name in ("a.tiktoken", "b.tiktoken"):
         TOKENIZER.save(tmp_path / name)
     with pytest.raises(QwenJaxError, match="2 .tiktoken files"):
-        loading.find_tokenizer(tmp_path)
+        loading.tokenizer_in(tmp_path)

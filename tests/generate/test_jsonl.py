@@ -43,10 +43,11 @@ def answer(path, out, engine=None, identity=None):
 
 
 def test_each_line_is_answered_in_order_with_its_own_settings(tmp_path):
-    path = write(tmp_path / "a.jsonl", [*LINES[:10], ""][:10])
+    path = write(tmp_path / "a.jsonl", LINES[:10])
     path.write_text("\n" + path.read_text(encoding="utf-8"), encoding="utf-8")  # a blank line
     answer(path, tmp_path / "out" / "b.jsonl")
-    found = [json.loads(line) for line in (tmp_path / "out/b.jsonl").read_text("utf-8").splitlines()]
+    text = (tmp_path / "out/b.jsonl").read_text(encoding="utf-8")
+    found = [json.loads(line) for line in text.splitlines()]
     assert [record["line"] for record in found] == list(range(2, 12))
     assert found[4]["id"] == "é" and found[7]["id"] == 0 and "id" not in found[0]
     chat = tuple(chatml.prompt(LINES[4]["messages"], TOKENIZER))

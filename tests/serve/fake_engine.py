@@ -1,4 +1,4 @@
-"""An engine without a model: answers that depend on the request alone, at a speed that a test sets."""
+"""An engine without a model: answers depend on the request alone, their speed is the test's."""
 
 import hashlib
 import threading

@@ -69,8 +69,8 @@ def running(engine, tokenizer, *, rows=4, max_queued=64, context=256, **config):
     app = create_app(worker, tokenizer, ServerConfig(limits=limits, **config))
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, http="h11", log_level="error",
-                                           timeout_graceful_shutdown=1))
+    server = uvicorn.Server(uvicorn.Config(app, http="h11", log_config=None,
+                                           log_level="error", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[sock])))
     thread.start()
     try:

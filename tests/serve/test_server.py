@@ -164,7 +164,7 @@ def test_sixteen_at_once_share_the_batch_and_get_what_they_get_alone():
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_away_frees_its_rows(stream):
+def test_a_client_that_goes_away_frees_its_rows(stream, caplog):
     engine = FakeEngine(TOKENIZER, seconds=0.005, unending=True)
     with running(engine, TOKENIZER, context=5000) as server:
         engine.slots = 5000
@@ -183,6 +183,7 @@ def test_a_client_that_goes_away_frees_its_rows(stream):
         assert server.worker.counters.cancelled == 2
         text = server.client().completions.create(model=MODEL, prompt="x", max_tokens=4)
         assert text.choices[0].finish_reason == "length"
+    assert [record for record in caplog.records if record.name.startswith("uvicorn")] == []
 
 
 def test_a_full_queue_says_when_to_come_back_and_a_patient_client_gets_through():
