@@ -16,7 +16,6 @@ import json
 import pathlib
 
 import jax
-import jax.numpy as jnp
 
 from benchmarks import attention_plot, attention_tune, timing
 from benchmarks.attention_peers import Contestant, contestants, documents
