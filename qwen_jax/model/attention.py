@@ -16,15 +16,17 @@ from qwen_jax.parallel.rules import constrain, map_shards, shards_evenly
 from qwen_jax.types import Array, AttentionParams
 
 
-def project_qkv(x_BTD: Array, params: AttentionParams, *, table, query_scale_BT: Array | None):
+def project_qkv(x_BTD: Array, params: AttentionParams, *, table, query_scale_BT: Array | None,
+                product=linear):
     """Rotated queries and keys, and values: [B, T, N, H], [B, T, K, H], [B, T, K, H].
 
     Args:
       table: cos and sin of rope.rotary_table.
       query_scale_BT: LogN factors (report 2.3.2) or None.
+      product: how a weight is multiplied with: `linear`, or turned.turned_linear.
     """
     def project(weight, bias, heads_axis):
-        y = linear(x_BTD, weight.reshape(weight.shape[0], -1))
+        y = product(x_BTD, weight.reshape(weight.shape[0], -1))
         y = y.reshape(*y.shape[:2], *bias.shape) + bias.astype(y.dtype)[None, None]
         return constrain(y, "batch", "length", heads_axis, None)
 
@@ -37,10 +39,11 @@ def project_qkv(x_BTD: Array, params: AttentionParams, *, table, query_scale_BT:
     return q_BTNH, k_BTKH, v_BTKH
 
 
-def project_out(out_BTNH: Array, params: AttentionParams) -> Array:
+def project_out(out_BTNH: Array, params: AttentionParams, *, product=linear) -> Array:
     """[B, T, N, H] -> [B, T, D]."""
     B, T, N, H = out_BTNH.shape
-    return linear(out_BTNH.reshape(B, T, N * H), params.wo.reshape(N * H, -1))
+    wo = params.wo.reshape(-1, params.wo.shape[-1])
+    return product(out_BTNH.reshape(B, T, N * H), wo)
 
 
 def self_attention(x_BTD: Array, params: AttentionParams, *, config: ModelConfig, table,

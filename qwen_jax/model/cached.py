@@ -17,8 +17,8 @@ import numpy as np
 from qwen_jax.config import ModelConfig
 from qwen_jax.model import rope
 from qwen_jax.model.attention import project_out, project_qkv
-from qwen_jax.model.layers import embed, rms_norm, swiglu, unembed
-from qwen_jax.model.transformer import head_matrix
+from qwen_jax.model.layers import embed, linear, rms_norm, swiglu, unembed
+from qwen_jax.model.turned import TurnedParams, turned_linear
 from qwen_jax.parallel.rules import constrain
 from qwen_jax.types import Array, KVCache, LayerParams, Params
 
@@ -56,15 +56,15 @@ def cache_bytes(config: ModelConfig, batch_size: int, slots: int, *, dtype=None)
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(make)))
 
 
-def forward_cached(params: Params, tokens: Array, cache: KVCache, *, config: ModelConfig,
-                   num_tokens: Array | None = None, first_row: Array | int = 0,
+def forward_cached(params: Params | TurnedParams, tokens: Array, cache: KVCache, *,
+                   config: ModelConfig, num_tokens: Array | None = None, first_row: Array | int = 0,
                    prompt_lengths: Array | None = None) -> tuple[Array, KVCache]:
     """The next `tokens` of some neighbouring rows, continuing after what the cache holds of them.
 
     A row's first call, with an empty cache, fixes NTK's alpha for all that follows (report 2.3.2).
 
     Args:
-      params: weights; `layers` may be a tuple with one LayerParams for each layer.
+      params: weights, in the model's order or, faster on a CPU, in that of turned.turn.
       tokens: int32 [B, T]; row b's first num_tokens[b] are real, the rest is padding on the right.
         Of a row in use, length + T must not exceed the slots.
       num_tokens: int32 [B]; None: all T. A row with 0 stays as it is.
@@ -86,6 +86,7 @@ def forward_cached(params: Params, tokens: Array, cache: KVCache, *, config: Mod
     x = embed(tokens, params.embed, dtype=jnp.dtype(config.compute_dtype))
     x = constrain(x, "batch", "length", "act_embed")
     position_codes = functools.partial(_position_codes, positions, ntk_lengths, config)
+    product = turned_linear if isinstance(params, TurnedParams) else linear
     codes = None
     if config.extension.windows is None:  # else each layer has its own
         codes = jax.lax.optimization_barrier(position_codes(None))
@@ -93,29 +94,28 @@ def forward_cached(params: Params, tokens: Array, cache: KVCache, *, config: Mod
     def block(x, cache, layer: LayerParams, index, window):
         table, query_scale = position_codes(window) if codes is None else codes
         y = rms_norm(x, layer.attention_norm, epsilon=config.norm_epsilon)
-        q, k, v = project_qkv(y, layer.attention, table=table, query_scale_BT=query_scale)
+        q, k, v = project_qkv(y, layer.attention, table=table, query_scale_BT=query_scale,
+                              product=product)
         cache = _write(cache, k, v, place, index)
-        x = x + project_out(_attend(q, cache, place, index, window), layer.attention)
-        x = x + swiglu(rms_norm(x, layer.mlp_norm, epsilon=config.norm_epsilon), layer.mlp)
+        y = _attend(q, cache, place, index, window)
+        x = x + project_out(y, layer.attention, product=product)
+        y = rms_norm(x, layer.mlp_norm, epsilon=config.norm_epsilon)
+        x = x + swiglu(y, layer.mlp, product=product)
         return constrain(x, "batch", "length", "act_embed"), cache
 
     x, cache = _over_layers(block, x, cache, params.layers, config)
     last = jnp.take_along_axis(x, jnp.maximum(num_tokens - 1, 0)[:, None, None], axis=1)
     last = rms_norm(last, params.final_norm, epsilon=config.norm_epsilon)
-    logits = unembed(last, head_matrix(params))[:, 0]
+    if params.head is None:
+        logits = unembed(last, params.embed, product=turned_linear)[:, 0]
+    else:
+        logits = unembed(last, params.head, product=product)[:, 0]
 
     def put(whole, part):
         return jax.lax.dynamic_update_slice(whole, part, (first_row,))
 
     return logits, cache.replace(lengths=put(cache.lengths, lengths + num_tokens),
                                  ntk_lengths=put(cache.ntk_lengths, ntk_lengths))
-
-
-def split_layers(params: Params) -> Params:
-    """`params` with a tuple of LayerParams: weights that a CPU need not cut out at every step."""
-    count = params.layers.mlp_norm.shape[0]
-    return params.replace(layers=tuple(
-        jax.tree.map(lambda weight, i=i: weight[i], params.layers) for i in range(count)))
 
 
 class Place:
@@ -136,20 +136,13 @@ def _over_layers(block, x, cache: KVCache, layers, config: ModelConfig):
     # The cache is carried, not scanned over: it is updated where it lies.
     (x, cache), _ = jax.lax.scan(
         lambda carry, xs: (block(*carry, *xs), None), (x, cache),
-        (layers, index, windows and jnp.asarray(windows, jnp.int32)))
+        (layers, index, rope.layer_windows(config)))
     return x, cache
 
 
 def _position_codes(positions_BT: Array, ntk_lengths_B: Array, config: ModelConfig, window):
     """The rotary table and LogN's factors (or None) of a layer that sees `window` tokens."""
-    def seen(count):
-        return count if window is None else jnp.minimum(count, jnp.asarray(window, jnp.int32))
-
-    alpha, query_scale = None, None
-    if config.extension.dynamic_ntk:
-        alpha = rope.ntk_alpha(seen(ntk_lengths_B), config.context_length)
-    if config.extension.logn:
-        query_scale = rope.logn_scale(seen(positions_BT + 1) - 1, config.context_length)
+    alpha, query_scale = rope.layer_extension(ntk_lengths_B, positions_BT, window, config)
     table = rope.rotary_table(positions_BT, head_size=config.head_dim, base=config.rope_base,
                               alpha_B=alpha)
     return table, query_scale

@@ -53,11 +53,15 @@ def _linear_backward(dtype, residuals, dy_BTE):
 linear.defvjp(_linear_forward, _linear_backward)
 
 
-def swiglu(x_BTD: Array, params: MLPParams) -> Array:
-    """down(up(x) * silu(gate(x))). Report: 2.3. `params` without the layer axis."""
-    gate_BTF, up_BTF = linear(x_BTD, params.w_gate), linear(x_BTD, params.w_up)
+def swiglu(x_BTD: Array, params: MLPParams, *, product=linear) -> Array:
+    """down(up(x) * silu(gate(x))). Report: 2.3. `params` without the layer axis.
+
+    Args:
+      product: how a weight is multiplied with: `linear`, or turned.turned_linear.
+    """
+    gate_BTF, up_BTF = product(x_BTD, params.w_gate), product(x_BTD, params.w_up)
     hidden_BTF = constrain(gated_silu(gate_BTF, up_BTF), "batch", "length", "act_ffn")
-    return linear(hidden_BTF, params.w_down)
+    return product(hidden_BTF, params.w_down)
 
 
 @jax.custom_vjp
@@ -95,6 +99,6 @@ def embed(tokens_BT: Array, embed_VD: Array, *, dtype) -> Array:
     return jnp.take(embed_VD, tokens_BT, axis=0).astype(dtype)
 
 
-def unembed(x_BTD: Array, head_DV: Array) -> Array:
+def unembed(x_BTD: Array, head_DV: Array, *, product=linear) -> Array:
     """Logits, float32 [B, T, V]; the product accumulates in float32 whatever the input's dtype."""
-    return constrain(linear(x_BTD, head_DV, jnp.float32), "batch", "length", "act_vocab")
+    return constrain(product(x_BTD, head_DV, jnp.float32), "batch", "length", "act_vocab")

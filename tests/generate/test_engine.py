@@ -1,0 +1,257 @@
+"""The continuous batch: what a request gets depends on the request alone."""
+
+import dataclasses
+import random
+
+import jax
+import numpy as np
+import pytest
+
+from qwen_jax import sizes
+from qwen_jax.config import ContextExtension, MeshConfig
+from qwen_jax.errors import ConfigError, DataError
+from qwen_jax.export.huggingface import load_pretrained
+from qwen_jax.generate import rows as device
+from qwen_jax.generate.decode import generate
+from qwen_jax.generate.engine import Engine
+from qwen_jax.generate.request import Request
+from qwen_jax.model.spec import init_params, param_specs
+from qwen_jax.parallel.mesh import make_mesh
+from qwen_jax.parallel.rules import sharding_for
+from qwen_jax.tokenizer.bpe import Tokenizer
+
+CONFIG = dataclasses.replace(sizes.TINY, context_length=32)
+# One shape for all tests, so that they share what is compiled.
+SHAPE = dict(rows=4, slots=128, prefill_chunk=16, decode_steps=4)
+
+
+@pytest.fixture(scope="module")
+def params():
+    wide = dataclasses.replace(CONFIG, initializer_range=0.3)
+    return jax.jit(init_params, static_argnums=0)(wide, jax.random.key(3))
+
+
+def prompt_of(length: int, seed: int = 0) -> tuple[int, ...]:
+    return tuple(np.random.default_rng(seed).integers(0, CONFIG.vocab_size, length).tolist())
+
+
+def requests_of(seed: int) -> list[Request]:
+    """Greedy and drawn ones of every kind; some share the beginning of their prompts."""
+    rng, common, out = random.Random(seed), prompt_of(40, 99), []
+    for i in range(9):
+        prompt = prompt_of(rng.randint(1, 60), i)
+        if i % 3 == 0:
+            prompt = common[:rng.randint(17, 40)] + prompt[:9]
+        drawn = dict(temperature=rng.choice([0.7, 1.5]), top_k=rng.choice([None, 20]),
+                     top_p=rng.choice([1.0, 0.9]), seed=rng.randint(0, 9)) if i % 2 else {}
+        out.append(Request(prompt, rng.randint(1, 20), logprobs=True, stop_ids=(5, 17),
+                           repetition_penalty=rng.choice([1.0, 1.2]), **drawn))
+    return out
+
+
+def answers(engine: Engine, arrivals: list[list[Request]]) -> dict[Request, tuple]:
+    """Submits a list of requests before each step: request -> (tokens, logprobs, finish)."""
+    found, of = {}, {}
+    arrivals = list(arrivals)
+    while arrivals or engine.busy:
+        for request in arrivals.pop(0) if arrivals else ():
+            of[engine.submit(request)[0]] = request
+            found[request] = ([], [], [])
+        for event in engine.step():
+            tokens, logprobs, finish = found[of[event.request_id]]
+            if event.finish is None:
+                tokens.append(event.token)
+                logprobs.append(event.logprob)
+            else:
+                finish.append(event.finish)
+    return found
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_an_answer_is_the_same_to_the_last_bit_in_any_company_and_order(params, seed):
+    requests, rng = requests_of(seed), random.Random(seed)
+    alone = {}
+    for request in requests:  # each in an engine that has seen nothing
+        alone |= answers(Engine(params, CONFIG, **SHAPE), [[request]])
+    assert {"stop", "length"} == {f for _, _, (f,) in alone.values()}
+    engine = Engine(params, CONFIG, **SHAPE)  # and this one has seen more and more
+    for _ in range(4):
+        order = rng.sample(requests, len(requests))
+        arrivals = [[] for _ in range(12)]
+        for request in order:
+            arrivals[rng.randrange(rng.choice([1, 12]))].append(request)
+        assert answers(engine, arrivals) == alone
+
+
+@pytest.mark.parametrize("shape", [dict(rows=1), dict(rows=3, prefill_chunk=32, decode_steps=7)])
+def test_other_shapes_give_the_same_tokens(params, shape):
+    # Other shapes round otherwise (float32), which decides nothing where logits are far apart.
+    requests = [Request(prompt_of(n, n), 10) for n in (1, 16, 17, 33, 50)]
+    expected = [tuple(generate(params, r.prompt, config=CONFIG, max_new_tokens=10))
+                for r in requests]
+    found = Engine(params, CONFIG, **(SHAPE | shape)).run(requests)
+    assert [answer.tokens for answer in found] == expected
+
+
+def test_the_originals_greedy_decodes_beyond_the_training_length(shared):
+    folder = shared / "reference" / "qwen1_tiny"
+    config, params = load_pretrained(folder)
+    expected = np.load(folder / "expected.npz")
+    requests = [Request(expected[f"prompt_{n}"][0], 30) for n in (10, 40)]
+    found = Engine(params, config, rows=2, slots=128, prefill_chunk=16).run(requests)
+    assert [list(a.tokens) for a in found] == [expected[f"greedy_{n}"][0].tolist()
+                                               for n in (10, 40)]
+
+
+def test_nothing_is_compiled_after_the_first_requests(params):
+    engine = Engine(params, CONFIG, **SHAPE)
+    engine.run([Request(prompt_of(16), 2)] * 5, samples=2)
+    programs = (device.prefill, device.copy_row, device.begin, device.advance)
+    before = [program._cache_size() for program in programs]
+    engine.run(requests_of(3), samples=2)
+    assert [program._cache_size() for program in programs] == before
+
+
+def test_samples_share_the_prompt_and_draw_with_streams_of_their_own(params, monkeypatch):
+    chunks, prefill = [], device.prefill
+    monkeypatch.setattr(device, "prefill", lambda *a, **k: chunks.append(1) or prefill(*a, **k))
+    request = Request(prompt_of(40), 12, temperature=1.5, seed=7)
+    found = Engine(params, CONFIG, **SHAPE).run([request], samples=6)
+    assert len(chunks) == 3 and len({answer.tokens for answer in found}) == 6
+    again = Engine(params, CONFIG, **SHAPE).run([request], samples=2)
+    assert [a.tokens for a in again] == [a.tokens for a in found[:2]]
+    assert list(found[0].tokens) == generate(params, request.prompt, config=CONFIG, seed=7,
+                                             max_new_tokens=12, temperature=1.5)
+
+
+def test_a_common_beginning_is_computed_once_unless_its_rotation_differs(params, monkeypatch):
+    chunks, prefill = [], device.prefill
+    monkeypatch.setattr(device, "prefill", lambda *a, **k: chunks.append(1) or prefill(*a, **k))
+    engine = Engine(params, CONFIG, **SHAPE)
+    count = []
+    for length in (20, 28, 30, 40):  # chunks of 16: 2; one again; one again; 3, another alpha
+        chunks.clear()
+        engine.run([Request(prompt_of(length)[:19] + prompt_of(length, 7)[19:], 2)])
+        count.append(len(chunks))
+    assert count == [2, 1, 1, 3]
+
+
+def test_long_prompts_do_not_stall_a_row_that_decodes(params):
+    engine = Engine(params, CONFIG, **SHAPE)
+    short, = engine.submit(Request(prompt_of(3), 20))
+    engine.step()
+    long, = engine.submit(Request(prompt_of(100), 2))
+    seen = [{e.request_id for e in engine.step() if e.token is not None} for _ in range(4)]
+    assert all(short in step for step in seen) and not any(long in step for step in seen)
+
+
+def test_logprobs_are_those_of_the_full_softmax(params):
+    from qwen_jax.model.transformer import forward
+    request = Request(prompt_of(12), 8, temperature=2.0, top_k=5, logprobs=True)
+    answer, = Engine(params, CONFIG, **SHAPE).run([request])
+    tokens = np.asarray([request.prompt + answer.tokens], np.int32)
+    logits = forward(params, tokens, config=CONFIG)[0]
+    wanted = [float(jax.nn.log_softmax(logits[i - 1])[tokens[0, i]]) for i in range(12, 20)]
+    np.testing.assert_allclose(answer.logprobs, wanted, atol=1e-4)  # float32 over other shapes
+
+
+def test_a_repetition_penalty_is_that_of_its_definition(params):
+    prompt, penalty = prompt_of(20), 1.7
+    from qwen_jax.model.transformer import forward
+    tokens = list(prompt)
+    for _ in range(8):
+        row = np.zeros((1, 32), np.int32)
+        row[0, :len(tokens)] = tokens
+        ids = np.zeros((1, 32), np.int32)
+        ids[0, :len(tokens)] = 1
+        logits = np.asarray(forward(params, row, config=CONFIG, segment_ids=ids))[0, len(tokens) - 1]
+        seen = np.isin(np.arange(CONFIG.vocab_size), tokens)
+        logits = np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits)
+        tokens.append(int(np.argmax(logits)))
+    request = Request(prompt, 8, repetition_penalty=penalty)
+    assert Engine(params, CONFIG, **SHAPE).run([request])[0].tokens == tuple(tokens[20:])
+    assert generate(params, prompt, config=CONFIG, max_new_tokens=8,
+                    repetition_penalty=penalty) == tokens[20:]
+
+
+def test_texts_stop_strings_and_a_cancelled_request(params):
+    letters = {bytes([i]): i for i in range(256)}
+    config = dataclasses.replace(CONFIG, vocab_size=256)
+    params = jax.jit(init_params, static_argnums=0)(
+        dataclasses.replace(config, initializer_range=0.3), jax.random.key(1))
+    tokenizer = Tokenizer(letters, [])
+    engine = Engine(params, config, tokenizer=tokenizer, **SHAPE)
+    request = Request(prompt_of(9), 24, temperature=1.0, seed=1)
+    whole, = engine.run([request])
+    assert whole.finish == "length" and len(whole.tokens) == 24
+    assert whole.text == bytes(whole.tokens).decode(errors="replace")
+    plain = [i for i, t in enumerate(whole.tokens) if t < 128 and i > 4]
+    place = next(i for i in plain if i + 1 in plain and whole.text.count(
+        bytes(whole.tokens[i:i + 2]).decode()) == 1)
+    stop = bytes(whole.tokens[place:place + 2]).decode()
+    cut, = engine.run([dataclasses.replace(request, stop_strings=(stop, "never"))])
+    assert cut.finish == "stop" and cut.text == whole.text[:whole.text.index(stop)]
+    assert cut.tokens == whole.tokens[:place + 2]
+
+    waiting = [engine.submit(dataclasses.replace(request, seed=i))[0] for i in range(6)]
+    engine.step()
+    engine.cancel(waiting[0])
+    engine.cancel(waiting[5])
+    ends = {}
+    while engine.busy:
+        ends |= {e.request_id: e.finish for e in engine.step() if e.finish}
+    assert [ends[i] for i in waiting] == ["cancelled"] + ["length"] * 4 + ["cancelled"]
+    assert engine.free_rows == 4
+
+
+def test_int8_and_windows_run_in_the_engine_as_outside(params):
+    requests = [Request(prompt_of(n, n), 6) for n in (5, 40, 70)]
+    exact = Engine(params, CONFIG, **SHAPE).run(requests)
+    small = Engine(params, CONFIG, cache_dtype="int8", **SHAPE)
+    assert small.memory() < 0.6 * Engine(params, CONFIG, **SHAPE).memory()
+    # Quantised keys may tip near ties: the first tokens alone are compared.
+    assert [a.tokens[:2] for a in small.run(requests)] == [a.tokens[:2] for a in exact]
+    windows = dataclasses.replace(CONFIG, extension=ContextExtension(windows=(16, 48)))
+    wanted = [tuple(generate(params, r.prompt, config=windows, max_new_tokens=6)) for r in requests]
+    found = Engine(params, windows, **SHAPE).run(requests)
+    assert [a.tokens for a in found] == wanted != [a.tokens for a in exact]
+
+
+def test_a_mesh_gives_the_same_tokens(params):
+    requests = [Request(prompt_of(n, n), 6) for n in (5, 20, 40, 50, 7)]
+    expected = Engine(params, CONFIG, **SHAPE).run(requests)
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    sharded = jax.device_put(params, sharding_for(param_specs(CONFIG), mesh))
+    engine = Engine(sharded, CONFIG, mesh=mesh, **SHAPE)
+    cut = engine._rows.decode.cache.keys.sharding.shard_shape((2, 4, 4, 128, 8))
+    assert cut == (2, 1, 2, 128, 8)
+    assert [a.tokens for a in engine.run(requests)] == [a.tokens for a in expected]
+
+
+@pytest.mark.parametrize("change, word", [
+    ({"max_new_tokens": 0}, "max_new_tokens=0"), ({"temperature": -1.0}, "temperature=-1.0"),
+    ({"temperature": "hot"}, "temperature='hot'"), ({"top_p": 0.0}, "top_p=0.0"),
+    ({"top_k": 0}, "top_k=0"), ({"repetition_penalty": 0.0}, "repetition_penalty=0.0"),
+    ({"prompt": ()}, "empty"), ({"prompt": (-1,)}, "-1"), ({"stop_ids": ("a",)}, "stop_ids"),
+    ({"stop_strings": "ab"}, "stop_strings"), ({"stop_strings": ("",)}, "stop_strings"),
+    ({"seed": -1}, "seed=-1"), ({"seed": 2**32}, "seed")])
+def test_a_request_that_cannot_be_right_names_its_field(change, word):
+    with pytest.raises((ConfigError, DataError), match=word):
+        dataclasses.replace(Request((1, 2), 3), **change)
+
+
+def test_what_an_engine_cannot_do_is_refused_with_the_numbers(params):
+    engine = Engine(params, CONFIG, **SHAPE)
+    for request, word in ((Request(prompt_of(100), 29), "100 prompt tokens and 29 new .* 128"),
+                          (Request((128,), 1), "128"), (Request((1,), 1, stop_ids=(200,)), "200"),
+                          (Request((1,), 1, stop_ids=tuple(range(17))), "17 stop ids"),
+                          (Request((1,), 1, stop_strings=("x",)), "tokenizer")):
+        with pytest.raises((ConfigError, DataError), match=word):
+            engine.submit(request)
+    assert not engine.busy
+    for wrong, word in (({"rows": 0}, "rows=0"), ({"slots": -1}, "slots=-1"),
+                        ({"prefill_chunk": 24}, "prefill_chunk=24"),
+                        ({"cache_dtype": "int4"}, "int4"), ({"vocab_size": 500}, "500"),
+                        ({"memory_gb": 0.0001}, "0.000131 GB|0.000 GB")):
+        with pytest.raises(ConfigError, match=word):
+            Engine(params, CONFIG, **(SHAPE | wrong))

@@ -1,0 +1,154 @@
+"""The decoder over a cache against the full forward, and what must not change its results."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qwen_jax import sizes
+from qwen_jax.config import ContextExtension
+from qwen_jax.export.huggingface import load_pretrained
+from qwen_jax.model import spec
+from qwen_jax.model.cached import (
+    cache_bytes, dequantize, forward_cached, init_cache, quantize)
+from qwen_jax.model.transformer import forward
+from qwen_jax.model.turned import turn
+
+CONFIG = dataclasses.replace(sizes.TINY, initializer_range=0.2)
+KEY = jax.random.key(0)
+cached = jax.jit(forward_cached, static_argnames="config")
+full_forward = jax.jit(forward, static_argnames="config")
+# float32 sums in another order, over logits of about 1 to 4.
+ROUNDING = 2e-5
+
+
+def tokens_of(seed: int, shape) -> jax.Array:
+    return jax.random.randint(jax.random.key(seed), shape, 0, CONFIG.vocab_size, jnp.int32)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("order", [lambda params: params, turn])
+def test_prefill_and_decode_equal_the_full_forward(kv_heads, order):
+    config = dataclasses.replace(CONFIG, num_kv_heads=kv_heads,
+                                 extension=ContextExtension(dynamic_ntk=False))
+    params = spec.init_params(config, KEY)
+    tokens = tokens_of(4, (3, 14))
+    full = full_forward(params, tokens, config=config)
+    params = order(params)
+    lengths = jnp.asarray([5, 3, 7], jnp.int32)
+    logits, cache = cached(params, tokens[:, :7], init_cache(config, 3, 20), config=config,
+                           num_tokens=lengths)
+    for row, n in enumerate(lengths):
+        np.testing.assert_allclose(logits[row], full[row, n - 1], atol=ROUNDING)
+    for i in range(5):
+        step = jnp.take_along_axis(tokens, (lengths + i)[:, None], axis=1)
+        logits, cache = cached(params, step, cache, config=config)
+        for row, n in enumerate(lengths):
+            np.testing.assert_allclose(logits[row], full[row, n + i], atol=ROUNDING)
+
+
+def test_a_prompt_padded_on_the_left_or_the_right_is_the_same_prompt():
+    # The full forward of rows padded on either side, against the cache, beyond the training length.
+    params, tokens = spec.init_params(CONFIG, KEY), tokens_of(8, (1, 24))
+    real = jnp.ones((1, 24), jnp.int32)
+    left = full_forward(params, jnp.pad(tokens, ((0, 0), (8, 0))), config=CONFIG,
+                        segment_ids=jnp.pad(real, ((0, 0), (8, 0))))[:, 8:]
+    right = full_forward(params, jnp.pad(tokens, ((0, 0), (0, 8))), config=CONFIG,
+                         segment_ids=jnp.pad(real, ((0, 0), (0, 8))))[:, :24]
+    cache = init_cache(CONFIG, 1, 32)
+    for i in range(24):  # all of it token by token, told of the whole length
+        logits, cache = cached(params, tokens[:, i:i + 1], cache, config=CONFIG,
+                               prompt_lengths=jnp.asarray([24], jnp.int32))
+        np.testing.assert_allclose(logits[0], left[0, i], atol=ROUNDING)
+        np.testing.assert_allclose(logits[0], right[0, i], atol=ROUNDING)
+
+
+def whole_and_in_pieces(config, pieces, *, first_row=1):
+    """Logits after a prompt at once in a cache of one row, and in pieces in one of three rows."""
+    params, total = spec.init_params(config, KEY), sum(pieces)
+    tokens, length = tokens_of(9, (1, total)), jnp.asarray([total], jnp.int32)
+    whole, _ = cached(params, tokens, init_cache(config, 1, 512), config=config)
+    cache, begin = init_cache(config, 3, 512), 0
+    for size in pieces:
+        logits, cache = cached(params, tokens[:, begin:begin + size], cache, config=config,
+                               first_row=first_row, prompt_lengths=length)
+        begin += size
+    assert cache.lengths.tolist() == [0, total, 0]
+    return whole, logits, full_forward(params, tokens, config=config)[:, -1]
+
+
+@pytest.mark.parametrize("extension", [
+    ContextExtension(), ContextExtension(windows=(40, 150)),
+    ContextExtension(windows=(40, 150), dynamic_ntk=False, logn=False)])
+def test_a_prompt_in_pieces_over_several_blocks_is_the_prompt_at_once(extension):
+    config = dataclasses.replace(CONFIG, extension=extension)
+    whole, pieces, full = whole_and_in_pieces(config, (100, 100, 60, 1))
+    np.testing.assert_allclose(pieces, whole, atol=ROUNDING)
+    if extension.windows is None:
+        np.testing.assert_allclose(whole, full, atol=ROUNDING)
+
+
+def test_each_layer_sees_its_window_and_no_more():
+    config = dataclasses.replace(CONFIG, extension=ContextExtension(windows=(1, 3)))
+    params, tokens = spec.init_params(config, KEY), tokens_of(3, (1, 12))
+
+    def last(tokens):
+        return cached(params, tokens, init_cache(config, 1, 16), config=config,
+                      prompt_lengths=jnp.asarray([12], jnp.int32))[0]
+
+    # The lower layer sees each token alone, the upper one three: position 9 is the first that counts.
+    for place, changes in ((8, False), (9, True)):
+        other = tokens.at[0, place].set((tokens[0, place] + 1) % CONFIG.vocab_size)
+        assert bool(jnp.any(last(other) != last(tokens))) == changes
+
+
+def test_a_row_is_the_same_to_the_last_bit_whatever_lies_beside_it():
+    params = turn(spec.init_params(CONFIG, KEY))
+    prompt, results = tokens_of(1, (1, 20)), []
+    for other_length, row in ((4, 0), (300, 2), (130, 1)):  # in one to three blocks
+        tokens = jnp.zeros((3, 320), jnp.int32).at[row, :20].set(prompt[0])
+        other = (row + 1) % 3
+        tokens = tokens.at[other, :other_length].set(tokens_of(2, (other_length,)))
+        lengths = jnp.zeros((3,), jnp.int32).at[row].set(20).at[other].set(other_length)
+        logits, cache = cached(params, tokens, init_cache(CONFIG, 3, 384), config=CONFIG,
+                               num_tokens=lengths)
+        steps = [logits[row]]
+        for i in range(3):
+            logits, cache = cached(params, tokens_of(5 + i, (3, 1)).at[row].set(i), cache,
+                                   config=CONFIG, num_tokens=jnp.minimum(lengths, 1))
+            steps.append(logits[row])
+        results.append(np.asarray(steps))
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+def test_int8_entries_are_within_half_a_step():
+    x = jax.random.normal(KEY, (5, 7, 64)) * 3.0 + 1.0
+    x = x.at[0, 0].set(2.5)  # a constant is exact
+    entries, scales = quantize(x)
+    assert entries.dtype == jnp.int8 and int(entries.min()) == -128 and int(entries.max()) == 127
+    step = (x.max(axis=-1) - x.min(axis=-1)) / 255.0
+    error = jnp.abs(dequantize(entries, scales, jnp.float32) - x).max(axis=-1)
+    assert bool(jnp.all(error <= 0.5 * step + 1e-5)) and float(error[0, 0]) == 0.0
+
+
+def test_an_int8_cache_stays_close_to_the_full_one(shared):
+    folder = shared / "reference" / "qwen1_tiny"
+    config, params = load_pretrained(folder)
+    tokens = jnp.asarray(np.load(folder / "expected.npz")["ids_100"], jnp.int32)
+    exact, _ = cached(params, tokens, init_cache(config, len(tokens), 128), config=config)
+    cache = init_cache(config, len(tokens), 128, dtype="int8")
+    close, _ = cached(params, tokens, cache, config=config)
+    error = float(jnp.abs(close - exact).max() / jnp.abs(exact).max())
+    print(f"int8 cache: largest error of the logits {error:.2e} of the largest logit")
+    # The entries' error is 0.5 / 255 of their range; that of the logits is of its size.
+    assert 1e-6 < error < 0.03
+
+
+@pytest.mark.parametrize("dtype, entry", [(None, 4), ("bfloat16", 2), ("int8", 1)])
+def test_the_cache_says_its_size(dtype, entry):
+    L, B, K, S, H = 2, 3, 4, 256, 8
+    scales = 8 if dtype == "int8" else 0
+    assert cache_bytes(CONFIG, 3, 200, dtype=dtype) == 2 * L * B * K * S * (H * entry + scales) + 8 * B
