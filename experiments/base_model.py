@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from experiments.loading import find_tokenizer
+from experiments.loading import tokenizer_in
 from qwen_jax.checkpoint import restore_params
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError
@@ -86,4 +86,4 @@ def scoring_weights_of(init_from: str, *, seed: int) -> Callable[[Any], Any]:
 
 def tokenizer_of(folder: str, named: str | None) -> Tokenizer:
     """The tokenizer that is named, or the one in the folder."""
-    return Tokenizer.from_file(named) if named else find_tokenizer(folder)
+    return Tokenizer.from_file(named) if named else tokenizer_in(folder)
