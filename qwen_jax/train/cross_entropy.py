@@ -5,7 +5,8 @@ its logits are there: three products with the output projection where recomputin
 On a mesh each device works on its own tokens and its own part of the vocabulary; the projection is
 put together once and its gradient added up once, whatever the number of chunks.
 
-B batch, T positions, D model, V vocabulary, M tokens of one device, C tokens of a chunk.
+B batch and T positions (of all tokens, of a device or of a chunk), D model, V vocabulary, C = B T
+tokens of a chunk.
 """
 
 import functools
@@ -23,6 +24,7 @@ from qwen_jax.types import Array
 # longer than the products do. 1 GiB is 1,766 tokens of Qwen's vocabulary.
 _CHUNK_BYTES = {"cpu": 256 << 20}
 _DEFAULT_CHUNK_BYTES = 1 << 30
+_TILE = 128  # chunks that are not everything are multiples of it
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -71,21 +73,19 @@ def _sums(x_BTD, head_DV, targets_BT, weights_BT, z_loss, *, gradient: bool):
     limit = _CHUNK_BYTES.get(target_of(x_BTD).platform, _DEFAULT_CHUNK_BYTES)
 
     def on_device(x_BTD, head_DV, targets_BT, weights_BT):
-        tokens, size = targets_BT.size, _chunk_size(targets_BT.size, head_DV.shape[1], limit)
-        # Rows that fill up the last chunk weigh nothing.
-        chunks = [_chunked(a.reshape(tokens, *a.shape[2:]), size)
-                  for a in (x_BTD, targets_BT, weights_BT)]
+        size = _chunk_size(targets_BT.size, head_DV.shape[1], limit)
+        chunks = [_chunked(array, size) for array in (x_BTD, targets_BT, weights_BT)]
         step = functools.partial(_chunk, head_DV=head_DV, z_loss=z_loss, vocab_axes=vocab_axes,
                                  gradient=gradient)
-        sums, dx_BTD, dhead_DV = _over_chunks(step, chunks, head_DV.shape)
+        sums, dx, dhead_DV = _over_chunks(step, chunks)
         sums = tuple(_sum_over(s, token_axes) for s in sums)
         if not gradient:
             return sums
-        dx_BTD = _sum_over(dx_BTD.reshape(-1, D)[:tokens], vocab_axes).reshape(x_BTD.shape)
+        dx_BTD = dx.reshape(-1, D)[:targets_BT.size].reshape(x_BTD.shape)
         if scatter_axes:
             dhead_DV = jax.lax.psum_scatter(dhead_DV, scatter_axes, scatter_dimension=0, tiled=True)
         rest = tuple(axis for axis in token_axes if axis not in scatter_axes)
-        return (*sums, dx_BTD, _sum_over(dhead_DV, rest))
+        return (*sums, _sum_over(dx_BTD, vocab_axes), _sum_over(dhead_DV, rest))
 
     tokens = ("batch", "length")
     gradient_axes = ((*tokens, None), ("embed" if scatter_axes else None, "act_vocab"))
@@ -98,25 +98,28 @@ def _sums(x_BTD, head_DV, targets_BT, weights_BT, z_loss, *, gradient: bool):
 def _chunk_size(tokens: int, vocab_size: int, limit: int) -> int:
     """Tokens in a chunk: all, or an even share of them whose float32 logits take `limit` bytes."""
     number = -(-4 * tokens * vocab_size // limit)
-    return tokens if number <= 1 else 128 * math.ceil(tokens / number / 128)
+    return tokens if number <= 1 else _TILE * math.ceil(tokens / number / _TILE)
 
 
-def _chunked(array_M: Array, size: int) -> Array:
-    """[M, ...] -> [chunks, size, ...], filled up with zeros."""
-    M = array_M.shape[0]
-    filled = jnp.pad(array_M, ((0, -M % size),) + ((0, 0),) * (array_M.ndim - 1))
-    return filled.reshape(-1, size, *array_M.shape[1:])
+def _chunked(array_BT: Array, size: int) -> Array:
+    """[B, T, ...] -> [chunks, B, T, ...]: one chunk as it is, or chunks of [size / 128, 128, ...],
+    filled up with zeros, which weigh nothing."""
+    tokens, rest = array_BT.shape[0] * array_BT.shape[1], array_BT.shape[2:]
+    if size == tokens:
+        return array_BT[None]
+    flat = array_BT.reshape(tokens, *rest)
+    filled = jnp.pad(flat, ((0, -tokens % size),) + ((0, 0),) * len(rest))
+    return filled.reshape(-1, size // _TILE, _TILE, *rest)
 
 
-def _over_chunks(step, chunks: list[Array], head_shape):
+def _over_chunks(step, chunks: list[Array]):
     """step(x, targets, weights) -> (two sums, dx, dhead or None), added up over the chunks."""
     if chunks[0].shape[0] == 1:
         return step(*(a[0] for a in chunks))
 
     def body(total, chunk):
-        sums, dx_CD, dhead_DV = step(*chunk)
-        sums, dhead_DV = jax.tree.map(jnp.add, total, (sums, dhead_DV))
-        return (sums, dhead_DV), dx_CD
+        sums, dx_BTD, dhead_DV = step(*chunk)
+        return jax.tree.map(jnp.add, total, (sums, dhead_DV)), dx_BTD
 
     shapes = jax.eval_shape(step, *(a[0] for a in chunks))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (shapes[0], shapes[2]))
@@ -124,37 +127,42 @@ def _over_chunks(step, chunks: list[Array], head_shape):
     return sums, dx, dhead_DV
 
 
-def _chunk(x_CD, targets_C, weights_C, *, head_DV, z_loss, vocab_axes, gradient: bool):
+def _chunk(x_BTD, targets_BT, weights_BT, *, head_DV, z_loss, vocab_axes, gradient: bool):
     """One chunk on one device, whose projection may be a part of the vocabulary."""
-    logits_CV = jax.lax.dot_general(x_CD, head_DV, (((1,), (0,)), ((), ())),
-                                    preferred_element_type=jnp.float32)
-    top_C = jnp.max(logits_CV, axis=-1)
+    logits_BTV = _product(x_BTD, head_DV, 2, 0, jnp.float32)
+    V = logits_BTV.shape[2]
+    top_BT = jnp.max(logits_BTV, axis=-1)
     if vocab_axes:
-        top_C = jax.lax.pmax(top_C, vocab_axes)
-        targets_C = targets_C - jax.lax.axis_index(vocab_axes) * logits_CV.shape[1]
-    total_C = jnp.sum(jnp.exp(logits_CV - top_C[:, None]), axis=-1)
+        top_BT = jax.lax.pmax(top_BT, vocab_axes)
+        targets_BT = targets_BT - jax.lax.axis_index(vocab_axes) * V
+    total_BT = jnp.sum(jnp.exp(logits_BTV - top_BT[:, :, None]), axis=-1)
     # Gathered, which is faster than summing a masked copy; a target that is elsewhere counts 0.
-    inside_C = (targets_C >= 0) & (targets_C < logits_CV.shape[1])
-    nearest_C = jnp.clip(targets_C, 0, logits_CV.shape[1] - 1)
-    chosen_C = jnp.where(inside_C, jnp.take_along_axis(logits_CV, nearest_C[:, None], 1)[:, 0], 0.0)
-    total_C, chosen_C = _sum_over(jnp.stack([total_C, chosen_C]), vocab_axes)
-    log_z_C = jnp.log(total_C) + top_C
+    nearest_BT = jnp.clip(targets_BT, 0, V - 1)
+    chosen_BT = jnp.take_along_axis(logits_BTV, nearest_BT[:, :, None], axis=-1)[:, :, 0]
+    chosen_BT = jnp.where(nearest_BT == targets_BT, chosen_BT, 0.0)
+    total_BT, chosen_BT = _sum_over(jnp.stack([total_BT, chosen_BT]), vocab_axes)
+    log_z_BT = jnp.log(total_BT) + top_BT
     z_weight = jnp.float32(z_loss or 0.0)
-    cross_entropy = jnp.sum(weights_C * (log_z_C - chosen_C))
-    sums = cross_entropy + z_weight * jnp.sum(weights_C * jnp.square(log_z_C)), cross_entropy
+    nll = jnp.sum(weights_BT * (log_z_BT - chosen_BT))
+    sums = nll + z_weight * jnp.sum(weights_BT * jnp.square(log_z_BT)), nll
     if not gradient:
         return sums, None, None
-    scale_C = weights_C * (1.0 + 2.0 * z_weight * log_z_C)
-    word = jnp.arange(logits_CV.shape[1], dtype=targets_C.dtype)
-    target_CV = word[None, :] == targets_C[:, None]
-    softmax_CV = jnp.exp(logits_CV - log_z_C[:, None])
-    dlogits_CV = softmax_CV * scale_C[:, None] - jnp.where(target_CV, weights_C[:, None], 0.0)
-    dlogits_CV = dlogits_CV.astype(x_CD.dtype)
-    dx_CD = jax.lax.dot_general(dlogits_CV, head_DV, (((1,), (1,)), ((), ())))
-    # The input on the left: XLA transposes that one (layers.linear).
-    dhead_DV = jax.lax.dot_general(x_CD, dlogits_CV, (((0,), (0,)), ((), ())),
-                                   preferred_element_type=jnp.float32)
-    return sums, dx_CD, dhead_DV
+    scale_BT = weights_BT * (1.0 + 2.0 * z_weight * log_z_BT)
+    word = jnp.arange(V, dtype=targets_BT.dtype)
+    is_target = word[None, None, :] == targets_BT[:, :, None]
+    softmax_BTV = jnp.exp(logits_BTV - log_z_BT[:, :, None])
+    dlogits_BTV = softmax_BTV * scale_BT[:, :, None] - jnp.where(
+        is_target, weights_BT[:, :, None], 0.0)
+    dlogits_BTV = dlogits_BTV.astype(x_BTD.dtype)
+    dx_BTD = _product(dlogits_BTV, head_DV, 2, 1, None)
+    # The input on the left, and two axes of tokens: a CPU's fast product takes this form alone.
+    dhead_DV = _product(x_BTD, dlogits_BTV, (0, 1), (0, 1), jnp.float32)
+    return sums, dx_BTD, dhead_DV
+
+
+def _product(a: Array, b: Array, axes_a, axes_b, dtype) -> Array:
+    axes = tuple((axis,) if isinstance(axis, int) else axis for axis in (axes_a, axes_b))
+    return jax.lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=dtype)
 
 
 def _sum_over(x: Array, axes: tuple[str, ...]) -> Array:
