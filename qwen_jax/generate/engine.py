@@ -128,6 +128,11 @@ class Engine:
         return sum(job is None for job in self._jobs)
 
     @property
+    def decoding(self) -> int:
+        """Rows whose answer has begun."""
+        return int(self._begun.sum())
+
+    @property
     def waiting(self) -> int:
         """Requests that have no row yet."""
         return len(self._queue)
