@@ -97,7 +97,7 @@ def test_each_layer_sees_its_window_and_no_more():
         return cached(params, tokens, init_cache(config, 1, 16), config=config,
                       prompt_lengths=jnp.asarray([12], jnp.int32))[0]
 
-    # The lower layer sees each token alone, the upper one three: position 9 is the first that counts.
+    # The lower layer sees each token alone, the upper one three: 9 is the first that counts.
     for place, changes in ((8, False), (9, True)):
         other = tokens.at[0, place].set((tokens[0, place] + 1) % CONFIG.vocab_size)
         assert bool(jnp.any(last(other) != last(tokens))) == changes
@@ -137,17 +137,22 @@ def test_an_int8_cache_stays_close_to_the_full_one(shared):
     folder = shared / "reference" / "qwen1_tiny"
     config, params = load_pretrained(folder)
     tokens = jnp.asarray(np.load(folder / "expected.npz")["ids_100"], jnp.int32)
-    exact, _ = cached(params, tokens, init_cache(config, len(tokens), 128), config=config)
-    cache = init_cache(config, len(tokens), 128, dtype="int8")
-    close, _ = cached(params, tokens, cache, config=config)
-    error = float(jnp.abs(close - exact).max() / jnp.abs(exact).max())
-    print(f"int8 cache: largest error of the logits {error:.2e} of the largest logit")
-    # The entries' error is 0.5 / 255 of their range; that of the logits is of its size.
-    assert 1e-6 < error < 0.03
+    logits = {dtype: np.asarray(cached(
+        params, tokens, init_cache(config, len(tokens), 128, dtype=dtype), config=config)[0])
+        for dtype in ("float32", "bfloat16", "int8")}
+    exact = logits["float32"]
+    error = {dtype: float(np.sqrt(np.mean((found - exact) ** 2) / np.mean(exact ** 2)))
+             for dtype, found in logits.items()}
+    print(error)  # 2.2 % in bfloat16, 2.9 % in int8: this model's logits are sharp
+    # A step of int8 is 1/255 of a range of a few standard deviations, and one of bfloat16 1/256 of
+    # the entry itself: on average about the same, twice that at most.
+    assert 0 < error["int8"] < 2 * error["bfloat16"]
+    np.testing.assert_array_equal(logits["int8"].argmax(axis=1), exact.argmax(axis=1))
 
 
 @pytest.mark.parametrize("dtype, entry", [(None, 4), ("bfloat16", 2), ("int8", 1)])
 def test_the_cache_says_its_size(dtype, entry):
     L, B, K, S, H = 2, 3, 4, 256, 8
     scales = 8 if dtype == "int8" else 0
-    assert cache_bytes(CONFIG, 3, 200, dtype=dtype) == 2 * L * B * K * S * (H * entry + scales) + 8 * B
+    wanted = 2 * L * B * K * S * (H * entry + scales) + 8 * B
+    assert cache_bytes(CONFIG, 3, 200, dtype=dtype) == wanted
