@@ -101,7 +101,7 @@ def rollout(params: Params, prompts: Array, lengths: Array, sampling: Sampling, 
       sampling: per row; its limits are at most `room`.
     """
     B, T = prompts.shape
-    params = for_decoding(params, config)
+    params = for_decoding(params, config=config)
     logits, cache = forward_cached(params, prompts, init_cache(config, B, T + room), config=config,
                                    num_tokens=lengths)
     real = jnp.arange(T, dtype=jnp.int32)[None] < lengths[:, None]

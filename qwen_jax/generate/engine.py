@@ -97,11 +97,12 @@ class Engine:
         unit = max(prefill_chunk, BLOCK)
         self.slots = -(-slots // unit) * unit
         self.config, self.mesh, self.tokenizer = config, mesh, tokenizer
-        self._cache_dtype, self._chunk, self._decode_steps = cache_dtype, prefill_chunk, decode_steps
+        self._cache_dtype, self._chunk = cache_dtype, prefill_chunk
+        self._decode_steps = decode_steps
         self._held = [Held() for _ in range(rows)]
         self._check_memory(memory_gb)
 
-        self._params = jax.jit(for_decoding, static_argnums=1)(params, config)
+        self._params = for_decoding(params, config=config)
         self._rows = device.make_rows(config=config, mesh=mesh, rows=rows, slots=self.slots,
                                       cache_dtype=cache_dtype)
         self._vocab_size = vocab_size
@@ -128,6 +129,11 @@ class Engine:
         return sum(job is None for job in self._jobs)
 
     @property
+    def decoding(self) -> int:
+        """Rows whose answer has begun."""
+        return int(self._begun.sum())
+
+    @property
     def waiting(self) -> int:
         """Requests that have no row yet."""
         return len(self._queue)
@@ -151,7 +157,7 @@ class Engine:
         return [job.id for job in jobs]
 
     def cancel(self, request_id: int) -> None:
-        """Ends a request, wherever it is; its last event says so. One that has ended stays ended."""
+        """Ends a request, wherever it is; its last event says so. One that has ended stays so."""
         for job in self._queue:
             if job.id == request_id:
                 self._queue.remove(job)
@@ -308,8 +314,8 @@ class Engine:
         if length + new > self.slots:
             raise DataError(f"{length} prompt tokens and {new} new ones do not fit a row of "
                             f"{self.slots} slots.", "Request(prompt, max_new_tokens)",
-                            f"ask for at most {max(self.slots - length, 0)} new tokens, shorten the "
-                            "prompt, or make the engine with more slots.")
+                            f"ask for at most {max(self.slots - length, 0)} new tokens, shorten "
+                            "the prompt, or make the engine with more slots.")
 
     def _check_memory(self, memory_gb: float | None) -> None:
         """Refuses a cache that is larger than what a device may spend on it."""

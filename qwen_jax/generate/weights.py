@@ -1,5 +1,7 @@
 """The weights as decoding reads them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -9,7 +11,8 @@ from qwen_jax.model.turned import TurnedParams, turn
 from qwen_jax.types import Params
 
 
-def for_decoding(params: Params, config: ModelConfig) -> Params | TurnedParams:
+@functools.partial(jax.jit, static_argnames="config")
+def for_decoding(params: Params, *, config: ModelConfig) -> Params | TurnedParams:
     """`params` in config.compute_dtype, cast once instead of at every token.
 
     On one CPU also in the order that decodes fastest (model.turned). Costs a second

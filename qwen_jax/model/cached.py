@@ -3,6 +3,11 @@
 Attention goes over the slots in use block by block with a running maximum. A block beyond a row's
 length changes nothing, not even a bit, so a row's result does not depend on how long others are.
 
+Keys are cached rotated, each layer with its own base (rope.layer_extension), which the prompt's
+length fixes for every layer and row. Keys cached unrotated could follow a conversation that grows
+past the next doubling, but would be rotated again, all of them, at every step, and still belong to
+hidden states of the old base; so a longer prompt is computed anew instead (generate/prefix.py).
+
 B rows, T new tokens, S slots, C slots in a block, D model, N heads, K key-value heads, G = N / K,
 H head size, V vocabulary, L layers.
 """

@@ -105,8 +105,8 @@ def test_the_loop_stops_when_every_row_is_done(params):
     sampling = decode._sampling(
         1, temperature=0, top_p=1, top_k=128, repetition_penalty=1, max_new_tokens=16,
         stop_ids=np.asarray(first[1:], np.int32), vocab_size=128, seeds=np.zeros((2, 1), np.uint32))
-    new = decode.rollout(params, np.asarray([prompt], np.int32), np.asarray([4], np.int32), sampling,
-                         config=CONFIG, room=16)
+    new = decode.rollout(params, np.asarray([prompt], np.int32), np.asarray([4], np.int32),
+                         sampling, config=CONFIG, room=16)
     assert new.tokens[0].tolist() == first[:1] + [-1] * 15
     # Steps that were not taken wrote nothing: log-probabilities are there for the stop id as well.
     assert np.count_nonzero(new.logprobs) == 2

@@ -18,6 +18,7 @@ from qwen_jax.model.turned import turn
 
 CONFIG = dataclasses.replace(sizes.TINY, initializer_range=0.2)
 KEY = jax.random.key(0)
+init = jax.jit(spec.init_params, static_argnums=0)
 cached = jax.jit(forward_cached, static_argnames="config")
 full_forward = jax.jit(forward, static_argnames="config")
 # float32 sums in another order, over logits of about 1 to 4.
@@ -28,12 +29,11 @@ def tokens_of(seed: int, shape) -> jax.Array:
     return jax.random.randint(jax.random.key(seed), shape, 0, CONFIG.vocab_size, jnp.int32)
 
 
-@pytest.mark.parametrize("kv_heads", [4, 2, 1])
-@pytest.mark.parametrize("order", [lambda params: params, turn])
+@pytest.mark.parametrize("kv_heads, order", [(4, lambda params: params), (2, turn), (1, turn)])
 def test_prefill_and_decode_equal_the_full_forward(kv_heads, order):
     config = dataclasses.replace(CONFIG, num_kv_heads=kv_heads,
                                  extension=ContextExtension(dynamic_ntk=False))
-    params = spec.init_params(config, KEY)
+    params = init(config, KEY)
     tokens = tokens_of(4, (3, 14))
     full = full_forward(params, tokens, config=config)
     params = order(params)
@@ -51,7 +51,7 @@ def test_prefill_and_decode_equal_the_full_forward(kv_heads, order):
 
 def test_a_prompt_padded_on_the_left_or_the_right_is_the_same_prompt():
     # The full forward of rows padded on either side, against the cache, beyond the training length.
-    params, tokens = spec.init_params(CONFIG, KEY), tokens_of(8, (1, 24))
+    params, tokens = init(CONFIG, KEY), tokens_of(8, (1, 24))
     real = jnp.ones((1, 24), jnp.int32)
     left = full_forward(params, jnp.pad(tokens, ((0, 0), (8, 0))), config=CONFIG,
                         segment_ids=jnp.pad(real, ((0, 0), (8, 0))))[:, 8:]
@@ -67,7 +67,7 @@ def test_a_prompt_padded_on_the_left_or_the_right_is_the_same_prompt():
 
 def whole_and_in_pieces(config, pieces, *, first_row=1):
     """Logits after a prompt at once in a cache of one row, and in pieces in one of three rows."""
-    params, total = spec.init_params(config, KEY), sum(pieces)
+    params, total = init(config, KEY), sum(pieces)
     tokens, length = tokens_of(9, (1, total)), jnp.asarray([total], jnp.int32)
     whole, _ = cached(params, tokens, init_cache(config, 1, 512), config=config)
     cache, begin = init_cache(config, 3, 512), 0
@@ -80,11 +80,10 @@ def whole_and_in_pieces(config, pieces, *, first_row=1):
 
 
 @pytest.mark.parametrize("extension", [
-    ContextExtension(), ContextExtension(windows=(40, 150)),
-    ContextExtension(windows=(40, 150), dynamic_ntk=False, logn=False)])
+    ContextExtension(), ContextExtension(windows=(40, 150))])
 def test_a_prompt_in_pieces_over_several_blocks_is_the_prompt_at_once(extension):
     config = dataclasses.replace(CONFIG, extension=extension)
-    whole, pieces, full = whole_and_in_pieces(config, (100, 100, 60, 1))
+    whole, pieces, full = whole_and_in_pieces(config, (100, 60, 100, 1))
     np.testing.assert_allclose(pieces, whole, atol=ROUNDING)
     if extension.windows is None:
         np.testing.assert_allclose(whole, full, atol=ROUNDING)
@@ -92,20 +91,20 @@ def test_a_prompt_in_pieces_over_several_blocks_is_the_prompt_at_once(extension)
 
 def test_each_layer_sees_its_window_and_no_more():
     config = dataclasses.replace(CONFIG, extension=ContextExtension(windows=(1, 3)))
-    params, tokens = spec.init_params(config, KEY), tokens_of(3, (1, 12))
+    params, tokens = init(config, KEY), tokens_of(3, (1, 12))
 
     def last(tokens):
         return cached(params, tokens, init_cache(config, 1, 16), config=config,
                       prompt_lengths=jnp.asarray([12], jnp.int32))[0]
 
-    # The lower layer sees each token alone, the upper one three: position 9 is the first that counts.
+    # The lower layer sees each token alone, the upper one three: 9 is the first that counts.
     for place, changes in ((8, False), (9, True)):
         other = tokens.at[0, place].set((tokens[0, place] + 1) % CONFIG.vocab_size)
         assert bool(jnp.any(last(other) != last(tokens))) == changes
 
 
 def test_a_row_is_the_same_to_the_last_bit_whatever_lies_beside_it():
-    params = turn(spec.init_params(CONFIG, KEY))
+    params = turn(init(CONFIG, KEY))
     prompt, results = tokens_of(1, (1, 20)), []
     for other_length, row in ((4, 0), (300, 2), (130, 1)):  # in one to three blocks
         tokens = jnp.zeros((3, 320), jnp.int32).at[row, :20].set(prompt[0])
@@ -138,17 +137,22 @@ def test_an_int8_cache_stays_close_to_the_full_one(shared):
     folder = shared / "reference" / "qwen1_tiny"
     config, params = load_pretrained(folder)
     tokens = jnp.asarray(np.load(folder / "expected.npz")["ids_100"], jnp.int32)
-    exact, _ = cached(params, tokens, init_cache(config, len(tokens), 128), config=config)
-    cache = init_cache(config, len(tokens), 128, dtype="int8")
-    close, _ = cached(params, tokens, cache, config=config)
-    error = float(jnp.abs(close - exact).max() / jnp.abs(exact).max())
-    print(f"int8 cache: largest error of the logits {error:.2e} of the largest logit")
-    # The entries' error is 0.5 / 255 of their range; that of the logits is of its size.
-    assert 1e-6 < error < 0.03
+    logits = {dtype: np.asarray(cached(
+        params, tokens, init_cache(config, len(tokens), 128, dtype=dtype), config=config)[0])
+        for dtype in ("float32", "bfloat16", "int8")}
+    exact = logits["float32"]
+    error = {dtype: float(np.sqrt(np.mean((found - exact) ** 2) / np.mean(exact ** 2)))
+             for dtype, found in logits.items()}
+    print(error)  # 2.2 % in bfloat16, 2.9 % in int8: this model's logits are sharp
+    # A step of int8 is 1/255 of a range of a few standard deviations, and one of bfloat16 1/256 of
+    # the entry itself: on average about the same, twice that at most.
+    assert 0 < error["int8"] < 2 * error["bfloat16"]
+    np.testing.assert_array_equal(logits["int8"].argmax(axis=1), exact.argmax(axis=1))
 
 
 @pytest.mark.parametrize("dtype, entry", [(None, 4), ("bfloat16", 2), ("int8", 1)])
 def test_the_cache_says_its_size(dtype, entry):
     L, B, K, S, H = 2, 3, 4, 256, 8
     scales = 8 if dtype == "int8" else 0
-    assert cache_bytes(CONFIG, 3, 200, dtype=dtype) == 2 * L * B * K * S * (H * entry + scales) + 8 * B
+    wanted = 2 * L * B * K * S * (H * entry + scales) + 8 * B
+    assert cache_bytes(CONFIG, 3, 200, dtype=dtype) == wanted

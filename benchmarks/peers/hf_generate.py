@@ -1,0 +1,51 @@
+"""The peer: transformers' generate on a Qwen2 of the same size. Run in an environment with torch.
+
+Prints one line of JSON: tokens per second of decoding (what a longer answer takes more than a
+shorter one), the time to the first token, and versions.
+"""
+
+import json
+import sys
+import time
+
+import torch
+import transformers
+
+
+def main(size: dict) -> None:
+    config = transformers.Qwen2Config(
+        vocab_size=size["vocab_size"], hidden_size=size["hidden_size"],
+        num_hidden_layers=size["num_layers"], num_attention_heads=size["num_heads"],
+        num_key_value_heads=size["num_heads"], intermediate_size=size["ffn_size"],
+        max_position_embeddings=max(size["context_length"], size["prompt"] + 32),
+        tie_word_embeddings=False)
+    model = transformers.Qwen2ForCausalLM(config).to(getattr(torch, size["dtype"])).eval()
+    torch.manual_seed(0)
+
+    def seconds(batch, length, new, **settings):
+        ids = torch.randint(0, size["vocab_size"], (batch, length))
+        begin = time.perf_counter()
+        model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new,
+                       min_new_tokens=new, pad_token_id=0, eos_token_id=None, **settings)
+        return time.perf_counter() - begin
+
+    results, short = {}, 4
+    for batch in size["batches"]:
+        for name, settings in (("greedy", {"do_sample": False}),
+                               ("top-p", {"do_sample": True, "top_p": 0.9, "top_k": 0})):
+            seconds(batch, 32, 2, **settings)
+            speeds = []
+            for _ in range(2):
+                more = (seconds(batch, 32, size["new_tokens"], **settings)
+                        - seconds(batch, 32, short, **settings))
+                speeds.append(batch * (size["new_tokens"] - short) / more)
+            results[f"batch {batch:2}, {name}"] = max(speeds)
+    times = [seconds(1, size["prompt"], 1, do_sample=False) for _ in range(4)]
+    results[f"first token of {size['prompt']}"] = min(times[1:])
+    print(json.dumps({
+        "results": results, "parameters": sum(weight.numel() for weight in model.parameters()),
+        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}"}))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
