@@ -96,14 +96,12 @@ def prepare(dump: str) -> None:
                    "MOSAIC_GPU_DUMP_TO": dump}
 
 
-def compile_op(H: int, N: int, K: int, *, implementation: str | None = None) -> None:
-    """Compiles the op's gradient for the H200; Mosaic writes down the kernels' PTX."""
+def target_mesh():
+    """A mesh of one described H200, and a maker of arguments that are on it."""
     import jax
     import jax.numpy as jnp
     import numpy as np
     from jax.experimental import topologies
-
-    from qwen_jax.kernels.attention import attention
 
     topology = topologies.get_topology_desc(platform="cuda", target_config=H200, topology="1x1x1")
     mesh = jax.sharding.Mesh(np.array(topology.devices).reshape(1), ("data",))
@@ -112,13 +110,24 @@ def compile_op(H: int, N: int, K: int, *, implementation: str | None = None) -> 
     def argument(shape, dtype=jnp.bfloat16):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
+    return mesh.abstract_mesh, argument
+
+
+def compile_op(H: int, N: int, K: int, *, implementation: str | None = None) -> None:
+    """Compiles the op's gradient for the H200; Mosaic writes down the kernels' PTX."""
+    import jax
+    import jax.numpy as jnp
+
+    from qwen_jax.kernels.attention import attention
+
     def gradient(q, k, v, dout, ids, window):
         out, pull = jax.vjp(lambda q, k, v: attention(
             q, k, v, segment_ids=ids, window=window, implementation=implementation), q, k, v)
         return out, pull(dout)
 
+    mesh, argument = target_mesh()
     q, kv = argument((B, T, N, H)), argument((B, T, K, H))
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    with jax.sharding.use_abstract_mesh(mesh):
         lowered = jax.jit(gradient).lower(q, kv, kv, q, argument((B, T), jnp.int32),
                                           argument((), jnp.int32))
     lowered.compile()

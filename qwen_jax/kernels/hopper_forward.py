@@ -189,23 +189,26 @@ def _produce(work: _Work, q_ref, k_ref, v_ref, index_ref, s) -> None:
 
     plgpu.copy_gmem_to_smem(index_ref, s.index, s.index_full)
 
-    @pl.loop(jnp.int32(0), work.steps)
-    def _load(i):
+    def load(i, ref, shared, full, free):
         slot, keys = work.slot(i), pl.ds(work.first_key(i), plan.keys)
-        for ref, shared, full, free in ((k_ref, s.k, s.k_full, s.k_free),
-                                        (v_ref, s.v, s.v_full, s.v_free)):
-            pl.when(i >= plan.stages)(lambda free=free: _claim(free.at[slot]))
-            plgpu.copy_gmem_to_smem(ref.at[batch, keys, kv_head], shared.at[slot], full.at[slot])
+        pl.when(i >= plan.stages)(lambda: plgpu.barrier_wait(free.at[slot]))
+        plgpu.copy_gmem_to_smem(ref.at[batch, keys, kv_head], shared.at[slot], full.at[slot])
+
+    load_keys = lambda i: load(i, k_ref, s.k, s.k_full, s.k_free)  # noqa: E731
+    load_values = lambda i: load(i, v_ref, s.v, s.v_full, s.v_free)  # noqa: E731
+    load_keys(jnp.int32(0))
+
+    @pl.loop(jnp.int32(1), work.steps)
+    def _in_the_order_of_use(i):
+        load_keys(i)
+        load_values(i - 1)
+
+    load_values(work.steps - 1)
 
     @pl.loop(jnp.maximum(work.steps - plan.stages, 0), work.steps)
     def _wait_until_all_is_read(i):
-        _claim(s.k_free.at[work.slot(i)])
-        _claim(s.v_free.at[work.slot(i)])
-
-
-def _claim(free) -> None:
-    """Waits until every consumer has given the slot back."""
-    plgpu.barrier_wait(free)
+        plgpu.barrier_wait(s.k_free.at[work.slot(i)])
+        plgpu.barrier_wait(s.v_free.at[work.slot(i)])
 
 
 def _consume(work: _Work, warpgroup, start_ref, out_ref, lse_ref, s) -> None:
