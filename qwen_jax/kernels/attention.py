@@ -22,7 +22,8 @@ from qwen_jax.types import Array
 # this) and PLATFORM (that of its custom calls, which the compiler does not partition; None: plain
 # JAX, which runs and is partitioned anywhere).
 IMPLEMENTATIONS = {name: f"qwen_jax.kernels.{name}"
-                   for name in ("reference", "xla", "tpu", "hopper", "cudnn")}
+                   for name in ("reference", "xla", "tpu", "hopper", "hopper_deterministic",
+                                "cudnn")}
 # The first that does not refuse runs.
 PREFERENCE = {"tpu": ("tpu", "xla"), "gpu": ("hopper", "cudnn", "xla"), "cpu": ("xla",)}
 
@@ -49,8 +50,9 @@ def attention(
         last T places). With T == S order is that of the row and positions change nothing.
       window: how many tokens each query sees, itself included; None: no limit. May be traced.
       scale: of the scores; None: 1 / sqrt(H).
-      implementation: a back end by name ("reference", "xla", "tpu", "hopper", "cudnn"); None: the
-        best for the device that the arrays are on or, when traced, that the program is for.
+      implementation: a back end by name ("reference", "xla", "tpu", "hopper",
+        "hopper_deterministic", "cudnn"); None: the best for the device that the arrays are on or,
+        when traced, that the program is for.
 
     Returns:
       [B, T, N, H] in q's dtype; softmax statistics are float32.

@@ -7,12 +7,13 @@ see them, of every query head of the group; two consumer warpgroups of 64 keys e
   dV += P^T dO,  dK += dS^T Q,  dQ += dS K
 
 with dV and dK in registers. The scores are transposed so that P^T and dS^T are operands where they
-lie, in registers; dS^T alone goes through shared memory, as each warpgroup's part of dQ needs the keys
-of both. dQ is summed in float32 in global memory by the copy engine, in no fixed order: sums differ
-in their last bits from run to run. `deterministic` computes dQ in a second kernel instead
+lie, in registers; dS^T alone goes through shared memory, as each warpgroup's part of dQ needs the
+keys of both. dQ is summed in float32 in global memory by the copy engine, in no fixed order: sums
+differ in their last bits from run to run. `deterministic` computes dQ in a second kernel instead
 (hopper_backward_dq.py), which costs two more matrix products on top of five.
 
-Report: none; the algorithm is FlashAttention's, laid out for Hopper as in its third version.
+The order of a step keeps the tensor cores fed: S, dP, dV, dQ and dK start one behind the other;
+exponentials run beside dP, dS beside dV, dQ's way out beside dK, and dK runs on into the next step.
 
 B batch, T positions, N heads, K key-value heads, G = N / K, H head size, Q queries in a tile.
 """
@@ -86,7 +87,7 @@ class Shape:
 
 
 def _tile(H: int) -> int:
-    """Queries in a tile: scores of 64 keys x Q, dK and dV of 64 x H share 240 registers of a thread."""
+    """Queries in a tile: 64 x Q of S and dP, 64 x H of dK and dV share a thread's 240 registers."""
     return 64 if H == 128 else 128
 
 
@@ -177,8 +178,8 @@ def _kernel(shape: Shape):
             _consume(shape, memory, bounds, dq, dk, dv, b, head, j, warpgroup)
 
     out = jax.ShapeDtypeStruct((shape.B, shape.T, shape.K, shape.H), shape.dtype)
-    # Tiles of keys vary fastest, so that blocks that run together read the same queries from L2; the
-    # first keys, which most queries see, begin first.
+    # Tiles of keys vary fastest, so that blocks that run together read the same queries from L2;
+    # the first keys, which most queries see, begin first.
     grid = {"batch": shape.B, "head": shape.K, "keys": shape.T // KEYS}
     return ops.kernel(body, out_type=[out, out], scratch_types=_scratch(shape), grid=grid,
                       warpgroups=3, name="attention_backward", automatic_barriers=False)
@@ -245,8 +246,7 @@ def _consume(shape: Shape, memory: _Memory, bounds, dq, dk, dv, b, head, j, warp
             # computed before the loop, some 80 registers of them, and spilled.
             return *_next(i, g, first, end), jnp.where(i < 0, i, me)
 
-        ops.loop(0, steps, step, (first, jnp.int32(0), warpgroup),
-                 accumulators=(dk_sum, dv_sum))
+        ops.loop(0, steps, step, (first, jnp.int32(0), warpgroup), accumulators=(dk_sum, dv_sum))
         ops.wait(0)
 
         @pl.when(steps > 0)
@@ -330,7 +330,7 @@ def _add_dq(shape: Shape, memory: _Memory, ds_T, dk_sum, dq, *, b, n, i, s, warp
 
 
 def _part(shape: Shape, warpgroup):
-    """Rows and columns of dQ's tile [Q, H] that a warpgroup computes: 64 x 64 of 64 x 128, 128 x 64."""
+    """The rows and columns of dQ's tile [Q, H], 64 of each, that a warpgroup computes."""
     mine, all_64 = pl.ds(warpgroup * 64, 64), pl.ds(0, 64)
     return (all_64, mine) if shape.H == 128 else (mine, all_64)
 

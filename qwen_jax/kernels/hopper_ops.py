@@ -1,16 +1,16 @@
 """The operations of a Hopper warpgroup that the attention kernels are written in.
 
-A thin vocabulary over Pallas Mosaic GPU (jax >= 0.11): asynchronous matrix products into accumulators
-that stay in registers, loops around them, and sums into global memory by the copy engine. Kernels use
-these through the module (`ops.accumulate(...)`), so that a test can put an interpreter's version in
-their place; everything else (copies, barriers, loads) they take from Pallas itself.
+A thin vocabulary over Pallas Mosaic GPU (jax >= 0.11): asynchronous matrix products into
+accumulators that stay in registers, loops around them, and sums into global memory by the copy
+engine. Kernels use these through the module (`ops.accumulate(...)`), so that a test can put an
+interpreter's version in their place; everything else (copies, barriers, loads) is Pallas' own.
 
 What the forward and the backward kernel agree on:
-  lse: float32 [B, N, T'], in base 2 of the scaled scores, log2(sum_j 2^(s_j * scale * log2(e))), with
-    T' at least T. A query that sees nothing has NOTHING_VISIBLE there (so 2^(x - lse) is 0) and an
-    output of zeros.
-  scale: applied in float32 to the scores, in the same multiply-add that subtracts the maximum or the
-    lse; the bfloat16 queries are never scaled.
+  lse: float32 [B, N, T'], in base 2 of the scaled scores, log2(sum_j 2^(s_j * scale * log2(e))),
+    with T' at least T. A query that sees nothing has NOTHING_VISIBLE there (so 2^(x - lse) is 0)
+    and an output of zeros.
+  scale: applied in float32 to the scores, in the same multiply-add that subtracts the maximum or
+    the lse; the bfloat16 queries are never scaled.
 """
 
 import math
@@ -33,7 +33,7 @@ COLUMNS = plgpu.Layout.WGMMA.reduce(0)
 
 def kernel(body: Callable, *, out_type, scratch_types, grid: dict[str, int], warpgroups: int,
            name: str, automatic_barriers: bool = True) -> Callable:
-    """plgpu.kernel of thread blocks of `warpgroups`, named "wg"; the grid's last axis varies fastest.
+    """plgpu.kernel of blocks of `warpgroups`, axis "wg"; the grid's last axis varies fastest.
 
     Args:
       grid: size of each axis by its name, for jax.lax.axis_index.

@@ -1,14 +1,14 @@
-"""Hopper kernels on a CPU: Pallas' Mosaic GPU interpreter, with what it cannot run put in its place.
+"""Hopper kernels on a CPU: Pallas' Mosaic GPU interpreter, and our version of what it lacks.
 
 Copies, barriers and shared memory are the interpreter's own (with its race detector, where asked).
-Its matrix products know no operand in registers, and its copies no sums, so `hopper_ops` is replaced:
+Its matrix products know no operand in registers and its copies no sums; `hopper_ops` is replaced:
 
-- A product is a plain dot that runs as late as the hardware might: when `wait` or `read` says that it
-  has ended. A slot of shared memory that is given back too early is then read after it was, and the
-  race detector sees it. (Products must have ended at the end of a loop's step: later than that the
-  interpreter cannot delay them.)
-- `add_to_global` is read, add, write. The detector takes the blocks of a grid to run at once, as the
-  hardware may, and is told that these sums are atomic.
+- A product is a plain dot that runs as late as the hardware might: when `wait` or `read` says that
+  it has ended. A slot of shared memory that is given back too early is then read after it was, and
+  the race detector sees it. (At the end of a loop's step every product has ended: later than that
+  it cannot be delayed.)
+- `add_to_global` is read, add, write. The detector takes the blocks of a grid to run at once, as
+  the hardware may, and is told that these sums are atomic.
 """
 
 import contextlib
@@ -97,7 +97,7 @@ def _add_to_global(source, target):
 
 
 def _atomic_add(target, value):
-    """The accesses of this function are no race between blocks: the copy engine's sums are atomic."""
+    """What this function reads and writes is no race: the copy engine's sums are atomic."""
     target[...] = target[...] + value
 
 
@@ -112,7 +112,8 @@ class _Races(gpu_callbacks.GPURaceDetectionState):
 
 
 def _is_atomic(source_info) -> bool:
-    return source_info is not None and _atomic_add.__name__ in source_info_util.summarize(source_info)
+    where = "" if source_info is None else source_info_util.summarize(source_info)
+    return _atomic_add.__name__ in where
 
 
 @contextlib.contextmanager

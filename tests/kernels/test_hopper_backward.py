@@ -1,4 +1,4 @@
-"""The Hopper backward kernels in the interpreter: gradients, tile bounds, determinism, planted bugs.
+"""The Hopper backward kernels in the interpreter: gradients, tile bounds, planted bugs and races.
 
 The forward pass is the definition here, so that nothing but the backward pass is tested.
 """
@@ -20,6 +20,7 @@ from hopper_interpreter import RaceFound, interpreted  # noqa: E402
 from qwen_jax.kernels import hopper_backward, hopper_backward_dq, hopper_ops, mask  # noqa: E402
 from qwen_jax.kernels.differentiable import differentiable  # noqa: E402
 from qwen_jax.kernels.gate import NAMES, Case, plain, repeated, with_gradients  # noqa: E402
+from qwen_jax.kernels.gate import check as gate_check  # noqa: E402
 from qwen_jax.kernels.reference import attention as reference  # noqa: E402
 from qwen_jax.kernels.tiles import override  # noqa: E402
 
@@ -102,6 +103,16 @@ def test_a_padded_row_gives_zeros():
             np.testing.assert_array_equal(array, np.zeros(array.shape))
 
 
+def test_the_deterministic_back_end_has_a_name_and_its_own_kernel(monkeypatch):
+    runs = []
+    real = hopper_backward.query_gradient
+    monkeypatch.setattr(hopper_backward, "query_gradient",
+                        lambda *args, **how: runs.append(how) or real(*args, **how))
+    with interpreted():
+        gate_check(Case(T=40, N=1, K=1, H=64), "hopper_deterministic")
+    assert runs
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("H, early", [(128, 0), (64, 1)])
 def test_either_order_of_products_is_right(H, early):
@@ -144,7 +155,8 @@ def _bounds_hold(found, seen, tile):
 BUGS = {
     "the mask is off by one": [("(at >= lax.broadcast_in_dim", "(at > lax.broadcast_in_dim")],
     "a tile is dropped": [("axis=-1) // tile + 1", "axis=-1) // tile")],
-    "a masked tile is taken for a whole one": [("needed=(i * Q < key + 63)", "needed=(i * Q < key)")],
+    "a masked tile is taken for a whole one": [
+        ("needed=(i * Q < key + 63)", "needed=(i * Q < key)")],
 }
 RACES = {
     "nobody waits for the other warpgroup's dS": [(
