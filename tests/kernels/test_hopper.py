@@ -1,4 +1,4 @@
-"""The Hopper back end in the interpreter: the gate of the pair, the forward kernel alone, planted bugs."""
+"""The Hopper back end in the interpreter: the pair's gate, the forward kernel, planted bugs."""
 
 import functools
 import inspect
@@ -54,8 +54,8 @@ def test_what_it_refuses_and_why(changes, reason):
 
 
 @needs_mosaic
-@pytest.mark.parametrize("kind", ["NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA H800", "NVIDIA H20",
-                                  "NVIDIA H20-3e", "NVIDIA GH200 480GB", "NVIDIA H100 PCIe"])
+@pytest.mark.parametrize("kind", ["NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA H200",
+                                  "NVIDIA H800", "NVIDIA H20-3e", "NVIDIA GH200 480GB"])
 def test_it_is_the_choice_on_every_hopper(kind):
     assert choose(call(target=Target("gpu", kind)))[0] == "hopper"
 
@@ -144,7 +144,8 @@ def test_any_scale(scale):
     scores = np.einsum("tnh,snh->nts", *(np.asarray(x[0], np.float64) for x in (q, k)))[0] * scale
     weights = np.tril(np.exp(scores))
     want = (weights / weights.sum(1, keepdims=True)) @ np.asarray(v[0, :, 0], np.float64)
-    np.testing.assert_allclose(np.asarray(out[0, :, 0], np.float64), want, atol=2e-2)  # bfloat16 of 3
+    # Half a unit in the last place of a bfloat16 up to 4, and the weights' own rounding.
+    np.testing.assert_allclose(np.asarray(out[0, :, 0], np.float64), want, atol=2e-2)
     np.testing.assert_allclose(lse[0, 0], np.log2(weights.sum(1)), atol=1e-4)
 
 
@@ -256,11 +257,13 @@ class TestHopper(Gate):
         (q, k, v, dout), _ = self.arrays(T=100)
 
         def scanned(q, k, v):
-            body = lambda total, window: (total + self.attend(window=window)(q, k, v), None)  # noqa: E731
+            def body(total, window):
+                return total + self.attend(window=window)(q, k, v), None
             return jax.lax.scan(body, jnp.zeros(q.shape, q.dtype), jnp.asarray([50, 50]))[0]
 
         plain = with_gradients(self.attend(window=50), q, k, v, dout)
-        mapped = with_gradients(jax.vmap(self.attend(window=50)), *(x[None] for x in (q, k, v, dout)))
+        mapped = with_gradients(jax.vmap(self.attend(window=50)),
+                                *(x[None] for x in (q, k, v, dout)))
         eps = float(jnp.finfo(q.dtype).eps)  # sums of other orders, rounded to the dtype
         for a, b, c in zip(plain, with_gradients(scanned, q, k, v, dout), mapped):
             a, b, c = (np.asarray(x, np.float32) for x in (a, b, c[0]))

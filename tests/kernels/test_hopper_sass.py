@@ -1,4 +1,4 @@
-"""The Hopper kernels compiled to machine code without a GPU: what the code must and must not have."""
+"""The Hopper kernels as machine code, compiled without a GPU: what it must and must not have."""
 
 import json
 import pathlib
@@ -58,7 +58,8 @@ def test_backward(kernels, H):
     row = kernels["attention_backward", H]
     assert row["hgmma"] and row["utmaldg"] > 0 and row["utmastg"] > 0
     assert row["utmaredg"] > 0  # dQ by the copy engine's sums
-    assert row["spilled_bytes"] <= 64  # beside some 2,000 instructions of a step
+    # Stores and loads, of a thread, in all of a kernel of some 3,000 instructions.
+    assert row["spilled_bytes"] <= {128: 64, 64: 320}[H]
     assert row["consumer_registers"] == 240
     assert row["shared_bytes"] < SHARED_BYTES
     assert row["waits_in_flight"] > 0 and not row["serialized"]
