@@ -1,9 +1,10 @@
 """What the Hopper kernels compile to, found out without a GPU: `python -m benchmarks.hopper_aot`.
 
 The public op and its gradient are compiled for a described H200; each kernel's PTX is assembled for
-sm_90a and disassembled. The table has the instructions that matter (wgmma is HGMMA, TMA is UTMALDG,
-UTMASTG and UTMAREDG), registers of a thread, spilled bytes, shared memory, and how many of the waits
-for products leave one in flight. Masks are data: the same program runs dense and packed rows.
+sm_90a and disassembled. The table has the instructions that matter (wgmma is HGMMA, TMA is
+UTMALDG, UTMASTG and UTMAREDG), registers of a thread, spilled bytes, shared memory, and how many of
+the waits for products leave one in flight. Masks are data: the same program runs dense and packed
+rows.
 
 Needs jax[cuda13] or its plugin (jax-cuda13-plugin), ptxas (CUDA toolkit) and nvdisasm
 (pip install nvidia-cuda-nvdisasm). No driver and no GPU.
@@ -50,6 +51,7 @@ device_description_str: "NVIDIA H200"
 class Row:
     """One compiled kernel."""
 
+    implementation: str
     kernel: str
     H: int
     N: int
@@ -96,14 +98,12 @@ def prepare(dump: str) -> None:
                    "MOSAIC_GPU_DUMP_TO": dump}
 
 
-def compile_op(H: int, N: int, K: int, *, implementation: str | None = None) -> None:
-    """Compiles the op's gradient for the H200; Mosaic writes down the kernels' PTX."""
+def target_mesh():
+    """A mesh of one described H200, and a maker of arguments that are on it."""
     import jax
     import jax.numpy as jnp
     import numpy as np
     from jax.experimental import topologies
-
-    from qwen_jax.kernels.attention import attention
 
     topology = topologies.get_topology_desc(platform="cuda", target_config=H200, topology="1x1x1")
     mesh = jax.sharding.Mesh(np.array(topology.devices).reshape(1), ("data",))
@@ -112,19 +112,30 @@ def compile_op(H: int, N: int, K: int, *, implementation: str | None = None) -> 
     def argument(shape, dtype=jnp.bfloat16):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
+    return mesh.abstract_mesh, argument
+
+
+def compile_op(H: int, N: int, K: int, *, implementation: str) -> None:
+    """Compiles the op's gradient for the H200; Mosaic writes down the kernels' PTX."""
+    import jax
+    import jax.numpy as jnp
+
+    from qwen_jax.kernels.attention import attention
+
     def gradient(q, k, v, dout, ids, window):
         out, pull = jax.vjp(lambda q, k, v: attention(
             q, k, v, segment_ids=ids, window=window, implementation=implementation), q, k, v)
         return out, pull(dout)
 
+    mesh, argument = target_mesh()
     q, kv = argument((B, T, N, H)), argument((B, T, K, H))
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    with jax.sharding.use_abstract_mesh(mesh):
         lowered = jax.jit(gradient).lower(q, kv, kv, q, argument((B, T), jnp.int32),
                                           argument((), jnp.int32))
     lowered.compile()
 
 
-def read(ptx: pathlib.Path, H: int, N: int, K: int) -> Row:
+def read(ptx: pathlib.Path, implementation: str, H: int, N: int, K: int) -> Row:
     """Assembles and disassembles one kernel."""
     name = re.sub(r"_\d+$", "", ptx.stem)
     cubin = ptx.with_suffix(".cubin")
@@ -137,7 +148,7 @@ def read(ptx: pathlib.Path, H: int, N: int, K: int) -> Row:
     waits = re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x(\d+)", sass)
     resources = ptx.with_suffix(".resources.txt").read_text(encoding="utf-8")
     return Row(
-        kernel=name, H=H, N=N, K=K,
+        implementation=implementation, kernel=name, H=H, N=N, K=K,
         hgmma=dict(collections.Counter(re.findall(r"\bHGMMA\.(\w+)\.", sass))),
         utmaldg=found["UTMALDG"], utmastg=found["UTMASTG"], utmaredg=found["UTMAREDG"],
         registers=int(re.search(r"Used (\d+) registers", said)[1]),
@@ -161,28 +172,32 @@ def _exponentials_under_product(sass: str) -> int:
     return count
 
 
-def measure(shapes=SHAPES, *, implementation: str | None = None) -> list[Row]:
+def measure(implementation: str, shapes) -> list[Row]:
     """Every kernel of the op at these shapes. Changes the environment: for a process of its own."""
     rows = []
     for H, N, K in shapes:
         with tempfile.TemporaryDirectory() as dump:
             prepare(dump)
             compile_op(H, N, K, implementation=implementation)
-            rows += [read(ptx, H, N, K) for ptx in sorted(pathlib.Path(dump).glob("*.ptx"))]
+            rows += [read(ptx, implementation, H, N, K)
+                     for ptx in sorted(pathlib.Path(dump).glob("*.ptx"))]
     return rows
 
 
 def table(rows: list[Row]) -> str:
     """Markdown."""
-    lines = ["| kernel | H | heads | HGMMA | TMA load / store / add | registers (start, consumers) | "
-             "spilled bytes | shared memory | waits, with a product in flight | exp2 under a product |",
-             "|---|---|---|---|---|---|---|---|---|---|"]
+    heads = ("back end", "kernel", "H", "heads", "HGMMA", "TMA load / store / add",
+             "registers (start, consumers)", "spilled bytes", "shared memory",
+             "waits, with a product in flight", "exp2 under a product")
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in rows:
         shapes = ", ".join(f"{n} x {shape}" for shape, n in sorted(row.hgmma.items()))
-        lines.append(
-            f"| {row.kernel} | {row.H} | {row.N} / {row.K} | {shapes} | {row.utmaldg} / {row.utmastg} "
-            f"/ {row.utmaredg} | {row.registers}, {row.consumer_registers} | {row.spilled_bytes} | "
-            f"{row.shared_bytes:,} | {row.waits}, {row.waits_in_flight} | {row.exp2_under_product} |")
+        cells = (row.implementation, row.kernel, row.H, f"{row.N} / {row.K}", shapes,
+                 f"{row.utmaldg} / {row.utmastg} / {row.utmaredg}",
+                 f"{row.registers}, {row.consumer_registers}", row.spilled_bytes,
+                 f"{row.shared_bytes:,}", f"{row.waits}, {row.waits_in_flight}",
+                 row.exp2_under_product)
+        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     return "\n".join(lines)
 
 
@@ -196,13 +211,17 @@ def versions() -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print JSON and write no file")
-    parser.add_argument("--shapes", default=None, help='such as "[[128, 8, 2]]": H, N, K of each')
-    parser.add_argument("--implementation", default=None, help="a back end by name")
+    parser.add_argument("--shapes", help='such as "[[128, 8, 2]]": H, N, K of each')
     flags = parser.parse_args()
     if missing():
         raise SystemExit(f"this machine lacks {missing()}; see the head of {__file__}.")
-    shapes = SHAPES if flags.shapes is None else json.loads(flags.shapes)
-    rows = measure(shapes, implementation=flags.implementation)
+    if flags.shapes is not None:
+        rows = measure("hopper", json.loads(flags.shapes))
+    else:
+        rows = measure("hopper", SHAPES)
+        # Its forward kernel is the same.
+        rows += [row for row in measure("hopper_deterministic", SHAPES[::2])
+                 if "forward" not in row.kernel]
     record = {"date": datetime.date.today().isoformat(), "target": "sm_90a", "B": B, "T": T,
               "command": "python -m benchmarks.hopper_aot", "versions": versions(),
               "kernels": [dataclasses.asdict(row) for row in rows]}
@@ -212,8 +231,8 @@ def main() -> None:
     (RESULTS / "hopper_aot.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     said = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     text = (f"# Hopper kernels as compiled for sm_90a, without a GPU\n\n{record['date']}, "
-            f"`{record['command']}`, {said}. BF16, batch {B}, {T} tokens; masks are data, so the same "
-            f"program runs dense and packed rows.\n\n{table(rows)}\n")
+            f"`{record['command']}`, {said}. BF16, batch {B}, {T} tokens; masks are data, so the "
+            f"same program runs dense and packed rows.\n\n{table(rows)}\n")
     (RESULTS / "hopper_aot.md").write_text(text, encoding="utf-8")
     print(text)
 

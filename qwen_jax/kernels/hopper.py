@@ -26,8 +26,8 @@ def refuse(call: Call) -> str | None:
     if jax.version.__version_info__ < (0, 11):
         return f"needs jax 0.11 or newer (and Python 3.12), not {jax.__version__}"
     if interpret_mode() is None and not _is_hopper(call.target.kind):
-        return (f"is written for Hopper ({', '.join(KINDS)}) and runs on no other GPU, such as this "
-                f"{call.target.kind}; use cudnn or xla there")
+        return (f"is written for Hopper ({', '.join(KINDS)}) and runs on no other GPU, such as "
+                f"this {call.target.kind}; use cudnn or xla there")
     if call.T != call.S:
         return "runs whole rows alone (as many queries as keys)"
     if call.dtype == jnp.float32:

@@ -2,19 +2,19 @@
 
 A block of threads computes 64 queries of one head for each of its consumer warpgroups. A producer
 warpgroup streams tiles of keys and values into shared memory through the copy engine, from the
-diagonal down to the first key that a query of the block sees. Products and exponentials, which take
-equally long at head size 128, run at the same time in two ways:
+diagonal down to the first key that a query of the block sees. The softmax, which takes half as long
+as the products at head size 128 and as long at 64, runs at the same time in two ways:
 
-- within a warpgroup: the scores of the next tile and the output of this one are started together; the
-  softmax of the next tile runs while the output's product is still on the tensor cores;
-- between warpgroups: they start their products in turn, so one's softmax lies over another's products.
+- within a warpgroup: the scores of the next tile and the output of this one are started together;
+  the softmax of the next tile runs while the output's product is still on the tensor cores;
+- between warpgroups: they start products in turn, so one's softmax lies over another's products.
 
-Arithmetic for the mask is spent in the tiles that need it: those on the diagonal, and those that begin
-before the last first key of the block's queries.
+Arithmetic for the mask is spent in the tiles that need it: those on the diagonal, and those that
+begin before the last first key of the block's queries.
 
 Conventions of lse and scale: hopper_ops.py.
 
-B batch, T positions, N heads, K key-value heads, H head size, M queries of a block, J keys of a tile.
+B batch, T positions, N heads, K key-value heads, H head size, M queries of a block.
 """
 
 import dataclasses
@@ -34,8 +34,8 @@ from qwen_jax.types import Array
 QUERIES = 64  # of a warpgroup: the rows of one matrix instruction
 # Registers of a thread, consumer and producer: 65,536 for 128 threads of each warpgroup.
 REGISTERS = {2: (240, 24), 3: (160, 32)}
-# Tile sizes by head size. At 64 the exponentials take twice as long as the products: a third warpgroup
-# keeps their unit busy, and tiles are small enough for four stages.
+# Tile sizes by head size. At 64 the exponentials take as long as the products: a third warpgroup
+# helps to keep both busy, and tiles are small enough for four stages.
 DEFAULT = {64: {"consumers": 3, "keys": 128, "stages": 4},
            128: {"consumers": 2, "keys": 128, "stages": 2}}
 
@@ -101,8 +101,8 @@ def forward(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, k_start_BT: Array, q_en
 
 
 def first_tiles(plan: Plan, k_start_BT: Array) -> Array:
-    """int32 [B, blocks, 2]: the first key tile that a block of queries reads, and the first whose keys
-    all of its queries see but for the diagonal. Queries that see nothing do not count."""
+    """int32 [B, blocks, 2]: the first key tile that a block of queries reads, and the first whose
+    keys all of its queries see but for the diagonal. Queries that see nothing do not count."""
     query = jnp.broadcast_to(jnp.arange(plan.T, dtype=jnp.int32)[None], k_start_BT.shape)
     sees = k_start_BT <= query
     rest = ((0, 0), (0, plan.blocks * plan.M - plan.T))
@@ -165,7 +165,8 @@ class _Work:
         return jnp.minimum(self.query + warpgroup * QUERIES, self.plan.T - QUERIES)
 
 
-def _block(plan: Plan, q_ref, k_ref, v_ref, start_ref, first_ref, index_ref, out_ref, lse_ref, s) -> None:
+def _block(plan: Plan, q_ref, k_ref, v_ref, start_ref, first_ref, index_ref, out_ref, lse_ref,
+           s) -> None:
     work, warpgroup = _Work(plan, first_ref), lax.axis_index("wg")
     consumer, producer = REGISTERS[plan.consumers]
 
@@ -189,23 +190,26 @@ def _produce(work: _Work, q_ref, k_ref, v_ref, index_ref, s) -> None:
 
     plgpu.copy_gmem_to_smem(index_ref, s.index, s.index_full)
 
-    @pl.loop(jnp.int32(0), work.steps)
-    def _load(i):
+    def load(i, ref, shared, full, free):
         slot, keys = work.slot(i), pl.ds(work.first_key(i), plan.keys)
-        for ref, shared, full, free in ((k_ref, s.k, s.k_full, s.k_free),
-                                        (v_ref, s.v, s.v_full, s.v_free)):
-            pl.when(i >= plan.stages)(lambda free=free: _claim(free.at[slot]))
-            plgpu.copy_gmem_to_smem(ref.at[batch, keys, kv_head], shared.at[slot], full.at[slot])
+        pl.when(i >= plan.stages)(lambda: plgpu.barrier_wait(free.at[slot]))
+        plgpu.copy_gmem_to_smem(ref.at[batch, keys, kv_head], shared.at[slot], full.at[slot])
+
+    load_keys = lambda i: load(i, k_ref, s.k, s.k_full, s.k_free)  # noqa: E731
+    load_values = lambda i: load(i, v_ref, s.v, s.v_full, s.v_free)  # noqa: E731
+    load_keys(jnp.int32(0))
+
+    @pl.loop(jnp.int32(1), work.steps)
+    def _in_the_order_of_use(i):
+        load_keys(i)
+        load_values(i - 1)
+
+    load_values(work.steps - 1)
 
     @pl.loop(jnp.maximum(work.steps - plan.stages, 0), work.steps)
     def _wait_until_all_is_read(i):
-        _claim(s.k_free.at[work.slot(i)])
-        _claim(s.v_free.at[work.slot(i)])
-
-
-def _claim(free) -> None:
-    """Waits until every consumer has given the slot back."""
-    plgpu.barrier_wait(free)
+        plgpu.barrier_wait(s.k_free.at[work.slot(i)])
+        plgpu.barrier_wait(s.v_free.at[work.slot(i)])
 
 
 def _consume(work: _Work, warpgroup, start_ref, out_ref, lse_ref, s) -> None:
@@ -227,11 +231,14 @@ def _consume(work: _Work, warpgroup, start_ref, out_ref, lse_ref, s) -> None:
     plgpu.barrier_wait(s.index_full)
     scores = _hide(work, s, scores, query, start, 0, diagonal=True)
     top, weights = _weights(plan, scores, None, diagonal=True)
-    carry = (ops.zeros((QUERIES, plan.H)), top, jnp.sum(weights, axis=1), weights.astype(plan.dtype))
+    carry = (ops.zeros((QUERIES, plan.H)), top, jnp.sum(weights, axis=1),
+             weights.astype(plan.dtype))
     pl.when(work.steps > 1)(lambda: plgpu.barrier_wait(s.k_full.at[work.slot(1)]))
 
     def steps(begin, end, carry, mask):
-        step = lambda i, carry: _step(work, warpgroup, query, start, s, i, carry, mask)  # noqa: E731
+        def step(i, carry):
+            return _step(work, warpgroup, query, start, s, i, carry, mask)
+
         return ops.loop(begin, end, step, carry)
 
     if plan.several_diagonal:

@@ -1,4 +1,4 @@
-"""The Hopper back end in the interpreter: the gate of the pair, the forward kernel alone, planted bugs."""
+"""The Hopper back end in the interpreter: the pair's gate, the forward kernel, planted bugs."""
 
 import functools
 import inspect
@@ -9,11 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen_jax.errors import KernelError
-from qwen_jax.kernels import hopper, mask
+from qwen_jax.kernels import gate, hopper, mask
 from qwen_jax.kernels.attention import choose
 from qwen_jax.kernels.differentiable import Call
-from qwen_jax.kernels.gate import Case, plain, repeated
+from qwen_jax.kernels.gate import Case, plain, repeated, with_gradients
 from qwen_jax.kernels.reference import visible
 from qwen_jax.kernels.target import Target
 from qwen_jax.kernels.tiles import override
@@ -55,17 +54,15 @@ def test_what_it_refuses_and_why(changes, reason):
 
 
 @needs_mosaic
-@pytest.mark.parametrize("kind", ["NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA H800", "NVIDIA H20",
-                                  "NVIDIA H20-3e", "NVIDIA GH200 480GB", "NVIDIA H100 PCIe"])
+@pytest.mark.parametrize("kind", ["NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA H200",
+                                  "NVIDIA H800", "NVIDIA H20-3e", "NVIDIA GH200 480GB"])
 def test_it_is_the_choice_on_every_hopper(kind):
     assert choose(call(target=Target("gpu", kind)))[0] == "hopper"
 
 
-def test_elsewhere_another_back_end_runs_and_a_demand_is_an_error():
-    ampere = call(target=Target("gpu", "NVIDIA A100-SXM4-80GB"), segments=False, window=None)
-    assert choose(ampere)[0] == "cudnn"
-    with pytest.raises(KernelError, match="A100" if not OLD else "needs jax 0.11"):
-        choose(ampere, "hopper")
+def test_elsewhere_another_back_end_runs():
+    assert choose(call(target=Target("gpu", "NVIDIA A100-SXM4-80GB"), segments=False,
+                       window=None))[0] == "cudnn"
 
 
 def arguments(case: Case):
@@ -116,8 +113,8 @@ PACKED = {"documents": repeated(330, (70, 1, 120), padding=30), "window": 100}
 
 @needs_mosaic
 @pytest.mark.parametrize("given", [
-    Case(T=330, N=2, K=1, H=128, **PACKED), Case(T=330, N=1, K=1, H=64, **PACKED),
-    Case(T=7, B=2, N=2, K=2, H=64, dtype="float16")], ids=["128", "64", "short"])
+    Case(T=330, N=1, K=1, H=128, **PACKED), Case(T=200, N=2, K=1, H=64, window=70),
+    Case(T=7, B=2, N=1, K=1, H=64, dtype="float16")], ids=["packed", "window", "short"])
 def test_outputs_are_right_and_there_are_no_races(given):
     check(given, detect_races=True)
 
@@ -147,7 +144,8 @@ def test_any_scale(scale):
     scores = np.einsum("tnh,snh->nts", *(np.asarray(x[0], np.float64) for x in (q, k)))[0] * scale
     weights = np.tril(np.exp(scores))
     want = (weights / weights.sum(1, keepdims=True)) @ np.asarray(v[0, :, 0], np.float64)
-    np.testing.assert_allclose(np.asarray(out[0, :, 0], np.float64), want, atol=2e-2)  # bfloat16 of 3
+    # Half a unit in the last place of a bfloat16 up to 4, and the weights' own rounding.
+    np.testing.assert_allclose(np.asarray(out[0, :, 0], np.float64), want, atol=2e-2)
     np.testing.assert_allclose(lse[0, 0], np.log2(weights.sum(1)), atol=1e-4)
 
 
@@ -220,12 +218,54 @@ def test_a_planted_race_is_found(name):
 
 
 @needs_mosaic
+@pytest.mark.slow
+@pytest.mark.parametrize("H", [64, 128])
+@pytest.mark.parametrize("T", [1, 129, 400])
+@pytest.mark.parametrize("name", ["causal", "window", "padded", "packed, window, padding"])
+def test_the_pair_over_the_grid(name, T, H):
+    if name in masks(T):
+        with interpreted(detect_races=True):
+            gate.check(Case(T=T, N=2, K=1, H=H, **masks(T)[name]), "hopper")
+
+
+@needs_mosaic
 class TestHopper(Gate):
     name = "hopper"
     dtypes = ("bfloat16", "float16")
     H, T = 128, 250
-    grid = [Case(T=150, N=2, K=1, H=64, dtype="float16", **masks(150)["packed, window, padding"]),
-            Case(T=129, N=1, K=1, H=128)]
+    grid = [Case(T=150, N=2, K=1, H=64, dtype="float16", **masks(150)["packed, window, padding"])]
 
     def running(self):
         return interpreted()
+
+    # Each takes ten seconds and more in the interpreter: the default is one case and causality.
+    @pytest.mark.slow
+    def test_another_document_leaves_outputs_and_gradients_bit_unchanged(self):
+        super().test_another_document_leaves_outputs_and_gradients_bit_unchanged()
+
+    @pytest.mark.slow
+    def test_padding_gives_zeros_and_no_nan(self):
+        super().test_padding_gives_zeros_and_no_nan()
+
+    @pytest.mark.slow
+    def test_a_window_as_long_as_the_row_is_no_window(self):
+        super().test_a_window_as_long_as_the_row_is_no_window()
+
+    @pytest.mark.slow
+    def test_transforms_change_nothing(self):
+        """Without remat, which refuses the interpreter's callbacks; test_hopper_sass.py has it."""
+        (q, k, v, dout), _ = self.arrays(T=100)
+
+        def scanned(q, k, v):
+            def body(total, window):
+                return total + self.attend(window=window)(q, k, v), None
+            return jax.lax.scan(body, jnp.zeros(q.shape, q.dtype), jnp.asarray([50, 50]))[0]
+
+        plain = with_gradients(self.attend(window=50), q, k, v, dout)
+        mapped = with_gradients(jax.vmap(self.attend(window=50)),
+                                *(x[None] for x in (q, k, v, dout)))
+        eps = float(jnp.finfo(q.dtype).eps)  # sums of other orders, rounded to the dtype
+        for a, b, c in zip(plain, with_gradients(scanned, q, k, v, dout), mapped):
+            a, b, c = (np.asarray(x, np.float32) for x in (a, b, c[0]))
+            np.testing.assert_allclose(2 * a, b, atol=8 * eps * np.abs(b).max())
+            np.testing.assert_allclose(a, c, atol=8 * eps * np.abs(a).max())
