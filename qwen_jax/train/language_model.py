@@ -15,7 +15,7 @@ def make_objective(config: ModelConfig, *, z_loss: float | None = None, training
     """objective(params, batch, key) -> Sums.
 
     loss = sum over tokens of weight * (-log p(target) + z_loss * log(Z)^2), with Z the softmax's
-    denominator. The extras hold the cross-entropy without z_loss and the count of right guesses.
+    denominator. The extras hold the cross-entropy without z_loss.
     `training=False` turns dropout off; NTK and LogN are off in both, as in the report.
     """
 
