@@ -143,6 +143,7 @@ def test_a_second_call_of_the_same_bucket_compiles_nothing(params):
     assert decode.rollout._cache_size() == before
 
 
+@pytest.mark.slow
 def test_sharded_weights_give_the_same_tokens_inside_a_layout_and_outside(params):
     prompts = _prompts(4, 12, 15, 20)
     kwargs = dict(config=CONFIG, max_new_tokens=16)
