@@ -153,10 +153,11 @@ def make_ppo_step(model: ModelConfig, config: PPOConfig, *,
             metrics |= {f"{name}/{key.removeprefix('train/')}": jnp.mean(x)
                         for key, x in found.items()}
         metrics["train/loss"] = metrics["policy/loss"] + metrics["value/loss"]
-        ok = (policy.step >= 0) & (value.step >= 0) & (state.step >= 0)
-        step = jnp.where(ok, state.step + 1, jnp.where(state.step < 0, state.step,
-                                                       -1 - state.step))
-        return PPOState(step=step, policy=policy, value=value, rewards=moments), metrics
+        new = PPOState(step=state.step + 1, policy=policy, value=value, rewards=moments)
+        # As in the train step: what is not finite leaves all as it was, the running moments too.
+        halted = state.replace(step=jnp.where(state.step < 0, state.step, -1 - state.step))
+        good = (policy.step >= 0) & (value.step >= 0) & (state.step >= 0)
+        return jax.tree.map(lambda new, old: jnp.where(good, new, old), new, halted), metrics
 
     return jax.jit(ppo_step, donate_argnums=0)
 

@@ -25,7 +25,8 @@ from qwen_jax.model.heads import at_end, scores
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Array, Params, ScoringParams
 
-# (prompts, answers) -> one number for each; texts without special tokens.
+# (prompts, answers) -> one number for each. A prompt is all that the model saw, in ChatML; an answer
+# is what it wrote, without the end token.
 RewardFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
 
