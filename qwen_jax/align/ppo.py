@@ -153,6 +153,7 @@ def make_ppo_step(model: ModelConfig, config: PPOConfig, *,
             metrics |= {f"{name}/{key.removeprefix('train/')}": jnp.mean(x)
                         for key, x in found.items()}
         metrics["train/loss"] = metrics["policy/loss"] + metrics["value/loss"]
+        metrics["train/grad_norm"] = metrics["policy/grad_norm"]
         new = PPOState(step=state.step + 1, policy=policy, value=value, rewards=moments)
         # As in the train step: what is not finite leaves all as it was, the running moments too.
         halted = state.replace(step=jnp.where(state.step < 0, state.step, -1 - state.step))

@@ -197,6 +197,7 @@ def test_ppo_with_everything_goes_on_where_it_was(folder, scored, tmp_path):
     assert model == MODEL
 
 
+@pytest.mark.slow  # compiles all of PPO once more
 def test_ppo_with_a_function_alone_runs_without_pretraining_rows(folder, tmp_path):
     output = run(ppo, ppo_config(folder, tmp_path / "run", train={"num_steps": 1},
                                  reward_functions=("experiments.rewards:arithmetic",)))
