@@ -13,8 +13,8 @@ from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})
-HH = {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Sum: 1 2\n\nAssistant: 3",
-      "rejected": "\n\nHuman: Hi\n\nAssistant: Hello.\n\nHuman: Sum: 1 2\n\nAssistant: 4"}
+HH = {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello. \t\n\nHuman: Sum: 1 2\n\nAssistant: 3",
+      "rejected": "\n\nHuman: Hi\n\nAssistant: Hello. \t\n\nHuman: Sum: 1 2\n\nAssistant: 4"}
 TALK = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."},
                           {"from": "human", "value": "Sum: 1 2"}]}
 SAME = {

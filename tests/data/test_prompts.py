@@ -34,13 +34,13 @@ def test_every_format_ends_where_the_model_answers(tmp_path):
 
 
 def test_what_is_too_long_or_no_question_is_counted(tmp_path):
-    texts, counts = read(tmp_path, [{"prompt": "a"}, {"prompt": "b" * 100}, {"prompt": " "},
+    texts, counts = read(tmp_path, [{"prompt": "a"}, {"prompt": "b" * 60}, {"prompt": " "},
                                     {"messages": [{"role": "assistant", "content": "c"}]}],
                          max_tokens=100)
     assert len(texts) == counts.kept == 1
     assert counts.skipped == {"longer than 100 tokens": 1, "without a question": 2}
     with pytest.raises(DataError, match="no prompt can be used"):
-        read(tmp_path, [{"prompt": "b" * 100}], max_tokens=100)
+        read(tmp_path, [{"prompt": "b" * 60}], max_tokens=100)
 
 
 def test_real_conversations_are_prompts(shared):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tiny_checkpoint import CONFIG, TOKENIZER
 
-from experiments import dpo, ppo, reward_model, sft
+from experiments import dpo, ppo, reward_model, rewards, sft
 from qwen_jax.config import DataConfig
 from qwen_jax.data import shards
 from qwen_jax.data.sources import Document
@@ -204,3 +204,44 @@ def test_ppo_with_a_function_alone_runs_without_pretraining_rows(folder, tmp_pat
     assert "pretraining gradient: none" in output
     (record,) = records(tmp_path / "run")
     assert 0 <= record["rollout/reward"] <= 1 and "policy/pretrain_loss" not in record
+
+
+def test_what_cannot_be_done_is_refused_before_it_leaves_anything(folder, scored, tmp_path):
+    one = {"reward_functions": ("experiments.rewards:arithmetic",)}
+    reward = f"{scored[0]}/reward"
+    wide = dataclasses.replace(MODEL, hidden_size=64)
+    save_run(tmp_path / "wide", wide, jax.jit(init_params, static_argnums=0)(
+        wide, jax.random.key(0)), tokenizer=TOKENIZER)
+    run_dir = tmp_path / "run"
+    for stage, config, message in (
+            (sft, sft.SMOKE, "no conversations"),
+            (dpo, dpo.SMOKE, "no pairs"),
+            (reward_model, config_of(reward_model, folder, run_dir, init_from="", data={
+                "pairs": (f"{folder}/pairs.jsonl",)}), "no model to start from"),
+            (ppo, ppo_config(folder, run_dir), "no reward"),
+            (ppo, ppo_config(folder, run_dir, init_from=str(tmp_path), **one), "no config.json"),
+            (ppo, ppo_config(folder, run_dir, reward_functions=("experiments.rewards:arithmetik",)),
+             "did you mean 'arithmetic'"),
+            (ppo, ppo_config(folder, run_dir, reward_functions=("no.module:f",)), "No module"),
+            (ppo, ppo_config(folder, run_dir, ppo=dataclasses.replace(
+                ppo.SMOKE.ppo, max_new_tokens=64), **one), "longer than the model's 96"),
+            (ppo, ppo_config(folder, run_dir, data={"max_prompt_tokens": 8}, **one),
+             "longer than 8 tokens"),
+            (ppo, ppo_config(folder, run_dir, train={"batch_size": 9}, **one), "2 samples"),
+            (ppo, ppo_config(folder, run_dir, reward_model=f"{folder}/base"), "no run of a reward"),
+            (ppo, ppo_config(folder, run_dir, init_from=str(tmp_path / "wide"),
+                             reward_model=reward), "hidden_size 32, not 64"),
+            (ppo, ppo_config(folder, run_dir, ppo=dataclasses.replace(
+                ppo.SMOKE.ppo, pretrain_ratio=1.1), data={"pretrain": DataConfig(
+                    sources=(f"{folder}/text/train",))}, **one), "batch_size=9 does not divide")):
+        with pytest.raises(QwenJaxError, match=message):
+            run(stage, config)
+    assert not run_dir.exists()
+
+
+def test_arithmetic_is_right_or_wrong():
+    found = rewards.arithmetic(["user\n2+3<|im_end|>", "4 - 6", "2*3 and 7*8"],
+                               ["It is 5", "2", "6, no: 56"])
+    assert found == [1.0, 0.0, 1.0]
+    with pytest.raises(ValueError, match="no a \\+ b"):
+        rewards.arithmetic(["Hello"], ["Hi"])
