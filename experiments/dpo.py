@@ -14,6 +14,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from experiments import flags
 from experiments.base_model import start, weights_of
@@ -26,8 +27,8 @@ from qwen_jax.data.batches import Batches, eval_batches, fill_up, stack_trees
 from qwen_jax.data.preference import PairRows
 from qwen_jax.errors import ConfigError
 from qwen_jax.model.spec import param_specs
-from qwen_jax.parallel.mesh import make_mesh
-from qwen_jax.parallel.rules import sharding_for, use_layout
+from qwen_jax.parallel.mesh import check_batch, make_mesh
+from qwen_jax.parallel.rules import DEFAULT_RULES, sharding_for, use_layout
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.evaluation import make_means
 from qwen_jax.train.supervised import train
@@ -120,17 +121,21 @@ def compare(config: Config, all_rows: list[PairRows], emit: Callable[[str], None
             ) -> list[ComparedRows]:
     """Rows with what the weights of init_from think of them, each computed once."""
     mesh, specs = make_mesh(config.mesh), param_specs(config.model)
+    check_batch(config.train.batch_size, config.train.micro_batches, mesh)
     dtype = jnp.dtype(config.model.compute_dtype)
     with use_layout(mesh):
         params = weights_of(config.init_from)(jax.tree.map(
             lambda spec, where: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=where),
             specs, sharding_for(specs, mesh)))
         ask = jax.jit(functools.partial(answer_log_probs, config=config.model))
+        by_row = NamedSharding(mesh, DEFAULT_RULES.partition_spec(("batch",)))
         size, found = config.train.batch_size, []
         for rows in all_rows:
-            parts = [jax.device_get(ask(params, stack_trees(fill_up(
-                [rows[i] for i in range(first, min(first + size, len(rows)))], size,
-                rows.padding)))) for first in range(0, len(rows), size)]
+            parts = []
+            for first in range(0, len(rows), size):
+                chosen = [rows[i] for i in range(first, min(first + size, len(rows)))]
+                batch = stack_trees(fill_up(chosen, size, rows.padding))
+                parts.append(jax.device_get(ask(params, jax.device_put(batch, by_row))))
             found.append(ComparedRows(rows, np.concatenate(parts)[:len(rows)]))
     emit(f"reference: log-probabilities of {sum(map(len, all_rows)):,} pairs")
     return found

@@ -177,7 +177,7 @@ def ppo_config(folder, run_dir, *, data=None, **changes):
 
 
 def test_ppo_with_everything_goes_on_where_it_was(folder, scored, tmp_path):
-    """Both kinds of reward and the pretraining gradient, killed in the value model's warm-up too."""
+    """Both kinds of reward and the pretraining gradient."""
     def make(run_dir):
         return ppo_config(
             folder, run_dir, reward_model=f"{scored[0]}/reward",
