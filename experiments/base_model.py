@@ -71,7 +71,7 @@ def weights_of(init_from: str) -> Callable[[Any], Any]:
 
 
 def is_scoring_run(folder: str) -> bool:
-    """Whether a folder is the run of a reward model: it learns from pairs, and has no beta as DPO."""
+    """Whether a folder is a reward model's run: it learns from pairs, without the beta of DPO."""
     raw = _config_of(folder)
     return "pairs" in (raw.get("data") or {}) and "beta" not in raw
 

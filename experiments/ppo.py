@@ -192,8 +192,8 @@ def _check(config: Config, prompt_length: int, mesh) -> None:
     if longest > config.model.context_length:
         # The sampler would extend the context, as at inference, and the trainer would not.
         raise ConfigError(
-            f"prompts of {prompt_length} and answers of {settings.max_new_tokens} tokens are longer "
-            f"than the model's {config.model.context_length}.",
+            f"prompts of {prompt_length} and answers of {settings.max_new_tokens} tokens are "
+            f"longer than the model's {config.model.context_length}.",
             "data.max_prompt_tokens, ppo.max_new_tokens", "lower one of them.")
     if config.reward_model is None:
         return

@@ -8,7 +8,8 @@ large set, fine-tuning starts from PMP and sees the small, better one.
     python -m experiments.reward_model --recipe=7b --init_from=runs/pmp --run_dir=runs/reward \\
         --data.pairs=small.json --data.eval_pairs=held_out.json
 
-Formats: HH (chosen, rejected dialogues), DPO-style (conversations or prompt; chosen, rejected), SHP.
+Formats: HH (chosen, rejected dialogues), DPO-style (conversations or prompt; chosen, rejected),
+SHP.
 """
 
 import dataclasses
@@ -118,8 +119,8 @@ def learn(config: Config, rows: PairRows, tokenizer: Tokenizer,
     size, shard = config.train.batch_size, (jax.process_index(), jax.process_count())
     batches = Batches(rows, batch_size=size, seed=config.train.seed, collate=stack_trees,
                       shard=shard)
-    held_out = {path.rpartition("/")[2].partition(".")[0]: make_rows((path,), config, tokenizer, emit)
-                for path in config.data.eval_pairs}
+    held_out = {path.rpartition("/")[2].partition(".")[0]:
+                make_rows((path,), config, tokenizer, emit) for path in config.data.eval_pairs}
 
     def evaluate(put, done, state):
         agreements = [measure(name, state.params, eval_batches(
@@ -136,7 +137,8 @@ def learn(config: Config, rows: PairRows, tokenizer: Tokenizer,
     emit(f"starting from {kind} weights")
     row = rows.padding
     return train(
-        config, emit=emit, tokenizer=tokenizer, batches=batches.iterate, specs=scoring_specs(config.model),
+        config, emit=emit, tokenizer=tokenizer, batches=batches.iterate,
+        specs=scoring_specs(config.model),
         initial=scoring_weights_of(config.init_from, seed=config.train.seed),
         batch=jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), row),
         objective=make_objective(config.model), evaluate=evaluate if held_out else None)

@@ -131,7 +131,8 @@ def finetune(config: Config, rows: PackedRows, tokenizer: Tokenizer,
                                       shard=shard)))
     emit(f"{size * config.train.num_steps / len(rows):.2f} passes over the data")
     return train(
-        config, emit=emit, tokenizer=tokenizer, batches=batches.iterate, initial=weights_of(config.init_from),
+        config, emit=emit, tokenizer=tokenizer, batches=batches.iterate,
+        initial=weights_of(config.init_from),
         objective=make_objective(config.model, z_loss=config.train.z_loss),
         evaluate=language_evaluation(make_objective(config.model, training=False),
                                      tuple(held_out), emit))

@@ -178,7 +178,8 @@ def make_lesson(batch: PPOBatch, moments: RunningMoments, config: PPOConfig
                     pretrain=_weighted(batch.pretrain, mask, config.pretrain_coefficient))
     lengths_B = jnp.sum(mask, axis=1)
     return lesson, {
-        "rollout/reward": jnp.mean(rollout.rewards), "rollout/reward_normalised": jnp.mean(normal_B),
+        "rollout/reward": jnp.mean(rollout.rewards),
+        "rollout/reward_normalised": jnp.mean(normal_B),
         "rollout/kl": jnp.mean(jnp.sum(kl_BT * mask, axis=1)),
         "rollout/kl_per_token": masked_mean(kl_BT, mask),
         "rollout/length": jnp.mean(lengths_B), "rollout/ended": jnp.mean(rollout.ended),
@@ -332,7 +333,7 @@ def split_lesson(lesson: Lesson, config: PPOConfig, step: Array, seed: int) -> L
 
 
 def _weighted(pretrain: Batch | None, mask_BT: Array, coefficient: float) -> Batch | None:
-    """Pretraining rows whose weights make their mean loss count `coefficient` in a mean per action."""
+    """Pretraining rows, weighted so that their mean loss counts `coefficient` in a mean per action."""
     if pretrain is None:
         return None
     share = jnp.sum(mask_BT) / jnp.maximum(jnp.sum(pretrain.loss_weights), 1.0)

@@ -25,8 +25,8 @@ from qwen_jax.model.heads import at_end, scores
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Array, Params, ScoringParams
 
-# (prompts, answers) -> one number for each. A prompt is all that the model saw, in ChatML; an answer
-# is what it wrote, without the end token.
+# (prompts, answers) -> one number for each. A prompt is all that the model saw, in ChatML; an
+# answer is what it wrote, without the end token.
 RewardFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
 
@@ -138,8 +138,8 @@ class Sampler:
         bad = np.flatnonzero(~np.isfinite(found))
         if len(bad):
             raise TrainingError(
-                f"the reward of sample {bad[0]} is {found[bad[0]]}: {questions[bad[0]][-200:]!r} -> "
-                f"{answers[bad[0]][:200]!r}.", f"reward function {name}",
+                f"the reward of sample {bad[0]} is {found[bad[0]]}: "
+                f"{questions[bad[0]][-200:]!r} -> {answers[bad[0]][:200]!r}.", f"reward function {name}",
                 "return finite numbers.")
         return found
 

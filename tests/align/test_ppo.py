@@ -177,7 +177,8 @@ def test_the_policy_waits_while_the_value_model_warms_up():
 def test_a_reward_that_is_not_finite_leaves_the_whole_state_as_it_was():
     _, (before, after, metrics) = run_steps(MeshConfig(data=8, fsdp=1))
     assert not np.isfinite(metrics["rollout/reward"]) and after.step == -1 - before.step
-    for a, b in zip(jax.tree.leaves(before.replace(step=0)), jax.tree.leaves(after.replace(step=0))):
+    before, after = (jax.tree.leaves(state.replace(step=0)) for state in (before, after))
+    for a, b in zip(before, after, strict=True):
         np.testing.assert_array_equal(a, b)
 
 

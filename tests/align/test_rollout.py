@@ -62,8 +62,9 @@ class Reward:
 def models():
     make = jax.jit(init_params, static_argnums=0)
     score = jax.jit(lambda key: init_from(scoring_specs(MODEL), key, "float32"))
-    state = types.SimpleNamespace(policy=types.SimpleNamespace(params=make(MODEL, jax.random.key(0))),
-                                  value=types.SimpleNamespace(params=score(jax.random.key(1))))
+    policy, value = make(MODEL, jax.random.key(0)), score(jax.random.key(1))
+    state = types.SimpleNamespace(policy=types.SimpleNamespace(params=policy),
+                                  value=types.SimpleNamespace(params=value))
     return state, make(MODEL, jax.random.key(2)), score(jax.random.key(3))
 
 
@@ -111,7 +112,7 @@ def test_rewards_are_the_models_at_the_end_token_plus_the_functions(models, made
     end = (lengths + rollout.actions.sum(axis=1) - rollout.ended).astype(np.int32)
     for row in range(4):
         assert tokens[row, end[row]] in (TOKENIZER.im_end, 0)
-        tokens[row, end[row]] = TOKENIZER.im_end  # of a row that is cut off it is beyond the rollout
+        tokens[row, end[row]] = TOKENIZER.im_end  # where the row is cut off it is none of the rollout's
         answer = tokens[row, lengths[row]:end[row]]
         assert TOKENIZER.decode(answer) == answers[row]
     segments = (np.arange(tokens.shape[1])[None] <= end[:, None]).astype(np.int32)

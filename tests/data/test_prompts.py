@@ -1,4 +1,4 @@
-"""Prompts: read and rendered for an answer, too long ones counted; chosen over thousands of tags."""
+"""Prompts: read and rendered for an answer, long ones counted; chosen over thousands of tags."""
 
 import collections
 import json
