@@ -139,8 +139,8 @@ class Sampler:
         if len(bad):
             raise TrainingError(
                 f"the reward of sample {bad[0]} is {found[bad[0]]}: "
-                f"{questions[bad[0]][-200:]!r} -> {answers[bad[0]][:200]!r}.", f"reward function {name}",
-                "return finite numbers.")
+                f"{questions[bad[0]][-200:]!r} -> {answers[bad[0]][:200]!r}.",
+                f"reward function {name}", "return finite numbers.")
         return found
 
     def texts(self, new_tokens: np.ndarray) -> list[str]:
