@@ -1,7 +1,7 @@
 """Where a stage after pretraining starts: the weights, architecture and tokenizer of a folder."""
 
 import dataclasses
-import json
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -9,12 +9,13 @@ from typing import Any
 import jax
 
 from experiments.loading import tokenizer_in
-from qwen_jax.checkpoint import restore_params
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError
+from qwen_jax.export.arrays import place
 from qwen_jax.export.huggingface import load_pretrained, open_pretrained
+from qwen_jax.export.run_folder import RunFolder, is_run, run_config
+from qwen_jax.export.tensors import read_json
 from qwen_jax.model.heads import from_language_model, scoring_specs
-from qwen_jax.model.spec import abstract_params
 from qwen_jax.model.spec import init_from as init_from_specs
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import ScoringParams
@@ -23,19 +24,33 @@ from qwen_jax.types import ScoringParams
 _OF_THE_STAGE = ("dropout", "compute_dtype", "param_dtype", "remat", "unroll_layers", "attention")
 
 
-def adopt(model: ModelConfig, init_from: str, *, context_length: int | None = None) -> ModelConfig:
-    """The folder's architecture with the stage's dropout, dtypes, remat and back end.
+def start(config, context_length: int | None = None) -> tuple[Any, Tokenizer]:
+    """An experiment's config with the architecture of its init_from, and the tokenizer.
 
     Args:
+      config: has model, init_from and tokenizer (a file; None: the one in init_from).
       context_length: of the stage; None: the folder's.
 
     Raises:
-      ConfigError: no folder is named.
+      ConfigError: no folder is named, no tokenizer is found, or one of more ids than the model has.
     """
-    if not init_from:
+    if not config.init_from:
         raise ConfigError("no model to start from.", "--init_from",
                           "name a run folder or a released Qwen folder.")
-    found = open_pretrained(init_from).config
+    model = adopt(config.model, config.init_from, context_length=context_length)
+    tokenizer = (Tokenizer.from_file(config.tokenizer) if config.tokenizer
+                 else tokenizer_in(config.init_from))
+    if tokenizer.vocab_size > model.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.vocab_size} rows.",
+            "--tokenizer", "pass the tokenizer that the model was trained with.")
+    return dataclasses.replace(config, model=model), tokenizer
+
+
+def adopt(model: ModelConfig, folder: str, *, context_length: int | None = None) -> ModelConfig:
+    """The folder's architecture with the stage's dropout, dtypes, remat and back end."""
+    raw, path = _config_of(folder), pathlib.Path(folder)
+    found = run_config(raw, path) if is_run(raw) else open_pretrained(folder).config
     changes = {name: getattr(model, name) for name in _OF_THE_STAGE}
     if context_length is not None:
         changes["context_length"] = context_length
@@ -56,10 +71,9 @@ def weights_of(init_from: str) -> Callable[[Any], Any]:
 
 
 def is_scoring_run(folder: str) -> bool:
-    """Whether a folder is the run of a reward model: its data are pairs."""
-    path = pathlib.Path(folder) / "config.json"
-    raw = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return "pairs" in (raw.get("data") or {})
+    """Whether a folder is a reward model's run: it learns from pairs, without the beta of DPO."""
+    raw = _config_of(folder)
+    return "pairs" in (raw.get("data") or {}) and "beta" not in raw
 
 
 def scoring_weights_of(init_from: str, *, seed: int) -> Callable[[Any], Any]:
@@ -67,23 +81,28 @@ def scoring_weights_of(init_from: str, *, seed: int) -> Callable[[Any], Any]:
     with a fresh score."""
 
     def initial(abstract: ScoringParams) -> ScoringParams:
+        dtype = str(abstract.score.dtype)
         if is_scoring_run(init_from):
-            return restore_params(pathlib.Path(init_from) / "checkpoints", abstract)
+            source = RunFolder(pathlib.Path(init_from), _config_of(init_from), param_dtype=dtype,
+                               specs=scoring_specs)
+            return jax.tree_util.tree_map_with_path(
+                lambda path, leaf: place(
+                    leaf.shape, leaf.sharding, functools.partial(
+                        source.read, jax.tree_util.keystr(path).lstrip("."))), abstract)
         config = open_pretrained(init_from).config
-        whole = abstract_params(dataclasses.replace(
-            config, param_dtype=str(abstract.score.dtype)))
         where = jax.tree.map(lambda leaf: leaf.sharding, abstract.trunk)
-        if whole.head is not None:  # read with the rest, and then left out
+        if not config.tie_embeddings:  # read with the rest, and then left out
             where = where.replace(head=abstract.score.sharding)
-        _, params = load_pretrained(init_from, param_dtype=str(abstract.score.dtype),
-                                    shardings=where)
-        fresh = init_from_specs(scoring_specs(config).score, jax.random.key(seed),
-                                abstract.score.dtype)
+        _, params = load_pretrained(init_from, param_dtype=dtype, shardings=where)
+        fresh = init_from_specs(scoring_specs(config).score, jax.random.key(seed), dtype)
         return from_language_model(params, jax.device_put(fresh, abstract.score.sharding))
 
     return initial
 
 
-def tokenizer_of(folder: str, named: str | None) -> Tokenizer:
-    """The tokenizer that is named, or the one in the folder."""
-    return Tokenizer.from_file(named) if named else tokenizer_in(folder)
+def _config_of(folder: str) -> dict[str, Any]:
+    path = pathlib.Path(folder) / "config.json"
+    if not path.is_file():
+        raise ConfigError("no model lies here: there is no config.json.", folder,
+                          "name a run folder or a released Qwen folder.")
+    return read_json(path)

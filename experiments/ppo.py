@@ -28,7 +28,7 @@ from experiments.base_model import (
     adopt,
     is_scoring_run,
     scoring_weights_of,
-    tokenizer_of,
+    start,
     weights_of,
 )
 from experiments.pretrain import ended_by_signal
@@ -124,8 +124,7 @@ def main(config: Config) -> None:
     if config.reward_model is None and not config.reward_functions:
         raise ConfigError("no reward.", "--reward_model, --reward_functions",
                           "name a reward model's run folder, a function, or both.")
-    tokenizer = tokenizer_of(config.init_from, config.tokenizer)
-    config = dataclasses.replace(config, model=adopt(config.model, config.init_from))
+    config, tokenizer = start(config)
     with ended_by_signal():
         reinforce(config, tokenizer)
 
@@ -134,14 +133,13 @@ def reinforce(config: Config, tokenizer: Tokenizer, emit=functools.partial(print
     """The run itself; returns the last PPOState."""
     mesh = make_mesh(config.mesh)
     samples = config.ppo.samples_per_prompt
-    if config.train.batch_size % samples:
-        raise ConfigError(f"{samples} samples for each prompt do not divide batch_size="
-                          f"{config.train.batch_size}.", "train.batch_size", "use a multiple.")
-    check_batch(config.train.batch_size, config.train.micro_batches * config.ppo.minibatches, mesh)
     counts = Counts()
     prompts = PromptRows(list(read_prompts(config.data.prompts, tokenizer, counts=counts,
                                            max_tokens=config.data.max_prompt_tokens)))
     emit(f"prompts: {counts}")
+    _check(config, prompts.length, mesh)
+    functions = [_function(name) for name in config.reward_functions]
+    loader = _pretrain_loader(config, tokenizer)
     optimizers = [make_optimizer(adam, config.train.num_steps)
                   for adam in (config.optimizer, config.value_optimizer)]
     specs = param_specs(config.model), scoring_specs(config.model)
@@ -169,16 +167,52 @@ def reinforce(config: Config, tokenizer: Tokenizer, emit=functools.partial(print
             config.model, config.ppo, policy_optimizer=optimizers[0],
             value_optimizer=optimizers[1], seed=config.train.seed,
             micro_batches=config.train.micro_batches),
-        batch=_abstract_batch(config, prompts.length, mesh),
-        batches=functools.partial(_batches, config, tokenizer, prompts, mesh),
+        batch=_abstract_batch(config, prompts.length, mesh), tokenizer=tokenizer,
+        batches=functools.partial(_batches, config, tokenizer, prompts, functions, loader, mesh),
         header=(f"batch: {config.train.batch_size // samples} prompts, {samples} answers each, up "
-                f"to {prompts.length} + {config.ppo.max_new_tokens} tokens",))
+                f"to {prompts.length} + {config.ppo.max_new_tokens} tokens",
+                f"pretraining gradient: {_pretrain_rows(config)} rows of "
+                f"{config.model.context_length} tokens a step, coefficient "
+                f"{config.ppo.pretrain_coefficient}" if _has_pretrain(config) else
+                "pretraining gradient: none"))
     return run(config, job, emit=emit)
 
 
+def _check(config: Config, prompt_length: int, mesh) -> None:
+    """Raises what is known to be wrong before anything is compiled."""
+    train, settings = config.train, config.ppo
+    if train.batch_size % settings.samples_per_prompt:
+        raise ConfigError(f"{settings.samples_per_prompt} samples for each prompt do not divide "
+                          f"batch_size={train.batch_size}.", "train.batch_size", "use a multiple.")
+    pieces = train.micro_batches * settings.minibatches
+    check_batch(train.batch_size, pieces, mesh)
+    if _has_pretrain(config):
+        check_batch(_pretrain_rows(config), pieces, mesh)
+    longest = prompt_length + settings.max_new_tokens
+    if longest > config.model.context_length:
+        # The sampler would extend the context, as at inference, and the trainer would not.
+        raise ConfigError(
+            f"prompts of {prompt_length} and answers of {settings.max_new_tokens} tokens are "
+            f"longer than the model's {config.model.context_length}.",
+            "data.max_prompt_tokens, ppo.max_new_tokens", "lower one of them.")
+    if config.reward_model is None:
+        return
+    if not is_scoring_run(config.reward_model):
+        raise ConfigError("this is no run of a reward model.", config.reward_model,
+                          "train one with experiments.reward_model.")
+    theirs = adopt(config.model, config.reward_model, context_length=config.model.context_length)
+    if theirs != config.model:
+        ours, theirs = (dataclasses.asdict(model) for model in (config.model, theirs))
+        raise ConfigError(
+            "the reward model is not of the policy's architecture: " + ", ".join(
+                f"{name} {theirs[name]}, not {ours[name]}" for name in ours
+                if ours[name] != theirs[name]) + ".", config.reward_model,
+            "train it from the same language model, with the same tokenizer.")
+
+
 @contextlib.contextmanager
-def _batches(config: Config, tokenizer: Tokenizer, prompts: PromptRows, mesh, start_step: int
-             ) -> Iterator:
+def _batches(config: Config, tokenizer: Tokenizer, prompts: PromptRows, functions: list,
+             loader: Loader | None, mesh, start_step: int) -> Iterator:
     """next_batch(step, state): a rollout of the current policy, and rows of pretraining data."""
     with use_layout(mesh):
         where = sharding_for(param_specs(config.model), mesh)
@@ -186,19 +220,14 @@ def _batches(config: Config, tokenizer: Tokenizer, prompts: PromptRows, mesh, st
         reference = weights_of(config.init_from)(_abstract(param_specs(config.model), where, dtype))
         reward_model = None
         if config.reward_model is not None:
-            if not is_scoring_run(config.reward_model):
-                raise ConfigError("this is no run of a reward model.", config.reward_model,
-                                  "train one with experiments.reward_model.")
-            reward_config = adopt(config.model, config.reward_model)
-            specs = scoring_specs(reward_config)
+            specs = scoring_specs(config.model)
             reward_model = scoring_weights_of(config.reward_model, seed=0)(
-                _abstract(specs, sharding_for(specs, mesh), config.model.param_dtype)), reward_config
+                _abstract(specs, sharding_for(specs, mesh), dtype)), config.model
         sampler = Sampler(config.model, config.ppo, tokenizer, reference=reference,
                           reward_model=reward_model, seed=config.train.seed,
-                          reward_functions=[_function(name) for name in config.reward_functions])
+                          reward_functions=functions)
     source = Batches(prompts, seed=config.train.seed, collate=collate,
                      batch_size=config.train.batch_size // config.ppo.samples_per_prompt)
-    loader = _pretrain_loader(config, tokenizer)
     rows = NamedSharding(mesh, DEFAULT_RULES.partition_spec(("batch",)))
 
     def next_batch(step: int, state: PPOState) -> PPOBatch:
@@ -211,12 +240,16 @@ def _batches(config: Config, tokenizer: Tokenizer, prompts: PromptRows, mesh, st
 
 
 def _pretrain_loader(config: Config, tokenizer: Tokenizer) -> Loader | None:
-    if not config.data.pretrain.sources:
+    if not _has_pretrain(config):
         return None
     return Loader(config.data.pretrain, context_length=config.model.context_length,
                   batch_size=_pretrain_rows(config), end_of_text=tokenizer.end_of_text,
                   vocab_size=config.model.vocab_size, tokenizer=tokenizer.fingerprint,
                   seed=config.train.seed)
+
+
+def _has_pretrain(config: Config) -> bool:
+    return bool(config.data.pretrain.sources) and config.ppo.pretrain_coefficient > 0
 
 
 def _pretrain_rows(config: Config) -> int:
@@ -231,7 +264,7 @@ def _abstract_batch(config: Config, prompt_length: int, mesh) -> PPOBatch:
         tokens=ids, targets=ids, segment_ids=ids, actions=numbers, log_probs=numbers,
         reference_log_probs=numbers, values=numbers, rewards=row, ended=row)
     pretrain = None
-    if config.data.pretrain.sources:
+    if _has_pretrain(config):
         pretrain = abstract_batch(_pretrain_rows(config), config.model.context_length)
     sharding = NamedSharding(mesh, DEFAULT_RULES.partition_spec(("batch",)))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),

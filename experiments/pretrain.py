@@ -135,7 +135,7 @@ def pretrain(config: Config, tokenizer: Tokenizer, emit=functools.partial(print,
             name=text.names[0], bytes_per_token=text.bytes_per_token,
             batches=functools.partial(text.eval_batches, config.train.eval_batches)))
     return train(
-        config, emit=emit, batches=loader.iterate,
+        config, emit=emit, tokenizer=tokenizer, batches=loader.iterate,
         initial=weights_from(config.init_from, config.model) if config.init_from else None,
         objective=make_objective(config.model, z_loss=config.train.z_loss),
         evaluate=language_evaluation(make_objective(config.model, training=False),

@@ -8,7 +8,8 @@ large set, fine-tuning starts from PMP and sees the small, better one.
     python -m experiments.reward_model --recipe=7b --init_from=runs/pmp --run_dir=runs/reward \\
         --data.pairs=small.json --data.eval_pairs=held_out.json
 
-Formats: HH (chosen, rejected dialogues), DPO-style (conversations or prompt; chosen, rejected), SHP.
+Formats: HH (chosen, rejected dialogues), DPO-style (conversations or prompt; chosen, rejected),
+SHP.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ import jax
 import numpy as np
 
 from experiments import flags
-from experiments.base_model import adopt, is_scoring_run, scoring_weights_of, tokenizer_of
+from experiments.base_model import is_scoring_run, scoring_weights_of, start
 from experiments.pretrain import ended_by_signal
 from qwen_jax import sizes
 from qwen_jax.align.preference_report import measure, table
@@ -88,16 +89,18 @@ def main(config: Config) -> None:
     if not config.data.pairs:
         raise ConfigError("no pairs to learn from.", "--data.pairs",
                           "name .json or .jsonl files; --help says which formats.")
-    tokenizer = tokenizer_of(config.init_from, config.tokenizer)
-    config = dataclasses.replace(config, model=adopt(
-        config.model, config.init_from, context_length=config.data.context_length))
+    config, tokenizer = start(config, config.data.context_length)
     rows = make_rows(config.data.pairs, config, tokenizer)
-    if config.data.epochs is not None:
-        steps = max(1, round(config.data.epochs * len(rows) / config.train.batch_size))
-        config = dataclasses.replace(config, train=dataclasses.replace(
-            config.train, num_steps=steps))
     with ended_by_signal():
-        learn(config, rows, tokenizer)
+        learn(for_epochs(config, len(rows)), rows, tokenizer)
+
+
+def for_epochs(config, pairs: int):
+    """The config with the number of steps that data.epochs passes over the pairs take."""
+    if config.data.epochs is None:
+        return config
+    steps = max(1, round(config.data.epochs * pairs / config.train.batch_size))
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, num_steps=steps))
 
 
 def make_rows(paths: tuple[str, ...], config: Config, tokenizer: Tokenizer,
@@ -116,8 +119,8 @@ def learn(config: Config, rows: PairRows, tokenizer: Tokenizer,
     size, shard = config.train.batch_size, (jax.process_index(), jax.process_count())
     batches = Batches(rows, batch_size=size, seed=config.train.seed, collate=stack_trees,
                       shard=shard)
-    held_out = {path.rpartition("/")[2].partition(".")[0]: make_rows((path,), config, tokenizer, emit)
-                for path in config.data.eval_pairs}
+    held_out = {path.rpartition("/")[2].partition(".")[0]:
+                make_rows((path,), config, tokenizer, emit) for path in config.data.eval_pairs}
 
     def evaluate(put, done, state):
         agreements = [measure(name, state.params, eval_batches(
@@ -134,7 +137,8 @@ def learn(config: Config, rows: PairRows, tokenizer: Tokenizer,
     emit(f"starting from {kind} weights")
     row = rows.padding
     return train(
-        config, emit=emit, batches=batches.iterate, specs=scoring_specs(config.model),
+        config, emit=emit, tokenizer=tokenizer, batches=batches.iterate,
+        specs=scoring_specs(config.model),
         initial=scoring_weights_of(config.init_from, seed=config.train.seed),
         batch=jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), row),
         objective=make_objective(config.model), evaluate=evaluate if held_out else None)

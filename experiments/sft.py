@@ -18,7 +18,7 @@ from typing import Literal
 import jax
 
 from experiments import flags
-from experiments.base_model import adopt, tokenizer_of, weights_of
+from experiments.base_model import start, weights_of
 from experiments.pretrain import ended_by_signal
 from qwen_jax import sizes
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
@@ -92,9 +92,7 @@ def main(config: Config) -> None:
     if not config.data.conversations:
         raise ConfigError("no conversations to learn from.", "--data.conversations",
                           "name .json or .jsonl files; --help says which formats.")
-    tokenizer = tokenizer_of(config.init_from, config.tokenizer)
-    config = dataclasses.replace(config, model=adopt(
-        config.model, config.init_from, context_length=config.data.context_length))
+    config, tokenizer = start(config, config.data.context_length)
     rows, examples = make_rows(config.data.conversations, config, tokenizer)
     for example in examples[:config.preview]:
         print(preview(example, tokenizer), end="\n\n")
@@ -133,7 +131,8 @@ def finetune(config: Config, rows: PackedRows, tokenizer: Tokenizer,
                                       shard=shard)))
     emit(f"{size * config.train.num_steps / len(rows):.2f} passes over the data")
     return train(
-        config, emit=emit, batches=batches.iterate, initial=weights_of(config.init_from),
+        config, emit=emit, tokenizer=tokenizer, batches=batches.iterate,
+        initial=weights_of(config.init_from),
         objective=make_objective(config.model, z_loss=config.train.z_loss),
         evaluate=language_evaluation(make_objective(config.model, training=False),
                                      tuple(held_out), emit))

@@ -226,14 +226,15 @@ class Checkpointer:
 Piece = tuple[tuple[slice, ...], np.ndarray]
 
 
-def open_params(folder: str | os.PathLike, abstract_params: Any, *, step: int | None = None
-                ) -> Callable[[str, tuple[slice, ...]], Iterator[Piece]]:
+def open_params(folder: str | os.PathLike, abstract_params: Any, *, step: int | None = None,
+                under: str = "params") -> Callable[[str, tuple[slice, ...]], Iterator[Piece]]:
     """The parameters alone, of the newest good step, to be read piece by piece.
 
     Nothing in the folder is changed, so a run may be going on in it.
 
     Args:
       abstract_params: what the saved state has as `.params`; see Checkpointer.restore.
+      under: another place in the state: "policy.params", say.
 
     Returns:
       (name, index) -> the pieces that make up the parameter "layers.mlp.w_up", say, within the
@@ -249,10 +250,10 @@ def open_params(folder: str | os.PathLike, abstract_params: Any, *, step: int | 
         raise CheckpointError("there is no checkpoint here.", str(folder),
                               "pass the `checkpoints` folder of a run that has saved one.")
     path = folder / str(chosen)
-    _check_leaves(path, _named_leaves(abstract_params, "params"), "params")
+    _check_leaves(path, _named_leaves(abstract_params, under), under)
 
     def pieces(name: str, index: tuple[slice, ...]) -> Iterator[Piece]:
-        store = _open_array(path / ARRAYS, f"params.{name}")
+        store = _open_array(path / ARRAYS, f"{under}.{name}")
         axes = [_cut(part, step) for part, step in
                 zip(index, store.chunk_layout.read_chunk.shape, strict=True)]
         for cell in itertools.product(*axes):

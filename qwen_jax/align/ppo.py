@@ -153,10 +153,12 @@ def make_ppo_step(model: ModelConfig, config: PPOConfig, *,
             metrics |= {f"{name}/{key.removeprefix('train/')}": jnp.mean(x)
                         for key, x in found.items()}
         metrics["train/loss"] = metrics["policy/loss"] + metrics["value/loss"]
-        ok = (policy.step >= 0) & (value.step >= 0) & (state.step >= 0)
-        step = jnp.where(ok, state.step + 1, jnp.where(state.step < 0, state.step,
-                                                       -1 - state.step))
-        return PPOState(step=step, policy=policy, value=value, rewards=moments), metrics
+        metrics["train/grad_norm"] = metrics["policy/grad_norm"]
+        new = PPOState(step=state.step + 1, policy=policy, value=value, rewards=moments)
+        # As in the train step: what is not finite leaves all as it was, the running moments too.
+        halted = state.replace(step=jnp.where(state.step < 0, state.step, -1 - state.step))
+        good = (policy.step >= 0) & (value.step >= 0) & (state.step >= 0)
+        return jax.tree.map(lambda new, old: jnp.where(good, new, old), new, halted), metrics
 
     return jax.jit(ppo_step, donate_argnums=0)
 
@@ -176,7 +178,8 @@ def make_lesson(batch: PPOBatch, moments: RunningMoments, config: PPOConfig
                     pretrain=_weighted(batch.pretrain, mask, config.pretrain_coefficient))
     lengths_B = jnp.sum(mask, axis=1)
     return lesson, {
-        "rollout/reward": jnp.mean(rollout.rewards), "rollout/reward_normalised": jnp.mean(normal_B),
+        "rollout/reward": jnp.mean(rollout.rewards),
+        "rollout/reward_normalised": jnp.mean(normal_B),
         "rollout/kl": jnp.mean(jnp.sum(kl_BT * mask, axis=1)),
         "rollout/kl_per_token": masked_mean(kl_BT, mask),
         "rollout/length": jnp.mean(lengths_B), "rollout/ended": jnp.mean(rollout.ended),
@@ -330,7 +333,7 @@ def split_lesson(lesson: Lesson, config: PPOConfig, step: Array, seed: int) -> L
 
 
 def _weighted(pretrain: Batch | None, mask_BT: Array, coefficient: float) -> Batch | None:
-    """Pretraining rows whose weights make their mean loss count `coefficient` in a mean per action."""
+    """Pretraining rows, weighted so that their mean loss counts `coefficient` in a mean per action."""
     if pretrain is None:
         return None
     share = jnp.sum(mask_BT) / jnp.maximum(jnp.sum(pretrain.loss_weights), 1.0)

@@ -13,6 +13,8 @@ from qwen_jax.align.reward_model import margins
 from qwen_jax.config import ModelConfig
 from qwen_jax.types import PairBatch, ScoringParams
 
+_margins = jax.jit(margins, static_argnames="config")
+
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
@@ -47,10 +49,9 @@ def measure(name: str, params: ScoringParams, batches: Iterable[PairBatch], *, c
             put: Callable[[PairBatch], PairBatch]) -> Agreement:
     """The margins of all pairs; what fills up the last batch is left out."""
     found = []
-    score = jax.jit(lambda params, pairs: margins(params, pairs, config=config))
     for pairs in batches:
         placed = put(pairs)
-        values, weights = jax.device_get((score(params, placed), placed.weights))
+        values, weights = jax.device_get((_margins(params, placed, config=config), placed.weights))
         found.append(values[weights > 0])
     return Agreement(name, np.concatenate(found))
 

@@ -25,7 +25,8 @@ from qwen_jax.model.heads import at_end, scores
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Array, Params, ScoringParams
 
-# (prompts, answers) -> one number for each; texts without special tokens.
+# (prompts, answers) -> one number for each. A prompt is all that the model saw, in ChatML; an
+# answer is what it wrote, without the end token.
 RewardFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
 
@@ -137,9 +138,9 @@ class Sampler:
         bad = np.flatnonzero(~np.isfinite(found))
         if len(bad):
             raise TrainingError(
-                f"the reward of sample {bad[0]} is {found[bad[0]]}: {questions[bad[0]][-200:]!r} -> "
-                f"{answers[bad[0]][:200]!r}.", f"reward function {name}",
-                "return finite numbers.")
+                f"the reward of sample {bad[0]} is {found[bad[0]]}: "
+                f"{questions[bad[0]][-200:]!r} -> {answers[bad[0]][:200]!r}.",
+                f"reward function {name}", "return finite numbers.")
         return found
 
     def texts(self, new_tokens: np.ndarray) -> list[str]:

@@ -71,16 +71,18 @@ def choose_diverse(tags: Mapping[str, Sequence[str]], number: int) -> list[str]:
     if number > len(tags):
         raise DataError(f"{number} prompts wanted of {len(tags)}.", "choose_diverse(number)",
                         "ask for fewer, or tag more.")
-    left = sorted(tags, key=lambda prompt: -len(set(tags[prompt])))
+    left = sorted((prompt for prompt in tags if tags[prompt]),
+                  key=lambda prompt: -len(set(tags[prompt])))
     chosen: list[str] = []
-    while len(chosen) < number:
+    while left and len(chosen) < number:
         seen: set[str] = set()
         rest = []
         for prompt in left:
-            if len(chosen) < number and (not tags[prompt] or not seen.issuperset(tags[prompt])):
+            if len(chosen) < number and not seen.issuperset(tags[prompt]):
                 chosen.append(prompt)
                 seen.update(tags[prompt])
             else:
                 rest.append(prompt)
         left = rest
-    return chosen
+    untagged = [prompt for prompt in tags if not tags[prompt]]
+    return chosen + untagged[:number - len(chosen)]

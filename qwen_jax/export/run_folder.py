@@ -8,13 +8,14 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from qwen_jax.config import ContextExtension, ModelConfig
 from qwen_jax.errors import CheckpointError, ConfigError
 from qwen_jax.export.arrays import Index, cast, empty
 from qwen_jax.export.tensors import write_json
-from qwen_jax.model.spec import abstract_params
+from qwen_jax.model.spec import param_specs
 from qwen_jax.tokenizer.bpe import write_ranks
 from qwen_jax.types import Params, TrainState
 
@@ -51,12 +52,14 @@ class RunFolder:
     """
 
     def __init__(self, folder: pathlib.Path, raw: dict[str, Any], *, param_dtype: str | None = None,
-                 progress: Callable[[int], None] = lambda size: None):
-        """Verifies the checkpoint of the run whose config.json holds `raw`.
+                 progress: Callable[[int], None] = lambda size: None,
+                 specs: Callable[[ModelConfig], Any] = param_specs):
+        """Verifies the checkpoint of the run whose config.json holds `raw`; of PPO's the policy.
 
         Args:
           param_dtype: to cast to; None: as saved.
           progress: told the bytes of each piece once it is read.
+          specs: of the weights that the run has; the language model's, or a scoring model's.
 
         Raises:
           ConfigError: config.json names a setting that this version does not have.
@@ -66,7 +69,10 @@ class RunFolder:
 
         saved = run_config(raw, folder)
         self.config = dataclasses.replace(saved, param_dtype=param_dtype or saved.param_dtype)
-        self._pieces = open_params(folder / "checkpoints", abstract_params(saved))
+        abstract = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(
+            spec.shape, jnp.dtype(saved.param_dtype)), specs(saved))
+        self._pieces = open_params(folder / "checkpoints", abstract,
+                                   under="policy.params" if "ppo" in raw else "params")
         self._progress = progress
 
     def read(self, path: str, index: Index) -> np.ndarray:

@@ -1,7 +1,9 @@
 """In-loop evaluation on held-out text: loss, perplexity and bits per byte. Report: 2.5 (base)."""
 
+import collections
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 
@@ -30,3 +32,20 @@ def make_evaluator(objective: Objective, put: Callable[[Batch], Batch]):
                 "bits_per_byte": mean / math.log(2) / bytes_per_token}
 
     return evaluate
+
+
+def make_means(objective: Objective, put: Callable[[Any], Any]):
+    """means(params, batches) -> the loss and the objective's extras by name, each a mean over the
+    weight of all batches. Arguments are make_evaluator's."""
+    score = jax.jit(lambda params, batch: objective(params, batch, None))
+
+    def means(params: Params, batches: Iterable[Any]) -> dict[str, float]:
+        totals, weight = collections.Counter(), 0.0
+        for batch in batches:
+            sums: Sums = jax.device_get(score(params, put(batch)))
+            weight += float(sums.weight_sum)
+            for name, value in {"loss": sums.loss_sum, **sums.extras}.items():
+                totals[name] += float(value)
+        return {name: total / weight for name, total in totals.items()}
+
+    return means

@@ -129,10 +129,13 @@ def format_line(step: int, num_steps: int, values: dict[str, float], eta_seconds
     """The one line of a step."""
     parts = [f"step {step}/{num_steps}", f"loss {values['train/loss']:.4f}",
              f"grad {values['train/grad_norm']:.2f}", f"lr {values['train/learning_rate']:.2e}"]
+    if "rollout/reward" in values:
+        parts += [f"{name} {values[f'rollout/{name}']:.3f}" for name in ("reward", "kl", "length")]
     if "perf/tokens_per_second" in values:
         parts += [f"{values['perf/tokens_per_second']:,.0f} tok/s",
-                  f"MFU {values['perf/mfu_a']:.1%} (A) {values['perf/mfu_b']:.1%} (B)",
-                  f"wait {values['perf/data_wait_seconds'] * 1e3:.1f} ms",
+                  f"MFU {values['perf/mfu_a']:.1%} (A) {values['perf/mfu_b']:.1%} (B)"]
+    if "perf/data_wait_seconds" in values:
+        parts += [f"wait {values['perf/data_wait_seconds'] * 1e3:.1f} ms",
                   f"ETA {format_seconds(eta_seconds)}"]
     return "  ".join(parts)
 

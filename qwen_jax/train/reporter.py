@@ -59,14 +59,18 @@ class Reporter:
         values = dict(report.metrics)
         with jax.default_device(self._host):  # on the accelerator it would wait for the step
             values["train/learning_rate"] = float(self._schedule(report.step - 1))
-        values["train/tokens"] = report.step * self._tokens_per_step
+        samples = "rollout/length" in values  # then a step has tokens and work of its own
+        if not samples:
+            values["train/tokens"] = report.step * self._tokens_per_step
         eta = math.inf
         if self._seconds:
             mean = sum(self._seconds) / len(self._seconds)
             rate = self._tokens_per_step / mean
-            values |= {"perf/tokens_per_second": rate, "perf/step_seconds": mean,
-                       "perf/mfu_a": rate * self._mfu_a, "perf/mfu_b": rate * self._mfu_b,
+            values |= {"perf/step_seconds": mean,
                        "perf/data_wait_seconds": sum(self._waits) / len(self._waits)}
+            if not samples:
+                values |= {"perf/tokens_per_second": rate, "perf/mfu_a": rate * self._mfu_a,
+                           "perf/mfu_b": rate * self._mfu_b}
             eta = (self._train.num_steps - report.step) * mean
             self._seconds.clear()
             self._waits.clear()

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import jax
 from jax.sharding import Mesh
 
 from qwen_jax.checkpoint import Checkpointer
@@ -22,6 +23,7 @@ from qwen_jax.model.spec import count
 from qwen_jax.parallel import host_memory
 from qwen_jax.parallel.compiler_options import compiler_options
 from qwen_jax.parallel.rules import use_layout
+from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train import memory, metrics, run_folder
 from qwen_jax.train.loop import Hook, Stopped, fit
 from qwen_jax.train.optimizer import make_schedule
@@ -53,6 +55,7 @@ class Job:
     batches: Callable[[int], contextlib.AbstractContextManager[NextBatch]]  # from a step on
     evaluate: Callable[[int, Any], dict[str, float]] | None = None  # metrics to log
     header: tuple[str, ...] = ()  # lines for the person who started it
+    tokenizer: Tokenizer | None = None  # lies in the folder, for what begins from this run
 
 
 def run(config: RunConfig, job: Job, *, emit: Callable[[str], None] = print):
@@ -73,6 +76,8 @@ def run(config: RunConfig, job: Job, *, emit: Callable[[str], None] = print):
     memory.check_state(job.state, available=available)
     # Only now: what was refused above leaves no folder behind.
     folder = run_folder.prepare(config.run_dir, config)
+    if job.tokenizer is not None and jax.process_index() == 0:
+        job.tokenizer.save(folder / "tokenizer.tiktoken")
     with contextlib.ExitStack() as stack:
         stack.enter_context(use_layout(mesh))
         _check_attention(config.model, mesh, emit)

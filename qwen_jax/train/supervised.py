@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding
 from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.mesh import check_batch, make_mesh
 from qwen_jax.parallel.rules import DEFAULT_RULES
+from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train import metrics
 from qwen_jax.train.evaluation import make_evaluator
 from qwen_jax.train.optimizer import make_optimizer
@@ -44,6 +45,7 @@ def train(
     specs: Any = None,
     initial: Callable[[Any], Any] | None = None,
     evaluate: Callable[[Callable, int, TrainState], dict[str, float]] | None = None,
+    tokenizer: Tokenizer | None = None,
     emit: Callable[[str], None] = print,
 ) -> TrainState:
     """Trains until num_steps; see train.run.run, which says what it raises and resumes.
@@ -54,6 +56,7 @@ def train(
       specs: of the parameters; None: the language model's.
       initial: abstract parameters (with shardings) -> the parameters to start from; None: fresh.
       evaluate: (put, steps done, state) -> metrics; `put` places a numpy batch on the mesh.
+      tokenizer: to leave in the run's folder, where the next stage and chat find it.
     """
     mesh = make_mesh(config.mesh)
     check_batch(config.train.batch_size, config.train.micro_batches, mesh)
@@ -86,7 +89,7 @@ def train(
         batch=jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch),
         evaluate=None if evaluate is None else lambda done, state: evaluate(put, done, state),
-        header=_header(config, mesh))
+        header=_header(config, mesh), tokenizer=tokenizer)
     return run(config, job, emit=emit)
 
 

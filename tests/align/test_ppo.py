@@ -1,6 +1,7 @@
 """Every quantity of PPO on an example of two rows by three tokens, computed by hand."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -80,9 +81,12 @@ def test_running_moments_are_those_of_all_rewards():
 
 
 MODEL = dataclasses.replace(sizes.TINY, vocab_size=64)
+FORWARD = jax.jit(functools.partial(forward, config=MODEL, inference=False))
+LOG_PROBS = jax.jit(token_log_probs, static_argnames="config")
 CONFIG = ppo.PPOConfig(value_warmup_steps=1, minibatches=2, epochs=2, max_new_tokens=4)
 
 
+@functools.cache
 def make_rollout(B=8, T=12, seed=0):
     draw = np.random.default_rng(seed)
     ids = draw.integers(0, 64, (B, T + 1)).astype(np.int32)
@@ -92,25 +96,25 @@ def make_rollout(B=8, T=12, seed=0):
         start, end = draw.integers(2, 6), draw.integers(7, T)
         actions[row, start:end] = 1
         segments[row, end:] = 0
-    policy = init_params(MODEL, jax.random.key(1))
-    value = init_from(scoring_specs(MODEL), jax.random.key(2), "float32")
+    policy = jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(1))
+    value = jax.jit(lambda key: init_from(scoring_specs(MODEL), key, "float32"))(jax.random.key(2))
     tokens, targets = jnp.asarray(ids[:, :-1]), jnp.asarray(ids[:, 1:])
-    log_probs, _ = token_log_probs(policy, tokens, targets, jnp.asarray(segments), config=MODEL)
+    log_probs, _ = LOG_PROBS(policy, tokens, targets, jnp.asarray(segments), config=MODEL)
     return policy, value, ppo.Rollout(
         tokens=tokens, targets=targets, segment_ids=jnp.asarray(segments),
         actions=jnp.asarray(actions), log_probs=log_probs, reference_log_probs=log_probs - 0.1,
-        values=scores(value, tokens, jnp.asarray(segments), config=MODEL),
+        values=jax.jit(scores, static_argnames="config")(
+            value, tokens, jnp.asarray(segments), config=MODEL),
         rewards=jnp.asarray(draw.normal(size=B).astype(np.float32)),
         ended=jnp.ones((B,), jnp.float32))
 
 
 def test_log_probs_are_those_of_the_forward_pass_and_entropy_is_theirs():
     policy, _, rollout = make_rollout()
-    logits = forward(policy, rollout.tokens, config=MODEL, segment_ids=rollout.segment_ids,
-                     inference=False)
+    logits = FORWARD(policy, rollout.tokens, segment_ids=rollout.segment_ids)
     log_p = jax.nn.log_softmax(logits / 0.7, axis=-1)
-    got, entropy = token_log_probs(policy, rollout.tokens, rollout.targets, rollout.segment_ids,
-                                   config=MODEL, temperature=0.7)
+    got, entropy = LOG_PROBS(policy, rollout.tokens, rollout.targets, rollout.segment_ids,
+                             config=MODEL, temperature=0.7)
     real = np.asarray(rollout.segment_ids) > 0
     want = jnp.take_along_axis(log_p, rollout.targets[:, :, None], axis=-1)[:, :, 0]
     np.testing.assert_allclose(got[real], want[real], atol=2e-6)
@@ -120,15 +124,18 @@ def test_log_probs_are_those_of_the_forward_pass_and_entropy_is_theirs():
 def test_before_any_update_every_ratio_is_one():
     policy, value, rollout = make_rollout()
     lesson, _ = ppo.make_lesson(ppo.PPOBatch(rollout, None), ppo.start_moments(), CONFIG)
-    sums = ppo.policy_objective(MODEL, CONFIG)(policy, lesson, None)
-    assert float(sums.extras["ratio"]) == float(sums.weight_sum)
-    assert float(sums.extras["clip_fraction"]) == 0 == float(sums.extras["step_kl"])
+    sums = jax.jit(ppo.policy_objective(MODEL, CONFIG))(policy, lesson, None)
+    # Two programs of the same function: a last place of log-probabilities of size 4 at most.
+    assert float(sums.extras["ratio"]) == pytest.approx(float(sums.weight_sum), rel=1e-6)
+    assert float(sums.extras["clip_fraction"]) == 0
+    assert float(sums.extras["step_kl"]) == pytest.approx(0, abs=1e-6)
     # Whitened advantages have mean 0, so the surrogate of ratio 1 is 0.
     assert abs(float(sums.loss_sum)) < 1e-3
 
 
-def run_steps(mesh_config, pretrain, number=2, batch=8):
-    policy, value, rollout = make_rollout(batch)
+@functools.cache
+def run_steps(mesh_config, number=2):
+    policy, value, rollout = make_rollout()
     mesh = make_mesh(mesh_config)
     optimizer = make_optimizer(OptimizerConfig(peak_learning_rate=1e-2, schedule="constant"), 10)
     with use_layout(mesh):
@@ -144,9 +151,13 @@ def run_steps(mesh_config, pretrain, number=2, batch=8):
                                  value_optimizer=optimizer, seed=0)
         seen = []
         for _ in range(number):
-            state, metrics = step(state, ppo.PPOBatch(rollout, pretrain))
+            state, metrics = step(state, ppo.PPOBatch(rollout, None))
             seen.append((jax.device_get(state.params), jax.device_get(metrics)))
-    return (policy, value), seen
+        # A reward that is not finite: the state, the running moments too, stays as it was.
+        before = jax.device_get(state)
+        bad = rollout.replace(rewards=rollout.rewards.at[0].set(jnp.nan))
+        after, metrics = step(state, ppo.PPOBatch(bad, None))
+    return seen, (before, jax.device_get(after), jax.device_get(metrics))
 
 
 def changed(old, new):
@@ -155,7 +166,7 @@ def changed(old, new):
 
 def test_the_policy_waits_while_the_value_model_warms_up():
     start = [jax.device_get(params) for params in make_rollout()[:2]]
-    _, seen = run_steps(MeshConfig(data=8, fsdp=1), None)
+    seen, _ = run_steps(MeshConfig(data=8, fsdp=1))
     (policy_1, value_1), (policy_2, _) = seen[0][0], seen[1][0]
     assert not changed(start[0], policy_1) and changed(start[1], value_1)
     assert changed(policy_1, policy_2)
@@ -163,9 +174,17 @@ def test_the_policy_waits_while_the_value_model_warms_up():
     assert all(np.isfinite(x) for x in seen[1][1].values())
 
 
+def test_a_reward_that_is_not_finite_leaves_the_whole_state_as_it_was():
+    _, (before, after, metrics) = run_steps(MeshConfig(data=8, fsdp=1))
+    assert not np.isfinite(metrics["rollout/reward"]) and after.step == -1 - before.step
+    before, after = (jax.tree.leaves(state.replace(step=0)) for state in (before, after))
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_the_step_is_the_same_on_every_mesh():
-    one = run_steps(MeshConfig(data=8, fsdp=1), None)[1]
-    cut = run_steps(MeshConfig(data=2, fsdp=2, tensor=2), None)[1]
+    one, _ = run_steps(MeshConfig(data=8, fsdp=1))
+    cut, _ = run_steps(MeshConfig(data=2, fsdp=2, tensor=2))
     for (params, metrics), (want_params, want) in zip(cut, one):
         for name in want:
             np.testing.assert_allclose(metrics[name], want[name], rtol=2e-4, atol=2e-5)
@@ -183,9 +202,9 @@ def test_the_pretraining_gradient_is_a_next_token_loss_of_its_weight():
     losses = []
     for batch in (None, pretrain):
         lesson, _ = ppo.make_lesson(ppo.PPOBatch(rollout, batch), ppo.start_moments(), config)
-        sums = ppo.policy_objective(MODEL, config)(policy, lesson, None)
+        sums = jax.jit(ppo.policy_objective(MODEL, config))(policy, lesson, None)
         losses.append(float(sums.loss_sum / sums.weight_sum))
-    logits = forward(policy, pretrain.tokens, config=MODEL, inference=False)
+    logits = FORWARD(policy, pretrain.tokens)
     nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), ids[:, 1:, None], axis=-1)
     np.testing.assert_allclose(losses[1] - losses[0], 0.5 * float(jnp.mean(nll)), rtol=1e-5)
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import pretrain, quickstart
+from experiments import dpo, ppo, pretrain, quickstart, reward_model, sft
 from qwen_jax.config import DataConfig, ModelConfig
 from qwen_jax.data import shards
 from qwen_jax.data.sources import Document
@@ -34,6 +34,33 @@ def test_recipes_are_table_1(name):
     in_batch = config.train.batch_size * model.context_length
     assert in_batch == pytest.approx(batch, rel=0.06)  # 4M is 2^22
     assert config.train.num_steps * in_batch == pytest.approx(tokens, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", TABLE_1)
+def test_recipes_are_sections_3_1_and_3_2(name):
+    tuned, reward, rl = (stage.RECIPES[name] for stage in (sft, reward_model, ppo))
+    for config in (tuned, reward, rl, dpo.RECIPES[name]):
+        assert dataclasses.replace(config.model, dropout=0.0) == dataclasses.replace(
+            pretrain.RECIPES[name].model, context_length=config.model.context_length)
+        assert (config.optimizer.beta1, config.optimizer.beta2) == (0.9, 0.95)
+        assert config.optimizer.epsilon == 1e-8
+    # 3.1.2: 2048 tokens, batch 128, 4000 steps, the first 1430 up to 2e-6, decay, dropout, clip.
+    assert (tuned.data.context_length, tuned.data.mask) == (2048, "assistant")
+    assert (tuned.train.batch_size, tuned.train.num_steps) == (128, 4000)
+    assert (tuned.optimizer.peak_learning_rate, tuned.optimizer.warmup_steps) == (2e-6, 1430)
+    assert (tuned.optimizer.weight_decay, tuned.optimizer.clip_norm) == (0.1, 1.0)
+    assert tuned.model.dropout == 0.1
+    # 3.2.1: constant 3e-6, batch 64, 2048 tokens, one epoch.
+    assert reward.optimizer.schedule == "constant" and reward.optimizer.warmup_steps == 0
+    assert reward.optimizer.peak_learning_rate == 3e-6 and reward.train.batch_size == 64
+    assert (reward.data.context_length, reward.data.epochs) == (2048, 1.0)
+    assert reward_model.for_epochs(reward, 6400).train.num_steps == 100
+    # 3.2.2: 50 steps of the value model alone, two answers, KL 0.04, clip 0.15, top-p 0.9.
+    assert (rl.ppo.value_warmup_steps, rl.ppo.samples_per_prompt) == (50, 2)
+    assert (rl.ppo.kl_coefficient, rl.ppo.value_clip, rl.ppo.top_p) == (0.04, 0.15, 0.9)
+    assert rl.optimizer.peak_learning_rate == 1e-6
+    assert rl.value_optimizer.peak_learning_rate == 5e-6
+    assert rl.ppo.pretrain_coefficient > 0 and rl.ppo.pretrain_ratio > 1  # far more of those data
 
 
 def test_the_quickstart_vocabulary_fills_the_embedding():

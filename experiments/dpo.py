@@ -1,0 +1,177 @@
+"""Direct preference optimisation: from comparisons, without a reward model. Rafailov et al. 2023.
+
+Not in the report; for those who want its 3.2 in one stage. It learns from the same files as the
+reward model, and starts from the SFT weights, which are the reference as well.
+
+    python -m experiments.dpo --recipe=7b --init_from=runs/chat --run_dir=runs/dpo \\
+        --data.pairs=a.json,b.jsonl.gz --data.eval_pairs=held_out.json
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+
+from experiments import flags
+from experiments.base_model import start, weights_of
+from experiments.pretrain import ended_by_signal
+from experiments.reward_model import PairData, for_epochs, make_rows
+from qwen_jax import sizes
+from qwen_jax.align.dpo import ComparedPairs, answer_log_probs, make_objective
+from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from qwen_jax.data.batches import Batches, eval_batches, fill_up, stack_trees
+from qwen_jax.data.preference import PairRows
+from qwen_jax.errors import ConfigError
+from qwen_jax.model.spec import param_specs
+from qwen_jax.parallel.mesh import check_batch, make_mesh
+from qwen_jax.parallel.rules import DEFAULT_RULES, sharding_for, use_layout
+from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.train.evaluation import make_means
+from qwen_jax.train.supervised import train
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    train: TrainConfig
+    init_from: str = ""  # the SFT model's folder: start and reference
+    tokenizer: str | None = None  # a .tiktoken file; none: the one in init_from
+    data: PairData = PairData()
+    beta: float = 0.1  # how far the policy may leave the reference: larger is nearer
+    model: ModelConfig = sizes.QWEN_1_8B  # architecture: that of init_from
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    run_dir: str = "runs/dpo"
+
+    def __post_init__(self):
+        if not self.beta > 0:
+            raise ConfigError(f"beta={self.beta} is not positive.", "--beta", "0.1 is usual.")
+
+
+def _recipe(size: ModelConfig) -> Config:
+    return Config(
+        data=PairData(epochs=1.0, context_length=2048),  # ours: as the reward model
+        beta=0.1,  # ours: Rafailov et al. 2023
+        model=dataclasses.replace(size, remat="dots"),  # ours: keeps matrix products
+        optimizer=OptimizerConfig(
+            peak_learning_rate=5e-7, schedule="constant", warmup_steps=150,  # ours: the paper's
+            beta1=0.9, beta2=0.95, epsilon=1e-8,  # ours: as everywhere in the report
+            weight_decay=0.0, clip_norm=1.0),  # ours
+        train=TrainConfig(
+            num_steps=1,  # of data.epochs
+            batch_size=64,  # ours: the paper's
+            log_every=10, eval_every=500, save_every=500))  # ours
+
+
+RECIPES = {"1.8b": _recipe(sizes.QWEN_1_8B), "7b": _recipe(sizes.QWEN_7B),
+           "14b": _recipe(sizes.QWEN_14B)}
+SMOKE = dataclasses.replace(
+    RECIPES["1.8b"],
+    data=PairData(epochs=None),
+    model=sizes.TINY,
+    optimizer=dataclasses.replace(RECIPES["1.8b"].optimizer, peak_learning_rate=1e-3,
+                                  warmup_steps=0),
+    train=TrainConfig(num_steps=30, batch_size=8, log_every=10, eval_every=15, save_every=15,
+                      eval_batches=4),
+    run_dir="runs/dpo_smoke")
+
+
+def main(config: Config) -> None:
+    """Trains; a signal ends it with a checkpoint."""
+    if not config.data.pairs:
+        raise ConfigError("no pairs to learn from.", "--data.pairs",
+                          "name .json or .jsonl files; --help says which formats.")
+    config, tokenizer = start(config, config.data.context_length)
+    rows = make_rows(config.data.pairs, config, tokenizer)
+    with ended_by_signal():
+        learn(for_epochs(config, len(rows)), rows, tokenizer)
+
+
+class ComparedRows:
+    """Pairs with the reference's log-probabilities of their answers, as rows of ComparedPairs."""
+
+    def __init__(self, rows: PairRows, reference: np.ndarray):
+        """
+        Args:
+          reference: float32 [rows, 2].
+        """
+        self._rows, self._reference = rows, reference
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> ComparedPairs:
+        return ComparedPairs(self._rows[row], self._reference[row])
+
+    @property
+    def padding(self) -> ComparedPairs:
+        """A pair of nothing."""
+        return ComparedPairs(self._rows.padding, np.zeros(2, np.float32))
+
+    def __repr__(self) -> str:
+        return f"ComparedRows({self._rows!r})"
+
+
+def compare(config: Config, all_rows: list[PairRows], emit: Callable[[str], None]
+            ) -> list[ComparedRows]:
+    """Rows with what the weights of init_from think of them, each computed once."""
+    mesh, specs = make_mesh(config.mesh), param_specs(config.model)
+    check_batch(config.train.batch_size, config.train.micro_batches, mesh)
+    dtype = jnp.dtype(config.model.compute_dtype)
+    with use_layout(mesh):
+        params = weights_of(config.init_from)(jax.tree.map(
+            lambda spec, where: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=where),
+            specs, sharding_for(specs, mesh)))
+        ask = jax.jit(functools.partial(answer_log_probs, config=config.model))
+        by_row = NamedSharding(mesh, DEFAULT_RULES.partition_spec(("batch",)))
+        size, found = config.train.batch_size, []
+        for rows in all_rows:
+            parts = []
+            for first in range(0, len(rows), size):
+                chosen = [rows[i] for i in range(first, min(first + size, len(rows)))]
+                batch = stack_trees(fill_up(chosen, size, rows.padding))
+                parts.append(jax.device_get(ask(params, jax.device_put(batch, by_row))))
+            found.append(ComparedRows(rows, np.concatenate(parts)[:len(rows)]))
+    emit(f"reference: log-probabilities of {sum(map(len, all_rows)):,} pairs")
+    return found
+
+
+def learn(config: Config, rows: PairRows, tokenizer: Tokenizer,
+          emit=functools.partial(print, flush=True)):
+    """The run itself; returns the last TrainState."""
+    size, shard = config.train.batch_size, (jax.process_index(), jax.process_count())
+    names = [path.rpartition("/")[2].partition(".")[0] for path in config.data.eval_pairs]
+    compared, *held_out = compare(config, [rows] + [
+        make_rows((path,), config, tokenizer, emit) for path in config.data.eval_pairs], emit)
+    batches = Batches(compared, batch_size=size, seed=config.train.seed, collate=stack_trees,
+                      shard=shard)
+    objective = make_objective(config.model, beta=config.beta, training=False)
+    made = []
+
+    def evaluate(put, done, state):
+        if not made:
+            made.append(make_means(objective, put))
+        found = {}
+        for name, rows in zip(names, held_out, strict=True):
+            values = made[0](state.params, eval_batches(rows, size, len(rows), shard=shard))
+            emit(f"step {done}  held out {name}: loss {values['loss']:.4f}  accuracy "
+                 f"{100 * values['accuracy']:.1f} %  margin {values['margin']:.3f}")
+            found |= {f"eval/{name}/{key}": value for key, value in values.items()}
+        return found
+
+    return train(
+        config, emit=emit, tokenizer=tokenizer, batches=batches.iterate,
+        initial=weights_of(config.init_from),
+        batch=jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype),
+                           compared.padding),
+        objective=make_objective(config.model, beta=config.beta),
+        evaluate=evaluate if held_out else None)
+
+
+if __name__ == "__main__":
+    flags.run(main, __doc__, RECIPES | {"smoke": SMOKE})

@@ -1,0 +1,128 @@
+"""The reward model's objective by hand, and what is said of its agreement with people."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qwen_jax import sizes
+from qwen_jax.align.preference_report import Agreement, measure, table
+from qwen_jax.align.preference_report import _margins as compiled_margins
+from qwen_jax.align.reward_model import make_objective
+from qwen_jax.data.batches import fill_up, stack_trees
+from qwen_jax.data.conversations import Counts
+from qwen_jax.data.preference import Pair, PairRows
+from qwen_jax.model.heads import from_language_model, scores, scoring_specs
+from qwen_jax.model.spec import init_from, init_params
+from qwen_jax.model.transformer import hidden_states
+from qwen_jax.tokenizer.bpe import Tokenizer
+
+TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})
+MODEL = dataclasses.replace(sizes.TINY, vocab_size=464, context_length=96)
+PAIRS = [Pair((("user", "hi"),), "yes", "not at all", "a"),
+         Pair((("user", "a much longer question"),), "a longer answer", "no", "b"),
+         Pair((("user", "?"),), "1", "2", "c")]
+OBJECTIVE = jax.jit(make_objective(MODEL))
+compiled_scores = jax.jit(scores, static_argnames="config")
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(lambda key: init_from(scoring_specs(MODEL), key, "float32"))(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return PairRows(PAIRS, TOKENIZER, context_length=96, counts=Counts(kept=3))
+
+
+def test_the_reward_is_read_at_the_end_token_whatever_the_padding_holds(params, rows):
+    batch = stack_trees([rows[i] for i in range(3)])
+    found = compiled_margins(params, batch, config=MODEL)
+    n = int(batch.end[2, 0]) + 1  # the last pair alone, without padding: its answers are as long
+    alone = jnp.asarray(batch.tokens[2, :, :n])
+    assert alone[:, -1].tolist() == [TOKENIZER.im_end] * 2
+    by_hand = compiled_scores(params, alone, jnp.ones_like(alone), config=MODEL)[:, -1]
+    # Sums of 32 terms in another order: some last places of numbers of size 1.
+    assert float(found[2]) == pytest.approx(float(by_hand[0] - by_hand[1]), abs=1e-5)
+    whole = compiled_scores(params, batch.tokens.reshape(6, 96), batch.segment_ids.reshape(6, 96),
+                            config=MODEL)
+    ends = [float(row[end]) for row, end in zip(whole, batch.end.reshape(6))]
+    np.testing.assert_allclose(found, np.subtract(ends[::2], ends[1::2]), atol=1e-5)
+    junk = batch.replace(tokens=np.where(batch.segment_ids > 0, batch.tokens, 77))
+    np.testing.assert_array_equal(compiled_margins(params, junk, config=MODEL), found)
+
+
+def test_the_loss_is_minus_log_sigmoid_of_the_margin(params, rows):
+    batch = stack_trees([rows[i] for i in range(3)])
+    m = np.asarray(compiled_margins(params, batch, config=MODEL), np.float64)
+    sums = OBJECTIVE(params, batch, None)
+    assert float(sums.loss_sum) == pytest.approx(sum(math.log1p(math.exp(-x)) for x in m), rel=1e-5)
+    assert float(sums.weight_sum) == 3
+    assert float(sums.extras["accuracy"]) == (m > 0).sum()
+    assert float(sums.extras["margin"]) == pytest.approx(m.sum(), abs=1e-5)
+
+
+def test_a_tie_counts_half_and_costs_log_2(params, rows):
+    zero = params.replace(score=jnp.zeros_like(params.score))
+    sums = OBJECTIVE(zero, stack_trees([rows[i] for i in range(3)]), None)
+    assert float(sums.extras["accuracy"]) == 1.5
+    assert float(sums.loss_sum) == pytest.approx(3 * math.log(2), rel=1e-6)
+
+
+def test_pairs_that_fill_up_a_batch_weigh_nothing(params, rows):
+    @jax.jit
+    def gradient(params, batch):
+        def loss(params):
+            sums = make_objective(MODEL)(params, batch, None)
+            return sums.loss_sum, sums
+        grads, sums = jax.grad(loss, has_aux=True)(params)
+        return sums, grads
+
+    filled = stack_trees(fill_up([rows[0]], 3, rows.padding))
+    other = stack_trees([rows[0], rows[1], rows[2]]).replace(weights=filled.weights)
+    for a, b in zip(*(jax.tree.leaves(gradient(params, batch)) for batch in (filled, other))):
+        # What has no weight adds zeros; only the order of sums could differ, and does not.
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8)
+    assert float(gradient(params, filled)[0].weight_sum) == 1
+
+
+def test_a_scoring_model_starts_as_the_language_model():
+    language = jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(1))
+    score = jnp.zeros(MODEL.hidden_size).at[3].set(1.0)
+    params = from_language_model(language, score)
+    assert params.trunk.head is None
+    tokens = jnp.asarray([[5, 6, 7, 8]], jnp.int32)
+    want = jax.jit(functools.partial(hidden_states, config=MODEL))(
+        language, tokens, jnp.arange(4, dtype=jnp.int32)[None], segment_ids=jnp.ones_like(tokens))
+    got = compiled_scores(params, tokens, jnp.ones_like(tokens), config=MODEL)
+    np.testing.assert_allclose(got, want[:, :, 3], rtol=1e-6)  # times 1, plus zeros
+
+
+def test_accuracy_error_and_calibration():
+    agreement = Agreement("a", np.array([4.0, 0.1, -0.1, 0.0], np.float32))
+    assert agreement.accuracy == (2 + 0.5) / 4
+    assert agreement.standard_error == pytest.approx(math.sqrt(0.625 * 0.375 / 4))
+    low, high = agreement.calibration(bins=2)
+    # Confidence sigmoid(|m|): 0.525, 0.525 and 0.5 are in the lower bin, 0.982 in the upper one.
+    assert low == (pytest.approx((2 * 0.52498 + 0.5) / 3, abs=1e-5), 0.5, 3)
+    assert high == (pytest.approx(0.98201, abs=1e-5), 1.0, 1)
+    sure = Agreement("b", np.array([1e4, -1e4], np.float32))
+    assert sure.calibration() == [(1.0, 0.5, 2)]
+
+
+def test_all_pairs_are_measured_once_with_one_program(params, rows):
+    batches = [stack_trees([rows[0], rows[1]]), stack_trees(fill_up([rows[2]], 2, rows.padding))]
+    before = compiled_margins._cache_size()
+    for _ in range(2):
+        agreement = measure("demo", params, batches, config=MODEL, put=lambda batch: batch)
+    assert compiled_margins._cache_size() == before + 1
+    want = compiled_margins(params, stack_trees([rows[i] for i in range(3)]), config=MODEL)
+    np.testing.assert_allclose(agreement.margins, want, atol=1e-5)  # other rows beside them
+    shown = table([("PMP", [agreement]), ("RM", [agreement])])
+    assert "demo" in shown and f"{100 * agreement.accuracy:.2f} ±" in shown and "3 pairs" in shown
+    assert [line.split("  ")[0].strip() for line in shown.splitlines()] == ["", "PMP", "RM", ""]

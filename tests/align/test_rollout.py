@@ -1,0 +1,168 @@
+"""Rollouts: what is an action, where answers end, whose sample depends on what, bad rewards."""
+
+import dataclasses
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qwen_jax import sizes
+from qwen_jax.align import ppo
+from qwen_jax.align.rollout import PromptRows, Prompts, Sampler, assemble, collate
+from qwen_jax.errors import DataError, TrainingError
+from qwen_jax.generate.loop import NewTokens
+from qwen_jax.model.heads import at_end, scores, scoring_specs
+from qwen_jax.model.spec import init_from, init_params
+from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.train.loop import Hook, fit
+from qwen_jax.types import TrainState
+
+TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})
+MODEL = dataclasses.replace(sizes.TINY, vocab_size=464, context_length=64)
+CONFIG = ppo.PPOConfig(max_new_tokens=5, samples_per_prompt=2)
+
+
+def test_rows_are_prompt_answer_and_end_token():
+    prompts = np.array([[1, 2, 3], [4, 5, 0], [6, 0, 0]], np.int32)
+    new = np.array([[7, 8, -1],  # ended by itself
+                    [9, 10, 11],  # cut off
+                    [-1, -1, -1]], np.int32)  # nothing but the end
+    rows = assemble(prompts, np.array([3, 2, 1], np.int32),
+                    NewTokens(tokens=jnp.asarray(new), logprobs=jnp.zeros((3, 3))), end_id=99)
+    np.testing.assert_array_equal(rows.tokens, [[1, 2, 3, 7, 8, 99, 0], [4, 5, 9, 10, 11, 99, 0],
+                                                [6, 99, 0, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(rows.segment_ids, [[1] * 6 + [0], [1] * 6 + [0],
+                                                     [1, 1, 0, 0, 0, 0, 0]])
+    # Position t acts where the token at t + 1 was sampled: the end token that was added is not.
+    np.testing.assert_array_equal(rows.actions, [[0, 0, 1, 1, 1, 0], [0, 1, 1, 1, 0, 0],
+                                                 [1, 0, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(rows.end, [5, 5, 1])
+    np.testing.assert_array_equal(rows.ended, [1, 0, 1])
+
+
+class Reward:
+    """A reward function whose behaviour can be chosen; remembers what it was asked."""
+
+    __name__ = "moody"
+
+    def __init__(self):
+        self.mood, self.asked = "good", None
+
+    def __call__(self, questions, answers):
+        self.asked = questions, answers
+        if self.mood == "raises":
+            raise KeyError("no such answer")
+        found = [float(len(answer)) for answer in answers]
+        return {"good": found, "nan": [*found[:-1], float("nan")], "few": found[1:]}[self.mood]
+
+
+@pytest.fixture(scope="module")
+def models():
+    make = jax.jit(init_params, static_argnums=0)
+    score = jax.jit(lambda key: init_from(scoring_specs(MODEL), key, "float32"))
+    policy, value = make(MODEL, jax.random.key(0)), score(jax.random.key(1))
+    state = types.SimpleNamespace(policy=types.SimpleNamespace(params=policy),
+                                  value=types.SimpleNamespace(params=value))
+    return state, make(MODEL, jax.random.key(2)), score(jax.random.key(3))
+
+
+@pytest.fixture(scope="module")
+def made(models):
+    """A sampler, its reward function, its prompts and their first rollout."""
+    state, reference, reward = models
+    function = Reward()
+    sampler = Sampler(MODEL, CONFIG, TOKENIZER, reference=reference, reward_model=(reward, MODEL),
+                      reward_functions=[function], seed=7)
+    prompts = PromptRows([TOKENIZER.encode(text) for text in ("one", "number two", "3")])
+    rollout = sampler(collate([prompts[0], prompts[1]]), state, 4)
+    return sampler, function, prompts, jax.device_get(rollout), function.asked
+
+
+def test_prompts_are_padded_on_the_right(made):
+    _, _, prompts, *_ = made
+    batch = collate([prompts[2], prompts[1]])
+    assert isinstance(batch, Prompts) and batch.tokens.shape == (2, 10)
+    assert batch.lengths.tolist() == [1, 10] and batch.indices.tolist() == [2, 1]
+    with pytest.raises(DataError, match="no prompt"):
+        PromptRows([])
+
+
+def test_a_rows_sample_depends_on_seed_step_prompt_and_sample_alone(models, made):
+    sampler, _, prompts, first, _ = made
+    other = jax.device_get(sampler(collate([prompts[1], prompts[2]]), models[0], 4))
+    np.testing.assert_array_equal(other.tokens[:2], first.tokens[2:])
+    # Programs are the same, the rows beside them are not: rounding of float32.
+    np.testing.assert_allclose(other.log_probs[:2], first.log_probs[2:], atol=1e-5)
+    rows = [row.tobytes() for row in first.tokens]
+    assert len(set(rows)) == 4  # two samples of a prompt differ
+    later = jax.device_get(sampler(collate([prompts[0], prompts[1]]), models[0], 5))
+    assert not np.array_equal(later.tokens, first.tokens)
+    again = jax.device_get(sampler(collate([prompts[0], prompts[1]]), models[0], 4))
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(first)):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_rewards_are_the_models_at_the_end_token_plus_the_functions(models, made):
+    _, _, _, rollout, (questions, answers) = made
+    assert questions == ["one", "one", "number two", "number two"]
+    lengths = np.repeat([3, 10], 2)
+    tokens = np.pad(rollout.tokens, ((0, 0), (0, 1)))
+    end = (lengths + rollout.actions.sum(axis=1) - rollout.ended).astype(np.int32)
+    for row in range(4):
+        assert tokens[row, end[row]] in (TOKENIZER.im_end, 0)
+        tokens[row, end[row]] = TOKENIZER.im_end  # where the row is cut off it is none of the rollout's
+        answer = tokens[row, lengths[row]:end[row]]
+        assert TOKENIZER.decode(answer) == answers[row]
+    segments = (np.arange(tokens.shape[1])[None] <= end[:, None]).astype(np.int32)
+    scored = at_end(jax.jit(scores, static_argnames="config")(
+        models[2], jnp.asarray(tokens), jnp.asarray(segments), config=MODEL), jnp.asarray(end))
+    np.testing.assert_allclose(rollout.rewards, scored + np.array(list(map(len, answers))),
+                               atol=1e-5)  # another program: rounding of numbers of size 1
+
+
+def test_every_ratio_of_the_first_update_is_one(models, made):
+    state, *_ = models
+    rollout = jax.tree.map(jnp.asarray, made[3])
+    lesson, _ = ppo.make_lesson(ppo.PPOBatch(rollout, None), ppo.start_moments(), CONFIG)
+    sums = jax.jit(ppo.policy_objective(MODEL, CONFIG))(state.policy.params, lesson, None)
+    # Two programs of the same function: a last place of log-probabilities of size 6.
+    assert float(sums.extras["ratio"] / sums.weight_sum) == pytest.approx(1, abs=1e-6)
+    assert float(sums.extras["clip_fraction"]) == 0
+    assert float(sums.extras["step_kl"]) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("mood, message", [
+    ("raises", "(?s)KeyError: 'no such answer'.*moody.*'one' -> "),
+    ("nan", "(?s)the reward of sample 3 is nan: 'number two' -> .*moody"),
+    ("few", r"(?s)\(3,\) rewards for 4 answers.*moody")])
+def test_a_bad_reward_names_the_sample_and_the_state_is_saved(models, made, mood, message):
+    sampler, function, prompts, *_ = made
+    saved = []
+
+    def next_batch(step, state):
+        function.mood = mood if step == 2 else "good"
+        return sampler(collate([prompts[0], prompts[1]]), models[0], step)
+
+    def train_step(state, batch):
+        return state.replace(step=state.step + 1), {"train/loss": jnp.float32(0)}
+
+    try:
+        with pytest.raises(TrainingError, match=message):
+            fit(TrainState(step=jnp.int32(0), params=(), opt_state=()), next_batch, train_step,
+                start_step=0, num_steps=5, report=lambda report: None,
+                hooks=(Hook(100, lambda done, state: saved.append((done, int(state.step))),
+                            at_stop=True),))
+    finally:
+        function.mood = "good"
+    assert saved == [(2, 2)]
+
+
+def test_no_reward_and_a_reward_model_of_another_vocabulary_are_refused(models):
+    _, reference, reward = models
+    with pytest.raises(DataError, match="no reward"):
+        Sampler(MODEL, CONFIG, TOKENIZER, reference=reference)
+    with pytest.raises(DataError, match="512 ids, the policy 464"):
+        Sampler(MODEL, CONFIG, TOKENIZER, reference=reference,
+                reward_model=(reward, dataclasses.replace(MODEL, vocab_size=512)))

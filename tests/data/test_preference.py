@@ -1,0 +1,144 @@
+"""Comparisons: every format to the same pairs, and rows whose ends and masks are right."""
+
+import collections
+import json
+
+import numpy as np
+import pytest
+
+from qwen_jax.data.conversations import Counts
+from qwen_jax.data.preference import Pair, PairRows, read_pairs
+from qwen_jax.errors import DataError
+from qwen_jax.tokenizer import chatml
+from qwen_jax.tokenizer.bpe import Tokenizer
+
+TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})
+HH = {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello. \t\n\nHuman: Sum: 1 2\n\nAssistant: 3",
+      "rejected": "\n\nHuman: Hi\n\nAssistant: Hello. \t\n\nHuman: Sum: 1 2\n\nAssistant: 4"}
+TALK = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."},
+                          {"from": "human", "value": "Sum: 1 2"}]}
+SAME = {
+    "HH": HH,
+    "ShareGPT": TALK | {"chosen": {"from": "gpt", "value": "3"},
+                        "rejected": {"from": "gpt", "value": "4"}},
+    "messages": {
+        "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."},
+                     {"role": "user", "content": "Sum: 1 2"},
+                     {"role": "assistant", "content": "whatever was said"}],
+        "chosen": [{"role": "user", "content": "Sum: 1 2"}, {"role": "assistant", "content": "3"}],
+        "rejected": "4"},
+    "Alpaca": {"instruction": "Sum: 1 2", "history": [["Hi", "Hello."]], "chosen": "3",
+               "rejected": "4"},
+}
+
+
+def write(folder, rows):
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_each_format_gives_the_same_pair(tmp_path, name):
+    (pair,) = read_pairs([write(tmp_path, [SAME[name]])], Counts())
+    assert pair.prompt == (("user", "Hi"), ("assistant", "Hello."), ("user", "Sum: 1 2"))
+    assert (pair.chosen, pair.rejected) == ("3", "4")
+
+
+@pytest.mark.parametrize("label, chosen", [(1, "A"), (0, "B")])
+def test_the_label_of_shp_is_1_where_a_is_preferred(tmp_path, label, chosen):
+    row = {"history": "Why?", "human_ref_A": "A", "human_ref_B": "B", "labels": label,
+           "score_ratio": 2.0}
+    (pair,) = read_pairs([write(tmp_path, [row])], Counts())
+    assert pair.prompt == (("user", "Why?"),)
+    assert pair.chosen == chosen and {pair.chosen, pair.rejected} == {"A", "B"}
+
+
+BAD = [
+    ({"prompt": "Hi", "chosen": "a", "rejected": "a"}, "chosen and rejected are equal"),
+    ({"prompt": "Hi", "chosen": "a", "rejected": " \n"}, "an empty answer"),
+    ({"prompt": "Hi", "chosen": None, "rejected": "a"}, "an answer that is not text"),
+    (TALK | {"conversations": [], "chosen": "a", "rejected": "b"}, "broken order of roles"),
+    (HH | {"rejected": HH["rejected"].replace("Hi", "Ho")},
+     "two dialogues that differ before the last answer"),
+    (HH | {"rejected": "\n\nHuman: Hi"}, "without an assistant's turn"),
+    ({"history": "?", "human_ref_A": "a", "human_ref_B": "b", "labels": 7},
+     "a label that is neither 0 nor 1"),
+    ({"history": None, "human_ref_A": "a", "human_ref_B": "b", "labels": 1},
+     "a turn without text"),
+]
+
+
+@pytest.mark.parametrize("row, reason", BAD, ids=[reason for _, reason in BAD])
+def test_a_pair_that_says_nothing_is_skipped_with_its_reason(tmp_path, row, reason):
+    counts = Counts()
+    path = write(tmp_path, [HH, row, row])
+    assert len(list(read_pairs([path], counts))) == counts.kept == 1
+    assert counts.skipped == {reason: 2} and "line 2" in str(counts)
+
+
+def test_a_file_without_pairs_is_an_error(tmp_path):
+    with pytest.raises(DataError, match="no known format; the row has text"):
+        list(read_pairs([write(tmp_path, [{"text": "a"}])], Counts()))
+    with pytest.raises(DataError, match="no pair can be used: 0 kept; 1 skipped"):
+        list(read_pairs([write(tmp_path, [BAD[0][0]])], Counts()))
+
+
+@pytest.mark.parametrize("name, pairs", [("dpo_en_demo.json", 300), ("dpo_zh_demo.json", 300),
+                                         ("hh_harmless_test.jsonl.gz", 2312)])
+def test_real_files_are_read_and_what_is_dropped_is_counted(shared, name, pairs):
+    counts = Counts()
+    found = list(read_pairs([shared / "data" / "preference" / name], counts))
+    assert len(found) + counts.skipped.total() == pairs
+    assert len(found) == counts.kept > 0.97 * pairs
+    for pair in found:
+        assert pair.prompt[-1][0] in ("user", "tool") and pair.chosen != pair.rejected
+        assert not any("\n\nAssistant:" in text for _, text in pair.prompt)
+
+
+PAIR = Pair((("system", "Be brief."), ("user", "a long question")), "yes!", "no", "here")
+
+
+def rows_of(*pairs, context_length=128):
+    counts = Counts(kept=len(pairs))
+    return PairRows(pairs, TOKENIZER, context_length=context_length, counts=counts), counts
+
+
+def test_a_row_holds_the_dialogue_up_to_the_answers_end_token():
+    rows, _ = rows_of(PAIR)
+    batch = rows[0]
+    for side, answer in enumerate(("yes!", "no")):
+        n = batch.end[side] + 1
+        whole = chatml.render([*PAIR.prompt, ("assistant", answer)], TOKENIZER).tokens
+        np.testing.assert_array_equal(batch.tokens[side, :n], whole[:-1])  # but for the line end
+        assert batch.tokens[side, batch.end[side]] == TOKENIZER.im_end
+        assert batch.segment_ids[side].tolist() == [1] * n + [0] * (128 - n)
+        learnt = batch.targets[side][batch.answer_weights[side] == 1]
+        assert TOKENIZER.decode(learnt) == f"{answer}<|im_end|>"
+        np.testing.assert_array_equal(batch.targets[side, :n - 1], batch.tokens[side, 1:n])
+        assert batch.answer_weights[side, n - 1:].sum() == 0
+    assert batch.weights == 1 and rows.padding.weights == 0
+    with pytest.raises(IndexError):
+        rows[1]
+
+
+def test_a_long_prompt_is_cut_on_the_left_alike_for_both_answers():
+    rows, counts = rows_of(PAIR, context_length=32)
+    batch = rows[0]
+    assert counts.changed == {"prompt cut on the left to fit 32 tokens": 1} and counts.kept == 1
+    assert batch.end.tolist() == [31, 29]
+    starts = [int(np.flatnonzero(weights)[0]) for weights in batch.answer_weights]
+    assert starts[0] == starts[1]
+    np.testing.assert_array_equal(batch.tokens[0, :starts[0] + 1], batch.tokens[1, :starts[0] + 1])
+    for side, answer in enumerate(("yes!", "no")):
+        learnt = batch.targets[side][batch.answer_weights[side] == 1]
+        assert TOKENIZER.decode(learnt) == f"{answer}<|im_end|>"
+
+
+def test_an_answer_that_does_not_fit_is_dropped_and_counted():
+    long = Pair(PAIR.prompt, "x" * 40, "no", "there")
+    rows, counts = rows_of(PAIR, long, context_length=32)
+    assert len(rows) == 1 == counts.kept
+    assert counts.skipped == collections.Counter({"an answer of 32 tokens or more": 1})
+    with pytest.raises(DataError, match="nothing to learn from"):
+        rows_of(long, context_length=32)

@@ -1,0 +1,247 @@
+"""The stages after pretraining, each from a folder to a folder, and interrupted half-way."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import random
+import signal
+
+import jax
+import numpy as np
+import pytest
+from tiny_checkpoint import CONFIG, TOKENIZER
+
+from experiments import dpo, ppo, reward_model, rewards, sft
+from qwen_jax.config import DataConfig
+from qwen_jax.data import shards
+from qwen_jax.data.sources import Document
+from qwen_jax.errors import QwenJaxError
+from qwen_jax.export.huggingface import load_pretrained
+from qwen_jax.export.run_folder import save_run
+from qwen_jax.model.spec import init_params
+
+MODEL = dataclasses.replace(CONFIG, context_length=96, initializer_range=0.02)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """What one run compiles, the run that goes on from it finds."""
+    before = {name: getattr(jax.config, name) for name in (
+        "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs",
+        "jax_persistent_cache_min_entry_size_bytes")}
+    for name, value in zip(before, (str(tmp_path_factory.mktemp("compiled")), 0.0, -1)):
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model that knows nothing, sums with their answers, comparisons of answers, text."""
+    folder = tmp_path_factory.mktemp("stages")
+    params = jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(0))
+    save_run(folder / "base", MODEL, params, tokenizer=TOKENIZER)
+    draw = random.Random(0)
+    sums = [(draw.randrange(5), draw.randrange(5)) for _ in range(80)]
+    talks = [[{"role": "system", "content": "Add."}, {"role": "user", "content": f"{a}+{b}"},
+              {"role": "assistant", "content": str(a + b)}] for a, b in sums]
+    for name, rows in (
+            ("talks", [{"messages": talk} for talk in talks]),
+            ("pairs", [{"messages": talk[:2], "chosen": talk[2]["content"], "rejected": "no"}
+                       for talk in talks])):
+        for part, chosen in (("", rows[:64]), ("_held", rows[64:])):
+            (folder / f"{name}{part}.jsonl").write_text(
+                "".join(json.dumps(row) + "\n" for row in chosen))
+    shards.write([Document(str(i), "one and two are three " * 20) for i in range(60)],
+                 folder / "text", TOKENIZER)
+    return folder
+
+
+def config_of(stage, folder, run_dir, *, data, train=None, **changes):
+    """The stage's smoke with the folder's data."""
+    return dataclasses.replace(
+        stage.SMOKE, init_from=changes.pop("init_from", f"{folder}/base"), run_dir=str(run_dir),
+        data=dataclasses.replace(stage.SMOKE.data, **data),
+        train=dataclasses.replace(stage.SMOKE.train, log_every=1, **(train or {})), **changes)
+
+
+class Screen(io.StringIO):
+    """Presses Ctrl-C's gentler brother when a text appears."""
+
+    def __init__(self, until):
+        super().__init__()
+        self._until = until
+
+    def write(self, text):
+        if self._until and text.startswith(self._until):
+            self._until = None
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().write(text)
+
+
+def run(stage, config, until=None) -> str:
+    screen = Screen(until)
+    with contextlib.redirect_stdout(screen):
+        if until is None:
+            stage.main(config)
+        else:
+            with pytest.raises(SystemExit) as ended:
+                stage.main(config)
+            assert ended.value.code == 0
+    return screen.getvalue()
+
+
+def records(run_dir) -> list[dict]:
+    """What was measured, without the times."""
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items()
+             if not name.startswith(("perf/", "time"))} for line in lines]
+
+
+def whole_and_halves(stage, make, tmp_path) -> tuple[str, list[dict]]:
+    """Runs it once in one piece and once in two, and sees that nothing differs."""
+    output = run(stage, make(tmp_path / "whole"))
+    halves = make(tmp_path / "halves")
+    assert "again to go on" in run(stage, halves, until=f"step {halves.train.num_steps // 2}/")
+    assert "resuming after step" in run(stage, halves)
+    whole = records(tmp_path / "whole")
+    assert records(tmp_path / "halves") == whole
+    assert (tmp_path / "whole" / "tokenizer.tiktoken").is_file()
+    return output, whole
+
+
+def test_sft_learns_answers_and_goes_on_where_it_was(folder, tmp_path):
+    def make(run_dir):
+        return config_of(sft, folder, run_dir, train={"num_steps": 16, "eval_every": 16},
+                         data={"conversations": (f"{folder}/talks.jsonl",),
+                               "eval_conversations": (f"{folder}/talks_held.jsonl",)})
+
+    output, found = whole_and_halves(sft, make, tmp_path)
+    assert "64 kept" in output and "held out talks_held" in output
+    losses = [record["train/loss"] for record in found if "train/loss" in record]
+    assert losses[-1] < losses[0] - 1
+    model, _ = load_pretrained(tmp_path / "whole")
+    assert model == dataclasses.replace(MODEL, dropout=0.1)
+
+
+@pytest.fixture(scope="module")
+def scored(folder, tmp_path_factory):
+    """PMP from a language model, then fine-tuning from PMP's folder; what both said."""
+    runs = tmp_path_factory.mktemp("scored")
+    data = {"pairs": (f"{folder}/pairs.jsonl",), "eval_pairs": (f"{folder}/pairs_held.jsonl",)}
+    first = run(reward_model, config_of(reward_model, folder, runs / "pmp", data=data,
+                                        train={"num_steps": 8, "eval_every": 8}))
+    second = run(reward_model, config_of(
+        reward_model, folder, runs / "reward", data=data, init_from=str(runs / "pmp"),
+        train={"num_steps": 3}))
+    return runs, first, second
+
+
+def test_a_reward_model_starts_from_a_language_model_and_from_pmp(scored):
+    runs, first, second = scored
+    assert "starting from a language model's weights" in first and "pairs_held" in first
+    assert "starting from PMP's weights" in second and "16 pairs" in second
+    pmp, reward = (records(runs / name) for name in ("pmp", "reward"))
+    assert pmp[-1]["eval/pairs_held/accuracy"] == 1.0
+    # It goes on where PMP was: a fresh score would start at log 2 = 0.69.
+    assert reward[0]["train/loss"] < 0.3 < pmp[0]["train/loss"]
+
+
+def test_reward_modelling_goes_on_where_it_was(folder, tmp_path):
+    whole_and_halves(reward_model, lambda run_dir: config_of(
+        reward_model, folder, run_dir, train={"num_steps": 8}, data={
+            "pairs": (f"{folder}/pairs.jsonl",)}), tmp_path)
+
+
+def test_dpo_prefers_what_is_chosen_and_goes_on_where_it_was(folder, tmp_path):
+    def make(run_dir):
+        return config_of(dpo, folder, run_dir, train={"num_steps": 8, "eval_every": 8},
+                         data={"pairs": (f"{folder}/pairs.jsonl",),
+                               "eval_pairs": (f"{folder}/pairs_held.jsonl",)})
+
+    _, found = whole_and_halves(dpo, make, tmp_path)
+    # Policy and reference are equal at first: every margin is 0.
+    assert found[0]["train/loss"] == pytest.approx(np.log(2), abs=1e-6)
+    assert found[0]["train/margin"] == pytest.approx(0, abs=1e-5)
+    assert found[-1]["eval/pairs_held/accuracy"] > 0.9
+    model, _ = load_pretrained(tmp_path / "whole")
+    assert model == MODEL
+
+
+def ppo_config(folder, run_dir, *, data=None, **changes):
+    return config_of(ppo, folder, run_dir, data={
+        "prompts": (f"{folder}/talks.jsonl",), **(data or {})}, **changes)
+
+
+def test_ppo_with_everything_goes_on_where_it_was(folder, scored, tmp_path):
+    """Both kinds of reward and the pretraining gradient."""
+    def make(run_dir):
+        return ppo_config(
+            folder, run_dir, reward_model=f"{scored[0]}/reward",
+            reward_functions=("experiments.rewards:arithmetic",),
+            data={"pretrain": DataConfig(sources=(f"{folder}/text/train",))})
+
+    output, found = whole_and_halves(ppo, make, tmp_path)
+    assert "4 prompts, 2 answers each" in output
+    assert "pretraining gradient: 32 rows of 96 tokens a step, coefficient 0.5" in output
+    assert len(found) == 6
+    for record in found:
+        assert record["policy/pretrain_loss"] > 0 and record["policy/entropy"] > 0
+        assert record["policy/ratio"] == pytest.approx(1, abs=1e-6)  # one update a rollout
+    # The policy is the reference until its turn comes, after two steps.
+    assert [abs(record["rollout/kl"]) < 1e-4 for record in found] == [True] * 3 + [False] * 3
+    model, _ = load_pretrained(tmp_path / "whole")  # of the policy
+    assert model == MODEL
+
+
+@pytest.mark.slow  # compiles all of PPO once more
+def test_ppo_with_a_function_alone_runs_without_pretraining_rows(folder, tmp_path):
+    output = run(ppo, ppo_config(folder, tmp_path / "run", train={"num_steps": 1},
+                                 reward_functions=("experiments.rewards:arithmetic",)))
+    assert "pretraining gradient: none" in output
+    (record,) = records(tmp_path / "run")
+    assert 0 <= record["rollout/reward"] <= 1 and "policy/pretrain_loss" not in record
+
+
+def test_what_cannot_be_done_is_refused_before_it_leaves_anything(folder, scored, tmp_path):
+    one = {"reward_functions": ("experiments.rewards:arithmetic",)}
+    reward = f"{scored[0]}/reward"
+    wide = dataclasses.replace(MODEL, hidden_size=64)
+    save_run(tmp_path / "wide", wide, jax.jit(init_params, static_argnums=0)(
+        wide, jax.random.key(0)), tokenizer=TOKENIZER)
+    run_dir = tmp_path / "run"
+    for stage, config, message in (
+            (sft, sft.SMOKE, "no conversations"),
+            (dpo, dpo.SMOKE, "no pairs"),
+            (reward_model, config_of(reward_model, folder, run_dir, init_from="", data={
+                "pairs": (f"{folder}/pairs.jsonl",)}), "no model to start from"),
+            (ppo, ppo_config(folder, run_dir), "no reward"),
+            (ppo, ppo_config(folder, run_dir, init_from=str(tmp_path), **one), "no config.json"),
+            (ppo, ppo_config(folder, run_dir, reward_functions=("experiments.rewards:arithmetik",)),
+             "did you mean 'arithmetic'"),
+            (ppo, ppo_config(folder, run_dir, reward_functions=("no.module:f",)), "No module"),
+            (ppo, ppo_config(folder, run_dir, ppo=dataclasses.replace(
+                ppo.SMOKE.ppo, max_new_tokens=64), **one), "longer than the model's 96"),
+            (ppo, ppo_config(folder, run_dir, data={"max_prompt_tokens": 8}, **one),
+             "longer than 8 tokens"),
+            (ppo, ppo_config(folder, run_dir, train={"batch_size": 9}, **one), "2 samples"),
+            (ppo, ppo_config(folder, run_dir, reward_model=f"{folder}/base"), "no run of a reward"),
+            (ppo, ppo_config(folder, run_dir, init_from=str(tmp_path / "wide"),
+                             reward_model=reward), "hidden_size 32, not 64"),
+            (ppo, ppo_config(folder, run_dir, ppo=dataclasses.replace(
+                ppo.SMOKE.ppo, pretrain_ratio=1.1), data={"pretrain": DataConfig(
+                    sources=(f"{folder}/text/train",))}, **one), "batch_size=9 does not divide")):
+        with pytest.raises(QwenJaxError, match=message):
+            run(stage, config)
+    assert not run_dir.exists()
+
+
+def test_arithmetic_is_right_or_wrong():
+    found = rewards.arithmetic(["user\n2+3<|im_end|>", "4 - 6", "2*3 and 7*8"],
+                               ["It is 5", "2", "6, no: 56"])
+    assert found == [1.0, 0.0, 1.0]
+    with pytest.raises(ValueError, match="no a \\+ b"):
+        rewards.arithmetic(["Hello"], ["Hi"])
