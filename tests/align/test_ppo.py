@@ -81,6 +81,7 @@ def test_running_moments_are_those_of_all_rewards():
 
 
 MODEL = dataclasses.replace(sizes.TINY, vocab_size=64)
+CUT = MeshConfig(data=2, fsdp=2, tensor=2)
 FORWARD = jax.jit(functools.partial(forward, config=MODEL, inference=False))
 LOG_PROBS = jax.jit(token_log_probs, static_argnames="config")
 CONFIG = ppo.PPOConfig(value_warmup_steps=1, minibatches=2, epochs=2, max_new_tokens=4)
@@ -166,7 +167,7 @@ def changed(old, new):
 
 def test_the_policy_waits_while_the_value_model_warms_up():
     start = [jax.device_get(params) for params in make_rollout()[:2]]
-    seen, _ = run_steps(MeshConfig(data=8, fsdp=1))
+    seen, _ = run_steps(CUT)
     (policy_1, value_1), (policy_2, _) = seen[0][0], seen[1][0]
     assert not changed(start[0], policy_1) and changed(start[1], value_1)
     assert changed(policy_1, policy_2)
@@ -175,16 +176,17 @@ def test_the_policy_waits_while_the_value_model_warms_up():
 
 
 def test_a_reward_that_is_not_finite_leaves_the_whole_state_as_it_was():
-    _, (before, after, metrics) = run_steps(MeshConfig(data=8, fsdp=1))
+    _, (before, after, metrics) = run_steps(CUT)
     assert not np.isfinite(metrics["rollout/reward"]) and after.step == -1 - before.step
     before, after = (jax.tree.leaves(state.replace(step=0)) for state in (before, after))
     for a, b in zip(before, after, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow  # compiles the step for another mesh
 def test_the_step_is_the_same_on_every_mesh():
     one, _ = run_steps(MeshConfig(data=8, fsdp=1))
-    cut, _ = run_steps(MeshConfig(data=2, fsdp=2, tensor=2))
+    cut, _ = run_steps(CUT)
     for (params, metrics), (want_params, want) in zip(cut, one):
         for name in want:
             np.testing.assert_allclose(metrics[name], want[name], rtol=2e-4, atol=2e-5)

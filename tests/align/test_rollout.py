@@ -118,8 +118,9 @@ def test_rewards_are_the_models_at_the_end_token_plus_the_functions(models, made
     segments = (np.arange(tokens.shape[1])[None] <= end[:, None]).astype(np.int32)
     scored = at_end(jax.jit(scores, static_argnames="config")(
         models[2], jnp.asarray(tokens), jnp.asarray(segments), config=MODEL), jnp.asarray(end))
-    np.testing.assert_allclose(rollout.rewards, scored + np.array(list(map(len, answers))),
-                               atol=1e-5)  # another program: rounding of numbers of size 1
+    want = np.asarray(scored) + np.asarray([len(answer) for answer in answers], np.float32)
+    # Another program: rounding of numbers of size 1.
+    np.testing.assert_allclose(rollout.rewards, want, atol=1e-5)
 
 
 def test_every_ratio_of_the_first_update_is_one(models, made):

@@ -7,11 +7,13 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
-from tiny_checkpoint import CONFIG, TOKENIZER
+from tiny_checkpoint import CONFIG, ROOT, TOKENIZER, environment
 
 from experiments import dpo, ppo, reward_model, rewards, sft
 from qwen_jax.config import DataConfig
@@ -176,21 +178,42 @@ def ppo_config(folder, run_dir, *, data=None, **changes):
         "prompts": (f"{folder}/talks.jsonl",), **(data or {})}, **changes)
 
 
-def test_ppo_with_everything_goes_on_where_it_was(folder, scored, tmp_path):
-    """Both kinds of reward and the pretraining gradient."""
-    def make(run_dir):
-        return ppo_config(
-            folder, run_dir, reward_model=f"{scored[0]}/reward",
-            reward_functions=("experiments.rewards:arithmetic",),
-            data={"pretrain": DataConfig(sources=(f"{folder}/text/train",))})
+@pytest.fixture(scope="module")
+def run_ppo(folder, tmp_path_factory):
+    """A process of the smoke on one device; until: SIGTERM when a line begins so."""
+    env = environment(tmp_path_factory.mktemp("compiled"))
 
-    output, found = whole_and_halves(ppo, make, tmp_path)
-    assert "4 prompts, 2 answers each" in output
+    def run(run_dir, *flags, until=None) -> str:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "experiments.ppo", "--recipe=smoke", f"--run_dir={run_dir}",
+             f"--init_from={folder}/base", f"--data.prompts={folder}/talks.jsonl",
+             "--reward_functions=experiments.rewards:arithmetic", *flags],
+            cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if until and line.startswith(until):
+                process.send_signal(signal.SIGTERM)
+        assert process.wait() == 0, "".join(lines)[-3000:]
+        return "".join(lines)
+
+    return run
+
+
+def test_ppo_with_everything_goes_on_where_it_was(folder, scored, run_ppo, tmp_path):
+    """Both kinds of reward and the pretraining gradient."""
+    flags = (f"--reward_model={scored[0]}/reward", f"--data.pretrain.sources={folder}/text/train")
+    output = run_ppo(tmp_path / "whole", *flags)
+    assert "again to go on" in run_ppo(tmp_path / "halves", *flags, until="step 3/")
+    assert "resuming after step" in run_ppo(tmp_path / "halves", *flags)
+    found = records(tmp_path / "whole")
+    assert records(tmp_path / "halves") == found and len(found) == 6
+    assert "4 prompts, 2 answers each" in output and "  kl " in output
     assert "pretraining gradient: 32 rows of 96 tokens a step, coefficient 0.5" in output
-    assert len(found) == 6
     for record in found:
         assert record["policy/pretrain_loss"] > 0 and record["policy/entropy"] > 0
-        assert record["policy/ratio"] == pytest.approx(1, abs=1e-6)  # one update a rollout
+        # One update a rollout; two programs of one function differ in last places.
+        assert record["policy/ratio"] == pytest.approx(1, abs=1e-6)
     # The policy is the reference until its turn comes, after two steps.
     assert [abs(record["rollout/kl"]) < 1e-4 for record in found] == [True] * 3 + [False] * 3
     model, _ = load_pretrained(tmp_path / "whole")  # of the policy
@@ -198,9 +221,8 @@ def test_ppo_with_everything_goes_on_where_it_was(folder, scored, tmp_path):
 
 
 @pytest.mark.slow  # compiles all of PPO once more
-def test_ppo_with_a_function_alone_runs_without_pretraining_rows(folder, tmp_path):
-    output = run(ppo, ppo_config(folder, tmp_path / "run", train={"num_steps": 1},
-                                 reward_functions=("experiments.rewards:arithmetic",)))
+def test_ppo_with_a_function_alone_runs_without_pretraining_rows(run_ppo, tmp_path):
+    output = run_ppo(tmp_path / "run", "--train.num_steps=1")
     assert "pretraining gradient: none" in output
     (record,) = records(tmp_path / "run")
     assert 0 <= record["rollout/reward"] <= 1 and "policy/pretrain_loss" not in record
