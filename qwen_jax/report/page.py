@@ -10,8 +10,8 @@ import math
 import os
 import pathlib
 
-from qwen_jax.config import ModelConfig
-from qwen_jax.errors import DataError
+from qwen_jax.errors import ConfigError, DataError
+from qwen_jax.export.run_folder import run_config
 from qwen_jax.model import spec
 from qwen_jax.report.plots import draw_plots
 from qwen_jax.report.records import LABELS, Curves, numbers, read_json, read_jsonl
@@ -222,10 +222,11 @@ def _row(*figures: str) -> str:
 
 
 def _parameters(config) -> int | None:
-    model = config.get("model") if isinstance(config, dict) else None
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        return None
     try:
-        return spec.count(ModelConfig(**model)) if isinstance(model, dict) else None
-    except TypeError:  # the config of another version: the page can do without
+        return spec.count(run_config(config, pathlib.Path()))
+    except (ConfigError, TypeError):  # the config of another version: the page can do without
         return None
 
 
