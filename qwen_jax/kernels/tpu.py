@@ -29,12 +29,14 @@ _LOG2_E = math.log2(math.e)
 # of heads, whose dq stays in VMEM.
 TILES = {"tpu_forward": {"query": 1024, "key": 1024, "compute": 512},
          "tpu_backward": {"query": 1024, "key": 1024, "compute": 512, "chunk": 8192}}
-# Where another size fills the kind's schedule better.
+# Where another size fills the kind's schedule better, or fits its 16 MiB of VMEM.
 _TILES_OF_KIND = {("tpu_forward", "TPU v4"): {"compute": 256},
+                  ("tpu_backward", "TPU v4"): {"chunk": 4096},
                   ("tpu_backward", "TPU v5 lite"): {"compute": 256}}
 # Six passes for each product make a larger tile a program that takes minutes to compile.
-_TILES_OF_FLOAT32 = {"query": 512, "key": 512, "compute": 256}
-_MOST_HEADS = 64  # for a key-value head: a chunk holds one tile of 128 queries of each
+_TILES_OF_FLOAT32 = {"tpu_forward": {"query": 512, "key": 512, "compute": 256},
+                     "tpu_backward": {"query": 512, "key": 512, "compute": 256, "chunk": 4096}}
+_MOST_HEADS = 32  # for a key-value head: a chunk holds one tile of 128 queries of each
 
 
 def refuse(call: Call) -> str | None:
@@ -54,7 +56,7 @@ def _sizes(kernel: str, q: Array) -> dict[str, int]:
     kind = target_of(q).kind
     default = TILES[kernel] | _TILES_OF_KIND.get((kernel, kind), {})
     if q.dtype == jnp.float32:
-        default = default | _TILES_OF_FLOAT32
+        default = default | _TILES_OF_FLOAT32[kernel]
     return tiles.lookup(kernel, kind=kind, head_size=q.shape[3], dtype=q.dtype.name, default=default)
 
 
@@ -92,10 +94,9 @@ def _backward(q, k, v, k_start, q_end, out, lse, dout, *, scale: float):
             for x in (lse, delta.transpose(0, 2, 1))]
     q2, k2, v2, dout2 = (heads_first(_padded_head(x), tiling)
                          for x in (_scaled(q, scale), k, v, dout))
-    dq, dk, dv = backward_kernel(
-        q2, k2, v2, dout2, *rows, k_start, bounds(k_start, q_end, tiling), tiling=tiling,
-        chunk=sizes["chunk"], interpret=interpret_mode())
-    grads = (dq.astype(jnp.float32) * jnp.float32(scale), dk * jnp.float32(1 / _LOG2_E), dv)
+    grads = backward_kernel(
+        q2, k2, v2, dout2, *rows, k_start, bounds(k_start, q_end, tiling), scale=scale,
+        tiling=tiling, chunk=sizes["chunk"], interpret=interpret_mode())
     return tuple(x.transpose(0, 2, 1, 3)[:, :T, :, :H].astype(q.dtype) for x in grads)
 
 

@@ -3,12 +3,13 @@
 Scores are computed keys first ([key, query]), so that each query's log-sum-exp, delta and mask lie
 along the lanes as they are stored. dq of a chunk of queries stays in VMEM, transposed, over all key
 tiles; dk and dv of a key tile are summed there over the queries and over the group of heads. A row
-longer than a chunk gives dk and dv in one piece for each chunk, which the caller sums.
+longer than a chunk is taken chunk by chunk, and dk and dv are added up in between.
 
-B batch, N heads, K key-value heads, G = N / K, P padded positions, H head size, C chunks.
+B batch, N heads, K key-value heads, G = N / K, P padded positions, H head size.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -18,80 +19,99 @@ from jax.experimental.pallas import tpu as pltpu
 from qwen_jax.kernels.tpu_tiles import HIDDEN, Bounds, Tiling, is_whole, precision
 from qwen_jax.types import Array
 
+_LN_2 = math.log(2)
 
 def backward(q_BNPH: Array, k_BKPH: Array, v_BKPH: Array, dout_BNPH: Array, lse_BN1P: Array,
-             delta_BN1P: Array, k_start_BP: Array, bounds: Bounds, *, tiling: Tiling, chunk: int,
-             interpret) -> tuple[Array, Array, Array]:
-    """dq [B, N, P, H], of scores = q k in base e; dk of the same, [B, K, P, H]; dv [B, K, P, H].
+             delta_BN1P: Array, k_start_BP: Array, bounds: Bounds, *, scale: float, tiling: Tiling,
+             chunk: int, interpret) -> tuple[Array, Array, Array]:
+    """dq [B, N, P, H] in q's dtype; dk and dv [B, K, P, H], in k's or, from chunks, in float32.
 
     Args:
-      q_BNPH: times scale * log2(e), as in the forward pass; dk is still to be multiplied by ln 2.
+      q_BNPH: times scale * log2(e), as in the forward pass.
       lse_BN1P: base 2.
       delta_BN1P: sum over H of dout * out, float32.
       chunk: queries (of a whole group of heads) whose dq may stay in VMEM.
     """
     B, N, P, H = q_BNPH.shape
-    K = k_BKPH.shape[1]
-    G = N // K
+    G = N // k_BKPH.shape[1]
     tiles = max(1, min(tiling.queries, chunk // (G * tiling.query)))  # of queries in a chunk
     while tiling.queries % tiles:
         tiles -= 1
     chunks = tiling.queries // tiles
+    arrays = (k_start_BP[:, None], q_BNPH, k_BKPH, v_BKPH, dout_BNPH, lse_BN1P, delta_BN1P)
+    run = functools.partial(_chunk, arrays=arrays, bounds=bounds, scale=scale, tiling=tiling,
+                            tiles=tiles, interpret=interpret,
+                            dtype=k_BKPH.dtype if chunks == 1 else jnp.dtype(jnp.float32))
+    if chunks == 1:
+        dq, dk, dv = run(jnp.int32(0))
+        dq = dq[None]
+    else:
+        def add(sums, c):
+            dq, *parts = run(c)
+            return [total + part for total, part in zip(sums, parts)], dq
 
-    def query_tile(b, c, j, i, first, last):
+        zero = jnp.zeros(k_BKPH.shape, jnp.float32)
+        (dk, dv), dq = jax.lax.scan(add, [zero, zero], jnp.arange(chunks, dtype=jnp.int32))
+    # [chunk, B, N, tile, H, query] -> [B, N, chunk, tile, query, H]
+    return dq.transpose(1, 2, 0, 3, 5, 4).reshape(B, N, P, H), dk, dv
+
+
+def _chunk(c: Array, *, arrays, bounds: Bounds, scale: float, tiling: Tiling, tiles: int, dtype,
+           interpret):
+    """dq of chunk c, [B, N, tiles, H, query], and what its queries add to dk and dv, in `dtype`."""
+    q_BNPH, k_BKPH = arrays[1:3]
+    B, N, _, H = q_BNPH.shape
+    K = k_BKPH.shape[1]
+    G = N // K
+
+    def query_tile(b, j, i, c, first, last):
         at = b * tiling.keys + j
-        return jnp.clip(c * tiles + i, first[at], jnp.maximum(last[at], first[at]))
+        # A tile that is skipped asks for one that is there already, which fetches nothing.
+        return jnp.clip(c[0] * tiles + i, first[at], jnp.maximum(last[at], first[at]))
 
-    def of_query(b, kv, c, j, g, i, first, last, whole):
-        return b, kv * G + g, query_tile(b, c, j, i, first, last), 0
+    def of_query(b, kv, j, g, i, c, first, last, whole):
+        return b, kv * G + g, query_tile(b, j, i, c, first, last), 0
 
-    def row_of_query(b, kv, c, j, g, i, first, last, whole):
-        return b, kv * G + g, 0, query_tile(b, c, j, i, first, last)
+    def row_of_query(b, kv, j, g, i, c, first, last, whole):
+        return b, kv * G + g, 0, query_tile(b, j, i, c, first, last)
 
-    def start_of_query(b, kv, c, j, g, i, first, last, whole):
-        return b, 0, query_tile(b, c, j, i, first, last)
+    def start_of_query(b, kv, j, g, i, c, first, last, whole):
+        return b, 0, query_tile(b, j, i, c, first, last)
 
     query = pl.BlockSpec((None, None, tiling.query, H), of_query)
     row = pl.BlockSpec((None, None, 1, tiling.query), row_of_query)
     start = pl.BlockSpec((None, 1, tiling.query), start_of_query)
-    key = pl.BlockSpec((None, None, tiling.key, H), lambda b, kv, c, j, *_: (b, kv, j, 0))
-    piece = pl.BlockSpec((None, None, None, tiling.key, H),
-                         lambda b, kv, c, j, *_: (c, b, kv, j, 0))
-    piece_dtype = k_BKPH.dtype if chunks == 1 else jnp.float32
-    dq_BNiHQ, dk, dv = pl.pallas_call(
-        functools.partial(_kernel, tiling=tiling, tiles=tiles),
+    key = pl.BlockSpec((None, None, tiling.key, H), lambda b, kv, j, *_: (b, kv, j, 0))
+    return pl.pallas_call(
+        functools.partial(_kernel, scale=scale, tiling=tiling, tiles=tiles),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=3,
-            grid=(B, K, chunks, tiling.keys, G, tiles),
+            num_scalar_prefetch=4,
+            grid=(B, K, tiling.keys, G, tiles),
             in_specs=[start, query, key, key, query, row, row],
             out_specs=[pl.BlockSpec((None, G, tiles, H, tiling.query),
-                                    lambda b, kv, c, *_: (b, kv, c, 0, 0)), piece, piece],
+                                    lambda b, kv, *_: (b, kv, 0, 0, 0)), key, key],
             scratch_shapes=[pltpu.VMEM((G, tiles, H, tiling.query), jnp.float32),
                             pltpu.VMEM((tiling.key, H), jnp.float32),
                             pltpu.VMEM((tiling.key, H), jnp.float32)]),
-        out_shape=[
-            jax.ShapeDtypeStruct((B, N, tiling.queries, H, tiling.query), q_BNPH.dtype),
-            *[jax.ShapeDtypeStruct((chunks, B, K, P, H), piece_dtype)] * 2],
+        out_shape=[jax.ShapeDtypeStruct((B, N, tiles, H, tiling.query), q_BNPH.dtype),
+                   *[jax.ShapeDtypeStruct(k_BKPH.shape, dtype)] * 2],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel") + ("arbitrary",) * 4),
+            dimension_semantics=("parallel", "parallel") + ("arbitrary",) * 3),
         interpret=interpret or False,
         name="attention_backward",
-    )(bounds.first_query, bounds.last_query, bounds.whole_key, k_start_BP[:, None], q_BNPH, k_BKPH,
-      v_BKPH, dout_BNPH, lse_BN1P, delta_BN1P)
-    dq = dq_BNiHQ.transpose(0, 1, 2, 4, 3).reshape(B, N, P, H)
-    return dq, jnp.sum(dk, axis=0, dtype=jnp.float32), jnp.sum(dv, axis=0, dtype=jnp.float32)
+    )(c[None], bounds.first_query, bounds.last_query, bounds.whole_key, *arrays)
 
 
-def _kernel(first, last, whole, k_start, q, k, v, dout, lse, delta, dq_out, dk_out, dv_out, dq, dk,
-            dv, *, tiling: Tiling, tiles: int):
+def _kernel(c, first, last, whole, k_start, q, k, v, dout, lse, delta, dq_out, dk_out, dv_out, dq,
+            dk, dv, *, scale: float, tiling: Tiling, tiles: int):
     """One tile of keys against one tile of one head's queries."""
-    b, c, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
-    g, i = pl.program_id(4), pl.program_id(5)
-    query_tile = c * tiles + i
+    b, j = pl.program_id(0), pl.program_id(2)
+    g, i = pl.program_id(3), pl.program_id(4)
+    query_tile = c[0] * tiles + i
     at = b * tiling.keys + j
     whole_here = is_whole(query_tile, j, whole[b * tiling.queries + query_tile], tiling)
     visited = (query_tile >= first[at]) & (query_tile <= last[at])
-    first_visit, last_visit = (g == 0) & (i == 0), (g == pl.num_programs(4) - 1) & (i == tiles - 1)
+    first_visit, last_visit = (g == 0) & (i == 0), (g == pl.num_programs(3) - 1) & (i == tiles - 1)
 
     @pl.when(first_visit)
     def _():
@@ -115,11 +135,11 @@ def _kernel(first, last, whole, k_start, q, k, v, dout, lse, delta, dq_out, dk_o
 
     @pl.when(j == tiling.keys - 1)
     def _():
-        dq_out[g, i] = dq[g, i].astype(dq_out.dtype)
+        dq_out[g, i] = (dq[g, i] * scale).astype(dq_out.dtype)
 
     @pl.when(last_visit)
     def _():
-        dk_out[...] = dk[...].astype(dk_out.dtype)
+        dk_out[...] = (dk[...] * _LN_2).astype(dk_out.dtype)  # q has log2(e) in it
         dv_out[...] = dv[...].astype(dv_out.dtype)
 
 

@@ -168,7 +168,7 @@ def test_what_it_cannot_run_is_refused_with_the_reason():
     assert tpu.refuse(call) is None
     for change, reason in (({"dtype": jnp.dtype("float16")}, "bfloat16 and float32, not float16"),
                            ({"T": 1}, "as many queries as keys"),
-                           ({"N": 256, "K": 2}, "up to 64 query heads"),
+                           ({"N": 256, "K": 2}, "up to 32 query heads"),
                            ({"H": 130}, "head sizes up to 128, not 130")):
         assert reason in tpu.refuse(dataclasses.replace(call, **change))
 
