@@ -199,7 +199,9 @@ def stand_ins(monkeypatch):
                                      attention=attend)
 
     monkeypatch.setitem(sys.modules, "qwen_jax.kernels.tpu", module("tpu"))
-    monkeypatch.setitem(sys.modules, "qwen_jax.kernels.hopper", module("gpu", "needs jax 0.11"))
+    for name in ("hopper", "hopper_deterministic"):
+        monkeypatch.setitem(sys.modules, f"qwen_jax.kernels.{name}",
+                            module("gpu", "needs jax 0.11"))
     return seen
 
 
