@@ -19,7 +19,7 @@ from qwen_jax.kernels.gate import Case
 @pytest.fixture(autouse=True)
 def kernels_for_other_devices(monkeypatch):
     """Stand-ins: what they compute is tested elsewhere, and importing them takes seconds."""
-    for name, platform in (("tpu", "tpu"), ("hopper", "gpu")):
+    for name, platform in (("tpu", "tpu"), ("hopper", "gpu"), ("hopper_deterministic", "gpu")):
         module = types.SimpleNamespace(PLATFORM=platform, refuse=lambda call: None)
         monkeypatch.setitem(sys.modules, f"qwen_jax.kernels.{name}", module)
 
