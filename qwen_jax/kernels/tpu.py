@@ -57,7 +57,8 @@ def _sizes(kernel: str, q: Array) -> dict[str, int]:
     default = TILES[kernel] | _TILES_OF_KIND.get((kernel, kind), {})
     if q.dtype == jnp.float32:
         default = default | _TILES_OF_FLOAT32[kernel]
-    return tiles.lookup(kernel, kind=kind, head_size=q.shape[3], dtype=q.dtype.name, default=default)
+    return tiles.lookup(kernel, kind=kind, head_size=q.shape[3], dtype=q.dtype.name,
+                        default=default)
 
 
 def _padded_head(x: Array) -> Array:
