@@ -14,6 +14,7 @@ import typing
 from absl import flags
 
 from qwen_jax.errors import ConfigError, QwenJaxError, unknown_name
+from qwen_jax.parallel import virtual_devices
 from qwen_jax.train.run_folder import flatten
 
 
@@ -69,6 +70,7 @@ def run(main, doc: str, recipes: dict[str, object], argv: list[str] | None = Non
     """Parses, prints what differs from the recipe, runs main(config); errors are shown without a
     traceback and end in exit code 1."""
     flags.FLAGS.mark_as_parsed()  # libraries (Grain) read absl's global flags
+    virtual_devices.make_room()
     try:
         name, config = parse(doc, recipes, sys.argv if argv is None else argv)
         changed = differences(config, recipes[name])

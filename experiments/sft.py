@@ -79,7 +79,7 @@ RECIPES = {"1.8b": _recipe(sizes.QWEN_1_8B), "7b": _recipe(sizes.QWEN_7B),
 SMOKE = dataclasses.replace(
     RECIPES["1.8b"],
     data=SFTData(),
-    model=sizes.TINY,  # without dropout: see tests/experiments/test_interruption.py
+    model=dataclasses.replace(sizes.TINY, dropout=0.1),  # report 3.1.2
     optimizer=dataclasses.replace(RECIPES["1.8b"].optimizer, peak_learning_rate=2e-3,
                                   warmup_steps=10),
     train=TrainConfig(num_steps=40, batch_size=8, log_every=10, eval_every=20, save_every=20,

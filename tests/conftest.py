@@ -12,6 +12,9 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 import jax  # noqa: E402  (after the environment is set)
 import pytest  # noqa: E402
 
+from qwen_jax.parallel import virtual_devices  # noqa: E402
+
+virtual_devices.make_room()
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

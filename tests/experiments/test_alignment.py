@@ -126,7 +126,7 @@ def test_sft_learns_answers_and_goes_on_where_it_was(folder, tmp_path):
     losses = [record["train/loss"] for record in found if "train/loss" in record]
     assert losses[-1] < losses[0] - 1
     model, _ = load_pretrained(tmp_path / "whole")
-    assert model == MODEL
+    assert model == dataclasses.replace(MODEL, dropout=0.1)  # report 3.1.2
 
 
 @pytest.fixture(scope="module")
