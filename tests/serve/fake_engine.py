@@ -26,6 +26,7 @@ class FakeEngine:
         self.table, self.end = token_bytes(tokenizer), tokenizer.end_of_text
         self.gate = threading.Event()  # closed: no step goes on
         self.gate.set()
+        self.stepping = threading.Event()  # a step has begun
         self.waiting, self.running, self.streams = [], {}, {}
         self.prompts = set()  # that were submitted
         self.steps, self.next_id, self.most_running, self.cancelled = 0, 0, 0, 0
@@ -62,6 +63,7 @@ class FakeEngine:
         return list(raw[:request.max_new_tokens])
 
     def step(self) -> list[Event]:
+        self.stepping.set()
         self.gate.wait()
         time.sleep(self.seconds)
         self.steps += 1

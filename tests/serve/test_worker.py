@@ -56,7 +56,8 @@ def test_a_caller_that_is_cancelled_while_it_is_let_in_leaves_nothing():
     engine.gate.clear()
 
     async def work(worker):
-        first = await worker.submit([request()], samples=1)  # holds the thread in its step
+        first = await worker.submit([request()], samples=1)
+        assert await asyncio.to_thread(engine.stepping.wait, 10)  # where the gate holds the thread
         waiting = asyncio.create_task(worker.submit([request(), request()], samples=2))
         await asyncio.sleep(0.05)
         assert worker.in_flight == 5 and not waiting.done()
@@ -80,6 +81,7 @@ def test_a_failure_reaches_callers_that_are_being_let_in():
 
     async def work(worker):
         await worker.submit([request()], samples=1)
+        assert await asyncio.to_thread(engine.stepping.wait, 10)
         waiting = asyncio.create_task(worker.submit([request()], samples=1))
         await asyncio.sleep(0.05)
         engine.gate.set()
