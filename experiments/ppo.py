@@ -51,7 +51,7 @@ from qwen_jax.errors import ConfigError, unknown_name
 from qwen_jax.model.heads import scoring_specs
 from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.mesh import check_batch, make_mesh
-from qwen_jax.parallel.rules import DEFAULT_RULES, sharding_for, use_layout
+from qwen_jax.parallel.rules import DEFAULT_RULES, sharding_for
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.run import Job, run
@@ -138,7 +138,6 @@ def reinforce(config: Config, tokenizer: Tokenizer, emit=functools.partial(print
                                            max_tokens=config.data.max_prompt_tokens)))
     emit(f"prompts: {counts}")
     _check(config, prompts.length, mesh)
-    functions = [_function(name) for name in config.reward_functions]
     loader = _pretrain_loader(config, tokenizer)
     optimizers = [make_optimizer(adam, config.train.num_steps)
                   for adam in (config.optimizer, config.value_optimizer)]
@@ -161,6 +160,31 @@ def reinforce(config: Config, tokenizer: Tokenizer, emit=functools.partial(print
         return PPOState(step=jax.device_put(np.int32(0), everywhere), policy=policy, value=value,
                         rewards=jax.device_put(ppo.start_moments(), everywhere))
 
+    frozen = [_abstract(spec, mesh, config.model.compute_dtype) for spec in specs]
+    if config.reward_model is None:
+        frozen[1] = None
+    sampler = Sampler(
+        config.model, config.ppo, tokenizer, reference=frozen[0], seed=config.train.seed,
+        reward_model=frozen[1] and (frozen[1], config.model),
+        reward_functions=[_function(name) for name in config.reward_functions])
+    rows = NamedSharding(mesh, DEFAULT_RULES.partition_spec(("batch",)))
+    source = Batches(prompts, seed=config.train.seed, collate=collate,
+                     batch_size=config.train.batch_size // samples)
+
+    @contextlib.contextmanager
+    def batches(start_step: int) -> Iterator:
+        """next_batch(step, state): a rollout of the current policy, and rows of pretraining data."""
+        del start_step  # a batch is a function of its step
+        sampler.load(weights_of(config.init_from)(frozen[0]), frozen[1] and scoring_weights_of(
+            config.reward_model, seed=0)(frozen[1]))
+
+        def next_batch(step: int, state: PPOState) -> PPOBatch:
+            rollout = jax.device_put(sampler(source.batch(step), state, step), rows)
+            pretrain = None if loader is None else jax.device_put(loader.batch(step), rows)
+            return PPOBatch(rollout=rollout, pretrain=pretrain)
+
+        yield next_batch
+
     job = Job(
         mesh=mesh, state=state, make_state=make,
         step=ppo.make_ppo_step(
@@ -168,7 +192,8 @@ def reinforce(config: Config, tokenizer: Tokenizer, emit=functools.partial(print
             value_optimizer=optimizers[1], seed=config.train.seed,
             micro_batches=config.train.micro_batches),
         batch=_abstract_batch(config, prompts.length, mesh), tokenizer=tokenizer,
-        batches=functools.partial(_batches, config, tokenizer, prompts, functions, loader, mesh),
+        batches=batches, others=frozen,
+        between=lambda: sampler.compile(states[0].params, states[1].params, source.batch(0), rows),
         header=(f"batch: {config.train.batch_size // samples} prompts, {samples} answers each, up "
                 f"to {prompts.length} + {config.ppo.max_new_tokens} tokens",
                 f"pretraining gradient: {_pretrain_rows(config)} rows of "
@@ -210,35 +235,6 @@ def _check(config: Config, prompt_length: int, mesh) -> None:
             "train it from the same language model, with the same tokenizer.")
 
 
-@contextlib.contextmanager
-def _batches(config: Config, tokenizer: Tokenizer, prompts: PromptRows, functions: list,
-             loader: Loader | None, mesh, start_step: int) -> Iterator:
-    """next_batch(step, state): a rollout of the current policy, and rows of pretraining data."""
-    with use_layout(mesh):
-        where = sharding_for(param_specs(config.model), mesh)
-        dtype = config.model.compute_dtype
-        reference = weights_of(config.init_from)(_abstract(param_specs(config.model), where, dtype))
-        reward_model = None
-        if config.reward_model is not None:
-            specs = scoring_specs(config.model)
-            reward_model = scoring_weights_of(config.reward_model, seed=0)(
-                _abstract(specs, sharding_for(specs, mesh), dtype)), config.model
-        sampler = Sampler(config.model, config.ppo, tokenizer, reference=reference,
-                          reward_model=reward_model, seed=config.train.seed,
-                          reward_functions=functions)
-    source = Batches(prompts, seed=config.train.seed, collate=collate,
-                     batch_size=config.train.batch_size // config.ppo.samples_per_prompt)
-    rows = NamedSharding(mesh, DEFAULT_RULES.partition_spec(("batch",)))
-
-    def next_batch(step: int, state: PPOState) -> PPOBatch:
-        rollout = jax.device_put(sampler(source.batch(step), state, step), rows)
-        pretrain = None if loader is None else jax.device_put(loader.batch(step), rows)
-        return PPOBatch(rollout=rollout, pretrain=pretrain)
-
-    del start_step  # a batch is a function of its step
-    yield next_batch
-
-
 def _pretrain_loader(config: Config, tokenizer: Tokenizer) -> Loader | None:
     if not _has_pretrain(config):
         return None
@@ -262,7 +258,8 @@ def _abstract_batch(config: Config, prompt_length: int, mesh) -> PPOBatch:
     row = jax.ShapeDtypeStruct((B,), np.float32)
     rollout = ppo.Rollout(
         tokens=ids, targets=ids, segment_ids=ids, actions=numbers, log_probs=numbers,
-        reference_log_probs=numbers, values=numbers, rewards=row, ended=row)
+        sampler_log_probs=numbers, entropies=numbers, reference_log_probs=numbers, values=numbers,
+        rewards=row, ended=row)
     pretrain = None
     if _has_pretrain(config):
         pretrain = abstract_batch(_pretrain_rows(config), config.model.context_length)
@@ -271,9 +268,10 @@ def _abstract_batch(config: Config, prompt_length: int, mesh) -> PPOBatch:
                         PPOBatch(rollout=rollout, pretrain=pretrain))
 
 
-def _abstract(specs, shardings, dtype: str):
+def _abstract(specs, mesh, dtype: str):
+    """Weights that stand still, in the dtype that they are used in."""
     return jax.tree.map(lambda spec, where: jax.ShapeDtypeStruct(
-        spec.shape, jnp.dtype(dtype), sharding=where), specs, shardings)
+        spec.shape, jnp.dtype(dtype), sharding=where), specs, sharding_for(specs, mesh))
 
 
 def _function(name: str):

@@ -69,6 +69,8 @@ class Rollout:
     segment_ids: Array  # int32 [B, T]; 1, and 0 for padding
     actions: Array  # float32 [B, T]; 1 where the target was sampled, its end token included
     log_probs: Array  # float32 [B, T]; of the policy that sampled, recomputed by the trainer
+    sampler_log_probs: Array  # float32 [B, T]; what the sampler computed, to see how far it is off
+    entropies: Array  # float32 [B, T]; of what the target was drawn from, nothing truncated
     reference_log_probs: Array  # float32 [B, T]
     values: Array  # float32 [B, T]
     rewards: Array  # float32 [B]; of whole answers, raw
@@ -124,7 +126,8 @@ def make_ppo_step(model: ModelConfig, config: PPOConfig, *,
 
     Rewards are normalised by their running moments, this batch's included; a KL penalty per token
     is added; advantages are whitened over the whole batch. Then policy and value are trained on
-    minibatches by the one train step, the policy not before its turn.
+    minibatches by the one train step, the policy not before its turn: while it waits its update is
+    not computed, and what would be logged of it is 0.
     """
     update_policy = make_train_step(policy_objective(model, config), policy_optimizer, seed=seed,
                                     micro_batches=micro_batches)
@@ -139,11 +142,15 @@ def make_ppo_step(model: ModelConfig, config: PPOConfig, *,
         def update(carried, lesson):
             policy, value = carried
             value, value_metrics = update_value(value, lesson)
-            new_policy, policy_metrics = update_policy(policy, lesson)
-            waits = state.step < config.value_warmup_steps
-            # A policy that waits counts its steps, so that its schedule is that of the run.
-            kept = policy.replace(step=new_policy.step)
-            policy = jax.tree.map(lambda new, old: jnp.where(waits, old, new), new_policy, kept)
+            _, logged = jax.eval_shape(update_policy, policy, lesson)
+
+            def wait(policy: TrainState):
+                # It counts its steps, so that its schedule is that of the run.
+                return policy.replace(step=policy.step + 1), jax.tree.map(jnp.zeros_like, logged)
+
+            policy, policy_metrics = jax.lax.cond(
+                state.step < config.value_warmup_steps, wait,
+                lambda policy: update_policy(policy, lesson), policy)
             return (policy, value), (policy_metrics, value_metrics)
 
         lessons = split_lesson(lesson, config, state.step, seed)
@@ -182,6 +189,9 @@ def make_lesson(batch: PPOBatch, moments: RunningMoments, config: PPOConfig
         "rollout/reward_normalised": jnp.mean(normal_B),
         "rollout/kl": jnp.mean(jnp.sum(kl_BT * mask, axis=1)),
         "rollout/kl_per_token": masked_mean(kl_BT, mask),
+        "rollout/entropy": masked_mean(rollout.entropies, mask),
+        "rollout/sampler_gap": masked_mean(
+            jnp.abs(rollout.log_probs - rollout.sampler_log_probs), mask),
         "rollout/length": jnp.mean(lengths_B), "rollout/ended": jnp.mean(rollout.ended),
         "rollout/value": masked_mean(rollout.values, mask),
         "rollout/return": masked_mean(returns, mask)}

@@ -44,6 +44,7 @@ class Rows(NamedTuple):
     tokens: Array  # int32 [B, T + R + 1]
     segment_ids: Array  # int32 [B, T + R + 1]
     actions: Array  # float32 [B, T + R]; 1 where the token that follows was sampled
+    log_probs: Array  # float32 [B, T + R]; the sampler's, of that token
     end: Array  # int32 [B]; where the reward model reads: the answer's end token
     ended: Array  # float32 [B]; 1 where the policy wrote that token itself
 
@@ -56,7 +57,8 @@ class Sampler:
                  reward_functions: Sequence[RewardFunction] = (), seed: int = 0):
         """
         Args:
-          reference: the weights that the policy started from, on the mesh.
+          reference: the weights that the policy started from, on the mesh; or their shapes, dtypes
+            and shardings until `load` brings them. So is the reward model's.
           reward_model: and its config; its reward and those of the functions are added up.
 
         Raises:
@@ -73,10 +75,11 @@ class Sampler:
         self._model, self._config, self._tokenizer = model, config, tokenizer
         self._reference, self._functions, self._seed = reference, tuple(reward_functions), seed
         self._reward_params, self._reward_config = reward_model or (None, None)
+        self._sample = jax.jit(functools.partial(sample_rows, config=model,
+                                                 room=config.max_new_tokens))
         self._ask = jax.jit(functools.partial(
             ask_models, model=model, reward_config=self._reward_config,
-            temperature=config.temperature))
-        self._rows = jax.jit(functools.partial(assemble, end_id=tokenizer.im_end))
+            temperature=config.temperature, end_id=tokenizer.im_end))
 
     def __call__(self, prompts: Prompts, state: PPOState, step: int) -> Rollout:
         """Samples samples_per_prompt answers to each prompt; rows of a prompt follow one another.
@@ -87,33 +90,59 @@ class Sampler:
         """
         n = self._config.samples_per_prompt
         tokens, lengths = (np.repeat(x, n, axis=0) for x in (prompts.tokens, prompts.lengths))
-        new = sample_rows(state.policy.params, tokens, lengths,
-                          self._sampling(prompts, step), config=self._model,
-                          room=self._config.max_new_tokens)
-        rows = self._rows(tokens, lengths, new)
+        new = self._sample(state.policy.params, tokens, lengths, self._sampling(prompts, step))
         asked = self._ask(state.policy.params, state.value.params, self._reference,
-                          self._reward_params, rows)
+                          self._reward_params, tokens, lengths, new)
         # While the device works on that, the host reads the answers and computes its rewards.
         extra = sum(self._ask_function(function, tokens, lengths, new)
                     for function in self._functions)
-        rewards = asked.pop("rewards") + jnp.asarray(extra, jnp.float32)
-        return Rollout(
-            tokens=rows.tokens[:, :-1], targets=rows.tokens[:, 1:],
-            segment_ids=rows.segment_ids[:, :-1], actions=rows.actions, ended=rows.ended,
-            rewards=jnp.broadcast_to(rewards, rows.ended.shape), **asked)
+        return asked.replace(rewards=asked.rewards + jnp.asarray(extra, jnp.float32))
+
+    def load(self, reference: Params, reward: ScoringParams | None) -> None:
+        """The weights whose shapes the constructor was given."""
+        self._reference, self._reward_params = reference, reward
+
+    def compile(self, policy: Params, value: ScoringParams, prompts: Prompts,
+                rows: jax.sharding.Sharding) -> list[jax.stages.Compiled]:
+        """Compiles both programs for batches of one shape, for their needs to be known.
+
+        Args:
+          policy, value: shapes, dtypes and shardings.
+          prompts: a batch of the shape; what stands in it does not matter.
+          rows: where the rows of a rollout go.
+        """
+        n = self._config.samples_per_prompt
+
+        def abstract(x, sharding):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        tokens, lengths = (abstract(np.repeat(x, n, axis=0), rows)
+                           for x in (prompts.tokens, prompts.lengths))
+        sampling = self._sampling(prompts, 0)
+        new = jax.eval_shape(self._sample, policy, tokens, lengths, sampling)
+        self._sample = self._sample.lower(policy, tokens, lengths, sampling).compile()
+        new = jax.tree.map(abstract, new, self._sample.output_shardings)
+        self._ask = self._ask.lower(policy, value, self._reference, self._reward_params, tokens,
+                                    lengths, new).compile()
+        return [self._sample, self._ask]
 
     def _sampling(self, prompts: Prompts, step: int) -> Sampling:
-        """A row draws by (seed, step, prompt, sample): the batch it is in does not matter."""
+        """A row draws by (seed, step, prompt, sample): the batch it is in does not matter.
+
+        A prompt that is in the batch twice, where one epoch ends and the next begins, counts on.
+        """
         n, config = self._config.samples_per_prompt, self._config
         B = n * len(prompts.lengths)
 
         def fill(value, dtype):
             return np.full(B, value, dtype)
 
-        seed = np.random.SeedSequence([self._seed, step]).generate_state(1)[0]
+        seed = int(np.random.SeedSequence([self._seed, step]).generate_state(1)[0])
+        same = prompts.indices[:, None] == prompts.indices[None]
+        seeds = seed + np.repeat(np.sum(np.tril(same, -1), axis=1), n)
         streams = (prompts.indices[:, None] * n + np.arange(n)[None]).reshape(-1)
         return Sampling(
-            seeds=fill(seed, np.uint32), streams=streams.astype(np.uint32),
+            seeds=seeds.astype(np.uint32), streams=streams.astype(np.uint32),
             temperature=fill(config.temperature, np.float32), top_p=fill(config.top_p, np.float32),
             top_k=fill(self._model.vocab_size, np.int32),
             repetition_penalty=fill(1.0, np.float32),
@@ -170,32 +199,43 @@ def assemble(prompts: Array, lengths: Array, new: NewTokens, *, end_id: int) -> 
     acts = counts + ended.astype(jnp.int32)
     first = lengths - 1  # the position whose logits the first token was drawn from
     actions = (index >= first[:, None]) & (index < (first + acts)[:, None])
+    log_probs = jnp.take_along_axis(new.logprobs, jnp.clip(index - first[:, None], 0, R - 1), axis=1)
     return Rows(tokens=jnp.where(inside, tokens, 0), segment_ids=inside.astype(jnp.int32),
-                actions=actions[:, :-1].astype(jnp.float32), end=end,
+                actions=actions[:, :-1].astype(jnp.float32), log_probs=log_probs[:, :-1], end=end,
                 ended=ended.astype(jnp.float32))
 
 
 def ask_models(policy: Params, value: ScoringParams, reference: Params,
-               reward: ScoringParams | None, rows: Rows, *, model: ModelConfig,
-               reward_config: ModelConfig | None, temperature: float) -> dict[str, Array]:
-    """Log-probabilities, values and rewards of the rows: Rollout's fields by name.
+               reward: ScoringParams | None, prompts: Array, lengths: Array, new: NewTokens, *,
+               model: ModelConfig, reward_config: ModelConfig | None, temperature: float,
+               end_id: int) -> Rollout:
+    """What the four models say of each row; its reward is that of the model, or 0.
 
     The policy's log-probabilities are computed again, by the function that trains: the sampler's
     differ in rounding, and ratios would start off 1.
     """
+    rows = assemble(prompts, lengths, new, end_id=end_id)
     tokens, segments = rows.tokens[:, :-1], rows.segment_ids[:, :-1]
+    targets = rows.tokens[:, 1:]
 
-    def log_probs(params):
-        return token_log_probs(params, tokens, rows.tokens[:, 1:], segments, config=model,
-                               temperature=temperature)[0]
+    def log_probs(params, temperature=temperature):
+        return token_log_probs(params, tokens, targets, segments, config=model,
+                               temperature=temperature)
 
     if reward is None:
         rewards = jnp.zeros(rows.end.shape, jnp.float32)
     else:
         rewards = at_end(scores(reward, rows.tokens, rows.segment_ids, config=reward_config),
                          rows.end)
-    return {"log_probs": log_probs(policy), "reference_log_probs": log_probs(reference),
-            "values": scores(value, tokens, segments, config=model), "rewards": rewards}
+    mine, entropies = log_probs(policy)
+    sampled = rows.log_probs
+    if temperature != 1.0:  # the sampler's are of the model's own logits
+        sampled = sampled + mine - log_probs(policy, 1.0)[0]
+    return Rollout(
+        tokens=tokens, targets=targets, segment_ids=segments, actions=rows.actions,
+        log_probs=mine, sampler_log_probs=sampled, entropies=entropies,
+        reference_log_probs=log_probs(reference)[0],
+        values=scores(value, tokens, segments, config=model), rewards=rewards, ended=rows.ended)
 
 
 class PromptRows:

@@ -54,6 +54,8 @@ class Job:
     batch: Any  # shapes, dtypes and shardings of a batch
     batches: Callable[[int], contextlib.AbstractContextManager[NextBatch]]  # from a step on
     evaluate: Callable[[int, Any], dict[str, float]] | None = None  # metrics to log
+    others: Any = ()  # weights beside the state's: shapes, dtypes and shardings
+    between: Callable[[], list] = list  # compiles what runs between two steps
     header: tuple[str, ...] = ()  # lines for the person who started it
     tokenizer: Tokenizer | None = None  # lies in the folder, for what begins from this run
 
@@ -73,7 +75,7 @@ def run(config: RunConfig, job: Job, *, emit: Callable[[str], None] = print):
     """
     train, mesh = config.train, job.mesh
     available = memory.capacity(mesh.local_devices[0], override_gb=train.device_memory_gb)
-    memory.check_state(job.state, available=available)
+    memory.check_state(job.state, others=job.others, available=available)
     # Only now: what was refused above leaves no folder behind.
     folder = run_folder.prepare(config.run_dir, config)
     if job.tokenizer is not None and jax.process_index() == 0:
@@ -131,7 +133,8 @@ def _compile(config: RunConfig, job: Job, available: int | None, emit: Callable[
     started, device = time.perf_counter(), job.mesh.devices.flat[0]
     compiled = job.step.lower(job.state, job.batch).compile(
         compiler_options=compiler_options(device.platform))
-    plan = memory.measure(compiled, job.state, platform=device.platform, available=available)
+    plan = memory.measure(compiled, job.state, others=job.others, between=job.between(),
+                          platform=device.platform, available=available)
     peak, source = metrics.peak_flops(device)
     peak *= job.mesh.devices.size
     model = config.model

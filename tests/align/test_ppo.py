@@ -104,6 +104,7 @@ def make_rollout(B=8, T=12, seed=0):
     return policy, value, ppo.Rollout(
         tokens=tokens, targets=targets, segment_ids=jnp.asarray(segments),
         actions=jnp.asarray(actions), log_probs=log_probs, reference_log_probs=log_probs - 0.1,
+        sampler_log_probs=log_probs + 0.01, entropies=jnp.ones_like(log_probs),
         values=jax.jit(scores, static_argnames="config")(
             value, tokens, jnp.asarray(segments), config=MODEL),
         rewards=jnp.asarray(draw.normal(size=B).astype(np.float32)),

@@ -97,10 +97,43 @@ def test_a_rows_sample_depends_on_seed_step_prompt_and_sample_alone(models, made
     np.testing.assert_allclose(other.log_probs[:2], first.log_probs[2:], atol=1e-5)
     rows = [row.tobytes() for row in first.tokens]
     assert len(set(rows)) == 4  # two samples of a prompt differ
+    twice = jax.device_get(sampler(collate([prompts[0], prompts[0]]), models[0], 4))
+    np.testing.assert_array_equal(twice.tokens[:2], first.tokens[:2])
+    assert len({row.tobytes() for row in twice.tokens}) == 4  # where two epochs meet
     later = jax.device_get(sampler(collate([prompts[0], prompts[1]]), models[0], 5))
     assert not np.array_equal(later.tokens, first.tokens)
     again = jax.device_get(sampler(collate([prompts[0], prompts[1]]), models[0], 4))
     for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(first)):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_samplers_log_probabilities_are_the_trainers(models, temperature):
+    """But for rounding; entropies are of the distribution that was drawn from."""
+    state, reference, _ = models
+    sampler = Sampler(MODEL, dataclasses.replace(CONFIG, temperature=temperature), TOKENIZER,
+                      reference=reference, reward_functions=[Reward()], seed=7)
+    prompts = PromptRows([TOKENIZER.encode(text) for text in ("one", "number two")])
+    rollout = jax.device_get(sampler(collate([prompts[0], prompts[1]]), state, 4))
+    acts = rollout.actions > 0
+    assert acts.sum() > 8
+    # Two programs in float32 on log-probabilities of size 6, divided by the temperature.
+    np.testing.assert_allclose(rollout.sampler_log_probs[acts], rollout.log_probs[acts], atol=2e-5)
+    assert np.all((rollout.entropies[acts] > 0) & (rollout.entropies[acts] < np.log(464)))
+
+
+def test_compiled_before_it_starts_it_samples_the_same(models, made):
+    state, reference, reward = models
+    prompts, first = made[2], made[3]
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+                            (state.policy.params, state.value.params, reference, reward))
+    sampler = Sampler(MODEL, CONFIG, TOKENIZER, reference=abstract[2], seed=7,
+                      reward_model=(abstract[3], MODEL), reward_functions=[Reward()])
+    batch = collate([prompts[0], prompts[1]])
+    assert len(sampler.compile(*abstract[:2], batch, reward.score.sharding)) == 2
+    sampler.load(reference, reward)
+    for a, b in zip(jax.tree.leaves(jax.device_get(sampler(batch, state, 4))),
+                    jax.tree.leaves(first), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
