@@ -1,0 +1,110 @@
+"""Questions whose answers are known without asking anybody: sums, and what documentation says.
+
+For a first alignment run on a computer that has nothing but its Python: conversations to fine-tune
+on (report 3.1), pairs of a right and a wrong answer (3.2.1), prompts with rewards that can be
+checked (3.2.2). English and Chinese.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from qwen_jax.data.sources import Document
+
+_ASKED = {  # how a sum is asked for, and how its answer ends
+    "en": (("What is {}?", "Compute {}.", "{} = ?", "How much is {}?"), "."),
+    "zh": (("{} 等于多少？", "请计算 {}。", "{} = ？", "算一算：{}"), "。"),
+}
+# A function of a page (pydoc's text): its signature, and the first sentence of its docstring.
+_FUNCTION = re.compile(r"^([a-z]\w*)\([^\n]*\)\n    ([A-Z][^\n]{15,90}\.)$", re.MULTILINE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One question; `wrong` looks like an answer and is none."""
+
+    text: str
+    answer: str
+    wrong: str
+    group: str  # the problem or the module: what is held out goes by it
+
+
+def sums(*, largest: int = 20, largest_factor: int = 9, seed: int = 0) -> list[Question]:
+    """Every a + b and a - b (a >= b) of numbers up to `largest` and a * b of small factors, in each
+    of the ways to ask, shuffled."""
+    problems = [(a, "+", b, a + b) for a in range(largest + 1) for b in range(largest + 1)]
+    problems += [(a, "-", b, a - b) for a in range(largest + 1) for b in range(a + 1)]
+    problems += [(a, "*", b, a * b) for a in range(largest_factor + 1)
+                 for b in range(largest_factor + 1)]
+    draw = np.random.default_rng(seed)
+    questions = []
+    for a, operation, b, result in problems:
+        problem = f"{a} {operation} {b}"
+        for forms, end in _ASKED.values():
+            for form in forms:
+                off = int(draw.choice([-10, -2, -1, 1, 2, 10]))
+                wrong = result + off if result + off >= 0 else result - off
+                questions.append(Question(form.format(problem), f"{problem} = {result}{end}",
+                                          f"{problem} = {wrong}{end}", problem))
+    return [questions[i] for i in draw.permutation(len(questions))]
+
+
+def documented(pages: Iterable[Document], *, seed: int = 0) -> list[Question]:
+    """What the functions of some pages do, in the words of their first sentence, shuffled; wrong is
+    what another function does."""
+    found: dict[tuple[str, str], str] = {}
+    for page in pages:
+        module = page.text.split(maxsplit=1)[0]  # a page begins with it
+        for name, sentence in _FUNCTION.findall(page.text):
+            if "help(type(self))" not in sentence:
+                found.setdefault((module, name), sentence)
+    draw = np.random.default_rng(seed)
+    sentences = sorted(set(found.values()))
+    questions = []
+    for (module, name), sentence in found.items():
+        if len(sentences) < 2:
+            break
+        place = int(draw.integers(len(sentences) - 1))
+        wrong = sentences[place] if sentences[place] != sentence else sentences[-1]
+        if wrong != sentence:
+            questions.append(Question(f"What does {name} of {module} do?", sentence, wrong, module))
+    return [questions[i] for i in draw.permutation(len(questions))]
+
+
+def split(questions: Sequence[Question], fraction: float, *, seed: int = 0
+          ) -> tuple[list[Question], list[Question]]:
+    """(to learn from, held out): about `fraction` of the groups are held out, whole."""
+    groups = sorted({question.group for question in questions})
+    number = round(fraction * len(groups))
+    held_out = {groups[i] for i in np.random.default_rng(seed).permutation(len(groups))[:number]}
+    return ([q for q in questions if q.group not in held_out],
+            [q for q in questions if q.group in held_out])
+
+
+def write(questions: Sequence[Question], folder: str | os.PathLike) -> None:
+    """talks.jsonl (messages), pairs.jsonl (prompt, chosen, rejected) and prompts.jsonl (prompt)."""
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("talks", _talks(questions)), ("pairs", _pairs(questions)),
+                       ("prompts", ({"prompt": q.text} for q in questions))):
+        temporary = folder / f"{name}.tmp"
+        with open(temporary, "w", encoding="utf-8") as file:
+            for row in rows:
+                print(json.dumps(row, ensure_ascii=False), file=file)
+        temporary.replace(folder / f"{name}.jsonl")
+
+
+def _talks(questions: Iterable[Question]) -> Iterator[dict]:
+    for question in questions:
+        yield {"messages": [{"role": "user", "content": question.text},
+                            {"role": "assistant", "content": question.answer}]}
+
+
+def _pairs(questions: Iterable[Question]) -> Iterator[dict]:
+    for question in questions:
+        yield {"prompt": question.text, "chosen": question.answer, "rejected": question.wrong}
