@@ -2,8 +2,9 @@
 
 Gathers this computer's own Python documentation and source, learns a vocabulary and grows it for
 code (report 2.2), writes token shards, pretrains (2.4), compares with a 3-gram model, samples,
-exports to the released layouts, and writes runs/quickstart/report.html. Interrupt it anywhere and
-run it again: it goes on where it was and ends with the same weights.
+exports to the released layouts, then fine-tunes (3.1), learns a reward (3.2.1) and reinforces (3.2.2),
+and writes runs/quickstart/report.html. Interrupt it anywhere and run it again: it goes on where it
+was and ends with the same weights.
 
     python -m experiments.quickstart                          # or: make quickstart
     python -m experiments.quickstart --train.num_steps=4000   # longer, better
@@ -12,13 +13,14 @@ run it again: it goes on where it was and ends with the same weights.
 import dataclasses
 import json
 import pathlib
+import sys
 import time
 from collections.abc import Iterable
 
 import numpy as np
 from tqdm import tqdm
 
-from experiments import flags, pretrain
+from experiments import flags, pretrain, quickstart_alignment
 from qwen_jax.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from qwen_jax.data import python_docs, shards, sources
 from qwen_jax.data.loader import Loader
@@ -46,6 +48,7 @@ class Config(pretrain.Config):
     eval_fraction: float = 0.05  # of the documents, held out
     code_weight: float = 0.15  # share of source code in the mixture
     sample_tokens: int = 160
+    align: quickstart_alignment.Steps = quickstart_alignment.Steps()  # the stages after pretraining
 
 
 RECIPE = Config(
@@ -62,6 +65,7 @@ SMOKE = dataclasses.replace(
                                       context_length=64),
     optimizer=dataclasses.replace(RECIPE.optimizer, warmup_steps=5),
     train=dataclasses.replace(RECIPE.train, num_steps=30, eval_every=15, save_every=10),
+    align=quickstart_alignment.Steps(sft=8, pmp=4, reward=4, ppo=4, value_warmup=2),
     sample_tokens=32, run_dir="runs/quickstart_smoke")
 
 
@@ -72,7 +76,7 @@ def main(config: Config) -> None:
     tokenizer = learn_vocabulary(config, folder)
     for name in SOURCES:
         encode(config, folder, name, tokenizer)
-    say("4/8  pretraining; Ctrl-C stops it with a checkpoint")
+    say("4/10 pretraining; Ctrl-C stops it with a checkpoint")
     pretrain.main(dataclasses.replace(config, data=DataConfig(
         sources=(f"{folder}/shards/docs/train={1 - config.code_weight:g}",
                  f"{folder}/shards/code/train={config.code_weight:g}"),
@@ -81,8 +85,14 @@ def main(config: Config) -> None:
     evaluate(config, folder, model, params, tokenizer)
     sample(config, folder, model, params, tokenizer)
     export(folder, model, params, tokenizer)
+    say("8/10 alignment")
+    quickstart_alignment.align(folder, config.align, say=lambda line: say(f"     {line}"))
+    right = quickstart_alignment.compare(folder, tokenizer)
+    say(f"9/10 held-out sums that are right: {right['sft']:.1%} after fine-tuning, "
+        f"{right['ppo']:.1%} after PPO; talk to it:\n"
+        f"     {pathlib.Path(sys.executable)} -m experiments.chat --checkpoint={folder}/ppo")
     page = write_report(folder)
-    say(f"8/8  {page} is the report of this run ({time.time() - started:.0f} s)")
+    say(f"10/10 {page} is the report of this run ({time.time() - started:.0f} s)")
 
 
 def say(line: str) -> None:
@@ -92,7 +102,7 @@ def say(line: str) -> None:
 def gather(folder: pathlib.Path) -> None:
     """docs.jsonl and code.jsonl: what is on every computer that has a Python."""
     if not (folder / "docs.jsonl").exists():
-        say("1/8  gathering the documentation of this Python (pydoc -> HTML -> text)")
+        say("1/10 gathering the documentation of this Python (pydoc -> HTML -> text)")
         with tqdm(unit=" modules") as bar:
             def progress(done, total):
                 bar.total = total
@@ -121,7 +131,7 @@ def learn_vocabulary(config: Config, folder: pathlib.Path) -> Tokenizer:
     """Learnt from the documentation, grown for code, and how well each compresses (Figure 3)."""
     path = folder / "tokenizer.tiktoken"
     if not path.exists():
-        say("2/8  learning a vocabulary from the documentation, growing it for source code")
+        say("2/10 learning a vocabulary from the documentation, growing it for source code")
         docs, code = (read_texts(folder, name) for name in SOURCES)
         learnt = extend.train(docs, vocab_size=config.learnt_tokens)
         grown = Tokenizer(extend.grow(learnt, code, num_new=config.grown_tokens))
@@ -141,7 +151,7 @@ def encode(config: Config, folder: pathlib.Path, name: str, tokenizer: Tokenizer
         shards.write(sources.documents(str(folder / "text" / f"{name}.jsonl")), output, tokenizer,
                      eval_fraction=config.eval_fraction, seed=config.train.seed)
         train, held_out = (shards.open_shards(output / side) for side in ("train", "eval"))
-        say(f"3/8  {name}: {train.tokens:,} tokens to learn from in {train.documents} documents, "
+        say(f"3/10 {name}: {train.tokens:,} tokens to learn from in {train.documents} documents, "
             f"{held_out.tokens:,} held out in {held_out.documents}")
 
 
@@ -149,7 +159,7 @@ def evaluate(config: Config, folder: pathlib.Path, model: ModelConfig, params, t
     """All of the held-out documentation, against what counting achieves on the same text."""
     if (folder / "evaluation.json").exists():
         return
-    say("5/8  evaluating on the held-out documentation, against a 3-gram model of the same text")
+    say("5/10 evaluating on the held-out documentation, against a 3-gram model of the same text")
     held_out = Loader(DataConfig(sources=(f"{folder}/shards/docs/eval",)),
                       context_length=model.context_length, batch_size=config.train.batch_size,
                       end_of_text=tokenizer.end_of_text, seed=0)
@@ -182,7 +192,7 @@ def sample(config: Config, folder: pathlib.Path, model: ModelConfig, params, tok
         write_json(folder / "samples.json", [
             {"prompt": prompt, "text": tokenizer.decode(row), **settings}
             for prompt, row in zip(PROMPTS, rows, strict=True)])
-    say("6/8  samples")
+    say("6/10 samples")
     for made in json.loads((folder / "samples.json").read_text(encoding="utf-8")):
         say("-" * 88 + f"\n{made['prompt']}{made['text']}")
     say("-" * 88)
@@ -195,7 +205,7 @@ def export(folder: pathlib.Path, model: ModelConfig, params, tokenizer: Tokenize
                         tokenizer=tokenizer)
     write_json(folder / "export.json", {"path": str(folder / "export"), "layout": "qwen2 and qwen",
                                         "dtype": model.param_dtype})
-    say(f"7/8  {folder}/export/qwen2 is for transformers, {folder}/export/qwen for Qwen's own code")
+    say(f"7/10 {folder}/export/qwen2 is for transformers, {folder}/export/qwen for Qwen's own code")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ SHP.
 
 import dataclasses
 import functools
+import pathlib
 
 import jax
 import numpy as np
@@ -31,6 +32,7 @@ from qwen_jax.data.preference import PairRows, read_pairs
 from qwen_jax.errors import ConfigError
 from qwen_jax.model.heads import scoring_specs
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.train.run_folder import write_json
 from qwen_jax.train.supervised import train
 
 
@@ -127,6 +129,9 @@ def learn(config: Config, rows: PairRows, tokenizer: Tokenizer,
             rows, size, len(rows), shard=shard), config=config.model, put=put)
             for name, rows in held_out.items()]
         emit(table([(f"step {done}", agreements)]))
+        if jax.process_index() == 0:
+            write_json(pathlib.Path(config.run_dir) / "calibration.json",
+                       {agreement.name: agreement.calibration() for agreement in agreements})
         found = {}
         for agreement in agreements:
             found |= {f"eval/{agreement.name}/accuracy": agreement.accuracy,

@@ -156,13 +156,16 @@ def _position_codes(positions_BT: Array, ntk_lengths_B: Array, config: ModelConf
 def _write(cache: KVCache, k_BTKH: Array, v_BTKH: Array, place: Place, layer) -> KVCache:
     """The cache with the new keys and values of one layer."""
     B = k_BTKH.shape[0]
+    rows = place.first_row + jnp.arange(B, dtype=jnp.int32)
+    at = jnp.stack([jnp.full((B,), layer, jnp.int32), rows, place.positions_BT[:, 0]], axis=1)
+    # Indices are layer, row and slot; the update is all heads and sizes of T slots from there on.
+    numbers = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=(1, 2, 3), inserted_window_dims=(0, 1),
+        scatter_dims_to_operand_dims=(0, 1, 3))
 
     def put(whole, part_BKTH):
-        for b in range(B):
-            at = (layer, place.first_row + b, 0, place.positions_BT[b, 0], 0)
-            whole = jax.lax.dynamic_update_slice(
-                whole, part_BKTH[None, b:b + 1], tuple(jnp.asarray(i, jnp.int32) for i in at))
-        return whole
+        return jax.lax.scatter(whole, at, part_BKTH, numbers, indices_are_sorted=True,
+                               unique_indices=True, mode=jax.lax.GatherScatterMode.CLIP)
 
     k_BKTH, v_BKTH = k_BTKH.transpose(0, 2, 1, 3), v_BTKH.transpose(0, 2, 1, 3)
     if cache.key_scales is None:

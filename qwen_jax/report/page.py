@@ -22,8 +22,8 @@ def write_report(run_dir: str | os.PathLike) -> pathlib.Path:
     """Writes report.html and plots/*.png into `run_dir`; returns the page's path.
 
     Reads what is there of config.json, versions.json, metrics.jsonl, events.jsonl,
-    compression.json and .png, evaluation.json, samples.json, export.json; what each holds is told
-    in records.py.
+    compression.json and .png, evaluation.json, samples.json, answers.json, export.json and the
+    folders of later stages; what each holds is told in records.py.
 
     Raises:
       DataError: no such folder, nothing of a run in it, or a damaged JSON file. A torn last line of
@@ -34,17 +34,22 @@ def write_report(run_dir: str | os.PathLike) -> pathlib.Path:
     if not folder.is_dir():
         raise DataError("there is no such folder.", str(folder), "pass the folder of a run.")
     files = {name: read_json(folder / f"{name}.json")
-             for name in ("config", "versions", "compression", "evaluation", "samples", "export")}
+             for name in ("config", "versions", "compression", "evaluation", "samples", "answers",
+                          "calibration", "export")}
     steps, bad_metrics = read_jsonl(folder / "metrics.jsonl")
     events, bad_events = read_jsonl(folder / "events.jsonl")
     if not steps and all(content is None for content in files.values()):
         raise DataError("nothing in this folder belongs to a run.", str(folder),
                         "pass a folder that holds metrics.jsonl or config.json.")
     curves = Curves(steps)
-    plots = draw_plots(curves, files["evaluation"])
+    plots = draw_plots(curves, files["evaluation"], files["calibration"])
     compression = folder / "compression.png"
     if compression.exists():
         plots["compression"] = compression.read_bytes()
+    for stage in _STAGES:
+        drawn = draw_plots(Curves(read_jsonl(folder / stage / "metrics.jsonl")[0]), None,
+                           read_json(folder / stage / "calibration.json"))
+        plots |= {f"{stage}_{name}": png for name, png in drawn.items() if name in _OF_A_STAGE}
     (folder / "plots").mkdir(exist_ok=True)
     for name, png in plots.items():
         _write(folder / "plots" / f"{name}.png", png)
@@ -56,6 +61,9 @@ def write_report(run_dir: str | os.PathLike) -> pathlib.Path:
         return (f'<figure><img alt="{_text(caption)}" src="data:image/png;base64,{data}">'
                 f"<figcaption>{_text(caption)}</figcaption></figure>")
 
+    def learnt(prefix: str) -> str:
+        return _row(*(picture(prefix + name, caption) for name, caption in _OF_A_STAGE.items()))
+
     sections = [
         ("", _tiles(curves, events, files["config"])),
         ("Loss", picture("loss", "Training loss, every logged step thin and its running mean "
@@ -63,6 +71,10 @@ def write_report(run_dir: str | os.PathLike) -> pathlib.Path:
         ("Against counting", _against_counting(files["evaluation"]) + picture(
             "perplexity", "Held-out perplexity; lower is better.")),
         ("Samples", _samples(files["samples"])),
+        ("From preferences", _row(*(picture(name, _OF_A_STAGE[name]) for name in _OF_A_STAGE
+                                    if name != "loss"))),
+        *((title, learnt(f"{stage}_")) for stage, title in _STAGES.items()),
+        ("Answers, stage by stage", _any_table(files["answers"])),
         ("Optimisation", _row(picture(
             "learning_rate", "Learning rate of each step."), picture(
             "gradient_norm", "Norm of the gradient before clipping, and its running median."))),
@@ -87,6 +99,22 @@ def write_report(run_dir: str | os.PathLike) -> pathlib.Path:
             f"</header>{body}</body></html>\n")
     _write(folder / "report.html", page.encode("utf-8"))
     return folder / "report.html"
+
+
+_STAGES = {  # folder of a stage -> its section
+    "sft": "Supervised fine-tuning (report 3.1)",
+    "pmp": "Preference model pretraining (report 3.2.1)",
+    "reward": "Reward model (report 3.2.1)",
+    "ppo": "Reinforcement learning (report 3.2.2)"}
+_OF_A_STAGE = {  # plot -> caption
+    "loss": "Loss.",
+    "accuracy": "Held-out pairs whose better answer has the higher reward.",
+    "calibration": "How sure it is of the answer that it prefers, and how often that is the better "
+                   "one; on the dotted line it knows what it knows.",
+    "reward": "Reward of the sampled answers, before normalisation.",
+    "kl": "How far the policy is from where it started; the penalty holds it.",
+    "entropy": "How undecided the policy is.",
+    "value": "Error of the value model."}
 
 
 def _subtitle(files: dict, curves: Curves) -> str:

@@ -14,7 +14,8 @@ _MOST_POINTS = 4000  # of a curve; more cannot be told apart
 _WIDE, _HALF = (9.6, 3.9), (4.7, 2.7)  # inches
 
 
-def draw_plots(curves: Curves, evaluation: dict | None) -> dict[str, bytes]:
+def draw_plots(curves: Curves, evaluation: dict | None,
+               calibration: dict | None = None) -> dict[str, bytes]:
     """name -> PNG, of what there is to draw."""
     plots = {}
     x, y = curves.curve("train/loss")
@@ -30,6 +31,18 @@ def draw_plots(curves: Curves, evaluation: dict | None) -> dict[str, bytes]:
         x, y = curves.curve(key)
         if len(x):
             plots[name] = _draw_noisy(x, y * unit, title, color)
+    for name, key, title, color in (
+            ("reward", "rollout/reward", "reward of an answer", _BLUE),
+            ("kl", "rollout/kl", "KL from the start (nats of an answer)", _RED),
+            ("entropy", "rollout/entropy", "entropy (nats of a token)", _GREEN),
+            ("value", "value/error", "squared error of the value model", _BLUE)):
+        x, y = curves.curve(key)
+        if len(x):
+            plots[name] = _draw_around(x, y, title, color)
+    if curves.eval_names("accuracy"):
+        plots["accuracy"] = _draw_accuracy(curves)
+    if calibration:
+        plots["calibration"] = _draw_calibration(calibration)
     values = numbers(evaluation, "perplexity")
     if values:
         plots["perplexity"] = _draw_bars(values)
@@ -113,6 +126,39 @@ def _draw_noisy(x: np.ndarray, y: np.ndarray, title: str, color: str) -> bytes:
     if top > 1000:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     return _finish(figure, axes, title)
+
+
+def _draw_around(x: np.ndarray, y: np.ndarray, title: str, color: str) -> bytes:
+    """All values thin and their running mean thick; they may be below zero."""
+    figure, axes = _figure(_HALF)
+    axes.plot(*_thin(x, y), color=color, alpha=0.35, linewidth=0.7)
+    axes.plot(*_thin(x, _running_mean(y)), color=color, linewidth=1.8)
+    return _finish(figure, axes, title)
+
+
+def _draw_accuracy(curves: Curves) -> bytes:
+    """Share of held-out pairs whose better answer has the higher reward."""
+    figure, axes = _figure(_HALF)
+    for name, color in zip(curves.eval_names("accuracy"), _EVAL_COLORS * 9, strict=False):
+        x, y = curves.curve(f"eval/{name}/accuracy")
+        axes.plot(x, 100 * y, color=color, marker="o", markersize=4, linewidth=1.5, label=name)
+    axes.axhline(50, color=_INK, linewidth=0.8, linestyle=":")
+    axes.legend(frameon=False, fontsize=8)
+    return _finish(figure, axes, "held-out accuracy (%); dotted: chance")
+
+
+def _draw_calibration(calibration: dict[str, list]) -> bytes:
+    """How often the preferred answer is the better one, against how sure the model is of it."""
+    figure, axes = _figure(_HALF)
+    axes.plot([50, 100], [50, 100], color=_INK, linewidth=0.8, linestyle=":")
+    for (name, bins), color in zip(calibration.items(), _EVAL_COLORS * 9, strict=False):
+        sure, right, pairs = np.asarray(bins, np.float64).T
+        axes.plot(100 * sure, 100 * right, color=color, linewidth=1.0, label=name)
+        axes.scatter(100 * sure, 100 * right, s=4 + 60 * pairs / pairs.max(), color=color)
+    axes.legend(frameon=False, fontsize=8)
+    axes.set_xlabel("confidence (%)")
+    axes.set_title("right (%)", loc="left", fontsize=10, color=_INK)
+    return _png(figure)
 
 
 def _draw_bars(values: dict[str, float]) -> bytes:

@@ -3,7 +3,7 @@
     metrics.jsonl     {"step": 10, "time": 1.7e9, "train/loss": 3.1, "eval/NAME/loss": 2.9, ...} a
                       line (train/metrics.py): train/{loss,grad_norm,learning_rate,tokens},
                       perf/{tokens_per_second,mfu_a,mfu_b,data_wait_seconds},
-                      eval/NAME/{loss,perplexity,bits_per_byte}
+                      eval/NAME/{loss,perplexity,bits_per_byte,accuracy}, rollout/{reward,kl,...}
     events.jsonl      {"time": 1.7e9, "event": "resume", ...anything} a line (train/metrics.py)
     config.json       {"model": {...}, "train": {...}, ..., "run_dir": "..."}
     versions.json     {"python": "3.12.1", "devices": "1 x cpu", ...}
@@ -13,6 +13,9 @@
     compression.json  [{"language": "zh", "tokenizer": "ours", "bytes_per_token": 3.1, ...}]
                       (Row._asdict() of tokenizer/compression.py), or {ROW: {COLUMN: value}};
                       compression.png is its picture
+    calibration.json  {NAME: [[confidence, share right, pairs], ...]} of a reward model's last evaluation
+    answers.json      [{"question": "...", "after SFT": "...", ...one answer by stage}]
+    sft/ pmp/ reward/ ppo/   run folders of the stages that came after
     export.json       {"path": "...", "layout": "qwen2", "dtype": "bfloat16", ...any facts}
 
 Times are seconds since 1970. Every file may be missing; keys that are not named here are shown too.
@@ -57,11 +60,12 @@ class Curves:
         y = self.curve(name)[1]
         return float(np.median(y)) if len(y) else None
 
-    def eval_names(self) -> list[str]:
-        """<name> of eval/<name>/loss, in the order of their first appearance."""
+    def eval_names(self, metric: str = "loss") -> list[str]:
+        """<name> of eval/<name>/<metric>, in the order of their first appearance."""
         return list(dict.fromkeys(
-            key[len("eval/"):-len("/loss")] for step in sorted(self._steps)
-            for key in self._steps[step] if key.startswith("eval/") and key.endswith("/loss")))
+            key[len("eval/"):-len(f"/{metric}")] for step in sorted(self._steps)
+            for key in self._steps[step]
+            if key.startswith("eval/") and key.endswith(f"/{metric}")))
 
     def wall_seconds(self, events: list[dict]) -> float | None:
         """From start to last record, without the time between an interruption and the resume."""

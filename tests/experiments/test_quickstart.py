@@ -42,7 +42,11 @@ def test_it_leaves_everything_it_promises(finished):
         exported, weights = load_pretrained(folder / "export" / layout)
         np.testing.assert_array_equal(np.asarray(weights.embed), np.asarray(params.embed))
         assert exported.num_layers == config.num_layers
-    assert "8/8" in output
+    assert "10/10" in output and "held-out sums that are right" in output
+    answers = json.loads((folder / "answers.json").read_text())
+    assert all({"question", "after SFT", "after PPO"} == row.keys() for row in answers)
+    assert all(part in page for part in ("report 3.2.1", "report 3.2.2", "after PPO"))
+    assert load_pretrained(folder / "ppo")[0].num_layers == config.num_layers
 
 
 def test_page_and_source_of_a_package_are_on_the_same_side(finished):
@@ -60,7 +64,9 @@ def test_page_and_source_of_a_package_are_on_the_same_side(finished):
 @pytest.mark.slow
 def test_killed_in_every_stage_it_ends_with_the_same_weights(finished, tmp_path):
     folder, _ = finished
-    marks = ["1/8", "2/8", "3/8", "4/8", "step 20", "5/8", "6/8", "7/8"]
+    marks = ["1/10", "2/10", "3/10", "4/10", "step 20", "5/10", "6/10", "7/10", "8/10",
+             "     fine-tuning", "     preference", "     the reward model", "     PPO", "step 3/4",
+             "9/10"]
     for mark in marks:
         process = subprocess.Popen(command(tmp_path), cwd=ROOT, env=ONE_DEVICE, text=True,
                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -72,6 +78,6 @@ def test_killed_in_every_stage_it_ends_with_the_same_weights(finished, tmp_path)
     done = subprocess.run(command(tmp_path), cwd=ROOT, env=ONE_DEVICE, capture_output=True,
                           text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    for name in ("tokenizer.tiktoken", "evaluation.json", "samples.json",
+    for name in ("tokenizer.tiktoken", "evaluation.json", "samples.json", "answers.json",
                  "export/qwen2/model.safetensors"):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name
