@@ -24,6 +24,7 @@ from qwen_jax import sizes
 from qwen_jax.align.dpo import ComparedPairs, answer_log_probs, make_objective
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from qwen_jax.data.batches import Batches, eval_batches, fill_up, stack_trees
+from qwen_jax.data.json_rows import names_of
 from qwen_jax.data.preference import PairRows
 from qwen_jax.errors import ConfigError
 from qwen_jax.model.spec import param_specs
@@ -145,7 +146,7 @@ def learn(config: Config, rows: PairRows, tokenizer: Tokenizer,
           emit=functools.partial(print, flush=True)):
     """The run itself; returns the last TrainState."""
     size, shard = config.train.batch_size, (jax.process_index(), jax.process_count())
-    names = [path.rpartition("/")[2].partition(".")[0] for path in config.data.eval_pairs]
+    names = names_of(config.data.eval_pairs)
     compared, *held_out = compare(config, [rows] + [
         make_rows((path,), config, tokenizer, emit) for path in config.data.eval_pairs], emit)
     batches = Batches(compared, batch_size=size, seed=config.train.seed, collate=stack_trees,

@@ -28,6 +28,7 @@ from qwen_jax.align.reward_model import make_objective
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from qwen_jax.data.batches import Batches, eval_batches, stack_trees
 from qwen_jax.data.conversations import Counts
+from qwen_jax.data.json_rows import names_of
 from qwen_jax.data.preference import PairRows, read_pairs
 from qwen_jax.errors import ConfigError
 from qwen_jax.model.heads import scoring_specs
@@ -121,8 +122,9 @@ def learn(config: Config, rows: PairRows, tokenizer: Tokenizer,
     size, shard = config.train.batch_size, (jax.process_index(), jax.process_count())
     batches = Batches(rows, batch_size=size, seed=config.train.seed, collate=stack_trees,
                       shard=shard)
-    held_out = {path.rpartition("/")[2].partition(".")[0]:
-                make_rows((path,), config, tokenizer, emit) for path in config.data.eval_pairs}
+    paths = config.data.eval_pairs
+    held_out = {name: make_rows((path,), config, tokenizer, emit)
+                for name, path in zip(names_of(paths), paths, strict=True)}
 
     def evaluate(put, done, state):
         agreements = [measure(name, state.params, eval_batches(

@@ -25,6 +25,7 @@ from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfi
 from qwen_jax.data.batches import Batches, eval_batches, stack_trees
 from qwen_jax.data.conversation_rows import PackedRows, encode
 from qwen_jax.data.conversations import Counts, read_conversations
+from qwen_jax.data.json_rows import names_of
 from qwen_jax.data.preview import preview
 from qwen_jax.errors import ConfigError
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -121,12 +122,13 @@ def finetune(config: Config, rows: PackedRows, tokenizer: Tokenizer,
     batches = Batches(rows, batch_size=size, seed=config.train.seed, collate=stack_trees,
                       shard=shard)
     held_out = []
-    for path in config.data.eval_conversations:
+    paths = config.data.eval_conversations
+    for name, path in zip(names_of(paths), paths, strict=True):
         eval_rows, examples = make_rows((path,), config, tokenizer, emit)
         text = sum(len(tokenizer.decode(e.tokens[e.weights > 0]).encode()) for e in examples)
         learnt = sum(float(e.weights[1:].sum()) for e in examples)
         held_out.append(HeldOut(
-            name=path.rpartition("/")[2].partition(".")[0], bytes_per_token=text / learnt,
+            name=name, bytes_per_token=text / learnt,
             batches=functools.partial(eval_batches, eval_rows, size, config.train.eval_batches,
                                       shard=shard)))
     emit(f"{size * config.train.num_steps / len(rows):.2f} passes over the data")

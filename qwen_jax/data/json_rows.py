@@ -4,10 +4,26 @@ import gzip
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from qwen_jax.errors import DataError
+
+
+def names_of(paths: Sequence[str | os.PathLike]) -> list[str]:
+    """What to call each file: its name without suffixes, and as many of its folders as tell them
+    apart.
+
+    Raises:
+      DataError: one file is named twice.
+    """
+    parts = [(*(path := pathlib.Path(p)).parts[:-1], path.name.partition(".")[0]) for p in paths]
+    for length in range(1, max(map(len, parts), default=1) + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise DataError(f"a file is named twice: {', '.join(map(str, paths))}.", "the list of files",
+                    "name each once.")
 
 
 def read_rows(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:

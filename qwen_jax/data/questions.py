@@ -31,12 +31,13 @@ class Question:
     text: str
     answer: str
     wrong: str
-    group: str  # the problem or the module: what is held out goes by it
+    group: str  # what is held out goes by it: a sum's question, or a function's module
 
 
-def sums(*, largest: int = 20, largest_factor: int = 9, seed: int = 0) -> list[Question]:
+def sums(*, largest: int = 10, largest_factor: int = 9, seed: int = 0) -> list[Question]:
     """Every a + b and a - b (a >= b) of numbers up to `largest` and a * b of small factors, in each
-    of the ways to ask, shuffled."""
+    of the ways to ask, shuffled. Each way is a group of its own: what is held out of them asks for a
+    sum that is known in a way that is not."""
     problems = [(a, "+", b, a + b) for a in range(largest + 1) for b in range(largest + 1)]
     problems += [(a, "-", b, a - b) for a in range(largest + 1) for b in range(a + 1)]
     problems += [(a, "*", b, a * b) for a in range(largest_factor + 1)
@@ -50,7 +51,7 @@ def sums(*, largest: int = 20, largest_factor: int = 9, seed: int = 0) -> list[Q
                 off = int(draw.choice([-10, -2, -1, 1, 2, 10]))
                 wrong = result + off if result + off >= 0 else result - off
                 questions.append(Question(form.format(problem), f"{problem} = {result}{end}",
-                                          f"{problem} = {wrong}{end}", problem))
+                                          f"{problem} = {wrong}{end}", form.format(problem)))
     return [questions[i] for i in draw.permutation(len(questions))]
 
 

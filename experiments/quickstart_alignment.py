@@ -1,0 +1,134 @@
+"""The second half of the quickstart: from a language model to one that answers. Report: 3.1, 3.2.
+
+Fine-tunes on questions whose answers are known (sums in English and Chinese, and what functions of
+this computer's documentation do), learns a reward from pairs of a right and a wrong answer, and
+reinforces with PPO. The fine-tuning is kept short, so that there is something left to reinforce.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from experiments import ppo, reward_model, rewards, sft
+from qwen_jax.config import DataConfig, OptimizerConfig, TrainConfig
+from qwen_jax.data import questions, sources
+from qwen_jax.export.huggingface import load_pretrained
+from qwen_jax.generate.decode import generate
+from qwen_jax.tokenizer import chatml
+from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.train.run_folder import write_json
+
+ASKED = ("What is 17 + 2?", "8 + 9 等于多少？", "Compute 15 - 6.", "请计算 7 * 3。",
+         "What does get of queue do?", "What does abs of operator do?")
+MODEL = dataclasses.replace(sft.SMOKE.model, dropout=0.0, unroll_layers=4)  # its own stage's alone
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """How long each stage is, and the learning rate it takes. Ours: what two CPU cores do in minutes."""
+
+    sft: int = 400
+    pmp: int = 150
+    reward: int = 50
+    ppo: int = 100
+    value_warmup: int = 10
+    sft_rate: float = 1e-3
+    reward_rate: float = 3e-4
+    ppo_rate: float = 1e-4
+
+
+def align(folder: pathlib.Path, steps: Steps, *, say: Callable[[str], None]) -> None:
+    """Runs every stage that is not done, each in its own folder below `folder`."""
+    data = folder / "questions"
+    if not data.exists():
+        ask(folder, data)
+    say("fine-tuning on questions with their answers")
+    sft.main(sft.Config(
+        model=MODEL, train=trained(steps.sft, 4), init_from=str(folder), run_dir=f"{folder}/sft",
+        optimizer=OptimizerConfig(peak_learning_rate=steps.sft_rate, warmup_steps=20,
+                                  weight_decay=0.0),
+        data=sft.SFTData(conversations=(f"{data}/sums/talks.jsonl", f"{data}/docs/talks.jsonl"),
+                         eval_conversations=(f"{data}/held_out/sums/talks.jsonl",))))
+    say("preference model pretraining, on pairs of both kinds")
+    pairs = reward_model.Config(
+        model=MODEL, train=trained(steps.pmp, 16), init_from=f"{folder}/sft", run_dir=f"{folder}/pmp",
+        optimizer=at(steps.reward_rate, warmup_steps=10),
+        data=reward_model.PairData(
+            pairs=(f"{data}/docs/pairs.jsonl", f"{data}/sums/pairs.jsonl"), epochs=None,
+            context_length=128,
+            eval_pairs=(f"{data}/held_out/sums/pairs.jsonl", f"{data}/held_out/docs/pairs.jsonl")))
+    reward_model.main(pairs)
+    say("the reward model, fine-tuned on sums")
+    reward_model.main(dataclasses.replace(
+        pairs, train=trained(steps.reward, 16), init_from=f"{folder}/pmp",
+        run_dir=f"{folder}/reward", data=dataclasses.replace(
+            pairs.data, pairs=(f"{data}/sums/pairs.jsonl",))))
+    say("PPO: the reward model's reward, and 1 for a sum that is right")
+    ppo.main(ppo_config(folder, steps=steps.ppo, warmup=steps.value_warmup, rate=steps.ppo_rate))
+
+
+def trained(num_steps: int, batch_size: int) -> TrainConfig:
+    """A run that is looked at and saved four times."""
+    every = max(1, num_steps // 4)
+    return TrainConfig(num_steps=num_steps, batch_size=batch_size, log_every=10, eval_every=every,
+                       eval_batches=8, save_every=every)
+
+
+def at(rate: float, **changes) -> OptimizerConfig:
+    """AdamW as everywhere in the report, at a constant rate."""
+    return OptimizerConfig(peak_learning_rate=rate, schedule="constant", weight_decay=0.0, **changes)
+
+
+def ppo_config(folder: pathlib.Path, *, steps: int, warmup: int, rate: float,
+               batch_size: int = 32) -> ppo.Config:
+    """PPO on sums, from the fine-tuned model with both kinds of reward."""
+    return ppo.Config(
+        model=MODEL, train=dataclasses.replace(trained(steps, batch_size), eval_every=None),
+        init_from=f"{folder}/sft", run_dir=f"{folder}/ppo", reward_model=f"{folder}/reward",
+        reward_functions=("experiments.rewards:arithmetic",),
+        optimizer=at(rate), value_optimizer=at(5 * rate),  # report 3.2.2: five times the policy's
+        ppo=dataclasses.replace(ppo.SMOKE.ppo, value_warmup_steps=warmup, max_new_tokens=16,
+                                pretrain_coefficient=0.1, pretrain_ratio=0.25),
+        data=ppo.PPOData(prompts=(f"{folder}/questions/sums/prompts.jsonl",), max_prompt_tokens=64,
+                         pretrain=DataConfig(sources=(f"{folder}/shards/docs/train",))))
+
+
+def ask(folder: pathlib.Path, output: pathlib.Path) -> None:
+    """Writes questions and what is held out of them."""
+    pages = sources.documents(str(folder / "text" / "docs.jsonl"))
+    documented = questions.documented(pages)[:1000]  # ours: what minutes suffice for
+    for name, found in (("sums", questions.sums()), ("docs", documented)):
+        learnt, held_out = questions.split(found, 0.1)
+        questions.write(held_out, output / "held_out" / name)
+        questions.write(learnt, output / name)
+
+
+def compare(folder: pathlib.Path, tokenizer: Tokenizer) -> dict[str, float]:
+    """Answers of each stage to some questions, in answers.json; and the share of held-out sums that
+    each gets right, greedily."""
+    shown, right = [{"question": text} for text in ASKED], {}
+    for stage in ("sft", "ppo"):
+        model, params = load_pretrained(folder / stage)
+        for row, answer in zip(shown, complete(model, params, tokenizer, ASKED)):
+            row[f"after {stage.upper()}"] = answer
+        right[stage] = share_right(model, params, tokenizer)
+    write_json(folder / "answers.json", shown)
+    return right
+
+
+def share_right(model, params, tokenizer: Tokenizer, *, number: int = 256) -> float:
+    """The share of held-out sums whose most probable answer is right."""
+    asked = [q.text for q in questions.split(questions.sums(), 0.1)[1][:number]]
+    return float(np.mean(rewards.arithmetic(asked, complete(model, params, tokenizer, asked))))
+
+
+def complete(model, params, tokenizer: Tokenizer, asked: Sequence[str]) -> list[str]:
+    """The most probable answer to each question."""
+    prompts = [chatml.prompt([("user", text)], tokenizer) for text in asked]
+    rows = generate(params, prompts, config=model, max_new_tokens=32, temperature=0.0,
+                    stop_ids=list(chatml.stop_ids(tokenizer)), vocab_size=tokenizer.vocab_size)
+    return [tokenizer.decode(row) for row in rows]
+
+
