@@ -15,16 +15,19 @@ class Memory:
 
     parameters: int
     optimizer: int
+    frozen: int  # weights that are read and not trained
     workspace: int  # gradients, activations that the remat policy keeps, scratch
     capacity: int | None  # None: the device does not say
 
     @property
     def total(self) -> int:
-        return self.parameters + self.optimizer + self.workspace
+        return self.parameters + self.optimizer + self.frozen + self.workspace
 
     def __str__(self) -> str:
         text = (f"{gib(self.total)} per device: parameters {gib(self.parameters)}, optimizer "
-                f"{gib(self.optimizer)}, gradients and activations {gib(self.workspace)}")
+                f"{gib(self.optimizer)}, "
+                + (f"frozen weights {gib(self.frozen)}, " if self.frozen else "") +
+                f"gradients and activations {gib(self.workspace)}")
         return text + (f"; {gib(self.capacity)} available" if self.capacity else "")
 
 
@@ -75,29 +78,33 @@ def _host_memory() -> int:
     return available
 
 
-def check_state(state, *, available: int | None) -> None:
+def check_state(state, *, available: int | None, frozen=None) -> None:
     """Refuses, before anything is compiled or allocated, a state that cannot fit.
 
     A step holds parameters, optimizer state and one gradient per parameter at the least.
+
+    Args:
+      frozen: weights beside the state that are read and not trained; None: there are none.
     """
-    need = bytes_per_device(state) + bytes_per_device(state.params)
+    need = bytes_per_device((state, frozen)) + bytes_per_device(state.params)
     if available is not None and need > available:
         raise _too_large(f"parameters, optimizer state and gradients alone take {gib(need)}",
                          available)
 
 
-def measure(compiled, state, *, platform: str, available: int | None) -> Memory:
+def measure(compiled, state, *, platform: str, available: int | None, frozen=None) -> Memory:
     """Reads a compiled train step's needs and refuses what cannot fit.
 
     Args:
       compiled: the ahead-of-time compiled step; its buffer plan is exact, what a CPU adds is not.
       state: the abstract or real TrainState.
       platform: of the devices that it was compiled for.
+      frozen: the part of the step's batch that is weights; None: there is none.
     """
     plan = compiled.memory_analysis()
     parameters = bytes_per_device(state.params)
     workspace = (plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
-                 + plan.argument_size_in_bytes - bytes_per_device(state))
+                 + plan.argument_size_in_bytes - bytes_per_device((state, frozen)))
     if platform == "cpu":
         # The kernel is still taking back the workspace of one step when the next one starts; a
         # fifth of it was seen twice (benchmarks/results).
@@ -105,6 +112,7 @@ def measure(compiled, state, *, platform: str, available: int | None) -> Memory:
     memory = Memory(
         parameters=parameters,
         optimizer=bytes_per_device(state) - parameters,
+        frozen=bytes_per_device(frozen),
         workspace=workspace,
         capacity=available)
     if available is not None and memory.total > available:
