@@ -26,11 +26,17 @@ CONFIG = dataclasses.replace(sizes.TINY, initializer_range=0.2, num_kv_heads=2)
 LORA = LoRAConfig(rank=3, alpha=4.0)
 TOKENS = jax.random.randint(jax.random.key(5), (2, 12), 0, CONFIG.vocab_size, jnp.int32)
 POSITIONS = jnp.tile(jnp.arange(12, dtype=jnp.int32)[None], (2, 1))
-BASE = spec.init_params(CONFIG, jax.random.key(0))
 
 
-def fresh(lora=LORA):
-    return spec.init_from(lora_specs(CONFIG, lora), jax.random.key(1), "float32")
+def drawn(specs, std: float | None = None):
+    """Weights of these Specs, or all of one standard deviation; numpy has nothing to compile."""
+    draw = np.random.default_rng(0)
+    stds = {"zeros": 0.0, "ones": 1.0}
+    return jax.tree.map(lambda spec: np.float32(stds.get(spec.init, spec.std) if std is None else std)
+                        * draw.standard_normal(spec.shape, np.float32), specs)
+
+
+BASE = drawn(spec.param_specs(CONFIG))
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -41,7 +47,7 @@ def hidden(params, config=CONFIG):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_fresh_adapter_changes_no_bit(dtype):
     config = dataclasses.replace(CONFIG, compute_dtype=dtype)
-    adapted = hidden(with_adapters(BASE, fresh(), LORA), config=config)
+    adapted = hidden(with_adapters(BASE, drawn(lora_specs(CONFIG, LORA)), LORA), config=config)
     np.testing.assert_array_equal(adapted, hidden(BASE, config=config))
 
 
@@ -52,22 +58,23 @@ def each_target(adapters):
         lambda tree, key: getattr(tree, key.name), path, params)) for path, adapter in found}
 
 
-def test_gradients_are_the_chain_rule_through_the_whole_weight():
-    drawn = jax.tree.map(lambda leaf: 0.1 * jax.random.normal(jax.random.key(leaf.size),
-                                                              leaf.shape), fresh())
-    targets = each_target(drawn)
+def test_gradients_are_the_chain_rule_through_weights_whose_own_nobody_computes():
+    adapters = drawn(lora_specs(CONFIG, LORA), 0.1)
+    targets = each_target(adapters)
     assert tuple(targets) and set(targets) == set(TARGETS)
     merged = jax.tree.map(
         lambda adapter, weight: weight if adapter is None else weight + delta(adapter, LORA.scale),
-        drawn, BASE, is_leaf=lambda x: x is None or isinstance(x, Adapter))
+        adapters, BASE, is_leaf=lambda x: x is None or isinstance(x, Adapter))
     cotangent = jax.random.normal(jax.random.key(2), (2, 12, CONFIG.hidden_size))
 
     def loss(params):
-        return jnp.sum(hidden(params) * cotangent)
+        # All layers in one piece, whose operations can be counted.
+        return jnp.sum(hidden(params, dataclasses.replace(CONFIG, unroll_layers=2)) * cotangent)
 
-    whole = jax.jit(jax.grad(loss))(merged)
-    ours = each_target(jax.jit(jax.grad(lambda adapters: loss(
-        with_adapters(BASE, adapters, LORA))))(drawn))
+    of_weights = jax.jit(jax.grad(loss)).lower(merged).compile()
+    of_adapters = jax.jit(jax.grad(lambda adapters, base: loss(
+        with_adapters(base, adapters, LORA)))).lower(adapters, BASE).compile()
+    whole, ours = of_weights(merged), each_target(of_adapters(adapters, BASE))
     for name, (adapter, weight_of) in targets.items():
         L, inputs = CONFIG.num_layers, 1 + input_axes(name)
         dW = weight_of(whole).reshape(L, int(np.prod(adapter.a.shape[1:inputs])), -1)
@@ -78,25 +85,9 @@ def test_gradients_are_the_chain_rule_through_the_whole_weight():
             # Two orders of float32 products: 1e-5 of the largest entry was seen.
             np.testing.assert_allclose(found.reshape(wanted.shape), wanted,
                                        atol=1e-4 * float(jnp.abs(wanted).max()), err_msg=name)
-
-
-def test_the_weights_own_gradients_are_not_computed():
-    def flops(gradient, *arguments):
-        return jax.jit(gradient).lower(*arguments).compile().cost_analysis()["flops"]
-
-    config = dataclasses.replace(CONFIG, hidden_size=64, ffn_size=192, unroll_layers=2)
-    base = spec.abstract_params(config)
-    adapters = jax.eval_shape(lambda: spec.init_from(
-        lora_specs(config, LoRAConfig(rank=1)), jax.random.key(0), "float32"))
-
-    def loss(params):
-        return jnp.sum(hidden(params, config=config))
-
-    whole = flops(jax.grad(loss), base)
-    ours = flops(jax.grad(lambda adapters, base: loss(
-        with_adapters(base, adapters, LoRAConfig(rank=1)))), adapters, base)
-    # Two thirds of the products, and what does not depend on the weights.
-    assert 0.6 * whole < ours < 0.8 * whole
+    # 0.84 was seen: attention weighs much at this size. With the weights' own gradients it was 1.06.
+    fewer, more = (found.cost_analysis()["flops"] for found in (of_adapters, of_weights))
+    assert fewer < 0.9 * more
 
 
 def test_adapters_lie_as_their_weights_do_and_only_where_they_are_wanted():

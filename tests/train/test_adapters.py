@@ -33,7 +33,7 @@ def two_steps(mesh_config: MeshConfig, micro_batches: int = 1):
     with use_layout(mesh):
         frozen = FrozenBase(
             Adapters(LORA, {}), CONFIG, mesh, lambda abstract: jax.device_put(
-                init_params(CONFIG, jax.random.key(0)),
+                jax.jit(init_params, static_argnums=0)(CONFIG, jax.random.key(0)),
                 jax.tree.map(lambda leaf: leaf.sharding, abstract)))
         abstract = abstract_state(frozen.specs, OPTIMIZER, mesh, dtype="float32")
         state = make_state(0, frozen.specs, OPTIMIZER, abstract)
