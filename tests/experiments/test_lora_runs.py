@@ -29,9 +29,8 @@ def tuned(folder, tmp_path_factory):  # noqa: F811
     runs = tmp_path_factory.mktemp("tuned")
 
     def make(run_dir):
-        config = config_of(sft, folder, run_dir, train={"num_steps": 16, "eval_every": 16},
-                           data={"conversations": (f"{folder}/talks.jsonl",),
-                                 "eval_conversations": (f"{folder}/talks_held.jsonl",)}, lora=LORA)
+        config = config_of(sft, folder, run_dir, train={"num_steps": 16, "eval_every": None},
+                           data={"conversations": (f"{folder}/talks.jsonl",)}, lora=LORA)
         return dataclasses.replace(config, optimizer=dataclasses.replace(
             config.optimizer, peak_learning_rate=1e-2))
 
@@ -41,11 +40,10 @@ def tuned(folder, tmp_path_factory):  # noqa: F811
 def test_sft_of_adapters_learns_and_goes_on_where_it_was(tuned):
     _, _, output, found = tuned
     assert "adapters: rank 4, alpha 8, on wq" in output and "frozen weights" in output
-    losses = [record["train/loss"] for record in found if "train/loss" in record]
+    losses = [record["train/loss"] for record in found]
     # The base knows nothing and its output projection, frozen, is small: the logits can be no larger.
     # Without learning the losses stay within 0.01 of log 464.
     assert losses[-1] < losses[0] - 0.2
-    assert any("eval/talks_held/loss" in record for record in found)
 
 
 def test_a_run_is_small_and_is_the_base_with_what_was_learnt(folder, tuned):  # noqa: F811
