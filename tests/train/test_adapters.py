@@ -45,6 +45,9 @@ def two_steps(mesh_config: MeshConfig, micro_batches: int = 1):
         compiled = step.lower(abstract, OnBase(frozen.abstract, batch)).compile()
         plan = memory.measure(compiled, abstract, platform="tpu", available=None,
                               frozen=frozen.abstract)
+        # A step may overwrite the state, all of it, and nothing else.
+        donated = jax.tree.map(lambda info: info.donated, compiled.args_info[0])
+        assert all(jax.tree.leaves(donated[0])) and not any(jax.tree.leaves(donated[1]))
         for _ in range(2):
             state, found = compiled(state, given)
     return jax.device_get((state, found)), (before, jax.device_get(given.base)), plan
