@@ -69,7 +69,11 @@ def read_base(folder: pathlib.Path) -> Base:
     if not where.is_file():
         raise CheckpointError("nothing says what these adapters stand beside.", str(where),
                               f"copy a run with its {NAME}.")
-    base = Base(**read_json(where))
+    record = read_json(where)
+    if set(record) != {field.name for field in dataclasses.fields(Base)}:
+        raise CheckpointError(f"it does not say what adapters stand beside: {sorted(record)}.",
+                              str(where), "put it back as the run wrote it.")
+    base = Base(**record)
     if not pathlib.Path(base.folder).is_dir():
         raise CheckpointError(f"the base of these adapters is not there: {base.folder}.",
                               str(where), "put it back, or write its new place into this file.")

@@ -140,6 +140,9 @@ def test_what_is_missing_is_named(folders):
     shutil.rmtree(folder / "base" / "checkpoints" / "2")
     with pytest.raises(CheckpointError, match="no checkpoint of step 2"):
         load_pretrained(folder / "lora")
+    (folder / "lora" / merged.NAME).write_text('{"folder": "base"}')
+    with pytest.raises(CheckpointError, match="does not say what adapters stand beside"):
+        load_pretrained(folder / "lora")
     (folder / "lora" / merged.NAME).unlink()
     with pytest.raises(CheckpointError, match="nothing says what these adapters stand beside"):
         load_pretrained(folder / "lora")
