@@ -11,13 +11,15 @@ import jax
 from experiments.loading import tokenizer_in
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError
+from qwen_jax.export import merged
 from qwen_jax.export.arrays import place
-from qwen_jax.export.huggingface import load_pretrained, open_pretrained
+from qwen_jax.export.huggingface import load_params, load_pretrained, open_pretrained
 from qwen_jax.export.run_folder import RunFolder, is_run, run_config
 from qwen_jax.export.tensors import read_json
 from qwen_jax.model.heads import from_language_model, scoring_specs
 from qwen_jax.model.spec import init_from as init_from_specs
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.train.adapters import Adapters
 from qwen_jax.types import ScoringParams
 
 # How a stage computes is its own; what is computed is the folder's.
@@ -68,6 +70,39 @@ def weights_of(init_from: str) -> Callable[[Any], Any]:
         return params
 
     return initial
+
+
+def start_of(config) -> dict[str, Any]:
+    """`initial` and `adapters` of train.supervised.train: the weights of init_from are trained, or
+    adapters beside them.
+
+    Beside adapters they are loaded once, whoever asks: DPO's reference is the same arrays. A run
+    that goes on gets the checkpoint of init_from that it started with.
+
+    Args:
+      config: has init_from, lora, model and run_dir.
+
+    Raises:
+      CheckpointError: the run in run_dir was started beside other weights, or they are gone.
+    """
+    if config.lora.rank is None:
+        return {"initial": weights_of(config.init_from), "adapters": None}
+    folder, dtype = pathlib.Path(config.run_dir), config.model.compute_dtype
+    if (folder / merged.NAME).is_file():
+        base = merged.read_base(folder)
+        source = open_pretrained(base.folder, param_dtype=dtype, step=base.step)
+        merged.check(base, source, folder)
+    else:
+        source = open_pretrained(config.init_from, param_dtype=dtype)
+        base = merged.identify(config.init_from, source)
+    loaded = []
+
+    def initial(abstract):
+        if not loaded:
+            loaded.append(load_params(source, jax.tree.map(lambda leaf: leaf.sharding, abstract)))
+        return loaded[0]
+
+    return {"initial": initial, "adapters": Adapters(config.lora, dataclasses.asdict(base))}
 
 
 def is_scoring_run(folder: str) -> bool:

@@ -5,6 +5,8 @@ A run, for transformers:   python -m experiments.convert --input=runs/mine --out
 Qwen, for transformers:    python -m experiments.convert --input=Qwen-1_8B --output=qwen2 --verify
 Qwen, as a run of ours:    python -m experiments.convert --input=Qwen-7B --output=runs/qwen7b \\
                                --layout=run
+A run of adapters (--lora.rank) is converted as the model that it is, the adapters added to the
+weights beside them.
 To train on, either will do: python -m experiments.pretrain --init_from=FOLDER ...
 
 The model is never in memory, except once to write a run. --verify compares logits with transformers
@@ -27,7 +29,8 @@ from qwen_jax.config import ModelConfig
 from qwen_jax.errors import CheckpointError, ConfigError
 from qwen_jax.export import verify
 from qwen_jax.export.huggingface import convert_pretrained, load_pretrained, open_pretrained
-from qwen_jax.export.run_folder import RunFolder, check_unused, save_run
+from qwen_jax.export.released import ReleasedFolder
+from qwen_jax.export.run_folder import check_unused, save_run
 from qwen_jax.export.tokenizer_files import has_tokenizer, load_tokenizer
 from qwen_jax.model.spec import count
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -82,7 +85,7 @@ def inspect(config: Config) -> Source:
       ConfigError, CheckpointError, TokenizerError: it is no folder that can be converted.
     """
     opened = open_pretrained(config.input)
-    run = isinstance(opened, RunFolder)
+    run = not isinstance(opened, ReleasedFolder)
     beside = sorted(pathlib.Path(config.input).glob("*.tiktoken")) if run else []
     if config.tokenizer or beside:
         tokenizer = Tokenizer.from_file(config.tokenizer or beside[0])

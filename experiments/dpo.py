@@ -5,6 +5,7 @@ reward model, and starts from the SFT weights, which are the reference as well.
 
     python -m experiments.dpo --recipe=7b --init_from=runs/chat --run_dir=runs/dpo \\
         --data.pairs=a.json,b.jsonl.gz --data.eval_pairs=held_out.json
+    ... --lora.rank=16 --optimizer.peak_learning_rate=5e-5   # adapters, as in experiments.sft
 """
 
 import dataclasses
@@ -17,7 +18,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from experiments import flags
-from experiments.base_model import start, weights_of
+from experiments.base_model import start, start_of
 from experiments.pretrain import ended_by_signal
 from experiments.reward_model import PairData, for_epochs, make_rows
 from qwen_jax import sizes
@@ -27,12 +28,14 @@ from qwen_jax.data.batches import Batches, eval_batches, fill_up, stack_trees
 from qwen_jax.data.json_rows import names_of
 from qwen_jax.data.preference import PairRows
 from qwen_jax.errors import ConfigError
+from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.mesh import check_batch, make_mesh
 from qwen_jax.parallel.rules import DEFAULT_RULES, sharding_for, use_layout
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.evaluation import make_means
 from qwen_jax.train.supervised import train
+from qwen_jax.types import Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,7 @@ class Config:
     beta: float = 0.1  # how far the policy may leave the reference: larger is nearer
     model: ModelConfig = sizes.QWEN_1_8B  # architecture: that of init_from
     optimizer: OptimizerConfig = OptimizerConfig()
+    lora: LoRAConfig = LoRAConfig()  # adapters beside the weights; off without a rank
     mesh: MeshConfig = MeshConfig()
     run_dir: str = "runs/dpo"
 
@@ -118,14 +122,14 @@ class ComparedRows:
         return f"ComparedRows({self._rows!r})"
 
 
-def compare(config: Config, all_rows: list[PairRows], emit: Callable[[str], None]
-            ) -> list[ComparedRows]:
-    """Rows with what the weights of init_from think of them, each computed once."""
+def compare(config: Config, all_rows: list[PairRows], load: Callable[[Params], Params],
+            emit: Callable[[str], None]) -> list[ComparedRows]:
+    """Rows with what the weights that `load` gives think of them, each computed once."""
     mesh, specs = make_mesh(config.mesh), param_specs(config.model)
     check_batch(config.train.batch_size, config.train.micro_batches, mesh)
     dtype = jnp.dtype(config.model.compute_dtype)
     with use_layout(mesh):
-        params = weights_of(config.init_from)(jax.tree.map(
+        params = load(jax.tree.map(
             lambda spec, where: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=where),
             specs, sharding_for(specs, mesh)))
         ask = jax.jit(functools.partial(answer_log_probs, config=config.model))
@@ -147,8 +151,10 @@ def learn(config: Config, rows: PairRows, tokenizer: Tokenizer,
     """The run itself; returns the last TrainState."""
     size, shard = config.train.batch_size, (jax.process_index(), jax.process_count())
     names = names_of(config.data.eval_pairs)
+    weights = start_of(config)
     compared, *held_out = compare(config, [rows] + [
-        make_rows((path,), config, tokenizer, emit) for path in config.data.eval_pairs], emit)
+        make_rows((path,), config, tokenizer, emit) for path in config.data.eval_pairs],
+        weights["initial"], emit)
     batches = Batches(compared, batch_size=size, seed=config.train.seed, collate=stack_trees,
                       shard=shard)
     objective = make_objective(config.model, beta=config.beta, training=False)
@@ -167,7 +173,7 @@ def learn(config: Config, rows: PairRows, tokenizer: Tokenizer,
 
     return train(
         config, emit=emit, tokenizer=tokenizer, batches=batches.iterate,
-        initial=weights_of(config.init_from),
+        **weights,
         batch=jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype),
                            compared.padding),
         objective=make_objective(config.model, beta=config.beta),

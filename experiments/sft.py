@@ -5,7 +5,11 @@ masked. Conversations are packed into rows without seeing one another.
 
     python -m experiments.sft --recipe=7b --init_from=runs/base --run_dir=runs/chat \\
         --data.conversations=a.jsonl,b.json --data.eval_conversations=c.jsonl
+    ... --lora.rank=16 --optimizer.peak_learning_rate=2e-4   # adapters beside frozen weights
     ... --preview=3      # shows three examples, what is learnt in green, and trains nothing
+
+Adapters (LoRA, not in the report) need a fraction of the memory; export adds them to the weights.
+The recipe's learning rate is for the weights themselves: adapters take about a hundred times it.
 
 Formats: messages (role, content), ShareGPT (conversations), Alpaca (instruction, input, output);
 .json or .jsonl, also .gz.
@@ -18,7 +22,7 @@ from typing import Literal
 import jax
 
 from experiments import flags
-from experiments.base_model import start, weights_of
+from experiments.base_model import start, start_of
 from experiments.pretrain import ended_by_signal
 from qwen_jax import sizes
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
@@ -28,6 +32,7 @@ from qwen_jax.data.conversations import Counts, read_conversations
 from qwen_jax.data.json_rows import names_of
 from qwen_jax.data.preview import preview
 from qwen_jax.errors import ConfigError
+from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.train.supervised import HeldOut, language_evaluation, train
@@ -54,6 +59,7 @@ class Config:
     data: SFTData = SFTData()
     model: ModelConfig = sizes.QWEN_1_8B  # architecture: that of init_from
     optimizer: OptimizerConfig = OptimizerConfig()
+    lora: LoRAConfig = LoRAConfig()  # adapters beside the weights; off without a rank
     mesh: MeshConfig = MeshConfig()
     run_dir: str = "runs/sft"
     preview: int = 0  # examples to show instead of training
@@ -134,7 +140,7 @@ def finetune(config: Config, rows: PackedRows, tokenizer: Tokenizer,
     emit(f"{size * config.train.num_steps / len(rows):.2f} passes over the data")
     return train(
         config, emit=emit, tokenizer=tokenizer, batches=batches.iterate,
-        initial=weights_of(config.init_from),
+        **start_of(config),
         objective=make_objective(config.model, z_loss=config.train.z_loss),
         evaluate=language_evaluation(make_objective(config.model, training=False),
                                      tuple(held_out), emit))

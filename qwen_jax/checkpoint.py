@@ -227,7 +227,8 @@ Piece = tuple[tuple[slice, ...], np.ndarray]
 
 
 def open_params(folder: str | os.PathLike, abstract_params: Any, *, step: int | None = None,
-                under: str = "params") -> Callable[[str, tuple[slice, ...]], Iterator[Piece]]:
+                under: str = "params") -> tuple[int, Callable[[str, tuple[slice, ...]],
+                                                          Iterator[Piece]]]:
     """The parameters alone, of the newest good step, to be read piece by piece.
 
     Nothing in the folder is changed, so a run may be going on in it.
@@ -237,9 +238,9 @@ def open_params(folder: str | os.PathLike, abstract_params: Any, *, step: int | 
       under: another place in the state: "policy.params", say.
 
     Returns:
-      (name, index) -> the pieces that make up the parameter "layers.mlp.w_up", say, within the
-      bounds `index`: each with its place in array[index], no larger than a chunk of the file (a few
-      megabytes), whatever the shards that were saved.
+      The step, and a function (name, index) -> the pieces that make up the parameter
+      "layers.mlp.w_up", say, within the bounds `index`: each with its place in array[index], no
+      larger than a chunk of the file (a few megabytes), whatever the shards that were saved.
 
     Raises:
       CheckpointError: as Checkpointer.restore; or there is no checkpoint.
@@ -261,7 +262,7 @@ def open_params(folder: str | os.PathLike, abstract_params: Any, *, step: int | 
                          for part, whole in zip(cell, index)),
                    store[cell].read().result())
 
-    return pieces
+    return chosen, pieces
 
 
 def _cut(part: slice, step: int) -> list[slice]:

@@ -21,6 +21,7 @@ from qwen_jax.export.arrays import Index, cast, fetch, place
 from qwen_jax.export.config_json import write_config, write_generation_config
 from qwen_jax.export.folder import whole_folder
 from qwen_jax.export.layouts import LAYOUTS, Group, leaf_at, unfit, unsaid
+from qwen_jax.export.merged import MergedRun, Source, adapters_of, check, read_base
 from qwen_jax.export.released import ReleasedFolder, chunks, widest
 from qwen_jax.export.run_folder import RunFolder, is_run
 from qwen_jax.export.tensors import Tensor, copy, listed, read_json, write_json, write_tensors
@@ -43,7 +44,7 @@ def load_pretrained(path: str | os.PathLike, *, mesh: jax.sharding.Mesh | None =
 
     Args:
       path: a folder on this computer with a config.json and safetensors files, or a run folder
-        (its newest good checkpoint).
+        (its newest good checkpoint; of a run of adapters, added to its base).
       mesh: cuts each weight over it as training does (parallel/rules.py); None: one device.
       param_dtype: "float32", "bfloat16" or "float16" to cast to; None: as in the files, so that
         `save_pretrained` gives the same bits again.
@@ -65,16 +66,19 @@ def load_pretrained(path: str | os.PathLike, *, mesh: jax.sharding.Mesh | None =
         raise ConfigError("both a mesh and shardings.", "load_pretrained(mesh, shardings)",
                           "give one of them.")
     source = open_pretrained(path, param_dtype=param_dtype, progress=progress)
-    specs = param_specs(source.config)
     if mesh is not None:
-        shardings = sharding_for(specs, mesh)
+        shardings = sharding_for(param_specs(source.config), mesh)
+    return source.config, load_params(source, shardings)
 
+
+def load_params(source: Source, shardings: Params | None = None) -> Params:
+    """The weights of an opened folder, as load_pretrained loads them."""
     def load(key_path, spec) -> jax.Array:
         path = jax.tree_util.keystr(key_path).lstrip(".")
         return place(spec.shape, None if shardings is None else leaf_at(shardings, path),
                      lambda index: source.read(path, index))
 
-    return source.config, jax.tree_util.tree_map_with_path(load, specs)
+    return jax.tree_util.tree_map_with_path(load, param_specs(source.config))
 
 
 def save_pretrained(path: str | os.PathLike, config: ModelConfig, params: Params, *,
@@ -109,7 +113,7 @@ def save_pretrained(path: str | os.PathLike, config: ModelConfig, params: Params
            progress=progress)
 
 
-def convert_pretrained(source: ReleasedFolder | RunFolder, path: str | os.PathLike, *,
+def convert_pretrained(source: Source, path: str | os.PathLike, *,
                        layout: Literal["qwen", "qwen2"], tokenizer=None,
                        max_shard_bytes: int = 5 * 10**9,
                        progress: Callable[[int], None] = _nothing) -> None:
@@ -123,16 +127,29 @@ def convert_pretrained(source: ReleasedFolder | RunFolder, path: str | os.PathLi
 
 
 def open_pretrained(path: str | os.PathLike, *, param_dtype: str | None = None,
-                    progress: Callable[[int], None] = _nothing) -> ReleasedFolder | RunFolder:
-    """The folder, checked and opened for reading. Arguments and errors are load_pretrained's."""
+                    step: int | None = None, progress: Callable[[int], None] = _nothing
+                    ) -> ReleasedFolder | RunFolder | MergedRun:
+    """The folder, checked and opened for reading. Arguments and errors are load_pretrained's.
+
+    Args:
+      step: of a run's checkpoint; None: the newest good one.
+    """
     _check_dtype(param_dtype, "param_dtype")
     folder = pathlib.Path(path)
     if not folder.is_dir():
         raise CheckpointError("there is no such folder.", str(path),
                               "pass a folder on this computer; nothing is downloaded.")
     raw = read_json(folder / "config.json")
-    kind = RunFolder if is_run(raw) else ReleasedFolder
-    return kind(folder, raw, param_dtype=param_dtype, progress=progress)
+    if not is_run(raw):
+        return ReleasedFolder(folder, raw, param_dtype=param_dtype, progress=progress)
+    lora = adapters_of(raw, folder)
+    if lora is None:
+        return RunFolder(folder, raw, param_dtype=param_dtype, step=step, progress=progress)
+    base = read_base(folder)
+    weights = open_pretrained(base.folder, param_dtype="float32", step=base.step)
+    check(base, weights, folder)
+    return MergedRun(folder, raw, lora, weights, param_dtype=param_dtype, step=step,
+                     progress=progress)
 
 
 def _write(path, config: ModelConfig, read: Callable[[str, Index], np.ndarray], *, layout: str,

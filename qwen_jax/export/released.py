@@ -30,7 +30,10 @@ class ReleasedFolder:
       config: param_dtype is the dtype that pieces have, compute_dtype that of the files.
       layout: which of the layouts it is.
       files: its TensorFiles.
+      step: None; only runs have steps.
     """
+
+    step = None
 
     def __init__(self, folder: pathlib.Path, raw: dict[str, Any], *, param_dtype: str | None = None,
                  progress: Callable[[int], None] = lambda size: None):

@@ -49,15 +49,18 @@ class RunFolder:
 
     Attributes:
       config: param_dtype is the dtype that pieces have.
+      step: of the checkpoint.
     """
 
     def __init__(self, folder: pathlib.Path, raw: dict[str, Any], *, param_dtype: str | None = None,
+                 step: int | None = None,
                  progress: Callable[[int], None] = lambda size: None,
                  specs: Callable[[ModelConfig], Any] = param_specs):
         """Verifies the checkpoint of the run whose config.json holds `raw`; of PPO's the policy.
 
         Args:
           param_dtype: to cast to; None: as saved.
+          step: of this checkpoint and no other; None: of the newest good one.
           progress: told the bytes of each piece once it is read.
           specs: of the weights that the run has; the language model's, or a scoring model's.
 
@@ -71,8 +74,9 @@ class RunFolder:
         self.config = dataclasses.replace(saved, param_dtype=param_dtype or saved.param_dtype)
         abstract = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(
             spec.shape, jnp.dtype(saved.param_dtype)), specs(saved))
-        self._pieces = open_params(folder / "checkpoints", abstract,
-                                   under="policy.params" if "ppo" in raw else "params")
+        self.step, self._pieces = open_params(
+            folder / "checkpoints", abstract, step=step,
+            under="policy.params" if "ppo" in raw else "params")
         self._progress = progress
 
     def read(self, path: str, index: Index) -> np.ndarray:

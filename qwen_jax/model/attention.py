@@ -23,7 +23,8 @@ def project_qkv(x_BTD: Array, params: AttentionParams, *, table, query_scale_BT:
     Args:
       table: cos and sin of rope.rotary_table.
       query_scale_BT: LogN factors (report 2.3.2) or None.
-      product: how a weight is multiplied with: `linear`, or turned.turned_linear.
+      product: how a weight is multiplied with: `linear`, turned.turned_linear, or
+        lora.adapted_linear.
     """
     def project(weight, bias, heads_axis):
         y = product(x_BTD, weight.reshape(weight.shape[0], -1))
@@ -48,12 +49,13 @@ def project_out(out_BTNH: Array, params: AttentionParams, *, product=linear) -> 
 
 def self_attention(x_BTD: Array, params: AttentionParams, *, config: ModelConfig, table,
                    query_scale_BT: Array | None, segment_ids: Array | None,
-                   window: Array | None) -> Array:
+                   window: Array | None, product=linear) -> Array:
     """Attention of a whole row over itself: training, scoring, prefill without a cache."""
-    q, k, v = project_qkv(x_BTD, params, table=table, query_scale_BT=query_scale_BT)
+    q, k, v = project_qkv(x_BTD, params, table=table, query_scale_BT=query_scale_BT,
+                          product=product)
     out = partitioned_attention(q, k, v, segment_ids=segment_ids, window=window,
                                 implementation=config.attention)
-    return project_out(out, params)
+    return project_out(out, params, product=product)
 
 
 def partitioned_attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *,

@@ -93,4 +93,9 @@ def abstract_params(config: ModelConfig, shardings=None) -> Params:
 
 def count(config: ModelConfig) -> int:
     """The number of parameters."""
-    return sum(math.prod(spec.shape) for spec in jax.tree.leaves(param_specs(config)))
+    return size(param_specs(config))
+
+
+def size(specs) -> int:
+    """The number of parameters in a tree of Specs."""
+    return sum(math.prod(spec.shape) for spec in jax.tree.leaves(specs))

@@ -15,6 +15,7 @@ from qwen_jax.kernels.differentiable import RESIDUALS
 from qwen_jax.model import rope
 from qwen_jax.model.attention import self_attention
 from qwen_jax.model.layers import dropout, embed, rms_norm, swiglu, unembed
+from qwen_jax.model.lora import adapted_linear
 from qwen_jax.parallel.rules import constrain
 from qwen_jax.types import Array, Params
 
@@ -87,9 +88,11 @@ def hidden_states(params: Params, tokens_BT: Array, positions_BT: Array, *, conf
         table, query_scale_BT = stretch(window) if shared is None else shared
         y = self_attention(rms_norm(x_BTD, layer.attention_norm, epsilon=config.norm_epsilon),
                            layer.attention, config=config, table=table, window=window,
-                           query_scale_BT=query_scale_BT, segment_ids=segment_ids)
+                           query_scale_BT=query_scale_BT, segment_ids=segment_ids,
+                           product=adapted_linear)
         x_BTD = x_BTD + dropout(y, rate=config.dropout, key=attention_key)
-        y = swiglu(rms_norm(x_BTD, layer.mlp_norm, epsilon=config.norm_epsilon), layer.mlp)
+        y = swiglu(rms_norm(x_BTD, layer.mlp_norm, epsilon=config.norm_epsilon), layer.mlp,
+                   product=adapted_linear)
         x_BTD = x_BTD + dropout(y, rate=config.dropout, key=mlp_key)
         return constrain(x_BTD, "batch", "length", "act_embed"), None
 

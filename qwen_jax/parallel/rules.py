@@ -31,6 +31,7 @@ class Rules:
     head_dim: MeshAxes = None
     ffn: MeshAxes = "tensor"
     norm: MeshAxes = None  # D numbers a layer: not worth cutting
+    rank: MeshAxes = None  # of an adapter (model/lora.py): a few numbers
     batch: MeshAxes = ("data", "fsdp")
     length: MeshAxes = "context"
     act_embed: MeshAxes = None  # the residual stream

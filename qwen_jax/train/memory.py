@@ -15,19 +15,19 @@ class Memory:
 
     parameters: int
     optimizer: int
-    others: int  # models beside the one that is trained
+    frozen: int  # weights that are read and not trained
     workspace: int  # gradients, activations that the remat policy keeps, scratch
     capacity: int | None  # None: the device does not say
 
     @property
     def total(self) -> int:
-        return self.parameters + self.optimizer + self.others + self.workspace
+        return self.parameters + self.optimizer + self.frozen + self.workspace
 
     def __str__(self) -> str:
         text = (f"{gib(self.total)} per device: parameters {gib(self.parameters)}, optimizer "
                 f"{gib(self.optimizer)}, "
-                + (f"models that stand still {gib(self.others)}, " if self.others else "")
-                + f"gradients and activations {gib(self.workspace)}")
+                + (f"frozen weights {gib(self.frozen)}, " if self.frozen else "") +
+                f"gradients and activations {gib(self.workspace)}")
         return text + (f"; {gib(self.capacity)} available" if self.capacity else "")
 
 
@@ -78,34 +78,37 @@ def _host_memory() -> int:
     return available
 
 
-def check_state(state, *, others=(), available: int | None) -> None:
+def check_state(state, *, available: int | None, frozen=None) -> None:
     """Refuses, before anything is compiled or allocated, a state that cannot fit.
 
-    A step holds parameters, optimizer state, one gradient per parameter and the other models at the
-    least.
+    A step holds parameters, optimizer state and one gradient per parameter at the least.
+
+    Args:
+      frozen: weights beside the state that are read and not trained; None: there are none.
     """
-    need = bytes_per_device(state) + bytes_per_device(state.params) + bytes_per_device(others)
+    need = bytes_per_device((state, frozen)) + bytes_per_device(state.params)
     if available is not None and need > available:
         raise _too_large(f"parameters, optimizer state and gradients alone take {gib(need)}",
                          available)
 
 
-def measure(compiled, state, *, others=(), between=(), platform: str,
-            available: int | None) -> Memory:
+def measure(compiled, state, *, platform: str, available: int | None, frozen=None, others=None,
+            between=()) -> Memory:
     """Reads a compiled train step's needs and refuses what cannot fit.
 
     Args:
       compiled: the ahead-of-time compiled step; its buffer plan is exact, what a CPU adds is not.
       state: the abstract or real TrainState.
-      others: weights beside it, abstract or real.
+      platform: of the devices that it was compiled for.
+      frozen: the part of the step's batch that is weights; None: there is none.
+      others: weights that the step does not see, such as a reward model's; None: there are none.
       between: compiled programs that run between two steps; what they take of their own counts where
         it is more than the step's.
-      platform: of the devices that it was compiled for.
     """
     plan = compiled.memory_analysis()
     parameters = bytes_per_device(state.params)
     workspace = (plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
-                 + plan.argument_size_in_bytes - bytes_per_device(state))
+                 + plan.argument_size_in_bytes - bytes_per_device((state, frozen)))
     for other in (program.memory_analysis() for program in between):
         workspace = max(workspace, other.temp_size_in_bytes + other.output_size_in_bytes)
     if platform == "cpu":
@@ -115,7 +118,7 @@ def measure(compiled, state, *, others=(), between=(), platform: str,
     memory = Memory(
         parameters=parameters,
         optimizer=bytes_per_device(state) - parameters,
-        others=bytes_per_device(others),
+        frozen=bytes_per_device((frozen, others)),
         workspace=workspace,
         capacity=available)
     if available is not None and memory.total > available:
@@ -127,5 +130,5 @@ def _too_large(what: str, available: int) -> TrainingError:
     return TrainingError(
         f"{what}; a device has {gib(available)}.", "memory per device",
         "more devices on mesh.fsdp or mesh.tensor, train.micro_batches up, model.remat=block, "
-        "optimizer.moment_dtype=bfloat16, or a smaller model; train.device_memory_gb overrides "
-        "what is assumed to be available.")
+        "optimizer.moment_dtype=bfloat16, adapters (lora.rank, in SFT and DPO), or a smaller model; "
+        "train.device_memory_gb overrides what is assumed to be available.")

@@ -22,18 +22,23 @@ PEAK_FLOPS = {
 }
 
 
-def flops_per_token(config: ModelConfig) -> tuple[float, float]:
+def flops_per_token(config: ModelConfig, *, adapters: int | None = None) -> tuple[float, float]:
     """Model FLOPs of forward and backward per token, by the two formulas in use.
 
     A = 6 N + 6 L T N_heads H counts causal attention once (Megatron-Bridge, current MaxText);
     B = 6 N + 12 L T N_heads H counts all of the square (PaLM, OLMo). N: parameters that take part
     in matrix products, the output projection included, the embedding not.
+
+    Args:
+      adapters: parameters that are trained beside frozen weights, whose own gradients nobody
+        computes: 4 N + 6 adapters instead of 6 N. None: the weights are trained.
     """
     N = spec.count(config)
     if not config.tie_embeddings:
         N -= config.vocab_size * config.hidden_size
     square = config.num_layers * config.context_length * config.num_heads * config.head_dim
-    return 6.0 * N + 6.0 * square, 6.0 * N + 12.0 * square
+    products = 6.0 * N if adapters is None else 4.0 * N + 6.0 * adapters
+    return products + 6.0 * square, products + 12.0 * square
 
 
 def peak_flops(device: jax.Device) -> tuple[float, str]:

@@ -24,11 +24,13 @@ class Reporter:
 
     def __init__(self, folder: Path, model: ModelConfig, train: TrainConfig, *,
                  schedule: Callable[[int], jax.Array], total_peak_flops: float,
+                 adapters: int | None = None,
                  resume_step: int | None, emit: Callable[[str], None]):
         """
         Args:
           schedule: learning rate by step.
           total_peak_flops: of all devices together, the denominator of MFU.
+          adapters: parameters that are trained beside frozen weights; None: the weights are.
           emit: prints a line; called in process 0 alone.
         """
         self._folder, self._train, self._emit = folder, train, emit
@@ -36,7 +38,7 @@ class Reporter:
         self._writes = jax.process_index() == 0
         self.log = MetricsLog(folder, resume_step=resume_step) if self._writes else NoLog()
         self._tokens_per_step = train.batch_size * model.context_length
-        flops_a, flops_b = flops_per_token(model)
+        flops_a, flops_b = flops_per_token(model, adapters=adapters)
         self._mfu_a, self._mfu_b = flops_a / total_peak_flops, flops_b / total_peak_flops
         self._spikes = SpikeWatch()
         self._seconds: list[float] = []

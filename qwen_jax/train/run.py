@@ -54,10 +54,12 @@ class Job:
     batch: Any  # shapes, dtypes and shardings of a batch
     batches: Callable[[int], contextlib.AbstractContextManager[NextBatch]]  # from a step on
     evaluate: Callable[[int, Any], dict[str, float]] | None = None  # metrics to log
-    others: Any = ()  # weights beside the state's: shapes, dtypes and shardings
+    others: Any = None  # weights that stand still and that the step does not see
     between: Callable[[], list] = list  # compiles what runs between two steps
     header: tuple[str, ...] = ()  # lines for the person who started it
     tokenizer: Tokenizer | None = None  # lies in the folder, for what begins from this run
+    frozen: Any = None  # of the batch: weights that are not trained (train/adapters.py)
+    base: dict[str, Any] | None = None  # base.json of the folder: which weights those are
 
 
 def run(config: RunConfig, job: Job, *, emit: Callable[[str], None] = print):
@@ -75,11 +77,13 @@ def run(config: RunConfig, job: Job, *, emit: Callable[[str], None] = print):
     """
     train, mesh = config.train, job.mesh
     available = memory.capacity(mesh.local_devices[0], override_gb=train.device_memory_gb)
-    memory.check_state(job.state, others=job.others, available=available)
+    memory.check_state(job.state, available=available, frozen=(job.frozen, job.others))
     # Only now: what was refused above leaves no folder behind.
     folder = run_folder.prepare(config.run_dir, config)
     if job.tokenizer is not None and jax.process_index() == 0:
         job.tokenizer.save(folder / "tokenizer.tiktoken")
+    if job.base is not None and jax.process_index() == 0:
+        run_folder.write_json(folder / "base.json", job.base)
     with contextlib.ExitStack() as stack:
         stack.enter_context(use_layout(mesh))
         _check_attention(config.model, mesh, emit)
@@ -92,6 +96,8 @@ def run(config: RunConfig, job: Job, *, emit: Callable[[str], None] = print):
             return state
         reporter = Reporter(
             folder, config.model, train, total_peak_flops=peak, emit=emit,
+            adapters=None if job.frozen is None else sum(
+                leaf.size for leaf in jax.tree.leaves(job.state.params)),
             schedule=make_schedule(config.optimizer, train.num_steps), resume_step=start_step)
         stack.callback(reporter.log.close)
 
@@ -133,8 +139,8 @@ def _compile(config: RunConfig, job: Job, available: int | None, emit: Callable[
     started, device = time.perf_counter(), job.mesh.devices.flat[0]
     compiled = job.step.lower(job.state, job.batch).compile(
         compiler_options=compiler_options(device.platform))
-    plan = memory.measure(compiled, job.state, others=job.others, between=job.between(),
-                          platform=device.platform, available=available)
+    plan = memory.measure(compiled, job.state, platform=device.platform, available=available,
+                          frozen=job.frozen, others=job.others, between=job.between())
     peak, source = metrics.peak_flops(device)
     peak *= job.mesh.devices.size
     model = config.model

@@ -12,11 +12,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from qwen_jax.model.spec import param_specs
+from qwen_jax.model import spec
 from qwen_jax.parallel.mesh import check_batch, make_mesh
 from qwen_jax.parallel.rules import DEFAULT_RULES
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train import metrics
+from qwen_jax.train.adapters import Adapters, FrozenBase
 from qwen_jax.train.evaluation import make_evaluator
 from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.run import Job, RunConfig, run
@@ -44,6 +45,7 @@ def train(
     batch: Any = None,
     specs: Any = None,
     initial: Callable[[Any], Any] | None = None,
+    adapters: Adapters | None = None,
     evaluate: Callable[[Callable, int, TrainState], dict[str, float]] | None = None,
     tokenizer: Tokenizer | None = None,
     emit: Callable[[str], None] = print,
@@ -55,12 +57,18 @@ def train(
       batch: a tree of the shapes and dtypes of a global batch; None: a Batch of the config's.
       specs: of the parameters; None: the language model's.
       initial: abstract parameters (with shardings) -> the parameters to start from; None: fresh.
+      adapters: to train beside the parameters of `initial`, which stay as they are; the objective
+        and `evaluate` see the two together. None: those parameters are trained.
       evaluate: (put, steps done, state) -> metrics; `put` places a numpy batch on the mesh.
       tokenizer: to leave in the run's folder, where the next stage and chat find it.
     """
     mesh = make_mesh(config.mesh)
     check_batch(config.train.batch_size, config.train.micro_batches, mesh)
-    specs = param_specs(config.model) if specs is None else specs
+    base = None
+    if adapters is not None:
+        base, initial = FrozenBase(adapters, config.model, mesh, initial), None
+        specs = base.specs
+    specs = spec.param_specs(config.model) if specs is None else specs
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
     abstract = abstract_state(specs, optimizer, mesh, dtype=config.model.param_dtype)
     if batch is None:
@@ -84,13 +92,15 @@ def train(
         make_state=lambda: make_state(
             config.train.seed, specs, optimizer, abstract,
             params=None if initial is None else initial(abstract.params)),
-        step=make_train_step(objective, optimizer, seed=config.train.seed,
-                             micro_batches=config.train.micro_batches),
+        step=(make_train_step if base is None else base.make_train_step)(
+            objective, optimizer, seed=config.train.seed,
+            micro_batches=config.train.micro_batches),
         batch=jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch),
         evaluate=None if evaluate is None else lambda done, state: evaluate(put, done, state),
-        header=_header(config, mesh), tokenizer=tokenizer)
-    return run(config, job, emit=emit)
+        header=_header(config, mesh, None if base is None else spec.size(base.specs)),
+        tokenizer=tokenizer)
+    return run(config, job if base is None else base.under(job), emit=emit)
 
 
 def abstract_batch(rows: int, length: int) -> Batch:
@@ -119,12 +129,12 @@ def language_evaluation(objective: Objective, held_out: tuple[HeldOut, ...],
     return evaluate if held_out else None
 
 
-def _header(config: RunConfig, mesh: Mesh) -> tuple[str, ...]:
+def _header(config: RunConfig, mesh: Mesh, adapters: int | None) -> tuple[str, ...]:
     """What a person wants to know before the first step."""
     train = config.train
     tokens = train.batch_size * config.model.context_length
     total = tokens * train.num_steps
-    flops, _ = metrics.flops_per_token(config.model)
+    flops, _ = metrics.flops_per_token(config.model, adapters=adapters)
     peak = metrics.peak_flops(mesh.devices.flat[0])[0] * mesh.devices.size
     return (
         f"batch: {train.batch_size} x {config.model.context_length} = {tokens:,} tokens in "

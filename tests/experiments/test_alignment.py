@@ -215,7 +215,7 @@ def test_ppo_with_everything_goes_on_where_it_was(folder, scored, run_ppo, tmp_p
         # One update a rollout; two programs of one function differ in last places.
         assert record["policy/ratio"] == pytest.approx(float(record["step"] > 2), abs=1e-6)
         assert (record["policy/pretrain_loss"] > 0) == (record["step"] > 2)
-    assert "models that stand still" in output
+    assert "frozen weights" in output
     # The policy is the reference until its turn comes, after two steps.
     assert [abs(record["rollout/kl"]) < 1e-4 for record in found] == [True] * 3 + [False] * 3
     model, _ = load_pretrained(tmp_path / "whole")  # of the policy

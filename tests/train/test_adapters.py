@@ -1,0 +1,86 @@
+"""A step of adapters: one answer on every mesh, a base that stays, a state without its shapes."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from test_language_model import make_batch
+from test_step import assert_same
+
+from qwen_jax import sizes
+from qwen_jax.config import MeshConfig, OptimizerConfig
+from qwen_jax.model.lora import LoRAConfig
+from qwen_jax.model.spec import init_params
+from qwen_jax.parallel.mesh import make_mesh
+from qwen_jax.parallel.rules import batch_sharding, use_layout
+from qwen_jax.train import memory, metrics
+from qwen_jax.train.adapters import Adapters, FrozenBase, OnBase
+from qwen_jax.train.language_model import make_objective
+from qwen_jax.train.optimizer import make_optimizer
+from qwen_jax.train.state import abstract_state, make_state
+
+CONFIG = dataclasses.replace(sizes.TINY, initializer_range=0.1)
+OPTIMIZER = make_optimizer(OptimizerConfig(peak_learning_rate=0.01, epsilon=1e-4), 100)
+LORA = LoRAConfig(rank=4, alpha=8.0)
+
+
+def two_steps(mesh_config: MeshConfig, micro_batches: int = 1):
+    """State and metrics after two steps (the first moves B alone), the base before and after, and
+    the memory plan."""
+    mesh = make_mesh(mesh_config, devices=jax.devices()[:mesh_config.data * mesh_config.fsdp
+                                                        * mesh_config.tensor])
+    with use_layout(mesh):
+        frozen = FrozenBase(
+            Adapters(LORA, {}), CONFIG, mesh, lambda abstract: jax.device_put(
+                jax.jit(init_params, static_argnums=0)(CONFIG, jax.random.key(0)),
+                jax.tree.map(lambda leaf: leaf.sharding, abstract)))
+        abstract = abstract_state(frozen.specs, OPTIMIZER, mesh, dtype="float32")
+        state = make_state(0, frozen.specs, OPTIMIZER, abstract)
+        step = frozen.make_train_step(make_objective(CONFIG), OPTIMIZER, seed=0,
+                                      micro_batches=micro_batches)
+        batch = jax.device_put(make_batch(0, 8, 16, CONFIG.vocab_size), batch_sharding(mesh))
+        given = OnBase(frozen.weights, batch)
+        before = jax.device_get(given.base)
+        compiled = step.lower(abstract, OnBase(frozen.abstract, batch)).compile()
+        plan = memory.measure(compiled, abstract, platform="tpu", available=None,
+                              frozen=frozen.abstract)
+        # A step may overwrite the state, all of it, and nothing else.
+        donated = jax.tree.map(lambda info: info.donated, compiled.args_info[0])
+        assert all(jax.tree.leaves(donated[0])) and not any(jax.tree.leaves(donated[1]))
+        for _ in range(2):
+            state, found = compiled(state, given)
+    return jax.device_get((state, found)), (before, jax.device_get(given.base)), plan
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return two_steps(MeshConfig(fsdp=1))
+
+
+def test_steps_are_the_same_on_a_mesh_and_in_pieces(alone):
+    found, _, plan = two_steps(MeshConfig(2, 2, 2), micro_batches=2)
+    assert_same(alone[0], found)
+    # The plan counts a device's share of the base: a quarter of the matrices, all of the norms.
+    assert alone[2].frozen / 4 <= plan.frozen < alone[2].frozen / 3
+
+
+def test_the_base_stays_and_nothing_of_its_size_is_trained(alone):
+    (state, _), (before, after), plan = alone
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(a, b)
+    rank = {leaf.shape for leaf in jax.tree.leaves(state) if leaf.ndim}
+    assert rank and all(LORA.rank in shape for shape in rank)
+    assert not rank & {leaf.shape for leaf in jax.tree.leaves(before)}
+    for adapter in jax.tree.leaves(state.params):
+        assert np.any(adapter != 0)
+    assert plan.frozen == sum(leaf.nbytes for leaf in jax.tree.leaves(before))
+    assert "frozen weights" in str(plan)
+
+
+def test_flops_are_without_the_gradients_of_frozen_weights():
+    whole = metrics.flops_per_token(sizes.QWEN_7B)
+    N = 7_721_324_544 - 151936 * 4096
+    ours = metrics.flops_per_token(sizes.QWEN_7B, adapters=1000)
+    for a, b in zip(whole, ours):
+        assert a - b == pytest.approx(2.0 * N - 6000.0, rel=1e-9)
