@@ -142,9 +142,9 @@ def tag_weights(tags: Mapping[str, Sequence[str]], *, balance: float = 1.0,
     """How often each prompt should be drawn: float64 [prompts], sum 1, in the order of `tags`.
 
     weight(p) = n_p^(complexity - 1) * sum over the tags t of p of f_t^-balance, where f_t counts
-    the prompts that have t and n_p the tags of p. With both 1 it is exact: draw a tag, all alike, then
-    one of its prompts, all alike. balance=0 leaves tags as frequent as they are; between, a tag
-    is drawn in proportion to f_t^(1 - balance), as languages are in multilingual models.
+    the prompts that have t and n_p the tags of p. With both 1 it is exact: draw a tag, all alike,
+    then one of its prompts, all alike. balance=0 leaves tags as frequent as they are; between, a
+    tag is drawn in proportion to f_t^(1 - balance), as languages are for multilingual models.
     complexity=0 takes the mean over a prompt's tags in place of the sum, so that their number does
     not matter. Prompts without tags are one more kind, as if they had a tag of their own.
 

@@ -104,8 +104,8 @@ RULES: dict[str, str] = {
     "php or ruby": r"php|ruby|rails// php|ruby",
     "excel": r"excel|spreadsheets?|google sheets// excel|表格公式|电子表格",
     "regular expression": r"regex\w*|regular expressions?// 正则",
-    "data structures": r"arrays?|linked list|binary tree|hash ?(map|table)|stack|queue|sort(ed|ing)?"
-                       r" algorithm|recurs\w*// 数组|链表|二叉树|哈希|递归|栈|队列|排序算法",
+    "data structures": r"arrays?|linked list|binary tree|hash ?(map|table)|stack|queue|"
+                       r"sort(ed|ing)? algorithm|recurs\w*// 数组|链表|二叉树|哈希|递归|栈|队列|排序算法",
     "complexity of algorithms": r"time complexity|big[- ]o|o\(n\w*\)// 时间复杂度|空间复杂度",
     "api": r"apis?|endpoints?|https? requests?|rest(ful)?// 接口|api",
     # Topics.
@@ -150,8 +150,8 @@ RULES: dict[str, str] = {
                  r"// 国家|城市|首都|大陆|河流|山脉|人口|省",
     "history": r"histor\w*|century|ancient|war|wars|empire|revolution|civil rights|dynasty"
                r"// 历史|世纪|古代|战争|帝国|革命|朝代|王朝",
-    "politics": r"politic\w*|government\w*|president\w*|election\w*|democra\w*|policy|policies|vot\w*"
-                r"// 政治|政府|总统|选举|民主|政策|主席",
+    "politics": r"politic\w*|government\w*|president\w*|election\w*|democra\w*|polic(y|ies)"
+                r"|vot\w*// 政治|政府|总统|选举|民主|政策|主席",
     "law": r"laws?|legal\w*|court|contract|rights?|copyright|crime// 法律|法院|合同|权利|版权|犯罪",
     "economics": r"econom\w*|inflation|gdp|markets?|trade|supply and demand|tax\w*"
                  r"// 经济|通货膨胀|市场|贸易|供求|税",
@@ -195,8 +195,8 @@ RULES: dict[str, str] = {
     "table output": r"(in|as|make|create) .{0,20}tables?|tabular|markdown table|csv// 表格|列表形式|csv",
     "markdown output": r"markdown|bullet(ed)? (points?|list)// markdown|项目符号",
     "xml or yaml output": r"xml|yaml// xml|yaml",
-    "length limit": r"(in|under|at most|no more than|less than|exactly|within|about|at least) (\w+ )?"
-                    r"(\d+|one|two|three|four|five|six|ten) (words?|sentences?|characters?|"
+    "length limit": r"(in|under|at most|no more than|less than|exactly|within|about|at least) "
+                    r"(\w+ )?(\d+|one|two|three|four|five|six|ten) (words?|sentences?|characters?|"
                     r"paragraphs?|lines?)|\d+[- ]words?|one[- ]sentence|short|brief\w*"
                     r"// \d+ ?个?字|字以内|一句话|[一两三四五]句话|不超过|不少于|简短|简要",
     "number of items": r"(two|three|four|five|six|seven|eight|nine|ten|\d+) (\w+ )?(ways?|reasons?|"
@@ -208,18 +208,19 @@ RULES: dict[str, str] = {
                   r"without|avoid// 不要|避免|不能使用|禁止|不得|不使用",
     "style": r"tone|style|formal\w*|casual\w*|professional\w*|polite\w*|persuasive|in the voice of"
              r"// 语气|风格|正式|口语|专业|礼貌|说服",
-    "audience": r"for (a |an )?(\w+ )?(children|kids|beginners?|year[- ]olds?|students|layman|experts?)|"
-                r"to a (child|\w+ year old|beginner)|eli5// 给(小朋友|孩子|初学者|学生)|通俗|儿童.{0,4}(故事|读)",
+    "audience": r"for (a |an )?(\w+ )?(children|kids|beginners?|year[- ]olds?|students|layman|"
+                r"experts?)|to a (child|\w+ year old|beginner)|eli5// 给(小朋友|孩子|初学者|学生)|"
+                r"通俗|儿童.{0,4}(故事|读)",
     "multiple choice": r"\(?a[).] .{1,200}\(?b[).] |choose (the|one|from)|which of the following|"
                        r"options?// 选择题|以下哪|下列哪|选项|选出|哪一[个项]",
     "citation": r"cite|citations?|references?|sources?|bibliograph\w*// 引用|参考文献|出处|来源",
-    "tool use": r"tools?:|function_call|plugins?|you have access to|call (the|an?) (api|function|tool)"
-                r"// 工具|插件|调用",
+    "tool use": r"tools?:|function_call|plugins?|you have access to|call (the|an?) "
+                r"(api|function|tool)// 工具|插件|调用",
     # Care.
     "safety: violence": r"kill\w*|murder\w*|weapons?|guns?|bombs?|attack\w*|violen\w*|terroris\w*"
                         r"// 杀|谋杀|武器|枪|炸弹|袭击|暴力|恐怖",
-    "safety: crime": r"steal\w*|rob|robbery|fraud|scam\w*|illegal\w*|smuggl\w*|drug dealer|counterfeit"
-                     r"// 偷|抢劫|诈骗|骗局|非法|走私|毒品|伪造",
+    "safety: crime": r"steal\w*|rob|robbery|fraud|scam\w*|illegal\w*|smuggl\w*|drug dealer"
+                     r"|counterfeit// 偷|抢劫|诈骗|骗局|非法|走私|毒品|伪造",
     "safety: sexual content": r"sex\w*|porn\w*|nude|nudes|erotic\w*// 色情|裸|性行为|性感",
     "safety: bias": r"racis\w*|sexis\w*|stereotyp\w*|discriminat\w*|offensive|slurs?|hate"
                     r"// 种族|歧视|偏见|刻板印象|仇恨",

@@ -11,6 +11,8 @@ from qwen_jax.generate.request import Completion, Request
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 
+Turn = tuple[str, str]  # role and content
+
 
 class Completer:
     """Answers in ChatML.
@@ -28,7 +30,7 @@ class Completer:
                           "stop_ids": chatml.stop_ids(tokenizer)}
         self._max_new_tokens = max_new_tokens
 
-    def stream(self, talks: Sequence[Sequence[chatml.Message]], seeds: Sequence[int]
+    def stream(self, talks: Sequence[Sequence[Turn]], seeds: Sequence[int]
                ) -> Iterator[tuple[int, Completion | None]]:
         """(place, answer) as they end; None where fewer than max_new_tokens are left for it.
 
@@ -55,12 +57,12 @@ class Completer:
                     yield places[event.request_id], Completion(
                         tuple(tokens), "".join(texts), None, event.finish)
 
-    def texts(self, talks: Sequence[Sequence[chatml.Message]]) -> list[str | None]:
+    def texts(self, talks: Sequence[Sequence[Turn]]) -> list[str | None]:
         """The answers alone, in order, all with seed 0."""
         found = dict(self.stream(talks, [0] * len(talks)))
         return [None if found[place] is None else found[place].text for place in range(len(talks))]
 
-    def _prompt(self, talk: Sequence[chatml.Message]) -> list[int]:
+    def _prompt(self, talk: Sequence[Turn]) -> list[int]:
         begun = ""
         if talk and talk[-1][0] == "assistant":
             *talk, (_, begun) = talk
