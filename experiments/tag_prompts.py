@@ -6,9 +6,9 @@
     ... --recipe=model --checkpoint=runs/chat --alpha=20     # tags from a chat model's own words
     python -m experiments.ppo --data.prompts=runs/tags/chosen.jsonl ...
 
-Prompts are conversations (their last answer is left out) or objects with a "prompt"; the same prompt
-twice is one. OUTPUT/tags.jsonl is {"prompt": ..., "tags": [...]} a line and grows as prompts are
-tagged: killed, the same command goes on. --tags=FILE reads tags made elsewhere in its place.
+Prompts are conversations (their last answer is left out) or objects with a "prompt"; the same
+prompt twice is one. OUTPUT/tags.jsonl is {"prompt": ..., "tags": [...]} a line and grows as prompts are
+tagged: killed, the same command goes on. --tags=FILE reads tags made elsewhere instead.
 """
 
 import dataclasses
@@ -68,6 +68,8 @@ def main(config: Config) -> None:
     """Reads, tags, draws, chooses."""
     if not config.prompts:
         raise ConfigError("no prompts.", "--prompts", "name .json or .jsonl files.")
+    if config.tagger == "model" and not (config.tags or config.checkpoint):
+        raise ConfigError("no model.", "--checkpoint", "name a folder; --help shows how.")
     prompts, counts = read(config.prompts)
     print(f"{len(prompts):,} prompts: {counts}", flush=True)
     if config.choose is not None and not 1 <= config.choose <= len(prompts):

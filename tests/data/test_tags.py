@@ -232,7 +232,8 @@ def test_tag_files_that_do_not_fit_are_errors_and_untagged_prompts_are_counted(t
     def write(*rows):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    write({"prompt": "a", "tags": ["x"]}, {"prompt": "b", "tags": []}, {"prompt": "a", "tags": ["x"]})
+    once = {"prompt": "a", "tags": ["x"]}
+    write(once, {"prompt": "b", "tags": []}, once)
     counts = Counts()
     assert read_tags(path, ["c", "b", "a"], counts) == {"c": [], "b": [], "a": ["x"]}
     assert counts.kept == 1
