@@ -25,6 +25,7 @@ from qwen_jax.errors import ConfigError, DataError
 
 _MOST_TOOLS = 5  # report: up to five candidate tools
 _SHOTS = 2  # worked examples before a question
+_ITEM = re.compile(r"(?:^|\n)\s*\d{1,3}\s*[.)、．]\s*")
 _TASKS = (
     "Come up with a series of tasks for an assistant who can only read and write text. Make them "
     "of many kinds: questions, writing, reasoning, language, code, everyday advice. Write each as "
@@ -246,7 +247,10 @@ def parse_list(text: str, first: int, *, whole: bool) -> list[str]:
       >>> parse_list(" Name a bird.\\n10. Write a poem\\nabout it.\\n11. Expl", 9, whole=False)
       ['Name a bird.', 'Write a poem about it.']
     """
-    items = re.split(r"(?:^|\n)\s*\d{1,3}\s*[.)、．]\s*", f"{first}. {text.strip()}")[1:]
+    text = text.strip()
+    if not _ITEM.match(text):  # most models do not repeat the number that stands there
+        text = f"{first}. {text}"
+    items = _ITEM.split(text)[1:]
     items = [_one_line(item) for item in items]
     return [item for item in (items if whole else items[:-1]) if item]
 

@@ -38,8 +38,11 @@ class AppendOnly:
                               "choose a folder that can be written.") from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.rows = self._read()
+            if self._file.seek(0, os.SEEK_END) and not self._record.exists():
+                raise ConfigError("the file is there, and not one of ours.", str(self.path),
+                                  "name another file.")  # and not a byte of it was touched
             self.check_made_from(made_from)
+            self.rows = self._read()
         except BlockingIOError:
             self._file.close()
             raise ConfigError("another process writes it.", str(self.path),
@@ -55,19 +58,15 @@ class AppendOnly:
           ConfigError: what both name differs, with the differences.
         """
         wanted = json.loads(json.dumps(made_from))  # tuples become lists, as in the file
-        found = {}
-        if self._record.exists():
-            found = json.loads(self._record.read_text(encoding="utf-8"))
-        elif self.rows:
-            raise ConfigError("the file is there, and not one of ours.", str(self.path),
-                              "name another file.")
+        begun = self._record.exists()
+        found = json.loads(self._record.read_text(encoding="utf-8")) if begun else {}
         different = [f"{name}: {found[name]!r} then, {wanted[name]!r} now"
                      for name in sorted(wanted) if name in found and found[name] != wanted[name]]
         if different:
             raise ConfigError(f"the file was made otherwise: {'; '.join(different)}.",
                               str(self.path), "name another one, or delete this one and "
                               f"{self._record.name}.")
-        if not wanted.keys() <= found.keys():
+        if not begun or not wanted.keys() <= found.keys():
             written = self._record.with_name(self._record.name + ".tmp")
             written.write_text(json.dumps(found | wanted, indent=1, ensure_ascii=False) + "\n",
                                encoding="utf-8")
