@@ -99,11 +99,12 @@ def draw_tags(tags: Mapping[str, Sequence[str]], chosen: Collection[str] = ()) -
         axes.set_title(title, loc="left", fontsize=10, color=_INK)
     number.locator_params(axis="x", integer=True)
     number.legend(frameon=False, fontsize=8)
-    rank.set_xscale("log")
-    rank.set_yscale("log")
-    for axis in (rank.xaxis, rank.yaxis):
-        axis.set_major_formatter(lambda value, _: f"{value:,.4g}")
     rank.legend(frameon=False, fontsize=8)
+    if top:
+        rank.set_xscale("log")
+        rank.set_yscale("log")
+        for axis in (rank.xaxis, rank.yaxis):
+            axis.set_major_formatter(lambda value, _: f"{value:,.4g}")
     common.set_yticks(np.arange(len(top)), [_shorten(tag) for tag in top])
     common.tick_params(axis="y", length=0, labelsize=8)
     common.set_ylim(len(top) - 0.4, -0.6)
