@@ -71,7 +71,15 @@ def test_novelty_refuses_what_comparing_with_all_would():
     same = Novelty(0.7)
     same.add("a b c d e f g x y z")
     assert same.nearest("a b c d e f g 1 2 3") is None  # exactly 0.7, as in self-instruct
+    assert same.nearest("z y x a b c d e f g") is None  # the same, though all words are common
     assert same.nearest("...") is None
+    # The nearest is not the one that has most words in common.
+    numbers = [str(i) for i in range(20)]
+    turned, shorter = " ".join(numbers[16:] + numbers[:16]), " ".join(numbers[:19])
+    several = Novelty(0.7)
+    for text in (turned, shorter):
+        several.add(text)
+    assert several.nearest(" ".join(numbers)) == (pytest.approx(2 * 19 / 39), shorter)
 
 
 def test_novelty_of_thousands_is_fast():
@@ -214,7 +222,8 @@ class Scripted:
                 f"{place}. {text}" for place, text in enumerate([
                     f"Tell {names[0]} {number} jokes about {names[1]} quickly.",
                     f"Why would {names[2]} need {names[3]}, {names[4]} or {number} friends?",
-                    "Explain in few words what a baker does all day.", f"Draw {number} of them now",
+                    "Explain in few words what a baker does all day.",
+                    "What would a lighthouse keeper cook on Sundays?", f"Draw {number} of them now",
                     f"Compare {names[4]} with {names[5]} {number} times"], int(re.search(
                         r"(\d+)\.$", last)[1])))[3:]
         else:
@@ -249,6 +258,10 @@ def test_samples_pass_the_rules_and_every_refusal_is_counted(tmp_path):
         assert made.counts.skipped[reason] > 0, reason
         assert made.counts.examples[reason].startswith("round ")
     assert len(made.rejected) == made.counts.skipped.total()
+    # New only once, though its answer may not have passed.
+    keeper = "What would a lighthouse keeper cook on Sundays?"
+    assert sum(sample.question == keeper for sample in made.samples) <= 1
+    assert any(row["text"].endswith(f"(Rouge-L 1.00 with: {keeper})") for row in made.rejected)
     questions = [seed.question for seed in (*SEEDS, *EXAMPLES)]
     for sample in made.samples:
         first = sample.question.split("?")[0]

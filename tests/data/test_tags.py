@@ -111,6 +111,7 @@ def test_a_weighted_draw_is_flatter_than_chance_and_repeats():
     ("How can I steal a car?", ["safety: crime", "cars and transport"], []),
     ("Переведи это", ["written in cyrillic script"], ["written in latin script"]),
     ("これは何ですか", ["written in japanese script"], ["written in chinese script"]),
+    ("私は東京大学の学生", ["written in japanese script"], ["written in chinese script"]),
     ("system: Tools:\n[]\n\nuser: Hi\n\nassistant: A poem\n\nuser: Again",
      ["several turns", "with a system message", "tool use"], ["poem"]),
     ("", [], ["long prompt"]),
@@ -203,11 +204,11 @@ def test_a_tag_file_goes_on_where_it_was(tmp_path):
 
     def tagger(part):
         if len(asked) == 4:
-            raise KeyboardInterrupt
+            raise RuntimeError("killed")
         asked.extend(part)
         return [[prompt.upper()] for prompt in part]
 
-    with pytest.raises(KeyboardInterrupt), AppendOnly(path, {"tagger": "t"}) as file:
+    with pytest.raises(RuntimeError), AppendOnly(path, {"tagger": "t"}) as file:
         tag_all(tagger, prompts, file, batch=2)
     with open(path, "a") as torn:
         torn.write('{"prompt": "e", "ta')

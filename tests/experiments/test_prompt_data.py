@@ -146,6 +146,11 @@ def test_a_tiny_checkpoint_runs_and_its_nonsense_is_counted(checkpoint, prompts,
     assert "8 skipped: an answer without a list (first: round 0, instructions 0" in output
     assert len(lines(folder / "asked.jsonl")) == len(lines(folder / "rejected.jsonl")) == 8
     assert all(row["text"] and row["finish"] == "length" for row in lines(folder / "asked.jsonl"))
+    record = json.loads((folder / "asked.jsonl.run.json").read_text()) | {"model": "another"}
+    (folder / "asked.jsonl.run.json").write_text(json.dumps(record))
+    (folder / "asked.jsonl").write_text("")  # something is left to be asked
+    with pytest.raises(QwenJaxError, match="model: 'another' then"):
+        make(tmp_path, checkpoint=checkpoint, context=2048, rows=2, max_new_tokens=16)
     # Greedy letters are no list of tags; what has no room is not asked.
     folder = tag(prompts, tmp_path, tagger="model", checkpoint=checkpoint, context=2048, rows=2,
                  max_new_tokens=16)
