@@ -4,11 +4,14 @@
     ... --choose=2000        # writes the chosen ones too, complex and diverse ones first
     ... --choose=2000 --by=weight       # instead a draw in which rare tags are as likely as common
     ... --recipe=model --checkpoint=runs/chat --alpha=20     # tags from a chat model's own words
+
+The chosen are prompts for rollouts, or for answers of several models, which people then compare:
     python -m experiments.ppo --data.prompts=runs/tags/chosen.jsonl ...
+    python -m experiments.generate --input=runs/tags/chosen.jsonl --settings.n=2 ...
 
 Prompts are conversations (their last answer is left out) or objects with a "prompt"; the same
-prompt twice is one. OUTPUT/tags.jsonl is {"prompt": ..., "tags": [...]} a line and grows as prompts are
-tagged: killed, the same command goes on. --tags=FILE reads tags made elsewhere instead.
+prompt twice is one. OUTPUT/tags.jsonl is {"prompt": ..., "tags": [...]} a line and grows as prompts
+are tagged: killed, the same command goes on. --tags=FILE reads tags made elsewhere instead.
 """
 
 import dataclasses
@@ -144,12 +147,14 @@ def choose(config: Config, tags: Tags) -> list[str]:
 
 
 def write(prompts: list[list[Turn]], path: pathlib.Path) -> None:
-    """JSONL that read_prompts takes, whole or not at all."""
+    """JSONL that experiments.ppo and experiments.generate take, whole or not at all.
+
+    As messages even where a question stands alone: generate takes a "prompt" for plain text.
+    """
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         for turns in prompts:
-            row = ({"prompt": turns[0][1]} if [role for role, _ in turns] == ["user"] else
-                   {"messages": [{"role": role, "content": text} for role, text in turns]})
+            row = {"messages": [{"role": role, "content": text} for role, text in turns]}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     os.replace(temporary, path)
 

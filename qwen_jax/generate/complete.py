@@ -12,6 +12,7 @@ from qwen_jax.generate.request import Completion, Request
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 
+
 class Completer:
     """Answers in ChatML.
 

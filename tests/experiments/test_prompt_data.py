@@ -11,6 +11,7 @@ from qwen_jax.align.self_instruct import Settings
 from qwen_jax.data.conversations import Counts, read_conversations
 from qwen_jax.data.prompts import read_prompts
 from qwen_jax.errors import QwenJaxError
+from qwen_jax.generate import jsonl
 from qwen_jax.generate.request import Completion
 
 ROWS = [{"prompt": "Write a poem about the sea"}, {"prompt": "Write a poem about the sea"},
@@ -57,6 +58,9 @@ def test_prompts_are_tagged_drawn_and_chosen_for_ppo(prompts, tmp_path, capsys):
     assert len(texts) == 3 and not any("\nHi<" in text for text in texts)
     (talk,) = [text for text in texts if "Be kind." in text]
     assert "1+1?" in talk and talk.endswith("2+2?<|im_end|>\n<|im_start|>assistant\n")
+    assert all(row["messages"][-1]["role"] == "user" for row in lines(folder / "chosen.jsonl"))
+    assert jsonl.Source(folder / "chosen.jsonl", TOKENIZER, jsonl.Settings(),  # and generate
+                        context=500).check()[0] == 3
     # The same again tags nothing; a draw by weight is another choice.
     before = (folder / "tags.jsonl").read_bytes()
     tag(prompts, tmp_path, choose=4, by="weight", seed=1)
