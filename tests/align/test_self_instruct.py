@@ -252,8 +252,8 @@ def test_samples_pass_the_rules_and_every_refusal_is_counted(tmp_path):
     kinds = collections.Counter(sample.kind for sample in made.samples)
     assert kinds["instruction"] > 10 and kinds["react"] > 10
     assert len({sample.id for sample in made.samples}) == len(made.samples) == made.counts.kept
-    for reason in ("like one before", "forbidden word 'draw'", "an Action that is none of the tools",
-                   "no Final Answer at the end", "an answer that was cut off", "an empty answer",
+    for reason in ("like one before", "forbidden word 'draw'",
+                   "an Action that is none of the tools", "no Final Answer at the end", "an answer that was cut off", "an empty answer",
                    "no room for an answer"):
         assert made.counts.skipped[reason] > 0, reason
         assert made.counts.examples[reason].startswith("round ")

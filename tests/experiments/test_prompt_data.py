@@ -1,4 +1,4 @@
-"""Data that a model makes: tags of prompts, self-instruct; by script, and with a tiny checkpoint."""
+"""Tags of prompts and self-instruct: with scripted models, and with a tiny checkpoint."""
 
 import dataclasses
 import json
@@ -16,9 +16,9 @@ from qwen_jax.generate.request import Completion
 
 ROWS = [{"prompt": "Write a poem about the sea"}, {"prompt": "Write a poem about the sea"},
         {"prompt": "Translate this story into French in under 20 words: Once."},
-        {"messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "1+1?"},
-                      {"role": "assistant", "content": "2"}, {"role": "user", "content": "2+2?"},
-                      {"role": "assistant", "content": "4"}]},
+        {"messages": [{"role": role, "content": text} for role, text in (
+            ("system", "Be kind."), ("user", "1+1?"), ("assistant", "2"), ("user", "2+2?"),
+            ("assistant", "4"))]},
         {"prompt": "Hi"}, {"prompt": " "}]
 
 
