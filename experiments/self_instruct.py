@@ -10,8 +10,8 @@ Round after round the model is shown seeds and some of its own earlier samples, 
 instructions with answers, and questions with Thought, Action, Action Input, Observation and Final
 Answer over some of the tools. Rules refuse what is like something before, malformed, too short or
 long, or about images and files; rejected.jsonl has every refusal with its reason and place. People
-judge the rest. To iterate, tune on what they kept and start anew, with conversations.jsonl among
-the --seeds; the report ended with about 2,000 samples.
+judge the rest. To iterate, tune on what they kept and start anew with it: conversations.jsonl among
+the --seeds, react.jsonl as --react_seeds; the report ended with about 2,000 samples.
 
 asked.jsonl remembers every answer of the model: killed, the same command goes on, to the same end.
 """
@@ -54,7 +54,7 @@ class Config:
     tokenizer: str | None = None  # a .tiktoken file; None: the one in the model's folder
     seeds: tuple[str, ...] = ()  # tasks: self-instruct's, Alpaca's or conversations
     tools: str | None = None  # a .json or .jsonl file; None: those of experiments/react_seeds.py
-    react_seeds: str | None = None  # worked examples of the tools; None: those, too
+    react_seeds: tuple[str, ...] = ()  # worked examples of the tools; none: those, too
     settings: Settings = Settings()
     rules: Rules = Rules()
     temperature: float = 0.7  # of what the model writes (self-instruct)
@@ -84,7 +84,8 @@ def main(config: Config) -> None:
                           "name a file, or ask for tools alone: --settings.instruction_lists=0.")
     seeds = [seed for path in config.seeds for seed in read_seeds(path, counts)]
     tools = read_tools(config.tools) if config.tools else react_seeds.TOOLS
-    examples = read_react_seeds(config.react_seeds) if config.react_seeds else react_seeds.EXAMPLES
+    examples = [seed for path in config.react_seeds for seed in read_react_seeds(path)]
+    examples = examples or list(react_seeds.EXAMPLES)
     print(f"seed tasks: {counts}; {len(tools)} tools with {len(examples)} worked examples",
           flush=True)
     made_from = {
@@ -107,7 +108,8 @@ def main(config: Config) -> None:
     print(f"{folder}/rejected.jsonl: {len(made.rejected):,} refusals; {made.counts}")
     rows = review.update(folder / "review.jsonl", made.samples)
     (folder / "review.md").write_text(review.render(rows), encoding="utf-8")
-    kept = review.collect(rows, folder / "conversations.jsonl", unjudged=config.unjudged)
+    kept = review.collect(rows, folder / "conversations.jsonl", folder / "react.jsonl",
+                          unjudged=config.unjudged)
     print(f"{folder}/review.jsonl, review.md: {len(rows):,} samples\n"
           f"{folder}/conversations.jsonl: {kept}", flush=True)
     if stopped:

@@ -35,16 +35,19 @@ def update(path: str | os.PathLike, samples: Sequence[Sample]) -> list[dict[str,
     return rows
 
 
-def collect(rows: Sequence[dict[str, Any]], path: str | os.PathLike, *, unjudged: bool) -> Counts:
-    """Writes the conversations that people keep, in the form that experiments.sft reads.
+def collect(rows: Sequence[dict[str, Any]], path: str | os.PathLike,
+            react_path: str | os.PathLike, *, unjudged: bool) -> Counts:
+    """Writes what people keep.
 
     Args:
+      path: of conversations, in the form that experiments.sft reads.
+      react_path: of those with tools once more, as worked examples to start from another time.
       unjudged: keep what nobody has judged, too.
 
     Returns:
       what was kept, and why the rest was not.
     """
-    counts, kept = Counts(), []
+    counts, kept, worked = Counts(), [], []
     for row in rows:
         if row["keep"] is False:
             counts.skip("refused by people", row["id"])
@@ -58,7 +61,11 @@ def collect(rows: Sequence[dict[str, Any]], path: str | os.PathLike, *, unjudged
                 continue
             counts.kept += 1
             kept.append({"messages": row["messages"]})
+            if row["kind"] == "react":
+                worked.append({"question": row["question"], "tools": row["tools"],
+                               "answer": row["messages"][-1]["content"]})
     _write(pathlib.Path(path), _lines(kept))
+    _write(pathlib.Path(react_path), _lines(worked))
     return counts
 
 

@@ -256,7 +256,7 @@ def parse_list(text: str, first: int, *, whole: bool) -> list[str]:
 
 
 def read_seeds(path: str | os.PathLike, counts: Counts) -> list[Seed]:
-    """Seeds of a .json or .jsonl file; rows without a question are counted.
+    """Seeds of a .json or .jsonl file; rows without a question, or with one to tools, are counted.
 
     Formats: self-instruct's ("instruction" and "instances" of "input" and "output"), and those of
     read_conversations, of which the first question and its answer are taken: so what people kept
@@ -275,6 +275,8 @@ def read_seeds(path: str | os.PathLike, counts: Counts) -> list[Seed]:
             turns = [turn for turn in turns_of(row, place) if turn[0] != "system"]
             if not turns or turns[0][0] != "user" or not turns[0][1].strip():
                 raise Skipped("without a question")
+            if react.is_prompt(turns[0][1]):
+                raise Skipped("a question to tools")
         except Skipped as reason:
             counts.skip(str(reason), place)
             continue

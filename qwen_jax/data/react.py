@@ -92,6 +92,11 @@ def prompt(question: str, tools: Sequence[Tool]) -> str:
                           names=",".join(tool.name_for_model for tool in tools))
 
 
+def is_prompt(text: str) -> bool:
+    """Whether a user's turn is such a prompt."""
+    return text.startswith(_PROMPT[:_PROMPT.index("{")])
+
+
 def parse(text: str) -> Transcript:
     """(Thought, Action, Action Input, Observation) any number of times, Thought, Final Answer.
 

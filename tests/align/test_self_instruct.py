@@ -253,8 +253,8 @@ def test_samples_pass_the_rules_and_every_refusal_is_counted(tmp_path):
     assert kinds["instruction"] > 10 and kinds["react"] > 10
     assert len({sample.id for sample in made.samples}) == len(made.samples) == made.counts.kept
     for reason in ("like one before", "forbidden word 'draw'",
-                   "an Action that is none of the tools", "no Final Answer at the end", "an answer that was cut off", "an empty answer",
-                   "no room for an answer"):
+                   "an Action that is none of the tools", "no Final Answer at the end",
+                   "an answer that was cut off", "an empty answer", "no room for an answer"):
         assert made.counts.skipped[reason] > 0, reason
         assert made.counts.examples[reason].startswith("round ")
     assert len(made.rejected) == made.counts.skipped.total()
@@ -340,20 +340,21 @@ def sample(number, kind="instruction", text="a ```fenced``` answer"):
 def test_people_judge_and_what_they_did_stays(tmp_path):
     path, out = tmp_path / "review.jsonl", tmp_path / "conversations.jsonl"
     rows = review.update(path, [sample(0), sample(1)])
-    counts = review.collect(rows, out, unjudged=False)
+    counts = review.collect(rows, out, tmp_path / "react.jsonl", unjudged=False)
     assert counts.kept == 0 and counts.skipped == {"not judged yet": 2}
     rows[0]["keep"], rows[1]["keep"] = True, False
     rows[0]["messages"][1]["content"] = "corrected"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     rows = review.update(path, [sample(0), sample(1), sample(2), sample(3, text=" ")])
     assert [row["keep"] for row in rows] == [True, False, None, None]
-    counts = review.collect(rows, out, unjudged=True)
+    counts = review.collect(rows, out, tmp_path / "react.jsonl", unjudged=True)
     assert counts.kept == 2
     assert counts.skipped == {"refused by people": 1, "an empty answer": 1}
     talks = list(read_conversations([out], Counts()))  # as experiments.sft does
     assert [talk.turns for talk in talks] == [
         (("user", "question 0?"), ("assistant", "corrected")),
         (("user", "question 2?"), ("assistant", "a ```fenced``` answer"))]
+    assert (tmp_path / "react.jsonl").read_text() == ""
     page = review.render(rows)
     assert "4 samples, 2 of them not judged" in page
     assert page.index("0-answers-2") < page.index("0-answers-0")  # what waits comes first
@@ -371,12 +372,13 @@ def test_seeds_of_every_format(tmp_path):
             {"instruction": "S?", "instances": [{"input": "", "output": "o"}, {"input": "2"}]},
             {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "M?"},
                           {"role": "assistant", "content": "m"}]},
-            {"instruction": " "}, {"instruction": None, "output": "x"}]
+            {"instruction": " "}, {"instruction": None, "output": "x"},
+            {"instruction": react.prompt("q", TOOLS), "output": END}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     counts = Counts()
     assert read_seeds(path, counts) == [Seed("Plain?"), Seed("A?\nx", "y"), Seed("S?", "o"),
                                         Seed("M?", "m")]
-    assert counts.skipped == {"without a question": 2}
+    assert counts.skipped == {"without a question": 2, "a question to tools": 1}
     tools = tmp_path / "tools.json"
     fields = {"name_for_human": "Foo", "name_for_model": "foo", "description_for_model": "d"}
     tools.write_text(json.dumps([fields]))

@@ -7,7 +7,7 @@ import pytest
 from tiny_checkpoint import TOKENIZER, write
 
 from experiments import self_instruct, tag_prompts
-from qwen_jax.align.self_instruct import Settings
+from qwen_jax.align.self_instruct import Seed, Settings, read_react_seeds, read_seeds
 from qwen_jax.data.conversations import Counts, read_conversations
 from qwen_jax.data.prompts import read_prompts
 from qwen_jax.errors import QwenJaxError
@@ -132,6 +132,11 @@ def test_samples_are_made_judged_and_read_by_sft(tmp_path, monkeypatch, capsys):
     assert model.asked == asked  # nothing twice
     talks = list(read_conversations([folder / "conversations.jsonl"], Counts()))
     assert [dict(talk.turns)["assistant"].split()[0] for talk in talks] == ["Because", "Thought:"]
+    # The next iteration can start from what was kept.
+    assert read_seeds(folder / "conversations.jsonl", Counts()) == [
+        Seed(rows[0]["question"], talks[0].turns[1][1])]
+    assert read_react_seeds(folder / "react.jsonl") == [
+        Seed(rows[2]["question"], talks[1].turns[1][1], tuple(rows[2]["tools"]))]
     assert "of them not judged" in (folder / "review.md").read_text()
     with pytest.raises(QwenJaxError, match="temperature: 0.7 then, 0.1 now"):
         make(tmp_path, checkpoint="any", temperature=0.1)
