@@ -1,7 +1,9 @@
 """The plots of a report, as PNG."""
 
+import collections
 import io
 import math
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -11,6 +13,7 @@ from qwen_jax.report.records import LABELS, Curves, numbers
 _BLUE, _RED, _GREEN, _GRAY, _INK = "#2b6cb0", "#c2410c", "#2f855a", "#94a3b8", "#1f2937"
 _EVAL_COLORS = (_RED, _GREEN, "#7c3aed", "#0e7490", "#a16207")
 _MOST_POINTS = 4000  # of a curve; more cannot be told apart
+_MOST_TAGS = 24  # named in one picture
 _WIDE, _HALF = (9.6, 3.9), (4.7, 2.7)  # inches
 
 
@@ -70,6 +73,60 @@ def draw_lengths(table: dict[str, list[float]], lengths: list[int], context_leng
     axes.set_ylabel("perplexity")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.0, 0.9))
     return _png(figure)
+
+
+def draw_tags(tags: Mapping[str, Sequence[str]], chosen: Collection[str] = ()) -> bytes:
+    """PNG of how many tags prompts have and how often tags are used, of all and of the chosen.
+
+    Args:
+      tags: prompt -> its tags.
+    """
+    groups = [("all", tags.values(), _GRAY)]
+    if chosen:
+        groups.append(("chosen", [tags[prompt] for prompt in chosen], _BLUE))
+    figure, first = _figure((_WIDE[0], 6.2))
+    first.remove()
+    grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.15))
+    number, rank, common = (figure.add_subplot(place)
+                            for place in (grid[0, 0], grid[1, 0], grid[:, 1]))
+    shares = []  # one a group: tag -> its part of the prompts
+    for place, (name, found, color) in enumerate(groups):
+        sizes = np.bincount([len(set(given)) for given in found]) / len(found)
+        width = 0.8 / len(groups)
+        number.bar(np.arange(len(sizes)) + (place - (len(groups) - 1) / 2) * width, 100 * sizes,
+                   width, color=color, label=f"{name} ({len(found):,})")
+        counts = collections.Counter(tag for given in found for tag in set(given))
+        shares.append({tag: 100 * count / len(found) for tag, count in counts.most_common()})
+        values = np.array([count for _, count in counts.most_common()])
+        rank.plot(np.arange(1, len(values) + 1), 100 * values / max(values.sum(), 1), color=color,
+                  linewidth=1.8, label=f"{name} ({len(values):,} tags)")
+    top = list(shares[0])[:_MOST_TAGS]
+    for place, (group, (_, _, color)) in enumerate(zip(shares, groups, strict=True)):
+        height = 0.8 / len(groups)
+        common.barh(np.arange(len(top)) + (place - (len(groups) - 1) / 2) * height,
+                    [group.get(tag, 0) for tag in top], height, color=color)
+    for axes, title in ((number, "tags of a prompt (% of prompts)"),
+                        (rank, "tags by rank (% of all tags given)"),
+                        (common, "the most common tags (% of prompts)")):
+        _style(axes)
+        axes.set_title(title, loc="left", fontsize=10, color=_INK)
+    number.locator_params(axis="x", integer=True)
+    number.legend(frameon=False, fontsize=8)
+    rank.legend(frameon=False, fontsize=8)
+    if top:
+        rank.set_xscale("log")
+        rank.set_yscale("log")
+        for axis in (rank.xaxis, rank.yaxis):
+            axis.set_major_formatter(lambda value, _: f"{value:,.4g}")
+    common.set_yticks(np.arange(len(top)), [_shorten(tag) for tag in top])
+    common.tick_params(axis="y", length=0, labelsize=8)
+    common.set_ylim(len(top) - 0.4, -0.6)
+    common.grid(False)
+    return _png(figure)
+
+
+def _shorten(tag: str) -> str:
+    return tag if len(tag) <= 28 else tag[:27] + "…"
 
 
 def _ticks(table: dict[str, list[float]]) -> list[float]:
@@ -191,17 +248,21 @@ def _figure(size: tuple[float, float]):
                           "qwen_jax.report", 'pip install "qwen_jax[report]".') from None
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
+    _style(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8 if size == _WIDE else 6, integer=True))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    return figure, axes
+
+
+def _style(axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#cbd5e1")
     axes.tick_params(colors="#475569", labelsize=9)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8 if size == _WIDE else 6, integer=True))
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.xaxis.label.set_color("#475569")
     axes.yaxis.label.set_color("#475569")
     axes.grid(axis="y", color="#e2e8f0", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.margins(x=0.02)
-    return figure, axes
 
 
 def _png(figure) -> bytes:

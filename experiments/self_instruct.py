@@ -1,0 +1,181 @@
+"""Instructions and tool use that a model writes, filtered by rules and people. Report: 3.4.
+
+    python -m experiments.self_instruct --checkpoint=runs/chat --seeds=seed_tasks.jsonl \\
+        --output=runs/self_instruct
+    # read review.md, set "keep" to true or false in review.jsonl, and give the same command again:
+    python -m experiments.sft \\
+        --data.conversations=chat.jsonl,runs/self_instruct/conversations.jsonl ...
+
+Round after round the model is shown seeds and some of its own earlier samples, and writes more:
+instructions with answers, and questions with Thought, Action, Action Input, Observation and Final
+Answer over some of the tools. Rules refuse what is like something before, malformed, too short or
+long, or about images and files; rejected.jsonl has every refusal with its reason and place. People
+judge the rest. To iterate, tune on what they kept and start anew with it: conversations.jsonl among
+the --seeds, react.jsonl as --react_seeds; the report ended with about 2,000 samples.
+
+asked.jsonl remembers every answer of the model: killed, the same command goes on, to the same end.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import sys
+import time
+
+from tqdm import tqdm
+
+from experiments import flags, react_seeds
+from experiments.loading import load, start_engine
+from qwen_jax.align import review
+from qwen_jax.align.asked import Asked, Model
+from qwen_jax.align.sample_rules import Rules
+from qwen_jax.align.self_instruct import (
+    SelfInstruct,
+    Settings,
+    read_react_seeds,
+    read_seeds,
+)
+from qwen_jax.data.append_only import AppendOnly
+from qwen_jax.data.conversations import Counts
+from qwen_jax.data.react import read_tools
+from qwen_jax.errors import ConfigError
+from qwen_jax.generate import chat
+from qwen_jax.generate.complete import Completer
+from qwen_jax.generate.jsonl import fingerprint
+from qwen_jax.train.metrics import format_seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    checkpoint: str = ""  # a run folder or a released one, taught ChatML
+    tokenizer: str | None = None  # a .tiktoken file; None: the one in the model's folder
+    seeds: tuple[str, ...] = ()  # tasks: self-instruct's, Alpaca's or conversations
+    tools: str | None = None  # a .json or .jsonl file; None: those of experiments/react_seeds.py
+    react_seeds: tuple[str, ...] = ()  # worked examples of the tools; none: those, too
+    settings: Settings = Settings()
+    rules: Rules = Rules()
+    temperature: float = 0.7  # of what the model writes (self-instruct)
+    top_p: float = 0.9
+    max_new_tokens: int = 1024  # of an answer or a list
+    rows: int = 16  # answers computed at once; changes none of them
+    context: int | None = None  # tokens of what is asked and said; None: as far as it makes sense
+    unjudged: bool = False  # keep also what no person has judged
+    output: str = "runs/self_instruct"
+
+
+RECIPE = Config()
+SMOKE = dataclasses.replace(
+    RECIPE, max_new_tokens=32, output="runs/self_instruct_smoke",
+    settings=Settings(samples=4, rounds=2, instruction_lists=2, question_lists=2, seeds_shown=1,
+                      generated_shown=1))
+
+
+def main(config: Config) -> None:
+    """Reads, generates, filters; then what people kept."""
+    folder, counts = pathlib.Path(config.output), Counts()
+    settings = config.settings
+    if not config.checkpoint:
+        raise ConfigError("no model.", "--checkpoint", "name a folder; --help shows how.")
+    if settings.instruction_lists and not config.seeds:
+        raise ConfigError("no seed tasks.", "--seeds",
+                          "name a file, or ask for tools alone: --settings.instruction_lists=0.")
+    seeds = [seed for path in config.seeds for seed in read_seeds(path, counts)]
+    tools = read_tools(config.tools) if config.tools else react_seeds.TOOLS
+    examples = [seed for path in config.react_seeds for seed in read_react_seeds(path)]
+    examples = examples or list(react_seeds.EXAMPLES)
+    print(f"seed tasks: {counts}; {len(tools)} tools with {len(examples)} worked examples",
+          flush=True)
+    made_from = {
+        "seeds": hashlib.sha256(repr((seeds, tools, examples)).encode()).hexdigest()[:16],
+        # More samples or rounds are the same run, longer.
+        "settings": dataclasses.asdict(settings) | {"samples": None, "rounds": None},
+        "rules": dataclasses.asdict(config.rules),
+        **{name: getattr(config, name) for name in ("temperature", "top_p", "max_new_tokens",
+                                                    "context")}}
+    with AppendOnly(folder / "asked.jsonl", made_from) as file, Bar() as bar:
+        asked = Asked(file, lambda: open_model(config, file), seed=settings.seed, progress=bar.show)
+        made = SelfInstruct(settings, config.rules, asked, seeds, examples, tools)
+        stopped = False
+        try:
+            work(made, asked, config)
+        except KeyboardInterrupt:
+            stopped = True
+    with open(folder / "rejected.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in made.rejected)
+    print(f"{folder}/rejected.jsonl: {len(made.rejected):,} refusals; {made.counts}")
+    rows = review.update(folder / "review.jsonl", made.samples)
+    (folder / "review.md").write_text(review.render(rows), encoding="utf-8")
+    kept = review.collect(rows, folder / "conversations.jsonl", folder / "react.jsonl",
+                          unjudged=config.unjudged)
+    print(f"{folder}/review.jsonl, review.md: {len(rows):,} samples\n"
+          f"{folder}/conversations.jsonl: {kept}", flush=True)
+    if stopped:
+        print("stopped; give the same command again to go on", file=sys.stderr, flush=True)
+        sys.exit(130)
+
+
+def work(made: SelfInstruct, asked: Asked, config: Config) -> None:
+    """The rounds, with a line after each: samples, rejections by reason, time left."""
+    begin, timed, target = time.monotonic(), 0, config.settings.samples
+    before, had = 0, None  # samples; those before the first round that asked for anything
+    for number in made.rounds():
+        if asked.new:
+            had = before if had is None else had
+            timed += 1
+            seconds, new = time.monotonic() - begin, len(made.samples) - had
+            left = (config.settings.rounds - number) * seconds / timed
+            if new:
+                left = min(left, (target - len(made.samples)) * seconds / new)
+            left = 0.0 if len(made.samples) >= target else left
+            print(f"round {number}/{config.settings.rounds}: {len(made.samples):,} of {target:,} "
+                  f"samples, ETA {format_seconds(left)}; {made.counts}", flush=True)
+        before = len(made.samples)
+
+
+def open_model(config: Config, file: AppendOnly) -> Model:
+    """The engine, if it is the one that the record was begun with."""
+    model, params, tokenizer = load(config.checkpoint, config.tokenizer)
+    file.check_made_from({"model": fingerprint(model, params),
+                          "tokenizer": tokenizer.fingerprint})
+    context, sentence = chat.context(model, config.context)
+    print(f"context: {sentence}", flush=True)
+    if config.max_new_tokens >= context:
+        raise ConfigError(f"{config.max_new_tokens} new tokens leave no room for a question in a "
+                          f"context of {context}.", "--max_new_tokens", "ask for fewer.")
+    engine = start_engine(params, model, tokenizer, rows=config.rows, context=context,
+                          cache_dtype=None)
+    return Completer(engine, tokenizer, max_new_tokens=config.max_new_tokens,
+                     temperature=config.temperature, top_p=config.top_p).stream
+
+
+class Bar:
+    """A bar for what is asked now, with the time left of it."""
+
+    def __init__(self):
+        self._bar: tqdm | None = None
+
+    def __enter__(self) -> "Bar":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def show(self, stage: str, done: int, total: int) -> None:
+        if self._bar is None or self._bar.desc != f"{stage}: ":
+            if self._bar is not None:
+                self._bar.close()
+            # Where nobody looks, a line in a while instead of one that moves.
+            self._bar = tqdm(total=total, initial=done - 1, desc=stage, leave=False,
+                             mininterval=0.5 if sys.stderr.isatty() else 30)
+        self._bar.update(done - self._bar.n)
+        if done == total:
+            self._bar.close()
+            self._bar = None
+
+
+if __name__ == "__main__":
+    flags.run(main, __doc__, {"default": RECIPE, "smoke": SMOKE})

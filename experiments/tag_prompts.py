@@ -1,0 +1,163 @@
+"""What prompts are about: tags for each, a picture of them, and a balanced choice. Report: 3.2.1.
+
+    python -m experiments.tag_prompts --prompts=a.jsonl,b.json --output=runs/tags
+    ... --choose=2000        # writes the chosen ones too, complex and diverse ones first
+    ... --choose=2000 --by=weight       # instead a draw in which rare tags are as likely as common
+    ... --recipe=model --checkpoint=runs/chat --alpha=20     # tags from a chat model's own words
+
+The chosen are prompts for rollouts, or for answers of several models, which people then compare:
+    python -m experiments.ppo --data.prompts=runs/tags/chosen.jsonl ...
+    python -m experiments.generate --input=runs/tags/chosen.jsonl --settings.n=2 ...
+
+Prompts are conversations (their last answer is left out) or objects with a "prompt"; the same
+prompt twice is one. OUTPUT/tags.jsonl is {"prompt": ..., "tags": [...]} a line and grows as prompts
+are tagged: killed, the same command goes on. --tags=FILE reads tags made elsewhere instead.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Literal
+
+from tqdm import tqdm
+
+from experiments import flags
+from experiments.loading import load, start_engine
+from qwen_jax.data.append_only import AppendOnly
+from qwen_jax.data.conversations import Counts, Turn
+from qwen_jax.data.model_tagger import ModelTagger
+from qwen_jax.data.prompts import choose_diverse, choose_weighted, read_questions, text_of
+from qwen_jax.data.tag_rules import tag_by_rules
+from qwen_jax.data.tags import Tagger, Tags, merge_rare, read_tags, tag_all
+from qwen_jax.errors import ConfigError
+from qwen_jax.generate import chat
+from qwen_jax.generate.complete import Completer
+from qwen_jax.generate.jsonl import fingerprint
+from qwen_jax.report.plots import draw_tags
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One set of prompts."""
+
+    prompts: tuple[str, ...] = ()  # .json and .jsonl files
+    output: str = "runs/tags"  # tags.jsonl, tags.png, chosen.jsonl
+    tagger: Literal["rules", "model"] = "rules"
+    tags: str | None = None  # a tag file to read in place of making one
+    alpha: int = 1  # tags of fewer prompts are merged into others, or dropped
+    choose: int | None = None  # how many prompts to write to chosen.jsonl
+    by: Literal["order", "weight"] = "order"  # order: InsTag's, best first; weight: a random draw
+    balance: float = 1.0  # of --by=weight; 0: tags as frequent as they are, 1: all alike
+    complexity: float = 1.0  # of --by=weight; 0: as many tags as they have says nothing
+    seed: int = 0  # of --by=weight
+    checkpoint: str = ""  # of --tagger=model: a run folder or a released one, taught ChatML
+    tokenizer: str | None = None  # a .tiktoken file; None: the one in the model's folder
+    rows: int = 16  # prompts that the model tags at once; changes none of them
+    context: int | None = None  # tokens of a prompt and its tags; None: as far as it makes sense
+    max_new_tokens: int = 128  # of an answer
+
+
+RECIPE = Config()
+RECIPES = {
+    "rules": RECIPE,
+    "model": dataclasses.replace(RECIPE, tagger="model", alpha=20)}  # InsTag's threshold
+SMOKE = dataclasses.replace(RECIPE, output="runs/tags_smoke", choose=2)
+
+
+def main(config: Config) -> None:
+    """Reads, tags, draws, chooses."""
+    if not config.prompts:
+        raise ConfigError("no prompts.", "--prompts", "name .json or .jsonl files.")
+    if config.tagger == "model" and not (config.tags or config.checkpoint):
+        raise ConfigError("no model.", "--checkpoint", "name a folder; --help shows how.")
+    prompts, counts = read(config.prompts)
+    print(f"{len(prompts):,} prompts: {counts}", flush=True)
+    if config.choose is not None and not 1 <= config.choose <= len(prompts):
+        raise ConfigError(f"{config.choose} prompts wanted of {len(prompts)}.", "--choose",
+                          f"use 1 to {len(prompts)}.")
+    folder = pathlib.Path(config.output)
+    file = config.tags or folder / "tags.jsonl"
+    if config.tags is None:
+        make(config, list(prompts), folder / "tags.jsonl")
+    counts = Counts()
+    tags = read_tags(file, prompts, counts)
+    merged = merge_rare(tags, alpha=config.alpha)
+    found = {tag for given in merged.tags.values() for tag in given}
+    print(f"{file}: {counts}; {len(found):,} tags, "
+          f"{sum(map(len, merged.tags.values())) / len(tags):.2f} to a prompt; "
+          f"{len(merged.into):,} rare or equal ones merged, {len(merged.dropped):,} dropped")
+    chosen = choose(config, merged.tags) if config.choose else []
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tags.png").write_bytes(draw_tags(merged.tags, chosen))
+    print(f"{folder}/tags.png")
+    if chosen:
+        write([prompts[text] for text in chosen], folder / "chosen.jsonl")
+        print(f"{folder}/chosen.jsonl: {len(chosen):,} prompts; "
+              f"{len({tag for text in chosen for tag in merged.tags[text]}):,} of the tags, "
+              f"{sum(len(merged.tags[text]) for text in chosen) / len(chosen):.2f} to a prompt")
+
+
+def read(paths: tuple[str, ...]) -> tuple[dict[str, list[Turn]], Counts]:
+    """The prompts by their text, each once."""
+    prompts, counts = {}, Counts()
+    for place, turns in read_questions(paths, counts):
+        if prompts.setdefault(text_of(turns), turns) is not turns:
+            counts.kept -= 1
+            counts.skip("asked before", place)
+    return prompts, counts
+
+
+def make(config: Config, prompts: list[str], path: pathlib.Path) -> None:
+    """Tags what has no line in the file yet, with a bar that shows the time left."""
+    made_from = {"tagger": config.tagger}
+    if config.tagger == "model":
+        made_from |= {"max_new_tokens": config.max_new_tokens, "context": config.context}
+    with AppendOnly(path, made_from) as file, tqdm(total=len(prompts), unit=" prompts") as bar:
+        missing = len({row.get("prompt") for row in file.rows} & set(prompts)) < len(prompts)
+        tagger, report = tag_by_rules, None
+        if config.tagger == "model" and missing:
+            tagger, report = ask_a_model(config, file.check_made_from)
+        # Small parts are soon in the file, and keep the model's rows filled.
+        batch = 1000 if report is None else 8 * config.rows
+        tag_all(tagger, prompts, file, batch=batch, progress=bar.update)
+    if report is not None:
+        print(f"answers: {report}")
+
+
+def ask_a_model(config: Config, check: Callable[[dict], None]) -> tuple[Tagger, Counts]:
+    """A tagger over the engine, and what becomes of its answers."""
+    model, params, tokenizer = load(config.checkpoint, config.tokenizer)
+    check({"model": fingerprint(model, params), "tokenizer": tokenizer.fingerprint})
+    context, sentence = chat.context(model, config.context)
+    print(f"context: {sentence}", flush=True)
+    engine = start_engine(params, model, tokenizer, rows=config.rows, context=context,
+                          cache_dtype=None)
+    tagger = ModelTagger(Completer(engine, tokenizer, max_new_tokens=config.max_new_tokens).texts)
+    return tagger, tagger.counts
+
+
+def choose(config: Config, tags: Tags) -> list[str]:
+    """The prompts that are chosen."""
+    choices = {"order": choose_diverse, "weight": functools.partial(
+        choose_weighted, seed=config.seed, balance=config.balance, complexity=config.complexity)}
+    return choices[config.by](tags, config.choose)
+
+
+def write(prompts: list[list[Turn]], path: pathlib.Path) -> None:
+    """JSONL that experiments.ppo and experiments.generate take, whole or not at all.
+
+    As messages even where a question stands alone: generate takes a "prompt" for plain text.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        for turns in prompts:
+            row = {"messages": [{"role": role, "content": text} for role, text in turns]}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    os.replace(temporary, path)
+
+
+if __name__ == "__main__":
+    flags.run(main, __doc__, RECIPES | {"smoke": SMOKE})

@@ -1,0 +1,315 @@
+"""Samples that a model writes from a few examples. Report: 3.4 (self-instruct, Wang et al. 2023).
+
+A round, for instructions: examples in context -> a longer list of instructions -> those that the
+rules let through -> an answer to each -> those that the rules let through.
+For tools, in ReAct form: some of the tools and example questions -> more questions -> the rules ->
+the report's prompt, worked examples in context -> Thought, Action, ..., Final Answer -> the rules.
+
+What passes becomes an example for later rounds. People judge what is left (review.py).
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from qwen_jax.align.asked import Answer, Asked
+from qwen_jax.align.novelty import Novelty, words
+from qwen_jax.align.sample_rules import Rules, answer_fault, question_fault, react_fault
+from qwen_jax.data import react
+from qwen_jax.data.conversations import Counts, Skipped, Turn, turns_of
+from qwen_jax.data.json_rows import read_rows
+from qwen_jax.data.react import Tool
+from qwen_jax.errors import ConfigError, DataError
+
+_MOST_TOOLS = 5  # report: up to five candidate tools
+_SHOTS = 2  # worked examples before a question
+_ITEM = re.compile(r"(?:^|\n)\s*\d{1,3}\s*[.)、．]\s*")
+_TASKS = (
+    "Come up with a series of tasks for an assistant who can only read and write text. Make them "
+    "of many kinds: questions, writing, reasoning, language, code, everyday advice. Write each as "
+    "one complete instruction on a line of its own, numbered. Never refer to images or files.")
+_QUESTIONS = (
+    "An assistant has these tools:\n\n{tools}\n\nCome up with a series of questions that people "
+    "would ask it. Some need one of the tools, some several calls in turn, and some none. Write "
+    "each with all that is needed to answer it on a line of its own, numbered.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How much is asked for. The report ended with about 2,000 samples."""
+
+    samples: int = 2000  # that pass the rules; then it ends
+    rounds: int = 50  # or after this many
+    instruction_lists: int = 8  # asked for in a round; 0: no plain instructions
+    question_lists: int = 8  # the same for questions to tools; 0: none
+    seeds_shown: int = 6  # examples of people in a list (self-instruct)
+    generated_shown: int = 2  # and of earlier rounds (self-instruct)
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ("samples", "rounds", "seeds_shown"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)}.", f"Settings({name})",
+                                  "use 1 or more.")
+        if min(self.instruction_lists, self.question_lists, self.generated_shown) < 0 or not (
+                self.instruction_lists or self.question_lists):
+            raise ConfigError(
+                f"instruction_lists={self.instruction_lists}, question_lists="
+                f"{self.question_lists}, generated_shown={self.generated_shown}.", "Settings",
+                "none is negative, and one kind of list is asked for.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Seed:
+    """A task by people; for tools, its names and a whole transcript."""
+
+    question: str
+    answer: str | None = None
+    tools: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A conversation that passed the rules."""
+
+    id: str  # its place: round, stage and index
+    kind: str  # "instruction" or "react"
+    question: str
+    tools: tuple[str, ...]
+    messages: tuple[Turn, ...]
+
+
+class SelfInstruct:
+    """Rounds of generation.
+
+    Args:
+      asked: the model.
+      seeds: of plain instructions. react_seeds: of questions to `tools`, with transcripts.
+
+    Attributes:
+      samples: what passed; rejected: what did not, with reason and place; counts: the same, summed.
+
+    Raises:
+      ConfigError: seeds or tools are missing for what is asked for.
+      DataError: a seed that names an unknown tool, or whose transcript its tools would refuse.
+    """
+
+    def __init__(self, settings: Settings, rules: Rules, asked: Asked, seeds: Sequence[Seed],
+                 react_seeds: Sequence[Seed], tools: Sequence[Tool]):
+        self._settings, self._rules, self._asked = settings, rules, asked
+        self._seeds, self._react_seeds = list(seeds), list(react_seeds)
+        self._tools = {tool.name_for_model: tool for tool in tools}
+        if settings.instruction_lists and not seeds:
+            raise ConfigError("no seed tasks.", "seeds", "name a file of them.")
+        if settings.question_lists and not (tools and react_seeds):
+            raise ConfigError("no tools, or no worked examples of their use.",
+                              "tools, react_seeds", "give both, or ask for no question lists.")
+        self._check_react_seeds()
+        self._novelty = Novelty(rules.novelty)
+        for seed in (*seeds, *react_seeds):
+            self._novelty.add(seed.question)
+        self.samples: list[Sample] = []
+        self.rejected: list[dict[str, Any]] = []
+        self.counts = Counts()
+
+    def rounds(self) -> Iterator[int]:
+        """Works; yields the number of rounds after each."""
+        for number in range(self._settings.rounds):
+            self._instructions(number)
+            self._react(number)
+            yield number + 1
+            if len(self.samples) >= self._settings.samples:
+                return
+
+    def _instructions(self, number: int) -> None:
+        kept = [Seed(sample.question, sample.messages[-1][1]) for sample in self.samples
+                if sample.kind == "instruction"]
+        talks, starts = [], []
+        for index in range(self._settings.instruction_lists):
+            draw = self._asked.draw(number, "instruction examples", index)
+            examples = self._examples(draw, self._seeds, kept)
+            starts.append(len(examples) + 1)
+            talks.append(_list_talk(_TASKS, examples))
+        found = self._new_questions(number, "instructions", talks, starts)
+        shots = [self._shots(number, "answer shots", index, self._seeds)
+                 for index in range(len(found))]
+        talks = [[*(turn for shot in few for turn in (("user", shot.question),
+                                                      ("assistant", shot.answer))),
+                  ("user", question)] for few, (question, _) in zip(shots, found, strict=True)]
+        for index, answer in enumerate(self._asked(number, "answers", talks)):
+            question = found[index][0]
+            self._keep(number, "answers", index, answer, Sample(
+                f"{number}-answers-{index}", "instruction", question, (),
+                (("user", question), ("assistant", answer.text.strip()))),
+                answer_fault(question, answer.text, answer.finish, self._rules))
+
+    def _react(self, number: int) -> None:
+        kept = [Seed(sample.question) for sample in self.samples if sample.kind == "react"]
+        talks, starts, given = [], [], []
+        for index in range(self._settings.question_lists):
+            draw = self._asked.draw(number, "question examples", index)
+            tools = draw.sample(list(self._tools.values()),
+                                draw.randint(1, min(_MOST_TOOLS, len(self._tools))))
+            examples = self._examples(draw, self._react_seeds, kept)
+            starts.append(len(examples) + 1)
+            given.append(tools)
+            talks.append(_list_talk(_QUESTIONS.format(tools="\n".join(
+                f"- {tool.name_for_human}: {tool.description_for_model}" for tool in tools)),
+                examples))
+        found = self._new_questions(number, "questions", talks, starts)
+        talks, prompts = [], []
+        for index, (question, source) in enumerate(found):
+            prompts.append(react.prompt(question, given[source]))
+            shots = self._shots(number, "transcript shots", index, self._react_seeds)
+            talks.append([*(turn for shot in shots for turn in (
+                ("user", react.prompt(shot.question, [self._tools[name] for name in shot.tools])),
+                ("assistant", shot.answer))), ("user", prompts[-1]), ("assistant", "Thought:")])
+        for index, answer in enumerate(self._asked(number, "transcripts", talks)):
+            question, source = found[index]
+            text = f"Thought:{answer.text}".strip()
+            self._keep(number, "transcripts", index, answer, Sample(
+                f"{number}-transcripts-{index}", "react", question,
+                tuple(tool.name_for_model for tool in given[source]),
+                (("user", prompts[index]), ("assistant", text))),
+                react_fault(text, answer.finish, given[source], self._rules))
+
+    def _new_questions(self, number: int, stage: str, talks: list[list[Turn]],
+                       starts: list[int]) -> list[tuple[str, int]]:
+        """(question, index of its list): what the rules let through, no more than are needed."""
+        found = []
+        for index, answer in enumerate(self._asked(number, stage, talks)):
+            if answer.finish == "no room":
+                self._reject("no room for an answer", number, stage, index, "")
+                continue
+            items = parse_list(answer.text, starts[index], whole=answer.finish == "stop")
+            if not items:
+                self._reject("an answer without a list", number, stage, index, answer.text)
+            for text in items:
+                fault = question_fault(text, self._rules)
+                near = None if fault else self._novelty.nearest(text)
+                if near:
+                    fault = "like one before"
+                    text = f"{text} (Rouge-L {near[0]:.2f} with: {near[1]})"
+                if fault:
+                    self._reject(fault, number, stage, index, text)
+                elif len(self.samples) + len(found) < self._settings.samples:
+                    self._novelty.add(text)
+                    found.append((text, index))
+        return found
+
+    def _keep(self, number: int, stage: str, index: int, answer: Answer, sample: Sample,
+              fault: str | None) -> None:
+        if answer.finish == "no room":
+            fault = "no room for an answer"
+        if fault:
+            self._reject(fault, number, stage, index, f"{sample.question} -> {answer.text}")
+        else:
+            self.counts.kept += 1
+            self.samples.append(sample)
+
+    def _reject(self, reason: str, number: int, stage: str, index: int, text: str) -> None:
+        place = f"round {number}, {stage} {index}"
+        self.counts.skip(reason, f"{place}: {text[:60]!r}")
+        self.rejected.append({"reason": reason, "place": place, "text": text})
+
+    def _examples(self, draw, seeds: list[Seed], kept: list[Seed]) -> list[str]:
+        short = [seed for seed in seeds if len(words(seed.question)) <= self._rules.max_words]
+        few = draw.sample(kept, min(self._settings.generated_shown, len(kept)))
+        few += draw.sample(short or seeds, min(self._settings.seeds_shown, len(short or seeds)))
+        draw.shuffle(few)
+        return [_one_line(seed.question) for seed in few]
+
+    def _shots(self, number: int, name: str, index: int, seeds: list[Seed]) -> list[Seed]:
+        answered = [seed for seed in seeds if seed.answer]
+        draw = self._asked.draw(number, name, index)
+        return draw.sample(answered, min(_SHOTS, len(answered)))
+
+    def _check_react_seeds(self) -> None:
+        for seed in self._react_seeds:
+            where = f"the worked example {seed.question[:60]!r}"
+            unknown = [name for name in seed.tools if name not in self._tools]
+            if unknown or not seed.answer:
+                raise DataError(f"unknown tools {unknown}." if unknown else "no transcript.", where,
+                                f"the tools are {', '.join(self._tools)}.")
+            try:
+                react.check_calls(react.parse(seed.answer),
+                                  [self._tools[name] for name in seed.tools])
+            except react.Malformed as reason:
+                raise DataError(f"its transcript has {reason}.", where, "correct it.") from None
+
+
+def parse_list(text: str, first: int, *, whole: bool) -> list[str]:
+    """The items of a numbered list that goes on after "`first`."; the last is left out if cut off.
+
+    Example:
+      >>> parse_list(" Name a bird.\\n10. Write a poem\\nabout it.\\n11. Expl", 9, whole=False)
+      ['Name a bird.', 'Write a poem about it.']
+    """
+    text = text.strip()
+    if not _ITEM.match(text):  # most models do not repeat the number that stands there
+        text = f"{first}. {text}"
+    items = _ITEM.split(text)[1:]
+    items = [_one_line(item) for item in items]
+    return [item for item in (items if whole else items[:-1]) if item]
+
+
+def read_seeds(path: str | os.PathLike, counts: Counts) -> list[Seed]:
+    """Seeds of a .json or .jsonl file; rows without a question, or with one to tools, are counted.
+
+    Formats: self-instruct's ("instruction" and "instances" of "input" and "output"), and those of
+    read_conversations, of which the first question and its answer are taken: so what people kept
+    of one run can be the seeds of the next. An answer is not needed.
+
+    Raises:
+      DataError: the file is missing, damaged or of no known format, or none of its rows is usable.
+    """
+    seeds = []
+    for place, row in read_rows(path):
+        try:
+            instances = row.get("instances")
+            if isinstance(instances, list) and instances and isinstance(instances[0], dict):
+                row = {"instruction": row.get("instruction"), **{
+                    key: instances[0].get(key) for key in ("input", "output")}}
+            turns = [turn for turn in turns_of(row, place) if turn[0] != "system"]
+            if not turns or turns[0][0] != "user" or not turns[0][1].strip():
+                raise Skipped("without a question")
+            if react.is_prompt(turns[0][1]):
+                raise Skipped("a question to tools")
+        except Skipped as reason:
+            counts.skip(str(reason), place)
+            continue
+        answer = turns[1][1] if len(turns) > 1 and turns[1][0] == "assistant" else ""
+        seeds.append(Seed(turns[0][1], answer if answer.strip() else None))
+        counts.kept += 1
+    if not seeds:
+        raise DataError(f"no seed can be used: {counts}.", str(path),
+                        'write {"instruction": ...} a line.')
+    return seeds
+
+
+def read_react_seeds(path: str | os.PathLike) -> list[Seed]:
+    """Worked examples: {"question": ..., "tools": [names], "answer": "Thought: ..."} a row.
+
+    Raises:
+      DataError: a row of another form; the file is missing or damaged.
+    """
+    seeds = []
+    for place, row in read_rows(path):
+        question, tools, answer = (row.get(key) for key in ("question", "tools", "answer"))
+        if not (isinstance(question, str) and isinstance(answer, str) and isinstance(tools, list)
+                and tools and all(isinstance(name, str) for name in tools)):
+            raise DataError("this is no worked example.", place,
+                            'write {"question": ..., "tools": [names], "answer": "Thought: ..."}.')
+        seeds.append(Seed(question, answer, tuple(tools)))
+    return seeds
+
+
+def _list_talk(instruction: str, examples: list[str]) -> list[Turn]:
+    shown = "\n".join(f"{number}. {text}" for number, text in enumerate(examples, 1))
+    return [("user", instruction), ("assistant", f"{shown}\n{len(examples) + 1}.")]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

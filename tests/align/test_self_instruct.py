@@ -1,0 +1,406 @@
+"""Self-instruct with a scripted model: lists in, rules, transcripts, review, killed and resumed."""
+
+import collections
+import json
+import random
+import re
+import time
+
+import pytest
+
+from experiments.react_seeds import EXAMPLES, TOOLS
+from qwen_jax.align import review
+from qwen_jax.align.asked import Asked
+from qwen_jax.align.novelty import Novelty, lcs_length, words
+from qwen_jax.align.sample_rules import Rules, answer_fault, question_fault, react_fault
+from qwen_jax.align.self_instruct import (
+    Sample,
+    Seed,
+    SelfInstruct,
+    Settings,
+    parse_list,
+    read_react_seeds,
+    read_seeds,
+)
+from qwen_jax.data import react
+from qwen_jax.data.append_only import AppendOnly
+from qwen_jax.data.conversations import Counts, read_conversations
+from qwen_jax.errors import QwenJaxError
+from qwen_jax.generate.request import Completion
+
+SEEDS = [Seed(f"Explain in a few words what a {word} does all day.", f"It is a {word}.")
+         for word in ("baker", "fox", "river", "judge", "cloud", "nurse", "clock")]
+
+
+def by_definition(one, other):
+    """Longest common subsequence, cell by cell."""
+    table = [0] * (len(other) + 1)
+    for x in one:
+        diagonal = 0
+        for place, y in enumerate(other, 1):
+            above = table[place]
+            table[place] = diagonal + 1 if x == y else max(above, table[place - 1])
+            diagonal = above
+    return table[-1]
+
+
+def test_lcs_is_that_of_the_definition():
+    draw = random.Random(0)
+    for _ in range(300):
+        one, other = ([draw.randrange(6) for _ in range(draw.randrange(90))] for _ in range(2))
+        assert lcs_length(one, other) == by_definition(one, other)
+
+
+def test_novelty_refuses_what_comparing_with_all_would():
+    draw = random.Random(1)
+    vocabulary = [f"w{i}" for i in range(5)] + list("你好世界")
+    texts = [" ".join(draw.choices(vocabulary, k=draw.randrange(12))) for _ in range(300)]
+    novelty, kept, near = Novelty(0.7), [], 0
+    for text in texts:
+        scores = [2 * by_definition(words(text), words(other))
+                  / max(len(words(text)) + len(words(other)), 1) for other in kept]
+        found = novelty.nearest(text)
+        assert (found is not None) == (max(scores, default=0) > 0.7)
+        if found is None:
+            novelty.add(text)
+            kept.append(text)
+        else:
+            near += 1
+            assert found[0] == pytest.approx(max(scores)) and found[1] in kept
+    assert near > 50 and len(kept) > 100
+    same = Novelty(0.7)
+    same.add("a b c d e f g x y z")
+    assert same.nearest("a b c d e f g 1 2 3") is None  # exactly 0.7, as in self-instruct
+    assert same.nearest("z y x a b c d e f g") is None  # the same, though all words are common
+    assert same.nearest("...") is None
+    # The nearest is not the one that has most words in common.
+    numbers = [str(i) for i in range(20)]
+    turned, shorter = " ".join(numbers[16:] + numbers[:16]), " ".join(numbers[:19])
+    several = Novelty(0.7)
+    for text in (turned, shorter):
+        several.add(text)
+    assert several.nearest(" ".join(numbers)) == (pytest.approx(2 * 19 / 39), shorter)
+
+
+def test_novelty_of_thousands_is_fast():
+    """Measured: 10,000 texts against up to 6,000 kept ones, 0.8 s; pair by pair it is minutes."""
+    draw = random.Random(2)
+    vocabulary = [f"w{int(1.01 ** i)}" for i in range(900)]
+    novelty, begin = Novelty(), time.process_time()
+    for _ in range(5000):
+        text = " ".join(draw.choices(vocabulary, k=15))
+        if novelty.nearest(text) is None:
+            novelty.add(text)
+    assert len(novelty.texts) > 2000 and time.process_time() - begin < 10
+
+
+def test_the_prompt_is_the_reports():
+    tool = react.Tool("Foo", "foo", "Useful for foo.", ({"name": "x", "required": True},))
+    plain = react.Tool("Bar", "bar", "Runs code.")
+    assert react.prompt("Why?", [tool, plain]) == """\
+Answer the following questions as best you can. You have access to the following tools:
+
+foo: Call this tool to interact with the Foo API. What is the Foo API useful for? Useful for foo. \
+Parameters: [{"name": "x", "required": true}] Format the arguments as a JSON object.
+
+bar: Call this tool to interact with the Bar API. What is the Bar API useful for? Runs code.
+
+Use the following format:
+
+Question: the input question you must answer
+Thought: you should always think about what to do
+Action: the action to take, should be one of [foo,bar]
+Action Input: the input to the action
+Observation: the result of the action
+... (this Thought/Action/Action Input/Observation can be repeated zero or more times)
+Thought: I now know the final answer
+Final Answer: the final answer to the original input question
+
+Begin!
+
+Question: Why?"""
+
+
+CALL = 'Thought: t\nAction: foo\nAction Input: {"x": 1}\nObservation: o\n'
+END = "Thought: done\nFinal Answer: yes\nand more"
+
+
+@pytest.mark.parametrize(("text", "reason"), [
+    (END, None), (CALL + END, None), (CALL + CALL + END, None),
+    (CALL, "no Final Answer"), ("", "no Final Answer"), ("hm\n" + END, "before the first label"),
+    (CALL + "Thought: again\n" + END, "out of order"), (END + "\n" + END, "out of order"),
+    (CALL.replace("Observation: o\n", "") + END, "out of order"),
+    ("Final Answer: yes", "out of order"), (CALL + "Final Answer: yes", "out of order"),
+    (END + "\nQuestion: more?\n" + END, "out of order"),
+    (CALL.replace(": foo", ":") + END, "empty Action"),
+    ("Thought: t\nFinal Answer:", "empty Final Answer"),
+    (CALL.replace(": foo", ": oof") + END, "none of the tools"),
+    (CALL.replace('{"x": 1}', "x = 1") + END, "not JSON"),
+    (CALL.replace('{"x": 1}', "[1]") + END, "not a JSON object"),
+    (CALL.replace('{"x": 1}', "{}") + END, "without a required parameter"),
+    (CALL.replace('{"x": 1}', '{"x": 1, "y": 2}') + END, "unknown parameter"),
+    (CALL.replace("foo", "bar").replace('{"x": 1}', "any code") + END, None)])
+def test_transcripts(text, reason):
+    tools = [react.Tool("Foo", "foo", "f", ({"name": "x", "required": True},)),
+             react.Tool("Bar", "bar", "b")]
+    fault = react_fault(text, "stop", tools, Rules())
+    if reason is None:
+        assert text.strip() and fault is None
+        assert react.parse(text).final_answer == "yes\nand more"
+        assert len(react.parse(text).steps) == text.count("Action:")
+    else:
+        assert fault is not None and (reason in fault or fault == "an empty answer")
+
+
+@pytest.mark.parametrize(("text", "reason"), [
+    ("Name three birds that cannot fly.", None), ("给我讲一个关于狐狸的故事", None),
+    ("Name a bird.", "shorter than 4 words"), ("讲故事", "shorter than 4 words"),
+    ("why " * 151, "longer than 150 words"), ("- Name three birds that fly", "begins with a sign"),
+    ("Describe the image of a fox below.", "forbidden word 'image'"),
+    ("Sort the imagery of the poem.", None), ("请描述下面这张图片的内容", "forbidden word '图片'"),
+    ("Write a program to sort the numbers.", "program"),
+    ("Напиши мне стихи про осень и дождь", "another script (cyrillic)"),
+    ("“Hello” in French, please, and why.", None), ("12 34 56 78", "no letters")])
+def test_questions(text, reason):
+    fault = question_fault(text, Rules())
+    assert (fault is None) if reason is None else (fault is not None and reason in fault)
+
+
+@pytest.mark.parametrize(("answer", "finish", "reason"), [
+    ("Four.", "stop", None), (" ", "stop", "empty"), ("Four", "length", "cut off"),
+    ("What is two plus two", "stop", "repeats the question"), ("ha" * 30, "stop", "repeats itself"),
+    ("a \ufffd", "stop", "broken characters"), (" ".join(map(str, range(1001))), "stop", "1000")])
+def test_answers(answer, finish, reason):
+    fault = answer_fault("What is two plus two?", answer, finish, Rules())
+    assert (fault is None) if reason is None else (fault is not None and reason in fault)
+
+
+def test_lists_go_on_where_they_were_begun():
+    text = " Name a bird.\n10. Write a poem\nabout it.\n\n11) 说一个笑话\n12、Expl"
+    assert parse_list(text, 9, whole=True) == [
+        "Name a bird.", "Write a poem about it.", "说一个笑话", "Expl"]
+    assert parse_list(text, 9, whole=False)[-1] == "说一个笑话"
+    assert parse_list("9. Name a bird.", 9, whole=True) == ["Name a bird."]
+    assert parse_list("", 9, whole=True) == []
+
+
+class Scripted:
+    """A model whose answers are a function of what it is asked; it dies after some of them."""
+
+    def __init__(self, dies_after: int | None = None):
+        self.talks, self.opened, self._left = [], 0, dies_after
+
+    def open(self):
+        self.opened += 1
+        return self
+
+    def __call__(self, talks, seeds):
+        order = sorted(range(len(talks)), key=lambda place: seeds[place])  # as they end
+        for place in order:
+            if self._left == 0:
+                raise KeyboardInterrupt
+            self._left = None if self._left is None else self._left - 1
+            self.talks.append(talks[place])
+            yield place, self._answer(talks[place], random.Random(seeds[place]))
+
+    def _answer(self, talk, draw):
+        role, last = talk[-1]
+        number = draw.randrange(10**6)
+        if last == "Thought:":
+            tool = re.search(r"should be one of \[([^\],]*)", talk[-2][1])[1]
+            call = {"calculator": '{"expression": "1"}', "weather": '{"city": "x"}',
+                    "web_search": '{"query": "x"}', "python": "```\nprint(1)\n```",
+                    "calendar": '{"action": "read", "date": "2024-01-01"}'}[tool]
+            text = draw.choice([
+                f" hm\nAction: {tool}\nAction Input: {call}\nObservation: 1\n{END}",
+                f" hm\nAction: {tool}s\nAction Input: {call}\nObservation: 1\n{END}",
+                f" hm\nFinal Answer: {number}", " hm"])
+        elif role == "assistant":
+            names = draw.sample(["owls", "trams", "tides", "chess", "bread", "rust", "wool", "maps",
+                                 "ink", "moss", "salt", "jazz", "kites", "yeast", "zinc"], 6)
+            text = " " + "\n".join(
+                f"{place}. {text}" for place, text in enumerate([
+                    f"Tell {names[0]} {number} jokes about {names[1]} quickly.",
+                    f"Why would {names[2]} need {names[3]}, {names[4]} or {number} friends?",
+                    "Explain in few words what a baker does all day.",
+                    "What would a lighthouse keeper cook on Sundays?", f"Draw {number} of them now",
+                    f"Compare {names[4]} with {names[5]} {number} times"], int(re.search(
+                        r"(\d+)\.$", last)[1])))[3:]
+        else:
+            text = draw.choice([f"Because {number}.", ""])
+        if draw.random() < 0.1:
+            return None
+        finish = "length" if draw.random() < 0.1 else "stop"
+        return Completion((1,), text, None, finish)
+
+
+SETTINGS = Settings(samples=60, rounds=6, instruction_lists=3, question_lists=3, seeds_shown=4)
+
+
+def generate(path, model, settings=SETTINGS):
+    with AppendOnly(path, {}) as file:
+        made = SelfInstruct(settings, Rules(), Asked(file, model.open, seed=0), SEEDS, EXAMPLES,
+                            TOOLS)
+        for _ in made.rounds():
+            pass
+    return made
+
+
+def test_samples_pass_the_rules_and_every_refusal_is_counted(tmp_path):
+    model = Scripted()
+    made = generate(tmp_path / "asked.jsonl", model)
+    kinds = collections.Counter(sample.kind for sample in made.samples)
+    assert kinds["instruction"] > 10 and kinds["react"] > 10
+    assert len({sample.id for sample in made.samples}) == len(made.samples) == made.counts.kept
+    for reason in ("like one before", "forbidden word 'draw'",
+                   "an Action that is none of the tools", "no Final Answer at the end",
+                   "an answer that was cut off", "an empty answer", "no room for an answer"):
+        assert made.counts.skipped[reason] > 0, reason
+        assert made.counts.examples[reason].startswith("round ")
+    assert len(made.rejected) == made.counts.skipped.total()
+    # New only once, though its answer may not have passed.
+    keeper = "What would a lighthouse keeper cook on Sundays?"
+    assert sum(sample.question == keeper for sample in made.samples) <= 1
+    assert any(row["text"].endswith(f"(Rouge-L 1.00 with: {keeper})") for row in made.rejected)
+    questions = [seed.question for seed in (*SEEDS, *EXAMPLES)]
+    for sample in made.samples:
+        first = sample.question.split("?")[0]
+        assert not any(first in other for other in questions)
+        questions.append(sample.question)
+        assert question_fault(sample.question, Rules()) is None
+        if sample.kind == "react":
+            tools = [tool for tool in TOOLS if tool.name_for_model in sample.tools]
+            assert 1 <= len(tools) == len(sample.tools) <= 5
+            assert react_fault(sample.messages[1][1], "stop", tools, Rules()) is None
+            assert sample.messages[0][1].endswith(f"Question: {sample.question}")
+    # Lists show seeds and, from the second round on, what was made before.
+    lists = [talk[-1][1] for talk in model.talks
+             if talk[-1][0] == "assistant" and talk[-1][1] != "Thought:"]
+    assert all(re.search(rf"^{len(text.splitlines())}\.$", text, re.MULTILINE) for text in lists)
+    assert sum("jokes about" in text for text in lists) > 3
+    # Worked examples stand before a question, as turns.
+    transcript = next(talk for talk in model.talks if talk[-1][1] == "Thought:")
+    assert [role for role, _ in transcript] == ["user", "assistant"] * 3
+
+
+def test_it_ends_with_the_samples_that_are_wanted(tmp_path):
+    few = Settings(samples=9, rounds=6, instruction_lists=3, question_lists=3)
+    assert len(generate(tmp_path / "asked.jsonl", Scripted(), few).samples) == 9
+    # More of the same: what was asked is not asked again.
+    more = Scripted()
+    made = generate(tmp_path / "asked.jsonl", more, Settings(
+        samples=30, rounds=6, instruction_lists=3, question_lists=3))
+    fresh = Scripted()
+    assert made.samples == generate(tmp_path / "fresh.jsonl", fresh, Settings(
+        samples=30, rounds=6, instruction_lists=3, question_lists=3)).samples
+    assert len(more.talks) < len(fresh.talks)
+
+
+def test_killed_at_any_answer_it_ends_with_the_same(tmp_path):
+    whole = Scripted()
+    made = generate(tmp_path / "whole.jsonl", whole)
+    path, draw, asked = tmp_path / "killed.jsonl", random.Random(3), 0
+    for _ in range(12):
+        model = Scripted(dies_after=draw.randrange(1, 12))
+        try:
+            generate(path, model)
+        except KeyboardInterrupt:
+            with open(path, "a") as torn:
+                torn.write('{"round": 1, "sta')
+        asked += len(model.talks)
+    last = Scripted()
+    again = generate(path, last)
+    assert again.samples == made.samples and again.rejected == made.rejected
+    assert asked + len(last.talks) == len(whole.talks)  # each question once
+    idle = Scripted()
+    assert generate(path, idle).samples == made.samples and idle.opened == 0
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with AppendOnly(tmp_path / "a", {}) as file:
+        asked = Asked(file, Scripted().open, seed=0)
+        for seeds, examples, tools, message in (
+                ([], EXAMPLES, TOOLS, "no seed tasks"), (SEEDS, [], TOOLS, "no worked examples"),
+                (SEEDS, EXAMPLES, [], "no tools"), (SEEDS, EXAMPLES, TOOLS[:1], "unknown tools"),
+                (SEEDS, [Seed("q", "Thought: no", ("weather",))], TOOLS, "no Final Answer")):
+            with pytest.raises(QwenJaxError, match=message):
+                SelfInstruct(Settings(), Rules(), asked, seeds, examples, tools)
+    for wrong in (lambda: Settings(samples=0), lambda: Settings(rounds=0), lambda: Rules(novelty=0),
+                  lambda: Settings(instruction_lists=0, question_lists=0),
+                  lambda: Rules(languages=("latim",)), lambda: Rules(min_words=9, max_words=8)):
+        with pytest.raises(QwenJaxError):
+            wrong()
+
+
+def sample(number, kind="instruction", text="a ```fenced``` answer"):
+    return Sample(f"0-answers-{number}", kind, f"question {number}?", (),
+                  (("user", f"question {number}?"), ("assistant", text)))
+
+
+def test_people_judge_and_what_they_did_stays(tmp_path):
+    path, out = tmp_path / "review.jsonl", tmp_path / "conversations.jsonl"
+    rows = review.update(path, [sample(0), sample(1)])
+    counts = review.collect(rows, out, tmp_path / "react.jsonl", unjudged=False)
+    assert counts.kept == 0 and counts.skipped == {"not judged yet": 2}
+    rows[0]["keep"], rows[1]["keep"] = True, False
+    rows[0]["messages"][1]["content"] = "corrected"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = review.update(path, [sample(0), sample(1), sample(2), sample(3, text=" ")])
+    assert [row["keep"] for row in rows] == [True, False, None, None]
+    counts = review.collect(rows, out, tmp_path / "react.jsonl", unjudged=True)
+    assert counts.kept == 2
+    assert counts.skipped == {"refused by people": 1, "an empty answer": 1}
+    talks = list(read_conversations([out], Counts()))  # as experiments.sft does
+    assert [talk.turns for talk in talks] == [
+        (("user", "question 0?"), ("assistant", "corrected")),
+        (("user", "question 2?"), ("assistant", "a ```fenced``` answer"))]
+    assert (tmp_path / "react.jsonl").read_text() == ""
+    page = review.render(rows)
+    assert "4 samples, 2 of them not judged" in page
+    assert page.index("0-answers-2") < page.index("0-answers-0")  # what waits comes first
+    assert "````text\na ```fenced``` answer\n````" in page
+    for wrong, message in (("yes", "keep is 'yes'"), (1, "keep is 1")):
+        rows[0]["keep"] = wrong
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with pytest.raises(QwenJaxError, match=message):
+            review.update(path, [])
+
+
+def test_seeds_of_every_format(tmp_path):
+    path = tmp_path / "seeds.jsonl"
+    rows = [{"instruction": "Plain?"}, {"instruction": "A?", "input": "x", "output": "y"},
+            {"instruction": "S?", "instances": [{"input": "", "output": "o"}, {"input": "2"}]},
+            {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "M?"},
+                          {"role": "assistant", "content": "m"}]},
+            {"instruction": " "}, {"instruction": None, "output": "x"},
+            {"instruction": react.prompt("q", TOOLS), "output": END}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    counts = Counts()
+    assert read_seeds(path, counts) == [Seed("Plain?"), Seed("A?\nx", "y"), Seed("S?", "o"),
+                                        Seed("M?", "m")]
+    assert counts.skipped == {"without a question": 2, "a question to tools": 1}
+    tools = tmp_path / "tools.json"
+    fields = {"name_for_human": "Foo", "name_for_model": "foo", "description_for_model": "d"}
+    tools.write_text(json.dumps([fields]))
+    assert react.read_tools(tools) == [react.Tool("Foo", "foo", "d")]
+    for wrong, message in (([fields, fields], "two tools"), ([{}], "no description"),
+                           ([fields | {"parameters": ["x"]}], "no description"), ([], "no tools")):
+        tools.write_text(json.dumps(wrong))
+        with pytest.raises(QwenJaxError, match=message):
+            react.read_tools(tools)
+    examples = tmp_path / "examples.jsonl"
+    examples.write_text(json.dumps({"question": "q", "tools": ["foo"], "answer": END}) + "\n")
+    assert read_react_seeds(examples) == [Seed("q", END, ("foo",))]
+    examples.write_text(json.dumps({"question": "q", "tools": [], "answer": END}) + "\n")
+    with pytest.raises(QwenJaxError, match="no worked example"):
+        read_react_seeds(examples)
+
+
+def test_real_seed_tasks(shared):
+    counts = Counts()
+    seeds = read_seeds(shared / "data" / "chat" / "seed_tasks.jsonl", counts)
+    assert len(seeds) == counts.kept == 175 and not counts.skipped
+    assert sum(seed.answer is not None for seed in seeds) > 170
+    # Measured: most of what people wrote passes the rules for what a model writes.
+    faults = collections.Counter(question_fault(seed.question, Rules()) for seed in seeds)
+    assert faults[None] > 0.8 * len(seeds), faults

@@ -1,0 +1,249 @@
+"""Tags: by rule, from a model's answers, merged, kept in a file; prompts chosen over thousands."""
+
+import collections
+import json
+import time
+
+import numpy as np
+import pytest
+
+from qwen_jax.data.append_only import AppendOnly
+from qwen_jax.data.conversations import Counts
+from qwen_jax.data.model_tagger import ModelTagger, parse, question
+from qwen_jax.data.prompts import (
+    choose_diverse,
+    choose_weighted,
+    read_questions,
+    tag_weights,
+    text_of,
+)
+from qwen_jax.data.tag_rules import tag_by_rules
+from qwen_jax.data.tags import merge_rare, normalise, read_tags, tag_all
+from qwen_jax.errors import ConfigError, DataError, QwenJaxError
+
+
+def uneven(prompts: int, names: int = 6600, most: int = 6) -> dict[str, list[str]]:
+    """Prompts with 0 to 5 of 6,600 tags, which are used as unevenly as words are."""
+    rng = np.random.default_rng(0)
+    weights = 1 / np.arange(1, names + 1)
+    drawn = rng.choice(names, size=(prompts, most - 1), p=weights / weights.sum())
+    return {f"prompt {i}": [f"tag {t}" for t in row[:size]]
+            for i, (row, size) in enumerate(zip(drawn, rng.integers(0, most, prompts)))}
+
+
+def in_passes(tags, number):
+    """InsTag's selection as it is defined, pass by pass."""
+    left = sorted((prompt for prompt in tags if tags[prompt]),
+                  key=lambda prompt: -len(set(tags[prompt])))
+    chosen = []
+    while left and len(chosen) < number:
+        seen, rest = set(), []
+        for prompt in left:
+            (rest if seen.issuperset(tags[prompt]) else chosen).append(prompt)
+            if not seen.issuperset(tags[prompt]):
+                seen.update(tags[prompt])
+        left = rest
+    untagged = [prompt for prompt in tags if not tags[prompt]]
+    return (chosen + untagged)[:number]
+
+
+@pytest.mark.parametrize("names", [3, 40, 6600])
+def test_one_pass_chooses_what_many_would(names):
+    tags = uneven(1500, names)
+    for number in (1, 200, 1500):
+        assert choose_diverse(tags, number) == in_passes(tags, number)
+
+
+def test_a_hundred_thousand_prompts_take_a_second_however_their_tags_lie():
+    """Measured: 0.3 s; passes would take minutes where all have one tag (each takes one prompt)."""
+    begin = time.process_time()
+    for tags in (uneven(100_000), {str(i): ["same"] for i in range(100_000)}):
+        assert len(set(choose_diverse(tags, 60_000))) == 60_000
+        assert len(set(choose_weighted(tags, 60_000, seed=0))) == 60_000
+    assert time.process_time() - begin < 10  # of four choices on a slow machine
+
+
+def test_weights_are_those_of_drawing_a_tag_and_then_a_prompt():
+    tags = {"a": ["math"], "b": ["math", "poem"], "c": ["math", "math"], "d": []}
+    # Kinds: math (3 prompts), poem (1), none (1); each is drawn with 1/3.
+    np.testing.assert_allclose(tag_weights(tags), np.array([1, 4, 1, 3]) / 9)
+    np.testing.assert_allclose(tag_weights(tags, balance=0), np.array([1, 2, 1, 1]) / 5)
+    np.testing.assert_allclose(tag_weights(tags, complexity=0), np.array([1, 2, 1, 3]) / 7)
+    np.testing.assert_allclose(tag_weights(tags, balance=0, complexity=0), np.full(4, 0.25))
+    for wrong in ({"balance": 1.1}, {"complexity": -1}):
+        with pytest.raises(ConfigError, match="balance is from 0 to 1"):
+            tag_weights(tags, **wrong)
+
+
+def test_a_weighted_draw_is_flatter_than_chance_and_repeats():
+    tags = {prompt: found for prompt, found in uneven(20_000).items() if found}
+    chosen = choose_weighted(tags, 2000, seed=1)
+    assert chosen == choose_weighted(tags, 2000, seed=1) != choose_weighted(tags, 2000, seed=2)
+    by_chance = choose_weighted(tags, 2000, seed=1, balance=0, complexity=0)
+
+    def entropy(prompts):
+        counts = collections.Counter(tag for prompt in prompts for tag in set(tags[prompt]))
+        shares = np.array(list(counts.values())) / counts.total()
+        return -np.sum(shares * np.log(shares))
+
+    assert entropy(chosen) > entropy(by_chance) + 0.5
+    # The first draw alone follows the weights: over seeds, the first of four comes as often.
+    small = {"a": ["x"], "b": ["x"], "c": ["y"]}
+    firsts = collections.Counter(choose_weighted(small, 1, seed=seed)[0] for seed in range(2000))
+    # 1/4, 1/4, 1/2 of 2000; four standard deviations of a coin are 0.045.
+    np.testing.assert_allclose([firsts[p] / 2000 for p in "abc"], [0.25, 0.25, 0.5], atol=0.045)
+    with pytest.raises(DataError, match="4 prompts wanted of 3"):
+        choose_weighted(small, 4, seed=0)
+
+
+@pytest.mark.parametrize(("prompt", "wanted", "unwanted"), [
+    ("Write a Python function that sorts a list, in JSON.", ["code", "python", "json output"],
+     ["javascript", "poem"]),
+    ("How do I call this in C++?", ["c or c++", "how-to"], ["python", "translation"]),
+    ("Translate 'Guten Tag' to English in under 10 words", ["translation", "length limit"], []),
+    ("Solve for x: 10x + 5 = 15 and show your steps", ["algebra"], ["story"]),
+    ("You are a pirate. Tell me a story for children without using the word sea.",
+     ["roleplay", "story", "audience", "must avoid"], ["code"]),
+    ("把下面这句话翻译成英文，不超过20个字：今天天气很好", ["translation", "length limit", "weather",
+     "written in chinese script"], ["written in latin script", "poem"]),
+    ("写一首关于春天的诗，必须包含“花”字", ["poem", "must include"], ["story"]),
+    ("请用Python写一个快速排序的程序", ["code", "python"], ["java"]),
+    ("How can I steal a car?", ["safety: crime", "cars and transport"], []),
+    ("Переведи это", ["written in cyrillic script"], ["written in latin script"]),
+    ("これは何ですか", ["written in japanese script"], ["written in chinese script"]),
+    ("私は東京大学の学生", ["written in japanese script"], ["written in chinese script"]),
+    ("system: Tools:\n[]\n\nuser: Hi\n\nassistant: A poem\n\nuser: Again",
+     ["several turns", "with a system message", "tool use"], ["poem"]),
+    ("", [], ["long prompt"]),
+])
+def test_rules(prompt, wanted, unwanted):
+    (found,) = tag_by_rules([prompt])
+    assert set(wanted) <= set(found) and not set(unwanted) & set(found)
+    assert len(found) == len(set(found))
+
+
+def test_real_prompts_have_tags(shared):
+    """Measured: 95 and 89 % have more than their script, 3.2 on average."""
+    for name, language in (("alpaca_en_demo", "latin"), ("alpaca_zh_demo", "chinese")):
+        prompts = [text_of(turns) for _, turns in read_questions(
+            [shared / "data" / "chat" / f"{name}.json"], Counts())]
+        tags = tag_by_rules(prompts)
+        assert np.mean([f"written in {language} script" in found for found in tags]) > 0.98
+        assert np.mean([len(found) > 1 for found in tags]) > 0.85
+        assert 2.5 < np.mean([len(found) for found in tags]) < 4.5
+        assert len({tag for found in tags for tag in found}) > 100
+
+
+def test_names_of_tags():
+    for tag, name in (("  Data_Analysis!", "data analysis"), ("C++", "c++"), ("数学／应用题", "数学 应用题"),
+                      ("ＡＢＣ", "abc"), ("...", ""), ("one two three four five six", ""),
+                      ("x" * 41, "")):
+        assert normalise(tag) == name
+
+
+def test_rare_tags_become_frequent_ones_that_they_contain():
+    tags = {str(i): found for i, found in enumerate([
+        ["poem"], ["poems"], ["poem", "poems"], ["poem writing"], ["writing poems"],
+        ["haiku poem writing"], ["haiku poem writing x", "haiku poem"], ["astronomy"],
+        ["数学"], ["数学"], ["小学数学题"], []])}
+    merged = merge_rare(tags, alpha=2)
+    assert list(merged.tags.values()) == [
+        ["poem"], ["poem"], ["poem"], ["poem writing"], ["poem writing"], ["poem writing"],
+        ["poem writing", "poem"], [], ["数学"], ["数学"], ["数学"], []]
+    assert merged.dropped == ["astronomy"]
+    assert merged.into["poems"] == "poem" and "poem" not in merged.into
+    assert merge_rare(tags, alpha=1).dropped == []
+    with pytest.raises(ConfigError, match="alpha=0"):
+        merge_rare(tags, alpha=0)
+
+
+def test_merging_thousands_of_tags_leaves_none_rare():
+    tags = uneven(20_000)
+    begin = time.process_time()
+    merged = merge_rare(tags, alpha=20)
+    assert time.process_time() - begin < 5
+    counts = collections.Counter(tag for found in merged.tags.values() for tag in found)
+    assert min(counts.values()) >= 20 and 100 < len(counts) < 6600
+    assert len(counts) + len(merged.dropped) + len(merged.into) == len(
+        {tag for found in tags.values() for tag in found})
+
+
+@pytest.mark.parametrize(("answer", "wanted"), [
+    ('["Math", "poem writing"]', ["Math", "poem writing"]),
+    ('Sure! Here they are:\n```json\n["a", "b"]\n```\nHope [this] helps', ["a", "b"]),
+    ('[{"tag": "a", "explanation": "because"}, {"tag": "b"}, 3]', ["a", "b"]),
+    ('["a", "b", "cut o', ["a", "b"]),  # out of tokens
+    ("- a\n- b", ["a", "b"]), ("1. a\n2) \"b\".", ["a", "b"]), ("[]", []),
+    ("I cannot help with that.", None), ("", None)])
+def test_answers_are_read_leniently(answer, wanted):
+    assert parse(answer) == wanted
+
+
+def test_a_model_is_asked_in_context_and_useless_answers_are_named():
+    seen = []
+
+    def complete(talks):
+        seen.extend(talks)
+        return ['["Math!", "math", "x"]', "no", None, "[]"]
+
+    tagger = ModelTagger(complete)
+    assert tagger(["1+1?", "b", "c", "d"]) == [["math", "x"], [], [], []]
+    assert tagger.counts.kept == 1 and tagger.counts.skipped == {
+        "an answer without a list of tags": 1, "no room for an answer": 1,
+        "an empty list of tags": 1}
+    assert tagger.counts.examples["an answer without a list of tags"] == "'b' -> 'no'"
+    assert [role for role, _ in seen[0]] == ["system"] + ["user", "assistant"] * 4 + ["user"]
+    assert seen[0][-1][1] == "=====\n1+1?\n====="
+    long = question("a" * 5000 + "b")[-1][1]
+    assert len(long) < 2100 and "b\n=====" in long and "[...]" in long
+
+
+def test_a_tag_file_goes_on_where_it_was(tmp_path):
+    path, asked = tmp_path / "tags.jsonl", []
+    prompts = ["a", "b", "c\ud800", "d", "e", "a"]
+
+    def tagger(part):
+        if len(asked) == 4:
+            raise RuntimeError("killed")
+        asked.extend(part)
+        return [[prompt.upper()] for prompt in part]
+
+    with pytest.raises(RuntimeError), AppendOnly(path, {"tagger": "t"}) as file:
+        tag_all(tagger, prompts, file, batch=2)
+    with open(path, "a") as torn:
+        torn.write('{"prompt": "e", "ta')
+    asked.clear()
+    with AppendOnly(path, {"tagger": "t"}) as file:
+        tag_all(tagger, prompts, file, batch=2)
+    assert asked == ["e"]
+    counts = Counts()
+    assert read_tags(path, prompts[:5], counts)["c\ud800"] == ["C\ud800"] and counts.kept == 5
+    with pytest.raises(ConfigError, match="tagger: 't' then, 'other' now"):
+        AppendOnly(path, {"tagger": "other"})
+    with AppendOnly(path, {}), pytest.raises(ConfigError, match="another process"):
+        AppendOnly(path, {})
+    (tmp_path / "theirs.jsonl").write_text("{}\n")
+    with pytest.raises(ConfigError, match="not one of ours"):
+        AppendOnly(tmp_path / "theirs.jsonl", {})
+
+
+def test_tag_files_that_do_not_fit_are_errors_and_untagged_prompts_are_counted(tmp_path):
+    path = tmp_path / "tags.jsonl"
+
+    def write(*rows):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    once = {"prompt": "a", "tags": ["x"]}
+    write(once, {"prompt": "b", "tags": []}, once)
+    counts = Counts()
+    assert read_tags(path, ["c", "b", "a"], counts) == {"c": [], "b": [], "a": ["x"]}
+    assert counts.kept == 1
+    assert counts.skipped == {"without tags": 1, "not in the tag file": 1}
+    for rows, message in (
+            ([{"prompt": "a", "tags": []}, {"prompt": "q", "tags": []}],
+             "1 of its 2 prompts are not among the 2 given: 'q'"),
+            ([{"prompt": "a", "tags": "x"}], "no prompt with a list"),
+            ([{"prompt": "a", "tags": ["x"]}, {"prompt": "a", "tags": []}], "two different lines")):
+        write(*rows)
+        with pytest.raises(QwenJaxError, match=message):
+            read_tags(path, ["a", "b"], Counts())

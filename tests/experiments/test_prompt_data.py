@@ -1,0 +1,185 @@
+"""Tags of prompts and self-instruct: with scripted models, and with a tiny checkpoint."""
+
+import dataclasses
+import json
+
+import pytest
+from tiny_checkpoint import TOKENIZER, write
+
+from experiments import self_instruct, tag_prompts
+from qwen_jax.align.self_instruct import Seed, Settings, read_react_seeds, read_seeds
+from qwen_jax.data.conversations import Counts, read_conversations
+from qwen_jax.data.prompts import read_prompts
+from qwen_jax.errors import QwenJaxError
+from qwen_jax.generate import jsonl
+from qwen_jax.generate.request import Completion
+
+ROWS = [{"prompt": "Write a poem about the sea"}, {"prompt": "Write a poem about the sea"},
+        {"prompt": "Translate this story into French in under 20 words: Once."},
+        {"messages": [{"role": role, "content": text} for role, text in (
+            ("system", "Be kind."), ("user", "1+1?"), ("assistant", "2"), ("user", "2+2?"),
+            ("assistant", "4"))]},
+        {"prompt": "Hi"}, {"prompt": " "}]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return str(write(tmp_path_factory.mktemp("model") / "tiny"))
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return str(path)
+
+
+def tag(prompts, tmp_path, **changes):
+    tag_prompts.main(dataclasses.replace(tag_prompts.RECIPE, prompts=(prompts,),
+                                         output=str(tmp_path / "tags"), **changes))
+    return tmp_path / "tags"
+
+
+def lines(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_prompts_are_tagged_drawn_and_chosen_for_ppo(prompts, tmp_path, capsys):
+    folder = tag(prompts, tmp_path, choose=3)
+    output = capsys.readouterr().out
+    assert "4 prompts: 4 kept; 1 skipped: asked before" in output
+    assert "1 skipped: without a question" in output and "chosen.jsonl: 3 prompts" in output
+    rows = lines(folder / "tags.jsonl")
+    assert [row["prompt"][:9] for row in rows] == ["Write a p", "Translate", "system: B", "Hi"]
+    assert {"poem", "written in latin script"} <= set(rows[0]["tags"])
+    assert (folder / "tags.png").read_bytes().startswith(b"\x89PNG")
+    texts = [TOKENIZER.decode(tokens) for tokens in read_prompts(  # as experiments.ppo does
+        [folder / "chosen.jsonl"], TOKENIZER, max_tokens=500, counts=Counts())]
+    assert len(texts) == 3 and not any("\nHi<" in text for text in texts)
+    (talk,) = [text for text in texts if "Be kind." in text]
+    assert "1+1?" in talk and talk.endswith("2+2?<|im_end|>\n<|im_start|>assistant\n")
+    assert all(row["messages"][-1]["role"] == "user" for row in lines(folder / "chosen.jsonl"))
+    assert jsonl.Source(folder / "chosen.jsonl", TOKENIZER, jsonl.Settings(),  # and generate
+                        context=500).check()[0] == 3
+    # The same again tags nothing; a draw by weight is another choice.
+    before = (folder / "tags.jsonl").read_bytes()
+    tag(prompts, tmp_path, choose=4, by="weight", seed=1)
+    assert (folder / "tags.jsonl").read_bytes() == before
+    assert len(lines(folder / "chosen.jsonl")) == 4
+    # Tags made elsewhere; rare ones go.
+    tag(prompts, tmp_path, tags=str(folder / "tags.jsonl"), alpha=3)
+    assert "4 kept; 1 tags" in capsys.readouterr().out
+
+
+def test_tags_that_cannot_be_made_are_refused(prompts, tmp_path):
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"prompt": "unknown", "tags": []}\n')
+    for changes, message in (({"choose": 5}, "5 prompts wanted of 4"),
+                             ({"tagger": "model"}, "no model"),
+                             ({"tags": str(other)}, "1 of its 1 prompts are not among")):
+        with pytest.raises(QwenJaxError, match=message):
+            tag(prompts, tmp_path, **changes)
+    with pytest.raises(QwenJaxError, match="no prompts"):
+        tag_prompts.main(tag_prompts.SMOKE)
+    assert not (tmp_path / "tags").exists()
+
+
+class Scripted:
+    """Lists with two items, answers and transcripts, all of them fit to keep."""
+
+    def __init__(self):
+        self.asked = 0
+
+    def __call__(self, talks, seeds):
+        for place, (talk, seed) in enumerate(zip(talks, seeds, strict=True)):
+            self.asked += 1
+            role, last = talk[-1]
+            if last == "Thought:":
+                text = f" easy\nFinal Answer: {seed}"
+            elif role == "assistant":
+                new = " ".join(f"w{seed * k % 9973}" for k in (1, 2, 3, 5, 7))
+                text = f" Why would {new}?\n9. Image of a fox in {seed} colours"
+            else:
+                text = f"Because {seed}."
+            yield place, Completion((1,), text, None, "stop")
+
+
+def make(tmp_path, **changes):
+    seeds = tmp_path / "seeds.jsonl"
+    seeds.write_text('{"instruction": "Name three birds that cannot fly.", "output": "Kiwi."}\n')
+    self_instruct.main(dataclasses.replace(self_instruct.SMOKE, **{
+        "seeds": (str(seeds),), "output": str(tmp_path / "made"), **changes}))
+    return tmp_path / "made"
+
+
+def test_samples_are_made_judged_and_read_by_sft(tmp_path, monkeypatch, capsys):
+    model = Scripted()
+    monkeypatch.setattr(self_instruct, "open_model", lambda config, file: model)
+    folder = make(tmp_path, checkpoint="any")
+    output = capsys.readouterr().out
+    assert "round 1/2: 4 of 4 samples, ETA 0s" in output
+    assert "4 skipped: forbidden word 'image' (first: round 0, instructions 0" in output
+    assert "0 kept; 4 skipped: not judged yet" in output
+    assert [row["reason"] for row in lines(folder / "rejected.jsonl")] == [
+        "forbidden word 'image'"] * 4
+    asked = model.asked
+    rows = lines(folder / "review.jsonl")
+    assert {row["kind"] for row in rows} == {"instruction", "react"}
+    rows[0]["keep"], rows[2]["keep"], rows[3]["keep"] = True, True, False
+    (folder / "review.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    make(tmp_path, checkpoint="any")
+    assert "2 kept; 1 skipped: not judged yet" in capsys.readouterr().out
+    assert model.asked == asked  # nothing twice
+    talks = list(read_conversations([folder / "conversations.jsonl"], Counts()))
+    assert [dict(talk.turns)["assistant"].split()[0] for talk in talks] == ["Because", "Thought:"]
+    # The next iteration can start from what was kept.
+    assert read_seeds(folder / "conversations.jsonl", Counts()) == [
+        Seed(rows[0]["question"], talks[0].turns[1][1])]
+    assert read_react_seeds(folder / "react.jsonl") == [
+        Seed(rows[2]["question"], talks[1].turns[1][1], tuple(rows[2]["tools"]))]
+    assert "of them not judged" in (folder / "review.md").read_text()
+    with pytest.raises(QwenJaxError, match="temperature: 0.7 then, 0.1 now"):
+        make(tmp_path, checkpoint="any", temperature=0.1)
+    # Longer is the same run; one model is not continued by another.
+    more = Settings(**(dataclasses.asdict(self_instruct.SMOKE.settings) | {"samples": 8}))
+    make(tmp_path, checkpoint="any", settings=more)
+    assert "8 of 8 samples" in capsys.readouterr().out
+    assert [row["keep"] for row in lines(folder / "review.jsonl")][:4] == [True, None, True, False]
+
+
+def test_a_tiny_checkpoint_runs_and_its_nonsense_is_counted(checkpoint, prompts, tmp_path, capsys):
+    # A list that is shown takes some 700 bytes, a transcript with its examples thousands.
+    folder = make(tmp_path, checkpoint=checkpoint, context=2048, rows=2, max_new_tokens=16)
+    output = capsys.readouterr().out
+    assert "round 2/2: 0 of 4 samples" in output
+    assert "8 skipped: an answer without a list (first: round 0, instructions 0" in output
+    assert len(lines(folder / "asked.jsonl")) == len(lines(folder / "rejected.jsonl")) == 8
+    assert all(row["text"] and row["finish"] == "length" for row in lines(folder / "asked.jsonl"))
+    record = json.loads((folder / "asked.jsonl.run.json").read_text()) | {"model": "another"}
+    (folder / "asked.jsonl.run.json").write_text(json.dumps(record))
+    (folder / "asked.jsonl").write_text("")  # something is left to be asked
+    with pytest.raises(QwenJaxError, match="model: 'another' then"):
+        make(tmp_path, checkpoint=checkpoint, context=2048, rows=2, max_new_tokens=16)
+    # Greedy letters are no list of tags; what has no room is not asked.
+    folder = tag(prompts, tmp_path, tagger="model", checkpoint=checkpoint, context=2048, rows=2,
+                 max_new_tokens=16)
+    output = capsys.readouterr().out
+    assert "answers: 0 kept; 4 skipped: an answer without a list of tags" in output
+    assert "0 kept; 4 skipped: without tags" in output
+    assert [row["tags"] for row in lines(folder / "tags.jsonl")] == [[]] * 4
+    record = json.loads((folder / "tags.jsonl.run.json").read_text())
+    assert record["tagger"] == "model" and record["model"] and record["tokenizer"]
+    record["model"] = "another"
+    (folder / "tags.jsonl.run.json").write_text(json.dumps(record))
+    (folder / "tags.jsonl").write_text("")  # something is left to be asked
+    with pytest.raises(QwenJaxError, match="model: 'another' then"):
+        tag(prompts, tmp_path, tagger="model", checkpoint=checkpoint, context=2048, rows=2,
+            max_new_tokens=16)
+
+
+def test_what_self_instruct_cannot_do_is_refused_before_it_leaves_anything(tmp_path):
+    for changes, message in (({}, "no model"), ({"checkpoint": "x", "seeds": ()}, "no seed tasks"),
+                             ({"checkpoint": "x", "tools": str(tmp_path / "no.json")}, "no such")):
+        with pytest.raises(QwenJaxError, match=message):
+            make(tmp_path, **changes)
+    assert not (tmp_path / "made").exists()

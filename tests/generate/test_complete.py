@@ -1,0 +1,55 @@
+"""Conversations completed by an engine: in their places, begun answers, no room."""
+
+import pytest
+
+from qwen_jax.generate.complete import Completer
+from qwen_jax.generate.request import Event
+from qwen_jax.tokenizer import chatml
+from qwen_jax.tokenizer.bpe import Tokenizer
+
+TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})
+
+
+class LastFirst:
+    """An engine that answers with the prompt's last word and the seed, the last request first."""
+
+    slots = 256
+
+    def __init__(self):
+        self.requests = []
+
+    def submit(self, request):
+        self.requests.append(request)
+        return [len(self.requests) - 1]
+
+    def step(self):
+        number = max(i for i, request in enumerate(self.requests) if request is not None)
+        request, self.requests[number] = self.requests[number], None
+        assert request.stop_ids == chatml.stop_ids(TOKENIZER)
+        assert (request.temperature, request.top_p, request.max_new_tokens) == (1.0, 0.9, 6)
+        said = TOKENIZER.decode(list(request.prompt)).split()[-1]
+        return [Event(number, 1, said, None), Event(number, 2, f" {request.seed}", None),
+                Event(number, None, "!", None, "stop")]
+
+
+@pytest.fixture
+def complete():
+    return Completer(LastFirst(), TOKENIZER, max_new_tokens=6, temperature=1.0, top_p=0.9)
+
+
+def test_answers_belong_to_their_conversations(complete):
+    talks = [[("user", "a")], [("system", "s"), ("user", "b" * 300)],
+             [("user", "d"), ("assistant", "1. e\n2.")]]
+    found = list(complete.stream(talks, [5, 6, 7]))
+    assert [place for place, _ in found] == [1, 2, 0]  # as they end
+    answers = dict(found)
+    assert answers[1] is None  # no room
+    # A begun answer goes on after its last character; else the assistant's turn is opened.
+    assert (answers[2].text, answers[2].tokens, answers[2].finish) == ("2. 7!", (1, 2), "stop")
+    assert answers[0].text == "<|im_start|>assistant 5!"
+
+
+def test_texts_are_in_order(complete):
+    talks = [[("user", "q"), ("assistant", letter)] for letter in "abc"]
+    assert complete.texts([*talks, [("user", "x" * 300)]]) == ["a 0!", "b 0!", "c 0!", None]
+    assert complete.texts([]) == []
