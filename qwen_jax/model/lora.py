@@ -14,10 +14,11 @@ from typing import Any
 
 import flax.struct
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError, unknown_name
-from qwen_jax.model.layers import linear
+from qwen_jax.model.layers import PRODUCT, linear
 from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.rules import constrain
 from qwen_jax.types import Array, Params, Spec
@@ -128,4 +129,6 @@ def adapted_linear(x_BTD: Array, weight: Array | Adapted, dtype=None) -> Array:
         return linear(x_BTD, weight, dtype)
     a_DR, b_RE = weight.adapter.a, weight.adapter.b * weight.scale
     h_BTR = constrain(linear(x_BTD, a_DR), "batch", "length", "rank")
-    return linear(x_BTD, weight.weight, dtype) + linear(h_BTR, b_RE, dtype)
+    # A remat policy keeps the sum, not both of its parts.
+    return checkpoint_name(linear(x_BTD, weight.weight, dtype, False)
+                           + linear(h_BTR, b_RE, dtype, False), PRODUCT)

@@ -14,7 +14,7 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.kernels.differentiable import RESIDUALS
 from qwen_jax.model import rope
 from qwen_jax.model.attention import self_attention
-from qwen_jax.model.layers import dropout, embed, rms_norm, swiglu, unembed
+from qwen_jax.model.layers import PRODUCT, dropout, embed, rms_norm, swiglu, unembed
 from qwen_jax.model.lora import adapted_linear
 from qwen_jax.parallel.rules import constrain
 from qwen_jax.types import Array, Params
@@ -23,8 +23,7 @@ from qwen_jax.types import Array, Params
 # forward pass is the one thing of a block that costs more than it is worth to run twice.
 _ATTENTION = jax.checkpoint_policies.save_only_these_names(*RESIDUALS)
 _REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _ATTENTION),
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT, *RESIDUALS),
     "block": _ATTENTION,
 }
 

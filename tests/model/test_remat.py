@@ -15,6 +15,7 @@ from qwen_jax.kernels import reference
 from qwen_jax.kernels.attention import IMPLEMENTATIONS
 from qwen_jax.kernels.differentiable import differentiable
 from qwen_jax.model import spec
+from qwen_jax.model.lora import LoRAConfig, lora_specs, with_adapters
 from qwen_jax.model.transformer import hidden_states
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.rules import use_layout
@@ -63,6 +64,19 @@ def calls(jaxpr, name: str) -> int:
     return found
 
 
+def dots(jaxpr) -> int:
+    """How many products with a weight stand in a program; a loop's body counts once."""
+    found = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            found += not equation.params["dimension_numbers"][1][0]  # attention's have a batch
+        for parameter in jax.tree.leaves(list(equation.params.values())):
+            inner = getattr(parameter, "jaxpr", parameter)  # of a closed one
+            if hasattr(inner, "eqns"):
+                found += dots(inner)
+    return found
+
+
 @pytest.mark.parametrize("remat", ["none", "dots", "block"])
 def test_the_forward_kernel_runs_once(stand_in, remat):
     config = dataclasses.replace(stand_in, remat=remat)
@@ -90,3 +104,24 @@ def test_the_gradient_is_that_of_the_plain_back_end(stand_in):
     for ours, wanted in zip(jax.tree.leaves(gradient(remat="block")),
                             jax.tree.leaves(gradient(attention="reference")), strict=True):
         np.testing.assert_allclose(ours, wanted, atol=1e-5 * float(jnp.abs(wanted).max()))
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_dots_keeps_the_products_and_block_computes_them_again(lora):
+    def products(remat):
+        config = dataclasses.replace(sizes.TINY, attention="reference", remat=remat)
+        params = spec.init_params(config, jax.random.key(0))
+        trained, whole = params, lambda params: params
+        if lora:
+            adapters = LoRAConfig(rank=2)
+            trained = spec.init_from(lora_specs(config, adapters), jax.random.key(1), "float32")
+
+            def whole(trained):
+                return with_adapters(params, trained, adapters)
+
+        program = jax.make_jaxpr(jax.grad(lambda trained: jnp.sum(
+            hidden_states(whole(trained), TOKENS, POSITIONS, config=config))))(trained)
+        return dots(program.jaxpr)
+
+    assert products("dots") == products("none")
+    assert products("block") >= products("none") + 5  # all but the last one, whose result is not needed
