@@ -20,7 +20,7 @@ from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.run_folder import write_json
 
-ASKED = ("What is 17 + 2?", "8 + 9 等于多少？", "Compute 15 - 6.", "请计算 7 * 3。",
+ASKED = ("What is 7 + 2?", "8 + 9 等于多少？", "Compute 9 - 6.", "请计算 4 * 3。",
          "What does get of queue do?", "What does abs of operator do?")
 MODEL = dataclasses.replace(sft.SMOKE.model, dropout=0.0, unroll_layers=4)  # its own stage's alone
 
@@ -29,14 +29,14 @@ MODEL = dataclasses.replace(sft.SMOKE.model, dropout=0.0, unroll_layers=4)  # it
 class Steps:
     """How long each stage is, and the learning rate it takes. Ours: what two CPU cores do in minutes."""
 
-    sft: int = 400
-    pmp: int = 150
-    reward: int = 50
+    sft: int = 260
+    pmp: int = 80
+    reward: int = 80
     ppo: int = 100
     value_warmup: int = 10
-    sft_rate: float = 1e-3
-    reward_rate: float = 3e-4
-    ppo_rate: float = 1e-4
+    sft_rate: float = 3e-3
+    reward_rate: float = 5e-4
+    ppo_rate: float = 2e-4
 
 
 def align(folder: pathlib.Path, steps: Steps, *, say: Callable[[str], None]) -> None:
@@ -57,14 +57,15 @@ def align(folder: pathlib.Path, steps: Steps, *, say: Callable[[str], None]) -> 
         optimizer=at(steps.reward_rate, warmup_steps=10),
         data=reward_model.PairData(
             pairs=(f"{data}/docs/pairs.jsonl", f"{data}/sums/pairs.jsonl"), epochs=None,
-            context_length=128,
+            context_length=96,
             eval_pairs=(f"{data}/held_out/sums/pairs.jsonl", f"{data}/held_out/docs/pairs.jsonl")))
     reward_model.main(pairs)
     say("the reward model, fine-tuned on sums")
     reward_model.main(dataclasses.replace(
         pairs, train=trained(steps.reward, 16), init_from=f"{folder}/pmp",
         run_dir=f"{folder}/reward", data=dataclasses.replace(
-            pairs.data, pairs=(f"{data}/sums/pairs.jsonl",))))
+            pairs.data, pairs=(f"{data}/sums/pairs.jsonl",), context_length=64,
+            eval_pairs=(f"{data}/held_out/sums/pairs.jsonl",))))
     say("PPO: the reward model's reward, and 1 for a sum that is right")
     ppo.main(ppo_config(folder, steps=steps.ppo, warmup=steps.value_warmup, rate=steps.ppo_rate))
 
@@ -98,7 +99,7 @@ def ppo_config(folder: pathlib.Path, *, steps: int, warmup: int, rate: float,
 def ask(folder: pathlib.Path, output: pathlib.Path) -> None:
     """Writes questions and what is held out of them."""
     pages = sources.documents(str(folder / "text" / "docs.jsonl"))
-    documented = questions.documented(pages)[:1000]  # ours: what minutes suffice for
+    documented = questions.documented(pages)[:300]  # ours: what minutes suffice for
     for name, found in (("sums", questions.sums()), ("docs", documented)):
         learnt, held_out = questions.split(found, 0.1)
         questions.write(held_out, output / "held_out" / name)
@@ -118,9 +119,10 @@ def compare(folder: pathlib.Path, tokenizer: Tokenizer) -> dict[str, float]:
     return right
 
 
-def share_right(model, params, tokenizer: Tokenizer, *, number: int = 256) -> float:
-    """The share of held-out sums whose most probable answer is right."""
-    asked = [q.text for q in questions.split(questions.sums(), 0.1)[1][:number]]
+def share_right(model, params, tokenizer: Tokenizer, *, held_out: bool = True,
+                number: int = 512) -> float:
+    """The share of sums, held out or not, whose most probable answer is right."""
+    asked = [q.text for q in questions.split(questions.sums(), 0.1)[held_out][:number]]
     return float(np.mean(rewards.arithmetic(asked, complete(model, params, tokenizer, asked))))
 
 

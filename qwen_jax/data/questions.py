@@ -17,8 +17,8 @@ import numpy as np
 from qwen_jax.data.sources import Document
 
 _ASKED = {  # how a sum is asked for, and how its answer ends
-    "en": (("What is {}?", "Compute {}.", "{} = ?", "How much is {}?"), "."),
-    "zh": (("{} 等于多少？", "请计算 {}。", "{} = ？", "算一算：{}"), "。"),
+    "en": (("What is {}?", "Compute {}.", "{} = ?"), "."),
+    "zh": (("{} 等于多少？", "请计算 {}。", "{} = ？"), "。"),
 }
 # A function of a page (pydoc's text): its signature, and the first sentence of its docstring.
 _FUNCTION = re.compile(r"^([a-z]\w*)\([^\n]*\)\n    ([A-Z][^\n]{15,90}\.)$", re.MULTILINE)
@@ -34,7 +34,7 @@ class Question:
     group: str  # what is held out goes by it: a sum's question, or a function's module
 
 
-def sums(*, largest: int = 10, largest_factor: int = 9, seed: int = 0) -> list[Question]:
+def sums(*, largest: int = 10, largest_factor: int = 5, seed: int = 0) -> list[Question]:
     """Every a + b and a - b (a >= b) of numbers up to `largest` and a * b of small factors, in each
     of the ways to ask, shuffled. Each way is a group of its own: what is held out of them asks for a
     sum that is known in a way that is not."""
