@@ -171,6 +171,6 @@ def _help(doc: str, recipes: dict, name: str, values: flags.FlagValues) -> str:
         if flag in ("help", "h", "recipe"):
             continue
         value = values[flag].value
-        lines.append(f"  --{flag}={','.join(value) if isinstance(value, list) else value}"
+        lines.append(f"  --{flag}={','.join(map(str, value)) if isinstance(value, list) else value}"
                      + (f"  # {values[flag].help}" if values[flag].help else ""))
     return "\n".join(lines)

@@ -47,14 +47,14 @@ def align(folder: pathlib.Path, steps: Steps, *, say: Callable[[str], None]) -> 
     say("fine-tuning on questions with their answers")
     sft.main(sft.Config(
         model=MODEL, train=trained(steps.sft, 4), init_from=str(folder), run_dir=f"{folder}/sft",
-        optimizer=OptimizerConfig(peak_learning_rate=steps.sft_rate, warmup_steps=20,
+        optimizer=OptimizerConfig(peak_learning_rate=steps.sft_rate, warmup_steps=steps.sft // 15,
                                   weight_decay=0.0),
         data=sft.SFTData(conversations=(f"{data}/sums/talks.jsonl", f"{data}/docs/talks.jsonl"),
                          eval_conversations=(f"{data}/held_out/sums/talks.jsonl",))))
     say("preference model pretraining, on pairs of both kinds")
     pairs = reward_model.Config(
         model=MODEL, train=trained(steps.pmp, 16), init_from=f"{folder}/sft", run_dir=f"{folder}/pmp",
-        optimizer=at(steps.reward_rate, warmup_steps=10),
+        optimizer=at(steps.reward_rate, warmup_steps=steps.reward // 8),
         data=reward_model.PairData(
             pairs=(f"{data}/docs/pairs.jsonl", f"{data}/sums/pairs.jsonl"), epochs=None,
             context_length=96,
