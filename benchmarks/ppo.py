@@ -3,7 +3,8 @@
 Batch 32 (16 prompts, two answers each), prompts of 64 and answers of 64 tokens, the 8.4M-parameter
 model with random weights, FP32, one device. Nothing ends an answer early, so that both sides do the
 same work; both update policy and value once, the reward is a cheap Python function, and there is no
-pretraining gradient. Also: generation against the same decoder driven by a Python loop.
+pretraining gradient. Also: generation against the same decoder driven by a Python loop. CPU seconds
+are those of all threads: what a step costs where other programs share the cores.
 
     python -m benchmarks.ppo --peer_python=.venv-tunix/bin/python
 """
@@ -24,8 +25,9 @@ from qwen_jax.parallel import host_memory
 
 PARTS = ("generation", "scoring", "updates")
 ALONE = {"compiled": "one compiled loop",
-         "python_donated": "Python loop, the cache donated, weights turned",
-         "python": "Python loop, as it is often written"}
+         "python_donated": "the same step in a Python loop",
+         "python_copied": "..., weights as trained, cache not donated",
+         "python_sorted": "..., and top-p by sorting"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,14 +100,15 @@ def measure_all(config: Config, missing: str) -> dict[str, list[dict]]:
             measured["Tunix, huge pages"] = run(peer, huge)
         for name, row in measured.items():
             rows.setdefault(name, []).append(row)
-            print(f"round {turn + 1}: {name:17} {np.median(row['seconds']):7.3f} s a step",
+            print(f"round {turn + 1}: {name:17} {np.median([sum(x.values()) for x in row['parts']]):7.3f} s a step",
                   flush=True)
     return rows
 
 
 def summary(measured: list[dict]) -> dict:
     """Median, least and most of a whole step, its parts, and the decoders, over all rounds."""
-    times = {"whole": [x for row in measured for x in row["seconds"]]}
+    times = {"whole": [sum(x.values()) for row in measured for x in row["parts"]],
+             "cpu": [x for row in measured for x in row["cpu"]]}
     times |= {part: [x[part] for row in measured for x in row["parts"]] for part in PARTS}
     times |= {name: [x for row in measured for x in row["decoders"][name]]
               for name in ALONE if "decoders" in measured[0]}
@@ -117,12 +120,12 @@ def summary(measured: list[dict]) -> dict:
 def print_table(table: dict) -> None:
     """A line for every side: its times, and how far ours is ahead."""
     print(f"{'seconds':19}{'a step':>8}{'(least, most)':>19}"
-          + "".join(f"{part:>12}" for part in PARTS) + "   ours ahead")
+          + "".join(f"{part:>12}" for part in PARTS) + "   ours ahead   CPU seconds")
     for name, row in table.items():
         whole, ahead = row["whole"], row["whole"]["median"] / table["ours"]["whole"]["median"]
         print(f"{name:19}{whole['median']:8.3f}  ({whole['least']:7.3f}, {whole['most']:7.3f})"
               + "".join(f"{row[part]['median']:12.3f}" for part in PARTS)
-              + f"{ahead:10.2f} x   {row['versions']}")
+              + f"{ahead:11.2f} x {row['cpu']['median']:12.3f}   {row['versions']}")
     print("generation by itself:")
     for name, words in ALONE.items():
         found = table["ours"][name]
@@ -142,8 +145,8 @@ def measure(config: Config) -> dict:
     steps = TimedSteps(model, prompts=config.prompts, samples=config.samples,
                        prompt_tokens=config.prompt_tokens, new_tokens=config.new_tokens,
                        top_p=config.top_p)
-    found = [steps.take(number) for number in range(config.warm_up + config.steps)]
-    found = found[config.warm_up:]
+    found = [(steps.take(number), steps.cpu) for number in range(config.warm_up + config.steps)]
+    parts, cpu = zip(*found[config.warm_up:])
     adam = RECIPE.optimizer
     settings = {name: getattr(model, name) for name in (
         "vocab_size", "hidden_size", "num_layers", "num_heads", "ffn_size", "rope_base",
@@ -153,7 +156,7 @@ def measure(config: Config) -> dict:
     settings |= {name: getattr(adam, name) for name in ("beta1", "beta2", "epsilon", "clip_norm")}
     settings |= {"policy_rate": adam.peak_learning_rate,
                  "value_rate": RECIPE.value_optimizer.peak_learning_rate}
-    return {"seconds": [sum(parts.values()) for parts in found], "parts": found,
+    return {"parts": parts, "cpu": cpu,
             "decoders": decoders(config, model, steps.state.policy.params), "settings": settings,
             "parameters": count(model), "versions": f"jax {jax.__version__}",
             "machine": machine()}
@@ -166,13 +169,16 @@ def decoders(config: Config, model, params) -> dict[str, list[float]]:
     from qwen_jax.generate.weights import for_decoding
 
     new = config.new_tokens
-    plain, donated = (PythonLoop(model, new_tokens=new, donate=donate) for donate in (False, True))
+    donated = PythonLoop(model, new_tokens=new, donate=True)
+    copied = PythonLoop(model, new_tokens=new, donate=False)
+    sorting = PythonLoop(model, new_tokens=new, donate=False, sort=True)
     turned = for_decoding(params, config=model)
     calls = {
         "compiled": lambda prompts: generate(
             params, prompts, config=model, max_new_tokens=new, temperature=1.0, top_p=config.top_p),
         "python_donated": lambda prompts: donated(turned, prompts, top_p=config.top_p),
-        "python": lambda prompts: plain(params, prompts, top_p=config.top_p)}
+        "python_copied": lambda prompts: copied(params, prompts, top_p=config.top_p),
+        "python_sorted": lambda prompts: sorting(params, prompts, top_p=config.top_p)}
     shape = (config.prompts * config.samples, config.prompt_tokens)
     draw, times = np.random.default_rng(1), {name: [] for name in calls}
     for turn in range(1 + config.steps):  # the first compiles

@@ -66,11 +66,12 @@ class TimedSteps:
     def take(self, number: int) -> dict[str, float]:
         """One step; seconds of its parts, which follow one another and are all of it."""
         with use_layout(self._mesh):
-            begin = time.perf_counter()
+            begin, cpu = time.perf_counter(), time.process_time()
             batch = jax.block_until_ready(self._batch(number))
             scored = time.perf_counter()
             self.state, self.metrics = jax.block_until_ready(self._step(self.state, batch))
             ended = time.perf_counter()
+            self.cpu = time.process_time() - cpu  # of all threads
         return {"generation": self._asked - begin, "scoring": scored - self._asked,
                 "updates": ended - scored}
 

@@ -8,13 +8,13 @@ parts, and versions.
 import json
 import sys
 import time
+from importlib.metadata import version
 
 import flax
 import jax
 import numpy as np
 import optax
 from flax import nnx
-from importlib.metadata import version
 from tunix.models.qwen2.model import ModelConfig, Qwen2
 from tunix.rl import rl_cluster
 from tunix.rl.ppo.ppo_learner import PPOConfig, PPOLearner
@@ -42,39 +42,33 @@ class Numbers:
 
 
 class Timed(PPOLearner):
-    """The learner with a clock. Parts are waited for, so they are timed in steps of their own."""
+    """The learner with a clock. Each part is waited for; the next one needs all of it anyway."""
 
-    def start(self, whole: int):
-        """The first `whole` steps are timed as they come, those after them in parts."""
-        self.whole, self.steps, self.parts = whole, [], []
-        cluster, self._generate = self.rl_cluster, self.rl_cluster.generate
-        cluster.generate = self.generate
+    def start(self):
+        self.parts, self.cpu = [], []
+        self._generate, self.rl_cluster.generate = self.rl_cluster.generate, self.generate
 
     def generate(self, *arguments, **settings):
-        begin = time.perf_counter()
         found = self._generate(*arguments, **settings)  # on the host: nothing is left to wait for
-        self.generation = time.perf_counter() - begin
+        self.generated = time.perf_counter()
         return found
 
     def _generate_and_compute_advantage(self, *arguments, **settings):
-        found = super()._generate_and_compute_advantage(*arguments, **settings)
-        if len(self.steps) >= self.whole:
-            jax.block_until_ready(found)
-        self.sampled = time.perf_counter()
+        found = jax.block_until_ready(
+            super()._generate_and_compute_advantage(*arguments, **settings))
+        self.scored = time.perf_counter()
         return found
 
     def _run_global_step(self, *arguments, **settings):
-        begin = time.perf_counter()
+        begin, cpu = time.perf_counter(), time.process_time()
         super()._run_global_step(*arguments, **settings)
-        cluster = self.rl_cluster
-        jax.block_until_ready((nnx.state(cluster.actor_trainer.model),
-                               nnx.state(cluster.critic_trainer.model)))
-        seconds = time.perf_counter() - begin
-        self.steps.append(seconds)
-        if len(self.steps) > self.whole:
-            sampled = self.sampled - begin
-            self.parts.append({"generation": self.generation,
-                               "scoring": sampled - self.generation, "updates": seconds - sampled})
+        jax.block_until_ready([nnx.state(trainer.model) for trainer in (
+            self.rl_cluster.actor_trainer, self.rl_cluster.critic_trainer)])
+        ended = time.perf_counter()
+        self.cpu.append(time.process_time() - cpu)
+        self.parts.append({"generation": self.generated - begin,
+                           "scoring": self.scored - self.generated,
+                           "updates": ended - self.scored})
 
 
 def main(size: dict) -> None:
@@ -82,42 +76,43 @@ def main(size: dict) -> None:
         num_layers=size["num_layers"], vocab_size=size["vocab_size"],
         embed_dim=size["hidden_size"], hidden_dim=size["ffn_size"], num_heads=size["num_heads"],
         head_dim=size["hidden_size"] // size["num_heads"], num_kv_heads=size["num_heads"],
-        rope_theta=10_000, norm_eps=1e-6)
+        rope_theta=size["rope_base"], norm_eps=size["norm_epsilon"])
     mesh = jax.make_mesh((1, 1), ("fsdp", "tp"),
                          axis_types=(jax.sharding.AxisType.Auto,) * 2)
     with mesh:
         actor, reference = (Qwen2(config, rngs=nnx.Rngs(0)) for _ in range(2))
         critic = create_critic_model(actor)
-    steps = size["warm_up"] + 2 * size["steps"]
-    adam, T = size["adam"], size["prompt_tokens"] + size["new_tokens"]
+    steps, T = size["warm_up"] + size["steps"], size["prompt_tokens"] + size["new_tokens"]
 
     def optimizer(rate):
-        return optax.chain(optax.clip_by_global_norm(adam["clip_norm"]),
-                           optax.adam(rate, adam["beta1"], adam["beta2"], adam["epsilon"]))
+        return optax.chain(optax.clip_by_global_norm(size["clip_norm"]),
+                           optax.adam(rate, size["beta1"], size["beta2"], size["epsilon"]))
 
     cluster = rl_cluster.RLCluster(
         actor=actor, critic=critic, reference=reference, tokenizer=Numbers(),
         cluster_config=rl_cluster.ClusterConfig(
             role_to_mesh={role: mesh for role in rl_cluster.Role}, rollout_engine="vanilla",
             training_config=rl_cluster.RLTrainingConfig(
-                actor_optimizer=optimizer(adam["policy_rate"]),
-                critic_optimizer=optimizer(adam["value_rate"]),
+                actor_optimizer=optimizer(size["policy_rate"]),
+                critic_optimizer=optimizer(size["value_rate"]),
                 eval_every_n_steps=steps + 1, max_steps=steps),
             rollout_config=RolloutConfig(
                 max_tokens_to_generate=size["new_tokens"], temperature=size["temperature"],
                 top_p=size["top_p"], max_prompt_length=size["prompt_tokens"], kv_cache_size=T)))
     learner = Timed(
-        cluster, PPOConfig(beta=size["kl_coefficient"], clip_range_value=size["value_clip"]),
+        cluster, PPOConfig(
+            beta=size["kl_coefficient"], clip_range_value=size["value_clip"], kl_method="kl",
+            epsilon=size["ratio_clip"], gae_lambda=size["gae_lambda"]),
         reward_fns=lambda prompts, completions, **settings: [
             float(len(set(answer.split()))) for answer in completions])
-    learner.start(size["warm_up"] + size["steps"])
+    learner.start()
     draw, samples = np.random.default_rng(0), size["samples"]
     batches = [{"prompts": np.asarray([" ".join(map(str, row)) for row in np.repeat(
         draw.integers(1, size["vocab_size"], (size["prompts"], size["prompt_tokens"])),
         samples, axis=0)])} for _ in range(steps)]
     learner.train(batches)
     print(json.dumps({
-        "seconds": learner.steps[size["warm_up"]:learner.whole], "parts": learner.parts,
+        "parts": learner.parts[size["warm_up"]:], "cpu": learner.cpu[size["warm_up"]:],
         "parameters": sum(x.size for x in jax.tree.leaves(nnx.state(actor, nnx.Param))),
         "versions": f"google-tunix {version('google-tunix')}, jax {jax.__version__}, "
                     f"flax {flax.__version__}"}))
