@@ -6,6 +6,7 @@ same work; both update policy and value once, the reward is a cheap Python funct
 pretraining gradient. Also: generation against the same decoder driven by a Python loop. CPU seconds
 are those of all threads: what a step costs where other programs share the cores.
 
+    python -m venv .venv-tunix && .venv-tunix/bin/pip install google-tunix  # once
     python -m benchmarks.ppo --peer_python=.venv-tunix/bin/python
 """
 
