@@ -101,8 +101,8 @@ def measure_all(config: Config, missing: str) -> dict[str, list[dict]]:
             measured["Tunix, huge pages"] = run(peer, huge)
         for name, row in measured.items():
             rows.setdefault(name, []).append(row)
-            print(f"round {turn + 1}: {name:17} {np.median([sum(x.values()) for x in row['parts']]):7.3f} s a step",
-                  flush=True)
+            seconds = float(np.median([sum(parts.values()) for parts in row["parts"]]))
+            print(f"round {turn + 1}: {name:17} {seconds:7.3f} s a step", flush=True)
     return rows
 
 

@@ -82,8 +82,9 @@ class TimedSteps:
         policy, value = (make_state(seed, *of) for seed, of in
                          enumerate(zip(specs, optimizers, abstract)))
         everywhere = policy.step.sharding
-        return ppo.PPOState(step=jax.device_put(np.int32(0), everywhere), policy=policy, value=value,
-                            rewards=jax.device_put(ppo.start_moments(), everywhere))
+        return ppo.PPOState(
+            step=jax.device_put(np.int32(0), everywhere), policy=policy, value=value,
+            rewards=jax.device_put(ppo.start_moments(), everywhere))
 
     def _reference(self):
         specs = param_specs(self.model)

@@ -1,4 +1,4 @@
-"""The PPO benchmark: a small run without its peer, the decoders' tokens, and what a peer is told."""
+"""The PPO benchmark: a small run without its peer, the decoders' tokens, a peer that is missing."""
 
 import dataclasses
 import json
@@ -21,10 +21,11 @@ SMALL = ppo.Config(size="tiny", prompts=2, samples=2, prompt_tokens=4, new_token
                    steps=2, rounds=1)
 
 
+@pytest.mark.slow  # compiles a whole PPO step and four decoders
 def test_a_small_run_measures_us_and_says_why_the_peer_is_missing(tmp_path, monkeypatch, capsys):
-    made, keep = [], ppo_steps.TimedSteps.__init__
-    monkeypatch.setattr(ppo_steps.TimedSteps, "__init__",
-                        lambda self, *args, **named: made.append(self) or keep(self, *args, **named))
+    made, make = [], ppo_steps.TimedSteps
+    monkeypatch.setattr(ppo_steps, "TimedSteps",
+                        lambda *args, **named: made.append(make(*args, **named)) or made[0])
     monkeypatch.setattr(ppo, "run", lambda command, environment: json.loads(
         json.dumps(ppo.measure(SMALL))))  # in this process: another one takes seconds to start
     config = dataclasses.replace(SMALL, peer_python="no/such/python",
@@ -52,7 +53,8 @@ def test_the_python_loop_draws_what_the_compiled_one_draws():
     prompts = np.random.default_rng(0).integers(0, model.vocab_size, (4, 4), dtype=np.int32)
     want = generate(params, prompts, config=model, max_new_tokens=4, temperature=1.0, top_p=0.9)
     loop = PythonLoop(model, new_tokens=4, donate=True)
-    np.testing.assert_array_equal(loop(for_decoding(params, config=model), prompts, top_p=0.9), want)
+    got = loop(for_decoding(params, config=model), prompts, top_p=0.9)
+    np.testing.assert_array_equal(got, want)
 
 
 def test_sorting_keeps_the_fewest_tokens_that_have_top_p_together():
