@@ -1,0 +1,83 @@
+"""The decoder as it is often written: a jitted step, called for every token from a Python loop.
+
+The step is the one that our compiled loop repeats, cached forward pass and sampler alike, so that
+the loop is all that differs; or it draws as most code does, with top-p by sorting the vocabulary.
+
+B rows, T prompt tokens, R new ones, V vocabulary.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qwen_jax.config import ModelConfig
+from qwen_jax.generate.loop import DecodeState, Sampling, take
+from qwen_jax.model.cached import forward_cached, init_cache
+
+
+class PythonLoop:
+    """decode(params, prompts, top_p=...) -> new tokens, int32 [B, R], read one at a time."""
+
+    def __init__(self, config: ModelConfig, *, new_tokens: int, donate: bool, sort: bool = False):
+        """
+        Args:
+          donate: the cache is given to the step, which writes into it in place of into a copy.
+          sort: top-p by sorting.
+        """
+        self._config, self._new_tokens = config, new_tokens
+        choose = by_sorting if sort else take
+        self._prefill = jax.jit(functools.partial(prefill, choose=choose, config=config,
+                                                  room=new_tokens))
+        self._step = jax.jit(functools.partial(step, choose=choose, config=config),
+                             donate_argnums=(1,) if donate else ())
+
+    def __call__(self, params, prompts: np.ndarray, *, top_p: float) -> np.ndarray:
+        B = len(prompts)
+
+        def fill(value, dtype):
+            return jnp.full((B,), value, dtype)
+
+        sampling = Sampling(
+            seeds=fill(0, jnp.uint32), streams=jnp.arange(B, dtype=jnp.uint32),
+            temperature=fill(1.0, jnp.float32), top_p=fill(top_p, jnp.float32),
+            top_k=fill(self._config.vocab_size, jnp.int32), stop_ids=fill(-1, jnp.int32)[:, None],
+            repetition_penalty=fill(1.0, jnp.float32), limits=fill(self._new_tokens, jnp.int32),
+            vocab_size=jnp.int32(self._config.vocab_size))
+        state, token = self._prefill(params, prompts, sampling)
+        tokens = [np.asarray(token)]
+        while len(tokens) < self._new_tokens:
+            state, token = self._step(params, state, sampling)
+            tokens.append(np.asarray(token))
+        return np.stack(tokens, axis=1)
+
+
+def prefill(params, prompts, sampling: Sampling, *, choose, config: ModelConfig, room: int):
+    """The state after the prompts [B, T], and each row's first token."""
+    B, T = prompts.shape
+    logits, cache = forward_cached(params, prompts, init_cache(config, B, T + room), config=config)
+    state = DecodeState(cache=cache, last=jnp.zeros((B,), jnp.int32),
+                        counts=jnp.zeros((B,), jnp.int32), active=jnp.ones((B,), bool),
+                        seen=jnp.zeros((B, config.vocab_size), bool))
+    return choose(state, logits, sampling)[:2]
+
+
+def step(params, state: DecodeState, sampling: Sampling, *, choose, config: ModelConfig):
+    """The state after one more token of each row, and the token, int32 [B]."""
+    logits, cache = forward_cached(params, state.last[:, None], state.cache, config=config,
+                                   num_tokens=state.active.astype(jnp.int32))
+    return choose(state.replace(cache=cache), logits, sampling)[:2]
+
+
+def by_sorting(state: DecodeState, logits_BV, sampling: Sampling):
+    """As generate.loop.take, but for rows that never end: top-p of the sorted logits, one key."""
+    sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
+    probs_BV = jax.nn.softmax(sorted_BV, axis=-1)
+    before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
+    kept_BV = jnp.where(before_BV < sampling.top_p[:, None], sorted_BV, jnp.inf)
+    least_B1 = jnp.min(kept_BV, axis=-1, keepdims=True)
+    key = jax.random.fold_in(jax.random.key(0), state.counts[0])
+    chosen_B = jax.random.categorical(
+        key, jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)).astype(jnp.int32)
+    return state.replace(last=chosen_B, counts=state.counts + 1), chosen_B

@@ -1,0 +1,107 @@
+"""Whole PPO steps of ours with a clock: random weights, answers of one length, one device.
+
+Nothing ends an answer early: the end token is the last id of the vocabulary, and the tokenizer says
+that ids end before it, so that it is never produced. A step's work is the same whatever is drawn.
+"""
+
+import dataclasses
+import time
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from experiments.ppo import RECIPES
+from qwen_jax.align import ppo
+from qwen_jax.align.rollout import Prompts, Sampler
+from qwen_jax.config import MeshConfig, ModelConfig
+from qwen_jax.model.heads import scoring_specs
+from qwen_jax.model.spec import init_from, param_specs
+from qwen_jax.parallel.compiler_options import compiler_options
+from qwen_jax.parallel.mesh import make_mesh
+from qwen_jax.parallel.rules import DEFAULT_RULES, sharding_for, use_layout
+from qwen_jax.train.optimizer import make_optimizer
+from qwen_jax.train.state import abstract_state, make_state
+
+RECIPE = RECIPES["1.8b"]  # learning rates, clips and the KL coefficient are those of every size
+
+
+class Numbers:
+    """A tokenizer whose text is the ids, written out as numbers."""
+
+    def __init__(self, vocab_size: int):
+        self.im_end = self.vocab_size = vocab_size - 1
+
+    def decode(self, ids) -> str:
+        return " ".join(map(str, np.asarray(ids).tolist()))
+
+
+class TimedSteps:
+    """A run's PPO steps, each of new random prompts."""
+
+    def __init__(self, model: ModelConfig, *, prompts: int, samples: int, prompt_tokens: int,
+                 new_tokens: int, top_p: float):
+        self.model = model
+        self._shape, self._draw = (prompts, prompt_tokens), np.random.default_rng(0)
+        settings = dataclasses.replace(
+            RECIPE.ppo, value_warmup_steps=0, pretrain_coefficient=0.0, samples_per_prompt=samples,
+            top_p=top_p, max_new_tokens=new_tokens)
+        self._mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+        self._rows = NamedSharding(self._mesh, DEFAULT_RULES.partition_spec(("batch",)))
+        optimizers = [make_optimizer(adam, num_steps=1000)
+                      for adam in (RECIPE.optimizer, RECIPE.value_optimizer)]
+        with use_layout(self._mesh):
+            self.state = self._start(optimizers)
+            self._sampler = Sampler(model, settings, Numbers(model.vocab_size),
+                                    reference=self._reference(), reward_functions=[self._reward])
+            weights = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype,
+                                                                  sharding=x.sharding),
+                                   (self.state.policy.params, self.state.value.params))
+            self._sampler.compile(*weights, self._prompts(0), self._rows)
+            step = ppo.make_ppo_step(model, settings, policy_optimizer=optimizers[0],
+                                     value_optimizer=optimizers[1], seed=0)
+            self._step = step.lower(self.state, self._batch(0)).compile(
+                compiler_options=compiler_options(self._mesh.devices.flat[0].platform))
+
+    def take(self, number: int) -> dict[str, float]:
+        """One step; seconds of its parts, which follow one another and are all of it."""
+        with use_layout(self._mesh):
+            begin, cpu = time.perf_counter(), time.process_time()
+            batch = jax.block_until_ready(self._batch(number))
+            scored = time.perf_counter()
+            self.state, self.metrics = jax.block_until_ready(self._step(self.state, batch))
+            ended = time.perf_counter()
+            self.cpu = time.process_time() - cpu  # of all threads
+        return {"generation": self._asked - begin, "scoring": scored - self._asked,
+                "updates": ended - scored}
+
+    def _start(self, optimizers) -> ppo.PPOState:
+        specs = param_specs(self.model), scoring_specs(self.model)
+        abstract = [abstract_state(spec, optimizer, self._mesh, dtype=self.model.param_dtype)
+                    for spec, optimizer in zip(specs, optimizers)]
+        policy, value = (make_state(seed, *of) for seed, of in
+                         enumerate(zip(specs, optimizers, abstract)))
+        everywhere = policy.step.sharding
+        return ppo.PPOState(
+            step=jax.device_put(np.int32(0), everywhere), policy=policy, value=value,
+            rewards=jax.device_put(ppo.start_moments(), everywhere))
+
+    def _reference(self):
+        specs = param_specs(self.model)
+        return jax.jit(lambda key: init_from(specs, key, self.model.compute_dtype),
+                       out_shardings=sharding_for(specs, self._mesh))(jax.random.key(0))
+
+    def _prompts(self, number: int) -> Prompts:
+        P, T = self._shape
+        return Prompts(
+            tokens=self._draw.integers(0, self.model.vocab_size - 1, (P, T), dtype=np.int32),
+            lengths=np.full(P, T, np.int32), indices=np.arange(P, dtype=np.int32) + P * number)
+
+    def _batch(self, number: int) -> ppo.PPOBatch:
+        rollout = self._sampler(self._prompts(number), self.state, number)
+        return ppo.PPOBatch(rollout=jax.device_put(rollout, self._rows), pretrain=None)
+
+    def _reward(self, questions, answers):
+        # The answers are on the host, and the four models have not been waited for.
+        self._asked = time.perf_counter()
+        return [float(len(set(answer.split()))) for answer in answers]
