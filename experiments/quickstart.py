@@ -62,7 +62,7 @@ RECIPE = Config(
     run_dir="runs/quickstart")
 SMOKE = dataclasses.replace(
     RECIPE, model=dataclasses.replace(RECIPE.model, hidden_size=32, num_layers=2, ffn_size=96,
-                                      context_length=64),
+                                      context_length=96),
     optimizer=dataclasses.replace(RECIPE.optimizer, warmup_steps=5),
     train=dataclasses.replace(RECIPE.train, num_steps=30, eval_every=15, save_every=10),
     align=quickstart_alignment.Steps(sft=8, pmp=4, reward=4, ppo=4, value_warmup=2),
