@@ -86,7 +86,7 @@ def ppo_config(folder: pathlib.Path, *, steps: int, warmup: int, rate: float,
                batch_size: int = 32) -> ppo.Config:
     """PPO on sums, from the fine-tuned model with both kinds of reward."""
     return ppo.Config(
-        model=MODEL, train=dataclasses.replace(trained(steps, batch_size), eval_every=None),
+        model=MODEL, train=dataclasses.replace(trained(steps, batch_size), eval_every=None, log_every=2),
         init_from=f"{folder}/sft", run_dir=f"{folder}/ppo", reward_model=f"{folder}/reward",
         reward_functions=("experiments.rewards:arithmetic",),
         optimizer=at(rate), value_optimizer=at(5 * rate),  # report 3.2.2: five times the policy's
