@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -180,10 +181,11 @@ def ppo_config(folder, run_dir, *, data=None, **changes):
 
 @pytest.fixture(scope="module")
 def run_ppo(folder, tmp_path_factory):
-    """A process of the smoke on one device; until: SIGTERM when a line begins so."""
+    """A process of the smoke on one device; until: SIGTERM when a line begins so; kill_after:
+    (steps, seconds), SIGKILL so long after so many lines of steps."""
     env = environment(tmp_path_factory.mktemp("compiled"))
 
-    def run(run_dir, *flags, until=None) -> str:
+    def run(run_dir, *flags, until=None, kill_after=None) -> str:
         process = subprocess.Popen(
             [sys.executable, "-m", "experiments.ppo", "--recipe=smoke", f"--run_dir={run_dir}",
              f"--init_from={folder}/base", f"--data.prompts={folder}/talks.jsonl",
@@ -194,6 +196,11 @@ def run_ppo(folder, tmp_path_factory):
             lines.append(line)
             if until and line.startswith(until):
                 process.send_signal(signal.SIGTERM)
+            if kill_after and sum(line.startswith("step ") for line in lines) == kill_after[0]:
+                time.sleep(kill_after[1])
+                process.kill()
+                process.wait()
+                return "".join(lines)
         assert process.wait() == 0, "".join(lines)[-3000:]
         return "".join(lines)
 
@@ -220,6 +227,25 @@ def test_ppo_with_everything_goes_on_where_it_was(folder, scored, run_ppo, tmp_p
     assert [abs(record["rollout/kl"]) < 1e-4 for record in found] == [True] * 3 + [False] * 3
     model, _ = load_pretrained(tmp_path / "whole")  # of the policy
     assert model == MODEL
+
+
+@pytest.mark.slow  # a dozen processes
+def test_ten_kills_of_ppo_change_no_bit(folder, scored, run_ppo, tmp_path):
+    """kill -9 at ten random moments: while it samples, asks the models, trains or saves."""
+    flags = (f"--reward_model={scored[0]}/reward", f"--data.pretrain.sources={folder}/text/train",
+             "--train.num_steps=40", "--train.save_every=2", "--train.log_every=1")
+    run_ppo(tmp_path / "whole", *flags)
+    draw, resumed = random.Random(0), 0
+    for _ in range(10):
+        resumed += "resuming after step" in run_ppo(
+            tmp_path / "killed", *flags, kill_after=(draw.randrange(1, 7), draw.random() * 0.3))
+    resumed += "resuming after step" in run_ppo(tmp_path / "killed", *flags)
+    assert resumed >= 8
+    assert records(tmp_path / "killed") == records(tmp_path / "whole")
+    assert len(records(tmp_path / "whole")) == 40
+    a, b = (jax.tree.leaves(load_pretrained(tmp_path / name)[1]) for name in ("whole", "killed"))
+    for x, y in zip(a, b, strict=True):
+        assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
 @pytest.mark.slow  # compiles all of PPO once more
