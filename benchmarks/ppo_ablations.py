@@ -101,7 +101,7 @@ def one(config: Config, changes: dict, seed: int, folder: pathlib.Path) -> ppo.C
     settings = {"pretrain_coefficient": config.pretrain_coefficient} | changes
     return dataclasses.replace(
         base, run_dir=str(folder), ppo=dataclasses.replace(base.ppo, **settings),
-        reward_model=base.reward_model if learned else None,
+        reward_model=f"{config.start}/reward" if learned else None,
         reward_functions=() if learned else base.reward_functions,
         train=dataclasses.replace(base.train, seed=seed, log_every=1, save_every=config.steps))
 
