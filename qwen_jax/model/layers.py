@@ -23,12 +23,15 @@ def rms_norm(x_BTD: Array, scale_D: Array, *, epsilon: float) -> Array:
     return normed * jnp.expand_dims(scale_D.astype(x_BTD.dtype), range(x_BTD.ndim - 1))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def linear(x_BTD: Array, weight_DE: Array, dtype=None, kept: bool = True) -> Array:
-    """x W, the weight cast to x's dtype on the way; `dtype` of the result, x's if None.
+def linear(x_BTD: Array, weight_DE: Array, dtype=None) -> Array:
+    """x W, under a name by which a remat policy keeps it: such policies do not see into `matmul`,
+    whose arguments these are."""
+    return checkpoint_name(matmul(x_BTD, weight_DE, dtype), PRODUCT)
 
-    `kept` by a remat policy that keeps matrix products (such a policy does not see into this
-    function, so the result has a name).
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(x_BTD: Array, weight_DE: Array, dtype=None) -> Array:
+    """x W, the weight cast to x's dtype on the way; `dtype` of the result, x's if None.
 
     The weight's gradient accumulates in float32. The backward pass is written out for the order of
     its operands: XLA transposes the left one of a weight gradient, and that must be the input, not
@@ -43,13 +46,12 @@ def _contract(a: Array, b: Array, axis_a, axis_b, dtype=None) -> Array:
     return jax.lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=dtype)
 
 
-def _linear_forward(x_BTD, weight_DE, dtype, kept):
-    y_BTE = linear(x_BTD, weight_DE, dtype, kept)
-    return checkpoint_name(y_BTE, PRODUCT) if kept else y_BTE, (x_BTD, weight_DE)
+def _matmul_forward(x_BTD, weight_DE, dtype):
+    return matmul(x_BTD, weight_DE, dtype), (x_BTD, weight_DE)
 
 
-def _linear_backward(dtype, kept, residuals, dy_BTE):
-    del dtype, kept
+def _matmul_backward(dtype, residuals, dy_BTE):
+    del dtype
     x_BTD, weight_DE = residuals
     dy_BTE = dy_BTE.astype(x_BTD.dtype)
     dx_BTD = _contract(dy_BTE, weight_DE.astype(dy_BTE.dtype), 2, 1)
@@ -57,7 +59,7 @@ def _linear_backward(dtype, kept, residuals, dy_BTE):
     return dx_BTD, dw_DE.astype(weight_DE.dtype)
 
 
-linear.defvjp(_linear_forward, _linear_backward)
+matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def swiglu(x_BTD: Array, params: MLPParams, *, product=linear) -> Array:

@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError, unknown_name
-from qwen_jax.model.layers import PRODUCT, linear
+from qwen_jax.model.layers import PRODUCT, linear, matmul
 from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.rules import constrain
 from qwen_jax.types import Array, Params, Spec
@@ -130,5 +130,5 @@ def adapted_linear(x_BTD: Array, weight: Array | Adapted, dtype=None) -> Array:
     a_DR, b_RE = weight.adapter.a, weight.adapter.b * weight.scale
     h_BTR = constrain(linear(x_BTD, a_DR), "batch", "length", "rank")
     # A remat policy keeps the sum, not both of its parts.
-    return checkpoint_name(linear(x_BTD, weight.weight, dtype, False)
-                           + linear(h_BTR, b_RE, dtype, False), PRODUCT)
+    return checkpoint_name(
+        matmul(x_BTD, weight.weight, dtype) + matmul(h_BTR, b_RE, dtype), PRODUCT)
