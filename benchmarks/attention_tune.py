@@ -8,6 +8,7 @@ import jax
 
 from benchmarks import timing
 from benchmarks.attention_peers import contestants
+from qwen_jax.errors import QwenJaxError
 from qwen_jax.kernels import tiles
 from qwen_jax.kernels.gate import Case, check
 
@@ -62,7 +63,9 @@ def best(case: Case, name: str, kernel: str, grid: dict[str, tuple[int, ...]], *
         try:
             with tiles.override(**{kernel: sizes}):
                 calls[tuple(sizes.items())] = programs(who, arrays, {})[which]
-        # Too much memory on the chip, or sizes that the kernel has no form for.
+        except QwenJaxError:  # a refusal of ours is about the call, and so about every size
+            raise
+        # The compiler's word: too much memory on the chip, or sizes that it has no form for.
         except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
             print(f"  {kernel} {sizes}: {str(error).strip().splitlines()[0][:120]}")
     if not calls:

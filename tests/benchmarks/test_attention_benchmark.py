@@ -101,6 +101,26 @@ def test_tuning_writes_a_row_that_lookup_finds(tmp_path, monkeypatch):
     tiles.table.cache_clear()
 
 
+@pytest.mark.parametrize("error, ends", [
+    (KernelError("refused.", "attention", "none."), True), (ValueError("no such form"), False)])
+def test_tuning_passes_over_sizes_that_do_not_compile_and_not_over_our_refusals(
+        monkeypatch, capsys, error, ends):
+    def programs(*arguments):
+        raise error
+
+    monkeypatch.setattr(attention, "programs", programs)
+    case, grid = Case(T=128, N=2, K=1, dtype="float32"), {"query": (32, 64)}
+
+    def tune():
+        return attention_tune.best(case, "xla", "xla", grid, rounds=1, seconds=0.001)
+
+    if ends:
+        with pytest.raises(KernelError, match="refused"):
+            tune()
+    else:
+        assert tune() is None and capsys.readouterr().out.count("no such form") == 2
+
+
 def test_the_gate_tool_counts_cases_and_fails_on_an_error(tmp_path, monkeypatch, capsys):
     config = attention_gate.Config(lengths=(1, 7), head_sizes=(64,), dtypes=("float32",),
                                    output=str(tmp_path))
