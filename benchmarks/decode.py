@@ -15,9 +15,8 @@ import time
 
 import numpy as np
 
-from benchmarks.train_step import run
+from benchmarks import turns
 from experiments import flags
-from qwen_jax.parallel import host_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,16 +42,16 @@ def main(config: Config) -> None:
     command = [sys.executable, "-m", "benchmarks.decode", "--only=ours", f"--size={config.size}",
                f"--dtype={config.dtype}", f"--new_tokens={config.new_tokens}",
                f"--batches={','.join(map(str, config.batches))}", f"--prompt={config.prompt}"]
-    rows: dict[str, list[dict]] = {}
-    for _ in range(config.rounds):
-        ours = run(command, {host_memory.VARIABLE: host_memory.SETTING})
-        rows.setdefault("ours", []).append(ours)
-        if config.peer_python:
-            settings = ours["size"] | {"batches": config.batches, "new_tokens": config.new_tokens,
+
+    def peers(measured: dict) -> dict[str, turns.Process]:
+        settings = measured["size"] | {"batches": config.batches, "new_tokens": config.new_tokens,
                                        "prompt": config.prompt, "dtype": config.dtype}
-            rows.setdefault("transformers", []).append(
-                run([config.peer_python, "benchmarks/peers/hf_generate.py", json.dumps(settings)],
-                    {}))
+        peer = [config.peer_python, "benchmarks/peers/hf_generate.py", json.dumps(settings)]
+        return {"transformers": (peer, {})} if config.peer_python else {}
+
+    rows: dict[str, list[dict]] = {}
+    for _, name, row in turns.take(config.rounds, command, peers):
+        rows.setdefault(name, []).append(row)
     print(f"{config.size}, {rows['ours'][0]['parameters']:,} parameters, {config.dtype}; medians "
           f"of {config.rounds} rounds; " + "; ".join(r[-1]["versions"] for r in rows.values()))
     table = {}

@@ -19,10 +19,9 @@ import time
 
 import numpy as np
 
-from benchmarks.train_step import run
+from benchmarks import turns
 from experiments import flags
 from qwen_jax import sizes
-from qwen_jax.parallel import host_memory
 
 PARTS = ("generation", "scoring", "updates")
 ALONE = {"compiled": "one compiled loop",
@@ -86,23 +85,23 @@ def why_missing(python: str) -> str:
 
 def measure_all(config: Config, missing: str) -> dict[str, list[dict]]:
     """What every side measured, a row for each round."""
-    huge = {host_memory.VARIABLE: host_memory.SETTING}  # as our Makefile has it
     told = {name: getattr(config, name) for name in (
         "size", "prompts", "samples", "prompt_tokens", "new_tokens", "top_p", "warm_up", "steps")}
     ours = [sys.executable, "-m", "benchmarks.ppo", "--only=ours",
             *(f"--{name}={value}" for name, value in told.items())]
+
+    def peers(measured: dict) -> dict[str, turns.Process]:
+        if missing:
+            return {}
+        peer = [config.peer_python, "benchmarks/peers/tunix_ppo.py",
+                json.dumps(told | measured["settings"])]
+        return {"Tunix": (peer, {}), "Tunix, huge pages": (peer, turns.HUGE)}
+
     rows: dict[str, list[dict]] = {}
-    for turn in range(config.rounds):
-        measured = {"ours": run(ours, huge)}
-        if not missing:
-            peer = [config.peer_python, "benchmarks/peers/tunix_ppo.py",
-                    json.dumps(told | measured["ours"]["settings"])]
-            measured["Tunix"] = run(peer, {})
-            measured["Tunix, huge pages"] = run(peer, huge)
-        for name, row in measured.items():
-            rows.setdefault(name, []).append(row)
-            seconds = float(np.median([sum(parts.values()) for parts in row["parts"]]))
-            print(f"round {turn + 1}: {name:17} {seconds:7.3f} s a step", flush=True)
+    for turn, name, row in turns.take(config.rounds, ours, peers):
+        rows.setdefault(name, []).append(row)
+        seconds = float(np.median([sum(parts.values()) for parts in row["parts"]]))
+        print(f"round {turn}: {name:17} {seconds:7.3f} s a step", flush=True)
     return rows
 
 

@@ -12,18 +12,14 @@ import ctypes
 import dataclasses
 import gc
 import json
-import os
 import pathlib
-import subprocess
 import sys
 import time
 
 import numpy as np
 
+from benchmarks import turns
 from experiments import flags
-from qwen_jax.parallel import host_memory
-
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,29 +40,28 @@ def main(config: Config) -> None:
     if config.only:
         print(json.dumps(measure(config)))
         return
-    huge = {host_memory.VARIABLE: host_memory.SETTING}  # as our Makefile has it
     ours = [sys.executable, "-m", "benchmarks.train_step", "--only=ours", f"--dtype={config.dtype}",
             f"--steps={config.steps}", f"--batch_size={config.batch_size}"]
+
+    def peers(measured: dict) -> dict[str, turns.Process]:
+        if not config.peer_python:
+            return {}
+        peer = [config.peer_python, "benchmarks/peers/hf_trainer.py", json.dumps(measured["size"]),
+                str(config.steps), config.dtype]
+        return {"Hugging Face Trainer": (peer, {}), "the same, huge pages": (peer, turns.HUGE)}
+
     rows: dict[str, list[dict]] = {}
-    for turn in range(config.rounds):
-        measured = {"ours": run(ours, huge)}
-        size = json.dumps(measured["ours"]["size"])
-        if config.peer_python:
-            peer = [config.peer_python, "benchmarks/peers/hf_trainer.py", size, str(config.steps),
-                    config.dtype]
-            measured["Hugging Face Trainer"] = run(peer, {})
-            measured["the same, huge pages"] = run(peer, huge)
-        for name, row in measured.items():
-            rows.setdefault(name, []).append(row)
-            print(f"round {turn + 1}: {name:21} {row['tokens_per_second']:8,.0f} tokens/s",
-                  flush=True)
+    for turn, name, row in turns.take(config.rounds, ours, peers):
+        rows.setdefault(name, []).append(row)
+        print(f"round {turn}: {name:21} {row['tokens_per_second']:8,.0f} tokens/s", flush=True)
     last = rows["ours"][-1]
     print(f"\n{last['parameters']:,} parameters, {config.dtype}, {config.batch_size} x "
           f"{last['size']['context_length']}; medians of {config.rounds} rounds")
     table, tokens = {}, config.batch_size * last["size"]["context_length"]
     pythons = {"jax": sys.executable} | ({"torch": config.peer_python} if config.peer_python else {})
-    floors = {library: run([python, "benchmarks/matmul_floor.py", config.dtype, library, size],
-                           {})["seconds"] for library, python in pythons.items()}
+    floors = {library: turns.run([python, "benchmarks/matmul_floor.py", config.dtype, library,
+                                  json.dumps(last["size"])], {})["seconds"]
+              for library, python in pythons.items()}
     for name, measured in rows.items():
         floor = floors["jax" if name == "ours" else "torch"]
         speed = float(np.median([row["tokens_per_second"] for row in measured]))
@@ -79,16 +74,6 @@ def main(config: Config) -> None:
           "(peak of the process during the steps, above what it had before the state was made)")
     if config.output:
         pathlib.Path(config.output).write_text(json.dumps(table, indent=1) + "\n")
-
-
-def run(command: list[str], environment: dict[str, str]) -> dict:
-    """The last line of what a process of its own prints, which is JSON."""
-    inherited = {name: value for name, value in os.environ.items() if name != host_memory.VARIABLE}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
-                          env=inherited | environment)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def measure(config: Config) -> dict:

@@ -1,0 +1,33 @@
+"""Ours and peers in turn: who is asked, with what, and what a failure says."""
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import turns
+from qwen_jax.parallel import host_memory
+
+SHOW = ("import json, os; print('noise'); "
+        f"print(json.dumps({{'huge': os.environ.get({host_memory.VARIABLE!r})}}))")
+
+
+def test_ours_comes_first_in_every_round_and_peers_are_told_what_it_measured(monkeypatch):
+    monkeypatch.setenv(host_memory.VARIABLE, "inherited")
+    told = []
+
+    def peers(measured):
+        told.append(measured)
+        echo = [sys.executable, "-c", "import sys; print(sys.argv[1])", json.dumps(measured)]
+        return {"echo": (echo, {}), "plain": ([sys.executable, "-c", SHOW], {})}
+
+    ours = {"huge": host_memory.SETTING}
+    assert list(turns.take(2, [sys.executable, "-c", SHOW], peers)) == [
+        (turn, *row) for turn in (1, 2)
+        for row in (("ours", ours), ("echo", ours), ("plain", {"huge": None}))]
+    assert told == [ours, ours]
+
+
+def test_a_process_that_fails_is_named_with_what_it_said():
+    with pytest.raises(SystemExit, match="(?s)-c .*failed:.*no such peer"):
+        turns.run([sys.executable, "-c", "raise SystemExit('no such peer')"], {})
