@@ -7,9 +7,53 @@ import fcntl
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, BinaryIO
 
 from qwen_jax.errors import ConfigError, DataError
+
+
+def open_alone(path: pathlib.Path, shown: pathlib.Path | None = None) -> BinaryIO:
+    """The file, to read and to append to, and nobody else's until it is closed.
+
+    Args:
+      shown: what errors call it; None: by its path.
+
+    Raises:
+      ConfigError: another process has it, or it cannot be written.
+    """
+    where = str(shown or path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+b")
+    except OSError as error:
+        raise ConfigError(f"cannot write: {error}.", where,
+                          "choose a folder that can be written.") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConfigError("another process writes it.", where,
+                          "wait for it, or name another file.") from None
+    return file
+
+
+def check_same(found: dict[str, Any], wanted: dict[str, Any], path: pathlib.Path,
+               record: pathlib.Path) -> None:
+    """Raises ConfigError, with the differences, unless both say the same of what a file was made
+    from."""
+    different = [f"{name}: {found.get(name)!r} then, {wanted.get(name)!r} now"
+                 for name in sorted(found.keys() | wanted.keys())
+                 if found.get(name) != wanted.get(name)]
+    if different:
+        raise ConfigError(f"the file was made otherwise: {'; '.join(different)}.", str(path),
+                          f"name another file, or delete this one and {record.name}.")
+
+
+def write_record(path: pathlib.Path, content: dict[str, Any]) -> None:
+    """Writes it whole or not at all."""
+    written = path.with_name(path.name + ".tmp")
+    written.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(written, path)
 
 
 class AppendOnly:
@@ -30,23 +74,13 @@ class AppendOnly:
     def __init__(self, path: str | os.PathLike, made_from: dict[str, Any]):
         self.path = pathlib.Path(path)
         self._record = self.path.with_name(self.path.name + ".run.json")
+        self._file = open_alone(self.path)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "a+b")
-        except OSError as error:
-            raise ConfigError(f"cannot write: {error}.", str(self.path),
-                              "choose a folder that can be written.") from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if self._file.seek(0, os.SEEK_END) and not self._record.exists():
                 raise ConfigError("the file is there, and not one of ours.", str(self.path),
                                   "name another file.")  # and not a byte of it was touched
             self.check_made_from(made_from)
             self.rows = self._read()
-        except BlockingIOError:
-            self._file.close()
-            raise ConfigError("another process writes it.", str(self.path),
-                              "wait for it, or name another file.") from None
         except (ConfigError, DataError):
             self._file.close()
             raise
@@ -60,17 +94,11 @@ class AppendOnly:
         wanted = json.loads(json.dumps(made_from))  # tuples become lists, as in the file
         begun = self._record.exists()
         found = json.loads(self._record.read_text(encoding="utf-8")) if begun else {}
-        different = [f"{name}: {found[name]!r} then, {wanted[name]!r} now"
-                     for name in sorted(wanted) if name in found and found[name] != wanted[name]]
-        if different:
-            raise ConfigError(f"the file was made otherwise: {'; '.join(different)}.",
-                              str(self.path), "name another one, or delete this one and "
-                              f"{self._record.name}.")
+        both = found.keys() & wanted.keys()
+        check_same({name: found[name] for name in both}, {name: wanted[name] for name in both},
+                   self.path, self._record)
         if not begun or not wanted.keys() <= found.keys():
-            written = self._record.with_name(self._record.name + ".tmp")
-            written.write_text(json.dumps(found | wanted, indent=1, ensure_ascii=False) + "\n",
-                               encoding="utf-8")
-            os.replace(written, self._record)
+            write_record(self._record, found | wanted)
 
     def add(self, row: dict[str, Any]) -> None:
         """Appends a line; it is with the system, and survives this process, when this returns."""

@@ -11,7 +11,6 @@ is the run's plus its place, so an answer depends neither on what it is computed
 
 import collections
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ import jax
 import numpy as np
 
 from qwen_jax.config import ModelConfig
+from qwen_jax.data.append_only import check_same, open_alone, write_record
 from qwen_jax.errors import ConfigError, DataError, QwenJaxError, unknown_name
 from qwen_jax.generate.request import Request
 from qwen_jax.tokenizer import chatml
@@ -166,19 +166,9 @@ class Output:
         self._partial = self.path.with_name(self.path.name + ".partial")
         self._record = self.path.with_name(self.path.name + ".run.json")
         identity = json.loads(json.dumps(identity))  # tuples become lists, as in the file
+        self._file = open_alone(self._partial, self.path)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._partial, "a+b")
-        except OSError as error:
-            raise ConfigError(f"cannot write: {error}.", str(self.path),
-                              "choose a folder that can be written.") from error
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._same_run(identity)
-        except BlockingIOError:
-            self._file.close()
-            raise ConfigError("another process writes it.", str(self.path),
-                              "wait for it, or name another file.") from None
         except ConfigError:
             self.close()
             raise
@@ -222,22 +212,13 @@ class Output:
 
     def _same_run(self, identity: dict[str, Any]) -> None:
         if self._record.exists():
-            old = json.loads(self._record.read_text(encoding="utf-8"))
-            different = [f"{name}: {old.get(name)!r} then, {identity.get(name)!r} now"
-                         for name in sorted(old.keys() | identity.keys())
-                         if old.get(name) != identity.get(name)]
-            if different:
-                raise ConfigError(f"the file was made otherwise: {'; '.join(different)}.",
-                                  str(self.path), "name another file, or delete this one and "
-                                  f"{self._record.name}.")
+            check_same(json.loads(self._record.read_text(encoding="utf-8")), identity, self.path,
+                       self._record)
         elif self.path.exists():
             raise ConfigError("the file is there, and not one of ours.", str(self.path),
                               "name another file.")
         else:
-            written = self._record.with_name(self._record.name + ".tmp")
-            written.write_text(json.dumps(identity, indent=1, ensure_ascii=False) + "\n",
-                               encoding="utf-8")
-            os.replace(written, self._record)
+            write_record(self._record, identity)
 
     def _read_places(self) -> None:
         """Finds what is there; a line that was being written when the process died is cut off."""
