@@ -13,7 +13,6 @@ import functools
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
@@ -29,9 +28,9 @@ from qwen_jax.data.json_rows import names_of
 from qwen_jax.data.preference import PairRows
 from qwen_jax.errors import ConfigError
 from qwen_jax.model.lora import LoRAConfig
-from qwen_jax.model.spec import param_specs
+from qwen_jax.model.spec import abstract, param_specs
 from qwen_jax.parallel.mesh import check_batch, make_mesh
-from qwen_jax.parallel.rules import DEFAULT_RULES, sharding_for, use_layout
+from qwen_jax.parallel.rules import DEFAULT_RULES, use_layout
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.evaluation import make_means
 from qwen_jax.train.supervised import train
@@ -125,13 +124,11 @@ class ComparedRows:
 def compare(config: Config, all_rows: list[PairRows], load: Callable[[Params], Params],
             emit: Callable[[str], None]) -> list[ComparedRows]:
     """Rows with what the weights that `load` gives think of them, each computed once."""
-    mesh, specs = make_mesh(config.mesh), param_specs(config.model)
+    mesh = make_mesh(config.mesh)
     check_batch(config.train.batch_size, config.train.micro_batches, mesh)
-    dtype = jnp.dtype(config.model.compute_dtype)
     with use_layout(mesh):
-        params = load(jax.tree.map(
-            lambda spec, where: jax.ShapeDtypeStruct(spec.shape, dtype, sharding=where),
-            specs, sharding_for(specs, mesh)))
+        # Weights that stand still are held in the dtype that they are used in.
+        params = load(abstract(param_specs(config.model), config.model.compute_dtype, mesh))
         ask = jax.jit(functools.partial(answer_log_probs, config=config.model))
         by_row = NamedSharding(mesh, DEFAULT_RULES.partition_spec(("batch",)))
         size, found = config.train.batch_size, []

@@ -19,7 +19,6 @@ import importlib
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -49,9 +48,9 @@ from qwen_jax.data.loader import Loader
 from qwen_jax.data.prompts import read_prompts
 from qwen_jax.errors import ConfigError, unknown_name
 from qwen_jax.model.heads import scoring_specs
-from qwen_jax.model.spec import param_specs
+from qwen_jax.model.spec import abstract, param_specs
 from qwen_jax.parallel.mesh import check_batch, make_mesh
-from qwen_jax.parallel.rules import DEFAULT_RULES, sharding_for
+from qwen_jax.parallel.rules import DEFAULT_RULES
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.run import Job, run
@@ -160,7 +159,8 @@ def reinforce(config: Config, tokenizer: Tokenizer, emit=functools.partial(print
         return PPOState(step=jax.device_put(np.int32(0), everywhere), policy=policy, value=value,
                         rewards=jax.device_put(ppo.start_moments(), everywhere))
 
-    frozen = [_abstract(spec, mesh, config.model.compute_dtype) for spec in specs]
+    # Weights that stand still are held in the dtype that they are used in.
+    frozen = [abstract(spec, config.model.compute_dtype, mesh) for spec in specs]
     if config.reward_model is None:
         frozen[1] = None
     sampler = Sampler(
@@ -266,12 +266,6 @@ def _abstract_batch(config: Config, prompt_length: int, mesh) -> PPOBatch:
     sharding = NamedSharding(mesh, DEFAULT_RULES.partition_spec(("batch",)))
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
                         PPOBatch(rollout=rollout, pretrain=pretrain))
-
-
-def _abstract(specs, mesh, dtype: str):
-    """Weights that stand still, in the dtype that they are used in."""
-    return jax.tree.map(lambda spec, where: jax.ShapeDtypeStruct(
-        spec.shape, jnp.dtype(dtype), sharding=where), specs, sharding_for(specs, mesh))
 
 
 def _function(name: str):

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from experiments import flags, pretrain, quickstart_alignment
 from qwen_jax.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from qwen_jax.data import python_docs, shards, sources
+from qwen_jax.data.json_rows import write_json
 from qwen_jax.data.loader import Loader
 from qwen_jax.data.sources import Document
 from qwen_jax.evaluate.ngram import NgramModel
@@ -33,7 +34,6 @@ from qwen_jax.tokenizer import compression, extend
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.evaluation import make_evaluator
 from qwen_jax.train.language_model import make_objective
-from qwen_jax.train.run_folder import write_json
 
 SOURCES = ("docs", "code")
 PROMPTS = ("", "class Queue(", "open(file, mode='r'", "    Return the", "def ")

@@ -14,11 +14,11 @@ import numpy as np
 from experiments import ppo, reward_model, rewards, sft
 from qwen_jax.config import DataConfig, OptimizerConfig, TrainConfig
 from qwen_jax.data import questions, sources
+from qwen_jax.data.json_rows import write_json
 from qwen_jax.export.huggingface import load_pretrained
 from qwen_jax.generate.decode import generate
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
-from qwen_jax.train.run_folder import write_json
 
 ASKED = ("What is 7 + 2?", "8 + 9 等于多少？", "Compute 9 - 6.", "请计算 4 * 3。",
          "What does get of queue do?", "What does abs of operator do?")

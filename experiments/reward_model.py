@@ -28,12 +28,11 @@ from qwen_jax.align.reward_model import make_objective
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from qwen_jax.data.batches import Batches, eval_batches, stack_trees
 from qwen_jax.data.conversations import Counts
-from qwen_jax.data.json_rows import names_of
+from qwen_jax.data.json_rows import names_of, write_json
 from qwen_jax.data.preference import PairRows, read_pairs
 from qwen_jax.errors import ConfigError
 from qwen_jax.model.heads import scoring_specs
 from qwen_jax.tokenizer.bpe import Tokenizer
-from qwen_jax.train.run_folder import write_json
 from qwen_jax.train.supervised import train
 
 

@@ -9,6 +9,7 @@ import os
 import pathlib
 from typing import Any, BinaryIO
 
+from qwen_jax.data.json_rows import write_json
 from qwen_jax.errors import ConfigError, DataError
 
 
@@ -47,13 +48,6 @@ def check_same(found: dict[str, Any], wanted: dict[str, Any], path: pathlib.Path
     if different:
         raise ConfigError(f"the file was made otherwise: {'; '.join(different)}.", str(path),
                           f"name another file, or delete this one and {record.name}.")
-
-
-def write_record(path: pathlib.Path, content: dict[str, Any]) -> None:
-    """Writes it whole or not at all."""
-    written = path.with_name(path.name + ".tmp")
-    written.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(written, path)
 
 
 class AppendOnly:
@@ -98,7 +92,7 @@ class AppendOnly:
         check_same({name: found[name] for name in both}, {name: wanted[name] for name in both},
                    self.path, self._record)
         if not begun or not wanted.keys() <= found.keys():
-            write_record(self._record, found | wanted)
+            write_json(self._record, found | wanted)
 
     def add(self, row: dict[str, Any]) -> None:
         """Appends a line; it is with the system, and survives this process, when this returns."""

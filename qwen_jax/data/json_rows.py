@@ -1,4 +1,4 @@
-"""Rows of JSON files, each with the place it came from: lists, lines, either of them gzipped."""
+"""JSON files: rows, each with the place it came from (lists, lines, either of them gzipped); whole."""
 
 import gzip
 import json
@@ -8,6 +8,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from qwen_jax.errors import DataError
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n",
+                         encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def names_of(paths: Sequence[str | os.PathLike]) -> list[str]:

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from qwen_jax.config import ContextExtension, ModelConfig
 from qwen_jax.errors import CheckpointError, ConfigError
 from qwen_jax.export.arrays import Index, cast, empty
 from qwen_jax.export.tensors import write_json
-from qwen_jax.model.spec import param_specs
+from qwen_jax.model.spec import abstract, param_specs
 from qwen_jax.tokenizer.bpe import write_ranks
 from qwen_jax.types import Params, TrainState
 
@@ -72,10 +71,8 @@ class RunFolder:
 
         saved = run_config(raw, folder)
         self.config = dataclasses.replace(saved, param_dtype=param_dtype or saved.param_dtype)
-        abstract = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(
-            spec.shape, jnp.dtype(saved.param_dtype)), specs(saved))
         self.step, self._pieces = open_params(
-            folder / "checkpoints", abstract, step=step,
+            folder / "checkpoints", abstract(specs(saved), saved.param_dtype), step=step,
             under="policy.params" if "ppo" in raw else "params")
         self._progress = progress
 

@@ -22,7 +22,8 @@ import jax
 import numpy as np
 
 from qwen_jax.config import ModelConfig
-from qwen_jax.data.append_only import check_same, open_alone, write_record
+from qwen_jax.data.append_only import check_same, open_alone
+from qwen_jax.data.json_rows import write_json
 from qwen_jax.errors import ConfigError, DataError, QwenJaxError, unknown_name
 from qwen_jax.generate.request import Request
 from qwen_jax.tokenizer import chatml
@@ -218,7 +219,7 @@ class Output:
             raise ConfigError("the file is there, and not one of ours.", str(self.path),
                               "name another file.")
         else:
-            write_record(self._record, identity)
+            write_json(self._record, identity)
 
     def _read_places(self) -> None:
         """Finds what is there; a line that was being written when the process died is cut off."""

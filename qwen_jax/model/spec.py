@@ -11,8 +11,10 @@ import zlib
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from qwen_jax.config import ModelConfig
+from qwen_jax.parallel.rules import sharding_for
 from qwen_jax.types import AttentionParams, LayerParams, MLPParams, Params, Spec
 
 
@@ -81,14 +83,17 @@ def init_from(specs, key: jax.Array, dtype):
     return jax.tree_util.tree_map_with_path(init, specs)
 
 
-def abstract_params(config: ModelConfig, shardings=None) -> Params:
-    """The shapes and dtypes of the weights, with `shardings` (a tree like Params) if given."""
-    dtype = jnp.dtype(config.param_dtype)
-    specs = param_specs(config)
-    if shardings is None:
-        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), specs)
+def abstract(specs, dtype: str, mesh: Mesh | None = None):
+    """A tree of Specs -> the weights' shapes and dtype, and where they lie on `mesh` if one is given.
+
+    Raises:
+      ShardingError: when weights do not divide over the mesh.
+    """
+    if mesh is None:
+        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(dtype)), specs)
     return jax.tree.map(
-        lambda s, where: jax.ShapeDtypeStruct(s.shape, dtype, sharding=where), specs, shardings)
+        lambda s, where: jax.ShapeDtypeStruct(s.shape, jnp.dtype(dtype), sharding=where),
+        specs, sharding_for(specs, mesh))
 
 
 def count(config: ModelConfig) -> int:

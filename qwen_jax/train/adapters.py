@@ -14,14 +14,12 @@ from typing import Any
 
 import flax.struct
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.model import spec
 from qwen_jax.model.lora import LoRAConfig, lora_specs, with_adapters
-from qwen_jax.parallel.rules import sharding_for
 from qwen_jax.train import memory
 from qwen_jax.train.run import Job
 from qwen_jax.train.step import Objective, make_train_step
@@ -60,10 +58,7 @@ class FrozenBase:
         """
         self._adapters, self._model, self._load = adapters, model, load
         self.specs = lora_specs(model, adapters.lora)
-        weights, dtype = spec.param_specs(model), jnp.dtype(model.compute_dtype)
-        self.abstract = jax.tree.map(
-            lambda weight, where: jax.ShapeDtypeStruct(weight.shape, dtype, sharding=where),
-            weights, sharding_for(weights, mesh))
+        self.abstract = spec.abstract(spec.param_specs(model), model.compute_dtype, mesh)
 
     @functools.cached_property
     def weights(self) -> Params:

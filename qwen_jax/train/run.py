@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from qwen_jax.checkpoint import Checkpointer
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from qwen_jax.data.json_rows import write_json
 from qwen_jax.errors import TrainingError
 from qwen_jax.kernels import gate
 from qwen_jax.model.attention import implementation_for
@@ -83,7 +84,7 @@ def run(config: RunConfig, job: Job, *, emit: Callable[[str], None] = print):
     if job.tokenizer is not None and jax.process_index() == 0:
         job.tokenizer.save(folder / "tokenizer.tiktoken")
     if job.base is not None and jax.process_index() == 0:
-        run_folder.write_json(folder / "base.json", job.base)
+        write_json(folder / "base.json", job.base)
     with contextlib.ExitStack() as stack:
         stack.enter_context(use_layout(mesh))
         _check_attention(config.model, mesh, emit)

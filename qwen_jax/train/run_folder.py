@@ -10,6 +10,7 @@ import subprocess
 
 import jax
 
+from qwen_jax.data.json_rows import write_json
 from qwen_jax.errors import ConfigError, TrainingError
 
 # Settings that say how a run is watched, not what it computes: they may change on resume.
@@ -69,14 +70,6 @@ def flatten_json(nested: dict, prefix: str = "") -> dict[str, object]:
         else:
             flat[prefix + name] = value
     return flat
-
-
-def write_json(path: pathlib.Path, content) -> None:
-    """Writes it whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n",
-                         encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def versions() -> dict[str, str]:
