@@ -15,7 +15,6 @@ import json
 import pathlib
 import sys
 import time
-from collections.abc import Iterable
 
 import numpy as np
 from tqdm import tqdm
@@ -23,9 +22,8 @@ from tqdm import tqdm
 from experiments import flags, pretrain, quickstart_alignment
 from qwen_jax.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from qwen_jax.data import python_docs, shards, sources
-from qwen_jax.data.json_rows import write_json
+from qwen_jax.data.json_rows import write_json, write_rows
 from qwen_jax.data.loader import Loader
-from qwen_jax.data.sources import Document
 from qwen_jax.evaluate.ngram import NgramModel
 from qwen_jax.export.huggingface import load_pretrained, save_pretrained
 from qwen_jax.generate.decode import generate
@@ -108,19 +106,10 @@ def gather(folder: pathlib.Path) -> None:
                 bar.total = total
                 bar.update(done - bar.n)
             documents, failures = python_docs.documentation(progress)
-        write_rows(folder / "code.jsonl", python_docs.source_code())
-        write_rows(folder / "docs.jsonl", documents)
+        write_rows(folder / "code.jsonl", map(dataclasses.asdict, python_docs.source_code()))
+        write_rows(folder / "docs.jsonl", map(dataclasses.asdict, documents))
         say(f"     {len(documents)} pages; {len(failures)} modules cannot be imported here: "
             + ", ".join(sorted(failures)))
-
-
-def write_rows(path: pathlib.Path, documents: Iterable[Document]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        for document in documents:
-            print(json.dumps(dataclasses.asdict(document)), file=file)
-    temporary.replace(path)
 
 
 def read_texts(folder: pathlib.Path, name: str) -> list[str]:

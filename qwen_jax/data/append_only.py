@@ -9,7 +9,7 @@ import os
 import pathlib
 from typing import Any, BinaryIO
 
-from qwen_jax.data.json_rows import write_json
+from qwen_jax.data.json_rows import as_line, write_json
 from qwen_jax.errors import ConfigError, DataError
 
 
@@ -96,11 +96,7 @@ class AppendOnly:
 
     def add(self, row: dict[str, Any]) -> None:
         """Appends a line; it is with the system, and survives this process, when this returns."""
-        try:
-            raw = json.dumps(row, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError:  # half a surrogate pair, which UTF-8 has no bytes for
-            raw = json.dumps(row).encode("ascii")
-        self._file.write(raw + b"\n")
+        self._file.write(as_line(row))
         self._file.flush()
 
     def close(self) -> None:

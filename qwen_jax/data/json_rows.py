@@ -4,7 +4,7 @@ import gzip
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from qwen_jax.errors import DataError
@@ -15,6 +15,23 @@ def write_json(path: pathlib.Path, content: Any) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n",
                          encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def as_line(row: Any) -> bytes:
+    """One row of a .jsonl file, its line end included."""
+    try:
+        return json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n"
+    except UnicodeEncodeError:  # half a surrogate pair, which UTF-8 has no bytes for
+        return json.dumps(row).encode("ascii") + b"\n"
+
+
+def write_rows(path: pathlib.Path, rows: Iterable[Any]) -> None:
+    """Writes a .jsonl file, a row a line, whole or not at all; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        file.writelines(map(as_line, rows))
     os.replace(temporary, path)
 
 

@@ -6,14 +6,14 @@ checked (3.2.2). English and Chinese.
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from qwen_jax.data.json_rows import write_rows
 from qwen_jax.data.sources import Document
 
 _ASKED = {  # how a sum is asked for, and how its answer ends
@@ -90,22 +90,10 @@ def split(questions: Sequence[Question], fraction: float, *, seed: int = 0
 def write(questions: Sequence[Question], folder: str | os.PathLike) -> None:
     """talks.jsonl (messages), pairs.jsonl (prompt, chosen, rejected) and prompts.jsonl (prompt)."""
     folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("talks", _talks(questions)), ("pairs", _pairs(questions)),
-                       ("prompts", ({"prompt": q.text} for q in questions))):
-        temporary = folder / f"{name}.tmp"
-        with open(temporary, "w", encoding="utf-8") as file:
-            for row in rows:
-                print(json.dumps(row, ensure_ascii=False), file=file)
-        temporary.replace(folder / f"{name}.jsonl")
-
-
-def _talks(questions: Iterable[Question]) -> Iterator[dict]:
-    for question in questions:
-        yield {"messages": [{"role": "user", "content": question.text},
-                            {"role": "assistant", "content": question.answer}]}
-
-
-def _pairs(questions: Iterable[Question]) -> Iterator[dict]:
-    for question in questions:
-        yield {"prompt": question.text, "chosen": question.answer, "rejected": question.wrong}
+    write_rows(folder / "talks.jsonl", (
+        {"messages": [{"role": "user", "content": question.text},
+                      {"role": "assistant", "content": question.answer}]} for question in questions))
+    write_rows(folder / "pairs.jsonl", (
+        {"prompt": question.text, "chosen": question.answer, "rejected": question.wrong}
+        for question in questions))
+    write_rows(folder / "prompts.jsonl", ({"prompt": question.text} for question in questions))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwen_jax.data.json_rows import names_of
+from qwen_jax.data.json_rows import names_of, read_rows, write_rows
 from qwen_jax.errors import DataError
 
 
@@ -12,3 +12,18 @@ def test_files_have_names_that_tell_them_apart():
     assert names_of([]) == []
     with pytest.raises(DataError, match="named twice"):
         names_of(["a/x.json", "a/x.json"])
+
+
+def test_rows_are_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "a.jsonl"
+    rows = [{"text": "日"}, {"text": "\ud800"}]
+    write_rows(path, rows)
+    assert [row for _, row in read_rows(path)] == rows
+
+    def torn():
+        yield {"text": "c"}
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        write_rows(path, torn())
+    assert [row for _, row in read_rows(path)] == rows
