@@ -14,7 +14,8 @@ import numpy as np
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.generate.loop import DecodeState, Sampling, take
-from qwen_jax.model.cached import forward_cached, init_cache
+from qwen_jax.model.cached import forward_cached
+from qwen_jax.model.kv_cache import init_cache
 
 
 class PythonLoop:

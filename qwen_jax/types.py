@@ -108,16 +108,27 @@ class TrainState:
 
 
 @flax.struct.dataclass
-class KVCache:
-    """Keys and values of the tokens seen so far; each row fills its own slots from 0.
+class CacheBlock:
+    """Keys and values of a stretch of slots, for one layer (l = 1) or for all of them.
 
     Heads come before slots, so that a decoding step multiplies with the cache as it lies. In int8
     an entry stands for entry * scale + shift, one pair for each token and head.
     """
 
-    keys: Array  # [L, B, K, S, H], rotated, each layer with its own base
-    values: Array  # [L, B, K, S, H]
-    key_scales: Array | None  # float32 [L, B, K, S, 2], scale and shift; None unless int8
+    keys: Array  # [l, B, K, C, H], rotated, each layer with its own base
+    values: Array  # [l, B, K, C, H]
+    key_scales: Array | None  # float32 [l, B, K, C, 2], scale and shift; None unless int8
     value_scales: Array | None  # the same
+
+
+@flax.struct.dataclass
+class KVCache:
+    """Keys and values of the tokens seen so far; each row fills its own slots from 0.
+
+    Cut into blocks of slots (model.cached.block_sizes), so that what is longer than every row is
+    not read, and an array is read whole: XLA:CPU copies what it slices.
+    """
+
+    blocks: tuple[tuple[CacheBlock, ...], ...]  # blocks[layer, or 0 for all][stretch of slots]
     lengths: Array  # int32 [B]; slots in use
     ntk_lengths: Array  # int32 [B]; the whole prompt's, which fixes NTK's alpha (report 2.3.2)

@@ -17,7 +17,9 @@ from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.generate.loop import DecodeState, NewTokens, Sampling, advance, take
 from qwen_jax.generate.request import check_settings, is_whole, read_ids
 from qwen_jax.generate.weights import for_decoding
-from qwen_jax.model.cached import forward_cached, init_cache
+from qwen_jax.model.cached import forward_cached
+from qwen_jax.model.kv_cache import init_cache
+from qwen_jax.model.turned import TurnedParams
 from qwen_jax.types import Array, Params
 
 _SMALLEST_BUCKET = 16
@@ -102,8 +104,9 @@ def rollout(params: Params, prompts: Array, lengths: Array, sampling: Sampling, 
     """
     B, T = prompts.shape
     params = for_decoding(params, config=config)
-    logits, cache = forward_cached(params, prompts, init_cache(config, B, T + room), config=config,
-                                   num_tokens=lengths)
+    cache = init_cache(config, B, T + room, layer_by_layer=isinstance(params, TurnedParams))
+    logits, cache = forward_cached(params, prompts, cache, config=config, num_tokens=lengths,
+                                   empty=True)
     real = jnp.arange(T, dtype=jnp.int32)[None] < lengths[:, None]
     # Padding counts as an id behind the vocabulary, which is dropped.
     seen = jnp.zeros((B, config.vocab_size), bool).at[

@@ -27,13 +27,15 @@ from qwen_jax.generate.prefix import Held, Plan, plan
 from qwen_jax.generate.request import Completion, Event, Request, is_whole, read_ids
 from qwen_jax.generate.text_stream import TextStream, token_bytes
 from qwen_jax.generate.weights import for_decoding
-from qwen_jax.model.cached import BLOCK, cache_bytes
+from qwen_jax.model.kv_cache import BLOCK, cache_bytes
+from qwen_jax.model.turned import TurnedParams
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params
 
 CACHE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 _MOST_STOP_IDS = 16
 _SMALLEST_CHUNK = 16
+_SHORT = 128  # tokens of short prompts that are computed together
 
 
 @dataclasses.dataclass
@@ -104,7 +106,8 @@ class Engine:
 
         self._params = for_decoding(params, config=config)
         self._rows = device.make_rows(config=config, mesh=mesh, rows=rows, slots=self.slots,
-                                      cache_dtype=cache_dtype)
+                                      cache_dtype=cache_dtype,
+                                      layer_by_layer=isinstance(self._params, TurnedParams))
         self._vocab_size = vocab_size
         self._table = None if tokenizer is None else token_bytes(tokenizer)
         self._jobs: list[_Job | None] = [None] * rows
@@ -239,31 +242,49 @@ class Engine:
             _fill_sampling(self._sampling, chosen.row, job, self.config.vocab_size)
 
     def _prefill(self) -> dict[int, tuple]:
-        """Computes up to a chunk of prompts, oldest first, and begins the rows that are complete.
+        """Computes parts of prompts, oldest first, and begins the rows that are complete.
 
+        A chunk's tokens at a time while other rows decode, who wait for it; four where nobody does.
         Returns row -> first token and its log-probability, still on the devices.
         """
-        budget, first = self._chunk, {}
+        budget, first = self._chunk * (1 if self._begun.any() else 4), {}
         waiting = [row for row, job in enumerate(self._jobs)
                    if job is not None and not self._begun[row]]
-        for row in sorted(waiting, key=lambda row: self._held[row].clock):
-            held = self._held[row]
-            while held.filled < len(held.prompt) and budget > 0:
-                budget -= self._prefill_chunk(row, held)
-            if held.filled == len(held.prompt):
+        waiting.sort(key=lambda row: self._held[row].clock)
+        while True:
+            for row in [row for row in waiting if not self._next_size(row)]:
                 first[row] = self._begin(row)
-        return first
+                waiting.remove(row)
+            if not waiting or budget <= 0:
+                return first
+            size = self._next_size(waiting[0])
+            alike = [row for row in waiting if self._next_size(row) == size]
+            budget -= self._prefill_chunks(alike[:self._at_once(size)], size)
 
-    def _prefill_chunk(self, row: int, held: Held) -> int:
-        part = held.prompt[held.filled:held.filled + self._chunk]
-        size = max(_SMALLEST_CHUNK, 1 << (len(part) - 1).bit_length())
-        tokens = np.zeros(size, np.int32)
-        tokens[:len(part)] = part
-        self._rows = device.prefill(
-            self._params, self._rows, tokens, np.int32(len(part)), np.int32(row),
-            np.int32(held.filled), np.int32(len(held.prompt)), config=self.config, mesh=self.mesh)
-        held.filled += len(part)
-        return size
+    def _next_size(self, row: int) -> int:
+        """The padded length of a row's next chunk; 0 where its prompt is complete."""
+        left = min(len(self._held[row].prompt) - self._held[row].filled, self._chunk)
+        return left and max(_SMALLEST_CHUNK, 1 << (left - 1).bit_length())
+
+    def _at_once(self, size: int) -> int:
+        """How many chunks of a size are computed together, always: a chunk's rounding is its own."""
+        return max(1, min(len(self._jobs), _SHORT // size))
+
+    def _prefill_chunks(self, rows: list[int], size: int) -> int:
+        """Returns the tokens that were computed, padding included."""
+        P = self._at_once(size)
+        tokens = np.zeros((P, size), np.int32)
+        numbers = np.zeros((4, P), np.int32)  # real tokens, rows, starts, lengths of prompts
+        numbers[1] = len(self._jobs) + np.arange(P)  # nobody's, if nobody comes
+        for i, row in enumerate(rows):
+            held = self._held[row]
+            part = held.prompt[held.filled:held.filled + size]
+            tokens[i, :len(part)] = part
+            numbers[:, i] = len(part), row, held.filled, len(held.prompt)
+            held.filled += len(part)
+        self._rows = device.prefill(self._params, self._rows, tokens, *numbers, config=self.config,
+                                    mesh=self.mesh)
+        return P * size
 
     def _begin(self, row: int) -> tuple:
         held = self._held[row]

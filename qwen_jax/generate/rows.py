@@ -3,7 +3,7 @@
 Each is one jitted program with fixed shapes and a donated state, so that a running engine compiles
 nothing and copies no cache.
 
-B rows, T tokens of a prefill chunk, S slots, V vocabulary.
+B rows, P prompts of T tokens prefilled at a time, S slots, V vocabulary.
 """
 
 import contextlib
@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from qwen_jax.config import ModelConfig
 from qwen_jax.generate import loop
 from qwen_jax.generate.loop import DecodeState, NewTokens, Sampling
-from qwen_jax.model.cached import BLOCK, forward_cached, init_cache
+from qwen_jax.model import kv_cache
+from qwen_jax.model.cached import forward_cached
 from qwen_jax.parallel.rules import use_layout
 from qwen_jax.types import Array, Params
 
@@ -34,12 +35,14 @@ def _on(mesh: Mesh | None):
     return contextlib.nullcontext() if mesh is None else use_layout(mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "mesh", "rows", "slots", "cache_dtype"))
+@functools.partial(jax.jit, static_argnames=("config", "mesh", "rows", "slots", "cache_dtype",
+                                             "layer_by_layer"))
 def make_rows(*, config: ModelConfig, mesh: Mesh | None, rows: int, slots: int,
-              cache_dtype: str | None) -> Rows:
+              cache_dtype: str | None, layer_by_layer: bool) -> Rows:
     """All rows empty and idle."""
     with _on(mesh):
-        cache = init_cache(config, rows, slots, dtype=cache_dtype)
+        cache = kv_cache.init_cache(config, rows, slots, dtype=cache_dtype,
+                                    layer_by_layer=layer_by_layer)
 
     def zeros():
         return jnp.zeros((rows,), jnp.int32)
@@ -51,40 +54,40 @@ def make_rows(*, config: ModelConfig, mesh: Mesh | None, rows: int, slots: int,
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh"), donate_argnums=1)
-def prefill(params: Params, rows: Rows, tokens: Array, num_tokens: Array, row: Array, start: Array,
-            prompt_length: Array, *, config: ModelConfig, mesh: Mesh | None) -> Rows:
-    """The next chunk of a prompt, int32 [T] of which num_tokens are real, at slot `start`."""
-    cache = rows.decode.cache
-    cache = cache.replace(lengths=cache.lengths.at[row].set(start),
-                          ntk_lengths=cache.ntk_lengths.at[row].set(prompt_length))
+def prefill(params: Params, state: Rows, tokens: Array, num_tokens: Array, rows: Array, starts: Array,
+            prompt_lengths: Array, *, config: ModelConfig, mesh: Mesh | None) -> Rows:
+    """The next chunks of some prompts, int32 [P, T] of which num_tokens are real, at slots `starts`.
+
+    Args:
+      rows: int32 [P], each at most once; one beyond the last is nobody's.
+    """
+    cache = state.decode.cache
+    cache = cache.replace(lengths=kv_cache.put_rows(cache.lengths, starts, rows),
+                          ntk_lengths=kv_cache.put_rows(cache.ntk_lengths, prompt_lengths, rows))
     with _on(mesh):
-        logits, cache = forward_cached(params, tokens[None], cache, config=config,
-                                       num_tokens=num_tokens[None], first_row=row,
-                                       prompt_lengths=prompt_length[None])
-    return rows.replace(
-        decode=rows.decode.replace(cache=cache),
-        prompt_logits=jax.lax.dynamic_update_slice(rows.prompt_logits, logits, (row, jnp.int32(0))))
+        logits, cache = forward_cached(params, tokens, cache, config=config, rows=rows,
+                                       num_tokens=num_tokens, prompt_lengths=prompt_lengths)
+    return state.replace(decode=state.decode.replace(cache=cache),
+                         prompt_logits=kv_cache.put_rows(state.prompt_logits, logits, rows))
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def copy_row(rows: Rows, source: Array, target: Array, length: Array) -> Rows:
     """Gives `target` the first `length` slots of `source`, and its prompt's logits."""
     cache = rows.decode.cache
-    C = min(BLOCK, cache.keys.shape[3])
 
-    def copy_block(i, arrays):
-        def copy(x):
-            here = tuple(map(jnp.int32, (0, source, 0, i * C, 0)))
-            there = tuple(map(jnp.int32, (0, target, 0, i * C, 0)))
-            block = jax.lax.dynamic_slice(x, here, (x.shape[0], 1, x.shape[2], C, x.shape[4]))
-            return jax.lax.dynamic_update_slice(x, block, there)
-        return jax.tree.map(copy, arrays)
+    def copy(x):
+        row = jax.lax.dynamic_slice_in_dim(x, source, 1, axis=1)
+        return jax.lax.dynamic_update_slice_in_dim(x, row, target, axis=1)
 
-    names = ("keys", "values", "key_scales", "value_scales")
-    arrays = {name: getattr(cache, name) for name in names if getattr(cache, name) is not None}
-    arrays = jax.lax.fori_loop(0, (length + C - 1) // C, copy_block, arrays)
+    def copy_used(blocks):
+        return tuple(
+            jax.lax.fori_loop(0, (length > begin).astype(jnp.int32),
+                              lambda _, block: jax.tree.map(copy, block), block)
+            for begin, block in zip(kv_cache.starts(blocks), blocks))
+
     cache = cache.replace(
-        **arrays, lengths=cache.lengths.at[target].set(length),
+        blocks=tuple(map(copy_used, cache.blocks)), lengths=cache.lengths.at[target].set(length),
         ntk_lengths=cache.ntk_lengths.at[target].set(cache.ntk_lengths[source]))
     return rows.replace(
         decode=rows.decode.replace(cache=cache),

@@ -23,21 +23,25 @@ def project_qkv(x_BTD: Array, params: AttentionParams, *, table, query_scale_BT:
     Args:
       table: cos and sin of rope.rotary_table.
       query_scale_BT: LogN factors (report 2.3.2) or None.
-      product: how a weight is multiplied with: `linear`, turned.turned_linear, or
-        lora.adapted_linear.
+      product: how a weight is multiplied with: `linear` or lora.adapted_linear.
     """
     def project(weight, bias, heads_axis):
         y = product(x_BTD, weight.reshape(weight.shape[0], -1))
         y = y.reshape(*y.shape[:2], *bias.shape) + bias.astype(y.dtype)[None, None]
         return constrain(y, "batch", "length", heads_axis, None)
 
-    q_BTNH = rotate(project(params.wq, params.bq, "act_heads"), table)
+    q_BTNH = positioned_query(project(params.wq, params.bq, "act_heads"), table, query_scale_BT)
     k_BTKH = rotate(project(params.wk, params.bk, "act_kv_heads"), table)
-    v_BTKH = project(params.wv, params.bv, "act_kv_heads")
-    if query_scale_BT is not None:
-        scaled = q_BTNH.astype(jnp.float32) * query_scale_BT[:, :, None, None]
-        q_BTNH = scaled.astype(q_BTNH.dtype)
-    return q_BTNH, k_BTKH, v_BTKH
+    return q_BTNH, k_BTKH, project(params.wv, params.bv, "act_kv_heads")
+
+
+def positioned_query(q_BTNH: Array, table, query_scale_BT: Array | None) -> Array:
+    """Queries rotated, and multiplied by LogN's factors where there are any."""
+    q_BTNH = rotate(q_BTNH, table)
+    if query_scale_BT is None:
+        return q_BTNH
+    scaled = q_BTNH.astype(jnp.float32) * query_scale_BT[:, :, None, None]
+    return scaled.astype(q_BTNH.dtype)
 
 
 def project_out(out_BTNH: Array, params: AttentionParams, *, product=linear) -> Array:

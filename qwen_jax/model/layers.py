@@ -66,8 +66,7 @@ def swiglu(x_BTD: Array, params: MLPParams, *, product=linear) -> Array:
     """down(up(x) * silu(gate(x))). Report: 2.3. `params` without the layer axis.
 
     Args:
-      product: how a weight is multiplied with: `linear`, turned.turned_linear, or
-        lora.adapted_linear.
+      product: how a weight is multiplied with: `linear` or lora.adapted_linear.
     """
     gate_BTF, up_BTF = product(x_BTD, params.w_gate), product(x_BTD, params.w_up)
     hidden_BTF = constrain(gated_silu(gate_BTF, up_BTF), "batch", "length", "act_ffn")

@@ -1,37 +1,56 @@
-"""The weights in the order in which a CPU decodes fastest.
+"""The weights in the order in which a CPU decodes fastest, and one layer's parts over them.
 
-V vocabulary, D model, N heads, K key-value heads, H head size, F ffn, E outputs of a matrix.
+B batch, T positions, V vocabulary, D model, N heads, K key-value heads, H head size, F ffn, E outputs
+of a matrix.
 """
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
+from qwen_jax.config import ModelConfig
+from qwen_jax.model.layers import gated_silu
 from qwen_jax.types import Array, LayerParams, Params
 
 
 @flax.struct.dataclass
+class TurnedLayer:
+    """A layer's weights, each matrix with its inputs last; what has the same input is one matrix."""
+
+    attention_norm: Array  # [D]
+    w_qkv: Array  # [(N + 2 K) H, D]
+    b_qkv: Array  # [(N + 2 K) H]
+    wo: Array  # [D, N H]
+    mlp_norm: Array  # [D]
+    w_gate_up: Array  # [2 F, D]
+    w_down: Array  # [D, F]
+
+
+@flax.struct.dataclass
 class TurnedParams:
-    """The weights layer by layer, each matrix with its inputs last ([E, D], heads flattened).
+    """The weights layer by layer.
 
     A CPU multiplies a few rows fastest in this order, and XLA:CPU would copy each layer's weights
     out of the stacked ones at every step.
     """
 
     embed: Array  # [V, D]
-    layers: tuple[LayerParams, ...]  # wq [N H, D], wk and wv [K H, D], wo [D, N H], w_up [F, D] ...
+    layers: tuple[TurnedLayer, ...]
     final_norm: Array  # [D]
     head: Array | None  # [V, D]; None: the embedding
 
 
 def turn(params: Params) -> TurnedParams:
     """The weights in the order of TurnedParams."""
-    def turned(layer: LayerParams) -> LayerParams:
+    def turned(layer: LayerParams) -> TurnedLayer:
         a, D = layer.attention, layer.mlp_norm.shape[0]
-        return layer.replace(
-            attention=a.replace(wq=a.wq.reshape(D, -1).T, wk=a.wk.reshape(D, -1).T,
-                                wv=a.wv.reshape(D, -1).T, wo=a.wo.reshape(-1, D).T),
-            mlp=jax.tree.map(jnp.transpose, layer.mlp))
+        return TurnedLayer(
+            attention_norm=layer.attention_norm,
+            w_qkv=jnp.concatenate([w.reshape(D, -1).T for w in (a.wq, a.wk, a.wv)]),
+            b_qkv=jnp.concatenate([b.reshape(-1) for b in (a.bq, a.bk, a.bv)]),
+            wo=a.wo.reshape(-1, D).T, mlp_norm=layer.mlp_norm,
+            w_gate_up=jnp.concatenate([layer.mlp.w_gate.T, layer.mlp.w_up.T]),
+            w_down=layer.mlp.w_down.T)
 
     layers = tuple(turned(jax.tree.map(lambda weight, i=i: weight[i], params.layers))
                    for i in range(params.layers.mlp_norm.shape[0]))
@@ -49,3 +68,29 @@ def turned_linear(x_BTD: Array, weight_ED: Array, dtype=None) -> Array:
     y = jax.lax.dot_general(x_BTD, weight_ED, (((2,), (1,)), ((), ())),
                             preferred_element_type=dtype)
     return y[:, :T]
+
+
+def turned_qkv(x_BTD: Array, layer: TurnedLayer, config: ModelConfig, *, query_of: Array | None):
+    """Queries, keys and values, not rotated yet: [B, T, N, H], [B, T, K, H], [B, T, K, H].
+
+    Args:
+      query_of: [B, 1, D]; queries [B, 1, N, H] of this alone. None: of x.
+    """
+    N, K, H = config.num_heads, config.kv_heads, config.head_dim
+
+    def project(x, part):
+        y = turned_linear(x, layer.w_qkv[part])
+        y = y + layer.b_qkv[part].astype(y.dtype)[None, None]
+        return y.reshape(*y.shape[:2], -1, H)
+
+    if query_of is None:
+        qkv = project(x_BTD, slice(None))
+        return qkv[:, :, :N], qkv[:, :, N:N + K], qkv[:, :, N + K:]
+    kv = project(x_BTD, slice(N * H, None))
+    return project(query_of, slice(N * H)), kv[:, :, :K], kv[:, :, K:]
+
+
+def turned_swiglu(x_BTD: Array, layer: TurnedLayer) -> Array:
+    """layers.swiglu."""
+    gate_BTF, up_BTF = jnp.split(turned_linear(x_BTD, layer.w_gate_up), 2, axis=-1)
+    return turned_linear(gated_silu(gate_BTF, up_BTF), layer.w_down)

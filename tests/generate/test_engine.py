@@ -217,8 +217,9 @@ def test_a_mesh_gives_the_same_tokens(params):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     sharded = jax.device_put(params, sharding_for(param_specs(CONFIG), mesh))
     engine = Engine(sharded, CONFIG, mesh=mesh, **SHAPE)
-    cut = engine._rows.decode.cache.keys.sharding.shard_shape((2, 4, 4, 128, 8))
-    assert cut == (2, 1, 2, 128, 8)
+    keys = engine._rows.decode.cache.blocks[0][0].keys
+    assert keys.shape == (1, 4, 4, 64, 8)
+    assert keys.sharding.shard_shape(keys.shape) == (1, 1, 2, 64, 8)
     assert [a.tokens for a in engine.run(requests)] == [a.tokens for a in expected]
 
 
