@@ -80,7 +80,7 @@ class Engine:
 
     def __init__(self, params: Params, config: ModelConfig, *, tokenizer: Tokenizer | None = None,
                  rows: int = 8, slots: int | None = None, cache_dtype: str | None = None,
-                 prefill_chunk: int = 256, decode_steps: int = 8, mesh: Mesh | None = None,
+                 prefill_chunk: int = 512, decode_steps: int = 8, mesh: Mesh | None = None,
                  memory_gb: float | None = None, vocab_size: int | None = None):
         slots = config.context_length if slots is None else slots
         for name, value in (("rows", rows), ("slots", slots), ("decode_steps", decode_steps),
@@ -90,14 +90,12 @@ class Engine:
                                   f"Engine({name})", "use 1 or more.")
         if prefill_chunk < _SMALLEST_CHUNK or prefill_chunk & (prefill_chunk - 1):
             raise ConfigError(f"prefill_chunk={prefill_chunk} is not a power of two from "
-                              f"{_SMALLEST_CHUNK} on.", "Engine(prefill_chunk)", "use 256.")
+                              f"{_SMALLEST_CHUNK} on.", "Engine(prefill_chunk)", "use 512.")
         if cache_dtype is not None and cache_dtype not in CACHE_DTYPES:
             raise ConfigError(f"cache_dtype={cache_dtype!r} is unknown.", "Engine(cache_dtype)",
                               f"use one of {', '.join(CACHE_DTYPES)}, or None.")
         vocab_size = _vocab_size(vocab_size, tokenizer, config)
-        # Every chunk has its place: whole chunks, and whole blocks of attention.
-        unit = max(prefill_chunk, BLOCK)
-        self.slots = -(-slots // unit) * unit
+        self.slots = -(-slots // BLOCK) * BLOCK
         self.config, self.mesh, self.tokenizer = config, mesh, tokenizer
         self._cache_dtype, self._chunk = cache_dtype, prefill_chunk
         self._decode_steps = decode_steps
@@ -267,7 +265,7 @@ class Engine:
         return left and max(_SMALLEST_CHUNK, 1 << (left - 1).bit_length())
 
     def _at_once(self, size: int) -> int:
-        """How many chunks of a size are computed together, always: a chunk's rounding is its own."""
+        """Chunks of a size computed together, always so many: rounding must not tell of others."""
         return max(1, min(len(self._jobs), _SHORT // size))
 
     def _prefill_chunks(self, rows: list[int], size: int) -> int:

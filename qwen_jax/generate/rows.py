@@ -54,12 +54,15 @@ def make_rows(*, config: ModelConfig, mesh: Mesh | None, rows: int, slots: int,
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh"), donate_argnums=1)
-def prefill(params: Params, state: Rows, tokens: Array, num_tokens: Array, rows: Array, starts: Array,
-            prompt_lengths: Array, *, config: ModelConfig, mesh: Mesh | None) -> Rows:
-    """The next chunks of some prompts, int32 [P, T] of which num_tokens are real, at slots `starts`.
+def prefill(params: Params, state: Rows, tokens: Array, num_tokens: Array, rows: Array,
+            starts: Array, prompt_lengths: Array, *, config: ModelConfig,
+            mesh: Mesh | None) -> Rows:
+    """The next chunks of some prompts.
 
     Args:
+      tokens: int32 [P, T], of which int32 [P] num_tokens are real.
       rows: int32 [P], each at most once; one beyond the last is nobody's.
+      starts: int32 [P], the slots of the first tokens.
     """
     cache = state.decode.cache
     cache = cache.replace(lengths=kv_cache.put_rows(cache.lengths, starts, rows),

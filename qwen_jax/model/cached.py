@@ -1,8 +1,8 @@
 """The decoder over a KV cache: the same model, a few new tokens of each row at a time.
 
 New tokens attend to one another and then, with a running maximum, to the cache block by block. A
-block beyond a row's length changes nothing, not even a bit, so a row's result does not depend on how
-long others are. What is new goes into the cache at the end, for all layers together.
+block beyond a row's length changes nothing, not even a bit, so a row's result does not depend on
+how long others are. What is new goes into the cache at the end, for all layers together.
 
 Keys are cached rotated, each layer with its own base (rope.layer_extension), which the prompt's
 length fixes for every layer and row. Keys cached unrotated could follow a conversation that grows
@@ -33,6 +33,7 @@ from qwen_jax.parallel.rules import constrain
 from qwen_jax.types import Array, CacheBlock, KVCache, LayerParams, Params
 
 _MASKED = -1e30  # finite: exp(_MASKED - _MASKED) is 1 and no NaN
+_PIECE = 128  # queries of a long prompt that are taken together
 
 
 def forward_cached(params: Params | TurnedParams, tokens: Array, cache: KVCache, *,
@@ -67,6 +68,12 @@ def forward_cached(params: Params | TurnedParams, tokens: Array, cache: KVCache,
     positions = lengths[:, None] + jnp.arange(T, dtype=jnp.int32)[None]
     last = jnp.maximum(num_tokens - 1, 0)[:, None]
     turned = isinstance(params, TurnedParams)
+
+    def take_last(y):
+        """Of [B, T, ...], what belongs to each row's last real token, [B, 1, ...]."""
+        return jnp.take_along_axis(y, last.reshape(B, 1, *(1,) * (y.ndim - 2)), axis=1,
+                                   mode="promise_in_bounds")
+
     x = embed(tokens, params.embed, dtype=jnp.dtype(config.compute_dtype))
     x = constrain(x, "batch", "length", "act_embed")
     codes = functools.partial(_position_codes, ntk_lengths=ntk_lengths, config=config)
@@ -78,18 +85,17 @@ def forward_cached(params: Params | TurnedParams, tokens: Array, cache: KVCache,
               only_last: bool = False):
         table, query_scale = codes(positions, window=window) if shared is None else shared
         y = rms_norm(x, layer.attention_norm, epsilon=config.norm_epsilon)
-        if only_last:
-            x, y_last = (jnp.take_along_axis(z, last[..., None], axis=1) for z in (x, y))
-            q, k, v = turned_qkv(y, layer, config, query_of=y_last)
-            at = lengths[:, None] + last
-            q, k = positioned_query(q, *codes(at, window=window)), rotate(k, table)
-        elif turned:
-            at = positions
-            q, k, v = turned_qkv(y, layer, config, query_of=None)
-            q, k = positioned_query(q, table, query_scale), rotate(k, table)
+        if turned:
+            q, k, v = turned_qkv(y, layer, config)
+            k, at = rotate(k, table), positions
+            if only_last:
+                x, q = take_last(x), take_last(q)
+                at = lengths[:, None] + last
+                table, query_scale = codes(at, window=window)
+            q = positioned_query(q, table, query_scale)
         else:
-            at = positions
             q, k, v = project_qkv(y, layer.attention, table=table, query_scale_BT=query_scale)
+            at = positions
         if empty and not only_last:
             y = partitioned_attention(q, k, v, segment_ids=None, window=window,
                                       implementation=config.attention)
@@ -102,11 +108,10 @@ def forward_cached(params: Params | TurnedParams, tokens: Array, cache: KVCache,
         x = x + (turned_swiglu(y, layer) if turned else swiglu(y, layer.mlp))
         return constrain(x, "batch", "length", "act_embed"), (k, v)
 
-    # All reading is done before the writing begins: otherwise XLA keeps a copy of what it still reads.
+    # Reading is done before writing begins: otherwise XLA keeps a copy of what it still reads.
     x, new = jax.lax.optimization_barrier(_over_layers(block, x, cache, params.layers, config))
     cache = kv_cache.write(cache, new, rows=rows, start_B=lengths, num_tokens_B=num_tokens)
-    if x.shape[1] > 1:
-        x = jnp.take_along_axis(x, last[..., None], axis=1)
+    x = x if x.shape[1] == 1 else take_last(x)
     x = rms_norm(x, params.final_norm, epsilon=config.norm_epsilon)
     head = params.embed if params.head is None else params.head
     inputs_last = turned or params.head is None
@@ -161,24 +166,39 @@ def _attend(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, held: tuple[CacheBlock,
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
     G = N // K
-    q = q_BTNH.reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
-    position = jnp.broadcast_to(query_at[:, None, None], (B, 1, G, T)).reshape(B, 1, -1, 1)
-    length = key_at[:, 0]
+    q = q_BTNH.reshape(B, T, K, G, H).transpose(0, 2, 1, 3, 4).reshape(B, K, T * G, H)
+    position = jnp.repeat(query_at, G, axis=1)[:, None, :, None]  # [B, 1, T G, 1]
     first_seen = None if window is None else position - jnp.asarray(window, jnp.int32) + 1
-    itself = key_at[:, None, None]
-    visible = itself <= position
-    carry = (jnp.full((B, K, G * T, 1), _MASKED, jnp.float32),
-             jnp.zeros((B, K, G * T, 1), jnp.float32), jnp.zeros((B, K, G * T, H), jnp.float32))
-    carry = _add(carry, q, jnp.swapaxes(k_BTKH, 1, 2), jnp.swapaxes(v_BTKH, 1, 2),
-                 visible if window is None else visible & (itself >= first_seen))
 
+    def over_new(begin: int, end: int, seen: int):
+        """Queries `begin` to `end` over the first `seen` of the new keys."""
+        at, part = key_at[:, None, None, :seen], slice(begin * G, end * G)
+        visible = at <= position[:, :, part]
+        if window is not None:
+            visible = visible & (at >= first_seen[:, :, part])
+        shape = (B, K, (end - begin) * G)
+        empty = (jnp.full((*shape, 1), _MASKED, jnp.float32), jnp.zeros((*shape, 1), jnp.float32),
+                 jnp.zeros((*shape, H), jnp.float32))
+        return _add(empty, q[:, :, part], keys[:, :, :seen], values[:, :, :seen], visible)
+
+    keys, values = jnp.swapaxes(k_BTKH, 1, 2), jnp.swapaxes(v_BTKH, 1, 2)
+    new = keys.shape[2]
+    if T == new:  # a piece of queries sees no new key beyond its own end
+        ends = [*range(0, T, _PIECE), T]
+        pieces = [over_new(*piece, seen=piece[1]) for piece in itertools.pairwise(ends)]
+        carry = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *pieces)
+    else:
+        carry = over_new(0, T, new)
+
+    length = key_at[:, 0]
     longest = jnp.max(jnp.where(in_use, length, 0))
     earliest = jnp.int32(0)
     if window is not None:
         earliest = jnp.min(jnp.where(in_use, first_seen[:, 0, 0, 0], np.iinfo(np.int32).max))
-    for block, (begin, end) in zip(held, itertools.pairwise(kv_cache.starts(held))):
-        def add_block(carry, block=block, begin=begin, end=end):
-            keys, values = _read(block, index, rows, q.dtype)
+    for blocks, begin, end in _together(held, least=1 if T == 1 else 2 * _PIECE):
+        def add_block(carry, blocks=blocks, begin=begin, end=end):
+            pairs = [_read(block, index, rows, q.dtype) for block in blocks]
+            keys, values = (jnp.concatenate(parts, axis=2) for parts in zip(*pairs))
             slot = jnp.arange(begin, end, dtype=jnp.int32)[None, None, None]
             visible = slot < length[:, None, None, None]
             if window is not None:
@@ -190,7 +210,19 @@ def _attend(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, held: tuple[CacheBlock,
                              carry)
     _, total, out = carry
     out = (out / total).astype(q.dtype)  # every token has seen itself
-    return out.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+    return out.reshape(B, K, T, G, H).transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
+
+
+def _together(held: tuple[CacheBlock, ...], *, least: int):
+    """Neighbouring blocks of `least` slots together, their first slot and the one after the last.
+
+    Many queries pay for the joining, one does not.
+    """
+    edges, first = kv_cache.starts(held), 0
+    for i, end in enumerate(edges[1:], 1):
+        if end - edges[first] >= least or i == len(held):
+            yield held[first:i], edges[first], end
+            first = i
 
 
 def _read(block: CacheBlock, index, rows: Array | None, dtype) -> tuple[Array, Array]:

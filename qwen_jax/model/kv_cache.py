@@ -3,8 +3,8 @@
 Slots are cut into blocks at fixed places, small ones first, so that rows that are short cost little
 and rows that are long few operations. Attention reads whole blocks (model/cached.py).
 
-B rows of a call, T new tokens, S slots, C slots in a block, K key-value heads, H head size, l layers
-of an array.
+B rows of a call, T new tokens, S slots, C slots in a block, K key-value heads, H head size,
+X: H or 2, l layers of an array.
 """
 
 import functools
@@ -24,7 +24,7 @@ _AXES = (None, "batch", "act_kv_heads", None, None)
 
 
 def block_sizes(slots: int) -> tuple[int, ...]:
-    """How `slots` slots are cut: at 64, 96, 128, 192, 256, 384, 512 and so on, two for each doubling.
+    """How `slots` slots are cut: at 64, 96, 128, 192, 256, 384, 512 and so on, two a doubling.
 
     At most a third of what is read lies behind the longest row.
     """
@@ -65,7 +65,8 @@ def init_cache(config: ModelConfig, batch_size: int, slots: int, *, dtype=None,
 
     return KVCache(
         blocks=tuple(tuple(map(block, block_sizes(slots))) for _ in range(stacks)),
-        lengths=jnp.zeros((batch_size,), jnp.int32), ntk_lengths=jnp.zeros((batch_size,), jnp.int32))
+        lengths=jnp.zeros((batch_size,), jnp.int32),
+        ntk_lengths=jnp.zeros((batch_size,), jnp.int32))
 
 
 def cache_bytes(config: ModelConfig, batch_size: int, slots: int, *, dtype=None) -> int:
@@ -151,7 +152,7 @@ def _put_many(edges, by_place, parts, rows, start_B, num_tokens_B):
         def choose(whole, part):
             source = jnp.clip(source_BC, 0, part.shape[3] - 1)[None, :, None, :, None]
             new = jnp.where(is_new_BC[None, :, None, :, None],
-                            jnp.take_along_axis(part, source, axis=3),
+                            jnp.take_along_axis(part, source, axis=3, mode="promise_in_bounds"),
                             take_rows(whole, rows, axis=1))
             if rows is None:
                 return new
@@ -165,7 +166,7 @@ def _put_many(edges, by_place, parts, rows, start_B, num_tokens_B):
 
 
 def _put_row_by_row(edges, by_place, parts, rows, start_B, num_tokens_B):
-    """One token a row, for one CPU: XLA:CPU's scatter would take a loop of its own for each array."""
+    """One token a row, on a CPU: XLA:CPU's scatter would take a loop of its own for each array."""
     place_B = jnp.searchsorted(np.asarray(edges[1:], np.int32), start_B, side="right")
     place_B = jnp.where(num_tokens_B > 0, place_B, len(by_place)).astype(jnp.int32)
     order_B = jnp.argsort(place_B).astype(jnp.int32)
@@ -185,7 +186,7 @@ def _put_row_by_row(edges, by_place, parts, rows, start_B, num_tokens_B):
 
 
 def _put_at_once(edges, by_place, parts, rows, start_B, num_tokens_B):
-    """One token a row, everywhere else: one scatter for each array, which drops other blocks' rows."""
+    """One token a row, elsewhere: one scatter for each array, which drops other blocks' rows."""
     if rows is None:
         rows = jnp.arange(start_B.shape[0], dtype=jnp.int32)
 

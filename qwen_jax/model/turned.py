@@ -1,7 +1,7 @@
 """The weights in the order in which a CPU decodes fastest, and one layer's parts over them.
 
-B batch, T positions, V vocabulary, D model, N heads, K key-value heads, H head size, F ffn, E outputs
-of a matrix.
+B batch, T positions, V vocabulary, D model, N heads, K key-value heads, H head size, F ffn,
+E outputs of a matrix.
 """
 
 import flax.struct
@@ -15,7 +15,7 @@ from qwen_jax.types import Array, LayerParams, Params
 
 @flax.struct.dataclass
 class TurnedLayer:
-    """A layer's weights, each matrix with its inputs last; what has the same input is one matrix."""
+    """A layer's weights, each matrix with its inputs last; those of one input are one matrix."""
 
     attention_norm: Array  # [D]
     w_qkv: Array  # [(N + 2 K) H, D]
@@ -70,24 +70,12 @@ def turned_linear(x_BTD: Array, weight_ED: Array, dtype=None) -> Array:
     return y[:, :T]
 
 
-def turned_qkv(x_BTD: Array, layer: TurnedLayer, config: ModelConfig, *, query_of: Array | None):
-    """Queries, keys and values, not rotated yet: [B, T, N, H], [B, T, K, H], [B, T, K, H].
-
-    Args:
-      query_of: [B, 1, D]; queries [B, 1, N, H] of this alone. None: of x.
-    """
+def turned_qkv(x_BTD: Array, layer: TurnedLayer, config: ModelConfig):
+    """Queries, keys and values, not rotated yet: [B, T, N, H], [B, T, K, H], [B, T, K, H]."""
     N, K, H = config.num_heads, config.kv_heads, config.head_dim
-
-    def project(x, part):
-        y = turned_linear(x, layer.w_qkv[part])
-        y = y + layer.b_qkv[part].astype(y.dtype)[None, None]
-        return y.reshape(*y.shape[:2], -1, H)
-
-    if query_of is None:
-        qkv = project(x_BTD, slice(None))
-        return qkv[:, :, :N], qkv[:, :, N:N + K], qkv[:, :, N + K:]
-    kv = project(x_BTD, slice(N * H, None))
-    return project(query_of, slice(N * H)), kv[:, :, :K], kv[:, :, K:]
+    y = turned_linear(x_BTD, layer.w_qkv)
+    y = (y + layer.b_qkv.astype(y.dtype)[None, None]).reshape(*y.shape[:2], N + 2 * K, H)
+    return y[:, :, :N], y[:, :, N:N + K], y[:, :, N + K:]
 
 
 def turned_swiglu(x_BTD: Array, layer: TurnedLayer) -> Array:

@@ -85,8 +85,7 @@ def test_a_prompt_in_pieces_over_several_blocks_is_the_prompt_at_once(extension)
     config = dataclasses.replace(CONFIG, extension=extension)
     whole, pieces, full = whole_and_in_pieces(config, (100, 60, 100, 1))
     np.testing.assert_allclose(pieces, whole, atol=ROUNDING)
-    if extension.windows is None:
-        np.testing.assert_allclose(whole, full, atol=ROUNDING)
+    np.testing.assert_allclose(whole, full, atol=ROUNDING)
 
 
 def test_each_layer_sees_its_window_and_no_more():
