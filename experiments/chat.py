@@ -16,7 +16,7 @@ import time
 import unicodedata
 
 from experiments import flags
-from experiments.loading import load, start_engine
+from experiments.loading import load, mesh_of, start_engine
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.generate import chat
 from qwen_jax.generate.engine import Engine
@@ -49,6 +49,7 @@ class Config:
     seed: int = 0  # of the first answer; each has the next one
     context: int | None = None  # tokens of prompt and answer; None: as far as it makes sense
     cache_dtype: str | None = None  # of keys and values; None: the compute dtype
+    tensor: int = 1  # devices that the weights and the cache are cut over
 
 
 class Chat:
@@ -194,11 +195,12 @@ def printable(text: str) -> str:
 
 def main(config: Config) -> None:
     """Loads, then question and answer in turn."""
-    model, params, tokenizer = load(config.checkpoint, config.tokenizer)
+    mesh = mesh_of(config.tensor)
+    model, params, tokenizer = load(config.checkpoint, config.tokenizer, mesh=mesh)
     context, sentence = chat.context(model, config.context)
     config = dataclasses.replace(config, max_new_tokens=min(config.max_new_tokens, context // 2))
     engine = start_engine(params, model, tokenizer, rows=1, context=context,
-                          cache_dtype=config.cache_dtype)
+                          cache_dtype=config.cache_dtype, mesh=mesh)
     keyboard = Keyboard()
     talk = Chat(config, tokenizer, engine, context, keyboard)
     with contextlib.suppress(ImportError):  # the arrow keys, where Python has them

@@ -15,7 +15,7 @@ import sys
 import tqdm
 
 from experiments import flags
-from experiments.loading import load, start_engine
+from experiments.loading import load, mesh_of, start_engine
 from qwen_jax.errors import ConfigError
 from qwen_jax.generate import chat, jsonl
 from qwen_jax.generate.engine import Engine
@@ -35,6 +35,7 @@ class Config:
     rows: int = 8  # answers computed at once; changes none of them
     context: int | None = None  # tokens of a prompt and its answer; None: as far as it makes sense
     cache_dtype: str | None = None  # of keys and values; None: the compute dtype
+    tensor: int = 1  # devices that the weights and the cache are cut over
 
 
 def main(config: Config) -> None:
@@ -42,11 +43,12 @@ def main(config: Config) -> None:
     if (config.input is None) != (config.output is None) or config.input and config.prompt:
         raise ConfigError("neither one prompt nor a file of them.", "--prompt, --input, --output",
                           "give --prompt alone, or --input and --output.")
-    model, params, tokenizer = load(config.checkpoint, config.tokenizer)
+    mesh = mesh_of(config.tensor)
+    model, params, tokenizer = load(config.checkpoint, config.tokenizer, mesh=mesh)
     context, sentence = chat.context(model, config.context)
     if config.input is None:
         engine = start_engine(params, model, tokenizer, rows=config.settings.n, context=context,
-                              cache_dtype=config.cache_dtype)
+                              cache_dtype=config.cache_dtype, mesh=mesh)
         for text in answers(engine, tokenizer, config):
             print(config.prompt + text, end="\n\n")
         return
@@ -61,7 +63,7 @@ def main(config: Config) -> None:
             print(f"{count} lines, {len(output.done)} of them done; context: {sentence}",
                   flush=True)
             engine = start_engine(params, model, tokenizer, rows=config.rows, context=context,
-                                  cache_dtype=config.cache_dtype)
+                                  cache_dtype=config.cache_dtype, mesh=mesh)
             work(engine, source, output, config.rows, count)
     except KeyboardInterrupt:
         print("stopped; give the same command again to go on", file=sys.stderr, flush=True)

@@ -16,7 +16,7 @@ import socket
 from absl import logging
 
 from experiments import flags
-from experiments.loading import load, start_engine
+from experiments.loading import load, mesh_of, start_engine
 from qwen_jax.errors import ConfigError
 from qwen_jax.generate import chat
 
@@ -36,6 +36,7 @@ class Config:
     max_queued: int = 64  # answers that may wait
     context: int | None = None  # tokens of a prompt and its answer; None: as far as it makes sense
     cache_dtype: str | None = None  # of keys and values; None: the compute dtype
+    tensor: int = 1  # devices that the weights and the cache are cut over
     memory_gb: float | None = None  # for the cache; None: what the device has
     max_body_mb: float = 4.0  # of one request
     grace: float = 10.0  # seconds that answers have to end after a signal
@@ -51,13 +52,14 @@ def main(config: Config) -> None:
     local = config.host in app.LOCAL_NAMES
     key = read_key(config.api_key)
     with bind(config.host, config.port) as sock:  # before the model, which takes a while, is loaded
-        model, params, tokenizer = load(config.checkpoint, config.tokenizer)
+        mesh = mesh_of(config.tensor)
+        model, params, tokenizer = load(config.checkpoint, config.tokenizer, mesh=mesh)
         context, sentence = chat.context(model, config.context)
         print(f"context: {sentence}; {config.rows} answers at once", flush=True)
         name = config.model_name or pathlib.Path(config.checkpoint).resolve().name
         engine = start_engine(params, model, tokenizer, rows=config.rows, context=context,
-                              cache_dtype=config.cache_dtype, memory_gb=config.memory_gb,
-                              prompt_lengths=(16, 32, 64, 128, 256))  # a prompt's pieces
+                              cache_dtype=config.cache_dtype, memory_gb=config.memory_gb, mesh=mesh,
+                              prompt_lengths=(16, 32, 64, 128, 256, 512))  # a prompt's pieces
         worker = Worker(engine, rows=config.rows, max_queued=config.max_queued)
         limits = Limits(model=name, context=context, capacity=worker.capacity)
         settings = app.ServerConfig(limits=limits, api_key=key, local=local,

@@ -82,6 +82,17 @@ def test_eight_kills_and_another_batch_change_no_byte(command, tmp_path):
     assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
+def test_two_devices_share_the_model_and_say_the_same(checkpoint, capsys):
+    said = []
+    for tensor in (1, 2):
+        generate.main(generate.Config(checkpoint=str(checkpoint),
+                                      prompt="one ", tensor=tensor))
+        said.append(capsys.readouterr().out[-80:])
+    assert said[0] == said[1] and len(said[0]) == 80
+    with pytest.raises(QwenJaxError, match="tensor=9 on 8 devices"):
+        generate.main(generate.Config(checkpoint=str(checkpoint), tensor=9))
+
+
 def test_what_cannot_be_done_is_refused_before_the_model_is_read(tmp_path, checkpoint):
     for flags, word in (({}, "no model"),
                         ({"checkpoint": str(checkpoint), "input": "a"}, "--output"),
