@@ -168,7 +168,10 @@ def _put_many(edges, by_place, parts, rows, start_B, num_tokens_B):
 def _put_row_by_row(edges, by_place, parts, rows, start_B, num_tokens_B):
     """One token a row, on a CPU: XLA:CPU's scatter would take a loop of its own for each array."""
     place_B = jnp.searchsorted(np.asarray(edges[1:], np.int32), start_B, side="right")
-    place_B = jnp.where(num_tokens_B > 0, place_B, len(by_place)).astype(jnp.int32)
+    in_use_B = num_tokens_B > 0
+    if rows is not None:
+        in_use_B = in_use_B & (rows < by_place[0][0].keys.shape[1])
+    place_B = jnp.where(in_use_B, place_B, len(by_place)).astype(jnp.int32)
     order_B = jnp.argsort(place_B).astype(jnp.int32)
     bounds = jnp.searchsorted(place_B[order_B], np.arange(len(by_place) + 1, dtype=np.int32))
     bounds = bounds.astype(jnp.int32)
