@@ -85,9 +85,7 @@ def main(config: Config) -> None:
     export(folder, model, params, tokenizer)
     say("8/10 alignment")
     quickstart_alignment.align(folder, config.align, say=lambda line: say(f"     {line}"))
-    right = quickstart_alignment.compare(folder, tokenizer)
-    say(f"9/10 held-out sums that are right: {right['sft']:.1%} after fine-tuning, "
-        f"{right['ppo']:.1%} after PPO; talk to it:\n"
+    say(f"9/10 {quickstart_alignment.compare(folder, tokenizer)}; talk to it:\n"
         f"     {pathlib.Path(sys.executable)} -m experiments.chat --checkpoint={folder}/ppo")
     page = write_report(folder)
     say(f"10/10 {page} is the report of this run ({time.time() - started:.0f} s)")

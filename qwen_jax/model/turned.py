@@ -13,6 +13,9 @@ from qwen_jax.model.layers import gated_silu
 from qwen_jax.types import Array, LayerParams, Params
 
 
+_PIECE = 256  # tokens of a row whose widest arrays, [T, 2 F], are computed at a time
+
+
 @flax.struct.dataclass
 class TurnedLayer:
     """A layer's weights, each matrix with its inputs last; those of one input are one matrix."""
@@ -80,5 +83,9 @@ def turned_qkv(x_BTD: Array, layer: TurnedLayer, config: ModelConfig):
 
 def turned_swiglu(x_BTD: Array, layer: TurnedLayer) -> Array:
     """layers.swiglu."""
-    gate_BTF, up_BTF = jnp.split(turned_linear(x_BTD, layer.w_gate_up), 2, axis=-1)
-    return turned_linear(gated_silu(gate_BTF, up_BTF), layer.w_down)
+    def piece(x):
+        gate_BTF, up_BTF = jnp.split(turned_linear(x, layer.w_gate_up), 2, axis=-1)
+        return turned_linear(gated_silu(gate_BTF, up_BTF), layer.w_down)
+
+    T = x_BTD.shape[1]
+    return jnp.concatenate([piece(x_BTD[:, t:t + _PIECE]) for t in range(0, T, _PIECE)], axis=1)
