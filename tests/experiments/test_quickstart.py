@@ -42,7 +42,7 @@ def test_it_leaves_everything_it_promises(finished):
         exported, weights = load_pretrained(folder / "export" / layout)
         np.testing.assert_array_equal(np.asarray(weights.embed), np.asarray(params.embed))
         assert exported.num_layers == config.num_layers
-    assert "10/10" in output and "held-out sums that are right" in output
+    assert "10/10" in output and "sums that are right, before and after PPO" in output
     answers = json.loads((folder / "answers.json").read_text())
     assert all({"question", "after SFT", "after PPO"} == row.keys() for row in answers)
     assert all(part in page for part in ("report 3.2.1", "report 3.2.2", "after PPO"))
