@@ -34,7 +34,8 @@ def length(questions, answers):
     return [float(len(answer)) for answer in answers]
 
 
-@pytest.fixture(scope="module", params=["a reward model", "a function alone"])
+@pytest.fixture(scope="module", params=[
+    "a reward model", pytest.param("a function alone", marks=pytest.mark.slow)])
 def seen(request):
     """Bases, a plan of memory, and three steps: states, rollouts and metrics."""
     mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])

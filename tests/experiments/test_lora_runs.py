@@ -136,7 +136,8 @@ def test_a_reward_model_of_adapters_learns_its_score_too_and_goes_on_from_pmp(fo
     assert shapes and all(LORA.rank in shape for shape in shapes)
 
 
-def test_ppo_of_adapters_holds_the_base_once_and_goes_on_where_it_was(
+@pytest.mark.slow  # three processes; tests/align/test_ppo_adapters.py is the part without files
+def test_ppo_of_adapters_starts_as_its_reference_and_goes_on_where_it_was(
         folder, scored, run_ppo, tmp_path):  # noqa: F811
     flags = (f"--reward_model={scored}/reward/whole", "--lora.rank=4", "--lora.alpha=8",
              "--train.log_every=1")
