@@ -83,8 +83,10 @@ def write(config: Config, folder: pathlib.Path) -> None:
     draw = random.Random(0)
     with open(folder / "prompts.jsonl", "w") as file:
         for _ in range(4 * config.prompts):
-            text = "".join(draw.choices("abcdefgh ", k=config.new_tokens // 4))
-            file.write(json.dumps({"prompt": text}) + "\n")
+            text = "".join(draw.choices("abcdefgh", k=config.new_tokens // 2))
+            talk = [("system", "."), ("user", text), ("assistant", ".")]
+            file.write(json.dumps({"messages": [
+                {"role": role, "content": content} for role, content in talk]}) + "\n")
 
 
 def measure(config: Config, folder: pathlib.Path) -> dict:
