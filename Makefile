@@ -37,6 +37,7 @@ bench: $(VENV)/.with-quickstart $(VENV)-peers/.with-peers
 	$(BIN)/python -m benchmarks.attention
 	$(BIN)/python -m benchmarks.decode --peer_python=$(VENV)-peers/bin/python
 	$(BIN)/python -m benchmarks.ppo --peer_python=$(VENV)-tunix/bin/python
+	$(BIN)/python -m benchmarks.ppo_memory
 
 python:
 	@test -n "$(PYTHON)" || { echo "no Python 3.11, 3.12 or 3.13 was found; install one or set PYTHON=..."; exit 1; }

@@ -14,10 +14,12 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.export import merged
 from qwen_jax.export.arrays import place
 from qwen_jax.export.huggingface import load_params, load_pretrained, open_pretrained
-from qwen_jax.export.run_folder import RunFolder, is_run, run_config
+from qwen_jax.export.run_folder import is_run, run_config
+from qwen_jax.export.scoring import Trunk, is_scoring, open_scoring, trunk_specs
 from qwen_jax.export.tensors import read_json
-from qwen_jax.model.heads import from_language_model, scoring_specs
+from qwen_jax.model.heads import scoring_specs
 from qwen_jax.model.spec import init_from as init_from_specs
+from qwen_jax.model.spec import param_specs
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.adapters import Adapters
 from qwen_jax.types import ScoringParams
@@ -76,8 +78,7 @@ def start_of(config) -> dict[str, Any]:
     """`initial` and `adapters` of train.supervised.train: the weights of init_from are trained, or
     adapters beside them.
 
-    Beside adapters they are loaded once, whoever asks: DPO's reference is the same arrays. A run
-    that goes on gets the checkpoint of init_from that it started with.
+    Beside adapters they are loaded once, whoever asks: DPO's reference is the same arrays.
 
     Args:
       config: has init_from, lora, model and run_dir.
@@ -87,14 +88,34 @@ def start_of(config) -> dict[str, Any]:
     """
     if config.lora.rank is None:
         return {"initial": weights_of(config.init_from), "adapters": None}
-    folder, dtype = pathlib.Path(config.run_dir), config.model.compute_dtype
-    if (folder / merged.NAME).is_file():
-        base = merged.read_base(folder)
-        source = open_pretrained(base.folder, param_dtype=dtype, step=base.step)
-        merged.check(base, source, folder)
+    initial, base = frozen_weights_of(config.init_from, config)
+    return {"initial": initial, "adapters": Adapters(config.lora, base)}
+
+
+def scoring_start_of(config) -> dict[str, Any]:
+    """start_of for a scoring model, and its `specs`: beside adapters its score is trained too."""
+    seed = config.train.seed
+    if config.lora.rank is None:
+        initial, adapters = scoring_weights_of(config.init_from, seed=seed), None
     else:
-        source = open_pretrained(config.init_from, param_dtype=dtype)
-        base = merged.identify(config.init_from, source)
+        initial, base = frozen_scoring_weights_of(config.init_from, config)
+        adapters = Adapters(config.lora, base)
+    return {"initial": initial, "adapters": adapters, "specs": scoring_specs}
+
+
+def frozen_weights_of(init_from: str, config) -> tuple[Callable[[Any], Any], dict[str, Any]]:
+    """What adapters stand beside, and what base.json says of it.
+
+    Returns:
+      abstract Params with shardings -> the weights of init_from, in model.compute_dtype, loaded
+      once; and a record for the run's folder. A run that goes on gets the checkpoint of init_from
+      that it started with.
+
+    Raises:
+      CheckpointError: the run in run_dir was started beside other weights, or they are gone.
+    """
+    source, base = _base_of(init_from, config, open_pretrained, merged.NAME, param_specs)
+
     loaded = []
 
     def initial(abstract):
@@ -102,37 +123,59 @@ def start_of(config) -> dict[str, Any]:
             loaded.append(load_params(source, jax.tree.map(lambda leaf: leaf.sharding, abstract)))
         return loaded[0]
 
-    return {"initial": initial, "adapters": Adapters(config.lora, dataclasses.asdict(base))}
+    return initial, base
+
+
+def frozen_scoring_weights_of(init_from: str, config, record: str = merged.NAME
+                              ) -> tuple[Callable[[Any], Any], dict[str, Any]]:
+    """frozen_weights_of for a scoring model's folder, or a language model's with a fresh score.
+
+    Args:
+      record: the file of the run's folder that says what the adapters stand beside.
+    """
+    source, base = _base_of(init_from, config, open_scoring, record, trunk_specs)
+    return functools.partial(_place_scoring, source, seed=config.train.seed), base
+
+
+def _base_of(init_from: str, config, open_source, record: str, specs):
+    """A base opened in the dtype of training, and its record as JSON holds it."""
+    folder, dtype = pathlib.Path(config.run_dir), config.model.compute_dtype
+    if (folder / record).is_file():
+        base = merged.read_base(folder, record)
+        source = open_source(base.folder, param_dtype=dtype, step=base.step)
+        merged.check(base, source, folder, specs)
+    else:
+        source = open_source(init_from, param_dtype=dtype)
+        base = merged.identify(init_from, source, specs)
+    return source, dataclasses.asdict(base)
 
 
 def is_scoring_run(folder: str) -> bool:
-    """Whether a folder is a reward model's run: it learns from pairs, without the beta of DPO."""
-    raw = _config_of(folder)
-    return "pairs" in (raw.get("data") or {}) and "beta" not in raw
+    """Whether a folder is a reward model's run."""
+    return is_scoring(_config_of(folder))
 
 
 def scoring_weights_of(init_from: str, *, seed: int) -> Callable[[Any], Any]:
     """abstract ScoringParams with shardings -> a reward model's weights, or a language model's
     with a fresh score."""
-
     def initial(abstract: ScoringParams) -> ScoringParams:
-        dtype = str(abstract.score.dtype)
-        if is_scoring_run(init_from):
-            source = RunFolder(pathlib.Path(init_from), _config_of(init_from), param_dtype=dtype,
-                               specs=scoring_specs)
-            return jax.tree_util.tree_map_with_path(
-                lambda path, leaf: place(
-                    leaf.shape, leaf.sharding, functools.partial(
-                        source.read, jax.tree_util.keystr(path).lstrip("."))), abstract)
-        config = open_pretrained(init_from).config
-        where = jax.tree.map(lambda leaf: leaf.sharding, abstract.trunk)
-        if not config.tie_embeddings:  # read with the rest, and then left out
-            where = where.replace(head=abstract.score.sharding)
-        _, params = load_pretrained(init_from, param_dtype=dtype, shardings=where)
-        fresh = init_from_specs(scoring_specs(config).score, jax.random.key(seed), dtype)
-        return from_language_model(params, jax.device_put(fresh, abstract.score.sharding))
+        source = open_scoring(init_from, param_dtype=str(abstract.score.dtype))
+        return _place_scoring(source, abstract, seed=seed)
 
     return initial
+
+
+def _place_scoring(source: merged.Source, abstract: ScoringParams, *, seed: int) -> ScoringParams:
+    """The weights of an opened folder, each placed where it will live."""
+    def load(path, leaf):
+        name = jax.tree_util.keystr(path).lstrip(".")
+        if name == "score" and isinstance(source, Trunk):
+            spec = scoring_specs(source.config).score
+            return jax.device_put(init_from_specs(spec, jax.random.key(seed), leaf.dtype),
+                                  leaf.sharding)
+        return place(leaf.shape, leaf.sharding, functools.partial(source.read, name))
+
+    return jax.tree_util.tree_map_with_path(load, abstract)
 
 
 def _config_of(folder: str) -> dict[str, Any]:

@@ -20,10 +20,11 @@ from experiments import flags
 from experiments.base_model import start, start_of
 from experiments.pretrain import ended_by_signal
 from experiments.reward_model import PairData, for_epochs, make_rows
+from experiments.rows import held_out_batches, train_on
 from qwen_jax import sizes
 from qwen_jax.align.dpo import ComparedPairs, answer_log_probs, make_objective
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
-from qwen_jax.data.batches import Batches, eval_batches, fill_up, stack_trees
+from qwen_jax.data.batches import fill_up, stack_trees
 from qwen_jax.data.json_rows import names_of
 from qwen_jax.data.preference import PairRows
 from qwen_jax.errors import ConfigError
@@ -33,7 +34,6 @@ from qwen_jax.parallel.mesh import check_batch, make_mesh
 from qwen_jax.parallel.rules import DEFAULT_RULES, use_layout
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.evaluation import make_means
-from qwen_jax.train.supervised import train
 from qwen_jax.types import Params
 
 
@@ -146,14 +146,11 @@ def compare(config: Config, all_rows: list[PairRows], load: Callable[[Params], P
 def learn(config: Config, rows: PairRows, tokenizer: Tokenizer,
           emit=functools.partial(print, flush=True)):
     """The run itself; returns the last TrainState."""
-    size, shard = config.train.batch_size, (jax.process_index(), jax.process_count())
     names = names_of(config.data.eval_pairs)
     weights = start_of(config)
     compared, *held_out = compare(config, [rows] + [
         make_rows((path,), config, tokenizer, emit) for path in config.data.eval_pairs],
         weights["initial"], emit)
-    batches = Batches(compared, batch_size=size, seed=config.train.seed, collate=stack_trees,
-                      shard=shard)
     objective = make_objective(config.model, beta=config.beta, training=False)
     made = []
 
@@ -162,17 +159,14 @@ def learn(config: Config, rows: PairRows, tokenizer: Tokenizer,
             made.append(make_means(objective, put))
         found = {}
         for name, rows in zip(names, held_out, strict=True):
-            values = made[0](state.params, eval_batches(rows, size, len(rows), shard=shard))
+            values = made[0](state.params, held_out_batches(rows, config))
             emit(f"step {done}  held out {name}: loss {values['loss']:.4f}  accuracy "
                  f"{100 * values['accuracy']:.1f} %  margin {values['margin']:.3f}")
             found |= {f"eval/{name}/{key}": value for key, value in values.items()}
         return found
 
-    return train(
-        config, emit=emit, tokenizer=tokenizer, batches=batches.iterate,
-        **weights,
-        batch=jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype),
-                           compared.padding),
+    return train_on(
+        compared, config, emit=emit, tokenizer=tokenizer, **weights,
         objective=make_objective(config.model, beta=config.beta),
         evaluate=evaluate if held_out else None)
 

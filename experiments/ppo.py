@@ -7,6 +7,11 @@ steps in which the value model alone is trained.
     python -m experiments.ppo --recipe=7b --init_from=runs/chat --reward_model=runs/reward \\
         --data.prompts=prompts.jsonl --run_dir=runs/ppo
     ... --reward_functions=experiments.rewards:arithmetic     # instead, or added to it
+    ... --lora.rank=16 --optimizer.peak_learning_rate=1e-4 --value_optimizer.peak_learning_rate=5e-4
+
+With adapters (as in experiments.sft) the SFT weights are held once: the policy's stand beside the
+reference. The value model's stand beside the reward model, or beside the reference where there is
+none; its score is trained in full.
 
 A reward function takes lists of questions and answers (texts) and returns a number for each answer.
 Prompts are conversations (their last answer is left out) or objects with a "prompt".
@@ -25,6 +30,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from experiments import flags
 from experiments.base_model import (
     adopt,
+    frozen_scoring_weights_of,
+    frozen_weights_of,
     is_scoring_run,
     scoring_weights_of,
     start,
@@ -33,7 +40,7 @@ from experiments.base_model import (
 from experiments.pretrain import ended_by_signal
 from qwen_jax import sizes
 from qwen_jax.align import ppo
-from qwen_jax.align.ppo import PPOBatch, PPOConfig, PPOState
+from qwen_jax.align.ppo import Bases, PPOBatch, PPOConfig, PPOState
 from qwen_jax.align.rollout import PromptRows, Sampler, collate
 from qwen_jax.config import (
     DataConfig,
@@ -47,11 +54,14 @@ from qwen_jax.data.conversations import Counts
 from qwen_jax.data.loader import Loader
 from qwen_jax.data.prompts import read_prompts
 from qwen_jax.errors import ConfigError, unknown_name
+from qwen_jax.export import merged
 from qwen_jax.model.heads import scoring_specs
-from qwen_jax.model.spec import abstract, param_specs
+from qwen_jax.model.lora import LoRAConfig, in_full, lora_specs
+from qwen_jax.model.spec import abstract, param_specs, size
 from qwen_jax.parallel.mesh import check_batch, make_mesh
 from qwen_jax.parallel.rules import DEFAULT_RULES
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.train.adapters import describe
 from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.run import Job, run
 from qwen_jax.train.state import abstract_state, make_state
@@ -81,6 +91,7 @@ class Config:
     model: ModelConfig = sizes.QWEN_1_8B  # architecture: that of init_from
     optimizer: OptimizerConfig = OptimizerConfig()  # of the policy
     value_optimizer: OptimizerConfig = OptimizerConfig()
+    lora: LoRAConfig = LoRAConfig()  # adapters beside the weights of both; off without a rank
     mesh: MeshConfig = MeshConfig()
     run_dir: str = "runs/ppo"
 
@@ -138,9 +149,12 @@ def reinforce(config: Config, tokenizer: Tokenizer, emit=functools.partial(print
     emit(f"prompts: {counts}")
     _check(config, prompts.length, mesh)
     loader = _pretrain_loader(config, tokenizer)
+    lora = None if config.lora.rank is None else config.lora
     optimizers = [make_optimizer(adam, config.train.num_steps)
                   for adam in (config.optimizer, config.value_optimizer)]
-    specs = param_specs(config.model), scoring_specs(config.model)
+    wholes = param_specs, scoring_specs
+    specs = [whole(config.model) if lora is None else lora_specs(config.model, lora, whole)
+             for whole in wholes]
     states = [abstract_state(spec, optimizer, mesh, dtype=config.model.param_dtype)
               for spec, optimizer in zip(specs, optimizers)]
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -149,23 +163,33 @@ def reinforce(config: Config, tokenizer: Tokenizer, emit=functools.partial(print
                      policy=states[0], value=states[1],
                      rewards=ppo.RunningMoments(count=number, mean=number, variance=number))
 
+    # Weights that stand still are held in the dtype that they are used in.
+    frozen = Bases(*(abstract(whole(config.model), config.model.compute_dtype, mesh)
+                     for whole in wholes))
+    if config.reward_model is None:
+        frozen = frozen.replace(reward=None)
+    load_reference, load_reward, records = _loads(config)
+
+    @functools.cache
+    def bases() -> Bases:
+        return Bases(load_reference(frozen.reference), frozen.reward and load_reward(frozen.reward))
+
     def make() -> PPOState:
         value_from = config.reward_model or config.init_from
         starts = (weights_of(config.init_from),
                   scoring_weights_of(value_from, seed=config.train.seed))
         policy, value = (
-            make_state(config.train.seed, spec, optimizer, abstract, params=start(abstract.params))
+            make_state(config.train.seed, spec, optimizer, abstract,
+                       params=None if lora else start(abstract.params))
             for spec, optimizer, abstract, start in zip(specs, optimizers, states, starts))
+        if lora is not None:
+            value = value.replace(params=in_full(bases().value, value.params))
         return PPOState(step=jax.device_put(np.int32(0), everywhere), policy=policy, value=value,
                         rewards=jax.device_put(ppo.start_moments(), everywhere))
 
-    # Weights that stand still are held in the dtype that they are used in.
-    frozen = [abstract(spec, config.model.compute_dtype, mesh) for spec in specs]
-    if config.reward_model is None:
-        frozen[1] = None
     sampler = Sampler(
-        config.model, config.ppo, tokenizer, reference=frozen[0], seed=config.train.seed,
-        reward_model=frozen[1] and (frozen[1], config.model),
+        config.model, config.ppo, tokenizer, reference=frozen.reference, seed=config.train.seed,
+        reward_model=frozen.reward and (frozen.reward, config.model), lora=lora,
         reward_functions=[_function(name) for name in config.reward_functions])
     rows = NamedSharding(mesh, DEFAULT_RULES.partition_spec(("batch",)))
     source = Batches(prompts, seed=config.train.seed, collate=collate,
@@ -175,13 +199,12 @@ def reinforce(config: Config, tokenizer: Tokenizer, emit=functools.partial(print
     def batches(start_step: int) -> Iterator:
         """next_batch(step, state): a rollout of the current policy, and rows of pretraining data."""
         del start_step  # a batch is a function of its step
-        sampler.load(weights_of(config.init_from)(frozen[0]), frozen[1] and scoring_weights_of(
-            config.reward_model, seed=0)(frozen[1]))
+        sampler.load(bases())
 
         def next_batch(step: int, state: PPOState) -> PPOBatch:
             rollout = jax.device_put(sampler(source.batch(step), state, step), rows)
             pretrain = None if loader is None else jax.device_put(loader.batch(step), rows)
-            return PPOBatch(rollout=rollout, pretrain=pretrain)
+            return PPOBatch(rollout=rollout, pretrain=pretrain, bases=lora and bases())
 
         yield next_batch
 
@@ -190,17 +213,37 @@ def reinforce(config: Config, tokenizer: Tokenizer, emit=functools.partial(print
         step=ppo.make_ppo_step(
             config.model, config.ppo, policy_optimizer=optimizers[0],
             value_optimizer=optimizers[1], seed=config.train.seed,
-            micro_batches=config.train.micro_batches),
-        batch=_abstract_batch(config, prompts.length, mesh), tokenizer=tokenizer,
-        batches=batches, others=frozen,
+            micro_batches=config.train.micro_batches, lora=lora),
+        batch=_abstract_batch(config, prompts.length, mesh).replace(bases=lora and frozen),
+        tokenizer=tokenizer, batches=batches, frozen=lora and frozen, records=records,
+        others=None if lora else frozen,
         between=lambda: sampler.compile(states[0].params, states[1].params, source.batch(0), rows),
-        header=(f"batch: {config.train.batch_size // samples} prompts, {samples} answers each, up "
-                f"to {prompts.length} + {config.ppo.max_new_tokens} tokens",
-                f"pretraining gradient: {_pretrain_rows(config)} rows of "
-                f"{config.model.context_length} tokens a step, coefficient "
-                f"{config.ppo.pretrain_coefficient}" if _has_pretrain(config) else
-                "pretraining gradient: none"))
+        header=_header(config, prompts.length) + (() if lora is None else (
+            describe(lora, size(specs), state, config.model, frozen),)))
     return run(config, job, emit=emit)
+
+
+def _loads(config: Config):
+    """What loads the reference and the reward model (None: there is none), and what the run's folder
+    is to say of them where adapters stand beside them."""
+    if config.lora.rank is None:
+        reward = config.reward_model and scoring_weights_of(config.reward_model, seed=0)
+        return weights_of(config.init_from), reward, {}
+    reference, record = frozen_weights_of(config.init_from, config)
+    reward, records = None, {merged.NAME: record}
+    if config.reward_model is not None:
+        name = "value_base.json"
+        reward, records[name] = frozen_scoring_weights_of(config.reward_model, config, name)
+    return reference, reward, records
+
+
+def _header(config: Config, prompt_length: int) -> tuple[str, ...]:
+    samples = config.ppo.samples_per_prompt
+    return (f"batch: {config.train.batch_size // samples} prompts, {samples} answers each, up to "
+            f"{prompt_length} + {config.ppo.max_new_tokens} tokens",
+            f"pretraining gradient: {_pretrain_rows(config)} rows of {config.model.context_length} "
+            f"tokens a step, coefficient {config.ppo.pretrain_coefficient}"
+            if _has_pretrain(config) else "pretraining gradient: none")
 
 
 def _check(config: Config, prompt_length: int, mesh) -> None:

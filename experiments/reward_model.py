@@ -7,6 +7,9 @@ large set, fine-tuning starts from PMP and sees the small, better one.
         --data.pairs=large.jsonl.gz --data.eval_pairs=held_out.json
     python -m experiments.reward_model --recipe=7b --init_from=runs/pmp --run_dir=runs/reward \\
         --data.pairs=small.json --data.eval_pairs=held_out.json
+    ... --lora.rank=16 --optimizer.peak_learning_rate=3e-4   # adapters, as in experiments.sft
+
+Beside adapters the score (the pooling head) is trained in full.
 
 Formats: HH (chosen, rejected dialogues), DPO-style (conversations or prompt; chosen, rejected),
 SHP.
@@ -20,20 +23,19 @@ import jax
 import numpy as np
 
 from experiments import flags
-from experiments.base_model import is_scoring_run, scoring_weights_of, start
+from experiments.base_model import is_scoring_run, scoring_start_of, start
 from experiments.pretrain import ended_by_signal
+from experiments.rows import held_out_batches, train_on
 from qwen_jax import sizes
 from qwen_jax.align.preference_report import measure, table
 from qwen_jax.align.reward_model import make_objective
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
-from qwen_jax.data.batches import Batches, eval_batches, stack_trees
 from qwen_jax.data.conversations import Counts
 from qwen_jax.data.json_rows import names_of, write_json
 from qwen_jax.data.preference import PairRows, read_pairs
 from qwen_jax.errors import ConfigError
-from qwen_jax.model.heads import scoring_specs
+from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.tokenizer.bpe import Tokenizer
-from qwen_jax.train.supervised import train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Config:
     data: PairData = PairData()
     model: ModelConfig = sizes.QWEN_1_8B  # architecture: that of init_from
     optimizer: OptimizerConfig = OptimizerConfig()
+    lora: LoRAConfig = LoRAConfig()  # adapters beside the trunk; off without a rank
     mesh: MeshConfig = MeshConfig()
     run_dir: str = "runs/reward"
 
@@ -118,17 +121,14 @@ def make_rows(paths: tuple[str, ...], config: Config, tokenizer: Tokenizer,
 def learn(config: Config, rows: PairRows, tokenizer: Tokenizer,
           emit=functools.partial(print, flush=True)):
     """The run itself; returns the last TrainState."""
-    size, shard = config.train.batch_size, (jax.process_index(), jax.process_count())
-    batches = Batches(rows, batch_size=size, seed=config.train.seed, collate=stack_trees,
-                      shard=shard)
     paths = config.data.eval_pairs
     held_out = {name: make_rows((path,), config, tokenizer, emit)
                 for name, path in zip(names_of(paths), paths, strict=True)}
 
     def evaluate(put, done, state):
-        agreements = [measure(name, state.params, eval_batches(
-            rows, size, len(rows), shard=shard), config=config.model, put=put)
-            for name, rows in held_out.items()]
+        agreements = [measure(name, state.params, held_out_batches(rows, config),
+                              config=config.model, put=put)
+                      for name, rows in held_out.items()]
         emit(table([(f"step {done}", agreements)]))
         if jax.process_index() == 0:
             write_json(pathlib.Path(config.run_dir) / "calibration.json",
@@ -141,12 +141,8 @@ def learn(config: Config, rows: PairRows, tokenizer: Tokenizer,
 
     kind = "PMP's" if is_scoring_run(config.init_from) else "a language model's"
     emit(f"starting from {kind} weights")
-    row = rows.padding
-    return train(
-        config, emit=emit, tokenizer=tokenizer, batches=batches.iterate,
-        specs=scoring_specs(config.model),
-        initial=scoring_weights_of(config.init_from, seed=config.train.seed),
-        batch=jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), row),
+    return train_on(
+        rows, config, emit=emit, tokenizer=tokenizer, **scoring_start_of(config),
         objective=make_objective(config.model), evaluate=evaluate if held_out else None)
 
 

@@ -19,14 +19,12 @@ import dataclasses
 import functools
 from typing import Literal
 
-import jax
-
 from experiments import flags
 from experiments.base_model import start, start_of
 from experiments.pretrain import ended_by_signal
+from experiments.rows import held_out_batches, train_on
 from qwen_jax import sizes
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
-from qwen_jax.data.batches import Batches, eval_batches, stack_trees
 from qwen_jax.data.conversation_rows import PackedRows, encode
 from qwen_jax.data.conversations import Counts, read_conversations
 from qwen_jax.data.json_rows import names_of
@@ -35,7 +33,7 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.language_model import make_objective
-from qwen_jax.train.supervised import HeldOut, language_evaluation, train
+from qwen_jax.train.supervised import HeldOut, language_evaluation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,9 +122,6 @@ def make_rows(paths: tuple[str, ...], config: Config, tokenizer: Tokenizer,
 def finetune(config: Config, rows: PackedRows, tokenizer: Tokenizer,
              emit=functools.partial(print, flush=True)):
     """The run itself; returns the last TrainState."""
-    size, shard = config.train.batch_size, (jax.process_index(), jax.process_count())
-    batches = Batches(rows, batch_size=size, seed=config.train.seed, collate=stack_trees,
-                      shard=shard)
     held_out = []
     paths = config.data.eval_conversations
     for name, path in zip(names_of(paths), paths, strict=True):
@@ -135,12 +130,11 @@ def finetune(config: Config, rows: PackedRows, tokenizer: Tokenizer,
         learnt = sum(float(e.weights[1:].sum()) for e in examples)
         held_out.append(HeldOut(
             name=name, bytes_per_token=text / learnt,
-            batches=functools.partial(eval_batches, eval_rows, size, config.train.eval_batches,
-                                      shard=shard)))
-    emit(f"{size * config.train.num_steps / len(rows):.2f} passes over the data")
-    return train(
-        config, emit=emit, tokenizer=tokenizer, batches=batches.iterate,
-        **start_of(config),
+            batches=functools.partial(held_out_batches, eval_rows, config,
+                                      config.train.eval_batches)))
+    emit(f"{config.train.batch_size * config.train.num_steps / len(rows):.2f} passes over the data")
+    return train_on(
+        rows, config, emit=emit, tokenizer=tokenizer, **start_of(config),
         objective=make_objective(config.model, z_loss=config.train.z_loss),
         evaluate=language_evaluation(make_objective(config.model, training=False),
                                      tuple(held_out), emit))

@@ -16,10 +16,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from qwen_jax.align.log_probs import token_log_probs
+from qwen_jax.align.log_probs import Window, token_log_probs
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError
-from qwen_jax.model.heads import scores
+from qwen_jax.model.heads import from_language_model, scores
+from qwen_jax.model.lora import LoRAConfig
+from qwen_jax.train.adapters import beside
 from qwen_jax.train.language_model import make_objective as make_language_objective
 from qwen_jax.train.step import Metrics, make_train_step
 from qwen_jax.types import Array, Batch, Params, ScoringParams, Sums, TrainState
@@ -67,7 +69,8 @@ class Rollout:
     tokens: Array  # int32 [B, T]
     targets: Array  # int32 [B, T]; the token that follows
     segment_ids: Array  # int32 [B, T]; 1, and 0 for padding
-    actions: Array  # float32 [B, T]; 1 where the target was sampled, its end token included
+    actions: Array  # float32 [B, T]; 1 where the target was sampled, its end token included: at
+    # most config.max_new_tokens of them, side by side
     log_probs: Array  # float32 [B, T]; of the policy that sampled, recomputed by the trainer
     sampler_log_probs: Array  # float32 [B, T]; what the sampler computed, to see how far it is off
     entropies: Array  # float32 [B, T]; of what the target was drawn from, nothing truncated
@@ -78,11 +81,31 @@ class Rollout:
 
 
 @flax.struct.dataclass
+class Bases:
+    """Weights that stand still, beside which policy and value model are adapters.
+
+    The policy's are the reference's. The value model stands beside the reward model, or beside the
+    policy's weights where there is none; its score is trained in full.
+    """
+
+    reference: Params
+    reward: ScoringParams | None
+
+    @property
+    def value(self) -> ScoringParams:
+        """What the value model stands beside."""
+        if self.reward is not None:
+            return self.reward
+        return from_language_model(self.reference, None)
+
+
+@flax.struct.dataclass
 class PPOBatch:
     """What one step learns from."""
 
     rollout: Rollout
     pretrain: Batch | None  # rows of the pretraining data; None: no pretraining gradient
+    bases: Bases | None = None  # of adapters; None: policy and value model are trained themselves
 
 
 @flax.struct.dataclass
@@ -120,7 +143,8 @@ class Lesson:
 
 def make_ppo_step(model: ModelConfig, config: PPOConfig, *,
                   policy_optimizer: optax.GradientTransformation,
-                  value_optimizer: optax.GradientTransformation, seed: int, micro_batches: int = 1
+                  value_optimizer: optax.GradientTransformation, seed: int, micro_batches: int = 1,
+                  lora: LoRAConfig | None = None
                   ) -> Callable[[PPOState, PPOBatch], tuple[PPOState, Metrics]]:
     """ppo_step(state, batch) -> (state, metrics), jitted; the state is donated.
 
@@ -128,14 +152,19 @@ def make_ppo_step(model: ModelConfig, config: PPOConfig, *,
     is added; advantages are whitened over the whole batch. Then policy and value are trained on
     minibatches by the one train step, the policy not before its turn: while it waits its update is
     not computed, and what would be logged of it is 0.
-    """
-    update_policy = make_train_step(policy_objective(model, config), policy_optimizer, seed=seed,
-                                    micro_batches=micro_batches)
-    update_value = make_train_step(value_objective(model, config), value_optimizer, seed=seed,
-                                   micro_batches=micro_batches)
 
+    Args:
+      lora: of both, whose parameters are what is trained beside batch.bases; None: they are whole.
+    """
     def ppo_step(state: PPOState, batch: PPOBatch) -> tuple[PPOState, Metrics]:
-        rollout = batch.rollout
+        rollout, bases = batch.rollout, batch.bases
+        objectives = policy_objective(model, config), value_objective(model, config)
+        if bases is not None:
+            objectives = (beside(bases.reference, objectives[0], lora),
+                          beside(bases.value, objectives[1], lora))
+        update_policy, update_value = (
+            make_train_step(objective, optimizer, seed=seed, micro_batches=micro_batches)
+            for objective, optimizer in zip(objectives, (policy_optimizer, value_optimizer)))
         moments = update_moments(state.rewards, rollout.rewards)
         lesson, metrics = make_lesson(batch, moments, config)
 
@@ -237,7 +266,7 @@ def policy_objective(model: ModelConfig, config: PPOConfig):
         rollout, mask = lesson.rollout, lesson.rollout.actions
         log_probs, entropy = token_log_probs(
             params, rollout.tokens, rollout.targets, rollout.segment_ids, config=model,
-            temperature=config.temperature)
+            temperature=config.temperature, window=answers(mask, config.max_new_tokens))
         change = (log_probs - rollout.log_probs) * mask
         loss_BT, clipped_BT = surrogate(change, lesson.advantages, config.ratio_clip)
         loss_sum = jnp.sum(loss_BT * mask)
@@ -251,6 +280,13 @@ def policy_objective(model: ModelConfig, config: PPOConfig):
         return Sums(loss_sum=loss_sum, weight_sum=jnp.sum(mask), extras=extras)
 
     return objective
+
+
+def answers(mask_BT: Array, size: int) -> Window:
+    """The window that holds each row's actions, of which there are at most `size`."""
+    size = min(size, mask_BT.shape[1])
+    first_B = jnp.argmax(mask_BT > 0, axis=1).astype(jnp.int32)
+    return Window(jnp.minimum(first_B, mask_BT.shape[1] - size), size)
 
 
 def surrogate(change: Array, advantages: Array, clip: float) -> tuple[Array, Array]:

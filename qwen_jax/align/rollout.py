@@ -6,7 +6,6 @@ while the device is busy with the second one.
 P prompts of a step, B = P x samples rows, T positions, R room for new tokens.
 """
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -15,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from qwen_jax.align.log_probs import token_log_probs
-from qwen_jax.align.ppo import PPOConfig, PPOState, Rollout
+from qwen_jax.align.log_probs import Window, token_log_probs
+from qwen_jax.align.ppo import Bases, PPOConfig, PPOState, Rollout
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import DataError, TrainingError
 from qwen_jax.generate.decode import rollout as sample_rows
 from qwen_jax.generate.loop import NewTokens, Sampling
 from qwen_jax.model.heads import at_end, scores
+from qwen_jax.model.lora import LoRAConfig, added_up, with_adapters
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Array, Params, ScoringParams
 
@@ -54,12 +54,15 @@ class Sampler:
 
     def __init__(self, model: ModelConfig, config: PPOConfig, tokenizer: Tokenizer, *,
                  reference: Params, reward_model: tuple[ScoringParams, ModelConfig] | None = None,
-                 reward_functions: Sequence[RewardFunction] = (), seed: int = 0):
+                 reward_functions: Sequence[RewardFunction] = (), seed: int = 0,
+                 lora: LoRAConfig | None = None):
         """
         Args:
           reference: the weights that the policy started from, on the mesh; or their shapes, dtypes
             and shardings until `load` brings them. So is the reward model's.
           reward_model: and its config; its reward and those of the functions are added up.
+          lora: of policy and value model, which are adapters beside those two (ppo.Bases). Answers
+            are sampled from weights and adapters added up. None: they are whole.
 
         Raises:
           DataError: no reward at all, or a reward model of another vocabulary.
@@ -73,13 +76,23 @@ class Sampler:
                 f"{model.vocab_size}.", "reward_model",
                 "train it from the same language model, with the same tokenizer.")
         self._model, self._config, self._tokenizer = model, config, tokenizer
-        self._reference, self._functions, self._seed = reference, tuple(reward_functions), seed
-        self._reward_params, self._reward_config = reward_model or (None, None)
-        self._sample = jax.jit(functools.partial(sample_rows, config=model,
-                                                 room=config.max_new_tokens))
-        self._ask = jax.jit(functools.partial(
-            ask_models, model=model, reward_config=self._reward_config,
-            temperature=config.temperature, end_id=tokenizer.im_end))
+        self._functions, self._seed = tuple(reward_functions), seed
+        reward, reward_config = reward_model or (None, None)
+        self._bases, self._rows = Bases(reference, reward), None
+
+        def sample(policy, bases, *prompts):
+            if lora is not None:
+                policy = added_up(bases.reference, policy, lora, dtype=model.compute_dtype)
+            return sample_rows(policy, *prompts, config=model, room=config.max_new_tokens)
+
+        def ask(policy, value, bases, *rows):
+            if lora is not None:
+                policy = with_adapters(bases.reference, policy, lora)
+                value = with_adapters(bases.value, value, lora)
+            return ask_models(policy, value, bases, *rows, model=model, reward_config=reward_config,
+                              temperature=config.temperature, end_id=tokenizer.im_end)
+
+        self._sample, self._ask = jax.jit(sample), jax.jit(ask)
 
     def __call__(self, prompts: Prompts, state: PPOState, step: int) -> Rollout:
         """Samples samples_per_prompt answers to each prompt; rows of a prompt follow one another.
@@ -90,17 +103,26 @@ class Sampler:
         """
         n = self._config.samples_per_prompt
         tokens, lengths = (np.repeat(x, n, axis=0) for x in (prompts.tokens, prompts.lengths))
-        new = self._sample(state.policy.params, tokens, lengths, self._sampling(prompts, step))
-        asked = self._ask(state.policy.params, state.value.params, self._reference,
-                          self._reward_params, tokens, lengths, new)
-        # While the device works on that, the host reads the answers and computes its rewards.
-        extra = sum(self._ask_function(function, tokens, lengths, new)
-                    for function in self._functions)
-        return asked.replace(rewards=asked.rewards + jnp.asarray(extra, jnp.float32))
+        rows = self._put((tokens, lengths))
+        new = self._sample(state.policy.params, self._bases, *rows,
+                           self._put(self._sampling(prompts, step)))
+        asked = self._ask(state.policy.params, state.value.params, self._bases, *rows, new)
+        # While the device works on that, the host reads the answers and computes its rewards: the
+        # same ones in every process.
+        extra = sum((self._ask_function(function, tokens, lengths, new)
+                     for function in self._functions), np.zeros(len(lengths), np.float32))
+        return asked.replace(rewards=asked.rewards + extra)
 
-    def load(self, reference: Params, reward: ScoringParams | None) -> None:
+    def _put(self, tree):
+        """Arrays that every process has whole, each row on its device; a number as it is."""
+        if self._rows is None:
+            return tree
+        return jax.tree.map(lambda x: x if x.ndim == 0 else jax.make_array_from_callback(
+            x.shape, self._rows, lambda index: x[index]), tree)
+
+    def load(self, bases: Bases) -> None:
         """The weights whose shapes the constructor was given."""
-        self._reference, self._reward_params = reference, reward
+        self._bases = bases
 
     def compile(self, policy: Params, value: ScoringParams, prompts: Prompts,
                 rows: jax.sharding.Sharding) -> list[jax.stages.Compiled]:
@@ -113,17 +135,17 @@ class Sampler:
         """
         n = self._config.samples_per_prompt
 
-        def abstract(x, sharding):
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        def abstract(x, sharding=rows):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding if x.ndim else None)
 
-        tokens, lengths = (abstract(np.repeat(x, n, axis=0), rows)
+        self._rows = rows
+        tokens, lengths = (abstract(np.repeat(x, n, axis=0))
                            for x in (prompts.tokens, prompts.lengths))
-        sampling = self._sampling(prompts, 0)
-        new = jax.eval_shape(self._sample, policy, tokens, lengths, sampling)
-        self._sample = self._sample.lower(policy, tokens, lengths, sampling).compile()
+        sampling = jax.tree.map(abstract, self._sampling(prompts, 0))
+        new = jax.eval_shape(self._sample, policy, self._bases, tokens, lengths, sampling)
+        self._sample = self._sample.lower(policy, self._bases, tokens, lengths, sampling).compile()
         new = jax.tree.map(abstract, new, self._sample.output_shardings)
-        self._ask = self._ask.lower(policy, value, self._reference, self._reward_params, tokens,
-                                    lengths, new).compile()
+        self._ask = self._ask.lower(policy, value, self._bases, tokens, lengths, new).compile()
         return [self._sample, self._ask]
 
     def _sampling(self, prompts: Prompts, step: int) -> Sampling:
@@ -205,27 +227,28 @@ def assemble(prompts: Array, lengths: Array, new: NewTokens, *, end_id: int) -> 
                 ended=ended.astype(jnp.float32))
 
 
-def ask_models(policy: Params, value: ScoringParams, reference: Params,
-               reward: ScoringParams | None, prompts: Array, lengths: Array, new: NewTokens, *,
-               model: ModelConfig, reward_config: ModelConfig | None, temperature: float,
-               end_id: int) -> Rollout:
+def ask_models(policy: Params, value: ScoringParams, bases: Bases, prompts: Array, lengths: Array,
+               new: NewTokens, *, model: ModelConfig, reward_config: ModelConfig | None,
+               temperature: float, end_id: int) -> Rollout:
     """What the four models say of each row; its reward is that of the model, or 0.
 
     The policy's log-probabilities are computed again, by the function that trains: the sampler's
-    differ in rounding, and ratios would start off 1.
+    differ in rounding, and ratios would start off 1. Where nothing was sampled they are 0, and so
+    are the reference's and the entropies.
     """
     rows = assemble(prompts, lengths, new, end_id=end_id)
     tokens, segments = rows.tokens[:, :-1], rows.segment_ids[:, :-1]
     targets = rows.tokens[:, 1:]
+    answers = Window(jnp.asarray(lengths, jnp.int32) - 1, new.tokens.shape[1])
 
     def log_probs(params, temperature=temperature):
         return token_log_probs(params, tokens, targets, segments, config=model,
-                               temperature=temperature)
+                               temperature=temperature, window=answers)
 
-    if reward is None:
+    if bases.reward is None:
         rewards = jnp.zeros(rows.end.shape, jnp.float32)
     else:
-        rewards = at_end(scores(reward, rows.tokens, rows.segment_ids, config=reward_config),
+        rewards = at_end(scores(bases.reward, rows.tokens, rows.segment_ids, config=reward_config),
                          rows.end)
     mine, entropies = log_probs(policy)
     sampled = rows.log_probs
@@ -234,7 +257,7 @@ def ask_models(policy: Params, value: ScoringParams, reference: Params,
     return Rollout(
         tokens=tokens, targets=targets, segment_ids=segments, actions=rows.actions,
         log_probs=mine, sampler_log_probs=sampled, entropies=entropies,
-        reference_log_probs=log_probs(reference)[0],
+        reference_log_probs=log_probs(bases.reference)[0],
         values=scores(value, tokens, segments, config=model), rewards=rewards, ended=rows.ended)
 
 

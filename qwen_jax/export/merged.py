@@ -19,10 +19,11 @@ from qwen_jax.export.arrays import Index, cast, empty
 from qwen_jax.export.released import chunks
 from qwen_jax.export.run_folder import RunFolder, run_config
 from qwen_jax.export.tensors import read_json
-from qwen_jax.model.lora import Adapter, LoRAConfig, delta, input_axes, lora_specs
+from qwen_jax.model.lora import IN_FULL, Adapter, LoRAConfig, delta, input_axes, lora_specs
 from qwen_jax.model.spec import param_specs
 
 NAME = "base.json"
+Specs = Callable[[ModelConfig], Any]
 _PIECE_BYTES = 32 << 20  # of float32, on the host at a time
 
 
@@ -45,30 +46,38 @@ class Base:
     sample: str  # SHA-256 of some of its weights in that dtype
 
 
-def identify(folder: str | os.PathLike, source: Source) -> Base:
-    """The Base that `source` is, opened from `folder` in the dtype that it has in training."""
+def identify(folder: str | os.PathLike, source: Source, specs: Specs = param_specs) -> Base:
+    """The Base that `source` is, opened from `folder` in the dtype that it has in training.
+
+    Args:
+      specs: of the weights that stay as they are.
+    """
     dtype = source.config.param_dtype
-    return Base(str(pathlib.Path(folder).resolve()), source.step, dtype, _sample(source, dtype))
+    return Base(str(pathlib.Path(folder).resolve()), source.step, dtype,
+                _sample(source, dtype, specs))
 
 
-def check(base: Base, source: Source, where: pathlib.Path) -> None:
+def check(base: Base, source: Source, where: pathlib.Path, specs: Specs = param_specs) -> None:
     """Raises CheckpointError unless `source` has the weights that `base` had."""
-    if _sample(source, base.dtype) != base.sample:
+    if _sample(source, base.dtype, specs) != base.sample:
         raise CheckpointError("the base of these adapters has other weights than it had when they "
                               f"were trained: {base.folder}.", str(where),
                               "put the old weights back; adapters fit no others.")
 
 
-def read_base(folder: pathlib.Path) -> Base:
+def read_base(folder: pathlib.Path, name: str = NAME) -> Base:
     """The Base of the run of adapters in a folder.
 
+    Args:
+      name: of the file that says so.
+
     Raises:
-      CheckpointError: base.json or the folder that it names is not there.
+      CheckpointError: that file or the folder that it names is not there.
     """
-    where = folder / NAME
+    where = folder / name
     if not where.is_file():
         raise CheckpointError("nothing says what these adapters stand beside.", str(where),
-                              f"copy a run with its {NAME}.")
+                              f"copy a run with its {name}.")
     record = read_json(where)
     if set(record) != {field.name for field in dataclasses.fields(Base)}:
         raise CheckpointError(f"it does not say what adapters stand beside: {sorted(record)}.",
@@ -107,16 +116,18 @@ class MergedRun:
 
     def __init__(self, folder: pathlib.Path, raw: dict[str, Any], lora: LoRAConfig, base: Source, *,
                  param_dtype: str | None = None, step: int | None = None,
-                 progress: Callable[[int], None] = lambda size: None):
+                 progress: Callable[[int], None] = lambda size: None,
+                 whole: Specs = param_specs):
         """
         Args:
           base: opened in float32, in which the sums are made.
+          whole: of the model: the language model's, or a scoring model's.
           param_dtype, step, progress: as RunFolder's; None: the dtype that the adapters have.
         """
         saved = run_config(raw, folder)
         self.config = dataclasses.replace(saved, param_dtype=param_dtype or saved.param_dtype)
         self._adapters = RunFolder(folder, raw, param_dtype="float32", step=step,
-                                   specs=lambda config: lora_specs(config, lora))
+                                   specs=lambda config: lora_specs(config, lora, whole))
         self.step = self._adapters.step
         self._lora, self._base, self._progress = lora, base, progress
 
@@ -137,8 +148,10 @@ class MergedRun:
         return whole
 
     def _sum(self, path: str, index: Index) -> np.ndarray:
-        piece = self._base.read(path, index)
         name = path.rpartition(".")[2]
+        if name in IN_FULL:
+            return self._adapters.read(path, index)
+        piece = self._base.read(path, index)
         if name in self._lora.targets:
             inputs, rank = 1 + input_axes(name), slice(0, self._lora.rank)
             a = self._adapters.read(f"{path}.a", (*index[:inputs], rank))
@@ -147,13 +160,13 @@ class MergedRun:
         return piece
 
 
-def _sample(source: Source, dtype: str) -> str:
+def _sample(source: Source, dtype: str, specs: Specs) -> str:
     """SHA-256 of the first row of every weight, of stacked ones in the first and the last layer.
 
     Enough to tell two trained models apart, and read in no time.
     """
     digest = hashlib.sha256()
-    for key_path, spec in jax.tree_util.tree_leaves_with_path(param_specs(source.config)):
+    for key_path, spec in jax.tree_util.tree_leaves_with_path(specs(source.config)):
         path = jax.tree_util.keystr(key_path).lstrip(".")
         stacked = spec.axes[0] == "layers"
         for start in sorted({0, spec.shape[0] - 1}) if stacked else [0]:

@@ -24,8 +24,12 @@ def scoring_specs(config: ModelConfig) -> ScoringParams:
         score=Spec((D,), ("norm",), "normal", (D + 1) ** -0.5))
 
 
-def from_language_model(params: Params, score_D: Array) -> ScoringParams:
-    """A scoring model that starts as a language model; its output projection is left out."""
+def from_language_model(params: Params, score_D: Array | None) -> ScoringParams:
+    """A scoring model that starts as a language model; its output projection is left out.
+
+    Args:
+      score_D: None: it is somewhere else, as beside adapters.
+    """
     return ScoringParams(trunk=params.replace(head=None), score=score_D)
 
 

@@ -10,10 +10,12 @@ inputs and E outputs of a matrix.
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from qwen_jax.config import ModelConfig
@@ -23,6 +25,7 @@ from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.rules import constrain
 from qwen_jax.types import Array, Params, Spec
 
+IN_FULL = ("score",)  # weights that are small, and new in a scoring model: trained themselves
 # The matrices of a layer, by the number of axes that their inputs have.
 _INPUT_AXES = {"wq": 1, "wk": 1, "wv": 1, "wo": 2, "w_gate": 1, "w_up": 1, "w_down": 1}
 TARGETS = tuple(_INPUT_AXES)
@@ -88,14 +91,20 @@ def input_axes(target: str) -> int:
     return _INPUT_AXES[target]
 
 
-def lora_specs(config: ModelConfig, lora: LoRAConfig) -> Params:
-    """Specs of the adapters: a Params that holds an Adapter for each target and None elsewhere.
+def lora_specs(config: ModelConfig, lora: LoRAConfig,
+               whole: Callable[[ModelConfig], Any] = param_specs) -> Any:
+    """Specs of what is trained: an Adapter for each target, IN_FULL as it is, None elsewhere.
+
+    Args:
+      whole: config -> specs of the model: the language model's, or a scoring model's.
 
     Adapters are cut over a mesh as the weights are that they stand beside. A is drawn with variance
     1 / inputs, so that x A is of x's size.
     """
-    def adapter(path, spec: Spec) -> Adapter | None:
+    def adapter(path, spec: Spec) -> Adapter | Spec | None:
         name = path[-1].name
+        if name in IN_FULL:
+            return spec
         if name not in lora.targets:
             return None
         split = 1 + input_axes(name)
@@ -105,14 +114,50 @@ def lora_specs(config: ModelConfig, lora: LoRAConfig) -> Params:
                    math.prod(inputs) ** -0.5),
             b=Spec((layers, lora.rank, *outputs), ("layers", "rank", *spec.axes[split:]), "zeros"))
 
-    return jax.tree_util.tree_map_with_path(adapter, param_specs(config))
+    return jax.tree_util.tree_map_with_path(adapter, whole(config))
 
 
-def with_adapters(base: Params, adapters: Params, lora: LoRAConfig) -> Params:
-    """A Params for model.transformer.hidden_states: Adapted weights where there are adapters."""
+def with_adapters(base: Any, trained: Any, lora: LoRAConfig) -> Any:
+    """The whole model for model.transformer.hidden_states or model.heads.scores: Adapted weights
+    where there are adapters.
+
+    Args:
+      base, trained: of a language or a scoring model, `trained` as lora_specs has it. What is
+        trained in full may be None in the base.
+    """
+    def join(trained, weight):
+        if trained is None:
+            return weight
+        return Adapted(weight, trained, lora.scale) if isinstance(trained, Adapter) else trained
+
+    return jax.tree.map(join, trained, base, is_leaf=_is_place)
+
+
+def added_up(base: Params, adapters: Params, lora: LoRAConfig, *, dtype: str) -> Params:
+    """W + scale A B as one weight, summed in float32 and held in `dtype`: what decodes fastest."""
+    def add(adapter, weight):
+        if adapter is not None:
+            adapter = jax.tree.map(lambda x: x.astype(jnp.float32), adapter)
+            weight = weight.astype(jnp.float32) + delta(adapter, lora.scale)
+        return weight.astype(jnp.dtype(dtype))
+
     return jax.tree.map(
-        lambda adapter, weight: weight if adapter is None else Adapted(weight, adapter, lora.scale),
-        adapters, base, is_leaf=lambda x: x is None or isinstance(x, Adapter))
+        lambda adapter, weight: None if weight is None else add(adapter, weight),
+        adapters, base, is_leaf=_is_place)
+
+
+def in_full(base: Any, trained: Any) -> Any:
+    """`trained` with a copy of the base's weights where weights are trained themselves."""
+    def begin(trained, weight):
+        if trained is None or isinstance(trained, Adapter) or weight is None:
+            return trained
+        return jnp.array(weight, trained.dtype, copy=True)  # the state's buffers are donated
+
+    return jax.tree.map(begin, trained, base, is_leaf=_is_place)
+
+
+def _is_place(x: Any) -> bool:
+    return x is None or isinstance(x, Adapter)
 
 
 def delta(adapter: Adapter, scale: float) -> Any:

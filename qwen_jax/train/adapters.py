@@ -19,11 +19,11 @@ from jax.sharding import Mesh
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.model import spec
-from qwen_jax.model.lora import LoRAConfig, lora_specs, with_adapters
+from qwen_jax.model.lora import LoRAConfig, in_full, lora_specs, with_adapters
 from qwen_jax.train import memory
 from qwen_jax.train.run import Job
 from qwen_jax.train.step import Objective, make_train_step
-from qwen_jax.types import Params, TrainState
+from qwen_jax.types import Array, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +38,29 @@ class Adapters:
 class OnBase:
     """What a step of adapters is given."""
 
-    base: Params
+    base: Any
     batch: Any
+
+
+def beside(base: Any, objective: Objective, lora: LoRAConfig) -> Objective:
+    """An objective of the whole model -> one of what is trained beside `base`."""
+    def objective_of_adapters(trained, batch, key: Array | None):
+        return objective(with_adapters(base, trained, lora), batch, key)
+
+    return objective_of_adapters
+
+
+def describe(lora: LoRAConfig, trained: int, state: Any, model: ModelConfig, frozen: Any) -> str:
+    """The line of a run's header.
+
+    Args:
+      trained: parameters that are.
+      state, frozen: shapes, dtypes and shardings.
+    """
+    return (f"adapters: rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)}: "
+            f"{trained:,} parameters, {100 * trained / spec.count(model):.3g} % of the model; "
+            f"{memory.gib(memory.bytes_per_device(state))} per device with moments, beside "
+            f"{memory.gib(memory.bytes_per_device(frozen))} of frozen {model.compute_dtype} weights")
 
 
 class FrozenBase:
@@ -51,17 +72,19 @@ class FrozenBase:
     """
 
     def __init__(self, adapters: Adapters, model: ModelConfig, mesh: Mesh,
-                 load: Callable[[Params], Params]):
+                 load: Callable[[Any], Any],
+                 whole: Callable[[ModelConfig], Any] = spec.param_specs):
         """
         Args:
-          load: abstract Params, with shardings -> the weights.
+          load: abstract weights, with shardings -> the weights.
+          whole: config -> specs of the model, a language model or another.
         """
         self._adapters, self._model, self._load = adapters, model, load
-        self.specs = lora_specs(model, adapters.lora)
-        self.abstract = spec.abstract(spec.param_specs(model), model.compute_dtype, mesh)
+        self.specs = lora_specs(model, adapters.lora, whole)
+        self.abstract = spec.abstract(whole(model), model.compute_dtype, mesh)
 
     @functools.cached_property
-    def weights(self) -> Params:
+    def weights(self) -> Any:
         return self._load(self.abstract)
 
     def make_train_step(self, objective: Objective, optimizer: optax.GradientTransformation, *,
@@ -69,21 +92,18 @@ class FrozenBase:
         """step.make_train_step for a state of adapters: train_step(state, OnBase).
 
         Args:
-          objective: of the whole model's Params.
+          objective: of the whole model's parameters.
         """
         def train_step(state: TrainState, given: OnBase):
-            def beside_base(adapters, batch, key):
-                whole = with_adapters(given.base, adapters, self._adapters.lora)
-                return objective(whole, batch, key)
-
-            step = make_train_step(beside_base, optimizer, seed=seed, micro_batches=micro_batches)
+            step = make_train_step(beside(given.base, objective, self._adapters.lora), optimizer,
+                                   seed=seed, micro_batches=micro_batches)
             return step(state, given.batch)
 
         return jax.jit(train_step, donate_argnums=0)
 
     def under(self, job: Job) -> Job:
-        """The job whose step is this make_train_step's: batches bring the base, and evaluation sees
-        the whole model."""
+        """The job whose step is this make_train_step's: batches bring the base, evaluation sees the
+        whole model, and weights that are trained in full begin as the base's."""
         @contextlib.contextmanager
         def batches(start_step: int):
             with job.batches(start_step) as next_batch:
@@ -93,15 +113,13 @@ class FrozenBase:
             whole = with_adapters(self.weights, state.params, self._adapters.lora)
             return job.evaluate(done, state.replace(params=whole))
 
+        def make_state() -> TrainState:
+            state = job.make_state()
+            return state.replace(params=in_full(self.weights, state.params))
+
         return dataclasses.replace(
             job, batch=OnBase(self.abstract, job.batch), batches=batches, frozen=self.abstract,
-            base=self._adapters.base, header=(self._line(job.state), *job.header),
+            make_state=make_state, records={"base.json": self._adapters.base},
+            header=(describe(self._adapters.lora, spec.size(self.specs), job.state, self._model,
+                             self.abstract), *job.header),
             evaluate=None if job.evaluate is None else evaluate)
-
-    def _line(self, state: TrainState) -> str:
-        lora, trained = self._adapters.lora, spec.size(self.specs)
-        return (f"adapters: rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)}: "
-                f"{trained:,} parameters, {100 * trained / spec.count(self._model):.3g} % of the "
-                f"model; {memory.gib(memory.bytes_per_device(state))} per device with moments, "
-                f"beside {memory.gib(memory.bytes_per_device(self.abstract))} of frozen "
-                f"{self._model.compute_dtype} weights")

@@ -130,5 +130,5 @@ def _too_large(what: str, available: int) -> TrainingError:
     return TrainingError(
         f"{what}; a device has {gib(available)}.", "memory per device",
         "more devices on mesh.fsdp or mesh.tensor, train.micro_batches up, model.remat=block, "
-        "optimizer.moment_dtype=bfloat16, adapters (lora.rank, in SFT and DPO), or a smaller model; "
+        "optimizer.moment_dtype=bfloat16, adapters (lora.rank), or a smaller model; "
         "train.device_memory_gb overrides what is assumed to be available.")

@@ -60,7 +60,7 @@ class Job:
     header: tuple[str, ...] = ()  # lines for the person who started it
     tokenizer: Tokenizer | None = None  # lies in the folder, for what begins from this run
     frozen: Any = None  # of the batch: weights that are not trained (train/adapters.py)
-    base: dict[str, Any] | None = None  # base.json of the folder: which weights those are
+    records: dict[str, Any] = dataclasses.field(default_factory=dict)  # JSON files that say which
 
 
 def run(config: RunConfig, job: Job, *, emit: Callable[[str], None] = print):
@@ -83,8 +83,8 @@ def run(config: RunConfig, job: Job, *, emit: Callable[[str], None] = print):
     folder = run_folder.prepare(config.run_dir, config)
     if job.tokenizer is not None and jax.process_index() == 0:
         job.tokenizer.save(folder / "tokenizer.tiktoken")
-    if job.base is not None and jax.process_index() == 0:
-        write_json(folder / "base.json", job.base)
+    for name, record in job.records.items() if jax.process_index() == 0 else ():
+        write_json(folder / name, record)
     with contextlib.ExitStack() as stack:
         stack.enter_context(use_layout(mesh))
         _check_attention(config.model, mesh, emit)

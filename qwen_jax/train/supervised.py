@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
+from qwen_jax.config import ModelConfig
 from qwen_jax.model import spec
 from qwen_jax.parallel.mesh import check_batch, make_mesh
 from qwen_jax.parallel.rules import DEFAULT_RULES
@@ -43,7 +44,7 @@ def train(
     objective: Objective,
     batches: Batches,
     batch: Any = None,
-    specs: Any = None,
+    specs: Callable[[ModelConfig], Any] = spec.param_specs,
     initial: Callable[[Any], Any] | None = None,
     adapters: Adapters | None = None,
     evaluate: Callable[[Callable, int, TrainState], dict[str, float]] | None = None,
@@ -55,7 +56,7 @@ def train(
     Args:
       batches: start step -> context manager of this process's numpy batches from that step on.
       batch: a tree of the shapes and dtypes of a global batch; None: a Batch of the config's.
-      specs: of the parameters; None: the language model's.
+      specs: config -> specs of the parameters: the language model's, or another's.
       initial: abstract parameters (with shardings) -> the parameters to start from; None: fresh.
       adapters: to train beside the parameters of `initial`, which stay as they are; the objective
         and `evaluate` see the two together. None: those parameters are trained.
@@ -66,9 +67,8 @@ def train(
     check_batch(config.train.batch_size, config.train.micro_batches, mesh)
     base = None
     if adapters is not None:
-        base, initial = FrozenBase(adapters, config.model, mesh, initial), None
-        specs = base.specs
-    specs = spec.param_specs(config.model) if specs is None else specs
+        base, initial = FrozenBase(adapters, config.model, mesh, initial, specs), None
+    specs = specs(config.model) if base is None else base.specs
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
     abstract = abstract_state(specs, optimizer, mesh, dtype=config.model.param_dtype)
     if batch is None:

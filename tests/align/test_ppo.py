@@ -11,7 +11,7 @@ import pytest
 
 from qwen_jax import sizes
 from qwen_jax.align import ppo
-from qwen_jax.align.log_probs import token_log_probs
+from qwen_jax.align.log_probs import Window, token_log_probs
 from qwen_jax.config import MeshConfig, OptimizerConfig
 from qwen_jax.errors import ConfigError
 from qwen_jax.model.heads import scores, scoring_specs
@@ -84,7 +84,7 @@ MODEL = dataclasses.replace(sizes.TINY, vocab_size=64)
 CUT = MeshConfig(data=2, fsdp=2, tensor=2)
 FORWARD = jax.jit(functools.partial(forward, config=MODEL, inference=False))
 LOG_PROBS = jax.jit(token_log_probs, static_argnames="config")
-CONFIG = ppo.PPOConfig(value_warmup_steps=1, minibatches=2, epochs=2, max_new_tokens=4)
+CONFIG = ppo.PPOConfig(value_warmup_steps=1, minibatches=2, epochs=2, max_new_tokens=9)
 
 
 @functools.cache
@@ -121,6 +121,33 @@ def test_log_probs_are_those_of_the_forward_pass_and_entropy_is_theirs():
     want = jnp.take_along_axis(log_p, rollout.targets[:, :, None], axis=-1)[:, :, 0]
     np.testing.assert_allclose(got[real], want[real], atol=2e-6)
     np.testing.assert_allclose(entropy[real], -jnp.sum(jnp.exp(log_p) * log_p, -1)[real], atol=2e-5)
+
+
+def test_logits_of_answers_alone_say_the_same_of_them():
+    """Values and gradients, also where a window would leave its row; 0 outside of windows."""
+    policy, _, rollout = make_rollout()
+    window = ppo.answers(rollout.actions, CONFIG.max_new_tokens)
+    inside = np.arange(12)[None] - np.asarray(window.first_B)[:, None]
+    inside = (inside >= 0) & (inside < 9)
+    assert inside.sum() == 8 * 9 and np.all(inside >= np.asarray(rollout.actions))
+    at_end = np.asarray(window.first_B) == 3
+    assert at_end.any()
+    beyond = jnp.where(at_end, 15, window.first_B)  # as if it began behind the row
+
+    def asked(params, first_B):
+        found = token_log_probs(params, rollout.tokens, rollout.targets, rollout.segment_ids,
+                                config=MODEL, temperature=0.7,
+                                window=None if first_B is None else Window(first_B, 9))
+        return jnp.sum(found[0] * rollout.actions), found
+
+    ask = jax.jit(jax.value_and_grad(asked, has_aux=True))
+    (_, every), gradients = ask(policy, None)
+    for first_B in (window.first_B, beyond):
+        (_, some), found = ask(policy, first_B)
+        for a, b in zip(some, every):
+            np.testing.assert_allclose(a, np.where(inside, b, 0.0), atol=1e-5)  # numbers of size 6
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(gradients)):
+            np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.max(jnp.abs(b))))
 
 
 def test_before_any_update_every_ratio_is_one():

@@ -131,7 +131,7 @@ def test_compiled_before_it_starts_it_samples_the_same(models, made):
                       reward_model=(abstract[3], MODEL), reward_functions=[Reward()])
     batch = collate([prompts[0], prompts[1]])
     assert len(sampler.compile(*abstract[:2], batch, reward.score.sharding)) == 2
-    sampler.load(reference, reward)
+    sampler.load(ppo.Bases(reference, reward))
     for a, b in zip(jax.tree.leaves(jax.device_get(sampler(batch, state, 4))),
                     jax.tree.leaves(first), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import ppo, ppo_steps
+from benchmarks import ppo, ppo_steps, turns
 from benchmarks.generation_loop import PythonLoop, by_sorting
 from qwen_jax import sizes
 from qwen_jax.generate.decode import generate
@@ -26,7 +26,7 @@ def test_a_small_run_measures_us_and_says_why_the_peer_is_missing(tmp_path, monk
     made, make = [], ppo_steps.TimedSteps
     monkeypatch.setattr(ppo_steps, "TimedSteps",
                         lambda *args, **named: made.append(make(*args, **named)) or made[0])
-    monkeypatch.setattr(ppo, "run", lambda command, environment: json.loads(
+    monkeypatch.setattr(turns, "run", lambda command, environment: json.loads(
         json.dumps(ppo.measure(SMALL))))  # in this process: another one takes seconds to start
     config = dataclasses.replace(SMALL, peer_python="no/such/python",
                                  output=str(tmp_path / "ppo.json"))

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -246,6 +247,48 @@ def test_ten_kills_of_ppo_change_no_bit(folder, scored, run_ppo, tmp_path):
     a, b = (jax.tree.leaves(load_pretrained(tmp_path / name)[1]) for name in ("whole", "killed"))
     for x, y in zip(a, b, strict=True):
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
+
+
+PROCESS = """
+import sys
+import jax
+number, port, *argv = sys.argv[1:]
+jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=int(number))
+from experiments import flags, ppo
+flags.run(ppo.main, ppo.__doc__, ppo.RECIPES | {"smoke": ppo.SMOKE}, ["ppo", *argv])
+"""
+
+
+@pytest.mark.slow  # three processes, two of them at once
+def test_two_processes_that_share_a_mesh_do_what_one_does(folder, scored, tmp_path):
+    """Each has one device, and half of the rows of every rollout."""
+    argv = ["--recipe=smoke", f"--init_from={folder}/base", f"--data.prompts={folder}/talks.jsonl",
+            f"--reward_model={scored[0]}/reward", f"--data.pretrain.sources={folder}/text/train",
+            "--reward_functions=experiments.rewards:arithmetic", "--train.log_every=1"]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+
+    def start(code, *arguments, devices):
+        return subprocess.Popen(
+            [sys.executable, *code, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, env={
+                **environment(tmp_path / "compiled"),
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"})
+
+    def end(*processes):
+        for process in processes:
+            output = process.communicate(timeout=600)[0]
+            assert process.returncode == 0, output[-3000:]
+
+    end(*[start(["-c", PROCESS], number, port, f"--run_dir={tmp_path}/two", *argv, devices=1)
+          for number in "01"])
+    end(start(["-m", "experiments.ppo"], f"--run_dir={tmp_path}/one", *argv, devices=2))
+    two, one = records(tmp_path / "two"), records(tmp_path / "one")
+    assert len(two) == len(one) == 6
+    for a, b in zip(two, one, strict=True):
+        # The same program on the same mesh; collectives between processes add up as they like.
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.slow  # compiles all of PPO once more

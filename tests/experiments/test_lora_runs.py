@@ -1,4 +1,4 @@
-"""Stages with adapters: from a folder to a folder, interrupted half-way, exported as one model."""
+"""Stages with adapters: from a folder to a folder, interrupted half-way, read as one model."""
 
 import dataclasses
 import json
@@ -12,13 +12,20 @@ from test_alignment import (  # noqa: F401  (two are fixtures)
     folder,
     records,
     run,
+    run_ppo,
     whole_and_halves,
 )
 
-from experiments import dpo, sft
+from experiments import dpo, ppo, reward_model, sft
+from experiments.base_model import scoring_weights_of
+from qwen_jax.config import MeshConfig
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.export.huggingface import load_pretrained
+from qwen_jax.export.scoring import open_scoring
+from qwen_jax.model import spec
+from qwen_jax.model.heads import scoring_specs
 from qwen_jax.model.lora import LoRAConfig
+from qwen_jax.parallel.mesh import make_mesh
 
 LORA = LoRAConfig(rank=4, alpha=8.0)
 
@@ -83,3 +90,85 @@ def test_dpo_of_adapters_starts_as_its_reference_beside_a_run_of_adapters(
     assert found[0]["train/margin"] == pytest.approx(0, abs=1e-5)
     assert found[-1]["eval/pairs_held/accuracy"] > 0.9
     load_pretrained(tmp_path / "dpo")
+
+
+@pytest.fixture(scope="module")
+def scored(folder, tmp_path_factory):  # noqa: F811
+    """PMP of adapters beside a language model, then fine-tuning of adapters beside PMP's run."""
+    runs = tmp_path_factory.mktemp("scored")
+
+    def make(run_dir, **changes):
+        config = config_of(reward_model, folder, run_dir, lora=LORA, data={
+            "pairs": (f"{folder}/pairs.jsonl",), "eval_pairs": (f"{folder}/pairs_held.jsonl",)},
+            **changes)
+        return dataclasses.replace(config, optimizer=dataclasses.replace(
+            config.optimizer, peak_learning_rate=1e-2))
+
+    run(reward_model, make(runs / "pmp", train={"num_steps": 8, "eval_every": 8}))
+    (runs / "reward").mkdir()
+    whole_and_halves(reward_model, lambda run_dir: make(
+        run_dir, init_from=str(runs / "pmp"), train={"num_steps": 4, "eval_every": None}),
+        runs / "reward")
+    return runs
+
+
+def scoring_weights(folder):
+    """A reward model's weights as PPO loads them, and the folder's config."""
+    config = open_scoring(str(folder)).config
+    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    weights = spec.abstract(scoring_specs(config), "float32", mesh)
+    return jax.device_get(scoring_weights_of(str(folder), seed=0)(weights))
+
+
+def test_a_reward_model_of_adapters_learns_its_score_too_and_goes_on_from_pmp(folder, scored):  # noqa: F811
+    pmp = records(scored / "pmp")
+    assert pmp[-1]["eval/pairs_held/accuracy"] == 1.0
+    # It goes on where PMP was: a fresh score would start at log 2 = 0.69.
+    assert records(scored / "reward" / "whole")[0]["train/loss"] < 0.3 < pmp[0]["train/loss"]
+    base, one, two = map(scoring_weights, (
+        folder / "base", scored / "pmp", scored / "reward" / "whole"))
+    for (path, a), b, c in zip(jax.tree_util.tree_leaves_with_path(base), jax.tree.leaves(one),
+                               jax.tree.leaves(two), strict=True):
+        trained = path[-1].name in (*LORA.targets, "score")
+        assert (not np.array_equal(a, b) and not np.array_equal(b, c)) == trained, path
+    meta = json.loads(next((scored / "pmp" / "checkpoints").glob("*/meta.json")).read_text())
+    shapes = [shape for shape, _ in meta["leaves"].values() if len(shape) > 1]
+    assert shapes and all(LORA.rank in shape for shape in shapes)
+
+
+@pytest.mark.slow  # three processes; tests/align/test_ppo_adapters.py is the part without files
+def test_ppo_of_adapters_starts_as_its_reference_and_goes_on_where_it_was(
+        folder, scored, run_ppo, tmp_path):  # noqa: F811
+    flags = (f"--reward_model={scored}/reward/whole", "--lora.rank=4", "--lora.alpha=8",
+             "--train.log_every=1")
+    output = run_ppo(tmp_path / "whole", *flags)
+    assert "again to go on" in run_ppo(tmp_path / "halves", *flags, until="step 3/")
+    assert "resuming after step" in run_ppo(tmp_path / "halves", *flags)
+    found = records(tmp_path / "whole")
+    assert records(tmp_path / "halves") == found and len(found) == 6
+    assert "adapters: rank 4, alpha 8" in output
+    # The policy is the reference, to the last bit, until its turn comes after two steps.
+    assert [record["rollout/kl"] == 0 for record in found] == [True] * 3 + [False] * 3
+    base, merged, halves = (jax.tree_util.tree_leaves_with_path(load_pretrained(path)[1]) for path in
+                            (folder / "base", tmp_path / "whole", tmp_path / "halves"))
+    for (path, a), (_, b), (_, c) in zip(base, merged, halves, strict=True):
+        np.testing.assert_array_equal(b, c)
+        assert np.array_equal(a, b) != (path[-1].name in LORA.targets), path
+    meta = json.loads(next((tmp_path / "whole" / "checkpoints").glob("*/meta.json")).read_text())
+    shapes = [shape for shape, _ in meta["leaves"].values() if len(shape) > 1]
+    assert shapes and all(LORA.rank in shape for shape in shapes)
+
+
+@pytest.mark.parametrize("name", ["base.json", "value_base.json"])
+def test_ppo_does_not_go_on_beside_other_weights(folder, scored, tmp_path, name):  # noqa: F811
+    """A record of another base is refused before anything is compiled."""
+    config = config_of(ppo, folder, tmp_path / "run", lora=LORA, data={
+        "prompts": (f"{folder}/talks.jsonl",)}, reward_model=f"{scored}/reward/whole")
+    _, _, files = ppo._loads(config)
+    assert set(files) == {"base.json", "value_base.json"}
+    (tmp_path / "run").mkdir()
+    for file, record in files.items():
+        changes = {"sample": "0"} if file == name else {}
+        (tmp_path / "run" / file).write_text(json.dumps(record | changes))
+    with pytest.raises(QwenJaxError, match="other weights"):
+        ppo._loads(config)

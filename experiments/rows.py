@@ -1,0 +1,33 @@
+"""What SFT, reward modelling and DPO have in common: training on rows that are read at random."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from qwen_jax.data.batches import Batches, eval_batches, stack_trees
+from qwen_jax.train.supervised import train
+
+
+def train_on(rows, config, **named):
+    """train.supervised.train on shuffled batches of `rows`; returns the last TrainState.
+
+    Args:
+      rows: of trees of arrays, all of the shapes of rows.padding.
+      named: the rest of train's arguments.
+    """
+    size = config.train.batch_size
+    batches = Batches(rows, batch_size=size, seed=config.train.seed, collate=stack_trees,
+                      shard=_shard())
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), rows.padding)
+    return train(config, batches=batches.iterate, batch=batch, **named)
+
+
+def held_out_batches(rows, config, most: int | None = None) -> Iterator[Any]:
+    """This process's part of the rows in order, once; of at most `most` batches."""
+    return eval_batches(rows, config.train.batch_size, len(rows) if most is None else most,
+                        shard=_shard())
+
+
+def _shard() -> tuple[int, int]:
+    return jax.process_index(), jax.process_count()

@@ -1,0 +1,61 @@
+"""A folder read as a scoring model: a reward model's run, of adapters too, or a language model.
+
+A language model's folder has no score; it is the trunk of a scoring model that is yet to be trained.
+"""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from qwen_jax.config import ModelConfig
+from qwen_jax.export import merged
+from qwen_jax.export.arrays import Index
+from qwen_jax.export.huggingface import open_pretrained
+from qwen_jax.export.run_folder import RunFolder
+from qwen_jax.export.tensors import read_json
+from qwen_jax.model.heads import scoring_specs
+from qwen_jax.types import ScoringParams
+
+_TRUNK = "trunk."
+
+
+def is_scoring(raw: dict[str, Any]) -> bool:
+    """Whether a config.json is that of a reward model's run: it learns from pairs, without the beta
+    of DPO."""
+    return "pairs" in (raw.get("data") or {}) and "beta" not in raw
+
+
+def trunk_specs(config: ModelConfig) -> ScoringParams:
+    """Of what stays as it is where adapters are trained: all but the score."""
+    return scoring_specs(config).replace(score=None)
+
+
+class Trunk:
+    """A language model's folder with the names of a scoring model's weights."""
+
+    def __init__(self, source: merged.Source):
+        self._source = source
+        self.config, self.step = source.config, source.step
+
+    def read(self, path: str, index: Index) -> np.ndarray:
+        """A piece of "trunk.layers.attention.wq", say."""
+        assert path.startswith(_TRUNK), path
+        return self._source.read(path.removeprefix(_TRUNK), index)
+
+
+def open_scoring(folder: str, *, param_dtype: str | None = None, step: int | None = None
+                 ) -> merged.Source:
+    """The folder, checked and opened for reading. Arguments and errors are open_pretrained's."""
+    path = pathlib.Path(folder)
+    raw = read_json(path / "config.json")
+    if not is_scoring(raw):
+        return Trunk(open_pretrained(folder, param_dtype=param_dtype, step=step))
+    lora = merged.adapters_of(raw, path)
+    if lora is None:
+        return RunFolder(path, raw, param_dtype=param_dtype, step=step, specs=scoring_specs)
+    base = merged.read_base(path)
+    source = open_scoring(base.folder, param_dtype="float32", step=base.step)
+    merged.check(base, source, path, trunk_specs)
+    return merged.MergedRun(path, raw, lora, source, param_dtype=param_dtype, step=step,
+                            whole=scoring_specs)
