@@ -28,17 +28,18 @@ from benchmarks import llo
 from experiments import flags
 from qwen_jax import sizes
 from qwen_jax.errors import unknown_name
-from qwen_jax.kernels import tiles
+from qwen_jax.kernels import tiles, tpu
 from qwen_jax.kernels.attention import attention
-from qwen_jax.kernels.tpu import TILES
 
 # The smallest slice of each kind that every version of libtpu describes.
 TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2",
               "tpu7x": "tpu7x:2x2x1"}
-# (query, key, compute) to choose ours from; (block, compute) of splash's. Larger ones do not fit the
+# What is changed in our own tile sizes; (block, compute) of splash's. Larger ones do not fit the
 # memory of v5e and v5p.
-OURS = ((1024, 1024, 256), (1024, 1024, 512), (1024, 2048, 512))
+OURS = ({}, {"key": 2048})
 SPLASH = ((1024, 512), (1024, 1024), (2048, 1024))
+ROW = 8192  # tokens
+PASSES = ("forward", "backward")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +87,16 @@ def prepare(dump: pathlib.Path | None = None) -> None:
         os.environ["LIBTPU_INIT_ARGS"] = llo.DUMP_FLAGS.format(dump)
 
 
-def compile_for(kind: str, function, arguments: list[tuple[tuple[int, ...], str]]) -> dict:
-    """Compiles `function` of arrays of these shapes and dtypes for one device of a kind."""
+def devices(kind: str) -> list[jax.Device]:
+    """Of the smallest slice of a kind, described by libtpu."""
     if kind not in TOPOLOGIES:
         raise unknown_name("kind of TPU", kind, TOPOLOGIES, "--kinds")
-    devices = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[kind]).devices
-    mesh = Mesh(devices[:1], ("device",))
+    return topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[kind]).devices
+
+
+def compile_for(kind: str, function, arguments: list[tuple[tuple[int, ...], str]]) -> dict:
+    """Compiles `function` of arrays of these shapes and dtypes for one device of a kind."""
+    mesh = Mesh(devices(kind)[:1], ("device",))
     sharding = NamedSharding(mesh, PartitionSpec())
     arrays = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape, dtype in arguments]
     started = time.perf_counter()
@@ -141,14 +146,13 @@ def compile_splash(kind: str, shape: Shape, block: int, compute: int, causal: bo
 
 def utilization(kind: str, dump: pathlib.Path) -> list[dict]:
     """The inner tile of each kernel: bundles for 1024 x 1024 scores, the MXU's share of slots."""
-    shape, rows = Shape(T=8192, N=8, K=8), []
+    shape, rows = Shape(T=ROW, N=8, K=8), []
 
-    def add(who: str, tile: str, kernels: dict[str, tuple[str, int, int]]) -> None:
-        row = {"kind": kind, "kernel": who, "tile": tile}
-        for name, (prefix, scores, which) in kernels.items():
-            block = llo.blocks(dump, prefix)[which]
-            row[name] = {"bundles": round(block.bundles * 2**20 / scores),
-                         "mxu": round(block.shares["MXU"], 3)}
+    def add(who: str, of_pass: dict[str, tuple[tuple[int, int, int], llo.Block]]) -> None:
+        row = {"kind": kind, "kernel": who}
+        for name, (tile, block) in of_pass.items():
+            bundles = round(block.bundles * 2**20 / (tile[0] * tile[1]))
+            row[name] = {"tile": tile, "bundles": bundles, "mxu": round(block.shares["MXU"], 4)}
         rows.append(row)
         print(json.dumps(row), flush=True)
 
@@ -156,25 +160,70 @@ def utilization(kind: str, dump: pathlib.Path) -> list[dict]:
         shutil.rmtree(dump, ignore_errors=True)
         dump.mkdir()
 
-    # The two longest blocks are the tile with masks and, shorter, the one that is wholly visible.
-    for query, key, compute in OURS:
+    device = devices(kind)[0].device_kind
+    for changed in OURS:
         emptied()
-        these = {"query": query, "key": key, "compute": compute}
-        with tiles.override(tpu_forward=these, tpu_backward=these):
+        with tiles.override(tpu_forward=changed, tpu_backward=changed):
+            wanted = {name: tpu.sizes(f"tpu_{name}", kind=device, head_size=shape.H,
+                                      dtype=shape.dtype) for name in PASSES}
             if not compile_ours(kind, shape, ("gradient",))["ok"]:
                 continue
-        for which, who in ((1, "ours"), (0, "ours, with masks")):
-            add(who, f"{query} x {key} / {compute}",
-                {"forward": ("attention_forward", query * key, which),
-                 "backward": ("attention_backward", query * key, which)})
+        for which, who, part in ((0, "ours", "compute"), (1, "ours, with masks", "masked")):
+            add(who, {name: ((size["query"], size["key"], size.get(part, size["compute"])),
+                             of_tile(dump, f"attention_{name}")[which])
+                      for name, size in wanted.items()})
     for causal in (False, True):
         for block, compute in SPLASH:
             emptied()
             if compile_splash(kind, shape, block, compute, causal)["ok"]:
-                add("splash, causal" if causal else "splash, no mask", f"{block} / {compute}",
-                    {"forward": ("splash_mha_fwd_residuals", block**2, 0),
-                     "backward": ("splash_mha_dkv", block**2, 0)})
+                tile = block, block, compute
+                add("splash, causal" if causal else "splash, no mask",
+                    {"forward": (tile, llo.blocks(dump, "splash_mha_fwd_residuals")[0]),
+                     "backward": (tile, llo.blocks(dump, "splash_mha_dkv")[0])})
     return rows
+
+
+def of_tile(dump: pathlib.Path, kernel: str) -> list[llo.Block]:
+    """Of our kernel, the tile that is all visible, and the one that needs its mask: the longest
+    blocks, and a mask is work for the vector unit."""
+    return sorted(llo.blocks(dump, kernel)[:2],
+                  key=lambda block: block.bundles * block.shares["VALU"])
+
+
+def causal_row(whole: dict, masked: dict) -> tuple[float, float]:
+    """Bundles of one head's causal row of `ROW` tokens, and the MXU's share of their slots.
+
+    Args:
+      whole: what `utilization` says of a tile that is all visible.
+      masked: of one that the diagonal crosses.
+    """
+    query, key, _ = whole["tile"]
+    bundles = slots = 0.0
+    for first_query in range(0, ROW, query):
+        for first_key in range(0, first_query + query, key):
+            tile = whole if first_key + key - 1 <= first_query else masked
+            took = tile["bundles"] * query * key / 2**20
+            bundles, slots = bundles + took, slots + took * tile["mxu"]
+    return bundles, slots / bundles
+
+
+def rows_beside_splash(found: list[dict]) -> list[str]:
+    """A line of a table for each kind: a causal row of ours, and splash's at its fewest bundles."""
+    lines = []
+    for kind in dict.fromkeys(row["kind"] for row in found):
+        here = [row for row in found if row["kind"] == kind]
+        whole = next(row for row in here if row["kernel"] == "ours")
+        masked = next(row for row in here if row["kernel"] == "ours, with masks")
+        cells = []
+        for name in PASSES:
+            ours, our_share = causal_row(whole[name], masked[name])
+            # It computes its mask in every tile.
+            theirs, share = min(causal_row(row[name], row[name]) for row in here
+                                if row["kernel"] == "splash, causal")
+            cells.append(f"{ours:,.0f}, {our_share:.1%} | {theirs:,.0f}, {share:.1%} "
+                         f"| {ours / theirs:.2f}")
+        lines.append(f"| {kind} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def markdown(result: dict) -> str:
@@ -195,14 +244,20 @@ def markdown(result: dict) -> str:
         lines += [f"| {row['kind']} | {row['shape']} | {cell(row['forward'])} "
                   f"| {cell(row['gradient'])} |" for row in result["compiled"]]
     if result["utilization"]:
-        lines += ["Bundles (at least one cycle each) for 1,024 x 1,024 scores of one head of 128 in "
-                  "bfloat16, and the share of the matrix unit's slots that they fill, of the inner "
-                  "tile: the longest stretch without a branch.", "",
-                  "| kind | kernel | tile | forward: bundles, MXU | backward: bundles, MXU |",
-                  "|---|---|---|---|---|"]
-        lines += [f"| {row['kind']} | {row['kernel']} | {row['tile']} | " + " | ".join(
-            f"{row[name]['bundles']:,}, {row[name]['mxu']:.0%}" for name in ("forward", "backward"))
-            + " |" for row in result["utilization"]]
+        lines += ["Bundles (at least one cycle each) of the innermost tile, for 1,024 x 1,024 scores "
+                  "of one head of 128 in bfloat16, and the share of the matrix unit's slots that they "
+                  "fill. Tiles are queries x keys / keys at once.", "",
+                  "| kind | kernel | forward | bundles, MXU | backward | bundles, MXU |",
+                  "|---|---|---|---|---|---|"]
+        for row in result["utilization"]:
+            cells = ["{} x {} / {}".format(*row[name]["tile"])
+                     + f" | {row[name]['bundles']:,}, {row[name]['mxu']:.1%}" for name in PASSES]
+            lines.append(f"| {row['kind']} | {row['kernel']} | {' | '.join(cells)} |")
+        lines += ["", f"Bundles of one head's causal row of {ROW:,} tokens: every tile that it "
+                  "visits, at our own tile sizes and at those of splash's that take fewest.", "",
+                  "| kind | forward: ours | splash | ours / splash | backward: ours | splash "
+                  "| ours / splash |", "|---|---|---|---|---|---|---|"]
+        lines += rows_beside_splash(result["utilization"])
     return "\n".join(lines) + "\n"
 
 
@@ -211,7 +266,7 @@ def main(config: AotConfig) -> None:
         "date": datetime.date.today().isoformat(),
         "command": "python -m benchmarks.tpu_aot " + shlex.join(sys.argv[1:]),
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
-        "tiles": TILES, "compiled": [], "utilization": []}
+        "tiles": tpu.TILES, "compiled": [], "utilization": []}
     if config.utilization:  # apart: writing schedules down takes longer than compiling
         dump = pathlib.Path(tempfile.mkdtemp()) / "llo"
         prepare(dump)

@@ -25,16 +25,17 @@ from qwen_jax.types import Array
 PLATFORM = "tpu"
 
 _LOG2_E = math.log2(math.e)
-# Chosen by static utilisation (benchmarks/tpu_aot.py), not measured. `chunk`: queries, over a group
-# of heads, whose dq stays in VMEM.
+# Chosen by static utilisation (benchmarks/tpu_aot.py), not measured. `compute`: keys at once;
+# `masked`: the same where a tile needs its mask; `chunk`: queries, over a group of heads, whose dq
+# stays in VMEM.
 TILES = {"tpu_forward": {"query": 1024, "key": 1024, "compute": 512},
          "tpu_backward": {"query": 1024, "key": 1024, "compute": 512, "chunk": 8192}}
 # Where another size fills the kind's schedule better, or fits its 16 MiB of VMEM.
-_TILES_OF_KIND = {("tpu_forward", "TPU v4"): {"compute": 256},
-                  ("tpu_backward", "TPU v4"): {"chunk": 4096},
-                  ("tpu_backward", "TPU v5 lite"): {"compute": 256}}
+_TILES_OF_KIND = {("tpu_forward", "TPU v4"): {"compute": 256, "masked": 512},
+                  ("tpu_forward", "TPU7x"): {"compute": 256, "masked": 512},
+                  ("tpu_backward", "TPU v4"): {"chunk": 4096}}
 # Six passes for each product make a larger tile a program that takes minutes to compile.
-_TILES_OF_FLOAT32 = {"tpu_forward": {"query": 512, "key": 512, "compute": 256},
+_TILES_OF_FLOAT32 = {"tpu_forward": {"query": 512, "key": 512, "compute": 256, "masked": 256},
                      "tpu_backward": {"query": 512, "key": 512, "compute": 256, "chunk": 4096}}
 _MOST_HEADS = 32  # for a key-value head: a chunk holds one tile of 128 queries of each
 
@@ -52,13 +53,16 @@ def refuse(call: Call) -> str | None:
     return None
 
 
-def _sizes(kernel: str, q: Array) -> dict[str, int]:
-    kind = target_of(q).kind
+def sizes(kernel: str, *, kind: str, head_size: int, dtype: str) -> dict[str, int]:
+    """The tile sizes of "tpu_forward" or "tpu_backward" on a kind of TPU, such as "TPU v5 lite"."""
     default = TILES[kernel] | _TILES_OF_KIND.get((kernel, kind), {})
-    if q.dtype == jnp.float32:
+    if dtype == "float32":
         default = default | _TILES_OF_FLOAT32[kernel]
-    return tiles.lookup(kernel, kind=kind, head_size=q.shape[3], dtype=q.dtype.name,
-                        default=default)
+    return tiles.lookup(kernel, kind=kind, head_size=head_size, dtype=dtype, default=default)
+
+
+def _sizes(kernel: str, q: Array) -> dict[str, int]:
+    return sizes(kernel, kind=target_of(q).kind, head_size=q.shape[3], dtype=q.dtype.name)
 
 
 def _padded_head(x: Array) -> Array:
@@ -84,10 +88,10 @@ def _forward(q, k, v, k_start, q_end, *, scale: float):
 
 def _backward(q, k, v, k_start, q_end, out, lse, dout, *, scale: float):
     T, H = q.shape[1], q.shape[3]
-    sizes = _sizes("tpu_backward", q)
-    of_head = sizes["chunk"] // (q.shape[2] // k.shape[2])
+    wanted = _sizes("tpu_backward", q)
+    of_head = wanted["chunk"] // (q.shape[2] // k.shape[2])
     most = max(LANES, 1 << (of_head.bit_length() - 1))  # a power of two, as tiles are
-    tiling = Tiling.of(T, sizes | {"query": min(sizes["query"], most)})
+    tiling = Tiling.of(T, wanted | {"query": min(wanted["query"], most)})
     k_start, q_end = pad_mask(k_start, q_end, tiling)
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=3)
     # Queries that are added see nothing, whatever their log-sum-exp is.
@@ -97,7 +101,7 @@ def _backward(q, k, v, k_start, q_end, out, lse, dout, *, scale: float):
                          for x in (_scaled(q, scale), k, v, dout))
     grads = backward_kernel(
         q2, k2, v2, dout2, *rows, k_start, bounds(k_start, q_end, tiling), scale=scale,
-        tiling=tiling, chunk=sizes["chunk"], interpret=interpret_mode())
+        tiling=tiling, chunk=wanted["chunk"], interpret=interpret_mode())
     return tuple(x.transpose(0, 2, 1, 3)[:, :T, :, :H].astype(q.dtype) for x in grads)
 
 

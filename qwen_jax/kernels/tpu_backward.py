@@ -21,6 +21,7 @@ from qwen_jax.types import Array
 
 _LN_2 = math.log(2)
 
+
 def backward(q_BNPH: Array, k_BKPH: Array, v_BKPH: Array, dout_BNPH: Array, lse_BN1P: Array,
              delta_BN1P: Array, k_start_BP: Array, bounds: Bounds, *, scale: float, tiling: Tiling,
              chunk: int, interpret) -> tuple[Array, Array, Array]:
@@ -144,7 +145,7 @@ def _kernel(c, first, last, whole, k_start, q, k, v, dout, lse, delta, dq_out, d
 
 
 def _tile(q, k, v, dout, lse, delta, dq, dk, dv, tiling: Tiling, interval) -> None:
-    """Adds to dq, dk and dv what a tile gives, `compute` keys at a time.
+    """Adds to dq, dk and dv what a tile gives; its scores are computed in parts.
 
     Args:
       interval: int32 [1, query] each, the first and the last key that a query sees, counted from
@@ -155,8 +156,9 @@ def _tile(q, k, v, dout, lse, delta, dq, dk, dv, tiling: Tiling, interval) -> No
                                    precision=precision(q.dtype),
                                    preferred_element_type=jnp.float32)
 
-    for begin in range(0, tiling.key, tiling.compute):
-        part = pl.ds(begin, tiling.compute)
+    dscores = []
+    for begin, size in tiling.parts(masked=interval is not None):
+        part = pl.ds(begin, size)
         scores = dot(k[part, :], q[...], 1, 1)
         if interval is not None:
             key = begin + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 0)
@@ -164,6 +166,8 @@ def _tile(q, k, v, dout, lse, delta, dq, dk, dv, tiling: Tiling, interval) -> No
         weights = jnp.exp2(scores - lse[...])
         dv[part, :] += dot(weights.astype(dout.dtype), dout[...], 1, 0)
         dweights = dot(v[part, :], dout[...], 1, 1)
-        dscores = (weights * (dweights - delta[...])).astype(q.dtype)
-        dk[part, :] += dot(dscores, q[...], 1, 0)
-        dq[...] += dot(k[part, :], dscores, 0, 0)
+        dscores.append((weights * (dweights - delta[...])).astype(q.dtype))
+    # One product each for the whole tile: the matrix unit ends a tile with fewer empty slots.
+    whole = jnp.concatenate(dscores, axis=0)
+    dk[...] += dot(whole, q[...], 1, 0)
+    dq[...] += dot(k[...], whole, 0, 0)

@@ -98,8 +98,8 @@ def _kernel(first, last, whole, k_start, q, k, v, out, lse, top, total, acc, *, 
 
 
 def _tile(q, k, v, top, total, acc, tiling: Tiling, interval) -> None:
-    """Adds the keys of a tile, `compute` at a time, so that the scores of one part are multiplied
-    while another's are exponentiated.
+    """Adds the keys of a tile in parts, so that the scores of one are multiplied while those of
+    another are exponentiated.
 
     Args:
       interval: the first key that each query sees, counted from the tile's first, int32, and how
@@ -107,22 +107,22 @@ def _tile(q, k, v, top, total, acc, tiling: Tiling, interval) -> None:
     """
     exact = precision(q.dtype)
     H = v.shape[1]
-    for begin in range(0, tiling.key, tiling.compute):
-        part = pl.ds(begin, tiling.compute)
+    for begin, size in tiling.parts(masked=interval is not None):
+        part = pl.ds(begin, size)
         scores = jax.lax.dot_general(q[...], k[part, :], (((1,), (1,)), ((), ())),
                                      precision=exact, preferred_element_type=jnp.float32)
         if interval is not None:
             key = begin + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
-            start, count = (_across(x, tiling.compute) for x in interval)
+            start, count = (_across(x, size) for x in interval)
             # One comparison for both ends: a key before the first wraps around.
             scores = jnp.where((key - start).astype(jnp.uint32) < count, scores, HIDDEN)
         old = top[...]
         new = jnp.maximum(old, jnp.max(scores, axis=1, keepdims=True))
-        weights = jnp.exp2(scores - _across(new, tiling.compute))
+        weights = jnp.exp2(scores - _across(new, size))
         fade = jnp.exp2(old - new)
         top[...] = new
         total[...] = fade * total[...] + sum(
-            weights[:, lane:lane + LANES] for lane in range(0, tiling.compute, LANES))
+            weights[:, lane:lane + LANES] for lane in range(0, size, LANES))
         acc[...] = _across(fade, H) * acc[...] + jax.lax.dot_general(
             weights.astype(v.dtype), v[part, :], (((1,), (0,)), ((), ())), precision=exact,
             preferred_element_type=jnp.float32)

@@ -26,18 +26,26 @@ class Tiling:
     query: int
     key: int
     compute: int  # keys that are computed at once, dividing `key`
+    masked: int  # the same, in a tile that needs its mask
     P: int  # the row, padded
 
     @classmethod
     def of(cls, T: int, sizes: dict[str, int]) -> "Tiling":
-        """Tiles of these sizes ("query", "key", "compute"; powers of two), less for a short row."""
+        """Tiles of these sizes ("query", "key", "compute", and "masked" if it differs; powers of
+        two), less for a short row."""
         short = LANES
         while short < T:
             short *= 2
         query, key = min(sizes["query"], short), min(sizes["key"], short)
         grain = max(query, key)
         return cls(query=query, key=key, compute=min(sizes["compute"], key),
+                   masked=min(sizes.get("masked", sizes["compute"]), key),
                    P=-(-T // grain) * grain)
+
+    def parts(self, *, masked: bool) -> list[tuple[int, int]]:
+        """(first key, keys) of what is computed at once, in the order of a tile."""
+        size = self.masked if masked else self.compute
+        return [(begin, size) for begin in range(0, self.key, size)]
 
     @property
     def queries(self) -> int:

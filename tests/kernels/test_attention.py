@@ -11,10 +11,10 @@ import pytest
 from jax.experimental import topologies
 
 from qwen_jax.errors import KernelError
-from qwen_jax.kernels import tiles
+from qwen_jax.kernels import mask, tiles, xla
 from qwen_jax.kernels.attention import attention, choose
 from qwen_jax.kernels.differentiable import Call
-from qwen_jax.kernels.gate import Case, with_gradients
+from qwen_jax.kernels.gate import Case, shares, with_gradients
 from qwen_jax.kernels.target import Target, interpret_kernels, target_of
 from gate import Gate, masks, pytest_generate_tests  # noqa: F401
 
@@ -95,6 +95,25 @@ class TestXla(Gate):
             for T in lengths for mask in masks(T).values()]
 
 
+@pytest.mark.parametrize("bug", ["a query misses its first key", "a tile is dropped"])
+def test_the_gate_sees_a_bug_that_is_planted_in_xla(monkeypatch, bug):
+    if bug == "a tile is dropped":
+        good_tiles = xla._tiles
+
+        def bad_tiles(*args):
+            first, end = good_tiles(*args)
+            return first, end - 1
+
+        monkeypatch.setattr(xla, "_tiles", bad_tiles)
+    else:
+        good_key = mask.first_key
+        monkeypatch.setattr(mask, "first_key", lambda *args, **how: good_key(*args, **how) + 1)
+    # Lengths of no other case: a program that was traced without the bug would run again.
+    T = 151 if bug == "a tile is dropped" else 152
+    found = shares(Case(T=T, N=1, K=1, H=16, dtype="float32", window=40), "xla")
+    assert all(not share <= 1 for share in found.values()), found
+
+
 @pytest.mark.slow
 class TestXlaLong(Gate):
     """Chunks of 256, and pieces of a batch that are computed one after another."""
@@ -158,11 +177,11 @@ def test_shapes_that_do_not_fit_are_refused(change, message):
     arrays = {"q": q, "k": k, "v": v} | {n: jnp.zeros(s) for n, s in change.items()}
     if "k" in change:
         arrays["v"] = arrays["k"]
-    with pytest.raises(KernelError, match=message):
-        attention(arrays["q"], arrays["k"], arrays["v"])
+    refused(message, arrays["q"], arrays["k"], arrays["v"])
 
 
 def test_bad_values_are_refused_before_compilation():
+    """Nothing is compiled under eval_shape, so what is refused there is refused before."""
     q, k, v, _ = make(9)
     ids = jnp.asarray([[1, 2] * 20] * 2, jnp.int32)
     for options, message in (
@@ -174,16 +193,19 @@ def test_bad_values_are_refused_before_compilation():
             ({"segment_ids": jnp.ones((2, 40), jnp.float32)}, "int32"),
             ({"segment_ids": jnp.ones((2, 39), jnp.int32)}, "int32"),
             ({"implementation": "xxla"}, "did you mean 'xla'")):
-        with pytest.raises(KernelError, match=message) as caught:
-            attention(q, k, v, **options)
-        assert caught.value.where.startswith("attention") and caught.value.fix
-    with pytest.raises(KernelError, match="dtypes differ.*bfloat16"):
-        attention(q, k.astype(jnp.bfloat16), v)
-    for place in (40, -1):
-        with pytest.raises(KernelError, match="positions reach outside of 0..39"):
-            attention(q[:, :1], k, v, positions=jnp.full((2, 1), place, jnp.int32))
-    with pytest.raises(KernelError, match="as many queries as keys"):
-        attention(q[:, :1], k, v, segment_ids=jnp.ones((2, 1), jnp.int32))
+        refused(message, q, k, v, **options)
+    refused("dtypes differ.*bfloat16", q, k.astype(jnp.bfloat16), v)
+    for place in (40, -1):  # before the first key there is none that a query sees
+        refused("positions reach outside of 0..39", q[:, :1], k, v,
+                positions=jnp.full((2, 1), place, jnp.int32))
+    refused("as many queries as keys", q[:, :1], k, v, segment_ids=jnp.ones((2, 1), jnp.int32))
+
+
+def refused(message, *arrays, **options):
+    """By `attention` while it is traced, with where and a fix."""
+    with pytest.raises(KernelError, match=message) as caught:
+        jax.eval_shape(functools.partial(attention, **options), *arrays)
+    assert caught.value.where.startswith("attention") and caught.value.fix
 
 
 @pytest.fixture
@@ -219,6 +241,7 @@ def test_one_that_this_machine_cannot_run_is_refused_with_what_the_others_say(st
     assert "tpu: runs on a TPU, and this is for cpu" in said and "interpret_kernels" in said
     assert "xla: can run it" in said and "hopper: runs on a GPU" in said
     assert caught.value.where == "attention(implementation='tpu') on cpu"
+    assert caught.value.fix == "name one that can run it, or leave implementation out."
     with interpret_kernels():
         assert attention(q, k, v, implementation="tpu") is q
     assert stand_ins == [("tpu", Target("cpu", "cpu"))]

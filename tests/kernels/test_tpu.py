@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import itertools
 import json
@@ -19,6 +20,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from qwen_jax import sizes
 from qwen_jax.config import MeshConfig
+from qwen_jax.errors import KernelError
 from qwen_jax.kernels import tiles, tpu
 from qwen_jax.kernels.attention import attention, call_of
 from qwen_jax.kernels.gate import Case, shares, with_gradients
@@ -29,7 +31,7 @@ from qwen_jax.parallel.rules import use_layout
 from gate import Gate, masks, pytest_generate_tests  # noqa: F401
 
 # So small that short rows have many tiles, tiles of two parts, and dq in more than one chunk.
-SMALL = {"tpu_forward": {"query": 128, "key": 256, "compute": 128},
+SMALL = {"tpu_forward": {"query": 128, "key": 256, "compute": 128, "masked": 256},
          "tpu_backward": {"query": 128, "key": 256, "compute": 128, "chunk": 256}}
 
 
@@ -171,6 +173,10 @@ def test_what_it_cannot_run_is_refused_with_the_reason():
                            ({"N": 256, "K": 2}, "up to 32 query heads"),
                            ({"H": 130}, "head sizes up to 128, not 130")):
         assert reason in tpu.refuse(dataclasses.replace(call, **change))
+    q, k, v, _ = Case(T=16, H=136).arrays()
+    with interpret_kernels(), pytest.raises(KernelError, match="not 136.*xla: can run") as caught:
+        jax.eval_shape(functools.partial(attention, implementation="tpu"), q, k, v)
+    assert "implementation='tpu'" in caught.value.where and caught.value.fix
 
 
 def shapes(config, T):
