@@ -1,4 +1,4 @@
-"""What each choice of PPO does: the report's, and each of them undone, over several seeds. Report: 3.2.2.
+"""What each choice of PPO does: the report's, and each of them undone, over seeds. Report: 3.2.2.
 
 Starts from a run of experiments.quickstart (its fine-tuned model, reward model, questions and
 shards). A row is one setting, mean and spread over the seeds: reward of the first and last tenth of
@@ -62,8 +62,9 @@ def main(config: Config) -> None:
                           "run experiments.quickstart first.")
     tokenizer = Tokenizer.from_file(start / "tokenizer.tiktoken")
     began, curves = time.time(), {}
+    before = facts(config, start, start / "sft", tokenizer)
     table = [{"setting": "the fine-tuned model"} | {
-        key: f"{value:.3f}" for key, value in facts(config, start, start / "sft", tokenizer).items()}]
+        key: f"{value:.3f}" for key, value in before.items()}]
     for name, changes in VARIANTS.items():
         found = []
         for seed in range(config.seeds):
@@ -83,8 +84,9 @@ def main(config: Config) -> None:
     print(text)
     if config.output:
         output = pathlib.Path(config.output)
-        about = (f"{time.strftime('%Y-%m-%d')}, jax {jax.__version__}, {os.cpu_count()} CPU cores; {config.steps} steps of "
-                 f"{config.batch_size} answers, {config.seeds} seeds (mean ± standard deviation).")
+        about = (f"{time.strftime('%Y-%m-%d')}, jax {jax.__version__}, {os.cpu_count()} CPU cores; "
+                 f"{config.steps} steps of {config.batch_size} answers, {config.seeds} seeds (mean ± "
+                 "standard deviation).")
         (output / "ppo_ablations.md").write_text(f"# PPO, choice by choice\n\n{about}\n\n{text}\n",
                                                  encoding="utf-8")
         write_json(output / "ppo_ablations.json", {"about": about, "rows": table})
@@ -133,26 +135,32 @@ def facts(config: Config, start: pathlib.Path, folder: pathlib.Path, tokenizer: 
 def markdown(table: list[dict[str, str]]) -> str:
     columns = list(table[-1])
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    return "\n".join(lines + ["| " + " | ".join(row.get(c, "") for c in columns) + " |" for row in table])
+    lines += ["| " + " | ".join(row.get(c, "") for c in columns) + " |" for row in table]
+    return "\n".join(lines)
 
 
 def plot(curves: dict[str, list[Curves]], path: pathlib.Path) -> None:
     """Reward, KL and entropy by step; a line for each setting, its seeds' mean."""
     from matplotlib.figure import Figure  # an extra, and slow to import
 
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    for ax, (key, title) in zip(figure.subplots(1, 3), (
-            ("rollout/reward", "reward (of the learned one: its own units)"),
-            ("rollout/kl", "KL from the start, nats of an answer"),
-            ("rollout/entropy", "entropy, nats of a token"))):
+    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    learned = [name for name, changes in VARIANTS.items() if changes.get("reward") == "model"]
+    panels = (("rollout/reward", "reward: 1 for a sum that is right", set(curves) - set(learned)),
+              ("rollout/reward", "learned reward, in its own units", set(learned)),
+              ("rollout/kl", "KL from the start, nats of an answer", set(curves)),
+              ("rollout/entropy", "entropy, nats of a token", set(curves)))
+    for ax, (key, title, shown) in zip(figure.subplots(1, 4), panels):
         for i, (name, runs) in enumerate(curves.items()):
             x, y = runs[0].curve(key)[0], np.mean([run.curve(key)[1] for run in runs], axis=0)
             smooth = np.convolve(np.pad(y, 5, mode="edge"), np.ones(11) / 11, mode="valid")
-            ax.plot(x, smooth, color=f"C{i}", linewidth=1.5, label=name)
+            if name in shown:
+                ax.plot(x, smooth, color=f"C{i}", linewidth=1.5, label=name)
         ax.set_title(title, loc="left", fontsize=10)
         ax.set_xlabel("step")
         ax.spines[["top", "right"]].set_visible(False)
-    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8,
+    handles = {label: handle for ax in figure.axes
+               for handle, label in zip(*ax.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=6, fontsize=8,
                   frameon=False)
     figure.savefig(path, dpi=130)
 
