@@ -32,7 +32,7 @@ class Steps:
     sft: int = 260
     pmp: int = 80
     reward: int = 80
-    ppo: int = 100
+    ppo: int = 200
     value_warmup: int = 10
     sft_rate: float = 3e-3
     reward_rate: float = 5e-4
@@ -95,8 +95,8 @@ def ppo_config(folder: pathlib.Path, *, steps: int, warmup: int, rate: float,
         reward_functions=("experiments.rewards:arithmetic",),
         optimizer=at(rate), value_optimizer=at(5 * rate),  # report 3.2.2: five times the policy's
         ppo=dataclasses.replace(ppo.SMOKE.ppo, value_warmup_steps=warmup, max_new_tokens=16,
-                                pretrain_coefficient=0.1, pretrain_ratio=0.25),
-        data=ppo.PPOData(prompts=(f"{folder}/questions/sums/prompts.jsonl",), max_prompt_tokens=64,
+                                pretrain_coefficient=0.1, pretrain_ratio=0.125),
+        data=ppo.PPOData(prompts=(f"{folder}/questions/sums/prompts.jsonl",), max_prompt_tokens=56,
                          pretrain=DataConfig(sources=(f"{folder}/shards/docs/train",))))
 
 
