@@ -55,7 +55,7 @@ RECIPE = Config(
         context_length=256, compute_dtype="float32", unroll_layers=4),
     optimizer=OptimizerConfig(  # report 2.4, but for the learning rate and what follows from it
         peak_learning_rate=4e-3, warmup_steps=100),
-    train=TrainConfig(num_steps=2000, batch_size=4, log_every=20, eval_every=400, eval_batches=16,
+    train=TrainConfig(num_steps=2400, batch_size=4, log_every=20, eval_every=400, eval_batches=16,
                       save_every=200, keep_checkpoints=2),
     run_dir="runs/quickstart")
 SMOKE = dataclasses.replace(

@@ -30,9 +30,9 @@ class Steps:
     """How long each stage is, and the learning rate it takes. Ours: what two CPU cores do in minutes."""
 
     sft: int = 260
-    pmp: int = 80
-    reward: int = 80
-    ppo: int = 200
+    pmp: int = 60
+    reward: int = 60
+    ppo: int = 170
     value_warmup: int = 10
     sft_rate: float = 3e-3
     reward_rate: float = 5e-4
