@@ -2,7 +2,7 @@
 
 from setuptools import find_packages, setup
 
-DATA = ["daft>=0.7.20", "pyarrow>=15", "py3langid>=0.4", "rensa>=0.5", "resiliparse>=2",
+DATA = ["daft>=0.7.20", "pyarrow>=15", "py3langid>=0.4", "resiliparse>=2",
         "tokenizers>=0.20", "trafilatura>=2", "lxml_html_clean>=0.4"]
 REPORT = ["matplotlib>=3.8"]
 SERVE = ["starlette>=0.40", "uvicorn>=0.30"]
