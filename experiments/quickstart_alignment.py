@@ -32,7 +32,7 @@ class Steps:
     sft: int = 260
     pmp: int = 60
     reward: int = 60
-    ppo: int = 170
+    ppo: int = 200
     value_warmup: int = 10
     sft_rate: float = 3e-3
     reward_rate: float = 5e-4
