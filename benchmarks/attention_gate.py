@@ -45,6 +45,7 @@ class Config:
     lengths: tuple[int, ...] = (1, 7, 128, 129, 1000, 2048)
     head_sizes: tuple[int, ...] = (64, 128)
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    every: int = 1  # takes each n-th case: an interpreter needs minutes for a long one
     output: str = str(pathlib.Path(__file__).resolve().parent / "results")  # a folder
 
 
@@ -84,9 +85,10 @@ def main(config: Config) -> None:
 
 def grid(config: Config, dtype: str) -> list[Case]:
     """Lengths x heads x head sizes x masks."""
-    return [Case(T=T, N=N, K=K, H=H, dtype=dtype, **mask)
-            for T, (N, K), H in itertools.product(config.lengths, HEADS, config.head_sizes)
-            for mask in masks(T).values()]
+    cases = [Case(T=T, N=N, K=K, H=H, dtype=dtype, **mask)
+             for T, (N, K), H in itertools.product(config.lengths, HEADS, config.head_sizes)
+             for mask in masks(T).values()]
+    return cases[::config.every]
 
 
 if __name__ == "__main__":
