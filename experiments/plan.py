@@ -1,9 +1,9 @@
 """Know before you pay: what a run takes on chips that you do not have.
 
-Compiles the real train step of a stage, with our attention kernel in it, for a real slice of TPUs, on
-a machine without one (libtpu compiles; no TPU is asked). Prints, for the best few layouts: memory of
-a chip by kind and whether it fits, collectives by kind and bytes, an estimate of a step's time, of
-tokens a second, of MFU by both formulas, and of the chip hours of the whole recipe.
+Compiles the real train step of a stage, with our attention kernel in it, for a real slice of TPUs,
+on a machine without one (libtpu compiles; no TPU is asked). Prints, for the best few layouts:
+memory of a chip by kind and whether it fits, collectives by kind and bytes, an estimate of a step's
+time, of tokens a second, of MFU by both formulas, and of the chip hours of the whole recipe.
 
     pip install "jax[tpu]"
     python -m experiments.plan --model=14b --topology=v5p-256
@@ -38,6 +38,7 @@ from qwen_jax.train.memory import gib
 
 RECIPES_OF = {"pretrain": pretrain.RECIPES, "reward_model": reward_model.RECIPES,
               "ppo": ppo.RECIPES}
+_REMAT = {"nothing": "none"}  # the flag's "none" is a search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Config:
     topology: str = "v5p-256"  # a slice; see above for what the number counts
     stage: str = "pretrain"  # pretrain, reward_model or ppo
     mesh: str | None = None  # data,fsdp,tensor,context; none: search
-    remat: str | None = None  # none, dots or block (what the backward pass recomputes); none: search
+    remat: str | None = None  # recomputed backward: nothing, dots or block; none: search
     micro_batches: int | None = None  # none: search
     context_length: int | None = None  # tokens of a row; none: the recipe's
     batch_tokens: int | None = None  # of a step; none: the recipe's
@@ -98,12 +99,16 @@ def workload_of(config: Config) -> Workload:
 def candidates(config: Config, workload: Workload, topology, emit) -> list[Workload]:
     """The layout that the flags give, or the best on paper."""
     mesh = None if config.mesh is None else mesh_of(config.mesh)
-    if mesh is not None and config.remat and config.micro_batches:
-        return [search.laid_out(workload, mesh, config.remat, config.micro_batches)]
+    remat = _REMAT.get(config.remat, config.remat)
+    if remat not in (None, *search.REMATS):
+        raise unknown_name("remat policy", remat, ("nothing", "dots", "block"), "--remat")
+    if mesh is not None and remat and config.micro_batches:
+        return [search.laid_out(workload, mesh, remat, config.micro_batches)]
     found, looked_at, too_large = search.best(
         workload, topology, number=config.compile, max_tensor=config.max_tensor,
-        max_context=config.max_context, mesh=mesh, remat=config.remat, micro=config.micro_batches)
-    emit(f"{looked_at} layouts; {too_large} should not fit; compiling {len(found)}, the best on paper")
+        max_context=config.max_context, mesh=mesh, remat=remat, micro=config.micro_batches)
+    emit(f"{looked_at} layouts, of which {too_large} should not fit; compiling {len(found)}, the "
+         "best on paper")
     return [one.workload for one in found]
 
 
@@ -147,8 +152,9 @@ def line(workload: Workload, result: Result, found: Estimate | None, topology, p
 def details(result: Result) -> list[str]:
     """Where the time of one layout goes."""
     total = sum(result.work.values()) or 1.0
-    lines = ["work: " + ", ".join(f"{kind} {seconds:.3f} s ({seconds / total:.0%})" for kind, seconds
-                                  in sorted(result.work.items(), key=lambda item: -item[1])),
+    work = sorted(result.work.items(), key=lambda item: -item[1])
+    lines = ["work: " + ", ".join(f"{kind} {seconds:.3f} s ({seconds / total:.0%})"
+                                  for kind, seconds in work),
              f"a chip: {result.flops / 1e12:,.1f} TFLOP in products and attention, recomputation "
              f"included; {result.hbm_bytes / 1e9:,.0f} GB to and from memory",
              "| collective | group | GB sent by a chip | s | of it not hidden |",
@@ -176,8 +182,8 @@ def plan(config: Config, emit=functools.partial(print, flush=True)) -> list[dict
         raise ConfigError("libtpu is not installed.", "experiments.plan",
                           "pip install 'jax[tpu]': it compiles for TPUs without one.")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))
-    emit(f"{topology}; {config.stage} of {config.model}, {tokens_per_step(workload):,} tokens a step, "
-         f"{workload.train.num_steps:,} steps ({versions})")
+    emit(f"{topology}; {config.stage} of {config.model}, {tokens_per_step(workload):,} tokens a "
+         f"step, {workload.train.num_steps:,} steps ({versions})")
     options = dict(option.split("=", 1) for option in config.compiler_options)
     found = []
     layouts = candidates(config, workload, topology, emit)
@@ -206,7 +212,8 @@ def plan(config: Config, emit=functools.partial(print, flush=True)) -> list[dict
     if config.output:
         record = {"date": datetime.date.today().isoformat(), "versions": versions,
                   "config": dataclasses.asdict(config), "layouts": rows}
-        pathlib.Path(config.output).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(record, indent=1) + "\n"
+        pathlib.Path(config.output).write_text(text, encoding="utf-8")
     return rows
 
 

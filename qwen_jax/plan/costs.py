@@ -4,9 +4,9 @@ Time of an instruction: the cycles that the compiler's own cost model gives it; 
 its bytes at the memory's bandwidth. Our attention kernels: bundles of their compiled inner tiles
 (benchmarks/results/attention_tpu_utilization.md). Nothing of this was measured on a TPU.
 
-Overlap, loop body by loop body: a collective that is started and awaited runs beside everything else
-of the same body, so a body takes the longer of the two; one that is a single instruction makes the
-chip wait, and is added.
+Overlap, loop body by loop body: a collective that is started and awaited runs beside everything
+else of the same body, so a body takes the longer of the two; one that is a single instruction makes
+the chip wait, and is added.
 """
 
 import collections
@@ -172,8 +172,9 @@ class _Reader:
             return products.flops(instruction.rest, shapes, _dimensions(instruction.shape))
         if instruction.opcode != "fusion":
             return 0.0
-        insides = (self.program.computations[name] for name in instruction.called("calls"))
-        return sum(self.multiplied(inner, inside) for inside in insides for inner in inside.values())
+        insides = [self.program.computations[name] for name in instruction.called("calls")]
+        return sum(self.multiplied(inner, inside)
+                   for inside in insides for inner in inside.values())
 
     def kernel(self, instruction, body) -> tuple[float, float]:
         """Seconds and FLOPs of our attention, causal: half of its square of tiles, those of the
@@ -241,7 +242,7 @@ def _sliced(inside: dict, place: int, size: int) -> int:
 
 
 def _collective(instruction, program: hlo.Program) -> str | None:
-    """Which collective an instruction is, or has inside; None for others and for what awaits one."""
+    """Which collective an instruction is or has inside; None for others and what awaits one."""
     if instruction.opcode.endswith("-done"):
         return None
     for kind in COLLECTIVES:

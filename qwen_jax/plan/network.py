@@ -1,8 +1,8 @@
 """How long a collective takes on the links of a slice.
 
-What counts is the most loaded link. Gathers and sums over a group go along all the sides of the torus
-that the group spans at once, in both directions where a side is closed to a ring; a permutation is
-routed pair by pair, side after side, the shorter way round.
+What counts is the most loaded link. Gathers and sums over a group go along all the sides of the
+torus that the group spans at once, in both directions where a side is closed to a ring; a
+permutation is routed pair by pair, side after side, the shorter way round.
 """
 
 import collections

@@ -1,7 +1,7 @@
 """Operations of a matrix product, read from its line of a compiled program.
 
-A TPU's compiler writes every product as a convolution: an axis that both sides have is a window that
-slides over padding, so that only the places where window and input meet are multiplied.
+A TPU's compiler writes every product as a convolution: an axis that both sides have is a window
+that slides over padding, so that only the places where window and input meet are multiplied.
 """
 
 import math

@@ -1,4 +1,5 @@
-"""One step, compiled for a slice that is not there; in a process of its own, whose memory comes back.
+"""One step, compiled for a slice that is not there; in a process of its own, whose memory comes
+back.
 
     python -m qwen_jax.plan.program < workload.pickle     # prints a Result as one line of JSON
 """
@@ -113,7 +114,8 @@ def compile_here(workload, topology, options: dict, keep: pathlib.Path | None) -
         held=bytes_per_device(program.held),
         workspace=everything - parameters - optimizer - batch, seconds=found.seconds,
         work=dict(found.work), hbm_bytes=found.hbm_bytes, collectives=found.merged(),
-        unknown=found.unknown, flops=found.flops, flops_once=(compiled.cost_analysis() or {}).get("flops", 0.0),
+        unknown=found.unknown, flops=found.flops,
+        flops_once=(compiled.cost_analysis() or {}).get("flops", 0.0),
         compile_seconds=time.perf_counter() - started,
         compile_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 

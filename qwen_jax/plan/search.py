@@ -1,7 +1,8 @@
-"""Which layouts to compile: every mesh, remat policy and number of micro-batches, by a paper estimate.
+"""Which layouts to compile: every mesh, remat policy and number of micro-batches, by a paper
+estimate.
 
-The estimate is rough, and only decides what is worth compiling: what cannot fit is left out, what is
-slow comes last. What is printed in the end comes from the compiler.
+The estimate is rough, and only decides what is worth compiling: what cannot fit is left out, what
+is slow comes last. What is printed in the end comes from the compiler.
 
 D model, F ffn, L layers, V vocabulary; N heads of size H.
 """

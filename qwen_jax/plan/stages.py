@@ -90,7 +90,8 @@ def _reward_model(workload: Workload, mesh: Mesh) -> Program:
                       end=jax.ShapeDtypeStruct((B, 2), np.int32),
                       weights=jax.ShapeDtypeStruct((B,), np.float32))
     return _supervised(workload, mesh, heads.scoring_specs(workload.model),
-                       reward_model.make_objective(workload.model), _placed(pairs, mesh, ("batch",)))
+                       reward_model.make_objective(workload.model),
+                       _placed(pairs, mesh, ("batch",)))
 
 
 def _supervised(workload: Workload, mesh: Mesh, specs, objective, batch) -> Program:

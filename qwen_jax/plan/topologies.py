@@ -56,7 +56,8 @@ class Topology:
         return math.prod(self.shape)
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.chips} chips of {self.chip.kind}, {'x'.join(map(str, self.shape))}"
+        sides = "x".join(map(str, self.shape))
+        return f"{self.name}: {self.chips} chips of {self.chip.kind}, {sides}"
 
 
 def by_name(name: str) -> Topology:
