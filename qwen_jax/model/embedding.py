@@ -1,10 +1,10 @@
 """The rows of the embedding for some tokens, on a mesh without a whole table or a whole gradient.
 
 A device holds a part of the vocabulary and of D. It looks up its part of D for the rows of all the
-devices that hold the others, and an all-to-all gives each device all of D for its own rows; backward
-the same way. What travels is as large as the result, where the table, gathered, and its gradient in
-float32 would be gigabytes. (Left to itself XLA makes the gradient whole on every device: "involuntary
-full rematerialization".)
+devices that hold the others, and an all-to-all gives each device all of D for its own rows;
+backward the same way. What travels is as large as the result, where the table, gathered, and its
+gradient in float32 would be gigabytes. (Left to itself XLA makes the gradient whole on every
+device: "involuntary full rematerialization".)
 
 B batch, T positions, D model, V vocabulary; here of a device.
 """

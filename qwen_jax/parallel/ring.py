@@ -189,7 +189,8 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 def _merge(one, other, *, base: float):
     """Two parts of (out [B, T, N, H], lse [B, N, T]) as one; nothing seen is an lse of 1e30."""
-    lses = [jnp.where(lse > _NOTHING, -jnp.inf, lse * F32(math.log(base))) for _, lse in (one, other)]
+    lses = [jnp.where(lse > _NOTHING, -jnp.inf, lse * F32(math.log(base)))
+            for _, lse in (one, other)]
     total = jnp.logaddexp(*lses)
     empty = total == -jnp.inf
     shares = [jnp.where(empty, 0.0, jnp.exp(lse - jnp.where(empty, 0.0, total))) for lse in lses]
