@@ -2,7 +2,8 @@
 
 from setuptools import find_packages, setup
 
-DATA = ["pyarrow>=15", "tokenizers>=0.20", "trafilatura>=2", "lxml_html_clean>=0.4"]
+DATA = ["daft>=0.7.20", "pyarrow>=15", "py3langid>=0.4", "rensa>=0.5", "resiliparse>=2",
+        "tokenizers>=0.20", "trafilatura>=2", "lxml_html_clean>=0.4"]
 REPORT = ["matplotlib>=3.8"]
 SERVE = ["starlette>=0.40", "uvicorn>=0.30"]
 
@@ -29,7 +30,8 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "data": DATA,  # text extraction, Parquet, vocabulary training
+        "data": DATA,  # the data plan: engine, extraction, languages, dedup, vocabulary training
+        "ray": DATA + ["ray>=2.40"],  # the data plan on a cluster
         "report": REPORT,  # plots and the run's HTML page
         "verify": ["transformers>=4.45", "torch>=2.2"],  # logits of an export compared with theirs
         "serve": SERVE,  # the OpenAI-compatible server
