@@ -2,8 +2,8 @@
 
 from setuptools import find_packages, setup
 
-DATA = ["daft>=0.7.20", "pyarrow>=15", "py3langid>=0.4", "resiliparse>=2",
-        "tokenizers>=0.20", "trafilatura>=2", "lxml_html_clean>=0.4"]
+TEXT = ["pyarrow>=15", "tokenizers>=0.20", "trafilatura>=2", "lxml_html_clean>=0.4"]
+DATA = TEXT + ["daft>=0.7.20", "py3langid>=0.4", "resiliparse>=2"]
 REPORT = ["matplotlib>=3.8"]
 SERVE = ["starlette>=0.40", "uvicorn>=0.30"]
 
@@ -38,7 +38,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10"],
         "cuda12": ["jax[cuda12]>=0.10"],
         "cuda13": ["jax[cuda13]>=0.10"],
-        "quickstart": DATA + REPORT,
+        "quickstart": TEXT + REPORT,
         "test": DATA + REPORT + SERVE + ["openai>=1.50", "pytest>=8", "pytest-xdist>=3.5",
                                          "transformers>=4.45"],
     },
