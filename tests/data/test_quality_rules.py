@@ -128,10 +128,11 @@ def test_tex_is_no_program():
 
 
 def test_other_languages_need_no_english_stop_words():
-    german = ("Der Leuchtturm am Ende der Bucht wurde im Winter gebaut, nachdem zwei Schiffe "
-              "an den Felsen verloren gegangen waren. Der Wärter lebte dort mit einem Hund. Jeden Abend "
-              "stieg er mit Öl die Treppe hinauf, und jeden Morgen schrieb er auf, was er gesehen "
-              "hatte. Wer seine Notizen fand, sagt, sie seien die beste Aufzeichnung jener Jahre.")
+    german = (
+        "Der Leuchtturm am Ende der Bucht wurde im Winter gebaut, nachdem zwei Schiffe an "
+        "Felsen verloren gegangen waren. Der Wärter lebte dort mit einem Hund. Jeden Abend stieg "
+        "er mit Öl die Treppe hinauf, und jeden Morgen schrieb er auf, was er gesehen hatte. Wer "
+        "seine Notizen fand, sagt, sie seien die beste Aufzeichnung jener Jahre gewesen.")
     assert rejection(german, language="de") is None
     assert rejection(german, language="en").rule == "stop_words"
 
