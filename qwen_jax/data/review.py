@@ -1,7 +1,7 @@
 """A sample of what was kept and of what each rule rejected, for a person to judge. Report: 2.1.
 
 `sample` draws the same documents whatever their order; `page` is one HTML file that needs nothing
-else; its button saves the marks as JSON, and `summarise` makes of them how often each rule was right,
+else; its button saves the marks as JSON, of which `summarise` makes how often each rule was right,
 with an interval.
 """
 
