@@ -16,6 +16,7 @@ import os
 import pathlib
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -46,11 +47,13 @@ class Checkpointer:
       >>> checkpoints.close()
     """
 
-    def __init__(self, folder: str | os.PathLike, *, keep: int = 3):
+    def __init__(self, folder: str | os.PathLike, *, keep: int = 3,
+                 tell: Callable[..., None] = lambda event, **details: None):
         """Clears away what a killed process left unfinished.
 
         Args:
           keep: how many of the newest good steps stay on disk, 1 or more.
+          tell: is told of "saved" (step, seconds) and "damaged" (step, problem, what became of it).
 
         Raises:
           CheckpointError: the folder cannot be made or written.
@@ -60,7 +63,7 @@ class Checkpointer:
                                   "keep 1 or more.")
         _quiet_orbax()
         self.folder = pathlib.Path(folder).absolute()
-        self.keep = keep
+        self.keep, self._tell = keep, tell
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future | None = None
         if _is_primary():
@@ -106,6 +109,7 @@ class Checkpointer:
                 f"step {step} is older than the newest checkpoint, {newer[-1]}.",
                 str(self.folder), "to go on from an older step, first move the newer ones away.")
         arrays, text = _describe(step, state, meta)
+        started = time.perf_counter()
         temporary = self.folder / f"{step}.saving"
         try:
             if _is_primary() and temporary.exists():
@@ -114,7 +118,7 @@ class Checkpointer:
                 response = _orbax().save_async(temporary / ARRAYS, arrays)
         except Exception as error:
             raise self._failure(step, error) from error
-        self._pending = self._worker.submit(self._commit, step, response, text)
+        self._pending = self._worker.submit(self._commit, step, response, text, started)
 
     def wait(self) -> None:
         """Returns when the save in the background is on disk, hashed and committed.
@@ -140,11 +144,12 @@ class Checkpointer:
             raise problem
 
     def close(self) -> None:
-        """Waits for the last save. Raises as `wait` does."""
-        try:
-            self.wait()
-        finally:
-            self._worker.shutdown()
+        """Waits for this process's part of the last save, without asking the others how theirs went:
+        they may be gone. Raises as `wait` does."""
+        pending, self._pending = self._pending, None
+        self._worker.shutdown()
+        if pending is not None:
+            pending.result()
 
     def steps(self) -> list[int]:
         """All complete steps, oldest first (their contents are verified by `restore`)."""
@@ -168,13 +173,13 @@ class Checkpointer:
             the checkpoint differ in names, shapes or dtypes, all of which are listed.
         """
         self.wait()
-        chosen = _choose(self.folder, step, set_aside=True)
+        chosen = _choose(self.folder, step, set_aside=True, tell=self._tell)
         if chosen is None:
             return None
         state, meta = _load(self.folder / str(chosen), abstract_state)
         return chosen, state, meta
 
-    def _commit(self, step: int, response: Any, text: str) -> None:
+    def _commit(self, step: int, response: Any, text: str, started: float) -> None:
         """The background part: waits for Orbax, hashes, renames, deletes what is too old."""
         temporary, final = self.folder / f"{step}.saving", self.folder / str(step)
         try:
@@ -187,6 +192,7 @@ class Checkpointer:
                 final.rename(self.folder / f"{step}.replaced")
             temporary.rename(final)
             manifest.sync_folder(self.folder)
+            self._tell("saved", step=step, seconds=round(time.perf_counter() - started, 3))
         except Exception as error:
             failure = self._failure(step, error)
             logging.error("%s", failure)  # at once; the training thread hears of it at its next call
@@ -279,12 +285,13 @@ def _open_array(folder: pathlib.Path, name: str):
     return tensorstore.open({"driver": "zarr3", "kvstore": database}, read=True).result()
 
 
-def _choose(folder: pathlib.Path, step: int | None, *, set_aside: bool) -> int | None:
+def _choose(folder: pathlib.Path, step: int | None, *, set_aside: bool,
+            tell: Callable[..., None] = lambda event, **details: None) -> int | None:
     """The newest good step (or `step`), found by process 0, the same one in every process."""
     chosen, problem = -1, None
     if _is_primary():
         try:
-            chosen = _newest_good(folder, step, set_aside)
+            chosen = _newest_good(folder, step, set_aside, tell)
         except CheckpointError as error:
             chosen, problem = -2, error
     if jax.process_count() > 1:
@@ -295,7 +302,8 @@ def _choose(folder: pathlib.Path, step: int | None, *, set_aside: bool) -> int |
     return None if chosen == -1 else chosen
 
 
-def _newest_good(folder: pathlib.Path, step: int | None, set_aside: bool) -> int:
+def _newest_good(folder: pathlib.Path, step: int | None, set_aside: bool,
+                 tell: Callable[..., None]) -> int:
     present = step_folders.numbered(folder)
     if step is not None and step not in present:
         raise CheckpointError(
@@ -314,6 +322,7 @@ def _newest_good(folder: pathlib.Path, step: int | None, set_aside: bool) -> int
         if set_aside and step is None:
             moved = f"set aside as {step_folders.set_aside(path)}"
         logging.error("%s: damaged checkpoint, %s; %s", folder, reports[-1], moved)
+        tell("damaged", step=candidate, problem="; ".join(bad)[:500], now=moved)
     if reports:
         raise CheckpointError(
             f"no good checkpoint. {'. '.join(reports)}.", str(folder),
