@@ -2,7 +2,8 @@
 
 from setuptools import find_packages, setup
 
-DATA = ["pyarrow>=15", "tokenizers>=0.20", "trafilatura>=2", "lxml_html_clean>=0.4"]
+TEXT = ["pyarrow>=15", "tokenizers>=0.20", "trafilatura>=2", "lxml_html_clean>=0.4"]
+DATA = TEXT + ["daft>=0.7.20", "py3langid>=0.4", "rensa>=0.5", "resiliparse>=2"]
 REPORT = ["matplotlib>=3.8"]
 SERVE = ["starlette>=0.40", "uvicorn>=0.30"]
 
@@ -29,14 +30,15 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "data": DATA,  # text extraction, Parquet, vocabulary training
+        "data": DATA,  # the data plan: engine, extraction, languages, dedup, vocabulary training
+        "ray": DATA + ["ray>=2.40"],  # the data plan on a cluster
         "report": REPORT,  # plots and the run's HTML page
         "verify": ["transformers>=4.45", "torch>=2.2"],  # logits of an export compared with theirs
         "serve": SERVE,  # the OpenAI-compatible server
         "tpu": ["jax[tpu]>=0.10"],
         "cuda12": ["jax[cuda12]>=0.10"],
         "cuda13": ["jax[cuda13]>=0.10"],
-        "quickstart": DATA + REPORT,
+        "quickstart": TEXT + REPORT,
         "test": DATA + REPORT + SERVE + ["openai>=1.50", "pytest>=8", "pytest-xdist>=3.5",
                                          "transformers>=4.45"],
     },

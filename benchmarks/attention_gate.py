@@ -2,6 +2,7 @@
 
     python -m benchmarks.attention_gate --name=xla
     python -m benchmarks.attention_gate --name=tpu     # interpreted where there is no TPU
+    python -m benchmarks.attention_gate --name=hopper --dtypes=bfloat16,float16    # likewise
 """
 
 import contextlib
@@ -9,9 +10,11 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import sys
 import time
 
 import jax
+import tqdm
 
 from benchmarks import timing
 from experiments import flags
@@ -23,6 +26,17 @@ from qwen_jax.kernels.target import interpret_kernels
 HEADS = ((2, 2), (4, 2), (8, 1))  # query heads, key-value heads
 
 
+def interpret_hopper():
+    """Pallas' Mosaic GPU interpreter and what it lacks, which the tests have."""
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "tests" / "kernels"))
+    import hopper_interpreter
+
+    return hopper_interpreter.interpreted()
+
+
+INTERPRETERS = {"tpu": ("tpu", interpret_kernels), "hopper": ("gpu", interpret_hopper)}
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """The grid of one back end."""
@@ -31,6 +45,7 @@ class Config:
     lengths: tuple[int, ...] = (1, 7, 128, 129, 1000, 2048)
     head_sizes: tuple[int, ...] = (64, 128)
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    every: int = 1  # takes each n-th case: an interpreter needs minutes for a long one
     output: str = str(pathlib.Path(__file__).resolve().parent / "results")  # a folder
 
 
@@ -41,13 +56,14 @@ def main(config: Config) -> None:
     """Prints a line for each dtype, writes attention_gate_NAME.json."""
     if config.name not in IMPLEMENTATIONS:
         raise unknown_name("back end", config.name, IMPLEMENTATIONS, "--name", KernelError)
-    interpreted = config.name == "tpu" and jax.devices()[0].platform != "tpu"
+    interpreting = INTERPRETERS.get(config.name, (None, contextlib.nullcontext))[1]
+    interpreted = INTERPRETERS.get(config.name, (jax.default_backend(),))[0] != jax.default_backend()
     about = timing.machine()
     result = {"machine": about, "name": config.name, "interpreted": interpreted, "dtypes": {}}
     for dtype in config.dtypes:
         started, worst, count = time.perf_counter(), {}, 0
-        with interpret_kernels() if interpreted else contextlib.nullcontext():
-            for case in grid(config, dtype):
+        with interpreting() if interpreted else contextlib.nullcontext():
+            for case in tqdm.tqdm(grid(config, dtype), f"{config.name}, {dtype}", mininterval=10):
                 count += 1
                 for name, share in shares(case, config.name).items():
                     if not share <= worst.get(name, {"share": -1.0})["share"]:  # NaN is the worst
@@ -59,9 +75,9 @@ def main(config: Config) -> None:
         shown = ", ".join(f"{name} {worst[name]['share']:.2f}" for name in NAMES if name in worst)
         print(f"{config.name}{' (interpreted)' if interpreted else ''}, {dtype}: {count} cases in "
               f"{seconds:.0f} s; worst errors as shares of the budget: {shown}", flush=True)
-    if config.output:
-        path = pathlib.Path(config.output) / f"attention_gate_{config.name}.json"
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        if config.output:  # after each dtype: an interpreter takes hours
+            path = pathlib.Path(config.output) / f"attention_gate_{config.name}.json"
+            path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if any(not found["share"] <= 1 for dtype in result["dtypes"].values()
            for found in dtype["worst"].values()):
         raise SystemExit("an error is larger than its budget")
@@ -69,9 +85,10 @@ def main(config: Config) -> None:
 
 def grid(config: Config, dtype: str) -> list[Case]:
     """Lengths x heads x head sizes x masks."""
-    return [Case(T=T, N=N, K=K, H=H, dtype=dtype, **mask)
-            for T, (N, K), H in itertools.product(config.lengths, HEADS, config.head_sizes)
-            for mask in masks(T).values()]
+    cases = [Case(T=T, N=N, K=K, H=H, dtype=dtype, **mask)
+             for T, (N, K), H in itertools.product(config.lengths, HEADS, config.head_sizes)
+             for mask in masks(T).values()]
+    return cases[::config.every]
 
 
 if __name__ == "__main__":

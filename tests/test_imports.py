@@ -11,7 +11,7 @@ LEVELS = {  # a module may import its own part and lower levels; parts of level 
     "tokenizer": 2, "kernels": 2, "parallel": 2,
     "model": 3, "data": 3, "checkpoint": 3,
     "generate": 4, "export": 4, "train": 5, "serve": 5,
-    "align": 6, "agent": 6, "evaluate": 6, "report": 6,
+    "align": 6, "agent": 6, "evaluate": 6, "report": 6, "plan": 7,
 }
 
 

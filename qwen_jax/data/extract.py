@@ -1,7 +1,7 @@
 """HTML to text. Report: 2.1.
 
-`article` finds the main text of a web page; `page` keeps all of a page whose every line counts,
-such as reference documentation laid out in tables.
+`article` and `article_fast` find the main text of a web page; `page` keeps all of a page whose every
+line counts, such as reference documentation laid out in tables.
 """
 
 import re
@@ -27,6 +27,22 @@ def article(html: str) -> str:
         raise DataError("extracting articles needs trafilatura.", "HTML source",
                         "pip install 'qwen_jax[data]'.") from error
     return trafilatura.extract(html, include_comments=False) or ""
+
+
+def article_fast(html: str) -> str:
+    """As `article`, ten times as fast; lists that lie directly in a page are taken for menus and
+    lost.
+
+    Raises:
+      DataError: resiliparse is not installed.
+    """
+    try:
+        from resiliparse.extract.html2text import extract_plain_text
+    except ImportError as error:
+        raise DataError("fast extraction needs resiliparse.", "HTML source",
+                        "pip install 'qwen_jax[data]'.") from error
+    return extract_plain_text(html, main_content=True, alt_texts=False, links=False,
+                              form_fields=False, noscript=False, comments=False)
 
 
 def page(html: str) -> str:

@@ -4,16 +4,22 @@ A shard folder holds `tokens-00000.bin`, ... (little-endian uint16 or uint32, ev
 by <|endoftext|>) and `manifest.json`. Documents are in a random order that depends on the seed and
 their text alone, so neither the order of the files nor the number of threads changes a byte:
 each document is thrown into one of the shards by its hash, and each shard is sorted by it.
+
+`write` does it in one go. Its two halves are for tasks that run side by side: `scatter` encodes some
+documents into a part, `gather` puts one shard together out of all parts.
 """
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
 import pathlib
+import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
@@ -23,6 +29,7 @@ from qwen_jax.errors import DataError
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.tiktoken"
 FORMAT = 1
+_PART_CHARACTERS = 1 << 26  # encoded at once, when there are no partitions
 _VERIFY_BYTES = 1 << 30  # up to here a folder's hashes are checked whenever it is opened: a second
 
 
@@ -66,7 +73,7 @@ def write(documents: Iterable[Document], folder: str | os.PathLike, tokenizer: T
           progress: Callable[[int, int], None] = lambda documents, tokens: None) -> None:
     """Writes `folder`/train, `folder`/eval for the share of documents asked for, and the tokenizer.
 
-    Memory: one shard. Two equal texts, and two documents of a group, are always on the same side of
+    Memory: one shard, or 64 MB of text. Two equal texts, and two documents of a group, are always on the same side of
     the split, in whatever call with the same seed.
 
     Args:
@@ -86,7 +93,7 @@ def write(documents: Iterable[Document], folder: str | os.PathLike, tokenizer: T
     shutil.rmtree(working, ignore_errors=True)  # of a process that was killed
     try:
         working.mkdir(parents=True)
-        _write(documents, working, tokenizer, eval_fraction, seed, num_shards, progress)
+        _write(documents, working, tokenizer, Split(eval_fraction, seed, num_shards), progress)
         working.rename(folder)
     except OSError as error:
         raise DataError(f"the shards could not be written: {error.strerror or error}.",
@@ -148,80 +155,166 @@ def open_shards(folder: str | os.PathLike, *, verify: bool | None = None) -> Sha
         tokenizer=record["tokenizer"])
 
 
-def _write(documents, working, tokenizer, eval_fraction, seed, num_shards, progress) -> None:
-    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
-    sides = {"train": [_Bucket(working / f"train-{i}", dtype) for i in range(num_shards)],
-             "eval": [_Bucket(working / "eval-0", dtype)]}
-    text_bytes = dict.fromkeys(sides, 0)
-    count = tokens = 0
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Where documents go: a function of their text, or their group, and these settings."""
+
+    eval_fraction: float = 0.0
+    seed: int = 0
+    num_shards: int = 1  # of train
+
+    def files(self) -> list[tuple[str, int]]:
+        """(side, number of its shard) of every file; the last is eval's, where there is one."""
+        train = [("train", number) for number in range(self.num_shards)]
+        return train + [("eval", 0)] * (self.eval_fraction > 0)
+
+    def place(self, document: Document) -> tuple[int, bytes]:
+        """(which of `files`, what it is sorted by there)."""
+        key = _hash(document.text, self.seed)
+        group = key if document.group is None else _hash(document.group, self.seed)
+        if int.from_bytes(group[:8], "little") / 2**64 < self.eval_fraction:
+            return self.num_shards, key[16:] + key[:16]
+        return int.from_bytes(key[8:16], "little") % self.num_shards, key[16:] + key[:16]
+
+
+_PART = np.dtype([("file", "<u4"), ("key", "S24"), ("tokens", "<i8"), ("bytes", "<i8")])
+
+
+def scatter(documents: Iterable[Document], path: str | os.PathLike, tokenizer: Tokenizer, *,
+            split: Split, threads: int | None = None,
+            progress: Callable[[int, int], None] = lambda documents, tokens: None) -> int:
+    """Encodes documents into a part: PATH.bin, their tokens by shard, and PATH.npy, what is where.
+    Returns the number of tokens.
+
+    Memory: these documents' tokens. The files are whole or not there.
+
+    Args:
+      threads: of the tokenizer; None: its own choice.
+      progress: told (documents, tokens) after every batch.
+    """
+    path, dtype = pathlib.Path(path), dtype_of(tokenizer)
+    limited = {} if threads is None else {"num_threads": threads}
+    entries, encoded = [], []
+    tokens = 0
     for batch in _batches(documents):
-        for document, ids in zip(batch, tokenizer.encode_batch([d.text for d in batch]),
-                                 strict=True):
-            key = _hash(document.text, seed)
-            group = key if document.group is None else _hash(document.group, seed)
-            draw = int.from_bytes(group[:8], "little") / 2**64
-            side = "eval" if draw < eval_fraction else "train"
-            buckets = sides[side]
-            bucket = buckets[int.from_bytes(key[8:16], "little") % len(buckets)]
-            bucket.add(key[16:] + key[:16], np.append(ids, tokenizer.end_of_text).astype(dtype))
-            text_bytes[side] += len(document.text.encode("utf-8", "replace"))
-            count, tokens = count + 1, tokens + len(ids) + 1
-        progress(count, tokens)
+        encode = tokenizer.encode_batch([d.text for d in batch], **limited)
+        for document, ids in zip(batch, encode, strict=True):
+            file, key = split.place(document)
+            encoded.append(np.append(ids, tokenizer.end_of_text).astype(dtype))
+            entries.append((file, key, len(encoded[-1]),
+                            len(document.text.encode("utf-8", "replace"))))
+            tokens += len(encoded[-1])
+        progress(len(entries), tokens)
+    # Not by numpy: its S24 ends at the last byte that is not zero.
+    order = sorted(range(len(entries)), key=lambda i: entries[i][:2])
+    with _replacing(path.with_name(path.name + ".bin")) as file:
+        for i in order:
+            encoded[i].tofile(file)
+    with _replacing(path.with_name(path.name + ".npy")) as file:
+        np.save(file, np.array([entries[i] for i in order], _PART))
+    return tokens
+
+
+def gather(parts: Iterable[str | os.PathLike], path: str | os.PathLike, number: int,
+           dtype: np.dtype) -> dict:
+    """Writes one shard out of the parts, its documents sorted, and returns its manifest's entry.
+
+    Memory: the shard.
+
+    Args:
+      parts: paths that were given to `scatter`.
+      number: of the shard in Split.files.
+    """
+    entries, tokens = [], []
+    for part in map(pathlib.Path, parts):
+        table = np.load(part.with_name(part.name + ".npy"))
+        begin, end = np.searchsorted(table["file"], [number, number + 1])
+        before = int(table["tokens"][:begin].sum())
+        entries.append(table[begin:end])
+        tokens.append(np.fromfile(part.with_name(part.name + ".bin"), dtype,
+                                  int(table["tokens"][begin:end].sum()),
+                                  offset=before * dtype.itemsize))
+    table, ids = np.concatenate(entries), np.concatenate(tokens)
+    ends = np.cumsum(table["tokens"])
+    keys = table["key"].astype(object)
+    order = sorted(range(len(table)), key=lambda i: keys[i].ljust(24, b"\0"))
+    path = pathlib.Path(path)
+    with _replacing(path) as file:
+        for i in order:
+            ids[ends[i] - table["tokens"][i]:ends[i]].tofile(file)
+    return {"file": path.name, "tokens": len(ids), "documents": len(table),
+            "sha256": _sha256(path), "text_bytes": int(table["bytes"].sum())}
+
+
+def write_manifests(folder: pathlib.Path, entries: Sequence[dict], tokenizer: Tokenizer,
+                    split: Split) -> None:
+    """Completes a folder whose shards `gather` has written.
+
+    Args:
+      folder: has train and perhaps eval, each with its shards.
+      entries: of every file, in the order of Split.files.
+
+    Raises:
+      DataError: there are no documents, or none on one side.
+    """
+    count = sum(entry["documents"] for entry in entries)
     if not count:
-        raise DataError("there are no documents to write.", str(working), "check the sources.")
-    for side, buckets in sides.items():
-        if side == "eval" and not eval_fraction:
-            buckets[0].delete()
-            continue
-        if not any(bucket.keys for bucket in buckets):
+        raise DataError("there are no documents to write.", str(folder), "check the sources.")
+    for side in dict.fromkeys(side for side, _ in split.files()):
+        files = [dict(entry) for entry, (of, _) in zip(entries, split.files(), strict=True)
+                 if of == side]
+        if not any(entry["documents"] for entry in files):
             raise DataError(
-                f"of {count} documents none is in {side} at eval_fraction={eval_fraction}.",
-                str(working), "use more documents, or another fraction.")
-        (working / side).mkdir()
-        files = []
-        for number, bucket in enumerate(buckets):
-            files.append(bucket.finish(working / side / f"tokens-{number:05d}.bin"))
-        record = {"format": FORMAT, "dtype": dtype.name, "files": files, "seed": seed,
-                  "tokens": sum(f["tokens"] for f in files),
-                  "documents": sum(f["documents"] for f in files),
-                  "text_bytes": text_bytes[side], "vocab_size": tokenizer.vocab_size,
+                f"of {count} documents none is in {side} at eval_fraction={split.eval_fraction}.",
+                str(folder), "use more documents, or another fraction.")
+        text_bytes = sum(entry.pop("text_bytes") for entry in files)
+        record = {"format": FORMAT, "dtype": dtype_of(tokenizer).name, "files": files,
+                  "seed": split.seed, "tokens": sum(entry["tokens"] for entry in files),
+                  "documents": sum(entry["documents"] for entry in files),
+                  "text_bytes": text_bytes, "vocab_size": tokenizer.vocab_size,
                   "end_of_text": tokenizer.end_of_text, "tokenizer": tokenizer.fingerprint}
         text = json.dumps(record | {"sha256": _own_hash(record)}, indent=1) + "\n"
-        (working / side / MANIFEST).write_text(text, encoding="utf-8")
-    tokenizer.save(working / TOKENIZER)
+        (folder / side / MANIFEST).write_text(text, encoding="utf-8")
+    tokenizer.save(folder / TOKENIZER)
 
 
-class _Bucket:
-    """The documents of one shard, on disk in the order they came, and the key of each."""
+def _write(documents, working, tokenizer, split: Split, progress) -> None:
+    parts, done, tokens = [], 0, 0
+    (working / "parts").mkdir()
+    for batch in _batches(documents, _PART_CHARACTERS):
+        parts.append(working / "parts" / str(len(parts)))
+        tokens += scatter(batch, parts[-1], tokenizer, split=split, progress=functools.partial(
+            lambda before, ids, more, new: progress(before + more, ids + new), done, tokens))
+        done += len(batch)
+    if not parts:
+        raise DataError("there are no documents to write.", str(working), "check the sources.")
+    entries = []
+    for number, (side, shard) in enumerate(split.files()):
+        (working / side).mkdir(exist_ok=True)
+        entries.append(gather(parts, working / side / shard_name(shard), number,
+                              dtype_of(tokenizer)))
+    shutil.rmtree(working / "parts")
+    write_manifests(working, entries, tokenizer, split)
 
-    def __init__(self, path: pathlib.Path, dtype: np.dtype):
-        self._path, self._dtype, self._file = path, dtype, open(path, "wb")
-        self.keys: list[bytes] = []
-        self._lengths: list[int] = []
 
-    def add(self, key: bytes, ids: np.ndarray) -> None:
-        self.keys.append(key)
-        self._lengths.append(len(ids))
-        ids.tofile(self._file)
+def shard_name(number: int) -> str:
+    return f"tokens-{number:05d}.bin"
 
-    def finish(self, path: pathlib.Path) -> dict:
-        """Writes the documents sorted by key, and returns the entry of the manifest."""
-        self._file.close()
-        ids = np.fromfile(self._path, self._dtype)
-        ends = np.cumsum(self._lengths, dtype=np.int64)
-        order = sorted(range(len(self.keys)), key=self.keys.__getitem__)
-        with open(path, "wb") as file:
-            for i in order:
-                ids[ends[i] - self._lengths[i]:ends[i]].tofile(file)
-            file.flush()
-            os.fsync(file.fileno())
-        self._path.unlink()
-        return {"file": path.name, "tokens": len(ids), "documents": len(self.keys),
-                "sha256": _sha256(path)}
 
-    def delete(self) -> None:
-        self._file.close()
-        self._path.unlink()
+@contextlib.contextmanager
+def _replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
+    """A file to write, which is in its place, and safe, once it is whole."""
+    writing = path.with_name(f"{path.name}.{secrets.token_hex(4)}.writing")
+    with open(writing, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(writing, path)
+
+
+def dtype_of(tokenizer: Tokenizer) -> np.dtype:
+    """Of the tokens in shards."""
+    return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
 
 
 def _batches(documents: Iterable[Document], size: int = 1 << 20) -> Iterator[list[Document]]:

@@ -35,6 +35,25 @@ class Call:
     window: int | str | None  # "traced": a number that is known on the device alone
 
 
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Attention of some queries to as many keys of their row: what ring attention puts together.
+
+    A query sees the keys k_start <= key <= k_end, counted within the block; none if k_end is less.
+
+    Attributes:
+      forward: (q, k, v, k_start_BT, k_end_BT, *, scale) -> (out, lse): float32 [B, T, N, H] and the
+        log-sum-exp [B, N, T], 1e30 where a query sees nothing.
+      backward: (q, k, v, k_start, k_end, out, lse, dout, *, scale) -> float32 (dq, dk, dv), what the
+        block adds to them; `out` and `lse` are those of the whole row.
+      base: of the logarithm.
+    """
+
+    forward: Callable
+    backward: Callable
+    base: float
+
+
 def differentiable(forward: Callable, backward: Callable) -> Callable:
     """attention(q, k, v, *, segment_ids, positions, window, scale) for whole rows (T == S).
 

@@ -15,7 +15,7 @@ import math
 import jax.numpy as jnp
 
 from qwen_jax.kernels import tiles
-from qwen_jax.kernels.differentiable import Call, differentiable
+from qwen_jax.kernels.differentiable import Block, Call, differentiable
 from qwen_jax.kernels.target import interpret_mode, target_of
 from qwen_jax.kernels.tpu_backward import backward as backward_kernel
 from qwen_jax.kernels.tpu_forward import forward as forward_kernel
@@ -76,23 +76,35 @@ def _scaled(q_BTNH: Array, scale: float) -> Array:
 
 
 def _forward(q, k, v, k_start, q_end, *, scale: float):
+    del q_end  # that of the tiles follows from k_start and the order of a row
+    return _forward_block(q, k, v, k_start, None, scale=scale, dtype=q.dtype)
+
+
+def _backward(q, k, v, k_start, q_end, out, lse, dout, *, scale: float):
+    del q_end
+    return _backward_block(q, k, v, k_start, None, out, lse, dout, scale=scale, dtype=q.dtype)
+
+
+def _forward_block(q, k, v, k_start, k_end, *, scale: float, dtype=jnp.float32):
     T, H = q.shape[1], q.shape[3]
     tiling = Tiling.of(T, _sizes("tpu_forward", q))
-    k_start, q_end = pad_mask(k_start, q_end, tiling)
+    k_start, k_end = pad_mask(k_start, k_end, tiling)
     out, lse = forward_kernel(
-        *(heads_first(_padded_head(x), tiling) for x in (_scaled(q, scale), k, v)), k_start,
-        bounds(k_start, q_end, tiling), tiling=tiling,
+        *(heads_first(_padded_head(x), tiling) for x in (_scaled(q, scale), k, v)), k_start, k_end,
+        bounds(k_start, k_end, tiling), tiling=tiling, dtype=dtype,
         interpret=interpret_mode())
     return out.transpose(0, 2, 1, 3)[:, :T, :, :H], lse[:, :, 0, :T]
 
 
-def _backward(q, k, v, k_start, q_end, out, lse, dout, *, scale: float):
+def _backward_block(q, k, v, k_start, k_end, out, lse, dout, *, scale: float, dtype=jnp.float32):
     T, H = q.shape[1], q.shape[3]
     wanted = _sizes("tpu_backward", q)
+    if dtype != q.dtype:  # float32 gradients of a bfloat16 chunk take twice its VMEM
+        wanted = wanted | {"chunk": wanted["chunk"] // 2}
     of_head = wanted["chunk"] // (q.shape[2] // k.shape[2])
     most = max(LANES, 1 << (of_head.bit_length() - 1))  # a power of two, as tiles are
     tiling = Tiling.of(T, wanted | {"query": min(wanted["query"], most)})
-    k_start, q_end = pad_mask(k_start, q_end, tiling)
+    k_start, k_end = pad_mask(k_start, k_end, tiling)
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=3)
     # Queries that are added see nothing, whatever their log-sum-exp is.
     rows = [jnp.pad(x, ((0, 0), (0, 0), (0, tiling.P - T)))[:, :, None]
@@ -100,9 +112,10 @@ def _backward(q, k, v, k_start, q_end, out, lse, dout, *, scale: float):
     q2, k2, v2, dout2 = (heads_first(_padded_head(x), tiling)
                          for x in (_scaled(q, scale), k, v, dout))
     grads = backward_kernel(
-        q2, k2, v2, dout2, *rows, k_start, bounds(k_start, q_end, tiling), scale=scale,
-        tiling=tiling, chunk=wanted["chunk"], interpret=interpret_mode())
-    return tuple(x.transpose(0, 2, 1, 3)[:, :T, :, :H].astype(q.dtype) for x in grads)
+        q2, k2, v2, dout2, *rows, k_start, k_end, bounds(k_start, k_end, tiling), scale=scale,
+        tiling=tiling, chunk=wanted["chunk"], dtype=jnp.dtype(dtype), interpret=interpret_mode())
+    return tuple(x.transpose(0, 2, 1, 3)[:, :T, :, :H].astype(dtype) for x in grads)
 
 
 attention = differentiable(_forward, _backward)
+BLOCK = Block(_forward_block, _backward_block, base=2.0)

@@ -23,14 +23,16 @@ _LN_2 = math.log(2)
 
 
 def backward(q_BNPH: Array, k_BKPH: Array, v_BKPH: Array, dout_BNPH: Array, lse_BN1P: Array,
-             delta_BN1P: Array, k_start_BP: Array, bounds: Bounds, *, scale: float, tiling: Tiling,
-             chunk: int, interpret) -> tuple[Array, Array, Array]:
-    """dq [B, N, P, H] in q's dtype; dk and dv [B, K, P, H], in k's or, from chunks, in float32.
+             delta_BN1P: Array, k_start_BP: Array, k_end_BP: Array | None, bounds: Bounds, *,
+             scale: float, tiling: Tiling, chunk: int, dtype, interpret
+             ) -> tuple[Array, Array, Array]:
+    """dq [B, N, P, H] in `dtype`; dk and dv [B, K, P, H] too or, from chunks, in float32.
 
     Args:
       q_BNPH: times scale * log2(e), as in the forward pass.
       lse_BN1P: base 2.
       delta_BN1P: sum over H of dout * out, float32.
+      k_end_BP: the last key that each query sees; None: the one at its own place.
       chunk: queries (of a whole group of heads) whose dq may stay in VMEM.
     """
     B, N, P, H = q_BNPH.shape
@@ -39,10 +41,11 @@ def backward(q_BNPH: Array, k_BKPH: Array, v_BKPH: Array, dout_BNPH: Array, lse_
     while tiling.queries % tiles:
         tiles -= 1
     chunks = tiling.queries // tiles
-    arrays = (k_start_BP[:, None], q_BNPH, k_BKPH, v_BKPH, dout_BNPH, lse_BN1P, delta_BN1P)
-    run = functools.partial(_chunk, arrays=arrays, bounds=bounds, scale=scale, tiling=tiling,
-                            tiles=tiles, interpret=interpret,
-                            dtype=k_BKPH.dtype if chunks == 1 else jnp.dtype(jnp.float32))
+    arrays = (q_BNPH, k_BKPH, v_BKPH, dout_BNPH, lse_BN1P, delta_BN1P)
+    rows = [x[:, None] for x in (k_start_BP, k_end_BP) if x is not None]
+    run = functools.partial(_chunk, rows=rows, arrays=arrays, bounds=bounds, scale=scale,
+                            tiling=tiling, tiles=tiles, interpret=interpret, dtypes=(
+                                dtype, dtype if chunks == 1 else jnp.dtype(jnp.float32)))
     if chunks == 1:
         dq, dk, dv = run(jnp.int32(0))
         dq = dq[None]
@@ -57,10 +60,15 @@ def backward(q_BNPH: Array, k_BKPH: Array, v_BKPH: Array, dout_BNPH: Array, lse_
     return dq.transpose(1, 2, 0, 3, 5, 4).reshape(B, N, P, H), dk, dv
 
 
-def _chunk(c: Array, *, arrays, bounds: Bounds, scale: float, tiling: Tiling, tiles: int, dtype,
-           interpret):
-    """dq of chunk c, [B, N, tiles, H, query], and what its queries add to dk and dv, in `dtype`."""
-    q_BNPH, k_BKPH = arrays[1:3]
+def _chunk(c: Array, *, rows, arrays, bounds: Bounds, scale: float, tiling: Tiling, tiles: int,
+           dtypes, interpret):
+    """dq of chunk c, [B, N, tiles, H, query], and what its queries add to dk and dv.
+
+    Args:
+      rows: k_start and, unless it is the query's place, k_end.
+      dtypes: of dq; of dk and dv.
+    """
+    q_BNPH, k_BKPH = arrays[:2]
     B, N, _, H = q_BNPH.shape
     K = k_BKPH.shape[1]
     G = N // K
@@ -70,13 +78,13 @@ def _chunk(c: Array, *, arrays, bounds: Bounds, scale: float, tiling: Tiling, ti
         # A tile that is skipped asks for one that is there already, which fetches nothing.
         return jnp.clip(c[0] * tiles + i, first[at], jnp.maximum(last[at], first[at]))
 
-    def of_query(b, kv, j, g, i, c, first, last, whole):
+    def of_query(b, kv, j, g, i, c, first, last, *whole):
         return b, kv * G + g, query_tile(b, j, i, c, first, last), 0
 
-    def row_of_query(b, kv, j, g, i, c, first, last, whole):
+    def row_of_query(b, kv, j, g, i, c, first, last, *whole):
         return b, kv * G + g, 0, query_tile(b, j, i, c, first, last)
 
-    def start_of_query(b, kv, j, g, i, c, first, last, whole):
+    def start_of_query(b, kv, j, g, i, c, first, last, *whole):
         return b, 0, query_tile(b, j, i, c, first, last)
 
     query = pl.BlockSpec((None, None, tiling.query, H), of_query)
@@ -84,33 +92,36 @@ def _chunk(c: Array, *, arrays, bounds: Bounds, scale: float, tiling: Tiling, ti
     start = pl.BlockSpec((None, 1, tiling.query), start_of_query)
     key = pl.BlockSpec((None, None, tiling.key, H), lambda b, kv, j, *_: (b, kv, j, 0))
     return pl.pallas_call(
-        functools.partial(_kernel, scale=scale, tiling=tiling, tiles=tiles),
+        functools.partial(_kernel, scale=scale, tiling=tiling, tiles=tiles, causal=len(rows) == 1),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=4,
+            num_scalar_prefetch=5,
             grid=(B, K, tiling.keys, G, tiles),
-            in_specs=[start, query, key, key, query, row, row],
+            in_specs=[start] * len(rows) + [query, key, key, query, row, row],
             out_specs=[pl.BlockSpec((None, G, tiles, H, tiling.query),
                                     lambda b, kv, *_: (b, kv, 0, 0, 0)), key, key],
             scratch_shapes=[pltpu.VMEM((G, tiles, H, tiling.query), jnp.float32),
                             pltpu.VMEM((tiling.key, H), jnp.float32),
                             pltpu.VMEM((tiling.key, H), jnp.float32)]),
-        out_shape=[jax.ShapeDtypeStruct((B, N, tiles, H, tiling.query), q_BNPH.dtype),
-                   *[jax.ShapeDtypeStruct(k_BKPH.shape, dtype)] * 2],
+        out_shape=[jax.ShapeDtypeStruct((B, N, tiles, H, tiling.query), dtypes[0]),
+                   *[jax.ShapeDtypeStruct(k_BKPH.shape, dtypes[1])] * 2],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel") + ("arbitrary",) * 3),
         interpret=interpret or False,
         name="attention_backward",
-    )(c[None], bounds.first_query, bounds.last_query, bounds.whole_key, *arrays)
+    )(c[None], bounds.first_query, bounds.last_query, bounds.whole_key, bounds.whole_end, *rows,
+      *arrays)
 
 
-def _kernel(c, first, last, whole, k_start, q, k, v, dout, lse, delta, dq_out, dk_out, dv_out, dq,
-            dk, dv, *, scale: float, tiling: Tiling, tiles: int):
+def _kernel(c, first, last, whole, whole_end, k_start, *refs, scale: float, tiling: Tiling,
+            tiles: int, causal: bool):
     """One tile of keys against one tile of one head's queries."""
+    k_end, q, k, v, dout, lse, delta, dq_out, dk_out, dv_out, dq, dk, dv = (
+        (None, *refs) if causal else refs)
     b, j = pl.program_id(0), pl.program_id(2)
     g, i = pl.program_id(3), pl.program_id(4)
     query_tile = c[0] * tiles + i
     at = b * tiling.keys + j
-    whole_here = is_whole(query_tile, j, whole[b * tiling.queries + query_tile], tiling)
+    whole_here = is_whole(j, b * tiling.queries + query_tile, whole, whole_end)
     visited = (query_tile >= first[at]) & (query_tile <= last[at])
     first_visit, last_visit = (g == 0) & (i == 0), (g == pl.num_programs(3) - 1) & (i == tiles - 1)
 
@@ -129,10 +140,13 @@ def _kernel(c, first, last, whole, k_start, q, k, v, dout, lse, delta, dq_out, d
 
     @pl.when(visited & ~whole_here)
     def _():
-        query = jax.lax.broadcasted_iota(jnp.int32, (1, tiling.query), 1)
-        query = query + (query_tile * tiling.query - j * tiling.key)
+        if causal:
+            end = jax.lax.broadcasted_iota(jnp.int32, (1, tiling.query), 1)
+            end = end + (query_tile * tiling.query - j * tiling.key)
+        else:
+            end = k_end[...] - j * tiling.key
         _tile(q, k, v, dout, lse, delta, dq.at[g, i], dk, dv, tiling,
-              (k_start[...] - j * tiling.key, query))
+              (k_start[...] - j * tiling.key, end))
 
     @pl.when(j == tiling.keys - 1)
     def _():

@@ -18,12 +18,14 @@ from qwen_jax.types import Array
 NOTHING_VISIBLE = 1e30
 
 
-def forward(q_BNPH: Array, k_BKPH: Array, v_BKPH: Array, k_start_BP: Array, bounds: Bounds, *,
-            tiling: Tiling, interpret) -> tuple[Array, Array]:
-    """out [B, N, P, H] in q's dtype and the base-2 log-sum-exp, float32 [B, N, 1, P].
+def forward(q_BNPH: Array, k_BKPH: Array, v_BKPH: Array, k_start_BP: Array,
+            k_end_BP: Array | None, bounds: Bounds, *, tiling: Tiling, dtype, interpret
+            ) -> tuple[Array, Array]:
+    """out [B, N, P, H] in `dtype` and the base-2 log-sum-exp, float32 [B, N, 1, P].
 
     Args:
       q_BNPH: times scale * log2(e).
+      k_end_BP: the last key that each query sees; None: the one at its own place.
     """
     B, N, P, H = q_BNPH.shape
     group = N // k_BKPH.shape[1]
@@ -32,7 +34,7 @@ def forward(q_BNPH: Array, k_BKPH: Array, v_BKPH: Array, k_start_BP: Array, boun
     def of_query(b, n, i, j, *bounds):
         return b, n, i, 0
 
-    def of_key(b, n, i, j, first, last, whole):
+    def of_key(b, n, i, j, first, last, *whole):
         at = b * queries + i
         # A tile that is skipped asks for the one that is there already, which fetches nothing.
         return b, n // group, jnp.clip(j, first[at], jnp.maximum(last[at], first[at])), 0
@@ -41,32 +43,34 @@ def forward(q_BNPH: Array, k_BKPH: Array, v_BKPH: Array, k_start_BP: Array, boun
     key = pl.BlockSpec((None, None, tiling.key, H), of_key)
     row = pl.BlockSpec((None, 1, tiling.query), lambda b, n, i, j, *bounds: (b, 0, i))
     lse = pl.BlockSpec((None, None, 1, tiling.query), lambda b, n, i, j, *bounds: (b, n, 0, i))
+    rows = [x[:, None] for x in (k_start_BP, k_end_BP) if x is not None]
     return pl.pallas_call(
-        functools.partial(_kernel, tiling=tiling),
+        functools.partial(_kernel, tiling=tiling, causal=k_end_BP is None),
         grid_spec=pltpu.PrefetchScalarGridSpec(
-            num_scalar_prefetch=3,
+            num_scalar_prefetch=4,
             grid=(B, N, queries, keys),
-            in_specs=[row, query, key, key],
+            in_specs=[row] * len(rows) + [query, key, key],
             out_specs=[query, lse],
             scratch_shapes=[pltpu.VMEM((tiling.query, LANES), jnp.float32),
                             pltpu.VMEM((tiling.query, LANES), jnp.float32),
                             pltpu.VMEM((tiling.query, H), jnp.float32)]),
-        out_shape=[jax.ShapeDtypeStruct(q_BNPH.shape, q_BNPH.dtype),
+        out_shape=[jax.ShapeDtypeStruct(q_BNPH.shape, dtype),
                    jax.ShapeDtypeStruct((B, N, 1, P), jnp.float32)],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")),
         interpret=interpret or False,
         name="attention_forward",
-    )(bounds.first_key, bounds.last_key, bounds.whole_key, k_start_BP[:, None], q_BNPH, k_BKPH,
+    )(bounds.first_key, bounds.last_key, bounds.whole_key, bounds.whole_end, *rows, q_BNPH, k_BKPH,
       v_BKPH)
 
 
-def _kernel(first, last, whole, k_start, q, k, v, out, lse, top, total, acc, *, tiling: Tiling):
+def _kernel(first, last, whole, whole_end, k_start, *refs, tiling: Tiling, causal: bool):
     """One tile of queries against one tile of keys. `top` and `acc` are of each row (top in every
     lane); `total` holds each lane's part of the row's sum."""
+    k_end, q, k, v, out, lse, top, total, acc = (None, *refs) if causal else refs
     b, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
     at = b * tiling.queries + i
-    whole_here = is_whole(i, j, whole[at], tiling)
+    whole_here = is_whole(j, at, whole, whole_end)
     visited = (j >= first[at]) & (j <= last[at])
 
     @pl.when(j == 0)
@@ -83,9 +87,12 @@ def _kernel(first, last, whole, k_start, q, k, v, out, lse, top, total, acc, *, 
     def _():
         # [1, query] -> [query, LANES]: a row becomes a column.
         start = jnp.broadcast_to(k_start[...], (LANES, tiling.query)).T
-        query = i * tiling.query + jax.lax.broadcasted_iota(jnp.int32, start.shape, 0)
+        if causal:
+            end = i * tiling.query + jax.lax.broadcasted_iota(jnp.int32, start.shape, 0)
+        else:
+            end = jnp.broadcast_to(k_end[...], (LANES, tiling.query)).T
         _tile(q, k, v, top, total, acc, tiling, (
-            start - j * tiling.key, jnp.maximum(query - start + 1, 0).astype(jnp.uint32)))
+            start - j * tiling.key, jnp.maximum(end - start + 1, 0).astype(jnp.uint32)))
 
     @pl.when(j == tiling.keys - 1)
     def _():

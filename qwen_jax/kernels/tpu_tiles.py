@@ -62,45 +62,56 @@ class Bounds:
 
     first_key: Array  # of a query tile: its first key tile
     last_key: Array  # and its last, -1 where it is all padding
-    whole_key: Array  # the first key tile that the k_start of every query leaves whole
+    whole_key: Array  # the first key tile that every query sees whole
+    whole_end: Array  # and the last
     first_query: Array  # of a key tile
     last_query: Array
 
 
-def bounds(k_start_BP: Array, q_end_BP: Array, tiling: Tiling) -> Bounds:
-    """Bounds of tiles from the bounds of tokens."""
+def bounds(k_start_BP: Array, k_end_BP: Array | None, tiling: Tiling) -> Bounds:
+    """Bounds of tiles from the bounds of tokens.
+
+    Args:
+      k_start_BP, k_end_BP: the first and the last key that each query sees; None: causality, the
+        query's own place.
+    """
     B = k_start_BP.shape[0]
-    k_start = k_start_BP.reshape(B, tiling.queries, tiling.query)
-    q_end = q_end_BP.reshape(B, tiling.keys, tiling.key)
-    least, most = jnp.min(k_start, axis=2), jnp.max(k_start, axis=2)
-    end = jnp.max(q_end, axis=2)
-    query_tile = jnp.arange(tiling.queries, dtype=jnp.int32)[None]
-    key_tile = jnp.arange(tiling.keys, dtype=jnp.int32)[None]
-    # Causality: a query tile needs no keys after its last query, a key tile no queries before its
-    # first key.
-    last_key = jnp.broadcast_to((query_tile * tiling.query + tiling.query - 1) // tiling.key,
-                                least.shape)
-    first_query = jnp.broadcast_to(key_tile * tiling.key // tiling.query, end.shape)
+    if k_end_BP is None:
+        k_end_BP = jnp.broadcast_to(jnp.arange(tiling.P, dtype=jnp.int32)[None], k_start_BP.shape)
+    seen = k_start_BP <= k_end_BP
+    k_start = jnp.where(seen, k_start_BP, tiling.P).reshape(B, tiling.queries, tiling.query)
+    k_end = jnp.where(seen, k_end_BP, -1).reshape(B, tiling.queries, tiling.query)
+    first_key = jnp.minimum(jnp.min(k_start, axis=2), tiling.P - 1) // tiling.key
+    last_key = jnp.max(k_end, axis=2) // tiling.key  # -1 // key is -1
+    key_tile = jnp.arange(tiling.keys, dtype=jnp.int32)[None, None]
+    visited = (key_tile >= first_key[:, :, None]) & (key_tile <= last_key[:, :, None])
+    last_query = tiling.queries - 1 - jnp.argmax(visited[:, ::-1], axis=1)
     return Bounds(
-        first_key=(jnp.minimum(least, tiling.P - 1) // tiling.key).reshape(-1),
-        last_key=jnp.where(least >= tiling.P, -1, last_key).reshape(-1),
-        whole_key=(-(-most // tiling.key)).reshape(-1),
-        first_query=first_query.reshape(-1),
-        last_query=jnp.where(end < 0, -1, end // tiling.query).reshape(-1))
+        first_key=first_key.reshape(-1),
+        last_key=last_key.reshape(-1),
+        whole_key=(-(-jnp.max(k_start, axis=2) // tiling.key)).reshape(-1),
+        whole_end=((jnp.min(k_end, axis=2) + 1) // tiling.key - 1).reshape(-1),
+        first_query=jnp.argmax(visited, axis=1).astype(jnp.int32).reshape(-1),
+        last_query=jnp.where(visited.any(axis=1), last_query, -1).astype(jnp.int32).reshape(-1))
 
 
-def is_whole(i: Array, j: Array, whole_key: Array, tiling: Tiling) -> Array:
-    """Whether every query of tile i sees every key of tile j: no mask is needed."""
-    return (j >= whole_key) & (j * tiling.key + tiling.key - 1 <= i * tiling.query)
+def is_whole(j: Array, at: Array, whole_key, whole_end) -> Array:
+    """Whether every query of a tile sees every key of tile j: no mask is needed.
+
+    Args:
+      at: where the tile of queries stands in the bounds.
+    """
+    return (j >= whole_key[at]) & (j <= whole_end[at])
 
 
-def pad_mask(k_start_BT: Array, q_end_BT: Array, tiling: Tiling) -> tuple[Array, Array]:
-    """k_start and q_end over P positions; what is added, and what saw nothing, sees nothing."""
+def pad_mask(k_start_BT: Array, k_end_BT: Array | None, tiling: Tiling
+             ) -> tuple[Array, Array | None]:
+    """k_start and k_end over P positions; what is added, and what saw nothing, sees nothing."""
     T = k_start_BT.shape[1]
     extra = ((0, 0), (0, tiling.P - T))
     k_start = jnp.where(k_start_BT >= T, jnp.int32(tiling.P), k_start_BT)
     return (jnp.pad(k_start, extra, constant_values=tiling.P),
-            jnp.pad(q_end_BT, extra, constant_values=-1))
+            None if k_end_BT is None else jnp.pad(k_end_BT, extra, constant_values=-1))
 
 
 def heads_first(x_BTNH: Array, tiling: Tiling) -> Array:

@@ -15,11 +15,13 @@ P pieces of R rows, Q chunks of C queries, J tiles of W keys; M = G C rows of a 
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 
 from qwen_jax.kernels import mask, tiles
+from qwen_jax.kernels.differentiable import Block
 from qwen_jax.kernels.target import target_of
 from qwen_jax.types import Array
 
@@ -157,7 +159,8 @@ def _attend(q_BTNH, k_BSKH, v_BSKH, k_start_BT, k_end_BT, sizes):
     return _forward(q_BTNH, k_BSKH, v_BSKH, k_start_BT, k_end_BT, sizes)[0]
 
 
-def _forward(q_BTNH, k_BSKH, v_BSKH, k_start_BT, k_end_BT, sizes):
+def _forward(q_BTNH, k_BSKH, v_BSKH, k_start_BT, k_end_BT, sizes, dtype=None):
+    """out, in `dtype` or q's, and what the backward pass needs."""
     T, N = q_BTNH.shape[1:3]
     K = k_BSKH.shape[2]
 
@@ -184,7 +187,7 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, k_start_BT, k_end_BT, sizes):
             empty = top <= _MASKED / 2
             out = jnp.where(empty, 0.0, acc / jnp.where(empty, 1.0, total))
             lse = jnp.where(empty, F32(_NOTHING_VISIBLE), top + jnp.log(total))
-            return None, (out.astype(q.dtype), lse)
+            return None, (out.astype(dtype or q.dtype), lse)
 
         return jax.lax.scan(chunk, None, (q_Q, k_start_Q, k_end_Q))[1]
 
@@ -196,10 +199,11 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, k_start_BT, k_end_BT, sizes):
     return out, (q_BTNH, k_BSKH, v_BSKH, k_start_BT, k_end_BT, out, lse)
 
 
-def _backward(sizes, residuals, dout_BTNH):
+def _backward(sizes, residuals, dout_BTNH, dtype=None):
+    """Gradients of q, k and v, in `dtype` or q's, and none of the mask."""
     q_BTNH, k_BSKH, v_BSKH, k_start_BT, k_end_BT, out_BTNH, lse = residuals
     (T, N), (S, K) = q_BTNH.shape[1:3], k_BSKH.shape[1:3]
-    dtype = q_BTNH.dtype
+    computed, dtype = q_BTNH.dtype, dtype or q_BTNH.dtype
     delta_BTN1 = jnp.sum(dout_BTNH.astype(F32) * out_BTNH.astype(F32), axis=-1, keepdims=True)
 
     def piece(arrays):
@@ -213,11 +217,11 @@ def _backward(sizes, residuals, dout_BTNH):
                 scores = _scores(q, k_J[tile], k_start, k_end, tile, sizes)
                 weights = jnp.exp(scores - lse)
                 dweights = _product(dout, v_J[tile], 3)
-                dscores = (weights * (dweights - delta) * F32(sizes.scale)).astype(dtype)
+                dscores = (weights * (dweights - delta) * F32(sizes.scale)).astype(computed)
                 dscores = jax.lax.optimization_barrier(dscores)
                 dq = dq + _product(dscores, kT_J[tile], 3)
                 dkT_J = dkT_J.at[tile].add(_product(qT, dscores, 2))
-                dvT_J = dvT_J.at[tile].add(_product(doutT, weights.astype(dtype), 2))
+                dvT_J = dvT_J.at[tile].add(_product(doutT, weights.astype(computed), 2))
                 return dq, dkT_J, dvT_J
 
             dq, *grads = jax.lax.fori_loop(*_tiles(k_start, k_end, sizes), step,
@@ -241,3 +245,17 @@ def _backward(sizes, residuals, dout_BTNH):
 
 
 _attend.defvjp(_forward, _backward)
+
+
+def _forward_block(q, k, v, k_start, k_end, *, scale: float):
+    out, (*_, lse) = _forward(q, k, v, k_start, k_end, _Sizes.of(q, k.shape[1], scale), F32)
+    return out, _join_queries(lse, *q.shape[1:3])[..., 0].transpose(0, 2, 1)
+
+
+def _backward_block(q, k, v, k_start, k_end, out, lse, dout, *, scale: float):
+    sizes = _Sizes.of(q, k.shape[1], scale)
+    lse = _cut_queries(lse.transpose(0, 2, 1)[..., None], sizes, k.shape[2])
+    return _backward(sizes, (q, k, v, k_start, k_end, out, lse), dout, F32)[:3]
+
+
+BLOCK = Block(_forward_block, _backward_block, base=math.e)

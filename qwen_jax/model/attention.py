@@ -3,15 +3,19 @@
 B batch, T query positions, S key positions, D model, N heads, K key-value heads, H head size.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
 from qwen_jax.config import ModelConfig
+from qwen_jax.kernels import mask
 from qwen_jax.kernels.attention import Choice, attention, call_of, choose
-from qwen_jax.kernels.differentiable import Call
-from qwen_jax.kernels.target import Target
+from qwen_jax.kernels.differentiable import RESIDUALS, Call
+from qwen_jax.kernels.target import Target, target_of
 from qwen_jax.model.layers import linear
 from qwen_jax.model.rope import rotate
+from qwen_jax.parallel.ring import Ring, ring_attention, ring_of, to_ring
 from qwen_jax.parallel.rules import constrain, map_shards, shards_evenly
 from qwen_jax.types import Array, AttentionParams
 
@@ -53,25 +57,44 @@ def project_out(out_BTNH: Array, params: AttentionParams, *, product=linear) -> 
 
 def self_attention(x_BTD: Array, params: AttentionParams, *, config: ModelConfig, table,
                    query_scale_BT: Array | None, segment_ids: Array | None,
-                   window: Array | None, product=linear) -> Array:
-    """Attention of a whole row over itself: training, scoring, prefill without a cache."""
+                   window: Array | None, ring: Ring | None = None, product=linear) -> Array:
+    """Attention of a whole row over itself: training, scoring, prefill without a cache.
+
+    Args:
+      segment_ids: int32 [B, T] in the row's order, or None.
+      ring: the order of x_BTD, where it is not the row's.
+    """
     q, k, v = project_qkv(x_BTD, params, table=table, query_scale_BT=query_scale_BT,
                           product=product)
     out = partitioned_attention(q, k, v, segment_ids=segment_ids, window=window,
-                                implementation=config.attention)
+                                implementation=config.attention, ring=ring)
     return project_out(out, params, product=product)
 
 
 def partitioned_attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *,
                           segment_ids: Array | None, window: Array | int | None,
-                          implementation: str | None) -> Array:
+                          implementation: str | None, ring: Ring | None = None) -> Array:
     """kernels.attention on a mesh: each device computes its rows and heads.
 
-    Heads are cut only where the key-value heads can be cut as well. A sequence that is cut (mesh
-    axis "context") is put together first.
+    Heads are cut only where the key-value heads can be cut as well. A row that is cut (mesh axis
+    "context") goes round in a ring, or is put together first where the back end has no blocks.
+
+    Args:
+      ring: the order of q, k and v, where it is not the row's; segment_ids are always in the row's.
     """
+    (B, T, N), (S, K) = q_BTNH.shape[:3], k_BSKH.shape[1:3]
     choice = choose(call_of(q_BTNH, k_BSKH, segment_ids=segment_ids, window=window),
                     implementation)
+    cut_heads = N == K or shards_evenly(K, "act_kv_heads")
+    names = ("act_heads", "act_kv_heads") if cut_heads else (None, None)
+    block = getattr(choice.module, "BLOCK", None)
+    if ring is None and block is not None and T == S:
+        ring = ring_of(T, balanced=False)
+    if ring is not None:
+        k_start = mask.first_key(B, T, S, segment_ids=segment_ids, positions=None, window=window)
+        return ring_attention(q_BTNH, k_BSKH, v_BSKH, to_ring(k_start, ring), block=block,
+                              ring=ring, scale=1.0 / math.sqrt(q_BTNH.shape[-1]), names=RESIDUALS,
+                              heads=names)
     optional = {"segment_ids": (segment_ids, ("batch", None)), "window": (window, ())}
     given = {key: pair for key, pair in optional.items() if pair[0] is not None}
 
@@ -79,12 +102,20 @@ def partitioned_attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *,
         return attention(q, k, v, implementation=choice.name, **dict(zip(given, rest)))
 
     arrays = (q_BTNH, k_BSKH, v_BSKH, *(jnp.asarray(array) for array, _ in given.values()))
-    heads = ("batch", None, "act_heads", None), ("batch", None, "act_kv_heads", None)
-    if k_BSKH.shape[2] != q_BTNH.shape[2] and not shards_evenly(k_BSKH.shape[2], "act_kv_heads"):
-        heads = (("batch", None, None, None),) * 2
+    heads = tuple(("batch", None, name, None) for name in names)
     return map_shards(run, *arrays, axes=(heads[0], heads[1], heads[1],
                                           *(axes for _, axes in given.values())),
                       out_axes=heads[0])
+
+
+def order_of(tokens_BT: Array, config: ModelConfig) -> Ring | None:
+    """The order in which rows are best held between the embedding and the last norm; None: their
+    own."""
+    ring = ring_of(tokens_BT.shape[1])
+    if ring is None or not ring.balanced:
+        return None
+    module = _choose(config, target_of(tokens_BT), tokens_BT.shape[1]).module
+    return ring if hasattr(module, "BLOCK") else None
 
 
 def implementation_for(config: ModelConfig, device: jax.Device) -> Choice:
@@ -93,7 +124,11 @@ def implementation_for(config: ModelConfig, device: jax.Device) -> Choice:
     Raises:
       KernelError: config.attention names one that cannot.
     """
-    call = Call(target=Target.of(device), B=1, T=config.context_length, S=config.context_length,
+    return _choose(config, Target.of(device), config.context_length)
+
+
+def _choose(config: ModelConfig, target: Target, T: int) -> Choice:
+    call = Call(target=target, B=1, T=T, S=T,
                 N=config.num_heads, K=config.kv_heads, H=config.head_dim,
                 dtype=jnp.dtype(config.compute_dtype), segments=True, window=None)
     return choose(call, config.attention)

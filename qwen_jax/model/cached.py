@@ -25,7 +25,8 @@ from qwen_jax.config import ModelConfig
 from qwen_jax.model import kv_cache, rope
 from qwen_jax.model.attention import (
     partitioned_attention, positioned_query, project_out, project_qkv)
-from qwen_jax.model.layers import embed, linear, rms_norm, swiglu, unembed
+from qwen_jax.model.embedding import embed
+from qwen_jax.model.layers import linear, rms_norm, swiglu, unembed
 from qwen_jax.model.rope import rotate
 from qwen_jax.model.turned import (
     TurnedLayer, TurnedParams, turned_linear, turned_qkv, turned_swiglu)

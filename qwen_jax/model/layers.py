@@ -1,4 +1,4 @@
-"""The small parts of a block: RMSNorm, SwiGLU, dropout, embedding and output projection.
+"""The small parts of a block: RMSNorm, SwiGLU, dropout and output projection.
 
 B batch, T positions, D model, F ffn, V vocabulary.
 """
@@ -101,11 +101,6 @@ def dropout(x: Array, *, rate: float, key: Array | None) -> Array:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
     return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros_like(x))
-
-
-def embed(tokens_BT: Array, embed_VD: Array, *, dtype) -> Array:
-    """The rows of the embedding for `tokens_BT`, in `dtype`."""
-    return jnp.take(embed_VD, tokens_BT, axis=0).astype(dtype)
 
 
 def unembed(x_BTD: Array, head_DV: Array, *, product=linear) -> Array:

@@ -13,9 +13,11 @@ from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError
 from qwen_jax.kernels.differentiable import RESIDUALS
 from qwen_jax.model import rope
-from qwen_jax.model.attention import self_attention
-from qwen_jax.model.layers import PRODUCT, dropout, embed, rms_norm, swiglu, unembed
+from qwen_jax.model.attention import order_of, self_attention
+from qwen_jax.model.embedding import embed
+from qwen_jax.model.layers import PRODUCT, dropout, rms_norm, swiglu, unembed
 from qwen_jax.model.lora import adapted_linear
+from qwen_jax.parallel.ring import from_ring, to_ring
 from qwen_jax.parallel.rules import constrain
 from qwen_jax.types import Array, Params
 
@@ -64,6 +66,11 @@ def hidden_states(params: Params, tokens_BT: Array, positions_BT: Array, *, conf
         in training.
       dropout_key: turns on dropout at config.dropout.
     """
+    # Dropout's mask belongs to the places of a row: with it, rows keep their order.
+    key = dropout_key if config.dropout > 0 else None
+    ring = order_of(tokens_BT, config) if key is None else None
+    tokens_BT, positions_BT = to_ring(tokens_BT, ring), to_ring(positions_BT, ring)
+
     def stretch(window):
         """The rotary table and LogN's factors of a layer with this window."""
         alpha_B = query_scale_BT = None
@@ -76,7 +83,6 @@ def hidden_states(params: Params, tokens_BT: Array, positions_BT: Array, *, conf
 
     windows_L = None if length_B is None else rope.layer_windows(config)
     shared = stretch(None) if windows_L is None else None
-    key = dropout_key if config.dropout > 0 else None
     x_BTD = embed(tokens_BT, params.embed, dtype=jnp.dtype(config.compute_dtype))
     x_BTD = dropout(x_BTD, rate=config.dropout, key=_fold(key, config.num_layers))
     x_BTD = constrain(x_BTD, "batch", "length", "act_embed")
@@ -88,7 +94,7 @@ def hidden_states(params: Params, tokens_BT: Array, positions_BT: Array, *, conf
         y = self_attention(rms_norm(x_BTD, layer.attention_norm, epsilon=config.norm_epsilon),
                            layer.attention, config=config, table=table, window=window,
                            query_scale_BT=query_scale_BT, segment_ids=segment_ids,
-                           product=adapted_linear)
+                           ring=ring, product=adapted_linear)
         x_BTD = x_BTD + dropout(y, rate=config.dropout, key=attention_key)
         y = swiglu(rms_norm(x_BTD, layer.mlp_norm, epsilon=config.norm_epsilon), layer.mlp,
                    product=adapted_linear)
@@ -100,7 +106,7 @@ def hidden_states(params: Params, tokens_BT: Array, positions_BT: Array, *, conf
     indices = jnp.arange(config.num_layers, dtype=jnp.int32)
     x_BTD, _ = jax.lax.scan(block, x_BTD, (params.layers, indices, windows_L),
                             unroll=config.unroll_layers)
-    return rms_norm(x_BTD, params.final_norm, epsilon=config.norm_epsilon)
+    return from_ring(rms_norm(x_BTD, params.final_norm, epsilon=config.norm_epsilon), ring)
 
 
 def true_lengths(positions_BT: Array, segment_ids: Array | None) -> Array:

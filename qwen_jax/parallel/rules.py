@@ -118,6 +118,12 @@ def cut(size: int, axis: str) -> tuple[str, ...]:
     return tuple(name for name in names if layout[0].shape[name] > 1)
 
 
+def axis_size(name: str) -> int:
+    """Devices along a mesh axis; 1 without a mesh."""
+    layout = _layout.get()
+    return 1 if layout is None else layout[0].shape[name]
+
+
 def shards_evenly(size: int, axis: str) -> bool:
     """Whether the mesh in use divides a logical axis of this size; true without a mesh."""
     layout = _layout.get()

@@ -23,7 +23,8 @@ def draw_plots(curves: Curves, evaluation: dict | None,
     plots = {}
     x, y = curves.curve("train/loss")
     if len(x):
-        plots["loss"] = _draw_loss(curves, x, y)
+        beside = curves.eval_names("accuracy") or len(curves.curve("rollout/reward")[0])
+        plots["loss"] = _draw_loss(curves, x, y, size=_HALF if beside else _WIDE)
     x, y = curves.curve("train/learning_rate")
     if len(x):
         plots["learning_rate"] = _draw_learning_rate(x, y)
@@ -142,8 +143,9 @@ def _fixed(ticks: list[float]):
     return FixedLocator(ticks)
 
 
-def _draw_loss(curves: Curves, x: np.ndarray, y: np.ndarray) -> bytes:
-    figure, axes = _figure(_WIDE)
+def _draw_loss(curves: Curves, x: np.ndarray, y: np.ndarray, *,
+               size: tuple[float, float]) -> bytes:
+    figure, axes = _figure(size)
     axes.plot(*_thin(x, y), color=_BLUE, alpha=0.3, linewidth=0.7)
     axes.plot(*_thin(x, _running_mean(y)), color=_BLUE, linewidth=1.9, label="training")
     for name, color in zip(curves.eval_names(), _EVAL_COLORS * 9, strict=False):
@@ -153,7 +155,7 @@ def _draw_loss(curves: Curves, x: np.ndarray, y: np.ndarray) -> bytes:
                   label=f"held out: {name}" + (f", at last {ey[-1]:.3f}" if len(ey) else ""))
     tokens = curves.last("train/tokens")
     axes.set_xlabel(f"step ({tokens / x[-1]:,.0f} tokens each)" if tokens and x[-1] else "step")
-    axes.set_ylabel("loss (nats per token)")
+    axes.set_ylabel("loss (nats per token)" if size == _WIDE else "loss")
     axes.legend(frameon=False, loc="upper right")
     return _png(figure)
 

@@ -12,7 +12,8 @@ from qwen_jax.config import ContextExtension
 from qwen_jax.kernels import reference
 from qwen_jax.model import rope, spec
 from qwen_jax.model.attention import project_out, project_qkv
-from qwen_jax.model.layers import embed, rms_norm, swiglu, unembed
+from qwen_jax.model.embedding import embed
+from qwen_jax.model.layers import rms_norm, swiglu, unembed
 from qwen_jax.model.transformer import forward, head_matrix, hidden_states
 
 PLAIN = dataclasses.replace(sizes.TINY, num_layers=3, initializer_range=0.2)  # trained at 16

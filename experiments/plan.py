@@ -1,0 +1,225 @@
+"""Know before you pay: what a run takes on chips that you do not have.
+
+Compiles the real train step of a stage, with our attention kernel in it, for a real slice of TPUs,
+on a machine without one (libtpu compiles; no TPU is asked). Prints, for the best few layouts:
+memory of a chip by kind and whether it fits, collectives by kind and bytes, an estimate of a step's
+time, of tokens a second, of MFU by both formulas, and of the chip hours of the whole recipe.
+
+    pip install "jax[tpu]"
+    python -m experiments.plan --model=14b --topology=v5p-256
+    python -m experiments.plan --model=7b --topology=v5e-256 --stage=ppo
+    ... --mesh=1,64,2,1 --remat=block --micro_batches=2     # one layout, in full
+
+Names of slices are Google's: v5p-N counts tensor cores, of which a chip has two (v5p-256 is 128
+chips); v5e-N and v6e-N count chips. v5p:4x8x8 names the torus. JAX sees a chip as one device.
+
+Times are estimates, by the compiler's own cost model and the makers' figures of links and memory
+(qwen_jax/plan/costs.py says which overlap is assumed); nothing is measured. A layout that does not
+fit is a line of the table. PPO's estimate is of the update: sampling is another program, left out.
+For GPUs (--topology=h100-64, h200-8) nothing is compiled, and the line is a paper estimate alone.
+"""
+
+import dataclasses
+import datetime
+import functools
+import importlib.metadata
+import importlib.util
+import json
+import pathlib
+
+from experiments import flags, ppo, pretrain, reward_model
+from qwen_jax.config import MeshConfig
+from qwen_jax.errors import ConfigError, unknown_name
+from qwen_jax.plan import gpus, search, topologies
+from qwen_jax.plan.estimate import Estimate, estimate, tokens_per_step
+from qwen_jax.plan.program import Result, compile_apart
+from qwen_jax.plan.stages import Workload
+from qwen_jax.train.memory import gib
+
+RECIPES_OF = {"pretrain": pretrain.RECIPES, "reward_model": reward_model.RECIPES,
+              "ppo": ppo.RECIPES}
+_REMAT = {"nothing": "none"}  # the flag's "none" is a search
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is to be planned, and how far to look."""
+
+    model: str = "7b"  # a recipe of the stage: 1.8b, 7b or 14b
+    topology: str = "v5p-256"  # a slice; see above for what the number counts
+    stage: str = "pretrain"  # pretrain, reward_model or ppo
+    mesh: str | None = None  # data,fsdp,tensor,context; none: search
+    remat: str | None = None  # recomputed backward: nothing, dots or block; none: search
+    micro_batches: int | None = None  # none: search
+    context_length: int | None = None  # tokens of a row; none: the recipe's
+    batch_tokens: int | None = None  # of a step; none: the recipe's
+    max_tensor: int = 8  # the most devices to cut heads over
+    max_context: int = 1  # the most devices to cut rows over (ring attention)
+    compile: int = 4  # layouts to compile, the best on paper
+    price: float | None = None  # of a chip hour, to turn hours into money
+    compiler_options: tuple[str, ...] = ()  # name=value, beside parallel/compiler_options.py
+    output: str | None = None  # a .json file for all that was found
+    keep_hlo: str | None = None  # a folder for the compiled programs' text
+
+
+def workload_of(config: Config) -> Workload:
+    """The recipe's workload, with the flags' changes.
+
+    Raises:
+      ConfigError: an unknown stage or size, or a batch that is no number of rows.
+    """
+    if config.stage not in RECIPES_OF:
+        raise unknown_name("stage", config.stage, RECIPES_OF, "--stage")
+    recipes = RECIPES_OF[config.stage]
+    if config.model not in recipes:
+        raise unknown_name("model", config.model, recipes, "--model")
+    recipe = recipes[config.model]
+    model, train = recipe.model, recipe.train
+    tokens = train.batch_size * model.context_length
+    if config.context_length is not None:
+        model = dataclasses.replace(model, context_length=config.context_length)
+    wanted = config.batch_tokens or tokens
+    if wanted % model.context_length:
+        raise ConfigError(f"{wanted} tokens are no whole number of rows of {model.context_length}.",
+                          "--batch_tokens, --context_length", "use a multiple.")
+    if config.batch_tokens and config.stage != "pretrain":
+        raise ConfigError(f"--batch_tokens is of pretraining, and this is {config.stage}.",
+                          "--batch_tokens", "leave it out.")
+    if config.stage == "pretrain":
+        steps = round(train.num_steps * tokens / wanted)
+        train = dataclasses.replace(train, batch_size=wanted // model.context_length,
+                                    num_steps=steps, micro_batches=1)
+    more = {}
+    if config.stage == "ppo":
+        more = {"ppo": recipe.ppo, "value_optimizer": recipe.value_optimizer,
+                "prompt_tokens": recipe.data.max_prompt_tokens}
+    return Workload(config.stage, model, recipe.optimizer, train, **more)
+
+
+def candidates(config: Config, workload: Workload, topology, emit) -> list[Workload]:
+    """The layout that the flags give, or the best on paper."""
+    mesh = None if config.mesh is None else mesh_of(config.mesh)
+    remat = _REMAT.get(config.remat, config.remat)
+    if remat not in (None, *search.REMATS):
+        raise unknown_name("remat policy", remat, ("nothing", "dots", "block"), "--remat")
+    if mesh is not None and remat and config.micro_batches:
+        return [search.laid_out(workload, mesh, remat, config.micro_batches)]
+    found, looked_at, too_large = search.best(
+        workload, topology, number=config.compile, max_tensor=config.max_tensor,
+        max_context=config.max_context, mesh=mesh, remat=remat, micro=config.micro_batches)
+    emit(f"{looked_at} layouts, of which {too_large} should not fit; compiling {len(found)}, the "
+         "best on paper")
+    return [one.workload for one in found]
+
+
+def mesh_of(text: str) -> MeshConfig:
+    """"1,64,2,1" -> MeshConfig(data=1, fsdp=64, tensor=2, context=1)."""
+    sizes = text.replace(" ", "").split(",")
+    if len(sizes) != 4 or not all(size.isdigit() for size in sizes):
+        raise ConfigError(f"{text!r} is no mesh.", "--mesh",
+                          "give four sizes, of data, fsdp, tensor and context: --mesh=1,64,2,1.")
+    return MeshConfig(*map(int, sizes))
+
+
+def mesh_name(mesh: MeshConfig) -> str:
+    named = {"data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor, "context": mesh.context}
+    return " x ".join(f"{name} {size}" for name, size in named.items() if size > 1) or "one chip"
+
+
+HEADER = ("| mesh | remat | micro-batches | memory of a chip: weights + optimizer + workspace | "
+          "step, s (least to most) | compute / network, s | tokens/s | MFU A / B | chip hours |\n"
+          "|---|---|---|---|---|---|---|---|---|")
+
+
+def line(workload: Workload, result: Result, found: Estimate | None, topology, price) -> str:
+    """A row of the table."""
+    start = (f"| {mesh_name(workload.mesh)} | {workload.model.remat} | "
+             f"{workload.train.micro_batches} | ")
+    if found is None:
+        return start + f"{result.error} | | | | | |"
+    room = topology.chip.hbm_bytes
+    fits = "fits" if result.total + result.held <= room else "DOES NOT FIT"
+    held = f" + held {gib(result.held)}" if result.held else ""
+    money = "" if price is None else f", ${found.dollars(price):,.0f}"
+    network = sum(row[3] for row in result.collectives)
+    return (start + f"{gib(result.total)} of {gib(room)}, {fits}: {gib(result.parameters)} + "
+            f"{gib(result.optimizer)} + {gib(result.workspace)}{held} | {found.seconds:.3f} "
+            f"({found.least:.3f} to {found.most:.3f}) | {sum(result.work.values()):.3f} / "
+            f"{network:.3f} | {found.tokens_per_second:,.0f} | {found.mfu_a:.1%} / "
+            f"{found.mfu_b:.1%} | {found.chip_hours:,.0f}{money} |")
+
+
+def details(result: Result) -> list[str]:
+    """Where the time of one layout goes."""
+    total = sum(result.work.values()) or 1.0
+    work = sorted(result.work.items(), key=lambda item: -item[1])
+    lines = ["work: " + ", ".join(f"{kind} {seconds:.3f} s ({seconds / total:.0%})"
+                                  for kind, seconds in work),
+             f"a chip: {result.flops / 1e12:,.1f} TFLOP in products and attention, recomputation "
+             f"included; {result.hbm_bytes / 1e9:,.0f} GB to and from memory",
+             "| collective | group | GB sent by a chip | s | of it not hidden |",
+             "|---|---|---|---|---|"]
+    lines += [f"| {kind} | {group} | {sent / 1e9:.2f} | {seconds:.4f} | {waited:.4f} |"
+              for kind, group, sent, seconds, waited in result.collectives if sent > 1e5]
+    if result.unknown:
+        lines.append(f"loops of unknown length, counted once: {', '.join(result.unknown)}")
+    return lines
+
+
+def main(config: Config) -> None:
+    plan(config)
+
+
+def plan(config: Config, emit=functools.partial(print, flush=True)) -> list[dict]:
+    """Prints the table; returns what was found of each layout, fastest first."""
+    workload = workload_of(config)
+    if config.topology.split("-")[0] in gpus.KINDS:
+        for text in gpus.lines(workload, config.topology, config.price):
+            emit(text)
+        return []
+    topology = topologies.by_name(config.topology)
+    if importlib.util.find_spec("libtpu") is None:
+        raise ConfigError("libtpu is not installed.", "experiments.plan",
+                          "pip install 'jax[tpu]': it compiles for TPUs without one.")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))
+    emit(f"{topology}; {config.stage} of {config.model}, {tokens_per_step(workload):,} tokens a "
+         f"step, {workload.train.num_steps:,} steps ({versions})")
+    options = dict(option.split("=", 1) for option in config.compiler_options)
+    found = []
+    layouts = candidates(config, workload, topology, emit)
+    for number, layout in enumerate(layouts, start=1):
+        keep = None
+        if config.keep_hlo:
+            pathlib.Path(config.keep_hlo).mkdir(parents=True, exist_ok=True)
+            keep = pathlib.Path(config.keep_hlo) / f"{config.model}_{config.topology}_{number}.hlo"
+        result = compile_apart(layout, topology, options=options, keep=keep)
+        guess = None if result.error else estimate(result, layout, topology)
+        found.append((layout, result, guess))
+        emit(f"{number} of {len(layouts)}, {result.compile_seconds:.0f} s: "
+             + line(layout, result, guess, topology, config.price))
+    found.sort(key=lambda row: (row[2] is None or not _fits(row[1], topology),
+                                row[2].seconds if row[2] else 0))
+    emit(HEADER)
+    for layout, result, guess in found:
+        emit(line(layout, result, guess, topology, config.price))
+    if found and found[0][2] is not None:
+        emit("the first of these:")
+        for text in details(found[0][1]):
+            emit(text)
+    rows = [{"mesh": dataclasses.asdict(layout.mesh), "remat": layout.model.remat,
+             "micro_batches": layout.train.micro_batches, "result": dataclasses.asdict(result),
+             "estimate": guess and dataclasses.asdict(guess)} for layout, result, guess in found]
+    if config.output:
+        record = {"date": datetime.date.today().isoformat(), "versions": versions,
+                  "config": dataclasses.asdict(config), "layouts": rows}
+        text = json.dumps(record, indent=1) + "\n"
+        pathlib.Path(config.output).write_text(text, encoding="utf-8")
+    return rows
+
+
+def _fits(result: Result, topology) -> bool:
+    return result.total + result.held <= topology.chip.hbm_bytes
+
+
+if __name__ == "__main__":
+    flags.run(main, __doc__, {"plan": Config()})

@@ -1,0 +1,74 @@
+"""Bytes of a web page to text, whatever the page says about itself."""
+
+import codecs
+import re
+
+_DECLARED = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]{2,40})""", re.IGNORECASE)
+_XML = re.compile(rb"""^\s*<\?xml[^>]{0,200}?encoding\s*=\s*["']([\w.:-]{2,40})""", re.IGNORECASE)
+_MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"),
+          (codecs.BOM_UTF16_BE, "utf-16"))
+_WIDER = {"gb2312": "gb18030", "gbk": "gb18030", "iso-8859-1": "cp1252", "latin-1": "cp1252",
+          "us-ascii": "cp1252", "ascii": "cp1252", "shift_jis": "cp932", "shift-jis": "cp932",
+          "x-sjis": "cp932", "euc-kr": "cp949", "ks_c_5601-1987": "cp949", "big5": "big5hkscs"}
+_BINARY = (b"%PDF", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"PK\x03\x04", b"\x1f\x8b", b"\x7fELF",
+           b"RIFF", b"OggS", b"ID3", b"wOF", b"MZ", b"\x00\x00\x00")
+
+
+def is_binary(content: bytes) -> bool:
+    """Whether it is no text in any charset, by its first bytes and by its zeros."""
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return False
+    head = content[:4096]
+    return content.startswith(_BINARY) or head.count(0) * 50 > len(head)
+
+
+def decode(content: bytes, said: str | None = None) -> tuple[str, str]:
+    """(text, charset). What is valid UTF-8 is UTF-8; else what the server or the page says, unless
+    its bytes contradict that; else the one they look like most. Bytes that fit nothing become
+    U+FFFD.
+
+    Args:
+      said: the charset in the server's answer.
+    """
+    for mark, name in _MARKS:
+        if content.startswith(mark):
+            return content.decode(name, "replace"), name.removesuffix("-sig")
+    if (text := _strict(content, "utf-8")) is not None:
+        return text, "utf-8"
+    declared = _DECLARED.search(content[:4096]) or _XML.search(content[:1024])
+    names = [name for name in (said, declared and declared[1].decode("ascii", "replace")) if name]
+    names = [_WIDER.get(name.lower(), name.lower()) for name in names]
+    seen = _WIDER.get(guess := _guess(content), guess)
+    # Every byte string is valid in a charset of single bytes: that it decodes proves nothing.
+    proven = [name for name in names if not _single(name)]
+    for name in [*proven, *([seen] if not _single(seen) else []), *names, seen]:
+        if (text := _strict(content, name)) is not None:
+            return text, name
+    best = min([*proven, seen], key=lambda name: _replaced(content, name).count("\ufffd"))
+    return _replaced(content, best), best
+
+
+def _guess(content: bytes) -> str:
+    try:
+        from resiliparse.parse.encoding import detect_encoding
+    except ImportError:
+        return "cp1252"
+    return detect_encoding(content[:1 << 18]).lower()
+
+
+def _single(name: str) -> bool:
+    return name.startswith(("cp125", "iso-8859", "windows-125", "koi8", "mac", "latin"))
+
+
+def _strict(content: bytes, name: str) -> str | None:
+    try:
+        return content.decode(name)
+    except (UnicodeDecodeError, LookupError):
+        return None
+
+
+def _replaced(content: bytes, name: str) -> str:
+    try:
+        return content.decode(name, "replace")
+    except LookupError:  # no such charset
+        return content.decode("utf-8", "replace")

@@ -1,0 +1,112 @@
+"""Exact duplicates after normalisation: of documents, of paragraphs, of addresses. Report: 2.1.
+
+The first stays, in the order of the sources. Two texts are equal when they are so after NFKC, case and
+white space.
+"""
+
+import dataclasses
+import hashlib
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from qwen_jax.data.shuffle import REMOVED, first_of_group
+from qwen_jax.data.stage import reject, set_column
+
+_KEYS = pa.schema([("hash", pa.uint64()), ("check", pa.uint64()), ("row", pa.uint32()),
+                   ("part", pa.uint32())])
+
+
+def normalise(text: str) -> str:
+    """NFKC, case folded, white space of any kind and length as one space."""
+    return " ".join((text if text.isascii() else unicodedata.normalize("NFKC", text))
+                    .casefold().split())
+
+
+def normalise_url(url: str) -> str:
+    """Without scheme, `www.`, fragment and the last slash; case folded up to the path."""
+    host, slash, path = re.sub(r"^[a-zA-Z][\w+.-]*://", "", url.strip()).partition("/")
+    return (host.casefold().removeprefix("www.") + slash + path.partition("#")[0]).rstrip("/")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactDedup:
+    """Rejects documents whose text, or address, came before; or takes paragraphs out that did."""
+
+    linked: ClassVar[bool] = False
+
+    by: Literal["document", "paragraph", "url"] = "document"
+    min_characters: int = 40  # of a paragraph: shorter ones (headings, brackets) come again and again
+    index: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"exact_{self.by}"
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        return ("removed_paragraphs",) if self.by == "paragraph" else ()
+
+    def keys(self, table: pa.Table, first: int) -> pa.Table:
+        """See shuffle.Shuffle."""
+        digests, rows, parts = [], [], []
+        columns = (table[name].to_pylist() for name in ("text", "url", "kind"))
+        for row, (text, url, kind) in enumerate(zip(*columns, strict=True), first):
+            for part, key in self._parts(text, url, kind):
+                digests.append(hashlib.blake2b(key.encode("utf-8", "surrogatepass"),
+                                               digest_size=16).digest())
+                rows.append(row)
+                parts.append(part)
+        both = np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
+        return pa.table([both[:, 0], both[:, 1], pa.array(rows, pa.uint32()),
+                         pa.array(parts, pa.uint32())], schema=_KEYS)
+
+    def _parts(self, text: str, url: str | None, kind: str):
+        if self.by == "document":
+            yield 0, normalise(text)
+        elif self.by == "url":
+            if url:
+                yield 0, normalise_url(url)
+        elif kind != "code":  # whose lines are alike for good reasons
+            for number, line in enumerate(text.split("\n")):
+                if len(line) >= self.min_characters:
+                    yield number, normalise(line)
+
+    def duplicates(self, keys: pa.Table) -> pa.Table:
+        """See shuffle.Shuffle."""
+        hashes, checks, orders, parts = (keys[name].to_numpy() for name in (
+            "hash", "check", "order", "part"))
+        by = np.lexsort((parts, orders, checks, hashes))
+        first = first_of_group(hashes[by], checks[by])
+        later = first != np.arange(len(first))
+        return pa.table([orders[by][later], parts[by][later], orders[by][first[later]]],
+                        schema=REMOVED)
+
+    def remove(self, table: pa.Table, removed: pa.Table, names: Sequence[str]) -> pa.Table:
+        """See shuffle.Shuffle."""
+        rows, parts = removed["row"].to_pylist(), removed["part"].to_pylist()
+        verdicts: list = [None] * len(table)
+        if self.by != "paragraph":
+            for row, name in zip(rows, names, strict=True):
+                verdicts[row] = (self.name, name)
+            return reject(table, verdicts)
+        gone: dict[int, set[int]] = {}
+        for row, part in zip(rows, parts, strict=True):
+            gone.setdefault(row, set()).add(part)
+        texts = table["text"].to_pylist()
+        for row, numbers in gone.items():
+            lines = texts[row].split("\n")
+            left = "\n".join(line for i, line in enumerate(lines) if i not in numbers)
+            if left.strip():
+                texts[row] = left
+            else:  # the rejected row shows what there was
+                verdicts[row] = (self.name, float(len(numbers)))
+        table = set_column(table, "text", texts, pa.large_string())
+        counts = np.zeros(len(table), np.int32)
+        for row, numbers in gone.items():
+            counts[row] = len(numbers)
+        return reject(set_column(table, "removed_paragraphs", pa.array(counts)), verdicts)

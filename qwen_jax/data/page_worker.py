@@ -1,0 +1,127 @@
+"""The process that extracts text from pages: one that hangs or dies costs that page alone.
+
+Run as `python -m qwen_jax.data.page_worker EXTRACTOR MEGABYTES`, it answers frames (4 bytes of
+length, UTF-8) of HTML with frames of text, the first byte of which is `+`, or `-` before an error.
+"""
+
+import os
+import select
+import struct
+import subprocess
+import sys
+import time
+
+from qwen_jax.data import extract
+from qwen_jax.errors import DataError
+
+_MEGABYTES = 4096  # of address space: what a page may make an extractor allocate
+
+
+class PageWorker:
+    """Extracts pages in a process of its own, which is started when the first page comes.
+
+    Args:
+      extractor: a function of extract.py.
+      seconds: that a page may take.
+    """
+
+    def __init__(self, extractor: str, seconds: float):
+        self._extractor, self._seconds = extractor, seconds
+        self._process: subprocess.Popen | None = None
+
+    def extract(self, html: str) -> tuple[str, str | None]:
+        """(text, None), or ("", what the page did: timeout, crash, memory, error and which)."""
+        page = html.encode("utf-8", "replace")
+        try:
+            process = self._start()
+            process.stdin.write(struct.pack("<I", len(page)) + page)
+            process.stdin.flush()
+            answer = self._read(*struct.unpack("<I", self._read(4, deadline := self._deadline())),
+                                deadline)
+        except TimeoutError:
+            self.close()
+            return "", "timeout"
+        except (EOFError, BrokenPipeError):
+            code = self._process.wait()
+            self.close()
+            return "", f"crash: {'signal' if code < 0 else 'exit'} {abs(code)}"
+        text = answer[1:].decode("utf-8")
+        return (text, None) if answer[:1] == b"+" else ("", text)
+
+    def _start(self) -> subprocess.Popen:
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "qwen_jax.data.page_worker", self._extractor,
+                 str(_MEGABYTES)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            # Importing an extractor takes a second or two, which no page should pay for.
+            try:
+                self._read(5, time.monotonic() + 120)
+            except (EOFError, TimeoutError) as error:
+                self.close()
+                raise DataError("the extractor does not start; its own words stand above.",
+                                self._extractor, "pip install 'qwen_jax[data]'.") from error
+        return self._process
+
+    def _deadline(self) -> float:
+        return time.monotonic() + self._seconds
+
+    def _read(self, size: int, deadline: float) -> bytes:
+        parts, file = [], self._process.stdout.fileno()
+        while size:
+            if not select.select([file], [], [], max(0.0, deadline - time.monotonic()))[0]:
+                raise TimeoutError
+            part = os.read(file, min(size, 1 << 16))
+            if not part:
+                raise EOFError
+            parts.append(part)
+            size -= len(part)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Ends the process; another one is started for the next page."""
+        if self._process is not None:
+            self._process.kill()
+            for pipe in (self._process.stdin, self._process.stdout):
+                try:
+                    pipe.close()
+                except BrokenPipeError:
+                    pass
+            self._process.wait()
+            self._process = None
+
+    def __enter__(self) -> "PageWorker":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def serve(extractor: str, megabytes: int) -> None:
+    """Answers until the other side goes."""
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20,) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    function = getattr(extract, extractor)
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints must not come between the frames
+    function("<p>ready</p>")
+    _answer(answers, b"+")
+    pages = sys.stdin.buffer
+    while head := pages.read(4):
+        page = pages.read(*struct.unpack("<I", head))
+        try:
+            answer = b"+" + function(page.decode("utf-8")).encode("utf-8", "replace")
+        except MemoryError:
+            answer = b"-memory"
+        except Exception as error:  # whatever a page can make a parser raise: it is reported
+            answer = f"-error: {type(error).__name__}".encode()
+        _answer(answers, answer)
+
+
+def _answer(file, answer: bytes) -> None:
+    file.write(struct.pack("<I", len(answer)) + answer)
+    file.flush()
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], int(sys.argv[2]))

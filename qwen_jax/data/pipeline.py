@@ -1,0 +1,286 @@
+"""The data plan: one list of stages, from sources to rows that may be learnt from. Report: 2.1.
+
+The list is cut where documents are compared across partitions (shuffle.Shuffle). What lies between two
+cuts is a Chain, one task per partition: it reads the rows, takes them through its stages batch by batch,
+and writes every stage's rows and counts (stage_files.py) and the keys for the next cut. A partition
+whose counts are there is finished: a run that was killed goes on behind it.
+
+OUTPUT/plan.json          the sources as they were found, and every stage's settings
+OUTPUT/01-read/           kept/, rejected/ (with rule and value), and the counts of each partition
+OUTPUT/02-language/ ...   and so on; counts.json has the sums
+"""
+
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import pyarrow as pa
+from tqdm import tqdm
+
+from qwen_jax.data import components, engine, shuffle, stage_files
+from qwen_jax.data.append_only import check_same, open_alone
+from qwen_jax.data.json_rows import write_json
+from qwen_jax.data.partitions import Partition
+from qwen_jax.data.partitions import plan as plan_partitions
+from qwen_jax.data.read import Read
+from qwen_jax.data.shuffle import Shuffle
+from qwen_jax.data.stage import Stage
+from qwen_jax.data.stage_files import PartitionWriter, StageFolder, read_batches
+from qwen_jax.errors import ConfigError, DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """The stages between two shuffles, for one partition.
+
+    Attributes:
+      root: the run's folder.
+      first: number of the first step in the plan, from 1.
+      steps: the first is a Read, or a Shuffle whose duplicates are known.
+      index: partitions of earlier runs that come before ours in that Shuffle.
+      following: the Shuffle behind the last step.
+    """
+
+    root: str
+    first: int
+    steps: tuple[Read | Stage | Shuffle, ...]
+    index: tuple[str, ...] = ()
+    following: Shuffle | None = None
+
+    def folders(self) -> list[StageFolder]:
+        return [StageFolder(self.root, self.first + i, step.name)
+                for i, step in enumerate(self.steps)]
+
+    def keys(self, number: int) -> pathlib.Path | None:
+        if self.following is None:
+            return None
+        return StageFolder(self.root, self.first + len(self.steps),
+                           self.following.name).path / "keys" / f"{number:05}.parquet"
+
+    def finished(self, number: int) -> bool:
+        keys = self.keys(number)
+        return all(folder.finished(number) for folder in self.folders()) and (
+            keys is None or keys.exists())
+
+    def __call__(self, task: tuple[int, Partition]) -> dict[str, list[float]]:
+        """{step: [seconds, MB of text that came in; of the first step, that came out]}."""
+        number, partition = task
+        writers = [PartitionWriter(folder, number, step.counted)
+                   for folder, step in zip(self.folders(), self.steps, strict=True)]
+        seconds = {step.name: [0.0, 0.0] for step in (*self.steps, self.following) if step}
+        keys, first = [], 0
+        clock = _Clock()
+        for table in self._begin(number, partition):
+            seconds[self.steps[0].name][0] += clock.lap()
+            for step, writer in zip(self.steps, writers, strict=True):
+                seconds[step.name][1] += stage_files.text_bytes(table) / 1e6
+                if step is not self.steps[0]:
+                    table = step(table)
+                table = writer.add(table)
+                seconds[step.name][0] += clock.lap()
+            if self.following is not None:
+                keys.append(self.following.keys(table, first))
+                seconds[self.following.name][0] += clock.lap()
+                seconds[self.following.name][1] += stage_files.text_bytes(table) / 1e6
+            first += len(table)
+        for writer in writers:
+            writer.close()
+        if self.following is not None:
+            shuffle.write_keys(self.keys(number), keys)
+        return seconds
+
+    def _begin(self, number: int, partition: Partition) -> Iterator[pa.Table]:
+        step = self.steps[0]
+        if isinstance(step, Read):
+            yield from step.batches(partition)
+            return
+        folder = self.folders()[0].path
+        removed = shuffle.read_removed(folder / "removed", number + len(self.index))
+        first = 0
+        before = pathlib.Path(self.root).glob(f"{self.first - 1:02}-*")
+        for table in read_batches(next(before) / "kept" / f"{number:05}.parquet"):
+            part = shuffle.of_batch(removed, first, len(table))
+            names = [self._name(order) for order in part["kept"].to_pylist()]
+            yield step.remove(table, part, names)
+            first += len(table)
+
+    def _name(self, order: int) -> str:
+        number, row = order >> 32, order & 0xffffffff
+        if number < len(self.index):
+            return f"{self.index[number]}#{row}"
+        return f"{number - len(self.index):05}#{row}"
+
+
+class _Clock:
+    def __init__(self):
+        self._then = time.perf_counter()
+
+    def lap(self) -> float:
+        then, self._then = self._then, time.perf_counter()
+        return self._then - then
+
+
+@dataclasses.dataclass(frozen=True)
+class BucketTask:
+    """Finds the duplicates in one range of hashes."""
+
+    step: Shuffle
+    files: tuple[str, ...]  # keys of all partitions, in order
+    output: str
+
+    def __call__(self, task: tuple[int, int, int]) -> float:
+        """(bucket, begin, end) -> seconds."""
+        number, begin, end = task
+        started = time.perf_counter()
+        keys = shuffle.read_bucket([pathlib.Path(file) for file in self.files], begin, end)
+        shuffle.write_removed(pathlib.Path(self.output) / f"{number:05}.parquet",
+                              self.step.duplicates(keys))
+        return time.perf_counter() - started
+
+
+@dataclasses.dataclass
+class Result:
+    """What a run left.
+
+    Attributes:
+      folder: the last stage's; its kept/*.parquet are the rows.
+      counts: of each stage, summed: {"01-read": {"kept": ..., "rejected": ..., "counted": ...}}.
+      seconds: of work, of each stage: (seconds, MB that came in); what was finished before is not in.
+      sources: the source of each partition.
+    """
+
+    folder: StageFolder
+    partitions: int
+    counts: dict[str, dict]
+    seconds: dict[str, list[float]]
+    sources: list[str]
+
+
+def run(sources: Sequence[str], steps: Sequence[Read | Stage | Shuffle], root: str, *,
+        workers: int, partition_mb: float = 64.0,
+        say: Callable[[str], None] = lambda line: None) -> Result:
+    """Runs a plan, or what is left of it.
+
+    Args:
+      sources: see partitions.py.
+      steps: the first is a Read.
+      root: a folder; it holds one plan.
+      workers: processes; 0: this one.
+      partition_mb: of source files that one task reads.
+      say: told a line per stage.
+
+    Raises:
+      ConfigError: the folder holds another plan or another process works in it.
+      DataError: a source is missing, or partitions failed, naming them.
+    """
+    folder = pathlib.Path(root)
+    partitions, record = plan_partitions(sources, partition_mb=partition_mb)
+    with open_alone(folder / "plan.lock", folder):
+        _begin(folder, record, steps, partition_mb)
+        tasks = list(enumerate(partitions))
+        seconds: dict[str, list[float]] = {}
+        chains = list(_chains(steps, root))
+        for chain in chains:
+            if chain.first > 1:
+                _find_duplicates(chain, len(tasks), seconds, workers)
+            todo = [task for task in tasks if not chain.finished(task[0])]
+            names = ", ".join(step.name for step in chain.steps)
+            with tqdm(total=len(tasks), initial=len(tasks) - len(todo), desc=names,
+                      unit=" partitions", disable=not todo) as bar:
+                for _, spent in engine.run_tasks(chain, todo, workers=workers):
+                    _add(seconds, spent)
+                    bar.update()
+            for at in chain.folders():
+                say(_line(at, at.total(len(tasks))))
+        at = [each for chain in chains for each in chain.folders()]
+        counts = {each.path.name: each.total(len(tasks)) for each in at}
+        write_json(folder / "counts.json", counts)
+    return Result(at[-1], len(tasks), counts, seconds,
+                  [partition[0].source for partition in partitions])
+
+
+def _begin(folder: pathlib.Path, sources: dict, steps, partition_mb: float) -> None:
+    names = [step.name for step in steps]
+    if len(set(names)) < len(names) or not isinstance(steps[0], Read):
+        raise ConfigError(f"a plan begins with read and names each stage once, not "
+                          f"{', '.join(names)}.", "the list of stages", "mend the list.")
+    wanted = {f"source {name}": value for name, value in sources.items()}
+    wanted |= {f"stage {number:02}-{step.name}": dataclasses.asdict(step)
+               for number, step in enumerate(steps, 1)}
+    wanted = json.loads(json.dumps(wanted | {"partition_mb": partition_mb}))
+    path = folder / "plan.json"
+    if path.exists():
+        check_same(json.loads(path.read_text(encoding="utf-8")), wanted, folder, path)
+    else:
+        write_json(path, wanted)
+    stage_files.remove_unfinished(folder)
+
+
+def _chains(steps, root: str) -> Iterator[Chain]:
+    begins = [i for i, step in enumerate(steps) if hasattr(step, "duplicates") or i == 0]
+    for begin, end in zip(begins, [*begins[1:], len(steps)], strict=True):
+        own = steps[begin]
+        yield Chain(root, begin + 1, tuple(steps[begin:end]),
+                    tuple(str(path) for path in index_files(own)) if begin else (),
+                    steps[end] if end < len(steps) else None)
+
+
+def index_files(step: Shuffle) -> list[pathlib.Path]:
+    """The keys of earlier runs.
+
+    Raises:
+      DataError: there are none in a folder that was named.
+    """
+    files = []
+    for folder in step.index:
+        found = sorted((pathlib.Path(folder) / "keys").glob("*.parquet"))
+        if not found:
+            raise DataError("there are no keys of earlier documents here.", folder,
+                            f"name the {step.name} folder of an earlier run.")
+        files += found
+    return files
+
+
+def _find_duplicates(chain: Chain, partitions: int, seconds: dict, workers: int) -> None:
+    """`removed/` of the shuffle that a chain begins with."""
+    step, folder = chain.steps[0], chain.folders()[0].path
+    files = (*chain.index, *(str(folder / "keys" / f"{i:05}.parquet") for i in range(partitions)))
+    edges = shuffle.bucket_edges(files)
+    output = folder / ("alike" if step.linked else "removed")
+    todo = [(i, begin, end) for i, (begin, end) in enumerate(zip(edges, edges[1:]))
+            if not (output / f"{i:05}.parquet").exists()]
+    for _, spent in engine.run_tasks(BucketTask(step, files, str(output)), todo, workers=workers):
+        _add(seconds, {step.name: [spent, 0.0]})
+    if step.linked and not (folder / "removed" / "00000.parquet").exists():
+        started = time.perf_counter()
+        removed = components.removed([output / f"{i:05}.parquet" for i in range(len(edges) - 1)],
+                                     len(chain.index) << 32)
+        shuffle.write_removed(folder / "removed" / "00000.parquet", removed)
+        _add(seconds, {step.name: [time.perf_counter() - started, 0.0]})
+
+
+def _add(seconds: dict[str, list[float]], more: dict[str, list[float]]) -> None:
+    for name, (spent, size) in more.items():
+        old = seconds.setdefault(name, [0.0, 0.0])
+        seconds[name] = [old[0] + spent, old[1] + size]
+
+
+def _line(at: StageFolder, counts: dict) -> str:
+    kept = counts["kept"]
+    rejected = sorted(counts.get("rejected", {}).items(), key=lambda item: -item[1]["documents"])
+    listed = ", ".join(f"{rule} {count['documents']:,}" for rule, count in rejected[:6])
+    listed += f" and {len(rejected) - 6} rules more" if rejected[6:] else ""
+    return (f"{at.path.name}: {kept['documents']:,} documents, {kept['text_bytes'] / 1e6:,.1f} MB"
+            + (f"; rejected: {listed}" if listed else ""))
+
+
+def throughput(seconds: dict[str, list[float]]) -> list[str]:
+    """A line per stage: MB of text per second of one worker, the slowest one named."""
+    rates = {name: size / spent for name, (spent, size) in seconds.items() if spent and size}
+    lines = [f"{name:>20}: {rate:8.1f} MB/s of one worker, {seconds[name][0]:.1f} s"
+             for name, rate in rates.items()]
+    if rates:
+        lines.append(f"the slowest stage is {min(rates, key=rates.get)}")
+    return lines

@@ -1,0 +1,271 @@
+"""Partitions to rows: the first stage of the data plan. Report: 2.1.
+
+What is damaged becomes a row that is rejected, with where it is and why; a file that is not there, or
+may not be read, fails its partition.
+"""
+
+import dataclasses
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from qwen_jax.data import charset, code_files, partitions, sources, storage, warc
+from qwen_jax.data.page_worker import PageWorker
+from qwen_jax.data.partitions import Partition, Piece
+from qwen_jax.data.stage import REJECTED, SCHEMA
+from qwen_jax.data.stage_files import BATCH_BYTES
+
+_ROWS = pa.schema([*SCHEMA, *REJECTED])
+_OWN = {"url": ("url",), "language": ("language", "lang"), "license": ("license",),
+        "group": ("group",)}  # columns of a row that are ours
+_LONGEST = 1 << 28  # bytes of a text file or line: more is no document
+
+
+@dataclasses.dataclass(frozen=True)
+class Read:
+    """How partitions are read."""
+
+    name: ClassVar[str] = "read"
+    counted: ClassVar[tuple[str, ...]] = ("source", "kind")
+
+    text_field: str = "text"  # column of JSONL and Parquet
+    extractor: Literal["article", "article_fast", "page"] = "article"  # of web pages
+    page_seconds: float = 10.0  # that a page may take to extract
+    page_mb: float = 10.0  # of HTML, above which a page is rejected
+
+    def batches(self, partition: Partition) -> Iterator[pa.Table]:
+        """The rows of a partition, at least one (maybe empty) table.
+
+        Raises:
+          OSError: a file has gone or cannot be read.
+        """
+        rows: list[dict] = []
+        size = total = 0
+        with _Reader(self) as reader:
+            for piece in partition:
+                for row in reader.rows(piece):
+                    place = row.pop("place")
+                    where = piece.name or piece.root.rsplit("/", 1)[-1]
+                    row |= {"source": piece.source, "kind": row.get("kind", piece.kind),
+                            "path": where + place, "text": row.get("text", ""), "id":
+                            storage.digest(f"{piece.source}\0{piece.name}\0{place}")}
+                    rows.append(row)
+                    size += len(row["text"])
+                    if size >= BATCH_BYTES:
+                        yield pa.Table.from_pylist(rows, _ROWS)
+                        total += len(rows)
+                        rows, size = [], 0
+        if rows or not total:
+            yield pa.Table.from_pylist(rows, _ROWS)
+
+
+def _rejected(place: str, rule: str, value: object = "", **columns) -> dict:
+    return {"place": place, "rejected_by": rule, "rejected_value": str(value), **columns}
+
+
+class _Reader:
+    def __init__(self, settings: Read):
+        self._settings = settings
+        self._limit = int(settings.page_mb * 1e6)
+        self._workers: dict[str, PageWorker] = {}
+
+    def __enter__(self) -> "_Reader":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for worker in self._workers.values():
+            worker.close()
+
+    def rows(self, piece: Piece) -> Iterator[dict[str, Any]]:
+        if piece.root in partitions.PYTHON:
+            yield from _python(piece)
+            return
+        kind = partitions.plain_suffix(piece.path)
+        if kind == ".parquet":
+            yield from self._parquet(piece)
+            return
+        with storage.open_binary(piece.path) as file:
+            if not file.read(1):
+                yield _rejected("", "empty_file")
+                return
+            file.seek(0)
+            if kind == ".warc":
+                yield from self._warc(piece, file)
+            elif kind in sources.TABLES:
+                yield from self._json_lines(piece, file)
+            else:
+                yield from self._whole(piece, file, kind)
+
+    def _whole(self, piece: Piece, file, kind: str) -> Iterator[dict]:
+        limit = self._limit if kind in sources.HTML else _LONGEST
+        try:
+            opened = gzip.open(file) if piece.path.endswith(".gz") else file
+            content = opened.read(limit + 1)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            yield _rejected("", "damaged_file", error)
+            return
+        if len(content) > limit:
+            yield _rejected("", "too_large", f"over {limit} bytes")
+        elif kind in sources.HTML:
+            yield self._page("", content, piece.kind)
+        else:
+            yield _text("", content) | self._code(piece)
+
+    def _code(self, piece: Piece) -> dict:
+        language = code_files.LANGUAGES.get(partitions.plain_suffix(piece.path))
+        if piece.kind != "code" or piece.root.startswith(storage.REMOTE):
+            return {"language": language} if piece.kind == "code" else {}
+        return {"language": language,
+                "license": code_files.license_of(piece.root, piece.name) if piece.name else None}
+
+    def _page(self, place: str, content: bytes, kind: str, said: str | None = None,
+              **columns) -> dict:
+        """The row of a page of HTML."""
+        if charset.is_binary(content):
+            return _rejected(place, "binary", content[:8].hex(), **columns)
+        html, name = charset.decode(content, said)
+        # In reference documentation every line counts, menus of links included.
+        extractor = "page" if kind == "documentation" else self._settings.extractor
+        worker = self._workers.setdefault(
+            extractor, PageWorker(extractor, self._settings.page_seconds))
+        text, problem = worker.extract(html)
+        metadata = json.dumps({"charset": name, "html_bytes": len(content)})
+        columns |= {"metadata": metadata}
+        if problem:
+            return _rejected(place, "extraction", problem, **columns)
+        if not text.strip():
+            return _rejected(place, "no_text", len(content), **columns)
+        return {"place": place, "text": text, **columns}
+
+    def _warc(self, piece: Piece, file) -> Iterator[dict]:
+        for record in warc.records(file, compressed=piece.path.endswith(".gz"), begin=piece.begin,
+                                   end=piece.end, limit=self._limit):
+            url = record.headers.get("warc-target-uri", "").strip("<>") or None
+            # Several records can be in one member.
+            place = f"@{record.offset}" + (f"#{number}" if (number := self._repeated(record)) else "")
+            kind = record.headers.get("warc-type")
+            if record.problem:
+                yield _rejected(place, f"warc_{record.problem}", record.detail, url=url)
+            elif kind == "conversion":  # of a .wet file
+                yield _text(place, record.content) | {"url": url}
+            elif kind == "response":
+                yield self._response(piece, place, record, url)
+            elif kind == "resource":
+                yield self._body(piece, place, record.headers.get("content-type", ""),
+                                 record.content, url)
+            else:
+                yield _rejected(place, "not_a_page", kind, url=url)
+
+    _last = (-1, 0)
+
+    def _repeated(self, record: warc.Record) -> int:
+        offset, number = self._last
+        self._last = (record.offset, number + 1 if record.offset == offset else 0)
+        return self._last[1]
+
+    def _response(self, piece: Piece, place: str, record: warc.Record, url: str | None) -> dict:
+        status, headers, body, problem = warc.http_body(record.content, self._limit)
+        if problem:
+            return _rejected(place, f"http_{problem}", status, url=url)
+        if status != 200:
+            return _rejected(place, "http_status", status, url=url)
+        return self._body(piece, place, headers.get("content-type", ""), body, url)
+
+    def _body(self, piece: Piece, place: str, said: str, body: bytes, url: str | None) -> dict:
+        mime, _, rest = said.partition(";")
+        mime = mime.strip().lower()
+        _, _, name = rest.partition("charset=")
+        name = name.strip(" \"';") or None
+        if mime in ("text/html", "application/xhtml+xml", ""):
+            return self._page(place, body, piece.kind, name, url=url)
+        if mime == "text/plain" and not charset.is_binary(body):
+            return {"place": place, "text": charset.decode(body, name)[0], "url": url}
+        return _rejected(place, "content_type", mime, url=url)
+
+    def _json_lines(self, piece: Piece, file) -> Iterator[dict]:
+        lines = gzip.open(file) if piece.path.endswith(".gz") else file
+        offset = piece.begin
+        if offset:  # a line belongs to the range that its first byte is in
+            lines.seek(offset - 1)
+            offset += len(lines.readline()) - 1
+        while piece.end < 0 or offset < piece.end:
+            place = f"@{offset}"
+            try:
+                line = lines.readline(_LONGEST)
+            except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+                yield _rejected(place, "damaged_file", error)
+                return
+            if not line:
+                return
+            offset += len(line)
+            if line.strip():
+                yield self._json_row(place, line)
+
+    def _json_row(self, place: str, line: bytes) -> dict:
+        try:
+            row = json.loads(line.decode("utf-8-sig"))
+        except ValueError as error:
+            return _rejected(place, "not_json", error)
+        return self._row(place, row)
+
+    def _row(self, place: str, row: Any) -> dict:
+        text = row.get(self._settings.text_field) if isinstance(row, dict) else None
+        if not isinstance(text, str):
+            has = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+            return _rejected(place, "no_text_field", has[:200])
+        columns = {}
+        for ours, names in _OWN.items():
+            for name in names:
+                if isinstance(row.get(name), str):
+                    columns[ours] = _whole_characters(row[name])
+                    break
+        rest = {name: value for name, value in row.items() if name != self._settings.text_field
+                and columns.get(next((o for o, n in _OWN.items() if name in n), "")) != value}
+        return {"place": place, "text": _whole_characters(text), **columns, "metadata":
+                json.dumps(rest, ensure_ascii=True, default=str) if rest else None}
+
+    def _parquet(self, piece: Piece) -> Iterator[dict]:
+        row = 0
+        try:
+            with storage.open_binary(piece.path) as file:
+                opened = pq.ParquetFile(file)
+                for number in range(opened.num_row_groups):
+                    rows = opened.metadata.row_group(number).num_rows
+                    if piece.begin <= row and (piece.end < 0 or row < piece.end):
+                        for batch in opened.iter_batches(256, row_groups=[number]):
+                            for item in batch.to_pylist():
+                                yield self._row(f"#{row}", item)
+                                row += 1
+                    else:
+                        row += rows
+        except pa.ArrowException as error:
+            yield _rejected(f"#{row}", "damaged_file", str(error).splitlines()[0])
+
+
+def _text(place: str, content: bytes) -> dict:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        return _rejected(place, "not_utf8", f"{content[error.start]:#04x} at {error.start}")
+    return {"place": place, "text": text} if text.strip() else _rejected(place, "no_text", 0)
+
+
+def _whole_characters(text: str) -> str:
+    """Halves of surrogate pairs, which JSON can write and UTF-8 cannot, become U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def _python(piece: Piece) -> Iterator[dict]:
+    from qwen_jax.data import python_docs
+    documents, failures = ((python_docs.source_code(), {}) if piece.root == "python:code"
+                           else python_docs.documentation())
+    code = {"language": "python", "license": "Python-2.0"} if piece.kind == "code" else {}
+    for document in documents:
+        yield {"place": document.name, "text": document.text, "group": document.group, **code}
+    for module in sorted(failures):
+        yield _rejected(module, "cannot_be_imported", failures[module])

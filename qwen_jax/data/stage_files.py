@@ -1,0 +1,166 @@
+"""The files of a stage: per partition the rows it kept, those it rejected, and their counts.
+
+OUTPUT/03-language/kept/00000.parquet, rejected/00000.parquet and 00000.json. All are written beside
+their place and renamed, the counts last: where they are, the partition is finished.
+"""
+
+import collections
+import json
+import os
+import pathlib
+import secrets
+from collections.abc import Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from qwen_jax.data.json_rows import write_json
+from qwen_jax.data.stage import REJECTED
+
+BATCH_BYTES = 8 << 20  # of text, in one batch and row group
+_WRITING = ".writing"
+
+
+class StageFolder:
+    """Where a stage writes.
+
+    Args:
+      root: the run's folder.
+      number: of the stage in the plan, from 1.
+    """
+
+    def __init__(self, root: str | os.PathLike, number: int, name: str):
+        self.path = pathlib.Path(root) / f"{number:02}-{name}"
+        self.name = name
+
+    def kept(self, partition: int) -> pathlib.Path:
+        return self.path / "kept" / f"{partition:05}.parquet"
+
+    def rejected(self, partition: int) -> pathlib.Path:
+        return self.path / "rejected" / f"{partition:05}.parquet"
+
+    def counts_file(self, partition: int) -> pathlib.Path:
+        return self.path / f"{partition:05}.json"
+
+    def finished(self, partition: int) -> bool:
+        return self.counts_file(partition).exists()
+
+    def counts(self, partition: int) -> dict:
+        return json.loads(self.counts_file(partition).read_text(encoding="utf-8"))
+
+    def total(self, partitions: int) -> dict:
+        """The counts of all partitions, summed."""
+        return add(self.counts(number) for number in range(partitions))
+
+
+class PartitionWriter:
+    """Writes what a stage returns for the batches of one partition.
+
+    Args:
+      counted: see stage.Stage.
+    """
+
+    def __init__(self, folder: StageFolder, partition: int, counted: tuple[str, ...] = ()):
+        self._folder, self._partition, self._counted = folder, partition, counted
+        self._kept = ParquetFile(folder.kept(partition))
+        self._rejected = ParquetFile(folder.rejected(partition))
+        self._counts = collections.Counter(), collections.Counter()
+        self._details = {name: collections.Counter() for name in counted}
+
+    def add(self, table: pa.Table) -> pa.Table:
+        """Writes a batch; returns its kept rows, without the columns of rejection."""
+        kept, rejected = split(table)
+        self._kept.write(kept)
+        self._rejected.write(rejected)
+        documents, size = self._counts
+        documents["kept"] += len(kept)
+        size["kept"] += text_bytes(kept)
+        rules = rejected["rejected_by"]
+        for rule in rules.unique().to_pylist():
+            rows = rejected.filter(pc.equal(rules, rule))
+            documents[rule] += len(rows)
+            size[rule] += text_bytes(rows)
+        for name, tally in self._details.items():
+            column = kept[name]
+            if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+                for item in pc.value_counts(column).to_pylist():
+                    tally[item["values"] or "none"] += item["counts"]
+            else:
+                tally["sum"] += pc.sum(column).as_py() or 0
+        return kept
+
+    def close(self) -> None:
+        """Everything is in its place when this returns."""
+        self._kept.close()
+        self._rejected.close()
+        documents, size = (dict(counter) for counter in self._counts)
+        write_json(self._folder.counts_file(self._partition), {
+            "kept": {"documents": documents.pop("kept", 0), "text_bytes": size.pop("kept", 0)},
+            "rejected": {rule: {"documents": documents[rule], "text_bytes": size[rule]}
+                         for rule in sorted(documents)},
+            "counted": {name: tally["sum"] if set(tally) == {"sum"} else dict(sorted(tally.items()))
+                        for name, tally in self._details.items()}})
+
+
+class ParquetFile:
+    """A Parquet file, written row group by row group, whole or not there."""
+
+    def __init__(self, path: pathlib.Path, **settings):
+        self._path, self._writer = path, None
+        self._settings = {"compression": "zstd"} | settings
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A name of its own: a process that outlived its killed run may be writing the same.
+        self._writing = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_WRITING}")
+
+    def write(self, table: pa.Table) -> None:
+        if self._writer is None:
+            self._writer = pq.ParquetWriter(self._writing, table.schema, **self._settings)
+        if len(table):
+            self._writer.write_table(table.cast(self._writer.schema))
+
+    def close(self) -> None:
+        self._writer.close()
+        os.replace(self._writing, self._path)
+
+
+def remove_unfinished(root: pathlib.Path) -> None:
+    """Deletes what processes that were killed had begun to write."""
+    for path in root.rglob(f"*{_WRITING}"):
+        path.unlink(missing_ok=True)
+
+
+def split(table: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """(kept rows without the columns of rejection, rejected rows with them)."""
+    if "rejected_by" not in table.column_names:
+        none = table.slice(0, 0)
+        for field in REJECTED:
+            none = none.append_column(field, pa.array([], field.type))
+        return table, none
+    keep = pc.is_null(table["rejected_by"])
+    return (table.filter(keep).drop_columns(REJECTED.names), table.filter(pc.invert(keep)))
+
+
+def text_bytes(table: pa.Table) -> int:
+    return pc.sum(pc.binary_length(table["text"])).as_py() or 0
+
+
+def read_batches(path: pathlib.Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The row groups of a Parquet file, at least one (maybe empty) for its columns."""
+    file = pq.ParquetFile(path)
+    for number in range(file.num_row_groups):
+        yield file.read_row_group(number, columns)
+    if not file.num_row_groups:
+        yield file.schema_arrow.empty_table().select(columns or file.schema_arrow.names)
+
+
+def add(counts) -> dict:
+    """The sum of nested dicts of numbers, names in order."""
+    total: dict = {}
+    for one in counts:
+        for name, value in one.items():
+            if isinstance(value, dict):
+                total[name] = add([total.get(name, {}), value])
+            else:
+                total[name] = total.get(name, 0) + value
+    return dict(sorted(total.items()))

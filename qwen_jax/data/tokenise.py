@@ -1,0 +1,140 @@
+"""The last rows of a plan to token shards that the loader reads, a folder for each source. Report: 2.4.
+
+Partitions are encoded side by side into parts, then each shard is put together out of all parts of its
+source. What is written is what `shards.write` would write of the same documents, byte for byte.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+
+from tqdm import tqdm
+
+from qwen_jax.data import engine, shards
+from qwen_jax.data.json_rows import write_json
+from qwen_jax.data.pipeline import Result
+from qwen_jax.data.shards import Split
+from qwen_jax.data.sources import Document
+from qwen_jax.data.stage_files import StageFolder, read_batches
+from qwen_jax.tokenizer.bpe import Tokenizer
+
+_COLUMNS = ["id", "text", "group"]
+
+
+def documents(folder: StageFolder, number: int) -> Iterator[Document]:
+    """The kept rows of a partition."""
+    for table in read_batches(folder.kept(number), _COLUMNS):
+        for row in table.to_pylist():
+            yield Document(row["id"], row["text"], row["group"])
+
+
+def texts(result: Result, megabytes: float) -> Iterator[str]:
+    """Text to learn a vocabulary from: of every source its share, from its beginning."""
+    names = dict.fromkeys(result.sources)
+    sizes = dict.fromkeys(names, 0)
+    for number, name in enumerate(result.sources):
+        sizes[name] += result.folder.counts(number)["kept"]["text_bytes"]
+    share = min(1.0, megabytes * 1e6 / max(1, sum(sizes.values())))
+    left = {name: size * share for name, size in sizes.items()}
+    for number, name in enumerate(result.sources):
+        for document in documents(result.folder, number) if left[name] > 0 else ():
+            yield document.text
+            left[name] -= len(document.text.encode("utf-8", "replace"))
+            if left[name] <= 0:
+                break
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer(path: str) -> Tokenizer:
+    return Tokenizer.from_file(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Encode:
+    folder: StageFolder
+    tokenizer: str
+    parts: str
+    splits: dict[str, Split]
+    threads: int | None  # in one worker
+
+    def __call__(self, task: tuple[int, str]) -> int:
+        number, source = task
+        return shards.scatter(documents(self.folder, number), _part(self.parts, number),
+                              _tokenizer(self.tokenizer), split=self.splits[source],
+                              threads=self.threads)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Gather:
+    tokenizer: str
+    parts: str
+    output: str
+    splits: dict[str, Split]
+    partitions: dict[str, list[int]]
+
+    def __call__(self, task: tuple[str, int]) -> dict:
+        source, number = task
+        side, shard = self.splits[source].files()[number]
+        folder = pathlib.Path(self.output) / source / side
+        folder.mkdir(parents=True, exist_ok=True)
+        return shards.gather([_part(self.parts, each) for each in self.partitions[source]],
+                             folder / shards.shard_name(shard), number,
+                             shards.dtype_of(_tokenizer(self.tokenizer)))
+
+
+def _part(parts: str, number: int) -> pathlib.Path:
+    return pathlib.Path(parts) / f"{number:05}"
+
+
+def tokenise(result: Result, output: str, tokenizer_path: str, *, split: Split,
+             shard_tokens: float, workers: int, say: Callable[[str], None]) -> dict[str, list]:
+    """Writes OUTPUT/SOURCE/train and, where a document of the source is held out, OUTPUT/SOURCE/eval.
+
+    Args:
+      split: num_shards is chosen for each source.
+      shard_tokens: of one shard, about.
+      say: told a line per source.
+
+    Returns:
+      {source: the manifest's entries}.
+
+    Raises:
+      DataError: a source has no documents left.
+    """
+    folder, parts = pathlib.Path(output), f"{output}.parts"
+    of = {name: [i for i, each in enumerate(result.sources) if each == name]
+          for name in dict.fromkeys(result.sources)}
+    tokenizer = _tokenizer(tokenizer_path)
+    if folder.exists() and not pathlib.Path(parts).exists():
+        return {}
+    splits = {}
+    for name, numbers in of.items():
+        size = sum(result.folder.counts(i)["kept"]["text_bytes"] for i in numbers)
+        splits[name] = dataclasses.replace(
+            split, num_shards=max(1, round(size / 4 / shard_tokens)))  # some 4 bytes a token
+    pathlib.Path(parts).mkdir(parents=True, exist_ok=True)
+    tasks = [(i, name) for i, name in enumerate(result.sources)
+             if not _part(parts, i).with_suffix(".npy").exists()]
+    with tqdm(total=len(result.sources), initial=len(result.sources) - len(tasks),
+              desc="tokenise", unit=" partitions", disable=not tasks) as bar:
+        encode = _Encode(result.folder, tokenizer_path, parts, splits, 1 if workers > 1 else None)
+        for _ in engine.run_tasks(encode, tasks, workers=workers):
+            bar.update()
+    tasks = [(name, i) for name in of for i in range(len(splits[name].files()))]
+    entries = dict(engine.run_tasks(_Gather(tokenizer_path, parts, output, splits, of), tasks,
+                                    workers=workers))
+    made = {}
+    for name, of_source in splits.items():
+        made[name] = [entries[name, i] for i in range(len(of_source.files()))]
+        if of_source.eval_fraction and not made[name][-1]["documents"]:
+            say(f"{name}: too few documents to hold any out")
+            shutil.rmtree(folder / name / "eval")
+            of_source, made[name] = dataclasses.replace(of_source, eval_fraction=0), made[name][:-1]
+        shards.write_manifests(folder / name, made[name], tokenizer, of_source)
+    write_json(folder / "sources.json", {name: {
+        key: sum(entry[key] for entry in each) for key in ("documents", "tokens", "text_bytes")}
+        for name, each in made.items()})
+    shutil.rmtree(parts)
+    return made

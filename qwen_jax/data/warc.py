@@ -1,0 +1,297 @@
+"""WARC archives, record by record: what is damaged costs itself, and says so.
+
+Libraries for WARC stop at the first damaged member, or end there without a word. This reader names the
+damage and goes on at the next record that can be found. It reads .warc and .warc.gz (a member for each
+record, as Common Crawl writes, or several), from any byte of the file.
+"""
+
+import collections
+import dataclasses
+import re
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+_CHUNK = 1 << 16
+_LINE = 1 << 13  # of a header, at most
+_HEADER = 1 << 17  # all of a header
+_SKIPPED = 1 << 30  # bytes of a member that are decompressed only to come to its next record
+_BEGIN = re.compile(rb"WARC/1\.\d\r?\n")
+
+
+@dataclasses.dataclass
+class Record:
+    """A record, or, with a problem, what could be read of one."""
+
+    offset: int  # of it, or of its compressed member, in the file
+    headers: dict[str, str]  # names in small letters
+    content: bytes
+    problem: str | None = None  # truncated, corrupt, too_large
+    detail: str = ""
+
+
+class _Damaged(Exception):
+    """problem, detail."""
+
+
+def records(file: BinaryIO, *, compressed: bool, begin: int = 0, end: int = -1,
+            limit: int = 1 << 24) -> Iterator[Record]:
+    """The records (or members) that begin at a byte from `begin` up to, not including, `end`.
+
+    Args:
+      file: can be told to go to any place.
+      limit: bytes of content beyond which a record is too_large: it is passed by, not held.
+    """
+    end = end if end >= 0 else 1 << 62
+    offset = begin
+    if begin or compressed:
+        offset = _find(file, begin, end, compressed)
+        if begin == 0 < end and offset != 0 and file.seek(0, 2):
+            yield Record(0, {}, b"", "corrupt", "does not begin with a record")
+    while offset is not None and offset < end:
+        stream = _Member(file, offset) if compressed else _Plain(file, offset)
+        at = offset
+        try:
+            while (started := stream.begin()) is not None:
+                at = offset if compressed else started
+                if at >= end:
+                    return
+                yield _record(stream, at, limit)
+            offset = stream.next()
+            if offset is not None and compressed and not _begins(file, offset):
+                raise _Damaged("corrupt", "no record where the next one should begin")
+        except (_Damaged, zlib.error) as error:
+            problem, detail = (error.args if isinstance(error, _Damaged)
+                               else ("corrupt", f"gzip: {error}"))
+            yield Record(at, {}, b"", problem, detail)
+            offset = _find(file, max(at + 1, offset + 1), end, compressed)
+
+
+def _record(stream, offset: int, limit: int) -> Record:
+    headers, size = {}, 0
+    while line := stream.line().rstrip(b"\r\n"):
+        size += len(line)
+        if size > _HEADER:
+            raise _Damaged("corrupt", "header without an end")
+        name, colon, value = line.partition(b":")
+        if colon:
+            headers[name.decode("latin-1").lower()] = value.strip().decode("utf-8", "replace")
+    try:
+        length = int(headers["content-length"])
+        if length < 0:
+            raise ValueError
+    except (KeyError, ValueError):
+        raise _Damaged("corrupt", "no length: " + headers.get("content-length", "none")) from None
+    if length > limit:
+        stream.skip(length)
+        return Record(offset, headers, b"", "too_large", str(length))
+    content = stream.read(length)
+    if len(content) < length:
+        raise _Damaged("truncated", f"{len(content)} of {length} bytes")
+    if stream.peek() not in (b"", b"\r", b"\n"):  # or it holds the beginning of another
+        raise _Damaged("corrupt", f"does not end after its {length} bytes")
+    return Record(offset, headers, content)
+
+
+class _Stream:
+    """Bytes with a place: `_more` gives the next ones, b"" at the end."""
+
+    def __init__(self, file: BinaryIO, offset: int):
+        self._file, self._offset, self._buffer = file, offset, bytearray()
+        file.seek(offset)
+
+    def _more(self) -> bytes:
+        raise NotImplementedError
+
+    def _fill(self, size: int) -> bool:
+        while len(self._buffer) < size:
+            if not (more := self._more()):
+                return False
+            self._buffer += more
+        return True
+
+    def begin(self) -> int | None:
+        """Goes behind the first line of the next record; None at the end. Returns its place."""
+        while True:
+            self._fill(_LINE)
+            if not self._buffer:
+                return None
+            if blank := len(self._buffer) - len(self._buffer.lstrip(b"\r\n")):
+                self._take(blank)
+                continue
+            match = _BEGIN.match(self._buffer)
+            if not match:
+                raise _Damaged("corrupt", "no record where the next one should begin")
+            place = self._offset
+            self._take(match.end())
+            return place
+
+    def line(self) -> bytes:
+        self._fill(_LINE)
+        stop = self._buffer.find(b"\n", 0, _LINE) + 1
+        if not stop:
+            raise _Damaged("truncated" if len(self._buffer) < _LINE else "corrupt",
+                           "header without an end")
+        return self._take(stop)
+
+    def peek(self) -> bytes:
+        self._fill(1)
+        return bytes(self._buffer[:1])
+
+    def read(self, size: int) -> bytes:
+        self._fill(size)
+        return self._take(size)
+
+    def skip(self, size: int) -> None:
+        skipped = 0
+        while size > len(self._buffer):
+            size -= len(self._buffer)
+            skipped += len(self._take(len(self._buffer)))
+            if skipped > _SKIPPED:
+                raise _Damaged("too_large", f"more than {_SKIPPED} bytes in one record")
+            if not self._fill(1):
+                raise _Damaged("truncated", f"{size} bytes are missing")
+        self._take(size)
+
+    def _take(self, size: int) -> bytes:
+        taken = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        self._offset += len(taken)
+        return taken
+
+
+class _Plain(_Stream):
+    def _more(self) -> bytes:
+        return self._file.read(_CHUNK)
+
+    def next(self) -> None:
+        return None  # the file has ended
+
+
+class _Member(_Stream):
+    """One gzip member, decompressed as it is read."""
+
+    def __init__(self, file: BinaryIO, offset: int):
+        super().__init__(file, offset)
+        self._inflate, self._raw, self._begin, self._read = zlib.decompressobj(31), b"", offset, 0
+
+    def _more(self) -> bytes:
+        while not self._inflate.eof:
+            if not self._raw:
+                self._raw = self._file.read(_CHUNK)
+                self._read += len(self._raw)
+                if not self._raw:
+                    raise _Damaged("truncated", "the gzip member has no end")
+            # Of a bomb, no more than is asked for.
+            made = self._inflate.decompress(self._raw, 1 << 20)
+            self._raw = self._inflate.unconsumed_tail
+            if made:
+                return made
+        return b""
+
+    def next(self) -> int | None:
+        """The place behind this member; None at the end of the file."""
+        place = self._begin + self._read - len(self._inflate.unused_data)
+        self._file.seek(place)
+        return place if self._file.read(1) else None
+
+
+def _find(file: BinaryIO, offset: int, end: int, compressed: bool) -> int | None:
+    """The first place from `offset`, before `end`, where a record or member begins."""
+    sign = b"\x1f\x8b\x08" if compressed else b"WARC/1."
+    file.seek(offset)
+    place, window = offset, b""
+    while place < end:
+        chunk = file.read(_CHUNK)
+        window += chunk
+        start = 0
+        while (found := window.find(sign, start)) >= 0:
+            if place + found >= end:
+                return None
+            if _begins(file, place + found) if compressed else _is_record(file, place + found):
+                return place + found
+            start = found + 1
+        if not chunk:
+            return None
+        keep = len(sign) - 1
+        place, window = place + len(window) - keep, window[-keep:]
+        file.seek(place + keep)
+    return None
+
+
+def _begins(file: BinaryIO, offset: int) -> bool:
+    """Whether a gzip member with a record begins here: these three bytes also come by chance."""
+    file.seek(offset)
+    try:
+        head = zlib.decompressobj(31).decompress(file.read(1 << 10), 64)
+    except zlib.error:
+        return False
+    return _BEGIN.match(head.lstrip(b"\r\n")) is not None
+
+
+def _is_record(file: BinaryIO, offset: int) -> bool:
+    """Whether a record begins here: a page may speak of WARC."""
+    file.seek(max(0, offset - 2))
+    before = file.read(min(2, offset))
+    head = file.read(1 << 12)
+    return before in (b"", b"\r\n", b"\n\n") and _BEGIN.match(head) is not None and (
+        b"WARC-Type:" in head)
+
+
+def http_body(content: bytes, limit: int) -> tuple[int, dict[str, str], bytes, str | None]:
+    """(status, headers, body, problem) of an HTTP answer, its transfer and its coding undone.
+
+    Args:
+      limit: bytes of the body beyond which it is too_large.
+    """
+    head, blank, body = content.partition(b"\r\n\r\n")
+    if not blank:
+        head, blank, body = content.partition(b"\n\n")
+    lines = head.splitlines()
+    status = re.match(rb"HTTP/\S+ (\d{3})", lines[0] if lines else b"")
+    if not status or not blank:
+        return 0, {}, b"", "not_http"
+    headers = {}
+    for line in lines[1:]:
+        name, _, value = line.partition(b":")
+        headers[name.strip().decode("latin-1").lower()] = value.strip().decode("latin-1")
+    if "chunked" in headers.get("transfer-encoding", "").lower():
+        body = _unchunk(body)
+    coding = headers.get("content-encoding", "").lower()
+    if coding in ("gzip", "x-gzip", "deflate") and body[:2] != b"<!":
+        try:
+            body, problem = _inflate(body, coding, limit)
+        except zlib.error:  # many archives undo the coding and leave the header
+            problem = None if body.lstrip()[:1] == b"<" else "corrupt"
+        if problem:
+            return int(status[1]), headers, b"", problem
+    return int(status[1]), headers, body, None
+
+
+def _inflate(body: bytes, coding: str, limit: int) -> tuple[bytes, str | None]:
+    kinds = collections.deque((47,) if coding != "deflate" else (15, -15))
+    while kinds:
+        inflate = zlib.decompressobj(kinds.popleft())
+        try:
+            made = inflate.decompress(body, limit + 1)
+        except zlib.error:
+            if not kinds:
+                raise
+            continue
+        if len(made) > limit:
+            return b"", "too_large"
+        return made, None if inflate.eof else "truncated"
+    raise AssertionError("a way to inflate was tried")
+
+
+def _unchunk(body: bytes) -> bytes:
+    """Chunks put together; the body itself where it has none (archives often undo them)."""
+    parts, place = [], 0
+    while match := re.compile(rb"([0-9a-fA-F]{1,8})[^\r\n]{0,256}\r?\n").match(body, place):
+        size = int(match[1], 16)
+        if not size:
+            return b"".join(parts)
+        parts.append(body[match.end():match.end() + size])
+        place = match.end() + size
+        place += 2 if body[place:place + 2] == b"\r\n" else 1
+    return b"".join(parts) if parts else body

@@ -1,0 +1,21 @@
+"""What the CPU of this machine can do that decides a setting."""
+
+import pathlib
+import platform
+import re
+
+CPU_INFO = pathlib.Path("/proc/cpuinfo")
+# Instructions that multiply bfloat16 numbers: of x86 (Cooper Lake, Zen 4 and later) and of Arm.
+BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
+
+
+def has_bfloat16_products() -> bool:
+    """Whether bfloat16 matrix products are faster than float32 ones here; False where unknown.
+
+    Without such instructions XLA:CPU converts every operand, and a step takes longer than in
+    float32.
+    """
+    if platform.system() != "Linux" or not CPU_INFO.exists():
+        return False
+    line = re.search(r"^(?:flags|Features)\s*:(.*)$", CPU_INFO.read_text(), re.MULTILINE)
+    return line is not None and not {*BFLOAT16}.isdisjoint(line[1].split())

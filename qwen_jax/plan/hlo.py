@@ -1,0 +1,154 @@
+"""The text of a compiled program, as computations of instructions, with how often each one runs.
+
+Only what the costs need is read: shapes, operands, called computations, and the bounds of loops.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
+         "f32": 4, "s64": 8, "u64": 8, "f64": 8, "f8e4m3fn": 1, "f8e5m2": 1, "s4": 1, "u4": 1,
+         "c64": 8}
+_ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
+_CALLS = re.compile(r"(calls|to_apply|body|condition|called_computations|branch_computations|"
+                    r"true_computation|false_computation)=\{?([^\s,}]+(?:, ?%[^\s,}]+)*)\}?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line."""
+
+    name: str
+    shape: str
+    opcode: str
+    operands: tuple[str, ...]
+    rest: str  # attributes, metadata and the backend's settings
+
+    @property
+    def arrays(self) -> list[int]:
+        """Bytes of each array of the result."""
+        return array_bytes(self.shape)
+
+    @property
+    def bytes(self) -> int:
+        return sum(self.arrays)
+
+    def called(self, *kinds: str) -> list[str]:
+        """Names of the computations that it runs, of these kinds of attribute."""
+        found = []
+        for kind, names in _CALLS.findall(self.rest):
+            if kind in kinds:
+                found += [name.strip().lstrip("%") for name in names.split(",")]
+        return found
+
+    @property
+    def source(self) -> str:
+        """What the model calls it: the op_name of its metadata."""
+        match = re.search(r'op_name="([^"]*)"', self.rest)
+        return match[1] if match else ""
+
+
+def array_bytes(shape: str) -> list[int]:
+    """"(f32[2,3]{1,0}, u32[])" -> [24, 4]; what is no array of numbers counts 0."""
+    return [BYTES.get(kind, 0) * math.prod(int(size) for size in sizes.split(",") if size)
+            for kind, sizes in _ARRAY.findall(shape)]
+
+
+@dataclasses.dataclass
+class Program:
+    """A module: computations by name, each a dict of its instructions in the order they run."""
+
+    computations: dict[str, dict[str, Instruction]]
+    entry: str
+
+    def trips(self, loop: Instruction) -> int | None:
+        """How often a while's body runs; None where its text does not say."""
+        known = re.search(r'known_trip_count\D+(\d+)', loop.rest)
+        if known:
+            return int(known[1])
+        condition = self.computations[loop.called("condition")[0]]
+        body = self.computations[loop.called("body")[0]]
+        for compare in condition.values():
+            if compare.opcode != "compare" or "direction=LT" not in compare.rest:
+                continue
+            counter, bound = (condition.get(name) for name in compare.operands)
+            if bound is not None and bound.opcode == "constant":
+                return -(-int(bound.operands[0]) // _stride(counter, body))
+        return None
+
+    @functools.cached_property
+    def fused(self) -> set[str]:
+        """Computations that are the inside of one instruction."""
+        return {name for body in self.computations.values() for instruction in body.values()
+                if instruction.opcode == "fusion" for name in instruction.called("calls")}
+
+
+def _stride(counter: Instruction, body: dict[str, Instruction]) -> int:
+    """By how much a body raises its counter: 1, but more where XLA has unrolled the loop.
+
+    Counters start at 0: those of scans and of products that travel in windows do.
+    """
+    index = re.search(r"index=(\d+)", counter.rest)
+    root = next(reversed(body.values()))
+    if index is None or root.opcode != "tuple":
+        return 1
+    following = body.get(root.operands[int(index[1])])
+    if following is None or following.opcode != "add":
+        return 1
+    added = [body[name] for name in following.operands if name in body]
+    constants = [int(one.operands[0]) for one in added if one.opcode == "constant"]
+    return constants[0] if constants else 1
+
+
+def parse(text: str) -> Program:
+    """The Program of `compiled.as_text()`."""
+    computations, entry, current = {}, "", None
+    for line in text.splitlines():
+        if line.endswith("{") and not line.startswith(" ") and ("->" in line):
+            name = re.match(r"(ENTRY )?%?([^\s(]+)", line)
+            current = computations.setdefault(name[2], {})
+            if name[1]:
+                entry = name[2]
+        elif line.startswith("}"):
+            current = None
+        elif current is not None and " = " in line:
+            instruction = _instruction(line)
+            current[instruction.name] = instruction
+    return Program(computations, entry)
+
+
+def _instruction(line: str) -> Instruction:
+    name, _, text = line.strip().removeprefix("ROOT ").partition(" = ")
+    if text.startswith("("):
+        end = _closing(text, 0) + 1
+    else:
+        end = text.index(" ")
+    shape, text = text[:end], text[end:].lstrip()
+    opening = text.index("(")
+    closing = _closing(text, opening)
+    operands = tuple(part.split(" ")[-1].strip().lstrip("%")
+                     for part in _split(text[opening + 1:closing]))
+    return Instruction(name.lstrip("%"), shape, text[:opening], operands, text[closing + 1:])
+
+
+def _closing(text: str, opening: int) -> int:
+    depth = 0
+    for place in range(opening, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[place], 0)
+        if depth == 0:
+            return place
+    raise ValueError(f"no closing bracket in {text[:80]!r}")
+
+
+def _split(text: str) -> list[str]:
+    """At the commas outside of brackets; comments (/*index=5*/) left out."""
+    text = re.sub(r"/\*.*?\*/", "", text)
+    parts, depth, begin = [], 0, 0
+    for place, letter in enumerate(text):
+        depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(letter, 0)
+        if letter == "," and depth == 0:
+            parts.append(text[begin:place])
+            begin = place + 1
+    return [part.strip() for part in parts + [text[begin:]] if part.strip()]

@@ -1,0 +1,130 @@
+"""How long a collective takes on the links of a slice.
+
+What counts is the most loaded link. Gathers and sums over a group go along all the sides of the
+torus that the group spans at once, in both directions where a side is closed to a ring; a
+permutation is routed pair by pair, side after side, the shorter way round.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from qwen_jax.plan.topologies import Topology
+
+Coords = tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """Links of a slice, and where each device of the program lies."""
+
+    topology: Topology
+    coords: tuple[Coords, ...]  # of each partition
+
+    def _closed(self, side: int) -> bool:
+        return self.topology.shape[side] % self.topology.chip.wraps == 0
+
+    def bandwidth(self, group: Sequence[int]) -> float:
+        """Bytes a second at which each member of a group can take in what the others have."""
+        total, link = 0.0, self.topology.chip.link_bandwidth
+        for side, size in enumerate(self.topology.shape):
+            extent = len({self.coords[device][side] for device in group})
+            if extent > 1:
+                total += link * (2 if extent == size and self._closed(side) else 1)
+        return total
+
+    def seconds(self, kind: str, size: int, group: Sequence[int]) -> float:
+        """Of one collective.
+
+        Args:
+          kind: "all-gather", "reduce-scatter", "all-reduce" or "all-to-all".
+          size: bytes of what is whole: a gather's result, a scatter's or a sum's operand.
+          group: the partitions of one of its groups.
+        """
+        number = len(group)
+        if number == 1 or not size:
+            return 0.0
+        share = size * (number - 1) / number / self.bandwidth(group)
+        if kind == "all-to-all":
+            # Each device keeps 1/n and sends the rest; half of it crosses the middle of the
+            # longest side, whose links carry that of all devices on either half.
+            longest = max(range(len(self.topology.shape)), key=lambda side: len(
+                {self.coords[device][side] for device in group}))
+            extent = len({self.coords[device][longest] for device in group})
+            links = 2 if extent == self.topology.shape[longest] and self._closed(longest) else 1
+            return size * extent / 4 / (links * self.topology.chip.link_bandwidth)
+        return share * (2 if kind == "all-reduce" else 1)
+
+    def permute_seconds(self, size: int, pairs: Sequence[tuple[int, int]]) -> float:
+        """Of a collective-permute of `size` bytes from each source."""
+        load = collections.Counter()
+        for source, target in pairs:
+            load.update(self._route(self.coords[source], self.coords[target]))
+        return size * max(load.values(), default=0) / self.topology.chip.link_bandwidth
+
+    def _route(self, here: Coords, there: Coords) -> list[tuple[Coords, int, int]]:
+        """The links (from, side, direction) between two chips."""
+        links = []
+        for side, size in enumerate(self.topology.shape):
+            distance = there[side] - here[side]
+            if self._closed(side) and abs(distance) > size / 2:
+                distance -= math.copysign(size, distance)
+            direction = 1 if distance > 0 else -1
+            for _ in range(int(abs(distance))):
+                links.append((here, side, direction))
+                here = (*here[:side], (here[side] + direction) % size, *here[side + 1:])
+        return links
+
+
+def first_group(attributes: str, devices: int) -> list[int]:
+    """The partitions of a collective's first group, from `replica_groups=...`.
+
+    Three spellings: {{0,1},{2,3}}; [2,4]<=[8] or [4,2]<=[2,4]T(1,0); mesh['a'=2,'b'=4] {'b'}.
+    """
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
+    if listed:
+        return [int(number) for number in listed[1].split(",")]
+    iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
+    if iota:
+        shape, sizes = (_numbers(iota[i]) for i in (1, 2))
+        order = np.arange(math.prod(sizes)).reshape(sizes)
+        if iota[3]:
+            order = order.transpose(_numbers(iota[3]))
+        return order.reshape(shape)[0].tolist()
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\](?:,?\s*device_ids=\(?\[([\d,]+)\]\)?"
+                     r"(?:T\(([\d,]+)\))?)?\s*\{([^}]*)\}", attributes)
+    if mesh:
+        axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
+        order = np.arange(math.prod(axes.values()))
+        if mesh[2]:
+            order = order.reshape(_numbers(mesh[2]))
+            order = order.transpose(_numbers(mesh[3])) if mesh[3] else order
+        order = order.reshape(tuple(axes.values()))
+        # An axis may be taken in part: 'a':(2)4 is 4 of it, in strides of what follows.
+        wanted = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", mesh[4])
+        index = []
+        for name, size in axes.items():
+            part = next((piece for piece in wanted if piece[0] == name), None)
+            if part is None:
+                index.append([0])
+            elif part[1]:
+                stride = size // int(part[1]) // int(part[2])
+                index.append([i * stride for i in range(int(part[2]))])
+            else:
+                index.append(list(range(size)))
+        return order[np.ix_(*index)].reshape(-1).tolist()
+    return list(range(devices))  # replica_groups={}: all
+
+
+def pairs_of(attributes: str) -> list[tuple[int, int]]:
+    """`source_target_pairs` of a collective-permute."""
+    match = re.search(r"source_target_pairs=\{(.*?\})\}", attributes)
+    return [tuple(map(int, pair.split(","))) for pair in re.findall(r"\{([\d,]+)\}", match[1])]
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))

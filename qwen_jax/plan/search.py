@@ -1,0 +1,137 @@
+"""Which layouts to compile: every mesh, remat policy and number of micro-batches, by a paper
+estimate.
+
+The estimate is rough, and only decides what is worth compiling: what cannot fit is left out, what
+is slow comes last. What is printed in the end comes from the compiler.
+
+D model, F ffn, L layers, V vocabulary; N heads of size H.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+from qwen_jax.config import MeshConfig
+from qwen_jax.model import spec
+from qwen_jax.plan.estimate import model_flops
+from qwen_jax.plan.stages import Workload
+from qwen_jax.plan.topologies import Chip, Topology
+
+REMATS = ("none", "dots", "block")
+
+
+@dataclasses.dataclass(frozen=True)
+class Paper:
+    """A workload with a layout, and what it should take on paper."""
+
+    workload: Workload
+    bytes: float  # of a chip's memory
+    seconds: float  # of a step
+
+
+def divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def laid_out(workload: Workload, mesh: MeshConfig, remat: str, micro: int) -> Workload:
+    return dataclasses.replace(
+        workload, mesh=mesh, model=dataclasses.replace(workload.model, remat=remat),
+        train=dataclasses.replace(workload.train, micro_batches=micro))
+
+
+def layouts(workload: Workload, chips: int, *, max_tensor: int, max_context: int,
+            mesh: MeshConfig | None = None, remat: str | None = None, micro: int | None = None
+            ) -> Iterator[Workload]:
+    """The workload on every mesh, with every remat policy and number of micro-batches that divide
+    its sizes; or with those that are given."""
+    for one in [mesh] if mesh else meshes(workload, chips, max_tensor, max_context):
+        rows = [workload.train.batch_size, workload.pretrain_rows or workload.train.batch_size]
+        if any(number % (one.data * one.fsdp) for number in rows):
+            continue
+        pieces = divisors(min(rows) // (one.data * one.fsdp))
+        for number in [micro] if micro else [number for number in pieces if number <= 32]:
+            for policy in [remat] if remat else REMATS:
+                yield laid_out(workload, one, policy, number)
+
+
+def meshes(workload: Workload, chips: int, max_tensor: int, max_context: int
+           ) -> Iterator[MeshConfig]:
+    """Every mesh of so many chips that divides the model's sizes."""
+    model = workload.model
+    for tensor, context in itertools.product(divisors(chips), divisors(chips)):
+        if tensor > max_tensor or context > max_context or chips % (tensor * context):
+            continue
+        if model.num_heads % tensor or model.kv_heads % tensor or model.ffn_size % tensor:
+            continue
+        if model.vocab_size % tensor or (context > 1 and workload.row_tokens % (2 * context)):
+            continue
+        rest = chips // tensor // context
+        for fsdp in divisors(rest):
+            data = rest // fsdp
+            # Copies of the weights save gathers and cost memory: fewer than 8 pieces do not pay.
+            if model.hidden_size % fsdp == 0 and (data == 1 or fsdp >= 8):
+                yield MeshConfig(data, fsdp, tensor, context)
+
+
+def paper(workload: Workload, chip: Chip, chips: int) -> Paper:
+    """What a layout should take."""
+    model, mesh = workload.model, workload.mesh
+    D, F, V, L = model.hidden_size, model.ffn_size, model.vocab_size, model.num_layers
+    heads = (model.num_heads + 2 * model.kv_heads) * model.head_dim
+    N = spec.count(model)
+    models = 2 if workload.stage == "ppo" else 1
+    pieces = mesh.fsdp * mesh.tensor
+    accumulator = 4 if workload.train.micro_batches > 1 else 0
+    state = models * N * (12 + 4 + accumulator) / pieces
+    if workload.stage == "ppo":
+        state += 2 * N * 2 / pieces
+    rows = max(workload.rows, workload.pretrain_rows) / (mesh.data * mesh.fsdp)
+    tokens = rows / workload.train.micro_batches * max(
+        workload.row_tokens, model.context_length if workload.pretrain_rows else 0) / mesh.context
+    kept = {"block": 2 * D + 2 * model.num_heads * model.head_dim / mesh.tensor}
+    kept["dots"] = kept["block"] + 2 * D + 2 * (heads + 2 * F) / mesh.tensor
+    kept["none"] = kept["dots"] + 12 * D + (4 * heads + 10 * F) / mesh.tensor
+    layer = 12 * D + (6 * heads + 12 * F) / mesh.tensor  # one layer's backward pass
+    head = 0 if workload.stage == "reward_model" else (8 + 2) * D * V / mesh.tensor + 2.5 * 2**30
+    weights = 3 * 2 * (N - 2 * D * V) / L / mesh.tensor  # gathered, two layers at a time
+    memory = state + tokens * (L * kept[model.remat] + layer) + head + weights
+    a, _ = model_flops(workload)
+    again = {"none": 0.0, "dots": 0.02, "block": 1 / 3}[model.remat]
+    compute = a * (1 + again) / (chips * chip.peak_flops * 0.85)
+    links = 2 * chip.dimensions * chip.link_bandwidth
+    passes = workload.train.micro_batches * (2 if model.remat == "none" else 3)
+    gathers = (passes * 2 + 4) * models * N / mesh.tensor if mesh.fsdp > 1 else 0
+    if mesh.data > 1:
+        gathers += 8 * N / pieces
+    exchanged = 0.0
+    steps = workload.train.micro_batches * L * models * tokens
+    if mesh.tensor > 1:
+        exchanged = steps * D * 2 * 8 * (mesh.tensor - 1) / mesh.tensor
+    ring = steps * heads / mesh.tensor * 12 * (mesh.context - 1) if mesh.context > 1 else 0.0
+    # A mesh axis of few devices has the links of one side of the torus for itself.
+    network = gathers / links + exchanged / (2 * chip.link_bandwidth)
+    travelling = ring / chip.link_bandwidth
+    return Paper(workload, memory, max(compute, network, travelling)
+                 + 0.1 * (compute + network + travelling))
+
+
+def best(workload: Workload, topology: Topology, *, number: int, room: float = 1.0,
+         **limits) -> tuple[list[Paper], int, int]:
+    """The layouts that should be fastest of those that should fit.
+
+    Args:
+      number: of layouts; at most two of a mesh.
+      room: of a chip's memory that the paper estimate may fill.
+
+    Returns:
+      them, how many were looked at, and how many of these should not fit.
+    """
+    found = [paper(layout, topology.chip, topology.chips)
+             for layout in layouts(workload, topology.chips, **limits)]
+    fit = [one for one in found if one.bytes <= room * topology.chip.hbm_bytes]
+    chosen, seen = [], {}
+    for one in sorted(fit, key=lambda one: one.seconds):
+        if seen.get(one.workload.mesh, 0) < 2:
+            seen[one.workload.mesh] = seen.get(one.workload.mesh, 0) + 1
+            chosen.append(one)
+    return chosen[:number], len(found), len(found) - len(fit)

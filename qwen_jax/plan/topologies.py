@@ -1,0 +1,90 @@
+"""Slices of TPUs by the names that people order them by, and what one chip of each can do.
+
+Figures are the maker's: peak BF16 FLOP/s and memory of a chip, its memory's bandwidth, and the
+bandwidth of one link in one direction. The clock follows from peak and width of the matrix units
+(v5p: 2 cores of 4 units of 128 x 128), and is what the compiler's cycles are divided by.
+"""
+
+import dataclasses
+import math
+import re
+
+from qwen_jax.errors import ConfigError, unknown_name
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One chip, which JAX counts as one device."""
+
+    kind: str  # its device_kind
+    peak_flops: float  # BF16, a second
+    hbm_bytes: int  # what a program may use
+    hbm_bandwidth: float  # bytes a second
+    link_bandwidth: float  # bytes a second, one link, one direction
+    clock: float  # cycles a second
+    cores: int  # that share the compiler's bundles of a Pallas kernel
+    dimensions: int  # of the torus
+    per_name: int  # what the number in a slice's name counts, for each chip
+    wraps: int  # a side of the slice that is a multiple of this is closed to a ring
+
+
+GIB = 2**30
+CHIPS = {
+    "v5e": Chip("TPU v5 lite", 197e12, int(15.75 * GIB), 819e9, 45e9, 1.5e9, 1, 2, 1, 16),
+    "v5p": Chip("TPU v5", 459e12, int(95.74 * GIB), 2765e9, 90e9, 1.75e9, 2, 3, 2, 4),
+    "v6e": Chip("TPU v6 lite", 918e12, int(31.25 * GIB), 1640e9, 90e9, 1.75e9, 1, 2, 1, 16),
+}
+# Shapes that are sold: chips -> torus. Others can be given as "v5p:4x4x4".
+_SHAPES = {
+    2: {4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)},
+    3: {4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4), 64: (4, 4, 4), 128: (4, 4, 8),
+        256: (4, 8, 8), 512: (8, 8, 8), 1024: (8, 8, 16), 2048: (8, 16, 16), 4096: (16, 16, 16)},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """A slice."""
+
+    name: str  # as it was asked for
+    chip: Chip
+    shape: tuple[int, ...]  # chips along each side
+    libtpu: str  # its name in libtpu: "v5p:4x4x8"
+
+    @property
+    def chips(self) -> int:
+        return math.prod(self.shape)
+
+    def __str__(self) -> str:
+        sides = "x".join(map(str, self.shape))
+        return f"{self.name}: {self.chips} chips of {self.chip.kind}, {sides}"
+
+
+def by_name(name: str) -> Topology:
+    """The slice called `name`: "v5p-256" (128 chips: cores count), "v5e-16", "v5p:4x4x8".
+
+    Raises:
+      ConfigError: an unknown kind of chip, or a number that no slice has.
+    """
+    match = re.fullmatch(r"(\w+?)(?:-(\d+)|:(\d+(?:x\d+)+))", name)
+    if match is None:
+        raise ConfigError(f"{name!r} is no name of a slice.", "--topology",
+                          "write it as v5p-256, v5e-16 or v5p:4x4x8.")
+    kind, number, sides = match.groups()
+    if kind not in CHIPS:
+        raise unknown_name("kind of TPU", kind, CHIPS, "--topology")
+    chip = CHIPS[kind]
+    if sides:
+        shape = tuple(int(side) for side in sides.split("x"))
+        if len(shape) != chip.dimensions:
+            raise ConfigError(f"{name!r} has {len(shape)} sides.", "--topology",
+                              f"a slice of {kind} has {chip.dimensions}.")
+    else:
+        known = _SHAPES[chip.dimensions]
+        if int(number) % chip.per_name or int(number) // chip.per_name not in known:
+            raise ConfigError(
+                f"there is no {name}.", "--topology", f"known: " + ", ".join(
+                    f"{kind}-{chips * chip.per_name}" for chips in known)
+                + f"; or give the sides, {kind}:" + "x".join("4" * chip.dimensions) + ".")
+        shape = known[int(number) // chip.per_name]
+    return Topology(name, chip, shape, f"{kind}:{'x'.join(map(str, shape))}")

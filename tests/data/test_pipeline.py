@@ -1,0 +1,215 @@
+"""The data plan: nothing lost, nothing twice, the same bytes however it is run."""
+
+import gzip
+import json
+import random
+
+import numpy as np
+import pytest
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+from qwen_jax.data import pipeline, shards
+from qwen_jax.data.exact_dedup import ExactDedup
+from qwen_jax.data.read import Read
+from qwen_jax.data.shards import Split
+from qwen_jax.data.sources import Document
+from qwen_jax.data.tokenise import texts, tokenise
+from qwen_jax.errors import ConfigError, DataError
+from qwen_jax.tokenizer.bpe import Tokenizer
+from tests.data.warc_files import answer, page, record, zipped
+
+
+def write_sources(folder):
+    """Text in every format, with documents that come again."""
+    draw = random.Random(0)
+
+    def text():
+        return " ".join(draw.choices(["ein", "Wort", "und", "noch", "eins", "字"], k=40))
+
+    folder.mkdir()
+    rows = [text() for _ in range(300)]
+    lines = [json.dumps({"text": row, "url": f"http://a/{i}", "n": i}) + "\n"
+             for i, row in enumerate(rows)]
+    (folder / "a.jsonl").write_text("".join(lines[:200]), encoding="utf-8")
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress("".join(lines[150:]).encode(), mtime=0))
+    pq.write_table(pa.table({"text": [text(), rows[7].upper(), text()]}), folder / "c.parquet",
+                   row_group_size=1)
+    (folder / "d.txt").write_text(text(), encoding="utf-8")
+    return folder
+
+
+def files_of(root):
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*")
+            if path.is_file() and path.name not in ("plan.json", "plan.lock")}
+
+
+def rows_of(result):
+    return [row for number in range(result.partitions)
+            for row in pq.read_table(result.folder.kept(number)).to_pylist()]
+
+
+STEPS = [Read(), ExactDedup("url"), ExactDedup("document")]
+
+
+def run(source, root, workers=0, steps=STEPS, partition_mb=0.01, **settings):
+    return pipeline.run([str(source)], steps, str(root), workers=workers,
+                        partition_mb=partition_mb, **settings)
+
+
+def test_every_row_is_kept_or_rejected_with_a_reason(tmp_path):
+    source = write_sources(tmp_path / "source")
+    result = run(source, tmp_path / "out")
+    assert result.partitions > 5
+    rows = rows_of(result)
+    assert len(rows) == 300 + 3 and len({row["id"] for row in rows}) == 303
+    assert json.loads(rows[0]["metadata"]) == {"n": 0} and rows[0]["url"] == "http://a/0"
+    assert rows[0]["path"] == "a.jsonl@0" and rows[0]["kind"] == "text"
+    counts = result.counts
+    assert counts["01-read"]["kept"]["documents"] == 354
+    assert counts["02-exact_url"]["rejected"]["exact_url"]["documents"] == 50
+    assert counts["03-exact_document"]["rejected"]["exact_document"]["documents"] == 1
+    rejected = [row for path in sorted((tmp_path / "out/03-exact_document/rejected").iterdir())
+                for row in pq.read_table(path).to_pylist()]
+    assert [row["path"] for row in rejected] == ["c.parquet#1"]
+    assert rejected[0]["rejected_value"] == "00000#7"
+
+
+def test_how_it_is_cut_changes_no_document(tmp_path):
+    source = write_sources(tmp_path / "source")
+    one, many = (run(source, tmp_path / str(mb), partition_mb=mb) for mb in (64, 0.003))
+    assert many.partitions > one.partitions == 1
+    assert rows_of(one) == rows_of(many)
+
+
+def test_what_is_finished_is_not_done_again(tmp_path):
+    source = write_sources(tmp_path / "source")
+    run(source, tmp_path / "a")
+    run(source, tmp_path / "b")
+    before = files_of(tmp_path / "b")
+    assert before == files_of(tmp_path / "a")
+    for name in ("00002.json", "kept/00002.parquet"):  # as if killed in the last stage
+        (tmp_path / "b/03-exact_document" / name).unlink()
+    (tmp_path / "b/03-exact_document/kept/00002.parquet.77.writing").write_text("half")
+    untouched = tmp_path / "b/03-exact_document/kept/00001.parquet"
+    when = untouched.stat().st_mtime_ns
+    run(source, tmp_path / "b")
+    assert files_of(tmp_path / "b") == before and untouched.stat().st_mtime_ns == when
+
+
+def test_another_plan_in_the_same_folder_is_refused(tmp_path):
+    source = write_sources(tmp_path / "source")
+    run(source, tmp_path / "out")
+    with pytest.raises(ConfigError, match="made otherwise.*page_mb"):
+        run(source, tmp_path / "out", steps=[Read(page_mb=3), *STEPS[1:]])
+    (source / "e.txt").write_text("new")
+    with pytest.raises(ConfigError, match="made otherwise.*source"):
+        run(source, tmp_path / "out")
+
+
+def test_missing_sources_stop_it_before_any_work(tmp_path):
+    write_sources(tmp_path / "source")
+    with pytest.raises(DataError, match="does not exist"):
+        pipeline.run([str(tmp_path / "source"), str(tmp_path / "gone")], STEPS,
+                     str(tmp_path / "out"), workers=0)
+    assert not list((tmp_path / "out").glob("0*"))
+    (tmp_path / "source/picture.png").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"1 of 5 files .*\.png"):
+        run(tmp_path / "source", tmp_path / "out")
+
+
+def test_a_source_that_goes_half_way_fails_its_partition_and_no_other(tmp_path, monkeypatch):
+    source = write_sources(tmp_path / "source")
+    plan = pipeline.plan_partitions
+
+    def then_gone(*args, **named):
+        made = plan(*args, **named)
+        (source / "d.txt").rename(tmp_path / "d.txt")
+        return made
+
+    monkeypatch.setattr(pipeline, "plan_partitions", then_gone)
+    with pytest.raises(DataError, match="No such file.*d.txt"):
+        run(source, tmp_path / "out")
+    assert len(list((tmp_path / "out/01-read").glob("*.json"))) >= 5
+    monkeypatch.setattr(pipeline, "plan_partitions", plan)
+    (tmp_path / "d.txt").rename(source / "d.txt")
+    assert len(rows_of(run(source, tmp_path / "out"))) == 303
+
+
+def test_damage_is_named_and_costs_itself(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "a.jsonl").write_bytes(b'{"text": "good"}\n{"text": \n{"body": 1}\n"x"\n{"text": "\xff"}\n'
+                                     b'{"text": "half \\ud83d pair"}\n')
+    (source / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n' * 9000, mtime=0)[:60])
+    (source / "c.parquet").write_bytes(b"PAR1 but not really")
+    (source / "d.txt").write_bytes(b"caf\xe9")
+    (source / "e.txt").write_bytes(b"")
+    (source / "f.txt.gz").write_bytes(b"\x1f\x8bnothing")
+    result = run(source, tmp_path / "out", steps=[Read()])
+    counts = {rule: count["documents"] for rule, count in
+              result.counts["01-read"]["rejected"].items()}
+    assert counts == {"not_json": 2, "no_text_field": 2, "damaged_file": 3, "not_utf8": 1,
+                      "empty_file": 1}
+    assert [row["text"] for row in rows_of(result)][:2] == ["good", "half \ufffd pair"]
+
+
+def test_archives(tmp_path):
+    pytest.importorskip("trafilatura")
+    body = "<html><body><article><p>" + "这是一个关于水稻种植历史的句子。" * 20 + "</p></article></body></html>"
+    pages = [
+        page(0), record("http://a/gbk", answer(body.encode("gbk"))),
+        record("http://a/sjis", answer(body.replace("这", "これ").replace("种植历史", "歴史").replace(
+            "个关于", "の").encode("shift_jis", "ignore"), "text/html; charset=utf-8")),
+        record("http://a/pdf", answer(b"%PDF-1.4 " + bytes(200))),
+        record("http://a/404", answer(b"<p>gone</p>", status=404)),
+        record("http://a/css", answer(b"a {}", "text/css")),
+        record("http://a/deep", answer(b"<div>" * 5000 + b"deep")),
+        record("http://a/r", b"GET / HTTP/1.1\r\n\r\n", kind="request"),
+        record("http://a/empty", answer(b"<html></html>")),
+    ]
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/a.warc.gz").write_bytes(b"".join(map(zipped, pages))[:-5])
+    result = run(tmp_path / "source", tmp_path / "out", steps=[Read()])
+    rejected = {rule: count["documents"] for rule, count in
+                result.counts["01-read"]["rejected"].items()}
+    assert rejected == {"binary": 1, "http_status": 1, "content_type": 1, "not_a_page": 1,
+                        "no_text": 2, "warc_truncated": 1} | rejected
+    rows = {row["url"]: row for row in rows_of(result)}
+    assert "水稻种植历史" in rows["http://a/gbk"]["text"]
+    assert "水稻" in rows["http://a/sjis"]["text"] and "\ufffd" not in rows["http://a/sjis"]["text"]
+    assert rows["http://a/0"]["kind"] == "web"
+
+
+def small_tokenizer(path):
+    Tokenizer({bytes([i]): i for i in range(256)}).save(path)
+    return str(path)
+
+
+def test_shards_are_those_that_one_process_would_write(tmp_path):
+    result = run(write_sources(tmp_path / "source"), tmp_path / "out")
+    path = small_tokenizer(tmp_path / "bytes.tiktoken")
+    tokenise(result, str(tmp_path / "shards"), path, split=Split(0.1, 3), shard_tokens=3e3,
+             workers=0, say=print)
+    opened = shards.open_shards(tmp_path / "shards/source/train")
+    assert len(opened.files) > 1
+    documents = [Document(row["id"], row["text"]) for row in reversed(rows_of(result))]
+    shards.write(documents, tmp_path / "alone", Tokenizer.from_file(path), eval_fraction=0.1,
+                 seed=3, num_shards=len(opened.files))
+    assert files_of(tmp_path / "alone") == files_of(tmp_path / "shards/source")
+    assert sum(len(text.encode()) for text in texts(result, 1)) == sum(
+        shards.open_shards(tmp_path / "alone" / side).text_bytes for side in ("train", "eval"))
+    assert len("".join(texts(result, 0.01)).encode()) == pytest.approx(1e4, rel=0.3)
+
+
+def test_workers_of_the_engine_write_the_same(tmp_path):
+    pytest.importorskip("daft")
+    source = write_sources(tmp_path / "source")
+    path = small_tokenizer(tmp_path / "bytes.tiktoken")
+    for workers in (0, 2):
+        result = run(source, tmp_path / str(workers), workers=workers)
+        tokenise(result, str(tmp_path / str(workers) / "shards"), path, split=Split(0.1),
+                 shard_tokens=3e3, workers=workers, say=print)
+    assert files_of(tmp_path / "0") == files_of(tmp_path / "2")
+    assert np.sum([len(x) for x in files_of(tmp_path / "0").values()]) > 1e5

@@ -1,0 +1,243 @@
+"""Ring attention is attention: forward and gradients, on every number of devices, in the step too."""
+
+import dataclasses
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from qwen_jax import sizes
+from qwen_jax.config import MeshConfig, OptimizerConfig
+from qwen_jax.kernels import reference, tiles, tpu, xla
+from qwen_jax.kernels.gate import Case, masks, with_gradients
+from qwen_jax.kernels.target import interpret_kernels
+from qwen_jax.model.attention import partitioned_attention
+from qwen_jax.model.spec import param_specs
+from qwen_jax.parallel.mesh import make_mesh
+from qwen_jax.parallel.ring import Ring, from_ring, ring_of, to_ring
+from qwen_jax.parallel.rules import batch_sharding, use_layout
+from qwen_jax.train.language_model import make_objective
+from qwen_jax.train.optimizer import make_optimizer
+from qwen_jax.train.state import abstract_state, make_state
+from qwen_jax.train.step import make_train_step
+from qwen_jax.types import Batch
+
+SMALL = {"tpu_forward": {"query": 128, "key": 128, "compute": 128},
+         "tpu_backward": {"query": 128, "key": 128, "compute": 128, "chunk": 256}}
+
+
+def mesh_of(context: int, **others):
+    number = context * math.prod(others.values())
+    return make_mesh(MeshConfig(**{"fsdp": 1} | others, context=context),
+                     devices=jax.devices()[:number])
+
+
+def ring_gradients(case: Case, mesh, implementation: str, *, balanced: bool):
+    """out, dq, dk, dv of partitioned_attention on a mesh, in the row's order."""
+    arrays, options = case.arrays(), case.options()
+    with use_layout(mesh):
+        ring = ring_of(case.T, balanced=balanced)
+        assert ring is not None and ring.balanced == balanced
+        order = ring.order()
+
+        def attend(q, k, v):
+            out = partitioned_attention(
+                *(x[:, order] for x in (q, k, v)), segment_ids=options.get("segment_ids"),
+                window=options.get("window"), implementation=implementation, ring=ring)
+            return out[:, np.argsort(order)]
+
+        return with_gradients(attend, *arrays)
+
+
+def defined(case: Case):
+    arrays, options = case.arrays(), case.options()
+
+    def attend(q, k, v):
+        return reference.attention(q, k, v, segment_ids=options.get("segment_ids"), positions=None,
+                                   window=options.get("window"), scale=case.H ** -0.5)
+
+    return with_gradients(attend, *arrays)
+
+
+def assert_close(got, wanted):
+    for name, a, b in zip(("out", "dq", "dk", "dv"), got, wanted):
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max() + 2e-6, err_msg=name)
+
+
+MASKS = masks(64)
+QUICK = {(2, True, "packed"), (4, False, "packed, window, padding"), (4, True, "causal"),
+         (8, True, "packed, window, padding")}
+
+
+@pytest.mark.parametrize("context, balanced, mask_name", [
+    pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+    for case in itertools.product((2, 4, 8), (True, False), MASKS)])
+def test_ring_attention_is_attention(context, balanced, mask_name):
+    case = Case(T=64, B=2, N=4, K=2, H=16, dtype="float32", **MASKS[mask_name])
+    assert_close(ring_gradients(case, mesh_of(context), "xla", balanced=balanced), defined(case))
+
+
+def test_heads_and_rows_are_cut_beside_the_sequence():
+    case = Case(T=32, B=2, N=4, K=2, H=16, dtype="float32", documents=(9, 12, 8))
+    assert_close(ring_gradients(case, mesh_of(2, fsdp=2, tensor=2), "xla", balanced=True),
+                 defined(case))
+
+
+@pytest.mark.parametrize("context, changes", [
+    (2, {"documents": (150, 200, 100)}),
+    pytest.param(4, {"window": 130}, marks=pytest.mark.slow),
+    pytest.param(2, {"N": 1, "K": 1}, marks=pytest.mark.slow)])
+def test_the_tpu_kernels_go_round(context, changes):
+    case = Case(**{"T": 512, "B": 1, "N": 2, "K": 1, "dtype": "float32"} | changes)
+    with interpret_kernels(True), tiles.override(**SMALL):
+        got = ring_gradients(case, mesh_of(context), "tpu", balanced=True)
+    assert_close(got, defined(case))
+
+
+@pytest.mark.parametrize("module", [tpu, xla])
+def test_a_block_sees_its_interval_and_no_more(module):
+    """Keys of a block anywhere in the row: any interval, none, all."""
+    draw = np.random.default_rng(0)
+    T, case = 300, Case(T=300, N=2, K=1, dtype="float32")
+    q, k, v, dout = case.arrays()
+    first = np.sort(draw.integers(0, 200, T))
+    last = np.sort(draw.integers(0, 300, T))
+    last[:40] = -1
+    first[-20:] = T
+    seen = (np.arange(T)[None] >= first[:, None]) & (np.arange(T)[None] <= last[:, None])
+    bounds = [jnp.asarray(x, jnp.int32)[None] for x in (first, last)]
+
+    def definition(q, k, v):
+        scores = jnp.einsum("BTNH,BSNH->BNTS", q, jnp.repeat(k, 2, axis=2)) * case.H ** -0.5
+        scores = jnp.where(seen[None, None], scores, -1e30)
+        weights = jnp.where(seen[None, None], jax.nn.softmax(scores, axis=-1), 0.0)
+        return jnp.einsum("BNTS,BSNH->BTNH", weights, jnp.repeat(v, 2, axis=2))
+
+    with interpret_kernels(True), tiles.override(**SMALL):
+        out, lse = module.BLOCK.forward(q, k, v, *bounds, scale=case.H ** -0.5)
+        grads = module.BLOCK.backward(q, k, v, *bounds, out, lse, dout, scale=case.H ** -0.5)
+    assert_close((out, *grads), with_gradients(definition, q, k, v, dout))
+    nothing = ~seen.any(axis=1)
+    assert nothing.any() and np.all(np.asarray(lse)[:, :, nothing] == np.float32(1e30))
+
+
+@pytest.mark.parametrize("size, balanced", [(2, True), (4, True), (8, True), (4, False)])
+def test_every_device_has_the_same_work_in_every_step(size, balanced):
+    """Pairs of pieces that a device computes, step by step."""
+    ring = Ring("context", size, 16 * size, balanced)
+    works = []
+    for step in range(size):
+        row = []
+        for here in range(size):
+            places = np.asarray(ring.places(here))
+            shard = (here - step) % size
+            row.append(int(np.sum(np.asarray(ring.before(places + 1, shard)))))
+        works.append(row)
+    assert sum(map(sum, works)) == 16 * size * (16 * size + 1) // 2  # each pair once
+    equal = all(len(set(row)) == 1 for row in works)
+    assert equal == balanced
+
+
+def test_orders_are_inverse():
+    x = jnp.arange(2 * 64 * 3, dtype=jnp.float32).reshape(2, 64, 3)
+    for context in (2, 4, 8):
+        mesh = mesh_of(context)
+        with use_layout(mesh):
+            ring = ring_of(64)
+            x = jax.device_put(x, NamedSharding(mesh, PartitionSpec(None, "context", None)))
+            back, weights = jax.jit(lambda x: (
+                from_ring(x[:, ring.order()], ring), jax.grad(lambda y: jnp.sum(
+                    from_ring(y, ring) * x))(x)))(x)
+        np.testing.assert_array_equal(back, x)
+        np.testing.assert_array_equal(weights, x[:, ring.order()])
+        np.testing.assert_array_equal(to_ring(jnp.arange(64)[None], None), np.arange(64)[None])
+
+
+def test_rows_that_do_not_divide_stay_whole_or_in_order():
+    with use_layout(mesh_of(4)):
+        assert ring_of(63) is None
+        assert not ring_of(60).balanced
+    assert ring_of(64) is None
+
+
+CONFIG = dataclasses.replace(sizes.TINY, initializer_range=0.1, num_kv_heads=2, context_length=32)
+OPTIMIZER = make_optimizer(OptimizerConfig(peak_learning_rate=0.01, epsilon=1e-4), 100)
+
+
+def packed_batch() -> Batch:
+    draw = np.random.default_rng(3)
+    ids = np.zeros((4, 33), np.int32)
+    positions = np.zeros((4, 33), np.int32)
+    for row in range(4):
+        ends = [0, *np.sort(draw.choice(np.arange(1, 30), 3, replace=False)), 31 + row % 3]
+        for number, (begin, end) in enumerate(zip(ends, ends[1:]), start=1):
+            ids[row, begin:end], positions[row, begin:end] = number, np.arange(end - begin)
+    tokens = draw.integers(0, CONFIG.vocab_size, (4, 33), dtype=np.int32)
+    weights = (ids[:, :-1] == ids[:, 1:]) & (ids[:, 1:] > 0)
+    return Batch(tokens=tokens[:, :-1], targets=tokens[:, 1:], segment_ids=ids[:, :-1],
+                 positions=positions[:, :-1], loss_weights=weights.astype(np.float32))
+
+
+def one_step(mesh, config=CONFIG):
+    """Loss, gradient norm and the state after a step; its first moments are the gradients."""
+    with use_layout(mesh):
+        specs = param_specs(config)
+        state = make_state(0, specs, OPTIMIZER, abstract_state(specs, OPTIMIZER, mesh,
+                                                               dtype="float32"))
+        step = make_train_step(make_objective(config), OPTIMIZER, seed=0)
+        state, metrics = step(state, jax.device_put(packed_batch(), batch_sharding(mesh)))
+    return jax.device_get((metrics, state))
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return one_step(mesh_of(1))
+
+
+@pytest.mark.parametrize("shape, changes", [
+    ({"context": 2}, {}),
+    ({"context": 4}, {"remat": "dots"}),
+    ({"context": 8}, {"remat": "block"}),
+    ({"context": 2, "fsdp": 2, "tensor": 2}, {}),
+    ({"context": 4}, {"attention": "reference"})])  # which has no blocks: rows are put together
+def test_the_train_step_is_the_same(alone, shape, changes):
+    metrics, state = one_step(mesh_of(**shape), dataclasses.replace(CONFIG, **changes))
+    for name, value in alone[0].items():
+        np.testing.assert_allclose(metrics[name], value, rtol=2e-5, err_msg=name)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(alone[1]), jax.tree.leaves(state)):
+        scale = np.abs(a).max() + 1e-9
+        np.testing.assert_allclose(b / scale, a / scale, atol=5e-5, err_msg=str(path))
+
+
+def test_dropout_is_that_of_the_place_in_the_row():
+    """With dropout, rows keep their order, and every mesh draws the same mask."""
+    config = dataclasses.replace(CONFIG, dropout=0.3)
+    one, other = one_step(mesh_of(1), config)[0], one_step(mesh_of(4), config)[0]
+    np.testing.assert_allclose(other["train/loss"], one["train/loss"], rtol=2e-5)
+
+
+def test_a_planted_bug_is_seen(monkeypatch):
+    """Keys that arrive a step late."""
+    monkeypatch.setattr(Ring, "before", lambda ring, place, shard: sum(
+        jnp.clip(place - start, 0, ring.piece) for start in ring.starts((shard + 1) % ring.size)))
+    case = Case(T=64, N=2, K=1, H=16, dtype="float32")
+    with pytest.raises(AssertionError):
+        assert_close(ring_gradients(case, mesh_of(4), "xla", balanced=True), defined(case))
+
+
+def test_the_ring_sends_keys_and_values_and_gathers_nothing():
+    mesh = mesh_of(4)
+    arrays = [jax.device_put(x, NamedSharding(mesh, PartitionSpec(None, "context")))
+              for x in Case(T=64, N=2, K=1, H=16, dtype="float32").arrays()[:3]]
+    with use_layout(mesh):
+        ring = ring_of(64)
+        text = jax.jit(lambda q, k, v: partitioned_attention(
+            q, k, v, segment_ids=None, window=None, implementation="xla", ring=ring)
+        ).lower(*arrays).compile().as_text()
+    assert text.count(" collective-permute(") == 2 * 3 and "all-gather" not in text
+    assert mask is not None and ring_module is not None
