@@ -96,7 +96,7 @@ class Life:
     def watch(self, asked: list[int]) -> Death | None:
         """Returns when all processes have ended; the first that went wrong, or None."""
         told, deadline, death, still = 0, None, None, {}
-        while any(child.poll() is None for child in self._processes):
+        while None in [child.poll() for child in self._processes]:  # all of them are asked
             if len(asked) > told:
                 told = len(asked)
                 self._signal(asked[-1])

@@ -66,13 +66,13 @@ class Checkpointer:
         self.keep, self._tell = keep, tell
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future | None = None
-        if _is_primary():
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if _is_primary():
                 step_folders.clear_unfinished(self.folder)
-            except OSError as error:
-                raise CheckpointError(f"the folder cannot be used: {error}.", str(self.folder),
-                                      "choose a folder that can be written.") from error
+        except OSError as error:
+            raise CheckpointError(f"the folder cannot be used: {error}.", str(self.folder),
+                                  "choose a folder that can be written.") from error
 
     def check_space(self, abstract_state: Any) -> None:
         """Refuses to start a run of which not even one checkpoint fits on the disk.

@@ -21,6 +21,7 @@ class HostTimes:
 
     def __init__(self):
         self._own: list[float] = []
+        self._slow: list[int] = []  # the one that stood out, exchange after exchange
 
     def add(self, seconds: float, device_wait: float) -> None:
         """One step: all of it, and what of it the host waited for its devices."""
@@ -39,8 +40,18 @@ class HostTimes:
                 for name, value in hosts.published(_FOLDER)}
 
 
-def slow_one(times: dict[int, float]) -> str | None:
-    """A sentence when one host's own time stands out."""
+    def slow(self, times: dict[int, float]) -> str | None:
+        """A sentence when the same host has stood out three times in a row; once, then silence."""
+        found = slow_one(times)
+        if found is None or self._slow[-1:] not in ([], [found[0]]):
+            self._slow.clear()
+        if found is not None:
+            self._slow.append(found[0])
+        return found[1] if found is not None and len(self._slow) == 3 else None
+
+
+def slow_one(times: dict[int, float]) -> tuple[int, str] | None:
+    """The host whose own time stands out, and a sentence about it."""
     if len(times) < 2:
         return None
     slowest = max(times, key=times.get)
@@ -48,5 +59,5 @@ def slow_one(times: dict[int, float]) -> str | None:
     median = others[len(others) // 2]
     if times[slowest] < max(_SLOWER * median, median + _SECONDS):
         return None
-    return (f"process {slowest} needs {times[slowest] * 1e3:.0f} ms of its own per step, the others "
-            f"{median * 1e3:.0f} ms: all wait for it")
+    return slowest, (f"process {slowest} needs {times[slowest] * 1e3:.0f} ms of its own per step, the "
+                     f"others {median * 1e3:.0f} ms: all wait for it")

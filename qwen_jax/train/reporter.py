@@ -11,7 +11,7 @@ from qwen_jax.config import ModelConfig, TrainConfig
 from qwen_jax.train import recheck
 from qwen_jax.train.events import Events
 from qwen_jax.train.goodput import Goodput
-from qwen_jax.train.host_times import HostTimes, slow_one
+from qwen_jax.train.host_times import HostTimes
 from qwen_jax.train.loop import StepReport
 from qwen_jax.train.metrics import (
     MetricsLog,
@@ -96,7 +96,7 @@ class Reporter:
         values |= self.goodput.record()
         times = self._hosts.exchange()
         values |= {f"host/{process}/own_seconds": seconds for process, seconds in times.items()}
-        if slow := slow_one(times):
+        if slow := self._hosts.slow(times):
             self._events.tell("slow_host", step=report.step, message=slow)
             self.emit(f"step {report.step}: {slow}")
         self.log.write(report.step, values)

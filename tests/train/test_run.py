@@ -18,7 +18,7 @@ from qwen_jax.config import MeshConfig, TrainConfig
 from qwen_jax.errors import ConfigError, TrainingError
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.train.goodput import KINDS
-from qwen_jax.train.host_times import slow_one
+from qwen_jax.train.host_times import HostTimes, slow_one
 from qwen_jax.train.loop import Stopped
 from qwen_jax.train.recheck import SilentCorruption
 from qwen_jax.train.run import Job, run
@@ -194,8 +194,12 @@ def test_a_profile_of_some_steps_is_written(tmp_path):
 
 def test_the_slow_host_is_named_and_even_ones_are_not():
     assert slow_one({0: 0.01, 1: 0.011, 2: 0.012}) is None
-    assert slow_one({0: 0.01, 1: 0.011, 2: 0.2, 3: 0.01}).startswith("process 2 needs 200 ms")
     assert slow_one({0: 0.001}) is None
+    slow, even = {0: 0.01, 1: 0.011, 2: 0.2, 3: 0.01}, {0: 0.01, 1: 0.01, 2: 0.01, 3: 0.01}
+    assert slow_one(slow)[1].startswith("process 2 needs 200 ms")
+    hosts = HostTimes()
+    told = [hosts.slow(times) for times in (slow, slow, even, slow, slow, slow, slow)]
+    assert [message is not None for message in told] == [False] * 5 + [True, False]
 
 
 @pytest.mark.parametrize("text", ["kil step=3", "kill when=3", "kill step=x"])
