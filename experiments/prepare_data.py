@@ -24,6 +24,8 @@ from tqdm import tqdm
 from experiments import flags
 from qwen_jax.data import engine, pipeline, shards
 from qwen_jax.data.exact_dedup import ExactDedup
+from qwen_jax.data.language import Language
+from qwen_jax.data.near_dedup import NearDedup
 from qwen_jax.data.read import Read
 from qwen_jax.data.tokenise import texts, tokenise
 from qwen_jax.errors import ConfigError
@@ -38,7 +40,10 @@ class Config:
     sources: tuple[str, ...] = ()  # [NAME=][KIND:]PATH; of equal documents those of earlier ones stay
     output: str = ""  # a folder; an interrupted run goes on in it
     read: Read = Read()
+    language: Language = Language()
     exact_dedup: tuple[Literal["url", "document", "paragraph"], ...] = ("url", "document")
+    near_dedup: bool = True  # and not exact duplicates alone
+    minhash: NearDedup = NearDedup()
     tokenizer: str | None = None  # a .tiktoken file; None: learn a vocabulary from the text
     vocab_size: int = 32768  # of a learnt vocabulary
     base: str | None = None  # a .tiktoken file to grow, such as cl100k_base
@@ -79,7 +84,8 @@ def main(config: Config) -> None:
 
 def plan(config: Config) -> list:
     """The stages in their order. Report: 2.1."""
-    return [config.read, *(ExactDedup(by) for by in config.exact_dedup)]
+    return [config.read, config.language, *(ExactDedup(by) for by in config.exact_dedup),
+            *([config.minhash] if config.near_dedup else [])]
 
 
 def say(line: str) -> None:

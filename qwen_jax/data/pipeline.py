@@ -11,6 +11,7 @@ OUTPUT/02-language/ ...   and so on; counts.json has the sums
 """
 
 import dataclasses
+import importlib.metadata
 import json
 import pathlib
 import time
@@ -177,11 +178,11 @@ def run(sources: Sequence[str], steps: Sequence[Read | Stage | Shuffle], root: s
     """
     folder = pathlib.Path(root)
     partitions, record = plan_partitions(sources, partition_mb=partition_mb)
+    chains = list(_chains(steps, root))
     with open_alone(folder / "plan.lock", folder):
         _begin(folder, record, steps, partition_mb)
         tasks = list(enumerate(partitions))
         seconds: dict[str, list[float]] = {}
-        chains = list(_chains(steps, root))
         for chain in chains:
             if chain.first > 1:
                 _find_duplicates(chain, len(tasks), seconds, workers)
@@ -209,7 +210,8 @@ def _begin(folder: pathlib.Path, sources: dict, steps, partition_mb: float) -> N
     wanted = {f"source {name}": value for name, value in sources.items()}
     wanted |= {f"stage {number:02}-{step.name}": dataclasses.asdict(step)
                for number, step in enumerate(steps, 1)}
-    wanted = json.loads(json.dumps(wanted | {"partition_mb": partition_mb}))
+    wanted = json.loads(json.dumps(wanted | {"partition_mb": partition_mb,
+                                             "versions": _versions()}))
     path = folder / "plan.json"
     if path.exists():
         check_same(json.loads(path.read_text(encoding="utf-8")), wanted, folder, path)
@@ -227,18 +229,35 @@ def _chains(steps, root: str) -> Iterator[Chain]:
                     steps[end] if end < len(steps) else None)
 
 
+def _versions() -> dict[str, str | None]:
+    """Of what decides about bytes."""
+    found = {}
+    for name in ("daft", "pyarrow", "trafilatura", "resiliparse", "py3langid"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
 def index_files(step: Shuffle) -> list[pathlib.Path]:
     """The keys of earlier runs.
 
     Raises:
       DataError: there are none in a folder that was named.
+      ConfigError: they were made with other settings.
     """
     files = []
-    for folder in step.index:
-        found = sorted((pathlib.Path(folder) / "keys").glob("*.parquet"))
-        if not found:
-            raise DataError("there are no keys of earlier documents here.", folder,
+    for folder in map(pathlib.Path, step.index):
+        found = sorted((folder / "keys").glob("*.parquet"))
+        plan = folder.parent / "plan.json"
+        if not found or not plan.exists():
+            raise DataError("there are no keys of earlier documents here.", str(folder),
                             f"name the {step.name} folder of an earlier run.")
+        made = json.loads(plan.read_text(encoding="utf-8"))
+        wanted = json.loads(json.dumps(dataclasses.asdict(step))) | {"index": []}
+        check_same({"engine": made["versions"]["daft"]} | made[f"stage {folder.name}"] | {"index": []},
+                   {"engine": _versions()["daft"]} | wanted, folder, plan)
         files += found
     return files
 
