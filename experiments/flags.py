@@ -82,7 +82,8 @@ def run(main, doc: str, recipes: dict[str, object], argv: list[str] | None = Non
         found = hosts.start()
         if jax.process_index() > 0:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")
-        print(found, flush=True)
+        if found is not None:
+            print(found, flush=True)
         changed = differences(config, recipes[name])
         print(f"recipe {name}" + (", but " + "; ".join(changed) if changed else ""), flush=True)
         main(config)
@@ -90,7 +91,7 @@ def run(main, doc: str, recipes: dict[str, object], argv: list[str] | None = Non
         print(f"{type(error).__name__}:{error}", file=sys.stderr, flush=True)
         hosts.leave(error.exit_code)
     except Exception:
-        if not hosts.several():
+        if not hosts.joined():
             raise
         traceback.print_exc()
         hosts.leave(hosts.CRASHED)

@@ -2,9 +2,9 @@
 
     python -m launch.local --processes=4 --devices=2 -- -m experiments.pretrain --recipe=smoke ...
 
-What follows -- is given to Python in each process. Lines are shown with their process in front. When
-a process dies or freezes, the others are taken down, and all are started again: the run goes on with
-its newest good checkpoint. SIGTERM and Ctrl-C are handed on, and the run saves before it ends.
+What follows -- is given to Python in each process. Lines are shown with their process in front.
+When a process dies or freezes, the others are taken down, and all are started again: the run goes on
+with its newest good checkpoint. SIGTERM and Ctrl-C are handed on, and the run saves before it ends.
 
   --processes=2       how many
   --devices=1         virtual CPU devices of each (without effect on accelerators)
@@ -120,12 +120,15 @@ class Life:
         if not ended:
             return None
         time.sleep(0.2)  # for its last lines
+        for number, child in enumerate(self._processes):
+            if child.returncode is None and _state(child.pid) == "T":  # the other gave it up
+                return self._death(number, -signal.SIGSTOP, "is frozen, and others gave it up")
         number, code = min(ended, key=lambda end: end[1] != -signal.SIGKILL)
         how = f"ended with exit code {code}" if code >= 0 else (
             f"was killed by {signal.Signals(-code).name}")
         if code == 75:
             how = "was told to end by SIGTERM, and the run saved"
-        return Death(code, f"process {number} {how}", list(self._lines[number]))
+        return self._death(number, code, how)
 
     def _frozen(self, still: dict[int, float]) -> Death | None:
         """A process that has been stopped for longer than its heartbeat may fail."""
@@ -133,11 +136,14 @@ class Life:
             if child.returncode is None and _state(child.pid) == "T":
                 since = still.setdefault(number, time.monotonic())
                 if time.monotonic() - since > self._options.heartbeat:
-                    return Death(-signal.SIGSTOP, f"process {number} has been frozen for "
-                                 f"{self._options.heartbeat} s", list(self._lines[number]))
+                    return self._death(number, -signal.SIGSTOP,
+                                       f"has been frozen for {self._options.heartbeat} s")
             else:
                 still.pop(number, None)
         return None
+
+    def _death(self, number: int, code: int, how: str) -> Death:
+        return Death(code, f"process {number} {how}", list(self._lines[number]))
 
     def _signal(self, number: int) -> None:
         for child in self._processes:
@@ -182,7 +188,7 @@ def _options(argv: list[str]):
     parser.add_argument("--dry_run", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if not command:
-        parser.error("no command: write it behind --, as in -- -m experiments.pretrain --recipe=...")
+        parser.error("no command: write it behind --, as in -- -m experiments.pretrain ...")
     if min(options.processes, options.devices, options.heartbeat) < 1:
         parser.error("--processes, --devices and --heartbeat are 1 or more")
     return options, command

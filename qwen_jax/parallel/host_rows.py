@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, Sharding
 
 from qwen_jax.parallel.mesh import check_batch
@@ -55,3 +56,10 @@ def put_rows(local: Any, rows: Sequence[int], batch_size: int, sharding: Shardin
         return jax.make_array_from_callback((batch_size, *x.shape[1:]), sharding, piece)
 
     return jax.tree.map(put, local)
+
+
+def on_host(tree: Any) -> Any:
+    """The whole of every array as numpy, in every process, whatever devices hold it."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)

@@ -37,20 +37,21 @@ class Place:
     local_devices: tuple[int, ...] | None = None  # GPUs of this process; None: all that it sees
 
 
-def start(environ: Mapping[str, str] = os.environ) -> str:
+def start(environ: Mapping[str, str] = os.environ) -> str | None:
     """Joins this process to its run; call it once, before anything touches a device.
 
     Returns:
-      One line: what was found.
+      One line: what was found; None: nothing, this process is the whole run.
 
     Raises:
       ConfigError: the environment is set by halves, or the processes do not find one another.
     """
     place = find(environ)
     if place is None:
-        return "one process: nothing in the environment says that there are more"
-    if place.count == 1:
+        return None
+    if place.count == 1 and place.address is None:
         return f"one process ({place.found})"
+    # A launcher's one process joins itself: its sums are then added as those of several are.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if place.address is not None:
         print(f"process {place.process} of {place.count} on {socket.gethostname()} ({place.found}), "
@@ -85,8 +86,8 @@ def find(environ: Mapping[str, str] = os.environ) -> Place | None:
     return None
 
 
-def several() -> bool:
-    """Whether this process is one of several that JAX has joined."""
+def joined() -> bool:
+    """Whether this process is one of a run that JAX has joined (which may be of one)."""
     return jax.distributed.is_initialized()
 
 
@@ -99,7 +100,7 @@ def meet(name: str, *, seconds: int = 600) -> None:
     Raises:
       TrainingError: after `seconds`; the message names who is missing.
     """
-    if not several():
+    if not joined():
         return
     try:
         _client().wait_at_barrier(name, timeout_in_ms=seconds * 1000)
@@ -129,7 +130,7 @@ def leave(code: int) -> None:
     they wait for this one. Its launcher takes them down."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if several():
+    if joined():
         os._exit(code)
     sys.exit(code)
 

@@ -199,7 +199,8 @@ _KINDS = {
     "train": "training", "wait": "waiting for batches", "compile": "compiling",
     "restore": "restoring a checkpoint, or making the first state",
     "save": "standing still for a save", "evaluate": "evaluating on held-out text",
-    "redo": "steps undone by going back from a spike", "other": "starting, and what is not measured",
+    "redo": "steps undone by going back from a spike",
+    "other": "starting, and what is not measured",
     "down": "down between two lives, and steps done again"}
 
 
@@ -210,8 +211,8 @@ def _where_time_went(seconds: dict[str, float]) -> str:
         return ""
     rows = [[_KINDS.get(kind, kind), format_seconds(value), f"{100 * value / total:.1f} %"]
             for kind, value in sorted(seconds.items(), key=lambda item: -item[1]) if value > 0]
-    return (f"<p>Goodput {100 * seconds['train'] / total:.1f} %: the share of training in all of the "
-            "time since the first start.</p>" + _table(["", "time", "share"], rows))
+    return (f"<p>Goodput {100 * seconds['train'] / total:.1f} %: the share of training in all of "
+            "the time since the first start.</p>" + _table(["", "time", "share"], rows))
 
 
 def _hosts(curves: Curves) -> str:

@@ -68,7 +68,8 @@ class Curves:
     def named(self, prefix: str, suffix: str) -> list[str]:
         """What stands between `prefix` and `suffix` in the names, in the order of appearance."""
         return list(dict.fromkeys(
-            key[len(prefix):-len(suffix)] for step in sorted(self._steps) for key in self._steps[step]
+            key[len(prefix):-len(suffix)] for step in sorted(self._steps)
+            for key in self._steps[step]
             if key.startswith(prefix) and key.endswith(suffix)))
 
     def wall_seconds(self, events: list[dict]) -> float | None:

@@ -29,7 +29,7 @@ class HostTimes:
 
     def exchange(self) -> dict[int, float]:
         """Tells this host's mean since the last call; in process 0, the latest of every process."""
-        if not self._own or not hosts.several():
+        if not self._own or not hosts.joined():
             return {}
         mean = sum(self._own) / len(self._own)
         self._own.clear()
@@ -59,5 +59,5 @@ def slow_one(times: dict[int, float]) -> tuple[int, str] | None:
     median = others[len(others) // 2]
     if times[slowest] < max(_SLOWER * median, median + _SECONDS):
         return None
-    return slowest, (f"process {slowest} needs {times[slowest] * 1e3:.0f} ms of its own per step, the "
-                     f"others {median * 1e3:.0f} ms: all wait for it")
+    return slowest, (f"process {slowest} needs {times[slowest] * 1e3:.0f} ms of its own per step, "
+                     f"the others {median * 1e3:.0f} ms: all wait for it")

@@ -242,12 +242,12 @@ def _compile(config: RunConfig, job: Job, available: int | None, emit: Callable[
 
 
 def _check_loops(model: ModelConfig, mesh: Mesh) -> None:
-    """Between processes on CPUs, a loop of layers would run beside the collectives around it, in
+    """Where Gloo connects CPUs, a loop of layers would run beside the collectives around it, in
     another order in each process, and Gloo would mix up what they send."""
-    if (mesh.devices.flat[0].platform == "cpu" and jax.process_count() > 1
+    if (mesh.devices.flat[0].platform == "cpu" and hosts.joined() and mesh.devices.size > 1
             and model.unroll_layers < model.num_layers):
         raise ConfigError(
-            f"{jax.process_count()} processes on CPUs cannot loop over {model.num_layers} layers "
+            f"launched processes on CPUs cannot loop over {model.num_layers} layers, "
             f"{model.unroll_layers} at a time.", "model.unroll_layers",
             f"use --model.unroll_layers={model.num_layers}.")
 

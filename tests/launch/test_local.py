@@ -1,4 +1,4 @@
-"""The local launcher: who is blamed, who is taken down, what comes again; and real runs through it."""
+"""The local launcher: who is blamed, who is taken down, what comes again; real runs through it."""
 
 import json
 import os
@@ -97,7 +97,8 @@ def test_nobody_is_left_when_the_launcher_is_killed():
 
 def alive(pid: int) -> bool:
     try:
-        return "Z" not in pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 
@@ -125,7 +126,8 @@ def losses(run_dir) -> dict[int, float]:
 
 
 def events(run_dir) -> list[str]:
-    return [json.loads(line)["event"] for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    lines = (run_dir / "events.jsonl").read_text().splitlines()
+    return [json.loads(line)["event"] for line in lines]
 
 
 @pytest.fixture
@@ -166,13 +168,13 @@ def test_losses_are_the_same_bits_in_one_two_and_four_processes(words, tmp_path,
 
 
 @pytest.mark.slow
-def test_four_two_and_one_processes_on_other_meshes_go_on_with_the_same_data(words, tmp_path, cached):
+def test_four_two_and_one_processes_on_other_meshes_see_the_same_data(words, tmp_path, cached):
     settings = "--train.num_steps=30", "--train.save_every=10"
     code, shown = launch("--processes=1", "--devices=4", "--max_restarts=0",
                          arguments=pretrain(tmp_path / "whole", words, *settings))
     assert code == 0, shown
-    for processes, devices, mesh, end in ((4, 1, "--mesh.fsdp=4", 12), (2, 2, "--mesh.tensor=2", 22),
-                                          (1, 2, "--mesh.data=2", None)):
+    for processes, devices, mesh, end in (
+            (4, 1, "--mesh.fsdp=4", 12), (2, 2, "--mesh.tensor=2", 22), (1, 2, "--mesh.data=2", None)):
         os.environ[faults.VARIABLE] = f"term step={end}" if end else ""
         try:
             code, shown = launch(f"--processes={processes}", f"--devices={devices}",
