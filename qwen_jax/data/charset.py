@@ -45,7 +45,11 @@ def decode(content: bytes, said: str | None = None) -> tuple[str, str]:
         if (text := _strict(content, name)) is not None:
             return text, name
     best = min([*proven, seen], key=lambda name: _replaced(content, name).count("\ufffd"))
-    return _replaced(content, best), best
+    text = _replaced(content, best)
+    # A page that was cut has one bad character, one of another charset has hardly a good one.
+    if text.count("\ufffd") * 10 > sum(character > "\x7f" for character in text):
+        return _replaced(content, "cp1252"), "cp1252"
+    return text, best
 
 
 def _guess(content: bytes) -> str:
