@@ -1,9 +1,10 @@
 """The data plan beside its peers, on the same documents in the same run.
 
-MinHash from JSONL to what is kept: ours, datasketch, datatrove. Tokenising: ours to shards, tiktoken's own
-threads. Then the whole plan on web pages and text, MB/s of each stage.
+MinHash from JSONL to what is kept: ours, datasketch, datatrove. Tokenising: ours to shards,
+tiktoken's own threads. Then the whole plan on web pages and text, MB/s of each stage.
 
-    python -m benchmarks.data_plan --datatrove_python=PYTHON --output=benchmarks/results/data_plan.md
+    python -m benchmarks.data_plan --datatrove_python=PYTHON \\
+        --output=benchmarks/results/data_plan.md
 """
 
 import dataclasses
@@ -78,17 +79,17 @@ def near_dedup(config: Config, folder: str, megabytes: float) -> list[str]:
             runs.setdefault(f"datatrove {made['version']}, 1 process", []).append(
                 (cost.now()[0], made["seconds"], made["kept"]))
     base = min(runs["ours, 1 process"])[0]
-    lines = ["| MinHash, 14 bands of 8, shingles of 5 words | CPU s | s | MB/CPU s | kept | ours is |",
+    lines = ["| MinHash, 14 bands of 8, 5 words | CPU s | s | MB/CPU s | kept | ours is |",
              "|---|---|---|---|---|---|"]
     for name, found in runs.items():
         spent, seconds, kept = min(found)
-        lines.append(f"| {name} | {spent:.1f} | {seconds:.1f} | {megabytes / spent:.1f} | {kept:,} | "
-                     f"{spent / base:.1f}x |")
+        lines.append(f"| {name} | {spent:.1f} | {seconds:.1f} | {megabytes / spent:.1f} | "
+                     f"{kept:,} | {spent / base:.1f}x |")
     return [*lines, ""]
 
 
 class Cost:
-    """CPU seconds of this process and of those that it waited for, and seconds, since it was made."""
+    """CPU seconds of this process and of those it waited for, and seconds, since it was made."""
 
     def __init__(self):
         self._begun = self._read()
@@ -149,7 +150,7 @@ def stages(config: Config, folder: str) -> list[str]:
         output=f"{folder}/plan", filters=prepare_data.Filters(test_sets=f"{data}/eval"))
     result = pipeline.run(plan.sources, prepare_data.plan(plan), plan.output, workers=1,
                           partition_mb=16)
-    lines = ["| stage | MB/s of one worker (of text that comes in; of `read`, that comes out) | s |",
+    lines = ["| stage | MB/s of one worker, of text that comes in (`read`: out) | s |",
              "|---|---|---|"]
     rates = {name: size / spent for name, (spent, size) in result.seconds.items()}
     lines += [f"| {name} | {rate:.1f} | {result.seconds[name][0]:.1f} |"

@@ -48,7 +48,8 @@ def test_a_page_that_hangs_or_kills_costs_itself():
         assert worker.extract("<p>second</p>") == ("", "crash: signal 9")
         assert worker.extract("<p>third</p>")[0].strip() == "third"
         assert worker.extract("<div>" * 5000)[1] == "error: DataError"
-        worker._seconds = 0.0
+        worker._seconds = 0.2
+        os.kill(worker._process.pid, signal.SIGSTOP)  # as one that thinks for ever
         assert worker.extract("<p>slow</p>") == ("", "timeout")
         worker._seconds = 30.0
         assert worker.extract("<p>after</p>")[0].strip() == "after"

@@ -26,8 +26,8 @@ def command(tmp_path):
     pages = []
     for i in range(60):
         text = " ".join(draw.choices(words, k=120)) + "."
-        pages.append(record(f"http://b/{i}", answer(
-            f"<html><body><article><p>{text}</p><p>{text[::-1]}</p></article></body></html>".encode())))
+        body = f"<html><body><article><p>{text}</p><p>{text[::-1]}</p></article></body></html>"
+        pages.append(record(f"http://b/{i}", answer(body.encode())))
     (source / "e.warc.gz").write_bytes(b"".join(map(zipped, pages)))
     tokenizer = small_tokenizer(tmp_path / "bytes.tiktoken")
 
@@ -35,7 +35,8 @@ def command(tmp_path):
         return [sys.executable, "-m", "experiments.prepare_data", f"--sources={source}",
                 f"--output={output}", f"--tokenizer={tokenizer}", "--partition_mb=0.008",
                 "--exact_dedup=url,document,paragraph", "--eval_fraction=0.1",
-                "--shard_tokens=5000", "--filters.rules=false", *more]  # it is no text to learn from
+                "--shard_tokens=5000", "--filters.rules=false",  # which it would not pass
+                *more]
 
     return make
 
