@@ -13,12 +13,11 @@ A run that was interrupted goes on where it was when the same command is given a
 import contextlib
 import dataclasses
 import functools
+import os
 import pathlib
 import signal
 import sys
 from collections.abc import Iterator
-
-import jax
 
 from experiments import flags
 from qwen_jax import sizes
@@ -27,6 +26,9 @@ from qwen_jax.data import shards
 from qwen_jax.data.loader import Loader
 from qwen_jax.errors import ConfigError
 from qwen_jax.export.start import weights_from
+from qwen_jax.parallel import hosts
+from qwen_jax.parallel.host_rows import rows_here
+from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.train.loop import Stopped
@@ -46,7 +48,7 @@ class Config:
     init_from: str | None = None  # weights to begin with: a released folder or a run; none: fresh
 
 
-def _recipe(model: ModelConfig, tokens: float) -> Config:
+def _recipe(model: ModelConfig, tokens: float, *, micro_batches: int) -> Config:
     batch_size = 2048  # report Table 1: 4M tokens = 2048 sequences of 2048
     return Config(
         model=dataclasses.replace(
@@ -63,13 +65,17 @@ def _recipe(model: ModelConfig, tokens: float) -> Config:
         train=TrainConfig(
             num_steps=round(tokens / (batch_size * 2048)),  # report Table 1
             batch_size=batch_size,
+            micro_batches=micro_batches,
             log_every=10, eval_every=1000, save_every=1000))  # ours
 
 
+# report Table 1: sizes and tokens. Micro-batches, with weights in pieces over all chips (mesh.fsdp):
+# what experiments.plan found for v5p-256, of 128 chips (benchmarks/results/plan.md). On v5e-16 the
+# 1.8B takes --model.remat=block --train.micro_batches=16; for other slices, ask experiments.plan.
 RECIPES = {
-    "1.8b": _recipe(sizes.QWEN_1_8B, 2.2e12),  # report Table 1
-    "7b": _recipe(sizes.QWEN_7B, 2.4e12),  # report Table 1
-    "14b": _recipe(sizes.QWEN_14B, 3.0e12),  # report Table 1
+    "1.8b": _recipe(sizes.QWEN_1_8B, 2.2e12, micro_batches=1),
+    "7b": _recipe(sizes.QWEN_7B, 2.4e12, micro_batches=2),
+    "14b": _recipe(sizes.QWEN_14B, 3.0e12, micro_batches=4),
 }
 RECIPES["toy_256"] = Config(  # ours: what long_context.py shows the report's Table 3 on, on a CPU
     model=ModelConfig(  # 3.4M parameters
@@ -103,12 +109,17 @@ def main(config: Config) -> None:
 
 @contextlib.contextmanager
 def ended_by_signal() -> Iterator[None]:
-    """A run that a signal ends says how to go on; exit code 0 for SIGTERM, 130 for Ctrl-C."""
+    """A run that a signal ends says how to go on; exit code 0 for SIGTERM, 130 for Ctrl-C.
+
+    Under a launcher SIGTERM means that a machine is taken away: the code asks to be started again.
+    """
     try:
         yield
     except Stopped as stopped:
         print(f"{stopped}; give the same command again to go on", flush=True)
-        sys.exit(0 if stopped.signal_number == signal.SIGTERM else 130)
+        if stopped.signal_number != signal.SIGTERM:
+            sys.exit(130)
+        sys.exit(hosts.AGAIN if os.environ.get(hosts.LAUNCHER) else 0)
 
 
 def pretrain(config: Config, tokenizer: Tokenizer, emit=functools.partial(print, flush=True)):
@@ -122,7 +133,7 @@ def pretrain(config: Config, tokenizer: Tokenizer, emit=functools.partial(print,
         Loader, context_length=config.model.context_length, end_of_text=tokenizer.end_of_text,
         vocab_size=config.model.vocab_size, tokenizer=tokenizer.fingerprint,
         seed=config.train.seed,
-        shard=(jax.process_index(), jax.process_count()))
+        rows=rows_here(make_mesh(config.mesh), config.train.batch_size))
     loader = make_loader(config.data, batch_size=config.train.batch_size)
     tokens, epochs = loader.tokens_per_epoch, loader.epochs(config.train.num_steps)
     emit("data: " + "; ".join(f"{name} {tokens[name]:,} tokens, read {epochs[name]:.2f} times"
