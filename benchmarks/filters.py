@@ -270,7 +270,8 @@ def offensive(data: pathlib.Path) -> list[str]:
             "measured is the same tool on a stand-in: first questions of Anthropic's red team "
             "(harmless-base, test) against ordinary instructions. It shows that the tool tells "
             "short texts apart, and says nothing about how well it finds offence on the web: for "
-            "that, label text and run `experiments.train_filter`.", "", *_compare(parts, "red team"), ""]
+            "that, label text and run `experiments.train_filter`.", "",
+            *_compare(parts, "red team"), ""]
 
 
 def _train(parts: dict, label: str) -> tuple[linear_filter.LinearFilter, float]:
