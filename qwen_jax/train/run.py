@@ -160,6 +160,10 @@ def _run(config: RunConfig, job: Job, folder: pathlib.Path, available: int | Non
                         f"step {spike.step}", "lower optimizer.peak_learning_rate, or look at the "
                         "data.") from spike
                 begin = _go_back(spike, job, checkpoints, goodput, events, emit)
+            except Stopped:  # nobody leaves before process 0 has hashed and named the last save
+                checkpoints.close()
+                hosts.meet("the last save")
+                raise
         checkpoints.wait()
         return state
 
