@@ -48,7 +48,7 @@ class Config:
     init_from: str | None = None  # weights to begin with: a released folder or a run; none: fresh
 
 
-def _recipe(model: ModelConfig, tokens: float) -> Config:
+def _recipe(model: ModelConfig, tokens: float, *, micro_batches: int) -> Config:
     batch_size = 2048  # report Table 1: 4M tokens = 2048 sequences of 2048
     return Config(
         model=dataclasses.replace(
@@ -65,13 +65,17 @@ def _recipe(model: ModelConfig, tokens: float) -> Config:
         train=TrainConfig(
             num_steps=round(tokens / (batch_size * 2048)),  # report Table 1
             batch_size=batch_size,
+            micro_batches=micro_batches,
             log_every=10, eval_every=1000, save_every=1000))  # ours
 
 
+# report Table 1: sizes and tokens. Micro-batches, with weights in pieces over all chips (mesh.fsdp):
+# what experiments.plan found for v5p-256, of 128 chips (benchmarks/results/plan.md). On v5e-16 the
+# 1.8B takes --model.remat=block --train.micro_batches=16; for other slices, ask experiments.plan.
 RECIPES = {
-    "1.8b": _recipe(sizes.QWEN_1_8B, 2.2e12),  # report Table 1
-    "7b": _recipe(sizes.QWEN_7B, 2.4e12),  # report Table 1
-    "14b": _recipe(sizes.QWEN_14B, 3.0e12),  # report Table 1
+    "1.8b": _recipe(sizes.QWEN_1_8B, 2.2e12, micro_batches=1),
+    "7b": _recipe(sizes.QWEN_7B, 2.4e12, micro_batches=2),
+    "14b": _recipe(sizes.QWEN_14B, 3.0e12, micro_batches=4),
 }
 RECIPES["toy_256"] = Config(  # ours: what long_context.py shows the report's Table 3 on, on a CPU
     model=ModelConfig(  # 3.4M parameters

@@ -46,7 +46,8 @@ def signatures(texts: Sequence[bytes], *, hashes: int, shingle: int, seed: int) 
 
 def band_hashes(signature: np.ndarray, bands: int) -> np.ndarray:
     """uint64 [documents, bands]: equal where all of a band's values are, but for chance (2^-64)."""
-    banded = signature.reshape(len(signature), bands, -1).astype(np.uint64)
+    banded = signature.reshape(
+        len(signature), bands, signature.shape[1] // bands).astype(np.uint64)
     mixed = np.broadcast_to(np.arange(1, bands + 1, dtype=np.uint64) * _MIX, banded.shape[:2])
     for row in range(banded.shape[2]):
         mixed = (mixed ^ banded[:, :, row]) * _MIX

@@ -66,25 +66,27 @@ class Chain:
             keys is None or keys.exists())
 
     def __call__(self, task: tuple[int, Partition]) -> dict[str, list[float]]:
-        """{step: [seconds, MB of text that came in; of the first step, that came out]}."""
+        """{stage: [seconds, MB of text that came in; of the first step, that came out]}."""
         number, partition = task
         writers = [PartitionWriter(folder, number, step.counted)
                    for folder, step in zip(self.folders(), self.steps, strict=True)]
-        seconds = {step.name: [0.0, 0.0] for step in (*self.steps, self.following) if step}
+        names = [folder.path.name for folder in self.folders()]
+        next_name = self.following and f"{self.first + len(names):02}-{self.following.name}"
+        seconds = {name: [0.0, 0.0] for name in (*names, next_name) if name}
         keys, first = [], 0
         clock = _Clock()
         for table in self._begin(number, partition):
-            seconds[self.steps[0].name][0] += clock.lap()
-            for step, writer in zip(self.steps, writers, strict=True):
-                seconds[step.name][1] += stage_files.text_bytes(table) / 1e6
-                if step is not self.steps[0]:
+            seconds[names[0]][0] += clock.lap()
+            for i, (step, writer) in enumerate(zip(self.steps, writers, strict=True)):
+                seconds[names[i]][1] += stage_files.text_bytes(table) / 1e6
+                if i:
                     table = step(table)
                 table = writer.add(table)
-                seconds[step.name][0] += clock.lap()
+                seconds[names[i]][0] += clock.lap()
             if self.following is not None:
                 keys.append(self.following.keys(table, first))
-                seconds[self.following.name][0] += clock.lap()
-                seconds[self.following.name][1] += stage_files.text_bytes(table) / 1e6
+                seconds[next_name][0] += clock.lap()
+                seconds[next_name][1] += stage_files.text_bytes(table) / 1e6
             first += len(table)
         for writer in writers:
             writer.close()
@@ -104,8 +106,8 @@ class Chain:
         for table in read_batches(next(before) / "kept" / f"{number:05}.parquet"):
             part = shuffle.of_batch(removed, first, len(table))
             names = [self._name(order) for order in part["kept"].to_pylist()]
-            yield step.remove(table, part, names)
             first += len(table)
+            yield step.remove(table, part, names)
 
     def _name(self, order: int) -> str:
         number, row = order >> 32, order & 0xffffffff
@@ -146,17 +148,21 @@ class Result:
     """What a run left.
 
     Attributes:
-      folder: the last stage's; its kept/*.parquet are the rows.
+      folders: of all stages, in order; the last one's kept/*.parquet are the rows.
       counts: of each stage, summed: {"01-read": {"kept": ..., "rejected": ..., "counted": ...}}.
       seconds: of work, of each stage: (seconds, MB that came in); what was finished before is not in.
       sources: the source of each partition.
     """
 
-    folder: StageFolder
+    folders: list[StageFolder]
     partitions: int
     counts: dict[str, dict]
     seconds: dict[str, list[float]]
     sources: list[str]
+
+    @property
+    def folder(self) -> StageFolder:
+        return self.folders[-1]
 
 
 def run(sources: Sequence[str], steps: Sequence[Read | Stage | Shuffle], root: str, *,
@@ -198,15 +204,14 @@ def run(sources: Sequence[str], steps: Sequence[Read | Stage | Shuffle], root: s
         at = [each for chain in chains for each in chain.folders()]
         counts = {each.path.name: each.total(len(tasks)) for each in at}
         write_json(folder / "counts.json", counts)
-    return Result(at[-1], len(tasks), counts, seconds,
+    return Result(at, len(tasks), counts, seconds,
                   [partition[0].source for partition in partitions])
 
 
 def _begin(folder: pathlib.Path, sources: dict, steps, partition_mb: float) -> None:
-    names = [step.name for step in steps]
-    if len(set(names)) < len(names) or not isinstance(steps[0], Read):
-        raise ConfigError(f"a plan begins with read and names each stage once, not "
-                          f"{', '.join(names)}.", "the list of stages", "mend the list.")
+    if not isinstance(steps[0], Read):
+        raise ConfigError(f"a plan begins with read, not {steps[0].name}.", "the list of stages",
+                          "mend the list.")
     wanted = {f"source {name}": value for name, value in sources.items()}
     wanted |= {f"stage {number:02}-{step.name}": dataclasses.asdict(step)
                for number, step in enumerate(steps, 1)}
@@ -271,13 +276,13 @@ def _find_duplicates(chain: Chain, partitions: int, seconds: dict, workers: int)
     todo = [(i, begin, end) for i, (begin, end) in enumerate(zip(edges, edges[1:]))
             if not (output / f"{i:05}.parquet").exists()]
     for _, spent in engine.run_tasks(BucketTask(step, files, str(output)), todo, workers=workers):
-        _add(seconds, {step.name: [spent, 0.0]})
+        _add(seconds, {folder.name: [spent, 0.0]})
     if step.linked and not (folder / "removed" / "00000.parquet").exists():
         started = time.perf_counter()
         removed = components.removed([output / f"{i:05}.parquet" for i in range(len(edges) - 1)],
                                      len(chain.index) << 32)
         shuffle.write_removed(folder / "removed" / "00000.parquet", removed)
-        _add(seconds, {step.name: [time.perf_counter() - started, 0.0]})
+        _add(seconds, {folder.name: [time.perf_counter() - started, 0.0]})
 
 
 def _add(seconds: dict[str, list[float]], more: dict[str, list[float]]) -> None:

@@ -8,7 +8,10 @@ products first; with YNNPACK's off (xla_cpu_experimental_ynn_fusion_type= empty)
 TPU. Collectives are left to XLA, which by default turns the product with a weight that lies in pieces
 into a loop: the next piece arrives while the last one is multiplied. Under FSDP the pieces are of the
 axis that is summed over, so that each of 32 thin products reads and writes the whole result: by the
-compiler's own cost model twice the time of gathering the weight (benchmarks/results/plan.md).
+compiler's own cost model twice the time of gathering the weight (benchmarks/results/plan.md). A gather
+or a sum that is one instruction makes the chip wait, so these go to the sparse cores (v5p, v6e), which
+run them beside products; a chip without such cores leaves them where they are. What others set for
+that, xla_tpu_enable_async_collective_fusion, libtpu 0.0.52 refuses on all but v5e, as unsafe.
 
 GPU. Nothing yet: no setting was tried on one.
 """
@@ -27,5 +30,9 @@ def compiler_options(platform: str) -> dict[str, int | str]:
         return {  # no loops of thin products
             "xla_tpu_enable_windowed_einsum_for_all_gather": "false",
             "xla_tpu_enable_windowed_einsum_for_reduce_scatter": "false",
+            # Collectives on the sparse cores.
+            "xla_tpu_enable_sparse_core_collective_offload_all_gather": "true",
+            "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true",
+            "xla_tpu_enable_sparse_core_collective_offload_all_reduce": "true",
         }
     return {}

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh
 
 from qwen_jax.config import MeshConfig
@@ -31,10 +32,10 @@ def make_mesh(config: MeshConfig = MeshConfig(), *, devices=None) -> Mesh:
             "make the product equal, or leave mesh.fsdp out to take the rest.")
     if len(devices) == 1:
         return Mesh(np.asarray(devices).reshape(shape), AXES)
-    # make_mesh puts neighbouring devices on neighbouring places; Auto leaves the collectives to
-    # the compiler (newer JAX defaults to Explicit).
-    axis_types = (jax.sharding.AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(shape, AXES, axis_types=axis_types, devices=devices)
+    # Neighbouring devices on neighbouring places. A mesh axis may be a part of a side of the torus,
+    # such as data 2 x fsdp 64 on 4 x 4 x 8 chips, which jax.make_mesh refuses.
+    return Mesh(mesh_utils.create_device_mesh(shape, devices=devices,
+                                              allow_split_physical_axes=True), AXES)
 
 
 def check_batch(batch_size: int, micro_batches: int, mesh: Mesh) -> None:

@@ -22,7 +22,11 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 _FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "iota",
          "partition-id", "replica-id", "opt-barrier", "domain", "copy-start", "copy-done",
          "custom-call-done", "async-done", "async-update", "custom-call-update", "bitcast-convert",
-         "get-dimension-size", "add-dependency", "send-done", "recv-done"}
+         "get-dimension-size", "add-dependency", "send-done", "recv-done", "call-start", "call-update",
+         "call-done", "custom-call-start"}
+# What can have a collective inside: a call that is started runs on the sparse cores.
+_INSIDE = ("fusion", "async-start", "call-start", "custom-call-start")
+_CALLED = ("calls", "to_apply", "called_computations")
 # Bundles of 1024 x 1024 scores of one head of 128, bfloat16: forward without a mask and with one,
 # backward without and with.
 _BUNDLES = {"TPU v4": (4496, 7354, 9893, 12566), "TPU v5 lite": (4174, 4724, 9025, 9301),
@@ -123,8 +127,8 @@ class _Reader:
     def collect(self, instruction, kind: str, body, times: int) -> float:
         """Seconds of a collective, once."""
         inner = instruction
-        if instruction.opcode in ("fusion", "async-start"):
-            inside = self.program.computations[instruction.called("calls")[0]]
+        if instruction.opcode in _INSIDE:
+            inside = self.program.computations[instruction.called(*_CALLED)[0]]
             inner = next(i for i in inside.values() if i.opcode.startswith(kind))
             body = inside
         operands = sum(body[name].bytes for name in inner.operands if name in body)
@@ -248,8 +252,8 @@ def _collective(instruction, program: hlo.Program) -> str | None:
     for kind in COLLECTIVES:
         if instruction.opcode in (kind, kind + "-start"):
             return kind
-    if instruction.opcode in ("fusion", "async-start"):
-        for name in instruction.called("calls"):
+    if instruction.opcode in _INSIDE:
+        for name in instruction.called(*_CALLED):
             for inner in program.computations.get(name, {}).values():
                 for kind in COLLECTIVES:
                     if inner.opcode in (kind, kind + "-start"):

@@ -18,6 +18,9 @@ from qwen_jax.plan.stages import Workload
 from qwen_jax.plan.topologies import Chip, Topology
 
 REMATS = ("none", "dots", "block")
+# What compiled steps of 7B were like (benchmarks/results/plan.md): the share of peak that products
+# reach, and the bytes that all else reads and writes, for a token, a layer and one of D.
+_PRODUCTS, _TRAFFIC = 0.8, 550
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,23 +99,24 @@ def paper(workload: Workload, chip: Chip, chips: int) -> Paper:
     weights = 3 * 2 * (N - 2 * D * V) / L / mesh.tensor  # gathered, two layers at a time
     memory = state + tokens * (L * kept[model.remat] + layer) + head + weights
     a, _ = model_flops(workload)
-    again = {"none": 0.0, "dots": 0.02, "block": 1 / 3}[model.remat]
-    compute = a * (1 + again) / (chips * chip.peak_flops * 0.85)
-    links = 2 * chip.dimensions * chip.link_bandwidth
-    passes = workload.train.micro_batches * (2 if model.remat == "none" else 3)
-    gathers = (passes * 2 + 4) * models * N / mesh.tensor if mesh.fsdp > 1 else 0
-    if mesh.data > 1:
-        gathers += 8 * N / pieces
-    exchanged = 0.0
-    steps = workload.train.micro_batches * L * models * tokens
-    if mesh.tensor > 1:
-        exchanged = steps * D * 2 * 8 * (mesh.tensor - 1) / mesh.tensor
-    ring = steps * heads / mesh.tensor * 12 * (mesh.context - 1) if mesh.context > 1 else 0.0
+    again = {"none": 0.0, "dots": 0.0, "block": 0.3}[model.remat]
+    seen = tokens * workload.train.micro_batches * models
+    compute = (a * (1 + again) / (chips * chip.peak_flops * _PRODUCTS)
+               + seen * L * _TRAFFIC * D / mesh.tensor / chip.hbm_bandwidth)
+    # Weights are gathered twice in 2 bytes and their gradients summed in 4, there and back, for
+    # every micro-batch.
+    gathered = workload.train.micro_batches * models * N / mesh.tensor * (4 + 8)
+    network = gathered / (2 * chip.dimensions * chip.link_bandwidth) if mesh.fsdp > 1 else 0.0
     # A mesh axis of few devices has the links of one side of the torus for itself.
-    network = gathers / links + exchanged / (2 * chip.link_bandwidth)
-    travelling = ring / chip.link_bandwidth
-    return Paper(workload, memory, max(compute, network, travelling)
-                 + 0.1 * (compute + network + travelling))
+    if mesh.data > 1:
+        network += 8 * models * N / pieces / (2 * chip.link_bandwidth)
+    if mesh.tensor > 1:
+        sums = seen * L * D * 2 * 8 * (mesh.tensor - 1) / mesh.tensor
+        network += sums / (2 * chip.link_bandwidth)
+    if mesh.context > 1:  # keys and values in 2 bytes three times, their gradients in 4
+        ring = seen * L * 2 * model.kv_heads * model.head_dim / mesh.tensor
+        network += ring * 8 * (mesh.context - 1) / chip.link_bandwidth
+    return Paper(workload, memory, compute + network)
 
 
 def best(workload: Workload, topology: Topology, *, number: int, room: float = 1.0,

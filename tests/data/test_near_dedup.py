@@ -9,7 +9,7 @@ pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 pytest.importorskip("daft")
 
-from qwen_jax.data import components, near_dedup, pipeline, shuffle
+from qwen_jax.data import components, near_dedup, pipeline, shuffle, stage
 from qwen_jax.data.json_rows import write_rows
 from qwen_jax.data.near_dedup import NearDedup, band_hashes, probability, signatures, words
 from qwen_jax.data.read import Read
@@ -44,6 +44,14 @@ def test_words():
     assert words("ＡＢＣ１２ カナ") == "abc12 カ ナ".encode()
     assert words("Ärger—Öl «x»") == "ärger öl x".encode()
     assert words("...") == b""
+
+
+def test_no_documents_have_no_keys():
+    empty = pa.Table.from_pylist([], schema=stage.SCHEMA)
+    blank = pa.Table.from_pylist([{"text": "..."}], schema=stage.SCHEMA)
+    for table in (empty, blank):
+        keys = NearDedup().keys(table, 0)
+        assert len(keys) == 0 and keys.schema.names == ["hash", "row"]
 
 
 def test_signatures_estimate_jaccard():

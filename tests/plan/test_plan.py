@@ -81,7 +81,7 @@ def test_keeping_more_takes_more_memory_and_less_time():
         model=dataclasses.replace(workload.model, remat=remat)), chip, 128)
         for remat in ("none", "dots", "block")]
     assert kept[0].bytes > kept[1].bytes > kept[2].bytes
-    assert kept[0].seconds < kept[1].seconds < kept[2].seconds
+    assert kept[0].seconds <= kept[1].seconds < kept[2].seconds
 
 
 def test_mfu_is_model_flops_over_peak():
@@ -158,6 +158,14 @@ def test_a_step_that_does_not_fit_is_a_result():
     assert result.error.startswith("out of memory:")
 
 
-def test_recipes_name_the_layouts_that_plan_found():
-    for recipe in pretrain.RECIPES.values():
-        assert recipe.model.remat in search.REMATS
+@pytest.mark.parametrize("size", ["7b", "14b"])
+def test_recipes_have_the_layouts_that_plan_found(size):
+    """On v5p-256, with the weights in pieces over all chips."""
+    found, *_ = search.best(
+        plan.workload_of(plan.Config(model=size)), topologies.by_name("v5p-256"), number=8,
+        max_tensor=8, max_context=1)
+    recipe = pretrain.RECIPES[size]
+    assert recipe.mesh == MeshConfig()
+    assert (MeshConfig(fsdp=128), recipe.model.remat, recipe.train.micro_batches) in [
+        (one.workload.mesh, one.workload.model.remat, one.workload.train.micro_batches)
+        for one in found]

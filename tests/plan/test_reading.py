@@ -99,6 +99,27 @@ def test_a_loop_that_says_its_bound_only_in_its_condition():
     assert read(slower).seconds == pytest.approx(permute.seconds + rest)
 
 
+# A sum that the sparse cores do, as a TPU's compiler writes it.
+SPARSE_CORES = """HloModule sum, is_scheduled=true
+
+%on_sparse_core (q: f32[1024,128]) -> f32[1024,128] {
+  %q = f32[1024,128]{1,0:T(8,128)} parameter(0)
+  ROOT %sum = f32[1024,128]{1,0:T(8,128)} all-reduce(%q), replica_groups={{0,1},{2,3}}
+}, execution_thread="sparsecore"
+
+ENTRY %main (x: f32[1024,128]) -> f32[1024,128] {
+  %x = f32[1024,128]{1,0:T(8,128)} parameter(0)
+  %begin = ((), (), (s32[8192]{0:T(1024)}, s32[0]{0:S(2)})) custom-call-start(), custom_call_target="x", called_computations={%on_sparse_core}
+  ROOT %end = f32[1024,128]{1,0:T(8,128)} custom-call-done(%begin)
+}
+"""
+
+
+def test_what_the_sparse_cores_do_is_hidden():
+    one, = read(SPARSE_CORES).collectives
+    assert (one.kind, one.group, one.size, one.hidden) == ("all-reduce", 2, 2**19, True)
+
+
 @pytest.mark.parametrize("kind, function, spec, sent", [
     # [1024, 64] float32 is 256 KiB whole; a device of 4 has 64 KiB of it.
     ("all-gather", lambda x: jax.lax.all_gather(x, "fsdp", tiled=True), P("fsdp"), 3 / 4 * 2**18),
