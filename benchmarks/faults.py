@@ -115,17 +115,16 @@ class Bench:
 
     # The newest checkpoint is damaged after each life, which ends by a kill.
     def in_checkpoints(self, kind: str) -> Row:
-        lost, seen, run = [], "", f"checkpoint_{kind}"
+        run = f"checkpoint_{kind}"
         steps = self.moments()
         for step in steps:
             self.launch(run, f"kill step={step}", restarts=0)
-            getattr(faults, kind)(faults.newest_checkpoint(self.folder / run), self.draw)
-            before = len(self.events(run, "resume"))
-            if before:
-                lost.append(steps[before - 1] - 1 - self.events(run, "resume")[before - 1]["step"])
+            if list((self.folder / run / "checkpoints").glob("[0-9]*[0-9]")):
+                getattr(faults, kind)(faults.newest_checkpoint(self.folder / run), self.draw)
         code, _ = self.launch(run, restarts=0)
         damaged = self.events(run, "damaged")
-        lost.append(steps[-1] - 1 - self.events(run, "resume")[-1]["step"])
+        begun = self.events(run, "start", "resume")[1:]
+        lost = [step - 1 - event["step"] for step, event in zip(steps, begun)]
         seen = f"damaged: {damaged[-1]['problem']}; {damaged[-1]['now']}" if damaged else "nothing"
         return Row(f"{kind} in the newest checkpoint", len(damaged), seen, lost, self.same(run),
                    _ended(code))
