@@ -21,8 +21,8 @@ REMATS = ("none", "dots", "block")
 # What compiled steps of 7B were like (benchmarks/results/plan.md): the share of peak that products
 # reach, and the bytes that all else reads and writes, for a token, a layer and one of D.
 _PRODUCTS, _TRAFFIC = 0.8, 550
-# Weights in pieces of D that are no whole vectors of 128 are not gathered: every device adds its piece
-# to zeros, which sends twice the bytes, and what is computed with them is copied more often.
+# Weights in pieces of D that are no whole vectors of 128 are not gathered: every device adds its
+# piece to zeros, which sends twice the bytes, and what is computed with them is copied more often.
 _VECTOR, _NARROW = 128, 1.4
 
 
