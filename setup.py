@@ -3,7 +3,7 @@
 from setuptools import find_packages, setup
 
 TEXT = ["pyarrow>=15", "tokenizers>=0.20", "trafilatura>=2", "lxml_html_clean>=0.4"]
-DATA = TEXT + ["daft>=0.7.20", "py3langid>=0.4", "rensa>=0.5", "resiliparse>=2"]
+DATA = TEXT + ["daft>=0.7.20", "py3langid>=0.4", "resiliparse>=2"]
 REPORT = ["matplotlib>=3.8"]
 SERVE = ["starlette>=0.40", "uvicorn>=0.30"]
 
@@ -14,7 +14,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["qwen_jax*", "experiments*"]),
-    package_data={"qwen_jax.kernels": ["tiles.json"]},
+    package_data={"qwen_jax.kernels": ["tiles.json"], "qwen_jax.data": ["review.html"]},
     install_requires=[
         "absl-py>=2.0",
         "flax>=0.10",

@@ -30,6 +30,7 @@ from qwen_jax.data.preference import PairRows
 from qwen_jax.errors import ConfigError
 from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.model.spec import abstract, param_specs
+from qwen_jax.parallel.host_rows import on_host
 from qwen_jax.parallel.mesh import check_batch, make_mesh
 from qwen_jax.parallel.rules import DEFAULT_RULES, use_layout
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -137,7 +138,7 @@ def compare(config: Config, all_rows: list[PairRows], load: Callable[[Params], P
             for first in range(0, len(rows), size):
                 chosen = [rows[i] for i in range(first, min(first + size, len(rows)))]
                 batch = stack_trees(fill_up(chosen, size, rows.padding))
-                parts.append(jax.device_get(ask(params, jax.device_put(batch, by_row))))
+                parts.append(on_host(ask(params, jax.device_put(batch, by_row))))
             found.append(ComparedRows(rows, np.concatenate(parts)[:len(rows)]))
     emit(f"reference: log-probabilities of {sum(map(len, all_rows)):,} pairs")
     return found

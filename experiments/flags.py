@@ -6,15 +6,18 @@ not exist is answered with the nearest one that does; what differs from the reci
 
 import dataclasses
 import inspect
+import os
 import re
 import sys
+import traceback
 import types
 import typing
 
+import jax
 from absl import flags
 
 from qwen_jax.errors import ConfigError, QwenJaxError, unknown_name
-from qwen_jax.parallel import virtual_devices
+from qwen_jax.parallel import hosts, virtual_devices
 from qwen_jax.train.run_folder import flatten
 
 
@@ -67,18 +70,31 @@ def differences(config, recipe) -> list[str]:
 
 
 def run(main, doc: str, recipes: dict[str, object], argv: list[str] | None = None) -> None:
-    """Parses, prints what differs from the recipe, runs main(config); errors are shown without a
-    traceback and end in exit code 1."""
+    """Parses, joins the run's processes, prints what differs from the recipe, runs main(config).
+
+    Errors are shown without a traceback and end in exit code 1. Of several processes, process 0
+    alone writes to stdout; each has its stderr.
+    """
     flags.FLAGS.mark_as_parsed()  # libraries (Grain) read absl's global flags
     virtual_devices.make_room()
     try:
         name, config = parse(doc, recipes, sys.argv if argv is None else argv)
+        found = hosts.start()
+        if jax.process_index() > 0:
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")
+        if found is not None:
+            print(found, flush=True)
         changed = differences(config, recipes[name])
         print(f"recipe {name}" + (", but " + "; ".join(changed) if changed else ""), flush=True)
         main(config)
     except QwenJaxError as error:
         print(f"{type(error).__name__}:{error}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        hosts.leave(error.exit_code)
+    except Exception:
+        if not hosts.joined():
+            raise
+        traceback.print_exc()
+        hosts.leave(hosts.CRASHED)
 
 
 class _List(flags.ListParser):

@@ -22,13 +22,33 @@ from typing import Literal
 from tqdm import tqdm
 
 from experiments import flags
-from qwen_jax.data import engine, pipeline, shards
+from qwen_jax.data import engine, mixture, pipeline, review, shards, stage_files
+from qwen_jax.data.decontaminate import DecontaminationStage, Index
 from qwen_jax.data.exact_dedup import ExactDedup
+from qwen_jax.data.language import Language
+from qwen_jax.data.linear_filter import LinearFilterStage
+from qwen_jax.data.near_dedup import NearDedup
+from qwen_jax.data.personal import PersonalStage
+from qwen_jax.data.quality_rules import QualityStage
 from qwen_jax.data.read import Read
-from qwen_jax.data.tokenise import texts, tokenise
+from qwen_jax.data.test_items import read_test_sets
+from qwen_jax.data.tokenise import sizes, texts, tokenise
 from qwen_jax.errors import ConfigError
+from qwen_jax.evaluate.perplexity_filter import PerplexityStage
 from qwen_jax.tokenizer import extend
 from qwen_jax.tokenizer.bpe import Tokenizer, read_ranks
+
+
+@dataclasses.dataclass(frozen=True)
+class Filters:
+    """What is rejected for its quality; models are made by experiments.train_filter."""
+
+    rules: bool = True  # Gopher, C4 and FineWeb, with their Chinese and code counterparts
+    quality_model: str | None = None  # .npz: keeps what it marks as good
+    offensive_model: str | None = None  # .npz: rejects what it marks
+    perplexity: tuple[str, ...] = ()  # LANGUAGE=MODEL.npz, counted in --tokenizer
+    personal: bool = True  # e-mail addresses, numbers and keys are masked
+    test_sets: str | None = None  # folder of test sets whose 13-grams no document may have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +58,12 @@ class Config:
     sources: tuple[str, ...] = ()  # [NAME=][KIND:]PATH; of equal documents those of earlier ones stay
     output: str = ""  # a folder; an interrupted run goes on in it
     read: Read = Read()
+    language: Language = Language()
     exact_dedup: tuple[Literal["url", "document", "paragraph"], ...] = ("url", "document")
+    near_dedup: bool = True  # and not exact duplicates alone
+    minhash: NearDedup = NearDedup()
+    filters: Filters = Filters()
+    weights: tuple[str, ...] = ()  # SOURCE=2 or SOURCE:LANGUAGE=1.5, how often documents come
     tokenizer: str | None = None  # a .tiktoken file; None: learn a vocabulary from the text
     vocab_size: int = 32768  # of a learnt vocabulary
     base: str | None = None  # a .tiktoken file to grow, such as cl100k_base
@@ -59,27 +84,66 @@ SMOKE = dataclasses.replace(
 
 
 def main(config: Config) -> None:
-    """The plan, a vocabulary unless there is one, the shards."""
+    """The plan, a page for people, a vocabulary unless there is one, the mixture, the shards."""
     check(config)
     engine.start(config.ray)
+    output = pathlib.Path(config.output)
     result = pipeline.run(config.sources, plan(config), config.output, workers=config.workers,
                           partition_mb=config.partition_mb, say=say)
     for line in pipeline.throughput(result.seconds):
         say(line)
-    output = pathlib.Path(config.output)
+    (output / "review.html").write_text(review.page(review.sample(rows(result))), "utf-8")
+    say(f"{output}/review.html: what was kept and rejected, to judge in a browser")
     tokenizer = config.tokenizer or vocabulary(config, result, output / "tokenizer.tiktoken")
+    mixed = mixture.Mixture(mixture.parse_weights(config.weights, where="--weights"))
+    parts = mixture.plan(sizes(result, tokenizer), mixed)
+    say(mixture.table(parts, mixed))
+    (output / "mixture.png").write_bytes(mixture.draw(parts))
     tokenise(result, str(output / "shards"), tokenizer, workers=config.workers, say=say,
-             split=shards.Split(config.eval_fraction, config.seed),
+             mixture=mixed, split=shards.Split(config.eval_fraction, config.seed),
              shard_tokens=config.shard_tokens)
+    named = []
     for folder in sorted((output / "shards").glob("*/*/")):
         made = shards.open_shards(folder)
+        named += [f"{folder}={made.tokens / 1e6:g}"] * (folder.name == "train")
         say(f"{folder}: {made.documents:,} documents, {made.tokens:,} tokens, "
             f"{made.bytes_per_token:.2f} bytes per token")
+    say(f"python -m experiments.pretrain --data.sources={','.join(named)}")
 
 
 def plan(config: Config) -> list:
     """The stages in their order. Report: 2.1."""
-    return [config.read, *(ExactDedup(by) for by in config.exact_dedup)]
+    filters = config.filters
+    steps: list = [config.read, config.language]
+    steps += [ExactDedup(by) for by in config.exact_dedup]
+    steps += [config.minhash] if config.near_dedup else []
+    steps += [QualityStage()] if filters.rules else []
+    if filters.perplexity:
+        models = tuple(tuple(text.split("=", 1)) for text in filters.perplexity)
+        steps.append(PerplexityStage(models, config.tokenizer))
+    if filters.quality_model:
+        steps.append(LinearFilterStage(filters.quality_model, "quality", keep_marked=True))
+    if filters.offensive_model:
+        steps.append(LinearFilterStage(filters.offensive_model, "offensive", keep_marked=False))
+    steps += [PersonalStage()] if filters.personal else []
+    if filters.test_sets:
+        path = pathlib.Path(config.output) / "test_sets.npz"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Index.build(read_test_sets(filters.test_sets)).save(path)
+        steps.append(DecontaminationStage(str(path)))
+    return steps
+
+
+def rows(result: pipeline.Result):
+    """What the last stage kept and what every stage rejected."""
+    for folder in result.folders:
+        for number in range(result.partitions):
+            for table in stage_files.read_batches(folder.rejected(number)):
+                yield from table.to_pylist()
+    for number in range(result.partitions):
+        for table in stage_files.read_batches(result.folder.kept(number)):
+            yield from table.to_pylist()
 
 
 def say(line: str) -> None:
@@ -94,6 +158,9 @@ def check(config: Config) -> None:
     if config.tokenizer and config.base:
         raise ConfigError("a finished vocabulary is not grown.", "--tokenizer, --base",
                           "give one of the two.")
+    if config.filters.perplexity and not config.tokenizer:
+        raise ConfigError("perplexity is counted in a vocabulary that is there already.",
+                          "--filters.perplexity", "name it with --tokenizer.")
 
 
 def vocabulary(config: Config, result: pipeline.Result, path: pathlib.Path) -> str:

@@ -13,12 +13,11 @@ A run that was interrupted goes on where it was when the same command is given a
 import contextlib
 import dataclasses
 import functools
+import os
 import pathlib
 import signal
 import sys
 from collections.abc import Iterator
-
-import jax
 
 from experiments import flags
 from qwen_jax import sizes
@@ -27,6 +26,9 @@ from qwen_jax.data import shards
 from qwen_jax.data.loader import Loader
 from qwen_jax.errors import ConfigError
 from qwen_jax.export.start import weights_from
+from qwen_jax.parallel import hosts
+from qwen_jax.parallel.host_rows import rows_here
+from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.train.loop import Stopped
@@ -108,12 +110,17 @@ def main(config: Config) -> None:
 
 @contextlib.contextmanager
 def ended_by_signal() -> Iterator[None]:
-    """A run that a signal ends says how to go on; exit code 0 for SIGTERM, 130 for Ctrl-C."""
+    """A run that a signal ends says how to go on; exit code 0 for SIGTERM, 130 for Ctrl-C.
+
+    Under a launcher SIGTERM means that a machine is taken away: the code asks to be started again.
+    """
     try:
         yield
     except Stopped as stopped:
         print(f"{stopped}; give the same command again to go on", flush=True)
-        sys.exit(0 if stopped.signal_number == signal.SIGTERM else 130)
+        if stopped.signal_number != signal.SIGTERM:
+            sys.exit(130)
+        sys.exit(hosts.AGAIN if os.environ.get(hosts.LAUNCHER) else 0)
 
 
 def pretrain(config: Config, tokenizer: Tokenizer, emit=functools.partial(print, flush=True)):
@@ -127,7 +134,7 @@ def pretrain(config: Config, tokenizer: Tokenizer, emit=functools.partial(print,
         Loader, context_length=config.model.context_length, end_of_text=tokenizer.end_of_text,
         vocab_size=config.model.vocab_size, tokenizer=tokenizer.fingerprint,
         seed=config.train.seed,
-        shard=(jax.process_index(), jax.process_count()))
+        rows=rows_here(make_mesh(config.mesh), config.train.batch_size))
     loader = make_loader(config.data, batch_size=config.train.batch_size)
     tokens, epochs = loader.tokens_per_epoch, loader.epochs(config.train.num_steps)
     emit("data: " + "; ".join(f"{name} {tokens[name]:,} tokens, read {epochs[name]:.2f} times"

@@ -6,6 +6,8 @@ from typing import Any
 import jax
 
 from qwen_jax.data.batches import Batches, eval_batches, stack_trees
+from qwen_jax.parallel.host_rows import rows_here
+from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.train.supervised import train
 
 
@@ -18,7 +20,7 @@ def train_on(rows, config, **named):
     """
     size = config.train.batch_size
     batches = Batches(rows, batch_size=size, seed=config.train.seed, collate=stack_trees,
-                      shard=_shard())
+                      rows=_rows(config))
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), rows.padding)
     return train(config, batches=batches.iterate, batch=batch, **named)
 
@@ -26,8 +28,8 @@ def train_on(rows, config, **named):
 def held_out_batches(rows, config, most: int | None = None) -> Iterator[Any]:
     """This process's part of the rows in order, once; of at most `most` batches."""
     return eval_batches(rows, config.train.batch_size, len(rows) if most is None else most,
-                        shard=_shard())
+                        rows=_rows(config))
 
 
-def _shard() -> tuple[int, int]:
-    return jax.process_index(), jax.process_count()
+def _rows(config) -> tuple[int, ...]:
+    return rows_here(make_mesh(config.mesh), config.train.batch_size)

@@ -11,11 +11,11 @@ import errno
 import itertools
 import json
 import logging as standard_logging
-import math
 import os
 import pathlib
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,7 +24,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from qwen_jax import manifest, step_folders
+from qwen_jax import leaves, manifest, step_folders
 from qwen_jax.errors import CheckpointError
 
 META = "meta.json"
@@ -46,11 +46,13 @@ class Checkpointer:
       >>> checkpoints.close()
     """
 
-    def __init__(self, folder: str | os.PathLike, *, keep: int = 3):
+    def __init__(self, folder: str | os.PathLike, *, keep: int = 3,
+                 tell: Callable[..., None] = lambda event, **details: None):
         """Clears away what a killed process left unfinished.
 
         Args:
           keep: how many of the newest good steps stay on disk, 1 or more.
+          tell: is told of "saved" (step, seconds) and "damaged" (step, problem, what became of it).
 
         Raises:
           CheckpointError: the folder cannot be made or written.
@@ -60,16 +62,16 @@ class Checkpointer:
                                   "keep 1 or more.")
         _quiet_orbax()
         self.folder = pathlib.Path(folder).absolute()
-        self.keep = keep
+        self.keep, self._tell = keep, tell
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future | None = None
-        if _is_primary():
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if _is_primary():
                 step_folders.clear_unfinished(self.folder)
-            except OSError as error:
-                raise CheckpointError(f"the folder cannot be used: {error}.", str(self.folder),
-                                      "choose a folder that can be written.") from error
+        except OSError as error:
+            raise CheckpointError(f"the folder cannot be used: {error}.", str(self.folder),
+                                  "choose a folder that can be written.") from error
 
     def check_space(self, abstract_state: Any) -> None:
         """Refuses to start a run of which not even one checkpoint fits on the disk.
@@ -77,14 +79,16 @@ class Checkpointer:
         Raises:
           CheckpointError: naming the space needed and the space free.
         """
-        needed, free = _total_bytes(abstract_state), shutil.disk_usage(self.folder).free
+        needed, free = leaves.total_bytes(abstract_state), shutil.disk_usage(self.folder).free
         if needed > free:
             raise CheckpointError(
-                f"a checkpoint takes {_size(needed)}, and {_size(free)} are free.",
+                f"a checkpoint takes {leaves.size_text(needed)}, and {leaves.size_text(free)} are "
+                "free.",
                 str(self.folder), "free some space, or save to another disk.")
         if needed * (self.keep + 1 - len(self.steps())) > free:
             logging.warning("%s: %s are free; keeping %d checkpoints of %s needs room for one more",
-                            self.folder, _size(free), self.keep, _size(needed))
+                            self.folder, leaves.size_text(free), self.keep,
+                            leaves.size_text(needed))
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         """Saves in the background; returns as soon as `state` may be donated.
@@ -106,6 +110,7 @@ class Checkpointer:
                 f"step {step} is older than the newest checkpoint, {newer[-1]}.",
                 str(self.folder), "to go on from an older step, first move the newer ones away.")
         arrays, text = _describe(step, state, meta)
+        started = time.perf_counter()
         temporary = self.folder / f"{step}.saving"
         try:
             if _is_primary() and temporary.exists():
@@ -114,7 +119,7 @@ class Checkpointer:
                 response = _orbax().save_async(temporary / ARRAYS, arrays)
         except Exception as error:
             raise self._failure(step, error) from error
-        self._pending = self._worker.submit(self._commit, step, response, text)
+        self._pending = self._worker.submit(self._commit, step, response, text, started)
 
     def wait(self) -> None:
         """Returns when the save in the background is on disk, hashed and committed.
@@ -140,11 +145,12 @@ class Checkpointer:
             raise problem
 
     def close(self) -> None:
-        """Waits for the last save. Raises as `wait` does."""
-        try:
-            self.wait()
-        finally:
-            self._worker.shutdown()
+        """Waits for this process's part of the last save, without asking the others how theirs went:
+        they may be gone. Raises as `wait` does."""
+        pending, self._pending = self._pending, None
+        self._worker.shutdown()
+        if pending is not None:
+            pending.result()
 
     def steps(self) -> list[int]:
         """All complete steps, oldest first (their contents are verified by `restore`)."""
@@ -168,13 +174,13 @@ class Checkpointer:
             the checkpoint differ in names, shapes or dtypes, all of which are listed.
         """
         self.wait()
-        chosen = _choose(self.folder, step, set_aside=True)
+        chosen = _choose(self.folder, step, set_aside=True, tell=self._tell)
         if chosen is None:
             return None
         state, meta = _load(self.folder / str(chosen), abstract_state)
         return chosen, state, meta
 
-    def _commit(self, step: int, response: Any, text: str) -> None:
+    def _commit(self, step: int, response: Any, text: str, started: float) -> None:
         """The background part: waits for Orbax, hashes, renames, deletes what is too old."""
         temporary, final = self.folder / f"{step}.saving", self.folder / str(step)
         try:
@@ -187,6 +193,7 @@ class Checkpointer:
                 final.rename(self.folder / f"{step}.replaced")
             temporary.rename(final)
             manifest.sync_folder(self.folder)
+            self._tell("saved", step=step, seconds=round(time.perf_counter() - started, 3))
         except Exception as error:
             failure = self._failure(step, error)
             logging.error("%s", failure)  # at once; the training thread hears of it at its next call
@@ -251,7 +258,7 @@ def open_params(folder: str | os.PathLike, abstract_params: Any, *, step: int | 
         raise CheckpointError("there is no checkpoint here.", str(folder),
                               "pass the `checkpoints` folder of a run that has saved one.")
     path = folder / str(chosen)
-    _check_leaves(path, _named_leaves(abstract_params, under), under)
+    _check_leaves(path, leaves.named(abstract_params, under), under)
 
     def pieces(name: str, index: tuple[slice, ...]) -> Iterator[Piece]:
         store = _open_array(path / ARRAYS, f"{under}.{name}")
@@ -279,12 +286,13 @@ def _open_array(folder: pathlib.Path, name: str):
     return tensorstore.open({"driver": "zarr3", "kvstore": database}, read=True).result()
 
 
-def _choose(folder: pathlib.Path, step: int | None, *, set_aside: bool) -> int | None:
+def _choose(folder: pathlib.Path, step: int | None, *, set_aside: bool,
+            tell: Callable[..., None] = lambda event, **details: None) -> int | None:
     """The newest good step (or `step`), found by process 0, the same one in every process."""
     chosen, problem = -1, None
     if _is_primary():
         try:
-            chosen = _newest_good(folder, step, set_aside)
+            chosen = _newest_good(folder, step, set_aside, tell)
         except CheckpointError as error:
             chosen, problem = -2, error
     if jax.process_count() > 1:
@@ -295,7 +303,8 @@ def _choose(folder: pathlib.Path, step: int | None, *, set_aside: bool) -> int |
     return None if chosen == -1 else chosen
 
 
-def _newest_good(folder: pathlib.Path, step: int | None, set_aside: bool) -> int:
+def _newest_good(folder: pathlib.Path, step: int | None, set_aside: bool,
+                 tell: Callable[..., None]) -> int:
     present = step_folders.numbered(folder)
     if step is not None and step not in present:
         raise CheckpointError(
@@ -314,6 +323,7 @@ def _newest_good(folder: pathlib.Path, step: int | None, set_aside: bool) -> int
         if set_aside and step is None:
             moved = f"set aside as {step_folders.set_aside(path)}"
         logging.error("%s: damaged checkpoint, %s; %s", folder, reports[-1], moved)
+        tell("damaged", step=candidate, problem="; ".join(bad)[:500], now=moved)
     if reports:
         raise CheckpointError(
             f"no good checkpoint. {'. '.join(reports)}.", str(folder),
@@ -324,8 +334,8 @@ def _newest_good(folder: pathlib.Path, step: int | None, set_aside: bool) -> int
 
 def _describe(step: int, state: Any, meta: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """The arrays by name, and the text of meta.json: everything about them and the caller's meta."""
-    arrays, leaves, scalars, strange = {}, {}, {}, []
-    for name, leaf in _named_leaves(state):
+    arrays, types, scalars, strange = {}, {}, {}, []
+    for name, leaf in leaves.named(state):
         if type(leaf) in (int, float, bool):
             scalars[name] = leaf
         elif isinstance(leaf, (jax.Array, np.ndarray, np.generic)) and not jax.dtypes.issubdtype(
@@ -333,11 +343,11 @@ def _describe(step: int, state: Any, meta: dict[str, Any]) -> tuple[dict[str, An
             arrays[name] = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
         else:
             strange.append(f"{name} ({type(leaf).__name__})")
-        leaves[name] = _type_of(leaf)
+        types[name] = leaves.type_of(leaf)
     if strange:
         raise CheckpointError(f"leaves that are neither arrays nor numbers: {', '.join(strange)}.",
                               "save(state)", "save a key as jax.random.key_data, text in meta.")
-    record = {"format": FORMAT, "step": step, "meta": meta, "leaves": leaves, "scalars": scalars}
+    record = {"format": FORMAT, "step": step, "meta": meta, "leaves": types, "scalars": scalars}
     try:
         text = json.dumps(record, indent=1) + "\n"
         exact = json.loads(text)["meta"] == meta
@@ -352,11 +362,11 @@ def _describe(step: int, state: Any, meta: dict[str, Any]) -> tuple[dict[str, An
 def _load(path: pathlib.Path, abstract: Any) -> tuple[Any, dict[str, Any]]:
     """The leaves of `abstract`, and the caller's meta."""
     record = _read_description(path)
-    named = _named_leaves(abstract)
+    named = leaves.named(abstract)
     _check_leaves(path, named, "")
     wanted = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf))
               for name, leaf in named if name not in record["scalars"]}
-    with _context(largest=max(map(_leaf_bytes, wanted.values()), default=0)):
+    with _context(largest=max(map(leaves.bytes_of, wanted.values()), default=0)):
         arrays = _orbax().load(path / ARRAYS, wanted) if wanted else {}
     values = [record["scalars"].get(name, arrays.get(name)) for name, _ in named]
     return jax.tree.unflatten(jax.tree.structure(abstract), values), record["meta"]
@@ -364,12 +374,13 @@ def _load(path: pathlib.Path, abstract: Any) -> tuple[Any, dict[str, Any]]:
 
 def _check_leaves(path: pathlib.Path, named: list[tuple[str, Any]], prefix: str) -> None:
     """Raises with every difference: Orbax itself would cast a dtype without a word."""
-    wanted = {name: _type_of(leaf) for name, leaf in named}
+    wanted = {name: leaves.type_of(leaf) for name, leaf in named}
     saved = {name: kind for name, kind in _read_description(path)["leaves"].items()
              if not prefix or name == prefix or name.startswith(prefix + ".")}
     lines = [f"{name}: not in the checkpoint" for name in wanted if name not in saved]
     lines += [f"{name}: in the checkpoint alone" for name in saved if name not in wanted]
-    lines += [f"{name}: {_kind(saved[name])} in the checkpoint, {_kind(kind)} wanted"
+    lines += [f"{name}: {leaves.kind_of(saved[name])} in the checkpoint, "
+              f"{leaves.kind_of(kind)} wanted"
               for name, kind in wanted.items() if name in saved and saved[name] != kind]
     if lines:
         listed = "\n    ".join(sorted(lines))
@@ -386,41 +397,11 @@ def _read_description(path: pathlib.Path) -> dict[str, Any]:
     return record
 
 
-def _named_leaves(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """(dotted name, leaf) of every leaf, in the tree's order."""
-    named = []
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        named.append((".".join(filter(None, [prefix, name])), leaf))
-    return named
-
-
-def _type_of(leaf: Any) -> list:
-    """What JSON keeps of a leaf: [shape, dtype], or [kind] of a Python number."""
-    if type(leaf) in (int, float, bool):
-        return [type(leaf).__name__]
-    return [list(np.shape(leaf)), str(getattr(leaf, "dtype", type(leaf).__name__))]
-
-
-def _kind(leaf_type: list) -> str:
-    return leaf_type[0] if len(leaf_type) == 1 else f"{leaf_type[1]} {leaf_type[0]}"
-
 
 def _sharding(leaf: Any) -> jax.sharding.Sharding:
     return getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(
         jax.local_devices()[0])
 
-
-def _leaf_bytes(leaf: Any) -> int:
-    return math.prod(np.shape(leaf)) * np.dtype(getattr(leaf, "dtype", np.int64)).itemsize
-
-
-def _total_bytes(tree: Any) -> int:
-    return sum(map(_leaf_bytes, jax.tree.leaves(tree)))
-
-
-def _size(number: int) -> str:
-    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
 
 
 def _is_primary() -> bool:

@@ -183,10 +183,18 @@ class TrainConfig:
     save_every: int | None = 500
     keep_checkpoints: int = 3
     device_memory_gb: float | None = None  # None: what the device reports
+    on_spike: Literal["tell", "skip"] = "tell"  # skip: go back, leave those batches out
+    recheck_every: int | None = None  # steps; computes one twice and compares bits; None: never
+    trace_steps: tuple[int, ...] = ()  # first, last: profiled into run_dir/profile
 
     def __post_init__(self):
         _check_positive(self, "train", "num_steps batch_size micro_batches log_every eval_every "
-                        "eval_batches save_every keep_checkpoints")
+                        "eval_batches save_every keep_checkpoints recheck_every")
+        _check_choice(self, "train", "on_spike", ("tell", "skip"))
+        _check(not self.trace_steps or (len(self.trace_steps) == 2
+                                        and 1 <= self.trace_steps[0] <= self.trace_steps[1]),
+               f"trace_steps={self.trace_steps} is not a first and a last step.",
+               "train.trace_steps", "write --train.trace_steps=100,105.")
         _check(self.batch_size % self.micro_batches == 0,
                f"micro_batches={self.micro_batches} does not divide batch_size={self.batch_size}.",
                "train.micro_batches", "choose a divisor of train.batch_size.")

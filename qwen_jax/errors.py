@@ -13,6 +13,8 @@ class QwenJaxError(ValueError):
       fix: what to do about it.
     """
 
+    exit_code = 1  # of a run that it ends; launchers do not start again after 1
+
     def __init__(self, what: str, where: str, fix: str):
         super().__init__(f"\n  what:  {what}\n  where: {where}\n  fix:   {fix}")
         self.what, self.where, self.fix = what, where, fix

@@ -7,7 +7,8 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LEVELS = {  # a module may import its own part and lower levels; parts of level 2 not one another
-    "errors": 0, "manifest": 1, "step_folders": 1, "config": 1, "sizes": 1, "types": 1,
+    "errors": 0, "faults": 1, "leaves": 1, "manifest": 1, "step_folders": 1, "config": 1, "sizes": 1,
+    "types": 1,
     "tokenizer": 2, "kernels": 2, "parallel": 2,
     "model": 3, "data": 3, "checkpoint": 3,
     "generate": 4, "export": 4, "train": 5, "serve": 5,

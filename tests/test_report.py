@@ -13,7 +13,7 @@ import pytest
 from qwen_jax import sizes
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.report import write_report
-from qwen_jax.report.records import Curves, read_jsonl
+from qwen_jax.report.records import Curves, read_jsonl, where_time_went
 
 pytest.importorskip("matplotlib")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -171,6 +171,20 @@ def test_wall_time_leaves_out_the_time_between_an_interruption_and_the_resume():
     events = [{"time": 5.0, "event": "start"}, {"time": 5000.0, "event": "resume"},
               {"time": 5031.0, "event": "end"}]
     assert curves.wall_seconds(events) == pytest.approx(5 + 10 + 30)
+
+
+def test_the_time_of_all_lives_is_added_up_and_so_is_the_time_between(run):
+    """Two lives of 10 and 20 seconds, 70 seconds apart (a part of which was done again)."""
+    lives = [{"step": 1, "time": 1010.0, "time/train": 6.0, "time/other": 4.0,
+              "host/0/own_seconds": 0.001, "host/1/own_seconds": 0.2},
+             {"step": 2, "time": 1100.0, "time/train": 15.0, "time/save": 2.0, "time/other": 3.0}]
+    events = [{"time": 1002.0, "event": "start"}, {"time": 1085.0, "event": "resume"}]
+    assert where_time_went(lives, events) == {
+        "train": 21.0, "other": 7.0, "save": 2.0, "down": 70.0}
+    _jsonl(run / "metrics.jsonl", lives)
+    _jsonl(run / "events.jsonl", events)
+    words = " ".join(_Page(write_report(run).read_text(encoding="utf-8")).words)
+    assert "Goodput 21.0 %" in words and "down between two lives" in words and "200.0" in words
 
 
 def test_a_missing_an_empty_and_a_damaged_folder_are_named(run, tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 
 from qwen_jax.align.reward_model import margins
 from qwen_jax.config import ModelConfig
+from qwen_jax.parallel.host_rows import on_host
 from qwen_jax.types import PairBatch, ScoringParams
 
 _margins = jax.jit(margins, static_argnames="config")
@@ -51,7 +52,7 @@ def measure(name: str, params: ScoringParams, batches: Iterable[PairBatch], *, c
     found = []
     for pairs in batches:
         placed = put(pairs)
-        values, weights = jax.device_get((_margins(params, placed, config=config), placed.weights))
+        values, weights = on_host((_margins(params, placed, config=config), placed.weights))
         found.append(values[weights > 0])
     return Agreement(name, np.concatenate(found))
 

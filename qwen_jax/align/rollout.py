@@ -12,7 +12,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from qwen_jax.align.log_probs import Window, token_log_probs
 from qwen_jax.align.ppo import Bases, PPOConfig, PPOState, Rollout
@@ -22,6 +21,7 @@ from qwen_jax.generate.decode import rollout as sample_rows
 from qwen_jax.generate.loop import NewTokens, Sampling
 from qwen_jax.model.heads import at_end, scores
 from qwen_jax.model.lora import LoRAConfig, added_up, with_adapters
+from qwen_jax.parallel.host_rows import on_host
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Array, Params, ScoringParams
 
@@ -173,7 +173,7 @@ class Sampler:
             vocab_size=np.int32(self._tokenizer.vocab_size))
 
     def _ask_function(self, function: RewardFunction, tokens, lengths, new: NewTokens):
-        answers = self.texts(_on_host(new.tokens))
+        answers = self.texts(on_host(new.tokens))
         questions = [self._tokenizer.decode(row[:length])
                      for row, length in zip(tokens, lengths)]
         name = getattr(function, "__name__", repr(function))
@@ -291,9 +291,3 @@ def collate(rows: Sequence[tuple[np.ndarray, int, int]]) -> Prompts:
     """Rows of PromptRows -> Prompts."""
     tokens, lengths, indices = zip(*rows)
     return Prompts(np.stack(tokens), np.asarray(lengths, np.int32), np.asarray(indices, np.int32))
-
-
-def _on_host(x: Array) -> np.ndarray:
-    if jax.process_count() == 1:
-        return jax.device_get(x)
-    return np.asarray(multihost_utils.process_allgather(x, tiled=True))

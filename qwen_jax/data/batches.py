@@ -1,14 +1,12 @@
 """Batches of anything that has rows: each a function of (seed, step), on any number of hosts."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import grain
 import jax
 import numpy as np
-
-from qwen_jax.errors import DataError
 
 
 class RowSource(Protocol):
@@ -29,23 +27,19 @@ class Batches:
     """
 
     def __init__(self, source: RowSource | grain.MapDataset, *, batch_size: int, seed: int,
-                 collate: Callable[[list], Any], shard: tuple[int, int] = (0, 1)):
+                 collate: Callable[[list], Any], rows: Sequence[int] | None = None):
         """
         Args:
           source: rows; or a dataset that is endless and shuffled already.
           batch_size: over all hosts.
           collate: a list of rows -> a batch.
-          shard: (this host, number of hosts); it gets rows [i B / n, (i + 1) B / n) of each batch.
+          rows: those of each batch that this host reads (parallel/host_rows.py); None: all.
         """
-        index, count = shard
-        if batch_size % count:
-            raise DataError(f"batch_size={batch_size} does not divide by {count} hosts.",
-                            "train.batch_size", f"use a multiple of {count}.")
+        rows = range(batch_size) if rows is None else rows
         if not isinstance(source, grain.MapDataset):
             source = shuffled(source, seed).repeat(None)
-        local = batch_size // count
-        mine = _HostRows(source, batch_size=batch_size, start=index * local, local=local)
-        self._dataset = mine.batch(local, batch_fn=collate)
+        mine = _HostRows(source, batch_size=batch_size, rows=rows)
+        self._dataset = mine.batch(len(rows), batch_fn=collate)
 
     def batch(self, step: int) -> Any:
         """This host's part of the batch of `step`."""
@@ -73,12 +67,12 @@ def shuffled(source: RowSource, seed: int) -> grain.MapDataset:
 class _HostRows(grain.MapDataset):
     """This host's rows of every batch, one after the other."""
 
-    def __init__(self, parent: grain.MapDataset, *, batch_size: int, start: int, local: int):
+    def __init__(self, parent: grain.MapDataset, *, batch_size: int, rows: Sequence[int]):
         super().__init__(parent)
-        self._batch_size, self._start, self._local = batch_size, start, local
+        self._batch_size, self._rows = batch_size, rows
 
     def __len__(self) -> int:
-        return len(self._parent) // self._batch_size * self._local
+        return len(self._parent) // self._batch_size * len(self._rows)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
@@ -89,21 +83,23 @@ class _HostRows(grain.MapDataset):
         return self._parent._getitems([self._global(index) for index in indices])
 
     def _global(self, index: int) -> int:
-        step, row = divmod(index, self._local)
-        return step * self._batch_size + self._start + row
+        step, place = divmod(index, len(self._rows))
+        return step * self._batch_size + self._rows[place]
 
 
-def eval_batches(source: RowSource, batch_size: int, num: int, *, shard: tuple[int, int] = (0, 1)
-                 ) -> Iterator[Any]:
+def eval_batches(source: RowSource, batch_size: int, num: int, *,
+                 rows: Sequence[int] | None = None) -> Iterator[Any]:
     """This host's part of the first `num` batches of one shuffled pass: always the same ones.
 
     The last one is filled up with source.padding, which has no weight.
+
+    Args:
+      rows: those of each batch that this host reads; None: all.
     """
-    index, count = shard
-    local, rows = batch_size // count, shuffled(source, 0)
+    rows, order = range(batch_size) if rows is None else rows, shuffled(source, 0)
     for start in range(0, min(num * batch_size, len(source)), batch_size):
-        mine = range(start + index * local, min(start + (index + 1) * local, len(source)))
-        yield stack_trees(fill_up([rows[i] for i in mine], local, source.padding))
+        yield stack_trees([order[start + row] if start + row < len(source) else source.padding
+                           for row in rows])
 
 
 def fill_up(rows: list, size: int, padding) -> list:

@@ -69,8 +69,10 @@ def run_tasks(work: Callable[[Any], Any], tasks: Sequence[Any], *, workers: int
       DataError: naming the tasks that failed, and why; or a worker was killed.
     """
     failures = []
-    calls = map(work_safely(work), tasks) if workers == 0 else _stream(work, tasks, workers)
-    for task, (result, problem) in zip(tasks, calls) if workers == 0 else calls:
+    # One task alone is done before a process would have started.
+    calls = (zip(tasks, map(work_safely(work), tasks)) if workers == 0 or len(tasks) < 2
+             else _stream(work, tasks, workers))
+    for task, (result, problem) in calls:
         if problem is None:
             yield task, result
         else:
@@ -98,7 +100,7 @@ def work_safely(work: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, str | 
 def _stream(work, tasks: Sequence[Any], workers: int) -> Iterator[tuple[Any, tuple]]:
     engine = daft()
 
-    @engine.cls(use_process=True, max_concurrency=min(workers, max(len(tasks), 1)))
+    @engine.cls(use_process=True, max_concurrency=min(workers, len(tasks)))
     class Worker:
         def __init__(self, pickled: bytes):
             self._work = work_safely(pickle.loads(pickled))

@@ -7,7 +7,7 @@ shifted in as a target; rows are shuffled anew in every epoch, and sources mixed
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
@@ -30,7 +30,7 @@ class Loader:
     """
 
     def __init__(self, config: DataConfig, *, context_length: int, batch_size: int,
-                 end_of_text: int, seed: int, shard: tuple[int, int] = (0, 1),
+                 end_of_text: int, seed: int, rows: Sequence[int] | None = None,
                  vocab_size: int | None = None, tokenizer: str | None = None):
         """Opens and checks all sources.
 
@@ -38,7 +38,7 @@ class Loader:
           context_length: T, tokens in a row.
           batch_size: B, rows in a batch over all hosts.
           end_of_text: id that ends a document, as in the shards' manifest.
-          shard: (this host, number of hosts); it gets rows [i B / n, (i + 1) B / n) of each batch.
+          rows: those of each batch that this host reads (parallel/host_rows.py); None: all.
           vocab_size: of the model; None: not checked.
           tokenizer: fingerprint that the shards must have; None: not checked.
 
@@ -57,11 +57,12 @@ class Loader:
         self._rows = [Rows(shards, context_length) for shards in self._shards]
         self._to_batch = functools.partial(
             to_batch, end_of_text=end_of_text, documents=config.packing == "documents")
-        self._batch_size, self._shard = batch_size, shard
+        self._batch_size = batch_size
+        self._rows_here = range(batch_size) if rows is None else rows
         sources = [shuffled(rows, seed + i).repeat(None) for i, rows in enumerate(self._rows)]
         mixed = sources[0] if len(sources) == 1 else grain.MapDataset.mix(
             sources, weights=list(self._weights))
-        self._batches = Batches(mixed, batch_size=batch_size, seed=seed, shard=shard,
+        self._batches = Batches(mixed, batch_size=batch_size, seed=seed, rows=rows,
                                 collate=lambda rows: self._to_batch(np.stack(rows)))
         self.names = tuple(_name(shards) for shards in self._shards)
 
@@ -84,7 +85,7 @@ class Loader:
                 zip(self.names, self._weights, self._rows, strict=True)}
 
     def batch(self, step: int) -> Batch:
-        """This host's part of the batch of `step`: numpy arrays [B / hosts, T]."""
+        """This host's rows of the batch of `step`: numpy arrays [rows, T]."""
         return self._batches.batch(step)
 
     def iterate(self, start_step: int) -> contextlib.AbstractContextManager[Iterator[Batch]]:
@@ -96,11 +97,9 @@ class Loader:
 
         The last one is filled up with padding, which has no weight.
         """
-        index, count = self._shard
-        local = self._batch_size // count
         source = shuffled(self._rows[0], 0)
         for start in range(0, min(num * self._batch_size, len(source)), self._batch_size):
-            mine = range(start + index * local, start + (index + 1) * local)
+            mine = [start + row for row in self._rows_here]
             rows = [source[i] if i < len(source) else self._rows[0].padding for i in mine]
             yield self._to_batch(np.stack(rows))
 

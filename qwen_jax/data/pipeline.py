@@ -11,6 +11,7 @@ OUTPUT/02-language/ ...   and so on; counts.json has the sums
 """
 
 import dataclasses
+import importlib.metadata
 import json
 import pathlib
 import time
@@ -65,25 +66,27 @@ class Chain:
             keys is None or keys.exists())
 
     def __call__(self, task: tuple[int, Partition]) -> dict[str, list[float]]:
-        """{step: [seconds, MB of text that came in; of the first step, that came out]}."""
+        """{stage: [seconds, MB of text that came in; of the first step, that came out]}."""
         number, partition = task
         writers = [PartitionWriter(folder, number, step.counted)
                    for folder, step in zip(self.folders(), self.steps, strict=True)]
-        seconds = {step.name: [0.0, 0.0] for step in (*self.steps, self.following) if step}
+        names = [folder.path.name for folder in self.folders()]
+        next_name = self.following and f"{self.first + len(names):02}-{self.following.name}"
+        seconds = {name: [0.0, 0.0] for name in (*names, next_name) if name}
         keys, first = [], 0
         clock = _Clock()
         for table in self._begin(number, partition):
-            seconds[self.steps[0].name][0] += clock.lap()
-            for step, writer in zip(self.steps, writers, strict=True):
-                seconds[step.name][1] += stage_files.text_bytes(table) / 1e6
-                if step is not self.steps[0]:
+            seconds[names[0]][0] += clock.lap()
+            for i, (step, writer) in enumerate(zip(self.steps, writers, strict=True)):
+                seconds[names[i]][1] += stage_files.text_bytes(table) / 1e6
+                if i:
                     table = step(table)
                 table = writer.add(table)
-                seconds[step.name][0] += clock.lap()
+                seconds[names[i]][0] += clock.lap()
             if self.following is not None:
                 keys.append(self.following.keys(table, first))
-                seconds[self.following.name][0] += clock.lap()
-                seconds[self.following.name][1] += stage_files.text_bytes(table) / 1e6
+                seconds[next_name][0] += clock.lap()
+                seconds[next_name][1] += stage_files.text_bytes(table) / 1e6
             first += len(table)
         for writer in writers:
             writer.close()
@@ -103,8 +106,8 @@ class Chain:
         for table in read_batches(next(before) / "kept" / f"{number:05}.parquet"):
             part = shuffle.of_batch(removed, first, len(table))
             names = [self._name(order) for order in part["kept"].to_pylist()]
-            yield step.remove(table, part, names)
             first += len(table)
+            yield step.remove(table, part, names)
 
     def _name(self, order: int) -> str:
         number, row = order >> 32, order & 0xffffffff
@@ -145,17 +148,21 @@ class Result:
     """What a run left.
 
     Attributes:
-      folder: the last stage's; its kept/*.parquet are the rows.
+      folders: of all stages, in order; the last one's kept/*.parquet are the rows.
       counts: of each stage, summed: {"01-read": {"kept": ..., "rejected": ..., "counted": ...}}.
       seconds: of work, of each stage: (seconds, MB that came in); what was finished before is not in.
       sources: the source of each partition.
     """
 
-    folder: StageFolder
+    folders: list[StageFolder]
     partitions: int
     counts: dict[str, dict]
     seconds: dict[str, list[float]]
     sources: list[str]
+
+    @property
+    def folder(self) -> StageFolder:
+        return self.folders[-1]
 
 
 def run(sources: Sequence[str], steps: Sequence[Read | Stage | Shuffle], root: str, *,
@@ -177,11 +184,11 @@ def run(sources: Sequence[str], steps: Sequence[Read | Stage | Shuffle], root: s
     """
     folder = pathlib.Path(root)
     partitions, record = plan_partitions(sources, partition_mb=partition_mb)
+    chains = list(_chains(steps, root))
     with open_alone(folder / "plan.lock", folder):
         _begin(folder, record, steps, partition_mb)
         tasks = list(enumerate(partitions))
         seconds: dict[str, list[float]] = {}
-        chains = list(_chains(steps, root))
         for chain in chains:
             if chain.first > 1:
                 _find_duplicates(chain, len(tasks), seconds, workers)
@@ -197,19 +204,19 @@ def run(sources: Sequence[str], steps: Sequence[Read | Stage | Shuffle], root: s
         at = [each for chain in chains for each in chain.folders()]
         counts = {each.path.name: each.total(len(tasks)) for each in at}
         write_json(folder / "counts.json", counts)
-    return Result(at[-1], len(tasks), counts, seconds,
+    return Result(at, len(tasks), counts, seconds,
                   [partition[0].source for partition in partitions])
 
 
 def _begin(folder: pathlib.Path, sources: dict, steps, partition_mb: float) -> None:
-    names = [step.name for step in steps]
-    if len(set(names)) < len(names) or not isinstance(steps[0], Read):
-        raise ConfigError(f"a plan begins with read and names each stage once, not "
-                          f"{', '.join(names)}.", "the list of stages", "mend the list.")
+    if not isinstance(steps[0], Read):
+        raise ConfigError(f"a plan begins with read, not {steps[0].name}.", "the list of stages",
+                          "mend the list.")
     wanted = {f"source {name}": value for name, value in sources.items()}
     wanted |= {f"stage {number:02}-{step.name}": dataclasses.asdict(step)
                for number, step in enumerate(steps, 1)}
-    wanted = json.loads(json.dumps(wanted | {"partition_mb": partition_mb}))
+    wanted = json.loads(json.dumps(wanted | {"partition_mb": partition_mb,
+                                             "versions": _versions()}))
     path = folder / "plan.json"
     if path.exists():
         check_same(json.loads(path.read_text(encoding="utf-8")), wanted, folder, path)
@@ -227,18 +234,35 @@ def _chains(steps, root: str) -> Iterator[Chain]:
                     steps[end] if end < len(steps) else None)
 
 
+def _versions() -> dict[str, str | None]:
+    """Of what decides about bytes."""
+    found = {}
+    for name in ("daft", "pyarrow", "trafilatura", "resiliparse", "py3langid"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
 def index_files(step: Shuffle) -> list[pathlib.Path]:
     """The keys of earlier runs.
 
     Raises:
       DataError: there are none in a folder that was named.
+      ConfigError: they were made with other settings.
     """
     files = []
-    for folder in step.index:
-        found = sorted((pathlib.Path(folder) / "keys").glob("*.parquet"))
-        if not found:
-            raise DataError("there are no keys of earlier documents here.", folder,
+    for folder in map(pathlib.Path, step.index):
+        found = sorted((folder / "keys").glob("*.parquet"))
+        plan = folder.parent / "plan.json"
+        if not found or not plan.exists():
+            raise DataError("there are no keys of earlier documents here.", str(folder),
                             f"name the {step.name} folder of an earlier run.")
+        made = json.loads(plan.read_text(encoding="utf-8"))
+        wanted = json.loads(json.dumps(dataclasses.asdict(step))) | {"index": []}
+        check_same({"engine": made["versions"]["daft"]} | made[f"stage {folder.name}"] | {"index": []},
+                   {"engine": _versions()["daft"]} | wanted, folder, plan)
         files += found
     return files
 
@@ -252,13 +276,13 @@ def _find_duplicates(chain: Chain, partitions: int, seconds: dict, workers: int)
     todo = [(i, begin, end) for i, (begin, end) in enumerate(zip(edges, edges[1:]))
             if not (output / f"{i:05}.parquet").exists()]
     for _, spent in engine.run_tasks(BucketTask(step, files, str(output)), todo, workers=workers):
-        _add(seconds, {step.name: [spent, 0.0]})
+        _add(seconds, {folder.name: [spent, 0.0]})
     if step.linked and not (folder / "removed" / "00000.parquet").exists():
         started = time.perf_counter()
         removed = components.removed([output / f"{i:05}.parquet" for i in range(len(edges) - 1)],
                                      len(chain.index) << 32)
         shuffle.write_removed(folder / "removed" / "00000.parquet", removed)
-        _add(seconds, {step.name: [time.perf_counter() - started, 0.0]})
+        _add(seconds, {folder.name: [time.perf_counter() - started, 0.0]})
 
 
 def _add(seconds: dict[str, list[float]], more: dict[str, list[float]]) -> None:

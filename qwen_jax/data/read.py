@@ -218,6 +218,8 @@ class _Reader:
         if not isinstance(text, str):
             has = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
             return _rejected(place, "no_text_field", has[:200])
+        if not text.strip():
+            return _rejected(place, "no_text", len(text))
         columns = {}
         for ours, names in _OWN.items():
             for name in names:

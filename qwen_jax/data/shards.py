@@ -168,10 +168,12 @@ class Split:
         train = [("train", number) for number in range(self.num_shards)]
         return train + [("eval", 0)] * (self.eval_fraction > 0)
 
-    def place(self, document: Document) -> tuple[int, bytes]:
+    def place(self, document: Document, copy: int = 0) -> tuple[int, bytes]:
         """(which of `files`, what it is sorted by there)."""
         key = _hash(document.text, self.seed)
         group = key if document.group is None else _hash(document.group, self.seed)
+        if copy:
+            key = _hash(f"{copy} {key.hex()}", self.seed)
         if int.from_bytes(group[:8], "little") / 2**64 < self.eval_fraction:
             return self.num_shards, key[16:] + key[:16]
         return int.from_bytes(key[8:16], "little") % self.num_shards, key[16:] + key[:16]
@@ -182,6 +184,7 @@ _PART = np.dtype([("file", "<u4"), ("key", "S24"), ("tokens", "<i8"), ("bytes", 
 
 def scatter(documents: Iterable[Document], path: str | os.PathLike, tokenizer: Tokenizer, *,
             split: Split, threads: int | None = None,
+            copies: Callable[[Document], int] = lambda document: 1,
             progress: Callable[[int, int], None] = lambda documents, tokens: None) -> int:
     """Encodes documents into a part: PATH.bin, their tokens by shard, and PATH.npy, what is where.
     Returns the number of tokens.
@@ -190,6 +193,7 @@ def scatter(documents: Iterable[Document], path: str | os.PathLike, tokenizer: T
 
     Args:
       threads: of the tokenizer; None: its own choice.
+      copies: how often a document comes in train, each time elsewhere.
       progress: told (documents, tokens) after every batch.
     """
     path, dtype = pathlib.Path(path), dtype_of(tokenizer)
@@ -199,11 +203,15 @@ def scatter(documents: Iterable[Document], path: str | os.PathLike, tokenizer: T
     for batch in _batches(documents):
         encode = tokenizer.encode_batch([d.text for d in batch], **limited)
         for document, ids in zip(batch, encode, strict=True):
-            file, key = split.place(document)
-            encoded.append(np.append(ids, tokenizer.end_of_text).astype(dtype))
-            entries.append((file, key, len(encoded[-1]),
-                            len(document.text.encode("utf-8", "replace"))))
-            tokens += len(encoded[-1])
+            ids = np.append(ids, tokenizer.end_of_text).astype(dtype)
+            size = len(document.text.encode("utf-8", "replace"))
+            for copy in range(copies(document)):
+                file, key = split.place(document, copy)
+                if copy and file == split.num_shards:
+                    break  # held out once
+                encoded.append(ids)
+                entries.append((file, key, len(ids), size))
+                tokens += len(ids)
         progress(len(entries), tokens)
     # Not by numpy: its S24 ends at the last byte that is not zero.
     order = sorted(range(len(entries)), key=lambda i: entries[i][:2])

@@ -14,20 +14,44 @@ from tqdm import tqdm
 
 from qwen_jax.data import engine, shards
 from qwen_jax.data.json_rows import write_json
+from qwen_jax.data.mixture import Mixture
 from qwen_jax.data.pipeline import Result
 from qwen_jax.data.shards import Split
 from qwen_jax.data.sources import Document
 from qwen_jax.data.stage_files import StageFolder, read_batches
+from qwen_jax.errors import DataError
 from qwen_jax.tokenizer.bpe import Tokenizer
-
-_COLUMNS = ["id", "text", "group"]
-
 
 def documents(folder: StageFolder, number: int) -> Iterator[Document]:
     """The kept rows of a partition."""
-    for table in read_batches(folder.kept(number), _COLUMNS):
+    for table in read_batches(folder.kept(number), ["id", "text", "group"]):
         for row in table.to_pylist():
             yield Document(row["id"], row["text"], row["group"])
+
+
+def sizes(result: Result, tokenizer_path: str, sample: int = 1 << 20
+          ) -> dict[tuple[str, str | None], tuple[int, int]]:
+    """(source, language) -> (documents, tokens) of what was kept, for mixture.plan.
+
+    Args:
+      sample: characters of each that are encoded, to tell its bytes per token.
+    """
+    tokenizer = _tokenizer(tokenizer_path)
+    found: dict[tuple[str, str | None], list[int]] = {}
+    for number in range(result.partitions):
+        for table in read_batches(result.folder.kept(number), ["source", "language", "text"]):
+            rows = zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
+            for source, language, text in rows:
+                part = found.setdefault((source, language), [0, 0, 0, 0])
+                size = len(text.encode("utf-8", "replace"))
+                part[0] += 1
+                part[1] += size
+                if part[2] < sample:
+                    part[2] += size
+                    part[3] += len(tokenizer.encode_batch([text])[0]) + 1
+    return {part: (documents, round(size * tokens / max(1, sampled)))
+            for part, (documents, size, sampled, tokens) in sorted(
+                found.items(), key=lambda item: (item[0][0], item[0][1] or ""))}
 
 
 def texts(result: Result, megabytes: float) -> Iterator[str]:
@@ -58,12 +82,19 @@ class _Encode:
     parts: str
     splits: dict[str, Split]
     threads: int | None  # in one worker
+    mixture: Mixture
 
     def __call__(self, task: tuple[int, str]) -> int:
         number, source = task
-        return shards.scatter(documents(self.folder, number), _part(self.parts, number),
-                              _tokenizer(self.tokenizer), split=self.splits[source],
-                              threads=self.threads)
+        languages: dict[str, str | None] = {}
+        if self.mixture.weights:
+            for table in read_batches(self.folder.kept(number), ["id", "language"]):
+                languages |= zip(table["id"].to_pylist(), table["language"].to_pylist())
+        seed = self.splits[source].seed
+        return shards.scatter(
+            documents(self.folder, number), _part(self.parts, number), _tokenizer(self.tokenizer),
+            split=self.splits[source], threads=self.threads, copies=lambda document:
+            self.mixture.copies(document.name, source, languages.get(document.name), seed=seed))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,23 +120,31 @@ def _part(parts: str, number: int) -> pathlib.Path:
 
 
 def tokenise(result: Result, output: str, tokenizer_path: str, *, split: Split,
-             shard_tokens: float, workers: int, say: Callable[[str], None]) -> dict[str, list]:
+             shard_tokens: float, workers: int, mixture: Mixture = Mixture(), say: Callable[[str], None]) -> dict[str, list]:
     """Writes OUTPUT/SOURCE/train and, where a document of the source is held out, OUTPUT/SOURCE/eval.
 
     Args:
       split: num_shards is chosen for each source.
       shard_tokens: of one shard, about.
+      mixture: how often documents come.
       say: told a line per source.
 
     Returns:
       {source: the manifest's entries}.
 
     Raises:
-      DataError: a source has no documents left.
+      DataError: no source has documents left.
     """
     folder, parts = pathlib.Path(output), f"{output}.parts"
     of = {name: [i for i, each in enumerate(result.sources) if each == name]
           for name in dict.fromkeys(result.sources)}
+    for name, numbers in list(of.items()):
+        if not any(result.folder.counts(i)["kept"]["documents"] for i in numbers):
+            say(f"{name}: nothing is left of it, see counts.json; it has no shards")
+            del of[name]
+    if not of:
+        raise DataError("nothing is left of any source.", str(result.folder.path.parent),
+                        "counts.json says which rules rejected it; review.html shows examples.")
     tokenizer = _tokenizer(tokenizer_path)
     if folder.exists() and not pathlib.Path(parts).exists():
         return {}
@@ -116,10 +155,10 @@ def tokenise(result: Result, output: str, tokenizer_path: str, *, split: Split,
             split, num_shards=max(1, round(size / 4 / shard_tokens)))  # some 4 bytes a token
     pathlib.Path(parts).mkdir(parents=True, exist_ok=True)
     tasks = [(i, name) for i, name in enumerate(result.sources)
-             if not _part(parts, i).with_suffix(".npy").exists()]
-    with tqdm(total=len(result.sources), initial=len(result.sources) - len(tasks),
-              desc="tokenise", unit=" partitions", disable=not tasks) as bar:
-        encode = _Encode(result.folder, tokenizer_path, parts, splits, 1 if workers > 1 else None)
+             if name in of and not _part(parts, i).with_suffix(".npy").exists()]
+    with tqdm(total=len(tasks), desc="tokenise", unit=" partitions", disable=not tasks) as bar:
+        encode = _Encode(result.folder, tokenizer_path, parts, splits, 1 if workers > 1 else None,
+                         mixture)
         for _ in engine.run_tasks(encode, tasks, workers=workers):
             bar.update()
     tasks = [(name, i) for name in of for i in range(len(splits[name].files()))]

@@ -14,7 +14,14 @@ from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.export.run_folder import run_config
 from qwen_jax.model import spec
 from qwen_jax.report.plots import draw_plots
-from qwen_jax.report.records import LABELS, Curves, numbers, read_json, read_jsonl
+from qwen_jax.report.records import (
+    LABELS,
+    Curves,
+    numbers,
+    read_json,
+    read_jsonl,
+    where_time_went,
+)
 from qwen_jax.train.metrics import format_seconds
 
 
@@ -80,6 +87,8 @@ def write_report(run_dir: str | os.PathLike) -> pathlib.Path:
             "gradient_norm", "Norm of the gradient before clipping, and its running median."))),
         ("Speed", _row(picture("throughput", "Tokens per second, without evaluation and saving."),
                        picture("data_wait", "Time a step waited for its batch."))),
+        ("Where the time went", _where_time_went(where_time_went(steps, events))
+         + _hosts(curves)),
         ("Compression", picture("compression", "Text that a token holds: more is better.")
          + _any_table(files["compression"])),
         ("Export", _any_table(files["export"])),
@@ -184,6 +193,36 @@ def _samples(samples) -> str:
                      f'<p class="note">{_text(settings)}</p>')
     return ("<p>What was given is bold; the rest is the model's.</p>" + "".join(parts)
             if parts else "")
+
+
+_KINDS = {
+    "train": "training", "wait": "waiting for batches", "compile": "compiling",
+    "restore": "restoring a checkpoint, or making the first state",
+    "save": "standing still for a save", "evaluate": "evaluating on held-out text",
+    "redo": "steps undone by going back from a spike",
+    "other": "starting, and what is not measured",
+    "down": "down between two lives, and steps done again"}
+
+
+def _where_time_went(seconds: dict[str, float]) -> str:
+    """Goodput over all lives: the share of the time that steps took which were kept."""
+    total = sum(seconds.values())
+    if not total:
+        return ""
+    rows = [[_KINDS.get(kind, kind), format_seconds(value), f"{100 * value / total:.1f} %"]
+            for kind, value in sorted(seconds.items(), key=lambda item: -item[1]) if value > 0]
+    return (f"<p>Goodput {100 * seconds['train'] / total:.1f} %: the share of training in all of "
+            "the time since the first start.</p>" + _table(["", "time", "share"], rows))
+
+
+def _hosts(curves: Curves) -> str:
+    """Each host's own time a step: the one that stands out is waited for by all."""
+    names = curves.named("host/", "/own_seconds")
+    if len(names) < 2:
+        return ""
+    rows = [[name, f"{1e3 * curves.median(f'host/{name}/own_seconds'):.1f}"]
+            for name in sorted(names, key=int)]
+    return _table(["process", "own time a step (ms, median)"], rows)
 
 
 def _configuration(config) -> str:

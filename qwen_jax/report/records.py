@@ -2,7 +2,8 @@
 
     metrics.jsonl     {"step": 10, "time": 1.7e9, "train/loss": 3.1, "eval/NAME/loss": 2.9, ...} a
                       line (train/metrics.py): train/{loss,grad_norm,learning_rate,tokens},
-                      perf/{tokens_per_second,mfu_a,mfu_b,data_wait_seconds},
+                      perf/{tokens_per_second,mfu_a,mfu_b,data_wait_seconds,goodput},
+                      time/KIND (seconds of this life), host/PROCESS/own_seconds (a step),
                       eval/NAME/{loss,perplexity,bits_per_byte,accuracy}, rollout/{reward,kl,...}
     events.jsonl      {"time": 1.7e9, "event": "resume", ...anything} a line (train/metrics.py)
     config.json       {"model": {...}, "train": {...}, ..., "run_dir": "..."}
@@ -62,10 +63,14 @@ class Curves:
 
     def eval_names(self, metric: str = "loss") -> list[str]:
         """<name> of eval/<name>/<metric>, in the order of their first appearance."""
+        return self.named("eval/", f"/{metric}")
+
+    def named(self, prefix: str, suffix: str) -> list[str]:
+        """What stands between `prefix` and `suffix` in the names, in the order of appearance."""
         return list(dict.fromkeys(
-            key[len("eval/"):-len(f"/{metric}")] for step in sorted(self._steps)
+            key[len(prefix):-len(suffix)] for step in sorted(self._steps)
             for key in self._steps[step]
-            if key.startswith("eval/") and key.endswith(f"/{metric}")))
+            if key.startswith(prefix) and key.endswith(suffix)))
 
     def wall_seconds(self, events: list[dict]) -> float | None:
         """From start to last record, without the time between an interruption and the resume."""
@@ -76,6 +81,30 @@ class Curves:
         marks = sorted([(t, "record") for t in times] + [(t, "begin") for t in begins])
         return sum(after - before for (before, _), (after, kind) in zip(marks, marks[1:])
                    if kind == "record")
+
+
+def where_time_went(records: list[dict], events: list[dict]) -> dict[str, float]:
+    """Seconds by kind over all lives of a run (train/goodput.py), and `down`: from a life's last
+    record to the next life, with the steps that were lost and done again."""
+    begins = sorted(event["time"] for event in events
+                    if event.get("event") in ("start", "resume") and "time" in event)
+    found: dict[str, float] = {}
+    before = None
+    for begin, end in zip(begins, [*begins[1:], math.inf]):
+        life = [record for record in records if "time/train" in record
+                and begin <= record.get("time", -1.0) < end]
+        if not life:
+            continue
+        last = life[-1]
+        spent = {name[len("time/"):]: value for name, value in last.items()
+                 if name.startswith("time/")}
+        if before is not None:
+            found["down"] = found.get("down", 0.0) + max(
+                last["time"] - sum(spent.values()) - before, 0.0)
+        before = last["time"]
+        for kind, seconds in spent.items():
+            found[kind] = found.get(kind, 0.0) + seconds
+    return found
 
 
 def numbers(evaluation, key: str) -> dict[str, float]:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from qwen_jax.errors import TrainingError
+from qwen_jax.train.signals import StopRequest
 from qwen_jax.types import TrainState
 
 
@@ -35,6 +36,7 @@ class StepReport:
     metrics: dict[str, float]
     seconds: float | None  # since the step before, hooks excluded; None: compiled or first
     data_wait_seconds: float
+    device_wait_seconds: float = 0.0  # that the host waited for the device to finish the step
 
 
 class Stopped(Exception):
@@ -65,7 +67,8 @@ def fit(
     Raises:
       TrainingError: a loss or gradient that is not finite, or what next_batch raises. The state is
         that of the last good step (train/step.py sees to it); hooks with at_stop have seen it.
-      Stopped: SIGTERM or SIGINT came; the step in progress was finished, the same hooks were run.
+      Stopped: SIGTERM or SIGINT came, to any process; all finished the same step and ran the same
+        hooks.
     """
     pending: tuple[int, dict, float] | None = None
     clock = _Clock()
@@ -77,9 +80,10 @@ def fit(
             return
         step, metrics, wait = pending
         pending = None
+        asked = time.perf_counter()
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        seconds = clock.lap()
-        report(StepReport(step, values, seconds, wait))
+        blocked = time.perf_counter() - asked
+        report(StepReport(step, values, clock.lap(), wait, blocked))
         if not all(map(math.isfinite, values.values())):
             good = -1 - int(state.step)
             state = state.replace(step=jax.device_put(jnp.int32(good), state.step.sharding))
@@ -93,7 +97,7 @@ def fit(
                 "optimizer.peak_learning_rate, or clip harder. weight_sum 0 means that the "
                 "loss mask hides every token of the batch.")
 
-    with _catch_signals() as caught:
+    with StopRequest() as request:
         for step in range(start_step, num_steps):
             started = time.perf_counter()
             try:
@@ -101,7 +105,7 @@ def fit(
             except TrainingError:  # such as a reward function's: what was trained is kept
                 settle(state)
                 for hook in hooks:
-                    if hook.at_stop:
+                    if hook.at_stop and jax.process_count() == 1:  # the others know of no error
                         hook.act(step, state)
                 raise
             wait = time.perf_counter() - started
@@ -110,7 +114,7 @@ def fit(
             state = new_state
             pending = (step + 1, metrics, wait)
             done, last = step + 1, step + 1 == num_steps
-            stop = bool(caught) and not last
+            stop = None if last else request.at(done)
             due = [hook for hook in hooks
                    if (hook.at_stop if stop else last or done % hook.every == 0)]
             if due:
@@ -119,7 +123,7 @@ def fit(
                     for hook in due:
                         hook.act(done, state)
             if stop:
-                raise Stopped(done, caught[0])
+                raise Stopped(done, stop)
         settle(state)
     return state
 
@@ -142,29 +146,3 @@ class _Clock:
         yield
         if self._last is not None:
             self._last += time.perf_counter() - started
-
-
-@contextlib.contextmanager
-def _catch_signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT; a second one is not caught, for a person in a hurry."""
-    caught: list[int] = []
-    previous = {}
-
-    def handler(number, frame):
-        del frame
-        caught.append(number)
-        restore()
-
-    def restore():
-        for number, old in previous.items():
-            signal.signal(number, old)
-
-    try:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            previous[number] = signal.signal(number, handler)
-    except ValueError:  # not the main thread: signals are somebody else's business
-        pass
-    try:
-        yield caught
-    finally:
-        restore()

@@ -8,7 +8,6 @@ import time
 
 import jax
 import jax.numpy as jnp
-from absl import logging
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.model import spec
@@ -109,27 +108,6 @@ class NoLog:
         pass
 
 
-class SpikeWatch:
-    """Names a loss that leaps out of its recent range."""
-
-    def __init__(self, *, window: int = 64, deviations: float = 6.0):
-        self._recent: list[float] = []
-        self._window, self._deviations = window, deviations
-
-    def see(self, loss: float) -> str | None:
-        """A sentence when `loss` is a spike, else None."""
-        recent = self._recent
-        message = None
-        if len(recent) >= 16:
-            mean = sum(recent) / len(recent)
-            spread = math.sqrt(sum((x - mean) ** 2 for x in recent) / len(recent))
-            if loss > mean + self._deviations * max(spread, 0.01 * abs(mean)):
-                message = f"loss {loss:.4f} leaps out of {mean:.4f} +- {spread:.4f}"
-        recent.append(loss)
-        del recent[:-self._window]
-        return message
-
-
 def format_line(step: int, num_steps: int, values: dict[str, float], eta_seconds: float) -> str:
     """The one line of a step."""
     parts = [f"step {step}/{num_steps}", f"loss {values['train/loss']:.4f}",
@@ -141,7 +119,7 @@ def format_line(step: int, num_steps: int, values: dict[str, float], eta_seconds
                   f"MFU {values['perf/mfu_a']:.1%} (A) {values['perf/mfu_b']:.1%} (B)"]
     if "perf/data_wait_seconds" in values:
         parts += [f"wait {values['perf/data_wait_seconds'] * 1e3:.1f} ms",
-                  f"ETA {format_seconds(eta_seconds)}"]
+                  f"goodput {values['perf/goodput']:.0%}", f"ETA {format_seconds(eta_seconds)}"]
     return "  ".join(parts)
 
 
@@ -155,12 +133,3 @@ def format_seconds(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60}m{seconds % 60:02d}s"
     return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
-
-
-def log_event(folder: pathlib.Path, event: str, **details) -> None:
-    """Appends to events.jsonl, the story of the run: starts, resumes, saves, spikes, stops."""
-    if jax.process_index() == 0:
-        record = {"time": round(time.time(), 3), "event": event, **details}
-        with open(folder / "events.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
-    logging.info("%s %s", event, details or "")

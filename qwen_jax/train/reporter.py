@@ -8,24 +8,34 @@ from pathlib import Path
 import jax
 
 from qwen_jax.config import ModelConfig, TrainConfig
+from qwen_jax.train import recheck
+from qwen_jax.train.events import Events
+from qwen_jax.train.goodput import Goodput
+from qwen_jax.train.host_times import HostTimes
 from qwen_jax.train.loop import StepReport
 from qwen_jax.train.metrics import (
     MetricsLog,
     NoLog,
-    SpikeWatch,
     flops_per_token,
     format_line,
-    log_event,
 )
+from qwen_jax.train.spikes import LossSpike, SpikeWatch
 
 
 class Reporter:
-    """Called with every StepReport; one line, one record and a watch on spikes every log_every."""
+    """Called with every StepReport: one line and one record every log_every, a watch on spikes, on
+    corruption and on slow hosts.
+
+    Raises:
+      LossSpike: where train.on_spike says to go back.
+      SilentCorruption: a step that was computed twice gave two results.
+    """
 
     def __init__(self, folder: Path, model: ModelConfig, train: TrainConfig, *,
                  schedule: Callable[[int], jax.Array], total_peak_flops: float,
                  adapters: int | None = None,
-                 resume_step: int | None, emit: Callable[[str], None]):
+                 resume_step: int | None, events: Events, goodput: Goodput,
+                 emit: Callable[[str], None]):
         """
         Args:
           schedule: learning rate by step.
@@ -33,14 +43,15 @@ class Reporter:
           adapters: parameters that are trained beside frozen weights; None: the weights are.
           emit: prints a line; called in process 0 alone.
         """
-        self._folder, self._train, self._emit = folder, train, emit
+        self._events, self._train, self._emit = events, train, emit
+        self.goodput, self.spikes = goodput, SpikeWatch()
+        self._hosts = HostTimes()
         self._schedule, self._host = schedule, _host_device()
         self._writes = jax.process_index() == 0
         self.log = MetricsLog(folder, resume_step=resume_step) if self._writes else NoLog()
         self._tokens_per_step = train.batch_size * model.context_length
         flops_a, flops_b = flops_per_token(model, adapters=adapters)
         self._mfu_a, self._mfu_b = flops_a / total_peak_flops, flops_b / total_peak_flops
-        self._spikes = SpikeWatch()
         self._seconds: list[float] = []
         self._waits: list[float] = []
         self._started = time.perf_counter()
@@ -50,10 +61,16 @@ class Reporter:
         if report.seconds is not None:
             self._seconds.append(report.seconds)
             self._waits.append(report.data_wait_seconds)
-        spike = self._spikes.see(report.metrics["train/loss"])
+            self._hosts.add(report.seconds, report.device_wait_seconds)
+            self.goodput.add("train", max(report.seconds - report.data_wait_seconds, 0.0))
+            self.goodput.add("wait", report.data_wait_seconds)
+        recheck.check(report.step, report.metrics)
+        spike = self.spikes.see(report.metrics["train/loss"])
         if spike is not None:
-            log_event(self._folder, "loss_spike", step=report.step, message=spike)
-            self._say(f"step {report.step}: {spike}")
+            self._events.tell("spike", step=report.step, message=spike)
+            self.emit(f"step {report.step}: {spike}")
+            if self._train.on_spike == "skip":
+                raise LossSpike(report.step, spike)
         bad = not all(map(math.isfinite, report.metrics.values()))
         if not (self._first or bad or report.step % self._train.log_every == 0
                 or report.step == self._train.num_steps):
@@ -76,14 +93,21 @@ class Reporter:
             eta = (self._train.num_steps - report.step) * mean
             self._seconds.clear()
             self._waits.clear()
+        values |= self.goodput.record()
+        times = self._hosts.exchange()
+        values |= {f"host/{process}/own_seconds": seconds for process, seconds in times.items()}
+        if slow := self._hosts.slow(times):
+            self._events.tell("slow_host", step=report.step, message=slow)
+            self.emit(f"step {report.step}: {slow}")
         self.log.write(report.step, values)
         line = format_line(report.step, self._train.num_steps, values, eta)
         if self._first:
             line += f"  (first loss after {time.perf_counter() - self._started:.1f} s)"
         self._first = False
-        self._say(line)
+        self.emit(line)
 
-    def _say(self, line: str) -> None:
+    def emit(self, line: str) -> None:
+        """Shows a line, in process 0."""
         if self._writes:
             self._emit(line)
 

@@ -14,21 +14,27 @@ from typing import Any, Protocol
 import jax
 from jax.sharding import Mesh
 
+from qwen_jax import faults
 from qwen_jax.checkpoint import Checkpointer
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from qwen_jax.data.json_rows import write_json
-from qwen_jax.errors import TrainingError
+from qwen_jax.errors import ConfigError, QwenJaxError, TrainingError
 from qwen_jax.kernels import gate
 from qwen_jax.model.attention import implementation_for
 from qwen_jax.model.spec import count
-from qwen_jax.parallel import host_memory
+from qwen_jax.parallel import host_memory, hosts
 from qwen_jax.parallel.compiler_options import compiler_options
 from qwen_jax.parallel.rules import use_layout
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train import memory, metrics, run_folder
+from qwen_jax.train.events import Events
+from qwen_jax.train.goodput import Goodput
 from qwen_jax.train.loop import Hook, Stopped, fit
 from qwen_jax.train.optimizer import make_schedule
+from qwen_jax.train.recheck import rechecked
 from qwen_jax.train.reporter import Reporter
+from qwen_jax.train.spikes import LossSpike, SpikeWatch
+from qwen_jax.train.trace import traced
 
 
 class RunConfig(Protocol):
@@ -77,6 +83,7 @@ def run(config: RunConfig, job: Job, *, emit: Callable[[str], None] = print):
       Stopped: a signal ended it early; its checkpoint is on disk.
     """
     train, mesh = config.train, job.mesh
+    _check_loops(config.model, mesh)
     available = memory.capacity(mesh.local_devices[0], override_gb=train.device_memory_gb)
     memory.check_state(job.state, available=available, frozen=(job.frozen, job.others))
     # Only now: what was refused above leaves no folder behind.
@@ -85,54 +92,130 @@ def run(config: RunConfig, job: Job, *, emit: Callable[[str], None] = print):
         job.tokenizer.save(folder / "tokenizer.tiktoken")
     for name, record in job.records.items() if jax.process_index() == 0 else ():
         write_json(folder / name, record)
+    events = Events(folder)
+    events.begin()
+    try:
+        state = _run(config, job, folder, available, events, emit)
+    except Stopped as reason:
+        events.tell("stop", step=reason.step, reason=str(reason))
+        raise
+    except Exception as error:
+        what = error.what if isinstance(error, QwenJaxError) else str(error)[:500]
+        events.tell("error", kind=type(error).__name__, what=what)
+        raise
+    events.tell("end", step=train.num_steps)
+    return state
+
+
+@dataclasses.dataclass(frozen=True)
+class _Beginning:
+    """Where the loop begins, from a checkpoint or anew."""
+
+    step: int
+    state: Any
+    skipped: int = 0  # batches that were left out so far (train/spikes.py)
+    losses: tuple[float, ...] = ()  # of the last steps
+
+
+def _run(config: RunConfig, job: Job, folder: pathlib.Path, available: int | None, events: Events,
+         emit: Callable[[str], None]):
+    """What `run` does once the folder is there."""
+    train, goodput = config.train, Goodput()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(use_layout(mesh))
-        _check_attention(config.model, mesh, emit)
-        compiled, peak = _compile(config, job, available, emit)
-        checkpoints = Checkpointer(folder / "checkpoints", keep=train.keep_checkpoints)
+        stack.enter_context(use_layout(job.mesh))
+        with goodput.spent_on("compile"):
+            _check_attention(config.model, job.mesh, emit)
+            compiled, peak = _compile(config, job, available, emit)
+        hosts.meet("compiled")
+        checkpoints = Checkpointer(folder / "checkpoints", keep=train.keep_checkpoints,
+                                   tell=events.tell)
         stack.callback(checkpoints.close)
-        state, start_step = _first_state(job, checkpoints, folder, emit)
-        if start_step >= train.num_steps:
-            emit(f"nothing to do: {start_step} of {train.num_steps} steps are done")
-            return state
+        checkpoints.check_space(job.state)
+        with goodput.spent_on("restore"):
+            begin = _begin(job, checkpoints)
+        events.tell("resume" if begin.step else "start", step=begin.step,
+                    processes=jax.process_count(), devices=job.mesh.devices.size,
+                    mesh=dict(job.mesh.shape))
+        if begin.step:
+            emit(f"resuming after step {begin.step}")
+        if begin.step >= train.num_steps:
+            emit(f"nothing to do: {begin.step} of {train.num_steps} steps are done")
+            return begin.state
         reporter = Reporter(
-            folder, config.model, train, total_peak_flops=peak, emit=emit,
-            adapters=None if job.frozen is None else sum(
+            folder, config.model, train, total_peak_flops=peak, emit=emit, events=events,
+            goodput=goodput, adapters=None if job.frozen is None else sum(
                 leaf.size for leaf in jax.tree.leaves(job.state.params)),
-            schedule=make_schedule(config.optimizer, train.num_steps), resume_step=start_step)
+            schedule=make_schedule(config.optimizer, train.num_steps), resume_step=begin.step)
         stack.callback(reporter.log.close)
-
-        def save(done: int, state) -> None:
-            checkpoints.save(done, state, {"seed": train.seed})
-            metrics.log_event(folder, "save", step=done)
-
-        hooks = [Hook(train.save_every or train.num_steps, save, at_stop=True)]
-        if job.evaluate is not None:
-            hooks.append(Hook(train.eval_every or train.num_steps, lambda done, state:
-                              reporter.log.write(done, job.evaluate(done, state))))
-        next_batch = stack.enter_context(job.batches(start_step))
-        try:
-            state = fit(state, next_batch, compiled, start_step=start_step,
-                        num_steps=train.num_steps, report=reporter, hooks=tuple(hooks))
-        except (Stopped, TrainingError) as reason:
-            metrics.log_event(folder, "stop", reason=str(reason))
-            raise
+        planned = faults.planned()
+        for skips in range(_MOST_SKIPS + 1):
+            reporter.spikes = SpikeWatch(begin.losses)
+            try:
+                state = _fit(config, job, begin, compiled, checkpoints, reporter, planned, folder)
+                break
+            except LossSpike as spike:
+                if skips == _MOST_SKIPS:
+                    raise TrainingError(
+                        f"the loss leaps after {skips} times of going back: {spike.message}.",
+                        f"step {spike.step}", "lower optimizer.peak_learning_rate, or look at the "
+                        "data.") from spike
+                begin = _go_back(spike, job, checkpoints, goodput, events, emit)
         checkpoints.wait()
-        metrics.log_event(folder, "end", step=train.num_steps)
         return state
 
 
-def _first_state(job: Job, checkpoints: Checkpointer, folder: pathlib.Path, emit):
-    """The newest good checkpoint's state and step, or a fresh one and 0."""
-    checkpoints.check_space(job.state)
+_MOST_SKIPS = 10
+
+
+def _begin(job: Job, checkpoints: Checkpointer) -> _Beginning:
+    """The newest good checkpoint, or a fresh state."""
     restored = checkpoints.restore(job.state)
     if restored is None:
-        metrics.log_event(folder, "start", devices=job.mesh.devices.size)
-        return job.make_state(), 0
-    step, state, _ = restored
-    metrics.log_event(folder, "resume", step=step)
-    emit(f"resuming after step {step}")
-    return state, step
+        return _Beginning(0, job.make_state())
+    step, state, meta = restored
+    return _Beginning(step, state, meta.get("skipped", 0), tuple(meta.get("losses", ())))
+
+
+def _go_back(spike: LossSpike, job: Job, checkpoints: Checkpointer, goodput: Goodput,
+             events: Events, emit: Callable[[str], None]) -> _Beginning:
+    """The newest checkpoint before the spike, to go on behind the batch that made it."""
+    goodput.undo()
+    with goodput.spent_on("restore"):
+        begin = _begin(job, checkpoints)
+    count = spike.step - begin.step
+    first = begin.step + begin.skipped + 1
+    events.tell("skipped", spike=spike.step, back_to=begin.step, first_batch=first,
+                last_batch=first + count - 1)
+    emit(f"{spike}: back to step {begin.step}; batches {first} to {first + count - 1} are left out")
+    return dataclasses.replace(begin, skipped=begin.skipped + count)
+
+
+def _fit(config: RunConfig, job: Job, begin: _Beginning, compiled, checkpoints: Checkpointer,
+         reporter: Reporter, planned: list, folder: pathlib.Path):
+    """The loop with its hooks."""
+    train, goodput = config.train, reporter.goodput
+
+    def save(done: int, state) -> None:
+        with goodput.spent_on("save"):
+            checkpoints.save(done, state, {"seed": train.seed, "skipped": begin.skipped,
+                                           "losses": reporter.spikes.recent})
+        goodput.mark()
+
+    def evaluate(done: int, state) -> None:
+        with goodput.spent_on("evaluate"):
+            reporter.log.write(done, job.evaluate(done, state))
+
+    hooks = [Hook(train.save_every or train.num_steps, save, at_stop=True)]
+    if job.evaluate is not None:
+        hooks.append(Hook(train.eval_every or train.num_steps, evaluate))
+    step = faults.in_step(compiled, planned)
+    step = rechecked(step, train.recheck_every, start_step=begin.step)
+    with job.batches(begin.step + begin.skipped) as read, traced(
+            lambda step, state: read(step + begin.skipped, state), train.trace_steps, folder,
+            reporter.emit) as next_batch:
+        return fit(begin.state, faults.before_steps(next_batch, planned), step,
+                   start_step=begin.step, num_steps=train.num_steps, report=reporter,
+                   hooks=tuple(hooks))
 
 
 def _compile(config: RunConfig, job: Job, available: int | None, emit: Callable[[str], None]):
@@ -156,6 +239,17 @@ def _compile(config: RunConfig, job: Job, available: int | None, emit: Callable[
         emit(hint)
     emit(f"compiled in {time.perf_counter() - started:.1f} s")
     return compiled, peak
+
+
+def _check_loops(model: ModelConfig, mesh: Mesh) -> None:
+    """Where Gloo connects CPUs, a loop of layers would run beside the collectives around it, in
+    another order in each process, and Gloo would mix up what they send."""
+    if (mesh.devices.flat[0].platform == "cpu" and hosts.joined() and mesh.devices.size > 1
+            and model.unroll_layers < model.num_layers):
+        raise ConfigError(
+            f"launched processes on CPUs cannot loop over {model.num_layers} layers, "
+            f"{model.unroll_layers} at a time.", "model.unroll_layers",
+            f"use --model.unroll_layers={model.num_layers}.")
 
 
 def _check_attention(model: ModelConfig, mesh: Mesh, emit: Callable[[str], None]) -> None:

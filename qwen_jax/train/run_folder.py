@@ -15,7 +15,8 @@ from qwen_jax.errors import ConfigError, TrainingError
 
 # Settings that say how a run is watched, not what it computes: they may change on resume.
 MAY_CHANGE = ("train.log_every", "train.eval_every", "train.eval_batches", "train.save_every",
-              "train.keep_checkpoints", "train.device_memory_gb", "mesh.", "run_dir")
+              "train.keep_checkpoints", "train.device_memory_gb", "train.on_spike",
+              "train.recheck_every", "train.trace_steps", "mesh.", "run_dir")
 
 
 def flatten(config, prefix: str = "") -> dict[str, object]:

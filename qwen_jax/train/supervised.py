@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.model import spec
+from qwen_jax.parallel.host_rows import put_rows, rows_here
 from qwen_jax.parallel.mesh import check_batch, make_mesh
 from qwen_jax.parallel.rules import DEFAULT_RULES
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -77,9 +78,10 @@ def train(
     axes = ("batch", "length") if isinstance(batch, Batch) else ("batch",)
     sharding = NamedSharding(mesh, DEFAULT_RULES.partition_spec(axes))
 
+    rows = rows_here(mesh, config.train.batch_size)
+
     def put(batch):
-        return jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+        return put_rows(batch, rows, config.train.batch_size, sharding)
 
     @contextlib.contextmanager
     def placed(start_step: int):

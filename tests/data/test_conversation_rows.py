@@ -116,13 +116,13 @@ def test_packing_holds_every_example_once_and_wastes_little():
 def test_batches_depend_on_the_seed_and_the_step_alone(tokenizer):
     rows = PackedRows(random_examples(tokenizer), context_length=256, packed=False)
 
-    def make(shard=(0, 1), seed=0):
-        return Batches(rows, batch_size=4, seed=seed, collate=stack_trees, shard=shard)
+    def make(rows_here=None, seed=0):
+        return Batches(rows, batch_size=4, seed=seed, collate=stack_trees, rows=rows_here)
 
     with make().iterate(start_step=2) as stream:
         third = next(stream)
     assert np.array_equal(third.tokens, make().batch(2).tokens)
-    halves = [make(shard=(i, 2)).batch(2).tokens for i in range(2)]
+    halves = [make(rows_here=(2 * i, 2 * i + 1)).batch(2).tokens for i in range(2)]
     assert np.array_equal(np.concatenate(halves), third.tokens)
     epoch = np.concatenate([make().batch(step).tokens for step in range(3)])
     assert len({row.tobytes() for row in epoch}) == len({rows[i].tokens.tobytes()

@@ -1,5 +1,6 @@
 """The data plan: nothing lost, nothing twice, the same bytes however it is run."""
 
+import dataclasses
 import gzip
 import json
 import random
@@ -12,6 +13,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 from qwen_jax.data import pipeline, shards
 from qwen_jax.data.exact_dedup import ExactDedup
+from qwen_jax.data.mixture import Mixture
 from qwen_jax.data.read import Read
 from qwen_jax.data.shards import Split
 from qwen_jax.data.sources import Document
@@ -201,6 +203,24 @@ def test_shards_are_those_that_one_process_would_write(tmp_path):
     assert sum(len(text.encode()) for text in texts(result, 1)) == sum(
         shards.open_shards(tmp_path / "alone" / side).text_bytes for side in ("train", "eval"))
     assert len("".join(texts(result, 0.01)).encode()) == pytest.approx(1e4, rel=0.3)
+
+
+def test_copies_come_in_train_alone_and_elsewhere(tmp_path):
+    result = run(write_sources(tmp_path / "source"), tmp_path / "out")
+    path = small_tokenizer(tmp_path / "bytes.tiktoken")
+    made = {}
+    for name, weights in (("once", {}), ("often", {"source": 2.5})):
+        tokenise(result, str(tmp_path / name), path, split=Split(0.2), shard_tokens=1e9,
+                 workers=0, mixture=Mixture(weights), say=print)
+        made[name] = [shards.open_shards(tmp_path / name / "source" / side)
+                      for side in ("train", "eval")]
+    assert made["often"][1] == dataclasses.replace(made["once"][1], folder=made["often"][1].folder,
+                                                   files=made["often"][1].files)
+    once, often = made["once"][0].documents, made["often"][0].documents
+    assert often == pytest.approx(2.5 * once, rel=0.05)
+    tokens = np.fromfile(made["often"][0].files[0], "<u2")
+    documents = [bytes(part.astype(np.uint8)) for part in np.split(tokens, np.flatnonzero(tokens == 256))]
+    assert sum(a == b for a, b in zip(documents, documents[1:])) < 8  # not beside one another
 
 
 def test_workers_of_the_engine_write_the_same(tmp_path):

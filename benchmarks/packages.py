@@ -1,0 +1,23 @@
+"""The head of a table of figures that no accelerator has a part in."""
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+
+
+def head(names: tuple[str, ...]) -> str:
+    """Date, machine, versions and command, as Markdown."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            cpu = next(line.split(":")[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        pass
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    command = " ".join(map(shlex.quote, sys.argv[1:]))
+    module = sys.modules["__main__"].__spec__.name
+    return (f"{datetime.date.today().isoformat()}, {os.cpu_count()} cores ({cpu}), Python "
+            f"{platform.python_version()}, {versions}.\n\n    python -m {module} {command}\n")

@@ -1,0 +1,63 @@
+"""Faults on purpose: what a run of yours does when something breaks.
+
+    python -m experiments.faults --flip_bit=runs/a        # one bit of the newest checkpoint
+    python -m experiments.faults --cut=runs/a             # one of its files ends too early
+    python -m experiments.faults --flip_bit=data/mine/train --folder   # of any folder, such as shards
+    python -m experiments.faults --kill=PID --process=2   # of the launch.local with this pid
+    python -m experiments.faults --freeze=PID --process=2, --term=PID --process=2
+    python -m experiments.faults --kill=PID --saving=runs/a  # while a checkpoint is being written
+
+Use a copy of anything that matters. Faults inside of a run (at a step, in one process) are written in
+its environment: QWEN_JAX_FAULTS="kill step=12 process=1; nan step=20"; qwen_jax/faults.py has all.
+"""
+
+import argparse
+import os
+import pathlib
+import random
+import signal
+import sys
+import time
+
+from qwen_jax import faults
+from qwen_jax.errors import ConfigError, QwenJaxError
+
+_SIGNALS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP, "term": signal.SIGTERM}
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m experiments.faults", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    for name in ("flip_bit", "cut"):
+        what.add_argument(f"--{name}", metavar="RUN_DIR")
+    for name in _SIGNALS:
+        what.add_argument(f"--{name}", metavar="LAUNCHER_PID", type=int)
+    parser.add_argument("--folder", action="store_true", help="the folder itself is meant")
+    parser.add_argument("--process", type=int, default=0)
+    parser.add_argument("--saving", metavar="RUN_DIR", help="waits until it is saving")
+    parser.add_argument("--seed", type=int, help="of the choice; none: another one each time")
+    options = parser.parse_args(argv)
+    draw = random.Random(options.seed)
+    for name in ("flip_bit", "cut"):
+        folder = getattr(options, name)
+        if folder:
+            path = pathlib.Path(folder) if options.folder else faults.newest_checkpoint(folder)
+            print(f"{path}: {getattr(faults, name)(path, draw)}")
+    for name, number in _SIGNALS.items():
+        if launcher := getattr(options, name):
+            while options.saving and faults.saving(options.saving) is None:
+                time.sleep(0.001)
+            found = faults.workers(launcher)
+            if options.process not in found:
+                raise ConfigError(f"process {options.process} is none of {sorted(found)}.",
+                                  f"--{name}={launcher}", "name the pid of launch.local.")
+            os.kill(found[options.process], number)
+            print(f"{number.name} to process {options.process}, pid {found[options.process]}")
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except QwenJaxError as error:
+        sys.exit(f"{type(error).__name__}:{error}")

@@ -1,0 +1,134 @@
+"""Trains a filter of texts from labelled examples: quality, or offensive text. Report: 2.1.
+
+    python -m experiments.train_filter --labelled=labels.jsonl --positive=good --output=good.npz
+    python -m experiments.train_filter --labelled=a.jsonl,b.jsonl --positive=offensive \\
+        --train.precision=0.95 --output=offensive.npz
+
+A row is {"text": ..., "label": ...}; rows with the label named by --positive are what the filter
+marks, all others what it does not. A share of the texts, chosen by hash, is held out: a half of it
+sets the threshold (the lowest one with --train.precision), the printed numbers are measured on the
+other. data/linear_filter.py says what the model is.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import pathlib
+
+import numpy as np
+
+from experiments import flags
+from qwen_jax.data.json_rows import read_rows
+from qwen_jax.data.linear_filter import FilterSettings, LinearFilter, train
+from qwen_jax.errors import ConfigError, DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One filter."""
+
+    labelled: tuple[str, ...] = ()  # .json and .jsonl files
+    positive: str = "good"  # the label of what is marked
+    output: str = "runs/filter.npz"
+    held_out: float = 0.3  # of the texts; half for the threshold, half for the numbers
+    train: FilterSettings = FilterSettings()
+
+
+RECIPE = Config()
+SMOKE = dataclasses.replace(RECIPE, output="runs/filter_smoke.npz",
+                            train=dataclasses.replace(RECIPE.train, epochs=2, bits=16))
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Of marked texts against labels."""
+
+    texts: int
+    positive: int
+    marked: int
+    right: int
+
+    @property
+    def precision(self) -> float:
+        return self.right / self.marked if self.marked else float("nan")
+
+    @property
+    def recall(self) -> float:
+        return self.right / self.positive if self.positive else float("nan")
+
+    def __str__(self) -> str:
+        return (f"{self.texts:,} texts, {self.positive:,} positive, {self.marked:,} marked: "
+                f"precision {self.precision:.3f}, recall {self.recall:.3f}")
+
+
+def main(config: Config) -> None:
+    """Reads, splits, trains, measures, saves."""
+    if not config.labelled:
+        raise ConfigError("no labelled texts.", "--labelled", "name files; --help shows a row.")
+    if not 0 < config.held_out < 1:
+        raise ConfigError(f"{config.held_out} held out.", "--held_out", "use a part, 0 to 1.")
+    rows = read(config.labelled, config.positive)
+    counts = collections.Counter(label for _, label in rows)
+    print(f"{len(rows):,} texts, {counts[True]:,} of them {config.positive}", flush=True)
+    parts = split(rows, config.held_out)
+    print(", ".join(f"{len(part):,} {name}" for name, part in parts.items()), flush=True)
+    model = train(*zip(*parts["training"], strict=True), label=config.positive,
+                  held_out=tuple(zip(*parts["threshold"], strict=True)), settings=config.train)
+    path = pathlib.Path(config.output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model.save(path)
+    print(f"threshold {model.threshold:.3f}; on texts that neither training nor threshold has "
+          f"seen: {measure(model, parts['measured'])}\n{path}")
+
+
+def read(paths: tuple[str, ...], positive: str) -> list[tuple[str, bool]]:
+    """(text, whether it is positive), each text once.
+
+    Raises:
+      DataError: a row without text or label, a text with two labels, or no row of that label.
+    """
+    found: dict[str, bool] = {}
+    labels = set()
+    for path in paths:
+        for place, row in read_rows(path):
+            text, label = row.get("text"), row.get("label")
+            if not isinstance(text, str) or not isinstance(label, str):
+                raise DataError("no text with a label.", place, '{"text": ..., "label": ...}')
+            labels.add(label)
+            if found.setdefault(text, label == positive) != (label == positive):
+                raise DataError(f"two labels for {text[:60]!r}.", place, "delete one of the rows.")
+    if positive not in labels:
+        raise DataError(f"no row is labelled {positive!r}.", ", ".join(paths),
+                        f"--positive is one of: {', '.join(sorted(labels))}.")
+    return list(found.items())
+
+
+def split(rows: list[tuple[str, bool]], held_out: float) -> dict[str, list[tuple[str, bool]]]:
+    """By the hash of the text: the same text is on the same side whatever else there is.
+
+    Raises:
+      DataError: a part would be empty.
+    """
+    parts: dict[str, list[tuple[str, bool]]] = {"training": [], "threshold": [], "measured": []}
+    for text, label in rows:
+        digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        draw = int.from_bytes(digest, "little") / 2**64
+        name = ("measured" if draw < held_out / 2 else "threshold" if draw < held_out
+                else "training")
+        parts[name].append((text, label))
+    if not all(parts.values()):
+        raise DataError(f"{len(rows)} texts are too few to hold {held_out} out.", "--labelled",
+                        "label more of them.")
+    return parts
+
+
+def measure(model: LinearFilter, rows: list[tuple[str, bool]]) -> Scores:
+    """Precision and recall of what the filter marks."""
+    labels = np.asarray([label for _, label in rows])
+    marked = np.asarray([model.score(text) >= model.threshold for text, _ in rows])
+    return Scores(texts=len(rows), positive=int(labels.sum()), marked=int(marked.sum()),
+                  right=int((labels & marked).sum()))
+
+
+if __name__ == "__main__":
+    flags.run(main, __doc__, {"filter": RECIPE, "smoke": SMOKE})

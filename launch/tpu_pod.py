@@ -1,0 +1,105 @@
+"""A run on a Cloud TPU pod: made, filled, started on all hosts, and again after a preemption.
+
+    python -m launch.tpu_pod --name=run --zone=us-east5-a --type=v5p-256 --spot --dry_run -- \\
+        -m experiments.pretrain --recipe=7b --run_dir=gs-mount/runs/7b --data.sources=...
+
+What follows -- is given to Python on every host; JAX finds the others by itself. run_dir and the data
+are on storage that all hosts share. The command ends when the run has; the pod stays until
+`--delete`.
+"""
+
+import shlex
+import subprocess
+import sys
+import time
+
+from launch import commands
+
+SETTINGS = {
+    "name": (None, "of the pod and of its queued resource"),
+    "zone": (None, "where it is"),
+    "type": (None, "accelerator type, as v5p-256 (counts cores) or v5litepod-16, v6e-256 (chips)"),
+    "version": ("v2-alpha-tpuv5", "runtime image: v2-alpha-tpuv5 (v5p), v2-alpha-tpuv5-lite, "
+                                  "v2-alpha-tpuv6e"),
+    "project": ("", "of Google Cloud; empty: gcloud's default"),
+    "spot": (False, "cheaper, and taken away at 30 seconds' notice"),
+    "max_restarts": (100, "how often it starts again"),
+    "delete": (False, "give the pod back when the run is done")}
+
+
+def main(argv: list[str]) -> int:
+    options, command = commands.parse(__doc__, "launch.tpu_pod", argv, SETTINGS)
+    pod = Pod(options)
+    code = 1
+    for attempt in range(options.max_restarts + 1):
+        if not pod.ready():
+            pod.make()
+            pod.fill()
+        elif attempt == 0:
+            pod.fill()
+        code = pod.start(command, attempt)
+        if options.dry_run or code in (0, 1) and pod.ready():
+            break  # done; or an error that would only come again
+    if options.delete and (code == 0 or options.dry_run):
+        pod.delete()
+    return code
+
+
+class Pod:
+    """One queued resource with one node, through gcloud."""
+
+    def __init__(self, options):
+        self._options = options
+        self._where = [f"--zone={options.zone}"] + (
+            [f"--project={options.project}"] if options.project else [])
+
+    def ready(self) -> bool:
+        """Whether the pod is there and whole."""
+        if self._options.dry_run:
+            return False
+        shown = subprocess.run(
+            ["gcloud", "compute", "tpus", "queued-resources", "describe", self._options.name,
+             *self._where, "--format=value(state.state)"], capture_output=True, text=True,
+            check=False)
+        return shown.stdout.strip() == "ACTIVE"
+
+    def make(self) -> None:
+        """Asks for the pod (after giving back what is left of one) and waits until it is there."""
+        options = self._options
+        if not options.dry_run:
+            self.delete()
+        self._gcloud("queued-resources", "create", options.name, f"--node-id={options.name}",
+                     f"--accelerator-type={options.type}", f"--runtime-version={options.version}",
+                     *(["--spot"] if options.spot else []), *self._where)
+        while not options.dry_run and not self.ready():
+            time.sleep(30)
+
+    def fill(self) -> None:
+        """Copies this folder to every host and installs it."""
+        name = self._options.name
+        self._gcloud("tpu-vm", "scp", "--recurse", "--worker=all", *self._where, ".",
+                     f"{name}:qwen_jax")
+        self._ssh("cd qwen_jax && python3 -m venv .venv && "
+                  ".venv/bin/pip install --quiet --editable '.[tpu]'")
+
+    def start(self, command: list[str], attempt: int) -> int:
+        """Runs the command on all hosts at once; the exit code of the first that fails."""
+        return self._ssh(
+            f"cd qwen_jax && QWEN_JAX_LAUNCHER=tpu_pod QWEN_JAX_ATTEMPT={attempt} "
+            f".venv/bin/python {shlex.join(command)}")
+
+    def delete(self) -> None:
+        self._gcloud("queued-resources", "delete", self._options.name, "--force", "--quiet",
+                     *self._where)
+
+    def _ssh(self, command: str) -> int:
+        return self._gcloud("tpu-vm", "ssh", self._options.name, "--worker=all", *self._where,
+                            f"--command={command}")
+
+    def _gcloud(self, *arguments: str) -> int:
+        return commands.run(["gcloud", "compute", "tpus", *arguments],
+                            dry_run=self._options.dry_run)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

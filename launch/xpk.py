@@ -1,0 +1,39 @@
+"""A run on a GKE cluster of TPUs through XPK, which makes the JobSet and its queue.
+
+    python -m launch.xpk --cluster=pods --name=run --type=v5p-256 --image=REGISTRY/qwen_jax:tpu \\
+        --dry_run -- -m experiments.pretrain --recipe=7b --run_dir=/data/runs/7b ...
+
+`pip install xpk` is needed, and an image made of launch/Dockerfile.tpu. Preempted and failed hosts
+are started again by the cluster, and the run goes on with its newest good checkpoint.
+"""
+
+import shlex
+import sys
+
+from launch import commands
+
+SETTINGS = {
+    "cluster": (None, "that `xpk cluster create` made"),
+    "name": (None, "of the workload"),
+    "type": (None, "of one slice, as v5p-256"),
+    "slices": (1, "how many; mesh.data counts them or a multiple"),
+    "image": (None, "with this package in it"),
+    "priority": ("medium", "in the cluster's queue"),
+    "max_restarts": (100, "how often the cluster starts it again"),
+    "grace": (120, "seconds to save in, after SIGTERM")}
+
+
+def main(argv: list[str]) -> int:
+    options, command = commands.parse(__doc__, "launch.xpk", argv, SETTINGS)
+    inside = shlex.join(["env", "QWEN_JAX_LAUNCHER=xpk", "python", *command])
+    return commands.run(
+        ["xpk", "workload", "create", f"--cluster={options.cluster}", f"--workload={options.name}",
+         f"--tpu-type={options.type}", f"--num-slices={options.slices}",
+         f"--docker-image={options.image}", f"--priority={options.priority}",
+         f"--max-restarts={options.max_restarts}",
+         f"--termination-grace-period-seconds={options.grace}", f"--command={inside}"],
+        dry_run=options.dry_run)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

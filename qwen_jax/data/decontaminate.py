@@ -1,0 +1,234 @@
+"""Training text that shares 13 words in a row with a test item is left out. Report: 2.1, 3.1.
+
+Units are words of letters and digits, in lower case and without signs; a Chinese or Japanese
+character is a unit by itself. An n-gram of more than `most_items` items is a phrase ("which of the
+following statements is true about"), not an item, and does not count. An item with fewer than n
+units is matched whole; one that is too short even for that ("1+1=") only where it is all of a line.
+"""
+
+import collections
+import dataclasses
+import functools
+import os
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from qwen_jax.data import stage
+from qwen_jax.data.test_items import TestItem
+from qwen_jax.errors import DataError
+
+_UNIT = re.compile(r"[\u3007\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]|"
+                   r"[^\W_\u3007\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]+")
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+_TABLE_BITS = 24  # of the table that is asked first: 2 MiB, which stays in the cache
+
+
+@dataclasses.dataclass(frozen=True)
+class DecontaminationRules:
+    """What counts as an overlap."""
+
+    ngram: int = 13  # report 3.1 (released notes); units in a row
+    least_units: int = 6  # ours: shorter items are matched as whole lines alone
+    most_items: int = 10  # ours: an n-gram of more items is a phrase
+
+
+RECIPE = DecontaminationRules()
+
+
+class Match(NamedTuple):
+    """What a text has of one item."""
+
+    test_set: str
+    item: str
+    ngrams: int  # how many of the item's n-grams are in the text; 1 for one that is matched whole
+    excerpt: str  # of the text, where the first one is
+
+
+def units(text: str) -> list[str]:
+    """Example:
+      >>> units("Ｔｈｅ answer_is 42，对吗？")
+      ['the', 'answer', 'is', '42', '对', '吗']
+    """
+    return _UNIT.findall(unicodedata.normalize("NFKC", text).lower())
+
+
+def line_key(line: str) -> str:
+    """A line without white space, width and case, with its signs."""
+    return "".join(unicodedata.normalize("NFKC", line).lower().split())
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """The n-grams of test items. Made by `build`; `save` and `load` keep it in an .npz file."""
+
+    rules: DecontaminationRules
+    items: tuple[tuple[str, str], ...]  # test set, item
+    numbers: dict[str, int]  # unit -> its number from 1 on; 0 is any other
+    hashes: np.ndarray  # uint64 [entries], sorted
+    lengths: np.ndarray  # uint8 [entries]; units of the n-gram, which are in its hash too
+    owners: np.ndarray  # int32 [entries]; into items
+    lines: dict[str, int]  # line_key of an item that is matched as a line -> into items
+    phrases: int  # n-grams that were left out for being in too many items
+
+    @functools.cached_property
+    def _table(self) -> np.ndarray:
+        table = np.zeros(1 << _TABLE_BITS, bool)
+        table[self.hashes >> np.uint64(64 - _TABLE_BITS)] = True
+        return table
+
+    @functools.cached_property
+    def _short(self) -> tuple[int, ...]:
+        return tuple(int(n) for n in np.unique(self.lengths))
+
+    @classmethod
+    def build(cls, items: Iterable[TestItem], *, rules: DecontaminationRules = RECIPE) -> "Index":
+        """Some seconds and 200 MB for a hundred thousand texts.
+
+        Raises:
+          DataError: no items.
+        """
+        numbers: dict[str, int] = {}
+        names: dict[tuple[str, str], int] = {}
+        lines: dict[str, int] = {}
+        found: list[tuple[np.ndarray, int, int]] = []  # hashes, units of each, item
+        for test_set, item, text in items:
+            owner = names.setdefault((test_set, item), len(names))
+            words = units(text)
+            ids = np.fromiter((numbers.setdefault(w, len(numbers) + 1) for w in words), np.uint64,
+                              len(words))
+            length = min(len(ids), rules.ngram)
+            if length >= rules.least_units:
+                found.append((np.unique(_hash(ids, length)), length, owner))
+            elif line_key(text):
+                lines.setdefault(line_key(text), owner)
+        if not names:
+            raise DataError("there are no test items.", "Index.build(items)",
+                            "name a folder of test sets; see data/test_items.py.")
+        hashes = np.concatenate([h for h, *_ in found] or [np.zeros(0, np.uint64)])
+        sizes = [len(h) for h, *_ in found]
+        lengths = np.repeat(np.asarray([n for _, n, _ in found], np.uint8), sizes)
+        owners = np.repeat(np.asarray([o for *_, o in found], np.int32), sizes)
+        order = np.lexsort((owners, hashes))  # the same n-gram in two texts of an item counts once
+        hashes, lengths, owners = hashes[order], lengths[order], owners[order]
+        new = np.ones(len(hashes), bool)
+        new[1:] = (hashes[1:] != hashes[:-1]) | (owners[1:] != owners[:-1])
+        hashes, lengths, owners = hashes[new], lengths[new], owners[new]
+        _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+        kept = counts[inverse] <= rules.most_items
+        return cls(rules=rules, items=tuple(names), numbers=numbers, hashes=hashes[kept],
+                   lengths=lengths[kept], owners=owners[kept], lines=lines,
+                   phrases=int((counts > rules.most_items).sum()))
+
+    def matches(self, text: str) -> list[Match]:
+        """The items that the text overlaps with, most n-grams first."""
+        words = units(text)
+        ids = np.fromiter(map(self._number, words), np.uint64, len(words))
+        counts: collections.Counter[int] = collections.Counter()
+        excerpts: dict[int, str] = {}
+        known = np.concatenate(([0], np.cumsum(ids != 0)))
+        for length in self._short:
+            starts = np.flatnonzero(known[length:] - known[:-length] == length) \
+                if len(ids) >= length else ()
+            if not len(starts):
+                continue
+            hashes = _hash(ids, length)[starts]
+            maybe = self._table[hashes >> np.uint64(64 - _TABLE_BITS)]
+            hashes, starts = hashes[maybe], starts[maybe]
+            at = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
+            seen: set[int] = set()
+            for place in np.flatnonzero(self.hashes[at] == hashes):
+                low, start = int(at[place]), int(starts[place])
+                if low in seen:
+                    continue
+                seen.add(low)
+                high = int(np.searchsorted(self.hashes, self.hashes[low], "right"))
+                for owner in self.owners[low:high].tolist():
+                    counts[owner] += 1
+                    excerpts.setdefault(owner, " ".join(words[start:start + length]))
+        if self.lines:
+            for line in text.split("\n"):
+                owner = self.lines.get(line_key(line)) if len(line) < 200 else None
+                if owner is not None:
+                    counts[owner] += 1
+                    excerpts.setdefault(owner, line.strip())
+        return [Match(*self.items[owner], number, excerpts[owner])
+                for owner, number in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))]
+
+    def _number(self, word: str) -> int:
+        return self.numbers.get(word, 0)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes one .npz file, the same bytes for the same items in the same order."""
+        words = [word for word, _ in sorted(self.numbers.items(), key=lambda pair: pair[1])]
+        np.savez_compressed(
+            path, hashes=self.hashes, lengths=self.lengths, owners=self.owners,
+            rules=np.asarray(dataclasses.astuple(self.rules)), phrases=self.phrases,
+            items=_packed("\0".join(pair) for pair in self.items), words=_packed(words),
+            lines=_packed(self.lines), line_owners=np.asarray(list(self.lines.values()), np.int32))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "Index":
+        """Raises:
+          DataError: the file is missing, or no index.
+        """
+        try:
+            with np.load(path) as file:
+                items = tuple(tuple(pair.split("\0")) for pair in _unpacked(file["items"]))
+                words, lines = _unpacked(file["words"]), _unpacked(file["lines"])
+                return cls(rules=DecontaminationRules(*map(int, file["rules"])), items=items,
+                           numbers={word: i for i, word in enumerate(words, 1)},
+                           hashes=file["hashes"], lengths=file["lengths"], owners=file["owners"],
+                           lines=dict(zip(lines, file["line_owners"].tolist(), strict=True)),
+                           phrases=int(file["phrases"]))
+        except (OSError, KeyError, ValueError) as error:
+            raise DataError(f"no index of test items: {error}.", str(path),
+                            "build it again with Index.build(...).save(path).") from error
+
+
+def _hash(ids: np.ndarray, length: int) -> np.ndarray:
+    """A number for each run of `length` units; uint64 [len(ids) - length + 1]."""
+    count = len(ids) - length + 1
+    hashes = np.full(count, length, np.uint64)
+    for i in range(length):  # products wrap around 2^64, as they should
+        hashes = (hashes ^ (hashes >> np.uint64(32))) * _MULTIPLIER + ids[i:i + count]
+    return (hashes ^ (hashes >> np.uint64(29))) * _MULTIPLIER
+
+
+def _packed(words: Iterable[str]) -> np.ndarray:
+    return np.frombuffer("\n".join(words).encode("utf-8", "surrogatepass"), np.uint8)
+
+
+def _unpacked(array: np.ndarray) -> list[str]:
+    text = array.tobytes().decode("utf-8", "surrogatepass")
+    return text.split("\n") if text else []
+
+
+@functools.lru_cache(maxsize=2)
+def _loaded(path: str) -> Index:
+    return Index.load(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecontaminationStage:
+    """Rejects what overlaps; the rule is `contaminated_TESTSET`, the value says with which item."""
+
+    name: ClassVar[str] = "decontamination"
+    counted: ClassVar[tuple[str, ...]] = ()
+    index: str  # an .npz file that Index.save wrote
+
+    def __call__(self, table):
+        index = _loaded(self.index)
+
+        def verdict(text: str) -> stage.Verdict:
+            matches = index.matches(text)
+            if not matches:
+                return None
+            most = matches[0]
+            return (f"contaminated_{most.test_set}",
+                    f"{most.item}, {most.ngrams} n-grams, {len(matches)} items: {most.excerpt}")
+
+        return stage.reject(table, [verdict(text) for text in table["text"].to_pylist()])

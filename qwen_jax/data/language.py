@@ -1,0 +1,115 @@
+"""Which language a document is in. Report: 2.1.
+
+Source code and formulas are in none: an identifier of languages finds Welsh or Latin in them, and a
+threshold would throw them out. They are recognised first, named so, and kept.
+"""
+
+import dataclasses
+import functools
+import re
+from typing import ClassVar
+
+import pyarrow as pa
+
+from qwen_jax.data.stage import Verdict, reject, set_column
+from qwen_jax.errors import DataError
+
+CODE, FORMULA = "code", "formula"
+# Identified apart, and taken for one another: what is written in China is Chinese here.
+_WRITTEN_ALIKE = {"wuu": "zh", "yue": "zh", "lzh": "zh", "gan": "zh", "hak": "zh", "nan": "zh"}
+_SAMPLE = 600  # characters looked at, at the beginning, in the middle and at the end each
+_CODE_LINE = re.compile(
+    r"[;{}]\s*(//.*)?$|^\s*(#include|#define|#!|//|/\*|\*/|@\w+|<\?php|import [\w.{*]|from [\w.]+ import|"
+    r"def \w+\(|class \w+.*[:{]$|return\b|elif |else:|try:|except\b.*:|public |private |static |const |"
+    r"let |var |function\b|fn |func |package |using |end$|\)\s*->|if .*:$|for .*:$|while .*:$|"
+    r"[\w.\[\]'\"]+\s*[-+*/|&]?=[^=]|[\w.]+\(.*\)$|>>> |[\])}],?$)")
+_LATEX = re.compile(r"\\[a-zA-Z]+|\\[()\[\]{},;!%]")
+_MATH = re.compile(r"[-+*/^_=<>≤≥≠≈∑∫∏√∞∂∇±×÷∈∉⊂∪∩∀∃→⇒⇔|(){}\[\]\d.,$&%!°α-ωΑ-Ω]")
+_WORD = re.compile(r"[^\W\d_]{3,}|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
+
+
+@functools.cache
+def _identifier():
+    try:
+        from py3langid.langid import LanguageIdentifier
+    except ImportError as error:
+        raise DataError("identifying languages needs py3langid.", "the language stage",
+                        "pip install 'qwen_jax[data]'.") from error
+    return LanguageIdentifier.from_model_file("data/model.npz.xz", norm_probs=True)
+
+
+def identify(text: str) -> tuple[str, float]:
+    """(ISO 639-1 name, probability), or (CODE or FORMULA, the share of it); ("", 0) of no text."""
+    sample = _sample(text)
+    if not sample.strip():
+        return "", 0.0
+    latex = len(_LATEX.findall(sample)) * 25 > len(sample)  # `a = b` is a line of code as well
+    shares = {CODE: (code_share, 0.5), FORMULA: (formula_share, 0.6)}
+    for name in (FORMULA, CODE) if latex else (CODE, FORMULA):
+        share_of, least = shares[name]
+        if (share := share_of(sample)) > least:
+            return name, share
+    together: dict[str, float] = {}
+    for name, probability in _identifier().rank(sample):
+        name = _WRITTEN_ALIKE.get(name, name)
+        together[name] = together.get(name, 0.0) + float(probability)
+    return max(together.items(), key=lambda item: item[1])
+
+
+def code_share(text: str) -> float:
+    """Of the lines that are not empty, how many look like source code."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return sum(_CODE_LINE.search(line) is not None for line in lines) / max(1, len(lines))
+
+
+def formula_share(text: str) -> float:
+    """Of the characters that are not white space, how many are mathematical notation."""
+    rest, commands = _LATEX.subn("", text)
+    in_commands = len(text) - len(rest)
+    symbols = len(_MATH.findall(rest)) + in_commands
+    words = sum(map(len, _WORD.findall(rest)))
+    operators = commands + len(re.findall(r"[=^_+<>≤≥∑∫√∈→]", rest))
+    if not symbols or (words and operators * 40 < symbols + words):
+        return 0.0
+    return symbols / (symbols + words)
+
+
+def _sample(text: str) -> str:
+    if len(text) <= 3 * _SAMPLE:
+        return text
+    middle = (len(text) - _SAMPLE) // 2
+    return "\n".join((text[:_SAMPLE], text[middle:middle + _SAMPLE], text[-_SAMPLE:]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Language:
+    """Fills `language` and `language_score`; a language that a source gave stays. Documents in
+    others than `wanted`, or in no sure one, are rejected; code and formulas are not."""
+
+    name: ClassVar[str] = "language"
+    counted: ClassVar[tuple[str, ...]] = ("language",)
+
+    wanted: tuple[str, ...] = ()  # such as en,zh; none: all
+    threshold: float = 0.3  # ours: probability below which no language is sure
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        names, scores, verdicts = [], [], []
+        columns = (table[name].to_pylist() for name in ("text", "language", "kind"))
+        for text, language, kind in zip(*columns, strict=True):
+            found, score = (language, 1.0) if language else (
+                (CODE, 1.0) if kind == "code" else identify(text))
+            names.append(found)
+            scores.append(score)
+            verdicts.append(self.verdict(found, score, kind))
+        table = set_column(table, "language", names, pa.string())
+        return reject(set_column(table, "language_score", scores, pa.float32()), verdicts)
+
+    def verdict(self, language: str, score: float, kind: str) -> Verdict:
+        """Whether a document stays."""
+        if kind == "code" or language in (CODE, FORMULA):
+            return None
+        if score < self.threshold:
+            return "language_unsure", score
+        if self.wanted and language not in self.wanted:
+            return "language", language
+        return None

@@ -1,0 +1,101 @@
+"""Rules that reject a text, each by its name and with the value that rejected it. Report: 2.1.
+
+What is measured depends on how the text is written: words between spaces (rules_english.py),
+characters (rules_chinese.py), or lines of a program (rules_code.py). Every rule stands there with
+its number and where the number is from.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from typing import ClassVar, NamedTuple
+
+from qwen_jax.data import rules_chinese, rules_code, rules_english, stage
+from qwen_jax.data.rules_chinese import ChineseRules
+from qwen_jax.data.rules_code import CodeRules
+from qwen_jax.data.rules_english import EnglishRules, Range
+from qwen_jax.errors import unknown_name
+
+_OF_PAGES = frozenset((  # how much and in what layout: an answer may be one word, a list, a sum
+    "words", "characters", "word_length", "run_length", "bullet_lines", "words_with_letters",
+    "units_with_letters", "stop_words", "stop_characters", "braces", "boilerplate_lines",
+    "sentences", "ended_lines", "short_lines", "new_lines"))
+_FENCED = re.compile(r"^[ \t]*```.*?(?:^[ \t]*```[ \t]*$|\Z)", re.M | re.S)  # code in Markdown
+_WITHOUT_SPACES = frozenset(("zh", "ja", "th", "lo", "km", "my", "yue", "wuu"))
+_CHINESE = frozenset(("zh", "yue", "wuu"))
+
+
+@dataclasses.dataclass(frozen=True)
+class QualityRules:
+    """The numbers of all rules."""
+
+    english: EnglishRules = EnglishRules()
+    chinese: ChineseRules = ChineseRules()
+    code: CodeRules = CodeRules()
+
+
+RECIPE = QualityRules()
+
+
+class Rejection(NamedTuple):
+    """Why a text was left out."""
+
+    rule: str
+    value: float
+
+
+def rejection(text: str, *, language: str, kind: str = "web",
+              rules: QualityRules = RECIPE) -> Rejection | None:
+    """The first rule that the text breaks, the cheap ones tried first; None if it keeps them all.
+
+    Args:
+      language: ISO 639-1, such as "en" or "zh"; it does not matter for code.
+      kind: one of stage.KINDS. For an "instruction" (a turn of a conversation) the rules about
+        length and layout do not count. Except in "code", code between ``` is left aside; where it
+        is most of the text, it is judged as code.
+
+    Raises:
+      ConfigError: an unknown kind.
+
+    Example:
+      >>> rejection("Too short to learn from.", language="en")
+      Rejection(rule='words', value=5.0)
+    """
+    for rule, value, (least, most) in measures(text, language=language, kind=kind, rules=rules):
+        if not least <= value <= most:
+            return Rejection(rule, float(value))
+    return None
+
+
+def measures(text: str, *, language: str, kind: str = "web",
+             rules: QualityRules = RECIPE) -> Iterator[tuple[str, float, Range]]:
+    """(rule, value, range allowed) of every rule that applies, computed as they are asked for."""
+    if kind not in stage.KINDS:
+        raise unknown_name("kind of text", kind, stage.KINDS, "quality_rules(kind)")
+    if kind != "code" and "```" in text:
+        prose = _FENCED.sub("\n", text)
+        if 2 * len(prose) < len(text):
+            kind, text = "code", "\n".join(line for line in text.splitlines() if "```" not in line)
+        else:
+            text = prose
+    if kind == "code":
+        yield from rules_code.measures(text, rules=rules.code)
+        return
+    if language in _WITHOUT_SPACES:
+        found = rules_chinese.measures(text, rules=rules.chinese, chinese=language in _CHINESE)
+    else:
+        found = rules_english.measures(text, rules=rules.english, english=language == "en")
+    yield from (m for m in found if kind != "instruction" or m[0] not in _OF_PAGES)
+
+
+@dataclasses.dataclass(frozen=True)
+class QualityStage:
+    """The rules as a stage of the data plan."""
+
+    name: ClassVar[str] = "quality"
+    counted: ClassVar[tuple[str, ...]] = ()
+    rules: QualityRules = RECIPE
+
+    def __call__(self, table):
+        return stage.reject_rows(table, lambda text, language, kind: rejection(
+            text, language=language or "", kind=kind, rules=self.rules))

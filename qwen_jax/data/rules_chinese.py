@@ -1,0 +1,98 @@
+"""The same rules for text without spaces between words: Chinese above all. Report: 2.1.
+
+A rule of rules_english.py that counts words counts characters here. An English word is about 1.6
+Chinese characters in modern text and one in classical text, and a line of 30 English characters
+says what 10 Chinese ones say. What would reject classical text gives way to it.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from qwen_jax.data.repetition import RepetitionRules, repetitions
+from qwen_jax.data.rules_english import BRACE, FEW_LINES, Range
+
+# Grammar and the commonest characters, modern and classical, simplified and traditional.
+_STOP = frozenset("的了是在不我有他这這个個们們中来來上大为為和国國地到以说說时時要就出会會可也你对對"
+                  "生能而子那得于於着著下自之年过過后後作里用道行所然家种種事成方多经經么麼去法学學"
+                  "如都同现現当當没沒动動面起看定天分还還进進好小部其些主样樣理心她本前开開但因只从從"
+                  "想实實一二三十人卒字今存")
+# A unit is a character of Chinese or kana, or a run of other letters, or a run of digits.
+_UNIT = re.compile(r"[\u3007\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]|[^\W\d_"
+                   r"\u3007\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]+|\d+")
+_HAN = re.compile(r"[\u3007\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]+")
+_BULLET = re.compile(r"[-*•●◦▪■◆★▲‣–·○□]")
+_SENTENCE = re.compile(r"[。！？!?；;…]+|\.(?=\s|$)")
+_LAST = tuple("。！？…；：，”’」』）》】.!?;:,)\"")  # a line of verse ends with a comma
+_BOILERPLATE = re.compile(
+    r"版权所有|版權所有|隐私政策|隱私政策|使用条款|服务条款|ICP备|Cookie|JavaScript|"
+    r"网站地图|返回首页|返回顶部|上一篇|下一篇|点击加载|设为首页|加入收藏", re.I)
+
+
+@dataclasses.dataclass(frozen=True)
+class ChineseRules:
+    """(least, most) of each measure; a text outside of one is rejected by its name."""
+
+    characters: Range = (50, 160_000)  # Gopher's words; a classical character is about a word
+    run_length: Range = (2, 60)  # for Gopher's word length: characters between signs, the mean
+    hash_marks: Range = (0, 0.06)  # Gopher's 0.1 to a word; "#" to a unit
+    ellipses: Range = (0, 0.06)  # Gopher's 0.1 to a word; "……", "..." or "。。。" to a unit
+    bullet_lines: Range = (0, 0.9)  # Gopher; of the lines
+    ellipsis_lines: Range = (0, 0.3)  # Gopher; of the lines
+    units_with_letters: Range = (0.6, 1)  # Gopher's 0.8 of words; a date has 3 numbers in 6 units
+    stop_characters: Range = (2, np.inf)  # Gopher; different ones of 150
+    lorem_ipsum: Range = (0, 0)  # C4; occurrences
+    braces: Range = (0, 0.03)  # as in English's 0.05 to a word; to a unit
+    boilerplate_lines: Range = (0, 0.2)  # as in English; what Chinese pages have there
+    sentences: Range = (1, np.inf)  # C4's 3: a Chinese comma often ends what English ends with "."
+    ended_lines: Range = (0.12, 1)  # FineWeb; lines that end with a sign, of the lines
+    short_lines: Range = (0, 0.67)  # FineWeb; lines under 10 units without a sign at their end
+    new_lines: Range = (0, 0.19)  # FineWeb's 0.3 to a word; to a unit
+    repetition: RepetitionRules = RepetitionRules(  # as a dictionary's word has two characters
+        top_sizes=(4, 6, 8), duplicate_sizes=(10, 12, 14, 16, 18, 20))
+
+
+def measures(text: str, *, rules: ChineseRules, chinese: bool = True
+             ) -> Iterator[tuple[str, float, Range]]:
+    """(rule, value, range allowed), the cheap ones first.
+
+    Args:
+      chinese: whether the language is Chinese; its stop characters are not those of others.
+    """
+    units = _UNIT.findall(text)
+    lines = [line for line in map(str.strip, text.split("\n")) if line]
+    num_units, num_lines = max(len(units), 1), max(len(lines), 1)
+    yield "characters", len(units), rules.characters
+    runs = _HAN.findall(text)
+    if chinese:
+        yield "run_length", sum(map(len, runs)) / max(len(runs), 1), rules.run_length
+    yield "hash_marks", text.count("#") / num_units, rules.hash_marks
+    ellipses = text.count("……") + text.count("...") + text.count("。。。")
+    yield "ellipses", ellipses / num_units, rules.ellipses
+    numbers = sum(map(str.isdecimal, units))
+    yield "units_with_letters", 1 - numbers / num_units, rules.units_with_letters
+    if chinese:
+        yield "stop_characters", len(_STOP.intersection(units)), rules.stop_characters
+    yield "lorem_ipsum", text.lower().count("lorem ipsum"), rules.lorem_ipsum
+    yield "braces", len(BRACE.findall(text)) / num_units, rules.braces
+    yield "sentences", len(_SENTENCE.findall(text)), rules.sentences
+    yield "new_lines", text.count("\n") / num_units, rules.new_lines
+    if num_lines >= FEW_LINES:
+        ended = [line.endswith(_LAST) for line in lines]
+        short = [not end and (len(line) < 10 or len(_UNIT.findall(line)) < 10)
+                 for line, end in zip(lines, ended, strict=True)]
+        yield ("bullet_lines", sum(map(bool, map(_BULLET.match, lines))) / num_lines,
+               rules.bullet_lines)
+        yield ("ellipsis_lines", sum(line.endswith(("...", "…")) for line in lines) / num_lines,
+               rules.ellipsis_lines)
+        yield ("boilerplate_lines", sum(map(bool, map(_BOILERPLATE.search, lines))) / num_lines,
+               rules.boilerplate_lines)
+        yield "ended_lines", sum(ended) / num_lines, rules.ended_lines
+        yield "short_lines", sum(short) / num_lines, rules.short_lines
+    known: dict[str, int] = {}
+    ids = np.fromiter((known.setdefault(unit, len(known)) for unit in units), np.int64, len(units))
+    lengths = np.fromiter(map(len, units), np.int64, len(units))
+    for name, value, most in repetitions(text, lines, ids, lengths, rules=rules.repetition):
+        yield name, value, (0, most)

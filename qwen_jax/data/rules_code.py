@@ -1,0 +1,53 @@
+"""Rules for files of programs, which prose rules would throw out. Report: 2.1 (code).
+
+The numbers are those of The Stack's and StarCoder's filters (Kocetkov et al. 2022, Li et al. 2023).
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+
+Range = tuple[float, float]  # least and most that are allowed
+
+_GENERATED = re.compile(
+    r"auto-?\s?generated|generated (?:automatically|by|from|code|file)|do not edit|"
+    r"do not modify this file|@generated|自动生成|请勿(?:编辑|修改)", re.I)
+_ENCODED = re.compile(  # runs that are data: base64, escapes, hexadecimal tables
+    r"[A-Za-z0-9+/]{120,}={0,2}|(?:\\x[0-9A-Fa-f]{2}){8,}|(?:0x[0-9A-Fa-f]{1,8}\s*,\s*){8,}")
+_HEAD_LINES = 10  # a generated file says so at its top
+
+
+@dataclasses.dataclass(frozen=True)
+class CodeRules:
+    """(least, most) of each measure; a file outside of one is rejected by its name."""
+
+    characters: Range = (50, 1_000_000)  # ours / StarCoder: files above 1 MB are data
+    generated_marks: Range = (0, 0)  # StarCoder; of _GENERATED in the first lines
+    longest_line: Range = (0, 1000)  # The Stack; minified files
+    line_length: Range = (0, 100)  # The Stack; the mean
+    alphanumeric: Range = (0.25, 1)  # The Stack; of the characters
+    alphabetic: Range = (0.25, 1)  # StarCoder; of the characters that are no white space
+    encoded: Range = (0, 0.5)  # StarCoder 2; characters in base64, escapes, hexadecimal tables
+    duplicate_lines: Range = (0, 0.6)  # ours: of lines with 10 characters or more
+    lorem_ipsum: Range = (0, 0)  # C4; occurrences
+
+
+def measures(text: str, *, rules: CodeRules) -> Iterator[tuple[str, float, Range]]:
+    """(rule, value, range allowed), the cheap ones first."""
+    lines = text.splitlines()
+    yield "characters", len(text), rules.characters
+    head = "\n".join(lines[:_HEAD_LINES])
+    yield "generated_marks", len(_GENERATED.findall(head)), rules.generated_marks
+    yield "longest_line", max(map(len, lines), default=0), rules.longest_line
+    yield "line_length", sum(map(len, lines)) / max(len(lines), 1), rules.line_length
+    letters = sum(map(str.isalpha, text))
+    digits = sum(map(str.isdecimal, text))
+    yield "alphanumeric", (letters + digits) / max(len(text), 1), rules.alphanumeric
+    visible = len("".join(text.split()))
+    yield "alphabetic", letters / max(visible, 1), rules.alphabetic
+    encoded = sum(match.end() - match.start() for match in _ENCODED.finditer(text))
+    yield "encoded", encoded / max(len(text), 1), rules.encoded
+    long_lines = [line for line in map(str.strip, lines) if len(line) >= 10]
+    if long_lines:
+        yield "duplicate_lines", 1 - len(set(long_lines)) / len(long_lines), rules.duplicate_lines
+    yield "lorem_ipsum", text.lower().count("lorem ipsum"), rules.lorem_ipsum

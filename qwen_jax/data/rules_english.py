@@ -1,0 +1,84 @@
+"""Rules for text whose words are set apart by spaces: Gopher, C4, FineWeb. Report: 2.1."""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from qwen_jax.data.repetition import RepetitionRules, repetitions
+
+Range = tuple[float, float]  # least and most that are allowed
+
+_STOP_WORDS = frozenset("the be to of and that have with".split())  # Gopher
+_LETTER = re.compile(r"[^\W\d_]")
+_BULLET = re.compile(r"[-*•●◦▪■‣–]\s")
+_SENTENCE = re.compile(r"[.!?…][\"'”’»)\]]*(?:\s|$)")
+_LAST = (".", "!", "?", "…", '"', "'", "”", "’", "»", ")", ":", ";")
+BRACE = re.compile(r"(?:^|[\s)=:])\{", re.M)  # as programs have it; TeX has a letter before
+FEW_LINES = 4  # ours: of fewer lines, shares of the lines are all or nothing
+_BOILERPLATE = re.compile(  # C4 removes lines with these
+    r"javascript|terms of use|privacy policy|cookie policy|uses? cookies|use of cookies", re.I)
+
+
+@dataclasses.dataclass(frozen=True)
+class EnglishRules:
+    """(least, most) of each measure; a text outside of one is rejected by its name."""
+
+    words: Range = (50, 100_000)  # Gopher
+    word_length: Range = (3, 10)  # Gopher; the mean, in characters
+    hash_marks: Range = (0, 0.1)  # Gopher; "#" to a word
+    ellipses: Range = (0, 0.1)  # Gopher; "..." or "…" to a word
+    bullet_lines: Range = (0, 0.9)  # Gopher; of the lines
+    ellipsis_lines: Range = (0, 0.3)  # Gopher; of the lines
+    words_with_letters: Range = (0.8, 1)  # Gopher; of the words
+    stop_words: Range = (2, 8)  # Gopher; different ones of the, be, to, of, and, that, have, with
+    lorem_ipsum: Range = (0, 0)  # C4; occurrences
+    braces: Range = (0, 0.05)  # ours: to a word; C4 rejects at one "{", also TeX and one example
+    boilerplate_lines: Range = (0, 0.2)  # ours: C4 removes these lines, we leave texts whole
+    sentences: Range = (3, np.inf)  # C4, as its code has it
+    ended_lines: Range = (0.12, 1)  # FineWeb; lines that end with a sign, of the lines
+    short_lines: Range = (0, 0.67)  # FineWeb; lines under 30 characters, of the lines
+    new_lines: Range = (0, 0.3)  # FineWeb; to a word
+    repetition: RepetitionRules = RepetitionRules()
+
+
+def measures(text: str, *, rules: EnglishRules, english: bool = True
+             ) -> Iterator[tuple[str, float, Range]]:
+    """(rule, value, range allowed), the cheap ones first.
+
+    Args:
+      english: whether the language is English; the stop words are for English alone.
+    """
+    words = text.split()
+    lines = [line for line in map(str.strip, text.split("\n")) if line]
+    num_words, num_lines = max(len(words), 1), max(len(lines), 1)
+    yield "words", len(words), rules.words
+    yield "word_length", sum(map(len, words)) / num_words, rules.word_length
+    yield "hash_marks", text.count("#") / num_words, rules.hash_marks
+    yield "ellipses", (text.count("...") + text.count("…")) / num_words, rules.ellipses
+    letters = sum(word.isalpha() or bool(_LETTER.search(word)) for word in words)
+    yield "words_with_letters", letters / num_words, rules.words_with_letters
+    lower = text.lower()
+    if english:
+        yield "stop_words", len(_STOP_WORDS.intersection(lower.split())), rules.stop_words
+    yield "lorem_ipsum", lower.count("lorem ipsum"), rules.lorem_ipsum
+    yield "braces", len(BRACE.findall(text)) / num_words, rules.braces
+    yield "sentences", len(_SENTENCE.findall(text)), rules.sentences
+    yield "new_lines", text.count("\n") / num_words, rules.new_lines
+    if num_lines >= FEW_LINES:
+        yield ("bullet_lines", sum(map(bool, map(_BULLET.match, lines))) / num_lines,
+               rules.bullet_lines)
+        yield ("ellipsis_lines", sum(line.endswith(("...", "…")) for line in lines) / num_lines,
+               rules.ellipsis_lines)
+        yield ("boilerplate_lines", sum(map(bool, map(_BOILERPLATE.search, lines))) / num_lines,
+               rules.boilerplate_lines)
+        yield ("ended_lines", sum(line.endswith(_LAST) for line in lines) / num_lines,
+               rules.ended_lines)
+        yield "short_lines", sum(len(line) < 30 for line in lines) / num_lines, rules.short_lines
+    numbers: dict[str, int] = {}
+    units = np.fromiter((numbers.setdefault(word, len(numbers)) for word in words), np.int64,
+                        len(words))
+    lengths = np.fromiter(map(len, words), np.int64, len(words))
+    for name, value, most in repetitions(text, lines, units, lengths, rules=rules.repetition):
+        yield name, value, (0, most)

@@ -1,0 +1,121 @@
+"""The items of test sets, as they must not come in training text. Report: 2.1, 3.1.
+
+An item has one or more texts: its question with its choices, its solution. One function a format;
+`FORMATS` says which file has which.
+"""
+
+import csv
+import fnmatch
+import io
+import json
+import os
+import pathlib
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from qwen_jax.data.json_rows import read_rows
+from qwen_jax.errors import DataError
+
+
+class TestItem(NamedTuple):
+    """One text of one item."""
+
+    test_set: str  # such as "gsm8k"
+    item: str  # its number or name in there
+    text: str
+
+    __test__ = False  # no test of pytest's
+
+
+def read_test_sets(folder: str | os.PathLike) -> Iterator[TestItem]:
+    """Every item of every file of FORMATS in a folder, in the order of their names.
+
+    Raises:
+      DataError: the folder is missing, has a file of no known name, or a damaged one.
+    """
+    folder = pathlib.Path(folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    if not files:
+        raise DataError("there are no test sets.", str(folder), "name the folder that has them.")
+    for path in files:
+        name = path.name
+        reader = next((reader for pattern, reader in FORMATS.items() if fnmatch.fnmatch(
+            f"{path.parent.name}/{name}" if "/" in pattern else name, pattern)), None)
+        if reader is None:
+            raise DataError(f"no reader for {name}.", str(path),
+                            f"known names: {', '.join(FORMATS)}; or move it elsewhere.")
+        try:
+            yield from reader(path)
+        except (KeyError, IndexError, TypeError, ValueError, zipfile.BadZipFile) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(f"not in the form that is known: {type(error).__name__} {error}.",
+                            str(path), "copy it again, or change its reader.") from error
+
+
+def _rows(test_set: str, *fields: str, key: str | None = None
+          ) -> Callable[[pathlib.Path], Iterator[TestItem]]:
+    """A reader of JSON or JSONL rows, each field a text of the item."""
+    def read(path: pathlib.Path) -> Iterator[TestItem]:
+        for number, (_, row) in enumerate(read_rows(path)):
+            for field in fields:
+                # What GSM8K's calculator is told is no text of the item.
+                text = re.sub(r"<<[^<>]*>>", "", row[field])
+                yield TestItem(test_set, str(row[key] if key else number), text)
+    return read
+
+
+def _mbpp(path: pathlib.Path) -> Iterator[TestItem]:
+    for _, row in read_rows(path):
+        for text in (row["text"], row["code"], "\n".join(row["test_list"])):
+            yield TestItem("mbpp", str(row["task_id"]), text)
+
+
+def _humanevalpack(path: pathlib.Path) -> Iterator[TestItem]:
+    for _, row in read_rows(path):
+        for field in ("prompt", "canonical_solution", "test"):
+            yield TestItem(path.stem, row["task_id"], row[field])
+
+
+def _math23k(path: pathlib.Path) -> Iterator[TestItem]:
+    """JSON objects one after the other."""
+    text, decoder, place = path.read_text(encoding="utf-8"), json.JSONDecoder(), 0
+    while place < len(text.rstrip()):
+        row, place = decoder.raw_decode(text, re.compile(r"\s*").match(text, place).end())
+        yield TestItem("math23k", row["id"], row["original_text"])
+
+
+def _bbh(path: pathlib.Path) -> Iterator[TestItem]:
+    for number, row in enumerate(json.loads(path.read_text(encoding="utf-8"))["examples"]):
+        yield TestItem(f"bbh_{path.stem}", str(number), row["input"])
+
+
+def _multiple_choice(path: pathlib.Path) -> Iterator[TestItem]:
+    """A zip of CSV files: MMLU's without a head, C-Eval's with one."""
+    test_set = path.stem
+    with zipfile.ZipFile(path) as archive:
+        for name in sorted(n for n in archive.namelist() if n.endswith(".csv")):
+            file, rows = pathlib.Path(name).stem, csv.reader(io.TextIOWrapper(
+                archive.open(name), encoding="utf-8-sig", newline=""))
+            first = 1 if test_set == "ceval" else 0  # the column of the question
+            for number, row in enumerate(rows):
+                if number == 0 and "question" in row:
+                    continue
+                yield TestItem(test_set, f"{file}:{number}", "\n".join(row[first:first + 5]))
+
+
+FORMATS: dict[str, Callable[[pathlib.Path], Iterator[TestItem]]] = {
+    "gsm8k*.jsonl": _rows("gsm8k", "question", "answer"),
+    "math500*.jsonl": _rows("math", "problem", "solution"),
+    "math401*.jsonl": _rows("math401", "query"),
+    "math23k*.json": _math23k,
+    "HumanEval.jsonl*": _rows("humaneval", "prompt", "canonical_solution", "test", key="task_id"),
+    "humanevalpack_*.jsonl": _humanevalpack,
+    "mbpp*.jsonl": _mbpp,
+    "mmlu*.zip": _multiple_choice,
+    "ceval*.zip": _multiple_choice,
+    "bbh/*.json": _bbh,
+    "bbh_cot_prompts.json": lambda path: iter(()),  # prompts that others print; no items
+}

@@ -1,0 +1,143 @@
+"""Test items are found in training text, in any dress; what only shares a phrase is not."""
+
+import csv
+import io
+import json
+import random
+import zipfile
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from qwen_jax.data import decontaminate
+from qwen_jax.data.decontaminate import DecontaminationRules, DecontaminationStage, Index
+from qwen_jax.data.test_items import TestItem, read_test_sets
+from qwen_jax.errors import DataError
+
+LONG = ("A train leaves the station at noon with forty wagons of coal, reaches the harbour after "
+        "three hours; how many wagons does it lose when six of them are left behind at every stop?")
+CHINESE = "一列火车中午从车站出发，带着四十节煤车，三个小时以后到达港口，每一站留下六节，请问一共丢下多少节？"
+ITEMS = [TestItem("sums", "0", LONG), TestItem("zh", "7", CHINESE),
+         TestItem("short", "1", "Name the nine largest moons please"),
+         TestItem("tiny", "2", "1+1="), TestItem("tiny", "3", "1-1=")]
+FILLER = "The weather was fine and nobody thought of trains. " * 20
+
+
+@pytest.fixture(scope="module")
+def index():
+    return Index.build(ITEMS)
+
+
+def found(index, text):
+    return {(match.test_set, match.item) for match in index.matches(text)}
+
+
+@pytest.mark.parametrize("text, item", [
+    (LONG, ("sums", "0")), (LONG.upper().replace(" ", "\n  "), ("sums", "0")),
+    (LONG.replace(",", "").replace(";", " --"), ("sums", "0")),
+    (" ".join(LONG.split()[9:22]), ("sums", "0")),  # 13 words of it
+    (CHINESE.replace("，", " "), ("zh", "7")), (CHINESE[10:25], ("zh", "7")),
+    ("Name: the nine, LARGEST moons, please!", ("short", "1")),
+    ("Ａ ｔｒａｉｎ " + LONG[8:], ("sums", "0")),
+    ("x\n 1 + 1 =\ny", ("tiny", "2")), ("1 - 1 =", ("tiny", "3"))], ids=range(10))
+def test_found_anywhere_in_a_text(index, text, item):
+    assert found(index, FILLER + "\n" + text + "\n" + FILLER) == {item}
+
+
+@pytest.mark.parametrize("text", [
+    FILLER, " ".join(LONG.split()[9:21]),  # 12 words of it
+    " ".join(reversed(LONG.split())), "Name the nine largest moons", "we know that 1+1=2", "1*1=",
+    "", CHINESE[10:23]], ids=range(8))
+def test_less_than_an_ngram_is_not_found(index, text):
+    assert found(index, text) == set()
+
+
+def test_phrases_of_many_items_do_not_count():
+    phrase = "which of the following statements about the history of this country is true "
+    items = [TestItem("mc", str(i), phrase + f"n{i} alpha{i} beta{i}") for i in range(20)]
+    index = Index.build(items)
+    assert index.phrases == 1 and found(index, phrase) == set()
+    assert found(index, FILLER + items[3].text) == {("mc", "3")}
+    loose = Index.build(items, rules=DecontaminationRules(most_items=20))
+    assert len(found(loose, phrase)) == 20
+
+
+def test_agrees_with_plain_search_on_random_words():
+    draw = random.Random(0)
+    words = [f"w{i}" for i in range(4)]
+    rules = DecontaminationRules(ngram=5, least_units=3, most_items=1000)
+    items = [TestItem("r", str(i), " ".join(draw.choices(words, k=draw.randrange(3, 30))))
+             for i in range(40)]
+    index = Index.build(items, rules=rules)
+    for _ in range(50):
+        text = draw.choices(words + ["other"], k=60)
+        grams = {n: {tuple(text[i:i + n]) for i in range(len(text) - n + 1)} for n in (3, 4, 5)}
+        expected = {}
+        for item in items:
+            own = item.text.split()
+            n = min(len(own), 5)
+            shared = {tuple(own[i:i + n]) for i in range(len(own) - n + 1)} & grams[n]
+            if shared:
+                expected[item.item] = len(shared)
+        assert {m.item: m.ngrams for m in index.matches(" ".join(text))} == expected
+
+
+def test_an_index_is_the_same_from_its_file(index, tmp_path):
+    index.save(tmp_path / "index.npz")
+    again = Index.load(tmp_path / "index.npz")
+    for name in ("rules", "items", "numbers", "lines", "phrases"):
+        assert getattr(again, name) == getattr(index, name)
+    for name in ("hashes", "lengths", "owners"):
+        assert np.array_equal(getattr(again, name), getattr(index, name))
+    (tmp_path / "bad.npz").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="build it again"):
+        Index.load(tmp_path / "bad.npz")
+    with pytest.raises(DataError, match="no test items"):
+        Index.build([])
+
+
+def test_the_stage_names_set_and_item(index, tmp_path):
+    index.save(tmp_path / "index.npz")
+    table = pa.table({"text": ["clean", FILLER + LONG]})
+    marked = DecontaminationStage(str(tmp_path / "index.npz"))(table)
+    assert marked["rejected_by"].to_pylist() == [None, "contaminated_sums"]
+    value = marked["rejected_value"][1].as_py()
+    assert value.startswith("0, ") and "a train leaves the station" in value
+
+
+def test_readers(tmp_path):
+    rows = {"gsm8k_test.jsonl": {"question": "Q", "answer": "3*2=<<3*2=6>>6"},
+            "mbpp.jsonl": {"task_id": 5, "text": "T", "code": "C", "test_list": ["a", "b"]},
+            "humanevalpack_js.jsonl": {"task_id": "JS/0", "prompt": "P", "canonical_solution": "S",
+                                       "test": "T"}}
+    for name, row in rows.items():
+        (tmp_path / name).write_text(json.dumps(row) + "\n")
+    (tmp_path / "math23k_test.json").write_text(
+        '{"id": "1", "original_text": "甲"}\n\n{"id": "2", "original_text": "乙"}\n')
+    (tmp_path / "bbh").mkdir()
+    (tmp_path / "bbh" / "snarks.json").write_text(json.dumps({"examples": [{"input": "I"}]}))
+    for name, lines in {"mmlu": [["Q, really?", "a", "b", "c", "d", "B"]], "ceval": [
+            ["id", "question", "A", "B", "C", "D", "answer"], ["0", "问", "a", "b", "c", "d", "A"]]
+            }.items():
+        text = io.StringIO()
+        csv.writer(text).writerows(lines)
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            archive.writestr("test/law_test.csv", text.getvalue())
+    assert set(read_test_sets(tmp_path)) == {
+        ("gsm8k", "0", "Q"), ("gsm8k", "0", "3*2=6"), ("mbpp", "5", "T"), ("mbpp", "5", "C"),
+        ("mbpp", "5", "a\nb"), ("humanevalpack_js", "JS/0", "P"), ("humanevalpack_js", "JS/0", "S"),
+        ("humanevalpack_js", "JS/0", "T"), ("math23k", "1", "甲"), ("math23k", "2", "乙"),
+        ("bbh_snarks", "0", "I"), ("mmlu", "law_test:0", "Q, really?\na\nb\nc\nd"),
+        ("ceval", "law_test:1", "问\na\nb\nc\nd")}
+    (tmp_path / "strange.jsonl").write_text("{}")
+    with pytest.raises(DataError, match="no reader for strange.jsonl"):
+        list(read_test_sets(tmp_path))
+
+
+def test_the_public_test_sets_are_read(shared):
+    items = list(read_test_sets(shared / "data/eval/bbh"))
+    assert len(items) == 6511
+    sets = {item.test_set for item in read_test_sets(shared / "data/eval")}
+    assert {"gsm8k", "math", "math401", "math23k", "humaneval", "mbpp", "mmlu", "ceval"} < sets
+    assert decontaminate.RECIPE.ngram == 13

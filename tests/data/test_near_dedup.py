@@ -1,0 +1,136 @@
+"""Near duplicates: measured against exact Jaccard; components; an index of earlier runs."""
+
+import random
+
+import numpy as np
+import pytest
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+pytest.importorskip("daft")
+
+from qwen_jax.data import components, near_dedup, pipeline, shuffle, stage
+from qwen_jax.data.json_rows import write_rows
+from qwen_jax.data.near_dedup import NearDedup, band_hashes, probability, signatures, words
+from qwen_jax.data.read import Read
+from qwen_jax.errors import ConfigError, DataError
+
+VOCABULARY = [f"word{i}" for i in range(3000)]
+
+
+def shingles(text, size=5):
+    found = words(text).split()
+    return {tuple(found[i:i + size]) for i in range(max(1, len(found) - size + 1))}
+
+
+def jaccard(a, b):
+    return len(shingles(a) & shingles(b)) / len(shingles(a) | shingles(b))
+
+
+def changed(draw, text, words_to_change):
+    parts = text.split(" ")
+    for i in draw.sample(range(len(parts)), words_to_change):
+        parts[i] = draw.choice(VOCABULARY)
+    return " ".join(parts)
+
+
+def new(draw, length=150):
+    return " ".join(draw.choices(VOCABULARY, k=length))
+
+
+def test_words():
+    assert words("Don't  STOP_now…“yes”") == b"don t stop now yes"
+    assert words("我爱，北京。") == "我 爱 北 京".encode()
+    assert words("ＡＢＣ１２ カナ") == "abc12 カ ナ".encode()
+    assert words("Ärger—Öl «x»") == "ärger öl x".encode()
+    assert words("...") == b""
+
+
+def test_no_documents_have_no_keys():
+    empty = pa.Table.from_pylist([], schema=stage.SCHEMA)
+    blank = pa.Table.from_pylist([{"text": "..."}], schema=stage.SCHEMA)
+    for table in (empty, blank):
+        keys = NearDedup().keys(table, 0)
+        assert len(keys) == 0 and keys.schema.names == ["hash", "row"]
+
+
+def test_signatures_estimate_jaccard():
+    draw = random.Random(0)
+    pairs = [(text := new(draw), changed(draw, text, draw.randrange(12))) for _ in range(200)]
+    a, b = (signatures([words(pair[i]) for pair in pairs], hashes=256, shingle=5, seed=1)
+            for i in (0, 1))
+    error = (a == b).mean(1) - [jaccard(*pair) for pair in pairs]
+    assert abs(error.mean()) < 0.01 and np.sqrt((error**2).mean()) < 0.045  # sqrt(s(1-s)/256)
+
+
+def test_the_s_curve_is_what_bands_do():
+    draw = np.random.default_rng(0)
+    for similarity in (0.5, 0.7, 0.8, 0.9):
+        a = draw.integers(0, 2**32, (4000, 112), dtype=np.uint32)
+        b = np.where(draw.random(a.shape) < similarity, a, a ^ np.uint32(1))
+        found = (band_hashes(a, 14) == band_hashes(b, 14)).any(1).mean()
+        assert found == pytest.approx(probability(similarity, bands=14, rows=8), abs=0.025)
+
+
+def test_components_by_hand_and_at_random(tmp_path):
+    def removed(pairs, first=0, files=3):
+        paths = []
+        for i in range(files):
+            paths.append(tmp_path / f"{i}.parquet")
+            part = np.array(pairs[i::files], np.int64).reshape(-1, 2)
+            shuffle.write_removed(paths[-1], pa.table(
+                [part[:, 0], np.zeros(len(part), np.uint32), part[:, 1]], schema=shuffle.REMOVED))
+        table = components.removed(paths, first)
+        return dict(zip(table["order"].to_pylist(), table["kept"].to_pylist(), strict=True))
+
+    assert removed([(5, 3), (9, 5), (8, 7)]) == {5: 3, 9: 3, 8: 7}
+    assert removed([(9, 5), (8, 5), (8, 3)], first=6) == {9: 3, 8: 3}  # 5 is of an earlier run
+    assert removed([]) == {}
+    draw = random.Random(0)
+    pairs = [tuple(sorted(draw.sample(range(500), 2), reverse=True)) for _ in range(300)]
+    root = list(range(500))
+    for a, b in pairs * 500:
+        root[a] = root[b] = min(root[a], root[b])
+    assert removed(pairs) == {i: r for i, r in enumerate(root) if i != r}
+
+
+def run(tmp_path, name, texts, step=NearDedup(), **settings):
+    write_rows(tmp_path / f"{name}.jsonl", [{"text": text} for text in texts])
+    result = pipeline.run([f"{tmp_path}/{name}.jsonl"], [Read(), step], f"{tmp_path}/{name}",
+                          workers=0, partition_mb=0.01, **settings)
+    return [row["text"] for number in range(result.partitions)
+            for row in pq.read_table(result.folder.kept(number)).to_pylist()], result
+
+
+def test_planted_duplicates_go_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(shuffle, "BUCKET_ROWS", 500)  # several buckets
+    draw = random.Random(1)
+    originals = [new(draw) for _ in range(100)]
+    near = [changed(draw, text, 1) for text in originals[:40]]
+    far = [changed(draw, text, 60) for text in originals[40:]]
+    assert min(map(jaccard, originals, near)) > 0.9 and max(map(jaccard, originals[40:], far)) < 0.2
+    kept, result = run(tmp_path, "a", originals + near + far + ["", "short", "Short!"])
+    assert result.partitions > 5
+    assert kept == originals + far + ["short"]
+
+
+def test_chinese_characters_are_words(tmp_path):
+    draw = random.Random(2)
+    text = "".join(draw.choices("的一是在不了有和人这中大为上个国我以要他", k=300))
+    kept, _ = run(tmp_path, "zh", [text, text[:150] + "甲" + text[151:], text[::-1]])
+    assert kept == [text, text[::-1]]
+
+
+def test_an_index_of_earlier_runs(tmp_path):
+    draw = random.Random(3)
+    old = [new(draw) for _ in range(20)]
+    _, first = run(tmp_path, "first", old)
+    step = NearDedup(index=(str(first.folder.path),))
+    kept, second = run(tmp_path, "second", [changed(draw, old[3], 1), *(fresh := [new(draw)])], step)
+    assert kept == fresh
+    rejected = pq.read_table(second.folder.rejected(0)).to_pylist()[0]["rejected_value"]
+    assert "first/02-near_dedup/keys/" in rejected
+    with pytest.raises(DataError, match="no keys of earlier"):
+        run(tmp_path, "third", old, NearDedup(index=(str(tmp_path),)))
+    with pytest.raises(ConfigError, match="made otherwise.*seed"):
+        run(tmp_path, "third", old, NearDedup(seed=1, index=step.index))

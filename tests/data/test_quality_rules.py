@@ -1,0 +1,163 @@
+"""Rules reject what they are for and keep good text, in English, Chinese and code."""
+
+import dataclasses
+import json
+import random
+
+import pyarrow as pa
+import pytest
+
+from qwen_jax.data import quality_rules, stage
+from qwen_jax.data.quality_rules import measures, rejection
+from qwen_jax.errors import ConfigError
+
+ENGLISH = """The lighthouse at the end of the bay was built in the winter of 1871, after two
+ships had been lost on the rocks that stand below the cliff. Its keeper lived there with a dog and a
+stove. Every evening he climbed the stairs with oil, and every morning he wrote down what he had
+seen. People who found his notes have said that they are the best record of those years."""
+CHINESE = """海湾尽头的灯塔建于一八七一年的冬天，那时已经有两艘船在悬崖下的礁石上沉没了。守塔人带着一只狗和一个火炉住在那里。
+他每天晚上提着油爬上楼梯，每天早上写下自己看到的东西。发现这些笔记的人说，这是关于那些年天气最好的记录。"""
+CLASSICAL = "王安國，字平甫，臨川人，安石弟。神宗熙寧初召試，賜進士及第，除武昌軍節度推官，西京國子教授。官滿，召爲崇文院校書，改秘閣校理。熙寧七年卒，年四十七。有文集六十卷，已佚。"
+VERSE = """烈日炎烤花初繁，
+草地碧绿树也攀。
+鸟儿啁啾啼声甜，
+蝴蝶蜜峰跳舞妍。
+河流清澈碧波浅，
+蓝天白云自由幻。
+夏至未至心已陶，
+悠闲惬意梦中绵。"""
+CODE = """import os
+
+
+def sizes(folder):
+    return {name: os.path.getsize(name) for name in os.listdir(folder)}
+"""
+
+
+@pytest.mark.parametrize("text, language, kind", [
+    (ENGLISH, "en", "web"), (CHINESE, "zh", "web"), (CLASSICAL, "zh", "text"),
+    (VERSE, "zh", "text"), (CODE, "python", "code"), ("好。", "zh", "instruction")],
+    ids=["english", "chinese", "classical", "verse", "code", "answer"])
+def test_good_text_is_kept(text, language, kind):
+    assert rejection(text, language=language, kind=kind) is None
+
+
+def lines(number, make):
+    return "\n".join(make(i) for i in range(number))
+
+
+BAD = {  # rule -> text, language, kind
+    "words": ("Too short.", "en", "web"),
+    "word_length": ("supercalifragilistic hydrochlorofluorocarbon " * 40, "en", "web"),
+    "hash_marks": (ENGLISH + " # # # # # # # # # # #", "en", "web"),
+    "ellipses": (ENGLISH + " ... and" * 12, "en", "web"),
+    "words_with_letters": (ENGLISH + " 12 34" * 30, "en", "web"),
+    "stop_words": ("lighthouse keeper walks up stairs every evening carrying oil lamp " * 8, "en",
+                   "web"),
+    "lorem_ipsum": (ENGLISH + " Lorem ipsum dolor sit amet.", "en", "web"),
+    "braces": ("function a() { return the; } var b = { have: that }; " * 8, "en", "web"),
+    "sentences": (ENGLISH.replace(".", ","), "en", "web"),
+    "new_lines": (ENGLISH.replace(" ", "\n"), "en", "web"),
+    "bullet_lines": (lines(30, lambda i: f"- {ENGLISH.split()[i]} is the {i}th and it is good."),
+                     "en", "web"),
+    "ellipsis_lines": (lines(9, lambda i: f"{ENGLISH[i * 40:i * 40 + 40].strip()} and that was "
+                             "it. Read on..."), "en", "web"),
+    "boilerplate_lines": (ENGLISH + "\nPlease enable JavaScript.\nWe use cookies.", "en", "web"),
+    "ended_lines": (lines(30, lambda i: f"{i} is the number of the lamp and have that with it")
+                    + "\nOne. Two. Three.", "en", "web"),
+    "duplicate_lines": (lines(30, lambda i: ENGLISH.replace("\n", " ") if i % 3 else
+                              f"{i} is it."), "en", "web"),
+    "characters": ("太短了。", "zh", "web"),
+    "run_length": ("首页、新闻、图片、视频、音乐、电影、汽车、房产、教育、旅游、游戏、女人、男人、体育、科技、财经、"
+                   "军事、历史、文化、健康、星座、育儿、美食、时尚、招聘、的、了。", "zh", "web"),
+    "stop_characters": ("魑魅魍魉" * 20 + "。", "zh", "web"),
+    "generated_marks": ("# This file is auto-generated.\n" + CODE, "python", "code"),
+    "longest_line": (CODE + "x = [" + "1, " * 500 + "]\n", "python", "code"),
+    "line_length": (lines(9, lambda i: f"value_{i} = " + "a_rather_long_name_for_it + " * 8),
+                    "python", "code"),
+    "alphanumeric": ("+-*/ (){}[] ;;;; \n" * 20, "c", "code"),
+    "alphabetic": ("1234 5678 9012 3456\n" * 20, "c", "code"),
+    "encoded": (lines(30, lambda i: f"{'QWxh' * 32}{i}"), "python", "code"),
+}
+
+
+@pytest.mark.parametrize("rule", BAD)
+def test_each_rule_rejects_what_it_is_for(rule):
+    text, language, kind = BAD[rule]
+    found = measures(text, language=language, kind=kind)
+    broken = [name for name, value, (least, most) in found if not least <= value <= most]
+    assert rule in broken
+    assert rejection(text, language=language, kind=kind).rule == broken[0]
+
+
+def test_repetition_is_measured_as_defined():
+    """Against plain counting over all places, on random words of a small vocabulary."""
+    draw = random.Random(0)
+    for number in (60, 300):
+        words = draw.choices(["the", "of", "and", "sea.", "that", "wind", "be", "a"], k=number)
+        text = " ".join(words)
+        found = {name: value
+                 for name, value, _ in measures(text, language="en", kind="instruction")}
+        total = sum(map(len, words))
+        for size in (2, 3, 4):
+            grams = [tuple(words[i:i + size]) for i in range(number - size + 1)]
+            covered = max((grams.count(gram) * sum(map(len, gram)) for gram in set(grams)
+                           if grams.count(gram) >= 3), default=0)
+            assert found[f"top_{size}gram"] == pytest.approx(min(1, covered / total))
+        for size in (5, 6, 7):
+            grams = [tuple(words[i:i + size]) for i in range(number - size + 1)]
+            inside = {i + j for i in range(len(grams)) if grams[i] in grams[:i]
+                      for j in range(size)}
+            assert found.get(f"duplicate_{size}grams", 0) == pytest.approx(
+                sum(len(words[i]) for i in inside) / total)
+
+
+def test_fenced_code_is_left_aside_or_judged_as_code():
+    fenced = f"{CHINESE}\n\n```js\n" + lines(8, lambda i: f"if (a) {{ {i}; }}") + "\n```\n"
+    assert rejection(fenced, language="zh") is None
+    bare = fenced.replace("```js", "").replace("```", "")
+    assert "braces" in {name for name, value, (_, most) in measures(bare, language="zh")
+                        if value > most}
+    mostly = "看：\n```python\n" + CODE * 3 + "```"
+    assert "generated_marks" in {name for name, *_ in measures(mostly, language="zh")}
+
+
+def test_tex_is_no_program():
+    text = ENGLISH + r" It is $\frac{a_{1}}{b^{2}} + \sqrt{c} + \mathbf{x}_{i} \text{ of } {y}$."
+    assert rejection(text, language="en") is None
+
+
+def test_other_languages_need_no_english_stop_words():
+    german = (
+        "Der Leuchtturm am Ende der Bucht wurde im Winter gebaut, nachdem zwei Schiffe an "
+        "Felsen verloren gegangen waren. Der Wärter lebte dort mit einem Hund. Jeden Abend stieg "
+        "er mit Öl die Treppe hinauf, und jeden Morgen schrieb er auf, was er gesehen hatte. Wer "
+        "seine Notizen fand, sagt, sie seien die beste Aufzeichnung jener Jahre gewesen.")
+    assert rejection(german, language="de") is None
+    assert rejection(german, language="en").rule == "stop_words"
+
+
+def test_an_unknown_kind_is_an_error():
+    with pytest.raises(ConfigError, match="did you mean 'code'"):
+        rejection("x", language="en", kind="cod")
+
+
+def test_the_stage_marks_rows_and_keeps_them():
+    table = pa.table({"text": [ENGLISH, "Too short.", CODE], "language": ["en", None, "python"],
+                      "kind": ["web", "web", "code"]})
+    marked = quality_rules.QualityStage()(table)
+    assert marked["rejected_by"].to_pylist() == [None, "words", None]
+    assert marked["rejected_value"].to_pylist() == [None, "2", None]
+    loose = dataclasses.replace(quality_rules.RECIPE.english, words=(0, 1e9), stop_words=(0, 8),
+                                sentences=(0, 99))
+    rules = dataclasses.replace(quality_rules.RECIPE, english=loose)
+    assert quality_rules.QualityStage(rules)(table)["rejected_by"].null_count == 3
+
+
+def test_good_chinese_is_not_rejected_but_for_its_length(shared):
+    rows = json.loads((shared / "data/text/zh_song_authors.json").read_text(encoding="utf-8"))
+    found = [rejection(row["desc"], language="zh", kind="text") for row in rows[::4]]
+    assert sum(r is not None and r.rule != "characters" for r in found) <= 1
+    rows = json.loads((shared / "data/chat/alpaca_zh_demo.json").read_text(encoding="utf-8"))
+    found = [rejection(row["output"], language="zh", kind="instruction") for row in rows]
+    assert sum(r is not None for r in found) <= 20  # of 1,000; lists of equal lines above all

@@ -1,0 +1,95 @@
+"""What each launcher would do, without doing it."""
+
+import json
+import pathlib
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+COMMAND = ["-m", "experiments.pretrain", "--recipe=7b", "--run_dir=runs/a b"]
+
+
+def dry_run(*arguments: str) -> str:
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def launcher(name: str, *options: str) -> str:
+    return dry_run(sys.executable, "-m", f"launch.{name}", *options, "--dry_run", "--", *COMMAND)
+
+
+def flag(words: list[str], name: str) -> str:
+    return next(word.partition("=")[2] for word in words if word.startswith(f"--{name}="))
+
+
+def test_local_gives_every_process_its_place():
+    lines = [shlex.split(line) for line in launcher("local", "--processes=3",
+                                                    "--devices=4").splitlines()]
+    assert [word for line in lines for word in line if word.startswith("JAX_PROCESS_ID")] == [
+        "JAX_PROCESS_ID=0", "JAX_PROCESS_ID=1", "JAX_PROCESS_ID=2"]
+    for line in lines:
+        assert "JAX_NUM_PROCESSES=3" in line and line[-4:] == COMMAND
+        assert any("--xla_force_host_platform_device_count=4" in word for word in line)
+
+
+def test_a_tpu_pod_is_made_filled_and_started_on_all_workers():
+    lines = [shlex.split(line) for line in launcher(
+        "tpu_pod", "--name=r", "--zone=z", "--type=v5p-256", "--spot", "--delete").splitlines()]
+    assert [line[3:5] for line in lines] == [
+        ["queued-resources", "create"], ["tpu-vm", "scp"], ["tpu-vm", "ssh"], ["tpu-vm", "ssh"],
+        ["queued-resources", "delete"]]
+    create, copy, install, start, _ = lines
+    assert "--spot" in create and flag(create, "accelerator-type") == "v5p-256"
+    assert all("--worker=all" in line for line in (copy, install, start))
+    inside = shlex.split(flag(start, "command"))
+    assert "QWEN_JAX_LAUNCHER=tpu_pod" in inside and inside[-4:] == COMMAND
+
+
+def test_xpk_gets_the_command_and_the_grace():
+    words = shlex.split(launcher("xpk", "--cluster=c", "--name=r", "--type=v5p-256", "--image=i",
+                                 "--slices=2", "--grace=90"))
+    assert words[:3] == ["xpk", "workload", "create"] and flag(words, "num-slices") == "2"
+    assert flag(words, "termination-grace-period-seconds") == "90"
+    assert shlex.split(flag(words, "command"))[-4:] == COMMAND
+
+
+@pytest.mark.parametrize("chips", [0, 4])
+def test_a_jobset_starts_all_hosts_together_and_again(chips):
+    text = launcher("jobset", "--name=r", "--image=i", "--hosts=4", "--volume=v",
+                    *([f"--chips={chips}", "--topology=4x4x1"] if chips else []))
+    first, rest = text.split("\n", 1)
+    assert shlex.split(first)[:2] == ["kubectl", "apply"]
+    spec = json.loads(rest.rpartition("END")[0])["spec"]
+    job = spec["replicatedJobs"][0]["template"]["spec"]
+    assert (job["parallelism"], job["completions"], job["completionMode"]) == (4, 4, "Indexed")
+    assert spec["failurePolicy"]["rules"][0]["action"] == "FailJobSet"
+    assert job["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"] == [1]
+    container = job["template"]["spec"]["containers"][0]
+    names = {item["name"]: item["value"] for item in container["env"]}
+    assert container["command"] == ["python", *COMMAND]
+    if chips:
+        assert container["resources"]["limits"] == {"google.com/tpu": 4}
+        assert "JAX_COORDINATOR_ADDRESS" not in names
+    else:
+        assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
+        assert names["JAX_COORDINATOR_ADDRESS"] == "r-hosts-0-0.r:8476"
+        assert names["JAX_NUM_PROCESSES"] == "4"
+
+
+def test_slurm_runs_every_task_and_takes_all_down_with_one():
+    words = shlex.split(dry_run("bash", "launch/slurm.sbatch", "--dry_run", *COMMAND).replace(
+        "runs/a b", "'runs/a b'"))
+    assert words[0] == "srun" and "--kill-on-bad-exit=1" in words and words[-4:] == COMMAND
+    directives = (ROOT / "launch/slurm.sbatch").read_text()
+    assert "#SBATCH --requeue" in directives and "#SBATCH --signal=TERM@120" in directives
+
+
+@pytest.mark.parametrize("name", ["local", "tpu_pod", "xpk", "jobset"])
+def test_a_launcher_without_a_command_says_what_is_missing(name):
+    done = subprocess.run([sys.executable, "-m", f"launch.{name}", "--dry_run"], cwd=ROOT,
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "no command" in done.stderr or "are required" in done.stderr

@@ -1,0 +1,201 @@
+"""The local launcher: who is blamed, who is taken down, what comes again; real runs through it."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from qwen_jax import faults
+from qwen_jax.data import shards
+from qwen_jax.data.sources import Document
+from qwen_jax.tokenizer.bpe import Tokenizer
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+ME = "import os, signal, sys, time; me = int(os.environ['JAX_PROCESS_ID']); " \
+     "life = int(os.environ['QWEN_JAX_ATTEMPT']); "
+
+
+def command(*options, code=None, arguments=()) -> list[str]:
+    inner = ["-c", ME + code] if code else list(arguments)
+    return [sys.executable, "-m", "launch.local", *options, "--", *inner]
+
+
+def launch(*options, **inner) -> tuple[int, str]:
+    done = subprocess.run(command(*options, **inner), cwd=ROOT, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, timeout=600)
+    return done.returncode, done.stdout
+
+
+def test_a_killed_process_is_named_the_others_go_and_all_come_again():
+    code, shown = launch("--processes=3", code=(
+        "print('life', life, flush=True); "
+        "os.kill(os.getpid(), signal.SIGKILL) if me == 1 and life == 0 else None; "
+        "time.sleep(600 if life == 0 else 0)"))
+    assert code == 0
+    assert "[launch] process 1 was killed by SIGKILL" in shown
+    assert "[launch]     life 0" in shown and "[launch] restart 1 of 10" in shown
+    assert shown.count("life 1") == 3
+
+
+def test_a_frozen_process_is_named():
+    code, shown = launch("--processes=2", "--heartbeat=1", "--max_restarts=0", code=(
+        "os.kill(os.getpid(), signal.SIGSTOP) if me == 1 else time.sleep(600)"))
+    assert code == 1
+    assert "process 1 has been frozen for 1 s" in shown and "given up" in shown
+
+
+def test_an_error_that_would_come_again_is_not_tried_again():
+    code, shown = launch(code="print('what: no'); sys.exit(1) if me == 0 else time.sleep(600)")
+    assert code == 1
+    assert "not started again" in shown and "restart 1" not in shown
+
+
+def test_the_next_life_knows_why_it_began():
+    code, shown = launch(code=(
+        "print(os.environ.get('QWEN_JAX_RESTARTED_AFTER')); sys.exit(70 if life == 0 else 0)"))
+    assert code == 0
+    assert "ended with exit code 70" in [line for line in shown.splitlines()
+                                         if line.startswith("[1] ")][-1]
+
+
+def test_sigterm_is_handed_on_and_the_launcher_does_not_start_again():
+    process = subprocess.Popen(command(code=(
+        "signal.signal(15, lambda *_: (print('saved', flush=True), sys.exit(75))); "
+        "print('ready', flush=True); time.sleep(600)")), cwd=ROOT, text=True,
+        stdout=subprocess.PIPE)
+    ready, shown = 0, ""
+    for line in process.stdout:
+        ready, shown = ready + ("ready" in line), shown + line
+        if ready == 2:
+            ready = 0
+            process.send_signal(signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM
+    assert "[0] saved" in shown and "[1] saved" in shown and "restart 1" not in shown
+
+
+def test_nobody_is_left_when_the_launcher_is_killed():
+    process = subprocess.Popen(command(code="print('ready', flush=True); time.sleep(600)"),
+                               cwd=ROOT, text=True, stdout=subprocess.PIPE)
+    for _ in range(2):
+        process.stdout.readline()
+    workers = faults.workers(process.pid)
+    assert sorted(workers) == [0, 1]
+    process.kill()
+    process.wait()
+    for _ in range(100):
+        if not any(map(alive, workers.values())):
+            return
+        time.sleep(0.05)
+    raise AssertionError("the processes outlive their launcher")
+
+
+def alive(pid: int) -> bool:
+    try:
+        stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text") / "words"
+    draw = np.random.default_rng(0)
+    documents = [Document(str(i), " ".join(draw.choice(["a", "bc", "def", "gh"], 50)))
+                 for i in range(200)]
+    shards.write(documents, folder, Tokenizer({bytes([byte]): byte for byte in range(256)}))
+    return folder / "train"
+
+
+def pretrain(run_dir, words, *flags) -> list[str]:
+    return ["-m", "experiments.pretrain", "--recipe=smoke", f"--run_dir={run_dir}",
+            f"--data.sources={words}", "--model.hidden_size=32", "--model.ffn_size=64",
+            "--model.unroll_layers=2", "--optimizer.warmup_steps=2", "--train.log_every=1", *flags]
+
+
+def losses(run_dir) -> dict[int, float]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return {record["step"]: record["train/loss"] for record in map(json.loads, lines)
+            if "train/loss" in record}
+
+
+def events(run_dir) -> list[str]:
+    lines = (run_dir / "events.jsonl").read_text().splitlines()
+    return [json.loads(line)["event"] for line in lines]
+
+
+@pytest.fixture
+def cached(monkeypatch, tmp_path_factory):
+    """Programs are compiled once: what is tested here are lives, not the compiler."""
+    folder = tmp_path_factory.getbasetemp() / "compiled"
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    monkeypatch.setenv("XLA_FLAGS", "")
+
+
+def test_two_processes_train_through_a_kill(words, tmp_path, monkeypatch, cached):
+    """The second life goes on with the checkpoint of step 4; every step is there once, in order."""
+    monkeypatch.setenv(faults.VARIABLE, "kill step=7 process=1")
+    code, shown = launch("--processes=2", "--heartbeat=100", arguments=pretrain(
+        tmp_path / "run", words, "--train.num_steps=8", "--train.save_every=4"))
+    assert code == 0, shown
+    assert "process 1 was killed by SIGKILL" in shown
+    # Process 0 may still say what it saw of the other's end, before it is taken down.
+    told = [event for event in events(tmp_path / "run") if event not in ("killed", "error")]
+    assert told == ["start", "saved", "restart", "resume", "saved", "end"]
+    assert list(losses(tmp_path / "run")) == list(range(1, 9))
+
+
+@pytest.mark.slow
+def test_losses_are_the_same_bits_in_one_two_and_four_processes(words, tmp_path, cached):
+    found = {}
+    for processes, devices in ((1, 8), (2, 4), (4, 2)):
+        run = tmp_path / f"run{processes}"
+        code, shown = launch(
+            f"--processes={processes}", f"--devices={devices}", "--heartbeat=300",
+            "--max_restarts=0", arguments=pretrain(
+                run, words, "--train.num_steps=30", "--mesh.data=4", "--mesh.tensor=2"))
+        assert code == 0, shown
+        found[processes] = losses(run)
+    assert len(found[1]) == 30
+    assert found[2] == found[1] and found[4] == found[1]
+
+
+@pytest.mark.slow
+def test_four_two_and_one_processes_on_other_meshes_see_the_same_data(words, tmp_path, cached):
+    settings = "--train.num_steps=30", "--train.save_every=10"
+    code, shown = launch("--processes=1", "--devices=4", "--max_restarts=0",
+                         arguments=pretrain(tmp_path / "whole", words, *settings))
+    assert code == 0, shown
+    for processes, devices, mesh, end in (
+            (4, 1, "--mesh.fsdp=4", 12), (2, 2, "--mesh.tensor=2", 22), (1, 2, "--mesh.data=2", None)):
+        os.environ[faults.VARIABLE] = f"term step={end}" if end else ""
+        try:
+            code, shown = launch(f"--processes={processes}", f"--devices={devices}",
+                                 "--heartbeat=300", "--max_restarts=0", arguments=pretrain(
+                                     tmp_path / "parts", words, mesh, *settings))
+        finally:
+            del os.environ[faults.VARIABLE]
+        assert code == (1 if end else 0), shown
+    whole, parts = losses(tmp_path / "whole"), losses(tmp_path / "parts")
+    assert list(parts) == list(whole) == list(range(1, 31))
+    # Sums are added in another order: float32 rounding, grown over 30 steps.
+    np.testing.assert_allclose(list(parts.values()), list(whole.values()), rtol=2e-4)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_four_makes_all_save_the_same_step(words, tmp_path, monkeypatch, cached):
+    monkeypatch.setenv(faults.VARIABLE, "term step=5 process=2")
+    code, shown = launch("--processes=4", "--heartbeat=300", arguments=pretrain(
+        tmp_path / "run", words, "--train.num_steps=60", "--train.save_every=100"))
+    assert code == 0, shown
+    assert "was told to end by SIGTERM, and the run saved" in shown
+    assert sorted(events(tmp_path / "run")) == sorted(
+        ["start", "stop", "saved", "restart", "resume", "saved", "end"])
+    assert list(losses(tmp_path / "run")) == list(range(1, 61))

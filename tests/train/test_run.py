@@ -1,0 +1,215 @@
+"""A whole run with a step that adds up its batches: its events, its way back, its faults."""
+
+import contextlib
+import dataclasses
+import json
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from experiments.pretrain import SMOKE
+from qwen_jax import faults
+from qwen_jax.checkpoint import Checkpointer
+from qwen_jax.config import MeshConfig, TrainConfig
+from qwen_jax.errors import ConfigError, TrainingError
+from qwen_jax.parallel.mesh import make_mesh
+from qwen_jax.train.goodput import KINDS
+from qwen_jax.train.host_times import HostTimes, slow_one
+from qwen_jax.train.loop import Stopped
+from qwen_jax.train.recheck import SilentCorruption
+from qwen_jax.train.run import Job, run
+from qwen_jax.types import TrainState
+
+
+@jax.jit
+def adding_step(state, batch):
+    """The loss is the batch's mean; the weights are the sum of all batches."""
+    loss = jnp.mean(batch)
+    good = (state.step >= 0) & jnp.isfinite(loss)
+    new = TrainState(state.step + 1, {"w": state.params["w"] + batch}, ())
+    halted = state.replace(step=jnp.where(state.step < 0, state.step, -1 - state.step))
+    state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, halted)
+    return state, {"train/loss": loss, "train/grad_norm": loss, "train/weight": jnp.float32(1)}
+
+
+class Adding:
+    """A run in `folder` over `values`, one batch each."""
+
+    def __init__(self, folder, values, **settings):
+        self.folder, self.values, self.read = folder, values, []
+        settings = {"num_steps": 40, "batch_size": 1, "save_every": 10, "log_every": 1} | settings
+        self.config = dataclasses.replace(SMOKE, run_dir=str(folder), train=TrainConfig(**settings))
+        mesh = make_mesh(MeshConfig(), devices=jax.devices()[:2])
+        whole = NamedSharding(mesh, PartitionSpec())
+        cut = NamedSharding(mesh, PartitionSpec("fsdp"))
+        self.batch = jax.ShapeDtypeStruct((4,), jnp.float32, sharding=cut)
+        self.state = TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
+                                {"w": self.batch}, ())
+        self.job = Job(mesh=mesh, state=self.state, step=adding_step, batch=self.batch,
+                       make_state=self.start, batches=self.batches)
+
+    def start(self):
+        return jax.tree.map(lambda leaf: jax.device_put(jnp.zeros(leaf.shape, leaf.dtype),
+                                                        leaf.sharding), self.state)
+
+    @contextlib.contextmanager
+    def batches(self, start_step):
+        def next_batch(step, state):
+            self.read.append(step)
+            return jax.device_put(np.full(4, self.values[step], np.float32), self.batch.sharding)
+
+        yield next_batch
+
+    def run(self):
+        self.shown = []
+        return run(self.config, self.job, emit=self.shown.append)
+
+    def events(self):
+        lines = (self.folder / "events.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def names(self):
+        return [event["event"] for event in self.events()]
+
+    def newest(self):
+        return Checkpointer(self.folder / "checkpoints").restore(self.state)
+
+
+def noise(steps=80):
+    return list(2.0 + 0.05 * ((np.arange(steps) * 7) % 5 - 2))
+
+
+def test_events_tell_the_whole_story(tmp_path, monkeypatch):
+    a = Adding(tmp_path, noise(), num_steps=20)
+    a.run()
+    assert a.names() == ["start", "saved", "saved", "end"]
+    assert a.events()[0] | {"time": 0} == {
+        "time": 0, "event": "start", "step": 0, "processes": 1, "devices": 2,
+        "mesh": {"data": 1, "fsdp": 2, "tensor": 1, "context": 1}}
+    assert [event.get("step") for event in a.events()[1:3]] == [10, 20]
+    # Another life that was killed in the middle of a line, and started again by a launcher.
+    text = (tmp_path / "events.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "events.jsonl").write_text("".join(text[:2]) + '{"time": 1')
+    monkeypatch.setenv("QWEN_JAX_RESTARTED_AFTER", "process 3 was killed by SIGKILL")
+    monkeypatch.setenv("QWEN_JAX_ATTEMPT", "2")
+    a.run()
+    lines = (tmp_path / "events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines if line != '{"time": 1']
+    assert [event["event"] for event in events] == [
+        "start", "saved", "killed", "restart", "resume", "end"]
+    assert events[2]["last_event"] == "saved" and events[2]["last_sign"] > 0
+    assert (events[3]["attempt"], events[3]["reason"]) == (2, "process 3 was killed by SIGKILL")
+
+
+def test_an_error_is_told_before_it_leaves(tmp_path):
+    a = Adding(tmp_path, [2.0, 2.0, float("nan")] + noise())
+    with pytest.raises(TrainingError, match="step 3 is not finite"):
+        a.run()
+    assert a.names() == ["start", "spike", "saved", "error"]
+    assert a.events()[-1]["kind"] == "TrainingError" and "step 3" in a.events()[-1]["what"]
+    assert a.newest()[0] == 2
+
+
+@pytest.mark.parametrize("bad", [50.0, float("nan")])
+def test_a_spike_is_gone_back_from_and_its_batches_are_left_out(tmp_path, bad):
+    values = noise()
+    values[33] = bad
+    a = Adding(tmp_path, values, on_spike="skip")
+    state = a.run()
+    # Back to step 30; batches 30 to 33 are left out, and the later ones follow.
+    expected = sum(np.float32(v) for v in values[:30] + values[34:44])
+    np.testing.assert_allclose(np.asarray(state.params["w"]), expected, rtol=1e-6)
+    assert a.read[-10:] == list(range(34, 44))
+    skipped = next(event for event in a.events() if event["event"] == "skipped")
+    assert (skipped["back_to"], skipped["first_batch"], skipped["last_batch"]) == (30, 31, 34)
+    assert any("batches 31 to 34 are left out" in line for line in a.shown)
+
+
+def test_a_run_that_left_batches_out_and_was_stopped_sees_the_same_batches(tmp_path):
+    values = noise()
+    values[23] = 50.0
+    whole = Adding(tmp_path / "whole", values, on_spike="skip").run()
+    first = Adding(tmp_path / "two", values, on_spike="skip")
+    inner = first.batches
+
+    @contextlib.contextmanager
+    def stopping(start_step):
+        with inner(start_step) as read:
+            def next_batch(step, state):
+                if step == 35:
+                    signal.raise_signal(signal.SIGTERM)
+                return read(step, state)
+            yield next_batch
+
+    first.job = dataclasses.replace(first.job, batches=stopping)
+    with pytest.raises(Stopped):
+        first.run()
+    assert first.names()[-2:] == ["saved", "stop"] or first.names()[-2:] == ["stop", "saved"]
+    second = Adding(tmp_path / "two", values, on_spike="skip")
+    state = second.run()
+    assert second.read[0] == first.read[-1] + 1
+    assert np.asarray(state.params["w"]).tobytes() == np.asarray(whole.params["w"]).tobytes()
+
+
+def test_a_run_that_only_spikes_is_given_up(tmp_path):
+    values = noise(30) + [float("nan")] * 600
+    with pytest.raises(TrainingError, match="10 times"):
+        Adding(tmp_path, values, on_spike="skip").run()
+
+
+def test_a_wrong_computation_is_found_and_not_saved(tmp_path, monkeypatch):
+    monkeypatch.setenv(faults.VARIABLE, "corrupt step=16")
+    a = Adding(tmp_path, noise(), recheck_every=4)
+    with pytest.raises(SilentCorruption, match="step 16 differ in 1 numbers") as caught:
+        a.run()
+    assert caught.value.exit_code == 75 and a.newest()[0] == 10
+    monkeypatch.setenv("QWEN_JAX_ATTEMPT", "1")  # the fault is of the first life
+    state = Adding(tmp_path, noise(), recheck_every=4).run()
+    monkeypatch.delenv(faults.VARIABLE)
+    plain = Adding(tmp_path / "plain", noise()).run()
+    assert np.asarray(state.params["w"]).tobytes() == np.asarray(plain.params["w"]).tobytes()
+
+
+def test_time_is_accounted_for(tmp_path, monkeypatch):
+    monkeypatch.setenv(faults.VARIABLE, "delay step=11 seconds=0.02")
+    a = Adding(tmp_path, noise())
+    a.run()
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    last = records[-1]
+    assert last["time/wait"] > 29 * 0.02 and 0 < last["perf/goodput"] < 1
+    assert last["time/compile"] > 0 and last["time/restore"] > 0 and last["time/save"] > 0
+    assert {f"time/{kind}" for kind in (*KINDS, "other")} <= last.keys()
+
+
+def test_a_profile_of_some_steps_is_written(tmp_path):
+    a = Adding(tmp_path, noise(), num_steps=12, trace_steps=(3, 4))
+    a.run()
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    assert any("profile of steps 3 to 4" in line for line in a.shown)
+
+
+def test_the_slow_host_is_named_and_even_ones_are_not():
+    assert slow_one({0: 0.01, 1: 0.011, 2: 0.012}) is None
+    assert slow_one({0: 0.001}) is None
+    slow, even = {0: 0.01, 1: 0.011, 2: 0.2, 3: 0.01}, {0: 0.01, 1: 0.01, 2: 0.01, 3: 0.01}
+    assert slow_one(slow)[1].startswith("process 2 needs 200 ms")
+    hosts = HostTimes()
+    told = [hosts.slow(times) for times in (slow, slow, even, slow, slow, slow, slow)]
+    assert [message is not None for message in told] == [False] * 5 + [True, False]
+
+
+@pytest.mark.parametrize("text", ["kil step=3", "kill when=3", "kill step=x"])
+def test_a_fault_that_is_none_is_refused(text):
+    with pytest.raises(ConfigError):
+        faults.planned({faults.VARIABLE: text})
+
+
+def test_faults_are_of_one_process_and_one_life():
+    text = "kill step=3 process=1; nan step=4; delay step=2 attempt=1 seconds=0.5"
+    assert [fault.kind for fault in faults.planned({faults.VARIABLE: text})] == ["nan"]
+    assert [fault.seconds for fault in faults.planned(
+        {faults.VARIABLE: text, "QWEN_JAX_ATTEMPT": "1"})] == [0.5]
