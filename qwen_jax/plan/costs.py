@@ -20,10 +20,10 @@ from qwen_jax.plan.topologies import Chip
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "iota",
-         "partition-id", "replica-id", "opt-barrier", "domain", "copy-start", "copy-done",
-         "custom-call-done", "async-done", "async-update", "custom-call-update", "bitcast-convert",
-         "get-dimension-size", "add-dependency", "send-done", "recv-done", "call-start", "call-update",
-         "call-done", "custom-call-start"}
+         "partition-id", "replica-id", "opt-barrier", "domain", "bitcast-convert",
+         "get-dimension-size", "add-dependency", "copy-start", "copy-done", "send-done",
+         "recv-done", "async-update", "async-done", "call-start", "call-update", "call-done",
+         "custom-call-start", "custom-call-update", "custom-call-done"}
 # What can have a collective inside: a call that is started runs on the sparse cores.
 _INSIDE = ("fusion", "async-start", "call-start", "custom-call-start")
 _CALLED = ("calls", "to_apply", "called_computations")

@@ -160,12 +160,17 @@ def test_a_step_that_does_not_fit_is_a_result():
 
 @pytest.mark.parametrize("size", ["7b", "14b"])
 def test_recipes_have_the_layouts_that_plan_found(size):
-    """On v5p-256, with the weights in pieces over all chips."""
+    """On v5p-256; the mesh is a flag, as it is the slice's and not the recipe's."""
     found, *_ = search.best(
-        plan.workload_of(plan.Config(model=size)), topologies.by_name("v5p-256"), number=8,
+        plan.workload_of(plan.Config(model=size)), topologies.by_name("v5p-256"), number=4,
         max_tensor=8, max_context=1)
     recipe = pretrain.RECIPES[size]
-    assert recipe.mesh == MeshConfig()
-    assert (MeshConfig(fsdp=128), recipe.model.remat, recipe.train.micro_batches) in [
-        (one.workload.mesh, one.workload.model.remat, one.workload.train.micro_batches)
-        for one in found]
+    assert (recipe.model.remat, recipe.train.micro_batches) in [
+        (one.workload.model.remat, one.workload.train.micro_batches) for one in found]
+
+
+def test_pieces_that_are_no_whole_vectors_come_last():
+    workload = plan.workload_of(plan.Config(model="7b"))
+    found, *_ = search.best(workload, topologies.by_name("v5p-256"), number=3, max_tensor=8,
+                            max_context=1)
+    assert all(4096 // one.workload.mesh.fsdp % 128 == 0 for one in found)
