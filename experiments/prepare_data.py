@@ -9,6 +9,7 @@ A folder of your own:  python -m experiments.prepare_data --sources=FOLDER --out
 Several, by kind:      ... --sources=web=web:crawl,code=code:repositories,python:docs
                        kinds: web, code, documentation, text, instruction; else by each file's suffix
 Common Crawl:          ... --sources=web:s3://commoncrawl/crawl-data/.../warc --ray=ADDRESS
+Text as it is:         --recipe=plain
 Released vocabulary:   ... --tokenizer=qwen.tiktoken
 cl100k_base, grown:    ... --base=cl100k_base.tiktoken --num_new=50000
 Then:                  python -m experiments.pretrain --data.sources=data/mine/shards/web/train ...
@@ -33,7 +34,7 @@ from qwen_jax.data.quality_rules import QualityStage
 from qwen_jax.data.read import Read
 from qwen_jax.data.test_items import read_test_sets
 from qwen_jax.data.tokenise import sizes, texts, tokenise
-from qwen_jax.errors import ConfigError
+from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.evaluate.perplexity_filter import PerplexityStage
 from qwen_jax.tokenizer import extend
 from qwen_jax.tokenizer.bpe import Tokenizer, read_ranks
@@ -58,6 +59,7 @@ class Config:
     sources: tuple[str, ...] = ()  # [NAME=][KIND:]PATH; of equal documents those of earlier ones stay
     output: str = ""  # a folder; an interrupted run goes on in it
     read: Read = Read()
+    languages: bool = True  # are identified
     language: Language = Language()
     exact_dedup: tuple[Literal["url", "document", "paragraph"], ...] = ("url", "document")
     near_dedup: bool = True  # and not exact duplicates alone
@@ -78,6 +80,9 @@ class Config:
 
 
 RECIPE = Config()
+PLAIN = dataclasses.replace(  # text that is good already: nothing but reading and encoding
+    RECIPE, languages=False, exact_dedup=(), near_dedup=False,
+    filters=Filters(rules=False, personal=False))
 SMOKE = dataclasses.replace(
     RECIPE, sources=("code:" + str(pathlib.Path(engine.__file__).parent),), vocab_size=600,
     output="runs/prepare_data_smoke", workers=0)
@@ -94,6 +99,9 @@ def main(config: Config) -> None:
         say(line)
     (output / "review.html").write_text(review.page(review.sample(rows(result))), "utf-8")
     say(f"{output}/review.html: what was kept and rejected, to judge in a browser")
+    if not result.counts[result.folder.path.name]["kept"]["documents"]:
+        raise DataError("nothing is left of any source.", str(output),
+                        "counts.json says which rules rejected it, review.html shows examples.")
     tokenizer = config.tokenizer or vocabulary(config, result, output / "tokenizer.tiktoken")
     mixed = mixture.Mixture(mixture.parse_weights(config.weights, where="--weights"))
     parts = mixture.plan(sizes(result, tokenizer), mixed)
@@ -114,7 +122,8 @@ def main(config: Config) -> None:
 def plan(config: Config) -> list:
     """The stages in their order. Report: 2.1."""
     filters = config.filters
-    steps: list = [config.read, config.language]
+    steps: list = [config.read]
+    steps += [config.language] if config.languages else []
     steps += [ExactDedup(by) for by in config.exact_dedup]
     steps += [config.minhash] if config.near_dedup else []
     steps += [QualityStage()] if filters.rules else []
@@ -175,4 +184,4 @@ def vocabulary(config: Config, result: pipeline.Result, path: pathlib.Path) -> s
 
 
 if __name__ == "__main__":
-    flags.run(main, __doc__, {"default": RECIPE, "smoke": SMOKE})
+    flags.run(main, __doc__, {"default": RECIPE, "plain": PLAIN, "smoke": SMOKE})

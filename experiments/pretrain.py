@@ -2,9 +2,9 @@
 
 Next-token prediction over a weighted mixture of token shards, AdamW, cosine schedule to 10 %.
 
-On your own text:        python -m experiments.prepare_text --input=FOLDER --output=data/mine
+On your own text:        python -m experiments.prepare_data --sources=mine=FOLDER --output=data/mine
                          python -m experiments.pretrain --recipe=1.8b --run_dir=runs/mine \\
-                             --data.sources=data/mine/train --data.eval_sources=data/mine/eval
+                             --data.sources=data/mine/shards/mine/train
 On a laptop, a minute:   the same with --recipe=smoke --model.vocab_size=32768
 On from released weights: --init_from=FOLDER (or of another run; the optimizer begins anew).
 A run that was interrupted goes on where it was when the same command is given again.
@@ -101,7 +101,7 @@ def main(config: Config) -> None:
     if not config.data.sources:
         raise ConfigError("no text to train on.", "--data.sources",
                           "name shard folders; --help shows how to make them.")
-    # prepare_text leaves the tokenizer beside the shards.
+    # prepare_data leaves the tokenizer beside the shards.
     beside = pathlib.Path(config.data.sources[0].rpartition("=")[0] or config.data.sources[0])
     tokenizer = Tokenizer.from_file(config.data.tokenizer or beside.parent / shards.TOKENIZER)
     with ended_by_signal():

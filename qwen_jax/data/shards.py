@@ -115,7 +115,7 @@ def open_shards(folder: str | os.PathLike, *, verify: bool | None = None) -> Sha
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise DataError("there is no such shard folder.", str(folder),
-                        "write shards with `python -m experiments.prepare_text --help`.")
+                        "write shards with `python -m experiments.prepare_data --help`.")
     try:
         record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if record["format"] != FORMAT:

@@ -19,7 +19,6 @@ from qwen_jax.data.pipeline import Result
 from qwen_jax.data.shards import Split
 from qwen_jax.data.sources import Document
 from qwen_jax.data.stage_files import StageFolder, read_batches
-from qwen_jax.errors import DataError
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 def documents(folder: StageFolder, number: int) -> Iterator[Document]:
@@ -131,9 +130,6 @@ def tokenise(result: Result, output: str, tokenizer_path: str, *, split: Split,
 
     Returns:
       {source: the manifest's entries}.
-
-    Raises:
-      DataError: no source has documents left.
     """
     folder, parts = pathlib.Path(output), f"{output}.parts"
     of = {name: [i for i, each in enumerate(result.sources) if each == name]
@@ -142,9 +138,6 @@ def tokenise(result: Result, output: str, tokenizer_path: str, *, split: Split,
         if not any(result.folder.counts(i)["kept"]["documents"] for i in numbers):
             say(f"{name}: nothing is left of it, see counts.json; it has no shards")
             del of[name]
-    if not of:
-        raise DataError("nothing is left of any source.", str(result.folder.path.parent),
-                        "counts.json says which rules rejected it; review.html shows examples.")
     tokenizer = _tokenizer(tokenizer_path)
     if folder.exists() and not pathlib.Path(parts).exists():
         return {}

@@ -1,0 +1,38 @@
+"""Text to measure on: new documents of real sentences, some of them nearly or exactly said before."""
+
+import json
+import pathlib
+import random
+import re
+
+from qwen_jax.errors import ConfigError
+
+
+def sentences(shared: str) -> list[str]:
+    """English sentences of the shared texts."""
+    folder = pathlib.Path(shared) / "data/text"
+    if not folder.exists():
+        raise ConfigError("there is no text to measure on.", str(folder), "name the --shared folder.")
+    text = (folder / "wikitext2_valid.txt").read_text("utf-8") + "\n" + "\n".join(
+        json.loads(line)["text"] for line in open(folder / "c4_demo.jsonl", encoding="utf-8"))
+    found = [part.strip() for part in re.split(r"(?<=[.!?])\s+|\n+", text)]
+    return [part for part in found if 30 < len(part) < 400]
+
+
+def documents(shared: str, number: int, *, near: float = 0.1, characters: int = 1400, seed: int = 0
+              ) -> list[str]:
+    """Documents of random sentences; the share `near` are earlier ones with two words changed."""
+    draw, said, made = random.Random(seed), sentences(shared), []
+    for i in range(number):
+        if made and draw.random() < near:
+            words = draw.choice(made).split(" ")
+            for place in draw.sample(range(len(words)), 2):
+                words[place] = f"changed{draw.randrange(1000)}"
+            made.append(" ".join(words))
+            continue
+        parts, size = [], 0
+        while size < characters:
+            parts.append(draw.choice(said))
+            size += len(parts[-1])
+        made.append(f"{' '.join(parts)} {i}")
+    return made

@@ -1,0 +1,143 @@
+"""The data plan beside its peers, on the same documents in the same run.
+
+MinHash from JSONL to what is kept: ours, datasketch, datatrove. Tokenising: ours to shards, tiktoken's own
+threads. Then the whole plan on web pages and text, MB/s of each stage.
+
+    python -m benchmarks.data_plan --datatrove_python=PYTHON --output=benchmarks/results/data_plan.md
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import tempfile
+import time
+
+from benchmarks import corpus, packages
+from experiments import flags, prepare_data
+from qwen_jax.data import pipeline, shards
+from qwen_jax.data.json_rows import write_rows
+from qwen_jax.data.near_dedup import NearDedup, words
+from qwen_jax.data.read import Read
+from qwen_jax.data.sources import Document
+from qwen_jax.tokenizer.bpe import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One table."""
+
+    shared: str = os.environ.get("QWEN_JAX_SHARED", "../shared")
+    documents: int = 20000  # of some 1,500 characters
+    datatrove_python: str = ""  # of an environment with datatrove and spacy
+    rounds: int = 2  # the best of them counts
+    output: str = ""  # a Markdown file
+
+
+def main(config: Config) -> None:
+    """Prints the tables, and writes them where they are asked for."""
+    texts = corpus.documents(config.shared, config.documents)
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    lines = [packages.head(("daft", "datasketch", "tiktoken", "trafilatura")),
+             f"{len(texts):,} documents, {megabytes:.1f} MB, a tenth of them near duplicates.", ""]
+    with tempfile.TemporaryDirectory() as folder:
+        write_rows(pathlib.Path(folder) / "in/a.jsonl", [{"text": text, "id": str(i)}
+                                                         for i, text in enumerate(texts)])
+        lines += near_dedup(config, folder, megabytes) + tokenising(config, texts, folder)
+        lines += stages(config, folder)
+    print("\n".join(lines))
+    if config.output:
+        pathlib.Path(config.output).write_text("# The data plan\n\n" + "\n".join(lines) + "\n",
+                                               "utf-8")
+
+
+def near_dedup(config: Config, folder: str, megabytes: float) -> list[str]:
+    """From JSONL to what is kept. Ours writes all of it three times (read, keys, kept)."""
+    runs: dict[str, list[tuple[float, int]]] = {}
+    for turn in range(config.rounds):
+        for name, workers in (("ours, 1 process", 0), ("ours, 2 processes", 2)):
+            started = time.perf_counter()
+            result = pipeline.run([f"{folder}/in"], [Read(), NearDedup()],
+                                  f"{folder}/ours{turn}{workers}", workers=workers,
+                                  partition_mb=megabytes / 4)
+            runs.setdefault(name, []).append(
+                (time.perf_counter() - started, result.counts["02-near_dedup"]["kept"]["documents"]))
+        runs.setdefault("datasketch, 1 process", []).append(datasketch(f"{folder}/in/a.jsonl"))
+        if config.datatrove_python:
+            peer = pathlib.Path(__file__).parent / "peers/datatrove_minhash.py"
+            done = subprocess.run([config.datatrove_python, str(peer), f"{folder}/in",
+                                   f"{folder}/trove{turn}"], capture_output=True, text=True,
+                                  check=True)
+            made = json.loads(done.stdout.splitlines()[-1])
+            runs.setdefault(f"datatrove {made['version']}, 1 process", []).append(
+                (made["seconds"], made["kept"]))
+    base = min(runs["ours, 1 process"])[0]
+    lines = ["| MinHash, 14 bands of 8, shingles of 5 words | s | MB/s | kept | ours is |",
+             "|---|---|---|---|---|"]
+    for name, found in runs.items():
+        seconds, kept = min(found)
+        lines.append(f"| {name} | {seconds:.1f} | {megabytes / seconds:.1f} | {kept:,} | "
+                     f"{seconds / base:.1f}x |")
+    return [*lines, ""]
+
+
+def datasketch(path: str) -> tuple[float, int]:
+    """Seconds, documents kept: read, MinHash of the same shingles, LSH of the same bands."""
+    from datasketch import MinHash, MinHashLSH
+    started = time.perf_counter()
+    index, kept = MinHashLSH(num_perm=112, params=(14, 8)), []
+    with open(path, encoding="utf-8") as lines:
+        for number, line in enumerate(lines):
+            text = json.loads(line)["text"]
+            parts = words(text).split()
+            signature = MinHash(num_perm=112)
+            signature.update_batch([b" ".join(parts[i:i + 5])
+                                    for i in range(max(1, len(parts) - 4))])
+            if not index.query(signature):
+                kept.append(text)
+            index.insert(number, signature)
+    return time.perf_counter() - started, len(kept)
+
+
+def tokenising(config: Config, texts: list[str], folder: str) -> list[str]:
+    """MB/s to shards, against tiktoken's encode_ordinary_batch, which writes nothing."""
+    tokenizer = Tokenizer.from_file(f"{config.shared}/reference/qwen.tiktoken")
+    size = sum(len(text.encode()) for text in texts) / 1e6
+    rates: dict[str, list[float]] = {}
+    threads = os.cpu_count()
+    for turn in range(config.rounds):
+        started = time.perf_counter()
+        tokenizer._encoding.encode_ordinary_batch(texts, num_threads=threads)
+        rates.setdefault(f"tiktoken, {threads} threads, to lists", []).append(
+            size / (time.perf_counter() - started))
+        started = time.perf_counter()
+        shards.scatter((Document("", text) for text in texts), f"{folder}/part{turn}", tokenizer,
+                       split=shards.Split(0.01, 0, 2))
+        rates.setdefault(f"ours, {threads} threads, to a part of the shards on disk", []).append(
+            size / (time.perf_counter() - started))
+    best = [max(found) for found in rates.values()]
+    lines = ["| tokenising | MB/s | of tiktoken |", "|---|---|---|"]
+    lines += [f"| {name} | {rate:.1f} | {rate / best[0]:.0%} |"
+              for name, rate in zip(rates, best, strict=True)]
+    return [*lines, ""]
+
+
+def stages(config: Config, folder: str) -> list[str]:
+    """The whole plan on the shared web pages and texts."""
+    data = f"{config.shared}/data"
+    plan = dataclasses.replace(prepare_data.RECIPE, sources=(
+        f"web:{data}/html/zyte/html", f"c4={data}/text/c4_demo.jsonl", f"made={folder}/in"),
+        output=f"{folder}/plan", filters=prepare_data.Filters(test_sets=f"{data}/eval"))
+    result = pipeline.run(plan.sources, prepare_data.plan(plan), plan.output, workers=1,
+                          partition_mb=16)
+    lines = ["| stage | MB/s of one worker (of text that comes in; of `read`, that comes out) | s |",
+             "|---|---|---|"]
+    rates = {name: size / spent for name, (spent, size) in result.seconds.items()}
+    lines += [f"| {name} | {rate:.1f} | {result.seconds[name][0]:.1f} |"
+              for name, rate in rates.items()]
+    return [*lines, "", f"The slowest stage is {min(rates, key=rates.get)}."]
+
+
+if __name__ == "__main__":
+    flags.run(main, __doc__, {"default": Config()})
