@@ -85,7 +85,7 @@ def main(config: Config) -> None:
         found = [index.matches(text) for text in texts]
         seconds = time.process_time() - started
         hits = [matches[0] for matches in found if matches]
-        shown = "; ".join(f"{m.test_set} {m.item}: “{m.excerpt}”" for m in hits[:2])
+        shown = "; ".join(f"{m.test_set} {m.item}" for m in hits[:2])
         rate = sum(len(text.encode()) for text in texts) / seconds / 1e6
         lines.append(f"| {name} | {len(texts):,} | {len(hits)} | {rate:.1f} | {shown} |")
     path = pathlib.Path(config.output)

@@ -170,18 +170,19 @@ def rules(data: pathlib.Path, good: dict, bad: dict) -> list[str]:
 
 
 def _why(good: dict) -> list[str]:
-    """Each Chinese text that a rule other than length rejects, for a person to judge."""
+    """Each Chinese text that a rule other than length rejects; its beginning is shown to the person
+    at the terminal, and kept out of the results."""
     lines = ["Every Chinese text that another rule than the length rejects:", "",
-             "| text | rule | value | begins |", "|---|---|---:|---|"]
+             "| text | number | rule | value |", "|---|---:|---|---:|"]
     for name in ("zh_song_authors (classical)", "alpaca_zh answers as pages",
                  "dpo_zh chosen as pages"):
         language, kind, texts = good[name]
-        for text in texts:
+        for number, text in enumerate(texts):
             found = rejection(text, language=language, kind=kind)
             if found and found.rule != "characters":
-                shown = " ".join(text[:60].split()).replace("|", "/")
-                lines.append(f"| {name.split(' ')[0]} | {found.rule} | {found.value:.3g} | "
-                             f"{shown} |")
+                lines.append(f"| {name.split(' ')[0]} | {number} | {found.rule} | "
+                             f"{found.value:.3g} |")
+                print(lines[-1], " ".join(text[:60].split()))
     return [*lines, "", READ]
 
 
