@@ -190,7 +190,7 @@ class Bench:
 
     def corrupt(self) -> Row:
         step = WINDOW + 2
-        code, shown = self.launch("wrong", f"corrupt step={step} process=1",
+        code, shown = self.launch("wrong", f"corrupt step={step}",
                                   "--train.recheck_every=2")
         seen = next((line.strip() for line in shown.splitlines() if "two computations" in line), "")
         resumed = self.events("wrong", "resume")[0]["step"]
