@@ -99,6 +99,8 @@ def test_mfu_is_model_flops_over_peak():
 def test_what_does_not_fit_is_a_line():
     assert refused("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 25.1G of "
                    "15.75G hbm. Exceeded") == "out of memory: 25.1G of 15.75G"
+    assert refused("CompileTimeHbmOom: the total memory required for HLO temporaries (151.04G) "
+                   "exceeds available HBM (15.75G).") == "out of memory: 151.04G of 15.75G"
     workload = plan.workload_of(plan.Config(model="7b"))
     workload = dataclasses.replace(workload, mesh=MeshConfig(1, 16, 1, 1))
     text = plan.line(workload, Result(error="out of memory: 25.1G of 15.75G"), None,
