@@ -1,4 +1,4 @@
-"""Text to measure on: new documents of real sentences, some of them nearly or exactly said before."""
+"""Text to measure on: new documents of real sentences, some of them nearly said before."""
 
 import json
 import pathlib
@@ -12,7 +12,8 @@ def sentences(shared: str) -> list[str]:
     """English sentences of the shared texts."""
     folder = pathlib.Path(shared) / "data/text"
     if not folder.exists():
-        raise ConfigError("there is no text to measure on.", str(folder), "name the --shared folder.")
+        raise ConfigError("there is no text to measure on.", str(folder),
+                          "name the --shared folder.")
     text = (folder / "wikitext2_valid.txt").read_text("utf-8") + "\n" + "\n".join(
         json.loads(line)["text"] for line in open(folder / "c4_demo.jsonl", encoding="utf-8"))
     found = [part.strip() for part in re.split(r"(?<=[.!?])\s+|\n+", text)]

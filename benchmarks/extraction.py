@@ -1,7 +1,7 @@
-"""Word-level F1 of extracted text: our way, trafilatura alone, resiliparse alone, on the same pages.
+"""Word-level F1 of extracted text: our way, trafilatura and resiliparse alone, on the same pages.
 
-On pages with gold article bodies (article-extraction-benchmark, see the data folder's README), and on
-Chinese pages made here, in charsets that are declared, not declared, or declared wrongly.
+On pages with gold article bodies (article-extraction-benchmark, see the data folder's README), and
+on Chinese pages made here, in charsets that are declared, not declared, or declared wrongly.
 
     python -m benchmarks.extraction --output=benchmarks/results/extraction.md
 """
@@ -24,7 +24,8 @@ from qwen_jax.data.page_worker import PageWorker
 from qwen_jax.errors import ConfigError
 
 CHARSETS = (  # name, bytes in, declared in the page
-    ("utf-8", "utf-8", "utf-8"), ("gbk, declared", "gbk", "gbk"), ("gbk, not declared", "gbk", None),
+    ("utf-8", "utf-8", "utf-8"), ("gbk, declared", "gbk", "gbk"),
+    ("gbk, not declared", "gbk", None),
     ("gbk, declared utf-8", "gbk", "utf-8"), ("gbk, declared iso-8859-1", "gbk", "iso-8859-1"),
     ("gb18030, declared gb2312", "gb18030", "gb2312"), ("big5, not declared", "big5", None),
     ("utf-16 with its mark", "utf-16", None))
@@ -72,7 +73,8 @@ def f1(found: str, gold: str) -> tuple[float, float, float]:
 def gold_pages(shared: str) -> list[tuple[bytes, str]]:
     folder = pathlib.Path(shared) / "data/html/zyte"
     if not folder.exists():
-        raise ConfigError("there are no gold pages.", str(folder), "name the data's --shared folder.")
+        raise ConfigError("there are no gold pages.", str(folder),
+                          "name the data's --shared folder.")
     truth = json.loads((folder / "ground-truth.json").read_text(encoding="utf-8"))
     return [(gzip.decompress((folder / f"html/{name}.html.gz").read_bytes()), row["articleBody"])
             for name, row in sorted(truth.items())]
@@ -108,6 +110,7 @@ def main(config: Config) -> None:
              "| 181 pages | F1 | precision | recall | without text | pages/s | MB/s |",
              "|---|---|---|---|---|---|---|"]
     pages = gold_pages(config.shared)
+    size = sum(len(content) for content, _ in pages) / 1e6
     for name, extract in extractors.items():
         extract(pages[0][0])  # starts it
         started = time.perf_counter()
@@ -116,10 +119,10 @@ def main(config: Config) -> None:
         scores = [f1(text, gold) for text, (_, gold) in zip(texts, pages, strict=True)]
         means = " | ".join(f"{statistics.fmean(column):.3f}" for column in zip(*scores))
         lines.append(f"| {name} | {means} | {sum(not text.strip() for text in texts)} | "
-                     f"{len(pages) / seconds:.0f} | {sum(len(c) for c, _ in pages) / 1e6 / seconds:.1f} |")
+                     f"{len(pages) / seconds:.0f} | {size / seconds:.1f} |")
         print(lines[-1], flush=True)
-    lines += ["", "Chinese pages made for this (a menu, a sidebar and a footer around an answer of an "
-              "instruction set), F1 of characters:", "",
+    lines += ["", "Chinese pages made for this (a menu, a sidebar and a footer around an answer of "
+              "an instruction set), F1 of characters:", "",
               f"| charset | {' | '.join(extractors)} |", "|---|" + "---|" * len(extractors)]
     for name, codec, declared in CHARSETS:
         pages = chinese_pages(config.shared, config.chinese_pages, codec, declared)
@@ -130,7 +133,8 @@ def main(config: Config) -> None:
     for extract in extractors.values():
         getattr(extract, "close", lambda: None)()
     if config.output:
-        pathlib.Path(config.output).write_text("# Extraction\n\n" + "\n".join(lines) + "\n", "utf-8")
+        pathlib.Path(config.output).write_text("# Extraction\n\n" + "\n".join(lines) + "\n",
+                                               "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """From raw text, code and web pages to token shards: one plan. Report: 2.1, 2.2, 2.4.
 
-Reads sources, takes their documents through the stages of OUTPUT/plan.json (every one leaves its rows,
-what it rejected and why, and counts), and writes OUTPUT/shards/SOURCE/train and eval, which
-experiments.pretrain reads. Kill it anywhere and run the same command again: it goes on behind what is
-finished, and ends with the same bytes, on one worker or many, on this computer or on Ray.
+Reads sources, takes their documents through the stages of OUTPUT/plan.json (every one leaves its
+rows, what it rejected and why, and counts), and writes OUTPUT/shards/SOURCE/train and eval, which
+experiments.pretrain reads. Kill it anywhere and run the same command again: it goes on behind what
+is finished, and ends with the same bytes, on one worker or many, on this computer or on Ray.
 
 A folder of your own:  python -m experiments.prepare_data --sources=FOLDER --output=data/mine
 Several, by kind:      ... --sources=web=web:crawl,code=code:repositories,python:docs
-                       kinds: web, code, documentation, text, instruction; else by each file's suffix
+                       kinds: web, code, documentation, text, instruction; else by suffix
 Common Crawl:          ... --sources=web:s3://commoncrawl/crawl-data/.../warc --ray=ADDRESS
 Text as it is:         --recipe=plain
 Released vocabulary:   ... --tokenizer=qwen.tiktoken
@@ -56,7 +56,7 @@ class Filters:
 class Config:
     """One corpus."""
 
-    sources: tuple[str, ...] = ()  # [NAME=][KIND:]PATH; of equal documents those of earlier ones stay
+    sources: tuple[str, ...] = ()  # [NAME=][KIND:]PATH; of equal documents the first stays
     output: str = ""  # a folder; an interrupted run goes on in it
     read: Read = Read()
     languages: bool = True  # are identified

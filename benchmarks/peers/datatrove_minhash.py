@@ -1,4 +1,4 @@
-"""The peer: datatrove's four MinHash stages, one process. Run in an environment with datatrove and spacy.
+"""The peer: datatrove's four MinHash stages, one process. Run where datatrove and spacy are.
 
     python datatrove_minhash.py FOLDER_OF_JSONL WORKING_FOLDER
 

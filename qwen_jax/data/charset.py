@@ -3,7 +3,8 @@
 import codecs
 import re
 
-_DECLARED = re.compile(rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]{2,40})""", re.IGNORECASE)
+_DECLARED = re.compile(
+    rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]{2,40})""", re.IGNORECASE)
 _XML = re.compile(rb"""^\s*<\?xml[^>]{0,200}?encoding\s*=\s*["']([\w.:-]{2,40})""", re.IGNORECASE)
 _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"),
           (codecs.BOM_UTF16_BE, "utf-16"))
@@ -45,7 +46,11 @@ def decode(content: bytes, said: str | None = None) -> tuple[str, str]:
         if (text := _strict(content, name)) is not None:
             return text, name
     best = min([*proven, seen], key=lambda name: _replaced(content, name).count("\ufffd"))
-    return _replaced(content, best), best
+    text = _replaced(content, best)
+    # A page that was cut has one bad character, one of another charset has hardly a good one.
+    if text.count("\ufffd") * 10 > sum(character > "\x7f" for character in text):
+        return _replaced(content, "cp1252"), "cp1252"
+    return text, best
 
 
 def _guess(content: bytes) -> str:

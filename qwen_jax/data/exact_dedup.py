@@ -1,7 +1,7 @@
 """Exact duplicates after normalisation: of documents, of paragraphs, of addresses. Report: 2.1.
 
-The first stays, in the order of the sources. Two texts are equal when they are so after NFKC, case and
-white space.
+The first stays, in the order of the sources. Two texts are equal when they are so after NFKC, case
+and white space.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class ExactDedup:
     linked: ClassVar[bool] = False
 
     by: Literal["document", "paragraph", "url"] = "document"
-    min_characters: int = 40  # of a paragraph: shorter ones (headings, brackets) come again and again
+    min_characters: int = 40  # of a paragraph: shorter ones (headings) come again and again
     index: tuple[str, ...] = ()
 
     @property

@@ -1,7 +1,7 @@
 """HTML to text. Report: 2.1.
 
-`article` and `article_fast` find the main text of a web page; `page` keeps all of a page whose every
-line counts, such as reference documentation laid out in tables.
+`article` and `article_fast` find the main text of a web page; `page` keeps all of a page whose
+every line counts, such as reference documentation laid out in tables.
 """
 
 import re

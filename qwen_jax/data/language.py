@@ -19,9 +19,9 @@ CODE, FORMULA = "code", "formula"
 _WRITTEN_ALIKE = {"wuu": "zh", "yue": "zh", "lzh": "zh", "gan": "zh", "hak": "zh", "nan": "zh"}
 _SAMPLE = 600  # characters looked at, at the beginning, in the middle and at the end each
 _CODE_LINE = re.compile(
-    r"[;{}]\s*(//.*)?$|^\s*(#include|#define|#!|//|/\*|\*/|@\w+|<\?php|import [\w.{*]|from [\w.]+ import|"
-    r"def \w+\(|class \w+.*[:{]$|return\b|elif |else:|try:|except\b.*:|public |private |static |const |"
-    r"let |var |function\b|fn |func |package |using |end$|\)\s*->|if .*:$|for .*:$|while .*:$|"
+    r"[;{}]\s*(//.*)?$|^\s*(#include|#define|#!|//|/\*|\*/|@\w+|<\?php|import [\w.{*]|"
+    r"from [\w.]+ import|def \w+\(|class \w+.*[:{]$|return\b|elif |else:|try:|except\b.*:|public |private |"
+    r"static |const |let |var |function\b|fn |func |package |using |end$|\)\s*->|if .*:$|for .*:$|while .*:$|"
     r"[\w.\[\]'\"]+\s*[-+*/|&]?=[^=]|[\w.]+\(.*\)$|>>> |[\])}],?$)")
 _LATEX = re.compile(r"\\[a-zA-Z]+|\\[()\[\]{},;!%]")
 _MATH = re.compile(r"[-+*/^_=<>≤≥≠≈∑∫∏√∞∂∇±×÷∈∉⊂∪∩∀∃→⇒⇔|(){}\[\]\d.,$&%!°α-ωΑ-Ω]")

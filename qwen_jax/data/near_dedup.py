@@ -1,8 +1,8 @@
 """Near duplicates: MinHash, bands of locality-sensitive hashing, connected components. Report: 2.1.
 
-A document is the set of its shingles: runs of 5 words, a Chinese, Japanese or Korean character being a
-word. Two documents of Jaccard similarity s agree in all `rows` of at least one of `bands` bands with
-probability 1 - (1 - s^rows)^bands, the S-curve; what agrees, directly or through others, is one
+A document is the set of its shingles: runs of 5 words, a Chinese, Japanese or Korean character being
+a word. Two documents of Jaccard similarity s agree in all `rows` of at least one of `bands` bands
+with probability 1 - (1 - s^rows)^bands, the S-curve; what agrees, directly or through others, is one
 component, of which the first document stays.
 """
 

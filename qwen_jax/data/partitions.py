@@ -115,7 +115,9 @@ def suffix(name: str) -> str:
 
 
 def plain_suffix(name: str) -> str:
-    return suffix(name).removesuffix(".gz") or ".gz"
+    """`.warc` of a/b.warc.gz; `.gz` of c.gz, which tells nothing."""
+    end = suffix(name)
+    return end.removesuffix(".gz") or end
 
 
 def _listing(source: Source) -> tuple[list[storage.File], collections.Counter]:

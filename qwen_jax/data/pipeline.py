@@ -1,9 +1,9 @@
 """The data plan: one list of stages, from sources to rows that may be learnt from. Report: 2.1.
 
-The list is cut where documents are compared across partitions (shuffle.Shuffle). What lies between two
-cuts is a Chain, one task per partition: it reads the rows, takes them through its stages batch by batch,
-and writes every stage's rows and counts (stage_files.py) and the keys for the next cut. A partition
-whose counts are there is finished: a run that was killed goes on behind it.
+The list is cut where documents are compared across partitions (shuffle.Shuffle). What lies between
+two cuts is a Chain, one task per partition: it reads the rows, takes them through its stages batch
+by batch, and writes every stage's rows and counts (stage_files.py) and the keys for the next cut. A
+partition whose counts are there is finished: a run that was killed goes on behind it.
 
 OUTPUT/plan.json          the sources as they were found, and every stage's settings
 OUTPUT/01-read/           kept/, rejected/ (with rule and value), and the counts of each partition
@@ -150,7 +150,7 @@ class Result:
     Attributes:
       folders: of all stages, in order; the last one's kept/*.parquet are the rows.
       counts: of each stage, summed: {"01-read": {"kept": ..., "rejected": ..., "counted": ...}}.
-      seconds: of work, of each stage: (seconds, MB that came in); what was finished before is not in.
+      seconds: of work, of each stage: (seconds, MB that came in), without earlier runs'.
       sources: the source of each partition.
     """
 
@@ -261,8 +261,9 @@ def index_files(step: Shuffle) -> list[pathlib.Path]:
                             f"name the {step.name} folder of an earlier run.")
         made = json.loads(plan.read_text(encoding="utf-8"))
         wanted = json.loads(json.dumps(dataclasses.asdict(step))) | {"index": []}
-        check_same({"engine": made["versions"]["daft"]} | made[f"stage {folder.name}"] | {"index": []},
-                   {"engine": _versions()["daft"]} | wanted, folder, plan)
+        check_same(
+            {"engine": made["versions"]["daft"]} | made[f"stage {folder.name}"] | {"index": []},
+            {"engine": _versions()["daft"]} | wanted, folder, plan)
         files += found
     return files
 

@@ -1,7 +1,7 @@
 """Partitions to rows: the first stage of the data plan. Report: 2.1.
 
-What is damaged becomes a row that is rejected, with where it is and why; a file that is not there, or
-may not be read, fails its partition.
+What is damaged becomes a row that is rejected, with where it is and why; a file that is not there,
+or may not be read, fails its partition.
 """
 
 import dataclasses
@@ -147,7 +147,8 @@ class _Reader:
                                    end=piece.end, limit=self._limit):
             url = record.headers.get("warc-target-uri", "").strip("<>") or None
             # Several records can be in one member.
-            place = f"@{record.offset}" + (f"#{number}" if (number := self._repeated(record)) else "")
+            number = self._repeated(record)
+            place = f"@{record.offset}#{number}" if number else f"@{record.offset}"
             kind = record.headers.get("warc-type")
             if record.problem:
                 yield _rejected(place, f"warc_{record.problem}", record.detail, url=url)

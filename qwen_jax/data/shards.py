@@ -5,8 +5,8 @@ by <|endoftext|>) and `manifest.json`. Documents are in a random order that depe
 their text alone, so neither the order of the files nor the number of threads changes a byte:
 each document is thrown into one of the shards by its hash, and each shard is sorted by it.
 
-`write` does it in one go. Its two halves are for tasks that run side by side: `scatter` encodes some
-documents into a part, `gather` puts one shard together out of all parts.
+`write` does it in one go. Its two halves are for tasks that run side by side: `scatter` encodes
+some documents into a part, `gather` puts one shard together out of all parts.
 """
 
 import contextlib
@@ -73,8 +73,8 @@ def write(documents: Iterable[Document], folder: str | os.PathLike, tokenizer: T
           progress: Callable[[int, int], None] = lambda documents, tokens: None) -> None:
     """Writes `folder`/train, `folder`/eval for the share of documents asked for, and the tokenizer.
 
-    Memory: one shard, or 64 MB of text. Two equal texts, and two documents of a group, are always on the same side of
-    the split, in whatever call with the same seed.
+    Memory: one shard, or 64 MB of text. Two equal texts, and two documents of a group, are always
+    on the same side of the split, in whatever call with the same seed.
 
     Args:
       eval_fraction: of the documents or groups, 0 to 1; they are chosen by their hash.

@@ -2,7 +2,7 @@
 
 Each partition writes its keys sorted by hash; a bucket is a range of hashes, read out of every
 partition's keys and held in memory alone; what it finds is written sorted by document, so that each
-partition reads its own part. No step holds more than a bucket or a partition, however large the corpus.
+partition reads its own part. No step holds more than a bucket or a partition of any corpus.
 """
 
 import pathlib

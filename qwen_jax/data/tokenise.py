@@ -1,7 +1,7 @@
-"""The last rows of a plan to token shards that the loader reads, a folder for each source. Report: 2.4.
+"""The last rows of a plan to token shards that the loader reads, a folder for each source.
 
-Partitions are encoded side by side into parts, then each shard is put together out of all parts of its
-source. What is written is what `shards.write` would write of the same documents, byte for byte.
+Report: 2.4. Partitions are encoded side by side into parts, then each shard is put together out of
+all parts of its source. What is written is what `shards.write` would write of the same documents, byte for byte.
 """
 
 import dataclasses
@@ -119,8 +119,9 @@ def _part(parts: str, number: int) -> pathlib.Path:
 
 
 def tokenise(result: Result, output: str, tokenizer_path: str, *, split: Split,
-             shard_tokens: float, workers: int, mixture: Mixture = Mixture(), say: Callable[[str], None]) -> dict[str, list]:
-    """Writes OUTPUT/SOURCE/train and, where a document of the source is held out, OUTPUT/SOURCE/eval.
+             shard_tokens: float, workers: int, mixture: Mixture = Mixture(),
+             say: Callable[[str], None]) -> dict[str, list]:
+    """Writes OUTPUT/SOURCE/train and, where a document is held out, OUTPUT/SOURCE/eval.
 
     Args:
       split: num_shards is chosen for each source.

@@ -1,8 +1,8 @@
 """WARC archives, record by record: what is damaged costs itself, and says so.
 
-Libraries for WARC stop at the first damaged member, or end there without a word. This reader names the
-damage and goes on at the next record that can be found. It reads .warc and .warc.gz (a member for each
-record, as Common Crawl writes, or several), from any byte of the file.
+Libraries for WARC stop at the first damaged member, or end there without a word. This reader names
+the damage and goes on at the next record that can be found. It reads .warc and .warc.gz (a member
+for each record, as Common Crawl writes, or several), from any byte of the file.
 """
 
 import collections

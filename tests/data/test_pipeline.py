@@ -142,8 +142,8 @@ def test_a_source_that_goes_half_way_fails_its_partition_and_no_other(tmp_path, 
 def test_damage_is_named_and_costs_itself(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
-    (source / "a.jsonl").write_bytes(b'{"text": "good"}\n{"text": \n{"body": 1}\n"x"\n{"text": "\xff"}\n'
-                                     b'{"text": "half \\ud83d pair"}\n')
+    (source / "a.jsonl").write_bytes(b'{"text": "good"}\n{"text": \n{"body": 1}\n"x"\n'
+                                     b'{"text": "\xff"}\n{"text": "half \\ud83d pair"}\n')
     (source / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n' * 9000, mtime=0)[:60])
     (source / "c.parquet").write_bytes(b"PAR1 but not really")
     (source / "d.txt").write_bytes(b"caf\xe9")
@@ -219,7 +219,8 @@ def test_copies_come_in_train_alone_and_elsewhere(tmp_path):
     once, often = made["once"][0].documents, made["often"][0].documents
     assert often == pytest.approx(2.5 * once, rel=0.05)
     tokens = np.fromfile(made["often"][0].files[0], "<u2")
-    documents = [bytes(part.astype(np.uint8)) for part in np.split(tokens, np.flatnonzero(tokens == 256))]
+    documents = [bytes(part.astype(np.uint8))
+                 for part in np.split(tokens, np.flatnonzero(tokens == 256))]
     assert sum(a == b for a, b in zip(documents, documents[1:])) < 8  # not beside one another
 
 

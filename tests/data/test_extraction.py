@@ -1,0 +1,74 @@
+"""Bytes to text: charsets, and pages that hang or kill what reads them."""
+
+import os
+import signal
+
+import pytest
+
+from qwen_jax.data import charset, code_files
+from qwen_jax.data.page_worker import PageWorker
+from qwen_jax.errors import DataError
+
+CHINESE = "这是一个关于水稻种植历史的页面，写于二〇二三年。" * 5
+JAPANESE = "これは日本語で書かれた米の栽培の歴史についてのページです。" * 5
+WESTERN = "Überraschend große Äpfel, déjà vu à la carte, señor."
+
+
+@pytest.mark.parametrize("text, codec, declared, said", [
+    (CHINESE, "utf-8", "gbk", None), (CHINESE, "gbk", "gbk", None), (CHINESE, "gbk", None, None),
+    (CHINESE, "gbk", "utf-8", None), (CHINESE, "gbk", "iso-8859-1", None),
+    (CHINESE, "gbk", None, "gb2312"), (CHINESE, "utf-16", None, None),
+    (JAPANESE, "shift_jis", None, None), (JAPANESE, "shift_jis", "utf-8", None),
+    (JAPANESE, "euc-jp", None, "no-such-charset"), (WESTERN, "cp1252", "iso-8859-1", None),
+    (WESTERN, "cp1252", None, "utf-8"), (WESTERN, "utf-8-sig", None, None)])
+def test_charsets(text, codec, declared, said):
+    pytest.importorskip("resiliparse")
+    meta = f'<meta charset="{declared}">' if declared else ""
+    page = f"<html><head>{meta}</head><body><p>{text}</p></body></html>"
+    found, _ = charset.decode(page.encode(codec), said)
+    assert found == page
+
+
+def test_damaged_text_loses_what_is_damaged():
+    found, name = charset.decode(("<meta charset=utf-8>" + CHINESE).encode()[:-1])
+    assert found.startswith("<meta charset=utf-8>这是") and "\ufffd" in found
+
+
+def test_binary():
+    assert charset.is_binary(b"%PDF-1.7") and charset.is_binary(b"<html>" + bytes(500))
+    assert not charset.is_binary("text".encode("utf-16")) and not charset.is_binary(b"<p>text")
+    assert not charset.is_binary(b"")
+
+
+def test_a_page_that_hangs_or_kills_costs_itself():
+    pytest.importorskip("lxml")
+    with PageWorker("page", 30.0) as worker:
+        assert worker.extract("<p>first</p>") == ("first\n\n".strip("\n") + "\n", None)
+        os.kill(worker._process.pid, signal.SIGKILL)
+        assert worker.extract("<p>second</p>") == ("", "crash: signal 9")
+        assert worker.extract("<p>third</p>")[0].strip() == "third"
+        assert worker.extract("<div>" * 5000)[1] == "error: DataError"
+        worker._seconds = 0.2
+        os.kill(worker._process.pid, signal.SIGSTOP)  # as one that thinks for ever
+        assert worker.extract("<p>slow</p>") == ("", "timeout")
+        worker._seconds = 30.0
+        assert worker.extract("<p>after</p>")[0].strip() == "after"
+
+
+def test_an_extractor_that_cannot_start_stops_the_run():
+    with PageWorker("no_such_function", 5.0) as worker, pytest.raises(DataError, match="not start"):
+        worker.extract("<p>page</p>")
+
+
+def test_licences(tmp_path):
+    texts = {"MIT": "Permission is hereby granted, free of charge, to any person",
+             "GPL": "GNU General Public License\n version 3\n ... GNU Affero General Public License",
+             "BSD-3-Clause": "Redistributions of source code must retain\n Neither the name of",
+             "other": "All rights reserved."}
+    for name, text in texts.items():
+        assert code_files.named(text) == name
+    (tmp_path / "a/src").mkdir(parents=True)
+    (tmp_path / "a/LICENSE.txt").write_text(texts["MIT"])
+    (tmp_path / "b").mkdir()
+    assert code_files.license_of(str(tmp_path), "a/src/x.py") == "MIT"
+    assert code_files.license_of(str(tmp_path), "b/y.py") is None

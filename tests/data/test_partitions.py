@@ -1,0 +1,79 @@
+"""Sources: how they are written, listed and cut; code repositories."""
+
+import pytest
+
+pa = pytest.importorskip("pyarrow")
+
+from qwen_jax.data import partitions, pipeline, storage
+from qwen_jax.data.engine import run_tasks
+from qwen_jax.data.read import Read
+from qwen_jax.errors import ConfigError, DataError
+from tests.data.test_pipeline import rows_of
+
+
+@pytest.mark.parametrize("text, name, kind, path", [
+    ("data/mine", "mine", None, "data/mine"), ("a=web:crawl/", "a", "web", "crawl"),
+    ("code:repos", "repos", "code", "repos"), ("x/b.jsonl.gz", "b", None, "x/b.jsonl.gz"),
+    ("web:s3://bucket/c", "c", "web", "s3://bucket/c"), ("s3://b/x=1", "x=1", None, "s3://b/x=1"),
+    ("python:docs", "python-docs", "documentation", "python:docs")])
+def test_sources_as_written(text, name, kind, path):
+    assert partitions.parse(text) == partitions.Source(name, kind, path)
+
+
+def test_impossible_sources():
+    for given, message in (((), "no sources"), (("a/x", "b/x"), "2 sources are called"),
+                           (("web:",), "no path")):
+        with pytest.raises(ConfigError, match=message):
+            partitions.plan(given, partition_mb=1)
+
+
+def test_repositories_keep_language_licence_and_path(tmp_path):
+    for name, text in {"one/LICENSE": "Apache License", "one/a.py": "x = 1\n", "one/b.c": "int x;\n",
+                       "one/logo.png": "", "one/.git/config": "no", "two/c.rs": "fn main() {}\n",
+                       "two/README": "read me"}.items():
+        (tmp_path / "repos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "repos" / name).write_text(text)
+    result = pipeline.run([f"code:{tmp_path}/repos"], [Read()], str(tmp_path / "out"), workers=0)
+    assert [(row["path"], row["language"], row["license"]) for row in rows_of(result)] == [
+        ("one/a.py", "python", "Apache-2.0"), ("one/b.c", "c", "Apache-2.0"),
+        ("two/c.rs", "rust", None)]
+    _, record = partitions.plan([f"code:{tmp_path}/repos"], partition_mb=1)
+    assert record["repos"]["passed_over"] == {".png": 1, "none": 2}
+
+
+def test_small_files_go_together_and_large_ones_are_cut(tmp_path):
+    for i in range(5):
+        (tmp_path / f"{i}.txt").write_text("x" * 400)
+    (tmp_path / "9.jsonl").write_text('{"text": "y"}\n' * 200)
+    made, _ = partitions.plan([str(tmp_path)], partition_mb=0.001)
+    assert [len(partition) for partition in made] == [2, 2, 1, 1, 1, 1]
+    assert [(piece.begin, piece.end) for partition in made for piece in partition][-3:] == [
+        (0, 1000), (1000, 2000), (2000, 2800)]
+
+
+def test_files_by_the_engine(tmp_path, monkeypatch):
+    """What object stores go through, with a scheme that needs no store."""
+    pytest.importorskip("daft")
+    monkeypatch.setattr(storage, "REMOTE", ("file://",))
+    (tmp_path / "in/b").mkdir(parents=True)
+    (tmp_path / "in/a.jsonl").write_text('{"text": "one"}\n')
+    (tmp_path / "in/b/c.txt").write_text("two")
+    result = pipeline.run([f"file://{tmp_path}/in"], [Read()], str(tmp_path / "out"), workers=0)
+    assert [(row["path"], row["text"]) for row in rows_of(result)] == [
+        ("a.jsonl@0", "one"), ("b/c.txt", "two")]
+    with pytest.raises(DataError):
+        storage.listing(f"file://{tmp_path}/gone")
+
+
+def fails_on_three(task):
+    if task == 3:
+        raise OSError(28, "No space left on device", "somewhere")
+    return task * 2
+
+
+def test_one_task_fails_and_the_others_end():
+    done = []
+    with pytest.raises(DataError, match="No space left on device: somewhere"):
+        for task, result in run_tasks(fails_on_three, range(5), workers=0):
+            done.append((task, result))
+    assert done == [(0, 0), (1, 2), (2, 4), (4, 8)]
