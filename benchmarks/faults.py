@@ -108,23 +108,23 @@ class Bench:
                          for life, step in enumerate(steps))
         code, shown = self.launch(kind, plan)
         begun = self.events(kind, "start", "resume")[1:]
-        lost = [step - 1 - event["step"] for step, event in zip(steps, begun)]
+        # After a signal some steps more are done before all save: nothing is lost then.
+        lost = [max(step - 1 - event["step"], 0) for step, event in zip(steps, begun)]
         seen = next((line for line in shown.splitlines() if words in line), "nothing")
         return Row(kind, len(begun), seen, lost, self.same(kind), _ended(code))
 
     # The newest checkpoint is damaged after each life, which ends by a kill.
     def in_checkpoints(self, kind: str) -> Row:
-        lost, seen, run = [], "", f"checkpoint_{kind}"
+        run = f"checkpoint_{kind}"
         steps = self.moments()
         for step in steps:
             self.launch(run, f"kill step={step}", restarts=0)
-            getattr(faults, kind)(faults.newest_checkpoint(self.folder / run), self.draw)
-            before = len(self.events(run, "resume"))
-            if before:
-                lost.append(steps[before - 1] - 1 - self.events(run, "resume")[before - 1]["step"])
+            if list((self.folder / run / "checkpoints").glob("[0-9]*[0-9]")):
+                getattr(faults, kind)(faults.newest_checkpoint(self.folder / run), self.draw)
         code, _ = self.launch(run, restarts=0)
         damaged = self.events(run, "damaged")
-        lost.append(steps[-1] - 1 - self.events(run, "resume")[-1]["step"])
+        begun = self.events(run, "start", "resume")[1:]
+        lost = [step - 1 - event["step"] for step, event in zip(steps, begun)]
         seen = f"damaged: {damaged[-1]['problem']}; {damaged[-1]['now']}" if damaged else "nothing"
         return Row(f"{kind} in the newest checkpoint", len(damaged), seen, lost, self.same(run),
                    _ended(code))
@@ -155,11 +155,13 @@ class Bench:
         code = process.wait()
         reader.join()
         seen = next((line for line in shown if "was killed" in line), "nothing").strip()
-        return Row("kill -9 in the middle of a save", kills, seen, lost, self.same(run), _ended(code))
+        return Row("kill -9 in the middle of a save", kills, seen, lost, self.same(run),
+                   _ended(code))
 
     def full(self) -> Row:
         code, shown = self.launch("full", f"full step={WINDOW + 2} process=0", restarts=0)
-        seen = next((line.strip() for line in shown.splitlines() if "disk is full" in line), "nothing")
+        seen = next((line.strip() for line in shown.splitlines() if "disk is full" in line),
+                    "nothing")
         again, _ = self.launch("full", restarts=0)
         resumed = self.events("full", "resume")[-1]["step"]
         return Row("full disk", 1, seen, [2 * WINDOW - SAVE_EVERY - resumed], self.same("full"),
@@ -188,7 +190,8 @@ class Bench:
 
     def corrupt(self) -> Row:
         step = WINDOW + 2
-        code, shown = self.launch("wrong", f"corrupt step={step} process=1", "--train.recheck_every=2")
+        code, shown = self.launch("wrong", f"corrupt step={step}",
+                                  "--train.recheck_every=2")
         seen = next((line.strip() for line in shown.splitlines() if "two computations" in line), "")
         resumed = self.events("wrong", "resume")[0]["step"]
         return Row("a wrong number in one computation, train.recheck_every=2", 1, seen,
@@ -258,13 +261,19 @@ def main() -> None:
 
 
 def _write(options, rows: list[Row]) -> None:
-    """After every fault: what is there is not lost when a later one takes too long."""
-    about = machine()
-    text = (f"# Faults\n\n{__doc__.strip().splitlines()[0]}\n\n{about}\n\n`python -m benchmarks.faults "
-            f"--repeats={options.repeats} --processes={options.processes}`; a checkpoint every "
-            f"{SAVE_EVERY} steps, a fault about every {WINDOW}.\n\n{table(rows)}\n")
+    """After every fault: what is there is not lost when a later one takes too long. Rows of an
+    earlier call stay, unless the same fault was measured again."""
+    about, path = machine(), pathlib.Path(f"{options.output}.json")
+    earlier = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    names = {row.fault for row in rows}
+    rows = [Row(**row) for row in earlier if row["fault"] not in names] + rows
+    versions = ", ".join(f"{name} {value}" for name, value in about.items() if value)
+    text = ("# Faults\n\n" + "\n".join(__doc__.strip().splitlines()[4:]) + "\n\n"
+            f"`python -m benchmarks.faults --repeats={options.repeats} "
+            f"--processes={options.processes}`; a checkpoint every {SAVE_EVERY} steps, a fault about "
+            f"every {WINDOW}. {versions}.\n\n{table(rows)}\n")
     pathlib.Path(f"{options.output}.md").write_text(text, encoding="utf-8")
-    pathlib.Path(f"{options.output}.json").write_text(json.dumps(
+    path.write_text(json.dumps(
         {"machine": about, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1) + "\n",
         encoding="utf-8")
 

@@ -28,6 +28,7 @@ import threading
 import time
 
 REFUSED = 1  # exit code of an error that would only come again (qwen_jax/parallel/hosts.py)
+_SAVING = (REFUSED, 75)  # the others are about to leave as well, and may still be saving
 _ASIDE_SECONDS = 5  # that the others have to end by themselves when one is dead
 _LAST_LINES = 15
 
@@ -105,7 +106,7 @@ class Life:
                 death = self._first_death() or self._frozen(still)
                 if death is not None:
                     deadline = min(deadline or float("inf"), time.monotonic() + (
-                        self._options.grace if death.code == 75 else _ASIDE_SECONDS))
+                        self._options.grace if death.code in _SAVING else _ASIDE_SECONDS))
             if deadline is not None and time.monotonic() > deadline:
                 self._signal(signal.SIGKILL)
             time.sleep(0.05)

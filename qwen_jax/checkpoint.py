@@ -129,20 +129,14 @@ class Checkpointer:
         """
         if self._pending is None:
             return
-        problem = None
+        # A process that could not save says so at once and leaves: the others may be waiting for it
+        # within Orbax, and its launcher takes them down.
         try:
             self._pending.result()
-        except CheckpointError as error:
-            problem = error
+        except CheckpointError:
+            self._pending = None
+            raise
         self._pending = None  # not when a signal interrupted the waiting
-        if jax.process_count() > 1:
-            failed = np.ravel(multihost_utils.process_allgather(np.int32(problem is not None)))
-            if problem is None and failed.any():
-                problem = CheckpointError(
-                    f"processes {np.flatnonzero(failed).tolist()} could not save.",
-                    str(self.folder), "see their messages.")
-        if problem is not None:
-            raise problem
 
     def close(self) -> None:
         """Waits for this process's part of the last save, without asking the others how theirs went:

@@ -8,7 +8,8 @@ named) and in one process (process=N; all without it):
     term      SIGTERM to itself               delay    sleeps seconds=S at every step from there on
     nan       every number of the batch that can be is NaN
     full      no file grows beyond bytes=B any more, as on a full disk
-    corrupt   one bit of a weight flips for one computation of that step
+    corrupt   one bit of a weight flips for one computation of that step (in no one process: the
+              weights are of all)
 
 From outside, on files and processes: flip_bit, cut, workers, saving.
 """

@@ -2,7 +2,8 @@
 
 Units are words of letters and digits, in lower case and without signs; a Chinese or Japanese
 character is a unit by itself. An n-gram of more than `most_items` items is a phrase ("which of the
-following statements is true about"), not an item, and does not count. An item with fewer than n
+following statements is true about"), not an item, and does not count, nor does one that is mostly
+numbers ("1 2 3 ..."). An item with fewer than n
 units is matched whole; one that is too short even for that ("1+1=") only where it is all of a line.
 """
 
@@ -102,7 +103,9 @@ class Index:
                               len(words))
             length = min(len(ids), rules.ngram)
             if length >= rules.least_units:
-                found.append((np.unique(_hash(ids, length)), length, owner))
+                numeric = np.concatenate(([0], np.cumsum([word.isdecimal() for word in words])))
+                telling = 2 * (numeric[length:] - numeric[:-length]) <= length
+                found.append((np.unique(_hash(ids, length)[telling]), length, owner))
             elif line_key(text):
                 lines.setdefault(line_key(text), owner)
         if not names:

@@ -10,9 +10,9 @@ labels is as asked. Only numpy is needed, for training as for scoring.
 
 import dataclasses
 import functools
+import hashlib
 import os
 import re
-import zlib
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -21,9 +21,9 @@ import numpy as np
 from qwen_jax.data import stage
 from qwen_jax.errors import ConfigError, DataError
 
-_WORD = re.compile(r"[\u3007\u3040-\u30ff\u3400-\u9fff]+|[^\W_\u3007\u3040-\u30ff\u3400-\u9fff]+|"
-                   r"[^\w\s]|\n")
-_CHINESE = re.compile(r"[\u3007\u3040-\u30ff\u3400-\u9fff]")
+_WORD = re.compile(r"[^\W_\u3007\u3040-\u30ff\u3400-\u9fff]+|[^\w\s]|\n")
+_CHINESE = ((0x3007, 0x3007), (0x3040, 0x30FF), (0x3400, 0x9FFF))  # code points, kana among them
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,36 +44,44 @@ RECIPE = FilterSettings()
 
 def features(text: str, settings: FilterSettings = RECIPE) -> np.ndarray:
     """Different hashed n-grams of a text, sorted; int64 [num_features]."""
-    found: set[int] = set()
-    mask = (1 << settings.bits) - 1
-    last = 0
-    for word in _WORD.findall(text[:settings.characters].lower()):
-        chinese = _CHINESE.match(word)
-        number = 0 if chinese else _word_hash(word)
-        if chinese:  # characters, pairs and triples stand for words
-            for size in (1, 2, 3):
-                found.update(_word_hash(word[i:i + size]) & mask
-                             for i in range(len(word) - size + 1))
-        else:
-            found.update(f & mask for f in _pieces(word))
-            found.add(number & mask)
-            found.add((last * 0x9E3779B1 ^ number * 0x85EBCA6B) >> 7 & mask)
-        last = number
-    return np.fromiter(sorted(found), np.int64, len(found))
+    text = text[:settings.characters].lower()
+    words = [_of_word(word) for word in _WORD.findall(text)]
+    numbers = np.fromiter((number for number, _ in words), np.uint64, len(words))
+    found = [numbers, _mix(numbers[:-1], numbers[1:]),
+             np.concatenate([pieces for _, pieces in words] or [numbers])]
+    if not text.isascii():
+        codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        chinese = np.zeros(len(codes), bool)
+        for first, last in _CHINESE:
+            chinese |= (codes >= first) & (codes <= last)
+        grams, inside = codes.astype(np.uint64), chinese
+        found.append(grams[inside] * _MULTIPLIER)
+        for size in (2, 3):  # characters, pairs and triples stand for words
+            inside = inside[:-1] & chinese[size - 1:]
+            grams = _mix(grams[:-1], codes[size - 1:].astype(np.uint64))
+            found.append(grams[inside])
+    shift = np.uint64(64 - settings.bits)
+    return np.unique(np.concatenate(found) >> shift).astype(np.int64)
+
+
+def _mix(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Of two numbers, another whose high bits depend on all of theirs."""
+    mixed = (one ^ (one >> np.uint64(31))) * _MULTIPLIER + other  # wraps around 2^64, as it should
+    return (mixed ^ (mixed >> np.uint64(31))) * _MULTIPLIER
 
 
 @functools.lru_cache(maxsize=1 << 17)
-def _word_hash(word: str) -> int:
-    return zlib.crc32(word.encode("utf-8", "surrogatepass"))  # the same in every process
-
-
-@functools.lru_cache(maxsize=1 << 17)
-def _pieces(word: str) -> tuple[int, ...]:
-    """Runs of three characters, so that spellings of one word have something in common."""
-    if not 4 <= len(word) <= 30:
-        return ()
+def _of_word(word: str) -> tuple[int, np.ndarray]:
+    """Its hash, and those of the runs of three characters in it, so that spellings of one word have
+    something in common; the same in every process."""
     marked = f"<{word}>"
-    return tuple(_word_hash("#" + marked[i:i + 3]) for i in range(len(marked) - 2))
+    runs = range(len(marked) - 2) if 4 <= len(word) <= 30 else ()
+    return _hash(word), np.asarray([_hash("#" + marked[i:i + 3]) for i in runs], np.uint64)
+
+
+def _hash(word: str) -> int:
+    digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8)
+    return int.from_bytes(digest.digest(), "little")
 
 
 @dataclasses.dataclass(frozen=True)

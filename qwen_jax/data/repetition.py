@@ -21,6 +21,7 @@ class RepetitionRules:
     duplicate_line_characters: float = 0.10  # FineWeb's paper (its code 0.01, Gopher 0.20)
     duplicate_paragraphs: float = 0.30  # Gopher
     duplicate_paragraph_characters: float = 0.20  # Gopher
+    least_units: int = 50  # Gopher sees no shorter text; there one restated name is a large part
     top_sizes: tuple[int, ...] = (2, 3, 4)  # Gopher; units of the n-gram that comes most often
     top_ngrams: tuple[float, ...] = (0.20, 0.18, 0.16)  # Gopher; the part that it covers
     top_least: int = 3  # ours: twice is no pattern, and is much of a short text
@@ -54,6 +55,8 @@ def repetitions(text: str, lines: Sequence[str], units: np.ndarray, lengths: np.
 def _ngrams(units, lengths, rules: RepetitionRules) -> Iterator[tuple[str, float, float]]:
     """Goes from short to long n-grams: one repeats only where the shorter ones in it do, so that
     ever fewer places are left to look at."""
+    if len(units) < rules.least_units:
+        return
     total = int(lengths.sum())
     ends = np.concatenate(([0], np.cumsum(lengths)))
     tops = dict(zip(rules.top_sizes, rules.top_ngrams, strict=True))

@@ -27,7 +27,8 @@ _BULLET = re.compile(r"[-*•●◦▪■◆★▲‣–·○□]")
 _SENTENCE = re.compile(r"[。！？!?；;…]+|\.(?=\s|$)")
 _LAST = tuple("。！？…；：，”’」』）》】.!?;:,)\"")  # a line of verse ends with a comma
 _BOILERPLATE = re.compile(
-    r"版权所有|版權所有|隐私政策|隱私政策|使用条款|服务条款|ICP备|Cookie|JavaScript|"
+    r"版权所有|版權所有|隐私政策|隱私政策|使用条款|服务条款|ICP备|使用\s*cookies?|Cookies?\s*政策|"
+    r"(?:启用|开启|打开|禁用|不支持)[^。\n]{0,8}JavaScript|"
     r"网站地图|返回首页|返回顶部|上一篇|下一篇|点击加载|设为首页|加入收藏", re.I)
 
 
@@ -51,7 +52,7 @@ class ChineseRules:
     short_lines: Range = (0, 0.67)  # FineWeb; lines under 10 units without a sign at their end
     new_lines: Range = (0, 0.19)  # FineWeb's 0.3 to a word; to a unit
     repetition: RepetitionRules = RepetitionRules(  # as a dictionary's word has two characters
-        top_sizes=(4, 6, 8), duplicate_sizes=(10, 12, 14, 16, 18, 20))
+        least_units=100, top_sizes=(4, 6, 8), duplicate_sizes=(10, 12, 14, 16, 18, 20))
 
 
 def measures(text: str, *, rules: ChineseRules, chinese: bool = True

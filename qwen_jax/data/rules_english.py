@@ -17,8 +17,10 @@ _SENTENCE = re.compile(r"[.!?…][\"'”’»)\]]*(?:\s|$)")
 _LAST = (".", "!", "?", "…", '"', "'", "”", "’", "»", ")", ":", ";")
 BRACE = re.compile(r"(?:^|[\s)=:])\{", re.M)  # as programs have it; TeX has a letter before
 FEW_LINES = 4  # ours: of fewer lines, shares of the lines are all or nothing
-_BOILERPLATE = re.compile(  # C4 removes lines with these
-    r"javascript|terms of use|privacy policy|cookie policy|uses? cookies|use of cookies", re.I)
+_BOILERPLATE = re.compile(  # C4 removes lines with these, and with any "javascript"
+    r"(?:enable|disabled?|requires?|turn on|without|support) (?:your )?javascript|"
+    r"javascript (?:is|must|has|needs|to be|enabled|disabled|required)|terms of use|"
+    r"privacy policy|cookie policy|uses? cookies|use of cookies", re.I)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,10 +20,9 @@ from qwen_jax.plan.topologies import Chip
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "iota",
-         "partition-id", "replica-id", "opt-barrier", "domain", "copy-start", "copy-done",
-         "custom-call-done", "async-done", "async-update", "custom-call-update", "bitcast-convert",
-         "get-dimension-size", "add-dependency", "send-done", "recv-done", "call-start", "call-update",
-         "call-done", "custom-call-start"}
+         "partition-id", "replica-id", "opt-barrier", "domain", "bitcast-convert",
+         "get-dimension-size", "add-dependency"}
+_ASYNCHRONOUS = ("-start", "-update", "-done")  # copies and slices that are fetched beside work
 # What can have a collective inside: a call that is started runs on the sparse cores.
 _INSIDE = ("fusion", "async-start", "call-start", "custom-call-start")
 _CALLED = ("calls", "to_apply", "called_computations")
@@ -146,7 +145,8 @@ class _Reader:
 
     def run(self, instruction, body, times: int) -> float:
         """Seconds of an instruction, once."""
-        if instruction.opcode in _FREE or "AllocateBuffer" in instruction.rest:
+        if (instruction.opcode in _FREE or instruction.opcode.endswith(_ASYNCHRONOUS)
+                or "AllocateBuffer" in instruction.rest):
             return 0.0
         moved = self.traffic(instruction, body)
         kind, seconds = "other", moved / self.chip.hbm_bandwidth

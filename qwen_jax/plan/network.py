@@ -26,7 +26,10 @@ class Network:
     coords: tuple[Coords, ...]  # of each partition
 
     def _closed(self, side: int) -> bool:
-        return self.topology.shape[side] % self.topology.chip.wraps == 0
+        """v5p closes its sides if the slice is made of whole cubes, the others each long side."""
+        shape, wraps = self.topology.shape, self.topology.chip.wraps
+        sides = shape if len(shape) == 3 else shape[side:side + 1]
+        return all(size % wraps == 0 for size in sides)
 
     def bandwidth(self, group: Sequence[int]) -> float:
         """Bytes a second at which each member of a group can take in what the others have."""

@@ -122,7 +122,8 @@ def compile_here(workload, topology, options: dict, keep: pathlib.Path | None) -
 
 def refused(message: str) -> str:
     """What the compiler says, in few words: memory that is missing, or its first line."""
-    used = re.search(r"Used ([\d.]+\w?) of ([\d.]+\w?) hbm", message)
+    used = (re.search(r"Used ([\d.]+\w?) of ([\d.]+\w?) hbm", message)
+            or re.search(r"\(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", message))
     if used:
         return f"out of memory: {used[1]} of {used[2]}"
     return message.splitlines()[0][:200]

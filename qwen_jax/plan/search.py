@@ -21,6 +21,9 @@ REMATS = ("none", "dots", "block")
 # What compiled steps of 7B were like (benchmarks/results/plan.md): the share of peak that products
 # reach, and the bytes that all else reads and writes, for a token, a layer and one of D.
 _PRODUCTS, _TRAFFIC = 0.8, 550
+# Weights in pieces of D that are no whole vectors of 128 are not gathered: every device adds its
+# piece to zeros, which sends twice the bytes, and what is computed with them is copied more often.
+_VECTOR, _NARROW = 128, 1.4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,11 +104,13 @@ def paper(workload: Workload, chip: Chip, chips: int) -> Paper:
     a, _ = model_flops(workload)
     again = {"none": 0.0, "dots": 0.0, "block": 0.3}[model.remat]
     seen = tokens * workload.train.micro_batches * models
+    narrow = mesh.fsdp > 1 and D // mesh.fsdp % _VECTOR != 0
+    traffic = _TRAFFIC * (_NARROW if narrow else 1.0)
     compute = (a * (1 + again) / (chips * chip.peak_flops * _PRODUCTS)
-               + seen * L * _TRAFFIC * D / mesh.tensor / chip.hbm_bandwidth)
+               + seen * L * traffic * D / mesh.tensor / chip.hbm_bandwidth)
     # Weights are gathered twice in 2 bytes and their gradients summed in 4, there and back, for
     # every micro-batch.
-    gathered = workload.train.micro_batches * models * N / mesh.tensor * (4 + 8)
+    gathered = workload.train.micro_batches * models * N / mesh.tensor * (16 if narrow else 12)
     network = gathered / (2 * chip.dimensions * chip.link_bandwidth) if mesh.fsdp > 1 else 0.0
     # A mesh axis of few devices has the links of one side of the torus for itself.
     if mesh.data > 1:

@@ -25,7 +25,7 @@ class Chip:
     cores: int  # that share the compiler's bundles of a Pallas kernel
     dimensions: int  # of the torus
     per_name: int  # what the number in a slice's name counts, for each chip
-    wraps: int  # a side of the slice that is a multiple of this is closed to a ring
+    wraps: int  # sides that are a multiple of this are closed to rings (see network.Network)
 
 
 GIB = 2**30

@@ -36,7 +36,7 @@ class StepReport:
     metrics: dict[str, float]
     seconds: float | None  # since the step before, hooks excluded; None: compiled or first
     data_wait_seconds: float
-    device_wait_seconds: float = 0.0  # that the host waited for the device to finish the step
+    device_wait_seconds: float = 0.0  # in the call of the step, and until its device had finished
 
 
 class Stopped(Exception):
@@ -70,7 +70,7 @@ def fit(
       Stopped: SIGTERM or SIGINT came, to any process; all finished the same step and ran the same
         hooks.
     """
-    pending: tuple[int, dict, float] | None = None
+    pending: tuple[int, dict, float, float] | None = None
     clock = _Clock()
 
     def settle(state) -> None:
@@ -78,12 +78,12 @@ def fit(
         nonlocal pending
         if pending is None:
             return
-        step, metrics, wait = pending
+        step, metrics, wait, called = pending
         pending = None
         asked = time.perf_counter()
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         blocked = time.perf_counter() - asked
-        report(StepReport(step, values, clock.lap(), wait, blocked))
+        report(StepReport(step, values, clock.lap(), wait, called + blocked))
         if not all(map(math.isfinite, values.values())):
             good = -1 - int(state.step)
             state = state.replace(step=jax.device_put(jnp.int32(good), state.step.sharding))
@@ -109,10 +109,12 @@ def fit(
                         hook.act(step, state)
                 raise
             wait = time.perf_counter() - started
+            started = time.perf_counter()
             new_state, metrics = train_step(state, batch)
+            called = time.perf_counter() - started
             settle(new_state)
             state = new_state
-            pending = (step + 1, metrics, wait)
+            pending = (step + 1, metrics, wait, called)
             done, last = step + 1, step + 1 == num_steps
             stop = None if last else request.at(done)
             due = [hook for hook in hooks

@@ -160,8 +160,17 @@ def _run(config: RunConfig, job: Job, folder: pathlib.Path, available: int | Non
                         f"step {spike.step}", "lower optimizer.peak_learning_rate, or look at the "
                         "data.") from spike
                 begin = _go_back(spike, job, checkpoints, goodput, events, emit)
-        checkpoints.wait()
+            except Stopped:
+                _leave_together(checkpoints)
+                raise
+        _leave_together(checkpoints)
         return state
+
+
+def _leave_together(checkpoints: Checkpointer) -> None:
+    """Nobody leaves before process 0 has hashed and named the last save."""
+    checkpoints.wait()
+    hosts.meet("the last save", seconds=3600)
 
 
 _MOST_SKIPS = 10

@@ -63,6 +63,14 @@ def test_phrases_of_many_items_do_not_count():
     assert len(found(loose, phrase)) == 20
 
 
+def test_runs_of_numbers_do_not_count():
+    counting = " ".join(map(str, range(1, 20)))
+    index = Index.build([TestItem("n", "0", f"Continue this row of the numbers as far as 30: "
+                                            f"{counting}")])
+    assert found(index, counting) == set()
+    assert found(index, "continue this row of the numbers as far as 30: 1 2 3") == {("n", "0")}
+
+
 def test_agrees_with_plain_search_on_random_words():
     draw = random.Random(0)
     words = [f"w{i}" for i in range(4)]

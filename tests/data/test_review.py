@@ -6,8 +6,9 @@ import math
 
 import pytest
 
+from experiments import review_marks
 from qwen_jax.data.review import KEPT, page, read_marks, sample, summarise, table
-from qwen_jax.errors import DataError
+from qwen_jax.errors import ConfigError, DataError
 
 HOSTILE = "</pre></article><script>alert(1)</script> @@SECTIONS@@ & \"quotes\" 中文"
 
@@ -67,7 +68,7 @@ def test_long_texts_are_cut_in_the_middle():
     assert len(shown) < 16_000
 
 
-def test_marks_and_their_intervals(tmp_path):
+def test_marks_and_their_intervals(tmp_path, capsys):
     marks = [{"id": str(i), "source": "web", "rule": "words", "mark": "drop" if i < 18 else "keep"}
              for i in range(20)]
     marks += [{"id": "k", "source": "wiki", "rule": KEPT, "mark": "keep"}]
@@ -81,6 +82,10 @@ def test_marks_and_their_intervals(tmp_path):
         assert abs(0.9 - bound) == pytest.approx(1.96 * math.sqrt(bound * (1 - bound) / 20))
     assert found["wiki", KEPT].precision == 1 and found["wiki", KEPT].interval()[1] == 1
     assert "| all | words | 20 | 18 | 90% | 70% to 97% |" in table(summarise(marks))
+    review_marks.main(review_marks.Config((str(file), str(file))))
+    assert "| all | words | 40 | 36 | 90% |" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="--marks"):
+        review_marks.main(review_marks.RECIPE)
     for bad in ('{"format": 2, "marks": []}', "[]", "{", '{"format": 1, "marks": [{"id": "1"}]}'):
         file.write_text(bad)
         with pytest.raises(DataError, match="save marks"):

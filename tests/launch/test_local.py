@@ -51,7 +51,8 @@ def test_a_frozen_process_is_named():
 
 
 def test_an_error_that_would_come_again_is_not_tried_again():
-    code, shown = launch(code="print('what: no'); sys.exit(1) if me == 0 else time.sleep(600)")
+    code, shown = launch("--grace=1", code=(
+        "print('what: no'); sys.exit(1) if me == 0 else time.sleep(600)"))
     assert code == 1
     assert "not started again" in shown and "restart 1" not in shown
 

@@ -169,6 +169,9 @@ def test_links_of_a_torus():
     assert network.permute_seconds(1000, ring) == pytest.approx(1000 / link)
     across = [(0, 2), (1, 3)]  # both use the link from 1 to 2
     assert network.permute_seconds(1000, across) == pytest.approx(2000 / link)
+    part = topologies.by_name("v5p:2x4x4")  # no whole cube of 4: its sides are lines
+    lines = Network(part, tuple(itertools.product(range(2), range(4), range(4))))
+    assert lines.bandwidth(range(32)) == 3 * link
     small = topologies.by_name("v5e:2x2")  # not closed
     network = Network(small, tuple(itertools.product(range(2), range(2))))
     assert network.bandwidth([0, 1]) == small.chip.link_bandwidth
