@@ -30,9 +30,9 @@ class Steps:
     """How long each stage is, and the learning rate it takes. Ours: what two CPU cores do in minutes."""
 
     sft: int = 260
-    pmp: int = 60
-    reward: int = 60
-    ppo: int = 160
+    pmp: int = 40
+    reward: int = 40
+    ppo: int = 120
     value_warmup: int = 10
     sft_rate: float = 3e-3
     reward_rate: float = 5e-4
@@ -126,7 +126,7 @@ def compare(folder: pathlib.Path, tokenizer: Tokenizer) -> str:
 
 
 def share_right(model, params, tokenizer: Tokenizer, *, held_out: bool = True,
-                number: int = 384) -> float:
+                number: int = 256) -> float:
     """The share of sums, held out or not, whose most probable answer is right."""
     asked = [q.text for q in questions.split(questions.sums(), 0.1)[held_out][:number]]
     return float(np.mean(rewards.arithmetic(asked, complete(model, params, tokenizer, asked))))
