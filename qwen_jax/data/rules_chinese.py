@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from qwen_jax.data.repetition import RepetitionRules, repetitions
-from qwen_jax.data.rules_english import BRACE, FEW_LINES, Range
+from qwen_jax.data.rules_english import BRACE, FEW_LINES, Range, line_measures
 
 # Grammar and the commonest characters, modern and classical, simplified and traditional.
 _STOP = frozenset("的了是在不我有他这這个個们們中来來上大为為和国國地到以说說时時要就出会會可也你对對"
@@ -84,12 +84,7 @@ def measures(text: str, *, rules: ChineseRules, chinese: bool = True
         ended = [line.endswith(_LAST) for line in lines]
         short = [not end and (len(line) < 10 or len(_UNIT.findall(line)) < 10)
                  for line, end in zip(lines, ended, strict=True)]
-        yield ("bullet_lines", sum(map(bool, map(_BULLET.match, lines))) / num_lines,
-               rules.bullet_lines)
-        yield ("ellipsis_lines", sum(line.endswith(("...", "…")) for line in lines) / num_lines,
-               rules.ellipsis_lines)
-        yield ("boilerplate_lines", sum(map(bool, map(_BOILERPLATE.search, lines))) / num_lines,
-               rules.boilerplate_lines)
+        yield from line_measures(lines, rules, bullet=_BULLET, boilerplate=_BOILERPLATE)
         yield "ended_lines", sum(ended) / num_lines, rules.ended_lines
         yield "short_lines", sum(short) / num_lines, rules.short_lines
     known: dict[str, int] = {}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -69,12 +69,7 @@ def measures(text: str, *, rules: EnglishRules, english: bool = True
     yield "sentences", len(_SENTENCE.findall(text)), rules.sentences
     yield "new_lines", text.count("\n") / num_words, rules.new_lines
     if num_lines >= FEW_LINES:
-        yield ("bullet_lines", sum(map(bool, map(_BULLET.match, lines))) / num_lines,
-               rules.bullet_lines)
-        yield ("ellipsis_lines", sum(line.endswith(("...", "…")) for line in lines) / num_lines,
-               rules.ellipsis_lines)
-        yield ("boilerplate_lines", sum(map(bool, map(_BOILERPLATE.search, lines))) / num_lines,
-               rules.boilerplate_lines)
+        yield from line_measures(lines, rules, bullet=_BULLET, boilerplate=_BOILERPLATE)
         yield ("ended_lines", sum(line.endswith(_LAST) for line in lines) / num_lines,
                rules.ended_lines)
         yield "short_lines", sum(len(line) < 30 for line in lines) / num_lines, rules.short_lines
@@ -84,3 +79,12 @@ def measures(text: str, *, rules: EnglishRules, english: bool = True
     lengths = np.fromiter(map(len, words), np.int64, len(words))
     for name, value, most in repetitions(text, lines, units, lengths, rules=rules.repetition):
         yield name, value, (0, most)
+
+
+def line_measures(lines: Sequence[str], rules, *, bullet: re.Pattern, boilerplate: re.Pattern
+                  ) -> Iterator[tuple[str, float, Range]]:
+    """Measures of lines that every script has: what begins, ends or fills them, of the lines."""
+    for name, found in (("bullet_lines", map(bullet.match, lines)),
+                        ("ellipsis_lines", (line.endswith(("...", "…")) for line in lines)),
+                        ("boilerplate_lines", map(boilerplate.search, lines))):
+        yield name, sum(map(bool, found)) / len(lines), getattr(rules, name)

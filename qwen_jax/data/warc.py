@@ -5,6 +5,7 @@ the damage and goes on at the next record that can be found. It reads .warc and 
 for each record, as Common Crawl writes, or several), from any byte of the file.
 """
 
+import abc
 import collections
 import dataclasses
 import re
@@ -93,15 +94,16 @@ def _record(stream, offset: int, limit: int) -> Record:
     return Record(offset, headers, content)
 
 
-class _Stream:
-    """Bytes with a place: `_more` gives the next ones, b"" at the end."""
+class _Stream(abc.ABC):
+    """Bytes with a place, of a plain file or of a gzip member, which each say how they come."""
 
     def __init__(self, file: BinaryIO, offset: int):
         self._file, self._offset, self._buffer = file, offset, bytearray()
         file.seek(offset)
 
+    @abc.abstractmethod
     def _more(self) -> bytes:
-        raise NotImplementedError
+        """The next bytes; b"" at the end."""
 
     def _fill(self, size: int) -> bool:
         while len(self._buffer) < size:
