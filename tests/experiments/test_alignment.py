@@ -102,7 +102,7 @@ def records(run_dir) -> list[dict]:
     """What was measured, without the times."""
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     return [{name: value for name, value in json.loads(line).items()
-             if not name.startswith(("perf/", "time"))} for line in lines]
+             if not name.startswith(("perf/", "time", "host/"))} for line in lines]
 
 
 def whole_and_halves(stage, make, tmp_path) -> tuple[str, list[dict]]:
