@@ -22,6 +22,7 @@ from qwen_jax.errors import KernelError, unknown_name
 from qwen_jax.kernels.attention import IMPLEMENTATIONS
 from qwen_jax.kernels.gate import NAMES, Case, masks, shares
 from qwen_jax.kernels.target import interpret_kernels
+from qwen_jax.parallel import virtual_devices
 
 HEADS = ((2, 2), (4, 2), (8, 1))  # query heads, key-value heads
 
@@ -92,4 +93,8 @@ def grid(config: Config, dtype: str) -> list[Case]:
 
 
 if __name__ == "__main__":
+    # As in the tests: each warpgroup that Hopper's interpreter lets wait keeps a thread of XLA's, and
+    # with a thread per core the one that all wait for finds none.
+    jax.config.update("jax_num_cpu_devices", 8)
+    virtual_devices.make_room()
     flags.run(main, __doc__, {"default": Config(), "smoke": SMOKE})
