@@ -28,7 +28,9 @@ import threading
 import time
 
 REFUSED = 1  # exit code of an error that would only come again (qwen_jax/parallel/hosts.py)
-_SAVING = (REFUSED, 75)  # the others are about to leave as well, and may still be saving
+_MEANING = {75: "was told to end by SIGTERM, and the run saved",
+            76: "saw a step computed twice with two results"}
+_SAVING = (REFUSED, *_MEANING)  # the others are about to leave as well, and may still be saving
 _ASIDE_SECONDS = 5  # that the others have to end by themselves when one is dead
 _LAST_LINES = 15
 
@@ -125,10 +127,8 @@ class Life:
             if child.returncode is None and _state(child.pid) == "T":  # the other gave it up
                 return self._death(number, -signal.SIGSTOP, "is frozen, and others gave it up")
         number, code = min(ended, key=lambda end: end[1] != -signal.SIGKILL)
-        how = f"ended with exit code {code}" if code >= 0 else (
-            f"was killed by {signal.Signals(-code).name}")
-        if code == 75:
-            how = "was told to end by SIGTERM, and the run saved"
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else (
+            _MEANING.get(code, f"ended with exit code {code}"))
         return self._death(number, code, how)
 
     def _frozen(self, still: dict[int, float]) -> Death | None:

@@ -166,7 +166,7 @@ def test_a_wrong_computation_is_found_and_not_saved(tmp_path, monkeypatch):
     a = Adding(tmp_path, noise(), recheck_every=4)
     with pytest.raises(SilentCorruption, match="step 16 differ in 1 numbers") as caught:
         a.run()
-    assert caught.value.exit_code == 75 and a.newest()[0] == 10
+    assert caught.value.exit_code == 76 and a.newest()[0] == 10
     monkeypatch.setenv("QWEN_JAX_ATTEMPT", "1")  # the fault is of the first life
     state = Adding(tmp_path, noise(), recheck_every=4).run()
     monkeypatch.delenv(faults.VARIABLE)
