@@ -4,7 +4,9 @@
 
 A small pretraining of two processes (launch.local) is hurt again and again, and its losses compared
 with those of a run that nothing happened to, bit by bit: a batch that came twice, never, or in
-another order would show. Lost are the steps between the newest checkpoint and the fault.
+another order would show. Lost are the steps between the newest checkpoint and the fault. A checkpoint
+is written beside training, and one that is not whole yet does not count: so a kill right behind a save
+can cost that save's steps as well. After a damaged checkpoint it is the distance of two.
 """
 
 import argparse
@@ -276,8 +278,8 @@ def _write(options, rows: list[Row]) -> None:
     versions = ", ".join(f"{name} {value}" for name, value in about.items() if value)
     text = ("# Faults\n\n" + "\n".join(__doc__.strip().splitlines()[4:]) + "\n\n"
             f"`python -m benchmarks.faults --repeats={options.repeats} "
-            f"--processes={options.processes} --heartbeat={options.heartbeat}`; a checkpoint every {SAVE_EVERY} steps, a fault about "
-            f"every {WINDOW}. {versions}.\n\n{table(rows)}\n")
+            f"--processes={options.processes} --heartbeat={options.heartbeat}`; a checkpoint every "
+            f"{SAVE_EVERY} steps, a fault about every {WINDOW}. {versions}.\n\n{table(rows)}\n")
     pathlib.Path(f"{options.output}.md").write_text(text, encoding="utf-8")
     path.write_text(json.dumps(
         {"machine": about, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1) + "\n",

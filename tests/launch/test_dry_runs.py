@@ -81,8 +81,7 @@ def test_a_jobset_starts_all_hosts_together_and_again(chips):
 
 
 def test_slurm_runs_every_task_and_takes_all_down_with_one():
-    words = shlex.split(dry_run("bash", "launch/slurm.sbatch", "--dry_run", *COMMAND).replace(
-        "runs/a b", "'runs/a b'"))
+    words = shlex.split(dry_run("bash", "launch/slurm.sbatch", "--dry_run", *COMMAND))
     assert words[0] == "srun" and "--kill-on-bad-exit=1" in words and words[-4:] == COMMAND
     directives = (ROOT / "launch/slurm.sbatch").read_text()
     assert "#SBATCH --requeue" in directives and "#SBATCH --signal=TERM@120" in directives
