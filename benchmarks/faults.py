@@ -136,7 +136,8 @@ class Bench:
         steps = self.moments()
         for step in steps:
             self.launch(run, f"kill step={step}", restarts=0)
-            if list((self.folder / run / "checkpoints").glob("[0-9]*[0-9]")):
+            found = (self.folder / run / "checkpoints").glob("*")
+            if any(path.name.isdecimal() for path in found):
                 getattr(faults, kind)(faults.newest_checkpoint(self.folder / run), self.draw)
         code, _ = self.launch(run, restarts=0)
         damaged = self.events(run, "damaged")
