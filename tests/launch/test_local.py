@@ -190,6 +190,6 @@ def test_sigterm_to_one_of_four_makes_all_save_the_same_step(toy_text, tmp_path,
         tmp_path / "run", toy_text, "--train.num_steps=60", "--train.save_every=100"))
     assert code == 0, shown
     assert "was told to end by SIGTERM, and the run saved" in shown
-    assert sorted(events(tmp_path / "run")) == sorted(
-        ["start", "stop", "saved", "restart", "resume", "saved", "end"])
+    told = [event for event in events(tmp_path / "run") if event != "slow_host"]  # a busy machine
+    assert sorted(told) == sorted(["start", "stop", "saved", "restart", "resume", "saved", "end"])
     assert list(losses(tmp_path / "run")) == list(range(1, 61))
