@@ -4,7 +4,9 @@
 
 A small pretraining of two processes (launch.local) is hurt again and again, and its losses compared
 with those of a run that nothing happened to, bit by bit: a batch that came twice, never, or in
-another order would show. Lost are the steps between the newest checkpoint and the fault.
+another order would show. Lost are the steps between the newest checkpoint and the fault. A checkpoint
+is written beside training, and one that is not whole yet does not count: so a kill right behind a save
+can cost that save's steps as well. After a damaged checkpoint it is the distance of two.
 """
 
 import argparse
@@ -61,12 +63,16 @@ class Bench:
         self.launch("whole")
         self.whole = self.losses("whole")
 
-    def command(self, run: str, *flags: str, restarts: int | None = None) -> list[str]:
+    def command(self, run: str, *flags: str, restarts: int | None = None,
+                processes: int | None = None) -> list[str]:
+        processes = processes or self.processes
         return [
-            sys.executable, "-m", "launch.local", f"--processes={self.processes}",
+            sys.executable, "-m", "launch.local", f"--processes={processes}",
+            f"--devices={self.processes // processes}",
             f"--heartbeat={self.heartbeat}",
             f"--max_restarts={self.repeats + 2 if restarts is None else restarts}", "--",
-            "-m", "experiments.pretrain", "--recipe=smoke", f"--run_dir={self.folder / run}",
+            "-m", "benchmarks.cached", "experiments.pretrain", "--recipe=smoke",
+            f"--run_dir={self.folder / run}",
             f"--data.sources={self.folder}/words/train", "--model.hidden_size=32",
             "--model.unroll_layers=2", f"--train.num_steps={self.steps}", "--train.log_every=1",
             f"--train.save_every={SAVE_EVERY}", *flags]
@@ -76,9 +82,9 @@ class Bench:
             faults.VARIABLE: plan, "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 
-    def launch(self, run: str, plan: str = "", *flags: str, restarts: int | None = None):
+    def launch(self, run: str, plan: str = "", *flags: str, **settings):
         """Runs to the end; (exit code, what was shown)."""
-        done = subprocess.run(self.command(run, *flags, restarts=restarts), text=True,
+        done = subprocess.run(self.command(run, *flags, **settings), text=True,
                               env=self.environment(plan), stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT, check=False)
         return done.returncode, done.stdout
@@ -102,16 +108,27 @@ class Bench:
 
     # One fault in each life, in a random process, at a random step; the launcher does the rest.
     def in_lives(self, kind: str, words: str) -> Row:
+        return self._in_lives(kind, words, kind, lambda: (
+            f" process={self.draw.randrange(self.processes)}"))
+
+    # The same in the weights, which are of all processes; every step is computed twice.
+    def corrupt(self, processes: int) -> Row:
+        name = (f"a wrong bit in one computation, train.recheck_every=1, {processes} process"
+                + "es" * (processes > 1))
+        return self._in_lives("corrupt", "two computations", name, str,
+                              "--train.recheck_every=1", processes=processes)
+
+    def _in_lives(self, kind: str, words: str, name: str, where, *flags, **settings) -> Row:
         steps = self.moments()
-        plan = "; ".join(f"{kind} step={step} attempt={life} "
-                         f"process={self.draw.randrange(self.processes)}"
+        plan = "; ".join(f"{kind} step={step} attempt={life}{where()}"
                          for life, step in enumerate(steps))
-        code, shown = self.launch(kind, plan)
-        begun = self.events(kind, "start", "resume")[1:]
+        run = name.replace(" ", "_")
+        code, shown = self.launch(run, plan, *flags, **settings)
+        begun = self.events(run, "start", "resume")[1:]
         # After a signal some steps more are done before all save: nothing is lost then.
         lost = [max(step - 1 - event["step"], 0) for step, event in zip(steps, begun)]
         seen = next((line for line in shown.splitlines() if words in line), "nothing")
-        return Row(kind, len(begun), seen, lost, self.same(kind), _ended(code))
+        return Row(name, len(begun), seen.strip(), lost, self.same(run), _ended(code))
 
     # The newest checkpoint is damaged after each life, which ends by a kill.
     def in_checkpoints(self, kind: str) -> Row:
@@ -119,7 +136,8 @@ class Bench:
         steps = self.moments()
         for step in steps:
             self.launch(run, f"kill step={step}", restarts=0)
-            if list((self.folder / run / "checkpoints").glob("[0-9]*[0-9]")):
+            found = (self.folder / run / "checkpoints").glob("*")
+            if any(path.name.isdecimal() for path in found):
                 getattr(faults, kind)(faults.newest_checkpoint(self.folder / run), self.draw)
         code, _ = self.launch(run, restarts=0)
         damaged = self.events(run, "damaged")
@@ -188,15 +206,6 @@ class Bench:
         return Row("a host delayed by 0.3 s a step", 1, slow[-1]["message"] if slow else "nothing",
                    [0], self.same("delay"), _ended(code))
 
-    def corrupt(self) -> Row:
-        step = WINDOW + 2
-        code, shown = self.launch("wrong", f"corrupt step={step}",
-                                  "--train.recheck_every=2")
-        seen = next((line.strip() for line in shown.splitlines() if "two computations" in line), "")
-        resumed = self.events("wrong", "resume")[0]["step"]
-        return Row("a wrong number in one computation, train.recheck_every=2", 1, seen,
-                   [step - 1 - resumed], self.same("wrong"), _ended(code))
-
     def corrupt_shard(self) -> Row:
         found, seen = 0, ""
         for trial in range(self.repeats):
@@ -232,7 +241,7 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--heartbeat", type=int, default=15)
+    parser.add_argument("--heartbeat", type=int, default=30)
     parser.add_argument("--only", default="", help="names of faults, with commas between")
     parser.add_argument("--output", default="benchmarks/results/faults")
     options = parser.parse_args()
@@ -248,7 +257,7 @@ def main() -> None:
             "flip": lambda: bench.in_checkpoints("flip_bit"),
             "cut": lambda: bench.in_checkpoints("cut"),
             "shard": bench.corrupt_shard, "full": bench.full, "nan": bench.nan,
-            "delay": bench.delay, "corrupt": bench.corrupt}
+            "delay": bench.delay, "corrupt": lambda: [bench.corrupt(1), bench.corrupt(bench.processes)]}
         rows: list[Row] = []
         for name, task in tasks.items():
             if options.only and name not in options.only.split(","):
@@ -270,8 +279,8 @@ def _write(options, rows: list[Row]) -> None:
     versions = ", ".join(f"{name} {value}" for name, value in about.items() if value)
     text = ("# Faults\n\n" + "\n".join(__doc__.strip().splitlines()[4:]) + "\n\n"
             f"`python -m benchmarks.faults --repeats={options.repeats} "
-            f"--processes={options.processes}`; a checkpoint every {SAVE_EVERY} steps, a fault about "
-            f"every {WINDOW}. {versions}.\n\n{table(rows)}\n")
+            f"--processes={options.processes} --heartbeat={options.heartbeat}`; a checkpoint every "
+            f"{SAVE_EVERY} steps, a fault about every {WINDOW}. {versions}.\n\n{table(rows)}\n")
     pathlib.Path(f"{options.output}.md").write_text(text, encoding="utf-8")
     path.write_text(json.dumps(
         {"machine": about, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1) + "\n",

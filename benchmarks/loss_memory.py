@@ -21,7 +21,7 @@ from jax.experimental import topologies
 
 from benchmarks.train_step import from_status
 from experiments import flags
-from qwen_jax.parallel.compiler_options import compiler_options
+from qwen_jax.parallel.compiler_options import compile_for
 from qwen_jax.train.cross_entropy import cross_entropy
 
 
@@ -87,7 +87,7 @@ def measured(function, config: Config, device) -> str:
     started = time.perf_counter()
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         lowered = gradient(function).lower(*shapes(config, place))
-    plan = lowered.compile(compiler_options=compiler_options(device.platform)).memory_analysis()
+    plan = compile_for(device.platform, lowered).memory_analysis()
     return (f"{plan.temp_size_in_bytes / 1e9:6.2f} GB workspace, "
             f"{plan.output_size_in_bytes / 1e9:5.2f} GB results, "
             f"{plan.argument_size_in_bytes / 1e9:5.2f} GB arguments "

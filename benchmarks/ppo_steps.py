@@ -17,7 +17,7 @@ from qwen_jax.align.rollout import Prompts, Sampler
 from qwen_jax.config import MeshConfig, ModelConfig
 from qwen_jax.model.heads import scoring_specs
 from qwen_jax.model.spec import init_from, param_specs
-from qwen_jax.parallel.compiler_options import compiler_options
+from qwen_jax.parallel.compiler_options import compile_for
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.rules import DEFAULT_RULES, sharding_for, use_layout
 from qwen_jax.train.optimizer import make_optimizer
@@ -60,8 +60,8 @@ class TimedSteps:
             self._sampler.compile(*weights, self._prompts(0), self._rows)
             step = ppo.make_ppo_step(model, settings, policy_optimizer=optimizers[0],
                                      value_optimizer=optimizers[1], seed=0)
-            self._step = step.lower(self.state, self._batch(0)).compile(
-                compiler_options=compiler_options(self._mesh.devices.flat[0].platform))
+            self._step = compile_for(self._mesh.devices.flat[0].platform,
+                                     step.lower(self.state, self._batch(0)))
 
     def take(self, number: int) -> dict[str, float]:
         """One step; seconds of its parts, which follow one another and are all of it."""

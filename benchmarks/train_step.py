@@ -83,7 +83,7 @@ def measure(config: Config) -> dict:
     from qwen_jax import sizes
     from qwen_jax.config import MeshConfig, OptimizerConfig
     from qwen_jax.model.spec import count, param_specs
-    from qwen_jax.parallel.compiler_options import compiler_options
+    from qwen_jax.parallel.compiler_options import compile_for
     from qwen_jax.parallel.mesh import make_mesh
     from qwen_jax.parallel.rules import batch_sharding, use_layout
     from qwen_jax.train import memory
@@ -107,8 +107,7 @@ def measure(config: Config) -> dict:
         batch = jax.device_put(batch, batch_sharding(mesh))
         abstract = abstract_state(param_specs(model), optimizer, mesh, dtype="float32")
         platform = mesh.devices.flat[0].platform
-        compiled = step.lower(abstract, batch).compile(
-            compiler_options=compiler_options(platform))
+        compiled = compile_for(platform, step.lower(abstract, batch))
         announced = memory.measure(compiled, abstract, platform=platform, available=None)
         before = settled_memory()
         state = make_state(0, param_specs(model), optimizer, abstract)

@@ -16,6 +16,7 @@ chips); v5e-N and v6e-N count chips. v5p:4x8x8 names the torus. JAX sees a chip 
 Times are estimates, by the compiler's own cost model and the makers' figures of links and memory
 (qwen_jax/plan/costs.py says which overlap is assumed); nothing is measured. A layout that does not
 fit is a line of the table. PPO's estimate is of the update: sampling is another program, left out.
+The reward model's chip hours are of 1,000 steps, as its recipe counts passes over the pairs.
 For GPUs (--topology=h100-64, h200-8) nothing is compiled, and the line is a paper estimate alone.
 """
 
@@ -25,6 +26,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import json
+import math
 import pathlib
 
 from experiments import flags, ppo, pretrain, reward_model
@@ -46,10 +48,10 @@ class Config:
     """What is to be planned, and how far to look."""
 
     model: str = "7b"  # a recipe of the stage: 1.8b, 7b or 14b
-    topology: str = "v5p-256"  # a slice; see above for what the number counts
+    topology: str = "v5p-256"  # a slice, as named above
     stage: str = "pretrain"  # pretrain, reward_model or ppo
     mesh: str | None = None  # data,fsdp,tensor,context; none: search
-    remat: str | None = None  # recomputed backward: nothing, dots or block; none: search
+    remat: str | None = None  # recomputed: nothing, dots (not products), block (all); none: search
     micro_batches: int | None = None  # none: search
     context_length: int | None = None  # tokens of a row; none: the recipe's
     batch_tokens: int | None = None  # of a step; none: the recipe's
@@ -90,6 +92,8 @@ def workload_of(config: Config) -> Workload:
         train = dataclasses.replace(train, batch_size=wanted // model.context_length,
                                     num_steps=steps, micro_batches=1)
     more = {}
+    if config.stage == "reward_model":  # its steps are of the pairs that somebody has
+        train = dataclasses.replace(train, num_steps=1000)
     if config.stage == "ppo":
         more = {"ppo": recipe.ppo, "value_optimizer": recipe.value_optimizer,
                 "prompt_tokens": recipe.data.max_prompt_tokens}
@@ -102,11 +106,21 @@ def candidates(config: Config, workload: Workload, topology, emit) -> list[Workl
     remat = _REMAT.get(config.remat, config.remat)
     if remat not in (None, *search.REMATS):
         raise unknown_name("remat policy", remat, ("nothing", "dots", "block"), "--remat")
+    if mesh is not None and math.prod(dataclasses.astuple(mesh)) != topology.chips:
+        raise ConfigError(f"--mesh={config.mesh} is of {math.prod(dataclasses.astuple(mesh))} chips, "
+                          f"{topology.name} has {topology.chips}.", "--mesh, --topology",
+                          "give sizes whose product is the number of chips, or leave --mesh out.")
     if mesh is not None and remat and config.micro_batches:
         return [search.laid_out(workload, mesh, remat, config.micro_batches)]
     found, looked_at, too_large = search.best(
         workload, topology, number=config.compile, max_tensor=config.max_tensor,
         max_context=config.max_context, mesh=mesh, remat=remat, micro=config.micro_batches)
+    if not found:
+        raise ConfigError(
+            f"of {looked_at} layouts none should fit, on paper." if looked_at else
+            f"no layout divides the model's sizes and the batch over {topology.chips} chips.",
+            "--model, --topology", "take a larger slice, or --remat=block and more --micro_batches."
+            if looked_at else "take a smaller slice, other --micro_batches, or a larger --max_tensor.")
     emit(f"{looked_at} layouts, of which {too_large} should not fit; compiling {len(found)}, the "
          "best on paper")
     return [one.workload for one in found]
@@ -184,6 +198,10 @@ def plan(config: Config, emit=functools.partial(print, flush=True)) -> list[dict
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))
     emit(f"{topology}; {config.stage} of {config.model}, {tokens_per_step(workload):,} tokens a "
          f"step, {workload.train.num_steps:,} steps ({versions})")
+    wrong = [option for option in config.compiler_options if "=" not in option]
+    if wrong:
+        raise ConfigError(f"{wrong[0]!r} is no compiler option.", "--compiler_options",
+                          "write name=value, with commas between several.")
     options = dict(option.split("=", 1) for option in config.compiler_options)
     found = []
     layouts = candidates(config, workload, topology, emit)
@@ -192,6 +210,8 @@ def plan(config: Config, emit=functools.partial(print, flush=True)) -> list[dict
         if config.keep_hlo:
             pathlib.Path(config.keep_hlo).mkdir(parents=True, exist_ok=True)
             keep = pathlib.Path(config.keep_hlo) / f"{config.model}_{config.topology}_{number}.hlo"
+        emit(f"{number} of {len(layouts)}: compiling {mesh_name(layout.mesh)}, remat "
+             f"{layout.model.remat}, micro-batches {layout.train.micro_batches} (minutes)")
         result = compile_apart(layout, topology, options=options, keep=keep)
         guess = None if result.error else estimate(result, layout, topology)
         found.append((layout, result, guess))

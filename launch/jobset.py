@@ -15,21 +15,22 @@ from launch import commands
 
 _PORT = 8476
 SETTINGS = {
-    "name": (None, "of the JobSet"),
-    "image": (None, "with this package in it (launch/Dockerfile.gpu, launch/Dockerfile.tpu)"),
-    "hosts": (1, "pods, one per machine"),
+    "name": (None, "name of the JobSet"),
+    "image": (None, "container with this package (launch/Dockerfile.gpu, Dockerfile.tpu)"),
+    "hosts": (1, "machines, one pod on each"),
     "gpus": (8, "NVIDIA GPUs of each pod; 0 for TPUs"),
-    "chips": (0, "TPU chips of each pod"),
-    "topology": ("", "of the TPU slice, as 4x4x4"),
-    "accelerator": ("", "GKE's node label, as tpu-v5p-slice or nvidia-h100-80gb"),
+    "chips": (0, "TPU chips of each pod, instead of GPUs"),
+    "topology": ("", "shape of the TPU slice, as 4x4x4"),
+    "accelerator": ("", "kind of node on GKE, as tpu-v5p-slice or nvidia-h100-80gb"),
     "volume": ("", "persistent volume claim, mounted at /data"),
-    "namespace": ("default", "of Kubernetes"),
+    "namespace": ("default", "namespace of Kubernetes"),
     "max_restarts": (100, "how often all pods start again"),
     "grace": (120, "seconds to save in, after SIGTERM")}
 
 
 def main(argv: list[str]) -> int:
     options, command = commands.parse(__doc__, "launch.jobset", argv, SETTINGS)
+    commands.need("kubectl", "https://kubernetes.io/docs/tasks/tools", dry_run=options.dry_run)
     # JSON is YAML: kubectl takes it, and nothing has to be quoted by hand.
     text = json.dumps(jobset(options, command), indent=2) + "\n"
     return commands.run(["kubectl", "apply", f"--namespace={options.namespace}", "-f", "-"],

@@ -1,17 +1,18 @@
 """Several processes on this computer: a pod on loopback, with the same start, end and restart.
 
-    python -m launch.local --processes=4 --devices=2 -- -m experiments.pretrain --recipe=smoke ...
+    python -m launch.local --processes=4 --devices=2 -- -m experiments.pretrain --recipe=smoke \\
+        --model.unroll_layers=2 --data.sources=...
 
 What follows -- is given to Python in each process. Lines are shown with their process in front.
 When a process dies or freezes, the others are taken down, and all are started again: the run goes on
 with its newest good checkpoint. SIGTERM and Ctrl-C are handed on, and the run saves before it ends.
 
-  --processes=2       how many
+  --processes=2       how many processes
   --devices=1         virtual CPU devices of each (without effect on accelerators)
-  --max_restarts=10   then it gives up; an error of the settings or the data is not tried again
+  --max_restarts=10   how often all start again; an error of the settings or the data ends it at once
   --grace=60          seconds that processes have to save and end, after a signal
   --heartbeat=20      seconds of silence after which a process is taken for dead
-  --dry_run           prints what each process would be started with
+  --dry_run           prints what each process would be started with, and starts nothing
 """
 
 import argparse
@@ -27,8 +28,12 @@ import sys
 import threading
 import time
 
+from launch import commands
+
 REFUSED = 1  # exit code of an error that would only come again (qwen_jax/parallel/hosts.py)
-_SAVING = (REFUSED, 75)  # the others are about to leave as well, and may still be saving
+_MEANING = {75: "was told to end by SIGTERM, and the run saved",
+            76: "saw a step computed twice with two results"}
+_SAVING = (REFUSED, *_MEANING)  # the others are about to leave as well, and may still be saving
 _ASIDE_SECONDS = 5  # that the others have to end by themselves when one is dead
 _LAST_LINES = 15
 
@@ -125,10 +130,8 @@ class Life:
             if child.returncode is None and _state(child.pid) == "T":  # the other gave it up
                 return self._death(number, -signal.SIGSTOP, "is frozen, and others gave it up")
         number, code = min(ended, key=lambda end: end[1] != -signal.SIGKILL)
-        how = f"ended with exit code {code}" if code >= 0 else (
-            f"was killed by {signal.Signals(-code).name}")
-        if code == 75:
-            how = "was told to end by SIGTERM, and the run saved"
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else (
+            _MEANING.get(code, f"ended with exit code {code}"))
         return self._death(number, code, how)
 
     def _frozen(self, still: dict[int, float]) -> Death | None:
@@ -175,11 +178,6 @@ def _environment(options, process: int, address: str, attempt: int, reason: str)
 
 
 def _options(argv: list[str]):
-    if "--" not in argv:
-        argv, command = argv, []
-    else:
-        cut = argv.index("--")
-        argv, command = argv[:cut], argv[cut + 1:]
     parser = argparse.ArgumentParser(
         prog="python -m launch.local", description=__doc__, usage="%(prog)s [options] -- COMMAND",
         formatter_class=argparse.RawDescriptionHelpFormatter, add_help=True)
@@ -187,9 +185,7 @@ def _options(argv: list[str]):
                           ("heartbeat", 20)):
         parser.add_argument(f"--{name}", type=int, default=default, help=argparse.SUPPRESS)
     parser.add_argument("--dry_run", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    if not command:
-        parser.error("no command: write it behind --, as in -- -m experiments.pretrain ...")
+    options, command = commands.split(parser, argv)
     if min(options.processes, options.devices, options.heartbeat) < 1:
         parser.error("--processes, --devices and --heartbeat are 1 or more")
     return options, command

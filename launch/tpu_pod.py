@@ -16,12 +16,12 @@ import time
 from launch import commands
 
 SETTINGS = {
-    "name": (None, "of the pod and of its queued resource"),
-    "zone": (None, "where it is"),
+    "name": (None, "name of the pod and of its queued resource"),
+    "zone": (None, "zone of Google Cloud, as us-east5-a"),
     "type": (None, "accelerator type, as v5p-256 (counts cores) or v5litepod-16, v6e-256 (chips)"),
     "version": ("v2-alpha-tpuv5", "runtime image: v2-alpha-tpuv5 (v5p), v2-alpha-tpuv5-lite, "
                                   "v2-alpha-tpuv6e"),
-    "project": ("", "of Google Cloud; empty: gcloud's default"),
+    "project": ("", "project of Google Cloud; without it, gcloud's default"),
     "spot": (False, "cheaper, and taken away at 30 seconds' notice"),
     "max_restarts": (100, "how often it starts again"),
     "delete": (False, "give the pod back when the run is done")}
@@ -29,6 +29,7 @@ SETTINGS = {
 
 def main(argv: list[str]) -> int:
     options, command = commands.parse(__doc__, "launch.tpu_pod", argv, SETTINGS)
+    commands.need("gcloud", "https://cloud.google.com/sdk/docs/install", dry_run=options.dry_run)
     pod = Pod(options)
     code = 1
     for attempt in range(options.max_restarts + 1):
@@ -55,30 +56,36 @@ class Pod:
 
     def ready(self) -> bool:
         """Whether the pod is there and whole."""
+        return self._state() == "ACTIVE"
+
+    def _state(self) -> str:
+        """Google's word for it: ACTIVE, WAITING_FOR_RESOURCES, FAILED, SUSPENDED; empty: no pod."""
         if self._options.dry_run:
-            return False
-        shown = subprocess.run(
+            return ""
+        return subprocess.run(
             ["gcloud", "compute", "tpus", "queued-resources", "describe", self._options.name,
              *self._where, "--format=value(state.state)"], capture_output=True, text=True,
-            check=False)
-        return shown.stdout.strip() == "ACTIVE"
+            check=False).stdout.strip()
 
     def make(self) -> None:
         """Asks for the pod (after giving back what is left of one) and waits until it is there."""
         options = self._options
-        if not options.dry_run:
+        if self._state():
             self.delete()
-        self._gcloud("queued-resources", "create", options.name, f"--node-id={options.name}",
-                     f"--accelerator-type={options.type}", f"--runtime-version={options.version}",
-                     *(["--spot"] if options.spot else []), *self._where)
+        self._must("queued-resources", "create", options.name, f"--node-id={options.name}",
+                   f"--accelerator-type={options.type}", f"--runtime-version={options.version}",
+                   *(["--spot"] if options.spot else []), *self._where)
         while not options.dry_run and not self.ready():
+            if self._state() == "FAILED":
+                sys.exit(f"Google Cloud could not make the pod {options.name}: see `gcloud compute "
+                         f"tpus queued-resources describe {shlex.join([options.name, *self._where])}`.")
             time.sleep(30)
 
     def fill(self) -> None:
         """Copies this folder to every host and installs it."""
         name = self._options.name
-        self._gcloud("tpu-vm", "scp", "--recurse", "--worker=all", *self._where, ".",
-                     f"{name}:qwen_jax")
+        self._must("tpu-vm", "scp", "--recurse", "--worker=all", *self._where, ".",
+                   f"{name}:qwen_jax")
         self._ssh("cd qwen_jax && python3 -m venv .venv && "
                   ".venv/bin/pip install --quiet --editable '.[tpu]'")
 
@@ -95,6 +102,12 @@ class Pod:
     def _ssh(self, command: str) -> int:
         return self._gcloud("tpu-vm", "ssh", self._options.name, "--worker=all", *self._where,
                             f"--command={command}")
+
+    def _must(self, *arguments: str) -> None:
+        code = self._gcloud(*arguments)
+        if code:
+            sys.exit(f"gcloud {arguments[0]} {arguments[1]} failed with exit code {code}: see its "
+                     "message above. The same command goes on from here.")
 
     def _gcloud(self, *arguments: str) -> int:
         return commands.run(["gcloud", "compute", "tpus", *arguments],

@@ -13,18 +13,19 @@ import sys
 from launch import commands
 
 SETTINGS = {
-    "cluster": (None, "that `xpk cluster create` made"),
-    "name": (None, "of the workload"),
-    "type": (None, "of one slice, as v5p-256"),
-    "slices": (1, "how many; mesh.data counts them or a multiple"),
-    "image": (None, "with this package in it"),
-    "priority": ("medium", "in the cluster's queue"),
+    "cluster": (None, "name of the cluster that `xpk cluster create` made"),
+    "name": (None, "name of the workload"),
+    "type": (None, "kind and size of one slice, as v5p-256"),
+    "slices": (1, "slices, joined by the data centre's network; --mesh.data is a multiple of it"),
+    "image": (None, "container with this package (launch/Dockerfile.tpu)"),
+    "priority": ("medium", "priority in the cluster's queue"),
     "max_restarts": (100, "how often the cluster starts it again"),
     "grace": (120, "seconds to save in, after SIGTERM")}
 
 
 def main(argv: list[str]) -> int:
     options, command = commands.parse(__doc__, "launch.xpk", argv, SETTINGS)
+    commands.need("xpk", "pip install xpk", dry_run=options.dry_run)
     inside = shlex.join(["env", "QWEN_JAX_LAUNCHER=xpk", "python", *command])
     return commands.run(
         ["xpk", "workload", "create", f"--cluster={options.cluster}", f"--workload={options.name}",

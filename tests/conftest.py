@@ -10,9 +10,13 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     )
 
 import jax  # noqa: E402  (after the environment is set)
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+from qwen_jax.data import shards  # noqa: E402
+from qwen_jax.data.sources import Document  # noqa: E402
 from qwen_jax.parallel import virtual_devices  # noqa: E402
+from qwen_jax.tokenizer.bpe import Tokenizer  # noqa: E402
 
 virtual_devices.make_room()
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -23,6 +27,17 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: minutes, not seconds; run by `make test-slow`")
+
+
+@pytest.fixture(scope="session")
+def toy_text(tmp_path_factory) -> pathlib.Path:
+    """Shards of 200 documents of four words, a token for each byte, for runs that are about lives."""
+    folder = tmp_path_factory.mktemp("text") / "words"
+    draw = np.random.default_rng(0)
+    documents = [Document(str(i), " ".join(draw.choice(["a", "bc", "def", "gh"], 50)))
+                 for i in range(200)]
+    shards.write(documents, folder, Tokenizer({bytes([byte]): byte for byte in range(256)}))
+    return folder / "train"
 
 
 @pytest.fixture(scope="session")

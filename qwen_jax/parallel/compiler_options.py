@@ -14,7 +14,38 @@ run them beside products; a chip without such cores leaves them where they are. 
 that, xla_tpu_enable_async_collective_fusion, libtpu 0.0.52 refuses on all but v5e, as unsafe.
 
 GPU. Nothing yet: no setting was tried on one.
+
+Other versions of a compiler may not know one of these. It is then left out, with a warning: it costs time
+or memory, never a result.
 """
+
+import re
+from typing import Any
+
+import jax
+from absl import logging
+
+_UNKNOWN = re.compile(r"No such compile option: '([^']+)'")
+
+
+def compile_for(platform: str, lowered: Any, more: dict[str, int | str] | None = None) -> Any:
+    """`lowered.compile()` with the options of `platform`.
+
+    Args:
+      more: a person's own, which are not left out.
+    """
+    options, more = compiler_options(platform), more or {}
+    while True:
+        try:
+            return lowered.compile(compiler_options=options | more)
+        except jax.errors.JaxRuntimeError as error:
+            unknown = _UNKNOWN.search(str(error))
+            if unknown is None or unknown[1] not in options:
+                raise
+            logging.warning(
+                "this compiler does not know %s=%s (parallel/compiler_options.py says what for): "
+                "compiled without it; steps may take longer or more memory. jax 0.10.2 to 0.12 "
+                "and their libtpu know it.", unknown[1], options.pop(unknown[1]))
 
 
 def compiler_options(platform: str) -> dict[str, int | str]:

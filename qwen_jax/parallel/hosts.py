@@ -19,7 +19,7 @@ import jax
 from qwen_jax.errors import ConfigError, TrainingError
 
 # Exit codes. A launcher starts again after all but 0 and 1, an error that would only come again.
-AGAIN, CRASHED = 75, 70
+AGAIN, CRASHED, DIFFERING = 75, 70, 76  # a signal, no error of ours, silent corruption
 LAUNCHER = "QWEN_JAX_LAUNCHER"  # set by launchers: a run that SIGTERM ended leaves with AGAIN
 _ADDRESS, _COUNT, _PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _HEARTBEAT = "QWEN_JAX_HEARTBEAT_SECONDS"  # a host that is silent for so long is taken for dead

@@ -78,7 +78,7 @@ def compile_here(workload, topology, options: dict, keep: pathlib.Path | None) -
     import jax
     from jax.experimental import topologies as libtpu
 
-    from qwen_jax.parallel.compiler_options import compiler_options
+    from qwen_jax.parallel.compiler_options import compile_for
     from qwen_jax.parallel.mesh import make_mesh
     from qwen_jax.parallel.rules import use_layout
     from qwen_jax.plan import costs
@@ -94,7 +94,7 @@ def compile_here(workload, topology, options: dict, keep: pathlib.Path | None) -
     with use_layout(mesh), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         lowered = program.step.lower(*program.arguments)
         try:
-            compiled = lowered.compile(compiler_options=compiler_options("tpu") | options)
+            compiled = compile_for("tpu", lowered, options)
         except jax.errors.JaxRuntimeError as error:
             return Result(error=refused(str(error)))
     text = compiled.as_text()

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from qwen_jax.errors import TrainingError
+from qwen_jax.parallel import hosts
 
 METRIC = "check/differing_numbers"
 
@@ -20,7 +21,7 @@ METRIC = "check/differing_numbers"
 class SilentCorruption(TrainingError):
     """Two computations of one step differ. It may not come again: launchers start again after it."""
 
-    exit_code = 75
+    exit_code = hosts.DIFFERING
 
 
 def rechecked(step: Callable, every: int | None, *, start_step: int) -> Callable:

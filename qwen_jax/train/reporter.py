@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from qwen_jax.config import ModelConfig, TrainConfig
 from qwen_jax.train import recheck
@@ -46,7 +47,8 @@ class Reporter:
         self._events, self._train, self._emit = events, train, emit
         self.goodput, self.spikes = goodput, SpikeWatch()
         self._hosts = HostTimes()
-        self._schedule, self._host = schedule, _host_device()
+        # Computed now: beside a running step, a CPU would do it only when the step is done.
+        self._rates = np.asarray(schedule(np.arange(train.num_steps)))
         self._writes = jax.process_index() == 0
         self.log = MetricsLog(folder, resume_step=resume_step) if self._writes else NoLog()
         self._tokens_per_step = train.batch_size * model.context_length
@@ -76,8 +78,7 @@ class Reporter:
                 or report.step == self._train.num_steps):
             return
         values = dict(report.metrics)
-        with jax.default_device(self._host):  # on the accelerator it would wait for the step
-            values["train/learning_rate"] = float(self._schedule(report.step - 1))
+        values["train/learning_rate"] = float(self._rates[report.step - 1])
         samples = "rollout/length" in values  # then a step has tokens and work of its own
         if not samples:
             values["train/tokens"] = report.step * self._tokens_per_step
@@ -110,10 +111,3 @@ class Reporter:
         """Shows a line, in process 0."""
         if self._writes:
             self._emit(line)
-
-
-def _host_device() -> jax.Device | None:
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS leaves the CPU out
-        return None

@@ -23,7 +23,7 @@ from qwen_jax.kernels import gate
 from qwen_jax.model.attention import implementation_for
 from qwen_jax.model.spec import count
 from qwen_jax.parallel import host_memory, hosts
-from qwen_jax.parallel.compiler_options import compiler_options
+from qwen_jax.parallel.compiler_options import compile_for
 from qwen_jax.parallel.rules import use_layout
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train import memory, metrics, run_folder
@@ -230,8 +230,7 @@ def _fit(config: RunConfig, job: Job, begin: _Beginning, compiled, checkpoints: 
 def _compile(config: RunConfig, job: Job, available: int | None, emit: Callable[[str], None]):
     """The compiled step, told to a person with its needs, and the FLOP/s of all devices."""
     started, device = time.perf_counter(), job.mesh.devices.flat[0]
-    compiled = job.step.lower(job.state, job.batch).compile(
-        compiler_options=compiler_options(device.platform))
+    compiled = compile_for(device.platform, job.step.lower(job.state, job.batch))
     plan = memory.measure(compiled, job.state, platform=device.platform, available=available,
                           frozen=job.frozen, others=job.others, between=job.between())
     peak, source = metrics.peak_flops(device)

@@ -12,26 +12,17 @@ import jax
 import numpy as np
 import pytest
 
-from qwen_jax.data import shards
-from qwen_jax.data.sources import Document
 from qwen_jax.export.huggingface import load_pretrained
-from qwen_jax.tokenizer.bpe import Tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 200
 
 
 @pytest.fixture(scope="module")
-def command(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text") / "words"
-    draw = np.random.default_rng(0)
-    documents = [Document(str(i), " ".join(draw.choice(["a", "bc", "def", "gh"], 50)))
-                 for i in range(200)]
-    shards.write(documents, folder, Tokenizer({bytes([byte]): byte for byte in range(256)}))
-
+def command(toy_text):
     def make(run_dir, *flags):
         return [sys.executable, "-m", "experiments.pretrain", "--recipe=smoke",
-                f"--run_dir={run_dir}", f"--data.sources={folder}/train", "--model.hidden_size=32",
+                f"--run_dir={run_dir}", f"--data.sources={toy_text}", "--model.hidden_size=32",
                 f"--train.num_steps={STEPS}", "--train.save_every=20", "--train.log_every=1",
                 "--model.dropout=0.1", *flags]
     return make

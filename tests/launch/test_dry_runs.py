@@ -1,6 +1,7 @@
 """What each launcher would do, without doing it."""
 
 import json
+import os
 import pathlib
 import shlex
 import subprocess
@@ -80,16 +81,86 @@ def test_a_jobset_starts_all_hosts_together_and_again(chips):
 
 
 def test_slurm_runs_every_task_and_takes_all_down_with_one():
-    words = shlex.split(dry_run("bash", "launch/slurm.sbatch", "--dry_run", *COMMAND).replace(
-        "runs/a b", "'runs/a b'"))
+    words = shlex.split(dry_run("bash", "launch/slurm.sbatch", "--dry_run", *COMMAND))
     assert words[0] == "srun" and "--kill-on-bad-exit=1" in words and words[-4:] == COMMAND
     directives = (ROOT / "launch/slurm.sbatch").read_text()
     assert "#SBATCH --requeue" in directives and "#SBATCH --signal=TERM@120" in directives
 
 
+def run(*arguments: str, **environment: str) -> tuple[int, str]:
+    """(exit code, what it says of errors)."""
+    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | environment, timeout=60)
+    return done.returncode, done.stderr
+
+
 @pytest.mark.parametrize("name", ["local", "tpu_pod", "xpk", "jobset"])
-def test_a_launcher_without_a_command_says_what_is_missing(name):
-    done = subprocess.run([sys.executable, "-m", f"launch.{name}", "--dry_run"], cwd=ROOT,
-                          capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "no command" in done.stderr or "are required" in done.stderr
+@pytest.mark.parametrize("rest", [[], ["--"], COMMAND])
+def test_a_launcher_without_a_command_says_where_it_stands(name, rest):
+    code, said = run("-m", f"launch.{name}", *rest)
+    assert code == 2 and "no command. It stands behind --" in said
+
+
+def test_what_is_required_is_named():
+    code, said = run("-m", "launch.tpu_pod", "--name=r", "--", *COMMAND)
+    assert code == 2 and "required: --zone, --type" in said
+    done = subprocess.run(["bash", "launch/slurm.sbatch"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "sbatch --nodes=4" in done.stdout
+
+
+OPTIONS = {"tpu_pod": ("gcloud", ["--name=r", "--zone=z", "--type=v5p-256"]),
+           "xpk": ("xpk", ["--cluster=c", "--name=r", "--type=v5p-256", "--image=i"]),
+           "jobset": ("kubectl", ["--name=r", "--image=i"])}
+
+
+@pytest.mark.parametrize("name", list(OPTIONS))
+def test_a_program_that_is_not_installed_is_named(name, tmp_path):
+    program, options = OPTIONS[name]
+    code, said = run("-m", f"launch.{name}", *options, "--", *COMMAND, PATH=str(tmp_path))
+    assert code == 1 and said.startswith(f"{program} is not installed here") and "\n" in said
+    assert "Traceback" not in said
+
+
+GCLOUD = """#!{python}
+import pathlib, sys
+folder, words = pathlib.Path(__file__).parent, sys.argv[3:]
+with open(folder / "calls", "a") as calls:
+    print(*words[:2], *words[-1:] if words[1] == "ssh" else (), file=calls)
+told = (folder / words[1]).read_text().splitlines() if (folder / words[1]).exists() else []
+answer, rest = (told or [""])[0], told[1:]
+(folder / words[1]).write_text("\\n".join(rest or told))
+print(answer) if words[1] == "describe" else sys.exit(int(answer or 0))
+"""
+
+
+def pod(folder, **answers) -> tuple[int, str, list[str]]:
+    """The launcher with a gcloud that gives these answers, one by one, the last for ever."""
+    for name, lines in answers.items():
+        (folder / name).write_text("\n".join(lines))
+    (folder / "gcloud").write_text(GCLOUD.format(python=sys.executable))
+    (folder / "gcloud").chmod(0o755)
+    code, said = run("-m", "launch.tpu_pod", *OPTIONS["tpu_pod"][1], "--", *COMMAND,
+                     PATH=f"{folder}:{os.environ['PATH']}")
+    calls = [line for line in (folder / "calls").read_text().splitlines()
+             if "describe" not in line]
+    return code, said, calls
+
+
+def test_a_pod_that_cannot_be_made_ends_the_launcher(tmp_path):
+    code, said, calls = pod(tmp_path, describe=[""], create=["1"])
+    assert code == 1 and "create failed with exit code 1" in said
+    assert calls == ["queued-resources create"]
+
+
+def test_a_pod_that_google_gives_up_ends_the_launcher(tmp_path):
+    code, said, _ = pod(tmp_path, describe=["", "", "FAILED"])
+    assert code == 1 and "could not make the pod r" in said
+
+
+def test_a_preempted_pod_is_made_again(tmp_path):
+    code, _, calls = pod(tmp_path, describe=["ACTIVE", "SUSPENDED", "SUSPENDED", "ACTIVE"],
+                         ssh=["0", "255", "0"])
+    assert code == 0
+    assert [line.split(" ")[1] for line in calls] == [
+        "scp", "ssh", "ssh", "delete", "create", "scp", "ssh", "ssh"]
+    assert "QWEN_JAX_ATTEMPT=0" in calls[2] and "QWEN_JAX_ATTEMPT=1" in calls[-1]

@@ -12,9 +12,6 @@ import numpy as np
 import pytest
 
 from qwen_jax import faults
-from qwen_jax.data import shards
-from qwen_jax.data.sources import Document
-from qwen_jax.tokenizer.bpe import Tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ME = "import os, signal, sys, time; me = int(os.environ['JAX_PROCESS_ID']); " \
@@ -104,19 +101,9 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.fixture(scope="module")
-def words(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text") / "words"
-    draw = np.random.default_rng(0)
-    documents = [Document(str(i), " ".join(draw.choice(["a", "bc", "def", "gh"], 50)))
-                 for i in range(200)]
-    shards.write(documents, folder, Tokenizer({bytes([byte]): byte for byte in range(256)}))
-    return folder / "train"
-
-
-def pretrain(run_dir, words, *flags) -> list[str]:
-    return ["-m", "experiments.pretrain", "--recipe=smoke", f"--run_dir={run_dir}",
-            f"--data.sources={words}", "--model.hidden_size=32", "--model.ffn_size=64",
+def pretrain(run_dir, text, *flags) -> list[str]:
+    return ["-m", "benchmarks.cached", "experiments.pretrain", "--recipe=smoke", f"--run_dir={run_dir}",
+            f"--data.sources={text}", "--model.hidden_size=32", "--model.ffn_size=64",
             "--model.unroll_layers=2", "--optimizer.warmup_steps=2", "--train.log_every=1", *flags]
 
 
@@ -140,15 +127,19 @@ def cached(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("XLA_FLAGS", "")
 
 
-def test_two_processes_train_through_a_kill(words, tmp_path, monkeypatch, cached):
-    """The second life goes on with the newest checkpoint; every step is there once, in order."""
-    monkeypatch.setenv(faults.VARIABLE, "kill step=7 process=1")
+def test_two_processes_train_through_a_kill(toy_text, tmp_path, monkeypatch, cached):
+    """The second life goes on with the newest checkpoint; every step is there once, in order. The
+    process that is killed was slow before, and called so."""
+    monkeypatch.setenv(faults.VARIABLE,
+                       "delay step=2 process=1 seconds=0.7; kill step=7 process=1")
     code, shown = launch("--processes=2", "--heartbeat=100", arguments=pretrain(
-        tmp_path / "run", words, "--train.num_steps=8", "--train.save_every=2"))
+        tmp_path / "run", toy_text, "--train.num_steps=8", "--train.save_every=2"))
     assert code == 0, shown
     assert "process 1 was killed by SIGKILL" in shown
+    assert "process 1 needs 7" in shown and "all wait for it" in shown
     # Process 0 may still say what it saw of the other's end, before it is taken down.
-    told = [event for event in events(tmp_path / "run") if event not in ("killed", "error")]
+    told = [event for event in events(tmp_path / "run")
+            if event not in ("killed", "error", "slow_host")]
     # A save waits for the one before it: when step 7 begins, that of step 2 is on disk at least.
     assert told[:2] == ["start", "saved"] and told[-2:] == ["saved", "end"], told
     assert [event for event in told if event != "saved"] == ["start", "restart", "resume", "end"]
@@ -156,14 +147,14 @@ def test_two_processes_train_through_a_kill(words, tmp_path, monkeypatch, cached
 
 
 @pytest.mark.slow
-def test_losses_are_the_same_bits_in_one_two_and_four_processes(words, tmp_path, cached):
+def test_losses_are_the_same_bits_in_one_two_and_four_processes(toy_text, tmp_path, cached):
     found = {}
     for processes, devices in ((1, 8), (2, 4), (4, 2)):
         run = tmp_path / f"run{processes}"
         code, shown = launch(
             f"--processes={processes}", f"--devices={devices}", "--heartbeat=300",
             "--max_restarts=0", arguments=pretrain(
-                run, words, "--train.num_steps=30", "--mesh.data=4", "--mesh.tensor=2"))
+                run, toy_text, "--train.num_steps=30", "--mesh.data=4", "--mesh.tensor=2"))
         assert code == 0, shown
         found[processes] = losses(run)
     assert len(found[1]) == 30
@@ -171,10 +162,10 @@ def test_losses_are_the_same_bits_in_one_two_and_four_processes(words, tmp_path,
 
 
 @pytest.mark.slow
-def test_four_two_and_one_processes_on_other_meshes_see_the_same_data(words, tmp_path, cached):
+def test_four_two_and_one_processes_on_other_meshes_see_the_same_data(toy_text, tmp_path, cached):
     settings = "--train.num_steps=30", "--train.save_every=10"
     code, shown = launch("--processes=1", "--devices=4", "--max_restarts=0",
-                         arguments=pretrain(tmp_path / "whole", words, *settings))
+                         arguments=pretrain(tmp_path / "whole", toy_text, *settings))
     assert code == 0, shown
     for processes, devices, mesh, end in (
             (4, 1, "--mesh.fsdp=4", 12), (2, 2, "--mesh.tensor=2", 22), (1, 2, "--mesh.data=2", None)):
@@ -182,7 +173,7 @@ def test_four_two_and_one_processes_on_other_meshes_see_the_same_data(words, tmp
         try:
             code, shown = launch(f"--processes={processes}", f"--devices={devices}",
                                  "--heartbeat=300", "--max_restarts=0", arguments=pretrain(
-                                     tmp_path / "parts", words, mesh, *settings))
+                                     tmp_path / "parts", toy_text, mesh, *settings))
         finally:
             del os.environ[faults.VARIABLE]
         assert code == (1 if end else 0), shown
@@ -193,12 +184,12 @@ def test_four_two_and_one_processes_on_other_meshes_see_the_same_data(words, tmp
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_of_four_makes_all_save_the_same_step(words, tmp_path, monkeypatch, cached):
+def test_sigterm_to_one_of_four_makes_all_save_the_same_step(toy_text, tmp_path, monkeypatch, cached):
     monkeypatch.setenv(faults.VARIABLE, "term step=5 process=2")
     code, shown = launch("--processes=4", "--heartbeat=300", arguments=pretrain(
-        tmp_path / "run", words, "--train.num_steps=60", "--train.save_every=100"))
+        tmp_path / "run", toy_text, "--train.num_steps=60", "--train.save_every=100"))
     assert code == 0, shown
     assert "was told to end by SIGTERM, and the run saved" in shown
-    assert sorted(events(tmp_path / "run")) == sorted(
-        ["start", "stop", "saved", "restart", "resume", "saved", "end"])
+    told = [event for event in events(tmp_path / "run") if event != "slow_host"]  # a busy machine
+    assert sorted(told) == sorted(["start", "stop", "saved", "restart", "resume", "saved", "end"])
     assert list(losses(tmp_path / "run")) == list(range(1, 61))

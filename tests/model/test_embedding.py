@@ -66,7 +66,9 @@ for shape in ((1, 4, 2, 1), (1, 2, 2, 2)):
                                                         sharding=batch_sharding(mesh)),
                          abstract_batch(8, 16))
     with use_layout(mesh):
-        make_train_step(make_objective(sizes.TINY), optimizer, seed=0).lower(state, batch).compile()
+        # What is asked of the partitioner is known long before the machine's code is good.
+        make_train_step(make_objective(sizes.TINY), optimizer, seed=0).lower(state, batch).compile(
+            {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
 print("compiled")
 """
 

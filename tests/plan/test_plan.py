@@ -125,6 +125,16 @@ def test_bad_settings_are_answered(changes, message):
         plan.workload_of(plan.Config(**changes))
 
 
+@pytest.mark.parametrize("changes, message", [
+    ({"mesh": "1,3,1,1"}, "is of 3 chips, v5p-256 has 128"),
+    ({"model": "14b", "topology": "v5e-4"}, "none should fit"),
+    ({"batch_tokens": 2048}, "no layout divides")])
+def test_layouts_that_cannot_be_are_answered(changes, message):
+    config = plan.Config(**changes)
+    with pytest.raises(QwenJaxError, match=message):
+        plan.candidates(config, plan.workload_of(config), topologies.by_name(config.topology), print)
+
+
 def tiny(stage: str, **mesh):
     workload = plan.workload_of(plan.Config(model="1.8b", stage=stage))
     model = dataclasses.replace(

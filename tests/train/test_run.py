@@ -17,10 +17,12 @@ from qwen_jax.checkpoint import Checkpointer
 from qwen_jax.config import MeshConfig, TrainConfig
 from qwen_jax.errors import ConfigError, TrainingError
 from qwen_jax.parallel.mesh import make_mesh
-from qwen_jax.train.goodput import KINDS
+from qwen_jax.train.events import Events
+from qwen_jax.train.goodput import KINDS, Goodput
 from qwen_jax.train.host_times import HostTimes, slow_one
-from qwen_jax.train.loop import Stopped
+from qwen_jax.train.loop import StepReport, Stopped
 from qwen_jax.train.recheck import SilentCorruption
+from qwen_jax.train.reporter import Reporter
 from qwen_jax.train.run import Job, run
 from qwen_jax.types import TrainState
 
@@ -166,7 +168,7 @@ def test_a_wrong_computation_is_found_and_not_saved(tmp_path, monkeypatch):
     a = Adding(tmp_path, noise(), recheck_every=4)
     with pytest.raises(SilentCorruption, match="step 16 differ in 1 numbers") as caught:
         a.run()
-    assert caught.value.exit_code == 75 and a.newest()[0] == 10
+    assert caught.value.exit_code == 76 and a.newest()[0] == 10
     monkeypatch.setenv("QWEN_JAX_ATTEMPT", "1")  # the fault is of the first life
     state = Adding(tmp_path, noise(), recheck_every=4).run()
     monkeypatch.delenv(faults.VARIABLE)
@@ -200,6 +202,28 @@ def test_the_slow_host_is_named_and_even_ones_are_not():
     hosts = HostTimes()
     told = [hosts.slow(times) for times in (slow, slow, even, slow, slow, slow, slow)]
     assert [message is not None for message in told] == [False] * 5 + [True, False]
+
+
+def test_the_learning_rate_is_told_without_a_computation_between_steps(tmp_path):
+    """On a CPU it would wait for the step in flight, and make each host's own time everybody's."""
+    asked, shown = [], []
+
+    def schedule(step):
+        asked.append(step)
+        return jnp.asarray(step, jnp.float32) / 10
+
+    train = TrainConfig(num_steps=5, batch_size=1, log_every=1)
+    reporter = Reporter(tmp_path, SMOKE.model, train, schedule=schedule, total_peak_flops=1e9,
+                        resume_step=None, events=Events(tmp_path), goodput=Goodput(),
+                        emit=shown.append)
+    before = len(asked)
+    for step in range(1, 6):
+        reporter(StepReport(step, {"train/loss": 1.0, "train/grad_norm": 1.0}, 0.1, 0.0))
+    reporter.log.close()
+    assert before == len(asked) == 1
+    records = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert [record["train/learning_rate"] for record in records] == pytest.approx(
+        [0.0, 0.1, 0.2, 0.3, 0.4])
 
 
 @pytest.mark.parametrize("text", ["kil step=3", "kill when=3", "kill step=x"])

@@ -1,0 +1,70 @@
+"""SFT, DPO and the reward model over two processes do what one does. (PPO: test_alignment.)"""
+
+import dataclasses
+import json
+import random
+import subprocess
+import sys
+
+import jax
+import pytest
+from tiny_checkpoint import CONFIG, ROOT, TOKENIZER, environment
+
+from qwen_jax.export.run_folder import save_run
+from qwen_jax.model.spec import init_params
+
+MODEL = dataclasses.replace(CONFIG, context_length=96, initializer_range=0.02)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model that knows nothing; sums with their answers, and with a wrong one beside."""
+    folder = tmp_path_factory.mktemp("processes")
+    params = jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(0))
+    save_run(folder / "base", MODEL, params, tokenizer=TOKENIZER)
+    draw, rows = random.Random(0), {"talks": [], "pairs": []}
+    for _ in range(60):
+        a, b = draw.randrange(50), draw.randrange(5)
+        asked = [{"role": "user", "content": f"{a}+{b}"}]
+        answer = {"role": "assistant", "content": str(a + b)}
+        rows["talks"].append({"messages": [*asked, answer]})
+        rows["pairs"].append({"messages": asked, "chosen": answer["content"], "rejected": "no" * a})
+    for name, found in rows.items():
+        for part, chosen in (("", found[:49]), ("_held", found[49:])):  # no whole batches
+            (folder / f"{name}{part}.jsonl").write_text(
+                "".join(json.dumps(row) + "\n" for row in chosen))
+    return folder
+
+
+def records(run_dir) -> list[dict]:
+    """What was measured, without the times."""
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items()
+             if not name.startswith(("perf/", "time", "host/"))} for line in lines]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage, data", [
+    ("sft", "conversations=talks"), ("dpo", "pairs=pairs"), ("reward_model", "pairs=pairs")])
+def test_two_processes_do_what_one_does(folder, tmp_path, stage, data):
+    """The same mesh of two devices, in one process and in two: the same numbers, to the bit."""
+    kind, name = data.split("=")
+    for processes in (1, 2):
+        done = subprocess.run(
+            [sys.executable, "-m", "launch.local", f"--processes={processes}",
+             f"--devices={2 // processes}", "--max_restarts=0", "--heartbeat=300", "--",
+             "-m", f"experiments.{stage}", "--recipe=smoke", f"--run_dir={tmp_path}/{processes}",
+             f"--init_from={folder}/base", f"--data.{kind}={folder}/{name}.jsonl",
+             f"--data.eval_{kind}={folder}/{name}_held.jsonl", "--train.num_steps=8",
+             "--train.eval_every=4", "--train.save_every=8", "--train.log_every=1",
+             "--optimizer.warmup_steps=2", "--model.unroll_layers=2"],
+            cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900,
+            env=environment(tmp_path.parent / "compiled"))
+        assert done.returncode == 0, done.stdout[-3000:]
+    one, two = records(tmp_path / "1"), records(tmp_path / "2")
+    assert [record["step"] for record in one if "train/loss" in record] == list(range(1, 9))
+    assert sum("train/loss" not in record for record in one) == 2  # held out
+    assert two == one
+    if stage == "reward_model":
+        assert (tmp_path / "1/calibration.json").read_bytes() == (
+            tmp_path / "2/calibration.json").read_bytes()

@@ -1,0 +1,44 @@
+"""Options that a compiler does not know stop no run; a person's own do."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from absl import logging
+
+from qwen_jax.parallel import compiler_options
+
+
+@pytest.fixture
+def lowered():
+    return jax.jit(lambda x: x + 1).lower(jax.ShapeDtypeStruct((4,), jnp.float32))
+
+
+@pytest.fixture
+def said(monkeypatch):
+    found = []
+    monkeypatch.setattr(logging, "warning", lambda text, *values: found.append(text % values))
+    return found
+
+
+def test_ours_are_known_here(lowered, said):
+    assert compiler_options.compile_for("cpu", lowered)(jnp.zeros(4))[0] == 1
+    assert not said
+
+
+def test_an_option_of_another_version_is_left_out_and_named(lowered, said, monkeypatch):
+    ours = compiler_options.compiler_options("cpu")
+    monkeypatch.setattr(compiler_options, "compiler_options", lambda platform: {
+        "xla_of_next_year": "true", "xla_of_last_year": 1} | ours)
+    assert compiler_options.compile_for("cpu", lowered)(jnp.zeros(4))[0] == 1
+    assert len(said) == 2
+    assert "xla_of_next_year=true" in " ".join(said) and "xla_of_last_year=1" in " ".join(said)
+
+
+def test_a_persons_own_option_is_not_left_out(lowered):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_misspelled"):
+        compiler_options.compile_for("cpu", lowered, {"xla_misspelled": "true"})
+
+
+def test_a_value_that_is_none_is_an_error(lowered):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_cpu_prefer_vector_width"):
+        compiler_options.compile_for("cpu", lowered, {"xla_cpu_prefer_vector_width": "wide"})
