@@ -20,7 +20,8 @@ from benchmarks import corpus, packages
 from experiments import flags, prepare_data
 from qwen_jax.data import pipeline, shards
 from qwen_jax.data.json_rows import write_rows
-from qwen_jax.data.near_dedup import NearDedup, words
+from qwen_jax.data.minhash import words
+from qwen_jax.data.near_dedup import NearDedup
 from qwen_jax.data.read import Read
 from qwen_jax.data.sources import Document
 from qwen_jax.tokenizer.bpe import Tokenizer

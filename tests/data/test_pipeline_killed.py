@@ -1,7 +1,9 @@
 """Killed at any moment, run again, and on other workers: the same bytes."""
 
+import os
 import pathlib
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -58,20 +60,24 @@ def run(command):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def kill_at(command, output, files, seconds):
+def kill_at(command, output, files, *, seconds, workers):
     """Kills a run, by signal 9, so long after it has brought the folder to that many files.
 
-    The signal goes to this process alone: its workers find out by themselves. Returns whether the
-    run was there to be killed.
+    Args:
+      workers: are killed as well; else they find out by themselves that they are alone.
+
+    Returns whether the run was there to be killed.
     """
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL)
+                               stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + SECONDS
     while process.poll() is None and number_of(output) < files:
         assert time.monotonic() < deadline
-        time.sleep(0.01)
+        time.sleep(0.002)
     time.sleep(seconds)
     alive = process.poll() is None
+    if alive and workers:
+        os.killpg(process.pid, signal.SIGKILL)
     process.kill()
     process.wait()
     return alive
@@ -81,17 +87,18 @@ def number_of(folder):
     return sum(path.is_file() for path in folder.rglob("*"))
 
 
-def test_killed_ten_times(command, whole, tmp_path):
-    draw = random.Random(0)
+@pytest.mark.parametrize("workers", [True, False], ids=["all processes", "the first alone"])
+def test_killed_five_times(command, whole, tmp_path, workers):
+    draw = random.Random(f"{workers}")
+    output = tmp_path / "output"
     most = number_of(whole)
-    for number in range(2):
-        output = tmp_path / str(number)
-        moments = sorted(draw.sample(range(1, most), 5))
-        kills = sum(kill_at(command(output, "--workers=2"), output, files, draw.uniform(0, 0.5))
-                    for files in moments)
-        assert kills == 5, moments
-        run(command(output, "--workers=2"))
-        assert files_of(output) == files_of(whole), moments
+    moments = [draw.randrange(most * i // 4, most * (i + 1) // 4) for i in range(4)]
+    moments.append(most - draw.randrange(2, 6))  # while the shards are put together
+    for i, files in enumerate(moments):  # as a file appears, or anywhere between two
+        assert kill_at(command(output, "--workers=2"), output, files, workers=workers,
+                       seconds=i % 2 * draw.random()), moments
+    run(command(output, "--workers=2"))
+    assert files_of(output) == files_of(whole), moments
 
 
 @pytest.mark.parametrize("workers", [0, 1])
