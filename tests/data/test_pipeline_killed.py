@@ -3,6 +3,7 @@
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -48,11 +49,25 @@ def command(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(command, tmp_path_factory):
-    """A run by two workers that nobody disturbed."""
+def undisturbed(command, tmp_path_factory):
+    """A run by two workers: its folder, and all files that it ever had, in their order."""
     output = tmp_path_factory.mktemp("whole") / "output"
-    run(command(output, "--workers=2"))
-    return output
+    process = subprocess.Popen(command(output, "--workers=2"), cwd=ROOT, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True)
+    names, deadline = {}, time.monotonic() + SECONDS
+    while process.poll() is None:
+        assert time.monotonic() < deadline
+        for path in sorted(output.rglob("*.*")):
+            name = re.sub(r"\.[0-9a-f]{8}\.writing$", "", str(path.relative_to(output)))
+            names.setdefault(name)
+        time.sleep(0.005)
+    assert process.returncode == 0, process.stderr.read()[-3000:]
+    return output, list(names)
+
+
+@pytest.fixture(scope="module")
+def whole(undisturbed):
+    return undisturbed[0]
 
 
 def run(command):
@@ -60,8 +75,8 @@ def run(command):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def kill_at(command, output, files, *, seconds, workers):
-    """Kills a run, by signal 9, so long after it has brought the folder to that many files.
+def kill_at(command, path, *, seconds, workers):
+    """Kills a run, by signal 9, so long after it has begun to write a file.
 
     Args:
       workers: are killed as well; else they find out by themselves that they are alone.
@@ -71,9 +86,9 @@ def kill_at(command, output, files, *, seconds, workers):
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + SECONDS
-    while process.poll() is None and number_of(output) < files:
+    while process.poll() is None and not any(path.parent.glob(f"{path.name}*")):
         assert time.monotonic() < deadline
-        time.sleep(0.002)
+        time.sleep(0.001)
     time.sleep(seconds)
     alive = process.poll() is None
     if alive and workers:
@@ -83,20 +98,16 @@ def kill_at(command, output, files, *, seconds, workers):
     return alive
 
 
-def number_of(folder):
-    return sum(path.is_file() for path in folder.rglob("*"))
-
-
 @pytest.mark.parametrize("workers", [True, False], ids=["all processes", "the first alone"])
-def test_killed_five_times(command, whole, tmp_path, workers):
+def test_killed_five_times(command, undisturbed, tmp_path, workers):
+    whole, names = undisturbed
     draw = random.Random(f"{workers}")
     output = tmp_path / "output"
-    most = number_of(whole)
-    moments = [draw.randrange(most * i // 4, most * (i + 1) // 4) for i in range(4)]
-    moments.append(most - draw.randrange(2, 6))  # while the shards are put together
-    for i, files in enumerate(moments):  # as a file appears, or anywhere between two
-        assert kill_at(command(output, "--workers=2"), output, files, workers=workers,
-                       seconds=i % 2 * draw.random()), moments
+    moments = [names[draw.randrange(len(names) * i // 5, len(names) * (i + 1) // 5)]
+               for i in range(5)]
+    for i, name in enumerate(moments):  # while a file is written, or at any time after that
+        assert kill_at(command(output, "--workers=2"), output / name, workers=workers,
+                       seconds=i % 2 * draw.random()), name
     run(command(output, "--workers=2"))
     assert files_of(output) == files_of(whole), moments
 
