@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
 from qwen_jax.data import charset, code_files, partitions, sources, storage, warc
 from qwen_jax.data.page_worker import PageWorker
@@ -50,7 +51,8 @@ class Read:
         size, empty = 0, True
         with _Reader(self) as reader:
             for piece in partition:
-                where = piece.name or piece.root.rsplit("/", 1)[-1]
+                where = "" if piece.root in partitions.PYTHON else (
+                    piece.name or piece.root.rsplit("/", 1)[-1])
                 for row in reader.rows(piece):
                     place = row["place"]
                     row["id"] = storage.digest(f"{piece.source}\0{piece.name}\0{place}")
@@ -275,8 +277,14 @@ def _whole_characters(text: str) -> str:
 
 def _python(piece: Piece) -> Iterator[dict]:
     from qwen_jax.data import python_docs
-    documents, failures = ((python_docs.source_code(), {}) if piece.root == "python:code"
-                           else python_docs.documentation())
+    if piece.root == "python:code":
+        documents, failures = python_docs.source_code(), {}
+    else:
+        with tqdm(unit=" modules", disable=None) as bar:  # not where nobody looks
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+            documents, failures = python_docs.documentation(progress)
     code = {"language": "python", "license": "Python-2.0"} if piece.kind == "code" else {}
     for document in documents:
         yield {"place": document.name, "text": document.text, "group": document.group, **code}
