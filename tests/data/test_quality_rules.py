@@ -101,6 +101,7 @@ def test_each_rule_rejects_what_it_is_for(rule):
     found = measures(text, language=language, kind=kind)
     broken = [name for name, value, (least, most) in found if not least <= value <= most]
     assert rule in broken
+    assert rejection(text, language=language, kind=kind).rule in broken
     assert rejection(text, language=language, kind=kind).rule == broken[0]
 
 
