@@ -18,7 +18,7 @@ import statistics
 from benchmarks import packages
 from experiments import flags
 from qwen_jax.data import charset
-from qwen_jax.data.near_dedup import words
+from qwen_jax.data.minhash import words
 from qwen_jax.data.page_worker import PageWorker
 from qwen_jax.errors import ConfigError
 

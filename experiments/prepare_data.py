@@ -35,7 +35,7 @@ from qwen_jax.data.read import Read
 from qwen_jax.data.test_items import read_test_sets
 from qwen_jax.data.tokenise import sizes, texts, tokenise
 from qwen_jax.errors import ConfigError, DataError
-from qwen_jax.evaluate.perplexity_filter import PerplexityStage
+from qwen_jax.evaluate.perplexity_filter import CheckpointPerplexityStage, PerplexityStage
 from qwen_jax.tokenizer import extend
 from qwen_jax.tokenizer.bpe import Tokenizer, read_ranks
 
@@ -48,8 +48,21 @@ class Filters:
     quality_model: str | None = None  # .npz: keeps what it marks as good
     offensive_model: str | None = None  # .npz: rejects what it marks
     perplexity: tuple[str, ...] = ()  # LANGUAGE=MODEL.npz, counted in --tokenizer
+    checkpoint: str | None = None  # a run folder or a released Qwen that judges perplexity
+    checkpoint_least: float = 0.0  # of its bits per byte; below is too easy
+    checkpoint_most: float | None = None  # above is too strange; read it off scores of good text
     personal: bool = True  # e-mail addresses, numbers and keys are masked
     test_sets: str | None = None  # folder of test sets whose 13-grams no document may have
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixing:
+    """How often documents come. Report: 2.1."""
+
+    weights: tuple[str, ...] = ()  # SOURCE=2 or SOURCE:LANGUAGE=1.5
+    instructions: tuple[str, ...] = ()  # sources that are instruction data: their share is told
+    most_epochs: float = mixture.Mixture.most_epochs  # a weight above it needs consent
+    allow_epochs: tuple[str, ...] = ()  # sources that have it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +78,7 @@ class Config:
     near_dedup: bool = True  # and not exact duplicates alone
     minhash: NearDedup = NearDedup()
     filters: Filters = Filters()
-    weights: tuple[str, ...] = ()  # SOURCE=2 or SOURCE:LANGUAGE=1.5, how often documents come
+    mixture: Mixing = Mixing()
     tokenizer: str | None = None  # a .tiktoken file; None: learn a vocabulary from the text
     vocab_size: int = 32768  # of a learnt vocabulary
     base: str | None = None  # a .tiktoken file to grow, such as cl100k_base
@@ -103,7 +116,8 @@ def main(config: Config) -> None:
         raise DataError("nothing is left of any source.", str(output),
                         "counts.json says which rules rejected it, review.html shows examples.")
     tokenizer = config.tokenizer or vocabulary(config, result, output / "tokenizer.tiktoken")
-    mixed = mixture.Mixture(mixture.parse_weights(config.weights, where="--weights"))
+    mixed = mixture.Mixture(**dataclasses.asdict(config.mixture) | {
+        "weights": mixture.parse_weights(config.mixture.weights)})
     parts = mixture.plan(sizes(result, tokenizer), mixed)
     say(mixture.table(parts, mixed))
     (output / "mixture.png").write_bytes(mixture.draw(parts))
@@ -130,6 +144,9 @@ def plan(config: Config) -> list:
     if filters.perplexity:
         models = tuple(tuple(text.split("=", 1)) for text in filters.perplexity)
         steps.append(PerplexityStage(models, config.tokenizer))
+    if filters.checkpoint:
+        steps.append(CheckpointPerplexityStage(
+            filters.checkpoint, filters.checkpoint_most, filters.checkpoint_least))
     if filters.quality_model:
         steps.append(LinearFilterStage(filters.quality_model, "quality", keep_marked=True))
     if filters.offensive_model:
@@ -170,6 +187,9 @@ def check(config: Config) -> None:
     if config.filters.perplexity and not config.tokenizer:
         raise ConfigError("perplexity is counted in a vocabulary that is there already.",
                           "--filters.perplexity", "name it with --tokenizer.")
+    if config.filters.checkpoint and config.filters.checkpoint_most is None:
+        raise ConfigError("how many bits per byte are too many is not said.",
+                          "--filters.checkpoint_most", "name a number; inf scores and keeps all.")
 
 
 def vocabulary(config: Config, result: pipeline.Result, path: pathlib.Path) -> str:

@@ -1,7 +1,7 @@
 """From nothing to a model in ten minutes, on one CPU: the whole line of the report, small.
 
-Gathers this computer's own Python documentation and source, learns a vocabulary and grows it for
-code (report 2.2), writes token shards, pretrains (2.4), compares with a 3-gram model, samples,
+Gathers this computer's own Python documentation and source and takes them through the data plan
+(2.1), learns a vocabulary and grows it for code (2.2), writes token shards, pretrains (2.4), compares with a 3-gram model, samples,
 exports to the released layouts, then fine-tunes (3.1), learns a reward (3.2.1) and reinforces (3.2.2),
 and writes runs/quickstart/report.html. Interrupt it anywhere and run it again: it goes on where it
 was and ends with the same weights.
@@ -17,13 +17,17 @@ import sys
 import time
 
 import numpy as np
-from tqdm import tqdm
 
 from experiments import flags, pretrain, quickstart_alignment
 from qwen_jax.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
-from qwen_jax.data import python_docs, shards, sources
-from qwen_jax.data.json_rows import write_json, write_rows
+from qwen_jax.data import pipeline, shards
+from qwen_jax.data.exact_dedup import ExactDedup
+from qwen_jax.data.json_rows import write_json
 from qwen_jax.data.loader import Loader
+from qwen_jax.data.near_dedup import NearDedup
+from qwen_jax.data.personal import PersonalStage
+from qwen_jax.data.read import Read
+from qwen_jax.data.tokenise import of_source, tokenise
 from qwen_jax.evaluate.ngram import NgramModel
 from qwen_jax.export.huggingface import load_pretrained, save_pretrained
 from qwen_jax.generate.decode import generate
@@ -72,10 +76,9 @@ SMOKE = dataclasses.replace(
 def main(config: Config) -> None:
     """Each stage leaves a file or folder, whole or not at all, and is passed over once it has."""
     started, folder = time.time(), pathlib.Path(config.run_dir)
-    gather(folder / "text")
-    tokenizer = learn_vocabulary(config, folder)
-    for name in SOURCES:
-        encode(config, folder, name, tokenizer)
+    result = gather(folder)
+    tokenizer = learn_vocabulary(config, folder, result)
+    encode(config, folder, result)
     model = config.model
     if model.compute_dtype == "bfloat16" and not has_bfloat16_products():
         model = dataclasses.replace(model, compute_dtype="float32")
@@ -90,7 +93,7 @@ def main(config: Config) -> None:
     sample(config, folder, model, params, tokenizer)
     export(folder, model, params, tokenizer)
     say("8/10 alignment")
-    quickstart_alignment.align(folder, config.align, say=lambda line: say(f"     {line}"))
+    quickstart_alignment.align(folder, result, config.align, say=lambda line: say(f"     {line}"))
     say(f"9/10 {quickstart_alignment.compare(folder, tokenizer)}; talk to it:\n"
         f"     {pathlib.Path(sys.executable)} -m experiments.chat --checkpoint={folder}/ppo")
     page = write_report(folder)
@@ -101,31 +104,26 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def gather(folder: pathlib.Path) -> None:
-    """docs.jsonl and code.jsonl: what is on every computer that has a Python."""
-    if not (folder / "docs.jsonl").exists():
-        say("1/10 gathering the documentation of this Python (pydoc -> HTML -> text)")
-        with tqdm(unit=" modules") as bar:
-            def progress(done, total):
-                bar.total = total
-                bar.update(done - bar.n)
-            documents, failures = python_docs.documentation(progress)
-        write_rows(folder / "code.jsonl", map(dataclasses.asdict, python_docs.source_code()))
-        write_rows(folder / "docs.jsonl", map(dataclasses.asdict, documents))
-        say(f"     {len(documents)} pages; {len(failures)} modules cannot be imported here: "
-            + ", ".join(sorted(failures)))
+def gather(folder: pathlib.Path) -> pipeline.Result:
+    """What is on every computer that has a Python, through the data plan (experiments.prepare_data),
+    in this process. Of two pages that are nearly alike one stays, so none is held out of the other."""
+    say("1/10 gathering the documentation and source of this Python: extracted, deduplicated, masked")
+    result = pipeline.run([f"{name}=python:{name}" for name in SOURCES],
+                          [Read(), ExactDedup(), NearDedup(), PersonalStage()], str(folder / "text"),
+                          workers=0)
+    for name, counts in result.counts.items():
+        rejected = ", ".join(f"{rule} {found['documents']}" for rule, found in
+                             counts["rejected"].items()) or "none"
+        say(f"     {name}: {counts['kept']['documents']} documents; left out: {rejected}")
+    return result
 
 
-def read_texts(folder: pathlib.Path, name: str) -> list[str]:
-    return [document.text for document in sources.documents(str(folder / "text" / f"{name}.jsonl"))]
-
-
-def learn_vocabulary(config: Config, folder: pathlib.Path) -> Tokenizer:
+def learn_vocabulary(config: Config, folder: pathlib.Path, result: pipeline.Result) -> Tokenizer:
     """Learnt from the documentation, grown for code, and how well each compresses (Figure 3)."""
     path = folder / "tokenizer.tiktoken"
     if not path.exists():
         say("2/10 learning a vocabulary from the documentation, growing it for source code")
-        docs, code = (read_texts(folder, name) for name in SOURCES)
+        docs, code = ([document.text for document in of_source(result, name)] for name in SOURCES)
         learnt = extend.train(docs, vocab_size=config.learnt_tokens)
         grown = Tokenizer(extend.grow(learnt, code, num_new=config.grown_tokens))
         table = compression.compression(
@@ -137,14 +135,16 @@ def learn_vocabulary(config: Config, folder: pathlib.Path) -> Tokenizer:
     return Tokenizer.from_file(path)
 
 
-def encode(config: Config, folder: pathlib.Path, name: str, tokenizer: Tokenizer) -> None:
-    """Token shards of one source."""
-    output = folder / "shards" / name
-    if not output.exists():
-        shards.write(sources.documents(str(folder / "text" / f"{name}.jsonl")), output, tokenizer,
-                     eval_fraction=config.eval_fraction, seed=config.train.seed)
-        train, held_out = (shards.open_shards(output / side) for side in ("train", "eval"))
-        say(f"3/10 {name}: {train.tokens:,} tokens to learn from in {train.documents} documents, "
+def encode(config: Config, folder: pathlib.Path, result: pipeline.Result) -> None:
+    """Token shards of each source, some packages held out."""
+    say("3/10 token shards")
+    split = shards.Split(config.eval_fraction, config.train.seed)
+    tokenise(result, str(folder / "shards"), str(folder / "tokenizer.tiktoken"), split=split,
+             shard_tokens=1e8, workers=0, say=say)
+    for name in SOURCES:
+        train, held_out = (shards.open_shards(folder / "shards" / name / side)
+                           for side in ("train", "eval"))
+        say(f"     {name}: {train.tokens:,} tokens to learn from in {train.documents} documents, "
             f"{held_out.tokens:,} held out in {held_out.documents}")
 
 

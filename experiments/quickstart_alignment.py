@@ -13,8 +13,10 @@ import numpy as np
 
 from experiments import ppo, reward_model, rewards, sft
 from qwen_jax.config import DataConfig, OptimizerConfig, TrainConfig
-from qwen_jax.data import questions, sources
+from qwen_jax.data import questions
 from qwen_jax.data.json_rows import write_json
+from qwen_jax.data.pipeline import Result
+from qwen_jax.data.tokenise import of_source
 from qwen_jax.export.huggingface import load_pretrained
 from qwen_jax.generate.decode import generate
 from qwen_jax.tokenizer import chatml
@@ -39,11 +41,15 @@ class Steps:
     ppo_rate: float = 2e-4
 
 
-def align(folder: pathlib.Path, steps: Steps, *, say: Callable[[str], None]) -> None:
-    """Runs every stage that is not done, each in its own folder below `folder`."""
+def align(folder: pathlib.Path, result: Result, steps: Steps, *, say: Callable[[str], None]) -> None:
+    """Runs every stage that is not done, each in its own folder below `folder`.
+
+    Args:
+      result: of the data plan; questions are about its documentation.
+    """
     data = folder / "questions"
     if not data.exists():
-        ask(folder, data)
+        ask(result, data)
     say("fine-tuning on questions with their answers")
     sft.main(sft.Config(
         model=MODEL, train=trained(steps.sft, 4), init_from=str(folder), run_dir=f"{folder}/sft",
@@ -100,10 +106,9 @@ def ppo_config(folder: pathlib.Path, *, steps: int, warmup: int, rate: float,
                          pretrain=DataConfig(sources=(f"{folder}/shards/docs/train",))))
 
 
-def ask(folder: pathlib.Path, output: pathlib.Path) -> None:
+def ask(result: Result, output: pathlib.Path) -> None:
     """Writes questions and what is held out of them."""
-    pages = sources.documents(str(folder / "text" / "docs.jsonl"))
-    documented = questions.documented(pages)[:300]  # ours: what minutes suffice for
+    documented = questions.documented(of_source(result, "docs"))[:300]  # ours: what minutes suffice for
     for name, found in (("sums", questions.sums()), ("docs", documented)):
         learnt, held_out = questions.split(found, 0.1)
         questions.write(held_out, output / "held_out" / name)

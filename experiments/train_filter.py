@@ -1,13 +1,19 @@
-"""Trains a filter of texts from labelled examples: quality, or offensive text. Report: 2.1.
+"""Trains a filter of texts: from labelled examples, or from clean text alone. Report: 2.1.
 
     python -m experiments.train_filter --labelled=labels.jsonl --positive=good --output=good.npz
     python -m experiments.train_filter --labelled=a.jsonl,b.jsonl --positive=offensive \\
         --train.precision=0.95 --output=offensive.npz
+    python -m experiments.train_filter --clean=news.jsonl,books --tokenizer=qwen.tiktoken \\
+        --output=english.npz
 
 A row is {"text": ..., "label": ...}; rows with the label named by --positive are what the filter
 marks, all others what it does not. A share of the texts, chosen by hash, is held out: a half of it
 sets the threshold (the lowest one with --train.precision), the printed numbers are measured on the
 other. data/linear_filter.py says what the model is.
+
+--clean names text of one language (files or folders) that is as it should be. An n-gram model counts
+it; what it finds stranger, or easier, than nearly all held-out clean text will be rejected, by
+experiments.prepare_data with --filters.perplexity=en=english.npz and the same --tokenizer.
 """
 
 import collections
@@ -18,9 +24,12 @@ import pathlib
 import numpy as np
 
 from experiments import flags
+from qwen_jax.data import sources
 from qwen_jax.data.json_rows import read_rows
 from qwen_jax.data.linear_filter import FilterSettings, LinearFilter, train
 from qwen_jax.errors import ConfigError, DataError
+from qwen_jax.evaluate.perplexity_filter import NgramFilter, PerplexityRules
+from qwen_jax.tokenizer.bpe import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +41,9 @@ class Config:
     output: str = "runs/filter.npz"
     held_out: float = 0.3  # of the texts; half for the threshold, half for the numbers
     train: FilterSettings = FilterSettings()
+    clean: tuple[str, ...] = ()  # in the place of labelled texts: for perplexity
+    tokenizer: str | None = None  # a .tiktoken file that perplexity is counted in
+    perplexity: PerplexityRules = PerplexityRules()
 
 
 RECIPE = Config()
@@ -63,10 +75,14 @@ class Scores:
 
 def main(config: Config) -> None:
     """Reads, splits, trains, measures, saves."""
-    if not config.labelled:
-        raise ConfigError("no labelled texts.", "--labelled", "name files; --help shows a row.")
+    if bool(config.labelled) == bool(config.clean):
+        raise ConfigError("neither labelled nor clean texts, or both.", "--labelled, --clean",
+                          "name files of one of them; --help shows how.")
     if not 0 < config.held_out < 1:
         raise ConfigError(f"{config.held_out} held out.", "--held_out", "use a part, 0 to 1.")
+    if config.clean:
+        of_clean_text(config)
+        return
     rows = read(config.labelled, config.positive)
     counts = collections.Counter(label for _, label in rows)
     print(f"{len(rows):,} texts, {counts[True]:,} of them {config.positive}", flush=True)
@@ -79,6 +95,29 @@ def main(config: Config) -> None:
     model.save(path)
     print(f"threshold {model.threshold:.3f}; on texts that neither training nor threshold has "
           f"seen: {measure(model, parts['measured'])}\n{path}")
+
+
+def of_clean_text(config: Config) -> None:
+    """Counts n-grams, reads the limits off other texts, and says what they do to a third lot."""
+    if not config.tokenizer:
+        raise ConfigError("no vocabulary to count in.", "--tokenizer", "name a .tiktoken file.")
+    texts = dict.fromkeys(document.text for path in config.clean
+                          for document in sources.documents(path))
+    parts = {name: [text for text, _ in rows] for name, rows in split(
+        [(text, True) for text in texts], config.held_out).items()}
+    print(", ".join(f"{len(part):,} texts for {name}" for name, part in parts.items()), flush=True)
+    tokenizer = Tokenizer.from_file(config.tokenizer)
+    model = NgramFilter.fit(parts["training"], parts["threshold"], tokenizer,
+                            rules=config.perplexity)
+    path = pathlib.Path(config.output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    model.save(path)
+    scores = model.score(parts["measured"], tokenizer)
+    easiest, strangest = model.limits
+    print(f"keeps {easiest:.3f} to {strangest:.3f} bits per byte; of texts that neither counts nor "
+          f"limits have seen, {np.mean(scores < easiest):.1%} are too easy and "
+          f"{np.mean(scores > strangest):.1%} too strange, the median has "
+          f"{np.nanmedian(scores):.3f}\n{path}")
 
 
 def read(paths: tuple[str, ...], positive: str) -> list[tuple[str, bool]]:

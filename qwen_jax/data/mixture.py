@@ -143,7 +143,7 @@ def draw(rows: list[Row]) -> bytes:
     except ImportError as error:
         raise ConfigError("plots need matplotlib.", "data.mixture.draw",
                           "pip install 'qwen_jax[report]'.") from error
-    names = [f"{row.source} {row.language}" for row in rows]
+    names = [f"{row.source} {row.language}".removesuffix(" ?") for row in rows]
     figure = Figure(figsize=(8, 1.3 + 0.45 * len(rows)), layout="constrained")
     axes = figure.subplots()
     places = range(len(rows))

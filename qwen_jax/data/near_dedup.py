@@ -1,47 +1,22 @@
 """Near duplicates: MinHash, bands of locality-sensitive hashing, connected components. Report: 2.1.
 
-A document is the set of its shingles: runs of 5 words, a Chinese, Japanese or Korean character being
-a word. Two documents of Jaccard similarity s agree in all `rows` of at least one of `bands` bands
-with probability 1 - (1 - s^rows)^bands, the S-curve; what agrees, directly or through others, is one
-component, of which the first document stays.
+Two documents whose shingles (minhash.py) have Jaccard similarity s agree in all `rows` of at least
+one of `bands` bands with probability 1 - (1 - s^rows)^bands, the S-curve. What agrees, directly or
+through others, is one component, of which the first document stays.
 """
 
 import dataclasses
-import re
-import unicodedata
 from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from qwen_jax.data.engine import daft
+from qwen_jax.data.minhash import signatures
 from qwen_jax.data.shuffle import REMOVED, first_of_group
 from qwen_jax.data.stage import reject
 
-HASH = "xxhash3_64"  # of shingles; with the engine's version, what an index depends on
 _MIX = np.uint64(0x9E3779B97F4A7C15)
-_WORDS = bytes(c if chr(c).isalnum() or c >= 128 else 32 for c in range(256))
-# In UTF-8: general punctuation, that of Chinese and Japanese, and the signs of Latin-1.
-_SIGNS = re.compile(rb"\xe2[\x80\x81][\x80-\xbf]|\xe3\x80[\x80-\xbf]|\xc2[\x80-\xbf]")
-_CHARACTERS = re.compile(rb"[\xe3-\xed][\x80-\xbf]{2}")  # U+3000 to U+DFFF
-
-
-def words(text: str) -> bytes:
-    """The words of a text in UTF-8, a space between them: NFKC, small letters, no punctuation."""
-    if text.isascii():
-        raw = text.lower().encode()
-    else:
-        raw = unicodedata.normalize("NFKC", text).lower().encode("utf-8", "replace")
-        raw = _CHARACTERS.sub(rb" \g<0> ", _SIGNS.sub(b" ", raw))
-    return b" ".join(raw.translate(_WORDS).split())
-
-
-def signatures(texts: Sequence[bytes], *, hashes: int, shingle: int, seed: int) -> np.ndarray:
-    """MinHash signatures of `words`, uint32 [len(texts), hashes], by the engine's expression."""
-    column = daft().Series.from_arrow(pa.array(texts, pa.large_binary()).cast(pa.large_string()))
-    lists = column.minhash(hashes, shingle, seed, HASH).to_arrow()
-    return np.asarray(lists.flatten(), np.uint32).reshape(len(texts), hashes)
 
 
 def band_hashes(signature: np.ndarray, bands: int) -> np.ndarray:
@@ -79,12 +54,11 @@ class NearDedup:
     index: tuple[str, ...] = ()  # near_dedup folders of earlier runs
 
     def keys(self, table: pa.Table, first: int) -> pa.Table:
-        texts = [words(text) for text in table["text"].to_pylist()]
-        rows = np.array([first + i for i, text in enumerate(texts) if text], np.uint32)
-        signature = signatures([text for text in texts if text], hashes=self.bands * self.rows,
-                               shingle=self.shingle, seed=self.seed)
+        rows, signature = signatures(table["text"].to_pylist(), hashes=self.bands * self.rows,
+                                     shingle=self.shingle, seed=self.seed)
+        rows = np.repeat((rows + first).astype(np.uint32), self.bands)
         return pa.table({"hash": pa.array(band_hashes(signature, self.bands).reshape(-1)),
-                         "row": pa.array(np.repeat(rows, self.bands))})
+                         "row": pa.array(rows)})
 
     def duplicates(self, keys: pa.Table) -> pa.Table:
         hashes, orders = keys["hash"].to_numpy(), keys["order"].to_numpy()

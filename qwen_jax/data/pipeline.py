@@ -15,12 +15,13 @@ import importlib.metadata
 import json
 import pathlib
 import time
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
 from tqdm import tqdm
 
-from qwen_jax.data import components, engine, shuffle, stage_files
+from qwen_jax.data import components, engine, minhash, shuffle, stage_files
 from qwen_jax.data.append_only import check_same, open_alone
 from qwen_jax.data.json_rows import write_json
 from qwen_jax.data.partitions import Partition
@@ -234,15 +235,20 @@ def _chains(steps, root: str) -> Iterator[Chain]:
                     steps[end] if end < len(steps) else None)
 
 
-def _versions() -> dict[str, str | None]:
+def _versions() -> dict[str, int | str | None]:
     """Of what decides about bytes."""
-    found = {}
+    found = {"minhash": minhash.VERSION, "unicode": unicodedata.unidata_version}
     for name in ("daft", "pyarrow", "trafilatura", "resiliparse", "py3langid"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = None
     return found
+
+
+def _keyed_by(versions: dict) -> dict:
+    """Of these versions, what keys depend on."""
+    return {name: versions.get(name) for name in ("minhash", "unicode")}
 
 
 def index_files(step: Shuffle) -> list[pathlib.Path]:
@@ -262,8 +268,8 @@ def index_files(step: Shuffle) -> list[pathlib.Path]:
         made = json.loads(plan.read_text(encoding="utf-8"))
         wanted = json.loads(json.dumps(dataclasses.asdict(step))) | {"index": []}
         check_same(
-            {"engine": made["versions"]["daft"]} | made[f"stage {folder.name}"] | {"index": []},
-            {"engine": _versions()["daft"]} | wanted, folder, plan)
+            _keyed_by(made["versions"]) | made[f"stage {folder.name}"] | {"index": []},
+            _keyed_by(_versions()) | wanted, folder, plan)
         files += found
     return files
 

@@ -4,6 +4,7 @@ What is damaged becomes a row that is rejected, with where it is and why; a file
 or may not be read, fails its partition.
 """
 
+import codecs
 import dataclasses
 import gzip
 import json
@@ -13,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
 from qwen_jax.data import charset, code_files, partitions, sources, storage, warc
 from qwen_jax.data.page_worker import PageWorker
@@ -21,8 +23,9 @@ from qwen_jax.data.stage import REJECTED, SCHEMA
 from qwen_jax.data.stage_files import BATCH_BYTES
 
 _ROWS = pa.schema([*SCHEMA, *REJECTED])
-_OWN = {"url": ("url",), "language": ("language", "lang"), "license": ("license",),
-        "group": ("group",)}  # columns of a row that are ours
+_OWN = {"url": "url", "language": "language", "lang": "language", "license": "license",
+        "group": "group"}  # columns of a row that are ours, the first one of a name
+_as_json = json.JSONEncoder(default=str).encode
 _LONGEST = 1 << 28  # bytes of a text file or line: more is no document
 
 
@@ -45,23 +48,33 @@ class Read:
           OSError: a file has gone or cannot be read.
         """
         rows: list[dict] = []
-        size = total = 0
+        size, empty = 0, True
         with _Reader(self) as reader:
             for piece in partition:
+                where = "" if piece.root in partitions.PYTHON else (
+                    piece.name or piece.root.rsplit("/", 1)[-1])
                 for row in reader.rows(piece):
-                    place = row.pop("place")
-                    where = piece.name or piece.root.rsplit("/", 1)[-1]
-                    row |= {"source": piece.source, "kind": row.get("kind", piece.kind),
-                            "path": where + place, "text": row.get("text", ""), "id":
-                            storage.digest(f"{piece.source}\0{piece.name}\0{place}")}
+                    place = row["place"]
+                    row["id"] = storage.digest(f"{piece.source}\0{piece.name}\0{place}")
+                    row["source"], row["path"] = piece.source, where + place
+                    row.setdefault("kind", piece.kind)
+                    row.setdefault("text", "")
                     rows.append(row)
                     size += len(row["text"])
                     if size >= BATCH_BYTES:
-                        yield pa.Table.from_pylist(rows, _ROWS)
-                        total += len(rows)
-                        rows, size = [], 0
-        if rows or not total:
-            yield pa.Table.from_pylist(rows, _ROWS)
+                        yield _table(rows)
+                        rows, size, empty = [], 0, False
+        if empty or rows:
+            yield _table(rows)
+
+
+def _table(rows: list[dict]) -> pa.Table:
+    columns = [[row.get(name) for row in rows] for name in _ROWS.names]
+    try:
+        return pa.table(columns, _ROWS)
+    except UnicodeEncodeError:
+        return pa.table([[value and _whole_characters(value) for value in column]
+                         for column in columns], _ROWS)
 
 
 def _rejected(place: str, rule: str, value: object = "", **columns) -> dict:
@@ -209,7 +222,7 @@ class _Reader:
 
     def _json_row(self, place: str, line: bytes) -> dict:
         try:
-            row = json.loads(line.decode("utf-8-sig"))
+            row = json.loads(line.removeprefix(codecs.BOM_UTF8).decode())
         except ValueError as error:
             return _rejected(place, "not_json", error)
         return self._row(place, row)
@@ -221,16 +234,15 @@ class _Reader:
             return _rejected(place, "no_text_field", has[:200])
         if not text.strip():
             return _rejected(place, "no_text", len(text))
-        columns = {}
-        for ours, names in _OWN.items():
-            for name in names:
-                if isinstance(row.get(name), str):
-                    columns[ours] = _whole_characters(row[name])
-                    break
-        rest = {name: value for name, value in row.items() if name != self._settings.text_field
-                and columns.get(next((o for o, n in _OWN.items() if name in n), "")) != value}
-        return {"place": place, "text": _whole_characters(text), **columns, "metadata":
-                json.dumps(rest, ensure_ascii=True, default=str) if rest else None}
+        columns: dict[str, str] = {"place": place, "text": text}
+        taken = {self._settings.text_field}
+        for name in _OWN if _OWN.keys() & row.keys() else ():
+            if isinstance(row.get(name), str) and _OWN[name] not in columns:
+                columns[_OWN[name]] = row[name]
+                taken.add(name)
+        rest = {name: value for name, value in row.items() if name not in taken}
+        columns["metadata"] = _as_json(rest) if rest else None
+        return columns
 
     def _parquet(self, piece: Piece) -> Iterator[dict]:
         row = 0
@@ -265,8 +277,14 @@ def _whole_characters(text: str) -> str:
 
 def _python(piece: Piece) -> Iterator[dict]:
     from qwen_jax.data import python_docs
-    documents, failures = ((python_docs.source_code(), {}) if piece.root == "python:code"
-                           else python_docs.documentation())
+    if piece.root == "python:code":
+        documents, failures = python_docs.source_code(), {}
+    else:
+        with tqdm(unit=" modules", disable=None) as bar:  # not where nobody looks
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+            documents, failures = python_docs.documentation(progress)
     code = {"language": "python", "license": "Python-2.0"} if piece.kind == "code" else {}
     for document in documents:
         yield {"place": document.name, "text": document.text, "group": document.group, **code}

@@ -5,12 +5,14 @@ counted in characters of the text. What repeats is counted from its second occur
 """
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that a product loses no bit of what it mixes
 _WORD_BITS = np.uint64(32)
+_SAYS = re.compile(r"[^\W_]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +44,10 @@ def repetitions(text: str, lines: Sequence[str], units: np.ndarray, lengths: np.
             ("line", lines, rules.duplicate_lines, rules.duplicate_line_characters),
             ("paragraph", [p for p in text.split("\n\n") if p.strip()],
              rules.duplicate_paragraphs, rules.duplicate_paragraph_characters)):
-        different = set(parts)
-        if len(different) == len(parts):
+        if len(set(parts)) == len(parts):
             continue
+        parts = [part for part in parts if _SAYS.search(part)] or parts  # no rules and borders
+        different = set(parts)
         total = sum(map(len, parts))
         yield f"duplicate_{name}s", 1 - len(different) / len(parts), most
         yield (f"duplicate_{name}_characters", 1 - sum(map(len, different)) / total,

@@ -24,7 +24,7 @@ _UNIT = re.compile(r"[\u3007\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]|[^\
                    r"\u3007\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]+|\d+")
 _HAN = re.compile(r"[\u3007\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]+")
 _BULLET = re.compile(r"[-*•●◦▪■◆★▲‣–·○□]")
-_SENTENCE = re.compile(r"[。！？!?；;…]+|\.(?=\s|$)")
+_SENTENCE = re.compile(r"[。！？!?；;…]+|\.(?=\s|$)|[：:]$", re.M)  # or what comes is no prose
 _LAST = tuple("。！？…；：，”’」』）》】.!?;:,)\"")  # a line of verse ends with a comma
 _BOILERPLATE = re.compile(
     r"版权所有|版權所有|隐私政策|隱私政策|使用条款|服务条款|ICP备|使用\s*cookies?|Cookies?\s*政策|"
@@ -50,7 +50,7 @@ class ChineseRules:
     sentences: Range = (1, np.inf)  # C4's 3: a Chinese comma often ends what English ends with "."
     ended_lines: Range = (0.12, 1)  # FineWeb; lines that end with a sign, of the lines
     short_lines: Range = (0, 0.67)  # FineWeb; lines under 10 units without a sign at their end
-    new_lines: Range = (0, 0.19)  # FineWeb's 0.3 to a word; to a unit
+    new_lines: Range = (0, 0.19)  # FineWeb's 0.3 to a word; to a unit, empty lines left out
     repetition: RepetitionRules = RepetitionRules(  # as a dictionary's word has two characters
         least_units=100, top_sizes=(4, 6, 8), duplicate_sizes=(10, 12, 14, 16, 18, 20))
 
@@ -79,7 +79,7 @@ def measures(text: str, *, rules: ChineseRules, chinese: bool = True
     yield "lorem_ipsum", text.lower().count("lorem ipsum"), rules.lorem_ipsum
     yield "braces", len(BRACE.findall(text)) / num_units, rules.braces
     yield "sentences", len(_SENTENCE.findall(text)), rules.sentences
-    yield "new_lines", text.count("\n") / num_units, rules.new_lines
+    yield "new_lines", (len(lines) - 1) / num_units, rules.new_lines
     if num_lines >= FEW_LINES:
         ended = [line.endswith(_LAST) for line in lines]
         short = [not end and (len(line) < 10 or len(_UNIT.findall(line)) < 10)
@@ -89,6 +89,7 @@ def measures(text: str, *, rules: ChineseRules, chinese: bool = True
         yield "short_lines", sum(short) / num_lines, rules.short_lines
     known: dict[str, int] = {}
     ids = np.fromiter((known.setdefault(unit, len(known)) for unit in units), np.int64, len(units))
-    lengths = np.fromiter(map(len, units), np.int64, len(units))
+    # A name in other letters weighs as a Chinese word does.
+    lengths = np.minimum(np.fromiter(map(len, units), np.int64, len(units)), 2)
     for name, value, most in repetitions(text, lines, ids, lengths, rules=rules.repetition):
         yield name, value, (0, most)

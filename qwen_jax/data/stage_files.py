@@ -137,8 +137,11 @@ def split(table: pa.Table) -> tuple[pa.Table, pa.Table]:
         for field in REJECTED:
             none = none.append_column(field, pa.array([], field.type))
         return table, none
+    kept = table.drop_columns(REJECTED.names)
+    if table["rejected_by"].null_count == len(table):  # nothing is copied
+        return kept, table.slice(0, 0)
     keep = pc.is_null(table["rejected_by"])
-    return (table.filter(keep).drop_columns(REJECTED.names), table.filter(pc.invert(keep)))
+    return kept.filter(keep), table.filter(pc.invert(keep))
 
 
 def text_bytes(table: pa.Table) -> int:

@@ -66,7 +66,7 @@ def _remote_listing(path: str) -> list[File]:
 
 def open_binary(path: str) -> BinaryIO:
     """The file, to read; it can be told to go to any place."""
-    return daft().open_file(path, "rb") if path.startswith(REMOTE) else open(path, "rb")
+    return daft().open_file(path, "rb") if path.startswith(REMOTE) else open(path, "rb", 1 << 20)
 
 
 def row_groups(path: str, size: int) -> list[int]:

@@ -1,7 +1,8 @@
 """The last rows of a plan to token shards that the loader reads, a folder for each source.
 
 Report: 2.4. Partitions are encoded side by side into parts, then each shard is put together out of
-all parts of its source. What is written is what `shards.write` would write of the same documents, byte for byte.
+all parts of its source. What is written is what `shards.write` would write of the same documents,
+byte for byte.
 """
 
 import dataclasses
@@ -21,11 +22,20 @@ from qwen_jax.data.sources import Document
 from qwen_jax.data.stage_files import StageFolder, read_batches
 from qwen_jax.tokenizer.bpe import Tokenizer
 
+
 def documents(folder: StageFolder, number: int) -> Iterator[Document]:
     """The kept rows of a partition."""
-    for table in read_batches(folder.kept(number), ["id", "text", "group"]):
-        for row in table.to_pylist():
-            yield Document(row["id"], row["text"], row["group"])
+    names = ["id", "text", "group"]
+    for table in read_batches(folder.kept(number), names):
+        for row in zip(*(table[name].to_pylist() for name in names), strict=True):
+            yield Document(*row)
+
+
+def of_source(result: Result, name: str) -> Iterator[Document]:
+    """The rows that were kept of one source."""
+    for number, source in enumerate(result.sources):
+        if source == name:
+            yield from documents(result.folder, number)
 
 
 def sizes(result: Result, tokenizer_path: str, sample: int = 1 << 20

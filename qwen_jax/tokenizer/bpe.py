@@ -137,8 +137,16 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str], *,
                      num_threads: int | None = None) -> list[np.ndarray]:
         """The ids of each text (uint32 [T]), special tokens read as text; one thread a core."""
-        with concurrent.futures.ThreadPoolExecutor(num_threads or os.cpu_count()) as pool:
-            return list(pool.map(lambda text: self._encode_ordinary(normalize(text)), texts))
+        threads = num_threads or os.cpu_count() or 1
+        size = max(1, len(texts) // (8 * threads))  # a call of a thread costs as much as a text
+        parts = [texts[i:i + size] for i in range(0, len(texts), size)]
+        if threads == 1 or len(parts) == 1:
+            return self._encode_part(texts)
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            return [ids for part in pool.map(self._encode_part, parts) for ids in part]
+
+    def _encode_part(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [self._encode_ordinary(normalize(text)) for text in texts]
 
     def encode_word(self, word: str) -> list[int]:
         """The BPE of `word` as it is: not normalised, not cut by PATTERN."""

@@ -7,11 +7,10 @@ import pytest
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
-pytest.importorskip("daft")
-
 from qwen_jax.data import components, near_dedup, pipeline, shuffle, stage
 from qwen_jax.data.json_rows import write_rows
-from qwen_jax.data.near_dedup import NearDedup, band_hashes, probability, signatures, words
+from qwen_jax.data.minhash import words
+from qwen_jax.data.near_dedup import NearDedup, band_hashes, probability
 from qwen_jax.data.read import Read
 from qwen_jax.errors import ConfigError, DataError
 
@@ -38,29 +37,12 @@ def new(draw, length=150):
     return " ".join(draw.choices(VOCABULARY, k=length))
 
 
-def test_words():
-    assert words("Don't  STOP_now…“yes”") == b"don t stop now yes"
-    assert words("我爱，北京。") == "我 爱 北 京".encode()
-    assert words("ＡＢＣ１２ カナ") == "abc12 カ ナ".encode()
-    assert words("Ärger—Öl «x»") == "ärger öl x".encode()
-    assert words("...") == b""
-
-
 def test_no_documents_have_no_keys():
     empty = pa.Table.from_pylist([], schema=stage.SCHEMA)
     blank = pa.Table.from_pylist([{"text": "..."}], schema=stage.SCHEMA)
     for table in (empty, blank):
         keys = NearDedup().keys(table, 0)
         assert len(keys) == 0 and keys.schema.names == ["hash", "row"]
-
-
-def test_signatures_estimate_jaccard():
-    draw = random.Random(0)
-    pairs = [(text := new(draw), changed(draw, text, draw.randrange(12))) for _ in range(200)]
-    a, b = (signatures([words(pair[i]) for pair in pairs], hashes=256, shingle=5, seed=1)
-            for i in (0, 1))
-    error = (a == b).mean(1) - [jaccard(*pair) for pair in pairs]
-    assert abs(error.mean()) < 0.01 and np.sqrt((error**2).mean()) < 0.045  # sqrt(s(1-s)/256)
 
 
 def test_the_s_curve_is_what_bands_do():

@@ -1,7 +1,10 @@
 """Killed at any moment, run again, and on other workers: the same bytes."""
 
+import os
 import pathlib
 import random
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -15,68 +18,107 @@ from tests.data.test_pipeline import files_of, small_tokenizer, write_sources
 from tests.data.warc_files import answer, record, zipped
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+SECONDS = 600  # that one run may take: on idle cores it takes a dozen
+
+pytestmark = pytest.mark.slow
 
 
-@pytest.fixture
-def command(tmp_path):
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
     """Makes the command line of a run into a folder."""
-    source = write_sources(tmp_path / "source")
+    folder = tmp_path_factory.mktemp("sources")
+    source = write_sources(folder / "source")
     draw = random.Random(7)
     words = "the river rose slowly over many quiet fields and nobody in town noticed it".split()
     pages = []
-    for i in range(60):
+    for i in range(30):
         text = " ".join(draw.choices(words, k=120)) + "."
         body = f"<html><body><article><p>{text}</p><p>{text[::-1]}</p></article></body></html>"
         pages.append(record(f"http://b/{i}", answer(body.encode())))
     (source / "e.warc.gz").write_bytes(b"".join(map(zipped, pages)))
-    tokenizer = small_tokenizer(tmp_path / "bytes.tiktoken")
+    tokenizer = small_tokenizer(folder / "bytes.tiktoken")
 
     def make(output, *more):
         return [sys.executable, "-m", "experiments.prepare_data", f"--sources={source}",
-                f"--output={output}", f"--tokenizer={tokenizer}", "--partition_mb=0.008",
-                "--exact_dedup=url,document,paragraph", "--eval_fraction=0.1",
-                "--shard_tokens=5000", "--filters.rules=false",  # which it would not pass
+                f"--output={output}", f"--tokenizer={tokenizer}", "--partition_mb=0.02",
+                "--exact_dedup=document,paragraph", "--eval_fraction=0.1",
+                "--shard_tokens=8000", "--filters.rules=false",  # which it would not pass
                 *more]
 
     return make
 
 
+@pytest.fixture(scope="module")
+def undisturbed(command, tmp_path_factory):
+    """A run by two workers: its folder, and all files that it ever had, in their order."""
+    output = tmp_path_factory.mktemp("whole") / "output"
+    process = subprocess.Popen(command(output, "--workers=2"), cwd=ROOT, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True)
+    names, deadline = {}, time.monotonic() + SECONDS
+    while process.poll() is None:
+        assert time.monotonic() < deadline
+        for path in sorted(output.rglob("*.*")):
+            name = re.sub(r"\.[0-9a-f]{8}\.writing$", "", str(path.relative_to(output)))
+            names.setdefault(name)
+        time.sleep(0.005)
+    assert process.returncode == 0, process.stderr.read()[-3000:]
+    return output, list(names)
+
+
+@pytest.fixture(scope="module")
+def whole(undisturbed):
+    return undisturbed[0]
+
+
 def run(command):
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.slow
-def test_killed_ten_times_and_on_other_workers(command, tmp_path):
-    started = time.monotonic()
-    run(command(tmp_path / "whole", "--workers=2"))
-    length = time.monotonic() - started
-    draw = random.Random(0)
-    kills = 0
-    for number in range(5):  # runs, each killed again until ten kills are reached
-        output = tmp_path / f"killed{number}"
-        for _ in range(3):
-            process = subprocess.Popen(command(output, "--workers=2"), cwd=ROOT,
-                                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            try:
-                process.wait(draw.uniform(0.1, 0.6) * length)
-                break
-            except subprocess.TimeoutExpired:
-                kills += 1
-                process.kill()  # signal 9, to it alone: its workers find out by themselves
-                process.wait()
-        run(command(output, "--workers=2"))
-        assert files_of(output) == files_of(tmp_path / "whole"), number
-    assert kills >= 10
-    run(command(tmp_path / "one", "--workers=1"))
-    run(command(tmp_path / "none", "--workers=0"))
-    for other in ("one", "none"):
-        assert files_of(tmp_path / other) == files_of(tmp_path / "whole")
+def kill_at(command, path, *, seconds, workers):
+    """Kills a run, by signal 9, so long after it has begun to write a file.
+
+    Args:
+      workers: are killed as well; else they find out by themselves that they are alone.
+
+    Returns whether the run was there to be killed.
+    """
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + SECONDS
+    while process.poll() is None and not any(path.parent.glob(f"{path.name}*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    time.sleep(seconds)
+    alive = process.poll() is None
+    if alive and workers:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+    process.wait()
+    return alive
 
 
-@pytest.mark.slow
-def test_ray_writes_the_same(command, tmp_path):
+@pytest.mark.parametrize("workers", [True, False], ids=["all processes", "the first alone"])
+def test_killed_five_times(command, undisturbed, tmp_path, workers):
+    whole, names = undisturbed
+    draw = random.Random(f"{workers}")
+    output = tmp_path / "output"
+    moments = [names[draw.randrange(len(names) * i // 5, len(names) * (i + 1) // 5)]
+               for i in range(5)]
+    for i, name in enumerate(moments):  # while a file is written, or at any time after that
+        assert kill_at(command(output, "--workers=2"), output / name, workers=workers,
+                       seconds=i % 2 * draw.random()), name
+    run(command(output, "--workers=2"))
+    assert files_of(output) == files_of(whole), moments
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_fewer_workers_write_the_same(command, whole, tmp_path, workers):
+    run(command(tmp_path / "output", f"--workers={workers}"))
+    assert files_of(tmp_path / "output") == files_of(whole)
+
+
+def test_ray_writes_the_same(command, whole, tmp_path):
     pytest.importorskip("ray")
-    run(command(tmp_path / "here", "--workers=2"))
-    run(command(tmp_path / "ray", "--workers=2", "--ray=local"))
-    assert files_of(tmp_path / "ray") == files_of(tmp_path / "here")
+    run(command(tmp_path / "output", "--workers=2", "--ray=local"))
+    assert files_of(tmp_path / "output") == files_of(whole)

@@ -34,10 +34,24 @@ def sizes(folder):
 """
 
 
+SPACED_VERSE = "\n\n".join(f"{a}，\n\n{b}。" for a, b in (
+    ("江水向东流", "不问去与留"), ("山花开又落", "人在小桥头"), ("明月照归路", "清风解客愁"),
+    ("旧友今何在", "梦里一扁舟"), ("灯火三更近", "书声万里秋"), ("莫道前程远", "来日尚可求")))
+INTRODUCED = "下面的循环把从一到五的数字各乘以二，再加上十，然后一行一个地打印出来，最后得到的结果写在它的后面：\n" \
+    "```python\nfor n in range(1, 6):\n    print(10 + 2 * n)\n```\n由此可以看到，每一行都比前一行大二，这是因为乘数是二的缘故：\n"
+NAMED = CHINESE + "".join(what.format("North Atlantic Harbour Museum") for what in (
+    "后来{}把灯塔买了下来。", "第二年{}请人修好了楼梯。", "如今{}出版了守塔人的笔记。"))
+RECEIPT = CHINESE + "".join(f"\n{'-' * 40}\n{item}" for item in (
+    "灯油三桶，已付清。", "木柴二十捆，已付清。", "合计四十七元，多谢惠顾。"))
+
+
 @pytest.mark.parametrize("text, language, kind", [
     (ENGLISH, "en", "web"), (CHINESE, "zh", "web"), (CLASSICAL, "zh", "text"),
-    (VERSE, "zh", "text"), (CODE, "python", "code"), ("好。", "zh", "instruction")],
-    ids=["english", "chinese", "classical", "verse", "code", "answer"])
+    (VERSE, "zh", "text"), (SPACED_VERSE, "zh", "web"), (INTRODUCED, "zh", "web"),
+    (NAMED, "zh", "web"), (RECEIPT, "zh", "web"), (CODE, "python", "code"),
+    ("好。", "zh", "instruction")],
+    ids=["english", "chinese", "classical", "verse", "spaced_verse", "introduced_code", "named",
+         "receipt", "code", "answer"])
 def test_good_text_is_kept(text, language, kind):
     assert rejection(text, language=language, kind=kind) is None
 
@@ -87,6 +101,7 @@ def test_each_rule_rejects_what_it_is_for(rule):
     found = measures(text, language=language, kind=kind)
     broken = [name for name, value, (least, most) in found if not least <= value <= most]
     assert rule in broken
+    assert rejection(text, language=language, kind=kind).rule in broken
     assert rejection(text, language=language, kind=kind).rule == broken[0]
 
 

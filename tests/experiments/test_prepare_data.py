@@ -2,16 +2,20 @@
 
 import dataclasses
 import json
+import random
 
 import pytest
 
 pytest.importorskip("daft")
 pytest.importorskip("py3langid")
+pq = pytest.importorskip("pyarrow.parquet")
 
-from experiments import flags, prepare_data
+from experiments import flags, prepare_data, train_filter
 from qwen_jax.data import shards
+from qwen_jax.data.json_rows import write_rows
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.tokenizer.bpe import Tokenizer
+from tests.experiments import tiny_checkpoint
 
 
 def test_smoke(tmp_path, capsys):
@@ -45,9 +49,74 @@ def test_nothing_left_says_so(tmp_path):
         prepare_data.main(config)
 
 
+def parsed(*given):
+    return flags.parse("", {"plain": prepare_data.PLAIN}, ["x", "--workers=0", *given])[1]
+
+
+def byte_tokenizer(path):
+    Tokenizer({bytes([i]): i for i in range(256)}).save(path)
+    return path
+
+
+def test_mixture_flags(tmp_path, capsys):
+    tokenizer = byte_tokenizer(tmp_path / "bytes.tiktoken")
+    for name, size in (("wiki", 100), ("talks", 300)):
+        (tmp_path / f"{name}.txt").write_text("x" * size)
+    given = (f"--sources={tmp_path}/wiki.txt,instruction:{tmp_path}/talks.txt",
+             f"--output={tmp_path}/out", f"--tokenizer={tokenizer}", "--eval_fraction=0",
+             "--mixture.weights=wiki=5", "--mixture.instructions=talks")
+    with pytest.raises(ConfigError, match="(?s)more than 4 times.*--mixture.allow_epochs=wiki"):
+        prepare_data.main(parsed(*given))
+    prepare_data.main(parsed(*given, "--mixture.allow_epochs=wiki"))
+    assert "Instruction data: 37.3%" in capsys.readouterr().out  # 301 of 5 x 101 + 301
+    assert shards.open_shards(tmp_path / "out/shards/wiki/train").documents == 5
+    with pytest.raises(ConfigError, match="(?s)more than 6 times"):
+        prepare_data.main(parsed(*given, "--mixture.weights=wiki=7", "--mixture.most_epochs=6"))
+
+
+def test_a_filter_made_of_clean_text_rejects_what_is_strange(tmp_path, capsys):
+    draw = random.Random(0)
+    tokenizer = byte_tokenizer(tmp_path / "bytes.tiktoken")
+
+    def text(words="the old ship sailed home with many men and little bread".split()):
+        return " ".join(draw.choices(words, k=60))
+
+    write_rows(tmp_path / "clean.jsonl", [{"text": text()} for _ in range(400)])
+    train_filter.main(train_filter.Config(
+        clean=(f"{tmp_path}/clean.jsonl",), tokenizer=str(tokenizer), output=f"{tmp_path}/en.npz",
+        perplexity=train_filter.PerplexityRules(strangest=0.02, easiest=0.02)))
+    assert "too strange, the median has" in capsys.readouterr().out
+    strange = "".join(draw.choices("abcdefghijklmnopqrstuvwxyz ", k=300))
+    write_rows(tmp_path / "in.jsonl", [{"text": each, "language": "en"} for each in (text(), strange)])
+    prepare_data.main(parsed(
+        f"--sources={tmp_path}/in.jsonl", f"--output={tmp_path}/out", f"--tokenizer={tokenizer}",
+        "--eval_fraction=0", f"--filters.perplexity=en={tmp_path}/en.npz"))
+    counts = json.loads((tmp_path / "out/counts.json").read_text())["02-perplexity"]
+    assert counts["kept"]["documents"] == 1
+    assert counts["rejected"]["too_strange"]["documents"] == 1
+
+
+def test_a_checkpoint_judges_where_it_is_named(tmp_path):
+    folder = tiny_checkpoint.write(tmp_path / "model")
+    write_rows(tmp_path / "in.jsonl", [{"text": "quiet" * 9}, {"text": "!?!?!" * 9}])
+    prepare_data.main(parsed(
+        f"--sources={tmp_path}/in.jsonl", f"--output={tmp_path}/out", "--eval_fraction=0",
+        f"--tokenizer={byte_tokenizer(tmp_path / 'bytes.tiktoken')}",
+        f"--filters.checkpoint={folder}", "--filters.checkpoint_most=inf"))
+    rows = pq.read_table(tmp_path / "out/02-checkpoint_perplexity/kept/00000.parquet").to_pylist()
+    less, more = sorted(row["score_model_bits_per_byte"] for row in rows)
+    prepare_data.main(parsed(
+        f"--sources={tmp_path}/in.jsonl", f"--output={tmp_path}/less", "--eval_fraction=0",
+        f"--tokenizer={tmp_path}/bytes.tiktoken", f"--filters.checkpoint={folder}",
+        f"--filters.checkpoint_most={(less + more) / 2}"))
+    counts = json.loads((tmp_path / "less/counts.json").read_text())["02-checkpoint_perplexity"]
+    assert counts["kept"]["documents"] == counts["rejected"]["too_strange"]["documents"] == 1
+
+
 @pytest.mark.parametrize("changes, message", [
     ({"sources": ()}, "nothing to read"), ({"tokenizer": "a", "base": "b"}, "not grown"),
-    ({"filters": prepare_data.Filters(perplexity=("en=m.npz",))}, "vocabulary that is there")])
+    ({"filters": prepare_data.Filters(perplexity=("en=m.npz",))}, "vocabulary that is there"),
+    ({"filters": prepare_data.Filters(checkpoint="run")}, "bits per byte are too many")])
 def test_refuses(changes, message):
     config = dataclasses.replace(prepare_data.SMOKE, **changes)
     with pytest.raises(ConfigError, match=message):

@@ -7,9 +7,10 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from qwen_jax.data.sources import Document
+from qwen_jax.data import shards
 from qwen_jax.export.huggingface import load_pretrained
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -51,14 +52,23 @@ def test_it_leaves_everything_it_promises(finished):
 
 def test_page_and_source_of_a_package_are_on_the_same_side(finished):
     folder, _ = finished
-    from qwen_jax.data import shards
-    rows = [json.loads(line) for name in ("docs", "code")
-            for line in open(folder / "text" / f"{name}.jsonl", encoding="utf-8")]
-    assert {row["group"] for row in rows if row["name"] == "pydoc:json"} == {"json"}
-    assert "json" in {row["group"] for row in rows if row["name"].startswith("stdlib:json/")}
+    rows = [row for path in sorted((folder / "text/04-personal/kept").iterdir())
+            for row in pq.read_table(path).to_pylist()]
+    assert {row["group"] for row in rows if row["path"] == "pydoc:json"} == {"json"}
+    assert "json" in {row["group"] for row in rows if row["path"].startswith("stdlib:json/")}
     opened = shards.open_shards(folder / "shards/docs/eval")
     assert 0 < opened.tokens < 0.2 * shards.open_shards(folder / "shards/docs/train").tokens
-    assert isinstance(Document(**rows[0]), Document)
+    assert len({row["text"] for row in rows}) == len(rows)  # the plan's exact_document
+
+
+def test_pretraining_reads_the_shards_of_the_plan(finished):
+    folder, _ = finished
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("docs", "code"):
+        assert any(f"{folder}/shards/{name}/train" in source for source in config["data"]["sources"])
+    kept = json.loads((folder / "text/counts.json").read_text())["04-personal"]["kept"]
+    written = json.loads((folder / "shards/sources.json").read_text())
+    assert sum(each["documents"] for each in written.values()) == kept["documents"] > 500
 
 
 @pytest.mark.slow
