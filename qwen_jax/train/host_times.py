@@ -39,7 +39,6 @@ class HostTimes:
         return {int(name.rpartition("/")[2]): json.loads(value)
                 for name, value in hosts.published(_FOLDER)}
 
-
     def slow(self, times: dict[int, float]) -> str | None:
         """A sentence when the same host has stood out three times in a row; once, then silence."""
         found = slow_one(times)

@@ -128,15 +128,12 @@ def cached(monkeypatch, tmp_path_factory):
 
 
 def test_two_processes_train_through_a_kill(toy_text, tmp_path, monkeypatch, cached):
-    """The second life goes on with the newest checkpoint; every step is there once, in order. The
-    process that is killed was slow before, and called so."""
-    monkeypatch.setenv(faults.VARIABLE,
-                       "delay step=2 process=1 seconds=0.7; kill step=7 process=1")
+    """The second life goes on with the newest checkpoint; every step is there once, in order."""
+    monkeypatch.setenv(faults.VARIABLE, "kill step=7 process=1")
     code, shown = launch("--processes=2", "--heartbeat=100", arguments=pretrain(
         tmp_path / "run", toy_text, "--train.num_steps=8", "--train.save_every=2"))
     assert code == 0, shown
     assert "process 1 was killed by SIGKILL" in shown
-    assert "process 1 needs 7" in shown and "all wait for it" in shown
     # Process 0 may still say what it saw of the other's end, before it is taken down.
     told = [event for event in events(tmp_path / "run")
             if event not in ("killed", "error", "slow_host")]
