@@ -1,10 +1,10 @@
 """From nothing to a model in ten minutes, on one CPU: the whole line of the report, small.
 
 Gathers this computer's own Python documentation and source and takes them through the data plan
-(2.1), learns a vocabulary and grows it for code (2.2), writes token shards, pretrains (2.4), compares with a 3-gram model, samples,
-exports to the released layouts, then fine-tunes (3.1), learns a reward (3.2.1) and reinforces (3.2.2),
-and writes runs/quickstart/report.html. Interrupt it anywhere and run it again: it goes on where it
-was and ends with the same weights.
+(2.1), learns a vocabulary and grows it for code (2.2), writes token shards, pretrains (2.4), compares
+with a 3-gram model, samples, exports to the released layouts, then fine-tunes (3.1), learns a reward
+(3.2.1) and reinforces (3.2.2), and writes runs/quickstart/report.html. Interrupt it anywhere and run
+it again: it goes on where it was and ends with the same weights.
 
     python -m experiments.quickstart                          # or: make quickstart
     python -m experiments.quickstart --train.num_steps=4000   # longer, better

@@ -11,7 +11,7 @@ import pytest
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
-from qwen_jax.data import pipeline, shards
+from qwen_jax.data import pipeline, read, shards
 from qwen_jax.data.exact_dedup import ExactDedup
 from qwen_jax.data.mixture import Mixture
 from qwen_jax.data.read import Read
@@ -83,6 +83,16 @@ def test_how_it_is_cut_changes_no_document(tmp_path):
     one, many = (run(source, tmp_path / str(mb), partition_mb=mb) for mb in (64, 0.003))
     assert many.partitions > one.partitions == 1
     assert rows_of(one) == rows_of(many)
+
+
+def test_batches_change_no_document(tmp_path, monkeypatch):
+    source = write_sources(tmp_path / "source")
+    one = run(source, tmp_path / "one", partition_mb=64)
+    monkeypatch.setattr(read, "BATCH_BYTES", 2000)
+    many = run(source, tmp_path / "many", partition_mb=64)
+    batches = pq.ParquetFile(many.folders[0].kept(0)).num_row_groups
+    assert batches > 20 and pq.ParquetFile(one.folders[0].kept(0)).num_row_groups == 1
+    assert rows_of(one) == rows_of(many) and one.counts == many.counts
 
 
 def test_what_is_finished_is_not_done_again(tmp_path):
