@@ -12,6 +12,7 @@ Stopped and run again it goes on: sizes that are measured are not measured again
 import ast
 import dataclasses
 import gzip
+import itertools
 import json
 import os
 import pathlib
@@ -234,8 +235,8 @@ def plot(path: pathlib.Path, config: Config, runs: list[dict]) -> None:
     from matplotlib.figure import Figure
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
-    for size, run, color in zip(config.megabytes, runs, ("#8fb3d9", "#c4572f", "#444"),
-                                strict=False):
+    colors = itertools.cycle(("#8fb3d9", "#c4572f", "#444"))
+    for size, run, color in zip(config.megabytes, runs, colors, strict=False):  # colors have no end
         axes.plot([100 * each[0] / run["seconds"] for each in run["curve"]],
                   [each[1] for each in run["curve"]], color=color, lw=1,
                   label=f"{size:,} MB, peak {run['peak']:,.0f} MB")
