@@ -86,7 +86,8 @@ def write_report(run_dir: str | os.PathLike) -> pathlib.Path:
             "learning_rate", "Learning rate of each step."), picture(
             "gradient_norm", "Norm of the gradient before clipping, and its running median."))),
         ("Speed", _row(picture("throughput", "Tokens per second, without evaluation and saving."),
-                       picture("data_wait", "Time a step waited for its batch."))),
+                       picture("data_wait", "Time a step waited for its batch."),
+                       picture("sampling", "Time a step sampled answers."))),
         ("Where the time went", _where_time_went(where_time_went(steps, events))
          + _hosts(curves)),
         ("Compression", picture("compression", "Text that a token holds: more is better.")
@@ -196,7 +197,8 @@ def _samples(samples) -> str:
 
 
 _KINDS = {
-    "train": "training", "wait": "waiting for batches", "compile": "compiling",
+    "train": "training", "sample": "sampling answers", "wait": "waiting for batches",
+    "compile": "compiling",
     "restore": "restoring a checkpoint, or making the first state",
     "save": "standing still for a save", "evaluate": "evaluating on held-out text",
     "redo": "steps undone by going back from a spike",
@@ -205,13 +207,14 @@ _KINDS = {
 
 
 def _where_time_went(seconds: dict[str, float]) -> str:
-    """Goodput over all lives: the share of the time that steps took which were kept."""
+    """Goodput over all lives: the share of the time that kept steps and their samples took."""
     total = sum(seconds.values())
     if not total:
         return ""
     rows = [[_KINDS.get(kind, kind), format_seconds(value), f"{100 * value / total:.1f} %"]
             for kind, value in sorted(seconds.items(), key=lambda item: -item[1]) if value > 0]
-    return (f"<p>Goodput {100 * seconds['train'] / total:.1f} %: the share of training in all of "
+    work = seconds["train"] + seconds.get("sample", 0.0)
+    return (f"<p>Goodput {100 * work / total:.1f} %: the share of training in all of "
             "the time since the first start.</p>" + _table(["", "time", "share"], rows))
 
 
@@ -363,7 +366,7 @@ h3{font-size:.95rem;margin:0 0 .3rem;color:#475569}
 .tiles b{display:block;font-size:1.55rem;font-weight:600;font-variant-numeric:tabular-nums}
 .label{color:#475569;font-size:.85rem}.note{color:#64748b;font-size:.8rem}
 p.note{margin:.25rem 0 1.2rem}
-figure{margin:0}img{width:100%;height:auto;display:block}
+figure{margin:0}img{max-width:100%;height:auto;display:block}
 figcaption{color:#64748b;font-size:.85rem;margin:.3rem 0 .8rem}
 .pair{display:grid;grid-template-columns:repeat(auto-fit,minmax(20rem,1fr));gap:1rem}
 .columns{columns:22rem 2;column-gap:2rem}.columns>div{break-inside:avoid}

@@ -31,7 +31,8 @@ def draw_plots(curves: Curves, evaluation: dict | None,
     for name, key, title, unit, color in (
             ("gradient_norm", "train/grad_norm", "gradient norm", 1, _BLUE),
             ("throughput", "perf/tokens_per_second", "tokens per second", 1, _GREEN),
-            ("data_wait", "perf/data_wait_seconds", "data wait (ms)", 1000, _GREEN)):
+            ("data_wait", "perf/data_wait_seconds", "data wait (ms)", 1000, _GREEN),
+            ("sampling", "perf/sample_seconds", "sampling (s)", 1, _GREEN)):
         x, y = curves.curve(key)
         if len(x):
             plots[name] = _draw_noisy(x, y * unit, title, color)

@@ -2,7 +2,8 @@
 
     metrics.jsonl     {"step": 10, "time": 1.7e9, "train/loss": 3.1, "eval/NAME/loss": 2.9, ...} a
                       line (train/metrics.py): train/{loss,grad_norm,learning_rate,tokens},
-                      perf/{tokens_per_second,mfu_a,mfu_b,data_wait_seconds,goodput},
+                      perf/{tokens_per_second,mfu_a,mfu_b,goodput}, perf/data_wait_seconds or (PPO)
+                      perf/sample_seconds,
                       time/KIND (seconds of this life), host/PROCESS/own_seconds (a step),
                       eval/NAME/{loss,perplexity,bits_per_byte,accuracy}, rollout/{reward,kl,...}
     events.jsonl      {"time": 1.7e9, "event": "resume", ...anything} a line (train/metrics.py)

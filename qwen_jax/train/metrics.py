@@ -118,8 +118,12 @@ def format_line(step: int, num_steps: int, values: dict[str, float], eta_seconds
         parts += [f"{values['perf/tokens_per_second']:,.0f} tok/s",
                   f"MFU {values['perf/mfu_a']:.1%} (A) {values['perf/mfu_b']:.1%} (B)"]
     if "perf/data_wait_seconds" in values:
-        parts += [f"wait {values['perf/data_wait_seconds'] * 1e3:.1f} ms",
-                  f"goodput {values['perf/goodput']:.0%}", f"ETA {format_seconds(eta_seconds)}"]
+        parts.append(f"wait {values['perf/data_wait_seconds'] * 1e3:.1f} ms")
+    if "perf/sample_seconds" in values:
+        parts.append(f"step {values['perf/step_seconds']:.2f} s, "
+                     f"of it sampling {values['perf/sample_seconds']:.2f} s")
+    if "perf/step_seconds" in values:
+        parts += [f"goodput {values['perf/goodput']:.0%}", f"ETA {format_seconds(eta_seconds)}"]
     return "  ".join(parts)
 
 

@@ -60,12 +60,13 @@ class Reporter:
         self._first = True
 
     def __call__(self, report: StepReport) -> None:
+        samples = "rollout/length" in report.metrics  # then a step has tokens and work of its own
         if report.seconds is not None:
             self._seconds.append(report.seconds)
             self._waits.append(report.data_wait_seconds)
             self._hosts.add(report.seconds, report.device_wait_seconds)
             self.goodput.add("train", max(report.seconds - report.data_wait_seconds, 0.0))
-            self.goodput.add("wait", report.data_wait_seconds)
+            self.goodput.add("sample" if samples else "wait", report.data_wait_seconds)
         recheck.check(report.step, report.metrics)
         spike = self.spikes.see(report.metrics["train/loss"])
         if spike is not None:
@@ -79,15 +80,14 @@ class Reporter:
             return
         values = dict(report.metrics)
         values["train/learning_rate"] = float(self._rates[report.step - 1])
-        samples = "rollout/length" in values  # then a step has tokens and work of its own
         if not samples:
             values["train/tokens"] = report.step * self._tokens_per_step
         eta = math.inf
         if self._seconds:
             mean = sum(self._seconds) / len(self._seconds)
             rate = self._tokens_per_step / mean
-            values |= {"perf/step_seconds": mean,
-                       "perf/data_wait_seconds": sum(self._waits) / len(self._waits)}
+            waited = "perf/sample_seconds" if samples else "perf/data_wait_seconds"
+            values |= {"perf/step_seconds": mean, waited: sum(self._waits) / len(self._waits)}
             if not samples:
                 values |= {"perf/tokens_per_second": rate, "perf/mfu_a": rate * self._mfu_a,
                            "perf/mfu_b": rate * self._mfu_b}

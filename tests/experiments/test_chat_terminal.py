@@ -42,7 +42,7 @@ class Terminal:
         time.sleep(0.3)
         self.type(CTRL_C)
 
-    def until(self, pattern: str, seconds: float = 60) -> str:
+    def until(self, pattern: str, seconds: float = 300) -> str:
         """What is shown from the last match to the end of the next one."""
         limit = time.monotonic() + seconds
         while not (match := re.compile(pattern).search(self.shown, self.seen)):

@@ -187,6 +187,26 @@ def test_time_is_accounted_for(tmp_path, monkeypatch):
     assert {f"time/{kind}" for kind in (*KINDS, "other")} <= last.keys()
 
 
+def test_answers_that_are_sampled_are_work_and_not_waiting(tmp_path):
+    shown, goodput = [], Goodput()
+    reporter = Reporter(tmp_path, SMOKE.model, TrainConfig(num_steps=2, batch_size=1, log_every=1),
+                        schedule=lambda step: 0.1 * step, total_peak_flops=1e9, resume_step=None,
+                        events=Events(tmp_path), goodput=goodput, emit=shown.append)
+    metrics = {"train/loss": 1.0, "train/grad_norm": 1.0, "rollout/length": 3.0,
+               "rollout/reward": 1.0, "rollout/kl": 0.0}
+    reporter(StepReport(1, metrics, 0.5, 0.4))
+    goodput.mark()
+    reporter(StepReport(2, metrics, 0.5, 0.3))
+    reporter.log.close()
+    record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert record["time/sample"] == 0.7 and record["time/wait"] == 0
+    assert record["time/train"] == 0.3 and record["perf/sample_seconds"] == 0.3
+    assert "step 0.50 s, of it sampling 0.30 s  goodput" in shown[-1] and "wait" not in shown[-1]
+    goodput.undo()  # of the second step
+    record = goodput.record()
+    assert record["time/redo"] == 0.5 and record["time/sample"] == 0.4
+
+
 def test_a_profile_of_some_steps_is_written(tmp_path):
     a = Adding(tmp_path, noise(), num_steps=12, trace_steps=(3, 4))
     a.run()
