@@ -11,6 +11,7 @@ are on storage that all hosts share. The command ends when the run has; the pod 
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 
 from launch import commands
@@ -33,12 +34,11 @@ def main(argv: list[str]) -> int:
     pod = Pod(options)
     code = 1
     for attempt in range(options.max_restarts + 1):
-        if not pod.ready():
+        new = not pod.ready()
+        if new:
             pod.make()
-            pod.fill()
-        elif attempt == 0:
-            pod.fill()
-        code = pod.start(command, attempt)
+        code = pod.fill() if new or attempt == 0 else 0
+        code = code or pod.start(command, attempt)
         if options.dry_run or code in (0, 1) and pod.ready():
             break  # done; or an error that would only come again
     if options.delete and (code == 0 or options.dry_run):
@@ -81,13 +81,22 @@ class Pod:
                          f"tpus queued-resources describe {shlex.join([options.name, *self._where])}`.")
             time.sleep(30)
 
-    def fill(self) -> None:
-        """Copies this folder to every host and installs it."""
+    def fill(self) -> int:
+        """Copies what git does not ignore here to every host and installs it there; the exit code."""
         name = self._options.name
-        self._must("tpu-vm", "scp", "--recurse", "--worker=all", *self._where, ".",
-                   f"{name}:qwen_jax")
-        self._ssh("cd qwen_jax && python3 -m venv .venv && "
-                  ".venv/bin/pip install --quiet --editable '.[tpu]'")
+        packed = f"{tempfile.gettempdir()}/{name}.tgz"
+        if commands.run(["sh", "-c", "files=$(git ls-files --cached --others --exclude-standard) "
+                         f"&& echo \"$files\" | tar -czf {shlex.quote(packed)} -T -"],
+                        dry_run=self._options.dry_run):
+            sys.exit("the files of this folder could not be packed: see the message above. Start "
+                     "the launcher in the root of a git checkout.")
+        self._must("tpu-vm", "scp", "--worker=all", *self._where, packed, f"{name}:qwen_jax.tgz")
+        # Python 3.10, which the images have, is too old for JAX: uv brings one.
+        return self._ssh(
+            "mkdir -p qwen_jax && tar -xzf qwen_jax.tgz -C qwen_jax && cd qwen_jax && "
+            "python3 -m pip install --quiet --user uv && export PATH=$HOME/.local/bin:$PATH && "
+            "uv venv --quiet --allow-existing --python 3.12 .venv && "
+            "uv pip install --quiet --python .venv/bin/python --editable '.[tpu]'")
 
     def start(self, command: list[str], attempt: int) -> int:
         """Runs the command on all hosts at once; the exit code of the first that fails."""

@@ -6,6 +6,7 @@ import pathlib
 import shlex
 import subprocess
 import sys
+import tarfile
 
 import pytest
 
@@ -37,14 +38,15 @@ def test_local_gives_every_process_its_place():
 
 
 def test_a_tpu_pod_is_made_filled_and_started_on_all_workers():
-    lines = [shlex.split(line) for line in launcher(
+    create, pack, *lines = [shlex.split(line) for line in launcher(
         "tpu_pod", "--name=r", "--zone=z", "--type=v5p-256", "--spot", "--delete").splitlines()]
-    assert [line[3:5] for line in lines] == [
+    assert [line[3:5] for line in (create, *lines)] == [
         ["queued-resources", "create"], ["tpu-vm", "scp"], ["tpu-vm", "ssh"], ["tpu-vm", "ssh"],
         ["queued-resources", "delete"]]
-    create, copy, install, start, _ = lines
+    copy, install, start, _ = lines
     assert "--spot" in create and flag(create, "accelerator-type") == "v5p-256"
     assert all("--worker=all" in line for line in (copy, install, start))
+    assert pack[0] == "sh" and copy[-2] in pack[2] and copy[-1] == "r:qwen_jax.tgz"
     inside = shlex.split(flag(start, "command"))
     assert "QWEN_JAX_LAUNCHER=tpu_pod" in inside and inside[-4:] == COMMAND
 
@@ -140,10 +142,25 @@ def pod(folder, **answers) -> tuple[int, str, list[str]]:
     (folder / "gcloud").write_text(GCLOUD.format(python=sys.executable))
     (folder / "gcloud").chmod(0o755)
     code, said = run("-m", "launch.tpu_pod", *OPTIONS["tpu_pod"][1], "--", *COMMAND,
-                     PATH=f"{folder}:{os.environ['PATH']}")
+                     PATH=f"{folder}:{os.environ['PATH']}", TMPDIR=str(folder))
     calls = [line for line in (folder / "calls").read_text().splitlines()
              if "describe" not in line]
     return code, said, calls
+
+
+def test_a_pod_gets_what_git_does_not_ignore(tmp_path, monkeypatch):
+    here = tmp_path / "here"
+    (here / "runs").mkdir(parents=True)
+    for name in ("kept.py", "new file.py", ".gitignore", "runs/weights"):
+        (here / name).write_text("runs/\n")
+    for command in (["init", "-q"], ["add", "kept.py"]):
+        subprocess.run(["git", *command], cwd=here, check=True)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    pack = launcher("tpu_pod", "--name=r", "--zone=z", "--type=t").splitlines()[1]
+    subprocess.run(shlex.split(pack), cwd=here, check=True)
+    with tarfile.open(tmp_path / "r.tgz") as packed:
+        assert sorted(packed.getnames()) == [".gitignore", "kept.py", "new file.py"]
+    assert subprocess.run(shlex.split(pack), cwd=tmp_path, check=False).returncode
 
 
 def test_a_pod_that_cannot_be_made_ends_the_launcher(tmp_path):
@@ -155,6 +172,11 @@ def test_a_pod_that_cannot_be_made_ends_the_launcher(tmp_path):
 def test_a_pod_that_google_gives_up_ends_the_launcher(tmp_path):
     code, said, _ = pod(tmp_path, describe=["", "", "FAILED"])
     assert code == 1 and "could not make the pod r" in said
+
+
+def test_a_pod_that_cannot_install_starts_no_run(tmp_path):
+    code, _, calls = pod(tmp_path, describe=["ACTIVE"], ssh=["1", "0"])
+    assert code == 1 and [line.split(" ")[1] for line in calls] == ["scp", "ssh"]
 
 
 def test_a_preempted_pod_is_made_again(tmp_path):
