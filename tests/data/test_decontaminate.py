@@ -53,6 +53,20 @@ def test_less_than_an_ngram_is_not_found(index, text):
     assert found(index, text) == set()
 
 
+@pytest.mark.parametrize("group", [1, 40, 1 << 16])
+def test_many_texts_at_once_are_as_each_alone(index, monkeypatch, group):
+    """Whatever lies before or behind a text: an n-gram ends with its text."""
+    monkeypatch.setattr(decontaminate, "_GROUP", group)
+    words = LONG.split()
+    texts = ["", LONG, " ".join(words[:9]), " ".join(words[9:20]), FILLER + LONG + "\n1+1=", CHINESE,
+             " ".join(words[20:]), LONG, CHINESE[:12], CHINESE[12:], "1-1=", ""]
+    found = index.matches_in(texts)
+    assert found == [index.matches(text) for text in texts]
+    assert [bool(matches) for matches in found] == [
+        False, True, False, False, True, True, True, True, False, True, True, False]
+    assert {match.ngrams for match in found[1]} == {len(words) - 12} and len(found[4]) == 2
+
+
 def test_phrases_of_many_items_do_not_count():
     phrase = "which of the following statements about the history of this country is true "
     items = [TestItem("mc", str(i), phrase + f"n{i} alpha{i} beta{i}") for i in range(20)]
