@@ -1,4 +1,5 @@
-"""Cross-entropy of hidden states and output projection, without all the logits in memory.
+"""Cross-entropy and log-probabilities of hidden states and output projection, without all the logits
+in memory.
 
 Tokens are taken in chunks. When a gradient is asked for, a chunk's share of it is computed while
 its logits are there: three products with the output projection where recomputing them takes four.
@@ -60,7 +61,51 @@ def _backward(z_loss, gradients, cotangents):
 cross_entropy.defvjp(_forward, _backward)
 
 
-def _sums(x_BTD, head_DV, targets_BT, weights_BT, z_loss, *, gradient: bool):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def log_likelihoods(x_BTD: Array, head_DV: Array, targets_BT: Array, temperature: float = 1.0
+                    ) -> tuple[Array, Array]:
+    """(log p(target), entropy of p), float32 [B, T] each; p is the softmax of x W / temperature.
+
+    In the backward pass the logits are computed again. No gradient comes from the entropy.
+
+    Args:
+      x_BTD, head_DV, targets_BT: as in cross_entropy.
+    """
+    vocab_axes, limit = cut(head_DV.shape[1], "act_vocab"), _chunk_bytes(x_BTD)
+
+    def on_device(x_BTD, head_DV, targets_BT):
+        step = functools.partial(_likelihoods, head_DV=head_DV, vocab_axes=vocab_axes,
+                                 temperature=temperature)
+        size = _chunk_size(targets_BT.size, head_DV.shape[1], limit)
+        chunks = _chunked(x_BTD, size), _chunked(targets_BT, size)
+        if chunks[0].shape[0] == 1:
+            return step(x_BTD, targets_BT)
+        found = jax.lax.map(lambda chunk: step(*chunk), chunks)
+        return tuple(_in_rows(x, targets_BT.shape) for x in found)
+
+    tokens = ("batch", "length")
+    return map_shards(on_device, x_BTD, head_DV.astype(x_BTD.dtype), targets_BT,
+                      axes=((*tokens, None), (None, "act_vocab"), tokens),
+                      out_axes=(tokens, tokens))
+
+
+def _likelihoods_forward(x_BTD, head_DV, targets_BT, temperature):
+    return log_likelihoods(x_BTD, head_DV, targets_BT, temperature), (x_BTD, head_DV, targets_BT)
+
+
+def _likelihoods_backward(temperature, residuals, cotangents):
+    x_BTD, head_DV, targets_BT = residuals
+    # The gradient of sum w (-log p) for w = -cotangent.
+    *_, dx_BTD, dhead_DV = _sums(x_BTD, head_DV, targets_BT, -cotangents[0], None, gradient=True,
+                                 temperature=temperature)
+    return dx_BTD, dhead_DV.astype(head_DV.dtype), None
+
+
+log_likelihoods.defvjp(_likelihoods_forward, _likelihoods_backward)
+
+
+def _sums(x_BTD, head_DV, targets_BT, weights_BT, z_loss, *, gradient: bool,
+          temperature: float = 1.0):
     """Loss and cross-entropy and, if asked for, their gradients with respect to x and W."""
     B, T, _ = x_BTD.shape
     D, V = head_DV.shape
@@ -70,18 +115,18 @@ def _sums(x_BTD, head_DV, targets_BT, weights_BT, z_loss, *, gradient: bool):
     scatter_axes = cut(D, "embed")
     if not set(scatter_axes) <= set(token_axes):
         scatter_axes = ()
-    limit = _CHUNK_BYTES.get(target_of(x_BTD).platform, _DEFAULT_CHUNK_BYTES)
+    limit = _chunk_bytes(x_BTD)
 
     def on_device(x_BTD, head_DV, targets_BT, weights_BT):
         size = _chunk_size(targets_BT.size, head_DV.shape[1], limit)
         chunks = [_chunked(array, size) for array in (x_BTD, targets_BT, weights_BT)]
         step = functools.partial(_chunk, head_DV=head_DV, z_loss=z_loss, vocab_axes=vocab_axes,
-                                 gradient=gradient)
+                                 gradient=gradient, temperature=temperature)
         sums, dx, dhead_DV = _over_chunks(step, chunks)
         sums = tuple(_sum_over(s, token_axes) for s in sums)
         if not gradient:
             return sums
-        dx_BTD = dx.reshape(-1, D)[:targets_BT.size].reshape(x_BTD.shape)
+        dx_BTD = _in_rows(dx, x_BTD.shape)
         if scatter_axes:
             dhead_DV = jax.lax.psum_scatter(dhead_DV, scatter_axes, scatter_dimension=0, tiled=True)
         rest = tuple(axis for axis in token_axes if axis not in scatter_axes)
@@ -93,6 +138,10 @@ def _sums(x_BTD, head_DV, targets_BT, weights_BT, z_loss, *, gradient: bool):
         on_device, x_BTD, head_DV.astype(x_BTD.dtype), targets_BT, weights_BT,
         axes=((*tokens, None), (None, "act_vocab"), tokens, tokens),
         out_axes=((), ()) + (gradient_axes if gradient else ()))
+
+
+def _chunk_bytes(x_BTD: Array) -> int:
+    return _CHUNK_BYTES.get(target_of(x_BTD).platform, _DEFAULT_CHUNK_BYTES)
 
 
 def _chunk_size(tokens: int, vocab_size: int, limit: int) -> int:
@@ -112,6 +161,12 @@ def _chunked(array_BT: Array, size: int) -> Array:
     return filled.reshape(-1, size // _TILE, _TILE, *rest)
 
 
+def _in_rows(chunks: Array, shape: tuple[int, ...]) -> Array:
+    """What _chunked cut, [B, T, ...], without what it filled up with."""
+    tokens = shape[0] * shape[1]
+    return chunks.reshape(-1, *shape[2:])[:tokens].reshape(shape)
+
+
 def _over_chunks(step, chunks: list[Array]):
     """step(x, targets, weights) -> (two sums, dx, dhead or None), added up over the chunks."""
     if chunks[0].shape[0] == 1:
@@ -127,19 +182,45 @@ def _over_chunks(step, chunks: list[Array]):
     return sums, dx, dhead_DV
 
 
-def _chunk(x_BTD, targets_BT, weights_BT, *, head_DV, z_loss, vocab_axes, gradient: bool):
-    """One chunk on one device, whose projection may be a part of the vocabulary."""
+def _logits(x_BTD, targets_BT, head_DV, vocab_axes, temperature: float):
+    """Of a chunk, whose projection may be a part of the vocabulary: its logits [B, T, V], and the
+    largest of all parts, the target's place in this part (or outside of it) and its logit here (or
+    0): [B, T]."""
     logits_BTV = _product(x_BTD, head_DV, 2, 0, jnp.float32)
+    if temperature != 1.0:
+        logits_BTV = logits_BTV / temperature
     V = logits_BTV.shape[2]
     top_BT = jnp.max(logits_BTV, axis=-1)
     if vocab_axes:
         top_BT = jax.lax.pmax(top_BT, vocab_axes)
         targets_BT = targets_BT - jax.lax.axis_index(vocab_axes) * V
-    total_BT = jnp.sum(jnp.exp(logits_BTV - top_BT[:, :, None]), axis=-1)
     # Gathered, which is faster than summing a masked copy; a target that is elsewhere counts 0.
     nearest_BT = jnp.clip(targets_BT, 0, V - 1)
     chosen_BT = jnp.take_along_axis(logits_BTV, nearest_BT[:, :, None], axis=-1)[:, :, 0]
-    chosen_BT = jnp.where(nearest_BT == targets_BT, chosen_BT, 0.0)
+    return logits_BTV, top_BT, targets_BT, jnp.where(nearest_BT == targets_BT, chosen_BT, 0.0)
+
+
+def _likelihoods(x_BTD, targets_BT, *, head_DV, vocab_axes, temperature: float):
+    """log p(target) and the entropy of p, of one chunk on one device.
+
+    With l = logits - max and Z = sum exp(l) they are l[target] - log Z and log Z - sum exp(l) l / Z:
+    one exponential for each logit.
+    """
+    logits_BTV, top_BT, _, chosen_BT = _logits(x_BTD, targets_BT, head_DV, vocab_axes, temperature)
+    l_BTV = logits_BTV - top_BT[:, :, None]
+    powers_BTV = jnp.exp(l_BTV)
+    total_BT, weighted_BT, chosen_BT = _sum_over(jnp.stack([
+        jnp.sum(powers_BTV, axis=-1), jnp.sum(powers_BTV * l_BTV, axis=-1), chosen_BT]), vocab_axes)
+    log_total_BT = jnp.log(total_BT)
+    return chosen_BT - top_BT - log_total_BT, log_total_BT - weighted_BT / total_BT
+
+
+def _chunk(x_BTD, targets_BT, weights_BT, *, head_DV, z_loss, vocab_axes, gradient: bool,
+           temperature: float):
+    """_sums of one chunk on one device; dx and dhead are this part's alone."""
+    logits_BTV, top_BT, targets_BT, chosen_BT = _logits(x_BTD, targets_BT, head_DV, vocab_axes,
+                                                        temperature)
+    total_BT = jnp.sum(jnp.exp(logits_BTV - top_BT[:, :, None]), axis=-1)
     total_BT, chosen_BT = _sum_over(jnp.stack([total_BT, chosen_BT]), vocab_axes)
     log_z_BT = jnp.log(total_BT) + top_BT
     z_weight = jnp.float32(z_loss or 0.0)
@@ -148,11 +229,13 @@ def _chunk(x_BTD, targets_BT, weights_BT, *, head_DV, z_loss, vocab_axes, gradie
     if not gradient:
         return sums, None, None
     scale_BT = weights_BT * (1.0 + 2.0 * z_weight * log_z_BT)
-    word = jnp.arange(V, dtype=targets_BT.dtype)
+    word = jnp.arange(logits_BTV.shape[2], dtype=targets_BT.dtype)
     is_target = word[None, None, :] == targets_BT[:, :, None]
     softmax_BTV = jnp.exp(logits_BTV - log_z_BT[:, :, None])
     dlogits_BTV = softmax_BTV * scale_BT[:, :, None] - jnp.where(
         is_target, weights_BT[:, :, None], 0.0)
+    if temperature != 1.0:
+        dlogits_BTV = dlogits_BTV / temperature
     dlogits_BTV = dlogits_BTV.astype(x_BTD.dtype)
     dx_BTD = _product(dlogits_BTV, head_DV, 2, 1, None)
     # The input on the left, and two axes of tokens: a CPU's fast product takes this form alone.

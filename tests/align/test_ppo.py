@@ -83,7 +83,7 @@ def test_running_moments_are_those_of_all_rewards():
 MODEL = dataclasses.replace(sizes.TINY, vocab_size=64)
 CUT = MeshConfig(data=2, fsdp=2, tensor=2)
 FORWARD = jax.jit(functools.partial(forward, config=MODEL, inference=False))
-LOG_PROBS = jax.jit(token_log_probs, static_argnames="config")
+LOG_PROBS = jax.jit(token_log_probs, static_argnames=("config", "temperature"))
 CONFIG = ppo.PPOConfig(value_warmup_steps=1, minibatches=2, epochs=2, max_new_tokens=9)
 
 

@@ -12,7 +12,7 @@ from qwen_jax.config import MeshConfig
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.rules import use_layout
 from qwen_jax.train import cross_entropy as module
-from qwen_jax.train.cross_entropy import cross_entropy
+from qwen_jax.train.cross_entropy import cross_entropy, log_likelihoods
 
 B, T, D, V = 4, 96, 16, 40  # 384 tokens; chunks are multiples of 128
 
@@ -103,6 +103,41 @@ def test_bfloat16_rounds_what_plain_jax_rounds(chunks):
     assert ours[3] < 0.75 * theirs[3], (ours, theirs)
 
 
+def likelihoods_by_definition(x, head, targets, temperature):
+    logits = jnp.einsum("BTD,DV->BTV", x, head, precision=jax.lax.Precision.HIGHEST)
+    log_p = jax.nn.log_softmax(logits / temperature)
+    chosen = jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+    return chosen, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+
+
+def likelihoods_and_grad(function, arguments, temperature):
+    """What it gives, and the gradient of a weighted sum of the first."""
+    x, head, targets, weights = arguments
+
+    def weighted(x, head):
+        log_p, entropy = function(x, head, targets, temperature)
+        return jnp.sum(weights * log_p), (log_p, entropy)
+
+    (_, found), gradients = jax.jit(jax.value_and_grad(weighted, (0, 1), has_aux=True))(x, head)
+    return *found, *gradients
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("tokens", [128, 256, 384])
+def test_likelihoods_and_their_gradients_equal_the_definition(chunks, tokens, temperature):
+    chunks(tokens)
+    arguments = draw()
+    assert_same(likelihoods_and_grad(log_likelihoods, arguments, temperature),
+                likelihoods_and_grad(likelihoods_by_definition, arguments, temperature))
+
+
+def test_no_gradient_comes_from_the_entropy(chunks):
+    chunks(128)
+    x, head, targets, _ = draw()
+    slope = jax.jit(jax.grad(lambda x: jnp.sum(log_likelihoods(x, head, targets)[1])))(x)
+    assert not np.any(slope)
+
+
 def on_mesh(shape, function):
     """function() under a mesh of this shape: what jit makes of it is partitioned."""
     mesh = make_mesh(MeshConfig(*shape), devices=jax.devices()[:int(np.prod(shape))])
@@ -118,6 +153,9 @@ def test_every_mesh_gives_the_same(chunks, shape, vocab_size):
     arguments = draw(tokens=(8, 192), vocab_size=vocab_size)
     ours = on_mesh(shape, lambda mesh: value_and_grad(cross_entropy, arguments, 0.1))
     assert_same(jax.device_get(ours), value_and_grad(by_definition, arguments, 0.1))
+    ours = on_mesh(shape, lambda mesh: likelihoods_and_grad(log_likelihoods, arguments, 0.7))
+    assert_same(jax.device_get(ours),
+                likelihoods_and_grad(likelihoods_by_definition, arguments, 0.7))
 
 
 def placed(mesh, arguments):
@@ -128,19 +166,24 @@ def placed(mesh, arguments):
         mesh, jax.sharding.PartitionSpec(*name))) for a, name in zip(arguments, names)]
 
 
-def test_the_projection_crosses_devices_once_and_not_with_every_chunk(chunks):
+@pytest.mark.parametrize("loss, number", [
+    (lambda *a: cross_entropy(*a)[0], 1),
+    # The second loop is that of the backward pass.
+    (lambda x, head, targets, w: jnp.sum(w * jnp.exp(log_likelihoods(x, head, targets)[0])), 2)])
+def test_the_projection_crosses_devices_once_and_not_with_every_chunk(chunks, loss, number):
     chunks(128, V // 2)
     arguments = draw(tokens=(8, 256))
 
     def compiled(mesh):
-        gradient = jax.grad(lambda *a: cross_entropy(*a)[0], (0, 1))
+        gradient = jax.grad(loss, (0, 1))
         return jax.jit(gradient).lower(*placed(mesh, arguments)).compile().as_text()
 
     text = on_mesh((2, 2, 2, 1), compiled)
     loops = [body for body in re.split(r"\n\n", text) if body.startswith("%") and any(
         f"body=%{body.split()[0][1:]}" in line for line in text.splitlines())]
-    assert len(loops) == 1, "four chunks are one loop"
-    inside = re.findall(r"= (\S+) (all-gather|all-reduce|reduce-scatter|all-to-all)\(", loops[0])
+    assert len(loops) == number, "four chunks are one loop"
+    inside = re.findall(r"= (\S+) (all-gather|all-reduce|reduce-scatter|all-to-all)\(",
+                        "".join(loops))
     assert all(f"{D}," not in shape and f"{V // 2}" not in shape for shape, _ in inside), inside
     gathered = re.findall(rf"= f32\[{D},{V // 2}\]\S* all-gather\(", text)
     assert len(gathered) == 1
