@@ -255,17 +255,20 @@ def index_files(step: Shuffle) -> list[pathlib.Path]:
     """The keys of earlier runs.
 
     Raises:
-      DataError: there are none in a folder that was named.
+      DataError: there are none in a folder that was named, or not all of them.
       ConfigError: they were made with other settings.
     """
     files = []
     for folder in map(pathlib.Path, step.index):
         found = sorted((folder / "keys").glob("*.parquet"))
         plan = folder.parent / "plan.json"
-        if not found or not plan.exists():
+        made = json.loads(plan.read_text(encoding="utf-8")) if plan.exists() else {}
+        if not found or f"stage {folder.name}" not in made:
             raise DataError("there are no keys of earlier documents here.", str(folder),
                             f"name the {step.name} folder of an earlier run.")
-        made = json.loads(plan.read_text(encoding="utf-8"))
+        if not (folder / "removed").exists():  # what is made of all of them
+            raise DataError("the keys of some earlier documents are not there yet.", str(folder),
+                            "run the earlier plan to its end.")
         wanted = json.loads(json.dumps(dataclasses.asdict(step))) | {"index": []}
         check_same(
             _keyed_by(made["versions"]) | made[f"stage {folder.name}"] | {"index": []},
