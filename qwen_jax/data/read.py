@@ -274,7 +274,8 @@ class _Reader:
                 if row < piece.begin or 0 <= piece.end <= row:
                     continue
                 try:
-                    for batch in opened.iter_batches(256, row_groups=[number]):
+                    # Few rows: of a page of a kilobyte, each can be a copy of one huge text.
+                    for batch in opened.iter_batches(16, row_groups=[number]):
                         columns = map(_values, batch.columns)
                         for values in zip(*columns, strict=True):
                             yield self._row(f"#{row}", dict(zip(batch.schema.names, values)))

@@ -19,7 +19,8 @@ from tests.data.test_pipeline import rows_of
     ("code:repos", "repos", "code", "repos"), ("x/b.jsonl.gz", "b", None, "x/b.jsonl.gz"),
     ("web:s3://bucket/c", "c", "web", "s3://bucket/c"), ("s3://b/x=1", "x=1", None, "s3://b/x=1"),
     ("python:docs", "python-docs", "documentation", "python:docs"),
-    (".", pathlib.Path.cwd().name.split(".")[0], None, "."), ("a/.cache", "cache", None, "a/.cache")])
+    (".", pathlib.Path.cwd().name.split(".")[0], None, "."),
+    ("a/.cache", "cache", None, "a/.cache")])
 def test_sources_as_written(text, name, kind, path):
     assert partitions.parse(text) == partitions.Source(name, kind, path)
 
@@ -88,7 +89,8 @@ def test_files_by_the_engine(tmp_path, monkeypatch):
         ("a.jsonl@0", "one"), ("b/c.txt", "two")]
     with pytest.raises(DataError):
         storage.listing(f"file://{tmp_path}/gone")
-    one = pipeline.run([f"file://{tmp_path}/in/a.jsonl"], [Read()], str(tmp_path / "one"), workers=0)
+    one = pipeline.run([f"file://{tmp_path}/in/a.jsonl"], [Read()], str(tmp_path / "one"),
+                       workers=0)
     assert [(row["path"], row["text"]) for row in rows_of(one)] == [("a.jsonl@0", "one")]
 
 

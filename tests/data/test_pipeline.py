@@ -5,6 +5,7 @@ import gzip
 import json
 import random
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -223,6 +224,17 @@ def test_many_small_rows_are_not_one_batch(tmp_path, monkeypatch):
     result = run(tmp_path / "a.jsonl", tmp_path / "out", steps=[Read()])
     assert rejected_by(result) == {"no_text_field": 1000}
     assert pq.ParquetFile(result.folder.rejected(0)).num_row_groups > 5
+
+
+def test_a_parquet_file_may_unpack_to_much_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(read, "BATCH_BYTES", 1 << 20)
+    words = pa.DictionaryArray.from_arrays(pa.array([0] * 64, pa.int32()), ["x" * (1 << 20)])
+    pq.write_table(pa.table({"text": words}), tmp_path / "a.parquet", compression="zstd")
+    partitions, _ = pipeline.plan_partitions([f"{tmp_path}/a.parquet"], partition_mb=1)
+    tracemalloc.start()
+    assert sum(map(len, Read().batches(partitions[0]))) == 64
+    assert tracemalloc.get_traced_memory()[1] < 40 << 20  # 64 MiB and more, all at once
+    tracemalloc.stop()
 
 
 def test_a_source_may_be_called_sum(tmp_path):
