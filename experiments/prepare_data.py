@@ -23,7 +23,8 @@ from typing import Literal
 from tqdm import tqdm
 
 from experiments import flags
-from qwen_jax.data import engine, mixture, pipeline, review, shards, stage_files
+from qwen_jax.data import engine, mixture, pipeline, review, shards, stage_files, storage
+from qwen_jax.data.append_only import note_made_from
 from qwen_jax.data.decontaminate import DecontaminationStage, Index
 from qwen_jax.data.exact_dedup import ExactDedup
 from qwen_jax.data.language import Language
@@ -102,9 +103,20 @@ SMOKE = dataclasses.replace(
 
 
 def main(config: Config) -> None:
-    """The plan, a page for people, a vocabulary unless there is one, the mixture, the shards."""
+    """Raises DataError where the system refuses what is not a task's: a full disk, mostly."""
     check(config)
+    try:
+        prepare(config)
+    except OSError as error:
+        raise DataError(f"{error.strerror or error}.", error.filename or config.output, "mend it "
+                        "and run the same command again: what is finished is kept.") from error
+
+
+def prepare(config: Config) -> None:
+    """The plan, a page for people, a vocabulary unless there is one, the mixture, the shards."""
     engine.start(config.ray)
+    mixed = mixture.Mixture(**dataclasses.asdict(config.mixture) | {
+        "weights": mixture.parse_weights(config.mixture.weights)})
     output = pathlib.Path(config.output)
     result = pipeline.run(config.sources, plan(config), config.output, workers=config.workers,
                           partition_mb=config.partition_mb, say=say)
@@ -116,8 +128,6 @@ def main(config: Config) -> None:
         raise DataError("nothing is left of any source.", str(output),
                         "counts.json says which rules rejected it, review.html shows examples.")
     tokenizer = config.tokenizer or vocabulary(config, result, output / "tokenizer.tiktoken")
-    mixed = mixture.Mixture(**dataclasses.asdict(config.mixture) | {
-        "weights": mixture.parse_weights(config.mixture.weights)})
     parts = mixture.plan(sizes(result, tokenizer), mixed)
     say(mixture.table(parts, mixed))
     (output / "mixture.png").write_bytes(mixture.draw(parts))
@@ -154,8 +164,10 @@ def plan(config: Config) -> list:
     steps += [PersonalStage()] if filters.personal else []
     if filters.test_sets:
         path = pathlib.Path(config.output) / "test_sets.npz"
+        note_made_from(path.with_suffix(".json"), {"test_sets": [
+            str(pathlib.Path(filters.test_sets).resolve()),
+            *map(dataclasses.astuple, storage.listing(filters.test_sets))]}, path)
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
             Index.build(read_test_sets(filters.test_sets)).save(path)
         steps.append(DecontaminationStage(str(path)))
     return steps
@@ -181,6 +193,13 @@ def check(config: Config) -> None:
     if not config.sources or not config.output:
         raise ConfigError("nothing to read, or nowhere to write.", "--sources, --output",
                           "name both; --help shows how.")
+    for name in ("partition_mb", "vocabulary_mb", "shard_tokens"):
+        if not getattr(config, name) > 0:
+            raise ConfigError(f"{getattr(config, name)} is no size.", f"--{name}",
+                              "use a number above 0.")
+    if not 0 <= config.eval_fraction < 1:
+        raise ConfigError(f"{config.eval_fraction} of the documents cannot be held out.",
+                          "--eval_fraction", "use 0, or a number below 1.")
     if config.tokenizer and config.base:
         raise ConfigError("a finished vocabulary is not grown.", "--tokenizer, --base",
                           "give one of the two.")
@@ -190,10 +209,15 @@ def check(config: Config) -> None:
     if config.filters.checkpoint and config.filters.checkpoint_most is None:
         raise ConfigError("how many bits per byte are too many is not said.",
                           "--filters.checkpoint_most", "name a number; inf scores and keeps all.")
+    for path in filter(None, (config.tokenizer, config.base)):
+        read_ranks(path)  # hours before they are needed
 
 
 def vocabulary(config: Config, result: pipeline.Result, path: pathlib.Path) -> str:
     """A vocabulary of the text that is left."""
+    settings = ("vocab_size", "base", "num_new", "vocabulary_mb")
+    note_made_from(path.with_suffix(".json"), {name: getattr(config, name) for name in settings},
+                   path)
     if not path.exists():
         learnt = tqdm(texts(result, config.vocabulary_mb), unit=" documents",
                       desc="learning a vocabulary")

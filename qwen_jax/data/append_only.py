@@ -50,6 +50,17 @@ def check_same(found: dict[str, Any], wanted: dict[str, Any], path: pathlib.Path
                           f"name another file, or delete this one and {record.name}.")
 
 
+def note_made_from(record: pathlib.Path, wanted: dict[str, Any], path: pathlib.Path) -> None:
+    """Writes `record`, which says what the file or folder `path` is made from; what was begun
+    before has to be made from the same, or ConfigError says what differs."""
+    wanted = json.loads(json.dumps(wanted))  # tuples become lists, as in the file
+    if record.exists():
+        check_same(json.loads(record.read_text(encoding="utf-8")), wanted, path, record)
+    else:
+        record.parent.mkdir(parents=True, exist_ok=True)
+        write_json(record, wanted)
+
+
 class AppendOnly:
     """Opens or begins the file; one process at a time.
 

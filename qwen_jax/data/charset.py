@@ -11,6 +11,8 @@ _MARKS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"),
 _WIDER = {"gb2312": "gb18030", "gbk": "gb18030", "iso-8859-1": "cp1252", "latin-1": "cp1252",
           "us-ascii": "cp1252", "ascii": "cp1252", "shift_jis": "cp932", "shift-jis": "cp932",
           "x-sjis": "cp932", "euc-kr": "cp949", "ks_c_5601-1987": "cp949", "big5": "big5hkscs"}
+# Python's own, which no page is in: one raises always, one takes the square of a page's length.
+_OF_PYTHON = {"idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape"}
 _BINARY = (b"%PDF", b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"PK\x03\x04", b"\x1f\x8b", b"\x7fELF",
            b"RIFF", b"OggS", b"ID3", b"wOF", b"MZ", b"\x00\x00\x00")
 
@@ -38,7 +40,7 @@ def decode(content: bytes, said: str | None = None) -> tuple[str, str]:
         return text, "utf-8"
     declared = _DECLARED.search(content[:4096]) or _XML.search(content[:1024])
     names = [name for name in (said, declared and declared[1].decode("ascii", "replace")) if name]
-    names = [_WIDER.get(name.lower(), name.lower()) for name in names]
+    names = [_WIDER.get(name.lower(), name.lower()) for name in names if _is_charset(name)]
     seen = _WIDER.get(guess := _guess(content), guess)
     # Every byte string is valid in a charset of single bytes: that it decodes proves nothing.
     proven = [name for name in names if not _single(name)]
@@ -59,6 +61,13 @@ def _guess(content: bytes) -> str:
     except ImportError:
         return "cp1252"
     return detect_encoding(content[:1 << 18]).lower()
+
+
+def _is_charset(name: str) -> bool:
+    try:
+        return codecs.lookup(name).name not in _OF_PYTHON
+    except (LookupError, ValueError):  # a name may hold anything, zeros too
+        return False
 
 
 def _single(name: str) -> bool:

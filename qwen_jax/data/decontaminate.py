@@ -197,13 +197,17 @@ class Index:
         return self.numbers.get(word, 0)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes one .npz file, the same bytes for the same items in the same order."""
+        """Writes one .npz file, whole or not at all, the same bytes for the same items in order."""
         words = [word for word, _ in sorted(self.numbers.items(), key=lambda pair: pair[1])]
-        np.savez_compressed(
-            path, hashes=self.hashes, lengths=self.lengths, owners=self.owners,
-            rules=np.asarray(dataclasses.astuple(self.rules)), phrases=self.phrases,
-            items=_packed("\0".join(pair) for pair in self.items), words=_packed(words),
-            lines=_packed(self.lines), line_owners=np.asarray(list(self.lines.values()), np.int32))
+        temporary = f"{os.fspath(path)}.tmp"
+        with open(temporary, "wb") as file:
+            np.savez_compressed(
+                file, hashes=self.hashes, lengths=self.lengths, owners=self.owners,
+                rules=np.asarray(dataclasses.astuple(self.rules)), phrases=self.phrases,
+                items=_packed("\0".join(pair) for pair in self.items), words=_packed(words),
+                lines=_packed(self.lines),
+                line_owners=np.asarray(list(self.lines.values()), np.int32))
+        os.replace(temporary, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Index":

@@ -80,7 +80,8 @@ def run_tasks(work: Callable[[Any], Any], tasks: Sequence[Any], *, workers: int
     if failures:
         task, problem = failures[0]
         rest = f"; {len(failures) - 1} others failed as well" if failures[1:] else ""
-        raise DataError(f"{problem}{rest}.", f"{task}", "mend it and run the same command again: "
+        where = f"{task}" if len(f"{task}") < 500 else f"{str(task)[:500]} ..."  # of many files
+        raise DataError(f"{problem}{rest}.", where, "mend it and run the same command again: "
                         "what is finished is kept.")
 
 

@@ -9,6 +9,7 @@ WARC files are cut into ranges, small files go together, in the order of their n
 import collections
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Iterable, Sequence
 
@@ -18,7 +19,8 @@ from qwen_jax.data.stage import KINDS
 from qwen_jax.errors import ConfigError, DataError
 
 PYTHON = ("python:docs", "python:code")
-_CUT = (".jsonl", ".ndjson", ".warc", ".warc.gz")  # by bytes
+ARCHIVES = (".warc", ".wet")
+_CUT = (".jsonl", ".ndjson", *ARCHIVES, *(f"{end}.gz" for end in ARCHIVES))  # by bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +55,7 @@ def parse(text: str) -> Source:
     """A source as it is written in a recipe.
 
     Raises:
-      ConfigError: it has no path.
+      ConfigError: it has no path, or no name that a folder can have.
     """
     name, equals, rest = text.partition("=")
     if not equals or "/" in name or ":" in name:
@@ -66,8 +68,13 @@ def parse(text: str) -> Source:
                           f"write [NAME=][KIND:]PATH; kinds: {', '.join(KINDS)}.")
     if path in PYTHON:
         kind = kind or ("documentation" if path == PYTHON[0] else "code")
-    name = name or path.rstrip("/").rsplit("/", 1)[-1].split(".")[0].replace(":", "-")
-    return Source(name, kind, path.rstrip("/"))
+    path = path.rstrip("/") or "/"
+    full = path if path.startswith(storage.REMOTE) else os.path.abspath(path)  # of `.` and `..`
+    name = name or full.rsplit("/", 1)[-1].lstrip(".").split(".")[0].replace(":", "-")
+    if name in ("", ".", ".."):  # its shards have a folder of this name
+        raise ConfigError(f"{name!r} is no name for a source.", f"--sources={text}",
+                          "give it one: --sources=NAME=PATH.")
+    return Source(name, kind, path)
 
 
 def plan(wanted: Sequence[str], *, partition_mb: float) -> tuple[list[Partition], dict]:
@@ -93,6 +100,7 @@ def plan(wanted: Sequence[str], *, partition_mb: float) -> tuple[list[Partition]
             raise ConfigError(f"{count} sources are called {name!r}.", "--sources",
                               "name them: --sources=NAME=PATH,OTHER=PATH.")
     partitions, record = [], {}
+    size = max(1, int(partition_mb * 1e6))
     for source in parsed:
         if source.path in PYTHON:
             partitions.append((Piece(source.name, source.kind, source.path, ""),))
@@ -100,12 +108,21 @@ def plan(wanted: Sequence[str], *, partition_mb: float) -> tuple[list[Partition]
                                    "passed_over": {}, "listing": ""}
             continue
         files, passed_over = _listing(source)
-        partitions += _cut(source, files, int(partition_mb * 1e6))
+        partitions += _cut(source, files, size)
         record[source.name] = {
             "path": source.path, "files": len(files), "bytes": sum(file.size for file in files),
             "passed_over": dict(sorted(passed_over.items())),
             "listing": storage.digest(json.dumps([[f.name, f.size, f.changed] for f in files]))}
     return partitions, record
+
+
+def check_outside(wanted: Sequence[str], output: pathlib.Path) -> None:
+    """Raises ConfigError where `output` is in a source: what is written would be read as well."""
+    for source in map(parse, wanted):
+        local = source.path not in PYTHON and not source.path.startswith(storage.REMOTE)
+        if local and output.resolve().is_relative_to(pathlib.Path(source.path).resolve()):
+            raise ConfigError("the output lies in a source, which would be another one next time.",
+                              str(output), f"name a folder outside of {source.path}.")
 
 
 def suffix(name: str) -> str:
@@ -124,8 +141,8 @@ def _listing(source: Source) -> tuple[list[storage.File], collections.Counter]:
     files = storage.listing(source.path)
     code = source.kind == "code"
     known = ({*LANGUAGES, *sources.TABLES} if code else
-             {*sources.HTML, *sources.TABLES, *sources.TEXT, ".warc"})
-    suffixes = [plain_suffix(file.name or source.path) for file in files]
+             {*sources.HTML, *sources.TABLES, *sources.TEXT, *ARCHIVES})
+    suffixes = [file.strange or plain_suffix(file.name or source.path) for file in files]
     wanted = [file for file, end in zip(files, suffixes, strict=True) if end in known]
     passed_over = collections.Counter(end or "none" for end in suffixes if end not in known)
     if passed_over and not code:
@@ -143,7 +160,7 @@ def _kind(source: Source, name: str) -> str:
     if source.kind:
         return source.kind
     end = plain_suffix(name)
-    if end in (*sources.HTML, ".warc"):
+    if end in (*sources.HTML, *ARCHIVES):
         return "web"
     return "code" if end in LANGUAGES else "text"
 

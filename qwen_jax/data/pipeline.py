@@ -22,9 +22,9 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from qwen_jax.data import components, engine, minhash, shuffle, stage_files
-from qwen_jax.data.append_only import check_same, open_alone
+from qwen_jax.data.append_only import check_same, note_made_from, open_alone
 from qwen_jax.data.json_rows import write_json
-from qwen_jax.data.partitions import Partition
+from qwen_jax.data.partitions import Partition, check_outside
 from qwen_jax.data.partitions import plan as plan_partitions
 from qwen_jax.data.read import Read
 from qwen_jax.data.shuffle import Shuffle
@@ -180,11 +180,16 @@ def run(sources: Sequence[str], steps: Sequence[Read | Stage | Shuffle], root: s
       say: told a line per stage.
 
     Raises:
-      ConfigError: the folder holds another plan or another process works in it.
+      ConfigError: the folder holds another plan, another process works in it, or it is in a source.
       DataError: a source is missing, or partitions failed, naming them.
     """
     folder = pathlib.Path(root)
+    check_outside(sources, folder)
     partitions, record = plan_partitions(sources, partition_mb=partition_mb)
+    for name, made in record.items():
+        if made["passed_over"]:
+            say(f"{name}: passed over " + ", ".join(
+                f"{end} {count:,}" for end, count in made["passed_over"].items()))
     chains = list(_chains(steps, root))
     with open_alone(folder / "plan.lock", folder):
         _begin(folder, record, steps, partition_mb)
@@ -216,13 +221,8 @@ def _begin(folder: pathlib.Path, sources: dict, steps, partition_mb: float) -> N
     wanted = {f"source {name}": value for name, value in sources.items()}
     wanted |= {f"stage {number:02}-{step.name}": dataclasses.asdict(step)
                for number, step in enumerate(steps, 1)}
-    wanted = json.loads(json.dumps(wanted | {"partition_mb": partition_mb,
-                                             "versions": _versions()}))
-    path = folder / "plan.json"
-    if path.exists():
-        check_same(json.loads(path.read_text(encoding="utf-8")), wanted, folder, path)
-    else:
-        write_json(path, wanted)
+    wanted |= {"partition_mb": partition_mb, "versions": _versions()}
+    note_made_from(folder / "plan.json", wanted, folder)
     stage_files.remove_unfinished(folder)
 
 
@@ -255,17 +255,20 @@ def index_files(step: Shuffle) -> list[pathlib.Path]:
     """The keys of earlier runs.
 
     Raises:
-      DataError: there are none in a folder that was named.
+      DataError: there are none in a folder that was named, or not all of them.
       ConfigError: they were made with other settings.
     """
     files = []
     for folder in map(pathlib.Path, step.index):
         found = sorted((folder / "keys").glob("*.parquet"))
         plan = folder.parent / "plan.json"
-        if not found or not plan.exists():
+        made = json.loads(plan.read_text(encoding="utf-8")) if plan.exists() else {}
+        if not found or f"stage {folder.name}" not in made:
             raise DataError("there are no keys of earlier documents here.", str(folder),
                             f"name the {step.name} folder of an earlier run.")
-        made = json.loads(plan.read_text(encoding="utf-8"))
+        if not (folder / "removed").exists():  # what is made of all of them
+            raise DataError("the keys of some earlier documents are not there yet.", str(folder),
+                            "run the earlier plan to its end.")
         wanted = json.loads(json.dumps(dataclasses.asdict(step))) | {"index": []}
         check_same(
             _keyed_by(made["versions"]) | made[f"stage {folder.name}"] | {"index": []},

@@ -8,6 +8,7 @@ import codecs
 import dataclasses
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
@@ -25,8 +26,10 @@ from qwen_jax.data.stage_files import BATCH_BYTES
 _ROWS = pa.schema([*SCHEMA, *REJECTED])
 _OWN = {"url": "url", "language": "language", "lang": "language", "license": "license",
         "group": "group"}  # columns of a row that are ours, the first one of a name
+_CHARSET = re.compile(r"""charset\s*=\s*["']?([^\s"';,]+)""", re.IGNORECASE)
 _as_json = json.JSONEncoder(default=str).encode
 _LONGEST = 1 << 28  # bytes of a text file or line: more is no document
+_ROW_BYTES = 512  # of memory that a row takes beside its text, about
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,14 +56,14 @@ class Read:
             for piece in partition:
                 where = "" if piece.root in partitions.PYTHON else (
                     piece.name or piece.root.rsplit("/", 1)[-1])
-                for row in reader.rows(piece):
+                for row in reader.named_rows(piece):
                     place = row["place"]
                     row["id"] = storage.digest(f"{piece.source}\0{piece.name}\0{place}")
                     row["source"], row["path"] = piece.source, where + place
                     row.setdefault("kind", piece.kind)
                     row.setdefault("text", "")
                     rows.append(row)
-                    size += len(row["text"])
+                    size += len(row["text"]) + len(row.get("metadata") or "") + _ROW_BYTES
                     if size >= BATCH_BYTES:
                         yield _table(rows)
                         rows, size, empty = [], 0, False
@@ -94,6 +97,14 @@ class _Reader:
         for worker in self._workers.values():
             worker.close()
 
+    def named_rows(self, piece: Piece) -> Iterator[dict[str, Any]]:
+        """The rows of a piece; of a file that has none, one that says so."""
+        row = None
+        for row in self.rows(piece):
+            yield row
+        if row is None and piece.end < 0:  # and not a range in which no line begins
+            yield _rejected("", "empty_file")
+
     def rows(self, piece: Piece) -> Iterator[dict[str, Any]]:
         if piece.root in partitions.PYTHON:
             yield from _python(piece)
@@ -104,10 +115,9 @@ class _Reader:
             return
         with storage.open_binary(piece.path) as file:
             if not file.read(1):
-                yield _rejected("", "empty_file")
                 return
             file.seek(0)
-            if kind == ".warc":
+            if kind in partitions.ARCHIVES:
                 yield from self._warc(piece, file)
             elif kind in sources.TABLES:
                 yield from self._json_lines(piece, file)
@@ -185,7 +195,8 @@ class _Reader:
     def _response(self, piece: Piece, place: str, record: warc.Record, url: str | None) -> dict:
         status, headers, body, problem = warc.http_body(record.content, self._limit)
         if problem:
-            return _rejected(place, f"http_{problem}", status, url=url)
+            return _rejected(place, f"http_{problem}", headers.get("content-encoding", status),
+                             url=url)
         if status != 200:
             return _rejected(place, "http_status", status, url=url)
         return self._body(piece, place, headers.get("content-type", ""), body, url)
@@ -193,12 +204,14 @@ class _Reader:
     def _body(self, piece: Piece, place: str, said: str, body: bytes, url: str | None) -> dict:
         mime, _, rest = said.partition(";")
         mime = mime.strip().lower()
-        _, _, name = rest.partition("charset=")
-        name = name.strip(" \"';") or None
+        found = _CHARSET.search(rest)
+        name = found and found[1]
         if mime in ("text/html", "application/xhtml+xml", ""):
             return self._page(place, body, piece.kind, name, url=url)
         if mime == "text/plain" and not charset.is_binary(body):
-            return {"place": place, "text": charset.decode(body, name)[0], "url": url}
+            text = charset.decode(body, name)[0]
+            return ({"place": place, "text": text, "url": url} if text.strip() else
+                    _rejected(place, "no_text", len(body), url=url))
         return _rejected(place, "content_type", mime, url=url)
 
     def _json_lines(self, piece: Piece, file) -> Iterator[dict]:
@@ -206,29 +219,33 @@ class _Reader:
         offset = piece.begin
         if offset:  # a line belongs to the range that its first byte is in
             lines.seek(offset - 1)
-            offset += len(lines.readline()) - 1
+            offset += _pass_line(lines) - 1
         while piece.end < 0 or offset < piece.end:
             place = f"@{offset}"
             try:
                 line = lines.readline(_LONGEST)
+                longer = 0 if line.endswith(b"\n") or len(line) < _LONGEST else _pass_line(lines)
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
                 yield _rejected(place, "damaged_file", error)
                 return
             if not line:
                 return
-            offset += len(line)
-            if line.strip():
+            offset += len(line) + longer
+            if longer:
+                yield _rejected(place, "too_large", f"{len(line) + longer} bytes")
+            elif line.strip():
                 yield self._json_row(place, line)
 
     def _json_row(self, place: str, line: bytes) -> dict:
         try:
-            row = json.loads(line.removeprefix(codecs.BOM_UTF8).decode())
-        except ValueError as error:
+            return self._row(place, json.loads(line.removeprefix(codecs.BOM_UTF8).decode()))
+        except (ValueError, RecursionError) as error:
             return _rejected(place, "not_json", error)
-        return self._row(place, row)
 
     def _row(self, place: str, row: Any) -> dict:
         text = row.get(self._settings.text_field) if isinstance(row, dict) else None
+        if isinstance(text, UnicodeDecodeError):
+            return _rejected(place, "not_utf8", text)
         if not isinstance(text, str):
             has = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
             return _rejected(place, "no_text_field", has[:200])
@@ -245,21 +262,50 @@ class _Reader:
         return columns
 
     def _parquet(self, piece: Piece) -> Iterator[dict]:
-        row = 0
-        try:
-            with storage.open_binary(piece.path) as file:
+        with storage.open_binary(piece.path) as file:
+            try:
                 opened = pq.ParquetFile(file)
-                for number in range(opened.num_row_groups):
-                    rows = opened.metadata.row_group(number).num_rows
-                    if piece.begin <= row and (piece.end < 0 or row < piece.end):
-                        for batch in opened.iter_batches(256, row_groups=[number]):
-                            for item in batch.to_pylist():
-                                yield self._row(f"#{row}", item)
-                                row += 1
-                    else:
-                        row += rows
-        except pa.ArrowException as error:
-            yield _rejected(f"#{row}", "damaged_file", str(error).splitlines()[0])
+            except storage.ARROW_ERRORS as error:
+                yield _rejected("", "damaged_file", storage.damage(error))
+                return
+            stop = 0
+            for number in range(opened.num_row_groups):
+                row, stop = stop, stop + opened.metadata.row_group(number).num_rows
+                if row < piece.begin or 0 <= piece.end <= row:
+                    continue
+                try:
+                    # Few rows: of a page of a kilobyte, each can be a copy of one huge text.
+                    for batch in opened.iter_batches(16, row_groups=[number]):
+                        columns = map(_values, batch.columns)
+                        for values in zip(*columns, strict=True):
+                            yield self._row(f"#{row}", dict(zip(batch.schema.names, values)))
+                            row += 1
+                except storage.ARROW_ERRORS as error:  # the other row groups may be whole
+                    yield _rejected(f"#{row}", "damaged_rows",
+                                    f"{stop - row} rows: {storage.damage(error)}")
+
+
+def _pass_line(lines) -> int:
+    """Goes behind the end of the line; how many bytes that was."""
+    passed = 0
+    while part := lines.readline(1 << 20):
+        passed += len(part)
+        if part.endswith(b"\n"):
+            break
+    return passed
+
+
+def _values(column: pa.Array) -> list:
+    """What is in a column of Parquet; in the place of what Python has no value for, the error."""
+    def value(item: pa.Scalar):
+        try:
+            return item.as_py()
+        except (ValueError, OverflowError) as error:
+            return error
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError):
+        return list(map(value, column))
 
 
 def _text(place: str, content: bytes) -> dict:

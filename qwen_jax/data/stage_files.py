@@ -66,7 +66,7 @@ class PartitionWriter:
         self._kept = ParquetFile(folder.kept(partition))
         self._rejected = ParquetFile(folder.rejected(partition))
         self._counts = collections.Counter(), collections.Counter()
-        self._details = {name: collections.Counter() for name in counted}
+        self._details: dict[str, collections.Counter | int] = {}
 
     def add(self, table: pa.Table) -> pa.Table:
         """Writes a batch; returns its kept rows, without the columns of rejection."""
@@ -81,13 +81,14 @@ class PartitionWriter:
             rows = rejected.filter(pc.equal(rules, rule))
             documents[rule] += len(rows)
             size[rule] += text_bytes(rows)
-        for name, tally in self._details.items():
+        for name in self._counted:
             column = kept[name]
             if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+                tally = self._details.setdefault(name, collections.Counter())
                 for item in pc.value_counts(column).to_pylist():
                     tally[item["values"] or "none"] += item["counts"]
             else:
-                tally["sum"] += pc.sum(column).as_py() or 0
+                self._details[name] = self._details.get(name, 0) + (pc.sum(column).as_py() or 0)
         return kept
 
     def close(self) -> None:
@@ -99,7 +100,8 @@ class PartitionWriter:
             "kept": {"documents": documents.pop("kept", 0), "text_bytes": size.pop("kept", 0)},
             "rejected": {rule: {"documents": documents[rule], "text_bytes": size[rule]}
                          for rule in sorted(documents)},
-            "counted": {name: tally["sum"] if set(tally) == {"sum"} else dict(sorted(tally.items()))
+            "counted": {name: tally if isinstance(tally, int | float)
+                        else dict(sorted(tally.items()))
                         for name, tally in self._details.items()}})
 
 

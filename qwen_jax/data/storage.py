@@ -2,9 +2,14 @@
 """
 
 import dataclasses
+import errno
 import hashlib
+import io
 import pathlib
 from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from qwen_jax.data.engine import daft
 from qwen_jax.errors import DataError
@@ -17,6 +22,7 @@ class File:
     name: str  # its path in the source; "" where the source is the file
     size: int  # bytes
     changed: int = 0  # when, in nanoseconds; 0 where that is not known
+    strange: str = ""  # why it is no file to read, such as "broken link"
 
 
 def listing(path: str) -> list[File]:
@@ -31,29 +37,38 @@ def listing(path: str) -> list[File]:
     if not root.exists():
         raise DataError("this source does not exist.", path,
                         "check the name; a source is a file or a folder of files.")
-    found = [root] if root.is_file() else [
-        file for file in root.rglob("*") if file.is_file()
+    found = [root] if not root.is_dir() else [
+        file for file in root.rglob("*") if (file.is_symlink() or not file.is_dir())
         and not any(part.startswith(".") for part in file.relative_to(root).parts)]
     if not found:
         raise DataError("this source is an empty folder.", path, "put files there.")
     files = []
     for file in found:
-        status = file.stat()
         name = "" if file == root else file.relative_to(root).as_posix()
-        files.append(File(name, status.st_size, status.st_mtime_ns))
+        if strange := _strange(file):
+            files.append(File(name, 0, strange=strange))
+        else:
+            status = file.stat()
+            files.append(File(name, status.st_size, status.st_mtime_ns))
     return sorted(files, key=lambda file: file.name)
 
 
+def _strange(file: pathlib.Path) -> str:
+    if file.is_file():
+        return ""
+    if file.is_dir():
+        return "link to a folder"  # not followed: links can go round
+    return "special file" if file.exists() else "broken link"
+
+
 def _remote_listing(path: str) -> list[File]:
-    engine = daft()
+    engine, problem = daft(), None
     for pattern in (f"{path}/**", path):
         try:
             rows = engine.from_glob_path(pattern).to_pydict()
-        except FileNotFoundError:
+        except Exception as error:  # whatever its clients raise; of no match as well
+            problem = error
             continue
-        except Exception as error:  # whatever its clients raise: the run has not begun
-            raise DataError(f"cannot be listed: {str(error).splitlines()[0]}.", path,
-                            "check the address and the credentials in the environment.") from error
         prefix = len(path) + 1 if pattern != path else len(rows["path"][0])
         files = [File(full[prefix:], size) for full, size in
                  zip(rows["path"], rows["size"], strict=True)]
@@ -61,25 +76,68 @@ def _remote_listing(path: str) -> list[File]:
                  if not any(part.startswith(".") for part in file.name.split("/"))]
         if files:
             return sorted(files, key=lambda file: file.name)
-    raise DataError("there are no files.", path, "check the address.")
+    why = f": {str(problem).splitlines()[0].rstrip('.')}" if problem else ""
+    raise DataError(f"there are no files that can be listed{why}.", path,
+                    "check the address and the credentials in the environment.") from problem
 
 
 def open_binary(path: str) -> BinaryIO:
     """The file, to read; it can be told to go to any place."""
-    return daft().open_file(path, "rb") if path.startswith(REMOTE) else open(path, "rb", 1 << 20)
+    if path.startswith(REMOTE):
+        return io.BufferedReader(_Remote(path), 1 << 20)
+    return open(path, "rb", 1 << 20)
+
+
+class _Remote(io.RawIOBase):
+    """A file of an object store. Whatever its client raises comes as an OSError with an errno."""
+
+    def __init__(self, path: str):
+        self._path = path
+        self._file = self._ask(daft().open_file, path, "rb")
+
+    def _ask(self, call, *arguments):
+        try:
+            return call(*arguments)
+        except Exception as error:
+            why = " ".join(str(error).split())[:300]
+            raise OSError(errno.EIO, why, self._path) from error
+
+    def readinto(self, buffer) -> int:
+        data = self._ask(self._file.read, len(buffer))
+        buffer[:len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._ask(self._file.seek, offset, whence)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+# What pyarrow raises for damaged data; for a disk that does not answer the second, with an errno.
+ARROW_ERRORS = (pa.ArrowException, OSError)
+
+
+def damage(error: Exception) -> str:
+    """The first line of one of ARROW_ERRORS; one that is not about the data is raised."""
+    if getattr(error, "errno", None) is not None:
+        raise error
+    return str(error).splitlines()[0]
 
 
 def row_groups(path: str, size: int) -> list[int]:
-    """Rows of a Parquet file at which to cut it into parts of about `size` bytes: from 0 to all."""
-    import pyarrow
-    import pyarrow.parquet
-
+    """Rows of a Parquet file at which to cut it into parts of about `size` bytes: from 0 to all.
+    One that is damaged is not cut: reading it will say so."""
     cuts, total = [0], 0
     try:
         with open_binary(path) as file:
-            metadata = pyarrow.parquet.ParquetFile(file).metadata
-    except pyarrow.ArrowException as error:
-        raise DataError(f"not a Parquet file: {error}.", path, "write it again.") from error
+            metadata = pq.ParquetFile(file).metadata
+    except ARROW_ERRORS as error:
+        damage(error)
+        return [0, -1]
     rows = 0
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
@@ -88,7 +146,7 @@ def row_groups(path: str, size: int) -> list[int]:
             total = 0
         rows += group.num_rows
         total += group.total_byte_size
-    return [*cuts, rows]
+    return [*cuts, rows or -1]
 
 
 def digest(text: str) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from tqdm import tqdm
 
 from qwen_jax.data import engine, shards
+from qwen_jax.data.append_only import note_made_from
 from qwen_jax.data.json_rows import write_json
 from qwen_jax.data.mixture import Mixture
 from qwen_jax.data.pipeline import Result
@@ -133,6 +134,9 @@ def tokenise(result: Result, output: str, tokenizer_path: str, *, split: Split,
              say: Callable[[str], None]) -> dict[str, list]:
     """Writes OUTPUT/SOURCE/train and, where a document is held out, OUTPUT/SOURCE/eval.
 
+    Raises:
+      ConfigError: OUTPUT was made with other settings.
+
     Args:
       split: num_shards is chosen for each source.
       shard_tokens: of one shard, about.
@@ -150,14 +154,19 @@ def tokenise(result: Result, output: str, tokenizer_path: str, *, split: Split,
             say(f"{name}: nothing is left of it, see counts.json; it has no shards")
             del of[name]
     tokenizer = _tokenizer(tokenizer_path)
-    if folder.exists() and not pathlib.Path(parts).exists():
+    if not folder.exists():
+        shutil.rmtree(parts, ignore_errors=True)  # of shards that were deleted
+        pathlib.Path(parts).mkdir(parents=True)
+    note_made_from(folder / "made_from.json", {
+        "tokenizer": tokenizer.fingerprint, "eval_fraction": split.eval_fraction,
+        "seed": split.seed, "shard_tokens": shard_tokens, "weights": dict(mixture.weights)}, folder)
+    if not pathlib.Path(parts).exists():
         return {}
     splits = {}
     for name, numbers in of.items():
         size = sum(result.folder.counts(i)["kept"]["text_bytes"] for i in numbers)
         splits[name] = dataclasses.replace(
             split, num_shards=max(1, round(size / 4 / shard_tokens)))  # some 4 bytes a token
-    pathlib.Path(parts).mkdir(parents=True, exist_ok=True)
     tasks = [(i, name) for i, name in enumerate(result.sources)
              if name in of and not _part(parts, i).with_suffix(".npy").exists()]
     with tqdm(total=len(tasks), desc="tokenise", unit=" partitions", disable=not tasks) as bar:

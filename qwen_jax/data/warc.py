@@ -17,6 +17,7 @@ _CHUNK = 1 << 16
 _LINE = 1 << 13  # of a header, at most
 _HEADER = 1 << 17  # all of a header
 _SKIPPED = 1 << 30  # bytes of a member that are decompressed only to come to its next record
+_UNREAD = ("br", "zstd", "compress", "x-compress")  # codings of an answer that are not undone
 _BEGIN = re.compile(rb"WARC/1\.\d\r?\n")
 
 
@@ -242,6 +243,7 @@ def _is_record(file: BinaryIO, offset: int) -> bool:
 
 def http_body(content: bytes, limit: int) -> tuple[int, dict[str, str], bytes, str | None]:
     """(status, headers, body, problem) of an HTTP answer, its transfer and its coding undone.
+    The problem is not_http, coding (one that is not known), truncated, corrupt or too_large.
 
     Args:
       limit: bytes of the body beyond which it is too_large.
@@ -260,6 +262,8 @@ def http_body(content: bytes, limit: int) -> tuple[int, dict[str, str], bytes, s
     if "chunked" in headers.get("transfer-encoding", "").lower():
         body = _unchunk(body)
     coding = headers.get("content-encoding", "").lower()
+    if coding in _UNREAD and body.lstrip()[:1] != b"<":
+        return int(status[1]), headers, b"", "coding"
     if coding in ("gzip", "x-gzip", "deflate") and body[:2] != b"<!":
         try:
             body, problem = _inflate(body, coding, limit)

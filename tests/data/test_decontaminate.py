@@ -119,6 +119,17 @@ def test_an_index_is_the_same_from_its_file(index, tmp_path):
         Index.build([])
 
 
+def test_an_index_is_written_whole_or_not_at_all(index, tmp_path, monkeypatch):
+    def full(file, **_):
+        (file if hasattr(file, "write") else open(file, "wb")).write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(OSError):
+        index.save(tmp_path / "index.npz")
+    assert not (tmp_path / "index.npz").exists()
+
+
 def test_the_stage_names_set_and_item(index, tmp_path):
     index.save(tmp_path / "index.npz")
     table = pa.table({"text": ["clean", FILLER + LONG]})

@@ -34,6 +34,13 @@ def test_damaged_text_loses_what_is_damaged():
     assert found.startswith("<meta charset=utf-8>这是") and "\ufffd" in found
 
 
+@pytest.mark.parametrize("said", ["undefined", "idna", "punycode", "a\0b", "rot13", "hex"])
+def test_names_that_are_no_charset_of_a_page(said):
+    assert charset.decode(b"caf\xe9 in a street", said)[0] == "café in a street"
+    page = f'<meta charset="{said}">caf'.encode() + b"\xe9"
+    assert charset.decode(page)[0].endswith("café")
+
+
 def test_binary():
     assert charset.is_binary(b"%PDF-1.7") and charset.is_binary(b"<html>" + bytes(500))
     assert not charset.is_binary("text".encode("utf-16")) and not charset.is_binary(b"<p>text")

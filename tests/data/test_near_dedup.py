@@ -1,6 +1,7 @@
 """Near duplicates: measured against exact Jaccard; components; an index of earlier runs."""
 
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -116,3 +117,10 @@ def test_an_index_of_earlier_runs(tmp_path):
         run(tmp_path, "third", old, NearDedup(index=(str(tmp_path),)))
     with pytest.raises(ConfigError, match="made otherwise.*seed"):
         run(tmp_path, "third", old, NearDedup(seed=1, index=step.index))
+    shutil.move(first.folder.path, first.folder.path.with_name("renamed"))
+    with pytest.raises(DataError, match="no keys of earlier"):
+        run(tmp_path, "third", old, NearDedup(index=(str(tmp_path / "first/renamed"),)))
+    shutil.move(first.folder.path.with_name("renamed"), first.folder.path)
+    shutil.rmtree(first.folder.path / "removed")  # as of a run that is not as far
+    with pytest.raises(DataError, match="not there yet"):
+        run(tmp_path, "third", old, step)

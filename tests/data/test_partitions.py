@@ -1,5 +1,8 @@
 """Sources: how they are written, listed and cut; code repositories."""
 
+import os
+import pathlib
+
 import pytest
 
 pa = pytest.importorskip("pyarrow")
@@ -15,14 +18,16 @@ from tests.data.test_pipeline import rows_of
     ("data/mine", "mine", None, "data/mine"), ("a=web:crawl/", "a", "web", "crawl"),
     ("code:repos", "repos", "code", "repos"), ("x/b.jsonl.gz", "b", None, "x/b.jsonl.gz"),
     ("web:s3://bucket/c", "c", "web", "s3://bucket/c"), ("s3://b/x=1", "x=1", None, "s3://b/x=1"),
-    ("python:docs", "python-docs", "documentation", "python:docs")])
+    ("python:docs", "python-docs", "documentation", "python:docs"),
+    (".", pathlib.Path.cwd().name.split(".")[0], None, "."),
+    ("a/.cache", "cache", None, "a/.cache")])
 def test_sources_as_written(text, name, kind, path):
     assert partitions.parse(text) == partitions.Source(name, kind, path)
 
 
 def test_impossible_sources():
     for given, message in (((), "no sources"), (("a/x", "b/x"), "2 sources are called"),
-                           (("web:",), "no path")):
+                           (("web:",), "no path"), (("/",), "no name"), (("..=a",), "no name")):
         with pytest.raises(ConfigError, match=message):
             partitions.plan(given, partition_mb=1)
 
@@ -39,6 +44,27 @@ def test_repositories_keep_language_licence_and_path(tmp_path):
         ("two/c.rs", "rust", None)]
     _, record = partitions.plan([f"code:{tmp_path}/repos"], partition_mb=1)
     assert record["repos"]["passed_over"] == {".png": 1, "none": 2}
+
+
+def test_links_are_not_passed_over_without_a_word(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.py").write_text("x = 1")
+    (tmp_path / "in/gone.py").symlink_to("nowhere")
+    (tmp_path / "in/round").symlink_to(tmp_path)
+    with pytest.raises(DataError, match="2 of 3 files.*broken link, link to a folder"):
+        partitions.plan([f"{tmp_path}/in"], partition_mb=1)
+    said = []
+    result = pipeline.run([f"code:{tmp_path}/in"], [Read()], str(tmp_path / "out"), workers=0,
+                          say=said.append)
+    assert said[0] == "in: passed over broken link 1, link to a folder 1"
+    assert len(rows_of(result)) == 1
+
+
+def test_output_in_a_source(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(ConfigError, match="lies in a source"):
+        pipeline.run([str(tmp_path)], [Read()], str(tmp_path / "x/out"), workers=0)
+    assert not (tmp_path / "x").exists()
 
 
 def test_small_files_go_together_and_large_ones_are_cut(tmp_path):
@@ -63,6 +89,29 @@ def test_files_by_the_engine(tmp_path, monkeypatch):
         ("a.jsonl@0", "one"), ("b/c.txt", "two")]
     with pytest.raises(DataError):
         storage.listing(f"file://{tmp_path}/gone")
+    one = pipeline.run([f"file://{tmp_path}/in/a.jsonl"], [Read()], str(tmp_path / "one"),
+                       workers=0)
+    assert [(row["path"], row["text"]) for row in rows_of(one)] == [("a.jsonl@0", "one")]
+
+
+def test_a_file_of_a_store_that_goes_half_way(tmp_path, monkeypatch):
+    pytest.importorskip("daft")
+    monkeypatch.setattr(storage, "REMOTE", ("file://",))
+    path = tmp_path / "a.parquet"
+    path.write_bytes(bytes(20 << 20))
+    with storage.open_binary(f"file://{path}") as file:
+        assert len(file.read(100)) == 100
+        os.truncate(path, 50)
+        with pytest.raises(OSError) as caught:  # with an errno: pyarrow's errors of data have none
+            file.seek(10 << 20)
+            file.read()
+    assert caught.value.errno and str(path) in caught.value.filename
+
+
+def test_an_error_names_the_beginning_of_a_long_task():
+    with pytest.raises(DataError) as caught:
+        list(run_tasks(lambda task: open("/nowhere/at/all"), [tuple(range(10_000))], workers=0))
+    assert "(0, 1, 2" in caught.value.where and len(caught.value.where) < 1000
 
 
 def fails_on_three(task):

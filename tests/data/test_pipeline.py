@@ -4,6 +4,8 @@ import dataclasses
 import gzip
 import json
 import random
+import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -167,6 +169,82 @@ def test_damage_is_named_and_costs_itself(tmp_path):
     assert [row["text"] for row in rows_of(result)][:2] == ["good", "half \ufffd pair"]
 
 
+def rejected_by(result):
+    return {rule: count["documents"] for rule, count in
+            result.counts["01-read"]["rejected"].items()}
+
+
+def test_lines_that_python_stumbles_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(read, "_LONGEST", 1 << 19)
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "deep.jsonl").write_bytes(b'[' * 200_000 + b'\n{"text": "good"}\n')
+    (source / "long.jsonl").write_bytes(b'{"text": "' + b"x" * (3 << 20) + b'"}\n{"text": "good"}\n')
+    (source / "blank.jsonl").write_bytes(b"\n  \r\n\n")
+    (source / "nothing.jsonl.gz").write_bytes(gzip.compress(b""))
+    for mb in (64, 0.3):  # in ranges, a line that is too long lies across several
+        result = run(source, tmp_path / str(mb), steps=[Read()], partition_mb=mb)
+        assert rejected_by(result) == {"not_json": 1, "too_large": 1, "empty_file": 2}
+        assert [row["text"] for row in rows_of(result)] == ["good", "good"]
+
+
+def test_damage_in_parquet_costs_its_rows(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    texts = [f"{number} " * 400 for number in range(40)]
+    pq.write_table(pa.table({"text": texts}), source / "a.parquet", row_group_size=10)
+    data = bytearray((source / "a.parquet").read_bytes())
+    begin = pq.ParquetFile(source / "a.parquet").metadata.row_group(1).column(0)
+    for place in range(begin.data_page_offset, begin.data_page_offset + 200):
+        data[place] ^= 0x5a
+    (source / "a.parquet").write_bytes(data)
+    data[-100:] = bytes(100)
+    (source / "b.parquet").write_bytes(data)
+    words = pa.Array.from_buffers(pa.string(), 2, [
+        None, pa.py_buffer(np.array([0, 2, 4], np.int32)), pa.py_buffer(b"ok\xff\xfe")])
+    pq.write_table(pa.table({"text": words}), source / "c.parquet")
+    pq.write_table(pa.table({"text": ["timed"], "t": pa.array([1], pa.timestamp("ns"))}),
+                   source / "d.parquet")
+    pq.write_table(pa.table({"text": pa.array([], pa.string())}), source / "e.parquet")
+    for mb in (64, 0.0001):  # cut, or not
+        result = run(source, tmp_path / str(mb), steps=[Read()], partition_mb=mb)
+        assert rejected_by(result) == {"damaged_rows": 1, "damaged_file": 1, "not_utf8": 1,
+                                       "empty_file": 1}
+        assert [row["text"] for row in rows_of(result)] == [
+            *texts[:10], *texts[20:], "ok", "timed"]
+        (rejected,) = (row for number in range(result.partitions)
+                       for row in pq.read_table(result.folder.rejected(number)).to_pylist()
+                       if row["rejected_by"] == "damaged_rows")
+        assert rejected["path"] == "a.parquet#10" and "10 rows" in rejected["rejected_value"]
+
+
+def test_many_small_rows_are_not_one_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(read, "BATCH_BYTES", 50_000)
+    (tmp_path / "a.jsonl").write_text("0\n" * 1000)
+    result = run(tmp_path / "a.jsonl", tmp_path / "out", steps=[Read()])
+    assert rejected_by(result) == {"no_text_field": 1000}
+    assert pq.ParquetFile(result.folder.rejected(0)).num_row_groups > 5
+
+
+def test_a_parquet_file_may_unpack_to_much_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(read, "BATCH_BYTES", 1 << 20)
+    words = pa.DictionaryArray.from_arrays(pa.array([0] * 64, pa.int32()), ["x" * (1 << 20)])
+    pq.write_table(pa.table({"text": words}), tmp_path / "a.parquet", compression="zstd")
+    partitions, _ = pipeline.plan_partitions([f"{tmp_path}/a.parquet"], partition_mb=1)
+    tracemalloc.start()
+    assert sum(map(len, Read().batches(partitions[0]))) == 64
+    assert tracemalloc.get_traced_memory()[1] < 40 << 20  # 64 MiB and more, all at once
+    tracemalloc.stop()
+
+
+def test_a_source_may_be_called_sum(tmp_path):
+    for name in ("sum", "other"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    result = pipeline.run([f"{tmp_path}/sum.txt", f"{tmp_path}/other.txt"], [Read()],
+                          str(tmp_path / "out"), workers=0)
+    assert result.counts["01-read"]["counted"]["source"] == {"other": 1, "sum": 1}
+
+
 def test_archives(tmp_path):
     pytest.importorskip("trafilatura")
     body = "<html><body><article><p>" + "这是一个关于水稻种植历史的句子。" * 20 + "</p></article></body></html>"
@@ -180,18 +258,26 @@ def test_archives(tmp_path):
         record("http://a/deep", answer(b"<div>" * 5000 + b"deep")),
         record("http://a/r", b"GET / HTTP/1.1\r\n\r\n", kind="request"),
         record("http://a/empty", answer(b"<html></html>")),
+        record("http://a/blank", answer(b" \n ", "text/plain")),
+        record("http://a/br", answer(b"\x8b\x02\x80abc", headers="Content-Encoding: br\r\n")),
+        record("http://a/said", answer("日本語の文章です。".encode("shift_jis"),
+                                       "text/plain; Charset=Shift_JIS; format=flowed")),
+        page(1),
     ]
     (tmp_path / "source").mkdir()
     (tmp_path / "source/a.warc.gz").write_bytes(b"".join(map(zipped, pages))[:-5])
+    (tmp_path / "source/b.warc.wet.gz").write_bytes(
+        zipped(record("http://b/0", b"text of a page", kind="conversion")))
     result = run(tmp_path / "source", tmp_path / "out", steps=[Read()])
     rejected = {rule: count["documents"] for rule, count in
                 result.counts["01-read"]["rejected"].items()}
     assert rejected == {"binary": 1, "http_status": 1, "content_type": 1, "not_a_page": 1,
-                        "no_text": 2, "warc_truncated": 1} | rejected
+                        "no_text": 3, "http_coding": 1, "warc_truncated": 1}
     rows = {row["url"]: row for row in rows_of(result)}
     assert "水稻种植历史" in rows["http://a/gbk"]["text"]
     assert "水稻" in rows["http://a/sjis"]["text"] and "\ufffd" not in rows["http://a/sjis"]["text"]
-    assert rows["http://a/0"]["kind"] == "web"
+    assert rows["http://a/said"]["text"] == "日本語の文章です。"
+    assert rows["http://a/0"]["kind"] == rows["http://b/0"]["kind"] == "web"
 
 
 def small_tokenizer(path):
@@ -232,6 +318,34 @@ def test_copies_come_in_train_alone_and_elsewhere(tmp_path):
     documents = [bytes(part.astype(np.uint8))
                  for part in np.split(tokens, np.flatnonzero(tokens == 256))]
     assert sum(a == b for a, b in zip(documents, documents[1:])) < 8  # not beside one another
+
+
+def test_shards_of_other_settings_are_refused(tmp_path):
+    result = run(write_sources(tmp_path / "source"), tmp_path / "out")
+    path = small_tokenizer(tmp_path / "bytes.tiktoken")
+
+    def write(split=Split(0.2), mixture=Mixture()):
+        tokenise(result, str(tmp_path / "shards"), path, split=split, shard_tokens=1e9, workers=0,
+                 mixture=mixture, say=print)
+
+    write()
+    before = files_of(tmp_path / "shards")
+    write()
+    for other in ({"split": Split(0.3)}, {"mixture": Mixture({"source": 2.0})}):
+        with pytest.raises(ConfigError, match="(?s)made otherwise.*shards"):
+            write(**other)
+    assert files_of(tmp_path / "shards") == before
+
+
+def test_parts_of_shards_that_were_deleted_are_not_used(tmp_path):
+    result = run(write_sources(tmp_path / "source"), tmp_path / "out")
+    path = small_tokenizer(tmp_path / "bytes.tiktoken")
+    settings = {"shard_tokens": 1e9, "workers": 0, "say": print}
+    with pytest.raises(DataError, match="none is in train"):  # its parts stay
+        tokenise(result, str(tmp_path / "shards"), path, split=Split(1.0), **settings)
+    shutil.rmtree(tmp_path / "shards")
+    tokenise(result, str(tmp_path / "shards"), path, split=Split(0.0), **settings)
+    assert shards.open_shards(tmp_path / "shards/source/train").documents == 303
 
 
 def test_workers_of_the_engine_write_the_same(tmp_path):

@@ -102,4 +102,7 @@ def test_bodies():
     assert body(b"<p>undone</p>", headers=coded) == (b"<p>undone</p>", None)
     assert body(gzip.compress(b"0" * 5000), headers=coded) == (b"", "too_large")
     assert body(gzip.compress(b"text")[:-9], headers=coded) == (b"", "truncated")
+    coded = "Content-Encoding: br\r\n"
+    assert body(b"\x8b\x02\x80abc", headers=coded) == (b"", "coding")
+    assert body(b"<p>undone</p>", headers=coded) == (b"<p>undone</p>", None)
     assert warc.http_body(b"nothing", 10)[3] == "not_http"

@@ -1,6 +1,7 @@
 """The data experiment: its smoke, its recipes, and what it refuses."""
 
 import dataclasses
+import errno
 import json
 import random
 
@@ -13,7 +14,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 from experiments import flags, prepare_data, train_filter
 from qwen_jax.data import shards
 from qwen_jax.data.json_rows import write_rows
-from qwen_jax.errors import ConfigError, DataError
+from qwen_jax.errors import ConfigError, DataError, TokenizerError
 from qwen_jax.tokenizer.bpe import Tokenizer
 from tests.experiments import tiny_checkpoint
 
@@ -113,11 +114,47 @@ def test_a_checkpoint_judges_where_it_is_named(tmp_path):
     assert counts["kept"]["documents"] == counts["rejected"]["too_strange"]["documents"] == 1
 
 
+def test_other_settings_in_the_same_folder_are_refused(tmp_path):
+    (tmp_path / "in.txt").write_text("some text to learn tokens from " * 20)
+    write_rows(tmp_path / "tests/gsm8k_test.jsonl", [{"question": "what is this", "answer": "1"}])
+    given = (f"--sources={tmp_path}/in.txt", f"--output={tmp_path}/out", "--eval_fraction=0",
+             f"--filters.test_sets={tmp_path}/tests", "--vocab_size=262")
+    prepare_data.main(parsed(*given))
+    prepare_data.main(parsed(*given))
+    for flag in ("--vocab_size=263", "--seed=5", "--shard_tokens=7", "--mixture.weights=in=2"):
+        with pytest.raises(ConfigError, match="made otherwise"):
+            prepare_data.main(parsed(*given, flag))
+    write_rows(tmp_path / "tests/gsm8k_test.jsonl", [{"question": "something else", "answer": "1"}])
+    with pytest.raises(ConfigError, match="(?s)made otherwise.*test_sets"):
+        prepare_data.main(parsed(*given))
+
+
+def test_a_full_disk_is_an_error_for_people(tmp_path, monkeypatch):
+    (tmp_path / "in.txt").write_text("text")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(prepare_data.review, "page", full)
+    with pytest.raises(DataError, match="(?s)No space left on device.*out"):
+        prepare_data.main(parsed(f"--sources={tmp_path}/in.txt", f"--output={tmp_path}/out"))
+
+
 @pytest.mark.parametrize("changes, message", [
     ({"sources": ()}, "nothing to read"), ({"tokenizer": "a", "base": "b"}, "not grown"),
     ({"filters": prepare_data.Filters(perplexity=("en=m.npz",))}, "vocabulary that is there"),
-    ({"filters": prepare_data.Filters(checkpoint="run")}, "bits per byte are too many")])
+    ({"filters": prepare_data.Filters(checkpoint="run")}, "bits per byte are too many"),
+    ({"partition_mb": 0.0}, "no size"), ({"shard_tokens": -1.0}, "no size"),
+    ({"eval_fraction": 1.0}, "cannot be held out")])
 def test_refuses(changes, message):
     config = dataclasses.replace(prepare_data.SMOKE, **changes)
     with pytest.raises(ConfigError, match=message):
         prepare_data.check(config)
+
+
+def test_a_vocabulary_that_is_not_there_is_missed_at_once(tmp_path):
+    (tmp_path / "in.txt").write_text("text")
+    with pytest.raises(TokenizerError, match="no such file"):
+        prepare_data.main(parsed(f"--sources={tmp_path}/in.txt", f"--output={tmp_path}/out",
+                                 f"--tokenizer={tmp_path}/gone.tiktoken"))
+    assert not (tmp_path / "out").exists()
