@@ -40,12 +40,12 @@ class Config:
     checkpoint: str = ""  # a run folder, or a folder in the Qwen or Qwen2 layout
     tokenizer: str | None = None  # a .tiktoken file; None: the one in the model's folder
     plain: bool = False  # continue the text as it stands, without ChatML
-    system: str = chatml.DEFAULT_SYSTEM
-    max_new_tokens: int = 512
+    system: str = chatml.DEFAULT_SYSTEM  # what the model is told first
+    max_new_tokens: int = 512  # the longest answer
     temperature: float = 0.7  # 0: the most probable token, always
-    top_k: int | None = None
+    top_k: int | None = None  # draw from the k most probable tokens alone
     top_p: float = 0.8  # the released chat models'
-    repetition_penalty: float = 1.0
+    repetition_penalty: float = 1.0  # above 1: what was said becomes less probable
     seed: int = 0  # of the first answer; each has the next one
     context: int | None = None  # tokens of prompt and answer; None: as far as it makes sense
     cache_dtype: str | None = None  # of keys and values; None: the compute dtype

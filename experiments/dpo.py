@@ -51,7 +51,7 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig = LoRAConfig()  # adapters beside the weights; off without a rank
     mesh: MeshConfig = MeshConfig()
-    run_dir: str = "runs/dpo"
+    run_dir: str = "runs/dpo"  # checkpoints, metrics and the report page
 
     def __post_init__(self):
         if not self.beta > 0:

@@ -147,12 +147,20 @@ def _define(config, prefix: str, values: flags.FlagValues) -> None:
             _define(value, f"{prefix}{field.name}.", values)
             continue
         default = list(value) if isinstance(value, tuple) else value
-        comment = comments.get(field.name, "")
+        comment = "; ".join(filter(None, (_choices(hints[field.name]), comments.get(field.name))))
         if hints[field.name] is bool:  # --name, --noname, --name=true
             flags.DEFINE_bool(prefix + field.name, default, comment, flag_values=values)
         else:
             flags.DEFINE(_parser(hints[field.name]), prefix + field.name, default, comment,
                          flag_values=values)
+
+
+def _choices(annotation) -> str:
+    """The words that may be given, of a Literal or a tuple of them."""
+    arguments = typing.get_args(annotation)
+    if typing.get_origin(annotation) is typing.Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    return _choices(arguments[0]) if typing.get_origin(annotation) is tuple else ""
 
 
 def _rebuild(config, prefix: str, values: flags.FlagValues):

@@ -93,7 +93,7 @@ class Config:
     value_optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig = LoRAConfig()  # adapters beside the weights of both; off without a rank
     mesh: MeshConfig = MeshConfig()
-    run_dir: str = "runs/ppo"
+    run_dir: str = "runs/ppo"  # checkpoints, metrics and the report page
 
 
 def _recipe(size: ModelConfig) -> Config:

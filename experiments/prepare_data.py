@@ -75,7 +75,8 @@ class Config:
     read: Read = Read()
     languages: bool = True  # are identified
     language: Language = Language()
-    exact_dedup: tuple[Literal["url", "document", "paragraph"], ...] = ("url", "document")
+    exact_dedup: tuple[Literal["url", "document", "paragraph"], ...] = (  # what may come once
+        "url", "document")
     near_dedup: bool = True  # and not exact duplicates alone
     minhash: NearDedup = NearDedup()
     filters: Filters = Filters()

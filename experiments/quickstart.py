@@ -50,7 +50,7 @@ class Config(pretrain.Config):
     grown_tokens: int = 340  # added for source code; with 208 special tokens: 2,048
     eval_fraction: float = 0.05  # of the documents, held out
     code_weight: float = 0.15  # share of source code in the mixture
-    sample_tokens: int = 160
+    sample_tokens: int = 160  # of each sample in the report
     align: quickstart_alignment.Steps = quickstart_alignment.Steps()  # the stages after pretraining
 
 

@@ -31,14 +31,14 @@ MODEL = dataclasses.replace(sft.SMOKE.model, dropout=0.0, unroll_layers=4)  # it
 class Steps:
     """How long each stage is, and the learning rate it takes. Ours: what two CPU cores do in minutes."""
 
-    sft: int = 260
-    pmp: int = 40
-    reward: int = 40
-    ppo: int = 120
-    value_warmup: int = 10
-    sft_rate: float = 3e-3
-    reward_rate: float = 5e-4
-    ppo_rate: float = 2e-4
+    sft: int = 260  # steps of fine-tuning
+    pmp: int = 40  # steps of preference model pretraining
+    reward: int = 40  # steps of the reward model
+    ppo: int = 120  # steps of PPO
+    value_warmup: int = 10  # of them, for the value model alone
+    sft_rate: float = 3e-3  # learning rate at its peak
+    reward_rate: float = 5e-4  # of both stages of the reward model
+    ppo_rate: float = 2e-4  # of the policy
 
 
 def align(folder: pathlib.Path, result: Result, steps: Steps, *, say: Callable[[str], None]) -> None:

@@ -60,7 +60,7 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig = LoRAConfig()  # adapters beside the trunk; off without a rank
     mesh: MeshConfig = MeshConfig()
-    run_dir: str = "runs/reward"
+    run_dir: str = "runs/reward"  # checkpoints, metrics and the report page
 
 
 def _recipe(size: ModelConfig) -> Config:

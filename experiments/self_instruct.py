@@ -58,12 +58,12 @@ class Config:
     settings: Settings = Settings()
     rules: Rules = Rules()
     temperature: float = 0.7  # of what the model writes (self-instruct)
-    top_p: float = 0.9
+    top_p: float = 0.9  # probability of the tokens that may be drawn
     max_new_tokens: int = 1024  # of an answer or a list
     rows: int = 16  # answers computed at once; changes none of them
     context: int | None = None  # tokens of what is asked and said; None: as far as it makes sense
     unjudged: bool = False  # keep also what no person has judged
-    output: str = "runs/self_instruct"
+    output: str = "runs/self_instruct"  # a folder; an interrupted run goes on in it
 
 
 RECIPE = Config()

@@ -28,7 +28,7 @@ class Config:
     checkpoint: str = ""  # a run folder, or a folder in the Qwen or Qwen2 layout
     tokenizer: str | None = None  # a .tiktoken file; None: the one in the model's folder
     model_name: str | None = None  # what clients call it; None: the folder's name
-    host: str = "127.0.0.1"
+    host: str = "127.0.0.1"  # 0.0.0.0: other computers may ask as well
     port: int = 8000  # 0: any free one
     allow_remote: bool = False  # must be given for a host that others can reach
     api_key: str | None = None  # a key that calls must bring, or @FILE that holds it

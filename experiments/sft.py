@@ -59,7 +59,7 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig = LoRAConfig()  # adapters beside the weights; off without a rank
     mesh: MeshConfig = MeshConfig()
-    run_dir: str = "runs/sft"
+    run_dir: str = "runs/sft"  # checkpoints, metrics and the report page
     preview: int = 0  # examples to show instead of training
 
 

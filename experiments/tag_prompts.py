@@ -45,7 +45,7 @@ class Config:
 
     prompts: tuple[str, ...] = ()  # .json and .jsonl files
     output: str = "runs/tags"  # tags.jsonl, tags.png, chosen.jsonl
-    tagger: Literal["rules", "model"] = "rules"
+    tagger: Literal["rules", "model"] = "rules"  # model: asks --checkpoint
     tags: str | None = None  # a tag file to read in place of making one
     alpha: int = 1  # tags of fewer prompts are merged into others, or dropped
     choose: int | None = None  # how many prompts to write to chosen.jsonl

@@ -38,7 +38,7 @@ class Config:
 
     labelled: tuple[str, ...] = ()  # .json and .jsonl files
     positive: str = "good"  # the label of what is marked
-    output: str = "runs/filter.npz"
+    output: str = "runs/filter.npz"  # the model
     held_out: float = 0.3  # of the texts; half for the threshold, half for the numbers
     train: FilterSettings = FilterSettings()
     clean: tuple[str, ...] = ()  # in the place of labelled texts: for perplexity

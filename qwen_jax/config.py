@@ -55,21 +55,21 @@ class ModelConfig:
     """
 
     vocab_size: int  # rows of the embedding, padding rows included
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    ffn_size: int
+    hidden_size: int  # D, of the residual stream
+    num_layers: int  # blocks of attention and FFN
+    num_heads: int  # of queries, in each layer
+    ffn_size: int  # width of each of the two up-projections
     context_length: int = 2048  # training length; the extension starts beyond it
     num_kv_heads: int | None = None  # None: as many as num_heads (Qwen has no grouped heads)
     head_size: int | None = None  # None: hidden_size / num_heads
-    rope_base: float = 10000.0
-    norm_epsilon: float = 1e-6
-    initializer_range: float = 0.02
-    tie_embeddings: bool = False
+    rope_base: float = 10000.0  # report 2.3: of the rotary embedding
+    norm_epsilon: float = 1e-6  # of RMSNorm, in its root
+    initializer_range: float = 0.02  # standard deviation of the first weights
+    tie_embeddings: bool = False  # report 2.3: input and output have weights of their own
     extension: ContextExtension = ContextExtension()
     dropout: float = 0.0  # after the embedding and on each residual branch
-    compute_dtype: str = "bfloat16"
-    param_dtype: str = "float32"
+    compute_dtype: str = "bfloat16"  # of products and activations; or float32
+    param_dtype: str = "float32"  # of the weights that are trained
     remat: Literal["none", "dots", "block"] = "none"  # what the backward pass recomputes
     unroll_layers: int = 1  # layers compiled as one piece: more to compile, less to copy
     attention: str | None = None  # a back end by name; None: the best for the device
@@ -124,16 +124,16 @@ class MeshConfig:
 class OptimizerConfig:
     """AdamW and its schedule (report 2.4, 3.1)."""
 
-    peak_learning_rate: float = 3e-4
-    schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_steps: int = 0
+    peak_learning_rate: float = 3e-4  # after the warm-up
+    schedule: Literal["cosine", "constant"] = "cosine"  # after the warm-up
+    warmup_steps: int = 0  # from 0 to the peak
     final_fraction: float = 0.1  # of the peak, at the end of the cosine
-    beta1: float = 0.9
-    beta2: float = 0.95
-    epsilon: float = 1e-8
+    beta1: float = 0.9  # AdamW's decay of the mean of gradients
+    beta2: float = 0.95  # AdamW's decay of the mean of their squares
+    epsilon: float = 1e-8  # AdamW's, beside the root
     weight_decay: float = 0.1  # on matrices; not on norms and biases
-    clip_norm: float | None = 1.0
-    moment_dtype: str = "float32"
+    clip_norm: float | None = 1.0  # the largest norm of all gradients together; None: any
+    moment_dtype: str = "float32"  # of AdamW's two means; bfloat16 halves their memory
 
     def __post_init__(self):
         for name in ("peak_learning_rate", "epsilon"):
@@ -172,16 +172,16 @@ class DataConfig:
 class TrainConfig:
     """How long, how much at once, and how often to look, measure and save."""
 
-    num_steps: int
+    num_steps: int  # updates of the weights, in the whole run
     batch_size: int  # sequences in one optimizer step, over all devices
     micro_batches: int = 1  # gradient accumulation: pieces that a batch is computed in
-    seed: int = 0
+    seed: int = 0  # of the first weights, dropout and the order of the data
     z_loss: float | None = None  # weight of log(Z)^2; None: off
-    log_every: int = 1
-    eval_every: int | None = 500
-    eval_batches: int = 16
-    save_every: int | None = 500
-    keep_checkpoints: int = 3
+    log_every: int = 1  # steps from line to line
+    eval_every: int | None = 500  # steps from evaluation to evaluation; None: at the end alone
+    eval_batches: int = 16  # batches of an evaluation, of each held-out source
+    save_every: int | None = 500  # steps from checkpoint to checkpoint; None: at the end alone
+    keep_checkpoints: int = 3  # the newest ones
     device_memory_gb: float | None = None  # None: what the device reports
     on_spike: Literal["tell", "skip"] = "tell"  # skip: go back, leave those batches out
     recheck_every: int | None = None  # steps; computes one twice and compares bits; None: never

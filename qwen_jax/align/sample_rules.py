@@ -27,7 +27,7 @@ class Rules:
     novelty: float = 0.7  # Rouge-L with anything kept may be at most this (self-instruct)
     min_words: int = 4  # of an instruction or question (self-instruct)
     max_words: int = 150  # the same (self-instruct)
-    max_answer_words: int = 1000
+    max_answer_words: int = 1000  # longer answers are refused
     languages: tuple[str, ...] = ("latin", "chinese")  # scripts; the main one must be among them
 
     def __post_init__(self):

@@ -46,7 +46,7 @@ class Settings:
     question_lists: int = 8  # the same for questions to tools; 0: none
     seeds_shown: int = 6  # examples of people in a list (self-instruct)
     generated_shown: int = 2  # and of earlier rounds (self-instruct)
-    seed: int = 0
+    seed: int = 0  # of what is shown to the model, and of what it writes
 
     def __post_init__(self):
         for name in ("samples", "rounds", "seeds_shown"):

@@ -32,10 +32,10 @@ class FilterSettings:
 
     bits: int = 20  # 2^bits weights of 4 bytes
     characters: int = 20_000  # of a text's beginning that are looked at
-    epochs: int = 10
-    learning_rate: float = 0.5
+    epochs: int = 10  # passes over the texts
+    learning_rate: float = 0.5  # of AdaGrad
     l2: float = 1e-5  # at every update of a weight
-    seed: int = 0
+    seed: int = 0  # of the order of texts
     precision: float = 0.9  # on held-out labels, of what is marked; sets the threshold
 
 

@@ -50,7 +50,7 @@ class NearDedup:
     bands: int = 14  # ours, as are the next two: 0.5 at 0.72, 0.92 at 0.8, 0.05 at 0.5
     rows: int = 8  # hashes in a band
     shingle: int = 5  # words
-    seed: int = 0
+    seed: int = 0  # of the hashes
     index: tuple[str, ...] = ()  # near_dedup folders of earlier runs
 
     def keys(self, table: pa.Table, first: int) -> pa.Table:

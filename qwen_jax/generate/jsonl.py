@@ -37,15 +37,15 @@ _MOST_NAMED = 20  # bad lines in one error
 class Settings:
     """What a line gets where it does not say otherwise."""
 
-    max_new_tokens: int = 200
+    max_new_tokens: int = 200  # the longest answer
     temperature: float = 0.7  # 0: the most probable token, always
-    top_k: int | None = None
-    top_p: float = 0.95
-    repetition_penalty: float = 1.0
-    stop: tuple[str, ...] = ()
+    top_k: int | None = None  # draw from the k most probable tokens alone
+    top_p: float = 0.95  # probability of the tokens that may be drawn
+    repetition_penalty: float = 1.0  # above 1: what was said becomes less probable
+    stop: tuple[str, ...] = ()  # texts that end an answer
     seed: int = 0  # of the first line; each has the next one
     n: int = 1  # answers to each
-    logprobs: bool = False
+    logprobs: bool = False  # of the chosen tokens, written beside the answer
 
 
 @dataclasses.dataclass(frozen=True)

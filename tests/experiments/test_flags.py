@@ -1,5 +1,7 @@
 """Flags from dataclasses."""
 
+import importlib
+import pathlib
 
 import pytest
 
@@ -49,6 +51,27 @@ def test_help_teaches(capsys):
     text = capsys.readouterr().out
     assert "Doc." in text and "smoke" in text
     assert "--train.micro_batches=1  # gradient accumulation" in text
+
+
+EXPERIMENTS = [path.stem for path in sorted(pathlib.Path(flags.__file__).parent.glob("*.py"))
+               if "flags.run(main" in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_flag_of_every_experiment_has_its_help(name, capsys):
+    module = importlib.import_module(f"experiments.{name}")
+    recipes = vars(module).get("RECIPES") or {"one": vars(module).get("RECIPE") or module.Config()}
+    with pytest.raises(SystemExit):
+        flags.parse(module.__doc__, recipes, [name, "--help"])
+    shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  --")]
+    bare = [line for line in shown if "  # " not in line or "no help" in line]
+    assert shown and not bare, bare
+
+
+def test_help_names_the_choices(capsys):
+    with pytest.raises(SystemExit):
+        parse("--help")
+    assert "--optimizer.schedule=cosine  # one of cosine, constant; " in capsys.readouterr().out
 
 
 def test_run_shows_errors_without_a_traceback(capsys):
