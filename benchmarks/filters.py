@@ -26,6 +26,7 @@ from experiments import flags
 from experiments.train_filter import Scores, measure, split
 from qwen_jax.data import extract, linear_filter
 from qwen_jax.data.json_rows import read_rows
+from qwen_jax.data.language import identify
 from qwen_jax.data.personal import mask
 from qwen_jax.data.quality_rules import rejection
 from qwen_jax.evaluate.perplexity_filter import NgramFilter
@@ -65,7 +66,7 @@ def main(config: Config) -> None:
              f"{np.__version__}; other programs ran beside it, rates are of CPU time of one core. "
              "`python -m benchmarks.filters`", ""]
     for part in (rules(shared / "data", good, bad), perplexity(shared, good, bad),
-                 quality(good, bad), offensive(shared / "data"), personal(good)):
+                 quality(good, bad), offensive(shared / "data"), personal(good), languages(good)):
         lines += part
         print("\n".join(part), flush=True)
     pathlib.Path(config.output).write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -373,6 +374,21 @@ def personal(good: dict) -> list[str]:
         shown = ", ".join(f"{kind} {n}" for kind, n in counts.most_common())
         lines.append(f"| {name} | {len(texts):,} | {shown or 'nothing'} | {rate:.1f} |")
     return [*lines, ""]
+
+
+def languages(good: dict) -> list[str]:
+    """What language is found in text whose language is known."""
+    lines = ["## Languages", "", "| text | texts | found | MB/s |", "|---|---:|---|---:|"]
+    for name, (_, kind, texts) in good.items():
+        if "pages" in name or kind == "code":  # the same texts again, or told by their kind
+            continue
+        started = time.process_time()
+        found = collections.Counter(identify(text)[0] or "none" for text in texts)
+        rate = sum(len(t.encode()) for t in texts) / (time.process_time() - started) / 1e6
+        shown = ", ".join(f"{label} {n:,}" for label, n in found.most_common(6))
+        lines.append(f"| {name} | {len(texts):,} | {shown} | {rate:.1f} |")
+    return [*lines, "", "Answers in another language than their set's, code and sums are among them; "
+            "of prose of some length nearly all is told right.", ""]
 
 
 if __name__ == "__main__":
