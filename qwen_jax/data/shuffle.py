@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from qwen_jax.data.stage_files import ParquetFile
 
-BUCKET_ROWS = 4_000_000  # keys of one bucket, about: some 100 MB
+BUCKET_ROWS = 1_000_000  # keys of one bucket, about: some 130 MB while they are compared
 _ROWS = 1 << 16  # of a row group, the least that is read
 REMOVED = pa.schema([("order", pa.int64()), ("part", pa.uint32()), ("kept", pa.int64())])
 

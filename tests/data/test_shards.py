@@ -63,6 +63,26 @@ def test_neither_order_nor_interruption_changes_a_byte(tmp_path):
     assert not np.array_equal(read(tmp_path / "c/train"), read(tmp_path / "a/train"))
 
 
+@pytest.mark.parametrize("block", [1, 60, 1000])
+def test_a_shard_is_the_same_whatever_is_in_memory_at_once(tmp_path, monkeypatch, block):
+    """Of one token, less than a document, or several, out of several parts."""
+    monkeypatch.setattr(shards, "_PART_CHARACTERS", 900)
+    for name in "ab":
+        shards.write(make_documents(), tmp_path / name, Bytes(), eval_fraction=0.1, num_shards=2)
+        monkeypatch.setattr(shards, "_BLOCK", block)
+    for path in (tmp_path / "a").rglob("*.*"):
+        assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
+
+
+def test_a_part_that_ends_too_early_is_named(tmp_path):
+    shards.scatter(make_documents(), tmp_path / "part", Bytes(), split=shards.Split())
+    content = (tmp_path / "part.bin").read_bytes()
+    (tmp_path / "part.bin").write_bytes(content[:-7])
+    with pytest.raises(DataError, match="ends too early"):
+        shards.gather([tmp_path / "part"], tmp_path / "shard", 0, np.dtype("<u2"))
+    assert not (tmp_path / "shard").exists()
+
+
 def test_failure_leaves_nothing_behind(tmp_path):
     def broken():
         yield Document("a", "text")
