@@ -17,6 +17,11 @@ from qwen_jax.errors import DataError
 CODE, FORMULA = "code", "formula"
 # Identified apart, and taken for one another: what is written in China is Chinese here.
 _WRITTEN_ALIKE = {"wuu": "zh", "yue": "zh", "lzh": "zh", "gan": "zh", "hak": "zh", "nan": "zh"}
+# What sources write for the languages that have rules of their own (quality_rules.py).
+_SAID = {"english": "en", "eng": "en", "chinese": "zh", "zho": "zh", "chi": "zh", "cmn": "zh",
+         "mandarin": "zh", "japanese": "ja", "jpn": "ja", "thai": "th", "tha": "th", "lao": "lo",
+         "khmer": "km", "khm": "km", "burmese": "my", "mya": "my",
+         "und": "", "unknown": "", "none": ""}
 # Characters looked at, at the beginning, in the middle and at the end each: for code and formulas,
 # and for the language, which is told as well from less, and costs 50 ns a byte.
 _SAMPLE, _SHORT_SAMPLE = 600, 200
@@ -58,6 +63,18 @@ def identify(text: str) -> tuple[str, float]:
     return max(together.items(), key=lambda item: item[1])
 
 
+def code_of(said: str) -> str:
+    """The ISO 639-1 name of what a source calls a language, as far as it is known here; "" where it
+    says that it does not know.
+
+    Example:
+      >>> [code_of(said) for said in ("en-US", "eng_Latn", "Chinese (simplified)", "de")]
+      ['en', 'en', 'zh', 'de']
+    """
+    first = (re.findall(r"\w+?(?=_|\b)", said.lower()) or [""])[0]
+    return _WRITTEN_ALIKE.get(first, _SAID.get(first, first))
+
+
 def code_share(text: str) -> float:
     """Of the lines that are not empty, how many look like source code."""
     lines = [line for line in text.splitlines() if line.strip()]
@@ -85,7 +102,7 @@ def _sample(text: str, size: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Language:
-    """Fills `language` and `language_score`; a language that a source gave stays. Documents in
+    """Fills `language` and `language_score`; what a source says is believed. Documents in
     others than `wanted`, or in no sure one, are rejected; code and formulas are not."""
 
     name: ClassVar[str] = "language"
@@ -98,8 +115,11 @@ class Language:
         names, scores, verdicts = [], [], []
         columns = (table[name].to_pylist() for name in ("text", "language", "kind"))
         for text, language, kind in zip(*columns, strict=True):
-            found, score = (language, 1.0) if language else (
-                (CODE, 1.0) if kind == "code" else identify(text))
+            if kind == "code":
+                found, score = language or CODE, 1.0
+            else:
+                said = code_of(language or "")
+                found, score = (said, 1.0) if said else identify(text)
             names.append(found)
             scores.append(score)
             verdicts.append(self.verdict(found, score, kind))

@@ -9,7 +9,7 @@ pa = pytest.importorskip("pyarrow")
 pytest.importorskip("py3langid")
 
 from qwen_jax.data import stage
-from qwen_jax.data.language import CODE, FORMULA, Language, identify
+from qwen_jax.data.language import CODE, FORMULA, Language, code_of, identify
 
 ENGLISH = "The committee met again in the autumn, and decided that nothing should be decided."
 GERMAN = "Der Ausschuss trat im Herbst wieder zusammen und beschloss, nichts zu beschließen."
@@ -23,6 +23,21 @@ PROOF = r"\int_0^1 x^2 dx = \left[\frac{x^3}{3}\right]_0^1 = \frac{1}{3}"
     ("x^2 + y^2 = 25", FORMULA), ("42", FORMULA), ("\n", ""), (CHINESE * 1000, "zh")])
 def test_identify(text, language):
     assert identify(text)[0] == language
+
+
+@pytest.mark.parametrize("said, code", [
+    ("en", "en"), ("English", "en"), ("en-US", "en"), ("eng_Latn", "en"), ("zh_Hans", "zh"),
+    ("Chinese (simplified)", "zh"), ("cmn", "zh"), ("yue", "zh"), (" ja ", "ja"), ("fr", "fr"),
+    ("unknown", ""), ("und", ""), ("", ""), ("?", "")])
+def test_what_a_source_calls_a_language(said, code):
+    assert code_of(said) == code
+
+
+def test_what_a_source_says_is_believed_under_its_code():
+    table = pa.Table.from_pylist(
+        [{"text": ENGLISH, "kind": "web", "language": said} for said in ("Chinese", "unknown")]
+        + [{"text": PYTHON, "kind": "code", "language": "python"}], schema=stage.SCHEMA)
+    assert Language()(table)["language"].to_pylist() == ["zh", "en", "python"]
 
 
 def rows(**settings):
