@@ -43,10 +43,12 @@ def finish(command) -> str:
 @pytest.mark.slow
 def test_ten_kills_change_no_bit(command, tmp_path):
     """kill -9 at ten random moments of one run, from its first second to its last steps."""
-    finish(command(tmp_path / "whole"))
+    # A save waits for the one before: a life of some ten steps leaves one, on a busy machine too.
+    often = "--train.save_every=5"
+    finish(command(tmp_path / "whole", often))
     draw, resumed = random.Random(0), 0
     for kill in range(10):
-        process = subprocess.Popen(command(tmp_path / "killed"), cwd=ROOT, text=True,
+        process = subprocess.Popen(command(tmp_path / "killed", often), cwd=ROOT, text=True,
                                    stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         wanted = draw.randrange(5, 40)  # lines of this life
         for number, line in enumerate(process.stdout):
@@ -56,7 +58,7 @@ def test_ten_kills_change_no_bit(command, tmp_path):
         time.sleep(draw.random() * 0.05)
         process.kill()
         process.wait()
-    output = finish(command(tmp_path / "killed"))
+    output = finish(command(tmp_path / "killed", often))
     resumed += "resuming after step" in output
     assert resumed >= 5
     whole, killed = losses(tmp_path / "whole"), losses(tmp_path / "killed")
