@@ -186,9 +186,7 @@ def _logits(x_BTD, targets_BT, head_DV, vocab_axes, temperature: float):
     """Of a chunk, whose projection may be a part of the vocabulary: its logits [B, T, V], and the
     largest of all parts, the target's place in this part (or outside of it) and its logit here (or
     0): [B, T]."""
-    logits_BTV = _product(x_BTD, head_DV, 2, 0, jnp.float32)
-    if temperature != 1.0:
-        logits_BTV = logits_BTV / temperature
+    logits_BTV = _product(x_BTD, head_DV, 2, 0, jnp.float32) / temperature
     V = logits_BTV.shape[2]
     top_BT = jnp.max(logits_BTV, axis=-1)
     if vocab_axes:
@@ -234,9 +232,7 @@ def _chunk(x_BTD, targets_BT, weights_BT, *, head_DV, z_loss, vocab_axes, gradie
     softmax_BTV = jnp.exp(logits_BTV - log_z_BT[:, :, None])
     dlogits_BTV = softmax_BTV * scale_BT[:, :, None] - jnp.where(
         is_target, weights_BT[:, :, None], 0.0)
-    if temperature != 1.0:
-        dlogits_BTV = dlogits_BTV / temperature
-    dlogits_BTV = dlogits_BTV.astype(x_BTD.dtype)
+    dlogits_BTV = (dlogits_BTV / temperature).astype(x_BTD.dtype)
     dx_BTD = _product(dlogits_BTV, head_DV, 2, 1, None)
     # The input on the left, and two axes of tokens: a CPU's fast product takes this form alone.
     dhead_DV = _product(x_BTD, dlogits_BTV, (0, 1), (0, 1), jnp.float32)
