@@ -24,21 +24,23 @@ _SMALL = bytes(c + 32 if 65 <= c <= 90 else c for c in range(256))
 # In UTF-8: general punctuation, that of Chinese and Japanese, and the signs of Latin-1.
 _SIGNS = re.compile(rb"\xe2[\x80\x81][\x80-\xbf]|\xe3\x80[\x80-\xbf]|\xc2[\x80-\xbf]")
 _CHARACTERS = re.compile(rb"[\xe3-\xed][\x80-\xbf]{2}")  # U+3000 to U+DFFF
-_BYTES, _SHINGLES = 1 << 17, 1 << 14  # at once: what fits into a core's cache
+_BYTES, _SHINGLES = 1 << 16, 1 << 15  # at once: what fits into a core's cache
 _BASE = 0xD6E8FEB86659FD93
 
 
 def words(text: str) -> bytes:
     """The words of a text in UTF-8, a space between them: NFKC, small letters, no punctuation."""
-    raw = _CHARACTERS.sub(rb" \g<0> ", _SIGNS.sub(b" ", _folded(text)))
+    folded = _folded(text.encode("utf-8", "replace"))
+    raw = _CHARACTERS.sub(rb" \g<0> ", _SIGNS.sub(b" ", folded))
     return b" ".join(raw.translate(_BLANKED).translate(_SMALL).split())
 
 
-def signatures(texts: Sequence[str], *, hashes: int, shingle: int, seed: int
+def signatures(texts: Sequence[bytes], *, hashes: int, shingle: int, seed: int
                ) -> tuple[np.ndarray, np.ndarray]:
     """Signatures of the texts that have words.
 
     Args:
+      texts: in UTF-8.
       shingle: words in one; a text of fewer is one shingle.
 
     Returns:
@@ -86,7 +88,7 @@ def _shingles(found: np.ndarray, ends: np.ndarray, counts: np.ndarray, of_place:
     return _mixed(sums[keep])
 
 
-def word_hashes(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def word_hashes(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """(uint64 hashes of all words in order, int64 [texts] where those of each text end)."""
     folded = [_folded(text) for text in texts]
     ends = np.cumsum([len(raw) + 1 for raw in folded], dtype=np.int64)
@@ -140,13 +142,14 @@ def _classes(raw: bytes) -> tuple[np.ndarray, np.ndarray | None]:
     return is_word, is_alone
 
 
-def _folded(text: str) -> bytes:
-    """NFKC in small letters, those of ASCII excepted; UTF-8."""
-    raw = text.encode("utf-8", "replace")
+def _folded(raw: bytes) -> bytes:
+    """NFKC in small letters, those of ASCII excepted; of and in UTF-8."""
+    if raw.isascii():
+        return raw
     beyond = raw.translate(None, _ASCII)
     if 3 * beyond.count(b"\xe2\x80") == len(beyond):  # nothing but dashes and quotation marks
         return raw
-    return unicodedata.normalize("NFKC", text).lower().encode("utf-8", "replace")
+    return unicodedata.normalize("NFKC", raw.decode()).lower().encode()
 
 
 def _powers(base: int) -> np.ndarray:

@@ -54,15 +54,19 @@ class NearDedup:
     index: tuple[str, ...] = ()  # near_dedup folders of earlier runs
 
     def keys(self, table: pa.Table, first: int) -> pa.Table:
-        rows, signature = signatures(table["text"].to_pylist(), hashes=self.bands * self.rows,
-                                     shingle=self.shingle, seed=self.seed)
+        texts = table["text"].cast(pa.large_binary()).to_pylist()
+        rows, signature = signatures(texts, hashes=self.bands * self.rows, shingle=self.shingle,
+                                     seed=self.seed)
         rows = np.repeat((rows + first).astype(np.uint32), self.bands)
         return pa.table({"hash": pa.array(band_hashes(signature, self.bands).reshape(-1)),
                          "row": pa.array(rows)})
 
     def duplicates(self, keys: pa.Table) -> pa.Table:
         hashes, orders = keys["hash"].to_numpy(), keys["order"].to_numpy()
-        by = np.lexsort((orders, hashes))
+        by = np.argsort(hashes)
+        again = np.flatnonzero(hashes[by[1:]] == hashes[by[:-1]])
+        by = by[np.union1d(again, again + 1)]  # most bands are nobody else's
+        by = by[np.lexsort((orders[by], hashes[by]))]
         orders, first = orders[by], first_of_group(hashes[by])
         kept = orders[first]
         alike = kept != orders

@@ -72,7 +72,9 @@ class Read:
 
 
 def _table(rows: list[dict]) -> pa.Table:
-    columns = [[row.get(name) for row in rows] for name in _ROWS.names]
+    known = set().union(*rows)
+    columns = [[row.get(name) for row in rows] if name in known else [None] * len(rows)
+               for name in _ROWS.names]
     try:
         return pa.table(columns, _ROWS)
     except UnicodeEncodeError:
@@ -251,14 +253,12 @@ class _Reader:
             return _rejected(place, "no_text_field", has[:200])
         if not text.strip():
             return _rejected(place, "no_text", len(text))
-        columns: dict[str, str] = {"place": place, "text": text}
-        taken = {self._settings.text_field}
-        for name in _OWN if _OWN.keys() & row.keys() else ():
+        columns: dict[str, str | None] = {"place": place, "text": text}
+        del row[self._settings.text_field]
+        for name in () if _OWN.keys().isdisjoint(row) else _OWN:
             if isinstance(row.get(name), str) and _OWN[name] not in columns:
-                columns[_OWN[name]] = row[name]
-                taken.add(name)
-        rest = {name: value for name, value in row.items() if name not in taken}
-        columns["metadata"] = _as_json(rest) if rest else None
+                columns[_OWN[name]] = row.pop(name)
+        columns["metadata"] = _as_json(row) if row else None
         return columns
 
     def _parquet(self, piece: Piece) -> Iterator[dict]:
