@@ -33,13 +33,14 @@ from experiments import flags, ppo, pretrain, reward_model
 from qwen_jax.config import MeshConfig
 from qwen_jax.errors import ConfigError, unknown_name
 from qwen_jax.plan import gpus, search, topologies
-from qwen_jax.plan.estimate import Estimate, estimate, tokens_per_step
+from qwen_jax.plan.estimate import Estimate, estimate, found_of, tokens_per_step
 from qwen_jax.plan.program import Result, compile_apart
 from qwen_jax.plan.stages import Workload
 from qwen_jax.train.memory import gib
 
 RECIPES_OF = {"pretrain": pretrain.RECIPES, "reward_model": reward_model.RECIPES,
               "ppo": ppo.RECIPES}
+_LEAST_FOUND = 0.97  # of formula A's FLOPs, in a program that was read whole
 _REMAT = {"nothing": "none"}  # the flag's "none" is a search
 
 
@@ -217,6 +218,10 @@ def plan(config: Config, emit=functools.partial(print, flush=True)) -> list[dict
         found.append((layout, result, guess))
         emit(f"{number} of {len(layouts)}, {result.compile_seconds:.0f} s: "
              + line(layout, result, guess, topology, config.price))
+        if not result.error and (share := found_of(result, layout, topology)) < _LEAST_FOUND:
+            emit(f"DO NOT TRUST ITS TIMES: of the model's own FLOPs {share:.0%} were found in the "
+                 "compiled program, so some of its work was not read. Please report it, with the "
+                 "versions above and the file that --keep_hlo leaves.")
     found.sort(key=lambda row: (row[2] is None or not _fits(row[1], topology),
                                 row[2].seconds if row[2] else 0))
     emit(HEADER)

@@ -72,7 +72,7 @@ def _recipe(model: ModelConfig, tokens: float, *, micro_batches: int) -> Config:
 # report Table 1: sizes and tokens. Micro-batches are those that experiments.plan found for v5p-256
 # (128 chips; benchmarks/results/plan.md), where 7B takes --mesh.data=4 and 14B --mesh.data=16: a
 # piece of a weight should keep whole vectors of 128. On v5e-16, 1.8B takes --model.remat=block
-# --train.micro_batches=16. The mesh is a slice's, not a recipe's: ask experiments.plan for yours.
+# --train.micro_batches=32. The mesh is a slice's, not a recipe's: ask experiments.plan for yours.
 RECIPES = {
     "1.8b": _recipe(sizes.QWEN_1_8B, 2.2e12, micro_batches=1),
     "7b": _recipe(sizes.QWEN_7B, 2.4e12, micro_batches=2),

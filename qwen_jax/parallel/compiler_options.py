@@ -10,8 +10,9 @@ into a loop: the next piece arrives while the last one is multiplied. Under FSDP
 axis that is summed over, so that each of 32 thin products reads and writes the whole result: by the
 compiler's own cost model twice the time of gathering the weight (benchmarks/results/plan.md). A gather
 or a sum that is one instruction makes the chip wait, so these go to the sparse cores (v5p, v6e), which
-run them beside products; a chip without such cores leaves them where they are. What others set for
-that, xla_tpu_enable_async_collective_fusion, libtpu 0.0.52 refuses on all but v5e, as unsafe.
+run them beside products. v5e has no such cores: by default its products carry gathers on in the
+background, and sums are waited for. What others set for that, xla_tpu_enable_async_collective_fusion,
+libtpu 0.0.52 refuses on all but v5e, as unsafe.
 
 GPU. Nothing yet: no setting was tried on one.
 

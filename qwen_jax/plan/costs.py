@@ -6,7 +6,8 @@ its bytes at the memory's bandwidth. Our attention kernels: bundles of their com
 
 Overlap, loop body by loop body: a collective that is started and awaited runs beside everything
 else of the same body, so a body takes the longer of the two; one that is a single instruction makes
-the chip wait, and is added.
+the chip wait, and is added. v5e has no cores for collectives: a gather is started, products carry it
+on in the background of their own work, and it is awaited; it counts once, and so does each product.
 """
 
 import collections
@@ -26,6 +27,10 @@ _ASYNCHRONOUS = ("-start", "-update", "-done")  # copies and slices that are fet
 # What can have a collective inside: a call that is started runs on the sparse cores.
 _INSIDE = ("fusion", "async-start", "call-start", "custom-call-start")
 _CALLED = ("calls", "to_apply", "called_computations")
+# Names of the parts of a gather that products carry on: fusions that start and await it, and the
+# computations of these products, which pass its buffers through.
+_STARTED, _AWAITED, _CARRYING = ("async-collective-start", "async-collective-done",
+                                 "async_collective_fusion")
 # Bundles of 1024 x 1024 scores of one head of 128, bfloat16: forward without a mask and with one,
 # backward without and with.
 _BUNDLES = {"TPU v4": (4496, 7354, 9893, 12566), "TPU v5 lite": (4174, 4724, 9025, 9301),
@@ -114,6 +119,8 @@ class _Reader:
                                               "false_computation", "to_apply")
                 work += max(self.scope(branch, times) for branch in branches)
             elif kind is not None:
+                if self.multiplied(instruction, body):  # beside its collective
+                    work += self.run(instruction, body, times)
                 seconds = self.collect(instruction, kind, body, times)
                 if _starts(instruction):
                     beside += seconds
@@ -146,6 +153,7 @@ class _Reader:
     def run(self, instruction, body, times: int) -> float:
         """Seconds of an instruction, once."""
         if (instruction.opcode in _FREE or instruction.opcode.endswith(_ASYNCHRONOUS)
+                or instruction.name.startswith(_AWAITED)
                 or "AllocateBuffer" in instruction.rest):
             return 0.0
         moved = self.traffic(instruction, body)
@@ -199,11 +207,16 @@ class _Reader:
         """Bytes that it reads and writes in HBM; of what it slices, the slice alone."""
         called = instruction.called("calls") if instruction.opcode == "fusion" else []
         inside = self.program.computations[called[0]] if called else {}
+        passed = _passed_through(instruction) if _carries(instruction) else {}
         read = 0
         for place, name in enumerate(instruction.operands):
-            if name not in body or body[name].opcode in ("constant",):
+            if (name not in body or body[name].opcode in ("constant",)
+                    or place in passed.values()):
                 continue
-            read += _sliced(inside, place, _in_hbm(body[name].shape))
+            read += self.sliced(inside, place, _in_hbm(body[name].shape))
+        if passed:
+            return float(read + sum(_in_hbm(part) for place, part in enumerate(
+                hlo.parts(instruction.shape)) if place not in passed))
         written = _in_hbm(instruction.shape)
         update = [inner for inner in inside.values() if inner.opcode == "dynamic-update-slice"
                   and array_equal(inner.shape, instruction.shape)]
@@ -216,6 +229,22 @@ class _Reader:
             size = piece.bytes if piece is not None else written
             return float(read - written + 2 * size) if read >= written else 2.0 * size
         return float(read + written)
+
+    def sliced(self, inside: dict, place: int, size: int) -> int:
+        """Bytes that a fusion reads of its operand number `place`: all, or the slices it takes."""
+        name = next((i.name for i in inside.values()
+                     if i.opcode == "parameter" and i.operands == (str(place),)), None)
+        read, users = 0, [i for i in inside.values() if name in i.operands]
+        for user in users:
+            if user.opcode == "dynamic-slice" and user.operands[0] == name:
+                read += user.bytes
+            elif user.opcode == "fusion":
+                called = self.program.computations[user.called("calls")[0]]
+                read += max(self.sliced(called, at, size)
+                            for at, operand in enumerate(user.operands) if operand == name)
+            else:
+                return size
+        return min(size, read) if users else size
 
 
 def array_equal(one: str, other: str) -> bool:
@@ -233,21 +262,11 @@ def _in_hbm(shape: str) -> int:
     return sum(hlo.array_bytes(kept))
 
 
-def _sliced(inside: dict, place: int, size: int) -> int:
-    """Bytes that a fusion reads of its operand number `place`."""
-    name = next((i.name for i in inside.values()
-                 if i.opcode == "parameter" and i.operands == (str(place),)), None)
-    if name is None:
-        return size
-    users = [i for i in inside.values() if name in i.operands]
-    if users and all(i.opcode == "dynamic-slice" and i.operands[0] == name for i in users):
-        return min(size, sum(i.bytes for i in users))
-    return size
-
-
 def _collective(instruction, program: hlo.Program) -> str | None:
-    """Which collective an instruction is or has inside; None for others and what awaits one."""
-    if instruction.opcode.endswith("-done"):
+    """Which collective an instruction is or has inside; None for others, and for what carries on or
+    awaits one."""
+    if (instruction.opcode.endswith("-done") or instruction.name.startswith(_AWAITED)
+            or _carries(instruction)):
         return None
     for kind in COLLECTIVES:
         if instruction.opcode in (kind, kind + "-start"):
@@ -262,4 +281,14 @@ def _collective(instruction, program: hlo.Program) -> str | None:
 
 
 def _starts(instruction) -> bool:
-    return instruction.opcode.endswith("-start") or "async_collective" in instruction.name
+    return instruction.opcode.endswith("-start") or instruction.name.startswith(_STARTED)
+
+
+def _carries(instruction) -> bool:
+    return any(name.startswith(_CARRYING) for name in instruction.called("calls"))
+
+
+def _passed_through(instruction) -> dict[int, int]:
+    """{place in the result: the operand that it is}."""
+    return {int(place or 0): int(operand) for place, operand in re.findall(
+        r"\{(\d*)\}: \((\d+), \{\}\)", instruction.rest)}

@@ -56,6 +56,11 @@ def array_bytes(shape: str) -> list[int]:
             for kind, sizes in _ARRAY.findall(shape)]
 
 
+def parts(shape: str) -> list[str]:
+    """"(f32[2,3]{1,0}, u32[])" -> ["f32[2,3]{1,0}", "u32[]"]; what is no tuple is its only part."""
+    return _split(shape[1:-1]) if shape.startswith("(") else [shape]
+
+
 @dataclasses.dataclass
 class Program:
     """A module: computations by name, each a dict of its instructions in the order they run."""

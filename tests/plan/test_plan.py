@@ -10,7 +10,7 @@ from qwen_jax import sizes
 from qwen_jax.config import MeshConfig
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.plan import search, topologies
-from qwen_jax.plan.estimate import estimate, model_flops, tokens_per_step
+from qwen_jax.plan.estimate import estimate, found_of, model_flops, tokens_per_step
 from qwen_jax.plan.program import Result, compile_apart, refused
 
 libtpu = pytest.mark.skipif(
@@ -96,6 +96,20 @@ def test_mfu_is_model_flops_over_peak():
     assert workload.train.num_steps * 2048 * 2048 == pytest.approx(2.4e12, rel=1e-4)
 
 
+@pytest.mark.parametrize("share, doubted", [(1.3, False), (0.4, True)])
+def test_a_program_that_was_not_read_whole_says_so(monkeypatch, share, doubted):
+    config = plan.Config(model="7b", topology="v5p-256", mesh="4,32,1,1", remat="nothing",
+                         micro_batches=4)
+    a, _ = model_flops(plan.workload_of(config))
+    monkeypatch.setattr(plan, "compile_apart", lambda *_, **__: Result(
+        seconds=5.0, work={"products": 5.0}, flops=share * a / 128))
+    monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(plan.importlib.metadata, "version", lambda name: "1")
+    lines = []
+    plan.plan(config, emit=lines.append)
+    assert any("40% were found" in text for text in lines) == doubted
+
+
 def test_what_does_not_fit_is_a_line():
     assert refused("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 25.1G of "
                    "15.75G hbm. Exceeded") == "out of memory: 25.1G of 15.75G"
@@ -151,12 +165,14 @@ def tiny(stage: str, **mesh):
     ("pretrain", {"fsdp": 4}), ("pretrain", {"fsdp": 2, "context": 2}),
     ("reward_model", {"fsdp": 2, "tensor": 2}), ("ppo", {"fsdp": 4})])
 def test_the_real_step_compiles_without_a_tpu(stage, mesh):
-    result = compile_apart(tiny(stage, **mesh), topologies.by_name("v5e:2x2"))
+    workload, topology = tiny(stage, **mesh), topologies.by_name("v5e:2x2")
+    result = compile_apart(workload, topology)
     assert result.error is None and not result.unknown
     assert result.parameters > 0 and result.workspace > 0 and result.seconds > 0
     assert {"attention forward", "attention backward", "products"} <= set(result.work)
     assert (result.held > 0) == (stage == "ppo")
     assert result.collectives
+    assert found_of(result, workload, topology) > 0.97
 
 
 @libtpu

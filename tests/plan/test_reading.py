@@ -120,6 +120,69 @@ def test_what_the_sparse_cores_do_is_hidden():
     assert (one.kind, one.group, one.size, one.hidden) == ("all-reduce", 2, 2**19, True)
 
 
+# A gather that two products carry on in the background, as v5e's compiler writes it: started,
+# passed through both (the operands that are results again), awaited.
+CARRIED = """HloModule carried, is_scheduled=true
+
+%begin (p.0: f32[8,32]) -> (f32[8,32], f32[8,128]) {
+  %p.0 = f32[8,32]{1,0:T(8,128)} parameter(0)
+  %g.0 = f32[8,128]{1,0:T(8,128)} all-gather(%p.0), channel_id=5, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={1}, frontend_attributes={chain_id="0"}
+  ROOT %t.0 = (f32[8,32]{1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)}) tuple(%p.0, %g.0)
+}
+
+%async_collective_fusion.1 (p.1: f32[8,32], q.1: f32[8,128], x.1: f32[8,128], w.1: f32[128,128]) -> (f32[8,128], f32[8,32], f32[8,128]) {
+  %x.1 = f32[8,128]{1,0:T(8,128)} parameter(2)
+  %w.1 = f32[128,128]{1,0:T(8,128)} parameter(3)
+  %c.1 = f32[8,128]{1,0:T(8,128)} convolution(%x.1, %w.1), dim_labels=bf_io->bf
+  %p.1 = f32[8,32]{1,0:T(8,128)} parameter(0)
+  %q.1 = f32[8,128]{1,0:T(8,128)} parameter(1)
+  %g.1 = f32[8,128]{1,0:T(8,128)} all-gather(%p.1), channel_id=5, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={1}, frontend_attributes={chain_id="0"}
+  ROOT %t.1 = (f32[8,128]{1,0:T(8,128)}, f32[8,32]{1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)}) tuple(%c.1, %p.1, %g.1)
+}
+
+%end (p.2: f32[8,32], q.2: f32[8,128]) -> f32[8,128] {
+  %p.2 = f32[8,32]{1,0:T(8,128)} parameter(0)
+  %q.2 = f32[8,128]{1,0:T(8,128)} parameter(1)
+  ROOT %g.2 = f32[8,128]{1,0:T(8,128)} all-gather(%p.2), channel_id=5, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={1}, frontend_attributes={chain_id="0"}
+}
+
+ENTRY %main (piece: f32[8,32], x: f32[8,128], w: f32[128,128]) -> f32[8,128] {
+  %piece = f32[8,32]{1,0:T(8,128)} parameter(0)
+  %x = f32[8,128]{1,0:T(8,128)} parameter(1)
+  %w = f32[128,128]{1,0:T(8,128)} parameter(2)
+  %async-collective-start = (f32[8,32]{1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)}) fusion(%piece), kind=kCustom, calls=%begin
+  %a.0 = f32[8,32]{1,0:T(8,128)} get-tuple-element(%async-collective-start), index=0
+  %a.1 = f32[8,128]{1,0:T(8,128)} get-tuple-element(%async-collective-start), index=1
+  %fusion.1 = (f32[8,128]{1,0:T(8,128)}, f32[8,32]{1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)}) fusion(%a.0, %a.1, %x, %w), kind=kOutput, output_to_operand_aliasing={{1}: (0, {}), {2}: (1, {})}, calls=%async_collective_fusion.1, backend_config={"window_config":{"estimated_cycles":"1750"}}
+  %b.0 = f32[8,32]{1,0:T(8,128)} get-tuple-element(%fusion.1), index=1
+  %b.1 = f32[8,128]{1,0:T(8,128)} get-tuple-element(%fusion.1), index=2
+  %y = f32[8,128]{1,0:T(8,128)} get-tuple-element(%fusion.1), index=0
+  %fusion.2 = (f32[8,128]{1,0:T(8,128)}, f32[8,32]{1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)}) fusion(%b.0, %b.1, %y, %w), kind=kOutput, output_to_operand_aliasing={{1}: (0, {}), {2}: (1, {})}, calls=%async_collective_fusion.1, backend_config={"window_config":{"estimated_cycles":"1750"}}
+  %c.0 = f32[8,32]{1,0:T(8,128)} get-tuple-element(%fusion.2), index=1
+  %c.1 = f32[8,128]{1,0:T(8,128)} get-tuple-element(%fusion.2), index=2
+  ROOT %async-collective-done = f32[8,128]{1,0:T(8,128)} fusion(%c.0, %c.1), kind=kCustom, calls=%end
+}
+"""
+
+
+def test_a_gather_that_products_carry_on_counts_once_and_so_does_each_product():
+    found = read(CARRIED)
+    one, = found.collectives
+    assert (one.kind, one.group, one.size, one.times, one.hidden) == (
+        "all-gather", 4, 8 * 128 * 4, 1, True)
+    assert found.flops == 2 * 2 * 8 * 128 * 128
+    assert found.seconds == found.compute == pytest.approx(2 * 1e-6)  # of 1,750 cycles each
+    assert found.hbm_bytes == 2 * 4 * (128 * 128 + 2 * 8 * 128)  # and no buffer of the gather's
+
+
+def test_a_product_with_a_collective_that_nobody_started_counts_as_both():
+    text = CARRIED.replace("async_collective_fusion", "together").replace(
+        "%async-collective-start", "%begun").replace("%async-collective-done", "%ended")
+    found = read(text)
+    assert found.flops == 2 * 2 * 8 * 128 * 128 and len(found.collectives) == 4
+    assert not any(one.hidden for one in found.collectives)
+
+
 @pytest.mark.parametrize("kind, function, spec, sent", [
     # [1024, 64] float32 is 256 KiB whole; a device of 4 has 64 KiB of it.
     ("all-gather", lambda x: jax.lax.all_gather(x, "fsdp", tiled=True), P("fsdp"), 3 / 4 * 2**18),
@@ -191,6 +254,37 @@ def test_a_slice_of_a_large_array_counts_as_the_slice():
         jax.ShapeDtypeStruct((100, 256, 256), jnp.float32),
         jax.ShapeDtypeStruct((), jnp.int32)).compile().as_text()
     assert read(text).hbm_bytes < 4 * 2**18
+
+
+NESTED = """HloModule nested, is_scheduled=true
+
+%slice (p: f32[100,8,128], i: s32[]) -> f32[8,128] {
+  %p = f32[100,8,128]{2,1,0:T(8,128)} parameter(0)
+  %i = s32[]{:T(128)} parameter(1)
+  %z = s32[]{:T(128)} constant(0)
+  %one = f32[1,8,128]{2,1,0:T(8,128)} dynamic-slice(%p, %i, %z, %z), dynamic_slice_sizes={1,8,128}
+  ROOT %r = f32[8,128]{1,0:T(8,128)} bitcast(%one)
+}
+
+%product (q: f32[100,8,128], w: f32[128,128], j: s32[]) -> f32[8,128] {
+  %q = f32[100,8,128]{2,1,0:T(8,128)} parameter(0)
+  %w = f32[128,128]{1,0:T(8,128)} parameter(1)
+  %j = s32[]{:T(128)} parameter(2)
+  %x = f32[8,128]{1,0:T(8,128)} fusion(%q, %j), kind=kLoop, calls=%slice
+  ROOT %c = f32[8,128]{1,0:T(8,128)} convolution(%x, %w), dim_labels=bf_io->bf
+}
+
+ENTRY %main (stack: f32[100,8,128], weight: f32[128,128], n: s32[]) -> f32[8,128] {
+  %stack = f32[100,8,128]{2,1,0:T(8,128)} parameter(0)
+  %weight = f32[128,128]{1,0:T(8,128)} parameter(1)
+  %n = s32[]{:T(128)S(6)} parameter(2)
+  ROOT %out = f32[8,128]{1,0:T(8,128)} fusion(%stack, %weight, %n), kind=kOutput, calls=%product
+}
+"""
+
+
+def test_a_slice_that_is_taken_within_a_product_counts_as_the_slice():
+    assert read(NESTED).hbm_bytes == 4 * (8 * 128 + 128 * 128 + 8 * 128)
 
 
 def test_what_lies_in_vmem_is_no_traffic():
