@@ -16,12 +16,13 @@ import time
 
 from launch import commands
 
+IMAGES = {"v4": "tpu-ubuntu2204-base", "v5p": "v2-alpha-tpuv5", "v5litepod": "v2-alpha-tpuv5-lite",
+          "v6e": "v2-alpha-tpuv6e"}
 SETTINGS = {
     "name": (None, "name of the pod and of its queued resource"),
     "zone": (None, "zone of Google Cloud, as us-east5-a"),
     "type": (None, "accelerator type, as v5p-256 (counts cores) or v5litepod-16, v6e-256 (chips)"),
-    "version": ("v2-alpha-tpuv5", "runtime image: v2-alpha-tpuv5 (v5p), v2-alpha-tpuv5-lite, "
-                                  "v2-alpha-tpuv6e"),
+    "version": ("", "runtime image; without it, the one for the chips of --type"),
     "project": ("", "project of Google Cloud; without it, gcloud's default"),
     "spot": (False, "cheaper, and taken away at 30 seconds' notice"),
     "max_restarts": (100, "how often it starts again"),
@@ -30,6 +31,7 @@ SETTINGS = {
 
 def main(argv: list[str]) -> int:
     options, command = commands.parse(__doc__, "launch.tpu_pod", argv, SETTINGS)
+    options.version = options.version or image(options.type)
     commands.need("gcloud", "https://cloud.google.com/sdk/docs/install", dry_run=options.dry_run)
     pod = Pod(options)
     code = 1
@@ -44,6 +46,15 @@ def main(argv: list[str]) -> int:
     if options.delete and (code == 0 or options.dry_run):
         pod.delete()
     return code
+
+
+def image(accelerator: str) -> str:
+    """The runtime image for the chips of "v5p-256"; ends the program where none is known."""
+    kind = accelerator.partition("-")[0]
+    if kind not in IMAGES:
+        sys.exit(f"no runtime image is known for {accelerator!r} (known: {', '.join(IMAGES)}): check "
+                 "--type, or name the image with --version.")
+    return IMAGES[kind]
 
 
 class Pod:

@@ -51,6 +51,20 @@ def test_a_tpu_pod_is_made_filled_and_started_on_all_workers():
     assert "QWEN_JAX_LAUNCHER=tpu_pod" in inside and inside[-4:] == COMMAND
 
 
+@pytest.mark.parametrize("options, image", [
+    (["--type=v5p-256"], "v2-alpha-tpuv5"), (["--type=v5litepod-16"], "v2-alpha-tpuv5-lite"),
+    (["--type=v6e-256"], "v2-alpha-tpuv6e"), (["--type=v9-8", "--version=new"], "new")])
+def test_a_pod_has_the_image_of_its_chips(options, image):
+    create = shlex.split(launcher("tpu_pod", "--name=r", "--zone=z", *options).splitlines()[0])
+    assert flag(create, "runtime-version") == image
+
+
+def test_chips_without_a_known_image_are_answered():
+    code, said = run("-m", "launch.tpu_pod", "--name=r", "--zone=z", "--type=v5e-16", "--dry_run",
+                     "--", *COMMAND)
+    assert code == 1 and "known: v4, v5p, v5litepod, v6e" in said
+
+
 def test_xpk_gets_the_command_and_the_grace():
     words = shlex.split(launcher("xpk", "--cluster=c", "--name=r", "--type=v5p-256", "--image=i",
                                  "--slices=2", "--grace=90"))
@@ -156,7 +170,7 @@ def test_a_pod_gets_what_git_does_not_ignore(tmp_path, monkeypatch):
     for command in (["init", "-q"], ["add", "kept.py"]):
         subprocess.run(["git", *command], cwd=here, check=True)
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    pack = launcher("tpu_pod", "--name=r", "--zone=z", "--type=t").splitlines()[1]
+    pack = launcher("tpu_pod", "--name=r", "--zone=z", "--type=v5p-8").splitlines()[1]
     subprocess.run(shlex.split(pack), cwd=here, check=True)
     with tarfile.open(tmp_path / "r.tgz") as packed:
         assert sorted(packed.getnames()) == [".gitignore", "kept.py", "new file.py"]
