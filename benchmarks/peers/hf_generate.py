@@ -18,14 +18,17 @@ def main(size: dict) -> None:
         num_key_value_heads=size["num_heads"], intermediate_size=size["ffn_size"],
         max_position_embeddings=max(size["context_length"], size["prompt"] + 32),
         tie_word_embeddings=False)
-    model = transformers.Qwen2ForCausalLM(config).to(getattr(torch, size["dtype"])).eval()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = transformers.Qwen2ForCausalLM(config).to(device, getattr(torch, size["dtype"])).eval()
     torch.manual_seed(0)
 
     def seconds(batch, length, new, **settings):
-        ids = torch.randint(0, size["vocab_size"], (batch, length))
+        ids = torch.randint(0, size["vocab_size"], (batch, length), device=device)
         begin = time.perf_counter()
         model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new,
                        min_new_tokens=new, pad_token_id=0, eos_token_id=None, **settings)
+        if device == "cuda":
+            torch.cuda.synchronize()
         return time.perf_counter() - begin
 
     results = {}

@@ -1,0 +1,68 @@
+#!/bin/bash
+# What one GPU is asked, part by part; a part that has ended well is not run again.
+#
+#   bash benchmarks/gpu.sh FOLDER                    # all parts, each under ten minutes
+#   bash benchmarks/gpu.sh FOLDER train_1.8b ppo     # these
+#
+# FOLDER gets PART.log of each, JSON, plots and a profile; FOLDER/PART.done says that it has ended.
+# PYTHON runs ours (python), PEER transformers and torch (none: ours alone), LIMIT ends a part that
+# takes longer (590 seconds): it is begun again by the same command.
+#
+#   environment   GPU, driver, versions, bytes and products a second
+#   correctness   every back end against float32, on random inputs
+#   attention     TFLOP/s beside cuDNN and the others
+#   train_1.8b, train_7b, decode_1.8b, decode_7b    beside torch
+#   ppo           a step of four models
+set -u -o pipefail
+[ $# -gt 0 ] && [ "$1" != --help ] || { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 1; }
+mkdir -p "$1" && out=$(cd "$1" && pwd) && shift || exit 1
+cd "$(dirname "$0")/.." || exit 1
+python=${PYTHON:-python}
+export XLA_PYTHON_CLIENT_MEM_FRACTION=${XLA_PYTHON_CLIENT_MEM_FRACTION:-0.95}  # 0.75 holds no 7B
+peer=(${PEER:+"--peer_python=$PEER"})
+all=(environment correctness attention train_1.8b train_7b decode_1.8b decode_7b ppo)
+
+part() {
+    case $1 in
+    environment) "$python" -m benchmarks.device_rates --output="$out/environment.json" ;;
+    correctness)
+        "$python" -m benchmarks.attention_gate --name=xla --every=3 --output="$out" &&
+            "$python" -m benchmarks.attention_gate --name=hopper --dtypes=bfloat16,float16 \
+                --output="$out" ;;
+    attention) "$python" -m benchmarks.attention --output="$out" ;;
+    train_1.8b)
+        "$python" -m benchmarks.full_size --size=1.8b "${peer[@]}" --trace="$out/trace" \
+            --output="$out/$1.json" ;;
+    train_7b)  # FP32 weights and BF16 moments: 62 GB; one row of 2,048 at a time
+        "$python" -m benchmarks.full_size --size=7b --moment_dtype=bfloat16 --remat=block \
+            --batch_size=16 --micro_batches=8 --steps=15 "${peer[@]}" --output="$out/$1.json" ;;
+    decode_*)
+        "$python" -m benchmarks.decode --size="${1#decode_}" --dtype=bfloat16 --batches=1,8,64 \
+            --rounds=1 "${peer[@]}" --output="$out/$1.json" ;;
+    ppo) "$python" -m benchmarks.ppo --rounds=1 --output="$out/ppo.json" ;;
+    esac
+}
+
+if [ "${1:-}" = --here ]; then
+    part "$2"
+    exit
+fi
+failed=()
+[ $# -gt 0 ] || set -- "${all[@]}"
+for name in "$@"; do
+    [[ " ${all[*]} " == *" $name "* ]] || { echo "no part is called $name: ${all[*]}"; exit 2; }
+done
+for name in "$@"; do
+    [ -e "$out/$name.done" ] && echo "$name: done before" && continue
+    echo "== $name"
+    timeout --kill-after=10 "${LIMIT:-590}" bash benchmarks/gpu.sh "$out" --here "$name" 2>&1 |
+        tee "$out/$name.log"
+    code=${PIPESTATUS[0]}
+    if [ "$code" -eq 0 ]; then
+        touch "$out/$name.done"
+    else
+        failed+=("$name")
+        echo "$name: exit code $code$([ "$code" -eq 124 ] && echo ", out of time")"
+    fi
+done
+[ ${#failed[@]} -eq 0 ] || { echo "not done: ${failed[*]}"; exit 1; }

@@ -1,0 +1,69 @@
+"""The peer: a training step of transformers' Qwen2 with SDPA and torch.compile. Run where torch is.
+
+Weights in FP32 and products in BF16 (autocast), fused AdamW; with BF16 moments asked for, weights
+and moments are BF16 both, as torch has no other. Prints one line of JSON.
+"""
+
+import json
+import sys
+import time
+
+import numpy as np
+import torch
+import transformers
+
+_WARM_UP = 5
+
+
+def main(work: dict) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    torch.set_float32_matmul_precision("high")
+    config = transformers.Qwen2Config(
+        vocab_size=work["vocab_size"], hidden_size=work["hidden_size"],
+        num_hidden_layers=work["num_layers"], num_attention_heads=work["num_heads"],
+        num_key_value_heads=work["num_heads"], intermediate_size=work["ffn_size"],
+        max_position_embeddings=work["context_length"], tie_word_embeddings=False,
+        attn_implementation="sdpa", use_cache=False)
+    whole = work["moment_dtype"] == "bfloat16"
+    with torch.device(device):
+        model = transformers.Qwen2ForCausalLM(config)
+    model = model.to(torch.bfloat16 if whole else torch.float32).train()
+    if work["remat"] != "none":
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), eps=1e-8,
+                                  weight_decay=0.1, fused=device == "cuda")
+    compiled = torch.compile(model)
+    rows = work["batch_size"] // work["micro_batches"]
+    draw = np.random.default_rng(0)
+
+    def step() -> float:
+        total = 0.0
+        for _ in range(work["micro_batches"]):
+            ids = torch.as_tensor(draw.integers(0, work["vocab_size"], (
+                rows, work["context_length"])), device=device)
+            with torch.autocast(device, torch.bfloat16, enabled=not whole):
+                loss = compiled(input_ids=ids, labels=ids).loss / work["micro_batches"]
+            loss.backward()
+            total += loss.detach()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(total)
+
+    times, losses = [], []
+    for _ in range(work["steps"]):
+        started = time.perf_counter()
+        losses.append(step())  # a float: the device is waited for
+        times.append(time.perf_counter() - started)
+    seconds = float(np.median(times[_WARM_UP:]))
+    print(json.dumps({
+        "tokens_per_second": work["batch_size"] * work["context_length"] / seconds,
+        "step_seconds": seconds, "first_loss": losses[0], "last_loss": losses[-1],
+        "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}"}))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
