@@ -166,7 +166,8 @@ def test_four_two_and_one_processes_on_other_meshes_see_the_same_data(toy_text, 
     assert code == 0, shown
     for processes, devices, mesh, end in (
             (4, 1, "--mesh.fsdp=4", 12), (2, 2, "--mesh.tensor=2", 22), (1, 2, "--mesh.data=2", None)):
-        os.environ[faults.VARIABLE] = f"term step={end}" if end else ""
+        # A signal is heard within a second or two: steps that are slower from there on wait for it.
+        os.environ[faults.VARIABLE] = f"term step={end}; delay step={end} seconds=0.5" if end else ""
         try:
             code, shown = launch(f"--processes={processes}", f"--devices={devices}",
                                  "--heartbeat=300", "--max_restarts=0", arguments=pretrain(
@@ -182,7 +183,7 @@ def test_four_two_and_one_processes_on_other_meshes_see_the_same_data(toy_text, 
 
 @pytest.mark.slow
 def test_sigterm_to_one_of_four_makes_all_save_the_same_step(toy_text, tmp_path, monkeypatch, cached):
-    monkeypatch.setenv(faults.VARIABLE, "term step=5 process=2")
+    monkeypatch.setenv(faults.VARIABLE, "term step=5 process=2; delay step=5 seconds=0.1")
     code, shown = launch("--processes=4", "--heartbeat=300", arguments=pretrain(
         tmp_path / "run", toy_text, "--train.num_steps=60", "--train.save_every=100"))
     assert code == 0, shown
