@@ -35,7 +35,7 @@ class StepReport:
     step: int  # steps done, this one included
     metrics: dict[str, float]
     seconds: float | None  # since the step before, hooks excluded; None: compiled or first
-    data_wait_seconds: float
+    data_wait_seconds: float  # of these seconds, for batches; PPO samples in them
     device_wait_seconds: float = 0.0  # in the call of the step, and until its device had finished
 
 
@@ -70,20 +70,22 @@ def fit(
       Stopped: SIGTERM or SIGINT came, to any process; all finished the same step and ran the same
         hooks.
     """
-    pending: tuple[int, dict, float, float] | None = None
+    pending: tuple[int, dict, float] | None = None
+    waited = 0.0  # for batches, since the last report: a report comes a step late
     clock = _Clock()
 
     def settle(state) -> None:
         """Waits for the step in flight, reports it, and stops the run if it went wrong."""
-        nonlocal pending
+        nonlocal pending, waited
         if pending is None:
             return
-        step, metrics, wait, called = pending
+        step, metrics, called = pending
         pending = None
         asked = time.perf_counter()
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         blocked = time.perf_counter() - asked
-        report(StepReport(step, values, clock.lap(), wait, called + blocked))
+        report(StepReport(step, values, clock.lap(), waited, called + blocked))
+        waited = 0.0
         if not all(map(math.isfinite, values.values())):
             good = -1 - int(state.step)
             state = state.replace(step=jax.device_put(jnp.int32(good), state.step.sharding))
@@ -108,13 +110,13 @@ def fit(
                     if hook.at_stop and jax.process_count() == 1:  # the others know of no error
                         hook.act(step, state)
                 raise
-            wait = time.perf_counter() - started
+            waited += time.perf_counter() - started
             started = time.perf_counter()
             new_state, metrics = train_step(state, batch)
             called = time.perf_counter() - started
             settle(new_state)
             state = new_state
-            pending = (step + 1, metrics, wait, called)
+            pending = (step + 1, metrics, called)
             done, last = step + 1, step + 1 == num_steps
             stop = None if last else request.at(done)
             due = [hook for hook in hooks

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 
 import jax.numpy as jnp
 import pytest
@@ -39,6 +40,22 @@ def test_every_step_is_reported_once_in_order_and_hooks_have_their_turn():
     assert [(r.step, r.metrics["train/loss"]) for r in reports] == [(i, i) for i in range(1, 6)]
     assert reports[0].seconds is None and reports[1].seconds > 0
     assert turns == [("two", 2, 2), ("two", 4, 4), ("two", 5, 5), ("end", 5, 5)]
+
+
+def test_what_a_step_waited_is_a_part_of_its_seconds():
+    """A report comes a step late, when the next batch has been waited for already."""
+    reports, naps = [], [0.0, 0.0, 0.05, 0.0, 0.0, 0.05, 0.0, 0.05]
+
+    def next_batch(i, state):
+        time.sleep(naps[i])
+        return 1.0
+
+    fit(start(), next_batch, counting_step, start_step=0, num_steps=len(naps),
+        report=reports.append, hooks=(Hook(3, lambda n, s: None),))
+    counted = [report for report in reports if report.seconds is not None]
+    assert len(counted) == len(naps) - 1
+    assert all(report.data_wait_seconds <= report.seconds for report in counted)
+    assert 0.15 <= sum(report.data_wait_seconds for report in counted)
 
 
 def test_a_run_resumes_at_its_step():
