@@ -4,6 +4,7 @@ back.
     python -m qwen_jax.plan.program < workload.pickle     # prints a Result as one line of JSON
 """
 
+import ctypes
 import dataclasses
 import json
 import os
@@ -11,6 +12,7 @@ import pathlib
 import pickle
 import re
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -130,6 +132,8 @@ def refused(message: str) -> str:
 
 
 def main() -> None:
+    if sys.platform == "linux":  # it goes with the process that waits for it
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     workload, topology, options, keep = pickle.load(sys.stdin.buffer)
     try:
         result = compile_here(workload, topology, options, keep)
