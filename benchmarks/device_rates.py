@@ -47,8 +47,8 @@ def driver() -> dict[str, str]:
     asked = ("name", "driver_version", "memory.total", "clocks.max.sm", "clocks.max.memory",
              "power.limit")
     said = subprocess.run(["nvidia-smi", f"--query-gpu={','.join(asked)}", "--format=csv,noheader"],
-                          capture_output=True, text=True, check=False).stdout.splitlines()
-    return dict(zip(asked, said[0].split(", "), strict=False)) if said else {}
+                          stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    return dict(zip(asked, said[0].split(", "), strict=True))  # the first GPU's
 
 
 def rates(config: Config) -> dict[str, float]:

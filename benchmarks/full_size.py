@@ -146,11 +146,12 @@ def measure(config: Config) -> dict:
         "wait_seconds": float(np.median([report.data_wait_seconds for report in counted])),
         "flops_a": flops_a, "flops_b": flops_b, "peak_flops": metrics.peak_flops(device)[0],
         "peak_gb": stats.get("peak_bytes_in_use", 0) / 1e9, "parameters": count(model),
-        "first_loss": reports[0].metrics["train/loss"], "last_loss": reports[-1].metrics["train/loss"],
+        "first_loss": reports[0].metrics["train/loss"],
+        "last_loss": reports[-1].metrics["train/loss"],
         "versions": f"jax {jax.__version__}", "machine": timing.machine(),
         "work": dataclasses.asdict(model) | {
             "batch_size": train.batch_size, "micro_batches": train.micro_batches,
-            "moment_dtype": config.moment_dtype, "steps": train.num_steps}}
+            "moment_dtype": config.moment_dtype, "steps": train.num_steps, "warm_up": _WARM_UP}}
 
 
 def _recipe(config: Config):

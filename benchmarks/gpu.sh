@@ -33,7 +33,7 @@ part() {
     train_1.8b)
         "$python" -m benchmarks.full_size --size=1.8b "${peer[@]}" --trace="$out/trace" \
             --output="$out/$1.json" ;;
-    train_7b)  # FP32 weights and BF16 moments: 62 GB; one row of 2,048 at a time
+    train_7b)  # FP32 weights, BF16 moments: 62 GB, and 31 of gradients; two rows at a time
         "$python" -m benchmarks.full_size --size=7b --moment_dtype=bfloat16 --remat=block \
             --batch_size=16 --micro_batches=8 --steps=15 "${peer[@]}" --output="$out/$1.json" ;;
     decode_*)

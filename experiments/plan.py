@@ -33,7 +33,7 @@ from experiments import flags, ppo, pretrain, reward_model
 from qwen_jax.config import MeshConfig
 from qwen_jax.errors import ConfigError, unknown_name
 from qwen_jax.plan import gpus, search, topologies
-from qwen_jax.plan.estimate import Estimate, estimate, found_of, tokens_per_step
+from qwen_jax.plan.estimate import Estimate, estimate, flops_found, tokens_per_step
 from qwen_jax.plan.program import Result, compile_apart
 from qwen_jax.plan.stages import Workload
 from qwen_jax.train.memory import gib
@@ -218,12 +218,15 @@ def plan(config: Config, emit=functools.partial(print, flush=True)) -> list[dict
         found.append((layout, result, guess))
         emit(f"{number} of {len(layouts)}, {result.compile_seconds:.0f} s: "
              + line(layout, result, guess, topology, config.price))
-        if not result.error and (share := found_of(result, layout, topology)) < _LEAST_FOUND:
-            emit(f"DO NOT TRUST ITS TIMES: of the model's own FLOPs {share:.0%} were found in the "
-                 "compiled program, so some of its work was not read. Please report it, with the "
-                 "versions above and the file that --keep_hlo leaves.")
-    found.sort(key=lambda row: (row[2] is None or not _fits(row[1], topology),
-                                row[2].seconds if row[2] else 0))
+        if not _whole(result, layout, topology):
+            emit("DO NOT TRUST ITS TIMES: of the model's own FLOPs "
+                 f"{flops_found(result, layout, topology):.0%} were found in the compiled program, so "
+                 "some of its work was not read. Please report it, with the versions above and the "
+                 "file that --keep_hlo leaves.")
+    # First what fits and was read whole, the fastest before the others.
+    found.sort(key=lambda row: (
+        row[2] is None or not _fits(row[1], topology) or not _whole(row[1], row[0], topology),
+        row[2].seconds if row[2] else 0))
     emit(HEADER)
     for layout, result, guess in found:
         emit(line(layout, result, guess, topology, config.price))
@@ -240,6 +243,11 @@ def plan(config: Config, emit=functools.partial(print, flush=True)) -> list[dict
         text = json.dumps(record, indent=1) + "\n"
         pathlib.Path(config.output).write_text(text, encoding="utf-8")
     return rows
+
+
+def _whole(result: Result, workload: Workload, topology) -> bool:
+    """Whether all of the model's products were found in the program, if there is one."""
+    return bool(result.error) or flops_found(result, workload, topology) >= _LEAST_FOUND
 
 
 def _fits(result: Result, topology) -> bool:

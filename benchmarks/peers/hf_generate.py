@@ -7,17 +7,13 @@ import json
 import sys
 import time
 
+import qwen2
 import torch
 import transformers
 
 
 def main(size: dict) -> None:
-    config = transformers.Qwen2Config(
-        vocab_size=size["vocab_size"], hidden_size=size["hidden_size"],
-        num_hidden_layers=size["num_layers"], num_attention_heads=size["num_heads"],
-        num_key_value_heads=size["num_heads"], intermediate_size=size["ffn_size"],
-        max_position_embeddings=max(size["context_length"], size["prompt"] + 32),
-        tie_word_embeddings=False)
+    config = qwen2.make_config(size, positions=max(size["context_length"], size["prompt"] + 32))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = transformers.Qwen2ForCausalLM(config).to(device, getattr(torch, size["dtype"])).eval()
     torch.manual_seed(0)
@@ -42,7 +38,7 @@ def main(size: dict) -> None:
     results[f"first token of {size['prompt']}"] = min(times[1:])
     print(json.dumps({
         "results": results, "parameters": sum(weight.numel() for weight in model.parameters()),
-        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}"}))
+        "versions": qwen2.versions()}))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import tempfile
 import time
 
 import numpy as np
+import qwen2
 import torch
 import transformers
 
@@ -24,11 +25,7 @@ class Clock(transformers.TrainerCallback):
 
 
 def main(size: dict, steps: int, dtype: str) -> None:
-    config = transformers.Qwen2Config(
-        vocab_size=size["vocab_size"], hidden_size=size["hidden_size"],
-        num_hidden_layers=size["num_layers"], num_attention_heads=size["num_heads"],
-        num_key_value_heads=size["num_heads"], intermediate_size=size["ffn_size"],
-        max_position_embeddings=size["context_length"], tie_word_embeddings=False)
+    config = qwen2.make_config(size, positions=size["context_length"])
     model = transformers.Qwen2ForCausalLM(config).float()
     draw = np.random.default_rng(0)
     rows = [{"input_ids": ids, "labels": ids} for ids in draw.integers(
@@ -47,7 +44,7 @@ def main(size: dict, steps: int, dtype: str) -> None:
     print(json.dumps({
         "tokens_per_second": size["batch_size"] * size["context_length"] / seconds,
         "parameters": sum(weight.numel() for weight in model.parameters()),
-        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}"}))
+        "versions": qwen2.versions()}))
 
 
 if __name__ == "__main__":

@@ -9,22 +9,17 @@ import sys
 import time
 
 import numpy as np
+import qwen2
 import torch
 import transformers
-
-_WARM_UP = 5
 
 
 def main(work: dict) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
-    config = transformers.Qwen2Config(
-        vocab_size=work["vocab_size"], hidden_size=work["hidden_size"],
-        num_hidden_layers=work["num_layers"], num_attention_heads=work["num_heads"],
-        num_key_value_heads=work["num_heads"], intermediate_size=work["ffn_size"],
-        max_position_embeddings=work["context_length"], tie_word_embeddings=False,
-        attn_implementation="sdpa", use_cache=False)
+    config = qwen2.make_config(work, positions=work["context_length"],
+                               attn_implementation="sdpa", use_cache=False)
     whole = work["moment_dtype"] == "bfloat16"
     with torch.device(device):
         model = transformers.Qwen2ForCausalLM(config)
@@ -56,13 +51,13 @@ def main(work: dict) -> None:
         started = time.perf_counter()
         losses.append(step())  # a float: the device is waited for
         times.append(time.perf_counter() - started)
-    seconds = float(np.median(times[_WARM_UP:]))
+    seconds = float(np.median(times[work["warm_up"]:]))
     print(json.dumps({
         "tokens_per_second": work["batch_size"] * work["context_length"] / seconds,
         "step_seconds": seconds, "first_loss": losses[0], "last_loss": losses[-1],
         "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0,
         "parameters": sum(weight.numel() for weight in model.parameters()),
-        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}"}))
+        "versions": qwen2.versions()}))
 
 
 if __name__ == "__main__":

@@ -73,7 +73,7 @@ def from_times(workload: Workload, topology: Topology, *, seconds: float, comput
         chip_hours=workload.train.num_steps * seconds * topology.chips / 3600)
 
 
-def found_of(result: Result, workload: Workload, topology: Topology) -> float:
+def flops_found(result: Result, workload: Workload, topology: Topology) -> float:
     """FLOPs read from the compiled program over those of formula A: 1 or more, if all was read."""
     return result.flops * topology.chips / model_flops(workload)[0]
 

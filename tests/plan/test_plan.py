@@ -10,7 +10,7 @@ from qwen_jax import sizes
 from qwen_jax.config import MeshConfig
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.plan import search, topologies
-from qwen_jax.plan.estimate import estimate, found_of, model_flops, tokens_per_step
+from qwen_jax.plan.estimate import estimate, flops_found, model_flops, tokens_per_step
 from qwen_jax.plan.program import Result, compile_apart, refused
 
 libtpu = pytest.mark.skipif(
@@ -172,7 +172,7 @@ def test_the_real_step_compiles_without_a_tpu(stage, mesh):
     assert {"attention forward", "attention backward", "products"} <= set(result.work)
     assert (result.held > 0) == (stage == "ppo")
     assert result.collectives
-    assert found_of(result, workload, topology) > 0.97
+    assert flops_found(result, workload, topology) > 0.97
 
 
 @libtpu
