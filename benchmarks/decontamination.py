@@ -44,7 +44,7 @@ class Config:
     shared: str = os.environ.get("QWEN_JAX_SHARED", "../shared")  # the folder of public data
     items: int = 50
     seed: int = 0
-    output: str = "benchmarks/results/decontamination.md"
+    output: str = str(pathlib.Path(__file__).resolve().parent / "results/decontamination.md")
 
 
 def main(config: Config) -> None:
@@ -89,8 +89,8 @@ def main(config: Config) -> None:
         rate = sum(len(text.encode()) for text in texts) / seconds / 1e6
         lines.append(f"| {name} | {len(texts):,} | {len(hits)} | {rate:.1f} | {shown} |")
     path = pathlib.Path(config.output)
+    print("\n".join(lines), f"\n{path}")  # first: what was measured is not lost with a wrong path
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines), f"\n{path}")
 
 
 def head(config: Config, index: Index, items: list[TestItem], build: float, size: float) -> str:

@@ -52,7 +52,7 @@ class Config:
     """One measurement."""
 
     shared: str = os.environ.get("QWEN_JAX_SHARED", "../shared")  # the folder of public data
-    output: str = "benchmarks/results/filters.md"
+    output: str = str(pathlib.Path(__file__).resolve().parent / "results/filters.md")
 
 
 def main(config: Config) -> None:
