@@ -36,10 +36,10 @@ class Config:
     tokens: int = 0  # in a batch
     hidden: int = 0  # heads x head size
     group: int = 1  # query heads for each key-value head
-    head_sizes: tuple[int, ...] = (64, 128)
-    dtypes: tuple[str, ...] = ()
+    head_sizes: tuple[int, ...] = (64, 128)  # columns of a head
+    dtypes: tuple[str, ...] = ()  # of queries, keys and values
     masks: tuple[str, ...] = MASKS  # causal, one, four (equal documents), mix
-    rounds: int = 5
+    rounds: int = 5  # in which all contestants take their turn
     milliseconds: float = 50.0  # that a call is repeated for in one round
     matmul: int = 0  # side of the square product that gives the device's rate
     only: tuple[str, ...] = ()  # contestants whose names begin so

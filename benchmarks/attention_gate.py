@@ -42,10 +42,10 @@ INTERPRETERS = {"tpu": ("tpu", interpret_kernels), "hopper": ("gpu", interpret_h
 class Config:
     """The grid of one back end."""
 
-    name: str = "xla"
-    lengths: tuple[int, ...] = (1, 7, 128, 129, 1000, 2048)
-    head_sizes: tuple[int, ...] = (64, 128)
-    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    name: str = "xla"  # of the back end: xla, tpu or hopper
+    lengths: tuple[int, ...] = (1, 7, 128, 129, 1000, 2048)  # tokens of a row
+    head_sizes: tuple[int, ...] = (64, 128)  # columns of a head
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")  # of queries, keys and values
     every: int = 1  # takes each n-th case: an interpreter needs minutes for a long one
     output: str = str(pathlib.Path(__file__).resolve().parent / "results")  # a folder
 

@@ -22,9 +22,9 @@ class Config:
     """One measurement."""
 
     tokens_millions: int = 60  # in the source
-    context_length: int = 2048
-    batch_size: int = 32
-    seconds: float = 5.0
+    context_length: int = 2048  # tokens of a row
+    batch_size: int = 32  # rows of a batch
+    seconds: float = 5.0  # that each packing is measured for
 
 
 class RandomTokens:

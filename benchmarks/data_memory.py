@@ -41,11 +41,11 @@ _PAGE = ("<html><head><title>{0}</title></head><body><nav><a href='/'>Home</a> <
 class Config:
     """Two corpora, two runs."""
 
-    shared: str = os.environ.get("QWEN_JAX_SHARED", "../shared")
+    shared: str = os.environ.get("QWEN_JAX_SHARED", "../shared")  # the folder of public data
     folder: str = ""  # of the corpora and what is made of them: some 4 times the largest
-    megabytes: tuple[int, ...] = (200, 2000)
-    workers: int = 2
-    partition_mb: float = 64.0
+    megabytes: tuple[int, ...] = (200, 2000)  # of text, of each corpus
+    workers: int = 2  # processes
+    partition_mb: float = 64.0  # of source files that one task reads
     output: str = ""  # a Markdown file; the plot goes beside it
 
 

@@ -31,9 +31,8 @@ from qwen_jax.tokenizer.bpe import Tokenizer
 class Config:
     """One table."""
 
-    shared: str = os.environ.get("QWEN_JAX_SHARED", "../shared")
-    # Of some 1,500 characters: corpora for MinHash. The last is the whole plan's as well.
-    documents: tuple[int, ...] = (6000, 240000, 40000)
+    shared: str = os.environ.get("QWEN_JAX_SHARED", "../shared")  # the folder of public data
+    documents: tuple[int, ...] = (6000, 240000, 40000)  # of 1,500 characters, of each corpus
     datatrove_python: str = ""  # with datatrove, spacy, tokenizers, xxhash<3.6; on the first corpus
     rounds: int = 2  # the best of them counts
     output: str = ""  # a Markdown file

@@ -36,15 +36,17 @@ PARAPHRASES = {  # written by hand: the same task in other words
                    "pair (r, theta) with positive r and an angle from 0 up to, but without, 2 pi.",
 }
 
+RESULTS = pathlib.Path(__file__).resolve().parent / "results"
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """One measurement."""
 
     shared: str = os.environ.get("QWEN_JAX_SHARED", "../shared")  # the folder of public data
-    items: int = 50
-    seed: int = 0
-    output: str = str(pathlib.Path(__file__).resolve().parent / "results/decontamination.md")
+    items: int = 50  # of the test sets that are planted
+    seed: int = 0  # of what is drawn
+    output: str = str(RESULTS / "decontamination.md")  # a Markdown file
 
 
 def main(config: Config) -> None:

@@ -24,7 +24,7 @@ class Config:
 
     copy_mb: int = 4096  # that one copy reads
     matmul: int = 8192  # side of a square product
-    rounds: int = 10
+    rounds: int = 10  # whose median counts
     output: str = ""  # a JSON file
 
 

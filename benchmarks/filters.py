@@ -46,13 +46,15 @@ file."""
 
 Labelled = list[tuple[str, str]]  # text and kind
 
+RESULTS = pathlib.Path(__file__).resolve().parent / "results"
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """One measurement."""
 
     shared: str = os.environ.get("QWEN_JAX_SHARED", "../shared")  # the folder of public data
-    output: str = str(pathlib.Path(__file__).resolve().parent / "results/filters.md")
+    output: str = str(RESULTS / "filters.md")  # a Markdown file
 
 
 def main(config: Config) -> None:

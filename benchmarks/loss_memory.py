@@ -29,9 +29,9 @@ from qwen_jax.train.cross_entropy import cross_entropy
 class Config:
     """One loss."""
 
-    rows: int = 4
-    length: int = 4096
-    vocab_size: int = 151936
+    rows: int = 4  # of the batch
+    length: int = 4096  # tokens of a row
+    vocab_size: int = 151936  # logits of a token
     hidden_size: int = 4096  # 2048: the 1.8B model's; 4096: the 7B's
     topology: str = "v5p:2x2x1"  # of the TPU to compile for; one device of it
     run: bool = False  # also compute the chunked loss on this CPU

@@ -30,7 +30,7 @@ LEVELS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 class Config:
     """One table and its plot."""
 
-    shared: str = os.environ.get("QWEN_JAX_SHARED", "../shared")
+    shared: str = os.environ.get("QWEN_JAX_SHARED", "../shared")  # the folder of public data
     pairs: int = 200  # of each level
     minhash: NearDedup = NearDedup()
     output: str = ""  # a Markdown file; the plot goes beside it

@@ -38,7 +38,7 @@ class Config:
     size: str = "toy_8m"  # by sizes.by_name
     prompts: int = 16  # of a step
     samples: int = 2  # answers to each prompt
-    prompt_tokens: int = 64
+    prompt_tokens: int = 64  # of every prompt
     new_tokens: int = 64  # of every answer
     top_p: float = 0.9  # report 3.2.2
     warm_up: int = 2  # steps that are not timed, in every round

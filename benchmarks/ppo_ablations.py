@@ -48,9 +48,9 @@ class Config:
     warmup: int = 10  # value-only steps; the report's 50 are of a longer run
     batch_size: int = 32  # answers a step
     rate: float = 2e-4  # of the policy; the value model's is five times it, as in the report
-    pretrain_coefficient: float = 0.1
-    seeds: int = 3
-    runs: str = "runs/ppo_ablations"
+    pretrain_coefficient: float = 0.1  # of the pretraining gradient
+    seeds: int = 3  # of every choice
+    runs: str = "runs/ppo_ablations"  # a folder for the runs
     output: str = ""  # a folder for the table and the plot
 
 

@@ -32,7 +32,7 @@ class Config:
     size: str = "toy_8m"  # by sizes.by_name
     prompts: int = 16  # of a step, two answers to each
     new_tokens: int = 64  # of an answer, and the most of a prompt
-    steps: int = 5
+    steps: int = 5  # that memory is watched in
     rank: int | None = None  # of adapters; none: whole models
     only: str = ""  # a folder that `write` filled: one measurement as JSON, in this process
     output: str = ""  # a JSON file for the table

@@ -43,7 +43,7 @@ PASSES = ("forward", "backward")
 
 
 @dataclasses.dataclass(frozen=True)
-class AotConfig:
+class Config:
     """What to compile for."""
 
     kinds: tuple[str, ...] = tuple(TOPOLOGIES)  # kinds of TPU
@@ -64,7 +64,7 @@ class Shape:
     dtype: str = "bfloat16"
 
 
-def shapes(config: AotConfig) -> dict[str, Shape]:
+def shapes(config: Config) -> dict[str, Shape]:
     """Table 1's shapes, and one each with grouped heads, heads of 64, and in float32."""
     found = {}
     for name in config.sizes:
@@ -261,7 +261,7 @@ def markdown(result: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(config: AotConfig) -> None:
+def main(config: Config) -> None:
     result = {
         "date": datetime.date.today().isoformat(),
         "command": "python -m benchmarks.tpu_aot " + shlex.join(sys.argv[1:]),
@@ -290,4 +290,4 @@ def write(result: dict, path: str) -> None:
 
 
 if __name__ == "__main__":
-    flags.run(main, __doc__, {"all": AotConfig()})
+    flags.run(main, __doc__, {"all": Config()})

@@ -29,7 +29,7 @@ class Config:
     peer_python: str = ""  # an interpreter with torch and transformers; empty: ours alone
     rounds: int = 3  # ours and the peer's in turn
     steps: int = 40  # of the bare step, and as many in the loop
-    batch_size: int = 4
+    batch_size: int = 4  # rows of a step
     dtype: str = "float32"  # what the matrix products are computed in; or bfloat16
     only: str = ""  # "ours": one measurement as JSON, in this process
     output: str = ""  # a JSON file for the table

@@ -53,13 +53,15 @@ def test_help_teaches(capsys):
     assert "--train.micro_batches=1  # gradient accumulation" in text
 
 
-EXPERIMENTS = [path.stem for path in sorted(pathlib.Path(flags.__file__).parent.glob("*.py"))
-               if "flags.run(main" in path.read_text(encoding="utf-8")]
+ROOT = pathlib.Path(flags.__file__).parents[1]
+PROGRAMS = [f"{path.parent.name}.{path.stem}" for folder in ("experiments", "benchmarks")
+            for path in sorted((ROOT / folder).glob("*.py"))
+            if "flags.run(main" in path.read_text(encoding="utf-8")]
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_flag_of_every_experiment_has_its_help(name, capsys):
-    module = importlib.import_module(f"experiments.{name}")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_every_flag_of_every_program_has_its_help(name, capsys):
+    module = importlib.import_module(name)
     recipes = vars(module).get("RECIPES") or {"one": vars(module).get("RECIPE") or module.Config()}
     with pytest.raises(SystemExit):
         flags.parse(module.__doc__, recipes, [name, "--help"])
