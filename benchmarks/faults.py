@@ -120,7 +120,9 @@ class Bench:
 
     def _in_lives(self, kind: str, words: str, name: str, where, *flags, **settings) -> Row:
         steps = self.moments()
-        plan = "; ".join(f"{kind} step={step} attempt={life}{where()}"
+        # A signal is heard within a second or two: a fast machine's steps wait for it.
+        slower = "; delay step={0} attempt={1} seconds=0.5" if kind == "term" else ""
+        plan = "; ".join(f"{kind} step={step} attempt={life}{where()}" + slower.format(step, life)
                          for life, step in enumerate(steps))
         run = name.replace(" ", "_")
         code, shown = self.launch(run, plan, *flags, **settings)
