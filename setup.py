@@ -39,7 +39,9 @@ setup(
         "cuda12": ["jax[cuda12]>=0.10"],
         "cuda13": ["jax[cuda13]>=0.10"],
         "quickstart": TEXT + REPORT,
-        "test": DATA + REPORT + SERVE + ["openai>=1.50", "pytest>=8", "pytest-xdist>=3.5",
-                                         "transformers>=4.45"],
+        "test": DATA
+        + REPORT
+        + SERVE
+        + ["openai>=1.50", "pytest>=8", "pytest-xdist>=3.5", "transformers>=4.45"],
     },
 )

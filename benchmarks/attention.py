@@ -48,23 +48,44 @@ class Config:
     output: str = str(RESULTS)  # a folder for attention_DEVICE.json and .png
 
 
-SMOKE = Config(lengths=(256,), tokens=512, hidden=128, head_sizes=(64,), dtypes=("float32",),
-               masks=("causal", "four"), rounds=2, milliseconds=5.0, matmul=256, output="")
+SMOKE = Config(
+    lengths=(256,),
+    tokens=512,
+    hidden=128,
+    head_sizes=(64,),
+    dtypes=("float32",),
+    masks=("causal", "four"),
+    rounds=2,
+    milliseconds=5.0,
+    matmul=256,
+    output="",
+)
 
 
 def for_device(config: Config, platform: str) -> Config:
     """The config with its zeros filled in."""
     defaults = {
-        "lengths": (1024, 2048, 4096, 8192, 16384), "tokens": 16384, "hidden": 2048,
-        "dtypes": ("bfloat16",), "matmul": 8192}
+        "lengths": (1024, 2048, 4096, 8192, 16384),
+        "tokens": 16384,
+        "hidden": 2048,
+        "dtypes": ("bfloat16",),
+        "matmul": 8192,
+    }
     if platform == "cpu":
-        defaults = {"lengths": (256, 1024, 2048, 4096), "tokens": 4096, "hidden": 512,
-                    "dtypes": ("float32", "bfloat16"), "matmul": 2048}
+        defaults = {
+            "lengths": (256, 1024, 2048, 4096),
+            "tokens": 4096,
+            "hidden": 512,
+            "dtypes": ("float32", "bfloat16"),
+            "matmul": 2048,
+        }
     changes = {name: value for name, value in defaults.items() if not getattr(config, name)}
     config = dataclasses.replace(config, **changes)
     unknown = sorted(set(config.masks) - set(MASKS))
     if unknown:
-        raise ConfigError(f"no mask is called {unknown[0]!r}.", "--masks", f"use {', '.join(MASKS)}.")
+        raise ConfigError(
+            f"no mask is called {unknown[0]!r}.", "--masks", f"use {', '.join(MASKS)}."
+        )
     return config
 
 
@@ -89,20 +110,44 @@ def main(config: Config) -> None:
         folder = pathlib.Path(config.output)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"attention_{about['device'].replace(' ', '_')}.json"
-        path.write_text(json.dumps(
-            {"machine": about, "config": dataclasses.asdict(config), "errors": errors,
-             "matmul_tflops": rates, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps(
+                {
+                    "machine": about,
+                    "config": dataclasses.asdict(config),
+                    "errors": errors,
+                    "matmul_tflops": rates,
+                    "rows": rows,
+                },
+                indent=1,
+            )
+            + "\n",
+            encoding="utf-8",
+        )
         attention_plot.save(rows, about, path.with_suffix(".png"))
         print(f"\nwritten: {path} and the plot beside it")
 
 
 def cases(config: Config) -> list[tuple[Case, str]]:
     """Every input to time, with the name of its mask."""
-    return [(Case(T=T, B=max(1, config.tokens // T), N=config.hidden // H,
-                  K=max(1, config.hidden // H // config.group), H=H, dtype=dtype,
-                  documents=documents(mask, T)), mask)
-            for dtype in config.dtypes for H in config.head_sizes for mask in config.masks
-            for T in config.lengths]
+    return [
+        (
+            Case(
+                T=T,
+                B=max(1, config.tokens // T),
+                N=config.hidden // H,
+                K=max(1, config.hidden // H // config.group),
+                H=H,
+                dtype=dtype,
+                documents=documents(mask, T),
+            ),
+            mask,
+        )
+        for dtype in config.dtypes
+        for H in config.head_sizes
+        for mask in config.masks
+        for T in config.lengths
+    ]
 
 
 def check(config: Config) -> dict[str, dict[str, float]]:
@@ -114,7 +159,9 @@ def check(config: Config) -> dict[str, dict[str, float]]:
     for dtype in config.dtypes:
         for H in config.head_sizes:
             for name, documents_ in (("causal", None), ("packed", (100, 1, 199, 150))):
-                case = Case(T=500, N=4, K=2, H=H, dtype=dtype, documents=documents_, seed=20_000 + H)
+                case = Case(
+                    T=500, N=4, K=2, H=H, dtype=dtype, documents=documents_, seed=20_000 + H
+                )
                 q, k, *_ = case.arrays()
                 for who in contestants(q, k, case.options().get("segment_ids")):
                     if who.ours and who.attend:
@@ -123,8 +170,9 @@ def check(config: Config) -> dict[str, dict[str, float]]:
                         worst = max(found[key].values())
                         print(f"{key}: worst error {worst:.2f} of its budget", flush=True)
                         if not worst <= 1:
-                            raise SystemExit(f"{key} is wrong, so its speed is no figure: "
-                                             f"{found[key]}")
+                            raise SystemExit(
+                                f"{key} is wrong, so its speed is no figure: {found[key]}"
+                            )
     return found
 
 
@@ -132,12 +180,12 @@ def matmul_rate(config: Config, dtype: str) -> float:
     """TFLOP/s of a large product."""
     calls = {"product": timing.matmul_call(config.matmul, dtype)}
     took = timing.interleaved(calls, rounds=config.rounds, seconds=config.milliseconds / 1e3)
-    return 2 * config.matmul ** 3 / took["product"].median / 1e12
+    return 2 * config.matmul**3 / took["product"].median / 1e12
 
 
 def operations(case: Case) -> dict[str, float]:
     """Of each pass, counting the visible half of each document's square."""
-    squares = sum(length ** 2 for length in case.documents or (case.T,))
+    squares = sum(length**2 for length in case.documents or (case.T,))
     forward = 4 * squares * case.H * case.N * case.B / 2
     return {"forward": forward, "backward": 2.5 * forward, "both": 3.5 * forward}
 
@@ -161,8 +209,11 @@ def programs(who: Contestant, arrays, options: dict) -> dict:
 
     forward, both, backward = jax.jit(attend), jax.jit(both), jax.jit(lambda pull, dout: pull(dout))
     pull = jax.jit(start)(*inputs, options)[1]
-    calls = {"forward": lambda: forward(*inputs, options), "backward": lambda: backward(pull, dout),
-             "both": lambda: both(*inputs, dout, options)}
+    calls = {
+        "forward": lambda: forward(*inputs, options),
+        "backward": lambda: backward(pull, dout),
+        "both": lambda: both(*inputs, dout, options),
+    }
     for call in calls.values():
         jax.block_until_ready(call())
     return calls
@@ -172,16 +223,24 @@ def measure(config: Config, case: Case, mask: str, rate: float) -> list[dict]:
     """One row for each contestant, or its reason not to take part."""
     arrays, options = case.arrays(), case.options()
     rows, calls = [], {"nothing": timing.empty_call()}
-    about = {"mask": mask, "T": case.T, "B": case.B, "N": case.N, "K": case.K, "H": case.H,
-             "dtype": case.dtype}
+    about = {
+        "mask": mask,
+        "T": case.T,
+        "B": case.B,
+        "N": case.N,
+        "K": case.K,
+        "H": case.H,
+        "dtype": case.dtype,
+    }
     for who in contestants(arrays[0], arrays[1], options.get("segment_ids")):
         if config.only and not who.name.startswith(config.only):
             continue
         reason = who.reason
         if who.attend:
             try:
-                calls |= {(who.name, name): call
-                          for name, call in programs(who, arrays, options).items()}
+                calls |= {
+                    (who.name, name): call for name, call in programs(who, arrays, options).items()
+                }
             # What jax and tokamax raise where they have no kernel, or memory ends (a RuntimeError, as
             # is NotImplementedError). Of ours the end of memory alone is no reason to go on.
             except (RuntimeError, ValueError, TypeError) as error:
@@ -197,8 +256,9 @@ def measure(config: Config, case: Case, mask: str, rate: float) -> list[dict]:
     return rows
 
 
-def figures(times: dict[str, timing.Timing], work: dict[str, float], rate: float,
-            dispatch: float) -> dict:
+def figures(
+    times: dict[str, timing.Timing], work: dict[str, float], rate: float, dispatch: float
+) -> dict:
     """Seconds with their spread, TFLOP/s and share of the device's rate, of each pass."""
     row: dict = {}
     for name in PASSES:
@@ -213,19 +273,28 @@ def figures(times: dict[str, timing.Timing], work: dict[str, float], rate: float
 
 def show(case: Case, mask: str, rows: list[dict]) -> None:
     """The table of one input."""
-    print(f"\n{mask}, {case.dtype}, {case.B} x {case.T}, {case.N} heads ({case.K} of keys) of "
-          f"{case.H}; TFLOP/s, (share of a product's rate), milliseconds least-median-most")
+    print(
+        f"\n{mask}, {case.dtype}, {case.B} x {case.T}, {case.N} heads ({case.K} of keys) of "
+        f"{case.H}; TFLOP/s, (share of a product's rate), milliseconds least-median-most"
+    )
     for row in rows:
         if "refused" in row:
             print(f"  {row['name']:24} -  {row['refused'].strip()}")
             continue
-        cells = [f"{name} {row[name]['tflops']:7.3f} ({row[name]['share']:4.0%}) "
-                 f"{1e3 * row[name]['least']:.2f}-{1e3 * row[name]['median']:.2f}-"
-                 f"{1e3 * row[name]['most']:.2f}" for name in PASSES]
+        cells = [
+            f"{name} {row[name]['tflops']:7.3f} ({row[name]['share']:4.0%}) "
+            f"{1e3 * row[name]['least']:.2f}-{1e3 * row[name]['median']:.2f}-"
+            f"{1e3 * row[name]['most']:.2f}"
+            for name in PASSES
+        ]
         rest = row.get("both_less_forward")
-        print(f"  {row['name']:24} " + "  ".join(cells)
-              + (f"  both - forward {rest['tflops']:.3f}" if rest else "")
-              + ("  (too short: the host's time)" if row["host_bound"] else ""), flush=True)
+        print(
+            f"  {row['name']:24} "
+            + "  ".join(cells)
+            + (f"  both - forward {rest['tflops']:.3f}" if rest else "")
+            + ("  (too short: the host's time)" if row["host_bound"] else ""),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

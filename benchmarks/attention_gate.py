@@ -1,8 +1,8 @@
 """The gate's whole grid for one back end: cases, time, and the worst error as a share of its budget.
 
-    python -m benchmarks.attention_gate --name=xla
-    python -m benchmarks.attention_gate --name=tpu     # interpreted where there is no TPU
-    python -m benchmarks.attention_gate --name=hopper --dtypes=bfloat16,float16    # likewise
+python -m benchmarks.attention_gate --name=xla
+python -m benchmarks.attention_gate --name=tpu     # interpreted where there is no TPU
+python -m benchmarks.attention_gate --name=hopper --dtypes=bfloat16,float16    # likewise
 """
 
 import contextlib
@@ -58,7 +58,9 @@ def main(config: Config) -> None:
     if config.name not in IMPLEMENTATIONS:
         raise unknown_name("back end", config.name, IMPLEMENTATIONS, "--name", KernelError)
     interpreting = INTERPRETERS.get(config.name, (None, contextlib.nullcontext))[1]
-    interpreted = INTERPRETERS.get(config.name, (jax.default_backend(),))[0] != jax.default_backend()
+    interpreted = (
+        INTERPRETERS.get(config.name, (jax.default_backend(),))[0] != jax.default_backend()
+    )
     about = timing.machine()
     result = {"machine": about, "name": config.name, "interpreted": interpreted, "dtypes": {}}
     for dtype in config.dtypes:
@@ -74,22 +76,30 @@ def main(config: Config) -> None:
         seconds = time.perf_counter() - started
         result["dtypes"][dtype] = {"cases": count, "seconds": seconds, "worst": worst}
         shown = ", ".join(f"{name} {worst[name]['share']:.2f}" for name in NAMES if name in worst)
-        print(f"{config.name}{' (interpreted)' if interpreted else ''}, {dtype}: {count} cases in "
-              f"{seconds:.0f} s; worst errors as shares of the budget: {shown}", flush=True)
+        print(
+            f"{config.name}{' (interpreted)' if interpreted else ''}, {dtype}: {count} cases in "
+            f"{seconds:.0f} s; worst errors as shares of the budget: {shown}",
+            flush=True,
+        )
         if config.output:  # after each dtype: an interpreter takes hours
             path = pathlib.Path(config.output) / f"attention_gate_{config.name}.json"
             path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    if any(not found["share"] <= 1 for dtype in result["dtypes"].values()
-           for found in dtype["worst"].values()):
+    if any(
+        not found["share"] <= 1
+        for dtype in result["dtypes"].values()
+        for found in dtype["worst"].values()
+    ):
         raise SystemExit("an error is larger than its budget")
 
 
 def grid(config: Config, dtype: str) -> list[Case]:
     """Lengths x heads x head sizes x masks."""
-    cases = [Case(T=T, N=N, K=K, H=H, dtype=dtype, **mask)
-             for T, (N, K), H in itertools.product(config.lengths, HEADS, config.head_sizes)
-             for mask in masks(T).values()]
-    return cases[::config.every]
+    cases = [
+        Case(T=T, N=N, K=K, H=H, dtype=dtype, **mask)
+        for T, (N, K), H in itertools.product(config.lengths, HEADS, config.head_sizes)
+        for mask in masks(T).values()
+    ]
+    return cases[:: config.every]
 
 
 if __name__ == "__main__":

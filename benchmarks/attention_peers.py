@@ -56,8 +56,9 @@ def dense_mask(segment_ids: Array | None) -> Array | None:
 
 
 def _jax_nn(q, k, v, *, segment_ids=None, implementation):
-    return jax.nn.dot_product_attention(q, k, v, mask=dense_mask(segment_ids), is_causal=True,
-                                        implementation=implementation)
+    return jax.nn.dot_product_attention(
+        q, k, v, mask=dense_mask(segment_ids), is_causal=True, implementation=implementation
+    )
 
 
 def _heads_first(*arrays: Array) -> list[Array]:
@@ -78,27 +79,51 @@ def _flash(q, k, v, *, segment_ids=None):
 
     N, H, b = q.shape[2], q.shape[3], _block(q.shape[1])
     blocks = module.BlockSizes(
-        block_q=b, block_k_major=b, block_k=b, block_b=1, block_q_major_dkv=b, block_k_major_dkv=b,
-        block_k_dkv=b, block_q_dkv=b, block_k_major_dq=b, block_k_dq=b, block_q_dq=b)
+        block_q=b,
+        block_k_major=b,
+        block_k=b,
+        block_b=1,
+        block_q_major_dkv=b,
+        block_k_major_dkv=b,
+        block_k_dkv=b,
+        block_q_dkv=b,
+        block_k_major_dq=b,
+        block_k_dq=b,
+        block_q_dq=b,
+    )
     ids = None if segment_ids is None else module.SegmentIds(segment_ids, segment_ids)
-    out = module.flash_attention(*_heads_first(q, _repeated(k, N), _repeated(v, N)),
-                                 segment_ids=ids, causal=True, sm_scale=H ** -0.5,
-                                 block_sizes=blocks)
+    out = module.flash_attention(
+        *_heads_first(q, _repeated(k, N), _repeated(v, N)),
+        segment_ids=ids,
+        causal=True,
+        sm_scale=H**-0.5,
+        block_sizes=blocks,
+    )
     return out.transpose(0, 2, 1, 3)
 
 
 def _splash(q, k, v, *, segment_ids=None):
     from jax.experimental.pallas.ops.tpu.splash_attention import (
-        splash_attention_kernel as kernel, splash_attention_mask as masks)
+        splash_attention_kernel as kernel,
+    )
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_mask as masks,
+    )
 
     T, N, H = q.shape[1:]
     b = _block(T)
     blocks = kernel.BlockSizes(
-        block_q=b, block_kv=b, block_kv_compute=min(b, 512), block_q_dkv=b, block_kv_dkv=b,
-        block_kv_dkv_compute=min(b, 512), use_fused_bwd_kernel=True)
+        block_q=b,
+        block_kv=b,
+        block_kv_compute=min(b, 512),
+        block_q_dkv=b,
+        block_kv_dkv=b,
+        block_kv_dkv_compute=min(b, 512),
+        use_fused_bwd_kernel=True,
+    )
     mask = masks.MultiHeadMask([masks.CausalMask((T, T))] * N)
     splash = kernel.make_splash_mha(mask, head_shards=1, q_seq_shards=1, block_sizes=blocks)
-    q = q * jnp.asarray(H ** -0.5, q.dtype)
+    q = q * jnp.asarray(H**-0.5, q.dtype)
     arrays = _heads_first(q, _repeated(k, N), _repeated(v, N))
     if segment_ids is None:
         out = jax.vmap(splash)(*arrays)
@@ -113,12 +138,16 @@ def _tokamax(platform: str) -> list[Contestant]:
     import tokamax
 
     def attend(q, k, v, *, segment_ids=None, implementation):
-        return tokamax.dot_product_attention(q, k, v, mask=dense_mask(segment_ids), is_causal=True,
-                                             implementation=implementation)
+        return tokamax.dot_product_attention(
+            q, k, v, mask=dense_mask(segment_ids), is_causal=True, implementation=implementation
+        )
 
     names = ("xla_chunked",) if platform == "cpu" else ("mosaic", "triton", "xla_chunked")
-    return [Contestant(f"tokamax {name}", functools.partial(attend, implementation=name))
-            for name in names if (platform, name) != ("tpu", "triton")]
+    return [
+        Contestant(f"tokamax {name}", functools.partial(attend, implementation=name))
+        for name in names
+        if (platform, name) != ("tpu", "triton")
+    ]
 
 
 def documents(mask: str, T: int) -> tuple[int, ...] | None:

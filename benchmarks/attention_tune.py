@@ -15,17 +15,28 @@ from qwen_jax.kernels.gate import Case, check
 # By back end: kernel -> the sizes to try. The names are those that the kernels look up.
 GRID = {
     "xla": {"xla": {"query": (128, 256, 512), "key": (128, 256, 512)}},
-    "tpu": {"tpu_forward": {"query": (512, 1024, 2048), "key": (512, 1024, 2048),
-                            "compute": (256, 512, 1024)},
-            "tpu_backward": {"query": (512, 1024, 2048), "key": (512, 1024, 2048),
-                             "compute": (256, 512, 1024)}},
-    "hopper": {"hopper_forward": {"consumers": (2, 3), "keys": (64, 128, 176), "stages": (2, 3)},
-               "hopper_backward": {"early_dv": (0, 1)}},
+    "tpu": {
+        "tpu_forward": {
+            "query": (512, 1024, 2048),
+            "key": (512, 1024, 2048),
+            "compute": (256, 512, 1024),
+        },
+        "tpu_backward": {
+            "query": (512, 1024, 2048),
+            "key": (512, 1024, 2048),
+            "compute": (256, 512, 1024),
+        },
+    },
+    "hopper": {
+        "hopper_forward": {"consumers": (2, 3), "keys": (64, 128, 176), "stages": (2, 3)},
+        "hopper_backward": {"early_dv": (0, 1)},
+    },
 }
 
 
-def run(cases: list[tuple[Case, str]], *, rounds: int, seconds: float,
-        table: pathlib.Path = tiles.TABLE) -> list[dict]:
+def run(
+    cases: list[tuple[Case, str]], *, rounds: int, seconds: float, table: pathlib.Path = tiles.TABLE
+) -> list[dict]:
     """Tunes each kernel for each head size and dtype, on the longest causal row among `cases`."""
     longest: dict[tuple[int, str], Case] = {}
     for case, mask in cases:
@@ -48,8 +59,15 @@ def run(cases: list[tuple[Case, str]], *, rounds: int, seconds: float,
     return rows
 
 
-def best(case: Case, name: str, kernel: str, grid: dict[str, tuple[int, ...]], *, rounds: int,
-         seconds: float) -> dict | None:
+def best(
+    case: Case,
+    name: str,
+    kernel: str,
+    grid: dict[str, tuple[int, ...]],
+    *,
+    rounds: int,
+    seconds: float,
+) -> dict | None:
     """The fastest sizes of one kernel as a row of the table; None where none of them compiles."""
     from benchmarks.attention import programs
 
@@ -73,17 +91,29 @@ def best(case: Case, name: str, kernel: str, grid: dict[str, tuple[int, ...]], *
     took = timing.interleaved(calls, rounds=rounds, seconds=seconds)
     ranked = sorted(took, key=lambda sizes: took[sizes].median)
     for sizes in ranked[:3]:
-        print(f"  {kernel}, head size {case.H}, {case.dtype}: {dict(sizes)} "
-              f"{1e3 * took[sizes].median:.2f} ms", flush=True)
+        print(
+            f"  {kernel}, head size {case.H}, {case.dtype}: {dict(sizes)} "
+            f"{1e3 * took[sizes].median:.2f} ms",
+            flush=True,
+        )
     about = timing.machine()
-    return {"kernel": kernel, "kind": about["device"], "head_size": case.H, "dtype": case.dtype,
-            "tiles": dict(ranked[0]), "back_end": name, "T": case.T,
-            "milliseconds": round(1e3 * took[ranked[0]].median, 4), "date": about["date"],
-            "jax": about["jax"]}
+    return {
+        "kernel": kernel,
+        "kind": about["device"],
+        "head_size": case.H,
+        "dtype": case.dtype,
+        "tiles": dict(ranked[0]),
+        "back_end": name,
+        "T": case.T,
+        "milliseconds": round(1e3 * took[ranked[0]].median, 4),
+        "date": about["date"],
+        "jax": about["jax"],
+    }
 
 
 def write(rows: list[dict], table: pathlib.Path) -> None:
     """Adds rows to the table in place of older ones of the same kernel, kind, head size and dtype."""
+
     def key(row):
         return row["kernel"], row["kind"], row["head_size"], row["dtype"]
 

@@ -12,16 +12,23 @@ def sentences(shared: str) -> list[str]:
     """English sentences of the shared texts."""
     folder = pathlib.Path(shared) / "data/text"
     if not folder.exists():
-        raise ConfigError("there is no text to measure on.", str(folder),
-                          "name the --shared folder.")
-    text = (folder / "wikitext2_valid.txt").read_text("utf-8") + "\n" + "\n".join(
-        json.loads(line)["text"] for line in open(folder / "c4_demo.jsonl", encoding="utf-8"))
+        raise ConfigError(
+            "there is no text to measure on.", str(folder), "name the --shared folder."
+        )
+    text = (
+        (folder / "wikitext2_valid.txt").read_text("utf-8")
+        + "\n"
+        + "\n".join(
+            json.loads(line)["text"] for line in open(folder / "c4_demo.jsonl", encoding="utf-8")
+        )
+    )
     found = [part.strip() for part in re.split(r"(?<=[.!?])\s+|\n+", text)]
     return [part for part in found if 30 < len(part) < 400]
 
 
-def documents(shared: str, number: int, *, near: float = 0.1, characters: int = 1400, seed: int = 0
-              ) -> list[str]:
+def documents(
+    shared: str, number: int, *, near: float = 0.1, characters: int = 1400, seed: int = 0
+) -> list[str]:
     """Documents of random sentences; the share `near` are earlier ones with two words changed."""
     draw, said, made = random.Random(seed), sentences(shared), []
     for i in range(number):

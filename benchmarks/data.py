@@ -1,6 +1,6 @@
 """Tokens per second of the loader: rows of 2048 from one source, batches of 32, both packings.
 
-    python -m benchmarks.data
+python -m benchmarks.data
 """
 
 import dataclasses
@@ -48,16 +48,23 @@ def main(config: Config) -> None:
         for packing in ("run_on", "documents"):
             loader = Loader(
                 DataConfig(sources=(f"{folder}/random/train",), packing=packing),
-                context_length=config.context_length, batch_size=config.batch_size,
-                end_of_text=RandomTokens.end_of_text, seed=0)
+                context_length=config.context_length,
+                batch_size=config.batch_size,
+                end_of_text=RandomTokens.end_of_text,
+                seed=0,
+            )
             with loader.iterate(0) as batches:
                 next(batches)
                 started, count = time.perf_counter(), 0
                 while time.perf_counter() - started < config.seconds:
                     next(batches)
                     count += 1
-                rate = count * config.batch_size * config.context_length / (
-                    time.perf_counter() - started)
+                rate = (
+                    count
+                    * config.batch_size
+                    * config.context_length
+                    / (time.perf_counter() - started)
+                )
             print(f"{packing:10} {rate / 1e6:6.1f} M tokens/s", flush=True)
 
 

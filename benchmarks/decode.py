@@ -39,25 +39,41 @@ def main(config: Config) -> None:
     if config.only:
         print(json.dumps(measure(config)))
         return
-    command = [sys.executable, "-m", "benchmarks.decode", "--only=ours", f"--size={config.size}",
-               f"--dtype={config.dtype}", f"--new_tokens={config.new_tokens}",
-               f"--batches={','.join(map(str, config.batches))}", f"--prompt={config.prompt}"]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.decode",
+        "--only=ours",
+        f"--size={config.size}",
+        f"--dtype={config.dtype}",
+        f"--new_tokens={config.new_tokens}",
+        f"--batches={','.join(map(str, config.batches))}",
+        f"--prompt={config.prompt}",
+    ]
 
     def peers(measured: dict) -> dict[str, turns.Process]:
-        settings = measured["size"] | {"batches": config.batches, "new_tokens": config.new_tokens,
-                                       "prompt": config.prompt, "dtype": config.dtype}
+        settings = measured["size"] | {
+            "batches": config.batches,
+            "new_tokens": config.new_tokens,
+            "prompt": config.prompt,
+            "dtype": config.dtype,
+        }
         peer = [config.peer_python, "benchmarks/peers/hf_generate.py", json.dumps(settings)]
         return {"transformers": (peer, {})} if config.peer_python else {}
 
     rows: dict[str, list[dict]] = {}
     for _, name, row in turns.take(config.rounds, command, peers):
         rows.setdefault(name, []).append(row)
-    print(f"{config.size}, {rows['ours'][0]['parameters']:,} parameters, {config.dtype}; medians "
-          f"of {config.rounds} rounds; " + "; ".join(r[-1]["versions"] for r in rows.values()))
+    print(
+        f"{config.size}, {rows['ours'][0]['parameters']:,} parameters, {config.dtype}; medians "
+        f"of {config.rounds} rounds; " + "; ".join(r[-1]["versions"] for r in rows.values())
+    )
     table = {}
     for name in rows["ours"][0]["results"]:
-        table[name] = {who: float(np.median([r["results"][name] for r in measured]))
-                       for who, measured in rows.items()}
+        table[name] = {
+            who: float(np.median([r["results"][name] for r in measured]))
+            for who, measured in rows.items()
+        }
         unit = "s" if name.startswith("first") else "tokens/s"
         line = "  ".join(f"{who} {value:10,.3f} {unit}" for who, value in table[name].items())
         if "transformers" in table[name]:
@@ -65,8 +81,9 @@ def main(config: Config) -> None:
             line += f"  ahead {1 / ratio if unit == 's' else ratio:5.2f} x"
         print(f"{name:24} {line}")
     if config.output:
-        pathlib.Path(config.output).write_text(json.dumps(
-            {"table": table, "rounds": rows}, indent=1) + "\n")
+        pathlib.Path(config.output).write_text(
+            json.dumps({"table": table, "rounds": rows}, indent=1) + "\n"
+        )
 
 
 def measure(config: Config) -> dict:
@@ -78,14 +95,19 @@ def measure(config: Config) -> dict:
     from qwen_jax.generate.request import Request
     from qwen_jax.model.spec import count, init_params
 
-    model = dataclasses.replace(sizes.by_name(config.size), compute_dtype=config.dtype,
-                                param_dtype=config.dtype)
+    model = dataclasses.replace(
+        sizes.by_name(config.size), compute_dtype=config.dtype, param_dtype=config.dtype
+    )
     params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))
     draw, results = np.random.default_rng(0), {}
 
     def requests(number, length, new, **settings):
-        return [Request(tuple(draw.integers(0, model.vocab_size, length).tolist()), new, seed=i,
-                        **settings) for i in range(number)]
+        return [
+            Request(
+                tuple(draw.integers(0, model.vocab_size, length).tolist()), new, seed=i, **settings
+            )
+            for i in range(number)
+        ]
 
     for batch in config.batches:
         engine = Engine(params, model, rows=batch, slots=32 + config.new_tokens)
@@ -108,8 +130,12 @@ def measure(config: Config) -> dict:
             engine.step()
         times.append(time.perf_counter() - begin)
     results[f"first token of {config.prompt}"] = min(times[1:])
-    return {"results": results, "parameters": count(model), "versions": f"jax {jax.__version__}",
-            "size": dataclasses.asdict(model)}
+    return {
+        "results": results,
+        "parameters": count(model),
+        "versions": f"jax {jax.__version__}",
+        "size": dataclasses.asdict(model),
+    }
 
 
 if __name__ == "__main__":

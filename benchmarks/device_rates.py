@@ -44,10 +44,20 @@ def driver() -> dict[str, str]:
     """NVIDIA's own words, where it has any: name, driver, memory, clocks, power limit."""
     if shutil.which("nvidia-smi") is None:
         return {}
-    asked = ("name", "driver_version", "memory.total", "clocks.max.sm", "clocks.max.memory",
-             "power.limit")
-    said = subprocess.run(["nvidia-smi", f"--query-gpu={','.join(asked)}", "--format=csv,noheader"],
-                          stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()
+    asked = (
+        "name",
+        "driver_version",
+        "memory.total",
+        "clocks.max.sm",
+        "clocks.max.memory",
+        "power.limit",
+    )
+    said = subprocess.run(
+        ["nvidia-smi", f"--query-gpu={','.join(asked)}", "--format=csv,noheader"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
     return dict(zip(asked, said[0].split(", "), strict=True))  # the first GPU's
 
 
@@ -57,8 +67,10 @@ def rates(config: Config) -> dict[str, float]:
     copy = jax.jit(lambda x: x * 1.000001)  # a copy alone is no work: XLA would return x
     calls = {"copy": lambda: copy(x), "product": timing.matmul_call(config.matmul, "bfloat16")}
     times = timing.interleaved(calls, rounds=config.rounds, seconds=0.05)
-    return {"copy_gb_per_s": 2 * x.nbytes / times["copy"].median / 1e9,
-            "matmul_tflop_per_s": 2 * config.matmul**3 / times["product"].median / 1e12}
+    return {
+        "copy_gb_per_s": 2 * x.nbytes / times["copy"].median / 1e9,
+        "matmul_tflop_per_s": 2 * config.matmul**3 / times["product"].median / 1e12,
+    }
 
 
 if __name__ == "__main__":

@@ -57,42 +57,67 @@ class Bench:
         self.steps = WINDOW * (repeats + 1)
         self.draw = random.Random(0)
         words = np.random.default_rng(0)
-        text = [Document(str(i), " ".join(words.choice(["a", "bc", "def", "gh"], 50)))
-                for i in range(200)]
+        text = [
+            Document(str(i), " ".join(words.choice(["a", "bc", "def", "gh"], 50)))
+            for i in range(200)
+        ]
         shards.write(text, folder / "words", Tokenizer({bytes([b]): b for b in range(256)}))
         self.launch("whole")
         self.whole = self.losses("whole")
 
-    def command(self, run: str, *flags: str, restarts: int | None = None,
-                processes: int | None = None) -> list[str]:
+    def command(
+        self, run: str, *flags: str, restarts: int | None = None, processes: int | None = None
+    ) -> list[str]:
         processes = processes or self.processes
         return [
-            sys.executable, "-m", "launch.local", f"--processes={processes}",
+            sys.executable,
+            "-m",
+            "launch.local",
+            f"--processes={processes}",
             f"--devices={self.processes // processes}",
             f"--heartbeat={self.heartbeat}",
-            f"--max_restarts={self.repeats + 2 if restarts is None else restarts}", "--",
-            "-m", "benchmarks.cached", "experiments.pretrain", "--recipe=smoke",
+            f"--max_restarts={self.repeats + 2 if restarts is None else restarts}",
+            "--",
+            "-m",
+            "benchmarks.cached",
+            "experiments.pretrain",
+            "--recipe=smoke",
             f"--run_dir={self.folder / run}",
-            f"--data.sources={self.folder}/words/train", "--model.hidden_size=32",
-            "--model.unroll_layers=2", f"--train.num_steps={self.steps}", "--train.log_every=1",
-            f"--train.save_every={SAVE_EVERY}", *flags]
+            f"--data.sources={self.folder}/words/train",
+            "--model.hidden_size=32",
+            "--model.unroll_layers=2",
+            f"--train.num_steps={self.steps}",
+            "--train.log_every=1",
+            f"--train.save_every={SAVE_EVERY}",
+            *flags,
+        ]
 
     def environment(self, plan: str = "") -> dict[str, str]:
         return os.environ | {
-            faults.VARIABLE: plan, "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+            faults.VARIABLE: plan,
+            "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
 
     def launch(self, run: str, plan: str = "", *flags: str, **settings):
         """Runs to the end; (exit code, what was shown)."""
-        done = subprocess.run(self.command(run, *flags, **settings), text=True,
-                              env=self.environment(plan), stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, check=False)
+        done = subprocess.run(
+            self.command(run, *flags, **settings),
+            text=True,
+            env=self.environment(plan),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
         return done.returncode, done.stdout
 
     def losses(self, run: str) -> dict[int, float]:
         lines = (self.folder / run / "metrics.jsonl").read_text().splitlines()
-        return {record["step"]: record["train/loss"] for record in map(json.loads, lines)
-                if "train/loss" in record}
+        return {
+            record["step"]: record["train/loss"]
+            for record in map(json.loads, lines)
+            if "train/loss" in record
+        }
 
     def events(self, run: str, *names: str) -> list[dict]:
         lines = (self.folder / run / "events.jsonl").read_text().splitlines()
@@ -103,27 +128,35 @@ class Bench:
 
     def moments(self) -> list[int]:
         """A random step in each window, behind the first checkpoint."""
-        return [WINDOW * (life + 1) + self.draw.randrange(-WINDOW // 2 + 1, WINDOW // 2)
-                for life in range(self.repeats)]
+        return [
+            WINDOW * (life + 1) + self.draw.randrange(-WINDOW // 2 + 1, WINDOW // 2)
+            for life in range(self.repeats)
+        ]
 
     # One fault in each life, in a random process, at a random step; the launcher does the rest.
     def in_lives(self, kind: str, words: str) -> Row:
-        return self._in_lives(kind, words, kind, lambda: (
-            f" process={self.draw.randrange(self.processes)}"))
+        return self._in_lives(
+            kind, words, kind, lambda: f" process={self.draw.randrange(self.processes)}"
+        )
 
     # The same in the weights, which are of all processes; every step is computed twice.
     def corrupt(self, processes: int) -> Row:
-        name = (f"a wrong bit in one computation, train.recheck_every=1, {processes} process"
-                + "es" * (processes > 1))
-        return self._in_lives("corrupt", "two computations", name, str,
-                              "--train.recheck_every=1", processes=processes)
+        name = (
+            f"a wrong bit in one computation, train.recheck_every=1, {processes} process"
+            + "es" * (processes > 1)
+        )
+        return self._in_lives(
+            "corrupt", "two computations", name, str, "--train.recheck_every=1", processes=processes
+        )
 
     def _in_lives(self, kind: str, words: str, name: str, where, *flags, **settings) -> Row:
         steps = self.moments()
         # A signal is heard within a second or two: a fast machine's steps wait for it.
         slower = "; delay step={0} attempt={1} seconds=0.5" if kind == "term" else ""
-        plan = "; ".join(f"{kind} step={step} attempt={life}{where()}" + slower.format(step, life)
-                         for life, step in enumerate(steps))
+        plan = "; ".join(
+            f"{kind} step={step} attempt={life}{where()}" + slower.format(step, life)
+            for life, step in enumerate(steps)
+        )
         run = name.replace(" ", "_")
         code, shown = self.launch(run, plan, *flags, **settings)
         begun = self.events(run, "start", "resume")[1:]
@@ -146,14 +179,25 @@ class Bench:
         begun = self.events(run, "start", "resume")[1:]
         lost = [step - 1 - event["step"] for step, event in zip(steps, begun)]
         seen = f"damaged: {damaged[-1]['problem']}; {damaged[-1]['now']}" if damaged else "nothing"
-        return Row(f"{kind} in the newest checkpoint", len(damaged), seen, lost, self.same(run),
-                   _ended(code))
+        return Row(
+            f"{kind} in the newest checkpoint",
+            len(damaged),
+            seen,
+            lost,
+            self.same(run),
+            _ended(code),
+        )
 
     # Process 0 or another is killed at a random moment of a save.
     def while_saving(self) -> Row:
         run, lost, kills = "cut_save", [], 0
-        process = subprocess.Popen(self.command(run), env=self.environment(), text=True,
-                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            self.command(run),
+            env=self.environment(),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         shown: list[str] = []
         reader = threading.Thread(target=lambda: shown.extend(process.stdout), daemon=True)
         reader.start()
@@ -175,38 +219,69 @@ class Bench:
         code = process.wait()
         reader.join()
         seen = next((line for line in shown if "was killed" in line), "nothing").strip()
-        return Row("kill -9 in the middle of a save", kills, seen, lost, self.same(run),
-                   _ended(code))
+        return Row(
+            "kill -9 in the middle of a save", kills, seen, lost, self.same(run), _ended(code)
+        )
 
     def full(self) -> Row:
         code, shown = self.launch("full", f"full step={WINDOW + 2} process=0", restarts=0)
-        seen = next((line.strip() for line in shown.splitlines() if "disk is full" in line),
-                    "nothing")
+        seen = next(
+            (line.strip() for line in shown.splitlines() if "disk is full" in line), "nothing"
+        )
         again, _ = self.launch("full", restarts=0)
         resumed = self.events("full", "resume")[-1]["step"]
-        return Row("full disk", 1, seen, [2 * WINDOW - SAVE_EVERY - resumed], self.same("full"),
-                   f"ended with exit code {code}; with room again, {_ended(again)}")
+        return Row(
+            "full disk",
+            1,
+            seen,
+            [2 * WINDOW - SAVE_EVERY - resumed],
+            self.same("full"),
+            f"ended with exit code {code}; with room again, {_ended(again)}",
+        )
 
     def nan(self) -> list[Row]:
         code, shown = self.launch("nan", f"nan step={WINDOW + 3}", restarts=3)
         seen = next((line.strip() for line in shown.splitlines() if "is not finite" in line), "")
         again, _ = self.launch("nan", restarts=0)
         resumed = self.events("nan", "resume")[-1]["step"]
-        first = Row("NaN loss", 1, seen, [WINDOW + 2 - resumed], self.same("nan"),
-                    f"stopped, last good state saved (exit code {code}, not tried again); "
-                    f"by hand, {_ended(again)}")
+        first = Row(
+            "NaN loss",
+            1,
+            seen,
+            [WINDOW + 2 - resumed],
+            self.same("nan"),
+            f"stopped, last good state saved (exit code {code}, not tried again); "
+            f"by hand, {_ended(again)}",
+        )
         code, shown = self.launch("skip", f"nan step={WINDOW + 3}", "--train.on_spike=skip")
         skipped = self.events("skip", "skipped")[0]
-        seen = (f"back to step {skipped['back_to']}, batches {skipped['first_batch']} to "
-                f"{skipped['last_batch']} left out")
-        return [first, Row("NaN loss, train.on_spike=skip", 1, seen,
-                           [WINDOW + 2 - skipped["back_to"]], None, _ended(code))]
+        seen = (
+            f"back to step {skipped['back_to']}, batches {skipped['first_batch']} to "
+            f"{skipped['last_batch']} left out"
+        )
+        return [
+            first,
+            Row(
+                "NaN loss, train.on_spike=skip",
+                1,
+                seen,
+                [WINDOW + 2 - skipped["back_to"]],
+                None,
+                _ended(code),
+            ),
+        ]
 
     def delay(self) -> Row:
         code, _ = self.launch("delay", f"delay step={WINDOW} process=1 seconds=0.3")
         slow = self.events("delay", "slow_host")
-        return Row("a host delayed by 0.3 s a step", 1, slow[-1]["message"] if slow else "nothing",
-                   [0], self.same("delay"), _ended(code))
+        return Row(
+            "a host delayed by 0.3 s a step",
+            1,
+            slow[-1]["message"] if slow else "nothing",
+            [0],
+            self.same("delay"),
+            _ended(code),
+        )
 
     def corrupt_shard(self) -> Row:
         found, seen = 0, ""
@@ -219,8 +294,14 @@ class Bench:
             except DataError as error:
                 found += 1
                 seen = f"{where}: {error.what}"
-        return Row("flip_bit in a token shard", self.repeats, seen, [], None,
-                   f"{found} of {self.repeats} refused before the first step")
+        return Row(
+            "flip_bit in a token shard",
+            self.repeats,
+            seen,
+            [],
+            None,
+            f"{found} of {self.repeats} refused before the first step",
+        )
 
 
 def _ended(code: int) -> str:
@@ -228,19 +309,24 @@ def _ended(code: int) -> str:
 
 
 def table(rows: list[Row]) -> str:
-    lines = ["| fault | times | what was seen | steps lost, most | same losses after | outcome |",
-             "|---|---|---|---|---|---|"]
+    lines = [
+        "| fault | times | what was seen | steps lost, most | same losses after | outcome |",
+        "|---|---|---|---|---|---|",
+    ]
     for row in rows:
         same = {True: "bit by bit", False: "NO", None: "-"}[row.same]
         seen = row.seen.replace("|", "/").replace("\n", " ")[:200]
-        lines.append(f"| {row.fault} | {row.times} | {seen} | {max(row.lost, default='-')} | {same} "
-                     f"| {row.survived} |")
+        lines.append(
+            f"| {row.fault} | {row.times} | {seen} | {max(row.lost, default='-')} | {same} "
+            f"| {row.survived} |"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--heartbeat", type=int, default=30)
@@ -248,8 +334,9 @@ def main() -> None:
     parser.add_argument("--output", default="benchmarks/results/faults")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        bench = Bench(pathlib.Path(temporary), options.repeats, options.processes,
-                      options.heartbeat)
+        bench = Bench(
+            pathlib.Path(temporary), options.repeats, options.processes, options.heartbeat
+        )
         print(f"undisturbed: {len(bench.whole)} steps", flush=True)
         tasks = {
             "kill": lambda: bench.in_lives("kill", "was killed by SIGKILL"),
@@ -258,8 +345,12 @@ def main() -> None:
             "save": bench.while_saving,
             "flip": lambda: bench.in_checkpoints("flip_bit"),
             "cut": lambda: bench.in_checkpoints("cut"),
-            "shard": bench.corrupt_shard, "full": bench.full, "nan": bench.nan,
-            "delay": bench.delay, "corrupt": lambda: [bench.corrupt(1), bench.corrupt(bench.processes)]}
+            "shard": bench.corrupt_shard,
+            "full": bench.full,
+            "nan": bench.nan,
+            "delay": bench.delay,
+            "corrupt": lambda: [bench.corrupt(1), bench.corrupt(bench.processes)],
+        }
         rows: list[Row] = []
         for name, task in tasks.items():
             if options.only and name not in options.only.split(","):
@@ -279,14 +370,18 @@ def _write(options, rows: list[Row]) -> None:
     names = {row.fault for row in rows}
     rows = [Row(**row) for row in earlier if row["fault"] not in names] + rows
     versions = ", ".join(f"{name} {value}" for name, value in about.items() if value)
-    text = ("# Faults\n\n" + "\n".join(__doc__.strip().splitlines()[4:]) + "\n\n"
-            f"`python -m benchmarks.faults --repeats={options.repeats} "
-            f"--processes={options.processes} --heartbeat={options.heartbeat}`; a checkpoint every "
-            f"{SAVE_EVERY} steps, a fault about every {WINDOW}. {versions}.\n\n{table(rows)}\n")
+    text = (
+        "# Faults\n\n" + "\n".join(__doc__.strip().splitlines()[4:]) + "\n\n"
+        f"`python -m benchmarks.faults --repeats={options.repeats} "
+        f"--processes={options.processes} --heartbeat={options.heartbeat}`; a checkpoint every "
+        f"{SAVE_EVERY} steps, a fault about every {WINDOW}. {versions}.\n\n{table(rows)}\n"
+    )
     pathlib.Path(f"{options.output}.md").write_text(text, encoding="utf-8")
-    path.write_text(json.dumps(
-        {"machine": about, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1) + "\n",
-        encoding="utf-8")
+    path.write_text(
+        json.dumps({"machine": about, "rows": [dataclasses.asdict(row) for row in rows]}, indent=1)
+        + "\n",
+        encoding="utf-8",
+    )
 
 
 if __name__ == "__main__":

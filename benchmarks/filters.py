@@ -63,12 +63,22 @@ def main(config: Config) -> None:
     good = good_texts(shared / "data")
     bad = bad_texts(shared / "data", good)
     about = machine()
-    lines = ["# Filters on labelled text", "",
-             f"{about['date']}, {about['cpus']} CPU cores, Python {about['python']}, numpy "
-             f"{np.__version__}; other programs ran beside it, rates are of CPU time of one core. "
-             "`python -m benchmarks.filters`", ""]
-    for part in (rules(shared / "data", good, bad), perplexity(shared, good, bad),
-                 quality(good, bad), offensive(shared / "data"), personal(good), languages(good)):
+    lines = [
+        "# Filters on labelled text",
+        "",
+        f"{about['date']}, {about['cpus']} CPU cores, Python {about['python']}, numpy "
+        f"{np.__version__}; other programs ran beside it, rates are of CPU time of one core. "
+        "`python -m benchmarks.filters`",
+        "",
+    ]
+    for part in (
+        rules(shared / "data", good, bad),
+        perplexity(shared, good, bad),
+        quality(good, bad),
+        offensive(shared / "data"),
+        personal(good),
+        languages(good),
+    ):
         lines += part
         print("\n".join(part), flush=True)
     pathlib.Path(config.output).write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -82,10 +92,16 @@ def good_texts(data: pathlib.Path) -> dict[str, tuple[str, str, list[str]]]:
     article = [row["articleBody"] for row in gold.values()]
     return {
         "c4_demo": ("en", "web", texts["c4_demo"]),
-        "wikitext2, pieces of a section": ("en", "text", [
-            text for text in texts["wikitext2"] if len(text) > 400]),
-        "zyte, gold articles in English": ("en", "web", [
-            text for text in article if text.isascii() or text.count(" the ") > 5]),
+        "wikitext2, pieces of a section": (
+            "en",
+            "text",
+            [text for text in texts["wikitext2"] if len(text) > 400],
+        ),
+        "zyte, gold articles in English": (
+            "en",
+            "web",
+            [text for text in article if text.isascii() or text.count(" the ") > 5],
+        ),
         "zh_song_authors (classical)": ("zh", "text", texts["zh_song_authors"]),
         "alpaca_zh answers as instructions": ("zh", "instruction", answers(data, "alpaca_zh_demo")),
         "alpaca_zh answers as pages": ("zh", "web", answers(data, "alpaca_zh_demo")),
@@ -94,9 +110,14 @@ def good_texts(data: pathlib.Path) -> dict[str, tuple[str, str, list[str]]]:
         "alpaca_en answers as instructions": ("en", "instruction", answers(data, "alpaca_en_demo")),
         "dpo_en chosen as instructions": ("en", "instruction", chosen(data, "dpo_en_demo")),
         "dpo_en chosen as pages": ("en", "web", chosen(data, "dpo_en_demo")),
-        "Python's standard library": ("python", "code", [
-            path.read_text(encoding="utf-8", errors="replace")
-            for path in sorted(pathlib.Path(os.__file__).parent.glob("*.py"))]),
+        "Python's standard library": (
+            "python",
+            "code",
+            [
+                path.read_text(encoding="utf-8", errors="replace")
+                for path in sorted(pathlib.Path(os.__file__).parent.glob("*.py"))
+            ],
+        ),
     }
 
 
@@ -110,28 +131,45 @@ def chosen(data: pathlib.Path, name: str) -> list[str]:
 
 def read_json(path: pathlib.Path) -> dict:
     import json
+
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def bad_texts(data: pathlib.Path, good: dict) -> dict[str, tuple[str, list[str]]]:
     """Kind -> language, texts."""
     draw = random.Random(0)
-    english = [t for name in ("c4_demo", "zyte, gold articles in English") for t in good[name][2]
-               if len(t.split()) > 80]
-    chinese = [t for name in ("zh_song_authors (classical)", "alpaca_zh answers as pages")
-               for t in good[name][2] if len(t) > 120][:600]
+    english = [
+        t
+        for name in ("c4_demo", "zyte, gold articles in English")
+        for t in good[name][2]
+        if len(t.split()) > 80
+    ]
+    chinese = [
+        t
+        for name in ("zh_song_authors (classical)", "alpaca_zh answers as pages")
+        for t in good[name][2]
+        if len(t) > 120
+    ][:600]
     found = {"page without its article": ("en", boilerplate(data))}
-    for language, texts, cut, join in (("en", english, str.split, " ".join), ("zh", chinese, list,
-                                                                              "".join)):
+    for language, texts, cut, join in (
+        ("en", english, str.split, " ".join),
+        ("zh", chinese, list, "".join),
+    ):
         vocabulary = [unit for text in texts[:200] for unit in cut(text) if unit.isalpha()]
         makers: dict[str, Callable[[str], str]] = {
             "words in random order": lambda t: join(draw.sample(cut(t), len(cut(t)))),
             "list of words": lambda t: ("、" if language == "zh" else ", ").join(
-                join(draw.choices(vocabulary, k=2)) for _ in range(60)),
+                join(draw.choices(vocabulary, k=2)) for _ in range(60)
+            ),
             "one sentence over and over": lambda t: join(cut(t)[:25]) * 12,
-            "noise": lambda t: "".join(chr(draw.randrange(0x4E00, 0x9FA0)) if language == "zh" else
-                                       chr(draw.randrange(97, 123)) if draw.random() < 0.8 else " "
-                                       for _ in range(400)),
+            "noise": lambda t: "".join(
+                chr(draw.randrange(0x4E00, 0x9FA0))
+                if language == "zh"
+                else chr(draw.randrange(97, 123))
+                if draw.random() < 0.8
+                else " "
+                for _ in range(400)
+            ),
         }
         for kind, make in makers.items():
             found[f"{kind} ({language})"] = language, [make(t) for t in texts[:300]]
@@ -151,8 +189,11 @@ def boilerplate(data: pathlib.Path) -> list[str]:
             lines = extract.page(page).split("\n")
         except ValueError:
             continue
-        text = "\n".join(line for line in map(str.strip, lines)
-                         if line and "".join(line.split())[:40] not in article)
+        text = "\n".join(
+            line
+            for line in map(str.strip, lines)
+            if line and "".join(line.split())[:40] not in article
+        )
         if len(text.split()) >= 50:
             found.append(text)
     return found
@@ -160,13 +201,21 @@ def boilerplate(data: pathlib.Path) -> list[str]:
 
 def rules(data: pathlib.Path, good: dict, bad: dict) -> list[str]:
     """Rejected texts by rule."""
-    lines = ["## Rules", "",
-             "| good text | texts | rejected | for length | by rule | texts/s |",
-             "|---|---:|---:|---:|---|---:|"]
+    lines = [
+        "## Rules",
+        "",
+        "| good text | texts | rejected | for length | by rule | texts/s |",
+        "|---|---:|---:|---:|---|---:|",
+    ]
     for name, (language, kind, texts) in good.items():
         lines.append(_rules_row(name, language, kind, texts, length=True))
-    lines += ["", *_why(good), "", "| bad text | texts | rejected | by rule |",
-              "|---|---:|---:|---|"]
+    lines += [
+        "",
+        *_why(good),
+        "",
+        "| bad text | texts | rejected | by rule |",
+        "|---|---:|---:|---|",
+    ]
     for name, (language, texts) in bad.items():
         lines.append(_rules_row(name, language, "web", texts, length=False))
     return [*lines, ""]
@@ -175,16 +224,24 @@ def rules(data: pathlib.Path, good: dict, bad: dict) -> list[str]:
 def _why(good: dict) -> list[str]:
     """Each Chinese text that a rule other than length rejects; its beginning is shown to the person
     at the terminal, and kept out of the results."""
-    lines = ["Every Chinese text that another rule than the length rejects:", "",
-             "| text | number | rule | value |", "|---|---:|---|---:|"]
-    for name in ("zh_song_authors (classical)", "alpaca_zh answers as pages",
-                 "dpo_zh chosen as pages"):
+    lines = [
+        "Every Chinese text that another rule than the length rejects:",
+        "",
+        "| text | number | rule | value |",
+        "|---|---:|---|---:|",
+    ]
+    for name in (
+        "zh_song_authors (classical)",
+        "alpaca_zh answers as pages",
+        "dpo_zh chosen as pages",
+    ):
         language, kind, texts = good[name]
         for number, text in enumerate(texts):
             found = rejection(text, language=language, kind=kind)
             if found and found.rule != "characters":
-                lines.append(f"| {name.split(' ')[0]} | {number} | {found.rule} | "
-                             f"{found.value:.3g} |")
+                lines.append(
+                    f"| {name.split(' ')[0]} | {number} | {found.rule} | {found.value:.3g} |"
+                )
                 print(lines[-1], " ".join(text[:60].split()))
     return [*lines, "", READ]
 
@@ -207,54 +264,94 @@ def _rules_row(name: str, language: str, kind: str, texts: Sequence[str], *, len
 def perplexity(shared: pathlib.Path, good: dict, bad: dict) -> list[str]:
     """An n-gram filter of each language, learnt from half of the good text, on the rest and bad."""
     tokenizer = Tokenizer.from_file(shared / "reference/qwen.tiktoken")
-    lines = ["## Perplexity (3-grams of the released vocabulary)", "",
-             "A model of each language counts 60 % of the good text; 15 % set the limits (the "
-             "strangest 1 % and the easiest 0.5 % are given up), 25 % are the clean text.", "",
-             "| language | text | texts | too strange | too easy | bits per byte, median |",
-             "|---|---|---:|---:|---:|---:|"]
-    sources = {"en": ("c4_demo", "wikitext2, pieces of a section",
-                      "zyte, gold articles in English", "dpo_en chosen as pages",
-                      "alpaca_en answers as instructions"),
-               "zh": ("zh_song_authors (classical)", "alpaca_zh answers as pages",
-                      "dpo_zh chosen as pages")}
+    lines = [
+        "## Perplexity (3-grams of the released vocabulary)",
+        "",
+        "A model of each language counts 60 % of the good text; 15 % set the limits (the "
+        "strangest 1 % and the easiest 0.5 % are given up), 25 % are the clean text.",
+        "",
+        "| language | text | texts | too strange | too easy | bits per byte, median |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    sources = {
+        "en": (
+            "c4_demo",
+            "wikitext2, pieces of a section",
+            "zyte, gold articles in English",
+            "dpo_en chosen as pages",
+            "alpaca_en answers as instructions",
+        ),
+        "zh": (
+            "zh_song_authors (classical)",
+            "alpaca_zh answers as pages",
+            "dpo_zh chosen as pages",
+        ),
+    }
     for language, names in sources.items():
-        texts = [text for name in names for text in good[name][2]
-                 if len(text) >= (300 if language == "en" else 50)]
+        texts = [
+            text
+            for name in names
+            for text in good[name][2]
+            if len(text) >= (300 if language == "en" else 50)
+        ]
         random.Random(0).shuffle(texts)
         fit, limit = int(0.6 * len(texts)), int(0.75 * len(texts))
         model = NgramFilter.fit(texts[:fit], texts[fit:limit], tokenizer)
-        rows = {"clean": texts[limit:]} | {kind: t for kind, (of, t) in bad.items()
-                                           if of == language}
+        rows = {"clean": texts[limit:]} | {
+            kind: t for kind, (of, t) in bad.items() if of == language
+        }
         for kind, found in rows.items():
             scores = model.score(found, tokenizer)
             lines.append(
                 f"| {language} | {kind} | {len(found):,} | {np.mean(scores > model.limits[1]):.1%} "
-                f"| {np.mean(scores < model.limits[0]):.1%} | {np.median(scores):.2f} |")
-    return [*lines, "", "Lines of a page outside of its article are ordinary words to a model of "
-            "some hundred thousand tokens: rules and the classifier see them, perplexity does not.",
-            ""]
+                f"| {np.mean(scores < model.limits[0]):.1%} | {np.median(scores):.2f} |"
+            )
+    return [
+        *lines,
+        "",
+        "Lines of a page outside of its article are ordinary words to a model of "
+        "some hundred thousand tokens: rules and the classifier see them, perplexity does not.",
+        "",
+    ]
 
 
 def quality(good: dict, bad: dict) -> list[str]:
     """The linear filter of good text, and its peers."""
     rows: Labelled = []
-    for name in ("c4_demo", "wikitext2, pieces of a section", "zyte, gold articles in English",
-                 "zh_song_authors (classical)", "alpaca_zh answers as pages"):
+    for name in (
+        "c4_demo",
+        "wikitext2, pieces of a section",
+        "zyte, gold articles in English",
+        "zh_song_authors (classical)",
+        "alpaca_zh answers as pages",
+    ):
         rows += [(text, "good") for text in good[name][2] if len(text) >= 120][:1000]
     rows += [(text, kind) for kind, (_, texts) in bad.items() for text in texts]
     kinds = dict(rows)
     parts = split([(text, kind == "good") for text, kind in kinds.items()], 0.3)
-    lines = ["## Text quality (linear filter; marks good text)", "",
-             *_compare(parts, "good"), "",
-             "| kind of the measured texts | texts | marked good |", "|---|---:|---:|"]
+    lines = [
+        "## Text quality (linear filter; marks good text)",
+        "",
+        *_compare(parts, "good"),
+        "",
+        "| kind of the measured texts | texts | marked good |",
+        "|---|---:|---:|",
+    ]
     model = _train(parts, "good")[0]
     of_kind: dict[str, list[bool]] = {}
     for text, _ in parts["measured"]:
         of_kind.setdefault(kinds[text], []).append(model.score(text) >= model.threshold)
-    lines += [f"| {kind} | {len(marks)} | {np.mean(marks):.0%} |"
-              for kind, marks in sorted(of_kind.items())]
-    return [*lines, "", "Bad text that is made by rule is easier than what the web has: these "
-            "figures are of the tool, not of a filter to use.", ""]
+    lines += [
+        f"| {kind} | {len(marks)} | {np.mean(marks):.0%} |"
+        for kind, marks in sorted(of_kind.items())
+    ]
+    return [
+        *lines,
+        "",
+        "Bad text that is made by rule is easier than what the web has: these "
+        "figures are of the tool, not of a filter to use.",
+        "",
+    ]
 
 
 def offensive(data: pathlib.Path) -> list[str]:
@@ -269,19 +366,27 @@ def offensive(data: pathlib.Path) -> list[str]:
     for _, row in read_rows(data / "chat/gsm8k_train_2000.jsonl"):
         rows[row["question"]] = False
     parts = split(list(rows.items()), 0.3)
-    return ["## Offensive text (linear filter): no labelled set was to be had", "",
-            "Packages have none, and the public data here has no labels of offence. What is "
-            "measured is the same tool on a stand-in: first questions of Anthropic's red team "
-            "(harmless-base, test) against ordinary instructions. It shows that the tool tells "
-            "short texts apart, and says nothing about how well it finds offence on the web: for "
-            "that, label text and run `experiments.train_filter`.", "",
-            *_compare(parts, "red team"), ""]
+    return [
+        "## Offensive text (linear filter): no labelled set was to be had",
+        "",
+        "Packages have none, and the public data here has no labels of offence. What is "
+        "measured is the same tool on a stand-in: first questions of Anthropic's red team "
+        "(harmless-base, test) against ordinary instructions. It shows that the tool tells "
+        "short texts apart, and says nothing about how well it finds offence on the web: for "
+        "that, label text and run `experiments.train_filter`.",
+        "",
+        *_compare(parts, "red team"),
+        "",
+    ]
 
 
 def _train(parts: dict, label: str) -> tuple[linear_filter.LinearFilter, float]:
     started = time.process_time()
-    model = linear_filter.train(*zip(*parts["training"], strict=True), label=label,
-                                held_out=tuple(zip(*parts["threshold"], strict=True)))
+    model = linear_filter.train(
+        *zip(*parts["training"], strict=True),
+        label=label,
+        held_out=tuple(zip(*parts["threshold"], strict=True)),
+    )
     return model, time.process_time() - started
 
 
@@ -292,14 +397,19 @@ def _compare(parts: dict, label: str) -> list[str]:
     started = time.process_time()
     scores = np.asarray([model.score(text) for text in texts])
     rate = sum(len(t.encode()) for t in texts) / (time.process_time() - started) / 1e6
-    lines = [f"{len(parts['training']):,} texts to learn from, {len(parts['threshold']):,} for "
-             f"the threshold (precision 0.9), {len(texts):,} measured, {sum(labels):,} of them "
-             f"{label}.",
-             "", "| | precision | recall | area under ROC | training, s | scoring, MB/s |",
-             "|---|---:|---:|---:|---:|---:|",
-             _row("ours", measure(model, parts["measured"]), scores, labels, seconds, rate)]
-    for name, learn in (("scikit-learn, TF-IDF of words and pairs, logistic regression", _sklearn),
-                        ("fastText, words and pairs", _fasttext)):
+    lines = [
+        f"{len(parts['training']):,} texts to learn from, {len(parts['threshold']):,} for "
+        f"the threshold (precision 0.9), {len(texts):,} measured, {sum(labels):,} of them "
+        f"{label}.",
+        "",
+        "| | precision | recall | area under ROC | training, s | scoring, MB/s |",
+        "|---|---:|---:|---:|---:|---:|",
+        _row("ours", measure(model, parts["measured"]), scores, labels, seconds, rate),
+    ]
+    for name, learn in (
+        ("scikit-learn, TF-IDF of words and pairs, logistic regression", _sklearn),
+        ("fastText, words and pairs", _fasttext),
+    ):
         package = "sklearn" if learn is _sklearn else "fasttext"
         if importlib.util.find_spec(package) is None:
             lines.append(f"| {name} | not installed | | | | |")
@@ -308,14 +418,16 @@ def _compare(parts: dict, label: str) -> list[str]:
         score = learn(*(list(x) for x in zip(*parts["training"], strict=True)))
         seconds = time.process_time() - started
         held, held_labels = (list(x) for x in zip(*parts["threshold"], strict=True))
-        threshold = linear_filter.threshold_for(score(held), np.asarray(held_labels, bool),
-                                                precision=0.9)
+        threshold = linear_filter.threshold_for(
+            score(held), np.asarray(held_labels, bool), precision=0.9
+        )
         started = time.process_time()
         scores = score(texts)
         rate = sum(len(t.encode()) for t in texts) / (time.process_time() - started) / 1e6
         marked = scores >= threshold
-        found = Scores(len(texts), sum(labels), int(marked.sum()),
-                       int((marked & np.asarray(labels)).sum()))
+        found = Scores(
+            len(texts), sum(labels), int(marked.sum()), int((marked & np.asarray(labels)).sum())
+        )
         lines.append(_row(name, found, scores, labels, seconds, rate))
     return lines
 
@@ -327,15 +439,19 @@ def _row(name: str, found: Scores, scores, labels, seconds: float, rate: float) 
     positive = np.asarray(labels, bool)
     n, m = positive.sum(), (~positive).sum()
     area = (ranks[positive].sum() - n * (n + 1) / 2) / (n * m)
-    return (f"| {name} | {found.precision:.3f} | {found.recall:.3f} | {area:.4f} | {seconds:.1f} | "
-            f"{rate:.1f} |")
+    return (
+        f"| {name} | {found.precision:.3f} | {found.recall:.3f} | {area:.4f} | {seconds:.1f} | "
+        f"{rate:.1f} |"
+    )
 
 
 def _sklearn(texts: list[str], labels: list[bool]) -> Callable[[list[str]], np.ndarray]:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
-    vectors = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"[\u3400-\u9fff]|\w+|[^\w\s]",
-                              sublinear_tf=True)
+
+    vectors = TfidfVectorizer(
+        ngram_range=(1, 2), token_pattern=r"[\u3400-\u9fff]|\w+|[^\w\s]", sublinear_tf=True
+    )
     model = LogisticRegression(C=10, max_iter=1000).fit(vectors.fit_transform(texts), labels)
     return lambda these: model.predict_proba(vectors.transform(these))[:, 1]
 
@@ -344,12 +460,14 @@ def _fasttext(texts: list[str], labels: list[bool]) -> Callable[[list[str]], np.
     import fasttext
 
     from qwen_jax.data.decontaminate import units
+
     with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
         for text, label in zip(texts, labels, strict=True):
             file.write(f"__label__{int(label)} {' '.join(units(text))}\n")
         file.flush()
-        model = fasttext.train_supervised(file.name, wordNgrams=2, epoch=25, lr=0.5, thread=1,
-                                          verbose=0, bucket=1 << 20, dim=50)
+        model = fasttext.train_supervised(
+            file.name, wordNgrams=2, epoch=25, lr=0.5, thread=1, verbose=0, bucket=1 << 20, dim=50
+        )
 
     def score(these: list[str]) -> np.ndarray:
         found = []
@@ -363,8 +481,12 @@ def _fasttext(texts: list[str], labels: list[bool]) -> Callable[[list[str]], np.
 
 def personal(good: dict) -> list[str]:
     """What is masked in the public text; the forms themselves are tested, not counted here."""
-    lines = ["## Personal data and secrets", "", "| text | texts | masked | MB/s |",
-             "|---|---:|---|---:|"]
+    lines = [
+        "## Personal data and secrets",
+        "",
+        "| text | texts | masked | MB/s |",
+        "|---|---:|---|---:|",
+    ]
     for name, (_, _, texts) in good.items():
         if "pages" in name:
             continue
@@ -389,8 +511,13 @@ def languages(good: dict) -> list[str]:
         rate = sum(len(t.encode()) for t in texts) / (time.process_time() - started) / 1e6
         shown = ", ".join(f"{label} {n:,}" for label, n in found.most_common(6))
         lines.append(f"| {name} | {len(texts):,} | {shown} | {rate:.1f} |")
-    return [*lines, "", "Answers in another language than their set's, code and sums are among them; "
-            "of prose of some length nearly all is told right.", ""]
+    return [
+        *lines,
+        "",
+        "Answers in another language than their set's, code and sums are among them; "
+        "of prose of some length nearly all is told right.",
+        "",
+    ]
 
 
 if __name__ == "__main__":

@@ -29,10 +29,13 @@ class PythonLoop:
         """
         self._config, self._new_tokens = config, new_tokens
         choose = by_sorting if sort else take
-        self._prefill = jax.jit(functools.partial(prefill, choose=choose, config=config,
-                                                  room=new_tokens))
-        self._step = jax.jit(functools.partial(step, choose=choose, config=config),
-                             donate_argnums=(1,) if donate else ())
+        self._prefill = jax.jit(
+            functools.partial(prefill, choose=choose, config=config, room=new_tokens)
+        )
+        self._step = jax.jit(
+            functools.partial(step, choose=choose, config=config),
+            donate_argnums=(1,) if donate else (),
+        )
 
     def __call__(self, params, prompts: np.ndarray, *, top_p: float) -> np.ndarray:
         B = len(prompts)
@@ -41,11 +44,16 @@ class PythonLoop:
             return jnp.full((B,), value, dtype)
 
         sampling = Sampling(
-            seeds=fill(0, jnp.uint32), streams=jnp.arange(B, dtype=jnp.uint32),
-            temperature=fill(1.0, jnp.float32), top_p=fill(top_p, jnp.float32),
-            top_k=fill(self._config.vocab_size, jnp.int32), stop_ids=fill(-1, jnp.int32)[:, None],
-            repetition_penalty=fill(1.0, jnp.float32), limits=fill(self._new_tokens, jnp.int32),
-            vocab_size=jnp.int32(self._config.vocab_size))
+            seeds=fill(0, jnp.uint32),
+            streams=jnp.arange(B, dtype=jnp.uint32),
+            temperature=fill(1.0, jnp.float32),
+            top_p=fill(top_p, jnp.float32),
+            top_k=fill(self._config.vocab_size, jnp.int32),
+            stop_ids=fill(-1, jnp.int32)[:, None],
+            repetition_penalty=fill(1.0, jnp.float32),
+            limits=fill(self._new_tokens, jnp.int32),
+            vocab_size=jnp.int32(self._config.vocab_size),
+        )
         state, token = self._prefill(params, prompts, sampling)
         tokens = [np.asarray(token)]
         while len(tokens) < self._new_tokens:
@@ -58,16 +66,25 @@ def prefill(params, prompts, sampling: Sampling, *, choose, config: ModelConfig,
     """The state after the prompts [B, T], and each row's first token."""
     B, T = prompts.shape
     logits, cache = forward_cached(params, prompts, init_cache(config, B, T + room), config=config)
-    state = DecodeState(cache=cache, last=jnp.zeros((B,), jnp.int32),
-                        counts=jnp.zeros((B,), jnp.int32), active=jnp.ones((B,), bool),
-                        seen=jnp.zeros((B, config.vocab_size), bool))
+    state = DecodeState(
+        cache=cache,
+        last=jnp.zeros((B,), jnp.int32),
+        counts=jnp.zeros((B,), jnp.int32),
+        active=jnp.ones((B,), bool),
+        seen=jnp.zeros((B, config.vocab_size), bool),
+    )
     return choose(state, logits, sampling)[:2]
 
 
 def step(params, state: DecodeState, sampling: Sampling, *, choose, config: ModelConfig):
     """The state after one more token of each row, and the token, int32 [B]."""
-    logits, cache = forward_cached(params, state.last[:, None], state.cache, config=config,
-                                   num_tokens=state.active.astype(jnp.int32))
+    logits, cache = forward_cached(
+        params,
+        state.last[:, None],
+        state.cache,
+        config=config,
+        num_tokens=state.active.astype(jnp.int32),
+    )
     return choose(state.replace(cache=cache), logits, sampling)[:2]
 
 
@@ -80,5 +97,6 @@ def by_sorting(state: DecodeState, logits_BV, sampling: Sampling):
     least_B1 = jnp.min(kept_BV, axis=-1, keepdims=True)
     key = jax.random.fold_in(jax.random.key(0), state.counts[0])
     chosen_B = jax.random.categorical(
-        key, jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)).astype(jnp.int32)
+        key, jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
+    ).astype(jnp.int32)
     return state.replace(last=chosen_B, counts=state.counts + 1), chosen_B

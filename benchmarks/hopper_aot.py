@@ -27,7 +27,11 @@ import tempfile
 RESULTS = pathlib.Path(__file__).parent / "results"
 CUDA = pathlib.Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
 SHAPES = [  # head size, heads, key-value heads
-    (128, 8, 8), (128, 8, 2), (64, 8, 8), (64, 8, 2)]
+    (128, 8, 8),
+    (128, 8, 2),
+    (64, 8, 8),
+    (64, 8, 2),
+]
 B, T = 2, 2048
 # What XLA asks about a GPU: an H200 (SXM).
 H200 = """
@@ -94,8 +98,11 @@ def prepare(dump: str) -> None:
     os.environ.pop("JAX_PLATFORMS", None)  # "cpu" would keep the plugin out
     os.environ["XLA_FLAGS"] = f"--xla_gpu_autotune_level=0 --xla_gpu_cuda_data_dir={CUDA}"
     os.environ["PATH"] += os.pathsep + str(pathlib.Path(tool("ptxas")).parent)
-    os.environ |= {"MOSAIC_GPU_DUMP_PTX": "1", "MOSAIC_GPU_DUMP_RESOURCES": "1",
-                   "MOSAIC_GPU_DUMP_TO": dump}
+    os.environ |= {
+        "MOSAIC_GPU_DUMP_PTX": "1",
+        "MOSAIC_GPU_DUMP_RESOURCES": "1",
+        "MOSAIC_GPU_DUMP_TO": dump,
+    }
 
 
 def target_mesh():
@@ -123,15 +130,22 @@ def compile_op(H: int, N: int, K: int, *, implementation: str) -> None:
     from qwen_jax.kernels.attention import attention
 
     def gradient(q, k, v, dout, ids, window):
-        out, pull = jax.vjp(lambda q, k, v: attention(
-            q, k, v, segment_ids=ids, window=window, implementation=implementation), q, k, v)
+        out, pull = jax.vjp(
+            lambda q, k, v: attention(
+                q, k, v, segment_ids=ids, window=window, implementation=implementation
+            ),
+            q,
+            k,
+            v,
+        )
         return out, pull(dout)
 
     mesh, argument = target_mesh()
     q, kv = argument((B, T, N, H)), argument((B, T, K, H))
     with jax.sharding.use_abstract_mesh(mesh):
-        lowered = jax.jit(gradient).lower(q, kv, kv, q, argument((B, T), jnp.int32),
-                                          argument((), jnp.int32))
+        lowered = jax.jit(gradient).lower(
+            q, kv, kv, q, argument((B, T), jnp.int32), argument((), jnp.int32)
+        )
     lowered.compile()
 
 
@@ -139,26 +153,44 @@ def read(ptx: pathlib.Path, implementation: str, H: int, N: int, K: int) -> Row:
     """Assembles and disassembles one kernel."""
     name = re.sub(r"_\d+$", "", ptx.stem)
     cubin = ptx.with_suffix(".cubin")
-    report = subprocess.run([tool("ptxas"), "-arch=sm_90a", "-v", str(ptx), "-o", str(cubin)],
-                            capture_output=True, text=True, check=True)
+    report = subprocess.run(
+        [tool("ptxas"), "-arch=sm_90a", "-v", str(ptx), "-o", str(cubin)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     said = report.stdout + report.stderr
-    sass = subprocess.run([tool("nvdisasm"), "-c", str(cubin)], capture_output=True, text=True,
-                          check=True).stdout
+    sass = subprocess.run(
+        [tool("nvdisasm"), "-c", str(cubin)], capture_output=True, text=True, check=True
+    ).stdout
     found = collections.Counter(re.findall(r"\b(UTMA[A-Z]+)\.", sass))
     waits = re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x(\d+)", sass)
     resources = ptx.with_suffix(".resources.txt").read_text(encoding="utf-8")
     return Row(
-        implementation=implementation, kernel=name, H=H, N=N, K=K,
+        implementation=implementation,
+        kernel=name,
+        H=H,
+        N=N,
+        K=K,
         hgmma=dict(collections.Counter(re.findall(r"\bHGMMA\.(\w+)\.", sass))),
-        utmaldg=found["UTMALDG"], utmastg=found["UTMASTG"], utmaredg=found["UTMAREDG"],
+        utmaldg=found["UTMALDG"],
+        utmastg=found["UTMASTG"],
+        utmaredg=found["UTMAREDG"],
         registers=int(re.search(r"Used (\d+) registers", said)[1]),
-        consumer_registers=max((int(n, 16) for n in re.findall(
-            r"USETMAXREG\.TRY_ALLOC\.CTAPOOL \S+ 0x([0-9a-f]+)", sass)), default=0),
+        consumer_registers=max(
+            (
+                int(n, 16)
+                for n in re.findall(r"USETMAXREG\.TRY_ALLOC\.CTAPOOL \S+ 0x([0-9a-f]+)", sass)
+            ),
+            default=0,
+        ),
         spilled_bytes=sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", said)),
         shared_bytes=int(re.search(r"smem_scratch_bytes=(\d+)", resources)[1]),
-        waits=len(waits), waits_in_flight=sum(n != "0" for n in waits),
+        waits=len(waits),
+        waits_in_flight=sum(n != "0" for n in waits),
         exp2_under_product=_exponentials_under_product(sass),
-        serialized="wgmma" in said and "serialized" in said)
+        serialized="wgmma" in said and "serialized" in said,
+    )
 
 
 def _exponentials_under_product(sass: str) -> int:
@@ -179,33 +211,57 @@ def measure(implementation: str, shapes) -> list[Row]:
         with tempfile.TemporaryDirectory() as dump:
             prepare(dump)
             compile_op(H, N, K, implementation=implementation)
-            rows += [read(ptx, implementation, H, N, K)
-                     for ptx in sorted(pathlib.Path(dump).glob("*.ptx"))]
+            rows += [
+                read(ptx, implementation, H, N, K)
+                for ptx in sorted(pathlib.Path(dump).glob("*.ptx"))
+            ]
     return rows
 
 
 def table(rows: list[Row]) -> str:
     """Markdown."""
-    heads = ("back end", "kernel", "H", "heads", "HGMMA", "TMA load / store / add",
-             "registers (start, consumers)", "spilled bytes", "shared memory",
-             "waits, with a product in flight", "exp2 under a product")
+    heads = (
+        "back end",
+        "kernel",
+        "H",
+        "heads",
+        "HGMMA",
+        "TMA load / store / add",
+        "registers (start, consumers)",
+        "spilled bytes",
+        "shared memory",
+        "waits, with a product in flight",
+        "exp2 under a product",
+    )
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in rows:
         shapes = ", ".join(f"{n} x {shape}" for shape, n in sorted(row.hgmma.items()))
-        cells = (row.implementation, row.kernel, row.H, f"{row.N} / {row.K}", shapes,
-                 f"{row.utmaldg} / {row.utmastg} / {row.utmaredg}",
-                 f"{row.registers}, {row.consumer_registers}", row.spilled_bytes,
-                 f"{row.shared_bytes:,}", f"{row.waits}, {row.waits_in_flight}",
-                 row.exp2_under_product)
+        cells = (
+            row.implementation,
+            row.kernel,
+            row.H,
+            f"{row.N} / {row.K}",
+            shapes,
+            f"{row.utmaldg} / {row.utmastg} / {row.utmaredg}",
+            f"{row.registers}, {row.consumer_registers}",
+            row.spilled_bytes,
+            f"{row.shared_bytes:,}",
+            f"{row.waits}, {row.waits_in_flight}",
+            row.exp2_under_product,
+        )
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     return "\n".join(lines)
 
 
 def versions() -> dict[str, str]:
     import jax
+
     ptxas = subprocess.run([tool("ptxas"), "--version"], capture_output=True, text=True, check=True)
-    return {"jax": jax.__version__, "python": sys.version.split()[0],
-            "ptxas": re.search(r"V([\d.]+)", ptxas.stdout)[1]}
+    return {
+        "jax": jax.__version__,
+        "python": sys.version.split()[0],
+        "ptxas": re.search(r"V([\d.]+)", ptxas.stdout)[1],
+    }
 
 
 def main() -> None:
@@ -220,19 +276,30 @@ def main() -> None:
     else:
         rows = measure("hopper", SHAPES)
         # Its forward kernel is the same.
-        rows += [row for row in measure("hopper_deterministic", SHAPES[::2])
-                 if "forward" not in row.kernel]
-    record = {"date": datetime.date.today().isoformat(), "target": "sm_90a", "B": B, "T": T,
-              "command": "python -m benchmarks.hopper_aot", "versions": versions(),
-              "kernels": [dataclasses.asdict(row) for row in rows]}
+        rows += [
+            row
+            for row in measure("hopper_deterministic", SHAPES[::2])
+            if "forward" not in row.kernel
+        ]
+    record = {
+        "date": datetime.date.today().isoformat(),
+        "target": "sm_90a",
+        "B": B,
+        "T": T,
+        "command": "python -m benchmarks.hopper_aot",
+        "versions": versions(),
+        "kernels": [dataclasses.asdict(row) for row in rows],
+    }
     if flags.json:
         print(json.dumps(record))
         return
     (RESULTS / "hopper_aot.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     said = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
-    text = (f"# Hopper kernels as compiled for sm_90a, without a GPU\n\n{record['date']}, "
-            f"`{record['command']}`, {said}. BF16, batch {B}, {T} tokens; masks are data, so the "
-            f"same program runs dense and packed rows.\n\n{table(rows)}\n")
+    text = (
+        f"# Hopper kernels as compiled for sm_90a, without a GPU\n\n{record['date']}, "
+        f"`{record['command']}`, {said}. BF16, batch {B}, {T} tokens; masks are data, so the "
+        f"same program runs dense and packed rows.\n\n{table(rows)}\n"
+    )
     (RESULTS / "hopper_aot.md").write_text(text, encoding="utf-8")
     print(text)
 

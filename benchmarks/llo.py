@@ -12,8 +12,9 @@ import re
 from qwen_jax.errors import ConfigError
 
 # For LIBTPU_INIT_ARGS, before libtpu is loaded; {} is an empty folder.
-DUMP_FLAGS = ("--xla_jf_dump_to={} --xla_jf_dump_llo_text=true "
-              "--xla_jf_dump_llo_pass_label_regex=.*final.*")
+DUMP_FLAGS = (
+    "--xla_jf_dump_to={} --xla_jf_dump_llo_text=true --xla_jf_dump_llo_pass_label_regex=.*final.*"
+)
 _UTILIZATION = "final_hlo-static-per-bundle-utilization.txt"
 
 
@@ -36,8 +37,11 @@ def blocks(folder: pathlib.Path, kernel: str) -> list[Block]:
         if match:
             (slots,) = folder.glob(f"{match[1]}-*-{_UTILIZATION}")
             return _split(bundles.read_text(), slots.read_text())
-    raise ConfigError(f"no kernel {kernel} among the compiler's dumps.", str(folder),
-                      f"set LIBTPU_INIT_ARGS='{DUMP_FLAGS}' before JAX is imported.")
+    raise ConfigError(
+        f"no kernel {kernel} among the compiler's dumps.",
+        str(folder),
+        f"set LIBTPU_INIT_ARGS='{DUMP_FLAGS}' before JAX is imported.",
+    )
 
 
 def _split(bundles: str, utilization: str) -> list[Block]:
@@ -57,7 +61,13 @@ def _split(bundles: str, utilization: str) -> list[Block]:
     found = []
     for begin, end in zip(ends, ends[1:]):
         totals = [sum(column) for column in zip(*rows[begin:end])]
-        found.append(Block(end - begin, {
-            name: total / (size * (end - begin))
-            for name, total, size in zip(names, totals, capacity)}))
+        found.append(
+            Block(
+                end - begin,
+                {
+                    name: total / (size * (end - begin))
+                    for name, total, size in zip(names, totals, capacity)
+                },
+            )
+        )
     return sorted(found, key=lambda block: -block.bundles)

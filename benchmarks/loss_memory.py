@@ -40,10 +40,12 @@ class Config:
 def main(config: Config) -> None:
     """Prints the table."""
     tokens = config.rows * config.length
-    print(f"jax {jax.__version__}; {config.rows} x {config.length} tokens, V {config.vocab_size}, "
-          f"D {config.hidden_size}; all float32 logits are "
-          f"{4 * tokens * config.vocab_size / 1e9:.2f} GB, the projection's gradient "
-          f"{4 * config.hidden_size * config.vocab_size / 1e9:.2f} GB")
+    print(
+        f"jax {jax.__version__}; {config.rows} x {config.length} tokens, V {config.vocab_size}, "
+        f"D {config.hidden_size}; all float32 logits are "
+        f"{4 * tokens * config.vocab_size / 1e9:.2f} GB, the projection's gradient "
+        f"{4 * config.hidden_size * config.vocab_size / 1e9:.2f} GB"
+    )
     devices = {"this CPU": jax.devices("cpu")[0]}
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=config.topology)
@@ -59,25 +61,31 @@ def main(config: Config) -> None:
 
 def plain(x_BTD, head_DV, targets_BT, weights_BT):
     """What is written first: all logits, and automatic differentiation."""
-    logits = jnp.einsum("BTD,DV->BTV", x_BTD, head_DV.astype(x_BTD.dtype),
-                        preferred_element_type=jnp.float32)
-    total = jnp.sum(weights_BT * optax.softmax_cross_entropy_with_integer_labels(
-        logits, targets_BT))
+    logits = jnp.einsum(
+        "BTD,DV->BTV", x_BTD, head_DV.astype(x_BTD.dtype), preferred_element_type=jnp.float32
+    )
+    total = jnp.sum(
+        weights_BT * optax.softmax_cross_entropy_with_integer_labels(logits, targets_BT)
+    )
     return total, total
 
 
 def gradient(function):
     """(sums, (gradient of x, of the projection)), jitted."""
-    return jax.jit(jax.value_and_grad(lambda *arguments: function(*arguments), (0, 1),
-                                      has_aux=True))
+    return jax.jit(
+        jax.value_and_grad(lambda *arguments: function(*arguments), (0, 1), has_aux=True)
+    )
 
 
 def shapes(config: Config, place=None) -> list[jax.ShapeDtypeStruct]:
     struct = functools.partial(jax.ShapeDtypeStruct, sharding=place)
     tokens = (config.rows, config.length)
-    return [struct((*tokens, config.hidden_size), jnp.bfloat16),
-            struct((config.hidden_size, config.vocab_size), jnp.float32),
-            struct(tokens, jnp.int32), struct(tokens, jnp.float32)]
+    return [
+        struct((*tokens, config.hidden_size), jnp.bfloat16),
+        struct((config.hidden_size, config.vocab_size), jnp.float32),
+        struct(tokens, jnp.int32),
+        struct(tokens, jnp.float32),
+    ]
 
 
 def measured(function, config: Config, device) -> str:
@@ -88,10 +96,12 @@ def measured(function, config: Config, device) -> str:
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         lowered = gradient(function).lower(*shapes(config, place))
     plan = compile_for(device.platform, lowered).memory_analysis()
-    return (f"{plan.temp_size_in_bytes / 1e9:6.2f} GB workspace, "
-            f"{plan.output_size_in_bytes / 1e9:5.2f} GB results, "
-            f"{plan.argument_size_in_bytes / 1e9:5.2f} GB arguments "
-            f"(compiled in {time.perf_counter() - started:.0f} s)")
+    return (
+        f"{plan.temp_size_in_bytes / 1e9:6.2f} GB workspace, "
+        f"{plan.output_size_in_bytes / 1e9:5.2f} GB results, "
+        f"{plan.argument_size_in_bytes / 1e9:5.2f} GB arguments "
+        f"(compiled in {time.perf_counter() - started:.0f} s)"
+    )
 
 
 def run(config: Config) -> None:
@@ -103,9 +113,12 @@ def run(config: Config) -> None:
     targets = jax.random.randint(next(keys), targets.shape, 0, config.vocab_size, jnp.int32)
     started = time.perf_counter()
     (loss, _), _ = jax.block_until_ready(
-        gradient(cross_entropy)(x, head, targets, jnp.ones(weights.shape)))
-    print(f"this CPU     chunked  computed in {time.perf_counter() - started:.0f} s, mean loss "
-          f"{float(loss) / targets.size:.3f}, the process held {from_status('VmHWM') / 1e9:.2f} GB")
+        gradient(cross_entropy)(x, head, targets, jnp.ones(weights.shape))
+    )
+    print(
+        f"this CPU     chunked  computed in {time.perf_counter() - started:.0f} s, mean loss "
+        f"{float(loss) / targets.size:.3f}, the process held {from_status('VmHWM') / 1e9:.2f} GB"
+    )
 
 
 if __name__ == "__main__":

@@ -17,8 +17,12 @@ def products(size: dict) -> list[tuple[int, int, int, int]]:
     """(rows, inputs, outputs, how often) of every linear layer of the model in `size`."""
     tokens = size["batch_size"] * size["context_length"]
     hidden, ffn, layers = size["hidden_size"], size["ffn_size"], size["num_layers"]
-    return [(tokens, hidden, hidden, 4 * layers), (tokens, hidden, ffn, 2 * layers),
-            (tokens, ffn, hidden, layers), (tokens, hidden, size["vocab_size"], 1)]
+    return [
+        (tokens, hidden, hidden, 4 * layers),
+        (tokens, hidden, ffn, 2 * layers),
+        (tokens, ffn, hidden, layers),
+        (tokens, hidden, size["vocab_size"], 1),
+    ]
 
 
 def forms(rows: int, inputs: int, outputs: int) -> list[tuple[tuple, tuple, int, int]]:
@@ -32,11 +36,17 @@ def jax_product(dtype: str):
     import jax.numpy as jnp
 
     def make(a, b, axis_a, axis_b):
-        product = jax.jit(lambda a, b: jax.lax.dot_general(
-            a, b, (((axis_a,), (axis_b,)), ((), ())),
-            preferred_element_type=jnp.float32 if axis_a == 0 else None))  # as model/layers.py does
+        product = jax.jit(
+            lambda a, b: jax.lax.dot_general(
+                a,
+                b,
+                (((axis_a,), (axis_b,)), ((), ())),
+                preferred_element_type=jnp.float32 if axis_a == 0 else None,
+            )
+        )  # as model/layers.py does
         a, b = jnp.ones(a, dtype), jnp.ones(b, dtype)
         return lambda: product(a, b).block_until_ready()
+
     return make
 
 
@@ -47,6 +57,7 @@ def torch_product(dtype: str):
         a, b = (torch.ones(shape, dtype=getattr(torch, dtype)) for shape in (a, b))
         a, b = a if axis_a == 1 else a.T, b if axis_b == 0 else b.T
         return lambda: a @ b
+
     return make
 
 
@@ -65,5 +76,8 @@ def seconds(size: dict, make) -> float:
 
 if __name__ == "__main__":
     dtype, library, size = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-    print(json.dumps({"seconds": seconds(size, {"jax": jax_product, "torch": torch_product}[
-        library](dtype))}))
+    print(
+        json.dumps(
+            {"seconds": seconds(size, {"jax": jax_product, "torch": torch_product}[library](dtype))}
+        )
+    )

@@ -37,7 +37,7 @@ class Config:
 
 
 def shingles(parts: list[str], size: int) -> set[tuple[str, ...]]:
-    return {tuple(parts[i:i + size]) for i in range(max(1, len(parts) - size + 1))}
+    return {tuple(parts[i : i + size]) for i in range(max(1, len(parts) - size + 1))}
 
 
 def alike(draw: random.Random, text: str, level: float, size: int) -> tuple[str, float]:
@@ -69,31 +69,40 @@ def main(config: Config) -> None:
         planted.append(other)
         exact.append(similarity)
     with tempfile.TemporaryDirectory() as folder:
-        write_rows(pathlib.Path(folder) / "a.jsonl", [{"text": text, "n": i} for i, text in
-                                                      enumerate(originals + planted)])
-        result = pipeline.run([f"{folder}/a.jsonl"], [Read(), config.minhash], f"{folder}/out",
-                              workers=0)
-        rejected = [row for i in range(result.partitions)
-                    for row in pq.read_table(result.folder.rejected(i)).to_pylist()]
+        write_rows(
+            pathlib.Path(folder) / "a.jsonl",
+            [{"text": text, "n": i} for i, text in enumerate(originals + planted)],
+        )
+        result = pipeline.run(
+            [f"{folder}/a.jsonl"], [Read(), config.minhash], f"{folder}/out", workers=0
+        )
+        rejected = [
+            row
+            for i in range(result.partitions)
+            for row in pq.read_table(result.folder.rejected(i)).to_pylist()
+        ]
     gone = np.zeros(len(originals) + len(planted), bool)
     kept_of = {}
     for row in rejected:
         place = int(row["metadata"].split(":")[1].rstrip("}"))
         gone[place] = True
         kept_of[place] = int(row["rejected_value"].partition("#")[2])
-    found = gone[len(originals):]
+    found = gone[len(originals) :]
     right = np.array([kept_of.get(len(originals) + i) == i for i in range(number)])
-    wrong = int(gone[:len(originals)].sum()) + int((found & ~right).sum())
+    wrong = int(gone[: len(originals)].sum()) + int((found & ~right).sum())
     curve = dict(bands=config.minhash.bands, rows=config.minhash.rows)
-    lines = [packages.head(("daft", "numpy")),
-             f"{len(originals):,} documents of real sentences, {number:,} of them with a planted "
-             f"partner; {config.minhash.bands} bands of {config.minhash.rows}, shingles of "
-             f"{config.minhash.shingle} words. Documents rejected that had no partner, or for "
-             f"another than theirs: {wrong}. Recall is the share found; precision the share of pairs "
-             "from 0.7 up among all that were found from this level up, with as many pairs of each "
-             "level as of the others (a real corpus has its own mix).", "",
-             "| Jaccard (exact, mean) | recall | the S-curve says | precision from here up |",
-             "|---|---|---|---|"]
+    lines = [
+        packages.head(("daft", "numpy")),
+        f"{len(originals):,} documents of real sentences, {number:,} of them with a planted "
+        f"partner; {config.minhash.bands} bands of {config.minhash.rows}, shingles of "
+        f"{config.minhash.shingle} words. Documents rejected that had no partner, or for "
+        f"another than theirs: {wrong}. Recall is the share found; precision the share of pairs "
+        "from 0.7 up among all that were found from this level up, with as many pairs of each "
+        "level as of the others (a real corpus has its own mix).",
+        "",
+        "| Jaccard (exact, mean) | recall | the S-curve says | precision from here up |",
+        "|---|---|---|---|",
+    ]
     exact_of = np.array(exact)
     level_of = np.array([LEVELS[i % len(LEVELS)] for i in range(number)])
     good, all_found = 0, 0
@@ -103,32 +112,50 @@ def main(config: Config) -> None:
         hits = int(found[chosen].sum())
         all_found += hits
         good += hits if level >= 0.7 else 0
-        rows.append(f"| {exact_of[chosen].mean():.3f} | {hits / chosen.sum():.3f} | "
-                    f"{probability(exact_of[chosen], **curve).mean():.3f} | "
-                    f"{good / max(1, all_found):.3f} |")
+        rows.append(
+            f"| {exact_of[chosen].mean():.3f} | {hits / chosen.sum():.3f} | "
+            f"{probability(exact_of[chosen], **curve).mean():.3f} | "
+            f"{good / max(1, all_found):.3f} |"
+        )
     lines += rows
     print("\n".join(lines))
     if config.output:
         path = pathlib.Path(config.output)
-        path.write_text("# Near duplicates, planted\n\n" + "\n".join(lines) +
-                        f"\n\n![S-curve]({path.stem}.png)\n", "utf-8")
+        path.write_text(
+            "# Near duplicates, planted\n\n"
+            + "\n".join(lines)
+            + f"\n\n![S-curve]({path.stem}.png)\n",
+            "utf-8",
+        )
         plot(path.with_suffix(".png"), curve, level_of, exact_of, found)
 
 
 def plot(path: pathlib.Path, curve: dict, level_of, exact_of, found) -> None:
     """The S-curve, and what was found at each level."""
     from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     x = np.linspace(0.3, 1, 200)
-    axes.plot(x, probability(x, **curve), color="#2f6fb0",
-              label=f"1 - (1 - s^{curve['rows']})^{curve['bands']}")
+    axes.plot(
+        x,
+        probability(x, **curve),
+        color="#2f6fb0",
+        label=f"1 - (1 - s^{curve['rows']})^{curve['bands']}",
+    )
     for level in LEVELS:
         chosen = level_of == level
         share = found[chosen].mean()
         error = 1.96 * np.sqrt(share * (1 - share) / chosen.sum())
-        axes.errorbar(exact_of[chosen].mean(), share, error, fmt="o", color="#c4572f", capsize=3,
-                      label="found, with 95 % intervals" if level == LEVELS[0] else None)
+        axes.errorbar(
+            exact_of[chosen].mean(),
+            share,
+            error,
+            fmt="o",
+            color="#c4572f",
+            capsize=3,
+            label="found, with 95 % intervals" if level == LEVELS[0] else None,
+        )
     axes.set_xlabel("Jaccard similarity of shingles, exact")
     axes.set_ylabel("share rejected")
     axes.spines[["top", "right"]].set_visible(False)

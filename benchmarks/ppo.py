@@ -24,10 +24,12 @@ from experiments import flags
 from qwen_jax import sizes
 
 PARTS = ("generation", "scoring", "updates")
-ALONE = {"compiled": "one compiled loop",
-         "python_donated": "the same step in a Python loop",
-         "python_copied": "..., weights as trained, cache not donated",
-         "python_sorted": "..., and top-p by sorting"}
+ALONE = {
+    "compiled": "one compiled loop",
+    "python_donated": "the same step in a Python loop",
+    "python_copied": "..., weights as trained, cache not donated",
+    "python_sorted": "..., and top-p by sorting",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,16 +58,23 @@ def main(config: Config) -> None:
     rows = measure_all(config, missing := why_missing(config.peer_python))
     table = {name: summary(measured) for name, measured in rows.items()}
     last = rows["ours"][-1]
-    print(f"\n{config.size}, {last['parameters']:,} parameters, float32; {config.prompts} x "
-          f"{config.samples} answers, {config.prompt_tokens} + {config.new_tokens} tokens, top-p "
-          f"{config.top_p}; medians of {config.rounds} x {config.steps} steps")
+    print(
+        f"\n{config.size}, {last['parameters']:,} parameters, float32; {config.prompts} x "
+        f"{config.samples} answers, {config.prompt_tokens} + {config.new_tokens} tokens, top-p "
+        f"{config.top_p}; medians of {config.rounds} x {config.steps} steps"
+    )
     print_table(table)
     if missing:
         print(f"Tunix was not measured: {missing}")
     if config.output:
-        pathlib.Path(config.output).write_text(json.dumps(
-            last["machine"] | {"config": dataclasses.asdict(config), "table": table,
-                               "rounds": rows}, indent=1) + "\n")
+        pathlib.Path(config.output).write_text(
+            json.dumps(
+                last["machine"]
+                | {"config": dataclasses.asdict(config), "table": table, "rounds": rows},
+                indent=1,
+            )
+            + "\n"
+        )
 
 
 def why_missing(python: str) -> str:
@@ -73,8 +82,9 @@ def why_missing(python: str) -> str:
     if not python:
         return "no --peer_python"
     try:
-        found = subprocess.run([python, "-c", "import tunix.rl.ppo.ppo_learner"],
-                               capture_output=True, text=True)
+        found = subprocess.run(
+            [python, "-c", "import tunix.rl.ppo.ppo_learner"], capture_output=True, text=True
+        )
     except OSError as error:
         return f"--peer_python={python}: {error.strerror}"
     if found.returncode:
@@ -85,16 +95,35 @@ def why_missing(python: str) -> str:
 
 def measure_all(config: Config, missing: str) -> dict[str, list[dict]]:
     """What every side measured, a row for each round."""
-    told = {name: getattr(config, name) for name in (
-        "size", "prompts", "samples", "prompt_tokens", "new_tokens", "top_p", "warm_up", "steps")}
-    ours = [sys.executable, "-m", "benchmarks.ppo", "--only=ours",
-            *(f"--{name}={value}" for name, value in told.items())]
+    told = {
+        name: getattr(config, name)
+        for name in (
+            "size",
+            "prompts",
+            "samples",
+            "prompt_tokens",
+            "new_tokens",
+            "top_p",
+            "warm_up",
+            "steps",
+        )
+    }
+    ours = [
+        sys.executable,
+        "-m",
+        "benchmarks.ppo",
+        "--only=ours",
+        *(f"--{name}={value}" for name, value in told.items()),
+    ]
 
     def peers(measured: dict) -> dict[str, turns.Process]:
         if missing:
             return {}
-        peer = [config.peer_python, "benchmarks/peers/tunix_ppo.py",
-                json.dumps(told | measured["settings"])]
+        peer = [
+            config.peer_python,
+            "benchmarks/peers/tunix_ppo.py",
+            json.dumps(told | measured["settings"]),
+        ]
         return {"Tunix": (peer, {}), "Tunix, huge pages": (peer, turns.HUGE)}
 
     rows: dict[str, list[dict]] = {}
@@ -107,30 +136,43 @@ def measure_all(config: Config, missing: str) -> dict[str, list[dict]]:
 
 def summary(measured: list[dict]) -> dict:
     """Median, least and most of a whole step, its parts, and the decoders, over all rounds."""
-    times = {"whole": [sum(x.values()) for row in measured for x in row["parts"]],
-             "cpu": [x for row in measured for x in row["cpu"]]}
+    times = {
+        "whole": [sum(x.values()) for row in measured for x in row["parts"]],
+        "cpu": [x for row in measured for x in row["cpu"]],
+    }
     times |= {part: [x[part] for row in measured for x in row["parts"]] for part in PARTS}
-    times |= {name: [x for row in measured for x in row["decoders"][name]]
-              for name in ALONE if "decoders" in measured[0]}
+    times |= {
+        name: [x for row in measured for x in row["decoders"][name]]
+        for name in ALONE
+        if "decoders" in measured[0]
+    }
     return {"versions": measured[-1]["versions"]} | {
         name: {"median": float(np.median(x)), "least": min(x), "most": max(x)}
-        for name, x in times.items()}
+        for name, x in times.items()
+    }
 
 
 def print_table(table: dict) -> None:
     """A line for every side: its times, and how far ours is ahead."""
-    print(f"{'seconds':19}{'a step':>8}{'(least, most)':>19}"
-          + "".join(f"{part:>12}" for part in PARTS) + "   ours ahead   CPU seconds")
+    print(
+        f"{'seconds':19}{'a step':>8}{'(least, most)':>19}"
+        + "".join(f"{part:>12}" for part in PARTS)
+        + "   ours ahead   CPU seconds"
+    )
     for name, row in table.items():
         whole, ahead = row["whole"], row["whole"]["median"] / table["ours"]["whole"]["median"]
-        print(f"{name:19}{whole['median']:8.3f}  ({whole['least']:7.3f}, {whole['most']:7.3f})"
-              + "".join(f"{row[part]['median']:12.3f}" for part in PARTS)
-              + f"{ahead:11.2f} x {row['cpu']['median']:12.3f}   {row['versions']}")
+        print(
+            f"{name:19}{whole['median']:8.3f}  ({whole['least']:7.3f}, {whole['most']:7.3f})"
+            + "".join(f"{row[part]['median']:12.3f}" for part in PARTS)
+            + f"{ahead:11.2f} x {row['cpu']['median']:12.3f}   {row['versions']}"
+        )
     print("generation by itself:")
     for name, words in ALONE.items():
         found = table["ours"][name]
-        print(f"  {words:46} {found['median']:7.3f} ({found['least']:7.3f}, {found['most']:7.3f})"
-              f"{found['median'] / table['ours']['compiled']['median']:10.2f} x")
+        print(
+            f"  {words:46} {found['median']:7.3f} ({found['least']:7.3f}, {found['most']:7.3f})"
+            f"{found['median'] / table['ours']['compiled']['median']:10.2f} x"
+        )
 
 
 def measure(config: Config) -> dict:
@@ -142,24 +184,47 @@ def measure(config: Config) -> dict:
     from qwen_jax.model.spec import count
 
     model = dataclasses.replace(sizes.by_name(config.size), compute_dtype="float32")
-    steps = TimedSteps(model, prompts=config.prompts, samples=config.samples,
-                       prompt_tokens=config.prompt_tokens, new_tokens=config.new_tokens,
-                       top_p=config.top_p)
+    steps = TimedSteps(
+        model,
+        prompts=config.prompts,
+        samples=config.samples,
+        prompt_tokens=config.prompt_tokens,
+        new_tokens=config.new_tokens,
+        top_p=config.top_p,
+    )
     found = [(steps.take(number), steps.cpu) for number in range(config.warm_up + config.steps)]
-    parts, cpu = zip(*found[config.warm_up:])
+    parts, cpu = zip(*found[config.warm_up :])
     adam = RECIPE.optimizer
-    settings = {name: getattr(model, name) for name in (
-        "vocab_size", "hidden_size", "num_layers", "num_heads", "ffn_size", "rope_base",
-        "norm_epsilon")}
-    settings |= {name: getattr(RECIPE.ppo, name) for name in (
-        "temperature", "kl_coefficient", "value_clip", "ratio_clip", "gae_lambda")}
+    settings = {
+        name: getattr(model, name)
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_layers",
+            "num_heads",
+            "ffn_size",
+            "rope_base",
+            "norm_epsilon",
+        )
+    }
+    settings |= {
+        name: getattr(RECIPE.ppo, name)
+        for name in ("temperature", "kl_coefficient", "value_clip", "ratio_clip", "gae_lambda")
+    }
     settings |= {name: getattr(adam, name) for name in ("beta1", "beta2", "epsilon", "clip_norm")}
-    settings |= {"policy_rate": adam.peak_learning_rate,
-                 "value_rate": RECIPE.value_optimizer.peak_learning_rate}
-    return {"parts": parts, "cpu": cpu,
-            "decoders": decoders(config, model, steps.state.policy.params), "settings": settings,
-            "parameters": count(model), "versions": f"jax {jax.__version__}",
-            "machine": machine()}
+    settings |= {
+        "policy_rate": adam.peak_learning_rate,
+        "value_rate": RECIPE.value_optimizer.peak_learning_rate,
+    }
+    return {
+        "parts": parts,
+        "cpu": cpu,
+        "decoders": decoders(config, model, steps.state.policy.params),
+        "settings": settings,
+        "parameters": count(model),
+        "versions": f"jax {jax.__version__}",
+        "machine": machine(),
+    }
 
 
 def decoders(config: Config, model, params) -> dict[str, list[float]]:
@@ -175,10 +240,12 @@ def decoders(config: Config, model, params) -> dict[str, list[float]]:
     turned = for_decoding(params, config=model)
     calls = {
         "compiled": lambda prompts: generate(
-            params, prompts, config=model, max_new_tokens=new, temperature=1.0, top_p=config.top_p),
+            params, prompts, config=model, max_new_tokens=new, temperature=1.0, top_p=config.top_p
+        ),
         "python_donated": lambda prompts: donated(turned, prompts, top_p=config.top_p),
         "python_copied": lambda prompts: copied(params, prompts, top_p=config.top_p),
-        "python_sorted": lambda prompts: sorting(params, prompts, top_p=config.top_p)}
+        "python_sorted": lambda prompts: sorting(params, prompts, top_p=config.top_p),
+    }
     shape = (config.prompts * config.samples, config.prompt_tokens)
     draw, times = np.random.default_rng(1), {name: [] for name in calls}
     for turn in range(1 + config.steps):  # the first compiles

@@ -58,37 +58,48 @@ def main(config: Config) -> None:
     """Runs what is not there yet, then prints the table."""
     start = pathlib.Path(config.start)
     if not (start / "reward").is_dir():
-        raise ConfigError("no reward model lies here.", f"{start}/reward",
-                          "run experiments.quickstart first.")
+        raise ConfigError(
+            "no reward model lies here.", f"{start}/reward", "run experiments.quickstart first."
+        )
     tokenizer = Tokenizer.from_file(start / "tokenizer.tiktoken")
     began, curves = time.time(), {}
     before = facts(config, start, start / "sft", tokenizer)
-    table = [{"setting": "the fine-tuned model"} | {
-        key: f"{value:.3f}" for key, value in before.items()}]
+    table = [
+        {"setting": "the fine-tuned model"} | {key: f"{value:.3f}" for key, value in before.items()}
+    ]
     for name, changes in VARIANTS.items():
         found = []
         for seed in range(config.seeds):
             folder = pathlib.Path(config.runs) / name.replace(" ", "_") / str(seed)
             run = one(config, changes, seed, folder)
             ppo.reinforce(*start_from(run), emit=lambda line: None)
-            curves.setdefault(name, []).append(
-                Curves(read_jsonl(folder / "metrics.jsonl")[0]))
+            curves.setdefault(name, []).append(Curves(read_jsonl(folder / "metrics.jsonl")[0]))
             found.append(facts(config, start, folder, tokenizer, curves[name][-1]))
-            print(f"{name}, seed {seed}: " + ", ".join(
-                f"{key} {value:.3f}" for key, value in found[-1].items())
-                + f" ({time.time() - began:.0f} s)", flush=True)
-        table.append({"setting": name} | {
-            key: f"{np.mean([f[key] for f in found]):.3f} ± {np.std([f[key] for f in found]):.3f}"
-            for key in found[0]})
+            print(
+                f"{name}, seed {seed}: "
+                + ", ".join(f"{key} {value:.3f}" for key, value in found[-1].items())
+                + f" ({time.time() - began:.0f} s)",
+                flush=True,
+            )
+        table.append(
+            {"setting": name}
+            | {
+                key: f"{np.mean([f[key] for f in found]):.3f} ± {np.std([f[key] for f in found]):.3f}"
+                for key in found[0]
+            }
+        )
     text = markdown(table)
     print(text)
     if config.output:
         output = pathlib.Path(config.output)
-        about = (f"{time.strftime('%Y-%m-%d')}, jax {jax.__version__}, {os.cpu_count()} CPU cores; "
-                 f"{config.steps} steps of {config.batch_size} answers, {config.seeds} seeds (mean ± "
-                 "standard deviation).")
-        (output / "ppo_ablations.md").write_text(f"# PPO, choice by choice\n\n{about}\n\n{text}\n",
-                                                 encoding="utf-8")
+        about = (
+            f"{time.strftime('%Y-%m-%d')}, jax {jax.__version__}, {os.cpu_count()} CPU cores; "
+            f"{config.steps} steps of {config.batch_size} answers, {config.seeds} seeds (mean ± "
+            "standard deviation)."
+        )
+        (output / "ppo_ablations.md").write_text(
+            f"# PPO, choice by choice\n\n{about}\n\n{text}\n", encoding="utf-8"
+        )
         write_json(output / "ppo_ablations.json", {"about": about, "rows": table})
         plot(curves, output / "ppo_ablations.png")
 
@@ -98,38 +109,57 @@ def one(config: Config, changes: dict, seed: int, folder: pathlib.Path) -> ppo.C
     changes = dict(changes)
     learned = changes.pop("reward", "function") == "model"
     base = quickstart_alignment.ppo_config(
-        pathlib.Path(config.start), steps=config.steps, warmup=config.warmup, rate=config.rate,
-        batch_size=config.batch_size)
+        pathlib.Path(config.start),
+        steps=config.steps,
+        warmup=config.warmup,
+        rate=config.rate,
+        batch_size=config.batch_size,
+    )
     settings = {"pretrain_coefficient": config.pretrain_coefficient} | changes
     return dataclasses.replace(
-        base, run_dir=str(folder), ppo=dataclasses.replace(base.ppo, **settings),
+        base,
+        run_dir=str(folder),
+        ppo=dataclasses.replace(base.ppo, **settings),
         reward_model=f"{config.start}/reward" if learned else None,
         reward_functions=() if learned else base.reward_functions,
-        train=dataclasses.replace(base.train, seed=seed, log_every=1, save_every=config.steps))
+        train=dataclasses.replace(base.train, seed=seed, log_every=1, save_every=config.steps),
+    )
 
 
-def facts(config: Config, start: pathlib.Path, folder: pathlib.Path, tokenizer: Tokenizer,
-          curves: Curves | None = None) -> dict[str, float]:
+def facts(
+    config: Config,
+    start: pathlib.Path,
+    folder: pathlib.Path,
+    tokenizer: Tokenizer,
+    curves: Curves | None = None,
+) -> dict[str, float]:
     """What a row of the table shows of one run, of PPO if it has curves."""
     found = {}
     if curves is not None:
         steps, reward = curves.curve("rollout/reward")
         learning = reward[steps > config.warmup]
         tenth = max(1, len(learning) // 10)
-        found = {"reward at first": float(np.mean(learning[:tenth])),
-                 "reward at last": float(np.mean(learning[-tenth:])),
-                 "KL": float(np.mean(curves.curve("rollout/kl")[1][-tenth:])),
-                 "entropy": float(np.mean(curves.curve("rollout/entropy")[1][-tenth:]))}
+        found = {
+            "reward at first": float(np.mean(learning[:tenth])),
+            "reward at last": float(np.mean(learning[-tenth:])),
+            "KL": float(np.mean(curves.curve("rollout/kl")[1][-tenth:])),
+            "entropy": float(np.mean(curves.curve("rollout/entropy")[1][-tenth:])),
+        }
     model, params = load_pretrained(folder)
-    text = Loader(DataConfig(sources=(f"{start}/shards/docs/eval",)),
-                  context_length=model.context_length, batch_size=8,
-                  end_of_text=tokenizer.end_of_text, seed=0)
+    text = Loader(
+        DataConfig(sources=(f"{start}/shards/docs/eval",)),
+        context_length=model.context_length,
+        batch_size=8,
+        end_of_text=tokenizer.end_of_text,
+        seed=0,
+    )
     evaluate = make_evaluator(make_objective(model, training=False), lambda batch: batch)
     lost = evaluate(params, text.eval_batches(16), bytes_per_token=text.bytes_per_token)["loss"]
     return found | {
-            "sums right": quickstart_alignment.share_right(model, params, tokenizer, held_out=False),
-            "held-out sums right": quickstart_alignment.share_right(model, params, tokenizer),
-            "documentation loss": lost}
+        "sums right": quickstart_alignment.share_right(model, params, tokenizer, held_out=False),
+        "held-out sums right": quickstart_alignment.share_right(model, params, tokenizer),
+        "documentation loss": lost,
+    }
 
 
 def markdown(table: list[dict[str, str]]) -> str:
@@ -145,10 +175,12 @@ def plot(curves: dict[str, list[Curves]], path: pathlib.Path) -> None:
 
     figure = Figure(figsize=(13, 3.4), layout="constrained")
     learned = [name for name, changes in VARIANTS.items() if changes.get("reward") == "model"]
-    panels = (("rollout/reward", "reward: 1 for a sum that is right", set(curves) - set(learned)),
-              ("rollout/reward", "learned reward, in its own units", set(learned)),
-              ("rollout/kl", "KL from the start, nats of an answer", set(curves)),
-              ("rollout/entropy", "entropy, nats of a token", set(curves)))
+    panels = (
+        ("rollout/reward", "reward: 1 for a sum that is right", set(curves) - set(learned)),
+        ("rollout/reward", "learned reward, in its own units", set(learned)),
+        ("rollout/kl", "KL from the start, nats of an answer", set(curves)),
+        ("rollout/entropy", "entropy, nats of a token", set(curves)),
+    )
     for ax, (key, title, shown) in zip(figure.subplots(1, 4), panels):
         for i, (name, runs) in enumerate(curves.items()):
             x, y = runs[0].curve(key)[0], np.mean([run.curve(key)[1] for run in runs], axis=0)
@@ -158,10 +190,14 @@ def plot(curves: dict[str, list[Curves]], path: pathlib.Path) -> None:
         ax.set_title(title, loc="left", fontsize=10)
         ax.set_xlabel("step")
         ax.spines[["top", "right"]].set_visible(False)
-    handles = {label: handle for ax in figure.axes
-               for handle, label in zip(*ax.get_legend_handles_labels())}
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=6, fontsize=8,
-                  frameon=False)
+    handles = {
+        label: handle
+        for ax in figure.axes
+        for handle, label in zip(*ax.get_legend_handles_labels())
+    }
+    figure.legend(
+        handles.values(), handles, loc="outside lower center", ncols=6, fontsize=8, frameon=False
+    )
     figure.savefig(path, dpi=130)
 
 

@@ -43,17 +43,26 @@ def main(config: Config) -> None:
     if config.only:
         print(json.dumps(measure(config, pathlib.Path(config.only))))
         return
-    command = [sys.executable, "-m", "benchmarks.ppo_memory", *(
-        f"--{name}={getattr(config, name)}" for name in ("size", "prompts", "new_tokens", "steps"))]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.ppo_memory",
+        *(
+            f"--{name}={getattr(config, name)}"
+            for name in ("size", "prompts", "new_tokens", "steps")
+        ),
+    ]
     table = {}
     with tempfile.TemporaryDirectory() as folder:
         write(config, pathlib.Path(folder))
         for name, changes in RUNS.items():
             found = turns.run([*command, *changes, f"--only={folder}"], turns.HUGE)
             table[name] = found
-            print(f"{name:20} announced {found['announced'] / 1e6:7.1f} MB, reached "
-                  f"{found['peak'] / 1e6:7.1f} MB: {found['announced'] / found['peak']:.2f}",
-                  flush=True)
+            print(
+                f"{name:20} announced {found['announced'] / 1e6:7.1f} MB, reached "
+                f"{found['peak'] / 1e6:7.1f} MB: {found['announced'] / found['peak']:.2f}",
+                flush=True,
+            )
     if config.output:
         pathlib.Path(config.output).write_text(json.dumps(table, indent=1) + "\n")
 
@@ -72,21 +81,29 @@ def write(config: Config, folder: pathlib.Path) -> None:
 
     model = sizes.by_name(config.size)
     tokenizer = Tokenizer({bytes([byte]): byte for byte in range(256)})
-    base, reward = jax.jit(lambda key: [init_from(specs(model), key, "float32") for specs in (
-        param_specs, scoring_specs)])(jax.random.key(0))
+    base, reward = jax.jit(
+        lambda key: [
+            init_from(specs(model), key, "float32") for specs in (param_specs, scoring_specs)
+        ]
+    )(jax.random.key(0))
     save_run(folder / "base", model, base, tokenizer=tokenizer)
     checkpoints = Checkpointer(folder / "reward" / "checkpoints", keep=1)
     checkpoints.save(0, TrainState(step=jnp.int32(0), params=reward, opt_state=()), {})
     checkpoints.close()
-    (folder / "reward" / "config.json").write_text(json.dumps(
-        {"model": dataclasses.asdict(model), "data": {"pairs": []}}))
+    (folder / "reward" / "config.json").write_text(
+        json.dumps({"model": dataclasses.asdict(model), "data": {"pairs": []}})
+    )
     draw = random.Random(0)
     with open(folder / "prompts.jsonl", "w") as file:
         for _ in range(4 * config.prompts):
             text = "".join(draw.choices("abcdefgh", k=config.new_tokens // 2))
             talk = [("system", "."), ("user", text), ("assistant", ".")]
-            file.write(json.dumps({"messages": [
-                {"role": role, "content": content} for role, content in talk]}) + "\n")
+            file.write(
+                json.dumps(
+                    {"messages": [{"role": role, "content": content} for role, content in talk]}
+                )
+                + "\n"
+            )
 
 
 def measure(config: Config, folder: pathlib.Path) -> dict:
@@ -98,14 +115,19 @@ def measure(config: Config, folder: pathlib.Path) -> dict:
 
     recipe = ppo.RECIPES["1.8b"]
     asked = dataclasses.replace(
-        recipe, init_from=f"{folder}/base", reward_model=f"{folder}/reward",
+        recipe,
+        init_from=f"{folder}/base",
+        reward_model=f"{folder}/reward",
         run_dir=f"{folder}/rank_{config.rank}",
         model=dataclasses.replace(sizes.by_name(config.size), remat="none"),
-        lora=LoRAConfig(rank=config.rank), mesh=MeshConfig(fsdp=1),
+        lora=LoRAConfig(rank=config.rank),
+        mesh=MeshConfig(fsdp=1),
         data=ppo.PPOData(prompts=(f"{folder}/prompts.jsonl",), max_prompt_tokens=config.new_tokens),
         ppo=dataclasses.replace(recipe.ppo, value_warmup_steps=1, max_new_tokens=config.new_tokens),
-        train=dataclasses.replace(recipe.train, num_steps=config.steps, save_every=None,
-                                  batch_size=2 * config.prompts))
+        train=dataclasses.replace(
+            recipe.train, num_steps=config.steps, save_every=None, batch_size=2 * config.prompts
+        ),
+    )
     asked, tokenizer = start(asked)
     found = {"said": []}
 

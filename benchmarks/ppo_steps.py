@@ -39,29 +39,56 @@ class Numbers:
 class TimedSteps:
     """A run's PPO steps, each of new random prompts."""
 
-    def __init__(self, model: ModelConfig, *, prompts: int, samples: int, prompt_tokens: int,
-                 new_tokens: int, top_p: float):
+    def __init__(
+        self,
+        model: ModelConfig,
+        *,
+        prompts: int,
+        samples: int,
+        prompt_tokens: int,
+        new_tokens: int,
+        top_p: float,
+    ):
         self.model = model
         self._shape, self._draw = (prompts, prompt_tokens), np.random.default_rng(0)
         settings = dataclasses.replace(
-            RECIPE.ppo, value_warmup_steps=0, pretrain_coefficient=0.0, samples_per_prompt=samples,
-            top_p=top_p, max_new_tokens=new_tokens)
+            RECIPE.ppo,
+            value_warmup_steps=0,
+            pretrain_coefficient=0.0,
+            samples_per_prompt=samples,
+            top_p=top_p,
+            max_new_tokens=new_tokens,
+        )
         self._mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
         self._rows = NamedSharding(self._mesh, DEFAULT_RULES.partition_spec(("batch",)))
-        optimizers = [make_optimizer(adam, num_steps=1000)
-                      for adam in (RECIPE.optimizer, RECIPE.value_optimizer)]
+        optimizers = [
+            make_optimizer(adam, num_steps=1000)
+            for adam in (RECIPE.optimizer, RECIPE.value_optimizer)
+        ]
         with use_layout(self._mesh):
             self.state = self._start(optimizers)
-            self._sampler = Sampler(model, settings, Numbers(model.vocab_size),
-                                    reference=self._reference(), reward_functions=[self._reward])
-            weights = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype,
-                                                                  sharding=x.sharding),
-                                   (self.state.policy.params, self.state.value.params))
+            self._sampler = Sampler(
+                model,
+                settings,
+                Numbers(model.vocab_size),
+                reference=self._reference(),
+                reward_functions=[self._reward],
+            )
+            weights = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+                (self.state.policy.params, self.state.value.params),
+            )
             self._sampler.compile(*weights, self._prompts(0), self._rows)
-            step = ppo.make_ppo_step(model, settings, policy_optimizer=optimizers[0],
-                                     value_optimizer=optimizers[1], seed=0)
-            self._step = compile_for(self._mesh.devices.flat[0].platform,
-                                     step.lower(self.state, self._batch(0)))
+            step = ppo.make_ppo_step(
+                model,
+                settings,
+                policy_optimizer=optimizers[0],
+                value_optimizer=optimizers[1],
+                seed=0,
+            )
+            self._step = compile_for(
+                self._mesh.devices.flat[0].platform, step.lower(self.state, self._batch(0))
+            )
 
     def take(self, number: int) -> dict[str, float]:
         """One step; seconds of its parts, which follow one another and are all of it."""
@@ -72,30 +99,43 @@ class TimedSteps:
             self.state, self.metrics = jax.block_until_ready(self._step(self.state, batch))
             ended = time.perf_counter()
             self.cpu = time.process_time() - cpu  # of all threads
-        return {"generation": self._asked - begin, "scoring": scored - self._asked,
-                "updates": ended - scored}
+        return {
+            "generation": self._asked - begin,
+            "scoring": scored - self._asked,
+            "updates": ended - scored,
+        }
 
     def _start(self, optimizers) -> ppo.PPOState:
         specs = param_specs(self.model), scoring_specs(self.model)
-        abstract = [abstract_state(spec, optimizer, self._mesh, dtype=self.model.param_dtype)
-                    for spec, optimizer in zip(specs, optimizers)]
-        policy, value = (make_state(seed, *of) for seed, of in
-                         enumerate(zip(specs, optimizers, abstract)))
+        abstract = [
+            abstract_state(spec, optimizer, self._mesh, dtype=self.model.param_dtype)
+            for spec, optimizer in zip(specs, optimizers)
+        ]
+        policy, value = (
+            make_state(seed, *of) for seed, of in enumerate(zip(specs, optimizers, abstract))
+        )
         everywhere = policy.step.sharding
         return ppo.PPOState(
-            step=jax.device_put(np.int32(0), everywhere), policy=policy, value=value,
-            rewards=jax.device_put(ppo.start_moments(), everywhere))
+            step=jax.device_put(np.int32(0), everywhere),
+            policy=policy,
+            value=value,
+            rewards=jax.device_put(ppo.start_moments(), everywhere),
+        )
 
     def _reference(self):
         specs = param_specs(self.model)
-        return jax.jit(lambda key: init_from(specs, key, self.model.compute_dtype),
-                       out_shardings=sharding_for(specs, self._mesh))(jax.random.key(0))
+        return jax.jit(
+            lambda key: init_from(specs, key, self.model.compute_dtype),
+            out_shardings=sharding_for(specs, self._mesh),
+        )(jax.random.key(0))
 
     def _prompts(self, number: int) -> Prompts:
         P, T = self._shape
         return Prompts(
             tokens=self._draw.integers(0, self.model.vocab_size - 1, (P, T), dtype=np.int32),
-            lengths=np.full(P, T, np.int32), indices=np.arange(P, dtype=np.int32) + P * number)
+            lengths=np.full(P, T, np.int32),
+            indices=np.arange(P, dtype=np.int32) + P * number,
+        )
 
     def _batch(self, number: int) -> ppo.PPOBatch:
         rollout = self._sampler(self._prompts(number), self.state, number)

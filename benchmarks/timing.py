@@ -45,14 +45,18 @@ def interleaved(calls: dict[str, Callable], *, rounds: int, seconds: float) -> d
                 result = call()
             jax.block_until_ready(result)
             found[name].append((time.perf_counter() - started) / repeats[name])
-    return {name: Timing(float(np.median(times)), min(times), max(times))
-            for name, times in found.items()}
+    return {
+        name: Timing(float(np.median(times)), min(times), max(times))
+        for name, times in found.items()
+    }
 
 
 def matmul_call(size: int, dtype: str) -> Callable:
     """A product of two random square matrices, 2 size^3 operations: the device's rate to compare."""
-    a, b = (jax.random.normal(key, (size, size), jnp.dtype(dtype))
-            for key in jax.random.split(jax.random.key(0)))
+    a, b = (
+        jax.random.normal(key, (size, size), jnp.dtype(dtype))
+        for key in jax.random.split(jax.random.key(0))
+    )
     product = jax.jit(jnp.matmul)
     return lambda: product(a, b)
 
@@ -67,7 +71,13 @@ def empty_call() -> Callable:
 def machine() -> dict:
     """Date, device and versions, for the head of a file of figures."""
     device = jax.devices()[0]
-    return {"date": datetime.date.today().isoformat(), "platform": device.platform,
-            "device": device.device_kind, "devices": jax.device_count(),
-            "cpus": os.cpu_count(), "python": platform.python_version(), "jax": jax.__version__,
-            "xla_flags": os.environ.get("XLA_FLAGS", "")}
+    return {
+        "date": datetime.date.today().isoformat(),
+        "platform": device.platform,
+        "device": device.device_kind,
+        "devices": jax.device_count(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+    }

@@ -32,8 +32,13 @@ from qwen_jax.kernels import tiles, tpu
 from qwen_jax.kernels.attention import attention
 
 # The smallest slice of each kind that every version of libtpu describes.
-TOPOLOGIES = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2",
-              "tpu7x": "tpu7x:2x2x1"}
+TOPOLOGIES = {
+    "v4": "v4:2x2x1",
+    "v5e": "v5e:2x2",
+    "v5p": "v5p:2x2x1",
+    "v6e": "v6e:2x2",
+    "tpu7x": "tpu7x:2x2x1",
+}
 # What is changed in our own tile sizes; (block, compute) of splash's. Larger ones do not fit the
 # memory of v5e and v5p.
 OURS = ({}, {"key": 2048})
@@ -72,16 +77,21 @@ def shapes(config: Config) -> dict[str, Shape]:
         for T in config.lengths:
             found[f"{name}, {T}"] = Shape(T, model.num_heads, model.kv_heads, model.head_dim)
     T = max(config.lengths)
-    return found | {f"32 / 8 heads, {T}": Shape(T, 32, 8),
-                    f"heads of 64, {T}": Shape(T, 16, 16, 64),
-                    f"float32, {T}": Shape(T, 16, 16, dtype="float32")}
+    return found | {
+        f"32 / 8 heads, {T}": Shape(T, 32, 8),
+        f"heads of 64, {T}": Shape(T, 16, 16, 64),
+        f"float32, {T}": Shape(T, 16, 16, dtype="float32"),
+    }
 
 
 def prepare(dump: pathlib.Path | None = None) -> None:
     """Settings of libtpu on a machine without a TPU; before it is loaded."""
     jax.config.update("jax_platforms", "cpu")
-    for name, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"),
-                        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")):
+    for name, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+    ):
         os.environ.setdefault(name, value)
     if dump is not None:
         os.environ["LIBTPU_INIT_ARGS"] = llo.DUMP_FLAGS.format(dump)
@@ -106,12 +116,16 @@ def compile_for(kind: str, function, arguments: list[tuple[tuple[int, ...], str]
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:  # what the compiler itself refuses
             return {"ok": False, "error": str(error)[:500]}
-    return {"ok": True, "seconds": round(time.perf_counter() - started, 1),
-            "temp_bytes": compiled.memory_analysis().temp_size_in_bytes}
+    return {
+        "ok": True,
+        "seconds": round(time.perf_counter() - started, 1),
+        "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
+    }
 
 
 def compile_ours(kind: str, shape: Shape, programs=("forward", "gradient")) -> dict:
     """The forward program, and the gradient's, which holds both kernels."""
+
     def forward(q, k, v, ids):
         return attention(q, k, v, segment_ids=ids, implementation="tpu")
 
@@ -133,10 +147,19 @@ def compile_splash(kind: str, shape: Shape, block: int, compute: int, causal: bo
 
     one = (mask.CausalMask if causal else mask.FullMask)((shape.T, shape.T))
     attend = kernel.make_splash_mha(
-        mask.MultiHeadMask([one] * shape.N), head_shards=1, q_seq_shards=1,
+        mask.MultiHeadMask([one] * shape.N),
+        head_shards=1,
+        q_seq_shards=1,
         block_sizes=kernel.BlockSizes(
-            block_q=block, block_kv=block, block_kv_compute=compute, block_q_dkv=block,
-            block_kv_dkv=block, block_kv_dkv_compute=compute, use_fused_bwd_kernel=True))
+            block_q=block,
+            block_kv=block,
+            block_kv_compute=compute,
+            block_q_dkv=block,
+            block_kv_dkv=block,
+            block_kv_dkv_compute=compute,
+            use_fused_bwd_kernel=True,
+        ),
+    )
 
     def gradient(q, k, v, dout):
         return jax.vjp(attend, q, k, v)[1](dout)
@@ -164,30 +187,44 @@ def utilization(kind: str, dump: pathlib.Path) -> list[dict]:
     for changed in OURS:
         emptied()
         with tiles.override(tpu_forward=changed, tpu_backward=changed):
-            wanted = {name: tpu.sizes(f"tpu_{name}", kind=device, head_size=shape.H,
-                                      dtype=shape.dtype) for name in PASSES}
+            wanted = {
+                name: tpu.sizes(f"tpu_{name}", kind=device, head_size=shape.H, dtype=shape.dtype)
+                for name in PASSES
+            }
             if not compile_ours(kind, shape, ("gradient",))["ok"]:
                 continue
         for which, who, part in ((0, "ours", "compute"), (1, "ours, with masks", "masked")):
-            add(who, {name: ((size["query"], size["key"], size.get(part, size["compute"])),
-                             of_tile(dump, f"attention_{name}")[which])
-                      for name, size in wanted.items()})
+            add(
+                who,
+                {
+                    name: (
+                        (size["query"], size["key"], size.get(part, size["compute"])),
+                        of_tile(dump, f"attention_{name}")[which],
+                    )
+                    for name, size in wanted.items()
+                },
+            )
     for causal in (False, True):
         for block, compute in SPLASH:
             emptied()
             if compile_splash(kind, shape, block, compute, causal)["ok"]:
                 tile = block, block, compute
-                add("splash, causal" if causal else "splash, no mask",
-                    {"forward": (tile, llo.blocks(dump, "splash_mha_fwd_residuals")[0]),
-                     "backward": (tile, llo.blocks(dump, "splash_mha_dkv")[0])})
+                add(
+                    "splash, causal" if causal else "splash, no mask",
+                    {
+                        "forward": (tile, llo.blocks(dump, "splash_mha_fwd_residuals")[0]),
+                        "backward": (tile, llo.blocks(dump, "splash_mha_dkv")[0]),
+                    },
+                )
     return rows
 
 
 def of_tile(dump: pathlib.Path, kernel: str) -> list[llo.Block]:
     """Of our kernel, the tile that is all visible, and the one that needs its mask: the longest
     blocks, and a mask is work for the vector unit."""
-    return sorted(llo.blocks(dump, kernel)[:2],
-                  key=lambda block: block.bundles * block.shares["VALU"])
+    return sorted(
+        llo.blocks(dump, kernel)[:2], key=lambda block: block.bundles * block.shares["VALU"]
+    )
 
 
 def causal_row(whole: dict, masked: dict) -> tuple[float, float]:
@@ -218,10 +255,14 @@ def rows_beside_splash(found: list[dict]) -> list[str]:
         for name in PASSES:
             ours, our_share = causal_row(whole[name], masked[name])
             # It computes its mask in every tile.
-            theirs, share = min(causal_row(row[name], row[name]) for row in here
-                                if row["kernel"] == "splash, causal")
-            cells.append(f"{ours:,.0f}, {our_share:.1%} | {theirs:,.0f}, {share:.1%} "
-                         f"| {ours / theirs:.2f}")
+            theirs, share = min(
+                causal_row(row[name], row[name])
+                for row in here
+                if row["kernel"] == "splash, causal"
+            )
+            cells.append(
+                f"{ours:,.0f}, {our_share:.1%} | {theirs:,.0f}, {share:.1%} | {ours / theirs:.2f}"
+            )
         lines.append(f"| {kind} | " + " | ".join(cells) + " |")
     return lines
 
@@ -229,8 +270,12 @@ def rows_beside_splash(found: list[dict]) -> list[str]:
 def markdown(result: dict) -> str:
     """The tables, for people."""
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
-    lines = [f"# TPU attention, compiled without a TPU ({result['date']})", "",
-             f"`{result['command']}`, {versions}. Nothing here ran on a TPU.", ""]
+    lines = [
+        f"# TPU attention, compiled without a TPU ({result['date']})",
+        "",
+        f"`{result['command']}`, {versions}. Nothing here ran on a TPU.",
+        "",
+    ]
 
     def cell(one: dict) -> str:
         if not one["ok"]:
@@ -238,25 +283,41 @@ def markdown(result: dict) -> str:
         return f"ok, {one['seconds']}, {one['temp_bytes'] / 1e6:.1f}"
 
     if result["compiled"]:
-        lines += ["Seconds to lower and compile; temporary memory of the program, MB.", "",
-                  "| kind | shape | forward: s, MB | forward + backward: s, MB |",
-                  "|---|---|---|---|"]
-        lines += [f"| {row['kind']} | {row['shape']} | {cell(row['forward'])} "
-                  f"| {cell(row['gradient'])} |" for row in result["compiled"]]
+        lines += [
+            "Seconds to lower and compile; temporary memory of the program, MB.",
+            "",
+            "| kind | shape | forward: s, MB | forward + backward: s, MB |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            f"| {row['kind']} | {row['shape']} | {cell(row['forward'])} | {cell(row['gradient'])} |"
+            for row in result["compiled"]
+        ]
     if result["utilization"]:
-        lines += ["Bundles (at least one cycle each) of the innermost tile, for 1,024 x 1,024 scores "
-                  "of one head of 128 in bfloat16, and the share of the matrix unit's slots that they "
-                  "fill. Tiles are queries x keys / keys at once.", "",
-                  "| kind | kernel | forward | bundles, MXU | backward | bundles, MXU |",
-                  "|---|---|---|---|---|---|"]
+        lines += [
+            "Bundles (at least one cycle each) of the innermost tile, for 1,024 x 1,024 scores "
+            "of one head of 128 in bfloat16, and the share of the matrix unit's slots that they "
+            "fill. Tiles are queries x keys / keys at once.",
+            "",
+            "| kind | kernel | forward | bundles, MXU | backward | bundles, MXU |",
+            "|---|---|---|---|---|---|",
+        ]
         for row in result["utilization"]:
-            cells = ["{} x {} / {}".format(*row[name]["tile"])
-                     + f" | {row[name]['bundles']:,}, {row[name]['mxu']:.1%}" for name in PASSES]
+            cells = [
+                "{} x {} / {}".format(*row[name]["tile"])
+                + f" | {row[name]['bundles']:,}, {row[name]['mxu']:.1%}"
+                for name in PASSES
+            ]
             lines.append(f"| {row['kind']} | {row['kernel']} | {' | '.join(cells)} |")
-        lines += ["", f"Bundles of one head's causal row of {ROW:,} tokens: every tile that it "
-                  "visits, at our own tile sizes and at those of splash's that take fewest.", "",
-                  "| kind | forward: ours | splash | ours / splash | backward: ours | splash "
-                  "| ours / splash |", "|---|---|---|---|---|---|---|"]
+        lines += [
+            "",
+            f"Bundles of one head's causal row of {ROW:,} tokens: every tile that it "
+            "visits, at our own tile sizes and at those of splash's that take fewest.",
+            "",
+            "| kind | forward: ours | splash | ours / splash | backward: ours | splash "
+            "| ours / splash |",
+            "|---|---|---|---|---|---|---|",
+        ]
         lines += rows_beside_splash(result["utilization"])
     return "\n".join(lines) + "\n"
 
@@ -266,7 +327,10 @@ def main(config: Config) -> None:
         "date": datetime.date.today().isoformat(),
         "command": "python -m benchmarks.tpu_aot " + shlex.join(sys.argv[1:]),
         "versions": {name: importlib.metadata.version(name) for name in ("jax", "libtpu")},
-        "tiles": tpu.TILES, "compiled": [], "utilization": []}
+        "tiles": tpu.TILES,
+        "compiled": [],
+        "utilization": [],
+    }
     if config.utilization:  # apart: writing schedules down takes longer than compiling
         dump = pathlib.Path(tempfile.mkdtemp()) / "llo"
         prepare(dump)

@@ -40,14 +40,26 @@ def main(config: Config) -> None:
     if config.only:
         print(json.dumps(measure(config)))
         return
-    ours = [sys.executable, "-m", "benchmarks.train_step", "--only=ours", f"--dtype={config.dtype}",
-            f"--steps={config.steps}", f"--batch_size={config.batch_size}"]
+    ours = [
+        sys.executable,
+        "-m",
+        "benchmarks.train_step",
+        "--only=ours",
+        f"--dtype={config.dtype}",
+        f"--steps={config.steps}",
+        f"--batch_size={config.batch_size}",
+    ]
 
     def peers(measured: dict) -> dict[str, turns.Process]:
         if not config.peer_python:
             return {}
-        peer = [config.peer_python, "benchmarks/peers/hf_trainer.py", json.dumps(measured["size"]),
-                str(config.steps), config.dtype]
+        peer = [
+            config.peer_python,
+            "benchmarks/peers/hf_trainer.py",
+            json.dumps(measured["size"]),
+            str(config.steps),
+            config.dtype,
+        ]
         return {"Hugging Face Trainer": (peer, {}), "the same, huge pages": (peer, turns.HUGE)}
 
     rows: dict[str, list[dict]] = {}
@@ -55,23 +67,35 @@ def main(config: Config) -> None:
         rows.setdefault(name, []).append(row)
         print(f"round {turn}: {name:21} {row['tokens_per_second']:8,.0f} tokens/s", flush=True)
     last = rows["ours"][-1]
-    print(f"\n{last['parameters']:,} parameters, {config.dtype}, {config.batch_size} x "
-          f"{last['size']['context_length']}; medians of {config.rounds} rounds")
+    print(
+        f"\n{last['parameters']:,} parameters, {config.dtype}, {config.batch_size} x "
+        f"{last['size']['context_length']}; medians of {config.rounds} rounds"
+    )
     table, tokens = {}, config.batch_size * last["size"]["context_length"]
-    pythons = {"jax": sys.executable} | ({"torch": config.peer_python} if config.peer_python else {})
-    floors = {library: turns.run([python, "benchmarks/matmul_floor.py", config.dtype, library,
-                                  json.dumps(last["size"])], {})["seconds"]
-              for library, python in pythons.items()}
+    pythons = {"jax": sys.executable} | (
+        {"torch": config.peer_python} if config.peer_python else {}
+    )
+    floors = {
+        library: turns.run(
+            [python, "benchmarks/matmul_floor.py", config.dtype, library, json.dumps(last["size"])],
+            {},
+        )["seconds"]
+        for library, python in pythons.items()
+    }
     for name, measured in rows.items():
         floor = floors["jax" if name == "ours" else "torch"]
         speed = float(np.median([row["tokens_per_second"] for row in measured]))
         table[name] = {"tokens_per_second": speed, "floor_seconds": floor, "rounds": measured}
-        print(f"{name:21} {speed:8,.0f} tokens/s, {1e3 * tokens / speed:6.1f} ms a step, of which "
-              f"matrix products {1e3 * floor:6.1f} ms; ours / this "
-              f"{table['ours']['tokens_per_second'] / speed:5.2f}   ({measured[-1]['versions']})")
+        print(
+            f"{name:21} {speed:8,.0f} tokens/s, {1e3 * tokens / speed:6.1f} ms a step, of which "
+            f"matrix products {1e3 * floor:6.1f} ms; ours / this "
+            f"{table['ours']['tokens_per_second'] / speed:5.2f}   ({measured[-1]['versions']})"
+        )
     print(f"the loop adds {100 * (last['loop_seconds'] / last['step_seconds'] - 1):.1f} %")
-    print(f"memory: announced {last['announced_mb']:.0f} MB, measured {last['peak_mb']:.0f} MB "
-          "(peak of the process during the steps, above what it had before the state was made)")
+    print(
+        f"memory: announced {last['announced_mb']:.0f} MB, measured {last['peak_mb']:.0f} MB "
+        "(peak of the process during the steps, above what it had before the state was made)"
+    )
     if config.output:
         pathlib.Path(config.output).write_text(json.dumps(table, indent=1) + "\n")
 
@@ -101,8 +125,13 @@ def measure(config: Config) -> dict:
     shape = (config.batch_size, model.context_length)
     ids = np.random.default_rng(0).integers(0, model.vocab_size, shape).astype(np.int32)
     ones = np.ones(shape, np.int32)
-    batch = Batch(tokens=ids, targets=ids, loss_weights=ones.astype(np.float32), segment_ids=ones,
-                  positions=np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape))
+    batch = Batch(
+        tokens=ids,
+        targets=ids,
+        loss_weights=ones.astype(np.float32),
+        segment_ids=ones,
+        positions=np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape),
+    )
     with use_layout(mesh):
         batch = jax.device_put(batch, batch_sharding(mesh))
         abstract = abstract_state(param_specs(model), optimizer, mesh, dtype="float32")
@@ -123,16 +152,28 @@ def measure(config: Config) -> dict:
                 ended.append(time.perf_counter())
             times.extend(np.diff(ended))
             done += config.steps // 4 + 1
-            state = fit(state, lambda step, state: batch, compiled, start_step=done,
-                        num_steps=done + config.steps // 4 + 1, report=reports.append)
+            state = fit(
+                state,
+                lambda step, state: batch,
+                compiled,
+                start_step=done,
+                num_steps=done + config.steps // 4 + 1,
+                report=reports.append,
+            )
             done += config.steps // 4 + 1
         peak = from_status("VmHWM") - before
     seconds = float(np.median(times))
     looped = float(np.median([r.seconds for r in reports if r.seconds is not None]))
-    return {"tokens_per_second": shape[0] * shape[1] / looped, "step_seconds": seconds,
-            "loop_seconds": looped, "announced_mb": announced.total / 1e6, "peak_mb": peak / 1e6,
-            "parameters": count(model), "versions": f"jax {jax.__version__}",
-            "size": dataclasses.asdict(model) | {"batch_size": config.batch_size}}
+    return {
+        "tokens_per_second": shape[0] * shape[1] / looped,
+        "step_seconds": seconds,
+        "loop_seconds": looped,
+        "announced_mb": announced.total / 1e6,
+        "peak_mb": peak / 1e6,
+        "parameters": count(model),
+        "versions": f"jax {jax.__version__}",
+        "size": dataclasses.asdict(model) | {"batch_size": config.batch_size},
+    }
 
 
 def settled_memory() -> int:

@@ -15,8 +15,9 @@ HUGE = {host_memory.VARIABLE: host_memory.SETTING}  # huge pages, as our Makefil
 Process = tuple[list[str], dict[str, str]]
 
 
-def take(rounds: int, ours: list[str], peers: Callable[[dict], dict[str, Process]]
-         ) -> Iterator[tuple[int, str, dict]]:
+def take(
+    rounds: int, ours: list[str], peers: Callable[[dict], dict[str, Process]]
+) -> Iterator[tuple[int, str, dict]]:
     """(round from 1, who, what it measured), ours first in every round.
 
     Args:
@@ -33,8 +34,9 @@ def take(rounds: int, ours: list[str], peers: Callable[[dict], dict[str, Process
 def run(command: list[str], environment: dict[str, str]) -> dict:
     """The last line of what a process prints, which is JSON."""
     inherited = {name: value for name, value in os.environ.items() if name != host_memory.VARIABLE}
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True,
-                          env=inherited | environment)
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=inherited | environment
+    )
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])

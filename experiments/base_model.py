@@ -39,15 +39,21 @@ def start(config, context_length: int | None = None) -> tuple[Any, Tokenizer]:
       ConfigError: no folder is named, no tokenizer is found, or one of more ids than the model has.
     """
     if not config.init_from:
-        raise ConfigError("no model to start from.", "--init_from",
-                          "name a run folder or a released Qwen folder.")
+        raise ConfigError(
+            "no model to start from.", "--init_from", "name a run folder or a released Qwen folder."
+        )
     model = adopt(config.model, config.init_from, context_length=context_length)
-    tokenizer = (Tokenizer.from_file(config.tokenizer) if config.tokenizer
-                 else tokenizer_in(config.init_from))
+    tokenizer = (
+        Tokenizer.from_file(config.tokenizer)
+        if config.tokenizer
+        else tokenizer_in(config.init_from)
+    )
     if tokenizer.vocab_size > model.vocab_size:
         raise ConfigError(
             f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.vocab_size} rows.",
-            "--tokenizer", "pass the tokenizer that the model was trained with.")
+            "--tokenizer",
+            "pass the tokenizer that the model was trained with.",
+        )
     return dataclasses.replace(config, model=model), tokenizer
 
 
@@ -67,8 +73,10 @@ def weights_of(init_from: str) -> Callable[[Any], Any]:
     def initial(abstract):
         leaves = jax.tree.leaves(abstract)
         _, params = load_pretrained(
-            init_from, param_dtype=str(leaves[0].dtype),
-            shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))
+            init_from,
+            param_dtype=str(leaves[0].dtype),
+            shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
+        )
         return params
 
     return initial
@@ -126,8 +134,9 @@ def frozen_weights_of(init_from: str, config) -> tuple[Callable[[Any], Any], dic
     return initial, base
 
 
-def frozen_scoring_weights_of(init_from: str, config, record: str = merged.NAME
-                              ) -> tuple[Callable[[Any], Any], dict[str, Any]]:
+def frozen_scoring_weights_of(
+    init_from: str, config, record: str = merged.NAME
+) -> tuple[Callable[[Any], Any], dict[str, Any]]:
     """frozen_weights_of for a scoring model's folder, or a language model's with a fresh score.
 
     Args:
@@ -158,6 +167,7 @@ def is_scoring_run(folder: str) -> bool:
 def scoring_weights_of(init_from: str, *, seed: int) -> Callable[[Any], Any]:
     """abstract ScoringParams with shardings -> a reward model's weights, or a language model's
     with a fresh score."""
+
     def initial(abstract: ScoringParams) -> ScoringParams:
         source = open_scoring(init_from, param_dtype=str(abstract.score.dtype))
         return _place_scoring(source, abstract, seed=seed)
@@ -167,12 +177,14 @@ def scoring_weights_of(init_from: str, *, seed: int) -> Callable[[Any], Any]:
 
 def _place_scoring(source: merged.Source, abstract: ScoringParams, *, seed: int) -> ScoringParams:
     """The weights of an opened folder, each placed where it will live."""
+
     def load(path, leaf):
         name = jax.tree_util.keystr(path).lstrip(".")
         if name == "score" and isinstance(source, Trunk):
             spec = scoring_specs(source.config).score
-            return jax.device_put(init_from_specs(spec, jax.random.key(seed), leaf.dtype),
-                                  leaf.sharding)
+            return jax.device_put(
+                init_from_specs(spec, jax.random.key(seed), leaf.dtype), leaf.sharding
+            )
         return place(leaf.shape, leaf.sharding, functools.partial(source.read, name))
 
     return jax.tree_util.tree_map_with_path(load, abstract)
@@ -181,6 +193,9 @@ def _place_scoring(source: merged.Source, abstract: ScoringParams, *, seed: int)
 def _config_of(folder: str) -> dict[str, Any]:
     path = pathlib.Path(folder) / "config.json"
     if not path.is_file():
-        raise ConfigError("no model lies here: there is no config.json.", folder,
-                          "name a run folder or a released Qwen folder.")
+        raise ConfigError(
+            "no model lies here: there is no config.json.",
+            folder,
+            "name a run folder or a released Qwen folder.",
+        )
     return read_json(path)

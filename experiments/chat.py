@@ -55,8 +55,14 @@ class Config:
 class Chat:
     """The conversation, and the commands that change it."""
 
-    def __init__(self, config: Config, tokenizer: Tokenizer, engine: Engine, context: int,
-                 keyboard: "Keyboard"):
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: Tokenizer,
+        engine: Engine,
+        context: int,
+        keyboard: "Keyboard",
+    ):
         self.config, self.tokenizer, self.engine, self.context = config, tokenizer, engine, context
         self.keyboard = keyboard
         self.system = config.system
@@ -75,8 +81,11 @@ class Chat:
             self.messages, self.text = [], ""
             print("(a new conversation)")
         elif name == "/system":
-            print("(--plain has no system message)" if self.config.plain
-                  else f"(system: {self.system})")
+            print(
+                "(--plain has no system message)"
+                if self.config.plain
+                else f"(system: {self.system})"
+            )
         elif name == "/save" and argument:
             self._save(argument)
         else:
@@ -89,19 +98,28 @@ class Chat:
         if dropped:
             print(f"({dropped} left out to fit the context of {self.context:,} tokens)")
         request = Request(
-            prompt=tokens, max_new_tokens=self.config.max_new_tokens,
-            temperature=self.config.temperature, top_k=self.config.top_k, top_p=self.config.top_p,
+            prompt=tokens,
+            max_new_tokens=self.config.max_new_tokens,
+            temperature=self.config.temperature,
+            top_k=self.config.top_k,
+            top_p=self.config.top_p,
             repetition_penalty=self.config.repetition_penalty,
             seed=(self.config.seed + self.answers) % 2**32,
-            stop_ids=((self.tokenizer.end_of_text,) if self.config.plain
-                      else chatml.stop_ids(self.tokenizer)))
+            stop_ids=(
+                (self.tokenizer.end_of_text,)
+                if self.config.plain
+                else chatml.stop_ids(self.tokenizer)
+            ),
+        )
         self.answers += 1
         text = stream(self.engine, request, self.keyboard)
         if self.config.plain:
             self.text += said + text
         elif text:  # a question that was stopped before the first word is taken back
-            self.messages += [{"role": "user", "content": said},
-                              {"role": "assistant", "content": text}]
+            self.messages += [
+                {"role": "user", "content": said},
+                {"role": "assistant", "content": text},
+            ]
 
     def _prompt(self, said: str) -> tuple[tuple[int, ...], str]:
         """The prompt, and in words what did not fit before it."""
@@ -110,18 +128,23 @@ class Chat:
             ids = self.tokenizer.encode(self.text + said) or [self.tokenizer.end_of_text]
             over = max(len(ids) - budget, 0)
             return tuple(ids[over:]), f"the first {over:,} tokens are" if over else ""
-        prompt = chat.fit([("system", self.system), *self.messages, ("user", said)],
-                          self.tokenizer, budget=budget)
-        del self.messages[:_start_of(self.messages, prompt.dropped)]
+        prompt = chat.fit(
+            [("system", self.system), *self.messages, ("user", said)], self.tokenizer, budget=budget
+        )
+        del self.messages[: _start_of(self.messages, prompt.dropped)]
         plural = "turns are" if prompt.dropped > 1 else "turn is"
         return prompt.tokens, f"the oldest {prompt.dropped} {plural}" if prompt.dropped else ""
 
     def _save(self, name: str) -> None:
-        content = ({"prompt": self.text} if self.config.plain else
-                   {"messages": [{"role": "system", "content": self.system}, *self.messages]})
+        content = (
+            {"prompt": self.text}
+            if self.config.plain
+            else {"messages": [{"role": "system", "content": self.system}, *self.messages]}
+        )
         try:
             pathlib.Path(name).expanduser().write_text(
-                json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+                json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
             print(f"(saved to {name})")
         except OSError as error:
             print(f"(not saved: {error})")
@@ -180,17 +203,23 @@ def stream(engine: Engine, request: Request, keyboard: Keyboard) -> str:
         if first is None and count:
             first, at_once = time.monotonic(), count
     wait = f", first after {first - begin:.2f} s" if count else ""
-    speed = (f", {(count - at_once) / (time.monotonic() - first):.1f} tokens/s"
-             if count > at_once else "")
+    speed = (
+        f", {(count - at_once) / (time.monotonic() - first):.1f} tokens/s"
+        if count > at_once
+        else ""
+    )
     print(f"\n({count} tokens{wait}{speed}{'' if finish == 'stop' else f'; {_ENDS[finish]}'})")
     return "".join(pieces)
 
 
 def printable(text: str) -> str:
     """`text` without the control characters with which it could rule the terminal."""
-    return "".join("\N{REPLACEMENT CHARACTER}"
-                   if unicodedata.category(char) == "Cc" and char not in "\n\t" else char
-                   for char in text)
+    return "".join(
+        "\N{REPLACEMENT CHARACTER}"
+        if unicodedata.category(char) == "Cc" and char not in "\n\t"
+        else char
+        for char in text
+    )
 
 
 def main(config: Config) -> None:
@@ -199,8 +228,9 @@ def main(config: Config) -> None:
     model, params, tokenizer = load(config.checkpoint, config.tokenizer, mesh=mesh)
     context, sentence = chat.context(model, config.context)
     config = dataclasses.replace(config, max_new_tokens=min(config.max_new_tokens, context // 2))
-    engine = start_engine(params, model, tokenizer, rows=1, context=context,
-                          cache_dtype=config.cache_dtype, mesh=mesh)
+    engine = start_engine(
+        params, model, tokenizer, rows=1, context=context, cache_dtype=config.cache_dtype, mesh=mesh
+    )
     keyboard = Keyboard()
     talk = Chat(config, tokenizer, engine, context, keyboard)
     with contextlib.suppress(ImportError):  # the arrow keys, where Python has them

@@ -62,11 +62,17 @@ class Source:
 def main(config: Config) -> None:
     """Shows sizes, checks the disk, converts, verifies."""
     if not config.input or not config.output:
-        raise ConfigError("nothing to read, or nowhere to write.", "--input, --output",
-                          "name both; --help shows how.")
+        raise ConfigError(
+            "nothing to read, or nowhere to write.",
+            "--input, --output",
+            "name both; --help shows how.",
+        )
     if config.max_shard_gb <= 0:
-        raise ConfigError(f"max_shard_gb={config.max_shard_gb} is not positive.", "--max_shard_gb",
-                          "use the size of a file in GB, 5 for example.")
+        raise ConfigError(
+            f"max_shard_gb={config.max_shard_gb} is not positive.",
+            "--max_shard_gb",
+            "use the size of a file in GB, 5 for example.",
+        )
     if config.verify:
         verify.require()
     source = inspect(config)
@@ -93,8 +99,12 @@ def inspect(config: Config) -> Source:
         tokenizer = None  # weights alone are a model too
     else:
         tokenizer = load_tokenizer(config.input)
-    return Source("run" if run else opened.layout.model_type, opened.config,
-                  opened.config.param_dtype, tokenizer)
+    return Source(
+        "run" if run else opened.layout.model_type,
+        opened.config,
+        opened.config.param_dtype,
+        tokenizer,
+    )
 
 
 def check_space(config: Config, source: Source, dtype: str) -> None:
@@ -107,15 +117,24 @@ def check_space(config: Config, source: Source, dtype: str) -> None:
         parent = parent.parent
     free = shutil.disk_usage(parent).free
     size = count(source.model) * np.dtype(source.dtype).itemsize
-    vocabulary = (f"tokenizer of {source.tokenizer.vocab_size:,} ids" if source.tokenizer
-                  else "no tokenizer")
-    print(f"from {config.input}: {source.layout}, {count(source.model):,} parameters, "
-          f"{source.dtype}, {_size(size)}, {vocabulary}")
-    print(f"to   {config.output}: {config.layout}, {dtype}, {_size(needed)}; the disk has "
-          f"{_size(free)} free", flush=True)
+    vocabulary = (
+        f"tokenizer of {source.tokenizer.vocab_size:,} ids" if source.tokenizer else "no tokenizer"
+    )
+    print(
+        f"from {config.input}: {source.layout}, {count(source.model):,} parameters, "
+        f"{source.dtype}, {_size(size)}, {vocabulary}"
+    )
+    print(
+        f"to   {config.output}: {config.layout}, {dtype}, {_size(needed)}; the disk has "
+        f"{_size(free)} free",
+        flush=True,
+    )
     if needed > free:
-        raise CheckpointError(f"the output takes {_size(needed)}, and {_size(free)} are free.",
-                              config.output, "free some space, or write to another disk.")
+        raise CheckpointError(
+            f"the output takes {_size(needed)}, and {_size(free)} are free.",
+            config.output,
+            "free some space, or write to another disk.",
+        )
 
 
 def convert(config: Config, source: Source, dtype: str) -> None:
@@ -124,9 +143,13 @@ def convert(config: Config, source: Source, dtype: str) -> None:
     with tqdm(desc="converting", total=size, unit="B", unit_scale=True, file=sys.stdout) as bar:
         if config.layout != "run":
             opened = open_pretrained(config.input, param_dtype=dtype, progress=bar.update)
-            convert_pretrained(opened, config.output, layout=config.layout,
-                               tokenizer=source.tokenizer,
-                               max_shard_bytes=round(config.max_shard_gb * 1e9))
+            convert_pretrained(
+                opened,
+                config.output,
+                layout=config.layout,
+                tokenizer=source.tokenizer,
+                max_shard_bytes=round(config.max_shard_gb * 1e9),
+            )
             return
         model, params = load_pretrained(config.input, param_dtype=dtype, progress=bar.update)
     print("writing and hashing the checkpoint ...", flush=True)
@@ -150,8 +173,9 @@ def verify_conversion(config: Config, source: Source, dtype: str) -> None:
             ours, theirs = config.output, config.input
         elif config.layout != "qwen2":
             theirs = f"{temporary}/qwen2"
-            convert_pretrained(open_pretrained(config.output), theirs, layout="qwen2",
-                               tokenizer=source.tokenizer)
+            convert_pretrained(
+                open_pretrained(config.output), theirs, layout="qwen2", tokenizer=source.tokenizer
+            )
         # Rounded as the output is: what is compared is the conversion, not the dtype.
         model, params = load_pretrained(ours, param_dtype=dtype)
         difference = verify.compare_logits(model, params, theirs)
@@ -159,8 +183,10 @@ def verify_conversion(config: Config, source: Source, dtype: str) -> None:
         if not difference.agrees:
             raise CheckpointError(
                 f"the logits differ by {difference.worst:.2e}, more than {verify.TOLERANCE:g} of "
-                f"{difference.largest:.3g}.", f"{ours} and {theirs}",
-                "do not use the output; please report this with both config.json files.")
+                f"{difference.largest:.3g}.",
+                f"{ours} and {theirs}",
+                "do not use the output; please report this with both config.json files.",
+            )
         if source.tokenizer is not None:
             verify.compare_tokenizers(source.tokenizer, theirs)
 

@@ -64,33 +64,52 @@ def _recipe(size: ModelConfig) -> Config:
         beta=0.1,  # ours: Rafailov et al. 2023
         model=dataclasses.replace(size, remat="dots"),  # ours: keeps matrix products
         optimizer=OptimizerConfig(
-            peak_learning_rate=5e-7, schedule="constant", warmup_steps=150,  # ours: the paper's
-            beta1=0.9, beta2=0.95, epsilon=1e-8,  # ours: as everywhere in the report
-            weight_decay=0.0, clip_norm=1.0),  # ours
+            peak_learning_rate=5e-7,
+            schedule="constant",
+            warmup_steps=150,  # ours: the paper's
+            beta1=0.9,
+            beta2=0.95,
+            epsilon=1e-8,  # ours: as everywhere in the report
+            weight_decay=0.0,
+            clip_norm=1.0,
+        ),  # ours
         train=TrainConfig(
             num_steps=1,  # of data.epochs
             batch_size=64,  # ours: the paper's
-            log_every=10, eval_every=500, save_every=500))  # ours
+            log_every=10,
+            eval_every=500,
+            save_every=500,
+        ),
+    )  # ours
 
 
-RECIPES = {"1.8b": _recipe(sizes.QWEN_1_8B), "7b": _recipe(sizes.QWEN_7B),
-           "14b": _recipe(sizes.QWEN_14B)}
+RECIPES = {
+    "1.8b": _recipe(sizes.QWEN_1_8B),
+    "7b": _recipe(sizes.QWEN_7B),
+    "14b": _recipe(sizes.QWEN_14B),
+}
 SMOKE = dataclasses.replace(
     RECIPES["1.8b"],
     data=PairData(epochs=None),
     model=sizes.TINY,
-    optimizer=dataclasses.replace(RECIPES["1.8b"].optimizer, peak_learning_rate=1e-3,
-                                  warmup_steps=0),
-    train=TrainConfig(num_steps=30, batch_size=8, log_every=10, eval_every=15, save_every=15,
-                      eval_batches=4),
-    run_dir="runs/dpo_smoke")
+    optimizer=dataclasses.replace(
+        RECIPES["1.8b"].optimizer, peak_learning_rate=1e-3, warmup_steps=0
+    ),
+    train=TrainConfig(
+        num_steps=30, batch_size=8, log_every=10, eval_every=15, save_every=15, eval_batches=4
+    ),
+    run_dir="runs/dpo_smoke",
+)
 
 
 def main(config: Config) -> None:
     """Trains; a signal ends it with a checkpoint."""
     if not config.data.pairs:
-        raise ConfigError("no pairs to learn from.", "--data.pairs",
-                          "name .json or .jsonl files; --help says which formats.")
+        raise ConfigError(
+            "no pairs to learn from.",
+            "--data.pairs",
+            "name .json or .jsonl files; --help says which formats.",
+        )
     config, tokenizer = start(config, config.data.context_length)
     rows = make_rows(config.data.pairs, config, tokenizer)
     with ended_by_signal():
@@ -122,8 +141,12 @@ class ComparedRows:
         return f"ComparedRows({self._rows!r})"
 
 
-def compare(config: Config, all_rows: list[PairRows], load: Callable[[Params], Params],
-            emit: Callable[[str], None]) -> list[ComparedRows]:
+def compare(
+    config: Config,
+    all_rows: list[PairRows],
+    load: Callable[[Params], Params],
+    emit: Callable[[str], None],
+) -> list[ComparedRows]:
     """Rows with what the weights that `load` gives think of them, each computed once."""
     mesh = make_mesh(config.mesh)
     check_batch(config.train.batch_size, config.train.micro_batches, mesh)
@@ -139,19 +162,23 @@ def compare(config: Config, all_rows: list[PairRows], load: Callable[[Params], P
                 chosen = [rows[i] for i in range(first, min(first + size, len(rows)))]
                 batch = stack_trees(fill_up(chosen, size, rows.padding))
                 parts.append(on_host(ask(params, jax.device_put(batch, by_row))))
-            found.append(ComparedRows(rows, np.concatenate(parts)[:len(rows)]))
+            found.append(ComparedRows(rows, np.concatenate(parts)[: len(rows)]))
     emit(f"reference: log-probabilities of {sum(map(len, all_rows)):,} pairs")
     return found
 
 
-def learn(config: Config, rows: PairRows, tokenizer: Tokenizer,
-          emit=functools.partial(print, flush=True)):
+def learn(
+    config: Config, rows: PairRows, tokenizer: Tokenizer, emit=functools.partial(print, flush=True)
+):
     """The run itself; returns the last TrainState."""
     names = names_of(config.data.eval_pairs)
     weights = start_of(config)
-    compared, *held_out = compare(config, [rows] + [
-        make_rows((path,), config, tokenizer, emit) for path in config.data.eval_pairs],
-        weights["initial"], emit)
+    compared, *held_out = compare(
+        config,
+        [rows] + [make_rows((path,), config, tokenizer, emit) for path in config.data.eval_pairs],
+        weights["initial"],
+        emit,
+    )
     objective = make_objective(config.model, beta=config.beta, training=False)
     made = []
 
@@ -161,15 +188,22 @@ def learn(config: Config, rows: PairRows, tokenizer: Tokenizer,
         found = {}
         for name, rows in zip(names, held_out, strict=True):
             values = made[0](state.params, held_out_batches(rows, config))
-            emit(f"step {done}  held out {name}: loss {values['loss']:.4f}  accuracy "
-                 f"{100 * values['accuracy']:.1f} %  margin {values['margin']:.3f}")
+            emit(
+                f"step {done}  held out {name}: loss {values['loss']:.4f}  accuracy "
+                f"{100 * values['accuracy']:.1f} %  margin {values['margin']:.3f}"
+            )
             found |= {f"eval/{name}/{key}": value for key, value in values.items()}
         return found
 
     return train_on(
-        compared, config, emit=emit, tokenizer=tokenizer, **weights,
+        compared,
+        config,
+        emit=emit,
+        tokenizer=tokenizer,
+        **weights,
         objective=make_objective(config.model, beta=config.beta),
-        evaluate=evaluate if held_out else None)
+        evaluate=evaluate if held_out else None,
+    )
 
 
 if __name__ == "__main__":

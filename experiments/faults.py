@@ -26,8 +26,11 @@ _SIGNALS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP, "term": signal.SIG
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m experiments.faults", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.faults",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     for name in ("flip_bit", "cut"):
         what.add_argument(f"--{name}", metavar="RUN_DIR")
@@ -50,8 +53,11 @@ def main(argv: list[str]) -> None:
                 time.sleep(0.001)
             found = faults.workers(launcher)
             if options.process not in found:
-                raise ConfigError(f"process {options.process} is none of {sorted(found)}.",
-                                  f"--{name}={launcher}", "name the pid of launch.local.")
+                raise ConfigError(
+                    f"process {options.process} is none of {sorted(found)}.",
+                    f"--{name}={launcher}",
+                    "name the pid of launch.local.",
+                )
             os.kill(found[options.process], number)
             print(f"{number.name} to process {options.process}, pid {found[options.process]}")
 

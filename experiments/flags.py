@@ -35,8 +35,9 @@ def parse(doc: str, recipes: dict[str, object], argv: list[str]):
     """
     default = next(iter(recipes))
     values = flags.FlagValues()
-    flags.DEFINE_enum("recipe", default, list(recipes), "which settings to start from",
-                      flag_values=values)
+    flags.DEFINE_enum(
+        "recipe", default, list(recipes), "which settings to start from", flag_values=values
+    )
     flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
     asked = [a.split("=", 1)[-1] for a in argv if re.match(r"--?recipe=", a)]
     for flag, following in zip(argv, argv[1:]):
@@ -49,24 +50,31 @@ def parse(doc: str, recipes: dict[str, object], argv: list[str]):
     try:
         rest = values(argv)
     except flags.UnrecognizedFlagError as error:
-        raise unknown_name("flag", error.flagname, [f for f in values], "the command line"
-                           ) from error
+        raise unknown_name(
+            "flag", error.flagname, [f for f in values], "the command line"
+        ) from error
     except flags.Error as error:
         raise ConfigError(f"{error}.", "the command line", "see --help.") from error
     if values["help"].value:
         print(_help(doc, recipes, name, values))
         sys.exit(0)
     if len(rest) > 1:
-        raise ConfigError(f"arguments without a flag: {' '.join(rest[1:])}.", "the command line",
-                          "every setting is a flag: --name=value.")
+        raise ConfigError(
+            f"arguments without a flag: {' '.join(rest[1:])}.",
+            "the command line",
+            "every setting is a flag: --name=value.",
+        )
     return name, _rebuild(recipe, "", values)
 
 
 def differences(config, recipe) -> list[str]:
     """`name: recipe's value -> this run's value` for every field that differs; keys stay secret."""
     old, new = flatten(recipe), flatten(config)
-    return [f"{name}: {old[name]!r} -> {'***' if name.endswith('api_key') else repr(new[name])}"
-            for name in new if new[name] != old[name]]
+    return [
+        f"{name}: {old[name]!r} -> {'***' if name.endswith('api_key') else repr(new[name])}"
+        for name in new
+        if new[name] != old[name]
+    ]
 
 
 def run(main, doc: str, recipes: dict[str, object], argv: list[str] | None = None) -> None:
@@ -134,8 +142,12 @@ def _parser(annotation) -> flags.ArgumentParser:
         return flags.EnumParser(list(arguments))
     if origin is tuple:
         return _List(_parser(arguments[0]))
-    return {int: flags.IntegerParser, float: flags.FloatParser, bool: flags.BooleanParser,
-            str: flags.ArgumentParser}[annotation]()
+    return {
+        int: flags.IntegerParser,
+        float: flags.FloatParser,
+        bool: flags.BooleanParser,
+        str: flags.ArgumentParser,
+    }[annotation]()
 
 
 def _define(config, prefix: str, values: flags.FlagValues) -> None:
@@ -151,8 +163,13 @@ def _define(config, prefix: str, values: flags.FlagValues) -> None:
         if hints[field.name] is bool:  # --name, --noname, --name=true
             flags.DEFINE_bool(prefix + field.name, default, comment, flag_values=values)
         else:
-            flags.DEFINE(_parser(hints[field.name]), prefix + field.name, default, comment,
-                         flag_values=values)
+            flags.DEFINE(
+                _parser(hints[field.name]),
+                prefix + field.name,
+                default,
+                comment,
+                flag_values=values,
+            )
 
 
 def _choices(annotation) -> str:
@@ -189,12 +206,18 @@ def _comments(cls) -> dict[str, str]:
 
 
 def _help(doc: str, recipes: dict, name: str, values: flags.FlagValues) -> str:
-    lines = [inspect.cleandoc(doc), "", f"Recipes (--recipe=): {', '.join(recipes)}. "
-             f"Below, the values of {name!r}.", ""]
+    lines = [
+        inspect.cleandoc(doc),
+        "",
+        f"Recipes (--recipe=): {', '.join(recipes)}. Below, the values of {name!r}.",
+        "",
+    ]
     for flag in sorted(values):
         if flag in ("help", "h", "recipe"):
             continue
         value = values[flag].value
-        lines.append(f"  --{flag}={','.join(map(str, value)) if isinstance(value, list) else value}"
-                     + (f"  # {values[flag].help}" if values[flag].help else ""))
+        lines.append(
+            f"  --{flag}={','.join(map(str, value)) if isinstance(value, list) else value}"
+            + (f"  # {values[flag].help}" if values[flag].help else "")
+        )
     return "\n".join(lines)

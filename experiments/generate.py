@@ -41,29 +41,54 @@ class Config:
 def main(config: Config) -> None:
     """Loads, generates, prints or writes."""
     if (config.input is None) != (config.output is None) or config.input and config.prompt:
-        raise ConfigError("neither one prompt nor a file of them.", "--prompt, --input, --output",
-                          "give --prompt alone, or --input and --output.")
+        raise ConfigError(
+            "neither one prompt nor a file of them.",
+            "--prompt, --input, --output",
+            "give --prompt alone, or --input and --output.",
+        )
     mesh = mesh_of(config.tensor)
     model, params, tokenizer = load(config.checkpoint, config.tokenizer, mesh=mesh)
     context, sentence = chat.context(model, config.context)
     if config.input is None:
-        engine = start_engine(params, model, tokenizer, rows=config.settings.n, context=context,
-                              cache_dtype=config.cache_dtype, mesh=mesh)
+        engine = start_engine(
+            params,
+            model,
+            tokenizer,
+            rows=config.settings.n,
+            context=context,
+            cache_dtype=config.cache_dtype,
+            mesh=mesh,
+        )
         for text in answers(engine, tokenizer, config):
             print(config.prompt + text, end="\n\n")
         return
     source = jsonl.Source(config.input, tokenizer, config.settings, context=context)
     count, digest = source.check()
-    output = jsonl.Output(config.output, {
-        "input_sha256": digest, "model": jsonl.fingerprint(model, params),
-        "tokenizer": tokenizer.fingerprint, "context": context, "cache_dtype": config.cache_dtype,
-        **dataclasses.asdict(config.settings)})
+    output = jsonl.Output(
+        config.output,
+        {
+            "input_sha256": digest,
+            "model": jsonl.fingerprint(model, params),
+            "tokenizer": tokenizer.fingerprint,
+            "context": context,
+            "cache_dtype": config.cache_dtype,
+            **dataclasses.asdict(config.settings),
+        },
+    )
     try:
         if not output.complete:
-            print(f"{count} lines, {len(output.done)} of them done; context: {sentence}",
-                  flush=True)
-            engine = start_engine(params, model, tokenizer, rows=config.rows, context=context,
-                                  cache_dtype=config.cache_dtype, mesh=mesh)
+            print(
+                f"{count} lines, {len(output.done)} of them done; context: {sentence}", flush=True
+            )
+            engine = start_engine(
+                params,
+                model,
+                tokenizer,
+                rows=config.rows,
+                context=context,
+                cache_dtype=config.cache_dtype,
+                mesh=mesh,
+            )
             work(engine, source, output, config.rows, count)
     except KeyboardInterrupt:
         print("stopped; give the same command again to go on", file=sys.stderr, flush=True)
@@ -77,8 +102,12 @@ def answers(engine: Engine, tokenizer, config: Config) -> list[str]:
     """The texts after --prompt."""
     settings = dataclasses.asdict(config.settings)
     n, stop = settings.pop("n"), settings.pop("stop")
-    request = Request(prompt=tuple(tokenizer.encode(config.prompt)) or (tokenizer.end_of_text,),
-                      stop_ids=(tokenizer.end_of_text,), stop_strings=stop, **settings)
+    request = Request(
+        prompt=tuple(tokenizer.encode(config.prompt)) or (tokenizer.end_of_text,),
+        stop_ids=(tokenizer.end_of_text,),
+        stop_strings=stop,
+        **settings,
+    )
     texts = {request_id: "" for request_id in engine.submit(request, samples=n)}
     while engine.busy:
         for event in engine.step():
@@ -86,13 +115,11 @@ def answers(engine: Engine, tokenizer, config: Config) -> list[str]:
     return list(texts.values())
 
 
-def work(engine: Engine, source: jsonl.Source, output: jsonl.Output, rows: int,
-         count: int) -> None:
+def work(engine: Engine, source: jsonl.Source, output: jsonl.Output, rows: int, count: int) -> None:
     """The file, with a line of progress: lines, time left, tokens per second."""
     # Where nobody looks, a line in a while instead of one that moves.
     interval = 0.5 if sys.stderr.isatty() else 30
-    with tqdm.tqdm(total=count, initial=len(output.done), unit="line",
-                   mininterval=interval) as bar:
+    with tqdm.tqdm(total=count, initial=len(output.done), unit="line", mininterval=interval) as bar:
         tokens = 0
 
         def progress(new: int) -> None:

@@ -42,35 +42,53 @@ class Config:
 
 
 RECIPE = Config()
-SMOKE = dataclasses.replace(RECIPE, multiples=(1, 2, 4), tokens=1 << 8,
-                            output="runs/long_context_smoke")
+SMOKE = dataclasses.replace(
+    RECIPE, multiples=(1, 2, 4), tokens=1 << 8, output="runs/long_context_smoke"
+)
 
 
 def main(config: Config) -> None:
     """Loads, measures cell by cell, prints, writes."""
     if not config.model or not config.data:
-        raise ConfigError("no model, or no text.", "--model, --data",
-                          "name both; --help shows how.")
+        raise ConfigError(
+            "no model, or no text.", "--model, --data", "name both; --help shows how."
+        )
     model, params = load_pretrained(config.model)
     model = dataclasses.replace(model, compute_dtype=config.compute_dtype or model.compute_dtype)
     lengths = [round(multiple * model.context_length) for multiple in config.multiples]
     windows = config.windows or ramp(model)
-    rows = {name: dataclasses.replace(model, extension=extension) for name, extension in {
-        "plain": ContextExtension(dynamic_ntk=False, logn=False),
-        "+ dynamic ntk": ContextExtension(logn=False),
-        "+ dynamic ntk + logn": ContextExtension(),
-        "+ dynamic ntk + logn + window": ContextExtension(windows=windows)}.items()}
+    rows = {
+        name: dataclasses.replace(model, extension=extension)
+        for name, extension in {
+            "plain": ContextExtension(dynamic_ntk=False, logn=False),
+            "+ dynamic ntk": ContextExtension(logn=False),
+            "+ dynamic ntk + logn": ContextExtension(),
+            "+ dynamic ntk + logn + window": ContextExtension(windows=windows),
+        }.items()
+    }
     tokens = read(config.data, lengths, config.tokens)
-    print(f"{config.model}: trained at {model.context_length}; {len(tokens) - 1:,} tokens of "
-          f"{config.data} at every length; windows {windows}", flush=True)
+    print(
+        f"{config.model}: trained at {model.context_length}; {len(tokens) - 1:,} tokens of "
+        f"{config.data} at every length; windows {windows}",
+        flush=True,
+    )
     table = measure(rows, params, tokens, lengths)
     text = format_table(table, lengths)
     print(text)
     folder = pathlib.Path(config.output)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "long_context.json", {
-        "model": config.model, "data": config.data, "context_length": model.context_length,
-        "tokens": len(tokens) - 1, "windows": windows, "lengths": lengths, "perplexity": table})
+    write_json(
+        folder / "long_context.json",
+        {
+            "model": config.model,
+            "data": config.data,
+            "context_length": model.context_length,
+            "tokens": len(tokens) - 1,
+            "windows": windows,
+            "lengths": lengths,
+            "perplexity": table,
+        },
+    )
     (folder / "long_context.png").write_bytes(draw_lengths(table, lengths, model.context_length))
     print(f"{folder}/long_context.json, {folder}/long_context.png")
 
@@ -81,8 +99,9 @@ def ramp(model: ModelConfig) -> tuple[int, ...]:
     A maintainer's example: 2048 in the first 4 of 32 layers, 4096 in the next 4, then 8192.
     """
     step = max(1, model.num_layers // 8)
-    return tuple(model.context_length * 2 ** min(index // step, 2)
-                 for index in range(model.num_layers))
+    return tuple(
+        model.context_length * 2 ** min(index // step, 2) for index in range(model.num_layers)
+    )
 
 
 def read(folder: str, lengths: list[int], at_most: int) -> np.ndarray:
@@ -91,29 +110,42 @@ def read(folder: str, lengths: list[int], at_most: int) -> np.ndarray:
     tokens = np.concatenate([np.memmap(file, opened.dtype, "r") for file in opened.files])
     usable = min(len(tokens) - 1, at_most) // max(lengths) * max(lengths)
     if not usable or any(usable % length for length in lengths):
-        raise DataError(f"{len(tokens):,} tokens do not fill rows of {lengths}.", folder,
-                        "use more text, or lengths that divide the longest one.")
-    return tokens[:usable + 1]
+        raise DataError(
+            f"{len(tokens):,} tokens do not fill rows of {lengths}.",
+            folder,
+            "use more text, or lengths that divide the longest one.",
+        )
+    return tokens[: usable + 1]
 
 
-def measure(rows: dict[str, ModelConfig], params, tokens: np.ndarray,
-            lengths: list[int]) -> dict[str, list[float]]:
+def measure(
+    rows: dict[str, ModelConfig], params, tokens: np.ndarray, lengths: list[int]
+) -> dict[str, list[float]]:
     """Name -> perplexity at each length."""
     table: dict[str, list[float]] = {name: [] for name in rows}
-    with tqdm(total=len(rows) * len(lengths) * (len(tokens) - 1), unit=" tokens",
-              unit_scale=True) as bar:
+    with tqdm(
+        total=len(rows) * len(lengths) * (len(tokens) - 1), unit=" tokens", unit_scale=True
+    ) as bar:
         for name, config in rows.items():
             for length in lengths:
                 bar.set_description(f"{name} at {length}")
-                table[name].append(perplexity(params, tokens, config=config, length=length,
-                                              progress=bar.update).value)
+                table[name].append(
+                    perplexity(
+                        params, tokens, config=config, length=length, progress=bar.update
+                    ).value
+                )
     return table
 
 
 def format_table(table: dict[str, list[float]], lengths: list[int]) -> str:
     lines = [f"{'perplexity at':32}" + "".join(f"{length:>10,}" for length in lengths)]
-    return "\n".join(lines + [f"{name:32}" + "".join(f"{value:10.2f}" for value in values)
-                              for name, values in table.items()])
+    return "\n".join(
+        lines
+        + [
+            f"{name:32}" + "".join(f"{value:10.2f}" for value in values)
+            for name, values in table.items()
+        ]
+    )
 
 
 if __name__ == "__main__":

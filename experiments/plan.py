@@ -38,8 +38,11 @@ from qwen_jax.plan.program import Result, compile_apart
 from qwen_jax.plan.stages import Workload
 from qwen_jax.train.memory import gib
 
-RECIPES_OF = {"pretrain": pretrain.RECIPES, "reward_model": reward_model.RECIPES,
-              "ppo": ppo.RECIPES}
+RECIPES_OF = {
+    "pretrain": pretrain.RECIPES,
+    "reward_model": reward_model.RECIPES,
+    "ppo": ppo.RECIPES,
+}
 _LEAST_FOUND = 0.97  # of formula A's FLOPs, in a program that was read whole
 _REMAT = {"nothing": "none"}  # the flag's "none" is a search
 
@@ -83,21 +86,31 @@ def workload_of(config: Config) -> Workload:
         model = dataclasses.replace(model, context_length=config.context_length)
     wanted = config.batch_tokens or tokens
     if wanted % model.context_length:
-        raise ConfigError(f"{wanted} tokens are no whole number of rows of {model.context_length}.",
-                          "--batch_tokens, --context_length", "use a multiple.")
+        raise ConfigError(
+            f"{wanted} tokens are no whole number of rows of {model.context_length}.",
+            "--batch_tokens, --context_length",
+            "use a multiple.",
+        )
     if config.batch_tokens and config.stage != "pretrain":
-        raise ConfigError(f"--batch_tokens is of pretraining, and this is {config.stage}.",
-                          "--batch_tokens", "leave it out.")
+        raise ConfigError(
+            f"--batch_tokens is of pretraining, and this is {config.stage}.",
+            "--batch_tokens",
+            "leave it out.",
+        )
     if config.stage == "pretrain":
         steps = round(train.num_steps * tokens / wanted)
-        train = dataclasses.replace(train, batch_size=wanted // model.context_length,
-                                    num_steps=steps, micro_batches=1)
+        train = dataclasses.replace(
+            train, batch_size=wanted // model.context_length, num_steps=steps, micro_batches=1
+        )
     more = {}
     if config.stage == "reward_model":  # its steps are of the pairs that somebody has
         train = dataclasses.replace(train, num_steps=1000)
     if config.stage == "ppo":
-        more = {"ppo": recipe.ppo, "value_optimizer": recipe.value_optimizer,
-                "prompt_tokens": recipe.data.max_prompt_tokens}
+        more = {
+            "ppo": recipe.ppo,
+            "value_optimizer": recipe.value_optimizer,
+            "prompt_tokens": recipe.data.max_prompt_tokens,
+        }
     return Workload(config.stage, model, recipe.optimizer, train, **more)
 
 
@@ -108,31 +121,50 @@ def candidates(config: Config, workload: Workload, topology, emit) -> list[Workl
     if remat not in (None, *search.REMATS):
         raise unknown_name("remat policy", remat, ("nothing", "dots", "block"), "--remat")
     if mesh is not None and math.prod(dataclasses.astuple(mesh)) != topology.chips:
-        raise ConfigError(f"--mesh={config.mesh} is of {math.prod(dataclasses.astuple(mesh))} chips, "
-                          f"{topology.name} has {topology.chips}.", "--mesh, --topology",
-                          "give sizes whose product is the number of chips, or leave --mesh out.")
+        raise ConfigError(
+            f"--mesh={config.mesh} is of {math.prod(dataclasses.astuple(mesh))} chips, "
+            f"{topology.name} has {topology.chips}.",
+            "--mesh, --topology",
+            "give sizes whose product is the number of chips, or leave --mesh out.",
+        )
     if mesh is not None and remat and config.micro_batches:
         return [search.laid_out(workload, mesh, remat, config.micro_batches)]
     found, looked_at, too_large = search.best(
-        workload, topology, number=config.compile, max_tensor=config.max_tensor,
-        max_context=config.max_context, mesh=mesh, remat=remat, micro=config.micro_batches)
+        workload,
+        topology,
+        number=config.compile,
+        max_tensor=config.max_tensor,
+        max_context=config.max_context,
+        mesh=mesh,
+        remat=remat,
+        micro=config.micro_batches,
+    )
     if not found:
         raise ConfigError(
-            f"of {looked_at} layouts none should fit, on paper." if looked_at else
-            f"no layout divides the model's sizes and the batch over {topology.chips} chips.",
-            "--model, --topology", "take a larger slice, or --remat=block and more --micro_batches."
-            if looked_at else "take a smaller slice, other --micro_batches, or a larger --max_tensor.")
-    emit(f"{looked_at} layouts, of which {too_large} should not fit; compiling {len(found)}, the "
-         "best on paper")
+            f"of {looked_at} layouts none should fit, on paper."
+            if looked_at
+            else f"no layout divides the model's sizes and the batch over {topology.chips} chips.",
+            "--model, --topology",
+            "take a larger slice, or --remat=block and more --micro_batches."
+            if looked_at
+            else "take a smaller slice, other --micro_batches, or a larger --max_tensor.",
+        )
+    emit(
+        f"{looked_at} layouts, of which {too_large} should not fit; compiling {len(found)}, the "
+        "best on paper"
+    )
     return [one.workload for one in found]
 
 
 def mesh_of(text: str) -> MeshConfig:
-    """"1,64,2,1" -> MeshConfig(data=1, fsdp=64, tensor=2, context=1)."""
+    """ "1,64,2,1" -> MeshConfig(data=1, fsdp=64, tensor=2, context=1)."""
     sizes = text.replace(" ", "").split(",")
     if len(sizes) != 4 or not all(size.isdigit() for size in sizes):
-        raise ConfigError(f"{text!r} is no mesh.", "--mesh",
-                          "give four sizes, of data, fsdp, tensor and context: --mesh=1,64,2,1.")
+        raise ConfigError(
+            f"{text!r} is no mesh.",
+            "--mesh",
+            "give four sizes, of data, fsdp, tensor and context: --mesh=1,64,2,1.",
+        )
     return MeshConfig(*map(int, sizes))
 
 
@@ -141,15 +173,18 @@ def mesh_name(mesh: MeshConfig) -> str:
     return " x ".join(f"{name} {size}" for name, size in named.items() if size > 1) or "one chip"
 
 
-HEADER = ("| mesh | remat | micro-batches | memory of a chip: weights + optimizer + workspace | "
-          "step, s (least to most) | compute / network, s | tokens/s | MFU A / B | chip hours |\n"
-          "|---|---|---|---|---|---|---|---|---|")
+HEADER = (
+    "| mesh | remat | micro-batches | memory of a chip: weights + optimizer + workspace | "
+    "step, s (least to most) | compute / network, s | tokens/s | MFU A / B | chip hours |\n"
+    "|---|---|---|---|---|---|---|---|---|"
+)
 
 
 def line(workload: Workload, result: Result, found: Estimate | None, topology, price) -> str:
     """A row of the table."""
-    start = (f"| {mesh_name(workload.mesh)} | {workload.model.remat} | "
-             f"{workload.train.micro_batches} | ")
+    start = (
+        f"| {mesh_name(workload.mesh)} | {workload.model.remat} | {workload.train.micro_batches} | "
+    )
     if found is None:
         return start + f"{result.error} | | | | | |"
     room = topology.chip.hbm_bytes
@@ -157,25 +192,32 @@ def line(workload: Workload, result: Result, found: Estimate | None, topology, p
     held = f" + held {gib(result.held)}" if result.held else ""
     money = "" if price is None else f", ${found.dollars(price):,.0f}"
     network = sum(row[3] for row in result.collectives)
-    return (start + f"{gib(result.total)} of {gib(room)}, {fits}: {gib(result.parameters)} + "
-            f"{gib(result.optimizer)} + {gib(result.workspace)}{held} | {found.seconds:.3f} "
-            f"({found.least:.3f} to {found.most:.3f}) | {sum(result.work.values()):.3f} / "
-            f"{network:.3f} | {found.tokens_per_second:,.0f} | {found.mfu_a:.1%} / "
-            f"{found.mfu_b:.1%} | {found.chip_hours:,.0f}{money} |")
+    return (
+        start + f"{gib(result.total)} of {gib(room)}, {fits}: {gib(result.parameters)} + "
+        f"{gib(result.optimizer)} + {gib(result.workspace)}{held} | {found.seconds:.3f} "
+        f"({found.least:.3f} to {found.most:.3f}) | {sum(result.work.values()):.3f} / "
+        f"{network:.3f} | {found.tokens_per_second:,.0f} | {found.mfu_a:.1%} / "
+        f"{found.mfu_b:.1%} | {found.chip_hours:,.0f}{money} |"
+    )
 
 
 def details(result: Result) -> list[str]:
     """Where the time of one layout goes."""
     total = sum(result.work.values()) or 1.0
     work = sorted(result.work.items(), key=lambda item: -item[1])
-    lines = ["work: " + ", ".join(f"{kind} {seconds:.3f} s ({seconds / total:.0%})"
-                                  for kind, seconds in work),
-             f"a chip: {result.flops / 1e12:,.1f} TFLOP in products and attention, recomputation "
-             f"included; {result.hbm_bytes / 1e9:,.0f} GB to and from memory",
-             "| collective | group | GB sent by a chip | s | of it not hidden |",
-             "|---|---|---|---|---|"]
-    lines += [f"| {kind} | {group} | {sent / 1e9:.2f} | {seconds:.4f} | {waited:.4f} |"
-              for kind, group, sent, seconds, waited in result.collectives if sent > 1e5]
+    lines = [
+        "work: "
+        + ", ".join(f"{kind} {seconds:.3f} s ({seconds / total:.0%})" for kind, seconds in work),
+        f"a chip: {result.flops / 1e12:,.1f} TFLOP in products and attention, recomputation "
+        f"included; {result.hbm_bytes / 1e9:,.0f} GB to and from memory",
+        "| collective | group | GB sent by a chip | s | of it not hidden |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {kind} | {group} | {sent / 1e9:.2f} | {seconds:.4f} | {waited:.4f} |"
+        for kind, group, sent, seconds, waited in result.collectives
+        if sent > 1e5
+    ]
     if result.unknown:
         lines.append(f"loops of unknown length, counted once: {', '.join(result.unknown)}")
     return lines
@@ -194,15 +236,23 @@ def plan(config: Config, emit=functools.partial(print, flush=True)) -> list[dict
         return []
     topology = topologies.by_name(config.topology)
     if importlib.util.find_spec("libtpu") is None:
-        raise ConfigError("libtpu is not installed.", "experiments.plan",
-                          "pip install 'jax[tpu]': it compiles for TPUs without one.")
+        raise ConfigError(
+            "libtpu is not installed.",
+            "experiments.plan",
+            "pip install 'jax[tpu]': it compiles for TPUs without one.",
+        )
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))
-    emit(f"{topology}; {config.stage} of {config.model}, {tokens_per_step(workload):,} tokens a "
-         f"step, {workload.train.num_steps:,} steps ({versions})")
+    emit(
+        f"{topology}; {config.stage} of {config.model}, {tokens_per_step(workload):,} tokens a "
+        f"step, {workload.train.num_steps:,} steps ({versions})"
+    )
     wrong = [option for option in config.compiler_options if "=" not in option]
     if wrong:
-        raise ConfigError(f"{wrong[0]!r} is no compiler option.", "--compiler_options",
-                          "write name=value, with commas between several.")
+        raise ConfigError(
+            f"{wrong[0]!r} is no compiler option.",
+            "--compiler_options",
+            "write name=value, with commas between several.",
+        )
     options = dict(option.split("=", 1) for option in config.compiler_options)
     found = []
     layouts = candidates(config, workload, topology, emit)
@@ -211,22 +261,31 @@ def plan(config: Config, emit=functools.partial(print, flush=True)) -> list[dict
         if config.keep_hlo:
             pathlib.Path(config.keep_hlo).mkdir(parents=True, exist_ok=True)
             keep = pathlib.Path(config.keep_hlo) / f"{config.model}_{config.topology}_{number}.hlo"
-        emit(f"{number} of {len(layouts)}: compiling {mesh_name(layout.mesh)}, remat "
-             f"{layout.model.remat}, micro-batches {layout.train.micro_batches} (minutes)")
+        emit(
+            f"{number} of {len(layouts)}: compiling {mesh_name(layout.mesh)}, remat "
+            f"{layout.model.remat}, micro-batches {layout.train.micro_batches} (minutes)"
+        )
         result = compile_apart(layout, topology, options=options, keep=keep)
         guess = None if result.error else estimate(result, layout, topology)
         found.append((layout, result, guess))
-        emit(f"{number} of {len(layouts)}, {result.compile_seconds:.0f} s: "
-             + line(layout, result, guess, topology, config.price))
+        emit(
+            f"{number} of {len(layouts)}, {result.compile_seconds:.0f} s: "
+            + line(layout, result, guess, topology, config.price)
+        )
         if not _whole(result, layout, topology):
-            emit("DO NOT TRUST ITS TIMES: of the model's own FLOPs "
-                 f"{flops_found(result, layout, topology):.0%} were found in the compiled program, so "
-                 "some of its work was not read. Please report it, with the versions above and the "
-                 "file that --keep_hlo leaves.")
+            emit(
+                "DO NOT TRUST ITS TIMES: of the model's own FLOPs "
+                f"{flops_found(result, layout, topology):.0%} were found in the compiled program, so "
+                "some of its work was not read. Please report it, with the versions above and the "
+                "file that --keep_hlo leaves."
+            )
     # First what fits and was read whole, the fastest before the others.
-    found.sort(key=lambda row: (
-        row[2] is None or not _fits(row[1], topology) or not _whole(row[1], row[0], topology),
-        row[2].seconds if row[2] else 0))
+    found.sort(
+        key=lambda row: (
+            row[2] is None or not _fits(row[1], topology) or not _whole(row[1], row[0], topology),
+            row[2].seconds if row[2] else 0,
+        )
+    )
     emit(HEADER)
     for layout, result, guess in found:
         emit(line(layout, result, guess, topology, config.price))
@@ -234,12 +293,23 @@ def plan(config: Config, emit=functools.partial(print, flush=True)) -> list[dict
         emit("the first of these:")
         for text in details(found[0][1]):
             emit(text)
-    rows = [{"mesh": dataclasses.asdict(layout.mesh), "remat": layout.model.remat,
-             "micro_batches": layout.train.micro_batches, "result": dataclasses.asdict(result),
-             "estimate": guess and dataclasses.asdict(guess)} for layout, result, guess in found]
+    rows = [
+        {
+            "mesh": dataclasses.asdict(layout.mesh),
+            "remat": layout.model.remat,
+            "micro_batches": layout.train.micro_batches,
+            "result": dataclasses.asdict(result),
+            "estimate": guess and dataclasses.asdict(guess),
+        }
+        for layout, result, guess in found
+    ]
     if config.output:
-        record = {"date": datetime.date.today().isoformat(), "versions": versions,
-                  "config": dataclasses.asdict(config), "layouts": rows}
+        record = {
+            "date": datetime.date.today().isoformat(),
+            "versions": versions,
+            "config": dataclasses.asdict(config),
+            "layouts": rows,
+        }
         text = json.dumps(record, indent=1) + "\n"
         pathlib.Path(config.output).write_text(text, encoding="utf-8")
     return rows

@@ -99,23 +99,37 @@ class Config:
 def _recipe(size: ModelConfig) -> Config:
     adam = OptimizerConfig(
         peak_learning_rate=1e-6,  # report 3.2.2
-        schedule="constant", warmup_steps=0,  # ours
-        beta1=0.9, beta2=0.95, epsilon=1e-8,  # ours: as everywhere in the report
-        weight_decay=0.0, clip_norm=1.0)  # ours
+        schedule="constant",
+        warmup_steps=0,  # ours
+        beta1=0.9,
+        beta2=0.95,
+        epsilon=1e-8,  # ours: as everywhere in the report
+        weight_decay=0.0,
+        clip_norm=1.0,
+    )  # ours
     return Config(
         ppo=PPOConfig(
-            value_warmup_steps=50, samples_per_prompt=2, kl_coefficient=0.04,  # report 3.2.2
-            value_clip=0.15, top_p=0.9,  # report 3.2.2
-            pretrain_coefficient=0.5),  # ours: the report gives none
+            value_warmup_steps=50,
+            samples_per_prompt=2,
+            kl_coefficient=0.04,  # report 3.2.2
+            value_clip=0.15,
+            top_p=0.9,  # report 3.2.2
+            pretrain_coefficient=0.5,
+        ),  # ours: the report gives none
         model=dataclasses.replace(size, remat="dots"),  # ours: keeps matrix products
         optimizer=adam,
         value_optimizer=dataclasses.replace(adam, peak_learning_rate=5e-6),  # report 3.2.2
-        train=TrainConfig(num_steps=1000, batch_size=128, log_every=1, eval_every=None,
-                          save_every=50))  # ours
+        train=TrainConfig(
+            num_steps=1000, batch_size=128, log_every=1, eval_every=None, save_every=50
+        ),
+    )  # ours
 
 
-RECIPES = {"1.8b": _recipe(sizes.QWEN_1_8B), "7b": _recipe(sizes.QWEN_7B),
-           "14b": _recipe(sizes.QWEN_14B)}
+RECIPES = {
+    "1.8b": _recipe(sizes.QWEN_1_8B),
+    "7b": _recipe(sizes.QWEN_7B),
+    "14b": _recipe(sizes.QWEN_14B),
+}
 SMOKE = dataclasses.replace(
     RECIPES["1.8b"],
     data=PPOData(max_prompt_tokens=64),
@@ -124,7 +138,8 @@ SMOKE = dataclasses.replace(
     optimizer=dataclasses.replace(RECIPES["1.8b"].optimizer, peak_learning_rate=1e-3),
     value_optimizer=dataclasses.replace(RECIPES["1.8b"].value_optimizer, peak_learning_rate=5e-3),
     train=TrainConfig(num_steps=6, batch_size=8, eval_every=None, save_every=3),
-    run_dir="runs/ppo_smoke")
+    run_dir="runs/ppo_smoke",
+)
 
 
 def main(config: Config) -> None:
@@ -132,8 +147,11 @@ def main(config: Config) -> None:
     if not config.data.prompts:
         raise ConfigError("no prompts to answer.", "--data.prompts", "name .json or .jsonl files.")
     if config.reward_model is None and not config.reward_functions:
-        raise ConfigError("no reward.", "--reward_model, --reward_functions",
-                          "name a reward model's run folder, a function, or both.")
+        raise ConfigError(
+            "no reward.",
+            "--reward_model, --reward_functions",
+            "name a reward model's run folder, a function, or both.",
+        )
     config, tokenizer = start(config)
     with ended_by_signal():
         reinforce(config, tokenizer)
@@ -144,28 +162,46 @@ def reinforce(config: Config, tokenizer: Tokenizer, emit=functools.partial(print
     mesh = make_mesh(config.mesh)
     samples = config.ppo.samples_per_prompt
     counts = Counts()
-    prompts = PromptRows(list(read_prompts(config.data.prompts, tokenizer, counts=counts,
-                                           max_tokens=config.data.max_prompt_tokens)))
+    prompts = PromptRows(
+        list(
+            read_prompts(
+                config.data.prompts,
+                tokenizer,
+                counts=counts,
+                max_tokens=config.data.max_prompt_tokens,
+            )
+        )
+    )
     emit(f"prompts: {counts}")
     _check(config, prompts.length, mesh)
     loader = _pretrain_loader(config, tokenizer)
     lora = None if config.lora.rank is None else config.lora
-    optimizers = [make_optimizer(adam, config.train.num_steps)
-                  for adam in (config.optimizer, config.value_optimizer)]
+    optimizers = [
+        make_optimizer(adam, config.train.num_steps)
+        for adam in (config.optimizer, config.value_optimizer)
+    ]
     wholes = param_specs, scoring_specs
-    specs = [whole(config.model) if lora is None else lora_specs(config.model, lora, whole)
-             for whole in wholes]
-    states = [abstract_state(spec, optimizer, mesh, dtype=config.model.param_dtype)
-              for spec, optimizer in zip(specs, optimizers)]
+    specs = [
+        whole(config.model) if lora is None else lora_specs(config.model, lora, whole)
+        for whole in wholes
+    ]
+    states = [
+        abstract_state(spec, optimizer, mesh, dtype=config.model.param_dtype)
+        for spec, optimizer in zip(specs, optimizers)
+    ]
     everywhere = NamedSharding(mesh, PartitionSpec())
     number = jax.ShapeDtypeStruct((), np.float32, sharding=everywhere)
-    state = PPOState(step=jax.ShapeDtypeStruct((), np.int32, sharding=everywhere),
-                     policy=states[0], value=states[1],
-                     rewards=ppo.RunningMoments(count=number, mean=number, variance=number))
+    state = PPOState(
+        step=jax.ShapeDtypeStruct((), np.int32, sharding=everywhere),
+        policy=states[0],
+        value=states[1],
+        rewards=ppo.RunningMoments(count=number, mean=number, variance=number),
+    )
 
     # Weights that stand still are held in the dtype that they are used in.
-    frozen = Bases(*(abstract(whole(config.model), config.model.compute_dtype, mesh)
-                     for whole in wholes))
+    frozen = Bases(
+        *(abstract(whole(config.model), config.model.compute_dtype, mesh) for whole in wholes)
+    )
     if config.reward_model is None:
         frozen = frozen.replace(reward=None)
     load_reference, load_reward, records = _loads(config)
@@ -176,24 +212,46 @@ def reinforce(config: Config, tokenizer: Tokenizer, emit=functools.partial(print
 
     def make() -> PPOState:
         value_from = config.reward_model or config.init_from
-        starts = (weights_of(config.init_from),
-                  scoring_weights_of(value_from, seed=config.train.seed))
+        starts = (
+            weights_of(config.init_from),
+            scoring_weights_of(value_from, seed=config.train.seed),
+        )
         policy, value = (
-            make_state(config.train.seed, spec, optimizer, abstract,
-                       params=None if lora else start(abstract.params))
-            for spec, optimizer, abstract, start in zip(specs, optimizers, states, starts))
+            make_state(
+                config.train.seed,
+                spec,
+                optimizer,
+                abstract,
+                params=None if lora else start(abstract.params),
+            )
+            for spec, optimizer, abstract, start in zip(specs, optimizers, states, starts)
+        )
         if lora is not None:
             value = value.replace(params=in_full(bases().value, value.params))
-        return PPOState(step=jax.device_put(np.int32(0), everywhere), policy=policy, value=value,
-                        rewards=jax.device_put(ppo.start_moments(), everywhere))
+        return PPOState(
+            step=jax.device_put(np.int32(0), everywhere),
+            policy=policy,
+            value=value,
+            rewards=jax.device_put(ppo.start_moments(), everywhere),
+        )
 
     sampler = Sampler(
-        config.model, config.ppo, tokenizer, reference=frozen.reference, seed=config.train.seed,
-        reward_model=frozen.reward and (frozen.reward, config.model), lora=lora,
-        reward_functions=[_function(name) for name in config.reward_functions])
+        config.model,
+        config.ppo,
+        tokenizer,
+        reference=frozen.reference,
+        seed=config.train.seed,
+        reward_model=frozen.reward and (frozen.reward, config.model),
+        lora=lora,
+        reward_functions=[_function(name) for name in config.reward_functions],
+    )
     rows = NamedSharding(mesh, DEFAULT_RULES.partition_spec(("batch",)))
-    source = Batches(prompts, seed=config.train.seed, collate=collate,
-                     batch_size=config.train.batch_size // samples)
+    source = Batches(
+        prompts,
+        seed=config.train.seed,
+        collate=collate,
+        batch_size=config.train.batch_size // samples,
+    )
 
     @contextlib.contextmanager
     def batches(start_step: int) -> Iterator:
@@ -209,17 +267,28 @@ def reinforce(config: Config, tokenizer: Tokenizer, emit=functools.partial(print
         yield next_batch
 
     job = Job(
-        mesh=mesh, state=state, make_state=make,
+        mesh=mesh,
+        state=state,
+        make_state=make,
         step=ppo.make_ppo_step(
-            config.model, config.ppo, policy_optimizer=optimizers[0],
-            value_optimizer=optimizers[1], seed=config.train.seed,
-            micro_batches=config.train.micro_batches, lora=lora),
+            config.model,
+            config.ppo,
+            policy_optimizer=optimizers[0],
+            value_optimizer=optimizers[1],
+            seed=config.train.seed,
+            micro_batches=config.train.micro_batches,
+            lora=lora,
+        ),
         batch=_abstract_batch(config, prompts.length, mesh).replace(bases=lora and frozen),
-        tokenizer=tokenizer, batches=batches, frozen=lora and frozen, records=records,
+        tokenizer=tokenizer,
+        batches=batches,
+        frozen=lora and frozen,
+        records=records,
         others=None if lora else frozen,
         between=lambda: sampler.compile(states[0].params, states[1].params, source.batch(0), rows),
-        header=_header(config, prompts.length) + (() if lora is None else (
-            describe(lora, size(specs), state, config.model, frozen),)))
+        header=_header(config, prompts.length)
+        + (() if lora is None else (describe(lora, size(specs), state, config.model, frozen),)),
+    )
     return run(config, job, emit=emit)
 
 
@@ -239,19 +308,26 @@ def _loads(config: Config):
 
 def _header(config: Config, prompt_length: int) -> tuple[str, ...]:
     samples = config.ppo.samples_per_prompt
-    return (f"batch: {config.train.batch_size // samples} prompts, {samples} answers each, up to "
-            f"{prompt_length} + {config.ppo.max_new_tokens} tokens",
-            f"pretraining gradient: {_pretrain_rows(config)} rows of {config.model.context_length} "
-            f"tokens a step, coefficient {config.ppo.pretrain_coefficient}"
-            if _has_pretrain(config) else "pretraining gradient: none")
+    return (
+        f"batch: {config.train.batch_size // samples} prompts, {samples} answers each, up to "
+        f"{prompt_length} + {config.ppo.max_new_tokens} tokens",
+        f"pretraining gradient: {_pretrain_rows(config)} rows of {config.model.context_length} "
+        f"tokens a step, coefficient {config.ppo.pretrain_coefficient}"
+        if _has_pretrain(config)
+        else "pretraining gradient: none",
+    )
 
 
 def _check(config: Config, prompt_length: int, mesh) -> None:
     """Raises what is known to be wrong before anything is compiled."""
     train, settings = config.train, config.ppo
     if train.batch_size % settings.samples_per_prompt:
-        raise ConfigError(f"{settings.samples_per_prompt} samples for each prompt do not divide "
-                          f"batch_size={train.batch_size}.", "train.batch_size", "use a multiple.")
+        raise ConfigError(
+            f"{settings.samples_per_prompt} samples for each prompt do not divide "
+            f"batch_size={train.batch_size}.",
+            "train.batch_size",
+            "use a multiple.",
+        )
     pieces = train.micro_batches * settings.minibatches
     check_batch(train.batch_size, pieces, mesh)
     if _has_pretrain(config):
@@ -262,29 +338,45 @@ def _check(config: Config, prompt_length: int, mesh) -> None:
         raise ConfigError(
             f"prompts of {prompt_length} and answers of {settings.max_new_tokens} tokens are "
             f"longer than the model's {config.model.context_length}.",
-            "data.max_prompt_tokens, ppo.max_new_tokens", "lower one of them.")
+            "data.max_prompt_tokens, ppo.max_new_tokens",
+            "lower one of them.",
+        )
     if config.reward_model is None:
         return
     if not is_scoring_run(config.reward_model):
-        raise ConfigError("this is no run of a reward model.", config.reward_model,
-                          "train one with experiments.reward_model.")
+        raise ConfigError(
+            "this is no run of a reward model.",
+            config.reward_model,
+            "train one with experiments.reward_model.",
+        )
     theirs = adopt(config.model, config.reward_model, context_length=config.model.context_length)
     if theirs != config.model:
         ours, theirs = (dataclasses.asdict(model) for model in (config.model, theirs))
         raise ConfigError(
-            "the reward model is not of the policy's architecture: " + ", ".join(
-                f"{name} {theirs[name]}, not {ours[name]}" for name in ours
-                if ours[name] != theirs[name]) + ".", config.reward_model,
-            "train it from the same language model, with the same tokenizer.")
+            "the reward model is not of the policy's architecture: "
+            + ", ".join(
+                f"{name} {theirs[name]}, not {ours[name]}"
+                for name in ours
+                if ours[name] != theirs[name]
+            )
+            + ".",
+            config.reward_model,
+            "train it from the same language model, with the same tokenizer.",
+        )
 
 
 def _pretrain_loader(config: Config, tokenizer: Tokenizer) -> Loader | None:
     if not _has_pretrain(config):
         return None
-    return Loader(config.data.pretrain, context_length=config.model.context_length,
-                  batch_size=_pretrain_rows(config), end_of_text=tokenizer.end_of_text,
-                  vocab_size=config.model.vocab_size, tokenizer=tokenizer.fingerprint,
-                  seed=config.train.seed)
+    return Loader(
+        config.data.pretrain,
+        context_length=config.model.context_length,
+        batch_size=_pretrain_rows(config),
+        end_of_text=tokenizer.end_of_text,
+        vocab_size=config.model.vocab_size,
+        tokenizer=tokenizer.fingerprint,
+        seed=config.train.seed,
+    )
 
 
 def _has_pretrain(config: Config) -> bool:
@@ -300,15 +392,26 @@ def _abstract_batch(config: Config, prompt_length: int, mesh) -> PPOBatch:
     ids, numbers = (jax.ShapeDtypeStruct((B, T), dtype) for dtype in (np.int32, np.float32))
     row = jax.ShapeDtypeStruct((B,), np.float32)
     rollout = ppo.Rollout(
-        tokens=ids, targets=ids, segment_ids=ids, actions=numbers, log_probs=numbers,
-        sampler_log_probs=numbers, entropies=numbers, reference_log_probs=numbers, values=numbers,
-        rewards=row, ended=row)
+        tokens=ids,
+        targets=ids,
+        segment_ids=ids,
+        actions=numbers,
+        log_probs=numbers,
+        sampler_log_probs=numbers,
+        entropies=numbers,
+        reference_log_probs=numbers,
+        values=numbers,
+        rewards=row,
+        ended=row,
+    )
     pretrain = None
     if _has_pretrain(config):
         pretrain = abstract_batch(_pretrain_rows(config), config.model.context_length)
     sharding = NamedSharding(mesh, DEFAULT_RULES.partition_spec(("batch",)))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-                        PPOBatch(rollout=rollout, pretrain=pretrain))
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        PPOBatch(rollout=rollout, pretrain=pretrain),
+    )
 
 
 def _function(name: str):
@@ -317,11 +420,18 @@ def _function(name: str):
     try:
         found = vars(importlib.import_module(module))
     except ImportError as error:
-        raise ConfigError(f"{error}.", f"--reward_functions={name}",
-                          "write module:function, importable from here.") from error
+        raise ConfigError(
+            f"{error}.",
+            f"--reward_functions={name}",
+            "write module:function, importable from here.",
+        ) from error
     if function not in found:
-        raise unknown_name("reward function", function, [n for n in found if n[0] != "_"],
-                           f"--reward_functions={name}")
+        raise unknown_name(
+            "reward function",
+            function,
+            [n for n in found if n[0] != "_"],
+            f"--reward_functions={name}",
+        )
     return found[function]
 
 

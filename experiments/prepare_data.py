@@ -76,7 +76,9 @@ class Config:
     languages: bool = True  # are identified
     language: Language = Language()
     exact_dedup: tuple[Literal["url", "document", "paragraph"], ...] = (  # what may come once
-        "url", "document")
+        "url",
+        "document",
+    )
     near_dedup: bool = True  # and not exact duplicates alone
     minhash: NearDedup = NearDedup()
     filters: Filters = Filters()
@@ -96,11 +98,19 @@ class Config:
 
 RECIPE = Config()
 PLAIN = dataclasses.replace(  # text that is good already: nothing but reading and encoding
-    RECIPE, languages=False, exact_dedup=(), near_dedup=False,
-    filters=Filters(rules=False, personal=False))
+    RECIPE,
+    languages=False,
+    exact_dedup=(),
+    near_dedup=False,
+    filters=Filters(rules=False, personal=False),
+)
 SMOKE = dataclasses.replace(
-    RECIPE, sources=("code:" + str(pathlib.Path(engine.__file__).parent),), vocab_size=600,
-    output="runs/prepare_data_smoke", workers=0)
+    RECIPE,
+    sources=("code:" + str(pathlib.Path(engine.__file__).parent),),
+    vocab_size=600,
+    output="runs/prepare_data_smoke",
+    workers=0,
+)
 
 
 def main(config: Config) -> None:
@@ -109,38 +119,61 @@ def main(config: Config) -> None:
     try:
         prepare(config)
     except OSError as error:
-        raise DataError(f"{error.strerror or error}.", error.filename or config.output, "mend it "
-                        "and run the same command again: what is finished is kept.") from error
+        raise DataError(
+            f"{error.strerror or error}.",
+            error.filename or config.output,
+            "mend it and run the same command again: what is finished is kept.",
+        ) from error
 
 
 def prepare(config: Config) -> None:
     """The plan, a page for people, a vocabulary unless there is one, the mixture, the shards."""
     engine.start(config.ray)
-    mixed = mixture.Mixture(**dataclasses.asdict(config.mixture) | {
-        "weights": mixture.parse_weights(config.mixture.weights)})
+    mixed = mixture.Mixture(
+        **dataclasses.asdict(config.mixture)
+        | {"weights": mixture.parse_weights(config.mixture.weights)}
+    )
     output = pathlib.Path(config.output)
-    result = pipeline.run(config.sources, plan(config), config.output, workers=config.workers,
-                          partition_mb=config.partition_mb, say=say)
+    result = pipeline.run(
+        config.sources,
+        plan(config),
+        config.output,
+        workers=config.workers,
+        partition_mb=config.partition_mb,
+        say=say,
+    )
     for line in pipeline.throughput(result.seconds):
         say(line)
     (output / "review.html").write_text(review.page(review.sample(rows(result))), "utf-8")
     say(f"{output}/review.html: what was kept and rejected, to judge in a browser")
     if not result.counts[result.folder.path.name]["kept"]["documents"]:
-        raise DataError("nothing is left of any source.", str(output),
-                        "counts.json says which rules rejected it, review.html shows examples.")
+        raise DataError(
+            "nothing is left of any source.",
+            str(output),
+            "counts.json says which rules rejected it, review.html shows examples.",
+        )
     tokenizer = config.tokenizer or vocabulary(config, result, output / "tokenizer.tiktoken")
     parts = mixture.plan(sizes(result, tokenizer), mixed)
     say(mixture.table(parts, mixed))
     (output / "mixture.png").write_bytes(mixture.draw(parts))
-    tokenise(result, str(output / "shards"), tokenizer, workers=config.workers, say=say,
-             mixture=mixed, split=shards.Split(config.eval_fraction, config.seed),
-             shard_tokens=config.shard_tokens)
+    tokenise(
+        result,
+        str(output / "shards"),
+        tokenizer,
+        workers=config.workers,
+        say=say,
+        mixture=mixed,
+        split=shards.Split(config.eval_fraction, config.seed),
+        shard_tokens=config.shard_tokens,
+    )
     named = []
     for folder in sorted((output / "shards").glob("*/*/")):
         made = shards.open_shards(folder)
         named += [f"{folder}={made.tokens / 1e6:g}"] * (folder.name == "train")
-        say(f"{folder}: {made.documents:,} documents, {made.tokens:,} tokens, "
-            f"{made.bytes_per_token:.2f} bytes per token")
+        say(
+            f"{folder}: {made.documents:,} documents, {made.tokens:,} tokens, "
+            f"{made.bytes_per_token:.2f} bytes per token"
+        )
     say(f"python -m experiments.pretrain --data.sources={','.join(named)}")
 
 
@@ -156,8 +189,11 @@ def plan(config: Config) -> list:
         models = tuple(tuple(text.split("=", 1)) for text in filters.perplexity)
         steps.append(PerplexityStage(models, config.tokenizer))
     if filters.checkpoint:
-        steps.append(CheckpointPerplexityStage(
-            filters.checkpoint, filters.checkpoint_most, filters.checkpoint_least))
+        steps.append(
+            CheckpointPerplexityStage(
+                filters.checkpoint, filters.checkpoint_most, filters.checkpoint_least
+            )
+        )
     if filters.quality_model:
         steps.append(LinearFilterStage(filters.quality_model, "quality", keep_marked=True))
     if filters.offensive_model:
@@ -165,9 +201,16 @@ def plan(config: Config) -> list:
     steps += [PersonalStage()] if filters.personal else []
     if filters.test_sets:
         path = pathlib.Path(config.output) / "test_sets.npz"
-        note_made_from(path.with_suffix(".json"), {"test_sets": [
-            str(pathlib.Path(filters.test_sets).resolve()),
-            *map(dataclasses.astuple, storage.listing(filters.test_sets))]}, path)
+        note_made_from(
+            path.with_suffix(".json"),
+            {
+                "test_sets": [
+                    str(pathlib.Path(filters.test_sets).resolve()),
+                    *map(dataclasses.astuple, storage.listing(filters.test_sets)),
+                ]
+            },
+            path,
+        )
         if not path.exists():
             Index.build(read_test_sets(filters.test_sets)).save(path)
         steps.append(DecontaminationStage(str(path)))
@@ -192,24 +235,38 @@ def say(line: str) -> None:
 def check(config: Config) -> None:
     """Raises ConfigError for settings that cannot be right together."""
     if not config.sources or not config.output:
-        raise ConfigError("nothing to read, or nowhere to write.", "--sources, --output",
-                          "name both; --help shows how.")
+        raise ConfigError(
+            "nothing to read, or nowhere to write.",
+            "--sources, --output",
+            "name both; --help shows how.",
+        )
     for name in ("partition_mb", "vocabulary_mb", "shard_tokens"):
         if not getattr(config, name) > 0:
-            raise ConfigError(f"{getattr(config, name)} is no size.", f"--{name}",
-                              "use a number above 0.")
+            raise ConfigError(
+                f"{getattr(config, name)} is no size.", f"--{name}", "use a number above 0."
+            )
     if not 0 <= config.eval_fraction < 1:
-        raise ConfigError(f"{config.eval_fraction} of the documents cannot be held out.",
-                          "--eval_fraction", "use 0, or a number below 1.")
+        raise ConfigError(
+            f"{config.eval_fraction} of the documents cannot be held out.",
+            "--eval_fraction",
+            "use 0, or a number below 1.",
+        )
     if config.tokenizer and config.base:
-        raise ConfigError("a finished vocabulary is not grown.", "--tokenizer, --base",
-                          "give one of the two.")
+        raise ConfigError(
+            "a finished vocabulary is not grown.", "--tokenizer, --base", "give one of the two."
+        )
     if config.filters.perplexity and not config.tokenizer:
-        raise ConfigError("perplexity is counted in a vocabulary that is there already.",
-                          "--filters.perplexity", "name it with --tokenizer.")
+        raise ConfigError(
+            "perplexity is counted in a vocabulary that is there already.",
+            "--filters.perplexity",
+            "name it with --tokenizer.",
+        )
     if config.filters.checkpoint and config.filters.checkpoint_most is None:
-        raise ConfigError("how many bits per byte are too many is not said.",
-                          "--filters.checkpoint_most", "name a number; inf scores and keeps all.")
+        raise ConfigError(
+            "how many bits per byte are too many is not said.",
+            "--filters.checkpoint_most",
+            "name a number; inf scores and keeps all.",
+        )
     for path in filter(None, (config.tokenizer, config.base)):
         read_ranks(path)  # hours before they are needed
 
@@ -217,13 +274,18 @@ def check(config: Config) -> None:
 def vocabulary(config: Config, result: pipeline.Result, path: pathlib.Path) -> str:
     """A vocabulary of the text that is left."""
     settings = ("vocab_size", "base", "num_new", "vocabulary_mb")
-    note_made_from(path.with_suffix(".json"), {name: getattr(config, name) for name in settings},
-                   path)
+    note_made_from(
+        path.with_suffix(".json"), {name: getattr(config, name) for name in settings}, path
+    )
     if not path.exists():
-        learnt = tqdm(texts(result, config.vocabulary_mb), unit=" documents",
-                      desc="learning a vocabulary")
-        ranks = (extend.grow(read_ranks(config.base), learnt, num_new=config.num_new)
-                 if config.base else extend.train(learnt, vocab_size=config.vocab_size))
+        learnt = tqdm(
+            texts(result, config.vocabulary_mb), unit=" documents", desc="learning a vocabulary"
+        )
+        ranks = (
+            extend.grow(read_ranks(config.base), learnt, num_new=config.num_new)
+            if config.base
+            else extend.train(learnt, vocab_size=config.vocab_size)
+        )
         Tokenizer(ranks).save(path)
     return str(path)
 

@@ -55,18 +55,28 @@ def _recipe(model: ModelConfig, tokens: float, *, micro_batches: int) -> Config:
             model,
             context_length=2048,  # report 2.4
             compute_dtype="bfloat16",  # report 2.4
-            remat="dots"),  # ours: keeps matrix products, recomputes the rest
+            remat="dots",
+        ),  # ours: keeps matrix products, recomputes the rest
         optimizer=OptimizerConfig(
             peak_learning_rate=3.0e-4,  # report Table 1
-            schedule="cosine", final_fraction=0.1,  # report 2.4
-            beta1=0.9, beta2=0.95, epsilon=1e-8,  # report 2.4
+            schedule="cosine",
+            final_fraction=0.1,  # report 2.4
+            beta1=0.9,
+            beta2=0.95,
+            epsilon=1e-8,  # report 2.4
             warmup_steps=2000,  # ours: the technical memo of Qwen-7B; the report does not say
-            weight_decay=0.1, clip_norm=1.0),  # ours: stated in 3.1 for SFT; the memo agrees
+            weight_decay=0.1,
+            clip_norm=1.0,
+        ),  # ours: stated in 3.1 for SFT; the memo agrees
         train=TrainConfig(
             num_steps=round(tokens / (batch_size * 2048)),  # report Table 1
             batch_size=batch_size,
             micro_batches=micro_batches,
-            log_every=10, eval_every=1000, save_every=1000))  # ours
+            log_every=10,
+            eval_every=1000,
+            save_every=1000,
+        ),
+    )  # ours
 
 
 # report Table 1: sizes and tokens. Micro-batches are those that experiments.plan found for v5p-256
@@ -80,27 +90,42 @@ RECIPES = {
 }
 RECIPES["toy_256"] = Config(  # ours: what long_context.py shows the report's Table 3 on, on a CPU
     model=ModelConfig(  # 3.4M parameters
-        vocab_size=2304, hidden_size=192, num_layers=6, num_heads=3, ffn_size=512,
-        context_length=256, unroll_layers=6),
-    optimizer=dataclasses.replace(RECIPES["1.8b"].optimizer, peak_learning_rate=3e-3,
-                                  warmup_steps=100),
+        vocab_size=2304,
+        hidden_size=192,
+        num_layers=6,
+        num_heads=3,
+        ffn_size=512,
+        context_length=256,
+        unroll_layers=6,
+    ),
+    optimizer=dataclasses.replace(
+        RECIPES["1.8b"].optimizer, peak_learning_rate=3e-3, warmup_steps=100
+    ),
     train=TrainConfig(num_steps=2000, batch_size=8, log_every=50, save_every=200),
-    run_dir="runs/toy_256")
+    run_dir="runs/toy_256",
+)
 SMOKE = Config(
-    model=dataclasses.replace(sizes.TINY, vocab_size=512, hidden_size=64, ffn_size=176,
-                              context_length=64),
-    optimizer=dataclasses.replace(RECIPES["1.8b"].optimizer, peak_learning_rate=3e-3,
-                                  warmup_steps=10),
-    train=TrainConfig(num_steps=60, batch_size=16, log_every=10, eval_every=30, save_every=30,
-                      eval_batches=4),
-    run_dir="runs/smoke")
+    model=dataclasses.replace(
+        sizes.TINY, vocab_size=512, hidden_size=64, ffn_size=176, context_length=64
+    ),
+    optimizer=dataclasses.replace(
+        RECIPES["1.8b"].optimizer, peak_learning_rate=3e-3, warmup_steps=10
+    ),
+    train=TrainConfig(
+        num_steps=60, batch_size=16, log_every=10, eval_every=30, save_every=30, eval_batches=4
+    ),
+    run_dir="runs/smoke",
+)
 
 
 def main(config: Config) -> None:
     """Trains; a signal ends it with a checkpoint (exit code 0 for SIGTERM, 130 for Ctrl-C)."""
     if not config.data.sources:
-        raise ConfigError("no text to train on.", "--data.sources",
-                          "name shard folders; --help shows how to make them.")
+        raise ConfigError(
+            "no text to train on.",
+            "--data.sources",
+            "name shard folders; --help shows how to make them.",
+        )
     # prepare_data leaves the tokenizer beside the shards.
     beside = pathlib.Path(config.data.sources[0].rpartition("=")[0] or config.data.sources[0])
     tokenizer = Tokenizer.from_file(config.data.tokenizer or beside.parent / shards.TOKENIZER)
@@ -128,30 +153,51 @@ def pretrain(config: Config, tokenizer: Tokenizer, emit=functools.partial(print,
     if tokenizer.vocab_size > config.model.vocab_size:
         raise ConfigError(
             f"the tokenizer has {tokenizer.vocab_size} ids, the model {config.model.vocab_size} "
-            "rows.", "--model.vocab_size, --data.tokenizer",
-            f"use --model.vocab_size={-(-tokenizer.vocab_size // 128) * 128}.")
+            "rows.",
+            "--model.vocab_size, --data.tokenizer",
+            f"use --model.vocab_size={-(-tokenizer.vocab_size // 128) * 128}.",
+        )
     make_loader = functools.partial(
-        Loader, context_length=config.model.context_length, end_of_text=tokenizer.end_of_text,
-        vocab_size=config.model.vocab_size, tokenizer=tokenizer.fingerprint,
+        Loader,
+        context_length=config.model.context_length,
+        end_of_text=tokenizer.end_of_text,
+        vocab_size=config.model.vocab_size,
+        tokenizer=tokenizer.fingerprint,
         seed=config.train.seed,
-        rows=rows_here(make_mesh(config.mesh), config.train.batch_size))
+        rows=rows_here(make_mesh(config.mesh), config.train.batch_size),
+    )
     loader = make_loader(config.data, batch_size=config.train.batch_size)
     tokens, epochs = loader.tokens_per_epoch, loader.epochs(config.train.num_steps)
-    emit("data: " + "; ".join(f"{name} {tokens[name]:,} tokens, read {epochs[name]:.2f} times"
-                              for name in loader.names))
+    emit(
+        "data: "
+        + "; ".join(
+            f"{name} {tokens[name]:,} tokens, read {epochs[name]:.2f} times"
+            for name in loader.names
+        )
+    )
     held_out = []
     for source in config.data.eval_sources:
-        text = make_loader(dataclasses.replace(config.data, sources=(source,)),
-                           batch_size=config.train.batch_size)
-        held_out.append(HeldOut(
-            name=text.names[0], bytes_per_token=text.bytes_per_token,
-            batches=functools.partial(text.eval_batches, config.train.eval_batches)))
+        text = make_loader(
+            dataclasses.replace(config.data, sources=(source,)), batch_size=config.train.batch_size
+        )
+        held_out.append(
+            HeldOut(
+                name=text.names[0],
+                bytes_per_token=text.bytes_per_token,
+                batches=functools.partial(text.eval_batches, config.train.eval_batches),
+            )
+        )
     return train(
-        config, emit=emit, tokenizer=tokenizer, batches=loader.iterate,
+        config,
+        emit=emit,
+        tokenizer=tokenizer,
+        batches=loader.iterate,
         initial=weights_from(config.init_from, config.model) if config.init_from else None,
         objective=make_objective(config.model, z_loss=config.train.z_loss),
-        evaluate=language_evaluation(make_objective(config.model, training=False),
-                                     tuple(held_out), emit))
+        evaluate=language_evaluation(
+            make_objective(config.model, training=False), tuple(held_out), emit
+        ),
+    )
 
 
 if __name__ == "__main__":

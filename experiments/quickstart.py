@@ -56,21 +56,45 @@ class Config(pretrain.Config):
 
 RECIPE = Config(
     model=ModelConfig(  # ours: 2.6M parameters, what two CPU cores can teach in five minutes
-        vocab_size=2048, hidden_size=192, num_layers=4, num_heads=4, ffn_size=512,
-        context_length=256, unroll_layers=4,
-        compute_dtype="bfloat16"),  # report 2.4; float32 where the CPU has no such products
+        vocab_size=2048,
+        hidden_size=192,
+        num_layers=4,
+        num_heads=4,
+        ffn_size=512,
+        context_length=256,
+        unroll_layers=4,
+        compute_dtype="bfloat16",
+    ),  # report 2.4; float32 where the CPU has no such products
     optimizer=OptimizerConfig(  # report 2.4, but for the learning rate and what follows from it
-        peak_learning_rate=4e-3, warmup_steps=100),
-    train=TrainConfig(num_steps=2400, batch_size=4, log_every=20, eval_every=400, eval_batches=16,
-                      save_every=200, keep_checkpoints=2),
-    run_dir="runs/quickstart")
+        peak_learning_rate=4e-3, warmup_steps=100
+    ),
+    train=TrainConfig(
+        num_steps=2400,
+        batch_size=4,
+        log_every=20,
+        eval_every=400,
+        eval_batches=16,
+        save_every=200,
+        keep_checkpoints=2,
+    ),
+    run_dir="runs/quickstart",
+)
 SMOKE = dataclasses.replace(
-    RECIPE, model=dataclasses.replace(RECIPE.model, hidden_size=32, num_layers=2, ffn_size=96,
-                                      context_length=96, compute_dtype="float32"),
+    RECIPE,
+    model=dataclasses.replace(
+        RECIPE.model,
+        hidden_size=32,
+        num_layers=2,
+        ffn_size=96,
+        context_length=96,
+        compute_dtype="float32",
+    ),
     optimizer=dataclasses.replace(RECIPE.optimizer, warmup_steps=5),
     train=dataclasses.replace(RECIPE.train, num_steps=30, eval_every=15, save_every=10),
     align=quickstart_alignment.Steps(sft=8, pmp=4, reward=4, ppo=4, value_warmup=2),
-    sample_tokens=32, run_dir="runs/quickstart_smoke")
+    sample_tokens=32,
+    run_dir="runs/quickstart_smoke",
+)
 
 
 def main(config: Config) -> None:
@@ -83,10 +107,19 @@ def main(config: Config) -> None:
     if model.compute_dtype == "bfloat16" and not has_bfloat16_products():
         model = dataclasses.replace(model, compute_dtype="float32")
     say(f"4/10 pretraining in {model.compute_dtype}; Ctrl-C stops it with a checkpoint")
-    pretrain.main(dataclasses.replace(config, model=model, data=DataConfig(
-        sources=(f"{folder}/shards/docs/train={1 - config.code_weight:g}",
-                 f"{folder}/shards/code/train={config.code_weight:g}"),
-        eval_sources=(f"{folder}/shards/docs/eval", f"{folder}/shards/code/eval"))))
+    pretrain.main(
+        dataclasses.replace(
+            config,
+            model=model,
+            data=DataConfig(
+                sources=(
+                    f"{folder}/shards/docs/train={1 - config.code_weight:g}",
+                    f"{folder}/shards/code/train={config.code_weight:g}",
+                ),
+                eval_sources=(f"{folder}/shards/docs/eval", f"{folder}/shards/code/eval"),
+            ),
+        )
+    )
     model, params = load_pretrained(folder)
     model = dataclasses.replace(model, compute_dtype="float32")  # a CPU decodes faster so
     evaluate(config, folder, model, params, tokenizer)
@@ -94,8 +127,10 @@ def main(config: Config) -> None:
     export(folder, model, params, tokenizer)
     say("8/10 alignment")
     quickstart_alignment.align(folder, result, config.align, say=lambda line: say(f"     {line}"))
-    say(f"9/10 {quickstart_alignment.compare(folder, tokenizer)}; talk to it:\n"
-        f"     {pathlib.Path(sys.executable)} -m experiments.chat --checkpoint={folder}/ppo")
+    say(
+        f"9/10 {quickstart_alignment.compare(folder, tokenizer)}; talk to it:\n"
+        f"     {pathlib.Path(sys.executable)} -m experiments.chat --checkpoint={folder}/ppo"
+    )
     page = write_report(folder)
     say(f"10/10 {page} is the report of this run ({time.time() - started:.0f} s)")
 
@@ -107,13 +142,20 @@ def say(line: str) -> None:
 def gather(folder: pathlib.Path) -> pipeline.Result:
     """What is on every computer that has a Python, through the data plan (experiments.prepare_data),
     in this process. Of two pages that are nearly alike one stays, so none is held out of the other."""
-    say("1/10 gathering the documentation and source of this Python: extracted, deduplicated, masked")
-    result = pipeline.run([f"{name}=python:{name}" for name in SOURCES],
-                          [Read(), ExactDedup(), NearDedup(), PersonalStage()], str(folder / "text"),
-                          workers=0)
+    say(
+        "1/10 gathering the documentation and source of this Python: extracted, deduplicated, masked"
+    )
+    result = pipeline.run(
+        [f"{name}=python:{name}" for name in SOURCES],
+        [Read(), ExactDedup(), NearDedup(), PersonalStage()],
+        str(folder / "text"),
+        workers=0,
+    )
     for name, counts in result.counts.items():
-        rejected = ", ".join(f"{rule} {found['documents']}" for rule, found in
-                             counts["rejected"].items()) or "none"
+        rejected = (
+            ", ".join(f"{rule} {found['documents']}" for rule, found in counts["rejected"].items())
+            or "none"
+        )
         say(f"     {name}: {counts['kept']['documents']} documents; left out: {rejected}")
     return result
 
@@ -127,7 +169,8 @@ def learn_vocabulary(config: Config, folder: pathlib.Path, result: pipeline.Resu
         learnt = extend.train(docs, vocab_size=config.learnt_tokens)
         grown = Tokenizer(extend.grow(learnt, code, num_new=config.grown_tokens))
         table = compression.compression(
-            {"learnt": Tokenizer(learnt), "grown": grown}, {"docs": docs, "code": code})
+            {"learnt": Tokenizer(learnt), "grown": grown}, {"docs": docs, "code": code}
+        )
         say(compression.format_table(table))
         compression.plot(table, folder / "compression.png")
         write_json(folder / "compression.json", [row._asdict() for row in table])
@@ -139,13 +182,23 @@ def encode(config: Config, folder: pathlib.Path, result: pipeline.Result) -> Non
     """Token shards of each source, some packages held out."""
     say("3/10 token shards")
     split = shards.Split(config.eval_fraction, config.train.seed)
-    tokenise(result, str(folder / "shards"), str(folder / "tokenizer.tiktoken"), split=split,
-             shard_tokens=1e8, workers=0, say=say)
+    tokenise(
+        result,
+        str(folder / "shards"),
+        str(folder / "tokenizer.tiktoken"),
+        split=split,
+        shard_tokens=1e8,
+        workers=0,
+        say=say,
+    )
     for name in SOURCES:
-        train, held_out = (shards.open_shards(folder / "shards" / name / side)
-                           for side in ("train", "eval"))
-        say(f"     {name}: {train.tokens:,} tokens to learn from in {train.documents} documents, "
-            f"{held_out.tokens:,} held out in {held_out.documents}")
+        train, held_out = (
+            shards.open_shards(folder / "shards" / name / side) for side in ("train", "eval")
+        )
+        say(
+            f"     {name}: {train.tokens:,} tokens to learn from in {train.documents} documents, "
+            f"{held_out.tokens:,} held out in {held_out.documents}"
+        )
 
 
 def evaluate(config: Config, folder: pathlib.Path, model: ModelConfig, params, tokenizer) -> None:
@@ -153,19 +206,31 @@ def evaluate(config: Config, folder: pathlib.Path, model: ModelConfig, params, t
     if (folder / "evaluation.json").exists():
         return
     say("5/10 evaluating on the held-out documentation, against a 3-gram model of the same text")
-    held_out = Loader(DataConfig(sources=(f"{folder}/shards/docs/eval",)),
-                      context_length=model.context_length, batch_size=config.train.batch_size,
-                      end_of_text=tokenizer.end_of_text, seed=0)
+    held_out = Loader(
+        DataConfig(sources=(f"{folder}/shards/docs/eval",)),
+        context_length=model.context_length,
+        batch_size=config.train.batch_size,
+        end_of_text=tokenizer.end_of_text,
+        seed=0,
+    )
     tokens = read_tokens(folder / "shards/docs/eval")
     ours = make_evaluator(make_objective(model, training=False), lambda batch: batch)(
-        params, held_out.eval_batches(len(tokens)), bytes_per_token=held_out.bytes_per_token)
-    counted = NgramModel.fit(np.concatenate([read_tokens(folder / "shards" / name / "train")
-                                             for name in SOURCES]), vocab_size=model.vocab_size)
+        params, held_out.eval_batches(len(tokens)), bytes_per_token=held_out.bytes_per_token
+    )
+    counted = NgramModel.fit(
+        np.concatenate([read_tokens(folder / "shards" / name / "train") for name in SOURCES]),
+        vocab_size=model.vocab_size,
+    )
     nats = -float(np.mean(counted.log_probs(tokens)[1:]))  # the first has no context in either
-    ngram = {"loss": nats, "perplexity": float(np.exp(nats)),
-             "bits_per_byte": nats / np.log(2) / held_out.bytes_per_token}
-    say(f"     perplexity {ours['perplexity']:.2f}, 3-gram {ngram['perplexity']:.2f}; bits per "
-        f"byte {ours['bits_per_byte']:.3f}, 3-gram {ngram['bits_per_byte']:.3f}")
+    ngram = {
+        "loss": nats,
+        "perplexity": float(np.exp(nats)),
+        "bits_per_byte": nats / np.log(2) / held_out.bytes_per_token,
+    }
+    say(
+        f"     perplexity {ours['perplexity']:.2f}, 3-gram {ngram['perplexity']:.2f}; bits per "
+        f"byte {ours['bits_per_byte']:.3f}, 3-gram {ngram['bits_per_byte']:.3f}"
+    )
     write_json(folder / "evaluation.json", {"model": ours, "ngram": ngram, "tokens": len(tokens)})
 
 
@@ -179,12 +244,21 @@ def sample(config: Config, folder: pathlib.Path, model: ModelConfig, params, tok
     if not (folder / "samples.json").exists():
         settings = {"temperature": 0.7, "top_p": 0.95, "seed": config.train.seed}
         rows = generate(
-            params, [[tokenizer.end_of_text] + tokenizer.encode(prompt) for prompt in PROMPTS],
-            config=model, max_new_tokens=config.sample_tokens, stop_ids=[tokenizer.end_of_text],
-            vocab_size=tokenizer.vocab_size, **settings)
-        write_json(folder / "samples.json", [
-            {"prompt": prompt, "text": tokenizer.decode(row), **settings}
-            for prompt, row in zip(PROMPTS, rows, strict=True)])
+            params,
+            [[tokenizer.end_of_text] + tokenizer.encode(prompt) for prompt in PROMPTS],
+            config=model,
+            max_new_tokens=config.sample_tokens,
+            stop_ids=[tokenizer.end_of_text],
+            vocab_size=tokenizer.vocab_size,
+            **settings,
+        )
+        write_json(
+            folder / "samples.json",
+            [
+                {"prompt": prompt, "text": tokenizer.decode(row), **settings}
+                for prompt, row in zip(PROMPTS, rows, strict=True)
+            ],
+        )
     say("6/10 samples")
     for made in json.loads((folder / "samples.json").read_text(encoding="utf-8")):
         say("-" * 88 + f"\n{made['prompt']}{made['text']}")
@@ -194,10 +268,13 @@ def sample(config: Config, folder: pathlib.Path, model: ModelConfig, params, tok
 def export(folder: pathlib.Path, model: ModelConfig, params, tokenizer: Tokenizer) -> None:
     """Both released layouts, in the dtype of training."""
     for layout in ("qwen2", "qwen"):
-        save_pretrained(folder / "export" / layout, model, params, layout=layout,
-                        tokenizer=tokenizer)
-    write_json(folder / "export.json", {"path": str(folder / "export"), "layout": "qwen2 and qwen",
-                                        "dtype": model.param_dtype})
+        save_pretrained(
+            folder / "export" / layout, model, params, layout=layout, tokenizer=tokenizer
+        )
+    write_json(
+        folder / "export.json",
+        {"path": str(folder / "export"), "layout": "qwen2 and qwen", "dtype": model.param_dtype},
+    )
     say(f"7/10 {folder}/export/qwen2 is for transformers, {folder}/export/qwen for Qwen's own code")
 
 

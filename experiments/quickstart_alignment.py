@@ -22,8 +22,14 @@ from qwen_jax.generate.decode import generate
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 
-ASKED = ("What is 7 + 2?", "8 + 9 等于多少？", "Compute 9 - 6.", "请计算 4 * 3。",
-         "What does get of queue do?", "What does abs of operator do?")
+ASKED = (
+    "What is 7 + 2?",
+    "8 + 9 等于多少？",
+    "Compute 9 - 6.",
+    "请计算 4 * 3。",
+    "What does get of queue do?",
+    "What does abs of operator do?",
+)
 MODEL = dataclasses.replace(sft.SMOKE.model, dropout=0.0, unroll_layers=4)  # its own stage's alone
 
 
@@ -41,7 +47,9 @@ class Steps:
     ppo_rate: float = 2e-4  # of the policy
 
 
-def align(folder: pathlib.Path, result: Result, steps: Steps, *, say: Callable[[str], None]) -> None:
+def align(
+    folder: pathlib.Path, result: Result, steps: Steps, *, say: Callable[[str], None]
+) -> None:
     """Runs every stage that is not done, each in its own folder below `folder`.
 
     Args:
@@ -51,27 +59,51 @@ def align(folder: pathlib.Path, result: Result, steps: Steps, *, say: Callable[[
     if not data.exists():
         ask(result, data)
     say("fine-tuning on questions with their answers")
-    sft.main(sft.Config(
-        model=MODEL, train=trained(steps.sft, 4), init_from=str(folder), run_dir=f"{folder}/sft",
-        optimizer=OptimizerConfig(peak_learning_rate=steps.sft_rate, warmup_steps=steps.sft // 15,
-                                  weight_decay=0.0),
-        data=sft.SFTData(conversations=(f"{data}/sums/talks.jsonl", f"{data}/docs/talks.jsonl"),
-                         eval_conversations=(f"{data}/held_out/sums/talks.jsonl",))))
+    sft.main(
+        sft.Config(
+            model=MODEL,
+            train=trained(steps.sft, 4),
+            init_from=str(folder),
+            run_dir=f"{folder}/sft",
+            optimizer=OptimizerConfig(
+                peak_learning_rate=steps.sft_rate, warmup_steps=steps.sft // 15, weight_decay=0.0
+            ),
+            data=sft.SFTData(
+                conversations=(f"{data}/sums/talks.jsonl", f"{data}/docs/talks.jsonl"),
+                eval_conversations=(f"{data}/held_out/sums/talks.jsonl",),
+            ),
+        )
+    )
     say("preference model pretraining, on pairs of both kinds")
     pairs = reward_model.Config(
-        model=MODEL, train=trained(steps.pmp, 16), init_from=f"{folder}/sft", run_dir=f"{folder}/pmp",
+        model=MODEL,
+        train=trained(steps.pmp, 16),
+        init_from=f"{folder}/sft",
+        run_dir=f"{folder}/pmp",
         optimizer=at(steps.reward_rate, warmup_steps=steps.reward // 8),
         data=reward_model.PairData(
-            pairs=(f"{data}/docs/pairs.jsonl", f"{data}/sums/pairs.jsonl"), epochs=None,
+            pairs=(f"{data}/docs/pairs.jsonl", f"{data}/sums/pairs.jsonl"),
+            epochs=None,
             context_length=96,
-            eval_pairs=(f"{data}/held_out/sums/pairs.jsonl", f"{data}/held_out/docs/pairs.jsonl")))
+            eval_pairs=(f"{data}/held_out/sums/pairs.jsonl", f"{data}/held_out/docs/pairs.jsonl"),
+        ),
+    )
     reward_model.main(pairs)
     say("the reward model, fine-tuned on sums")
-    reward_model.main(dataclasses.replace(
-        pairs, train=trained(steps.reward, 16), init_from=f"{folder}/pmp",
-        run_dir=f"{folder}/reward", data=dataclasses.replace(
-            pairs.data, pairs=(f"{data}/sums/pairs.jsonl",), context_length=64,
-            eval_pairs=(f"{data}/held_out/sums/pairs.jsonl",))))
+    reward_model.main(
+        dataclasses.replace(
+            pairs,
+            train=trained(steps.reward, 16),
+            init_from=f"{folder}/pmp",
+            run_dir=f"{folder}/reward",
+            data=dataclasses.replace(
+                pairs.data,
+                pairs=(f"{data}/sums/pairs.jsonl",),
+                context_length=64,
+                eval_pairs=(f"{data}/held_out/sums/pairs.jsonl",),
+            ),
+        )
+    )
     say("PPO: a reward of 1 for a sum that is right")
     ppo.main(ppo_config(folder, steps=steps.ppo, warmup=steps.value_warmup, rate=steps.ppo_rate))
 
@@ -79,36 +111,59 @@ def align(folder: pathlib.Path, result: Result, steps: Steps, *, say: Callable[[
 def trained(num_steps: int, batch_size: int) -> TrainConfig:
     """A run that is looked at and saved four times."""
     every = max(1, num_steps // 4)
-    return TrainConfig(num_steps=num_steps, batch_size=batch_size, log_every=10, eval_every=every,
-                       eval_batches=8, save_every=every)
+    return TrainConfig(
+        num_steps=num_steps,
+        batch_size=batch_size,
+        log_every=10,
+        eval_every=every,
+        eval_batches=8,
+        save_every=every,
+    )
 
 
 def at(rate: float, **changes) -> OptimizerConfig:
     """AdamW as everywhere in the report, at a constant rate."""
-    return OptimizerConfig(peak_learning_rate=rate, schedule="constant", weight_decay=0.0, **changes)
+    return OptimizerConfig(
+        peak_learning_rate=rate, schedule="constant", weight_decay=0.0, **changes
+    )
 
 
-def ppo_config(folder: pathlib.Path, *, steps: int, warmup: int, rate: float,
-               batch_size: int = 32) -> ppo.Config:
+def ppo_config(
+    folder: pathlib.Path, *, steps: int, warmup: int, rate: float, batch_size: int = 32
+) -> ppo.Config:
     """PPO on sums, from the fine-tuned model, with the reward that can be checked.
 
     Ours: the small reward model, right in 7 of 10 held-out pairs, was tried as well, added to it; PPO
     then found what it likes, and fewer sums were right than before.
     """
     return ppo.Config(
-        model=MODEL, train=dataclasses.replace(trained(steps, batch_size), eval_every=None, log_every=2),
-        init_from=f"{folder}/sft", run_dir=f"{folder}/ppo",
+        model=MODEL,
+        train=dataclasses.replace(trained(steps, batch_size), eval_every=None, log_every=2),
+        init_from=f"{folder}/sft",
+        run_dir=f"{folder}/ppo",
         reward_functions=("experiments.rewards:arithmetic",),
-        optimizer=at(rate), value_optimizer=at(5 * rate),  # report 3.2.2: five times the policy's
-        ppo=dataclasses.replace(ppo.SMOKE.ppo, value_warmup_steps=warmup, max_new_tokens=16,
-                                pretrain_coefficient=0.1, pretrain_ratio=0.125),
-        data=ppo.PPOData(prompts=(f"{folder}/questions/sums/prompts.jsonl",), max_prompt_tokens=56,
-                         pretrain=DataConfig(sources=(f"{folder}/shards/docs/train",))))
+        optimizer=at(rate),
+        value_optimizer=at(5 * rate),  # report 3.2.2: five times the policy's
+        ppo=dataclasses.replace(
+            ppo.SMOKE.ppo,
+            value_warmup_steps=warmup,
+            max_new_tokens=16,
+            pretrain_coefficient=0.1,
+            pretrain_ratio=0.125,
+        ),
+        data=ppo.PPOData(
+            prompts=(f"{folder}/questions/sums/prompts.jsonl",),
+            max_prompt_tokens=56,
+            pretrain=DataConfig(sources=(f"{folder}/shards/docs/train",)),
+        ),
+    )
 
 
 def ask(result: Result, output: pathlib.Path) -> None:
     """Writes questions and what is held out of them."""
-    documented = questions.documented(of_source(result, "docs"))[:300]  # ours: what minutes suffice for
+    documented = questions.documented(of_source(result, "docs"))[
+        :300
+    ]  # ours: what minutes suffice for
     for name, found in (("sums", questions.sums()), ("docs", documented)):
         learnt, held_out = questions.split(found, 0.1)
         questions.write(held_out, output / "held_out" / name)
@@ -126,12 +181,15 @@ def compare(folder: pathlib.Path, tokenizer: Tokenizer) -> str:
         asked.append(share_right(model, params, tokenizer, held_out=False))
         held_out.append(share_right(model, params, tokenizer))
     write_json(folder / "answers.json", shown)
-    return ("sums that are right, before and after PPO: {:.1%} and {:.1%} of those it was asked, "
-            "{:.1%} and {:.1%} of those held out".format(*asked, *held_out))
+    return (
+        "sums that are right, before and after PPO: {:.1%} and {:.1%} of those it was asked, "
+        "{:.1%} and {:.1%} of those held out".format(*asked, *held_out)
+    )
 
 
-def share_right(model, params, tokenizer: Tokenizer, *, held_out: bool = True,
-                number: int = 256) -> float:
+def share_right(
+    model, params, tokenizer: Tokenizer, *, held_out: bool = True, number: int = 256
+) -> float:
     """The share of sums, held out or not, whose most probable answer is right."""
     asked = [q.text for q in questions.split(questions.sums(), 0.1)[held_out][:number]]
     return float(np.mean(rewards.arithmetic(asked, complete(model, params, tokenizer, asked))))
@@ -140,8 +198,13 @@ def share_right(model, params, tokenizer: Tokenizer, *, held_out: bool = True,
 def complete(model, params, tokenizer: Tokenizer, asked: Sequence[str]) -> list[str]:
     """The most probable answer to each question."""
     prompts = [chatml.prompt([("user", text)], tokenizer) for text in asked]
-    rows = generate(params, prompts, config=model, max_new_tokens=32, temperature=0.0,
-                    stop_ids=list(chatml.stop_ids(tokenizer)), vocab_size=tokenizer.vocab_size)
+    rows = generate(
+        params,
+        prompts,
+        config=model,
+        max_new_tokens=32,
+        temperature=0.0,
+        stop_ids=list(chatml.stop_ids(tokenizer)),
+        vocab_size=tokenizer.vocab_size,
+    )
     return [tokenizer.decode(row) for row in rows]
-
-

@@ -68,32 +68,50 @@ def _recipe(size: ModelConfig) -> Config:
         data=PairData(epochs=1.0, context_length=2048),  # report 3.2.1
         model=dataclasses.replace(size, remat="dots"),  # ours: keeps matrix products
         optimizer=OptimizerConfig(
-            peak_learning_rate=3e-6, schedule="constant", warmup_steps=0,  # report 3.2.1
-            beta1=0.9, beta2=0.95, epsilon=1e-8,  # ours: as everywhere in the report
-            weight_decay=0.1, clip_norm=1.0),  # ours: as in 3.1.2
+            peak_learning_rate=3e-6,
+            schedule="constant",
+            warmup_steps=0,  # report 3.2.1
+            beta1=0.9,
+            beta2=0.95,
+            epsilon=1e-8,  # ours: as everywhere in the report
+            weight_decay=0.1,
+            clip_norm=1.0,
+        ),  # ours: as in 3.1.2
         train=TrainConfig(
             num_steps=1,  # of data.epochs
             batch_size=64,  # report 3.2.1
-            log_every=10, eval_every=500, save_every=500))  # ours
+            log_every=10,
+            eval_every=500,
+            save_every=500,
+        ),
+    )  # ours
 
 
-RECIPES = {"1.8b": _recipe(sizes.QWEN_1_8B), "7b": _recipe(sizes.QWEN_7B),
-           "14b": _recipe(sizes.QWEN_14B)}
+RECIPES = {
+    "1.8b": _recipe(sizes.QWEN_1_8B),
+    "7b": _recipe(sizes.QWEN_7B),
+    "14b": _recipe(sizes.QWEN_14B),
+}
 SMOKE = dataclasses.replace(
     RECIPES["1.8b"],
     data=PairData(epochs=None),
     model=sizes.TINY,
     optimizer=dataclasses.replace(RECIPES["1.8b"].optimizer, peak_learning_rate=2e-3),
-    train=TrainConfig(num_steps=30, batch_size=8, log_every=10, eval_every=15, save_every=15,
-                      eval_batches=4),
-    run_dir="runs/reward_smoke")
+    train=TrainConfig(
+        num_steps=30, batch_size=8, log_every=10, eval_every=15, save_every=15, eval_batches=4
+    ),
+    run_dir="runs/reward_smoke",
+)
 
 
 def main(config: Config) -> None:
     """Trains, then prints Table 4's line; a signal ends it with a checkpoint."""
     if not config.data.pairs:
-        raise ConfigError("no pairs to learn from.", "--data.pairs",
-                          "name .json or .jsonl files; --help says which formats.")
+        raise ConfigError(
+            "no pairs to learn from.",
+            "--data.pairs",
+            "name .json or .jsonl files; --help says which formats.",
+        )
     config, tokenizer = start(config, config.data.context_length)
     rows = make_rows(config.data.pairs, config, tokenizer)
     with ended_by_signal():
@@ -108,42 +126,66 @@ def for_epochs(config, pairs: int):
     return dataclasses.replace(config, train=dataclasses.replace(config.train, num_steps=steps))
 
 
-def make_rows(paths: tuple[str, ...], config: Config, tokenizer: Tokenizer,
-              emit=functools.partial(print, flush=True)) -> PairRows:
+def make_rows(
+    paths: tuple[str, ...],
+    config: Config,
+    tokenizer: Tokenizer,
+    emit=functools.partial(print, flush=True),
+) -> PairRows:
     """The pairs of some files, after saying what became of the data."""
     counts = Counts()
-    rows = PairRows(read_pairs(paths, counts), tokenizer,
-                    context_length=config.model.context_length, counts=counts)
+    rows = PairRows(
+        read_pairs(paths, counts),
+        tokenizer,
+        context_length=config.model.context_length,
+        counts=counts,
+    )
     emit(f"pairs: {counts}")
     return rows
 
 
-def learn(config: Config, rows: PairRows, tokenizer: Tokenizer,
-          emit=functools.partial(print, flush=True)):
+def learn(
+    config: Config, rows: PairRows, tokenizer: Tokenizer, emit=functools.partial(print, flush=True)
+):
     """The run itself; returns the last TrainState."""
     paths = config.data.eval_pairs
-    held_out = {name: make_rows((path,), config, tokenizer, emit)
-                for name, path in zip(names_of(paths), paths, strict=True)}
+    held_out = {
+        name: make_rows((path,), config, tokenizer, emit)
+        for name, path in zip(names_of(paths), paths, strict=True)
+    }
 
     def evaluate(put, done, state):
-        agreements = [measure(name, state.params, held_out_batches(rows, config),
-                              config=config.model, put=put)
-                      for name, rows in held_out.items()]
+        agreements = [
+            measure(
+                name, state.params, held_out_batches(rows, config), config=config.model, put=put
+            )
+            for name, rows in held_out.items()
+        ]
         emit(table([(f"step {done}", agreements)]))
         if jax.process_index() == 0:
-            write_json(pathlib.Path(config.run_dir) / "calibration.json",
-                       {agreement.name: agreement.calibration() for agreement in agreements})
+            write_json(
+                pathlib.Path(config.run_dir) / "calibration.json",
+                {agreement.name: agreement.calibration() for agreement in agreements},
+            )
         found = {}
         for agreement in agreements:
-            found |= {f"eval/{agreement.name}/accuracy": agreement.accuracy,
-                      f"eval/{agreement.name}/margin": float(np.mean(agreement.margins))}
+            found |= {
+                f"eval/{agreement.name}/accuracy": agreement.accuracy,
+                f"eval/{agreement.name}/margin": float(np.mean(agreement.margins)),
+            }
         return found
 
     kind = "PMP's" if is_scoring_run(config.init_from) else "a language model's"
     emit(f"starting from {kind} weights")
     return train_on(
-        rows, config, emit=emit, tokenizer=tokenizer, **scoring_start_of(config),
-        objective=make_objective(config.model), evaluate=evaluate if held_out else None)
+        rows,
+        config,
+        emit=emit,
+        tokenizer=tokenizer,
+        **scoring_start_of(config),
+        objective=make_objective(config.model),
+        evaluate=evaluate if held_out else None,
+    )
 
 
 if __name__ == "__main__":

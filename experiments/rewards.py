@@ -14,8 +14,10 @@ def arithmetic(questions: Sequence[str], answers: Sequence[str]) -> list[float]:
     Raises:
       ValueError: a question without such an expression.
     """
-    return [float(_last_number(answer) == _result(question))
-            for question, answer in zip(questions, answers, strict=True)]
+    return [
+        float(_last_number(answer) == _result(question))
+        for question, answer in zip(questions, answers, strict=True)
+    ]
 
 
 def _result(question: str) -> int:

@@ -19,16 +19,18 @@ def train_on(rows, config, **named):
       named: the rest of train's arguments.
     """
     size = config.train.batch_size
-    batches = Batches(rows, batch_size=size, seed=config.train.seed, collate=stack_trees,
-                      rows=_rows(config))
+    batches = Batches(
+        rows, batch_size=size, seed=config.train.seed, collate=stack_trees, rows=_rows(config)
+    )
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), rows.padding)
     return train(config, batches=batches.iterate, batch=batch, **named)
 
 
 def held_out_batches(rows, config, most: int | None = None) -> Iterator[Any]:
     """This process's part of the rows in order, once; of at most `most` batches."""
-    return eval_batches(rows, config.train.batch_size, len(rows) if most is None else most,
-                        rows=_rows(config))
+    return eval_batches(
+        rows, config.train.batch_size, len(rows) if most is None else most, rows=_rows(config)
+    )
 
 
 def _rows(config) -> tuple[int, ...]:

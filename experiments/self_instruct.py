@@ -68,9 +68,13 @@ class Config:
 
 RECIPE = Config()
 SMOKE = dataclasses.replace(
-    RECIPE, max_new_tokens=32, output="runs/self_instruct_smoke",
-    settings=Settings(samples=4, rounds=2, instruction_lists=2, question_lists=2, seeds_shown=1,
-                      generated_shown=1))
+    RECIPE,
+    max_new_tokens=32,
+    output="runs/self_instruct_smoke",
+    settings=Settings(
+        samples=4, rounds=2, instruction_lists=2, question_lists=2, seeds_shown=1, generated_shown=1
+    ),
+)
 
 
 def main(config: Config) -> None:
@@ -80,21 +84,28 @@ def main(config: Config) -> None:
     if not config.checkpoint:
         raise ConfigError("no model.", "--checkpoint", "name a folder; --help shows how.")
     if settings.instruction_lists and not config.seeds:
-        raise ConfigError("no seed tasks.", "--seeds",
-                          "name a file, or ask for tools alone: --settings.instruction_lists=0.")
+        raise ConfigError(
+            "no seed tasks.",
+            "--seeds",
+            "name a file, or ask for tools alone: --settings.instruction_lists=0.",
+        )
     seeds = [seed for path in config.seeds for seed in read_seeds(path, counts)]
     tools = read_tools(config.tools) if config.tools else react_seeds.TOOLS
     examples = [seed for path in config.react_seeds for seed in read_react_seeds(path)]
     examples = examples or list(react_seeds.EXAMPLES)
-    print(f"seed tasks: {counts}; {len(tools)} tools with {len(examples)} worked examples",
-          flush=True)
+    print(
+        f"seed tasks: {counts}; {len(tools)} tools with {len(examples)} worked examples", flush=True
+    )
     made_from = {
         "seeds": hashlib.sha256(repr((seeds, tools, examples)).encode()).hexdigest()[:16],
         # More samples or rounds are the same run, longer.
         "settings": dataclasses.asdict(settings) | {"samples": None, "rounds": None},
         "rules": dataclasses.asdict(config.rules),
-        **{name: getattr(config, name) for name in ("temperature", "top_p", "max_new_tokens",
-                                                    "context")}}
+        **{
+            name: getattr(config, name)
+            for name in ("temperature", "top_p", "max_new_tokens", "context")
+        },
+    }
     with AppendOnly(folder / "asked.jsonl", made_from) as file, Bar() as bar:
         asked = Asked(file, lambda: open_model(config, file), seed=settings.seed, progress=bar.show)
         made = SelfInstruct(settings, config.rules, asked, seeds, examples, tools)
@@ -108,10 +119,14 @@ def main(config: Config) -> None:
     print(f"{folder}/rejected.jsonl: {len(made.rejected):,} refusals; {made.counts}")
     rows = review.update(folder / "review.jsonl", made.samples)
     (folder / "review.md").write_text(review.render(rows), encoding="utf-8")
-    kept = review.collect(rows, folder / "conversations.jsonl", folder / "react.jsonl",
-                          unjudged=config.unjudged)
-    print(f"{folder}/review.jsonl, review.md: {len(rows):,} samples\n"
-          f"{folder}/conversations.jsonl: {kept}", flush=True)
+    kept = review.collect(
+        rows, folder / "conversations.jsonl", folder / "react.jsonl", unjudged=config.unjudged
+    )
+    print(
+        f"{folder}/review.jsonl, review.md: {len(rows):,} samples\n"
+        f"{folder}/conversations.jsonl: {kept}",
+        flush=True,
+    )
     if stopped:
         print("stopped; give the same command again to go on", file=sys.stderr, flush=True)
         sys.exit(130)
@@ -130,25 +145,37 @@ def work(made: SelfInstruct, asked: Asked, config: Config) -> None:
             if new:
                 left = min(left, (target - len(made.samples)) * seconds / new)
             left = 0.0 if len(made.samples) >= target else left
-            print(f"round {number}/{config.settings.rounds}: {len(made.samples):,} of {target:,} "
-                  f"samples, ETA {format_seconds(left)}; {made.counts}", flush=True)
+            print(
+                f"round {number}/{config.settings.rounds}: {len(made.samples):,} of {target:,} "
+                f"samples, ETA {format_seconds(left)}; {made.counts}",
+                flush=True,
+            )
         before = len(made.samples)
 
 
 def open_model(config: Config, file: AppendOnly) -> Model:
     """The engine, if it is the one that the record was begun with."""
     model, params, tokenizer = load(config.checkpoint, config.tokenizer)
-    file.check_made_from({"model": fingerprint(model, params),
-                          "tokenizer": tokenizer.fingerprint})
+    file.check_made_from({"model": fingerprint(model, params), "tokenizer": tokenizer.fingerprint})
     context, sentence = chat.context(model, config.context)
     print(f"context: {sentence}", flush=True)
     if config.max_new_tokens >= context:
-        raise ConfigError(f"{config.max_new_tokens} new tokens leave no room for a question in a "
-                          f"context of {context}.", "--max_new_tokens", "ask for fewer.")
-    engine = start_engine(params, model, tokenizer, rows=config.rows, context=context,
-                          cache_dtype=None)
-    return Completer(engine, tokenizer, max_new_tokens=config.max_new_tokens,
-                     temperature=config.temperature, top_p=config.top_p).stream
+        raise ConfigError(
+            f"{config.max_new_tokens} new tokens leave no room for a question in a "
+            f"context of {context}.",
+            "--max_new_tokens",
+            "ask for fewer.",
+        )
+    engine = start_engine(
+        params, model, tokenizer, rows=config.rows, context=context, cache_dtype=None
+    )
+    return Completer(
+        engine,
+        tokenizer,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+    ).stream
 
 
 class Bar:
@@ -169,8 +196,13 @@ class Bar:
             if self._bar is not None:
                 self._bar.close()
             # Where nobody looks, a line in a while instead of one that moves.
-            self._bar = tqdm(total=total, initial=done - 1, desc=stage, leave=False,
-                             mininterval=0.5 if sys.stderr.isatty() else 30)
+            self._bar = tqdm(
+                total=total,
+                initial=done - 1,
+                desc=stage,
+                leave=False,
+                mininterval=0.5 if sys.stderr.isatty() else 30,
+            )
         self._bar.update(done - self._bar.n)
         if done == total:
             self._bar.close()

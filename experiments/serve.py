@@ -57,19 +57,36 @@ def main(config: Config) -> None:
         context, sentence = chat.context(model, config.context)
         print(f"context: {sentence}; {config.rows} answers at once", flush=True)
         name = config.model_name or pathlib.Path(config.checkpoint).resolve().name
-        engine = start_engine(params, model, tokenizer, rows=config.rows, context=context,
-                              cache_dtype=config.cache_dtype, memory_gb=config.memory_gb, mesh=mesh,
-                              prompt_lengths=(16, 32, 64, 128, 256, 512))  # a prompt's pieces
+        engine = start_engine(
+            params,
+            model,
+            tokenizer,
+            rows=config.rows,
+            context=context,
+            cache_dtype=config.cache_dtype,
+            memory_gb=config.memory_gb,
+            mesh=mesh,
+            prompt_lengths=(16, 32, 64, 128, 256, 512),
+        )  # a prompt's pieces
         worker = Worker(engine, rows=config.rows, max_queued=config.max_queued)
         limits = Limits(model=name, context=context, capacity=worker.capacity)
-        settings = app.ServerConfig(limits=limits, api_key=key, local=local,
-                                    max_body_bytes=int(config.max_body_mb * 2**20))
+        settings = app.ServerConfig(
+            limits=limits, api_key=key, local=local, max_body_bytes=int(config.max_body_mb * 2**20)
+        )
         if not local:
-            logging.warning("%s can be reached from other computers%s.", config.host,
-                            "" if key else ", and no --api_key is asked for")
+            logging.warning(
+                "%s can be reached from other computers%s.",
+                config.host,
+                "" if key else ", and no --api_key is asked for",
+            )
         port = sock.getsockname()[1]
-        run.run(app.create_app(worker, tokenizer, settings), worker, sock, grace=config.grace,
-                ready=lambda: print(f"{name}: http://{_shown(config.host)}:{port}/v1", flush=True))
+        run.run(
+            app.create_app(worker, tokenizer, settings),
+            worker,
+            sock,
+            grace=config.grace,
+            ready=lambda: print(f"{name}: http://{_shown(config.host)}:{port}/v1", flush=True),
+        )
     print("ended", flush=True)
 
 
@@ -78,16 +95,21 @@ def check(config: Config) -> None:
     from qwen_jax.serve.app import LOCAL_NAMES
 
     if config.host not in LOCAL_NAMES and not config.allow_remote:
-        raise ConfigError(f"the host {config.host!r} can be reached from other computers.",
-                          "--host", "add --allow_remote, and an --api_key, if you mean it.")
+        raise ConfigError(
+            f"the host {config.host!r} can be reached from other computers.",
+            "--host",
+            "add --allow_remote, and an --api_key, if you mean it.",
+        )
     for name in ("rows", "max_body_mb"):
         if not getattr(config, name) > 0:
-            raise ConfigError(f"{name}={getattr(config, name)} is not positive.", f"--{name}",
-                              "use more than 0.")
+            raise ConfigError(
+                f"{name}={getattr(config, name)} is not positive.", f"--{name}", "use more than 0."
+            )
     for name in ("max_queued", "grace", "port"):
         if not getattr(config, name) >= 0:
-            raise ConfigError(f"{name}={getattr(config, name)} is negative.", f"--{name}",
-                              "use 0 or more.")
+            raise ConfigError(
+                f"{name}={getattr(config, name)} is negative.", f"--{name}", "use 0 or more."
+            )
 
 
 def read_key(given: str | None) -> str | None:
@@ -103,8 +125,9 @@ def read_key(given: str | None) -> str | None:
         try:
             key = pathlib.Path(given[1:]).read_text(encoding="utf-8").strip()
         except OSError as error:
-            raise ConfigError(f"the key cannot be read: {error}.", "--api_key",
-                              "name a file that holds it.") from error
+            raise ConfigError(
+                f"the key cannot be read: {error}.", "--api_key", "name a file that holds it."
+            ) from error
     if not key:
         raise ConfigError("the key is empty.", "--api_key", "leave the flag out for no key.")
     return key
@@ -123,8 +146,11 @@ def bind(host: str, port: int) -> socket.socket:
         sock.bind((host, port))
     except (OSError, OverflowError) as error:
         sock.close()
-        raise ConfigError(f"cannot listen on {host}, port {port}: {error}.", "--host, --port",
-                          "choose another port; 0 takes any free one.") from error
+        raise ConfigError(
+            f"cannot listen on {host}, port {port}: {error}.",
+            "--host, --port",
+            "choose another port; 0 takes any free one.",
+        ) from error
     return sock
 
 

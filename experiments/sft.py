@@ -67,60 +67,98 @@ def _recipe(size: ModelConfig) -> Config:
     return Config(
         data=SFTData(context_length=2048),  # report 3.1.2
         model=dataclasses.replace(
-            size, dropout=0.1,  # report 3.1.2
-            remat="dots"),  # ours: keeps matrix products, recomputes the rest
+            size,
+            dropout=0.1,  # report 3.1.2
+            remat="dots",
+        ),  # ours: keeps matrix products, recomputes the rest
         optimizer=OptimizerConfig(
-            peak_learning_rate=2e-6, warmup_steps=1430,  # report 3.1.2
+            peak_learning_rate=2e-6,
+            warmup_steps=1430,  # report 3.1.2
             schedule="constant",  # ours: the report says nothing of what follows the warm-up
-            beta1=0.9, beta2=0.95, epsilon=1e-8,  # report 3.1.2
-            weight_decay=0.1, clip_norm=1.0),  # report 3.1.2
+            beta1=0.9,
+            beta2=0.95,
+            epsilon=1e-8,  # report 3.1.2
+            weight_decay=0.1,
+            clip_norm=1.0,
+        ),  # report 3.1.2
         train=TrainConfig(
-            num_steps=4000, batch_size=128,  # report 3.1.2
-            log_every=10, eval_every=200, save_every=200))  # ours
+            num_steps=4000,
+            batch_size=128,  # report 3.1.2
+            log_every=10,
+            eval_every=200,
+            save_every=200,
+        ),
+    )  # ours
 
 
-RECIPES = {"1.8b": _recipe(sizes.QWEN_1_8B), "7b": _recipe(sizes.QWEN_7B),
-           "14b": _recipe(sizes.QWEN_14B)}
+RECIPES = {
+    "1.8b": _recipe(sizes.QWEN_1_8B),
+    "7b": _recipe(sizes.QWEN_7B),
+    "14b": _recipe(sizes.QWEN_14B),
+}
 SMOKE = dataclasses.replace(
     RECIPES["1.8b"],
     data=SFTData(),
     model=dataclasses.replace(sizes.TINY, dropout=0.1),  # report 3.1.2
-    optimizer=dataclasses.replace(RECIPES["1.8b"].optimizer, peak_learning_rate=2e-3,
-                                  warmup_steps=10),
-    train=TrainConfig(num_steps=40, batch_size=8, log_every=10, eval_every=20, save_every=20,
-                      eval_batches=4),
-    run_dir="runs/sft_smoke")
+    optimizer=dataclasses.replace(
+        RECIPES["1.8b"].optimizer, peak_learning_rate=2e-3, warmup_steps=10
+    ),
+    train=TrainConfig(
+        num_steps=40, batch_size=8, log_every=10, eval_every=20, save_every=20, eval_batches=4
+    ),
+    run_dir="runs/sft_smoke",
+)
 
 
 def main(config: Config) -> None:
     """Shows examples, or trains; a signal ends it with a checkpoint."""
     if not config.data.conversations:
-        raise ConfigError("no conversations to learn from.", "--data.conversations",
-                          "name .json or .jsonl files; --help says which formats.")
+        raise ConfigError(
+            "no conversations to learn from.",
+            "--data.conversations",
+            "name .json or .jsonl files; --help says which formats.",
+        )
     config, tokenizer = start(config, config.data.context_length)
     rows, examples = make_rows(config.data.conversations, config, tokenizer)
-    for example in examples[:config.preview]:
+    for example in examples[: config.preview]:
         print(preview(example, tokenizer), end="\n\n")
     if not config.preview:
         with ended_by_signal():
             finetune(config, rows, tokenizer)
 
 
-def make_rows(paths: tuple[str, ...], config: Config, tokenizer: Tokenizer,
-              emit=functools.partial(print, flush=True)):
+def make_rows(
+    paths: tuple[str, ...],
+    config: Config,
+    tokenizer: Tokenizer,
+    emit=functools.partial(print, flush=True),
+):
     """The packed rows of some files and their examples, after saying what became of the data."""
     counts, length = Counts(), config.model.context_length
-    examples = list(encode(read_conversations(paths, counts), tokenizer, context_length=length,
-                           counts=counts, mask=config.data.mask))
+    examples = list(
+        encode(
+            read_conversations(paths, counts),
+            tokenizer,
+            context_length=length,
+            counts=counts,
+            mask=config.data.mask,
+        )
+    )
     rows = PackedRows(examples, context_length=length, packed=config.data.packed)
     emit(f"data: {counts}")
-    emit(f"rows: {len(rows):,} of {length} tokens, {100 * rows.efficiency:.1f} % full, "
-         f"{sum(float(example.weights[1:].sum()) for example in examples):,.0f} tokens are learnt")
+    emit(
+        f"rows: {len(rows):,} of {length} tokens, {100 * rows.efficiency:.1f} % full, "
+        f"{sum(float(example.weights[1:].sum()) for example in examples):,.0f} tokens are learnt"
+    )
     return rows, examples
 
 
-def finetune(config: Config, rows: PackedRows, tokenizer: Tokenizer,
-             emit=functools.partial(print, flush=True)):
+def finetune(
+    config: Config,
+    rows: PackedRows,
+    tokenizer: Tokenizer,
+    emit=functools.partial(print, flush=True),
+):
     """The run itself; returns the last TrainState."""
     held_out = []
     paths = config.data.eval_conversations
@@ -128,16 +166,27 @@ def finetune(config: Config, rows: PackedRows, tokenizer: Tokenizer,
         eval_rows, examples = make_rows((path,), config, tokenizer, emit)
         text = sum(len(tokenizer.decode(e.tokens[e.weights > 0]).encode()) for e in examples)
         learnt = sum(float(e.weights[1:].sum()) for e in examples)
-        held_out.append(HeldOut(
-            name=name, bytes_per_token=text / learnt,
-            batches=functools.partial(held_out_batches, eval_rows, config,
-                                      config.train.eval_batches)))
+        held_out.append(
+            HeldOut(
+                name=name,
+                bytes_per_token=text / learnt,
+                batches=functools.partial(
+                    held_out_batches, eval_rows, config, config.train.eval_batches
+                ),
+            )
+        )
     emit(f"{config.train.batch_size * config.train.num_steps / len(rows):.2f} passes over the data")
     return train_on(
-        rows, config, emit=emit, tokenizer=tokenizer, **start_of(config),
+        rows,
+        config,
+        emit=emit,
+        tokenizer=tokenizer,
+        **start_of(config),
         objective=make_objective(config.model, z_loss=config.train.z_loss),
-        evaluate=language_evaluation(make_objective(config.model, training=False),
-                                     tuple(held_out), emit))
+        evaluate=language_evaluation(
+            make_objective(config.model, training=False), tuple(held_out), emit
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -63,7 +63,8 @@ class Config:
 RECIPE = Config()
 RECIPES = {
     "rules": RECIPE,
-    "model": dataclasses.replace(RECIPE, tagger="model", alpha=20)}  # InsTag's threshold
+    "model": dataclasses.replace(RECIPE, tagger="model", alpha=20),
+}  # InsTag's threshold
 SMOKE = dataclasses.replace(RECIPE, output="runs/tags_smoke", choose=2)
 
 
@@ -76,8 +77,11 @@ def main(config: Config) -> None:
     prompts, counts = read(config.prompts)
     print(f"{len(prompts):,} prompts: {counts}", flush=True)
     if config.choose is not None and not 1 <= config.choose <= len(prompts):
-        raise ConfigError(f"{config.choose} prompts wanted of {len(prompts)}.", "--choose",
-                          f"use 1 to {len(prompts)}.")
+        raise ConfigError(
+            f"{config.choose} prompts wanted of {len(prompts)}.",
+            "--choose",
+            f"use 1 to {len(prompts)}.",
+        )
     folder = pathlib.Path(config.output)
     file = config.tags or folder / "tags.jsonl"
     if config.tags is None:
@@ -86,18 +90,22 @@ def main(config: Config) -> None:
     tags = read_tags(file, prompts, counts)
     merged = merge_rare(tags, alpha=config.alpha)
     found = {tag for given in merged.tags.values() for tag in given}
-    print(f"{file}: {counts}; {len(found):,} tags, "
-          f"{sum(map(len, merged.tags.values())) / len(tags):.2f} to a prompt; "
-          f"{len(merged.into):,} rare or equal ones merged, {len(merged.dropped):,} dropped")
+    print(
+        f"{file}: {counts}; {len(found):,} tags, "
+        f"{sum(map(len, merged.tags.values())) / len(tags):.2f} to a prompt; "
+        f"{len(merged.into):,} rare or equal ones merged, {len(merged.dropped):,} dropped"
+    )
     chosen = choose(config, merged.tags) if config.choose else []
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "tags.png").write_bytes(draw_tags(merged.tags, chosen))
     print(f"{folder}/tags.png")
     if chosen:
         write([prompts[text] for text in chosen], folder / "chosen.jsonl")
-        print(f"{folder}/chosen.jsonl: {len(chosen):,} prompts; "
-              f"{len({tag for text in chosen for tag in merged.tags[text]}):,} of the tags, "
-              f"{sum(len(merged.tags[text]) for text in chosen) / len(chosen):.2f} to a prompt")
+        print(
+            f"{folder}/chosen.jsonl: {len(chosen):,} prompts; "
+            f"{len({tag for text in chosen for tag in merged.tags[text]}):,} of the tags, "
+            f"{sum(len(merged.tags[text]) for text in chosen) / len(chosen):.2f} to a prompt"
+        )
 
 
 def read(paths: tuple[str, ...]) -> tuple[dict[str, list[Turn]], Counts]:
@@ -133,16 +141,21 @@ def ask_a_model(config: Config, check: Callable[[dict], None]) -> tuple[Tagger, 
     check({"model": fingerprint(model, params), "tokenizer": tokenizer.fingerprint})
     context, sentence = chat.context(model, config.context)
     print(f"context: {sentence}", flush=True)
-    engine = start_engine(params, model, tokenizer, rows=config.rows, context=context,
-                          cache_dtype=None)
+    engine = start_engine(
+        params, model, tokenizer, rows=config.rows, context=context, cache_dtype=None
+    )
     tagger = ModelTagger(Completer(engine, tokenizer, max_new_tokens=config.max_new_tokens).texts)
     return tagger, tagger.counts
 
 
 def choose(config: Config, tags: Tags) -> list[str]:
     """The prompts that are chosen."""
-    choices = {"order": choose_diverse, "weight": functools.partial(
-        choose_weighted, seed=config.seed, balance=config.balance, complexity=config.complexity)}
+    choices = {
+        "order": choose_diverse,
+        "weight": functools.partial(
+            choose_weighted, seed=config.seed, balance=config.balance, complexity=config.complexity
+        ),
+    }
     return choices[config.by](tags, config.choose)
 
 

@@ -47,8 +47,11 @@ class Config:
 
 
 RECIPE = Config()
-SMOKE = dataclasses.replace(RECIPE, output="runs/filter_smoke.npz",
-                            train=dataclasses.replace(RECIPE.train, epochs=2, bits=16))
+SMOKE = dataclasses.replace(
+    RECIPE,
+    output="runs/filter_smoke.npz",
+    train=dataclasses.replace(RECIPE.train, epochs=2, bits=16),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,15 +72,20 @@ class Scores:
         return self.right / self.positive if self.positive else float("nan")
 
     def __str__(self) -> str:
-        return (f"{self.texts:,} texts, {self.positive:,} positive, {self.marked:,} marked: "
-                f"precision {self.precision:.3f}, recall {self.recall:.3f}")
+        return (
+            f"{self.texts:,} texts, {self.positive:,} positive, {self.marked:,} marked: "
+            f"precision {self.precision:.3f}, recall {self.recall:.3f}"
+        )
 
 
 def main(config: Config) -> None:
     """Reads, splits, trains, measures, saves."""
     if bool(config.labelled) == bool(config.clean):
-        raise ConfigError("neither labelled nor clean texts, or both.", "--labelled, --clean",
-                          "name files of one of them; --help shows how.")
+        raise ConfigError(
+            "neither labelled nor clean texts, or both.",
+            "--labelled, --clean",
+            "name files of one of them; --help shows how.",
+        )
     if not 0 < config.held_out < 1:
         raise ConfigError(f"{config.held_out} held out.", "--held_out", "use a part, 0 to 1.")
     if config.clean:
@@ -88,36 +96,48 @@ def main(config: Config) -> None:
     print(f"{len(rows):,} texts, {counts[True]:,} of them {config.positive}", flush=True)
     parts = split(rows, config.held_out)
     print(", ".join(f"{len(part):,} {name}" for name, part in parts.items()), flush=True)
-    model = train(*zip(*parts["training"], strict=True), label=config.positive,
-                  held_out=tuple(zip(*parts["threshold"], strict=True)), settings=config.train)
+    model = train(
+        *zip(*parts["training"], strict=True),
+        label=config.positive,
+        held_out=tuple(zip(*parts["threshold"], strict=True)),
+        settings=config.train,
+    )
     path = pathlib.Path(config.output)
     path.parent.mkdir(parents=True, exist_ok=True)
     model.save(path)
-    print(f"threshold {model.threshold:.3f}; on texts that neither training nor threshold has "
-          f"seen: {measure(model, parts['measured'])}\n{path}")
+    print(
+        f"threshold {model.threshold:.3f}; on texts that neither training nor threshold has "
+        f"seen: {measure(model, parts['measured'])}\n{path}"
+    )
 
 
 def of_clean_text(config: Config) -> None:
     """Counts n-grams, reads the limits off other texts, and says what they do to a third lot."""
     if not config.tokenizer:
         raise ConfigError("no vocabulary to count in.", "--tokenizer", "name a .tiktoken file.")
-    texts = dict.fromkeys(document.text for path in config.clean
-                          for document in sources.documents(path))
-    parts = {name: [text for text, _ in rows] for name, rows in split(
-        [(text, True) for text in texts], config.held_out).items()}
+    texts = dict.fromkeys(
+        document.text for path in config.clean for document in sources.documents(path)
+    )
+    parts = {
+        name: [text for text, _ in rows]
+        for name, rows in split([(text, True) for text in texts], config.held_out).items()
+    }
     print(", ".join(f"{len(part):,} texts for {name}" for name, part in parts.items()), flush=True)
     tokenizer = Tokenizer.from_file(config.tokenizer)
-    model = NgramFilter.fit(parts["training"], parts["threshold"], tokenizer,
-                            rules=config.perplexity)
+    model = NgramFilter.fit(
+        parts["training"], parts["threshold"], tokenizer, rules=config.perplexity
+    )
     path = pathlib.Path(config.output)
     path.parent.mkdir(parents=True, exist_ok=True)
     model.save(path)
     scores = model.score(parts["measured"], tokenizer)
     easiest, strangest = model.limits
-    print(f"keeps {easiest:.3f} to {strangest:.3f} bits per byte; of texts that neither counts nor "
-          f"limits have seen, {np.mean(scores < easiest):.1%} are too easy and "
-          f"{np.mean(scores > strangest):.1%} too strange, the median has "
-          f"{np.nanmedian(scores):.3f}\n{path}")
+    print(
+        f"keeps {easiest:.3f} to {strangest:.3f} bits per byte; of texts that neither counts nor "
+        f"limits have seen, {np.mean(scores < easiest):.1%} are too easy and "
+        f"{np.mean(scores > strangest):.1%} too strange, the median has "
+        f"{np.nanmedian(scores):.3f}\n{path}"
+    )
 
 
 def read(paths: tuple[str, ...], positive: str) -> list[tuple[str, bool]]:
@@ -137,8 +157,11 @@ def read(paths: tuple[str, ...], positive: str) -> list[tuple[str, bool]]:
             if found.setdefault(text, label == positive) != (label == positive):
                 raise DataError(f"two labels for {text[:60]!r}.", place, "delete one of the rows.")
     if positive not in labels:
-        raise DataError(f"no row is labelled {positive!r}.", ", ".join(paths),
-                        f"--positive is one of: {', '.join(sorted(labels))}.")
+        raise DataError(
+            f"no row is labelled {positive!r}.",
+            ", ".join(paths),
+            f"--positive is one of: {', '.join(sorted(labels))}.",
+        )
     return list(found.items())
 
 
@@ -152,12 +175,14 @@ def split(rows: list[tuple[str, bool]], held_out: float) -> dict[str, list[tuple
     for text, label in rows:
         digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
         draw = int.from_bytes(digest, "little") / 2**64
-        name = ("measured" if draw < held_out / 2 else "threshold" if draw < held_out
-                else "training")
+        name = "measured" if draw < held_out / 2 else "threshold" if draw < held_out else "training"
         parts[name].append((text, label))
     if not all(parts.values()):
-        raise DataError(f"{len(rows)} texts are too few to hold {held_out} out.", "--labelled",
-                        "label more of them.")
+        raise DataError(
+            f"{len(rows)} texts are too few to hold {held_out} out.",
+            "--labelled",
+            "label more of them.",
+        )
     return parts
 
 
@@ -165,8 +190,12 @@ def measure(model: LinearFilter, rows: list[tuple[str, bool]]) -> Scores:
     """Precision and recall of what the filter marks."""
     labels = np.asarray([label for _, label in rows])
     marked = np.asarray([model.score(text) >= model.threshold for text, _ in rows])
-    return Scores(texts=len(rows), positive=int(labels.sum()), marked=int(marked.sum()),
-                  right=int((labels & marked).sum()))
+    return Scores(
+        texts=len(rows),
+        positive=int(labels.sum()),
+        marked=int(marked.sum()),
+        right=int((labels & marked).sum()),
+    )
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ SETTINGS = {
     "volume": ("", "persistent volume claim, mounted at /data"),
     "namespace": ("default", "namespace of Kubernetes"),
     "max_restarts": (100, "how often all pods start again"),
-    "grace": (120, "seconds to save in, after SIGTERM")}
+    "grace": (120, "seconds to save in, after SIGTERM"),
+}
 
 
 def main(argv: list[str]) -> int:
@@ -33,8 +34,11 @@ def main(argv: list[str]) -> int:
     commands.need("kubectl", "https://kubernetes.io/docs/tasks/tools", dry_run=options.dry_run)
     # JSON is YAML: kubectl takes it, and nothing has to be quoted by hand.
     text = json.dumps(jobset(options, command), indent=2) + "\n"
-    return commands.run(["kubectl", "apply", f"--namespace={options.namespace}", "-f", "-"],
-                        dry_run=options.dry_run, text=text)
+    return commands.run(
+        ["kubectl", "apply", f"--namespace={options.namespace}", "-f", "-"],
+        dry_run=options.dry_run,
+        text=text,
+    )
 
 
 def jobset(options, command: list[str]) -> dict:
@@ -44,8 +48,11 @@ def jobset(options, command: list[str]) -> dict:
     environment = {"QWEN_JAX_LAUNCHER": "jobset"}
     if not options.chips:  # on TPUs GKE leaves word of the hosts itself
         environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(options.hosts)}
-    resources = {"google.com/tpu": options.chips} if options.chips else (
-        {"nvidia.com/gpu": options.gpus} if options.gpus else {})
+    resources = (
+        {"google.com/tpu": options.chips}
+        if options.chips
+        else ({"nvidia.com/gpu": options.gpus} if options.gpus else {})
+    )
     labels = {"cloud.google.com/gke-tpu-topology": options.topology} if options.topology else {}
     if options.accelerator:
         kind = "gke-tpu-accelerator" if options.chips else "gke-accelerator"
@@ -59,27 +66,43 @@ def jobset(options, command: list[str]) -> dict:
         "restartPolicy": "Never",
         "terminationGracePeriodSeconds": options.grace,
         "nodeSelector": labels,
-        "containers": [{
-            "name": "run", "image": options.image, "command": ["python", *command],
-            "env": [{"name": name, "value": value} for name, value in environment.items()],
-            "ports": [{"containerPort": _PORT}], "resources": {"limits": resources},
-            "volumeMounts": mounts}],
-        "volumes": volumes}
+        "containers": [
+            {
+                "name": "run",
+                "image": options.image,
+                "command": ["python", *command],
+                "env": [{"name": name, "value": value} for name, value in environment.items()],
+                "ports": [{"containerPort": _PORT}],
+                "resources": {"limits": resources},
+                "volumeMounts": mounts,
+            }
+        ],
+        "volumes": volumes,
+    }
     refused = {"action": "FailJob", "onExitCodes": {"operator": "In", "values": [1]}}
     job = {
-        "completionMode": "Indexed", "parallelism": options.hosts, "completions": options.hosts,
+        "completionMode": "Indexed",
+        "parallelism": options.hosts,
+        "completions": options.hosts,
         "backoffLimit": 0,  # one dead pod ends the job, and the JobSet starts all again
         "podFailurePolicy": {"rules": [refused]},
-        "template": {"spec": pod}}
-    failed = {"name": "refused", "action": "FailJobSet",
-              "onJobFailureReasons": ["PodFailurePolicy"]}
+        "template": {"spec": pod},
+    }
+    failed = {
+        "name": "refused",
+        "action": "FailJobSet",
+        "onJobFailureReasons": ["PodFailurePolicy"],
+    }
     return {
-        "apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet",
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
         "metadata": {"name": options.name},
         "spec": {
             "network": {"enableDNSHostnames": True},
             "failurePolicy": {"maxRestarts": options.max_restarts, "rules": [failed]},
-            "replicatedJobs": [{"name": "hosts", "replicas": 1, "template": {"spec": job}}]}}
+            "replicatedJobs": [{"name": "hosts", "replicas": 1, "template": {"spec": job}}],
+        },
+    }
 
 
 if __name__ == "__main__":

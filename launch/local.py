@@ -31,8 +31,10 @@ import time
 from launch import commands
 
 REFUSED = 1  # exit code of an error that would only come again (qwen_jax/parallel/hosts.py)
-_MEANING = {75: "was told to end by SIGTERM, and the run saved",
-            76: "saw a step computed twice with two results"}
+_MEANING = {
+    75: "was told to end by SIGTERM, and the run saved",
+    76: "saw a step computed twice with two results",
+}
 _SAVING = (REFUSED, *_MEANING)  # the others are about to leave as well, and may still be saving
 _ASIDE_SECONDS = 5  # that the others have to end by themselves when one is dead
 _LAST_LINES = 15
@@ -43,8 +45,10 @@ def main(argv: list[str]) -> int:
     if options.dry_run:
         for process in range(options.processes):
             given = _environment(options, process, "127.0.0.1:PORT", 0, "")
-            print(" ".join(f"{name}={shlex.quote(value)}" for name, value in given.items()),
-                  shlex.join([sys.executable, *command]))
+            print(
+                " ".join(f"{name}={shlex.quote(value)}" for name, value in given.items()),
+                shlex.join([sys.executable, *command]),
+            )
         return 0
     asked: list[int] = []  # signals
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -66,7 +70,7 @@ def main(argv: list[str]) -> int:
         reason = death.text
         if attempt < options.max_restarts:
             _say(f"restart {attempt + 1} of {options.max_restarts}")
-            time.sleep(min(2 ** attempt * 0.25, 30))
+            time.sleep(min(2**attempt * 0.25, 30))
     _say(f"given up after {options.max_restarts} restarts")
     return 1
 
@@ -90,10 +94,13 @@ class Life:
         self._processes, self._readers = [], []
         for process in range(options.processes):
             child = subprocess.Popen(
-                [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                [sys.executable, *command],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
                 env=os.environ | _environment(options, process, address, attempt, reason),
                 start_new_session=True,  # a Ctrl-C reaches them through this process alone
-                preexec_fn=_end_with_parent)
+                preexec_fn=_end_with_parent,
+            )
             reader = threading.Thread(target=self._read, args=(process, child), daemon=True)
             reader.start()
             self._processes.append(child)
@@ -110,8 +117,11 @@ class Life:
             if death is None:
                 death = self._first_death() or self._frozen(still)
                 if death is not None:
-                    deadline = min(deadline or float("inf"), time.monotonic() + (
-                        self._options.grace if death.code in _SAVING else _ASIDE_SECONDS))
+                    deadline = min(
+                        deadline or float("inf"),
+                        time.monotonic()
+                        + (self._options.grace if death.code in _SAVING else _ASIDE_SECONDS),
+                    )
             if deadline is not None and time.monotonic() > deadline:
                 self._signal(signal.SIGKILL)
             time.sleep(0.05)
@@ -121,8 +131,11 @@ class Life:
 
     def _first_death(self) -> Death | None:
         """The process that went wrong, not those that fell over it."""
-        ended = [(number, child.returncode) for number, child in enumerate(self._processes)
-                 if child.returncode not in (None, 0)]
+        ended = [
+            (number, child.returncode)
+            for number, child in enumerate(self._processes)
+            if child.returncode not in (None, 0)
+        ]
         if not ended:
             return None
         time.sleep(0.2)  # for its last lines
@@ -130,8 +143,11 @@ class Life:
             if child.returncode is None and _state(child.pid) == "T":  # the other gave it up
                 return self._death(number, -signal.SIGSTOP, "is frozen, and others gave it up")
         number, code = min(ended, key=lambda end: end[1] != -signal.SIGKILL)
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else (
-            _MEANING.get(code, f"ended with exit code {code}"))
+        how = (
+            f"was killed by {signal.Signals(-code).name}"
+            if code < 0
+            else (_MEANING.get(code, f"ended with exit code {code}"))
+        )
         return self._death(number, code, how)
 
     def _frozen(self, still: dict[int, float]) -> Death | None:
@@ -140,8 +156,9 @@ class Life:
             if child.returncode is None and _state(child.pid) == "T":
                 since = still.setdefault(number, time.monotonic())
                 if time.monotonic() - since > self._options.heartbeat:
-                    return self._death(number, -signal.SIGSTOP,
-                                       f"has been frozen for {self._options.heartbeat} s")
+                    return self._death(
+                        number, -signal.SIGSTOP, f"has been frozen for {self._options.heartbeat} s"
+                    )
             else:
                 still.pop(number, None)
         return None
@@ -167,11 +184,16 @@ def _environment(options, process: int, address: str, attempt: int, reason: str)
     """What tells a process its place (qwen_jax/parallel/hosts.py) and what became of the last."""
     flags = os.environ.get("XLA_FLAGS", "")
     given = {
-        "JAX_COORDINATOR_ADDRESS": address, "JAX_COORDINATOR_BIND_ADDRESS": address,
-        "JAX_NUM_PROCESSES": str(options.processes), "JAX_PROCESS_ID": str(process),
+        "JAX_COORDINATOR_ADDRESS": address,
+        "JAX_COORDINATOR_BIND_ADDRESS": address,
+        "JAX_NUM_PROCESSES": str(options.processes),
+        "JAX_PROCESS_ID": str(process),
         "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={options.devices}".strip(),
         "QWEN_JAX_HEARTBEAT_SECONDS": str(options.heartbeat),
-        "QWEN_JAX_LAUNCHER": "local", "QWEN_JAX_ATTEMPT": str(attempt), "PYTHONUNBUFFERED": "1"}
+        "QWEN_JAX_LAUNCHER": "local",
+        "QWEN_JAX_ATTEMPT": str(attempt),
+        "PYTHONUNBUFFERED": "1",
+    }
     if reason:
         given["QWEN_JAX_RESTARTED_AFTER"] = reason
     return given
@@ -179,10 +201,19 @@ def _environment(options, process: int, address: str, attempt: int, reason: str)
 
 def _options(argv: list[str]):
     parser = argparse.ArgumentParser(
-        prog="python -m launch.local", description=__doc__, usage="%(prog)s [options] -- COMMAND",
-        formatter_class=argparse.RawDescriptionHelpFormatter, add_help=True)
-    for name, default in (("processes", 2), ("devices", 1), ("max_restarts", 10), ("grace", 60),
-                          ("heartbeat", 20)):
+        prog="python -m launch.local",
+        description=__doc__,
+        usage="%(prog)s [options] -- COMMAND",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=True,
+    )
+    for name, default in (
+        ("processes", 2),
+        ("devices", 1),
+        ("max_restarts", 10),
+        ("grace", 60),
+        ("heartbeat", 20),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default, help=argparse.SUPPRESS)
     parser.add_argument("--dry_run", action="store_true", help=argparse.SUPPRESS)
     options, command = commands.split(parser, argv)

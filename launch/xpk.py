@@ -20,7 +20,8 @@ SETTINGS = {
     "image": (None, "container with this package (launch/Dockerfile.tpu)"),
     "priority": ("medium", "priority in the cluster's queue"),
     "max_restarts": (100, "how often the cluster starts it again"),
-    "grace": (120, "seconds to save in, after SIGTERM")}
+    "grace": (120, "seconds to save in, after SIGTERM"),
+}
 
 
 def main(argv: list[str]) -> int:
@@ -28,12 +29,22 @@ def main(argv: list[str]) -> int:
     commands.need("xpk", "pip install xpk", dry_run=options.dry_run)
     inside = shlex.join(["env", "QWEN_JAX_LAUNCHER=xpk", "python", *command])
     return commands.run(
-        ["xpk", "workload", "create", f"--cluster={options.cluster}", f"--workload={options.name}",
-         f"--tpu-type={options.type}", f"--num-slices={options.slices}",
-         f"--docker-image={options.image}", f"--priority={options.priority}",
-         f"--max-restarts={options.max_restarts}",
-         f"--termination-grace-period-seconds={options.grace}", f"--command={inside}"],
-        dry_run=options.dry_run)
+        [
+            "xpk",
+            "workload",
+            "create",
+            f"--cluster={options.cluster}",
+            f"--workload={options.name}",
+            f"--tpu-type={options.type}",
+            f"--num-slices={options.slices}",
+            f"--docker-image={options.image}",
+            f"--priority={options.priority}",
+            f"--max-restarts={options.max_restarts}",
+            f"--termination-grace-period-seconds={options.grace}",
+            f"--command={inside}",
+        ],
+        dry_run=options.dry_run,
+    )
 
 
 if __name__ == "__main__":

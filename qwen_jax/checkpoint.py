@@ -46,8 +46,13 @@ class Checkpointer:
       >>> checkpoints.close()
     """
 
-    def __init__(self, folder: str | os.PathLike, *, keep: int = 3,
-                 tell: Callable[..., None] = lambda event, **details: None):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        *,
+        keep: int = 3,
+        tell: Callable[..., None] = lambda event, **details: None,
+    ):
         """Clears away what a killed process left unfinished.
 
         Args:
@@ -58,8 +63,9 @@ class Checkpointer:
           CheckpointError: the folder cannot be made or written.
         """
         if keep < 1:
-            raise CheckpointError(f"keep={keep} would keep no checkpoint.", "Checkpointer(keep)",
-                                  "keep 1 or more.")
+            raise CheckpointError(
+                f"keep={keep} would keep no checkpoint.", "Checkpointer(keep)", "keep 1 or more."
+            )
         _quiet_orbax()
         self.folder = pathlib.Path(folder).absolute()
         self.keep, self._tell = keep, tell
@@ -70,8 +76,11 @@ class Checkpointer:
             if _is_primary():
                 step_folders.clear_unfinished(self.folder)
         except OSError as error:
-            raise CheckpointError(f"the folder cannot be used: {error}.", str(self.folder),
-                                  "choose a folder that can be written.") from error
+            raise CheckpointError(
+                f"the folder cannot be used: {error}.",
+                str(self.folder),
+                "choose a folder that can be written.",
+            ) from error
 
     def check_space(self, abstract_state: Any) -> None:
         """Refuses to start a run of which not even one checkpoint fits on the disk.
@@ -84,11 +93,17 @@ class Checkpointer:
             raise CheckpointError(
                 f"a checkpoint takes {leaves.size_text(needed)}, and {leaves.size_text(free)} are "
                 "free.",
-                str(self.folder), "free some space, or save to another disk.")
+                str(self.folder),
+                "free some space, or save to another disk.",
+            )
         if needed * (self.keep + 1 - len(self.steps())) > free:
-            logging.warning("%s: %s are free; keeping %d checkpoints of %s needs room for one more",
-                            self.folder, leaves.size_text(free), self.keep,
-                            leaves.size_text(needed))
+            logging.warning(
+                "%s: %s are free; keeping %d checkpoints of %s needs room for one more",
+                self.folder,
+                leaves.size_text(free),
+                self.keep,
+                leaves.size_text(needed),
+            )
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         """Saves in the background; returns as soon as `state` may be donated.
@@ -108,7 +123,9 @@ class Checkpointer:
         if newer:
             raise CheckpointError(
                 f"step {step} is older than the newest checkpoint, {newer[-1]}.",
-                str(self.folder), "to go on from an older step, first move the newer ones away.")
+                str(self.folder),
+                "to go on from an older step, first move the newer ones away.",
+            )
         arrays, text = _describe(step, state, meta)
         started = time.perf_counter()
         temporary = self.folder / f"{step}.saving"
@@ -148,11 +165,15 @@ class Checkpointer:
 
     def steps(self) -> list[int]:
         """All complete steps, oldest first (their contents are verified by `restore`)."""
-        return [step for step in step_folders.numbered(self.folder)
-                if (self.folder / str(step) / manifest.NAME).exists()]
+        return [
+            step
+            for step in step_folders.numbered(self.folder)
+            if (self.folder / str(step) / manifest.NAME).exists()
+        ]
 
-    def restore(self, abstract_state: Any, *, step: int | None = None
-                ) -> tuple[int, Any, dict[str, Any]] | None:
+    def restore(
+        self, abstract_state: Any, *, step: int | None = None
+    ) -> tuple[int, Any, dict[str, Any]] | None:
         """The newest good step, every file of it verified. Damaged ones are renamed and logged.
 
         Args:
@@ -190,7 +211,9 @@ class Checkpointer:
             self._tell("saved", step=step, seconds=round(time.perf_counter() - started, 3))
         except Exception as error:
             failure = self._failure(step, error)
-            logging.error("%s", failure)  # at once; the training thread hears of it at its next call
+            logging.error(
+                "%s", failure
+            )  # at once; the training thread hears of it at its next call
             if _is_primary():
                 shutil.rmtree(temporary, ignore_errors=True)
             raise failure from error
@@ -201,11 +224,14 @@ class Checkpointer:
 
     def _delete_old(self, newest: int) -> None:
         shutil.rmtree(self.folder / f"{newest}.replaced", ignore_errors=True)
-        good = [step for step in self.steps()
-                if not manifest.problems(self.folder / str(step), contents=False)]
+        good = [
+            step
+            for step in self.steps()
+            if not manifest.problems(self.folder / str(step), contents=False)
+        ]
         if newest not in good:  # cannot be; but then nothing older may go
             return
-        for step in good[:-self.keep]:
+        for step in good[: -self.keep]:
             # Renamed first: half a checkpoint must not have a checkpoint's name.
             doomed = (self.folder / str(step)).rename(self.folder / f"{step}.deleting")
             shutil.rmtree(doomed)
@@ -218,18 +244,26 @@ class Checkpointer:
         if number in _DISK_FULL:
             return CheckpointError(
                 f"the disk is full ({os.strerror(number)}): step {step} is not saved.",
-                str(self.folder), f"free some space and start again. Kept steps: {kept}.")
+                str(self.folder),
+                f"free some space and start again. Kept steps: {kept}.",
+            )
         return CheckpointError(
             f"step {step} is not saved: {type(error).__name__}: {str(error)[:500]}",
-            str(self.folder), f"mend the cause and start again. Kept steps: {kept}.")
+            str(self.folder),
+            f"mend the cause and start again. Kept steps: {kept}.",
+        )
 
 
 Piece = tuple[tuple[slice, ...], np.ndarray]
 
 
-def open_params(folder: str | os.PathLike, abstract_params: Any, *, step: int | None = None,
-                under: str = "params") -> tuple[int, Callable[[str, tuple[slice, ...]],
-                                                          Iterator[Piece]]]:
+def open_params(
+    folder: str | os.PathLike,
+    abstract_params: Any,
+    *,
+    step: int | None = None,
+    under: str = "params",
+) -> tuple[int, Callable[[str, tuple[slice, ...]], Iterator[Piece]]]:
     """The parameters alone, of the newest good step, to be read piece by piece.
 
     Nothing in the folder is changed, so a run may be going on in it.
@@ -249,19 +283,28 @@ def open_params(folder: str | os.PathLike, abstract_params: Any, *, step: int | 
     folder = pathlib.Path(folder).absolute()
     chosen = _choose(folder, step, set_aside=False)
     if chosen is None:
-        raise CheckpointError("there is no checkpoint here.", str(folder),
-                              "pass the `checkpoints` folder of a run that has saved one.")
+        raise CheckpointError(
+            "there is no checkpoint here.",
+            str(folder),
+            "pass the `checkpoints` folder of a run that has saved one.",
+        )
     path = folder / str(chosen)
     _check_leaves(path, leaves.named(abstract_params, under), under)
 
     def pieces(name: str, index: tuple[slice, ...]) -> Iterator[Piece]:
         store = _open_array(path / ARRAYS, f"{under}.{name}")
-        axes = [_cut(part, step) for part, step in
-                zip(index, store.chunk_layout.read_chunk.shape, strict=True)]
+        axes = [
+            _cut(part, step)
+            for part, step in zip(index, store.chunk_layout.read_chunk.shape, strict=True)
+        ]
         for cell in itertools.product(*axes):
-            yield (tuple(slice(part.start - whole.start, part.stop - whole.start)
-                         for part, whole in zip(cell, index)),
-                   store[cell].read().result())
+            yield (
+                tuple(
+                    slice(part.start - whole.start, part.stop - whole.start)
+                    for part, whole in zip(cell, index)
+                ),
+                store[cell].read().result(),
+            )
 
     return chosen, pieces
 
@@ -280,8 +323,13 @@ def _open_array(folder: pathlib.Path, name: str):
     return tensorstore.open({"driver": "zarr3", "kvstore": database}, read=True).result()
 
 
-def _choose(folder: pathlib.Path, step: int | None, *, set_aside: bool,
-            tell: Callable[..., None] = lambda event, **details: None) -> int | None:
+def _choose(
+    folder: pathlib.Path,
+    step: int | None,
+    *,
+    set_aside: bool,
+    tell: Callable[..., None] = lambda event, **details: None,
+) -> int | None:
     """The newest good step (or `step`), found by process 0, the same one in every process."""
     chosen, problem = -1, None
     if _is_primary():
@@ -292,18 +340,22 @@ def _choose(folder: pathlib.Path, step: int | None, *, set_aside: bool,
     if jax.process_count() > 1:
         chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
     if chosen == -2:
-        raise problem or CheckpointError("process 0 found no good checkpoint.", str(folder),
-                                         "see its message.")
+        raise problem or CheckpointError(
+            "process 0 found no good checkpoint.", str(folder), "see its message."
+        )
     return None if chosen == -1 else chosen
 
 
-def _newest_good(folder: pathlib.Path, step: int | None, set_aside: bool,
-                 tell: Callable[..., None]) -> int:
+def _newest_good(
+    folder: pathlib.Path, step: int | None, set_aside: bool, tell: Callable[..., None]
+) -> int:
     present = step_folders.numbered(folder)
     if step is not None and step not in present:
         raise CheckpointError(
-            f"there is no checkpoint of step {step}.", str(folder),
-            f"choose one of {', '.join(map(str, present)) or 'none: the folder has no checkpoint'}.")
+            f"there is no checkpoint of step {step}.",
+            str(folder),
+            f"choose one of {', '.join(map(str, present)) or 'none: the folder has no checkpoint'}.",
+        )
     reports = []
     for candidate in [step] if step is not None else reversed(present):
         path = folder / str(candidate)
@@ -320,9 +372,12 @@ def _newest_good(folder: pathlib.Path, step: int | None, set_aside: bool,
         tell("damaged", step=candidate, problem="; ".join(bad)[:500], now=moved)
     if reports:
         raise CheckpointError(
-            f"no good checkpoint. {'. '.join(reports)}.", str(folder),
-            "restore the files from a copy; or begin again in an empty folder." if step is None
-            else "leave the step out to get the newest good one.")
+            f"no good checkpoint. {'. '.join(reports)}.",
+            str(folder),
+            "restore the files from a copy; or begin again in an empty folder."
+            if step is None
+            else "leave the step out to get the newest good one.",
+        )
     return -1
 
 
@@ -333,14 +388,18 @@ def _describe(step: int, state: Any, meta: dict[str, Any]) -> tuple[dict[str, An
         if type(leaf) in (int, float, bool):
             scalars[name] = leaf
         elif isinstance(leaf, (jax.Array, np.ndarray, np.generic)) and not jax.dtypes.issubdtype(
-                leaf.dtype, jax.dtypes.prng_key):
+            leaf.dtype, jax.dtypes.prng_key
+        ):
             arrays[name] = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
         else:
             strange.append(f"{name} ({type(leaf).__name__})")
         types[name] = leaves.type_of(leaf)
     if strange:
-        raise CheckpointError(f"leaves that are neither arrays nor numbers: {', '.join(strange)}.",
-                              "save(state)", "save a key as jax.random.key_data, text in meta.")
+        raise CheckpointError(
+            f"leaves that are neither arrays nor numbers: {', '.join(strange)}.",
+            "save(state)",
+            "save a key as jax.random.key_data, text in meta.",
+        )
     record = {"format": FORMAT, "step": step, "meta": meta, "leaves": types, "scalars": scalars}
     try:
         text = json.dumps(record, indent=1) + "\n"
@@ -348,8 +407,11 @@ def _describe(step: int, state: Any, meta: dict[str, Any]) -> tuple[dict[str, An
     except (TypeError, ValueError):
         exact = False
     if not exact:
-        raise CheckpointError(f"JSON does not return this unchanged: {meta!r}.", "save(meta)",
-                              "use dicts with text keys, lists, text, numbers, true, false, null.")
+        raise CheckpointError(
+            f"JSON does not return this unchanged: {meta!r}.",
+            "save(meta)",
+            "use dicts with text keys, lists, text, numbers, true, false, null.",
+        )
     return arrays, text
 
 
@@ -358,8 +420,11 @@ def _load(path: pathlib.Path, abstract: Any) -> tuple[Any, dict[str, Any]]:
     record = _read_description(path)
     named = leaves.named(abstract)
     _check_leaves(path, named, "")
-    wanted = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf))
-              for name, leaf in named if name not in record["scalars"]}
+    wanted = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf))
+        for name, leaf in named
+        if name not in record["scalars"]
+    }
     with _context(largest=max(map(leaves.bytes_of, wanted.values()), default=0)):
         arrays = _orbax().load(path / ARRAYS, wanted) if wanted else {}
     values = [record["scalars"].get(name, arrays.get(name)) for name, _ in named]
@@ -369,33 +434,43 @@ def _load(path: pathlib.Path, abstract: Any) -> tuple[Any, dict[str, Any]]:
 def _check_leaves(path: pathlib.Path, named: list[tuple[str, Any]], prefix: str) -> None:
     """Raises with every difference: Orbax itself would cast a dtype without a word."""
     wanted = {name: leaves.type_of(leaf) for name, leaf in named}
-    saved = {name: kind for name, kind in _read_description(path)["leaves"].items()
-             if not prefix or name == prefix or name.startswith(prefix + ".")}
+    saved = {
+        name: kind
+        for name, kind in _read_description(path)["leaves"].items()
+        if not prefix or name == prefix or name.startswith(prefix + ".")
+    }
     lines = [f"{name}: not in the checkpoint" for name in wanted if name not in saved]
     lines += [f"{name}: in the checkpoint alone" for name in saved if name not in wanted]
-    lines += [f"{name}: {leaves.kind_of(saved[name])} in the checkpoint, "
-              f"{leaves.kind_of(kind)} wanted"
-              for name, kind in wanted.items() if name in saved and saved[name] != kind]
+    lines += [
+        f"{name}: {leaves.kind_of(saved[name])} in the checkpoint, {leaves.kind_of(kind)} wanted"
+        for name, kind in wanted.items()
+        if name in saved and saved[name] != kind
+    ]
     if lines:
         listed = "\n    ".join(sorted(lines))
         raise CheckpointError(
             f"the checkpoint is of another model or optimizer; {len(lines)} leaves differ:\n"
-            f"    {listed}", str(path), "use the settings it was saved with (the run's config.json).")
+            f"    {listed}",
+            str(path),
+            "use the settings it was saved with (the run's config.json).",
+        )
 
 
 def _read_description(path: pathlib.Path) -> dict[str, Any]:
     record = json.loads((path / META).read_text(encoding="utf-8"))
     if record["format"] != FORMAT:
-        raise CheckpointError(f"its format is {record['format']}; this version knows {FORMAT}.",
-                              str(path), "use the version of qwen_jax that wrote it.")
+        raise CheckpointError(
+            f"its format is {record['format']}; this version knows {FORMAT}.",
+            str(path),
+            "use the version of qwen_jax that wrote it.",
+        )
     return record
-
 
 
 def _sharding(leaf: Any) -> jax.sharding.Sharding:
     return getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(
-        jax.local_devices()[0])
-
+        jax.local_devices()[0]
+    )
 
 
 def _is_primary() -> bool:
@@ -404,6 +479,7 @@ def _is_primary() -> bool:
 
 def _orbax():
     from orbax.checkpoint import v1  # a second of importing, for those who save or load
+
     return v1
 
 

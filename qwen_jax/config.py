@@ -22,14 +22,22 @@ def _check_positive(config, section: str, names: str) -> None:
     for name in names.split():
         value = getattr(config, name)
         ok = value is None or (isinstance(value, int) and value > 0)
-        _check(ok, f"{name}={value!r} is not a positive whole number.", f"{section}.{name}",
-               "use 1 or more.")
+        _check(
+            ok,
+            f"{name}={value!r} is not a positive whole number.",
+            f"{section}.{name}",
+            "use 1 or more.",
+        )
 
 
 def _check_choice(config, section: str, name: str, choices: tuple[str, ...]) -> None:
     value = getattr(config, name)
-    _check(value in choices, f"{name}={value!r} is unknown.", f"{section}.{name}",
-           f"use one of {', '.join(choices)}.")
+    _check(
+        value in choices,
+        f"{name}={value!r} is unknown.",
+        f"{section}.{name}",
+        f"use one of {', '.join(choices)}.",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +49,12 @@ class ContextExtension:
     windows: tuple[int, ...] | None = None  # tokens that each layer sees, lowest layer first
 
     def __post_init__(self):
-        _check(self.windows is None or all(isinstance(w, int) and w > 0 for w in self.windows),
-               f"windows={self.windows!r} holds something else than positive whole numbers.",
-               "model.extension.windows", "give every layer 1 or more tokens, or none for no windows.")
+        _check(
+            self.windows is None or all(isinstance(w, int) and w > 0 for w in self.windows),
+            f"windows={self.windows!r} holds something else than positive whole numbers.",
+            "model.extension.windows",
+            "give every layer 1 or more tokens, or none for no windows.",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,25 +86,49 @@ class ModelConfig:
     attention: str | None = None  # a back end by name; None: the best for the device
 
     def __post_init__(self):
-        _check_positive(self, "model", "vocab_size hidden_size num_layers num_heads ffn_size "
-                        "context_length num_kv_heads head_size unroll_layers")
-        _check(self.head_size is not None or self.hidden_size % self.num_heads == 0,
-               f"num_heads={self.num_heads} does not divide hidden_size={self.hidden_size}.",
-               "model.num_heads", "choose a divisor, or set model.head_size.")
-        _check(self.num_heads % self.kv_heads == 0,
-               f"num_kv_heads={self.kv_heads} does not divide num_heads={self.num_heads}.",
-               "model.num_kv_heads", "choose a divisor of num_heads.")
-        _check(self.head_dim % 2 == 0, f"head size {self.head_dim} is odd.", "model.head_size",
-               "rotary embedding turns pairs: use an even size.")
+        _check_positive(
+            self,
+            "model",
+            "vocab_size hidden_size num_layers num_heads ffn_size "
+            "context_length num_kv_heads head_size unroll_layers",
+        )
+        _check(
+            self.head_size is not None or self.hidden_size % self.num_heads == 0,
+            f"num_heads={self.num_heads} does not divide hidden_size={self.hidden_size}.",
+            "model.num_heads",
+            "choose a divisor, or set model.head_size.",
+        )
+        _check(
+            self.num_heads % self.kv_heads == 0,
+            f"num_kv_heads={self.kv_heads} does not divide num_heads={self.num_heads}.",
+            "model.num_kv_heads",
+            "choose a divisor of num_heads.",
+        )
+        _check(
+            self.head_dim % 2 == 0,
+            f"head size {self.head_dim} is odd.",
+            "model.head_size",
+            "rotary embedding turns pairs: use an even size.",
+        )
         windows = self.extension.windows
-        _check(windows is None or len(windows) == self.num_layers,
-               f"{len(windows or ())} windows for {self.num_layers} layers.",
-               "model.extension.windows", "give one per layer, lowest first.")
-        _check(0.0 <= self.dropout < 1.0, f"dropout={self.dropout} is outside [0, 1).",
-               "model.dropout", "the report uses 0 in pretraining and 0.1 in SFT.")
-        _check(self.rope_base > 1 and self.norm_epsilon > 0 and self.initializer_range > 0,
-               "rope_base, norm_epsilon and initializer_range must be positive.", "model",
-               "the report's values are 10000, 1e-6 and 0.02.")
+        _check(
+            windows is None or len(windows) == self.num_layers,
+            f"{len(windows or ())} windows for {self.num_layers} layers.",
+            "model.extension.windows",
+            "give one per layer, lowest first.",
+        )
+        _check(
+            0.0 <= self.dropout < 1.0,
+            f"dropout={self.dropout} is outside [0, 1).",
+            "model.dropout",
+            "the report uses 0 in pretraining and 0.1 in SFT.",
+        )
+        _check(
+            self.rope_base > 1 and self.norm_epsilon > 0 and self.initializer_range > 0,
+            "rope_base, norm_epsilon and initializer_range must be positive.",
+            "model",
+            "the report's values are 10000, 1e-6 and 0.02.",
+        )
         _check_choice(self, "model", "compute_dtype", DTYPES)
         _check_choice(self, "model", "param_dtype", DTYPES)
         _check_choice(self, "model", "remat", ("none", "dots", "block"))
@@ -138,19 +173,38 @@ class OptimizerConfig:
     def __post_init__(self):
         for name in ("peak_learning_rate", "epsilon"):
             value = getattr(self, name)
-            _check(value > 0 and math.isfinite(value), f"{name}={value} is not positive.",
-                   f"optimizer.{name}", "use a positive number.")
-        _check(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps} is negative.",
-               "optimizer.warmup_steps", "use 0 or more.")
+            _check(
+                value > 0 and math.isfinite(value),
+                f"{name}={value} is not positive.",
+                f"optimizer.{name}",
+                "use a positive number.",
+            )
+        _check(
+            self.warmup_steps >= 0,
+            f"warmup_steps={self.warmup_steps} is negative.",
+            "optimizer.warmup_steps",
+            "use 0 or more.",
+        )
         for name in ("beta1", "beta2", "final_fraction"):
             value = getattr(self, name)
-            _check(0 <= value <= 1, f"{name}={value} is outside [0, 1].", f"optimizer.{name}",
-                   "the report's values are 0.9, 0.95 and 0.1.")
-        _check(self.weight_decay >= 0, f"weight_decay={self.weight_decay} is negative.",
-               "optimizer.weight_decay", "use 0 or more.")
-        _check(self.clip_norm is None or self.clip_norm > 0,
-               f"clip_norm={self.clip_norm} is not positive.", "optimizer.clip_norm",
-               "use a positive number, or None for no clipping.")
+            _check(
+                0 <= value <= 1,
+                f"{name}={value} is outside [0, 1].",
+                f"optimizer.{name}",
+                "the report's values are 0.9, 0.95 and 0.1.",
+            )
+        _check(
+            self.weight_decay >= 0,
+            f"weight_decay={self.weight_decay} is negative.",
+            "optimizer.weight_decay",
+            "use 0 or more.",
+        )
+        _check(
+            self.clip_norm is None or self.clip_norm > 0,
+            f"clip_norm={self.clip_norm} is not positive.",
+            "optimizer.clip_norm",
+            "use a positive number, or None for no clipping.",
+        )
         _check_choice(self, "optimizer", "schedule", ("cosine", "constant"))
         _check_choice(self, "optimizer", "moment_dtype", DTYPES)
 
@@ -188,13 +242,23 @@ class TrainConfig:
     trace_steps: tuple[int, ...] = ()  # first, last: profiled into run_dir/profile
 
     def __post_init__(self):
-        _check_positive(self, "train", "num_steps batch_size micro_batches log_every eval_every "
-                        "eval_batches save_every keep_checkpoints recheck_every")
+        _check_positive(
+            self,
+            "train",
+            "num_steps batch_size micro_batches log_every eval_every "
+            "eval_batches save_every keep_checkpoints recheck_every",
+        )
         _check_choice(self, "train", "on_spike", ("tell", "skip"))
-        _check(not self.trace_steps or (len(self.trace_steps) == 2
-                                        and 1 <= self.trace_steps[0] <= self.trace_steps[1]),
-               f"trace_steps={self.trace_steps} is not a first and a last step.",
-               "train.trace_steps", "write --train.trace_steps=100,105.")
-        _check(self.batch_size % self.micro_batches == 0,
-               f"micro_batches={self.micro_batches} does not divide batch_size={self.batch_size}.",
-               "train.micro_batches", "choose a divisor of train.batch_size.")
+        _check(
+            not self.trace_steps
+            or (len(self.trace_steps) == 2 and 1 <= self.trace_steps[0] <= self.trace_steps[1]),
+            f"trace_steps={self.trace_steps} is not a first and a last step.",
+            "train.trace_steps",
+            "write --train.trace_steps=100,105.",
+        )
+        _check(
+            self.batch_size % self.micro_batches == 0,
+            f"micro_batches={self.micro_batches} does not divide batch_size={self.batch_size}.",
+            "train.micro_batches",
+            "choose a divisor of train.batch_size.",
+        )

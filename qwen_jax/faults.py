@@ -58,14 +58,18 @@ def planned(environ: Mapping[str, str] = os.environ) -> list[Fault]:
             raise unknown_name("fault", kind, KINDS, VARIABLE)
         try:
             values = dict(setting.split("=") for setting in settings)
-            numbers = {name: float(value) if name == "seconds" else int(value)
-                       for name, value in values.items()}
+            numbers = {
+                name: float(value) if name == "seconds" else int(value)
+                for name, value in values.items()
+            }
             fault = Fault(kind, **numbers)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"{text!r} is no fault: {error}.", VARIABLE,
-                              "write kill step=12 process=1, say.") from error
+            raise ConfigError(
+                f"{text!r} is no fault: {error}.", VARIABLE, "write kill step=12 process=1, say."
+            ) from error
         if fault.process in (None, jax.process_index()) and (
-                fault.attempt == int(environ.get("QWEN_JAX_ATTEMPT", 0))):
+            fault.attempt == int(environ.get("QWEN_JAX_ATTEMPT", 0))
+        ):
             found.append(fault)
     return found
 
@@ -113,8 +117,9 @@ def _commit(fault: Fault, batch: Any) -> Any:
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (fault.bytes, resource.RLIM_INFINITY))
     elif fault.kind == "nan":
-        return jax.tree.map(lambda x: x * jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else x,
-                            batch)
+        return jax.tree.map(
+            lambda x: x * jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else x, batch
+        )
     return batch
 
 
@@ -181,9 +186,13 @@ def workers(launcher: int) -> dict[int, int]:
 
 
 def _any_file(folder: str | os.PathLike, draw: random.Random) -> pathlib.Path:
-    files = sorted(path for path in pathlib.Path(folder).rglob("*")
-                   if path.is_file() and path.stat().st_size)
+    files = sorted(
+        path for path in pathlib.Path(folder).rglob("*") if path.is_file() and path.stat().st_size
+    )
     if not files:
-        raise ConfigError("there is no file with anything in it.", str(folder),
-                          "name a checkpoint or a folder of shards.")
+        raise ConfigError(
+            "there is no file with anything in it.",
+            str(folder),
+            "name a checkpoint or a folder of shards.",
+        )
     return draw.choice(files)

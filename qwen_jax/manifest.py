@@ -81,8 +81,11 @@ def sync_folder(folder: str | os.PathLike) -> None:
 
 def _names(folder: pathlib.Path) -> list[str]:
     """Every file below `folder` but the manifest, as paths relative to it."""
-    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*")
-             if path.is_symlink() or not path.is_dir())
+    found = (
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    )
     return sorted(name for name in found if name != NAME)
 
 

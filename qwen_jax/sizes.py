@@ -8,21 +8,42 @@ from qwen_jax.config import ModelConfig
 from qwen_jax.errors import unknown_name
 
 QWEN_1_8B = ModelConfig(  # 1,836,828,672 parameters
-    vocab_size=151936, hidden_size=2048, num_layers=24, num_heads=16, ffn_size=5504)
+    vocab_size=151936, hidden_size=2048, num_layers=24, num_heads=16, ffn_size=5504
+)
 QWEN_7B = ModelConfig(  # 7,721,324,544 parameters
-    vocab_size=151936, hidden_size=4096, num_layers=32, num_heads=32, ffn_size=11008)
+    vocab_size=151936, hidden_size=4096, num_layers=32, num_heads=32, ffn_size=11008
+)
 QWEN_14B = ModelConfig(  # 14,167,290,880 parameters
-    vocab_size=152064, hidden_size=5120, num_layers=40, num_heads=40, ffn_size=13696)
+    vocab_size=152064, hidden_size=5120, num_layers=40, num_heads=40, ffn_size=13696
+)
 
 TOY_8M = ModelConfig(  # 8.4M parameters: the size that benchmarks/train_step.py compares at
-    vocab_size=8192, hidden_size=256, num_layers=4, num_heads=4, ffn_size=1024,
-    context_length=256, compute_dtype="float32", unroll_layers=4)
+    vocab_size=8192,
+    hidden_size=256,
+    num_layers=4,
+    num_heads=4,
+    ffn_size=1024,
+    context_length=256,
+    compute_dtype="float32",
+    unroll_layers=4,
+)
 TOY_110M = ModelConfig(
-    vocab_size=32000, hidden_size=768, num_layers=12, num_heads=12, ffn_size=2048,
-    context_length=1024)
+    vocab_size=32000,
+    hidden_size=768,
+    num_layers=12,
+    num_heads=12,
+    ffn_size=2048,
+    context_length=1024,
+)
 TINY = ModelConfig(  # for tests: every dimension different, each divisible by 4
-    vocab_size=128, hidden_size=32, num_layers=2, num_heads=4, ffn_size=48,
-    context_length=16, compute_dtype="float32")
+    vocab_size=128,
+    hidden_size=32,
+    num_layers=2,
+    num_heads=4,
+    ffn_size=48,
+    context_length=16,
+    compute_dtype="float32",
+)
 
 SIZES = {
     "1.8b": QWEN_1_8B,

@@ -11,8 +11,9 @@ def numbered(folder: pathlib.Path) -> list[int]:
     """The folders whose name is a number, in order."""
     if not folder.is_dir():
         return []
-    return sorted(int(path.name) for path in folder.iterdir()
-                  if path.name.isdecimal() and path.is_dir())
+    return sorted(
+        int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir()
+    )
 
 
 def clear_unfinished(folder: pathlib.Path) -> None:

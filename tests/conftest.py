@@ -34,8 +34,9 @@ def toy_text(tmp_path_factory) -> pathlib.Path:
     """Shards of 200 documents of four words, a token for each byte, for runs that are about lives."""
     folder = tmp_path_factory.mktemp("text") / "words"
     draw = np.random.default_rng(0)
-    documents = [Document(str(i), " ".join(draw.choice(["a", "bc", "def", "gh"], 50)))
-                 for i in range(200)]
+    documents = [
+        Document(str(i), " ".join(draw.choice(["a", "bc", "def", "gh"], 50))) for i in range(200)
+    ]
     shards.write(documents, folder, Tokenizer({bytes([byte]): byte for byte in range(256)}))
     return folder / "train"
 

@@ -23,8 +23,11 @@ from qwen_jax.types import TrainState
 def make_state(seed: int, rows: int = 64) -> TrainState:
     draw = np.random.default_rng(seed)
     weights = jnp.asarray(draw.standard_normal((rows, 32)), jnp.float32)
-    return TrainState(step=jnp.int32(seed), params={"w": weights, "b": weights[0].astype("bfloat16")},
-                      opt_state=(weights * 2, None, {"count": jnp.int32(7)}))
+    return TrainState(
+        step=jnp.int32(seed),
+        params={"w": weights, "b": weights[0].astype("bfloat16")},
+        opt_state=(weights * 2, None, {"count": jnp.int32(7)}),
+    )
 
 
 def abstract(state, sharding=None):
@@ -92,8 +95,9 @@ def test_forty_flipped_bits_are_forty_found_and_the_older_step_is_restored(tmp_p
     for trial in range(40):
         folder = tmp_path / f"trial{trial}"
         shutil.copytree(original, folder)
-        files = sorted(path for path in (folder / "2").rglob("*")
-                       if path.is_file() and path.stat().st_size)
+        files = sorted(
+            path for path in (folder / "2").rglob("*") if path.is_file() and path.stat().st_size
+        )
         file = draw.choice(files)
         data = bytearray(file.read_bytes())
         bit = draw.randrange(8 * len(data))
@@ -129,12 +133,16 @@ def test_differences_are_all_listed(tmp_path):
     checkpoints = Checkpointer(tmp_path)
     checkpoints.save(1, make_state(1), {})
     other = abstract(make_state(0, rows=8)).replace(
-        params={"w": jax.ShapeDtypeStruct((64, 32), "bfloat16"), "c": jnp.zeros(3)})
+        params={"w": jax.ShapeDtypeStruct((64, 32), "bfloat16"), "c": jnp.zeros(3)}
+    )
     with pytest.raises(CheckpointError) as caught:
         checkpoints.restore(other)
-    for text in ("params.w: float32 [64, 32] in the checkpoint, bfloat16 [64, 32] wanted",
-                 "params.c: not in the checkpoint", "params.b: in the checkpoint alone",
-                 "opt_state.0: float32 [64, 32] in the checkpoint, float32 [8, 32] wanted"):
+    for text in (
+        "params.w: float32 [64, 32] in the checkpoint, bfloat16 [64, 32] wanted",
+        "params.c: not in the checkpoint",
+        "params.b: in the checkpoint alone",
+        "opt_state.0: float32 [64, 32] in the checkpoint, float32 [8, 32] wanted",
+    ):
         assert text in str(caught.value)
 
 
@@ -188,8 +196,12 @@ def test_kill_minus_nine_never_leaves_half_a_checkpoint(tmp_path):
     root = pathlib.Path(__file__).resolve().parent.parent
     draw, newest = random.Random(1), 0
     for _ in range(4):
-        run = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], cwd=root,
-                               stdout=subprocess.PIPE, text=True)
+        run = subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(tmp_path)],
+            cwd=root,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         for line in run.stdout:
             if int(line) >= newest + 3:
                 break

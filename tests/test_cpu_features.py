@@ -5,12 +5,15 @@ import pytest
 from qwen_jax.parallel import cpu_features
 
 
-@pytest.mark.parametrize("text, expected", [
-    ("processor : 0\nflags\t\t: fpu sse avx2 avx512f avx512_bf16 amx_tile\n", True),
-    ("processor : 0\nflags\t\t: fpu sse avx2 avx512f\nbugs\t\t: bf16\n", False),
-    ("processor : 0\nFeatures\t: fp asimd bf16 i8mm\n", True),
-    ("", False),
-])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("processor : 0\nflags\t\t: fpu sse avx2 avx512f avx512_bf16 amx_tile\n", True),
+        ("processor : 0\nflags\t\t: fpu sse avx2 avx512f\nbugs\t\t: bf16\n", False),
+        ("processor : 0\nFeatures\t: fp asimd bf16 i8mm\n", True),
+        ("", False),
+    ],
+)
 def test_bfloat16_products(tmp_path, monkeypatch, text, expected):
     path = tmp_path / "cpuinfo"
     path.write_text(text)

@@ -7,12 +7,29 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LEVELS = {  # a module may import its own part and lower levels; parts of level 2 not one another
-    "errors": 0, "faults": 1, "leaves": 1, "manifest": 1, "step_folders": 1, "config": 1, "sizes": 1,
+    "errors": 0,
+    "faults": 1,
+    "leaves": 1,
+    "manifest": 1,
+    "step_folders": 1,
+    "config": 1,
+    "sizes": 1,
     "types": 1,
-    "tokenizer": 2, "kernels": 2, "parallel": 2,
-    "model": 3, "data": 3, "checkpoint": 3,
-    "generate": 4, "export": 4, "train": 5, "serve": 5,
-    "align": 6, "agent": 6, "evaluate": 6, "report": 6, "plan": 7,
+    "tokenizer": 2,
+    "kernels": 2,
+    "parallel": 2,
+    "model": 3,
+    "data": 3,
+    "checkpoint": 3,
+    "generate": 4,
+    "export": 4,
+    "train": 5,
+    "serve": 5,
+    "align": 6,
+    "agent": 6,
+    "evaluate": 6,
+    "report": 6,
+    "plan": 7,
 }
 
 
@@ -39,8 +56,11 @@ def violations() -> list[str]:
             if not name.startswith("qwen_jax."):
                 continue
             other = name.split(".")[1]
-            allowed = LEVELS[other] < LEVELS[part] or other == part or (
-                LEVELS[other] == LEVELS[part] == 1)
+            allowed = (
+                LEVELS[other] < LEVELS[part]
+                or other == part
+                or (LEVELS[other] == LEVELS[part] == 1)
+            )
             if not allowed:
                 found.append(f"{path.relative_to(ROOT)} ({part}) imports {other}")
     return found
@@ -58,6 +78,7 @@ optional = {"pyarrow", "tokenizers", "trafilatura", "matplotlib", "transformers"
             "starlette", "uvicorn"}
 print(sorted(optional & set(sys.modules)))
 """
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                         check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert run.stdout.strip() == "[]"

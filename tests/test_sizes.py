@@ -7,15 +7,23 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.model.spec import count
 
 
-@pytest.mark.parametrize("name, parameters", [
-    ("1.8b", 1_836_828_672), ("7b", 7_721_324_544), ("14b", 14_167_290_880),
-    ("toy_8m", 8_393_984)])
+@pytest.mark.parametrize(
+    "name, parameters",
+    [
+        ("1.8b", 1_836_828_672),
+        ("7b", 7_721_324_544),
+        ("14b", 14_167_290_880),
+        ("toy_8m", 8_393_984),
+    ],
+)
 def test_parameter_count_equals_the_released_checkpoint(name, parameters):
     assert count(sizes.by_name(name)) == parameters
 
 
-@pytest.mark.parametrize("name, hidden, layers, heads", [
-    ("1.8b", 2048, 24, 16), ("7b", 4096, 32, 32), ("14b", 5120, 40, 40)])
+@pytest.mark.parametrize(
+    "name, hidden, layers, heads",
+    [("1.8b", 2048, 24, 16), ("7b", 4096, 32, 32), ("14b", 5120, 40, 40)],
+)
 def test_sizes_equal_table_1(name, hidden, layers, heads):
     config = sizes.by_name(name)
     assert (config.hidden_size, config.num_layers, config.num_heads) == (hidden, layers, heads)

@@ -12,9 +12,13 @@ import sys
 import time
 
 from datatrove.executor.local import LocalPipelineExecutor
-from datatrove.pipeline.dedup.minhash import (MinhashConfig, MinhashDedupBuckets,
-                                              MinhashDedupCluster, MinhashDedupFilter,
-                                              MinhashDedupSignature)
+from datatrove.pipeline.dedup.minhash import (
+    MinhashConfig,
+    MinhashDedupBuckets,
+    MinhashDedupCluster,
+    MinhashDedupFilter,
+    MinhashDedupSignature,
+)
 from datatrove.pipeline.readers import JsonlReader
 from datatrove.pipeline.writers import JsonlWriter
 
@@ -26,16 +30,34 @@ def main(source: str, working: str) -> None:
         ([JsonlReader(source), MinhashDedupSignature(f"{working}/signatures", config)], 1),
         ([MinhashDedupBuckets(f"{working}/signatures", f"{working}/buckets", config=config)], 14),
         ([MinhashDedupCluster(f"{working}/buckets", f"{working}/remove", config=config)], 1),
-        ([JsonlReader(source), MinhashDedupFilter(f"{working}/remove"),
-          JsonlWriter(f"{working}/kept", compression=None)], 1))
+        (
+            [
+                JsonlReader(source),
+                MinhashDedupFilter(f"{working}/remove"),
+                JsonlWriter(f"{working}/kept", compression=None),
+            ],
+            1,
+        ),
+    )
     for number, (pipeline, tasks) in enumerate(stages):
-        LocalPipelineExecutor(pipeline, tasks=tasks, workers=1,
-                              logging_dir=f"{working}/logs{number}").run()
+        LocalPipelineExecutor(
+            pipeline, tasks=tasks, workers=1, logging_dir=f"{working}/logs{number}"
+        ).run()
     seconds = time.perf_counter() - started
-    kept = [json.loads(line)["text"] for path in pathlib.Path(working, "kept").rglob("*.jsonl")
-            for line in open(path, encoding="utf-8")]
-    print(json.dumps({"seconds": seconds, "kept": len(kept),
-                      "version": importlib.metadata.version("datatrove")}))
+    kept = [
+        json.loads(line)["text"]
+        for path in pathlib.Path(working, "kept").rglob("*.jsonl")
+        for line in open(path, encoding="utf-8")
+    ]
+    print(
+        json.dumps(
+            {
+                "seconds": seconds,
+                "kept": len(kept),
+                "version": importlib.metadata.version("datatrove"),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -18,16 +18,23 @@ def main(work: dict) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     torch.set_float32_matmul_precision("high")
-    config = qwen2.make_config(work, positions=work["context_length"],
-                               attn_implementation="sdpa", use_cache=False)
+    config = qwen2.make_config(
+        work, positions=work["context_length"], attn_implementation="sdpa", use_cache=False
+    )
     whole = work["moment_dtype"] == "bfloat16"
     with torch.device(device):
         model = transformers.Qwen2ForCausalLM(config)
     model = model.to(torch.bfloat16 if whole else torch.float32).train()
     if work["remat"] != "none":
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), eps=1e-8,
-                                  weight_decay=0.1, fused=device == "cuda")
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=3e-4,
+        betas=(0.9, 0.95),
+        eps=1e-8,
+        weight_decay=0.1,
+        fused=device == "cuda",
+    )
     compiled = torch.compile(model)
     rows = work["batch_size"] // work["micro_batches"]
     draw = np.random.default_rng(0)
@@ -35,8 +42,9 @@ def main(work: dict) -> None:
     def step() -> float:
         total = 0.0
         for _ in range(work["micro_batches"]):
-            ids = torch.as_tensor(draw.integers(0, work["vocab_size"], (
-                rows, work["context_length"])), device=device)
+            ids = torch.as_tensor(
+                draw.integers(0, work["vocab_size"], (rows, work["context_length"])), device=device
+            )
             with torch.autocast(device, torch.bfloat16, enabled=not whole):
                 loss = compiled(input_ids=ids, labels=ids).loss / work["micro_batches"]
             loss.backward()
@@ -51,13 +59,20 @@ def main(work: dict) -> None:
         started = time.perf_counter()
         losses.append(step())  # a float: the device is waited for
         times.append(time.perf_counter() - started)
-    seconds = float(np.median(times[work["warm_up"]:]))
-    print(json.dumps({
-        "tokens_per_second": work["batch_size"] * work["context_length"] / seconds,
-        "step_seconds": seconds, "first_loss": losses[0], "last_loss": losses[-1],
-        "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0,
-        "parameters": sum(weight.numel() for weight in model.parameters()),
-        "versions": qwen2.versions()}))
+    seconds = float(np.median(times[work["warm_up"] :]))
+    print(
+        json.dumps(
+            {
+                "tokens_per_second": work["batch_size"] * work["context_length"] / seconds,
+                "step_seconds": seconds,
+                "first_loss": losses[0],
+                "last_loss": losses[-1],
+                "peak_gb": torch.cuda.max_memory_allocated() / 1e9 if device == "cuda" else 0.0,
+                "parameters": sum(weight.numel() for weight in model.parameters()),
+                "versions": qwen2.versions(),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -14,8 +14,7 @@ from qwen_jax.data.conversations import Turn
 from qwen_jax.generate.request import Completion
 
 # Conversations and seeds -> (place, answer) as they end; None where there is no room for one.
-Model = Callable[[Sequence[Sequence[Turn]], Sequence[int]],
-                 Iterator[tuple[int, Completion | None]]]
+Model = Callable[[Sequence[Sequence[Turn]], Sequence[int]], Iterator[tuple[int, Completion | None]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,22 +35,30 @@ class Asked:
       progress: called with (stage, done, of how many) after each new answer.
     """
 
-    def __init__(self, file: AppendOnly, model: Callable[[], Model], *, seed: int,
-                 progress: Callable[[str, int, int], None] = lambda stage, done, total: None):
+    def __init__(
+        self,
+        file: AppendOnly,
+        model: Callable[[], Model],
+        *,
+        seed: int,
+        progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    ):
         self._file, self._make_model, self._seed = file, model, seed
         self._progress = progress
         self._model: Model | None = None
         # What was asked is a part of the name: with more samples wanted, a round may ask for more.
-        self._known = {(row["round"], row["stage"], row["index"], row["asked"]): row
-                       for row in file.rows}
+        self._known = {
+            (row["round"], row["stage"], row["index"], row["asked"]): row for row in file.rows
+        }
         self.new = 0  # answers that were computed
 
     def draw(self, *name) -> random.Random:
         """A source of chance that is a function of the seed and the name alone."""
         return random.Random("/".join(map(str, (self._seed, *name))))
 
-    def __call__(self, round_number: int, stage: str,
-                 talks: Sequence[Sequence[Turn]]) -> list[Answer]:
+    def __call__(
+        self, round_number: int, stage: str, talks: Sequence[Sequence[Turn]]
+    ) -> list[Answer]:
         """The answers, in order."""
         found, missing = {}, []
         for index, talk in enumerate(talks):
@@ -64,21 +71,35 @@ class Asked:
             self._ask(round_number, stage, talks, missing, found)
         return [found[index] for index in range(len(talks))]
 
-    def _ask(self, round_number: int, stage: str, talks: Sequence[Sequence[Turn]],
-             missing: list[int], found: dict[int, Answer]) -> None:
+    def _ask(
+        self,
+        round_number: int,
+        stage: str,
+        talks: Sequence[Sequence[Turn]],
+        missing: list[int],
+        found: dict[int, Answer],
+    ) -> None:
         if self._model is None:
             self._model = self._make_model()
         seeds = [self.draw(round_number, stage, index).getrandbits(32) for index in missing]
         for place, said in self._model([talks[index] for index in missing], seeds):
             index = missing[place]
             answer = Answer("", "no room") if said is None else Answer(said.text, said.finish)
-            self._file.add({"round": round_number, "stage": stage, "index": index,
-                            "asked": _digest(talks[index]), **dataclasses.asdict(answer)})
+            self._file.add(
+                {
+                    "round": round_number,
+                    "stage": stage,
+                    "index": index,
+                    "asked": _digest(talks[index]),
+                    **dataclasses.asdict(answer),
+                }
+            )
             found[index] = answer
             self.new += 1
             self._progress(stage, len(found), len(talks))
 
 
 def _digest(talk: Sequence[Turn]) -> str:
-    return hashlib.sha256(repr([tuple(turn) for turn in talk]).encode(
-        "utf-8", "backslashreplace")).hexdigest()[:16]
+    return hashlib.sha256(
+        repr([tuple(turn) for turn in talk]).encode("utf-8", "backslashreplace")
+    ).hexdigest()[:16]

@@ -21,9 +21,17 @@ class Window(NamedTuple):
     size: int
 
 
-def token_log_probs(params: Params, tokens_BT: Array, targets_BT: Array, segment_ids_BT: Array, *,
-                    config: ModelConfig, temperature: float = 1.0, window: Window | None = None,
-                    dropout_key: Array | None = None) -> tuple[Array, Array]:
+def token_log_probs(
+    params: Params,
+    tokens_BT: Array,
+    targets_BT: Array,
+    segment_ids_BT: Array,
+    *,
+    config: ModelConfig,
+    temperature: float = 1.0,
+    window: Window | None = None,
+    dropout_key: Array | None = None,
+) -> tuple[Array, Array]:
     """log p(target) and the entropy of the distribution it is from, float32 [B, T] each.
 
     Logits are divided by `temperature` first, as the sampler does. They exist for a few tokens at a
@@ -33,17 +41,25 @@ def token_log_probs(params: Params, tokens_BT: Array, targets_BT: Array, segment
       window: the positions that are asked for; logits of others are not computed, and both results
         are 0 there. None: all.
     """
-    x_BTD = hidden_states(params, tokens_BT, default_positions(tokens_BT, segment_ids_BT),
-                          config=config, segment_ids=segment_ids_BT, dropout_key=dropout_key)
+    x_BTD = hidden_states(
+        params,
+        tokens_BT,
+        default_positions(tokens_BT, segment_ids_BT),
+        config=config,
+        segment_ids=segment_ids_BT,
+        dropout_key=dropout_key,
+    )
     if window is None:
         return log_likelihoods(x_BTD, head_matrix(params), targets_BT, temperature)
-    found = log_likelihoods(cut_out(x_BTD, window), head_matrix(params),
-                            cut_out(targets_BT, window), temperature)
+    found = log_likelihoods(
+        cut_out(x_BTD, window), head_matrix(params), cut_out(targets_BT, window), temperature
+    )
     return tuple(put_back(x, window, targets_BT.shape[1]) for x in found)
 
 
 def cut_out(x: Array, window: Window) -> Array:
     """[B, T, ...] -> [B, R, ...]: the window of each row."""
+
     def row(x, first):
         return jax.lax.dynamic_slice_in_dim(x, first, window.size)
 
@@ -52,6 +68,7 @@ def cut_out(x: Array, window: Window) -> Array:
 
 def put_back(x_BR: Array, window: Window, T: int) -> Array:
     """[B, R] -> [B, T]: what `cut_out` took, where it was; 0 elsewhere."""
+
     def row(x_R, first):
         return jax.lax.dynamic_update_slice_in_dim(jnp.zeros((T,), x_R.dtype), x_R, first, 0)
 

@@ -12,8 +12,10 @@ import re
 import numpy as np
 
 # A word of letters and digits; a character of Chinese, Japanese or Korean is a word by itself.
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff"
-                   r"\uac00-\ud7af_]+")
+_WORD = re.compile(
+    r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff"
+    r"\uac00-\ud7af_]+"
+)
 
 
 def words(text: str) -> list[str]:
@@ -41,7 +43,8 @@ class Novelty:
         self._numbers: dict[str, int] = {}
         # (word, which of its occurrences) -> texts that have it; so multisets meet as sets do.
         self._having: dict[tuple[int, int], array.array] = collections.defaultdict(
-            lambda: array.array("q"))
+            lambda: array.array("q")
+        )
 
     def add(self, text: str) -> None:
         """Keeps a text, new or not."""
@@ -61,8 +64,11 @@ class Novelty:
         if not numbers or not self.texts:
             return None
         # Copies: numpy's view of an array.array would forbid that it grows.
-        having = [np.frombuffer(self._having[occurrence], np.int64).copy()
-                  for occurrence in _occurrences(numbers) if occurrence in self._having]
+        having = [
+            np.frombuffer(self._having[occurrence], np.int64).copy()
+            for occurrence in _occurrences(numbers)
+            if occurrence in self._having
+        ]
         if not having:
             return None
         total = np.frombuffer(self._lengths, np.int64) + len(numbers)

@@ -50,16 +50,23 @@ class PPOConfig:
     def __post_init__(self):
         for name in ("samples_per_prompt", "epochs", "minibatches", "max_new_tokens"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} is below 1.", f"ppo.{name}",
-                                  "use 1 or more.")
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} is below 1.", f"ppo.{name}", "use 1 or more."
+                )
         for name in ("value_clip", "ratio_clip", "temperature"):
             if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}={getattr(self, name)} is not positive.", f"ppo.{name}",
-                                  "the report's value clip is 0.15.")
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} is not positive.",
+                    f"ppo.{name}",
+                    "the report's value clip is 0.15.",
+                )
         for name in ("top_p", "discount", "gae_lambda"):
             if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(f"{name}={getattr(self, name)} is outside (0, 1].",
-                                  f"ppo.{name}", "the report samples at top-p 0.9.")
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} is outside (0, 1].",
+                    f"ppo.{name}",
+                    "the report samples at top-p 0.9.",
+                )
 
 
 @flax.struct.dataclass
@@ -141,11 +148,16 @@ class Lesson:
     pretrain: Batch | None
 
 
-def make_ppo_step(model: ModelConfig, config: PPOConfig, *,
-                  policy_optimizer: optax.GradientTransformation,
-                  value_optimizer: optax.GradientTransformation, seed: int, micro_batches: int = 1,
-                  lora: LoRAConfig | None = None
-                  ) -> Callable[[PPOState, PPOBatch], tuple[PPOState, Metrics]]:
+def make_ppo_step(
+    model: ModelConfig,
+    config: PPOConfig,
+    *,
+    policy_optimizer: optax.GradientTransformation,
+    value_optimizer: optax.GradientTransformation,
+    seed: int,
+    micro_batches: int = 1,
+    lora: LoRAConfig | None = None,
+) -> Callable[[PPOState, PPOBatch], tuple[PPOState, Metrics]]:
     """ppo_step(state, batch) -> (state, metrics), jitted; the state is donated.
 
     Rewards are normalised by their running moments, this batch's included; a KL penalty per token
@@ -156,15 +168,19 @@ def make_ppo_step(model: ModelConfig, config: PPOConfig, *,
     Args:
       lora: of both, whose parameters are what is trained beside batch.bases; None: they are whole.
     """
+
     def ppo_step(state: PPOState, batch: PPOBatch) -> tuple[PPOState, Metrics]:
         rollout, bases = batch.rollout, batch.bases
         objectives = policy_objective(model, config), value_objective(model, config)
         if bases is not None:
-            objectives = (beside(bases.reference, objectives[0], lora),
-                          beside(bases.value, objectives[1], lora))
+            objectives = (
+                beside(bases.reference, objectives[0], lora),
+                beside(bases.value, objectives[1], lora),
+            )
         update_policy, update_value = (
             make_train_step(objective, optimizer, seed=seed, micro_batches=micro_batches)
-            for objective, optimizer in zip(objectives, (policy_optimizer, value_optimizer)))
+            for objective, optimizer in zip(objectives, (policy_optimizer, value_optimizer))
+        )
         moments = update_moments(state.rewards, rollout.rewards)
         lesson, metrics = make_lesson(batch, moments, config)
 
@@ -178,16 +194,21 @@ def make_ppo_step(model: ModelConfig, config: PPOConfig, *,
                 return policy.replace(step=policy.step + 1), jax.tree.map(jnp.zeros_like, logged)
 
             policy, policy_metrics = jax.lax.cond(
-                state.step < config.value_warmup_steps, wait,
-                lambda policy: update_policy(policy, lesson), policy)
+                state.step < config.value_warmup_steps,
+                wait,
+                lambda policy: update_policy(policy, lesson),
+                policy,
+            )
             return (policy, value), (policy_metrics, value_metrics)
 
         lessons = split_lesson(lesson, config, state.step, seed)
         (policy, value), (policy_metrics, value_metrics) = jax.lax.scan(
-            update, (state.policy, state.value), lessons)
+            update, (state.policy, state.value), lessons
+        )
         for name, found in (("policy", policy_metrics), ("value", value_metrics)):
-            metrics |= {f"{name}/{key.removeprefix('train/')}": jnp.mean(x)
-                        for key, x in found.items()}
+            metrics |= {
+                f"{name}/{key.removeprefix('train/')}": jnp.mean(x) for key, x in found.items()
+            }
         metrics["train/loss"] = metrics["policy/loss"] + metrics["value/loss"]
         metrics["train/grad_norm"] = metrics["policy/grad_norm"]
         new = PPOState(step=state.step + 1, policy=policy, value=value, rewards=moments)
@@ -199,8 +220,9 @@ def make_ppo_step(model: ModelConfig, config: PPOConfig, *,
     return jax.jit(ppo_step, donate_argnums=0)
 
 
-def make_lesson(batch: PPOBatch, moments: RunningMoments, config: PPOConfig
-                ) -> tuple[Lesson, Metrics]:
+def make_lesson(
+    batch: PPOBatch, moments: RunningMoments, config: PPOConfig
+) -> tuple[Lesson, Metrics]:
     """Advantages and returns of every action, and what to log of the rollout."""
     rollout = batch.rollout
     mask = rollout.actions
@@ -209,9 +231,14 @@ def make_lesson(batch: PPOBatch, moments: RunningMoments, config: PPOConfig
     kl_BT = rollout.log_probs - rollout.reference_log_probs
     rewards_BT = token_rewards(normal_B, kl_BT, mask, config.kl_coefficient)
     advantages, returns = advantages_and_returns(
-        rewards_BT, rollout.values, mask, discount=config.discount, decay=config.gae_lambda)
-    lesson = Lesson(rollout=rollout, advantages=whiten(advantages, mask), returns=returns,
-                    pretrain=_weighted(batch.pretrain, mask, config.pretrain_coefficient))
+        rewards_BT, rollout.values, mask, discount=config.discount, decay=config.gae_lambda
+    )
+    lesson = Lesson(
+        rollout=rollout,
+        advantages=whiten(advantages, mask),
+        returns=returns,
+        pretrain=_weighted(batch.pretrain, mask, config.pretrain_coefficient),
+    )
     lengths_B = jnp.sum(mask, axis=1)
     return lesson, {
         "rollout/reward": jnp.mean(rollout.rewards),
@@ -220,10 +247,13 @@ def make_lesson(batch: PPOBatch, moments: RunningMoments, config: PPOConfig
         "rollout/kl_per_token": masked_mean(kl_BT, mask),
         "rollout/entropy": masked_mean(rollout.entropies, mask),
         "rollout/sampler_gap": masked_mean(
-            jnp.abs(rollout.log_probs - rollout.sampler_log_probs), mask),
-        "rollout/length": jnp.mean(lengths_B), "rollout/ended": jnp.mean(rollout.ended),
+            jnp.abs(rollout.log_probs - rollout.sampler_log_probs), mask
+        ),
+        "rollout/length": jnp.mean(lengths_B),
+        "rollout/ended": jnp.mean(rollout.ended),
         "rollout/value": masked_mean(rollout.values, mask),
-        "rollout/return": masked_mean(returns, mask)}
+        "rollout/return": masked_mean(returns, mask),
+    }
 
 
 def token_rewards(reward_B: Array, kl_BT: Array, mask_BT: Array, coefficient: float) -> Array:
@@ -233,13 +263,15 @@ def token_rewards(reward_B: Array, kl_BT: Array, mask_BT: Array, coefficient: fl
     return mask_BT * (-jnp.float32(coefficient) * kl_BT) + last_BT * reward_B[:, None]
 
 
-def advantages_and_returns(rewards_BT: Array, values_BT: Array, mask_BT: Array, *, discount: float,
-                           decay: float) -> tuple[Array, Array]:
+def advantages_and_returns(
+    rewards_BT: Array, values_BT: Array, mask_BT: Array, *, discount: float, decay: float
+) -> tuple[Array, Array]:
     """Generalised advantage estimation over each row's actions; zero elsewhere. [B, T] each.
 
     delta_t = r_t + discount * V_{t+1} - V_t; A_t = delta_t + discount * decay * A_{t+1}; beyond the
     last action V and A are 0. Returns are A + V.
     """
+
     def back(carried, at):
         advantage, value = carried
         reward_B, value_B, mask_B = at
@@ -250,8 +282,9 @@ def advantages_and_returns(rewards_BT: Array, values_BT: Array, mask_BT: Array, 
         return (advantage, jnp.where(mask_B > 0, value_B, value)), mask_B * advantage
 
     zero = jnp.zeros(rewards_BT.shape[:1], jnp.float32)
-    _, advantages = jax.lax.scan(back, (zero, zero), (rewards_BT.T, values_BT.T, mask_BT.T),
-                                 reverse=True)
+    _, advantages = jax.lax.scan(
+        back, (zero, zero), (rewards_BT.T, values_BT.T, mask_BT.T), reverse=True
+    )
     return advantages.T, mask_BT * (advantages.T + values_BT)
 
 
@@ -265,14 +298,23 @@ def policy_objective(model: ModelConfig, config: PPOConfig):
     def objective(params: Params, lesson: Lesson, key: Array | None) -> Sums:
         rollout, mask = lesson.rollout, lesson.rollout.actions
         log_probs, entropy = token_log_probs(
-            params, rollout.tokens, rollout.targets, rollout.segment_ids, config=model,
-            temperature=config.temperature, window=answers(mask, config.max_new_tokens))
+            params,
+            rollout.tokens,
+            rollout.targets,
+            rollout.segment_ids,
+            config=model,
+            temperature=config.temperature,
+            window=answers(mask, config.max_new_tokens),
+        )
         change = (log_probs - rollout.log_probs) * mask
         loss_BT, clipped_BT = surrogate(change, lesson.advantages, config.ratio_clip)
         loss_sum = jnp.sum(loss_BT * mask)
-        extras = {"entropy": jnp.sum(entropy * mask), "clip_fraction": jnp.sum(clipped_BT * mask),
-                  "ratio": jnp.sum(jnp.exp(change) * mask),
-                  "step_kl": jnp.sum((jnp.expm1(change) - change) * mask)}
+        extras = {
+            "entropy": jnp.sum(entropy * mask),
+            "clip_fraction": jnp.sum(clipped_BT * mask),
+            "ratio": jnp.sum(jnp.exp(change) * mask),
+            "step_kl": jnp.sum((jnp.expm1(change) - change) * mask),
+        }
         if lesson.pretrain is not None:
             pretrain = language(params, lesson.pretrain, key)
             loss_sum += pretrain.loss_sum
@@ -307,9 +349,14 @@ def value_objective(model: ModelConfig, config: PPOConfig):
         rollout, mask = lesson.rollout, lesson.rollout.actions
         values = scores(params, rollout.tokens, rollout.segment_ids, config=model)
         loss_BT, clipped_BT = value_loss(values, rollout.values, lesson.returns, config.value_clip)
-        return Sums(loss_sum=jnp.sum(loss_BT * mask), weight_sum=jnp.sum(mask),
-                    extras={"clip_fraction": jnp.sum(clipped_BT * mask),
-                            "error": jnp.sum(jnp.square(values - lesson.returns) * mask)})
+        return Sums(
+            loss_sum=jnp.sum(loss_BT * mask),
+            weight_sum=jnp.sum(mask),
+            extras={
+                "clip_fraction": jnp.sum(clipped_BT * mask),
+                "error": jnp.sum(jnp.square(values - lesson.returns) * mask),
+            },
+        )
 
     return objective
 
@@ -344,10 +391,14 @@ def update_moments(moments: RunningMoments, rewards_B: Array) -> RunningMoments:
     mean, variance = jnp.mean(rewards_B), jnp.var(rewards_B)
     total = moments.count + n
     delta = mean - moments.mean
-    spread = (moments.variance * moments.count + variance * n
-              + jnp.square(delta) * moments.count * n / total)
-    return RunningMoments(count=total, mean=moments.mean + delta * n / total,
-                          variance=spread / total)
+    spread = (
+        moments.variance * moments.count
+        + variance * n
+        + jnp.square(delta) * moments.count * n / total
+    )
+    return RunningMoments(
+        count=total, mean=moments.mean + delta * n / total, variance=spread / total
+    )
 
 
 def normalised(rewards_B: Array, moments: RunningMoments) -> Array:
@@ -362,9 +413,14 @@ def split_lesson(lesson: Lesson, config: PPOConfig, step: Array, seed: int) -> L
     """
     B = lesson.advantages.shape[0]
     key = jax.random.fold_in(jax.random.key(seed), step)
-    orders = jnp.stack([jax.random.permutation(jax.random.fold_in(key, epoch), B)
-                        if config.minibatches > 1 else jnp.arange(B)
-                        for epoch in range(config.epochs)])
+    orders = jnp.stack(
+        [
+            jax.random.permutation(jax.random.fold_in(key, epoch), B)
+            if config.minibatches > 1
+            else jnp.arange(B)
+            for epoch in range(config.epochs)
+        ]
+    )
     pieces = config.epochs * config.minibatches
 
     def cut(x):

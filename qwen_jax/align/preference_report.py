@@ -42,12 +42,25 @@ class Agreement:
         confidence = 1 / (1 + np.exp(-np.abs(self.margins)))
         right = (np.sign(self.margins) + 1) / 2
         place = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
-        return [(float(confidence[place == b].mean()), float(right[place == b].mean()),
-                 int((place == b).sum())) for b in range(bins) if (place == b).any()]
+        return [
+            (
+                float(confidence[place == b].mean()),
+                float(right[place == b].mean()),
+                int((place == b).sum()),
+            )
+            for b in range(bins)
+            if (place == b).any()
+        ]
 
 
-def measure(name: str, params: ScoringParams, batches: Iterable[PairBatch], *, config: ModelConfig,
-            put: Callable[[PairBatch], PairBatch]) -> Agreement:
+def measure(
+    name: str,
+    params: ScoringParams,
+    batches: Iterable[PairBatch],
+    *,
+    config: ModelConfig,
+    put: Callable[[PairBatch], PairBatch],
+) -> Agreement:
     """The margins of all pairs; what fills up the last batch is left out."""
     found = []
     for pairs in batches:
@@ -65,8 +78,12 @@ def table(rows: Sequence[tuple[str, Sequence[Agreement]]]) -> str:
     lines = [" " * first + "  " + "  ".join(f"{n:>{w}}" for n, w in zip(names, widths))]
     for label, agreements in rows:
         cells = [f"{100 * a.accuracy:.2f} ±{100 * a.standard_error:.1f}" for a in agreements]
-        lines.append(f"{label:<{first}}  " + "  ".join(
-            f"{cell:>{w}}" for cell, w in zip(cells, widths)))
-    lines.append(" " * first + "  " + "  ".join(
-        f"{f'{len(a.margins)} pairs':>{w}}" for a, w in zip(rows[0][1], widths)))
+        lines.append(
+            f"{label:<{first}}  " + "  ".join(f"{cell:>{w}}" for cell, w in zip(cells, widths))
+        )
+    lines.append(
+        " " * first
+        + "  "
+        + "  ".join(f"{f'{len(a.margins)} pairs':>{w}}" for a, w in zip(rows[0][1], widths))
+    )
     return "\n".join(lines)

@@ -27,16 +27,29 @@ def update(path: str | os.PathLike, samples: Sequence[Sample]) -> list[dict[str,
     path = pathlib.Path(path)
     rows = _read(path) if path.exists() else []
     there = {row["id"] for row in rows}
-    rows += [{"id": sample.id, "kind": sample.kind, "question": sample.question,
-              "tools": list(sample.tools),
-              "messages": [{"role": role, "content": text} for role, text in sample.messages],
-              "keep": None} for sample in samples if sample.id not in there]
+    rows += [
+        {
+            "id": sample.id,
+            "kind": sample.kind,
+            "question": sample.question,
+            "tools": list(sample.tools),
+            "messages": [{"role": role, "content": text} for role, text in sample.messages],
+            "keep": None,
+        }
+        for sample in samples
+        if sample.id not in there
+    ]
     _write(path, _lines(rows))
     return rows
 
 
-def collect(rows: Sequence[dict[str, Any]], path: str | os.PathLike,
-            react_path: str | os.PathLike, *, unjudged: bool) -> Counts:
+def collect(
+    rows: Sequence[dict[str, Any]],
+    path: str | os.PathLike,
+    react_path: str | os.PathLike,
+    *,
+    unjudged: bool,
+) -> Counts:
     """Writes what people keep.
 
     Args:
@@ -62,8 +75,13 @@ def collect(rows: Sequence[dict[str, Any]], path: str | os.PathLike,
             counts.kept += 1
             kept.append({"messages": row["messages"]})
             if row["kind"] == "react":
-                worked.append({"question": row["question"], "tools": row["tools"],
-                               "answer": row["messages"][-1]["content"]})
+                worked.append(
+                    {
+                        "question": row["question"],
+                        "tools": row["tools"],
+                        "answer": row["messages"][-1]["content"],
+                    }
+                )
     _write(pathlib.Path(path), _lines(kept))
     _write(pathlib.Path(react_path), _lines(worked))
     return counts
@@ -74,12 +92,16 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
     words = {None: "not judged", True: "kept", False: "refused"}
     ordered = sorted(rows, key=lambda row: row["keep"] is not None)
     waiting = sum(row["keep"] is None for row in rows)
-    parts = [f"# {len(rows)} samples, {waiting} of them not judged\n\nTo judge one, set its `keep` "
-             "to `true` or `false` in review.jsonl; its messages may be corrected there.\n"]
+    parts = [
+        f"# {len(rows)} samples, {waiting} of them not judged\n\nTo judge one, set its `keep` "
+        "to `true` or `false` in review.jsonl; its messages may be corrected there.\n"
+    ]
     for row in ordered:
         tools = f", tools: {', '.join(row['tools'])}" if row.get("tools") else ""
-        parts.append(f"## {row['id']} ({row['kind']}{tools}): {words[row['keep']]}\n\n"
-                     f"{_fenced(row['question'])}\n\n{_fenced(row['messages'][-1]['content'])}\n")
+        parts.append(
+            f"## {row['id']} ({row['kind']}{tools}): {words[row['keep']]}\n\n"
+            f"{_fenced(row['question'])}\n\n{_fenced(row['messages'][-1]['content'])}\n"
+        )
     return "\n".join(parts)
 
 
@@ -88,8 +110,11 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
     for place, row in read_rows(path):
         if not ({"id", "kind", "question", "messages", "keep"} <= row.keys()):
             raise DataError("this is no row of a review.", place, "restore the fields of the row.")
-        if row["keep"] not in (None, True, False) or isinstance(row["keep"], (int, float)) and (
-                not isinstance(row["keep"], bool)):
+        if (
+            row["keep"] not in (None, True, False)
+            or isinstance(row["keep"], (int, float))
+            and (not isinstance(row["keep"], bool))
+        ):
             raise DataError(f"keep is {row['keep']!r}.", place, "set it to null, true or false.")
         rows.append(row)
     return rows

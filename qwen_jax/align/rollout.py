@@ -52,10 +52,18 @@ class Rows(NamedTuple):
 class Sampler:
     """rollout = sampler(prompts, state): what a PPO step learns from."""
 
-    def __init__(self, model: ModelConfig, config: PPOConfig, tokenizer: Tokenizer, *,
-                 reference: Params, reward_model: tuple[ScoringParams, ModelConfig] | None = None,
-                 reward_functions: Sequence[RewardFunction] = (), seed: int = 0,
-                 lora: LoRAConfig | None = None):
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: PPOConfig,
+        tokenizer: Tokenizer,
+        *,
+        reference: Params,
+        reward_model: tuple[ScoringParams, ModelConfig] | None = None,
+        reward_functions: Sequence[RewardFunction] = (),
+        seed: int = 0,
+        lora: LoRAConfig | None = None,
+    ):
         """
         Args:
           reference: the weights that the policy started from, on the mesh; or their shapes, dtypes
@@ -68,13 +76,18 @@ class Sampler:
           DataError: no reward at all, or a reward model of another vocabulary.
         """
         if reward_model is None and not reward_functions:
-            raise DataError("there is no reward.", "reward_model, reward_functions",
-                            "name a reward model, a function, or both.")
+            raise DataError(
+                "there is no reward.",
+                "reward_model, reward_functions",
+                "name a reward model, a function, or both.",
+            )
         if reward_model is not None and reward_model[1].vocab_size != model.vocab_size:
             raise DataError(
                 f"the reward model has {reward_model[1].vocab_size} ids, the policy "
-                f"{model.vocab_size}.", "reward_model",
-                "train it from the same language model, with the same tokenizer.")
+                f"{model.vocab_size}.",
+                "reward_model",
+                "train it from the same language model, with the same tokenizer.",
+            )
         self._model, self._config, self._tokenizer = model, config, tokenizer
         self._functions, self._seed = tuple(reward_functions), seed
         reward, reward_config = reward_model or (None, None)
@@ -89,8 +102,16 @@ class Sampler:
             if lora is not None:
                 policy = with_adapters(bases.reference, policy, lora)
                 value = with_adapters(bases.value, value, lora)
-            return ask_models(policy, value, bases, *rows, model=model, reward_config=reward_config,
-                              temperature=config.temperature, end_id=tokenizer.im_end)
+            return ask_models(
+                policy,
+                value,
+                bases,
+                *rows,
+                model=model,
+                reward_config=reward_config,
+                temperature=config.temperature,
+                end_id=tokenizer.im_end,
+            )
 
         self._sample, self._ask = jax.jit(sample), jax.jit(ask)
 
@@ -104,28 +125,38 @@ class Sampler:
         n = self._config.samples_per_prompt
         tokens, lengths = (np.repeat(x, n, axis=0) for x in (prompts.tokens, prompts.lengths))
         rows = self._put((tokens, lengths))
-        new = self._sample(state.policy.params, self._bases, *rows,
-                           self._put(self._sampling(prompts, step)))
+        new = self._sample(
+            state.policy.params, self._bases, *rows, self._put(self._sampling(prompts, step))
+        )
         asked = self._ask(state.policy.params, state.value.params, self._bases, *rows, new)
         # While the device works on that, the host reads the answers and computes its rewards: the
         # same ones in every process.
-        extra = sum((self._ask_function(function, tokens, lengths, new)
-                     for function in self._functions), np.zeros(len(lengths), np.float32))
+        extra = sum(
+            (self._ask_function(function, tokens, lengths, new) for function in self._functions),
+            np.zeros(len(lengths), np.float32),
+        )
         return asked.replace(rewards=asked.rewards + extra)
 
     def _put(self, tree):
         """Arrays that every process has whole, each row on its device; a number as it is."""
         if self._rows is None:
             return tree
-        return jax.tree.map(lambda x: x if x.ndim == 0 else jax.make_array_from_callback(
-            x.shape, self._rows, lambda index: x[index]), tree)
+        return jax.tree.map(
+            lambda x: (
+                x
+                if x.ndim == 0
+                else jax.make_array_from_callback(x.shape, self._rows, lambda index: x[index])
+            ),
+            tree,
+        )
 
     def load(self, bases: Bases) -> None:
         """The weights whose shapes the constructor was given."""
         self._bases = bases
 
-    def compile(self, policy: Params, value: ScoringParams, prompts: Prompts,
-                rows: jax.sharding.Sharding) -> list[jax.stages.Compiled]:
+    def compile(
+        self, policy: Params, value: ScoringParams, prompts: Prompts, rows: jax.sharding.Sharding
+    ) -> list[jax.stages.Compiled]:
         """Compiles both programs for batches of one shape, for their needs to be known.
 
         Args:
@@ -139,8 +170,9 @@ class Sampler:
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding if x.ndim else None)
 
         self._rows = rows
-        tokens, lengths = (abstract(np.repeat(x, n, axis=0))
-                           for x in (prompts.tokens, prompts.lengths))
+        tokens, lengths = (
+            abstract(np.repeat(x, n, axis=0)) for x in (prompts.tokens, prompts.lengths)
+        )
         sampling = jax.tree.map(abstract, self._sampling(prompts, 0))
         new = jax.eval_shape(self._sample, policy, self._bases, tokens, lengths, sampling)
         self._sample = self._sample.lower(policy, self._bases, tokens, lengths, sampling).compile()
@@ -164,34 +196,44 @@ class Sampler:
         seeds = seed + np.repeat(np.sum(np.tril(same, -1), axis=1), n)
         streams = (prompts.indices[:, None] * n + np.arange(n)[None]).reshape(-1)
         return Sampling(
-            seeds=seeds.astype(np.uint32), streams=streams.astype(np.uint32),
-            temperature=fill(config.temperature, np.float32), top_p=fill(config.top_p, np.float32),
+            seeds=seeds.astype(np.uint32),
+            streams=streams.astype(np.uint32),
+            temperature=fill(config.temperature, np.float32),
+            top_p=fill(config.top_p, np.float32),
             top_k=fill(self._model.vocab_size, np.int32),
             repetition_penalty=fill(1.0, np.float32),
             stop_ids=np.tile(np.asarray([[self._tokenizer.im_end]], np.int32), (B, 1)),
             limits=fill(config.max_new_tokens, np.int32),
-            vocab_size=np.int32(self._tokenizer.vocab_size))
+            vocab_size=np.int32(self._tokenizer.vocab_size),
+        )
 
     def _ask_function(self, function: RewardFunction, tokens, lengths, new: NewTokens):
         answers = self.texts(on_host(new.tokens))
-        questions = [self._tokenizer.decode(row[:length])
-                     for row, length in zip(tokens, lengths)]
+        questions = [self._tokenizer.decode(row[:length]) for row, length in zip(tokens, lengths)]
         name = getattr(function, "__name__", repr(function))
         try:
             found = np.asarray(function(questions, answers), np.float32)
         except Exception as error:  # somebody else's code: anything may come
-            raise TrainingError(f"{type(error).__name__}: {error}", f"reward function {name}",
-                                f"mend it; the first of its samples is {questions[0][-200:]!r} -> "
-                                f"{answers[0][:200]!r}.") from error
+            raise TrainingError(
+                f"{type(error).__name__}: {error}",
+                f"reward function {name}",
+                f"mend it; the first of its samples is {questions[0][-200:]!r} -> "
+                f"{answers[0][:200]!r}.",
+            ) from error
         if found.shape != (len(answers),):
-            raise TrainingError(f"{found.shape} rewards for {len(answers)} answers.",
-                                f"reward function {name}", "return one number for each answer.")
+            raise TrainingError(
+                f"{found.shape} rewards for {len(answers)} answers.",
+                f"reward function {name}",
+                "return one number for each answer.",
+            )
         bad = np.flatnonzero(~np.isfinite(found))
         if len(bad):
             raise TrainingError(
                 f"the reward of sample {bad[0]} is {found[bad[0]]}: "
                 f"{questions[bad[0]][-200:]!r} -> {answers[bad[0]][:200]!r}.",
-                f"reward function {name}", "return finite numbers.")
+                f"reward function {name}",
+                "return finite numbers.",
+            )
         return found
 
     def texts(self, new_tokens: np.ndarray) -> list[str]:
@@ -221,15 +263,32 @@ def assemble(prompts: Array, lengths: Array, new: NewTokens, *, end_id: int) -> 
     acts = counts + ended.astype(jnp.int32)
     first = lengths - 1  # the position whose logits the first token was drawn from
     actions = (index >= first[:, None]) & (index < (first + acts)[:, None])
-    log_probs = jnp.take_along_axis(new.logprobs, jnp.clip(index - first[:, None], 0, R - 1), axis=1)
-    return Rows(tokens=jnp.where(inside, tokens, 0), segment_ids=inside.astype(jnp.int32),
-                actions=actions[:, :-1].astype(jnp.float32), log_probs=log_probs[:, :-1], end=end,
-                ended=ended.astype(jnp.float32))
+    log_probs = jnp.take_along_axis(
+        new.logprobs, jnp.clip(index - first[:, None], 0, R - 1), axis=1
+    )
+    return Rows(
+        tokens=jnp.where(inside, tokens, 0),
+        segment_ids=inside.astype(jnp.int32),
+        actions=actions[:, :-1].astype(jnp.float32),
+        log_probs=log_probs[:, :-1],
+        end=end,
+        ended=ended.astype(jnp.float32),
+    )
 
 
-def ask_models(policy: Params, value: ScoringParams, bases: Bases, prompts: Array, lengths: Array,
-               new: NewTokens, *, model: ModelConfig, reward_config: ModelConfig | None,
-               temperature: float, end_id: int) -> Rollout:
+def ask_models(
+    policy: Params,
+    value: ScoringParams,
+    bases: Bases,
+    prompts: Array,
+    lengths: Array,
+    new: NewTokens,
+    *,
+    model: ModelConfig,
+    reward_config: ModelConfig | None,
+    temperature: float,
+    end_id: int,
+) -> Rollout:
     """What the four models say of each row; its reward is that of the model, or 0.
 
     The policy's log-probabilities are computed again, by the function that trains: the sampler's
@@ -242,23 +301,33 @@ def ask_models(policy: Params, value: ScoringParams, bases: Bases, prompts: Arra
     answers = Window(jnp.asarray(lengths, jnp.int32) - 1, new.tokens.shape[1])
 
     def log_probs(params, temperature=temperature):
-        return token_log_probs(params, tokens, targets, segments, config=model,
-                               temperature=temperature, window=answers)
+        return token_log_probs(
+            params, tokens, targets, segments, config=model, temperature=temperature, window=answers
+        )
 
     if bases.reward is None:
         rewards = jnp.zeros(rows.end.shape, jnp.float32)
     else:
-        rewards = at_end(scores(bases.reward, rows.tokens, rows.segment_ids, config=reward_config),
-                         rows.end)
+        rewards = at_end(
+            scores(bases.reward, rows.tokens, rows.segment_ids, config=reward_config), rows.end
+        )
     mine, entropies = log_probs(policy)
     sampled = rows.log_probs
     if temperature != 1.0:  # the sampler's are of the model's own logits
         sampled = sampled + mine - log_probs(policy, 1.0)[0]
     return Rollout(
-        tokens=tokens, targets=targets, segment_ids=segments, actions=rows.actions,
-        log_probs=mine, sampler_log_probs=sampled, entropies=entropies,
+        tokens=tokens,
+        targets=targets,
+        segment_ids=segments,
+        actions=rows.actions,
+        log_probs=mine,
+        sampler_log_probs=sampled,
+        entropies=entropies,
         reference_log_probs=log_probs(bases.reference)[0],
-        values=scores(value, tokens, segments, config=model), rewards=rewards, ended=rows.ended)
+        values=scores(value, tokens, segments, config=model),
+        rewards=rewards,
+        ended=rows.ended,
+    )
 
 
 class PromptRows:

@@ -14,7 +14,9 @@ from qwen_jax.errors import ConfigError, unknown_name
 # A language model cannot see or send these.
 _FORBIDDEN = re.compile(
     r"\b(images?|graphs?|pictures?|photos?|files?|maps?|draw|plot|go to|videos?|audio)\b"
-    r"|图片|图像|照片|图表|文件|地图|绘制|画一|画出|视频|音频|录音", re.IGNORECASE)
+    r"|图片|图像|照片|图表|文件|地图|绘制|画一|画出|视频|音频|录音",
+    re.IGNORECASE,
+)
 _PROGRAM = re.compile(r"^(write|create) a (computer )?program\b|^(写|编写)一个程序", re.IGNORECASE)
 _ODD_START = re.compile(r"^[^\w\"'“‘「《(（]")
 _REPEATED = re.compile(r"(.{1,40}?)\1{9,}", re.DOTALL)  # ten times the same
@@ -32,12 +34,18 @@ class Rules:
 
     def __post_init__(self):
         if not 0 < self.novelty <= 1:
-            raise ConfigError(f"novelty={self.novelty} is outside (0, 1].", "Rules(novelty)",
-                              "use 0.7; 1 refuses nothing but the same words again.")
+            raise ConfigError(
+                f"novelty={self.novelty} is outside (0, 1].",
+                "Rules(novelty)",
+                "use 0.7; 1 refuses nothing but the same words again.",
+            )
         if not 1 <= self.min_words <= self.max_words or self.max_answer_words < 1:
-            raise ConfigError(f"lengths {self.min_words}, {self.max_words}, "
-                              f"{self.max_answer_words} make no sense.", "Rules",
-                              "use 1 <= min_words <= max_words, and max_answer_words above 0.")
+            raise ConfigError(
+                f"lengths {self.min_words}, {self.max_words}, "
+                f"{self.max_answer_words} make no sense.",
+                "Rules",
+                "use 1 <= min_words <= max_words, and max_answer_words above 0.",
+            )
         for name in self.languages:
             if name not in scripts.NAMES:
                 raise unknown_name("script", name, scripts.NAMES, "Rules(languages)")

@@ -29,11 +29,13 @@ _ITEM = re.compile(r"(?:^|\n)\s*\d{1,3}\s*[.)、．]\s*")
 _TASKS = (
     "Come up with a series of tasks for an assistant who can only read and write text. Make them "
     "of many kinds: questions, writing, reasoning, language, code, everyday advice. Write each as "
-    "one complete instruction on a line of its own, numbered. Never refer to images or files.")
+    "one complete instruction on a line of its own, numbered. Never refer to images or files."
+)
 _QUESTIONS = (
     "An assistant has these tools:\n\n{tools}\n\nCome up with a series of questions that people "
     "would ask it. Some need one of the tools, some several calls in turn, and some none. Write "
-    "each with all that is needed to answer it on a line of its own, numbered.")
+    "each with all that is needed to answer it on a line of its own, numbered."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +53,18 @@ class Settings:
     def __post_init__(self):
         for name in ("samples", "rounds", "seeds_shown"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}.", f"Settings({name})",
-                                  "use 1 or more.")
+                raise ConfigError(
+                    f"{name}={getattr(self, name)}.", f"Settings({name})", "use 1 or more."
+                )
         if min(self.instruction_lists, self.question_lists, self.generated_shown) < 0 or not (
-                self.instruction_lists or self.question_lists):
+            self.instruction_lists or self.question_lists
+        ):
             raise ConfigError(
                 f"instruction_lists={self.instruction_lists}, question_lists="
-                f"{self.question_lists}, generated_shown={self.generated_shown}.", "Settings",
-                "none is negative, and one kind of list is asked for.")
+                f"{self.question_lists}, generated_shown={self.generated_shown}.",
+                "Settings",
+                "none is negative, and one kind of list is asked for.",
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,16 +102,26 @@ class SelfInstruct:
       DataError: a seed that names an unknown tool, or whose transcript its tools would refuse.
     """
 
-    def __init__(self, settings: Settings, rules: Rules, asked: Asked, seeds: Sequence[Seed],
-                 react_seeds: Sequence[Seed], tools: Sequence[Tool]):
+    def __init__(
+        self,
+        settings: Settings,
+        rules: Rules,
+        asked: Asked,
+        seeds: Sequence[Seed],
+        react_seeds: Sequence[Seed],
+        tools: Sequence[Tool],
+    ):
         self._settings, self._rules, self._asked = settings, rules, asked
         self._seeds, self._react_seeds = list(seeds), list(react_seeds)
         self._tools = {tool.name_for_model: tool for tool in tools}
         if settings.instruction_lists and not seeds:
             raise ConfigError("no seed tasks.", "seeds", "name a file of them.")
         if settings.question_lists and not (tools and react_seeds):
-            raise ConfigError("no tools, or no worked examples of their use.",
-                              "tools, react_seeds", "give both, or ask for no question lists.")
+            raise ConfigError(
+                "no tools, or no worked examples of their use.",
+                "tools, react_seeds",
+                "give both, or ask for no question lists.",
+            )
         self._check_react_seeds()
         self._novelty = Novelty(rules.novelty)
         for seed in (*seeds, *react_seeds):
@@ -124,8 +140,11 @@ class SelfInstruct:
                 return
 
     def _instructions(self, number: int) -> None:
-        kept = [Seed(sample.question, sample.messages[-1][1]) for sample in self.samples
-                if sample.kind == "instruction"]
+        kept = [
+            Seed(sample.question, sample.messages[-1][1])
+            for sample in self.samples
+            if sample.kind == "instruction"
+        ]
         talks, starts = [], []
         for index in range(self._settings.instruction_lists):
             draw = self._asked.draw(number, "instruction examples", index)
@@ -133,50 +152,104 @@ class SelfInstruct:
             starts.append(len(examples) + 1)
             talks.append(_list_talk(_TASKS, examples))
         found = self._new_questions(number, "instructions", talks, starts)
-        shots = [self._shots(number, "answer shots", index, self._seeds)
-                 for index in range(len(found))]
-        talks = [[*(turn for shot in few for turn in (("user", shot.question),
-                                                      ("assistant", shot.answer))),
-                  ("user", question)] for few, (question, _) in zip(shots, found, strict=True)]
+        shots = [
+            self._shots(number, "answer shots", index, self._seeds) for index in range(len(found))
+        ]
+        talks = [
+            [
+                *(
+                    turn
+                    for shot in few
+                    for turn in (("user", shot.question), ("assistant", shot.answer))
+                ),
+                ("user", question),
+            ]
+            for few, (question, _) in zip(shots, found, strict=True)
+        ]
         for index, answer in enumerate(self._asked(number, "answers", talks)):
             question = found[index][0]
-            self._keep(number, "answers", index, answer, Sample(
-                f"{number}-answers-{index}", "instruction", question, (),
-                (("user", question), ("assistant", answer.text.strip()))),
-                answer_fault(question, answer.text, answer.finish, self._rules))
+            self._keep(
+                number,
+                "answers",
+                index,
+                answer,
+                Sample(
+                    f"{number}-answers-{index}",
+                    "instruction",
+                    question,
+                    (),
+                    (("user", question), ("assistant", answer.text.strip())),
+                ),
+                answer_fault(question, answer.text, answer.finish, self._rules),
+            )
 
     def _react(self, number: int) -> None:
         kept = [Seed(sample.question) for sample in self.samples if sample.kind == "react"]
         talks, starts, given = [], [], []
         for index in range(self._settings.question_lists):
             draw = self._asked.draw(number, "question examples", index)
-            tools = draw.sample(list(self._tools.values()),
-                                draw.randint(1, min(_MOST_TOOLS, len(self._tools))))
+            tools = draw.sample(
+                list(self._tools.values()), draw.randint(1, min(_MOST_TOOLS, len(self._tools)))
+            )
             examples = self._examples(draw, self._react_seeds, kept)
             starts.append(len(examples) + 1)
             given.append(tools)
-            talks.append(_list_talk(_QUESTIONS.format(tools="\n".join(
-                f"- {tool.name_for_human}: {tool.description_for_model}" for tool in tools)),
-                examples))
+            talks.append(
+                _list_talk(
+                    _QUESTIONS.format(
+                        tools="\n".join(
+                            f"- {tool.name_for_human}: {tool.description_for_model}"
+                            for tool in tools
+                        )
+                    ),
+                    examples,
+                )
+            )
         found = self._new_questions(number, "questions", talks, starts)
         talks, prompts = [], []
         for index, (question, source) in enumerate(found):
             prompts.append(react.prompt(question, given[source]))
             shots = self._shots(number, "transcript shots", index, self._react_seeds)
-            talks.append([*(turn for shot in shots for turn in (
-                ("user", react.prompt(shot.question, [self._tools[name] for name in shot.tools])),
-                ("assistant", shot.answer))), ("user", prompts[-1]), ("assistant", "Thought:")])
+            talks.append(
+                [
+                    *(
+                        turn
+                        for shot in shots
+                        for turn in (
+                            (
+                                "user",
+                                react.prompt(
+                                    shot.question, [self._tools[name] for name in shot.tools]
+                                ),
+                            ),
+                            ("assistant", shot.answer),
+                        )
+                    ),
+                    ("user", prompts[-1]),
+                    ("assistant", "Thought:"),
+                ]
+            )
         for index, answer in enumerate(self._asked(number, "transcripts", talks)):
             question, source = found[index]
             text = f"Thought:{answer.text}".strip()
-            self._keep(number, "transcripts", index, answer, Sample(
-                f"{number}-transcripts-{index}", "react", question,
-                tuple(tool.name_for_model for tool in given[source]),
-                (("user", prompts[index]), ("assistant", text))),
-                react_fault(text, answer.finish, given[source], self._rules))
+            self._keep(
+                number,
+                "transcripts",
+                index,
+                answer,
+                Sample(
+                    f"{number}-transcripts-{index}",
+                    "react",
+                    question,
+                    tuple(tool.name_for_model for tool in given[source]),
+                    (("user", prompts[index]), ("assistant", text)),
+                ),
+                react_fault(text, answer.finish, given[source], self._rules),
+            )
 
-    def _new_questions(self, number: int, stage: str, talks: list[list[Turn]],
-                       starts: list[int]) -> list[tuple[str, int]]:
+    def _new_questions(
+        self, number: int, stage: str, talks: list[list[Turn]], starts: list[int]
+    ) -> list[tuple[str, int]]:
         """(question, index of its list): what the rules let through, no more than are needed."""
         found = []
         for index, answer in enumerate(self._asked(number, stage, talks)):
@@ -199,8 +272,9 @@ class SelfInstruct:
                     found.append((text, index))
         return found
 
-    def _keep(self, number: int, stage: str, index: int, answer: Answer, sample: Sample,
-              fault: str | None) -> None:
+    def _keep(
+        self, number: int, stage: str, index: int, answer: Answer, sample: Sample, fault: str | None
+    ) -> None:
         if answer.finish == "no room":
             fault = "no room for an answer"
         if fault:
@@ -231,11 +305,15 @@ class SelfInstruct:
             where = f"the worked example {seed.question[:60]!r}"
             unknown = [name for name in seed.tools if name not in self._tools]
             if unknown or not seed.answer:
-                raise DataError(f"unknown tools {unknown}." if unknown else "no transcript.", where,
-                                f"the tools are {', '.join(self._tools)}.")
+                raise DataError(
+                    f"unknown tools {unknown}." if unknown else "no transcript.",
+                    where,
+                    f"the tools are {', '.join(self._tools)}.",
+                )
             try:
-                react.check_calls(react.parse(seed.answer),
-                                  [self._tools[name] for name in seed.tools])
+                react.check_calls(
+                    react.parse(seed.answer), [self._tools[name] for name in seed.tools]
+                )
             except react.Malformed as reason:
                 raise DataError(f"its transcript has {reason}.", where, "correct it.") from None
 
@@ -270,8 +348,10 @@ def read_seeds(path: str | os.PathLike, counts: Counts) -> list[Seed]:
         try:
             instances = row.get("instances")
             if isinstance(instances, list) and instances and isinstance(instances[0], dict):
-                row = {"instruction": row.get("instruction"), **{
-                    key: instances[0].get(key) for key in ("input", "output")}}
+                row = {
+                    "instruction": row.get("instruction"),
+                    **{key: instances[0].get(key) for key in ("input", "output")},
+                }
             turns = [turn for turn in turns_of(row, place) if turn[0] != "system"]
             if not turns or turns[0][0] != "user" or not turns[0][1].strip():
                 raise Skipped("without a question")
@@ -284,8 +364,9 @@ def read_seeds(path: str | os.PathLike, counts: Counts) -> list[Seed]:
         seeds.append(Seed(turns[0][1], answer if answer.strip() else None))
         counts.kept += 1
     if not seeds:
-        raise DataError(f"no seed can be used: {counts}.", str(path),
-                        'write {"instruction": ...} a line.')
+        raise DataError(
+            f"no seed can be used: {counts}.", str(path), 'write {"instruction": ...} a line.'
+        )
     return seeds
 
 
@@ -298,10 +379,18 @@ def read_react_seeds(path: str | os.PathLike) -> list[Seed]:
     seeds = []
     for place, row in read_rows(path):
         question, tools, answer = (row.get(key) for key in ("question", "tools", "answer"))
-        if not (isinstance(question, str) and isinstance(answer, str) and isinstance(tools, list)
-                and tools and all(isinstance(name, str) for name in tools)):
-            raise DataError("this is no worked example.", place,
-                            'write {"question": ..., "tools": [names], "answer": "Thought: ..."}.')
+        if not (
+            isinstance(question, str)
+            and isinstance(answer, str)
+            and isinstance(tools, list)
+            and tools
+            and all(isinstance(name, str) for name in tools)
+        ):
+            raise DataError(
+                "this is no worked example.",
+                place,
+                'write {"question": ..., "tools": [names], "answer": "Thought: ..."}.',
+            )
         seeds.append(Seed(question, answer, tuple(tools)))
     return seeds
 

@@ -27,27 +27,35 @@ def open_alone(path: pathlib.Path, shown: pathlib.Path | None = None) -> BinaryI
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "a+b")
     except OSError as error:
-        raise ConfigError(f"cannot write: {error}.", where,
-                          "choose a folder that can be written.") from error
+        raise ConfigError(
+            f"cannot write: {error}.", where, "choose a folder that can be written."
+        ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise ConfigError("another process writes it.", where,
-                          "wait for it, or name another file.") from None
+        raise ConfigError(
+            "another process writes it.", where, "wait for it, or name another file."
+        ) from None
     return file
 
 
-def check_same(found: dict[str, Any], wanted: dict[str, Any], path: pathlib.Path,
-               record: pathlib.Path) -> None:
+def check_same(
+    found: dict[str, Any], wanted: dict[str, Any], path: pathlib.Path, record: pathlib.Path
+) -> None:
     """Raises ConfigError, with the differences, unless both say the same of what a file was made
     from."""
-    different = [f"{name}: {found.get(name)!r} then, {wanted.get(name)!r} now"
-                 for name in sorted(found.keys() | wanted.keys())
-                 if found.get(name) != wanted.get(name)]
+    different = [
+        f"{name}: {found.get(name)!r} then, {wanted.get(name)!r} now"
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name)
+    ]
     if different:
-        raise ConfigError(f"the file was made otherwise: {'; '.join(different)}.", str(path),
-                          f"name another file, or delete this one and {record.name}.")
+        raise ConfigError(
+            f"the file was made otherwise: {'; '.join(different)}.",
+            str(path),
+            f"name another file, or delete this one and {record.name}.",
+        )
 
 
 def note_made_from(record: pathlib.Path, wanted: dict[str, Any], path: pathlib.Path) -> None:
@@ -82,8 +90,9 @@ class AppendOnly:
         self._file = open_alone(self.path)
         try:
             if self._file.seek(0, os.SEEK_END) and not self._record.exists():
-                raise ConfigError("the file is there, and not one of ours.", str(self.path),
-                                  "name another file.")  # and not a byte of it was touched
+                raise ConfigError(
+                    "the file is there, and not one of ours.", str(self.path), "name another file."
+                )  # and not a byte of it was touched
             self.check_made_from(made_from)
             self.rows = self._read()
         except (ConfigError, DataError):
@@ -100,8 +109,12 @@ class AppendOnly:
         begun = self._record.exists()
         found = json.loads(self._record.read_text(encoding="utf-8")) if begun else {}
         both = found.keys() & wanted.keys()
-        check_same({name: found[name] for name in both}, {name: wanted[name] for name in both},
-                   self.path, self._record)
+        check_same(
+            {name: found[name] for name in both},
+            {name: wanted[name] for name in both},
+            self.path,
+            self._record,
+        )
         if not begun or not wanted.keys() <= found.keys():
             write_json(self._record, found | wanted)
 
@@ -130,7 +143,10 @@ class AppendOnly:
             try:
                 rows.append(json.loads(raw))
             except ValueError as error:
-                raise DataError(f"not a line of JSON: {error}.", f"{self.path} line {number}",
-                                "mend or delete the line.") from error
+                raise DataError(
+                    f"not a line of JSON: {error}.",
+                    f"{self.path} line {number}",
+                    "mend or delete the line.",
+                ) from error
             offset += len(raw)
         return rows

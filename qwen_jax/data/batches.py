@@ -26,8 +26,15 @@ class Batches:
       ...     batch = next(stream)
     """
 
-    def __init__(self, source: RowSource | grain.MapDataset, *, batch_size: int, seed: int,
-                 collate: Callable[[list], Any], rows: Sequence[int] | None = None):
+    def __init__(
+        self,
+        source: RowSource | grain.MapDataset,
+        *,
+        batch_size: int,
+        seed: int,
+        collate: Callable[[list], Any],
+        rows: Sequence[int] | None = None,
+    ):
         """
         Args:
           source: rows; or a dataset that is endless and shuffled already.
@@ -49,8 +56,9 @@ class Batches:
     def iterate(self, start_step: int) -> Iterator[Iterator[Any]]:
         """The batches from `start_step` on, without end; a thread reads a few ahead."""
         # One thread and a short buffer: a batch is one object, and more threads wait for the lock.
-        dataset = self._dataset.to_iter_dataset(grain.ReadOptions(
-            num_threads=1, prefetch_buffer_size=4))
+        dataset = self._dataset.to_iter_dataset(
+            grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+        )
         batches = iter(dataset)
         grain.experimental.set_next_index(batches, start_step)
         try:
@@ -87,8 +95,9 @@ class _HostRows(grain.MapDataset):
         return step * self._batch_size + self._rows[place]
 
 
-def eval_batches(source: RowSource, batch_size: int, num: int, *,
-                 rows: Sequence[int] | None = None) -> Iterator[Any]:
+def eval_batches(
+    source: RowSource, batch_size: int, num: int, *, rows: Sequence[int] | None = None
+) -> Iterator[Any]:
     """This host's part of the first `num` batches of one shuffled pass: always the same ones.
 
     The last one is filled up with source.padding, which has no weight.
@@ -98,8 +107,9 @@ def eval_batches(source: RowSource, batch_size: int, num: int, *,
     """
     rows, order = range(batch_size) if rows is None else rows, shuffled(source, 0)
     for start in range(0, min(num * batch_size, len(source)), batch_size):
-        yield stack_trees([order[start + row] if start + row < len(source) else source.padding
-                           for row in rows])
+        yield stack_trees(
+            [order[start + row] if start + row < len(source) else source.padding for row in rows]
+        )
 
 
 def fill_up(rows: list, size: int, padding) -> list:

@@ -5,24 +5,52 @@ import pathlib
 import re
 
 LANGUAGES = {
-    ".py": "python", ".pyi": "python", ".ipynb": "jupyter", ".c": "c", ".h": "c", ".cc": "cpp",
-    ".cpp": "cpp", ".hpp": "cpp", ".cu": "cuda", ".java": "java", ".js": "javascript",
-    ".ts": "typescript", ".go": "go", ".rs": "rust", ".rb": "ruby", ".sh": "shell", ".sql": "sql",
-    ".php": "php", ".cs": "csharp", ".scala": "scala", ".kt": "kotlin", ".swift": "swift",
-    ".lua": "lua", ".r": "r", ".jl": "julia", ".pl": "perl", ".hs": "haskell", ".css": "css",
+    ".py": "python",
+    ".pyi": "python",
+    ".ipynb": "jupyter",
+    ".c": "c",
+    ".h": "c",
+    ".cc": "cpp",
+    ".cpp": "cpp",
+    ".hpp": "cpp",
+    ".cu": "cuda",
+    ".java": "java",
+    ".js": "javascript",
+    ".ts": "typescript",
+    ".go": "go",
+    ".rs": "rust",
+    ".rb": "ruby",
+    ".sh": "shell",
+    ".sql": "sql",
+    ".php": "php",
+    ".cs": "csharp",
+    ".scala": "scala",
+    ".kt": "kotlin",
+    ".swift": "swift",
+    ".lua": "lua",
+    ".r": "r",
+    ".jl": "julia",
+    ".pl": "perl",
+    ".hs": "haskell",
+    ".css": "css",
     ".proto": "protobuf",
 }
 _FILES = re.compile(r"(licen[cs]e|copying|unlicense)([.\-_].*)?", re.IGNORECASE)
 _PHRASES = {
     "AGPL-3.0": "gnu affero general public license",
-    "LGPL": "gnu lesser general public license", "GPL": "gnu general public license",
-    "MPL-2.0": "mozilla public license", "Apache-2.0": "apache license",
-    "EPL": "eclipse public license", "CC0-1.0": "cc0 1.0 universal",
-    "CC-BY-SA": "attribution-sharealike", "CC-BY": "attribution 4.0 international",
+    "LGPL": "gnu lesser general public license",
+    "GPL": "gnu general public license",
+    "MPL-2.0": "mozilla public license",
+    "Apache-2.0": "apache license",
+    "EPL": "eclipse public license",
+    "CC0-1.0": "cc0 1.0 universal",
+    "CC-BY-SA": "attribution-sharealike",
+    "CC-BY": "attribution 4.0 international",
     "Unlicense": "released into the public domain",
     "BSD-2-Clause": "redistributions of source code must retain",
     "ISC": "permission to use, copy, modify, and/or distribute",
-    "MIT": "permission is hereby granted, free of charge", "Python-2.0": "psf license",
+    "MIT": "permission is hereby granted, free of charge",
+    "Python-2.0": "psf license",
     "Zlib": "origin of this software must not be misrepresented",
 }
 
@@ -46,8 +74,11 @@ def license_of(root: str, name: str) -> str | None:
 @functools.lru_cache(maxsize=1 << 14)
 def _license_in(folder: str) -> str | None:
     try:
-        files = sorted(path for path in pathlib.Path(folder).iterdir()
-                       if _FILES.fullmatch(path.name) and path.is_file())
+        files = sorted(
+            path
+            for path in pathlib.Path(folder).iterdir()
+            if _FILES.fullmatch(path.name) and path.is_file()
+        )
     except OSError:
         return None
     return named(files[0].read_text("utf-8", "replace")) if files else None

@@ -36,8 +36,9 @@ def removed(files: Sequence[pathlib.Path], first: int) -> pa.Table:
         while not np.array_equal(nearer := root[root], root):
             root = nearer
     gone = (root != np.arange(len(nodes))) & (nodes >= first)
-    return pa.table([nodes[gone], np.zeros(gone.sum(), np.uint32), nodes[root[gone]]],
-                    schema=REMOVED)
+    return pa.table(
+        [nodes[gone], np.zeros(gone.sum(), np.uint32), nodes[root[gone]]], schema=REMOVED
+    )
 
 
 def _pairs(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:

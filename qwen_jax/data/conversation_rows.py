@@ -32,8 +32,14 @@ class Example:
         return len(self.tokens) - 1  # inputs; the last token is a target alone
 
 
-def encode(conversations: Iterable[Conversation], tokenizer: Tokenizer, *, context_length: int,
-           counts: Counts, mask: str = "assistant") -> Iterator[Example]:
+def encode(
+    conversations: Iterable[Conversation],
+    tokenizer: Tokenizer,
+    *,
+    context_length: int,
+    counts: Counts,
+    mask: str = "assistant",
+) -> Iterator[Example]:
     """Examples of at most `context_length` inputs; cut on the right, never to nothing to learn.
 
     What is cut, or dropped because the cut leaves no target, is in `counts`.
@@ -42,12 +48,12 @@ def encode(conversations: Iterable[Conversation], tokenizer: Tokenizer, *, conte
         rendered = chatml.render(conversation.turns, tokenizer)
         tokens, weights = rendered.tokens, MASKS[mask](rendered)
         if len(tokens) > context_length + 1:
-            if not chatml.loss_weights(rendered)[1:context_length + 1].any():
+            if not chatml.loss_weights(rendered)[1 : context_length + 1].any():
                 counts.kept -= 1
                 counts.skip(f"no answer within {context_length} tokens", conversation.place)
                 continue
             counts.change(f"cut to {context_length} tokens", conversation.place)
-            tokens, weights = tokens[:context_length + 1], weights[:context_length + 1]
+            tokens, weights = tokens[: context_length + 1], weights[: context_length + 1]
         yield Example(tokens, weights)
 
 
@@ -67,8 +73,9 @@ class PackedRows:
           DataError: there is no example.
         """
         if not examples:
-            raise DataError("there is nothing to learn from.", "data",
-                            "look at what was skipped, and why.")
+            raise DataError(
+                "there is nothing to learn from.", "data", "look at what was skipped, and why."
+            )
         lengths = [len(example) for example in examples]
         self._examples, self._length = examples, context_length
         self._rows = pack(lengths, context_length) if packed else [[i] for i in range(len(lengths))]
@@ -96,8 +103,13 @@ class PackedRows:
     def padding(self) -> Batch:
         """A row of nothing."""
         whole = [np.zeros(self._length, np.int32) for _ in range(4)]
-        return Batch(tokens=whole[0], targets=whole[1], segment_ids=whole[2], positions=whole[3],
-                     loss_weights=np.zeros(self._length, np.float32))
+        return Batch(
+            tokens=whole[0],
+            targets=whole[1],
+            segment_ids=whole[2],
+            positions=whole[3],
+            loss_weights=np.zeros(self._length, np.float32),
+        )
 
     def __repr__(self) -> str:
         return f"PackedRows({len(self)} of {self._length})"

@@ -17,9 +17,17 @@ from qwen_jax.errors import DataError
 Turn = tuple[str, str]  # role and content
 
 _ROLES = {  # the words of the formats -> ours
-    "system": "system", "user": "user", "human": "user", "assistant": "assistant",
-    "gpt": "assistant", "chatgpt": "assistant", "model": "assistant",
-    "function_call": "assistant", "tool": "tool", "observation": "tool", "function": "tool",
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "tool": "tool",
+    "observation": "tool",
+    "function": "tool",
     "ipython": "tool",
 }
 
@@ -56,13 +64,16 @@ class Counts:
     def __str__(self) -> str:
         parts = [f"{self.kept:,} kept"]
         for verb, counter in (("", self.changed), ("skipped: ", self.skipped)):
-            parts += [f"{number:,} {verb}{reason} (first: {self.examples[reason]})"
-                      for reason, number in counter.most_common()]
+            parts += [
+                f"{number:,} {verb}{reason} (first: {self.examples[reason]})"
+                for reason, number in counter.most_common()
+            ]
         return "; ".join(parts)
 
 
-def read_conversations(paths: Iterable[str | os.PathLike], counts: Counts
-                       ) -> Iterator[Conversation]:
+def read_conversations(
+    paths: Iterable[str | os.PathLike], counts: Counts
+) -> Iterator[Conversation]:
     """The conversations of .json and .jsonl files; what is skipped is in `counts`.
 
     Formats, by a row's keys: "messages" (role, content), "conversations" (from, value), "instruction"
@@ -83,8 +94,11 @@ def read_conversations(paths: Iterable[str | os.PathLike], counts: Counts
             counts.kept += 1
             yield Conversation(turns, place)
         if counts.kept == before:
-            raise DataError(f"no conversation can be used: {counts}.", str(path),
-                            "look at the first row that is named.")
+            raise DataError(
+                f"no conversation can be used: {counts}.",
+                str(path),
+                "look at the first row that is named.",
+            )
 
 
 def turns_of(row: dict[str, Any], place: str) -> list[Turn]:
@@ -101,11 +115,18 @@ def turns_of(row: dict[str, Any], place: str) -> list[Turn]:
     elif "instruction" in row:
         turns = _alpaca(row)
     else:
-        raise DataError(f"no known format; the row has {', '.join(map(str, row))}.", place,
-                        "use messages (role, content), conversations (from, value) or "
-                        "instruction, input, output.")
-    if isinstance(row.get("system"), str) and row["system"] and turns[:1] and (
-            turns[0][0] != "system"):
+        raise DataError(
+            f"no known format; the row has {', '.join(map(str, row))}.",
+            place,
+            "use messages (role, content), conversations (from, value) or "
+            "instruction, input, output.",
+        )
+    if (
+        isinstance(row.get("system"), str)
+        and row["system"]
+        and turns[:1]
+        and (turns[0][0] != "system")
+    ):
         turns.insert(0, ("system", row["system"]))
     return _with_tools(turns, row.get("tools"))
 
@@ -156,8 +177,11 @@ def _alpaca(row: dict[str, Any]) -> list[Turn]:
         raise Skipped("a field that is not text")
     turns = []
     for pair in row.get("history") or []:
-        if not (isinstance(pair, list) and len(pair) == 2 and all(
-                isinstance(text, str) for text in pair)):
+        if not (
+            isinstance(pair, list)
+            and len(pair) == 2
+            and all(isinstance(text, str) for text in pair)
+        ):
             raise Skipped("a history that is not pairs of texts")
         turns += [("user", pair[0]), ("assistant", pair[1])]
     question = f"{instruction}\n{given}" if given else instruction

@@ -23,8 +23,10 @@ from qwen_jax.data import stage
 from qwen_jax.data.test_items import TestItem
 from qwen_jax.errors import DataError
 
-_UNIT = re.compile(r"[\u3007\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]|"
-                   r"[^\W_\u3007\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]+")
+_UNIT = re.compile(
+    r"[\u3007\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]|"
+    r"[^\W_\u3007\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]+"
+)
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _GROUP = 1 << 16  # units that are looked at together: what fits into a core's cache
 _TABLE_BITS = 24  # of the table that is asked first: 2 MiB, which stays in the cache
@@ -53,8 +55,8 @@ class Match(NamedTuple):
 
 def units(text: str) -> list[str]:
     """Example:
-      >>> units("Ｔｈｅ answer_is 42，对吗？")
-      ['the', 'answer', 'is', '42', '对', '吗']
+    >>> units("Ｔｈｅ answer_is 42，对吗？")
+    ['the', 'answer', 'is', '42', '对', '吗']
     """
     return _UNIT.findall(unicodedata.normalize("NFKC", text).lower())
 
@@ -108,8 +110,9 @@ class Index:
         for test_set, item, text in items:
             owner = names.setdefault((test_set, item), len(names))
             words = units(text)
-            ids = np.fromiter((numbers.setdefault(w, len(numbers) + 1) for w in words), np.uint64,
-                              len(words))
+            ids = np.fromiter(
+                (numbers.setdefault(w, len(numbers) + 1) for w in words), np.uint64, len(words)
+            )
             length = min(len(ids), rules.ngram)
             if length >= rules.least_units:
                 numeric = np.concatenate(([0], np.cumsum([word.isdecimal() for word in words])))
@@ -118,8 +121,11 @@ class Index:
             elif line_key(text):
                 lines.setdefault(line_key(text), owner)
         if not names:
-            raise DataError("there are no test items.", "Index.build(items)",
-                            "name a folder of test sets; see data/test_items.py.")
+            raise DataError(
+                "there are no test items.",
+                "Index.build(items)",
+                "name a folder of test sets; see data/test_items.py.",
+            )
         hashes = np.concatenate([h for h, *_ in found] or [np.zeros(0, np.uint64)])
         sizes = [len(h) for h, *_ in found]
         lengths = np.repeat(np.asarray([n for _, n, _ in found], np.uint8), sizes)
@@ -131,9 +137,16 @@ class Index:
         hashes, lengths, owners = hashes[new], lengths[new], owners[new]
         _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
         kept = counts[inverse] <= rules.most_items
-        return cls(rules=rules, items=tuple(names), numbers=numbers, hashes=hashes[kept],
-                   lengths=lengths[kept], owners=owners[kept], lines=lines,
-                   phrases=int((counts > rules.most_items).sum()))
+        return cls(
+            rules=rules,
+            items=tuple(names),
+            numbers=numbers,
+            hashes=hashes[kept],
+            lengths=lengths[kept],
+            owners=owners[kept],
+            lines=lines,
+            phrases=int((counts > rules.most_items).sum()),
+        )
 
     def matches(self, text: str) -> list[Match]:
         """The items that the text overlaps with, most n-grams first."""
@@ -157,9 +170,13 @@ class Index:
                 if owner is not None:
                     counts[owner] += 1
                     excerpts.setdefault(owner, line.strip())
-        return [[Match(*self.items[owner], number, excerpts[owner])
-                 for owner, number in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))]
-                for counts, excerpts in found]
+        return [
+            [
+                Match(*self.items[owner], number, excerpts[owner])
+                for owner, number in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+            ]
+            for counts, excerpts in found
+        ]
 
     def _overlaps(self, texts: list[list[str]]) -> list[_Overlaps]:
         """N-grams in common of texts that are given by their units."""
@@ -171,8 +188,10 @@ class Index:
         known = np.concatenate(([0], np.cumsum(ids != 0)))
         left = np.repeat(ends, sizes) - np.arange(len(ids))  # units up to the end of their text
         for length in self._short:
-            starts = np.flatnonzero((known[length:] - known[:-length] == length)
-                                    & (left[:max(len(ids) - length + 1, 0)] >= length))
+            starts = np.flatnonzero(
+                (known[length:] - known[:-length] == length)
+                & (left[: max(len(ids) - length + 1, 0)] >= length)
+            )
             if not len(starts):
                 continue
             hashes = _hash(ids, length)[starts]
@@ -190,7 +209,7 @@ class Index:
                 high = int(np.searchsorted(self.hashes, self.hashes[low], "right"))
                 for owner in self.owners[low:high].tolist():
                     found[text].counts[owner] += 1
-                    found[text].excerpts.setdefault(owner, " ".join(words[start:start + length]))
+                    found[text].excerpts.setdefault(owner, " ".join(words[start : start + length]))
         return found
 
     def _number(self, word: str) -> int:
@@ -202,30 +221,44 @@ class Index:
         temporary = f"{os.fspath(path)}.tmp"
         with open(temporary, "wb") as file:
             np.savez_compressed(
-                file, hashes=self.hashes, lengths=self.lengths, owners=self.owners,
-                rules=np.asarray(dataclasses.astuple(self.rules)), phrases=self.phrases,
-                items=_packed("\0".join(pair) for pair in self.items), words=_packed(words),
+                file,
+                hashes=self.hashes,
+                lengths=self.lengths,
+                owners=self.owners,
+                rules=np.asarray(dataclasses.astuple(self.rules)),
+                phrases=self.phrases,
+                items=_packed("\0".join(pair) for pair in self.items),
+                words=_packed(words),
                 lines=_packed(self.lines),
-                line_owners=np.asarray(list(self.lines.values()), np.int32))
+                line_owners=np.asarray(list(self.lines.values()), np.int32),
+            )
         os.replace(temporary, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Index":
         """Raises:
-          DataError: the file is missing, or no index.
+        DataError: the file is missing, or no index.
         """
         try:
             with np.load(path) as file:
                 items = tuple(tuple(pair.split("\0")) for pair in _unpacked(file["items"]))
                 words, lines = _unpacked(file["words"]), _unpacked(file["lines"])
-                return cls(rules=DecontaminationRules(*map(int, file["rules"])), items=items,
-                           numbers={word: i for i, word in enumerate(words, 1)},
-                           hashes=file["hashes"], lengths=file["lengths"], owners=file["owners"],
-                           lines=dict(zip(lines, file["line_owners"].tolist(), strict=True)),
-                           phrases=int(file["phrases"]))
+                return cls(
+                    rules=DecontaminationRules(*map(int, file["rules"])),
+                    items=items,
+                    numbers={word: i for i, word in enumerate(words, 1)},
+                    hashes=file["hashes"],
+                    lengths=file["lengths"],
+                    owners=file["owners"],
+                    lines=dict(zip(lines, file["line_owners"].tolist(), strict=True)),
+                    phrases=int(file["phrases"]),
+                )
         except (OSError, KeyError, ValueError) as error:
-            raise DataError(f"no index of test items: {error}.", str(path),
-                            "build it again with Index.build(...).save(path).") from error
+            raise DataError(
+                f"no index of test items: {error}.",
+                str(path),
+                "build it again with Index.build(...).save(path).",
+            ) from error
 
 
 def _hash(ids: np.ndarray, length: int) -> np.ndarray:
@@ -233,7 +266,7 @@ def _hash(ids: np.ndarray, length: int) -> np.ndarray:
     count = len(ids) - length + 1
     hashes = np.full(count, length, np.uint64)
     for i in range(length):  # products wrap around 2^64, as they should
-        hashes = (hashes ^ (hashes >> np.uint64(32))) * _MULTIPLIER + ids[i:i + count]
+        hashes = (hashes ^ (hashes >> np.uint64(32))) * _MULTIPLIER + ids[i : i + count]
     return (hashes ^ (hashes >> np.uint64(29))) * _MULTIPLIER
 
 
@@ -266,8 +299,10 @@ class DecontaminationStage:
             if not matches:
                 return None
             most = matches[0]
-            return (f"contaminated_{most.test_set}",
-                    f"{most.item}, {most.ngrams} n-grams, {len(matches)} items: {most.excerpt}")
+            return (
+                f"contaminated_{most.test_set}",
+                f"{most.item}, {most.ngrams} n-grams, {len(matches)} items: {most.excerpt}",
+            )
 
         found = index.matches_in(table["text"].to_pylist())
         return stage.reject(table, list(map(verdict, found)))

@@ -25,8 +25,9 @@ def daft():
     try:
         import daft as module
     except ImportError as error:
-        raise DataError("the data plan runs on Daft.", "qwen_jax.data.engine",
-                        "pip install 'qwen_jax[data]'.") from error
+        raise DataError(
+            "the data plan runs on Daft.", "qwen_jax.data.engine", "pip install 'qwen_jax[data]'."
+        ) from error
     return module
 
 
@@ -43,19 +44,29 @@ def start(ray: str | None) -> None:
         return
     try:
         import ray as cluster
-        cluster.init(address=None if ray == "local" else ray, ignore_reinit_error=True,
-                     include_dashboard=False, log_to_driver=False)
+
+        cluster.init(
+            address=None if ray == "local" else ray,
+            ignore_reinit_error=True,
+            include_dashboard=False,
+            log_to_driver=False,
+        )
     except ImportError as error:
-        raise ConfigError("Ray is not installed.", f"--ray={ray}",
-                          "pip install 'qwen_jax[ray]'.") from error
+        raise ConfigError(
+            "Ray is not installed.", f"--ray={ray}", "pip install 'qwen_jax[ray]'."
+        ) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"Ray does not answer: {error}.", f"--ray={ray}",
-                          "give the address of a running cluster, or --ray=local.") from error
+        raise ConfigError(
+            f"Ray does not answer: {error}.",
+            f"--ray={ray}",
+            "give the address of a running cluster, or --ray=local.",
+        ) from error
     daft().set_runner_ray(noop_if_initialized=True)
 
 
-def run_tasks(work: Callable[[Any], Any], tasks: Sequence[Any], *, workers: int
-              ) -> Iterator[tuple[Any, Any]]:
+def run_tasks(
+    work: Callable[[Any], Any], tasks: Sequence[Any], *, workers: int
+) -> Iterator[tuple[Any, Any]]:
     """(task, work(task)) of every task, as they end.
 
     A task that fails for a reason of its own (a file that has gone, a full disk) does not stop the
@@ -70,8 +81,11 @@ def run_tasks(work: Callable[[Any], Any], tasks: Sequence[Any], *, workers: int
     """
     failures = []
     # One task alone is done before a process would have started.
-    calls = (zip(tasks, map(work_safely(work), tasks)) if workers == 0 or len(tasks) < 2
-             else _stream(work, tasks, workers))
+    calls = (
+        zip(tasks, map(work_safely(work), tasks))
+        if workers == 0 or len(tasks) < 2
+        else _stream(work, tasks, workers)
+    )
     for task, (result, problem) in calls:
         if problem is None:
             yield task, result
@@ -81,12 +95,16 @@ def run_tasks(work: Callable[[Any], Any], tasks: Sequence[Any], *, workers: int
         task, problem = failures[0]
         rest = f"; {len(failures) - 1} others failed as well" if failures[1:] else ""
         where = f"{task}" if len(f"{task}") < 500 else f"{str(task)[:500]} ..."  # of many files
-        raise DataError(f"{problem}{rest}.", where, "mend it and run the same command again: "
-                        "what is finished is kept.")
+        raise DataError(
+            f"{problem}{rest}.",
+            where,
+            "mend it and run the same command again: what is finished is kept.",
+        )
 
 
 def work_safely(work: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, str | None]]:
     """`work` that returns (result, None) or (None, what was wrong), except for bugs."""
+
     def call(task):
         try:
             return work(task), None
@@ -94,7 +112,9 @@ def work_safely(work: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, str | 
             return None, f"{error.what.rstrip('.')} ({error.where})"
         except OSError as error:
             return None, f"{error.strerror or error}" + (
-                f": {error.filename}" if error.filename else "")
+                f": {error.filename}" if error.filename else ""
+            )
+
     return call
 
 
@@ -112,14 +132,21 @@ def _stream(work, tasks: Sequence[Any], workers: int) -> Iterator[tuple[Any, tup
 
     rows = {"number": list(range(len(tasks))), "task": [pickle.dumps(task) for task in tasks]}
     worker = Worker(pickle.dumps(work))
-    frame = engine.from_pydict(rows).into_batches(1).with_column(
-        "result", worker.run(engine.col("task"))).select("number", "result")
+    frame = (
+        engine.from_pydict(rows)
+        .into_batches(1)
+        .with_column("result", worker.run(engine.col("task")))
+        .select("number", "result")
+    )
     try:
         for row in frame.iter_rows(results_buffer_size=None):
             yield tasks[row["number"]], pickle.loads(row["result"])
     except RuntimeError as error:
         if "closed the connection" not in str(error) and "ActorDied" not in str(error):
             raise
-        raise DataError("a worker was killed, by the system or by a person.", f"{workers} workers",
-                        "run the same command again: what is finished is kept. If memory ran out, "
-                        "use fewer workers or a smaller partition_mb.") from error
+        raise DataError(
+            "a worker was killed, by the system or by a person.",
+            f"{workers} workers",
+            "run the same command again: what is finished is kept. If memory ran out, "
+            "use fewer workers or a smaller partition_mb.",
+        ) from error

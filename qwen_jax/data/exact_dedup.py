@@ -17,14 +17,16 @@ import pyarrow as pa
 from qwen_jax.data.shuffle import REMOVED, first_of_group
 from qwen_jax.data.stage import reject, set_column
 
-_KEYS = pa.schema([("hash", pa.uint64()), ("check", pa.uint64()), ("row", pa.uint32()),
-                   ("part", pa.uint32())])
+_KEYS = pa.schema(
+    [("hash", pa.uint64()), ("check", pa.uint64()), ("row", pa.uint32()), ("part", pa.uint32())]
+)
 
 
 def normalise(text: str) -> str:
     """NFKC, case folded, white space of any kind and length as one space."""
-    return " ".join((text if text.isascii() else unicodedata.normalize("NFKC", text))
-                    .casefold().split())
+    return " ".join(
+        (text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold().split()
+    )
 
 
 def normalise_url(url: str) -> str:
@@ -57,13 +59,16 @@ class ExactDedup:
         columns = (table[name].to_pylist() for name in ("text", "url", "kind"))
         for row, (text, url, kind) in enumerate(zip(*columns, strict=True), first):
             for part, key in self._parts(text, url, kind):
-                digests.append(hashlib.blake2b(key.encode("utf-8", "surrogatepass"),
-                                               digest_size=16).digest())
+                digests.append(
+                    hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+                )
                 rows.append(row)
                 parts.append(part)
         both = np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
-        return pa.table([both[:, 0], both[:, 1], pa.array(rows, pa.uint32()),
-                         pa.array(parts, pa.uint32())], schema=_KEYS)
+        return pa.table(
+            [both[:, 0], both[:, 1], pa.array(rows, pa.uint32()), pa.array(parts, pa.uint32())],
+            schema=_KEYS,
+        )
 
     def _parts(self, text: str, url: str | None, kind: str):
         if self.by == "document":
@@ -78,13 +83,15 @@ class ExactDedup:
 
     def duplicates(self, keys: pa.Table) -> pa.Table:
         """See shuffle.Shuffle."""
-        hashes, checks, orders, parts = (keys[name].to_numpy() for name in (
-            "hash", "check", "order", "part"))
+        hashes, checks, orders, parts = (
+            keys[name].to_numpy() for name in ("hash", "check", "order", "part")
+        )
         by = np.lexsort((parts, orders, checks, hashes))
         first = first_of_group(hashes[by], checks[by])
         later = first != np.arange(len(first))
-        return pa.table([orders[by][later], parts[by][later], orders[by][first[later]]],
-                        schema=REMOVED)
+        return pa.table(
+            [orders[by][later], parts[by][later], orders[by][first[later]]], schema=REMOVED
+        )
 
     def remove(self, table: pa.Table, removed: pa.Table, names: Sequence[str]) -> pa.Table:
         """See shuffle.Shuffle."""

@@ -9,9 +9,38 @@ import re
 from qwen_jax.errors import DataError
 
 _DROPPED = {"head", "script", "style", "noscript", "template", "svg"}
-_BLOCKS = {"address", "article", "aside", "blockquote", "body", "dd", "div", "dl", "dt", "figure",
-           "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "li", "main",
-           "nav", "ol", "p", "pre", "section", "table", "tr", "ul"}
+_BLOCKS = {
+    "address",
+    "article",
+    "aside",
+    "blockquote",
+    "body",
+    "dd",
+    "div",
+    "dl",
+    "dt",
+    "figure",
+    "footer",
+    "form",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+    "header",
+    "hr",
+    "li",
+    "main",
+    "nav",
+    "ol",
+    "p",
+    "pre",
+    "section",
+    "table",
+    "tr",
+    "ul",
+}
 _INDENTED = {"blockquote": 4, "dd": 4, "ul": 2, "ol": 2}
 
 
@@ -24,8 +53,9 @@ def article(html: str) -> str:
     try:
         import trafilatura
     except ImportError as error:
-        raise DataError("extracting articles needs trafilatura.", "HTML source",
-                        "pip install 'qwen_jax[data]'.") from error
+        raise DataError(
+            "extracting articles needs trafilatura.", "HTML source", "pip install 'qwen_jax[data]'."
+        ) from error
     return trafilatura.extract(html, include_comments=False) or ""
 
 
@@ -39,10 +69,18 @@ def article_fast(html: str) -> str:
     try:
         from resiliparse.extract.html2text import extract_plain_text
     except ImportError as error:
-        raise DataError("fast extraction needs resiliparse.", "HTML source",
-                        "pip install 'qwen_jax[data]'.") from error
-    return extract_plain_text(html, main_content=True, alt_texts=False, links=False,
-                              form_fields=False, noscript=False, comments=False)
+        raise DataError(
+            "fast extraction needs resiliparse.", "HTML source", "pip install 'qwen_jax[data]'."
+        ) from error
+    return extract_plain_text(
+        html,
+        main_content=True,
+        alt_texts=False,
+        links=False,
+        form_fields=False,
+        noscript=False,
+        comments=False,
+    )
 
 
 def page(html: str) -> str:
@@ -55,16 +93,20 @@ def page(html: str) -> str:
         import lxml.etree
         import lxml.html
     except ImportError as error:
-        raise DataError("extracting pages needs lxml.", "HTML source",
-                        "pip install 'qwen_jax[data]'.") from error
+        raise DataError(
+            "extracting pages needs lxml.", "HTML source", "pip install 'qwen_jax[data]'."
+        ) from error
     try:
         parser = lxml.html.HTMLParser(huge_tree=True)
         root = lxml.html.document_fromstring(html, parser=parser)
     except lxml.etree.ParserError:  # an empty page
         return ""
     if any("depth" in entry.message.lower() for entry in parser.error_log):
-        raise DataError("elements are nested deeper than the parser goes (2,048).", "HTML source",
-                        "leave this page out: it is broken or hostile.")
+        raise DataError(
+            "elements are nested deeper than the parser goes (2,048).",
+            "HTML source",
+            "leave this page out: it is broken or hostile.",
+        )
     lines = _Lines()
     # Events rather than recursion: a page may be nested deeper than Python's stack.
     skipped = None

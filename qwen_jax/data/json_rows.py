@@ -13,8 +13,7 @@ from qwen_jax.errors import DataError
 def write_json(path: pathlib.Path, content: Any) -> None:
     """Writes a file whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n",
-                         encoding="utf-8")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -47,8 +46,11 @@ def names_of(paths: Sequence[str | os.PathLike]) -> list[str]:
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):
             return names
-    raise DataError(f"a file is named twice: {', '.join(map(str, paths))}.", "the list of files",
-                    "name each once.")
+    raise DataError(
+        f"a file is named twice: {', '.join(map(str, paths))}.",
+        "the list of files",
+        "name each once.",
+    )
 
 
 def read_rows(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -60,15 +62,19 @@ def read_rows(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
     path = pathlib.Path(path)
     kind = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
     if kind not in (".json", ".jsonl"):
-        raise DataError(f"{path.suffix or 'no suffix'} is not a kind of file that is read here.",
-                        str(path), "use .json (a list) or .jsonl (an object a line), also .gz.")
+        raise DataError(
+            f"{path.suffix or 'no suffix'} is not a kind of file that is read here.",
+            str(path),
+            "use .json (a list) or .jsonl (an object a line), also .gz.",
+        )
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8-sig") as file:
             for place, row in (_items if kind == ".json" else _lines)(file, path):
                 if not isinstance(row, dict):
-                    raise DataError(f"{str(row)[:60]!r} is not an object.", place,
-                                    "each row is a JSON object.")
+                    raise DataError(
+                        f"{str(row)[:60]!r} is not an object.", place, "each row is a JSON object."
+                    )
                 yield place, row
     except FileNotFoundError as error:
         raise DataError("there is no such file.", str(path), "check the path.") from error
@@ -94,5 +100,8 @@ def _lines(file, path: pathlib.Path) -> Iterator[tuple[str, Any]]:
         try:
             yield place, json.loads(line)
         except json.JSONDecodeError as error:
-            raise DataError(f"not a line of JSON: {error}.", place,
-                            "each line is one JSON object; a copy that broke off ends so.") from error
+            raise DataError(
+                f"not a line of JSON: {error}.",
+                place,
+                "each line is one JSON object; a copy that broke off ends so.",
+            ) from error

@@ -18,10 +18,27 @@ CODE, FORMULA = "code", "formula"
 # Identified apart, and taken for one another: what is written in China is Chinese here.
 _WRITTEN_ALIKE = {"wuu": "zh", "yue": "zh", "lzh": "zh", "gan": "zh", "hak": "zh", "nan": "zh"}
 # What sources write for the languages that have rules of their own (quality_rules.py).
-_SAID = {"english": "en", "eng": "en", "chinese": "zh", "zho": "zh", "chi": "zh", "cmn": "zh",
-         "mandarin": "zh", "japanese": "ja", "jpn": "ja", "thai": "th", "tha": "th", "lao": "lo",
-         "khmer": "km", "khm": "km", "burmese": "my", "mya": "my",
-         "und": "", "unknown": "", "none": ""}
+_SAID = {
+    "english": "en",
+    "eng": "en",
+    "chinese": "zh",
+    "zho": "zh",
+    "chi": "zh",
+    "cmn": "zh",
+    "mandarin": "zh",
+    "japanese": "ja",
+    "jpn": "ja",
+    "thai": "th",
+    "tha": "th",
+    "lao": "lo",
+    "khmer": "km",
+    "khm": "km",
+    "burmese": "my",
+    "mya": "my",
+    "und": "",
+    "unknown": "",
+    "none": "",
+}
 # Characters looked at, at the beginning, in the middle and at the end each: for code and formulas,
 # and for the language, which is told as well from less, and costs 50 ns a byte.
 _SAMPLE, _SHORT_SAMPLE = 600, 200
@@ -29,7 +46,8 @@ _CODE_LINE = re.compile(
     r"[;{}]\s*(//.*)?$|^\s*(#include|#define|#!|//|/\*|\*/|@\w+|<\?php|import [\w.{*]|"
     r"from [\w.]+ import|def \w+\(|class \w+.*[:{]$|return\b|elif |else:|try:|except\b.*:|public |private |"
     r"static |const |let |var |function\b|fn |func |package |using |end$|\)\s*->|if .*:$|for .*:$|while .*:$|"
-    r"[\w.\[\]'\"]+\s*[-+*/|&]?=[^=]|[\w.]+\(.*\)$|>>> |[\])}],?$)")
+    r"[\w.\[\]'\"]+\s*[-+*/|&]?=[^=]|[\w.]+\(.*\)$|>>> |[\])}],?$)"
+)
 _LATEX = re.compile(r"\\[a-zA-Z]+|\\[()\[\]{},;!%]")
 _MATH = re.compile(r"[-+*/^_=<>≤≥≠≈∑∫∏√∞∂∇±×÷∈∉⊂∪∩∀∃→⇒⇔|(){}\[\]\d.,$&%!°α-ωΑ-Ω]")
 _WORD = re.compile(r"[^\W\d_]{3,}|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")
@@ -40,8 +58,11 @@ def _identifier():
     try:
         from py3langid.langid import LanguageIdentifier
     except ImportError as error:
-        raise DataError("identifying languages needs py3langid.", "the language stage",
-                        "pip install 'qwen_jax[data]'.") from error
+        raise DataError(
+            "identifying languages needs py3langid.",
+            "the language stage",
+            "pip install 'qwen_jax[data]'.",
+        ) from error
     return LanguageIdentifier.from_model_file("data/model.npz.xz", norm_probs=True)
 
 
@@ -97,7 +118,7 @@ def _sample(text: str, size: int) -> str:
     if len(text) <= 3 * size:
         return text
     middle = (len(text) - size) // 2
-    return "\n".join((text[:size], text[middle:middle + size], text[-size:]))
+    return "\n".join((text[:size], text[middle : middle + size], text[-size:]))
 
 
 @dataclasses.dataclass(frozen=True)

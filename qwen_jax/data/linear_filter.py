@@ -44,11 +44,14 @@ RECIPE = FilterSettings()
 
 def features(text: str, settings: FilterSettings = RECIPE) -> np.ndarray:
     """Different hashed n-grams of a text, sorted; int64 [num_features]."""
-    text = text[:settings.characters].lower()
+    text = text[: settings.characters].lower()
     words = [_of_word(word) for word in _WORD.findall(text)]
     numbers = np.fromiter((number for number, _ in words), np.uint64, len(words))
-    found = [numbers, _mix(numbers[:-1], numbers[1:]),
-             np.concatenate([pieces for _, pieces in words] or [numbers])]
+    found = [
+        numbers,
+        _mix(numbers[:-1], numbers[1:]),
+        np.concatenate([pieces for _, pieces in words] or [numbers]),
+    ]
     if not text.isascii():
         codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
         chinese = np.zeros(len(codes), bool)
@@ -57,8 +60,8 @@ def features(text: str, settings: FilterSettings = RECIPE) -> np.ndarray:
         grams, inside = codes.astype(np.uint64), chinese
         found.append(grams[inside] * _MULTIPLIER)
         for size in (2, 3):  # characters, pairs and triples stand for words
-            inside = inside[:-1] & chinese[size - 1:]
-            grams = _mix(grams[:-1], codes[size - 1:].astype(np.uint64))
+            inside = inside[:-1] & chinese[size - 1 :]
+            grams = _mix(grams[:-1], codes[size - 1 :].astype(np.uint64))
             found.append(grams[inside])
     shift = np.uint64(64 - settings.bits)
     return np.unique(np.concatenate(found) >> shift).astype(np.int64)
@@ -76,7 +79,7 @@ def _of_word(word: str) -> tuple[int, np.ndarray]:
     something in common; the same in every process."""
     marked = f"<{word}>"
     runs = range(len(marked) - 2) if 4 <= len(word) <= 30 else ()
-    return _hash(word), np.asarray([_hash("#" + marked[i:i + 3]) for i in runs], np.uint64)
+    return _hash(word), np.asarray([_hash("#" + marked[i : i + 3]) for i in runs], np.uint64)
 
 
 def _hash(word: str) -> int:
@@ -103,32 +106,53 @@ class LinearFilter:
     def save(self, path: str | os.PathLike) -> None:
         """One .npz file with weights, threshold and settings."""
         np.savez_compressed(
-            path, weights=self.weights.astype(np.float16), bias=self.bias, label=self.label,
-            threshold=self.threshold, **{f"settings_{name}": value for name, value in
-                                         dataclasses.asdict(self.settings).items()})
+            path,
+            weights=self.weights.astype(np.float16),
+            bias=self.bias,
+            label=self.label,
+            threshold=self.threshold,
+            **{
+                f"settings_{name}": value
+                for name, value in dataclasses.asdict(self.settings).items()
+            },
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "LinearFilter":
         """Raises:
-          DataError: the file is missing, or no filter.
+        DataError: the file is missing, or no filter.
         """
         try:
             with np.load(path) as file:
-                settings = FilterSettings(**{
-                    field.name: file[f"settings_{field.name}"].item()
-                    for field in dataclasses.fields(FilterSettings)})
-                return cls(settings=settings, weights=file["weights"].astype(np.float32),
-                           bias=file["bias"].item(), threshold=file["threshold"].item(),
-                           label=file["label"].item())
+                settings = FilterSettings(
+                    **{
+                        field.name: file[f"settings_{field.name}"].item()
+                        for field in dataclasses.fields(FilterSettings)
+                    }
+                )
+                return cls(
+                    settings=settings,
+                    weights=file["weights"].astype(np.float32),
+                    bias=file["bias"].item(),
+                    threshold=file["threshold"].item(),
+                    label=file["label"].item(),
+                )
         except (OSError, KeyError, ValueError) as error:
-            raise DataError(f"no filter: {error}.", str(path),
-                            "train one with `python -m experiments.train_filter --help`."
-                            ) from error
+            raise DataError(
+                f"no filter: {error}.",
+                str(path),
+                "train one with `python -m experiments.train_filter --help`.",
+            ) from error
 
 
-def train(texts: Sequence[str], labels: Sequence[bool], *, label: str,
-          held_out: tuple[Sequence[str], Sequence[bool]],
-          settings: FilterSettings = RECIPE) -> LinearFilter:
+def train(
+    texts: Sequence[str],
+    labels: Sequence[bool],
+    *,
+    label: str,
+    held_out: tuple[Sequence[str], Sequence[bool]],
+    settings: FilterSettings = RECIPE,
+) -> LinearFilter:
     """Learns from labelled texts; the same numbers for the same texts, labels and settings.
 
     Args:
@@ -139,11 +163,16 @@ def train(texts: Sequence[str], labels: Sequence[bool], *, label: str,
       DataError: only one kind of label, in either set.
       ConfigError: no threshold reaches settings.precision on the held-out labels.
     """
-    for name, kinds in (("training", set(map(bool, labels))),
-                        ("held-out", set(map(bool, held_out[1])))):
+    for name, kinds in (
+        ("training", set(map(bool, labels))),
+        ("held-out", set(map(bool, held_out[1]))),
+    ):
         if len(kinds) < 2:
-            raise DataError(f"the {name} labels are all alike.", "train(labels)",
-                            "give texts that are, and texts that are not.")
+            raise DataError(
+                f"the {name} labels are all alike.",
+                "train(labels)",
+                "give texts that are, and texts that are not.",
+            )
     ids = [features(text, settings) for text in texts]
     weights = np.zeros(1 << settings.bits, np.float64)
     gradients = np.full(1 << settings.bits, 1e-2)
@@ -159,13 +188,22 @@ def train(texts: Sequence[str], labels: Sequence[bool], *, label: str,
             gradients[ids[i]] += step * step
             weights[ids[i]] -= settings.learning_rate * step / np.sqrt(gradients[ids[i]])
             bias_gradient += error * error
-            bias -= settings.learning_rate * error / bias_gradient ** 0.5
+            bias -= settings.learning_rate * error / bias_gradient**0.5
     # As the file keeps them, so that a score is the same before and after saving.
-    model = LinearFilter(settings=settings, weights=weights.astype(np.float16).astype(np.float32),
-                         bias=float(bias), threshold=1.0, label=label)
+    model = LinearFilter(
+        settings=settings,
+        weights=weights.astype(np.float16).astype(np.float32),
+        bias=float(bias),
+        threshold=1.0,
+        label=label,
+    )
     scores = np.asarray([model.score(text) for text in held_out[0]])
-    return dataclasses.replace(model, threshold=threshold_for(
-        scores, np.asarray(held_out[1], bool), precision=settings.precision))
+    return dataclasses.replace(
+        model,
+        threshold=threshold_for(
+            scores, np.asarray(held_out[1], bool), precision=settings.precision
+        ),
+    )
 
 
 def threshold_for(scores: np.ndarray, labels: np.ndarray, *, precision: float) -> float:
@@ -179,8 +217,11 @@ def threshold_for(scores: np.ndarray, labels: np.ndarray, *, precision: float) -
     last_of_equal = np.append(scores[order][1:] != scores[order][:-1], True)
     reached = np.flatnonzero(last_of_equal & (right / np.arange(1, len(scores) + 1) >= precision))
     if not len(reached):
-        raise ConfigError(f"no threshold has a precision of {precision} on the held-out labels.",
-                          "precision", "ask for less, or give more and cleaner labels.")
+        raise ConfigError(
+            f"no threshold has a precision of {precision} on the held-out labels.",
+            "precision",
+            "ask for less, or give more and cleaner labels.",
+        )
     return float(scores[order][reached[-1]])
 
 
@@ -203,9 +244,17 @@ class LinearFilterStage:
     def __call__(self, table):
         model = _loaded(self.model)
         judged = [kind in self.kinds for kind in table["kind"].to_pylist()]
-        scores = [model.score(text) if judge else None
-                  for text, judge in zip(table["text"].to_pylist(), judged, strict=True)]
+        scores = [
+            model.score(text) if judge else None
+            for text, judge in zip(table["text"].to_pylist(), judged, strict=True)
+        ]
         table = stage.set_column(table, f"score_{self.column}", scores, stage.pa.float32())
-        return stage.reject(table, [
-            None if score is None or (score >= model.threshold) == self.keep_marked
-            else (self.column, score) for score in scores])
+        return stage.reject(
+            table,
+            [
+                None
+                if score is None or (score >= model.threshold) == self.keep_marked
+                else (self.column, score)
+                for score in scores
+            ],
+        )

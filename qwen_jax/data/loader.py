@@ -29,9 +29,18 @@ class Loader:
       ...     batch = next(batches)
     """
 
-    def __init__(self, config: DataConfig, *, context_length: int, batch_size: int,
-                 end_of_text: int, seed: int, rows: Sequence[int] | None = None,
-                 vocab_size: int | None = None, tokenizer: str | None = None):
+    def __init__(
+        self,
+        config: DataConfig,
+        *,
+        context_length: int,
+        batch_size: int,
+        end_of_text: int,
+        seed: int,
+        rows: Sequence[int] | None = None,
+        vocab_size: int | None = None,
+        tokenizer: str | None = None,
+    ):
         """Opens and checks all sources.
 
         Args:
@@ -56,33 +65,47 @@ class Loader:
         self._weights = weights / weights.sum()
         self._rows = [Rows(shards, context_length) for shards in self._shards]
         self._to_batch = functools.partial(
-            to_batch, end_of_text=end_of_text, documents=config.packing == "documents")
+            to_batch, end_of_text=end_of_text, documents=config.packing == "documents"
+        )
         self._batch_size = batch_size
         self._rows_here = range(batch_size) if rows is None else rows
         sources = [shuffled(rows, seed + i).repeat(None) for i, rows in enumerate(self._rows)]
-        mixed = sources[0] if len(sources) == 1 else grain.MapDataset.mix(
-            sources, weights=list(self._weights))
-        self._batches = Batches(mixed, batch_size=batch_size, seed=seed, rows=rows,
-                                collate=lambda rows: self._to_batch(np.stack(rows)))
+        mixed = (
+            sources[0]
+            if len(sources) == 1
+            else grain.MapDataset.mix(sources, weights=list(self._weights))
+        )
+        self._batches = Batches(
+            mixed,
+            batch_size=batch_size,
+            seed=seed,
+            rows=rows,
+            collate=lambda rows: self._to_batch(np.stack(rows)),
+        )
         self.names = tuple(_name(shards) for shards in self._shards)
 
     @property
     def bytes_per_token(self) -> float:
         """UTF-8 bytes of text per token of the mixture."""
-        return float(sum(weight * shards.bytes_per_token
-                         for weight, shards in zip(self._weights, self._shards, strict=True)))
+        return float(
+            sum(
+                weight * shards.bytes_per_token
+                for weight, shards in zip(self._weights, self._shards, strict=True)
+            )
+        )
 
     @property
     def tokens_per_epoch(self) -> dict[str, int]:
         """Name of each source -> its tokens."""
-        return {name: shards.tokens
-                for name, shards in zip(self.names, self._shards, strict=True)}
+        return {name: shards.tokens for name, shards in zip(self.names, self._shards, strict=True)}
 
     def epochs(self, num_steps: int) -> dict[str, float]:
         """Name of each source -> how often `num_steps` steps read it."""
         rows = num_steps * self._batch_size
-        return {name: float(rows * weight / len(source)) for name, weight, source in
-                zip(self.names, self._weights, self._rows, strict=True)}
+        return {
+            name: float(rows * weight / len(source))
+            for name, weight, source in zip(self.names, self._weights, self._rows, strict=True)
+        }
 
     def batch(self, step: int) -> Batch:
         """This host's rows of the batch of `step`: numpy arrays [rows, T]."""
@@ -147,8 +170,8 @@ class Rows:
         file = int(np.searchsorted(self._starts, start, side="right")) - 1
         while filled <= self._length and file < len(self._arrays):
             offset = start + filled - int(self._starts[file])
-            part = self._arrays[file][offset:offset + self._length + 1 - filled]
-            out[filled:filled + len(part)] = part
+            part = self._arrays[file][offset : offset + self._length + 1 - filled]
+            out[filled : filled + len(part)] = part
             filled, file = filled + len(part), file + 1
 
     def __repr__(self) -> str:
@@ -184,8 +207,13 @@ def to_batch(rows: np.ndarray, *, end_of_text: int, documents: bool) -> Batch:
         segments[tokens < 0] = 0
         positions = np.where(tokens < 0, 0, positions)
         tokens, targets = np.maximum(tokens, 0), np.maximum(targets, 0)
-    return Batch(tokens=tokens, targets=targets, loss_weights=weights,
-                 segment_ids=segments, positions=positions)
+    return Batch(
+        tokens=tokens,
+        targets=targets,
+        loss_weights=weights,
+        segment_ids=segments,
+        positions=positions,
+    )
 
 
 def _segments(ends: np.ndarray, rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -222,26 +250,44 @@ def _weights(sources: tuple[str, ...]) -> tuple[list[str], list[float] | None]:
             try:
                 weights.append(float(weight))
             except ValueError as error:
-                raise DataError(f"{weight!r} is not a weight.", f"data.sources: {source}",
-                                "write folder=weight, as in data/code/train=0.3.") from error
+                raise DataError(
+                    f"{weight!r} is not a weight.",
+                    f"data.sources: {source}",
+                    "write folder=weight, as in data/code/train=0.3.",
+                ) from error
             if not 0 < weights[-1] < float("inf"):
-                raise DataError(f"weight {weights[-1]} is not positive.",
-                                f"data.sources: {source}", "leave the source out instead.")
+                raise DataError(
+                    f"weight {weights[-1]} is not positive.",
+                    f"data.sources: {source}",
+                    "leave the source out instead.",
+                )
     if weights and len(weights) < len(folders):
-        raise DataError("some sources have a weight and some have none.", "data.sources",
-                        "give all of them one, or none (then each counts by its tokens).")
+        raise DataError(
+            "some sources have a weight and some have none.",
+            "data.sources",
+            "give all of them one, or none (then each counts by its tokens).",
+        )
     return folders, weights or None
 
 
-def _check_vocabulary(shards: Shards, end_of_text: int, vocab_size: int | None,
-                      tokenizer: str | None) -> None:
+def _check_vocabulary(
+    shards: Shards, end_of_text: int, vocab_size: int | None, tokenizer: str | None
+) -> None:
     if tokenizer is not None and shards.tokenizer != tokenizer:
-        raise DataError("these shards were written with another tokenizer.", str(shards.folder),
-                        "pass the tokenizer they were written with, or write them again.")
+        raise DataError(
+            "these shards were written with another tokenizer.",
+            str(shards.folder),
+            "pass the tokenizer they were written with, or write them again.",
+        )
     if shards.end_of_text != end_of_text:
-        raise DataError(f"documents end with id {shards.end_of_text} here, not {end_of_text}.",
-                        str(shards.folder), "pass the tokenizer the shards were written with.")
+        raise DataError(
+            f"documents end with id {shards.end_of_text} here, not {end_of_text}.",
+            str(shards.folder),
+            "pass the tokenizer the shards were written with.",
+        )
     if vocab_size is not None and shards.vocab_size > vocab_size:
-        raise DataError(f"ids go up to {shards.vocab_size - 1}, and the model has {vocab_size} "
-                        "rows.", str(shards.folder),
-                        f"use --model.vocab_size={-(-shards.vocab_size // 128) * 128}.")
+        raise DataError(
+            f"ids go up to {shards.vocab_size - 1}, and the model has {vocab_size} rows.",
+            str(shards.folder),
+            f"use --model.vocab_size={-(-shards.vocab_size // 128) * 128}.",
+        )

@@ -35,8 +35,9 @@ def words(text: str) -> bytes:
     return b" ".join(raw.translate(_BLANKED).translate(_SMALL).split())
 
 
-def signatures(texts: Sequence[bytes], *, hashes: int, shingle: int, seed: int
-               ) -> tuple[np.ndarray, np.ndarray]:
+def signatures(
+    texts: Sequence[bytes], *, hashes: int, shingle: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Signatures of the texts that have words.
 
     Args:
@@ -55,9 +56,9 @@ def signatures(texts: Sequence[bytes], *, hashes: int, shingle: int, seed: int
     shingles = _shingles(found, ends[rows], counts[rows], of_place)
     sizes = np.maximum(counts[rows] - shingle, 0) + 1
     begins = np.cumsum(sizes) - sizes
-    made = np.full((len(rows), hashes), 0xffffffff, np.uint32)
+    made = np.full((len(rows), hashes), 0xFFFFFFFF, np.uint32)
     for begin in range(0, len(shingles), _SHINGLES):
-        part = shingles[begin:begin + _SHINGLES]
+        part = shingles[begin : begin + _SHINGLES]
         first, last = np.searchsorted(begins, [begin, begin + len(part)])
         cuts = begins[first:last] - begin
         if first == last or cuts[0]:  # a text goes on from the block before
@@ -72,15 +73,16 @@ def signatures(texts: Sequence[bytes], *, hashes: int, shingle: int, seed: int
     return rows, made
 
 
-def _shingles(found: np.ndarray, ends: np.ndarray, counts: np.ndarray, of_place: np.ndarray
-              ) -> np.ndarray:
+def _shingles(
+    found: np.ndarray, ends: np.ndarray, counts: np.ndarray, of_place: np.ndarray
+) -> np.ndarray:
     """uint64 hashes of the shingles of texts that have words, one after the other."""
     size = len(of_place)
     padded = np.concatenate((found, np.zeros(size - 1, np.uint64)))
     sums = found * of_place[0]
     keep = np.ones(len(found), bool)
     for i in range(1, size):
-        sums += padded[i:len(found) + i] * of_place[i]
+        sums += padded[i : len(found) + i] * of_place[i]
         keep[(ends - i)[counts > i]] = False  # too few words are left for another shingle
     for i in range(1, size):  # what a text of fewer words took from its neighbours
         short = (ends - counts)[counts <= i]
@@ -102,19 +104,19 @@ def word_hashes(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     values, sums = np.empty(_BYTES, np.uint64), np.zeros(_BYTES + 1, np.uint64)
     for begin in range(0, len(raw), _BYTES):
         size = min(_BYTES, len(raw) - begin)
-        inside = is_word[begin:begin + size]
+        inside = is_word[begin : begin + size]
         earlier = np.concatenate((before, inside[:-1]))
         new = inside != earlier
         if is_alone is not None:
-            new |= is_alone[begin:begin + size]
+            new |= is_alone[begin : begin + size]
         np.multiply(np.frombuffer(raw, np.uint8, size, begin), powers[:size], out=values[:size])
-        np.cumsum(values[:size], out=sums[1:size + 1])
+        np.cumsum(values[:size], out=sums[1 : size + 1])
         start, end = np.flatnonzero(new & inside), np.flatnonzero(new & earlier)
         starts.append(start + begin)
         begun.append(sums[start] * power + total)
         ended.append(sums[end] * power + total)
         scales.append(inverses[start] * inverse)
-        total = total + sums[size:size + 1] * power
+        total = total + sums[size : size + 1] * power
         power, inverse = power * powers[-1:], inverse * inverses[-1:]
         before = inside[-1:]
     hashes = np.concatenate(ended)
@@ -127,15 +129,15 @@ def _classes(raw: bytes) -> tuple[np.ndarray, np.ndarray | None]:
     """(bool [bytes]: part of a word; bool [bytes]: where a new word begins even so, or None)."""
     is_word = np.frombuffer(bytearray(raw.translate(_WORD)), bool)
     values = np.frombuffer(raw, np.uint8)
-    places = np.flatnonzero(values >= 0xc2)  # first bytes of characters beyond ASCII
+    places = np.flatnonzero(values >= 0xC2)  # first bytes of characters beyond ASCII
     if not len(places):
         return is_word, None
     first, second = values[places], values[places + 1]
-    three = places[(first == 0xe2) & (second <= 0x81) | (first == 0xe3) & (second == 0x80)]
-    two = places[first == 0xc2]
+    three = places[(first == 0xE2) & (second <= 0x81) | (first == 0xE3) & (second == 0x80)]
+    two = places[first == 0xC2]
     for at in (three, three + 1, three + 2, two, two + 1):
         is_word[at] = False
-    alone = places[(first >= 0xe3) & (first <= 0xed)]
+    alone = places[(first >= 0xE3) & (first <= 0xED)]
     alone = alone[is_word[alone]]
     is_alone = np.zeros(len(raw), bool)
     is_alone[alone] = is_alone[alone + 3] = True  # raw ends with a space

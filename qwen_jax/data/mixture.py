@@ -26,8 +26,11 @@ class Mixture:
     def __post_init__(self):
         for part, weight in self.weights.items():
             if not 0 <= weight < float("inf"):
-                raise ConfigError(f"a weight of {weight} for {part!r}.", "mixture.weights",
-                                  "use 0 (leave it out) or more.")
+                raise ConfigError(
+                    f"a weight of {weight} for {part!r}.",
+                    "mixture.weights",
+                    "use 0 (leave it out) or more.",
+                )
 
     def weight(self, source: str, language: str | None) -> float:
         """How often a document of this source and language comes."""
@@ -36,8 +39,9 @@ class Mixture:
     def copies(self, document: str, source: str, language: str | None, *, seed: int = 0) -> int:
         """How often this document comes; its id and the seed alone decide about the fraction."""
         weight = self.weight(source, language)
-        digest = hashlib.blake2b(document.encode("utf-8", "surrogatepass"), digest_size=8,
-                                 key=seed.to_bytes(8, "little")).digest()
+        digest = hashlib.blake2b(
+            document.encode("utf-8", "surrogatepass"), digest_size=8, key=seed.to_bytes(8, "little")
+        ).digest()
         return int(weight) + (int.from_bytes(digest, "little") / 2**64 < weight % 1)
 
 
@@ -72,8 +76,11 @@ def parse_weights(given: Iterable[str], *, where: str = "--mixture.weights") -> 
         except ValueError:
             part = ""
         if not part or part in weights:
-            raise ConfigError(f"{item!r} is no weight, or one of a part named before.", where,
-                              "write SOURCE=NUMBER or SOURCE:LANGUAGE=NUMBER, each once.")
+            raise ConfigError(
+                f"{item!r} is no weight, or one of a part named before.",
+                where,
+                "write SOURCE=NUMBER or SOURCE:LANGUAGE=NUMBER, each once.",
+            )
         weights[part] = value
     return weights
 
@@ -91,41 +98,67 @@ def plan(counts: Mapping[tuple[str, str | None], tuple[int, int]], mixture: Mixt
     """
     sources = {source for source, _ in counts}
     known = sources | {f"{source}:{language}" for source, language in counts}
-    for where, names, of in (("mixture.weights", mixture.weights, known),
-                             ("mixture.instructions", mixture.instructions, sources),
-                             ("mixture.allow_epochs", mixture.allow_epochs, sources)):
+    for where, names, of in (
+        ("mixture.weights", mixture.weights, known),
+        ("mixture.instructions", mixture.instructions, sources),
+        ("mixture.allow_epochs", mixture.allow_epochs, sources),
+    ):
         for name in names:
             if name not in of:
                 raise unknown_name("source", name, of, where)
-    too_often = sorted({
-        f"{source} ({mixture.weight(source, language):g})" for source, language in counts
-        if mixture.weight(source, language) > mixture.most_epochs
-        and source not in mixture.allow_epochs})
+    too_often = sorted(
+        {
+            f"{source} ({mixture.weight(source, language):g})"
+            for source, language in counts
+            if mixture.weight(source, language) > mixture.most_epochs
+            and source not in mixture.allow_epochs
+        }
+    )
     if too_often:
         names = ",".join(name.split(" ")[0] for name in too_often)
-        raise ConfigError(f"read more than {mixture.most_epochs:g} times: {', '.join(too_often)}.",
-                          "mixture.weights", f"lower the weight, find more text, or consent with "
-                          f"--mixture.allow_epochs={names}.")
+        raise ConfigError(
+            f"read more than {mixture.most_epochs:g} times: {', '.join(too_often)}.",
+            "mixture.weights",
+            f"lower the weight, find more text, or consent with --mixture.allow_epochs={names}.",
+        )
     mixed = {part: tokens * mixture.weight(*part) for part, (_, tokens) in counts.items()}
     total = sum(mixed.values())
     if not total:
-        raise DataError("the mixture holds no tokens.", "mixture.weights",
-                        "give one source a weight above 0, or look at what the filters left.")
-    rows = [Row(source=part[0], language=part[1] or "?", documents=documents, tokens=tokens,
-                epochs=mixture.weight(*part), share=mixed[part] / total)
-            for part, (documents, tokens) in counts.items()]
+        raise DataError(
+            "the mixture holds no tokens.",
+            "mixture.weights",
+            "give one source a weight above 0, or look at what the filters left.",
+        )
+    rows = [
+        Row(
+            source=part[0],
+            language=part[1] or "?",
+            documents=documents,
+            tokens=tokens,
+            epochs=mixture.weight(*part),
+            share=mixed[part] / total,
+        )
+        for part, (documents, tokens) in counts.items()
+    ]
     return sorted(rows, key=lambda row: (-row.mixed, row.source, row.language))
 
 
 def table(rows: list[Row], mixture: Mixture) -> str:
     """The plan as Markdown, to print before anything is written."""
-    lines = ["| source | language | documents | tokens | epochs | in the mixture | share |",
-             "|---|---|---:|---:|---:|---:|---:|"]
-    lines += [f"| {row.source} | {row.language} | {row.documents:,} | {row.tokens:,} | "
-              f"{row.epochs:g} | {row.mixed:,} | {row.share:.1%} |" for row in rows]
+    lines = [
+        "| source | language | documents | tokens | epochs | in the mixture | share |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {row.source} | {row.language} | {row.documents:,} | {row.tokens:,} | "
+        f"{row.epochs:g} | {row.mixed:,} | {row.share:.1%} |"
+        for row in rows
+    ]
     total = sum(row.mixed for row in rows)
-    lines.append(f"| all | | {sum(row.documents for row in rows):,} | "
-                 f"{sum(row.tokens for row in rows):,} | | {total:,} | 100.0% |")
+    lines.append(
+        f"| all | | {sum(row.documents for row in rows):,} | "
+        f"{sum(row.tokens for row in rows):,} | | {total:,} | 100.0% |"
+    )
     if mixture.instructions:
         share = sum(row.share for row in rows if row.source in mixture.instructions)
         lines += ["", f"Instruction data: {share:.1%} of the tokens."]
@@ -141,21 +174,41 @@ def draw(rows: list[Row]) -> bytes:
     try:
         from matplotlib.figure import Figure  # not pyplot: nothing global, no display
     except ImportError as error:
-        raise ConfigError("plots need matplotlib.", "data.mixture.draw",
-                          "pip install 'qwen_jax[report]'.") from error
+        raise ConfigError(
+            "plots need matplotlib.", "data.mixture.draw", "pip install 'qwen_jax[report]'."
+        ) from error
     names = [f"{row.source} {row.language}".removesuffix(" ?") for row in rows]
     figure = Figure(figsize=(8, 1.3 + 0.45 * len(rows)), layout="constrained")
     axes = figure.subplots()
     places = range(len(rows))
     most = max(row.mixed for row in rows)
-    unit, name = next((u, n) for u, n in ((1e9, "billion tokens"), (1e6, "million tokens"),
-                                          (1e3, "thousand tokens"), (1, "tokens")) if most >= u)
-    axes.barh([p - 0.2 for p in places], [row.tokens / unit for row in rows], 0.36,
-              color="#c3cbd6", label="there are")
-    bars = axes.barh([p + 0.2 for p in places], [row.mixed / unit for row in rows], 0.36,
-                     color="#2f6fb0", label="in the mixture")
-    axes.bar_label(bars, [f"{row.share:.1%}, ×{row.epochs:g}" for row in rows], padding=4,
-                   fontsize=8)
+    unit, name = next(
+        (u, n)
+        for u, n in (
+            (1e9, "billion tokens"),
+            (1e6, "million tokens"),
+            (1e3, "thousand tokens"),
+            (1, "tokens"),
+        )
+        if most >= u
+    )
+    axes.barh(
+        [p - 0.2 for p in places],
+        [row.tokens / unit for row in rows],
+        0.36,
+        color="#c3cbd6",
+        label="there are",
+    )
+    bars = axes.barh(
+        [p + 0.2 for p in places],
+        [row.mixed / unit for row in rows],
+        0.36,
+        color="#2f6fb0",
+        label="in the mixture",
+    )
+    axes.bar_label(
+        bars, [f"{row.share:.1%}, ×{row.epochs:g}" for row in rows], padding=4, fontsize=8
+    )
     axes.set_yticks(list(places), names)
     axes.invert_yaxis()
     axes.margins(x=0.22)

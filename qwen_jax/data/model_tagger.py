@@ -21,15 +21,23 @@ _INSTRUCTION = (
     "equals signs; do not answer it. Give short tags, one to three words each, for its task, its "
     "topics, its language or programming language, and every condition that the answer has to "
     "meet. The more it asks for, the more tags. Answer with a JSON list of strings and nothing "
-    "else.")
+    "else."
+)
 _EXAMPLES = (
-    ("Write a haiku about autumn without naming the season, then translate it into French.",
-     ["poem writing", "haiku", "autumn", "forbidden word", "translation", "french"]),
-    ("小明有12个苹果，给了小红三分之一，还剩多少个？请一步一步地说明。",
-     ["math word problem", "fractions", "chinese", "step by step"]),
-    ("def f(x): return x/0  # why does this crash?",
-     ["code", "python", "debugging", "explanation", "exception"]),
-    ("What is the capital of Peru?", ["question answering", "geography"]))
+    (
+        "Write a haiku about autumn without naming the season, then translate it into French.",
+        ["poem writing", "haiku", "autumn", "forbidden word", "translation", "french"],
+    ),
+    (
+        "小明有12个苹果，给了小红三分之一，还剩多少个？请一步一步地说明。",
+        ["math word problem", "fractions", "chinese", "step by step"],
+    ),
+    (
+        "def f(x): return x/0  # why does this crash?",
+        ["code", "python", "debugging", "explanation", "exception"],
+    ),
+    ("What is the capital of Peru?", ["question answering", "geography"]),
+)
 
 
 class ModelTagger:
@@ -46,8 +54,7 @@ class ModelTagger:
     def __call__(self, prompts: Sequence[str]) -> list[list[str]]:
         """Normalised tags, each once; none where the answer cannot be used."""
         answers = self._complete([question(prompt) for prompt in prompts])
-        return [self._read(prompt, answer)
-                for prompt, answer in zip(prompts, answers, strict=True)]
+        return [self._read(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
     def _read(self, prompt: str, answer: str | None) -> list[str]:
         place = repr(prompt[:60])

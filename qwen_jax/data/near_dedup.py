@@ -21,8 +21,7 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 def band_hashes(signature: np.ndarray, bands: int) -> np.ndarray:
     """uint64 [documents, bands]: equal where all of a band's values are, but for chance (2^-64)."""
-    banded = signature.reshape(
-        len(signature), bands, signature.shape[1] // bands).astype(np.uint64)
+    banded = signature.reshape(len(signature), bands, signature.shape[1] // bands).astype(np.uint64)
     mixed = np.broadcast_to(np.arange(1, bands + 1, dtype=np.uint64) * _MIX, banded.shape[:2])
     for row in range(banded.shape[2]):
         mixed = (mixed ^ banded[:, :, row]) * _MIX
@@ -55,11 +54,16 @@ class NearDedup:
 
     def keys(self, table: pa.Table, first: int) -> pa.Table:
         texts = table["text"].cast(pa.large_binary()).to_pylist()
-        rows, signature = signatures(texts, hashes=self.bands * self.rows, shingle=self.shingle,
-                                     seed=self.seed)
+        rows, signature = signatures(
+            texts, hashes=self.bands * self.rows, shingle=self.shingle, seed=self.seed
+        )
         rows = np.repeat((rows + first).astype(np.uint32), self.bands)
-        return pa.table({"hash": pa.array(band_hashes(signature, self.bands).reshape(-1)),
-                         "row": pa.array(rows)})
+        return pa.table(
+            {
+                "hash": pa.array(band_hashes(signature, self.bands).reshape(-1)),
+                "row": pa.array(rows),
+            }
+        )
 
     def duplicates(self, keys: pa.Table) -> pa.Table:
         hashes, orders = keys["hash"].to_numpy(), keys["order"].to_numpy()
@@ -71,8 +75,7 @@ class NearDedup:
         kept = orders[first]
         alike = kept != orders
         pairs = np.unique(np.stack((orders[alike], kept[alike]), 1), axis=0)
-        return pa.table([pairs[:, 0], np.zeros(len(pairs), np.uint32), pairs[:, 1]],
-                        schema=REMOVED)
+        return pa.table([pairs[:, 0], np.zeros(len(pairs), np.uint32), pairs[:, 1]], schema=REMOVED)
 
     def remove(self, table: pa.Table, removed: pa.Table, names: Sequence[str]) -> pa.Table:
         verdicts: list = [None] * len(table)

@@ -36,8 +36,9 @@ class PageWorker:
             process = self._start()
             process.stdin.write(struct.pack("<I", len(page)) + page)
             process.stdin.flush()
-            answer = self._read(*struct.unpack("<I", self._read(4, deadline := self._deadline())),
-                                deadline)
+            answer = self._read(
+                *struct.unpack("<I", self._read(4, deadline := self._deadline())), deadline
+            )
         except TimeoutError:
             self.close()
             return "", "timeout"
@@ -51,15 +52,26 @@ class PageWorker:
     def _start(self) -> subprocess.Popen:
         if self._process is None:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "qwen_jax.data.page_worker", self._extractor,
-                 str(_MEGABYTES)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+                [
+                    sys.executable,
+                    "-m",
+                    "qwen_jax.data.page_worker",
+                    self._extractor,
+                    str(_MEGABYTES),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
             # Importing an extractor takes a second or two, which no page should pay for.
             try:
                 self._read(5, time.monotonic() + 120)
             except (EOFError, TimeoutError) as error:
                 self.close()
-                raise DataError("the extractor does not start; its own words stand above.",
-                                self._extractor, "pip install 'qwen_jax[data]'.") from error
+                raise DataError(
+                    "the extractor does not start; its own words stand above.",
+                    self._extractor,
+                    "pip install 'qwen_jax[data]'.",
+                ) from error
         return self._process
 
     def _deadline(self) -> float:
@@ -99,6 +111,7 @@ class PageWorker:
 def serve(extractor: str, megabytes: int) -> None:
     """Answers until the other side goes."""
     import resource
+
     resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     function = getattr(extract, extractor)

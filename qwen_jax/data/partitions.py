@@ -64,16 +64,22 @@ def parse(text: str) -> Source:
     if not colon or kind not in KINDS:
         kind, path = None, rest
     if not path:
-        raise ConfigError("this source has no path.", f"--sources={text}",
-                          f"write [NAME=][KIND:]PATH; kinds: {', '.join(KINDS)}.")
+        raise ConfigError(
+            "this source has no path.",
+            f"--sources={text}",
+            f"write [NAME=][KIND:]PATH; kinds: {', '.join(KINDS)}.",
+        )
     if path in PYTHON:
         kind = kind or ("documentation" if path == PYTHON[0] else "code")
     path = path.rstrip("/") or "/"
     full = path if path.startswith(storage.REMOTE) else os.path.abspath(path)  # of `.` and `..`
     name = name or full.rsplit("/", 1)[-1].lstrip(".").split(".")[0].replace(":", "-")
     if name in ("", ".", ".."):  # its shards have a folder of this name
-        raise ConfigError(f"{name!r} is no name for a source.", f"--sources={text}",
-                          "give it one: --sources=NAME=PATH.")
+        raise ConfigError(
+            f"{name!r} is no name for a source.",
+            f"--sources={text}",
+            "give it one: --sources=NAME=PATH.",
+        )
     return Source(name, kind, path)
 
 
@@ -97,22 +103,33 @@ def plan(wanted: Sequence[str], *, partition_mb: float) -> tuple[list[Partition]
         raise ConfigError("there are no sources.", "--sources", "name files or folders to read.")
     for name, count in collections.Counter(names).items():
         if count > 1:
-            raise ConfigError(f"{count} sources are called {name!r}.", "--sources",
-                              "name them: --sources=NAME=PATH,OTHER=PATH.")
+            raise ConfigError(
+                f"{count} sources are called {name!r}.",
+                "--sources",
+                "name them: --sources=NAME=PATH,OTHER=PATH.",
+            )
     partitions, record = [], {}
     size = max(1, int(partition_mb * 1e6))
     for source in parsed:
         if source.path in PYTHON:
             partitions.append((Piece(source.name, source.kind, source.path, ""),))
-            record[source.name] = {"path": source.path, "files": 1, "bytes": 0,
-                                   "passed_over": {}, "listing": ""}
+            record[source.name] = {
+                "path": source.path,
+                "files": 1,
+                "bytes": 0,
+                "passed_over": {},
+                "listing": "",
+            }
             continue
         files, passed_over = _listing(source)
         partitions += _cut(source, files, size)
         record[source.name] = {
-            "path": source.path, "files": len(files), "bytes": sum(file.size for file in files),
+            "path": source.path,
+            "files": len(files),
+            "bytes": sum(file.size for file in files),
             "passed_over": dict(sorted(passed_over.items())),
-            "listing": storage.digest(json.dumps([[f.name, f.size, f.changed] for f in files]))}
+            "listing": storage.digest(json.dumps([[f.name, f.size, f.changed] for f in files])),
+        }
     return partitions, record
 
 
@@ -121,8 +138,11 @@ def check_outside(wanted: Sequence[str], output: pathlib.Path) -> None:
     for source in map(parse, wanted):
         local = source.path not in PYTHON and not source.path.startswith(storage.REMOTE)
         if local and output.resolve().is_relative_to(pathlib.Path(source.path).resolve()):
-            raise ConfigError("the output lies in a source, which would be another one next time.",
-                              str(output), f"name a folder outside of {source.path}.")
+            raise ConfigError(
+                "the output lies in a source, which would be another one next time.",
+                str(output),
+                f"name a folder outside of {source.path}.",
+            )
 
 
 def suffix(name: str) -> str:
@@ -140,19 +160,28 @@ def plain_suffix(name: str) -> str:
 def _listing(source: Source) -> tuple[list[storage.File], collections.Counter]:
     files = storage.listing(source.path)
     code = source.kind == "code"
-    known = ({*LANGUAGES, *sources.TABLES} if code else
-             {*sources.HTML, *sources.TABLES, *sources.TEXT, *ARCHIVES})
+    known = (
+        {*LANGUAGES, *sources.TABLES}
+        if code
+        else {*sources.HTML, *sources.TABLES, *sources.TEXT, *ARCHIVES}
+    )
     suffixes = [file.strange or plain_suffix(file.name or source.path) for file in files]
     wanted = [file for file, end in zip(files, suffixes, strict=True) if end in known]
     passed_over = collections.Counter(end or "none" for end in suffixes if end not in known)
     if passed_over and not code:
-        raise DataError(f"{passed_over.total()} of {len(files)} files are of kinds that are not "
-                        f"read: {', '.join(sorted(passed_over))}.", source.path,
-                        "move them out of the folder or rename them to .txt; of a `code:` source "
-                        "they are counted and passed over.")
+        raise DataError(
+            f"{passed_over.total()} of {len(files)} files are of kinds that are not "
+            f"read: {', '.join(sorted(passed_over))}.",
+            source.path,
+            "move them out of the folder or rename them to .txt; of a `code:` source "
+            "they are counted and passed over.",
+        )
     if not wanted:
-        raise DataError("this source has no file that can be read.", source.path,
-                        "put text, HTML, JSONL, Parquet or WARC files there.")
+        raise DataError(
+            "this source has no file that can be read.",
+            source.path,
+            "put text, HTML, JSONL, Parquet or WARC files there.",
+        )
     return wanted, passed_over
 
 
@@ -175,10 +204,15 @@ def _cut(source: Source, files: Iterable[storage.File], size: int) -> list[Parti
             if together:
                 partitions.append(tuple(together))
                 together, total = [], 0
-            cuts = (storage.row_groups(whole.path, size) if end == ".parquet"
-                    else [*range(0, file.size, size), file.size])
-            partitions += [(dataclasses.replace(whole, begin=begin, end=stop),)
-                           for begin, stop in zip(cuts, cuts[1:])]
+            cuts = (
+                storage.row_groups(whole.path, size)
+                if end == ".parquet"
+                else [*range(0, file.size, size), file.size]
+            )
+            partitions += [
+                (dataclasses.replace(whole, begin=begin, end=stop),)
+                for begin, stop in zip(cuts, cuts[1:])
+            ]
             continue
         if together and total + file.size > size:
             partitions.append(tuple(together))

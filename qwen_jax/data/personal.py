@@ -18,10 +18,14 @@ from qwen_jax.data import stage
 _NO_ADDRESS = re.compile(  # what stands before four numbers that are no address
     r"(?:\b(?:v|ver|versions?|releases?|build|firmware|driver|sections?|chapter|sec|clause|figure|"
     r"table|article|oid)\.?|[§=~^]|\w-|版本|版|第|章|节|節|图|圖|表|固件)"
-    r"\s*[\"'“:：(（]?\s*$", re.I)
+    r"\s*[\"'“:：(（]?\s*$",
+    re.I,
+)
 _DOCUMENTATION = re.compile(
     r"@(?:[\w-]+\.)*example\.|@(?:your[\w-]*\.|localhost|test|invalid|domain\.com|email\.com|"
-    r"company\.com)\b|\.(?:png|jpe?g|gif|svg|webp)$", re.I)
+    r"company\.com)\b|\.(?:png|jpe?g|gif|svg|webp)$",
+    re.I,
+)
 _ID_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)  # GB 11643
 _ID_CHECKS = "10X98765432"
 
@@ -31,7 +35,7 @@ def _is_email(match: re.Match) -> bool:
 
 
 def _is_ipv4(match: re.Match) -> bool:
-    before = match.string[max(0, match.start() - 24):match.start()]
+    before = match.string[max(0, match.start() - 24) : match.start()]
     return not _NO_ADDRESS.search(before) and _is_public(match[0])
 
 
@@ -78,45 +82,115 @@ class Pattern:
 
 # An expression begins with a character and looks behind it afterwards: so the engine skips fast.
 PATTERNS = (
-    Pattern("private_key", ("-----begin",), re.compile(
-        r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----.*?"
-        r"(?:-----END (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----|\Z)", re.S)),
-    Pattern("jwt", ("eyj",), re.compile(
-        r"e(?<![\w-]e)yJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}", re.A)),
-    Pattern("aws_key", ("akia", "asia"), re.compile(
-        r"A(?<![A-Za-z0-9]A)(?:KIA|SIA)[0-9A-Z]{16}(?![A-Za-z0-9])")),
-    Pattern("github_token", ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"), re.compile(
-        r"g(?<![A-Za-z0-9]g)(?:h[pousr]_[A-Za-z0-9]{36,}|ithub_pat_\w{40,})", re.A)),
-    Pattern("service_key", ("xox", "sk-", "k_live_", "glpat-", "aiza"), re.compile(
-        r"[xsrgA](?<![\w-][xsrgA])(?:ox[abprs]-[\w-]{20,}|k-(?=[\w-]*\d)[\w-]{20,}|k_live_\w{16,}|"
-        r"lpat-[\w-]{20}|Iza[\w-]{35})", re.A)),  # Slack, OpenAI, Stripe, GitLab, Google
-    Pattern("password_in_url", ("://",), re.compile(
-        r"://[^\s/:@]{1,64}:(?P<secret>[^\s/@<]{3,64})@")),
-    Pattern("assigned_secret", ("key", "secret", "token", "passw", "auth", "密码", "密钥"), re.compile(
-        r"(?:api[_-]?key|secret|token|passw(?:or)?d|access[_-]?key|auth|密码|密钥)[\w-]{0,20}"
-        r"[\"']?\s{0,3}[:=：]{1,2}\s{0,3}[\"']?(?P<secret>[\w+/=.~!@#$%^&*-]{8,128}+)(?![(\[])",
-        re.I | re.A),
-        _is_secret),
-    Pattern("email", ("@",), re.compile(
-        r"[A-Za-z0-9](?<![A-Za-z0-9._%+-].)[A-Za-z0-9._%+-]{0,63}@"
-        r"(?:[A-Za-z0-9-]{1,63}\.){1,5}[A-Za-z]{2,24}(?![A-Za-z0-9_])"), _is_email),
-    Pattern("ipv6", (":",), re.compile(  # global unicast begins with 2 or 3
-        r"[23](?<![\w:.].)[0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,34}(?![\w:])"), _is_ipv6, "<ip>"),
-    Pattern("ipv4", (".",), re.compile(
-        r"\d(?<![\w.].)\d{0,2}(?:\.\d{1,3}){3}(?![\w/]|\.\w|-\w)", re.A), _is_ipv4, "<ip>"),
-    Pattern("id_number", (), re.compile(  # Chinese: region, date of birth, order, check
-        r"[1-8](?<!\d.)\d{5}(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx]"
-        r"(?!\d)", re.A), _is_id_number),
-    Pattern("phone", ("+",), re.compile(r"\+(?<![\w+].)[1-9][\d ().-]{7,18}\d(?!\w)", re.A),
-            _is_international),
-    Pattern("phone", ("1",), re.compile(  # Chinese mobile
-        r"1(?<![\d.].)[3-9]\d(?:\d{8}|[- ]\d{4}[- ]\d{4})(?![\d-]|\.\d)", re.A)),
-    Pattern("phone", ("-",), re.compile(  # Chinese line
-        r"0(?<![\d.-].)\d{2,3}-[2-8]\d{6,7}(?![\d-]|\.\d)", re.A)),
-    Pattern("phone", ("-",), re.compile(  # North American line
-        r"[2-9](?<![\d.].)(?<![02-9]-.)\d\d-[2-9]\d\d-\d{4}(?![\d-]|\.\d)", re.A)),
-    Pattern("phone", ("(",), re.compile(
-        r"\((?:0\d{2,3}\) ?[2-8]\d{6,7}|[2-9]\d\d\) ?[2-9]\d\d[-. ]\d{4})(?!\d)", re.A)),
+    Pattern(
+        "private_key",
+        ("-----begin",),
+        re.compile(
+            r"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----.*?"
+            r"(?:-----END (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----|\Z)",
+            re.S,
+        ),
+    ),
+    Pattern("jwt", ("eyj",), re.compile(r"e(?<![\w-]e)yJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}", re.A)),
+    Pattern(
+        "aws_key",
+        ("akia", "asia"),
+        re.compile(r"A(?<![A-Za-z0-9]A)(?:KIA|SIA)[0-9A-Z]{16}(?![A-Za-z0-9])"),
+    ),
+    Pattern(
+        "github_token",
+        ("ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
+        re.compile(r"g(?<![A-Za-z0-9]g)(?:h[pousr]_[A-Za-z0-9]{36,}|ithub_pat_\w{40,})", re.A),
+    ),
+    Pattern(
+        "service_key",
+        ("xox", "sk-", "k_live_", "glpat-", "aiza"),
+        re.compile(
+            r"[xsrgA](?<![\w-][xsrgA])(?:ox[abprs]-[\w-]{20,}|k-(?=[\w-]*\d)[\w-]{20,}|k_live_\w{16,}|"
+            r"lpat-[\w-]{20}|Iza[\w-]{35})",
+            re.A,
+        ),
+    ),  # Slack, OpenAI, Stripe, GitLab, Google
+    Pattern(
+        "password_in_url", ("://",), re.compile(r"://[^\s/:@]{1,64}:(?P<secret>[^\s/@<]{3,64})@")
+    ),
+    Pattern(
+        "assigned_secret",
+        ("key", "secret", "token", "passw", "auth", "密码", "密钥"),
+        re.compile(
+            r"(?:api[_-]?key|secret|token|passw(?:or)?d|access[_-]?key|auth|密码|密钥)[\w-]{0,20}"
+            r"[\"']?\s{0,3}[:=：]{1,2}\s{0,3}[\"']?(?P<secret>[\w+/=.~!@#$%^&*-]{8,128}+)(?![(\[])",
+            re.I | re.A,
+        ),
+        _is_secret,
+    ),
+    Pattern(
+        "email",
+        ("@",),
+        re.compile(
+            r"[A-Za-z0-9](?<![A-Za-z0-9._%+-].)[A-Za-z0-9._%+-]{0,63}@"
+            r"(?:[A-Za-z0-9-]{1,63}\.){1,5}[A-Za-z]{2,24}(?![A-Za-z0-9_])"
+        ),
+        _is_email,
+    ),
+    Pattern(
+        "ipv6",
+        (":",),
+        re.compile(  # global unicast begins with 2 or 3
+            r"[23](?<![\w:.].)[0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,34}(?![\w:])"
+        ),
+        _is_ipv6,
+        "<ip>",
+    ),
+    Pattern(
+        "ipv4",
+        (".",),
+        re.compile(r"\d(?<![\w.].)\d{0,2}(?:\.\d{1,3}){3}(?![\w/]|\.\w|-\w)", re.A),
+        _is_ipv4,
+        "<ip>",
+    ),
+    Pattern(
+        "id_number",
+        (),
+        re.compile(  # Chinese: region, date of birth, order, check
+            r"[1-8](?<!\d.)\d{5}(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx]"
+            r"(?!\d)",
+            re.A,
+        ),
+        _is_id_number,
+    ),
+    Pattern(
+        "phone",
+        ("+",),
+        re.compile(r"\+(?<![\w+].)[1-9][\d ().-]{7,18}\d(?!\w)", re.A),
+        _is_international,
+    ),
+    Pattern(
+        "phone",
+        ("1",),
+        re.compile(  # Chinese mobile
+            r"1(?<![\d.].)[3-9]\d(?:\d{8}|[- ]\d{4}[- ]\d{4})(?![\d-]|\.\d)", re.A
+        ),
+    ),
+    Pattern(
+        "phone",
+        ("-",),
+        re.compile(  # Chinese line
+            r"0(?<![\d.-].)\d{2,3}-[2-8]\d{6,7}(?![\d-]|\.\d)", re.A
+        ),
+    ),
+    Pattern(
+        "phone",
+        ("-",),
+        re.compile(  # North American line
+            r"[2-9](?<![\d.].)(?<![02-9]-.)\d\d-[2-9]\d\d-\d{4}(?![\d-]|\.\d)", re.A
+        ),
+    ),
+    Pattern(
+        "phone",
+        ("(",),
+        re.compile(r"\((?:0\d{2,3}\) ?[2-8]\d{6,7}|[2-9]\d\d\) ?[2-9]\d\d[-. ]\d{4})(?!\d)", re.A),
+    ),
 )
 NAMES = tuple(dict.fromkeys(pattern.name for pattern in PATTERNS))
 
@@ -133,7 +207,8 @@ def mask(text: str) -> tuple[str, dict[str, int]]:
     for pattern in PATTERNS:
         if not pattern.signs or any(sign in lower for sign in pattern.signs):
             text = pattern.expression.sub(
-                lambda match, pattern=pattern: _replace(match, pattern, counts), text)
+                lambda match, pattern=pattern: _replace(match, pattern, counts), text
+            )
     return text, dict(counts)
 
 
@@ -157,9 +232,11 @@ class PersonalStage:
 
     def __call__(self, table):
         masked = [mask(text) for text in table["text"].to_pylist()]
-        table = stage.set_column(table, "text", [text for text, _ in masked],
-                                 table.schema.field("text").type)
+        table = stage.set_column(
+            table, "text", [text for text, _ in masked], table.schema.field("text").type
+        )
         for name in NAMES:
-            table = stage.set_column(table, f"masked_{name}", [c.get(name, 0) for _, c in masked],
-                                     stage.pa.int32())
+            table = stage.set_column(
+                table, f"masked_{name}", [c.get(name, 0) for _, c in masked], stage.pa.int32()
+            )
         return table

@@ -52,25 +52,32 @@ class Chain:
     following: Shuffle | None = None
 
     def folders(self) -> list[StageFolder]:
-        return [StageFolder(self.root, self.first + i, step.name)
-                for i, step in enumerate(self.steps)]
+        return [
+            StageFolder(self.root, self.first + i, step.name) for i, step in enumerate(self.steps)
+        ]
 
     def keys(self, number: int) -> pathlib.Path | None:
         if self.following is None:
             return None
-        return StageFolder(self.root, self.first + len(self.steps),
-                           self.following.name).path / "keys" / f"{number:05}.parquet"
+        return (
+            StageFolder(self.root, self.first + len(self.steps), self.following.name).path
+            / "keys"
+            / f"{number:05}.parquet"
+        )
 
     def finished(self, number: int) -> bool:
         keys = self.keys(number)
         return all(folder.finished(number) for folder in self.folders()) and (
-            keys is None or keys.exists())
+            keys is None or keys.exists()
+        )
 
     def __call__(self, task: tuple[int, Partition]) -> dict[str, list[float]]:
         """{stage: [seconds, MB of text that came in; of the first step, that came out]}."""
         number, partition = task
-        writers = [PartitionWriter(folder, number, step.counted)
-                   for folder, step in zip(self.folders(), self.steps, strict=True)]
+        writers = [
+            PartitionWriter(folder, number, step.counted)
+            for folder, step in zip(self.folders(), self.steps, strict=True)
+        ]
         names = [folder.path.name for folder in self.folders()]
         next_name = self.following and f"{self.first + len(names):02}-{self.following.name}"
         seconds = {name: [0.0, 0.0] for name in (*names, next_name) if name}
@@ -111,7 +118,7 @@ class Chain:
             yield step.remove(table, part, names)
 
     def _name(self, order: int) -> str:
-        number, row = order >> 32, order & 0xffffffff
+        number, row = order >> 32, order & 0xFFFFFFFF
         if number < len(self.index):
             return f"{self.index[number]}#{row}"
         return f"{number - len(self.index):05}#{row}"
@@ -139,8 +146,9 @@ class BucketTask:
         number, begin, end = task
         started = time.perf_counter()
         keys = shuffle.read_bucket([pathlib.Path(file) for file in self.files], begin, end)
-        shuffle.write_removed(pathlib.Path(self.output) / f"{number:05}.parquet",
-                              self.step.duplicates(keys))
+        shuffle.write_removed(
+            pathlib.Path(self.output) / f"{number:05}.parquet", self.step.duplicates(keys)
+        )
         return time.perf_counter() - started
 
 
@@ -166,9 +174,15 @@ class Result:
         return self.folders[-1]
 
 
-def run(sources: Sequence[str], steps: Sequence[Read | Stage | Shuffle], root: str, *,
-        workers: int, partition_mb: float = 64.0,
-        say: Callable[[str], None] = lambda line: None) -> Result:
+def run(
+    sources: Sequence[str],
+    steps: Sequence[Read | Stage | Shuffle],
+    root: str,
+    *,
+    workers: int,
+    partition_mb: float = 64.0,
+    say: Callable[[str], None] = lambda line: None,
+) -> Result:
     """Runs a plan, or what is left of it.
 
     Args:
@@ -188,8 +202,10 @@ def run(sources: Sequence[str], steps: Sequence[Read | Stage | Shuffle], root: s
     partitions, record = plan_partitions(sources, partition_mb=partition_mb)
     for name, made in record.items():
         if made["passed_over"]:
-            say(f"{name}: passed over " + ", ".join(
-                f"{end} {count:,}" for end, count in made["passed_over"].items()))
+            say(
+                f"{name}: passed over "
+                + ", ".join(f"{end} {count:,}" for end, count in made["passed_over"].items())
+            )
     chains = list(_chains(steps, root))
     with open_alone(folder / "plan.lock", folder):
         _begin(folder, record, steps, partition_mb)
@@ -200,8 +216,13 @@ def run(sources: Sequence[str], steps: Sequence[Read | Stage | Shuffle], root: s
                 _find_duplicates(chain, len(tasks), seconds, workers)
             todo = [task for task in tasks if not chain.finished(task[0])]
             names = ", ".join(step.name for step in chain.steps)
-            with tqdm(total=len(tasks), initial=len(tasks) - len(todo), desc=names,
-                      unit=" partitions", disable=not todo) as bar:
+            with tqdm(
+                total=len(tasks),
+                initial=len(tasks) - len(todo),
+                desc=names,
+                unit=" partitions",
+                disable=not todo,
+            ) as bar:
                 for _, spent in engine.run_tasks(chain, todo, workers=workers):
                     _add(seconds, spent)
                     bar.update()
@@ -210,17 +231,21 @@ def run(sources: Sequence[str], steps: Sequence[Read | Stage | Shuffle], root: s
         at = [each for chain in chains for each in chain.folders()]
         counts = {each.path.name: each.total(len(tasks)) for each in at}
         write_json(folder / "counts.json", counts)
-    return Result(at, len(tasks), counts, seconds,
-                  [partition[0].source for partition in partitions])
+    return Result(
+        at, len(tasks), counts, seconds, [partition[0].source for partition in partitions]
+    )
 
 
 def _begin(folder: pathlib.Path, sources: dict, steps, partition_mb: float) -> None:
     if not isinstance(steps[0], Read):
-        raise ConfigError(f"a plan begins with read, not {steps[0].name}.", "the list of stages",
-                          "mend the list.")
+        raise ConfigError(
+            f"a plan begins with read, not {steps[0].name}.", "the list of stages", "mend the list."
+        )
     wanted = {f"source {name}": value for name, value in sources.items()}
-    wanted |= {f"stage {number:02}-{step.name}": dataclasses.asdict(step)
-               for number, step in enumerate(steps, 1)}
+    wanted |= {
+        f"stage {number:02}-{step.name}": dataclasses.asdict(step)
+        for number, step in enumerate(steps, 1)
+    }
     wanted |= {"partition_mb": partition_mb, "versions": _versions()}
     note_made_from(folder / "plan.json", wanted, folder)
     stage_files.remove_unfinished(folder)
@@ -230,9 +255,13 @@ def _chains(steps, root: str) -> Iterator[Chain]:
     begins = [i for i, step in enumerate(steps) if hasattr(step, "duplicates") or i == 0]
     for begin, end in zip(begins, [*begins[1:], len(steps)], strict=True):
         own = steps[begin]
-        yield Chain(root, begin + 1, tuple(steps[begin:end]),
-                    tuple(str(path) for path in index_files(own)) if begin else (),
-                    steps[end] if end < len(steps) else None)
+        yield Chain(
+            root,
+            begin + 1,
+            tuple(steps[begin:end]),
+            tuple(str(path) for path in index_files(own)) if begin else (),
+            steps[end] if end < len(steps) else None,
+        )
 
 
 def _versions() -> dict[str, int | str | None]:
@@ -264,15 +293,24 @@ def index_files(step: Shuffle) -> list[pathlib.Path]:
         plan = folder.parent / "plan.json"
         made = json.loads(plan.read_text(encoding="utf-8")) if plan.exists() else {}
         if not found or f"stage {folder.name}" not in made:
-            raise DataError("there are no keys of earlier documents here.", str(folder),
-                            f"name the {step.name} folder of an earlier run.")
+            raise DataError(
+                "there are no keys of earlier documents here.",
+                str(folder),
+                f"name the {step.name} folder of an earlier run.",
+            )
         if not (folder / "removed").exists():  # what is made of all of them
-            raise DataError("the keys of some earlier documents are not there yet.", str(folder),
-                            "run the earlier plan to its end.")
+            raise DataError(
+                "the keys of some earlier documents are not there yet.",
+                str(folder),
+                "run the earlier plan to its end.",
+            )
         wanted = json.loads(json.dumps(dataclasses.asdict(step))) | {"index": []}
         check_same(
             _keyed_by(made["versions"]) | made[f"stage {folder.name}"] | {"index": []},
-            _keyed_by(_versions()) | wanted, folder, plan)
+            _keyed_by(_versions()) | wanted,
+            folder,
+            plan,
+        )
         files += found
     return files
 
@@ -283,14 +321,18 @@ def _find_duplicates(chain: Chain, partitions: int, seconds: dict, workers: int)
     files = (*chain.index, *(str(folder / "keys" / f"{i:05}.parquet") for i in range(partitions)))
     edges = shuffle.bucket_edges(files)
     output = folder / ("alike" if step.linked else "removed")
-    todo = [(i, begin, end) for i, (begin, end) in enumerate(zip(edges, edges[1:]))
-            if not (output / f"{i:05}.parquet").exists()]
+    todo = [
+        (i, begin, end)
+        for i, (begin, end) in enumerate(zip(edges, edges[1:]))
+        if not (output / f"{i:05}.parquet").exists()
+    ]
     for _, spent in engine.run_tasks(BucketTask(step, files, str(output)), todo, workers=workers):
         _add(seconds, {folder.name: [spent, 0.0]})
     if step.linked and not (folder / "removed" / "00000.parquet").exists():
         started = time.perf_counter()
-        removed = components.removed([output / f"{i:05}.parquet" for i in range(len(edges) - 1)],
-                                     len(chain.index) << 32)
+        removed = components.removed(
+            [output / f"{i:05}.parquet" for i in range(len(edges) - 1)], len(chain.index) << 32
+        )
         shuffle.write_removed(folder / "removed" / "00000.parquet", removed)
         _add(seconds, {folder.name: [time.perf_counter() - started, 0.0]})
 
@@ -306,15 +348,19 @@ def _line(at: StageFolder, counts: dict) -> str:
     rejected = sorted(counts.get("rejected", {}).items(), key=lambda item: -item[1]["documents"])
     listed = ", ".join(f"{rule} {count['documents']:,}" for rule, count in rejected[:6])
     listed += f" and {len(rejected) - 6} rules more" if rejected[6:] else ""
-    return (f"{at.path.name}: {kept['documents']:,} documents, {kept['text_bytes'] / 1e6:,.1f} MB"
-            + (f"; rejected: {listed}" if listed else ""))
+    return (
+        f"{at.path.name}: {kept['documents']:,} documents, {kept['text_bytes'] / 1e6:,.1f} MB"
+        + (f"; rejected: {listed}" if listed else "")
+    )
 
 
 def throughput(seconds: dict[str, list[float]]) -> list[str]:
     """A line per stage: MB of text per second of one worker, the slowest one named."""
     rates = {name: size / spent for name, (spent, size) in seconds.items() if spent and size}
-    lines = [f"{name:>20}: {rate:8.1f} MB/s of one worker, {seconds[name][0]:.1f} s"
-             for name, rate in rates.items()]
+    lines = [
+        f"{name:>20}: {rate:8.1f} MB/s of one worker, {seconds[name][0]:.1f} s"
+        for name, rate in rates.items()
+    ]
     if rates:
         lines.append(f"the slowest stage is {min(rates, key=rates.get)}")
     return lines

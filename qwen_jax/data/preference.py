@@ -54,8 +54,9 @@ def read_pairs(paths: Iterable[str | os.PathLike], counts: Counts) -> Iterator[P
             counts.kept += 1
             yield pair
         if counts.kept == before:
-            raise DataError(f"no pair can be used: {counts}.", str(path),
-                            "look at the first row that is named.")
+            raise DataError(
+                f"no pair can be used: {counts}.", str(path), "look at the first row that is named."
+            )
 
 
 def _pair(row: dict[str, Any], place: str) -> Pair:
@@ -66,8 +67,11 @@ def _pair(row: dict[str, Any], place: str) -> Pair:
         chosen, rejected = answers if row["labels"] == 1 else answers[::-1]
         turns = [("user", row.get("history"))]
     elif "chosen" not in row or "rejected" not in row:
-        raise DataError(f"no known format; the row has {', '.join(map(str, row))}.", place,
-                        "use chosen and rejected, or SHP's history, human_ref_A, human_ref_B.")
+        raise DataError(
+            f"no known format; the row has {', '.join(map(str, row))}.",
+            place,
+            "use chosen and rejected, or SHP's history, human_ref_A, human_ref_B.",
+        )
     elif isinstance(row["chosen"], str) and row["chosen"].lstrip().startswith("Human:"):
         return _hh(row, place)
     else:
@@ -75,8 +79,9 @@ def _pair(row: dict[str, Any], place: str) -> Pair:
         if "prompt" in row and isinstance(row["prompt"], str):
             turns = [("user", row["prompt"])]
         else:
-            turns = turns_of(row if "output" in row or "instruction" not in row
-                             else row | {"output": ""}, place)
+            turns = turns_of(
+                row if "output" in row or "instruction" not in row else row | {"output": ""}, place
+            )
             while turns and turns[-1][0] == "assistant":
                 turns.pop()
     return _checked(turns, chosen, rejected, place)
@@ -88,8 +93,9 @@ def _hh(row: dict[str, Any], place: str) -> Pair:
     for key in ("chosen", "rejected"):
         text = "\n\n" + str(row[key]).lstrip()
         parts = _HH_TURN.split(text)[1:]
-        sides.append([(_HH_ROLES[role], words.strip())
-                      for role, words in zip(parts[::2], parts[1::2])])
+        sides.append(
+            [(_HH_ROLES[role], words.strip()) for role, words in zip(parts[::2], parts[1::2])]
+        )
     if any(not side or side[-1][0] != "assistant" for side in sides):
         raise Skipped("without an assistant's turn")
     if sides[0][:-1] != sides[1][:-1]:
@@ -121,8 +127,9 @@ def _answer(value: Any) -> Any:
 class PairRows:
     """Pairs as rows of a PairBatch: [2, T] arrays, the preferred answer first."""
 
-    def __init__(self, pairs: Iterable[Pair], tokenizer: Tokenizer, *, context_length: int,
-                 counts: Counts):
+    def __init__(
+        self, pairs: Iterable[Pair], tokenizer: Tokenizer, *, context_length: int, counts: Counts
+    ):
         """
         Args:
           context_length: T. Of a prompt that is too long the beginning is cut, for the answer and
@@ -145,8 +152,9 @@ class PairRows:
                 sides = [(tokens[cut:], start - cut) for tokens, start in sides]
             self._rows.append(sides)
         if not self._rows:
-            raise DataError("there is nothing to learn from.", "data",
-                            f"look at what was skipped: {counts}.")
+            raise DataError(
+                "there is nothing to learn from.", "data", f"look at what was skipped: {counts}."
+            )
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -159,8 +167,8 @@ class PairRows:
         for side, (tokens, start) in enumerate(self._rows[row]):
             n = len(tokens)
             batch.tokens[side, :n] = tokens
-            batch.targets[side, :n - 1] = tokens[1:]
-            batch.answer_weights[side, start - 1:n - 1] = 1
+            batch.targets[side, : n - 1] = tokens[1:]
+            batch.answer_weights[side, start - 1 : n - 1] = 1
             batch.segment_ids[side, :n] = 1
             batch.end[side] = n - 1
         return batch
@@ -170,9 +178,13 @@ class PairRows:
         """A pair of nothing."""
         T = self._length
         return PairBatch(
-            tokens=np.zeros((2, T), np.int32), targets=np.zeros((2, T), np.int32),
-            answer_weights=np.zeros((2, T), np.float32), segment_ids=np.zeros((2, T), np.int32),
-            end=np.zeros(2, np.int32), weights=np.zeros((), np.float32))
+            tokens=np.zeros((2, T), np.int32),
+            targets=np.zeros((2, T), np.int32),
+            answer_weights=np.zeros((2, T), np.float32),
+            segment_ids=np.zeros((2, T), np.int32),
+            end=np.zeros(2, np.int32),
+            weights=np.zeros((), np.float32),
+        )
 
     def __repr__(self) -> str:
         return f"PairRows({len(self)} of {self._length})"
@@ -182,4 +194,4 @@ def _encode(pair: Pair, answer: str, tokenizer: Tokenizer) -> tuple[np.ndarray, 
     """Tokens up to the answer's <|im_end|>, where the reward is read, and where the answer starts."""
     rendered = chatml.render([*pair.prompt, ("assistant", answer)], tokenizer)
     span = rendered.spans[-1]
-    return rendered.tokens[:span.end], span.start
+    return rendered.tokens[: span.end], span.start

@@ -16,8 +16,9 @@ from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 
-def read_questions(paths: Iterable[str | os.PathLike], counts: Counts
-                   ) -> Iterator[tuple[str, list[Turn]]]:
+def read_questions(
+    paths: Iterable[str | os.PathLike], counts: Counts
+) -> Iterator[tuple[str, list[Turn]]]:
     """(place, turns) of each prompt; the last turn is what is to be answered.
 
     Rows have a "prompt" (text), or are conversations whose last answer is left out.
@@ -43,12 +44,16 @@ def read_questions(paths: Iterable[str | os.PathLike], counts: Counts
             counts.kept += 1
             yield place, turns
         if counts.kept == before:
-            raise DataError(f"no prompt can be used: {counts}.", str(path),
-                            "look at the first row that is named.")
+            raise DataError(
+                f"no prompt can be used: {counts}.",
+                str(path),
+                "look at the first row that is named.",
+            )
 
 
-def read_prompts(paths: Iterable[str | os.PathLike], tokenizer: Tokenizer, *, max_tokens: int,
-                 counts: Counts) -> Iterator[np.ndarray]:
+def read_prompts(
+    paths: Iterable[str | os.PathLike], tokenizer: Tokenizer, *, max_tokens: int, counts: Counts
+) -> Iterator[np.ndarray]:
     """int32 [T] for each prompt, ending in `<|im_start|>assistant\\n`.
 
     Rows are as read_questions takes them. Those longer than `max_tokens` are counted and left out.
@@ -66,8 +71,11 @@ def read_prompts(paths: Iterable[str | os.PathLike], tokenizer: Tokenizer, *, ma
                 continue
             yield tokens
         if counts.kept == before:
-            raise DataError(f"no prompt can be used: {counts}.", str(path),
-                            "look at the first row that is named.")
+            raise DataError(
+                f"no prompt can be used: {counts}.",
+                str(path),
+                "look at the first row that is named.",
+            )
 
 
 def text_of(turns: Sequence[Turn]) -> str:
@@ -102,8 +110,9 @@ def choose_diverse(tags: Mapping[str, Sequence[str]], number: int) -> list[str]:
       ['b', 'c']
     """
     _check_number(tags, number, "choose_diverse(number)")
-    ordered = sorted((prompt for prompt in tags if tags[prompt]),
-                     key=lambda prompt: -len(set(tags[prompt])))
+    ordered = sorted(
+        (prompt for prompt in tags if tags[prompt]), key=lambda prompt: -len(set(tags[prompt]))
+    )
     first_unseen: collections.Counter[str] = collections.Counter()  # tag -> pass
     later: dict[str, set[int]] = collections.defaultdict(set)  # tag -> passes after that one
     turn = []
@@ -115,11 +124,17 @@ def choose_diverse(tags: Mapping[str, Sequence[str]], number: int) -> list[str]:
                 later[tag].remove(first_unseen[tag])
                 first_unseen[tag] += 1
     chosen = [ordered[place] for place in np.argsort(turn, kind="stable")[:number]]
-    return chosen + [prompt for prompt in tags if not tags[prompt]][:number - len(chosen)]
+    return chosen + [prompt for prompt in tags if not tags[prompt]][: number - len(chosen)]
 
 
-def choose_weighted(tags: Mapping[str, Sequence[str]], number: int, *, seed: int,
-                    balance: float = 1.0, complexity: float = 1.0) -> list[str]:
+def choose_weighted(
+    tags: Mapping[str, Sequence[str]],
+    number: int,
+    *,
+    seed: int,
+    balance: float = 1.0,
+    complexity: float = 1.0,
+) -> list[str]:
     """`number` prompts drawn without replacement, each with the probability of its weight.
 
     A draw whose order says nothing: for rollouts that see every kind of prompt all the time, where
@@ -137,8 +152,9 @@ def choose_weighted(tags: Mapping[str, Sequence[str]], number: int, *, seed: int
     return [prompts[place] for place in np.argsort(-keys, kind="stable")[:number]]
 
 
-def tag_weights(tags: Mapping[str, Sequence[str]], *, balance: float = 1.0,
-                complexity: float = 1.0) -> np.ndarray:
+def tag_weights(
+    tags: Mapping[str, Sequence[str]], *, balance: float = 1.0, complexity: float = 1.0
+) -> np.ndarray:
     """How often each prompt should be drawn: float64 [prompts], sum 1, in the order of `tags`.
 
     weight(p) = n_p^(complexity - 1) * sum over the tags t of p of f_t^-balance, where f_t counts
@@ -152,13 +168,19 @@ def tag_weights(tags: Mapping[str, Sequence[str]], *, balance: float = 1.0,
       ConfigError: balance outside of [0, 1], complexity that is negative.
     """
     if not 0 <= balance <= 1 or not complexity >= 0:
-        raise ConfigError(f"balance={balance}, complexity={complexity}.", "tag_weights",
-                          "balance is from 0 to 1, complexity 0 or more.")
+        raise ConfigError(
+            f"balance={balance}, complexity={complexity}.",
+            "tag_weights",
+            "balance is from 0 to 1, complexity 0 or more.",
+        )
     given = [sorted(set(found)) or [None] for found in tags.values()]
     numbers: dict[str | None, int] = {}
     lengths = np.array([len(found) for found in given], np.int64)
-    flat = np.fromiter((numbers.setdefault(tag, len(numbers)) for found in given for tag in found),
-                       np.int64, lengths.sum())
+    flat = np.fromiter(
+        (numbers.setdefault(tag, len(numbers)) for found in given for tag in found),
+        np.int64,
+        lengths.sum(),
+    )
     rarity = np.bincount(flat) ** -float(balance)
     weights = np.bincount(np.repeat(np.arange(len(given)), lengths), rarity[flat], len(given))
     weights *= lengths ** (complexity - 1.0)
@@ -167,5 +189,6 @@ def tag_weights(tags: Mapping[str, Sequence[str]], *, balance: float = 1.0,
 
 def _check_number(tags: Mapping[str, Sequence[str]], number: int, where: str) -> None:
     if number > len(tags):
-        raise DataError(f"{number} prompts wanted of {len(tags)}.", where,
-                        "ask for fewer, or tag more.")
+        raise DataError(
+            f"{number} prompts wanted of {len(tags)}.", where, "ask for fewer, or tag more."
+        )

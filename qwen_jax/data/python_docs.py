@@ -23,9 +23,24 @@ from qwen_jax.errors import DataError
 
 # Not reference documentation, or with effects when imported (a browser, a window, a poem), or
 # absent from many computers and a quarter of all the text (Tk), or tables of numbers (encodings).
-_LEFT_OUT = {"antigravity", "this", "idlelib", "turtledemo", "turtle", "tkinter", "encodings",
-             "test", "tests", "lib2to3", "__main__", "__phello__", "__hello__", "site-packages",
-             "_sysconfigdata", "config"}
+_LEFT_OUT = {
+    "antigravity",
+    "this",
+    "idlelib",
+    "turtledemo",
+    "turtle",
+    "tkinter",
+    "encodings",
+    "test",
+    "tests",
+    "lib2to3",
+    "__main__",
+    "__phello__",
+    "__hello__",
+    "site-packages",
+    "_sysconfigdata",
+    "config",
+}
 _CHUNK = 12  # modules in one process
 _SECONDS = 30  # for one module, or one chunk
 
@@ -38,13 +53,18 @@ def modules() -> list[str]:
             found.add(name)
             folder = _stdlib() / name
             if (folder / "__init__.py").exists():
-                found |= {info.name for info in pkgutil.walk_packages(
-                    [str(folder)], prefix=f"{name}.", onerror=lambda _: None)}
+                found |= {
+                    info.name
+                    for info in pkgutil.walk_packages(
+                        [str(folder)], prefix=f"{name}.", onerror=lambda _: None
+                    )
+                }
     return sorted(name for name in found if all(map(_wanted, name.split("."))))
 
 
-def documentation(progress: Callable[[int, int], None] = lambda done, total: None
-                  ) -> tuple[list[Document], dict[str, str]]:
+def documentation(
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[list[Document], dict[str, str]]:
     """The pydoc page of every standard module, as text.
 
     Args:
@@ -58,7 +78,7 @@ def documentation(progress: Callable[[int, int], None] = lambda done, total: Non
       DataError: no module at all could be rendered.
     """
     names = modules()
-    chunks = [names[i:i + _CHUNK] for i in range(0, len(names), _CHUNK)]
+    chunks = [names[i : i + _CHUNK] for i in range(0, len(names), _CHUNK)]
     pages, failures, done = {}, {}, 0
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for records in pool.map(_render, chunks):
@@ -70,10 +90,14 @@ def documentation(progress: Callable[[int, int], None] = lambda done, total: Non
             done += len(records)
             progress(done, len(names))
     if not pages:
-        raise DataError("pydoc could render no module.", sys.executable,
-                        f"the first error: {next(iter(failures.items()), 'no modules found')}")
-    return [Document(f"pydoc:{name}", pages[name], name.split(".")[0])
-            for name in sorted(pages)], failures
+        raise DataError(
+            "pydoc could render no module.",
+            sys.executable,
+            f"the first error: {next(iter(failures.items()), 'no modules found')}",
+        )
+    return [
+        Document(f"pydoc:{name}", pages[name], name.split(".")[0]) for name in sorted(pages)
+    ], failures
 
 
 def source_code() -> Iterator[Document]:
@@ -83,8 +107,11 @@ def source_code() -> Iterator[Document]:
         relative = file.relative_to(root)
         if all(map(_wanted, relative.with_suffix("").parts)):
             try:
-                yield Document(f"stdlib:{relative}", file.read_text(encoding="utf-8"),
-                               relative.with_suffix("").parts[0])
+                yield Document(
+                    f"stdlib:{relative}",
+                    file.read_text(encoding="utf-8"),
+                    relative.with_suffix("").parts[0],
+                )
             except UnicodeDecodeError:  # a file in another encoding, on purpose
                 continue
 
@@ -94,8 +121,9 @@ def _stdlib() -> pathlib.Path:
 
 
 def _wanted(part: str) -> bool:
-    return not any(part == name or part.startswith((f"{name}-", f"{name}_"))
-                   for name in _LEFT_OUT) and not part.endswith("_test")
+    return not any(
+        part == name or part.startswith((f"{name}-", f"{name}_")) for name in _LEFT_OUT
+    ) and not part.endswith("_test")
 
 
 def _render(names: list[str]) -> list[dict]:
@@ -105,8 +133,14 @@ def _render(names: list[str]) -> list[dict]:
     command = [sys.executable, "-I", "-S", str(_PAGES)]
     environment = {"PATH": "/usr/bin:/bin", "HOME": "/", "LANG": "C.UTF-8", "COLUMNS": "80"}
     try:
-        run = subprocess.run(command, capture_output=True, env=environment, timeout=_SECONDS,
-                             cwd="/", input="\n".join(names).encode())
+        run = subprocess.run(
+            command,
+            capture_output=True,
+            env=environment,
+            timeout=_SECONDS,
+            cwd="/",
+            input="\n".join(names).encode(),
+        )
         lines, problem = run.stdout.splitlines(), f"exit code {run.returncode}"
     except subprocess.TimeoutExpired as error:
         lines, problem = (error.stdout or b"").splitlines(), f"took over {_SECONDS} s"
@@ -116,7 +150,7 @@ def _render(names: list[str]) -> list[dict]:
             records.append(json.loads(line))
         except ValueError:  # cut off in the middle
             break
-    rest = names[len(records):]
+    rest = names[len(records) :]
     if rest:
         records.append({"module": rest[0], "error": problem})
         records += _render(rest[1:]) if rest[1:] else []
@@ -126,8 +160,11 @@ def _render(names: list[str]) -> list[dict]:
 def _portable(text: str) -> str:
     """Without links, paths of this computer, object addresses and what other pages say as well."""
     lines = [re.sub(r"(?<=\S)  index$", "", line) for line in text.splitlines()[:1]]
-    lines += [line for line in text.splitlines()[1:]
-              if line != "Module Reference" and not line.startswith(_PREFIXES)]
+    lines += [
+        line
+        for line in text.splitlines()[1:]
+        if line != "Module Reference" and not line.startswith(_PREFIXES)
+    ]
     text = "\n".join(_own_lines(lines)) + "\n"
     for prefix in _PREFIXES:
         text = text.replace(prefix, "/usr")
@@ -147,5 +184,11 @@ def _own_lines(lines: list[str]) -> Iterator[str]:
 
 
 _PAGES = pathlib.Path(__file__).with_name("pydoc_pages.py")
-_PREFIXES = tuple(sorted({sys.prefix, sys.base_prefix, str(_stdlib()), os.path.expanduser("~"),
-                          str(_PAGES.parent)} - {"/", "/usr"}, key=len, reverse=True))
+_PREFIXES = tuple(
+    sorted(
+        {sys.prefix, sys.base_prefix, str(_stdlib()), os.path.expanduser("~"), str(_PAGES.parent)}
+        - {"/", "/usr"},
+        key=len,
+        reverse=True,
+    )
+)

@@ -16,10 +16,25 @@ from qwen_jax.data.rules_code import CodeRules
 from qwen_jax.data.rules_english import EnglishRules, Range
 from qwen_jax.errors import unknown_name
 
-_OF_PAGES = frozenset((  # how much and in what layout: an answer may be one word, a list, a sum
-    "words", "characters", "word_length", "run_length", "bullet_lines", "words_with_letters",
-    "units_with_letters", "stop_words", "stop_characters", "braces", "boilerplate_lines",
-    "sentences", "ended_lines", "short_lines", "new_lines"))
+_OF_PAGES = frozenset(
+    (  # how much and in what layout: an answer may be one word, a list, a sum
+        "words",
+        "characters",
+        "word_length",
+        "run_length",
+        "bullet_lines",
+        "words_with_letters",
+        "units_with_letters",
+        "stop_words",
+        "stop_characters",
+        "braces",
+        "boilerplate_lines",
+        "sentences",
+        "ended_lines",
+        "short_lines",
+        "new_lines",
+    )
+)
 _FENCED = re.compile(r"^[ \t]*```.*?(?:^[ \t]*```[ \t]*$|\Z)", re.M | re.S)  # code in Markdown
 _WITHOUT_SPACES = frozenset(("zh", "ja", "th", "lo", "km", "my", "yue", "wuu"))
 _CHINESE = frozenset(("zh", "yue", "wuu"))
@@ -44,8 +59,9 @@ class Rejection(NamedTuple):
     value: float
 
 
-def rejection(text: str, *, language: str, kind: str = "web",
-              rules: QualityRules = RECIPE) -> Rejection | None:
+def rejection(
+    text: str, *, language: str, kind: str = "web", rules: QualityRules = RECIPE
+) -> Rejection | None:
     """The first rule that the text breaks, the cheap ones tried first; None if it keeps them all.
 
     Args:
@@ -67,8 +83,9 @@ def rejection(text: str, *, language: str, kind: str = "web",
     return None
 
 
-def measures(text: str, *, language: str, kind: str = "web",
-             rules: QualityRules = RECIPE) -> Iterator[tuple[str, float, Range]]:
+def measures(
+    text: str, *, language: str, kind: str = "web", rules: QualityRules = RECIPE
+) -> Iterator[tuple[str, float, Range]]:
     """(rule, value, range allowed) of every rule that applies, computed as they are asked for."""
     if kind not in stage.KINDS:
         raise unknown_name("kind of text", kind, stage.KINDS, "quality_rules(kind)")
@@ -97,5 +114,9 @@ class QualityStage:
     rules: QualityRules = RECIPE
 
     def __call__(self, table):
-        return stage.reject_rows(table, lambda text, language, kind: rejection(
-            text, language=language or "", kind=kind, rules=self.rules))
+        return stage.reject_rows(
+            table,
+            lambda text, language, kind: rejection(
+                text, language=language or "", kind=kind, rules=self.rules
+            ),
+        )

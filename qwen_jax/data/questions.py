@@ -40,8 +40,9 @@ def sums(*, largest: int = 10, largest_factor: int = 5, seed: int = 0) -> list[Q
     sum that is known in a way that is not."""
     problems = [(a, "+", b, a + b) for a in range(largest + 1) for b in range(largest + 1)]
     problems += [(a, "-", b, a - b) for a in range(largest + 1) for b in range(a + 1)]
-    problems += [(a, "*", b, a * b) for a in range(largest_factor + 1)
-                 for b in range(largest_factor + 1)]
+    problems += [
+        (a, "*", b, a * b) for a in range(largest_factor + 1) for b in range(largest_factor + 1)
+    ]
     draw = np.random.default_rng(seed)
     questions = []
     for a, operation, b, result in problems:
@@ -50,8 +51,14 @@ def sums(*, largest: int = 10, largest_factor: int = 5, seed: int = 0) -> list[Q
             for form in forms:
                 off = int(draw.choice([-10, -2, -1, 1, 2, 10]))
                 wrong = result + off if result + off >= 0 else result - off
-                questions.append(Question(form.format(problem), f"{problem} = {result}{end}",
-                                          f"{problem} = {wrong}{end}", form.format(problem)))
+                questions.append(
+                    Question(
+                        form.format(problem),
+                        f"{problem} = {result}{end}",
+                        f"{problem} = {wrong}{end}",
+                        form.format(problem),
+                    )
+                )
     return [questions[i] for i in draw.permutation(len(questions))]
 
 
@@ -77,23 +84,39 @@ def documented(pages: Iterable[Document], *, seed: int = 0) -> list[Question]:
     return [questions[i] for i in draw.permutation(len(questions))]
 
 
-def split(questions: Sequence[Question], fraction: float, *, seed: int = 0
-          ) -> tuple[list[Question], list[Question]]:
+def split(
+    questions: Sequence[Question], fraction: float, *, seed: int = 0
+) -> tuple[list[Question], list[Question]]:
     """(to learn from, held out): about `fraction` of the groups are held out, whole."""
     groups = sorted({question.group for question in questions})
     number = round(fraction * len(groups))
     held_out = {groups[i] for i in np.random.default_rng(seed).permutation(len(groups))[:number]}
-    return ([q for q in questions if q.group not in held_out],
-            [q for q in questions if q.group in held_out])
+    return (
+        [q for q in questions if q.group not in held_out],
+        [q for q in questions if q.group in held_out],
+    )
 
 
 def write(questions: Sequence[Question], folder: str | os.PathLike) -> None:
     """talks.jsonl (messages), pairs.jsonl (prompt, chosen, rejected) and prompts.jsonl (prompt)."""
     folder = pathlib.Path(folder)
-    write_rows(folder / "talks.jsonl", (
-        {"messages": [{"role": "user", "content": question.text},
-                      {"role": "assistant", "content": question.answer}]} for question in questions))
-    write_rows(folder / "pairs.jsonl", (
-        {"prompt": question.text, "chosen": question.answer, "rejected": question.wrong}
-        for question in questions))
+    write_rows(
+        folder / "talks.jsonl",
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": question.text},
+                    {"role": "assistant", "content": question.answer},
+                ]
+            }
+            for question in questions
+        ),
+    )
+    write_rows(
+        folder / "pairs.jsonl",
+        (
+            {"prompt": question.text, "chosen": question.answer, "rejected": question.wrong}
+            for question in questions
+        ),
+    )
     write_rows(folder / "prompts.jsonl", ({"prompt": question.text} for question in questions))

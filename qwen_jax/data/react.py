@@ -38,7 +38,8 @@ Begin!
 
 Question: {question}"""
 _LABEL = re.compile(
-    r"^(Question|Thought|Action Input|Action|Observation|Final Answer):[ \t]*", re.MULTILINE)
+    r"^(Question|Thought|Action Input|Action|Observation|Final Answer):[ \t]*", re.MULTILINE
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,13 +55,17 @@ class Tool:
 
     def describe(self) -> str:
         """The line of the prompt about it."""
-        text = (f"{self.name_for_model}: Call this tool to interact with the "
-                f"{self.name_for_human} API. What is the {self.name_for_human} API useful for? "
-                f"{self.description_for_model}")
+        text = (
+            f"{self.name_for_model}: Call this tool to interact with the "
+            f"{self.name_for_human} API. What is the {self.name_for_human} API useful for? "
+            f"{self.description_for_model}"
+        )
         if not self.parameters:
             return text
-        return (f"{text} Parameters: {json.dumps(list(self.parameters), ensure_ascii=False)} "
-                "Format the arguments as a JSON object.")
+        return (
+            f"{text} Parameters: {json.dumps(list(self.parameters), ensure_ascii=False)} "
+            "Format the arguments as a JSON object."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,13 +93,16 @@ class Malformed(Exception):
 
 def prompt(question: str, tools: Sequence[Tool]) -> str:
     """The user's turn that asks `question` of a model with `tools`."""
-    return _PROMPT.format(tools="\n\n".join(tool.describe() for tool in tools), question=question,
-                          names=",".join(tool.name_for_model for tool in tools))
+    return _PROMPT.format(
+        tools="\n\n".join(tool.describe() for tool in tools),
+        question=question,
+        names=",".join(tool.name_for_model for tool in tools),
+    )
 
 
 def is_prompt(text: str) -> bool:
     """Whether a user's turn is such a prompt."""
-    return text.startswith(_PROMPT[:_PROMPT.index("{")])
+    return text.startswith(_PROMPT[: _PROMPT.index("{")])
 
 
 def parse(text: str) -> Transcript:
@@ -106,14 +114,15 @@ def parse(text: str) -> Transcript:
     pieces = _LABEL.split(text.strip())
     if pieces[0]:
         raise Malformed("text before the first label")
-    found = [(label, content.strip()) for label, content in
-             zip(pieces[1::2], pieces[2::2], strict=True)]
+    found = [
+        (label, content.strip()) for label, content in zip(pieces[1::2], pieces[2::2], strict=True)
+    ]
     steps, begun = [], 0  # place of the thought that is open
     if not found or found[-1][0] != "Final Answer":
         raise Malformed("no Final Answer at the end")
     while begun < len(found):
-        labels = [label for label, _ in found[begun:begun + 4]]
-        contents = [content for _, content in found[begun:begun + 4]]
+        labels = [label for label, _ in found[begun : begun + 4]]
+        contents = [content for _, content in found[begun : begun + 4]]
         if labels[:2] == ["Thought", "Final Answer"] and begun + 2 == len(found):
             if not contents[1]:
                 raise Malformed("an empty Final Answer")
@@ -162,16 +171,24 @@ def read_tools(path: str | os.PathLike) -> list[Tool]:
     """
     tools = []
     for place, row in read_rows(path):
-        texts = [row.get(field) for field in
-                 ("name_for_human", "name_for_model", "description_for_model")]
+        texts = [
+            row.get(field)
+            for field in ("name_for_human", "name_for_model", "description_for_model")
+        ]
         parameters = row.get("parameters") or []
         if not all(isinstance(text, str) and text for text in texts) or not (
-                isinstance(parameters, list) and all(
-                    isinstance(parameter, dict) and isinstance(parameter.get("name"), str)
-                    for parameter in parameters)):
-            raise DataError("this is no description of a tool.", place,
-                            "give name_for_human, name_for_model, description_for_model (texts) "
-                            "and parameters, a list of objects with a name.")
+            isinstance(parameters, list)
+            and all(
+                isinstance(parameter, dict) and isinstance(parameter.get("name"), str)
+                for parameter in parameters
+            )
+        ):
+            raise DataError(
+                "this is no description of a tool.",
+                place,
+                "give name_for_human, name_for_model, description_for_model (texts) "
+                "and parameters, a list of objects with a name.",
+            )
         if texts[1] in {tool.name_for_model for tool in tools}:
             raise DataError(f"{texts[1]!r} is the name of two tools.", place, "rename one.")
         tools.append(Tool(*texts, tuple(parameters)))

@@ -24,8 +24,13 @@ from qwen_jax.data.stage import REJECTED, SCHEMA
 from qwen_jax.data.stage_files import BATCH_BYTES
 
 _ROWS = pa.schema([*SCHEMA, *REJECTED])
-_OWN = {"url": "url", "language": "language", "lang": "language", "license": "license",
-        "group": "group"}  # columns of a row that are ours, the first one of a name
+_OWN = {
+    "url": "url",
+    "language": "language",
+    "lang": "language",
+    "license": "license",
+    "group": "group",
+}  # columns of a row that are ours, the first one of a name
 _CHARSET = re.compile(r"""charset\s*=\s*["']?([^\s"';,]+)""", re.IGNORECASE)
 _as_json = json.JSONEncoder(default=str).encode
 _LONGEST = 1 << 28  # bytes of a text file or line: more is no document
@@ -54,8 +59,11 @@ class Read:
         size, empty = 0, True
         with _Reader(self) as reader:
             for piece in partition:
-                where = "" if piece.root in partitions.PYTHON else (
-                    piece.name or piece.root.rsplit("/", 1)[-1])
+                where = (
+                    ""
+                    if piece.root in partitions.PYTHON
+                    else (piece.name or piece.root.rsplit("/", 1)[-1])
+                )
                 for row in reader.named_rows(piece):
                     place = row["place"]
                     row["id"] = storage.digest(f"{piece.source}\0{piece.name}\0{place}")
@@ -73,13 +81,16 @@ class Read:
 
 def _table(rows: list[dict]) -> pa.Table:
     known = set().union(*rows)
-    columns = [[row.get(name) for row in rows] if name in known else [None] * len(rows)
-               for name in _ROWS.names]
+    columns = [
+        [row.get(name) for row in rows] if name in known else [None] * len(rows)
+        for name in _ROWS.names
+    ]
     try:
         return pa.table(columns, _ROWS)
     except UnicodeEncodeError:
-        return pa.table([[value and _whole_characters(value) for value in column]
-                         for column in columns], _ROWS)
+        return pa.table(
+            [[value and _whole_characters(value) for value in column] for column in columns], _ROWS
+        )
 
 
 def _rejected(place: str, rule: str, value: object = "", **columns) -> dict:
@@ -145,11 +156,14 @@ class _Reader:
         language = code_files.LANGUAGES.get(partitions.plain_suffix(piece.path))
         if piece.kind != "code" or piece.root.startswith(storage.REMOTE):
             return {"language": language} if piece.kind == "code" else {}
-        return {"language": language,
-                "license": code_files.license_of(piece.root, piece.name) if piece.name else None}
+        return {
+            "language": language,
+            "license": code_files.license_of(piece.root, piece.name) if piece.name else None,
+        }
 
-    def _page(self, place: str, content: bytes, kind: str, said: str | None = None,
-              **columns) -> dict:
+    def _page(
+        self, place: str, content: bytes, kind: str, said: str | None = None, **columns
+    ) -> dict:
         """The row of a page of HTML."""
         if charset.is_binary(content):
             return _rejected(place, "binary", content[:8].hex(), **columns)
@@ -157,7 +171,8 @@ class _Reader:
         # In reference documentation every line counts, menus of links included.
         extractor = "page" if kind == "documentation" else self._settings.extractor
         worker = self._workers.setdefault(
-            extractor, PageWorker(extractor, self._settings.page_seconds))
+            extractor, PageWorker(extractor, self._settings.page_seconds)
+        )
         text, problem = worker.extract(html)
         metadata = json.dumps({"charset": name, "html_bytes": len(content)})
         columns |= {"metadata": metadata}
@@ -168,8 +183,13 @@ class _Reader:
         return {"place": place, "text": text, **columns}
 
     def _warc(self, piece: Piece, file) -> Iterator[dict]:
-        for record in warc.records(file, compressed=piece.path.endswith(".gz"), begin=piece.begin,
-                                   end=piece.end, limit=self._limit):
+        for record in warc.records(
+            file,
+            compressed=piece.path.endswith(".gz"),
+            begin=piece.begin,
+            end=piece.end,
+            limit=self._limit,
+        ):
             url = record.headers.get("warc-target-uri", "").strip("<>") or None
             # Several records can be in one member.
             number = self._repeated(record)
@@ -182,8 +202,9 @@ class _Reader:
             elif kind == "response":
                 yield self._response(piece, place, record, url)
             elif kind == "resource":
-                yield self._body(piece, place, record.headers.get("content-type", ""),
-                                 record.content, url)
+                yield self._body(
+                    piece, place, record.headers.get("content-type", ""), record.content, url
+                )
             else:
                 yield _rejected(place, "not_a_page", kind, url=url)
 
@@ -197,8 +218,9 @@ class _Reader:
     def _response(self, piece: Piece, place: str, record: warc.Record, url: str | None) -> dict:
         status, headers, body, problem = warc.http_body(record.content, self._limit)
         if problem:
-            return _rejected(place, f"http_{problem}", headers.get("content-encoding", status),
-                             url=url)
+            return _rejected(
+                place, f"http_{problem}", headers.get("content-encoding", status), url=url
+            )
         if status != 200:
             return _rejected(place, "http_status", status, url=url)
         return self._body(piece, place, headers.get("content-type", ""), body, url)
@@ -212,8 +234,11 @@ class _Reader:
             return self._page(place, body, piece.kind, name, url=url)
         if mime == "text/plain" and not charset.is_binary(body):
             text = charset.decode(body, name)[0]
-            return ({"place": place, "text": text, "url": url} if text.strip() else
-                    _rejected(place, "no_text", len(body), url=url))
+            return (
+                {"place": place, "text": text, "url": url}
+                if text.strip()
+                else _rejected(place, "no_text", len(body), url=url)
+            )
         return _rejected(place, "content_type", mime, url=url)
 
     def _json_lines(self, piece: Piece, file) -> Iterator[dict]:
@@ -281,8 +306,9 @@ class _Reader:
                             yield self._row(f"#{row}", dict(zip(batch.schema.names, values)))
                             row += 1
                 except storage.ARROW_ERRORS as error:  # the other row groups may be whole
-                    yield _rejected(f"#{row}", "damaged_rows",
-                                    f"{stop - row} rows: {storage.damage(error)}")
+                    yield _rejected(
+                        f"#{row}", "damaged_rows", f"{stop - row} rows: {storage.damage(error)}"
+                    )
 
 
 def _pass_line(lines) -> int:
@@ -297,11 +323,13 @@ def _pass_line(lines) -> int:
 
 def _values(column: pa.Array) -> list:
     """What is in a column of Parquet; in the place of what Python has no value for, the error."""
+
     def value(item: pa.Scalar):
         try:
             return item.as_py()
         except (ValueError, OverflowError) as error:
             return error
+
     try:
         return column.to_pylist()
     except (ValueError, OverflowError):
@@ -323,13 +351,16 @@ def _whole_characters(text: str) -> str:
 
 def _python(piece: Piece) -> Iterator[dict]:
     from qwen_jax.data import python_docs
+
     if piece.root == "python:code":
         documents, failures = python_docs.source_code(), {}
     else:
         with tqdm(unit=" modules", disable=None) as bar:  # not where nobody looks
+
             def progress(done: int, total: int) -> None:
                 bar.total = total
                 bar.update(done - bar.n)
+
             documents, failures = python_docs.documentation(progress)
     code = {"language": "python", "license": "Python-2.0"} if piece.kind == "code" else {}
     for document in documents:

@@ -31,8 +31,14 @@ class RepetitionRules:
     duplicate_ngrams: tuple[float, ...] = (0.15, 0.14, 0.13, 0.12, 0.11, 0.10)  # Gopher
 
 
-def repetitions(text: str, lines: Sequence[str], units: np.ndarray, lengths: np.ndarray, *,
-                rules: RepetitionRules) -> Iterator[tuple[str, float, float]]:
+def repetitions(
+    text: str,
+    lines: Sequence[str],
+    units: np.ndarray,
+    lengths: np.ndarray,
+    *,
+    rules: RepetitionRules,
+) -> Iterator[tuple[str, float, float]]:
     """(rule, value, largest value allowed), the cheap ones first.
 
     Args:
@@ -41,17 +47,25 @@ def repetitions(text: str, lines: Sequence[str], units: np.ndarray, lengths: np.
       lengths: characters of each, integers [num_units].
     """
     for name, parts, most, most_characters in (
-            ("line", lines, rules.duplicate_lines, rules.duplicate_line_characters),
-            ("paragraph", [p for p in text.split("\n\n") if p.strip()],
-             rules.duplicate_paragraphs, rules.duplicate_paragraph_characters)):
+        ("line", lines, rules.duplicate_lines, rules.duplicate_line_characters),
+        (
+            "paragraph",
+            [p for p in text.split("\n\n") if p.strip()],
+            rules.duplicate_paragraphs,
+            rules.duplicate_paragraph_characters,
+        ),
+    ):
         if len(set(parts)) == len(parts):
             continue
         parts = [part for part in parts if _SAYS.search(part)] or parts  # no rules and borders
         different = set(parts)
         total = sum(map(len, parts))
         yield f"duplicate_{name}s", 1 - len(different) / len(parts), most
-        yield (f"duplicate_{name}_characters", 1 - sum(map(len, different)) / total,
-               most_characters)
+        yield (
+            f"duplicate_{name}_characters",
+            1 - sum(map(len, different)) / total,
+            most_characters,
+        )
     yield from _ngrams(units, lengths, rules)
 
 
@@ -82,8 +96,11 @@ def _ngrams(units, lengths, rules: RepetitionRules) -> Iterator[tuple[str, float
         if size in duplicates:
             later = np.ones(len(ordered), bool)
             later[starts] = False
-            yield (f"duplicate_{size}grams",
-                   _covered(places[order[later]], size, ends) / total, duplicates[size])
+            yield (
+                f"duplicate_{size}grams",
+                _covered(places[order[later]], size, ends) / total,
+                duplicates[size],
+            )
         places = np.sort(places[order[np.repeat(counts > 1, counts)]])
 
 

@@ -47,23 +47,36 @@ def sample(rows: Iterable[Mapping], *, each: int = 10, seed: int = 0) -> list[Sa
     strata: dict[tuple[str, str], dict[str, tuple[bytes, Sample]]] = {}
     for row in rows:
         rule = row.get("rejected_by") or KEPT
-        key = hashlib.blake2b(row["id"].encode(), digest_size=8,
-                              key=seed.to_bytes(8, "little")).digest()
+        key = hashlib.blake2b(
+            row["id"].encode(), digest_size=8, key=seed.to_bytes(8, "little")
+        ).digest()
         stratum = strata.setdefault((row["source"], rule), {})
         if len(stratum) >= each and row["id"] not in stratum:
             largest = max(stratum, key=lambda name: stratum[name][0])
             if stratum[largest][0] <= key:
                 continue
             del stratum[largest]
-        stratum[row["id"]] = key, Sample(
-            id=row["id"], source=row["source"], rule=rule, value=row.get("rejected_value") or "",
-            text=row["text"], place=row.get("url") or row.get("path") or "",
-            language=row.get("language") or "")
+        stratum[row["id"]] = (
+            key,
+            Sample(
+                id=row["id"],
+                source=row["source"],
+                rule=rule,
+                value=row.get("rejected_value") or "",
+                text=row["text"],
+                place=row.get("url") or row.get("path") or "",
+                language=row.get("language") or "",
+            ),
+        )
     if not strata:
-        raise DataError("there is nothing to review.", "review.sample(rows)",
-                        "run the stages first.")
-    return [found for _, stratum in sorted(strata.items())
-            for _, found in sorted(stratum.values(), key=lambda pair: pair[0])]
+        raise DataError(
+            "there is nothing to review.", "review.sample(rows)", "run the stages first."
+        )
+    return [
+        found
+        for _, stratum in sorted(strata.items())
+        for _, found in sorted(stratum.values(), key=lambda pair: pair[0])
+    ]
 
 
 def page(samples: Sequence[Sample], *, title: str = "Review") -> str:
@@ -74,13 +87,21 @@ def page(samples: Sequence[Sample], *, title: str = "Review") -> str:
         strata.setdefault((one.rule, one.source), []).append(one)
     order = sorted(strata, key=lambda key: (key[0] == KEPT, key))
     sections = "\n".join(_section(rule, source, strata[rule, source]) for rule, source in order)
-    options = {kind: "".join(f"<option>{html.escape(value)}</option>" for value in sorted(values))
-               for kind, values in (("rule", {key[0] for key in order}),
-                                    ("source", {key[1] for key in order}))}
+    options = {
+        kind: "".join(f"<option>{html.escape(value)}</option>" for value in sorted(values))
+        for kind, values in (
+            ("rule", {key[0] for key in order}),
+            ("source", {key[1] for key in order}),
+        )
+    }
     template = resources.files("qwen_jax.data").joinpath("review.html").read_text(encoding="utf-8")
-    for place, value in (("TITLE", html.escape(title)), ("NAME", name),
-                         ("RULES", options["rule"]), ("SOURCES", options["source"]),
-                         ("SECTIONS", sections)):  # the texts last: what is in them stays
+    for place, value in (
+        ("TITLE", html.escape(title)),
+        ("NAME", name),
+        ("RULES", options["rule"]),
+        ("SOURCES", options["source"]),
+        ("SECTIONS", sections),
+    ):  # the texts last: what is in them stays
         template = template.replace(f"@@{place}@@", value)
     return template
 
@@ -88,23 +109,39 @@ def page(samples: Sequence[Sample], *, title: str = "Review") -> str:
 def _section(rule: str, source: str, samples: Sequence[Sample]) -> str:
     judged = "kept" if rule == KEPT else f"rejected by <b>{html.escape(rule)}</b>"
     cards = "\n".join(_card(one) for one in samples)
-    return (f'<section data-rule="{html.escape(rule)}" data-source="{html.escape(source)}">\n'
-            f"<h2>{html.escape(source)} <small>{judged}, {len(samples)} of them</small></h2>\n"
-            f"{cards}\n</section>")
+    return (
+        f'<section data-rule="{html.escape(rule)}" data-source="{html.escape(source)}">\n'
+        f"<h2>{html.escape(source)} <small>{judged}, {len(samples)} of them</small></h2>\n"
+        f"{cards}\n</section>"
+    )
 
 
 def _card(one: Sample) -> str:
-    text = one.text if len(one.text) <= _SHOWN else (
-        f"{one.text[:_SHOWN * 2 // 3]}\n[… {len(one.text) - _SHOWN:,} characters …]\n"
-        f"{one.text[-_SHOWN // 3:]}")
-    facts = " · ".join(html.escape(fact) for fact in (
-        one.value and f"value {one.value}", one.language, f"{len(one.text):,} characters",
-        one.place) if fact)
-    return (f'<article tabindex="0" data-id="{html.escape(one.id)}" '
-            f'data-rule="{html.escape(one.rule)}" data-source="{html.escape(one.source)}">'
-            f"<header><span>{facts}</span><nav><button data-mark=\"keep\">keep</button>"
-            f'<button data-mark="drop">drop</button></nav></header>'
-            f"<pre>{html.escape(text)}</pre></article>")
+    text = (
+        one.text
+        if len(one.text) <= _SHOWN
+        else (
+            f"{one.text[: _SHOWN * 2 // 3]}\n[… {len(one.text) - _SHOWN:,} characters …]\n"
+            f"{one.text[-_SHOWN // 3 :]}"
+        )
+    )
+    facts = " · ".join(
+        html.escape(fact)
+        for fact in (
+            one.value and f"value {one.value}",
+            one.language,
+            f"{len(one.text):,} characters",
+            one.place,
+        )
+        if fact
+    )
+    return (
+        f'<article tabindex="0" data-id="{html.escape(one.id)}" '
+        f'data-rule="{html.escape(one.rule)}" data-source="{html.escape(one.source)}">'
+        f'<header><span>{facts}</span><nav><button data-mark="keep">keep</button>'
+        f'<button data-mark="drop">drop</button></nav></header>'
+        f"<pre>{html.escape(text)}</pre></article>"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,20 +173,27 @@ def read_marks(path: str | os.PathLike) -> list[dict[str, str]]:
     """
     path = pathlib.Path(path)
     if path.suffix != ".json":
-        raise DataError(f"{path.suffix or 'no suffix'} is not what the page saves.", str(path),
-                        "name the .json file.")
+        raise DataError(
+            f"{path.suffix or 'no suffix'} is not what the page saves.",
+            str(path),
+            "name the .json file.",
+        )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         marks = record["marks"]
         if record["format"] != _FORMAT or any(
-                set(mark) != {"id", "source", "rule", "mark"}
-                or mark["mark"] not in ("keep", "drop") for mark in marks):
+            set(mark) != {"id", "source", "rule", "mark"} or mark["mark"] not in ("keep", "drop")
+            for mark in marks
+        ):
             raise ValueError("unknown marks")
     except FileNotFoundError as error:
         raise DataError("there is no such file.", str(path), "check the path.") from error
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise DataError(f"no marks of a review: {error}.", str(path),
-                        "press the page's `save marks` and name that file.") from error
+        raise DataError(
+            f"no marks of a review: {error}.",
+            str(path),
+            "press the page's `save marks` and name that file.",
+        ) from error
     return marks
 
 
@@ -168,10 +212,14 @@ def summarise(marks: Iterable[Mapping[str, str]]) -> list[Verdict]:
 
 def table(verdicts: Sequence[Verdict]) -> str:
     """Markdown: precision of each rule with its 95 % interval."""
-    lines = ["| source | rule | marked | right | precision | 95 % |",
-             "|---|---|---:|---:|---:|---|"]
+    lines = [
+        "| source | rule | marked | right | precision | 95 % |",
+        "|---|---|---:|---:|---:|---|",
+    ]
     for v in verdicts:
         low, high = v.interval()
-        lines.append(f"| {v.source} | {v.rule} | {v.marked} | {v.right} | {v.precision:.0%} | "
-                     f"{low:.0%} to {high:.0%} |")
+        lines.append(
+            f"| {v.source} | {v.rule} | {v.marked} | {v.right} | {v.precision:.0%} | "
+            f"{low:.0%} to {high:.0%} |"
+        )
     return "\n".join(lines)

@@ -15,21 +15,27 @@ from qwen_jax.data.repetition import RepetitionRules, repetitions
 from qwen_jax.data.rules_english import BRACE, FEW_LINES, Range, line_measures
 
 # Grammar and the commonest characters, modern and classical, simplified and traditional.
-_STOP = frozenset("的了是在不我有他这這个個们們中来來上大为為和国國地到以说說时時要就出会會可也你对對"
-                  "生能而子那得于於着著下自之年过過后後作里用道行所然家种種事成方多经經么麼去法学學"
-                  "如都同现現当當没沒动動面起看定天分还還进進好小部其些主样樣理心她本前开開但因只从從"
-                  "想实實一二三十人卒字今存")
+_STOP = frozenset(
+    "的了是在不我有他这這个個们們中来來上大为為和国國地到以说說时時要就出会會可也你对對"
+    "生能而子那得于於着著下自之年过過后後作里用道行所然家种種事成方多经經么麼去法学學"
+    "如都同现現当當没沒动動面起看定天分还還进進好小部其些主样樣理心她本前开開但因只从從"
+    "想实實一二三十人卒字今存"
+)
 # A unit is a character of Chinese or kana, or a run of other letters, or a run of digits.
-_UNIT = re.compile(r"[\u3007\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]|[^\W\d_"
-                   r"\u3007\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]+|\d+")
+_UNIT = re.compile(
+    r"[\u3007\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]|[^\W\d_"
+    r"\u3007\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]+|\d+"
+)
 _HAN = re.compile(r"[\u3007\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]+")
 _BULLET = re.compile(r"[-*•●◦▪■◆★▲‣–·○□]")
 _SENTENCE = re.compile(r"[。！？!?；;…]+|\.(?=\s|$)|[：:]$", re.M)  # or what comes is no prose
-_LAST = tuple("。！？…；：，”’」』）》】.!?;:,)\"")  # a line of verse ends with a comma
+_LAST = tuple('。！？…；：，”’」』）》】.!?;:,)"')  # a line of verse ends with a comma
 _BOILERPLATE = re.compile(
     r"版权所有|版權所有|隐私政策|隱私政策|使用条款|服务条款|ICP备|使用\s*cookies?|Cookies?\s*政策|"
     r"(?:启用|开启|打开|禁用|不支持)[^。\n]{0,8}JavaScript|"
-    r"网站地图|返回首页|返回顶部|上一篇|下一篇|点击加载|设为首页|加入收藏", re.I)
+    r"网站地图|返回首页|返回顶部|上一篇|下一篇|点击加载|设为首页|加入收藏",
+    re.I,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +58,13 @@ class ChineseRules:
     short_lines: Range = (0, 0.67)  # FineWeb; lines under 10 units without a sign at their end
     new_lines: Range = (0, 0.19)  # FineWeb's 0.3 to a word; to a unit, empty lines left out
     repetition: RepetitionRules = RepetitionRules(  # as a dictionary's word has two characters
-        least_units=100, top_sizes=(4, 6, 8), duplicate_sizes=(10, 12, 14, 16, 18, 20))
+        least_units=100, top_sizes=(4, 6, 8), duplicate_sizes=(10, 12, 14, 16, 18, 20)
+    )
 
 
-def measures(text: str, *, rules: ChineseRules, chinese: bool = True
-             ) -> Iterator[tuple[str, float, Range]]:
+def measures(
+    text: str, *, rules: ChineseRules, chinese: bool = True
+) -> Iterator[tuple[str, float, Range]]:
     """(rule, value, range allowed), the cheap ones first.
 
     Args:
@@ -82,8 +90,10 @@ def measures(text: str, *, rules: ChineseRules, chinese: bool = True
     yield "new_lines", (len(lines) - 1) / num_units, rules.new_lines
     if num_lines >= FEW_LINES:
         ended = [line.endswith(_LAST) for line in lines]
-        short = [not end and (len(line) < 10 or len(_UNIT.findall(line)) < 10)
-                 for line, end in zip(lines, ended, strict=True)]
+        short = [
+            not end and (len(line) < 10 or len(_UNIT.findall(line)) < 10)
+            for line, end in zip(lines, ended, strict=True)
+        ]
         yield from line_measures(lines, rules, bullet=_BULLET, boilerplate=_BOILERPLATE)
         yield "ended_lines", sum(ended) / num_lines, rules.ended_lines
         yield "short_lines", sum(short) / num_lines, rules.short_lines

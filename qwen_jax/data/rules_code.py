@@ -11,9 +11,12 @@ Range = tuple[float, float]  # least and most that are allowed
 
 _GENERATED = re.compile(
     r"auto-?\s?generated|generated (?:automatically|by|from|code|file)|do not edit|"
-    r"do not modify this file|@generated|自动生成|请勿(?:编辑|修改)", re.I)
+    r"do not modify this file|@generated|自动生成|请勿(?:编辑|修改)",
+    re.I,
+)
 _ENCODED = re.compile(  # runs that are data: base64, escapes, hexadecimal tables
-    r"[A-Za-z0-9+/]{120,}={0,2}|(?:\\x[0-9A-Fa-f]{2}){8,}|(?:0x[0-9A-Fa-f]{1,8}\s*,\s*){8,}")
+    r"[A-Za-z0-9+/]{120,}={0,2}|(?:\\x[0-9A-Fa-f]{2}){8,}|(?:0x[0-9A-Fa-f]{1,8}\s*,\s*){8,}"
+)
 _HEAD_LINES = 10  # a generated file says so at its top
 
 

@@ -20,7 +20,9 @@ FEW_LINES = 4  # ours: of fewer lines, shares of the lines are all or nothing
 _BOILERPLATE = re.compile(  # C4 removes lines with these, and with any "javascript"
     r"(?:enable|disabled?|requires?|turn on|without|support) (?:your )?javascript|"
     r"javascript (?:is|must|has|needs|to be|enabled|disabled|required)|terms of use|"
-    r"privacy policy|cookie policy|uses? cookies|use of cookies", re.I)
+    r"privacy policy|cookie policy|uses? cookies|use of cookies",
+    re.I,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +47,9 @@ class EnglishRules:
     repetition: RepetitionRules = RepetitionRules()
 
 
-def measures(text: str, *, rules: EnglishRules, english: bool = True
-             ) -> Iterator[tuple[str, float, Range]]:
+def measures(
+    text: str, *, rules: EnglishRules, english: bool = True
+) -> Iterator[tuple[str, float, Range]]:
     """(rule, value, range allowed), the cheap ones first.
 
     Args:
@@ -70,21 +73,28 @@ def measures(text: str, *, rules: EnglishRules, english: bool = True
     yield "new_lines", text.count("\n") / num_words, rules.new_lines
     if num_lines >= FEW_LINES:
         yield from line_measures(lines, rules, bullet=_BULLET, boilerplate=_BOILERPLATE)
-        yield ("ended_lines", sum(line.endswith(_LAST) for line in lines) / num_lines,
-               rules.ended_lines)
+        yield (
+            "ended_lines",
+            sum(line.endswith(_LAST) for line in lines) / num_lines,
+            rules.ended_lines,
+        )
         yield "short_lines", sum(len(line) < 30 for line in lines) / num_lines, rules.short_lines
     numbers: dict[str, int] = {}
-    units = np.fromiter((numbers.setdefault(word, len(numbers)) for word in words), np.int64,
-                        len(words))
+    units = np.fromiter(
+        (numbers.setdefault(word, len(numbers)) for word in words), np.int64, len(words)
+    )
     lengths = np.fromiter(map(len, words), np.int64, len(words))
     for name, value, most in repetitions(text, lines, units, lengths, rules=rules.repetition):
         yield name, value, (0, most)
 
 
-def line_measures(lines: Sequence[str], rules, *, bullet: re.Pattern, boilerplate: re.Pattern
-                  ) -> Iterator[tuple[str, float, Range]]:
+def line_measures(
+    lines: Sequence[str], rules, *, bullet: re.Pattern, boilerplate: re.Pattern
+) -> Iterator[tuple[str, float, Range]]:
     """Measures of lines that every script has: what begins, ends or fills them, of the lines."""
-    for name, found in (("bullet_lines", map(bullet.match, lines)),
-                        ("ellipsis_lines", (line.endswith(("...", "…")) for line in lines)),
-                        ("boilerplate_lines", map(boilerplate.search, lines))):
+    for name, found in (
+        ("bullet_lines", map(bullet.match, lines)),
+        ("ellipsis_lines", (line.endswith(("...", "…")) for line in lines)),
+        ("boilerplate_lines", map(boilerplate.search, lines)),
+    ):
         yield name, sum(map(bool, found)) / len(lines), getattr(rules, name)

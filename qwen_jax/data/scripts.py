@@ -4,10 +4,17 @@ import collections
 import unicodedata
 
 _RANGES = (  # first and last code point of what is told apart quickly
-    (0x4E00, 0x9FFF, "chinese"), (0x3400, 0x4DBF, "chinese"), (0x3040, 0x30FF, "japanese"),
-    (0xAC00, 0xD7AF, "korean"), (0x0400, 0x04FF, "cyrillic"), (0x0600, 0x06FF, "arabic"),
-    (0x0900, 0x097F, "devanagari"), (0x0E00, 0x0E7F, "thai"), (0x0370, 0x03FF, "greek"),
-    (0x0590, 0x05FF, "hebrew"))
+    (0x4E00, 0x9FFF, "chinese"),
+    (0x3400, 0x4DBF, "chinese"),
+    (0x3040, 0x30FF, "japanese"),
+    (0xAC00, 0xD7AF, "korean"),
+    (0x0400, 0x04FF, "cyrillic"),
+    (0x0600, 0x06FF, "arabic"),
+    (0x0900, 0x097F, "devanagari"),
+    (0x0E00, 0x0E7F, "thai"),
+    (0x0370, 0x03FF, "greek"),
+    (0x0590, 0x05FF, "hebrew"),
+)
 NAMES = (*dict.fromkeys(name for *_, name in _RANGES), "latin")
 _CJK_WORD = 2  # a Chinese word has about two characters, an English one five letters
 _LATIN_WORD = 5
@@ -27,8 +34,9 @@ def shares(text: str) -> dict[str, float]:
     for char, number in collections.Counter(text).items():
         script = _script(char)
         if script:
-            words[script] += number / (_CJK_WORD if script in ("chinese", "japanese")
-                                       else _LATIN_WORD)
+            words[script] += number / (
+                _CJK_WORD if script in ("chinese", "japanese") else _LATIN_WORD
+            )
     if words["japanese"] > 0.1 * words["chinese"]:
         words["japanese"] += words.pop("chinese", 0)
     total = sum(words.values())

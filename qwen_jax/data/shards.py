@@ -69,9 +69,16 @@ class Shards:
         return self.text_bytes / self.tokens
 
 
-def write(documents: Iterable[Document], folder: str | os.PathLike, tokenizer: Tokenizer, *,
-          eval_fraction: float = 0.0, seed: int = 0, num_shards: int = 1,
-          progress: Callable[[int, int], None] = lambda documents, tokens: None) -> None:
+def write(
+    documents: Iterable[Document],
+    folder: str | os.PathLike,
+    tokenizer: Tokenizer,
+    *,
+    eval_fraction: float = 0.0,
+    seed: int = 0,
+    num_shards: int = 1,
+    progress: Callable[[int, int], None] = lambda documents, tokens: None,
+) -> None:
     """Writes `folder`/train, `folder`/eval for the share of documents asked for, and the tokenizer.
 
     Memory: one shard, or 64 MB of text. Two equal texts, and two documents of a group, are always
@@ -88,8 +95,11 @@ def write(documents: Iterable[Document], folder: str | os.PathLike, tokenizer: T
     """
     folder = pathlib.Path(folder)
     if folder.exists():
-        raise DataError("this folder exists already.", str(folder),
-                        "shards are written once: choose another name, or delete it first.")
+        raise DataError(
+            "this folder exists already.",
+            str(folder),
+            "shards are written once: choose another name, or delete it first.",
+        )
     working = folder.with_name(folder.name + ".writing")
     shutil.rmtree(working, ignore_errors=True)  # of a process that was killed
     try:
@@ -97,8 +107,11 @@ def write(documents: Iterable[Document], folder: str | os.PathLike, tokenizer: T
         _write(documents, working, tokenizer, Split(eval_fraction, seed, num_shards), progress)
         working.rename(folder)
     except OSError as error:
-        raise DataError(f"the shards could not be written: {error.strerror or error}.",
-                        str(folder), "free some space on the disk and start again.") from error
+        raise DataError(
+            f"the shards could not be written: {error.strerror or error}.",
+            str(folder),
+            "free some space on the disk and start again.",
+        ) from error
     finally:
         shutil.rmtree(working, ignore_errors=True)
 
@@ -115,45 +128,71 @@ def open_shards(folder: str | os.PathLike, *, verify: bool | None = None) -> Sha
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
-        raise DataError("there is no such shard folder.", str(folder),
-                        "write shards with `python -m experiments.prepare_data --help`.")
+        raise DataError(
+            "there is no such shard folder.",
+            str(folder),
+            "write shards with `python -m experiments.prepare_data --help`.",
+        )
     try:
         record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if record["format"] != FORMAT:
-            raise DataError(f"shard format {record['format']}; this version reads {FORMAT}.",
-                            str(folder), "write the shards again.")
+            raise DataError(
+                f"shard format {record['format']}; this version reads {FORMAT}.",
+                str(folder),
+                "write the shards again.",
+            )
         files = record["files"]
         dtype = np.dtype(record["dtype"]).newbyteorder("<")
         whole = record["sha256"] == _own_hash(record)
     except FileNotFoundError as error:
         inside = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
-        raise DataError(f"no {MANIFEST}: this is not a shard folder.", str(folder),
-                        f"did you mean {folder / inside[-1]}?" if inside else
-                        "pass the folder that holds it, or write the shards again.") from error
+        raise DataError(
+            f"no {MANIFEST}: this is not a shard folder.",
+            str(folder),
+            f"did you mean {folder / inside[-1]}?"
+            if inside
+            else "pass the folder that holds it, or write the shards again.",
+        ) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{MANIFEST} is damaged ({type(error).__name__}: {error}).", str(folder),
-                        "write the shards again.") from error
+        raise DataError(
+            f"{MANIFEST} is damaged ({type(error).__name__}: {error}).",
+            str(folder),
+            "write the shards again.",
+        ) from error
     problems = [] if whole else [f"{MANIFEST} was changed after it was written"]
-    verify = sum(f["tokens"] for f in files) * dtype.itemsize < _VERIFY_BYTES \
-        if verify is None else verify
+    verify = (
+        sum(f["tokens"] for f in files) * dtype.itemsize < _VERIFY_BYTES
+        if verify is None
+        else verify
+    )
     for entry in files:
         path = folder / entry["file"]
         if not path.exists():
             problems.append(f"{entry['file']} is missing")
         elif path.stat().st_size != entry["tokens"] * dtype.itemsize:
-            problems.append(f"{entry['file']} has {path.stat().st_size} bytes, not "
-                            f"{entry['tokens'] * dtype.itemsize}")
+            problems.append(
+                f"{entry['file']} has {path.stat().st_size} bytes, not "
+                f"{entry['tokens'] * dtype.itemsize}"
+            )
         elif verify and _sha256(path) != entry["sha256"]:
             problems.append(f"{entry['file']} has other contents than were written")
     if problems:
-        raise DataError(f"the shards do not match their manifest: {'; '.join(problems)}.",
-                        str(folder), "copy the folder again, or write the shards again.")
+        raise DataError(
+            f"the shards do not match their manifest: {'; '.join(problems)}.",
+            str(folder),
+            "copy the folder again, or write the shards again.",
+        )
     return Shards(
-        folder=folder, files=tuple(folder / f["file"] for f in files),
-        lengths=tuple(f["tokens"] for f in files), dtype=record["dtype"],
-        documents=sum(f["documents"] for f in files), text_bytes=record["text_bytes"],
-        vocab_size=record["vocab_size"], end_of_text=record["end_of_text"],
-        tokenizer=record["tokenizer"])
+        folder=folder,
+        files=tuple(folder / f["file"] for f in files),
+        lengths=tuple(f["tokens"] for f in files),
+        dtype=record["dtype"],
+        documents=sum(f["documents"] for f in files),
+        text_bytes=record["text_bytes"],
+        vocab_size=record["vocab_size"],
+        end_of_text=record["end_of_text"],
+        tokenizer=record["tokenizer"],
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,10 +223,16 @@ _BLOCK = 1 << 23  # tokens: 32 MB
 _PART = np.dtype([("file", "<u4"), ("key", "S24"), ("tokens", "<i8"), ("bytes", "<i8")])
 
 
-def scatter(documents: Iterable[Document], path: str | os.PathLike, tokenizer: Tokenizer, *,
-            split: Split, threads: int | None = None,
-            copies: Callable[[Document], int] = lambda document: 1,
-            progress: Callable[[int, int], None] = lambda documents, tokens: None) -> int:
+def scatter(
+    documents: Iterable[Document],
+    path: str | os.PathLike,
+    tokenizer: Tokenizer,
+    *,
+    split: Split,
+    threads: int | None = None,
+    copies: Callable[[Document], int] = lambda document: 1,
+    progress: Callable[[int, int], None] = lambda documents, tokens: None,
+) -> int:
     """Encodes documents into a part: PATH.bin, their tokens by shard, and PATH.npy, what is where.
     Returns the number of tokens.
 
@@ -225,8 +270,9 @@ def scatter(documents: Iterable[Document], path: str | os.PathLike, tokenizer: T
     return tokens
 
 
-def gather(parts: Iterable[str | os.PathLike], path: str | os.PathLike, number: int,
-           dtype: np.dtype) -> dict:
+def gather(
+    parts: Iterable[str | os.PathLike], path: str | os.PathLike, number: int, dtype: np.dtype
+) -> dict:
     """Writes one shard out of the parts, its documents sorted, and returns its manifest's entry.
 
     Memory: what is where, and some _BLOCK tokens at a time.
@@ -258,17 +304,26 @@ def gather(parts: Iterable[str | os.PathLike], path: str | os.PathLike, number: 
                 with open(parts[each].with_name(parts[each].name + ".bin"), "rb") as source:
                     for place in some:
                         source.seek(int(begin[rows[place]]) * dtype.itemsize)
-                        into = ids[ends[place] - sizes[rows[place]]:ends[place]]
+                        into = ids[ends[place] - sizes[rows[place]] : ends[place]]
                         if source.readinto(into) != into.nbytes:
-                            raise DataError("this file ends too early.", source.name,
-                                            "delete the folder of parts and run again.")
+                            raise DataError(
+                                "this file ends too early.",
+                                source.name,
+                                "delete the folder of parts and run again.",
+                            )
             file.write(ids)
-    return {"file": path.name, "tokens": int(sizes.sum()), "documents": len(table),
-            "sha256": _sha256(path), "text_bytes": int(table["bytes"].sum())}
+    return {
+        "file": path.name,
+        "tokens": int(sizes.sum()),
+        "documents": len(table),
+        "sha256": _sha256(path),
+        "text_bytes": int(table["bytes"].sum()),
+    }
 
 
-def write_manifests(folder: pathlib.Path, entries: Sequence[dict], tokenizer: Tokenizer,
-                    split: Split) -> None:
+def write_manifests(
+    folder: pathlib.Path, entries: Sequence[dict], tokenizer: Tokenizer, split: Split
+) -> None:
     """Completes a folder whose shards `gather` has written.
 
     Args:
@@ -282,18 +337,28 @@ def write_manifests(folder: pathlib.Path, entries: Sequence[dict], tokenizer: To
     if not count:
         raise DataError("there are no documents to write.", str(folder), "check the sources.")
     for side in dict.fromkeys(side for side, _ in split.files()):
-        files = [dict(entry) for entry, (of, _) in zip(entries, split.files(), strict=True)
-                 if of == side]
+        files = [
+            dict(entry) for entry, (of, _) in zip(entries, split.files(), strict=True) if of == side
+        ]
         if not any(entry["documents"] for entry in files):
             raise DataError(
                 f"of {count} documents none is in {side} at eval_fraction={split.eval_fraction}.",
-                str(folder), "use more documents, or another fraction.")
+                str(folder),
+                "use more documents, or another fraction.",
+            )
         text_bytes = sum(entry.pop("text_bytes") for entry in files)
-        record = {"format": FORMAT, "dtype": dtype_of(tokenizer).name, "files": files,
-                  "seed": split.seed, "tokens": sum(entry["tokens"] for entry in files),
-                  "documents": sum(entry["documents"] for entry in files),
-                  "text_bytes": text_bytes, "vocab_size": tokenizer.vocab_size,
-                  "end_of_text": tokenizer.end_of_text, "tokenizer": tokenizer.fingerprint}
+        record = {
+            "format": FORMAT,
+            "dtype": dtype_of(tokenizer).name,
+            "files": files,
+            "seed": split.seed,
+            "tokens": sum(entry["tokens"] for entry in files),
+            "documents": sum(entry["documents"] for entry in files),
+            "text_bytes": text_bytes,
+            "vocab_size": tokenizer.vocab_size,
+            "end_of_text": tokenizer.end_of_text,
+            "tokenizer": tokenizer.fingerprint,
+        }
         text = json.dumps(record | {"sha256": _own_hash(record)}, indent=1) + "\n"
         (folder / side / MANIFEST).write_text(text, encoding="utf-8")
     tokenizer.save(folder / TOKENIZER)
@@ -304,16 +369,24 @@ def _write(documents, working, tokenizer, split: Split, progress) -> None:
     (working / "parts").mkdir()
     for batch in _batches(documents, _PART_CHARACTERS):
         parts.append(working / "parts" / str(len(parts)))
-        tokens += scatter(batch, parts[-1], tokenizer, split=split, progress=functools.partial(
-            lambda before, ids, more, new: progress(before + more, ids + new), done, tokens))
+        tokens += scatter(
+            batch,
+            parts[-1],
+            tokenizer,
+            split=split,
+            progress=functools.partial(
+                lambda before, ids, more, new: progress(before + more, ids + new), done, tokens
+            ),
+        )
         done += len(batch)
     if not parts:
         raise DataError("there are no documents to write.", str(working), "check the sources.")
     entries = []
     for number, (side, shard) in enumerate(split.files()):
         (working / side).mkdir(exist_ok=True)
-        entries.append(gather(parts, working / side / shard_name(shard), number,
-                              dtype_of(tokenizer)))
+        entries.append(
+            gather(parts, working / side / shard_name(shard), number, dtype_of(tokenizer))
+        )
     shutil.rmtree(working / "parts")
     write_manifests(working, entries, tokenizer, split)
 
@@ -352,8 +425,9 @@ def _batches(documents: Iterable[Document], size: int = 1 << 20) -> Iterator[lis
 
 
 def _hash(text: str, seed: int) -> bytes:
-    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=24,
-                           key=seed.to_bytes(8, "little")).digest()
+    return hashlib.blake2b(
+        text.encode("utf-8", "replace"), digest_size=24, key=seed.to_bytes(8, "little")
+    ).digest()
 
 
 def _own_hash(record: dict) -> str:

@@ -75,13 +75,18 @@ def read_bucket(files: Sequence[pathlib.Path], begin: int, end: int) -> pa.Table
         groups = []
         for group in range(file.num_row_groups):
             statistics = file.metadata.row_group(group).column(0).statistics
-            if statistics is None or not statistics.has_min_max or (
-                    statistics.max >= begin and statistics.min < end):
+            if (
+                statistics is None
+                or not statistics.has_min_max
+                or (statistics.max >= begin and statistics.min < end)
+            ):
                 groups.append(group)
         table = file.read_row_groups(groups)
         hashes = table["hash"].to_numpy()
-        table = table.slice(first := int(np.searchsorted(hashes, np.uint64(begin))),
-                            int(np.searchsorted(hashes, np.uint64(end - 1), "right")) - first)
+        table = table.slice(
+            first := int(np.searchsorted(hashes, np.uint64(begin))),
+            int(np.searchsorted(hashes, np.uint64(end - 1), "right")) - first,
+        )
         order = table["row"].to_numpy().astype(np.int64) | np.int64(number) << 32
         tables.append(table.drop_columns("row").append_column("order", pa.array(order)))
     return pa.concat_tables(tables)
@@ -89,8 +94,9 @@ def read_bucket(files: Sequence[pathlib.Path], begin: int, end: int) -> pa.Table
 
 def write_removed(path: pathlib.Path, removed: pa.Table) -> None:
     """What is removed, sorted by document."""
-    removed = removed.combine_chunks().take(pc.sort_indices(
-        removed, [("order", "ascending"), ("part", "ascending")]))
+    removed = removed.combine_chunks().take(
+        pc.sort_indices(removed, [("order", "ascending"), ("part", "ascending")])
+    )
     file = ParquetFile(path)
     for begin in range(0, max(len(removed), 1), _ROWS):
         file.write(removed.slice(begin, _ROWS))
@@ -104,11 +110,13 @@ def read_removed(folder: pathlib.Path, partition: int) -> pa.Table:
       partition: its number, those of the index counted.
     """
     begin, end = partition << 32, (partition + 1) << 32
-    tables = [pq.read_table(path, filters=[("order", ">=", begin), ("order", "<", end)])
-              for path in sorted(folder.glob("*.parquet"))]
+    tables = [
+        pq.read_table(path, filters=[("order", ">=", begin), ("order", "<", end)])
+        for path in sorted(folder.glob("*.parquet"))
+    ]
     table = pa.concat_tables(tables).combine_chunks()
     table = table.take(pc.sort_indices(table, [("order", "ascending"), ("part", "ascending")]))
-    row = table["order"].to_numpy() & 0xffffffff
+    row = table["order"].to_numpy() & 0xFFFFFFFF
     return pa.table({"row": row.astype(np.int64), "part": table["part"], "kept": table["kept"]})
 
 

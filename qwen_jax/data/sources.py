@@ -15,10 +15,48 @@ from qwen_jax.errors import DataError
 
 HTML = (".html", ".htm", ".xhtml")
 TABLES = (".jsonl", ".ndjson", ".parquet")
-TEXT = (".txt", ".text", ".md", ".rst", ".tex", ".csv", ".json", ".xml", ".yaml", ".yml", ".toml",
-        ".py", ".pyi", ".ipynb", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".java", ".js", ".ts",
-        ".go", ".rs", ".rb", ".sh", ".sql", ".php", ".cs", ".scala", ".kt", ".swift", ".lua",
-        ".r", ".jl", ".pl", ".hs", ".css", ".proto")
+TEXT = (
+    ".txt",
+    ".text",
+    ".md",
+    ".rst",
+    ".tex",
+    ".csv",
+    ".json",
+    ".xml",
+    ".yaml",
+    ".yml",
+    ".toml",
+    ".py",
+    ".pyi",
+    ".ipynb",
+    ".c",
+    ".h",
+    ".cc",
+    ".cpp",
+    ".hpp",
+    ".cu",
+    ".java",
+    ".js",
+    ".ts",
+    ".go",
+    ".rs",
+    ".rb",
+    ".sh",
+    ".sql",
+    ".php",
+    ".cs",
+    ".scala",
+    ".kt",
+    ".swift",
+    ".lua",
+    ".r",
+    ".jl",
+    ".pl",
+    ".hs",
+    ".css",
+    ".proto",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +66,9 @@ class Document:
     group: str | None = None  # documents of a group are never split between training and held out
 
 
-def documents(path: str, *, text_field: str = "text",
-              html_to_text: Callable[[str], str] = extract.article) -> Iterator[Document]:
+def documents(
+    path: str, *, text_field: str = "text", html_to_text: Callable[[str], str] = extract.article
+) -> Iterator[Document]:
     """Every document of a file or, in the order of their names, of a folder.
 
     A column "group" of a JSONL file becomes Document.group.
@@ -54,22 +93,35 @@ def files(path: str) -> list[pathlib.Path]:
     """
     root = pathlib.Path(path)
     if not root.exists():
-        raise DataError("this source does not exist.", str(root),
-                        "check the name; a source is a file or a folder of files.")
+        raise DataError(
+            "this source does not exist.",
+            str(root),
+            "check the name; a source is a file or a folder of files.",
+        )
     if root.is_file():
         found = [root]
     else:
-        found = sorted(file for file in root.rglob("*") if file.is_file() and not any(
-            part.startswith(".") for part in file.relative_to(root).parts))
+        found = sorted(
+            file
+            for file in root.rglob("*")
+            if file.is_file()
+            and not any(part.startswith(".") for part in file.relative_to(root).parts)
+        )
     if not found:
-        raise DataError("this source is an empty folder.", str(root),
-                        f"put files there: {' '.join(HTML[:1] + TABLES + TEXT[:3])} ...")
+        raise DataError(
+            "this source is an empty folder.",
+            str(root),
+            f"put files there: {' '.join(HTML[:1] + TABLES + TEXT[:3])} ...",
+        )
     strange = [file for file in found if _kind(file) not in HTML + TABLES + TEXT]
     if strange:
         kinds = sorted({_kind(file) or "no suffix" for file in strange})
-        raise DataError(f"{len(strange)} of {len(found)} files are of kinds that are not read: "
-                        f"{', '.join(kinds)}.", f"{strange[0]} and others" if strange[1:] else
-                        str(strange[0]), "move them out of the folder, or rename them to .txt.")
+        raise DataError(
+            f"{len(strange)} of {len(found)} files are of kinds that are not read: "
+            f"{', '.join(kinds)}.",
+            f"{strange[0]} and others" if strange[1:] else str(strange[0]),
+            "move them out of the folder, or rename them to .txt.",
+        )
     return found
 
 
@@ -99,8 +151,11 @@ def _json_rows(file: pathlib.Path, text_field: str) -> Iterator[Document]:
                     text = _text_of(row, text_field, f"{file} line {number}")
                     yield Document(f"{file}:{number}", text, row.get("group"))
         except (json.JSONDecodeError, EOFError, OSError) as error:
-            raise DataError(f"not a line of JSON: {error}.", f"{file} line {number}",
-                            "each line is one JSON object; a copy that broke off ends so.") from error
+            raise DataError(
+                f"not a line of JSON: {error}.",
+                f"{file} line {number}",
+                "each line is one JSON object; a copy that broke off ends so.",
+            ) from error
 
 
 def _parquet_rows(file: pathlib.Path, text_field: str) -> Iterator[Document]:
@@ -108,19 +163,23 @@ def _parquet_rows(file: pathlib.Path, text_field: str) -> Iterator[Document]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise DataError("reading Parquet needs pyarrow.", str(file),
-                        "pip install 'qwen_jax[data]'.") from error
+        raise DataError(
+            "reading Parquet needs pyarrow.", str(file), "pip install 'qwen_jax[data]'."
+        ) from error
     try:
         table = pyarrow.parquet.ParquetFile(file)
         if text_field not in table.schema_arrow.names:
-            raise DataError(f"no column {text_field!r}; there are "
-                            f"{', '.join(table.schema_arrow.names)}.", str(file),
-                            "name the column with the text.")
+            raise DataError(
+                f"no column {text_field!r}; there are {', '.join(table.schema_arrow.names)}.",
+                str(file),
+                "name the column with the text.",
+            )
         row = 0
         for batch in table.iter_batches(batch_size=256, columns=[text_field]):
             for value in batch.column(0).to_pylist():
-                yield Document(f"{file}:{row}",
-                               _text_of({text_field: value}, text_field, f"{file} row {row}"))
+                yield Document(
+                    f"{file}:{row}", _text_of({text_field: value}, text_field, f"{file} row {row}")
+                )
                 row += 1
     except pyarrow.ArrowException as error:
         raise DataError(f"not a Parquet file: {error}.", str(file), "write it again.") from error
@@ -146,5 +205,8 @@ def _decode(file: pathlib.Path, raw: bytes, where: str = "") -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"not UTF-8: byte {raw[error.start]:#04x} at {error.start}.",
-                        f"{file}{where}", "convert it, as in `iconv -f latin1 -t utf-8`.") from error
+        raise DataError(
+            f"not UTF-8: byte {raw[error.start]:#04x} at {error.start}.",
+            f"{file}{where}",
+            "convert it, as in `iconv -f latin1 -t utf-8`.",
+        ) from error

@@ -15,22 +15,31 @@ from qwen_jax.errors import DataError
 try:
     import pyarrow as pa
 except ImportError as error:
-    raise DataError("the data plan needs pyarrow.", "qwen_jax.data",
-                    "pip install 'qwen_jax[data]'.") from error
+    raise DataError(
+        "the data plan needs pyarrow.", "qwen_jax.data", "pip install 'qwen_jax[data]'."
+    ) from error
 
 KINDS = ("web", "code", "documentation", "text", "instruction")
-SCHEMA = pa.schema([
-    ("id", pa.string()),  # 32 hex digits: a hash of source, file within it and place in the file
-    ("text", pa.large_string()),
-    ("source", pa.string()),  # name of the source in the recipe
-    ("kind", pa.string()),  # one of KINDS
-    ("path", pa.string()),  # file and place in it: `a/b.jsonl:17`
-    ("url", pa.string()),  # null where there is none
-    ("language", pa.string()),  # ISO 639-1, a programming language, or null before it is known
-    ("license", pa.string()),  # null where it is not known
-    ("group", pa.string()),  # of documents never split between training and held out; mostly null
-    ("metadata", pa.string()),  # whatever else the source said, as a JSON object
-])
+SCHEMA = pa.schema(
+    [
+        (
+            "id",
+            pa.string(),
+        ),  # 32 hex digits: a hash of source, file within it and place in the file
+        ("text", pa.large_string()),
+        ("source", pa.string()),  # name of the source in the recipe
+        ("kind", pa.string()),  # one of KINDS
+        ("path", pa.string()),  # file and place in it: `a/b.jsonl:17`
+        ("url", pa.string()),  # null where there is none
+        ("language", pa.string()),  # ISO 639-1, a programming language, or null before it is known
+        ("license", pa.string()),  # null where it is not known
+        (
+            "group",
+            pa.string(),
+        ),  # of documents never split between training and held out; mostly null
+        ("metadata", pa.string()),  # whatever else the source said, as a JSON object
+    ]
+)
 REJECTED = pa.schema([("rejected_by", pa.string()), ("rejected_value", pa.string())])
 
 Verdict = tuple[str, float | str] | None  # (rule, value that broke it); None: the row is kept
@@ -53,13 +62,18 @@ def reject(table: pa.Table, verdicts: Sequence[Verdict]) -> pa.Table:
       verdicts: one for each row.
     """
     rules = [verdict and verdict[0] for verdict in verdicts]
-    values = [verdict and (verdict[1] if isinstance(verdict[1], str) else f"{verdict[1]:.6g}")
-              for verdict in verdicts]
+    values = [
+        verdict and (verdict[1] if isinstance(verdict[1], str) else f"{verdict[1]:.6g}")
+        for verdict in verdicts
+    ]
     if "rejected_by" in table.column_names:
-        earlier = zip(table["rejected_by"].to_pylist(), table["rejected_value"].to_pylist(),
-                      strict=True)
-        pairs = [old if old[0] else new
-                 for old, new in zip(earlier, zip(rules, values, strict=True), strict=True)]
+        earlier = zip(
+            table["rejected_by"].to_pylist(), table["rejected_value"].to_pylist(), strict=True
+        )
+        pairs = [
+            old if old[0] else new
+            for old, new in zip(earlier, zip(rules, values, strict=True), strict=True)
+        ]
         rules, values = [rule for rule, _ in pairs], [value for _, value in pairs]
         table = table.drop_columns(REJECTED.names)
     for field, column in zip(REJECTED, (rules, values), strict=True):
@@ -78,5 +92,4 @@ def set_column(table: pa.Table, name: str, values, type: pa.DataType | None = No
     if not isinstance(values, pa.Array | pa.ChunkedArray):
         values = pa.array(values, type)
     index = table.schema.get_field_index(name)
-    return (table.append_column(name, values) if index < 0
-            else table.set_column(index, name, values))
+    return table.append_column(name, values) if index < 0 else table.set_column(index, name, values)

@@ -96,13 +96,20 @@ class PartitionWriter:
         self._kept.close()
         self._rejected.close()
         documents, size = (dict(counter) for counter in self._counts)
-        write_json(self._folder.counts_file(self._partition), {
-            "kept": {"documents": documents.pop("kept", 0), "text_bytes": size.pop("kept", 0)},
-            "rejected": {rule: {"documents": documents[rule], "text_bytes": size[rule]}
-                         for rule in sorted(documents)},
-            "counted": {name: tally if isinstance(tally, int | float)
-                        else dict(sorted(tally.items()))
-                        for name, tally in self._details.items()}})
+        write_json(
+            self._folder.counts_file(self._partition),
+            {
+                "kept": {"documents": documents.pop("kept", 0), "text_bytes": size.pop("kept", 0)},
+                "rejected": {
+                    rule: {"documents": documents[rule], "text_bytes": size[rule]}
+                    for rule in sorted(documents)
+                },
+                "counted": {
+                    name: tally if isinstance(tally, int | float) else dict(sorted(tally.items()))
+                    for name, tally in self._details.items()
+                },
+            },
+        )
 
 
 class ParquetFile:

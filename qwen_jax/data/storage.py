@@ -1,5 +1,4 @@
-"""Files of a source: of this computer by the operating system, of object stores by the data engine.
-"""
+"""Files of a source: of this computer by the operating system, of object stores by the data engine."""
 
 import dataclasses
 import errno
@@ -35,11 +34,21 @@ def listing(path: str) -> list[File]:
         return _remote_listing(path)
     root = pathlib.Path(path)
     if not root.exists():
-        raise DataError("this source does not exist.", path,
-                        "check the name; a source is a file or a folder of files.")
-    found = [root] if not root.is_dir() else [
-        file for file in root.rglob("*") if (file.is_symlink() or not file.is_dir())
-        and not any(part.startswith(".") for part in file.relative_to(root).parts)]
+        raise DataError(
+            "this source does not exist.",
+            path,
+            "check the name; a source is a file or a folder of files.",
+        )
+    found = (
+        [root]
+        if not root.is_dir()
+        else [
+            file
+            for file in root.rglob("*")
+            if (file.is_symlink() or not file.is_dir())
+            and not any(part.startswith(".") for part in file.relative_to(root).parts)
+        ]
+    )
     if not found:
         raise DataError("this source is an empty folder.", path, "put files there.")
     files = []
@@ -70,15 +79,20 @@ def _remote_listing(path: str) -> list[File]:
             problem = error
             continue
         prefix = len(path) + 1 if pattern != path else len(rows["path"][0])
-        files = [File(full[prefix:], size) for full, size in
-                 zip(rows["path"], rows["size"], strict=True)]
-        files = [file for file in files
-                 if not any(part.startswith(".") for part in file.name.split("/"))]
+        files = [
+            File(full[prefix:], size) for full, size in zip(rows["path"], rows["size"], strict=True)
+        ]
+        files = [
+            file for file in files if not any(part.startswith(".") for part in file.name.split("/"))
+        ]
         if files:
             return sorted(files, key=lambda file: file.name)
     why = f": {str(problem).splitlines()[0].rstrip('.')}" if problem else ""
-    raise DataError(f"there are no files that can be listed{why}.", path,
-                    "check the address and the credentials in the environment.") from problem
+    raise DataError(
+        f"there are no files that can be listed{why}.",
+        path,
+        "check the address and the credentials in the environment.",
+    ) from problem
 
 
 def open_binary(path: str) -> BinaryIO:
@@ -104,7 +118,7 @@ class _Remote(io.RawIOBase):
 
     def readinto(self, buffer) -> int:
         data = self._ask(self._file.read, len(buffer))
-        buffer[:len(data)] = data
+        buffer[: len(data)] = data
         return len(data)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:

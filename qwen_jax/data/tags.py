@@ -70,19 +70,32 @@ def merge_rare(tags: Mapping[str, Sequence[str]], *, alpha: int) -> Merged:
         same.setdefault(_key(tag), tag)
     into = {tag: same[_key(tag)] for tag in counts}
     totals = collections.Counter(
-        tag for found in tags.values() for tag in {into[tag] for tag in found})
+        tag for found in tags.values() for tag in {into[tag] for tag in found}
+    )
     frequent = {_key(tag): tag for tag, number in totals.items() if number >= alpha}
-    last = {tag: tag if totals[tag] >= alpha else _contained(tag, frequent, totals)
-            for tag in totals}
+    last = {
+        tag: tag if totals[tag] >= alpha else _contained(tag, frequent, totals) for tag in totals
+    }
     into = {tag: last[other] for tag, other in into.items()}
-    merged = {prompt: list(dict.fromkeys(into[tag] for tag in found if into[tag]))
-              for prompt, found in tags.items()}
-    return Merged(merged, {old: new for old, new in into.items() if new not in (None, old)},
-                  [tag for tag, new in last.items() if new is None])
+    merged = {
+        prompt: list(dict.fromkeys(into[tag] for tag in found if into[tag]))
+        for prompt, found in tags.items()
+    }
+    return Merged(
+        merged,
+        {old: new for old, new in into.items() if new not in (None, old)},
+        [tag for tag, new in last.items() if new is None],
+    )
 
 
-def tag_all(tagger: Tagger, prompts: Sequence[str], file: AppendOnly, *, batch: int,
-            progress: Callable[[int], None] = lambda number: None) -> None:
+def tag_all(
+    tagger: Tagger,
+    prompts: Sequence[str],
+    file: AppendOnly,
+    *,
+    batch: int,
+    progress: Callable[[int], None] = lambda number: None,
+) -> None:
     """Tags the prompts that have no line in the file yet, and appends them, `batch` at a time.
 
     Raises:
@@ -92,7 +105,7 @@ def tag_all(tagger: Tagger, prompts: Sequence[str], file: AppendOnly, *, batch: 
     progress(len(done))
     left = [prompt for prompt in dict.fromkeys(prompts) if prompt not in done]
     for start in range(0, len(left), batch):
-        part = left[start:start + batch]
+        part = left[start : start + batch]
         for prompt, found in zip(part, tagger(part), strict=True):
             file.add({"prompt": prompt, "tags": list(found)})
         progress(len(part))
@@ -109,8 +122,9 @@ def read_tags(path: str | os.PathLike, prompts: Collection[str], counts: Counts)
         if found.get(prompt):
             counts.kept += 1
         else:
-            counts.skip("without tags" if prompt in found else "not in the tag file",
-                        repr(prompt[:60]))
+            counts.skip(
+                "without tags" if prompt in found else "not in the tag file", repr(prompt[:60])
+            )
     return {prompt: found.get(prompt, []) for prompt in prompts}
 
 
@@ -123,43 +137,61 @@ def rows_to_tags(rows: Iterable[dict[str, Any]], prompts: Collection[str], where
     known, tags, unknown = set(prompts), {}, []
     for number, row in enumerate(rows, 1):
         prompt, found = row.get("prompt"), row.get("tags")
-        if not isinstance(prompt, str) or not isinstance(found, list) or not all(
-                isinstance(tag, str) for tag in found):
-            raise DataError(f"{str(row)[:60]!r} is no prompt with a list of tags.",
-                            f"{where}, row {number}", 'write {"prompt": ..., "tags": [...]}.')
+        if (
+            not isinstance(prompt, str)
+            or not isinstance(found, list)
+            or not all(isinstance(tag, str) for tag in found)
+        ):
+            raise DataError(
+                f"{str(row)[:60]!r} is no prompt with a list of tags.",
+                f"{where}, row {number}",
+                'write {"prompt": ..., "tags": [...]}.',
+            )
         if tags.setdefault(prompt, found) != found:
-            raise DataError(f"two different lines for {prompt[:60]!r}.", f"{where}, row {number}",
-                            "delete one of them.")
+            raise DataError(
+                f"two different lines for {prompt[:60]!r}.",
+                f"{where}, row {number}",
+                "delete one of them.",
+            )
         if prompt not in known:
             unknown.append(prompt)
     if unknown:
         named = "; ".join(repr(prompt[:60]) for prompt in unknown[:_MOST_NAMED])
-        raise DataError(f"{len(unknown)} of its {len(tags)} prompts are not among the "
-                        f"{len(known)} given: {named}.", where,
-                        "name the prompt files that it was made from, or another tag file.")
+        raise DataError(
+            f"{len(unknown)} of its {len(tags)} prompts are not among the "
+            f"{len(known)} given: {named}.",
+            where,
+            "name the prompt files that it was made from, or another tag file.",
+        )
     return tags
 
 
 def _key(tag: str) -> tuple[str, ...]:
     """Its words without order and plural."""
-    return tuple(sorted(word[:-1] if len(word) > 3 and word.endswith("s") and word[-2] != "s"
-                        else word for word in tag.split()))
+    return tuple(
+        sorted(
+            word[:-1] if len(word) > 3 and word.endswith("s") and word[-2] != "s" else word
+            for word in tag.split()
+        )
+    )
 
 
-def _contained(tag: str, frequent: Mapping[tuple[str, ...], str],
-               totals: Mapping[str, int]) -> str | None:
+def _contained(
+    tag: str, frequent: Mapping[tuple[str, ...], str], totals: Mapping[str, int]
+) -> str | None:
     """The frequent tag of the most words of `tag`, or of its longest piece in Chinese."""
     words = _key(tag)
     for size in range(len(words) - 1, 0, -1):
-        found = [frequent[part] for part in itertools.combinations(words, size)
-                 if part in frequent]
+        found = [frequent[part] for part in itertools.combinations(words, size) if part in frequent]
         if found:
             return max(found, key=lambda other: (totals[other], other))
     if not tag.isascii():
         for size in range(len(tag) - 1, 1, -1):
-            found = [frequent[(tag[start:start + size],)]
-                     for start in range(len(tag) - size + 1)
-                     if (tag[start:start + size],) in frequent]
+            found = [
+                frequent[(tag[start : start + size],)]
+                for start in range(len(tag) - size + 1)
+                if (tag[start : start + size],) in frequent
+            ]
             if found:
                 return max(found, key=lambda other: (totals[other], other))
     return None

@@ -41,29 +41,46 @@ def read_test_sets(folder: str | os.PathLike) -> Iterator[TestItem]:
         raise DataError("there are no test sets.", str(folder), "name the folder that has them.")
     for path in files:
         name = path.name
-        reader = next((reader for pattern, reader in FORMATS.items() if fnmatch.fnmatch(
-            f"{path.parent.name}/{name}" if "/" in pattern else name, pattern)), None)
+        reader = next(
+            (
+                reader
+                for pattern, reader in FORMATS.items()
+                if fnmatch.fnmatch(
+                    f"{path.parent.name}/{name}" if "/" in pattern else name, pattern
+                )
+            ),
+            None,
+        )
         if reader is None:
-            raise DataError(f"no reader for {name}.", str(path),
-                            f"known names: {', '.join(FORMATS)}; or move it elsewhere.")
+            raise DataError(
+                f"no reader for {name}.",
+                str(path),
+                f"known names: {', '.join(FORMATS)}; or move it elsewhere.",
+            )
         try:
             yield from reader(path)
         except (KeyError, IndexError, TypeError, ValueError, zipfile.BadZipFile) as error:
             if isinstance(error, DataError):
                 raise
-            raise DataError(f"not in the form that is known: {type(error).__name__} {error}.",
-                            str(path), "copy it again, or change its reader.") from error
+            raise DataError(
+                f"not in the form that is known: {type(error).__name__} {error}.",
+                str(path),
+                "copy it again, or change its reader.",
+            ) from error
 
 
-def _rows(test_set: str, *fields: str, key: str | None = None
-          ) -> Callable[[pathlib.Path], Iterator[TestItem]]:
+def _rows(
+    test_set: str, *fields: str, key: str | None = None
+) -> Callable[[pathlib.Path], Iterator[TestItem]]:
     """A reader of JSON or JSONL rows, each field a text of the item."""
+
     def read(path: pathlib.Path) -> Iterator[TestItem]:
         for number, (_, row) in enumerate(read_rows(path)):
             for field in fields:
                 # What GSM8K's calculator is told is no text of the item.
                 text = re.sub(r"<<[^<>]*>>", "", row[field])
                 yield TestItem(test_set, str(row[key] if key else number), text)
+
     return read
 
 
@@ -97,13 +114,15 @@ def _multiple_choice(path: pathlib.Path) -> Iterator[TestItem]:
     test_set = path.stem
     with zipfile.ZipFile(path) as archive:
         for name in sorted(n for n in archive.namelist() if n.endswith(".csv")):
-            file, rows = pathlib.Path(name).stem, csv.reader(io.TextIOWrapper(
-                archive.open(name), encoding="utf-8-sig", newline=""))
+            file, rows = (
+                pathlib.Path(name).stem,
+                csv.reader(io.TextIOWrapper(archive.open(name), encoding="utf-8-sig", newline="")),
+            )
             first = 1 if test_set == "ceval" else 0  # the column of the question
             for number, row in enumerate(rows):
                 if number == 0 and "question" in row:
                     continue
-                yield TestItem(test_set, f"{file}:{number}", "\n".join(row[first:first + 5]))
+                yield TestItem(test_set, f"{file}:{number}", "\n".join(row[first : first + 5]))
 
 
 FORMATS: dict[str, Callable[[pathlib.Path], Iterator[TestItem]]] = {

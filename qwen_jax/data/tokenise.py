@@ -39,8 +39,9 @@ def of_source(result: Result, name: str) -> Iterator[Document]:
             yield from documents(result.folder, number)
 
 
-def sizes(result: Result, tokenizer_path: str, sample: int = 1 << 20
-          ) -> dict[tuple[str, str | None], tuple[int, int]]:
+def sizes(
+    result: Result, tokenizer_path: str, sample: int = 1 << 20
+) -> dict[tuple[str, str | None], tuple[int, int]]:
     """(source, language) -> (documents, tokens) of what was kept, for mixture.plan.
 
     Args:
@@ -59,9 +60,12 @@ def sizes(result: Result, tokenizer_path: str, sample: int = 1 << 20
                 if part[2] < sample:
                     part[2] += size
                     part[3] += len(tokenizer.encode_batch([text])[0]) + 1
-    return {part: (documents, round(size * tokens / max(1, sampled)))
-            for part, (documents, size, sampled, tokens) in sorted(
-                found.items(), key=lambda item: (item[0][0], item[0][1] or ""))}
+    return {
+        part: (documents, round(size * tokens / max(1, sampled)))
+        for part, (documents, size, sampled, tokens) in sorted(
+            found.items(), key=lambda item: (item[0][0], item[0][1] or "")
+        )
+    }
 
 
 def texts(result: Result, megabytes: float) -> Iterator[str]:
@@ -102,9 +106,15 @@ class _Encode:
                 languages |= zip(table["id"].to_pylist(), table["language"].to_pylist())
         seed = self.splits[source].seed
         return shards.scatter(
-            documents(self.folder, number), _part(self.parts, number), _tokenizer(self.tokenizer),
-            split=self.splits[source], threads=self.threads, copies=lambda document:
-            self.mixture.copies(document.name, source, languages.get(document.name), seed=seed))
+            documents(self.folder, number),
+            _part(self.parts, number),
+            _tokenizer(self.tokenizer),
+            split=self.splits[source],
+            threads=self.threads,
+            copies=lambda document: self.mixture.copies(
+                document.name, source, languages.get(document.name), seed=seed
+            ),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,18 +130,29 @@ class _Gather:
         side, shard = self.splits[source].files()[number]
         folder = pathlib.Path(self.output) / source / side
         folder.mkdir(parents=True, exist_ok=True)
-        return shards.gather([_part(self.parts, each) for each in self.partitions[source]],
-                             folder / shards.shard_name(shard), number,
-                             shards.dtype_of(_tokenizer(self.tokenizer)))
+        return shards.gather(
+            [_part(self.parts, each) for each in self.partitions[source]],
+            folder / shards.shard_name(shard),
+            number,
+            shards.dtype_of(_tokenizer(self.tokenizer)),
+        )
 
 
 def _part(parts: str, number: int) -> pathlib.Path:
     return pathlib.Path(parts) / f"{number:05}"
 
 
-def tokenise(result: Result, output: str, tokenizer_path: str, *, split: Split,
-             shard_tokens: float, workers: int, mixture: Mixture = Mixture(),
-             say: Callable[[str], None]) -> dict[str, list]:
+def tokenise(
+    result: Result,
+    output: str,
+    tokenizer_path: str,
+    *,
+    split: Split,
+    shard_tokens: float,
+    workers: int,
+    mixture: Mixture = Mixture(),
+    say: Callable[[str], None],
+) -> dict[str, list]:
     """Writes OUTPUT/SOURCE/train and, where a document is held out, OUTPUT/SOURCE/eval.
 
     Raises:
@@ -147,8 +168,10 @@ def tokenise(result: Result, output: str, tokenizer_path: str, *, split: Split,
       {source: the manifest's entries}.
     """
     folder, parts = pathlib.Path(output), f"{output}.parts"
-    of = {name: [i for i, each in enumerate(result.sources) if each == name]
-          for name in dict.fromkeys(result.sources)}
+    of = {
+        name: [i for i, each in enumerate(result.sources) if each == name]
+        for name in dict.fromkeys(result.sources)
+    }
     for name, numbers in list(of.items()):
         if not any(result.folder.counts(i)["kept"]["documents"] for i in numbers):
             say(f"{name}: nothing is left of it, see counts.json; it has no shards")
@@ -157,26 +180,40 @@ def tokenise(result: Result, output: str, tokenizer_path: str, *, split: Split,
     if not folder.exists():
         shutil.rmtree(parts, ignore_errors=True)  # of shards that were deleted
         pathlib.Path(parts).mkdir(parents=True)
-    note_made_from(folder / "made_from.json", {
-        "tokenizer": tokenizer.fingerprint, "eval_fraction": split.eval_fraction,
-        "seed": split.seed, "shard_tokens": shard_tokens, "weights": dict(mixture.weights)}, folder)
+    note_made_from(
+        folder / "made_from.json",
+        {
+            "tokenizer": tokenizer.fingerprint,
+            "eval_fraction": split.eval_fraction,
+            "seed": split.seed,
+            "shard_tokens": shard_tokens,
+            "weights": dict(mixture.weights),
+        },
+        folder,
+    )
     if not pathlib.Path(parts).exists():
         return {}
     splits = {}
     for name, numbers in of.items():
         size = sum(result.folder.counts(i)["kept"]["text_bytes"] for i in numbers)
         splits[name] = dataclasses.replace(
-            split, num_shards=max(1, round(size / 4 / shard_tokens)))  # some 4 bytes a token
-    tasks = [(i, name) for i, name in enumerate(result.sources)
-             if name in of and not _part(parts, i).with_suffix(".npy").exists()]
+            split, num_shards=max(1, round(size / 4 / shard_tokens))
+        )  # some 4 bytes a token
+    tasks = [
+        (i, name)
+        for i, name in enumerate(result.sources)
+        if name in of and not _part(parts, i).with_suffix(".npy").exists()
+    ]
     with tqdm(total=len(tasks), desc="tokenise", unit=" partitions", disable=not tasks) as bar:
-        encode = _Encode(result.folder, tokenizer_path, parts, splits, 1 if workers > 1 else None,
-                         mixture)
+        encode = _Encode(
+            result.folder, tokenizer_path, parts, splits, 1 if workers > 1 else None, mixture
+        )
         for _ in engine.run_tasks(encode, tasks, workers=workers):
             bar.update()
     tasks = [(name, i) for name in of for i in range(len(splits[name].files()))]
-    entries = dict(engine.run_tasks(_Gather(tokenizer_path, parts, output, splits, of), tasks,
-                                    workers=workers))
+    entries = dict(
+        engine.run_tasks(_Gather(tokenizer_path, parts, output, splits, of), tasks, workers=workers)
+    )
     made = {}
     for name, of_source in splits.items():
         made[name] = [entries[name, i] for i in range(len(of_source.files()))]
@@ -185,8 +222,15 @@ def tokenise(result: Result, output: str, tokenizer_path: str, *, split: Split,
             shutil.rmtree(folder / name / "eval")
             of_source, made[name] = dataclasses.replace(of_source, eval_fraction=0), made[name][:-1]
         shards.write_manifests(folder / name, made[name], tokenizer, of_source)
-    write_json(folder / "sources.json", {name: {
-        key: sum(entry[key] for entry in each) for key in ("documents", "tokens", "text_bytes")}
-        for name, each in made.items()})
+    write_json(
+        folder / "sources.json",
+        {
+            name: {
+                key: sum(entry[key] for entry in each)
+                for key in ("documents", "tokens", "text_bytes")
+            }
+            for name, each in made.items()
+        },
+    )
     shutil.rmtree(parts)
     return made

@@ -36,8 +36,9 @@ class _Damaged(Exception):
     """problem, detail."""
 
 
-def records(file: BinaryIO, *, compressed: bool, begin: int = 0, end: int = -1,
-            limit: int = 1 << 24) -> Iterator[Record]:
+def records(
+    file: BinaryIO, *, compressed: bool, begin: int = 0, end: int = -1, limit: int = 1 << 24
+) -> Iterator[Record]:
     """The records (or members) that begin at a byte from `begin` up to, not including, `end`.
 
     Args:
@@ -63,8 +64,9 @@ def records(file: BinaryIO, *, compressed: bool, begin: int = 0, end: int = -1,
             if offset is not None and compressed and not _begins(file, offset):
                 raise _Damaged("corrupt", "no record where the next one should begin")
         except (_Damaged, zlib.error) as error:
-            problem, detail = (error.args if isinstance(error, _Damaged)
-                               else ("corrupt", f"gzip: {error}"))
+            problem, detail = (
+                error.args if isinstance(error, _Damaged) else ("corrupt", f"gzip: {error}")
+            )
             yield Record(at, {}, b"", problem, detail)
             offset = _find(file, max(at + 1, offset + 1), end, compressed)
 
@@ -133,8 +135,9 @@ class _Stream(abc.ABC):
         self._fill(_LINE)
         stop = self._buffer.find(b"\n", 0, _LINE) + 1
         if not stop:
-            raise _Damaged("truncated" if len(self._buffer) < _LINE else "corrupt",
-                           "header without an end")
+            raise _Damaged(
+                "truncated" if len(self._buffer) < _LINE else "corrupt", "header without an end"
+            )
         return self._take(stop)
 
     def peek(self) -> bytes:
@@ -237,8 +240,11 @@ def _is_record(file: BinaryIO, offset: int) -> bool:
     file.seek(max(0, offset - 2))
     before = file.read(min(2, offset))
     head = file.read(1 << 12)
-    return before in (b"", b"\r\n", b"\n\n") and _BEGIN.match(head) is not None and (
-        b"WARC-Type:" in head)
+    return (
+        before in (b"", b"\r\n", b"\n\n")
+        and _BEGIN.match(head) is not None
+        and (b"WARC-Type:" in head)
+    )
 
 
 def http_body(content: bytes, limit: int) -> tuple[int, dict[str, str], bytes, str | None]:
@@ -297,7 +303,7 @@ def _unchunk(body: bytes) -> bytes:
         size = int(match[1], 16)
         if not size:
             return b"".join(parts)
-        parts.append(body[match.end():match.end() + size])
+        parts.append(body[match.end() : match.end() + size])
         place = match.end() + size
-        place += 2 if body[place:place + 2] == b"\r\n" else 1
+        place += 2 if body[place : place + 2] == b"\r\n" else 1
     return b"".join(parts) if parts else body

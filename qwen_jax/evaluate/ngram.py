@@ -30,8 +30,7 @@ class _Level:
     histories: np.ndarray  # uint64 [histories]; the n-grams without their last token
     gamma: np.ndarray  # float64 [histories]
 
-    def interpolate(self, grams: np.ndarray, history: np.ndarray,
-                    lower: np.ndarray) -> np.ndarray:
+    def interpolate(self, grams: np.ndarray, history: np.ndarray, lower: np.ndarray) -> np.ndarray:
         """P of this order from P of the order below; an unknown history leaves that as it is."""
         at, known = _find(self.histories, history)
         gamma = np.where(known, self.gamma[at], 1.0)
@@ -64,7 +63,9 @@ class NgramModel:
         if order < 1 or order * bits > 64:
             raise ConfigError(
                 f"{order}-grams over a vocabulary of {vocab_size} need {order * bits} bits.",
-                "NgramModel.fit(order)", f"use an order from 1 to {64 // bits}.")
+                "NgramModel.fit(order)",
+                f"use an order from 1 to {64 // bits}.",
+            )
         tokens = _check_tokens(tokens, vocab_size, "NgramModel.fit(tokens)", at_least=order)
 
         levels = []
@@ -83,20 +84,24 @@ class NgramModel:
         tokens = _check_tokens(tokens, self.vocab_size, "NgramModel.log_probs(tokens)", at_least=1)
         bits = _bits(self.vocab_size)
         p = np.full(len(tokens), 1.0 / self.vocab_size)
-        for m, level in enumerate(self.levels[:len(tokens)], start=1):
+        for m, level in enumerate(self.levels[: len(tokens)], start=1):
             grams = _pack(tokens, m, bits)
-            p[m - 1:] = level.interpolate(grams, _history(grams, np.uint64(bits)), p[m - 1:])
+            p[m - 1 :] = level.interpolate(grams, _history(grams, np.uint64(bits)), p[m - 1 :])
         return np.log(p)
 
     def distribution(self, history: np.ndarray | list[int]) -> np.ndarray:
         """P of every token after `history` (any length; its end counts); float64 [vocab_size]."""
-        history = _check_tokens(np.asarray(history, np.int64), self.vocab_size,
-                                "NgramModel.distribution(history)", at_least=0)
+        history = _check_tokens(
+            np.asarray(history, np.int64),
+            self.vocab_size,
+            "NgramModel.distribution(history)",
+            at_least=0,
+        )
         bits = _bits(self.vocab_size)
         ids = np.arange(self.vocab_size, dtype=np.uint64)
         p = np.full(self.vocab_size, 1.0 / self.vocab_size)
         packed = 0
-        for m, level in enumerate(self.levels[:len(history) + 1], start=1):
+        for m, level in enumerate(self.levels[: len(history) + 1], start=1):
             if m > 1:
                 packed |= int(history[-(m - 1)]) << bits * (m - 2)
             grams = np.uint64(packed << bits) | ids
@@ -142,7 +147,7 @@ def _pack(tokens: np.ndarray, order: int, bits: int) -> np.ndarray:
     grams = tokens[:length].astype(np.uint64)
     for i in range(1, order):
         grams <<= np.uint64(bits)
-        grams |= tokens[i:i + length].astype(np.uint64)
+        grams |= tokens[i : i + length].astype(np.uint64)
     return grams
 
 
@@ -173,10 +178,15 @@ def _check_tokens(tokens, vocab_size: int, where: str, *, at_least: int) -> np.n
     tokens = np.asarray(tokens)
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or len(tokens) < at_least:
         raise DataError(
-            f"tokens are {tokens.dtype} of shape {tokens.shape}.", where,
-            f"pass whole numbers [num_tokens], at least {at_least} of them.")
+            f"tokens are {tokens.dtype} of shape {tokens.shape}.",
+            where,
+            f"pass whole numbers [num_tokens], at least {at_least} of them.",
+        )
     if len(tokens) and not (0 <= int(tokens.min()) and int(tokens.max()) < vocab_size):
         raise DataError(
             f"token ids from {tokens.min()} to {tokens.max()} do not fit a vocabulary of "
-            f"{vocab_size}.", where, "use the tokenizer that the tokens were made with.")
+            f"{vocab_size}.",
+            where,
+            "use the tokenizer that the tokens were made with.",
+        )
     return tokens

@@ -50,8 +50,14 @@ class NgramFilter:
     limits: tuple[float, float]  # bits per byte: least and most
 
     @classmethod
-    def fit(cls, texts: Sequence[str], held_out: Sequence[str], tokenizer: Tokenizer, *,
-            rules: PerplexityRules = RECIPE) -> "NgramFilter":
+    def fit(
+        cls,
+        texts: Sequence[str],
+        held_out: Sequence[str],
+        tokenizer: Tokenizer,
+        *,
+        rules: PerplexityRules = RECIPE,
+    ) -> "NgramFilter":
         """Counts clean texts, and reads the limits off other clean texts.
 
         Raises:
@@ -59,62 +65,94 @@ class NgramFilter:
         """
         needed = math.ceil(1 / min(rules.strangest, rules.easiest))
         if len(held_out) < needed:
-            raise DataError(f"{len(held_out)} held-out texts cannot tell which part of "
-                            f"{min(rules.strangest, rules.easiest):g} is outermost.",
-                            "NgramFilter.fit(held_out)",
-                            f"give {needed} or more, or give up a larger part.")
+            raise DataError(
+                f"{len(held_out)} held-out texts cannot tell which part of "
+                f"{min(rules.strangest, rules.easiest):g} is outermost.",
+                "NgramFilter.fit(held_out)",
+                f"give {needed} or more, or give up a larger part.",
+            )
         ids = [np.append(one, tokenizer.end_of_text) for one in tokenizer.encode_batch(texts)]
-        model = NgramModel.fit(np.concatenate(ids).astype(np.int64), rules.order,
-                               vocab_size=tokenizer.vocab_size)
+        model = NgramModel.fit(
+            np.concatenate(ids).astype(np.int64), rules.order, vocab_size=tokenizer.vocab_size
+        )
         made = cls(model, tokenizer.fingerprint, rules, (0.0, math.inf))
         scores = made.score(held_out, tokenizer)
         scores = scores[~np.isnan(scores)]
-        return dataclasses.replace(made, limits=(
-            float(np.quantile(scores, rules.easiest)),
-            float(np.quantile(scores, 1 - rules.strangest))))
+        return dataclasses.replace(
+            made,
+            limits=(
+                float(np.quantile(scores, rules.easiest)),
+                float(np.quantile(scores, 1 - rules.strangest)),
+            ),
+        )
 
     def score(self, texts: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
         """Bits per byte of each text; float64 [num_texts]."""
         if tokenizer.fingerprint != self.tokenizer:
-            raise DataError("the filter counted in another vocabulary.", "NgramFilter.score",
-                            "use the tokenizer that it was made with.")
-        texts = [text[:self.rules.characters] for text in texts]
+            raise DataError(
+                "the filter counted in another vocabulary.",
+                "NgramFilter.score",
+                "use the tokenizer that it was made with.",
+            )
+        texts = [text[: self.rules.characters] for text in texts]
         start = np.asarray([tokenizer.end_of_text])  # a document begins after the end of another
-        rows = (np.concatenate((start, ids.astype(np.int64)))
-                for ids in tokenizer.encode_batch(texts))
+        rows = (
+            np.concatenate((start, ids.astype(np.int64))) for ids in tokenizer.encode_batch(texts)
+        )
         nats = [-float(self.model.log_probs(row)[1:].sum()) for row in rows]
         return _bits_per_byte(nats, texts)
 
     def save(self, path: str | os.PathLike) -> None:
         """One .npz file."""
-        arrays = {f"level{i}_{field.name}": getattr(level, field.name)
-                  for i, level in enumerate(self.model.levels)
-                  for field in dataclasses.fields(_Level)}
-        np.savez_compressed(path, vocab_size=self.model.vocab_size, tokenizer=self.tokenizer,
-                            rules=np.asarray(dataclasses.astuple(self.rules), np.float64),
-                            limits=np.asarray(self.limits), **arrays)
+        arrays = {
+            f"level{i}_{field.name}": getattr(level, field.name)
+            for i, level in enumerate(self.model.levels)
+            for field in dataclasses.fields(_Level)
+        }
+        np.savez_compressed(
+            path,
+            vocab_size=self.model.vocab_size,
+            tokenizer=self.tokenizer,
+            rules=np.asarray(dataclasses.astuple(self.rules), np.float64),
+            limits=np.asarray(self.limits),
+            **arrays,
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "NgramFilter":
         """Raises:
-          DataError: the file is missing, or no such filter.
+        DataError: the file is missing, or no such filter.
         """
         try:
             with np.load(path) as file:
                 order, characters, strangest, easiest = file["rules"].tolist()
                 rules = PerplexityRules(int(order), int(characters), strangest, easiest)
-                levels = tuple(_Level(**{field.name: file[f"level{i}_{field.name}"]
-                                         for field in dataclasses.fields(_Level)})
-                               for i in range(rules.order))
-                return cls(NgramModel(vocab_size=file["vocab_size"].item(), levels=levels),
-                           file["tokenizer"].item(), rules, tuple(file["limits"].tolist()))
+                levels = tuple(
+                    _Level(
+                        **{
+                            field.name: file[f"level{i}_{field.name}"]
+                            for field in dataclasses.fields(_Level)
+                        }
+                    )
+                    for i in range(rules.order)
+                )
+                return cls(
+                    NgramModel(vocab_size=file["vocab_size"].item(), levels=levels),
+                    file["tokenizer"].item(),
+                    rules,
+                    tuple(file["limits"].tolist()),
+                )
         except (OSError, KeyError, ValueError) as error:
-            raise DataError(f"no n-gram filter: {error}.", str(path),
-                            "make it again with NgramFilter.fit(...).save(path).") from error
+            raise DataError(
+                f"no n-gram filter: {error}.",
+                str(path),
+                "make it again with NgramFilter.fit(...).save(path).",
+            ) from error
 
 
-def checkpoint_scorer(folder: str | os.PathLike, tokenizer: str | None = None, *,
-                      batch_tokens: int = 16384) -> Scorer:
+def checkpoint_scorer(
+    folder: str | os.PathLike, tokenizer: str | None = None, *, batch_tokens: int = 16384
+) -> Scorer:
     """Bits per byte by a run folder or a released Qwen; a text's first 2,048 tokens are scored.
 
     Args:
@@ -135,22 +173,25 @@ def checkpoint_scorer(folder: str | os.PathLike, tokenizer: str | None = None, *
     score = jax.jit(functools.partial(_nats_of_rows, config=config))
 
     def scorer(texts: Sequence[str]) -> np.ndarray:
-        ids = [one[:_LENGTHS[-1]] for one in coder.encode_batch(texts)]
-        scored = [coder.decode(one) if len(one) == _LENGTHS[-1] else text
-                  for one, text in zip(ids, texts, strict=True)]
+        ids = [one[: _LENGTHS[-1]] for one in coder.encode_batch(texts)]
+        scored = [
+            coder.decode(one) if len(one) == _LENGTHS[-1] else text
+            for one, text in zip(ids, texts, strict=True)
+        ]
         nats = np.zeros(len(texts))
         for shorter, length in zip((0, *_LENGTHS), _LENGTHS, strict=False):
             rows = [i for i, one in enumerate(ids) if shorter < len(one) <= length]
             batch = max(1, batch_tokens // length)
             for first in range(0, len(rows), batch):
-                chosen = rows[first:first + batch]
+                chosen = rows[first : first + batch]
                 tokens = np.full((batch, length + 1), coder.end_of_text, np.int32)
                 weights = np.zeros((batch, length), np.float32)
                 for row, i in enumerate(chosen):
-                    tokens[row, 1:len(ids[i]) + 1] = ids[i]
-                    weights[row, :len(ids[i])] = 1
-                nats[chosen] = np.asarray(score(
-                    params, tokens[:, :-1], tokens[:, 1:], weights))[:len(chosen)]
+                    tokens[row, 1 : len(ids[i]) + 1] = ids[i]
+                    weights[row, : len(ids[i])] = 1
+                nats[chosen] = np.asarray(score(params, tokens[:, :-1], tokens[:, 1:], weights))[
+                    : len(chosen)
+                ]
         return _bits_per_byte(nats, scored)
 
     return scorer
@@ -168,8 +209,10 @@ def _nats_of_rows(params, tokens_BT, targets_BT, weights_BT, *, config):
     positions_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))
     x_BTD = hidden_states(params, tokens_BT, positions_BT, config=config)
     head = head_matrix(params)
-    return jax.lax.map(lambda row: cross_entropy(row[0][None], head, row[1][None], row[2][None])[1],
-                       (x_BTD, targets_BT, weights_BT))
+    return jax.lax.map(
+        lambda row: cross_entropy(row[0][None], head, row[1][None], row[2][None])[1],
+        (x_BTD, targets_BT, weights_BT),
+    )
 
 
 def _bits_per_byte(nats: Sequence[float], texts: Sequence[str]) -> np.ndarray:
@@ -209,8 +252,9 @@ class PerplexityStage:
         verdicts: list[stage.Verdict] = [None] * len(texts)
         rows = list(zip(table["language"].to_pylist(), table["kind"].to_pylist(), strict=True))
         for language, path in self.models:
-            chosen = [i for i, row in enumerate(rows)
-                      if row[0] == language and row[1] in self.kinds]
+            chosen = [
+                i for i, row in enumerate(rows) if row[0] == language and row[1] in self.kinds
+            ]
             if not chosen:
                 continue
             model = _loaded(path)
@@ -221,8 +265,11 @@ class PerplexityStage:
                     verdicts[i] = ("too_strange", score)
                 elif score < model.limits[0]:
                     verdicts[i] = ("too_easy", score)
-        table = stage.set_column(table, "score_bits_per_byte", stage.pa.array(
-            scores, stage.pa.float32(), from_pandas=True))
+        table = stage.set_column(
+            table,
+            "score_bits_per_byte",
+            stage.pa.array(scores, stage.pa.float32(), from_pandas=True),
+        )
         return stage.reject(table, verdicts)
 
 
@@ -244,8 +291,19 @@ class CheckpointPerplexityStage:
         if chosen:
             texts = table["text"].take(chosen).to_pylist()
             scores[chosen] = _scorer(self.checkpoint, self.tokenizer)(texts)
-        table = stage.set_column(table, "score_model_bits_per_byte", stage.pa.array(
-            scores, stage.pa.float32(), from_pandas=True))
-        return stage.reject(table, [
-            ("too_strange", score) if score > self.most else ("too_easy", score)
-            if score < self.least else None for score in scores.tolist()])
+        table = stage.set_column(
+            table,
+            "score_model_bits_per_byte",
+            stage.pa.array(scores, stage.pa.float32(), from_pandas=True),
+        )
+        return stage.reject(
+            table,
+            [
+                ("too_strange", score)
+                if score > self.most
+                else ("too_easy", score)
+                if score < self.least
+                else None
+                for score in scores.tolist()
+            ],
+        )

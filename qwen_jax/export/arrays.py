@@ -19,8 +19,9 @@ Index = tuple[slice, ...]
 _ALIGNMENT = 64  # bytes
 
 
-def place(shape: tuple[int, ...], sharding: Sharding | None, read: Callable[[Index], np.ndarray]
-          ) -> jax.Array:
+def place(
+    shape: tuple[int, ...], sharding: Sharding | None, read: Callable[[Index], np.ndarray]
+) -> jax.Array:
     """The array whose every piece `read` makes; this process's shards alone are read.
 
     Each shard is on its device before the next is read, so the host never holds more than one
@@ -46,7 +47,8 @@ def place(shape: tuple[int, ...], sharding: Sharding | None, read: Callable[[Ind
         del block
         gc.collect(0)  # JAX lets go of a block that it has copied at the next collection
     return jax.make_array_from_single_device_arrays(
-        shape, sharding, [placed[device] for device in devices])
+        shape, sharding, [placed[device] for device in devices]
+    )
 
 
 def empty(shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -54,7 +56,7 @@ def empty(shape: tuple[int, ...], dtype: str) -> np.ndarray:
     size = math.prod(shape) * np.dtype(dtype).itemsize
     raw = np.empty(size + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
-    return raw[start:start + size].view(dtype).reshape(shape)
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def cast(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
@@ -68,8 +70,11 @@ def cast(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         converted = array.astype(np.dtype(dtype))
     if not np.array_equal(np.isfinite(array), np.isfinite(converted)):
-        raise CheckpointError(f"{name} has values beyond the range of {dtype}.", "param_dtype",
-                              "use bfloat16 or float32.")
+        raise CheckpointError(
+            f"{name} has values beyond the range of {dtype}.",
+            "param_dtype",
+            "use bfloat16 or float32.",
+        )
     return converted
 
 
@@ -88,15 +93,23 @@ def fetch(array: jax.Array | np.ndarray, index: Index) -> np.ndarray:
     piece = np.empty(sizes, array.dtype)
     for shard in array.addressable_shards:
         held = bounded(shard.index, array.shape)
-        common = [slice(max(a.start, b.start), min(a.stop, b.stop))
-                  for a, b in zip(held, index, strict=True)]
+        common = [
+            slice(max(a.start, b.start), min(a.stop, b.stop))
+            for a, b in zip(held, index, strict=True)
+        ]
         if shard.replica_id or any(part.start >= part.stop for part in common):
             continue
-        cut = _piece(shard.data,
-                     tuple(np.int32(part.start - own.start) for part, own in zip(common, held)),
-                     sizes=tuple(part.stop - part.start for part in common))
-        piece[tuple(slice(part.start - to.start, part.stop - to.start)
-                    for part, to in zip(common, index))] = cut
+        cut = _piece(
+            shard.data,
+            tuple(np.int32(part.start - own.start) for part, own in zip(common, held)),
+            sizes=tuple(part.stop - part.start for part in common),
+        )
+        piece[
+            tuple(
+                slice(part.start - to.start, part.stop - to.start)
+                for part, to in zip(common, index)
+            )
+        ] = cut
     return piece
 
 

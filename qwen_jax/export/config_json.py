@@ -9,8 +9,10 @@ from qwen_jax.config import ContextExtension, ModelConfig
 from qwen_jax.errors import ConfigError, unknown_name
 from qwen_jax.export.layouts import LAYOUTS, QWEN, REASONS, REFUSED, REQUIRED, Layout, unfit
 
-_KNOWN = ("choose a dense Qwen, Qwen1.5 or Qwen2 checkpoint in float32, bfloat16 or float16 "
-          "(model_type qwen or qwen2).")
+_KNOWN = (
+    "choose a dense Qwen, Qwen1.5 or Qwen2 checkpoint in float32, bfloat16 or float16 "
+    "(model_type qwen or qwen2)."
+)
 
 
 def layout_of(raw: dict[str, Any], where: pathlib.Path) -> Layout:
@@ -48,27 +50,36 @@ def read_config(raw: dict[str, Any], layout: Layout, where: pathlib.Path) -> dic
         else:
             fields[setting.field] = setting.default
     if missing:
-        raise ConfigError(f"config.json lacks {', '.join(missing)}.", str(where),
-                          f"a {layout.model_type!r} model states them: take its whole config.json.")
+        raise ConfigError(
+            f"config.json lacks {', '.join(missing)}.",
+            str(where),
+            f"a {layout.model_type!r} model states them: take its whole config.json.",
+        )
     if layout is not QWEN:
         fields["extension"] = ContextExtension(dynamic_ntk=False, logn=False)  # it knows neither
     else:
-        fields["extension"] = ContextExtension(**{
-            name.partition(".")[2]: fields.pop(name) for name in list(fields) if "." in name})
+        fields["extension"] = ContextExtension(
+            **{name.partition(".")[2]: fields.pop(name) for name in list(fields) if "." in name}
+        )
     if fields.get("num_kv_heads") == fields["num_heads"]:
         fields["num_kv_heads"] = None
     if fields["head_size"] is not None and (
-            fields["head_size"] * fields["num_heads"] == fields["hidden_size"]):
+        fields["head_size"] * fields["num_heads"] == fields["hidden_size"]
+    ):
         fields["head_size"] = None
     config = ModelConfig(**fields)  # states its own errors
     if problems := unfit(layout, config):
-        raise ConfigError(f"{'; '.join(problems)}: no {layout.model_type!r} model is so.",
-                          str(where), "check the file, or its model_type.")
+        raise ConfigError(
+            f"{'; '.join(problems)}: no {layout.model_type!r} model is so.",
+            str(where),
+            "check the file, or its model_type.",
+        )
     return fields
 
 
-def write_config(config: ModelConfig, layout: Layout, *, dtype: str,
-                 end_of_text: int | None) -> dict[str, Any]:
+def write_config(
+    config: ModelConfig, layout: Layout, *, dtype: str, end_of_text: int | None
+) -> dict[str, Any]:
     """The config.json of `config`; dtype of the weights, end_of_text the id that ends a text."""
     filled = dataclasses.replace(config, num_kv_heads=config.kv_heads, head_size=config.head_dim)
     written = {
@@ -90,15 +101,21 @@ def write_config(config: ModelConfig, layout: Layout, *, dtype: str,
     return written
 
 
-def write_generation_config(layout: Layout, *, end_of_text: int | None,
-                            im_end: int | None) -> dict[str, Any]:
+def write_generation_config(
+    layout: Layout, *, end_of_text: int | None, im_end: int | None
+) -> dict[str, Any]:
     """The generation_config.json: greedy, and where an answer ends.
 
     A chat model ends its turn with <|im_end|>; a base model never writes it, so both stop both.
     """
     stops = [token for token in (end_of_text, im_end) if token is not None]
-    written = {"bos_token_id": end_of_text, "eos_token_id": stops or None,
-               "pad_token_id": end_of_text, "do_sample": False, "max_new_tokens": 512}
+    written = {
+        "bos_token_id": end_of_text,
+        "eos_token_id": stops or None,
+        "pad_token_id": end_of_text,
+        "do_sample": False,
+        "max_new_tokens": 512,
+    }
     if layout is QWEN:
         written |= {"chat_format": "chatml", "max_window_size": 6144}  # for the released code
     return written
@@ -106,15 +123,23 @@ def write_generation_config(layout: Layout, *, end_of_text: int | None,
 
 def _refuse_unsupported(raw: dict[str, Any], layout: Layout, where: pathlib.Path) -> None:
     allowed = {key: (value,) for key, value in layout.demands.items()} | layout.refusals
-    found = {key: f"{key}={raw[key]!r}" for key, values in allowed.items()
-             if key in raw and raw[key] not in values}
+    found = {
+        key: f"{key}={raw[key]!r}"
+        for key, values in allowed.items()
+        if key in raw and raw[key] not in values
+    }
     if odd_layers := set(raw.get("layer_types") or ()) - {"full_attention"}:
         found["layer_types"] = f"layer_types with {', '.join(sorted(odd_layers))}"
     if found:
-        told = [text[:200] + (f" ({REASONS[key]})" if key in REASONS else "")
-                for key, text in found.items()]
-        raise ConfigError("the model asks for what qwen_jax does not implement: "
-                          f"{'; '.join(told)}.", str(where), _KNOWN)
+        told = [
+            text[:200] + (f" ({REASONS[key]})" if key in REASONS else "")
+            for key, text in found.items()
+        ]
+        raise ConfigError(
+            f"the model asks for what qwen_jax does not implement: {'; '.join(told)}.",
+            str(where),
+            _KNOWN,
+        )
 
 
 def _flatten_rope(raw: dict[str, Any]) -> dict[str, Any]:

@@ -11,9 +11,18 @@ from qwen_jax.errors import CheckpointError
 from qwen_jax.export.tensors import PRODUCER, producer_of
 
 # All that an export consists of. A folder that holds anything else is never replaced.
-_PATTERNS = ("config.json", "generation_config.json", "model.safetensors", "model-*.safetensors",
-             "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
-             "vocab.json", "merges.txt", "qwen.tiktoken")
+_PATTERNS = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model-*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "qwen.tiktoken",
+)
 
 
 @contextlib.contextmanager
@@ -51,21 +60,32 @@ def whole_folder(folder: pathlib.Path, *, needed_bytes: int) -> Iterator[pathlib
 def _full(folder: pathlib.Path, needed_bytes: int, free: int) -> CheckpointError:
     return CheckpointError(
         f"the export needs {needed_bytes / 1e9:.3g} GB and the disk has {free / 1e9:.3g} GB.",
-        str(folder), "free some space, or export to another disk.")
+        str(folder),
+        "free some space, or export to another disk.",
+    )
 
 
 def _check_replaceable(folder: pathlib.Path) -> None:
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise CheckpointError("an export is a folder, and a file of that name exists.",
-                              str(folder), "choose another path.")
-    strange = sorted(item.name for item in folder.iterdir()
-                     if not any(item.match(pattern) for pattern in _PATTERNS))
-    foreign = sorted(file.name for file in folder.glob("*.safetensors")
-                     if producer_of(file) != PRODUCER)
+        raise CheckpointError(
+            "an export is a folder, and a file of that name exists.",
+            str(folder),
+            "choose another path.",
+        )
+    strange = sorted(
+        item.name
+        for item in folder.iterdir()
+        if not any(item.match(pattern) for pattern in _PATTERNS)
+    )
+    foreign = sorted(
+        file.name for file in folder.glob("*.safetensors") if producer_of(file) != PRODUCER
+    )
     if strange or foreign:
         raise CheckpointError(
             f"the folder exists and is no export of ours: it holds "
-            f"{', '.join((strange + foreign)[:10])}.", str(folder),
-            "choose another path; only earlier exports and empty folders are replaced.")
+            f"{', '.join((strange + foreign)[:10])}.",
+            str(folder),
+            "choose another path; only earlier exports and empty folders are replaced.",
+        )

@@ -34,9 +34,14 @@ _PIECE_BYTES = 32 << 20  # of a tensor, on the host at a time
 _nothing: Callable[[int], None] = lambda size: None  # noqa: E731
 
 
-def load_pretrained(path: str | os.PathLike, *, mesh: jax.sharding.Mesh | None = None,
-                    param_dtype: str | None = None, shardings: Params | None = None,
-                    progress: Callable[[int], None] = _nothing) -> tuple[ModelConfig, Params]:
+def load_pretrained(
+    path: str | os.PathLike,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    param_dtype: str | None = None,
+    shardings: Params | None = None,
+    progress: Callable[[int], None] = _nothing,
+) -> tuple[ModelConfig, Params]:
     """Reads a Qwen, Qwen1.5 or Qwen2 folder, or one of our run folders.
 
     Each process reads what its own devices need, one device's shard of one weight at a time:
@@ -63,8 +68,9 @@ def load_pretrained(path: str | os.PathLike, *, mesh: jax.sharding.Mesh | None =
         of the wrong shape or quantised, all of them listed at once.
     """
     if mesh is not None and shardings is not None:
-        raise ConfigError("both a mesh and shardings.", "load_pretrained(mesh, shardings)",
-                          "give one of them.")
+        raise ConfigError(
+            "both a mesh and shardings.", "load_pretrained(mesh, shardings)", "give one of them."
+        )
     source = open_pretrained(path, param_dtype=param_dtype, progress=progress)
     if mesh is not None:
         shardings = sharding_for(param_specs(source.config), mesh)
@@ -73,18 +79,29 @@ def load_pretrained(path: str | os.PathLike, *, mesh: jax.sharding.Mesh | None =
 
 def load_params(source: Source, shardings: Params | None = None) -> Params:
     """The weights of an opened folder, as load_pretrained loads them."""
+
     def load(key_path, spec) -> jax.Array:
         path = jax.tree_util.keystr(key_path).lstrip(".")
-        return place(spec.shape, None if shardings is None else leaf_at(shardings, path),
-                     lambda index: source.read(path, index))
+        return place(
+            spec.shape,
+            None if shardings is None else leaf_at(shardings, path),
+            lambda index: source.read(path, index),
+        )
 
     return jax.tree_util.tree_map_with_path(load, param_specs(source.config))
 
 
-def save_pretrained(path: str | os.PathLike, config: ModelConfig, params: Params, *,
-                    layout: Literal["qwen", "qwen2"] = "qwen", tokenizer=None,
-                    param_dtype: str | None = None, max_shard_bytes: int = 5 * 10**9,
-                    progress: Callable[[int], None] = _nothing) -> None:
+def save_pretrained(
+    path: str | os.PathLike,
+    config: ModelConfig,
+    params: Params,
+    *,
+    layout: Literal["qwen", "qwen2"] = "qwen",
+    tokenizer=None,
+    param_dtype: str | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+    progress: Callable[[int], None] = _nothing,
+) -> None:
     """Writes a folder in a released layout; it appears whole or not at all.
 
     "qwen2" is what `transformers` loads as it is; it has no dynamic NTK and no LogN, so beyond the
@@ -108,27 +125,51 @@ def save_pretrained(path: str | os.PathLike, config: ModelConfig, params: Params
     _check_layout(layout, "save_pretrained(layout)")
     _check_dtype(param_dtype, "save_pretrained(param_dtype)")
     own_dtype = _check_params(params, config)
-    _write(path, config, lambda path, index: fetch(leaf_at(params, path), index), layout=layout,
-           tokenizer=tokenizer, dtype=param_dtype or own_dtype, max_shard_bytes=max_shard_bytes,
-           progress=progress)
+    _write(
+        path,
+        config,
+        lambda path, index: fetch(leaf_at(params, path), index),
+        layout=layout,
+        tokenizer=tokenizer,
+        dtype=param_dtype or own_dtype,
+        max_shard_bytes=max_shard_bytes,
+        progress=progress,
+    )
 
 
-def convert_pretrained(source: Source, path: str | os.PathLike, *,
-                       layout: Literal["qwen", "qwen2"], tokenizer=None,
-                       max_shard_bytes: int = 5 * 10**9,
-                       progress: Callable[[int], None] = _nothing) -> None:
+def convert_pretrained(
+    source: Source,
+    path: str | os.PathLike,
+    *,
+    layout: Literal["qwen", "qwen2"],
+    tokenizer=None,
+    max_shard_bytes: int = 5 * 10**9,
+    progress: Callable[[int], None] = _nothing,
+) -> None:
     """An opened folder -> a released one, file to file: the model is never in memory.
 
     Arguments and errors are those of save_pretrained.
     """
     _check_layout(layout, "convert_pretrained(layout)")
-    _write(path, source.config, source.read, layout=layout, tokenizer=tokenizer,
-           dtype=source.config.param_dtype, max_shard_bytes=max_shard_bytes, progress=progress)
+    _write(
+        path,
+        source.config,
+        source.read,
+        layout=layout,
+        tokenizer=tokenizer,
+        dtype=source.config.param_dtype,
+        max_shard_bytes=max_shard_bytes,
+        progress=progress,
+    )
 
 
-def open_pretrained(path: str | os.PathLike, *, param_dtype: str | None = None,
-                    step: int | None = None, progress: Callable[[int], None] = _nothing
-                    ) -> ReleasedFolder | RunFolder | MergedRun:
+def open_pretrained(
+    path: str | os.PathLike,
+    *,
+    param_dtype: str | None = None,
+    step: int | None = None,
+    progress: Callable[[int], None] = _nothing,
+) -> ReleasedFolder | RunFolder | MergedRun:
     """The folder, checked and opened for reading. Arguments and errors are load_pretrained's.
 
     Args:
@@ -137,8 +178,11 @@ def open_pretrained(path: str | os.PathLike, *, param_dtype: str | None = None,
     _check_dtype(param_dtype, "param_dtype")
     folder = pathlib.Path(path)
     if not folder.is_dir():
-        raise CheckpointError("there is no such folder.", str(path),
-                              "pass a folder on this computer; nothing is downloaded.")
+        raise CheckpointError(
+            "there is no such folder.",
+            str(path),
+            "pass a folder on this computer; nothing is downloaded.",
+        )
     raw = read_json(folder / "config.json")
     if not is_run(raw):
         return ReleasedFolder(folder, raw, param_dtype=param_dtype, progress=progress)
@@ -148,26 +192,47 @@ def open_pretrained(path: str | os.PathLike, *, param_dtype: str | None = None,
     base = read_base(folder)
     weights = open_pretrained(base.folder, param_dtype="float32", step=base.step)
     check(base, weights, folder)
-    return MergedRun(folder, raw, lora, weights, param_dtype=param_dtype, step=step,
-                     progress=progress)
+    return MergedRun(
+        folder, raw, lora, weights, param_dtype=param_dtype, step=step, progress=progress
+    )
 
 
-def _write(path, config: ModelConfig, read: Callable[[str, Index], np.ndarray], *, layout: str,
-           tokenizer, dtype: str, max_shard_bytes: int, progress: Callable[[int], None]) -> None:
+def _write(
+    path,
+    config: ModelConfig,
+    read: Callable[[str, Index], np.ndarray],
+    *,
+    layout: str,
+    tokenizer,
+    dtype: str,
+    max_shard_bytes: int,
+    progress: Callable[[int], None],
+) -> None:
     table = LAYOUTS[layout]
     if problems := unfit(table, config):
-        raise ConfigError(f"the {layout!r} layout cannot express {'; '.join(problems)}.",
-                          "layout", 'use layout="qwen2".')
+        raise ConfigError(
+            f"the {layout!r} layout cannot express {'; '.join(problems)}.",
+            "layout",
+            'use layout="qwen2".',
+        )
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise ConfigError(
             f"the tokenizer has {tokenizer.vocab_size} ids, the model {config.vocab_size} rows.",
-            "tokenizer", "pass the tokenizer that the model was trained with.")
+            "tokenizer",
+            "pass the tokenizer that the model was trained with.",
+        )
     if missing := unsaid(table, config):
         logging.warning(
-            "the %r layout has no %s: beyond %d tokens the exported model goes without.", layout,
-            " and no ".join(missing), config.context_length)
-    tensors = [tensor for group in table.groups(param_specs(config))
-               for tensor in _tensors(group, read, dtype)]
+            "the %r layout has no %s: beyond %d tokens the exported model goes without.",
+            layout,
+            " and no ".join(missing),
+            config.context_length,
+        )
+    tensors = [
+        tensor
+        for group in table.groups(param_specs(config))
+        for tensor in _tensors(group, read, dtype)
+    ]
     if jax.process_index() != 0:  # helps process 0 to fetch what other processes hold
         for tensor in tensors:
             for _ in tensor.pieces():
@@ -179,13 +244,16 @@ def _write(path, config: ModelConfig, read: Callable[[str, Index], np.ndarray], 
     folder = pathlib.Path(path).resolve()
     size = sum(tensor.bytes for tensor in tensors)
     with whole_folder(folder, needed_bytes=size + 64 * 10**6) as partial:
-        write_json(partial / "config.json",
-                   write_config(config, table, dtype=dtype, end_of_text=end_of_text))
-        write_json(partial / "generation_config.json",
-                   write_generation_config(table, end_of_text=end_of_text, im_end=im_end))
+        write_json(
+            partial / "config.json",
+            write_config(config, table, dtype=dtype, end_of_text=end_of_text),
+        )
+        write_json(
+            partial / "generation_config.json",
+            write_generation_config(table, end_of_text=end_of_text, im_end=im_end),
+        )
         if tokenizer is not None:
-            write_tokenizer(partial, tokenizer, layout=layout,
-                            context_length=config.context_length)
+            write_tokenizer(partial, tokenizer, layout=layout, context_length=config.context_length)
         write_tensors(partial, tensors, max_shard_bytes=max_shard_bytes, progress=progress)
     logging.info("exported %.3g GB to %s (%s layout, %s).", size / 1e9, folder, layout, dtype)
     if jax.process_count() > 1:
@@ -194,6 +262,7 @@ def _write(path, config: ModelConfig, read: Callable[[str, Index], np.ndarray], 
 
 def _tensors(group: Group, read: Callable[[str, Index], np.ndarray], dtype: str) -> list[Tensor]:
     """The released tensors of a group, made piece by piece as they are written."""
+
     def pieces(layer: int, name: str) -> Iterator[np.ndarray]:
         for weight, shape in zip(group.weights, group.layer_shapes(), strict=True):
             axis = weight.row_axis
@@ -210,15 +279,19 @@ def _tensors(group: Group, read: Callable[[str, Index], np.ndarray], dtype: str)
                     piece = whole
                 yield piece
 
-    return [Tensor(name, group.shape(), dtype, lambda layer=layer, name=name: pieces(layer, name))
-            for layer, name in enumerate(group.names())]
+    return [
+        Tensor(name, group.shape(), dtype, lambda layer=layer, name=name: pieces(layer, name))
+        for layer, name in enumerate(group.names())
+    ]
 
 
 def _check_params(params: Params, config: ModelConfig) -> str:
     """The dtype of `params`, after their shapes have been compared with the config."""
     specs = jax.tree_util.tree_leaves_with_path(param_specs(config))
-    found = {jax.tree_util.keystr(path): leaf
-             for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    found = {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
     problems = []
     for path, spec in specs:
         name = jax.tree_util.keystr(path)
@@ -231,8 +304,11 @@ def _check_params(params: Params, config: ModelConfig) -> str:
             problems.append(f"params{name} is {leaf.dtype}, not {', '.join(DTYPES)}")
     problems += [f"params{name} is not in the config" for name in found]
     if problems:
-        raise CheckpointError(listed(problems, "wrong weight"), "save_pretrained(params)",
-                              "pass the config that the weights were made with.")
+        raise CheckpointError(
+            listed(problems, "wrong weight"),
+            "save_pretrained(params)",
+            "pass the config that the weights were made with.",
+        )
     return widest({str(leaf.dtype) for leaf in jax.tree.leaves(params)}, "params")
 
 

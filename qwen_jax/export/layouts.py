@@ -58,7 +58,7 @@ class Weight:
         return self.pattern.split("->")[0].replace(" ", "")
 
     def _released_axes(self) -> list[str]:
-        """"(N H) D" -> ["NH", "D"]."""
+        """ "(N H) D" -> ["NH", "D"]."""
         axes, inside = [], False
         for letter in self.pattern.split("->")[1].replace(" ", ""):
             if letter in "()":
@@ -131,8 +131,10 @@ class Group:
 
     def rows(self) -> list[int]:
         """How many rows of the released tensor each member takes."""
-        return [weight.released_shape(shape)[0]
-                for weight, shape in zip(self.weights, self.layer_shapes(), strict=True)]
+        return [
+            weight.released_shape(shape)[0]
+            for weight, shape in zip(self.weights, self.layer_shapes(), strict=True)
+        ]
 
     def shape(self) -> tuple[int, ...]:
         """The released shape."""
@@ -182,8 +184,11 @@ def _whole(number: float) -> int | float:
 
 
 _ABSENT = (None, False)
-_UNQUANTISED = {"quantization_config": _ABSENT, "attn_logit_softcapping": _ABSENT,
-                "final_logit_softcapping": _ABSENT}
+_UNQUANTISED = {
+    "quantization_config": _ABSENT,
+    "attn_logit_softcapping": _ABSENT,
+    "final_logit_softcapping": _ABSENT,
+}
 
 # Models that look like ours and are not: what they have that qwen_jax lacks.
 REFUSED = {
@@ -204,7 +209,7 @@ REFUSED = {
 # Why a setting that asks for more than the model has is refused.
 REASONS = {
     "quantization_config": "quantised weights (GPTQ, AWQ, ...) are not read; take the checkpoint "
-                           "that they were made from",
+    "that they were made from",
     "use_sliding_window": "the released sliding window is not implemented",
     "layer_types": "layers of other kinds are not implemented",
     "rope_scaling": "rotary positions are not scaled",
@@ -214,26 +219,31 @@ REASONS = {
 
 QWEN = Layout(
     model_type="qwen",
-    weights=_block({
-        "embed": "transformer.wte",
-        "attention_norm": "transformer.h.{layer}.ln_1",
-        "qkv": "transformer.h.{layer}.attn.c_attn",
-        "o": "transformer.h.{layer}.attn.c_proj",
-        "mlp_norm": "transformer.h.{layer}.ln_2",
-        "up": "transformer.h.{layer}.mlp.w1",
-        "gate": "transformer.h.{layer}.mlp.w2",
-        "down": "transformer.h.{layer}.mlp.c_proj",
-        "final_norm": "transformer.ln_f",
-        "head": "lm_head",
-    }),
+    weights=_block(
+        {
+            "embed": "transformer.wte",
+            "attention_norm": "transformer.h.{layer}.ln_1",
+            "qkv": "transformer.h.{layer}.attn.c_attn",
+            "o": "transformer.h.{layer}.attn.c_proj",
+            "mlp_norm": "transformer.h.{layer}.ln_2",
+            "up": "transformer.h.{layer}.mlp.w1",
+            "gate": "transformer.h.{layer}.mlp.w2",
+            "down": "transformer.h.{layer}.mlp.c_proj",
+            "final_norm": "transformer.ln_f",
+            "head": "lm_head",
+        }
+    ),
     settings=(  # second spellings are those of the first release, August 2023
         Setting("vocab_size", ("vocab_size", "padded_vocab_size")),
         Setting("hidden_size", ("hidden_size", "n_embd")),
         Setting("num_layers", ("num_hidden_layers", "n_layer")),
         Setting("num_heads", ("num_attention_heads", "n_head")),
-        Setting("ffn_size", ("intermediate_size", "ffn_hidden_size"),
-                read=lambda both: both / 2 if both % 2 else both // 2,
-                write=lambda ffn_size: 2 * ffn_size),
+        Setting(
+            "ffn_size",
+            ("intermediate_size", "ffn_hidden_size"),
+            read=lambda both: both / 2 if both % 2 else both // 2,
+            write=lambda ffn_size: 2 * ffn_size,
+        ),
         Setting("context_length", ("seq_length",)),
         Setting("head_size", ("kv_channels",)),
         Setting("rope_base", ("rotary_emb_base",), read=float, write=_whole),
@@ -243,35 +253,53 @@ QWEN = Layout(
         Setting("extension.logn", ("use_logn_attn",)),
     ),
     constants={
-        "architectures": ["QWenLMHeadModel"], "attn_dropout_prob": 0.0, "emb_dropout_prob": 0.0,
-        "bf16": False, "fp16": False, "fp32": False,  # all off: as the weights are
-        "softmax_in_fp32": False, "use_cache": True, "use_cache_kernel": False,
-        "use_cache_quantization": False, "use_flash_attn": "auto",
+        "architectures": ["QWenLMHeadModel"],
+        "attn_dropout_prob": 0.0,
+        "emb_dropout_prob": 0.0,
+        "bf16": False,
+        "fp16": False,
+        "fp32": False,  # all off: as the weights are
+        "softmax_in_fp32": False,
+        "use_cache": True,
+        "use_cache_kernel": False,
+        "use_cache_quantization": False,
+        "use_flash_attn": "auto",
     },
-    demands={"no_bias": True, "rotary_pct": 1.0, "scale_attn_weights": True,
-             "tie_word_embeddings": False},
-    refusals=_UNQUANTISED | {
-        "pos_emb": ("rotary",), "activation": ("swiglu",), "visual": _ABSENT, "audio": _ABSENT,
-        "apply_residual_connection_post_layernorm": _ABSENT},
+    demands={
+        "no_bias": True,
+        "rotary_pct": 1.0,
+        "scale_attn_weights": True,
+        "tie_word_embeddings": False,
+    },
+    refusals=_UNQUANTISED
+    | {
+        "pos_emb": ("rotary",),
+        "activation": ("swiglu",),
+        "visual": _ABSENT,
+        "audio": _ABSENT,
+        "apply_residual_connection_post_layernorm": _ABSENT,
+    },
     ignored=(".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".logn_tensor"),
 )
 
 QWEN2 = Layout(
     model_type="qwen2",  # Qwen1.5 says so too
-    weights=_block({
-        "embed": "model.embed_tokens",
-        "attention_norm": "model.layers.{layer}.input_layernorm",
-        "q": "model.layers.{layer}.self_attn.q_proj",
-        "k": "model.layers.{layer}.self_attn.k_proj",
-        "v": "model.layers.{layer}.self_attn.v_proj",
-        "o": "model.layers.{layer}.self_attn.o_proj",
-        "mlp_norm": "model.layers.{layer}.post_attention_layernorm",
-        "gate": "model.layers.{layer}.mlp.gate_proj",
-        "up": "model.layers.{layer}.mlp.up_proj",
-        "down": "model.layers.{layer}.mlp.down_proj",
-        "final_norm": "model.norm",
-        "head": "lm_head",
-    }),
+    weights=_block(
+        {
+            "embed": "model.embed_tokens",
+            "attention_norm": "model.layers.{layer}.input_layernorm",
+            "q": "model.layers.{layer}.self_attn.q_proj",
+            "k": "model.layers.{layer}.self_attn.k_proj",
+            "v": "model.layers.{layer}.self_attn.v_proj",
+            "o": "model.layers.{layer}.self_attn.o_proj",
+            "mlp_norm": "model.layers.{layer}.post_attention_layernorm",
+            "gate": "model.layers.{layer}.mlp.gate_proj",
+            "up": "model.layers.{layer}.mlp.up_proj",
+            "down": "model.layers.{layer}.mlp.down_proj",
+            "final_norm": "model.norm",
+            "head": "lm_head",
+        }
+    ),
     settings=(
         Setting("vocab_size", ("vocab_size",)),
         Setting("hidden_size", ("hidden_size",)),
@@ -288,9 +316,14 @@ QWEN2 = Layout(
     ),
     constants={"architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "use_cache": True},
     demands={"hidden_act": "silu", "use_sliding_window": False},
-    refusals=_UNQUANTISED | {
-        "rope_scaling": _ABSENT, "mlp_bias": _ABSENT, "attention_bias": (None, True),
-        "dual_chunk_attention_config": _ABSENT, "partial_rotary_factor": (None, 1.0)},
+    refusals=_UNQUANTISED
+    | {
+        "rope_scaling": _ABSENT,
+        "mlp_bias": _ABSENT,
+        "attention_bias": (None, True),
+        "dual_chunk_attention_config": _ABSENT,
+        "partial_rotary_factor": (None, 1.0),
+    },
     ignored=(".rotary_emb.inv_freq",),
 )
 
@@ -307,15 +340,19 @@ def unfit(layout: Layout, config: ModelConfig) -> list[str]:
     if config.tie_embeddings:
         problems.append("tie_embeddings=True")
     if config.num_heads * config.head_dim != config.hidden_size:
-        problems.append(f"num_heads * head_size = {config.num_heads * config.head_dim} is not "
-                        f"hidden_size={config.hidden_size}")
+        problems.append(
+            f"num_heads * head_size = {config.num_heads * config.head_dim} is not "
+            f"hidden_size={config.hidden_size}"
+        )
     return problems
 
 
 def unsaid(layout: Layout, config: ModelConfig) -> list[str]:
     """What of the context extension (report 2.3.2) is lost when the layout is written."""
     extension, of_qwen = config.extension, layout is QWEN
-    lost = {"dynamic NTK": extension.dynamic_ntk and not of_qwen,
-            "LogN": extension.logn and not of_qwen,
-            "layer-wise windows": extension.windows is not None}
+    lost = {
+        "dynamic NTK": extension.dynamic_ntk and not of_qwen,
+        "LogN": extension.logn and not of_qwen,
+        "layer-wise windows": extension.windows is not None,
+    }
     return [name for name, is_lost in lost.items() if is_lost]

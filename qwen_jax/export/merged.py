@@ -53,16 +53,20 @@ def identify(folder: str | os.PathLike, source: Source, specs: Specs = param_spe
       specs: of the weights that stay as they are.
     """
     dtype = source.config.param_dtype
-    return Base(str(pathlib.Path(folder).resolve()), source.step, dtype,
-                _sample(source, dtype, specs))
+    return Base(
+        str(pathlib.Path(folder).resolve()), source.step, dtype, _sample(source, dtype, specs)
+    )
 
 
 def check(base: Base, source: Source, where: pathlib.Path, specs: Specs = param_specs) -> None:
     """Raises CheckpointError unless `source` has the weights that `base` had."""
     if _sample(source, base.dtype, specs) != base.sample:
-        raise CheckpointError("the base of these adapters has other weights than it had when they "
-                              f"were trained: {base.folder}.", str(where),
-                              "put the old weights back; adapters fit no others.")
+        raise CheckpointError(
+            "the base of these adapters has other weights than it had when they "
+            f"were trained: {base.folder}.",
+            str(where),
+            "put the old weights back; adapters fit no others.",
+        )
 
 
 def read_base(folder: pathlib.Path, name: str = NAME) -> Base:
@@ -76,16 +80,25 @@ def read_base(folder: pathlib.Path, name: str = NAME) -> Base:
     """
     where = folder / name
     if not where.is_file():
-        raise CheckpointError("nothing says what these adapters stand beside.", str(where),
-                              f"copy a run with its {name}.")
+        raise CheckpointError(
+            "nothing says what these adapters stand beside.",
+            str(where),
+            f"copy a run with its {name}.",
+        )
     record = read_json(where)
     if set(record) != {field.name for field in dataclasses.fields(Base)}:
-        raise CheckpointError(f"it does not say what adapters stand beside: {sorted(record)}.",
-                              str(where), "put it back as the run wrote it.")
+        raise CheckpointError(
+            f"it does not say what adapters stand beside: {sorted(record)}.",
+            str(where),
+            "put it back as the run wrote it.",
+        )
     base = Base(**record)
     if not pathlib.Path(base.folder).is_dir():
-        raise CheckpointError(f"the base of these adapters is not there: {base.folder}.",
-                              str(where), "put it back, or write its new place into this file.")
+        raise CheckpointError(
+            f"the base of these adapters is not there: {base.folder}.",
+            str(where),
+            "put it back, or write its new place into this file.",
+        )
     return base
 
 
@@ -100,9 +113,11 @@ def adapters_of(raw: dict[str, Any], folder: pathlib.Path) -> LoRAConfig | None:
         return None
     known = {field.name for field in dataclasses.fields(LoRAConfig)}
     if strange := sorted(set(settings) - known):
-        raise ConfigError(f"unknown settings of adapters: {', '.join(strange)}.",
-                          str(folder / "config.json"),
-                          "load the run with the version of qwen_jax in its versions.json.")
+        raise ConfigError(
+            f"unknown settings of adapters: {', '.join(strange)}.",
+            str(folder / "config.json"),
+            "load the run with the version of qwen_jax in its versions.json.",
+        )
     return LoRAConfig(**settings | {"targets": tuple(settings["targets"])})
 
 
@@ -114,10 +129,18 @@ class MergedRun:
       step: of the adapters' checkpoint.
     """
 
-    def __init__(self, folder: pathlib.Path, raw: dict[str, Any], lora: LoRAConfig, base: Source, *,
-                 param_dtype: str | None = None, step: int | None = None,
-                 progress: Callable[[int], None] = lambda size: None,
-                 whole: Specs = param_specs):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        raw: dict[str, Any],
+        lora: LoRAConfig,
+        base: Source,
+        *,
+        param_dtype: str | None = None,
+        step: int | None = None,
+        progress: Callable[[int], None] = lambda size: None,
+        whole: Specs = param_specs,
+    ):
         """
         Args:
           base: opened in float32, in which the sums are made.
@@ -126,8 +149,13 @@ class MergedRun:
         """
         saved = run_config(raw, folder)
         self.config = dataclasses.replace(saved, param_dtype=param_dtype or saved.param_dtype)
-        self._adapters = RunFolder(folder, raw, param_dtype="float32", step=step,
-                                   specs=lambda config: lora_specs(config, lora, whole))
+        self._adapters = RunFolder(
+            folder,
+            raw,
+            param_dtype="float32",
+            step=step,
+            specs=lambda config: lora_specs(config, lora, whole),
+        )
         self.step = self._adapters.step
         self._lora, self._base, self._progress = lora, base, progress
 

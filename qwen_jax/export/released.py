@@ -35,8 +35,14 @@ class ReleasedFolder:
 
     step = None
 
-    def __init__(self, folder: pathlib.Path, raw: dict[str, Any], *, param_dtype: str | None = None,
-                 progress: Callable[[int], None] = lambda size: None):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        raw: dict[str, Any],
+        *,
+        param_dtype: str | None = None,
+        progress: Callable[[int], None] = lambda size: None,
+    ):
         """Compares config.json, whose content is `raw`, with the files.
 
         Args:
@@ -52,10 +58,14 @@ class ReleasedFolder:
         self.files = TensorFiles(folder)
         groups = list(self.layout.groups(param_specs(config)))
         file_dtype = _check_tensors(self.files, groups, self.layout, config, folder)
-        self.config = ModelConfig(**fields, param_dtype=param_dtype or file_dtype,
-                                  compute_dtype=file_dtype)
-        self._homes = {weight.path: (group, member) for group in groups
-                       for member, weight in enumerate(group.weights)}
+        self.config = ModelConfig(
+            **fields, param_dtype=param_dtype or file_dtype, compute_dtype=file_dtype
+        )
+        self._homes = {
+            weight.path: (group, member)
+            for group in groups
+            for member, weight in enumerate(group.weights)
+        }
         self._progress = progress
 
     def read(self, path: str, index: Index) -> np.ndarray:
@@ -73,11 +83,12 @@ class ReleasedFolder:
                 self._read_layer(into, group, member, group.name.format(layer=layer), index[1:])
         return piece
 
-    def _read_layer(self, into: np.ndarray, group: Group, member: int, name: str,
-                    index: Index) -> None:
+    def _read_layer(
+        self, into: np.ndarray, group: Group, member: int, name: str, index: Index
+    ) -> None:
         weight, rows, shape = group.weights[member], group.rows(), group.layer_shapes()[member]
         first = sum(rows[:member])
-        released = self.files.view(name)[first:first + rows[member]]
+        released = self.files.view(name)[first : first + rows[member]]
         ours = weight.from_released(released, shape)[index]  # a view; nothing is read yet
         step_bytes = released.nbytes // shape[weight.row_axis]
         for chunk in chunks(ours.shape, weight.row_axis, step_bytes, _CHUNK_BYTES):
@@ -96,9 +107,13 @@ def chunks(shape: tuple[int, ...], axis: int, bytes_each: int, limit: int) -> li
     """Indices that cut `shape` along `axis` into runs of at most `limit` bytes, 1 step at least."""
     step = max(1, limit // max(1, bytes_each))
     whole = [slice(0, size) for size in shape]
-    return [tuple(slice(start, min(start + step, shape[axis])) if place == axis else part
-                  for place, part in enumerate(whole))
-            for start in range(0, shape[axis], step)]
+    return [
+        tuple(
+            slice(start, min(start + step, shape[axis])) if place == axis else part
+            for place, part in enumerate(whole)
+        )
+        for start in range(0, shape[axis], step)
+    ]
 
 
 def widest(dtypes: set[str], where: str) -> str:
@@ -109,8 +124,13 @@ def widest(dtypes: set[str], where: str) -> str:
     return "float32"
 
 
-def _check_tensors(files: TensorFiles, groups: list[Group], layout: Layout, config: ModelConfig,
-                   folder: pathlib.Path) -> str:
+def _check_tensors(
+    files: TensorFiles,
+    groups: list[Group],
+    layout: Layout,
+    config: ModelConfig,
+    folder: pathlib.Path,
+) -> str:
     """The dtype of the files, after all that may be wrong with them has been looked for."""
     expected = {name: group.shape() for group in groups for name in group.names()}
     problems = [f"{name} is missing" for name in expected if name not in files.shapes]
@@ -120,8 +140,9 @@ def _check_tensors(files: TensorFiles, groups: list[Group], layout: Layout, conf
         if config.tie_embeddings and name == layout.weights[-1].name:
             problems += _untied(files, layout.weights[0].name, name)
         else:
-            problems.append(f"{name} is not part of a {layout.model_type!r} model of "
-                            f"{config.num_layers} layers")
+            problems.append(
+                f"{name} is not part of a {layout.model_type!r} model of {config.num_layers} layers"
+            )
     for name, shape in expected.items():
         found = files.shapes.get(name, shape)
         if found != shape:
@@ -129,8 +150,11 @@ def _check_tensors(files: TensorFiles, groups: list[Group], layout: Layout, conf
         elif files.dtypes.get(name, DTYPES[0]) not in DTYPES:
             problems.append(f"{name} is {files.dtypes[name]}, not {', '.join(DTYPES)}")
     if problems:
-        raise CheckpointError(listed(problems, "wrong tensor"), str(folder),
-                              "use a config.json and weight files that belong together.")
+        raise CheckpointError(
+            listed(problems, "wrong tensor"),
+            str(folder),
+            "use a config.json and weight files that belong together.",
+        )
     return widest({files.dtypes[name] for name in expected}, str(folder))
 
 

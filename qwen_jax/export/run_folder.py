@@ -32,12 +32,17 @@ def run_config(raw: dict[str, Any], folder: pathlib.Path) -> ModelConfig:
     """
     settings = raw["model"]
     extension = dict(settings.get("extension") or {})
-    strange = [name for cls, given in ((ModelConfig, settings), (ContextExtension, extension))
-               for name in sorted(set(given) - {field.name for field in dataclasses.fields(cls)})]
+    strange = [
+        name
+        for cls, given in ((ModelConfig, settings), (ContextExtension, extension))
+        for name in sorted(set(given) - {field.name for field in dataclasses.fields(cls)})
+    ]
     if strange:
-        raise ConfigError(f"unknown model settings: {', '.join(strange)}.",
-                          str(folder / "config.json"),
-                          "load the run with the version of qwen_jax in its versions.json.")
+        raise ConfigError(
+            f"unknown model settings: {', '.join(strange)}.",
+            str(folder / "config.json"),
+            "load the run with the version of qwen_jax in its versions.json.",
+        )
     if extension.get("windows") is not None:
         extension["windows"] = tuple(extension["windows"])  # JSON has no tuples
     return ModelConfig(**settings | {"extension": ContextExtension(**extension)})
@@ -51,10 +56,16 @@ class RunFolder:
       step: of the checkpoint.
     """
 
-    def __init__(self, folder: pathlib.Path, raw: dict[str, Any], *, param_dtype: str | None = None,
-                 step: int | None = None,
-                 progress: Callable[[int], None] = lambda size: None,
-                 specs: Callable[[ModelConfig], Any] = param_specs):
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        raw: dict[str, Any],
+        *,
+        param_dtype: str | None = None,
+        step: int | None = None,
+        progress: Callable[[int], None] = lambda size: None,
+        specs: Callable[[ModelConfig], Any] = param_specs,
+    ):
         """Verifies the checkpoint of the run whose config.json holds `raw`; of PPO's the policy.
 
         Args:
@@ -72,8 +83,11 @@ class RunFolder:
         saved = run_config(raw, folder)
         self.config = dataclasses.replace(saved, param_dtype=param_dtype or saved.param_dtype)
         self.step, self._pieces = open_params(
-            folder / "checkpoints", abstract(specs(saved), saved.param_dtype), step=step,
-            under="policy.params" if "ppo" in raw else "params")
+            folder / "checkpoints",
+            abstract(specs(saved), saved.param_dtype),
+            step=step,
+            under="policy.params" if "ppo" in raw else "params",
+        )
         self._progress = progress
 
     def read(self, path: str, index: Index) -> np.ndarray:
@@ -94,12 +108,16 @@ def check_unused(folder: str | os.PathLike) -> None:
     """Raises CheckpointError unless a run can be written there."""
     folder = pathlib.Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError("the folder exists and is not empty.", str(folder),
-                              "choose another path; a run is never replaced.")
+        raise CheckpointError(
+            "the folder exists and is not empty.",
+            str(folder),
+            "choose another path; a run is never replaced.",
+        )
 
 
-def save_run(path: str | os.PathLike, config: ModelConfig, params: Params, *, tokenizer=None
-             ) -> None:
+def save_run(
+    path: str | os.PathLike, config: ModelConfig, params: Params, *, tokenizer=None
+) -> None:
     """A run folder of these weights, as of step 0: everything that reads a run's model reads it.
 
     A run begins from it with --train.init_from. The folder appears whole or not at all.

@@ -44,8 +44,9 @@ class Trunk:
         return self._source.read(path.removeprefix(_TRUNK), index)
 
 
-def open_scoring(folder: str, *, param_dtype: str | None = None, step: int | None = None
-                 ) -> merged.Source:
+def open_scoring(
+    folder: str, *, param_dtype: str | None = None, step: int | None = None
+) -> merged.Source:
     """The folder, checked and opened for reading. Arguments and errors are open_pretrained's."""
     path = pathlib.Path(folder)
     raw = read_json(path / "config.json")
@@ -57,5 +58,6 @@ def open_scoring(folder: str, *, param_dtype: str | None = None, step: int | Non
     base = merged.read_base(path)
     source = open_scoring(base.folder, param_dtype="float32", step=base.step)
     merged.check(base, source, path, trunk_specs)
-    return merged.MergedRun(path, raw, lora, source, param_dtype=param_dtype, step=step,
-                            whole=scoring_specs)
+    return merged.MergedRun(
+        path, raw, lora, source, param_dtype=param_dtype, step=step, whole=scoring_specs
+    )

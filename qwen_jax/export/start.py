@@ -12,8 +12,18 @@ from qwen_jax.types import Params
 
 # What a model computes, given its weights. The rest (context_length, dtypes, dropout, remat, the
 # context extension) may be chosen anew.
-_FIXED = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_size",
-          "ffn_size", "tie_embeddings", "rope_base", "norm_epsilon")
+_FIXED = (
+    "vocab_size",
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "head_size",
+    "ffn_size",
+    "tie_embeddings",
+    "rope_base",
+    "norm_epsilon",
+)
 
 
 def weights_from(path: str | os.PathLike, config: ModelConfig) -> Callable[[Params], Params]:
@@ -27,11 +37,17 @@ def weights_from(path: str | os.PathLike, config: ModelConfig) -> Callable[[Para
       CheckpointError: as load_pretrained.
     """
     theirs, ours = _settings(open_pretrained(path).config), _settings(config)
-    differing = [f"--model.{name}={theirs[name]} (not {ours[name]})" for name in _FIXED
-                 if theirs[name] != ours[name]]
+    differing = [
+        f"--model.{name}={theirs[name]} (not {ours[name]})"
+        for name in _FIXED
+        if theirs[name] != ours[name]
+    ]
     if differing:
-        raise ConfigError("the run's model is not that of the weights it is to begin from.",
-                          f"--init_from={path}", f"set {', '.join(differing)}.")
+        raise ConfigError(
+            "the run's model is not that of the weights it is to begin from.",
+            f"--init_from={path}",
+            f"set {', '.join(differing)}.",
+        )
 
     def load(abstract: Params) -> Params:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)

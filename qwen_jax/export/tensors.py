@@ -25,11 +25,12 @@ _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _NAMES = {value: key for key, value in _DTYPES.items()}
 _STRIP = 64  # columns copied at a time where rows become columns: measured best of 16 to 256
 _UNPICKLE = (  # weights_only refuses code; clones, since tied weights share their memory
-    "python -c \"import glob, torch; from safetensors.torch import save_file; "
+    'python -c "import glob, torch; from safetensors.torch import save_file; '
     "files = sorted(glob.glob('pytorch_model*.bin')); "
     "save_file({k: v.clone() for f in files "
     "for k, v in torch.load(f, map_location='cpu', weights_only=True).items()}, "
-    "'model.safetensors', metadata={'format': 'pt'})\"")
+    "'model.safetensors', metadata={'format': 'pt'})\""
+)
 
 
 class TensorFiles:
@@ -56,11 +57,15 @@ class TensorFiles:
         self.files = sorted({*expected.values()} if expected else {SINGLE})
         for file in self.files:
             problems += self._open(folder / file)
-        problems += [f"{file} lacks {name}" for name, file in expected.items()
-                     if name not in self.shapes and not problems]
+        problems += [
+            f"{file} lacks {name}"
+            for name, file in expected.items()
+            if name not in self.shapes and not problems
+        ]
         if problems:
-            raise CheckpointError(listed(problems, "bad weight file"), str(folder),
-                                  "copy the folder again, whole.")
+            raise CheckpointError(
+                listed(problems, "bad weight file"), str(folder), "copy the folder again, whole."
+            )
 
     def _open(self, file: pathlib.Path) -> list[str]:
         if not file.is_file():
@@ -73,7 +78,7 @@ class TensorFiles:
         with open(file, "rb") as opened:
             mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         length = int.from_bytes(mapped[:8], "little")
-        header = json.loads(mapped[8:8 + length])
+        header = json.loads(mapped[8 : 8 + length])
         header.pop("__metadata__", None)
         for name, entry in header.items():
             if name in self._homes:
@@ -106,14 +111,21 @@ def _files_of(folder: pathlib.Path) -> dict[str, str]:
     if index.is_file():
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or any(
-                pathlib.PurePath(file).name != file for file in weight_map.values()):
-            raise CheckpointError("the index has no weight_map from tensors to files beside it.",
-                                  str(index), "copy the folder again, whole.")
+            pathlib.PurePath(file).name != file for file in weight_map.values()
+        ):
+            raise CheckpointError(
+                "the index has no weight_map from tensors to files beside it.",
+                str(index),
+                "copy the folder again, whole.",
+            )
         return weight_map
     if (folder / SINGLE).is_file():
         return {}
-    others = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.safetensors")
-                    for file in folder.glob(pattern))
+    others = sorted(
+        file.name
+        for pattern in ("*.bin", "*.pt", "*.pth", "*.safetensors")
+        for file in folder.glob(pattern)
+    )
     what = f"no {SINGLE} and no {INDEX}" + (f", only {', '.join(others)}." if others else ".")
     fix = "pass the folder of a checkpoint in safetensors format."
     if any(not name.endswith(".safetensors") for name in others):
@@ -136,8 +148,13 @@ class Tensor:
         return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
 
-def write_tensors(folder: pathlib.Path, tensors: Sequence[Tensor], *, max_shard_bytes: int,
-                  progress: Callable[[int], None] = lambda size: None) -> None:
+def write_tensors(
+    folder: pathlib.Path,
+    tensors: Sequence[Tensor],
+    *,
+    max_shard_bytes: int,
+    progress: Callable[[int], None] = lambda size: None,
+) -> None:
     """Writes model.safetensors, or numbered files and their index beyond `max_shard_bytes`.
 
     A tensor is never cut: one that is larger than `max_shard_bytes` gets a file of its own.
@@ -162,16 +179,20 @@ def write_tensors(folder: pathlib.Path, tensors: Sequence[Tensor], *, max_shard_
     write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _write_file(file: pathlib.Path, tensors: Iterable[Tensor],
-                progress: Callable[[int], None]) -> None:
+def _write_file(
+    file: pathlib.Path, tensors: Iterable[Tensor], progress: Callable[[int], None]
+) -> None:
     """One file in the safetensors format: 8 bytes of header length, the header, the data.
 
     The library's own writer wants all tensors of a file in memory twice.
     """
     header, offset = {"__metadata__": {"format": "pt", "producer": PRODUCER}}, 0
     for tensor in tensors:
-        header[tensor.name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape),
-                               "data_offsets": [offset, offset + tensor.bytes]}
+        header[tensor.name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.bytes],
+        }
         offset += tensor.bytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data begins on a multiple of 8
@@ -201,7 +222,7 @@ def copy(into: np.ndarray, array: np.ndarray) -> None:
     in_order = array.strides[-1:] == (array.itemsize,)
     strip = max(1, into.shape[-1]) if in_order else _STRIP
     for start in range(0, into.shape[-1], strip):
-        into[..., start:start + strip] = array[..., start:start + strip]
+        into[..., start : start + strip] = array[..., start : start + strip]
 
 
 def producer_of(file: pathlib.Path) -> str | None:
@@ -218,14 +239,17 @@ def read_json(file: pathlib.Path) -> dict:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"there is no {file.name}.", str(file.parent),
-                              "pass the folder that holds it.") from None
+        raise CheckpointError(
+            f"there is no {file.name}.", str(file.parent), "pass the folder that holds it."
+        ) from None
     except ValueError as error:
-        raise CheckpointError(f"{file.name} is not JSON: {error}.", str(file),
-                              "copy the file again.") from None
+        raise CheckpointError(
+            f"{file.name} is not JSON: {error}.", str(file), "copy the file again."
+        ) from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file.name} holds no JSON object.", str(file),
-                              "copy the file again.")
+        raise CheckpointError(
+            f"{file.name} holds no JSON object.", str(file), "copy the file again."
+        )
     return content
 
 
@@ -235,7 +259,7 @@ def write_json(file: pathlib.Path, content: dict) -> None:
 
 
 def listed(problems: Sequence[str], kind: str) -> str:
-    """"3 bad tensors: a; b; c." with at most 20 of them spelt out."""
+    """ "3 bad tensors: a; b; c." with at most 20 of them spelt out."""
     shown = "; ".join(problems[:20])
     more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
     return f"{len(problems)} {kind}{'s' if len(problems) > 1 else ''}: {shown}{more}."

@@ -26,8 +26,9 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer, *, layout: str,
-                    context_length: int) -> None:
+def write_tokenizer(
+    folder: pathlib.Path, tokenizer: Tokenizer, *, layout: str, context_length: int
+) -> None:
     """Writes what `transformers.AutoTokenizer.from_pretrained(folder)` needs, and more.
 
     Always tokenizer.json and tokenizer_config.json; vocab.json and merges.txt for "qwen2",
@@ -65,8 +66,11 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     """
     folder = pathlib.Path(path)
     if not has_tokenizer(folder):
-        raise TokenizerError(f"there is no {TIKTOKEN_FILE} and no tokenizer.json.", str(folder),
-                             "pass the folder of a model that was saved with its tokenizer.")
+        raise TokenizerError(
+            f"there is no {TIKTOKEN_FILE} and no tokenizer.json.",
+            str(folder),
+            "pass the folder of a model that was saved with its tokenizer.",
+        )
     specials = _special_tokens(folder)
     if (folder / TIKTOKEN_FILE).is_file():
         return Tokenizer.from_file(folder / TIKTOKEN_FILE, special_tokens=specials)
@@ -94,13 +98,15 @@ def recover_merges(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
     if orphans:
         raise TokenizerError(
             f"{len(orphans)} tokens cannot be reached by merges of lower ranks, the first of them "
-            f"{orphans[0]!r}.", "tokenizer.mergeable_ranks",
-            "export a vocabulary that was trained or grown by BPE.")
+            f"{orphans[0]!r}.",
+            "tokenizer.mergeable_ranks",
+            "export a vocabulary that was trained or grown by BPE.",
+        )
 
 
 def _merge_below(token: bytes, ranks: dict[bytes, int], limit: int) -> list[bytes]:
     """The BPE of `token` with only the ranks below `limit`."""
-    parts = [token[i:i + 1] for i in range(len(token))]
+    parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
         best, where = limit, -1
         for i in range(len(parts) - 1):
@@ -109,7 +115,7 @@ def _merge_below(token: bytes, ranks: dict[bytes, int], limit: int) -> list[byte
                 best, where = rank, i
         if where < 0:
             break
-        parts[where:where + 2] = [parts[where] + parts[where + 1]]
+        parts[where : where + 2] = [parts[where] + parts[where + 1]]
     return parts
 
 
@@ -120,8 +126,9 @@ def _byte_chars() -> dict[int, str]:
     """
     printing = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printing)]
-    return ({byte: chr(byte) for byte in printing}
-            | {byte: chr(0x100 + place) for place, byte in enumerate(others)})
+    return {byte: chr(byte) for byte in printing} | {
+        byte: chr(0x100 + place) for place, byte in enumerate(others)
+    }
 
 
 _BYTE_CHARS = _byte_chars()
@@ -137,19 +144,33 @@ def _check_dense(tokenizer: Tokenizer) -> None:
     if ids != list(range(len(ids))):
         gap = next(i for i, token in enumerate(ids) if token != i)
         raise TokenizerError(
-            f"the ids have a gap or an overlap at {gap}.", "tokenizer",
-            "number the tokens from 0 and the special tokens straight after them.")
+            f"the ids have a gap or an overlap at {gap}.",
+            "tokenizer",
+            "number the tokens from 0 and the special tokens straight after them.",
+        )
     if lacking := [byte for byte in range(256) if bytes([byte]) not in tokenizer.mergeable_ranks]:
-        raise TokenizerError(f"{len(lacking)} single bytes are no tokens, {lacking[0]:#04x} first.",
-                             "tokenizer.mergeable_ranks", "train with all 256 bytes.")
+        raise TokenizerError(
+            f"{len(lacking)} single bytes are no tokens, {lacking[0]:#04x} first.",
+            "tokenizer.mergeable_ranks",
+            "train with all 256 bytes.",
+        )
 
 
-def _tokenizer_json(vocab: dict[str, int], merges: list[str],
-                    specials: list[tuple[str, int]]) -> dict[str, Any]:
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False,
-                  "use_regex": False}
-    split = {"type": "Split", "pattern": {"Regex": PATTERN}, "behavior": "Isolated",
-             "invert": False}
+def _tokenizer_json(
+    vocab: dict[str, int], merges: list[str], specials: list[tuple[str, int]]
+) -> dict[str, Any]:
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": False,
+        "use_regex": False,
+    }
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": PATTERN},
+        "behavior": "Isolated",
+        "invert": False,
+    }
     return {
         "version": "1.0",
         "truncation": None,
@@ -160,8 +181,14 @@ def _tokenizer_json(vocab: dict[str, int], merges: list[str],
         "post_processor": byte_level,
         "decoder": byte_level,
         "model": {
-            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
-            "end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False, "vocab": vocab,
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "vocab": vocab,
             "merges": merges,
         },
     }
@@ -186,8 +213,14 @@ def _tokenizer_config(specials: list[tuple[str, int]], context_length: int) -> d
 
 
 def _added(text: str) -> dict[str, Any]:
-    return {"content": text, "lstrip": False, "normalized": False, "rstrip": False,
-            "single_word": False, "special": True}
+    return {
+        "content": text,
+        "lstrip": False,
+        "normalized": False,
+        "rstrip": False,
+        "single_word": False,
+        "special": True,
+    }
 
 
 def _special_tokens(folder: pathlib.Path) -> dict[str, int] | None:

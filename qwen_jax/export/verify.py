@@ -18,8 +18,12 @@ from qwen_jax.types import Params
 TOLERANCE = 1e-3  # of the largest logit
 
 _ROWS, _LENGTH = 2, 64
-_TEXTS = ("The quick brown fox\n\n  jumps over 13 lazy dogs, isn't it?", "通义千问 2023年",
-          "def f(x):\n\treturn x ** 2", "e\u0301 \u00e9 \U0001f600")
+_TEXTS = (
+    "The quick brown fox\n\n  jumps over 13 lazy dogs, isn't it?",
+    "通义千问 2023年",
+    "def f(x):\n\treturn x ** 2",
+    "e\u0301 \u00e9 \U0001f600",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +44,12 @@ class Difference:
         return self.worst <= TOLERANCE * self.largest  # false for not a number
 
     def __str__(self) -> str:
-        return (f"worst difference {self.worst:.2e} of logits up to {self.largest:.3g}, at row "
-                f"{self.row}, position {self.position}, token {self.token}: ours {self.ours:.6g}, "
-                f"theirs {self.theirs:.6g}; same choice at {100 * self.same_choice:.1f} % of "
-                "positions")
+        return (
+            f"worst difference {self.worst:.2e} of logits up to {self.largest:.3g}, at row "
+            f"{self.row}, position {self.position}, token {self.token}: ours {self.ours:.6g}, "
+            f"theirs {self.theirs:.6g}; same choice at {100 * self.same_choice:.1f} % of "
+            "positions"
+        )
 
 
 def require() -> None:
@@ -52,8 +58,11 @@ def require() -> None:
         import torch  # noqa: F401
         import transformers  # noqa: F401
     except ImportError as error:
-        raise ConfigError(f"logits are compared with transformers and PyTorch: {error}.",
-                          "--verify", 'pip install "qwen_jax[verify]"') from error
+        raise ConfigError(
+            f"logits are compared with transformers and PyTorch: {error}.",
+            "--verify",
+            'pip install "qwen_jax[verify]"',
+        ) from error
 
 
 def compare_logits(config: ModelConfig, params: Params, folder: str | os.PathLike) -> Difference:
@@ -63,8 +72,9 @@ def compare_logits(config: ModelConfig, params: Params, folder: str | os.PathLik
     """
     length = min(_LENGTH, config.context_length)
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (_ROWS, length), np.int32)
-    config = dataclasses.replace(config, compute_dtype="float32", param_dtype="float32",
-                                 dropout=0.0)
+    config = dataclasses.replace(
+        config, compute_dtype="float32", param_dtype="float32", dropout=0.0
+    )
     params = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
     ours = np.asarray(forward(params, tokens, config=config))
     theirs = _their_logits(folder, tokens)
@@ -72,9 +82,15 @@ def compare_logits(config: ModelConfig, params: Params, folder: str | os.PathLik
     where = np.unravel_index(np.argmax(error), error.shape)  # the first NaN, if there is one
     row, position, token = map(int, where)
     return Difference(
-        worst=float(error[where]), largest=float(np.abs(theirs).max()), row=row, position=position,
-        token=token, ours=float(ours[where]), theirs=float(theirs[where]),
-        same_choice=float((ours.argmax(-1) == theirs.argmax(-1)).mean()))
+        worst=float(error[where]),
+        largest=float(np.abs(theirs).max()),
+        row=row,
+        position=position,
+        token=token,
+        ours=float(ours[where]),
+        theirs=float(theirs[where]),
+        same_choice=float((ours.argmax(-1) == theirs.argmax(-1)).mean()),
+    )
 
 
 def compare_tokenizers(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
@@ -85,8 +101,11 @@ def compare_tokenizers(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
     for text in _TEXTS:
         ours, found = tokenizer.encode(text), theirs(text)["input_ids"]
         if ours != found:
-            raise TokenizerError(f"transformers encodes {text!r} as {found[:20]}, we as "
-                                 f"{ours[:20]}.", str(folder), "export the tokenizer again.")
+            raise TokenizerError(
+                f"transformers encodes {text!r} as {found[:20]}, we as {ours[:20]}.",
+                str(folder),
+                "export the tokenizer again.",
+            )
 
 
 def _their_logits(folder: str | os.PathLike, tokens: np.ndarray) -> np.ndarray:

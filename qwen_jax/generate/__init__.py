@@ -11,6 +11,7 @@ import types
 class _Generate(types.ModuleType):
     def __call__(self, *arguments, **settings):
         from qwen_jax.generate.decode import generate
+
         return generate(*arguments, **settings)
 
 

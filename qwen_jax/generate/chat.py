@@ -6,8 +6,8 @@ The format is tokenizer/chatml.py's. Report: 3.1.1.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.config import ModelConfig
+from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 
@@ -45,9 +45,12 @@ def fit(messages: Sequence[chatml.Message], tokenizer: Tokenizer, *, budget: int
         if system + len(tokens) - start <= budget:
             return Prompt((*tokens[:system], *tokens[start:]), dropped)
     least = system + len(tokens) - (turns[-1] if turns else system)
-    raise DataError(f"the system message and the last question are {least} tokens, and {budget} "
-                    "are left for them.", "messages",
-                    "shorten them, or ask for fewer new tokens or a larger context.")
+    raise DataError(
+        f"the system message and the last question are {least} tokens, and {budget} "
+        "are left for them.",
+        "messages",
+        "shorten them, or ask for fewer new tokens or a larger context.",
+    )
 
 
 def longest_context(config: ModelConfig) -> int:
@@ -69,13 +72,19 @@ def context(config: ModelConfig, asked: int | None) -> tuple[int, str]:
     """
     longest, trained = longest_context(config), config.context_length
     if asked is not None and asked < 2:
-        raise ConfigError(f"a context of {asked} tokens holds no prompt and answer.", "context",
-                          f"use up to {longest}.")
+        raise ConfigError(
+            f"a context of {asked} tokens holds no prompt and answer.",
+            "context",
+            f"use up to {longest}.",
+        )
     tokens = longest if asked is None else asked
     reason = f"trained at {trained:,}"
     if tokens > trained:
-        reason += (", extended by dynamic NTK" if config.extension.dynamic_ntk
-                   else ", without dynamic NTK: expect nonsense beyond")
+        reason += (
+            ", extended by dynamic NTK"
+            if config.extension.dynamic_ntk
+            else ", without dynamic NTK: expect nonsense beyond"
+        )
     if tokens > longest > trained:
         reason += f"; beyond {longest:,} its quality falls"
     return tokens, f"{tokens:,} tokens ({reason})"

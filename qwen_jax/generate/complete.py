@@ -22,15 +22,26 @@ class Completer:
       temperature, top_p: of every answer; the seed is each conversation's own.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer, *, max_new_tokens: int,
-                 temperature: float = 0.0, top_p: float = 1.0):
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+    ):
         self._engine, self._tokenizer = engine, tokenizer
-        self._settings = {"temperature": temperature, "top_p": top_p,
-                          "stop_ids": chatml.stop_ids(tokenizer)}
+        self._settings = {
+            "temperature": temperature,
+            "top_p": top_p,
+            "stop_ids": chatml.stop_ids(tokenizer),
+        }
         self._max_new_tokens = max_new_tokens
 
-    def stream(self, talks: Sequence[Sequence[Turn]], seeds: Sequence[int]
-               ) -> Iterator[tuple[int, Completion | None]]:
+    def stream(
+        self, talks: Sequence[Sequence[Turn]], seeds: Sequence[int]
+    ) -> Iterator[tuple[int, Completion | None]]:
         """(place, answer) as they end; None where fewer than max_new_tokens are left for it.
 
         Raises:
@@ -42,8 +53,11 @@ class Completer:
             if len(tokens) + self._max_new_tokens > self._engine.slots:
                 yield place, None
                 continue
-            (request,) = self._engine.submit(Request(
-                tuple(tokens), max_new_tokens=self._max_new_tokens, seed=seed, **self._settings))
+            (request,) = self._engine.submit(
+                Request(
+                    tuple(tokens), max_new_tokens=self._max_new_tokens, seed=seed, **self._settings
+                )
+            )
             places[request] = place
         parts = {request: ([], []) for request in places}
         while parts:
@@ -53,8 +67,10 @@ class Completer:
                 tokens += [event.token] * (event.token is not None)
                 if event.finish is not None:
                     del parts[event.request_id]
-                    yield places[event.request_id], Completion(
-                        tuple(tokens), "".join(texts), None, event.finish)
+                    yield (
+                        places[event.request_id],
+                        Completion(tuple(tokens), "".join(texts), None, event.finish),
+                    )
 
     def texts(self, talks: Sequence[Sequence[Turn]]) -> list[str | None]:
         """The answers alone, in order, all with seed 0."""

@@ -78,22 +78,46 @@ class Engine:
       ...     print("".join(event.text for event in engine.step()), end="")
     """
 
-    def __init__(self, params: Params, config: ModelConfig, *, tokenizer: Tokenizer | None = None,
-                 rows: int = 8, slots: int | None = None, cache_dtype: str | None = None,
-                 prefill_chunk: int = 512, decode_steps: int = 8, mesh: Mesh | None = None,
-                 memory_gb: float | None = None, vocab_size: int | None = None):
+    def __init__(
+        self,
+        params: Params,
+        config: ModelConfig,
+        *,
+        tokenizer: Tokenizer | None = None,
+        rows: int = 8,
+        slots: int | None = None,
+        cache_dtype: str | None = None,
+        prefill_chunk: int = 512,
+        decode_steps: int = 8,
+        mesh: Mesh | None = None,
+        memory_gb: float | None = None,
+        vocab_size: int | None = None,
+    ):
         slots = config.context_length if slots is None else slots
-        for name, value in (("rows", rows), ("slots", slots), ("decode_steps", decode_steps),
-                            ("prefill_chunk", prefill_chunk)):
+        for name, value in (
+            ("rows", rows),
+            ("slots", slots),
+            ("decode_steps", decode_steps),
+            ("prefill_chunk", prefill_chunk),
+        ):
             if not (is_whole(value) and value >= 1):
-                raise ConfigError(f"{name}={value!r} is not a positive whole number.",
-                                  f"Engine({name})", "use 1 or more.")
+                raise ConfigError(
+                    f"{name}={value!r} is not a positive whole number.",
+                    f"Engine({name})",
+                    "use 1 or more.",
+                )
         if prefill_chunk < _SMALLEST_CHUNK or prefill_chunk & (prefill_chunk - 1):
-            raise ConfigError(f"prefill_chunk={prefill_chunk} is not a power of two from "
-                              f"{_SMALLEST_CHUNK} on.", "Engine(prefill_chunk)", "use 512.")
+            raise ConfigError(
+                f"prefill_chunk={prefill_chunk} is not a power of two from {_SMALLEST_CHUNK} on.",
+                "Engine(prefill_chunk)",
+                "use 512.",
+            )
         if cache_dtype is not None and cache_dtype not in CACHE_DTYPES:
-            raise ConfigError(f"cache_dtype={cache_dtype!r} is unknown.", "Engine(cache_dtype)",
-                              f"use one of {', '.join(CACHE_DTYPES)}, or None.")
+            raise ConfigError(
+                f"cache_dtype={cache_dtype!r} is unknown.",
+                "Engine(cache_dtype)",
+                f"use one of {', '.join(CACHE_DTYPES)}, or None.",
+            )
         vocab_size = _vocab_size(vocab_size, tokenizer, config)
         self.slots = -(-slots // BLOCK) * BLOCK
         self.config, self.mesh, self.tokenizer = config, mesh, tokenizer
@@ -103,9 +127,14 @@ class Engine:
         self._check_memory(memory_gb)
 
         self._params = for_decoding(params, config=config)
-        self._rows = device.make_rows(config=config, mesh=mesh, rows=rows, slots=self.slots,
-                                      cache_dtype=cache_dtype,
-                                      layer_by_layer=isinstance(self._params, TurnedParams))
+        self._rows = device.make_rows(
+            config=config,
+            mesh=mesh,
+            rows=rows,
+            slots=self.slots,
+            cache_dtype=cache_dtype,
+            layer_by_layer=isinstance(self._params, TurnedParams),
+        )
         self._vocab_size = vocab_size
         self._table = None if tokenizer is None else token_bytes(tokenizer)
         self._jobs: list[_Job | None] = [None] * rows
@@ -149,10 +178,14 @@ class Engine:
         """
         self._check_request(request)
         if not (is_whole(samples) and samples >= 1):
-            raise ConfigError(f"samples={samples!r} is not a positive whole number.",
-                              "submit(samples)", "use 1 or more.")
-        jobs = [_Job(self._next_id + i, request, i, self._text_stream(request))
-                for i in range(samples)]
+            raise ConfigError(
+                f"samples={samples!r} is not a positive whole number.",
+                "submit(samples)",
+                "use 1 or more.",
+            )
+        jobs = [
+            _Job(self._next_id + i, request, i, self._text_stream(request)) for i in range(samples)
+        ]
         self._next_id += samples
         self._queue.extend(jobs)
         return [job.id for job in jobs]
@@ -177,9 +210,16 @@ class Engine:
         new = None
         if self._begun.any():
             self._rows, new, active = device.advance(
-                self._params, self._rows, self._begun, self._sampling,
-                np.int32(self._decode_steps), np.bool_(bool(self._queue)), config=self.config,
-                mesh=self.mesh, room=self._decode_steps)
+                self._params,
+                self._rows,
+                self._begun,
+                self._sampling,
+                np.int32(self._decode_steps),
+                np.bool_(bool(self._queue)),
+                config=self.config,
+                mesh=self.mesh,
+                room=self._decode_steps,
+            )
         events, self._events = self._events, []
         if new is None:
             return events
@@ -194,8 +234,9 @@ class Engine:
             events += self._new_tokens(row, tokens[:count], logprobs[:count], bool(active[row]))
         return events
 
-    def run(self, requests: Iterable[Request], *, samples: int = 1,
-            progress: bool = False) -> list[Completion]:
+    def run(
+        self, requests: Iterable[Request], *, samples: int = 1, progress: bool = False
+    ) -> list[Completion]:
         """Answers all requests, in order (the samples of one beside one another).
 
         Args:
@@ -218,23 +259,34 @@ class Engine:
                         finish[event.request_id] = event.finish
                         if bar is not None:
                             bar.update()
-        return [Completion(tuple(tokens), "".join(texts),
-                           None if None in logprobs else tuple(logprobs), finish[i])
-                for i, (tokens, texts, logprobs) in parts.items()]
+        return [
+            Completion(
+                tuple(tokens),
+                "".join(texts),
+                None if None in logprobs else tuple(logprobs),
+                finish[i],
+            )
+            for i, (tokens, texts, logprobs) in parts.items()
+        ]
 
     def _admit(self) -> None:
         while self._queue:
             job = self._queue[0]
             free = [row for row, held in enumerate(self._jobs) if held is None]
-            chosen: Plan | None = plan(job.request.prompt, self._held, free, chunk=self._chunk,
-                                       same_codes=self._same_codes)
+            chosen: Plan | None = plan(
+                job.request.prompt, self._held, free, chunk=self._chunk, same_codes=self._same_codes
+            )
             if chosen is None:
                 return
             self._queue.popleft()
             self._clock += 1
             if chosen.source is not None and chosen.source != chosen.row:
-                self._rows = device.copy_row(self._rows, np.int32(chosen.source),
-                                             np.int32(chosen.row), np.int32(chosen.shared))
+                self._rows = device.copy_row(
+                    self._rows,
+                    np.int32(chosen.source),
+                    np.int32(chosen.row),
+                    np.int32(chosen.shared),
+                )
             self._jobs[chosen.row] = job
             self._held[chosen.row] = Held(job.request.prompt, chosen.shared, self._clock)
             _fill_sampling(self._sampling, chosen.row, job, self.config.vocab_size)
@@ -246,8 +298,9 @@ class Engine:
         Returns row -> first token and its log-probability, still on the devices.
         """
         budget, first = self._chunk * (1 if self._begun.any() else 4), {}
-        waiting = [row for row, job in enumerate(self._jobs)
-                   if job is not None and not self._begun[row]]
+        waiting = [
+            row for row, job in enumerate(self._jobs) if job is not None and not self._begun[row]
+        ]
         waiting.sort(key=lambda row: self._held[row].clock)
         while True:
             for row in [row for row in waiting if not self._next_size(row)]:
@@ -257,7 +310,7 @@ class Engine:
                 return first
             size = self._next_size(waiting[0])
             alike = [row for row in waiting if self._next_size(row) == size]
-            budget -= self._prefill_chunks(alike[:self._at_once(size)], size)
+            budget -= self._prefill_chunks(alike[: self._at_once(size)], size)
 
     def _next_size(self, row: int) -> int:
         """The padded length of a row's next chunk; 0 where its prompt is complete."""
@@ -276,21 +329,23 @@ class Engine:
         numbers[1] = len(self._jobs) + np.arange(P)  # nobody's, if nobody comes
         for i, row in enumerate(rows):
             held = self._held[row]
-            part = held.prompt[held.filled:held.filled + size]
-            tokens[i, :len(part)] = part
+            part = held.prompt[held.filled : held.filled + size]
+            tokens[i, : len(part)] = part
             numbers[:, i] = len(part), row, held.filled, len(held.prompt)
             held.filled += len(part)
-        self._rows = device.prefill(self._params, self._rows, tokens, *numbers, config=self.config,
-                                    mesh=self.mesh)
+        self._rows = device.prefill(
+            self._params, self._rows, tokens, *numbers, config=self.config, mesh=self.mesh
+        )
         return P * size
 
     def _begin(self, row: int) -> tuple:
         held = self._held[row]
         prompt = np.full(self.slots, self.config.vocab_size, np.int32)
-        prompt[:len(held.prompt)] = held.prompt
-        own = jax.tree.map(lambda x: x[row:row + 1] if np.ndim(x) else x, self._sampling)
-        self._rows, token, logprob = device.begin(self._rows, np.int32(row), prompt,
-                                                  np.int32(len(held.prompt)), own)
+        prompt[: len(held.prompt)] = held.prompt
+        own = jax.tree.map(lambda x: x[row : row + 1] if np.ndim(x) else x, self._sampling)
+        self._rows, token, logprob = device.begin(
+            self._rows, np.int32(row), prompt, np.int32(len(held.prompt)), own
+        )
         self._begun[row] = True
         return token, logprob
 
@@ -324,17 +379,26 @@ class Engine:
         read_ids(request.prompt, self._vocab_size, "Request(prompt)", DataError)
         read_ids(request.stop_ids, self.config.vocab_size, "Request(stop_ids)", ConfigError)
         if len(request.stop_ids) > _MOST_STOP_IDS:
-            raise ConfigError(f"{len(request.stop_ids)} stop ids.", "Request(stop_ids)",
-                              f"give at most {_MOST_STOP_IDS}.")
+            raise ConfigError(
+                f"{len(request.stop_ids)} stop ids.",
+                "Request(stop_ids)",
+                f"give at most {_MOST_STOP_IDS}.",
+            )
         if request.stop_strings and self.tokenizer is None:
-            raise ConfigError("stop_strings need texts, and the engine has no tokenizer.",
-                              "Request(stop_strings)", "make the engine with tokenizer=.")
+            raise ConfigError(
+                "stop_strings need texts, and the engine has no tokenizer.",
+                "Request(stop_strings)",
+                "make the engine with tokenizer=.",
+            )
         length, new = len(request.prompt), request.max_new_tokens
         if length + new > self.slots:
-            raise DataError(f"{length} prompt tokens and {new} new ones do not fit a row of "
-                            f"{self.slots} slots.", "Request(prompt, max_new_tokens)",
-                            f"ask for at most {max(self.slots - length, 0)} new tokens, shorten "
-                            "the prompt, or make the engine with more slots.")
+            raise DataError(
+                f"{length} prompt tokens and {new} new ones do not fit a row of "
+                f"{self.slots} slots.",
+                "Request(prompt, max_new_tokens)",
+                f"ask for at most {max(self.slots - length, 0)} new tokens, shorten "
+                "the prompt, or make the engine with more slots.",
+            )
 
     def _check_memory(self, memory_gb: float | None) -> None:
         """Refuses a cache that is larger than what a device may spend on it."""
@@ -350,9 +414,10 @@ class Engine:
             fit = int(rows * limit / needed)
             raise ConfigError(
                 f"the KV cache of {rows} rows of {self.slots} slots takes {needed / 1e9:.3f} GB of "
-                f"each device; there are {limit / 1e9:.3f} GB.", "Engine(rows, slots)",
-                f"{fit} rows of this length would fit; or use fewer slots, or "
-                "cache_dtype=\"int8\".")
+                f"each device; there are {limit / 1e9:.3f} GB.",
+                "Engine(rows, slots)",
+                f'{fit} rows of this length would fit; or use fewer slots, or cache_dtype="int8".',
+            )
 
 
 def _end(job: _Job, finish: str) -> Event:
@@ -363,8 +428,11 @@ def _vocab_size(vocab_size, tokenizer, config: ModelConfig) -> int:
     if vocab_size is None:
         vocab_size = config.vocab_size if tokenizer is None else tokenizer.vocab_size
     if not (is_whole(vocab_size) and 1 <= vocab_size <= config.vocab_size):
-        raise ConfigError(f"vocab_size={vocab_size!r} is outside [1, {config.vocab_size}].",
-                          "Engine(vocab_size)", "use the model's own tokenizer.")
+        raise ConfigError(
+            f"vocab_size={vocab_size!r} is outside [1, {config.vocab_size}].",
+            "Engine(vocab_size)",
+            "use the model's own tokenizer.",
+        )
     return vocab_size
 
 
@@ -383,8 +451,9 @@ def _shards(config: ModelConfig, rows: int, mesh: Mesh | None) -> int:
         return 1
     over_rows = mesh.shape["data"] * mesh.shape["fsdp"]
     over_heads = mesh.shape["tensor"]
-    return ((over_rows if rows % over_rows == 0 else 1)
-            * (over_heads if config.kv_heads % over_heads == 0 else 1))
+    return (over_rows if rows % over_rows == 0 else 1) * (
+        over_heads if config.kv_heads % over_heads == 0 else 1
+    )
 
 
 def _idle_sampling(rows: int, ids: int, vocab_size: int) -> Sampling:
@@ -392,11 +461,16 @@ def _idle_sampling(rows: int, ids: int, vocab_size: int) -> Sampling:
         return np.full(rows, value, dtype)
 
     return Sampling(
-        seeds=fill(0, np.uint32), streams=fill(0, np.uint32), temperature=fill(0, np.float32),
-        top_k=fill(ids, np.int32), top_p=fill(1, np.float32),
+        seeds=fill(0, np.uint32),
+        streams=fill(0, np.uint32),
+        temperature=fill(0, np.float32),
+        top_k=fill(ids, np.int32),
+        top_p=fill(1, np.float32),
         repetition_penalty=fill(1, np.float32),
-        stop_ids=np.full((rows, _MOST_STOP_IDS), -1, np.int32), limits=fill(0, np.int32),
-        vocab_size=np.int32(vocab_size))
+        stop_ids=np.full((rows, _MOST_STOP_IDS), -1, np.int32),
+        limits=fill(0, np.int32),
+        vocab_size=np.int32(vocab_size),
+    )
 
 
 def _fill_sampling(sampling: Sampling, row: int, job: _Job, ids: int) -> None:
@@ -406,10 +480,11 @@ def _fill_sampling(sampling: Sampling, row: int, job: _Job, ids: int) -> None:
     sampling.top_k[row] = min(request.top_k or ids, ids)
     sampling.repetition_penalty[row] = request.repetition_penalty
     sampling.stop_ids[row] = -1
-    sampling.stop_ids[row, :len(request.stop_ids)] = request.stop_ids
+    sampling.stop_ids[row, : len(request.stop_ids)] = request.stop_ids
     sampling.limits[row] = request.max_new_tokens
 
 
 def _bar(total: int):
     from tqdm import tqdm
+
     return tqdm(total=total, unit=" answers", smoothing=0.1)

@@ -61,8 +61,9 @@ class Line:
 class Source:
     """The input file, read twice: once to find every fault, once to work through it."""
 
-    def __init__(self, path: str | os.PathLike, tokenizer: Tokenizer, settings: Settings, *,
-                 context: int):
+    def __init__(
+        self, path: str | os.PathLike, tokenizer: Tokenizer, settings: Settings, *, context: int
+    ):
         self._path, self._tokenizer = pathlib.Path(path), tokenizer
         self._settings, self._context = settings, context
 
@@ -100,8 +101,11 @@ class Source:
             with open(self._path, "rb") as file:
                 yield from enumerate(file, start=1)
         except OSError as error:
-            raise DataError(f"the prompts cannot be read: {error.strerror}.", str(self._path),
-                            "name a file with a line of JSON for each prompt.") from error
+            raise DataError(
+                f"the prompts cannot be read: {error.strerror}.",
+                str(self._path),
+                "name a file with a line of JSON for each prompt.",
+            ) from error
 
     def _parse(self, number: int, raw: bytes) -> Line:
         where = f"line {number}"
@@ -110,8 +114,11 @@ class Source:
         except (ValueError, RecursionError) as error:
             raise DataError(f"it is not JSON ({error}).", where, "write one object.") from None
         if not isinstance(fields, dict) or ("prompt" in fields) == ("messages" in fields):
-            raise DataError("it is not an object with either prompt or messages.", where,
-                            'write {"prompt": ...} or {"messages": [...]}.')
+            raise DataError(
+                "it is not an object with either prompt or messages.",
+                where,
+                'write {"prompt": ...} or {"messages": [...]}.',
+            )
         line_id = fields.pop("id", None)
         if "prompt" in fields:
             text = fields.pop("prompt")
@@ -121,34 +128,43 @@ class Source:
             stop_ids = (self._tokenizer.end_of_text,)
         else:
             messages = fields.pop("messages")
-            prompt = chatml.prompt(messages if isinstance(messages, list) else [messages],
-                                   self._tokenizer).tolist()
+            prompt = chatml.prompt(
+                messages if isinstance(messages, list) else [messages], self._tokenizer
+            ).tolist()
             stop_ids = chatml.stop_ids(self._tokenizer)
         request, n = self._request(tuple(prompt), stop_ids, fields, number)
         if len(prompt) + request.max_new_tokens > self._context:
-            raise DataError(f"{len(prompt)} tokens and {request.max_new_tokens} new ones are over "
-                            f"the context of {self._context}.", where, "shorten it.")
+            raise DataError(
+                f"{len(prompt)} tokens and {request.max_new_tokens} new ones are over "
+                f"the context of {self._context}.",
+                where,
+                "shorten it.",
+            )
         return Line(number, line_id, request, n)
 
-    def _request(self, prompt, stop_ids, fields: dict[str, Any], number: int
-                 ) -> tuple[Request, int]:
+    def _request(
+        self, prompt, stop_ids, fields: dict[str, Any], number: int
+    ) -> tuple[Request, int]:
         known = {field.name for field in dataclasses.fields(Settings)}
         for name in fields:
             if name not in known:
-                raise unknown_name("field", name, known | {"id", "prompt", "messages"},
-                                   f"line {number}", DataError)
+                raise unknown_name(
+                    "field", name, known | {"id", "prompt", "messages"}, f"line {number}", DataError
+                )
         seed = (self._settings.seed + number - 1) % 2**32
         settings = dataclasses.asdict(self._settings) | {"seed": seed} | fields
         n, stop = settings.pop("n"), settings.pop("stop")
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise DataError(f"n={n!r} is not a positive whole number.", f"line {number}",
-                            "use 1 or more.")
+            raise DataError(
+                f"n={n!r} is not a positive whole number.", f"line {number}", "use 1 or more."
+            )
         if not isinstance(settings["logprobs"], bool):
             raise DataError("logprobs is not true or false.", f"line {number}", "use one of them.")
         stops = (stop,) if isinstance(stop, str) else stop
         if not isinstance(stops, (list, tuple)):
-            raise DataError("stop is not a string or a list of them.", f"line {number}",
-                            "use one of them.")
+            raise DataError(
+                "stop is not a string or a list of them.", f"line {number}", "use one of them."
+            )
         return Request(prompt=prompt, stop_ids=stop_ids, stop_strings=tuple(stops), **settings), n
 
 
@@ -185,8 +201,10 @@ class Output:
     def add(self, line: Line, answers: list[dict[str, Any]]) -> None:
         """Keeps a line's answers."""
         record = {"line": line.number} | ({} if line.id is None else {"id": line.id})
-        raw = json.dumps(record | {"answers": answers}, ensure_ascii=False).encode(
-            "utf-8", "replace") + b"\n"
+        raw = (
+            json.dumps(record | {"answers": answers}, ensure_ascii=False).encode("utf-8", "replace")
+            + b"\n"
+        )
         offset = self._file.seek(0, os.SEEK_END)
         self._file.write(raw)
         self._file.flush()
@@ -213,11 +231,16 @@ class Output:
 
     def _same_run(self, identity: dict[str, Any]) -> None:
         if self._record.exists():
-            check_same(json.loads(self._record.read_text(encoding="utf-8")), identity, self.path,
-                       self._record)
+            check_same(
+                json.loads(self._record.read_text(encoding="utf-8")),
+                identity,
+                self.path,
+                self._record,
+            )
         elif self.path.exists():
-            raise ConfigError("the file is there, and not one of ours.", str(self.path),
-                              "name another file.")
+            raise ConfigError(
+                "the file is there, and not one of ours.", str(self.path), "name another file."
+            )
         else:
             write_json(self._record, identity)
 
@@ -258,8 +281,10 @@ def run(engine, source: Source, output: Output, *, rows: int, on_line=lambda tok
                 del owners[event.request_id]
                 ended[owner.number] += 1
                 if ended[owner.number] == owner.n:
-                    answers = [_answer(events, owner.request.logprobs)
-                               for events in unfinished.pop(owner.number).values()]
+                    answers = [
+                        _answer(events, owner.request.logprobs)
+                        for events in unfinished.pop(owner.number).values()
+                    ]
                     output.add(owner, answers)
                     on_line(sum(answer["tokens"] for answer in answers))
     output.finish()
@@ -267,8 +292,11 @@ def run(engine, source: Source, output: Output, *, rows: int, on_line=lambda tok
 
 def _answer(events: list, logprobs: bool) -> dict[str, Any]:
     tokens = [event for event in events if event.token is not None]
-    answer = {"text": "".join(event.text for event in events), "finish": events[-1].finish,
-              "tokens": len(tokens)}
+    answer = {
+        "text": "".join(event.text for event in events),
+        "finish": events[-1].finish,
+        "tokens": len(tokens),
+    }
     return answer | ({"logprobs": [event.logprob for event in tokens]} if logprobs else {})
 
 

@@ -48,9 +48,11 @@ class NewTokens:
     logprobs: Array  # float32 [B, R]; of the softmax of the model's own logits, nothing truncated
 
 
-def choose(logits_BV: Array, seen_BV: Array, counts_B: Array,
-           sampling: Sampling) -> tuple[Array, Array]:
+def choose(
+    logits_BV: Array, seen_BV: Array, counts_B: Array, sampling: Sampling
+) -> tuple[Array, Array]:
     """The next token of each row, int32 [B], and its log-probability, float32 [B]."""
+
     def only_if(wanted_B, change, logits):
         return jax.lax.cond(jnp.any(wanted_B), change, lambda x: x, logits)
 
@@ -59,18 +61,28 @@ def choose(logits_BV: Array, seen_BV: Array, counts_B: Array,
 
     def draw(x):
         x = sample.scale_temperature(x, jnp.where(drawn_B, sampling.temperature, 1.0))
-        x = only_if(drawn_B & (sampling.top_k < x.shape[1]),
-                    lambda x: sample.keep_top_k(x, sampling.top_k), x)
-        x = only_if(drawn_B & (sampling.top_p < 1.0),
-                    lambda x: sample.keep_top_p(x, sampling.top_p), x)
+        x = only_if(
+            drawn_B & (sampling.top_k < x.shape[1]),
+            lambda x: sample.keep_top_k(x, sampling.top_k),
+            x,
+        )
+        x = only_if(
+            drawn_B & (sampling.top_p < 1.0), lambda x: sample.keep_top_p(x, sampling.top_p), x
+        )
         return sample.sample(x, sample.row_keys(sampling.seeds, sampling.streams), counts_B)
 
     penalized_BV = only_if(
-        sampling.repetition_penalty != 1.0, lambda x: sample.penalize_repetition(
-            x, seen_BV, sampling.repetition_penalty), logits_BV)
+        sampling.repetition_penalty != 1.0,
+        lambda x: sample.penalize_repetition(x, seen_BV, sampling.repetition_penalty),
+        logits_BV,
+    )
     best_B = sample.greedy(penalized_BV)
-    chosen_B = jax.lax.cond(jnp.any(drawn_B), lambda x: jnp.where(drawn_B, draw(x), best_B),
-                            lambda x: best_B, penalized_BV)
+    chosen_B = jax.lax.cond(
+        jnp.any(drawn_B),
+        lambda x: jnp.where(drawn_B, draw(x), best_B),
+        lambda x: best_B,
+        penalized_BV,
+    )
     chosen_logits_B = jnp.take_along_axis(logits_BV, chosen_B[:, None], axis=1)[:, 0]
     return chosen_B, chosen_logits_B - jax.nn.logsumexp(logits_BV, axis=1)
 
@@ -82,14 +94,25 @@ def take(state: DecodeState, logits_BV: Array, sampling: Sampling):
     adds_B = state.active & ~stops_B
     counts_B = state.counts + adds_B.astype(jnp.int32)
     rows = jnp.arange(chosen_B.shape[0], dtype=jnp.int32)
-    state = state.replace(last=chosen_B, counts=counts_B,
-                          active=adds_B & (counts_B < sampling.limits),
-                          seen=state.seen.at[rows, chosen_B].max(adds_B))
+    state = state.replace(
+        last=chosen_B,
+        counts=counts_B,
+        active=adds_B & (counts_B < sampling.limits),
+        seen=state.seen.at[rows, chosen_B].max(adds_B),
+    )
     return state, jnp.where(adds_B, chosen_B, -1), logprobs_B
 
 
-def advance(params: Params, state: DecodeState, sampling: Sampling, steps: Array,
-            stop_early: Array, *, config: ModelConfig, room: int) -> tuple[DecodeState, NewTokens]:
+def advance(
+    params: Params,
+    state: DecodeState,
+    sampling: Sampling,
+    steps: Array,
+    stop_early: Array,
+    *,
+    config: ModelConfig,
+    room: int,
+) -> tuple[DecodeState, NewTokens]:
     """Up to `steps` more tokens for every active row.
 
     Args:
@@ -98,8 +121,9 @@ def advance(params: Params, state: DecodeState, sampling: Sampling, steps: Array
     """
     B = state.last.shape[0]
     before_B = state.active
-    new = NewTokens(tokens=jnp.full((B, room), -1, jnp.int32),
-                    logprobs=jnp.zeros((B, room), jnp.float32))
+    new = NewTokens(
+        tokens=jnp.full((B, room), -1, jnp.int32), logprobs=jnp.zeros((B, room), jnp.float32)
+    )
 
     def go_on(carry):
         step, state, _ = carry
@@ -108,12 +132,18 @@ def advance(params: Params, state: DecodeState, sampling: Sampling, steps: Array
 
     def next_token(carry):
         step, state, new = carry
-        logits_BV, cache = forward_cached(params, state.last[:, None], state.cache, config=config,
-                                          num_tokens=state.active.astype(jnp.int32))
+        logits_BV, cache = forward_cached(
+            params,
+            state.last[:, None],
+            state.cache,
+            config=config,
+            num_tokens=state.active.astype(jnp.int32),
+        )
         state, tokens_B, logprobs_B = take(state.replace(cache=cache), logits_BV, sampling)
         new = NewTokens(
             tokens=jax.lax.dynamic_update_slice(new.tokens, tokens_B[:, None], (0, step)),
-            logprobs=jax.lax.dynamic_update_slice(new.logprobs, logprobs_B[:, None], (0, step)))
+            logprobs=jax.lax.dynamic_update_slice(new.logprobs, logprobs_B[:, None], (0, step)),
+        )
         return step + jnp.int32(1), state, new
 
     _, state, new = jax.lax.while_loop(go_on, next_token, (jnp.int32(0), state, new))

@@ -30,8 +30,14 @@ class Plan:
     shared: int  # how many
 
 
-def plan(prompt: Sequence[int], rows: Sequence[Held], free: Sequence[int], *, chunk: int,
-         same_codes: Callable[[int, int], bool]) -> Plan | None:
+def plan(
+    prompt: Sequence[int],
+    rows: Sequence[Held],
+    free: Sequence[int],
+    *,
+    chunk: int,
+    same_codes: Callable[[int, int], bool],
+) -> Plan | None:
     """The row for `prompt`; None: wait, for a row or for the prompt itself to be computed in one.
 
     Args:

@@ -35,28 +35,52 @@ def _on(mesh: Mesh | None):
     return contextlib.nullcontext() if mesh is None else use_layout(mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "mesh", "rows", "slots", "cache_dtype",
-                                             "layer_by_layer"))
-def make_rows(*, config: ModelConfig, mesh: Mesh | None, rows: int, slots: int,
-              cache_dtype: str | None, layer_by_layer: bool) -> Rows:
+@functools.partial(
+    jax.jit, static_argnames=("config", "mesh", "rows", "slots", "cache_dtype", "layer_by_layer")
+)
+def make_rows(
+    *,
+    config: ModelConfig,
+    mesh: Mesh | None,
+    rows: int,
+    slots: int,
+    cache_dtype: str | None,
+    layer_by_layer: bool,
+) -> Rows:
     """All rows empty and idle."""
     with _on(mesh):
-        cache = kv_cache.init_cache(config, rows, slots, dtype=cache_dtype,
-                                    layer_by_layer=layer_by_layer)
+        cache = kv_cache.init_cache(
+            config, rows, slots, dtype=cache_dtype, layer_by_layer=layer_by_layer
+        )
 
     def zeros():
         return jnp.zeros((rows,), jnp.int32)
 
     return Rows(
-        decode=DecodeState(cache=cache, last=zeros(), counts=zeros(), active=zeros() > 0,
-                           seen=jnp.zeros((rows, config.vocab_size), bool)),
-        prompt_logits=jnp.zeros((rows, config.vocab_size), jnp.float32))
+        decode=DecodeState(
+            cache=cache,
+            last=zeros(),
+            counts=zeros(),
+            active=zeros() > 0,
+            seen=jnp.zeros((rows, config.vocab_size), bool),
+        ),
+        prompt_logits=jnp.zeros((rows, config.vocab_size), jnp.float32),
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh"), donate_argnums=1)
-def prefill(params: Params, state: Rows, tokens: Array, num_tokens: Array, rows: Array,
-            starts: Array, prompt_lengths: Array, *, config: ModelConfig,
-            mesh: Mesh | None) -> Rows:
+def prefill(
+    params: Params,
+    state: Rows,
+    tokens: Array,
+    num_tokens: Array,
+    rows: Array,
+    starts: Array,
+    prompt_lengths: Array,
+    *,
+    config: ModelConfig,
+    mesh: Mesh | None,
+) -> Rows:
     """The next chunks of some prompts.
 
     Args:
@@ -65,13 +89,24 @@ def prefill(params: Params, state: Rows, tokens: Array, num_tokens: Array, rows:
       starts: int32 [P], the slots of the first tokens.
     """
     cache = state.decode.cache
-    cache = cache.replace(lengths=kv_cache.put_rows(cache.lengths, starts, rows),
-                          ntk_lengths=kv_cache.put_rows(cache.ntk_lengths, prompt_lengths, rows))
+    cache = cache.replace(
+        lengths=kv_cache.put_rows(cache.lengths, starts, rows),
+        ntk_lengths=kv_cache.put_rows(cache.ntk_lengths, prompt_lengths, rows),
+    )
     with _on(mesh):
-        logits, cache = forward_cached(params, tokens, cache, config=config, rows=rows,
-                                       num_tokens=num_tokens, prompt_lengths=prompt_lengths)
-    return state.replace(decode=state.decode.replace(cache=cache),
-                         prompt_logits=kv_cache.put_rows(state.prompt_logits, logits, rows))
+        logits, cache = forward_cached(
+            params,
+            tokens,
+            cache,
+            config=config,
+            rows=rows,
+            num_tokens=num_tokens,
+            prompt_lengths=prompt_lengths,
+        )
+    return state.replace(
+        decode=state.decode.replace(cache=cache),
+        prompt_logits=kv_cache.put_rows(state.prompt_logits, logits, rows),
+    )
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -85,21 +120,30 @@ def copy_row(rows: Rows, source: Array, target: Array, length: Array) -> Rows:
 
     def copy_used(blocks):
         return tuple(
-            jax.lax.fori_loop(0, (length > begin).astype(jnp.int32),
-                              lambda _, block: jax.tree.map(copy, block), block)
-            for begin, block in zip(kv_cache.starts(blocks), blocks))
+            jax.lax.fori_loop(
+                0,
+                (length > begin).astype(jnp.int32),
+                lambda _, block: jax.tree.map(copy, block),
+                block,
+            )
+            for begin, block in zip(kv_cache.starts(blocks), blocks)
+        )
 
     cache = cache.replace(
-        blocks=tuple(map(copy_used, cache.blocks)), lengths=cache.lengths.at[target].set(length),
-        ntk_lengths=cache.ntk_lengths.at[target].set(cache.ntk_lengths[source]))
+        blocks=tuple(map(copy_used, cache.blocks)),
+        lengths=cache.lengths.at[target].set(length),
+        ntk_lengths=cache.ntk_lengths.at[target].set(cache.ntk_lengths[source]),
+    )
     return rows.replace(
         decode=rows.decode.replace(cache=cache),
-        prompt_logits=rows.prompt_logits.at[target].set(rows.prompt_logits[source]))
+        prompt_logits=rows.prompt_logits.at[target].set(rows.prompt_logits[source]),
+    )
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def begin(rows: Rows, row: Array, prompt: Array, length: Array,
-          sampling: Sampling) -> tuple[Rows, Array, Array]:
+def begin(
+    rows: Rows, row: Array, prompt: Array, length: Array, sampling: Sampling
+) -> tuple[Rows, Array, Array]:
     """The first token of a row whose prompt is in the cache.
 
     Args:
@@ -113,29 +157,48 @@ def begin(rows: Rows, row: Array, prompt: Array, length: Array,
     seen = jax.lax.cond(
         sampling.repetition_penalty[0] != 1.0,
         lambda: jnp.zeros(state.seen.shape[1:], bool).at[prompt].set(True, mode="drop"),
-        lambda: jnp.zeros(state.seen.shape[1:], bool))
-    one = DecodeState(cache=None, last=jnp.zeros((1,), jnp.int32),
-                      counts=jnp.zeros((1,), jnp.int32), active=jnp.ones((1,), bool),
-                      seen=seen[None])
-    logits = jax.lax.dynamic_slice(rows.prompt_logits, (row, jnp.int32(0)),
-                                   (1, rows.prompt_logits.shape[1]))
+        lambda: jnp.zeros(state.seen.shape[1:], bool),
+    )
+    one = DecodeState(
+        cache=None,
+        last=jnp.zeros((1,), jnp.int32),
+        counts=jnp.zeros((1,), jnp.int32),
+        active=jnp.ones((1,), bool),
+        seen=seen[None],
+    )
+    logits = jax.lax.dynamic_slice(
+        rows.prompt_logits, (row, jnp.int32(0)), (1, rows.prompt_logits.shape[1])
+    )
     one, token, logprob = loop.take(one, logits, sampling)
     cache = state.cache.replace(lengths=state.cache.lengths.at[row].set(length))
     state = state.replace(
-        cache=cache, last=state.last.at[row].set(one.last[0]),
+        cache=cache,
+        last=state.last.at[row].set(one.last[0]),
         counts=state.counts.at[row].set(one.counts[0]),
-        active=state.active.at[row].set(one.active[0]), seen=state.seen.at[row].set(one.seen[0]))
+        active=state.active.at[row].set(one.active[0]),
+        seen=state.seen.at[row].set(one.seen[0]),
+    )
     return rows.replace(decode=state), token[0], logprob[0]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh", "room"), donate_argnums=1)
-def advance(params: Params, rows: Rows, active: Array, sampling: Sampling, steps: Array,
-            stop_early: Array, *, config: ModelConfig, mesh: Mesh | None,
-            room: int) -> tuple[Rows, NewTokens, Array]:
+def advance(
+    params: Params,
+    rows: Rows,
+    active: Array,
+    sampling: Sampling,
+    steps: Array,
+    stop_early: Array,
+    *,
+    config: ModelConfig,
+    mesh: Mesh | None,
+    room: int,
+) -> tuple[Rows, NewTokens, Array]:
     """loop.advance for the rows that the host calls active; also which of them are still."""
     state = rows.decode.replace(active=rows.decode.active & active)
     with _on(mesh):
-        state, new = loop.advance(params, state, sampling, steps, stop_early, config=config,
-                                  room=room)
+        state, new = loop.advance(
+            params, state, sampling, steps, stop_early, config=config, room=room
+        )
     # A copy: what the next call is given to overwrite must not be what the host reads.
     return rows.replace(decode=state), new, state.active.copy()

@@ -49,9 +49,11 @@ def keep_top_k(logits_BV: Array, k: Array | int) -> Array:
     k_B1 = _per_row(k, jnp.int32, logits_BV)
     order_BV = _ordered(logits_BV)
     threshold_B1 = _largest_threshold(
-        lambda middle_B1: jnp.sum((order_BV >= middle_B1).astype(jnp.int32), axis=1,
-                                  keepdims=True) >= k_B1,
-        jnp.full_like(k_B1, _INT32.min))
+        lambda middle_B1: (
+            jnp.sum((order_BV >= middle_B1).astype(jnp.int32), axis=1, keepdims=True) >= k_B1
+        ),
+        jnp.full_like(k_B1, _INT32.min),
+    )
     return jnp.where(order_BV >= threshold_B1, logits_BV, -jnp.inf)
 
 
@@ -70,9 +72,11 @@ def keep_top_p(logits_BV: Array, p: Array | float) -> Array:
     probs_BV = jax.nn.softmax(logits_BV, axis=-1)
     order_BV = jax.lax.bitcast_convert_type(probs_BV, jnp.int32)  # no probability is negative
     threshold_B1 = _largest_threshold(
-        lambda middle_B1: jnp.sum(jnp.where(order_BV >= middle_B1, probs_BV, 0.0), axis=1,
-                                  keepdims=True) >= p_B1,
-        jnp.zeros(p_B1.shape, jnp.int32))
+        lambda middle_B1: (
+            jnp.sum(jnp.where(order_BV >= middle_B1, probs_BV, 0.0), axis=1, keepdims=True) >= p_B1
+        ),
+        jnp.zeros(p_B1.shape, jnp.int32),
+    )
     return jnp.where((order_BV >= threshold_B1) | (p_B1 >= 1.0), logits_BV, -jnp.inf)
 
 
@@ -101,8 +105,9 @@ def sample(logits_BV: Array, keys_B: Array, step: Array | int) -> Array:
     """
     B, V = logits_BV.shape
     groups = -(-V // _GROUP)
-    logits_BGE = jnp.pad(logits_BV, ((0, 0), (0, groups * _GROUP - V)),
-                         constant_values=-jnp.inf).reshape(B, groups, _GROUP)
+    logits_BGE = jnp.pad(
+        logits_BV, ((0, 0), (0, groups * _GROUP - V)), constant_values=-jnp.inf
+    ).reshape(B, groups, _GROUP)
     group_logits_BG = jax.nn.logsumexp(logits_BGE, axis=2)
 
     def draw(key, step, logits_GE, group_logits_G):
@@ -118,7 +123,8 @@ def sample(logits_BV: Array, keys_B: Array, step: Array | int) -> Array:
 def row_keys(seeds_B: Array, streams_B: Array) -> Array:
     """Random keys [B], one for each pair of a seed (uint32 [B]) and a stream (uint32 [B])."""
     return jax.vmap(lambda seed, stream: jax.random.fold_in(jax.random.key(seed), stream))(
-        seeds_B, streams_B)
+        seeds_B, streams_B
+    )
 
 
 def _per_row(value, dtype, logits_BV: Array) -> Array:
@@ -137,6 +143,7 @@ def _largest_threshold(enough, low_B1: Array) -> Array:
 
     `enough` maps int32 [B, 1] to bool [B, 1] and must not become true again once it is false.
     """
+
     def halve(_, bounds):
         low, high = bounds
         middle = (low & high) + ((low ^ high) >> 1)  # the mean, without overflow

@@ -32,8 +32,9 @@ class TextStream:
 
     def add(self, token: int) -> str:
         """What has become certain with this token; an id without bytes counts as U+FFFD."""
-        return self._release(self._decoder.decode(
-            self._table.get(token, "\ufffd".encode())), final=False)
+        return self._release(
+            self._decoder.decode(self._table.get(token, "\ufffd".encode())), final=False
+        )
 
     def finish(self) -> str:
         """What was held back, at the end of the answer."""
@@ -46,13 +47,22 @@ class TextStream:
         found = [at for at in (self._held.find(stop) for stop in self._stops) if at >= 0]
         if found:
             self.stopped = True
-            text, self._held = self._held[:min(found)], ""
+            text, self._held = self._held[: min(found)], ""
             return text
         keep = 0 if final else max(map(self._begun, self._stops), default=0)
-        text, self._held = self._held[:len(self._held) - keep], self._held[len(self._held) - keep:]
+        text, self._held = (
+            self._held[: len(self._held) - keep],
+            self._held[len(self._held) - keep :],
+        )
         return text
 
     def _begun(self, stop: str) -> int:
         """The length of the longest beginning of `stop` that the held text ends with."""
-        return next((n for n in range(min(len(stop) - 1, len(self._held)), 0, -1)
-                     if self._held.endswith(stop[:n])), 0)
+        return next(
+            (
+                n
+                for n in range(min(len(stop) - 1, len(self._held)), 0, -1)
+                if self._held.endswith(stop[:n])
+            ),
+            0,
+        )

@@ -23,9 +23,10 @@ from qwen_jax.types import Array
 # `attention` (the signature of reference.attention), `refuse(call)` (None, or why it cannot run
 # this) and PLATFORM (that of its custom calls, which the compiler does not partition; None: plain
 # JAX, which runs and is partitioned anywhere).
-IMPLEMENTATIONS = {name: f"qwen_jax.kernels.{name}"
-                   for name in ("reference", "xla", "tpu", "hopper", "hopper_deterministic",
-                                "cudnn")}
+IMPLEMENTATIONS = {
+    name: f"qwen_jax.kernels.{name}"
+    for name in ("reference", "xla", "tpu", "hopper", "hopper_deterministic", "cudnn")
+}
 # The first that does not refuse runs.
 PREFERENCE = {"tpu": ("tpu", "xla"), "gpu": ("hopper", "cudnn", "xla"), "cpu": ("xla",)}
 
@@ -70,16 +71,28 @@ def attention(
     _check_values(q.shape[1], k.shape[1], segment_ids, positions, window)
     module = choose(call_of(q, k, segment_ids=segment_ids, window=window), implementation).module
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    return module.attention(q, k, v, segment_ids=segment_ids, positions=positions, window=window,
-                            scale=scale)
+    return module.attention(
+        q, k, v, segment_ids=segment_ids, positions=positions, window=window, scale=scale
+    )
 
 
 def call_of(q: Array, k: Array, *, segment_ids: Array | None, window) -> Call:
     """What `attention` asks of a back end for these arguments."""
-    known = "traced" if isinstance(window, jax.core.Tracer) else None if window is None else int(window)
-    return Call(target=target_of(q), B=q.shape[0], T=q.shape[1], S=k.shape[1], N=q.shape[2],
-                K=k.shape[2], H=q.shape[3], dtype=q.dtype, segments=segment_ids is not None,
-                window=known)
+    known = (
+        "traced" if isinstance(window, jax.core.Tracer) else None if window is None else int(window)
+    )
+    return Call(
+        target=target_of(q),
+        B=q.shape[0],
+        T=q.shape[1],
+        S=k.shape[1],
+        N=q.shape[2],
+        K=k.shape[2],
+        H=q.shape[3],
+        dtype=q.dtype,
+        segments=segment_ids is not None,
+        window=known,
+    )
 
 
 class Choice(NamedTuple):
@@ -105,8 +118,13 @@ def choose(call: Call, implementation: str | None = None) -> Choice:
     elif implementation in IMPLEMENTATIONS:
         names = (implementation,)
     else:
-        raise unknown_name("implementation", implementation, IMPLEMENTATIONS,
-                           "attention(implementation=)", KernelError)
+        raise unknown_name(
+            "implementation",
+            implementation,
+            IMPLEMENTATIONS,
+            "attention(implementation=)",
+            KernelError,
+        )
     reasons = {}
     for name in names:
         reasons[name] = refusal(name, call)
@@ -117,9 +135,11 @@ def choose(call: Call, implementation: str | None = None) -> Choice:
         if name not in reasons:
             reasons[name] = refusal(name, call)
     said = "; ".join(f"{name}: {reason or 'can run it'}" for name, reason in reasons.items())
-    raise KernelError(f"no back end of {', '.join(names)} can run this. {said}.",
-                      f"attention(implementation={implementation!r}) on {call.target}",
-                      "name one that can run it, or leave implementation out.")
+    raise KernelError(
+        f"no back end of {', '.join(names)} can run this. {said}.",
+        f"attention(implementation={implementation!r}) on {call.target}",
+        "name one that can run it, or leave implementation out.",
+    )
 
 
 def refusal(name: str, call: Call) -> str | None:
@@ -127,10 +147,12 @@ def refusal(name: str, call: Call) -> str | None:
     module = importlib.import_module(IMPLEMENTATIONS[name])
     needs = module.PLATFORM
     if needs and call.target.platform != needs and interpret_mode() is None:
-        return (f"runs on a {needs.upper()}, and this is for {call.target} (to compile for another "
-                "device, pass arrays with a NamedSharding over its mesh, or use "
-                "jax.sharding.use_abstract_mesh; to run step by step on a CPU, use "
-                "qwen_jax.kernels.target.interpret_kernels)")
+        return (
+            f"runs on a {needs.upper()}, and this is for {call.target} (to compile for another "
+            "device, pass arrays with a NamedSharding over its mesh, or use "
+            "jax.sharding.use_abstract_mesh; to run step by step on a CPU, use "
+            "qwen_jax.kernels.target.interpret_kernels)"
+        )
     return module.refuse(call)
 
 
@@ -147,30 +169,41 @@ def _check_shapes(q, k, v, segment_ids, positions) -> None:
     if not all(q.shape) or not all(k.shape):
         raise refuse("an axis is empty", "pass at least one row, token, head and head element.")
     if q.shape[2] % k.shape[2]:
-        raise refuse(f"{k.shape[2]} key-value heads do not divide {q.shape[2]} heads",
-                     "make the number of query heads a multiple of it.")
+        raise refuse(
+            f"{k.shape[2]} key-value heads do not divide {q.shape[2]} heads",
+            "make the number of query heads a multiple of it.",
+        )
     if not q.dtype == k.dtype == v.dtype or not jnp.issubdtype(q.dtype, jnp.floating):
         raise refuse("dtypes differ or are not floating point", "cast q, k and v to one dtype.")
     if q.shape[1] > k.shape[1]:
         raise refuse("queries are the last T of S tokens, so 1 <= T <= S", "pass all the keys.")
     for name, array in (("segment_ids", segment_ids), ("positions", positions)):
         if array is not None and (array.shape != q.shape[:2] or array.dtype != jnp.int32):
-            raise refuse(f"{name} is {array.dtype} {array.shape}, not int32 {q.shape[:2]}",
-                         f"pass int32 {name} of shape [B, T].")
+            raise refuse(
+                f"{name} is {array.dtype} {array.shape}, not int32 {q.shape[:2]}",
+                f"pass int32 {name} of shape [B, T].",
+            )
     if segment_ids is not None and q.shape[1] != k.shape[1]:
-        raise refuse("segment_ids need as many queries as keys",
-                     "leave them out when decoding over a cache.")
+        raise refuse(
+            "segment_ids need as many queries as keys", "leave them out when decoding over a cache."
+        )
 
 
 def _check_values(T: int, S: int, segment_ids, positions, window) -> None:
     """What can be seen outside of jit is checked; inside it, values are the caller's promise."""
     if window is not None:
         if jnp.ndim(window) != 0 or not jnp.issubdtype(jnp.result_type(window), jnp.integer):
-            raise KernelError(f"window={window} is not one whole number.", "attention(window=)",
-                              "use how many tokens each query sees, itself included, or None.")
+            raise KernelError(
+                f"window={window} is not one whole number.",
+                "attention(window=)",
+                "use how many tokens each query sees, itself included, or None.",
+            )
         if not isinstance(window, jax.core.Tracer) and int(window) < 1:
-            raise KernelError(f"window={window} hides every token.", "attention(window=)",
-                              "use 1 or more (1: each token sees itself alone), or None.")
+            raise KernelError(
+                f"window={window} hides every token.",
+                "attention(window=)",
+                "use 1 or more (1: each token sees itself alone), or None.",
+            )
     if segment_ids is not None and not isinstance(segment_ids, jax.core.Tracer):
         ids = np.asarray(segment_ids)
         for row, values in enumerate(ids):
@@ -179,10 +212,14 @@ def _check_values(T: int, S: int, segment_ids, positions, window) -> None:
             if len(np.unique(runs)) != len(runs):
                 raise KernelError(
                     f"segment ids of row {row} are not contiguous: a document comes back after "
-                    "another.", "attention(segment_ids=)",
-                    "give every document of a row its own id, in one run.")
+                    "another.",
+                    "attention(segment_ids=)",
+                    "give every document of a row its own id, in one run.",
+                )
     if positions is not None and T != S and not isinstance(positions, jax.core.Tracer):
         if np.any(np.asarray(positions) < 0) or np.any(np.asarray(positions) >= S):
             raise KernelError(
                 f"positions reach outside of 0..{S - 1}: a query before the first key sees none.",
-                "attention(positions=)", "give each query its place on the key axis.")
+                "attention(positions=)",
+                "give each query its place on the key axis.",
+            )

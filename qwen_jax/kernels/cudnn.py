@@ -28,10 +28,17 @@ def refuse(call: Call) -> str | None:
     return None
 
 
-def attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, segment_ids, positions, window,
-              scale: float) -> Array:
+def attention(
+    q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, segment_ids, positions, window, scale: float
+) -> Array:
     """See kernels.attention.attention; arguments are checked there."""
     del segment_ids, positions
     return jax.nn.dot_product_attention(
-        q_BTNH, k_BSKH, v_BSKH, is_causal=True, scale=scale, implementation="cudnn",
-        local_window_size=None if window is None else (int(window) - 1, 0))
+        q_BTNH,
+        k_BSKH,
+        v_BSKH,
+        is_causal=True,
+        scale=scale,
+        implementation="cudnn",
+        local_window_size=None if window is None else (int(window) - 1, 0),
+    )

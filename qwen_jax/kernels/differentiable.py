@@ -83,8 +83,9 @@ def differentiable(forward: Callable, backward: Callable) -> Callable:
 
     op.defvjp(op_forward, op_backward)
 
-    def attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, segment_ids, positions, window,
-                  scale: float) -> Array:
+    def attention(
+        q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, segment_ids, positions, window, scale: float
+    ) -> Array:
         del positions  # order is that of the row
         B, T = q_BTNH.shape[:2]
         k_start = mask.first_key(B, T, T, segment_ids=segment_ids, positions=None, window=window)
@@ -100,8 +101,10 @@ def _batched(function: Callable) -> Callable:
 
     @wrapped.def_vmap
     def _rule(axis_size, in_batched, *args):
-        folded = [x if batched else jnp.broadcast_to(x[None], (axis_size, *x.shape))
-                  for x, batched in zip(args, in_batched)]
+        folded = [
+            x if batched else jnp.broadcast_to(x[None], (axis_size, *x.shape))
+            for x, batched in zip(args, in_batched)
+        ]
         B = folded[0].shape[1]
         results = _batched(function)(*(x.reshape(axis_size * B, *x.shape[2:]) for x in folded))
         results = tuple(x.reshape(axis_size, B, *x.shape[1:]) for x in results)

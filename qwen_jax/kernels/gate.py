@@ -40,8 +40,10 @@ class Case:
         """q, k, v and the cotangent of the output."""
         keys = jax.random.split(jax.random.key(self.seed), 4)
         heads = (self.N, self.K, self.K, self.N)
-        return tuple(jax.random.normal(key, (self.B, self.T, n, self.H), jnp.dtype(self.dtype))
-                     for key, n in zip(keys, heads))
+        return tuple(
+            jax.random.normal(key, (self.B, self.T, n, self.H), jnp.dtype(self.dtype))
+            for key, n in zip(keys, heads)
+        )
 
     def options(self) -> dict:
         """segment_ids and window for `attention`."""
@@ -71,7 +73,9 @@ def masks(T: int) -> dict[str, dict]:
             "single tokens": {"documents": (1,) * T},
             "padded": {"documents": repeated(T, (T // 4 + 1, 1), padding=T // 3)},
             "packed, window, padding": {
-                "documents": repeated(T, (T // 3 + 1,), padding=T // 5), "window": T // 5 + 1},
+                "documents": repeated(T, (T // 3 + 1,), padding=T // 5),
+                "window": T // 5 + 1,
+            },
         }
     return found
 
@@ -103,8 +107,9 @@ def shares(case: Case, implementation: str | None = None) -> dict[str, float]:
     result = {}
     for name, want, have, near in zip(NAMES, wanted, got, rough):
         want, have, near = (np.asarray(x, np.float32) for x in (want, have, near))
-        floor = (4 * float(jnp.finfo(case.dtype).eps) * np.abs(want).max()
-                 + 64 * float(jnp.finfo(jnp.float32).eps))
+        floor = 4 * float(jnp.finfo(case.dtype).eps) * np.abs(want).max() + 64 * float(
+            jnp.finfo(jnp.float32).eps
+        )
         error = np.abs(have - want).max()  # NaN stays NaN, and no comparison holds for it
         result[name] = float(error / (2 * np.abs(near - want).max() + floor))
     return result
@@ -119,8 +124,14 @@ def _outcome(q, k, v, dout, options, *, how, mode=None):
     return (out, *pull(dout))
 
 
-def plain(q: Array, k: Array, v: Array, *, segment_ids: Array | None = None,
-          window: Array | int | None = None) -> Array:
+def plain(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    segment_ids: Array | None = None,
+    window: Array | int | None = None,
+) -> Array:
     """softmax(q k^T) v as anyone would write it, every array in the dtype of its inputs."""
     T, G = q.shape[1], q.shape[2] // k.shape[2]
     k, v = jnp.repeat(k, G, axis=2), jnp.repeat(v, G, axis=2)
@@ -151,5 +162,6 @@ def check(case: Case, implementation: str | None = None) -> dict[str, float]:
             f"attention is wrong on this device: errors as shares of their budget are {said}.",
             f"attention(implementation={implementation!r}), {case}",
             "use another back end (--model.attention=xla), and report this with the versions of "
-            "jax and of the driver.")
+            "jax and of the driver.",
+        )
     return found

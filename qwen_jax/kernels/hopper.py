@@ -26,8 +26,10 @@ def refuse(call: Call) -> str | None:
     if jax.version.__version_info__ < (0, 11):
         return f"needs jax 0.11 or newer (and Python 3.12), not {jax.__version__}"
     if interpret_mode() is None and not _is_hopper(call.target.kind):
-        return (f"is written for Hopper ({', '.join(KINDS)}) and runs on no other GPU, such as "
-                f"this {call.target.kind}; use cudnn or xla there")
+        return (
+            f"is written for Hopper ({', '.join(KINDS)}) and runs on no other GPU, such as "
+            f"this {call.target.kind}; use cudnn or xla there"
+        )
     if call.T != call.S:
         return "runs whole rows alone (as many queries as keys)"
     if call.dtype == jnp.float32:
@@ -54,16 +56,23 @@ def _backward(*args, scale: float, deterministic: bool):
 
 
 _attention = differentiable(_forward, functools.partial(_backward, deterministic=False))
-deterministic_attention = differentiable(
-    _forward, functools.partial(_backward, deterministic=True))
+deterministic_attention = differentiable(_forward, functools.partial(_backward, deterministic=True))
 
 
-def attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, segment_ids, positions, window,
-              scale: float) -> Array:
+def attention(
+    q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, segment_ids, positions, window, scale: float
+) -> Array:
     """See kernels.attention.attention; arguments are checked there.
 
     Gradients of q are summed in no fixed order and differ in their last bits from run to run;
     `deterministic_attention` has the same signature and the same bits in every run.
     """
-    return _attention(q_BTNH, k_BSKH, v_BSKH, segment_ids=segment_ids, positions=positions,
-                      window=window, scale=scale)
+    return _attention(
+        q_BTNH,
+        k_BSKH,
+        v_BSKH,
+        segment_ids=segment_ids,
+        positions=positions,
+        window=window,
+        scale=scale,
+    )

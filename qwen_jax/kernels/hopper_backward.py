@@ -36,9 +36,19 @@ KEYS = 128  # of a tile: two warpgroups of 64, the height of a wgmma
 _STAGES = 2  # query tiles in shared memory
 
 
-def backward(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, k_start_BT: Array, q_end_BT: Array,
-             out_BTNH: Array, lse: Array, dout_BTNH: Array, *, scale: float,
-             deterministic: bool = False) -> tuple[Array, Array, Array]:
+def backward(
+    q_BTNH: Array,
+    k_BTKH: Array,
+    v_BTKH: Array,
+    k_start_BT: Array,
+    q_end_BT: Array,
+    out_BTNH: Array,
+    lse: Array,
+    dout_BTNH: Array,
+    *,
+    scale: float,
+    deterministic: bool = False,
+) -> tuple[Array, Array, Array]:
     """dq, dk, dv, each in its input's dtype (bfloat16 or float16; H 64 or 128).
 
     Args:
@@ -55,8 +65,18 @@ def backward(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, k_start_BT: Array, q_e
     delta = _pad(delta, padded, axis=2)
     lse = _pad(lse[:, :, :T], padded, axis=2, value=ops.NOTHING_VISIBLE)
     q_end = _pad(q_end_BT, padded, axis=1, value=-1)
-    shape = Shape(B=B, T=padded, N=N, K=k.shape[2], H=H, Q=tile, dq=not deterministic,
-                  early_dv=_early_dv(q_BTNH), dtype=q.dtype, scale=scale)
+    shape = Shape(
+        B=B,
+        T=padded,
+        N=N,
+        K=k.shape[2],
+        H=H,
+        Q=tile,
+        dq=not deterministic,
+        early_dv=_early_dv(q_BTNH),
+        dtype=q.dtype,
+        scale=scale,
+    )
     index = jnp.concatenate([jnp.arange(n, dtype=jnp.int32) for n in (tile, 64)])
     arguments = (q, k, v, dout, lse, delta, q_end, index, bounds(q_end, tile))
     if deterministic:
@@ -94,8 +114,13 @@ def _tile(H: int) -> int:
 def _early_dv(q: Array) -> bool:
     """Costs registers, and with H 64 there are none left; a device's table knows better."""
     H = q.shape[3]
-    found = tiles.lookup("hopper_backward", kind=target_of(q).kind, head_size=H, dtype=q.dtype.name,
-                         default={"early_dv": int(H == 128)})
+    found = tiles.lookup(
+        "hopper_backward",
+        kind=target_of(q).kind,
+        head_size=H,
+        dtype=q.dtype.name,
+        default={"early_dv": int(H == 128)},
+    )
     return bool(found["early_dv"])
 
 
@@ -148,10 +173,23 @@ def _scratch(shape: Shape) -> list:
     Q, H, dtype = shape.Q, shape.H, shape.dtype
     tile, row = ops.tiled((_STAGES, Q, H), dtype), plgpu.SMEM((_STAGES, Q), jnp.float32)
     pair = plgpu.Barrier(num_arrivals=2, num_barriers=_STAGES)
-    return [ops.tiled((KEYS, H), dtype), ops.tiled((KEYS, H), dtype), tile, tile, row, row,
-            plgpu.SMEM((KEYS,), jnp.int32), plgpu.SMEM((Q + 64,), jnp.int32),
-            ops.tiled((2, KEYS, Q), dtype), ops.tiled((2, 64, 64), jnp.float32),
-            plgpu.Barrier(num_arrivals=4), pair, pair, pair, plgpu.Barrier(num_arrivals=2)]
+    return [
+        ops.tiled((KEYS, H), dtype),
+        ops.tiled((KEYS, H), dtype),
+        tile,
+        tile,
+        row,
+        row,
+        plgpu.SMEM((KEYS,), jnp.int32),
+        plgpu.SMEM((Q + 64,), jnp.int32),
+        ops.tiled((2, KEYS, Q), dtype),
+        ops.tiled((2, 64, 64), jnp.float32),
+        plgpu.Barrier(num_arrivals=4),
+        pair,
+        pair,
+        pair,
+        plgpu.Barrier(num_arrivals=2),
+    ]
 
 
 def _kernel(shape: Shape):
@@ -181,8 +219,15 @@ def _kernel(shape: Shape):
     # Tiles of keys vary fastest, so that blocks that run together read the same queries from L2;
     # the first keys, which most queries see, begin first.
     grid = {"batch": shape.B, "head": shape.K, "keys": shape.T // KEYS}
-    return ops.kernel(body, out_type=[out, out], scratch_types=_scratch(shape), grid=grid,
-                      warpgroups=3, name="attention_backward", automatic_barriers=False)
+    return ops.kernel(
+        body,
+        out_type=[out, out],
+        scratch_types=_scratch(shape),
+        grid=grid,
+        warpgroups=3,
+        name="attention_backward",
+        automatic_barriers=False,
+    )
 
 
 def _produce(shape: Shape, memory: _Memory, q, k, v, dout, lse, delta, q_end, bounds, b, head, j):
@@ -206,10 +251,12 @@ def _produce(shape: Shape, memory: _Memory, q, k, v, dout, lse, delta, q_end, bo
 
         plgpu.copy_gmem_to_smem(q.at[b, queries, n], memory.q.at[slot], memory.q_full.at[slot])
         plgpu.copy_gmem_to_smem(lse.at[b, n, queries], memory.lse.at[slot], memory.q_full.at[slot])
-        plgpu.copy_gmem_to_smem(dout.at[b, queries, n], memory.dout.at[slot],
-                                memory.dout_full.at[slot])
-        plgpu.copy_gmem_to_smem(delta.at[b, n, queries], memory.delta.at[slot],
-                                memory.dout_full.at[slot])
+        plgpu.copy_gmem_to_smem(
+            dout.at[b, queries, n], memory.dout.at[slot], memory.dout_full.at[slot]
+        )
+        plgpu.copy_gmem_to_smem(
+            delta.at[b, n, queries], memory.delta.at[slot], memory.dout_full.at[slot]
+        )
         return _next(i, g, first, end)
 
     lax.fori_loop(0, steps, step, (first, jnp.int32(0)))
@@ -240,8 +287,20 @@ def _consume(shape: Shape, memory: _Memory, bounds, dq, dk, dv, b, head, j, warp
     def run(dk_sum, dv_sum):
         def step(s, state):
             i, g, me = state
-            _step(shape, memory, dk_sum, dv_sum, dq, b=b, n=head * G + g, i=i, s=s,
-                  key=j * KEYS + me * 64, whole=whole, warpgroup=me)
+            _step(
+                shape,
+                memory,
+                dk_sum,
+                dv_sum,
+                dq,
+                b=b,
+                n=head * G + g,
+                i=i,
+                s=s,
+                key=j * KEYS + me * 64,
+                whole=whole,
+                warpgroup=me,
+            )
             # Always `me`, but the compiler cannot know: addresses that depend on it would else be
             # computed before the loop, some 80 registers of them, and spilled.
             return *_next(i, g, first, end), jnp.where(i < 0, i, me)
@@ -285,10 +344,18 @@ def _step(shape: Shape, memory: _Memory, dk_sum, dv_sum, dq, *, b, n, i, s, key,
         plgpu.barrier_wait(memory.dout_full.at[slot])
         ops.accumulate(dp_sum, memory.v.at[mine], dout.transpose((1, 0)))
         lse = plgpu.load(memory.lse.at[slot], layout=ops.COLUMNS)
-        p = jnp.exp2(ops.read(s_sum, in_flight=1) * (shape.scale * ops.LOG2E)
-                     - lax.broadcast_in_dim(lse, (64, Q), (1,)))
-        p = _masked(p, memory, key=key, query=i * Q, warpgroup=warpgroup,
-                    needed=(i * Q < key + 63) | (i >= whole))
+        p = jnp.exp2(
+            ops.read(s_sum, in_flight=1) * (shape.scale * ops.LOG2E)
+            - lax.broadcast_in_dim(lse, (64, Q), (1,))
+        )
+        p = _masked(
+            p,
+            memory,
+            key=key,
+            query=i * Q,
+            warpgroup=warpgroup,
+            needed=(i * Q < key + 63) | (i >= whole),
+        )
         p_T = p.astype(shape.dtype)
         if shape.early_dv:
             ops.accumulate(dv_sum, p_T, dout)
@@ -343,8 +410,9 @@ def _masked(p, memory: _Memory, *, key, query, warpgroup, needed):
         row = plgpu.load(memory.index.at[pl.ds(p.shape[1], 64)], layout=ops.ROWS) + (key - query)
         end = plgpu.load(memory.q_end.at[pl.ds(warpgroup * 64, 64)], layout=ops.ROWS) - query
         at = lax.broadcast_in_dim(column, p.shape, (1,))
-        seen = ((at >= lax.broadcast_in_dim(row, p.shape, (0,)))
-                & (at <= lax.broadcast_in_dim(end, p.shape, (0,))))
+        seen = (at >= lax.broadcast_in_dim(row, p.shape, (0,))) & (
+            at <= lax.broadcast_in_dim(end, p.shape, (0,))
+        )
         return jnp.where(seen, p, 0.0)
 
     return lax.cond(needed, mask, lambda p: p, p)

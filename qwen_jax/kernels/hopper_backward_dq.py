@@ -27,8 +27,17 @@ _KEYS = 128  # of a step
 _STAGES = 2
 
 
-def query_gradient(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, dout_BTNH: Array, lse_BNT: Array,
-                   delta_BNT: Array, k_start_BT: Array, *, scale: float) -> Array:
+def query_gradient(
+    q_BTNH: Array,
+    k_BTKH: Array,
+    v_BTKH: Array,
+    dout_BTNH: Array,
+    lse_BNT: Array,
+    delta_BNT: Array,
+    k_start_BT: Array,
+    *,
+    scale: float,
+) -> Array:
     """dQ in q's dtype. T is a multiple of 128; the other arguments are as in hopper_backward.
 
     Args:
@@ -36,8 +45,8 @@ def query_gradient(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, dout_BTNH: Array
     """
     index = jnp.tile(jnp.arange(_KEYS, dtype=jnp.int32), 2)
     return _kernel(q_BTNH, k_BTKH.shape[2], scale)(
-        q_BTNH, k_BTKH, v_BTKH, dout_BTNH, lse_BNT, delta_BNT, k_start_BT, index,
-        bounds(k_start_BT))
+        q_BTNH, k_BTKH, v_BTKH, dout_BTNH, lse_BNT, delta_BNT, k_start_BT, index, bounds(k_start_BT)
+    )
 
 
 def bounds(k_start_BT: Array) -> Array:
@@ -81,8 +90,20 @@ def _kernel(q: Array, K: int, scale: float):
     row = plgpu.SMEM((QUERIES,), jnp.float32)
     full = plgpu.Barrier(num_arrivals=1, num_barriers=_STAGES)
     free = plgpu.Barrier(num_arrivals=2, num_barriers=_STAGES)
-    scratch = [own, own, stages, stages, row, row, plgpu.SMEM((QUERIES,), jnp.int32),
-               plgpu.SMEM((2 * _KEYS,), jnp.int32), plgpu.Barrier(num_arrivals=6), full, full, free]
+    scratch = [
+        own,
+        own,
+        stages,
+        stages,
+        row,
+        row,
+        plgpu.SMEM((QUERIES,), jnp.int32),
+        plgpu.SMEM((2 * _KEYS,), jnp.int32),
+        plgpu.Barrier(num_arrivals=6),
+        full,
+        full,
+        free,
+    ]
 
     def body(q, k, v, dout, lse, delta, k_start, index, bounds, dq, *scratch):
         memory = _Memory(*scratch)
@@ -96,10 +117,14 @@ def _kernel(q: Array, K: int, scale: float):
         def _():
             plgpu.set_max_registers(24, action="decrease")
             rows = pl.ds(t * QUERIES, QUERIES)
-            for source, target in ((q.at[b, rows, n], memory.q), (dout.at[b, rows, n], memory.dout),
-                                   (lse.at[b, n, rows], memory.lse),
-                                   (delta.at[b, n, rows], memory.delta),
-                                   (k_start.at[b, rows], memory.k_start), (index, memory.index)):
+            for source, target in (
+                (q.at[b, rows, n], memory.q),
+                (dout.at[b, rows, n], memory.dout),
+                (lse.at[b, n, rows], memory.lse),
+                (delta.at[b, n, rows], memory.delta),
+                (k_start.at[b, rows], memory.k_start),
+                (index, memory.index),
+            ):
                 plgpu.copy_gmem_to_smem(source, target, memory.q_full)
             head = lax.div(n, jnp.int32(N // K))
             _produce(memory, k.at[b, :, head], v.at[b, :, head], first, end)
@@ -108,12 +133,26 @@ def _kernel(q: Array, K: int, scale: float):
         def _():
             plgpu.set_max_registers(240, action="increase")
             rows = pl.ds(t * QUERIES + warpgroup * 64, 64)
-            _consume(memory, dq.at[b, rows, n], first, end, bounds[b, t, 2 + warpgroup],
-                     query=t * QUERIES + warpgroup * 64, warpgroup=warpgroup, scale=scale)
+            _consume(
+                memory,
+                dq.at[b, rows, n],
+                first,
+                end,
+                bounds[b, t, 2 + warpgroup],
+                query=t * QUERIES + warpgroup * 64,
+                warpgroup=warpgroup,
+                scale=scale,
+            )
 
-    return ops.kernel(body, out_type=jax.ShapeDtypeStruct(q.shape, q.dtype), scratch_types=scratch,
-                      grid={"batch": B, "head": N, "queries": T // QUERIES}, warpgroups=3,
-                      name="attention_backward_dq", automatic_barriers=False)
+    return ops.kernel(
+        body,
+        out_type=jax.ShapeDtypeStruct(q.shape, q.dtype),
+        scratch_types=scratch,
+        grid={"batch": B, "head": N, "queries": T // QUERIES},
+        warpgroups=3,
+        name="attention_backward_dq",
+        automatic_barriers=False,
+    )
 
 
 def _produce(memory: _Memory, k, v, first, end):
@@ -162,10 +201,18 @@ def _consume(memory: _Memory, dq, first, end, whole, *, query, warpgroup, scale:
 
                 plgpu.barrier_wait(memory.v_full.at[slot])
                 ops.accumulate(dp_sum, memory.dout.at[own], memory.v.at[slot].transpose((1, 0)))
-                p = jnp.exp2(ops.read(s_sum, in_flight=1) * (scale * ops.LOG2E)
-                             - lax.broadcast_in_dim(lse, shape, (0,)))
-                p = _masked(p, memory, query=query, key=key, mine=own,
-                            needed=(key + _KEYS - 1 > query) | (first + s < whole))
+                p = jnp.exp2(
+                    ops.read(s_sum, in_flight=1) * (scale * ops.LOG2E)
+                    - lax.broadcast_in_dim(lse, shape, (0,))
+                )
+                p = _masked(
+                    p,
+                    memory,
+                    query=query,
+                    key=key,
+                    mine=own,
+                    needed=(key + _KEYS - 1 > query) | (first + s < whole),
+                )
                 dp = ops.read(dp_sum)
                 return (p * (dp - lax.broadcast_in_dim(delta, shape, (0,)))).astype(dtype)
 
@@ -196,8 +243,9 @@ def _masked(p, memory: _Memory, *, query, key, mine, needed):
         rows = plgpu.load(memory.index.at[pl.ds(_KEYS, 64)], layout=ops.ROWS) + (query - key)
         start = plgpu.load(memory.k_start.at[mine], layout=ops.ROWS) - key
         at = lax.broadcast_in_dim(columns, p.shape, (1,))
-        seen = ((at <= lax.broadcast_in_dim(rows, p.shape, (0,)))
-                & (at >= lax.broadcast_in_dim(start, p.shape, (0,))))
+        seen = (at <= lax.broadcast_in_dim(rows, p.shape, (0,))) & (
+            at >= lax.broadcast_in_dim(start, p.shape, (0,))
+        )
         return jnp.where(seen, p, 0.0)
 
     return lax.cond(needed, mask, lambda p: p, p)

@@ -36,8 +36,10 @@ QUERIES = 64  # of a warpgroup: the rows of one matrix instruction
 REGISTERS = {2: (240, 24), 3: (160, 32)}
 # Tile sizes by head size. At 64 the exponentials take as long as the products: a third warpgroup
 # helps to keep both busy, and tiles are small enough for four stages.
-DEFAULT = {64: {"consumers": 3, "keys": 128, "stages": 4},
-           128: {"consumers": 2, "keys": 128, "stages": 2}}
+DEFAULT = {
+    64: {"consumers": 3, "keys": 128, "stages": 4},
+    128: {"consumers": 2, "keys": 128, "stages": 2},
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +76,9 @@ class Plan:
         return -1e38 / max(1.0, self.scale)
 
 
-def forward(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, k_start_BT: Array, q_end_BT: Array, *,
-            scale: float) -> tuple[Array, Array]:
+def forward(
+    q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, k_start_BT: Array, q_end_BT: Array, *, scale: float
+) -> tuple[Array, Array]:
     """out [B, T, N, H] in q's dtype and lse float32 [B, N, T] in base 2.
 
     Args:
@@ -87,16 +90,28 @@ def forward(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, k_start_BT: Array, q_en
     B, T, N, H = q_BTNH.shape
     if scale <= 0:  # row maxima are taken before the scale, so it has to be above 0
         q_BTNH, scale = (-q_BTNH, -scale) if scale < 0 else (jnp.zeros_like(q_BTNH), 1.0)
-    sizes = tiles.lookup("hopper_forward", kind=target_of(q_BTNH).kind, head_size=H,
-                         dtype=q_BTNH.dtype.name, default=DEFAULT[H])
+    sizes = tiles.lookup(
+        "hopper_forward",
+        kind=target_of(q_BTNH).kind,
+        head_size=H,
+        dtype=q_BTNH.dtype.name,
+        default=DEFAULT[H],
+    )
     padding = -T % sizes["keys"]
     if padding:
-        q_BTNH, k_BTKH, v_BTKH = (jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0)))
-                                  for x in (q_BTNH, k_BTKH, v_BTKH))
+        q_BTNH, k_BTKH, v_BTKH = (
+            jnp.pad(x, ((0, 0), (0, padding), (0, 0), (0, 0))) for x in (q_BTNH, k_BTKH, v_BTKH)
+        )
         k_start_BT = jnp.pad(k_start_BT, ((0, 0), (0, padding)), constant_values=2**31 - 1)
     plan = Plan(B, T + padding, N, k_BTKH.shape[2], H, q_BTNH.dtype, scale * ops.LOG2E, **sizes)
-    out, lse = _launch(plan)(q_BTNH, k_BTKH, v_BTKH, k_start_BT, first_tiles(plan, k_start_BT),
-                             jnp.arange(plan.keys, dtype=jnp.int32))
+    out, lse = _launch(plan)(
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        k_start_BT,
+        first_tiles(plan, k_start_BT),
+        jnp.arange(plan.keys, dtype=jnp.int32),
+    )
     return out[:, :T], lse[:, :, :T]
 
 
@@ -109,18 +124,27 @@ def first_tiles(plan: Plan, k_start_BT: Array) -> Array:
     blocks = (plan.B, plan.blocks, plan.M)
     least = jnp.pad(jnp.where(sees, k_start_BT, plan.T), rest, constant_values=plan.T)
     most = jnp.pad(jnp.where(sees, k_start_BT, 0), rest)
-    return jnp.stack([jnp.min(least.reshape(blocks), axis=2) // plan.keys,
-                      -(-jnp.max(most.reshape(blocks), axis=2) // plan.keys)], axis=-1)
+    return jnp.stack(
+        [
+            jnp.min(least.reshape(blocks), axis=2) // plan.keys,
+            -(-jnp.max(most.reshape(blocks), axis=2) // plan.keys),
+        ],
+        axis=-1,
+    )
 
 
 def _launch(plan: Plan):
     stages, consumers = plan.stages, plan.consumers
     return ops.kernel(
         lambda *refs, **scratch: _block(plan, *refs, types.SimpleNamespace(**scratch)),
-        name="hopper_forward", warpgroups=consumers + 1, automatic_barriers=False,
+        name="hopper_forward",
+        warpgroups=consumers + 1,
+        automatic_barriers=False,
         grid={"batch": plan.B, "block": plan.blocks, "head": plan.N},
-        out_type=[jax.ShapeDtypeStruct((plan.B, plan.T, plan.N, plan.H), plan.dtype),
-                  jax.ShapeDtypeStruct((plan.B, plan.N, plan.T), jnp.float32)],
+        out_type=[
+            jax.ShapeDtypeStruct((plan.B, plan.T, plan.N, plan.H), plan.dtype),
+            jax.ShapeDtypeStruct((plan.B, plan.N, plan.T), jnp.float32),
+        ],
         scratch_types={
             "q": ops.tiled((consumers, QUERIES, plan.H), plan.dtype),  # the output, in the end
             "k": ops.tiled((stages, plan.keys, plan.H), plan.dtype),
@@ -132,7 +156,9 @@ def _launch(plan: Plan):
             "v_full": plgpu.Barrier(num_barriers=stages),
             "k_free": plgpu.Barrier(num_arrivals=consumers, num_barriers=stages),
             "v_free": plgpu.Barrier(num_arrivals=consumers, num_barriers=stages),
-            "turn": plgpu.Barrier(num_barriers=consumers)})
+            "turn": plgpu.Barrier(num_barriers=consumers),
+        },
+    )
 
 
 class _Work:
@@ -165,8 +191,9 @@ class _Work:
         return jnp.minimum(self.query + warpgroup * QUERIES, self.plan.T - QUERIES)
 
 
-def _block(plan: Plan, q_ref, k_ref, v_ref, start_ref, first_ref, index_ref, out_ref, lse_ref,
-           s) -> None:
+def _block(
+    plan: Plan, q_ref, k_ref, v_ref, start_ref, first_ref, index_ref, out_ref, lse_ref, s
+) -> None:
     work, warpgroup = _Work(plan, first_ref), lax.axis_index("wg")
     consumer, producer = REGISTERS[plan.consumers]
 
@@ -215,8 +242,9 @@ def _produce(work: _Work, q_ref, k_ref, v_ref, index_ref, s) -> None:
 def _consume(work: _Work, warpgroup, start_ref, out_ref, lse_ref, s) -> None:
     plan = work.plan
     query = work.first_query(warpgroup)
-    start = plgpu.load(start_ref.at[work.batch, pl.ds(query, QUERIES)], layout=ops.ROWS,
-                       optimized=False)
+    start = plgpu.load(
+        start_ref.at[work.batch, pl.ds(query, QUERIES)], layout=ops.ROWS, optimized=False
+    )
     # Warpgroup 0 starts; the last one gives it its first turn.
     pl.when(warpgroup == plan.consumers - 1)(lambda: plgpu.barrier_arrive(s.turn.at[0]))
     plgpu.barrier_wait(s.q_full.at[warpgroup])
@@ -231,8 +259,12 @@ def _consume(work: _Work, warpgroup, start_ref, out_ref, lse_ref, s) -> None:
     plgpu.barrier_wait(s.index_full)
     scores = _hide(work, s, scores, query, start, 0, diagonal=True)
     top, weights = _weights(plan, scores, None, diagonal=True)
-    carry = (ops.zeros((QUERIES, plan.H)), top, jnp.sum(weights, axis=1),
-             weights.astype(plan.dtype))
+    carry = (
+        ops.zeros((QUERIES, plan.H)),
+        top,
+        jnp.sum(weights, axis=1),
+        weights.astype(plan.dtype),
+    )
     pl.when(work.steps > 1)(lambda: plgpu.barrier_wait(s.k_full.at[work.slot(1)]))
 
     def steps(begin, end, carry, mask):
@@ -302,8 +334,9 @@ def _hide(work: _Work, s, scores: Array, query, start: Array, i, *, diagonal: bo
     return hide(work.plan, scores, key, own, start - first, diagonal=diagonal)
 
 
-def hide(plan: Plan, scores: Array, key: Array, query: Array, start: Array, *,
-         diagonal: bool) -> Array:
+def hide(
+    plan: Plan, scores: Array, key: Array, query: Array, start: Array, *, diagonal: bool
+) -> Array:
     """Scores of keys that a query does not see become `masked`.
 
     Args:
@@ -319,8 +352,9 @@ def hide(plan: Plan, scores: Array, key: Array, query: Array, start: Array, *,
     return jnp.where(seen, scores, jnp.float32(plan.masked))
 
 
-def _weights(plan: Plan, scores: Array, top: Array | None, *, diagonal: bool = False
-             ) -> tuple[Array, Array]:
+def _weights(
+    plan: Plan, scores: Array, top: Array | None, *, diagonal: bool = False
+) -> tuple[Array, Array]:
     """The new maxima in base 2, and 2^(scores - maxima): one multiply-add for each score."""
     new_top = jnp.max(scores, axis=1) * plan.scale
     if top is not None:

@@ -31,8 +31,16 @@ ROWS = plgpu.Layout.WGMMA.reduce(1)  # one value for each row of a matrix
 COLUMNS = plgpu.Layout.WGMMA.reduce(0)
 
 
-def kernel(body: Callable, *, out_type, scratch_types, grid: dict[str, int], warpgroups: int,
-           name: str, automatic_barriers: bool = True) -> Callable:
+def kernel(
+    body: Callable,
+    *,
+    out_type,
+    scratch_types,
+    grid: dict[str, int],
+    warpgroups: int,
+    name: str,
+    automatic_barriers: bool = True,
+) -> Callable:
     """plgpu.kernel of blocks of `warpgroups`, axis "wg"; the grid's last axis varies fastest.
 
     Args:
@@ -42,19 +50,30 @@ def kernel(body: Callable, *, out_type, scratch_types, grid: dict[str, int], war
         and wait_smem_to_gmem have barriers of their own.
     """
     return plgpu.kernel(
-        body, out_type=out_type, scratch_types=scratch_types, grid=tuple(grid.values()),
-        grid_names=tuple(grid), num_threads=warpgroups, thread_name="wg", kernel_name=name,
+        body,
+        out_type=out_type,
+        scratch_types=scratch_types,
+        grid=tuple(grid.values()),
+        grid_names=tuple(grid),
+        num_threads=warpgroups,
+        thread_name="wg",
+        kernel_name=name,
         compiler_params=plgpu.CompilerParams(
-            approx_math=True, unsafe_no_auto_barriers=not automatic_barriers),
-        interpret=interpret_mode())
+            approx_math=True, unsafe_no_auto_barriers=not automatic_barriers
+        ),
+        interpret=interpret_mode(),
+    )
 
 
 def tiled(shape: tuple[int, ...], dtype) -> plgpu.SMEM:
     """Shared memory that the tensor cores and the copy engine read: 128-byte swizzled rows."""
     width = min(128, shape[-1] * jnp.dtype(dtype).itemsize)
     columns = width // jnp.dtype(dtype).itemsize
-    return plgpu.SMEM(shape, dtype, transforms=(plgpu.TilingTransform((8, columns)),
-                                                plgpu.SwizzleTransform(width)))
+    return plgpu.SMEM(
+        shape,
+        dtype,
+        transforms=(plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(width)),
+    )
 
 
 def accumulators(body: Callable, *shapes: tuple[int, int]):

@@ -20,8 +20,15 @@ def query_index(B: int, T: int, S: int, positions: Array | None) -> Array:
     return jnp.broadcast_to((jnp.arange(T, dtype=jnp.int32) + (S - T))[None], (B, T))
 
 
-def first_key(B: int, T: int, S: int, *, segment_ids: Array | None, positions: Array | None,
-              window: Array | int | None) -> Array:
+def first_key(
+    B: int,
+    T: int,
+    S: int,
+    *,
+    segment_ids: Array | None,
+    positions: Array | None,
+    window: Array | int | None,
+) -> Array:
     """k_start, int32 [B, T]: the first key that each query sees; S where it sees none (padding).
 
     Args:
@@ -40,8 +47,7 @@ def first_key(B: int, T: int, S: int, *, segment_ids: Array | None, positions: A
     return start
 
 
-def last_query(B: int, T: int, *, segment_ids: Array | None,
-               window: Array | int | None) -> Array:
+def last_query(B: int, T: int, *, segment_ids: Array | None, window: Array | int | None) -> Array:
     """q_end, int32 [B, T]: the last query that sees each key of a whole row; -1 where none does."""
     end = jnp.full((B, T), T - 1, jnp.int32)
     if segment_ids is not None:  # a document's end is its start, read backwards
@@ -58,7 +64,8 @@ def last_query(B: int, T: int, *, segment_ids: Array | None,
 
 def _document_start(segment_ids: Array) -> Array:
     """The first position of each token's run of equal ids, int32 [B, T]."""
-    index = jnp.broadcast_to(jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None],
-                             segment_ids.shape)
+    index = jnp.broadcast_to(
+        jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None], segment_ids.shape
+    )
     before = jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
     return jax.lax.cummax(jnp.where(segment_ids != before, index, 0), axis=1)

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from qwen_jax.types import Array
 
-
 PLATFORM = None
 
 
@@ -18,8 +17,13 @@ def refuse(call) -> str | None:
     return None
 
 
-def visible(T: int, S: int, segment_ids_BT: Array | None, positions_BT: Array | None,
-            window: Array | int | None) -> Array:
+def visible(
+    T: int,
+    S: int,
+    segment_ids_BT: Array | None,
+    positions_BT: Array | None,
+    window: Array | int | None,
+) -> Array:
     """bool [B or 1, T, S]: may query t see key s? The mask in words: not later than the query, in the
     query's document, at most window - 1 tokens back, and neither of them padding."""
     key_index = jnp.arange(S, dtype=jnp.int32)[None, None, :]
@@ -36,8 +40,9 @@ def visible(T: int, S: int, segment_ids_BT: Array | None, positions_BT: Array | 
     return mask
 
 
-def attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, segment_ids, positions, window,
-              scale: float) -> Array:
+def attention(
+    q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, segment_ids, positions, window, scale: float
+) -> Array:
     """softmax(q k^T scale + mask) v with everything in float32 and all of [T, S] in memory."""
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]

@@ -14,11 +14,13 @@ from collections.abc import Iterator
 TABLE = pathlib.Path(__file__).with_suffix(".json")
 
 _override: contextvars.ContextVar[dict[str, dict[str, int]]] = contextvars.ContextVar(
-    "tiles", default={})
+    "tiles", default={}
+)
 
 
-def lookup(kernel: str, *, kind: str, head_size: int, dtype: str,
-           default: dict[str, int]) -> dict[str, int]:
+def lookup(
+    kernel: str, *, kind: str, head_size: int, dtype: str, default: dict[str, int]
+) -> dict[str, int]:
     """The tile sizes of `kernel` ("tpu_forward", "hopper_backward", ...) on a kind of device.
 
     Args:
@@ -29,7 +31,11 @@ def lookup(kernel: str, *, kind: str, head_size: int, dtype: str,
         return default | _override.get()[kernel]
     for row in table():
         if (row["kernel"], row["kind"], row["head_size"], row["dtype"]) == (
-                kernel, kind, head_size, dtype):
+            kernel,
+            kind,
+            head_size,
+            dtype,
+        ):
             return default | row["tiles"]
     return default
 

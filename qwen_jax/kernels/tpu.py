@@ -28,15 +28,21 @@ _LOG2_E = math.log2(math.e)
 # Chosen by static utilisation (benchmarks/tpu_aot.py), not measured. `compute`: keys at once;
 # `masked`: the same where a tile needs its mask; `chunk`: queries, over a group of heads, whose dq
 # stays in VMEM.
-TILES = {"tpu_forward": {"query": 1024, "key": 1024, "compute": 512},
-         "tpu_backward": {"query": 1024, "key": 1024, "compute": 512, "chunk": 8192}}
+TILES = {
+    "tpu_forward": {"query": 1024, "key": 1024, "compute": 512},
+    "tpu_backward": {"query": 1024, "key": 1024, "compute": 512, "chunk": 8192},
+}
 # Where another size fills the kind's schedule better, or fits its 16 MiB of VMEM.
-_TILES_OF_KIND = {("tpu_forward", "TPU v4"): {"compute": 256, "masked": 512},
-                  ("tpu_forward", "TPU7x"): {"compute": 256, "masked": 512},
-                  ("tpu_backward", "TPU v4"): {"chunk": 4096}}
+_TILES_OF_KIND = {
+    ("tpu_forward", "TPU v4"): {"compute": 256, "masked": 512},
+    ("tpu_forward", "TPU7x"): {"compute": 256, "masked": 512},
+    ("tpu_backward", "TPU v4"): {"chunk": 4096},
+}
 # Six passes for each product make a larger tile a program that takes minutes to compile.
-_TILES_OF_FLOAT32 = {"tpu_forward": {"query": 512, "key": 512, "compute": 256, "masked": 256},
-                     "tpu_backward": {"query": 512, "key": 512, "compute": 256, "chunk": 4096}}
+_TILES_OF_FLOAT32 = {
+    "tpu_forward": {"query": 512, "key": 512, "compute": 256, "masked": 256},
+    "tpu_backward": {"query": 512, "key": 512, "compute": 256, "chunk": 4096},
+}
 _MOST_HEADS = 32  # for a key-value head: a chunk holds one tile of 128 queries of each
 
 
@@ -90,9 +96,14 @@ def _forward_block(q, k, v, k_start, k_end, *, scale: float, dtype=jnp.float32):
     tiling = Tiling.of(T, _sizes("tpu_forward", q))
     k_start, k_end = pad_mask(k_start, k_end, tiling)
     out, lse = forward_kernel(
-        *(heads_first(_padded_head(x), tiling) for x in (_scaled(q, scale), k, v)), k_start, k_end,
-        bounds(k_start, k_end, tiling), tiling=tiling, dtype=dtype,
-        interpret=interpret_mode())
+        *(heads_first(_padded_head(x), tiling) for x in (_scaled(q, scale), k, v)),
+        k_start,
+        k_end,
+        bounds(k_start, k_end, tiling),
+        tiling=tiling,
+        dtype=dtype,
+        interpret=interpret_mode(),
+    )
     return out.transpose(0, 2, 1, 3)[:, :T, :, :H], lse[:, :, 0, :T]
 
 
@@ -107,13 +118,28 @@ def _backward_block(q, k, v, k_start, k_end, out, lse, dout, *, scale: float, dt
     k_start, k_end = pad_mask(k_start, k_end, tiling)
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=3)
     # Queries that are added see nothing, whatever their log-sum-exp is.
-    rows = [jnp.pad(x, ((0, 0), (0, 0), (0, tiling.P - T)))[:, :, None]
-            for x in (lse, delta.transpose(0, 2, 1))]
-    q2, k2, v2, dout2 = (heads_first(_padded_head(x), tiling)
-                         for x in (_scaled(q, scale), k, v, dout))
+    rows = [
+        jnp.pad(x, ((0, 0), (0, 0), (0, tiling.P - T)))[:, :, None]
+        for x in (lse, delta.transpose(0, 2, 1))
+    ]
+    q2, k2, v2, dout2 = (
+        heads_first(_padded_head(x), tiling) for x in (_scaled(q, scale), k, v, dout)
+    )
     grads = backward_kernel(
-        q2, k2, v2, dout2, *rows, k_start, k_end, bounds(k_start, k_end, tiling), scale=scale,
-        tiling=tiling, chunk=wanted["chunk"], dtype=jnp.dtype(dtype), interpret=interpret_mode())
+        q2,
+        k2,
+        v2,
+        dout2,
+        *rows,
+        k_start,
+        k_end,
+        bounds(k_start, k_end, tiling),
+        scale=scale,
+        tiling=tiling,
+        chunk=wanted["chunk"],
+        dtype=jnp.dtype(dtype),
+        interpret=interpret_mode(),
+    )
     return tuple(x.transpose(0, 2, 1, 3)[:, :T, :, :H].astype(dtype) for x in grads)
 
 

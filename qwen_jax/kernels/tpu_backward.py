@@ -22,10 +22,23 @@ from qwen_jax.types import Array
 _LN_2 = math.log(2)
 
 
-def backward(q_BNPH: Array, k_BKPH: Array, v_BKPH: Array, dout_BNPH: Array, lse_BN1P: Array,
-             delta_BN1P: Array, k_start_BP: Array, k_end_BP: Array | None, bounds: Bounds, *,
-             scale: float, tiling: Tiling, chunk: int, dtype, interpret
-             ) -> tuple[Array, Array, Array]:
+def backward(
+    q_BNPH: Array,
+    k_BKPH: Array,
+    v_BKPH: Array,
+    dout_BNPH: Array,
+    lse_BN1P: Array,
+    delta_BN1P: Array,
+    k_start_BP: Array,
+    k_end_BP: Array | None,
+    bounds: Bounds,
+    *,
+    scale: float,
+    tiling: Tiling,
+    chunk: int,
+    dtype,
+    interpret,
+) -> tuple[Array, Array, Array]:
     """dq [B, N, P, H] in `dtype`; dk and dv [B, K, P, H] too or, from chunks, in float32.
 
     Args:
@@ -43,13 +56,22 @@ def backward(q_BNPH: Array, k_BKPH: Array, v_BKPH: Array, dout_BNPH: Array, lse_
     chunks = tiling.queries // tiles
     arrays = (q_BNPH, k_BKPH, v_BKPH, dout_BNPH, lse_BN1P, delta_BN1P)
     rows = [x[:, None] for x in (k_start_BP, k_end_BP) if x is not None]
-    run = functools.partial(_chunk, rows=rows, arrays=arrays, bounds=bounds, scale=scale,
-                            tiling=tiling, tiles=tiles, interpret=interpret, dtypes=(
-                                dtype, dtype if chunks == 1 else jnp.dtype(jnp.float32)))
+    run = functools.partial(
+        _chunk,
+        rows=rows,
+        arrays=arrays,
+        bounds=bounds,
+        scale=scale,
+        tiling=tiling,
+        tiles=tiles,
+        interpret=interpret,
+        dtypes=(dtype, dtype if chunks == 1 else jnp.dtype(jnp.float32)),
+    )
     if chunks == 1:
         dq, dk, dv = run(jnp.int32(0))
         dq = dq[None]
     else:
+
         def add(sums, c):
             dq, *parts = run(c)
             return [total + part for total, part in zip(sums, parts)], dq
@@ -60,8 +82,18 @@ def backward(q_BNPH: Array, k_BKPH: Array, v_BKPH: Array, dout_BNPH: Array, lse_
     return dq.transpose(1, 2, 0, 3, 5, 4).reshape(B, N, P, H), dk, dv
 
 
-def _chunk(c: Array, *, rows, arrays, bounds: Bounds, scale: float, tiling: Tiling, tiles: int,
-           dtypes, interpret):
+def _chunk(
+    c: Array,
+    *,
+    rows,
+    arrays,
+    bounds: Bounds,
+    scale: float,
+    tiling: Tiling,
+    tiles: int,
+    dtypes,
+    interpret,
+):
     """dq of chunk c, [B, N, tiles, H, query], and what its queries add to dk and dv.
 
     Args:
@@ -97,26 +129,54 @@ def _chunk(c: Array, *, rows, arrays, bounds: Bounds, scale: float, tiling: Tili
             num_scalar_prefetch=5,
             grid=(B, K, tiling.keys, G, tiles),
             in_specs=[start] * len(rows) + [query, key, key, query, row, row],
-            out_specs=[pl.BlockSpec((None, G, tiles, H, tiling.query),
-                                    lambda b, kv, *_: (b, kv, 0, 0, 0)), key, key],
-            scratch_shapes=[pltpu.VMEM((G, tiles, H, tiling.query), jnp.float32),
-                            pltpu.VMEM((tiling.key, H), jnp.float32),
-                            pltpu.VMEM((tiling.key, H), jnp.float32)]),
-        out_shape=[jax.ShapeDtypeStruct((B, N, tiles, H, tiling.query), dtypes[0]),
-                   *[jax.ShapeDtypeStruct(k_BKPH.shape, dtypes[1])] * 2],
+            out_specs=[
+                pl.BlockSpec((None, G, tiles, H, tiling.query), lambda b, kv, *_: (b, kv, 0, 0, 0)),
+                key,
+                key,
+            ],
+            scratch_shapes=[
+                pltpu.VMEM((G, tiles, H, tiling.query), jnp.float32),
+                pltpu.VMEM((tiling.key, H), jnp.float32),
+                pltpu.VMEM((tiling.key, H), jnp.float32),
+            ],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct((B, N, tiles, H, tiling.query), dtypes[0]),
+            *[jax.ShapeDtypeStruct(k_BKPH.shape, dtypes[1])] * 2,
+        ],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel") + ("arbitrary",) * 3),
+            dimension_semantics=("parallel", "parallel") + ("arbitrary",) * 3
+        ),
         interpret=interpret or False,
         name="attention_backward",
-    )(c[None], bounds.first_query, bounds.last_query, bounds.whole_key, bounds.whole_end, *rows,
-      *arrays)
+    )(
+        c[None],
+        bounds.first_query,
+        bounds.last_query,
+        bounds.whole_key,
+        bounds.whole_end,
+        *rows,
+        *arrays,
+    )
 
 
-def _kernel(c, first, last, whole, whole_end, k_start, *refs, scale: float, tiling: Tiling,
-            tiles: int, causal: bool):
+def _kernel(
+    c,
+    first,
+    last,
+    whole,
+    whole_end,
+    k_start,
+    *refs,
+    scale: float,
+    tiling: Tiling,
+    tiles: int,
+    causal: bool,
+):
     """One tile of keys against one tile of one head's queries."""
     k_end, q, k, v, dout, lse, delta, dq_out, dk_out, dv_out, dq, dk, dv = (
-        (None, *refs) if causal else refs)
+        (None, *refs) if causal else refs
+    )
     b, j = pl.program_id(0), pl.program_id(2)
     g, i = pl.program_id(3), pl.program_id(4)
     query_tile = c[0] * tiles + i
@@ -145,8 +205,19 @@ def _kernel(c, first, last, whole, whole_end, k_start, *refs, scale: float, tili
             end = end + (query_tile * tiling.query - j * tiling.key)
         else:
             end = k_end[...] - j * tiling.key
-        _tile(q, k, v, dout, lse, delta, dq.at[g, i], dk, dv, tiling,
-              (k_start[...] - j * tiling.key, end))
+        _tile(
+            q,
+            k,
+            v,
+            dout,
+            lse,
+            delta,
+            dq.at[g, i],
+            dk,
+            dv,
+            tiling,
+            (k_start[...] - j * tiling.key, end),
+        )
 
     @pl.when(j == tiling.keys - 1)
     def _():
@@ -165,10 +236,15 @@ def _tile(q, k, v, dout, lse, delta, dq, dk, dv, tiling: Tiling, interval) -> No
       interval: int32 [1, query] each, the first and the last key that a query sees, counted from
         the tile's first; None: all are seen.
     """
+
     def dot(a, b, axis_a, axis_b):
-        return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())),
-                                   precision=precision(q.dtype),
-                                   preferred_element_type=jnp.float32)
+        return jax.lax.dot_general(
+            a,
+            b,
+            (((axis_a,), (axis_b,)), ((), ())),
+            precision=precision(q.dtype),
+            preferred_element_type=jnp.float32,
+        )
 
     dscores = []
     for begin, size in tiling.parts(masked=interval is not None):

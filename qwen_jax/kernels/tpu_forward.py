@@ -10,17 +10,33 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from qwen_jax.kernels.tpu_tiles import (HIDDEN, LANES, NO_MAXIMUM, Bounds, Tiling, is_whole,
-                                        precision)
+from qwen_jax.kernels.tpu_tiles import (
+    HIDDEN,
+    LANES,
+    NO_MAXIMUM,
+    Bounds,
+    Tiling,
+    is_whole,
+    precision,
+)
 from qwen_jax.types import Array
 
 # The log-sum-exp of a row that sees nothing: 2^(s - this) is 0 in the backward pass.
 NOTHING_VISIBLE = 1e30
 
 
-def forward(q_BNPH: Array, k_BKPH: Array, v_BKPH: Array, k_start_BP: Array,
-            k_end_BP: Array | None, bounds: Bounds, *, tiling: Tiling, dtype, interpret
-            ) -> tuple[Array, Array]:
+def forward(
+    q_BNPH: Array,
+    k_BKPH: Array,
+    v_BKPH: Array,
+    k_start_BP: Array,
+    k_end_BP: Array | None,
+    bounds: Bounds,
+    *,
+    tiling: Tiling,
+    dtype,
+    interpret,
+) -> tuple[Array, Array]:
     """out [B, N, P, H] in `dtype` and the base-2 log-sum-exp, float32 [B, N, 1, P].
 
     Args:
@@ -51,17 +67,31 @@ def forward(q_BNPH: Array, k_BKPH: Array, v_BKPH: Array, k_start_BP: Array,
             grid=(B, N, queries, keys),
             in_specs=[row] * len(rows) + [query, key, key],
             out_specs=[query, lse],
-            scratch_shapes=[pltpu.VMEM((tiling.query, LANES), jnp.float32),
-                            pltpu.VMEM((tiling.query, LANES), jnp.float32),
-                            pltpu.VMEM((tiling.query, H), jnp.float32)]),
-        out_shape=[jax.ShapeDtypeStruct(q_BNPH.shape, dtype),
-                   jax.ShapeDtypeStruct((B, N, 1, P), jnp.float32)],
+            scratch_shapes=[
+                pltpu.VMEM((tiling.query, LANES), jnp.float32),
+                pltpu.VMEM((tiling.query, LANES), jnp.float32),
+                pltpu.VMEM((tiling.query, H), jnp.float32),
+            ],
+        ),
+        out_shape=[
+            jax.ShapeDtypeStruct(q_BNPH.shape, dtype),
+            jax.ShapeDtypeStruct((B, N, 1, P), jnp.float32),
+        ],
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")),
+            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary")
+        ),
         interpret=interpret or False,
         name="attention_forward",
-    )(bounds.first_key, bounds.last_key, bounds.whole_key, bounds.whole_end, *rows, q_BNPH, k_BKPH,
-      v_BKPH)
+    )(
+        bounds.first_key,
+        bounds.last_key,
+        bounds.whole_key,
+        bounds.whole_end,
+        *rows,
+        q_BNPH,
+        k_BKPH,
+        v_BKPH,
+    )
 
 
 def _kernel(first, last, whole, whole_end, k_start, *refs, tiling: Tiling, causal: bool):
@@ -91,16 +121,25 @@ def _kernel(first, last, whole, whole_end, k_start, *refs, tiling: Tiling, causa
             end = i * tiling.query + jax.lax.broadcasted_iota(jnp.int32, start.shape, 0)
         else:
             end = jnp.broadcast_to(k_end[...], (LANES, tiling.query)).T
-        _tile(q, k, v, top, total, acc, tiling, (
-            start - j * tiling.key, jnp.maximum(end - start + 1, 0).astype(jnp.uint32)))
+        _tile(
+            q,
+            k,
+            v,
+            top,
+            total,
+            acc,
+            tiling,
+            (start - j * tiling.key, jnp.maximum(end - start + 1, 0).astype(jnp.uint32)),
+        )
 
     @pl.when(j == tiling.keys - 1)
     def _():
         row_total = jnp.sum(total[...], axis=1, keepdims=True)
         seen = row_total > 0
         out[...] = (acc[...] / jnp.where(seen, row_total, 1.0)).astype(out.dtype)
-        row_lse = jnp.where(seen, top[:, :1] + jnp.log2(jnp.where(seen, row_total, 1.0)),
-                            NOTHING_VISIBLE)
+        row_lse = jnp.where(
+            seen, top[:, :1] + jnp.log2(jnp.where(seen, row_total, 1.0)), NOTHING_VISIBLE
+        )
         lse[...] = jnp.broadcast_to(row_lse, (tiling.query, LANES)).T[:1]
 
 
@@ -116,8 +155,13 @@ def _tile(q, k, v, top, total, acc, tiling: Tiling, interval) -> None:
     H = v.shape[1]
     for begin, size in tiling.parts(masked=interval is not None):
         part = pl.ds(begin, size)
-        scores = jax.lax.dot_general(q[...], k[part, :], (((1,), (1,)), ((), ())),
-                                     precision=exact, preferred_element_type=jnp.float32)
+        scores = jax.lax.dot_general(
+            q[...],
+            k[part, :],
+            (((1,), (1,)), ((), ())),
+            precision=exact,
+            preferred_element_type=jnp.float32,
+        )
         if interval is not None:
             key = begin + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
             start, count = (_across(x, size) for x in interval)
@@ -129,10 +173,15 @@ def _tile(q, k, v, top, total, acc, tiling: Tiling, interval) -> None:
         fade = jnp.exp2(old - new)
         top[...] = new
         total[...] = fade * total[...] + sum(
-            weights[:, lane:lane + LANES] for lane in range(0, size, LANES))
+            weights[:, lane : lane + LANES] for lane in range(0, size, LANES)
+        )
         acc[...] = _across(fade, H) * acc[...] + jax.lax.dot_general(
-            weights.astype(v.dtype), v[part, :], (((1,), (0,)), ((), ())), precision=exact,
-            preferred_element_type=jnp.float32)
+            weights.astype(v.dtype),
+            v[part, :],
+            (((1,), (0,)), ((), ())),
+            precision=exact,
+            preferred_element_type=jnp.float32,
+        )
 
 
 def _across(x: Array, width: int) -> Array:

@@ -38,9 +38,13 @@ class Tiling:
             short *= 2
         query, key = min(sizes["query"], short), min(sizes["key"], short)
         grain = max(query, key)
-        return cls(query=query, key=key, compute=min(sizes["compute"], key),
-                   masked=min(sizes.get("masked", sizes["compute"]), key),
-                   P=-(-T // grain) * grain)
+        return cls(
+            query=query,
+            key=key,
+            compute=min(sizes["compute"], key),
+            masked=min(sizes.get("masked", sizes["compute"]), key),
+            P=-(-T // grain) * grain,
+        )
 
     def parts(self, *, masked: bool) -> list[tuple[int, int]]:
         """(first key, keys) of what is computed at once, in the order of a tile."""
@@ -92,7 +96,8 @@ def bounds(k_start_BP: Array, k_end_BP: Array | None, tiling: Tiling) -> Bounds:
         whole_key=(-(-jnp.max(k_start, axis=2) // tiling.key)).reshape(-1),
         whole_end=((jnp.min(k_end, axis=2) + 1) // tiling.key - 1).reshape(-1),
         first_query=jnp.argmax(visited, axis=1).astype(jnp.int32).reshape(-1),
-        last_query=jnp.where(visited.any(axis=1), last_query, -1).astype(jnp.int32).reshape(-1))
+        last_query=jnp.where(visited.any(axis=1), last_query, -1).astype(jnp.int32).reshape(-1),
+    )
 
 
 def is_whole(j: Array, at: Array, whole_key, whole_end) -> Array:
@@ -104,14 +109,17 @@ def is_whole(j: Array, at: Array, whole_key, whole_end) -> Array:
     return (j >= whole_key[at]) & (j <= whole_end[at])
 
 
-def pad_mask(k_start_BT: Array, k_end_BT: Array | None, tiling: Tiling
-             ) -> tuple[Array, Array | None]:
+def pad_mask(
+    k_start_BT: Array, k_end_BT: Array | None, tiling: Tiling
+) -> tuple[Array, Array | None]:
     """k_start and k_end over P positions; what is added, and what saw nothing, sees nothing."""
     T = k_start_BT.shape[1]
     extra = ((0, 0), (0, tiling.P - T))
     k_start = jnp.where(k_start_BT >= T, jnp.int32(tiling.P), k_start_BT)
-    return (jnp.pad(k_start, extra, constant_values=tiling.P),
-            None if k_end_BT is None else jnp.pad(k_end_BT, extra, constant_values=-1))
+    return (
+        jnp.pad(k_start, extra, constant_values=tiling.P),
+        None if k_end_BT is None else jnp.pad(k_end_BT, extra, constant_values=-1),
+    )
 
 
 def heads_first(x_BTNH: Array, tiling: Tiling) -> Array:

@@ -51,8 +51,13 @@ class _Sizes:
     def of(cls, q_BTNH: Array, S: int, scale: float) -> "_Sizes":
         B, T, N, H = q_BTNH.shape
         target, side = target_of(q_BTNH), 128 if T <= 1024 else 256
-        wanted = tiles.lookup("xla", kind=target.kind, head_size=H, dtype=q_BTNH.dtype.name,
-                              default={"query": side, "key": side})
+        wanted = tiles.lookup(
+            "xla",
+            kind=target.kind,
+            head_size=H,
+            dtype=q_BTNH.dtype.name,
+            default={"query": side, "key": side},
+        )
         C, W = min(wanted["query"], _round_up(T, 8)), min(wanted["key"], _round_up(S, 8))
         # On a CPU, a tile of scores that its caches hold, and large enough for each operation to be
         # worth its start. Few rows at a time, as a piece computes what one of its rows sees.
@@ -64,16 +69,18 @@ def _round_up(size: int, step: int) -> int:
     return -(-size // step) * step
 
 
-def attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, segment_ids, positions, window,
-              scale: float) -> Array:
+def attention(
+    q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, segment_ids, positions, window, scale: float
+) -> Array:
     """See kernels.attention.attention; arguments are checked there."""
     B, T = q_BTNH.shape[:2]
     S = k_BSKH.shape[1]
     sizes = _Sizes.of(q_BTNH, S, scale)
     k_start = None
     if segment_ids is not None or window is not None:
-        k_start = mask.first_key(B, T, S, segment_ids=segment_ids, positions=positions,
-                                 window=window)
+        k_start = mask.first_key(
+            B, T, S, segment_ids=segment_ids, positions=positions, window=window
+        )
     k_end = mask.query_index(B, T, S, positions)
     return _attend(q_BTNH, k_BSKH, v_BSKH, k_start, k_end, sizes)
 
@@ -142,8 +149,9 @@ def _scores(q_RKMH: Array, k_RKWH: Array, k_start_RC, k_end_RC, tile: Array, siz
 
 def _product(a: Array, b: Array, axis_b: int) -> Array:
     """a's last axis with an axis of b, for each row and head, in float32."""
-    return jax.lax.dot_general(a, b, (((3,), (axis_b,)), ((0, 1), (0, 1))),
-                               preferred_element_type=F32)
+    return jax.lax.dot_general(
+        a, b, (((3,), (axis_b,)), ((0, 1), (0, 1))), preferred_element_type=F32
+    )
 
 
 def _over_pieces(function, *arrays):
@@ -181,8 +189,11 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, k_start_BT, k_end_BT, sizes, dtype=None):
                 return acc, above, total
 
             rows = q.shape[:3]
-            zero = (jnp.zeros(q.shape, F32), jnp.full((*rows, 1), _MASKED, F32),
-                    jnp.zeros((*rows, 1), F32))
+            zero = (
+                jnp.zeros(q.shape, F32),
+                jnp.full((*rows, 1), _MASKED, F32),
+                jnp.zeros((*rows, 1), F32),
+            )
             acc, top, total = jax.lax.fori_loop(*_tiles(k_start, k_end, sizes), step, zero)
             empty = top <= _MASKED / 2
             out = jnp.where(empty, 0.0, acc / jnp.where(empty, 1.0, total))
@@ -192,9 +203,13 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, k_start_BT, k_end_BT, sizes, dtype=None):
         return jax.lax.scan(chunk, None, (q_Q, k_start_Q, k_end_Q))[1]
 
     out, lse = _over_pieces(
-        piece, _cut_queries(q_BTNH, sizes, K), _cut_keys(k_BSKH, sizes),
-        _cut_keys(v_BSKH, sizes, transposed=True), _cut_bounds(k_start_BT, sizes, 2**30),
-        _cut_bounds(k_end_BT, sizes, -1))
+        piece,
+        _cut_queries(q_BTNH, sizes, K),
+        _cut_keys(k_BSKH, sizes),
+        _cut_keys(v_BSKH, sizes, transposed=True),
+        _cut_bounds(k_start_BT, sizes, 2**30),
+        _cut_bounds(k_end_BT, sizes, -1),
+    )
     out = _join_queries(out, T, N)
     return out, (q_BTNH, k_BSKH, v_BSKH, k_start_BT, k_end_BT, out, lse)
 
@@ -224,8 +239,9 @@ def _backward(sizes, residuals, dout_BTNH, dtype=None):
                 dvT_J = dvT_J.at[tile].add(_product(doutT, weights.astype(computed), 2))
                 return dq, dkT_J, dvT_J
 
-            dq, *grads = jax.lax.fori_loop(*_tiles(k_start, k_end, sizes), step,
-                                           (jnp.zeros(q.shape, F32), *grads))
+            dq, *grads = jax.lax.fori_loop(
+                *_tiles(k_start, k_end, sizes), step, (jnp.zeros(q.shape, F32), *grads)
+            )
             return tuple(grads), dq.astype(dtype)
 
         zero = jnp.zeros(kT_J.shape, F32)
@@ -235,11 +251,21 @@ def _backward(sizes, residuals, dout_BTNH, dtype=None):
     def cut(x, transposed=False):
         return _cut_queries(x, sizes, K, transposed=transposed)
 
-    queries = (cut(q_BTNH), cut(q_BTNH, True), cut(dout_BTNH), cut(dout_BTNH, True), lse,
-               cut(delta_BTN1), _cut_bounds(k_start_BT, sizes, 2**30),
-               _cut_bounds(k_end_BT, sizes, -1))
-    keys = (_cut_keys(k_BSKH, sizes), _cut_keys(k_BSKH, sizes, transposed=True),
-            _cut_keys(v_BSKH, sizes))
+    queries = (
+        cut(q_BTNH),
+        cut(q_BTNH, True),
+        cut(dout_BTNH),
+        cut(dout_BTNH, True),
+        lse,
+        cut(delta_BTN1),
+        _cut_bounds(k_start_BT, sizes, 2**30),
+        _cut_bounds(k_end_BT, sizes, -1),
+    )
+    keys = (
+        _cut_keys(k_BSKH, sizes),
+        _cut_keys(k_BSKH, sizes, transposed=True),
+        _cut_keys(v_BSKH, sizes),
+    )
     dq, dkT, dvT = _over_pieces(piece, queries, keys)
     return _join_queries(dq, T, N), _join_keys(dkT, S), _join_keys(dvT, S), None, None
 

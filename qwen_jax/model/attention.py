@@ -20,8 +20,9 @@ from qwen_jax.parallel.rules import constrain, map_shards, shards_evenly
 from qwen_jax.types import Array, AttentionParams
 
 
-def project_qkv(x_BTD: Array, params: AttentionParams, *, table, query_scale_BT: Array | None,
-                product=linear):
+def project_qkv(
+    x_BTD: Array, params: AttentionParams, *, table, query_scale_BT: Array | None, product=linear
+):
     """Rotated queries and keys, and values: [B, T, N, H], [B, T, K, H], [B, T, K, H].
 
     Args:
@@ -29,6 +30,7 @@ def project_qkv(x_BTD: Array, params: AttentionParams, *, table, query_scale_BT:
       query_scale_BT: LogN factors (report 2.3.2) or None.
       product: how a weight is multiplied with: `linear` or lora.adapted_linear.
     """
+
     def project(weight, bias, heads_axis):
         y = product(x_BTD, weight.reshape(weight.shape[0], -1))
         y = y.reshape(*y.shape[:2], *bias.shape) + bias.astype(y.dtype)[None, None]
@@ -55,25 +57,43 @@ def project_out(out_BTNH: Array, params: AttentionParams, *, product=linear) -> 
     return product(out_BTNH.reshape(B, T, N * H), wo)
 
 
-def self_attention(x_BTD: Array, params: AttentionParams, *, config: ModelConfig, table,
-                   query_scale_BT: Array | None, segment_ids: Array | None,
-                   window: Array | None, ring: Ring | None = None, product=linear) -> Array:
+def self_attention(
+    x_BTD: Array,
+    params: AttentionParams,
+    *,
+    config: ModelConfig,
+    table,
+    query_scale_BT: Array | None,
+    segment_ids: Array | None,
+    window: Array | None,
+    ring: Ring | None = None,
+    product=linear,
+) -> Array:
     """Attention of a whole row over itself: training, scoring, prefill without a cache.
 
     Args:
       segment_ids: int32 [B, T] in the row's order, or None.
       ring: the order of x_BTD, where it is not the row's.
     """
-    q, k, v = project_qkv(x_BTD, params, table=table, query_scale_BT=query_scale_BT,
-                          product=product)
-    out = partitioned_attention(q, k, v, segment_ids=segment_ids, window=window,
-                                implementation=config.attention, ring=ring)
+    q, k, v = project_qkv(
+        x_BTD, params, table=table, query_scale_BT=query_scale_BT, product=product
+    )
+    out = partitioned_attention(
+        q, k, v, segment_ids=segment_ids, window=window, implementation=config.attention, ring=ring
+    )
     return project_out(out, params, product=product)
 
 
-def partitioned_attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *,
-                          segment_ids: Array | None, window: Array | int | None,
-                          implementation: str | None, ring: Ring | None = None) -> Array:
+def partitioned_attention(
+    q_BTNH: Array,
+    k_BSKH: Array,
+    v_BSKH: Array,
+    *,
+    segment_ids: Array | None,
+    window: Array | int | None,
+    implementation: str | None,
+    ring: Ring | None = None,
+) -> Array:
     """kernels.attention on a mesh: each device computes its rows and heads.
 
     Heads are cut only where the key-value heads can be cut as well. A row that is cut (mesh axis
@@ -83,8 +103,7 @@ def partitioned_attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *,
       ring: the order of q, k and v, where it is not the row's; segment_ids are always in the row's.
     """
     (B, T, N), (S, K) = q_BTNH.shape[:3], k_BSKH.shape[1:3]
-    choice = choose(call_of(q_BTNH, k_BSKH, segment_ids=segment_ids, window=window),
-                    implementation)
+    choice = choose(call_of(q_BTNH, k_BSKH, segment_ids=segment_ids, window=window), implementation)
     cut_heads = N == K or shards_evenly(K, "act_kv_heads")
     names = ("act_heads", "act_kv_heads") if cut_heads else (None, None)
     block = getattr(choice.module, "BLOCK", None)
@@ -92,9 +111,17 @@ def partitioned_attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *,
         ring = ring_of(T, balanced=False)
     if ring is not None:
         k_start = mask.first_key(B, T, S, segment_ids=segment_ids, positions=None, window=window)
-        return ring_attention(q_BTNH, k_BSKH, v_BSKH, to_ring(k_start, ring), block=block,
-                              ring=ring, scale=1.0 / math.sqrt(q_BTNH.shape[-1]), names=RESIDUALS,
-                              heads=names)
+        return ring_attention(
+            q_BTNH,
+            k_BSKH,
+            v_BSKH,
+            to_ring(k_start, ring),
+            block=block,
+            ring=ring,
+            scale=1.0 / math.sqrt(q_BTNH.shape[-1]),
+            names=RESIDUALS,
+            heads=names,
+        )
     optional = {"segment_ids": (segment_ids, ("batch", None)), "window": (window, ())}
     given = {key: pair for key, pair in optional.items() if pair[0] is not None}
 
@@ -103,9 +130,12 @@ def partitioned_attention(q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *,
 
     arrays = (q_BTNH, k_BSKH, v_BSKH, *(jnp.asarray(array) for array, _ in given.values()))
     heads = tuple(("batch", None, name, None) for name in names)
-    return map_shards(run, *arrays, axes=(heads[0], heads[1], heads[1],
-                                          *(axes for _, axes in given.values())),
-                      out_axes=heads[0])
+    return map_shards(
+        run,
+        *arrays,
+        axes=(heads[0], heads[1], heads[1], *(axes for _, axes in given.values())),
+        out_axes=heads[0],
+    )
 
 
 def order_of(tokens_BT: Array, config: ModelConfig) -> Ring | None:
@@ -128,7 +158,16 @@ def implementation_for(config: ModelConfig, device: jax.Device) -> Choice:
 
 
 def _choose(config: ModelConfig, target: Target, T: int) -> Choice:
-    call = Call(target=target, B=1, T=T, S=T,
-                N=config.num_heads, K=config.kv_heads, H=config.head_dim,
-                dtype=jnp.dtype(config.compute_dtype), segments=True, window=None)
+    call = Call(
+        target=target,
+        B=1,
+        T=T,
+        S=T,
+        N=config.num_heads,
+        K=config.kv_heads,
+        H=config.head_dim,
+        dtype=jnp.dtype(config.compute_dtype),
+        segments=True,
+        window=None,
+    )
     return choose(call, config.attention)

@@ -24,12 +24,21 @@ import numpy as np
 from qwen_jax.config import ModelConfig
 from qwen_jax.model import kv_cache, rope
 from qwen_jax.model.attention import (
-    partitioned_attention, positioned_query, project_out, project_qkv)
+    partitioned_attention,
+    positioned_query,
+    project_out,
+    project_qkv,
+)
 from qwen_jax.model.embedding import embed
 from qwen_jax.model.layers import linear, rms_norm, swiglu, unembed
 from qwen_jax.model.rope import rotate
 from qwen_jax.model.turned import (
-    TurnedLayer, TurnedParams, turned_linear, turned_qkv, turned_swiglu)
+    TurnedLayer,
+    TurnedParams,
+    turned_linear,
+    turned_qkv,
+    turned_swiglu,
+)
 from qwen_jax.parallel.rules import constrain
 from qwen_jax.types import Array, CacheBlock, KVCache, LayerParams, Params
 
@@ -37,10 +46,17 @@ _MASKED = -1e30  # finite: exp(_MASKED - _MASKED) is 1 and no NaN
 _PIECE = 128  # queries of a long prompt that are taken together
 
 
-def forward_cached(params: Params | TurnedParams, tokens: Array, cache: KVCache, *,
-                   config: ModelConfig, num_tokens: Array | None = None, rows: Array | None = None,
-                   prompt_lengths: Array | None = None,
-                   empty: bool = False) -> tuple[Array, KVCache]:
+def forward_cached(
+    params: Params | TurnedParams,
+    tokens: Array,
+    cache: KVCache,
+    *,
+    config: ModelConfig,
+    num_tokens: Array | None = None,
+    rows: Array | None = None,
+    prompt_lengths: Array | None = None,
+    empty: bool = False,
+) -> tuple[Array, KVCache]:
     """The next `tokens` of some rows, continuing after what the cache holds of them.
 
     A row's first call, with an empty cache, fixes NTK's alpha for all that follows (report 2.3.2).
@@ -64,16 +80,20 @@ def forward_cached(params: Params | TurnedParams, tokens: Array, cache: KVCache,
     num_tokens = jnp.full((B,), T, jnp.int32) if num_tokens is None else num_tokens
     prompt_lengths = num_tokens if prompt_lengths is None else prompt_lengths
     lengths = kv_cache.take_rows(cache.lengths, rows)
-    ntk_lengths = jnp.where((lengths == 0) & (num_tokens > 0), prompt_lengths,
-                            kv_cache.take_rows(cache.ntk_lengths, rows))
+    ntk_lengths = jnp.where(
+        (lengths == 0) & (num_tokens > 0),
+        prompt_lengths,
+        kv_cache.take_rows(cache.ntk_lengths, rows),
+    )
     positions = lengths[:, None] + jnp.arange(T, dtype=jnp.int32)[None]
     last = jnp.maximum(num_tokens - 1, 0)[:, None]
     turned = isinstance(params, TurnedParams)
 
     def take_last(y):
         """Of [B, T, ...], what belongs to each row's last real token, [B, 1, ...]."""
-        return jnp.take_along_axis(y, last.reshape(B, 1, *(1,) * (y.ndim - 2)), axis=1,
-                                   mode="promise_in_bounds")
+        return jnp.take_along_axis(
+            y, last.reshape(B, 1, *(1,) * (y.ndim - 2)), axis=1, mode="promise_in_bounds"
+        )
 
     x = embed(tokens, params.embed, dtype=jnp.dtype(config.compute_dtype))
     x = constrain(x, "batch", "length", "act_embed")
@@ -82,8 +102,15 @@ def forward_cached(params: Params | TurnedParams, tokens: Array, cache: KVCache,
     if config.extension.windows is None:  # else each layer has its own
         shared = jax.lax.optimization_barrier(codes(positions, window=None))
 
-    def block(x, layer: LayerParams | TurnedLayer, held: tuple[CacheBlock, ...], index, window, *,
-              only_last: bool = False):
+    def block(
+        x,
+        layer: LayerParams | TurnedLayer,
+        held: tuple[CacheBlock, ...],
+        index,
+        window,
+        *,
+        only_last: bool = False,
+    ):
         table, query_scale = codes(positions, window=window) if shared is None else shared
         y = rms_norm(x, layer.attention_norm, epsilon=config.norm_epsilon)
         if turned:
@@ -98,13 +125,27 @@ def forward_cached(params: Params | TurnedParams, tokens: Array, cache: KVCache,
             q, k, v = project_qkv(y, layer.attention, table=table, query_scale_BT=query_scale)
             at = positions
         if empty and not only_last:
-            y = partitioned_attention(q, k, v, segment_ids=None, window=window,
-                                      implementation=config.attention)
+            y = partitioned_attention(
+                q, k, v, segment_ids=None, window=window, implementation=config.attention
+            )
         else:
-            y = _attend(q, k, v, held, index, query_at=at, key_at=positions,
-                        in_use=num_tokens > 0, rows=rows, window=window)
-        x = x + (turned_linear(y.reshape(B, y.shape[1], -1), layer.wo) if turned
-                 else project_out(y, layer.attention))
+            y = _attend(
+                q,
+                k,
+                v,
+                held,
+                index,
+                query_at=at,
+                key_at=positions,
+                in_use=num_tokens > 0,
+                rows=rows,
+                window=window,
+            )
+        x = x + (
+            turned_linear(y.reshape(B, y.shape[1], -1), layer.wo)
+            if turned
+            else project_out(y, layer.attention)
+        )
         y = rms_norm(x, layer.mlp_norm, epsilon=config.norm_epsilon)
         x = x + (turned_swiglu(y, layer) if turned else swiglu(y, layer.mlp))
         return constrain(x, "batch", "length", "act_embed"), (k, v)
@@ -119,7 +160,8 @@ def forward_cached(params: Params | TurnedParams, tokens: Array, cache: KVCache,
     logits = unembed(x, head, product=turned_linear if inputs_last else linear)[:, 0]
     return logits, cache.replace(
         lengths=kv_cache.put_rows(cache.lengths, lengths + num_tokens, rows),
-        ntk_lengths=kv_cache.put_rows(cache.ntk_lengths, ntk_lengths, rows))
+        ntk_lengths=kv_cache.put_rows(cache.ntk_lengths, ntk_lengths, rows),
+    )
 
 
 def _over_layers(block, x, cache: KVCache, layers, config: ModelConfig):
@@ -132,8 +174,14 @@ def _over_layers(block, x, cache: KVCache, layers, config: ModelConfig):
     if isinstance(layers, tuple):
         for i, layer in enumerate(layers):
             held, index = (cache.blocks[i], 0) if len(cache.blocks) > 1 else (cache.blocks[0], i)
-            x, pair = block(x, layer, held, index, windows and windows[i],
-                            only_last=x.shape[1] > 1 and i == len(layers) - 1)
+            x, pair = block(
+                x,
+                layer,
+                held,
+                index,
+                windows and windows[i],
+                only_last=x.shape[1] > 1 and i == len(layers) - 1,
+            )
             new.append(jax.tree.map(lambda y: y[None], pair))
         if len(cache.blocks) == 1:
             new = [tuple(map(jnp.concatenate, zip(*new)))]
@@ -141,21 +189,35 @@ def _over_layers(block, x, cache: KVCache, layers, config: ModelConfig):
     assert len(cache.blocks) == 1, "a cache made layer_by_layer is for weights that are turned"
     # The cache is only read here, so that nothing of its size is carried from layer to layer.
     x, pair = jax.lax.scan(
-        lambda x, xs: block(x, xs[0], cache.blocks[0], *xs[1:]), x,
-        (layers, jnp.arange(config.num_layers, dtype=jnp.int32), rope.layer_windows(config)))
+        lambda x, xs: block(x, xs[0], cache.blocks[0], *xs[1:]),
+        x,
+        (layers, jnp.arange(config.num_layers, dtype=jnp.int32), rope.layer_windows(config)),
+    )
     return x, [pair]
 
 
 def _position_codes(positions_BT: Array, *, window, ntk_lengths: Array, config: ModelConfig):
     """The rotary table and LogN's factors (or None) of a layer that sees `window` tokens."""
     alpha, query_scale = rope.layer_extension(ntk_lengths, positions_BT, window, config)
-    table = rope.rotary_table(positions_BT, head_size=config.head_dim, base=config.rope_base,
-                              alpha_B=alpha)
+    table = rope.rotary_table(
+        positions_BT, head_size=config.head_dim, base=config.rope_base, alpha_B=alpha
+    )
     return table, query_scale
 
 
-def _attend(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, held: tuple[CacheBlock, ...], index, *,
-            query_at: Array, key_at: Array, in_use: Array, rows: Array | None, window) -> Array:
+def _attend(
+    q_BTNH: Array,
+    k_BTKH: Array,
+    v_BTKH: Array,
+    held: tuple[CacheBlock, ...],
+    index,
+    *,
+    query_at: Array,
+    key_at: Array,
+    in_use: Array,
+    rows: Array | None,
+    window,
+) -> Array:
     """Attention of new tokens over themselves and what the cache holds of layer `index`.
 
     Args:
@@ -178,8 +240,11 @@ def _attend(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, held: tuple[CacheBlock,
         if window is not None:
             visible = visible & (at >= first_seen[:, :, part])
         shape = (B, K, (end - begin) * G)
-        empty = (jnp.full((*shape, 1), _MASKED, jnp.float32), jnp.zeros((*shape, 1), jnp.float32),
-                 jnp.zeros((*shape, H), jnp.float32))
+        empty = (
+            jnp.full((*shape, 1), _MASKED, jnp.float32),
+            jnp.zeros((*shape, 1), jnp.float32),
+            jnp.zeros((*shape, H), jnp.float32),
+        )
         return _add(empty, q[:, :, part], keys[:, :, :seen], values[:, :, :seen], visible)
 
     keys, values = jnp.swapaxes(k_BTKH, 1, 2), jnp.swapaxes(v_BTKH, 1, 2)
@@ -197,6 +262,7 @@ def _attend(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, held: tuple[CacheBlock,
     if window is not None:
         earliest = jnp.min(jnp.where(in_use, first_seen[:, 0, 0, 0], np.iinfo(np.int32).max))
     for blocks, begin, end in _together(held, least=1 if T == 1 else 2 * _PIECE):
+
         def add_block(carry, blocks=blocks, begin=begin, end=end):
             pairs = [_read(block, index, rows, q.dtype) for block in blocks]
             keys, values = (jnp.concatenate(parts, axis=2) for parts in zip(*pairs))
@@ -207,8 +273,9 @@ def _attend(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, held: tuple[CacheBlock,
             return _add(carry, q, keys, values, visible)
 
         # What no row needs is not read.
-        carry = jax.lax.cond((longest > begin) & (earliest < end), add_block, lambda carry: carry,
-                             carry)
+        carry = jax.lax.cond(
+            (longest > begin) & (earliest < end), add_block, lambda carry: carry, carry
+        )
     _, total, out = carry
     out = (out / total).astype(q.dtype)  # every token has seen itself
     return out.reshape(B, K, T, G, H).transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
@@ -228,13 +295,16 @@ def _together(held: tuple[CacheBlock, ...], *, least: int):
 
 def _read(block: CacheBlock, index, rows: Array | None, dtype) -> tuple[Array, Array]:
     """Keys and values [B, K, C, H] of a layer and the rows of a call."""
+
     def part(x):
         x = x[0] if x.shape[0] == 1 else jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
         return kv_cache.take_rows(x, rows)
 
     block = jax.tree.map(part, block)
-    return (kv_cache.dequantize(block.keys, block.key_scales, dtype),
-            kv_cache.dequantize(block.values, block.value_scales, dtype))
+    return (
+        kv_cache.dequantize(block.keys, block.key_scales, dtype),
+        kv_cache.dequantize(block.values, block.value_scales, dtype),
+    )
 
 
 def _add(carry, q: Array, k: Array, v: Array, visible: Array):
@@ -254,7 +324,11 @@ def _add(carry, q: Array, k: Array, v: Array, visible: Array):
         # compile a small model.
         part = jnp.sum(weights[:, :, 0, :, None] * v.astype(jnp.float32), axis=2)[:, :, None]
     else:
-        part = jax.lax.dot_general(weights.astype(v.dtype), v, (((3,), (2,)), batched),
-                                   preferred_element_type=jnp.float32)
-    return (new_top, total * rescale + jnp.sum(weights, axis=-1, keepdims=True),
-            out * rescale + part)
+        part = jax.lax.dot_general(
+            weights.astype(v.dtype), v, (((3,), (2,)), batched), preferred_element_type=jnp.float32
+        )
+    return (
+        new_top,
+        total * rescale + jnp.sum(weights, axis=-1, keepdims=True),
+        out * rescale + part,
+    )

@@ -41,8 +41,9 @@ def _lookup(tokens_BT, embed_VD, dtype):
         x = jax.lax.psum(x, vocab_axes) if vocab_axes else x
         return _exchanged(x, pieces, split=0, join=2)
 
-    return map_shards(on_device, tokens_BT, embed_VD, axes=(_TOKENS, _TABLE),
-                      out_axes=(*_TOKENS, None))
+    return map_shards(
+        on_device, tokens_BT, embed_VD, axes=(_TOKENS, _TABLE), out_axes=(*_TOKENS, None)
+    )
 
 
 def _lookup_forward(tokens_BT, embed_VD, dtype):
@@ -54,8 +55,11 @@ def _lookup_backward(dtype, residuals, dx_BTD):
     del dtype
     tokens_BT, embed_VD = residuals
     pieces, vocab_axes = cut(embed_VD.shape[1], "embed"), cut(embed_VD.shape[0], "vocab")
-    others = tuple(axis for axis in cut(tokens_BT.shape[0], "batch")
-                   + cut(tokens_BT.shape[1], "length") if axis not in pieces)
+    others = tuple(
+        axis
+        for axis in cut(tokens_BT.shape[0], "batch") + cut(tokens_BT.shape[1], "length")
+        if axis not in pieces
+    )
 
     def on_device(tokens_BT, embed_VD, dx_BTD):
         dx_BTD = _exchanged(dx_BTD, pieces, split=2, join=0)
@@ -64,8 +68,14 @@ def _lookup_backward(dtype, residuals, dx_BTD):
         found = jnp.zeros(embed_VD.shape, jnp.float32).at[words].add(dx_BTD)
         return (jax.lax.psum(found, others) if others else found).astype(embed_VD.dtype)
 
-    return None, map_shards(on_device, tokens_BT, embed_VD, dx_BTD,
-                            axes=(_TOKENS, _TABLE, (*_TOKENS, None)), out_axes=_TABLE)
+    return None, map_shards(
+        on_device,
+        tokens_BT,
+        embed_VD,
+        dx_BTD,
+        axes=(_TOKENS, _TABLE, (*_TOKENS, None)),
+        out_axes=_TABLE,
+    )
 
 
 _lookup.defvjp(_lookup_forward, _lookup_backward)

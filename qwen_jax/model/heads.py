@@ -21,7 +21,8 @@ def scoring_specs(config: ModelConfig) -> ScoringParams:
     D = config.hidden_size
     return ScoringParams(
         trunk=param_specs(config).replace(head=None),
-        score=Spec((D,), ("norm",), "normal", (D + 1) ** -0.5))
+        score=Spec((D,), ("norm",), "normal", (D + 1) ** -0.5),
+    )
 
 
 def from_language_model(params: Params, score_D: Array | None) -> ScoringParams:
@@ -33,16 +34,28 @@ def from_language_model(params: Params, score_D: Array | None) -> ScoringParams:
     return ScoringParams(trunk=params.replace(head=None), score=score_D)
 
 
-def scores(params: ScoringParams, tokens_BT: Array, segment_ids_BT: Array, *,
-           config: ModelConfig, dropout_key: Array | None = None) -> Array:
+def scores(
+    params: ScoringParams,
+    tokens_BT: Array,
+    segment_ids_BT: Array,
+    *,
+    config: ModelConfig,
+    dropout_key: Array | None = None,
+) -> Array:
     """One number per position, float32 [B, T]: hidden state times `score`, accumulated in float32.
 
     Causal: position t has seen tokens 0..t alone.
     """
     # The trunk has no output projection and never needs one; "tied" says so to the config.
     config = dataclasses.replace(config, tie_embeddings=True)
-    x_BTD = hidden_states(params.trunk, tokens_BT, default_positions(tokens_BT, segment_ids_BT),
-                          config=config, segment_ids=segment_ids_BT, dropout_key=dropout_key)
+    x_BTD = hidden_states(
+        params.trunk,
+        tokens_BT,
+        default_positions(tokens_BT, segment_ids_BT),
+        config=config,
+        segment_ids=segment_ids_BT,
+        dropout_key=dropout_key,
+    )
     return jnp.einsum("BTD,D->BT", x_BTD.astype(jnp.float32), params.score.astype(jnp.float32))
 
 

@@ -36,8 +36,9 @@ def block_sizes(slots: int) -> tuple[int, ...]:
     return tuple(b - a for a, b in itertools.pairwise(ends))
 
 
-def init_cache(config: ModelConfig, batch_size: int, slots: int, *, dtype=None,
-               layer_by_layer: bool = False) -> KVCache:
+def init_cache(
+    config: ModelConfig, batch_size: int, slots: int, *, dtype=None, layer_by_layer: bool = False
+) -> KVCache:
     """An empty cache of at least `slots` tokens per row, 2 L B S K H entries.
 
     Args:
@@ -60,13 +61,18 @@ def init_cache(config: ModelConfig, batch_size: int, slots: int, *, dtype=None,
         def scales():
             return zeros(2, jnp.float32) if dtype == jnp.int8 else None
 
-        return CacheBlock(keys=zeros(config.head_dim, dtype), values=zeros(config.head_dim, dtype),
-                          key_scales=scales(), value_scales=scales())
+        return CacheBlock(
+            keys=zeros(config.head_dim, dtype),
+            values=zeros(config.head_dim, dtype),
+            key_scales=scales(),
+            value_scales=scales(),
+        )
 
     return KVCache(
         blocks=tuple(tuple(map(block, block_sizes(slots))) for _ in range(stacks)),
         lengths=jnp.zeros((batch_size,), jnp.int32),
-        ntk_lengths=jnp.zeros((batch_size,), jnp.int32))
+        ntk_lengths=jnp.zeros((batch_size,), jnp.int32),
+    )
 
 
 def cache_bytes(config: ModelConfig, batch_size: int, slots: int, *, dtype=None) -> int:
@@ -90,8 +96,10 @@ def quantize(x: Array) -> tuple[Array, Array]:
     low, high = jnp.min(x, axis=-1, keepdims=True), jnp.max(x, axis=-1, keepdims=True)
     scale = (high - low) / 255.0
     entry = jnp.round((x - low) / jnp.where(scale > 0, scale, 1.0)) - 128.0
-    return (jnp.clip(entry, -128.0, 127.0).astype(jnp.int8),
-            jnp.concatenate([scale, low + 128.0 * scale], axis=-1))
+    return (
+        jnp.clip(entry, -128.0, 127.0).astype(jnp.int8),
+        jnp.concatenate([scale, low + 128.0 * scale], axis=-1),
+    )
 
 
 def dequantize(entries: Array, scales: Array | None, dtype) -> Array:
@@ -111,8 +119,14 @@ def put_rows(x: Array, new: Array, rows: Array | None) -> Array:
     return new if rows is None else x.at[rows].set(new, mode="drop", unique_indices=True)
 
 
-def write(cache: KVCache, new: list[tuple[Array, Array]], *, rows: Array | None, start_B: Array,
-          num_tokens_B: Array) -> KVCache:
+def write(
+    cache: KVCache,
+    new: list[tuple[Array, Array]],
+    *,
+    rows: Array | None,
+    start_B: Array,
+    num_tokens_B: Array,
+) -> KVCache:
     """The cache with the new tokens of all layers in their slots; `lengths` stay as they are.
 
     Args:
@@ -144,6 +158,7 @@ def _entries(k_lBTKH: Array, v_lBTKH: Array, *, like: CacheBlock) -> CacheBlock:
 
 def _put_many(edges, by_place, parts, rows, start_B, num_tokens_B):
     """Of each block that a prompt touches, what is new is chosen from the prompt."""
+
     def put(begin, end, blocks):
         slot = jnp.arange(begin, end, dtype=jnp.int32)
         source_BC = slot[None] - start_B[:, None]
@@ -151,16 +166,19 @@ def _put_many(edges, by_place, parts, rows, start_B, num_tokens_B):
 
         def choose(whole, part):
             source = jnp.clip(source_BC, 0, part.shape[3] - 1)[None, :, None, :, None]
-            new = jnp.where(is_new_BC[None, :, None, :, None],
-                            jnp.take_along_axis(part, source, axis=3, mode="promise_in_bounds"),
-                            take_rows(whole, rows, axis=1))
+            new = jnp.where(
+                is_new_BC[None, :, None, :, None],
+                jnp.take_along_axis(part, source, axis=3, mode="promise_in_bounds"),
+                take_rows(whole, rows, axis=1),
+            )
             if rows is None:
                 return new
             return whole.at[:, rows].set(new, mode="drop", unique_indices=True)
 
         touched = jnp.any(is_new_BC).astype(jnp.int32)
-        return jax.lax.fori_loop(0, touched, lambda _, blocks: jax.tree.map(choose, blocks, parts),
-                                 blocks)
+        return jax.lax.fori_loop(
+            0, touched, lambda _, blocks: jax.tree.map(choose, blocks, parts), blocks
+        )
 
     return [put(*ends, blocks) for ends, blocks in zip(itertools.pairwise(edges), by_place)]
 
@@ -181,8 +199,14 @@ def _put_row_by_row(edges, by_place, parts, rows, start_B, num_tokens_B):
             b = order_B[i]
             row = b if rows is None else rows[b]
             at = (jnp.int32(0), row, jnp.int32(0), start_B[b] - edges[index], jnp.int32(0))
-            return jax.tree.map(lambda whole, part: jax.lax.dynamic_update_slice(
-                whole, jax.lax.dynamic_slice_in_dim(part, b, 1, axis=1), at), blocks, parts)
+            return jax.tree.map(
+                lambda whole, part: jax.lax.dynamic_update_slice(
+                    whole, jax.lax.dynamic_slice_in_dim(part, b, 1, axis=1), at
+                ),
+                blocks,
+                parts,
+            )
+
         return jax.lax.fori_loop(bounds[index], bounds[index + 1], put_row, blocks)
 
     return [put(index, blocks) for index, blocks in enumerate(by_place)]
@@ -198,7 +222,10 @@ def _put_at_once(edges, by_place, parts, rows, start_B, num_tokens_B):
         slot_B = jnp.where(here_B, start_B - begin, end - begin)  # one too many: dropped
         return jax.tree.map(
             lambda whole, part_lBK1X: whole.at[:, rows, :, slot_B].set(
-                part_lBK1X[:, :, :, 0].transpose(1, 0, 2, 3), mode="drop", unique_indices=True),
-            blocks, parts)
+                part_lBK1X[:, :, :, 0].transpose(1, 0, 2, 3), mode="drop", unique_indices=True
+            ),
+            blocks,
+            parts,
+        )
 
     return [put(*ends, blocks) for ends, blocks in zip(itertools.pairwise(edges), by_place)]

@@ -41,17 +41,26 @@ class LoRAConfig:
 
     def __post_init__(self):
         if self.rank is not None and self.rank < 1:
-            raise ConfigError(f"rank={self.rank} is not positive.", "--lora.rank",
-                              "8 to 64 are usual; none trains the weights themselves.")
+            raise ConfigError(
+                f"rank={self.rank} is not positive.",
+                "--lora.rank",
+                "8 to 64 are usual; none trains the weights themselves.",
+            )
         if not (self.alpha > 0 and math.isfinite(self.alpha)):
-            raise ConfigError(f"alpha={self.alpha} is not positive.", "--lora.alpha",
-                              "once or twice the rank is usual.")
+            raise ConfigError(
+                f"alpha={self.alpha} is not positive.",
+                "--lora.alpha",
+                "once or twice the rank is usual.",
+            )
         for name in self.targets:
             if name not in TARGETS:
                 raise unknown_name("weight", name, TARGETS, "--lora.targets")
         if not self.targets:
-            raise ConfigError("no weight would get an adapter.", "--lora.targets",
-                              f"name some of {', '.join(TARGETS)}, or leave it out for all.")
+            raise ConfigError(
+                "no weight would get an adapter.",
+                "--lora.targets",
+                f"name some of {', '.join(TARGETS)}, or leave it out for all.",
+            )
 
     @property
     def scale(self) -> float:
@@ -83,7 +92,8 @@ class Adapted:
         a, b = self.adapter.a, self.adapter.b
         return self.replace(
             weight=self.weight.reshape(shape),
-            adapter=Adapter(a=a.reshape(-1, a.shape[-1]), b=b.reshape(b.shape[0], -1)))
+            adapter=Adapter(a=a.reshape(-1, a.shape[-1]), b=b.reshape(b.shape[0], -1)),
+        )
 
 
 def input_axes(target: str) -> int:
@@ -91,8 +101,9 @@ def input_axes(target: str) -> int:
     return _INPUT_AXES[target]
 
 
-def lora_specs(config: ModelConfig, lora: LoRAConfig,
-               whole: Callable[[ModelConfig], Any] = param_specs) -> Any:
+def lora_specs(
+    config: ModelConfig, lora: LoRAConfig, whole: Callable[[ModelConfig], Any] = param_specs
+) -> Any:
     """Specs of what is trained: an Adapter for each target, IN_FULL as it is, None elsewhere.
 
     Args:
@@ -101,6 +112,7 @@ def lora_specs(config: ModelConfig, lora: LoRAConfig,
     Adapters are cut over a mesh as the weights are that they stand beside. A is drawn with variance
     1 / inputs, so that x A is of x's size.
     """
+
     def adapter(path, spec: Spec) -> Adapter | Spec | None:
         name = path[-1].name
         if name in IN_FULL:
@@ -110,9 +122,14 @@ def lora_specs(config: ModelConfig, lora: LoRAConfig,
         split = 1 + input_axes(name)
         layers, inputs, outputs = spec.shape[0], spec.shape[1:split], spec.shape[split:]
         return Adapter(
-            a=Spec((layers, *inputs, lora.rank), (*spec.axes[:split], "rank"), "normal",
-                   math.prod(inputs) ** -0.5),
-            b=Spec((layers, lora.rank, *outputs), ("layers", "rank", *spec.axes[split:]), "zeros"))
+            a=Spec(
+                (layers, *inputs, lora.rank),
+                (*spec.axes[:split], "rank"),
+                "normal",
+                math.prod(inputs) ** -0.5,
+            ),
+            b=Spec((layers, lora.rank, *outputs), ("layers", "rank", *spec.axes[split:]), "zeros"),
+        )
 
     return jax.tree_util.tree_map_with_path(adapter, whole(config))
 
@@ -125,6 +142,7 @@ def with_adapters(base: Any, trained: Any, lora: LoRAConfig) -> Any:
       base, trained: of a language or a scoring model, `trained` as lora_specs has it. What is
         trained in full may be None in the base.
     """
+
     def join(trained, weight):
         if trained is None:
             return weight
@@ -135,6 +153,7 @@ def with_adapters(base: Any, trained: Any, lora: LoRAConfig) -> Any:
 
 def added_up(base: Params, adapters: Params, lora: LoRAConfig, *, dtype: str) -> Params:
     """W + scale A B as one weight, summed in float32 and held in `dtype`: what decodes fastest."""
+
     def add(adapter, weight):
         if adapter is not None:
             adapter = jax.tree.map(lambda x: x.astype(jnp.float32), adapter)
@@ -143,11 +162,15 @@ def added_up(base: Params, adapters: Params, lora: LoRAConfig, *, dtype: str) ->
 
     return jax.tree.map(
         lambda adapter, weight: None if weight is None else add(adapter, weight),
-        adapters, base, is_leaf=_is_place)
+        adapters,
+        base,
+        is_leaf=_is_place,
+    )
 
 
 def in_full(base: Any, trained: Any) -> Any:
     """`trained` with a copy of the base's weights where weights are trained themselves."""
+
     def begin(trained, weight):
         if trained is None or isinstance(trained, Adapter) or weight is None:
             return trained
@@ -176,4 +199,5 @@ def adapted_linear(x_BTD: Array, weight: Array | Adapted, dtype=None) -> Array:
     h_BTR = constrain(linear(x_BTD, a_DR), "batch", "length", "rank")
     # A remat policy keeps the sum, not both of its parts.
     return checkpoint_name(
-        matmul(x_BTD, weight.weight, dtype) + matmul(h_BTR, b_RE, dtype), PRODUCT)
+        matmul(x_BTD, weight.weight, dtype) + matmul(h_BTR, b_RE, dtype), PRODUCT
+    )

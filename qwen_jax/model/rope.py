@@ -17,8 +17,9 @@ def layer_windows(config: ModelConfig) -> Array | None:
     return None if windows is None else jnp.asarray(windows, jnp.int32)
 
 
-def layer_extension(length_B: Array, positions_BT: Array, window: Array | int | None,
-                    config: ModelConfig) -> tuple[Array | None, Array | None]:
+def layer_extension(
+    length_B: Array, positions_BT: Array, window: Array | int | None, config: ModelConfig
+) -> tuple[Array | None, Array | None]:
     """One layer's context extension: NTK's alpha of each row and LogN's factor of each query.
 
     A layer with a window w never compares tokens further apart than w - 1, so what counts for it is
@@ -57,13 +58,16 @@ def ntk_alpha(length_B: Array, context_length: int) -> Array:
     """
     doublings = jnp.arange(32, dtype=jnp.int32)
     edges = jnp.float32(context_length) * jnp.exp2(doublings.astype(jnp.float32))  # L, 2L, 4L, ...
-    passed = jnp.sum(length_B[..., None].astype(jnp.float32) > edges.reshape(
-        (1,) * length_B.ndim + (-1,)), axis=-1)
+    passed = jnp.sum(
+        length_B[..., None].astype(jnp.float32) > edges.reshape((1,) * length_B.ndim + (-1,)),
+        axis=-1,
+    )
     return jnp.maximum(jnp.exp2(passed.astype(jnp.float32) + 1.0) - 1.0, 1.0)
 
 
-def rotary_table(positions_BT: Array, *, head_size: int, base: float,
-                 alpha_B: Array | None = None) -> tuple[Array, Array]:
+def rotary_table(
+    positions_BT: Array, *, head_size: int, base: float, alpha_B: Array | None = None
+) -> tuple[Array, Array]:
     """cos and sin, float32 [B, T, H / 2], of the angles position * base'^(-2 i / H).
 
     base' = base * alpha^(H / (H - 2)), one alpha per row (report 2.3.2); None is 1.

@@ -93,7 +93,9 @@ def abstract(specs, dtype: str, mesh: Mesh | None = None):
         return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(dtype)), specs)
     return jax.tree.map(
         lambda s, where: jax.ShapeDtypeStruct(s.shape, jnp.dtype(dtype), sharding=where),
-        specs, sharding_for(specs, mesh))
+        specs,
+        sharding_for(specs, mesh),
+    )
 
 
 def count(config: ModelConfig) -> int:

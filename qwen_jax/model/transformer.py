@@ -30,8 +30,15 @@ _REMAT_POLICIES = {
 }
 
 
-def forward(params: Params, tokens: Array, *, config: ModelConfig, segment_ids: Array | None = None,
-            positions: Array | None = None, inference: bool = True) -> Array:
+def forward(
+    params: Params,
+    tokens: Array,
+    *,
+    config: ModelConfig,
+    segment_ids: Array | None = None,
+    positions: Array | None = None,
+    inference: bool = True,
+) -> Array:
     """Logits of the next token at every position.
 
     Args:
@@ -46,19 +53,30 @@ def forward(params: Params, tokens: Array, *, config: ModelConfig, segment_ids: 
       float32 [B, T, V].
     """
     if tokens.ndim != 2:
-        raise ConfigError(f"tokens have shape {tokens.shape}.", "forward(tokens)",
-                          "pass int32 [B, T]; one row is tokens[None].")
+        raise ConfigError(
+            f"tokens have shape {tokens.shape}.",
+            "forward(tokens)",
+            "pass int32 [B, T]; one row is tokens[None].",
+        )
     if positions is None:
         positions = default_positions(tokens, segment_ids)
     length = true_lengths(positions, segment_ids) if inference else None
-    x = hidden_states(params, tokens, positions, config=config, segment_ids=segment_ids,
-                      length_B=length)
+    x = hidden_states(
+        params, tokens, positions, config=config, segment_ids=segment_ids, length_B=length
+    )
     return unembed(x, head_matrix(params))
 
 
-def hidden_states(params: Params, tokens_BT: Array, positions_BT: Array, *, config: ModelConfig,
-                  segment_ids: Array | None = None, length_B: Array | None = None,
-                  dropout_key: Array | None = None) -> Array:
+def hidden_states(
+    params: Params,
+    tokens_BT: Array,
+    positions_BT: Array,
+    *,
+    config: ModelConfig,
+    segment_ids: Array | None = None,
+    length_B: Array | None = None,
+    dropout_key: Array | None = None,
+) -> Array:
     """The normed last hidden states, [B, T, D] in config.compute_dtype.
 
     Args:
@@ -76,8 +94,9 @@ def hidden_states(params: Params, tokens_BT: Array, positions_BT: Array, *, conf
         alpha_B = query_scale_BT = None
         if length_B is not None:
             alpha_B, query_scale_BT = rope.layer_extension(length_B, positions_BT, window, config)
-        table = rope.rotary_table(positions_BT, head_size=config.head_dim, base=config.rope_base,
-                                  alpha_B=alpha_B)
+        table = rope.rotary_table(
+            positions_BT, head_size=config.head_dim, base=config.rope_base, alpha_B=alpha_B
+        )
         # The barrier keeps XLA from fusing the sines into every one of their many uses.
         return jax.lax.optimization_barrier(table), query_scale_BT
 
@@ -91,21 +110,32 @@ def hidden_states(params: Params, tokens_BT: Array, positions_BT: Array, *, conf
         layer, index, window = of_layer
         attention_key, mlp_key = _fold(key, 2 * index + 101), _fold(key, 2 * index + 102)
         table, query_scale_BT = stretch(window) if shared is None else shared
-        y = self_attention(rms_norm(x_BTD, layer.attention_norm, epsilon=config.norm_epsilon),
-                           layer.attention, config=config, table=table, window=window,
-                           query_scale_BT=query_scale_BT, segment_ids=segment_ids,
-                           ring=ring, product=adapted_linear)
+        y = self_attention(
+            rms_norm(x_BTD, layer.attention_norm, epsilon=config.norm_epsilon),
+            layer.attention,
+            config=config,
+            table=table,
+            window=window,
+            query_scale_BT=query_scale_BT,
+            segment_ids=segment_ids,
+            ring=ring,
+            product=adapted_linear,
+        )
         x_BTD = x_BTD + dropout(y, rate=config.dropout, key=attention_key)
-        y = swiglu(rms_norm(x_BTD, layer.mlp_norm, epsilon=config.norm_epsilon), layer.mlp,
-                   product=adapted_linear)
+        y = swiglu(
+            rms_norm(x_BTD, layer.mlp_norm, epsilon=config.norm_epsilon),
+            layer.mlp,
+            product=adapted_linear,
+        )
         x_BTD = x_BTD + dropout(y, rate=config.dropout, key=mlp_key)
         return constrain(x_BTD, "batch", "length", "act_embed"), None
 
     if config.remat != "none":
         block = jax.checkpoint(block, policy=_REMAT_POLICIES[config.remat], prevent_cse=False)
     indices = jnp.arange(config.num_layers, dtype=jnp.int32)
-    x_BTD, _ = jax.lax.scan(block, x_BTD, (params.layers, indices, windows_L),
-                            unroll=config.unroll_layers)
+    x_BTD, _ = jax.lax.scan(
+        block, x_BTD, (params.layers, indices, windows_L), unroll=config.unroll_layers
+    )
     return from_ring(rms_norm(x_BTD, params.final_norm, epsilon=config.norm_epsilon), ring)
 
 
@@ -122,8 +152,7 @@ def head_matrix(params: Params) -> Array:
 
 def default_positions(tokens_BT: Array, segment_ids: Array | None) -> Array:
     """0..T-1, restarting where a segment begins; int32 [B, T]."""
-    index = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None],
-                             tokens_BT.shape)
+    index = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None], tokens_BT.shape)
     if segment_ids is None:
         return index
     before = jnp.pad(segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=-1)

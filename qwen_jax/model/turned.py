@@ -12,7 +12,6 @@ from qwen_jax.config import ModelConfig
 from qwen_jax.model.layers import gated_silu
 from qwen_jax.types import Array, LayerParams, Params
 
-
 _PIECE = 256  # tokens of a row whose widest arrays, [T, 2 F], are computed at a time
 
 
@@ -45,20 +44,26 @@ class TurnedParams:
 
 def turn(params: Params) -> TurnedParams:
     """The weights in the order of TurnedParams."""
+
     def turned(layer: LayerParams) -> TurnedLayer:
         a, D = layer.attention, layer.mlp_norm.shape[0]
         return TurnedLayer(
             attention_norm=layer.attention_norm,
             w_qkv=jnp.concatenate([w.reshape(D, -1).T for w in (a.wq, a.wk, a.wv)]),
             b_qkv=jnp.concatenate([b.reshape(-1) for b in (a.bq, a.bk, a.bv)]),
-            wo=a.wo.reshape(-1, D).T, mlp_norm=layer.mlp_norm,
+            wo=a.wo.reshape(-1, D).T,
+            mlp_norm=layer.mlp_norm,
             w_gate_up=jnp.concatenate([layer.mlp.w_gate.T, layer.mlp.w_up.T]),
-            w_down=layer.mlp.w_down.T)
+            w_down=layer.mlp.w_down.T,
+        )
 
-    layers = tuple(turned(jax.tree.map(lambda weight, i=i: weight[i], params.layers))
-                   for i in range(params.layers.mlp_norm.shape[0]))
-    return TurnedParams(params.embed, layers, params.final_norm,
-                        None if params.head is None else params.head.T)
+    layers = tuple(
+        turned(jax.tree.map(lambda weight, i=i: weight[i], params.layers))
+        for i in range(params.layers.mlp_norm.shape[0])
+    )
+    return TurnedParams(
+        params.embed, layers, params.final_norm, None if params.head is None else params.head.T
+    )
 
 
 def turned_linear(x_BTD: Array, weight_ED: Array, dtype=None) -> Array:
@@ -68,8 +73,9 @@ def turned_linear(x_BTD: Array, weight_ED: Array, dtype=None) -> Array:
     if (B, T) == (1, 1) and x_BTD.dtype == jnp.bfloat16:
         # XLA:CPU has no fast product of a single bfloat16 row; of two rows it has one.
         x_BTD = jnp.concatenate([x_BTD, x_BTD], axis=1)
-    y = jax.lax.dot_general(x_BTD, weight_ED, (((2,), (1,)), ((), ())),
-                            preferred_element_type=dtype)
+    y = jax.lax.dot_general(
+        x_BTD, weight_ED, (((2,), (1,)), ((), ())), preferred_element_type=dtype
+    )
     return y[:, :T]
 
 
@@ -78,14 +84,15 @@ def turned_qkv(x_BTD: Array, layer: TurnedLayer, config: ModelConfig):
     N, K, H = config.num_heads, config.kv_heads, config.head_dim
     y = turned_linear(x_BTD, layer.w_qkv)
     y = (y + layer.b_qkv.astype(y.dtype)[None, None]).reshape(*y.shape[:2], N + 2 * K, H)
-    return y[:, :, :N], y[:, :, N:N + K], y[:, :, N + K:]
+    return y[:, :, :N], y[:, :, N : N + K], y[:, :, N + K :]
 
 
 def turned_swiglu(x_BTD: Array, layer: TurnedLayer) -> Array:
     """layers.swiglu."""
+
     def piece(x):
         gate_BTF, up_BTF = jnp.split(turned_linear(x, layer.w_gate_up), 2, axis=-1)
         return turned_linear(gated_silu(gate_BTF, up_BTF), layer.w_down)
 
     T = x_BTD.shape[1]
-    return jnp.concatenate([piece(x_BTD[:, t:t + _PIECE]) for t in range(0, T, _PIECE)], axis=1)
+    return jnp.concatenate([piece(x_BTD[:, t : t + _PIECE]) for t in range(0, T, _PIECE)], axis=1)

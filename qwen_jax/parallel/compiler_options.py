@@ -46,7 +46,10 @@ def compile_for(platform: str, lowered: Any, more: dict[str, int | str] | None =
             logging.warning(
                 "this compiler does not know %s=%s (parallel/compiler_options.py says what for): "
                 "compiled without it; steps may take longer or more memory. jax 0.10.2 to 0.12 "
-                "and their libtpu know it.", unknown[1], options.pop(unknown[1]))
+                "and their libtpu know it.",
+                unknown[1],
+                options.pop(unknown[1]),
+            )
 
 
 def compiler_options(platform: str) -> dict[str, int | str]:

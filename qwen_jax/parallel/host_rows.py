@@ -45,6 +45,7 @@ def put_rows(local: Any, rows: Sequence[int], batch_size: int, sharding: Shardin
       rows: those of the batch that `local` holds, as rows_here names them.
       sharding: cuts the first dimension by rows, and others as it likes.
     """
+
     def put(x):
         x = np.asarray(x)
 

@@ -54,23 +54,33 @@ def start(environ: Mapping[str, str] = os.environ) -> str | None:
     # A launcher's one process joins itself: its sums are then added as those of several are.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if place.address is not None:
-        print(f"process {place.process} of {place.count} on {socket.gethostname()} ({place.found}), "
-              f"looking for process 0 at {place.address}", file=sys.stderr, flush=True)
+        print(
+            f"process {place.process} of {place.count} on {socket.gethostname()} ({place.found}), "
+            f"looking for process 0 at {place.address}",
+            file=sys.stderr,
+            flush=True,
+        )
     try:
         jax.distributed.initialize(
-            place.address, place.count, place.process, place.local_devices,
+            place.address,
+            place.count,
+            place.process,
+            place.local_devices,
             initialization_timeout=_START_SECONDS,
             heartbeat_timeout_seconds=_positive(environ, _HEARTBEAT, 30),
-            cluster_detection_method=None if place.address is None else "deactivate")
+            cluster_detection_method=None if place.address is None else "deactivate",
+        )
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"the processes did not find one another: {str(error).splitlines()[0]}.",
             f"{place.found}, process 0 at {place.address or 'an address that JAX found'}",
             "see that all of them were started, and that they reach that address and port.",
         ) from error
-    return (f"{jax.process_count()} processes with {jax.local_device_count()} of "
-            f"{jax.device_count()} devices here ({place.found}"
-            + (f", process 0 at {place.address})" if place.address else ")"))
+    return (
+        f"{jax.process_count()} processes with {jax.local_device_count()} of "
+        f"{jax.device_count()} devices here ({place.found}"
+        + (f", process 0 at {place.address})" if place.address else ")")
+    )
 
 
 def find(environ: Mapping[str, str] = os.environ) -> Place | None:
@@ -105,8 +115,11 @@ def meet(name: str, *, seconds: int = 600) -> None:
     try:
         _client().wait_at_barrier(name, timeout_in_ms=seconds * 1000)
     except jax.errors.JaxRuntimeError as error:
-        raise TrainingError(f"not all processes came to {name!r}: {str(error).splitlines()[0]}",
-                            "the other processes", "see their messages.") from error
+        raise TrainingError(
+            f"not all processes came to {name!r}: {str(error).splitlines()[0]}",
+            "the other processes",
+            "see their messages.",
+        ) from error
 
 
 def publish(name: str, value: str) -> None:
@@ -141,9 +154,12 @@ def _plain(environ) -> Place | None:
         return None
     missing = [name for name in (_ADDRESS, _COUNT, _PROCESS) if name not in given]
     if missing:
-        raise ConfigError(f"{', '.join(given)} set, {', '.join(missing)} not.", "the environment",
-                          "set all three in every process (host:port of process 0, how many there "
-                          "are, which one this is, from 0), or none of them.")
+        raise ConfigError(
+            f"{', '.join(given)} set, {', '.join(missing)} not.",
+            "the environment",
+            "set all three in every process (host:port of process 0, how many there "
+            "are, which one this is, from 0), or none of them.",
+        )
     return _place("plain addresses", environ, _positive(environ, _COUNT), _whole(environ, _PROCESS))
 
 
@@ -152,11 +168,17 @@ def _jobset(environ) -> Place | None:
         return None
     missing = [name for name in (_ADDRESS, _COUNT) if not environ.get(name)]
     if missing:
-        raise ConfigError(f"a pod of an indexed Kubernetes job, without {', '.join(missing)}.",
-                          "the environment", "set them in the job's template; "
-                          "`python -m launch.jobset --dry_run` shows one.")
-    return _place("Kubernetes JobSet", environ, _positive(environ, _COUNT),
-                  _whole(environ, "JOB_COMPLETION_INDEX"))
+        raise ConfigError(
+            f"a pod of an indexed Kubernetes job, without {', '.join(missing)}.",
+            "the environment",
+            "set them in the job's template; `python -m launch.jobset --dry_run` shows one.",
+        )
+    return _place(
+        "Kubernetes JobSet",
+        environ,
+        _positive(environ, _COUNT),
+        _whole(environ, "JOB_COMPLETION_INDEX"),
+    )
 
 
 def _slurm(environ) -> Place | None:
@@ -166,18 +188,31 @@ def _slurm(environ) -> Place | None:
         if int(environ.get("SLURM_NTASKS", 1)) > 1:
             raise ConfigError(
                 f"a Slurm allocation of {environ['SLURM_NTASKS']} tasks, and this process is none "
-                "of them.", "the environment", "start the command with srun.")
+                "of them.",
+                "the environment",
+                "start the command with srun.",
+            )
         return None
-    missing = [name for name in ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID",
-                                 "SLURM_STEP_TASKS_PER_NODE") if name not in environ]
+    missing = [
+        name
+        for name in ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE")
+        if name not in environ
+    ]
     if missing:
-        raise ConfigError(f"a Slurm step without {', '.join(missing)}.", "the environment",
-                          "start the command with srun and keep its variables.")
+        raise ConfigError(
+            f"a Slurm step without {', '.join(missing)}.",
+            "the environment",
+            "start the command with srun and keep its variables.",
+        )
     node = _first_node(environ["SLURM_STEP_NODELIST"])
     port = 61440 + int(environ["SLURM_JOB_ID"]) % 4096  # two jobs of one node differ
-    return Place(f"Slurm job {environ['SLURM_JOB_ID']}", f"{node}:{port}",
-                 _positive(environ, "SLURM_NTASKS"), _whole(environ, "SLURM_PROCID"),
-                 _slurm_devices(environ))
+    return Place(
+        f"Slurm job {environ['SLURM_JOB_ID']}",
+        f"{node}:{port}",
+        _positive(environ, "SLURM_NTASKS"),
+        _whole(environ, "SLURM_PROCID"),
+        _slurm_devices(environ),
+    )
 
 
 def _slurm_devices(environ) -> tuple[int, ...] | None:
@@ -190,9 +225,11 @@ def _slurm_devices(environ) -> tuple[int, ...] | None:
     if len(visible) == 1:  # --gpus-per-task: Slurm has shared them out
         return None
     if len(visible) % tasks:
-        raise ConfigError(f"{len(visible)} GPUs for {tasks} tasks on a node.",
-                          "CUDA_VISIBLE_DEVICES, --ntasks-per-node",
-                          "ask for a task per GPU or a task per node.")
+        raise ConfigError(
+            f"{len(visible)} GPUs for {tasks} tasks on a node.",
+            "CUDA_VISIBLE_DEVICES, --ntasks-per-node",
+            "ask for a task per GPU or a task per node.",
+        )
     each = len(visible) // tasks or 1
     return tuple(range(local * each, (local + 1) * each))
 
@@ -208,14 +245,19 @@ def _tpu(environ) -> Place | None:
         return None
     if environ.get("TPU_WORKER_HOSTNAMES"):
         if "TPU_WORKER_ID" not in environ:
-            raise ConfigError("TPU_WORKER_HOSTNAMES set, TPU_WORKER_ID not.", "the environment",
-                              "set both, as GKE does for pods that ask for google.com/tpu.")
+            raise ConfigError(
+                "TPU_WORKER_HOSTNAMES set, TPU_WORKER_ID not.",
+                "the environment",
+                "set both, as GKE does for pods that ask for google.com/tpu.",
+            )
         hosts = environ["TPU_WORKER_HOSTNAMES"].split(",")
         slices = int(environ.get("MEGASCALE_NUM_SLICES", 1))
         if len(hosts) * slices == 1:
             return Place("TPU, one host", count=1, process=0)
-        return Place(f"TPU pod on GKE, {len(hosts)} hosts" + (
-            f" in each of {slices} slices" if slices > 1 else ""))
+        return Place(
+            f"TPU pod on GKE, {len(hosts)} hosts"
+            + (f" in each of {slices} slices" if slices > 1 else "")
+        )
     chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
     if chips and importlib.util.find_spec("libtpu") is not None:
         return Place("TPU pod, by the metadata server")
@@ -223,13 +265,18 @@ def _tpu(environ) -> Place | None:
 
 
 def _others(environ) -> Place | None:
-    for name, launcher in (("OMPI_COMM_WORLD_SIZE", "mpirun"), ("WORLD_SIZE", "torchrun"),
-                           ("PMI_SIZE", "mpiexec")):
+    for name, launcher in (
+        ("OMPI_COMM_WORLD_SIZE", "mpirun"),
+        ("WORLD_SIZE", "torchrun"),
+        ("PMI_SIZE", "mpiexec"),
+    ):
         if environ.get(name, "1") != "1":
             raise ConfigError(
                 f"{launcher} started {environ[name]} processes, which this package does not join.",
-                name, f"set {_ADDRESS}, {_COUNT} and {_PROCESS} in each of them, or use srun or "
-                "`python -m launch.local`.")
+                name,
+                f"set {_ADDRESS}, {_COUNT} and {_PROCESS} in each of them, or use srun or "
+                "`python -m launch.local`.",
+            )
     return None
 
 
@@ -238,11 +285,15 @@ def _place(found: str, environ, count: int, process: int) -> Place:
     if not re.fullmatch(r".+:\d+", address):
         raise ConfigError(f"{address!r} is no host:port.", _ADDRESS, "write 10.0.0.1:8476, say.")
     if process >= count:
-        raise ConfigError(f"process {process} of {count}: they are counted from 0.", _PROCESS,
-                          f"use 0 to {count - 1}.")
+        raise ConfigError(
+            f"process {process} of {count}: they are counted from 0.",
+            _PROCESS,
+            f"use 0 to {count - 1}.",
+        )
     devices = environ.get("JAX_LOCAL_DEVICE_IDS")
-    return Place(found, address, count, process,
-                 tuple(map(int, devices.split(","))) if devices else None)
+    return Place(
+        found, address, count, process, tuple(map(int, devices.split(","))) if devices else None
+    )
 
 
 def _whole(environ, name: str) -> int:

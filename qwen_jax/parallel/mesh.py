@@ -22,20 +22,25 @@ def make_mesh(config: MeshConfig = MeshConfig(), *, devices=None) -> Mesh:
     if config.fsdp is None and len(devices) % fixed:
         raise ShardingError(
             f"data x tensor x context = {fixed} does not divide {len(devices)} devices.",
-            "mesh.data, mesh.tensor, mesh.context", "choose sizes whose product divides it.")
+            "mesh.data, mesh.tensor, mesh.context",
+            "choose sizes whose product divides it.",
+        )
     fsdp = config.fsdp or len(devices) // fixed
     shape = (config.data, fsdp, config.tensor, config.context)
     if fixed * fsdp != len(devices):
         raise ShardingError(
             f"the mesh {dict(zip(AXES, shape))} has {fixed * fsdp} places for "
-            f"{len(devices)} devices.", "mesh",
-            "make the product equal, or leave mesh.fsdp out to take the rest.")
+            f"{len(devices)} devices.",
+            "mesh",
+            "make the product equal, or leave mesh.fsdp out to take the rest.",
+        )
     if len(devices) == 1:
         return Mesh(np.asarray(devices).reshape(shape), AXES)
     # Neighbouring devices on neighbouring places. A mesh axis may be a part of a side of the torus,
     # such as data 2 x fsdp 64 on 4 x 4 x 8 chips, which jax.make_mesh refuses.
-    return Mesh(mesh_utils.create_device_mesh(shape, devices=devices,
-                                              allow_split_physical_axes=True), AXES)
+    return Mesh(
+        mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True), AXES
+    )
 
 
 def check_batch(batch_size: int, micro_batches: int, mesh: Mesh) -> None:
@@ -44,5 +49,7 @@ def check_batch(batch_size: int, micro_batches: int, mesh: Mesh) -> None:
     if batch_size % (ways * micro_batches):
         raise ShardingError(
             f"batch_size={batch_size} does not divide into {micro_batches} micro-batches on "
-            f"{ways} devices.", "train.batch_size",
-            f"use a multiple of {ways * micro_batches}, or fewer micro-batches.")
+            f"{ways} devices.",
+            "train.batch_size",
+            f"use a multiple of {ways * micro_batches}, or fewer micro-batches.",
+        )

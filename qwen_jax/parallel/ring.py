@@ -112,8 +112,18 @@ def from_ring(x_BTD: Array, ring: Ring | None) -> Array:
     return rules.map_shards(exchange, x_BTD, axes=(axes,), out_axes=axes)
 
 
-def ring_attention(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, k_start_BT: Array, *, block,
-                   ring: Ring, scale: float, names: tuple[str, str], heads: tuple) -> Array:
+def ring_attention(
+    q_BTNH: Array,
+    k_BTKH: Array,
+    v_BTKH: Array,
+    k_start_BT: Array,
+    *,
+    block,
+    ring: Ring,
+    scale: float,
+    names: tuple[str, str],
+    heads: tuple,
+) -> Array:
     """Causal attention of rows in the ring's order, [B, T, N, H] in q's dtype.
 
     Args:
@@ -125,8 +135,14 @@ def ring_attention(q_BTNH: Array, k_BTKH: Array, v_BTKH: Array, k_start_BT: Arra
     q_axes, k_axes = (("batch", "length", axis, None) for axis in heads)
     setting = _Setting(block, ring, scale, names)
     return rules.map_shards(
-        lambda *arrays: _attend(*arrays, setting), q_BTNH, k_BTKH, v_BTKH, k_start_BT,
-        axes=(q_axes, k_axes, k_axes, ("batch", "length")), out_axes=q_axes)
+        lambda *arrays: _attend(*arrays, setting),
+        q_BTNH,
+        k_BTKH,
+        v_BTKH,
+        k_start_BT,
+        axes=(q_axes, k_axes, k_axes, ("batch", "length")),
+        out_axes=q_axes,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,11 +205,13 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 def _merge(one, other, *, base: float):
     """Two parts of (out [B, T, N, H], lse [B, N, T]) as one; nothing seen is an lse of 1e30."""
-    lses = [jnp.where(lse > _NOTHING, -jnp.inf, lse * F32(math.log(base)))
-            for _, lse in (one, other)]
+    lses = [
+        jnp.where(lse > _NOTHING, -jnp.inf, lse * F32(math.log(base))) for _, lse in (one, other)
+    ]
     total = jnp.logaddexp(*lses)
     empty = total == -jnp.inf
     shares = [jnp.where(empty, 0.0, jnp.exp(lse - jnp.where(empty, 0.0, total))) for lse in lses]
-    out = sum(out * share.transpose(0, 2, 1)[..., None]
-              for (out, _), share in zip((one, other), shares))
+    out = sum(
+        out * share.transpose(0, 2, 1)[..., None] for (out, _), share in zip((one, other), shares)
+    )
     return out, jnp.where(empty, F32(1e30), total / F32(math.log(base)))

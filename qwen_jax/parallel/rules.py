@@ -79,8 +79,9 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
 
 
-def map_shards(function: Callable, *arrays: jax.Array, axes: Sequence[tuple[str | None, ...]],
-               out_axes: tuple):
+def map_shards(
+    function: Callable, *arrays: jax.Array, axes: Sequence[tuple[str | None, ...]], out_axes: tuple
+):
     """function(*arrays), each device on its own shards; a plain call without a mesh.
 
     For custom calls, which the compiler does not partition, and for sums that are to cross devices
@@ -95,17 +96,25 @@ def map_shards(function: Callable, *arrays: jax.Array, axes: Sequence[tuple[str 
     if layout is None:
         return function(*arrays)
     mesh, rules = layout
-    whole = {name for array, names in zip(arrays, axes, strict=True)
-             for size, name, placed in zip(array.shape, names, rules.partition_spec(names))
-             if size % _axis_size(mesh, placed)}
+    whole = {
+        name
+        for array, names in zip(arrays, axes, strict=True)
+        for size, name, placed in zip(array.shape, names, rules.partition_spec(names))
+        if size % _axis_size(mesh, placed)
+    }
 
     def spec(names):
         return rules.partition_spec(tuple(None if name in whole else name for name in names))
 
     several = bool(out_axes) and isinstance(out_axes[0], tuple)
     out_specs = tuple(spec(names) for names in out_axes) if several else spec(out_axes)
-    return jax.shard_map(function, mesh=mesh, in_specs=tuple(spec(names) for names in axes),
-                         out_specs=out_specs, check_vma=False)(*arrays)
+    return jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=tuple(spec(names) for names in axes),
+        out_specs=out_specs,
+        check_vma=False,
+    )(*arrays)
 
 
 def cut(size: int, axis: str) -> tuple[str, ...]:
@@ -131,9 +140,12 @@ def shards_evenly(size: int, axis: str) -> bool:
 
 
 def _dividing(shape, axes, mesh: Mesh, rules: Rules) -> PartitionSpec:
-    return PartitionSpec(*(
-        names if size % _axis_size(mesh, names) == 0 else None
-        for size, names in zip(shape, rules.partition_spec(axes), strict=True)))
+    return PartitionSpec(
+        *(
+            names if size % _axis_size(mesh, names) == 0 else None
+            for size, names in zip(shape, rules.partition_spec(axes), strict=True)
+        )
+    )
 
 
 def _axis_size(mesh: Mesh, names: MeshAxes) -> int:

@@ -20,21 +20,41 @@ from qwen_jax.plan.network import Network, first_group, pairs_of
 from qwen_jax.plan.topologies import Chip
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-_FREE = {"parameter", "constant", "get-tuple-element", "tuple", "bitcast", "after-all", "iota",
-         "partition-id", "replica-id", "opt-barrier", "domain", "bitcast-convert",
-         "get-dimension-size", "add-dependency"}
+_FREE = {
+    "parameter",
+    "constant",
+    "get-tuple-element",
+    "tuple",
+    "bitcast",
+    "after-all",
+    "iota",
+    "partition-id",
+    "replica-id",
+    "opt-barrier",
+    "domain",
+    "bitcast-convert",
+    "get-dimension-size",
+    "add-dependency",
+}
 _ASYNCHRONOUS = ("-start", "-update", "-done")  # copies and slices that are fetched beside work
 # What can have a collective inside: a call that is started runs on the sparse cores.
 _INSIDE = ("fusion", "async-start", "call-start", "custom-call-start")
 _CALLED = ("calls", "to_apply", "called_computations")
 # Names of the parts of a gather that products carry on: fusions that start and await it, and the
 # computations of these products, which pass its buffers through.
-_STARTED, _AWAITED, _CARRYING = ("async-collective-start", "async-collective-done",
-                                 "async_collective_fusion")
+_STARTED, _AWAITED, _CARRYING = (
+    "async-collective-start",
+    "async-collective-done",
+    "async_collective_fusion",
+)
 # Bundles of 1024 x 1024 scores of one head of 128, bfloat16: forward without a mask and with one,
 # backward without and with.
-_BUNDLES = {"TPU v4": (4496, 7354, 9893, 12566), "TPU v5 lite": (4174, 4724, 9025, 9301),
-            "TPU v5": (4025, 4733, 8805, 9093), "TPU v6 lite": (2512, 3342, 4747, 5536)}
+_BUNDLES = {
+    "TPU v4": (4496, 7354, 9893, 12566),
+    "TPU v5 lite": (4174, 4724, 9025, 9301),
+    "TPU v5": (4025, 4733, 8805, 9093),
+    "TPU v6 lite": (2512, 3342, 4747, 5536),
+}
 _TILE = 1024
 
 
@@ -115,8 +135,9 @@ class _Reader:
                     trips = 1
                 work += trips * self.scope(instruction.called("body")[0], times * trips)
             elif instruction.opcode in ("conditional", "call"):
-                branches = instruction.called("branch_computations", "true_computation",
-                                              "false_computation", "to_apply")
+                branches = instruction.called(
+                    "branch_computations", "true_computation", "false_computation", "to_apply"
+                )
                 work += max(self.scope(branch, times) for branch in branches)
             elif kind is not None:
                 if self.multiplied(instruction, body):  # beside its collective
@@ -146,15 +167,21 @@ class _Reader:
             group = len(members)
             size = operands * (group if kind == "all-gather" else 1)
             seconds = self.network.seconds(kind, size, members)
-        self.costs.collectives.append(Collective(
-            kind, group, size, times, seconds * times, _starts(instruction), inner.source))
+        self.costs.collectives.append(
+            Collective(
+                kind, group, size, times, seconds * times, _starts(instruction), inner.source
+            )
+        )
         return seconds
 
     def run(self, instruction, body, times: int) -> float:
         """Seconds of an instruction, once."""
-        if (instruction.opcode in _FREE or instruction.opcode.endswith(_ASYNCHRONOUS)
-                or instruction.name.startswith(_AWAITED)
-                or "AllocateBuffer" in instruction.rest):
+        if (
+            instruction.opcode in _FREE
+            or instruction.opcode.endswith(_ASYNCHRONOUS)
+            or instruction.name.startswith(_AWAITED)
+            or "AllocateBuffer" in instruction.rest
+        ):
             return 0.0
         moved = self.traffic(instruction, body)
         kind, seconds = "other", moved / self.chip.hbm_bandwidth
@@ -185,18 +212,23 @@ class _Reader:
         if instruction.opcode != "fusion":
             return 0.0
         insides = [self.program.computations[name] for name in instruction.called("calls")]
-        return sum(self.multiplied(inner, inside)
-                   for inside in insides for inner in inside.values())
+        return sum(
+            self.multiplied(inner, inside) for inside in insides for inner in inside.values()
+        )
 
     def kernel(self, instruction, body) -> tuple[float, float]:
         """Seconds and FLOPs of our attention, causal: half of its square of tiles, those of the
         diagonal with a mask."""
-        query = next(shape for shape in (_dimensions(body[name].shape)
-                                         for name in instruction.operands if name in body)
-                     if len(shape) == 4 and shape[2] > 1)
+        query = next(
+            shape
+            for shape in (
+                _dimensions(body[name].shape) for name in instruction.operands if name in body
+            )
+            if len(shape) == 4 and shape[2] > 1
+        )
         rows, heads, length, width = query
         backward = "backward" in instruction.name
-        whole, masked = _BUNDLES[self.chip.kind][2 * backward:][:2]
+        whole, masked = _BUNDLES[self.chip.kind][2 * backward :][:2]
         side = length / _TILE
         tiles = whole * side * max(side - 1, 0) / 2 + masked * min(side, side**2)
         bundles = rows * heads * tiles * math.ceil(width / 128)
@@ -210,16 +242,25 @@ class _Reader:
         passed = _passed_through(instruction) if _carries(instruction) else {}
         read = 0
         for place, name in enumerate(instruction.operands):
-            if (name not in body or body[name].opcode in ("constant",)
-                    or place in passed.values()):
+            if name not in body or body[name].opcode in ("constant",) or place in passed.values():
                 continue
             read += self.sliced(inside, place, _in_hbm(body[name].shape))
         if passed:
-            return float(read + sum(_in_hbm(part) for place, part in enumerate(
-                hlo.parts(instruction.shape)) if place not in passed))
+            return float(
+                read
+                + sum(
+                    _in_hbm(part)
+                    for place, part in enumerate(hlo.parts(instruction.shape))
+                    if place not in passed
+                )
+            )
         written = _in_hbm(instruction.shape)
-        update = [inner for inner in inside.values() if inner.opcode == "dynamic-update-slice"
-                  and array_equal(inner.shape, instruction.shape)]
+        update = [
+            inner
+            for inner in inside.values()
+            if inner.opcode == "dynamic-update-slice"
+            and array_equal(inner.shape, instruction.shape)
+        ]
         if instruction.opcode == "dynamic-update-slice":
             inside, update = body, [instruction]
         elif instruction.opcode == "dynamic-slice":
@@ -232,16 +273,25 @@ class _Reader:
 
     def sliced(self, inside: dict, place: int, size: int) -> int:
         """Bytes that a fusion reads of its operand number `place`: all, or the slices it takes."""
-        name = next((i.name for i in inside.values()
-                     if i.opcode == "parameter" and i.operands == (str(place),)), None)
+        name = next(
+            (
+                i.name
+                for i in inside.values()
+                if i.opcode == "parameter" and i.operands == (str(place),)
+            ),
+            None,
+        )
         read, users = 0, [i for i in inside.values() if name in i.operands]
         for user in users:
             if user.opcode == "dynamic-slice" and user.operands[0] == name:
                 read += user.bytes
             elif user.opcode == "fusion":
                 called = self.program.computations[user.called("calls")[0]]
-                read += max(self.sliced(called, at, size)
-                            for at, operand in enumerate(user.operands) if operand == name)
+                read += max(
+                    self.sliced(called, at, size)
+                    for at, operand in enumerate(user.operands)
+                    if operand == name
+                )
             else:
                 return size
         return min(size, read) if users else size
@@ -265,8 +315,11 @@ def _in_hbm(shape: str) -> int:
 def _collective(instruction, program: hlo.Program) -> str | None:
     """Which collective an instruction is or has inside; None for others, and for what carries on or
     awaits one."""
-    if (instruction.opcode.endswith("-done") or instruction.name.startswith(_AWAITED)
-            or _carries(instruction)):
+    if (
+        instruction.opcode.endswith("-done")
+        or instruction.name.startswith(_AWAITED)
+        or _carries(instruction)
+    ):
         return None
     for kind in COLLECTIVES:
         if instruction.opcode in (kind, kind + "-start"):
@@ -290,5 +343,7 @@ def _carries(instruction) -> bool:
 
 def _passed_through(instruction) -> dict[int, int]:
     """{place in the result: the operand that it is}."""
-    return {int(place or 0): int(operand) for place, operand in re.findall(
-        r"\{(\d*)\}: \((\d+), \{\}\)", instruction.rest)}
+    return {
+        int(place or 0): int(operand)
+        for place, operand in re.findall(r"\{(\d*)\}: \((\d+), \{\}\)", instruction.rest)
+    }

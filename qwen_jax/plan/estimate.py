@@ -31,8 +31,9 @@ class Estimate:
 
 def tokens_per_step(workload: Workload) -> int:
     """Tokens that a step reads, all stages' rows included."""
-    return (workload.rows * workload.row_tokens
-            + workload.pretrain_rows * workload.model.context_length)
+    return (
+        workload.rows * workload.row_tokens + workload.pretrain_rows * workload.model.context_length
+    )
 
 
 def model_flops(workload: Workload) -> tuple[float, float]:
@@ -50,27 +51,44 @@ def model_flops(workload: Workload) -> tuple[float, float]:
     rows = workload.pretrain_rows * workload.model.context_length
     pretrain = metrics.flops_per_token(workload.model)
     updates = workload.ppo.epochs
-    return tuple(updates * (tokens * (a + b) + rows * c)
-                 for a, b, c in zip(whole, scoring, pretrain))
+    return tuple(
+        updates * (tokens * (a + b) + rows * c) for a, b, c in zip(whole, scoring, pretrain)
+    )
 
 
 def estimate(result: Result, workload: Workload, topology: Topology) -> Estimate:
     """The Estimate of a compiled step."""
     return from_times(
-        workload, topology, seconds=result.seconds, compute=sum(result.work.values()),
-        hbm_bytes=result.hbm_bytes, ici=sum(row[3] for row in result.collectives))
+        workload,
+        topology,
+        seconds=result.seconds,
+        compute=sum(result.work.values()),
+        hbm_bytes=result.hbm_bytes,
+        ici=sum(row[3] for row in result.collectives),
+    )
 
 
-def from_times(workload: Workload, topology: Topology, *, seconds: float, compute: float,
-               hbm_bytes: float, ici: float) -> Estimate:
+def from_times(
+    workload: Workload,
+    topology: Topology,
+    *,
+    seconds: float,
+    compute: float,
+    hbm_bytes: float,
+    ici: float,
+) -> Estimate:
     chip: Chip = topology.chip
     peak = chip.peak_flops * topology.chips
     a, b = model_flops(workload)
     return Estimate(
-        seconds=seconds, least=max(a / peak, hbm_bytes / chip.hbm_bandwidth, ici),
-        most=compute + ici, tokens_per_second=tokens_per_step(workload) / seconds,
-        mfu_a=a / seconds / peak, mfu_b=b / seconds / peak,
-        chip_hours=workload.train.num_steps * seconds * topology.chips / 3600)
+        seconds=seconds,
+        least=max(a / peak, hbm_bytes / chip.hbm_bandwidth, ici),
+        most=compute + ici,
+        tokens_per_second=tokens_per_step(workload) / seconds,
+        mfu_a=a / seconds / peak,
+        mfu_b=b / seconds / peak,
+        chip_hours=workload.train.num_steps * seconds * topology.chips / 3600,
+    )
 
 
 def flops_found(result: Result, workload: Workload, topology: Topology) -> float:

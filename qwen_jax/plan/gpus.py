@@ -34,21 +34,26 @@ def lines(workload: Workload, name: str, price: float | None) -> list[str]:
     if chips > _NODE:
         chip = dataclasses.replace(chip, link_bandwidth=_NETWORK / 2)
     topology = Topology(name, chip, (chips,), name)
-    found, looked_at, too_large = search.best(workload, topology, number=4, room=0.9,
-                                              max_tensor=_NODE, max_context=1)
-    said = [f"{chips} x {chip.kind}: ONLY ESTIMATED, nothing was compiled for GPUs; products at "
-            f"{SHARE:.0%} of peak, {'network' if chips > _NODE else 'NVLink'} at "
-            f"{2 * chip.link_bandwidth / 1e9:.0f} GB/s for each GPU",
-            f"{looked_at} layouts; {too_large} should not fit"]
+    found, looked_at, too_large = search.best(
+        workload, topology, number=4, room=0.9, max_tensor=_NODE, max_context=1
+    )
+    said = [
+        f"{chips} x {chip.kind}: ONLY ESTIMATED, nothing was compiled for GPUs; products at "
+        f"{SHARE:.0%} of peak, {'network' if chips > _NODE else 'NVLink'} at "
+        f"{2 * chip.link_bandwidth / 1e9:.0f} GB/s for each GPU",
+        f"{looked_at} layouts; {too_large} should not fit",
+    ]
     for one in found:
         seconds = one.seconds * 0.85 / SHARE  # the search counts products at 85 % of peak
-        guess = from_times(one.workload, topology, seconds=seconds, compute=seconds, hbm_bytes=0.0,
-                           ici=0.0)
+        guess = from_times(
+            one.workload, topology, seconds=seconds, compute=seconds, hbm_bytes=0.0, ici=0.0
+        )
         mesh, money = one.workload.mesh, "" if price is None else f", ${guess.dollars(price):,.0f}"
         said.append(
             f"only estimated: data {mesh.data}, fsdp {mesh.fsdp}, tensor {mesh.tensor}, remat "
             f"{one.workload.model.remat}, {one.workload.train.micro_batches} micro-batches: about "
             f"{gib(int(one.bytes))} of {gib(chip.hbm_bytes)}, {seconds:.2f} s a step, "
             f"{guess.tokens_per_second:,.0f} tokens/s, MFU A {guess.mfu_a:.0%}, "
-            f"{guess.chip_hours:,.0f} GPU hours{money}")
+            f"{guess.chip_hours:,.0f} GPU hours{money}"
+        )
     return said

@@ -8,12 +8,31 @@ import functools
 import math
 import re
 
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4,
-         "f32": 4, "s64": 8, "u64": 8, "f64": 8, "f8e4m3fn": 1, "f8e5m2": 1, "s4": 1, "u4": 1,
-         "c64": 8}
+BYTES = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "s16": 2,
+    "u16": 2,
+    "bf16": 2,
+    "f16": 2,
+    "s32": 4,
+    "u32": 4,
+    "f32": 4,
+    "s64": 8,
+    "u64": 8,
+    "f64": 8,
+    "f8e4m3fn": 1,
+    "f8e5m2": 1,
+    "s4": 1,
+    "u4": 1,
+    "c64": 8,
+}
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
-_CALLS = re.compile(r"(calls|to_apply|body|condition|called_computations|branch_computations|"
-                    r"true_computation|false_computation)=\{?([^\s,}]+(?:, ?%[^\s,}]+)*)\}?")
+_CALLS = re.compile(
+    r"(calls|to_apply|body|condition|called_computations|branch_computations|"
+    r"true_computation|false_computation)=\{?([^\s,}]+(?:, ?%[^\s,}]+)*)\}?"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +70,15 @@ class Instruction:
 
 
 def array_bytes(shape: str) -> list[int]:
-    """"(f32[2,3]{1,0}, u32[])" -> [24, 4]; what is no array of numbers counts 0."""
-    return [BYTES.get(kind, 0) * math.prod(int(size) for size in sizes.split(",") if size)
-            for kind, sizes in _ARRAY.findall(shape)]
+    """ "(f32[2,3]{1,0}, u32[])" -> [24, 4]; what is no array of numbers counts 0."""
+    return [
+        BYTES.get(kind, 0) * math.prod(int(size) for size in sizes.split(",") if size)
+        for kind, sizes in _ARRAY.findall(shape)
+    ]
 
 
 def parts(shape: str) -> list[str]:
-    """"(f32[2,3]{1,0}, u32[])" -> ["f32[2,3]{1,0}", "u32[]"]; what is no tuple is its only part."""
+    """ "(f32[2,3]{1,0}, u32[])" -> ["f32[2,3]{1,0}", "u32[]"]; what is no tuple is its only part."""
     return _split(shape[1:-1]) if shape.startswith("(") else [shape]
 
 
@@ -70,7 +91,7 @@ class Program:
 
     def trips(self, loop: Instruction) -> int | None:
         """How often a while's body runs; None where its text does not say."""
-        known = re.search(r'known_trip_count\D+(\d+)', loop.rest)
+        known = re.search(r"known_trip_count\D+(\d+)", loop.rest)
         if known:
             return int(known[1])
         condition = self.computations[loop.called("condition")[0]]
@@ -86,8 +107,13 @@ class Program:
     @functools.cached_property
     def fused(self) -> set[str]:
         """Computations that are the inside of one instruction."""
-        return {name for body in self.computations.values() for instruction in body.values()
-                if instruction.opcode == "fusion" for name in instruction.called("calls")}
+        return {
+            name
+            for body in self.computations.values()
+            for instruction in body.values()
+            if instruction.opcode == "fusion"
+            for name in instruction.called("calls")
+        }
 
 
 def _stride(counter: Instruction, body: dict[str, Instruction]) -> int:
@@ -133,9 +159,10 @@ def _instruction(line: str) -> Instruction:
     shape, text = text[:end], text[end:].lstrip()
     opening = text.index("(")
     closing = _closing(text, opening)
-    operands = tuple(part.split(" ")[-1].strip().lstrip("%")
-                     for part in _split(text[opening + 1:closing]))
-    return Instruction(name.lstrip("%"), shape, text[:opening], operands, text[closing + 1:])
+    operands = tuple(
+        part.split(" ")[-1].strip().lstrip("%") for part in _split(text[opening + 1 : closing])
+    )
+    return Instruction(name.lstrip("%"), shape, text[:opening], operands, text[closing + 1 :])
 
 
 def _closing(text: str, opening: int) -> int:

@@ -28,7 +28,7 @@ class Network:
     def _closed(self, side: int) -> bool:
         """v5p closes its sides if the slice is made of whole cubes, the others each long side."""
         shape, wraps = self.topology.shape, self.topology.chip.wraps
-        sides = shape if len(shape) == 3 else shape[side:side + 1]
+        sides = shape if len(shape) == 3 else shape[side : side + 1]
         return all(size % wraps == 0 for size in sides)
 
     def bandwidth(self, group: Sequence[int]) -> float:
@@ -55,8 +55,10 @@ class Network:
         if kind == "all-to-all":
             # Each device keeps 1/n and sends the rest; half of it crosses the middle of the
             # longest side, whose links carry that of all devices on either half.
-            longest = max(range(len(self.topology.shape)), key=lambda side: len(
-                {self.coords[device][side] for device in group}))
+            longest = max(
+                range(len(self.topology.shape)),
+                key=lambda side: len({self.coords[device][side] for device in group}),
+            )
             extent = len({self.coords[device][longest] for device in group})
             links = 2 if extent == self.topology.shape[longest] and self._closed(longest) else 1
             return size * extent / 4 / (links * self.topology.chip.link_bandwidth)
@@ -79,7 +81,7 @@ class Network:
             direction = 1 if distance > 0 else -1
             for _ in range(int(abs(distance))):
                 links.append((here, side, direction))
-                here = (*here[:side], (here[side] + direction) % size, *here[side + 1:])
+                here = (*here[:side], (here[side] + direction) % size, *here[side + 1 :])
         return links
 
 
@@ -98,8 +100,11 @@ def first_group(attributes: str, devices: int) -> list[int]:
         if iota[3]:
             order = order.transpose(_numbers(iota[3]))
         return order.reshape(shape)[0].tolist()
-    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\](?:,?\s*device_ids=\(?\[([\d,]+)\]\)?"
-                     r"(?:T\(([\d,]+)\))?)?\s*\{([^}]*)\}", attributes)
+    mesh = re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:,?\s*device_ids=\(?\[([\d,]+)\]\)?"
+        r"(?:T\(([\d,]+)\))?)?\s*\{([^}]*)\}",
+        attributes,
+    )
     if mesh:
         axes = {name: int(size) for name, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
         order = np.arange(math.prod(axes.values()))

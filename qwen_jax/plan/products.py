@@ -19,8 +19,7 @@ def flops(line: str, shapes: tuple[tuple[int, ...], ...], out: tuple[int, ...]) 
     left, right = shapes
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line)
     if contracted:
-        return 2 * math.prod(out) * math.prod(
-            left[int(d)] for d in contracted[1].split(",") if d)
+        return 2 * math.prod(out) * math.prod(left[int(d)] for d in contracted[1].split(",") if d)
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", line)
     if labels is None:
         return 0
@@ -30,11 +29,14 @@ def flops(line: str, shapes: tuple[tuple[int, ...], ...], out: tuple[int, ...]) 
     sides = [label for label in sorted(of_out) if label.isdigit()]
     for place, label in enumerate(sides):
         found *= _meetings(
-            left[of_left.index(label)], right[of_right.index(label)], out[of_out.index(label)],
+            left[of_left.index(label)],
+            right[of_right.index(label)],
+            out[of_out.index(label)],
             low=int(_part(window, "pad", place, "0_0").split("_")[0]),
             stride=int(_part(window, "stride", place, "1")),
             of_window=int(_part(window, "rhs_dilate", place, "1")),
-            of_input=int(_part(window, "lhs_dilate", place, "1")))
+            of_input=int(_part(window, "lhs_dilate", place, "1")),
+        )
     return found
 
 
@@ -47,8 +49,9 @@ def _part(window: dict[str, str], name: str, place: int, default: str) -> str:
     return window[name].split("x")[place] if name in window else default
 
 
-def _meetings(size: int, window: int, out: int, *, low: int, stride: int, of_window: int,
-              of_input: int) -> int:
+def _meetings(
+    size: int, window: int, out: int, *, low: int, stride: int, of_window: int, of_input: int
+) -> int:
     """Pairs of a result's place and a window's place that lie on an entry of the input."""
     if low == 0 and stride == of_window == of_input == 1 and size == out + window - 1:
         return out * window  # no padding

@@ -21,8 +21,12 @@ from qwen_jax.errors import QwenJaxError, TrainingError
 
 # libtpu looks for a TPU and asks the cloud about it, unless it is told not to; and several of these
 # processes may run at once.
-ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost",
-               "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "JAX_PLATFORMS": "cpu"}
+ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "JAX_PLATFORMS": "cpu",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +54,14 @@ class Result:
         return self.parameters + self.optimizer + self.held + self.batch + self.workspace
 
 
-def compile_apart(workload, topology, *, options: dict | None = None,
-                  keep: pathlib.Path | None = None, timeout: float = 3600) -> Result:
+def compile_apart(
+    workload,
+    topology,
+    *,
+    options: dict | None = None,
+    keep: pathlib.Path | None = None,
+    timeout: float = 3600,
+) -> Result:
     """The Result of a workload on a slice, from another process.
 
     Args:
@@ -64,15 +74,23 @@ def compile_apart(workload, topology, *, options: dict | None = None,
       QwenJaxError: what the process itself refuses; a step that does not fit is a Result.
     """
     job = pickle.dumps((workload, topology, options or {}, keep))
-    run = subprocess.run([sys.executable, "-m", "qwen_jax.plan.program"], input=job,
-                         capture_output=True, timeout=timeout, env=os.environ | ENVIRONMENT)
+    run = subprocess.run(
+        [sys.executable, "-m", "qwen_jax.plan.program"],
+        input=job,
+        capture_output=True,
+        timeout=timeout,
+        env=os.environ | ENVIRONMENT,
+    )
     for line in reversed(run.stdout.decode().splitlines()):
         if line.startswith("{"):
             return Result(**json.loads(line))
     raise TrainingError(
         f"the compiling process ended with code {run.returncode} and said: "
-        f"{run.stderr.decode()[-1500:]}", "plan", "-9 is a lack of memory on this machine: about "
-        "2 GB are needed; otherwise report this with the versions of jax and libtpu.")
+        f"{run.stderr.decode()[-1500:]}",
+        "plan",
+        "-9 is a lack of memory on this machine: about "
+        "2 GB are needed; otherwise report this with the versions of jax and libtpu.",
+    )
 
 
 def compile_here(workload, topology, options: dict, keep: pathlib.Path | None) -> Result:
@@ -102,30 +120,42 @@ def compile_here(workload, topology, options: dict, keep: pathlib.Path | None) -
     text = compiled.as_text()
     if keep is not None:
         keep.write_text(text, encoding="utf-8")
-    coords = tuple(tuple(device.coords)[:len(topology.shape)] for device in mesh.devices.flat)
+    coords = tuple(tuple(device.coords)[: len(topology.shape)] for device in mesh.devices.flat)
     found = costs.read(text, topology.chip, Network(topology, coords))
     plan, state = compiled.memory_analysis(), program.arguments[0]
     parameters = bytes_per_device(state.params)
     optimizer = bytes_per_device(state) - parameters
     batch = bytes_per_device(program.arguments[1])
-    everything = (plan.argument_size_in_bytes + plan.output_size_in_bytes
-                  - plan.alias_size_in_bytes + plan.temp_size_in_bytes
-                  + plan.generated_code_size_in_bytes)
+    everything = (
+        plan.argument_size_in_bytes
+        + plan.output_size_in_bytes
+        - plan.alias_size_in_bytes
+        + plan.temp_size_in_bytes
+        + plan.generated_code_size_in_bytes
+    )
     return Result(
-        parameters=parameters, optimizer=optimizer, batch=batch,
+        parameters=parameters,
+        optimizer=optimizer,
+        batch=batch,
         held=bytes_per_device(program.held),
-        workspace=everything - parameters - optimizer - batch, seconds=found.seconds,
-        work=dict(found.work), hbm_bytes=found.hbm_bytes, collectives=found.merged(),
-        unknown=found.unknown, flops=found.flops,
+        workspace=everything - parameters - optimizer - batch,
+        seconds=found.seconds,
+        work=dict(found.work),
+        hbm_bytes=found.hbm_bytes,
+        collectives=found.merged(),
+        unknown=found.unknown,
+        flops=found.flops,
         flops_once=(compiled.cost_analysis() or {}).get("flops", 0.0),
         compile_seconds=time.perf_counter() - started,
-        compile_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        compile_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
 
 
 def refused(message: str) -> str:
     """What the compiler says, in few words: memory that is missing, or its first line."""
-    used = (re.search(r"Used ([\d.]+\w?) of ([\d.]+\w?) hbm", message)
-            or re.search(r"\(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", message))
+    used = re.search(r"Used ([\d.]+\w?) of ([\d.]+\w?) hbm", message) or re.search(
+        r"\(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", message
+    )
     if used:
         return f"out of memory: {used[1]} of {used[2]}"
     return message.splitlines()[0][:200]

@@ -41,13 +41,23 @@ def divisors(number: int) -> list[int]:
 
 def laid_out(workload: Workload, mesh: MeshConfig, remat: str, micro: int) -> Workload:
     return dataclasses.replace(
-        workload, mesh=mesh, model=dataclasses.replace(workload.model, remat=remat),
-        train=dataclasses.replace(workload.train, micro_batches=micro))
+        workload,
+        mesh=mesh,
+        model=dataclasses.replace(workload.model, remat=remat),
+        train=dataclasses.replace(workload.train, micro_batches=micro),
+    )
 
 
-def layouts(workload: Workload, chips: int, *, max_tensor: int, max_context: int,
-            mesh: MeshConfig | None = None, remat: str | None = None, micro: int | None = None
-            ) -> Iterator[Workload]:
+def layouts(
+    workload: Workload,
+    chips: int,
+    *,
+    max_tensor: int,
+    max_context: int,
+    mesh: MeshConfig | None = None,
+    remat: str | None = None,
+    micro: int | None = None,
+) -> Iterator[Workload]:
     """The workload on every mesh, with every remat policy and number of micro-batches that divide
     its sizes; or with those that are given."""
     for one in [mesh] if mesh else meshes(workload, chips, max_tensor, max_context):
@@ -60,8 +70,9 @@ def layouts(workload: Workload, chips: int, *, max_tensor: int, max_context: int
                 yield laid_out(workload, one, policy, number)
 
 
-def meshes(workload: Workload, chips: int, max_tensor: int, max_context: int
-           ) -> Iterator[MeshConfig]:
+def meshes(
+    workload: Workload, chips: int, max_tensor: int, max_context: int
+) -> Iterator[MeshConfig]:
     """Every mesh of so many chips that divides the model's sizes."""
     model = workload.model
     for tensor, context in itertools.product(divisors(chips), divisors(chips)):
@@ -92,8 +103,12 @@ def paper(workload: Workload, chip: Chip, chips: int) -> Paper:
     if workload.stage == "ppo":
         state += 2 * N * 2 / pieces
     rows = max(workload.rows, workload.pretrain_rows) / (mesh.data * mesh.fsdp)
-    tokens = rows / workload.train.micro_batches * max(
-        workload.row_tokens, model.context_length if workload.pretrain_rows else 0) / mesh.context
+    tokens = (
+        rows
+        / workload.train.micro_batches
+        * max(workload.row_tokens, model.context_length if workload.pretrain_rows else 0)
+        / mesh.context
+    )
     kept = {"block": 2 * D + 2 * model.num_heads * model.head_dim / mesh.tensor}
     kept["dots"] = kept["block"] + 2 * D + 2 * (heads + 2 * F) / mesh.tensor
     kept["none"] = kept["dots"] + 12 * D + (4 * heads + 10 * F) / mesh.tensor
@@ -106,8 +121,10 @@ def paper(workload: Workload, chip: Chip, chips: int) -> Paper:
     seen = tokens * workload.train.micro_batches * models
     narrow = mesh.fsdp > 1 and D // mesh.fsdp % _VECTOR != 0
     traffic = _TRAFFIC * (_NARROW if narrow else 1.0)
-    compute = (a * (1 + again) / (chips * chip.peak_flops * _PRODUCTS)
-               + seen * L * traffic * D / mesh.tensor / chip.hbm_bandwidth)
+    compute = (
+        a * (1 + again) / (chips * chip.peak_flops * _PRODUCTS)
+        + seen * L * traffic * D / mesh.tensor / chip.hbm_bandwidth
+    )
     # Weights are gathered twice in 2 bytes and their gradients summed in 4, there and back, for
     # every micro-batch.
     gathered = workload.train.micro_batches * models * N / mesh.tensor * (16 if narrow else 12)
@@ -124,8 +141,9 @@ def paper(workload: Workload, chip: Chip, chips: int) -> Paper:
     return Paper(workload, memory, compute + network)
 
 
-def best(workload: Workload, topology: Topology, *, number: int, room: float = 1.0,
-         **limits) -> tuple[list[Paper], int, int]:
+def best(
+    workload: Workload, topology: Topology, *, number: int, room: float = 1.0, **limits
+) -> tuple[list[Paper], int, int]:
     """The layouts that should be fastest of those that should fit.
 
     Args:
@@ -135,8 +153,10 @@ def best(workload: Workload, topology: Topology, *, number: int, room: float = 1
     Returns:
       them, how many were looked at, and how many of these should not fit.
     """
-    found = [paper(layout, topology.chip, topology.chips)
-             for layout in layouts(workload, topology.chips, **limits)]
+    found = [
+        paper(layout, topology.chip, topology.chips)
+        for layout in layouts(workload, topology.chips, **limits)
+    ]
     fit = [one for one in found if one.bytes <= room * topology.chip.hbm_bytes]
     chosen, seen = [], {}
     for one in sorted(fit, key=lambda one: one.seconds):

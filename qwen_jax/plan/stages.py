@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from qwen_jax.align import reward_model
 from qwen_jax.align import ppo as ppo_step
+from qwen_jax.align import reward_model
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from qwen_jax.errors import unknown_name
 from qwen_jax.model import heads, spec
@@ -79,19 +79,33 @@ def _pretrain(workload: Workload, mesh: Mesh) -> Program:
     train, model = workload.train, workload.model
     objective = language_model.make_objective(model, z_loss=train.z_loss)
     batch = abstract_batch(train.batch_size, model.context_length)
-    return _supervised(workload, mesh, spec.param_specs(model), objective,
-                       _placed(batch, mesh, ("batch", "length")))
+    return _supervised(
+        workload,
+        mesh,
+        spec.param_specs(model),
+        objective,
+        _placed(batch, mesh, ("batch", "length")),
+    )
 
 
 def _reward_model(workload: Workload, mesh: Mesh) -> Program:
     B, T = workload.train.batch_size, workload.model.context_length
     ids, weights = (jax.ShapeDtypeStruct((B, 2, T), dtype) for dtype in (np.int32, np.float32))
-    pairs = PairBatch(tokens=ids, targets=ids, answer_weights=weights, segment_ids=ids,
-                      end=jax.ShapeDtypeStruct((B, 2), np.int32),
-                      weights=jax.ShapeDtypeStruct((B,), np.float32))
-    return _supervised(workload, mesh, heads.scoring_specs(workload.model),
-                       reward_model.make_objective(workload.model),
-                       _placed(pairs, mesh, ("batch",)))
+    pairs = PairBatch(
+        tokens=ids,
+        targets=ids,
+        answer_weights=weights,
+        segment_ids=ids,
+        end=jax.ShapeDtypeStruct((B, 2), np.int32),
+        weights=jax.ShapeDtypeStruct((B,), np.float32),
+    )
+    return _supervised(
+        workload,
+        mesh,
+        heads.scoring_specs(workload.model),
+        reward_model.make_objective(workload.model),
+        _placed(pairs, mesh, ("batch",)),
+    )
 
 
 def _supervised(workload: Workload, mesh: Mesh, specs, objective, batch) -> Program:
@@ -106,28 +120,52 @@ def _ppo(workload: Workload, mesh: Mesh) -> Program:
     """The update, with a reward model and a reference beside it; sampling is another program."""
     model, train, settings = workload.model, workload.train, workload.ppo
     wholes = spec.param_specs(model), heads.scoring_specs(model)
-    optimizers = [make_optimizer(adam, train.num_steps)
-                  for adam in (workload.optimizer, workload.value_optimizer)]
-    policy, value = (abstract_state(specs, optimizer, mesh, dtype=model.param_dtype)
-                     for specs, optimizer in zip(wholes, optimizers))
+    optimizers = [
+        make_optimizer(adam, train.num_steps)
+        for adam in (workload.optimizer, workload.value_optimizer)
+    ]
+    policy, value = (
+        abstract_state(specs, optimizer, mesh, dtype=model.param_dtype)
+        for specs, optimizer in zip(wholes, optimizers)
+    )
     everywhere = NamedSharding(mesh, PartitionSpec())
     number = jax.ShapeDtypeStruct((), np.float32, sharding=everywhere)
     state = ppo_step.PPOState(
-        step=jax.ShapeDtypeStruct((), np.int32, sharding=everywhere), policy=policy, value=value,
-        rewards=ppo_step.RunningMoments(count=number, mean=number, variance=number))
+        step=jax.ShapeDtypeStruct((), np.int32, sharding=everywhere),
+        policy=policy,
+        value=value,
+        rewards=ppo_step.RunningMoments(count=number, mean=number, variance=number),
+    )
     B, T = workload.rows, workload.row_tokens
     ids, numbers = (jax.ShapeDtypeStruct((B, T), dtype) for dtype in (np.int32, np.float32))
     row = jax.ShapeDtypeStruct((B,), np.float32)
     rollout = ppo_step.Rollout(
-        tokens=ids, targets=ids, segment_ids=ids, actions=numbers, log_probs=numbers,
-        sampler_log_probs=numbers, entropies=numbers, reference_log_probs=numbers, values=numbers,
-        rewards=row, ended=row)
-    pretrain = (abstract_batch(workload.pretrain_rows, model.context_length)
-                if workload.pretrain_rows else None)
+        tokens=ids,
+        targets=ids,
+        segment_ids=ids,
+        actions=numbers,
+        log_probs=numbers,
+        sampler_log_probs=numbers,
+        entropies=numbers,
+        reference_log_probs=numbers,
+        values=numbers,
+        rewards=row,
+        ended=row,
+    )
+    pretrain = (
+        abstract_batch(workload.pretrain_rows, model.context_length)
+        if workload.pretrain_rows
+        else None
+    )
     batch = _placed(ppo_step.PPOBatch(rollout=rollout, pretrain=pretrain), mesh, ("batch",))
-    step = ppo_step.make_ppo_step(model, settings, policy_optimizer=optimizers[0],
-                             value_optimizer=optimizers[1], seed=train.seed,
-                             micro_batches=train.micro_batches)
+    step = ppo_step.make_ppo_step(
+        model,
+        settings,
+        policy_optimizer=optimizers[0],
+        value_optimizer=optimizers[1],
+        seed=train.seed,
+        micro_batches=train.micro_batches,
+    )
     held = [spec.abstract(specs, model.compute_dtype, mesh) for specs in wholes]
     return Program(step, (state, batch), held=held)
 

@@ -37,8 +37,19 @@ CHIPS = {
 # Shapes that are sold: chips -> torus. Others can be given as "v5p:4x4x4".
 _SHAPES = {
     2: {4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)},
-    3: {4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4), 64: (4, 4, 4), 128: (4, 4, 8),
-        256: (4, 8, 8), 512: (8, 8, 8), 1024: (8, 8, 16), 2048: (8, 16, 16), 4096: (16, 16, 16)},
+    3: {
+        4: (2, 2, 1),
+        8: (2, 2, 2),
+        16: (2, 2, 4),
+        32: (2, 4, 4),
+        64: (4, 4, 4),
+        128: (4, 4, 8),
+        256: (4, 8, 8),
+        512: (8, 8, 8),
+        1024: (8, 8, 16),
+        2048: (8, 16, 16),
+        4096: (16, 16, 16),
+    },
 }
 
 
@@ -68,8 +79,11 @@ def by_name(name: str) -> Topology:
     """
     match = re.fullmatch(r"(\w+?)(?:-(\d+)|:(\d+(?:x\d+)+))", name)
     if match is None:
-        raise ConfigError(f"{name!r} is no name of a slice.", "--topology",
-                          "write it as v5p-256, v5e-16 or v5p:4x4x8.")
+        raise ConfigError(
+            f"{name!r} is no name of a slice.",
+            "--topology",
+            "write it as v5p-256, v5e-16 or v5p:4x4x8.",
+        )
     kind, number, sides = match.groups()
     if kind not in CHIPS:
         raise unknown_name("kind of TPU", kind, CHIPS, "--topology")
@@ -77,14 +91,22 @@ def by_name(name: str) -> Topology:
     if sides:
         shape = tuple(int(side) for side in sides.split("x"))
         if len(shape) != chip.dimensions:
-            raise ConfigError(f"{name!r} has {len(shape)} sides.", "--topology",
-                              f"a slice of {kind} has {chip.dimensions}.")
+            raise ConfigError(
+                f"{name!r} has {len(shape)} sides.",
+                "--topology",
+                f"a slice of {kind} has {chip.dimensions}.",
+            )
     else:
         known = _SHAPES[chip.dimensions]
         if int(number) % chip.per_name or int(number) // chip.per_name not in known:
             raise ConfigError(
-                f"there is no {name}.", "--topology", f"known: " + ", ".join(
-                    f"{kind}-{chips * chip.per_name}" for chips in known)
-                + f"; or give the sides, {kind}:" + "x".join("4" * chip.dimensions) + ".")
+                f"there is no {name}.",
+                "--topology",
+                "known: "
+                + ", ".join(f"{kind}-{chips * chip.per_name}" for chips in known)
+                + f"; or give the sides, {kind}:"
+                + "x".join("4" * chip.dimensions)
+                + ".",
+            )
         shape = known[int(number) // chip.per_name]
     return Topology(name, chip, shape, f"{kind}:{'x'.join(map(str, shape))}")

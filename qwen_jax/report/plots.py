@@ -17,8 +17,9 @@ _MOST_TAGS = 24  # named in one picture
 _WIDE, _HALF = (9.6, 3.9), (4.7, 2.7)  # inches
 
 
-def draw_plots(curves: Curves, evaluation: dict | None,
-               calibration: dict | None = None) -> dict[str, bytes]:
+def draw_plots(
+    curves: Curves, evaluation: dict | None, calibration: dict | None = None
+) -> dict[str, bytes]:
     """name -> PNG, of what there is to draw."""
     plots = {}
     x, y = curves.curve("train/loss")
@@ -29,18 +30,20 @@ def draw_plots(curves: Curves, evaluation: dict | None,
     if len(x):
         plots["learning_rate"] = _draw_learning_rate(x, y)
     for name, key, title, unit, color in (
-            ("gradient_norm", "train/grad_norm", "gradient norm", 1, _BLUE),
-            ("throughput", "perf/tokens_per_second", "tokens per second", 1, _GREEN),
-            ("data_wait", "perf/data_wait_seconds", "data wait (ms)", 1000, _GREEN),
-            ("sampling", "perf/sample_seconds", "sampling (s)", 1, _GREEN)):
+        ("gradient_norm", "train/grad_norm", "gradient norm", 1, _BLUE),
+        ("throughput", "perf/tokens_per_second", "tokens per second", 1, _GREEN),
+        ("data_wait", "perf/data_wait_seconds", "data wait (ms)", 1000, _GREEN),
+        ("sampling", "perf/sample_seconds", "sampling (s)", 1, _GREEN),
+    ):
         x, y = curves.curve(key)
         if len(x):
             plots[name] = _draw_noisy(x, y * unit, title, color)
     for name, key, title, color in (
-            ("reward", "rollout/reward", "reward of an answer", _BLUE),
-            ("kl", "rollout/kl", "KL from the start (nats of an answer)", _RED),
-            ("entropy", "rollout/entropy", "entropy (nats of a token)", _GREEN),
-            ("value", "value/error", "squared error of the value model", _BLUE)):
+        ("reward", "rollout/reward", "reward of an answer", _BLUE),
+        ("kl", "rollout/kl", "KL from the start (nats of an answer)", _RED),
+        ("entropy", "rollout/entropy", "entropy (nats of a token)", _GREEN),
+        ("value", "value/error", "squared error of the value model", _BLUE),
+    ):
         x, y = curves.curve(key)
         if len(x):
             plots[name] = _draw_around(x, y, title, color)
@@ -57,20 +60,29 @@ def draw_plots(curves: Curves, evaluation: dict | None,
 def draw_lengths(table: dict[str, list[float]], lengths: list[int], context_length: int) -> bytes:
     """PNG of perplexity against length, one line for each technique (report Table 3)."""
     figure, axes = _figure(_WIDE)
-    for (name, values), color, marker in zip(table.items(), (_GRAY, _BLUE, _GREEN, _RED) * 9,
-                                             "osD^" * 9, strict=False):
-        axes.plot(lengths, values, color=color, marker=marker, linewidth=1.8, markersize=5.5,
-                  label=name)
+    for (name, values), color, marker in zip(
+        table.items(), (_GRAY, _BLUE, _GREEN, _RED) * 9, "osD^" * 9, strict=False
+    ):
+        axes.plot(
+            lengths, values, color=color, marker=marker, linewidth=1.8, markersize=5.5, label=name
+        )
     axes.axvline(context_length, color=_INK, linewidth=0.8, linestyle=":")
-    axes.annotate(" trained up to here", (context_length, 0.97), fontsize=8, color="#475569",
-                  xycoords=("data", "axes fraction"), va="top")
+    axes.annotate(
+        " trained up to here",
+        (context_length, 0.97),
+        fontsize=8,
+        color="#475569",
+        xycoords=("data", "axes fraction"),
+        va="top",
+    )
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     for axis, ticks in ((axes.xaxis, lengths), (axes.yaxis, _ticks(table))):
         axis.set_major_locator(_fixed(ticks))
         axis.set_minor_locator(_fixed([]))
-        axis.set_major_formatter(lambda value, _: f"{value:,.3g}" if value < 100
-                                 else f"{value:,.0f}")
+        axis.set_major_formatter(
+            lambda value, _: f"{value:,.3g}" if value < 100 else f"{value:,.0f}"
+        )
     axes.set_xlabel("length of the text (tokens)")
     axes.set_ylabel("perplexity")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(0.0, 0.9))
@@ -89,27 +101,44 @@ def draw_tags(tags: Mapping[str, Sequence[str]], chosen: Collection[str] = ()) -
     figure, first = _figure((_WIDE[0], 6.2))
     first.remove()
     grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.15))
-    number, rank, common = (figure.add_subplot(place)
-                            for place in (grid[0, 0], grid[1, 0], grid[:, 1]))
+    number, rank, common = (
+        figure.add_subplot(place) for place in (grid[0, 0], grid[1, 0], grid[:, 1])
+    )
     shares = []  # one a group: tag -> its part of the prompts
     for place, (name, found, color) in enumerate(groups):
         sizes = np.bincount([len(set(given)) for given in found]) / len(found)
         width = 0.8 / len(groups)
-        number.bar(np.arange(len(sizes)) + (place - (len(groups) - 1) / 2) * width, 100 * sizes,
-                   width, color=color, label=f"{name} ({len(found):,})")
+        number.bar(
+            np.arange(len(sizes)) + (place - (len(groups) - 1) / 2) * width,
+            100 * sizes,
+            width,
+            color=color,
+            label=f"{name} ({len(found):,})",
+        )
         counts = collections.Counter(tag for given in found for tag in set(given))
         shares.append({tag: 100 * count / len(found) for tag, count in counts.most_common()})
         values = np.array([count for _, count in counts.most_common()])
-        rank.plot(np.arange(1, len(values) + 1), 100 * values / max(values.sum(), 1), color=color,
-                  linewidth=1.8, label=f"{name} ({len(values):,} tags)")
+        rank.plot(
+            np.arange(1, len(values) + 1),
+            100 * values / max(values.sum(), 1),
+            color=color,
+            linewidth=1.8,
+            label=f"{name} ({len(values):,} tags)",
+        )
     top = list(shares[0])[:_MOST_TAGS]
     for place, (group, (_, _, color)) in enumerate(zip(shares, groups, strict=True)):
         height = 0.8 / len(groups)
-        common.barh(np.arange(len(top)) + (place - (len(groups) - 1) / 2) * height,
-                    [group.get(tag, 0) for tag in top], height, color=color)
-    for axes, title in ((number, "tags of a prompt (% of prompts)"),
-                        (rank, "tags by rank (% of all tags given)"),
-                        (common, "the most common tags (% of prompts)")):
+        common.barh(
+            np.arange(len(top)) + (place - (len(groups) - 1) / 2) * height,
+            [group.get(tag, 0) for tag in top],
+            height,
+            color=color,
+        )
+    for axes, title in (
+        (number, "tags of a prompt (% of prompts)"),
+        (rank, "tags by rank (% of all tags given)"),
+        (common, "the most common tags (% of prompts)"),
+    ):
         _style(axes)
         axes.set_title(title, loc="left", fontsize=10, color=_INK)
     number.locator_params(axis="x", integer=True)
@@ -144,16 +173,24 @@ def _fixed(ticks: list[float]):
     return FixedLocator(ticks)
 
 
-def _draw_loss(curves: Curves, x: np.ndarray, y: np.ndarray, *,
-               size: tuple[float, float]) -> bytes:
+def _draw_loss(curves: Curves, x: np.ndarray, y: np.ndarray, *, size: tuple[float, float]) -> bytes:
     figure, axes = _figure(size)
     axes.plot(*_thin(x, y), color=_BLUE, alpha=0.3, linewidth=0.7)
     axes.plot(*_thin(x, _running_mean(y)), color=_BLUE, linewidth=1.9, label="training")
     for name, color in zip(curves.eval_names(), _EVAL_COLORS * 9, strict=False):
         ex, ey = curves.curve(f"eval/{name}/loss")
-        axes.plot(ex, ey, color=color, linewidth=1.4, marker="o", markersize=4.5,
-                  markeredgecolor="white", markeredgewidth=0.7, zorder=3,
-                  label=f"held out: {name}" + (f", at last {ey[-1]:.3f}" if len(ey) else ""))
+        axes.plot(
+            ex,
+            ey,
+            color=color,
+            linewidth=1.4,
+            marker="o",
+            markersize=4.5,
+            markeredgecolor="white",
+            markeredgewidth=0.7,
+            zorder=3,
+            label=f"held out: {name}" + (f", at last {ey[-1]:.3f}" if len(ey) else ""),
+        )
     tokens = curves.last("train/tokens")
     axes.set_xlabel(f"step ({tokens / x[-1]:,.0f} tokens each)" if tokens and x[-1] else "step")
     axes.set_ylabel("loss (nats per token)" if size == _WIDE else "loss")
@@ -179,9 +216,15 @@ def _draw_noisy(x: np.ndarray, y: np.ndarray, title: str, color: str) -> bytes:
     usual = np.quantile(y, 0.98)
     if y.max() > 3 * usual > 0:  # a few outliers must not flatten the rest; the picture says so
         top = 1.5 * usual
-        axes.annotate(f"{np.count_nonzero(y > top)} above, up to {y.max():,.4g}", (0.99, 1.02),
-                      va="bottom", ha="right", xycoords="axes fraction", fontsize=8,
-                      color="#64748b")
+        axes.annotate(
+            f"{np.count_nonzero(y > top)} above, up to {y.max():,.4g}",
+            (0.99, 1.02),
+            va="bottom",
+            ha="right",
+            xycoords="axes fraction",
+            fontsize=8,
+            color="#64748b",
+        )
     axes.set_ylim(0, top if top > 0 else 1)
     if top > 1000:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
@@ -223,8 +266,12 @@ def _draw_calibration(calibration: dict[str, list]) -> bytes:
 
 def _draw_bars(values: dict[str, float]) -> bytes:
     figure, axes = _figure((_WIDE[0], 0.5 + 0.42 * len(values)))
-    bars = axes.barh([LABELS.get(name, name) for name in values], values.values(),
-                     color=[_BLUE if name == "model" else _GRAY for name in values], height=0.6)
+    bars = axes.barh(
+        [LABELS.get(name, name) for name in values],
+        values.values(),
+        color=[_BLUE if name == "model" else _GRAY for name in values],
+        height=0.6,
+    )
     axes.bar_label(bars, fmt=" {:,.1f}", color=_INK)
     axes.invert_yaxis()
     axes.grid(False)
@@ -247,8 +294,11 @@ def _figure(size: tuple[float, float]):
         from matplotlib.figure import Figure  # an extra, and slow to import
         from matplotlib.ticker import MaxNLocator
     except ImportError:
-        raise ConfigError("matplotlib is not installed, and the report's plots need it.",
-                          "qwen_jax.report", 'pip install "qwen_jax[report]".') from None
+        raise ConfigError(
+            "matplotlib is not installed, and the report's plots need it.",
+            "qwen_jax.report",
+            'pip install "qwen_jax[report]".',
+        ) from None
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     _style(axes)

@@ -31,8 +31,12 @@ import numpy as np
 
 from qwen_jax.errors import DataError
 
-LABELS = {"model": "this model", "ngram": "3-gram, Kneser-Ney", "perplexity": "perplexity",
-           "bits_per_byte": "bits per byte"}
+LABELS = {
+    "model": "this model",
+    "ngram": "3-gram, Kneser-Ney",
+    "perplexity": "perplexity",
+    "bits_per_byte": "bits per byte",
+}
 
 
 class Curves:
@@ -48,9 +52,12 @@ class Curves:
 
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values where `name` was logged; a value that is not finite is left out."""
-        points = [(step, self._steps[step][name]) for step in sorted(self._steps)
-                  if isinstance(self._steps[step].get(name), (int, float))
-                  and math.isfinite(self._steps[step][name])]
+        points = [
+            (step, self._steps[step][name])
+            for step in sorted(self._steps)
+            if isinstance(self._steps[step].get(name), (int, float))
+            and math.isfinite(self._steps[step][name])
+        ]
         x, y = np.asarray(points, np.float64).reshape(-1, 2).T
         return x, y
 
@@ -68,10 +75,14 @@ class Curves:
 
     def named(self, prefix: str, suffix: str) -> list[str]:
         """What stands between `prefix` and `suffix` in the names, in the order of appearance."""
-        return list(dict.fromkeys(
-            key[len(prefix):-len(suffix)] for step in sorted(self._steps)
-            for key in self._steps[step]
-            if key.startswith(prefix) and key.endswith(suffix)))
+        return list(
+            dict.fromkeys(
+                key[len(prefix) : -len(suffix)]
+                for step in sorted(self._steps)
+                for key in self._steps[step]
+                if key.startswith(prefix) and key.endswith(suffix)
+            )
+        )
 
     def wall_seconds(self, events: list[dict]) -> float | None:
         """From start to last record, without the time between an interruption and the resume."""
@@ -80,28 +91,39 @@ class Curves:
         if not times:
             return None
         marks = sorted([(t, "record") for t in times] + [(t, "begin") for t in begins])
-        return sum(after - before for (before, _), (after, kind) in zip(marks, marks[1:])
-                   if kind == "record")
+        return sum(
+            after - before
+            for (before, _), (after, kind) in zip(marks, marks[1:])
+            if kind == "record"
+        )
 
 
 def where_time_went(records: list[dict], events: list[dict]) -> dict[str, float]:
     """Seconds by kind over all lives of a run (train/goodput.py), and `down`: from a life's last
     record to the next life, with the steps that were lost and done again."""
-    begins = sorted(event["time"] for event in events
-                    if event.get("event") in ("start", "resume") and "time" in event)
+    begins = sorted(
+        event["time"]
+        for event in events
+        if event.get("event") in ("start", "resume") and "time" in event
+    )
     found: dict[str, float] = {}
     before = None
     for begin, end in zip(begins, [*begins[1:], math.inf]):
-        life = [record for record in records if "time/train" in record
-                and begin <= record.get("time", -1.0) < end]
+        life = [
+            record
+            for record in records
+            if "time/train" in record and begin <= record.get("time", -1.0) < end
+        ]
         if not life:
             continue
         last = life[-1]
-        spent = {name[len("time/"):]: value for name, value in last.items()
-                 if name.startswith("time/")}
+        spent = {
+            name[len("time/") :]: value for name, value in last.items() if name.startswith("time/")
+        }
         if before is not None:
             found["down"] = found.get("down", 0.0) + max(
-                last["time"] - sum(spent.values()) - before, 0.0)
+                last["time"] - sum(spent.values()) - before, 0.0
+            )
         before = last["time"]
         for kind, seconds in spent.items():
             found[kind] = found.get(kind, 0.0) + seconds
@@ -112,9 +134,13 @@ def numbers(evaluation, key: str) -> dict[str, float]:
     """name -> value of `key`, for the entries of evaluation.json that have it."""
     if not isinstance(evaluation, dict):
         return {}
-    return {name: float(row[key]) for name, row in evaluation.items()
-            if isinstance(row, dict) and isinstance(row.get(key), (int, float))
-            and math.isfinite(row[key])}
+    return {
+        name: float(row[key])
+        for name, row in evaluation.items()
+        if isinstance(row, dict)
+        and isinstance(row.get(key), (int, float))
+        and math.isfinite(row[key])
+    }
 
 
 def read_json(path: pathlib.Path):
@@ -128,8 +154,11 @@ def read_json(path: pathlib.Path):
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise DataError(f"the file is not JSON: {error}.", str(path),
-                        "remove it, or run the step that writes it again.") from error
+        raise DataError(
+            f"the file is not JSON: {error}.",
+            str(path),
+            "remove it, or run the step that writes it again.",
+        ) from error
 
 
 def read_jsonl(path: pathlib.Path) -> tuple[list[dict], int]:

@@ -19,8 +19,11 @@ class Answer:
 
     def __init__(self, call: Call, model: str, prompt_tokens: int, token_bytes: dict[int, bytes]):
         self._call, self._token_bytes = call, token_bytes
-        self._head = {"id": ("chatcmpl-" if call.chat else "cmpl-") + secrets.token_hex(12),
-                      "created": int(time.time()), "model": model}
+        self._head = {
+            "id": ("chatcmpl-" if call.chat else "cmpl-") + secrets.token_hex(12),
+            "created": int(time.time()),
+            "model": model,
+        }
         self._prompt_tokens, self._new_tokens = prompt_tokens, 0
         count = len(call.requests) * call.n
         self._texts: list[list[str]] = [[] for _ in range(count)]
@@ -44,16 +47,25 @@ class Answer:
             said = {"delta": {"content": event.text} if event.text else {}}
         else:
             said = {"text": event.text}
-        return self._piece({"index": choice, **said, "logprobs": logprobs,
-                            "finish_reason": event.finish})
+        return self._piece(
+            {"index": choice, **said, "logprobs": logprobs, "finish_reason": event.finish}
+        )
 
     def openings(self) -> list[dict[str, Any]]:
         """What a stream starts with."""
         if not self._call.chat:
             return []
-        return [self._piece({"index": choice, "delta": {"role": "assistant", "content": ""},
-                             "logprobs": None, "finish_reason": None})
-                for choice in range(len(self._texts))]
+        return [
+            self._piece(
+                {
+                    "index": choice,
+                    "delta": {"role": "assistant", "content": ""},
+                    "logprobs": None,
+                    "finish_reason": None,
+                }
+            )
+            for choice in range(len(self._texts))
+        ]
 
     def usage_piece(self) -> dict[str, Any]:
         """What a stream ends with if it was asked for."""
@@ -64,11 +76,20 @@ class Answer:
         choices = []
         for choice, texts in enumerate(self._texts):
             text = "".join(texts)
-            said = ({"message": {"role": "assistant", "content": text, "refusal": None}}
-                    if self._call.chat else {"text": text})
+            said = (
+                {"message": {"role": "assistant", "content": text, "refusal": None}}
+                if self._call.chat
+                else {"text": text}
+            )
             logprobs = self._logprobs(self._events[choice], 0) if self._call.logprobs else None
-            choices.append({"index": choice, **said, "logprobs": logprobs,
-                            "finish_reason": self._finish[choice]})
+            choices.append(
+                {
+                    "index": choice,
+                    **said,
+                    "logprobs": logprobs,
+                    "finish_reason": self._finish[choice],
+                }
+            )
         return self._object(stream=False) | {"choices": choices, "usage": self._usage()}
 
     def _object(self, *, stream: bool) -> dict[str, Any]:
@@ -80,8 +101,11 @@ class Answer:
         return self._object(stream=True) | {"choices": [choice]} | usage
 
     def _usage(self) -> dict[str, int]:
-        return {"prompt_tokens": self._prompt_tokens, "completion_tokens": self._new_tokens,
-                "total_tokens": self._prompt_tokens + self._new_tokens}
+        return {
+            "prompt_tokens": self._prompt_tokens,
+            "completion_tokens": self._new_tokens,
+            "total_tokens": self._prompt_tokens + self._new_tokens,
+        }
 
     def _logprobs(self, events: list[Event], offset: int) -> dict[str, Any]:
         """Of the chosen tokens: log of the untruncated softmax.
@@ -90,17 +114,29 @@ class Answer:
           offset: characters of the answer before the events.
         """
         if self._call.chat:
-            return {"content": [{"token": _name(raw), "logprob": event.logprob, "bytes": list(raw),
-                                 "top_logprobs": []}
-                                for event in events for raw in [self._token_bytes[event.token]]],
-                    "refusal": None}
+            return {
+                "content": [
+                    {
+                        "token": _name(raw),
+                        "logprob": event.logprob,
+                        "bytes": list(raw),
+                        "top_logprobs": [],
+                    }
+                    for event in events
+                    for raw in [self._token_bytes[event.token]]
+                ],
+                "refusal": None,
+            }
         offsets = []
         for event in events:
             offsets.append(offset)
             offset += len(event.text)
-        return {"tokens": [_name(self._token_bytes[event.token]) for event in events],
-                "token_logprobs": [event.logprob for event in events],
-                "top_logprobs": None, "text_offset": offsets}
+        return {
+            "tokens": [_name(self._token_bytes[event.token]) for event in events],
+            "token_logprobs": [event.logprob for event in events],
+            "top_logprobs": None,
+            "text_offset": offsets,
+        }
 
 
 def _name(raw: bytes) -> str:
@@ -113,5 +149,6 @@ def _name(raw: bytes) -> str:
 
 def dumps(content) -> bytes:
     """JSON; halves of characters that a call brought along, in a refusal, become '?'."""
-    return json.dumps(content, ensure_ascii=False, allow_nan=False,
-                      separators=(",", ":")).encode("utf-8", "replace")
+    return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(
+        "utf-8", "replace"
+    )

@@ -22,8 +22,11 @@ try:
     from starlette.responses import Response
     from starlette.routing import Route
 except ImportError as error:
-    raise ConfigError("starlette, which serves HTTP, is not installed.", "qwen_jax.serve",
-                      'pip install "qwen_jax[serve]".') from error
+    raise ConfigError(
+        "starlette, which serves HTTP, is not installed.",
+        "qwen_jax.serve",
+        'pip install "qwen_jax[serve]".',
+    ) from error
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
@@ -59,9 +62,13 @@ class Api:
     async def model(self, request: Request) -> Response:
         name = request.path_params["name"]
         if name != self._config.limits.model:
-            raise ApiError(f"there is no model {name[:60]!r}.", "model",
-                           f"this server has {self._config.limits.model!r}.", status=404,
-                           code="model_not_found")
+            raise ApiError(
+                f"there is no model {name[:60]!r}.",
+                "model",
+                f"this server has {self._config.limits.model!r}.",
+                status=404,
+                code="model_not_found",
+            )
         return _json(self._model())
 
     async def health(self, request: Request) -> Response:
@@ -70,29 +77,43 @@ class Api:
         return _json({"status": "ok"})
 
     async def metrics(self, request: Request) -> Response:
-        return Response(metrics.render(self._worker, self.statuses),
-                        media_type="text/plain; version=0.0.4")
+        return Response(
+            metrics.render(self._worker, self.statuses), media_type="text/plain; version=0.0.4"
+        )
 
     def admit(self, request: Request) -> None:
         """Raises ApiError for a request that may not ask at all."""
         host = request.headers.get("host", "")
         name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
         if self._config.local and name not in LOCAL_NAMES:
-            raise ApiError(f"the host {host[:60]!r} is not a name of this computer.", "host",
-                           f"use one of {', '.join(LOCAL_NAMES)}.", status=403,
-                           code="unknown_host")
+            raise ApiError(
+                f"the host {host[:60]!r} is not a name of this computer.",
+                "host",
+                f"use one of {', '.join(LOCAL_NAMES)}.",
+                status=403,
+                code="unknown_host",
+            )
         if self._config.api_key is not None and request.url.path != "/health":
             given = request.headers.get("authorization", "")
             wanted = f"Bearer {self._config.api_key}"
             # Starlette reads headers as Latin-1; a key is what its bytes are.
             if not hmac.compare_digest(given.encode("latin-1"), wanted.encode("utf-8")):
-                raise ApiError("the API key is missing or wrong.", "authorization",
-                               "send Authorization: Bearer KEY.", status=401,
-                               code="invalid_api_key")
+                raise ApiError(
+                    "the API key is missing or wrong.",
+                    "authorization",
+                    "send Authorization: Bearer KEY.",
+                    status=401,
+                    code="invalid_api_key",
+                )
 
     def _model(self) -> dict:
-        return {"id": self._config.limits.model, "object": "model", "created": 0,
-                "owned_by": "qwen_jax", "max_model_len": self._config.limits.context}
+        return {
+            "id": self._config.limits.model,
+            "object": "model",
+            "created": 0,
+            "owned_by": "qwen_jax",
+            "max_model_len": self._config.limits.context,
+        }
 
     async def _complete(self, request: Request, read):
         body = read_json(await self._body(request))
@@ -111,8 +132,13 @@ class Api:
     async def _body(self, request: Request) -> bytes:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # a web page cannot send this one without asking us first
-            raise ApiError(f"the content type is {kind[:60]!r}.", "content-type",
-                           "send application/json.", status=415, code="unsupported_media_type")
+            raise ApiError(
+                f"the content type is {kind[:60]!r}.",
+                "content-type",
+                "send application/json.",
+                status=415,
+                code="unsupported_media_type",
+            )
         pieces, size = [], 0
         try:
             async with asyncio.timeout(self._config.body_seconds):
@@ -121,11 +147,18 @@ class Api:
                     if size > self._config.max_body_bytes:
                         raise ApiError(
                             f"the body is longer than {self._config.max_body_bytes:,} bytes.",
-                            fix="send less.", status=413, code="body_too_large")
+                            fix="send less.",
+                            status=413,
+                            code="body_too_large",
+                        )
                     pieces.append(piece)
         except TimeoutError:
-            raise ApiError(f"the body did not come within {self._config.body_seconds} seconds.",
-                           fix="send it at once.", status=408, code="timeout") from None
+            raise ApiError(
+                f"the body did not come within {self._config.body_seconds} seconds.",
+                fix="send it at once.",
+                status=408,
+                code="timeout",
+            ) from None
         return b"".join(pieces)
 
 
@@ -148,12 +181,25 @@ class EventStream:
             self._worker.cancel(self._ticket)
 
     async def _send(self, send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [
-            (b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"),
-            (b"x-accel-buffering", b"no")]})  # the last: proxies pass each piece on at once
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [
+                    (b"content-type", b"text/event-stream; charset=utf-8"),
+                    (b"cache-control", b"no-cache"),
+                    (b"x-accel-buffering", b"no"),
+                ],
+            }
+        )  # the last: proxies pass each piece on at once
         async for piece in self._pieces():
-            await send({"type": "http.response.body", "body": b"data: " + piece + b"\n\n",
-                        "more_body": True})
+            await send(
+                {
+                    "type": "http.response.body",
+                    "body": b"data: " + piece + b"\n\n",
+                    "more_body": True,
+                }
+            )
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _pieces(self):
@@ -177,6 +223,7 @@ async def unless_gone(receive, work) -> None:
     Raises:
       ClientDisconnect: the client has gone.
     """
+
     async def gone():
         while (await receive())["type"] != "http.disconnect":
             pass
@@ -207,12 +254,18 @@ def create_app(worker: Worker, tokenizer: Tokenizer, config: ServerConfig):
         yield
         worker.stop()
 
-    app = Starlette(lifespan=lifespan, routes=[
-        Route("/v1/chat/completions", api.chat, methods=["POST"]),
-        Route("/v1/completions", api.completion, methods=["POST"]),
-        Route("/v1/models", api.models), Route("/v1/models/{name:path}", api.model),
-        Route("/health", api.health), Route("/metrics", api.metrics)],
-        exception_handlers={ApiError: _refuse, HTTPException: _no_route, ClientDisconnect: _ended})
+    app = Starlette(
+        lifespan=lifespan,
+        routes=[
+            Route("/v1/chat/completions", api.chat, methods=["POST"]),
+            Route("/v1/completions", api.completion, methods=["POST"]),
+            Route("/v1/models", api.models),
+            Route("/v1/models/{name:path}", api.model),
+            Route("/health", api.health),
+            Route("/metrics", api.metrics),
+        ],
+        exception_handlers={ApiError: _refuse, HTTPException: _no_route, ClientDisconnect: _ended},
+    )
     app.add_middleware(_Gate, api=api)
     return app
 
@@ -246,10 +299,16 @@ def _refuse(request, error: ApiError) -> Response:
 
 
 def _no_route(request, error: HTTPException) -> Response:
-    return _refuse(request, ApiError(
-        f"{request.method} {request.url.path[:60]} is not served here.", "",
-        "see /v1/models, /v1/chat/completions and /v1/completions.", status=error.status_code,
-        code="not_found" if error.status_code == 404 else "method_not_allowed"))
+    return _refuse(
+        request,
+        ApiError(
+            f"{request.method} {request.url.path[:60]} is not served here.",
+            "",
+            "see /v1/models, /v1/chat/completions and /v1/completions.",
+            status=error.status_code,
+            code="not_found" if error.status_code == 404 else "method_not_allowed",
+        ),
+    )
 
 
 def _ended(request, error: ClientDisconnect) -> Response:

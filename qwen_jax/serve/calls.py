@@ -18,18 +18,57 @@ from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 MOST_STOPS = 4  # OpenAI's
-_ABOUT_THE_CALLER = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "store",
-                               "service_tier", "parallel_tool_calls"})
+_ABOUT_THE_CALLER = frozenset(
+    {
+        "user",
+        "metadata",
+        "safety_identifier",
+        "prompt_cache_key",
+        "store",
+        "service_tier",
+        "parallel_tool_calls",
+    }
+)
 # Parameters that are not supported, and the values of them that ask for nothing.
 _NEUTRAL = {
-    "presence_penalty": (0,), "frequency_penalty": (0,), "logit_bias": ({},), "best_of": (1,),
-    "echo": (False,), "suffix": ("",), "top_logprobs": (0,), "response_format": ({"type": "text"},),
-    "modalities": (["text"],), "tools": ([],), "functions": ([],), "tool_choice": ("none", "auto"),
-    "function_call": ("none", "auto"), "min_p": (0,), "audio": (), "prediction": (),
-    "reasoning_effort": (), "verbosity": (), "web_search_options": (), "moderation": ()}
-_SUPPORTED = ("model", "messages", "prompt", "max_tokens", "max_completion_tokens", "temperature",
-              "top_p", "top_k", "repetition_penalty", "seed", "n", "stop", "stream",
-              "stream_options", "logprobs")
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "logit_bias": ({},),
+    "best_of": (1,),
+    "echo": (False,),
+    "suffix": ("",),
+    "top_logprobs": (0,),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "tools": ([],),
+    "functions": ([],),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "min_p": (0,),
+    "audio": (),
+    "prediction": (),
+    "reasoning_effort": (),
+    "verbosity": (),
+    "web_search_options": (),
+    "moderation": (),
+}
+_SUPPORTED = (
+    "model",
+    "messages",
+    "prompt",
+    "max_tokens",
+    "max_completion_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "repetition_penalty",
+    "seed",
+    "n",
+    "stop",
+    "stream",
+    "stream_options",
+    "logprobs",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +98,18 @@ def read_json(body: bytes) -> dict[str, Any]:
     Raises:
       ApiError: not UTF-8, not JSON, or not an object.
     """
+
     def refuse(word: str):
         raise ValueError(f"{word} is not JSON")
 
     try:
         found = json.loads(body.decode("utf-8"), parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise ApiError(f"the body is not JSON: {error}.", fix="send one JSON object in UTF-8.",
-                       code="invalid_json") from None
+        raise ApiError(
+            f"the body is not JSON: {error}.",
+            fix="send one JSON object in UTF-8.",
+            code="invalid_json",
+        ) from None
     if not isinstance(found, dict):
         raise ApiError("the body is not a JSON object.", fix="send {...}.", code="invalid_json")
     return found
@@ -77,8 +120,11 @@ def read_chat(body: dict[str, Any], tokenizer: Tokenizer, limits: Limits) -> Cal
     fields = _Fields(body, limits)
     messages = fields.take("messages")
     if not isinstance(messages, list) or not messages:
-        raise ApiError("messages is not a list of messages.", "messages",
-                       'pass [{"role": "user", "content": "..."}].')
+        raise ApiError(
+            "messages is not a list of messages.",
+            "messages",
+            'pass [{"role": "user", "content": "..."}].',
+        )
     messages = [_message(message, f"messages[{place}]") for place, message in enumerate(messages)]
     logprobs = fields.flag("logprobs")
     settings = fields.settings(chatml.stop_ids(tokenizer))
@@ -92,11 +138,16 @@ def read_completion(body: dict[str, Any], tokenizer: Tokenizer, limits: Limits) 
     prompts = _prompts(fields.take("prompt", ""), tokenizer)
     top = fields.number("logprobs", None, 0, 5, whole=True)
     if top:
-        raise ApiError(f"logprobs={top} asks for the most probable tokens beside the chosen one.",
-                       "logprobs", "use 0: the chosen tokens' alone.", code="unsupported_value")
+        raise ApiError(
+            f"logprobs={top} asks for the most probable tokens beside the chosen one.",
+            "logprobs",
+            "use 0: the chosen tokens' alone.",
+            code="unsupported_value",
+        )
     settings = fields.settings((tokenizer.end_of_text,))
-    return _call(fields, prompts, settings, chat=False, logprobs=top is not None,
-                 default_tokens=16)  # OpenAI's
+    return _call(
+        fields, prompts, settings, chat=False, logprobs=top is not None, default_tokens=16
+    )  # OpenAI's
 
 
 def _call(fields: "_Fields", prompts, settings, *, chat, logprobs, default_tokens) -> Call:
@@ -104,8 +155,12 @@ def _call(fields: "_Fields", prompts, settings, *, chat, logprobs, default_token
     asked = fields.max_tokens()
     n = fields.number("n", 1, 1, limits.capacity, whole=True)
     if n * len(prompts) > limits.capacity:
-        raise ApiError(f"{len(prompts)} prompts with n={n} are {n * len(prompts)} answers, and the "
-                       f"server holds {limits.capacity}.", "prompt", "send fewer in one call.")
+        raise ApiError(
+            f"{len(prompts)} prompts with n={n} are {n * len(prompts)} answers, and the "
+            f"server holds {limits.capacity}.",
+            "prompt",
+            "send fewer in one call.",
+        )
     stream = fields.flag("stream")
     include_usage = _include_usage(fields.take("stream_options"), stream)
     fields.refuse_the_rest()
@@ -116,15 +171,25 @@ def _call(fields: "_Fields", prompts, settings, *, chat, logprobs, default_token
         if room < max(new, 1):
             raise ApiError(
                 f"the context is {limits.context} tokens; the prompt has {len(prompt)}, and "
-                f"{max(new, 1)} more are asked for.", "messages" if chat else "prompt",
-                "shorten the prompt or max_tokens.", code="context_length_exceeded")
+                f"{max(new, 1)} more are asked for.",
+                "messages" if chat else "prompt",
+                "shorten the prompt or max_tokens.",
+                code="context_length_exceeded",
+            )
         try:
-            requests.append(Request(prompt=prompt, max_new_tokens=new, logprobs=logprobs,
-                                    **settings))
+            requests.append(
+                Request(prompt=prompt, max_new_tokens=new, logprobs=logprobs, **settings)
+            )
         except QwenJaxError as error:
             raise ApiError(error.what, "", error.fix) from None
-    return Call(chat=chat, requests=tuple(requests), n=n, stream=stream,
-                include_usage=include_usage, logprobs=logprobs)
+    return Call(
+        chat=chat,
+        requests=tuple(requests),
+        n=n,
+        stream=stream,
+        include_usage=include_usage,
+        logprobs=logprobs,
+    )
 
 
 class _Fields:
@@ -137,8 +202,13 @@ class _Fields:
         if not isinstance(model, str):
             raise ApiError("model is missing or not a string.", "model", f"use {limits.model!r}.")
         if model != limits.model:
-            raise ApiError(f"there is no model {_short(model)}.", "model",
-                           f"this server has {limits.model!r}.", status=404, code="model_not_found")
+            raise ApiError(
+                f"there is no model {_short(model)}.",
+                "model",
+                f"this server has {limits.model!r}.",
+                status=404,
+                code="model_not_found",
+            )
 
     def take(self, name: str, default=None):
         return self._left.pop(name, default)
@@ -156,30 +226,39 @@ class _Fields:
             return default
         kind = int if whole else (int, float)
         if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
-            raise ApiError(f"{name}={_short(value)} is not a {'whole ' * whole}number from {low} "
-                           f"to {high}.", name)
+            raise ApiError(
+                f"{name}={_short(value)} is not a {'whole ' * whole}number from {low} to {high}.",
+                name,
+            )
         return value
 
     def settings(self, stop_ids: tuple[int, ...]) -> dict[str, Any]:
         """How tokens are chosen and when an answer ends, as a Request has it."""
         top_p = self.number("top_p", 1.0, 0, 1)
         if top_p == 0:
-            raise ApiError("top_p=0 leaves no token.", "top_p", "use temperature=0 for the most "
-                           "probable one.")
+            raise ApiError(
+                "top_p=0 leaves no token.", "top_p", "use temperature=0 for the most probable one."
+            )
         seed = self.number("seed", None, 0, 2**32 - 1, whole=True)
         return dict(
-            temperature=float(self.number("temperature", 1.0, 0, 2)), top_p=float(top_p),
+            temperature=float(self.number("temperature", 1.0, 0, 2)),
+            top_p=float(top_p),
             top_k=self.number("top_k", None, 1, 2**31 - 1, whole=True),
             repetition_penalty=float(self.number("repetition_penalty", 1.0, 0.01, 100)),
             seed=secrets.randbits(32) if seed is None else seed,
-            stop_ids=stop_ids, stop_strings=_stops(self.take("stop", [])))
+            stop_ids=stop_ids,
+            stop_strings=_stops(self.take("stop", [])),
+        )
 
     def max_tokens(self) -> int | None:
         old = self.number("max_tokens", None, 1, math.inf, whole=True)
         new = self.number("max_completion_tokens", None, 1, math.inf, whole=True)
         if old is not None and new is not None and old != new:
-            raise ApiError(f"max_tokens={old} and max_completion_tokens={new} differ.",
-                           "max_tokens", "pass one of them.")
+            raise ApiError(
+                f"max_tokens={old} and max_completion_tokens={new} differ.",
+                "max_tokens",
+                "pass one of them.",
+            )
         return new if old is None else old
 
     def refuse_the_rest(self) -> None:
@@ -187,51 +266,71 @@ class _Fields:
             if name in _ABOUT_THE_CALLER or value in _NEUTRAL.get(name, ()):
                 continue
             if name in _NEUTRAL or name in _SUPPORTED:
-                raise ApiError(f"{name}={_short(value)} is not supported here.", name,
-                               "leave it out.", code="unsupported_parameter")
+                raise ApiError(
+                    f"{name}={_short(value)} is not supported here.",
+                    name,
+                    "leave it out.",
+                    code="unsupported_parameter",
+                )
             near = difflib.get_close_matches(name, _SUPPORTED, n=1)
-            raise ApiError(f"there is no parameter {_short(name)}.", name[:60],
-                           f"did you mean {near[0]!r}?" if near else "leave it out.",
-                           code="unknown_parameter")
+            raise ApiError(
+                f"there is no parameter {_short(name)}.",
+                name[:60],
+                f"did you mean {near[0]!r}?" if near else "leave it out.",
+                code="unknown_parameter",
+            )
 
 
 def _message(message, where: str) -> dict[str, str]:
     if not isinstance(message, dict):
-        raise ApiError(f"{_short(message)} is not a message.", where,
-                       'pass {"role": ..., "content": ...}.')
+        raise ApiError(
+            f"{_short(message)} is not a message.", where, 'pass {"role": ..., "content": ...}.'
+        )
     # Clients send an answer back as they got it, with fields that say nothing.
     filled = {name: value for name, value in message.items() if value not in (None, [], {})}
     role, content = filled.pop("role", None), filled.pop("content", None)
     if filled:
         name = next(iter(filled))
-        raise ApiError(f"a message's {_short(name)} is not supported here.", where, "leave it out.",
-                       code="unsupported_parameter")
+        raise ApiError(
+            f"a message's {_short(name)} is not supported here.",
+            where,
+            "leave it out.",
+            code="unsupported_parameter",
+        )
     role = "system" if role == "developer" else role  # OpenAI's newer name
     if role not in chatml.ROLES:
-        raise ApiError(f"role {_short(role)} is not one of {', '.join(chatml.ROLES)}.",
-                       f"{where}.role")
+        raise ApiError(
+            f"role {_short(role)} is not one of {', '.join(chatml.ROLES)}.", f"{where}.role"
+        )
     if isinstance(content, list):
-        content = "".join(_part(part, f"{where}.content[{place}]")
-                          for place, part in enumerate(content))
+        content = "".join(
+            _part(part, f"{where}.content[{place}]") for place, part in enumerate(content)
+        )
     if not isinstance(content, str):
         raise ApiError(f"content {_short(content)} is not text.", f"{where}.content")
     return {"role": role, "content": content}
 
 
 def _part(part, where: str) -> str:
-    if (isinstance(part, dict) and part.get("type") == "text"
-            and isinstance(part.get("text"), str)):
+    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
         return part["text"]
     kind = part.get("type") if isinstance(part, dict) else part
-    raise ApiError(f"a part of type {_short(kind)} is not text.", where,
-                   'pass {"type": "text", "text": ...}; this model reads text alone.')
+    raise ApiError(
+        f"a part of type {_short(kind)} is not text.",
+        where,
+        'pass {"type": "text", "text": ...}; this model reads text alone.',
+    )
 
 
 def _prompts(prompt, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
     """One or several prompts, each text or ids."""
+
     def ids(value) -> bool:
-        return isinstance(value, list) and bool(value) and all(
-            isinstance(token, int) and not isinstance(token, bool) for token in value)
+        return (
+            isinstance(value, list)
+            and bool(value)
+            and all(isinstance(token, int) and not isinstance(token, bool) for token in value)
+        )
 
     several = isinstance(prompt, list) and bool(prompt) and not ids(prompt)
     found = []
@@ -240,8 +339,11 @@ def _prompts(prompt, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
             found.append(tuple(tokenizer.encode(one)) or (tokenizer.end_of_text,))
         elif ids(one):
             if bad := [token for token in one if not 0 <= token < tokenizer.vocab_size]:
-                raise ApiError(f"token {_short(bad[0])} is outside of the vocabulary of "
-                               f"{tokenizer.vocab_size}.", "prompt")
+                raise ApiError(
+                    f"token {_short(bad[0])} is outside of the vocabulary of "
+                    f"{tokenizer.vocab_size}.",
+                    "prompt",
+                )
             found.append(tuple(one))
         else:
             raise ApiError(f"the prompt {_short(one)} is neither text nor token ids.", "prompt")
@@ -251,8 +353,9 @@ def _prompts(prompt, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
 def _stops(stop) -> tuple[str, ...]:
     stops = [stop] if isinstance(stop, str) else stop
     if not isinstance(stops, list) or not all(isinstance(text, str) and text for text in stops):
-        raise ApiError(f"stop={_short(stop)} is not a string or a list of strings, none empty.",
-                       "stop")
+        raise ApiError(
+            f"stop={_short(stop)} is not a string or a list of strings, none empty.", "stop"
+        )
     if len(stops) > MOST_STOPS:
         raise ApiError(f"{len(stops)} stop strings.", "stop", f"use up to {MOST_STOPS}.")
     return tuple(stops)

@@ -16,16 +16,33 @@ class ApiError(QwenJaxError):
       retry_after: seconds after which trying again makes sense; None: never, as it stands.
     """
 
-    def __init__(self, what: str, where: str = "", fix: str = "", *, status: int = 400,
-                 code: str = "invalid_value", retry_after: int | None = None):
+    def __init__(
+        self,
+        what: str,
+        where: str = "",
+        fix: str = "",
+        *,
+        status: int = 400,
+        code: str = "invalid_value",
+        retry_after: int | None = None,
+    ):
         super().__init__(what, where, fix)
         self.status, self.code, self.retry_after = status, code, retry_after
 
     def body(self) -> dict:
-        kind = "server_error" if self.status >= 500 else _TYPES.get(self.status,
-                                                                    "invalid_request_error")
-        return {"error": {"message": f"{self.what} {self.fix}".strip(), "type": kind,
-                          "param": self.where or None, "code": self.code}}
+        kind = (
+            "server_error"
+            if self.status >= 500
+            else _TYPES.get(self.status, "invalid_request_error")
+        )
+        return {
+            "error": {
+                "message": f"{self.what} {self.fix}".strip(),
+                "type": kind,
+                "param": self.where or None,
+                "code": self.code,
+            }
+        }
 
     def headers(self) -> dict[str, str]:
         headers = {} if self.retry_after is None else {"retry-after": str(self.retry_after)}
@@ -33,5 +50,10 @@ class ApiError(QwenJaxError):
 
 
 def shutting_down() -> ApiError:
-    return ApiError("the server is shutting down.", fix="try again when it is back.", status=503,
-                    code="shutting_down", retry_after=5)
+    return ApiError(
+        "the server is shutting down.",
+        fix="try again when it is back.",
+        status=503,
+        code="shutting_down",
+        retry_after=5,
+    )

@@ -23,15 +23,30 @@ def render(worker: Worker, statuses: Mapping[int, int]) -> str:
     show("rows", "gauge", "Answers that can be computed at once.", {"": worker.rows})
     show("rows_running", "gauge", "Answers that are being computed.", {"": running})
     show("queue", "gauge", "Answers that wait for a row.", {"": worker.in_flight - running})
-    show("prompt_tokens_total", "counter", "Tokens of accepted prompts.",
-         {"": counters.prompt_tokens})
+    show(
+        "prompt_tokens_total",
+        "counter",
+        "Tokens of accepted prompts.",
+        {"": counters.prompt_tokens},
+    )
     show("generated_tokens_total", "counter", "New tokens.", {"": counters.generated_tokens})
-    show("answers_total", "counter", "Answers by how they ended.",
-         {'{end="finished"}': counters.finished, '{end="cancelled"}': counters.cancelled})
-    show("refused_total", "counter", "Calls for which there was no room.",
-         {"": counters.refused})
-    show("first_token_seconds", "summary", "From a call's submission to its first token.",
-         {"_sum": round(counters.first_token_seconds, 6), "_count": counters.first_tokens})
-    show("responses_total", "counter", "Responses by HTTP status.",
-         {f'{{status="{status}"}}': count for status, count in sorted(statuses.items())})
+    show(
+        "answers_total",
+        "counter",
+        "Answers by how they ended.",
+        {'{end="finished"}': counters.finished, '{end="cancelled"}': counters.cancelled},
+    )
+    show("refused_total", "counter", "Calls for which there was no room.", {"": counters.refused})
+    show(
+        "first_token_seconds",
+        "summary",
+        "From a call's submission to its first token.",
+        {"_sum": round(counters.first_token_seconds, 6), "_count": counters.first_tokens},
+    )
+    show(
+        "responses_total",
+        "counter",
+        "Responses by HTTP status.",
+        {f'{{status="{status}"}}': count for status, count in sorted(statuses.items())},
+    )
     return "\n".join(lines) + "\n"

@@ -10,8 +10,11 @@ from qwen_jax.serve.worker import Worker
 try:
     import uvicorn
 except ImportError as error:
-    raise ConfigError("uvicorn, which serves HTTP, is not installed.", "qwen_jax.serve",
-                      'pip install "qwen_jax[serve]".') from error
+    raise ConfigError(
+        "uvicorn, which serves HTTP, is not installed.",
+        "qwen_jax.serve",
+        'pip install "qwen_jax[serve]".',
+    ) from error
 
 
 class _Server(uvicorn.Server):
@@ -28,7 +31,8 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets=None) -> None:
         drain = asyncio.ensure_future(
-            self._worker.drain(self._grace, hurry=lambda: self.force_exit))
+            self._worker.drain(self._grace, hurry=lambda: self.force_exit)
+        )
         closing = asyncio.ensure_future(super().shutdown(sockets=sockets))
         while not (closing.done() or self.force_exit and drain.done()):
             await asyncio.wait({closing}, timeout=0.1)
@@ -52,13 +56,21 @@ def run(app, worker: Worker, sock, *, grace: float = 10.0, ready=lambda: None) -
       ready: called once requests are taken.
     """
     # One HTTP implementation whatever else is installed. uvicorn's own limit comes after ours.
-    config = uvicorn.Config(app, http="h11", ws="none", loop="asyncio", lifespan="on",
-                            log_level="warning", access_log=False,
-                            timeout_graceful_shutdown=int(grace) + 5)
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=int(grace) + 5,
+    )
     # uvicorn raises a signal again once it has ended; these make that harmless, so that the
     # process ends in order.
-    old = {number: signal.signal(number, lambda *_: None)
-           for number in (signal.SIGINT, signal.SIGTERM)}
+    old = {
+        number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     server = _Server(config, worker, grace, ready)
     try:
         server.run(sockets=[sock])

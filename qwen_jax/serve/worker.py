@@ -98,8 +98,12 @@ class Worker:
             self.counters.refused += 1
             raise ApiError(
                 f"the server is full: {self.in_flight} answers are being made or wait, and "
-                f"{num_choices} more would be over {self.capacity}.", fix="try again later.",
-                status=429, code="queue_full", retry_after=1)
+                f"{num_choices} more would be over {self.capacity}.",
+                fix="try again later.",
+                status=429,
+                code="queue_full",
+                retry_after=1,
+            )
         ticket = Ticket(sum(len(request.prompt) for request in requests), num_choices)
         self._tickets.add(ticket)
         self.in_flight += num_choices
@@ -179,8 +183,12 @@ class Worker:
             ticket.accepted.set_result(None)
 
     def _fail(self, error: BaseException) -> None:
-        self.failure = ApiError(f"the engine has failed: {type(error).__name__}: {error}",
-                                fix="restart the server.", status=500, code="engine_failed")
+        self.failure = ApiError(
+            f"the engine has failed: {type(error).__name__}: {error}",
+            fix="restart the server.",
+            status=500,
+            code="engine_failed",
+        )
         for ticket in list(self._tickets):
             self._reject(ticket, self.failure)
             self._forget(ticket)

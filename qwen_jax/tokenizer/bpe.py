@@ -17,10 +17,16 @@ import tiktoken
 from qwen_jax.errors import TokenizerError
 
 # Cuts a text into the words that BPE works in; a number is cut into single digits.
-PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-           r"|\s*[\r\n]+|\s+(?!\S)|\s+")
-SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>",
-                  *(f"<|extra_{i}|>" for i in range(205)))
+PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    *(f"<|extra_{i}|>" for i in range(205)),
+)
 
 # tiktoken's regex fails on 10^6 blanks in a row (its stack of places to return to overflows), so
 # runs longer than this do not pass through it; see _long_runs.
@@ -47,15 +53,21 @@ def read_ranks(path: str | os.PathLike, *, sha256: str | None = None) -> dict[by
     data = path.read_bytes()
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256.lower():
-        raise TokenizerError(f"the file's SHA-256 is {found}, not {sha256}.", str(path),
-                             "fetch it again, or pass the digest of the file that you mean.")
+        raise TokenizerError(
+            f"the file's SHA-256 is {found}, not {sha256}.",
+            str(path),
+            "fetch it again, or pass the digest of the file that you mean.",
+        )
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(data.splitlines(), start=1):
         where = f"{path}, line {number}"
         token = _parse(line, number - 1, where)
         if token in ranks:
-            raise TokenizerError(f"the token {token!r} stands on line {ranks[token] + 1} already.",
-                                 where, "fetch or write the file again.")
+            raise TokenizerError(
+                f"the token {token!r} stands on line {ranks[token] + 1} already.",
+                where,
+                "fetch or write the file again.",
+            )
         ranks[token] = number - 1
     _check_ranks(ranks, str(path))
     return ranks
@@ -95,21 +107,32 @@ class Tokenizer:
     Report: 2.2.
     """
 
-    def __init__(self, mergeable_ranks: Mapping[bytes, int],
-                 special_tokens: Iterable[str] | Mapping[str, int] | None = None):
+    def __init__(
+        self,
+        mergeable_ranks: Mapping[bytes, int],
+        special_tokens: Iterable[str] | Mapping[str, int] | None = None,
+    ):
         _check_ranks(mergeable_ranks, "Tokenizer(mergeable_ranks)")
         self.mergeable_ranks = dict(mergeable_ranks)
         self.special_tokens = _number(special_tokens, len(self.mergeable_ranks))
         self._encoding = tiktoken.Encoding(
-            "qwen_jax", pat_str=PATTERN, mergeable_ranks=self.mergeable_ranks,
-            special_tokens=self.special_tokens)
+            "qwen_jax",
+            pat_str=PATTERN,
+            mergeable_ranks=self.mergeable_ranks,
+            special_tokens=self.special_tokens,
+        )
         self._ids = frozenset(self.mergeable_ranks.values()) | set(self.special_tokens.values())
         longest_first = sorted(self.special_tokens, key=len, reverse=True)
         self._special = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
     @classmethod
-    def from_file(cls, path: str | os.PathLike, *, sha256: str | None = None,
-                  special_tokens: Iterable[str] | Mapping[str, int] | None = None) -> "Tokenizer":
+    def from_file(
+        cls,
+        path: str | os.PathLike,
+        *,
+        sha256: str | None = None,
+        special_tokens: Iterable[str] | Mapping[str, int] | None = None,
+    ) -> "Tokenizer":
         """The tokenizer of a .tiktoken file; see read_ranks for what it raises."""
         return cls(read_ranks(path, sha256=sha256), special_tokens)
 
@@ -134,12 +157,13 @@ class Tokenizer:
                 ids += self._encode_ordinary(part).tolist()
         return ids
 
-    def encode_batch(self, texts: Sequence[str], *,
-                     num_threads: int | None = None) -> list[np.ndarray]:
+    def encode_batch(
+        self, texts: Sequence[str], *, num_threads: int | None = None
+    ) -> list[np.ndarray]:
         """The ids of each text (uint32 [T]), special tokens read as text; one thread a core."""
         threads = num_threads or os.cpu_count() or 1
         size = max(1, len(texts) // (8 * threads))  # a call of a thread costs as much as a text
-        parts = [texts[i:i + size] for i in range(0, len(texts), size)]
+        parts = [texts[i : i + size] for i in range(0, len(texts), size)]
         if threads == 1 or len(parts) == 1:
             return self._encode_part(texts)
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
@@ -161,8 +185,10 @@ class Tokenizer:
         ids = np.asarray(ids if hasattr(ids, "__len__") else list(ids)).tolist()
         if unknown := [token for token in ids if token not in self._ids]:
             raise TokenizerError(
-                f"no token has the id {unknown[0]}; ids end at {self.vocab_size - 1}.", "decode",
-                "limit sampling to the tokenizer's vocab_size, or use the model's tokenizer.")
+                f"no token has the id {unknown[0]}; ids end at {self.vocab_size - 1}.",
+                "decode",
+                "limit sampling to the tokenizer's vocab_size, or use the model's tokenizer.",
+            )
         return self._encoding.decode(ids, errors="replace")
 
     @property
@@ -211,8 +237,11 @@ class Tokenizer:
 
     def _special_id(self, name: str) -> int:
         if name not in self.special_tokens:
-            raise TokenizerError(f"there is no special token {name}.", "Tokenizer",
-                                 "add it to special_tokens, or leave them out for Qwen's own.")
+            raise TokenizerError(
+                f"there is no special token {name}.",
+                "Tokenizer",
+                "add it to special_tokens, or leave them out for Qwen's own.",
+            )
         return self.special_tokens[name]
 
 
@@ -253,23 +282,34 @@ def _parse(line: bytes, rank: int, where: str) -> bytes:
         encoded, found = line.split()
         token, found = base64.b64decode(encoded, validate=True), int(found)
     except (ValueError, binascii.Error):
-        raise TokenizerError(f"{line[:60]!r} is not a token in base64 and its rank.", where,
-                             "fetch the file again, and check its SHA-256.") from None
+        raise TokenizerError(
+            f"{line[:60]!r} is not a token in base64 and its rank.",
+            where,
+            "fetch the file again, and check its SHA-256.",
+        ) from None
     if found != rank or not token:
-        raise TokenizerError(f"the rank is {found}, not {rank}." if token else "an empty token.",
-                             where, "ranks count the lines from 0; fetch the file again.")
+        raise TokenizerError(
+            f"the rank is {found}, not {rank}." if token else "an empty token.",
+            where,
+            "ranks count the lines from 0; fetch the file again.",
+        )
     return token
 
 
 def _check_ranks(ranks: Mapping[bytes, int], where: str) -> None:
     if lacking := [byte for byte in range(256) if bytes([byte]) not in ranks]:
         raise TokenizerError(
-            f"{len(lacking)} single bytes are no tokens, {lacking[0]:#04x} first.", where,
-            "use a vocabulary with all 256 bytes; without them some text has no ids.")
+            f"{len(lacking)} single bytes are no tokens, {lacking[0]:#04x} first.",
+            where,
+            "use a vocabulary with all 256 bytes; without them some text has no ids.",
+        )
     for place, rank in enumerate(sorted(ranks.values())):
         if rank != place:
-            raise TokenizerError(f"the ranks have a gap or an overlap at {place}.", where,
-                                 "number the tokens 0, 1, 2 ...")
+            raise TokenizerError(
+                f"the ranks have a gap or an overlap at {place}.",
+                where,
+                "number the tokens 0, 1, 2 ...",
+            )
 
 
 def _number(special_tokens, start: int) -> dict[str, int]:
@@ -280,12 +320,15 @@ def _number(special_tokens, start: int) -> dict[str, int]:
         names = tuple(special_tokens)
         special_tokens = {name: start + i for i, name in enumerate(names)}
         if len(special_tokens) < len(names):
-            raise TokenizerError("a special token is named twice.", "Tokenizer(special_tokens)",
-                                 "name each once.")
+            raise TokenizerError(
+                "a special token is named twice.", "Tokenizer(special_tokens)", "name each once."
+            )
     ids = sorted(special_tokens.values())
     if "" in special_tokens or len(set(ids)) < len(ids) or ids and ids[0] < start:
         raise TokenizerError(
             f"the special tokens {dict(list(special_tokens.items())[:3])} ... are not names with "
-            f"ids of their own, from {start} up.", "Tokenizer(special_tokens)",
-            "pass the names alone, to have them numbered.")
+            f"ids of their own, from {start} up.",
+            "Tokenizer(special_tokens)",
+            "pass the names alone, to have them numbered.",
+        )
     return dict(special_tokens)

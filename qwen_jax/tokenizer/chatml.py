@@ -83,7 +83,7 @@ def loss_weights(rendered: Rendered, roles: Sequence[str] = ("assistant",)) -> n
     weights = np.zeros(len(rendered.tokens), np.float32)
     for span in rendered.spans:
         if span.role in roles:
-            weights[span.start:span.end] = 1
+            weights[span.start : span.end] = 1
     return weights
 
 
@@ -98,7 +98,7 @@ def original_loss_weights(rendered: Rendered) -> np.ndarray:
     first = 0
     for span in rendered.spans:
         weights[first] = 1  # <|im_start|>
-        weights[span.end - 1:span.end + 1] = 1  # <|im_end|> and the line end
+        weights[span.end - 1 : span.end + 1] = 1  # <|im_end|> and the line end
         first = span.end + 1
     return weights
 
@@ -113,8 +113,11 @@ def _parse(message: Message, place: int) -> tuple[str, str]:
     except (KeyError, TypeError, ValueError):
         role = content = None
     if isinstance(message, str) or not (isinstance(role, str) and isinstance(content, str)):
-        raise TokenizerError(f"{str(message)[:80]!r} is not a message.", where,
-                             'pass (role, content) or {"role": ..., "content": ...}, both text.')
+        raise TokenizerError(
+            f"{str(message)[:80]!r} is not a message.",
+            where,
+            'pass (role, content) or {"role": ..., "content": ...}, both text.',
+        )
     _check_role(role, where)
     return role, content
 

@@ -22,8 +22,12 @@ class Row(NamedTuple):
     ratio: float  # bytes_per_token over the baseline's: above 1, fewer tokens for the same text
 
 
-def compression(tokenizers: Mapping[str, Tokenizer], texts: Mapping[str, Sequence[str]], *,
-                baseline: str | None = None) -> list[Row]:
+def compression(
+    tokenizers: Mapping[str, Tokenizer],
+    texts: Mapping[str, Sequence[str]],
+    *,
+    baseline: str | None = None,
+) -> list[Row]:
     """A row for each language of `texts` and each tokenizer, in their order.
 
     Args:
@@ -40,18 +44,26 @@ def compression(tokenizers: Mapping[str, Tokenizer], texts: Mapping[str, Sequenc
         raise TokenizerError("there are no tokenizers.", "compression(tokenizers)", "pass some.")
     baseline = next(iter(tokenizers)) if baseline is None else baseline
     if baseline not in tokenizers:
-        raise unknown_name("tokenizer", baseline, tokenizers, "compression(baseline)",
-                           TokenizerError)
+        raise unknown_name(
+            "tokenizer", baseline, tokenizers, "compression(baseline)", TokenizerError
+        )
     rows = []
     for language, documents in texts.items():
         num_bytes = sum(len(text.encode("utf-8", "replace")) for text in documents)
         if not num_bytes:
-            raise TokenizerError(f"{language!r} has no text.", "compression(texts)",
-                                 "pass documents, or leave the language out.")
-        counts = {name: sum(map(len, tokenizer.encode_batch(documents)))
-                  for name, tokenizer in tokenizers.items()}
-        rows += [Row(language, name, num_bytes, count, num_bytes / count, counts[baseline] / count)
-                 for name, count in counts.items()]
+            raise TokenizerError(
+                f"{language!r} has no text.",
+                "compression(texts)",
+                "pass documents, or leave the language out.",
+            )
+        counts = {
+            name: sum(map(len, tokenizer.encode_batch(documents)))
+            for name, tokenizer in tokenizers.items()
+        }
+        rows += [
+            Row(language, name, num_bytes, count, num_bytes / count, counts[baseline] / count)
+            for name, count in counts.items()
+        ]
     return rows
 
 
@@ -59,12 +71,21 @@ def format_table(table: Sequence[Row]) -> str:
     """`table` as text: a line a language, bytes per token and (ratio) for each tokenizer."""
     languages, names, cells = _by_language(table)
     lines = [["language", *names]]
-    lines += [[language, *(f"{cells[language, name].bytes_per_token:.2f} "
-                           f"({cells[language, name].ratio:.2f})" for name in names)]
-              for language in languages]
+    lines += [
+        [
+            language,
+            *(
+                f"{cells[language, name].bytes_per_token:.2f} ({cells[language, name].ratio:.2f})"
+                for name in names
+            ),
+        ]
+        for language in languages
+    ]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join([line[0].ljust(widths[0]),
-                                *map(str.rjust, line[1:], widths[1:])]) for line in lines)
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+        for line in lines
+    )
 
 
 def plot(table: Sequence[Row], path: str | os.PathLike) -> None:
@@ -77,9 +98,11 @@ def plot(table: Sequence[Row], path: str | os.PathLike) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # an extra, slow to import
         from matplotlib.figure import Figure
     except ImportError:
-        raise TokenizerError("matplotlib, which draws the bars, is not installed.",
-                             "qwen_jax.tokenizer.compression",
-                             'pip install "qwen_jax[report]".') from None
+        raise TokenizerError(
+            "matplotlib, which draws the bars, is not installed.",
+            "qwen_jax.tokenizer.compression",
+            'pip install "qwen_jax[report]".',
+        ) from None
     languages, names, cells = _by_language(table)
     figure = Figure(figsize=(2 + 1.1 * len(languages), 3.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -97,9 +120,10 @@ def plot(table: Sequence[Row], path: str | os.PathLike) -> None:
     figure.savefig(pathlib.Path(path), dpi=150)
 
 
-def _by_language(table: Sequence[Row]) -> tuple[list[str], list[str],
-                                                dict[tuple[str, str], Row]]:
+def _by_language(table: Sequence[Row]) -> tuple[list[str], list[str], dict[tuple[str, str], Row]]:
     """Languages and tokenizer names in the order of the table, and its rows by both."""
-    return (list(dict.fromkeys(row.language for row in table)),
-            list(dict.fromkeys(row.tokenizer for row in table)),
-            {(row.language, row.tokenizer): row for row in table})
+    return (
+        list(dict.fromkeys(row.language for row in table)),
+        list(dict.fromkeys(row.tokenizer for row in table)),
+        {(row.language, row.tokenizer): row for row in table},
+    )

@@ -33,8 +33,11 @@ def train(texts: Iterable[str], *, vocab_size: int) -> dict[bytes, int]:
     Report: 2.2.
     """
     if vocab_size <= 256:
-        raise TokenizerError(f"{vocab_size} tokens leave no room beside the 256 bytes.",
-                             "train(vocab_size)", "ask for more than 256.")
+        raise TokenizerError(
+            f"{vocab_size} tokens leave no room beside the 256 bytes.",
+            "train(vocab_size)",
+            "ask for more than 256.",
+        )
     return grow({bytes([byte]): byte for byte in range(256)}, texts, num_new=vocab_size - 256)
 
 
@@ -63,14 +66,25 @@ def grow(ranks: Mapping[bytes, int], texts: Iterable[str], *, num_new: int) -> d
         token_of[left + right] = token_of[left] + token_of[right]
         grown.setdefault(token_of[left + right], len(grown))
     if len(merges) < num_new:
-        raise TokenizerError(f"the texts hold {len(merges)} new merges, not {num_new}.", "texts",
-                             "pass more text, or ask for fewer tokens.")
+        raise TokenizerError(
+            f"the texts hold {len(merges)} new merges, not {num_new}.",
+            "texts",
+            "pass more text, or ask for fewer tokens.",
+        )
     if len(grown) != len(ranks) + len(merges):
         # The trainer tells pairs apart, (a, bc) from (ab, c); tiktoken sees the same abc.
-        raise TokenizerError(f"{len(ranks) + len(merges) - len(grown)} merges make a token that "
-                             "there is already.", "texts", "pass other text or another num_new.")
-    verify(grown, ((word, [grown[token_of[part]] for part in trainer.encode(text).tokens])
-                   for word, text in written.items()))
+        raise TokenizerError(
+            f"{len(ranks) + len(merges) - len(grown)} merges make a token that there is already.",
+            "texts",
+            "pass other text or another num_new.",
+        )
+    verify(
+        grown,
+        (
+            (word, [grown[token_of[part]] for part in trainer.encode(text).tokens])
+            for word, text in written.items()
+        ),
+    )
     return grown
 
 
@@ -93,8 +107,10 @@ def verify(ranks: Mapping[bytes, int], words: Iterable[tuple[str, list[int]]]) -
         word, expected = wrong[0]
         raise TokenizerError(
             f"{len(wrong)} of {count} words have other ids than in training; {word!r} has "
-            f"{tokenizer.encode_word(word)}, not {expected}.", "ranks",
-            "pass other text or another size: these merges cannot be written as ranks.")
+            f"{tokenizer.encode_word(word)}, not {expected}.",
+            "ranks",
+            "pass other text or another size: these merges cannot be written as ranks.",
+        )
     return count
 
 
@@ -103,8 +119,10 @@ def qwen_base(cl100k_ranks: Mapping[bytes, int]) -> dict[bytes, int]:
 
     Report: 2.2, "we split numbers into single digits".
     """
-    kept = sorted((token for token in cl100k_ranks if len(token) == 1 or not token.isdigit()),
-                  key=cl100k_ranks.get)
+    kept = sorted(
+        (token for token in cl100k_ranks if len(token) == 1 or not token.isdigit()),
+        key=cl100k_ranks.get,
+    )
     return {token: rank for rank, token in enumerate(kept)}
 
 
@@ -122,11 +140,17 @@ def _learn(lines: Iterable[str], num_base: int, num_new: int):
     try:
         import tokenizers  # an extra
     except ImportError:
-        raise TokenizerError("tokenizers, which learns the merges, is not installed.",
-                             "qwen_jax.tokenizer.extend", _INSTALL) from None
+        raise TokenizerError(
+            "tokenizers, which learns the merges, is not installed.",
+            "qwen_jax.tokenizer.extend",
+            _INSTALL,
+        ) from None
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=num_base + num_new, show_progress=False, special_tokens=[],
-        initial_alphabet=[chr(_FIRST_CHAR + rank) for rank in range(num_base)])
+        vocab_size=num_base + num_new,
+        show_progress=False,
+        special_tokens=[],
+        initial_alphabet=[chr(_FIRST_CHAR + rank) for rank in range(num_base)],
+    )
     learner = tokenizers.Tokenizer(tokenizers.models.BPE())
     learner.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     learner.train_from_iterator(lines, trainer)

@@ -44,6 +44,7 @@ class OnBase:
 
 def beside(base: Any, objective: Objective, lora: LoRAConfig) -> Objective:
     """An objective of the whole model -> one of what is trained beside `base`."""
+
     def objective_of_adapters(trained, batch, key: Array | None):
         return objective(with_adapters(base, trained, lora), batch, key)
 
@@ -57,10 +58,12 @@ def describe(lora: LoRAConfig, trained: int, state: Any, model: ModelConfig, fro
       trained: parameters that are.
       state, frozen: shapes, dtypes and shardings.
     """
-    return (f"adapters: rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)}: "
-            f"{trained:,} parameters, {100 * trained / spec.count(model):.3g} % of the model; "
-            f"{memory.gib(memory.bytes_per_device(state))} per device with moments, beside "
-            f"{memory.gib(memory.bytes_per_device(frozen))} of frozen {model.compute_dtype} weights")
+    return (
+        f"adapters: rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)}: "
+        f"{trained:,} parameters, {100 * trained / spec.count(model):.3g} % of the model; "
+        f"{memory.gib(memory.bytes_per_device(state))} per device with moments, beside "
+        f"{memory.gib(memory.bytes_per_device(frozen))} of frozen {model.compute_dtype} weights"
+    )
 
 
 class FrozenBase:
@@ -71,9 +74,14 @@ class FrozenBase:
       abstract: shapes, dtypes and shardings of the base.
     """
 
-    def __init__(self, adapters: Adapters, model: ModelConfig, mesh: Mesh,
-                 load: Callable[[Any], Any],
-                 whole: Callable[[ModelConfig], Any] = spec.param_specs):
+    def __init__(
+        self,
+        adapters: Adapters,
+        model: ModelConfig,
+        mesh: Mesh,
+        load: Callable[[Any], Any],
+        whole: Callable[[ModelConfig], Any] = spec.param_specs,
+    ):
         """
         Args:
           load: abstract weights, with shardings -> the weights.
@@ -87,16 +95,27 @@ class FrozenBase:
     def weights(self) -> Any:
         return self._load(self.abstract)
 
-    def make_train_step(self, objective: Objective, optimizer: optax.GradientTransformation, *,
-                        seed: int, micro_batches: int):
+    def make_train_step(
+        self,
+        objective: Objective,
+        optimizer: optax.GradientTransformation,
+        *,
+        seed: int,
+        micro_batches: int,
+    ):
         """step.make_train_step for a state of adapters: train_step(state, OnBase).
 
         Args:
           objective: of the whole model's parameters.
         """
+
         def train_step(state: TrainState, given: OnBase):
-            step = make_train_step(beside(given.base, objective, self._adapters.lora), optimizer,
-                                   seed=seed, micro_batches=micro_batches)
+            step = make_train_step(
+                beside(given.base, objective, self._adapters.lora),
+                optimizer,
+                seed=seed,
+                micro_batches=micro_batches,
+            )
             return step(state, given.batch)
 
         return jax.jit(train_step, donate_argnums=0)
@@ -104,6 +123,7 @@ class FrozenBase:
     def under(self, job: Job) -> Job:
         """The job whose step is this make_train_step's: batches bring the base, evaluation sees the
         whole model, and weights that are trained in full begin as the base's."""
+
         @contextlib.contextmanager
         def batches(start_step: int):
             with job.batches(start_step) as next_batch:
@@ -118,8 +138,21 @@ class FrozenBase:
             return state.replace(params=in_full(self.weights, state.params))
 
         return dataclasses.replace(
-            job, batch=OnBase(self.abstract, job.batch), batches=batches, frozen=self.abstract,
-            make_state=make_state, records={"base.json": self._adapters.base},
-            header=(describe(self._adapters.lora, spec.size(self.specs), job.state, self._model,
-                             self.abstract), *job.header),
-            evaluate=None if job.evaluate is None else evaluate)
+            job,
+            batch=OnBase(self.abstract, job.batch),
+            batches=batches,
+            frozen=self.abstract,
+            make_state=make_state,
+            records={"base.json": self._adapters.base},
+            header=(
+                describe(
+                    self._adapters.lora,
+                    spec.size(self.specs),
+                    job.state,
+                    self._model,
+                    self.abstract,
+                ),
+                *job.header,
+            ),
+            evaluate=None if job.evaluate is None else evaluate,
+        )

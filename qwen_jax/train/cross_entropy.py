@@ -29,8 +29,9 @@ _TILE = 128  # chunks that are not everything are multiples of it
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def cross_entropy(x_BTD: Array, head_DV: Array, targets_BT: Array, weights_BT: Array,
-                  z_loss: float | None = None) -> tuple[Array, Array]:
+def cross_entropy(
+    x_BTD: Array, head_DV: Array, targets_BT: Array, weights_BT: Array, z_loss: float | None = None
+) -> tuple[Array, Array]:
     """(sum of w (-log p(target) + z_loss log(Z)^2), sum of w (-log p(target))), float32.
 
     p is the softmax of x W and Z its denominator, both in float32. Products take x's dtype and add
@@ -47,8 +48,9 @@ def cross_entropy(x_BTD: Array, head_DV: Array, targets_BT: Array, weights_BT: A
 
 
 def _forward(x_BTD, head_DV, targets_BT, weights_BT, z_loss):
-    loss, nll, dx_BTD, dhead_DV = _sums(x_BTD, head_DV, targets_BT, weights_BT, z_loss,
-                                        gradient=True)
+    loss, nll, dx_BTD, dhead_DV = _sums(
+        x_BTD, head_DV, targets_BT, weights_BT, z_loss, gradient=True
+    )
     return (loss, nll), (dx_BTD, dhead_DV.astype(head_DV.dtype))
 
 
@@ -62,8 +64,9 @@ cross_entropy.defvjp(_forward, _backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def log_likelihoods(x_BTD: Array, head_DV: Array, targets_BT: Array, temperature: float = 1.0
-                    ) -> tuple[Array, Array]:
+def log_likelihoods(
+    x_BTD: Array, head_DV: Array, targets_BT: Array, temperature: float = 1.0
+) -> tuple[Array, Array]:
     """(log p(target), entropy of p), float32 [B, T] each; p is the softmax of x W / temperature.
 
     In the backward pass the logits are computed again. No gradient comes from the entropy.
@@ -74,8 +77,9 @@ def log_likelihoods(x_BTD: Array, head_DV: Array, targets_BT: Array, temperature
     vocab_axes, limit = cut(head_DV.shape[1], "act_vocab"), _chunk_bytes(x_BTD)
 
     def on_device(x_BTD, head_DV, targets_BT):
-        step = functools.partial(_likelihoods, head_DV=head_DV, vocab_axes=vocab_axes,
-                                 temperature=temperature)
+        step = functools.partial(
+            _likelihoods, head_DV=head_DV, vocab_axes=vocab_axes, temperature=temperature
+        )
         size = _chunk_size(targets_BT.size, head_DV.shape[1], limit)
         chunks = _chunked(x_BTD, size), _chunked(targets_BT, size)
         if chunks[0].shape[0] == 1:
@@ -84,9 +88,14 @@ def log_likelihoods(x_BTD: Array, head_DV: Array, targets_BT: Array, temperature
         return tuple(_in_rows(x, targets_BT.shape) for x in found)
 
     tokens = ("batch", "length")
-    return map_shards(on_device, x_BTD, head_DV.astype(x_BTD.dtype), targets_BT,
-                      axes=((*tokens, None), (None, "act_vocab"), tokens),
-                      out_axes=(tokens, tokens))
+    return map_shards(
+        on_device,
+        x_BTD,
+        head_DV.astype(x_BTD.dtype),
+        targets_BT,
+        axes=((*tokens, None), (None, "act_vocab"), tokens),
+        out_axes=(tokens, tokens),
+    )
 
 
 def _likelihoods_forward(x_BTD, head_DV, targets_BT, temperature):
@@ -96,16 +105,18 @@ def _likelihoods_forward(x_BTD, head_DV, targets_BT, temperature):
 def _likelihoods_backward(temperature, residuals, cotangents):
     x_BTD, head_DV, targets_BT = residuals
     # The gradient of sum w (-log p) for w = -cotangent.
-    *_, dx_BTD, dhead_DV = _sums(x_BTD, head_DV, targets_BT, -cotangents[0], None, gradient=True,
-                                 temperature=temperature)
+    *_, dx_BTD, dhead_DV = _sums(
+        x_BTD, head_DV, targets_BT, -cotangents[0], None, gradient=True, temperature=temperature
+    )
     return dx_BTD, dhead_DV.astype(head_DV.dtype), None
 
 
 log_likelihoods.defvjp(_likelihoods_forward, _likelihoods_backward)
 
 
-def _sums(x_BTD, head_DV, targets_BT, weights_BT, z_loss, *, gradient: bool,
-          temperature: float = 1.0):
+def _sums(
+    x_BTD, head_DV, targets_BT, weights_BT, z_loss, *, gradient: bool, temperature: float = 1.0
+):
     """Loss and cross-entropy and, if asked for, their gradients with respect to x and W."""
     B, T, _ = x_BTD.shape
     D, V = head_DV.shape
@@ -120,8 +131,14 @@ def _sums(x_BTD, head_DV, targets_BT, weights_BT, z_loss, *, gradient: bool,
     def on_device(x_BTD, head_DV, targets_BT, weights_BT):
         size = _chunk_size(targets_BT.size, head_DV.shape[1], limit)
         chunks = [_chunked(array, size) for array in (x_BTD, targets_BT, weights_BT)]
-        step = functools.partial(_chunk, head_DV=head_DV, z_loss=z_loss, vocab_axes=vocab_axes,
-                                 gradient=gradient, temperature=temperature)
+        step = functools.partial(
+            _chunk,
+            head_DV=head_DV,
+            z_loss=z_loss,
+            vocab_axes=vocab_axes,
+            gradient=gradient,
+            temperature=temperature,
+        )
         sums, dx, dhead_DV = _over_chunks(step, chunks)
         sums = tuple(_sum_over(s, token_axes) for s in sums)
         if not gradient:
@@ -135,9 +152,14 @@ def _sums(x_BTD, head_DV, targets_BT, weights_BT, z_loss, *, gradient: bool,
     tokens = ("batch", "length")
     gradient_axes = ((*tokens, None), ("embed" if scatter_axes else None, "act_vocab"))
     return map_shards(
-        on_device, x_BTD, head_DV.astype(x_BTD.dtype), targets_BT, weights_BT,
+        on_device,
+        x_BTD,
+        head_DV.astype(x_BTD.dtype),
+        targets_BT,
+        weights_BT,
         axes=((*tokens, None), (None, "act_vocab"), tokens, tokens),
-        out_axes=((), ()) + (gradient_axes if gradient else ()))
+        out_axes=((), ()) + (gradient_axes if gradient else ()),
+    )
 
 
 def _chunk_bytes(x_BTD: Array) -> int:
@@ -207,17 +229,29 @@ def _likelihoods(x_BTD, targets_BT, *, head_DV, vocab_axes, temperature: float):
     logits_BTV, top_BT, _, chosen_BT = _logits(x_BTD, targets_BT, head_DV, vocab_axes, temperature)
     l_BTV = logits_BTV - top_BT[:, :, None]
     powers_BTV = jnp.exp(l_BTV)
-    total_BT, weighted_BT, chosen_BT = _sum_over(jnp.stack([
-        jnp.sum(powers_BTV, axis=-1), jnp.sum(powers_BTV * l_BTV, axis=-1), chosen_BT]), vocab_axes)
+    total_BT, weighted_BT, chosen_BT = _sum_over(
+        jnp.stack([jnp.sum(powers_BTV, axis=-1), jnp.sum(powers_BTV * l_BTV, axis=-1), chosen_BT]),
+        vocab_axes,
+    )
     log_total_BT = jnp.log(total_BT)
     return chosen_BT - top_BT - log_total_BT, log_total_BT - weighted_BT / total_BT
 
 
-def _chunk(x_BTD, targets_BT, weights_BT, *, head_DV, z_loss, vocab_axes, gradient: bool,
-           temperature: float):
+def _chunk(
+    x_BTD,
+    targets_BT,
+    weights_BT,
+    *,
+    head_DV,
+    z_loss,
+    vocab_axes,
+    gradient: bool,
+    temperature: float,
+):
     """_sums of one chunk on one device; dx and dhead are this part's alone."""
-    logits_BTV, top_BT, targets_BT, chosen_BT = _logits(x_BTD, targets_BT, head_DV, vocab_axes,
-                                                        temperature)
+    logits_BTV, top_BT, targets_BT, chosen_BT = _logits(
+        x_BTD, targets_BT, head_DV, vocab_axes, temperature
+    )
     total_BT = jnp.sum(jnp.exp(logits_BTV - top_BT[:, :, None]), axis=-1)
     total_BT, chosen_BT = _sum_over(jnp.stack([total_BT, chosen_BT]), vocab_axes)
     log_z_BT = jnp.log(total_BT) + top_BT
@@ -231,7 +265,8 @@ def _chunk(x_BTD, targets_BT, weights_BT, *, head_DV, z_loss, vocab_axes, gradie
     is_target = word[None, None, :] == targets_BT[:, :, None]
     softmax_BTV = jnp.exp(logits_BTV - log_z_BT[:, :, None])
     dlogits_BTV = softmax_BTV * scale_BT[:, :, None] - jnp.where(
-        is_target, weights_BT[:, :, None], 0.0)
+        is_target, weights_BT[:, :, None], 0.0
+    )
     dlogits_BTV = (dlogits_BTV / temperature).astype(x_BTD.dtype)
     dx_BTD = _product(dlogits_BTV, head_DV, 2, 1, None)
     # The input on the left, and two axes of tokens: a CPU's fast product takes this form alone.

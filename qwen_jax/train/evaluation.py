@@ -20,16 +20,20 @@ def make_evaluator(objective: Objective, put: Callable[[Batch], Batch]):
     """
     score = jax.jit(lambda params, batch: objective(params, batch, None))
 
-    def evaluate(params: Params, batches: Iterable[Batch], *,
-                 bytes_per_token: float) -> dict[str, float]:
+    def evaluate(
+        params: Params, batches: Iterable[Batch], *, bytes_per_token: float
+    ) -> dict[str, float]:
         loss = weight = 0.0
         for batch in batches:
             sums: Sums = score(params, put(batch))
             loss += float(sums.extras["cross_entropy"])
             weight += float(sums.weight_sum)
         mean = loss / weight
-        return {"loss": mean, "perplexity": math.exp(min(mean, 700.0)),
-                "bits_per_byte": mean / math.log(2) / bytes_per_token}
+        return {
+            "loss": mean,
+            "perplexity": math.exp(min(mean, 700.0)),
+            "bits_per_byte": mean / math.log(2) / bytes_per_token,
+        }
 
     return evaluate
 

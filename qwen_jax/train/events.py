@@ -1,12 +1,12 @@
 """events.jsonl: the story of a run, one line for everything that happened to it. Process 0 writes.
 
-    start, resume   with what: processes, devices, mesh, versions
-    restart         what the launcher says ended the life before this one
-    killed          found at the next start: the life before ended without a word
-    saved, damaged  a checkpoint is on disk; one was found damaged and set aside
-    spike, skipped  the loss leapt; batches were left out after going back
-    stop, error     a signal ended it (its checkpoint is on disk); an error did
-    end             the last step is done
+start, resume   with what: processes, devices, mesh, versions
+restart         what the launcher says ended the life before this one
+killed          found at the next start: the life before ended without a word
+saved, damaged  a checkpoint is on disk; one was found damaged and set aside
+spike, skipped  the loss leapt; batches were left out after going back
+stop, error     a signal ended it (its checkpoint is on disk); an error did
+end             the last step is done
 """
 
 import json
@@ -44,8 +44,11 @@ class Events:
         if last is not None and last["event"] not in _LAST_WORDS:
             self.tell("killed", last_event=last["event"], last_sign=self._last_sign(last["time"]))
         if os.environ.get(_RESTARTED_AFTER):
-            self.tell("restart", attempt=int(os.environ.get(_ATTEMPT, 1)),
-                      reason=os.environ[_RESTARTED_AFTER])
+            self.tell(
+                "restart",
+                attempt=int(os.environ.get(_ATTEMPT, 1)),
+                reason=os.environ[_RESTARTED_AFTER],
+            )
 
     def _last(self) -> dict | None:
         records = _records(self._path) if self._writes else []

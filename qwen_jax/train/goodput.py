@@ -49,5 +49,7 @@ class Goodput:
         total = time.perf_counter() - self._started
         other = max(total - sum(self._seconds.values()), 0.0)
         found = {f"time/{kind}": round(seconds, 3) for kind, seconds in self._seconds.items()}
-        return found | {"time/other": round(other, 3),
-                        "perf/goodput": sum(self._seconds[kind] for kind in _WORK) / total}
+        return found | {
+            "time/other": round(other, 3),
+            "perf/goodput": sum(self._seconds[kind] for kind in _WORK) / total,
+        }

@@ -36,8 +36,10 @@ class HostTimes:
         hosts.publish(f"{_FOLDER}/{jax.process_index()}", json.dumps(mean))
         if jax.process_index():
             return {}
-        return {int(name.rpartition("/")[2]): json.loads(value)
-                for name, value in hosts.published(_FOLDER)}
+        return {
+            int(name.rpartition("/")[2]): json.loads(value)
+            for name, value in hosts.published(_FOLDER)
+        }
 
     def slow(self, times: dict[int, float]) -> str | None:
         """A sentence when the same host has stood out three times in a row; once, then silence."""
@@ -58,5 +60,7 @@ def slow_one(times: dict[int, float]) -> tuple[int, str] | None:
     median = others[len(others) // 2]
     if times[slowest] < max(_SLOWER * median, median + _SECONDS):
         return None
-    return slowest, (f"process {slowest} needs {times[slowest] * 1e3:.0f} ms of its own per step, "
-                     f"the others {median * 1e3:.0f} ms: all wait for it")
+    return slowest, (
+        f"process {slowest} needs {times[slowest] * 1e3:.0f} ms of its own per step, "
+        f"the others {median * 1e3:.0f} ms: all wait for it"
+    )

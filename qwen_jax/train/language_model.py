@@ -20,12 +20,21 @@ def make_objective(config: ModelConfig, *, z_loss: float | None = None, training
     """
 
     def objective(params: Params, batch: Batch, key: Array | None) -> Sums:
-        x_BTD = hidden_states(params, batch.tokens, batch.positions, config=config,
-                              segment_ids=batch.segment_ids,
-                              dropout_key=key if training else None)
+        x_BTD = hidden_states(
+            params,
+            batch.tokens,
+            batch.positions,
+            config=config,
+            segment_ids=batch.segment_ids,
+            dropout_key=key if training else None,
+        )
         loss_sum, cross_entropy_sum = cross_entropy(
-            x_BTD, head_matrix(params), batch.targets, batch.loss_weights, z_loss)
-        return Sums(loss_sum=loss_sum, weight_sum=jnp.sum(batch.loss_weights),
-                    extras={"cross_entropy": cross_entropy_sum})
+            x_BTD, head_matrix(params), batch.targets, batch.loss_weights, z_loss
+        )
+        return Sums(
+            loss_sum=loss_sum,
+            weight_sum=jnp.sum(batch.loss_weights),
+            extras={"cross_entropy": cross_entropy_sum},
+        )
 
     return objective

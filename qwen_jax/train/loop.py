@@ -94,10 +94,12 @@ def fit(
                     hook.act(good, state)
             bad = ", ".join(f"{k}={v}" for k, v in values.items() if not math.isfinite(v))
             raise TrainingError(
-                f"step {step} is not finite: {bad}.", f"step {step}",
+                f"step {step} is not finite: {bad}.",
+                f"step {step}",
                 f"the state after step {good} is saved; look at the batch, lower "
                 "optimizer.peak_learning_rate, or clip harder. weight_sum 0 means that the "
-                "loss mask hides every token of the batch.")
+                "loss mask hides every token of the batch.",
+            )
 
     with StopRequest() as request:
         for step in range(start_step, num_steps):
@@ -119,8 +121,9 @@ def fit(
             pending = (step + 1, metrics, called)
             done, last = step + 1, step + 1 == num_steps
             stop = None if last else request.at(done)
-            due = [hook for hook in hooks
-                   if (hook.at_stop if stop else last or done % hook.every == 0)]
+            due = [
+                hook for hook in hooks if (hook.at_stop if stop else last or done % hook.every == 0)
+            ]
             if due:
                 settle(state)
                 with clock.paused():

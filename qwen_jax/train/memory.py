@@ -24,10 +24,12 @@ class Memory:
         return self.parameters + self.optimizer + self.frozen + self.workspace
 
     def __str__(self) -> str:
-        text = (f"{gib(self.total)} per device: parameters {gib(self.parameters)}, optimizer "
-                f"{gib(self.optimizer)}, "
-                + (f"frozen weights {gib(self.frozen)}, " if self.frozen else "") +
-                f"gradients and activations {gib(self.workspace)}")
+        text = (
+            f"{gib(self.total)} per device: parameters {gib(self.parameters)}, optimizer "
+            f"{gib(self.optimizer)}, "
+            + (f"frozen weights {gib(self.frozen)}, " if self.frozen else "")
+            + f"gradients and activations {gib(self.workspace)}"
+        )
         return text + (f"; {gib(self.capacity)} available" if self.capacity else "")
 
 
@@ -64,8 +66,9 @@ def _host_memory() -> int:
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if os.path.exists("/proc/meminfo"):  # Linux, which also knows what is free
         with open("/proc/meminfo", encoding="ascii") as file:
-            available = next(int(line.split()[1]) * 1024 for line in file
-                             if line.startswith("MemAvailable:"))
+            available = next(
+                int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:")
+            )
     for limit, used in (("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),):
         try:
             with open(limit, encoding="ascii") as file:
@@ -88,12 +91,14 @@ def check_state(state, *, available: int | None, frozen=None) -> None:
     """
     need = bytes_per_device((state, frozen)) + bytes_per_device(state.params)
     if available is not None and need > available:
-        raise _too_large(f"parameters, optimizer state and gradients alone take {gib(need)}",
-                         available)
+        raise _too_large(
+            f"parameters, optimizer state and gradients alone take {gib(need)}", available
+        )
 
 
-def measure(compiled, state, *, platform: str, available: int | None, frozen=None, others=None,
-            between=()) -> Memory:
+def measure(
+    compiled, state, *, platform: str, available: int | None, frozen=None, others=None, between=()
+) -> Memory:
     """Reads a compiled train step's needs and refuses what cannot fit.
 
     Args:
@@ -107,8 +112,13 @@ def measure(compiled, state, *, platform: str, available: int | None, frozen=Non
     """
     plan = compiled.memory_analysis()
     parameters = bytes_per_device(state.params)
-    workspace = (plan.temp_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
-                 + plan.argument_size_in_bytes - bytes_per_device((state, frozen)))
+    workspace = (
+        plan.temp_size_in_bytes
+        + plan.output_size_in_bytes
+        - plan.alias_size_in_bytes
+        + plan.argument_size_in_bytes
+        - bytes_per_device((state, frozen))
+    )
     for other in (program.memory_analysis() for program in between):
         workspace = max(workspace, other.temp_size_in_bytes + other.output_size_in_bytes)
     if platform == "cpu":
@@ -120,7 +130,8 @@ def measure(compiled, state, *, platform: str, available: int | None, frozen=Non
         optimizer=bytes_per_device(state) - parameters,
         frozen=bytes_per_device((frozen, others)),
         workspace=workspace,
-        capacity=available)
+        capacity=available,
+    )
     if available is not None and memory.total > available:
         raise _too_large(f"the compiled step takes {memory}", available)
     return memory
@@ -128,7 +139,9 @@ def measure(compiled, state, *, platform: str, available: int | None, frozen=Non
 
 def _too_large(what: str, available: int) -> TrainingError:
     return TrainingError(
-        f"{what}; a device has {gib(available)}.", "memory per device",
+        f"{what}; a device has {gib(available)}.",
+        "memory per device",
         "more devices on mesh.fsdp or mesh.tensor, train.micro_batches up, model.remat=block, "
         "optimizer.moment_dtype=bfloat16, adapters (lora.rank), or a smaller model; "
-        "train.device_memory_gb overrides what is assumed to be available.")
+        "train.device_memory_gb overrides what is assumed to be available.",
+    )

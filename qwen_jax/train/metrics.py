@@ -15,8 +15,13 @@ from qwen_jax.model import spec
 # Dense BF16 FLOP/s by a part of jax.Device.device_kind, from the makers' data sheets. JAX counts a
 # v4 or v5p chip as one device and a v7 chip as two.
 PEAK_FLOPS = {
-    "H100": 989.4e12, "H200": 989.4e12, "A100": 312e12,
-    "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v6 lite": 918e12,
+    "H100": 989.4e12,
+    "H200": 989.4e12,
+    "A100": 312e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
     "TPU7x": 1153.5e12,
 }
 
@@ -110,18 +115,26 @@ class NoLog:
 
 def format_line(step: int, num_steps: int, values: dict[str, float], eta_seconds: float) -> str:
     """The one line of a step."""
-    parts = [f"step {step}/{num_steps}", f"loss {values['train/loss']:.4f}",
-             f"grad {values['train/grad_norm']:.2f}", f"lr {values['train/learning_rate']:.2e}"]
+    parts = [
+        f"step {step}/{num_steps}",
+        f"loss {values['train/loss']:.4f}",
+        f"grad {values['train/grad_norm']:.2f}",
+        f"lr {values['train/learning_rate']:.2e}",
+    ]
     if "rollout/reward" in values:
         parts += [f"{name} {values[f'rollout/{name}']:.3f}" for name in ("reward", "kl", "length")]
     if "perf/tokens_per_second" in values:
-        parts += [f"{values['perf/tokens_per_second']:,.0f} tok/s",
-                  f"MFU {values['perf/mfu_a']:.1%} (A) {values['perf/mfu_b']:.1%} (B)"]
+        parts += [
+            f"{values['perf/tokens_per_second']:,.0f} tok/s",
+            f"MFU {values['perf/mfu_a']:.1%} (A) {values['perf/mfu_b']:.1%} (B)",
+        ]
     if "perf/data_wait_seconds" in values:
         parts.append(f"wait {values['perf/data_wait_seconds'] * 1e3:.1f} ms")
     if "perf/sample_seconds" in values:
-        parts.append(f"step {values['perf/step_seconds']:.2f} s, "
-                     f"of it sampling {values['perf/sample_seconds']:.2f} s")
+        parts.append(
+            f"step {values['perf/step_seconds']:.2f} s, "
+            f"of it sampling {values['perf/sample_seconds']:.2f} s"
+        )
     if "perf/step_seconds" in values:
         parts += [f"goodput {values['perf/goodput']:.0%}", f"ETA {format_seconds(eta_seconds)}"]
     return "  ".join(parts)

@@ -19,12 +19,16 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     """
     warmup = config.warmup_steps
     if warmup >= num_steps:
-        raise ConfigError(f"warmup_steps={warmup} leaves nothing of num_steps={num_steps}.",
-                          "optimizer.warmup_steps", "warm up for fewer steps than the run has.")
+        raise ConfigError(
+            f"warmup_steps={warmup} leaves nothing of num_steps={num_steps}.",
+            "optimizer.warmup_steps",
+            "warm up for fewer steps than the run has.",
+        )
     peak = config.peak_learning_rate
     if config.schedule == "cosine":
-        main = optax.cosine_decay_schedule(peak, max(num_steps - warmup, 1),
-                                           alpha=config.final_fraction)
+        main = optax.cosine_decay_schedule(
+            peak, max(num_steps - warmup, 1), alpha=config.final_fraction
+        )
     else:
         main = optax.constant_schedule(peak)
 
@@ -41,10 +45,17 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
     stages = []
     if config.clip_norm is not None:
         stages.append(optax.clip_by_global_norm(config.clip_norm))
-    stages.append(optax.adamw(
-        make_schedule(config, num_steps), b1=config.beta1, b2=config.beta2, eps=config.epsilon,
-        weight_decay=config.weight_decay, mask=decay_mask,
-        mu_dtype=jnp.dtype(config.moment_dtype)))
+    stages.append(
+        optax.adamw(
+            make_schedule(config, num_steps),
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.epsilon,
+            weight_decay=config.weight_decay,
+            mask=decay_mask,
+            mu_dtype=jnp.dtype(config.moment_dtype),
+        )
+    )
     return _with_library_promotion(optax.chain(*stages))
 
 

@@ -41,8 +41,10 @@ def rechecked(step: Callable, every: int | None, *, start_step: int) -> Callable
 
     @functools.cache
     def copier(structure, shardings):
-        return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree),
-                       out_shardings=jax.tree.unflatten(structure, shardings))
+        return jax.jit(
+            lambda tree: jax.tree.map(jnp.copy, tree),
+            out_shardings=jax.tree.unflatten(structure, shardings),
+        )
 
     def stepped(state, batch):
         nonlocal done
@@ -63,12 +65,15 @@ def check(step: int, metrics: dict[str, float]) -> None:
     if metrics.get(METRIC, 0):
         raise SilentCorruption(
             f"two computations of step {step} differ in {metrics[METRIC]:.0f} numbers.",
-            f"step {step}", "a device is broken, or a kernel is not deterministic: run again on "
-            "other hosts, one fewer at a time, until it does not come again.")
+            f"step {step}",
+            "a device is broken, or a kernel is not deterministic: run again on "
+            "other hosts, one fewer at a time, until it does not come again.",
+        )
 
 
 def _differing(a: Any, b: Any) -> jax.Array:
     """How many numbers of two trees do not have the same bits."""
+
     def count(x, y):
         if jnp.issubdtype(x.dtype, jnp.floating):
             bits = jnp.dtype(f"uint{8 * x.dtype.itemsize}")

@@ -32,11 +32,20 @@ class Reporter:
       SilentCorruption: a step that was computed twice gave two results.
     """
 
-    def __init__(self, folder: Path, model: ModelConfig, train: TrainConfig, *,
-                 schedule: Callable[[int], jax.Array], total_peak_flops: float,
-                 adapters: int | None = None,
-                 resume_step: int | None, events: Events, goodput: Goodput,
-                 emit: Callable[[str], None]):
+    def __init__(
+        self,
+        folder: Path,
+        model: ModelConfig,
+        train: TrainConfig,
+        *,
+        schedule: Callable[[int], jax.Array],
+        total_peak_flops: float,
+        adapters: int | None = None,
+        resume_step: int | None,
+        events: Events,
+        goodput: Goodput,
+        emit: Callable[[str], None],
+    ):
         """
         Args:
           schedule: learning rate by step.
@@ -75,8 +84,12 @@ class Reporter:
             if self._train.on_spike == "skip":
                 raise LossSpike(report.step, spike)
         bad = not all(map(math.isfinite, report.metrics.values()))
-        if not (self._first or bad or report.step % self._train.log_every == 0
-                or report.step == self._train.num_steps):
+        if not (
+            self._first
+            or bad
+            or report.step % self._train.log_every == 0
+            or report.step == self._train.num_steps
+        ):
             return
         values = dict(report.metrics)
         values["train/learning_rate"] = float(self._rates[report.step - 1])
@@ -89,8 +102,11 @@ class Reporter:
             waited = "perf/sample_seconds" if samples else "perf/data_wait_seconds"
             values |= {"perf/step_seconds": mean, waited: sum(self._waits) / len(self._waits)}
             if not samples:
-                values |= {"perf/tokens_per_second": rate, "perf/mfu_a": rate * self._mfu_a,
-                           "perf/mfu_b": rate * self._mfu_b}
+                values |= {
+                    "perf/tokens_per_second": rate,
+                    "perf/mfu_a": rate * self._mfu_a,
+                    "perf/mfu_b": rate * self._mfu_b,
+                }
             eta = (self._train.num_steps - report.step) * mean
             self._seconds.clear()
             self._waits.clear()

@@ -117,8 +117,14 @@ class _Beginning:
     losses: tuple[float, ...] = ()  # of the last steps
 
 
-def _run(config: RunConfig, job: Job, folder: pathlib.Path, available: int | None, events: Events,
-         emit: Callable[[str], None]):
+def _run(
+    config: RunConfig,
+    job: Job,
+    folder: pathlib.Path,
+    available: int | None,
+    events: Events,
+    emit: Callable[[str], None],
+):
     """What `run` does once the folder is there."""
     train, goodput = config.train, Goodput()
     with contextlib.ExitStack() as stack:
@@ -127,25 +133,39 @@ def _run(config: RunConfig, job: Job, folder: pathlib.Path, available: int | Non
             _check_attention(config.model, job.mesh, emit)
             compiled, peak = _compile(config, job, available, emit)
         hosts.meet("compiled")
-        checkpoints = Checkpointer(folder / "checkpoints", keep=train.keep_checkpoints,
-                                   tell=events.tell)
+        checkpoints = Checkpointer(
+            folder / "checkpoints", keep=train.keep_checkpoints, tell=events.tell
+        )
         stack.callback(checkpoints.close)
         checkpoints.check_space(job.state)
         with goodput.spent_on("restore"):
             begin = _begin(job, checkpoints)
-        events.tell("resume" if begin.step else "start", step=begin.step,
-                    processes=jax.process_count(), devices=job.mesh.devices.size,
-                    mesh=dict(job.mesh.shape))
+        events.tell(
+            "resume" if begin.step else "start",
+            step=begin.step,
+            processes=jax.process_count(),
+            devices=job.mesh.devices.size,
+            mesh=dict(job.mesh.shape),
+        )
         if begin.step:
             emit(f"resuming after step {begin.step}")
         if begin.step >= train.num_steps:
             emit(f"nothing to do: {begin.step} of {train.num_steps} steps are done")
             return begin.state
         reporter = Reporter(
-            folder, config.model, train, total_peak_flops=peak, emit=emit, events=events,
-            goodput=goodput, adapters=None if job.frozen is None else sum(
-                leaf.size for leaf in jax.tree.leaves(job.state.params)),
-            schedule=make_schedule(config.optimizer, train.num_steps), resume_step=begin.step)
+            folder,
+            config.model,
+            train,
+            total_peak_flops=peak,
+            emit=emit,
+            events=events,
+            goodput=goodput,
+            adapters=None
+            if job.frozen is None
+            else sum(leaf.size for leaf in jax.tree.leaves(job.state.params)),
+            schedule=make_schedule(config.optimizer, train.num_steps),
+            resume_step=begin.step,
+        )
         stack.callback(reporter.log.close)
         planned = faults.planned()
         for skips in range(_MOST_SKIPS + 1):
@@ -157,8 +177,9 @@ def _run(config: RunConfig, job: Job, folder: pathlib.Path, available: int | Non
                 if skips == _MOST_SKIPS:
                     raise TrainingError(
                         f"the loss leaps after {skips} times of going back: {spike.message}.",
-                        f"step {spike.step}", "lower optimizer.peak_learning_rate, or look at the "
-                        "data.") from spike
+                        f"step {spike.step}",
+                        "lower optimizer.peak_learning_rate, or look at the data.",
+                    ) from spike
                 begin = _go_back(spike, job, checkpoints, goodput, events, emit)
             except Stopped:
                 _leave_together(checkpoints)
@@ -185,29 +206,51 @@ def _begin(job: Job, checkpoints: Checkpointer) -> _Beginning:
     return _Beginning(step, state, meta.get("skipped", 0), tuple(meta.get("losses", ())))
 
 
-def _go_back(spike: LossSpike, job: Job, checkpoints: Checkpointer, goodput: Goodput,
-             events: Events, emit: Callable[[str], None]) -> _Beginning:
+def _go_back(
+    spike: LossSpike,
+    job: Job,
+    checkpoints: Checkpointer,
+    goodput: Goodput,
+    events: Events,
+    emit: Callable[[str], None],
+) -> _Beginning:
     """The newest checkpoint before the spike, to go on behind the batch that made it."""
     goodput.undo()
     with goodput.spent_on("restore"):
         begin = _begin(job, checkpoints)
     count = spike.step - begin.step
     first = begin.step + begin.skipped + 1
-    events.tell("skipped", spike=spike.step, back_to=begin.step, first_batch=first,
-                last_batch=first + count - 1)
+    events.tell(
+        "skipped",
+        spike=spike.step,
+        back_to=begin.step,
+        first_batch=first,
+        last_batch=first + count - 1,
+    )
     emit(f"{spike}: back to step {begin.step}; batches {first} to {first + count - 1} are left out")
     return dataclasses.replace(begin, skipped=begin.skipped + count)
 
 
-def _fit(config: RunConfig, job: Job, begin: _Beginning, compiled, checkpoints: Checkpointer,
-         reporter: Reporter, planned: list, folder: pathlib.Path):
+def _fit(
+    config: RunConfig,
+    job: Job,
+    begin: _Beginning,
+    compiled,
+    checkpoints: Checkpointer,
+    reporter: Reporter,
+    planned: list,
+    folder: pathlib.Path,
+):
     """The loop with its hooks."""
     train, goodput = config.train, reporter.goodput
 
     def save(done: int, state) -> None:
         with goodput.spent_on("save"):
-            checkpoints.save(done, state, {"seed": train.seed, "skipped": begin.skipped,
-                                           "losses": reporter.spikes.recent})
+            checkpoints.save(
+                done,
+                state,
+                {"seed": train.seed, "skipped": begin.skipped, "losses": reporter.spikes.recent},
+            )
         goodput.mark()
 
     def evaluate(done: int, state) -> None:
@@ -219,29 +262,50 @@ def _fit(config: RunConfig, job: Job, begin: _Beginning, compiled, checkpoints: 
         hooks.append(Hook(train.eval_every or train.num_steps, evaluate))
     step = faults.in_step(compiled, planned)
     step = rechecked(step, train.recheck_every, start_step=begin.step)
-    with job.batches(begin.step + begin.skipped) as read, traced(
-            lambda step, state: read(step + begin.skipped, state), train.trace_steps, folder,
-            reporter.emit) as next_batch:
-        return fit(begin.state, faults.before_steps(next_batch, planned), step,
-                   start_step=begin.step, num_steps=train.num_steps, report=reporter,
-                   hooks=tuple(hooks))
+    with (
+        job.batches(begin.step + begin.skipped) as read,
+        traced(
+            lambda step, state: read(step + begin.skipped, state),
+            train.trace_steps,
+            folder,
+            reporter.emit,
+        ) as next_batch,
+    ):
+        return fit(
+            begin.state,
+            faults.before_steps(next_batch, planned),
+            step,
+            start_step=begin.step,
+            num_steps=train.num_steps,
+            report=reporter,
+            hooks=tuple(hooks),
+        )
 
 
 def _compile(config: RunConfig, job: Job, available: int | None, emit: Callable[[str], None]):
     """The compiled step, told to a person with its needs, and the FLOP/s of all devices."""
     started, device = time.perf_counter(), job.mesh.devices.flat[0]
     compiled = compile_for(device.platform, job.step.lower(job.state, job.batch))
-    plan = memory.measure(compiled, job.state, platform=device.platform, available=available,
-                          frozen=job.frozen, others=job.others, between=job.between())
+    plan = memory.measure(
+        compiled,
+        job.state,
+        platform=device.platform,
+        available=available,
+        frozen=job.frozen,
+        others=job.others,
+        between=job.between(),
+    )
     peak, source = metrics.peak_flops(device)
     peak *= job.mesh.devices.size
     model = config.model
     shape = " x ".join(f"{name} {size}" for name, size in job.mesh.shape.items() if size > 1)
     for line in (
-            f"model: {count(model):,} parameters, {model.compute_dtype} compute, attention "
-            f"{implementation_for(model, device)}, remat {model.remat}",
-            f"devices: {job.mesh.devices.size} ({shape or 'one device'}); peak of one: {source}",
-            f"memory: {plan}", *job.header):
+        f"model: {count(model):,} parameters, {model.compute_dtype} compute, attention "
+        f"{implementation_for(model, device)}, remat {model.remat}",
+        f"devices: {job.mesh.devices.size} ({shape or 'one device'}); peak of one: {source}",
+        f"memory: {plan}",
+        *job.header,
+    ):
         emit(line)
     if device.platform == "cpu" and (hint := host_memory.advice()):
         emit(hint)
@@ -252,12 +316,18 @@ def _compile(config: RunConfig, job: Job, available: int | None, emit: Callable[
 def _check_loops(model: ModelConfig, mesh: Mesh) -> None:
     """Where Gloo connects CPUs, a loop of layers would run beside the collectives around it, in
     another order in each process, and Gloo would mix up what they send."""
-    if (mesh.devices.flat[0].platform == "cpu" and hosts.joined() and mesh.devices.size > 1
-            and model.unroll_layers < model.num_layers):
+    if (
+        mesh.devices.flat[0].platform == "cpu"
+        and hosts.joined()
+        and mesh.devices.size > 1
+        and model.unroll_layers < model.num_layers
+    ):
         raise ConfigError(
             f"launched processes on CPUs cannot loop over {model.num_layers} layers, "
-            f"{model.unroll_layers} at a time.", "model.unroll_layers",
-            f"use --model.unroll_layers={model.num_layers}.")
+            f"{model.unroll_layers} at a time.",
+            "model.unroll_layers",
+            f"use --model.unroll_layers={model.num_layers}.",
+        )
 
 
 def _check_attention(model: ModelConfig, mesh: Mesh, emit: Callable[[str], None]) -> None:
@@ -269,9 +339,19 @@ def _check_attention(model: ModelConfig, mesh: Mesh, emit: Callable[[str], None]
     if choice.module.PLATFORM is None:
         return
     started = time.perf_counter()
-    found = gate.check(gate.Case(
-        T=640, N=model.num_heads // model.kv_heads, K=1, H=model.head_dim,
-        dtype=model.compute_dtype, documents=(300, 1, 200)), choice.name)
+    found = gate.check(
+        gate.Case(
+            T=640,
+            N=model.num_heads // model.kv_heads,
+            K=1,
+            H=model.head_dim,
+            dtype=model.compute_dtype,
+            documents=(300, 1, 200),
+        ),
+        choice.name,
+    )
     shares = ", ".join(f"{name} {share:.2f}" for name, share in found.items())
-    emit(f"attention {choice.name} agrees with float32: errors {shares} of what is allowed "
-         f"({time.perf_counter() - started:.1f} s)")
+    emit(
+        f"attention {choice.name} agrees with float32: errors {shares} of what is allowed "
+        f"({time.perf_counter() - started:.1f} s)"
+    )

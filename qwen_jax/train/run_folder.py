@@ -14,9 +14,19 @@ from qwen_jax.data.json_rows import write_json
 from qwen_jax.errors import ConfigError, TrainingError
 
 # Settings that say how a run is watched, not what it computes: they may change on resume.
-MAY_CHANGE = ("train.log_every", "train.eval_every", "train.eval_batches", "train.save_every",
-              "train.keep_checkpoints", "train.device_memory_gb", "train.on_spike",
-              "train.recheck_every", "train.trace_steps", "mesh.", "run_dir")
+MAY_CHANGE = (
+    "train.log_every",
+    "train.eval_every",
+    "train.eval_batches",
+    "train.save_every",
+    "train.keep_checkpoints",
+    "train.device_memory_gb",
+    "train.on_spike",
+    "train.recheck_every",
+    "train.trace_steps",
+    "mesh.",
+    "run_dir",
+)
 
 
 def flatten(config, prefix: str = "") -> dict[str, object]:
@@ -45,20 +55,27 @@ def prepare(folder: str | os.PathLike, config) -> pathlib.Path:
         differences = [
             f"{name}: {found.get(name)!r} then, {wanted.get(name)!r} now"
             for name in sorted(found.keys() | wanted.keys())
-            if found.get(name) != wanted.get(name) and not name.startswith(MAY_CHANGE)]
+            if found.get(name) != wanted.get(name) and not name.startswith(MAY_CHANGE)
+        ]
         if differences:
             raise ConfigError(
                 "the run in this folder was started with other settings: "
-                + "; ".join(differences) + ".", str(path),
-                "give the old settings to continue it, or another --run_dir to start anew.")
+                + "; ".join(differences)
+                + ".",
+                str(path),
+                "give the old settings to continue it, or another --run_dir to start anew.",
+            )
     if jax.process_index() == 0:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(path, dataclasses.asdict(config))
             write_json(folder / "versions.json", versions())
         except OSError as error:
-            raise TrainingError(f"cannot write to the run folder: {error}.", str(folder),
-                                "choose a writable --run_dir with space left.") from error
+            raise TrainingError(
+                f"cannot write to the run folder: {error}.",
+                str(folder),
+                "choose a writable --run_dir with space left.",
+            ) from error
     return folder
 
 
@@ -75,10 +92,22 @@ def flatten_json(nested: dict, prefix: str = "") -> dict[str, object]:
 
 def versions() -> dict[str, str]:
     """Python, packages, devices and the commit: what a figure must be read with."""
-    packages = ("qwen_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain",
-                "tiktoken", "numpy")
-    found = {"python": platform.python_version(), "machine": platform.platform(),
-             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
+    packages = (
+        "qwen_jax",
+        "jax",
+        "jaxlib",
+        "flax",
+        "optax",
+        "orbax-checkpoint",
+        "grain",
+        "tiktoken",
+        "numpy",
+    )
+    found = {
+        "python": platform.python_version(),
+        "machine": platform.platform(),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+    }
     for package in packages:
         try:
             found[package] = importlib.metadata.version(package)
@@ -87,8 +116,12 @@ def versions() -> dict[str, str]:
     root = pathlib.Path(__file__).resolve().parents[2]
     try:
         found["commit"] = subprocess.run(
-            ["git", "-C", str(root), "describe", "--always", "--dirty"], capture_output=True,
-            text=True, check=True, timeout=10).stdout.strip()
+            ["git", "-C", str(root), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         found["commit"] = "unknown"
     return found

@@ -40,5 +40,5 @@ class SpikeWatch:
             if loss > mean + self._deviations * max(spread, 0.01 * abs(mean)):
                 message = f"loss {loss:.4f} leaps out of {mean:.4f} +- {spread:.4f}"
         recent.append(loss)
-        del recent[:-self._window]
+        del recent[: -self._window]
         return message

@@ -12,8 +12,14 @@ from qwen_jax.parallel.rules import DEFAULT_RULES, Rules, sharding_for
 from qwen_jax.types import TrainState
 
 
-def abstract_state(specs: Any, optimizer: optax.GradientTransformation, mesh: Mesh, *,
-                   dtype: str, rules: Rules = DEFAULT_RULES) -> TrainState:
+def abstract_state(
+    specs: Any,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    dtype: str,
+    rules: Rules = DEFAULT_RULES,
+) -> TrainState:
     """The state's shapes, dtypes and shardings, nothing allocated. Moments lie with their weights.
 
     Args:
@@ -25,8 +31,8 @@ def abstract_state(specs: Any, optimizer: optax.GradientTransformation, mesh: Me
     """
     shapes = jax.eval_shape(lambda: _start(init_from(specs, jax.random.key(0), dtype), optimizer))
     by_path = {
-        jax.tree_util.keystr(path): sharding for path, sharding in
-        jax.tree_util.tree_leaves_with_path(sharding_for(specs, mesh, rules))
+        jax.tree_util.keystr(path): sharding
+        for path, sharding in jax.tree_util.tree_leaves_with_path(sharding_for(specs, mesh, rules))
     }
     replicated = NamedSharding(mesh, PartitionSpec())
 
@@ -39,8 +45,14 @@ def abstract_state(specs: Any, optimizer: optax.GradientTransformation, mesh: Me
     return jax.tree_util.tree_map_with_path(place, shapes)
 
 
-def make_state(seed: int, specs: Any, optimizer: optax.GradientTransformation,
-               abstract: TrainState, *, params: Any = None) -> TrainState:
+def make_state(
+    seed: int,
+    specs: Any,
+    optimizer: optax.GradientTransformation,
+    abstract: TrainState,
+    *,
+    params: Any = None,
+) -> TrainState:
     """The TrainState that `abstract` describes, every weight made where it will live.
 
     Args:
@@ -48,12 +60,14 @@ def make_state(seed: int, specs: Any, optimizer: optax.GradientTransformation,
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     if params is not None:
-        start = jax.jit(lambda params: _start(params, optimizer), out_shardings=shardings,
-                        donate_argnums=0)
+        start = jax.jit(
+            lambda params: _start(params, optimizer), out_shardings=shardings, donate_argnums=0
+        )
         return start(params)
     dtype = jax.tree.leaves(abstract.params)[0].dtype
-    make = jax.jit(lambda key: _start(init_from(specs, key, dtype), optimizer),
-                   out_shardings=shardings)
+    make = jax.jit(
+        lambda key: _start(init_from(specs, key, dtype), optimizer), out_shardings=shardings
+    )
     return make(jax.random.key(seed))
 
 

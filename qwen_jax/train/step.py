@@ -13,7 +13,10 @@ Metrics = dict[str, Array]
 
 
 def make_train_step(
-    objective: Objective, optimizer: optax.GradientTransformation, *, seed: int,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
     micro_batches: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """train_step(state, batch) -> (state, metrics), jitted; the state is donated.
@@ -40,6 +43,7 @@ def make_train_step(
         if micro_batches == 1:
             grads, sums = micro_step(state.params, 0, batch)
         else:
+
             def accumulate(total, indexed):
                 return jax.tree.map(jnp.add, total, micro_step(state.params, *indexed)), None
 
@@ -59,8 +63,12 @@ def make_train_step(
         state = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, halted)
 
         means = {f"train/{name}": total / sums.weight_sum for name, total in sums.extras.items()}
-        return state, {"train/loss": mean_loss, "train/grad_norm": grad_norm,
-                       "train/weight": sums.weight_sum, **means}
+        return state, {
+            "train/loss": mean_loss,
+            "train/grad_norm": grad_norm,
+            "train/weight": sums.weight_sum,
+            **means,
+        }
 
     return jax.jit(train_step, donate_argnums=0)
 
@@ -68,5 +76,4 @@ def make_train_step(
 def split(batch: Batch, pieces: int) -> Batch:
     """[B, ...] -> [pieces, B / pieces, ...]; piece i takes rows i, i + pieces, ..., so that each
     device splits the rows it already holds."""
-    return jax.tree.map(
-        lambda x: x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1), batch)
+    return jax.tree.map(lambda x: x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1), batch)

@@ -90,30 +90,44 @@ def train(
             yield lambda step, state: put(next(stream))
 
     job = Job(
-        mesh=mesh, state=abstract, batches=placed,
+        mesh=mesh,
+        state=abstract,
+        batches=placed,
         make_state=lambda: make_state(
-            config.train.seed, specs, optimizer, abstract,
-            params=None if initial is None else initial(abstract.params)),
+            config.train.seed,
+            specs,
+            optimizer,
+            abstract,
+            params=None if initial is None else initial(abstract.params),
+        ),
         step=(make_train_step if base is None else base.make_train_step)(
-            objective, optimizer, seed=config.train.seed,
-            micro_batches=config.train.micro_batches),
+            objective, optimizer, seed=config.train.seed, micro_batches=config.train.micro_batches
+        ),
         batch=jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch),
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch
+        ),
         evaluate=None if evaluate is None else lambda done, state: evaluate(put, done, state),
         header=_header(config, mesh, None if base is None else spec.size(base.specs)),
-        tokenizer=tokenizer)
+        tokenizer=tokenizer,
+    )
     return run(config, job if base is None else base.under(job), emit=emit)
 
 
 def abstract_batch(rows: int, length: int) -> Batch:
     """The shapes and dtypes of a Batch."""
     whole = jax.ShapeDtypeStruct((rows, length), np.int32)
-    return Batch(tokens=whole, targets=whole, segment_ids=whole, positions=whole,
-                 loss_weights=jax.ShapeDtypeStruct((rows, length), np.float32))
+    return Batch(
+        tokens=whole,
+        targets=whole,
+        segment_ids=whole,
+        positions=whole,
+        loss_weights=jax.ShapeDtypeStruct((rows, length), np.float32),
+    )
 
 
-def language_evaluation(objective: Objective, held_out: tuple[HeldOut, ...],
-                        emit: Callable[[str], None]):
+def language_evaluation(
+    objective: Objective, held_out: tuple[HeldOut, ...], emit: Callable[[str], None]
+):
     """The `evaluate` of a language model: loss, perplexity and bits per byte of each text."""
     made = []
 
@@ -124,8 +138,10 @@ def language_evaluation(objective: Objective, held_out: tuple[HeldOut, ...],
         for text in held_out:
             values = made[0](state.params, text.batches(), bytes_per_token=text.bytes_per_token)
             found |= {f"eval/{text.name}/{k}": v for k, v in values.items()}
-            emit(f"step {done}  held out {text.name}: loss {values['loss']:.4f}  perplexity "
-                 f"{values['perplexity']:.2f}  bits per byte {values['bits_per_byte']:.4f}")
+            emit(
+                f"step {done}  held out {text.name}: loss {values['loss']:.4f}  perplexity "
+                f"{values['perplexity']:.2f}  bits per byte {values['bits_per_byte']:.4f}"
+            )
         return found
 
     return evaluate if held_out else None

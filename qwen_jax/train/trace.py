@@ -8,8 +8,9 @@ import jax
 
 
 @contextlib.contextmanager
-def traced(next_batch: Callable, steps: tuple[int, ...], folder: pathlib.Path,
-           emit: Callable[[str], None]) -> Iterator[Callable]:
+def traced(
+    next_batch: Callable, steps: tuple[int, ...], folder: pathlib.Path, emit: Callable[[str], None]
+) -> Iterator[Callable]:
     """`next_batch`, which starts the profiler before step steps[0] and ends it after steps[1].
 
     Every process writes its own part under `folder`/profile. The device is waited for at both ends,

@@ -20,8 +20,10 @@ from qwen_jax.tokenizer.bpe import Tokenizer
 
 TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})
 MODEL = dataclasses.replace(sizes.TINY, vocab_size=464, context_length=96)
-PAIRS = [Pair((("user", "hi"),), "yes", "not at all", "a"),
-         Pair((("user", "a longer question"),), "a longer answer", "no", "b")]
+PAIRS = [
+    Pair((("user", "hi"),), "yes", "not at all", "a"),
+    Pair((("user", "a longer question"),), "a longer answer", "no", "b"),
+]
 OBJECTIVE = jax.jit(make_objective(MODEL, beta=0.5))
 ANSWERS = jax.jit(functools.partial(answer_log_probs, config=MODEL))
 
@@ -48,17 +50,21 @@ def own(params, pairs):
     return ANSWERS(params, pairs)
 
 
-def test_the_log_probability_of_an_answer_is_the_sum_over_its_tokens_and_its_end(params, pairs,
-                                                                                 own):
+def test_the_log_probability_of_an_answer_is_the_sum_over_its_tokens_and_its_end(
+    params, pairs, own
+):
     tokens, segments = (x.reshape(4, 96) for x in (pairs.tokens, pairs.segment_ids))
     logits = jax.jit(functools.partial(forward, config=MODEL, inference=False))(
-        params, tokens, segment_ids=segments)
+        params, tokens, segment_ids=segments
+    )
     log_p = np.asarray(jax.nn.log_softmax(logits)).reshape(2, 2, 96, -1)
     for i, pair in enumerate(PAIRS):
         for side, answer in enumerate((pair.chosen, pair.rejected)):
             n, answer_tokens = int(pairs.end[i, side]) + 1, len(answer) + 1
-            want = sum(float(log_p[i, side, t - 1, pairs.tokens[i, side, t]])
-                       for t in range(n - answer_tokens, n))
+            want = sum(
+                float(log_p[i, side, t - 1, pairs.tokens[i, side, t]])
+                for t in range(n - answer_tokens, n)
+            )
             assert float(own[i, side]) == pytest.approx(want, rel=1e-5)  # float32's sums
 
 
@@ -69,7 +75,8 @@ def test_the_loss_by_hand(params, pairs, own):
     margins = [0.5 * (2 + 1), 0.5 * (-0.5 - 0)]
     # Log-probabilities are sums of size 100, of float32's 7 digits.
     assert float(sums.loss_sum) == pytest.approx(
-        sum(math.log1p(math.exp(-m)) for m in margins), abs=1e-4)
+        sum(math.log1p(math.exp(-m)) for m in margins), abs=1e-4
+    )
     assert float(sums.weight_sum) == 2 and float(sums.extras["accuracy"]) == 1
     assert float(sums.extras["margin"]) == pytest.approx(sum(margins), abs=1e-4)
     assert float(sums.extras["chosen_reward"]) == pytest.approx(0.5 * (2 - 0.5), abs=1e-4)
@@ -78,8 +85,9 @@ def test_the_loss_by_hand(params, pairs, own):
 
 def test_the_gradient_raises_the_chosen_and_lowers_the_rejected(params, pairs, own):
     compared = ComparedPairs(pairs, own)
-    loss, grads = jax.jit(jax.value_and_grad(
-        lambda p: make_objective(MODEL, beta=0.1)(p, compared, None).loss_sum))(params)
+    loss, grads = jax.jit(
+        jax.value_and_grad(lambda p: make_objective(MODEL, beta=0.1)(p, compared, None).loss_sum)
+    )(params)
     assert float(loss) == pytest.approx(2 * math.log(2), abs=1e-5)
     moved = jax.tree.map(lambda p, g: p - jnp.float32(0.01) * g, params, grads)
     gain = ANSWERS(moved, pairs) - own

@@ -65,7 +65,7 @@ def test_the_clipped_value_loss():
     values, old = jnp.asarray([1.0, 0.1, -1.0]), jnp.asarray([0.0, 0.0, 0.0])
     loss, clipped = ppo.value_loss(values, old, jnp.asarray([2.0, 0.5, 1.0]), 0.15)
     # (0.15 - 2)^2 > (1 - 2)^2; 0.1 is within the clip; (-0.15 - 1)^2 < (-1 - 1)^2.
-    np.testing.assert_allclose(loss, [1.85 ** 2 / 2, 0.4 ** 2 / 2, 2.0], atol=1e-6)
+    np.testing.assert_allclose(loss, [1.85**2 / 2, 0.4**2 / 2, 2.0], atol=1e-6)
     np.testing.assert_array_equal(clipped, [1, 0, 0])
 
 
@@ -76,8 +76,11 @@ def test_running_moments_are_those_of_all_rewards():
         moments = ppo.update_moments(moments, jnp.asarray(row))
     np.testing.assert_allclose(moments.mean, draws.mean(), rtol=1e-5)
     np.testing.assert_allclose(moments.variance, draws.var(), rtol=1e-5)
-    np.testing.assert_allclose(ppo.normalised(jnp.asarray(draws[0]), moments),
-                               (draws[0] - draws.mean()) / draws.std(), rtol=1e-4)
+    np.testing.assert_allclose(
+        ppo.normalised(jnp.asarray(draws[0]), moments),
+        (draws[0] - draws.mean()) / draws.std(),
+        rtol=1e-4,
+    )
 
 
 MODEL = dataclasses.replace(sizes.TINY, vocab_size=64)
@@ -101,22 +104,34 @@ def make_rollout(B=8, T=12, seed=0):
     value = jax.jit(lambda key: init_from(scoring_specs(MODEL), key, "float32"))(jax.random.key(2))
     tokens, targets = jnp.asarray(ids[:, :-1]), jnp.asarray(ids[:, 1:])
     log_probs, _ = LOG_PROBS(policy, tokens, targets, jnp.asarray(segments), config=MODEL)
-    return policy, value, ppo.Rollout(
-        tokens=tokens, targets=targets, segment_ids=jnp.asarray(segments),
-        actions=jnp.asarray(actions), log_probs=log_probs, reference_log_probs=log_probs - 0.1,
-        sampler_log_probs=log_probs + 0.01, entropies=jnp.ones_like(log_probs),
-        values=jax.jit(scores, static_argnames="config")(
-            value, tokens, jnp.asarray(segments), config=MODEL),
-        rewards=jnp.asarray(draw.normal(size=B).astype(np.float32)),
-        ended=jnp.ones((B,), jnp.float32))
+    return (
+        policy,
+        value,
+        ppo.Rollout(
+            tokens=tokens,
+            targets=targets,
+            segment_ids=jnp.asarray(segments),
+            actions=jnp.asarray(actions),
+            log_probs=log_probs,
+            reference_log_probs=log_probs - 0.1,
+            sampler_log_probs=log_probs + 0.01,
+            entropies=jnp.ones_like(log_probs),
+            values=jax.jit(scores, static_argnames="config")(
+                value, tokens, jnp.asarray(segments), config=MODEL
+            ),
+            rewards=jnp.asarray(draw.normal(size=B).astype(np.float32)),
+            ended=jnp.ones((B,), jnp.float32),
+        ),
+    )
 
 
 def test_log_probs_are_those_of_the_forward_pass_and_entropy_is_theirs():
     policy, _, rollout = make_rollout()
     logits = FORWARD(policy, rollout.tokens, segment_ids=rollout.segment_ids)
     log_p = jax.nn.log_softmax(logits / 0.7, axis=-1)
-    got, entropy = LOG_PROBS(policy, rollout.tokens, rollout.targets, rollout.segment_ids,
-                             config=MODEL, temperature=0.7)
+    got, entropy = LOG_PROBS(
+        policy, rollout.tokens, rollout.targets, rollout.segment_ids, config=MODEL, temperature=0.7
+    )
     real = np.asarray(rollout.segment_ids) > 0
     want = jnp.take_along_axis(log_p, rollout.targets[:, :, None], axis=-1)[:, :, 0]
     np.testing.assert_allclose(got[real], want[real], atol=2e-6)
@@ -135,9 +150,15 @@ def test_logits_of_answers_alone_say_the_same_of_them():
     beyond = jnp.where(at_end, 15, window.first_B)  # as if it began behind the row
 
     def asked(params, first_B):
-        found = token_log_probs(params, rollout.tokens, rollout.targets, rollout.segment_ids,
-                                config=MODEL, temperature=0.7,
-                                window=None if first_B is None else Window(first_B, 9))
+        found = token_log_probs(
+            params,
+            rollout.tokens,
+            rollout.targets,
+            rollout.segment_ids,
+            config=MODEL,
+            temperature=0.7,
+            window=None if first_B is None else Window(first_B, 9),
+        )
         return jnp.sum(found[0] * rollout.actions), found
 
     ask = jax.jit(jax.value_and_grad(asked, has_aux=True))
@@ -173,13 +194,16 @@ def run_steps(mesh_config, number=2):
         for specs, params in ((param_specs(MODEL), policy), (scoring_specs(MODEL), value)):
             abstract = abstract_state(specs, optimizer, mesh, dtype="float32")
             # Copies: the step is given its state, and the next mesh starts from the same weights.
-            placed = jax.tree.map(lambda x, a: jax.device_put(jnp.copy(x), a.sharding), params,
-                                  abstract.params)
+            placed = jax.tree.map(
+                lambda x, a: jax.device_put(jnp.copy(x), a.sharding), params, abstract.params
+            )
             states.append(make_state(0, specs, optimizer, abstract, params=placed))
-        state = ppo.PPOState(step=jnp.int32(0), policy=states[0], value=states[1],
-                             rewards=ppo.start_moments())
-        step = ppo.make_ppo_step(MODEL, CONFIG, policy_optimizer=optimizer,
-                                 value_optimizer=optimizer, seed=0)
+        state = ppo.PPOState(
+            step=jnp.int32(0), policy=states[0], value=states[1], rewards=ppo.start_moments()
+        )
+        step = ppo.make_ppo_step(
+            MODEL, CONFIG, policy_optimizer=optimizer, value_optimizer=optimizer, seed=0
+        )
         seen = []
         for _ in range(number):
             state, metrics = step(state, ppo.PPOBatch(rollout, None))
@@ -229,8 +253,13 @@ def test_the_pretraining_gradient_is_a_next_token_loss_of_its_weight():
     policy, _, rollout = make_rollout()
     ids = jnp.asarray(np.random.default_rng(3).integers(0, 64, (16, 13)), jnp.int32)
     ones = jnp.ones((16, 12), jnp.int32)
-    pretrain = Batch(tokens=ids[:, :-1], targets=ids[:, 1:], loss_weights=ones.astype(jnp.float32),
-                     segment_ids=ones, positions=jnp.cumsum(ones, axis=1) - 1)
+    pretrain = Batch(
+        tokens=ids[:, :-1],
+        targets=ids[:, 1:],
+        loss_weights=ones.astype(jnp.float32),
+        segment_ids=ones,
+        positions=jnp.cumsum(ones, axis=1) - 1,
+    )
     config = dataclasses.replace(CONFIG, pretrain_coefficient=0.5)
     losses = []
     for batch in (None, pretrain):

@@ -25,8 +25,9 @@ TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})
 MODEL = dataclasses.replace(sizes.TINY, vocab_size=464, context_length=64, initializer_range=0.1)
 CONFIG = ppo.PPOConfig(value_warmup_steps=1, max_new_tokens=5)
 LORA = LoRAConfig(rank=3, alpha=6.0)
-OPTIMIZER = make_optimizer(OptimizerConfig(peak_learning_rate=0.05, schedule="constant",
-                                           warmup_steps=0), 10)
+OPTIMIZER = make_optimizer(
+    OptimizerConfig(peak_learning_rate=0.05, schedule="constant", warmup_steps=0), 10
+)
 
 
 def length(questions, answers):
@@ -34,13 +35,19 @@ def length(questions, answers):
     return [float(len(answer)) for answer in answers]
 
 
-@pytest.fixture(scope="module", params=[
-    "a reward model", pytest.param("a function alone", marks=pytest.mark.slow)])
+@pytest.fixture(
+    scope="module",
+    params=["a reward model", pytest.param("a function alone", marks=pytest.mark.slow)],
+)
 def seen(request):
     """Bases, a plan of memory, and three steps: states, rollouts and metrics."""
     mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
-    draw = jax.jit(lambda key: (init_from(param_specs(MODEL), key, "float32"),
-                                init_from(scoring_specs(MODEL), key, "float32")))
+    draw = jax.jit(
+        lambda key: (
+            init_from(param_specs(MODEL), key, "float32"),
+            init_from(scoring_specs(MODEL), key, "float32"),
+        )
+    )
     with use_layout(mesh):
         reference, reward = draw(jax.random.key(0))[0], draw(jax.random.key(1))[1]
         if request.param != "a reward model":
@@ -49,24 +56,35 @@ def seen(request):
         states = []
         for whole in (param_specs, scoring_specs):
             specs = lora_specs(MODEL, LORA, whole)
-            states.append(make_state(0, specs, OPTIMIZER, abstract_state(
-                specs, OPTIMIZER, mesh, dtype="float32")))
+            states.append(
+                make_state(
+                    0, specs, OPTIMIZER, abstract_state(specs, OPTIMIZER, mesh, dtype="float32")
+                )
+            )
         states[1] = states[1].replace(params=in_full(bases.value, states[1].params))
-        state = ppo.PPOState(step=jnp.int32(0), policy=states[0], value=states[1],
-                             rewards=ppo.start_moments())
-        sampler = Sampler(MODEL, CONFIG, TOKENIZER, reference=reference, lora=LORA,
-                          reward_model=reward and (reward, MODEL), reward_functions=[length])
+        state = ppo.PPOState(
+            step=jnp.int32(0), policy=states[0], value=states[1], rewards=ppo.start_moments()
+        )
+        sampler = Sampler(
+            MODEL,
+            CONFIG,
+            TOKENIZER,
+            reference=reference,
+            lora=LORA,
+            reward_model=reward and (reward, MODEL),
+            reward_functions=[length],
+        )
         prompts = PromptRows([TOKENIZER.encode(text) for text in ("one", "number two")])
-        step = ppo.make_ppo_step(MODEL, CONFIG, policy_optimizer=OPTIMIZER,
-                                 value_optimizer=OPTIMIZER, seed=0, lora=LORA)
+        step = ppo.make_ppo_step(
+            MODEL, CONFIG, policy_optimizer=OPTIMIZER, value_optimizer=OPTIMIZER, seed=0, lora=LORA
+        )
         before, compiled, found = jax.device_get(bases), None, []
         for number in range(3):
             rollout = sampler(collate([prompts[0], prompts[1]]), state, number)
             batch = ppo.PPOBatch(rollout, None, bases)
             if compiled is None:
                 compiled = step.lower(state, batch).compile()
-                plan = memory.measure(compiled, state, platform="tpu", available=None,
-                                      frozen=bases)
+                plan = memory.measure(compiled, state, platform="tpu", available=None, frozen=bases)
             old = jax.device_get(state)
             state, metrics = compiled(state, batch)
             found.append((old, jax.device_get(rollout), jax.device_get(metrics)))
@@ -93,8 +111,11 @@ def test_the_bases_stay_and_adapters_and_score_alone_are_trained(seen):
         np.testing.assert_array_equal(a, b)
     shapes = {leaf.shape for leaf in jax.tree.leaves((last.policy.params, last.value.params.trunk))}
     assert shapes and all(LORA.rank in shape for shape in shapes)
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found[0][0].params),
-                            jax.tree.leaves(last.params), strict=True):
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(found[0][0].params),
+        jax.tree.leaves(last.params),
+        strict=True,
+    ):
         assert not np.array_equal(a, b), path
     if before.reward is not None:  # the value model starts as the reward model
         np.testing.assert_array_equal(found[0][0].value.params.score, before.reward.score)

@@ -23,9 +23,11 @@ from qwen_jax.tokenizer.bpe import Tokenizer
 
 TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})
 MODEL = dataclasses.replace(sizes.TINY, vocab_size=464, context_length=96)
-PAIRS = [Pair((("user", "hi"),), "yes", "not at all", "a"),
-         Pair((("user", "a much longer question"),), "a longer answer", "no", "b"),
-         Pair((("user", "?"),), "1", "2", "c")]
+PAIRS = [
+    Pair((("user", "hi"),), "yes", "not at all", "a"),
+    Pair((("user", "a much longer question"),), "a longer answer", "no", "b"),
+    Pair((("user", "?"),), "1", "2", "c"),
+]
 OBJECTIVE = jax.jit(make_objective(MODEL))
 compiled_scores = jax.jit(scores, static_argnames="config")
 
@@ -49,8 +51,9 @@ def test_the_reward_is_read_at_the_end_token_whatever_the_padding_holds(params, 
     by_hand = compiled_scores(params, alone, jnp.ones_like(alone), config=MODEL)[:, -1]
     # Sums of 32 terms in another order: some last places of numbers of size 1.
     assert float(found[2]) == pytest.approx(float(by_hand[0] - by_hand[1]), abs=1e-5)
-    whole = compiled_scores(params, batch.tokens.reshape(6, 96), batch.segment_ids.reshape(6, 96),
-                            config=MODEL)
+    whole = compiled_scores(
+        params, batch.tokens.reshape(6, 96), batch.segment_ids.reshape(6, 96), config=MODEL
+    )
     ends = [float(row[end]) for row, end in zip(whole, batch.end.reshape(6))]
     np.testing.assert_allclose(found, np.subtract(ends[::2], ends[1::2]), atol=1e-5)
     junk = batch.replace(tokens=np.where(batch.segment_ids > 0, batch.tokens, 77))
@@ -80,6 +83,7 @@ def test_pairs_that_fill_up_a_batch_weigh_nothing(params, rows):
         def loss(params):
             sums = make_objective(MODEL)(params, batch, None)
             return sums.loss_sum, sums
+
         grads, sums = jax.grad(loss, has_aux=True)(params)
         return sums, grads
 
@@ -98,7 +102,8 @@ def test_a_scoring_model_starts_as_the_language_model():
     assert params.trunk.head is None
     tokens = jnp.asarray([[5, 6, 7, 8]], jnp.int32)
     want = jax.jit(functools.partial(hidden_states, config=MODEL))(
-        language, tokens, jnp.arange(4, dtype=jnp.int32)[None], segment_ids=jnp.ones_like(tokens))
+        language, tokens, jnp.arange(4, dtype=jnp.int32)[None], segment_ids=jnp.ones_like(tokens)
+    )
     got = compiled_scores(params, tokens, jnp.ones_like(tokens), config=MODEL)
     np.testing.assert_allclose(got, want[:, :, 3], rtol=1e-6)  # times 1, plus zeros
 

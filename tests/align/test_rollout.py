@@ -26,18 +26,30 @@ CONFIG = ppo.PPOConfig(max_new_tokens=5, samples_per_prompt=2)
 
 def test_rows_are_prompt_answer_and_end_token():
     prompts = np.array([[1, 2, 3], [4, 5, 0], [6, 0, 0]], np.int32)
-    new = np.array([[7, 8, -1],  # ended by itself
-                    [9, 10, 11],  # cut off
-                    [-1, -1, -1]], np.int32)  # nothing but the end
-    rows = assemble(prompts, np.array([3, 2, 1], np.int32),
-                    NewTokens(tokens=jnp.asarray(new), logprobs=jnp.zeros((3, 3))), end_id=99)
-    np.testing.assert_array_equal(rows.tokens, [[1, 2, 3, 7, 8, 99, 0], [4, 5, 9, 10, 11, 99, 0],
-                                                [6, 99, 0, 0, 0, 0, 0]])
-    np.testing.assert_array_equal(rows.segment_ids, [[1] * 6 + [0], [1] * 6 + [0],
-                                                     [1, 1, 0, 0, 0, 0, 0]])
+    new = np.array(
+        [
+            [7, 8, -1],  # ended by itself
+            [9, 10, 11],  # cut off
+            [-1, -1, -1],
+        ],
+        np.int32,
+    )  # nothing but the end
+    rows = assemble(
+        prompts,
+        np.array([3, 2, 1], np.int32),
+        NewTokens(tokens=jnp.asarray(new), logprobs=jnp.zeros((3, 3))),
+        end_id=99,
+    )
+    np.testing.assert_array_equal(
+        rows.tokens, [[1, 2, 3, 7, 8, 99, 0], [4, 5, 9, 10, 11, 99, 0], [6, 99, 0, 0, 0, 0, 0]]
+    )
+    np.testing.assert_array_equal(
+        rows.segment_ids, [[1] * 6 + [0], [1] * 6 + [0], [1, 1, 0, 0, 0, 0, 0]]
+    )
     # Position t acts where the token at t + 1 was sampled: the end token that was added is not.
-    np.testing.assert_array_equal(rows.actions, [[0, 0, 1, 1, 1, 0], [0, 1, 1, 1, 0, 0],
-                                                 [1, 0, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(
+        rows.actions, [[0, 0, 1, 1, 1, 0], [0, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0]]
+    )
     np.testing.assert_array_equal(rows.end, [5, 5, 1])
     np.testing.assert_array_equal(rows.ended, [1, 0, 1])
 
@@ -63,8 +75,9 @@ def models():
     make = jax.jit(init_params, static_argnums=0)
     score = jax.jit(lambda key: init_from(scoring_specs(MODEL), key, "float32"))
     policy, value = make(MODEL, jax.random.key(0)), score(jax.random.key(1))
-    state = types.SimpleNamespace(policy=types.SimpleNamespace(params=policy),
-                                  value=types.SimpleNamespace(params=value))
+    state = types.SimpleNamespace(
+        policy=types.SimpleNamespace(params=policy), value=types.SimpleNamespace(params=value)
+    )
     return state, make(MODEL, jax.random.key(2)), score(jax.random.key(3))
 
 
@@ -73,8 +86,15 @@ def made(models):
     """A sampler, its reward function, its prompts and their first rollout."""
     state, reference, reward = models
     function = Reward()
-    sampler = Sampler(MODEL, CONFIG, TOKENIZER, reference=reference, reward_model=(reward, MODEL),
-                      reward_functions=[function], seed=7)
+    sampler = Sampler(
+        MODEL,
+        CONFIG,
+        TOKENIZER,
+        reference=reference,
+        reward_model=(reward, MODEL),
+        reward_functions=[function],
+        seed=7,
+    )
     prompts = PromptRows([TOKENIZER.encode(text) for text in ("one", "number two", "3")])
     rollout = sampler(collate([prompts[0], prompts[1]]), state, 4)
     return sampler, function, prompts, jax.device_get(rollout), function.asked
@@ -111,8 +131,14 @@ def test_a_rows_sample_depends_on_seed_step_prompt_and_sample_alone(models, made
 def test_the_samplers_log_probabilities_are_the_trainers(models, temperature):
     """But for rounding; entropies are of the distribution that was drawn from."""
     state, reference, _ = models
-    sampler = Sampler(MODEL, dataclasses.replace(CONFIG, temperature=temperature), TOKENIZER,
-                      reference=reference, reward_functions=[Reward()], seed=7)
+    sampler = Sampler(
+        MODEL,
+        dataclasses.replace(CONFIG, temperature=temperature),
+        TOKENIZER,
+        reference=reference,
+        reward_functions=[Reward()],
+        seed=7,
+    )
     prompts = PromptRows([TOKENIZER.encode(text) for text in ("one", "number two")])
     rollout = jax.device_get(sampler(collate([prompts[0], prompts[1]]), state, 4))
     acts = rollout.actions > 0
@@ -125,15 +151,27 @@ def test_the_samplers_log_probabilities_are_the_trainers(models, temperature):
 def test_compiled_before_it_starts_it_samples_the_same(models, made):
     state, reference, reward = models
     prompts, first = made[2], made[3]
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-                            (state.policy.params, state.value.params, reference, reward))
-    sampler = Sampler(MODEL, CONFIG, TOKENIZER, reference=abstract[2], seed=7,
-                      reward_model=(abstract[3], MODEL), reward_functions=[Reward()])
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+        (state.policy.params, state.value.params, reference, reward),
+    )
+    sampler = Sampler(
+        MODEL,
+        CONFIG,
+        TOKENIZER,
+        reference=abstract[2],
+        seed=7,
+        reward_model=(abstract[3], MODEL),
+        reward_functions=[Reward()],
+    )
     batch = collate([prompts[0], prompts[1]])
     assert len(sampler.compile(*abstract[:2], batch, reward.score.sharding)) == 2
     sampler.load(ppo.Bases(reference, reward))
-    for a, b in zip(jax.tree.leaves(jax.device_get(sampler(batch, state, 4))),
-                    jax.tree.leaves(first), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(jax.device_get(sampler(batch, state, 4))),
+        jax.tree.leaves(first),
+        strict=True,
+    ):
         np.testing.assert_array_equal(a, b)
 
 
@@ -145,12 +183,18 @@ def test_rewards_are_the_models_at_the_end_token_plus_the_functions(models, made
     end = (lengths + rollout.actions.sum(axis=1) - rollout.ended).astype(np.int32)
     for row in range(4):
         assert tokens[row, end[row]] in (TOKENIZER.im_end, 0)
-        tokens[row, end[row]] = TOKENIZER.im_end  # where the row is cut off it is none of the rollout's
-        answer = tokens[row, lengths[row]:end[row]]
+        tokens[row, end[row]] = (
+            TOKENIZER.im_end
+        )  # where the row is cut off it is none of the rollout's
+        answer = tokens[row, lengths[row] : end[row]]
         assert TOKENIZER.decode(answer) == answers[row]
     segments = (np.arange(tokens.shape[1])[None] <= end[:, None]).astype(np.int32)
-    scored = at_end(jax.jit(scores, static_argnames="config")(
-        models[2], jnp.asarray(tokens), jnp.asarray(segments), config=MODEL), jnp.asarray(end))
+    scored = at_end(
+        jax.jit(scores, static_argnames="config")(
+            models[2], jnp.asarray(tokens), jnp.asarray(segments), config=MODEL
+        ),
+        jnp.asarray(end),
+    )
     want = np.asarray(scored) + np.asarray([len(answer) for answer in answers], np.float32)
     # Another program: rounding of numbers of size 1.
     np.testing.assert_allclose(rollout.rewards, want, atol=1e-5)
@@ -167,10 +211,14 @@ def test_every_ratio_of_the_first_update_is_one(models, made):
     assert float(sums.extras["step_kl"]) == pytest.approx(0, abs=1e-9)
 
 
-@pytest.mark.parametrize("mood, message", [
-    ("raises", "(?s)KeyError: 'no such answer'.*moody.*'one' -> "),
-    ("nan", "(?s)the reward of sample 3 is nan: 'number two' -> .*moody"),
-    ("few", r"(?s)\(3,\) rewards for 4 answers.*moody")])
+@pytest.mark.parametrize(
+    "mood, message",
+    [
+        ("raises", "(?s)KeyError: 'no such answer'.*moody.*'one' -> "),
+        ("nan", "(?s)the reward of sample 3 is nan: 'number two' -> .*moody"),
+        ("few", r"(?s)\(3,\) rewards for 4 answers.*moody"),
+    ],
+)
 def test_a_bad_reward_names_the_sample_and_the_state_is_saved(models, made, mood, message):
     sampler, function, prompts, *_ = made
     saved = []
@@ -184,10 +232,19 @@ def test_a_bad_reward_names_the_sample_and_the_state_is_saved(models, made, mood
 
     try:
         with pytest.raises(TrainingError, match=message):
-            fit(TrainState(step=jnp.int32(0), params=(), opt_state=()), next_batch, train_step,
-                start_step=0, num_steps=5, report=lambda report: None,
-                hooks=(Hook(100, lambda done, state: saved.append((done, int(state.step))),
-                            at_stop=True),))
+            fit(
+                TrainState(step=jnp.int32(0), params=(), opt_state=()),
+                next_batch,
+                train_step,
+                start_step=0,
+                num_steps=5,
+                report=lambda report: None,
+                hooks=(
+                    Hook(
+                        100, lambda done, state: saved.append((done, int(state.step))), at_stop=True
+                    ),
+                ),
+            )
     finally:
         function.mood = "good"
     assert saved == [(2, 2)]
@@ -198,5 +255,10 @@ def test_no_reward_and_a_reward_model_of_another_vocabulary_are_refused(models):
     with pytest.raises(DataError, match="no reward"):
         Sampler(MODEL, CONFIG, TOKENIZER, reference=reference)
     with pytest.raises(DataError, match="512 ids, the policy 464"):
-        Sampler(MODEL, CONFIG, TOKENIZER, reference=reference,
-                reward_model=(reward, dataclasses.replace(MODEL, vocab_size=512)))
+        Sampler(
+            MODEL,
+            CONFIG,
+            TOKENIZER,
+            reference=reference,
+            reward_model=(reward, dataclasses.replace(MODEL, vocab_size=512)),
+        )

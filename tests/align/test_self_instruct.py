@@ -28,8 +28,10 @@ from qwen_jax.data.conversations import Counts, read_conversations
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.generate.request import Completion
 
-SEEDS = [Seed(f"Explain in a few words what a {word} does all day.", f"It is a {word}.")
-         for word in ("baker", "fox", "river", "judge", "cloud", "nurse", "clock")]
+SEEDS = [
+    Seed(f"Explain in a few words what a {word} does all day.", f"It is a {word}.")
+    for word in ("baker", "fox", "river", "judge", "cloud", "nurse", "clock")
+]
 
 
 def by_definition(one, other):
@@ -57,8 +59,12 @@ def test_novelty_refuses_what_comparing_with_all_would():
     texts = [" ".join(draw.choices(vocabulary, k=draw.randrange(12))) for _ in range(300)]
     novelty, kept, near = Novelty(0.7), [], 0
     for text in texts:
-        scores = [2 * by_definition(words(text), words(other))
-                  / max(len(words(text)) + len(words(other)), 1) for other in kept]
+        scores = [
+            2
+            * by_definition(words(text), words(other))
+            / max(len(words(text)) + len(words(other)), 1)
+            for other in kept
+        ]
         found = novelty.nearest(text)
         assert (found is not None) == (max(scores, default=0) > 0.7)
         if found is None:
@@ -85,7 +91,7 @@ def test_novelty_refuses_what_comparing_with_all_would():
 def test_novelty_of_thousands_is_fast():
     """Measured: 10,000 texts against up to 6,000 kept ones, 0.8 s; pair by pair it is minutes."""
     draw = random.Random(2)
-    vocabulary = [f"w{int(1.01 ** i)}" for i in range(900)]
+    vocabulary = [f"w{int(1.01**i)}" for i in range(900)]
     novelty, begin = Novelty(), time.process_time()
     for _ in range(5000):
         text = " ".join(draw.choices(vocabulary, k=15))
@@ -97,7 +103,9 @@ def test_novelty_of_thousands_is_fast():
 def test_the_prompt_is_the_reports():
     tool = react.Tool("Foo", "foo", "Useful for foo.", ({"name": "x", "required": True},))
     plain = react.Tool("Bar", "bar", "Runs code.")
-    assert react.prompt("Why?", [tool, plain]) == """\
+    assert (
+        react.prompt("Why?", [tool, plain])
+        == """\
 Answer the following questions as best you can. You have access to the following tools:
 
 foo: Call this tool to interact with the Foo API. What is the Foo API useful for? Useful for foo. \
@@ -119,30 +127,43 @@ Final Answer: the final answer to the original input question
 Begin!
 
 Question: Why?"""
+    )
 
 
 CALL = 'Thought: t\nAction: foo\nAction Input: {"x": 1}\nObservation: o\n'
 END = "Thought: done\nFinal Answer: yes\nand more"
 
 
-@pytest.mark.parametrize(("text", "reason"), [
-    (END, None), (CALL + END, None), (CALL + CALL + END, None),
-    (CALL, "no Final Answer"), ("", "no Final Answer"), ("hm\n" + END, "before the first label"),
-    (CALL + "Thought: again\n" + END, "out of order"), (END + "\n" + END, "out of order"),
-    (CALL.replace("Observation: o\n", "") + END, "out of order"),
-    ("Final Answer: yes", "out of order"), (CALL + "Final Answer: yes", "out of order"),
-    (END + "\nQuestion: more?\n" + END, "out of order"),
-    (CALL.replace(": foo", ":") + END, "empty Action"),
-    ("Thought: t\nFinal Answer:", "empty Final Answer"),
-    (CALL.replace(": foo", ": oof") + END, "none of the tools"),
-    (CALL.replace('{"x": 1}', "x = 1") + END, "not JSON"),
-    (CALL.replace('{"x": 1}', "[1]") + END, "not a JSON object"),
-    (CALL.replace('{"x": 1}', "{}") + END, "without a required parameter"),
-    (CALL.replace('{"x": 1}', '{"x": 1, "y": 2}') + END, "unknown parameter"),
-    (CALL.replace("foo", "bar").replace('{"x": 1}', "any code") + END, None)])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (END, None),
+        (CALL + END, None),
+        (CALL + CALL + END, None),
+        (CALL, "no Final Answer"),
+        ("", "no Final Answer"),
+        ("hm\n" + END, "before the first label"),
+        (CALL + "Thought: again\n" + END, "out of order"),
+        (END + "\n" + END, "out of order"),
+        (CALL.replace("Observation: o\n", "") + END, "out of order"),
+        ("Final Answer: yes", "out of order"),
+        (CALL + "Final Answer: yes", "out of order"),
+        (END + "\nQuestion: more?\n" + END, "out of order"),
+        (CALL.replace(": foo", ":") + END, "empty Action"),
+        ("Thought: t\nFinal Answer:", "empty Final Answer"),
+        (CALL.replace(": foo", ": oof") + END, "none of the tools"),
+        (CALL.replace('{"x": 1}', "x = 1") + END, "not JSON"),
+        (CALL.replace('{"x": 1}', "[1]") + END, "not a JSON object"),
+        (CALL.replace('{"x": 1}', "{}") + END, "without a required parameter"),
+        (CALL.replace('{"x": 1}', '{"x": 1, "y": 2}') + END, "unknown parameter"),
+        (CALL.replace("foo", "bar").replace('{"x": 1}', "any code") + END, None),
+    ],
+)
 def test_transcripts(text, reason):
-    tools = [react.Tool("Foo", "foo", "f", ({"name": "x", "required": True},)),
-             react.Tool("Bar", "bar", "b")]
+    tools = [
+        react.Tool("Foo", "foo", "f", ({"name": "x", "required": True},)),
+        react.Tool("Bar", "bar", "b"),
+    ]
     fault = react_fault(text, "stop", tools, Rules())
     if reason is None:
         assert text.strip() and fault is None
@@ -152,24 +173,41 @@ def test_transcripts(text, reason):
         assert fault is not None and (reason in fault or fault == "an empty answer")
 
 
-@pytest.mark.parametrize(("text", "reason"), [
-    ("Name three birds that cannot fly.", None), ("给我讲一个关于狐狸的故事", None),
-    ("Name a bird.", "shorter than 4 words"), ("讲故事", "shorter than 4 words"),
-    ("why " * 151, "longer than 150 words"), ("- Name three birds that fly", "begins with a sign"),
-    ("Describe the image of a fox below.", "forbidden word 'image'"),
-    ("Sort the imagery of the poem.", None), ("请描述下面这张图片的内容", "forbidden word '图片'"),
-    ("Write a program to sort the numbers.", "program"),
-    ("Напиши мне стихи про осень и дождь", "another script (cyrillic)"),
-    ("“Hello” in French, please, and why.", None), ("12 34 56 78", "no letters")])
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("Name three birds that cannot fly.", None),
+        ("给我讲一个关于狐狸的故事", None),
+        ("Name a bird.", "shorter than 4 words"),
+        ("讲故事", "shorter than 4 words"),
+        ("why " * 151, "longer than 150 words"),
+        ("- Name three birds that fly", "begins with a sign"),
+        ("Describe the image of a fox below.", "forbidden word 'image'"),
+        ("Sort the imagery of the poem.", None),
+        ("请描述下面这张图片的内容", "forbidden word '图片'"),
+        ("Write a program to sort the numbers.", "program"),
+        ("Напиши мне стихи про осень и дождь", "another script (cyrillic)"),
+        ("“Hello” in French, please, and why.", None),
+        ("12 34 56 78", "no letters"),
+    ],
+)
 def test_questions(text, reason):
     fault = question_fault(text, Rules())
     assert (fault is None) if reason is None else (fault is not None and reason in fault)
 
 
-@pytest.mark.parametrize(("answer", "finish", "reason"), [
-    ("Four.", "stop", None), (" ", "stop", "empty"), ("Four", "length", "cut off"),
-    ("What is two plus two", "stop", "repeats the question"), ("ha" * 30, "stop", "repeats itself"),
-    ("a \ufffd", "stop", "broken characters"), (" ".join(map(str, range(1001))), "stop", "1000")])
+@pytest.mark.parametrize(
+    ("answer", "finish", "reason"),
+    [
+        ("Four.", "stop", None),
+        (" ", "stop", "empty"),
+        ("Four", "length", "cut off"),
+        ("What is two plus two", "stop", "repeats the question"),
+        ("ha" * 30, "stop", "repeats itself"),
+        ("a \ufffd", "stop", "broken characters"),
+        (" ".join(map(str, range(1001))), "stop", "1000"),
+    ],
+)
 def test_answers(answer, finish, reason):
     fault = answer_fault("What is two plus two?", answer, finish, Rules())
     assert (fault is None) if reason is None else (fault is not None and reason in fault)
@@ -178,7 +216,11 @@ def test_answers(answer, finish, reason):
 def test_lists_go_on_where_they_were_begun():
     text = " Name a bird.\n10. Write a poem\nabout it.\n\n11) 说一个笑话\n12、Expl"
     assert parse_list(text, 9, whole=True) == [
-        "Name a bird.", "Write a poem about it.", "说一个笑话", "Expl"]
+        "Name a bird.",
+        "Write a poem about it.",
+        "说一个笑话",
+        "Expl",
+    ]
     assert parse_list(text, 9, whole=False)[-1] == "说一个笑话"
     assert parse_list("9. Name a bird.", 9, whole=True) == ["Name a bird."]
     assert parse_list("", 9, whole=True) == []
@@ -208,24 +250,59 @@ class Scripted:
         number = draw.randrange(10**6)
         if last == "Thought:":
             tool = re.search(r"should be one of \[([^\],]*)", talk[-2][1])[1]
-            call = {"calculator": '{"expression": "1"}', "weather": '{"city": "x"}',
-                    "web_search": '{"query": "x"}', "python": "```\nprint(1)\n```",
-                    "calendar": '{"action": "read", "date": "2024-01-01"}'}[tool]
-            text = draw.choice([
-                f" hm\nAction: {tool}\nAction Input: {call}\nObservation: 1\n{END}",
-                f" hm\nAction: {tool}s\nAction Input: {call}\nObservation: 1\n{END}",
-                f" hm\nFinal Answer: {number}", " hm"])
+            call = {
+                "calculator": '{"expression": "1"}',
+                "weather": '{"city": "x"}',
+                "web_search": '{"query": "x"}',
+                "python": "```\nprint(1)\n```",
+                "calendar": '{"action": "read", "date": "2024-01-01"}',
+            }[tool]
+            text = draw.choice(
+                [
+                    f" hm\nAction: {tool}\nAction Input: {call}\nObservation: 1\n{END}",
+                    f" hm\nAction: {tool}s\nAction Input: {call}\nObservation: 1\n{END}",
+                    f" hm\nFinal Answer: {number}",
+                    " hm",
+                ]
+            )
         elif role == "assistant":
-            names = draw.sample(["owls", "trams", "tides", "chess", "bread", "rust", "wool", "maps",
-                                 "ink", "moss", "salt", "jazz", "kites", "yeast", "zinc"], 6)
-            text = " " + "\n".join(
-                f"{place}. {text}" for place, text in enumerate([
-                    f"Tell {names[0]} {number} jokes about {names[1]} quickly.",
-                    f"Why would {names[2]} need {names[3]}, {names[4]} or {number} friends?",
-                    "Explain in few words what a baker does all day.",
-                    "What would a lighthouse keeper cook on Sundays?", f"Draw {number} of them now",
-                    f"Compare {names[4]} with {names[5]} {number} times"], int(re.search(
-                        r"(\d+)\.$", last)[1])))[3:]
+            names = draw.sample(
+                [
+                    "owls",
+                    "trams",
+                    "tides",
+                    "chess",
+                    "bread",
+                    "rust",
+                    "wool",
+                    "maps",
+                    "ink",
+                    "moss",
+                    "salt",
+                    "jazz",
+                    "kites",
+                    "yeast",
+                    "zinc",
+                ],
+                6,
+            )
+            text = (
+                " "
+                + "\n".join(
+                    f"{place}. {text}"
+                    for place, text in enumerate(
+                        [
+                            f"Tell {names[0]} {number} jokes about {names[1]} quickly.",
+                            f"Why would {names[2]} need {names[3]}, {names[4]} or {number} friends?",
+                            "Explain in few words what a baker does all day.",
+                            "What would a lighthouse keeper cook on Sundays?",
+                            f"Draw {number} of them now",
+                            f"Compare {names[4]} with {names[5]} {number} times",
+                        ],
+                        int(re.search(r"(\d+)\.$", last)[1]),
+                    )
+                )[3:]
+            )
         else:
             text = draw.choice([f"Because {number}.", ""])
         if draw.random() < 0.1:
@@ -239,8 +316,9 @@ SETTINGS = Settings(samples=60, rounds=6, instruction_lists=3, question_lists=3,
 
 def generate(path, model, settings=SETTINGS):
     with AppendOnly(path, {}) as file:
-        made = SelfInstruct(settings, Rules(), Asked(file, model.open, seed=0), SEEDS, EXAMPLES,
-                            TOOLS)
+        made = SelfInstruct(
+            settings, Rules(), Asked(file, model.open, seed=0), SEEDS, EXAMPLES, TOOLS
+        )
         for _ in made.rounds():
             pass
     return made
@@ -252,9 +330,15 @@ def test_samples_pass_the_rules_and_every_refusal_is_counted(tmp_path):
     kinds = collections.Counter(sample.kind for sample in made.samples)
     assert kinds["instruction"] > 10 and kinds["react"] > 10
     assert len({sample.id for sample in made.samples}) == len(made.samples) == made.counts.kept
-    for reason in ("like one before", "forbidden word 'draw'",
-                   "an Action that is none of the tools", "no Final Answer at the end",
-                   "an answer that was cut off", "an empty answer", "no room for an answer"):
+    for reason in (
+        "like one before",
+        "forbidden word 'draw'",
+        "an Action that is none of the tools",
+        "no Final Answer at the end",
+        "an answer that was cut off",
+        "an empty answer",
+        "no room for an answer",
+    ):
         assert made.counts.skipped[reason] > 0, reason
         assert made.counts.examples[reason].startswith("round ")
     assert len(made.rejected) == made.counts.skipped.total()
@@ -274,8 +358,11 @@ def test_samples_pass_the_rules_and_every_refusal_is_counted(tmp_path):
             assert react_fault(sample.messages[1][1], "stop", tools, Rules()) is None
             assert sample.messages[0][1].endswith(f"Question: {sample.question}")
     # Lists show seeds and, from the second round on, what was made before.
-    lists = [talk[-1][1] for talk in model.talks
-             if talk[-1][0] == "assistant" and talk[-1][1] != "Thought:"]
+    lists = [
+        talk[-1][1]
+        for talk in model.talks
+        if talk[-1][0] == "assistant" and talk[-1][1] != "Thought:"
+    ]
     assert all(re.search(rf"^{len(text.splitlines())}\.$", text, re.MULTILINE) for text in lists)
     assert sum("jokes about" in text for text in lists) > 3
     # Worked examples stand before a question, as turns.
@@ -288,11 +375,20 @@ def test_it_ends_with_the_samples_that_are_wanted(tmp_path):
     assert len(generate(tmp_path / "asked.jsonl", Scripted(), few).samples) == 9
     # More of the same: what was asked is not asked again.
     more = Scripted()
-    made = generate(tmp_path / "asked.jsonl", more, Settings(
-        samples=30, rounds=6, instruction_lists=3, question_lists=3))
+    made = generate(
+        tmp_path / "asked.jsonl",
+        more,
+        Settings(samples=30, rounds=6, instruction_lists=3, question_lists=3),
+    )
     fresh = Scripted()
-    assert made.samples == generate(tmp_path / "fresh.jsonl", fresh, Settings(
-        samples=30, rounds=6, instruction_lists=3, question_lists=3)).samples
+    assert (
+        made.samples
+        == generate(
+            tmp_path / "fresh.jsonl",
+            fresh,
+            Settings(samples=30, rounds=6, instruction_lists=3, question_lists=3),
+        ).samples
+    )
     assert len(more.talks) < len(fresh.talks)
 
 
@@ -320,21 +416,34 @@ def test_what_is_missing_is_named(tmp_path):
     with AppendOnly(tmp_path / "a", {}) as file:
         asked = Asked(file, Scripted().open, seed=0)
         for seeds, examples, tools, message in (
-                ([], EXAMPLES, TOOLS, "no seed tasks"), (SEEDS, [], TOOLS, "no worked examples"),
-                (SEEDS, EXAMPLES, [], "no tools"), (SEEDS, EXAMPLES, TOOLS[:1], "unknown tools"),
-                (SEEDS, [Seed("q", "Thought: no", ("weather",))], TOOLS, "no Final Answer")):
+            ([], EXAMPLES, TOOLS, "no seed tasks"),
+            (SEEDS, [], TOOLS, "no worked examples"),
+            (SEEDS, EXAMPLES, [], "no tools"),
+            (SEEDS, EXAMPLES, TOOLS[:1], "unknown tools"),
+            (SEEDS, [Seed("q", "Thought: no", ("weather",))], TOOLS, "no Final Answer"),
+        ):
             with pytest.raises(QwenJaxError, match=message):
                 SelfInstruct(Settings(), Rules(), asked, seeds, examples, tools)
-    for wrong in (lambda: Settings(samples=0), lambda: Settings(rounds=0), lambda: Rules(novelty=0),
-                  lambda: Settings(instruction_lists=0, question_lists=0),
-                  lambda: Rules(languages=("latim",)), lambda: Rules(min_words=9, max_words=8)):
+    for wrong in (
+        lambda: Settings(samples=0),
+        lambda: Settings(rounds=0),
+        lambda: Rules(novelty=0),
+        lambda: Settings(instruction_lists=0, question_lists=0),
+        lambda: Rules(languages=("latim",)),
+        lambda: Rules(min_words=9, max_words=8),
+    ):
         with pytest.raises(QwenJaxError):
             wrong()
 
 
 def sample(number, kind="instruction", text="a ```fenced``` answer"):
-    return Sample(f"0-answers-{number}", kind, f"question {number}?", (),
-                  (("user", f"question {number}?"), ("assistant", text)))
+    return Sample(
+        f"0-answers-{number}",
+        kind,
+        f"question {number}?",
+        (),
+        (("user", f"question {number}?"), ("assistant", text)),
+    )
 
 
 def test_people_judge_and_what_they_did_stays(tmp_path):
@@ -353,7 +462,8 @@ def test_people_judge_and_what_they_did_stays(tmp_path):
     talks = list(read_conversations([out], Counts()))  # as experiments.sft does
     assert [talk.turns for talk in talks] == [
         (("user", "question 0?"), ("assistant", "corrected")),
-        (("user", "question 2?"), ("assistant", "a ```fenced``` answer"))]
+        (("user", "question 2?"), ("assistant", "a ```fenced``` answer")),
+    ]
     assert (tmp_path / "react.jsonl").read_text() == ""
     page = review.render(rows)
     assert "4 samples, 2 of them not judged" in page
@@ -368,23 +478,40 @@ def test_people_judge_and_what_they_did_stays(tmp_path):
 
 def test_seeds_of_every_format(tmp_path):
     path = tmp_path / "seeds.jsonl"
-    rows = [{"instruction": "Plain?"}, {"instruction": "A?", "input": "x", "output": "y"},
-            {"instruction": "S?", "instances": [{"input": "", "output": "o"}, {"input": "2"}]},
-            {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "M?"},
-                          {"role": "assistant", "content": "m"}]},
-            {"instruction": " "}, {"instruction": None, "output": "x"},
-            {"instruction": react.prompt("q", TOOLS), "output": END}]
+    rows = [
+        {"instruction": "Plain?"},
+        {"instruction": "A?", "input": "x", "output": "y"},
+        {"instruction": "S?", "instances": [{"input": "", "output": "o"}, {"input": "2"}]},
+        {
+            "messages": [
+                {"role": "system", "content": "s"},
+                {"role": "user", "content": "M?"},
+                {"role": "assistant", "content": "m"},
+            ]
+        },
+        {"instruction": " "},
+        {"instruction": None, "output": "x"},
+        {"instruction": react.prompt("q", TOOLS), "output": END},
+    ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     counts = Counts()
-    assert read_seeds(path, counts) == [Seed("Plain?"), Seed("A?\nx", "y"), Seed("S?", "o"),
-                                        Seed("M?", "m")]
+    assert read_seeds(path, counts) == [
+        Seed("Plain?"),
+        Seed("A?\nx", "y"),
+        Seed("S?", "o"),
+        Seed("M?", "m"),
+    ]
     assert counts.skipped == {"without a question": 2, "a question to tools": 1}
     tools = tmp_path / "tools.json"
     fields = {"name_for_human": "Foo", "name_for_model": "foo", "description_for_model": "d"}
     tools.write_text(json.dumps([fields]))
     assert react.read_tools(tools) == [react.Tool("Foo", "foo", "d")]
-    for wrong, message in (([fields, fields], "two tools"), ([{}], "no description"),
-                           ([fields | {"parameters": ["x"]}], "no description"), ([], "no tools")):
+    for wrong, message in (
+        ([fields, fields], "two tools"),
+        ([{}], "no description"),
+        ([fields | {"parameters": ["x"]}], "no description"),
+        ([], "no tools"),
+    ):
         tools.write_text(json.dumps(wrong))
         with pytest.raises(QwenJaxError, match=message):
             react.read_tools(tools)

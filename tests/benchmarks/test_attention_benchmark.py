@@ -35,7 +35,8 @@ def test_a_small_run_measures_us_and_jax_and_says_why_others_do_not_run(tmp_path
             for which in attention.PASSES:
                 assert 0 < row[which]["least"] <= row[which]["median"] <= row[which]["most"]
                 assert row[which]["share"] == pytest.approx(
-                    row[which]["tflops"] / result["matmul_tflops"]["float32"])
+                    row[which]["tflops"] / result["matmul_tflops"]["float32"]
+                )
         assert "GPU" in rows[mask, "qwen_jax cudnn"]["refused"]
     assert all(share <= 1 for found in result["errors"].values() for share in found.values())
     assert path.with_suffix(".png").stat().st_size > 10_000
@@ -95,16 +96,24 @@ def test_tuning_writes_a_row_that_lookup_finds(tmp_path, monkeypatch):
     (row,) = attention_tune.run([(case, "causal")], rounds=1, seconds=0.001, table=table)
     assert row["tiles"] in ({"query": 32, "key": 64}, {"query": 64, "key": 64})
     assert {"date", "jax", "milliseconds"} <= set(row)
-    found = tiles.lookup("xla", kind=jax.devices()[0].device_kind, head_size=64, dtype="float32",
-                         default={"query": 1, "key": 1})
+    found = tiles.lookup(
+        "xla",
+        kind=jax.devices()[0].device_kind,
+        head_size=64,
+        dtype="float32",
+        default={"query": 1, "key": 1},
+    )
     assert found == row["tiles"] and other in tiles.table()
     tiles.table.cache_clear()
 
 
-@pytest.mark.parametrize("error, ends", [
-    (KernelError("refused.", "attention", "none."), True), (ValueError("no such form"), False)])
+@pytest.mark.parametrize(
+    "error, ends",
+    [(KernelError("refused.", "attention", "none."), True), (ValueError("no such form"), False)],
+)
 def test_tuning_passes_over_sizes_that_do_not_compile_and_not_over_our_refusals(
-        monkeypatch, capsys, error, ends):
+    monkeypatch, capsys, error, ends
+):
     def programs(*arguments):
         raise error
 
@@ -122,8 +131,9 @@ def test_tuning_passes_over_sizes_that_do_not_compile_and_not_over_our_refusals(
 
 
 def test_the_gate_tool_counts_cases_and_fails_on_an_error(tmp_path, monkeypatch, capsys):
-    config = attention_gate.Config(lengths=(1, 7), head_sizes=(64,), dtypes=("float32",),
-                                   output=str(tmp_path))
+    config = attention_gate.Config(
+        lengths=(1, 7), head_sizes=(64,), dtypes=("float32",), output=str(tmp_path)
+    )
     monkeypatch.setattr(attention_gate, "HEADS", ((2, 1),))
     attention_gate.main(config)
     found = json.loads((tmp_path / "attention_gate_xla.json").read_text())["dtypes"]["float32"]

@@ -11,8 +11,16 @@ import pytest
 from benchmarks import device_rates, full_size, timing
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-ALL = ["environment", "correctness", "attention", "train_1.8b", "train_7b", "decode_1.8b",
-       "decode_7b", "ppo"]
+ALL = [
+    "environment",
+    "correctness",
+    "attention",
+    "train_1.8b",
+    "train_7b",
+    "decode_1.8b",
+    "decode_7b",
+    "ppo",
+]
 PYTHON = """#!/bin/bash
 echo "$*" >> {calls}
 case "$*" in *full_size*1.8b*) sleep {slow};; *benchmarks.decode*) exit {code};; esac
@@ -26,9 +34,14 @@ def gpu(folder, *parts, slow=0, code=0, limit=60):
     python.write_text(PYTHON.format(calls=calls, slow=slow, code=code))
     python.chmod(0o755)
     done = subprocess.run(
-        ["bash", ROOT / "benchmarks/gpu.sh", folder / "out", *parts], text=True, cwd=folder,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120,
-        env=os.environ | {"PYTHON": str(python), "LIMIT": str(limit)})
+        ["bash", ROOT / "benchmarks/gpu.sh", folder / "out", *parts],
+        text=True,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=120,
+        env=os.environ | {"PYTHON": str(python), "LIMIT": str(limit)},
+    )
     return done.returncode, done.stdout, calls.read_text().splitlines()
 
 
@@ -38,8 +51,11 @@ def test_a_part_that_has_ended_is_not_run_again_and_the_others_are(tmp_path):
     assert "train_1.8b: exit code 124, out of time" in said and len(calls) == 9
     code, said, calls = gpu(tmp_path)
     assert code == 0 and "environment: done before" in said
-    assert [call.split()[1] for call in calls] == ["benchmarks.full_size", "benchmarks.decode",
-                                                   "benchmarks.decode"]
+    assert [call.split()[1] for call in calls] == [
+        "benchmarks.full_size",
+        "benchmarks.decode",
+        "benchmarks.decode",
+    ]
     assert sorted(path.stem for path in (tmp_path / "out").glob("*.done")) == sorted(ALL)
 
 
@@ -70,7 +86,8 @@ def test_a_step_of_a_small_size(tmp_path, monkeypatch):
     table = full_size.summary({"ours": [row], "peer": [peer]})
     assert table["peer"]["ratio"] == pytest.approx(2) and table["ours"]["ratio"] == 1
     assert table["ours"]["mfu_a"] == pytest.approx(
-        row["flops_a"] * row["tokens_per_second"] / row["peak_flops"])
+        row["flops_a"] * row["tokens_per_second"] / row["peak_flops"]
+    )
     json.dumps(table)
 
 
@@ -80,4 +97,5 @@ def test_rates_of_the_device(monkeypatch):
     took = timing.Timing(median=1e-3, least=1e-3, most=1e-3)
     monkeypatch.setattr(timing, "interleaved", lambda calls, **_: dict.fromkeys(calls, took))
     assert device_rates.rates(device_rates.SMOKE) == pytest.approx(
-        {"copy_gb_per_s": 2 * 16 * 2**20 / 1e6, "matmul_tflop_per_s": 2 * 256**3 / 1e9})
+        {"copy_gb_per_s": 2 * 16 * 2**20 / 1e6, "matmul_tflop_per_s": 2 * 256**3 / 1e9}
+    )

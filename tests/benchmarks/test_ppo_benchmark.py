@@ -17,19 +17,23 @@ from qwen_jax.generate.loop import DecodeState
 from qwen_jax.generate.weights import for_decoding
 from qwen_jax.model.spec import init_params
 
-SMALL = ppo.Config(size="tiny", prompts=2, samples=2, prompt_tokens=4, new_tokens=4, warm_up=1,
-                   steps=2, rounds=1)
+SMALL = ppo.Config(
+    size="tiny", prompts=2, samples=2, prompt_tokens=4, new_tokens=4, warm_up=1, steps=2, rounds=1
+)
 
 
 @pytest.mark.slow  # compiles a whole PPO step and four decoders
 def test_a_small_run_measures_us_and_says_why_the_peer_is_missing(tmp_path, monkeypatch, capsys):
     made, make = [], ppo_steps.TimedSteps
-    monkeypatch.setattr(ppo_steps, "TimedSteps",
-                        lambda *args, **named: made.append(make(*args, **named)) or made[0])
-    monkeypatch.setattr(turns, "run", lambda command, environment: json.loads(
-        json.dumps(ppo.measure(SMALL))))  # in this process: another one takes seconds to start
-    config = dataclasses.replace(SMALL, peer_python="no/such/python",
-                                 output=str(tmp_path / "ppo.json"))
+    monkeypatch.setattr(
+        ppo_steps, "TimedSteps", lambda *args, **named: made.append(make(*args, **named)) or made[0]
+    )
+    monkeypatch.setattr(
+        turns, "run", lambda command, environment: json.loads(json.dumps(ppo.measure(SMALL)))
+    )  # in this process: another one takes seconds to start
+    config = dataclasses.replace(
+        SMALL, peer_python="no/such/python", output=str(tmp_path / "ppo.json")
+    )
     ppo.main(config)
     found = json.loads((tmp_path / "ppo.json").read_text())
     row = found["table"]["ours"]
@@ -62,8 +66,9 @@ def test_sorting_keeps_the_fewest_tokens_that_have_top_p_together():
     sampling = types.SimpleNamespace(top_p=jnp.asarray([0.6, 0.6], jnp.float32))
     drawn = set()
     for count in range(20):
-        state = DecodeState(cache=None, last=None, counts=jnp.full((2,), count, jnp.int32),
-                            active=None, seen=None)
+        state = DecodeState(
+            cache=None, last=None, counts=jnp.full((2,), count, jnp.int32), active=None, seen=None
+        )
         state, token = by_sorting(state, logits, sampling)
         drawn |= set(enumerate(token.tolist()))
     assert drawn == {(0, 1), (0, 2), (1, 2)} and state.counts.tolist() == [20, 20]

@@ -8,8 +8,10 @@ import pytest
 from benchmarks import turns
 from qwen_jax.parallel import host_memory
 
-SHOW = ("import json, os; print('noise'); "
-        f"print(json.dumps({{'huge': os.environ.get({host_memory.VARIABLE!r})}}))")
+SHOW = (
+    "import json, os; print('noise'); "
+    f"print(json.dumps({{'huge': os.environ.get({host_memory.VARIABLE!r})}}))"
+)
 
 
 def test_ours_comes_first_in_every_round_and_peers_are_told_what_it_measured(monkeypatch):
@@ -23,8 +25,10 @@ def test_ours_comes_first_in_every_round_and_peers_are_told_what_it_measured(mon
 
     ours = {"huge": host_memory.SETTING}
     assert list(turns.take(2, [sys.executable, "-c", SHOW], peers)) == [
-        (turn, *row) for turn in (1, 2)
-        for row in (("ours", ours), ("echo", ours), ("plain", {"huge": None}))]
+        (turn, *row)
+        for turn in (1, 2)
+        for row in (("ours", ours), ("echo", ours), ("plain", {"huge": None}))
+    ]
     assert told == [ours, ours]
 
 

@@ -39,7 +39,8 @@ def test_what_is_learnt_of_real_conversations_is_the_assistants_turns(shared, na
     for talk, example in zip(talks, examples):
         answers = "".join(text + "<|im_end|>" for role, text in talk.turns if role == "assistant")
         assert qwen.decode(example.tokens[example.weights == 1]) == unicodedata.normalize(
-            "NFC", answers)
+            "NFC", answers
+        )
 
 
 def test_real_conversations_fill_the_rows(shared):
@@ -50,14 +51,19 @@ def test_real_conversations_fill_the_rows(shared):
     rows = PackedRows(examples, context_length=2048)
     assert rows.efficiency >= 0.98
     assert sum(len(example) for example in examples) == sum(
-        int(np.count_nonzero(rows[i].segment_ids)) for i in range(len(rows)))
+        int(np.count_nonzero(rows[i].segment_ids)) for i in range(len(rows))
+    )
 
 
 def test_the_original_mask_keeps_every_turns_markers(tokenizer):
     rendered = render(TURNS, tokenizer)
     kept = tokenizer.decode(rendered.tokens[original_loss_weights(rendered) == 1])
-    assert kept == ("<|im_start|><|im_end|>\n" * 2 + "<|im_start|>Hello.<|im_end|>\n"
-                    + "<|im_start|><|im_end|>\n" + "<|im_start|>See you.<|im_end|>\n")
+    assert kept == (
+        "<|im_start|><|im_end|>\n" * 2
+        + "<|im_start|>Hello.<|im_end|>\n"
+        + "<|im_start|><|im_end|>\n"
+        + "<|im_start|>See you.<|im_end|>\n"
+    )
 
 
 def test_what_is_too_long_is_cut_and_never_to_nothing_to_learn(tokenizer):
@@ -74,9 +80,16 @@ def test_what_is_too_long_is_cut_and_never_to_nothing_to_learn(tokenizer):
 
 def random_examples(tokenizer, number=12):
     draw = random.Random(0)
-    talks = [Conversation((("user", "q" * draw.randrange(1, 20)),
-                           ("assistant", "".join(draw.choices("abc ", k=draw.randrange(1, 60))) + "."
-                            )), str(i)) for i in range(number)]
+    talks = [
+        Conversation(
+            (
+                ("user", "q" * draw.randrange(1, 20)),
+                ("assistant", "".join(draw.choices("abc ", k=draw.randrange(1, 60))) + "."),
+            ),
+            str(i),
+        )
+        for i in range(number)
+    ]
     return list(encode(talks, tokenizer, context_length=256, counts=Counts(kept=number)))
 
 
@@ -125,8 +138,9 @@ def test_batches_depend_on_the_seed_and_the_step_alone(tokenizer):
     halves = [make(rows_here=(2 * i, 2 * i + 1)).batch(2).tokens for i in range(2)]
     assert np.array_equal(np.concatenate(halves), third.tokens)
     epoch = np.concatenate([make().batch(step).tokens for step in range(3)])
-    assert len({row.tobytes() for row in epoch}) == len({rows[i].tokens.tobytes()
-                                                         for i in range(len(rows))})
+    assert len({row.tobytes() for row in epoch}) == len(
+        {rows[i].tokens.tobytes() for i in range(len(rows))}
+    )
     assert not np.array_equal(make(seed=1).batch(2).tokens, third.tokens)
 
 
@@ -135,14 +149,15 @@ def test_evaluation_sees_every_row_once_and_fills_up_with_nothing(tokenizer):
     batches = list(eval_batches(rows, 8, 10))
     assert [batch.tokens.shape for batch in batches] == [(8, 256)] * 2
     assert sum(batch.loss_weights.sum() for batch in batches) == sum(
-        rows[i].loss_weights.sum() for i in range(len(rows)))
+        rows[i].loss_weights.sum() for i in range(len(rows))
+    )
 
 
 def test_a_preview_marks_what_is_learnt(tokenizer):
     rendered = render(TURNS[:2], tokenizer)
     weights = np.zeros(len(rendered.tokens), np.float32)
     span = rendered.spans[-1]
-    weights[span.start:span.end] = 1
+    weights[span.start : span.end] = 1
     example = Example(rendered.tokens, weights)
     assert preview(example, tokenizer, colour=False).endswith("assistant\n⟦Hello.<|im_end|>⟧\n")
     assert "\x1b[1;32mHello.<|im_end|>\x1b[0m" in preview(example, tokenizer)

@@ -11,8 +11,12 @@ from qwen_jax.errors import DataError
 TURNS = [("user", "Hi"), ("assistant", "Hello."), ("user", "Sum: 1 2"), ("assistant", "3")]
 SAME = [
     {"messages": [{"role": role, "content": text} for role, text in TURNS]},
-    {"conversations": [{"from": {"user": "human", "assistant": "gpt"}[role], "value": text}
-                       for role, text in TURNS]},
+    {
+        "conversations": [
+            {"from": {"user": "human", "assistant": "gpt"}[role], "value": text}
+            for role, text in TURNS
+        ]
+    },
     {"instruction": "Sum:", "input": "1 2", "output": "3", "history": [["Hi", "Hello."]]},
 ]
 
@@ -25,21 +29,44 @@ def test_each_format_gives_the_same_turns(row):
 
 
 def test_tools_and_their_answers_are_turns():
-    row = {"tools": [{"name": "add"}], "conversations": [
-        {"from": "human", "value": "1+2?"}, {"from": "function_call", "value": "add 1 2"},
-        {"from": "observation", "value": "3"}, {"from": "gpt", "value": "It is 3."}]}
+    row = {
+        "tools": [{"name": "add"}],
+        "conversations": [
+            {"from": "human", "value": "1+2?"},
+            {"from": "function_call", "value": "add 1 2"},
+            {"from": "observation", "value": "3"},
+            {"from": "gpt", "value": "It is 3."},
+        ],
+    }
     turns = check_turns(turns_of(row, "here"))
-    assert turns == (("system", 'Tools:\n[{"name": "add"}]'), ("user", "1+2?"),
-                     ("assistant", "add 1 2"), ("tool", "3"), ("assistant", "It is 3."))
+    assert turns == (
+        ("system", 'Tools:\n[{"name": "add"}]'),
+        ("user", "1+2?"),
+        ("assistant", "add 1 2"),
+        ("tool", "3"),
+        ("assistant", "It is 3."),
+    )
 
 
-@pytest.mark.parametrize("roles, reason", [
-    ("u", "without an assistant"), ("", "without an assistant"), ("a", "broken order"),
-    ("uu a", "broken order"), ("uaa", "broken order"), ("usa", "not the first"),
-    ("ue", "empty answer")])
+@pytest.mark.parametrize(
+    "roles, reason",
+    [
+        ("u", "without an assistant"),
+        ("", "without an assistant"),
+        ("a", "broken order"),
+        ("uu a", "broken order"),
+        ("uaa", "broken order"),
+        ("usa", "not the first"),
+        ("ue", "empty answer"),
+    ],
+)
 def test_turns_that_cannot_be_learnt_from_say_why(roles, reason):
-    words = {"u": ("user", "x"), "a": ("assistant", "y"), "s": ("system", "z"),
-             "e": ("assistant", " \n")}
+    words = {
+        "u": ("user", "x"),
+        "a": ("assistant", "y"),
+        "s": ("system", "z"),
+        "e": ("assistant", " \n"),
+    }
     with pytest.raises(Skipped, match=reason):
         check_turns([words[letter] for letter in roles.replace(" ", "")])
 
@@ -49,22 +76,36 @@ def test_a_question_without_an_answer_at_the_end_is_cut():
 
 
 def test_bad_rows_are_counted_and_named_and_the_rest_is_read(tmp_path):
-    rows = [*SAME, {"messages": [{"role": "user", "content": "?"}]},
-            {"messages": [{"role": "emperor", "content": "?"}]}, {"messages": "no"}]
+    rows = [
+        *SAME,
+        {"messages": [{"role": "user", "content": "?"}]},
+        {"messages": [{"role": "emperor", "content": "?"}]},
+        {"messages": "no"},
+    ]
     plain, packed = tmp_path / "a.jsonl", tmp_path / "b.json.gz"
     plain.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     packed.write_bytes(gzip.compress(json.dumps(rows).encode()))
     counts = Counts()
     assert len(list(read_conversations([plain, packed], counts))) == counts.kept == 6
-    assert counts.skipped == {"without an assistant's turn": 2, "unknown role 'emperor'": 2,
-                              "turns that are no list": 2}
+    assert counts.skipped == {
+        "without an assistant's turn": 2,
+        "unknown role 'emperor'": 2,
+        "turns that are no list": 2,
+    }
     assert "a.jsonl line 4" in str(counts) and "2 skipped: unknown role" in str(counts)
 
 
-@pytest.mark.parametrize("name, text, message", [
-    ("x.json", "{}", "no list"), ("x.jsonl", '{"messages": ', "broke off|not a line"),
-    ("x.json", '[{"text": "a"}]', "no known format"), ("x.json", "[1]", "not an object"),
-    ("x.csv", "a", "not a kind"), ("x.json", '[{"messages": []}]', "no conversation can be used")])
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("x.json", "{}", "no list"),
+        ("x.jsonl", '{"messages": ', "broke off|not a line"),
+        ("x.json", '[{"text": "a"}]', "no known format"),
+        ("x.json", "[1]", "not an object"),
+        ("x.csv", "a", "not a kind"),
+        ("x.json", '[{"messages": []}]', "no conversation can be used"),
+    ],
+)
 def test_a_file_that_cannot_be_used_is_an_error(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):

@@ -15,12 +15,18 @@ from qwen_jax.data.decontaminate import DecontaminationRules, DecontaminationSta
 from qwen_jax.data.test_items import TestItem, read_test_sets
 from qwen_jax.errors import DataError
 
-LONG = ("A train leaves the station at noon with forty wagons of coal, reaches the harbour after "
-        "three hours; how many wagons does it lose when six of them are left behind at every stop?")
+LONG = (
+    "A train leaves the station at noon with forty wagons of coal, reaches the harbour after "
+    "three hours; how many wagons does it lose when six of them are left behind at every stop?"
+)
 CHINESE = "一列火车中午从车站出发，带着四十节煤车，三个小时以后到达港口，每一站留下六节，请问一共丢下多少节？"
-ITEMS = [TestItem("sums", "0", LONG), TestItem("zh", "7", CHINESE),
-         TestItem("short", "1", "Name the nine largest moons please"),
-         TestItem("tiny", "2", "1+1="), TestItem("tiny", "3", "1-1=")]
+ITEMS = [
+    TestItem("sums", "0", LONG),
+    TestItem("zh", "7", CHINESE),
+    TestItem("short", "1", "Name the nine largest moons please"),
+    TestItem("tiny", "2", "1+1="),
+    TestItem("tiny", "3", "1-1="),
+]
 FILLER = "The weather was fine and nobody thought of trains. " * 20
 
 
@@ -33,22 +39,40 @@ def found(index, text):
     return {(match.test_set, match.item) for match in index.matches(text)}
 
 
-@pytest.mark.parametrize("text, item", [
-    (LONG, ("sums", "0")), (LONG.upper().replace(" ", "\n  "), ("sums", "0")),
-    (LONG.replace(",", "").replace(";", " --"), ("sums", "0")),
-    (" ".join(LONG.split()[9:22]), ("sums", "0")),  # 13 words of it
-    (CHINESE.replace("，", " "), ("zh", "7")), (CHINESE[10:25], ("zh", "7")),
-    ("Name: the nine, LARGEST moons, please!", ("short", "1")),
-    ("Ａ ｔｒａｉｎ " + LONG[8:], ("sums", "0")),
-    ("x\n 1 + 1 =\ny", ("tiny", "2")), ("1 - 1 =", ("tiny", "3"))], ids=range(10))
+@pytest.mark.parametrize(
+    "text, item",
+    [
+        (LONG, ("sums", "0")),
+        (LONG.upper().replace(" ", "\n  "), ("sums", "0")),
+        (LONG.replace(",", "").replace(";", " --"), ("sums", "0")),
+        (" ".join(LONG.split()[9:22]), ("sums", "0")),  # 13 words of it
+        (CHINESE.replace("，", " "), ("zh", "7")),
+        (CHINESE[10:25], ("zh", "7")),
+        ("Name: the nine, LARGEST moons, please!", ("short", "1")),
+        ("Ａ ｔｒａｉｎ " + LONG[8:], ("sums", "0")),
+        ("x\n 1 + 1 =\ny", ("tiny", "2")),
+        ("1 - 1 =", ("tiny", "3")),
+    ],
+    ids=range(10),
+)
 def test_found_anywhere_in_a_text(index, text, item):
     assert found(index, FILLER + "\n" + text + "\n" + FILLER) == {item}
 
 
-@pytest.mark.parametrize("text", [
-    FILLER, " ".join(LONG.split()[9:21]),  # 12 words of it
-    " ".join(reversed(LONG.split())), "Name the nine largest moons", "we know that 1+1=2", "1*1=",
-    "", CHINESE[10:23]], ids=range(8))
+@pytest.mark.parametrize(
+    "text",
+    [
+        FILLER,
+        " ".join(LONG.split()[9:21]),  # 12 words of it
+        " ".join(reversed(LONG.split())),
+        "Name the nine largest moons",
+        "we know that 1+1=2",
+        "1*1=",
+        "",
+        CHINESE[10:23],
+    ],
+    ids=range(8),
+)
 def test_less_than_an_ngram_is_not_found(index, text):
     assert found(index, text) == set()
 
@@ -58,12 +82,36 @@ def test_many_texts_at_once_are_as_each_alone(index, monkeypatch, group):
     """Whatever lies before or behind a text: an n-gram ends with its text."""
     monkeypatch.setattr(decontaminate, "_GROUP", group)
     words = LONG.split()
-    texts = ["", LONG, " ".join(words[:9]), " ".join(words[9:20]), FILLER + LONG + "\n1+1=", CHINESE,
-             " ".join(words[20:]), LONG, CHINESE[:12], CHINESE[12:], "1-1=", ""]
+    texts = [
+        "",
+        LONG,
+        " ".join(words[:9]),
+        " ".join(words[9:20]),
+        FILLER + LONG + "\n1+1=",
+        CHINESE,
+        " ".join(words[20:]),
+        LONG,
+        CHINESE[:12],
+        CHINESE[12:],
+        "1-1=",
+        "",
+    ]
     found = index.matches_in(texts)
     assert found == [index.matches(text) for text in texts]
     assert [bool(matches) for matches in found] == [
-        False, True, False, False, True, True, True, True, False, True, True, False]
+        False,
+        True,
+        False,
+        False,
+        True,
+        True,
+        True,
+        True,
+        False,
+        True,
+        True,
+        False,
+    ]
     assert {match.ngrams for match in found[1]} == {len(words) - 12} and len(found[4]) == 2
 
 
@@ -79,8 +127,9 @@ def test_phrases_of_many_items_do_not_count():
 
 def test_runs_of_numbers_do_not_count():
     counting = " ".join(map(str, range(1, 20)))
-    index = Index.build([TestItem("n", "0", f"Continue this row of the numbers as far as 30: "
-                                            f"{counting}")])
+    index = Index.build(
+        [TestItem("n", "0", f"Continue this row of the numbers as far as 30: {counting}")]
+    )
     assert found(index, counting) == set()
     assert found(index, "continue this row of the numbers as far as 30: 1 2 3") == {("n", "0")}
 
@@ -89,17 +138,19 @@ def test_agrees_with_plain_search_on_random_words():
     draw = random.Random(0)
     words = [f"w{i}" for i in range(4)]
     rules = DecontaminationRules(ngram=5, least_units=3, most_items=1000)
-    items = [TestItem("r", str(i), " ".join(draw.choices(words, k=draw.randrange(3, 30))))
-             for i in range(40)]
+    items = [
+        TestItem("r", str(i), " ".join(draw.choices(words, k=draw.randrange(3, 30))))
+        for i in range(40)
+    ]
     index = Index.build(items, rules=rules)
     for _ in range(50):
         text = draw.choices(words + ["other"], k=60)
-        grams = {n: {tuple(text[i:i + n]) for i in range(len(text) - n + 1)} for n in (3, 4, 5)}
+        grams = {n: {tuple(text[i : i + n]) for i in range(len(text) - n + 1)} for n in (3, 4, 5)}
         expected = {}
         for item in items:
             own = item.text.split()
             n = min(len(own), 5)
-            shared = {tuple(own[i:i + n]) for i in range(len(own) - n + 1)} & grams[n]
+            shared = {tuple(own[i : i + n]) for i in range(len(own) - n + 1)} & grams[n]
             if shared:
                 expected[item.item] = len(shared)
         assert {m.item: m.ngrams for m in index.matches(" ".join(text))} == expected
@@ -140,29 +191,49 @@ def test_the_stage_names_set_and_item(index, tmp_path):
 
 
 def test_readers(tmp_path):
-    rows = {"gsm8k_test.jsonl": {"question": "Q", "answer": "3*2=<<3*2=6>>6"},
-            "mbpp.jsonl": {"task_id": 5, "text": "T", "code": "C", "test_list": ["a", "b"]},
-            "humanevalpack_js.jsonl": {"task_id": "JS/0", "prompt": "P", "canonical_solution": "S",
-                                       "test": "T"}}
+    rows = {
+        "gsm8k_test.jsonl": {"question": "Q", "answer": "3*2=<<3*2=6>>6"},
+        "mbpp.jsonl": {"task_id": 5, "text": "T", "code": "C", "test_list": ["a", "b"]},
+        "humanevalpack_js.jsonl": {
+            "task_id": "JS/0",
+            "prompt": "P",
+            "canonical_solution": "S",
+            "test": "T",
+        },
+    }
     for name, row in rows.items():
         (tmp_path / name).write_text(json.dumps(row) + "\n")
     (tmp_path / "math23k_test.json").write_text(
-        '{"id": "1", "original_text": "甲"}\n\n{"id": "2", "original_text": "乙"}\n')
+        '{"id": "1", "original_text": "甲"}\n\n{"id": "2", "original_text": "乙"}\n'
+    )
     (tmp_path / "bbh").mkdir()
     (tmp_path / "bbh" / "snarks.json").write_text(json.dumps({"examples": [{"input": "I"}]}))
-    for name, lines in {"mmlu": [["Q, really?", "a", "b", "c", "d", "B"]], "ceval": [
-            ["id", "question", "A", "B", "C", "D", "answer"], ["0", "问", "a", "b", "c", "d", "A"]]
-            }.items():
+    for name, lines in {
+        "mmlu": [["Q, really?", "a", "b", "c", "d", "B"]],
+        "ceval": [
+            ["id", "question", "A", "B", "C", "D", "answer"],
+            ["0", "问", "a", "b", "c", "d", "A"],
+        ],
+    }.items():
         text = io.StringIO()
         csv.writer(text).writerows(lines)
         with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
             archive.writestr("test/law_test.csv", text.getvalue())
     assert set(read_test_sets(tmp_path)) == {
-        ("gsm8k", "0", "Q"), ("gsm8k", "0", "3*2=6"), ("mbpp", "5", "T"), ("mbpp", "5", "C"),
-        ("mbpp", "5", "a\nb"), ("humanevalpack_js", "JS/0", "P"), ("humanevalpack_js", "JS/0", "S"),
-        ("humanevalpack_js", "JS/0", "T"), ("math23k", "1", "甲"), ("math23k", "2", "乙"),
-        ("bbh_snarks", "0", "I"), ("mmlu", "law_test:0", "Q, really?\na\nb\nc\nd"),
-        ("ceval", "law_test:1", "问\na\nb\nc\nd")}
+        ("gsm8k", "0", "Q"),
+        ("gsm8k", "0", "3*2=6"),
+        ("mbpp", "5", "T"),
+        ("mbpp", "5", "C"),
+        ("mbpp", "5", "a\nb"),
+        ("humanevalpack_js", "JS/0", "P"),
+        ("humanevalpack_js", "JS/0", "S"),
+        ("humanevalpack_js", "JS/0", "T"),
+        ("math23k", "1", "甲"),
+        ("math23k", "2", "乙"),
+        ("bbh_snarks", "0", "I"),
+        ("mmlu", "law_test:0", "Q, really?\na\nb\nc\nd"),
+        ("ceval", "law_test:1", "问\na\nb\nc\nd"),
+    }
     (tmp_path / "strange.jsonl").write_text("{}")
     with pytest.raises(DataError, match="no reader for strange.jsonl"):
         list(read_test_sets(tmp_path))

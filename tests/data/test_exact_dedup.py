@@ -12,21 +12,25 @@ def apply(step, rows, tmp_path):
     """The step over partitions of 3 rows, as the plan does it."""
     tables = []
     for begin in range(0, len(rows), 3):
-        filled = [{"id": str(i), "kind": "web", "source": "s"} | row
-                  for i, row in enumerate(rows[begin:begin + 3], begin)]
+        filled = [
+            {"id": str(i), "kind": "web", "source": "s"} | row
+            for i, row in enumerate(rows[begin : begin + 3], begin)
+        ]
         tables.append(pa.Table.from_pylist(filled, schema=stage.SCHEMA))
     files = [tmp_path / "keys" / f"{i:05}.parquet" for i in range(len(tables))]
     for path, table in zip(files, tables, strict=True):
         shuffle.write_keys(path, [step.keys(table.slice(0, 1), 0), step.keys(table.slice(1), 1)])
     edges = shuffle.bucket_edges(files)
     for i, (begin, end) in enumerate(zip(edges, edges[1:])):
-        shuffle.write_removed(tmp_path / "removed" / f"{i:05}.parquet", step.duplicates(
-            shuffle.read_bucket(files, begin, end)))
+        shuffle.write_removed(
+            tmp_path / "removed" / f"{i:05}.parquet",
+            step.duplicates(shuffle.read_bucket(files, begin, end)),
+        )
     out = []
     for number, table in enumerate(tables):
         removed = shuffle.read_removed(tmp_path / "removed", number)
         part = shuffle.of_batch(removed, 0, len(table))
-        names = [f"{order >> 32}#{order & 0xffff}" for order in part["kept"].to_pylist()]
+        names = [f"{order >> 32}#{order & 0xFFFF}" for order in part["kept"].to_pylist()]
         out += step.remove(table, part, names).to_pylist()
     return out
 
@@ -44,7 +48,15 @@ def test_the_first_document_stays_in_any_number_of_buckets(tmp_path, monkeypatch
     texts = ["One", "two", "ONE ", "three", "two", "four", "one\n", "five"]
     out = apply(ExactDedup("document"), [{"text": text} for text in texts], tmp_path)
     assert [row["rejected_value"] for row in out] == [
-        None, None, "0#0", None, "0#1", None, "0#0", None]
+        None,
+        None,
+        "0#0",
+        None,
+        "0#1",
+        None,
+        "0#0",
+        None,
+    ]
     assert {row["rejected_by"] for row in out} == {None, "exact_document"}
 
 
@@ -56,10 +68,20 @@ def test_addresses(tmp_path):
 
 def test_paragraphs_are_taken_out_of_later_documents_but_not_of_code(tmp_path):
     notice = "This site uses cookies, as all sites do that count you."
-    rows = [{"text": f"{notice}\nfirst"}, {"text": f"second\n{notice.upper()}\n{notice}\nend"},
-            {"text": notice}, {"text": notice, "kind": "code"}, {"text": "short\nshort"}]
+    rows = [
+        {"text": f"{notice}\nfirst"},
+        {"text": f"second\n{notice.upper()}\n{notice}\nend"},
+        {"text": notice},
+        {"text": notice, "kind": "code"},
+        {"text": "short\nshort"},
+    ]
     out = apply(ExactDedup("paragraph"), rows, tmp_path)
     assert [row["text"] for row in out] == [
-        f"{notice}\nfirst", "second\nend", notice, notice, "short\nshort"]
+        f"{notice}\nfirst",
+        "second\nend",
+        notice,
+        notice,
+        "short\nshort",
+    ]
     assert [row["removed_paragraphs"] for row in out] == [0, 2, 1, 0, 0]
     assert [row["rejected_by"] for row in out] == [None, None, "exact_paragraph", None, None]

@@ -14,13 +14,24 @@ JAPANESE = "これは日本語で書かれた米の栽培の歴史について�
 WESTERN = "Überraschend große Äpfel, déjà vu à la carte, señor."
 
 
-@pytest.mark.parametrize("text, codec, declared, said", [
-    (CHINESE, "utf-8", "gbk", None), (CHINESE, "gbk", "gbk", None), (CHINESE, "gbk", None, None),
-    (CHINESE, "gbk", "utf-8", None), (CHINESE, "gbk", "iso-8859-1", None),
-    (CHINESE, "gbk", None, "gb2312"), (CHINESE, "utf-16", None, None),
-    (JAPANESE, "shift_jis", None, None), (JAPANESE, "shift_jis", "utf-8", None),
-    (JAPANESE, "euc-jp", None, "no-such-charset"), (WESTERN, "cp1252", "iso-8859-1", None),
-    (WESTERN, "cp1252", None, "utf-8"), (WESTERN, "utf-8-sig", None, None)])
+@pytest.mark.parametrize(
+    "text, codec, declared, said",
+    [
+        (CHINESE, "utf-8", "gbk", None),
+        (CHINESE, "gbk", "gbk", None),
+        (CHINESE, "gbk", None, None),
+        (CHINESE, "gbk", "utf-8", None),
+        (CHINESE, "gbk", "iso-8859-1", None),
+        (CHINESE, "gbk", None, "gb2312"),
+        (CHINESE, "utf-16", None, None),
+        (JAPANESE, "shift_jis", None, None),
+        (JAPANESE, "shift_jis", "utf-8", None),
+        (JAPANESE, "euc-jp", None, "no-such-charset"),
+        (WESTERN, "cp1252", "iso-8859-1", None),
+        (WESTERN, "cp1252", None, "utf-8"),
+        (WESTERN, "utf-8-sig", None, None),
+    ],
+)
 def test_charsets(text, codec, declared, said):
     pytest.importorskip("resiliparse")
     meta = f'<meta charset="{declared}">' if declared else ""
@@ -68,10 +79,12 @@ def test_an_extractor_that_cannot_start_stops_the_run():
 
 
 def test_licences(tmp_path):
-    texts = {"MIT": "Permission is hereby granted, free of charge, to any person",
-             "GPL": "GNU General Public License\n version 3\n ... GNU Affero General Public License",
-             "BSD-3-Clause": "Redistributions of source code must retain\n Neither the name of",
-             "other": "All rights reserved."}
+    texts = {
+        "MIT": "Permission is hereby granted, free of charge, to any person",
+        "GPL": "GNU General Public License\n version 3\n ... GNU Affero General Public License",
+        "BSD-3-Clause": "Redistributions of source code must retain\n Neither the name of",
+        "other": "All rights reserved.",
+    }
     for name, text in texts.items():
         assert code_files.named(text) == name
     (tmp_path / "a/src").mkdir(parents=True)

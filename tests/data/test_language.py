@@ -18,17 +18,43 @@ PYTHON = "import os\n\ndef main(path):\n    for name in os.listdir(path):\n     
 PROOF = r"\int_0^1 x^2 dx = \left[\frac{x^3}{3}\right]_0^1 = \frac{1}{3}"
 
 
-@pytest.mark.parametrize("text, language", [
-    (ENGLISH, "en"), (GERMAN, "de"), (CHINESE, "zh"), (PYTHON, CODE), (PROOF, FORMULA),
-    ("x^2 + y^2 = 25", FORMULA), ("42", FORMULA), ("\n", ""), (CHINESE * 1000, "zh")])
+@pytest.mark.parametrize(
+    "text, language",
+    [
+        (ENGLISH, "en"),
+        (GERMAN, "de"),
+        (CHINESE, "zh"),
+        (PYTHON, CODE),
+        (PROOF, FORMULA),
+        ("x^2 + y^2 = 25", FORMULA),
+        ("42", FORMULA),
+        ("\n", ""),
+        (CHINESE * 1000, "zh"),
+    ],
+)
 def test_identify(text, language):
     assert identify(text)[0] == language
 
 
-@pytest.mark.parametrize("said, code", [
-    ("en", "en"), ("English", "en"), ("en-US", "en"), ("eng_Latn", "en"), ("zh_Hans", "zh"),
-    ("Chinese (simplified)", "zh"), ("cmn", "zh"), ("yue", "zh"), (" ja ", "ja"), ("fr", "fr"),
-    ("unknown", ""), ("und", ""), ("", ""), ("?", "")])
+@pytest.mark.parametrize(
+    "said, code",
+    [
+        ("en", "en"),
+        ("English", "en"),
+        ("en-US", "en"),
+        ("eng_Latn", "en"),
+        ("zh_Hans", "zh"),
+        ("Chinese (simplified)", "zh"),
+        ("cmn", "zh"),
+        ("yue", "zh"),
+        (" ja ", "ja"),
+        ("fr", "fr"),
+        ("unknown", ""),
+        ("und", ""),
+        ("", ""),
+        ("?", ""),
+    ],
+)
 def test_what_a_source_calls_a_language(said, code):
     assert code_of(said) == code
 
@@ -36,14 +62,25 @@ def test_what_a_source_calls_a_language(said, code):
 def test_what_a_source_says_is_believed_under_its_code():
     table = pa.Table.from_pylist(
         [{"text": ENGLISH, "kind": "web", "language": said} for said in ("Chinese", "unknown")]
-        + [{"text": PYTHON, "kind": "code", "language": "python"}], schema=stage.SCHEMA)
+        + [{"text": PYTHON, "kind": "code", "language": "python"}],
+        schema=stage.SCHEMA,
+    )
     assert Language()(table)["language"].to_pylist() == ["zh", "en", "python"]
 
 
 def rows(**settings):
-    made = [{"text": text, "kind": kind, "language": language} for text, kind, language in [
-        (ENGLISH, "web", None), (GERMAN, "web", None), (PYTHON, "web", None), (PROOF, "web", None),
-        (GERMAN, "code", "c"), ("Qty Lkr 4.50", "web", None), ("Hallo", "web", "en")]]
+    made = [
+        {"text": text, "kind": kind, "language": language}
+        for text, kind, language in [
+            (ENGLISH, "web", None),
+            (GERMAN, "web", None),
+            (PYTHON, "web", None),
+            (PROOF, "web", None),
+            (GERMAN, "code", "c"),
+            ("Qty Lkr 4.50", "web", None),
+            ("Hallo", "web", "en"),
+        ]
+    ]
     table = pa.Table.from_pylist(made, schema=stage.SCHEMA)
     assert len(Language(**settings)(table.slice(0, 0))) == 0
     return Language(**settings)(table).to_pylist()
@@ -52,7 +89,14 @@ def rows(**settings):
 def test_only_wanted_and_sure_languages_stay():
     out = rows(wanted=("en", "zh"))
     assert [row["rejected_by"] for row in out] == [
-        None, "language", None, None, None, "language_unsure", None]
+        None,
+        "language",
+        None,
+        None,
+        None,
+        "language_unsure",
+        None,
+    ]
     assert [row["language"] for row in out][1:5] == ["de", CODE, FORMULA, "c"]
     assert out[1]["rejected_value"] == "de" and float(out[5]["rejected_value"]) < 0.3
     assert sum(row["rejected_by"] is None for row in rows()) == 6
@@ -67,15 +111,32 @@ def test_good_text_stays(shared):
         return sum(stays.verdict(*identify(text), "web") is None for text in texts) / len(texts)
 
     data = shared / "data"
-    assert kept(row["desc"] for row in json.loads(
-        (data / "text/zh_song_authors.json").read_text())[:300] if row["desc"].strip()) == 1
-    assert kept(row["output"] for row in json.loads(
-        (data / "chat/alpaca_zh_demo.json").read_text()) if len(row["output"]) > 40) > 0.99
+    assert (
+        kept(
+            row["desc"]
+            for row in json.loads((data / "text/zh_song_authors.json").read_text())[:300]
+            if row["desc"].strip()
+        )
+        == 1
+    )
+    assert (
+        kept(
+            row["output"]
+            for row in json.loads((data / "chat/alpaca_zh_demo.json").read_text())
+            if len(row["output"]) > 40
+        )
+        > 0.99
+    )
     with open(data / "eval/math500_test.jsonl", encoding="utf-8") as lines:
         assert kept(json.loads(line)["solution"] for line in list(lines)[:200]) > 0.99
     for name in ("java", "go", "cpp", "rust"):
         with open(data / f"eval/humanevalpack_{name}.jsonl", encoding="utf-8") as lines:
-            assert kept((row := json.loads(line))["prompt"] + row["canonical_solution"]
-                        for line in lines) > 0.99
+            assert (
+                kept(
+                    (row := json.loads(line))["prompt"] + row["canonical_solution"]
+                    for line in lines
+                )
+                > 0.99
+            )
     with gzip.open(data / "eval/HumanEval.jsonl.gz", "rt") as lines:
         assert kept(json.loads(line)["prompt"] for line in lines) > 0.95

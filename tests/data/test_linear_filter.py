@@ -12,7 +12,13 @@ import pytest
 
 from experiments import train_filter
 from qwen_jax.data.linear_filter import (
-    FilterSettings, LinearFilter, LinearFilterStage, features, threshold_for, train)
+    FilterSettings,
+    LinearFilter,
+    LinearFilterStage,
+    features,
+    threshold_for,
+    train,
+)
 from qwen_jax.errors import ConfigError, DataError
 
 SETTINGS = FilterSettings(bits=14, epochs=5)
@@ -26,16 +32,23 @@ def labelled(number, seed=0):
     other = "the of and a 的 了 是".split()
     rows = []
     for i in range(number):
-        words = [draw.choice(other if draw.random() < 0.4 else sea if i % 2 else money)
-                 for _ in range(draw.randrange(4, 20))]
+        words = [
+            draw.choice(other if draw.random() < 0.4 else sea if i % 2 else money)
+            for _ in range(draw.randrange(4, 20))
+        ]
         rows.append((" ".join(words), bool(i % 2)))
     return rows
 
 
 def fit(rows, settings=SETTINGS):
     texts, labels = zip(*rows, strict=True)
-    return train(texts[100:], labels[100:], label="sea", held_out=(texts[:100], labels[:100]),
-                 settings=settings)
+    return train(
+        texts[100:],
+        labels[100:],
+        label="sea",
+        held_out=(texts[:100], labels[:100]),
+        settings=settings,
+    )
 
 
 def test_learns_and_keeps_what_it_learnt(tmp_path):
@@ -54,8 +67,13 @@ def test_learns_and_keeps_what_it_learnt(tmp_path):
 def test_features_do_not_depend_on_the_process():
     text = "The harbour, 灯塔在海边。 42!"
     code = f"from qwen_jax.data.linear_filter import features; print(features({text!r}).tolist())"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                         env={"PYTHONHASHSEED": "7", "PYTHONPATH": ":".join(sys.path)})
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={"PYTHONHASHSEED": "7", "PYTHONPATH": ":".join(sys.path)},
+    )
     assert json.loads(run.stdout) == features(text).tolist()
     assert len(features("")) == 0
     assert set(features("海边")) < set(features("在海边。"))
@@ -81,8 +99,12 @@ def test_labels_of_one_kind_are_refused():
 
 def test_the_stage_keeps_the_scores(tmp_path):
     fit(labelled(400)).save(tmp_path / "m.npz")
-    table = pa.table({"text": ["ship wave tide 海浪", "bank loan 银行", "bank = loan()"],
-                      "kind": ["web", "web", "code"]})
+    table = pa.table(
+        {
+            "text": ["ship wave tide 海浪", "bank loan 银行", "bank = loan()"],
+            "kind": ["web", "web", "code"],
+        }
+    )
     keep = LinearFilterStage(str(tmp_path / "m.npz"), "sea", keep_marked=True)
     marked = keep(table)
     assert marked["rejected_by"].to_pylist() == [None, "sea", None]
@@ -94,10 +116,18 @@ def test_the_stage_keeps_the_scores(tmp_path):
 
 def test_the_experiment(tmp_path, capsys):
     file = tmp_path / "labels.jsonl"
-    file.write_text("".join(json.dumps({"text": text, "label": "sea" if label else "money"}) + "\n"
-                            for text, label in labelled(400)))
-    config = dataclasses.replace(train_filter.SMOKE, labelled=(str(file),), positive="sea",
-                                 output=str(tmp_path / "out" / "m.npz"))
+    file.write_text(
+        "".join(
+            json.dumps({"text": text, "label": "sea" if label else "money"}) + "\n"
+            for text, label in labelled(400)
+        )
+    )
+    config = dataclasses.replace(
+        train_filter.SMOKE,
+        labelled=(str(file),),
+        positive="sea",
+        output=str(tmp_path / "out" / "m.npz"),
+    )
     train_filter.main(config)
     assert "precision 0.9" in (out := capsys.readouterr().out) or "precision 1.0" in out
     assert LinearFilter.load(config.output).label == "sea"

@@ -17,14 +17,18 @@ T, B = 16, 8
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     shards.write(make_documents(), root / "a", Bytes(), num_shards=3)
-    shards.write([Document(d.name, d.text.upper()) for d in make_documents(50)], root / "b", Bytes())
+    shards.write(
+        [Document(d.name, d.text.upper()) for d in make_documents(50)], root / "b", Bytes()
+    )
     return root
 
 
 def make(folder, *names, packing="run_on", **settings):
     sources = tuple(f"{folder}/{name}" for name in names or ("a/train",))
-    return Loader(DataConfig(sources=sources, packing=packing), **{
-        "context_length": T, "batch_size": B, "end_of_text": 256, "seed": 0} | settings)
+    return Loader(
+        DataConfig(sources=sources, packing=packing),
+        **{"context_length": T, "batch_size": B, "end_of_text": 256, "seed": 0} | settings,
+    )
 
 
 def same(a, b):
@@ -70,8 +74,9 @@ def test_weights_are_met(folder):
     upper = np.mean([(loader.batch(step).tokens == ord("A")).sum() for step in range(200)])
     lower = np.mean([(loader.batch(step).tokens == ord("a")).sum() for step in range(200)])
     assert 0.28 < upper / lower < 0.39
-    assert loader.epochs(100)["a"] == pytest.approx(75 * B / -(-(loader.tokens_per_epoch["a"] - 1)
-                                                                // T), rel=0.01)
+    assert loader.epochs(100)["a"] == pytest.approx(
+        75 * B / -(-(loader.tokens_per_epoch["a"] - 1) // T), rel=0.01
+    )
 
 
 def test_document_packing_by_hand():
@@ -92,17 +97,27 @@ def test_evaluation_is_one_pass_and_always_the_same(folder):
     batches = list(loader.eval_batches(10_000))
     assert sum(batch.loss_weights.sum() for batch in batches) == len(stream) - 1
     assert all(same(a, b) for a, b in zip(batches, loader.eval_batches(3)))
-    halves = [list(make(folder, rows=range(host * B // 2, (host + 1) * B // 2)).eval_batches(10_000)) for host in range(2)]
+    halves = [
+        list(make(folder, rows=range(host * B // 2, (host + 1) * B // 2)).eval_batches(10_000))
+        for host in range(2)
+    ]
     np.testing.assert_array_equal(
-        np.concatenate([halves[0][-1].tokens, halves[1][-1].tokens]), batches[-1].tokens)
+        np.concatenate([halves[0][-1].tokens, halves[1][-1].tokens]), batches[-1].tokens
+    )
 
 
-@pytest.mark.parametrize("names, settings, message", [
-    (("a/train=x",), {}, "not a weight"), (("a/train=-1",), {}, "not positive"),
-    (("a/train=1", "b/train"), {}, "some sources have a weight"),
-    (("none",), {}, "no such shard folder"), ((), {"end_of_text": 7}, "end with id 256"),
-    ((), {"vocab_size": 200}, "--model.vocab_size=384"), ((), {"tokenizer": "x"}, "another token"),
-])
+@pytest.mark.parametrize(
+    "names, settings, message",
+    [
+        (("a/train=x",), {}, "not a weight"),
+        (("a/train=-1",), {}, "not positive"),
+        (("a/train=1", "b/train"), {}, "some sources have a weight"),
+        (("none",), {}, "no such shard folder"),
+        ((), {"end_of_text": 7}, "end with id 256"),
+        ((), {"vocab_size": 200}, "--model.vocab_size=384"),
+        ((), {"tokenizer": "x"}, "another token"),
+    ],
+)
 def test_bad_sources(folder, names, settings, message):
     with pytest.raises(DataError, match=message):
         make(folder, *names, **settings)
@@ -112,7 +127,8 @@ def test_segments_are_those_of_counting_token_by_token():
     rows = np.random.default_rng(0).integers(0, 4, (7, 34)).astype(np.int32)  # 0 ends a document
     batch = to_batch(rows, end_of_text=0, documents=True)
     for tokens, weights, segments, positions in zip(
-            batch.tokens, batch.loss_weights, batch.segment_ids, batch.positions, strict=True):
+        batch.tokens, batch.loss_weights, batch.segment_ids, batch.positions, strict=True
+    ):
         segment, position = 1, 0
         for i, token in enumerate(tokens):
             assert (segments[i], positions[i], weights[i]) == (segment, position, token != 0)

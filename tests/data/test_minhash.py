@@ -24,8 +24,10 @@ def strange_texts(number=1500):
     draw = random.Random(0)
     everything = [c for c in map(chr, range(0x30000)) if unicodedata.category(c)[0] != "C"]
     pools = (everything, "abc XYZ.,-é—“字水カナ한글… ·²µ", "abCd  EF", "的一是，。 A1\n")
-    texts = ["".join(draw.choices(pools[i % 4], k=draw.choice([0, 1, 3, 50, 400])))
-             for i in range(number)]
+    texts = [
+        "".join(draw.choices(pools[i % 4], k=draw.choice([0, 1, 3, 50, 400])))
+        for i in range(number)
+    ]
     return [*texts, "half \ud83d pair", "x" * 3000 + " 的" * 2000 + "yé" * 1000]
 
 
@@ -39,8 +41,11 @@ def test_hashes_are_of_the_words_that_the_definition_finds(monkeypatch):
     hashes, ends = word_hashes(encoded(texts))
     found = [word for text in texts for word in words(text).split()]
     assert ends.tolist() == np.cumsum([len(words(text).split()) for text in texts]).tolist()
-    assert len(set(zip(found, hashes.tolist(), strict=True))) == len(set(found)) == len(set(
-        hashes.tolist()))
+    assert (
+        len(set(zip(found, hashes.tolist(), strict=True)))
+        == len(set(found))
+        == len(set(hashes.tolist()))
+    )
     monkeypatch.undo()
     np.testing.assert_array_equal(word_hashes(encoded(texts))[0], hashes)
 
@@ -51,7 +56,8 @@ def test_a_signature_depends_on_its_text_alone(monkeypatch):
     assert rows.tolist() == [i for i, text in enumerate(texts) if words(text)]
     monkeypatch.setattr(minhash, "_SHINGLES", 64)  # texts that lie across several blocks
     np.testing.assert_array_equal(
-        signatures(encoded(texts), hashes=64, shingle=5, seed=1)[1], together)
+        signatures(encoded(texts), hashes=64, shingle=5, seed=1)[1], together
+    )
     for row, signature in zip(rows, together, strict=True):
         alone = signatures(encoded([texts[row]]), hashes=64, shingle=5, seed=1)[1]
         np.testing.assert_array_equal(alone[0], signature)
@@ -60,7 +66,7 @@ def test_a_signature_depends_on_its_text_alone(monkeypatch):
 def test_the_least_of_the_hashes_of_all_shingles():
     """By the definition, one shingle at a time, as texts of exactly five words."""
     parts = [f"w{i}" for i in range(40)]
-    one_by_one = [" ".join(parts[i:i + 5]) for i in range(36)]
+    one_by_one = [" ".join(parts[i : i + 5]) for i in range(36)]
     _, each = signatures(encoded(one_by_one), hashes=32, shingle=5, seed=2)
     _, whole = signatures(encoded([" ".join(parts)]), hashes=32, shingle=5, seed=2)
     np.testing.assert_array_equal(whole[0], each.min(0))
@@ -68,7 +74,7 @@ def test_the_least_of_the_hashes_of_all_shingles():
 
 def shingles(text, size=5):
     found = words(text).split()
-    return {tuple(found[i:i + size]) for i in range(max(1, len(found) - size + 1))}
+    return {tuple(found[i : i + size]) for i in range(max(1, len(found) - size + 1))}
 
 
 def jaccard(a, b):
@@ -84,7 +90,9 @@ def test_signatures_estimate_jaccard():
         for place in draw.sample(range(150), draw.randrange(12)):
             other[place] = draw.choice(VOCABULARY)
         pairs.append((" ".join(parts), " ".join(other)))
-    a, b = (signatures(encoded(pair[i] for pair in pairs), hashes=256, shingle=5, seed=1)[1]
-            for i in (0, 1))
+    a, b = (
+        signatures(encoded(pair[i] for pair in pairs), hashes=256, shingle=5, seed=1)[1]
+        for i in (0, 1)
+    )
     error = (a == b).mean(1) - [jaccard(*pair) for pair in pairs]
     assert abs(error.mean()) < 0.01 and np.sqrt((error**2).mean()) < 0.045  # sqrt(s(1-s)/256)

@@ -5,15 +5,23 @@ import pytest
 from qwen_jax.data.mixture import Mixture, draw, parse_weights, plan, table
 from qwen_jax.errors import ConfigError, DataError
 
-COUNTS = {("web", "en"): (100, 1000), ("web", "zh"): (50, 600), ("wiki", "en"): (10, 200),
-          ("talks", "zh"): (5, 100)}
+COUNTS = {
+    ("web", "en"): (100, 1000),
+    ("web", "zh"): (50, 600),
+    ("wiki", "en"): (10, 200),
+    ("talks", "zh"): (5, 100),
+}
 MIXTURE = Mixture({"web:zh": 2.0, "wiki": 3.0}, instructions=("talks",))
 
 
 def test_tokens_epochs_and_shares():
     rows = plan(COUNTS, MIXTURE)
     assert [(r.source, r.language, r.mixed) for r in rows] == [
-        ("web", "zh", 1200), ("web", "en", 1000), ("wiki", "en", 600), ("talks", "zh", 100)]
+        ("web", "zh", 1200),
+        ("web", "en", 1000),
+        ("wiki", "en", 600),
+        ("talks", "zh", 100),
+    ]
     assert sum(row.share for row in rows) == pytest.approx(1)
     shown = table(rows, MIXTURE)
     assert "| wiki | en | 10 | 200 | 3 | 600 | 20.7% |" in shown
@@ -32,12 +40,17 @@ def test_copies_follow_the_weight_and_the_document_alone():
     assert copies != [mixture.copies(f"d{i}", "wiki", "en", seed=1) for i in range(4000)]
 
 
-@pytest.mark.parametrize("mixture, message", [
-    (Mixture({"wikki": 2.0}), "did you mean 'wiki'"), (Mixture({"web:de": 2.0}), "web:zh"),
-    (Mixture(instructions=("chat",)), "mixture.instructions"),
-    (Mixture({"wiki": 5.0}), "--mixture.allow_epochs=wiki"),
-    (Mixture({"web:zh": 4.5, "wiki": 9.0}, allow_epochs=("wiki",)), r"web \(4.5\)")],
-    ids=["source", "language", "instructions", "epochs", "consent"])
+@pytest.mark.parametrize(
+    "mixture, message",
+    [
+        (Mixture({"wikki": 2.0}), "did you mean 'wiki'"),
+        (Mixture({"web:de": 2.0}), "web:zh"),
+        (Mixture(instructions=("chat",)), "mixture.instructions"),
+        (Mixture({"wiki": 5.0}), "--mixture.allow_epochs=wiki"),
+        (Mixture({"web:zh": 4.5, "wiki": 9.0}, allow_epochs=("wiki",)), r"web \(4.5\)"),
+    ],
+    ids=["source", "language", "instructions", "epochs", "consent"],
+)
 def test_what_cannot_be_meant(mixture, message):
     with pytest.raises(ConfigError, match=message):
         plan(COUNTS, mixture)

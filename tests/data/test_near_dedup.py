@@ -8,7 +8,7 @@ import pytest
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
-from qwen_jax.data import components, near_dedup, pipeline, shuffle, stage
+from qwen_jax.data import components, pipeline, shuffle, stage
 from qwen_jax.data.json_rows import write_rows
 from qwen_jax.data.minhash import words
 from qwen_jax.data.near_dedup import NearDedup, band_hashes, probability
@@ -20,7 +20,7 @@ VOCABULARY = [f"word{i}" for i in range(3000)]
 
 def shingles(text, size=5):
     found = words(text).split()
-    return {tuple(found[i:i + size]) for i in range(max(1, len(found) - size + 1))}
+    return {tuple(found[i : i + size]) for i in range(max(1, len(found) - size + 1))}
 
 
 def jaccard(a, b):
@@ -61,8 +61,12 @@ def test_components_by_hand_and_at_random(tmp_path):
         for i in range(files):
             paths.append(tmp_path / f"{i}.parquet")
             part = np.array(pairs[i::files], np.int64).reshape(-1, 2)
-            shuffle.write_removed(paths[-1], pa.table(
-                [part[:, 0], np.zeros(len(part), np.uint32), part[:, 1]], schema=shuffle.REMOVED))
+            shuffle.write_removed(
+                paths[-1],
+                pa.table(
+                    [part[:, 0], np.zeros(len(part), np.uint32), part[:, 1]], schema=shuffle.REMOVED
+                ),
+            )
         table = components.removed(paths, first)
         return dict(zip(table["order"].to_pylist(), table["kept"].to_pylist(), strict=True))
 
@@ -79,10 +83,19 @@ def test_components_by_hand_and_at_random(tmp_path):
 
 def run(tmp_path, name, texts, step=NearDedup(), **settings):
     write_rows(tmp_path / f"{name}.jsonl", [{"text": text} for text in texts])
-    result = pipeline.run([f"{tmp_path}/{name}.jsonl"], [Read(), step], f"{tmp_path}/{name}",
-                          workers=0, partition_mb=0.01, **settings)
-    return [row["text"] for number in range(result.partitions)
-            for row in pq.read_table(result.folder.kept(number)).to_pylist()], result
+    result = pipeline.run(
+        [f"{tmp_path}/{name}.jsonl"],
+        [Read(), step],
+        f"{tmp_path}/{name}",
+        workers=0,
+        partition_mb=0.01,
+        **settings,
+    )
+    return [
+        row["text"]
+        for number in range(result.partitions)
+        for row in pq.read_table(result.folder.kept(number)).to_pylist()
+    ], result
 
 
 def test_planted_duplicates_go_and_nothing_else(tmp_path, monkeypatch):
@@ -109,7 +122,9 @@ def test_an_index_of_earlier_runs(tmp_path):
     old = [new(draw) for _ in range(20)]
     _, first = run(tmp_path, "first", old)
     step = NearDedup(index=(str(first.folder.path),))
-    kept, second = run(tmp_path, "second", [changed(draw, old[3], 1), *(fresh := [new(draw)])], step)
+    kept, second = run(
+        tmp_path, "second", [changed(draw, old[3], 1), *(fresh := [new(draw)])], step
+    )
     assert kept == fresh
     rejected = pq.read_table(second.folder.rejected(0)).to_pylist()[0]["rejected_value"]
     assert "first/02-near_dedup/keys/" in rejected

@@ -14,34 +14,54 @@ from qwen_jax.errors import ConfigError, DataError
 from tests.data.test_pipeline import rows_of
 
 
-@pytest.mark.parametrize("text, name, kind, path", [
-    ("data/mine", "mine", None, "data/mine"), ("a=web:crawl/", "a", "web", "crawl"),
-    ("code:repos", "repos", "code", "repos"), ("x/b.jsonl.gz", "b", None, "x/b.jsonl.gz"),
-    ("web:s3://bucket/c", "c", "web", "s3://bucket/c"), ("s3://b/x=1", "x=1", None, "s3://b/x=1"),
-    ("python:docs", "python-docs", "documentation", "python:docs"),
-    (".", pathlib.Path.cwd().name.split(".")[0], None, "."),
-    ("a/.cache", "cache", None, "a/.cache")])
+@pytest.mark.parametrize(
+    "text, name, kind, path",
+    [
+        ("data/mine", "mine", None, "data/mine"),
+        ("a=web:crawl/", "a", "web", "crawl"),
+        ("code:repos", "repos", "code", "repos"),
+        ("x/b.jsonl.gz", "b", None, "x/b.jsonl.gz"),
+        ("web:s3://bucket/c", "c", "web", "s3://bucket/c"),
+        ("s3://b/x=1", "x=1", None, "s3://b/x=1"),
+        ("python:docs", "python-docs", "documentation", "python:docs"),
+        (".", pathlib.Path.cwd().name.split(".")[0], None, "."),
+        ("a/.cache", "cache", None, "a/.cache"),
+    ],
+)
 def test_sources_as_written(text, name, kind, path):
     assert partitions.parse(text) == partitions.Source(name, kind, path)
 
 
 def test_impossible_sources():
-    for given, message in (((), "no sources"), (("a/x", "b/x"), "2 sources are called"),
-                           (("web:",), "no path"), (("/",), "no name"), (("..=a",), "no name")):
+    for given, message in (
+        ((), "no sources"),
+        (("a/x", "b/x"), "2 sources are called"),
+        (("web:",), "no path"),
+        (("/",), "no name"),
+        (("..=a",), "no name"),
+    ):
         with pytest.raises(ConfigError, match=message):
             partitions.plan(given, partition_mb=1)
 
 
 def test_repositories_keep_language_licence_and_path(tmp_path):
-    for name, text in {"one/LICENSE": "Apache License", "one/a.py": "x = 1\n", "one/b.c": "int x;\n",
-                       "one/logo.png": "", "one/.git/config": "no", "two/c.rs": "fn main() {}\n",
-                       "two/README": "read me"}.items():
+    for name, text in {
+        "one/LICENSE": "Apache License",
+        "one/a.py": "x = 1\n",
+        "one/b.c": "int x;\n",
+        "one/logo.png": "",
+        "one/.git/config": "no",
+        "two/c.rs": "fn main() {}\n",
+        "two/README": "read me",
+    }.items():
         (tmp_path / "repos" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "repos" / name).write_text(text)
     result = pipeline.run([f"code:{tmp_path}/repos"], [Read()], str(tmp_path / "out"), workers=0)
     assert [(row["path"], row["language"], row["license"]) for row in rows_of(result)] == [
-        ("one/a.py", "python", "Apache-2.0"), ("one/b.c", "c", "Apache-2.0"),
-        ("two/c.rs", "rust", None)]
+        ("one/a.py", "python", "Apache-2.0"),
+        ("one/b.c", "c", "Apache-2.0"),
+        ("two/c.rs", "rust", None),
+    ]
     _, record = partitions.plan([f"code:{tmp_path}/repos"], partition_mb=1)
     assert record["repos"]["passed_over"] == {".png": 1, "none": 2}
 
@@ -54,8 +74,9 @@ def test_links_are_not_passed_over_without_a_word(tmp_path):
     with pytest.raises(DataError, match="2 of 3 files.*broken link, link to a folder"):
         partitions.plan([f"{tmp_path}/in"], partition_mb=1)
     said = []
-    result = pipeline.run([f"code:{tmp_path}/in"], [Read()], str(tmp_path / "out"), workers=0,
-                          say=said.append)
+    result = pipeline.run(
+        [f"code:{tmp_path}/in"], [Read()], str(tmp_path / "out"), workers=0, say=said.append
+    )
     assert said[0] == "in: passed over broken link 1, link to a folder 1"
     assert len(rows_of(result)) == 1
 
@@ -74,7 +95,10 @@ def test_small_files_go_together_and_large_ones_are_cut(tmp_path):
     made, _ = partitions.plan([str(tmp_path)], partition_mb=0.001)
     assert [len(partition) for partition in made] == [2, 2, 1, 1, 1, 1]
     assert [(piece.begin, piece.end) for partition in made for piece in partition][-3:] == [
-        (0, 1000), (1000, 2000), (2000, 2800)]
+        (0, 1000),
+        (1000, 2000),
+        (2000, 2800),
+    ]
 
 
 def test_files_by_the_engine(tmp_path, monkeypatch):
@@ -86,11 +110,14 @@ def test_files_by_the_engine(tmp_path, monkeypatch):
     (tmp_path / "in/b/c.txt").write_text("two")
     result = pipeline.run([f"file://{tmp_path}/in"], [Read()], str(tmp_path / "out"), workers=0)
     assert [(row["path"], row["text"]) for row in rows_of(result)] == [
-        ("a.jsonl@0", "one"), ("b/c.txt", "two")]
+        ("a.jsonl@0", "one"),
+        ("b/c.txt", "two"),
+    ]
     with pytest.raises(DataError):
         storage.listing(f"file://{tmp_path}/gone")
-    one = pipeline.run([f"file://{tmp_path}/in/a.jsonl"], [Read()], str(tmp_path / "one"),
-                       workers=0)
+    one = pipeline.run(
+        [f"file://{tmp_path}/in/a.jsonl"], [Read()], str(tmp_path / "one"), workers=0
+    )
     assert [(row["path"], row["text"]) for row in rows_of(one)] == [("a.jsonl@0", "one")]
 
 

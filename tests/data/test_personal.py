@@ -51,17 +51,48 @@ def test_masked(text, masked, name):
     assert mask(found) == (found, {})
 
 
-@pytest.mark.parametrize("text", [
-    "version 1.2.3.4", "v1.2.3.4", "firmware: 10.1.2.3", "package-1.22.3.4", "Section 8.2.4.44",
-    "版本 2.13.4.5 发布", "127.0.0.1 and 192.168.1.20 and 10.0.0.7", "1.2.3.4.5", "300.1.2.3",
-    "1.0.0.127.in-addr.arpa", "8.0.0.0/8", "std::vector<int>", "ab::cd::ef", "12:34:56 2001:12",
-    "user@example.com", "icon@2x.png", "@decorator", "a @ b.c",
-    "3.13912345678", "239123456789", "13912345678901", "1391234-5678", "+12 apples", "+35236450.6",
-    "110105194912310021", "11010519491331002X",  # a wrong check digit, a 13th month
-    "password = your_password_here", "token: Optional[str] = None", "api_key = os.environ['KEY']",
-    "secret = hashlib.sha256(value)", "the key is under the mat", "http://host:8080/path",
-    "在1995-2003年间", "ISBN 978-7-5399-2345-6", "1+1=2", "10-20-30"],
-    ids=range(36))
+@pytest.mark.parametrize(
+    "text",
+    [
+        "version 1.2.3.4",
+        "v1.2.3.4",
+        "firmware: 10.1.2.3",
+        "package-1.22.3.4",
+        "Section 8.2.4.44",
+        "版本 2.13.4.5 发布",
+        "127.0.0.1 and 192.168.1.20 and 10.0.0.7",
+        "1.2.3.4.5",
+        "300.1.2.3",
+        "1.0.0.127.in-addr.arpa",
+        "8.0.0.0/8",
+        "std::vector<int>",
+        "ab::cd::ef",
+        "12:34:56 2001:12",
+        "user@example.com",
+        "icon@2x.png",
+        "@decorator",
+        "a @ b.c",
+        "3.13912345678",
+        "239123456789",
+        "13912345678901",
+        "1391234-5678",
+        "+12 apples",
+        "+35236450.6",
+        "110105194912310021",
+        "11010519491331002X",  # a wrong check digit, a 13th month
+        "password = your_password_here",
+        "token: Optional[str] = None",
+        "api_key = os.environ['KEY']",
+        "secret = hashlib.sha256(value)",
+        "the key is under the mat",
+        "http://host:8080/path",
+        "在1995-2003年间",
+        "ISBN 978-7-5399-2345-6",
+        "1+1=2",
+        "10-20-30",
+    ],
+    ids=range(36),
+)
 def test_what_only_looks_like_it_stays(text):
     assert mask(text) == (text, {})
 
@@ -77,5 +108,8 @@ def test_the_stage_masks_and_counts():
     assert masked["text"].to_pylist() == ["<email>, <ip>", "nothing"]
     assert masked.schema.field("text").type == pa.large_string()
     assert masked["masked_email"].to_pylist() == [1, 0]
-    assert set(PersonalStage.counted) == {f"masked_{name}" for name in NAMES} <= set(
-        masked.column_names)
+    assert (
+        set(PersonalStage.counted)
+        == {f"masked_{name}" for name in NAMES}
+        <= set(masked.column_names)
+    )

@@ -34,32 +34,44 @@ def write_sources(folder):
 
     folder.mkdir()
     rows = [text() for _ in range(300)]
-    lines = [json.dumps({"text": row, "url": f"http://a/{i}", "n": i}) + "\n"
-             for i, row in enumerate(rows)]
+    lines = [
+        json.dumps({"text": row, "url": f"http://a/{i}", "n": i}) + "\n"
+        for i, row in enumerate(rows)
+    ]
     (folder / "a.jsonl").write_text("".join(lines[:200]), encoding="utf-8")
     (folder / "b.jsonl.gz").write_bytes(gzip.compress("".join(lines[150:]).encode(), mtime=0))
-    pq.write_table(pa.table({"text": [text(), rows[7].upper(), text()]}), folder / "c.parquet",
-                   row_group_size=1)
+    pq.write_table(
+        pa.table({"text": [text(), rows[7].upper(), text()]}),
+        folder / "c.parquet",
+        row_group_size=1,
+    )
     (folder / "d.txt").write_text(text(), encoding="utf-8")
     return folder
 
 
 def files_of(root):
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*")
-            if path.is_file() and path.name not in ("plan.json", "plan.lock")}
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and path.name not in ("plan.json", "plan.lock")
+    }
 
 
 def rows_of(result):
-    return [row for number in range(result.partitions)
-            for row in pq.read_table(result.folder.kept(number)).to_pylist()]
+    return [
+        row
+        for number in range(result.partitions)
+        for row in pq.read_table(result.folder.kept(number)).to_pylist()
+    ]
 
 
 STEPS = [Read(), ExactDedup("url"), ExactDedup("document")]
 
 
 def run(source, root, workers=0, steps=STEPS, partition_mb=0.01, **settings):
-    return pipeline.run([str(source)], steps, str(root), workers=workers,
-                        partition_mb=partition_mb, **settings)
+    return pipeline.run(
+        [str(source)], steps, str(root), workers=workers, partition_mb=partition_mb, **settings
+    )
 
 
 def test_every_row_is_kept_or_rejected_with_a_reason(tmp_path):
@@ -74,8 +86,11 @@ def test_every_row_is_kept_or_rejected_with_a_reason(tmp_path):
     assert counts["01-read"]["kept"]["documents"] == 354
     assert counts["02-exact_url"]["rejected"]["exact_url"]["documents"] == 50
     assert counts["03-exact_document"]["rejected"]["exact_document"]["documents"] == 1
-    rejected = [row for path in sorted((tmp_path / "out/03-exact_document/rejected").iterdir())
-                for row in pq.read_table(path).to_pylist()]
+    rejected = [
+        row
+        for path in sorted((tmp_path / "out/03-exact_document/rejected").iterdir())
+        for row in pq.read_table(path).to_pylist()
+    ]
     assert [row["path"] for row in rejected] == ["c.parquet#1"]
     assert rejected[0]["rejected_value"] == "00000#7"
 
@@ -125,8 +140,12 @@ def test_another_plan_in_the_same_folder_is_refused(tmp_path):
 def test_missing_sources_stop_it_before_any_work(tmp_path):
     write_sources(tmp_path / "source")
     with pytest.raises(DataError, match="does not exist"):
-        pipeline.run([str(tmp_path / "source"), str(tmp_path / "gone")], STEPS,
-                     str(tmp_path / "out"), workers=0)
+        pipeline.run(
+            [str(tmp_path / "source"), str(tmp_path / "gone")],
+            STEPS,
+            str(tmp_path / "out"),
+            workers=0,
+        )
     assert not list((tmp_path / "out").glob("0*"))
     (tmp_path / "source/picture.png").write_bytes(b"x")
     with pytest.raises(DataError, match=r"1 of 5 files .*\.png"):
@@ -154,32 +173,43 @@ def test_a_source_that_goes_half_way_fails_its_partition_and_no_other(tmp_path, 
 def test_damage_is_named_and_costs_itself(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
-    (source / "a.jsonl").write_bytes(b'{"text": "good"}\n{"text": \n{"body": 1}\n"x"\n'
-                                     b'{"text": "\xff"}\n{"text": "half \\ud83d pair"}\n')
+    (source / "a.jsonl").write_bytes(
+        b'{"text": "good"}\n{"text": \n{"body": 1}\n"x"\n'
+        b'{"text": "\xff"}\n{"text": "half \\ud83d pair"}\n'
+    )
     (source / "b.jsonl.gz").write_bytes(gzip.compress(b'{"text": "x"}\n' * 9000, mtime=0)[:60])
     (source / "c.parquet").write_bytes(b"PAR1 but not really")
     (source / "d.txt").write_bytes(b"caf\xe9")
     (source / "e.txt").write_bytes(b"")
     (source / "f.txt.gz").write_bytes(b"\x1f\x8bnothing")
     result = run(source, tmp_path / "out", steps=[Read()])
-    counts = {rule: count["documents"] for rule, count in
-              result.counts["01-read"]["rejected"].items()}
-    assert counts == {"not_json": 2, "no_text_field": 2, "damaged_file": 3, "not_utf8": 1,
-                      "empty_file": 1}
+    counts = {
+        rule: count["documents"] for rule, count in result.counts["01-read"]["rejected"].items()
+    }
+    assert counts == {
+        "not_json": 2,
+        "no_text_field": 2,
+        "damaged_file": 3,
+        "not_utf8": 1,
+        "empty_file": 1,
+    }
     assert [row["text"] for row in rows_of(result)][:2] == ["good", "half \ufffd pair"]
 
 
 def rejected_by(result):
-    return {rule: count["documents"] for rule, count in
-            result.counts["01-read"]["rejected"].items()}
+    return {
+        rule: count["documents"] for rule, count in result.counts["01-read"]["rejected"].items()
+    }
 
 
 def test_lines_that_python_stumbles_over(tmp_path, monkeypatch):
     monkeypatch.setattr(read, "_LONGEST", 1 << 19)
     source = tmp_path / "source"
     source.mkdir()
-    (source / "deep.jsonl").write_bytes(b'[' * 200_000 + b'\n{"text": "good"}\n')
-    (source / "long.jsonl").write_bytes(b'{"text": "' + b"x" * (3 << 20) + b'"}\n{"text": "good"}\n')
+    (source / "deep.jsonl").write_bytes(b"[" * 200_000 + b'\n{"text": "good"}\n')
+    (source / "long.jsonl").write_bytes(
+        b'{"text": "' + b"x" * (3 << 20) + b'"}\n{"text": "good"}\n'
+    )
     (source / "blank.jsonl").write_bytes(b"\n  \r\n\n")
     (source / "nothing.jsonl.gz").write_bytes(gzip.compress(b""))
     for mb in (64, 0.3):  # in ranges, a line that is too long lies across several
@@ -196,25 +226,35 @@ def test_damage_in_parquet_costs_its_rows(tmp_path):
     data = bytearray((source / "a.parquet").read_bytes())
     begin = pq.ParquetFile(source / "a.parquet").metadata.row_group(1).column(0)
     for place in range(begin.data_page_offset, begin.data_page_offset + 200):
-        data[place] ^= 0x5a
+        data[place] ^= 0x5A
     (source / "a.parquet").write_bytes(data)
     data[-100:] = bytes(100)
     (source / "b.parquet").write_bytes(data)
-    words = pa.Array.from_buffers(pa.string(), 2, [
-        None, pa.py_buffer(np.array([0, 2, 4], np.int32)), pa.py_buffer(b"ok\xff\xfe")])
+    words = pa.Array.from_buffers(
+        pa.string(),
+        2,
+        [None, pa.py_buffer(np.array([0, 2, 4], np.int32)), pa.py_buffer(b"ok\xff\xfe")],
+    )
     pq.write_table(pa.table({"text": words}), source / "c.parquet")
-    pq.write_table(pa.table({"text": ["timed"], "t": pa.array([1], pa.timestamp("ns"))}),
-                   source / "d.parquet")
+    pq.write_table(
+        pa.table({"text": ["timed"], "t": pa.array([1], pa.timestamp("ns"))}), source / "d.parquet"
+    )
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), source / "e.parquet")
     for mb in (64, 0.0001):  # cut, or not
         result = run(source, tmp_path / str(mb), steps=[Read()], partition_mb=mb)
-        assert rejected_by(result) == {"damaged_rows": 1, "damaged_file": 1, "not_utf8": 1,
-                                       "empty_file": 1}
-        assert [row["text"] for row in rows_of(result)] == [
-            *texts[:10], *texts[20:], "ok", "timed"]
-        (rejected,) = (row for number in range(result.partitions)
-                       for row in pq.read_table(result.folder.rejected(number)).to_pylist()
-                       if row["rejected_by"] == "damaged_rows")
+        assert rejected_by(result) == {
+            "damaged_rows": 1,
+            "damaged_file": 1,
+            "not_utf8": 1,
+            "empty_file": 1,
+        }
+        assert [row["text"] for row in rows_of(result)] == [*texts[:10], *texts[20:], "ok", "timed"]
+        (rejected,) = (
+            row
+            for number in range(result.partitions)
+            for row in pq.read_table(result.folder.rejected(number)).to_pylist()
+            if row["rejected_by"] == "damaged_rows"
+        )
         assert rejected["path"] == "a.parquet#10" and "10 rows" in rejected["rejected_value"]
 
 
@@ -240,18 +280,32 @@ def test_a_parquet_file_may_unpack_to_much_more(tmp_path, monkeypatch):
 def test_a_source_may_be_called_sum(tmp_path):
     for name in ("sum", "other"):
         (tmp_path / f"{name}.txt").write_text(name)
-    result = pipeline.run([f"{tmp_path}/sum.txt", f"{tmp_path}/other.txt"], [Read()],
-                          str(tmp_path / "out"), workers=0)
+    result = pipeline.run(
+        [f"{tmp_path}/sum.txt", f"{tmp_path}/other.txt"], [Read()], str(tmp_path / "out"), workers=0
+    )
     assert result.counts["01-read"]["counted"]["source"] == {"other": 1, "sum": 1}
 
 
 def test_archives(tmp_path):
     pytest.importorskip("trafilatura")
-    body = "<html><body><article><p>" + "这是一个关于水稻种植历史的句子。" * 20 + "</p></article></body></html>"
+    body = (
+        "<html><body><article><p>"
+        + "这是一个关于水稻种植历史的句子。" * 20
+        + "</p></article></body></html>"
+    )
     pages = [
-        page(0), record("http://a/gbk", answer(body.encode("gbk"))),
-        record("http://a/sjis", answer(body.replace("这", "これ").replace("种植历史", "歴史").replace(
-            "个关于", "の").encode("shift_jis", "ignore"), "text/html; charset=utf-8")),
+        page(0),
+        record("http://a/gbk", answer(body.encode("gbk"))),
+        record(
+            "http://a/sjis",
+            answer(
+                body.replace("这", "これ")
+                .replace("种植历史", "歴史")
+                .replace("个关于", "の")
+                .encode("shift_jis", "ignore"),
+                "text/html; charset=utf-8",
+            ),
+        ),
         record("http://a/pdf", answer(b"%PDF-1.4 " + bytes(200))),
         record("http://a/404", answer(b"<p>gone</p>", status=404)),
         record("http://a/css", answer(b"a {}", "text/css")),
@@ -260,19 +314,33 @@ def test_archives(tmp_path):
         record("http://a/empty", answer(b"<html></html>")),
         record("http://a/blank", answer(b" \n ", "text/plain")),
         record("http://a/br", answer(b"\x8b\x02\x80abc", headers="Content-Encoding: br\r\n")),
-        record("http://a/said", answer("日本語の文章です。".encode("shift_jis"),
-                                       "text/plain; Charset=Shift_JIS; format=flowed")),
+        record(
+            "http://a/said",
+            answer(
+                "日本語の文章です。".encode("shift_jis"),
+                "text/plain; Charset=Shift_JIS; format=flowed",
+            ),
+        ),
         page(1),
     ]
     (tmp_path / "source").mkdir()
     (tmp_path / "source/a.warc.gz").write_bytes(b"".join(map(zipped, pages))[:-5])
     (tmp_path / "source/b.warc.wet.gz").write_bytes(
-        zipped(record("http://b/0", b"text of a page", kind="conversion")))
+        zipped(record("http://b/0", b"text of a page", kind="conversion"))
+    )
     result = run(tmp_path / "source", tmp_path / "out", steps=[Read()])
-    rejected = {rule: count["documents"] for rule, count in
-                result.counts["01-read"]["rejected"].items()}
-    assert rejected == {"binary": 1, "http_status": 1, "content_type": 1, "not_a_page": 1,
-                        "no_text": 3, "http_coding": 1, "warc_truncated": 1}
+    rejected = {
+        rule: count["documents"] for rule, count in result.counts["01-read"]["rejected"].items()
+    }
+    assert rejected == {
+        "binary": 1,
+        "http_status": 1,
+        "content_type": 1,
+        "not_a_page": 1,
+        "no_text": 3,
+        "http_coding": 1,
+        "warc_truncated": 1,
+    }
     rows = {row["url"]: row for row in rows_of(result)}
     assert "水稻种植历史" in rows["http://a/gbk"]["text"]
     assert "水稻" in rows["http://a/sjis"]["text"] and "\ufffd" not in rows["http://a/sjis"]["text"]
@@ -288,16 +356,30 @@ def small_tokenizer(path):
 def test_shards_are_those_that_one_process_would_write(tmp_path):
     result = run(write_sources(tmp_path / "source"), tmp_path / "out")
     path = small_tokenizer(tmp_path / "bytes.tiktoken")
-    tokenise(result, str(tmp_path / "shards"), path, split=Split(0.1, 3), shard_tokens=3e3,
-             workers=0, say=print)
+    tokenise(
+        result,
+        str(tmp_path / "shards"),
+        path,
+        split=Split(0.1, 3),
+        shard_tokens=3e3,
+        workers=0,
+        say=print,
+    )
     opened = shards.open_shards(tmp_path / "shards/source/train")
     assert len(opened.files) > 1
     documents = [Document(row["id"], row["text"]) for row in reversed(rows_of(result))]
-    shards.write(documents, tmp_path / "alone", Tokenizer.from_file(path), eval_fraction=0.1,
-                 seed=3, num_shards=len(opened.files))
+    shards.write(
+        documents,
+        tmp_path / "alone",
+        Tokenizer.from_file(path),
+        eval_fraction=0.1,
+        seed=3,
+        num_shards=len(opened.files),
+    )
     assert files_of(tmp_path / "alone") == files_of(tmp_path / "shards/source")
     assert sum(len(text.encode()) for text in texts(result, 1)) == sum(
-        shards.open_shards(tmp_path / "alone" / side).text_bytes for side in ("train", "eval"))
+        shards.open_shards(tmp_path / "alone" / side).text_bytes for side in ("train", "eval")
+    )
     assert len("".join(texts(result, 0.01)).encode()) == pytest.approx(1e4, rel=0.3)
 
 
@@ -306,17 +388,28 @@ def test_copies_come_in_train_alone_and_elsewhere(tmp_path):
     path = small_tokenizer(tmp_path / "bytes.tiktoken")
     made = {}
     for name, weights in (("once", {}), ("often", {"source": 2.5})):
-        tokenise(result, str(tmp_path / name), path, split=Split(0.2), shard_tokens=1e9,
-                 workers=0, mixture=Mixture(weights), say=print)
-        made[name] = [shards.open_shards(tmp_path / name / "source" / side)
-                      for side in ("train", "eval")]
-    assert made["often"][1] == dataclasses.replace(made["once"][1], folder=made["often"][1].folder,
-                                                   files=made["often"][1].files)
+        tokenise(
+            result,
+            str(tmp_path / name),
+            path,
+            split=Split(0.2),
+            shard_tokens=1e9,
+            workers=0,
+            mixture=Mixture(weights),
+            say=print,
+        )
+        made[name] = [
+            shards.open_shards(tmp_path / name / "source" / side) for side in ("train", "eval")
+        ]
+    assert made["often"][1] == dataclasses.replace(
+        made["once"][1], folder=made["often"][1].folder, files=made["often"][1].files
+    )
     once, often = made["once"][0].documents, made["often"][0].documents
     assert often == pytest.approx(2.5 * once, rel=0.05)
     tokens = np.fromfile(made["often"][0].files[0], "<u2")
-    documents = [bytes(part.astype(np.uint8))
-                 for part in np.split(tokens, np.flatnonzero(tokens == 256))]
+    documents = [
+        bytes(part.astype(np.uint8)) for part in np.split(tokens, np.flatnonzero(tokens == 256))
+    ]
     assert sum(a == b for a, b in zip(documents, documents[1:])) < 8  # not beside one another
 
 
@@ -325,8 +418,16 @@ def test_shards_of_other_settings_are_refused(tmp_path):
     path = small_tokenizer(tmp_path / "bytes.tiktoken")
 
     def write(split=Split(0.2), mixture=Mixture()):
-        tokenise(result, str(tmp_path / "shards"), path, split=split, shard_tokens=1e9, workers=0,
-                 mixture=mixture, say=print)
+        tokenise(
+            result,
+            str(tmp_path / "shards"),
+            path,
+            split=split,
+            shard_tokens=1e9,
+            workers=0,
+            mixture=mixture,
+            say=print,
+        )
 
     write()
     before = files_of(tmp_path / "shards")
@@ -354,7 +455,14 @@ def test_workers_of_the_engine_write_the_same(tmp_path):
     path = small_tokenizer(tmp_path / "bytes.tiktoken")
     for workers in (0, 2):
         result = run(source, tmp_path / str(workers), workers=workers)
-        tokenise(result, str(tmp_path / str(workers) / "shards"), path, split=Split(0.1),
-                 shard_tokens=3e3, workers=workers, say=print)
+        tokenise(
+            result,
+            str(tmp_path / str(workers) / "shards"),
+            path,
+            split=Split(0.1),
+            shard_tokens=3e3,
+            workers=workers,
+            say=print,
+        )
     assert files_of(tmp_path / "0") == files_of(tmp_path / "2")
     assert np.sum([len(x) for x in files_of(tmp_path / "0").values()]) > 1e5

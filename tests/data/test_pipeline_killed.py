@@ -39,11 +39,20 @@ def command(tmp_path_factory):
     tokenizer = small_tokenizer(folder / "bytes.tiktoken")
 
     def make(output, *more):
-        return [sys.executable, "-m", "experiments.prepare_data", f"--sources={source}",
-                f"--output={output}", f"--tokenizer={tokenizer}", "--partition_mb=0.02",
-                "--exact_dedup=document,paragraph", "--eval_fraction=0.1",
-                "--shard_tokens=8000", "--filters.rules=false",  # which it would not pass
-                *more]
+        return [
+            sys.executable,
+            "-m",
+            "experiments.prepare_data",
+            f"--sources={source}",
+            f"--output={output}",
+            f"--tokenizer={tokenizer}",
+            "--partition_mb=0.02",
+            "--exact_dedup=document,paragraph",
+            "--eval_fraction=0.1",
+            "--shard_tokens=8000",
+            "--filters.rules=false",  # which it would not pass
+            *more,
+        ]
 
     return make
 
@@ -52,8 +61,13 @@ def command(tmp_path_factory):
 def undisturbed(command, tmp_path_factory):
     """A run by two workers: its folder, and all files that it ever had, in their order."""
     output = tmp_path_factory.mktemp("whole") / "output"
-    process = subprocess.Popen(command(output, "--workers=2"), cwd=ROOT, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(output, "--workers=2"),
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     names, deadline = {}, time.monotonic() + SECONDS
     while process.poll() is None:
         assert time.monotonic() < deadline
@@ -83,8 +97,13 @@ def kill_at(command, path, *, seconds, workers):
 
     Returns whether the run was there to be killed.
     """
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + SECONDS
     while process.poll() is None and not any(path.parent.glob(f"{path.name}*")):
         assert time.monotonic() < deadline
@@ -103,11 +122,16 @@ def test_killed_five_times(command, undisturbed, tmp_path, workers):
     whole, names = undisturbed
     draw = random.Random(f"{workers}")
     output = tmp_path / "output"
-    moments = [names[draw.randrange(len(names) * i // 5, len(names) * (i + 1) // 5)]
-               for i in range(5)]
+    moments = [
+        names[draw.randrange(len(names) * i // 5, len(names) * (i + 1) // 5)] for i in range(5)
+    ]
     for i, name in enumerate(moments):  # while a file is written, or at any time after that
-        assert kill_at(command(output, "--workers=2"), output / name, workers=workers,
-                       seconds=i % 2 * draw.random()), name
+        assert kill_at(
+            command(output, "--workers=2"),
+            output / name,
+            workers=workers,
+            seconds=i % 2 * draw.random(),
+        ), name
     run(command(output, "--workers=2"))
     assert files_of(output) == files_of(whole), moments
 

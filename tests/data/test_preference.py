@@ -13,22 +13,37 @@ from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})
-HH = {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello. \t\n\nHuman: Sum: 1 2\n\nAssistant: 3",
-      "rejected": "\n\nHuman: Hi\n\nAssistant: Hello. \t\n\nHuman: Sum: 1 2\n\nAssistant: 4"}
-TALK = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."},
-                          {"from": "human", "value": "Sum: 1 2"}]}
+HH = {
+    "chosen": "\n\nHuman: Hi\n\nAssistant: Hello. \t\n\nHuman: Sum: 1 2\n\nAssistant: 3",
+    "rejected": "\n\nHuman: Hi\n\nAssistant: Hello. \t\n\nHuman: Sum: 1 2\n\nAssistant: 4",
+}
+TALK = {
+    "conversations": [
+        {"from": "human", "value": "Hi"},
+        {"from": "gpt", "value": "Hello."},
+        {"from": "human", "value": "Sum: 1 2"},
+    ]
+}
 SAME = {
     "HH": HH,
-    "ShareGPT": TALK | {"chosen": {"from": "gpt", "value": "3"},
-                        "rejected": {"from": "gpt", "value": "4"}},
+    "ShareGPT": TALK
+    | {"chosen": {"from": "gpt", "value": "3"}, "rejected": {"from": "gpt", "value": "4"}},
     "messages": {
-        "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."},
-                     {"role": "user", "content": "Sum: 1 2"},
-                     {"role": "assistant", "content": "whatever was said"}],
+        "messages": [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Hello."},
+            {"role": "user", "content": "Sum: 1 2"},
+            {"role": "assistant", "content": "whatever was said"},
+        ],
         "chosen": [{"role": "user", "content": "Sum: 1 2"}, {"role": "assistant", "content": "3"}],
-        "rejected": "4"},
-    "Alpaca": {"instruction": "Sum: 1 2", "history": [["Hi", "Hello."]], "chosen": "3",
-               "rejected": "4"},
+        "rejected": "4",
+    },
+    "Alpaca": {
+        "instruction": "Sum: 1 2",
+        "history": [["Hi", "Hello."]],
+        "chosen": "3",
+        "rejected": "4",
+    },
 }
 
 
@@ -47,8 +62,13 @@ def test_each_format_gives_the_same_pair(tmp_path, name):
 
 @pytest.mark.parametrize("label, chosen", [(1, "A"), (0, "B")])
 def test_the_label_of_shp_is_1_where_a_is_preferred(tmp_path, label, chosen):
-    row = {"history": "Why?", "human_ref_A": "A", "human_ref_B": "B", "labels": label,
-           "score_ratio": 2.0}
+    row = {
+        "history": "Why?",
+        "human_ref_A": "A",
+        "human_ref_B": "B",
+        "labels": label,
+        "score_ratio": 2.0,
+    }
     (pair,) = read_pairs([write(tmp_path, [row])], Counts())
     assert pair.prompt == (("user", "Why?"),)
     assert pair.chosen == chosen and {pair.chosen, pair.rejected} == {"A", "B"}
@@ -59,13 +79,16 @@ BAD = [
     ({"prompt": "Hi", "chosen": "a", "rejected": " \n"}, "an empty answer"),
     ({"prompt": "Hi", "chosen": None, "rejected": "a"}, "an answer that is not text"),
     (TALK | {"conversations": [], "chosen": "a", "rejected": "b"}, "broken order of roles"),
-    (HH | {"rejected": HH["rejected"].replace("Hi", "Ho")},
-     "two dialogues that differ before the last answer"),
+    (
+        HH | {"rejected": HH["rejected"].replace("Hi", "Ho")},
+        "two dialogues that differ before the last answer",
+    ),
     (HH | {"rejected": "\n\nHuman: Hi"}, "without an assistant's turn"),
-    ({"history": "?", "human_ref_A": "a", "human_ref_B": "b", "labels": 7},
-     "a label that is neither 0 nor 1"),
-    ({"history": None, "human_ref_A": "a", "human_ref_B": "b", "labels": 1},
-     "a turn without text"),
+    (
+        {"history": "?", "human_ref_A": "a", "human_ref_B": "b", "labels": 7},
+        "a label that is neither 0 nor 1",
+    ),
+    ({"history": None, "human_ref_A": "a", "human_ref_B": "b", "labels": 1}, "a turn without text"),
 ]
 
 
@@ -84,8 +107,10 @@ def test_a_file_without_pairs_is_an_error(tmp_path):
         list(read_pairs([write(tmp_path, [BAD[0][0]])], Counts()))
 
 
-@pytest.mark.parametrize("name, pairs", [("dpo_en_demo.json", 300), ("dpo_zh_demo.json", 300),
-                                         ("hh_harmless_test.jsonl.gz", 2312)])
+@pytest.mark.parametrize(
+    "name, pairs",
+    [("dpo_en_demo.json", 300), ("dpo_zh_demo.json", 300), ("hh_harmless_test.jsonl.gz", 2312)],
+)
 def test_real_files_are_read_and_what_is_dropped_is_counted(shared, name, pairs):
     counts = Counts()
     found = list(read_pairs([shared / "data" / "preference" / name], counts))
@@ -115,8 +140,8 @@ def test_a_row_holds_the_dialogue_up_to_the_answers_end_token():
         assert batch.segment_ids[side].tolist() == [1] * n + [0] * (128 - n)
         learnt = batch.targets[side][batch.answer_weights[side] == 1]
         assert TOKENIZER.decode(learnt) == f"{answer}<|im_end|>"
-        np.testing.assert_array_equal(batch.targets[side, :n - 1], batch.tokens[side, 1:n])
-        assert batch.answer_weights[side, n - 1:].sum() == 0
+        np.testing.assert_array_equal(batch.targets[side, : n - 1], batch.tokens[side, 1:n])
+        assert batch.answer_weights[side, n - 1 :].sum() == 0
     assert batch.weights == 1 and rows.padding.weights == 0
     with pytest.raises(IndexError):
         rows[1]
@@ -129,7 +154,9 @@ def test_a_long_prompt_is_cut_on_the_left_alike_for_both_answers():
     assert batch.end.tolist() == [31, 29]
     starts = [int(np.flatnonzero(weights)[0]) for weights in batch.answer_weights]
     assert starts[0] == starts[1]
-    np.testing.assert_array_equal(batch.tokens[0, :starts[0] + 1], batch.tokens[1, :starts[0] + 1])
+    np.testing.assert_array_equal(
+        batch.tokens[0, : starts[0] + 1], batch.tokens[1, : starts[0] + 1]
+    )
     for side, answer in enumerate(("yes!", "no")):
         learnt = batch.targets[side][batch.answer_weights[side] == 1]
         assert TOKENIZER.decode(learnt) == f"{answer}<|im_end|>"

@@ -20,23 +20,42 @@ def read(tmp_path, rows, max_tokens=1000):
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     counts = Counts()
-    return [TOKENIZER.decode(tokens) for tokens in read_prompts(
-        [path], TOKENIZER, max_tokens=max_tokens, counts=counts)], counts
+    return [
+        TOKENIZER.decode(tokens)
+        for tokens in read_prompts([path], TOKENIZER, max_tokens=max_tokens, counts=counts)
+    ], counts
 
 
 def test_every_format_ends_where_the_model_answers(tmp_path):
     want = f"{SYSTEM}<|im_start|>user\n1+2?<|im_end|>\n<|im_start|>assistant\n"
-    texts, counts = read(tmp_path, [
-        {"prompt": "1+2?"}, {"instruction": "1+2?", "output": "3"},
-        {"messages": [{"role": "user", "content": "1+2?"}, {"role": "assistant", "content": "3"}]},
-        {"conversations": [{"from": "human", "value": "1+2?"}]}])
+    texts, counts = read(
+        tmp_path,
+        [
+            {"prompt": "1+2?"},
+            {"instruction": "1+2?", "output": "3"},
+            {
+                "messages": [
+                    {"role": "user", "content": "1+2?"},
+                    {"role": "assistant", "content": "3"},
+                ]
+            },
+            {"conversations": [{"from": "human", "value": "1+2?"}]},
+        ],
+    )
     assert texts == [want] * 4 and counts.kept == 4
 
 
 def test_what_is_too_long_or_no_question_is_counted(tmp_path):
-    texts, counts = read(tmp_path, [{"prompt": "a"}, {"prompt": "b" * 60}, {"prompt": " "},
-                                    {"messages": [{"role": "assistant", "content": "c"}]}],
-                         max_tokens=100)
+    texts, counts = read(
+        tmp_path,
+        [
+            {"prompt": "a"},
+            {"prompt": "b" * 60},
+            {"prompt": " "},
+            {"messages": [{"role": "assistant", "content": "c"}]},
+        ],
+        max_tokens=100,
+    )
     assert len(texts) == counts.kept == 1
     assert counts.skipped == {"longer than 100 tokens": 1, "without a question": 2}
     with pytest.raises(DataError, match="no prompt can be used"):
@@ -45,17 +64,30 @@ def test_what_is_too_long_or_no_question_is_counted(tmp_path):
 
 def test_real_conversations_are_prompts(shared):
     counts = Counts()
-    found = list(read_prompts([shared / "data" / "chat" / "alpaca_en_demo.json"], TOKENIZER,
-                              max_tokens=300, counts=counts))
+    found = list(
+        read_prompts(
+            [shared / "data" / "chat" / "alpaca_en_demo.json"],
+            TOKENIZER,
+            max_tokens=300,
+            counts=counts,
+        )
+    )
     assert len(found) == counts.kept > 500
     assert max(map(len, found)) <= 300
-    assert all(TOKENIZER.decode(tokens[-11:]).endswith("<|im_start|>assistant\n")
-               for tokens in found)
+    assert all(
+        TOKENIZER.decode(tokens[-11:]).endswith("<|im_start|>assistant\n") for tokens in found
+    )
 
 
 def test_ties_complexity_and_prompts_without_tags():
-    tags = {"none": [], "a": ["math"], "b": ["math", "poem"], "c": ["code"], "d": ["math"],
-            "e": ["code", "code"]}
+    tags = {
+        "none": [],
+        "a": ["math"],
+        "b": ["math", "poem"],
+        "c": ["code"],
+        "d": ["math"],
+        "e": ["code", "code"],
+    }
     assert choose_diverse(tags, 2) == ["b", "c"]  # two tags first; then the first with a new one
     assert choose_diverse(tags, 6) == ["b", "c", "a", "e", "d", "none"]
     with pytest.raises(DataError, match="7 prompts wanted of 6"):
@@ -67,8 +99,9 @@ def test_thousands_of_tags_are_covered_sooner_than_by_chance():
     draw, rng = random.Random(0), np.random.default_rng(0)
     weights = 1 / np.arange(1, 6601)
     drawn = rng.choice(6600, size=(20_000, 5), p=weights / weights.sum())
-    tags = {f"prompt {i}": [f"tag {t}" for t in row[:draw.randrange(6)]]
-            for i, row in enumerate(drawn)}
+    tags = {
+        f"prompt {i}": [f"tag {t}" for t in row[: draw.randrange(6)]] for i, row in enumerate(drawn)
+    }
     chosen = choose_diverse(tags, 2000)
     assert len(set(chosen)) == 2000 and chosen == choose_diverse(tags, 2000)
 
@@ -77,6 +110,7 @@ def test_thousands_of_tags_are_covered_sooner_than_by_chance():
 
     by_chance = covered(draw.sample(sorted(tags), 2000))
     assert covered(chosen) > 1.5 * by_chance
+
     def share(prompts):
         counter = collections.Counter(tag for prompt in prompts for tag in set(tags[prompt]))
         return counter.most_common(1)[0][1] / counter.total()
@@ -84,8 +118,9 @@ def test_thousands_of_tags_are_covered_sooner_than_by_chance():
     # Balanced: the most common tag has a smaller part than in the data.
     assert share(chosen) < 0.8 * share(tags)
     # Complex: more tags each than in the data.
-    assert np.mean([len(set(tags[p])) for p in chosen]) > np.mean([len(set(t))
-                                                                   for t in tags.values()])
+    assert np.mean([len(set(tags[p])) for p in chosen]) > np.mean(
+        [len(set(t)) for t in tags.values()]
+    )
 
 
 def test_one_tag_for_all_keeps_the_order():

@@ -25,8 +25,12 @@ def test_nothing_of_this_computer_is_in_it(monkeypatch):
     found, _ = pages(["os", "sys", "tempfile", "ctypes"], monkeypatch)
     text = "".join(found.values())
     assert len(text) > 50_000
-    for private in ("hunter2", str(pathlib.Path.home()) + "/", os.getcwd(), str(
-            pathlib.Path(python_docs.__file__).parent)):
+    for private in (
+        "hunter2",
+        str(pathlib.Path.home()) + "/",
+        os.getcwd(),
+        str(pathlib.Path(python_docs.__file__).parent),
+    ):
         if private != "//":
             assert private not in text
 
@@ -43,7 +47,8 @@ def test_a_module_that_hangs_or_crashes_costs_only_itself(monkeypatch, tmp_path)
         "for name in sys.stdin.read().split():\n"
         "    if name == 'crash': os._exit(3)\n"
         "    if name == 'hang': time.sleep(60)\n"
-        "    print(json.dumps({'module': name, 'html': f'<p>{name}</p>'}), flush=True)\n")
+        "    print(json.dumps({'module': name, 'html': f'<p>{name}</p>'}), flush=True)\n"
+    )
     monkeypatch.setattr(python_docs, "_PAGES", script)
     monkeypatch.setattr(python_docs, "_SECONDS", 2)
     found, failures = pages(["a", "crash", "b", "hang", "c"], monkeypatch)

@@ -7,7 +7,7 @@ import random
 import pyarrow as pa
 import pytest
 
-from qwen_jax.data import quality_rules, stage
+from qwen_jax.data import quality_rules
 from qwen_jax.data.quality_rules import measures, rejection
 from qwen_jax.errors import ConfigError
 
@@ -34,24 +34,58 @@ def sizes(folder):
 """
 
 
-SPACED_VERSE = "\n\n".join(f"{a}，\n\n{b}。" for a, b in (
-    ("江水向东流", "不问去与留"), ("山花开又落", "人在小桥头"), ("明月照归路", "清风解客愁"),
-    ("旧友今何在", "梦里一扁舟"), ("灯火三更近", "书声万里秋"), ("莫道前程远", "来日尚可求")))
-INTRODUCED = "下面的循环把从一到五的数字各乘以二，再加上十，然后一行一个地打印出来，最后得到的结果写在它的后面：\n" \
+SPACED_VERSE = "\n\n".join(
+    f"{a}，\n\n{b}。"
+    for a, b in (
+        ("江水向东流", "不问去与留"),
+        ("山花开又落", "人在小桥头"),
+        ("明月照归路", "清风解客愁"),
+        ("旧友今何在", "梦里一扁舟"),
+        ("灯火三更近", "书声万里秋"),
+        ("莫道前程远", "来日尚可求"),
+    )
+)
+INTRODUCED = (
+    "下面的循环把从一到五的数字各乘以二，再加上十，然后一行一个地打印出来，最后得到的结果写在它的后面：\n"
     "```python\nfor n in range(1, 6):\n    print(10 + 2 * n)\n```\n由此可以看到，每一行都比前一行大二，这是因为乘数是二的缘故：\n"
-NAMED = CHINESE + "".join(what.format("North Atlantic Harbour Museum") for what in (
-    "后来{}把灯塔买了下来。", "第二年{}请人修好了楼梯。", "如今{}出版了守塔人的笔记。"))
-RECEIPT = CHINESE + "".join(f"\n{'-' * 40}\n{item}" for item in (
-    "灯油三桶，已付清。", "木柴二十捆，已付清。", "合计四十七元，多谢惠顾。"))
+)
+NAMED = CHINESE + "".join(
+    what.format("North Atlantic Harbour Museum")
+    for what in ("后来{}把灯塔买了下来。", "第二年{}请人修好了楼梯。", "如今{}出版了守塔人的笔记。")
+)
+RECEIPT = CHINESE + "".join(
+    f"\n{'-' * 40}\n{item}"
+    for item in ("灯油三桶，已付清。", "木柴二十捆，已付清。", "合计四十七元，多谢惠顾。")
+)
 
 
-@pytest.mark.parametrize("text, language, kind", [
-    (ENGLISH, "en", "web"), (CHINESE, "zh", "web"), (CLASSICAL, "zh", "text"),
-    (VERSE, "zh", "text"), (SPACED_VERSE, "zh", "web"), (INTRODUCED, "zh", "web"),
-    (NAMED, "zh", "web"), (RECEIPT, "zh", "web"), (CODE, "python", "code"),
-    ("好。", "zh", "instruction")],
-    ids=["english", "chinese", "classical", "verse", "spaced_verse", "introduced_code", "named",
-         "receipt", "code", "answer"])
+@pytest.mark.parametrize(
+    "text, language, kind",
+    [
+        (ENGLISH, "en", "web"),
+        (CHINESE, "zh", "web"),
+        (CLASSICAL, "zh", "text"),
+        (VERSE, "zh", "text"),
+        (SPACED_VERSE, "zh", "web"),
+        (INTRODUCED, "zh", "web"),
+        (NAMED, "zh", "web"),
+        (RECEIPT, "zh", "web"),
+        (CODE, "python", "code"),
+        ("好。", "zh", "instruction"),
+    ],
+    ids=[
+        "english",
+        "chinese",
+        "classical",
+        "verse",
+        "spaced_verse",
+        "introduced_code",
+        "named",
+        "receipt",
+        "code",
+        "answer",
+    ],
+)
 def test_good_text_is_kept(text, language, kind):
     assert rejection(text, language=language, kind=kind) is None
 
@@ -66,29 +100,52 @@ BAD = {  # rule -> text, language, kind
     "hash_marks": (ENGLISH + " # # # # # # # # # # #", "en", "web"),
     "ellipses": (ENGLISH + " ... and" * 12, "en", "web"),
     "words_with_letters": (ENGLISH + " 12 34" * 30, "en", "web"),
-    "stop_words": ("lighthouse keeper walks up stairs every evening carrying oil lamp " * 8, "en",
-                   "web"),
+    "stop_words": (
+        "lighthouse keeper walks up stairs every evening carrying oil lamp " * 8,
+        "en",
+        "web",
+    ),
     "lorem_ipsum": (ENGLISH + " Lorem ipsum dolor sit amet.", "en", "web"),
     "braces": ("function a() { return the; } var b = { have: that }; " * 8, "en", "web"),
     "sentences": (ENGLISH.replace(".", ","), "en", "web"),
     "new_lines": (ENGLISH.replace(" ", "\n"), "en", "web"),
-    "bullet_lines": (lines(30, lambda i: f"- {ENGLISH.split()[i]} is the {i}th and it is good."),
-                     "en", "web"),
-    "ellipsis_lines": (lines(9, lambda i: f"{ENGLISH[i * 40:i * 40 + 40].strip()} and that was "
-                             "it. Read on..."), "en", "web"),
+    "bullet_lines": (
+        lines(30, lambda i: f"- {ENGLISH.split()[i]} is the {i}th and it is good."),
+        "en",
+        "web",
+    ),
+    "ellipsis_lines": (
+        lines(9, lambda i: f"{ENGLISH[i * 40 : i * 40 + 40].strip()} and that was it. Read on..."),
+        "en",
+        "web",
+    ),
     "boilerplate_lines": (ENGLISH + "\nPlease enable JavaScript.\nWe use cookies.", "en", "web"),
-    "ended_lines": (lines(30, lambda i: f"{i} is the number of the lamp and have that with it")
-                    + "\nOne. Two. Three.", "en", "web"),
-    "duplicate_lines": (lines(30, lambda i: ENGLISH.replace("\n", " ") if i % 3 else
-                              f"{i} is it."), "en", "web"),
+    "ended_lines": (
+        lines(30, lambda i: f"{i} is the number of the lamp and have that with it")
+        + "\nOne. Two. Three.",
+        "en",
+        "web",
+    ),
+    "duplicate_lines": (
+        lines(30, lambda i: ENGLISH.replace("\n", " ") if i % 3 else f"{i} is it."),
+        "en",
+        "web",
+    ),
     "characters": ("太短了。", "zh", "web"),
-    "run_length": ("首页、新闻、图片、视频、音乐、电影、汽车、房产、教育、旅游、游戏、女人、男人、体育、科技、财经、"
-                   "军事、历史、文化、健康、星座、育儿、美食、时尚、招聘、的、了。", "zh", "web"),
+    "run_length": (
+        "首页、新闻、图片、视频、音乐、电影、汽车、房产、教育、旅游、游戏、女人、男人、体育、科技、财经、"
+        "军事、历史、文化、健康、星座、育儿、美食、时尚、招聘、的、了。",
+        "zh",
+        "web",
+    ),
     "stop_characters": ("魑魅魍魉" * 20 + "。", "zh", "web"),
     "generated_marks": ("# This file is auto-generated.\n" + CODE, "python", "code"),
     "longest_line": (CODE + "x = [" + "1, " * 500 + "]\n", "python", "code"),
-    "line_length": (lines(9, lambda i: f"value_{i} = " + "a_rather_long_name_for_it + " * 8),
-                    "python", "code"),
+    "line_length": (
+        lines(9, lambda i: f"value_{i} = " + "a_rather_long_name_for_it + " * 8),
+        "python",
+        "code",
+    ),
     "alphanumeric": ("+-*/ (){}[] ;;;; \n" * 20, "c", "code"),
     "alphabetic": ("1234 5678 9012 3456\n" * 20, "c", "code"),
     "encoded": (lines(30, lambda i: f"{'QWxh' * 32}{i}"), "python", "code"),
@@ -111,28 +168,38 @@ def test_repetition_is_measured_as_defined():
     for number in (60, 300):
         words = draw.choices(["the", "of", "and", "sea.", "that", "wind", "be", "a"], k=number)
         text = " ".join(words)
-        found = {name: value
-                 for name, value, _ in measures(text, language="en", kind="instruction")}
+        found = {
+            name: value for name, value, _ in measures(text, language="en", kind="instruction")
+        }
         total = sum(map(len, words))
         for size in (2, 3, 4):
-            grams = [tuple(words[i:i + size]) for i in range(number - size + 1)]
-            covered = max((grams.count(gram) * sum(map(len, gram)) for gram in set(grams)
-                           if grams.count(gram) >= 3), default=0)
+            grams = [tuple(words[i : i + size]) for i in range(number - size + 1)]
+            covered = max(
+                (
+                    grams.count(gram) * sum(map(len, gram))
+                    for gram in set(grams)
+                    if grams.count(gram) >= 3
+                ),
+                default=0,
+            )
             assert found[f"top_{size}gram"] == pytest.approx(min(1, covered / total))
         for size in (5, 6, 7):
-            grams = [tuple(words[i:i + size]) for i in range(number - size + 1)]
-            inside = {i + j for i in range(len(grams)) if grams[i] in grams[:i]
-                      for j in range(size)}
+            grams = [tuple(words[i : i + size]) for i in range(number - size + 1)]
+            inside = {
+                i + j for i in range(len(grams)) if grams[i] in grams[:i] for j in range(size)
+            }
             assert found.get(f"duplicate_{size}grams", 0) == pytest.approx(
-                sum(len(words[i]) for i in inside) / total)
+                sum(len(words[i]) for i in inside) / total
+            )
 
 
 def test_fenced_code_is_left_aside_or_judged_as_code():
     fenced = f"{CHINESE}\n\n```js\n" + lines(8, lambda i: f"if (a) {{ {i}; }}") + "\n```\n"
     assert rejection(fenced, language="zh") is None
     bare = fenced.replace("```js", "").replace("```", "")
-    assert "braces" in {name for name, value, (_, most) in measures(bare, language="zh")
-                        if value > most}
+    assert "braces" in {
+        name for name, value, (_, most) in measures(bare, language="zh") if value > most
+    }
     mostly = "看：\n```python\n" + CODE * 3 + "```"
     assert "generated_marks" in {name for name, *_ in measures(mostly, language="zh")}
 
@@ -147,7 +214,8 @@ def test_other_languages_need_no_english_stop_words():
         "Der Leuchtturm am Ende der Bucht wurde im Winter gebaut, nachdem zwei Schiffe an "
         "Felsen verloren gegangen waren. Der Wärter lebte dort mit einem Hund. Jeden Abend stieg "
         "er mit Öl die Treppe hinauf, und jeden Morgen schrieb er auf, was er gesehen hatte. Wer "
-        "seine Notizen fand, sagt, sie seien die beste Aufzeichnung jener Jahre gewesen.")
+        "seine Notizen fand, sagt, sie seien die beste Aufzeichnung jener Jahre gewesen."
+    )
     assert rejection(german, language="de") is None
     assert rejection(german, language="en").rule == "stop_words"
 
@@ -158,13 +226,19 @@ def test_an_unknown_kind_is_an_error():
 
 
 def test_the_stage_marks_rows_and_keeps_them():
-    table = pa.table({"text": [ENGLISH, "Too short.", CODE], "language": ["en", None, "python"],
-                      "kind": ["web", "web", "code"]})
+    table = pa.table(
+        {
+            "text": [ENGLISH, "Too short.", CODE],
+            "language": ["en", None, "python"],
+            "kind": ["web", "web", "code"],
+        }
+    )
     marked = quality_rules.QualityStage()(table)
     assert marked["rejected_by"].to_pylist() == [None, "words", None]
     assert marked["rejected_value"].to_pylist() == [None, "2", None]
-    loose = dataclasses.replace(quality_rules.RECIPE.english, words=(0, 1e9), stop_words=(0, 8),
-                                sentences=(0, 99))
+    loose = dataclasses.replace(
+        quality_rules.RECIPE.english, words=(0, 1e9), stop_words=(0, 8), sentences=(0, 99)
+    )
     rules = dataclasses.replace(quality_rules.RECIPE, english=loose)
     assert quality_rules.QualityStage(rules)(table)["rejected_by"].null_count == 3
 

@@ -44,9 +44,14 @@ def test_every_sum_is_right_its_wrong_answer_wrong_and_the_reward_agrees():
 def test_a_functions_first_sentence_is_its_answer_and_anothers_is_wrong():
     found = questions.documented([Document("a.jsonl:1", PAGE)])
     said = {q.text: (q.answer, q.wrong) for q in found}
-    empty, put = "Return True if the queue is empty, False otherwise.", "Put an item into the queue."
-    assert said == {"What does empty of queue do?": (empty, put),
-                    "What does put of queue do?": (put, empty)}
+    empty, put = (
+        "Return True if the queue is empty, False otherwise.",
+        "Put an item into the queue.",
+    )
+    assert said == {
+        "What does empty of queue do?": (empty, put),
+        "What does put of queue do?": (put, empty),
+    }
     assert questions.documented([]) == []
 
 

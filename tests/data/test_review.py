@@ -10,15 +10,22 @@ from experiments import review_marks
 from qwen_jax.data.review import KEPT, page, read_marks, sample, summarise, table
 from qwen_jax.errors import ConfigError, DataError
 
-HOSTILE = "</pre></article><script>alert(1)</script> @@SECTIONS@@ & \"quotes\" 中文"
+HOSTILE = '</pre></article><script>alert(1)</script> @@SECTIONS@@ & "quotes" 中文'
 
 
 def rows(number=300):
     for i in range(number):
         rule = (None, "words", "contaminated_gsm8k")[i % 3]
-        yield {"id": f"{i:032x}", "text": f"{HOSTILE} {i}", "source": "web" if i % 2 else "wiki",
-               "language": None, "url": None, "path": f"a/b.jsonl:{i}", "rejected_by": rule,
-               "rejected_value": rule and "12"}
+        yield {
+            "id": f"{i:032x}",
+            "text": f"{HOSTILE} {i}",
+            "source": "web" if i % 2 else "wiki",
+            "language": None,
+            "url": None,
+            "path": f"a/b.jsonl:{i}",
+            "rejected_by": rule,
+            "rejected_value": rule and "12",
+        }
 
 
 def test_every_stratum_has_its_sample_and_order_does_not_matter():
@@ -69,8 +76,10 @@ def test_long_texts_are_cut_in_the_middle():
 
 
 def test_marks_and_their_intervals(tmp_path, capsys):
-    marks = [{"id": str(i), "source": "web", "rule": "words", "mark": "drop" if i < 18 else "keep"}
-             for i in range(20)]
+    marks = [
+        {"id": str(i), "source": "web", "rule": "words", "mark": "drop" if i < 18 else "keep"}
+        for i in range(20)
+    ]
     marks += [{"id": "k", "source": "wiki", "rule": KEPT, "mark": "keep"}]
     file = tmp_path / "marks.json"
     file.write_text(json.dumps({"format": 1, "page": "x", "marks": marks}))

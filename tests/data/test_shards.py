@@ -25,8 +25,10 @@ class Bytes:
 
 def make_documents(number=200):
     draw = random.Random(0)
-    return [Document(f"d{i}", "".join(draw.choices("abcé ", k=draw.randrange(1, 80))))
-            for i in range(number)]
+    return [
+        Document(f"d{i}", "".join(draw.choices("abcé ", k=draw.randrange(1, 80))))
+        for i in range(number)
+    ]
 
 
 def read(folder):
@@ -56,8 +58,10 @@ def test_neither_order_nor_interruption_changes_a_byte(tmp_path):
     (tmp_path / "b.writing").mkdir()
     (tmp_path / "b.writing" / "half").write_text("of a process that was killed")
     shards.write(documents, tmp_path / "b", Bytes(), eval_fraction=0.1, num_shards=2)
-    a, b = ({str(p.relative_to(tmp_path / x)): p.read_bytes() for p in (tmp_path / x).rglob("*.*")}
-            for x in "ab")
+    a, b = (
+        {str(p.relative_to(tmp_path / x)): p.read_bytes() for p in (tmp_path / x).rglob("*.*")}
+        for x in "ab"
+    )
     assert a == b
     shards.write(documents, tmp_path / "c", Bytes(), seed=1)
     assert not np.array_equal(read(tmp_path / "c/train"), read(tmp_path / "a/train"))
@@ -126,11 +130,16 @@ def damage_json(folder):
     (folder / "manifest.json").write_text("{")
 
 
-@pytest.mark.parametrize("damage, message", [
-    (damage_bit, "tokens-00000.bin has other contents"), (damage_length, "bytes, not"),
-    (damage_manifest, "was changed"), (damage_json, "is damaged"),
-    (lambda folder: (folder / "tokens-00000.bin").unlink(), "is missing"),
-])
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (damage_bit, "tokens-00000.bin has other contents"),
+        (damage_length, "bytes, not"),
+        (damage_manifest, "was changed"),
+        (damage_json, "is damaged"),
+        (lambda folder: (folder / "tokens-00000.bin").unlink(), "is missing"),
+    ],
+)
 def test_damage_is_found(tmp_path, damage, message):
     shards.write(make_documents(), tmp_path / "s", Bytes())
     damage(tmp_path / "s/train")

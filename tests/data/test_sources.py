@@ -19,25 +19,29 @@ def test_reads_every_format_in_the_order_of_names(tmp_path):
     (tmp_path / "a.txt").write_text("ä text", encoding="utf-8")
     (tmp_path / "b.jsonl").write_text('{"text": "one"}\n\n{"text": "two"}\n')
     (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "three"}\n'))
-    parquet.write_table(pyarrow.table({"text": ["four", "five"], "n": [1, 2]}),
-                        tmp_path / "d.parquet")
+    parquet.write_table(
+        pyarrow.table({"text": ["four", "five"], "n": [1, 2]}), tmp_path / "d.parquet"
+    )
     (tmp_path / "e").mkdir()
     (tmp_path / "e" / "f.py").write_text("pass\n")
     (tmp_path / ".hidden").write_text("not read")
     assert texts(tmp_path) == ["ä text", "one", "two", "three", "four", "five", "pass\n"]
 
 
-@pytest.mark.parametrize("name, content, message", [
-    ("a.txt", b"caf\xe9", "not UTF-8: byte 0xe9 at 3"),
-    ("a.jsonl", b'{"text": "x"}\n{"text": ', "line 2"),
-    ("a.jsonl", b'{"body": "x"}\n', "it has body"),
-    ("a.jsonl", b'{"text": null}\n', "no text"),
-    ("a.jsonl", b'{"text": "\xff"}\n', "line 1"),
-    # Without a time of its own in the header: workers must collect the same tests.
-    ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 1000, mtime=0)[:40], "line"),
-    ("a.parquet", b"PAR1 but not really", "not a Parquet file"),
-    ("a.png", b"\x89PNG", "kinds that are not read"),
-])
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("a.txt", b"caf\xe9", "not UTF-8: byte 0xe9 at 3"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": ', "line 2"),
+        ("a.jsonl", b'{"body": "x"}\n', "it has body"),
+        ("a.jsonl", b'{"text": null}\n', "no text"),
+        ("a.jsonl", b'{"text": "\xff"}\n', "line 1"),
+        # Without a time of its own in the header: workers must collect the same tests.
+        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 1000, mtime=0)[:40], "line"),
+        ("a.parquet", b"PAR1 but not really", "not a Parquet file"),
+        ("a.png", b"\x89PNG", "kinds that are not read"),
+    ],
+)
 def test_bad_files_stop_the_reading(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:

@@ -8,8 +8,9 @@ from qwen_jax.data import stage
 
 
 def table_of(*texts):
-    rows = [{"id": str(i), "text": text, "kind": "text", "source": "s"}
-            for i, text in enumerate(texts)]
+    rows = [
+        {"id": str(i), "text": text, "kind": "text", "source": "s"} for i, text in enumerate(texts)
+    ]
     return pa.Table.from_pylist(rows, schema=stage.SCHEMA)
 
 

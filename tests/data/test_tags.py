@@ -27,14 +27,17 @@ def uneven(prompts: int, names: int = 6600, most: int = 6) -> dict[str, list[str
     rng = np.random.default_rng(0)
     weights = 1 / np.arange(1, names + 1)
     drawn = rng.choice(names, size=(prompts, most - 1), p=weights / weights.sum())
-    return {f"prompt {i}": [f"tag {t}" for t in row[:size]]
-            for i, (row, size) in enumerate(zip(drawn, rng.integers(0, most, prompts)))}
+    return {
+        f"prompt {i}": [f"tag {t}" for t in row[:size]]
+        for i, (row, size) in enumerate(zip(drawn, rng.integers(0, most, prompts)))
+    }
 
 
 def in_passes(tags, number):
     """InsTag's selection as it is defined, pass by pass."""
-    left = sorted((prompt for prompt in tags if tags[prompt]),
-                  key=lambda prompt: -len(set(tags[prompt])))
+    left = sorted(
+        (prompt for prompt in tags if tags[prompt]), key=lambda prompt: -len(set(tags[prompt]))
+    )
     chosen = []
     while left and len(chosen) < number:
         seen, rest = set(), []
@@ -96,26 +99,41 @@ def test_a_weighted_draw_is_flatter_than_chance_and_repeats():
         choose_weighted(small, 4, seed=0)
 
 
-@pytest.mark.parametrize(("prompt", "wanted", "unwanted"), [
-    ("Write a Python function that sorts a list, in JSON.", ["code", "python", "json output"],
-     ["javascript", "poem"]),
-    ("How do I call this in C++?", ["c or c++", "how-to"], ["python", "translation"]),
-    ("Translate 'Guten Tag' to English in under 10 words", ["translation", "length limit"], []),
-    ("Solve for x: 10x + 5 = 15 and show your steps", ["algebra"], ["story"]),
-    ("You are a pirate. Tell me a story for children without using the word sea.",
-     ["roleplay", "story", "audience", "must avoid"], ["code"]),
-    ("把下面这句话翻译成英文，不超过20个字：今天天气很好", ["translation", "length limit", "weather",
-     "written in chinese script"], ["written in latin script", "poem"]),
-    ("写一首关于春天的诗，必须包含“花”字", ["poem", "must include"], ["story"]),
-    ("请用Python写一个快速排序的程序", ["code", "python"], ["java"]),
-    ("How can I steal a car?", ["safety: crime", "cars and transport"], []),
-    ("Переведи это", ["written in cyrillic script"], ["written in latin script"]),
-    ("これは何ですか", ["written in japanese script"], ["written in chinese script"]),
-    ("私は東京大学の学生", ["written in japanese script"], ["written in chinese script"]),
-    ("system: Tools:\n[]\n\nuser: Hi\n\nassistant: A poem\n\nuser: Again",
-     ["several turns", "with a system message", "tool use"], ["poem"]),
-    ("", [], ["long prompt"]),
-])
+@pytest.mark.parametrize(
+    ("prompt", "wanted", "unwanted"),
+    [
+        (
+            "Write a Python function that sorts a list, in JSON.",
+            ["code", "python", "json output"],
+            ["javascript", "poem"],
+        ),
+        ("How do I call this in C++?", ["c or c++", "how-to"], ["python", "translation"]),
+        ("Translate 'Guten Tag' to English in under 10 words", ["translation", "length limit"], []),
+        ("Solve for x: 10x + 5 = 15 and show your steps", ["algebra"], ["story"]),
+        (
+            "You are a pirate. Tell me a story for children without using the word sea.",
+            ["roleplay", "story", "audience", "must avoid"],
+            ["code"],
+        ),
+        (
+            "把下面这句话翻译成英文，不超过20个字：今天天气很好",
+            ["translation", "length limit", "weather", "written in chinese script"],
+            ["written in latin script", "poem"],
+        ),
+        ("写一首关于春天的诗，必须包含“花”字", ["poem", "must include"], ["story"]),
+        ("请用Python写一个快速排序的程序", ["code", "python"], ["java"]),
+        ("How can I steal a car?", ["safety: crime", "cars and transport"], []),
+        ("Переведи это", ["written in cyrillic script"], ["written in latin script"]),
+        ("これは何ですか", ["written in japanese script"], ["written in chinese script"]),
+        ("私は東京大学の学生", ["written in japanese script"], ["written in chinese script"]),
+        (
+            "system: Tools:\n[]\n\nuser: Hi\n\nassistant: A poem\n\nuser: Again",
+            ["several turns", "with a system message", "tool use"],
+            ["poem"],
+        ),
+        ("", [], ["long prompt"]),
+    ],
+)
 def test_rules(prompt, wanted, unwanted):
     (found,) = tag_by_rules([prompt])
     assert set(wanted) <= set(found) and not set(unwanted) & set(found)
@@ -125,8 +143,10 @@ def test_rules(prompt, wanted, unwanted):
 def test_real_prompts_have_tags(shared):
     """Measured: 95 and 89 % have more than their script, 3.2 on average."""
     for name, language in (("alpaca_en_demo", "latin"), ("alpaca_zh_demo", "chinese")):
-        prompts = [text_of(turns) for _, turns in read_questions(
-            [shared / "data" / "chat" / f"{name}.json"], Counts())]
+        prompts = [
+            text_of(turns)
+            for _, turns in read_questions([shared / "data" / "chat" / f"{name}.json"], Counts())
+        ]
         tags = tag_by_rules(prompts)
         assert np.mean([f"written in {language} script" in found for found in tags]) > 0.98
         assert np.mean([len(found) > 1 for found in tags]) > 0.85
@@ -135,21 +155,53 @@ def test_real_prompts_have_tags(shared):
 
 
 def test_names_of_tags():
-    for tag, name in (("  Data_Analysis!", "data analysis"), ("C++", "c++"), ("数学／应用题", "数学 应用题"),
-                      ("ＡＢＣ", "abc"), ("...", ""), ("one two three four five six", ""),
-                      ("x" * 41, "")):
+    for tag, name in (
+        ("  Data_Analysis!", "data analysis"),
+        ("C++", "c++"),
+        ("数学／应用题", "数学 应用题"),
+        ("ＡＢＣ", "abc"),
+        ("...", ""),
+        ("one two three four five six", ""),
+        ("x" * 41, ""),
+    ):
         assert normalise(tag) == name
 
 
 def test_rare_tags_become_frequent_ones_that_they_contain():
-    tags = {str(i): found for i, found in enumerate([
-        ["poem"], ["poems"], ["poem", "poems"], ["poem writing"], ["writing poems"],
-        ["haiku poem writing"], ["haiku poem writing x", "haiku poem"], ["astronomy"],
-        ["数学"], ["数学"], ["小学数学题"], []])}
+    tags = {
+        str(i): found
+        for i, found in enumerate(
+            [
+                ["poem"],
+                ["poems"],
+                ["poem", "poems"],
+                ["poem writing"],
+                ["writing poems"],
+                ["haiku poem writing"],
+                ["haiku poem writing x", "haiku poem"],
+                ["astronomy"],
+                ["数学"],
+                ["数学"],
+                ["小学数学题"],
+                [],
+            ]
+        )
+    }
     merged = merge_rare(tags, alpha=2)
     assert list(merged.tags.values()) == [
-        ["poem"], ["poem"], ["poem"], ["poem writing"], ["poem writing"], ["poem writing"],
-        ["poem writing", "poem"], [], ["数学"], ["数学"], ["数学"], []]
+        ["poem"],
+        ["poem"],
+        ["poem"],
+        ["poem writing"],
+        ["poem writing"],
+        ["poem writing"],
+        ["poem writing", "poem"],
+        [],
+        ["数学"],
+        ["数学"],
+        ["数学"],
+        [],
+    ]
     assert merged.dropped == ["astronomy"]
     assert merged.into["poems"] == "poem" and "poem" not in merged.into
     assert merge_rare(tags, alpha=1).dropped == []
@@ -165,16 +217,24 @@ def test_merging_thousands_of_tags_leaves_none_rare():
     counts = collections.Counter(tag for found in merged.tags.values() for tag in found)
     assert min(counts.values()) >= 20 and 100 < len(counts) < 6600
     assert len(counts) + len(merged.dropped) + len(merged.into) == len(
-        {tag for found in tags.values() for tag in found})
+        {tag for found in tags.values() for tag in found}
+    )
 
 
-@pytest.mark.parametrize(("answer", "wanted"), [
-    ('["Math", "poem writing"]', ["Math", "poem writing"]),
-    ('Sure! Here they are:\n```json\n["a", "b"]\n```\nHope [this] helps', ["a", "b"]),
-    ('[{"tag": "a", "explanation": "because"}, {"tag": "b"}, 3]', ["a", "b"]),
-    ('["a", "b", "cut o', ["a", "b"]),  # out of tokens
-    ("- a\n- b", ["a", "b"]), ("1. a\n2) \"b\".", ["a", "b"]), ("[]", []),
-    ("I cannot help with that.", None), ("", None)])
+@pytest.mark.parametrize(
+    ("answer", "wanted"),
+    [
+        ('["Math", "poem writing"]', ["Math", "poem writing"]),
+        ('Sure! Here they are:\n```json\n["a", "b"]\n```\nHope [this] helps', ["a", "b"]),
+        ('[{"tag": "a", "explanation": "because"}, {"tag": "b"}, 3]', ["a", "b"]),
+        ('["a", "b", "cut o', ["a", "b"]),  # out of tokens
+        ("- a\n- b", ["a", "b"]),
+        ('1. a\n2) "b".', ["a", "b"]),
+        ("[]", []),
+        ("I cannot help with that.", None),
+        ("", None),
+    ],
+)
 def test_answers_are_read_leniently(answer, wanted):
     assert parse(answer) == wanted
 
@@ -189,8 +249,10 @@ def test_a_model_is_asked_in_context_and_useless_answers_are_named():
     tagger = ModelTagger(complete)
     assert tagger(["1+1?", "b", "c", "d"]) == [["math", "x"], [], [], []]
     assert tagger.counts.kept == 1 and tagger.counts.skipped == {
-        "an answer without a list of tags": 1, "no room for an answer": 1,
-        "an empty list of tags": 1}
+        "an answer without a list of tags": 1,
+        "no room for an answer": 1,
+        "an empty list of tags": 1,
+    }
     assert tagger.counts.examples["an answer without a list of tags"] == "'b' -> 'no'"
     assert [role for role, _ in seen[0]] == ["system"] + ["user", "assistant"] * 4 + ["user"]
     assert seen[0][-1][1] == "=====\n1+1?\n====="
@@ -240,10 +302,13 @@ def test_tag_files_that_do_not_fit_are_errors_and_untagged_prompts_are_counted(t
     assert counts.kept == 1
     assert counts.skipped == {"without tags": 1, "not in the tag file": 1}
     for rows, message in (
-            ([{"prompt": "a", "tags": []}, {"prompt": "q", "tags": []}],
-             "1 of its 2 prompts are not among the 2 given: 'q'"),
-            ([{"prompt": "a", "tags": "x"}], "no prompt with a list"),
-            ([{"prompt": "a", "tags": ["x"]}, {"prompt": "a", "tags": []}], "two different lines")):
+        (
+            [{"prompt": "a", "tags": []}, {"prompt": "q", "tags": []}],
+            "1 of its 2 prompts are not among the 2 given: 'q'",
+        ),
+        ([{"prompt": "a", "tags": "x"}], "no prompt with a list"),
+        ([{"prompt": "a", "tags": ["x"]}, {"prompt": "a", "tags": []}], "two different lines"),
+    ):
         write(*rows)
         with pytest.raises(QwenJaxError, match=message):
             read_tags(path, ["a", "b"], Counts())

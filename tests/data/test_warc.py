@@ -15,8 +15,10 @@ def read(data, compressed=True, **settings):
 
 
 def seen(data, compressed=True, **settings):
-    return [found.problem or found.headers["warc-target-uri"][-1]
-            for found in read(data, compressed, **settings)]
+    return [
+        found.problem or found.headers["warc-target-uri"][-1]
+        for found in read(data, compressed, **settings)
+    ]
 
 
 def both(pages):
@@ -42,7 +44,7 @@ def test_members_of_several_records():
 def test_a_corrupt_member_costs_itself():
     members = [zipped(page(i)) for i in range(4)]
     broken = bytearray(members[1])
-    broken[len(broken) // 2] ^= 0xff
+    broken[len(broken) // 2] ^= 0xFF
     assert seen(members[0] + bytes(broken) + members[2] + members[3]) == ["0", "corrupt", "2", "3"]
     checksum = bytearray(members[1])
     checksum[-6] ^= 1  # the gzip member's own
@@ -56,15 +58,15 @@ def test_truncated_records():
     assert seen(members[0] + members[1][:60] + members[2]) == ["0", "corrupt", "2"]
     pages = [page(i) for i in range(3)]
     assert seen(b"".join(pages)[:-60], compressed=False) == ["0", "1", "truncated"]
-    assert seen(pages[0] + pages[1][:120] + b"\r\n" + pages[2], False
-                ) == ["0", "corrupt", "2"]
+    assert seen(pages[0] + pages[1][:120] + b"\r\n" + pages[2], False) == ["0", "corrupt", "2"]
 
 
 def test_a_wrong_length_costs_itself():
     wrong = record("http://a/1", answer(b"<p>one</p>"), length=12)
     assert seen(page(0) + wrong + page(2), False) == ["0", "corrupt", "2"]
-    assert seen(page(0) + page(1).replace(b"Content-Length: ", b"Content-Length: x") + page(2),
-                False) == ["0", "corrupt", "2"]
+    assert seen(
+        page(0) + page(1).replace(b"Content-Length: ", b"Content-Length: x") + page(2), False
+    ) == ["0", "corrupt", "2"]
 
 
 def test_large_records_are_passed_by():
@@ -92,10 +94,13 @@ def test_bodies():
         return warc.http_body(answer(data, **settings), 1000)[2:]
 
     assert body(b"plain") == (b"plain", None)
-    assert body(b"4\r\nabcd\r\n3;x=1\r\nefg\r\n0\r\n\r\n",
-                headers="Transfer-Encoding: chunked\r\n") == (b"abcdefg", None)
-    assert body(b"<p>undone</p>", headers="Transfer-Encoding: chunked\r\n"
-                ) == (b"<p>undone</p>", None)
+    assert body(
+        b"4\r\nabcd\r\n3;x=1\r\nefg\r\n0\r\n\r\n", headers="Transfer-Encoding: chunked\r\n"
+    ) == (b"abcdefg", None)
+    assert body(b"<p>undone</p>", headers="Transfer-Encoding: chunked\r\n") == (
+        b"<p>undone</p>",
+        None,
+    )
     coded = "Content-Encoding: gzip\r\n"
     assert body(gzip.compress(b"text"), headers=coded) == (b"text", None)
     assert body(zlib.compress(b"text"), headers="Content-Encoding: deflate\r\n") == (b"text", None)

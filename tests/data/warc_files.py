@@ -10,13 +10,21 @@ def answer(body, content_type="text/html", status=200, headers=""):
 
 def record(url, content, kind="response", length=None):
     size = len(content) if length is None else length
-    return (f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Target-URI: {url}\r\n"
-            f"Content-Length: {size}\r\n\r\n").encode() + content + b"\r\n\r\n"
+    return (
+        (
+            f"WARC/1.0\r\nWARC-Type: {kind}\r\nWARC-Target-URI: {url}\r\n"
+            f"Content-Length: {size}\r\n\r\n"
+        ).encode()
+        + content
+        + b"\r\n\r\n"
+    )
 
 
 def page(number, body=None):
-    return record(f"http://a/{number}", answer(
-        body or f"<html><body><p>page {number} {'x' * 50}</p></body></html>".encode()))
+    return record(
+        f"http://a/{number}",
+        answer(body or f"<html><body><p>page {number} {'x' * 50}</p></body></html>".encode()),
+    )
 
 
 def zipped(record):

@@ -25,8 +25,11 @@ class _Definition:
 
     def __init__(self, tokens, order, vocab):
         self.vocab, self.order, tokens = vocab, order, list(map(int, tokens))
-        self.counts = {order: collections.Counter(
-            tuple(tokens[i:i + order]) for i in range(len(tokens) - order + 1))}
+        self.counts = {
+            order: collections.Counter(
+                tuple(tokens[i : i + order]) for i in range(len(tokens) - order + 1)
+            )
+        }
         for m in range(order - 1, 0, -1):
             self.counts[m] = collections.Counter(gram[1:] for gram in self.counts[m + 1])
         self.discounts = {m: self._discounts(counter) for m, counter in self.counts.items()}
@@ -42,7 +45,7 @@ class _Definition:
 
     def p(self, history, w):
         if len(history) > self.order - 1:
-            history = history[-(self.order - 1):] if self.order > 1 else ()
+            history = history[-(self.order - 1) :] if self.order > 1 else ()
         m = len(history) + 1
         followers = {g[-1]: c for g, c in self.counts[m].items() if g[:-1] == history}
         lower = self.p(history[1:], w) if m > 1 else 1 / self.vocab
@@ -97,11 +100,17 @@ def test_a_real_vocabulary_of_18_bits_packs_three_tokens():
     assert p.sum() == pytest.approx(1.0, abs=1e-9)
 
 
-@pytest.mark.parametrize(("tokens", "order", "error", "word"), [
-    ([1, 2], 3, DataError, "at least 3"), ([1, 2, 10], 3, DataError, "vocabulary of 10"),
-    ([1, -2, 3], 3, DataError, "-2"), ([1.0, 2.0, 3.0], 3, DataError, "float64"),
-    ([1, 2, 3], 0, ConfigError, "order"), ([1] * 30, 17, ConfigError, "1 to 16"),
-])
+@pytest.mark.parametrize(
+    ("tokens", "order", "error", "word"),
+    [
+        ([1, 2], 3, DataError, "at least 3"),
+        ([1, 2, 10], 3, DataError, "vocabulary of 10"),
+        ([1, -2, 3], 3, DataError, "-2"),
+        ([1.0, 2.0, 3.0], 3, DataError, "float64"),
+        ([1, 2, 3], 0, ConfigError, "order"),
+        ([1] * 30, 17, ConfigError, "1 to 16"),
+    ],
+)
 def test_bad_input_is_named(tokens, order, error, word):
     with pytest.raises(error, match=word):
         NgramModel.fit(np.asarray(tokens), order, vocab_size=10)

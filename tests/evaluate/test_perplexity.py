@@ -14,8 +14,9 @@ from qwen_jax.evaluate.perplexity import perplexity
 from qwen_jax.model import spec
 from qwen_jax.model.transformer import forward
 
-CONFIG = dataclasses.replace(sizes.TINY, initializer_range=0.3,
-                             extension=ContextExtension(windows=(16, 32)))
+CONFIG = dataclasses.replace(
+    sizes.TINY, initializer_range=0.3, extension=ContextExtension(windows=(16, 32))
+)
 TOKENS = np.random.default_rng(0).integers(0, CONFIG.vocab_size, 201).astype(np.uint16)
 
 
@@ -27,11 +28,17 @@ def params():
 @pytest.mark.parametrize("length, batch_tokens", [(40, 80), (40, 1), (200, 80)])
 def test_every_token_is_scored_once_after_those_before_it_in_its_row(params, length, batch_tokens):
     told = []
-    ours = perplexity(params, TOKENS, config=CONFIG, length=length, batch_tokens=batch_tokens,
-                      progress=told.append)
+    ours = perplexity(
+        params,
+        TOKENS,
+        config=CONFIG,
+        length=length,
+        batch_tokens=batch_tokens,
+        progress=told.append,
+    )
     nats = 0.0
     for first in range(0, 200, length):
-        row = jnp.asarray(TOKENS[first:first + length + 1], jnp.int32)
+        row = jnp.asarray(TOKENS[first : first + length + 1], jnp.int32)
         log_p = jax.nn.log_softmax(forward(params, row[None, :-1], config=CONFIG)[0], axis=-1)
         nats -= float(jnp.sum(jnp.take_along_axis(log_p, row[1:, None], axis=1)))
     assert ours.tokens == sum(told) == 200

@@ -14,7 +14,12 @@ from qwen_jax import sizes
 from qwen_jax.errors import DataError
 from qwen_jax.evaluate import perplexity_filter
 from qwen_jax.evaluate.perplexity_filter import (
-    CheckpointPerplexityStage, NgramFilter, PerplexityRules, PerplexityStage, checkpoint_scorer)
+    CheckpointPerplexityStage,
+    NgramFilter,
+    PerplexityRules,
+    PerplexityStage,
+    checkpoint_scorer,
+)
 from qwen_jax.export.huggingface import save_pretrained
 from qwen_jax.model.spec import init_params
 from qwen_jax.model.transformer import forward
@@ -62,11 +67,16 @@ def test_the_stage(ngram, tmp_path):
     assert again.limits == ngram.limits and again.rules == RULES
     easy = max(clean(400, 3), key=lambda t: ngram.limits[0] - ngram.score([t], TOKENIZER)[0])
     strange = "qzxj kvqw zzkq xjvw qqpz " * 4
-    middle = min(clean(50, 2), key=lambda t: abs(ngram.score([t], TOKENIZER)[0] - np.mean(
-        ngram.limits)))
-    table = pa.table({"text": [middle, strange, easy, strange, strange],
-                      "language": ["en", "en", "en", "de", "en"],
-                      "kind": ["web", "web", "web", "web", "code"]})
+    middle = min(
+        clean(50, 2), key=lambda t: abs(ngram.score([t], TOKENIZER)[0] - np.mean(ngram.limits))
+    )
+    table = pa.table(
+        {
+            "text": [middle, strange, easy, strange, strange],
+            "language": ["en", "en", "en", "de", "en"],
+            "kind": ["web", "web", "web", "web", "code"],
+        }
+    )
     stage = PerplexityStage((("en", str(tmp_path / "en.npz")),), str(tmp_path / "bytes.tiktoken"))
     marked = stage(table)
     assert marked["rejected_by"].to_pylist() == [None, "too_strange", "too_easy", None, None]
@@ -79,8 +89,9 @@ def test_the_stage(ngram, tmp_path):
 
 def test_a_checkpoint_scores_rows_of_any_length_alike(tmp_path, monkeypatch):
     monkeypatch.setattr(perplexity_filter, "_LENGTHS", (16, 64))
-    config = dataclasses.replace(sizes.TINY, vocab_size=512, context_length=64,
-                                 initializer_range=0.3)
+    config = dataclasses.replace(
+        sizes.TINY, vocab_size=512, context_length=64, initializer_range=0.3
+    )
     params = init_params(config, jax.random.key(0))
     save_pretrained(tmp_path / "model", config, params, tokenizer=TOKENIZER)
     texts = ["short", "a text of more than sixteen bytes, and no more", "", "x" * 100, "灯塔"]
@@ -98,5 +109,6 @@ def test_a_checkpoint_scores_rows_of_any_length_alike(tmp_path, monkeypatch):
     stage = CheckpointPerplexityStage(str(tmp_path / "model"), most=float(found[1]), least=0.0)
     marked = stage(table)
     assert marked["rejected_by"].to_pylist() == [
-        "too_strange" if score > found[1] else None for score in found[:4]] + [None]
+        "too_strange" if score > found[1] else None for score in found[:4]
+    ] + [None]
     assert marked["score_model_bits_per_byte"].null_count == 2

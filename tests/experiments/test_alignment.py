@@ -32,9 +32,14 @@ MODEL = dataclasses.replace(CONFIG, context_length=96, initializer_range=0.02)
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory):
     """What one run compiles, the run that goes on from it finds."""
-    before = {name: getattr(jax.config, name) for name in (
-        "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs",
-        "jax_persistent_cache_min_entry_size_bytes")}
+    before = {
+        name: getattr(jax.config, name)
+        for name in (
+            "jax_compilation_cache_dir",
+            "jax_persistent_cache_min_compile_time_secs",
+            "jax_persistent_cache_min_entry_size_bytes",
+        )
+    }
     for name, value in zip(before, (str(tmp_path_factory.mktemp("compiled")), 0.0, -1)):
         jax.config.update(name, value)
     yield
@@ -50,26 +55,46 @@ def folder(tmp_path_factory):
     save_run(folder / "base", MODEL, params, tokenizer=TOKENIZER)
     draw = random.Random(0)
     sums = [(draw.randrange(5), draw.randrange(5)) for _ in range(80)]
-    talks = [[{"role": "system", "content": "Add."}, {"role": "user", "content": f"{a}+{b}"},
-              {"role": "assistant", "content": str(a + b)}] for a, b in sums]
+    talks = [
+        [
+            {"role": "system", "content": "Add."},
+            {"role": "user", "content": f"{a}+{b}"},
+            {"role": "assistant", "content": str(a + b)},
+        ]
+        for a, b in sums
+    ]
     for name, rows in (
-            ("talks", [{"messages": talk} for talk in talks]),
-            ("pairs", [{"messages": talk[:2], "chosen": talk[2]["content"], "rejected": "no"}
-                       for talk in talks])):
+        ("talks", [{"messages": talk} for talk in talks]),
+        (
+            "pairs",
+            [
+                {"messages": talk[:2], "chosen": talk[2]["content"], "rejected": "no"}
+                for talk in talks
+            ],
+        ),
+    ):
         for part, chosen in (("", rows[:64]), ("_held", rows[64:])):
             (folder / f"{name}{part}.jsonl").write_text(
-                "".join(json.dumps(row) + "\n" for row in chosen))
-    shards.write([Document(str(i), "one and two are three " * 20) for i in range(60)],
-                 folder / "text", TOKENIZER)
+                "".join(json.dumps(row) + "\n" for row in chosen)
+            )
+    shards.write(
+        [Document(str(i), "one and two are three " * 20) for i in range(60)],
+        folder / "text",
+        TOKENIZER,
+    )
     return folder
 
 
 def config_of(stage, folder, run_dir, *, data, train=None, **changes):
     """The stage's smoke with the folder's data."""
     return dataclasses.replace(
-        stage.SMOKE, init_from=changes.pop("init_from", f"{folder}/base"), run_dir=str(run_dir),
+        stage.SMOKE,
+        init_from=changes.pop("init_from", f"{folder}/base"),
+        run_dir=str(run_dir),
         data=dataclasses.replace(stage.SMOKE.data, **data),
-        train=dataclasses.replace(stage.SMOKE.train, log_every=1, **(train or {})), **changes)
+        train=dataclasses.replace(stage.SMOKE.train, log_every=1, **(train or {})),
+        **changes,
+    )
 
 
 class Screen(io.StringIO):
@@ -101,8 +126,14 @@ def run(stage, config, until=None) -> str:
 def records(run_dir) -> list[dict]:
     """What was measured, without the times."""
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [{name: value for name, value in json.loads(line).items()
-             if not name.startswith(("perf/", "time", "host/"))} for line in lines]
+    return [
+        {
+            name: value
+            for name, value in json.loads(line).items()
+            if not name.startswith(("perf/", "time", "host/"))
+        }
+        for line in lines
+    ]
 
 
 def whole_and_halves(stage, make, tmp_path) -> tuple[str, list[dict]]:
@@ -119,9 +150,16 @@ def whole_and_halves(stage, make, tmp_path) -> tuple[str, list[dict]]:
 
 def test_sft_learns_answers_and_goes_on_where_it_was(folder, tmp_path):
     def make(run_dir):
-        return config_of(sft, folder, run_dir, train={"num_steps": 16, "eval_every": 16},
-                         data={"conversations": (f"{folder}/talks.jsonl",),
-                               "eval_conversations": (f"{folder}/talks_held.jsonl",)})
+        return config_of(
+            sft,
+            folder,
+            run_dir,
+            train={"num_steps": 16, "eval_every": 16},
+            data={
+                "conversations": (f"{folder}/talks.jsonl",),
+                "eval_conversations": (f"{folder}/talks_held.jsonl",),
+            },
+        )
 
     output, found = whole_and_halves(sft, make, tmp_path)
     assert "64 kept" in output and "held out talks_held" in output
@@ -136,11 +174,23 @@ def scored(folder, tmp_path_factory):
     """PMP from a language model, then fine-tuning from PMP's folder; what both said."""
     runs = tmp_path_factory.mktemp("scored")
     data = {"pairs": (f"{folder}/pairs.jsonl",), "eval_pairs": (f"{folder}/pairs_held.jsonl",)}
-    first = run(reward_model, config_of(reward_model, folder, runs / "pmp", data=data,
-                                        train={"num_steps": 8, "eval_every": 8}))
-    second = run(reward_model, config_of(
-        reward_model, folder, runs / "reward", data=data, init_from=str(runs / "pmp"),
-        train={"num_steps": 3}))
+    first = run(
+        reward_model,
+        config_of(
+            reward_model, folder, runs / "pmp", data=data, train={"num_steps": 8, "eval_every": 8}
+        ),
+    )
+    second = run(
+        reward_model,
+        config_of(
+            reward_model,
+            folder,
+            runs / "reward",
+            data=data,
+            init_from=str(runs / "pmp"),
+            train={"num_steps": 3},
+        ),
+    )
     return runs, first, second
 
 
@@ -155,16 +205,31 @@ def test_a_reward_model_starts_from_a_language_model_and_from_pmp(scored):
 
 
 def test_reward_modelling_goes_on_where_it_was(folder, tmp_path):
-    whole_and_halves(reward_model, lambda run_dir: config_of(
-        reward_model, folder, run_dir, train={"num_steps": 8}, data={
-            "pairs": (f"{folder}/pairs.jsonl",)}), tmp_path)
+    whole_and_halves(
+        reward_model,
+        lambda run_dir: config_of(
+            reward_model,
+            folder,
+            run_dir,
+            train={"num_steps": 8},
+            data={"pairs": (f"{folder}/pairs.jsonl",)},
+        ),
+        tmp_path,
+    )
 
 
 def test_dpo_prefers_what_is_chosen_and_goes_on_where_it_was(folder, tmp_path):
     def make(run_dir):
-        return config_of(dpo, folder, run_dir, train={"num_steps": 8, "eval_every": 8},
-                         data={"pairs": (f"{folder}/pairs.jsonl",),
-                               "eval_pairs": (f"{folder}/pairs_held.jsonl",)})
+        return config_of(
+            dpo,
+            folder,
+            run_dir,
+            train={"num_steps": 8, "eval_every": 8},
+            data={
+                "pairs": (f"{folder}/pairs.jsonl",),
+                "eval_pairs": (f"{folder}/pairs_held.jsonl",),
+            },
+        )
 
     _, found = whole_and_halves(dpo, make, tmp_path)
     # Policy and reference are equal at first: every margin is 0.
@@ -176,8 +241,13 @@ def test_dpo_prefers_what_is_chosen_and_goes_on_where_it_was(folder, tmp_path):
 
 
 def ppo_config(folder, run_dir, *, data=None, **changes):
-    return config_of(ppo, folder, run_dir, data={
-        "prompts": (f"{folder}/talks.jsonl",), **(data or {})}, **changes)
+    return config_of(
+        ppo,
+        folder,
+        run_dir,
+        data={"prompts": (f"{folder}/talks.jsonl",), **(data or {})},
+        **changes,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -188,10 +258,23 @@ def run_ppo(folder, tmp_path_factory):
 
     def run(run_dir, *flags, until=None, kill_after=None) -> str:
         process = subprocess.Popen(
-            [sys.executable, "-m", "experiments.ppo", "--recipe=smoke", f"--run_dir={run_dir}",
-             f"--init_from={folder}/base", f"--data.prompts={folder}/talks.jsonl",
-             "--reward_functions=experiments.rewards:arithmetic", *flags],
-            cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+            [
+                sys.executable,
+                "-m",
+                "experiments.ppo",
+                "--recipe=smoke",
+                f"--run_dir={run_dir}",
+                f"--init_from={folder}/base",
+                f"--data.prompts={folder}/talks.jsonl",
+                "--reward_functions=experiments.rewards:arithmetic",
+                *flags,
+            ],
+            cwd=ROOT,
+            env=env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         lines = []
         for line in process.stdout:
             lines.append(line)
@@ -233,13 +316,19 @@ def test_ppo_with_everything_goes_on_where_it_was(folder, scored, run_ppo, tmp_p
 @pytest.mark.slow  # a dozen processes
 def test_ten_kills_of_ppo_change_no_bit(folder, scored, run_ppo, tmp_path):
     """kill -9 at ten random moments: while it samples, asks the models, trains or saves."""
-    flags = (f"--reward_model={scored[0]}/reward", f"--data.pretrain.sources={folder}/text/train",
-             "--train.num_steps=40", "--train.save_every=2", "--train.log_every=1")
+    flags = (
+        f"--reward_model={scored[0]}/reward",
+        f"--data.pretrain.sources={folder}/text/train",
+        "--train.num_steps=40",
+        "--train.save_every=2",
+        "--train.log_every=1",
+    )
     run_ppo(tmp_path / "whole", *flags)
     draw, resumed = random.Random(0), 0
     for _ in range(10):
         resumed += "resuming after step" in run_ppo(
-            tmp_path / "killed", *flags, kill_after=(draw.randrange(1, 7), draw.random() * 0.3))
+            tmp_path / "killed", *flags, kill_after=(draw.randrange(1, 7), draw.random() * 0.3)
+        )
     resumed += "resuming after step" in run_ppo(tmp_path / "killed", *flags)
     assert resumed >= 8
     assert records(tmp_path / "killed") == records(tmp_path / "whole")
@@ -262,28 +351,44 @@ flags.run(ppo.main, ppo.__doc__, ppo.RECIPES | {"smoke": ppo.SMOKE}, ["ppo", *ar
 @pytest.mark.slow  # three processes, two of them at once
 def test_two_processes_that_share_a_mesh_do_what_one_does(folder, scored, tmp_path):
     """Each has one device, and half of the rows of every rollout."""
-    argv = ["--recipe=smoke", f"--init_from={folder}/base", f"--data.prompts={folder}/talks.jsonl",
-            f"--reward_model={scored[0]}/reward", f"--data.pretrain.sources={folder}/text/train",
-            "--reward_functions=experiments.rewards:arithmetic", "--train.log_every=1",
-            "--model.unroll_layers=2"]  # launched processes on CPUs do not loop over layers
+    argv = [
+        "--recipe=smoke",
+        f"--init_from={folder}/base",
+        f"--data.prompts={folder}/talks.jsonl",
+        f"--reward_model={scored[0]}/reward",
+        f"--data.pretrain.sources={folder}/text/train",
+        "--reward_functions=experiments.rewards:arithmetic",
+        "--train.log_every=1",
+        "--model.unroll_layers=2",
+    ]  # launched processes on CPUs do not loop over layers
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
 
     def start(code, *arguments, devices):
         return subprocess.Popen(
-            [sys.executable, *code, *arguments], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, env={
+            [sys.executable, *code, *arguments],
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={
                 **environment(tmp_path / "compiled"),
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"})
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            },
+        )
 
     def end(*processes):
         for process in processes:
             output = process.communicate(timeout=600)[0]
             assert process.returncode == 0, output[-3000:]
 
-    end(*[start(["-c", PROCESS], number, port, f"--run_dir={tmp_path}/two", *argv, devices=1)
-          for number in "01"])
+    end(
+        *[
+            start(["-c", PROCESS], number, port, f"--run_dir={tmp_path}/two", *argv, devices=1)
+            for number in "01"
+        ]
+    )
     end(start(["-m", "experiments.ppo"], f"--run_dir={tmp_path}/one", *argv, devices=2))
     two, one = records(tmp_path / "two"), records(tmp_path / "one")
     assert len(two) == len(one) == 6
@@ -304,38 +409,75 @@ def test_what_cannot_be_done_is_refused_before_it_leaves_anything(folder, scored
     one = {"reward_functions": ("experiments.rewards:arithmetic",)}
     reward = f"{scored[0]}/reward"
     wide = dataclasses.replace(MODEL, hidden_size=64)
-    save_run(tmp_path / "wide", wide, jax.jit(init_params, static_argnums=0)(
-        wide, jax.random.key(0)), tokenizer=TOKENIZER)
+    save_run(
+        tmp_path / "wide",
+        wide,
+        jax.jit(init_params, static_argnums=0)(wide, jax.random.key(0)),
+        tokenizer=TOKENIZER,
+    )
     run_dir = tmp_path / "run"
     for stage, config, message in (
-            (sft, sft.SMOKE, "no conversations"),
-            (dpo, dpo.SMOKE, "no pairs"),
-            (reward_model, config_of(reward_model, folder, run_dir, init_from="", data={
-                "pairs": (f"{folder}/pairs.jsonl",)}), "no model to start from"),
-            (ppo, ppo_config(folder, run_dir), "no reward"),
-            (ppo, ppo_config(folder, run_dir, init_from=str(tmp_path), **one), "no config.json"),
-            (ppo, ppo_config(folder, run_dir, reward_functions=("experiments.rewards:arithmetik",)),
-             "did you mean 'arithmetic'"),
-            (ppo, ppo_config(folder, run_dir, reward_functions=("no.module:f",)), "No module"),
-            (ppo, ppo_config(folder, run_dir, ppo=dataclasses.replace(
-                ppo.SMOKE.ppo, max_new_tokens=64), **one), "longer than the model's 96"),
-            (ppo, ppo_config(folder, run_dir, data={"max_prompt_tokens": 8}, **one),
-             "longer than 8 tokens"),
-            (ppo, ppo_config(folder, run_dir, train={"batch_size": 9}, **one), "2 samples"),
-            (ppo, ppo_config(folder, run_dir, reward_model=f"{folder}/base"), "no run of a reward"),
-            (ppo, ppo_config(folder, run_dir, init_from=str(tmp_path / "wide"),
-                             reward_model=reward), "hidden_size 32, not 64"),
-            (ppo, ppo_config(folder, run_dir, ppo=dataclasses.replace(
-                ppo.SMOKE.ppo, pretrain_ratio=1.1), data={"pretrain": DataConfig(
-                    sources=(f"{folder}/text/train",))}, **one), "batch_size=9 does not divide")):
+        (sft, sft.SMOKE, "no conversations"),
+        (dpo, dpo.SMOKE, "no pairs"),
+        (
+            reward_model,
+            config_of(
+                reward_model,
+                folder,
+                run_dir,
+                init_from="",
+                data={"pairs": (f"{folder}/pairs.jsonl",)},
+            ),
+            "no model to start from",
+        ),
+        (ppo, ppo_config(folder, run_dir), "no reward"),
+        (ppo, ppo_config(folder, run_dir, init_from=str(tmp_path), **one), "no config.json"),
+        (
+            ppo,
+            ppo_config(folder, run_dir, reward_functions=("experiments.rewards:arithmetik",)),
+            "did you mean 'arithmetic'",
+        ),
+        (ppo, ppo_config(folder, run_dir, reward_functions=("no.module:f",)), "No module"),
+        (
+            ppo,
+            ppo_config(
+                folder, run_dir, ppo=dataclasses.replace(ppo.SMOKE.ppo, max_new_tokens=64), **one
+            ),
+            "longer than the model's 96",
+        ),
+        (
+            ppo,
+            ppo_config(folder, run_dir, data={"max_prompt_tokens": 8}, **one),
+            "longer than 8 tokens",
+        ),
+        (ppo, ppo_config(folder, run_dir, train={"batch_size": 9}, **one), "2 samples"),
+        (ppo, ppo_config(folder, run_dir, reward_model=f"{folder}/base"), "no run of a reward"),
+        (
+            ppo,
+            ppo_config(folder, run_dir, init_from=str(tmp_path / "wide"), reward_model=reward),
+            "hidden_size 32, not 64",
+        ),
+        (
+            ppo,
+            ppo_config(
+                folder,
+                run_dir,
+                ppo=dataclasses.replace(ppo.SMOKE.ppo, pretrain_ratio=1.1),
+                data={"pretrain": DataConfig(sources=(f"{folder}/text/train",))},
+                **one,
+            ),
+            "batch_size=9 does not divide",
+        ),
+    ):
         with pytest.raises(QwenJaxError, match=message):
             run(stage, config)
     assert not run_dir.exists()
 
 
 def test_arithmetic_is_right_or_wrong():
-    found = rewards.arithmetic(["user\n2+3<|im_end|>", "4 - 6", "2*3 and 7*8"],
-                               ["It is 5", "2", "6, no: 56"])
+    found = rewards.arithmetic(
+        ["user\n2+3<|im_end|>", "4 - 6", "2*3 and 7*8"], ["It is 5", "2", "6, no: 56"]
+    )
     assert found == [1.0, 0.0, 1.0]
     with pytest.raises(ValueError, match="no a \\+ b"):
         rewards.arithmetic(["Hello"], ["Hi"])

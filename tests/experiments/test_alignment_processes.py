@@ -32,34 +32,64 @@ def folder(tmp_path_factory):
     for name, found in rows.items():
         for part, chosen in (("", found[:49]), ("_held", found[49:])):  # no whole batches
             (folder / f"{name}{part}.jsonl").write_text(
-                "".join(json.dumps(row) + "\n" for row in chosen))
+                "".join(json.dumps(row) + "\n" for row in chosen)
+            )
     return folder
 
 
 def records(run_dir) -> list[dict]:
     """What was measured, without the times."""
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [{name: value for name, value in json.loads(line).items()
-             if not name.startswith(("perf/", "time", "host/"))} for line in lines]
+    return [
+        {
+            name: value
+            for name, value in json.loads(line).items()
+            if not name.startswith(("perf/", "time", "host/"))
+        }
+        for line in lines
+    ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage, data", [
-    ("sft", "conversations=talks"), ("dpo", "pairs=pairs"), ("reward_model", "pairs=pairs")])
+@pytest.mark.parametrize(
+    "stage, data",
+    [("sft", "conversations=talks"), ("dpo", "pairs=pairs"), ("reward_model", "pairs=pairs")],
+)
 def test_two_processes_do_what_one_does(folder, tmp_path, stage, data):
     """The same mesh of two devices, in one process and in two: the same numbers, to the bit."""
     kind, name = data.split("=")
     for processes in (1, 2):
         done = subprocess.run(
-            [sys.executable, "-m", "launch.local", f"--processes={processes}",
-             f"--devices={2 // processes}", "--max_restarts=0", "--heartbeat=300", "--",
-             "-m", f"experiments.{stage}", "--recipe=smoke", f"--run_dir={tmp_path}/{processes}",
-             f"--init_from={folder}/base", f"--data.{kind}={folder}/{name}.jsonl",
-             f"--data.eval_{kind}={folder}/{name}_held.jsonl", "--train.num_steps=8",
-             "--train.eval_every=4", "--train.save_every=8", "--train.log_every=1",
-             "--optimizer.warmup_steps=2", "--model.unroll_layers=2"],
-            cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=900,
-            env=environment(tmp_path.parent / "compiled"))
+            [
+                sys.executable,
+                "-m",
+                "launch.local",
+                f"--processes={processes}",
+                f"--devices={2 // processes}",
+                "--max_restarts=0",
+                "--heartbeat=300",
+                "--",
+                "-m",
+                f"experiments.{stage}",
+                "--recipe=smoke",
+                f"--run_dir={tmp_path}/{processes}",
+                f"--init_from={folder}/base",
+                f"--data.{kind}={folder}/{name}.jsonl",
+                f"--data.eval_{kind}={folder}/{name}_held.jsonl",
+                "--train.num_steps=8",
+                "--train.eval_every=4",
+                "--train.save_every=8",
+                "--train.log_every=1",
+                "--optimizer.warmup_steps=2",
+                "--model.unroll_layers=2",
+            ],
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=900,
+            env=environment(tmp_path.parent / "compiled"),
+        )
         assert done.returncode == 0, done.stdout[-3000:]
     one, two = records(tmp_path / "1"), records(tmp_path / "2")
     assert [record["step"] for record in one if "train/loss" in record] == list(range(1, 9))
@@ -67,4 +97,5 @@ def test_two_processes_do_what_one_does(folder, tmp_path, stage, data):
     assert two == one
     if stage == "reward_model":
         assert (tmp_path / "1/calibration.json").read_bytes() == (
-            tmp_path / "2/calibration.json").read_bytes()
+            tmp_path / "2/calibration.json"
+        ).read_bytes()

@@ -14,8 +14,10 @@ from tiny_checkpoint import ROOT, environment, write
 
 CTRL_C, CTRL_D = "\x03", "\x04"
 # Its terminal sends the program signals only if it is the one that the session belongs to.
-_START = ("import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv("
-          "sys.executable, [sys.executable, '-m', 'experiments.chat', *sys.argv[1:]])")
+_START = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv("
+    "sys.executable, [sys.executable, '-m', 'experiments.chat', *sys.argv[1:]])"
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +31,14 @@ class Terminal:
     def __init__(self, arguments, env):
         self.master, slave = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-c", _START, *arguments], cwd=ROOT, stdin=slave,
-            stdout=slave, stderr=slave, env={**env, "TERM": "dumb"}, start_new_session=True)
+            [sys.executable, "-c", _START, *arguments],
+            cwd=ROOT,
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env={**env, "TERM": "dumb"},
+            start_new_session=True,
+        )
         os.close(slave)
         self.shown, self.seen = "", 0
 
@@ -47,13 +55,13 @@ class Terminal:
         limit = time.monotonic() + seconds
         while not (match := re.compile(pattern).search(self.shown, self.seen)):
             ready, _, _ = select.select([self.master], [], [], max(limit - time.monotonic(), 0))
-            assert ready, f"{pattern!r} did not come; shown: {self.shown[self.seen:][-2000:]!r}"
+            assert ready, f"{pattern!r} did not come; shown: {self.shown[self.seen :][-2000:]!r}"
             try:
                 self.shown += os.read(self.master, 65536).decode("utf-8", "replace")
             except OSError:
                 pytest.fail(f"it ended before {pattern!r}: {self.shown[-2000:]!r}")
         start, self.seen = self.seen, match.end()
-        return self.shown[start:match.end()]
+        return self.shown[start : match.end()]
 
     def code(self) -> int:
         return self.process.wait(timeout=20)
@@ -89,8 +97,9 @@ def test_a_conversation_with_its_commands_and_every_way_to_stop(start, tmp_path)
     chat.until(r"[a-z]{20}")
     chat.type(CTRL_C)
     said = chat.until(r"\n> ")
-    count = int(re.search(r"\((\d+) tokens, first after [\d.]+ s, [\d.]+ tokens/s; stopped\)",
-                          said)[1])
+    count = int(
+        re.search(r"\((\d+) tokens, first after [\d.]+ s, [\d.]+ tokens/s; stopped\)", said)[1]
+    )
     assert 20 <= count < 2000
     chat.type(f"/save {tmp_path}/talk.jsonl\n")
     chat.until(r"saved to")

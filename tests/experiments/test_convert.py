@@ -20,8 +20,9 @@ from qwen_jax.model.transformer import forward
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 CONFIG = dataclasses.replace(sizes.TINY, vocab_size=512, num_layers=3)
-GROUPED = dataclasses.replace(CONFIG, num_kv_heads=2, rope_base=1e6,
-                              extension=ContextExtension(False, False))
+GROUPED = dataclasses.replace(
+    CONFIG, num_kv_heads=2, rope_base=1e6, extension=ContextExtension(False, False)
+)
 
 
 def tokenizer() -> Tokenizer:
@@ -31,28 +32,36 @@ def tokenizer() -> Tokenizer:
 def write(folder, config, layout) -> dict[str, np.ndarray]:
     """A random model with its tokenizer, in 3 files; its tensors."""
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda spec: rng.normal(size=spec.shape).astype(np.float32),
-                          param_specs(config))
+    params = jax.tree.map(
+        lambda spec: rng.normal(size=spec.shape).astype(np.float32), param_specs(config)
+    )
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    save_pretrained(folder, config, params, layout=layout, tokenizer=tokenizer(),
-                    max_shard_bytes=size * 2 // 5)
+    save_pretrained(
+        folder, config, params, layout=layout, tokenizer=tokenizer(), max_shard_bytes=size * 2 // 5
+    )
     assert len(list(folder.glob("model-*-of-00003.safetensors"))) == 3
     return tensors(folder)
 
 
 def tensors(folder) -> dict[str, np.ndarray]:
-    return {name: array for file in folder.glob("*.safetensors")
-            for name, array in load_file(file).items()}
+    return {
+        name: array
+        for file in folder.glob("*.safetensors")
+        for name, array in load_file(file).items()
+    }
 
 
 def run(source, output, **options) -> None:
     convert.main(convert.Config(input=str(source), output=str(output), **options))
 
 
-@pytest.mark.parametrize("config, layouts", [(CONFIG, ("qwen", "run", "qwen2", "qwen")),
-                                             (GROUPED, ("qwen2", "run", "qwen2"))])
+@pytest.mark.parametrize(
+    "config, layouts",
+    [(CONFIG, ("qwen", "run", "qwen2", "qwen")), (GROUPED, ("qwen2", "run", "qwen2"))],
+)
 def test_round_trips_through_a_run_give_the_same_bits_tokenizer_and_config(
-        tmp_path, capsys, config, layouts):
+    tmp_path, capsys, config, layouts
+):
     before = write(tmp_path / "0", config, layouts[0])
     for step, layout in enumerate(layouts[1:], 1):
         run(tmp_path / str(step - 1), tmp_path / str(step), layout=layout)
@@ -62,10 +71,18 @@ def test_round_trips_through_a_run_give_the_same_bits_tokenizer_and_config(
     assert all(after[name].tobytes() == before[name].tobytes() for name in before)
     assert load_tokenizer(last).fingerprint == load_tokenizer(first).fingerprint
     # Through the Qwen2 layout, which has no words for them, the extension is off.
-    lost = {"use_dynamic_ntk": False, "use_logn_attn": False,
-            "max_position_embeddings": CONFIG.context_length} if "qwen" in layouts else {}
+    lost = (
+        {
+            "use_dynamic_ntk": False,
+            "use_logn_attn": False,
+            "max_position_embeddings": CONFIG.context_length,
+        }
+        if "qwen" in layouts
+        else {}
+    )
     assert json.loads((last / "config.json").read_text()) == (
-        json.loads((first / "config.json").read_text()) | lost)
+        json.loads((first / "config.json").read_text()) | lost
+    )
     said = capsys.readouterr().out
     for part in ("GB free", "tokenizer of", "converting: 100%"):
         assert part in said
@@ -76,8 +93,10 @@ def test_a_dtype_and_a_shard_size_are_honoured(tmp_path):
     run(tmp_path / "in", tmp_path / "out", layout="qwen2", dtype="bfloat16", max_shard_gb=5e-5)
     assert {str(tensor.dtype) for tensor in tensors(tmp_path / "out").values()} == {"bfloat16"}
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 2
-    for ours, theirs in zip(*(jax.tree.leaves(load_pretrained(tmp_path / side)[1])
-                              for side in ("in", "out")), strict=True):
+    for ours, theirs in zip(
+        *(jax.tree.leaves(load_pretrained(tmp_path / side)[1]) for side in ("in", "out")),
+        strict=True,
+    ):
         assert np.array_equal(ours.astype("bfloat16"), theirs)
 
 
@@ -120,8 +139,17 @@ def test_a_difference_is_located_and_ends_in_exit_code_1(tmp_path, monkeypatch, 
     monkeypatch.setattr(verify, "require", lambda: None)
     monkeypatch.setattr(verify, "_their_logits", their_logits)
     with pytest.raises(SystemExit) as left:
-        flags.run(convert.main, "", {"default": convert.Config()}, argv=[
-            "convert", f"--input={tmp_path / 'in'}", f"--output={tmp_path / 'out'}", "--verify"])
+        flags.run(
+            convert.main,
+            "",
+            {"default": convert.Config()},
+            argv=[
+                "convert",
+                f"--input={tmp_path / 'in'}",
+                f"--output={tmp_path / 'out'}",
+                "--verify",
+            ],
+        )
     said = capsys.readouterr()
     assert left.value.code == 1
     assert "worst difference 3.00e+00" in said.out
@@ -129,15 +157,18 @@ def test_a_difference_is_located_and_ends_in_exit_code_1(tmp_path, monkeypatch, 
 
 
 def test_not_a_number_is_no_agreement():
-    fine = verify.Difference(worst=1e-4, largest=1.0, row=0, position=0, token=0, ours=0.0,
-                             theirs=0.0, same_choice=1.0)
+    fine = verify.Difference(
+        worst=1e-4, largest=1.0, row=0, position=0, token=0, ours=0.0, theirs=0.0, same_choice=1.0
+    )
     assert fine.agrees
     assert not dataclasses.replace(fine, worst=float("nan")).agrees
     assert not dataclasses.replace(fine, worst=1.1e-3).agrees
 
 
-@pytest.mark.parametrize("source, layout, dtype", [
-    ("qwen", "qwen2", "bfloat16"), ("qwen2", "run", None), ("qwen2", "run", "bfloat16")])
+@pytest.mark.parametrize(
+    "source, layout, dtype",
+    [("qwen", "qwen2", "bfloat16"), ("qwen2", "run", None), ("qwen2", "run", "bfloat16")],
+)
 def test_verify_agrees_with_transformers(tmp_path, capsys, source, layout, dtype):
     pytest.importorskip("torch", reason="torch is not installed")
     pytest.importorskip("transformers", reason="transformers is not installed")

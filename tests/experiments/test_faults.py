@@ -21,8 +21,11 @@ def checkpoint(tmp_path):
 
 
 def contents(run):
-    return {path.relative_to(run / "checkpoints").as_posix(): path.read_bytes()
-            for path in run.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(run / "checkpoints").as_posix(): path.read_bytes()
+        for path in run.rglob("*")
+        if path.is_file()
+    }
 
 
 def test_one_bit_of_the_newest_checkpoint_flips(checkpoint, capsys):

@@ -16,9 +16,17 @@ def parse(*arguments):
 
 
 def test_every_field_is_a_flag_with_its_type():
-    name, config = parse("--recipe=smoke", "--train.num_steps=7", "--model.rope_base=1e6",
-                         "--data.sources=a=0.5,b", "--optimizer.clip_norm=none",
-                         "--train.z_loss=1e-4", "--model.tie_embeddings", "--mesh.fsdp", "4")
+    name, config = parse(
+        "--recipe=smoke",
+        "--train.num_steps=7",
+        "--model.rope_base=1e6",
+        "--data.sources=a=0.5,b",
+        "--optimizer.clip_norm=none",
+        "--train.z_loss=1e-4",
+        "--model.tie_embeddings",
+        "--mesh.fsdp",
+        "4",
+    )
     assert name == "smoke"
     assert config.train.num_steps == 7 and config.model.rope_base == 1e6
     assert config.data.sources == ("a=0.5", "b") and config.optimizer.clip_norm is None
@@ -32,13 +40,17 @@ def test_without_flags_the_config_is_the_recipe():
     assert parse()[1] == pretrain.RECIPES["1.8b"]
 
 
-@pytest.mark.parametrize("argument, message", [
-    ("--train.num_step=3", "did you mean 'train.num_steps'"),
-    ("--recipe=7c", "did you mean '7b'"),
-    ("--train.num_steps=many", "train.num_steps"),
-    ("--train.batch_size=0", "batch_size=0 is not a positive"),
-    ("--model.remat=some", "remat"),
-    ("stray", "arguments without a flag: stray")])
+@pytest.mark.parametrize(
+    "argument, message",
+    [
+        ("--train.num_step=3", "did you mean 'train.num_steps'"),
+        ("--recipe=7c", "did you mean '7b'"),
+        ("--train.num_steps=many", "train.num_steps"),
+        ("--train.batch_size=0", "batch_size=0 is not a positive"),
+        ("--model.remat=some", "remat"),
+        ("stray", "arguments without a flag: stray"),
+    ],
+)
 def test_a_wrong_command_line_says_what_to_do(argument, message):
     with pytest.raises(ConfigError, match=message):
         parse(argument)
@@ -54,9 +66,12 @@ def test_help_teaches(capsys):
 
 
 ROOT = pathlib.Path(flags.__file__).parents[1]
-PROGRAMS = [f"{path.parent.name}.{path.stem}" for folder in ("experiments", "benchmarks")
-            for path in sorted((ROOT / folder).glob("*.py"))
-            if "flags.run(main" in path.read_text(encoding="utf-8")]
+PROGRAMS = [
+    f"{path.parent.name}.{path.stem}"
+    for folder in ("experiments", "benchmarks")
+    for path in sorted((ROOT / folder).glob("*.py"))
+    if "flags.run(main" in path.read_text(encoding="utf-8")
+]
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

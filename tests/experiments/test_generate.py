@@ -29,9 +29,22 @@ def command(checkpoint, tmp_path_factory):
 
     def start(output, *flags):
         return subprocess.Popen(
-            [sys.executable, "-m", "experiments.generate", f"--checkpoint={checkpoint}",
-             f"--input={path}", f"--output={output}", *flags],
-            cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            [
+                sys.executable,
+                "-m",
+                "experiments.generate",
+                f"--checkpoint={checkpoint}",
+                f"--input={path}",
+                f"--output={output}",
+                *flags,
+            ],
+            cwd=ROOT,
+            env=env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
     return start
 
 
@@ -85,8 +98,7 @@ def test_eight_kills_and_another_batch_change_no_byte(command, tmp_path):
 def test_two_devices_share_the_model_and_say_the_same(checkpoint, capsys):
     said = []
     for tensor in (1, 2):
-        generate.main(generate.Config(checkpoint=str(checkpoint),
-                                      prompt="one ", tensor=tensor))
+        generate.main(generate.Config(checkpoint=str(checkpoint), prompt="one ", tensor=tensor))
         said.append(capsys.readouterr().out[-80:])
     assert said[0] == said[1] and len(said[0]) == 80
     with pytest.raises(QwenJaxError, match="tensor=9 on 8 devices"):
@@ -94,15 +106,24 @@ def test_two_devices_share_the_model_and_say_the_same(checkpoint, capsys):
 
 
 def test_what_cannot_be_done_is_refused_before_the_model_is_read(tmp_path, checkpoint):
-    for flags, word in (({}, "no model"),
-                        ({"checkpoint": str(checkpoint), "input": "a"}, "--output"),
-                        ({"checkpoint": str(checkpoint), "input": "a", "output": "b",
-                          "prompt": "c"}, "neither one prompt")):
+    for flags, word in (
+        ({}, "no model"),
+        ({"checkpoint": str(checkpoint), "input": "a"}, "--output"),
+        (
+            {"checkpoint": str(checkpoint), "input": "a", "output": "b", "prompt": "c"},
+            "neither one prompt",
+        ),
+    ):
         with pytest.raises(QwenJaxError, match=word):
             generate.main(generate.Config(**flags))
     with pytest.raises(QwenJaxError, match="cannot be read"):
-        generate.main(generate.Config(checkpoint=str(checkpoint), input=str(tmp_path / "none"),
-                                      output=str(tmp_path / "b.jsonl")))
+        generate.main(
+            generate.Config(
+                checkpoint=str(checkpoint),
+                input=str(tmp_path / "none"),
+                output=str(tmp_path / "b.jsonl"),
+            )
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -111,7 +132,8 @@ def test_the_tokenizer_is_found_or_named(checkpoint, tmp_path):
     assert loading.load(str(checkpoint))[2].vocab_size == 464
     (tmp_path / "tokenizer.json").write_bytes((checkpoint / "tokenizer.json").read_bytes())
     (tmp_path / "tokenizer_config.json").write_bytes(
-        (checkpoint / "tokenizer_config.json").read_bytes())
+        (checkpoint / "tokenizer_config.json").read_bytes()
+    )
     assert loading.tokenizer_in(tmp_path).fingerprint == TOKENIZER.fingerprint
     for name in ("a.tiktoken", "b.tiktoken"):
         TOKENIZER.save(tmp_path / name)

@@ -21,17 +21,31 @@ STEPS = 200
 @pytest.fixture(scope="module")
 def command(toy_text):
     def make(run_dir, *flags):
-        return [sys.executable, "-m", "experiments.pretrain", "--recipe=smoke",
-                f"--run_dir={run_dir}", f"--data.sources={toy_text}", "--model.hidden_size=32",
-                f"--train.num_steps={STEPS}", "--train.save_every=20", "--train.log_every=1",
-                "--model.dropout=0.1", *flags]
+        return [
+            sys.executable,
+            "-m",
+            "experiments.pretrain",
+            "--recipe=smoke",
+            f"--run_dir={run_dir}",
+            f"--data.sources={toy_text}",
+            "--model.hidden_size=32",
+            f"--train.num_steps={STEPS}",
+            "--train.save_every=20",
+            "--train.log_every=1",
+            "--model.dropout=0.1",
+            *flags,
+        ]
+
     return make
 
 
 def losses(run_dir) -> dict[int, float]:
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return {record["step"]: record["train/loss"] for record in map(json.loads, lines)
-            if "train/loss" in record}
+    return {
+        record["step"]: record["train/loss"]
+        for record in map(json.loads, lines)
+        if "train/loss" in record
+    }
 
 
 def finish(command) -> str:
@@ -48,8 +62,13 @@ def test_ten_kills_change_no_bit(command, tmp_path):
     finish(command(tmp_path / "whole", often))
     draw, resumed = random.Random(0), 0
     for kill in range(10):
-        process = subprocess.Popen(command(tmp_path / "killed", often), cwd=ROOT, text=True,
-                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command(tmp_path / "killed", often),
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         wanted = draw.randrange(5, 40)  # lines of this life
         for number, line in enumerate(process.stdout):
             resumed += "resuming after step" in line
@@ -70,8 +89,13 @@ def test_ten_kills_change_no_bit(command, tmp_path):
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_says_how_to_go_on(command, tmp_path, number, code):
-    process = subprocess.Popen(command(tmp_path / "run"), cwd=ROOT, text=True,
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        command(tmp_path / "run"),
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     for line in process.stdout:
         if line.startswith("step 7/"):
             process.send_signal(number)
@@ -84,8 +108,9 @@ def test_a_signal_saves_and_says_how_to_go_on(command, tmp_path, number, code):
 
 
 def test_a_misspelled_flag_ends_with_a_hint_and_an_exit_code(command, tmp_path):
-    done = subprocess.run(command(tmp_path / "run", "--train.num_step=3"), cwd=ROOT,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        command(tmp_path / "run", "--train.num_step=3"), cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 1
     assert "did you mean 'train.num_steps'?" in done.stderr
     assert not (tmp_path / "run").exists()

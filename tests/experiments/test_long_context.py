@@ -25,13 +25,18 @@ MODEL = dataclasses.replace(sizes.TINY, vocab_size=512, initializer_range=0.2)  
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     folder = tmp_path_factory.mktemp("long")
-    save_pretrained(folder / "model", MODEL, spec.init_params(MODEL, jax.random.key(0)),
-                    layout="qwen")
+    save_pretrained(
+        folder / "model", MODEL, spec.init_params(MODEL, jax.random.key(0)), layout="qwen"
+    )
     draw = np.random.default_rng(0)
     documents = [Document(str(i), "".join(draw.choice(list("abcdef "), 300))) for i in range(4)]
     shards.write(documents, folder / "text", Tokenizer({bytes([b]): b for b in range(256)}))
-    return dataclasses.replace(long_context.SMOKE, model=str(folder / "model"),
-                               data=str(folder / "text/train"), output=str(folder / "out"))
+    return dataclasses.replace(
+        long_context.SMOKE,
+        model=str(folder / "model"),
+        data=str(folder / "text/train"),
+        output=str(folder / "out"),
+    )
 
 
 def test_the_table_its_plot_and_its_record(smoke, capsys):
@@ -41,8 +46,12 @@ def test_the_table_its_plot_and_its_record(smoke, capsys):
     assert made["lengths"] == [16, 32, 64] and made["windows"] == [16, 32]
     assert made["tokens"] == 256
     rows = made["perplexity"]
-    assert list(rows) == ["plain", "+ dynamic ntk", "+ dynamic ntk + logn",
-                          "+ dynamic ntk + logn + window"]
+    assert list(rows) == [
+        "plain",
+        "+ dynamic ntk",
+        "+ dynamic ntk + logn",
+        "+ dynamic ntk + logn + window",
+    ]
     for name, values in rows.items():
         assert name in shown and all(f"{value:.2f}" in shown for value in values)
         # Nothing acts up to the training length; beyond it every technique does something.
@@ -66,9 +75,14 @@ def test_windows_grow_with_depth_as_a_maintainer_described():
     assert long_context.ramp(wide) == (2048,) * 4 + (4096,) * 4 + (8192,) * 24
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"model": ""}, "no model"), ({"multiples": (3, 4)}, r"do not fill rows of \[48, 64\]"),
-    ({"windows": (16,)}, "1 windows for 2 layers")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"model": ""}, "no model"),
+        ({"multiples": (3, 4)}, r"do not fill rows of \[48, 64\]"),
+        ({"windows": (16,)}, "1 windows for 2 layers"),
+    ],
+)
 def test_what_cannot_be_measured_is_refused(smoke, change, message):
     with pytest.raises(QwenJaxError, match=message):
         long_context.main(dataclasses.replace(smoke, **change))

@@ -36,10 +36,17 @@ def tuned(folder, tmp_path_factory):  # noqa: F811
     runs = tmp_path_factory.mktemp("tuned")
 
     def make(run_dir):
-        config = config_of(sft, folder, run_dir, train={"num_steps": 16, "eval_every": None},
-                           data={"conversations": (f"{folder}/talks.jsonl",)}, lora=LORA)
-        return dataclasses.replace(config, optimizer=dataclasses.replace(
-            config.optimizer, peak_learning_rate=1e-2))
+        config = config_of(
+            sft,
+            folder,
+            run_dir,
+            train={"num_steps": 16, "eval_every": None},
+            data={"conversations": (f"{folder}/talks.jsonl",)},
+            lora=LORA,
+        )
+        return dataclasses.replace(
+            config, optimizer=dataclasses.replace(config.optimizer, peak_learning_rate=1e-2)
+        )
 
     return runs, make, *whole_and_halves(sft, make, runs)
 
@@ -55,10 +62,15 @@ def test_sft_of_adapters_learns_and_goes_on_where_it_was(tuned):
 
 def test_a_run_is_small_and_is_the_base_with_what_was_learnt(folder, tuned):  # noqa: F811
     runs, *_ = tuned
-    (_, base), (_, whole), (_, halves) = map(load_pretrained, (
-        folder / "base", runs / "whole", runs / "halves"))
-    for (path, a), b, c in zip(jax.tree_util.tree_leaves_with_path(whole), jax.tree.leaves(halves),
-                               jax.tree.leaves(base), strict=True):
+    (_, base), (_, whole), (_, halves) = map(
+        load_pretrained, (folder / "base", runs / "whole", runs / "halves")
+    )
+    for (path, a), b, c in zip(
+        jax.tree_util.tree_leaves_with_path(whole),
+        jax.tree.leaves(halves),
+        jax.tree.leaves(base),
+        strict=True,
+    ):
         np.testing.assert_array_equal(a, b)
         adapted = path[-1].name in LORA.targets
         assert np.array_equal(a, c) != adapted, path
@@ -78,13 +90,23 @@ def test_a_run_does_not_go_on_beside_other_weights(tuned, tmp_path):
         (runs / "halves" / "base.json").write_text(json.dumps(record))
 
 
-def test_dpo_of_adapters_starts_as_its_reference_beside_a_run_of_adapters(
-        folder, tuned, tmp_path):  # noqa: F811
+def test_dpo_of_adapters_starts_as_its_reference_beside_a_run_of_adapters(folder, tuned, tmp_path):  # noqa: F811
     runs, *_ = tuned
-    run(dpo, config_of(
-        dpo, folder, tmp_path / "dpo", init_from=str(runs / "whole"), lora=LORA,
-        train={"num_steps": 8, "eval_every": 8}, data={
-            "pairs": (f"{folder}/pairs.jsonl",), "eval_pairs": (f"{folder}/pairs_held.jsonl",)}))
+    run(
+        dpo,
+        config_of(
+            dpo,
+            folder,
+            tmp_path / "dpo",
+            init_from=str(runs / "whole"),
+            lora=LORA,
+            train={"num_steps": 8, "eval_every": 8},
+            data={
+                "pairs": (f"{folder}/pairs.jsonl",),
+                "eval_pairs": (f"{folder}/pairs_held.jsonl",),
+            },
+        ),
+    )
     found = records(tmp_path / "dpo")
     assert found[0]["train/loss"] == pytest.approx(np.log(2), abs=1e-6)
     assert found[0]["train/margin"] == pytest.approx(0, abs=1e-5)
@@ -98,17 +120,30 @@ def scored(folder, tmp_path_factory):  # noqa: F811
     runs = tmp_path_factory.mktemp("scored")
 
     def make(run_dir, **changes):
-        config = config_of(reward_model, folder, run_dir, lora=LORA, data={
-            "pairs": (f"{folder}/pairs.jsonl",), "eval_pairs": (f"{folder}/pairs_held.jsonl",)},
-            **changes)
-        return dataclasses.replace(config, optimizer=dataclasses.replace(
-            config.optimizer, peak_learning_rate=1e-2))
+        config = config_of(
+            reward_model,
+            folder,
+            run_dir,
+            lora=LORA,
+            data={
+                "pairs": (f"{folder}/pairs.jsonl",),
+                "eval_pairs": (f"{folder}/pairs_held.jsonl",),
+            },
+            **changes,
+        )
+        return dataclasses.replace(
+            config, optimizer=dataclasses.replace(config.optimizer, peak_learning_rate=1e-2)
+        )
 
     run(reward_model, make(runs / "pmp", train={"num_steps": 8, "eval_every": 8}))
     (runs / "reward").mkdir()
-    whole_and_halves(reward_model, lambda run_dir: make(
-        run_dir, init_from=str(runs / "pmp"), train={"num_steps": 4, "eval_every": None}),
-        runs / "reward")
+    whole_and_halves(
+        reward_model,
+        lambda run_dir: make(
+            run_dir, init_from=str(runs / "pmp"), train={"num_steps": 4, "eval_every": None}
+        ),
+        runs / "reward",
+    )
     return runs
 
 
@@ -125,10 +160,15 @@ def test_a_reward_model_of_adapters_learns_its_score_too_and_goes_on_from_pmp(fo
     assert pmp[-1]["eval/pairs_held/accuracy"] == 1.0
     # It goes on where PMP was: a fresh score would start at log 2 = 0.69.
     assert records(scored / "reward" / "whole")[0]["train/loss"] < 0.3 < pmp[0]["train/loss"]
-    base, one, two = map(scoring_weights, (
-        folder / "base", scored / "pmp", scored / "reward" / "whole"))
-    for (path, a), b, c in zip(jax.tree_util.tree_leaves_with_path(base), jax.tree.leaves(one),
-                               jax.tree.leaves(two), strict=True):
+    base, one, two = map(
+        scoring_weights, (folder / "base", scored / "pmp", scored / "reward" / "whole")
+    )
+    for (path, a), b, c in zip(
+        jax.tree_util.tree_leaves_with_path(base),
+        jax.tree.leaves(one),
+        jax.tree.leaves(two),
+        strict=True,
+    ):
         trained = path[-1].name in (*LORA.targets, "score")
         assert (not np.array_equal(a, b) and not np.array_equal(b, c)) == trained, path
     meta = json.loads(next((scored / "pmp" / "checkpoints").glob("*/meta.json")).read_text())
@@ -138,9 +178,14 @@ def test_a_reward_model_of_adapters_learns_its_score_too_and_goes_on_from_pmp(fo
 
 @pytest.mark.slow  # three processes; tests/align/test_ppo_adapters.py is the part without files
 def test_ppo_of_adapters_starts_as_its_reference_and_goes_on_where_it_was(
-        folder, scored, run_ppo, tmp_path):  # noqa: F811
-    flags = (f"--reward_model={scored}/reward/whole", "--lora.rank=4", "--lora.alpha=8",
-             "--train.log_every=1")
+    folder, scored, run_ppo, tmp_path
+):  # noqa: F811
+    flags = (
+        f"--reward_model={scored}/reward/whole",
+        "--lora.rank=4",
+        "--lora.alpha=8",
+        "--train.log_every=1",
+    )
     output = run_ppo(tmp_path / "whole", *flags)
     assert "again to go on" in run_ppo(tmp_path / "halves", *flags, until="step 3/")
     assert "resuming after step" in run_ppo(tmp_path / "halves", *flags)
@@ -149,8 +194,10 @@ def test_ppo_of_adapters_starts_as_its_reference_and_goes_on_where_it_was(
     assert "adapters: rank 4, alpha 8" in output
     # The policy is the reference, to the last bit, until its turn comes after two steps.
     assert [record["rollout/kl"] == 0 for record in found] == [True] * 3 + [False] * 3
-    base, merged, halves = (jax.tree_util.tree_leaves_with_path(load_pretrained(path)[1]) for path in
-                            (folder / "base", tmp_path / "whole", tmp_path / "halves"))
+    base, merged, halves = (
+        jax.tree_util.tree_leaves_with_path(load_pretrained(path)[1])
+        for path in (folder / "base", tmp_path / "whole", tmp_path / "halves")
+    )
     for (path, a), (_, b), (_, c) in zip(base, merged, halves, strict=True):
         np.testing.assert_array_equal(b, c)
         assert np.array_equal(a, b) != (path[-1].name in LORA.targets), path
@@ -162,8 +209,14 @@ def test_ppo_of_adapters_starts_as_its_reference_and_goes_on_where_it_was(
 @pytest.mark.parametrize("name", ["base.json", "value_base.json"])
 def test_ppo_does_not_go_on_beside_other_weights(folder, scored, tmp_path, name):  # noqa: F811
     """A record of another base is refused before anything is compiled."""
-    config = config_of(ppo, folder, tmp_path / "run", lora=LORA, data={
-        "prompts": (f"{folder}/talks.jsonl",)}, reward_model=f"{scored}/reward/whole")
+    config = config_of(
+        ppo,
+        folder,
+        tmp_path / "run",
+        lora=LORA,
+        data={"prompts": (f"{folder}/talks.jsonl",)},
+        reward_model=f"{scored}/reward/whole",
+    )
     _, _, files = ppo._loads(config)
     assert set(files) == {"base.json", "value_base.json"}
     (tmp_path / "run").mkdir()

@@ -20,8 +20,9 @@ from tests.experiments import tiny_checkpoint
 
 
 def test_smoke(tmp_path, capsys):
-    prepare_data.main(dataclasses.replace(prepare_data.SMOKE, output=str(tmp_path / "out"),
-                                          eval_fraction=0.2))
+    prepare_data.main(
+        dataclasses.replace(prepare_data.SMOKE, output=str(tmp_path / "out"), eval_fraction=0.2)
+    )
     made = shards.open_shards(tmp_path / "out/shards/data/train")
     assert made.documents > 20 and made.vocab_size > 600
     counts = json.loads((tmp_path / "out/counts.json").read_text())
@@ -35,17 +36,30 @@ def test_plain_keeps_everything(tmp_path):
     for name in "abc":
         (tmp_path / f"in/{name}.txt").write_text("the same short text " * 50)
     Tokenizer({bytes([i]): i for i in range(256)}).save(tmp_path / "bytes.tiktoken")
-    _, config = flags.parse("", {"plain": prepare_data.PLAIN}, [
-        "x", f"--sources=mine={tmp_path}/in", f"--output={tmp_path}/out", "--workers=0",
-        f"--tokenizer={tmp_path}/bytes.tiktoken", "--eval_fraction=0"])
+    _, config = flags.parse(
+        "",
+        {"plain": prepare_data.PLAIN},
+        [
+            "x",
+            f"--sources=mine={tmp_path}/in",
+            f"--output={tmp_path}/out",
+            "--workers=0",
+            f"--tokenizer={tmp_path}/bytes.tiktoken",
+            "--eval_fraction=0",
+        ],
+    )
     prepare_data.main(config)
     assert shards.open_shards(tmp_path / "out/shards/mine/train").documents == 3
 
 
 def test_nothing_left_says_so(tmp_path):
     (tmp_path / "a.txt").write_text("too short")
-    config = dataclasses.replace(prepare_data.RECIPE, sources=(str(tmp_path / "a.txt"),),
-                                 output=str(tmp_path / "out"), workers=0)
+    config = dataclasses.replace(
+        prepare_data.RECIPE,
+        sources=(str(tmp_path / "a.txt"),),
+        output=str(tmp_path / "out"),
+        workers=0,
+    )
     with pytest.raises(DataError, match="nothing is left"):
         prepare_data.main(config)
 
@@ -63,9 +77,14 @@ def test_mixture_flags(tmp_path, capsys):
     tokenizer = byte_tokenizer(tmp_path / "bytes.tiktoken")
     for name, size in (("wiki", 100), ("talks", 300)):
         (tmp_path / f"{name}.txt").write_text("x" * size)
-    given = (f"--sources={tmp_path}/wiki.txt,instruction:{tmp_path}/talks.txt",
-             f"--output={tmp_path}/out", f"--tokenizer={tokenizer}", "--eval_fraction=0",
-             "--mixture.weights=wiki=5", "--mixture.instructions=talks")
+    given = (
+        f"--sources={tmp_path}/wiki.txt,instruction:{tmp_path}/talks.txt",
+        f"--output={tmp_path}/out",
+        f"--tokenizer={tokenizer}",
+        "--eval_fraction=0",
+        "--mixture.weights=wiki=5",
+        "--mixture.instructions=talks",
+    )
     with pytest.raises(ConfigError, match="(?s)more than 4 times.*--mixture.allow_epochs=wiki"):
         prepare_data.main(parsed(*given))
     prepare_data.main(parsed(*given, "--mixture.allow_epochs=wiki"))
@@ -83,15 +102,28 @@ def test_a_filter_made_of_clean_text_rejects_what_is_strange(tmp_path, capsys):
         return " ".join(draw.choices(words, k=60))
 
     write_rows(tmp_path / "clean.jsonl", [{"text": text()} for _ in range(400)])
-    train_filter.main(train_filter.Config(
-        clean=(f"{tmp_path}/clean.jsonl",), tokenizer=str(tokenizer), output=f"{tmp_path}/en.npz",
-        perplexity=train_filter.PerplexityRules(strangest=0.02, easiest=0.02)))
+    train_filter.main(
+        train_filter.Config(
+            clean=(f"{tmp_path}/clean.jsonl",),
+            tokenizer=str(tokenizer),
+            output=f"{tmp_path}/en.npz",
+            perplexity=train_filter.PerplexityRules(strangest=0.02, easiest=0.02),
+        )
+    )
     assert "too strange, the median has" in capsys.readouterr().out
     strange = "".join(draw.choices("abcdefghijklmnopqrstuvwxyz ", k=300))
-    write_rows(tmp_path / "in.jsonl", [{"text": each, "language": "en"} for each in (text(), strange)])
-    prepare_data.main(parsed(
-        f"--sources={tmp_path}/in.jsonl", f"--output={tmp_path}/out", f"--tokenizer={tokenizer}",
-        "--eval_fraction=0", f"--filters.perplexity=en={tmp_path}/en.npz"))
+    write_rows(
+        tmp_path / "in.jsonl", [{"text": each, "language": "en"} for each in (text(), strange)]
+    )
+    prepare_data.main(
+        parsed(
+            f"--sources={tmp_path}/in.jsonl",
+            f"--output={tmp_path}/out",
+            f"--tokenizer={tokenizer}",
+            "--eval_fraction=0",
+            f"--filters.perplexity=en={tmp_path}/en.npz",
+        )
+    )
     counts = json.loads((tmp_path / "out/counts.json").read_text())["02-perplexity"]
     assert counts["kept"]["documents"] == 1
     assert counts["rejected"]["too_strange"]["documents"] == 1
@@ -100,16 +132,28 @@ def test_a_filter_made_of_clean_text_rejects_what_is_strange(tmp_path, capsys):
 def test_a_checkpoint_judges_where_it_is_named(tmp_path):
     folder = tiny_checkpoint.write(tmp_path / "model")
     write_rows(tmp_path / "in.jsonl", [{"text": "quiet" * 9}, {"text": "!?!?!" * 9}])
-    prepare_data.main(parsed(
-        f"--sources={tmp_path}/in.jsonl", f"--output={tmp_path}/out", "--eval_fraction=0",
-        f"--tokenizer={byte_tokenizer(tmp_path / 'bytes.tiktoken')}",
-        f"--filters.checkpoint={folder}", "--filters.checkpoint_most=inf"))
+    prepare_data.main(
+        parsed(
+            f"--sources={tmp_path}/in.jsonl",
+            f"--output={tmp_path}/out",
+            "--eval_fraction=0",
+            f"--tokenizer={byte_tokenizer(tmp_path / 'bytes.tiktoken')}",
+            f"--filters.checkpoint={folder}",
+            "--filters.checkpoint_most=inf",
+        )
+    )
     rows = pq.read_table(tmp_path / "out/02-checkpoint_perplexity/kept/00000.parquet").to_pylist()
     less, more = sorted(row["score_model_bits_per_byte"] for row in rows)
-    prepare_data.main(parsed(
-        f"--sources={tmp_path}/in.jsonl", f"--output={tmp_path}/less", "--eval_fraction=0",
-        f"--tokenizer={tmp_path}/bytes.tiktoken", f"--filters.checkpoint={folder}",
-        f"--filters.checkpoint_most={(less + more) / 2}"))
+    prepare_data.main(
+        parsed(
+            f"--sources={tmp_path}/in.jsonl",
+            f"--output={tmp_path}/less",
+            "--eval_fraction=0",
+            f"--tokenizer={tmp_path}/bytes.tiktoken",
+            f"--filters.checkpoint={folder}",
+            f"--filters.checkpoint_most={(less + more) / 2}",
+        )
+    )
     counts = json.loads((tmp_path / "less/counts.json").read_text())["02-checkpoint_perplexity"]
     assert counts["kept"]["documents"] == counts["rejected"]["too_strange"]["documents"] == 1
 
@@ -117,8 +161,13 @@ def test_a_checkpoint_judges_where_it_is_named(tmp_path):
 def test_other_settings_in_the_same_folder_are_refused(tmp_path):
     (tmp_path / "in.txt").write_text("some text to learn tokens from " * 20)
     write_rows(tmp_path / "tests/gsm8k_test.jsonl", [{"question": "what is this", "answer": "1"}])
-    given = (f"--sources={tmp_path}/in.txt", f"--output={tmp_path}/out", "--eval_fraction=0",
-             f"--filters.test_sets={tmp_path}/tests", "--vocab_size=262")
+    given = (
+        f"--sources={tmp_path}/in.txt",
+        f"--output={tmp_path}/out",
+        "--eval_fraction=0",
+        f"--filters.test_sets={tmp_path}/tests",
+        "--vocab_size=262",
+    )
     prepare_data.main(parsed(*given))
     prepare_data.main(parsed(*given))
     for flag in ("--vocab_size=263", "--seed=5", "--shard_tokens=7", "--mixture.weights=in=2"):
@@ -140,12 +189,18 @@ def test_a_full_disk_is_an_error_for_people(tmp_path, monkeypatch):
         prepare_data.main(parsed(f"--sources={tmp_path}/in.txt", f"--output={tmp_path}/out"))
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"sources": ()}, "nothing to read"), ({"tokenizer": "a", "base": "b"}, "not grown"),
-    ({"filters": prepare_data.Filters(perplexity=("en=m.npz",))}, "vocabulary that is there"),
-    ({"filters": prepare_data.Filters(checkpoint="run")}, "bits per byte are too many"),
-    ({"partition_mb": 0.0}, "no size"), ({"shard_tokens": -1.0}, "no size"),
-    ({"eval_fraction": 1.0}, "cannot be held out")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"sources": ()}, "nothing to read"),
+        ({"tokenizer": "a", "base": "b"}, "not grown"),
+        ({"filters": prepare_data.Filters(perplexity=("en=m.npz",))}, "vocabulary that is there"),
+        ({"filters": prepare_data.Filters(checkpoint="run")}, "bits per byte are too many"),
+        ({"partition_mb": 0.0}, "no size"),
+        ({"shard_tokens": -1.0}, "no size"),
+        ({"eval_fraction": 1.0}, "cannot be held out"),
+    ],
+)
 def test_refuses(changes, message):
     config = dataclasses.replace(prepare_data.SMOKE, **changes)
     with pytest.raises(ConfigError, match=message):
@@ -155,6 +210,11 @@ def test_refuses(changes, message):
 def test_a_vocabulary_that_is_not_there_is_missed_at_once(tmp_path):
     (tmp_path / "in.txt").write_text("text")
     with pytest.raises(TokenizerError, match="no such file"):
-        prepare_data.main(parsed(f"--sources={tmp_path}/in.txt", f"--output={tmp_path}/out",
-                                 f"--tokenizer={tmp_path}/gone.tiktoken"))
+        prepare_data.main(
+            parsed(
+                f"--sources={tmp_path}/in.txt",
+                f"--output={tmp_path}/out",
+                f"--tokenizer={tmp_path}/gone.tiktoken",
+            )
+        )
     assert not (tmp_path / "out").exists()

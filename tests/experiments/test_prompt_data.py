@@ -14,12 +14,25 @@ from qwen_jax.errors import QwenJaxError
 from qwen_jax.generate import jsonl
 from qwen_jax.generate.request import Completion
 
-ROWS = [{"prompt": "Write a poem about the sea"}, {"prompt": "Write a poem about the sea"},
-        {"prompt": "Translate this story into French in under 20 words: Once."},
-        {"messages": [{"role": role, "content": text} for role, text in (
-            ("system", "Be kind."), ("user", "1+1?"), ("assistant", "2"), ("user", "2+2?"),
-            ("assistant", "4"))]},
-        {"prompt": "Hi"}, {"prompt": " "}]
+ROWS = [
+    {"prompt": "Write a poem about the sea"},
+    {"prompt": "Write a poem about the sea"},
+    {"prompt": "Translate this story into French in under 20 words: Once."},
+    {
+        "messages": [
+            {"role": role, "content": text}
+            for role, text in (
+                ("system", "Be kind."),
+                ("user", "1+1?"),
+                ("assistant", "2"),
+                ("user", "2+2?"),
+                ("assistant", "4"),
+            )
+        ]
+    },
+    {"prompt": "Hi"},
+    {"prompt": " "},
+]
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +48,11 @@ def prompts(tmp_path):
 
 
 def tag(prompts, tmp_path, **changes):
-    tag_prompts.main(dataclasses.replace(tag_prompts.RECIPE, prompts=(prompts,),
-                                         output=str(tmp_path / "tags"), **changes))
+    tag_prompts.main(
+        dataclasses.replace(
+            tag_prompts.RECIPE, prompts=(prompts,), output=str(tmp_path / "tags"), **changes
+        )
+    )
     return tmp_path / "tags"
 
 
@@ -53,14 +69,25 @@ def test_prompts_are_tagged_drawn_and_chosen_for_ppo(prompts, tmp_path, capsys):
     assert [row["prompt"][:9] for row in rows] == ["Write a p", "Translate", "system: B", "Hi"]
     assert {"poem", "written in latin script"} <= set(rows[0]["tags"])
     assert (folder / "tags.png").read_bytes().startswith(b"\x89PNG")
-    texts = [TOKENIZER.decode(tokens) for tokens in read_prompts(  # as experiments.ppo does
-        [folder / "chosen.jsonl"], TOKENIZER, max_tokens=500, counts=Counts())]
+    texts = [
+        TOKENIZER.decode(tokens)
+        for tokens in read_prompts(  # as experiments.ppo does
+            [folder / "chosen.jsonl"], TOKENIZER, max_tokens=500, counts=Counts()
+        )
+    ]
     assert len(texts) == 3 and not any("\nHi<" in text for text in texts)
     (talk,) = [text for text in texts if "Be kind." in text]
     assert "1+1?" in talk and talk.endswith("2+2?<|im_end|>\n<|im_start|>assistant\n")
     assert all(row["messages"][-1]["role"] == "user" for row in lines(folder / "chosen.jsonl"))
-    assert jsonl.Source(folder / "chosen.jsonl", TOKENIZER, jsonl.Settings(),  # and generate
-                        context=500).check()[0] == 3
+    assert (
+        jsonl.Source(
+            folder / "chosen.jsonl",
+            TOKENIZER,
+            jsonl.Settings(),  # and generate
+            context=500,
+        ).check()[0]
+        == 3
+    )
     # The same again tags nothing; a draw by weight is another choice.
     before = (folder / "tags.jsonl").read_bytes()
     tag(prompts, tmp_path, choose=4, by="weight", seed=1)
@@ -74,9 +101,11 @@ def test_prompts_are_tagged_drawn_and_chosen_for_ppo(prompts, tmp_path, capsys):
 def test_tags_that_cannot_be_made_are_refused(prompts, tmp_path):
     other = tmp_path / "other.jsonl"
     other.write_text('{"prompt": "unknown", "tags": []}\n')
-    for changes, message in (({"choose": 5}, "5 prompts wanted of 4"),
-                             ({"tagger": "model"}, "no model"),
-                             ({"tags": str(other)}, "1 of its 1 prompts are not among")):
+    for changes, message in (
+        ({"choose": 5}, "5 prompts wanted of 4"),
+        ({"tagger": "model"}, "no model"),
+        ({"tags": str(other)}, "1 of its 1 prompts are not among"),
+    ):
         with pytest.raises(QwenJaxError, match=message):
             tag(prompts, tmp_path, **changes)
     with pytest.raises(QwenJaxError, match="no prompts"):
@@ -107,8 +136,12 @@ class Scripted:
 def make(tmp_path, **changes):
     seeds = tmp_path / "seeds.jsonl"
     seeds.write_text('{"instruction": "Name three birds that cannot fly.", "output": "Kiwi."}\n')
-    self_instruct.main(dataclasses.replace(self_instruct.SMOKE, **{
-        "seeds": (str(seeds),), "output": str(tmp_path / "made"), **changes}))
+    self_instruct.main(
+        dataclasses.replace(
+            self_instruct.SMOKE,
+            **{"seeds": (str(seeds),), "output": str(tmp_path / "made"), **changes},
+        )
+    )
     return tmp_path / "made"
 
 
@@ -121,7 +154,8 @@ def test_samples_are_made_judged_and_read_by_sft(tmp_path, monkeypatch, capsys):
     assert "4 skipped: forbidden word 'image' (first: round 0, instructions 0" in output
     assert "0 kept; 4 skipped: not judged yet" in output
     assert [row["reason"] for row in lines(folder / "rejected.jsonl")] == [
-        "forbidden word 'image'"] * 4
+        "forbidden word 'image'"
+    ] * 4
     asked = model.asked
     rows = lines(folder / "review.jsonl")
     assert {row["kind"] for row in rows} == {"instruction", "react"}
@@ -134,9 +168,11 @@ def test_samples_are_made_judged_and_read_by_sft(tmp_path, monkeypatch, capsys):
     assert [dict(talk.turns)["assistant"].split()[0] for talk in talks] == ["Because", "Thought:"]
     # The next iteration can start from what was kept.
     assert read_seeds(folder / "conversations.jsonl", Counts()) == [
-        Seed(rows[0]["question"], talks[0].turns[1][1])]
+        Seed(rows[0]["question"], talks[0].turns[1][1])
+    ]
     assert read_react_seeds(folder / "react.jsonl") == [
-        Seed(rows[2]["question"], talks[1].turns[1][1], tuple(rows[2]["tools"]))]
+        Seed(rows[2]["question"], talks[1].turns[1][1], tuple(rows[2]["tools"]))
+    ]
     assert "of them not judged" in (folder / "review.md").read_text()
     with pytest.raises(QwenJaxError, match="temperature: 0.7 then, 0.1 now"):
         make(tmp_path, checkpoint="any", temperature=0.1)
@@ -161,8 +197,15 @@ def test_a_tiny_checkpoint_runs_and_its_nonsense_is_counted(checkpoint, prompts,
     with pytest.raises(QwenJaxError, match="model: 'another' then"):
         make(tmp_path, checkpoint=checkpoint, context=2048, rows=2, max_new_tokens=16)
     # Greedy letters are no list of tags; what has no room is not asked.
-    folder = tag(prompts, tmp_path, tagger="model", checkpoint=checkpoint, context=2048, rows=2,
-                 max_new_tokens=16)
+    folder = tag(
+        prompts,
+        tmp_path,
+        tagger="model",
+        checkpoint=checkpoint,
+        context=2048,
+        rows=2,
+        max_new_tokens=16,
+    )
     output = capsys.readouterr().out
     assert "answers: 0 kept; 4 skipped: an answer without a list of tags" in output
     assert "0 kept; 4 skipped: without tags" in output
@@ -173,13 +216,23 @@ def test_a_tiny_checkpoint_runs_and_its_nonsense_is_counted(checkpoint, prompts,
     (folder / "tags.jsonl.run.json").write_text(json.dumps(record))
     (folder / "tags.jsonl").write_text("")  # something is left to be asked
     with pytest.raises(QwenJaxError, match="model: 'another' then"):
-        tag(prompts, tmp_path, tagger="model", checkpoint=checkpoint, context=2048, rows=2,
-            max_new_tokens=16)
+        tag(
+            prompts,
+            tmp_path,
+            tagger="model",
+            checkpoint=checkpoint,
+            context=2048,
+            rows=2,
+            max_new_tokens=16,
+        )
 
 
 def test_what_self_instruct_cannot_do_is_refused_before_it_leaves_anything(tmp_path):
-    for changes, message in (({}, "no model"), ({"checkpoint": "x", "seeds": ()}, "no seed tasks"),
-                             ({"checkpoint": "x", "tools": str(tmp_path / "no.json")}, "no such")):
+    for changes, message in (
+        ({}, "no model"),
+        ({"checkpoint": "x", "seeds": ()}, "no seed tasks"),
+        ({"checkpoint": "x", "tools": str(tmp_path / "no.json")}, "no such"),
+    ):
         with pytest.raises(QwenJaxError, match=message):
             make(tmp_path, **changes)
     assert not (tmp_path / "made").exists()

@@ -18,15 +18,21 @@ ONE_DEVICE = {**os.environ, "XLA_FLAGS": ""}  # a batch of 4 does not divide by 
 
 
 def command(run_dir):
-    return [sys.executable, "-m", "experiments.quickstart", "--recipe=smoke",
-            f"--run_dir={run_dir}", "--model.hidden_size=16", "--model.ffn_size=32"]
+    return [
+        sys.executable,
+        "-m",
+        "experiments.quickstart",
+        "--recipe=smoke",
+        f"--run_dir={run_dir}",
+        "--model.hidden_size=16",
+        "--model.ffn_size=32",
+    ]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    done = subprocess.run(command(folder), cwd=ROOT, env=ONE_DEVICE, capture_output=True,
-                          text=True)
+    done = subprocess.run(command(folder), cwd=ROOT, env=ONE_DEVICE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, done.stdout
 
@@ -52,8 +58,11 @@ def test_it_leaves_everything_it_promises(finished):
 
 def test_page_and_source_of_a_package_are_on_the_same_side(finished):
     folder, _ = finished
-    rows = [row for path in sorted((folder / "text/04-personal/kept").iterdir())
-            for row in pq.read_table(path).to_pylist()]
+    rows = [
+        row
+        for path in sorted((folder / "text/04-personal/kept").iterdir())
+        for row in pq.read_table(path).to_pylist()
+    ]
     assert {row["group"] for row in rows if row["path"] == "pydoc:json"} == {"json"}
     assert "json" in {row["group"] for row in rows if row["path"].startswith("stdlib:json/")}
     opened = shards.open_shards(folder / "shards/docs/eval")
@@ -65,7 +74,9 @@ def test_pretraining_reads_the_shards_of_the_plan(finished):
     folder, _ = finished
     config = json.loads((folder / "config.json").read_text())
     for name in ("docs", "code"):
-        assert any(f"{folder}/shards/{name}/train" in source for source in config["data"]["sources"])
+        assert any(
+            f"{folder}/shards/{name}/train" in source for source in config["data"]["sources"]
+        )
     kept = json.loads((folder / "text/counts.json").read_text())["04-personal"]["kept"]
     written = json.loads((folder / "shards/sources.json").read_text())
     assert sum(each["documents"] for each in written.values()) == kept["documents"] > 500
@@ -74,20 +85,46 @@ def test_pretraining_reads_the_shards_of_the_plan(finished):
 @pytest.mark.slow
 def test_killed_in_every_stage_it_ends_with_the_same_weights(finished, tmp_path):
     folder, _ = finished
-    marks = ["1/10", "2/10", "3/10", "4/10", "step 20", "5/10", "6/10", "7/10", "8/10",
-             "     fine-tuning", "     preference", "     the reward model", "     PPO", "step 3/4",
-             "9/10"]
+    marks = [
+        "1/10",
+        "2/10",
+        "3/10",
+        "4/10",
+        "step 20",
+        "5/10",
+        "6/10",
+        "7/10",
+        "8/10",
+        "     fine-tuning",
+        "     preference",
+        "     the reward model",
+        "     PPO",
+        "step 3/4",
+        "9/10",
+    ]
     for mark in marks:
-        process = subprocess.Popen(command(tmp_path), cwd=ROOT, env=ONE_DEVICE, text=True,
-                                   stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command(tmp_path),
+            cwd=ROOT,
+            env=ONE_DEVICE,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
         for line in process.stdout:
             if line.startswith(mark):
                 break
         process.kill()
         process.wait()
-    done = subprocess.run(command(tmp_path), cwd=ROOT, env=ONE_DEVICE, capture_output=True,
-                          text=True)
+    done = subprocess.run(
+        command(tmp_path), cwd=ROOT, env=ONE_DEVICE, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    for name in ("tokenizer.tiktoken", "evaluation.json", "samples.json", "answers.json",
-                 "export/qwen2/model.safetensors"):
+    for name in (
+        "tokenizer.tiktoken",
+        "evaluation.json",
+        "samples.json",
+        "answers.json",
+        "export/qwen2/model.safetensors",
+    ):
         assert (tmp_path / name).read_bytes() == (folder / name).read_bytes(), name

@@ -16,8 +16,11 @@ from qwen_jax.export.huggingface import load_pretrained
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 # Report, Table 1 and 2.4: layers, hidden, heads, learning rate, tokens in a batch, tokens.
-TABLE_1 = {"1.8b": (24, 2048, 16, 3.0e-4, 4e6, 2.2e12), "7b": (32, 4096, 32, 3.0e-4, 4e6, 2.4e12),
-           "14b": (40, 5120, 40, 3.0e-4, 4e6, 3.0e12)}
+TABLE_1 = {
+    "1.8b": (24, 2048, 16, 3.0e-4, 4e6, 2.2e12),
+    "7b": (32, 4096, 32, 3.0e-4, 4e6, 2.4e12),
+    "14b": (40, 5120, 40, 3.0e-4, 4e6, 3.0e12),
+}
 
 
 @pytest.mark.parametrize("name", TABLE_1)
@@ -41,7 +44,8 @@ def test_recipes_are_sections_3_1_and_3_2(name):
     tuned, reward, rl = (stage.RECIPES[name] for stage in (sft, reward_model, ppo))
     for config in (tuned, reward, rl, dpo.RECIPES[name]):
         assert dataclasses.replace(config.model, dropout=0.0) == dataclasses.replace(
-            pretrain.RECIPES[name].model, context_length=config.model.context_length)
+            pretrain.RECIPES[name].model, context_length=config.model.context_length
+        )
         assert (config.optimizer.beta1, config.optimizer.beta2) == (0.9, 0.95)
         assert config.optimizer.epsilon == 1e-8
     # 3.1.2: 2048 tokens, batch 128, 4000 steps, the first 1430 up to 2e-6, decay, dropout, clip.
@@ -83,38 +87,58 @@ def text(tmp_path_factory):
 
 def smoke(text, run_dir, **train) -> pretrain.Config:
     return dataclasses.replace(
-        pretrain.SMOKE, run_dir=str(run_dir),
+        pretrain.SMOKE,
+        run_dir=str(run_dir),
         train=dataclasses.replace(pretrain.SMOKE.train, **train),
-        data=DataConfig(sources=(f"{text}/train",), eval_sources=(f"{text}/eval",)))
+        data=DataConfig(sources=(f"{text}/train",), eval_sources=(f"{text}/eval",)),
+    )
 
 
 def run(config) -> list[str]:
     lines = []
-    pretrain.pretrain(config, Tokenizer.from_file(
-        f"{config.data.sources[0].rsplit('/', 1)[0]}/tokenizer.tiktoken"), emit=lines.append)
+    pretrain.pretrain(
+        config,
+        Tokenizer.from_file(f"{config.data.sources[0].rsplit('/', 1)[0]}/tokenizer.tiktoken"),
+        emit=lines.append,
+    )
     return lines
 
 
 def test_smoke_learns_compiles_once_and_says_what_it_does(text, tmp_path, caplog):
     with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
         lines = run(smoke(text, tmp_path / "run"))
-    compiled = [record.getMessage() for record in caplog.records
-                if "Finished XLA compilation of jit(train_step)" in record.getMessage()]
+    compiled = [
+        record.getMessage()
+        for record in caplog.records
+        if "Finished XLA compilation of jit(train_step)" in record.getMessage()
+    ]
     assert len(compiled) == 1, compiled
     shown = "\n".join(lines)
-    for what in ("parameters", "memory:", "batch: 16 x 64 = 1,024 tokens", "cost:", "ETA",
-                 "held out colours", "read"):
+    for what in (
+        "parameters",
+        "memory:",
+        "batch: 16 x 64 = 1,024 tokens",
+        "cost:",
+        "ETA",
+        "held out colours",
+        "read",
+    ):
         assert what in shown
-    losses = [float(line.split("loss ")[1].split()[0]) for line in lines
-              if line.startswith("step") and "held out" not in line]
+    losses = [
+        float(line.split("loss ")[1].split()[0])
+        for line in lines
+        if line.startswith("step") and "held out" not in line
+    ]
     assert losses[-1] < losses[0] - 2
     model, params = load_pretrained(tmp_path / "run")
     assert model == pretrain.SMOKE.model and params.embed.shape == (512, 64)
 
 
 def test_bad_runs_are_refused_before_they_leave_anything(text, tmp_path):
-    small = dataclasses.replace(smoke(text, tmp_path / "a"), model=ModelConfig(
-        vocab_size=300, hidden_size=64, num_layers=1, num_heads=2, ffn_size=64))
+    small = dataclasses.replace(
+        smoke(text, tmp_path / "a"),
+        model=ModelConfig(vocab_size=300, hidden_size=64, num_layers=1, num_heads=2, ffn_size=64),
+    )
     with pytest.raises(QwenJaxError, match="464 ids"):
         run(small)
     with pytest.raises(QwenJaxError, match="num_steps"):

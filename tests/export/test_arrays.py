@@ -12,12 +12,18 @@ WHOLE = np.random.default_rng(0).normal(size=(3, 8, 16)).astype(np.float32)
 
 
 def sharding(*axes) -> NamedSharding:
-    return NamedSharding(Mesh(np.array(jax.devices()).reshape(2, 4), ("a", "b")),
-                         PartitionSpec(*axes))
+    return NamedSharding(
+        Mesh(np.array(jax.devices()).reshape(2, 4), ("a", "b")), PartitionSpec(*axes)
+    )
 
 
-SHARDINGS = [sharding(None, "b", "a"), sharding(None, None, ("a", "b")), sharding(None, "a"),
-             sharding(), None]
+SHARDINGS = [
+    sharding(None, "b", "a"),
+    sharding(None, None, ("a", "b")),
+    sharding(None, "a"),
+    sharding(),
+    None,
+]
 
 
 @pytest.mark.parametrize("where", SHARDINGS)
@@ -39,8 +45,9 @@ def test_place_reads_each_shard_once_and_nothing_else(where):
 
 
 @pytest.mark.parametrize("where", SHARDINGS)
-@pytest.mark.parametrize("index", [
-    np.s_[1:2, 0:8, 0:16], np.s_[0:3, 3:5, 6:11], np.s_[2:3, 7:8, 0:1]])
+@pytest.mark.parametrize(
+    "index", [np.s_[1:2, 0:8, 0:16], np.s_[0:3, 3:5, 6:11], np.s_[2:3, 7:8, 0:1]]
+)
 def test_fetch_gives_any_piece_of_any_sharding(where, index):
     array = jax.device_put(WHOLE, where)
     np.testing.assert_array_equal(fetch(array, index), WHOLE[index])

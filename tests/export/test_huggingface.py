@@ -26,9 +26,16 @@ from qwen_jax.types import Params
 
 QWEN = sizes.TINY
 # Every dimension differs, heads are grouped, and heads times head size is not the hidden size.
-GROUPED = dataclasses.replace(sizes.TINY, num_kv_heads=2, head_size=10, rope_base=1e6,
-                              extension=ContextExtension(False, False))
-TIED = dataclasses.replace(sizes.TINY, tie_embeddings=True, extension=ContextExtension(False, False))
+GROUPED = dataclasses.replace(
+    sizes.TINY,
+    num_kv_heads=2,
+    head_size=10,
+    rope_base=1e6,
+    extension=ContextExtension(False, False),
+)
+TIED = dataclasses.replace(
+    sizes.TINY, tie_embeddings=True, extension=ContextExtension(False, False)
+)
 
 
 def random_params(config, dtype="float32") -> Params:
@@ -36,7 +43,8 @@ def random_params(config, dtype="float32") -> Params:
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda spec: jax.device_put(rng.normal(size=spec.shape, scale=0.5).astype(dtype)),
-        param_specs(config))
+        param_specs(config),
+    )
 
 
 def assert_same_bits(left: Params, right: Params) -> None:
@@ -47,8 +55,11 @@ def assert_same_bits(left: Params, right: Params) -> None:
 
 
 def tensors_of(folder) -> dict[str, np.ndarray]:
-    return {name: array for file in folder.glob("*.safetensors")
-            for name, array in load_file(file).items()}
+    return {
+        name: array
+        for file in folder.glob("*.safetensors")
+        for name, array in load_file(file).items()
+    }
 
 
 def edit_config(folder, **changes) -> None:
@@ -72,8 +83,9 @@ def released_folder(folder, layout, config, *, shards=3) -> dict[str, np.ndarray
         save_file({name: tensors[name] for name in mine}, folder / file, {"format": "pt"})
         weight_map |= dict.fromkeys(mine, file)
     write_json(folder / "model.safetensors.index.json", {"weight_map": weight_map})
-    write_json(folder / "config.json",
-               write_config(config, layout, dtype="bfloat16", end_of_text=None))
+    write_json(
+        folder / "config.json", write_config(config, layout, dtype="bfloat16", end_of_text=None)
+    )
     return tensors
 
 
@@ -122,14 +134,17 @@ def test_qwen2_tensors_are_the_rows_of_the_original_that_the_notes_name(original
     one, two = tensors_of(original), tensors_of(tmp_path / "two")
     fused, block = one["transformer.h.1.attn.c_attn.weight"], "model.layers.1."
     for start, name in ((0, "q"), (64, "k"), (128, "v")):
-        assert np.array_equal(two[f"{block}self_attn.{name}_proj.weight"], fused[start:start + 64])
+        assert np.array_equal(
+            two[f"{block}self_attn.{name}_proj.weight"], fused[start : start + 64]
+        )
     assert np.array_equal(two[block + "mlp.gate_proj.weight"], one["transformer.h.1.mlp.w2.weight"])
     assert np.array_equal(two[block + "mlp.up_proj.weight"], one["transformer.h.1.mlp.w1.weight"])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("config, layout", [(QWEN, "qwen"), (QWEN, "qwen2"), (GROUPED, "qwen2"),
-                                            (TIED, "qwen2")])
+@pytest.mark.parametrize(
+    "config, layout", [(QWEN, "qwen"), (QWEN, "qwen2"), (GROUPED, "qwen2"), (TIED, "qwen2")]
+)
 def test_save_and_load_give_the_same_bits_and_config(tmp_path, config, layout, dtype):
     params = random_params(config, dtype)
     save_pretrained(tmp_path / "out", config, params, layout=layout)
@@ -162,15 +177,21 @@ def test_a_sharded_checkpoint_has_an_index_and_loads_to_the_same_bits(tmp_path):
     save_pretrained(tmp_path / "out", QWEN, params, max_shard_bytes=total * 2 // 5)
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"].values()) == {
-        f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)}
+        f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)
+    }
     assert index["metadata"]["total_size"] == total
     assert_same_bits(load_pretrained(tmp_path / "out")[1], params)
 
 
-@pytest.mark.parametrize("layout, config, mesh", [
-    (LAYOUTS["qwen"], QWEN, None), (LAYOUTS["qwen"], QWEN, MeshConfig(fsdp=8)),
-    (LAYOUTS["qwen2"], GROUPED, MeshConfig(data=2, fsdp=2, tensor=2)),
-    (LAYOUTS["qwen2"], TIED, MeshConfig(fsdp=4, tensor=2))])
+@pytest.mark.parametrize(
+    "layout, config, mesh",
+    [
+        (LAYOUTS["qwen"], QWEN, None),
+        (LAYOUTS["qwen"], QWEN, MeshConfig(fsdp=8)),
+        (LAYOUTS["qwen2"], GROUPED, MeshConfig(data=2, fsdp=2, tensor=2)),
+        (LAYOUTS["qwen2"], TIED, MeshConfig(fsdp=4, tensor=2)),
+    ],
+)
 def test_a_checkpoint_in_3_shards_comes_back_bit_for_bit(tmp_path, layout, config, mesh):
     before = released_folder(tmp_path / "in", layout, config)
     mesh = mesh and make_mesh(mesh)
@@ -178,8 +199,14 @@ def test_a_checkpoint_in_3_shards_comes_back_bit_for_bit(tmp_path, layout, confi
     if mesh is not None:
         assert params.embed.sharding == sharding_for(param_specs(config), mesh).embed
     size, written = sum(tensor.nbytes for tensor in before.values()), []
-    save_pretrained(tmp_path / "out", read, params, layout=layout.model_type,
-                    max_shard_bytes=size * 2 // 5, progress=written.append)
+    save_pretrained(
+        tmp_path / "out",
+        read,
+        params,
+        layout=layout.model_type,
+        max_shard_bytes=size * 2 // 5,
+        progress=written.append,
+    )
     after = tensors_of(tmp_path / "out")
     assert before.keys() == after.keys() and sum(written) == size
     for name, tensor in before.items():
@@ -237,12 +264,14 @@ def test_a_cast_that_would_overflow_is_refused(tmp_path):
 
 def test_each_weight_goes_straight_to_its_sharding(tmp_path):
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
     params = random_params(QWEN)
     save_pretrained(tmp_path / "out", QWEN, params)
     mesh = Mesh(np.array(jax.devices()[:2]), ("x",))
     cut_last = jax.tree.map(
         lambda spec: NamedSharding(mesh, PartitionSpec(*[None] * (len(spec.shape) - 1), "x")),
-        param_specs(QWEN))
+        param_specs(QWEN),
+    )
     _, loaded = load_pretrained(tmp_path / "out", shardings=cut_last)
     assert_same_bits(loaded, params)
     for leaf, sharding in zip(jax.tree.leaves(loaded), jax.tree.leaves(cut_last), strict=True):
@@ -253,17 +282,38 @@ def test_each_weight_goes_straight_to_its_sharding(tmp_path):
 
 def test_the_first_releases_config_keys_are_read(tmp_path):
     save_pretrained(tmp_path / "out", QWEN, random_params(QWEN))
-    edit_config(tmp_path / "out", hidden_size=..., n_embd=32, num_hidden_layers=..., n_layer=2,
-                num_attention_heads=..., n_head=4, intermediate_size=..., ffn_hidden_size=96,
-                vocab_size=100, padded_vocab_size=128, max_position_embeddings=...,
-                n_positions=6144, pos_emb="rotary", resid_pdrop=0.1, model_type=...)
+    edit_config(
+        tmp_path / "out",
+        hidden_size=...,
+        n_embd=32,
+        num_hidden_layers=...,
+        n_layer=2,
+        num_attention_heads=...,
+        n_head=4,
+        intermediate_size=...,
+        ffn_hidden_size=96,
+        vocab_size=100,
+        padded_vocab_size=128,
+        max_position_embeddings=...,
+        n_positions=6144,
+        pos_emb="rotary",
+        resid_pdrop=0.1,
+        model_type=...,
+    )
     config, _ = load_pretrained(tmp_path / "out")
     assert config == QWEN
 
 
-@pytest.mark.parametrize("model_type, reason", [
-    ("qwen3", "normalises queries"), ("qwen2_moe", "experts"), ("llama", "no QKV bias"),
-    ("qwen2_vl", "images"), ("gemma", "Known: qwen, qwen2")])
+@pytest.mark.parametrize(
+    "model_type, reason",
+    [
+        ("qwen3", "normalises queries"),
+        ("qwen2_moe", "experts"),
+        ("llama", "no QKV bias"),
+        ("qwen2_vl", "images"),
+        ("gemma", "Known: qwen, qwen2"),
+    ],
+)
 def test_another_model_type_is_refused_by_name_with_the_reason(qwen2_folder, model_type, reason):
     edit_config(qwen2_folder, model_type=model_type)
     with pytest.raises(ConfigError, match=f"(?s)'{model_type}'.*{reason}"):
@@ -278,20 +328,33 @@ def test_qwen_vl_is_not_taken_for_qwen(tmp_path):
 
 
 def test_features_that_are_not_implemented_are_refused_all_at_once(qwen2_folder):
-    edit_config(qwen2_folder, rope_scaling={"type": "yarn", "factor": 4.0}, use_sliding_window=True,
-                quantization_config={"quant_method": "gptq"}, final_logit_softcapping=30.0,
-                layer_types=["full_attention", "sliding_attention"])
+    edit_config(
+        qwen2_folder,
+        rope_scaling={"type": "yarn", "factor": 4.0},
+        use_sliding_window=True,
+        quantization_config={"quant_method": "gptq"},
+        final_logit_softcapping=30.0,
+        layer_types=["full_attention", "sliding_attention"],
+    )
     with pytest.raises(ConfigError) as error:
         load_pretrained(qwen2_folder)
-    for name in ("rope_scaling", "yarn", "rotary positions are not scaled",
-                 "use_sliding_window=True", "gptq", "quantised weights (GPTQ, AWQ, ...) are not read",
-                 "final_logit_softcapping=30.0", "sliding_attention"):
+    for name in (
+        "rope_scaling",
+        "yarn",
+        "rotary positions are not scaled",
+        "use_sliding_window=True",
+        "gptq",
+        "quantised weights (GPTQ, AWQ, ...) are not read",
+        "final_logit_softcapping=30.0",
+        "sliding_attention",
+    ):
         assert name in error.value.what
 
 
 def test_plain_rotary_settings_of_newer_transformers_are_read(qwen2_folder):
-    edit_config(qwen2_folder, rope_theta=...,
-                rope_parameters={"rope_type": "default", "rope_theta": 5e5})
+    edit_config(
+        qwen2_folder, rope_theta=..., rope_parameters={"rope_type": "default", "rope_theta": 5e5}
+    )
     assert load_pretrained(qwen2_folder)[0].rope_base == 5e5
     edit_config(qwen2_folder, rope_parameters={"rope_type": "linear", "rope_theta": 5e5})
     with pytest.raises(ConfigError, match="linear"):
@@ -314,8 +377,13 @@ def test_missing_extra_and_misshaped_tensors_are_listed_at_once(qwen2_folder):
     save_file(tensors, qwen2_folder / "model.safetensors")
     with pytest.raises(CheckpointError) as error:
         load_pretrained(qwen2_folder)
-    for part in ("4 wrong tensors", "model.norm.weight is missing", "q_norm.weight is not part",
-                 "down_proj.weight is [32, 47] instead of [32, 48]", "up_proj.weight is I8"):
+    for part in (
+        "4 wrong tensors",
+        "model.norm.weight is missing",
+        "q_norm.weight is not part",
+        "down_proj.weight is [32, 47] instead of [32, 48]",
+        "up_proj.weight is I8",
+    ):
         assert part in error.value.what
     assert "inv_freq" not in error.value.what
 
@@ -371,8 +439,9 @@ def test_the_command_that_converts_pickled_weights_does(tmp_path):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     params = random_params(TIED)
     save_pretrained(tmp_path / "out", TIED, params, layout="qwen2")
-    tensors = {name: torch.from_numpy(array)
-               for name, array in tensors_of(tmp_path / "out").items()}
+    tensors = {
+        name: torch.from_numpy(array) for name, array in tensors_of(tmp_path / "out").items()
+    }
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]  # one memory, two names
     torch.save(tensors, tmp_path / "out" / "pytorch_model-00001-of-00001.bin")
     (tmp_path / "out" / "model.safetensors").unlink()
@@ -411,13 +480,17 @@ def test_an_earlier_export_is_replaced_and_another_folder_never(tmp_path):
     save_pretrained(tmp_path / "out", QWEN, newer)
     assert_same_bits(load_pretrained(tmp_path / "out")[1], newer)
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == [
-        "config.json", "generation_config.json", "model.safetensors"]
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    ]
     (tmp_path / "out" / "thesis.tex").write_text("years of work")
     with pytest.raises(CheckpointError, match="thesis.tex"):
         save_pretrained(tmp_path / "out", QWEN, newer)
     (tmp_path / "out" / "thesis.tex").unlink()
-    save_file(load_file(tmp_path / "out" / "model.safetensors"),
-              tmp_path / "out" / "model.safetensors")  # as someone else would write it
+    save_file(
+        load_file(tmp_path / "out" / "model.safetensors"), tmp_path / "out" / "model.safetensors"
+    )  # as someone else would write it
     with pytest.raises(CheckpointError, match="no export of ours: it holds model.safetensors"):
         save_pretrained(tmp_path / "out", QWEN, newer)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["out"]

@@ -16,18 +16,23 @@ from qwen_jax.model.spec import count, param_specs
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_every_weight_of_the_model_is_in_the_table_exactly_once(layout):
-    paths = [jax.tree_util.keystr(path).lstrip(".")
-             for path, _ in jax.tree_util.tree_leaves_with_path(param_specs(sizes.TINY))]
+    paths = [
+        jax.tree_util.keystr(path).lstrip(".")
+        for path, _ in jax.tree_util.tree_leaves_with_path(param_specs(sizes.TINY))
+    ]
     assert sorted(weight.path for weight in layout.weights) == sorted(paths)
 
 
-@pytest.mark.parametrize("pattern, shape, released", [
-    ("D N H -> (N H) D", (5, 2, 3), (6, 5)),
-    ("N H D -> D (N H)", (2, 3, 5), (5, 6)),
-    ("N H -> (N H)", (2, 3), (6,)),
-    ("D F -> F D", (5, 7), (7, 5)),
-    ("V D -> V D", (7, 5), (7, 5)),
-])
+@pytest.mark.parametrize(
+    "pattern, shape, released",
+    [
+        ("D N H -> (N H) D", (5, 2, 3), (6, 5)),
+        ("N H D -> D (N H)", (2, 3, 5), (5, 6)),
+        ("N H -> (N H)", (2, 3), (6,)),
+        ("D F -> F D", (5, 7), (7, 5)),
+        ("V D -> V D", (7, 5), (7, 5)),
+    ],
+)
 def test_a_pattern_is_the_same_map_in_both_directions(pattern, shape, released):
     weight = Weight("", "", pattern)
     array = np.arange(math.prod(shape)).reshape(shape)
@@ -42,9 +47,15 @@ def test_a_released_matrix_maps_inputs_to_outputs_as_our_einsum_does():
     np.testing.assert_allclose((released @ x).reshape(2, 3), np.einsum("D,DNH->NH", x, ours))
 
 
-@pytest.mark.parametrize("config, total", [
-    (sizes.QWEN_1_8B, 1_836_828_672), (sizes.QWEN_7B, 7_721_324_544),
-    (sizes.QWEN_14B, 14_167_290_880)], ids=["1.8b", "7b", "14b"])
+@pytest.mark.parametrize(
+    "config, total",
+    [
+        (sizes.QWEN_1_8B, 1_836_828_672),
+        (sizes.QWEN_7B, 7_721_324_544),
+        (sizes.QWEN_14B, 14_167_290_880),
+    ],
+    ids=["1.8b", "7b", "14b"],
+)
 def test_the_tensors_of_a_released_size_add_up_to_its_parameters(config, total):
     for layout in (QWEN, QWEN2):
         groups = list(layout.groups(param_specs(config)))
@@ -53,36 +64,71 @@ def test_the_tensors_of_a_released_size_add_up_to_its_parameters(config, total):
 
 def qwen2(vocab, hidden, ffn, layers, heads, kv_heads, *, tied=False, base=1e6, length=32768):
     """A config.json as released: only what is not constant is written out."""
-    return {"model_type": "qwen2", "vocab_size": vocab, "hidden_size": hidden,
-            "intermediate_size": ffn, "num_hidden_layers": layers, "num_attention_heads": heads,
-            "num_key_value_heads": kv_heads, "tie_word_embeddings": tied, "rope_theta": base,
-            "max_position_embeddings": length, "rms_norm_eps": 1e-6, "hidden_act": "silu",
-            "use_sliding_window": False, "sliding_window": 32768, "max_window_layers": 21,
-            "initializer_range": 0.02, "attention_dropout": 0.0, "torch_dtype": "bfloat16"}
+    return {
+        "model_type": "qwen2",
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "tie_word_embeddings": tied,
+        "rope_theta": base,
+        "max_position_embeddings": length,
+        "rms_norm_eps": 1e-6,
+        "hidden_act": "silu",
+        "use_sliding_window": False,
+        "sliding_window": 32768,
+        "max_window_layers": 21,
+        "initializer_range": 0.02,
+        "attention_dropout": 0.0,
+        "torch_dtype": "bfloat16",
+    }
 
 
 def qwen(vocab, hidden, ffn, layers, heads, *, base=10000, length=8192, extend=True):
-    return {"model_type": "qwen", "architectures": ["QWenLMHeadModel"], "vocab_size": vocab,
-            "hidden_size": hidden, "intermediate_size": ffn, "num_hidden_layers": layers,
-            "num_attention_heads": heads, "kv_channels": 128, "rotary_emb_base": base,
-            "rotary_pct": 1.0, "seq_length": length, "max_position_embeddings": 32768,
-            "layer_norm_epsilon": 1e-6, "use_dynamic_ntk": extend, "use_logn_attn": extend,
-            "no_bias": True, "scale_attn_weights": True, "tie_word_embeddings": False,
-            "initializer_range": 0.02}
+    return {
+        "model_type": "qwen",
+        "architectures": ["QWenLMHeadModel"],
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "intermediate_size": ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "kv_channels": 128,
+        "rotary_emb_base": base,
+        "rotary_pct": 1.0,
+        "seq_length": length,
+        "max_position_embeddings": 32768,
+        "layer_norm_epsilon": 1e-6,
+        "use_dynamic_ntk": extend,
+        "use_logn_attn": extend,
+        "no_bias": True,
+        "scale_attn_weights": True,
+        "tie_word_embeddings": False,
+        "initializer_range": 0.02,
+    }
 
 
-@pytest.mark.parametrize("raw, total", [
-    (qwen(151936, 2048, 11008, 24, 16), 1_836_828_672),
-    (qwen(151936, 4096, 22016, 32, 32), 7_721_324_544),
-    (qwen(152064, 5120, 27392, 40, 40, length=2048), 14_167_290_880),
-    (qwen(152064, 8192, 49152, 80, 64, base=1000000, length=32768, extend=False), 72_287_920_128),
-    (qwen2(151936, 1024, 2816, 24, 16, 16, tied=True), 463_987_712),  # Qwen1.5-0.5B
-    (qwen2(151936, 2560, 6912, 40, 20, 20, base=5e6), 3_950_369_280),  # Qwen1.5-4B
-    (qwen2(151936, 896, 4864, 24, 14, 2, tied=True), 494_032_768),  # Qwen2-0.5B
-    (qwen2(151936, 1536, 8960, 28, 12, 2, tied=True), 1_543_714_304),  # Qwen2-1.5B
-    (qwen2(152064, 3584, 18944, 28, 28, 4), 7_615_616_512),  # Qwen2-7B
-    (qwen2(152064, 8192, 29568, 80, 64, 8), 72_706_203_648),  # Qwen2-72B
-], ids=["1.8b", "7b", "14b", "72b", "1.5-0.5b", "1.5-4b", "2-0.5b", "2-1.5b", "2-7b", "2-72b"])
+@pytest.mark.parametrize(
+    "raw, total",
+    [
+        (qwen(151936, 2048, 11008, 24, 16), 1_836_828_672),
+        (qwen(151936, 4096, 22016, 32, 32), 7_721_324_544),
+        (qwen(152064, 5120, 27392, 40, 40, length=2048), 14_167_290_880),
+        (
+            qwen(152064, 8192, 49152, 80, 64, base=1000000, length=32768, extend=False),
+            72_287_920_128,
+        ),
+        (qwen2(151936, 1024, 2816, 24, 16, 16, tied=True), 463_987_712),  # Qwen1.5-0.5B
+        (qwen2(151936, 2560, 6912, 40, 20, 20, base=5e6), 3_950_369_280),  # Qwen1.5-4B
+        (qwen2(151936, 896, 4864, 24, 14, 2, tied=True), 494_032_768),  # Qwen2-0.5B
+        (qwen2(151936, 1536, 8960, 28, 12, 2, tied=True), 1_543_714_304),  # Qwen2-1.5B
+        (qwen2(152064, 3584, 18944, 28, 28, 4), 7_615_616_512),  # Qwen2-7B
+        (qwen2(152064, 8192, 29568, 80, 64, 8), 72_706_203_648),  # Qwen2-72B
+    ],
+    ids=["1.8b", "7b", "14b", "72b", "1.5-0.5b", "1.5-4b", "2-0.5b", "2-1.5b", "2-7b", "2-72b"],
+)
 def test_released_configs_give_models_of_the_released_sizes(raw, total):
     layout = layout_of(raw, pathlib.Path("config.json"))
     config = ModelConfig(**read_config(raw, layout, pathlib.Path("config.json")))
@@ -97,8 +143,11 @@ def test_released_configs_give_models_of_the_released_sizes(raw, total):
 
 
 def test_the_7b_names_and_shapes_are_those_of_the_released_files():
-    shapes = {name: group.shape() for group in QWEN.groups(param_specs(sizes.QWEN_7B))
-              for name in group.names()}
+    shapes = {
+        name: group.shape()
+        for group in QWEN.groups(param_specs(sizes.QWEN_7B))
+        for name in group.names()
+    }
     assert len(shapes) == 32 * 8 + 3
     assert shapes["transformer.wte.weight"] == shapes["lm_head.weight"] == (151936, 4096)
     assert shapes["transformer.h.31.attn.c_attn.weight"] == (12288, 4096)

@@ -38,9 +38,15 @@ def save(folder, config: dict, params, *steps: int):
     (folder / "config.json").write_text(json.dumps(config))
     checkpoints = Checkpointer(folder / "checkpoints", keep=3)
     for step in steps:
-        checkpoints.save(step, TrainState(
-            step=jnp.int32(step), params=jax.tree.map(lambda x: x * np.float32(step), params),
-            opt_state=()), {})
+        checkpoints.save(
+            step,
+            TrainState(
+                step=jnp.int32(step),
+                params=jax.tree.map(lambda x: x * np.float32(step), params),
+                opt_state=(),
+            ),
+            {},
+        )
     checkpoints.close()
     return folder
 
@@ -48,7 +54,9 @@ def save(folder, config: dict, params, *steps: int):
 def save_adapters(folder, base, dtype=None):
     """A run of adapters whose base is the folder `base`, and the adapters."""
     adapters = drawn(lora_specs(MODEL, LORA))
-    save(folder, {"model": dataclasses.asdict(MODEL), "lora": dataclasses.asdict(LORA)}, adapters, 1)
+    save(
+        folder, {"model": dataclasses.asdict(MODEL), "lora": dataclasses.asdict(LORA)}, adapters, 1
+    )
     found = merged.identify(base, open_pretrained(base, param_dtype=dtype))
     (folder / merged.NAME).write_text(json.dumps(dataclasses.asdict(found)))
     return adapters
@@ -66,12 +74,16 @@ def folders(tmp_path):
 def by_definition(weights, adapters):
     return jax.tree.map(
         lambda adapter, weight: weight if adapter is None else weight + delta(adapter, 4.0 / 3.0),
-        adapters, weights, is_leaf=lambda x: x is None or isinstance(x, Adapter))
+        adapters,
+        weights,
+        is_leaf=lambda x: x is None or isinstance(x, Adapter),
+    )
 
 
 def assert_close(found, wanted, dtype="float32"):
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted),
-                            strict=True):
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True
+    ):
         assert a.dtype == dtype
         # Sums of 3 products in another order.
         np.testing.assert_allclose(a, b, atol=1e-6, err_msg=str(path))
@@ -85,17 +97,23 @@ def test_a_run_of_adapters_is_base_and_delta_from_any_side(folders, monkeypatch)
     assert model == MODEL
     assert_close(params, wanted)
     assert jnp.array_equal(params.embed, weights.embed)  # no adapter: the same bits
-    mesh = jax.make_mesh((1, 2, 2, 1), ("data", "fsdp", "tensor", "context"),
-                         devices=jax.devices()[:4])
-    for a, b in zip(jax.tree.leaves(load_pretrained(folder / "lora", mesh=mesh)[1]),
-                    jax.tree.leaves(params), strict=True):
+    mesh = jax.make_mesh(
+        (1, 2, 2, 1), ("data", "fsdp", "tensor", "context"), devices=jax.devices()[:4]
+    )
+    for a, b in zip(
+        jax.tree.leaves(load_pretrained(folder / "lora", mesh=mesh)[1]),
+        jax.tree.leaves(params),
+        strict=True,
+    ):
         np.testing.assert_allclose(a, b, atol=1e-6)  # as above
     rounded = load_pretrained(folder / "lora", param_dtype="bfloat16")[1]
-    assert jnp.array_equal(rounded.layers.mlp.w_down,
-                           params.layers.mlp.w_down.astype("bfloat16"))  # summed, then rounded
+    assert jnp.array_equal(
+        rounded.layers.mlp.w_down, params.layers.mlp.w_down.astype("bfloat16")
+    )  # summed, then rounded
     read = []
-    convert_pretrained(open_pretrained(folder / "lora", progress=read.append),
-                       folder / "out", layout="qwen2")
+    convert_pretrained(
+        open_pretrained(folder / "lora", progress=read.append), folder / "out", layout="qwen2"
+    )
     assert_close(load_pretrained(folder / "out")[1], wanted)
     assert sum(read) == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
@@ -103,8 +121,9 @@ def test_a_run_of_adapters_is_base_and_delta_from_any_side(folders, monkeypatch)
 def test_adapters_beside_a_run_of_adapters(folders):
     folder, weights, first = folders
     second = save_adapters(folder / "second", folder / "lora")
-    assert_close(load_pretrained(folder / "second")[1],
-                 by_definition(by_definition(weights, first), second))
+    assert_close(
+        load_pretrained(folder / "second")[1], by_definition(by_definition(weights, first), second)
+    )
 
 
 def test_the_base_may_go_on_and_move_but_not_change(folders):

@@ -66,10 +66,17 @@ print(json.dumps({"read": sum(read)}))
 
 def start(code: str, *arguments, devices: int) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env={"JAX_PLATFORMS": "cpu", "PATH": "/usr/bin:/bin",
-             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"})
+        [sys.executable, "-c", code, *map(str, arguments)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={
+            "JAX_PLATFORMS": "cpu",
+            "PATH": "/usr/bin:/bin",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        },
+    )
 
 
 def result(process: subprocess.Popen) -> dict:
@@ -82,8 +89,9 @@ def result(process: subprocess.Popen) -> dict:
 def folder(tmp_path_factory):
     """A model of 200M parameters in float32."""
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda spec: rng.normal(size=spec.shape).astype(np.float32),
-                          param_specs(CONFIG))
+    params = jax.tree.map(
+        lambda spec: rng.normal(size=spec.shape).astype(np.float32), param_specs(CONFIG)
+    )
     path = tmp_path_factory.mktemp("model") / "qwen2"
     save_pretrained(path, CONFIG, params, layout="qwen2")
     return path
@@ -106,10 +114,12 @@ def test_two_processes_read_their_halves_and_save_the_same_files(folder, tmp_pat
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    processes = [start(SHARED, number, port, folder, tmp_path / "out", devices=4)
-                 for number in range(2)]
+    processes = [
+        start(SHARED, number, port, folder, tmp_path / "out", devices=4) for number in range(2)
+    ]
     read = [result(process)["read"] for process in processes]
     size = (folder / "model.safetensors").stat().st_size
     assert all(0.49 * size < part < 0.52 * size for part in read)
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
-        folder / "model.safetensors").read_bytes()
+        folder / "model.safetensors"
+    ).read_bytes()

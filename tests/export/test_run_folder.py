@@ -27,8 +27,9 @@ def run(tmp_path_factory):
     checkpoints = Checkpointer(folder / "checkpoints", keep=2)
     for step, params in ((1, first), (2, second)):
         # The optimizer's state is there too, and must not be needed to read the weights.
-        state = TrainState(step=jnp.asarray(step, jnp.int32), params=params,
-                           opt_state={"mu": params})
+        state = TrainState(
+            step=jnp.asarray(step, jnp.int32), params=params, opt_state={"mu": params}
+        )
         checkpoints.save(step, state, {})
         checkpoints.wait()
     checkpoints.close()

@@ -33,8 +33,9 @@ def test_a_state_begins_with_the_weights_on_the_mesh_in_the_dtype_of_training(re
     initial = weights_from(folder, dataclasses.replace(sizes.TINY, context_length=8, dropout=0.1))
     state = make_state(0, specs, optimizer, abstract, params=initial(abstract.params))
     assert int(state.step) == 0
-    for found, saved, wanted in zip(*map(jax.tree.leaves, (state.params, params, abstract.params)),
-                                    strict=True):
+    for found, saved, wanted in zip(
+        *map(jax.tree.leaves, (state.params, params, abstract.params)), strict=True
+    ):
         assert found.sharding == wanted.sharding and found.dtype == np.float32
         assert np.array_equal(found, saved.astype("bfloat16").astype("float32"))
     moments = jax.tree.leaves(state.opt_state)
@@ -45,5 +46,6 @@ def test_another_architecture_is_refused_with_the_flags_to_set(released):
     config = dataclasses.replace(sizes.TINY, num_kv_heads=2, rope_base=1e6)
     with pytest.raises(ConfigError) as error:
         weights_from(released[0], config)
-    assert error.value.fix == ("set --model.num_kv_heads=4 (not 2), "
-                               "--model.rope_base=10000.0 (not 1000000.0).")
+    assert error.value.fix == (
+        "set --model.num_kv_heads=4 (not 2), --model.rope_base=10000.0 (not 1000000.0)."
+    )

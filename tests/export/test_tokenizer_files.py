@@ -20,8 +20,18 @@ from qwen_jax.export.tokenizer_files import (
 from qwen_jax.model.spec import param_specs
 from qwen_jax.tokenizer.bpe import Tokenizer, write_ranks
 
-MERGES = [b"th", b"the", b" the", b"in", b"ing", b" w", b"\xe4\xbd", b"\xe4\xbd\xa0", b"  ",
-          b"    "]
+MERGES = [
+    b"th",
+    b"the",
+    b" the",
+    b"in",
+    b"ing",
+    b" w",
+    b"\xe4\xbd",
+    b"\xe4\xbd\xa0",
+    b"  ",
+    b"    ",
+]
 
 
 def tiny_ranks() -> dict[bytes, int]:
@@ -73,13 +83,32 @@ def real_texts(shared) -> list[str]:
 def odd_texts() -> list[str]:
     """Random code points and awkward strings: combining marks, white space, digits, apostrophes."""
     rng = random.Random(0)
-    pools = [range(0x20, 0x7F), range(0xA0, 0x250), range(0x300, 0x370), range(0x4E00, 0x9FFF),
-             range(0xAC00, 0xD7A3), range(0x1F300, 0x1F700), range(0x1100, 0x1200), [9, 10, 13, 32]]
-    texts = ["".join(chr(rng.choice(rng.choice(pools))) for _ in range(rng.randint(1, 40)))
-             for _ in range(1000)]
-    return texts + ["", " ", "   \n\n\t x", "I'LL they'Re 'tis", "e\u0301 \u212b \u1100\u1161",
-                    "3.14 １２ ٣٤", "\r\n\r\n", "a\u200bb\ufeff", "=" * 300,
-                    "x" + " " * 500 + "y"]
+    pools = [
+        range(0x20, 0x7F),
+        range(0xA0, 0x250),
+        range(0x300, 0x370),
+        range(0x4E00, 0x9FFF),
+        range(0xAC00, 0xD7A3),
+        range(0x1F300, 0x1F700),
+        range(0x1100, 0x1200),
+        [9, 10, 13, 32],
+    ]
+    texts = [
+        "".join(chr(rng.choice(rng.choice(pools))) for _ in range(rng.randint(1, 40)))
+        for _ in range(1000)
+    ]
+    return texts + [
+        "",
+        " ",
+        "   \n\n\t x",
+        "I'LL they'Re 'tis",
+        "e\u0301 \u212b \u1100\u1161",
+        "3.14 １２ ٣٤",
+        "\r\n\r\n",
+        "a\u200bb\ufeff",
+        "=" * 300,
+        "x" + " " * 500 + "y",
+    ]
 
 
 def test_autotokenizer_gives_our_ids_on_real_and_on_odd_text(shared, qwen, theirs):
@@ -131,8 +160,10 @@ def test_the_chat_template_renders_the_original_conversation(shared, theirs):
         messages += [{"role": "user", "content": query}, {"role": "assistant", "content": answer}]
     messages.append({"role": "user", "content": case["query"]})
     for turns in (messages, messages[1:]):  # the default system message is the same
-        assert theirs.apply_chat_template(turns, tokenize=False,
-                                          add_generation_prompt=True) == case["raw"]
+        assert (
+            theirs.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            == case["raw"]
+        )
     ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert ids == case["ids"]
 
@@ -162,8 +193,17 @@ def test_the_merges_of_qwens_vocabulary_are_all_recovered(qwen, folder):
 
 def test_recovered_merges_follow_the_ranks():
     assert list(recover_merges(tiny_ranks())) == [
-        (b"t", b"h"), (b"th", b"e"), (b" ", b"the"), (b"i", b"n"), (b"in", b"g"), (b" ", b"w"),
-        (b"\xe4", b"\xbd"), (b"\xe4\xbd", b"\xa0"), (b" ", b" "), (b"  ", b"  ")]
+        (b"t", b"h"),
+        (b"th", b"e"),
+        (b" ", b"the"),
+        (b"i", b"n"),
+        (b"in", b"g"),
+        (b" ", b"w"),
+        (b"\xe4", b"\xbd"),
+        (b"\xe4\xbd", b"\xa0"),
+        (b" ", b" "),
+        (b"  ", b"  "),
+    ]
 
 
 def test_a_token_that_no_merge_makes_is_named():

@@ -28,8 +28,11 @@ class LastFirst:
         assert request.stop_ids == chatml.stop_ids(TOKENIZER)
         assert (request.temperature, request.top_p, request.max_new_tokens) == (1.0, 0.9, 6)
         said = TOKENIZER.decode(list(request.prompt)).split()[-1]
-        return [Event(number, 1, said, None), Event(number, 2, f" {request.seed}", None),
-                Event(number, None, "!", None, "stop")]
+        return [
+            Event(number, 1, said, None),
+            Event(number, 2, f" {request.seed}", None),
+            Event(number, None, "!", None, "stop"),
+        ]
 
 
 @pytest.fixture
@@ -38,8 +41,11 @@ def complete():
 
 
 def test_answers_belong_to_their_conversations(complete):
-    talks = [[("user", "a")], [("system", "s"), ("user", "b" * 300)],
-             [("user", "d"), ("assistant", "1. e\n2.")]]
+    talks = [
+        [("user", "a")],
+        [("system", "s"), ("user", "b" * 300)],
+        [("user", "d"), ("assistant", "1. e\n2.")],
+    ]
     found = list(complete.stream(talks, [5, 6, 7]))
     assert [place for place, _ in found] == [1, 2, 0]  # as they end
     answers = dict(found)

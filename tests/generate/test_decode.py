@@ -41,14 +41,15 @@ def _greedy_by_full_forward(params, prompt, count, config):
     tokens = list(prompt)
     for _ in range(count):
         row = np.zeros((1, config.context_length), np.int32)
-        row[0, :len(tokens)] = tokens
+        row[0, : len(tokens)] = tokens
         logits = _forward(params, row, config)
         tokens.append(int(np.argmax(np.asarray(logits)[0, len(tokens) - 1])))
-    return tokens[len(prompt):]
+    return tokens[len(prompt) :]
 
 
-_forward = jax.jit(lambda params, row, config: forward(params, row, config=config),
-                   static_argnums=2)
+_forward = jax.jit(
+    lambda params, row, config: forward(params, row, config=config), static_argnums=2
+)
 
 
 def test_greedy_decodes_are_the_originals_within_and_beyond_the_training_length(shared):
@@ -67,15 +68,20 @@ def test_prefill_and_decode_choose_the_tokens_that_the_full_forward_chooses(para
         assert tokens == _greedy_by_full_forward(params, prompt, 16, CONFIG)
 
 
-@pytest.mark.parametrize(("lengths", "settings"), [
-    ((3, 30, 3, 14), dict(config=CONFIG, max_new_tokens=16)), ((17, 30, 20, 32), SAMPLED)])
+@pytest.mark.parametrize(
+    ("lengths", "settings"),
+    [((3, 30, 3, 14), dict(config=CONFIG, max_new_tokens=16)), ((17, 30, 20, 32), SAMPLED)],
+)
 def test_a_row_gets_the_same_tokens_alone_and_in_any_batch(params, lengths, settings):
     prompts, seeds = _prompts(*lengths), [5, 6, 2**32 - 1, 5]
-    alone = [generate(params, prompt, seed=seed, **settings)
-             for prompt, seed in zip(prompts, seeds, strict=True)]
+    alone = [
+        generate(params, prompt, seed=seed, **settings)
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
     for order in ([0, 1, 2, 3], [2, 1, 0]):
-        batch = generate(params, [prompts[i] for i in order], seed=[seeds[i] for i in order],
-                         **settings)
+        batch = generate(
+            params, [prompts[i] for i in order], seed=[seeds[i] for i in order], **settings
+        )
         assert batch == [alone[i] for i in order]
 
 
@@ -95,7 +101,7 @@ def test_a_row_ends_before_its_stop_id_and_the_others_go_on(params):
     assert stop not in whole[0][:3]
     stopped = generate(params, prompts, config=CONFIG, max_new_tokens=16, stop_ids=[stop])
     for cut, row in zip(stopped, whole, strict=True):
-        assert cut == (row[:row.index(stop)] if stop in row else row)
+        assert cut == (row[: row.index(stop)] if stop in row else row)
     assert len(stopped[1]) <= 6
 
 
@@ -103,10 +109,24 @@ def test_the_loop_stops_when_every_row_is_done(params):
     prompt = _prompts(4)[0]
     first = generate(params, prompt, config=CONFIG, max_new_tokens=16)[:2]
     sampling = decode._sampling(
-        1, temperature=0, top_p=1, top_k=128, repetition_penalty=1, max_new_tokens=16,
-        stop_ids=np.asarray(first[1:], np.int32), vocab_size=128, seeds=np.zeros((2, 1), np.uint32))
-    new = decode.rollout(params, np.asarray([prompt], np.int32), np.asarray([4], np.int32),
-                         sampling, config=CONFIG, room=16)
+        1,
+        temperature=0,
+        top_p=1,
+        top_k=128,
+        repetition_penalty=1,
+        max_new_tokens=16,
+        stop_ids=np.asarray(first[1:], np.int32),
+        vocab_size=128,
+        seeds=np.zeros((2, 1), np.uint32),
+    )
+    new = decode.rollout(
+        params,
+        np.asarray([prompt], np.int32),
+        np.asarray([4], np.int32),
+        sampling,
+        config=CONFIG,
+        room=16,
+    )
     assert new.tokens[0].tolist() == first[:1] + [-1] * 15
     # Steps that were not taken wrote nothing: log-probabilities are there for the stop id as well.
     assert np.count_nonzero(new.logprobs) == 2
@@ -117,11 +137,20 @@ def test_the_result_is_of_the_form_of_the_prompt(params):
     kwargs = dict(config=CONFIG, max_new_tokens=3)
     one = generate(params, prompt, **kwargs)
     assert len(one) == 3 and all(type(token) is int for token in one)
-    for form in (np.asarray(prompt), jnp.asarray(prompt), tuple(prompt),
-                 [np.int64(token) for token in prompt]):
+    for form in (
+        np.asarray(prompt),
+        jnp.asarray(prompt),
+        tuple(prompt),
+        [np.int64(token) for token in prompt],
+    ):
         assert generate(params, form, **kwargs) == one
-    for form in ([prompt], np.asarray([prompt]), jnp.asarray([prompt]), [np.asarray(prompt)],
-                 (prompt,)):
+    for form in (
+        [prompt],
+        np.asarray([prompt]),
+        jnp.asarray([prompt]),
+        [np.asarray(prompt)],
+        (prompt,),
+    ):
         assert generate(params, form, **kwargs) == [one]
 
 
@@ -136,10 +165,22 @@ def test_a_second_call_of_the_same_bucket_compiles_nothing(params):
     generate(params, _prompts(17, 20, 3), stop_ids=[1, 2], **(SAMPLED | {"max_new_tokens": 9}))
     before = decode.rollout._cache_size()
     assert before > 0
-    generate(params, _prompts(32, 5, 6, 7), stop_ids=[3], seed=9, vocab_size=127,
-             **(SAMPLED | {"temperature": 0.3, "top_k": 7, "top_p": 0.5}))
-    generate(params, _prompts(32, 5, 6, 7), stop_ids=[3], config=CONFIG, max_new_tokens=9,
-             repetition_penalty=1.3)
+    generate(
+        params,
+        _prompts(32, 5, 6, 7),
+        stop_ids=[3],
+        seed=9,
+        vocab_size=127,
+        **(SAMPLED | {"temperature": 0.3, "top_k": 7, "top_p": 0.5}),
+    )
+    generate(
+        params,
+        _prompts(32, 5, 6, 7),
+        stop_ids=[3],
+        config=CONFIG,
+        max_new_tokens=9,
+        repetition_penalty=1.3,
+    )
     assert decode.rollout._cache_size() == before
 
 
@@ -159,29 +200,50 @@ def test_bfloat16_weights_are_cast_once_and_decode_as_the_full_forward(params):
     config = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
     prompt = _prompts(9)[0]
     # Rounding in bfloat16 may split near ties differently, so compare the first tokens only.
-    assert (generate(params, prompt, config=config, max_new_tokens=4)
-            == _greedy_by_full_forward(params, prompt, 4, config))
+    assert generate(params, prompt, config=config, max_new_tokens=4) == _greedy_by_full_forward(
+        params, prompt, 4, config
+    )
 
 
-@pytest.mark.parametrize(("prompt", "word"), [
-    ([], "empty"), ([[1], []], "row 1"), ([[]], "empty"), (np.zeros((0, 3), np.int32), "no prompt"),
-    ([1, 128], "128"), ([[1], [-1]], "-1"), ("text", "not a list of token ids"),
-    ([1.0], "not a list"), (np.ones(3), "not a list"), ([[1], 2], "not a list"),
-    (np.zeros((1, 2, 3), np.int32), "shape"),
-])
+@pytest.mark.parametrize(
+    ("prompt", "word"),
+    [
+        ([], "empty"),
+        ([[1], []], "row 1"),
+        ([[]], "empty"),
+        (np.zeros((0, 3), np.int32), "no prompt"),
+        ([1, 128], "128"),
+        ([[1], [-1]], "-1"),
+        ("text", "not a list of token ids"),
+        ([1.0], "not a list"),
+        (np.ones(3), "not a list"),
+        ([[1], 2], "not a list"),
+        (np.zeros((1, 2, 3), np.int32), "shape"),
+    ],
+)
 def test_a_bad_prompt_is_named(params, prompt, word):
     with pytest.raises(DataError, match=word):
         generate(params, prompt, config=CONFIG, max_new_tokens=2)
 
 
-@pytest.mark.parametrize(("settings", "word"), [
-    ({"max_new_tokens": 0}, "max_new_tokens=0"), ({"max_new_tokens": 2.5}, "2.5"),
-    ({"temperature": -0.1}, "temperature=-0.1"), ({"temperature": float("nan")}, "temperature"),
-    ({"top_p": 0.0}, "top_p=0.0"), ({"top_p": 1.5}, "top_p=1.5"), ({"top_k": 0}, "top_k=0"),
-    ({"vocab_size": 129}, "129"), ({"vocab_size": 0}, "vocab_size=0"), ({"seed": -1}, "seed"),
-    ({"seed": [1, 2]}, "2 seeds for 1"), ({"stop_ids": [128]}, "128"),
-    ({"stop_ids": ["x"]}, "stop_ids"),
-])
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"max_new_tokens": 2.5}, "2.5"),
+        ({"temperature": -0.1}, "temperature=-0.1"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_p": 0.0}, "top_p=0.0"),
+        ({"top_p": 1.5}, "top_p=1.5"),
+        ({"top_k": 0}, "top_k=0"),
+        ({"vocab_size": 129}, "129"),
+        ({"vocab_size": 0}, "vocab_size=0"),
+        ({"seed": -1}, "seed"),
+        ({"seed": [1, 2]}, "2 seeds for 1"),
+        ({"stop_ids": [128]}, "128"),
+        ({"stop_ids": ["x"]}, "stop_ids"),
+    ],
+)
 def test_a_setting_out_of_range_is_named(params, settings, word):
     with pytest.raises(ConfigError, match=word):
         generate(params, [1, 2], config=CONFIG, **({"max_new_tokens": 2} | settings))

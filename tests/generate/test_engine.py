@@ -43,11 +43,27 @@ def requests_of(seed: int) -> list[Request]:
     for i in range(9):
         prompt = prompt_of(rng.randint(1, 60), i)
         if i % 3 == 0:
-            prompt = common[:rng.randint(17, 40)] + prompt[:9]
-        drawn = dict(temperature=rng.choice([0.7, 1.5]), top_k=rng.choice([None, 20]),
-                     top_p=rng.choice([1.0, 0.9]), seed=rng.randint(0, 9)) if i % 2 else {}
-        out.append(Request(prompt, rng.randint(1, 20), logprobs=True, stop_ids=tuple(range(3, 18)),
-                           repetition_penalty=rng.choice([1.0, 1.2]), **drawn))
+            prompt = common[: rng.randint(17, 40)] + prompt[:9]
+        drawn = (
+            dict(
+                temperature=rng.choice([0.7, 1.5]),
+                top_k=rng.choice([None, 20]),
+                top_p=rng.choice([1.0, 0.9]),
+                seed=rng.randint(0, 9),
+            )
+            if i % 2
+            else {}
+        )
+        out.append(
+            Request(
+                prompt,
+                rng.randint(1, 20),
+                logprobs=True,
+                stop_ids=tuple(range(3, 18)),
+                repetition_penalty=rng.choice([1.0, 1.2]),
+                **drawn,
+            )
+        )
     return out
 
 
@@ -101,8 +117,9 @@ def test_the_originals_greedy_decodes_beyond_the_training_length(shared):
     expected = np.load(folder / "expected.npz")
     requests = [Request(expected[f"prompt_{n}"][0], 30) for n in (10, 40)]
     found = Engine(params, config, rows=2, slots=128, prefill_chunk=16).run(requests)
-    assert [list(a.tokens) for a in found] == [expected[f"greedy_{n}"][0].tolist()
-                                               for n in (10, 40)]
+    assert [list(a.tokens) for a in found] == [
+        expected[f"greedy_{n}"][0].tolist() for n in (10, 40)
+    ]
 
 
 def test_nothing_is_compiled_after_the_first_requests(params):
@@ -122,8 +139,9 @@ def test_samples_share_the_prompt_and_draw_with_streams_of_their_own(params, mon
     assert len(chunks) == 3 and len({answer.tokens for answer in found}) == 6
     again = Engine(params, CONFIG, **SHAPE).run([request], samples=2)
     assert [a.tokens for a in again] == [a.tokens for a in found[:2]]
-    assert list(found[0].tokens) == generate(params, request.prompt, config=CONFIG, seed=7,
-                                             max_new_tokens=12, temperature=1.5)
+    assert list(found[0].tokens) == generate(
+        params, request.prompt, config=CONFIG, seed=7, max_new_tokens=12, temperature=1.5
+    )
 
 
 def test_a_common_beginning_is_computed_once_unless_its_rotation_differs(params, monkeypatch):
@@ -140,16 +158,16 @@ def test_a_common_beginning_is_computed_once_unless_its_rotation_differs(params,
 
 def test_long_prompts_do_not_stall_a_row_that_decodes(params):
     engine = Engine(params, CONFIG, **SHAPE)
-    short, = engine.submit(Request(prompt_of(3), 20))
+    (short,) = engine.submit(Request(prompt_of(3), 20))
     engine.step()
-    long, = engine.submit(Request(prompt_of(100), 2))
+    (long,) = engine.submit(Request(prompt_of(100), 2))
     seen = [{e.request_id for e in engine.step() if e.token is not None} for _ in range(4)]
     assert all(short in step for step in seen) and not any(long in step for step in seen)
 
 
 def test_logprobs_are_those_of_the_full_softmax(params):
     request = Request(prompt_of(12), 8, temperature=2.0, top_k=5, logprobs=True)
-    answer, = Engine(params, CONFIG, **SHAPE).run([request])
+    (answer,) = Engine(params, CONFIG, **SHAPE).run([request])
     tokens = np.asarray([request.prompt + answer.tokens], np.int32)
     logits = full_forward(params, tokens, config=CONFIG)[0]
     wanted = [float(jax.nn.log_softmax(logits[i - 1])[tokens[0, i]]) for i in range(12, 20)]
@@ -167,8 +185,10 @@ def test_a_repetition_penalty_is_that_of_its_definition(params):
         tokens.append(int(np.argmax(logits)))
     request = Request(prompt, 8, repetition_penalty=penalty)
     assert Engine(params, CONFIG, **SHAPE).run([request])[0].tokens == tuple(tokens[20:])
-    assert generate(params, prompt, config=CONFIG, max_new_tokens=8,
-                    repetition_penalty=penalty) == tokens[20:]
+    assert (
+        generate(params, prompt, config=CONFIG, max_new_tokens=8, repetition_penalty=penalty)
+        == tokens[20:]
+    )
 
 
 def test_texts_stop_strings_and_a_cancelled_request(params):
@@ -176,16 +196,19 @@ def test_texts_stop_strings_and_a_cancelled_request(params):
     tokenizer = Tokenizer(letters, [])
     engine = Engine(params, CONFIG, tokenizer=tokenizer, **SHAPE)
     request = Request(prompt_of(9), 24, temperature=1.0, seed=1)
-    whole, = engine.run([request])
+    (whole,) = engine.run([request])
     assert whole.finish == "length" and len(whole.tokens) == 24
     assert whole.text == bytes(whole.tokens).decode(errors="replace")
     plain = [i for i, t in enumerate(whole.tokens) if t < 128 and i > 4]
-    place = next(i for i in plain if i + 1 in plain and whole.text.count(
-        bytes(whole.tokens[i:i + 2]).decode()) == 1)
-    stop = bytes(whole.tokens[place:place + 2]).decode()
-    cut, = engine.run([dataclasses.replace(request, stop_strings=(stop, "never"))])
-    assert cut.finish == "stop" and cut.text == whole.text[:whole.text.index(stop)]
-    assert cut.tokens == whole.tokens[:place + 2]
+    place = next(
+        i
+        for i in plain
+        if i + 1 in plain and whole.text.count(bytes(whole.tokens[i : i + 2]).decode()) == 1
+    )
+    stop = bytes(whole.tokens[place : place + 2]).decode()
+    (cut,) = engine.run([dataclasses.replace(request, stop_strings=(stop, "never"))])
+    assert cut.finish == "stop" and cut.text == whole.text[: whole.text.index(stop)]
+    assert cut.tokens == whole.tokens[: place + 2]
 
     waiting = [engine.submit(dataclasses.replace(request, seed=i))[0] for i in range(6)]
     engine.step()
@@ -223,13 +246,24 @@ def test_a_mesh_gives_the_same_tokens(params):
     assert [a.tokens for a in engine.run(requests)] == [a.tokens for a in expected]
 
 
-@pytest.mark.parametrize("change, word", [
-    ({"max_new_tokens": 0}, "max_new_tokens=0"), ({"temperature": -1.0}, "temperature=-1.0"),
-    ({"temperature": "hot"}, "temperature='hot'"), ({"top_p": 0.0}, "top_p=0.0"),
-    ({"top_k": 0}, "top_k=0"), ({"repetition_penalty": 0.0}, "repetition_penalty=0.0"),
-    ({"prompt": ()}, "empty"), ({"prompt": (-1,)}, "-1"), ({"stop_ids": ("a",)}, "stop_ids"),
-    ({"stop_strings": "ab"}, "stop_strings"), ({"stop_strings": ("",)}, "stop_strings"),
-    ({"seed": -1}, "seed=-1"), ({"seed": 2**32}, "seed")])
+@pytest.mark.parametrize(
+    "change, word",
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"temperature": -1.0}, "temperature=-1.0"),
+        ({"temperature": "hot"}, "temperature='hot'"),
+        ({"top_p": 0.0}, "top_p=0.0"),
+        ({"top_k": 0}, "top_k=0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty=0.0"),
+        ({"prompt": ()}, "empty"),
+        ({"prompt": (-1,)}, "-1"),
+        ({"stop_ids": ("a",)}, "stop_ids"),
+        ({"stop_strings": "ab"}, "stop_strings"),
+        ({"stop_strings": ("",)}, "stop_strings"),
+        ({"seed": -1}, "seed=-1"),
+        ({"seed": 2**32}, "seed"),
+    ],
+)
 def test_a_request_that_cannot_be_right_names_its_field(change, word):
     with pytest.raises((ConfigError, DataError), match=word):
         dataclasses.replace(Request((1, 2), 3), **change)
@@ -237,16 +271,23 @@ def test_a_request_that_cannot_be_right_names_its_field(change, word):
 
 def test_what_an_engine_cannot_do_is_refused_with_the_numbers(params):
     engine = Engine(params, CONFIG, **SHAPE)
-    for request, word in ((Request(prompt_of(100), 29), "100 prompt tokens and 29 new .* 128"),
-                          (Request((256,), 1), "256"), (Request((1,), 1, stop_ids=(300,)), "300"),
-                          (Request((1,), 1, stop_ids=tuple(range(17))), "17 stop ids"),
-                          (Request((1,), 1, stop_strings=("x",)), "tokenizer")):
+    for request, word in (
+        (Request(prompt_of(100), 29), "100 prompt tokens and 29 new .* 128"),
+        (Request((256,), 1), "256"),
+        (Request((1,), 1, stop_ids=(300,)), "300"),
+        (Request((1,), 1, stop_ids=tuple(range(17))), "17 stop ids"),
+        (Request((1,), 1, stop_strings=("x",)), "tokenizer"),
+    ):
         with pytest.raises((ConfigError, DataError), match=word):
             engine.submit(request)
     assert not engine.busy
-    for wrong, word in (({"rows": 0}, "rows=0"), ({"slots": -1}, "slots=-1"),
-                        ({"prefill_chunk": 24}, "prefill_chunk=24"),
-                        ({"cache_dtype": "int4"}, "int4"), ({"vocab_size": 500}, "500"),
-                        ({"memory_gb": 0.0001}, "0.000131 GB|0.000 GB")):
+    for wrong, word in (
+        ({"rows": 0}, "rows=0"),
+        ({"slots": -1}, "slots=-1"),
+        ({"prefill_chunk": 24}, "prefill_chunk=24"),
+        ({"cache_dtype": "int4"}, "int4"),
+        ({"vocab_size": 500}, "500"),
+        ({"memory_gb": 0.0001}, "0.000131 GB|0.000 GB"),
+    ):
         with pytest.raises(ConfigError, match=word):
             Engine(params, CONFIG, **(SHAPE | wrong))

@@ -51,15 +51,31 @@ def test_each_line_is_answered_in_order_with_its_own_settings(tmp_path):
     assert [record["line"] for record in found] == list(range(2, 12))
     assert found[4]["id"] == "é" and found[7]["id"] == 0 and "id" not in found[0]
     chat = tuple(chatml.prompt(LINES[4]["messages"], TOKENIZER))
-    expected = complete(FakeEngine(TOKENIZER), Request(
-        prompt=chat, max_new_tokens=20, temperature=0.7, top_p=0.95, seed=9,
-        stop_ids=chatml.stop_ids(TOKENIZER)), samples=2)
+    expected = complete(
+        FakeEngine(TOKENIZER),
+        Request(
+            prompt=chat,
+            max_new_tokens=20,
+            temperature=0.7,
+            top_p=0.95,
+            seed=9,
+            stop_ids=chatml.stop_ids(TOKENIZER),
+        ),
+        samples=2,
+    )
     assert [(one["text"], one["finish"]) for one in found[4]["answers"]] == expected
     (one,) = found[7]["answers"]
     assert len(one["logprobs"]) == one["tokens"] and "END" not in one["text"]
-    (first,) = complete(FakeEngine(TOKENIZER), Request(  # line 2 of the file: the seed and one
-        prompt=tuple(b"number 0"), max_new_tokens=20, temperature=0.7, seed=4,
-        stop_ids=(TOKENIZER.end_of_text,)))
+    (first,) = complete(
+        FakeEngine(TOKENIZER),
+        Request(  # line 2 of the file: the seed and one
+            prompt=tuple(b"number 0"),
+            max_new_tokens=20,
+            temperature=0.7,
+            seed=4,
+            stop_ids=(TOKENIZER.end_of_text,),
+        ),
+    )
     assert found[0]["answers"][0]["text"] == first[0]
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.jsonl", "b.jsonl.run.json"]
 
@@ -79,12 +95,16 @@ def test_whatever_step_it_dies_in_it_ends_with_the_same_file(tmp_path):
                 answer(path, out, engine)
             if partial.exists():
                 after = partial.read_bytes()
-                assert after.startswith(before[:before.rfind(b"\n") + 1])  # what was done is kept
+                assert after.startswith(before[: before.rfind(b"\n") + 1])  # what was done is kept
                 partial.write_bytes(after + b'{"line": 99, "ans')  # died while it wrote
             assert not out.exists()
         done = {json.loads(line)["line"] for line in before.splitlines()[:-1]}
-        assert not done & {number for number in range(1, 31) if number != 5  # as it has a chat
-                           and tuple(b"number %d" % (number - 1)) in engine.prompts}
+        assert not done & {
+            number
+            for number in range(1, 31)
+            if number != 5  # as it has a chat
+            and tuple(b"number %d" % (number - 1)) in engine.prompts
+        }
         most = max(most, len(done))
     assert out.read_bytes() == expected and not partial.exists()
     assert most >= 10
@@ -125,12 +145,25 @@ def test_two_processes_do_not_write_one_file(tmp_path):
     jsonl.Output(tmp_path / "b.jsonl", {}).close()
 
 
-BAD = ["{", "3", '{"prompt": "a", "messages": []}', "{}", '{"prompt": 1}',
-       '{"messages": []}', '{"messages": "Hi"}', '{"messages": [{"role": "bard", "content": ""}]}',
-       '{"prompt": "a", "temprature": 1}', '{"prompt": "a", "temperature": -1}',
-       '{"prompt": "a", "temperature": "x"}', '{"prompt": "a", "n": 0}',
-       '{"prompt": "a", "stop": 3}', '{"prompt": "a", "stop": [3]}', '{"prompt": "a", "seed": -1}',
-       '{"prompt": "a", "logprobs": 1}', '{"prompt": "a", "max_new_tokens": 200}']
+BAD = [
+    "{",
+    "3",
+    '{"prompt": "a", "messages": []}',
+    "{}",
+    '{"prompt": 1}',
+    '{"messages": []}',
+    '{"messages": "Hi"}',
+    '{"messages": [{"role": "bard", "content": ""}]}',
+    '{"prompt": "a", "temprature": 1}',
+    '{"prompt": "a", "temperature": -1}',
+    '{"prompt": "a", "temperature": "x"}',
+    '{"prompt": "a", "n": 0}',
+    '{"prompt": "a", "stop": 3}',
+    '{"prompt": "a", "stop": [3]}',
+    '{"prompt": "a", "seed": -1}',
+    '{"prompt": "a", "logprobs": 1}',
+    '{"prompt": "a", "max_new_tokens": 200}',
+]
 
 
 def test_every_bad_line_is_named_before_anything_runs(tmp_path):

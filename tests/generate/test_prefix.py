@@ -7,12 +7,19 @@ from qwen_jax.generate.prefix import Held, Plan, plan, usable
 PROMPT = tuple(range(40))
 
 
-@pytest.mark.parametrize("held, shared", [
-    (Held(PROMPT, 40), 40),  # all of it, computed
-    (Held(PROMPT, 20), 16),  # not yet complete
-    (Held(PROMPT + (7,), 41), 32),  # whole chunks, and never the last token
-    (Held(PROMPT[:33] + (0, 0), 35), 32), (Held(PROMPT[:31] + (0,), 32), 16),
-    (Held(PROMPT[:15] + (0,) * 9, 24), 0), (Held((9, *PROMPT[1:]), 40), 0), (Held(), 0)])
+@pytest.mark.parametrize(
+    "held, shared",
+    [
+        (Held(PROMPT, 40), 40),  # all of it, computed
+        (Held(PROMPT, 20), 16),  # not yet complete
+        (Held(PROMPT + (7,), 41), 32),  # whole chunks, and never the last token
+        (Held(PROMPT[:33] + (0, 0), 35), 32),
+        (Held(PROMPT[:31] + (0,), 32), 16),
+        (Held(PROMPT[:15] + (0,) * 9, 24), 0),
+        (Held((9, *PROMPT[1:]), 40), 0),
+        (Held(), 0),
+    ],
+)
 def test_keys_are_used_again_in_whole_chunks(held, shared):
     assert usable(PROMPT, held, 16) == shared
 

@@ -48,8 +48,8 @@ def test_top_p_may_differ_by_row():
     p = np.asarray([0.2, 0.7, 0.95], np.float32)
     together = np.asarray(sample.keep_top_p(logits, p))
     for row in range(3):
-        alone = np.asarray(sample.keep_top_p(logits[row:row + 1], p[row]))
-        np.testing.assert_array_equal(together[row:row + 1], alone)
+        alone = np.asarray(sample.keep_top_p(logits[row : row + 1], p[row]))
+        np.testing.assert_array_equal(together[row : row + 1], alone)
 
 
 @pytest.mark.parametrize("k", [1, 2, 17, 96, 97, 1000])
@@ -59,7 +59,8 @@ def test_top_k_keeps_the_k_largest(k):
     kept = sample.keep_top_k(logits, k)
     smallest = np.sort(logits, axis=1)[:, ::-1][:, min(k, logits.shape[1]) - 1]
     np.testing.assert_array_equal(
-        np.asarray(kept), np.where(logits >= smallest[:, None], logits, -np.inf))
+        np.asarray(kept), np.where(logits >= smallest[:, None], logits, -np.inf)
+    )
 
 
 def test_top_k_keeps_what_ties_with_the_kth_zero_of_either_sign_included():
@@ -83,12 +84,14 @@ def test_samples_come_as_often_as_their_probabilities_say():
 
 def test_a_draw_depends_on_its_own_key_and_step_alone():
     logits = np.tile(_logits(rows=1, vocab=5000, scale=0.1), (6, 1))
-    seeds, streams = np.asarray([7, 7, 8, 8, 7, 9], np.uint32), np.asarray([0, 1, 0, 1, 0, 0],
-                                                                           np.uint32)
+    seeds, streams = (
+        np.asarray([7, 7, 8, 8, 7, 9], np.uint32),
+        np.asarray([0, 1, 0, 1, 0, 0], np.uint32),
+    )
     drawn = np.asarray(sample.sample(logits, sample.row_keys(seeds, streams), 2))
     assert drawn[0] == drawn[4] and len(set(drawn.tolist())) == 5
     for row in range(6):
-        keys = sample.row_keys(seeds[row:row + 1], streams[row:row + 1])
+        keys = sample.row_keys(seeds[row : row + 1], streams[row : row + 1])
         assert sample.sample(logits[:1], keys, 2)[0] == drawn[row]
         assert sample.sample(logits[:1], keys, 3)[0] != drawn[row]
 

@@ -30,7 +30,7 @@ def test_the_pieces_make_the_text_up_to_the_first_stop_string(seed):
     ends = [text.find(stop) for stop in stops if stop in text]
     found = pieces_of(text, stops, rng)
     # With tokens of several bytes one token may hold two stops: the first place counts.
-    assert "".join(found) == (text[:min(ends)] if ends else text)
+    assert "".join(found) == (text[: min(ends)] if ends else text)
     assert "\ufffd" not in "".join(found)
 
 

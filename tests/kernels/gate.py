@@ -71,10 +71,13 @@ class Gate:
 
     def test_a_window_as_long_as_the_row_is_no_window(self):
         (q, k, v, dout), _ = self.arrays()
-        for a, b in zip(with_gradients(self.attend(), q, k, v, dout),
-                        with_gradients(self.attend(window=2**31 - 1), q, k, v, dout)):
-            np.testing.assert_allclose(np.asarray(a, np.float32), np.asarray(b, np.float32),
-                                       atol=1e-6)
+        for a, b in zip(
+            with_gradients(self.attend(), q, k, v, dout),
+            with_gradients(self.attend(window=2**31 - 1), q, k, v, dout),
+        ):
+            np.testing.assert_allclose(
+                np.asarray(a, np.float32), np.asarray(b, np.float32), atol=1e-6
+            )
 
     def test_transforms_change_nothing(self):
         (q, k, v, dout), _ = self.arrays()
@@ -82,8 +85,10 @@ class Gate:
 
         def scanned(q, k, v):
             """As in a model whose layers have windows of their own: the window is traced."""
+
             def body(total, window):
                 return total + self.attend(window=window)(q, k, v), None
+
             zero = jnp.zeros(q.shape, q.dtype)
             return jax.lax.scan(jax.checkpoint(body), zero, jnp.asarray([50, 50]))[0]
 
@@ -91,8 +96,9 @@ class Gate:
         for a, b in zip(plain, with_gradients(scanned, q, k, v, dout)):
             a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
             np.testing.assert_allclose(2 * a, b, atol=8 * eps * np.abs(b).max())
-        mapped = with_gradients(jax.vmap(self.attend(window=50)),
-                                *(x[None] for x in (q, k, v, dout)))
+        mapped = with_gradients(
+            jax.vmap(self.attend(window=50)), *(x[None] for x in (q, k, v, dout))
+        )
         for a, b in zip(plain, mapped):
             a, b = np.asarray(a, np.float32), np.asarray(b[0], np.float32)
             np.testing.assert_allclose(a, b, atol=8 * eps * np.abs(a).max())
@@ -102,5 +108,6 @@ def pytest_generate_tests(metafunc):
     """The grid of the class fills `case`. A test module imports this name."""
     if "case" in metafunc.fixturenames:
         grid = metafunc.cls.grid
-        metafunc.parametrize("case", grid, ids=[f"{i}-T{c.T}-H{c.H}-{c.dtype}"
-                                                for i, c in enumerate(grid)])
+        metafunc.parametrize(
+            "case", grid, ids=[f"{i}-T{c.T}-H{c.H}-{c.dtype}" for i, c in enumerate(grid)]
+        )

@@ -57,13 +57,13 @@ class _Products:
 
     def wait(self, in_flight):
         ended = len(self.pending) - in_flight
-        for accumulator, a, b in self.pending[:max(0, ended)]:
+        for accumulator, a, b in self.pending[: max(0, ended)]:
             a = a if isinstance(a, jax.Array) else a[...]
             dot = jnp.dot(a, b[...], preferred_element_type=jnp.float32)
             accumulator.value = accumulator.value + dot
             # The interpreter saw plain reads, which order nothing for the copy engine.
             plgpu.commit_smem()
-        del self.pending[:max(0, ended)]
+        del self.pending[: max(0, ended)]
 
     def read(self, accumulator, in_flight=0):
         self.wait(in_flight)
@@ -86,7 +86,8 @@ class _Products:
             return [accumulator.value for accumulator in accumulators], carry
 
         values, carry = jax.lax.fori_loop(
-            lower, upper, step, ([accumulator.value for accumulator in accumulators], carry))
+            lower, upper, step, ([accumulator.value for accumulator in accumulators], carry)
+        )
         for accumulator, value in zip(accumulators, values):
             accumulator.value = value
         return carry
@@ -132,9 +133,11 @@ def interpreted(*, detect_races: bool = False):
         return states[-1]
 
     interpret_pallas_call.reset_gpu_interpret_mode_state()  # of a kernel that failed before
-    with mock.patch.multiple(hopper_ops, add_to_global=_add_to_global, **replaced), \
-            mock.patch.object(gpu_callbacks, "GPURaceDetectionState", recorded), \
-            interpret_kernels(plgpu.InterpretGPUParams(detect_races=detect_races)):
+    with (
+        mock.patch.multiple(hopper_ops, add_to_global=_add_to_global, **replaced),
+        mock.patch.object(gpu_callbacks, "GPURaceDetectionState", recorded),
+        interpret_kernels(plgpu.InterpretGPUParams(detect_races=detect_races)),
+    ):
         try:
             yield
         except RuntimeError as error:  # jax 0.12 stops at a race, jax 0.11 prints it and goes on

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gate import Gate, masks, pytest_generate_tests  # noqa: F401
 from jax.experimental import topologies
 
 from qwen_jax.errors import KernelError
@@ -16,7 +17,6 @@ from qwen_jax.kernels.attention import attention, choose
 from qwen_jax.kernels.differentiable import Call
 from qwen_jax.kernels.gate import Case, shares, with_gradients
 from qwen_jax.kernels.target import Target, interpret_kernels, target_of
-from gate import Gate, masks, pytest_generate_tests  # noqa: F401
 
 ANYWHERE = ("reference", "xla")
 
@@ -37,7 +37,7 @@ def packed(B, T, lengths, padding=0):
     while len(ids) < T - padding:
         ids += [i] * lengths[(i - 1) % len(lengths)]
         i += 1
-    row = ids[:T - padding] + [0] * padding
+    row = ids[: T - padding] + [0] * padding
     return jnp.tile(jnp.asarray(row, jnp.int32)[None], (B, 1))
 
 
@@ -50,22 +50,33 @@ def naive(q, k, v, segment_ids=None, window=None, scale=None):
     for b in range(B):
         for t in range(T):
             at = t + S - T
-            seen = [s for s in range(at + 1)
-                    if (segment_ids is None or (segment_ids[b, s] == segment_ids[b, t] != 0))
-                    and (window is None or at - s < window)]
+            seen = [
+                s
+                for s in range(at + 1)
+                if (segment_ids is None or (segment_ids[b, s] == segment_ids[b, t] != 0))
+                and (window is None or at - s < window)
+            ]
             if not seen:
                 continue
             for n in range(N):
-                scores = k[b, seen, n // (N // K)] @ q[b, t, n] * (scale or H ** -0.5)
+                scores = k[b, seen, n // (N // K)] @ q[b, t, n] * (scale or H**-0.5)
                 weights = np.exp(scores - scores.max())
                 out[b, t, n] = weights @ v[b, seen, n // (N // K)] / weights.sum()
     return out
 
 
 @pytest.mark.parametrize("name", ANYWHERE)
-@pytest.mark.parametrize("options", [
-    {}, {"window": 1}, {"window": 7}, {"scale": 0.3}, {"segments": [3, 1, 9]},
-    {"segments": [5], "padding": 6, "window": 3}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"window": 1},
+        {"window": 7},
+        {"scale": 0.3},
+        {"segments": [3, 1, 9]},
+        {"segments": [5], "padding": 6, "window": 3},
+    ],
+)
 def test_forward_equals_the_naive_loop(name, options):
     q, k, v, _ = make(0, T=23)
     options = dict(options)
@@ -79,8 +90,9 @@ def test_forward_equals_the_naive_loop(name, options):
 def test_fewer_queries_than_keys_are_the_last_ones_or_where_told(name):
     q, k, v, _ = make(6, T=30)
     whole = attention(q, k, v, implementation=name)
-    np.testing.assert_allclose(attention(q[:, -5:], k, v, implementation=name), whole[:, -5:],
-                               atol=1e-6)
+    np.testing.assert_allclose(
+        attention(q[:, -5:], k, v, implementation=name), whole[:, -5:], atol=1e-6
+    )
     at = jnp.tile(jnp.asarray([[3, 17]], jnp.int32), (2, 1))
     some = attention(q[:, at[0]], k, v, positions=at, implementation=name)
     np.testing.assert_allclose(some, whole[:, at[0]], atol=1e-6)
@@ -90,9 +102,12 @@ class TestXla(Gate):
     name = "xla"
     H = 16
     # Every pair of lengths and masks is a program to compile: in bfloat16, the lengths that matter.
-    grid = [Case(T=T, N=4, K=2, H=16, dtype=dtype, **mask)
-            for dtype, lengths in (("float32", (1, 7, 128, 129, 300)), ("bfloat16", (129,)))
-            for T in lengths for mask in masks(T).values()]
+    grid = [
+        Case(T=T, N=4, K=2, H=16, dtype=dtype, **mask)
+        for dtype, lengths in (("float32", (1, 7, 128, 129, 300)), ("bfloat16", (129,)))
+        for T in lengths
+        for mask in masks(T).values()
+    ]
 
 
 @pytest.mark.parametrize("bug", ["a query misses its first key", "a tile is dropped"])
@@ -120,9 +135,12 @@ class TestXlaLong(Gate):
 
     name = "xla"
     T = 600
-    grid = [Case(T=T, B=B, N=8, K=2, H=H, dtype=dtype, **mask)
-            for T, B, H in ((1000, 1, 128), (2048, 2, 64)) for dtype in Gate.dtypes
-            for mask in masks(T).values()]
+    grid = [
+        Case(T=T, B=B, N=8, K=2, H=H, dtype=dtype, **mask)
+        for T, B, H in ((1000, 1, 128), (2048, 2, 64))
+        for dtype in Gate.dtypes
+        for mask in masks(T).values()
+    ]
 
 
 def test_rows_that_are_computed_one_after_another_are_rows_of_their_own(monkeypatch):
@@ -130,10 +148,12 @@ def test_rows_that_are_computed_one_after_another_are_rows_of_their_own(monkeypa
     monkeypatch.setattr(tiles, "lookup", lambda *args, **kwargs: {"query": 16, "key": 8})
     q, k, v, dout = make(3, B=3, T=40, N=4096, K=4096, H=2)
     ids = jnp.asarray([[1] * 40, [1] * 20 + [2] * 20, [1] * 3 + [0] * 37], jnp.int32)
-    got = with_gradients(functools.partial(attention, segment_ids=ids, implementation="xla"),
-                         q, k, v, dout)
-    wanted = with_gradients(functools.partial(attention, segment_ids=ids,
-                                              implementation="reference"), q, k, v, dout)
+    got = with_gradients(
+        functools.partial(attention, segment_ids=ids, implementation="xla"), q, k, v, dout
+    )
+    wanted = with_gradients(
+        functools.partial(attention, segment_ids=ids, implementation="reference"), q, k, v, dout
+    )
     for a, b in zip(got, wanted):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
@@ -143,12 +163,14 @@ def test_tiles_that_no_query_sees_are_not_read():
     q, k, v, dout = make(4, B=1, T=512, N=1, K=1, H=16)
     ids = jnp.repeat(jnp.asarray([[1, 2]], jnp.int32), 256, axis=1)
     k, v = (x.at[:, :256].set(jnp.nan) for x in (k, v))
-    found = with_gradients(functools.partial(attention, segment_ids=ids, implementation="xla"),
-                           q, k, v, dout)
+    found = with_gradients(
+        functools.partial(attention, segment_ids=ids, implementation="xla"), q, k, v, dout
+    )
     for array in found:
         assert np.all(np.isfinite(array[:, 256:]))
-    windowed = with_gradients(functools.partial(attention, window=100, implementation="xla"),
-                              q, k, v, dout)
+    windowed = with_gradients(
+        functools.partial(attention, window=100, implementation="xla"), q, k, v, dout
+    )
     for array in windowed:
         assert np.all(np.isfinite(array[:, 384:]))
 
@@ -156,8 +178,9 @@ def test_tiles_that_no_query_sees_are_not_read():
 def test_xla_memory_grows_with_the_length_and_not_with_its_square():
     def temp_bytes(T):
         shape = jax.ShapeDtypeStruct((1, T, 2, 64), jnp.float32)
-        grad = jax.jit(jax.grad(lambda *a: jnp.sum(attention(*a, implementation="xla")),
-                                argnums=(0, 1, 2)))
+        grad = jax.jit(
+            jax.grad(lambda *a: jnp.sum(attention(*a, implementation="xla")), argnums=(0, 1, 2))
+        )
         return grad.lower(shape, shape, shape).compile().memory_analysis().temp_size_in_bytes
 
     short, long = temp_bytes(2048), temp_bytes(8192)
@@ -165,13 +188,17 @@ def test_xla_memory_grows_with_the_length_and_not_with_its_square():
     assert long < 2 * 8192 * 8192 * 4 / 2  # half of one float32 square of scores
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"k": (2, 40, 3, 16)}, "3 key-value heads do not divide 4 heads"),
-    ({"k": (2, 40, 0, 16)}, "empty"),
-    ({"q": (2, 0, 4, 16)}, "empty"),
-    ({"k": (2, 40, 2, 8)}, "head sizes differ"),
-    ({"q": (40, 4, 16)}, "4 dimensions"),
-    ({"q": (2, 50, 4, 16)}, "last T of S")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"k": (2, 40, 3, 16)}, "3 key-value heads do not divide 4 heads"),
+        ({"k": (2, 40, 0, 16)}, "empty"),
+        ({"q": (2, 0, 4, 16)}, "empty"),
+        ({"k": (2, 40, 2, 8)}, "head sizes differ"),
+        ({"q": (40, 4, 16)}, "4 dimensions"),
+        ({"q": (2, 50, 4, 16)}, "last T of S"),
+    ],
+)
 def test_shapes_that_do_not_fit_are_refused(change, message):
     q, k, v, _ = make(8)
     arrays = {"q": q, "k": k, "v": v} | {n: jnp.zeros(s) for n, s in change.items()}
@@ -185,19 +212,25 @@ def test_bad_values_are_refused_before_compilation():
     q, k, v, _ = make(9)
     ids = jnp.asarray([[1, 2] * 20] * 2, jnp.int32)
     for options, message in (
-            ({"window": 0}, "window=0 hides every token"),
-            ({"window": jnp.int32(-3)}, "window=-3 hides every token"),
-            ({"window": 2.5}, "not one whole number"),
-            ({"window": jnp.ones((2,), jnp.int32)}, "not one whole number"),
-            ({"segment_ids": ids}, "row 0 are not contiguous"),
-            ({"segment_ids": jnp.ones((2, 40), jnp.float32)}, "int32"),
-            ({"segment_ids": jnp.ones((2, 39), jnp.int32)}, "int32"),
-            ({"implementation": "xxla"}, "did you mean 'xla'")):
+        ({"window": 0}, "window=0 hides every token"),
+        ({"window": jnp.int32(-3)}, "window=-3 hides every token"),
+        ({"window": 2.5}, "not one whole number"),
+        ({"window": jnp.ones((2,), jnp.int32)}, "not one whole number"),
+        ({"segment_ids": ids}, "row 0 are not contiguous"),
+        ({"segment_ids": jnp.ones((2, 40), jnp.float32)}, "int32"),
+        ({"segment_ids": jnp.ones((2, 39), jnp.int32)}, "int32"),
+        ({"implementation": "xxla"}, "did you mean 'xla'"),
+    ):
         refused(message, q, k, v, **options)
     refused("dtypes differ.*bfloat16", q, k.astype(jnp.bfloat16), v)
     for place in (40, -1):  # before the first key there is none that a query sees
-        refused("positions reach outside of 0..39", q[:, :1], k, v,
-                positions=jnp.full((2, 1), place, jnp.int32))
+        refused(
+            "positions reach outside of 0..39",
+            q[:, :1],
+            k,
+            v,
+            positions=jnp.full((2, 1), place, jnp.int32),
+        )
     refused("as many queries as keys", q[:, :1], k, v, segment_ids=jnp.ones((2, 1), jnp.int32))
 
 
@@ -217,20 +250,35 @@ def stand_ins(monkeypatch):
         def attend(q, k, v, **options):
             seen.append((platform, target_of(q)))
             return q
-        return types.SimpleNamespace(PLATFORM=platform, refuse=lambda call: reason,
-                                     attention=attend)
+
+        return types.SimpleNamespace(
+            PLATFORM=platform, refuse=lambda call: reason, attention=attend
+        )
 
     monkeypatch.setitem(sys.modules, "qwen_jax.kernels.tpu", module("tpu"))
     for name in ("hopper", "hopper_deterministic"):
-        monkeypatch.setitem(sys.modules, f"qwen_jax.kernels.{name}",
-                            module("gpu", "needs jax 0.11"))
+        monkeypatch.setitem(
+            sys.modules, f"qwen_jax.kernels.{name}", module("gpu", "needs jax 0.11")
+        )
     return seen
 
 
 def call_for(platform, kind, **changes):
-    return Call(**{"target": Target(platform, kind), "B": 1, "T": 64, "S": 64, "N": 2, "K": 1,
-                   "H": 64, "dtype": jnp.dtype("bfloat16"), "segments": False,
-                   "window": None} | changes)
+    return Call(
+        **{
+            "target": Target(platform, kind),
+            "B": 1,
+            "T": 64,
+            "S": 64,
+            "N": 2,
+            "K": 1,
+            "H": 64,
+            "dtype": jnp.dtype("bfloat16"),
+            "segments": False,
+            "window": None,
+        }
+        | changes
+    )
 
 
 def test_one_that_this_machine_cannot_run_is_refused_with_what_the_others_say(stand_ins):
@@ -253,11 +301,13 @@ def test_the_best_that_does_not_refuse_runs(stand_ins):
     assert choose(call_for(*h100))[0] == "cudnn"  # hopper refuses, see stand_ins
     assert choose(call_for(*h100, segments=True))[0] == "xla"
     assert choose(call_for("cpu", "cpu"))[0] == "xla"
-    for changes, reason in (({"H": 256}, "head sizes up to 128 in steps of 8, not 256"),
-                            ({"segments": True}, "no packed documents"),
-                            ({"dtype": jnp.dtype("float32")}, "not float32"),
-                            ({"window": "traced"}, "known when it is compiled"),
-                            ({"T": 8}, "as many queries as keys")):
+    for changes, reason in (
+        ({"H": 256}, "head sizes up to 128 in steps of 8, not 256"),
+        ({"segments": True}, "no packed documents"),
+        ({"dtype": jnp.dtype("float32")}, "not float32"),
+        ({"window": "traced"}, "known when it is compiled"),
+        ({"T": 8}, "as many queries as keys"),
+    ):
         with pytest.raises(KernelError, match=f"cudnn: [^;]*{reason}") as caught:
             choose(call_for(*h100, **changes), "cudnn")
         assert "hopper: needs jax 0.11" in caught.value.what
@@ -265,8 +315,11 @@ def test_the_best_that_does_not_refuse_runs(stand_ins):
 
 def test_a_program_for_a_tpu_that_is_lowered_on_a_cpu_gets_the_tpu_kernel(stand_ins, monkeypatch):
     pytest.importorskip("libtpu", reason="the topology of a TPU comes with libtpu")
-    for name, value in (("TPU_SKIP_MDS_QUERY", "1"), ("TPU_WORKER_HOSTNAMES", "localhost"),
-                        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")):
+    for name, value in (
+        ("TPU_SKIP_MDS_QUERY", "1"),
+        ("TPU_WORKER_HOSTNAMES", "localhost"),
+        ("ALLOW_MULTIPLE_LIBTPU_LOAD", "1"),
+    ):
         monkeypatch.setenv(name, value)
     topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
     mesh = jax.sharding.Mesh(topology.devices, ("data",))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gate import Gate, masks, pytest_generate_tests  # noqa: F401
 
 from qwen_jax.errors import KernelError
 from qwen_jax.kernels import gate, hopper, mask
@@ -18,19 +19,32 @@ from qwen_jax.kernels.gate import Case, plain, repeated, with_gradients
 from qwen_jax.kernels.reference import visible
 from qwen_jax.kernels.target import Target, interpret_kernels
 from qwen_jax.kernels.tiles import override
-from gate import Gate, masks, pytest_generate_tests  # noqa: F401
 
 HOPPER = Target("gpu", "NVIDIA H200")
 OLD = jax.version.__version_info__ < (0, 11)
 needs_mosaic = pytest.mark.skipif(OLD, reason="the Hopper kernels need jax 0.11 or newer")
 if not OLD:
     from hopper_interpreter import RaceFound, interpreted
+
     from qwen_jax.kernels import hopper_forward, hopper_ops
 
 
 def call(**changes) -> Call:
-    return Call(**{"target": HOPPER, "B": 1, "T": 256, "S": 256, "N": 4, "K": 2, "H": 128,
-                   "dtype": jnp.dtype("bfloat16"), "segments": True, "window": "traced"} | changes)
+    return Call(
+        **{
+            "target": HOPPER,
+            "B": 1,
+            "T": 256,
+            "S": 256,
+            "N": 4,
+            "K": 2,
+            "H": 128,
+            "dtype": jnp.dtype("bfloat16"),
+            "segments": True,
+            "window": "traced",
+        }
+        | changes
+    )
 
 
 def test_an_old_jax_is_refused_with_the_version_that_is_needed(monkeypatch):
@@ -39,13 +53,20 @@ def test_an_old_jax_is_refused_with_the_version_that_is_needed(monkeypatch):
 
 
 @needs_mosaic
-@pytest.mark.parametrize("changes, reason", [
-    ({}, None), ({"H": 64, "dtype": jnp.dtype("float16"), "window": None}, None),
-    ({"dtype": jnp.dtype("float32")}, "TF32"), ({"dtype": jnp.dtype("float64")}, "not float64"),
-    ({"H": 96}, "not 96"), ({"T": 1}, "whole rows"),
-    ({"target": Target("gpu", "NVIDIA A100-SXM4-80GB")}, "A100.*use cudnn or xla"),
-    ({"target": Target("gpu", "NVIDIA B200")}, "B200"),
-    ({"target": Target("gpu", "NVIDIA H2000")}, "H2000")])
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({}, None),
+        ({"H": 64, "dtype": jnp.dtype("float16"), "window": None}, None),
+        ({"dtype": jnp.dtype("float32")}, "TF32"),
+        ({"dtype": jnp.dtype("float64")}, "not float64"),
+        ({"H": 96}, "not 96"),
+        ({"T": 1}, "whole rows"),
+        ({"target": Target("gpu", "NVIDIA A100-SXM4-80GB")}, "A100.*use cudnn or xla"),
+        ({"target": Target("gpu", "NVIDIA B200")}, "B200"),
+        ({"target": Target("gpu", "NVIDIA H2000")}, "H2000"),
+    ],
+)
 def test_what_it_refuses_and_why(changes, reason):
     said = hopper.refuse(call(**changes))
     if reason is None:
@@ -63,22 +84,34 @@ def test_a_head_size_that_it_lacks_is_refused_by_the_op_before_compilation():
 
 
 @needs_mosaic
-@pytest.mark.parametrize("kind", ["NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe", "NVIDIA H200",
-                                  "NVIDIA H800", "NVIDIA H20-3e", "NVIDIA GH200 480GB"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "NVIDIA H100 80GB HBM3",
+        "NVIDIA H100 PCIe",
+        "NVIDIA H200",
+        "NVIDIA H800",
+        "NVIDIA H20-3e",
+        "NVIDIA GH200 480GB",
+    ],
+)
 def test_it_is_the_choice_on_every_hopper(kind):
     assert choose(call(target=Target("gpu", kind)))[0] == "hopper"
 
 
 def test_elsewhere_another_back_end_runs():
-    assert choose(call(target=Target("gpu", "NVIDIA A100-SXM4-80GB"), segments=False,
-                       window=None))[0] == "cudnn"
+    assert (
+        choose(call(target=Target("gpu", "NVIDIA A100-SXM4-80GB"), segments=False, window=None))[0]
+        == "cudnn"
+    )
 
 
 def arguments(case: Case):
     """q, k, v, k_start, q_end."""
     ids = case.options().get("segment_ids")
-    start = mask.first_key(case.B, case.T, case.T, segment_ids=ids, positions=None,
-                           window=case.window)
+    start = mask.first_key(
+        case.B, case.T, case.T, segment_ids=ids, positions=None, window=case.window
+    )
     end = mask.last_query(case.B, case.T, segment_ids=ids, window=case.window)
     return *case.arrays()[:3], start, end
 
@@ -88,7 +121,7 @@ def by_definition(case: Case):
     q, k, v = (x.astype(jnp.float32) for x in case.arrays()[:3])
     k, v = (jnp.repeat(x, case.N // case.K, axis=2) for x in (k, v))
     seen = visible(case.T, case.T, case.options().get("segment_ids"), None, case.window)
-    scores = jnp.einsum("BTNH,BSNH->BNTS", q, k) * jnp.float32(case.H ** -0.5)
+    scores = jnp.einsum("BTNH,BSNH->BNTS", q, k) * jnp.float32(case.H**-0.5)
     seen = jnp.broadcast_to(seen[:, None], scores.shape)
     lse = jax.nn.logsumexp(scores, axis=-1, where=seen)
     out = jnp.einsum("BNTS,BSNH->BTNH", jnp.where(seen, jnp.exp(scores - lse[..., None]), 0.0), v)
@@ -98,15 +131,16 @@ def by_definition(case: Case):
 
 def errors(case: Case, *, module=None, detect_races: bool = False, scale: float | None = None):
     """The error of out as a share of the gate's budget, and of lse, absolute."""
-    forward = functools.partial((module or hopper_forward).forward, scale=case.H ** -0.5)
+    forward = functools.partial((module or hopper_forward).forward, scale=case.H**-0.5)
     q, k, v, start, end = arguments(case)
     with interpreted(detect_races=detect_races):
         out, lse = jax.jit(forward)(q, k, v, start, end)
     want, want_lse = by_definition(case)
     near = plain(q, k, v, **case.options()).astype(jnp.float32)
     floor = 4 * float(jnp.finfo(case.dtype).eps) * np.abs(want).max() + 1e-5
-    share = (np.abs(out.astype(jnp.float32) - want).max()
-             / (2 * np.abs(np.asarray(near) - want).max() + floor))
+    share = np.abs(out.astype(jnp.float32) - want).max() / (
+        2 * np.abs(np.asarray(near) - want).max() + floor
+    )
     assert out.dtype == q.dtype and lse.shape == want_lse.shape
     return float(share), float(np.abs(lse - want_lse).max())
 
@@ -121,9 +155,15 @@ PACKED = {"documents": repeated(330, (70, 1, 120), padding=30), "window": 100}
 
 
 @needs_mosaic
-@pytest.mark.parametrize("given", [
-    Case(T=330, N=1, K=1, H=128, **PACKED), Case(T=200, N=2, K=1, H=64, window=70),
-    Case(T=7, B=2, N=1, K=1, H=64, dtype="float16")], ids=["packed", "window", "short"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        Case(T=330, N=1, K=1, H=128, **PACKED),
+        Case(T=200, N=2, K=1, H=64, window=70),
+        Case(T=7, B=2, N=1, K=1, H=64, dtype="float16"),
+    ],
+    ids=["packed", "window", "short"],
+)
 def test_outputs_are_right_and_there_are_no_races(given):
     check(given, detect_races=True)
 
@@ -132,11 +172,22 @@ def test_outputs_are_right_and_there_are_no_races(given):
 @pytest.mark.slow
 @pytest.mark.parametrize("consumers", [2, 3])
 @pytest.mark.parametrize("H", [64, 128])
-@pytest.mark.parametrize("given", [
-    {"T": 1}, {"T": 128}, {"T": 257, "N": 4}, {"T": 512, "dtype": "float16"},
-    {"T": 300, "documents": (1,) * 300}, {"T": 300, "documents": ()},
-    {"T": 400, "documents": (10, 200, 140)}, {"T": 320, "window": 1}, {"T": 500, "window": 130},
-    {"T": 384, "documents": (128, 128, 128)}], ids=str)
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"T": 1},
+        {"T": 128},
+        {"T": 257, "N": 4},
+        {"T": 512, "dtype": "float16"},
+        {"T": 300, "documents": (1,) * 300},
+        {"T": 300, "documents": ()},
+        {"T": 400, "documents": (10, 200, 140)},
+        {"T": 320, "window": 1},
+        {"T": 500, "window": 130},
+        {"T": 384, "documents": (128, 128, 128)},
+    ],
+    ids=str,
+)
 def test_outputs_over_the_grid(given, H, consumers):
     with override(hopper_forward={"consumers": consumers}):
         check(Case(**{"N": 2, "K": 1, "H": H} | given), detect_races=True)
@@ -149,7 +200,8 @@ def test_any_scale(scale):
     q, k, v, start, end = arguments(case)
     with interpreted():
         out, lse = jax.jit(functools.partial(hopper_forward.forward, scale=scale))(
-            q, k, v, start, end)
+            q, k, v, start, end
+        )
     scores = np.einsum("tnh,snh->nts", *(np.asarray(x[0], np.float64) for x in (q, k)))[0] * scale
     weights = np.tril(np.exp(scores))
     want = (weights / weights.sum(1, keepdims=True)) @ np.asarray(v[0, :, 0], np.float64)
@@ -163,9 +215,16 @@ def test_any_scale(scale):
 def test_tiles_that_are_read_and_tiles_without_a_mask(consumers):
     T, J = 768, 128
     plan = hopper_forward.Plan(1, T, 1, 1, 64, jnp.dtype("bfloat16"), 1.0, consumers, J, 2)
-    for options in ({}, {"window": 1}, {"window": 70}, {"window": 300}, {"documents": (1,) * T},
-                    {"documents": ()}, {"documents": repeated(T, (130, 7, 64), padding=75)},
-                    {"documents": repeated(T, (150, 1), padding=3), "window": 100}):
+    for options in (
+        {},
+        {"window": 1},
+        {"window": 70},
+        {"window": 300},
+        {"documents": (1,) * T},
+        {"documents": ()},
+        {"documents": repeated(T, (130, 7, 64), padding=75)},
+        {"documents": repeated(T, (150, 1), padding=3), "window": 100},
+    ):
         start = np.asarray(arguments(Case(T=T, N=1, K=1, **options))[3])
         found = np.asarray(hopper_forward.first_tiles(plan, start))[0]
         for block, (first, whole) in enumerate(found):
@@ -189,13 +248,17 @@ RACES = {
         "        scores = ops.read(scores_ref, in_flight=1)\n"
         "        plgpu.barrier_arrive(s.k_free.at[now])\n",
         "        plgpu.barrier_arrive(s.k_free.at[now])\n"
-        "        scores = ops.read(scores_ref, in_flight=1)\n"),
+        "        scores = ops.read(scores_ref, in_flight=1)\n",
+    ),
     "nobody waits for the values": (
         "        plgpu.barrier_wait(s.v_full.at[before])\n        ops.accumulate(out_ref, ",
-        "        ops.accumulate(out_ref, "),
+        "        ops.accumulate(out_ref, ",
+    ),
 }
-LATE = ("        new_out = ops.read(out_ref)\n",
-        "        new_out = ops.read(out_ref)\n        plgpu.barrier_wait(s.v_full.at[before])\n")
+LATE = (
+    "        new_out = ops.read(out_ref)\n",
+    "        new_out = ops.read(out_ref)\n        plgpu.barrier_wait(s.v_full.at[before])\n",
+)
 
 
 def planted(*changes: tuple[str, str]) -> types.ModuleType:
@@ -268,11 +331,13 @@ class TestHopper(Gate):
         def scanned(q, k, v):
             def body(total, window):
                 return total + self.attend(window=window)(q, k, v), None
+
             return jax.lax.scan(body, jnp.zeros(q.shape, q.dtype), jnp.asarray([50, 50]))[0]
 
         plain = with_gradients(self.attend(window=50), q, k, v, dout)
-        mapped = with_gradients(jax.vmap(self.attend(window=50)),
-                                *(x[None] for x in (q, k, v, dout)))
+        mapped = with_gradients(
+            jax.vmap(self.attend(window=50)), *(x[None] for x in (q, k, v, dout))
+        )
         eps = float(jnp.finfo(q.dtype).eps)  # sums of other orders, rounded to the dtype
         for a, b, c in zip(plain, with_gradients(scanned, q, k, v, dout), mapped):
             a, b, c = (np.asarray(x, np.float32) for x in (a, b, c[0]))

@@ -16,6 +16,7 @@ if jax.version.__version_info__ < (0, 11):
     pytest.skip("the Hopper kernels need jax 0.11 or newer", allow_module_level=True)
 
 from hopper_interpreter import RaceFound, interpreted  # noqa: E402
+
 from qwen_jax.kernels import hopper_backward, hopper_backward_dq, hopper_ops, mask  # noqa: E402
 from qwen_jax.kernels.differentiable import differentiable  # noqa: E402
 from qwen_jax.kernels.gate import NAMES, Case, plain, repeated, with_gradients  # noqa: E402
@@ -45,21 +46,22 @@ def attend(case: Case, *, module=hopper_backward, deterministic: bool = False):
     """attention(q, k, v) of the case, its gradient by the kernels of `module`."""
     op = differentiable(forward, functools.partial(module.backward, deterministic=deterministic))
     options = {"segment_ids": None, "window": None} | case.options()
-    return functools.partial(op, positions=None, scale=case.H ** -0.5, **options)
+    return functools.partial(op, positions=None, scale=case.H**-0.5, **options)
 
 
 def shares(case: Case, **how) -> dict[str, float]:
     """The largest error of each gradient as a share of the gate's budget; see gate.shares."""
     arrays, options = case.arrays(), {"segment_ids": None, "window": None} | case.options()
     got = with_gradients(attend(case, **how), *arrays)
-    exact = functools.partial(reference, positions=None, scale=case.H ** -0.5, **options)
+    exact = functools.partial(reference, positions=None, scale=case.H**-0.5, **options)
     wanted = with_gradients(exact, *(x.astype(jnp.float32) for x in arrays))
     rough = with_gradients(functools.partial(plain, **options), *arrays)
     result = {}
     for name, want, have, near in list(zip(NAMES, wanted, got, rough))[1:]:
         want, have, near = (np.asarray(x, np.float32) for x in (want, have, near))
-        floor = (4 * float(jnp.finfo(case.dtype).eps) * np.abs(want).max()
-                 + 64 * float(jnp.finfo(jnp.float32).eps))
+        floor = 4 * float(jnp.finfo(case.dtype).eps) * np.abs(want).max() + 64 * float(
+            jnp.finfo(jnp.float32).eps
+        )
         result[name] = float(np.abs(have - want).max() / (2 * np.abs(near - want).max() + floor))
     return result
 
@@ -74,11 +76,15 @@ PACKED = Case(T=290, N=2, K=1, H=128, window=90, documents=repeated(290, (97, 1,
 
 
 @pytest.mark.parametrize("deterministic", [False, True], ids=["fused", "deterministic"])
-@pytest.mark.parametrize("case", [
-    PACKED,
-    Case(T=129, B=2, N=2, K=2, H=64),
-    Case(T=7, N=1, K=1, H=64, dtype="float16"),
-], ids=["packed", "whole", "short"])
+@pytest.mark.parametrize(
+    "case",
+    [
+        PACKED,
+        Case(T=129, B=2, N=2, K=2, H=64),
+        Case(T=7, N=1, K=1, H=64, dtype="float16"),
+    ],
+    ids=["packed", "whole", "short"],
+)
 def test_gradients_keep_the_budget_without_races(case, deterministic):
     check(case, detect_races=True, deterministic=deterministic)
 
@@ -86,11 +92,22 @@ def test_gradients_keep_the_budget_without_races(case, deterministic):
 @pytest.mark.slow
 @pytest.mark.parametrize("deterministic", [False, True], ids=["fused", "deterministic"])
 @pytest.mark.parametrize("H", [64, 128])
-@pytest.mark.parametrize("case", [
-    {"T": 1}, {"T": 128}, {"T": 257, "N": 4, "K": 1}, {"T": 512, "dtype": "float16"},
-    {"T": 300, "documents": (1,) * 300}, {"T": 300, "documents": ()},
-    {"T": 400, "documents": (10, 200, 140)}, {"T": 320, "window": 1}, {"T": 500, "window": 130},
-    {"T": 384, "documents": (128, 128, 128)}], ids=str)
+@pytest.mark.parametrize(
+    "case",
+    [
+        {"T": 1},
+        {"T": 128},
+        {"T": 257, "N": 4, "K": 1},
+        {"T": 512, "dtype": "float16"},
+        {"T": 300, "documents": (1,) * 300},
+        {"T": 300, "documents": ()},
+        {"T": 400, "documents": (10, 200, 140)},
+        {"T": 320, "window": 1},
+        {"T": 500, "window": 130},
+        {"T": 384, "documents": (128, 128, 128)},
+    ],
+    ids=str,
+)
 def test_gradients_over_the_grid(case, H, deterministic):
     check(Case(**{"N": 2, "K": 1, "H": H} | case), detect_races=True, deterministic=deterministic)
 
@@ -105,8 +122,11 @@ def test_a_padded_row_gives_zeros():
 def test_the_deterministic_back_end_has_a_name_and_its_own_kernel(monkeypatch):
     runs = []
     real = hopper_backward.query_gradient
-    monkeypatch.setattr(hopper_backward, "query_gradient",
-                        lambda *args, **how: runs.append(how) or real(*args, **how))
+    monkeypatch.setattr(
+        hopper_backward,
+        "query_gradient",
+        lambda *args, **how: runs.append(how) or real(*args, **how),
+    )
     with interpreted():
         gate_check(Case(T=40, N=1, K=1, H=64), "hopper_deterministic")
     assert runs
@@ -121,9 +141,16 @@ def test_either_order_of_products_is_right(H, early):
 
 @pytest.mark.parametrize("T", [128, 640])
 def test_tile_bounds_are_exact(T):
-    options = [{}, {"window": 1}, {"window": 70}, {"window": 300}, {"documents": (1,) * T},
-               {"documents": ()}, {"documents": repeated(T, (130, 7, 64), padding=75)},
-               {"documents": repeated(T, (150, 1), padding=3), "window": 100}]
+    options = [
+        {},
+        {"window": 1},
+        {"window": 70},
+        {"window": 300},
+        {"documents": (1,) * T},
+        {"documents": ()},
+        {"documents": repeated(T, (130, 7, 64), padding=75)},
+        {"documents": repeated(T, (150, 1), padding=3), "window": 100},
+    ]
     for case in (Case(T=T, **option) for option in options):
         ids, window = case.options().get("segment_ids"), case.window
         k_start = mask.first_key(1, T, T, segment_ids=ids, positions=None, window=window)
@@ -143,11 +170,11 @@ def _bounds_hold(found, seen, tile):
     """(first, end) is the hull of the tiles of columns that 128 rows meet; the tiles before whole_0
     (whole_1) that begin after the first (last) 64 rows are those without a mask."""
     for j, (first, end, *whole) in enumerate(found):
-        meets = np.flatnonzero(seen[j * 128:(j + 1) * 128].any(axis=0)) // tile
+        meets = np.flatnonzero(seen[j * 128 : (j + 1) * 128].any(axis=0)) // tile
         assert (first, end) == (meets[0], meets[-1] + 1) if len(meets) else first == end
         for row, limit in zip((j * 128, j * 128 + 64), whole):
             for i in range(-(-(row + 63) // tile), seen.shape[1] // tile):
-                every = seen[row:row + 64, i * tile:(i + 1) * tile].all()
+                every = seen[row : row + 64, i * tile : (i + 1) * tile].all()
                 assert every == (i < limit)
 
 
@@ -155,16 +182,21 @@ BUGS = {
     "the mask is off by one": [("(at >= lax.broadcast_in_dim", "(at > lax.broadcast_in_dim")],
     "a tile is dropped": [("axis=-1) // tile + 1", "axis=-1) // tile")],
     "a masked tile is taken for a whole one": [
-        ("needed=(i * Q < key + 63)", "needed=(i * Q < key)")],
+        ("needed=(i * Q < key + 63)", "needed=(i * Q < key)")
+    ],
 }
 RACES = {
-    "nobody waits for the other warpgroup's dS": [(
-        "    plgpu.barrier_arrive(memory.ds_full)\n    plgpu.barrier_wait(memory.ds_full)\n", "")],
+    "nobody waits for the other warpgroup's dS": [
+        ("    plgpu.barrier_arrive(memory.ds_full)\n    plgpu.barrier_wait(memory.ds_full)\n", "")
+    ],
     "a stage is given back while it is read": [
-        ("        @pl.when(s > 0)\n        def _():\n"
-         "            plgpu.barrier_arrive(memory.free.at[_slot(s - 1)])\n",
-         "        plgpu.barrier_arrive(memory.free.at[slot])\n"),
-        ("@pl.when(steps > 0)", "@pl.when(steps < 0)")],
+        (
+            "        @pl.when(s > 0)\n        def _():\n"
+            "            plgpu.barrier_arrive(memory.free.at[_slot(s - 1)])\n",
+            "        plgpu.barrier_arrive(memory.free.at[slot])\n",
+        ),
+        ("@pl.when(steps > 0)", "@pl.when(steps < 0)"),
+    ],
 }
 
 

@@ -20,8 +20,13 @@ if missing():
 
 
 def compiled(*arguments: str) -> list[dict]:
-    run = subprocess.run([sys.executable, "-m", "benchmarks.hopper_aot", "--json", *arguments],
-                         cwd=ROOT, capture_output=True, text=True, timeout=600)
+    run = subprocess.run(
+        [sys.executable, "-m", "benchmarks.hopper_aot", "--json", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert run.returncode == 0, run.stderr[-2000:]
     return json.loads(run.stdout.splitlines()[-1])["kernels"]
 
@@ -88,6 +93,7 @@ with jax.sharding.use_abstract_mesh(mesh):
     lowered = jax.jit(gradient).lower(q, kv, kv, argument((3, 1, 256), jnp.int32))
 print("hopper_forward" in lowered.compile().as_text())
 """
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
-                         timeout=600)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
     assert run.stdout.splitlines()[-1:] == ["True"], run.stderr[-2000:]

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gate import Gate, masks, pytest_generate_tests  # noqa: F401
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interpreter
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh
@@ -28,11 +29,12 @@ from qwen_jax.kernels.target import interpret_kernels
 from qwen_jax.model.attention import partitioned_attention
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.rules import use_layout
-from gate import Gate, masks, pytest_generate_tests  # noqa: F401
 
 # So small that short rows have many tiles, tiles of two parts, and dq in more than one chunk.
-SMALL = {"tpu_forward": {"query": 128, "key": 256, "compute": 128, "masked": 256},
-         "tpu_backward": {"query": 128, "key": 256, "compute": 128, "chunk": 256}}
+SMALL = {
+    "tpu_forward": {"query": 128, "key": 256, "compute": 128, "masked": 256},
+    "tpu_backward": {"query": 128, "key": 256, "compute": 128, "chunk": 256},
+}
 
 
 class TestTpu(Gate):
@@ -40,8 +42,10 @@ class TestTpu(Gate):
     grid = [
         Case(T=1),
         Case(T=7, H=48, **masks(7)["packed, window, padding"]),
-        *[Case(T=129, dtype="float32", **masks(129)[name])
-          for name in ("packed", "single tokens", "padded")],
+        *[
+            Case(T=129, dtype="float32", **masks(129)[name])
+            for name in ("packed", "single tokens", "padded")
+        ],
         Case(T=512, N=2, K=1, dtype="float32"),  # tiles that are wholly visible
         Case(T=128, B=2, N=2, K=2, H=128, **masks(128)["window"]),
         Case(T=700, N=4, K=1, **masks(700)["packed, window, padding"]),
@@ -65,8 +69,12 @@ class TestTpu(Gate):
 
         together = run(q, k, v, dout, jnp.asarray(ids))
         for row in range(3):
-            alike = run(*(jnp.repeat(x[row:row + 1], 3, axis=0)
-                          for x in (q, k, v, dout, jnp.asarray(ids))))
+            alike = run(
+                *(
+                    jnp.repeat(x[row : row + 1], 3, axis=0)
+                    for x in (q, k, v, dout, jnp.asarray(ids))
+                )
+            )
             for a, b in zip(together, alike):
                 np.testing.assert_array_equal(a[row], b[0])
 
@@ -82,8 +90,10 @@ class TestTpu(Gate):
 
             def bad(k_start, q_end, tiling):
                 good = good_bounds(k_start, q_end, tiling)
-                return dataclasses.replace(good, last_key=good.last_key - 1,
-                                           last_query=good.last_query - 1)
+                return dataclasses.replace(
+                    good, last_key=good.last_key - 1, last_query=good.last_query - 1
+                )
+
         case = Case(T=300 if changed == "bounds" else 301, N=1, K=1)  # a program of its own each
         monkeypatch.setattr(tpu, changed, bad)
         found = shares(case, "tpu")
@@ -92,10 +102,13 @@ class TestTpu(Gate):
 
 class TestWholeGridAtShippedTiles(Gate):
     name = "tpu"
-    grid = [Case(T=T, N=4, K=K, H=H, dtype=dtype, **mask)
-            for T, H, dtype, K in itertools.product(
-                (1, 7, 128, 129, 1000, 2048), (64, 128), Gate.dtypes, (1, 2, 4))
-            for mask in masks(T).values()]
+    grid = [
+        Case(T=T, N=4, K=K, H=H, dtype=dtype, **mask)
+        for T, H, dtype, K in itertools.product(
+            (1, 7, 128, 129, 1000, 2048), (64, 128), Gate.dtypes, (1, 2, 4)
+        )
+        for mask in masks(T).values()
+    ]
     pytestmark = pytest.mark.slow
 
     @contextlib.contextmanager
@@ -110,17 +123,22 @@ def simulated(**options):
     that was never written (it holds NaN)."""
     params = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2, **options)
     try:
-        with interpret_kernels(params), tiles.override(
+        with (
+            interpret_kernels(params),
+            tiles.override(
                 tpu_forward={"query": 128, "key": 128, "compute": 128},
-                tpu_backward={"query": 128, "key": 128, "compute": 128, "chunk": 256}):
+                tpu_backward={"query": 128, "key": 128, "compute": 128, "chunk": 256},
+            ),
+        ):
             yield
         assert not interpreter.races.races_found
     finally:
         interpreter.reset_tpu_interpret_mode_state()
 
 
-@pytest.mark.parametrize("dtype, seed", [
-    ("bfloat16", 1), pytest.param("float32", 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "dtype, seed", [("bfloat16", 1), pytest.param("float32", 2, marks=pytest.mark.slow)]
+)
 def test_no_races_in_any_order_of_the_parallel_axes(dtype, seed):
     case = Case(T=300, N=2, K=1, dtype=dtype, documents=(150, 130), window=140)
     with simulated(random_seed=seed):
@@ -142,18 +160,23 @@ def test_the_simulator_sees_an_axis_that_is_not_parallel(monkeypatch):
         assert all(share <= 1 for share in shares(case, "tpu").values())
 
 
-@pytest.mark.parametrize("kv_heads, shape", [
-    (2, (1, 2, 2, 2)),
-    pytest.param(1, (2, 2, 2, 1), marks=pytest.mark.slow),
-    pytest.param(4, (1, 1, 4, 2), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kv_heads, shape",
+    [
+        (2, (1, 2, 2, 2)),
+        pytest.param(1, (2, 2, 2, 1), marks=pytest.mark.slow),
+        pytest.param(4, (1, 1, 4, 2), marks=pytest.mark.slow),
+    ],
+)
 def test_a_mesh_changes_nothing(kv_heads, shape):
     case = Case(T=200, B=4, N=4, K=kv_heads, dtype="float32", documents=(90, 70))
     q, k, v, dout = case.arrays()
     ids = case.options()["segment_ids"]
 
     def attend(q, k, v):
-        return partitioned_attention(q, k, v, segment_ids=ids, window=jnp.int32(64),
-                                     implementation="tpu")
+        return partitioned_attention(
+            q, k, v, segment_ids=ids, window=jnp.int32(64), implementation="tpu"
+        )
 
     with interpret_kernels(True), tiles.override(**SMALL):
         wanted = with_gradients(attend, q, k, v, dout)
@@ -168,10 +191,12 @@ def test_what_it_cannot_run_is_refused_with_the_reason():
     q, k, _, _ = Case(T=16, N=2, K=2).arrays()
     call = call_of(q, k, segment_ids=None, window=None)
     assert tpu.refuse(call) is None
-    for change, reason in (({"dtype": jnp.dtype("float16")}, "bfloat16 and float32, not float16"),
-                           ({"T": 1}, "as many queries as keys"),
-                           ({"N": 256, "K": 2}, "up to 32 query heads"),
-                           ({"H": 130}, "head sizes up to 128, not 130")):
+    for change, reason in (
+        ({"dtype": jnp.dtype("float16")}, "bfloat16 and float32, not float16"),
+        ({"T": 1}, "as many queries as keys"),
+        ({"N": 256, "K": 2}, "up to 32 query heads"),
+        ({"H": 130}, "head sizes up to 128, not 130"),
+    ):
         assert reason in tpu.refuse(dataclasses.replace(call, **change))
     q, k, v, _ = Case(T=16, H=136).arrays()
     with interpret_kernels(), pytest.raises(KernelError, match="not 136.*xla: can run") as caught:
@@ -182,6 +207,7 @@ def test_what_it_cannot_run_is_refused_with_the_reason():
 def shapes(config, T):
     def of(heads):
         return jax.ShapeDtypeStruct((1, T, heads, config.head_dim), jnp.bfloat16)
+
     return of(config.num_heads), of(config.kv_heads), of(config.kv_heads)
 
 
@@ -194,8 +220,11 @@ def test_every_size_lowers_for_a_tpu_from_a_cpu(size, T):
         return jnp.sum(attention(q, k, v).astype(jnp.float32))
 
     with jax.sharding.use_abstract_mesh(AbstractMesh((1,), ("x",), abstract_device=device)):
-        lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(
-            *shapes(sizes.by_name(size), T)).lower(lowering_platforms=("tpu",))
+        lowered = (
+            jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+            .trace(*shapes(sizes.by_name(size), T))
+            .lower(lowering_platforms=("tpu",))
+        )
     text = lowered.as_text()
     assert text.count("tpu_custom_call") == 2, "the forward and the fused backward kernel"
     assert f"{T}x{T}" not in text
@@ -217,8 +246,13 @@ def compiled():
     has loaded libtpu is no longer a CPU's alone."""
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("libtpu is not installed: pip install 'jax[tpu]' compiles for TPUs without one")
-    done = subprocess.run([sys.executable, "-c", COMPILE], env=os.environ | {"PYTHONPATH": "."},
-                          capture_output=True, text=True, timeout=600)
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        env=os.environ | {"PYTHONPATH": "."},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 

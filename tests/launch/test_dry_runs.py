@@ -28,21 +28,33 @@ def flag(words: list[str], name: str) -> str:
 
 
 def test_local_gives_every_process_its_place():
-    lines = [shlex.split(line) for line in launcher("local", "--processes=3",
-                                                    "--devices=4").splitlines()]
+    lines = [
+        shlex.split(line) for line in launcher("local", "--processes=3", "--devices=4").splitlines()
+    ]
     assert [word for line in lines for word in line if word.startswith("JAX_PROCESS_ID")] == [
-        "JAX_PROCESS_ID=0", "JAX_PROCESS_ID=1", "JAX_PROCESS_ID=2"]
+        "JAX_PROCESS_ID=0",
+        "JAX_PROCESS_ID=1",
+        "JAX_PROCESS_ID=2",
+    ]
     for line in lines:
         assert "JAX_NUM_PROCESSES=3" in line and line[-4:] == COMMAND
         assert any("--xla_force_host_platform_device_count=4" in word for word in line)
 
 
 def test_a_tpu_pod_is_made_filled_and_started_on_all_workers():
-    create, pack, *lines = [shlex.split(line) for line in launcher(
-        "tpu_pod", "--name=r", "--zone=z", "--type=v5p-256", "--spot", "--delete").splitlines()]
+    create, pack, *lines = [
+        shlex.split(line)
+        for line in launcher(
+            "tpu_pod", "--name=r", "--zone=z", "--type=v5p-256", "--spot", "--delete"
+        ).splitlines()
+    ]
     assert [line[3:5] for line in (create, *lines)] == [
-        ["queued-resources", "create"], ["tpu-vm", "scp"], ["tpu-vm", "ssh"], ["tpu-vm", "ssh"],
-        ["queued-resources", "delete"]]
+        ["queued-resources", "create"],
+        ["tpu-vm", "scp"],
+        ["tpu-vm", "ssh"],
+        ["tpu-vm", "ssh"],
+        ["queued-resources", "delete"],
+    ]
     copy, install, start, _ = lines
     assert "--spot" in create and flag(create, "accelerator-type") == "v5p-256"
     assert all("--worker=all" in line for line in (copy, install, start))
@@ -51,23 +63,39 @@ def test_a_tpu_pod_is_made_filled_and_started_on_all_workers():
     assert "QWEN_JAX_LAUNCHER=tpu_pod" in inside and inside[-4:] == COMMAND
 
 
-@pytest.mark.parametrize("options, image", [
-    (["--type=v5p-256"], "v2-alpha-tpuv5"), (["--type=v5litepod-16"], "v2-alpha-tpuv5-lite"),
-    (["--type=v6e-256"], "v2-alpha-tpuv6e"), (["--type=v9-8", "--version=new"], "new")])
+@pytest.mark.parametrize(
+    "options, image",
+    [
+        (["--type=v5p-256"], "v2-alpha-tpuv5"),
+        (["--type=v5litepod-16"], "v2-alpha-tpuv5-lite"),
+        (["--type=v6e-256"], "v2-alpha-tpuv6e"),
+        (["--type=v9-8", "--version=new"], "new"),
+    ],
+)
 def test_a_pod_has_the_image_of_its_chips(options, image):
     create = shlex.split(launcher("tpu_pod", "--name=r", "--zone=z", *options).splitlines()[0])
     assert flag(create, "runtime-version") == image
 
 
 def test_chips_without_a_known_image_are_answered():
-    code, said = run("-m", "launch.tpu_pod", "--name=r", "--zone=z", "--type=v5e-16", "--dry_run",
-                     "--", *COMMAND)
+    code, said = run(
+        "-m", "launch.tpu_pod", "--name=r", "--zone=z", "--type=v5e-16", "--dry_run", "--", *COMMAND
+    )
     assert code == 1 and "known: v4, v5p, v5litepod, v6e" in said
 
 
 def test_xpk_gets_the_command_and_the_grace():
-    words = shlex.split(launcher("xpk", "--cluster=c", "--name=r", "--type=v5p-256", "--image=i",
-                                 "--slices=2", "--grace=90"))
+    words = shlex.split(
+        launcher(
+            "xpk",
+            "--cluster=c",
+            "--name=r",
+            "--type=v5p-256",
+            "--image=i",
+            "--slices=2",
+            "--grace=90",
+        )
+    )
     assert words[:3] == ["xpk", "workload", "create"] and flag(words, "num-slices") == "2"
     assert flag(words, "termination-grace-period-seconds") == "90"
     assert shlex.split(flag(words, "command"))[-4:] == COMMAND
@@ -75,8 +103,14 @@ def test_xpk_gets_the_command_and_the_grace():
 
 @pytest.mark.parametrize("chips", [0, 4])
 def test_a_jobset_starts_all_hosts_together_and_again(chips):
-    text = launcher("jobset", "--name=r", "--image=i", "--hosts=4", "--volume=v",
-                    *([f"--chips={chips}", "--topology=4x4x1"] if chips else []))
+    text = launcher(
+        "jobset",
+        "--name=r",
+        "--image=i",
+        "--hosts=4",
+        "--volume=v",
+        *([f"--chips={chips}", "--topology=4x4x1"] if chips else []),
+    )
     first, rest = text.split("\n", 1)
     assert shlex.split(first)[:2] == ["kubectl", "apply"]
     spec = json.loads(rest.rpartition("END")[0])["spec"]
@@ -105,8 +139,14 @@ def test_slurm_runs_every_task_and_takes_all_down_with_one():
 
 def run(*arguments: str, **environment: str) -> tuple[int, str]:
     """(exit code, what it says of errors)."""
-    done = subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True,
-                          env=os.environ | environment, timeout=60)
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        timeout=60,
+    )
     return done.returncode, done.stderr
 
 
@@ -124,9 +164,11 @@ def test_what_is_required_is_named():
     assert done.returncode == 1 and "sbatch --nodes=4" in done.stdout
 
 
-OPTIONS = {"tpu_pod": ("gcloud", ["--name=r", "--zone=z", "--type=v5p-256"]),
-           "xpk": ("xpk", ["--cluster=c", "--name=r", "--type=v5p-256", "--image=i"]),
-           "jobset": ("kubectl", ["--name=r", "--image=i"])}
+OPTIONS = {
+    "tpu_pod": ("gcloud", ["--name=r", "--zone=z", "--type=v5p-256"]),
+    "xpk": ("xpk", ["--cluster=c", "--name=r", "--type=v5p-256", "--image=i"]),
+    "jobset": ("kubectl", ["--name=r", "--image=i"]),
+}
 
 
 @pytest.mark.parametrize("name", list(OPTIONS))
@@ -155,10 +197,16 @@ def pod(folder, **answers) -> tuple[int, str, list[str]]:
         (folder / name).write_text("\n".join(lines))
     (folder / "gcloud").write_text(GCLOUD.format(python=sys.executable))
     (folder / "gcloud").chmod(0o755)
-    code, said = run("-m", "launch.tpu_pod", *OPTIONS["tpu_pod"][1], "--", *COMMAND,
-                     PATH=f"{folder}:{os.environ['PATH']}", TMPDIR=str(folder))
-    calls = [line for line in (folder / "calls").read_text().splitlines()
-             if "describe" not in line]
+    code, said = run(
+        "-m",
+        "launch.tpu_pod",
+        *OPTIONS["tpu_pod"][1],
+        "--",
+        *COMMAND,
+        PATH=f"{folder}:{os.environ['PATH']}",
+        TMPDIR=str(folder),
+    )
+    calls = [line for line in (folder / "calls").read_text().splitlines() if "describe" not in line]
     return code, said, calls
 
 
@@ -194,9 +242,18 @@ def test_a_pod_that_cannot_install_starts_no_run(tmp_path):
 
 
 def test_a_preempted_pod_is_made_again(tmp_path):
-    code, _, calls = pod(tmp_path, describe=["ACTIVE", "SUSPENDED", "SUSPENDED", "ACTIVE"],
-                         ssh=["0", "255", "0"])
+    code, _, calls = pod(
+        tmp_path, describe=["ACTIVE", "SUSPENDED", "SUSPENDED", "ACTIVE"], ssh=["0", "255", "0"]
+    )
     assert code == 0
     assert [line.split(" ")[1] for line in calls] == [
-        "scp", "ssh", "ssh", "delete", "create", "scp", "ssh", "ssh"]
+        "scp",
+        "ssh",
+        "ssh",
+        "delete",
+        "create",
+        "scp",
+        "ssh",
+        "ssh",
+    ]
     assert "QWEN_JAX_ATTEMPT=0" in calls[2] and "QWEN_JAX_ATTEMPT=1" in calls[-1]

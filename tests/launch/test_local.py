@@ -14,8 +14,10 @@ import pytest
 from qwen_jax import faults
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-ME = "import os, signal, sys, time; me = int(os.environ['JAX_PROCESS_ID']); " \
-     "life = int(os.environ['QWEN_JAX_ATTEMPT']); "
+ME = (
+    "import os, signal, sys, time; me = int(os.environ['JAX_PROCESS_ID']); "
+    "life = int(os.environ['QWEN_JAX_ATTEMPT']); "
+)
 
 
 def command(*options, code=None, arguments=()) -> list[str]:
@@ -24,16 +26,26 @@ def command(*options, code=None, arguments=()) -> list[str]:
 
 
 def launch(*options, **inner) -> tuple[int, str]:
-    done = subprocess.run(command(*options, **inner), cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, timeout=600)
+    done = subprocess.run(
+        command(*options, **inner),
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=600,
+    )
     return done.returncode, done.stdout
 
 
 def test_a_killed_process_is_named_the_others_go_and_all_come_again():
-    code, shown = launch("--processes=3", code=(
-        "print('life', life, flush=True); "
-        "os.kill(os.getpid(), signal.SIGKILL) if me == 1 and life == 0 else None; "
-        "time.sleep(600 if life == 0 else 0)"))
+    code, shown = launch(
+        "--processes=3",
+        code=(
+            "print('life', life, flush=True); "
+            "os.kill(os.getpid(), signal.SIGKILL) if me == 1 and life == 0 else None; "
+            "time.sleep(600 if life == 0 else 0)"
+        ),
+    )
     assert code == 0
     assert "[launch] process 1 was killed by SIGKILL" in shown
     assert "[launch]     life 0" in shown and "[launch] restart 1 of 10" in shown
@@ -41,32 +53,47 @@ def test_a_killed_process_is_named_the_others_go_and_all_come_again():
 
 
 def test_a_frozen_process_is_named():
-    code, shown = launch("--processes=2", "--heartbeat=1", "--max_restarts=0", code=(
-        "os.kill(os.getpid(), signal.SIGSTOP) if me == 1 else time.sleep(600)"))
+    code, shown = launch(
+        "--processes=2",
+        "--heartbeat=1",
+        "--max_restarts=0",
+        code=("os.kill(os.getpid(), signal.SIGSTOP) if me == 1 else time.sleep(600)"),
+    )
     assert code == 1
     assert "process 1 has been frozen for 1 s" in shown and "given up" in shown
 
 
 def test_an_error_that_would_come_again_is_not_tried_again():
-    code, shown = launch("--grace=1", code=(
-        "print('what: no'); sys.exit(1) if me == 0 else time.sleep(600)"))
+    code, shown = launch(
+        "--grace=1", code=("print('what: no'); sys.exit(1) if me == 0 else time.sleep(600)")
+    )
     assert code == 1
     assert "not started again" in shown and "restart 1" not in shown
 
 
 def test_the_next_life_knows_why_it_began():
-    code, shown = launch(code=(
-        "print(os.environ.get('QWEN_JAX_RESTARTED_AFTER')); sys.exit(70 if life == 0 else 0)"))
+    code, shown = launch(
+        code=("print(os.environ.get('QWEN_JAX_RESTARTED_AFTER')); sys.exit(70 if life == 0 else 0)")
+    )
     assert code == 0
-    assert "ended with exit code 70" in [line for line in shown.splitlines()
-                                         if line.startswith("[1] ")][-1]
+    assert (
+        "ended with exit code 70"
+        in [line for line in shown.splitlines() if line.startswith("[1] ")][-1]
+    )
 
 
 def test_sigterm_is_handed_on_and_the_launcher_does_not_start_again():
-    process = subprocess.Popen(command(code=(
-        "signal.signal(15, lambda *_: (print('saved', flush=True), sys.exit(75))); "
-        "print('ready', flush=True); time.sleep(600)")), cwd=ROOT, text=True,
-        stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        command(
+            code=(
+                "signal.signal(15, lambda *_: (print('saved', flush=True), sys.exit(75))); "
+                "print('ready', flush=True); time.sleep(600)"
+            )
+        ),
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+    )
     ready, shown = 0, ""
     for line in process.stdout:
         ready, shown = ready + ("ready" in line), shown + line
@@ -78,8 +105,12 @@ def test_sigterm_is_handed_on_and_the_launcher_does_not_start_again():
 
 
 def test_nobody_is_left_when_the_launcher_is_killed():
-    process = subprocess.Popen(command(code="print('ready', flush=True); time.sleep(600)"),
-                               cwd=ROOT, text=True, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        command(code="print('ready', flush=True); time.sleep(600)"),
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+    )
     for _ in range(2):
         process.stdout.readline()
     workers = faults.workers(process.pid)
@@ -102,15 +133,29 @@ def alive(pid: int) -> bool:
 
 
 def pretrain(run_dir, text, *flags) -> list[str]:
-    return ["-m", "benchmarks.cached", "experiments.pretrain", "--recipe=smoke", f"--run_dir={run_dir}",
-            f"--data.sources={text}", "--model.hidden_size=32", "--model.ffn_size=64",
-            "--model.unroll_layers=2", "--optimizer.warmup_steps=2", "--train.log_every=1", *flags]
+    return [
+        "-m",
+        "benchmarks.cached",
+        "experiments.pretrain",
+        "--recipe=smoke",
+        f"--run_dir={run_dir}",
+        f"--data.sources={text}",
+        "--model.hidden_size=32",
+        "--model.ffn_size=64",
+        "--model.unroll_layers=2",
+        "--optimizer.warmup_steps=2",
+        "--train.log_every=1",
+        *flags,
+    ]
 
 
 def losses(run_dir) -> dict[int, float]:
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return {record["step"]: record["train/loss"] for record in map(json.loads, lines)
-            if "train/loss" in record}
+    return {
+        record["step"]: record["train/loss"]
+        for record in map(json.loads, lines)
+        if "train/loss" in record
+    }
 
 
 def events(run_dir) -> list[str]:
@@ -130,13 +175,19 @@ def cached(monkeypatch, tmp_path_factory):
 def test_two_processes_train_through_a_kill(toy_text, tmp_path, monkeypatch, cached):
     """The second life goes on with the newest checkpoint; every step is there once, in order."""
     monkeypatch.setenv(faults.VARIABLE, "kill step=7 process=1")
-    code, shown = launch("--processes=2", "--heartbeat=100", arguments=pretrain(
-        tmp_path / "run", toy_text, "--train.num_steps=8", "--train.save_every=2"))
+    code, shown = launch(
+        "--processes=2",
+        "--heartbeat=100",
+        arguments=pretrain(
+            tmp_path / "run", toy_text, "--train.num_steps=8", "--train.save_every=2"
+        ),
+    )
     assert code == 0, shown
     assert "process 1 was killed by SIGKILL" in shown
     # Process 0 may still say what it saw of the other's end, before it is taken down.
-    told = [event for event in events(tmp_path / "run")
-            if event not in ("killed", "error", "slow_host")]
+    told = [
+        event for event in events(tmp_path / "run") if event not in ("killed", "error", "slow_host")
+    ]
     # A save waits for the one before it: when step 7 begins, that of step 2 is on disk at least.
     assert told[:2] == ["start", "saved"] and told[-2:] == ["saved", "end"], told
     assert [event for event in told if event != "saved"] == ["start", "restart", "resume", "end"]
@@ -149,9 +200,14 @@ def test_losses_are_the_same_bits_in_one_two_and_four_processes(toy_text, tmp_pa
     for processes, devices in ((1, 8), (2, 4), (4, 2)):
         run = tmp_path / f"run{processes}"
         code, shown = launch(
-            f"--processes={processes}", f"--devices={devices}", "--heartbeat=300",
-            "--max_restarts=0", arguments=pretrain(
-                run, toy_text, "--train.num_steps=30", "--mesh.data=4", "--mesh.tensor=2"))
+            f"--processes={processes}",
+            f"--devices={devices}",
+            "--heartbeat=300",
+            "--max_restarts=0",
+            arguments=pretrain(
+                run, toy_text, "--train.num_steps=30", "--mesh.data=4", "--mesh.tensor=2"
+            ),
+        )
         assert code == 0, shown
         found[processes] = losses(run)
     assert len(found[1]) == 30
@@ -161,17 +217,30 @@ def test_losses_are_the_same_bits_in_one_two_and_four_processes(toy_text, tmp_pa
 @pytest.mark.slow
 def test_four_two_and_one_processes_on_other_meshes_see_the_same_data(toy_text, tmp_path, cached):
     settings = "--train.num_steps=30", "--train.save_every=10"
-    code, shown = launch("--processes=1", "--devices=4", "--max_restarts=0",
-                         arguments=pretrain(tmp_path / "whole", toy_text, *settings))
+    code, shown = launch(
+        "--processes=1",
+        "--devices=4",
+        "--max_restarts=0",
+        arguments=pretrain(tmp_path / "whole", toy_text, *settings),
+    )
     assert code == 0, shown
     for processes, devices, mesh, end in (
-            (4, 1, "--mesh.fsdp=4", 12), (2, 2, "--mesh.tensor=2", 22), (1, 2, "--mesh.data=2", None)):
+        (4, 1, "--mesh.fsdp=4", 12),
+        (2, 2, "--mesh.tensor=2", 22),
+        (1, 2, "--mesh.data=2", None),
+    ):
         # A signal is heard within a second or two: steps that are slower from there on wait for it.
-        os.environ[faults.VARIABLE] = f"term step={end}; delay step={end} seconds=0.5" if end else ""
+        os.environ[faults.VARIABLE] = (
+            f"term step={end}; delay step={end} seconds=0.5" if end else ""
+        )
         try:
-            code, shown = launch(f"--processes={processes}", f"--devices={devices}",
-                                 "--heartbeat=300", "--max_restarts=0", arguments=pretrain(
-                                     tmp_path / "parts", toy_text, mesh, *settings))
+            code, shown = launch(
+                f"--processes={processes}",
+                f"--devices={devices}",
+                "--heartbeat=300",
+                "--max_restarts=0",
+                arguments=pretrain(tmp_path / "parts", toy_text, mesh, *settings),
+            )
         finally:
             del os.environ[faults.VARIABLE]
         assert code == (1 if end else 0), shown
@@ -182,10 +251,17 @@ def test_four_two_and_one_processes_on_other_meshes_see_the_same_data(toy_text, 
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_of_four_makes_all_save_the_same_step(toy_text, tmp_path, monkeypatch, cached):
+def test_sigterm_to_one_of_four_makes_all_save_the_same_step(
+    toy_text, tmp_path, monkeypatch, cached
+):
     monkeypatch.setenv(faults.VARIABLE, "term step=5 process=2; delay step=5 seconds=0.1")
-    code, shown = launch("--processes=4", "--heartbeat=300", arguments=pretrain(
-        tmp_path / "run", toy_text, "--train.num_steps=60", "--train.save_every=100"))
+    code, shown = launch(
+        "--processes=4",
+        "--heartbeat=300",
+        arguments=pretrain(
+            tmp_path / "run", toy_text, "--train.num_steps=60", "--train.save_every=100"
+        ),
+    )
     assert code == 0, shown
     assert "was told to end by SIGTERM, and the run saved" in shown
     told = [event for event in events(tmp_path / "run") if event != "slow_host"]  # a busy machine

@@ -31,15 +31,17 @@ def tokens_of(seed: int, shape) -> jax.Array:
 
 @pytest.mark.parametrize("kv_heads, order", [(4, lambda params: params), (2, turn), (1, turn)])
 def test_prefill_and_decode_equal_the_full_forward(kv_heads, order):
-    config = dataclasses.replace(CONFIG, num_kv_heads=kv_heads,
-                                 extension=ContextExtension(dynamic_ntk=False))
+    config = dataclasses.replace(
+        CONFIG, num_kv_heads=kv_heads, extension=ContextExtension(dynamic_ntk=False)
+    )
     params = init(config, KEY)
     tokens = tokens_of(4, (3, 14))
     full = full_forward(params, tokens, config=config)
     params = order(params)
     lengths = jnp.asarray([5, 3, 7], jnp.int32)
-    logits, cache = cached(params, tokens[:, :7], init_cache(config, 3, 20), config=config,
-                           num_tokens=lengths)
+    logits, cache = cached(
+        params, tokens[:, :7], init_cache(config, 3, 20), config=config, num_tokens=lengths
+    )
     for row, n in enumerate(lengths):
         np.testing.assert_allclose(logits[row], full[row, n - 1], atol=ROUNDING)
     for i in range(5):
@@ -53,14 +55,27 @@ def test_a_prompt_padded_on_the_left_or_the_right_is_the_same_prompt():
     # The full forward of rows padded on either side, against the cache, beyond the training length.
     params, tokens = init(CONFIG, KEY), tokens_of(8, (1, 24))
     real = jnp.ones((1, 24), jnp.int32)
-    left = full_forward(params, jnp.pad(tokens, ((0, 0), (8, 0))), config=CONFIG,
-                        segment_ids=jnp.pad(real, ((0, 0), (8, 0))))[:, 8:]
-    right = full_forward(params, jnp.pad(tokens, ((0, 0), (0, 8))), config=CONFIG,
-                         segment_ids=jnp.pad(real, ((0, 0), (0, 8))))[:, :24]
+    left = full_forward(
+        params,
+        jnp.pad(tokens, ((0, 0), (8, 0))),
+        config=CONFIG,
+        segment_ids=jnp.pad(real, ((0, 0), (8, 0))),
+    )[:, 8:]
+    right = full_forward(
+        params,
+        jnp.pad(tokens, ((0, 0), (0, 8))),
+        config=CONFIG,
+        segment_ids=jnp.pad(real, ((0, 0), (0, 8))),
+    )[:, :24]
     cache = init_cache(CONFIG, 1, 32)
     for i in range(24):  # all of it token by token, told of the whole length
-        logits, cache = cached(params, tokens[:, i:i + 1], cache, config=CONFIG,
-                               prompt_lengths=jnp.asarray([24], jnp.int32))
+        logits, cache = cached(
+            params,
+            tokens[:, i : i + 1],
+            cache,
+            config=CONFIG,
+            prompt_lengths=jnp.asarray([24], jnp.int32),
+        )
         np.testing.assert_allclose(logits[0], left[0, i], atol=ROUNDING)
         np.testing.assert_allclose(logits[0], right[0, i], atol=ROUNDING)
 
@@ -72,15 +87,20 @@ def whole_and_in_pieces(config, pieces, *, first_row=1):
     whole, _ = cached(params, tokens, init_cache(config, 1, 512), config=config)
     cache, begin = init_cache(config, 3, 512), 0
     for size in pieces:
-        logits, cache = cached(params, tokens[:, begin:begin + size], cache, config=config,
-                               rows=jnp.asarray([first_row], jnp.int32), prompt_lengths=length)
+        logits, cache = cached(
+            params,
+            tokens[:, begin : begin + size],
+            cache,
+            config=config,
+            rows=jnp.asarray([first_row], jnp.int32),
+            prompt_lengths=length,
+        )
         begin += size
     assert cache.lengths.tolist() == [0, total, 0]
     return whole, logits, full_forward(params, tokens, config=config)[:, -1]
 
 
-@pytest.mark.parametrize("extension", [
-    ContextExtension(), ContextExtension(windows=(40, 150))])
+@pytest.mark.parametrize("extension", [ContextExtension(), ContextExtension(windows=(40, 150))])
 def test_a_prompt_in_pieces_over_several_blocks_is_the_prompt_at_once(extension):
     config = dataclasses.replace(CONFIG, extension=extension)
     whole, pieces, full = whole_and_in_pieces(config, (100, 60, 100, 1))
@@ -93,8 +113,13 @@ def test_each_layer_sees_its_window_and_no_more():
     params, tokens = init(config, KEY), tokens_of(3, (1, 12))
 
     def last(tokens):
-        return cached(params, tokens, init_cache(config, 1, 16), config=config,
-                      prompt_lengths=jnp.asarray([12], jnp.int32))[0]
+        return cached(
+            params,
+            tokens,
+            init_cache(config, 1, 16),
+            config=config,
+            prompt_lengths=jnp.asarray([12], jnp.int32),
+        )[0]
 
     # The lower layer sees each token alone, the upper one three: 9 is the first that counts.
     for place, changes in ((8, False), (9, True)):
@@ -110,12 +135,18 @@ def test_a_row_is_the_same_to_the_last_bit_whatever_lies_beside_it():
         other = (row + 1) % 3
         tokens = tokens.at[other, :other_length].set(tokens_of(2, (other_length,)))
         lengths = jnp.zeros((3,), jnp.int32).at[row].set(20).at[other].set(other_length)
-        logits, cache = cached(params, tokens, init_cache(CONFIG, 3, 384), config=CONFIG,
-                               num_tokens=lengths)
+        logits, cache = cached(
+            params, tokens, init_cache(CONFIG, 3, 384), config=CONFIG, num_tokens=lengths
+        )
         steps = [logits[row]]
         for i in range(3):
-            logits, cache = cached(params, tokens_of(5 + i, (3, 1)).at[row].set(i), cache,
-                                   config=CONFIG, num_tokens=jnp.minimum(lengths, 1))
+            logits, cache = cached(
+                params,
+                tokens_of(5 + i, (3, 1)).at[row].set(i),
+                cache,
+                config=CONFIG,
+                num_tokens=jnp.minimum(lengths, 1),
+            )
             steps.append(logits[row])
         results.append(np.asarray(steps))
     np.testing.assert_array_equal(results[0], results[1])
@@ -139,12 +170,19 @@ def test_an_int8_cache_stays_close_to_the_full_one(shared):
     logits = {}
     for dtype in ("float32", "bfloat16", "int8"):  # new tokens see one another as they are
         cache = init_cache(config, len(tokens), 128, dtype=dtype)
-        _, cache = cached(params, tokens[:, :80], cache, config=config,
-                          prompt_lengths=jnp.full(len(tokens), 100, jnp.int32))
+        _, cache = cached(
+            params,
+            tokens[:, :80],
+            cache,
+            config=config,
+            prompt_lengths=jnp.full(len(tokens), 100, jnp.int32),
+        )
         logits[dtype] = np.asarray(cached(params, tokens[:, 80:], cache, config=config)[0])
     exact = logits["float32"]
-    error = {dtype: float(np.sqrt(np.mean((found - exact) ** 2) / np.mean(exact ** 2)))
-             for dtype, found in logits.items()}
+    error = {
+        dtype: float(np.sqrt(np.mean((found - exact) ** 2) / np.mean(exact**2)))
+        for dtype, found in logits.items()
+    }
     print(error)  # 1.9 % in bfloat16, 3.2 % in int8: this model's logits are sharp
     # A step of int8 is 1/255 of a range of a few standard deviations, and one of bfloat16 1/256 of
     # the entry itself: on average about the same, twice that at most.

@@ -29,8 +29,9 @@ def rows_and_gradient(tokens, table, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", [(1, 8, 1, 1), (1, 2, 4, 1), (2, 2, 2, 1), (1, 1, 8, 1),
-                                   (1, 2, 2, 2), (4, 1, 1, 2)])
+@pytest.mark.parametrize(
+    "shape", [(1, 8, 1, 1), (1, 2, 4, 1), (2, 2, 2, 1), (1, 1, 8, 1), (1, 2, 2, 2), (4, 1, 1, 2)]
+)
 def test_the_lookup_is_the_same_on_every_mesh(shape, dtype):
     wanted_gradient, wanted = jax.jit(rows_and_gradient, static_argnums=2)(TOKENS, TABLE, dtype)
     mesh = make_mesh(MeshConfig(*shape))
@@ -40,7 +41,8 @@ def test_the_lookup_is_the_same_on_every_mesh(shape, dtype):
 
     with use_layout(mesh):
         gradient, rows = jax.jit(rows_and_gradient, static_argnums=2)(
-            placed(TOKENS, "batch", "length"), placed(TABLE, "vocab", "embed"), dtype)
+            placed(TOKENS, "batch", "length"), placed(TABLE, "vocab", "embed"), dtype
+        )
     np.testing.assert_array_equal(rows, wanted)
     # Sums of a word that stands in several places, in another order.
     np.testing.assert_allclose(gradient, wanted_gradient, atol=1e-5)
@@ -75,8 +77,12 @@ print("compiled")
 
 def test_no_array_of_the_step_is_made_whole_against_the_compilers_will():
     """XLA warns of what it replicates for want of a better way."""
-    done = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True,
-                          env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "0", "PYTHONPATH": "."},
-                          timeout=1800)
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "0", "PYTHONPATH": "."},
+        timeout=1800,
+    )
     assert "compiled" in done.stdout, done.stderr[-2000:]
     assert "nvoluntary full remat" not in done.stderr

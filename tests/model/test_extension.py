@@ -44,34 +44,42 @@ def by_definition(params, tokens, config):
         base = config.rope_base * alpha ** (config.head_dim / (config.head_dim - 2))
         factors = [max(1.0, np.log(min(p + 1, window)) / np.log(L)) for p in range(n)]
         q, k, v = project_qkv(
-            rms_norm(x, layer.attention_norm, epsilon=config.norm_epsilon), layer.attention,
+            rms_norm(x, layer.attention_norm, epsilon=config.norm_epsilon),
+            layer.attention,
             table=rope.rotary_table(positions, head_size=config.head_dim, base=base),
-            query_scale_BT=jnp.asarray([factors], jnp.float32))
-        out = reference.attention(q, k, v, segment_ids=None, positions=None, window=window,
-                                  scale=config.head_dim ** -0.5)
+            query_scale_BT=jnp.asarray([factors], jnp.float32),
+        )
+        out = reference.attention(
+            q, k, v, segment_ids=None, positions=None, window=window, scale=config.head_dim**-0.5
+        )
         x = x + project_out(out, layer.attention)
         x = x + swiglu(rms_norm(x, layer.mlp_norm, epsilon=config.norm_epsilon), layer.mlp)
-    return unembed(rms_norm(x, params.final_norm, epsilon=config.norm_epsilon),
-                   head_matrix(params))
+    return unembed(rms_norm(x, params.final_norm, epsilon=config.norm_epsilon), head_matrix(params))
 
 
 @pytest.mark.parametrize("windows", [(16, 24, 40), (8, 64, 32)])
 def test_every_layer_has_its_own_window_base_and_factors(params, windows):
     config, tokens = extended(windows), tokens_of(1, (1, 50))
-    np.testing.assert_allclose(forward(params, tokens, config=config),
-                               by_definition(params, tokens, config), atol=5e-5)
+    np.testing.assert_allclose(
+        forward(params, tokens, config=config), by_definition(params, tokens, config), atol=5e-5
+    )
 
 
 def test_a_window_that_shows_everything_is_none(params):
     tokens = tokens_of(2, (2, 50))
-    np.testing.assert_allclose(forward(params, tokens, config=extended((50, 64, 2**31 - 1))),
-                               forward(params, tokens, config=PLAIN), atol=1e-5)
+    np.testing.assert_allclose(
+        forward(params, tokens, config=extended((50, 64, 2**31 - 1))),
+        forward(params, tokens, config=PLAIN),
+        atol=1e-5,
+    )
 
 
 def test_windows_within_the_training_length_stretch_nothing(params):
     tokens = tokens_of(3, (1, 50))
-    ours, unstretched = (forward(params, tokens, config=extended((16, 12, 8), **settings))
-                         for settings in ({}, {"dynamic_ntk": False, "logn": False}))
+    ours, unstretched = (
+        forward(params, tokens, config=extended((16, 12, 8), **settings))
+        for settings in ({}, {"dynamic_ntk": False, "logn": False})
+    )
     np.testing.assert_allclose(ours, unstretched, atol=1e-6)
 
 
@@ -82,8 +90,9 @@ def test_what_reaches_an_output_is_what_the_windows_add_up_to(params, windows):
 
     def output(embed_of_each):
         own = dataclasses.replace(params, embed=embed_of_each)
-        x = hidden_states(own, places, places, config=extended(windows),
-                          length_B=jnp.asarray([n], jnp.int32))
+        x = hidden_states(
+            own, places, places, config=extended(windows), length_B=jnp.asarray([n], jnp.int32)
+        )
         return jnp.sum(x[0, query])
 
     table = jax.random.normal(jax.random.key(1), (n, PLAIN.hidden_size))
@@ -99,7 +108,7 @@ def test_a_short_row_beside_a_long_one_is_not_stretched_for_it(params, windows):
     ids = jnp.asarray(np.arange(60) < lengths, jnp.int32)
     together = forward(params, tokens, config=config, segment_ids=ids)
     for row, (n,) in enumerate(lengths):
-        alone = forward(params, tokens[row:row + 1, :n], config=config)
+        alone = forward(params, tokens[row : row + 1, :n], config=config)
         np.testing.assert_allclose(together[row, :n], alone[0], atol=5e-5)
 
 
@@ -107,7 +116,10 @@ def test_training_knows_no_extension(params):
     tokens = tokens_of(5, (1, 50))
 
     def program(config):
-        return str(jax.make_jaxpr(
-            lambda tokens: forward(params, tokens, config=config, inference=False))(tokens))
+        return str(
+            jax.make_jaxpr(lambda tokens: forward(params, tokens, config=config, inference=False))(
+                tokens
+            )
+        )
 
     assert program(extended((16, 24, 40))) == program(PLAIN)

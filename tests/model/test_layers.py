@@ -23,8 +23,11 @@ def test_gated_silu():
 
 def test_gated_silu_rounds_once():
     gate, up = draw(0, 4096).astype(jnp.bfloat16), draw(1, 4096).astype(jnp.bfloat16)
-    exact = (np.asarray(up, np.float64) * np.asarray(gate, np.float64)
-             / (1 + np.exp(-np.asarray(gate, np.float64))))
+    exact = (
+        np.asarray(up, np.float64)
+        * np.asarray(gate, np.float64)
+        / (1 + np.exp(-np.asarray(gate, np.float64)))
+    )
     error = np.abs(np.asarray(gated_silu(gate, up), np.float64) - exact)
     assert gated_silu(gate, up).dtype == jnp.bfloat16
     assert (error <= 2.0**-8 * np.abs(exact)).all()  # half an ulp of bfloat16, and rounding
@@ -35,7 +38,8 @@ def test_linear(dtype):
     x, w, dy = draw(0, 2, 5, 16).astype(dtype), draw(1, 16, 24), draw(2, 2, 5, 24).astype(dtype)
     out, backward = jax.vjp(linear, x, w)
     wanted, wanted_backward = jax.vjp(
-        lambda x, w: jnp.matmul(x.astype(jnp.float32), w.astype(dtype).astype(jnp.float32)), x, w)
+        lambda x, w: jnp.matmul(x.astype(jnp.float32), w.astype(dtype).astype(jnp.float32)), x, w
+    )
     rounding = 1e-5 if dtype == "float32" else 2.0**-7
     np.testing.assert_allclose(out.astype(jnp.float32), wanted, rtol=rounding, atol=rounding)
     dx, dw = backward(dy)
@@ -43,5 +47,9 @@ def test_linear(dtype):
     assert (dx.dtype, dw.dtype) == (x.dtype, w.dtype)
     for ours, theirs in ((dx, wanted_dx), (dw, wanted_dw)):
         scale = float(jnp.abs(theirs.astype(jnp.float32)).max())
-        np.testing.assert_allclose(ours.astype(jnp.float32), theirs.astype(jnp.float32),
-                                   rtol=rounding, atol=rounding * scale)
+        np.testing.assert_allclose(
+            ours.astype(jnp.float32),
+            theirs.astype(jnp.float32),
+            rtol=rounding,
+            atol=rounding * scale,
+        )

@@ -32,8 +32,13 @@ def drawn(specs, std: float | None = None):
     """Weights of these Specs, or all of one standard deviation; numpy has nothing to compile."""
     draw = np.random.default_rng(0)
     stds = {"zeros": 0.0, "ones": 1.0}
-    return jax.tree.map(lambda spec: np.float32(stds.get(spec.init, spec.std) if std is None else std)
-                        * draw.standard_normal(spec.shape, np.float32), specs)
+    return jax.tree.map(
+        lambda spec: (
+            np.float32(stds.get(spec.init, spec.std) if std is None else std)
+            * draw.standard_normal(spec.shape, np.float32)
+        ),
+        specs,
+    )
 
 
 BASE = drawn(spec.param_specs(CONFIG))
@@ -54,8 +59,15 @@ def test_a_fresh_adapter_changes_no_bit(dtype):
 def each_target(adapters):
     """(name, weight's path in a Params) of every adapter."""
     found = jax.tree_util.tree_leaves_with_path(adapters, is_leaf=lambda x: isinstance(x, Adapter))
-    return {path[-1].name: (adapter, lambda params, path=path: functools.reduce(
-        lambda tree, key: getattr(tree, key.name), path, params)) for path, adapter in found}
+    return {
+        path[-1].name: (
+            adapter,
+            lambda params, path=path: functools.reduce(
+                lambda tree, key: getattr(tree, key.name), path, params
+            ),
+        )
+        for path, adapter in found
+    }
 
 
 def test_gradients_are_the_chain_rule_through_weights_whose_own_nobody_computes():
@@ -64,7 +76,10 @@ def test_gradients_are_the_chain_rule_through_weights_whose_own_nobody_computes(
     assert tuple(targets) and set(targets) == set(TARGETS)
     merged = jax.tree.map(
         lambda adapter, weight: weight if adapter is None else weight + delta(adapter, LORA.scale),
-        adapters, BASE, is_leaf=lambda x: x is None or isinstance(x, Adapter))
+        adapters,
+        BASE,
+        is_leaf=lambda x: x is None or isinstance(x, Adapter),
+    )
     cotangent = jax.random.normal(jax.random.key(2), (2, 12, CONFIG.hidden_size))
 
     def loss(params):
@@ -72,19 +87,28 @@ def test_gradients_are_the_chain_rule_through_weights_whose_own_nobody_computes(
         return jnp.sum(hidden(params, dataclasses.replace(CONFIG, unroll_layers=2)) * cotangent)
 
     of_weights = jax.jit(jax.grad(loss)).lower(merged).compile()
-    of_adapters = jax.jit(jax.grad(lambda adapters, base: loss(
-        with_adapters(base, adapters, LORA)))).lower(adapters, BASE).compile()
+    of_adapters = (
+        jax.jit(jax.grad(lambda adapters, base: loss(with_adapters(base, adapters, LORA))))
+        .lower(adapters, BASE)
+        .compile()
+    )
     whole, ours = of_weights(merged), each_target(of_adapters(adapters, BASE))
     for name, (adapter, weight_of) in targets.items():
         L, inputs = CONFIG.num_layers, 1 + input_axes(name)
         dW = weight_of(whole).reshape(L, int(np.prod(adapter.a.shape[1:inputs])), -1)
         a, b = adapter.a.reshape(L, -1, LORA.rank), adapter.b.reshape(L, LORA.rank, -1)
         scale = 4.0 / 3.0
-        for found, wanted in ((ours[name][0].a, scale * dW @ b.swapaxes(1, 2)),
-                              (ours[name][0].b, scale * a.swapaxes(1, 2) @ dW)):
+        for found, wanted in (
+            (ours[name][0].a, scale * dW @ b.swapaxes(1, 2)),
+            (ours[name][0].b, scale * a.swapaxes(1, 2) @ dW),
+        ):
             # Two orders of float32 products: 1e-5 of the largest entry was seen.
-            np.testing.assert_allclose(found.reshape(wanted.shape), wanted,
-                                       atol=1e-4 * float(jnp.abs(wanted).max()), err_msg=name)
+            np.testing.assert_allclose(
+                found.reshape(wanted.shape),
+                wanted,
+                atol=1e-4 * float(jnp.abs(wanted).max()),
+                err_msg=name,
+            )
     # 0.84 was seen: attention weighs much at this size. With the weights' own gradients it was 1.06.
     fewer, more = (found.cost_analysis()["flops"] for found in (of_adapters, of_weights))
     assert fewer < 0.9 * more
@@ -97,15 +121,20 @@ def test_adapters_lie_as_their_weights_do_and_only_where_they_are_wanted():
     assert (wo.a.shape, wo.a.axes) == ((2, 4, 8, 3), ("layers", "heads", "head_dim", "rank"))
     assert (wo.b.shape, wo.b.axes) == ((2, 3, 32), ("layers", "rank", "embed"))
     assert (w_up.a.axes, w_up.b.axes) == (("layers", "embed", "rank"), ("layers", "rank", "ffn"))
-    assert w_up.a.std == pytest.approx(32 ** -0.5) and w_up.b.init == "zeros"
+    assert w_up.a.std == pytest.approx(32**-0.5) and w_up.b.init == "zeros"
     assert spec.size(specs) == 2 * 3 * (4 * 8 + 32 + 32 + 48)
 
 
-@pytest.mark.parametrize("settings, message", [
-    ({"rank": 0}, "rank=0"), ({"rank": 4, "alpha": 0.0}, "alpha=0.0"),
-    ({"rank": 4, "targets": ("wq", "w_gates")}, "did you mean 'w_gate'"),
-    ({"rank": 4, "targets": ("embed",)}, "Known: w_down, w_gate, w_up, wk, wo, wq, wv"),
-    ({"rank": 4, "targets": ()}, "no weight would get an adapter")])
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"rank": 0}, "rank=0"),
+        ({"rank": 4, "alpha": 0.0}, "alpha=0.0"),
+        ({"rank": 4, "targets": ("wq", "w_gates")}, "did you mean 'w_gate'"),
+        ({"rank": 4, "targets": ("embed",)}, "Known: w_down, w_gate, w_up, wk, wo, wq, wv"),
+        ({"rank": 4, "targets": ()}, "no weight would get an adapter"),
+    ],
+)
 def test_what_cannot_be_is_refused(settings, message):
     with pytest.raises(ConfigError, match=message):
         LoRAConfig(**settings)

@@ -53,11 +53,13 @@ def training_batch(expected) -> Batch:
     targets = np.concatenate([labels[:, 1:], np.full((2, 1), -100)], axis=1)
     weights = (targets != -100).astype(np.float32)
     B, T = ids.shape
-    return Batch(tokens=jnp.asarray(ids, jnp.int32),
-                 targets=jnp.asarray(np.where(targets == -100, 0, targets), jnp.int32),
-                 loss_weights=jnp.asarray(weights),
-                 segment_ids=jnp.ones((B, T), jnp.int32),
-                 positions=jnp.tile(jnp.arange(T, dtype=jnp.int32)[None], (B, 1)))
+    return Batch(
+        tokens=jnp.asarray(ids, jnp.int32),
+        targets=jnp.asarray(np.where(targets == -100, 0, targets), jnp.int32),
+        loss_weights=jnp.asarray(weights),
+        segment_ids=jnp.ones((B, T), jnp.int32),
+        positions=jnp.tile(jnp.arange(T, dtype=jnp.int32)[None], (B, 1)),
+    )
 
 
 def test_loss_and_gradients_equal_the_original(original):
@@ -79,9 +81,11 @@ def test_loss_and_gradients_equal_the_original(original):
         "transformer.wte.weight": grads.embed,
         "transformer.h.0.ln_1.weight": first.attention_norm,
         "transformer.h.0.attn.c_attn.weight": np.concatenate(
-            [w.reshape(D, -1).T for w in (attention.wq, attention.wk, attention.wv)]),
+            [w.reshape(D, -1).T for w in (attention.wq, attention.wk, attention.wv)]
+        ),
         "transformer.h.0.attn.c_attn.bias": np.concatenate(
-            [b.reshape(-1) for b in (attention.bq, attention.bk, attention.bv)]),
+            [b.reshape(-1) for b in (attention.bq, attention.bk, attention.bv)]
+        ),
         "transformer.h.0.attn.c_proj.weight": attention.wo.reshape(-1, D).T,
         "transformer.h.0.ln_2.weight": first.mlp_norm,
         "transformer.h.0.mlp.w1.weight": first.mlp.w_up.T,
@@ -95,5 +99,6 @@ def test_loss_and_gradients_equal_the_original(original):
         wanted = expected[f"grad.{name}"]
         error = np.linalg.norm(grad - wanted) / np.linalg.norm(wanted)
         assert error < 1e-4, (name, error)
-        np.testing.assert_allclose(grad, wanted, atol=1e-4 * np.abs(wanted).max(), rtol=1e-4,
-                                   err_msg=name)
+        np.testing.assert_allclose(
+            grad, wanted, atol=1e-4 * np.abs(wanted).max(), rtol=1e-4, err_msg=name
+        )

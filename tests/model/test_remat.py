@@ -46,7 +46,8 @@ def stand_in(request, monkeypatch):
     module.refuse = lambda call: None
     module.attention = differentiable(
         lambda q, k, v, k_start, q_end, *, scale: forward_kernel(q, k, v),
-        lambda q, k, v, k_start, q_end, out, lse, dout, *, scale: backward_kernel(q, k, v, dout))
+        lambda q, k, v, k_start, q_end, out, lse, dout, *, scale: backward_kernel(q, k, v, dout),
+    )
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(IMPLEMENTATIONS, "stand_in", module.__name__)
     return dataclasses.replace(sizes.TINY, attention="stand_in", initializer_range=0.1)
@@ -98,11 +99,17 @@ def test_the_gradient_is_that_of_the_plain_back_end(stand_in):
     def gradient(**settings):
         config = dataclasses.replace(stand_in, **settings)
         # Not the squares, whose sum is the same for every normed vector.
-        return jax.jit(jax.grad(lambda params: jnp.sum(
-            hidden_states(params, TOKENS, POSITIONS, config=config))))(params)
+        return jax.jit(
+            jax.grad(
+                lambda params: jnp.sum(hidden_states(params, TOKENS, POSITIONS, config=config))
+            )
+        )(params)
 
-    for ours, wanted in zip(jax.tree.leaves(gradient(remat="block")),
-                            jax.tree.leaves(gradient(attention="reference")), strict=True):
+    for ours, wanted in zip(
+        jax.tree.leaves(gradient(remat="block")),
+        jax.tree.leaves(gradient(attention="reference")),
+        strict=True,
+    ):
         np.testing.assert_allclose(ours, wanted, atol=1e-5 * float(jnp.abs(wanted).max()))
 
 
@@ -119,8 +126,13 @@ def test_dots_keeps_the_products_and_block_computes_them_again(lora):
             def whole(trained):
                 return with_adapters(params, trained, adapters)
 
-        program = jax.make_jaxpr(jax.grad(lambda trained: jnp.sum(
-            hidden_states(whole(trained), TOKENS, POSITIONS, config=config))))(trained)
+        program = jax.make_jaxpr(
+            jax.grad(
+                lambda trained: jnp.sum(
+                    hidden_states(whole(trained), TOKENS, POSITIONS, config=config)
+                )
+            )
+        )(trained)
         return dots(program.jaxpr)
 
     assert products("dots") == products("none")

@@ -46,15 +46,23 @@ def test_logn_is_one_up_to_the_training_length():
     np.testing.assert_allclose(rope.logn_scale(positions, 32)[0], wanted, rtol=1e-6)
 
 
-EXTENDED = dataclasses.replace(sizes.TINY, num_layers=3, context_length=32,
-                               extension=ContextExtension(windows=(32, 64, 1 << 20)))
+EXTENDED = dataclasses.replace(
+    sizes.TINY,
+    num_layers=3,
+    context_length=32,
+    extension=ContextExtension(windows=(32, 64, 1 << 20)),
+)
 
 
-@pytest.mark.parametrize("window, alpha, factor", [
-    (None, [1, 3, 15], math.log(200) / math.log(32)),
-    (32, [1, 1, 1], 1.0),  # within the training length: nothing is stretched
-    (64, [1, 3, 3], math.log(64) / math.log(32)),
-    (1 << 20, [1, 3, 15], math.log(200) / math.log(32))])
+@pytest.mark.parametrize(
+    "window, alpha, factor",
+    [
+        (None, [1, 3, 15], math.log(200) / math.log(32)),
+        (32, [1, 1, 1], 1.0),  # within the training length: nothing is stretched
+        (64, [1, 3, 3], math.log(64) / math.log(32)),
+        (1 << 20, [1, 3, 15], math.log(200) / math.log(32)),
+    ],
+)
 def test_a_layer_is_stretched_for_what_its_window_shows(window, alpha, factor):
     lengths = jnp.asarray([20, 40, 200], jnp.int32)
     positions = jnp.asarray([[0, 31, 199]], jnp.int32)

@@ -27,8 +27,9 @@ def tokens_of(seed: int, shape) -> jax.Array:
 
 def test_every_weight_has_the_declared_shape_and_initialisation(params):
     specs = spec.param_specs(CONFIG)
-    for (path, weight), declared in zip(jax.tree_util.tree_leaves_with_path(params),
-                                        jax.tree.leaves(specs)):
+    for (path, weight), declared in zip(
+        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(specs)
+    ):
         assert weight.shape == declared.shape, path
         wanted = {"zeros": 0.0, "ones": 0.0, "normal": declared.std}[declared.init]
         assert abs(float(jnp.std(weight)) - wanted) < 0.1 * wanted + 1e-9, path
@@ -87,10 +88,13 @@ def test_remat_changes_memory_and_not_gradients(params, remat):
 
 def test_dropout_needs_a_key_differs_by_key_and_keeps_the_mean(params):
     config = dataclasses.replace(CONFIG, dropout=0.3)
-    tokens, positions = tokens_of(6, (2, 16)), jnp.tile(
-        jnp.arange(16, dtype=jnp.int32)[None], (2, 1))
-    run = jax.jit(lambda key: hidden_states(params, tokens, positions, config=config,
-                                            dropout_key=key))
+    tokens, positions = (
+        tokens_of(6, (2, 16)),
+        jnp.tile(jnp.arange(16, dtype=jnp.int32)[None], (2, 1)),
+    )
+    run = jax.jit(
+        lambda key: hidden_states(params, tokens, positions, config=config, dropout_key=key)
+    )
     plain = hidden_states(params, tokens, positions, config=config)
     np.testing.assert_array_equal(plain, hidden_states(params, tokens, positions, config=CONFIG))
     a, b = run(jax.random.key(1)), run(jax.random.key(2))
@@ -107,13 +111,17 @@ def test_bfloat16_compute_stays_close_to_float32(params):
     assert 1e-5 < float(error) < 0.05
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"num_heads": 3}, "num_heads=3 does not divide hidden_size=32"),
-    ({"num_kv_heads": 3}, "num_kv_heads=3 does not divide num_heads=4"),
-    ({"num_layers": 0}, "num_layers=0"),
-    ({"dropout": 1.0}, "dropout=1.0"),
-    ({"compute_dtype": "fp8"}, "compute_dtype='fp8' is unknown"),
-    ({"head_size": 7}, "odd")])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"num_heads": 3}, "num_heads=3 does not divide hidden_size=32"),
+        ({"num_kv_heads": 3}, "num_kv_heads=3 does not divide num_heads=4"),
+        ({"num_layers": 0}, "num_layers=0"),
+        ({"dropout": 1.0}, "dropout=1.0"),
+        ({"compute_dtype": "fp8"}, "compute_dtype='fp8' is unknown"),
+        ({"head_size": 7}, "odd"),
+    ],
+)
 def test_a_config_that_cannot_be_right_says_so(change, message):
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(CONFIG, **change)

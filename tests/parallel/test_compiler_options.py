@@ -27,8 +27,11 @@ def test_ours_are_known_here(lowered, said):
 
 def test_an_option_of_another_version_is_left_out_and_named(lowered, said, monkeypatch):
     ours = compiler_options.compiler_options("cpu")
-    monkeypatch.setattr(compiler_options, "compiler_options", lambda platform: {
-        "xla_of_next_year": "true", "xla_of_last_year": 1} | ours)
+    monkeypatch.setattr(
+        compiler_options,
+        "compiler_options",
+        lambda platform: {"xla_of_next_year": "true", "xla_of_last_year": 1} | ours,
+    )
     assert compiler_options.compile_for("cpu", lowered)(jnp.zeros(4))[0] == 1
     assert len(said) == 2
     assert "xla_of_next_year=true" in " ".join(said) and "xla_of_last_year=1" in " ".join(said)

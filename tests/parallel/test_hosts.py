@@ -12,12 +12,24 @@ from qwen_jax.parallel.host_rows import put_rows, rows_here
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.rules import DEFAULT_RULES
 
-PLAIN = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:8476", "JAX_NUM_PROCESSES": "4",
-         "JAX_PROCESS_ID": "3"}
-POD = {"JOB_COMPLETION_INDEX": "2", "JAX_NUM_PROCESSES": "8",
-       "JAX_COORDINATOR_ADDRESS": "run-worker-0-0.run:8476"}
-STEP = {"SLURM_JOB_ID": "4097", "SLURM_STEP_NODELIST": "gpu[007-010,12]", "SLURM_NTASKS": "10",
-        "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "2(x5)"}
+PLAIN = {
+    "JAX_COORDINATOR_ADDRESS": "10.0.0.1:8476",
+    "JAX_NUM_PROCESSES": "4",
+    "JAX_PROCESS_ID": "3",
+}
+POD = {
+    "JOB_COMPLETION_INDEX": "2",
+    "JAX_NUM_PROCESSES": "8",
+    "JAX_COORDINATOR_ADDRESS": "run-worker-0-0.run:8476",
+}
+STEP = {
+    "SLURM_JOB_ID": "4097",
+    "SLURM_STEP_NODELIST": "gpu[007-010,12]",
+    "SLURM_NTASKS": "10",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x5)",
+}
 GKE = {"TPU_WORKER_HOSTNAMES": "a,b,c,d", "TPU_WORKER_ID": "0", "JOB_COMPLETION_INDEX": "0"}
 
 
@@ -25,51 +37,89 @@ def without(environment, name):
     return {key: value for key, value in environment.items() if key != name}
 
 
-@pytest.mark.parametrize("environment, expected", [
-    ({}, None),
-    (PLAIN, ("plain addresses", "10.0.0.1:8476", 4, 3, None)),
-    (PLAIN | {"JAX_LOCAL_DEVICE_IDS": "2,3"}, ("plain addresses", "10.0.0.1:8476", 4, 3, (2, 3))),
-    (POD, ("Kubernetes JobSet", "run-worker-0-0.run:8476", 8, 2, None)),
-    (STEP, ("Slurm job 4097", "gpu007:61441", 10, 5, (1,))),
-    (STEP | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"}, ("Slurm job 4097", "gpu007:61441", 10, 5, (2, 3))),
-    (STEP | {"CUDA_VISIBLE_DEVICES": "1"}, ("Slurm job 4097", "gpu007:61441", 10, 5, None)),
-    (STEP | {"SLURM_STEP_TASKS_PER_NODE": "1(x10)", "SLURM_LOCALID": "0"},
-     ("Slurm job 4097", "gpu007:61441", 10, 5, None)),
-    ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"}, None),
-    (GKE, ("TPU pod on GKE, 4 hosts", None, None, None, None)),
-    (GKE | {"MEGASCALE_NUM_SLICES": "2"},
-     ("TPU pod on GKE, 4 hosts in each of 2 slices", None, None, None, None)),
-    (GKE | {"TPU_WORKER_HOSTNAMES": "localhost"}, ("TPU, one host", None, 1, 0, None)),
-    ({"WORLD_SIZE": "1"}, None),
-], ids=["alone", "plain", "plain_devices", "jobset", "slurm_gpu_per_task", "slurm_gpus_shared_out",
-        "slurm_bound", "slurm_task_per_node", "slurm_shell", "gke", "gke_slices", "gke_one_host",
-        "torchrun_alone"])
+@pytest.mark.parametrize(
+    "environment, expected",
+    [
+        ({}, None),
+        (PLAIN, ("plain addresses", "10.0.0.1:8476", 4, 3, None)),
+        (
+            PLAIN | {"JAX_LOCAL_DEVICE_IDS": "2,3"},
+            ("plain addresses", "10.0.0.1:8476", 4, 3, (2, 3)),
+        ),
+        (POD, ("Kubernetes JobSet", "run-worker-0-0.run:8476", 8, 2, None)),
+        (STEP, ("Slurm job 4097", "gpu007:61441", 10, 5, (1,))),
+        (
+            STEP | {"CUDA_VISIBLE_DEVICES": "0,1,2,3"},
+            ("Slurm job 4097", "gpu007:61441", 10, 5, (2, 3)),
+        ),
+        (STEP | {"CUDA_VISIBLE_DEVICES": "1"}, ("Slurm job 4097", "gpu007:61441", 10, 5, None)),
+        (
+            STEP | {"SLURM_STEP_TASKS_PER_NODE": "1(x10)", "SLURM_LOCALID": "0"},
+            ("Slurm job 4097", "gpu007:61441", 10, 5, None),
+        ),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1"}, None),
+        (GKE, ("TPU pod on GKE, 4 hosts", None, None, None, None)),
+        (
+            GKE | {"MEGASCALE_NUM_SLICES": "2"},
+            ("TPU pod on GKE, 4 hosts in each of 2 slices", None, None, None, None),
+        ),
+        (GKE | {"TPU_WORKER_HOSTNAMES": "localhost"}, ("TPU, one host", None, 1, 0, None)),
+        ({"WORLD_SIZE": "1"}, None),
+    ],
+    ids=[
+        "alone",
+        "plain",
+        "plain_devices",
+        "jobset",
+        "slurm_gpu_per_task",
+        "slurm_gpus_shared_out",
+        "slurm_bound",
+        "slurm_task_per_node",
+        "slurm_shell",
+        "gke",
+        "gke_slices",
+        "gke_one_host",
+        "torchrun_alone",
+    ],
+)
 def test_what_is_found(environment, expected):
     found = hosts.find(environment)
     assert found == (None if expected is None else hosts.Place(*expected))
 
 
-@pytest.mark.parametrize("environment, what", [
-    (without(PLAIN, "JAX_PROCESS_ID"), "JAX_PROCESS_ID not"),
-    (without(PLAIN, "JAX_COORDINATOR_ADDRESS"), "JAX_COORDINATOR_ADDRESS not"),
-    (PLAIN | {"JAX_COORDINATOR_ADDRESS": "10.0.0.1"}, "no host:port"),
-    (PLAIN | {"JAX_PROCESS_ID": "4"}, "process 4 of 4"),
-    (PLAIN | {"JAX_NUM_PROCESSES": "four"}, "no whole number"),
-    ({"JOB_COMPLETION_INDEX": "0"}, "without JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES"),
-    ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}, "none of them"),
-    (without(STEP, "SLURM_LOCALID"), "without SLURM_LOCALID"),
-    (STEP | {"CUDA_VISIBLE_DEVICES": "0,1,2"}, "3 GPUs for 2 tasks"),
-    (without(GKE, "TPU_WORKER_ID"), "TPU_WORKER_ID not"),
-    ({"OMPI_COMM_WORLD_SIZE": "2"}, "mpirun started 2"),
-    ({"WORLD_SIZE": "8", "RANK": "1"}, "torchrun started 8"),
-], ids=range(12))
+@pytest.mark.parametrize(
+    "environment, what",
+    [
+        (without(PLAIN, "JAX_PROCESS_ID"), "JAX_PROCESS_ID not"),
+        (without(PLAIN, "JAX_COORDINATOR_ADDRESS"), "JAX_COORDINATOR_ADDRESS not"),
+        (PLAIN | {"JAX_COORDINATOR_ADDRESS": "10.0.0.1"}, "no host:port"),
+        (PLAIN | {"JAX_PROCESS_ID": "4"}, "process 4 of 4"),
+        (PLAIN | {"JAX_NUM_PROCESSES": "four"}, "no whole number"),
+        ({"JOB_COMPLETION_INDEX": "0"}, "without JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES"),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}, "none of them"),
+        (without(STEP, "SLURM_LOCALID"), "without SLURM_LOCALID"),
+        (STEP | {"CUDA_VISIBLE_DEVICES": "0,1,2"}, "3 GPUs for 2 tasks"),
+        (without(GKE, "TPU_WORKER_ID"), "TPU_WORKER_ID not"),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, "mpirun started 2"),
+        ({"WORLD_SIZE": "8", "RANK": "1"}, "torchrun started 8"),
+    ],
+    ids=range(12),
+)
 def test_what_is_set_by_halves_is_refused(environment, what):
     with pytest.raises(ConfigError, match=what):
         hosts.find(environment)
 
 
-@pytest.mark.parametrize("nodes, first", [
-    ("n1", "n1"), ("n1,n2", "n1"), ("n[001-4]", "n001"), ("n[7,9-12],m3", "n7"), ("a-b[3]", "a-b3")])
+@pytest.mark.parametrize(
+    "nodes, first",
+    [
+        ("n1", "n1"),
+        ("n1,n2", "n1"),
+        ("n[001-4]", "n001"),
+        ("n[7,9-12],m3", "n7"),
+        ("a-b[3]", "a-b3"),
+    ],
+)
 def test_the_first_node(nodes, first):
     assert hosts._first_node(nodes) == first
 
@@ -81,12 +131,16 @@ class Device:
         self.process_index = process
 
 
-@pytest.mark.parametrize("shape, owners, process, rows", [
-    ((1, 4, 1, 1), [0, 0, 1, 1], 1, range(4, 8)),
-    ((1, 4, 1, 1), [0, 1, 1, 0], 0, [0, 1, 6, 7]),  # an order that follows the wires
-    ((1, 2, 2, 1), [0, 1, 0, 1], 1, range(8)),  # a tensor axis that spans processes
-    ((2, 1, 1, 2), [0, 0, 1, 1], 0, range(4)),
-], ids=["blocks", "interleaved", "shared", "context"])
+@pytest.mark.parametrize(
+    "shape, owners, process, rows",
+    [
+        ((1, 4, 1, 1), [0, 0, 1, 1], 1, range(4, 8)),
+        ((1, 4, 1, 1), [0, 1, 1, 0], 0, [0, 1, 6, 7]),  # an order that follows the wires
+        ((1, 2, 2, 1), [0, 1, 0, 1], 1, range(8)),  # a tensor axis that spans processes
+        ((2, 1, 1, 2), [0, 0, 1, 1], 0, range(4)),
+    ],
+    ids=["blocks", "interleaved", "shared", "context"],
+)
 def test_a_process_reads_the_rows_that_its_devices_hold(monkeypatch, shape, owners, process, rows):
     mesh = make_mesh(MeshConfig(*shape), devices=jax.devices()[:4])
     owner = dict(zip(mesh.devices.flat, owners, strict=True))

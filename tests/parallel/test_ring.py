@@ -26,14 +26,17 @@ from qwen_jax.train.state import abstract_state, make_state
 from qwen_jax.train.step import make_train_step
 from qwen_jax.types import Batch
 
-SMALL = {"tpu_forward": {"query": 128, "key": 128, "compute": 128},
-         "tpu_backward": {"query": 128, "key": 128, "compute": 128, "chunk": 256}}
+SMALL = {
+    "tpu_forward": {"query": 128, "key": 128, "compute": 128},
+    "tpu_backward": {"query": 128, "key": 128, "compute": 128, "chunk": 256},
+}
 
 
 def mesh_of(context: int, **others):
     number = context * math.prod(others.values())
-    return make_mesh(MeshConfig(**{"fsdp": 1} | others, context=context),
-                     devices=jax.devices()[:number])
+    return make_mesh(
+        MeshConfig(**{"fsdp": 1} | others, context=context), devices=jax.devices()[:number]
+    )
 
 
 def ring_gradients(case: Case, mesh, implementation: str, *, balanced: bool):
@@ -46,8 +49,12 @@ def ring_gradients(case: Case, mesh, implementation: str, *, balanced: bool):
 
         def attend(q, k, v):
             out = partitioned_attention(
-                *(x[:, order] for x in (q, k, v)), segment_ids=options.get("segment_ids"),
-                window=options.get("window"), implementation=implementation, ring=ring)
+                *(x[:, order] for x in (q, k, v)),
+                segment_ids=options.get("segment_ids"),
+                window=options.get("window"),
+                implementation=implementation,
+                ring=ring,
+            )
             return out[:, np.argsort(order)]
 
         return with_gradients(attend, *arrays)
@@ -57,8 +64,15 @@ def defined(case: Case):
     arrays, options = case.arrays(), case.options()
 
     def attend(q, k, v):
-        return reference.attention(q, k, v, segment_ids=options.get("segment_ids"), positions=None,
-                                   window=options.get("window"), scale=case.H ** -0.5)
+        return reference.attention(
+            q,
+            k,
+            v,
+            segment_ids=options.get("segment_ids"),
+            positions=None,
+            window=options.get("window"),
+            scale=case.H**-0.5,
+        )
 
     return with_gradients(attend, *arrays)
 
@@ -70,13 +84,21 @@ def assert_close(got, wanted):
 
 
 MASKS = masks(64)
-QUICK = {(2, True, "packed"), (4, False, "packed, window, padding"), (4, True, "causal"),
-         (8, True, "packed, window, padding")}
+QUICK = {
+    (2, True, "packed"),
+    (4, False, "packed, window, padding"),
+    (4, True, "causal"),
+    (8, True, "packed, window, padding"),
+}
 
 
-@pytest.mark.parametrize("context, balanced, mask_name", [
-    pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
-    for case in itertools.product((2, 4, 8), (True, False), MASKS)])
+@pytest.mark.parametrize(
+    "context, balanced, mask_name",
+    [
+        pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
+        for case in itertools.product((2, 4, 8), (True, False), MASKS)
+    ],
+)
 def test_ring_attention_is_attention(context, balanced, mask_name):
     case = Case(T=64, B=2, N=4, K=2, H=16, dtype="float32", **MASKS[mask_name])
     assert_close(ring_gradients(case, mesh_of(context), "xla", balanced=balanced), defined(case))
@@ -84,14 +106,19 @@ def test_ring_attention_is_attention(context, balanced, mask_name):
 
 def test_heads_and_rows_are_cut_beside_the_sequence():
     case = Case(T=32, B=2, N=4, K=2, H=16, dtype="float32", documents=(9, 12, 8))
-    assert_close(ring_gradients(case, mesh_of(2, fsdp=2, tensor=2), "xla", balanced=True),
-                 defined(case))
+    assert_close(
+        ring_gradients(case, mesh_of(2, fsdp=2, tensor=2), "xla", balanced=True), defined(case)
+    )
 
 
-@pytest.mark.parametrize("context, changes", [
-    (2, {"documents": (150, 200, 100)}),
-    pytest.param(4, {"window": 130}, marks=pytest.mark.slow),
-    pytest.param(2, {"N": 1, "K": 1}, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "context, changes",
+    [
+        (2, {"documents": (150, 200, 100)}),
+        pytest.param(4, {"window": 130}, marks=pytest.mark.slow),
+        pytest.param(2, {"N": 1, "K": 1}, marks=pytest.mark.slow),
+    ],
+)
 def test_the_tpu_kernels_go_round(context, changes):
     case = Case(**{"T": 512, "B": 1, "N": 2, "K": 1, "dtype": "float32"} | changes)
     with interpret_kernels(True), tiles.override(**SMALL):
@@ -113,14 +140,14 @@ def test_a_block_sees_its_interval_and_no_more(module):
     bounds = [jnp.asarray(x, jnp.int32)[None] for x in (first, last)]
 
     def definition(q, k, v):
-        scores = jnp.einsum("BTNH,BSNH->BNTS", q, jnp.repeat(k, 2, axis=2)) * case.H ** -0.5
+        scores = jnp.einsum("BTNH,BSNH->BNTS", q, jnp.repeat(k, 2, axis=2)) * case.H**-0.5
         scores = jnp.where(seen[None, None], scores, -1e30)
         weights = jnp.where(seen[None, None], jax.nn.softmax(scores, axis=-1), 0.0)
         return jnp.einsum("BNTS,BSNH->BTNH", weights, jnp.repeat(v, 2, axis=2))
 
     with interpret_kernels(True), tiles.override(**SMALL):
-        out, lse = module.BLOCK.forward(q, k, v, *bounds, scale=case.H ** -0.5)
-        grads = module.BLOCK.backward(q, k, v, *bounds, out, lse, dout, scale=case.H ** -0.5)
+        out, lse = module.BLOCK.forward(q, k, v, *bounds, scale=case.H**-0.5)
+        grads = module.BLOCK.backward(q, k, v, *bounds, out, lse, dout, scale=case.H**-0.5)
     assert_close((out, *grads), with_gradients(definition, q, k, v, dout))
     nothing = ~seen.any(axis=1)
     assert nothing.any() and np.all(np.asarray(lse)[:, :, nothing] == np.float32(1e30))
@@ -150,9 +177,12 @@ def test_orders_are_inverse():
         with use_layout(mesh):
             ring = ring_of(64)
             x = jax.device_put(x, NamedSharding(mesh, PartitionSpec(None, "context", None)))
-            back, weights = jax.jit(lambda x: (
-                from_ring(x[:, ring.order()], ring), jax.grad(lambda y: jnp.sum(
-                    from_ring(y, ring) * x))(x)))(x)
+            back, weights = jax.jit(
+                lambda x: (
+                    from_ring(x[:, ring.order()], ring),
+                    jax.grad(lambda y: jnp.sum(from_ring(y, ring) * x))(x),
+                )
+            )(x)
         np.testing.assert_array_equal(back, x)
         np.testing.assert_array_equal(weights, x[:, ring.order()])
         np.testing.assert_array_equal(to_ring(jnp.arange(64)[None], None), np.arange(64)[None])
@@ -179,16 +209,22 @@ def packed_batch() -> Batch:
             ids[row, begin:end], positions[row, begin:end] = number, np.arange(end - begin)
     tokens = draw.integers(0, CONFIG.vocab_size, (4, 33), dtype=np.int32)
     weights = (ids[:, :-1] == ids[:, 1:]) & (ids[:, 1:] > 0)
-    return Batch(tokens=tokens[:, :-1], targets=tokens[:, 1:], segment_ids=ids[:, :-1],
-                 positions=positions[:, :-1], loss_weights=weights.astype(np.float32))
+    return Batch(
+        tokens=tokens[:, :-1],
+        targets=tokens[:, 1:],
+        segment_ids=ids[:, :-1],
+        positions=positions[:, :-1],
+        loss_weights=weights.astype(np.float32),
+    )
 
 
 def one_step(mesh, config=CONFIG):
     """Loss, gradient norm and the state after a step; its first moments are the gradients."""
     with use_layout(mesh):
         specs = param_specs(config)
-        state = make_state(0, specs, OPTIMIZER, abstract_state(specs, OPTIMIZER, mesh,
-                                                               dtype="float32"))
+        state = make_state(
+            0, specs, OPTIMIZER, abstract_state(specs, OPTIMIZER, mesh, dtype="float32")
+        )
         step = make_train_step(make_objective(config), OPTIMIZER, seed=0)
         state, metrics = step(state, jax.device_put(packed_batch(), batch_sharding(mesh)))
     return jax.device_get((metrics, state))
@@ -199,12 +235,16 @@ def alone():
     return one_step(mesh_of(1))
 
 
-@pytest.mark.parametrize("shape, changes", [
-    ({"context": 2}, {}),
-    ({"context": 4}, {"remat": "dots"}),
-    ({"context": 8}, {"remat": "block"}),
-    ({"context": 2, "fsdp": 2, "tensor": 2}, {}),
-    ({"context": 4}, {"attention": "reference"})])  # which has no blocks: rows are put together
+@pytest.mark.parametrize(
+    "shape, changes",
+    [
+        ({"context": 2}, {}),
+        ({"context": 4}, {"remat": "dots"}),
+        ({"context": 8}, {"remat": "block"}),
+        ({"context": 2, "fsdp": 2, "tensor": 2}, {}),
+        ({"context": 4}, {"attention": "reference"}),
+    ],
+)  # which has no blocks: rows are put together
 def test_the_train_step_is_the_same(alone, shape, changes):
     metrics, state = one_step(mesh_of(**shape), dataclasses.replace(CONFIG, **changes))
     for name, value in alone[0].items():
@@ -223,8 +263,13 @@ def test_dropout_is_that_of_the_place_in_the_row():
 
 def test_a_planted_bug_is_seen(monkeypatch):
     """Keys that arrive a step late."""
-    monkeypatch.setattr(Ring, "before", lambda ring, place, shard: sum(
-        jnp.clip(place - start, 0, ring.piece) for start in ring.starts((shard + 1) % ring.size)))
+    monkeypatch.setattr(
+        Ring,
+        "before",
+        lambda ring, place, shard: sum(
+            jnp.clip(place - start, 0, ring.piece) for start in ring.starts((shard + 1) % ring.size)
+        ),
+    )
     case = Case(T=64, N=2, K=1, H=16, dtype="float32")
     with pytest.raises(AssertionError):
         assert_close(ring_gradients(case, mesh_of(4), "xla", balanced=True), defined(case))
@@ -232,11 +277,20 @@ def test_a_planted_bug_is_seen(monkeypatch):
 
 def test_the_ring_sends_keys_and_values_and_gathers_nothing():
     mesh = mesh_of(4)
-    arrays = [jax.device_put(x, NamedSharding(mesh, PartitionSpec(None, "context")))
-              for x in Case(T=64, N=2, K=1, H=16, dtype="float32").arrays()[:3]]
+    arrays = [
+        jax.device_put(x, NamedSharding(mesh, PartitionSpec(None, "context")))
+        for x in Case(T=64, N=2, K=1, H=16, dtype="float32").arrays()[:3]
+    ]
     with use_layout(mesh):
         ring = ring_of(64)
-        text = jax.jit(lambda q, k, v: partitioned_attention(
-            q, k, v, segment_ids=None, window=None, implementation="xla", ring=ring)
-        ).lower(*arrays).compile().as_text()
+        text = (
+            jax.jit(
+                lambda q, k, v: partitioned_attention(
+                    q, k, v, segment_ids=None, window=None, implementation="xla", ring=ring
+                )
+            )
+            .lower(*arrays)
+            .compile()
+            .as_text()
+        )
     assert text.count(" collective-permute(") == 2 * 3 and "all-gather" not in text

@@ -15,19 +15,29 @@ from qwen_jax.plan.program import Result, compile_apart, refused
 
 libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
-    reason="libtpu is not installed: pip install 'jax[tpu]' compiles for TPUs without one")
+    reason="libtpu is not installed: pip install 'jax[tpu]' compiles for TPUs without one",
+)
 
 
-@pytest.mark.parametrize("name, chips, libtpu_name", [
-    ("v5p-256", 128, "v5p:4x4x8"), ("v5p-64", 32, "v5p:2x4x4"), ("v5e-16", 16, "v5e:4x4"),
-    ("v6e-256", 256, "v6e:16x16"), ("v5p:4x8x8", 256, "v5p:4x8x8")])
+@pytest.mark.parametrize(
+    "name, chips, libtpu_name",
+    [
+        ("v5p-256", 128, "v5p:4x4x8"),
+        ("v5p-64", 32, "v5p:2x4x4"),
+        ("v5e-16", 16, "v5e:4x4"),
+        ("v6e-256", 256, "v6e:16x16"),
+        ("v5p:4x8x8", 256, "v5p:4x8x8"),
+    ],
+)
 def test_names_count_what_google_counts(name, chips, libtpu_name):
     topology = topologies.by_name(name)
     assert (topology.chips, topology.libtpu) == (chips, libtpu_name)
 
 
-@pytest.mark.parametrize("name, message", [
-    ("v5q-8", "v5p"), ("v5p-7", "v5p-256"), ("v5p", "write it as"), ("v5p:4x4", "3")])
+@pytest.mark.parametrize(
+    "name, message",
+    [("v5q-8", "v5p"), ("v5p-7", "v5p-256"), ("v5p", "write it as"), ("v5p:4x4", "3")],
+)
 def test_a_slice_that_does_not_exist_is_answered_with_those_that_do(name, message):
     with pytest.raises(QwenJaxError, match=message):
         topologies.by_name(name)
@@ -45,9 +55,12 @@ def test_a_workload_is_the_recipe(stage):
     workload = plan.workload_of(plan.Config(model="7b", stage=stage))
     recipe = plan.RECIPES_OF[stage]["7b"]
     assert workload.model == recipe.model and workload.train.batch_size == recipe.train.batch_size
-    assert tokens_per_step(workload) == {
-        "pretrain": 2048 * 2048, "reward_model": 64 * 2 * 2048,
-        "ppo": 128 * 1024 + 512 * 2048}[stage]
+    assert (
+        tokens_per_step(workload)
+        == {"pretrain": 2048 * 2048, "reward_model": 64 * 2 * 2048, "ppo": 128 * 1024 + 512 * 2048}[
+            stage
+        ]
+    )
 
 
 def test_longer_rows_keep_the_tokens_of_a_step_and_of_the_run():
@@ -61,8 +74,9 @@ def test_longer_rows_keep_the_tokens_of_a_step_and_of_the_run():
 def test_the_search_keeps_to_what_divides_and_fits():
     workload = plan.workload_of(plan.Config(model="14b"))
     topology = topologies.by_name("v6e-256")
-    found, looked_at, too_large = search.best(workload, topology, number=6, max_tensor=8,
-                                              max_context=2)
+    found, looked_at, too_large = search.best(
+        workload, topology, number=6, max_tensor=8, max_context=2
+    )
     assert len(found) == 6 and looked_at > too_large > 0
     assert [one.seconds for one in found] == sorted(one.seconds for one in found)
     for one in found:
@@ -76,10 +90,18 @@ def test_the_search_keeps_to_what_divides_and_fits():
 def test_keeping_more_takes_more_memory_and_less_time():
     workload = plan.workload_of(plan.Config(model="7b"))
     chip = topologies.CHIPS["v5p"]
-    kept = [search.paper(dataclasses.replace(
-        workload, mesh=MeshConfig(1, 128, 1, 1),
-        model=dataclasses.replace(workload.model, remat=remat)), chip, 128)
-        for remat in ("none", "dots", "block")]
+    kept = [
+        search.paper(
+            dataclasses.replace(
+                workload,
+                mesh=MeshConfig(1, 128, 1, 1),
+                model=dataclasses.replace(workload.model, remat=remat),
+            ),
+            chip,
+            128,
+        )
+        for remat in ("none", "dots", "block")
+    ]
     assert kept[0].bytes > kept[1].bytes > kept[2].bytes
     assert kept[0].seconds <= kept[1].seconds < kept[2].seconds
 
@@ -98,11 +120,15 @@ def test_mfu_is_model_flops_over_peak():
 
 @pytest.mark.parametrize("share, doubted", [(1.3, False), (0.4, True)])
 def test_a_program_that_was_not_read_whole_says_so(monkeypatch, share, doubted):
-    config = plan.Config(model="7b", topology="v5p-256", mesh="4,32,1,1", remat="nothing",
-                         micro_batches=4)
+    config = plan.Config(
+        model="7b", topology="v5p-256", mesh="4,32,1,1", remat="nothing", micro_batches=4
+    )
     a, _ = model_flops(plan.workload_of(config))
-    monkeypatch.setattr(plan, "compile_apart", lambda *_, **__: Result(
-        seconds=5.0, work={"products": 5.0}, flops=share * a / 128))
+    monkeypatch.setattr(
+        plan,
+        "compile_apart",
+        lambda *_, **__: Result(seconds=5.0, work={"products": 5.0}, flops=share * a / 128),
+    )
     monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(plan.importlib.metadata, "version", lambda name: "1")
     lines = []
@@ -111,14 +137,29 @@ def test_a_program_that_was_not_read_whole_says_so(monkeypatch, share, doubted):
 
 
 def test_what_does_not_fit_is_a_line():
-    assert refused("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 25.1G of "
-                   "15.75G hbm. Exceeded") == "out of memory: 25.1G of 15.75G"
-    assert refused("CompileTimeHbmOom: the total memory required for HLO temporaries (151.04G) "
-                   "exceeds available HBM (15.75G).") == "out of memory: 151.04G of 15.75G"
+    assert (
+        refused(
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 25.1G of "
+            "15.75G hbm. Exceeded"
+        )
+        == "out of memory: 25.1G of 15.75G"
+    )
+    assert (
+        refused(
+            "CompileTimeHbmOom: the total memory required for HLO temporaries (151.04G) "
+            "exceeds available HBM (15.75G)."
+        )
+        == "out of memory: 151.04G of 15.75G"
+    )
     workload = plan.workload_of(plan.Config(model="7b"))
     workload = dataclasses.replace(workload, mesh=MeshConfig(1, 16, 1, 1))
-    text = plan.line(workload, Result(error="out of memory: 25.1G of 15.75G"), None,
-                     topologies.by_name("v5e-16"), None)
+    text = plan.line(
+        workload,
+        Result(error="out of memory: 25.1G of 15.75G"),
+        None,
+        topologies.by_name("v5e-16"),
+        None,
+    )
     assert "out of memory: 25.1G" in text
     assert text.count("|") == plan.HEADER.splitlines()[0].count("|")
 
@@ -131,39 +172,66 @@ def test_gpus_are_only_estimated(capsys):
     assert "$" in lines[2]
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"stage": "pretraining"}, "pretrain"), ({"model": "7"}, "7b"),
-    ({"batch_tokens": 1000}, "whole number of rows")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"stage": "pretraining"}, "pretrain"),
+        ({"model": "7"}, "7b"),
+        ({"batch_tokens": 1000}, "whole number of rows"),
+    ],
+)
 def test_bad_settings_are_answered(changes, message):
     with pytest.raises(QwenJaxError, match=message):
         plan.workload_of(plan.Config(**changes))
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"mesh": "1,3,1,1"}, "is of 3 chips, v5p-256 has 128"),
-    ({"model": "14b", "topology": "v5e-4"}, "none should fit"),
-    ({"batch_tokens": 2048}, "no layout divides")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"mesh": "1,3,1,1"}, "is of 3 chips, v5p-256 has 128"),
+        ({"model": "14b", "topology": "v5e-4"}, "none should fit"),
+        ({"batch_tokens": 2048}, "no layout divides"),
+    ],
+)
 def test_layouts_that_cannot_be_are_answered(changes, message):
     config = plan.Config(**changes)
     with pytest.raises(QwenJaxError, match=message):
-        plan.candidates(config, plan.workload_of(config), topologies.by_name(config.topology), print)
+        plan.candidates(
+            config, plan.workload_of(config), topologies.by_name(config.topology), print
+        )
 
 
 def tiny(stage: str, **mesh):
     workload = plan.workload_of(plan.Config(model="1.8b", stage=stage))
     model = dataclasses.replace(
-        sizes.TINY, hidden_size=256, num_heads=2, ffn_size=512, vocab_size=1024,
-        context_length=1024, compute_dtype="bfloat16", remat="dots")
+        sizes.TINY,
+        hidden_size=256,
+        num_heads=2,
+        ffn_size=512,
+        vocab_size=1024,
+        context_length=1024,
+        compute_dtype="bfloat16",
+        remat="dots",
+    )
     return dataclasses.replace(
-        workload, model=model, mesh=MeshConfig(**mesh),
-        train=dataclasses.replace(workload.train, batch_size=8))
+        workload,
+        model=model,
+        mesh=MeshConfig(**mesh),
+        train=dataclasses.replace(workload.train, batch_size=8),
+    )
 
 
 @libtpu
 @pytest.mark.slow
-@pytest.mark.parametrize("stage, mesh", [
-    ("pretrain", {"fsdp": 4}), ("pretrain", {"fsdp": 2, "context": 2}),
-    ("reward_model", {"fsdp": 2, "tensor": 2}), ("ppo", {"fsdp": 4})])
+@pytest.mark.parametrize(
+    "stage, mesh",
+    [
+        ("pretrain", {"fsdp": 4}),
+        ("pretrain", {"fsdp": 2, "context": 2}),
+        ("reward_model", {"fsdp": 2, "tensor": 2}),
+        ("ppo", {"fsdp": 4}),
+    ],
+)
 def test_the_real_step_compiles_without_a_tpu(stage, mesh):
     workload, topology = tiny(stage, **mesh), topologies.by_name("v5e:2x2")
     result = compile_apart(workload, topology)
@@ -180,8 +248,8 @@ def test_the_real_step_compiles_without_a_tpu(stage, mesh):
 def test_a_step_that_does_not_fit_is_a_result():
     workload = plan.workload_of(plan.Config(model="1.8b"))
     workload = dataclasses.replace(
-        workload, mesh=MeshConfig(fsdp=4), train=dataclasses.replace(
-            workload.train, batch_size=256))
+        workload, mesh=MeshConfig(fsdp=4), train=dataclasses.replace(workload.train, batch_size=256)
+    )
     result = compile_apart(workload, topologies.by_name("v5e:2x2"))
     assert result.error.startswith("out of memory:")
 
@@ -190,15 +258,21 @@ def test_a_step_that_does_not_fit_is_a_result():
 def test_recipes_have_the_layouts_that_plan_found(size):
     """On v5p-256; the mesh is a flag, as it is the slice's and not the recipe's."""
     found, *_ = search.best(
-        plan.workload_of(plan.Config(model=size)), topologies.by_name("v5p-256"), number=4,
-        max_tensor=8, max_context=1)
+        plan.workload_of(plan.Config(model=size)),
+        topologies.by_name("v5p-256"),
+        number=4,
+        max_tensor=8,
+        max_context=1,
+    )
     recipe = pretrain.RECIPES[size]
     assert (recipe.model.remat, recipe.train.micro_batches) in [
-        (one.workload.model.remat, one.workload.train.micro_batches) for one in found]
+        (one.workload.model.remat, one.workload.train.micro_batches) for one in found
+    ]
 
 
 def test_pieces_that_are_no_whole_vectors_come_last():
     workload = plan.workload_of(plan.Config(model="7b"))
-    found, *_ = search.best(workload, topologies.by_name("v5p-256"), number=3, max_tensor=8,
-                            max_context=1)
+    found, *_ = search.best(
+        workload, topologies.by_name("v5p-256"), number=3, max_tensor=8, max_context=1
+    )
     assert all(4096 // one.workload.mesh.fsdp % 128 == 0 for one in found)

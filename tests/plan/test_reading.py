@@ -23,8 +23,10 @@ COORDS = tuple(itertools.product(range(2), range(2), range(2)))
 
 def compiled(function, *shapes, specs=None) -> str:
     specs = specs or [P()] * len(shapes)
-    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(MESH, spec))
-              for shape, spec in zip(shapes, specs)]
+    arrays = [
+        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(MESH, spec))
+        for shape, spec in zip(shapes, specs)
+    ]
     return jax.jit(function).lower(*arrays).compile().as_text()
 
 
@@ -87,7 +89,7 @@ ENTRY %main (x.1: f32[8,128]) -> f32[8,128] {
 def test_a_loop_that_says_its_bound_only_in_its_condition():
     found = read(TPU_LOOP)
     assert found.work["products"] == pytest.approx(8 * 1e-6)  # 1,750 cycles at 1.75 GHz, 8 times
-    permute, = (one for one in found.collectives if one.kind == "collective-permute")
+    (permute,) = (one for one in found.collectives if one.kind == "collective-permute")
     assert (permute.times, permute.size, permute.hidden) == (8, 4096, True)
     waited = sum(one.seconds for one in found.collectives if not one.hidden)
     # The permutation, 4,096 bytes at 90 GB/s, runs beside the product; the sum does not.
@@ -116,7 +118,7 @@ ENTRY %main (x: f32[1024,128]) -> f32[1024,128] {
 
 
 def test_what_the_sparse_cores_do_is_hidden():
-    one, = read(SPARSE_CORES).collectives
+    (one,) = read(SPARSE_CORES).collectives
     assert (one.kind, one.group, one.size, one.hidden) == ("all-reduce", 2, 2**19, True)
 
 
@@ -167,31 +169,55 @@ ENTRY %main (piece: f32[8,32], x: f32[8,128], w: f32[128,128]) -> f32[8,128] {
 
 def test_a_gather_that_products_carry_on_counts_once_and_so_does_each_product():
     found = read(CARRIED)
-    one, = found.collectives
+    (one,) = found.collectives
     assert (one.kind, one.group, one.size, one.times, one.hidden) == (
-        "all-gather", 4, 8 * 128 * 4, 1, True)
+        "all-gather",
+        4,
+        8 * 128 * 4,
+        1,
+        True,
+    )
     assert found.flops == 2 * 2 * 8 * 128 * 128
     assert found.seconds == found.compute == pytest.approx(2 * 1e-6)  # of 1,750 cycles each
     assert found.hbm_bytes == 2 * 4 * (128 * 128 + 2 * 8 * 128)  # and no buffer of the gather's
 
 
 def test_a_product_with_a_collective_that_nobody_started_counts_as_both():
-    text = CARRIED.replace("async_collective_fusion", "together").replace(
-        "%async-collective-start", "%begun").replace("%async-collective-done", "%ended")
+    text = (
+        CARRIED.replace("async_collective_fusion", "together")
+        .replace("%async-collective-start", "%begun")
+        .replace("%async-collective-done", "%ended")
+    )
     found = read(text)
     assert found.flops == 2 * 2 * 8 * 128 * 128 and len(found.collectives) == 4
     assert not any(one.hidden for one in found.collectives)
 
 
-@pytest.mark.parametrize("kind, function, spec, sent", [
-    # [1024, 64] float32 is 256 KiB whole; a device of 4 has 64 KiB of it.
-    ("all-gather", lambda x: jax.lax.all_gather(x, "fsdp", tiled=True), P("fsdp"), 3 / 4 * 2**18),
-    ("all-reduce", lambda x: jax.lax.psum(x, "fsdp"), P("fsdp"), 2 * 3 / 4 * 2**16),
-    ("reduce-scatter", lambda x: jax.lax.psum_scatter(x, "fsdp", tiled=True), P(), 3 / 4 * 2**18),
-    ("collective-permute", lambda x: jax.lax.ppermute(x, "fsdp", [(i, (i + 1) % 4)
-                                                                 for i in range(4)]), P("fsdp"),
-     2**16),
-])
+@pytest.mark.parametrize(
+    "kind, function, spec, sent",
+    [
+        # [1024, 64] float32 is 256 KiB whole; a device of 4 has 64 KiB of it.
+        (
+            "all-gather",
+            lambda x: jax.lax.all_gather(x, "fsdp", tiled=True),
+            P("fsdp"),
+            3 / 4 * 2**18,
+        ),
+        ("all-reduce", lambda x: jax.lax.psum(x, "fsdp"), P("fsdp"), 2 * 3 / 4 * 2**16),
+        (
+            "reduce-scatter",
+            lambda x: jax.lax.psum_scatter(x, "fsdp", tiled=True),
+            P(),
+            3 / 4 * 2**18,
+        ),
+        (
+            "collective-permute",
+            lambda x: jax.lax.ppermute(x, "fsdp", [(i, (i + 1) % 4) for i in range(4)]),
+            P("fsdp"),
+            2**16,
+        ),
+    ],
+)
 def test_bytes_of_a_collective_in_a_loop(kind, function, spec, sent):
     def run(x):
         def body(x, _):  # each depends on the last, so that none leaves the loop
@@ -200,21 +226,28 @@ def test_bytes_of_a_collective_in_a_loop(kind, function, spec, sent):
         return jnp.sum(jax.lax.scan(body, x, None, length=3)[0])[None]
 
     mapped = jax.shard_map(run, mesh=MESH, in_specs=spec, out_specs=P("fsdp"), check_vma=False)
-    found = [one for one in read(compiled(mapped, (1024, 64), specs=[spec])).collectives
-             if one.kind == kind and one.size > 64]
+    found = [
+        one
+        for one in read(compiled(mapped, (1024, 64), specs=[spec])).collectives
+        if one.kind == kind and one.size > 64
+    ]
     assert len(found) == 1 and found[0].times == 3
     assert found[0].group == (8 if kind == "collective-permute" else 4)  # pairs of all devices
     assert found[0].sent == pytest.approx(3 * sent)
 
 
-@pytest.mark.parametrize("attributes, group", [
-    ("replica_groups={{0,2},{1,3}}, x", [0, 2]),
-    ("replica_groups=[4,2]<=[8], x", [0, 1]),
-    ("replica_groups=[2,4]<=[4,2]T(1,0), x", [0, 2, 4, 6]),
-    ("replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}, x", [0, 1, 2, 3]),
-    ("replica_groups=mesh['data'=2,'fsdp'=4] {'data'}, x", [0, 4]),
-    ("replica_groups=mesh['a'=8] {'a':(2)4}, x", [0, 1, 2, 3]),
-    ("replica_groups={}, x", list(range(8)))])
+@pytest.mark.parametrize(
+    "attributes, group",
+    [
+        ("replica_groups={{0,2},{1,3}}, x", [0, 2]),
+        ("replica_groups=[4,2]<=[8], x", [0, 1]),
+        ("replica_groups=[2,4]<=[4,2]T(1,0), x", [0, 2, 4, 6]),
+        ("replica_groups=mesh['data'=2,'fsdp'=4] {'fsdp'}, x", [0, 1, 2, 3]),
+        ("replica_groups=mesh['data'=2,'fsdp'=4] {'data'}, x", [0, 4]),
+        ("replica_groups=mesh['a'=8] {'a':(2)4}, x", [0, 1, 2, 3]),
+        ("replica_groups={}, x", list(range(8))),
+    ],
+)
 def test_groups_in_every_spelling(attributes, group):
     assert first_group(attributes, 8) == group
 
@@ -239,7 +272,8 @@ def test_links_of_a_torus():
     network = Network(small, tuple(itertools.product(range(2), range(2))))
     assert network.bandwidth([0, 1]) == small.chip.link_bandwidth
     assert network.seconds("all-to-all", 1000, [0, 1]) == pytest.approx(
-        500 / small.chip.link_bandwidth)
+        500 / small.chip.link_bandwidth
+    )
 
 
 def test_pairs():
@@ -250,9 +284,14 @@ def test_a_slice_of_a_large_array_counts_as_the_slice():
     def one_layer(x, i):
         return jnp.sin(jax.lax.dynamic_index_in_dim(x, i, keepdims=False))
 
-    text = jax.jit(one_layer).lower(
-        jax.ShapeDtypeStruct((100, 256, 256), jnp.float32),
-        jax.ShapeDtypeStruct((), jnp.int32)).compile().as_text()
+    text = (
+        jax.jit(one_layer)
+        .lower(
+            jax.ShapeDtypeStruct((100, 256, 256), jnp.float32), jax.ShapeDtypeStruct((), jnp.int32)
+        )
+        .compile()
+        .as_text()
+    )
     assert read(text).hbm_bytes < 4 * 2**18
 
 
@@ -301,8 +340,17 @@ def test_the_entry_is_found_and_every_instruction_has_its_operands():
         for instruction in body.values():
             if instruction.opcode not in ("parameter", "constant"):
                 assert set(instruction.operands) <= names, instruction
-    assert functools.reduce(np.add, [i.bytes for i in program.computations[program.entry].values()
-                                     if i.opcode == "parameter"]) == 2 * 64 * 64 * 4
+    assert (
+        functools.reduce(
+            np.add,
+            [
+                i.bytes
+                for i in program.computations[program.entry].values()
+                if i.opcode == "parameter"
+            ],
+        )
+        == 2 * 64 * 64 * 4
+    )
 
 
 def test_operations_of_products_in_loops():
@@ -313,16 +361,31 @@ def test_operations_of_products_in_loops():
     assert read(text).flops == 5 * (2 * 48 * 48 * 32 + 2 * 48 * 32 * 48)
 
 
-@pytest.mark.parametrize("line, shapes, out, multiplications", [
-    # 8 x 2,048 tokens, 2 x 128 of the contracted axis, 32 heads of 128: an axis of the weight is a
-    # window over padding.
-    ("window={size=1x32x2 pad=0_0x31_31x0_0 rhs_reversal=0x1x0}, dim_labels=0b2f1_1o2i0->0b1f2",
-     ((8, 2048, 2, 128, 1), (32, 128, 2, 128, 1)), (8, 2048, 32, 128, 1),
-     8 * 2048 * 256 * 32 * 128),
-    ("window={size=1}, dim_labels=0bf_io0->0bf", ((8, 64, 32), (32, 16, 1)), (8, 64, 16),
-     8 * 64 * 32 * 16),
-    # A gradient of a weight: 13 x 128 tokens are contracted.
-    ("window={size=13}, dim_labels=0fb_0io->bf0", ((13, 128, 64), (13, 128, 256)), (64, 256, 1),
-     13 * 128 * 64 * 256)])
+@pytest.mark.parametrize(
+    "line, shapes, out, multiplications",
+    [
+        # 8 x 2,048 tokens, 2 x 128 of the contracted axis, 32 heads of 128: an axis of the weight is a
+        # window over padding.
+        (
+            "window={size=1x32x2 pad=0_0x31_31x0_0 rhs_reversal=0x1x0}, dim_labels=0b2f1_1o2i0->0b1f2",
+            ((8, 2048, 2, 128, 1), (32, 128, 2, 128, 1)),
+            (8, 2048, 32, 128, 1),
+            8 * 2048 * 256 * 32 * 128,
+        ),
+        (
+            "window={size=1}, dim_labels=0bf_io0->0bf",
+            ((8, 64, 32), (32, 16, 1)),
+            (8, 64, 16),
+            8 * 64 * 32 * 16,
+        ),
+        # A gradient of a weight: 13 x 128 tokens are contracted.
+        (
+            "window={size=13}, dim_labels=0fb_0io->bf0",
+            ((13, 128, 64), (13, 128, 256)),
+            (64, 256, 1),
+            13 * 128 * 64 * 256,
+        ),
+    ],
+)
 def test_operations_of_a_tpus_convolutions(line, shapes, out, multiplications):
     assert products.flops(line, shapes, out) == 2 * multiplications

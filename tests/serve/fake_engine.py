@@ -60,7 +60,7 @@ class FakeEngine:
                 return [*raw, self.end]
             raw += WORDS[digest[0] % len(WORDS)]
             place += 1
-        return list(raw[:request.max_new_tokens])
+        return list(raw[: request.max_new_tokens])
 
     def step(self) -> list[Event]:
         self.stepping.set()
@@ -71,8 +71,12 @@ class FakeEngine:
             raise RuntimeError("out of memory")
         while self.waiting and len(self.running) < self.rows:
             request_id, request, tokens = self.waiting.pop(0)
-            self.running[request_id] = request, iter(tokens), TextStream(
-                self.table, request.stop_strings), [0]
+            self.running[request_id] = (
+                request,
+                iter(tokens),
+                TextStream(self.table, request.stop_strings),
+                [0],
+            )
         self.most_running = max(self.most_running, len(self.running))
         return [event for request_id in list(self.running) for event in self._advance(request_id)]
 

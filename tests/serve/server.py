@@ -35,16 +35,21 @@ class Running:
         return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", **settings)
 
     def async_client(self) -> openai.AsyncOpenAI:
-        return openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none",
-                                  max_retries=0, timeout=60)
+        return openai.AsyncOpenAI(
+            base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0, timeout=60
+        )
 
     def call(self, method: str, path: str, body=None, headers=None):
         """(status, headers, body) of one request; a body that is not bytes is sent as JSON."""
         raw = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
-            connection.request(method, path, raw,
-                               {"Content-Type": "application/json"} if headers is None else headers)
+            connection.request(
+                method,
+                path,
+                raw,
+                {"Content-Type": "application/json"} if headers is None else headers,
+            )
             response = connection.getresponse()
             return response.status, dict(response.getheaders()), response.read().decode()
         finally:
@@ -69,8 +74,11 @@ def running(engine, tokenizer, *, rows=4, max_queued=64, context=256, **config):
     app = create_app(worker, tokenizer, ServerConfig(limits=limits, **config))
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, http="h11", log_config=None,
-                                           log_level="error", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app, http="h11", log_config=None, log_level="error", timeout_graceful_shutdown=1
+        )
+    )
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[sock])))
     thread.start()
     try:

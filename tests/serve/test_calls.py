@@ -26,14 +26,34 @@ def completion(**fields):
 
 
 def test_every_setting_reaches_the_engine():
-    call = chat(max_tokens=9, temperature=0.3, top_p=0.9, top_k=5, repetition_penalty=1.2, seed=4,
-                n=2, stop=["a", "b"], stream=True, stream_options={"include_usage": True},
-                logprobs=True, user="me", presence_penalty=0, tools=[], tool_choice="auto",
-                logit_bias=None, response_format={"type": "text"}, frequency_penalty=0.0)
+    call = chat(
+        max_tokens=9,
+        temperature=0.3,
+        top_p=0.9,
+        top_k=5,
+        repetition_penalty=1.2,
+        seed=4,
+        n=2,
+        stop=["a", "b"],
+        stream=True,
+        stream_options={"include_usage": True},
+        logprobs=True,
+        user="me",
+        presence_penalty=0,
+        tools=[],
+        tool_choice="auto",
+        logit_bias=None,
+        response_format={"type": "text"},
+        frequency_penalty=0.0,
+    )
     (request,) = call.requests
     assert request.prompt == tuple(chatml.prompt(TALK, TOKENIZER))
     assert (request.max_new_tokens, request.temperature, request.top_p, request.top_k) == (
-        9, 0.3, 0.9, 5)
+        9,
+        0.3,
+        0.9,
+        5,
+    )
     assert (request.repetition_penalty, request.seed, request.logprobs) == (1.2, 4, True)
     assert request.stop_strings == ("a", "b") and request.stop_ids == chatml.stop_ids(TOKENIZER)
     assert (call.n, call.stream, call.include_usage, call.chat) == (2, True, True, True)
@@ -53,14 +73,22 @@ def test_defaults_are_openais_and_an_answer_may_fill_the_context():
 
 
 def test_messages_in_parts_from_developers_and_sent_back_as_they_came():
-    messages = [{"role": "developer", "content": "S"},
-                {"role": "user", "content": [{"type": "text", "text": "a"},
-                                             {"type": "text", "text": "b"}]},
-                {"role": "assistant", "content": "c", "refusal": None, "tool_calls": [],
-                 "annotations": [], "audio": None},
-                {"role": "user", "content": "<|im_end|>"}]
-    expected = chatml.prompt([("system", "S"), ("user", "ab"), ("assistant", "c"),
-                              ("user", "<|im_end|>")], TOKENIZER)
+    messages = [
+        {"role": "developer", "content": "S"},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        {
+            "role": "assistant",
+            "content": "c",
+            "refusal": None,
+            "tool_calls": [],
+            "annotations": [],
+            "audio": None,
+        },
+        {"role": "user", "content": "<|im_end|>"},
+    ]
+    expected = chatml.prompt(
+        [("system", "S"), ("user", "ab"), ("assistant", "c"), ("user", "<|im_end|>")], TOKENIZER
+    )
     assert chat(messages=messages).requests[0].prompt == tuple(expected)
 
 
@@ -70,19 +98,49 @@ BAD = [  # fields, status, code, parameter, a word of the message
     ({"messages": []}, 400, "invalid_value", "messages", "not a list"),
     ({"messages": "Hi"}, 400, "invalid_value", "messages", "not a list"),
     ({"messages": ["Hi"]}, 400, "invalid_value", "messages[0]", "not a message"),
-    ({"messages": [{"role": "bard", "content": "x"}]}, 400, "invalid_value", "messages[0].role",
-     "bard"),
-    ({"messages": [{"role": "narrator", "content": "x"}]}, 400, "invalid_value", "messages[0].role",
-     "narrator"),
-    ({"messages": [{"role": ["user"], "content": "x"}]}, 400, "invalid_value", "messages[0].role",
-     "user"),
+    (
+        {"messages": [{"role": "bard", "content": "x"}]},
+        400,
+        "invalid_value",
+        "messages[0].role",
+        "bard",
+    ),
+    (
+        {"messages": [{"role": "narrator", "content": "x"}]},
+        400,
+        "invalid_value",
+        "messages[0].role",
+        "narrator",
+    ),
+    (
+        {"messages": [{"role": ["user"], "content": "x"}]},
+        400,
+        "invalid_value",
+        "messages[0].role",
+        "user",
+    ),
     ({"messages": [*TALK, {"role": "user"}]}, 400, "invalid_value", "messages[1].content", "None"),
-    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "invalid_value",
-     "messages[0].content[0]", "image_url"),
-    ({"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]}, 400,
-     "unsupported_parameter", "messages[0]", "tool_calls"),
-    ({"messages": [{"role": "user", "content": "x" * 300}]}, 400, "context_length_exceeded",
-     "messages", "256"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+        400,
+        "invalid_value",
+        "messages[0].content[0]",
+        "image_url",
+    ),
+    (
+        {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]},
+        400,
+        "unsupported_parameter",
+        "messages[0]",
+        "tool_calls",
+    ),
+    (
+        {"messages": [{"role": "user", "content": "x" * 300}]},
+        400,
+        "context_length_exceeded",
+        "messages",
+        "256",
+    ),
     ({"max_tokens": 250}, 400, "context_length_exceeded", "messages", "250 more"),
     ({"max_tokens": 10**400}, 400, "context_length_exceeded", "messages", "more are asked"),
     ({"max_tokens": 0}, 400, "invalid_value", "max_tokens", "0"),
@@ -105,10 +163,20 @@ BAD = [  # fields, status, code, parameter, a word of the message
     ({"stop": [1]}, 400, "invalid_value", "stop", "[1]"),
     ({"stop": 5}, 400, "invalid_value", "stop", "5"),
     ({"stream": "yes"}, 400, "invalid_value", "stream", "'yes'"),
-    ({"stream_options": {"include_usage": True}}, 400, "invalid_value", "stream_options",
-     "without stream"),
-    ({"stream": True, "stream_options": {"usage": True}}, 400, "invalid_value", "stream_options",
-     "include_usage"),
+    (
+        {"stream_options": {"include_usage": True}},
+        400,
+        "invalid_value",
+        "stream_options",
+        "without stream",
+    ),
+    (
+        {"stream": True, "stream_options": {"usage": True}},
+        400,
+        "invalid_value",
+        "stream_options",
+        "include_usage",
+    ),
     ({"logprobs": 1}, 400, "invalid_value", "logprobs", "true or false"),
     ({"logprobs": True, "top_logprobs": 3}, 400, "unsupported_parameter", "top_logprobs", "3"),
     ({"presence_penalty": 0.5}, 400, "unsupported_parameter", "presence_penalty", "0.5"),
@@ -116,8 +184,13 @@ BAD = [  # fields, status, code, parameter, a word of the message
     ({"tools": [{"type": "function"}]}, 400, "unsupported_parameter", "tools", "not supported"),
     ({"functions": [{"name": "f"}]}, 400, "unsupported_parameter", "functions", "not supported"),
     ({"tool_choice": "required"}, 400, "unsupported_parameter", "tool_choice", "required"),
-    ({"response_format": {"type": "json_object"}}, 400, "unsupported_parameter", "response_format",
-     "json_object"),
+    (
+        {"response_format": {"type": "json_object"}},
+        400,
+        "unsupported_parameter",
+        "response_format",
+        "json_object",
+    ),
     ({"prompt": "x"}, 400, "unsupported_parameter", "prompt", "not supported"),
     ({"temprature": 0}, 400, "unknown_parameter", "temprature", "did you mean 'temperature'"),
     ({"\ud800": 0}, 400, "unknown_parameter", "\ud800", "leave it out"),
@@ -135,23 +208,43 @@ def test_a_bad_chat_names_its_parameter(fields, status, code, where, word):
     dumps(error.body())
 
 
-@pytest.mark.parametrize("fields, where, word", [
-    ({"prompt": [1, "a"]}, "prompt", "neither"), ({"prompt": [464]}, "prompt", "vocabulary of 464"),
-    ({"prompt": [True]}, "prompt", "neither"), ({"prompt": {}}, "prompt", "neither"),
-    ({"prompt": [[]]}, "prompt", "neither"), ({"prompt": ["a"] * 6, "n": 2}, "prompt", "12"),
-    ({"prompt": "x" * 256}, "prompt", "256"), ({"logprobs": 2}, "logprobs", "2"),
-    ({"logprobs": True}, "logprobs", "True"), ({"echo": True}, "echo", "not supported"),
-    ({"best_of": 2}, "best_of", "not supported"), ({"suffix": "x"}, "suffix", "not supported"),
-    ({"messages": TALK}, "messages", "not supported"),
-])
+@pytest.mark.parametrize(
+    "fields, where, word",
+    [
+        ({"prompt": [1, "a"]}, "prompt", "neither"),
+        ({"prompt": [464]}, "prompt", "vocabulary of 464"),
+        ({"prompt": [True]}, "prompt", "neither"),
+        ({"prompt": {}}, "prompt", "neither"),
+        ({"prompt": [[]]}, "prompt", "neither"),
+        ({"prompt": ["a"] * 6, "n": 2}, "prompt", "12"),
+        ({"prompt": "x" * 256}, "prompt", "256"),
+        ({"logprobs": 2}, "logprobs", "2"),
+        ({"logprobs": True}, "logprobs", "True"),
+        ({"echo": True}, "echo", "not supported"),
+        ({"best_of": 2}, "best_of", "not supported"),
+        ({"suffix": "x"}, "suffix", "not supported"),
+        ({"messages": TALK}, "messages", "not supported"),
+    ],
+)
 def test_a_bad_completion_names_its_parameter(fields, where, word):
     with pytest.raises(ApiError, match="(?s)" + word) as caught:
         completion(**fields)
     assert caught.value.where == where and caught.value.status == 400
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"a": NaN}', b"\xff{}", b"[" * 100_000,
-                                  b'{"a": ' + b"1" * 5000 + b"}", b"null"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"{",
+        b'{"a": NaN}',
+        b"\xff{}",
+        b"[" * 100_000,
+        b'{"a": ' + b"1" * 5000 + b"}",
+        b"null",
+    ],
+)
 def test_a_body_that_is_no_object_is_refused(body):
     with pytest.raises(ApiError) as caught:
         read_json(body)
@@ -163,13 +256,18 @@ def test_the_official_client_reads_the_refusals():
         client = server.client()
         ask = dict(model=MODEL, messages=TALK)
         for fields, status, code, where, word in BAD:
-            if (set(fields) & {"model"} and fields["model"] is None
-                    or fields.get("temperature") is math.nan or "\ud800" in fields):
+            if (
+                set(fields) & {"model"}
+                and fields["model"] is None
+                or fields.get("temperature") is math.nan
+                or "\ud800" in fields
+            ):
                 continue  # what the client itself cannot send
             extra = {name: fields[name] for name in fields if name not in ask}
             try:
-                client.chat.completions.create(**ask | {name: fields[name] for name in fields
-                                                        if name in ask}, extra_body=extra)
+                client.chat.completions.create(
+                    **ask | {name: fields[name] for name in fields if name in ask}, extra_body=extra
+                )
                 pytest.fail(f"{fields} was answered")
             except openai.APIStatusError as caught:
                 error = caught
@@ -177,8 +275,7 @@ def test_the_official_client_reads_the_refusals():
             assert word in error.message
         status, _, body = server.call("POST", "/v1/completions", b"{")
         assert status == 400 and "invalid_json" in body
-        status, _, body = server.call("POST", "/v1/completions",
-                                      b'{"model": "tiny", "\\ud800": 1}')
+        status, _, body = server.call("POST", "/v1/completions", b'{"model": "tiny", "\\ud800": 1}')
         assert status == 400 and "unknown_parameter" in body
         assert server.worker.in_flight == 0
         assert server.call("GET", "/health")[0] == 200

@@ -24,10 +24,11 @@ def served():
 
 
 def offline(samples=1, chat=True, prompt=None, **settings):
-    ids = (chatml.prompt(TALK, TOKENIZER).tolist() if chat else TOKENIZER.encode(prompt))
+    ids = chatml.prompt(TALK, TOKENIZER).tolist() if chat else TOKENIZER.encode(prompt)
     stops = chatml.stop_ids(TOKENIZER) if chat else (TOKENIZER.end_of_text,)
-    return complete(FakeEngine(TOKENIZER), Request(prompt=tuple(ids), stop_ids=stops, **settings),
-                    samples)
+    return complete(
+        FakeEngine(TOKENIZER), Request(prompt=tuple(ids), stop_ids=stops, **settings), samples
+    )
 
 
 def test_a_chat_is_what_the_engine_says_offline_whole_and_streamed(served):
@@ -40,8 +41,9 @@ def test_a_chat_is_what_the_engine_says_offline_whole_and_streamed(served):
     assert whole.choices[0].message.role == "assistant"
 
     texts, finish, usage, roles = [""] * 3, [None] * 3, None, set()
-    for chunk in client.chat.completions.create(**ask, stream=True,
-                                                stream_options={"include_usage": True}):
+    for chunk in client.chat.completions.create(
+        **ask, stream=True, stream_options={"include_usage": True}
+    ):
         assert chunk.object == "chat.completion.chunk"
         if chunk.usage is not None:
             assert chunk.choices == [] and usage is None
@@ -67,8 +69,10 @@ def test_plain_completions_of_several_prompts_and_forms(served):
         assert [(c.text, c.finish_reason) for c in found.choices] == expected
         assert found.object == "text_completion"
     for form in (prompts[0], TOKENIZER.encode(prompts[0])):
-        text = "".join(chunk.choices[0].text
-                       for chunk in client.completions.create(**ask, prompt=form, stream=True))
+        text = "".join(
+            chunk.choices[0].text
+            for chunk in client.completions.create(**ask, prompt=form, stream=True)
+        )
         assert text == expected[0][0]
     two = client.completions.create(**ask, prompt=prompts, n=2)  # prompt by prompt
     assert [c.text for c in two.choices] == [t for t, _ in expected for _ in range(2)]
@@ -81,11 +85,13 @@ def test_stops_end_the_text_before_them(served):
     stop = whole[10:13]
     for form in (stop, [stop], ["never said", stop]):
         found = client.chat.completions.create(**ask, stop=form).choices[0]
-        assert found.message.content == whole[:whole.index(stop)]
+        assert found.message.content == whole[: whole.index(stop)]
         assert found.finish_reason == "stop"
-    streamed = "".join(chunk.choices[0].delta.content or "" for chunk in
-                       client.chat.completions.create(**ask, stop=stop, stream=True))
-    assert streamed == whole[:whole.index(stop)]
+    streamed = "".join(
+        chunk.choices[0].delta.content or ""
+        for chunk in client.chat.completions.create(**ask, stop=stop, stream=True)
+    )
+    assert streamed == whole[: whole.index(stop)]
 
 
 def test_logprobs_of_the_chosen_tokens(served):
@@ -97,23 +103,35 @@ def test_logprobs_of_the_chosen_tokens(served):
     assert {entry.logprob for entry in entries} == {-0.5}
     raw = bytes(byte for entry in entries for byte in entry.bytes)
     assert raw.decode("utf-8", "replace") == chat.choices[0].message.content
-    streamed = [entry for chunk in client.chat.completions.create(
-        **ask, messages=TALK, logprobs=True, stream=True) if chunk.choices[0].logprobs
-        for entry in chunk.choices[0].logprobs.content]
+    streamed = [
+        entry
+        for chunk in client.chat.completions.create(
+            **ask, messages=TALK, logprobs=True, stream=True
+        )
+        if chunk.choices[0].logprobs
+        for entry in chunk.choices[0].logprobs.content
+    ]
     assert streamed == entries
     text = client.completions.create(**ask, prompt="x", logprobs=0).choices[0]
     assert len(text.logprobs.tokens) == len(text.logprobs.token_logprobs)
     assert text.logprobs.token_logprobs[0] == -0.5
     # Every byte is a token: a character begins where its first byte does, and counts at its last.
-    ends = [len(bytes(text.text.encode()[:i]).decode(errors="ignore"))
-            for i in range(len(text.logprobs.tokens))]
+    ends = [
+        len(bytes(text.text.encode()[:i]).decode(errors="ignore"))
+        for i in range(len(text.logprobs.tokens))
+    ]
     assert text.logprobs.text_offset == ends and ends[-1] > 10
-    streamed = [offset for chunk in client.completions.create(**ask, prompt="x", logprobs=0,
-                                                              stream=True)
-                if chunk.choices[0].logprobs for offset in chunk.choices[0].logprobs.text_offset]
+    streamed = [
+        offset
+        for chunk in client.completions.create(**ask, prompt="x", logprobs=0, stream=True)
+        if chunk.choices[0].logprobs
+        for offset in chunk.choices[0].logprobs.text_offset
+    ]
     assert streamed == ends
-    assert chat.choices[0].message.content and client.chat.completions.create(
-        **ask, messages=TALK).choices[0].logprobs is None
+    assert (
+        chat.choices[0].message.content
+        and client.chat.completions.create(**ask, messages=TALK).choices[0].logprobs is None
+    )
 
 
 def test_models_health_metrics_and_other_paths(served):
@@ -128,16 +146,27 @@ def test_models_health_metrics_and_other_paths(served):
     usage = client.chat.completions.create(model=MODEL, messages=TALK, max_tokens=5).usage
     assert server.metric("qwen_jax_generated_tokens_total") == before + usage.completion_tokens
     assert server.metric("qwen_jax_rows") == 4 and server.metric("qwen_jax_queue") == 0
-    for method, path, status in (("GET", "/v1/embeddings", 404),
-                                 ("GET", "/v1/chat/completions", 405)):
+    for method, path, status in (
+        ("GET", "/v1/embeddings", 404),
+        ("GET", "/v1/chat/completions", 405),
+    ):
         found = server.call(method, path)
         assert found[0] == status and '"error"' in found[2]
 
 
 def test_sixteen_at_once_share_the_batch_and_get_what_they_get_alone():
     engine = FakeEngine(TOKENIZER, rows=5, seconds=0.001)
-    asks = [dict(prompt=f"number {i}", max_tokens=5 + 9 * i % 120, temperature=i % 2 * 0.7, seed=i,
-                 stop=["END"] if i % 3 == 0 else None, stream=i % 4 == 0) for i in range(16)]
+    asks = [
+        dict(
+            prompt=f"number {i}",
+            max_tokens=5 + 9 * i % 120,
+            temperature=i % 2 * 0.7,
+            seed=i,
+            stop=["END"] if i % 3 == 0 else None,
+            stream=i % 4 == 0,
+        )
+        for i in range(16)
+    ]
 
     async def one(client, ask):
         found = await client.completions.create(model=MODEL, **ask)
@@ -157,9 +186,13 @@ def test_sixteen_at_once_share_the_batch_and_get_what_they_get_alone():
         assert server.worker.in_flight == 0 and server.worker.counters.finished == 16
     for ask, answer in zip(asks, found, strict=True):
         assert [answer] == offline(
-            chat=False, prompt=ask["prompt"], max_new_tokens=ask["max_tokens"],
-            temperature=ask["temperature"], seed=ask["seed"],
-            stop_strings=tuple(ask["stop"] or ()))
+            chat=False,
+            prompt=ask["prompt"],
+            max_new_tokens=ask["max_tokens"],
+            temperature=ask["temperature"],
+            seed=ask["seed"],
+            stop_strings=tuple(ask["stop"] or ()),
+        )
     assert engine.most_running == 5  # they did not wait for one another
 
 
@@ -168,12 +201,16 @@ def test_a_client_that_goes_away_frees_its_rows(stream, caplog):
     engine = FakeEngine(TOKENIZER, seconds=0.005, unending=True)
     with running(engine, TOKENIZER, context=5000) as server:
         engine.slots = 5000
-        body = (f'{{"model": "{MODEL}", "prompt": "x", "max_tokens": 4000, "n": 2, '
-                f'"stream": {str(stream).lower()}}}').encode()
+        body = (
+            f'{{"model": "{MODEL}", "prompt": "x", "max_tokens": 4000, "n": 2, '
+            f'"stream": {str(stream).lower()}}}'
+        ).encode()
         connection = socket.create_connection(("127.0.0.1", server.port))
-        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
-                           b"Content-Type: application/json\r\n"
-                           b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n" % len(body) + body
+        )
         server.wait_until(lambda: len(engine.running) == 2)
         if stream:
             connection.settimeout(10)
@@ -206,7 +243,8 @@ def test_a_full_queue_says_when_to_come_back_and_a_patient_client_gets_through()
             assert refused.value.code == "queue_full"
             assert refused.value.response.headers["retry-after"] == "1"
             patient = asyncio.create_task(
-                client.with_options(max_retries=3).completions.create(**ask))
+                client.with_options(max_retries=3).completions.create(**ask)
+            )
             await asyncio.sleep(0.1)
             engine.gate.set()
             return await asyncio.gather(*tasks, patient)
@@ -233,8 +271,10 @@ def test_an_engine_that_fails_fails_its_calls_and_health_and_hangs_nobody():
             client.completions.create(model=MODEL, prompt="x")
         assert server.metric("qwen_jax_up") == 0
     engine = FakeEngine(TOKENIZER, fail_at=10, unending=True)
-    with running(engine, TOKENIZER) as server, pytest.raises(openai.InternalServerError,
-                                                             match="out of memory"):
+    with (
+        running(engine, TOKENIZER) as server,
+        pytest.raises(openai.InternalServerError, match="out of memory"),
+    ):
         server.client().completions.create(model=MODEL, prompt="x", max_tokens=100)
 
 
@@ -261,16 +301,19 @@ def test_a_web_page_cannot_reach_it(served):
 
 def test_a_body_over_the_limit_is_refused_while_it_comes():
     with running(FakeEngine(TOKENIZER), TOKENIZER, max_body_bytes=1000) as server:
-        status, _, body = server.call("POST", "/v1/completions",
-                                      {"model": MODEL, "prompt": "x" * 2000})
+        status, _, body = server.call(
+            "POST", "/v1/completions", {"model": MODEL, "prompt": "x" * 2000}
+        )
         assert status == 413 and "1,000 bytes" in body
 
 
 def test_a_body_that_does_not_come_is_not_waited_for():
     with running(FakeEngine(TOKENIZER), TOKENIZER, body_seconds=0.1) as server:
         with socket.create_connection(("127.0.0.1", server.port)) as half:
-            half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
-                         b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+            half.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+                b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+            )
             half.settimeout(10)
             assert half.recv(100).startswith(b"HTTP/1.1 408 ")
 

@@ -38,12 +38,19 @@ def serve():
 
     def start(grace):
         program = PROGRAM.format(here=str(HERE), root=str(HERE.parents[1]), grace=grace)
-        process = subprocess.Popen([sys.executable, "-c", program], text=True,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, "-c", program],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         processes.append(process)
         return process, openai.OpenAI(
-            base_url=f"http://127.0.0.1:{int(process.stdout.readline())}/v1", api_key="none",
-            max_retries=0, timeout=30)
+            base_url=f"http://127.0.0.1:{int(process.stdout.readline())}/v1",
+            api_key="none",
+            max_retries=0,
+            timeout=30,
+        )
 
     yield start
     for process in processes:
@@ -98,8 +105,10 @@ def test_a_second_ctrl_c_waits_for_nothing(serve):
     pieces = stream(client, 100_000)
     next(pieces)
     with socket.create_connection(("127.0.0.1", client.base_url.port)) as half:  # a request
-        half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
-                     b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+        half.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+        )
         process.send_signal(signal.SIGINT)
         time.sleep(0.5)
         assert process.poll() is None

@@ -16,10 +16,20 @@ from qwen_jax.tokenizer import chatml
 TOKENIZER = byte_tokenizer()
 CONFIG = dataclasses.replace(sizes.TINY, vocab_size=464, context_length=64, initializer_range=0.3)
 # 16 calls: greedy and drawn, of 5 to 90 tokens, some with stops, samples or log-probabilities.
-ASKS = [dict(content=f"{i}: what is blue?" * (1 + i % 3), max_tokens=5 + 17 * i % 86,
-             temperature=[0.0, 0.8][i % 2], top_p=[1.0, 0.9, 0.7][i % 3], seed=i, n=1 + i % 3 // 2,
-             stop=[["q", "zz"], None][i % 4 > 0], logprobs=i % 5 == 0, stream=i % 2 == 0)
-        for i in range(16)]
+ASKS = [
+    dict(
+        content=f"{i}: what is blue?" * (1 + i % 3),
+        max_tokens=5 + 17 * i % 86,
+        temperature=[0.0, 0.8][i % 2],
+        top_p=[1.0, 0.9, 0.7][i % 3],
+        seed=i,
+        n=1 + i % 3 // 2,
+        stop=[["q", "zz"], None][i % 4 > 0],
+        logprobs=i % 5 == 0,
+        stream=i % 2 == 0,
+    )
+    for i in range(16)
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,30 +38,44 @@ def make_engine():
 
     def make(rows=4):
         return Engine(params, CONFIG, tokenizer=TOKENIZER, rows=rows, slots=256)
+
     return make
 
 
 def offline(engine, ask):
     request = Request(
         prompt=tuple(chatml.prompt([("user", ask["content"])], TOKENIZER).tolist()),
-        max_new_tokens=ask["max_tokens"], temperature=ask["temperature"], top_p=ask["top_p"],
-        seed=ask["seed"], stop_ids=chatml.stop_ids(TOKENIZER),
-        stop_strings=tuple(ask["stop"] or ()), logprobs=ask["logprobs"])
-    return [(one.text, one.finish, one.logprobs and list(one.logprobs))
-            for one in engine.run([request], samples=ask["n"])]
+        max_new_tokens=ask["max_tokens"],
+        temperature=ask["temperature"],
+        top_p=ask["top_p"],
+        seed=ask["seed"],
+        stop_ids=chatml.stop_ids(TOKENIZER),
+        stop_strings=tuple(ask["stop"] or ()),
+        logprobs=ask["logprobs"],
+    )
+    return [
+        (one.text, one.finish, one.logprobs and list(one.logprobs))
+        for one in engine.run([request], samples=ask["n"])
+    ]
 
 
 async def ask_chat(client, ask):
     ask = dict(ask)
     content = ask.pop("content")
     found = await client.chat.completions.create(
-        model=MODEL, messages=[{"role": "user", "content": content}], **ask)
+        model=MODEL, messages=[{"role": "user", "content": content}], **ask
+    )
     texts, finish = [""] * ask["n"], [None] * ask["n"]
     logprobs = [[] for _ in range(ask["n"])]
     if not ask["stream"]:
-        return [(c.message.content, c.finish_reason,
-                 [entry.logprob for entry in c.logprobs.content] if c.logprobs else None)
-                for c in found.choices]
+        return [
+            (
+                c.message.content,
+                c.finish_reason,
+                [entry.logprob for entry in c.logprobs.content] if c.logprobs else None,
+            )
+            for c in found.choices
+        ]
     async for chunk in found:
         for choice in chunk.choices:
             texts[choice.index] += choice.delta.content or ""
@@ -80,9 +104,17 @@ def test_sixteen_concurrent_calls_get_the_offline_engines_answers(make_engine):
 def test_a_client_that_leaves_makes_room_and_disturbs_nobody(make_engine):
     async def everyone(server):
         async with server.async_client() as client:
-            leaving = [await client.completions.create(
-                model=MODEL, prompt="x" * i, max_tokens=250 - i, temperature=1.5, seed=i,
-                stream=True) for i in range(1, 5)]
+            leaving = [
+                await client.completions.create(
+                    model=MODEL,
+                    prompt="x" * i,
+                    max_tokens=250 - i,
+                    temperature=1.5,
+                    seed=i,
+                    stream=True,
+                )
+                for i in range(1, 5)
+            ]
             staying = asyncio.create_task(ask_chat(client, ASKS[1]))
             for stream in leaving:
                 await anext(aiter(stream))
@@ -98,8 +130,9 @@ def test_a_client_that_leaves_makes_room_and_disturbs_nobody(make_engine):
 
 def test_what_the_engine_refuses_is_a_400(make_engine):
     with running(make_engine(), TOKENIZER, context=10_000) as server:  # more than its slots
-        status, _, body = server.call("POST", "/v1/completions", {
-            "model": MODEL, "prompt": ["x", "x" * 300], "max_tokens": 5})
+        status, _, body = server.call(
+            "POST", "/v1/completions", {"model": MODEL, "prompt": ["x", "x" * 300], "max_tokens": 5}
+        )
         assert status == 400 and "256 slots" in body
         server.wait_until(lambda: server.worker.in_flight == 0)
         assert server.call("GET", "/health")[0] == 200

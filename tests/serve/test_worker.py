@@ -19,6 +19,7 @@ def request(tokens=5) -> Request:
 
 def with_worker(engine, work, **settings):
     """The result of work(worker) in an event loop with a worker that has started."""
+
     async def main():
         worker = Worker(engine, **{"rows": 4, "max_queued": 4} | settings)
         worker.start()
@@ -27,6 +28,7 @@ def with_worker(engine, work, **settings):
         finally:
             engine.gate.set()
             assert await asyncio.to_thread(worker.close, 10)
+
     return asyncio.run(main())
 
 

@@ -15,14 +15,26 @@ from qwen_jax.errors import TokenizerError
 from qwen_jax.tokenizer import bpe
 from qwen_jax.tokenizer.bpe import PATTERN, Tokenizer, read_ranks, write_ranks
 
-MERGES = [b"th", b"the", b" the", b"in", b"  ", b"    ", b"\t\t", b"\n\n", b"\xe3\x80", b"aa",
-          b"\xe3\x80\x80"]
+MERGES = [
+    b"th",
+    b"the",
+    b" the",
+    b"in",
+    b"  ",
+    b"    ",
+    b"\t\t",
+    b"\n\n",
+    b"\xe3\x80",
+    b"aa",
+    b"\xe3\x80\x80",
+]
 BLANKS = "\t\v\f \x85\xa0\u1680\u2000\u200a\u2028\u2029\u202f\u205f\u3000"
 
 
 def tiny_ranks() -> dict[bytes, int]:
-    return {token: rank
-            for rank, token in enumerate([bytes([byte]) for byte in range(256)] + MERGES)}
+    return {
+        token: rank for rank, token in enumerate([bytes([byte]) for byte in range(256)] + MERGES)
+    }
 
 
 @pytest.fixture
@@ -36,15 +48,25 @@ def qwen(shared) -> Tokenizer:
 
 
 def tiktoken_of(tokenizer: Tokenizer) -> tiktoken.Encoding:
-    return tiktoken.Encoding("reference", pat_str=PATTERN, special_tokens={},
-                             mergeable_ranks=tokenizer.mergeable_ranks)
+    return tiktoken.Encoding(
+        "reference", pat_str=PATTERN, special_tokens={}, mergeable_ranks=tokenizer.mergeable_ranks
+    )
 
 
 def random_texts(count: int, seed: int) -> list[str]:
     rng = random.Random(seed)
-    pools = [range(0x20, 0x7F), range(0x20, 0x7F), range(0xA0, 0x250), range(0x300, 0x370),
-             range(0x4E00, 0x9FFF), range(0xAC00, 0xD7A3), range(0x1F300, 0x1F700),
-             range(0x110000), [ord(blank) for blank in BLANKS], [10, 13, 32]]
+    pools = [
+        range(0x20, 0x7F),
+        range(0x20, 0x7F),
+        range(0xA0, 0x250),
+        range(0x300, 0x370),
+        range(0x4E00, 0x9FFF),
+        range(0xAC00, 0xD7A3),
+        range(0x1F300, 0x1F700),
+        range(0x110000),
+        [ord(blank) for blank in BLANKS],
+        [10, 13, 32],
+    ]
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|extra_7|>"]
 
     def piece() -> str:
@@ -91,9 +113,14 @@ def test_specials_are_text_unless_allowed(tiny):
     ids = tiny.encode(text, allow_special=True)
     own = tiny.special_tokens
     assert [token for token in ids if token >= len(tiny.mergeable_ranks)] == [
-        own["<|im_start|>"], own["<|extra_1|>"], own["<|im_end|>"], own["<|endoftext|>"]]
-    theirs = tiktoken.Encoding("reference", pat_str=PATTERN, special_tokens=own,
-                               mergeable_ranks=tiny.mergeable_ranks)
+        own["<|im_start|>"],
+        own["<|extra_1|>"],
+        own["<|im_end|>"],
+        own["<|endoftext|>"],
+    ]
+    theirs = tiktoken.Encoding(
+        "reference", pat_str=PATTERN, special_tokens=own, mergeable_ranks=tiny.mergeable_ranks
+    )
     assert ids == theirs.encode(text, allowed_special="all")
 
 
@@ -107,8 +134,26 @@ def test_cutting_long_runs_changes_no_id(tiny, monkeypatch):
     monkeypatch.setattr(bpe, "_LONGEST_RUN", 3)
     theirs = tiktoken_of(tiny)
     rng = random.Random(1)
-    pieces = [" ", " ", "   ", "\t", "\u3000", "\x1c", "\x85", "\n", "\r", "a", "the", "1", ".",
-              "'s", "\u0301", "\u200b", "        ", "\u2028\u2029\xa0\v"]
+    pieces = [
+        " ",
+        " ",
+        "   ",
+        "\t",
+        "\u3000",
+        "\x1c",
+        "\x85",
+        "\n",
+        "\r",
+        "a",
+        "the",
+        "1",
+        ".",
+        "'s",
+        "\u0301",
+        "\u200b",
+        "        ",
+        "\u2028\u2029\xa0\v",
+    ]
     cut = 0
     for _ in range(20_000):
         text = "".join(rng.choices(pieces, k=rng.randint(1, 12)))
@@ -121,8 +166,14 @@ def test_cutting_long_runs_changes_no_id(tiny, monkeypatch):
 def test_a_million_of_anything(qwen):
     million = 1_000_000
     theirs = tiktoken_of(qwen)
-    for text in ("a" * million, "\n" * million, " " * million + "\n", "=" * million + "\n",
-                 " " * 600_000 + "x", "\n" + "\t" * 400_000 + "1"):  # tiktoken survives these
+    for text in (
+        "a" * million,
+        "\n" * million,
+        " " * million + "\n",
+        "=" * million + "\n",
+        " " * 600_000 + "x",
+        "\n" + "\t" * 400_000 + "1",
+    ):  # tiktoken survives these
         assert qwen.encode(text) == theirs.encode(text, disallowed_special=()), repr(text[:3])
     for text in (" " * million, " " * million + "x", "\n" + " \t\u3000" * million + "."):
         with pytest.raises(ValueError):  # where this stops failing, _long_runs may go
@@ -139,8 +190,12 @@ def test_a_long_text_with_many_short_runs_takes_linear_time(tiny):
 
 
 def test_lone_surrogates_become_the_replacement_character(tiny):
-    for text, means in (("a\ud800b", "a\ufffdb"), ("\udfff", "\ufffd"),
-                        ("\ud83d\ude00", "\U0001f600"), ("e\u0301\ud800", "\u00e9\ufffd")):
+    for text, means in (
+        ("a\ud800b", "a\ufffdb"),
+        ("\udfff", "\ufffd"),
+        ("\ud83d\ude00", "\U0001f600"),
+        ("e\u0301\ud800", "\u00e9\ufffd"),
+    ):
         assert tiny.decode(tiny.encode(text)) == means
         assert tiny.encode_batch([text])[0].tolist() == tiny.encode(means)
 
@@ -161,7 +216,8 @@ def test_a_tokenizer_without_chat_tokens_says_so():
     with pytest.raises(TokenizerError, match=r"no special token <\|im_end\|>"):
         _ = plain.im_end
     assert Tokenizer(tiny_ranks(), ()).encode("<|im_end|>", allow_special=True) == list(
-        b"<|im_end|>")
+        b"<|im_end|>"
+    )
 
 
 def test_special_tokens_need_ids_of_their_own():
@@ -179,9 +235,15 @@ def test_a_saved_or_pickled_tokenizer_is_the_same(tiny, tmp_path):
     assert again.mergeable_ranks == tiny.mergeable_ranks
     assert again.fingerprint == tiny.fingerprint == pickle.loads(pickle.dumps(tiny)).fingerprint
     assert len(tiny.fingerprint) == 16
-    others = [Tokenizer(tiny_ranks(), ("<a>",)), Tokenizer(tiny_ranks() | {b"zz": 267}),
-              Tokenizer(tiny_ranks() | {b"in": 259, b"the": 257, b"th": 256, b" the": 258} | {
-                  b"in": 258, b" the": 259})]
+    others = [
+        Tokenizer(tiny_ranks(), ("<a>",)),
+        Tokenizer(tiny_ranks() | {b"zz": 267}),
+        Tokenizer(
+            tiny_ranks()
+            | {b"in": 259, b"the": 257, b"th": 256, b" the": 258}
+            | {b"in": 258, b" the": 259}
+        ),
+    ]
     assert len({tiny.fingerprint, *(other.fingerprint for other in others)}) == 4
 
 
@@ -198,19 +260,22 @@ def test_damaged_files_are_refused(tmp_path):
     lines = good.splitlines(keepends=True)
     swapped = lines[:9] + [lines[10], lines[9]] + lines[11:]
     twice = lines[:20] + [lines[3].split()[0] + b" 20\n"] + lines[21:]
-    missing = [line.split()[0] + b" %d\n" % rank
-               for rank, line in enumerate(lines[:65] + lines[66:])]
+    missing = [
+        line.split()[0] + b" %d\n" % rank for rank, line in enumerate(lines[:65] + lines[66:])
+    ]
     stub = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
     for damaged, message in (
-            (b"".join(swapped), "the rank is 10, not 9(.|\n)*line 10"),
-            (b"".join(twice), r"b'\\x03' stands on line 4 already(.|\n)*line 21"),
-            (b"".join(missing), "1 single bytes are no tokens, 0x41"),
-            (b"".join(lines[:30] + lines[31:]), "the rank is 31, not 30(.|\n)*line 31"),
-            (b"".join(lines[:7] + [b"!!" + lines[7]] + lines[8:]), "line 8"),
-            (good[:-3], f"line {len(lines)}"),
-            (b"".join(lines[:5] + [b"\n"] + lines[5:]), "line 6"),
-            (b"".join(lines) + b" 267\n", "line 268"),
-            (b"", "256 single bytes"), (stub, "line 1")):
+        (b"".join(swapped), "the rank is 10, not 9(.|\n)*line 10"),
+        (b"".join(twice), r"b'\\x03' stands on line 4 already(.|\n)*line 21"),
+        (b"".join(missing), "1 single bytes are no tokens, 0x41"),
+        (b"".join(lines[:30] + lines[31:]), "the rank is 31, not 30(.|\n)*line 31"),
+        (b"".join(lines[:7] + [b"!!" + lines[7]] + lines[8:]), "line 8"),
+        (good[:-3], f"line {len(lines)}"),
+        (b"".join(lines[:5] + [b"\n"] + lines[5:]), "line 6"),
+        (b"".join(lines) + b" 267\n", "line 268"),
+        (b"", "256 single bytes"),
+        (stub, "line 1"),
+    ):
         path.write_bytes(damaged)
         with pytest.raises(TokenizerError, match=message):
             read_ranks(path)

@@ -9,8 +9,13 @@ from qwen_jax.errors import TokenizerError
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.chatml import loss_weights, prompt, render, stop_ids
 
-TALK = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello."), ("user", "Bye"),
-        ("assistant", "")]
+TALK = [
+    ("system", "Be brief."),
+    ("user", "Hi"),
+    ("assistant", "Hello."),
+    ("user", "Bye"),
+    ("assistant", ""),
+]
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +41,13 @@ def test_the_original_conversation(shared):
 def test_the_spans_hold_each_content_and_its_end(tokenizer):
     rendered = render(TALK, tokenizer)
     assert rendered.tokens.dtype == np.int32
-    assert [(span.role, tokenizer.decode(rendered.tokens[span.start:span.end]))
-            for span in rendered.spans] == [(role, content + "<|im_end|>")
-                                            for role, content in TALK]
+    assert [
+        (span.role, tokenizer.decode(rendered.tokens[span.start : span.end]))
+        for span in rendered.spans
+    ] == [(role, content + "<|im_end|>") for role, content in TALK]
     assert tokenizer.decode(rendered.tokens) == "".join(
-        f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in TALK)
+        f"<|im_start|>{role}\n{content}<|im_end|>\n" for role, content in TALK
+    )
 
 
 def test_the_loss_is_on_answers_and_their_ends(tokenizer):
@@ -51,7 +58,8 @@ def test_the_loss_is_on_answers_and_their_ends(tokenizer):
     assert tokenizer.decode(rendered.tokens[weights == 1]) == "Hello.<|im_end|><|im_end|>"
     both = loss_weights(rendered, roles=("system", "user"))
     assert tokenizer.decode(rendered.tokens[both == 1]) == (
-        "Be brief.<|im_end|>Hi<|im_end|>Bye<|im_end|>")
+        "Be brief.<|im_end|>Hi<|im_end|>Bye<|im_end|>"
+    )
 
 
 def test_no_content_can_speak_for_another_role(tokenizer):
@@ -65,16 +73,28 @@ def test_no_content_can_speak_for_another_role(tokenizer):
 def test_role_line_end_and_content_do_not_merge(tokenizer):
     rendered = render([("user", "\nx")], tokenizer)
     start = rendered.spans[1].start
-    assert rendered.tokens[start - 3:start + 2].tolist() == [
-        tokenizer.im_start, 257, 10, 10, ord("x")]
+    assert rendered.tokens[start - 3 : start + 2].tolist() == [
+        tokenizer.im_start,
+        257,
+        10,
+        10,
+        ord("x"),
+    ]
 
 
-@pytest.mark.parametrize("messages, message", [
-    ([], "no messages"), (["hello"], "not a message"), (["ab"], "not a message"),
-    ([("user",)], "not a message"), ([{"role": "user"}], "not a message"),
-    ([("user", None)], "not a message"), ([("user", "a"), ("asistant", "b")], "'asistant'"),
-    ([("user", "a"), 3], r"messages\[1\]"),
-])
+@pytest.mark.parametrize(
+    "messages, message",
+    [
+        ([], "no messages"),
+        (["hello"], "not a message"),
+        (["ab"], "not a message"),
+        ([("user",)], "not a message"),
+        ([{"role": "user"}], "not a message"),
+        ([("user", None)], "not a message"),
+        ([("user", "a"), ("asistant", "b")], "'asistant'"),
+        ([("user", "a"), 3], r"messages\[1\]"),
+    ],
+)
 def test_messages_of_another_form_are_refused(tokenizer, messages, message):
     with pytest.raises(TokenizerError, match=message):
         render(messages, tokenizer)

@@ -9,15 +9,20 @@ from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.compression import Row, compression, format_table, plot
 
 BYTES = {bytes([byte]): byte for byte in range(256)}
-TOKENIZERS = {"bytes": Tokenizer(BYTES, ()),
-              "chinese": Tokenizer(BYTES | {b"\xe4\xbd": 256, "\u4f60".encode(): 257}, ())}
+TOKENIZERS = {
+    "bytes": Tokenizer(BYTES, ()),
+    "chinese": Tokenizer(BYTES | {b"\xe4\xbd": 256, "\u4f60".encode(): 257}, ()),
+}
 TEXTS = {"zh": ["\u4f60\u4f60", "\u4f60 "], "en": ["abcd"]}
 
 
 def test_the_numbers_are_those_of_a_count_by_hand():
     assert compression(TOKENIZERS, TEXTS) == [
-        Row("zh", "bytes", 10, 10, 1.0, 1.0), Row("zh", "chinese", 10, 4, 2.5, 2.5),
-        Row("en", "bytes", 4, 4, 1.0, 1.0), Row("en", "chinese", 4, 4, 1.0, 1.0)]
+        Row("zh", "bytes", 10, 10, 1.0, 1.0),
+        Row("zh", "chinese", 10, 4, 2.5, 2.5),
+        Row("en", "bytes", 4, 4, 1.0, 1.0),
+        Row("en", "chinese", 4, 4, 1.0, 1.0),
+    ]
     by_chinese = compression(TOKENIZERS, TEXTS, baseline="chinese")
     assert [row.ratio for row in by_chinese] == [0.4, 1.0, 1.0, 1.0]
 
@@ -26,7 +31,8 @@ def test_the_table_has_a_line_for_each_language():
     assert format_table(compression(TOKENIZERS, TEXTS)).splitlines() == [
         "language        bytes      chinese",
         "zh        1.00 (1.00)  2.50 (2.50)",
-        "en        1.00 (1.00)  1.00 (1.00)"]
+        "en        1.00 (1.00)  1.00 (1.00)",
+    ]
 
 
 def test_the_picture_is_written(tmp_path):

@@ -48,8 +48,9 @@ def chinese(shared) -> list[str]:
 def checked_words(monkeypatch) -> list[int]:
     """Counts the words that grow has checked, without a change to the check."""
     counts = []
-    monkeypatch.setattr("qwen_jax.tokenizer.extend.verify",
-                        lambda ranks, words: counts.append(verify(ranks, words)))
+    monkeypatch.setattr(
+        "qwen_jax.tokenizer.extend.verify", lambda ranks, words: counts.append(verify(ranks, words))
+    )
     return counts
 
 
@@ -68,19 +69,29 @@ def test_every_word_has_the_ids_of_the_trainer_of_tokenizers(source, code_ranks)
     tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
     pre = tokenizers.pre_tokenizers
     learner = tokenizers.Tokenizer(tokenizers.models.BPE())
-    learner.pre_tokenizer = pre.Sequence([
-        pre.Split(tokenizers.Regex(PATTERN), "isolated"),
-        pre.ByteLevel(add_prefix_space=False, use_regex=False)])
-    learner.train_from_iterator(source, tokenizers.trainers.BpeTrainer(
-        vocab_size=2000, show_progress=False, special_tokens=[],
-        initial_alphabet=pre.ByteLevel.alphabet()))
+    learner.pre_tokenizer = pre.Sequence(
+        [
+            pre.Split(tokenizers.Regex(PATTERN), "isolated"),
+            pre.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    learner.train_from_iterator(
+        source,
+        tokenizers.trainers.BpeTrainer(
+            vocab_size=2000,
+            show_progress=False,
+            special_tokens=[],
+            initial_alphabet=pre.ByteLevel.alphabet(),
+        ),
+    )
     learner.decoder = tokenizers.decoders.ByteLevel()
     ours = Tokenizer(code_ranks)
     theirs = [len(ids.ids) for ids in learner.encode_batch(source)]
     counts = [len(ours.encode(text)) for text in source]
     assert counts == pytest.approx(theirs, rel=2e-3)  # equal but for ties
     shared_tokens = {learner.decode([token]) for token in range(2000)} & {
-        token.decode("utf-8", "replace") for token in code_ranks}
+        token.decode("utf-8", "replace") for token in code_ranks
+    }
     assert len(shared_tokens) > 1800
 
 
@@ -88,8 +99,10 @@ def test_each_merge_is_of_the_most_frequent_pair():
     """The definition of BPE, step by step, on a small text."""
     text = "the thin thing then thanked the other thing; in the end, the ten men met. " * 3
     ranks = train([text], vocab_size=280)
-    words = [[bytes([byte]) for byte in word.encode()]
-             for word in re.findall(r" ?[a-z]+| ?[^\sa-z]+|\s+(?!\S)|\s+", text)]
+    words = [
+        [bytes([byte]) for byte in word.encode()]
+        for word in re.findall(r" ?[a-z]+| ?[^\sa-z]+|\s+(?!\S)|\s+", text)
+    ]
     for token in sorted(ranks, key=ranks.get)[256:]:
         pairs = collections.Counter(pair for word in words for pair in itertools.pairwise(word))
         made = {pair: count for pair, count in pairs.items() if pair[0] + pair[1] == token}
@@ -99,7 +112,7 @@ def test_each_merge_is_of_the_most_frequent_pair():
             place = 0
             while place < len(word) - 1:
                 if (word[place], word[place + 1]) == pair:
-                    word[place:place + 2] = [token]
+                    word[place : place + 2] = [token]
                 place += 1
 
 
@@ -116,7 +129,7 @@ def test_growing_qwens_base_is_exact(cl100k, chinese, source, monkeypatch):
     base = qwen_base(cl100k)
     texts = chinese + source[:2]
     grown = grow(base, iter(texts), num_new=1500)
-    assert list(grown.items())[:len(base)] == list(base.items())
+    assert list(grown.items())[: len(base)] == list(base.items())
     assert sorted(grown.values()) == list(range(len(base) + 1500))
     assert counts[0] > 10_000  # every different word, against the trainer's ids
     before, after = Tokenizer(base), Tokenizer(grown)

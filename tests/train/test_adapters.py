@@ -28,23 +28,32 @@ LORA = LoRAConfig(rank=4, alpha=8.0)
 def two_steps(mesh_config: MeshConfig, micro_batches: int = 1):
     """State and metrics after two steps (the first moves B alone), the base before and after, and
     the memory plan."""
-    mesh = make_mesh(mesh_config, devices=jax.devices()[:mesh_config.data * mesh_config.fsdp
-                                                        * mesh_config.tensor])
+    mesh = make_mesh(
+        mesh_config,
+        devices=jax.devices()[: mesh_config.data * mesh_config.fsdp * mesh_config.tensor],
+    )
     with use_layout(mesh):
         frozen = FrozenBase(
-            Adapters(LORA, {}), CONFIG, mesh, lambda abstract: jax.device_put(
+            Adapters(LORA, {}),
+            CONFIG,
+            mesh,
+            lambda abstract: jax.device_put(
                 jax.jit(init_params, static_argnums=0)(CONFIG, jax.random.key(0)),
-                jax.tree.map(lambda leaf: leaf.sharding, abstract)))
+                jax.tree.map(lambda leaf: leaf.sharding, abstract),
+            ),
+        )
         abstract = abstract_state(frozen.specs, OPTIMIZER, mesh, dtype="float32")
         state = make_state(0, frozen.specs, OPTIMIZER, abstract)
-        step = frozen.make_train_step(make_objective(CONFIG), OPTIMIZER, seed=0,
-                                      micro_batches=micro_batches)
+        step = frozen.make_train_step(
+            make_objective(CONFIG), OPTIMIZER, seed=0, micro_batches=micro_batches
+        )
         batch = jax.device_put(make_batch(0, 8, 16, CONFIG.vocab_size), batch_sharding(mesh))
         given = OnBase(frozen.weights, batch)
         before = jax.device_get(given.base)
         compiled = step.lower(abstract, OnBase(frozen.abstract, batch)).compile()
-        plan = memory.measure(compiled, abstract, platform="tpu", available=None,
-                              frozen=frozen.abstract)
+        plan = memory.measure(
+            compiled, abstract, platform="tpu", available=None, frozen=frozen.abstract
+        )
         # A step may overwrite the state, all of it, and nothing else.
         donated = jax.tree.map(lambda info: info.donated, compiled.args_info[0])
         assert all(jax.tree.leaves(donated[0])) and not any(jax.tree.leaves(donated[1]))

@@ -20,8 +20,10 @@ B, T, D, V = 4, 96, 16, 40  # 384 tokens; chunks are multiples of 128
 @pytest.fixture
 def chunks(monkeypatch):
     """Chunks of 128 tokens, or one, for a vocabulary (or a part of it) of V."""
+
     def use(tokens: int, vocab_size: int = V) -> None:
         monkeypatch.setitem(module._CHUNK_BYTES, "cpu", 4 * tokens * vocab_size)
+
     return use
 
 
@@ -35,8 +37,9 @@ def draw(dtype=jnp.float32, tokens=(B, T), vocab_size=V, seed=0):
 
 
 def by_definition(x, head, targets, weights, z_loss=None):
-    logits = jnp.einsum("BTD,DV->BTV", x.astype(jnp.float32), head,
-                        precision=jax.lax.Precision.HIGHEST)
+    logits = jnp.einsum(
+        "BTD,DV->BTV", x.astype(jnp.float32), head, precision=jax.lax.Precision.HIGHEST
+    )
     log_z = jax.nn.logsumexp(logits, axis=-1)
     nll = log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     total = jnp.sum(weights * nll)
@@ -48,7 +51,8 @@ def value_and_grad(function, arguments, z_loss=None):
         return function(x, head, *arguments[2:], z_loss)
 
     (value, total), gradients = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(
-        *arguments[:2])
+        *arguments[:2]
+    )
     return value, total, *gradients
 
 
@@ -71,8 +75,10 @@ def test_value_and_gradients_equal_the_definition(chunks, tokens, z_loss):
 def test_the_gradient_is_scaled_by_what_follows(chunks):
     chunks(128)
     x, head, targets, weights = draw()
-    ours, wanted = (jax.jit(jax.grad(lambda x: jnp.square(f(x, head, targets, weights)[0])))(x)
-                    for f in (cross_entropy, by_definition))
+    ours, wanted = (
+        jax.jit(jax.grad(lambda x: jnp.square(f(x, head, targets, weights)[0])))(x)
+        for f in (cross_entropy, by_definition)
+    )
     assert_same([ours], [wanted])
 
 
@@ -82,12 +88,14 @@ def test_bfloat16_rounds_what_plain_jax_rounds(chunks):
     chunks(128)
     x, head, targets, weights = draw(jnp.bfloat16)
     rounded = head.astype(jnp.bfloat16)
-    exact = value_and_grad(by_definition, (x.astype(jnp.float32), rounded.astype(jnp.float32),
-                                           targets, weights))
+    exact = value_and_grad(
+        by_definition, (x.astype(jnp.float32), rounded.astype(jnp.float32), targets, weights)
+    )
 
     def plain(x, head, targets, weights, z_loss):
-        logits = jax.lax.dot_general(x, head.astype(x.dtype), (((2,), (0,)), ((), ())),
-                                     preferred_element_type=jnp.float32)
+        logits = jax.lax.dot_general(
+            x, head.astype(x.dtype), (((2,), (0,)), ((), ())), preferred_element_type=jnp.float32
+        )
         log_z = jax.nn.logsumexp(logits, axis=-1)
         nll = log_z - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
         return jnp.sum(weights * nll), jnp.sum(weights * nll)
@@ -95,8 +103,10 @@ def test_bfloat16_rounds_what_plain_jax_rounds(chunks):
     def errors(function):
         found = value_and_grad(function, (x, head, targets, weights))
         assert found[2].dtype == jnp.bfloat16 and found[3].dtype == jnp.float32
-        return [np.abs(np.asarray(a, np.float32) - b).max() / np.abs(b).max()
-                for a, b in zip(found, exact)]
+        return [
+            np.abs(np.asarray(a, np.float32) - b).max() / np.abs(b).max()
+            for a, b in zip(found, exact)
+        ]
 
     ours, theirs = errors(cross_entropy), errors(plain)
     assert all(a <= 2 * b + 1e-6 for a, b in zip(ours, theirs)), (ours, theirs)
@@ -127,8 +137,10 @@ def likelihoods_and_grad(function, arguments, temperature):
 def test_likelihoods_and_their_gradients_equal_the_definition(chunks, tokens, temperature):
     chunks(tokens)
     arguments = draw()
-    assert_same(likelihoods_and_grad(log_likelihoods, arguments, temperature),
-                likelihoods_and_grad(likelihoods_by_definition, arguments, temperature))
+    assert_same(
+        likelihoods_and_grad(log_likelihoods, arguments, temperature),
+        likelihoods_and_grad(likelihoods_by_definition, arguments, temperature),
+    )
 
 
 def test_no_gradient_comes_from_the_entropy(chunks):
@@ -140,36 +152,58 @@ def test_no_gradient_comes_from_the_entropy(chunks):
 
 def on_mesh(shape, function):
     """function() under a mesh of this shape: what jit makes of it is partitioned."""
-    mesh = make_mesh(MeshConfig(*shape), devices=jax.devices()[:int(np.prod(shape))])
+    mesh = make_mesh(MeshConfig(*shape), devices=jax.devices()[: int(np.prod(shape))])
     with use_layout(mesh):
         return function(mesh)
 
 
-@pytest.mark.parametrize("shape, vocab_size", [
-    ((2, 2, 2, 1), V), ((1, 4, 2, 1), V), ((8, 1, 1, 1), V), ((1, 2, 2, 2), V),
-    ((1, 2, 4, 1), 39)])  # 39 columns are whole on every device
+@pytest.mark.parametrize(
+    "shape, vocab_size",
+    [
+        ((2, 2, 2, 1), V),
+        ((1, 4, 2, 1), V),
+        ((8, 1, 1, 1), V),
+        ((1, 2, 2, 2), V),
+        ((1, 2, 4, 1), 39),
+    ],
+)  # 39 columns are whole on every device
 def test_every_mesh_gives_the_same(chunks, shape, vocab_size):
     chunks(128, vocab_size // (shape[2] if vocab_size == V else 1))
     arguments = draw(tokens=(8, 192), vocab_size=vocab_size)
     ours = on_mesh(shape, lambda mesh: value_and_grad(cross_entropy, arguments, 0.1))
     assert_same(jax.device_get(ours), value_and_grad(by_definition, arguments, 0.1))
     ours = on_mesh(shape, lambda mesh: likelihoods_and_grad(log_likelihoods, arguments, 0.7))
-    assert_same(jax.device_get(ours),
-                likelihoods_and_grad(likelihoods_by_definition, arguments, 0.7))
+    assert_same(
+        jax.device_get(ours), likelihoods_and_grad(likelihoods_by_definition, arguments, 0.7)
+    )
 
 
 def placed(mesh, arguments):
     """Abstract arguments as a training step holds them: the projection cut in both dimensions."""
-    names = (("data", "fsdp"), None, None), ("fsdp", "tensor"), (("data", "fsdp"),), (
-        ("data", "fsdp"),)
-    return [jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=jax.sharding.NamedSharding(
-        mesh, jax.sharding.PartitionSpec(*name))) for a, name in zip(arguments, names)]
+    names = (
+        (("data", "fsdp"), None, None),
+        ("fsdp", "tensor"),
+        (("data", "fsdp"),),
+        (("data", "fsdp"),),
+    )
+    return [
+        jax.ShapeDtypeStruct(
+            a.shape,
+            a.dtype,
+            sharding=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*name)),
+        )
+        for a, name in zip(arguments, names)
+    ]
 
 
-@pytest.mark.parametrize("loss, number", [
-    (lambda *a: cross_entropy(*a)[0], 1),
-    # The second loop is that of the backward pass.
-    (lambda x, head, targets, w: jnp.sum(w * jnp.exp(log_likelihoods(x, head, targets)[0])), 2)])
+@pytest.mark.parametrize(
+    "loss, number",
+    [
+        (lambda *a: cross_entropy(*a)[0], 1),
+        # The second loop is that of the backward pass.
+        (lambda x, head, targets, w: jnp.sum(w * jnp.exp(log_likelihoods(x, head, targets)[0])), 2),
+    ],
+)
 def test_the_projection_crosses_devices_once_and_not_with_every_chunk(chunks, loss, number):
     chunks(128, V // 2)
     arguments = draw(tokens=(8, 256))
@@ -179,11 +213,16 @@ def test_the_projection_crosses_devices_once_and_not_with_every_chunk(chunks, lo
         return jax.jit(gradient).lower(*placed(mesh, arguments)).compile().as_text()
 
     text = on_mesh((2, 2, 2, 1), compiled)
-    loops = [body for body in re.split(r"\n\n", text) if body.startswith("%") and any(
-        f"body=%{body.split()[0][1:]}" in line for line in text.splitlines())]
+    loops = [
+        body
+        for body in re.split(r"\n\n", text)
+        if body.startswith("%")
+        and any(f"body=%{body.split()[0][1:]}" in line for line in text.splitlines())
+    ]
     assert len(loops) == number, "four chunks are one loop"
-    inside = re.findall(r"= (\S+) (all-gather|all-reduce|reduce-scatter|all-to-all)\(",
-                        "".join(loops))
+    inside = re.findall(
+        r"= (\S+) (all-gather|all-reduce|reduce-scatter|all-to-all)\(", "".join(loops)
+    )
     assert all(f"{D}," not in shape and f"{V // 2}" not in shape for shape, _ in inside), inside
     gathered = re.findall(rf"= f32\[{D},{V // 2}\]\S* all-gather\(", text)
     assert len(gathered) == 1

@@ -23,8 +23,13 @@ STEPS = 10
 # Short rows in several tiles.
 SMALL = {"tpu_forward": {"query": 128, "key": 128}, "tpu_backward": {"query": 128, "key": 128}}
 CONFIG = dataclasses.replace(
-    sizes.TINY, hidden_size=128, num_heads=2, num_kv_heads=1, context_length=256,
-    initializer_range=0.1)
+    sizes.TINY,
+    hidden_size=128,
+    num_heads=2,
+    num_kv_heads=1,
+    context_length=256,
+    initializer_range=0.1,
+)
 
 
 def packed_batch() -> Batch:
@@ -38,18 +43,24 @@ def packed_batch() -> Batch:
             tokens[row, place] = (7 * number + np.arange(length) * number) % CONFIG.vocab_size
             begin += length
     weights = (ids[:, :-1] == ids[:, 1:]) & (ids[:, 1:] > 0)
-    return Batch(tokens=tokens[:, :-1], targets=tokens[:, 1:], segment_ids=ids[:, :-1],
-                 positions=positions[:, :-1], loss_weights=weights.astype(np.float32))
+    return Batch(
+        tokens=tokens[:, :-1],
+        targets=tokens[:, 1:],
+        segment_ids=ids[:, :-1],
+        positions=positions[:, :-1],
+        loss_weights=weights.astype(np.float32),
+    )
 
 
 def losses(implementation: str, shape: tuple[int, ...], **changes) -> np.ndarray:
     config = dataclasses.replace(CONFIG, attention=implementation, **changes)
     optimizer = make_optimizer(OptimizerConfig(peak_learning_rate=0.01), STEPS)
-    mesh = make_mesh(MeshConfig(*shape), devices=jax.devices()[:int(np.prod(shape))])
+    mesh = make_mesh(MeshConfig(*shape), devices=jax.devices()[: int(np.prod(shape))])
     with use_layout(mesh):
         specs = param_specs(config)
-        state = make_state(0, specs, optimizer,
-                           abstract_state(specs, optimizer, mesh, dtype="float32"))
+        state = make_state(
+            0, specs, optimizer, abstract_state(specs, optimizer, mesh, dtype="float32")
+        )
         step = make_train_step(make_objective(config), optimizer, seed=0)
         batch, found = jax.device_put(packed_batch(), batch_sharding(mesh)), []
         for _ in range(STEPS):
@@ -58,10 +69,15 @@ def losses(implementation: str, shape: tuple[int, ...], **changes) -> np.ndarray
     return np.asarray(found)
 
 
-@pytest.mark.parametrize("shape, changes", [
-    ((1, 1, 1, 1), {}),
-    pytest.param((1, 2, 1, 1), {"remat": "block", "compute_dtype": "bfloat16"},
-                 marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "shape, changes",
+    [
+        ((1, 1, 1, 1), {}),
+        pytest.param(
+            (1, 2, 1, 1), {"remat": "block", "compute_dtype": "bfloat16"}, marks=pytest.mark.slow
+        ),
+    ],
+)
 def test_the_tpu_kernel_has_the_loss_curve_of_xla(shape, changes):
     with interpret_kernels(True), tiles.override(**SMALL):
         got = losses("tpu", shape, **changes)

@@ -14,10 +14,13 @@ from qwen_jax.types import Batch
 def make_batch(seed: int, B: int, T: int, vocab_size: int) -> Batch:
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, vocab_size, (B, T + 1)).astype(np.int32)
-    return Batch(tokens=tokens[:, :-1], targets=tokens[:, 1:],
-                 loss_weights=(rng.random((B, T)) < rng.random((B, 1))).astype(np.float32),
-                 segment_ids=np.ones((B, T), np.int32),
-                 positions=np.tile(np.arange(T, dtype=np.int32), (B, 1)))
+    return Batch(
+        tokens=tokens[:, :-1],
+        targets=tokens[:, 1:],
+        loss_weights=(rng.random((B, T)) < rng.random((B, 1))).astype(np.float32),
+        segment_ids=np.ones((B, T), np.int32),
+        positions=np.tile(np.arange(T, dtype=np.int32), (B, 1)),
+    )
 
 
 def test_sums_are_over_weighted_tokens_and_z_loss_is_apart():
@@ -32,5 +35,6 @@ def test_sums_are_over_weighted_tokens_and_z_loss_is_apart():
     log_z = jax.nn.logsumexp(logits, axis=-1)
     np.testing.assert_allclose(sums.extras["cross_entropy"], wanted, rtol=1e-5)
     np.testing.assert_allclose(
-        sums.loss_sum, wanted + 0.01 * np.sum(np.square(log_z) * batch.loss_weights), rtol=1e-5)
+        sums.loss_sum, wanted + 0.01 * np.sum(np.square(log_z) * batch.loss_weights), rtol=1e-5
+    )
     assert float(sums.weight_sum) == batch.loss_weights.sum()

@@ -26,15 +26,23 @@ def start(step=0):
 
 
 def run(batches, *, hooks=(), start_step=0, step=counting_step, reports=None):
-    return fit(start(start_step), lambda i, state: batches[i], step, start_step=start_step,
-               num_steps=len(batches), report=(reports if reports is not None else []).append,
-               hooks=hooks)
+    return fit(
+        start(start_step),
+        lambda i, state: batches[i],
+        step,
+        start_step=start_step,
+        num_steps=len(batches),
+        report=(reports if reports is not None else []).append,
+        hooks=hooks,
+    )
 
 
 def test_every_step_is_reported_once_in_order_and_hooks_have_their_turn():
     reports, turns = [], []
-    hooks = (Hook(2, lambda n, s: turns.append(("two", n, int(s.step)))),
-             Hook(100, lambda n, s: turns.append(("end", n, int(s.step)))))
+    hooks = (
+        Hook(2, lambda n, s: turns.append(("two", n, int(s.step)))),
+        Hook(100, lambda n, s: turns.append(("end", n, int(s.step)))),
+    )
     state = run([1.0, 2.0, 3.0, 4.0, 5.0], hooks=hooks, reports=reports)
     assert int(state.step) == 5
     assert [(r.step, r.metrics["train/loss"]) for r in reports] == [(i, i) for i in range(1, 6)]
@@ -50,8 +58,15 @@ def test_what_a_step_waited_is_a_part_of_its_seconds():
         time.sleep(naps[i])
         return 1.0
 
-    fit(start(), next_batch, counting_step, start_step=0, num_steps=len(naps),
-        report=reports.append, hooks=(Hook(3, lambda n, s: None),))
+    fit(
+        start(),
+        next_batch,
+        counting_step,
+        start_step=0,
+        num_steps=len(naps),
+        report=reports.append,
+        hooks=(Hook(3, lambda n, s: None),),
+    )
     counted = [report for report in reports if report.seconds is not None]
     assert len(counted) == len(naps) - 1
     assert all(report.data_wait_seconds <= report.seconds for report in counted)
@@ -76,14 +91,22 @@ def test_metrics_are_read_after_the_next_step_is_under_way():
             events.append(f"report {report.step}")
 
     run([1.0, 2.0, 3.0], step=step, reports=Reports())
-    assert events == ["dispatch 1.0", "dispatch 2.0", "report 1", "dispatch 3.0", "report 2",
-                      "report 3"]
+    assert events == [
+        "dispatch 1.0",
+        "dispatch 2.0",
+        "report 1",
+        "dispatch 3.0",
+        "report 2",
+        "report 3",
+    ]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_saves_the_last_good_state():
     saved = []
-    hooks = (Hook(100, lambda n, s: saved.append((n, int(s.step))), at_stop=True),
-             Hook(1, lambda n, s: None))
+    hooks = (
+        Hook(100, lambda n, s: saved.append((n, int(s.step))), at_stop=True),
+        Hook(1, lambda n, s: None),
+    )
     with pytest.raises(TrainingError, match="step 3 is not finite: train/loss=nan"):
         run([1.0, 2.0, float("nan"), 4.0, 5.0], hooks=hooks)
     assert saved == [(2, 2)]
@@ -98,8 +121,10 @@ def test_a_signal_finishes_the_step_saves_and_stops(number):
             os.kill(os.getpid(), number)
         return counting_step(state, batch)
 
-    hooks = (Hook(100, lambda n, s: saved.append((n, int(s.step))), at_stop=True),
-             Hook(100, lambda n, s: skipped.append(n)))
+    hooks = (
+        Hook(100, lambda n, s: saved.append((n, int(s.step))), at_stop=True),
+        Hook(100, lambda n, s: skipped.append(n)),
+    )
     before = signal.getsignal(number)
     with pytest.raises(Stopped) as stopped:
         run([1.0, 2.0, 3.0, 4.0], step=step, hooks=hooks)
@@ -122,7 +147,8 @@ def test_a_spike_is_named_and_noise_is_not():
     assert "3.5000 leaps out of 2.0" in watch.see(3.5)
 
 
-@pytest.mark.parametrize("seconds, text", [(5, "5s"), (95, "1m35s"), (7322, "2h02m"),
-                                           (float("inf"), "?")])
+@pytest.mark.parametrize(
+    "seconds, text", [(5, "5s"), (95, "1m35s"), (7322, "2h02m"), (float("inf"), "?")]
+)
 def test_seconds_read_well(seconds, text):
     assert format_seconds(seconds) == text

@@ -26,10 +26,12 @@ def plan(available=None, fsdp=1, **changes):
     step = make_train_step(make_objective(config), optimizer, seed=0)
     with use_layout(mesh):
         abstract = abstract_state(param_specs(config), optimizer, mesh, dtype="float32")
-        batch = jax.device_put(make_batch(0, 8, config.context_length, config.vocab_size),
-                               batch_sharding(mesh))
-        return memory.measure(step.lower(abstract, batch).compile(), abstract, platform="cpu",
-                              available=available)
+        batch = jax.device_put(
+            make_batch(0, 8, config.context_length, config.vocab_size), batch_sharding(mesh)
+        )
+        return memory.measure(
+            step.lower(abstract, batch).compile(), abstract, platform="cpu", available=available
+        )
 
 
 def test_parameters_and_moments_are_counted_per_device():

@@ -36,8 +36,9 @@ def test_a_warmup_longer_than_the_run_is_refused():
 def test_two_steps_equal_adamw_written_out():
     config = OptimizerConfig(peak_learning_rate=0.01, schedule="constant", clip_norm=1.0)
     optimizer = make_optimizer(config, 10)
-    params = spec.init_params(dataclasses.replace(sizes.TINY, initializer_range=0.5),
-                              jax.random.key(0))
+    params = spec.init_params(
+        dataclasses.replace(sizes.TINY, initializer_range=0.5), jax.random.key(0)
+    )
     state = optimizer.init(params)
     m, v, x = {}, {}, {}
     leaves = jax.tree_util.tree_leaves_with_path(params)
@@ -53,8 +54,8 @@ def test_two_steps_equal_adamw_written_out():
             v[name] = 0.95 * v[name] + 0.05 * g * g
             decay = 0.0 if ("norm" in path[-1].name or path[-1].name in "bq bk bv") else 0.1
             x[name] = x[name] - 0.01 * (
-                m[name] / (1 - 0.9**t) / (np.sqrt(v[name] / (1 - 0.95**t)) + 1e-8)
-                + decay * x[name])
+                m[name] / (1 - 0.9**t) / (np.sqrt(v[name] / (1 - 0.95**t)) + 1e-8) + decay * x[name]
+            )
         params = jax.tree.map(lambda p, u: p + u, params, updates)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         np.testing.assert_allclose(leaf, x[str(path)], rtol=2e-4, atol=2e-5, err_msg=str(path))

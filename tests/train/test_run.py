@@ -49,14 +49,23 @@ class Adding:
         whole = NamedSharding(mesh, PartitionSpec())
         cut = NamedSharding(mesh, PartitionSpec("fsdp"))
         self.batch = jax.ShapeDtypeStruct((4,), jnp.float32, sharding=cut)
-        self.state = TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
-                                {"w": self.batch}, ())
-        self.job = Job(mesh=mesh, state=self.state, step=adding_step, batch=self.batch,
-                       make_state=self.start, batches=self.batches)
+        self.state = TrainState(
+            jax.ShapeDtypeStruct((), jnp.int32, sharding=whole), {"w": self.batch}, ()
+        )
+        self.job = Job(
+            mesh=mesh,
+            state=self.state,
+            step=adding_step,
+            batch=self.batch,
+            make_state=self.start,
+            batches=self.batches,
+        )
 
     def start(self):
-        return jax.tree.map(lambda leaf: jax.device_put(jnp.zeros(leaf.shape, leaf.dtype),
-                                                        leaf.sharding), self.state)
+        return jax.tree.map(
+            lambda leaf: jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding),
+            self.state,
+        )
 
     @contextlib.contextmanager
     def batches(self, start_step):
@@ -90,8 +99,13 @@ def test_events_tell_the_whole_story(tmp_path, monkeypatch):
     a.run()
     assert a.names() == ["start", "saved", "saved", "end"]
     assert a.events()[0] | {"time": 0} == {
-        "time": 0, "event": "start", "step": 0, "processes": 1, "devices": 2,
-        "mesh": {"data": 1, "fsdp": 2, "tensor": 1, "context": 1}}
+        "time": 0,
+        "event": "start",
+        "step": 0,
+        "processes": 1,
+        "devices": 2,
+        "mesh": {"data": 1, "fsdp": 2, "tensor": 1, "context": 1},
+    }
     assert [event.get("step") for event in a.events()[1:3]] == [10, 20]
     # Another life that was killed in the middle of a line, and started again by a launcher.
     text = (tmp_path / "events.jsonl").read_text().splitlines(keepends=True)
@@ -102,7 +116,13 @@ def test_events_tell_the_whole_story(tmp_path, monkeypatch):
     lines = (tmp_path / "events.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines if line != '{"time": 1']
     assert [event["event"] for event in events] == [
-        "start", "saved", "killed", "restart", "resume", "end"]
+        "start",
+        "saved",
+        "killed",
+        "restart",
+        "resume",
+        "end",
+    ]
     assert events[2]["last_event"] == "saved" and events[2]["last_sign"] > 0
     assert (events[3]["attempt"], events[3]["reason"]) == (2, "process 3 was killed by SIGKILL")
 
@@ -141,10 +161,12 @@ def test_a_run_that_left_batches_out_and_was_stopped_sees_the_same_batches(tmp_p
     @contextlib.contextmanager
     def stopping(start_step):
         with inner(start_step) as read:
+
             def next_batch(step, state):
                 if step == 35:
                     signal.raise_signal(signal.SIGTERM)
                 return read(step, state)
+
             yield next_batch
 
     first.job = dataclasses.replace(first.job, batches=stopping)
@@ -189,11 +211,24 @@ def test_time_is_accounted_for(tmp_path, monkeypatch):
 
 def test_answers_that_are_sampled_are_work_and_not_waiting(tmp_path):
     shown, goodput = [], Goodput()
-    reporter = Reporter(tmp_path, SMOKE.model, TrainConfig(num_steps=2, batch_size=1, log_every=1),
-                        schedule=lambda step: 0.1 * step, total_peak_flops=1e9, resume_step=None,
-                        events=Events(tmp_path), goodput=goodput, emit=shown.append)
-    metrics = {"train/loss": 1.0, "train/grad_norm": 1.0, "rollout/length": 3.0,
-               "rollout/reward": 1.0, "rollout/kl": 0.0}
+    reporter = Reporter(
+        tmp_path,
+        SMOKE.model,
+        TrainConfig(num_steps=2, batch_size=1, log_every=1),
+        schedule=lambda step: 0.1 * step,
+        total_peak_flops=1e9,
+        resume_step=None,
+        events=Events(tmp_path),
+        goodput=goodput,
+        emit=shown.append,
+    )
+    metrics = {
+        "train/loss": 1.0,
+        "train/grad_norm": 1.0,
+        "rollout/length": 3.0,
+        "rollout/reward": 1.0,
+        "rollout/kl": 0.0,
+    }
     reporter(StepReport(1, metrics, 0.5, 0.4))
     goodput.mark()
     reporter(StepReport(2, metrics, 0.5, 0.3))
@@ -233,9 +268,17 @@ def test_the_learning_rate_is_told_without_a_computation_between_steps(tmp_path)
         return jnp.asarray(step, jnp.float32) / 10
 
     train = TrainConfig(num_steps=5, batch_size=1, log_every=1)
-    reporter = Reporter(tmp_path, SMOKE.model, train, schedule=schedule, total_peak_flops=1e9,
-                        resume_step=None, events=Events(tmp_path), goodput=Goodput(),
-                        emit=shown.append)
+    reporter = Reporter(
+        tmp_path,
+        SMOKE.model,
+        train,
+        schedule=schedule,
+        total_peak_flops=1e9,
+        resume_step=None,
+        events=Events(tmp_path),
+        goodput=Goodput(),
+        emit=shown.append,
+    )
     before = len(asked)
     for step in range(1, 6):
         reporter(StepReport(step, {"train/loss": 1.0, "train/grad_norm": 1.0}, 0.1, 0.0))
@@ -243,7 +286,8 @@ def test_the_learning_rate_is_told_without_a_computation_between_steps(tmp_path)
     assert before == len(asked) == 1
     records = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert [record["train/learning_rate"] for record in records] == pytest.approx(
-        [0.0, 0.1, 0.2, 0.3, 0.4])
+        [0.0, 0.1, 0.2, 0.3, 0.4]
+    )
 
 
 @pytest.mark.parametrize("text", ["kil step=3", "kill when=3", "kill step=x"])
@@ -255,5 +299,6 @@ def test_a_fault_that_is_none_is_refused(text):
 def test_faults_are_of_one_process_and_one_life():
     text = "kill step=3 process=1; nan step=4; delay step=2 attempt=1 seconds=0.5"
     assert [fault.kind for fault in faults.planned({faults.VARIABLE: text})] == ["nan"]
-    assert [fault.seconds for fault in faults.planned(
-        {faults.VARIABLE: text, "QWEN_JAX_ATTEMPT": "1"})] == [0.5]
+    assert [
+        fault.seconds for fault in faults.planned({faults.VARIABLE: text, "QWEN_JAX_ATTEMPT": "1"})
+    ] == [0.5]

@@ -36,13 +36,16 @@ def test_the_program_that_makes_it_needs_no_room_for_a_whole_model(shape):
     """Random numbers are drawn where they will live: its scratch is that of a piece."""
     mesh, specs = make_mesh(MeshConfig(*shape)), param_specs(CONFIG)
     abstract = abstract_state(specs, OPTIMIZER, mesh, dtype="float32").params
-    made = jax.jit(lambda key: init_from(specs, key, "float32"),
-                   out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))
+    made = jax.jit(
+        lambda key: init_from(specs, key, "float32"),
+        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
+    )
     compiled = made.lower(jax.random.key(0)).compile()
     plan = compiled.memory_analysis()
     assert plan.output_size_in_bytes < 1.1 * bytes_per_device(abstract) + 4096
     largest = max(leaf.size * 4 for leaf in jax.tree.leaves(abstract))
     assert plan.temp_size_in_bytes < largest  # one weight's, were it whole
-    for leaf, sharding in zip(jax.tree.leaves(abstract), jax.tree.leaves(
-            compiled.output_shardings)):
+    for leaf, sharding in zip(
+        jax.tree.leaves(abstract), jax.tree.leaves(compiled.output_shardings)
+    ):
         assert sharding.is_equivalent_to(leaf.sharding, leaf.ndim)

@@ -23,16 +23,18 @@ OPTIMIZER = make_optimizer(OptimizerConfig(peak_learning_rate=0.01, epsilon=1e-4
 
 
 def one_step(mesh_config: MeshConfig, micro_batches: int = 1, config=CONFIG, batch=None):
-    devices = jax.devices()[:(mesh_config.fsdp or 1) * mesh_config.data * mesh_config.tensor
-                            * mesh_config.context]
+    devices = jax.devices()[
+        : (mesh_config.fsdp or 1) * mesh_config.data * mesh_config.tensor * mesh_config.context
+    ]
     mesh = make_mesh(mesh_config, devices=devices)
     batch = make_batch(0, 8, 16, CONFIG.vocab_size) if batch is None else batch
     check_batch(8, micro_batches, mesh)
     with use_layout(mesh):
         abstract = abstract_state(param_specs(config), OPTIMIZER, mesh, dtype="float32")
         state = make_state(0, param_specs(config), OPTIMIZER, abstract)
-        step = make_train_step(make_objective(config), OPTIMIZER, seed=0,
-                               micro_batches=micro_batches)
+        step = make_train_step(
+            make_objective(config), OPTIMIZER, seed=0, micro_batches=micro_batches
+        )
         state, metrics = step(state, jax.device_put(batch, batch_sharding(mesh)))
         for leaf, planned in zip(jax.tree.leaves(state), jax.tree.leaves(abstract)):
             assert leaf.sharding.is_equivalent_to(planned.sharding, leaf.ndim)
@@ -72,14 +74,15 @@ def test_accumulation_on_a_mesh(alone):
 
 def test_grouped_heads_and_tied_embeddings_shard_too():
     config = dataclasses.replace(CONFIG, num_kv_heads=2, tie_embeddings=True)
-    assert_same(one_step(MeshConfig(fsdp=1), config=config),
-                one_step(MeshConfig(2, 2, 2), config=config))
+    assert_same(
+        one_step(MeshConfig(fsdp=1), config=config), one_step(MeshConfig(2, 2, 2), config=config)
+    )
 
 
 def test_weights_do_not_depend_on_the_mesh_they_are_made_on():
     states = []
     for shape in ((1, 1, 1), (2, 2, 2)):
-        mesh = make_mesh(MeshConfig(*shape), devices=jax.devices()[:int(np.prod(shape))])
+        mesh = make_mesh(MeshConfig(*shape), devices=jax.devices()[: int(np.prod(shape))])
         abstract = abstract_state(param_specs(CONFIG), OPTIMIZER, mesh, dtype="float32")
         states.append(jax.device_get(make_state(7, param_specs(CONFIG), OPTIMIZER, abstract)))
     for a, b in zip(*map(jax.tree.leaves, states)):
@@ -88,7 +91,12 @@ def test_weights_do_not_depend_on_the_mesh_they_are_made_on():
 
 def test_a_step_that_is_not_finite_changes_nothing_for_good(alone):
     mesh = make_mesh(MeshConfig(fsdp=1), devices=jax.devices()[:1])
-    state = make_state(0, param_specs(CONFIG), OPTIMIZER, abstract_state(param_specs(CONFIG), OPTIMIZER, mesh, dtype="float32"))
+    state = make_state(
+        0,
+        param_specs(CONFIG),
+        OPTIMIZER,
+        abstract_state(param_specs(CONFIG), OPTIMIZER, mesh, dtype="float32"),
+    )
     before = jax.device_get(state)
     good = make_batch(0, 8, 16, CONFIG.vocab_size)
     bad = dataclasses.replace(good, loss_weights=np.zeros((8, 16), np.float32))  # 0 / 0
@@ -110,9 +118,13 @@ def test_a_mesh_that_does_not_divide_names_every_weight():
     assert "w_up" not in str(error.value)  # 48 divides by 8
 
 
-@pytest.mark.parametrize("config, message", [
-    (MeshConfig(data=3), "does not divide 8 devices"),
-    (MeshConfig(fsdp=4), "4 places for 8 devices")])
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        (MeshConfig(data=3), "does not divide 8 devices"),
+        (MeshConfig(fsdp=4), "4 places for 8 devices"),
+    ],
+)
 def test_a_mesh_of_the_wrong_size_is_refused(config, message):
     with pytest.raises(ShardingError, match=message):
         make_mesh(config)
