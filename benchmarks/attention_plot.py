@@ -25,10 +25,10 @@ def save(rows: list[dict], about: dict, path: pathlib.Path) -> None:
     passes = ("forward", "backward")
     figure = Figure(figsize=(9, 2.6 * max(1, len(panels)) + 1), layout="constrained")
     axes = figure.subplots(max(1, len(panels)), len(passes), squeeze=False)
-    for line, panel in zip(axes, panels):
+    for line, panel in zip(axes, panels, strict=True):
         chosen = [row for row in rows if (row["mask"], row["H"], row["dtype"]) == panel]
         lengths = sorted({row["T"] for row in chosen})
-        for ax, which in zip(line, passes):
+        for ax, which in zip(line, passes, strict=True):
             for i, name in enumerate(names):
                 values = {row["T"]: row[which]["tflops"] for row in chosen if row["name"] == name}
                 at = [lengths.index(T) + 0.8 * (i + 0.5) / len(names) - 0.4 for T in values]

@@ -75,7 +75,7 @@ def best(
     who = next(c for c in contestants(q, k, None) if c.ours and c.name.split()[-1] == name)
     calls, which = {}, "forward" if kernel.endswith("forward") else "both"
     for sizes in itertools.product(*grid.values()):
-        sizes = dict(zip(grid, sizes))
+        sizes = dict(zip(grid, sizes, strict=True))
         if sizes.get("compute", 0) > sizes.get("key", 0):
             continue
         try:

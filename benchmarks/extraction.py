@@ -132,7 +132,9 @@ def main(config: Config) -> None:
     for name, extract in extractors.items():
         texts = [extract(content) for content, _ in pages]
         scores = [f1(text, gold) for text, (_, gold) in zip(texts, pages, strict=True)]
-        means = " | ".join(f"{statistics.fmean(column):.3f}" for column in zip(*scores))
+        means = " | ".join(
+            f"{statistics.fmean(column):.3f}" for column in zip(*scores, strict=True)
+        )
         lines.append(f"| {name} | {means} | {sum(not text.strip() for text in texts)} |")
         print(lines[-1], flush=True)
     lines += [

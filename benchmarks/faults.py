@@ -161,7 +161,7 @@ class Bench:
         code, shown = self.launch(run, plan, *flags, **settings)
         begun = self.events(run, "start", "resume")[1:]
         # After a signal some steps more are done before all save: nothing is lost then.
-        lost = [max(step - 1 - event["step"], 0) for step, event in zip(steps, begun)]
+        lost = [max(step - 1 - event["step"], 0) for step, event in zip(steps, begun, strict=False)]
         seen = next((line for line in shown.splitlines() if words in line), "nothing")
         return Row(name, len(begun), seen.strip(), lost, self.same(run), _ended(code))
 
@@ -177,7 +177,7 @@ class Bench:
         code, _ = self.launch(run, restarts=0)
         damaged = self.events(run, "damaged")
         begun = self.events(run, "start", "resume")[1:]
-        lost = [step - 1 - event["step"] for step, event in zip(steps, begun)]
+        lost = [step - 1 - event["step"] for step, event in zip(steps, begun, strict=False)]
         seen = f"damaged: {damaged[-1]['problem']}; {damaged[-1]['now']}" if damaged else "nothing"
         return Row(
             f"{kind} in the newest checkpoint",

@@ -155,25 +155,36 @@ def bad_texts(data: pathlib.Path, good: dict) -> dict[str, tuple[str, list[str]]
         ("en", english, str.split, " ".join),
         ("zh", chinese, list, "".join),
     ):
-        vocabulary = [unit for text in texts[:200] for unit in cut(text) if unit.isalpha()]
-        makers: dict[str, Callable[[str], str]] = {
-            "words in random order": lambda t: join(draw.sample(cut(t), len(cut(t)))),
-            "list of words": lambda t: ("、" if language == "zh" else ", ").join(
-                join(draw.choices(vocabulary, k=2)) for _ in range(60)
-            ),
-            "one sentence over and over": lambda t: join(cut(t)[:25]) * 12,
-            "noise": lambda t: "".join(
-                chr(draw.randrange(0x4E00, 0x9FA0))
-                if language == "zh"
-                else chr(draw.randrange(97, 123))
-                if draw.random() < 0.8
-                else " "
-                for _ in range(400)
-            ),
-        }
+        makers = _makers(language, texts, cut, join, draw)
         for kind, make in makers.items():
             found[f"{kind} ({language})"] = language, [make(t) for t in texts[:300]]
     return found
+
+
+def _makers(
+    language: str,
+    texts: list[str],
+    cut: Callable[[str], list[str]],
+    join: Callable[[list[str]], str],
+    draw: random.Random,
+) -> dict[str, Callable[[str], str]]:
+    """Kind -> what makes a bad text of that kind from a good one."""
+    vocabulary = [unit for text in texts[:200] for unit in cut(text) if unit.isalpha()]
+    return {
+        "words in random order": lambda t: join(draw.sample(cut(t), len(cut(t)))),
+        "list of words": lambda t: ("、" if language == "zh" else ", ").join(
+            join(draw.choices(vocabulary, k=2)) for _ in range(60)
+        ),
+        "one sentence over and over": lambda t: join(cut(t)[:25]) * 12,
+        "noise": lambda t: "".join(
+            chr(draw.randrange(0x4E00, 0x9FA0))
+            if language == "zh"
+            else chr(draw.randrange(97, 123))
+            if draw.random() < 0.8
+            else " "
+            for _ in range(400)
+        ),
+    }
 
 
 def boilerplate(data: pathlib.Path) -> list[str]:

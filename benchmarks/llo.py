@@ -6,6 +6,7 @@ cycles, and a share of slots is an upper bound of a unit's utilisation.
 """
 
 import dataclasses
+import itertools
 import pathlib
 import re
 
@@ -59,14 +60,14 @@ def _split(bundles: str, utilization: str) -> list[Block]:
             cuts.add(int(match[1], 16) + 1)
     ends = sorted(cuts)
     found = []
-    for begin, end in zip(ends, ends[1:]):
-        totals = [sum(column) for column in zip(*rows[begin:end])]
+    for begin, end in itertools.pairwise(ends):
+        totals = [sum(column) for column in zip(*rows[begin:end], strict=False)]
         found.append(
             Block(
                 end - begin,
                 {
                     name: total / (size * (end - begin))
-                    for name, total, size in zip(names, totals, capacity)
+                    for name, total, size in zip(names, totals, capacity, strict=False)
                 },
             )
         )

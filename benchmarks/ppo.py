@@ -193,7 +193,7 @@ def measure(config: Config) -> dict:
         top_p=config.top_p,
     )
     found = [(steps.take(number), steps.cpu) for number in range(config.warm_up + config.steps)]
-    parts, cpu = zip(*found[config.warm_up :])
+    parts, cpu = zip(*found[config.warm_up :], strict=True)
     adam = RECIPE.optimizer
     settings = {
         name: getattr(model, name)
@@ -248,7 +248,7 @@ def decoders(config: Config, model, params) -> dict[str, list[float]]:
     }
     shape = (config.prompts * config.samples, config.prompt_tokens)
     draw, times = np.random.default_rng(1), {name: [] for name in calls}
-    for turn in range(1 + config.steps):  # the first compiles
+    for _ in range(1 + config.steps):  # the first compiles
         prompts = draw.integers(0, model.vocab_size, shape, dtype=np.int32)
         for name, call in calls.items():
             begin = time.perf_counter()

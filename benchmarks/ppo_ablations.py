@@ -181,7 +181,7 @@ def plot(curves: dict[str, list[Curves]], path: pathlib.Path) -> None:
         ("rollout/kl", "KL from the start, nats of an answer", set(curves)),
         ("rollout/entropy", "entropy, nats of a token", set(curves)),
     )
-    for ax, (key, title, shown) in zip(figure.subplots(1, 4), panels):
+    for ax, (key, title, shown) in zip(figure.subplots(1, 4), panels, strict=True):
         for i, (name, runs) in enumerate(curves.items()):
             x, y = runs[0].curve(key)[0], np.mean([run.curve(key)[1] for run in runs], axis=0)
             smooth = np.convolve(np.pad(y, 5, mode="edge"), np.ones(11) / 11, mode="valid")
@@ -193,7 +193,7 @@ def plot(curves: dict[str, list[Curves]], path: pathlib.Path) -> None:
     handles = {
         label: handle
         for ax in figure.axes
-        for handle, label in zip(*ax.get_legend_handles_labels())
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)
     }
     figure.legend(
         handles.values(), handles, loc="outside lower center", ncols=6, fontsize=8, frameon=False

@@ -109,10 +109,11 @@ class TimedSteps:
         specs = param_specs(self.model), scoring_specs(self.model)
         abstract = [
             abstract_state(spec, optimizer, self._mesh, dtype=self.model.param_dtype)
-            for spec, optimizer in zip(specs, optimizers)
+            for spec, optimizer in zip(specs, optimizers, strict=True)
         ]
         policy, value = (
-            make_state(seed, *of) for seed, of in enumerate(zip(specs, optimizers, abstract))
+            make_state(seed, *of)
+            for seed, of in enumerate(zip(specs, optimizers, abstract, strict=True))
         )
         everywhere = policy.step.sharding
         return ppo.PPOState(

@@ -167,9 +167,7 @@ def compare(
     return found
 
 
-def learn(
-    config: Config, rows: PairRows, tokenizer: Tokenizer, emit=functools.partial(print, flush=True)
-):
+def learn(config: Config, rows: PairRows, tokenizer: Tokenizer, emit=flags.emit):
     """The run itself; returns the last TrainState."""
     names = names_of(config.data.eval_pairs)
     weights = start_of(config)

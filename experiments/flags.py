@@ -5,7 +5,9 @@ not exist is answered with the nearest one that does; what differs from the reci
 """
 
 import dataclasses
+import functools
 import inspect
+import itertools
 import os
 import re
 import sys
@@ -19,6 +21,8 @@ from absl import flags
 from qwen_jax.errors import ConfigError, QwenJaxError, unknown_name
 from qwen_jax.parallel import hosts, virtual_devices
 from qwen_jax.train.run_folder import flatten
+
+emit = functools.partial(print, flush=True)  # how a run says what it does, unless told otherwise
 
 
 def parse(doc: str, recipes: dict[str, object], argv: list[str]):
@@ -40,7 +44,7 @@ def parse(doc: str, recipes: dict[str, object], argv: list[str]):
     )
     flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
     asked = [a.split("=", 1)[-1] for a in argv if re.match(r"--?recipe=", a)]
-    for flag, following in zip(argv, argv[1:]):
+    for flag, following in itertools.pairwise(argv):
         asked += [following] if flag in ("--recipe", "-recipe") else []
     name = asked[-1] if asked else default
     if name not in recipes:

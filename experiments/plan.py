@@ -22,7 +22,6 @@ For GPUs (--topology=h100-64, h200-8) nothing is compiled, and the line is a pap
 
 import dataclasses
 import datetime
-import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -227,7 +226,7 @@ def main(config: Config) -> None:
     plan(config)
 
 
-def plan(config: Config, emit=functools.partial(print, flush=True)) -> list[dict]:
+def plan(config: Config, emit=flags.emit) -> list[dict]:
     """Prints the table; returns what was found of each layout, fastest first."""
     workload = workload_of(config)
     if config.topology.split("-")[0] in gpus.KINDS:

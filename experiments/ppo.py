@@ -157,7 +157,7 @@ def main(config: Config) -> None:
         reinforce(config, tokenizer)
 
 
-def reinforce(config: Config, tokenizer: Tokenizer, emit=functools.partial(print, flush=True)):
+def reinforce(config: Config, tokenizer: Tokenizer, emit=flags.emit):
     """The run itself; returns the last PPOState."""
     mesh = make_mesh(config.mesh)
     samples = config.ppo.samples_per_prompt
@@ -187,7 +187,7 @@ def reinforce(config: Config, tokenizer: Tokenizer, emit=functools.partial(print
     ]
     states = [
         abstract_state(spec, optimizer, mesh, dtype=config.model.param_dtype)
-        for spec, optimizer in zip(specs, optimizers)
+        for spec, optimizer in zip(specs, optimizers, strict=True)
     ]
     everywhere = NamedSharding(mesh, PartitionSpec())
     number = jax.ShapeDtypeStruct((), np.float32, sharding=everywhere)
@@ -224,7 +224,9 @@ def reinforce(config: Config, tokenizer: Tokenizer, emit=functools.partial(print
                 abstract,
                 params=None if lora else start(abstract.params),
             )
-            for spec, optimizer, abstract, start in zip(specs, optimizers, states, starts)
+            for spec, optimizer, abstract, start in zip(
+                specs, optimizers, states, starts, strict=True
+            )
         )
         if lora is not None:
             value = value.replace(params=in_full(bases().value, value.params))

@@ -148,7 +148,7 @@ def ended_by_signal() -> Iterator[None]:
         sys.exit(hosts.AGAIN if os.environ.get(hosts.LAUNCHER) else 0)
 
 
-def pretrain(config: Config, tokenizer: Tokenizer, emit=functools.partial(print, flush=True)):
+def pretrain(config: Config, tokenizer: Tokenizer, emit=flags.emit):
     """The run itself; returns the last TrainState."""
     if tokenizer.vocab_size > config.model.vocab_size:
         raise ConfigError(

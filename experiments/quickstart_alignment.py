@@ -176,7 +176,7 @@ def compare(folder: pathlib.Path, tokenizer: Tokenizer) -> str:
     shown, asked, held_out = [{"question": text} for text in ASKED], [], []
     for stage in ("sft", "ppo"):
         model, params = load_pretrained(folder / stage)
-        for row, answer in zip(shown, complete(model, params, tokenizer, ASKED)):
+        for row, answer in zip(shown, complete(model, params, tokenizer, ASKED), strict=True):
             row[f"after {stage.upper()}"] = answer
         asked.append(share_right(model, params, tokenizer, held_out=False))
         held_out.append(share_right(model, params, tokenizer))

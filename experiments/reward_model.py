@@ -16,7 +16,6 @@ SHP.
 """
 
 import dataclasses
-import functools
 import pathlib
 
 import jax
@@ -130,7 +129,7 @@ def make_rows(
     paths: tuple[str, ...],
     config: Config,
     tokenizer: Tokenizer,
-    emit=functools.partial(print, flush=True),
+    emit=flags.emit,
 ) -> PairRows:
     """The pairs of some files, after saying what became of the data."""
     counts = Counts()
@@ -144,9 +143,7 @@ def make_rows(
     return rows
 
 
-def learn(
-    config: Config, rows: PairRows, tokenizer: Tokenizer, emit=functools.partial(print, flush=True)
-):
+def learn(config: Config, rows: PairRows, tokenizer: Tokenizer, emit=flags.emit):
     """The run itself; returns the last TrainState."""
     paths = config.data.eval_pairs
     held_out = {

@@ -131,7 +131,7 @@ def make_rows(
     paths: tuple[str, ...],
     config: Config,
     tokenizer: Tokenizer,
-    emit=functools.partial(print, flush=True),
+    emit=flags.emit,
 ):
     """The packed rows of some files and their examples, after saying what became of the data."""
     counts, length = Counts(), config.model.context_length
@@ -157,7 +157,7 @@ def finetune(
     config: Config,
     rows: PackedRows,
     tokenizer: Tokenizer,
-    emit=functools.partial(print, flush=True),
+    emit=flags.emit,
 ):
     """The run itself; returns the last TrainState."""
     held_out = []

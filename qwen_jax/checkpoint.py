@@ -301,7 +301,7 @@ def open_params(
             yield (
                 tuple(
                     slice(part.start - whole.start, part.stop - whole.start)
-                    for part, whole in zip(cell, index)
+                    for part, whole in zip(cell, index, strict=True)
                 ),
                 store[cell].read().result(),
             )

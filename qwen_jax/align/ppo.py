@@ -179,7 +179,9 @@ def make_ppo_step(
             )
         update_policy, update_value = (
             make_train_step(objective, optimizer, seed=seed, micro_batches=micro_batches)
-            for objective, optimizer in zip(objectives, (policy_optimizer, value_optimizer))
+            for objective, optimizer in zip(
+                objectives, (policy_optimizer, value_optimizer), strict=True
+            )
         )
         moments = update_moments(state.rewards, rollout.rewards)
         lesson, metrics = make_lesson(batch, moments, config)

@@ -75,15 +75,20 @@ def table(rows: Sequence[tuple[str, Sequence[Agreement]]]) -> str:
     names = [agreement.name for agreement in rows[0][1]]
     widths = [max(len(name), 12) for name in names]
     first = max(len(label) for label, _ in rows)
-    lines = [" " * first + "  " + "  ".join(f"{n:>{w}}" for n, w in zip(names, widths))]
+    lines = [
+        " " * first + "  " + "  ".join(f"{n:>{w}}" for n, w in zip(names, widths, strict=True))
+    ]
     for label, agreements in rows:
         cells = [f"{100 * a.accuracy:.2f} ±{100 * a.standard_error:.1f}" for a in agreements]
         lines.append(
-            f"{label:<{first}}  " + "  ".join(f"{cell:>{w}}" for cell, w in zip(cells, widths))
+            f"{label:<{first}}  "
+            + "  ".join(f"{cell:>{w}}" for cell, w in zip(cells, widths, strict=True))
         )
     lines.append(
         " " * first
         + "  "
-        + "  ".join(f"{f'{len(a.margins)} pairs':>{w}}" for a, w in zip(rows[0][1], widths))
+        + "  ".join(
+            f"{f'{len(a.margins)} pairs':>{w}}" for a, w in zip(rows[0][1], widths, strict=True)
+        )
     )
     return "\n".join(lines)

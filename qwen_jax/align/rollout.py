@@ -209,7 +209,10 @@ class Sampler:
 
     def _ask_function(self, function: RewardFunction, tokens, lengths, new: NewTokens):
         answers = self.texts(on_host(new.tokens))
-        questions = [self._tokenizer.decode(row[:length]) for row, length in zip(tokens, lengths)]
+        questions = [
+            self._tokenizer.decode(row[:length])
+            for row, length in zip(tokens, lengths, strict=True)
+        ]
         name = getattr(function, "__name__", repr(function))
         try:
             found = np.asarray(function(questions, answers), np.float32)
@@ -358,5 +361,5 @@ class PromptRows:
 
 def collate(rows: Sequence[tuple[np.ndarray, int, int]]) -> Prompts:
     """Rows of PromptRows -> Prompts."""
-    tokens, lengths, indices = zip(*rows)
+    tokens, lengths, indices = zip(*rows, strict=True)
     return Prompts(np.stack(tokens), np.asarray(lengths, np.int32), np.asarray(indices, np.int32))

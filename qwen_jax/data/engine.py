@@ -82,7 +82,7 @@ def run_tasks(
     failures = []
     # One task alone is done before a process would have started.
     calls = (
-        zip(tasks, map(work_safely(work), tasks))
+        zip(tasks, map(work_safely(work), tasks), strict=True)
         if workers == 0 or len(tasks) < 2
         else _stream(work, tasks, workers)
     )

@@ -8,6 +8,7 @@ WARC files are cut into ranges, small files go together, in the order of their n
 
 import collections
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -211,7 +212,7 @@ def _cut(source: Source, files: Iterable[storage.File], size: int) -> list[Parti
             )
             partitions += [
                 (dataclasses.replace(whole, begin=begin, end=stop),)
-                for begin, stop in zip(cuts, cuts[1:])
+                for begin, stop in itertools.pairwise(cuts)
             ]
             continue
         if together and total + file.size > size:

@@ -12,6 +12,7 @@ OUTPUT/02-language/ ...   and so on; counts.json has the sums
 
 import dataclasses
 import importlib.metadata
+import itertools
 import json
 import pathlib
 import time
@@ -323,7 +324,7 @@ def _find_duplicates(chain: Chain, partitions: int, seconds: dict, workers: int)
     output = folder / ("alike" if step.linked else "removed")
     todo = [
         (i, begin, end)
-        for i, (begin, end) in enumerate(zip(edges, edges[1:]))
+        for i, (begin, end) in enumerate(itertools.pairwise(edges))
         if not (output / f"{i:05}.parquet").exists()
     ]
     for _, spent in engine.run_tasks(BucketTask(step, files, str(output)), todo, workers=workers):

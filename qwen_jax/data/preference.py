@@ -94,7 +94,10 @@ def _hh(row: dict[str, Any], place: str) -> Pair:
         text = "\n\n" + str(row[key]).lstrip()
         parts = _HH_TURN.split(text)[1:]
         sides.append(
-            [(_HH_ROLES[role], words.strip()) for role, words in zip(parts[::2], parts[1::2])]
+            [
+                (_HH_ROLES[role], words.strip())
+                for role, words in zip(parts[::2], parts[1::2], strict=True)
+            ]
         )
     if any(not side or side[-1][0] != "assistant" for side in sides):
         raise Skipped("without an assistant's turn")

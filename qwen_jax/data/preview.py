@@ -1,5 +1,7 @@
 """What a model is trained on, in colour: a look before the compute is spent."""
 
+import itertools
+
 import numpy as np
 
 from qwen_jax.data.conversation_rows import Example
@@ -14,7 +16,7 @@ def preview(example: Example, tokenizer: Tokenizer, *, colour: bool = True) -> s
     edges = [0, *(np.flatnonzero(np.diff(learnt)) + 1), len(learnt)]
     on, off, end = (_LEARNT, _PLAIN, _END) if colour else ("⟦", "", "")
     parts = []
-    for start, stop in zip(edges, edges[1:]):
+    for start, stop in itertools.pairwise(edges):
         text = tokenizer.decode(example.tokens[start:stop])
         closing = end if colour or not learnt[start] else "⟧"
         parts.append((on if learnt[start] else off) + text + closing)

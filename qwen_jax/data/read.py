@@ -303,7 +303,9 @@ class _Reader:
                     for batch in opened.iter_batches(16, row_groups=[number]):
                         columns = map(_values, batch.columns)
                         for values in zip(*columns, strict=True):
-                            yield self._row(f"#{row}", dict(zip(batch.schema.names, values)))
+                            yield self._row(
+                                f"#{row}", dict(zip(batch.schema.names, values, strict=True))
+                            )
                             row += 1
                 except storage.ARROW_ERRORS as error:  # the other row groups may be whole
                     yield _rejected(

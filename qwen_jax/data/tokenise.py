@@ -103,7 +103,9 @@ class _Encode:
         languages: dict[str, str | None] = {}
         if self.mixture.weights:
             for table in read_batches(self.folder.kept(number), ["id", "language"]):
-                languages |= zip(table["id"].to_pylist(), table["language"].to_pylist())
+                languages |= zip(
+                    table["id"].to_pylist(), table["language"].to_pylist(), strict=True
+                )
         seed = self.splits[source].seed
         return shards.scatter(
             documents(self.folder, number),
@@ -150,7 +152,7 @@ def tokenise(
     split: Split,
     shard_tokens: float,
     workers: int,
-    mixture: Mixture = Mixture(),
+    mixture: Mixture = _AS_IT_COMES,
     say: Callable[[str], None],
 ) -> dict[str, list]:
     """Writes OUTPUT/SOURCE/train and, where a document is held out, OUTPUT/SOURCE/eval.

@@ -101,13 +101,13 @@ def fetch(array: jax.Array | np.ndarray, index: Index) -> np.ndarray:
             continue
         cut = _piece(
             shard.data,
-            tuple(np.int32(part.start - own.start) for part, own in zip(common, held)),
+            tuple(np.int32(part.start - own.start) for part, own in zip(common, held, strict=True)),
             sizes=tuple(part.stop - part.start for part in common),
         )
         piece[
             tuple(
                 slice(part.start - to.start, part.stop - to.start)
-                for part, to in zip(common, index)
+                for part, to in zip(common, index, strict=True)
             )
         ] = cut
     return piece

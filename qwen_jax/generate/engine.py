@@ -351,7 +351,7 @@ class Engine:
 
     def _new_tokens(self, row: int, tokens, logprobs, active: bool) -> list[Event]:
         job, events = self._jobs[row], []
-        for token, logprob in zip(tokens.tolist(), logprobs.tolist()):
+        for token, logprob in zip(tokens.tolist(), logprobs.tolist(), strict=True):
             job.tokens.append(token)
             text = "" if job.text is None else job.text.add(token)
             events.append(Event(job.id, token, text, logprob if job.request.logprobs else None))

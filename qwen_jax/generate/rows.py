@@ -126,7 +126,7 @@ def copy_row(rows: Rows, source: Array, target: Array, length: Array) -> Rows:
                 lambda _, block: jax.tree.map(copy, block),
                 block,
             )
-            for begin, block in zip(kv_cache.starts(blocks), blocks)
+            for begin, block in zip(kv_cache.starts(blocks)[:-1], blocks, strict=True)
         )
 
     cache = cache.replace(

@@ -74,7 +74,7 @@ def differentiable(forward: Callable, backward: Callable) -> Callable:
 
     def op_forward(q, k, v, k_start, q_end, scale):
         out, lse = run_forward(q, k, v, k_start, q_end, scale)
-        out, lse = (checkpoint_name(x, name) for x, name in zip((out, lse), RESIDUALS))
+        out, lse = (checkpoint_name(x, name) for x, name in zip((out, lse), RESIDUALS, strict=True))
         return out, (q, k, v, k_start, q_end, out, lse)
 
     def op_backward(scale, residuals, dout):
@@ -103,7 +103,7 @@ def _batched(function: Callable) -> Callable:
     def _rule(axis_size, in_batched, *args):
         folded = [
             x if batched else jnp.broadcast_to(x[None], (axis_size, *x.shape))
-            for x, batched in zip(args, in_batched)
+            for x, batched in zip(args, in_batched, strict=True)
         ]
         B = folded[0].shape[1]
         results = _batched(function)(*(x.reshape(axis_size * B, *x.shape[2:]) for x in folded))

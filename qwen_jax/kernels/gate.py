@@ -42,7 +42,7 @@ class Case:
         heads = (self.N, self.K, self.K, self.N)
         return tuple(
             jax.random.normal(key, (self.B, self.T, n, self.H), jnp.dtype(self.dtype))
-            for key, n in zip(keys, heads)
+            for key, n in zip(keys, heads, strict=True)
         )
 
     def options(self) -> dict:
@@ -105,7 +105,7 @@ def shares(case: Case, implementation: str | None = None) -> dict[str, float]:
     wanted = _outcome(*exact, all_options, how="reference")
     rough = _outcome(*arrays, all_options, how="plain")
     result = {}
-    for name, want, have, near in zip(NAMES, wanted, got, rough):
+    for name, want, have, near in zip(NAMES, wanted, got, rough, strict=True):
         want, have, near = (np.asarray(x, np.float32) for x in (want, have, near))
         floor = 4 * float(jnp.finfo(case.dtype).eps) * np.abs(want).max() + 64 * float(
             jnp.finfo(jnp.float32).eps

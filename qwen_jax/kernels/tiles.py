@@ -9,12 +9,13 @@ import contextvars
 import functools
 import json
 import pathlib
-from collections.abc import Iterator
+import types
+from collections.abc import Iterator, Mapping
 
 TABLE = pathlib.Path(__file__).with_suffix(".json")
 
-_override: contextvars.ContextVar[dict[str, dict[str, int]]] = contextvars.ContextVar(
-    "tiles", default={}
+_override: contextvars.ContextVar[Mapping[str, dict[str, int]]] = contextvars.ContextVar(
+    "tiles", default=types.MappingProxyType({})
 )
 
 

@@ -74,7 +74,7 @@ def backward(
 
         def add(sums, c):
             dq, *parts = run(c)
-            return [total + part for total, part in zip(sums, parts)], dq
+            return [total + part for total, part in zip(sums, parts, strict=True)], dq
 
         zero = jnp.zeros(k_BKPH.shape, jnp.float32)
         (dk, dv), dq = jax.lax.scan(add, [zero, zero], jnp.arange(chunks, dtype=jnp.int32))

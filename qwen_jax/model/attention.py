@@ -126,7 +126,7 @@ def partitioned_attention(
     given = {key: pair for key, pair in optional.items() if pair[0] is not None}
 
     def run(q, k, v, *rest):
-        return attention(q, k, v, implementation=choice.name, **dict(zip(given, rest)))
+        return attention(q, k, v, implementation=choice.name, **dict(zip(given, rest, strict=True)))
 
     arrays = (q_BTNH, k_BSKH, v_BSKH, *(jnp.asarray(array) for array, _ in given.values()))
     heads = tuple(("batch", None, name, None) for name in names)

@@ -184,7 +184,7 @@ def _over_layers(block, x, cache: KVCache, layers, config: ModelConfig):
             )
             new.append(jax.tree.map(lambda y: y[None], pair))
         if len(cache.blocks) == 1:
-            new = [tuple(map(jnp.concatenate, zip(*new)))]
+            new = [tuple(map(jnp.concatenate, zip(*new, strict=True)))]
         return x, new
     assert len(cache.blocks) == 1, "a cache made layer_by_layer is for weights that are turned"
     # The cache is only read here, so that nothing of its size is carried from layer to layer.
@@ -265,7 +265,7 @@ def _attend(
 
         def add_block(carry, blocks=blocks, begin=begin, end=end):
             pairs = [_read(block, index, rows, q.dtype) for block in blocks]
-            keys, values = (jnp.concatenate(parts, axis=2) for parts in zip(*pairs))
+            keys, values = (jnp.concatenate(parts, axis=2) for parts in zip(*pairs, strict=True))
             slot = jnp.arange(begin, end, dtype=jnp.int32)[None, None, None]
             visible = slot < length[:, None, None, None]
             if window is not None:

@@ -136,15 +136,19 @@ def write(
       num_tokens_B: int32; how many of the T are real. Others are not written.
     """
     edges = starts(cache.blocks[0])
-    parts = tuple(_entries(*pair, like=stack[0]) for pair, stack in zip(new, cache.blocks))
-    by_place = list(zip(*cache.blocks))  # for each stretch of slots, the block of every stack
+    parts = tuple(
+        _entries(*pair, like=stack[0]) for pair, stack in zip(new, cache.blocks, strict=True)
+    )
+    by_place = list(
+        zip(*cache.blocks, strict=True)
+    )  # for each stretch of slots, the block of every stack
     if new[0][0].shape[2] > 1:
         put = functools.partial(_put_many, edges, by_place, parts)
     elif len(cache.blocks) > 1:
         put = functools.partial(_put_row_by_row, edges, by_place, parts)
     else:
         put = functools.partial(_put_at_once, edges, by_place, parts)
-    return cache.replace(blocks=tuple(zip(*put(rows, start_B, num_tokens_B))))
+    return cache.replace(blocks=tuple(zip(*put(rows, start_B, num_tokens_B), strict=True)))
 
 
 def _entries(k_lBTKH: Array, v_lBTKH: Array, *, like: CacheBlock) -> CacheBlock:
@@ -180,7 +184,9 @@ def _put_many(edges, by_place, parts, rows, start_B, num_tokens_B):
             0, touched, lambda _, blocks: jax.tree.map(choose, blocks, parts), blocks
         )
 
-    return [put(*ends, blocks) for ends, blocks in zip(itertools.pairwise(edges), by_place)]
+    return [
+        put(*ends, blocks) for ends, blocks in zip(itertools.pairwise(edges), by_place, strict=True)
+    ]
 
 
 def _put_row_by_row(edges, by_place, parts, rows, start_B, num_tokens_B):
@@ -228,4 +234,6 @@ def _put_at_once(edges, by_place, parts, rows, start_B, num_tokens_B):
             parts,
         )
 
-    return [put(*ends, blocks) for ends, blocks in zip(itertools.pairwise(edges), by_place)]
+    return [
+        put(*ends, blocks) for ends, blocks in zip(itertools.pairwise(edges), by_place, strict=True)
+    ]

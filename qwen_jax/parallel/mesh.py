@@ -10,8 +10,10 @@ from qwen_jax.errors import ShardingError
 
 AXES = ("data", "fsdp", "tensor", "context")
 
+_DEFAULT = MeshConfig()
 
-def make_mesh(config: MeshConfig = MeshConfig(), *, devices=None) -> Mesh:
+
+def make_mesh(config: MeshConfig = _DEFAULT, *, devices=None) -> Mesh:
     """A mesh over `devices` (all of them by default); fsdp=None takes what the others leave.
 
     Raises:
@@ -29,7 +31,7 @@ def make_mesh(config: MeshConfig = MeshConfig(), *, devices=None) -> Mesh:
     shape = (config.data, fsdp, config.tensor, config.context)
     if fixed * fsdp != len(devices):
         raise ShardingError(
-            f"the mesh {dict(zip(AXES, shape))} has {fixed * fsdp} places for "
+            f"the mesh {dict(zip(AXES, shape, strict=True))} has {fixed * fsdp} places for "
             f"{len(devices)} devices.",
             "mesh",
             "make the product equal, or leave mesh.fsdp out to take the rest.",

@@ -182,7 +182,7 @@ def _forward(q, k, v, k_start, setting: _Setting):
 
 def _attend_forward(q, k, v, k_start, setting: _Setting):
     found = _forward(q, k, v, k_start, setting)
-    out, lse = (checkpoint_name(x, name) for x, name in zip(found, setting.names))
+    out, lse = (checkpoint_name(x, name) for x, name in zip(found, setting.names, strict=True))
     return out, (q, k, v, k_start, out, lse)
 
 
@@ -190,12 +190,15 @@ def _attend_backward(setting: _Setting, residuals, dout):
     q, k, v, k_start, out, lse = residuals
     ring, block = setting.ring, setting.block
     steps = setting.steps(k_start)
+    dq = dk = dv = None
     for number, interval in enumerate(steps, start=1):
         following = (ring.shift(k), ring.shift(v)) if number < len(steps) else None
         if number > 1:  # what was added up for these keys so far
             dk, dv = ring.shift(dk), ring.shift(dv)
         more = block.backward(q, k, v, *interval, out, lse, dout, scale=setting.scale)
-        dq, dk, dv = more if number == 1 else (a + b for a, b in zip((dq, dk, dv), more))
+        dq, dk, dv = (
+            more if number == 1 else (a + b for a, b in zip((dq, dk, dv), more, strict=True))
+        )
         k, v = following or (k, v)
     return *(x.astype(q.dtype) for x in (dq, ring.shift(dk), ring.shift(dv))), None
 
@@ -212,6 +215,7 @@ def _merge(one, other, *, base: float):
     empty = total == -jnp.inf
     shares = [jnp.where(empty, 0.0, jnp.exp(lse - jnp.where(empty, 0.0, total))) for lse in lses]
     out = sum(
-        out * share.transpose(0, 2, 1)[..., None] for (out, _), share in zip((one, other), shares)
+        out * share.transpose(0, 2, 1)[..., None]
+        for (out, _), share in zip((one, other), shares, strict=True)
     )
     return out, jnp.where(empty, F32(1e30), total / F32(math.log(base)))

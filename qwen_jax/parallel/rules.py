@@ -99,7 +99,7 @@ def map_shards(
     whole = {
         name
         for array, names in zip(arrays, axes, strict=True)
-        for size, name, placed in zip(array.shape, names, rules.partition_spec(names))
+        for size, name, placed in zip(array.shape, names, rules.partition_spec(names), strict=True)
         if size % _axis_size(mesh, placed)
     }
 

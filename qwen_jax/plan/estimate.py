@@ -52,7 +52,8 @@ def model_flops(workload: Workload) -> tuple[float, float]:
     pretrain = metrics.flops_per_token(workload.model)
     updates = workload.ppo.epochs
     return tuple(
-        updates * (tokens * (a + b) + rows * c) for a, b, c in zip(whole, scoring, pretrain)
+        updates * (tokens * (a + b) + rows * c)
+        for a, b, c in zip(whole, scoring, pretrain, strict=True)
     )
 
 

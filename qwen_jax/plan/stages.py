@@ -126,7 +126,7 @@ def _ppo(workload: Workload, mesh: Mesh) -> Program:
     ]
     policy, value = (
         abstract_state(specs, optimizer, mesh, dtype=model.param_dtype)
-        for specs, optimizer in zip(wholes, optimizers)
+        for specs, optimizer in zip(wholes, optimizers, strict=True)
     )
     everywhere = NamedSharding(mesh, PartitionSpec())
     number = jax.ShapeDtypeStruct((), np.float32, sharding=everywhere)

@@ -23,6 +23,7 @@
 Times are seconds since 1970. Every file may be missing; keys that are not named here are shown too.
 """
 
+import itertools
 import json
 import math
 import pathlib
@@ -93,7 +94,7 @@ class Curves:
         marks = sorted([(t, "record") for t in times] + [(t, "begin") for t in begins])
         return sum(
             after - before
-            for (before, _), (after, kind) in zip(marks, marks[1:])
+            for (before, _), (after, kind) in itertools.pairwise(marks)
             if kind == "record"
         )
 
@@ -108,7 +109,7 @@ def where_time_went(records: list[dict], events: list[dict]) -> dict[str, float]
     )
     found: dict[str, float] = {}
     before = None
-    for begin, end in zip(begins, [*begins[1:], math.inf]):
+    for begin, end in itertools.pairwise([*begins, math.inf]):
         life = [
             record
             for record in records

@@ -165,9 +165,9 @@ def test_logits_of_answers_alone_say_the_same_of_them():
     (_, every), gradients = ask(policy, None)
     for first_B in (window.first_B, beyond):
         (_, some), found = ask(policy, first_B)
-        for a, b in zip(some, every):
+        for a, b in zip(some, every, strict=True):
             np.testing.assert_allclose(a, np.where(inside, b, 0.0), atol=1e-5)  # numbers of size 6
-        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(gradients)):
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(gradients), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.max(jnp.abs(b))))
 
 
@@ -216,7 +216,10 @@ def run_steps(mesh_config, number=2):
 
 
 def changed(old, new):
-    return any(not np.array_equal(a, b) for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new)))
+    return any(
+        not np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
+    )
 
 
 def test_the_policy_waits_while_the_value_model_warms_up():
@@ -242,10 +245,10 @@ def test_a_reward_that_is_not_finite_leaves_the_whole_state_as_it_was():
 def test_the_step_is_the_same_on_every_mesh(mesh):
     one, _ = run_steps(MeshConfig(data=1, fsdp=1))
     cut, _ = run_steps(mesh)
-    for (params, metrics), (want_params, want) in zip(cut, one):
+    for (params, metrics), (want_params, want) in zip(cut, one, strict=True):
         for name in want:
             np.testing.assert_allclose(metrics[name], want[name], rtol=2e-4, atol=2e-5)
-        for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(want_params)):
+        for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(want_params), strict=True):
             np.testing.assert_allclose(a, b, atol=2e-3)  # Adam's first steps amplify rounding
 
 

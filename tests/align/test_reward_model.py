@@ -54,7 +54,7 @@ def test_the_reward_is_read_at_the_end_token_whatever_the_padding_holds(params, 
     whole = compiled_scores(
         params, batch.tokens.reshape(6, 96), batch.segment_ids.reshape(6, 96), config=MODEL
     )
-    ends = [float(row[end]) for row, end in zip(whole, batch.end.reshape(6))]
+    ends = [float(row[end]) for row, end in zip(whole, batch.end.reshape(6), strict=True)]
     np.testing.assert_allclose(found, np.subtract(ends[::2], ends[1::2]), atol=1e-5)
     junk = batch.replace(tokens=np.where(batch.segment_ids > 0, batch.tokens, 77))
     np.testing.assert_array_equal(compiled_margins(params, junk, config=MODEL), found)
@@ -89,7 +89,9 @@ def test_pairs_that_fill_up_a_batch_weigh_nothing(params, rows):
 
     filled = stack_trees(fill_up([rows[0]], 3, rows.padding))
     other = stack_trees([rows[0], rows[1], rows[2]]).replace(weights=filled.weights)
-    for a, b in zip(*(jax.tree.leaves(gradient(params, batch)) for batch in (filled, other))):
+    for a, b in zip(
+        *(jax.tree.leaves(gradient(params, batch)) for batch in (filled, other)), strict=True
+    ):
         # What has no weight adds zeros; only the order of sums could differ, and does not.
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8)
     assert float(gradient(params, filled)[0].weight_sum) == 1

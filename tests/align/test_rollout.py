@@ -123,7 +123,7 @@ def test_a_rows_sample_depends_on_seed_step_prompt_and_sample_alone(models, made
     later = jax.device_get(sampler(collate([prompts[0], prompts[1]]), models[0], 5))
     assert not np.array_equal(later.tokens, first.tokens)
     again = jax.device_get(sampler(collate([prompts[0], prompts[1]]), models[0], 4))
-    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(first)):
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(first), strict=True):
         np.testing.assert_array_equal(a, b)
 
 

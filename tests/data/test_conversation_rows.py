@@ -36,7 +36,7 @@ def test_what_is_learnt_of_real_conversations_is_the_assistants_turns(shared, na
     talks = list(read_conversations([shared / "data" / "chat" / name], counts))[:300]
     examples = list(encode(talks, qwen, context_length=1 << 20, counts=counts))
     assert len(examples) == len(talks) >= 290
-    for talk, example in zip(talks, examples):
+    for talk, example in zip(talks, examples, strict=True):
         answers = "".join(text + "<|im_end|>" for role, text in talk.turns if role == "assistant")
         assert qwen.decode(example.tokens[example.weights == 1]) == unicodedata.normalize(
             "NFC", answers
@@ -113,7 +113,7 @@ def test_packed_and_unpacked_gradients_are_equal(tokenizer):
     assert len(packed) < len(alone) == len(examples)
     (loss, grads), (want_loss, want_grads) = gradient(packed), gradient(alone)
     np.testing.assert_allclose(loss, want_loss, rtol=1e-6)
-    for got, want in zip(jax.tree.leaves(grads), jax.tree.leaves(want_grads)):
+    for got, want in zip(jax.tree.leaves(grads), jax.tree.leaves(want_grads), strict=True):
         np.testing.assert_allclose(got, want, atol=1e-6)
 
 

@@ -1,5 +1,7 @@
 """Exact duplicates: the first stays, whatever differs in case, width and white space alone."""
 
+import itertools
+
 import pytest
 
 pa = pytest.importorskip("pyarrow")
@@ -21,7 +23,7 @@ def apply(step, rows, tmp_path):
     for path, table in zip(files, tables, strict=True):
         shuffle.write_keys(path, [step.keys(table.slice(0, 1), 0), step.keys(table.slice(1), 1)])
     edges = shuffle.bucket_edges(files)
-    for i, (begin, end) in enumerate(zip(edges, edges[1:])):
+    for i, (begin, end) in enumerate(itertools.pairwise(edges)):
         shuffle.write_removed(
             tmp_path / "removed" / f"{i:05}.parquet",
             step.duplicates(shuffle.read_bucket(files, begin, end)),

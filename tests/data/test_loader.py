@@ -32,7 +32,9 @@ def make(folder, *names, packing="run_on", **settings):
 
 
 def same(a, b):
-    return all(np.array_equal(x, y) for x, y in zip(vars(a).values(), vars(b).values()))
+    return all(
+        np.array_equal(x, y) for x, y in zip(vars(a).values(), vars(b).values(), strict=True)
+    )
 
 
 def test_an_epoch_holds_every_token_once_as_target(folder):
@@ -46,7 +48,7 @@ def test_an_epoch_holds_every_token_once_as_target(folder):
         kept = batch.segment_ids[0] > 0
         assert batch.tokens[0][kept].astype(stream.dtype).tobytes() in text
     second = [loader.batch(rows + step).tokens for step in range(rows)]
-    assert not all(np.array_equal(a.tokens, b) for a, b in zip(batches, second))
+    assert not all(np.array_equal(a.tokens, b) for a, b in zip(batches, second, strict=True))
 
 
 def test_the_step_alone_decides(folder):
@@ -96,7 +98,7 @@ def test_evaluation_is_one_pass_and_always_the_same(folder):
     loader, stream = make(folder), read(folder / "a/train")
     batches = list(loader.eval_batches(10_000))
     assert sum(batch.loss_weights.sum() for batch in batches) == len(stream) - 1
-    assert all(same(a, b) for a, b in zip(batches, loader.eval_batches(3)))
+    assert all(same(a, b) for a, b in zip(batches, loader.eval_batches(3), strict=True))
     halves = [
         list(make(folder, rows=range(host * B // 2, (host + 1) * B // 2)).eval_batches(10_000))
         for host in range(2)

@@ -81,11 +81,11 @@ def test_components_by_hand_and_at_random(tmp_path):
     assert removed(pairs) == {i: r for i, r in enumerate(root) if i != r}
 
 
-def run(tmp_path, name, texts, step=NearDedup(), **settings):
+def run(tmp_path, name, texts, step=None, **settings):
     write_rows(tmp_path / f"{name}.jsonl", [{"text": text} for text in texts])
     result = pipeline.run(
         [f"{tmp_path}/{name}.jsonl"],
-        [Read(), step],
+        [Read(), step or NearDedup()],
         f"{tmp_path}/{name}",
         workers=0,
         partition_mb=0.01,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gzip
+import itertools
 import json
 import random
 import shutil
@@ -410,14 +411,16 @@ def test_copies_come_in_train_alone_and_elsewhere(tmp_path):
     documents = [
         bytes(part.astype(np.uint8)) for part in np.split(tokens, np.flatnonzero(tokens == 256))
     ]
-    assert sum(a == b for a, b in zip(documents, documents[1:])) < 8  # not beside one another
+    assert sum(a == b for a, b in itertools.pairwise(documents)) < 8  # not beside one another
 
 
 def test_shards_of_other_settings_are_refused(tmp_path):
     result = run(write_sources(tmp_path / "source"), tmp_path / "out")
     path = small_tokenizer(tmp_path / "bytes.tiktoken")
 
-    def write(split=Split(0.2), mixture=Mixture()):
+    fifth, plain = Split(0.2), Mixture()
+
+    def write(split=fifth, mixture=plain):
         tokenise(
             result,
             str(tmp_path / "shards"),

@@ -32,7 +32,7 @@ short(self)
 
 def test_every_sum_is_right_its_wrong_answer_wrong_and_the_reward_agrees():
     found = questions.sums(largest=12, seed=3)
-    asked, answers, wrong = zip(*((q.text, q.answer, q.wrong) for q in found))
+    asked, answers, wrong = zip(*((q.text, q.answer, q.wrong) for q in found), strict=True)
     assert rewards.arithmetic(asked, answers) == [1.0] * len(found)
     assert rewards.arithmetic(asked, wrong) == [0.0] * len(found)
     # 13 x 13 sums, 13 x 14 / 2 differences, 6 x 6 products, each asked in 6 ways.

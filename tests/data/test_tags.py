@@ -29,7 +29,7 @@ def uneven(prompts: int, names: int = 6600, most: int = 6) -> dict[str, list[str
     drawn = rng.choice(names, size=(prompts, most - 1), p=weights / weights.sum())
     return {
         f"prompt {i}": [f"tag {t}" for t in row[:size]]
-        for i, (row, size) in enumerate(zip(drawn, rng.integers(0, most, prompts)))
+        for i, (row, size) in enumerate(zip(drawn, rng.integers(0, most, prompts), strict=True))
     }
 
 

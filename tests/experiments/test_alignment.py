@@ -40,7 +40,9 @@ def compiled_once(tmp_path_factory):
             "jax_persistent_cache_min_entry_size_bytes",
         )
     }
-    for name, value in zip(before, (str(tmp_path_factory.mktemp("compiled")), 0.0, -1)):
+    for name, value in zip(
+        before, (str(tmp_path_factory.mktemp("compiled")), 0.0, -1), strict=True
+    ):
         jax.config.update(name, value)
     yield
     for name, value in before.items():

@@ -61,7 +61,7 @@ def test_ten_kills_change_no_bit(command, tmp_path):
     often = "--train.save_every=5"
     finish(command(tmp_path / "whole", often))
     draw, resumed = random.Random(0), 0
-    for kill in range(10):
+    for _ in range(10):
         process = subprocess.Popen(
             command(tmp_path / "killed", often),
             cwd=ROOT,

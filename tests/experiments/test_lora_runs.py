@@ -147,12 +147,12 @@ def scored(folder, tmp_path_factory):  # noqa: F811
     return runs
 
 
-def scoring_weights(folder):
+def scoring_weights(saved):
     """A reward model's weights as PPO loads them, and the folder's config."""
-    config = open_scoring(str(folder)).config
+    config = open_scoring(str(saved)).config
     mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
     weights = spec.abstract(scoring_specs(config), "float32", mesh)
-    return jax.device_get(scoring_weights_of(str(folder), seed=0)(weights))
+    return jax.device_get(scoring_weights_of(str(saved), seed=0)(weights))
 
 
 def test_a_reward_model_of_adapters_learns_its_score_too_and_goes_on_from_pmp(folder, scored):  # noqa: F811
@@ -178,8 +178,11 @@ def test_a_reward_model_of_adapters_learns_its_score_too_and_goes_on_from_pmp(fo
 
 @pytest.mark.slow  # three processes; tests/align/test_ppo_adapters.py is the part without files
 def test_ppo_of_adapters_starts_as_its_reference_and_goes_on_where_it_was(
-    folder, scored, run_ppo, tmp_path
-):  # noqa: F811
+    folder,  # noqa: F811
+    scored,
+    run_ppo,  # noqa: F811
+    tmp_path,
+):
     flags = (
         f"--reward_model={scored}/reward/whole",
         "--lora.rank=4",

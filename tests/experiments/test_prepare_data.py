@@ -98,7 +98,9 @@ def test_a_filter_made_of_clean_text_rejects_what_is_strange(tmp_path, capsys):
     draw = random.Random(0)
     tokenizer = byte_tokenizer(tmp_path / "bytes.tiktoken")
 
-    def text(words="the old ship sailed home with many men and little bread".split()):
+    words = "the old ship sailed home with many men and little bread".split()
+
+    def text():
         return " ".join(draw.choices(words, k=60))
 
     write_rows(tmp_path / "clean.jsonl", [{"text": text()} for _ in range(400)])

@@ -42,7 +42,7 @@ def save(folder, config: dict, params, *steps: int):
             step,
             TrainState(
                 step=jnp.int32(step),
-                params=jax.tree.map(lambda x: x * np.float32(step), params),
+                params=jax.tree.map(lambda x, step=step: x * np.float32(step), params),
                 opt_state=(),
             ),
             {},

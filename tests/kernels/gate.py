@@ -60,7 +60,7 @@ class Gate:
         other = [x.at[:, 130:].multiply(3) for x in (q, k, v)]
         first = with_gradients(self.attend(**options), q, k, v, dout)
         second = with_gradients(self.attend(**options), *other, dout)
-        for a, b in zip(first, second):
+        for a, b in zip(first, second, strict=True):
             np.testing.assert_array_equal(a[:, :130], b[:, :130])
             assert not np.array_equal(a[:, 130:], b[:, 130:])
 
@@ -74,6 +74,7 @@ class Gate:
         for a, b in zip(
             with_gradients(self.attend(), q, k, v, dout),
             with_gradients(self.attend(window=2**31 - 1), q, k, v, dout),
+            strict=True,
         ):
             np.testing.assert_allclose(
                 np.asarray(a, np.float32), np.asarray(b, np.float32), atol=1e-6
@@ -93,13 +94,13 @@ class Gate:
             return jax.lax.scan(jax.checkpoint(body), zero, jnp.asarray([50, 50]))[0]
 
         eps = float(jnp.finfo(q.dtype).eps)
-        for a, b in zip(plain, with_gradients(scanned, q, k, v, dout)):
+        for a, b in zip(plain, with_gradients(scanned, q, k, v, dout), strict=True):
             a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
             np.testing.assert_allclose(2 * a, b, atol=8 * eps * np.abs(b).max())
         mapped = with_gradients(
             jax.vmap(self.attend(window=50)), *(x[None] for x in (q, k, v, dout))
         )
-        for a, b in zip(plain, mapped):
+        for a, b in zip(plain, mapped, strict=True):
             a, b = np.asarray(a, np.float32), np.asarray(b[0], np.float32)
             np.testing.assert_allclose(a, b, atol=8 * eps * np.abs(a).max())
 

@@ -79,7 +79,7 @@ class _Products:
 
         def step(i, state):
             values, carry = state
-            for accumulator, value in zip(accumulators, values):
+            for accumulator, value in zip(accumulators, values, strict=True):
                 accumulator.value = value
             carry = body(i, carry)
             self.wait(0)
@@ -88,7 +88,7 @@ class _Products:
         values, carry = jax.lax.fori_loop(
             lower, upper, step, ([accumulator.value for accumulator in accumulators], carry)
         )
-        for accumulator, value in zip(accumulators, values):
+        for accumulator, value in zip(accumulators, values, strict=True):
             accumulator.value = value
         return carry
 

@@ -154,7 +154,7 @@ def test_rows_that_are_computed_one_after_another_are_rows_of_their_own(monkeypa
     wanted = with_gradients(
         functools.partial(attention, segment_ids=ids, implementation="reference"), q, k, v, dout
     )
-    for a, b in zip(got, wanted):
+    for a, b in zip(got, wanted, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 

@@ -339,7 +339,7 @@ class TestHopper(Gate):
             jax.vmap(self.attend(window=50)), *(x[None] for x in (q, k, v, dout))
         )
         eps = float(jnp.finfo(q.dtype).eps)  # sums of other orders, rounded to the dtype
-        for a, b, c in zip(plain, with_gradients(scanned, q, k, v, dout), mapped):
+        for a, b, c in zip(plain, with_gradients(scanned, q, k, v, dout), mapped, strict=True):
             a, b, c = (np.asarray(x, np.float32) for x in (a, b, c[0]))
             np.testing.assert_allclose(2 * a, b, atol=8 * eps * np.abs(b).max())
             np.testing.assert_allclose(a, c, atol=8 * eps * np.abs(a).max())

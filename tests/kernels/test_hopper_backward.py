@@ -57,7 +57,7 @@ def shares(case: Case, **how) -> dict[str, float]:
     wanted = with_gradients(exact, *(x.astype(jnp.float32) for x in arrays))
     rough = with_gradients(functools.partial(plain, **options), *arrays)
     result = {}
-    for name, want, have, near in list(zip(NAMES, wanted, got, rough))[1:]:
+    for name, want, have, near in list(zip(NAMES, wanted, got, rough, strict=True))[1:]:
         want, have, near = (np.asarray(x, np.float32) for x in (want, have, near))
         floor = 4 * float(jnp.finfo(case.dtype).eps) * np.abs(want).max() + 64 * float(
             jnp.finfo(jnp.float32).eps
@@ -172,7 +172,7 @@ def _bounds_hold(found, seen, tile):
     for j, (first, end, *whole) in enumerate(found):
         meets = np.flatnonzero(seen[j * 128 : (j + 1) * 128].any(axis=0)) // tile
         assert (first, end) == (meets[0], meets[-1] + 1) if len(meets) else first == end
-        for row, limit in zip((j * 128, j * 128 + 64), whole):
+        for row, limit in zip((j * 128, j * 128 + 64), whole, strict=True):
             for i in range(-(-(row + 63) // tile), seen.shape[1] // tile):
                 every = seen[row : row + 64, i * tile : (i + 1) * tile].all()
                 assert every == (i < limit)

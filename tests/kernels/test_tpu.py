@@ -75,7 +75,7 @@ class TestTpu(Gate):
                     for x in (q, k, v, dout, jnp.asarray(ids))
                 )
             )
-            for a, b in zip(together, alike):
+            for a, b in zip(together, alike, strict=True):
                 np.testing.assert_array_equal(a[row], b[0])
 
     @pytest.mark.parametrize("changed", ["pad_mask", "bounds"])
@@ -182,7 +182,7 @@ def test_a_mesh_changes_nothing(kv_heads, shape):
         wanted = with_gradients(attend, q, k, v, dout)
         with use_layout(make_mesh(MeshConfig(*shape))):
             got = with_gradients(attend, q, k, v, dout)
-    for a, b in zip(wanted, got):
+    for a, b in zip(wanted, got, strict=True):
         # The same products on every device; XLA may sum them in another order.
         np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(a).max())
 

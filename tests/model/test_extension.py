@@ -38,7 +38,7 @@ def by_definition(params, tokens, config):
     positions = jnp.arange(n, dtype=jnp.int32)[None]
     x = embed(tokens, params.embed, dtype=jnp.float32)
     for index, window in enumerate(config.extension.windows):
-        layer = jax.tree.map(lambda weight: weight[index], params.layers)
+        layer = jax.tree.map(lambda weight, index=index: weight[index], params.layers)
         seen = min(n, window)
         alpha = max(2.0 ** (np.ceil(np.log2(seen / L)) + 1) - 1, 1.0)
         base = config.rope_base * alpha ** (config.head_dim / (config.head_dim - 2))

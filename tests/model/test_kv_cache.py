@@ -37,7 +37,7 @@ def slots_of(cache, leaf) -> np.ndarray:
 def by_hand(cache, new, rows, start, count, leaf) -> np.ndarray:
     """The definition: token t of row b goes into slot start + t of its row, if it is real."""
     whole = slots_of(cache, leaf).copy()
-    k, v = (jnp.concatenate(part) for part in zip(*new))
+    k, v = (jnp.concatenate(part) for part in zip(*new, strict=True))
     part = np.asarray(jnp.swapaxes({"keys": k, "values": v}[leaf], 2, 3))
     for b, row in enumerate(rows):
         for t in range(count[b]):

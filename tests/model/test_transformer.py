@@ -28,7 +28,7 @@ def tokens_of(seed: int, shape) -> jax.Array:
 def test_every_weight_has_the_declared_shape_and_initialisation(params):
     specs = spec.param_specs(CONFIG)
     for (path, weight), declared in zip(
-        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(specs)
+        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(specs), strict=True
     ):
         assert weight.shape == declared.shape, path
         wanted = {"zeros": 0.0, "ones": 0.0, "normal": declared.std}[declared.init]
@@ -82,7 +82,7 @@ def test_remat_changes_memory_and_not_gradients(params, remat):
     plain = jax.jit(jax.grad(loss), static_argnums=1)(params, CONFIG)
     config = dataclasses.replace(CONFIG, remat=remat)
     again = jax.jit(jax.grad(loss), static_argnums=1)(params, config)
-    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again)):
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6 * float(jnp.abs(a).max()) + 1e-12)
 
 
@@ -142,6 +142,8 @@ def test_unrolled_layers_compute_the_same(unroll):
         return jnp.sum(jnp.square(forward(params, tokens, config=own)))
 
     wanted, ours = (jax.jit(jax.grad(loss), static_argnums=1)(params, n) for n in (1, unroll))
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(wanted), jax.tree.leaves(ours)):
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(wanted), jax.tree.leaves(ours), strict=True
+    ):
         scale = float(jnp.abs(x).max())
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6 * scale, err_msg=str(path))

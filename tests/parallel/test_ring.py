@@ -78,7 +78,7 @@ def defined(case: Case):
 
 
 def assert_close(got, wanted):
-    for name, a, b in zip(("out", "dq", "dk", "dv"), got, wanted):
+    for name, a, b in zip(("out", "dq", "dk", "dv"), got, wanted, strict=True):
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
         np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max() + 2e-6, err_msg=name)
 
@@ -178,9 +178,9 @@ def test_orders_are_inverse():
             ring = ring_of(64)
             x = jax.device_put(x, NamedSharding(mesh, PartitionSpec(None, "context", None)))
             back, weights = jax.jit(
-                lambda x: (
+                lambda x, ring=ring: (
                     from_ring(x[:, ring.order()], ring),
-                    jax.grad(lambda y: jnp.sum(from_ring(y, ring) * x))(x),
+                    jax.grad(lambda y, ring=ring: jnp.sum(from_ring(y, ring) * x))(x),
                 )
             )(x)
         np.testing.assert_array_equal(back, x)
@@ -205,7 +205,7 @@ def packed_batch() -> Batch:
     positions = np.zeros((4, 33), np.int32)
     for row in range(4):
         ends = [0, *np.sort(draw.choice(np.arange(1, 30), 3, replace=False)), 31 + row % 3]
-        for number, (begin, end) in enumerate(zip(ends, ends[1:]), start=1):
+        for number, (begin, end) in enumerate(itertools.pairwise(ends), start=1):
             ids[row, begin:end], positions[row, begin:end] = number, np.arange(end - begin)
     tokens = draw.integers(0, CONFIG.vocab_size, (4, 33), dtype=np.int32)
     weights = (ids[:, :-1] == ids[:, 1:]) & (ids[:, 1:] > 0)
@@ -249,7 +249,9 @@ def test_the_train_step_is_the_same(alone, shape, changes):
     metrics, state = one_step(mesh_of(**shape), dataclasses.replace(CONFIG, **changes))
     for name, value in alone[0].items():
         np.testing.assert_allclose(metrics[name], value, rtol=2e-5, err_msg=name)
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(alone[1]), jax.tree.leaves(state)):
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(alone[1]), jax.tree.leaves(state), strict=True
+    ):
         scale = np.abs(a).max() + 1e-9
         np.testing.assert_allclose(b / scale, a / scale, atol=5e-5, err_msg=str(path))
 

@@ -25,7 +25,7 @@ def compiled(function, *shapes, specs=None) -> str:
     specs = specs or [P()] * len(shapes)
     arrays = [
         jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(MESH, spec))
-        for shape, spec in zip(shapes, specs)
+        for shape, spec in zip(shapes, specs, strict=True)
     ]
     return jax.jit(function).lower(*arrays).compile().as_text()
 

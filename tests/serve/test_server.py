@@ -52,7 +52,7 @@ def test_a_chat_is_what_the_engine_says_offline_whole_and_streamed(served):
             texts[choice.index] += choice.delta.content or ""
             finish[choice.index] = choice.finish_reason or finish[choice.index]
             roles |= {(choice.index, choice.delta.role)}
-    assert list(zip(texts, finish)) == expected
+    assert list(zip(texts, finish, strict=True)) == expected
     assert usage == whole.usage and {(i, "assistant") for i in range(3)} <= roles
     assert usage.prompt_tokens == len(chatml.prompt(TALK, TOKENIZER))
     # Every byte is a token here, and a stop id is not counted.

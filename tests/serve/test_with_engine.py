@@ -82,7 +82,7 @@ async def ask_chat(client, ask):
             finish[choice.index] = choice.finish_reason or finish[choice.index]
             if choice.logprobs is not None:
                 logprobs[choice.index] += [entry.logprob for entry in choice.logprobs.content]
-    return list(zip(texts, finish, logprobs if ask["logprobs"] else [None] * ask["n"]))
+    return list(zip(texts, finish, logprobs if ask["logprobs"] else [None] * ask["n"], strict=True))
 
 
 def test_sixteen_concurrent_calls_get_the_offline_engines_answers(make_engine):

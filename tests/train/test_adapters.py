@@ -91,5 +91,5 @@ def test_flops_are_without_the_gradients_of_frozen_weights():
     whole = metrics.flops_per_token(sizes.QWEN_7B)
     N = 7_721_324_544 - 151936 * 4096
     ours = metrics.flops_per_token(sizes.QWEN_7B, adapters=1000)
-    for a, b in zip(whole, ours):
+    for a, b in zip(whole, ours, strict=True):
         assert a - b == pytest.approx(2.0 * N - 6000.0, rel=1e-9)

@@ -76,7 +76,7 @@ def test_the_gradient_is_scaled_by_what_follows(chunks):
     chunks(128)
     x, head, targets, weights = draw()
     ours, wanted = (
-        jax.jit(jax.grad(lambda x: jnp.square(f(x, head, targets, weights)[0])))(x)
+        jax.jit(jax.grad(lambda x, f=f: jnp.square(f(x, head, targets, weights)[0])))(x)
         for f in (cross_entropy, by_definition)
     )
     assert_same([ours], [wanted])
@@ -105,11 +105,11 @@ def test_bfloat16_rounds_what_plain_jax_rounds(chunks):
         assert found[2].dtype == jnp.bfloat16 and found[3].dtype == jnp.float32
         return [
             np.abs(np.asarray(a, np.float32) - b).max() / np.abs(b).max()
-            for a, b in zip(found, exact)
+            for a, b in zip(found, exact, strict=True)
         ]
 
     ours, theirs = errors(cross_entropy), errors(plain)
-    assert all(a <= 2 * b + 1e-6 for a, b in zip(ours, theirs)), (ours, theirs)
+    assert all(a <= 2 * b + 1e-6 for a, b in zip(ours, theirs, strict=True)), (ours, theirs)
     assert ours[3] < 0.75 * theirs[3], (ours, theirs)
 
 
@@ -192,7 +192,7 @@ def placed(mesh, arguments):
             a.dtype,
             sharding=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*name)),
         )
-        for a, name in zip(arguments, names)
+        for a, name in zip(arguments, names, strict=True)
     ]
 
 

@@ -45,7 +45,7 @@ def test_two_steps_equal_adamw_written_out():
     for path, leaf in leaves:
         x[str(path)], m[str(path)], v[str(path)] = np.asarray(leaf, np.float64), 0.0, 0.0
     for t in (1, 2):
-        grads = jax.tree.map(lambda p: jnp.sin(p * 10.0 + t), params)
+        grads = jax.tree.map(lambda p, t=t: jnp.sin(p * 10.0 + t), params)
         updates, state = optimizer.update(grads, state, params)
         norm = math.sqrt(sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(grads)))
         for path, g in jax.tree_util.tree_leaves_with_path(grads):

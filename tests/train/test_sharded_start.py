@@ -46,6 +46,6 @@ def test_the_program_that_makes_it_needs_no_room_for_a_whole_model(shape):
     largest = max(leaf.size * 4 for leaf in jax.tree.leaves(abstract))
     assert plan.temp_size_in_bytes < largest  # one weight's, were it whole
     for leaf, sharding in zip(
-        jax.tree.leaves(abstract), jax.tree.leaves(compiled.output_shardings)
+        jax.tree.leaves(abstract), jax.tree.leaves(compiled.output_shardings), strict=True
     ):
         assert sharding.is_equivalent_to(leaf.sharding, leaf.ndim)

@@ -36,7 +36,7 @@ def one_step(mesh_config: MeshConfig, micro_batches: int = 1, config=CONFIG, bat
             make_objective(config), OPTIMIZER, seed=0, micro_batches=micro_batches
         )
         state, metrics = step(state, jax.device_put(batch, batch_sharding(mesh)))
-        for leaf, planned in zip(jax.tree.leaves(state), jax.tree.leaves(abstract)):
+        for leaf, planned in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
             assert leaf.sharding.is_equivalent_to(planned.sharding, leaf.ndim)
     return jax.device_get(state), jax.device_get(metrics)
 
@@ -50,7 +50,9 @@ def assert_same(a, b):
     """Equal loss, gradient norm, moments (which are the gradients) and parameters, to rounding."""
     for name in a[1]:
         np.testing.assert_allclose(a[1][name], b[1][name], rtol=2e-5, err_msg=name)
-    for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(a[0]), jax.tree.leaves(b[0])):
+    for (path, x), y in zip(
+        jax.tree_util.tree_leaves_with_path(a[0]), jax.tree.leaves(b[0]), strict=True
+    ):
         scale = np.abs(x).max() + 1e-9
         np.testing.assert_allclose(x / scale, y / scale, atol=5e-5, err_msg=str(path))
 
@@ -85,7 +87,7 @@ def test_weights_do_not_depend_on_the_mesh_they_are_made_on():
         mesh = make_mesh(MeshConfig(*shape), devices=jax.devices()[: int(np.prod(shape))])
         abstract = abstract_state(param_specs(CONFIG), OPTIMIZER, mesh, dtype="float32")
         states.append(jax.device_get(make_state(7, param_specs(CONFIG), OPTIMIZER, abstract)))
-    for a, b in zip(*map(jax.tree.leaves, states)):
+    for a, b in zip(*map(jax.tree.leaves, states), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -105,7 +107,9 @@ def test_a_step_that_is_not_finite_changes_nothing_for_good(alone):
     assert np.isnan(metrics["train/loss"]) and metrics["train/weight"] == 0
     state, metrics = step(state, good)  # the loop hears of the bad step only now
     assert np.isfinite(metrics["train/loss"]) and int(state.step) == -1
-    for a, b in zip(jax.tree.leaves(before.params), jax.tree.leaves(jax.device_get(state.params))):
+    for a, b in zip(
+        jax.tree.leaves(before.params), jax.tree.leaves(jax.device_get(state.params)), strict=True
+    ):
         np.testing.assert_array_equal(a, b)
 
 
