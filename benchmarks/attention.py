@@ -1,10 +1,11 @@
 """Attention on whatever device is found: errors first, then TFLOP/s of ours and of others, in turn.
 
-Operations are 4 S^2 H N per document of S tokens, halved for causality, for the forward pass and 2.5
-times as many for the backward pass, so that speed on packed rows counts what is visible alone. The
-backward pass is timed twice: as its own program (what it reads kept from a forward pass), and as the
-whole less the forward pass. The share is of the rate at which this device multiplies matrices in the
-same run. On accelerators all lengths have the same number of tokens, so batches shrink as rows grow.
+Operations are 4 S^2 H N per document of S tokens, halved for causality, for the forward pass and
+2.5 times as many for the backward pass, so that speed on packed rows counts what is visible alone.
+The backward pass is timed twice: as its own program (what it reads kept from a forward pass), and
+as the whole less the forward pass. The share is of the rate at which this device multiplies
+matrices in the same run. On accelerators all lengths have the same number of tokens,
+so batches shrink as rows grow.
 
     python -m benchmarks.attention                     # tables, JSON and plot in benchmarks/results
     python -m benchmarks.attention --recipe=smoke      # under a minute on a CPU
@@ -241,8 +242,8 @@ def measure(config: Config, case: Case, mask: str, rate: float) -> list[dict]:
                 calls |= {
                     (who.name, name): call for name, call in programs(who, arrays, options).items()
                 }
-            # What jax and tokamax raise where they have no kernel, or memory ends (a RuntimeError, as
-            # is NotImplementedError). Of ours the end of memory alone is no reason to go on.
+            # What jax and tokamax raise where they have no kernel, or memory ends (a RuntimeError,
+            # as is NotImplementedError). Of ours the end of memory alone is no reason to go on.
             except (RuntimeError, ValueError, TypeError) as error:
                 if who.ours and "RESOURCE_EXHAUSTED" not in str(error):
                     raise

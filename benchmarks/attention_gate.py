@@ -1,4 +1,5 @@
-"""The gate's whole grid for one back end: cases, time, and the worst error as a share of its budget.
+"""The gate's whole grid for one back end: cases, time,
+and the worst error as a share of its budget.
 
 python -m benchmarks.attention_gate --name=xla
 python -m benchmarks.attention_gate --name=tpu     # interpreted where there is no TPU
@@ -103,8 +104,8 @@ def grid(config: Config, dtype: str) -> list[Case]:
 
 
 if __name__ == "__main__":
-    # As in the tests: each warpgroup that Hopper's interpreter lets wait keeps a thread of XLA's, and
-    # with a thread per core the one that all wait for finds none.
+    # As in the tests: each warpgroup that Hopper's interpreter lets wait keeps a thread of XLA's,
+    # and with a thread per core the one that all wait for finds none.
     jax.config.update("jax_num_cpu_devices", 8)
     virtual_devices.make_room()
     flags.run(main, __doc__, {"default": Config(), "smoke": SMOKE})

@@ -1,7 +1,7 @@
 """Who takes part in benchmarks/attention.py: our back ends, jax's own attention and tokamax.
 
-Each is used as its documentation says a user would: packed documents through segment ids where it has
-them, else through the boolean mask that it takes.
+Each is used as its documentation says a user would: packed documents through segment ids where it
+has them, else through the boolean mask that it takes.
 
 B batch, T positions, N heads, K key-value heads, H head size.
 """

@@ -1,4 +1,5 @@
-"""The plot of benchmarks/attention.py: TFLOP/s by length, a panel for each mask, head size and pass."""
+"""The plot of benchmarks/attention.py: TFLOP/s by length, a panel for each mask,
+head size and pass."""
 
 import pathlib
 

@@ -1,4 +1,5 @@
-"""Tile sizes for the device at hand: times a small grid and writes the best into kernels/tiles.json."""
+"""Tile sizes for the device at hand:
+times a small grid and writes the best into kernels/tiles.json."""
 
 import itertools
 import json
@@ -112,7 +113,8 @@ def best(
 
 
 def write(rows: list[dict], table: pathlib.Path) -> None:
-    """Adds rows to the table in place of older ones of the same kernel, kind, head size and dtype."""
+    """Adds rows to the table in place of older ones of the same kernel, kind,
+    head size and dtype."""
 
     def key(row):
         return row["kernel"], row["kind"], row["head_size"], row["dtype"]

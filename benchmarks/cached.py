@@ -1,6 +1,8 @@
-"""A module as a program, every process of which keeps what it compiles: for runs that are about lives.
+"""A module as a program, every process of which keeps what it compiles:
+for runs that are about lives.
 
-    JAX_COMPILATION_CACHE_DIR=FOLDER python -m launch.local -- -m benchmarks.cached experiments.pretrain ...
+    JAX_COMPILATION_CACHE_DIR=FOLDER \\
+      python -m launch.local -- -m benchmarks.cached experiments.pretrain ...
 
 JAX lets process 0 alone write into the cache, and on CPUs a program has another key in each process
 (the fingerprint of its own devices): without this, all others compile again in every life.

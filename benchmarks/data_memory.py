@@ -1,8 +1,9 @@
 """Memory and speed of the whole data plan at two sizes of corpus, ten times apart.
 
-Makes new documents of real sentences (English, Chinese), of real functions (Python's own source), and
-web pages of them in an archive; a tenth are nearly said before. Then runs experiments.prepare_data on
-each size, by worker processes, and adds up the resident memory of all its processes as it goes.
+Makes new documents of real sentences (English, Chinese), of real functions (Python's own source),
+and web pages of them in an archive; a tenth are nearly said before. Then runs
+experiments.prepare_data on each size, by worker processes, and adds up the resident memory of all
+its processes as it goes.
 
     python -m benchmarks.data_memory --folder=FOLDER --output=benchmarks/results/data_memory.md
 

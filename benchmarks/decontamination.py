@@ -135,12 +135,12 @@ def head(config: Config, index: Index, items: list[TestItem], build: float, size
         [
             "# Decontamination",
             "",
-            f"{about['date']}, {about['cpus']} CPU cores, Python {about['python']}; other programs ran "
-            f"beside it. `python -m benchmarks.decontamination --seed={config.seed}`",
+            f"{about['date']}, {about['cpus']} CPU cores, Python {about['python']}; other programs "
+            f"ran beside it. `python -m benchmarks.decontamination --seed={config.seed}`",
             "",
             f"Index: {len(items):,} texts of {len(index.items):,} items of "
-            f"{len({s for s, _ in index.items})} test sets, {len(index.hashes):,} n-grams, built in "
-            f"{build:.0f} s of CPU time, {size:.0f} MB on disk. {whole:,} texts have fewer than "
+            f"{len({s for s, _ in index.items})} test sets, {len(index.hashes):,} n-grams, built "
+            f"in {build:.0f} s of CPU time, {size:.0f} MB on disk. {whole:,} texts have fewer than "
             f"{index.rules.ngram} units and are matched whole; {short:,} have fewer than "
             f"{index.rules.least_units} and are matched as whole lines alone. {index.phrases:,} "
             f"n-grams are in more than {index.rules.most_items} items and count as phrases.",

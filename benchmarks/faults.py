@@ -4,9 +4,10 @@
 
 A small pretraining of two processes (launch.local) is hurt again and again, and its losses compared
 with those of a run that nothing happened to, bit by bit: a batch that came twice, never, or in
-another order would show. Lost are the steps between the newest checkpoint and the fault. A checkpoint
-is written beside training, and one that is not whole yet does not count: so a kill right behind a save
-can cost that save's steps as well. After a damaged checkpoint it is the distance of two.
+another order would show. Lost are the steps between the newest checkpoint and the fault. A
+checkpoint is written beside training, and one that is not whole yet does not count: so a kill right
+behind a save can cost that save's steps as well. After a damaged checkpoint it is the distance of
+two.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""A training step of Table 1's sizes on one accelerator: tokens a second, MFU, memory; a peer in turn.
+"""A training step of Table 1's sizes on one accelerator: tokens a second, MFU, memory;
+a peer in turn.
 
 The step, the loop and the loader of experiments.pretrain, on random tokens, from whose first loss
 (the logarithm of the vocabulary, about) a wrong model shows; nothing is saved. Products in BF16,
@@ -6,7 +7,8 @@ weights in FP32, AdamW's moments in --moment_dtype. The peer is transformers' Qw
 torch.compile on as many tokens.
 
     python -m benchmarks.full_size --size=1.8b --peer_python=python3
-    python -m benchmarks.full_size --size=7b --moment_dtype=bfloat16 --remat=block --micro_batches=16
+    python -m benchmarks.full_size --size=7b --moment_dtype=bfloat16 --remat=block \\
+      --micro_batches=16
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
 """What a TPU program keeps busy, read from the compiler's own schedule: no TPU is needed.
 
 libtpu can write the final VLIW bundles of a kernel and how many slots of each unit every bundle
-fills. A bundle is issued in one cycle unless it waits for memory, so bundles are the least number of
-cycles, and a share of slots is an upper bound of a unit's utilisation.
+fills. A bundle is issued in one cycle unless it waits for memory, so bundles are the least number
+of cycles, and a share of slots is an upper bound of a unit's utilisation.
 """
 
 import dataclasses

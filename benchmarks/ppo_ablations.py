@@ -2,9 +2,9 @@
 
 Starts from a run of experiments.quickstart (its fine-tuned model, reward model, questions and
 shards). A row is one setting, mean and spread over the seeds: reward of the first and last tenth of
-the steps after the value model's warm-up, KL and entropy at the end, sums answered greedily, and two
-things that PPO does not see: sums that were held out, and the loss on held-out documentation, which
-says what the language model has forgotten. The first row is the model that all start from.
+the steps after the value model's warm-up, KL and entropy at the end, sums answered greedily, and
+two things that PPO does not see: sums that were held out, and the loss on held-out documentation,
+which says what the language model has forgotten. The first row is the model that all start from.
 
     python -m benchmarks.ppo_ablations --start=runs/quickstart --output=benchmarks/results
 """
@@ -84,7 +84,8 @@ def main(config: Config) -> None:
         table.append(
             {"setting": name}
             | {
-                key: f"{np.mean([f[key] for f in found]):.3f} ± {np.std([f[key] for f in found]):.3f}"
+                key: f"{np.mean([f[key] for f in found]):.3f} "
+                f"± {np.std([f[key] for f in found]):.3f}"
                 for key in found[0]
             }
         )

@@ -1,7 +1,9 @@
-"""Seconds of a compiled call on the device that runs it, and what else goes into a table of figures.
+"""Seconds of a compiled call on the device that runs it,
+and what else goes into a table of figures.
 
 Calls are put in the device's queue one after another and waited for together, so that what the host
-does between them is hidden; functions that are compared take turns, because a machine's speed drifts.
+does between them is hidden; functions that are compared take turns,
+because a machine's speed drifts.
 """
 
 import dataclasses
@@ -52,7 +54,8 @@ def interleaved(calls: dict[str, Callable], *, rounds: int, seconds: float) -> d
 
 
 def matmul_call(size: int, dtype: str) -> Callable:
-    """A product of two random square matrices, 2 size^3 operations: the device's rate to compare."""
+    """A product of two random square matrices, 2 size^3 operations:
+    the device's rate to compare."""
     a, b = (
         jax.random.normal(key, (size, size), jnp.dtype(dtype))
         for key in jax.random.split(jax.random.key(0))

@@ -1,9 +1,9 @@
 """Tokens per second of a training step, against Hugging Face Trainer, in turn, in one run.
 
 The 8.4M-parameter model: batch 4 x 256, AdamW, clipping. Both run in a process of their own, ours
-and the peer's alternating, because a machine's speed drifts; the peer as it comes, and with the huge
-pages that our Makefile asks for. Also: what the matrix products alone take, what the loop adds to
-the bare step, and the memory that is announced against the peak that is reached.
+and the peer's alternating, because a machine's speed drifts; the peer as it comes, and with the
+huge pages that our Makefile asks for. Also: what the matrix products alone take, what the loop adds
+to the bare step, and the memory that is announced against the peak that is reached.
 
     python -m benchmarks.train_step --peer_python=.venv-peers/bin/python
 """
@@ -145,7 +145,8 @@ def measure(config: Config) -> dict:
         pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
         times, reports, done = [], [], 0
         for _ in range(4):  # the bare step and the loop in turn
-            ended = []  # from end to end: a step's workspace is returned after its results are there
+            # From end to end: a step's workspace is returned after its results are there.
+            ended = []
             for _ in range(config.steps // 4 + 1):
                 state, metrics = compiled(state, batch)
                 jax.block_until_ready((state, metrics))

@@ -1,4 +1,5 @@
-"""Ours and peers measured in turn, each in a process of its own, because a machine's speed drifts."""
+"""Ours and peers measured in turn, each in a process of its own,
+because a machine's speed drifts."""
 
 import json
 import os

@@ -2,13 +2,14 @@
 
     python -m experiments.faults --flip_bit=runs/a        # one bit of the newest checkpoint
     python -m experiments.faults --cut=runs/a             # one of its files ends too early
-    python -m experiments.faults --flip_bit=data/mine/train --folder   # of any folder, such as shards
+    python -m experiments.faults --flip_bit=data/mine/train --folder   # of any folder (shards)
     python -m experiments.faults --kill=PID --process=2   # of the launch.local with this pid
     python -m experiments.faults --freeze=PID --process=2, --term=PID --process=2
     python -m experiments.faults --kill=PID --saving=runs/a  # while a checkpoint is being written
 
-Use a copy of anything that matters. Faults inside of a run (at a step, in one process) are written in
-its environment: QWEN_JAX_FAULTS="kill step=12 process=1; nan step=20"; qwen_jax/faults.py has all.
+Use a copy of anything that matters. Faults inside of a run (at a step, in one process) are written
+in its environment: QWEN_JAX_FAULTS="kill step=12 process=1; nan step=20"; qwen_jax/faults.py has
+all.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Flags from a frozen dataclass: --train.num_steps=100 sets config.train.num_steps.
 
-Every experiment has named recipes (--recipe) whose every field can be set by a flag. A flag that does
-not exist is answered with the nearest one that does; what differs from the recipe is printed.
+Every experiment has named recipes (--recipe) whose every field can be set by a flag. A flag that
+does not exist is answered with the nearest one that does; what differs from the recipe is printed.
 """
 
 import dataclasses

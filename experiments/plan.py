@@ -274,9 +274,9 @@ def plan(config: Config, emit=flags.emit) -> list[dict]:
         if not _whole(result, layout, topology):
             emit(
                 "DO NOT TRUST ITS TIMES: of the model's own FLOPs "
-                f"{flops_found(result, layout, topology):.0%} were found in the compiled program, so "
-                "some of its work was not read. Please report it, with the versions above and the "
-                "file that --keep_hlo leaves."
+                f"{flops_found(result, layout, topology):.0%} were found in the compiled program, "
+                "so some of its work was not read. Please report it, with the versions above and "
+                "the file that --keep_hlo leaves."
             )
     # First what fits and was read whole, the fastest before the others.
     found.sort(

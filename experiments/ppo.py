@@ -257,7 +257,8 @@ def reinforce(config: Config, tokenizer: Tokenizer, emit=flags.emit):
 
     @contextlib.contextmanager
     def batches(start_step: int) -> Iterator:
-        """next_batch(step, state): a rollout of the current policy, and rows of pretraining data."""
+        """next_batch(step, state): a rollout of the current policy,
+        and rows of pretraining data."""
         del start_step  # a batch is a function of its step
         sampler.load(bases())
 
@@ -295,8 +296,8 @@ def reinforce(config: Config, tokenizer: Tokenizer, emit=flags.emit):
 
 
 def _loads(config: Config):
-    """What loads the reference and the reward model (None: there is none), and what the run's folder
-    is to say of them where adapters stand beside them."""
+    """What loads the reference and the reward model (None: there is none), and what the run's
+    folder is to say of them where adapters stand beside them."""
     if config.lora.rank is None:
         reward = config.reward_model and scoring_weights_of(config.reward_model, seed=0)
         return weights_of(config.init_from), reward, {}

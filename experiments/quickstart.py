@@ -1,10 +1,10 @@
 """From nothing to a model in ten minutes, on one CPU: the whole line of the report, small.
 
 Gathers this computer's own Python documentation and source and takes them through the data plan
-(2.1), learns a vocabulary and grows it for code (2.2), writes token shards, pretrains (2.4), compares
-with a 3-gram model, samples, exports to the released layouts, then fine-tunes (3.1), learns a reward
-(3.2.1) and reinforces (3.2.2), and writes runs/quickstart/report.html. Interrupt it anywhere and run
-it again: it goes on where it was and ends with the same weights.
+(2.1), learns a vocabulary and grows it for code (2.2), writes token shards, pretrains (2.4),
+compares with a 3-gram model, samples, exports to the released layouts, then fine-tunes (3.1),
+learns a reward (3.2.1) and reinforces (3.2.2), and writes runs/quickstart/report.html. Interrupt it
+anywhere and run it again: it goes on where it was and ends with the same weights.
 
     python -m experiments.quickstart                          # or: make quickstart
     python -m experiments.quickstart --train.num_steps=4000   # longer, better
@@ -140,10 +140,12 @@ def say(line: str) -> None:
 
 
 def gather(folder: pathlib.Path) -> pipeline.Result:
-    """What is on every computer that has a Python, through the data plan (experiments.prepare_data),
-    in this process. Of two pages that are nearly alike one stays, so none is held out of the other."""
+    """What is on every computer that has a Python, through the data plan
+    (experiments.prepare_data), in this process. Of two pages that are nearly alike one stays,
+    so none is held out of the other."""
     say(
-        "1/10 gathering the documentation and source of this Python: extracted, deduplicated, masked"
+        "1/10 gathering the documentation and source of this Python: extracted, deduplicated, "
+        "masked"
     )
     result = pipeline.run(
         [f"{name}=python:{name}" for name in SOURCES],

@@ -35,7 +35,8 @@ MODEL = dataclasses.replace(sft.SMOKE.model, dropout=0.0, unroll_layers=4)  # it
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """How long each stage is, and the learning rate it takes. Ours: what two CPU cores do in minutes."""
+    """How long each stage is, and the learning rate it takes. Ours:
+    what two CPU cores do in minutes."""
 
     sft: int = 260  # steps of fine-tuning
     pmp: int = 40  # steps of preference model pretraining
@@ -133,8 +134,8 @@ def ppo_config(
 ) -> ppo.Config:
     """PPO on sums, from the fine-tuned model, with the reward that can be checked.
 
-    Ours: the small reward model, right in 7 of 10 held-out pairs, was tried as well, added to it; PPO
-    then found what it likes, and fewer sums were right than before.
+    Ours: the small reward model, right in 7 of 10 held-out pairs, was tried as well, added to it;
+    PPO then found what it likes, and fewer sums were right than before.
     """
     return ppo.Config(
         model=MODEL,

@@ -9,7 +9,8 @@ _OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, 
 
 
 def arithmetic(questions: Sequence[str], answers: Sequence[str]) -> list[float]:
-    """1 where the last number of an answer is the result of the question's last a + b, a - b, a * b.
+    """1 where the last number of an answer is the result of the question's last a + b, a - b,
+    a * b.
 
     Raises:
       ValueError: a question without such an expression.

@@ -11,9 +11,9 @@ marks, all others what it does not. A share of the texts, chosen by hash, is hel
 sets the threshold (the lowest one with --train.precision), the printed numbers are measured on the
 other. data/linear_filter.py says what the model is.
 
---clean names text of one language (files or folders) that is as it should be. An n-gram model counts
-it; what it finds stranger, or easier, than nearly all held-out clean text will be rejected, by
-experiments.prepare_data with --filters.perplexity=en=english.npz and the same --tokenizer.
+--clean names text of one language (files or folders) that is as it should be. An n-gram model
+counts it; what it finds stranger, or easier, than nearly all held-out clean text will be rejected,
+by experiments.prepare_data with --filters.perplexity=en=english.npz and the same --tokenizer.
 """
 
 import collections

@@ -49,7 +49,8 @@ def parse(doc: str, module: str, argv: list[str], settings: dict[str, tuple]):
 
 
 def split(parser: argparse.ArgumentParser, argv: list[str]):
-    """(options, command): what stands before and behind --. Ends the program where one is missing."""
+    """(options, command): what stands before and behind --.
+    Ends the program where one is missing."""
     cut = argv.index("--") if "--" in argv else len(argv)
     if not argv[cut + 1 :] and not {"-h", "--help"} & set(argv):
         parser.error(

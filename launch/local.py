@@ -4,12 +4,14 @@
         --model.unroll_layers=2 --data.sources=...
 
 What follows -- is given to Python in each process. Lines are shown with their process in front.
-When a process dies or freezes, the others are taken down, and all are started again: the run goes on
-with its newest good checkpoint. SIGTERM and Ctrl-C are handed on, and the run saves before it ends.
+When a process dies or freezes, the others are taken down, and all are started again: the run goes
+on with its newest good checkpoint. SIGTERM and Ctrl-C are handed on, and the run saves before it
+ends.
 
   --processes=2       how many processes
   --devices=1         virtual CPU devices of each (without effect on accelerators)
-  --max_restarts=10   how often all start again; an error of the settings or the data ends it at once
+  --max_restarts=10   how often all start again; an error of the settings or the data ends it
+                      at once
   --grace=60          seconds that processes have to save and end, after a signal
   --heartbeat=20      seconds of silence after which a process is taken for dead
   --dry_run           prints what each process would be started with, and starts nothing

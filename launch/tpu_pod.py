@@ -3,8 +3,8 @@
     python -m launch.tpu_pod --name=run --zone=us-east5-a --type=v5p-256 --spot --dry_run -- \\
         -m experiments.pretrain --recipe=7b --run_dir=gs-mount/runs/7b --data.sources=...
 
-What follows -- is given to Python on every host; JAX finds the others by itself. run_dir and the data
-are on storage that all hosts share. The command ends when the run has; the pod stays until
+What follows -- is given to Python on every host; JAX finds the others by itself. run_dir and the
+data are on storage that all hosts share. The command ends when the run has; the pod stays until
 `--delete`.
 """
 
@@ -121,7 +121,8 @@ class Pod:
             time.sleep(30)
 
     def fill(self) -> int:
-        """Copies what git does not ignore here to every host and installs it there; the exit code."""
+        """Copies what git does not ignore here to every host and installs it there;
+        the exit code."""
         name = self._options.name
         packed = f"{tempfile.gettempdir()}/{name}.tgz"
         if commands.run(

@@ -156,8 +156,8 @@ class Checkpointer:
         self._pending = None  # not when a signal interrupted the waiting
 
     def close(self) -> None:
-        """Waits for this process's part of the last save, without asking the others how theirs went:
-        they may be gone. Raises as `wait` does."""
+        """Waits for this process's part of the last save, without asking the others how theirs
+        went: they may be gone. Raises as `wait` does."""
         pending, self._pending = self._pending, None
         self._worker.shutdown()
         if pending is not None:
@@ -354,7 +354,8 @@ def _newest_good(
         raise CheckpointError(
             f"there is no checkpoint of step {step}.",
             str(folder),
-            f"choose one of {', '.join(map(str, present)) or 'none: the folder has no checkpoint'}.",
+            "choose one of "
+            f"{', '.join(map(str, present)) or 'none: the folder has no checkpoint'}.",
         )
     reports = []
     for candidate in [step] if step is not None else reversed(present):
@@ -382,7 +383,8 @@ def _newest_good(
 
 
 def _describe(step: int, state: Any, meta: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """The arrays by name, and the text of meta.json: everything about them and the caller's meta."""
+    """The arrays by name, and the text of meta.json:
+    everything about them and the caller's meta."""
     arrays, types, scalars, strange = {}, {}, {}, []
     for name, leaf in leaves.named(state):
         if type(leaf) in (int, float, bool):

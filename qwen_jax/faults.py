@@ -46,7 +46,8 @@ class Fault:
 
 
 def planned(environ: Mapping[str, str] = os.environ) -> list[Fault]:
-    """The faults that this process is to commit in this life; each comes once and is then taken out.
+    """The faults that this process is to commit in this life;
+    each comes once and is then taken out.
 
     Raises:
       ConfigError: the text is none of faults.

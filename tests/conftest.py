@@ -31,7 +31,8 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def toy_text(tmp_path_factory) -> pathlib.Path:
-    """Shards of 200 documents of four words, a token for each byte, for runs that are about lives."""
+    """Shards of 200 documents of four words, a token for each byte,
+    for runs that are about lives."""
     folder = tmp_path_factory.mktemp("text") / "words"
     draw = np.random.default_rng(0)
     documents = [

@@ -17,7 +17,8 @@ SHOW = (
         ({}, "None"),
         (
             {
-                "XLA_FLAGS": "--xla_cpu_enable_fast_math=false --xla_force_host_platform_device_count=8"
+                "XLA_FLAGS": "--xla_cpu_enable_fast_math=false "
+                "--xla_force_host_platform_device_count=8"
             },
             "32",
         ),

@@ -437,7 +437,8 @@ def split_lesson(lesson: Lesson, config: PPOConfig, step: Array, seed: int) -> L
 
 
 def _weighted(pretrain: Batch | None, mask_BT: Array, coefficient: float) -> Batch | None:
-    """Pretraining rows, weighted so that their mean loss counts `coefficient` in a mean per action."""
+    """Pretraining rows, weighted so that their mean loss counts `coefficient` in a mean per
+    action."""
     if pretrain is None:
         return None
     share = jnp.sum(mask_BT) / jnp.maximum(jnp.sum(pretrain.loss_weights), 1.0)

@@ -76,9 +76,9 @@ def read_conversations(
 ) -> Iterator[Conversation]:
     """The conversations of .json and .jsonl files; what is skipped is in `counts`.
 
-    Formats, by a row's keys: "messages" (role, content), "conversations" (from, value), "instruction"
-    with "input", "output", "system", "history" (Alpaca). Tools that a row describes ("tools") are
-    written under its system message; a tool's answer is a turn of the role "tool".
+    Formats, by a row's keys: "messages" (role, content), "conversations" (from, value),
+    "instruction" with "input", "output", "system", "history" (Alpaca). Tools that a row describes
+    ("tools") are written under its system message; a tool's answer is a turn of the role "tool".
 
     Raises:
       DataError: a file is missing, damaged or of no known format, or none of its rows is usable.

@@ -1,4 +1,5 @@
-"""JSON files: rows, each with the place it came from (lists, lines, either of them gzipped); whole."""
+"""JSON files: rows, each with the place it came from (lists, lines,
+either of them gzipped); whole."""
 
 import gzip
 import json

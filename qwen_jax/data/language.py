@@ -44,8 +44,10 @@ _SAID = {
 _SAMPLE, _SHORT_SAMPLE = 600, 200
 _CODE_LINE = re.compile(
     r"[;{}]\s*(//.*)?$|^\s*(#include|#define|#!|//|/\*|\*/|@\w+|<\?php|import [\w.{*]|"
-    r"from [\w.]+ import|def \w+\(|class \w+.*[:{]$|return\b|elif |else:|try:|except\b.*:|public |private |"
-    r"static |const |let |var |function\b|fn |func |package |using |end$|\)\s*->|if .*:$|for .*:$|while .*:$|"
+    r"from [\w.]+ import|def \w+\(|class \w+.*[:{]$|return\b|elif |else:|try:|except\b.*:|"
+    r"public |private |"
+    r"static |const |let |var |function\b|fn |func |package |using |end$|\)\s*->|if .*:$|for .*:$|"
+    r"while .*:$|"
     r"[\w.\[\]'\"]+\s*[-+*/|&]?=[^=]|[\w.]+\(.*\)$|>>> |[\])}],?$)"
 )
 _LATEX = re.compile(r"\\[a-zA-Z]+|\\[()\[\]{},;!%]")

@@ -1,9 +1,9 @@
 """MinHash signatures of many texts at once. Report: 2.1.
 
-A text is the set of its shingles, runs of a few words, a Chinese, Japanese or Korean character being
-a word. Of each shingle's 64-bit hash (low, high), hash i is (a_i low + high) mod 2^32 with an odd
-a_i; a text's signature has the least of each. Two texts agree in a share of their signatures that
-estimates the Jaccard similarity of their shingles.
+A text is the set of its shingles, runs of a few words, a Chinese, Japanese or Korean character
+being a word. Of each shingle's 64-bit hash (low, high), hash i is (a_i low + high) mod 2^32 with an
+odd a_i; a text's signature has the least of each. Two texts agree in a share of their signatures
+that estimates the Jaccard similarity of their shingles.
 
 All of it is arithmetic on arrays of bytes: no word is ever an object. The hash of a word is that of
 its bytes as a polynomial mod 2^64, so it is the difference of two running sums.

@@ -194,7 +194,8 @@ class PairRows:
 
 
 def _encode(pair: Pair, answer: str, tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
-    """Tokens up to the answer's <|im_end|>, where the reward is read, and where the answer starts."""
+    """Tokens up to the answer's <|im_end|>, where the reward is read,
+    and where the answer starts."""
     rendered = chatml.render([*pair.prompt, ("assistant", answer)], tokenizer)
     span = rendered.spans[-1]
     return rendered.tokens[: span.end], span.start

@@ -36,8 +36,8 @@ class Question:
 
 def sums(*, largest: int = 10, largest_factor: int = 5, seed: int = 0) -> list[Question]:
     """Every a + b and a - b (a >= b) of numbers up to `largest` and a * b of small factors, in each
-    of the ways to ask, shuffled. Each way is a group of its own: what is held out of them asks for a
-    sum that is known in a way that is not."""
+    of the ways to ask, shuffled. Each way is a group of its own: what is held out of them asks for
+    a sum that is known in a way that is not."""
     problems = [(a, "+", b, a + b) for a in range(largest + 1) for b in range(largest + 1)]
     problems += [(a, "-", b, a - b) for a in range(largest + 1) for b in range(a + 1)]
     problems += [

@@ -1,4 +1,5 @@
-"""Files of a source: of this computer by the operating system, of object stores by the data engine."""
+"""Files of a source: of this computer by the operating system,
+of object stores by the data engine."""
 
 import dataclasses
 import errno

@@ -18,7 +18,8 @@ RULES: dict[str, str] = {
     # What is to be done.
     "translation": r"translat\w*// 翻译|译成|译为|翻成",
     "summarising": r"summar\w*|tl;?dr|key points?|main (idea|points?)// 总结|概括|摘要|归纳|要点",
-    "rewriting": r"re-?writ\w*|rephras\w*|paraphras\w*|reword\w*// 改写|重写|改编|润色|换一种|重新表述",
+    "rewriting": r"re-?writ\w*|rephras\w*|paraphras\w*|reword\w*// "
+    r"改写|重写|改编|润色|换一种|重新表述",
     "shortening": r"shorten\w*|condens\w*|more concise\w*// 缩短|精简|简化|缩写",
     "proofreading": r"proofread\w*|grammar|grammatical\w*|misspel\w*|spell\w*|punctuat\w*"
     r"// 语法|错别字|拼写|校对|标点|病句",
@@ -40,7 +41,8 @@ RULES: dict[str, str] = {
     "planning": r"plan|plans|itinerar\w*|schedul\w*|agenda|roadmap// 计划|规划|日程|方案|行程|安排",
     "brainstorming": r"brainstorm\w*|ideas?|come up with|think of// 头脑风暴|点子|想出|想法|创意",
     "list": r"(a )?list|(name|give|suggest|provide|identify) (\w+ ){0,2}"
-    r"(two|three|four|five|six|seven|eight|ten|\d+)// 列出|列举|清单|[两三四五六七八九十\d]+[个种条项点]",
+    r"(two|three|four|five|six|seven|eight|ten|\d+)// "
+    r"列出|列举|清单|[两三四五六七八九十\d]+[个种条项点]",
     "editing": r"edit\w*|improv\w*|revis\w*|correct (the|this)// 修改|改进|改善|编辑|修正|优化",
     "completion": r"complet(e|ion)\w*|continu(e|ation)\w*|fill in|finish (the|this)"
     r"// 续写|补全|填空|完成(以下|下列|下面|这个|这段)|接下去",
@@ -50,7 +52,8 @@ RULES: dict[str, str] = {
     "prediction": r"predict\w*|forecast\w*|what will// 预测|预计|未来.{0,6}(趋势|发展)",
     "generation of questions": r"(generate|create|write|make|ask) .{0,30}(questions?|quiz\w*)"
     r"// (生成|提出|设计|创建|编写).{0,10}(问题|题目|测验)",
-    "naming": r"(a|the|good) (title|name|headline|slogan|tagline)s?// 标题|口号|标语|起.{0,4}名|命名",
+    "naming": r"(a|the|good) (title|name|headline|slogan|tagline)s?// "
+    r"标题|口号|标语|起.{0,4}名|命名",
     "roleplay": r"role-?play\w*|act as|pretend\w*|you are (a|an)|imagine (that )?you|as an? \w+ist"
     r"// 扮演|假装|你是一[个名位]|假设你是|作为一[个名位]",
     "fact checking": r"true or false|fact[- ]check\w*|is it true|verify\w*"
@@ -165,7 +168,8 @@ RULES: dict[str, str] = {
     r"// 工作|职业|员工|办公|会议|同事|职场",
     "family and friends": r"famil(y|ies)|parents?|children|kids?|mother|father|friends?|wedding"
     r"// 家庭|父母|孩子|儿童|母亲|父亲|朋友|婚礼",
-    "relationships": r"relationships?|love|dating|marriage|break ?up|romantic// 恋爱|爱情|婚姻|分手|感情",
+    "relationships": r"relationships?|love|dating|marriage|break ?up|romantic// "
+    r"恋爱|爱情|婚姻|分手|感情",
     "environment": r"environment\w*|climate|pollution|recycl\w*|sustainab\w*|renewable|carbon"
     r"// 环境|气候|污染|回收|可持续|可再生|碳|环保",
     "weather": r"weather|rain\w*|storms?|temperature|forecast|hurricane// 天气|下雨|风暴|温度|台风",
@@ -176,23 +180,30 @@ RULES: dict[str, str] = {
     r"// 人工智能|机器学习|神经网络|深度学习|语言模型|自然语言处理",
     "security": r"security|passwords?|encrypt\w*|hack\w*|privacy|phishing"
     r"// 安全|密码|加密|黑客|隐私|钓鱼",
-    "music": r"music\w*|instruments?|guitar|piano|notes?|band|concert// 音乐|乐器|吉他|钢琴|音符|演唱会",
+    "music": r"music\w*|instruments?|guitar|piano|notes?|band|concert// "
+    r"音乐|乐器|吉他|钢琴|音符|演唱会",
     "film": r"movies?|films?|actors?|director|tv show|netflix// 电影|演员|导演|电视剧|影片",
-    "books": r"books?|authors?|novels?|reading|literature|characters?// 书|作者|小说|阅读|文学|人物",
-    "art": r"art|arts|artists?|paint\w*|sculpture|museum|design\w*// 艺术|画家|绘画|雕塑|博物馆|设计",
+    "books": r"books?|authors?|novels?|reading|literature|characters?// "
+    r"书|作者|小说|阅读|文学|人物",
+    "art": r"art|arts|artists?|paint\w*|sculpture|museum|design\w*// "
+    r"艺术|画家|绘画|雕塑|博物馆|设计",
     "games": r"games?|gaming|chess|video game|players?// 游戏|象棋|围棋|玩家",
     "fashion": r"fashion|cloth\w*|outfits?|dress\w*|shoes?// 时尚|服装|穿搭|衣服|鞋",
-    "religion": r"religio\w*|bible|god|buddh\w*|christian\w*|islam\w*|church// 宗教|圣经|佛|基督|伊斯兰|教堂",
-    "philosophy": r"philosoph\w*|ethic\w*|moral\w*|meaning of life|exist\w*// 哲学|伦理|道德|人生意义|存在",
+    "religion": r"religio\w*|bible|god|buddh\w*|christian\w*|islam\w*|church// "
+    r"宗教|圣经|佛|基督|伊斯兰|教堂",
+    "philosophy": r"philosoph\w*|ethic\w*|moral\w*|meaning of life|exist\w*// "
+    r"哲学|伦理|道德|人生意义|存在",
     "culture": r"cultur\w*|tradition\w*|festivals?|holidays?|customs?// 文化|传统|节日|习俗|春节",
     "language learning": r"(learn|practice|study) (english|chinese|french|spanish|german|japanese)|"
     r"pronounc\w*|tenses?// 学(习)?(英语|中文|日语|法语)|发音|时态",
     "cars and transport": r"cars?|vehicles?|driv\w*|trains?|bus(es)?|traffic|bicycle"
     r"// 汽车|车辆|驾驶|火车|公交|交通|自行车",
-    "home": r"house|home|garden\w*|furniture|clean\w*|kitchen|room// 房子|家里|花园|家具|清洁|厨房|房间",
+    "home": r"house|home|garden\w*|furniture|clean\w*|kitchen|room// "
+    r"房子|家里|花园|家具|清洁|厨房|房间",
     # Form of the answer.
     "json output": r"json// json",
-    "table output": r"(in|as|make|create) .{0,20}tables?|tabular|markdown table|csv// 表格|列表形式|csv",
+    "table output": r"(in|as|make|create) .{0,20}tables?|tabular|markdown table|csv// "
+    r"表格|列表形式|csv",
     "markdown output": r"markdown|bullet(ed)? (points?|list)// markdown|项目符号",
     "xml or yaml output": r"xml|yaml// xml|yaml",
     "length limit": r"(in|under|at most|no more than|less than|exactly|within|about|at least) "

@@ -23,6 +23,8 @@ from qwen_jax.data.sources import Document
 from qwen_jax.data.stage_files import StageFolder, read_batches
 from qwen_jax.tokenizer.bpe import Tokenizer
 
+_AS_IT_COMES = Mixture()
+
 
 def documents(folder: StageFolder, number: int) -> Iterator[Document]:
     """The kept rows of a partition."""

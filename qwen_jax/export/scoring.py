@@ -1,6 +1,7 @@
 """A folder read as a scoring model: a reward model's run, of adapters too, or a language model.
 
-A language model's folder has no score; it is the trunk of a scoring model that is yet to be trained.
+A language model's folder has no score;
+it is the trunk of a scoring model that is yet to be trained.
 """
 
 import pathlib

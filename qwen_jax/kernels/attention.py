@@ -1,4 +1,5 @@
-"""The public attention op: causal, packed documents, windows, grouped heads; one back end of several.
+"""The public attention op: causal, packed documents, windows, grouped heads;
+one back end of several.
 
 Back ends know nothing of models or meshes, and share one mask language (mask.py).
 

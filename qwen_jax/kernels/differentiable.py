@@ -44,8 +44,8 @@ class Block:
     Attributes:
       forward: (q, k, v, k_start_BT, k_end_BT, *, scale) -> (out, lse): float32 [B, T, N, H] and the
         log-sum-exp [B, N, T], 1e30 where a query sees nothing.
-      backward: (q, k, v, k_start, k_end, out, lse, dout, *, scale) -> float32 (dq, dk, dv), what the
-        block adds to them; `out` and `lse` are those of the whole row.
+      backward: (q, k, v, k_start, k_end, out, lse, dout, *, scale) -> float32 (dq, dk, dv), what
+        the block adds to them; `out` and `lse` are those of the whole row.
       base: of the logarithm.
     """
 

@@ -24,7 +24,8 @@ _NO_LIMIT = np.int32(2**31 - 1)
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One random input. Documents are `documents` tokens long in turn; what they leave is padding."""
+    """One random input. Documents are `documents` tokens long in turn;
+    what they leave is padding."""
 
     T: int
     B: int = 1
@@ -94,8 +95,9 @@ def shares(case: Case, implementation: str | None = None) -> dict[str, float]:
     """The largest error of out, dq, dk and dv, each as a share of its budget: above 1 fails.
 
     The budget is twice the error of plain JAX in the case's dtype, plus a few units in the last
-    place of the largest value and of float32 sums of this size, for cases in which plain JAX happens
-    to be exact (a token that sees itself alone: the gradient of its score is 0 by cancellation).
+    place of the largest value and of float32 sums of this size, for cases in which plain JAX
+    happens to be exact (a token that sees itself alone: the gradient of its score is 0 by
+    cancellation).
     """
     arrays, options = case.arrays(), case.options()
     got = _outcome(*arrays, options, how=implementation, mode=interpret_mode())

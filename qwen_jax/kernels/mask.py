@@ -1,7 +1,7 @@
 """The one mask language of all back ends: documents, causality and a window are an interval.
 
-Contiguous documents + causal + window mean that query i sees the keys k_start[i] <= k <= i, and key j
-is seen by the queries j <= q <= q_end[j]. One int32 per query (and its mirror per key) replaces
+Contiguous documents + causal + window mean that query i sees the keys k_start[i] <= k <= i, and key
+j is seen by the queries j <= q <= q_end[j]. One int32 per query (and its mirror per key) replaces
 comparisons of segments, and the least and the largest of a tile tell exactly which tiles are empty.
 
 B batch, T query positions, S key positions.

@@ -24,8 +24,8 @@ def visible(
     positions_BT: Array | None,
     window: Array | int | None,
 ) -> Array:
-    """bool [B or 1, T, S]: may query t see key s? The mask in words: not later than the query, in the
-    query's document, at most window - 1 tokens back, and neither of them padding."""
+    """bool [B or 1, T, S]: may query t see key s? The mask in words: not later than the query, in
+    the query's document, at most window - 1 tokens back, and neither of them padding."""
     key_index = jnp.arange(S, dtype=jnp.int32)[None, None, :]
     if positions_BT is None or T == S:
         query_index = (jnp.arange(T, dtype=jnp.int32) + (S - T))[None, :, None]

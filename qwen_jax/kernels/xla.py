@@ -1,8 +1,8 @@
 """Attention in plain XLA without a [T, S] array: the path of the CPU, and of every other device.
 
-Queries are taken chunk by chunk, and for each chunk the tiles of keys from the first that one of its
-queries sees to the last: what causality, documents and windows hide is never computed. Scores live
-for one tile alone, which a CPU keeps in its caches. The forward pass is an online softmax; the
+Queries are taken chunk by chunk, and for each chunk the tiles of keys from the first that one of
+its queries sees to the last: what causality, documents and windows hide is never computed. Scores
+live for one tile alone, which a CPU keeps in its caches. The forward pass is an online softmax; the
 backward pass recomputes weights from the log-sum-exp.
 
 Every product contracts the last axis of its left operand, so keys, values and queries are also kept

@@ -84,7 +84,8 @@ def init_from(specs, key: jax.Array, dtype):
 
 
 def abstract(specs, dtype: str, mesh: Mesh | None = None):
-    """A tree of Specs -> the weights' shapes and dtype, and where they lie on `mesh` if one is given.
+    """A tree of Specs -> the weights' shapes and dtype,
+    and where they lie on `mesh` if one is given.
 
     Raises:
       ShardingError: when weights do not divide over the mesh.

@@ -1,23 +1,24 @@
 """What XLA is told about a training step, by platform: memory, and what runs beside what.
 
-CPU. Not told: xla_cpu_experimental_onednn_custom_call. By itself it changes nothing, as YNNPACK takes the
-products first; with YNNPACK's off (xla_cpu_experimental_ynn_fusion_type= empty), 115 products of the
-8M-parameter step go to oneDNN, the loss is off by 4e-4 of itself and a gradient by 47 % (FP32, jax
-0.11.2 and 0.12.0.1), though each product by itself is right. A wrong gradient at any speed is no gain.
+CPU. Not told: xla_cpu_experimental_onednn_custom_call. By itself it changes nothing, as YNNPACK
+takes the products first; with YNNPACK's off (xla_cpu_experimental_ynn_fusion_type= empty), 115
+products of the 8M-parameter step go to oneDNN, the loss is off by 4e-4 of itself and a gradient by
+47 % (FP32, jax 0.11.2 and 0.12.0.1), though each product by itself is right.
+A wrong gradient at any speed is no gain.
 
-TPU. Collectives are left to XLA, which by default turns the product with a weight that lies in pieces
-into a loop: the next piece arrives while the last one is multiplied. Under FSDP the pieces are of the
-axis that is summed over, so that each of 32 thin products reads and writes the whole result: by the
-compiler's own cost model twice the time of gathering the weight (benchmarks/results/plan.md). A gather
-or a sum that is one instruction makes the chip wait, so these go to the sparse cores (v5p, v6e), which
-run them beside products. v5e has no such cores: by default its products carry gathers on in the
-background, and sums are waited for. What others set for that, xla_tpu_enable_async_collective_fusion,
-libtpu 0.0.52 refuses on all but v5e, as unsafe.
+TPU. Collectives are left to XLA, which by default turns the product with a weight that lies in
+pieces into a loop: the next piece arrives while the last one is multiplied. Under FSDP the pieces
+are of the axis that is summed over, so that each of 32 thin products reads and writes the whole
+result: by the compiler's own cost model twice the time of gathering the weight
+(benchmarks/results/plan.md). A gather or a sum that is one instruction makes the chip wait, so
+these go to the sparse cores (v5p, v6e), which run them beside products. v5e has no such cores: by
+default its products carry gathers on in the background, and sums are waited for. What others set
+for that, xla_tpu_enable_async_collective_fusion, libtpu 0.0.52 refuses on all but v5e, as unsafe.
 
 GPU. Nothing yet: no setting was tried on one.
 
-Other versions of a compiler may not know one of these. It is then left out, with a warning: it costs time
-or memory, never a result.
+Other versions of a compiler may not know one of these. It is then left out, with a warning: it
+costs time or memory, never a result.
 """
 
 import re

@@ -1,8 +1,8 @@
 """Starts a run of several processes: whoever launched it has left word in the environment.
 
-Plain addresses, a Kubernetes JobSet, Slurm, or a TPU pod are looked for in this order; where nothing
-is found, this process is the whole run. What is set by halves is refused: N processes that each
-believe to be alone would write into one folder.
+Plain addresses, a Kubernetes JobSet, Slurm, or a TPU pod are looked for in this order; where
+nothing is found, this process is the whole run. What is set by halves is refused: N processes that
+each believe to be alone would write into one folder.
 """
 
 import dataclasses

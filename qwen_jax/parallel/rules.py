@@ -69,7 +69,8 @@ def use_layout(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Iterator[None]:
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Asks the compiler to place `x` by the logical names of its dimensions; no-op without a mesh.
 
-    A dimension that its mesh axes do not divide (one head on two devices, at toy sizes) stays whole.
+    A dimension that its mesh axes do not divide (one head on two devices, at toy sizes)
+    stays whole.
     """
     layout = _layout.get()
     if layout is None:

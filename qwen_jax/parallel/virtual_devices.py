@@ -1,10 +1,11 @@
 """Threads for several virtual devices on one CPU, as tests and rehearsals of a mesh use them.
 
-XLA:CPU runs a program's independent parts side by side, and each that reaches a collective keeps its
-thread until every device is there. A gather that nothing holds back (the output projection's) can so
-meet another one inside of the layers' loop: with a thread per core, or one per device, the device
-that all wait for finds no thread, and after 40 seconds the process aborts. With room for every part
-of every device it cannot happen. Only the number of threads changes, not what they compute.
+XLA:CPU runs a program's independent parts side by side, and each that reaches a collective keeps
+its thread until every device is there. A gather that nothing holds back (the output projection's)
+can so meet another one inside of the layers' loop: with a thread per core, or one per device, the
+device that all wait for finds no thread, and after 40 seconds the process aborts. With room for
+every part of every device it cannot happen. Only the number of threads changes, not what they
+compute.
 """
 
 import os

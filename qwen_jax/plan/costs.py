@@ -6,8 +6,9 @@ its bytes at the memory's bandwidth. Our attention kernels: bundles of their com
 
 Overlap, loop body by loop body: a collective that is started and awaited runs beside everything
 else of the same body, so a body takes the longer of the two; one that is a single instruction makes
-the chip wait, and is added. v5e has no cores for collectives: a gather is started, products carry it
-on in the background of their own work, and it is awaited; it counts once, and so does each product.
+the chip wait, and is added. v5e has no cores for collectives: a gather is started, products carry
+it on in the background of their own work, and it is awaited; it counts once, and so does each
+product.
 """
 
 import collections

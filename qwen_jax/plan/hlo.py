@@ -78,7 +78,8 @@ def array_bytes(shape: str) -> list[int]:
 
 
 def parts(shape: str) -> list[str]:
-    """ "(f32[2,3]{1,0}, u32[])" -> ["f32[2,3]{1,0}", "u32[]"]; what is no tuple is its only part."""
+    """ "(f32[2,3]{1,0}, u32[])" -> ["f32[2,3]{1,0}", "u32[]"];
+    what is no tuple is its only part."""
     return _split(shape[1:-1]) if shape.startswith("(") else [shape]
 
 

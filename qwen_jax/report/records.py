@@ -15,7 +15,8 @@
     compression.json  [{"language": "zh", "tokenizer": "ours", "bytes_per_token": 3.1, ...}]
                       (Row._asdict() of tokenizer/compression.py), or {ROW: {COLUMN: value}};
                       compression.png is its picture
-    calibration.json  {NAME: [[confidence, share right, pairs], ...]} of a reward model's last evaluation
+    calibration.json  {NAME: [[confidence, share right, pairs], ...]} of a reward model's
+                      last evaluation
     answers.json      [{"question": "...", "after SFT": "...", ...one answer by stage}]
     sft/ pmp/ reward/ ppo/   run folders of the stages that came after
     export.json       {"path": "...", "layout": "qwen2", "dtype": "bfloat16", ...any facts}

@@ -1,5 +1,5 @@
-"""Cross-entropy and log-probabilities of hidden states and output projection, without all the logits
-in memory.
+"""Cross-entropy and log-probabilities of hidden states and output projection, without all the
+logits in memory.
 
 Tokens are taken in chunks. When a gradient is asked for, a chunk's share of it is computed while
 its logits are there: three products with the output projection where recomputing them takes four.
@@ -223,8 +223,8 @@ def _logits(x_BTD, targets_BT, head_DV, vocab_axes, temperature: float):
 def _likelihoods(x_BTD, targets_BT, *, head_DV, vocab_axes, temperature: float):
     """log p(target) and the entropy of p, of one chunk on one device.
 
-    With l = logits - max and Z = sum exp(l) they are l[target] - log Z and log Z - sum exp(l) l / Z:
-    one exponential for each logit.
+    With l = logits - max and Z = sum exp(l) they are l[target] - log Z and
+    log Z - sum exp(l) l / Z: one exponential for each logit.
     """
     logits_BTV, top_BT, _, chosen_BT = _logits(x_BTD, targets_BT, head_DV, vocab_axes, temperature)
     l_BTV = logits_BTV - top_BT[:, :, None]

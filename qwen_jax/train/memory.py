@@ -39,7 +39,8 @@ def gib(size: int) -> str:
 
 
 def bytes_per_device(tree) -> int:
-    """Of arrays or ShapeDtypeStructs with shardings: the size of the shard that one device holds."""
+    """Of arrays or ShapeDtypeStructs with shardings:
+    the size of the shard that one device holds."""
 
     def size(leaf) -> int:
         sharding = getattr(leaf, "sharding", None)
@@ -107,8 +108,8 @@ def measure(
       platform: of the devices that it was compiled for.
       frozen: the part of the step's batch that is weights; None: there is none.
       others: weights that the step does not see, such as a reward model's; None: there are none.
-      between: compiled programs that run between two steps; what they take of their own counts where
-        it is more than the step's.
+      between: compiled programs that run between two steps; what they take of their own counts
+        where it is more than the step's.
     """
     plan = compiled.memory_analysis()
     parameters = bytes_per_device(state.params)

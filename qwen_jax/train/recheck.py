@@ -1,8 +1,9 @@
-"""Silent corruption: a step is computed twice now and then, and the two results compared bit by bit.
+"""Silent corruption: a step is computed twice now and then,
+and the two results compared bit by bit.
 
-A chip that multiplies wrongly now and then gives losses that look like any other. The same program on
-the same inputs has to give the same bits; where it does not, the run stops before it saves what may
-be wrong, and its launcher starts it from the newest checkpoint.
+A chip that multiplies wrongly now and then gives losses that look like any other. The same program
+on the same inputs has to give the same bits; where it does not, the run stops before it saves what
+may be wrong, and its launcher starts it from the newest checkpoint.
 """
 
 import functools
@@ -19,7 +20,8 @@ METRIC = "check/differing_numbers"
 
 
 class SilentCorruption(TrainingError):
-    """Two computations of one step differ. It may not come again: launchers start again after it."""
+    """Two computations of one step differ. It may not come again:
+    launchers start again after it."""
 
     exit_code = hosts.DIFFERING
 

@@ -1,4 +1,5 @@
-"""THE train step: accumulate, normalise, clip, update, measure. One function for every objective."""
+"""THE train step: accumulate, normalise, clip, update, measure.
+One function for every objective."""
 
 from collections.abc import Callable
 
@@ -25,8 +26,8 @@ def make_train_step(
     batch, so accumulation is exact under any masks.
 
     A step whose loss or gradient is not finite leaves the weights as they were and turns state.step
-    negative (-1 - steps done), after which nothing changes any more: the loop reads metrics one step
-    late, and the last good state is still there when it does.
+    negative (-1 - steps done), after which nothing changes any more: the loop reads metrics one
+    step late, and the last good state is still there when it does.
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

@@ -293,7 +293,8 @@ class Scripted:
                     for place, text in enumerate(
                         [
                             f"Tell {names[0]} {number} jokes about {names[1]} quickly.",
-                            f"Why would {names[2]} need {names[3]}, {names[4]} or {number} friends?",
+                            f"Why would {names[2]} need {names[3]}, {names[4]} "
+                            f"or {number} friends?",
                             "Explain in few words what a baker does all day.",
                             "What would a lighthouse keeper cook on Sundays?",
                             f"Draw {number} of them now",

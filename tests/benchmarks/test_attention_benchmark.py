@@ -1,4 +1,5 @@
-"""The attention benchmark: a small run of it, what it counts, the table of tiles, and the gate's tool."""
+"""The attention benchmark: a small run of it, what it counts, the table of tiles,
+and the gate's tool."""
 
 import dataclasses
 import json

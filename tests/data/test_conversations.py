@@ -1,4 +1,5 @@
-"""Conversations: every format to the same turns, and what cannot be learnt from counted by reason."""
+"""Conversations: every format to the same turns,
+and what cannot be learnt from counted by reason."""
 
 import gzip
 import json

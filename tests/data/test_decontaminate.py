@@ -19,7 +19,10 @@ LONG = (
     "A train leaves the station at noon with forty wagons of coal, reaches the harbour after "
     "three hours; how many wagons does it lose when six of them are left behind at every stop?"
 )
-CHINESE = "一列火车中午从车站出发，带着四十节煤车，三个小时以后到达港口，每一站留下六节，请问一共丢下多少节？"
+CHINESE = (
+    "一列火车中午从车站出发，带着四十节煤车，三个小时以后到达港口，"
+    "每一站留下六节，请问一共丢下多少节？"
+)
 ITEMS = [
     TestItem("sums", "0", LONG),
     TestItem("zh", "7", CHINESE),

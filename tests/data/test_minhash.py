@@ -1,4 +1,5 @@
-"""MinHash in numpy: its words are those of the definition, its signatures estimate exact Jaccard."""
+"""MinHash in numpy: its words are those of the definition,
+its signatures estimate exact Jaccard."""
 
 import random
 import unicodedata

@@ -15,9 +15,16 @@ ENGLISH = """The lighthouse at the end of the bay was built in the winter of 187
 ships had been lost on the rocks that stand below the cliff. Its keeper lived there with a dog and a
 stove. Every evening he climbed the stairs with oil, and every morning he wrote down what he had
 seen. People who found his notes have said that they are the best record of those years."""
-CHINESE = """海湾尽头的灯塔建于一八七一年的冬天，那时已经有两艘船在悬崖下的礁石上沉没了。守塔人带着一只狗和一个火炉住在那里。
-他每天晚上提着油爬上楼梯，每天早上写下自己看到的东西。发现这些笔记的人说，这是关于那些年天气最好的记录。"""
-CLASSICAL = "王安國，字平甫，臨川人，安石弟。神宗熙寧初召試，賜進士及第，除武昌軍節度推官，西京國子教授。官滿，召爲崇文院校書，改秘閣校理。熙寧七年卒，年四十七。有文集六十卷，已佚。"
+CHINESE = (
+    "海湾尽头的灯塔建于一八七一年的冬天，那时已经有两艘船在悬崖下的礁石上沉没了。"
+    "守塔人带着一只狗和一个火炉住在那里。\n"
+    "他每天晚上提着油爬上楼梯，每天早上写下自己看到的东西。"
+    "发现这些笔记的人说，这是关于那些年天气最好的记录。"
+)
+CLASSICAL = (
+    "王安國，字平甫，臨川人，安石弟。神宗熙寧初召試，賜進士及第，除武昌軍節度推官，西京國子教授。"
+    "官滿，召爲崇文院校書，改秘閣校理。熙寧七年卒，年四十七。有文集六十卷，已佚。"
+)
 VERSE = """烈日炎烤花初繁，
 草地碧绿树也攀。
 鸟儿啁啾啼声甜，
@@ -47,7 +54,8 @@ SPACED_VERSE = "\n\n".join(
 )
 INTRODUCED = (
     "下面的循环把从一到五的数字各乘以二，再加上十，然后一行一个地打印出来，最后得到的结果写在它的后面：\n"
-    "```python\nfor n in range(1, 6):\n    print(10 + 2 * n)\n```\n由此可以看到，每一行都比前一行大二，这是因为乘数是二的缘故：\n"
+    "```python\nfor n in range(1, 6):\n    print(10 + 2 * n)\n```\n"
+    "由此可以看到，每一行都比前一行大二，这是因为乘数是二的缘故：\n"
 )
 NAMED = CHINESE + "".join(
     what.format("North Atlantic Harbour Museum")

@@ -55,8 +55,8 @@ def test_sft_of_adapters_learns_and_goes_on_where_it_was(tuned):
     _, _, output, found = tuned
     assert "adapters: rank 4, alpha 8, on wq" in output and "frozen weights" in output
     losses = [record["train/loss"] for record in found]
-    # The base knows nothing and its output projection, frozen, is small: the logits can be no larger.
-    # Without learning the last loss was 0.03 below the first.
+    # The base knows nothing and its output projection, frozen, is small: the logits can be no
+    # larger. Without learning the last loss was 0.03 below the first.
     assert losses[-1] < losses[0] - 0.2
 
 

@@ -1,4 +1,5 @@
-"""The whole line on a small scale: killed in every stage, it goes on and ends with the same files."""
+"""The whole line on a small scale: killed in every stage,
+it goes on and ends with the same files."""
 
 import json
 import os

@@ -1,4 +1,5 @@
-"""A run of adapters reads as base + delta, and never beside other weights than it was trained with."""
+"""A run of adapters reads as base + delta,
+and never beside other weights than it was trained with."""
 
 import dataclasses
 import json

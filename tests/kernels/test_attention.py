@@ -243,7 +243,8 @@ def refused(message, *arrays, **options):
 
 @pytest.fixture
 def stand_ins(monkeypatch):
-    """In place of the kernels for other devices: what they are asked is seen, nothing is compiled."""
+    """In place of the kernels for other devices: what they are asked is seen,
+    nothing is compiled."""
     seen = []
 
     def module(platform, reason=None):

@@ -1,4 +1,5 @@
-"""The embedding on a mesh: rows and gradients to the bit, and no gradient that is whole anywhere."""
+"""The embedding on a mesh: rows and gradients to the bit,
+and no gradient that is whole anywhere."""
 
 import os
 import subprocess

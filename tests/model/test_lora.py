@@ -109,7 +109,8 @@ def test_gradients_are_the_chain_rule_through_weights_whose_own_nobody_computes(
                 atol=1e-4 * float(jnp.abs(wanted).max()),
                 err_msg=name,
             )
-    # 0.84 was seen: attention weighs much at this size. With the weights' own gradients it was 1.06.
+    # 0.84 was seen: attention weighs much at this size.
+    # With the weights' own gradients it was 1.06.
     fewer, more = (found.cost_analysis()["flops"] for found in (of_adapters, of_weights))
     assert fewer < 0.9 * more
 

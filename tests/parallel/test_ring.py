@@ -1,4 +1,5 @@
-"""Ring attention is attention: forward and gradients, on every number of devices, in the step too."""
+"""Ring attention is attention: forward and gradients, on every number of devices,
+in the step too."""
 
 import dataclasses
 import itertools

@@ -83,7 +83,7 @@ ENTRY %main (x.1: f32[8,128]) -> f32[8,128] {
   %wait = f32[8,128]{1,0:T(8,128)} all-reduce(%x.1), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%inside
   ROOT %out = f32[8,128]{1,0:T(8,128)} get-tuple-element(%while.1), index=0
 }
-"""
+"""  # noqa: E501  (as the compiler writes it)
 
 
 def test_a_loop_that_says_its_bound_only_in_its_condition():
@@ -114,7 +114,7 @@ ENTRY %main (x: f32[1024,128]) -> f32[1024,128] {
   %begin = ((), (), (s32[8192]{0:T(1024)}, s32[0]{0:S(2)})) custom-call-start(), custom_call_target="x", called_computations={%on_sparse_core}
   ROOT %end = f32[1024,128]{1,0:T(8,128)} custom-call-done(%begin)
 }
-"""
+"""  # noqa: E501  (as the compiler writes it)
 
 
 def test_what_the_sparse_cores_do_is_hidden():
@@ -164,7 +164,7 @@ ENTRY %main (piece: f32[8,32], x: f32[8,128], w: f32[128,128]) -> f32[8,128] {
   %c.1 = f32[8,128]{1,0:T(8,128)} get-tuple-element(%fusion.2), index=2
   ROOT %async-collective-done = f32[8,128]{1,0:T(8,128)} fusion(%c.0, %c.1), kind=kCustom, calls=%end
 }
-"""
+"""  # noqa: E501  (as the compiler writes it)
 
 
 def test_a_gather_that_products_carry_on_counts_once_and_so_does_each_product():
@@ -364,10 +364,11 @@ def test_operations_of_products_in_loops():
 @pytest.mark.parametrize(
     "line, shapes, out, multiplications",
     [
-        # 8 x 2,048 tokens, 2 x 128 of the contracted axis, 32 heads of 128: an axis of the weight is a
-        # window over padding.
+        # 8 x 2,048 tokens, 2 x 128 of the contracted axis, 32 heads of 128: an axis of the weight
+        # is a window over padding.
         (
-            "window={size=1x32x2 pad=0_0x31_31x0_0 rhs_reversal=0x1x0}, dim_labels=0b2f1_1o2i0->0b1f2",
+            "window={size=1x32x2 pad=0_0x31_31x0_0 rhs_reversal=0x1x0}, "
+            "dim_labels=0b2f1_1o2i0->0b1f2",
             ((8, 2048, 2, 128, 1), (32, 128, 2, 128, 1)),
             (8, 2048, 32, 128, 1),
             8 * 2048 * 256 * 32 * 128,
