@@ -13,8 +13,8 @@ import numpy as np
 from experiments import flags
 from qwen_jax.config import DataConfig
 from qwen_jax.data import shards
+from qwen_jax.data.document import Document
 from qwen_jax.data.loader import Loader
-from qwen_jax.data.sources import Document
 
 
 @dataclasses.dataclass(frozen=True)

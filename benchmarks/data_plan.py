@@ -19,11 +19,11 @@ import time
 from benchmarks import corpus, packages
 from experiments import flags, prepare_data
 from qwen_jax.data import pipeline, shards
+from qwen_jax.data.document import Document
 from qwen_jax.data.json_rows import write_rows
 from qwen_jax.data.minhash import words
 from qwen_jax.data.near_dedup import NearDedup
 from qwen_jax.data.read import Read
-from qwen_jax.data.sources import Document
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 

@@ -29,7 +29,7 @@ import numpy as np
 from benchmarks.timing import machine
 from qwen_jax import faults
 from qwen_jax.data import shards
-from qwen_jax.data.sources import Document
+from qwen_jax.data.document import Document
 from qwen_jax.errors import DataError
 from qwen_jax.tokenizer.bpe import Tokenizer
 

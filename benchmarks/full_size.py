@@ -117,8 +117,8 @@ def measure(config: Config) -> dict:
     import jax
 
     from qwen_jax.data import shards
+    from qwen_jax.data.document import Document
     from qwen_jax.data.loader import Loader
-    from qwen_jax.data.sources import Document
     from qwen_jax.model.spec import count, param_specs
     from qwen_jax.parallel.compiler_options import compile_for
     from qwen_jax.parallel.mesh import make_mesh

@@ -14,7 +14,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from qwen_jax.data import shards  # noqa: E402
-from qwen_jax.data.sources import Document  # noqa: E402
+from qwen_jax.data.document import Document  # noqa: E402
 from qwen_jax.parallel import virtual_devices  # noqa: E402
 from qwen_jax.tokenizer.bpe import Tokenizer  # noqa: E402
 

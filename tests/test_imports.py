@@ -8,6 +8,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LEVELS = {  # a module may import its own part and lower levels; parts of level 2 not one another
     "errors": 0,
+    "utils": 1,
     "faults": 1,
     "leaves": 1,
     "manifest": 1,

@@ -18,7 +18,7 @@ import sysconfig
 from collections.abc import Callable, Iterator
 
 from qwen_jax.data import extract
-from qwen_jax.data.sources import Document
+from qwen_jax.data.document import Document
 from qwen_jax.errors import DataError
 
 # Not reference documentation, or with effects when imported (a browser, a window, a poem), or

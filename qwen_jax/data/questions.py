@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from qwen_jax.data.document import Document
 from qwen_jax.data.json_rows import write_rows
-from qwen_jax.data.sources import Document
 
 _ASKED = {  # how a sum is asked for, and how its answer ends
     "en": (("What is {}?", "Compute {}.", "{} = ?"), "."),

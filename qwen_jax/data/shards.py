@@ -24,7 +24,7 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
-from qwen_jax.data.sources import Document
+from qwen_jax.data.document import Document
 from qwen_jax.errors import DataError
 
 MANIFEST = "manifest.json"

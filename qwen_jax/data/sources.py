@@ -4,13 +4,13 @@ Report: 2.1 names the kinds of sources. Nothing is left out quietly: a file that
 what its name says stops the reading, with its name and the place in it.
 """
 
-import dataclasses
 import gzip
 import json
 import pathlib
 from collections.abc import Callable, Iterator
 
 from qwen_jax.data import extract
+from qwen_jax.data.document import Document
 from qwen_jax.errors import DataError
 
 HTML = (".html", ".htm", ".xhtml")
@@ -57,13 +57,6 @@ TEXT = (
     ".css",
     ".proto",
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Document:
-    name: str  # where it is from: file, or file and row
-    text: str
-    group: str | None = None  # documents of a group are never split between training and held out
 
 
 def documents(

@@ -24,11 +24,12 @@ from qwen_jax.export.layouts import LAYOUTS, Group, leaf_at, unfit, unsaid
 from qwen_jax.export.merged import MergedRun, Source, adapters_of, check, read_base
 from qwen_jax.export.released import ReleasedFolder, chunks, widest
 from qwen_jax.export.run_folder import RunFolder, is_run
-from qwen_jax.export.tensors import Tensor, copy, listed, read_json, write_json, write_tensors
+from qwen_jax.export.tensors import Tensor, copy, listed, write_tensors
 from qwen_jax.export.tokenizer_files import write_tokenizer
 from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.rules import sharding_for
 from qwen_jax.types import Params
+from qwen_jax.utils.files import read_json, write_json
 
 _PIECE_BYTES = 32 << 20  # of a tensor, on the host at a time
 _nothing: Callable[[int], None] = lambda size: None  # noqa: E731

@@ -18,9 +18,9 @@ from qwen_jax.errors import CheckpointError, ConfigError
 from qwen_jax.export.arrays import Index, cast, empty
 from qwen_jax.export.released import chunks
 from qwen_jax.export.run_folder import RunFolder, run_config
-from qwen_jax.export.tensors import read_json
 from qwen_jax.model.lora import IN_FULL, Adapter, LoRAConfig, delta, input_axes, lora_specs
 from qwen_jax.model.spec import param_specs
+from qwen_jax.utils.files import read_json
 
 NAME = "base.json"
 Specs = Callable[[ModelConfig], Any]

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from qwen_jax.errors import TokenizerError
-from qwen_jax.export.tensors import read_json, write_json
 from qwen_jax.tokenizer.bpe import PATTERN, Tokenizer, write_ranks
+from qwen_jax.utils.files import read_json, write_json
 
 TIKTOKEN_FILE = "qwen.tiktoken"
 

@@ -6,8 +6,8 @@ from test_shards import Bytes, make_documents, read
 
 from qwen_jax.config import DataConfig
 from qwen_jax.data import shards
+from qwen_jax.data.document import Document
 from qwen_jax.data.loader import Loader, to_batch
-from qwen_jax.data.sources import Document
 from qwen_jax.errors import DataError
 
 T, B = 16, 8

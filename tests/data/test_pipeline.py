@@ -15,11 +15,11 @@ pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 from qwen_jax.data import pipeline, read, shards
+from qwen_jax.data.document import Document
 from qwen_jax.data.exact_dedup import ExactDedup
 from qwen_jax.data.mixture import Mixture
 from qwen_jax.data.read import Read
 from qwen_jax.data.shards import Split
-from qwen_jax.data.sources import Document
 from qwen_jax.data.tokenise import texts, tokenise
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.tokenizer.bpe import Tokenizer

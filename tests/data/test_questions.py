@@ -5,8 +5,8 @@ import pytest
 from experiments import rewards
 from qwen_jax.data import questions
 from qwen_jax.data.conversations import Counts, read_conversations
+from qwen_jax.data.document import Document
 from qwen_jax.data.preference import read_pairs
-from qwen_jax.data.sources import Document
 from qwen_jax.errors import DataError
 
 PAGE = """queue

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from qwen_jax.data import shards
-from qwen_jax.data.sources import Document
+from qwen_jax.data.document import Document
 from qwen_jax.errors import DataError
 
 

@@ -20,7 +20,7 @@ from tiny_checkpoint import CONFIG, ROOT, TOKENIZER, environment
 from experiments import dpo, ppo, reward_model, rewards, sft
 from qwen_jax.config import DataConfig
 from qwen_jax.data import shards
-from qwen_jax.data.sources import Document
+from qwen_jax.data.document import Document
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.export.huggingface import load_pretrained
 from qwen_jax.export.run_folder import save_run

@@ -12,7 +12,7 @@ from experiments import long_context
 from qwen_jax import sizes
 from qwen_jax.config import ContextExtension
 from qwen_jax.data import shards
-from qwen_jax.data.sources import Document
+from qwen_jax.data.document import Document
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.evaluate.perplexity import perplexity
 from qwen_jax.export.huggingface import load_pretrained, save_pretrained

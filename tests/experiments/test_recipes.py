@@ -10,7 +10,7 @@ import pytest
 from experiments import dpo, ppo, pretrain, quickstart, reward_model, sft
 from qwen_jax.config import DataConfig, ModelConfig
 from qwen_jax.data import shards
-from qwen_jax.data.sources import Document
+from qwen_jax.data.document import Document
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.export.huggingface import load_pretrained
 from qwen_jax.tokenizer.bpe import Tokenizer
