@@ -29,8 +29,8 @@ from collections.abc import Iterator
 
 from benchmarks import corpus, packages
 from experiments import flags
-from qwen_jax.data.json_rows import write_json
 from qwen_jax.errors import ConfigError
+from qwen_jax.utils.jsonl import write_json
 
 _SHARES = {"english": 0.65, "chinese": 0.15, "code": 0.15, "web": 0.05}  # of the bytes
 _PAGE = (

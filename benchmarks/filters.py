@@ -25,12 +25,12 @@ from benchmarks.timing import machine
 from experiments import flags
 from experiments.train_filter import Scores, measure, split
 from qwen_jax.data import extract, linear_filter
-from qwen_jax.data.json_rows import read_rows
 from qwen_jax.data.language import identify
 from qwen_jax.data.personal import mask
 from qwen_jax.data.quality_rules import rejection
 from qwen_jax.evaluate.perplexity_filter import NgramFilter
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.utils.jsonl import read_rows
 
 READ = """Read one by one (2026-11-27). Rightly rejected as pages, and kept as instructions: bare
 lists of names, cities and words (run_length, short_lines, new_lines, stop_characters), English text

@@ -20,7 +20,6 @@ import numpy as np
 from experiments import flags, ppo, quickstart_alignment
 from experiments.base_model import start as start_from
 from qwen_jax.config import DataConfig
-from qwen_jax.data.json_rows import write_json
 from qwen_jax.data.loader import Loader
 from qwen_jax.errors import ConfigError
 from qwen_jax.export.huggingface import load_pretrained
@@ -28,6 +27,7 @@ from qwen_jax.report.records import Curves, read_jsonl
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.evaluation import make_evaluator
 from qwen_jax.train.language_model import make_objective
+from qwen_jax.utils.jsonl import write_json
 
 VARIANTS = {  # what differs from the report's way
     "as in the report": {},

@@ -25,7 +25,6 @@ from qwen_jax import sizes
 from qwen_jax.align.dpo import ComparedPairs, answer_log_probs, make_objective
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from qwen_jax.data.batches import fill_up, stack_trees
-from qwen_jax.data.json_rows import names_of
 from qwen_jax.data.preference import PairRows
 from qwen_jax.errors import ConfigError
 from qwen_jax.model.lora import LoRAConfig
@@ -36,6 +35,7 @@ from qwen_jax.parallel.rules import DEFAULT_RULES, use_layout
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.evaluation import make_means
 from qwen_jax.types import Params
+from qwen_jax.utils.jsonl import names_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from experiments import flags
 from qwen_jax.data import engine, mixture, pipeline, review, shards, stage_files, storage
-from qwen_jax.data.append_only import note_made_from
 from qwen_jax.data.decontaminate import DecontaminationStage, Index
 from qwen_jax.data.exact_dedup import ExactDedup
 from qwen_jax.data.language import Language
@@ -39,6 +38,7 @@ from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.evaluate.perplexity_filter import CheckpointPerplexityStage, PerplexityStage
 from qwen_jax.tokenizer import extend
 from qwen_jax.tokenizer.bpe import Tokenizer, read_ranks
+from qwen_jax.utils.append_only import note_made_from
 
 
 @dataclasses.dataclass(frozen=True)

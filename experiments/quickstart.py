@@ -22,7 +22,6 @@ from experiments import flags, pretrain, quickstart_alignment
 from qwen_jax.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from qwen_jax.data import pipeline, shards
 from qwen_jax.data.exact_dedup import ExactDedup
-from qwen_jax.data.json_rows import write_json
 from qwen_jax.data.loader import Loader
 from qwen_jax.data.near_dedup import NearDedup
 from qwen_jax.data.personal import PersonalStage
@@ -37,6 +36,7 @@ from qwen_jax.tokenizer import compression, extend
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.evaluation import make_evaluator
 from qwen_jax.train.language_model import make_objective
+from qwen_jax.utils.jsonl import write_json
 
 SOURCES = ("docs", "code")
 PROMPTS = ("", "class Queue(", "open(file, mode='r'", "    Return the", "def ")

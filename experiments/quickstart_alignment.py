@@ -14,13 +14,13 @@ import numpy as np
 from experiments import ppo, reward_model, rewards, sft
 from qwen_jax.config import DataConfig, OptimizerConfig, TrainConfig
 from qwen_jax.data import questions
-from qwen_jax.data.json_rows import write_json
 from qwen_jax.data.pipeline import Result
 from qwen_jax.data.tokenise import of_source
 from qwen_jax.export.huggingface import load_pretrained
 from qwen_jax.generate.decode import generate
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.utils.jsonl import write_json
 
 ASKED = (
     "What is 7 + 2?",

@@ -30,11 +30,11 @@ from qwen_jax.align.preference_report import measure, table
 from qwen_jax.align.reward_model import make_objective
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from qwen_jax.data.conversations import Counts
-from qwen_jax.data.json_rows import names_of, write_json
 from qwen_jax.data.preference import PairRows, read_pairs
 from qwen_jax.errors import ConfigError
 from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.utils.jsonl import names_of, write_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,7 +36,6 @@ from qwen_jax.align.self_instruct import (
     read_react_seeds,
     read_seeds,
 )
-from qwen_jax.data.append_only import AppendOnly
 from qwen_jax.data.conversations import Counts
 from qwen_jax.data.react import read_tools
 from qwen_jax.errors import ConfigError
@@ -44,6 +43,7 @@ from qwen_jax.generate import chat
 from qwen_jax.generate.complete import Completer
 from qwen_jax.generate.jsonl import fingerprint
 from qwen_jax.train.metrics import format_seconds
+from qwen_jax.utils.append_only import AppendOnly
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,13 +27,13 @@ from qwen_jax import sizes
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from qwen_jax.data.conversation_rows import PackedRows, encode
 from qwen_jax.data.conversations import Counts, read_conversations
-from qwen_jax.data.json_rows import names_of
 from qwen_jax.data.preview import preview
 from qwen_jax.errors import ConfigError
 from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.train.supervised import HeldOut, language_evaluation
+from qwen_jax.utils.jsonl import names_of
 
 
 @dataclasses.dataclass(frozen=True)

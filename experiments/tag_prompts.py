@@ -26,7 +26,6 @@ from tqdm import tqdm
 
 from experiments import flags
 from experiments.loading import load, start_engine
-from qwen_jax.data.append_only import AppendOnly
 from qwen_jax.data.conversations import Counts, Turn
 from qwen_jax.data.model_tagger import ModelTagger
 from qwen_jax.data.prompts import choose_diverse, choose_weighted, read_questions, text_of
@@ -37,6 +36,7 @@ from qwen_jax.generate import chat
 from qwen_jax.generate.complete import Completer
 from qwen_jax.generate.jsonl import fingerprint
 from qwen_jax.report.plots import draw_tags
+from qwen_jax.utils.append_only import AppendOnly
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,11 +25,11 @@ import numpy as np
 
 from experiments import flags
 from qwen_jax.data import sources
-from qwen_jax.data.json_rows import read_rows
 from qwen_jax.data.linear_filter import FilterSettings, LinearFilter, train
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.evaluate.perplexity_filter import NgramFilter, PerplexityRules
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.utils.jsonl import read_rows
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,8 +24,9 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from qwen_jax import leaves, manifest, step_folders
+from qwen_jax import manifest, step_folders
 from qwen_jax.errors import CheckpointError
+from qwen_jax.utils import tree as leaves
 
 META = "meta.json"
 ARRAYS = "arrays"

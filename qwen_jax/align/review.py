@@ -14,8 +14,8 @@ from typing import Any
 
 from qwen_jax.align.self_instruct import Sample
 from qwen_jax.data.conversations import Counts, Skipped, check_turns, turns_of
-from qwen_jax.data.json_rows import read_rows
 from qwen_jax.errors import DataError
+from qwen_jax.utils.jsonl import read_rows
 
 
 def update(path: str | os.PathLike, samples: Sequence[Sample]) -> list[dict[str, Any]]:

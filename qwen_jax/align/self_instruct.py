@@ -19,9 +19,9 @@ from qwen_jax.align.novelty import Novelty, words
 from qwen_jax.align.sample_rules import Rules, answer_fault, question_fault, react_fault
 from qwen_jax.data import react
 from qwen_jax.data.conversations import Counts, Skipped, Turn, turns_of
-from qwen_jax.data.json_rows import read_rows
 from qwen_jax.data.react import Tool
 from qwen_jax.errors import ConfigError, DataError
+from qwen_jax.utils.jsonl import read_rows
 
 _MOST_TOOLS = 5  # report: up to five candidate tools
 _SHOTS = 2  # worked examples before a question

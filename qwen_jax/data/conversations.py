@@ -11,8 +11,8 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from qwen_jax.data.json_rows import read_rows
 from qwen_jax.errors import DataError
+from qwen_jax.utils.jsonl import read_rows
 
 Turn = tuple[str, str]  # role and content
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from qwen_jax.data.conversations import Counts, Skipped, Turn, check_turns, turns_of
-from qwen_jax.data.json_rows import read_rows
 from qwen_jax.errors import DataError
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import PairBatch
+from qwen_jax.utils.jsonl import read_rows
 
 _HH_TURN = re.compile(r"\n\n(Human|Assistant): ?")
 _HH_ROLES = {"Human": "user", "Assistant": "assistant"}

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from qwen_jax.data.conversations import Counts, Skipped, Turn, turns_of
-from qwen_jax.data.json_rows import read_rows
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.utils.jsonl import read_rows
 
 
 def read_questions(

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from qwen_jax.data.document import Document
-from qwen_jax.data.json_rows import write_rows
+from qwen_jax.utils.jsonl import write_rows
 
 _ASKED = {  # how a sum is asked for, and how its answer ends
     "en": (("What is {}?", "Compute {}.", "{} = ?"), "."),

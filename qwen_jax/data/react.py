@@ -15,8 +15,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from qwen_jax.data.json_rows import read_rows
 from qwen_jax.errors import DataError
+from qwen_jax.utils.jsonl import read_rows
 
 _PROMPT = """\
 Answer the following questions as best you can. You have access to the following tools:

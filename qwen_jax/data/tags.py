@@ -16,10 +16,10 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from qwen_jax.data.append_only import AppendOnly
 from qwen_jax.data.conversations import Counts
-from qwen_jax.data.json_rows import read_rows
 from qwen_jax.errors import ConfigError, DataError
+from qwen_jax.utils.append_only import AppendOnly
+from qwen_jax.utils.jsonl import read_rows
 
 Tagger = Callable[[Sequence[str]], list[list[str]]]
 Tags = dict[str, list[str]]  # prompt -> its tags

@@ -15,8 +15,8 @@ import zipfile
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from qwen_jax.data.json_rows import read_rows
 from qwen_jax.errors import DataError
+from qwen_jax.utils.jsonl import read_rows
 
 
 class TestItem(NamedTuple):

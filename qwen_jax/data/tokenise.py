@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator
 from tqdm import tqdm
 
 from qwen_jax.data import engine, shards
-from qwen_jax.data.append_only import note_made_from
 from qwen_jax.data.document import Document
-from qwen_jax.data.json_rows import write_json
 from qwen_jax.data.mixture import Mixture
 from qwen_jax.data.pipeline import Result
 from qwen_jax.data.shards import Split
 from qwen_jax.data.stage_files import StageFolder, read_batches
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.utils.append_only import note_made_from
+from qwen_jax.utils.jsonl import write_json
 
 _AS_IT_COMES = Mixture()
 

@@ -22,13 +22,13 @@ import jax
 import numpy as np
 
 from qwen_jax.config import ModelConfig
-from qwen_jax.data.append_only import check_same, open_alone
-from qwen_jax.data.json_rows import write_json
 from qwen_jax.errors import ConfigError, DataError, QwenJaxError, unknown_name
 from qwen_jax.generate.request import Request
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params
+from qwen_jax.utils.append_only import check_same, open_alone
+from qwen_jax.utils.jsonl import write_json
 
 _MOST_NAMED = 20  # bad lines in one error
 

@@ -17,7 +17,6 @@ from jax.sharding import Mesh
 from qwen_jax import faults
 from qwen_jax.checkpoint import Checkpointer
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
-from qwen_jax.data.json_rows import write_json
 from qwen_jax.errors import ConfigError, QwenJaxError, TrainingError
 from qwen_jax.kernels import gate
 from qwen_jax.model.attention import implementation_for
@@ -35,6 +34,7 @@ from qwen_jax.train.recheck import rechecked
 from qwen_jax.train.reporter import Reporter
 from qwen_jax.train.spikes import LossSpike, SpikeWatch
 from qwen_jax.train.trace import traced
+from qwen_jax.utils.jsonl import write_json
 
 
 class RunConfig(Protocol):

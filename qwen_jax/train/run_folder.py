@@ -10,8 +10,8 @@ import subprocess
 
 import jax
 
-from qwen_jax.data.json_rows import write_json
 from qwen_jax.errors import ConfigError, TrainingError
+from qwen_jax.utils.jsonl import write_json
 
 # Settings that say how a run is watched, not what it computes: they may change on resume.
 MAY_CHANGE = (

@@ -23,10 +23,10 @@ from qwen_jax.align.self_instruct import (
     read_seeds,
 )
 from qwen_jax.data import react
-from qwen_jax.data.append_only import AppendOnly
 from qwen_jax.data.conversations import Counts, read_conversations
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.generate.request import Completion
+from qwen_jax.utils.append_only import AppendOnly
 
 SEEDS = [
     Seed(f"Explain in a few words what a {word} does all day.", f"It is a {word}.")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from qwen_jax.data.json_rows import names_of, read_rows, write_rows
 from qwen_jax.errors import DataError
+from qwen_jax.utils.jsonl import names_of, read_rows, write_rows
 
 
 def test_files_have_names_that_tell_them_apart():

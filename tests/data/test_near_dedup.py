@@ -9,11 +9,11 @@ import pytest
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 from qwen_jax.data import components, pipeline, shuffle, stage
-from qwen_jax.data.json_rows import write_rows
 from qwen_jax.data.minhash import words
 from qwen_jax.data.near_dedup import NearDedup, band_hashes, probability
 from qwen_jax.data.read import Read
 from qwen_jax.errors import ConfigError, DataError
+from qwen_jax.utils.jsonl import write_rows
 
 VOCABULARY = [f"word{i}" for i in range(3000)]
 

@@ -7,7 +7,6 @@ import time
 import numpy as np
 import pytest
 
-from qwen_jax.data.append_only import AppendOnly
 from qwen_jax.data.conversations import Counts
 from qwen_jax.data.model_tagger import ModelTagger, parse, question
 from qwen_jax.data.prompts import (
@@ -20,6 +19,7 @@ from qwen_jax.data.prompts import (
 from qwen_jax.data.tag_rules import tag_by_rules
 from qwen_jax.data.tags import merge_rare, normalise, read_tags, tag_all
 from qwen_jax.errors import ConfigError, DataError, QwenJaxError
+from qwen_jax.utils.append_only import AppendOnly
 
 
 def uneven(prompts: int, names: int = 6600, most: int = 6) -> dict[str, list[str]]:

@@ -13,9 +13,9 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 from experiments import flags, prepare_data, train_filter
 from qwen_jax.data import shards
-from qwen_jax.data.json_rows import write_rows
 from qwen_jax.errors import ConfigError, DataError, TokenizerError
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.utils.jsonl import write_rows
 from tests.experiments import tiny_checkpoint
 
 

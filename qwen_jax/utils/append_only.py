@@ -9,8 +9,8 @@ import os
 import pathlib
 from typing import Any, BinaryIO
 
-from qwen_jax.data.json_rows import as_line, write_json
 from qwen_jax.errors import ConfigError, DataError
+from qwen_jax.utils.jsonl import as_line, write_json
 
 
 def open_alone(path: pathlib.Path, shown: pathlib.Path | None = None) -> BinaryIO:
