@@ -31,9 +31,9 @@ from qwen_jax.export import verify
 from qwen_jax.export.huggingface import convert_pretrained, load_pretrained, open_pretrained
 from qwen_jax.export.released import ReleasedFolder
 from qwen_jax.export.run_folder import check_unused, save_run
-from qwen_jax.export.tokenizer_files import has_tokenizer, load_tokenizer
 from qwen_jax.model.spec import count
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.huggingface import has_tokenizer, load_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -165,7 +165,7 @@ def checkpoint_scorer(
     import jax  # the n-gram model needs none of it
 
     from qwen_jax.export.huggingface import load_pretrained
-    from qwen_jax.export.tokenizer_files import load_tokenizer
+    from qwen_jax.tokenizer.huggingface import load_tokenizer
 
     config, params = load_pretrained(folder)
     files = [tokenizer] if tokenizer else sorted(pathlib.Path(folder).glob("*.tiktoken"))

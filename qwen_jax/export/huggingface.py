@@ -25,9 +25,9 @@ from qwen_jax.export.merged import MergedRun, Source, adapters_of, check, read_b
 from qwen_jax.export.released import ReleasedFolder, chunks, widest
 from qwen_jax.export.run_folder import RunFolder, is_run
 from qwen_jax.export.tensors import Tensor, copy, listed, write_tensors
-from qwen_jax.export.tokenizer_files import write_tokenizer
 from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.rules import sharding_for
+from qwen_jax.tokenizer.huggingface import write_tokenizer
 from qwen_jax.types import Params
 from qwen_jax.utils.files import read_json, write_json
 

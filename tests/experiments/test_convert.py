@@ -14,10 +14,10 @@ from qwen_jax.config import ContextExtension
 from qwen_jax.errors import CheckpointError, ConfigError
 from qwen_jax.export import verify
 from qwen_jax.export.huggingface import load_pretrained, save_pretrained
-from qwen_jax.export.tokenizer_files import load_tokenizer
 from qwen_jax.model.spec import param_specs
 from qwen_jax.model.transformer import forward
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.huggingface import load_tokenizer
 
 CONFIG = dataclasses.replace(sizes.TINY, vocab_size=512, num_layers=3)
 GROUPED = dataclasses.replace(

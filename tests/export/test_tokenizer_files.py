@@ -11,14 +11,14 @@ import pytest
 from qwen_jax import sizes
 from qwen_jax.errors import ConfigError, TokenizerError
 from qwen_jax.export.huggingface import save_pretrained
-from qwen_jax.export.tokenizer_files import (
+from qwen_jax.model.spec import param_specs
+from qwen_jax.tokenizer.bpe import Tokenizer, write_ranks
+from qwen_jax.tokenizer.huggingface import (
     _BYTE_CHARS,
     load_tokenizer,
     recover_merges,
     write_tokenizer,
 )
-from qwen_jax.model.spec import param_specs
-from qwen_jax.tokenizer.bpe import Tokenizer, write_ranks
 
 MERGES = [
     b"th",
