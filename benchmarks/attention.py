@@ -22,7 +22,7 @@ from benchmarks import attention_plot, attention_tune, timing
 from benchmarks.attention_peers import Contestant, contestants, documents
 from experiments import flags
 from qwen_jax.errors import ConfigError
-from qwen_jax.kernels.gate import Case, shares
+from qwen_jax.kernels.validation import Case, shares
 
 RESULTS = pathlib.Path(__file__).resolve().parent / "results"
 MASKS = ("causal", "one", "four", "mix")

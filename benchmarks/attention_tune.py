@@ -11,7 +11,7 @@ from benchmarks import timing
 from benchmarks.attention_peers import contestants
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.kernels import tiles
-from qwen_jax.kernels.gate import Case, check
+from qwen_jax.kernels.validation import Case, check
 
 # By back end: kernel -> the sizes to try. The names are those that the kernels look up.
 GRID = {

@@ -28,8 +28,9 @@ from benchmarks import llo
 from experiments import flags
 from qwen_jax import sizes
 from qwen_jax.errors import unknown_name
-from qwen_jax.kernels import tiles, tpu
+from qwen_jax.kernels import tiles
 from qwen_jax.kernels.attention import attention
+from qwen_jax.kernels.tpu import backend as tpu
 
 # The smallest slice of each kind that every version of libtpu describes.
 TOPOLOGIES = {

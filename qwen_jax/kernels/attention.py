@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwen_jax.errors import KernelError, unknown_name
-from qwen_jax.kernels.differentiable import Call
-from qwen_jax.kernels.target import interpret_mode, target_of
+from qwen_jax.kernels.backend import Call
+from qwen_jax.kernels.platform import interpret_mode, target_of
 from qwen_jax.types import Array
 
 # Name -> module, imported when it is first needed: Pallas stays out of a run on a CPU. A module has
@@ -25,8 +25,12 @@ from qwen_jax.types import Array
 # this) and PLATFORM (that of its custom calls, which the compiler does not partition; None: plain
 # JAX, which runs and is partitioned anywhere).
 IMPLEMENTATIONS = {
-    name: f"qwen_jax.kernels.{name}"
-    for name in ("reference", "xla", "tpu", "hopper", "hopper_deterministic", "cudnn")
+    "reference": "qwen_jax.kernels.reference",
+    "xla": "qwen_jax.kernels.xla",
+    "tpu": "qwen_jax.kernels.tpu.backend",
+    "hopper": "qwen_jax.kernels.hopper.backend",
+    "hopper_deterministic": "qwen_jax.kernels.hopper.deterministic",
+    "cudnn": "qwen_jax.kernels.cudnn",
 }
 # The first that does not refuse runs.
 PREFERENCE = {"tpu": ("tpu", "xla"), "gpu": ("hopper", "cudnn", "xla"), "cpu": ("xla",)}
@@ -152,7 +156,7 @@ def refusal(name: str, call: Call) -> str | None:
             f"runs on a {needs.upper()}, and this is for {call.target} (to compile for another "
             "device, pass arrays with a NamedSharding over its mesh, or use "
             "jax.sharding.use_abstract_mesh; to run step by step on a CPU, use "
-            "qwen_jax.kernels.target.interpret_kernels)"
+            "qwen_jax.kernels.platform.interpret_kernels)"
         )
     return module.refuse(call)
 

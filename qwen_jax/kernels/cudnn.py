@@ -7,7 +7,7 @@ ignores segment ids trains on the wrong loss.
 import jax
 import jax.numpy as jnp
 
-from qwen_jax.kernels.differentiable import Call
+from qwen_jax.kernels.backend import Call
 from qwen_jax.types import Array
 
 PLATFORM = "gpu"

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from qwen_jax.kernels import mask, tiles
-from qwen_jax.kernels.differentiable import Block
-from qwen_jax.kernels.target import target_of
+from qwen_jax.kernels.backend import Block
+from qwen_jax.kernels.platform import target_of
 from qwen_jax.types import Array
 
 PLATFORM = None

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from qwen_jax.config import ModelConfig
 from qwen_jax.kernels import mask
 from qwen_jax.kernels.attention import Choice, attention, call_of, choose
-from qwen_jax.kernels.differentiable import RESIDUALS, Call
-from qwen_jax.kernels.target import Target, target_of
+from qwen_jax.kernels.backend import RESIDUALS, Call
+from qwen_jax.kernels.platform import Target, target_of
 from qwen_jax.model.layers import linear
 from qwen_jax.model.rope import rotate
 from qwen_jax.parallel.ring import Ring, ring_attention, ring_of, to_ring

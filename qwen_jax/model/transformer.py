@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError
-from qwen_jax.kernels.differentiable import RESIDUALS
+from qwen_jax.kernels.backend import RESIDUALS
 from qwen_jax.model import rope
 from qwen_jax.model.attention import order_of, self_attention
 from qwen_jax.model.embedding import embed

@@ -16,7 +16,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from qwen_jax.kernels.target import target_of
+from qwen_jax.kernels.platform import target_of
 from qwen_jax.parallel.rules import cut, map_shards
 from qwen_jax.types import Array
 

@@ -18,7 +18,7 @@ from qwen_jax import faults
 from qwen_jax.checkpoint import Checkpointer
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from qwen_jax.errors import ConfigError, QwenJaxError, TrainingError
-from qwen_jax.kernels import gate
+from qwen_jax.kernels import validation as gate
 from qwen_jax.model.attention import implementation_for
 from qwen_jax.model.spec import count
 from qwen_jax.parallel import host_memory, hosts

@@ -14,7 +14,7 @@ from benchmarks.attention_peers import contestants, documents
 from benchmarks.timing import Timing
 from qwen_jax.errors import ConfigError, KernelError
 from qwen_jax.kernels import tiles
-from qwen_jax.kernels.gate import Case
+from qwen_jax.kernels.validation import Case
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from qwen_jax.kernels.attention import attention
-from qwen_jax.kernels.gate import Case, masks, shares, with_gradients  # noqa: F401
+from qwen_jax.kernels.validation import Case, masks, shares, with_gradients  # noqa: F401
 
 
 class Gate:

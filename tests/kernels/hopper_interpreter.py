@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from jax._src import source_info_util
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks, interpret_pallas_call
 
-from qwen_jax.kernels import hopper_ops
-from qwen_jax.kernels.target import interpret_kernels
+from qwen_jax.kernels.hopper import ops as hopper_ops
+from qwen_jax.kernels.platform import interpret_kernels
 
 
 class RaceFound(AssertionError):

@@ -14,9 +14,9 @@ from jax.experimental import topologies
 from qwen_jax.errors import KernelError
 from qwen_jax.kernels import mask, tiles, xla
 from qwen_jax.kernels.attention import attention, choose
-from qwen_jax.kernels.differentiable import Call
-from qwen_jax.kernels.gate import Case, shares, with_gradients
-from qwen_jax.kernels.target import Target, interpret_kernels, target_of
+from qwen_jax.kernels.backend import Call
+from qwen_jax.kernels.platform import Target, interpret_kernels, target_of
+from qwen_jax.kernels.validation import Case, shares, with_gradients
 
 ANYWHERE = ("reference", "xla")
 
@@ -256,7 +256,7 @@ def stand_ins(monkeypatch):
             PLATFORM=platform, refuse=lambda call: reason, attention=attend
         )
 
-    monkeypatch.setitem(sys.modules, "qwen_jax.kernels.tpu", module("tpu"))
+    monkeypatch.setitem(sys.modules, "qwen_jax.kernels.tpu.backend", module("tpu"))
     for name in ("hopper", "hopper_deterministic"):
         monkeypatch.setitem(
             sys.modules, f"qwen_jax.kernels.{name}", module("gpu", "needs jax 0.11")

@@ -12,13 +12,15 @@ import pytest
 from gate import Gate, masks, pytest_generate_tests  # noqa: F401
 
 from qwen_jax.errors import KernelError
-from qwen_jax.kernels import gate, hopper, mask
+from qwen_jax.kernels import mask
+from qwen_jax.kernels import validation as gate
 from qwen_jax.kernels.attention import attention, choose
-from qwen_jax.kernels.differentiable import Call
-from qwen_jax.kernels.gate import Case, plain, repeated, with_gradients
+from qwen_jax.kernels.backend import Call
+from qwen_jax.kernels.hopper import backend as hopper
+from qwen_jax.kernels.platform import Target, interpret_kernels
 from qwen_jax.kernels.reference import visible
-from qwen_jax.kernels.target import Target, interpret_kernels
 from qwen_jax.kernels.tiles import override
+from qwen_jax.kernels.validation import Case, plain, repeated, with_gradients
 
 HOPPER = Target("gpu", "NVIDIA H200")
 OLD = jax.version.__version_info__ < (0, 11)
@@ -26,7 +28,8 @@ needs_mosaic = pytest.mark.skipif(OLD, reason="the Hopper kernels need jax 0.11 
 if not OLD:
     from hopper_interpreter import RaceFound, interpreted
 
-    from qwen_jax.kernels import hopper_forward, hopper_ops
+    from qwen_jax.kernels.hopper import forward as hopper_forward
+    from qwen_jax.kernels.hopper import ops as hopper_ops
 
 
 def call(**changes) -> Call:

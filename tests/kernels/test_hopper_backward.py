@@ -17,12 +17,15 @@ if jax.version.__version_info__ < (0, 11):
 
 from hopper_interpreter import RaceFound, interpreted  # noqa: E402
 
-from qwen_jax.kernels import hopper_backward, hopper_backward_dq, hopper_ops, mask  # noqa: E402
-from qwen_jax.kernels.differentiable import differentiable  # noqa: E402
-from qwen_jax.kernels.gate import NAMES, Case, plain, repeated, with_gradients  # noqa: E402
-from qwen_jax.kernels.gate import check as gate_check  # noqa: E402
+from qwen_jax.kernels import mask  # noqa: E402
+from qwen_jax.kernels.backend import differentiable  # noqa: E402
+from qwen_jax.kernels.hopper import backward as hopper_backward
+from qwen_jax.kernels.hopper import backward_dq as hopper_backward_dq
+from qwen_jax.kernels.hopper import ops as hopper_ops
 from qwen_jax.kernels.reference import attention as reference  # noqa: E402
 from qwen_jax.kernels.tiles import override  # noqa: E402
+from qwen_jax.kernels.validation import NAMES, Case, plain, repeated, with_gradients  # noqa: E402
+from qwen_jax.kernels.validation import check as gate_check  # noqa: E402
 
 
 def forward(q, k, v, k_start, q_end, *, scale):

@@ -22,10 +22,11 @@ from jax.sharding import AbstractDevice, AbstractMesh
 from qwen_jax import sizes
 from qwen_jax.config import MeshConfig
 from qwen_jax.errors import KernelError
-from qwen_jax.kernels import tiles, tpu
+from qwen_jax.kernels import tiles
 from qwen_jax.kernels.attention import attention, call_of
-from qwen_jax.kernels.gate import Case, shares, with_gradients
-from qwen_jax.kernels.target import interpret_kernels
+from qwen_jax.kernels.platform import interpret_kernels
+from qwen_jax.kernels.tpu import backend as tpu
+from qwen_jax.kernels.validation import Case, shares, with_gradients
 from qwen_jax.model.attention import partitioned_attention
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.rules import use_layout

@@ -13,7 +13,7 @@ from qwen_jax import sizes
 from qwen_jax.config import MeshConfig
 from qwen_jax.kernels import reference
 from qwen_jax.kernels.attention import IMPLEMENTATIONS
-from qwen_jax.kernels.differentiable import differentiable
+from qwen_jax.kernels.backend import differentiable
 from qwen_jax.model import spec
 from qwen_jax.model.lora import LoRAConfig, lora_specs, with_adapters
 from qwen_jax.model.transformer import hidden_states

@@ -13,9 +13,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from qwen_jax import sizes
 from qwen_jax.config import MeshConfig, OptimizerConfig
-from qwen_jax.kernels import reference, tiles, tpu, xla
-from qwen_jax.kernels.gate import Case, masks, with_gradients
-from qwen_jax.kernels.target import interpret_kernels
+from qwen_jax.kernels import reference, tiles, xla
+from qwen_jax.kernels.platform import interpret_kernels
+from qwen_jax.kernels.tpu import backend as tpu
+from qwen_jax.kernels.validation import Case, masks, with_gradients
 from qwen_jax.model.attention import partitioned_attention
 from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.mesh import make_mesh

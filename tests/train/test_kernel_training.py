@@ -9,7 +9,7 @@ import pytest
 from qwen_jax import sizes
 from qwen_jax.config import MeshConfig, OptimizerConfig
 from qwen_jax.kernels import tiles
-from qwen_jax.kernels.target import interpret_kernels
+from qwen_jax.kernels.platform import interpret_kernels
 from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.rules import batch_sharding, use_layout

@@ -26,9 +26,9 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-from qwen_jax.kernels import hopper_ops as ops
 from qwen_jax.kernels import tiles
-from qwen_jax.kernels.target import target_of
+from qwen_jax.kernels.hopper import ops
+from qwen_jax.kernels.platform import target_of
 from qwen_jax.types import Array
 
 QUERIES = 64  # of a warpgroup: the rows of one matrix instruction

@@ -21,7 +21,7 @@ import jax.experimental.pallas as pl
 import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 
-from qwen_jax.kernels.target import interpret_mode
+from qwen_jax.kernels.platform import interpret_mode
 
 LOG2E = math.log2(math.e)
 NOTHING_VISIBLE = 1e30

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from qwen_jax.kernels import mask
-from qwen_jax.kernels.target import Target
+from qwen_jax.kernels.platform import Target
 from qwen_jax.types import Array
 
 # What a remat policy keeps so that the forward kernel does not run again in the backward pass.

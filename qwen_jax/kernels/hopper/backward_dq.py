@@ -19,7 +19,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-from qwen_jax.kernels import hopper_ops as ops
+from qwen_jax.kernels.hopper import ops
 from qwen_jax.types import Array
 
 QUERIES = 128  # of a thread block

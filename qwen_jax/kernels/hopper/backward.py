@@ -26,10 +26,10 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-from qwen_jax.kernels import hopper_ops as ops
 from qwen_jax.kernels import tiles
-from qwen_jax.kernels.hopper_backward_dq import query_gradient
-from qwen_jax.kernels.target import target_of
+from qwen_jax.kernels.hopper import ops
+from qwen_jax.kernels.hopper.backward_dq import query_gradient
+from qwen_jax.kernels.platform import target_of
 from qwen_jax.types import Array
 
 KEYS = 128  # of a tile: two warpgroups of 64, the height of a wgmma

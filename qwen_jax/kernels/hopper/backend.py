@@ -10,8 +10,8 @@ import importlib
 import jax
 import jax.numpy as jnp
 
-from qwen_jax.kernels.differentiable import Call, differentiable
-from qwen_jax.kernels.target import interpret_mode
+from qwen_jax.kernels.backend import Call, differentiable
+from qwen_jax.kernels.platform import interpret_mode
 from qwen_jax.types import Array
 
 PLATFORM = "gpu"
@@ -47,11 +47,11 @@ def _is_hopper(kind: str) -> bool:
 
 
 def _forward(*args, scale: float):
-    return importlib.import_module("qwen_jax.kernels.hopper_forward").forward(*args, scale=scale)
+    return importlib.import_module("qwen_jax.kernels.hopper.forward").forward(*args, scale=scale)
 
 
 def _backward(*args, scale: float, deterministic: bool):
-    module = importlib.import_module("qwen_jax.kernels.hopper_backward")
+    module = importlib.import_module("qwen_jax.kernels.hopper.backward")
     return module.backward(*args, scale=scale, deterministic=deterministic)
 
 

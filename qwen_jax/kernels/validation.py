@@ -15,7 +15,7 @@ import numpy as np
 
 from qwen_jax.errors import KernelError
 from qwen_jax.kernels.attention import attention
-from qwen_jax.kernels.target import interpret_mode
+from qwen_jax.kernels.platform import interpret_mode
 from qwen_jax.types import Array
 
 NAMES = ("out", "dq", "dk", "dv")

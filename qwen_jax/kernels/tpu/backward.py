@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from qwen_jax.kernels.tpu_tiles import HIDDEN, Bounds, Tiling, is_whole, precision
+from qwen_jax.kernels.tpu.visited_tiles import HIDDEN, Bounds, Tiling, is_whole, precision
 from qwen_jax.types import Array
 
 _LN_2 = math.log(2)

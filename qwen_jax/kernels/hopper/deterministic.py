@@ -3,7 +3,7 @@
 Its backward pass takes two kernels, and seven matrix products where hopper's takes five.
 """
 
-from qwen_jax.kernels.hopper import PLATFORM, refuse
-from qwen_jax.kernels.hopper import deterministic_attention as attention
+from qwen_jax.kernels.hopper.backend import PLATFORM, refuse
+from qwen_jax.kernels.hopper.backend import deterministic_attention as attention
 
 __all__ = ["PLATFORM", "attention", "refuse"]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from qwen_jax.kernels.tpu_tiles import (
+from qwen_jax.kernels.tpu.visited_tiles import (
     HIDDEN,
     LANES,
     NO_MAXIMUM,

@@ -15,11 +15,11 @@ import math
 import jax.numpy as jnp
 
 from qwen_jax.kernels import tiles
-from qwen_jax.kernels.differentiable import Block, Call, differentiable
-from qwen_jax.kernels.target import interpret_mode, target_of
-from qwen_jax.kernels.tpu_backward import backward as backward_kernel
-from qwen_jax.kernels.tpu_forward import forward as forward_kernel
-from qwen_jax.kernels.tpu_tiles import LANES, Tiling, bounds, heads_first, pad_mask
+from qwen_jax.kernels.backend import Block, Call, differentiable
+from qwen_jax.kernels.platform import interpret_mode, target_of
+from qwen_jax.kernels.tpu.backward import backward as backward_kernel
+from qwen_jax.kernels.tpu.forward import forward as forward_kernel
+from qwen_jax.kernels.tpu.visited_tiles import LANES, Tiling, bounds, heads_first, pad_mask
 from qwen_jax.types import Array
 
 PLATFORM = "tpu"
