@@ -11,7 +11,7 @@ PYTHON ?= $(shell sh launch/find_python.sh)
 BIN := $(VENV)/bin
 # The build without CUDA; TORCH=torch takes whatever your package index has.
 TORCH ?= torch --index-url https://download.pytorch.org/whl/cpu
-# Huge pages for XLA's workspace on a CPU: faster steps (qwen_jax/parallel/host_memory.py).
+# Huge pages for XLA's workspace on a CPU: faster steps (qwen_jax/parallel/cpu/huge_pages.py).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 

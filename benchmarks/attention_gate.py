@@ -23,7 +23,7 @@ from qwen_jax.errors import KernelError, unknown_name
 from qwen_jax.kernels.attention import IMPLEMENTATIONS
 from qwen_jax.kernels.platform import interpret_kernels
 from qwen_jax.kernels.validation import NAMES, Case, masks, shares
-from qwen_jax.parallel import virtual_devices
+from qwen_jax.parallel.cpu import virtual_devices
 
 HEADS = ((2, 2), (4, 2), (8, 1))  # query heads, key-value heads
 

@@ -21,7 +21,7 @@ from jax.experimental import topologies
 
 from benchmarks.train_step import from_status
 from experiments import flags
-from qwen_jax.parallel.compiler_options import compile_for
+from qwen_jax.parallel.xla_options import compile_for
 from qwen_jax.train.cross_entropy import cross_entropy
 
 

@@ -17,9 +17,9 @@ from qwen_jax.align.rollout import Prompts, Sampler
 from qwen_jax.config import MeshConfig, ModelConfig
 from qwen_jax.model.heads import scoring_specs
 from qwen_jax.model.spec import init_from, param_specs
-from qwen_jax.parallel.compiler_options import compile_for
 from qwen_jax.parallel.mesh import make_mesh
-from qwen_jax.parallel.rules import DEFAULT_RULES, sharding_for, use_layout
+from qwen_jax.parallel.sharding import DEFAULT_RULES, sharding_for, use_layout
+from qwen_jax.parallel.xla_options import compile_for
 from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.state import abstract_state, make_state
 

@@ -107,9 +107,9 @@ def measure(config: Config) -> dict:
     from qwen_jax import sizes
     from qwen_jax.config import MeshConfig, OptimizerConfig
     from qwen_jax.model.spec import count, param_specs
-    from qwen_jax.parallel.compiler_options import compile_for
     from qwen_jax.parallel.mesh import make_mesh
-    from qwen_jax.parallel.rules import batch_sharding, use_layout
+    from qwen_jax.parallel.sharding import batch_sharding, use_layout
+    from qwen_jax.parallel.xla_options import compile_for
     from qwen_jax.train import memory
     from qwen_jax.train.language_model import make_objective
     from qwen_jax.train.loop import fit

@@ -7,10 +7,10 @@ import pathlib
 import subprocess
 from collections.abc import Callable, Iterator
 
-from qwen_jax.parallel import host_memory
+from qwen_jax.parallel.cpu import huge_pages
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-HUGE = {host_memory.VARIABLE: host_memory.SETTING}  # huge pages, as our Makefile has them
+HUGE = {huge_pages.VARIABLE: huge_pages.SETTING}  # huge pages, as our Makefile has them
 
 # A process: its command, and what it finds in the environment beside what it inherits.
 Process = tuple[list[str], dict[str, str]]
@@ -34,7 +34,7 @@ def take(
 
 def run(command: list[str], environment: dict[str, str]) -> dict:
     """The last line of what a process prints, which is JSON."""
-    inherited = {name: value for name, value in os.environ.items() if name != host_memory.VARIABLE}
+    inherited = {name: value for name, value in os.environ.items() if name != huge_pages.VARIABLE}
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env=inherited | environment
     )

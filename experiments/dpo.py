@@ -29,9 +29,9 @@ from qwen_jax.data.preference import PairRows
 from qwen_jax.errors import ConfigError
 from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.model.spec import abstract, param_specs
-from qwen_jax.parallel.host_rows import on_host
+from qwen_jax.parallel.batch_rows import on_host
 from qwen_jax.parallel.mesh import check_batch, make_mesh
-from qwen_jax.parallel.rules import DEFAULT_RULES, use_layout
+from qwen_jax.parallel.sharding import DEFAULT_RULES, use_layout
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.evaluation import make_means
 from qwen_jax.types import Params

@@ -19,7 +19,8 @@ import jax
 from absl import flags
 
 from qwen_jax.errors import ConfigError, QwenJaxError, unknown_name
-from qwen_jax.parallel import hosts, virtual_devices
+from qwen_jax.parallel import distributed
+from qwen_jax.parallel.cpu import virtual_devices
 from qwen_jax.train.run_folder import flatten
 
 emit = functools.partial(print, flush=True)  # how a run says what it does, unless told otherwise
@@ -91,7 +92,7 @@ def run(main, doc: str, recipes: dict[str, object], argv: list[str] | None = Non
     virtual_devices.make_room()
     try:
         name, config = parse(doc, recipes, sys.argv if argv is None else argv)
-        found = hosts.start()
+        found = distributed.start()
         if jax.process_index() > 0:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")
         if found is not None:
@@ -101,12 +102,12 @@ def run(main, doc: str, recipes: dict[str, object], argv: list[str] | None = Non
         main(config)
     except QwenJaxError as error:
         print(f"{type(error).__name__}:{error}", file=sys.stderr, flush=True)
-        hosts.leave(error.exit_code)
+        distributed.leave(error.exit_code)
     except Exception:
-        if not hosts.joined():
+        if not distributed.joined():
             raise
         traceback.print_exc()
-        hosts.leave(hosts.CRASHED)
+        distributed.leave(distributed.CRASHED)
 
 
 class _List(flags.ListParser):

@@ -62,7 +62,7 @@ class Config:
     max_context: int = 1  # the most devices to cut rows over (ring attention)
     compile: int = 4  # layouts to compile, the best on paper
     price: float | None = None  # of a chip hour, to turn hours into money
-    compiler_options: tuple[str, ...] = ()  # name=value, beside parallel/compiler_options.py
+    compiler_options: tuple[str, ...] = ()  # name=value, beside parallel/xla_options.py
     output: str | None = None  # a .json file for all that was found
     keep_hlo: str | None = None  # a folder for the compiled programs' text
 

@@ -59,7 +59,7 @@ from qwen_jax.model.heads import scoring_specs
 from qwen_jax.model.lora import LoRAConfig, in_full, lora_specs
 from qwen_jax.model.spec import abstract, param_specs, size
 from qwen_jax.parallel.mesh import check_batch, make_mesh
-from qwen_jax.parallel.rules import DEFAULT_RULES
+from qwen_jax.parallel.sharding import DEFAULT_RULES
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.adapters import describe
 from qwen_jax.train.optimizer import make_optimizer

@@ -26,8 +26,8 @@ from qwen_jax.data import shards
 from qwen_jax.data.loader import Loader
 from qwen_jax.errors import ConfigError
 from qwen_jax.export.start import weights_from
-from qwen_jax.parallel import hosts
-from qwen_jax.parallel.host_rows import rows_here
+from qwen_jax.parallel import distributed
+from qwen_jax.parallel.batch_rows import rows_here
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.language_model import make_objective
@@ -145,7 +145,7 @@ def ended_by_signal() -> Iterator[None]:
         print(f"{stopped}; give the same command again to go on", flush=True)
         if stopped.signal_number != signal.SIGTERM:
             sys.exit(130)
-        sys.exit(hosts.AGAIN if os.environ.get(hosts.LAUNCHER) else 0)
+        sys.exit(distributed.AGAIN if os.environ.get(distributed.LAUNCHER) else 0)
 
 
 def pretrain(config: Config, tokenizer: Tokenizer, emit=flags.emit):

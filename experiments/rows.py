@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from qwen_jax.data.batches import Batches, eval_batches, stack_trees
-from qwen_jax.parallel.host_rows import rows_here
+from qwen_jax.parallel.batch_rows import rows_here
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.train.supervised import train
 

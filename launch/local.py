@@ -32,7 +32,7 @@ import time
 
 from launch import commands
 
-REFUSED = 1  # exit code of an error that would only come again (qwen_jax/parallel/hosts.py)
+REFUSED = 1  # exit code of an error that would only come again (qwen_jax/parallel/distributed.py)
 _MEANING = {
     75: "was told to end by SIGTERM, and the run saved",
     76: "saw a step computed twice with two results",
@@ -183,7 +183,7 @@ class Life:
 
 
 def _environment(options, process: int, address: str, attempt: int, reason: str) -> dict[str, str]:
-    """What tells a process its place (qwen_jax/parallel/hosts.py) and what became of the last."""
+    """What tells a process its place (qwen_jax/parallel/distributed.py) and what became of the last."""
     flags = os.environ.get("XLA_FLAGS", "")
     given = {
         "JAX_COORDINATOR_ADDRESS": address,

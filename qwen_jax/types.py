@@ -19,7 +19,7 @@ class Spec:
     """The declaration of one weight; a leaf, so a Params of Specs is an ordinary pytree."""
 
     shape: tuple[int, ...]
-    axes: tuple[str, ...]  # one logical axis name per dimension (parallel/rules.py)
+    axes: tuple[str, ...]  # one logical axis name per dimension (parallel/sharding.py)
     init: Literal["normal", "zeros", "ones"]
     std: float = 0.0  # of "normal"
 

@@ -15,7 +15,7 @@ import pytest  # noqa: E402
 
 from qwen_jax.data import shards  # noqa: E402
 from qwen_jax.data.document import Document  # noqa: E402
-from qwen_jax.parallel import virtual_devices  # noqa: E402
+from qwen_jax.parallel.cpu import virtual_devices  # noqa: E402
 from qwen_jax.tokenizer.bpe import Tokenizer  # noqa: E402
 
 virtual_devices.make_room()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwen_jax.parallel import cpu_features
+from qwen_jax.parallel.cpu import features as cpu_features
 
 
 @pytest.mark.parametrize(

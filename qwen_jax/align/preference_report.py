@@ -11,7 +11,7 @@ import numpy as np
 
 from qwen_jax.align.reward_model import margins
 from qwen_jax.config import ModelConfig
-from qwen_jax.parallel.host_rows import on_host
+from qwen_jax.parallel.batch_rows import on_host
 from qwen_jax.types import PairBatch, ScoringParams
 
 _margins = jax.jit(margins, static_argnames="config")

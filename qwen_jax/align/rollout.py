@@ -21,7 +21,7 @@ from qwen_jax.generate.decode import rollout as sample_rows
 from qwen_jax.generate.loop import NewTokens, Sampling
 from qwen_jax.model.heads import at_end, scores
 from qwen_jax.model.lora import LoRAConfig, added_up, with_adapters
-from qwen_jax.parallel.host_rows import on_host
+from qwen_jax.parallel.batch_rows import on_host
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Array, Params, ScoringParams
 

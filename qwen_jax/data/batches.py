@@ -40,7 +40,7 @@ class Batches:
           source: rows; or a dataset that is endless and shuffled already.
           batch_size: over all hosts.
           collate: a list of rows -> a batch.
-          rows: those of each batch that this host reads (parallel/host_rows.py); None: all.
+          rows: those of each batch that this host reads (parallel/batch_rows.py); None: all.
         """
         rows = range(batch_size) if rows is None else rows
         if not isinstance(source, grain.MapDataset):

@@ -47,7 +47,7 @@ class Loader:
           context_length: T, tokens in a row.
           batch_size: B, rows in a batch over all hosts.
           end_of_text: id that ends a document, as in the shards' manifest.
-          rows: those of each batch that this host reads (parallel/host_rows.py); None: all.
+          rows: those of each batch that this host reads (parallel/batch_rows.py); None: all.
           vocab_size: of the model; None: not checked.
           tokenizer: fingerprint that the shards must have; None: not checked.
 

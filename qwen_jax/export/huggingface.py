@@ -26,7 +26,7 @@ from qwen_jax.export.released import ReleasedFolder, chunks, widest
 from qwen_jax.export.run_folder import RunFolder, is_run
 from qwen_jax.export.tensors import Tensor, copy, listed, write_tensors
 from qwen_jax.model.spec import param_specs
-from qwen_jax.parallel.rules import sharding_for
+from qwen_jax.parallel.sharding import sharding_for
 from qwen_jax.tokenizer.huggingface import write_tokenizer
 from qwen_jax.types import Params
 from qwen_jax.utils.files import read_json, write_json
@@ -51,7 +51,7 @@ def load_pretrained(
     Args:
       path: a folder on this computer with a config.json and safetensors files, or a run folder
         (its newest good checkpoint; of a run of adapters, added to its base).
-      mesh: cuts each weight over it as training does (parallel/rules.py); None: one device.
+      mesh: cuts each weight over it as training does (parallel/sharding.py); None: one device.
       param_dtype: "float32", "bfloat16" or "float16" to cast to; None: as in the files, so that
         `save_pretrained` gives the same bits again.
       shardings: instead of a mesh, a Params of shardings.

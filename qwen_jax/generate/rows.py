@@ -19,7 +19,7 @@ from qwen_jax.generate import loop
 from qwen_jax.generate.loop import DecodeState, NewTokens, Sampling
 from qwen_jax.model import kv_cache
 from qwen_jax.model.cached import forward_cached
-from qwen_jax.parallel.rules import use_layout
+from qwen_jax.parallel.sharding import use_layout
 from qwen_jax.types import Array, Params
 
 

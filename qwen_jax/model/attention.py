@@ -16,7 +16,7 @@ from qwen_jax.kernels.platform import Target, target_of
 from qwen_jax.model.layers import linear
 from qwen_jax.model.rope import rotate
 from qwen_jax.parallel.ring import Ring, ring_attention, ring_of, to_ring
-from qwen_jax.parallel.rules import constrain, map_shards, shards_evenly
+from qwen_jax.parallel.sharding import constrain, map_shards, shards_evenly
 from qwen_jax.types import Array, AttentionParams
 
 

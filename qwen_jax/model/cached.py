@@ -39,7 +39,7 @@ from qwen_jax.model.turned import (
     turned_qkv,
     turned_swiglu,
 )
-from qwen_jax.parallel.rules import constrain
+from qwen_jax.parallel.sharding import constrain
 from qwen_jax.types import Array, CacheBlock, KVCache, LayerParams, Params
 
 _MASKED = -1e30  # finite: exp(_MASKED - _MASKED) is 1 and no NaN

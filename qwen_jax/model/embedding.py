@@ -14,7 +14,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from qwen_jax.parallel.rules import cut, map_shards
+from qwen_jax.parallel.sharding import cut, map_shards
 from qwen_jax.types import Array
 
 _TOKENS = ("batch", "length")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwen_jax.config import ModelConfig
-from qwen_jax.parallel.rules import constrain
+from qwen_jax.parallel.sharding import constrain
 from qwen_jax.types import Array, CacheBlock, KVCache
 
 BLOCK = 64  # slots of the first block; all slots are a multiple of it

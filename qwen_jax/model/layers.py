@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from qwen_jax.parallel.rules import constrain
+from qwen_jax.parallel.sharding import constrain
 from qwen_jax.types import Array, MLPParams
 
 PRODUCT = "product"  # what a remat policy calls the result of `linear`

@@ -22,7 +22,7 @@ from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError, unknown_name
 from qwen_jax.model.layers import PRODUCT, linear, matmul
 from qwen_jax.model.spec import param_specs
-from qwen_jax.parallel.rules import constrain
+from qwen_jax.parallel.sharding import constrain
 from qwen_jax.types import Array, Params, Spec
 
 IN_FULL = ("score",)  # weights that are small, and new in a scoring model: trained themselves

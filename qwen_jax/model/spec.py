@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from qwen_jax.config import ModelConfig
-from qwen_jax.parallel.rules import sharding_for
+from qwen_jax.parallel.sharding import sharding_for
 from qwen_jax.types import AttentionParams, LayerParams, MLPParams, Params, Spec
 
 

@@ -18,7 +18,7 @@ from qwen_jax.model.embedding import embed
 from qwen_jax.model.layers import PRODUCT, dropout, rms_norm, swiglu, unembed
 from qwen_jax.model.lora import adapted_linear
 from qwen_jax.parallel.ring import from_ring, to_ring
-from qwen_jax.parallel.rules import constrain
+from qwen_jax.parallel.sharding import constrain
 from qwen_jax.types import Array, Params
 
 # Both keep what an attention kernel's backward pass needs (D + N numbers a token): the kernel's

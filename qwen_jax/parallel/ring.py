@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from qwen_jax.parallel import rules
+from qwen_jax.parallel import sharding
 from qwen_jax.types import Array
 
 _NOTHING = 1e29  # log-sum-exps above it say that a query has seen nothing yet
@@ -73,10 +73,10 @@ def ring_of(length: int, *, balanced: bool = True) -> Ring | None:
     Args:
       balanced: whether rows may be held in another order than their own.
     """
-    axes = rules.cut(length, "length")
+    axes = sharding.cut(length, "length")
     if len(axes) != 1:
         return None
-    size = rules.axis_size(axes[0])
+    size = sharding.axis_size(axes[0])
     return Ring(axes[0], size, length, balanced and length % (2 * size) == 0)
 
 
@@ -84,7 +84,7 @@ def to_ring(x: Array, ring: Ring | None) -> Array:
     """[B, T] in the row's order -> in the ring's."""
     if ring is None or not ring.balanced:
         return x
-    return rules.constrain(jnp.take(x, ring.order(), axis=1), "batch", "length")
+    return sharding.constrain(jnp.take(x, ring.order(), axis=1), "batch", "length")
 
 
 def from_ring(x_BTD: Array, ring: Ring | None) -> Array:
@@ -109,7 +109,7 @@ def from_ring(x_BTD: Array, ring: Ring | None) -> Array:
         return jnp.concatenate(sent, axis=1)
 
     axes = ("batch", "length", None)
-    return rules.map_shards(exchange, x_BTD, axes=(axes,), out_axes=axes)
+    return sharding.map_shards(exchange, x_BTD, axes=(axes,), out_axes=axes)
 
 
 def ring_attention(
@@ -134,7 +134,7 @@ def ring_attention(
     """
     q_axes, k_axes = (("batch", "length", axis, None) for axis in heads)
     setting = _Setting(block, ring, scale, names)
-    return rules.map_shards(
+    return sharding.map_shards(
         lambda *arrays: _attend(*arrays, setting),
         q_BTNH,
         k_BTKH,

@@ -98,9 +98,9 @@ def compile_here(workload, topology, options: dict, keep: pathlib.Path | None) -
     import jax
     from jax.experimental import topologies as libtpu
 
-    from qwen_jax.parallel.compiler_options import compile_for
     from qwen_jax.parallel.mesh import make_mesh
-    from qwen_jax.parallel.rules import use_layout
+    from qwen_jax.parallel.sharding import use_layout
+    from qwen_jax.parallel.xla_options import compile_for
     from qwen_jax.plan import costs
     from qwen_jax.plan.network import Network
     from qwen_jax.plan.stages import build

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from qwen_jax.kernels.platform import target_of
-from qwen_jax.parallel.rules import cut, map_shards
+from qwen_jax.parallel.sharding import cut, map_shards
 from qwen_jax.types import Array
 
 # Float32 logits of one chunk, bytes. On an accelerator a chunk also reads and writes the gradient

@@ -9,7 +9,7 @@ import json
 
 import jax
 
-from qwen_jax.parallel import hosts
+from qwen_jax.parallel import distributed
 
 _FOLDER = "qwen_jax/host_times"
 _SLOWER = 3.0  # than the median of the others, and
@@ -29,16 +29,16 @@ class HostTimes:
 
     def exchange(self) -> dict[int, float]:
         """Tells this host's mean since the last call; in process 0, the latest of every process."""
-        if not self._own or not hosts.joined():
+        if not self._own or not distributed.joined():
             return {}
         mean = sum(self._own) / len(self._own)
         self._own.clear()
-        hosts.publish(f"{_FOLDER}/{jax.process_index()}", json.dumps(mean))
+        distributed.publish(f"{_FOLDER}/{jax.process_index()}", json.dumps(mean))
         if jax.process_index():
             return {}
         return {
             int(name.rpartition("/")[2]): json.loads(value)
-            for name, value in hosts.published(_FOLDER)
+            for name, value in distributed.published(_FOLDER)
         }
 
     def slow(self, times: dict[int, float]) -> str | None:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from qwen_jax.errors import TrainingError
-from qwen_jax.parallel import hosts
+from qwen_jax.parallel import distributed
 
 METRIC = "check/differing_numbers"
 
@@ -23,7 +23,7 @@ class SilentCorruption(TrainingError):
     """Two computations of one step differ. It may not come again:
     launchers start again after it."""
 
-    exit_code = hosts.DIFFERING
+    exit_code = distributed.DIFFERING
 
 
 def rechecked(step: Callable, every: int | None, *, start_step: int) -> Callable:

@@ -21,9 +21,10 @@ from qwen_jax.errors import ConfigError, QwenJaxError, TrainingError
 from qwen_jax.kernels import validation as gate
 from qwen_jax.model.attention import implementation_for
 from qwen_jax.model.spec import count
-from qwen_jax.parallel import host_memory, hosts
-from qwen_jax.parallel.compiler_options import compile_for
-from qwen_jax.parallel.rules import use_layout
+from qwen_jax.parallel import distributed
+from qwen_jax.parallel.cpu import huge_pages
+from qwen_jax.parallel.sharding import use_layout
+from qwen_jax.parallel.xla_options import compile_for
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train import memory, metrics, run_folder
 from qwen_jax.train.events import Events
@@ -132,7 +133,7 @@ def _run(
         with goodput.spent_on("compile"):
             _check_attention(config.model, job.mesh, emit)
             compiled, peak = _compile(config, job, available, emit)
-        hosts.meet("compiled")
+        distributed.meet("compiled")
         checkpoints = Checkpointer(
             folder / "checkpoints", keep=train.keep_checkpoints, tell=events.tell
         )
@@ -191,7 +192,7 @@ def _run(
 def _leave_together(checkpoints: Checkpointer) -> None:
     """Nobody leaves before process 0 has hashed and named the last save."""
     checkpoints.wait()
-    hosts.meet("the last save", seconds=3600)
+    distributed.meet("the last save", seconds=3600)
 
 
 _MOST_SKIPS = 10
@@ -307,7 +308,7 @@ def _compile(config: RunConfig, job: Job, available: int | None, emit: Callable[
         *job.header,
     ):
         emit(line)
-    if device.platform == "cpu" and (hint := host_memory.advice()):
+    if device.platform == "cpu" and (hint := huge_pages.advice()):
         emit(hint)
     emit(f"compiled in {time.perf_counter() - started:.1f} s")
     return compiled, peak
@@ -318,7 +319,7 @@ def _check_loops(model: ModelConfig, mesh: Mesh) -> None:
     another order in each process, and Gloo would mix up what they send."""
     if (
         mesh.devices.flat[0].platform == "cpu"
-        and hosts.joined()
+        and distributed.joined()
         and mesh.devices.size > 1
         and model.unroll_layers < model.num_layers
     ):

@@ -8,7 +8,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qwen_jax.model.spec import init_from
-from qwen_jax.parallel.rules import DEFAULT_RULES, Rules, sharding_for
+from qwen_jax.parallel.sharding import DEFAULT_RULES, Rules, sharding_for
 from qwen_jax.types import TrainState
 
 

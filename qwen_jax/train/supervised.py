@@ -14,9 +14,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.model import spec
-from qwen_jax.parallel.host_rows import put_rows, rows_here
+from qwen_jax.parallel.batch_rows import put_rows, rows_here
 from qwen_jax.parallel.mesh import check_batch, make_mesh
-from qwen_jax.parallel.rules import DEFAULT_RULES
+from qwen_jax.parallel.sharding import DEFAULT_RULES
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train import metrics
 from qwen_jax.train.adapters import Adapters, FrozenBase

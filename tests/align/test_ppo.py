@@ -18,7 +18,7 @@ from qwen_jax.model.heads import scores, scoring_specs
 from qwen_jax.model.spec import init_from, init_params, param_specs
 from qwen_jax.model.transformer import forward
 from qwen_jax.parallel.mesh import make_mesh
-from qwen_jax.parallel.rules import use_layout
+from qwen_jax.parallel.sharding import use_layout
 from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.state import abstract_state, make_state
 from qwen_jax.types import Batch

@@ -15,7 +15,7 @@ from qwen_jax.model.heads import scoring_specs
 from qwen_jax.model.lora import LoRAConfig, in_full, lora_specs
 from qwen_jax.model.spec import init_from, param_specs
 from qwen_jax.parallel.mesh import make_mesh
-from qwen_jax.parallel.rules import use_layout
+from qwen_jax.parallel.sharding import use_layout
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train import memory
 from qwen_jax.train.optimizer import make_optimizer

@@ -6,16 +6,16 @@ import sys
 import pytest
 
 from benchmarks import turns
-from qwen_jax.parallel import host_memory
+from qwen_jax.parallel.cpu import huge_pages
 
 SHOW = (
     "import json, os; print('noise'); "
-    f"print(json.dumps({{'huge': os.environ.get({host_memory.VARIABLE!r})}}))"
+    f"print(json.dumps({{'huge': os.environ.get({huge_pages.VARIABLE!r})}}))"
 )
 
 
 def test_ours_comes_first_in_every_round_and_peers_are_told_what_it_measured(monkeypatch):
-    monkeypatch.setenv(host_memory.VARIABLE, "inherited")
+    monkeypatch.setenv(huge_pages.VARIABLE, "inherited")
     told = []
 
     def peers(measured):
@@ -23,7 +23,7 @@ def test_ours_comes_first_in_every_round_and_peers_are_told_what_it_measured(mon
         echo = [sys.executable, "-c", "import sys; print(sys.argv[1])", json.dumps(measured)]
         return {"echo": (echo, {}), "plain": ([sys.executable, "-c", SHOW], {})}
 
-    ours = {"huge": host_memory.SETTING}
+    ours = {"huge": huge_pages.SETTING}
     assert list(turns.take(2, [sys.executable, "-c", SHOW], peers)) == [
         (turn, *row)
         for turn in (1, 2)

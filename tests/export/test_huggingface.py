@@ -21,7 +21,7 @@ from qwen_jax.export.tensors import write_json
 from qwen_jax.model.spec import param_specs
 from qwen_jax.model.transformer import forward
 from qwen_jax.parallel.mesh import make_mesh
-from qwen_jax.parallel.rules import sharding_for
+from qwen_jax.parallel.sharding import sharding_for
 from qwen_jax.types import Params
 
 QWEN = sizes.TINY

@@ -16,7 +16,7 @@ from qwen_jax.generate.decode import generate
 from qwen_jax.model.spec import init_params, param_specs
 from qwen_jax.model.transformer import forward
 from qwen_jax.parallel.mesh import make_mesh
-from qwen_jax.parallel.rules import sharding_for, use_layout
+from qwen_jax.parallel.sharding import sharding_for, use_layout
 
 CONFIG = dataclasses.replace(sizes.TINY, context_length=64)
 # Tests share shapes (batches of 4 and 1, prompts of up to 32, 16 new tokens) and with them what is

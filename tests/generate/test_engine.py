@@ -18,7 +18,7 @@ from qwen_jax.generate.request import Request
 from qwen_jax.model.spec import init_params, param_specs
 from qwen_jax.model.transformer import forward
 from qwen_jax.parallel.mesh import make_mesh
-from qwen_jax.parallel.rules import sharding_for
+from qwen_jax.parallel.sharding import sharding_for
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 CONFIG = dataclasses.replace(sizes.TINY, context_length=32, vocab_size=256)

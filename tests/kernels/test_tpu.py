@@ -29,7 +29,7 @@ from qwen_jax.kernels.tpu import backend as tpu
 from qwen_jax.kernels.validation import Case, shares, with_gradients
 from qwen_jax.model.attention import partitioned_attention
 from qwen_jax.parallel.mesh import make_mesh
-from qwen_jax.parallel.rules import use_layout
+from qwen_jax.parallel.sharding import use_layout
 
 # So small that short rows have many tiles, tiles of two parts, and dq in more than one chunk.
 SMALL = {

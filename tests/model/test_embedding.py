@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from qwen_jax.config import MeshConfig
 from qwen_jax.model.embedding import embed
 from qwen_jax.parallel.mesh import make_mesh
-from qwen_jax.parallel.rules import DEFAULT_RULES, use_layout
+from qwen_jax.parallel.sharding import DEFAULT_RULES, use_layout
 
 TOKENS = jax.random.randint(jax.random.key(0), (8, 12), 0, 64, jnp.int32)
 TABLE = jax.random.normal(jax.random.key(1), (64, 16))
@@ -55,7 +55,7 @@ from qwen_jax import sizes
 from qwen_jax.config import MeshConfig, OptimizerConfig
 from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.mesh import make_mesh
-from qwen_jax.parallel.rules import batch_sharding, use_layout
+from qwen_jax.parallel.sharding import batch_sharding, use_layout
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.state import abstract_state

@@ -18,7 +18,7 @@ from qwen_jax.model import spec
 from qwen_jax.model.lora import LoRAConfig, lora_specs, with_adapters
 from qwen_jax.model.transformer import hidden_states
 from qwen_jax.parallel.mesh import make_mesh
-from qwen_jax.parallel.rules import use_layout
+from qwen_jax.parallel.sharding import use_layout
 
 TOKENS = jnp.arange(16, dtype=jnp.int32).reshape(2, 8)
 POSITIONS = jnp.tile(jnp.arange(8, dtype=jnp.int32)[None], (2, 1))

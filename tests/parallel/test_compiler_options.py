@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from absl import logging
 
-from qwen_jax.parallel import compiler_options
+from qwen_jax.parallel import xla_options
 
 
 @pytest.fixture
@@ -21,27 +21,27 @@ def said(monkeypatch):
 
 
 def test_ours_are_known_here(lowered, said):
-    assert compiler_options.compile_for("cpu", lowered)(jnp.zeros(4))[0] == 1
+    assert xla_options.compile_for("cpu", lowered)(jnp.zeros(4))[0] == 1
     assert not said
 
 
 def test_an_option_of_another_version_is_left_out_and_named(lowered, said, monkeypatch):
-    ours = compiler_options.compiler_options("cpu")
+    ours = xla_options.compiler_options("cpu")
     monkeypatch.setattr(
-        compiler_options,
+        xla_options,
         "compiler_options",
         lambda platform: {"xla_of_next_year": "true", "xla_of_last_year": 1} | ours,
     )
-    assert compiler_options.compile_for("cpu", lowered)(jnp.zeros(4))[0] == 1
+    assert xla_options.compile_for("cpu", lowered)(jnp.zeros(4))[0] == 1
     assert len(said) == 2
     assert "xla_of_next_year=true" in " ".join(said) and "xla_of_last_year=1" in " ".join(said)
 
 
 def test_a_persons_own_option_is_not_left_out(lowered):
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_misspelled"):
-        compiler_options.compile_for("cpu", lowered, {"xla_misspelled": "true"})
+        xla_options.compile_for("cpu", lowered, {"xla_misspelled": "true"})
 
 
 def test_a_value_that_is_none_is_an_error(lowered):
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_cpu_prefer_vector_width"):
-        compiler_options.compile_for("cpu", lowered, {"xla_cpu_prefer_vector_width": "wide"})
+        xla_options.compile_for("cpu", lowered, {"xla_cpu_prefer_vector_width": "wide"})

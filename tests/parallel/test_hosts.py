@@ -7,10 +7,10 @@ from jax.sharding import NamedSharding
 
 from qwen_jax.config import MeshConfig
 from qwen_jax.errors import ConfigError, ShardingError
-from qwen_jax.parallel import hosts
-from qwen_jax.parallel.host_rows import put_rows, rows_here
+from qwen_jax.parallel import distributed
+from qwen_jax.parallel.batch_rows import put_rows, rows_here
 from qwen_jax.parallel.mesh import make_mesh
-from qwen_jax.parallel.rules import DEFAULT_RULES
+from qwen_jax.parallel.sharding import DEFAULT_RULES
 
 PLAIN = {
     "JAX_COORDINATOR_ADDRESS": "10.0.0.1:8476",
@@ -83,8 +83,8 @@ def without(environment, name):
     ],
 )
 def test_what_is_found(environment, expected):
-    found = hosts.find(environment)
-    assert found == (None if expected is None else hosts.Place(*expected))
+    found = distributed.find(environment)
+    assert found == (None if expected is None else distributed.Place(*expected))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_what_is_found(environment, expected):
 )
 def test_what_is_set_by_halves_is_refused(environment, what):
     with pytest.raises(ConfigError, match=what):
-        hosts.find(environment)
+        distributed.find(environment)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_what_is_set_by_halves_is_refused(environment, what):
     ],
 )
 def test_the_first_node(nodes, first):
-    assert hosts._first_node(nodes) == first
+    assert distributed._first_node(nodes) == first
 
 
 class Device:

@@ -13,7 +13,7 @@ from qwen_jax.config import MeshConfig, OptimizerConfig
 from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.model.spec import init_params
 from qwen_jax.parallel.mesh import make_mesh
-from qwen_jax.parallel.rules import batch_sharding, use_layout
+from qwen_jax.parallel.sharding import batch_sharding, use_layout
 from qwen_jax.train import memory, metrics
 from qwen_jax.train.adapters import Adapters, FrozenBase, OnBase
 from qwen_jax.train.language_model import make_objective

@@ -10,7 +10,7 @@ import pytest
 
 from qwen_jax.config import MeshConfig
 from qwen_jax.parallel.mesh import make_mesh
-from qwen_jax.parallel.rules import use_layout
+from qwen_jax.parallel.sharding import use_layout
 from qwen_jax.train import cross_entropy as module
 from qwen_jax.train.cross_entropy import cross_entropy, log_likelihoods
 

@@ -10,7 +10,7 @@ from qwen_jax.config import MeshConfig, OptimizerConfig
 from qwen_jax.errors import TrainingError
 from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.mesh import make_mesh
-from qwen_jax.parallel.rules import batch_sharding, use_layout
+from qwen_jax.parallel.sharding import batch_sharding, use_layout
 from qwen_jax.train import memory
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.train.optimizer import make_optimizer

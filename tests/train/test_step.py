@@ -12,7 +12,7 @@ from qwen_jax.config import MeshConfig, OptimizerConfig
 from qwen_jax.errors import ShardingError
 from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.mesh import check_batch, make_mesh
-from qwen_jax.parallel.rules import batch_sharding, use_layout
+from qwen_jax.parallel.sharding import batch_sharding, use_layout
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.state import abstract_state, make_state

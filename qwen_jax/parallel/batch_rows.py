@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, Sharding
 
 from qwen_jax.parallel.mesh import check_batch
-from qwen_jax.parallel.rules import DEFAULT_RULES
+from qwen_jax.parallel.sharding import DEFAULT_RULES
 
 
 def rows_here(mesh: Mesh, batch_size: int, *, process: int | None = None) -> tuple[int, ...]:

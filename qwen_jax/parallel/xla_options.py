@@ -45,7 +45,7 @@ def compile_for(platform: str, lowered: Any, more: dict[str, int | str] | None =
             if unknown is None or unknown[1] not in options:
                 raise
             logging.warning(
-                "this compiler does not know %s=%s (parallel/compiler_options.py says what for): "
+                "this compiler does not know %s=%s (parallel/xla_options.py says what for): "
                 "compiled without it; steps may take longer or more memory. jax 0.10.2 to 0.12 "
                 "and their libtpu know it.",
                 unknown[1],
