@@ -72,7 +72,7 @@ def write(config: Config, folder: pathlib.Path) -> None:
     import jax
     import jax.numpy as jnp
 
-    from qwen_jax.checkpoint import Checkpointer
+    from qwen_jax.checkpoint.checkpointer import Checkpointer
     from qwen_jax.export.run_folder import save_run
     from qwen_jax.model.heads import scoring_specs
     from qwen_jax.model.spec import init_from, param_specs

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from qwen_jax import checkpoint
-from qwen_jax.checkpoint import Checkpointer, open_params
+from qwen_jax.checkpoint import checkpointer as checkpoint
+from qwen_jax.checkpoint.checkpointer import Checkpointer, open_params
 from qwen_jax.errors import CheckpointError
 from qwen_jax.types import TrainState
 
@@ -182,7 +182,7 @@ def test_a_full_disk_keeps_the_older_step(tmp_path, monkeypatch):
 
 KILLED = """
 import sys, numpy as np, jax.numpy as jnp
-from qwen_jax.checkpoint import Checkpointer
+from qwen_jax.checkpoint.checkpointer import Checkpointer
 checkpoints = Checkpointer(sys.argv[1], keep=2)
 last = checkpoints.restore({"x": jnp.zeros(1 << 20)})
 for step in range(last[0] + 1 if last else 1, 1000):
@@ -229,7 +229,7 @@ def test_manifest_vouches_for_itself(tmp_path):
 
 
 def test_a_part_of_a_sharded_array_is_read_in_small_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr("qwen_jax.checkpoint._CHUNK_BYTES", 512)
+    monkeypatch.setattr("qwen_jax.checkpoint.checkpointer._CHUNK_BYTES", 512)
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("x",))
     cut = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
     state = make_state(4)

@@ -78,7 +78,9 @@ class RunFolder:
           ConfigError: config.json names a setting that this version does not have.
           CheckpointError: no checkpoint, or none that is whole.
         """
-        from qwen_jax.checkpoint import open_params  # Orbax: slow to import, and only needed here
+        from qwen_jax.checkpoint.checkpointer import (
+            open_params,  # Orbax: slow to import, and only needed here
+        )
 
         saved = run_config(raw, folder)
         self.config = dataclasses.replace(saved, param_dtype=param_dtype or saved.param_dtype)
@@ -129,7 +131,7 @@ def save_run(
     Raises:
       CheckpointError: the folder is in use, or the disk too full.
     """
-    from qwen_jax.checkpoint import Checkpointer
+    from qwen_jax.checkpoint.checkpointer import Checkpointer
 
     folder = pathlib.Path(path).resolve()
     check_unused(folder)

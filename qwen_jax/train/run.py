@@ -15,7 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from qwen_jax import faults
-from qwen_jax.checkpoint import Checkpointer
+from qwen_jax.checkpoint.checkpointer import Checkpointer
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from qwen_jax.errors import ConfigError, QwenJaxError, TrainingError
 from qwen_jax.kernels import validation as gate

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from qwen_jax import sizes
-from qwen_jax.checkpoint import Checkpointer
+from qwen_jax.checkpoint.checkpointer import Checkpointer
 from qwen_jax.errors import CheckpointError, ConfigError
 from qwen_jax.export import merged
 from qwen_jax.export.huggingface import (

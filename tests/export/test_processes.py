@@ -21,7 +21,7 @@ MEMORY = """
 import json, sys
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
-import qwen_jax.checkpoint
+import qwen_jax.checkpoint.checkpointer
 from orbax.checkpoint import v1
 import tensorstore
 from qwen_jax.config import MeshConfig

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from qwen_jax import sizes
-from qwen_jax.checkpoint import Checkpointer
+from qwen_jax.checkpoint.checkpointer import Checkpointer
 from qwen_jax.errors import ConfigError, QwenJaxError
 from qwen_jax.export.huggingface import load_pretrained, save_pretrained
 from qwen_jax.model.spec import init_params

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.pretrain import SMOKE
 from qwen_jax import faults
-from qwen_jax.checkpoint import Checkpointer
+from qwen_jax.checkpoint.checkpointer import Checkpointer
 from qwen_jax.config import MeshConfig, TrainConfig
 from qwen_jax.errors import ConfigError, TrainingError
 from qwen_jax.parallel.mesh import make_mesh

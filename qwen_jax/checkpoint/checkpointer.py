@@ -24,7 +24,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from qwen_jax import manifest, step_folders
+from qwen_jax.checkpoint import manifest, step_folders
 from qwen_jax.errors import CheckpointError
 from qwen_jax.utils import tree as leaves
 
