@@ -91,8 +91,8 @@ def measure(config: Config) -> dict:
     import jax
 
     from qwen_jax import sizes
-    from qwen_jax.generate.engine import Engine
-    from qwen_jax.generate.request import Request
+    from qwen_jax.inference.engine import Engine
+    from qwen_jax.inference.request import Request
     from qwen_jax.model.spec import count, init_params
 
     model = dataclasses.replace(

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwen_jax.config import ModelConfig
-from qwen_jax.generate.loop import DecodeState, Sampling, take
-from qwen_jax.model.cached import forward_cached
-from qwen_jax.model.kv_cache import init_cache
+from qwen_jax.inference.cached_forward import forward_cached
+from qwen_jax.inference.kv_cache import init_cache
+from qwen_jax.inference.loop import DecodeState, Sampling, take
 
 
 class PythonLoop:

@@ -21,8 +21,8 @@ from jax.experimental import topologies
 
 from benchmarks.train_step import from_status
 from experiments import flags
+from qwen_jax.model.lm_loss import cross_entropy
 from qwen_jax.parallel.xla_options import compile_for
-from qwen_jax.train.cross_entropy import cross_entropy
 
 
 @dataclasses.dataclass(frozen=True)

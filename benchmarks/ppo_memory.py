@@ -74,8 +74,8 @@ def write(config: Config, folder: pathlib.Path) -> None:
 
     from qwen_jax.checkpoint.checkpointer import Checkpointer
     from qwen_jax.export.run_folder import save_run
-    from qwen_jax.model.heads import scoring_specs
     from qwen_jax.model.spec import init_from, param_specs
+    from qwen_jax.model.value_head import scoring_specs
     from qwen_jax.tokenizer.bpe import Tokenizer
     from qwen_jax.types import TrainState
 

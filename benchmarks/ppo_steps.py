@@ -15,8 +15,8 @@ from experiments.ppo import RECIPES
 from qwen_jax.align import ppo
 from qwen_jax.align.rollout import Prompts, Sampler
 from qwen_jax.config import MeshConfig, ModelConfig
-from qwen_jax.model.heads import scoring_specs
 from qwen_jax.model.spec import init_from, param_specs
+from qwen_jax.model.value_head import scoring_specs
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.sharding import DEFAULT_RULES, sharding_for, use_layout
 from qwen_jax.parallel.xla_options import compile_for

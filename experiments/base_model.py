@@ -17,9 +17,9 @@ from qwen_jax.export.huggingface import load_params, load_pretrained, open_pretr
 from qwen_jax.export.run_folder import is_run, run_config
 from qwen_jax.export.scoring import Trunk, is_scoring, open_scoring, trunk_specs
 from qwen_jax.export.tensors import read_json
-from qwen_jax.model.heads import scoring_specs
 from qwen_jax.model.spec import init_from as init_from_specs
 from qwen_jax.model.spec import param_specs
+from qwen_jax.model.value_head import scoring_specs
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.adapters import Adapters
 from qwen_jax.types import ScoringParams

@@ -4,7 +4,7 @@ python -m experiments.generate --checkpoint=runs/quickstart --prompt="class Queu
 python -m experiments.generate --checkpoint=runs/mine --input=questions.jsonl --output=answers.jsonl
 
 A line of the file is {"prompt": ...} or {"messages": [...]}, with settings of its own if it likes
-({"prompt": "Once", "temperature": 0, "id": 7}); qwen_jax/generate/jsonl.py lists them. Bad lines
+({"prompt": "Once", "temperature": 0, "id": 7}); qwen_jax/inference/jsonl.py lists them. Bad lines
 are named before anything runs. The answers are in the order of the input. A run that was killed
 goes on where it was when the same command is given again, and ends with the same file.
 """
@@ -17,9 +17,9 @@ import tqdm
 from experiments import flags
 from experiments.loading import load, mesh_of, start_engine
 from qwen_jax.errors import ConfigError
-from qwen_jax.generate import chat, jsonl
-from qwen_jax.generate.engine import Engine
-from qwen_jax.generate.request import Request
+from qwen_jax.inference import chat, jsonl
+from qwen_jax.inference.engine import Engine
+from qwen_jax.inference.request import Request
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,9 +55,9 @@ from qwen_jax.data.loader import Loader
 from qwen_jax.data.prompts import read_prompts
 from qwen_jax.errors import ConfigError, unknown_name
 from qwen_jax.export import merged
-from qwen_jax.model.heads import scoring_specs
 from qwen_jax.model.lora import LoRAConfig, in_full, lora_specs
 from qwen_jax.model.spec import abstract, param_specs, size
+from qwen_jax.model.value_head import scoring_specs
 from qwen_jax.parallel.mesh import check_batch, make_mesh
 from qwen_jax.parallel.sharding import DEFAULT_RULES
 from qwen_jax.tokenizer.bpe import Tokenizer

@@ -39,9 +39,9 @@ from qwen_jax.align.self_instruct import (
 from qwen_jax.data.conversations import Counts
 from qwen_jax.data.react import read_tools
 from qwen_jax.errors import ConfigError
-from qwen_jax.generate import chat
-from qwen_jax.generate.complete import Completer
-from qwen_jax.generate.jsonl import fingerprint
+from qwen_jax.inference import chat
+from qwen_jax.inference.complete import Completer
+from qwen_jax.inference.jsonl import fingerprint
 from qwen_jax.train.metrics import format_seconds
 from qwen_jax.utils.append_only import AppendOnly
 

@@ -18,7 +18,7 @@ from absl import logging
 from experiments import flags
 from experiments.loading import load, mesh_of, start_engine
 from qwen_jax.errors import ConfigError
-from qwen_jax.generate import chat
+from qwen_jax.inference import chat
 
 
 @dataclasses.dataclass(frozen=True)

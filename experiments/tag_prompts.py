@@ -32,9 +32,9 @@ from qwen_jax.data.prompts import choose_diverse, choose_weighted, read_question
 from qwen_jax.data.tag_rules import tag_by_rules
 from qwen_jax.data.tags import Tagger, Tags, merge_rare, read_tags, tag_all
 from qwen_jax.errors import ConfigError
-from qwen_jax.generate import chat
-from qwen_jax.generate.complete import Completer
-from qwen_jax.generate.jsonl import fingerprint
+from qwen_jax.inference import chat
+from qwen_jax.inference.complete import Completer
+from qwen_jax.inference.jsonl import fingerprint
 from qwen_jax.report.plots import draw_tags
 from qwen_jax.utils.append_only import AppendOnly
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from qwen_jax.config import ModelConfig as ModelConfig
     from qwen_jax.export.huggingface import load_pretrained as load_pretrained
     from qwen_jax.export.huggingface import save_pretrained as save_pretrained
-    from qwen_jax.generate.decode import generate as generate
+    from qwen_jax.inference.decode import generate as generate
     from qwen_jax.kernels.attention import attention as attention
     from qwen_jax.model.transformer import forward as forward
     from qwen_jax.tokenizer.bpe import Tokenizer as Tokenizer
@@ -26,7 +26,7 @@ _HOME = {
     "Tokenizer": "tokenizer.bpe",
     "attention": "kernels.attention",
     "forward": "model.transformer",
-    "generate": "generate",  # a folder that can be called
+    "generate": "inference.decode",
     "load_pretrained": "export.huggingface",
     "save_pretrained": "export.huggingface",
     "sizes": "sizes",

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 
 from qwen_jax.data.conversations import Turn
-from qwen_jax.generate.request import Completion
+from qwen_jax.inference.request import Completion
 from qwen_jax.utils.append_only import AppendOnly
 
 # Conversations and seeds -> (place, answer) as they end; None where there is no room for one.

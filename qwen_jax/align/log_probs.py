@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from qwen_jax.config import ModelConfig
+from qwen_jax.model.lm_loss import log_likelihoods
 from qwen_jax.model.transformer import default_positions, head_matrix, hidden_states
-from qwen_jax.train.cross_entropy import log_likelihoods
 from qwen_jax.types import Array, Params
 
 
@@ -35,7 +35,7 @@ def token_log_probs(
     """log p(target) and the entropy of the distribution it is from, float32 [B, T] each.
 
     Logits are divided by `temperature` first, as the sampler does. They exist for a few tokens at a
-    time, and are computed again in the backward pass (train/cross_entropy.py).
+    time, and are computed again in the backward pass (model/lm_loss.py).
 
     Args:
       window: the positions that are asked for; logits of others are not computed, and both results

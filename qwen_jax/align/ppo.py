@@ -19,8 +19,8 @@ import optax
 from qwen_jax.align.log_probs import Window, token_log_probs
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError
-from qwen_jax.model.heads import from_language_model, scores
 from qwen_jax.model.lora import LoRAConfig
+from qwen_jax.model.value_head import from_language_model, scores
 from qwen_jax.train.adapters import beside
 from qwen_jax.train.language_model import make_objective as make_language_objective
 from qwen_jax.train.step import Metrics, make_train_step

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from qwen_jax.config import ModelConfig
-from qwen_jax.model.heads import at_end, scores
+from qwen_jax.model.value_head import at_end, scores
 from qwen_jax.types import Array, PairBatch, ScoringParams, Sums
 
 

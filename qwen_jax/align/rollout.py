@@ -17,10 +17,10 @@ from qwen_jax.align.log_probs import Window, token_log_probs
 from qwen_jax.align.ppo import Bases, PPOConfig, PPOState, Rollout
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import DataError, TrainingError
-from qwen_jax.generate.decode import rollout as sample_rows
-from qwen_jax.generate.loop import NewTokens, Sampling
-from qwen_jax.model.heads import at_end, scores
+from qwen_jax.inference.decode import rollout as sample_rows
+from qwen_jax.inference.loop import NewTokens, Sampling
 from qwen_jax.model.lora import LoRAConfig, added_up, with_adapters
+from qwen_jax.model.value_head import at_end, scores
 from qwen_jax.parallel.batch_rows import on_host
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Array, Params, ScoringParams

@@ -1,6 +1,6 @@
 """Tags by asking a chat model, with examples in context. Report: 3.2.1 (as InsTag does).
 
-The model is any function from conversations to answers; generate/complete.py makes one of an
+The model is any function from conversations to answers; inference/complete.py makes one of an
 engine.
 """
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import DataError
+from qwen_jax.model.lm_loss import cross_entropy
 from qwen_jax.model.transformer import head_matrix, hidden_states
-from qwen_jax.train.cross_entropy import cross_entropy
 from qwen_jax.types import Array, Params
 
 

@@ -202,8 +202,8 @@ def _nats_of_rows(params, tokens_BT, targets_BT, weights_BT, *, config):
     import jax
     import jax.numpy as jnp
 
+    from qwen_jax.model.lm_loss import cross_entropy
     from qwen_jax.model.transformer import head_matrix, hidden_states
-    from qwen_jax.train.cross_entropy import cross_entropy
 
     B, T = tokens_BT.shape
     positions_BT = jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32)[None], (B, T))

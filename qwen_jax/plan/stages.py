@@ -11,7 +11,8 @@ from qwen_jax.align import ppo as ppo_step
 from qwen_jax.align import reward_model
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from qwen_jax.errors import unknown_name
-from qwen_jax.model import heads, spec
+from qwen_jax.model import spec
+from qwen_jax.model import value_head as heads
 from qwen_jax.parallel.sharding import DEFAULT_RULES
 from qwen_jax.train import language_model
 from qwen_jax.train.optimizer import make_optimizer

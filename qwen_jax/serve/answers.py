@@ -5,7 +5,7 @@ import secrets
 import time
 from typing import Any
 
-from qwen_jax.generate.request import Event
+from qwen_jax.inference.request import Event
 from qwen_jax.serve.calls import Call
 
 

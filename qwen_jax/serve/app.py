@@ -7,7 +7,7 @@ import hmac
 from collections import Counter
 
 from qwen_jax.errors import ConfigError
-from qwen_jax.generate.text_stream import token_bytes
+from qwen_jax.inference.stream import token_bytes
 from qwen_jax.serve import metrics
 from qwen_jax.serve.answers import Answer, dumps
 from qwen_jax.serve.calls import Call, Limits, read_chat, read_completion, read_json

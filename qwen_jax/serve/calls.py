@@ -12,7 +12,7 @@ import secrets
 from typing import Any
 
 from qwen_jax.errors import QwenJaxError
-from qwen_jax.generate.request import Request
+from qwen_jax.inference.request import Request
 from qwen_jax.serve.errors import ApiError
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer

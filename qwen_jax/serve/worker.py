@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from absl import logging
 
 from qwen_jax.errors import QwenJaxError
-from qwen_jax.generate.request import Event, Request
+from qwen_jax.inference.request import Event, Request
 from qwen_jax.serve.errors import ApiError, shutting_down
 
 

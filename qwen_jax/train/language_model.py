@@ -6,8 +6,8 @@ B batch, T positions, D model.
 import jax.numpy as jnp
 
 from qwen_jax.config import ModelConfig
+from qwen_jax.model.lm_loss import cross_entropy
 from qwen_jax.model.transformer import head_matrix, hidden_states
-from qwen_jax.train.cross_entropy import cross_entropy
 from qwen_jax.types import Array, Batch, Params, Sums
 
 

@@ -14,9 +14,9 @@ from qwen_jax.align import ppo
 from qwen_jax.align.log_probs import Window, token_log_probs
 from qwen_jax.config import MeshConfig, OptimizerConfig
 from qwen_jax.errors import ConfigError
-from qwen_jax.model.heads import scores, scoring_specs
 from qwen_jax.model.spec import init_from, init_params, param_specs
 from qwen_jax.model.transformer import forward
+from qwen_jax.model.value_head import scores, scoring_specs
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.sharding import use_layout
 from qwen_jax.train.optimizer import make_optimizer

@@ -11,9 +11,9 @@ from qwen_jax import sizes
 from qwen_jax.align import ppo
 from qwen_jax.align.rollout import PromptRows, Sampler, collate
 from qwen_jax.config import MeshConfig, OptimizerConfig
-from qwen_jax.model.heads import scoring_specs
 from qwen_jax.model.lora import LoRAConfig, in_full, lora_specs
 from qwen_jax.model.spec import init_from, param_specs
+from qwen_jax.model.value_head import scoring_specs
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.sharding import use_layout
 from qwen_jax.tokenizer.bpe import Tokenizer

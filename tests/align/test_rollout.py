@@ -12,9 +12,9 @@ from qwen_jax import sizes
 from qwen_jax.align import ppo
 from qwen_jax.align.rollout import PromptRows, Prompts, Sampler, assemble, collate
 from qwen_jax.errors import DataError, TrainingError
-from qwen_jax.generate.loop import NewTokens
-from qwen_jax.model.heads import at_end, scores, scoring_specs
+from qwen_jax.inference.loop import NewTokens
 from qwen_jax.model.spec import init_from, init_params
+from qwen_jax.model.value_head import at_end, scores, scoring_specs
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.loop import Hook, fit
 from qwen_jax.types import TrainState

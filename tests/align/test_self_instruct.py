@@ -25,7 +25,7 @@ from qwen_jax.align.self_instruct import (
 from qwen_jax.data import react
 from qwen_jax.data.conversations import Counts, read_conversations
 from qwen_jax.errors import QwenJaxError
-from qwen_jax.generate.request import Completion
+from qwen_jax.inference.request import Completion
 from qwen_jax.utils.append_only import AppendOnly
 
 SEEDS = [

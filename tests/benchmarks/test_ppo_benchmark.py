@@ -12,9 +12,9 @@ import pytest
 from benchmarks import ppo, ppo_steps, turns
 from benchmarks.generation_loop import PythonLoop, by_sorting
 from qwen_jax import sizes
-from qwen_jax.generate.decode import generate
-from qwen_jax.generate.loop import DecodeState
-from qwen_jax.generate.weights import for_decoding
+from qwen_jax.inference.decode import generate
+from qwen_jax.inference.loop import DecodeState
+from qwen_jax.inference.weights import for_decoding
 from qwen_jax.model.spec import init_params
 
 SMALL = ppo.Config(

@@ -23,8 +23,8 @@ from qwen_jax.errors import QwenJaxError
 from qwen_jax.export.huggingface import load_pretrained
 from qwen_jax.export.scoring import open_scoring
 from qwen_jax.model import spec
-from qwen_jax.model.heads import scoring_specs
 from qwen_jax.model.lora import LoRAConfig
+from qwen_jax.model.value_head import scoring_specs
 from qwen_jax.parallel.mesh import make_mesh
 
 LORA = LoRAConfig(rank=4, alpha=8.0)

@@ -11,8 +11,8 @@ from qwen_jax.align.self_instruct import Seed, Settings, read_react_seeds, read_
 from qwen_jax.data.conversations import Counts, read_conversations
 from qwen_jax.data.prompts import read_prompts
 from qwen_jax.errors import QwenJaxError
-from qwen_jax.generate import jsonl
-from qwen_jax.generate.request import Completion
+from qwen_jax.inference import jsonl
+from qwen_jax.inference.request import Completion
 
 ROWS = [
     {"prompt": "Write a poem about the sea"},

@@ -7,7 +7,7 @@ import pytest
 from qwen_jax import sizes
 from qwen_jax.config import ContextExtension
 from qwen_jax.errors import ConfigError, DataError
-from qwen_jax.generate import chat
+from qwen_jax.inference import chat
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 

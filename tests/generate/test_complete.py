@@ -2,8 +2,8 @@
 
 import pytest
 
-from qwen_jax.generate.complete import Completer
-from qwen_jax.generate.request import Event
+from qwen_jax.inference.complete import Completer
+from qwen_jax.inference.request import Event
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 

@@ -11,8 +11,8 @@ from qwen_jax import sizes
 from qwen_jax.config import MeshConfig
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.export.huggingface import load_pretrained
-from qwen_jax.generate import decode
-from qwen_jax.generate.decode import generate
+from qwen_jax.inference import decode
+from qwen_jax.inference.decode import generate
 from qwen_jax.model.spec import init_params, param_specs
 from qwen_jax.model.transformer import forward
 from qwen_jax.parallel.mesh import make_mesh

@@ -11,10 +11,10 @@ from qwen_jax import sizes
 from qwen_jax.config import ContextExtension, MeshConfig
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.export.huggingface import load_pretrained
-from qwen_jax.generate import rows as device
-from qwen_jax.generate.decode import generate
-from qwen_jax.generate.engine import Engine
-from qwen_jax.generate.request import Request
+from qwen_jax.inference import batch as device
+from qwen_jax.inference.decode import generate
+from qwen_jax.inference.engine import Engine
+from qwen_jax.inference.request import Request
 from qwen_jax.model.spec import init_params, param_specs
 from qwen_jax.model.transformer import forward
 from qwen_jax.parallel.mesh import make_mesh

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from qwen_jax.errors import ConfigError, DataError
-from qwen_jax.generate import jsonl
-from qwen_jax.generate.request import Request
+from qwen_jax.inference import jsonl
+from qwen_jax.inference.request import Request
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 

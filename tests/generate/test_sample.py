@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qwen_jax.generate import sample
+from qwen_jax.inference import sampling
 
 
 def _logits(rows=4, vocab=97, scale=3.0, seed=0):
@@ -28,27 +28,27 @@ def _nucleus_by_sorting(logits, p):
 @pytest.mark.parametrize("scale", [0.01, 1.0, 10.0])
 def test_top_p_keeps_what_sorting_keeps(p, scale):
     logits = _logits(rows=8, vocab=1000, scale=scale)
-    kept = np.isfinite(np.asarray(sample.keep_top_p(logits, p)))
+    kept = np.isfinite(np.asarray(sampling.keep_top_p(logits, p)))
     np.testing.assert_array_equal(kept, _nucleus_by_sorting(logits, p))
 
 
 def test_top_p_keeps_ties_and_leaves_kept_logits_alone():
     logits = np.log(np.asarray([[0.4, 0.2, 0.2, 0.1, 0.1]], np.float32))
-    out = np.asarray(sample.keep_top_p(logits, 0.5))
+    out = np.asarray(sampling.keep_top_p(logits, 0.5))
     np.testing.assert_array_equal(out, np.where([[1, 1, 1, 0, 0]], logits, -np.inf))
 
 
 def test_top_p_of_one_keeps_even_what_has_no_probability():
     logits = np.asarray([[0.0, -200.0, -1e9]], np.float32)
-    np.testing.assert_array_equal(np.asarray(sample.keep_top_p(logits, 1.0)), logits)
+    np.testing.assert_array_equal(np.asarray(sampling.keep_top_p(logits, 1.0)), logits)
 
 
 def test_top_p_may_differ_by_row():
     logits = _logits(rows=3)
     p = np.asarray([0.2, 0.7, 0.95], np.float32)
-    together = np.asarray(sample.keep_top_p(logits, p))
+    together = np.asarray(sampling.keep_top_p(logits, p))
     for row in range(3):
-        alone = np.asarray(sample.keep_top_p(logits[row : row + 1], p[row]))
+        alone = np.asarray(sampling.keep_top_p(logits[row : row + 1], p[row]))
         np.testing.assert_array_equal(together[row : row + 1], alone)
 
 
@@ -56,7 +56,7 @@ def test_top_p_may_differ_by_row():
 def test_top_k_keeps_the_k_largest(k):
     logits = _logits()
     logits[0, :5] = [0.0, -0.0, -np.inf, 1e30, -1e30]
-    kept = sample.keep_top_k(logits, k)
+    kept = sampling.keep_top_k(logits, k)
     smallest = np.sort(logits, axis=1)[:, ::-1][:, min(k, logits.shape[1]) - 1]
     np.testing.assert_array_equal(
         np.asarray(kept), np.where(logits >= smallest[:, None], logits, -np.inf)
@@ -65,16 +65,16 @@ def test_top_k_keeps_the_k_largest(k):
 
 def test_top_k_keeps_what_ties_with_the_kth_zero_of_either_sign_included():
     logits = np.asarray([[1.0, 0.0, -0.0, -1.0]], np.float32)
-    kept = np.isfinite(np.asarray(sample.keep_top_k(logits, 2)))
+    kept = np.isfinite(np.asarray(sampling.keep_top_k(logits, 2)))
     np.testing.assert_array_equal(kept, [[True, True, True, False]])
 
 
 def test_samples_come_as_often_as_their_probabilities_say():
     logits = jnp.asarray(_logits(rows=1, vocab=12, scale=1.5))
     temperature, p, draws = 0.7, 0.9, 40_000
-    filtered = sample.keep_top_p(sample.scale_temperature(logits, temperature), p)
-    keys = sample.row_keys(jnp.zeros(draws, jnp.uint32), jnp.arange(draws, dtype=jnp.uint32))
-    tokens = np.asarray(sample.sample(jnp.tile(filtered, (draws, 1)), keys, 3))
+    filtered = sampling.keep_top_p(sampling.scale_temperature(logits, temperature), p)
+    keys = sampling.row_keys(jnp.zeros(draws, jnp.uint32), jnp.arange(draws, dtype=jnp.uint32))
+    tokens = np.asarray(sampling.sample(jnp.tile(filtered, (draws, 1)), keys, 3))
     expected = np.asarray(jax.nn.softmax(filtered[0]))
     frequencies = np.bincount(tokens, minlength=12) / draws
     assert (frequencies[expected == 0] == 0).all() and (expected == 0).any()
@@ -88,15 +88,15 @@ def test_a_draw_depends_on_its_own_key_and_step_alone():
         np.asarray([7, 7, 8, 8, 7, 9], np.uint32),
         np.asarray([0, 1, 0, 1, 0, 0], np.uint32),
     )
-    drawn = np.asarray(sample.sample(logits, sample.row_keys(seeds, streams), 2))
+    drawn = np.asarray(sampling.sample(logits, sampling.row_keys(seeds, streams), 2))
     assert drawn[0] == drawn[4] and len(set(drawn.tolist())) == 5
     for row in range(6):
-        keys = sample.row_keys(seeds[row : row + 1], streams[row : row + 1])
-        assert sample.sample(logits[:1], keys, 2)[0] == drawn[row]
-        assert sample.sample(logits[:1], keys, 3)[0] != drawn[row]
+        keys = sampling.row_keys(seeds[row : row + 1], streams[row : row + 1])
+        assert sampling.sample(logits[:1], keys, 2)[0] == drawn[row]
+        assert sampling.sample(logits[:1], keys, 3)[0] != drawn[row]
 
 
 def test_greedy_takes_the_first_of_the_largest_and_padding_ids_are_excluded():
     logits = np.asarray([[0.0, 2.0, 2.0, 5.0], [1.0, 0.0, 0.0, 9.0]], np.float32)
-    allowed = sample.allow_below(logits, 3)
-    np.testing.assert_array_equal(np.asarray(sample.greedy(allowed)), [1, 0])
+    allowed = sampling.allow_below(logits, 3)
+    np.testing.assert_array_equal(np.asarray(sampling.greedy(allowed)), [1, 0])

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from qwen_jax.generate.text_stream import TextStream, token_bytes
+from qwen_jax.inference.stream import TextStream, token_bytes
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 BYTES = {i: bytes([i]) for i in range(256)}

@@ -5,8 +5,8 @@ import threading
 import time
 
 from qwen_jax.errors import ConfigError
-from qwen_jax.generate.request import Event, Request
-from qwen_jax.generate.text_stream import TextStream, token_bytes
+from qwen_jax.inference.request import Event, Request
+from qwen_jax.inference.stream import TextStream, token_bytes
 
 WORDS = [word.encode() for word in ("the ", "sea ", "é", "日本", "is ", "blue\n", "END", "a")]
 

@@ -9,7 +9,7 @@ import pytest
 from fake_engine import FakeEngine, complete
 from server import MODEL, byte_tokenizer, running
 
-from qwen_jax.generate.request import Request
+from qwen_jax.inference.request import Request
 from qwen_jax.tokenizer import chatml
 
 TOKENIZER = byte_tokenizer()

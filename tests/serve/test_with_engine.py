@@ -8,8 +8,8 @@ import pytest
 from server import MODEL, byte_tokenizer, running
 
 from qwen_jax import sizes
-from qwen_jax.generate.engine import Engine
-from qwen_jax.generate.request import Request
+from qwen_jax.inference.engine import Engine
+from qwen_jax.inference.request import Request
 from qwen_jax.model.spec import init_params
 from qwen_jax.tokenizer import chatml
 

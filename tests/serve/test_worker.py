@@ -6,7 +6,7 @@ import pytest
 from fake_engine import FakeEngine
 from server import byte_tokenizer
 
-from qwen_jax.generate.request import Request
+from qwen_jax.inference.request import Request
 from qwen_jax.serve.errors import ApiError
 from qwen_jax.serve.worker import Worker
 

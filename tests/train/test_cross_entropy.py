@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from qwen_jax.config import MeshConfig
+from qwen_jax.model import lm_loss as module
+from qwen_jax.model.lm_loss import cross_entropy, log_likelihoods
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.sharding import use_layout
-from qwen_jax.train import cross_entropy as module
-from qwen_jax.train.cross_entropy import cross_entropy, log_likelihoods
 
 B, T, D, V = 4, 96, 16, 40  # 384 tokens; chunks are multiples of 128
 

@@ -15,10 +15,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from qwen_jax.config import ModelConfig
-from qwen_jax.generate import loop
-from qwen_jax.generate.loop import DecodeState, NewTokens, Sampling
-from qwen_jax.model import kv_cache
-from qwen_jax.model.cached import forward_cached
+from qwen_jax.inference import kv_cache, loop
+from qwen_jax.inference.cached_forward import forward_cached
+from qwen_jax.inference.loop import DecodeState, NewTokens, Sampling
 from qwen_jax.parallel.sharding import use_layout
 from qwen_jax.types import Array, Params
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError, DataError, QwenJaxError, unknown_name
-from qwen_jax.generate.request import Request
+from qwen_jax.inference.request import Request
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params

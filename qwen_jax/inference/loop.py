@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from qwen_jax.config import ModelConfig
-from qwen_jax.generate import sample
-from qwen_jax.model.cached import forward_cached
+from qwen_jax.inference import sampling as sample
+from qwen_jax.inference.cached_forward import forward_cached
 from qwen_jax.types import Array, KVCache, Params
 
 

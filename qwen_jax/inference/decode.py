@@ -14,12 +14,12 @@ import numpy as np
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError, DataError
-from qwen_jax.generate.loop import DecodeState, NewTokens, Sampling, advance, take
-from qwen_jax.generate.request import check_settings, is_whole, read_ids
-from qwen_jax.generate.weights import for_decoding
-from qwen_jax.model.cached import forward_cached
-from qwen_jax.model.kv_cache import init_cache
-from qwen_jax.model.turned import TurnedParams
+from qwen_jax.inference.cached_forward import forward_cached
+from qwen_jax.inference.cpu_weights import TurnedParams
+from qwen_jax.inference.kv_cache import init_cache
+from qwen_jax.inference.loop import DecodeState, NewTokens, Sampling, advance, take
+from qwen_jax.inference.request import check_settings, is_whole, read_ids
+from qwen_jax.inference.weights import for_decoding
 from qwen_jax.types import Array, Params
 
 _SMALLEST_BUCKET = 16

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from qwen_jax.config import ModelConfig
+from qwen_jax.inference.cpu_weights import TurnedParams, turn
 from qwen_jax.kernels.platform import target_of
-from qwen_jax.model.turned import TurnedParams, turn
 from qwen_jax.types import Params
 
 

@@ -21,14 +21,14 @@ from jax.sharding import Mesh
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError, DataError
-from qwen_jax.generate import rows as device
-from qwen_jax.generate.loop import Sampling
-from qwen_jax.generate.prefix import Held, Plan, plan
-from qwen_jax.generate.request import Completion, Event, Request, is_whole, read_ids
-from qwen_jax.generate.text_stream import TextStream, token_bytes
-from qwen_jax.generate.weights import for_decoding
-from qwen_jax.model.kv_cache import BLOCK, cache_bytes
-from qwen_jax.model.turned import TurnedParams
+from qwen_jax.inference import batch as device
+from qwen_jax.inference.cpu_weights import TurnedParams
+from qwen_jax.inference.kv_cache import BLOCK, cache_bytes
+from qwen_jax.inference.loop import Sampling
+from qwen_jax.inference.prefix import Held, Plan, plan
+from qwen_jax.inference.request import Completion, Event, Request, is_whole, read_ids
+from qwen_jax.inference.stream import TextStream, token_bytes
+from qwen_jax.inference.weights import for_decoding
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params
 
