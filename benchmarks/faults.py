@@ -27,11 +27,11 @@ import time
 import numpy as np
 
 from benchmarks.timing import machine
-from qwen_jax import faults
 from qwen_jax.data import shards
 from qwen_jax.data.document import Document
 from qwen_jax.errors import DataError
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.train.resilience import fault_injection
 
 SAVE_EVERY = 4
 WINDOW = 8  # steps between two faults
@@ -95,7 +95,7 @@ class Bench:
 
     def environment(self, plan: str = "") -> dict[str, str]:
         return os.environ | {
-            faults.VARIABLE: plan,
+            fault_injection.VARIABLE: plan,
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
@@ -174,7 +174,9 @@ class Bench:
             self.launch(run, f"kill step={step}", restarts=0)
             found = (self.folder / run / "checkpoints").glob("*")
             if any(path.name.isdecimal() for path in found):
-                getattr(faults, kind)(faults.newest_checkpoint(self.folder / run), self.draw)
+                getattr(fault_injection, kind)(
+                    fault_injection.newest_checkpoint(self.folder / run), self.draw
+                )
         code, _ = self.launch(run, restarts=0)
         damaged = self.events(run, "damaged")
         begun = self.events(run, "start", "resume")[1:]
@@ -204,12 +206,12 @@ class Bench:
         reader.start()
         known: set[str] = set()
         while process.poll() is None and kills < self.repeats:
-            writing = faults.saving(self.folder / run)
+            writing = fault_injection.saving(self.folder / run)
             if writing is None or f"{kills} {writing.name}" in known:
                 time.sleep(0.001)
                 continue
             time.sleep(self.draw.random() * 0.2)
-            found = faults.workers(process.pid)
+            found = fault_injection.workers(process.pid)
             if writing.exists() and found:
                 os.kill(found[self.draw.choice(sorted(found))], signal.SIGKILL)
                 lives = len(self.events(run, "start", "resume"))
@@ -289,7 +291,7 @@ class Bench:
         for trial in range(self.repeats):
             copy = self.folder / f"shards{trial}"
             shutil.copytree(self.folder / "words" / "train", copy)
-            where = faults.flip_bit(copy, self.draw)
+            where = fault_injection.flip_bit(copy, self.draw)
             try:
                 shards.open_shards(copy)
             except DataError as error:

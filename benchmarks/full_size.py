@@ -123,14 +123,14 @@ def measure(config: Config) -> dict:
     from qwen_jax.parallel.mesh import make_mesh
     from qwen_jax.parallel.sharding import batch_sharding, use_layout
     from qwen_jax.parallel.xla_options import compile_for
-    from qwen_jax.train import metrics
     from qwen_jax.train.language_model import make_objective
     from qwen_jax.train.loop import fit
     from qwen_jax.train.optimizer import make_optimizer
     from qwen_jax.train.state import abstract_state, make_state
     from qwen_jax.train.step import make_train_step
     from qwen_jax.train.supervised import abstract_batch
-    from qwen_jax.train.trace import traced
+    from qwen_jax.train.telemetry import metrics
+    from qwen_jax.train.telemetry.trace import traced
 
     recipe = _recipe(config)
     model, train = recipe.model, recipe.train

@@ -110,12 +110,12 @@ def measure(config: Config) -> dict:
     from qwen_jax.parallel.mesh import make_mesh
     from qwen_jax.parallel.sharding import batch_sharding, use_layout
     from qwen_jax.parallel.xla_options import compile_for
-    from qwen_jax.train import memory
     from qwen_jax.train.language_model import make_objective
     from qwen_jax.train.loop import fit
     from qwen_jax.train.optimizer import make_optimizer
     from qwen_jax.train.state import abstract_state, make_state
     from qwen_jax.train.step import make_train_step
+    from qwen_jax.train.telemetry import memory
     from qwen_jax.types import Batch
 
     model = dataclasses.replace(sizes.TOY_8M, compute_dtype=config.dtype)

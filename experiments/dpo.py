@@ -20,7 +20,6 @@ from experiments import flags
 from experiments.base_model import start, start_of
 from experiments.pretrain import ended_by_signal
 from experiments.reward_model import PairData, for_epochs, make_rows
-from experiments.rows import held_out_batches, train_on
 from qwen_jax import sizes
 from qwen_jax.align.dpo import ComparedPairs, answer_log_probs, make_objective
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
@@ -34,6 +33,7 @@ from qwen_jax.parallel.mesh import check_batch, make_mesh
 from qwen_jax.parallel.sharding import DEFAULT_RULES, use_layout
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.evaluation import make_means
+from qwen_jax.train.supervised_rows import held_out_batches, train_on
 from qwen_jax.types import Params
 from qwen_jax.utils.jsonl import names_of
 

@@ -8,7 +8,7 @@
     python -m experiments.faults --kill=PID --saving=runs/a  # while a checkpoint is being written
 
 Use a copy of anything that matters. Faults inside of a run (at a step, in one process) are written
-in its environment: QWEN_JAX_FAULTS="kill step=12 process=1; nan step=20"; qwen_jax/faults.py has
+in its environment: QWEN_JAX_FAULTS="kill step=12 process=1; nan step=20"; qwen_jax/train/resilience/fault_injection.py has
 all.
 """
 
@@ -20,8 +20,8 @@ import signal
 import sys
 import time
 
-from qwen_jax import faults
 from qwen_jax.errors import ConfigError, QwenJaxError
+from qwen_jax.train.resilience import fault_injection
 
 _SIGNALS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP, "term": signal.SIGTERM}
 
@@ -46,13 +46,17 @@ def main(argv: list[str]) -> None:
     for name in ("flip_bit", "cut"):
         folder = getattr(options, name)
         if folder:
-            path = pathlib.Path(folder) if options.folder else faults.newest_checkpoint(folder)
-            print(f"{path}: {getattr(faults, name)(path, draw)}")
+            path = (
+                pathlib.Path(folder)
+                if options.folder
+                else fault_injection.newest_checkpoint(folder)
+            )
+            print(f"{path}: {getattr(fault_injection, name)(path, draw)}")
     for name, number in _SIGNALS.items():
         if launcher := getattr(options, name):
-            while options.saving and faults.saving(options.saving) is None:
+            while options.saving and fault_injection.saving(options.saving) is None:
                 time.sleep(0.001)
-            found = faults.workers(launcher)
+            found = fault_injection.workers(launcher)
             if options.process not in found:
                 raise ConfigError(
                     f"process {options.process} is none of {sorted(found)}.",

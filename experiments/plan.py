@@ -35,7 +35,7 @@ from qwen_jax.plan import gpus, search, topologies
 from qwen_jax.plan.estimate import Estimate, estimate, flops_found, tokens_per_step
 from qwen_jax.plan.program import Result, compile_apart
 from qwen_jax.plan.stages import Workload
-from qwen_jax.train.memory import gib
+from qwen_jax.train.telemetry.memory import gib
 
 RECIPES_OF = {
     "pretrain": pretrain.RECIPES,

@@ -24,7 +24,6 @@ import numpy as np
 from experiments import flags
 from experiments.base_model import is_scoring_run, scoring_start_of, start
 from experiments.pretrain import ended_by_signal
-from experiments.rows import held_out_batches, train_on
 from qwen_jax import sizes
 from qwen_jax.align.preference_report import measure, table
 from qwen_jax.align.reward_model import make_objective
@@ -34,6 +33,7 @@ from qwen_jax.data.preference import PairRows, read_pairs
 from qwen_jax.errors import ConfigError
 from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.train.supervised_rows import held_out_batches, train_on
 from qwen_jax.utils.jsonl import names_of, write_json
 
 

@@ -42,7 +42,7 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.inference import chat
 from qwen_jax.inference.complete import Completer
 from qwen_jax.inference.jsonl import fingerprint
-from qwen_jax.train.metrics import format_seconds
+from qwen_jax.train.telemetry.metrics import format_seconds
 from qwen_jax.utils.append_only import AppendOnly
 
 

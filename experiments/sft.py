@@ -22,7 +22,6 @@ from typing import Literal
 from experiments import flags
 from experiments.base_model import start, start_of
 from experiments.pretrain import ended_by_signal
-from experiments.rows import held_out_batches, train_on
 from qwen_jax import sizes
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from qwen_jax.data.conversation_rows import PackedRows, encode
@@ -33,6 +32,7 @@ from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.train.supervised import HeldOut, language_evaluation
+from qwen_jax.train.supervised_rows import held_out_batches, train_on
 from qwen_jax.utils.jsonl import names_of
 
 

@@ -10,7 +10,7 @@ from qwen_jax.model import spec
 from qwen_jax.plan.program import Result
 from qwen_jax.plan.stages import Workload
 from qwen_jax.plan.topologies import Chip, Topology
-from qwen_jax.train import metrics
+from qwen_jax.train.telemetry import metrics
 
 
 @dataclasses.dataclass(frozen=True)

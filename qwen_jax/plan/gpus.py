@@ -12,7 +12,7 @@ from qwen_jax.plan import search
 from qwen_jax.plan.estimate import from_times
 from qwen_jax.plan.stages import Workload
 from qwen_jax.plan.topologies import GIB, Chip, Topology
-from qwen_jax.train.memory import gib
+from qwen_jax.train.telemetry.memory import gib
 
 # Links: NVLink's, both directions counted once; beyond 8 GPUs a network of 50 GB/s for each.
 _NVLINK, _NETWORK, _NODE = 450e9, 50e9, 8

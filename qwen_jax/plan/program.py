@@ -104,7 +104,7 @@ def compile_here(workload, topology, options: dict, keep: pathlib.Path | None) -
     from qwen_jax.plan import costs
     from qwen_jax.plan.network import Network
     from qwen_jax.plan.stages import build
-    from qwen_jax.train.memory import bytes_per_device
+    from qwen_jax.train.telemetry.memory import bytes_per_device
 
     jax.config.update("jax_platforms", "cpu")
     started = time.perf_counter()

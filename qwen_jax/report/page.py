@@ -22,7 +22,7 @@ from qwen_jax.report.records import (
     read_jsonl,
     where_time_went,
 )
-from qwen_jax.train.metrics import format_seconds
+from qwen_jax.train.telemetry.metrics import format_seconds
 
 
 def write_report(run_dir: str | os.PathLike) -> pathlib.Path:

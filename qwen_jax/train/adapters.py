@@ -20,9 +20,9 @@ from jax.sharding import Mesh
 from qwen_jax.config import ModelConfig
 from qwen_jax.model import spec
 from qwen_jax.model.lora import LoRAConfig, in_full, lora_specs, with_adapters
-from qwen_jax.train import memory
 from qwen_jax.train.run import Job
 from qwen_jax.train.step import Objective, make_train_step
+from qwen_jax.train.telemetry import memory
 from qwen_jax.types import Array, TrainState
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from qwen_jax.errors import TrainingError
-from qwen_jax.train.signals import StopRequest
+from qwen_jax.train.resilience.signals import StopRequest
 from qwen_jax.types import TrainState
 
 

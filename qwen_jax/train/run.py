@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import jax
 from jax.sharding import Mesh
 
-from qwen_jax import faults
 from qwen_jax.checkpoint.checkpointer import Checkpointer
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from qwen_jax.errors import ConfigError, QwenJaxError, TrainingError
@@ -26,15 +25,17 @@ from qwen_jax.parallel.cpu import huge_pages
 from qwen_jax.parallel.sharding import use_layout
 from qwen_jax.parallel.xla_options import compile_for
 from qwen_jax.tokenizer.bpe import Tokenizer
-from qwen_jax.train import memory, metrics, run_folder
-from qwen_jax.train.events import Events
-from qwen_jax.train.goodput import Goodput
+from qwen_jax.train import run_folder
 from qwen_jax.train.loop import Hook, Stopped, fit
 from qwen_jax.train.optimizer import make_schedule
-from qwen_jax.train.recheck import rechecked
-from qwen_jax.train.reporter import Reporter
-from qwen_jax.train.spikes import LossSpike, SpikeWatch
-from qwen_jax.train.trace import traced
+from qwen_jax.train.resilience import fault_injection
+from qwen_jax.train.resilience.sdc_check import rechecked
+from qwen_jax.train.resilience.spikes import LossSpike, SpikeWatch
+from qwen_jax.train.telemetry import memory, metrics
+from qwen_jax.train.telemetry.events import Events
+from qwen_jax.train.telemetry.goodput import Goodput
+from qwen_jax.train.telemetry.reporter import Reporter
+from qwen_jax.train.telemetry.trace import traced
 from qwen_jax.utils.jsonl import write_json
 
 
@@ -114,7 +115,7 @@ class _Beginning:
 
     step: int
     state: Any
-    skipped: int = 0  # batches that were left out so far (train/spikes.py)
+    skipped: int = 0  # batches that were left out so far (train/resilience/spikes.py)
     losses: tuple[float, ...] = ()  # of the last steps
 
 
@@ -168,7 +169,7 @@ def _run(
             resume_step=begin.step,
         )
         stack.callback(reporter.log.close)
-        planned = faults.planned()
+        planned = fault_injection.planned()
         for skips in range(_MOST_SKIPS + 1):
             reporter.spikes = SpikeWatch(begin.losses)
             try:
@@ -261,7 +262,7 @@ def _fit(
     hooks = [Hook(train.save_every or train.num_steps, save, at_stop=True)]
     if job.evaluate is not None:
         hooks.append(Hook(train.eval_every or train.num_steps, evaluate))
-    step = faults.in_step(compiled, planned)
+    step = fault_injection.in_step(compiled, planned)
     step = rechecked(step, train.recheck_every, start_step=begin.step)
     with (
         job.batches(begin.step + begin.skipped) as read,
@@ -274,7 +275,7 @@ def _fit(
     ):
         return fit(
             begin.state,
-            faults.before_steps(next_batch, planned),
+            fault_injection.before_steps(next_batch, planned),
             step,
             start_step=begin.step,
             num_steps=train.num_steps,

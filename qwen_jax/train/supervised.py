@@ -18,13 +18,13 @@ from qwen_jax.parallel.batch_rows import put_rows, rows_here
 from qwen_jax.parallel.mesh import check_batch, make_mesh
 from qwen_jax.parallel.sharding import DEFAULT_RULES
 from qwen_jax.tokenizer.bpe import Tokenizer
-from qwen_jax.train import metrics
 from qwen_jax.train.adapters import Adapters, FrozenBase
 from qwen_jax.train.evaluation import make_evaluator
 from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.run import Job, RunConfig, run
 from qwen_jax.train.state import abstract_state, make_state
 from qwen_jax.train.step import Objective, make_train_step
+from qwen_jax.train.telemetry import metrics
 from qwen_jax.types import Batch, TrainState
 
 Batches = Callable[[int], contextlib.AbstractContextManager[Iterable[Any]]]

@@ -17,9 +17,9 @@ from qwen_jax.model.value_head import scoring_specs
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.sharding import use_layout
 from qwen_jax.tokenizer.bpe import Tokenizer
-from qwen_jax.train import memory
 from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.state import abstract_state, make_state
+from qwen_jax.train.telemetry import memory
 
 TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})
 MODEL = dataclasses.replace(sizes.TINY, vocab_size=464, context_length=64, initializer_range=0.1)

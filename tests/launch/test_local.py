@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from qwen_jax import faults
+from qwen_jax.train.resilience import fault_injection
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ME = (
@@ -113,7 +113,7 @@ def test_nobody_is_left_when_the_launcher_is_killed():
     )
     for _ in range(2):
         process.stdout.readline()
-    workers = faults.workers(process.pid)
+    workers = fault_injection.workers(process.pid)
     assert sorted(workers) == [0, 1]
     process.kill()
     process.wait()
@@ -174,7 +174,7 @@ def cached(monkeypatch, tmp_path_factory):
 
 def test_two_processes_train_through_a_kill(toy_text, tmp_path, monkeypatch, cached):
     """The second life goes on with the newest checkpoint; every step is there once, in order."""
-    monkeypatch.setenv(faults.VARIABLE, "kill step=7 process=1")
+    monkeypatch.setenv(fault_injection.VARIABLE, "kill step=7 process=1")
     code, shown = launch(
         "--processes=2",
         "--heartbeat=100",
@@ -230,7 +230,7 @@ def test_four_two_and_one_processes_on_other_meshes_see_the_same_data(toy_text, 
         (1, 2, "--mesh.data=2", None),
     ):
         # A signal is heard within a second or two: steps that are slower from there on wait for it.
-        os.environ[faults.VARIABLE] = (
+        os.environ[fault_injection.VARIABLE] = (
             f"term step={end}; delay step={end} seconds=0.5" if end else ""
         )
         try:
@@ -242,7 +242,7 @@ def test_four_two_and_one_processes_on_other_meshes_see_the_same_data(toy_text, 
                 arguments=pretrain(tmp_path / "parts", toy_text, mesh, *settings),
             )
         finally:
-            del os.environ[faults.VARIABLE]
+            del os.environ[fault_injection.VARIABLE]
         assert code == (1 if end else 0), shown
     whole, parts = losses(tmp_path / "whole"), losses(tmp_path / "parts")
     assert list(parts) == list(whole) == list(range(1, 31))
@@ -254,7 +254,7 @@ def test_four_two_and_one_processes_on_other_meshes_see_the_same_data(toy_text, 
 def test_sigterm_to_one_of_four_makes_all_save_the_same_step(
     toy_text, tmp_path, monkeypatch, cached
 ):
-    monkeypatch.setenv(faults.VARIABLE, "term step=5 process=2; delay step=5 seconds=0.1")
+    monkeypatch.setenv(fault_injection.VARIABLE, "term step=5 process=2; delay step=5 seconds=0.1")
     code, shown = launch(
         "--processes=4",
         "--heartbeat=300",

@@ -14,11 +14,11 @@ from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.model.spec import init_params
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.sharding import batch_sharding, use_layout
-from qwen_jax.train import memory, metrics
 from qwen_jax.train.adapters import Adapters, FrozenBase, OnBase
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.state import abstract_state, make_state
+from qwen_jax.train.telemetry import memory, metrics
 
 CONFIG = dataclasses.replace(sizes.TINY, initializer_range=0.1)
 OPTIMIZER = make_optimizer(OptimizerConfig(peak_learning_rate=0.01, epsilon=1e-4), 100)

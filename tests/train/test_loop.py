@@ -9,8 +9,8 @@ import pytest
 
 from qwen_jax.errors import TrainingError
 from qwen_jax.train.loop import Hook, Stopped, fit
-from qwen_jax.train.metrics import format_seconds
-from qwen_jax.train.spikes import SpikeWatch
+from qwen_jax.train.resilience.spikes import SpikeWatch
+from qwen_jax.train.telemetry.metrics import format_seconds
 from qwen_jax.types import TrainState
 
 

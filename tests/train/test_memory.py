@@ -11,11 +11,11 @@ from qwen_jax.errors import TrainingError
 from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.sharding import batch_sharding, use_layout
-from qwen_jax.train import memory
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.state import abstract_state
 from qwen_jax.train.step import make_train_step
+from qwen_jax.train.telemetry import memory
 from tests.train.test_step import make_batch
 
 

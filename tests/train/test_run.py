@@ -12,18 +12,18 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.pretrain import SMOKE
-from qwen_jax import faults
 from qwen_jax.checkpoint.checkpointer import Checkpointer
 from qwen_jax.config import MeshConfig, TrainConfig
 from qwen_jax.errors import ConfigError, TrainingError
 from qwen_jax.parallel.mesh import make_mesh
-from qwen_jax.train.events import Events
-from qwen_jax.train.goodput import KINDS, Goodput
-from qwen_jax.train.host_times import HostTimes, slow_one
 from qwen_jax.train.loop import StepReport, Stopped
-from qwen_jax.train.recheck import SilentCorruption
-from qwen_jax.train.reporter import Reporter
+from qwen_jax.train.resilience import fault_injection
+from qwen_jax.train.resilience.sdc_check import SilentCorruption
 from qwen_jax.train.run import Job, run
+from qwen_jax.train.telemetry.events import Events
+from qwen_jax.train.telemetry.goodput import KINDS, Goodput
+from qwen_jax.train.telemetry.host_times import HostTimes, slow_one
+from qwen_jax.train.telemetry.reporter import Reporter
 from qwen_jax.types import TrainState
 
 
@@ -186,20 +186,20 @@ def test_a_run_that_only_spikes_is_given_up(tmp_path):
 
 
 def test_a_wrong_computation_is_found_and_not_saved(tmp_path, monkeypatch):
-    monkeypatch.setenv(faults.VARIABLE, "corrupt step=16")
+    monkeypatch.setenv(fault_injection.VARIABLE, "corrupt step=16")
     a = Adding(tmp_path, noise(), recheck_every=4)
     with pytest.raises(SilentCorruption, match="step 16 differ in 1 numbers") as caught:
         a.run()
     assert caught.value.exit_code == 76 and a.newest()[0] == 10
     monkeypatch.setenv("QWEN_JAX_ATTEMPT", "1")  # the fault is of the first life
     state = Adding(tmp_path, noise(), recheck_every=4).run()
-    monkeypatch.delenv(faults.VARIABLE)
+    monkeypatch.delenv(fault_injection.VARIABLE)
     plain = Adding(tmp_path / "plain", noise()).run()
     assert np.asarray(state.params["w"]).tobytes() == np.asarray(plain.params["w"]).tobytes()
 
 
 def test_time_is_accounted_for(tmp_path, monkeypatch):
-    monkeypatch.setenv(faults.VARIABLE, "delay step=11 seconds=0.02")
+    monkeypatch.setenv(fault_injection.VARIABLE, "delay step=11 seconds=0.02")
     a = Adding(tmp_path, noise())
     a.run()
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -293,12 +293,17 @@ def test_the_learning_rate_is_told_without_a_computation_between_steps(tmp_path)
 @pytest.mark.parametrize("text", ["kil step=3", "kill when=3", "kill step=x"])
 def test_a_fault_that_is_none_is_refused(text):
     with pytest.raises(ConfigError):
-        faults.planned({faults.VARIABLE: text})
+        fault_injection.planned({fault_injection.VARIABLE: text})
 
 
 def test_faults_are_of_one_process_and_one_life():
     text = "kill step=3 process=1; nan step=4; delay step=2 attempt=1 seconds=0.5"
-    assert [fault.kind for fault in faults.planned({faults.VARIABLE: text})] == ["nan"]
+    assert [fault.kind for fault in fault_injection.planned({fault_injection.VARIABLE: text})] == [
+        "nan"
+    ]
     assert [
-        fault.seconds for fault in faults.planned({faults.VARIABLE: text, "QWEN_JAX_ATTEMPT": "1"})
+        fault.seconds
+        for fault in fault_injection.planned(
+            {fault_injection.VARIABLE: text, "QWEN_JAX_ATTEMPT": "1"}
+        )
     ] == [0.5]

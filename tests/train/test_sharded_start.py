@@ -9,9 +9,9 @@ from qwen_jax import sizes
 from qwen_jax.config import MeshConfig, OptimizerConfig
 from qwen_jax.model.spec import init_from, param_specs
 from qwen_jax.parallel.mesh import make_mesh
-from qwen_jax.train.memory import bytes_per_device
 from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.state import abstract_state, make_state
+from qwen_jax.train.telemetry.memory import bytes_per_device
 
 CONFIG = dataclasses.replace(sizes.TOY_8M, num_layers=2, unroll_layers=1)
 OPTIMIZER = make_optimizer(OptimizerConfig(), 100)

@@ -13,7 +13,7 @@ class Goodput:
 
     train: steps, without waiting for batches (wait) or for answers that PPO draws (sample).
     compile, restore, save, evaluate: what the loop stood still for. redo: train and sample that a
-    going back undid (train/spikes.py).
+    going back undid (train/resilience/spikes.py).
     """
 
     def __init__(self):

@@ -9,18 +9,18 @@ import jax
 import numpy as np
 
 from qwen_jax.config import ModelConfig, TrainConfig
-from qwen_jax.train import recheck
-from qwen_jax.train.events import Events
-from qwen_jax.train.goodput import Goodput
-from qwen_jax.train.host_times import HostTimes
 from qwen_jax.train.loop import StepReport
-from qwen_jax.train.metrics import (
+from qwen_jax.train.resilience import sdc_check
+from qwen_jax.train.resilience.spikes import LossSpike, SpikeWatch
+from qwen_jax.train.telemetry.events import Events
+from qwen_jax.train.telemetry.goodput import Goodput
+from qwen_jax.train.telemetry.host_times import HostTimes
+from qwen_jax.train.telemetry.metrics import (
     MetricsLog,
     NoLog,
     flops_per_token,
     format_line,
 )
-from qwen_jax.train.spikes import LossSpike, SpikeWatch
 
 
 class Reporter:
@@ -76,7 +76,7 @@ class Reporter:
             self._hosts.add(report.seconds, report.device_wait_seconds)
             self.goodput.add("train", max(report.seconds - report.data_wait_seconds, 0.0))
             self.goodput.add("sample" if samples else "wait", report.data_wait_seconds)
-        recheck.check(report.step, report.metrics)
+        sdc_check.check(report.step, report.metrics)
         spike = self.spikes.see(report.metrics["train/loss"])
         if spike is not None:
             self._events.tell("spike", step=report.step, message=spike)
