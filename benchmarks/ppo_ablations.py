@@ -18,11 +18,11 @@ import jax
 import numpy as np
 
 from experiments import flags, ppo, quickstart_alignment
-from experiments.base_model import start as start_from
 from qwen_jax.config import DataConfig
 from qwen_jax.data.loader import Loader
 from qwen_jax.errors import ConfigError
-from qwen_jax.export.huggingface import load_pretrained
+from qwen_jax.pretrained.huggingface import load_pretrained
+from qwen_jax.pretrained.start import start as start_from
 from qwen_jax.report.records import Curves, read_jsonl
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.evaluation import make_evaluator

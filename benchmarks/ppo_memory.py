@@ -73,9 +73,9 @@ def write(config: Config, folder: pathlib.Path) -> None:
     import jax.numpy as jnp
 
     from qwen_jax.checkpoint.checkpointer import Checkpointer
-    from qwen_jax.export.run_folder import save_run
     from qwen_jax.model.spec import init_from, param_specs
     from qwen_jax.model.value_head import scoring_specs
+    from qwen_jax.pretrained.from_run import save_run
     from qwen_jax.tokenizer.bpe import Tokenizer
     from qwen_jax.types import TrainState
 
@@ -109,9 +109,9 @@ def write(config: Config, folder: pathlib.Path) -> None:
 def measure(config: Config, folder: pathlib.Path) -> dict:
     """Bytes that a run announces, and its peak from its second step on."""
     from experiments import ppo
-    from experiments.base_model import start
     from qwen_jax.config import MeshConfig
     from qwen_jax.model.lora import LoRAConfig
+    from qwen_jax.pretrained.start import start
 
     recipe = ppo.RECIPES["1.8b"]
     asked = dataclasses.replace(

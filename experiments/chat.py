@@ -16,11 +16,11 @@ import time
 import unicodedata
 
 from experiments import flags
-from experiments.loading import load, mesh_of, start_engine
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.inference import chat
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.request import Request
+from qwen_jax.pretrained.loading import load, mesh_of, start_engine
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 

@@ -27,11 +27,11 @@ from tqdm import tqdm
 from experiments import flags
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import CheckpointError, ConfigError
-from qwen_jax.export import verify
-from qwen_jax.export.huggingface import convert_pretrained, load_pretrained, open_pretrained
-from qwen_jax.export.released import ReleasedFolder
-from qwen_jax.export.run_folder import check_unused, save_run
 from qwen_jax.model.spec import count
+from qwen_jax.pretrained import verify
+from qwen_jax.pretrained.from_run import check_unused, save_run
+from qwen_jax.pretrained.huggingface import convert_pretrained, load_pretrained, open_pretrained
+from qwen_jax.pretrained.released import ReleasedFolder
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.huggingface import has_tokenizer, load_tokenizer
 

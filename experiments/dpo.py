@@ -17,7 +17,6 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from experiments import flags
-from experiments.base_model import start, start_of
 from experiments.pretrain import ended_by_signal
 from experiments.reward_model import PairData, for_epochs, make_rows
 from qwen_jax import sizes
@@ -31,6 +30,7 @@ from qwen_jax.model.spec import abstract, param_specs
 from qwen_jax.parallel.batch_rows import on_host
 from qwen_jax.parallel.mesh import check_batch, make_mesh
 from qwen_jax.parallel.sharding import DEFAULT_RULES, use_layout
+from qwen_jax.pretrained.start import start, start_of
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.evaluation import make_means
 from qwen_jax.train.supervised_rows import held_out_batches, train_on

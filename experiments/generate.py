@@ -15,11 +15,11 @@ import sys
 import tqdm
 
 from experiments import flags
-from experiments.loading import load, mesh_of, start_engine
 from qwen_jax.errors import ConfigError
 from qwen_jax.inference import chat, jsonl
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.request import Request
+from qwen_jax.pretrained.loading import load, mesh_of, start_engine
 
 
 @dataclasses.dataclass(frozen=True)

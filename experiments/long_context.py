@@ -23,7 +23,7 @@ from qwen_jax.config import ContextExtension, ModelConfig
 from qwen_jax.data import shards
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.evaluate.perplexity import perplexity
-from qwen_jax.export.huggingface import load_pretrained
+from qwen_jax.pretrained.huggingface import load_pretrained
 from qwen_jax.report.plots import draw_lengths
 from qwen_jax.utils.jsonl import write_json
 

@@ -28,15 +28,6 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments import flags
-from experiments.base_model import (
-    adopt,
-    frozen_scoring_weights_of,
-    frozen_weights_of,
-    is_scoring_run,
-    scoring_weights_of,
-    start,
-    weights_of,
-)
 from experiments.pretrain import ended_by_signal
 from qwen_jax import sizes
 from qwen_jax.align import ppo
@@ -54,12 +45,21 @@ from qwen_jax.data.conversations import Counts
 from qwen_jax.data.loader import Loader
 from qwen_jax.data.prompts import read_prompts
 from qwen_jax.errors import ConfigError, unknown_name
-from qwen_jax.export import merged
 from qwen_jax.model.lora import LoRAConfig, in_full, lora_specs
 from qwen_jax.model.spec import abstract, param_specs, size
 from qwen_jax.model.value_head import scoring_specs
 from qwen_jax.parallel.mesh import check_batch, make_mesh
 from qwen_jax.parallel.sharding import DEFAULT_RULES
+from qwen_jax.pretrained import merged
+from qwen_jax.pretrained.start import (
+    adopt,
+    frozen_scoring_weights_of,
+    frozen_weights_of,
+    is_scoring_run,
+    scoring_weights_of,
+    start,
+    weights_of,
+)
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.adapters import describe
 from qwen_jax.train.optimizer import make_optimizer

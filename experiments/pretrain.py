@@ -25,10 +25,10 @@ from qwen_jax.config import DataConfig, MeshConfig, ModelConfig, OptimizerConfig
 from qwen_jax.data import shards
 from qwen_jax.data.loader import Loader
 from qwen_jax.errors import ConfigError
-from qwen_jax.export.start import weights_from
 from qwen_jax.parallel import distributed
 from qwen_jax.parallel.batch_rows import rows_here
 from qwen_jax.parallel.mesh import make_mesh
+from qwen_jax.pretrained.init_weights import weights_from
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.train.loop import Stopped

@@ -28,9 +28,9 @@ from qwen_jax.data.personal import PersonalStage
 from qwen_jax.data.read import Read
 from qwen_jax.data.tokenise import of_source, tokenise
 from qwen_jax.evaluate.ngram import NgramModel
-from qwen_jax.export.huggingface import load_pretrained, save_pretrained
 from qwen_jax.inference.decode import generate
 from qwen_jax.parallel.cpu.features import has_bfloat16_products
+from qwen_jax.pretrained.huggingface import load_pretrained, save_pretrained
 from qwen_jax.report import write_report
 from qwen_jax.tokenizer import compression, extend
 from qwen_jax.tokenizer.bpe import Tokenizer

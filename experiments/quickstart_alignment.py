@@ -16,8 +16,8 @@ from qwen_jax.config import DataConfig, OptimizerConfig, TrainConfig
 from qwen_jax.data import questions
 from qwen_jax.data.pipeline import Result
 from qwen_jax.data.tokenise import of_source
-from qwen_jax.export.huggingface import load_pretrained
 from qwen_jax.inference.decode import generate
+from qwen_jax.pretrained.huggingface import load_pretrained
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.utils.jsonl import write_json

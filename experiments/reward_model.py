@@ -22,7 +22,6 @@ import jax
 import numpy as np
 
 from experiments import flags
-from experiments.base_model import is_scoring_run, scoring_start_of, start
 from experiments.pretrain import ended_by_signal
 from qwen_jax import sizes
 from qwen_jax.align.preference_report import measure, table
@@ -32,6 +31,7 @@ from qwen_jax.data.conversations import Counts
 from qwen_jax.data.preference import PairRows, read_pairs
 from qwen_jax.errors import ConfigError
 from qwen_jax.model.lora import LoRAConfig
+from qwen_jax.pretrained.start import is_scoring_run, scoring_start_of, start
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.supervised_rows import held_out_batches, train_on
 from qwen_jax.utils.jsonl import names_of, write_json

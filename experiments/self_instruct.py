@@ -26,7 +26,6 @@ import time
 from tqdm import tqdm
 
 from experiments import flags, react_seeds
-from experiments.loading import load, start_engine
 from qwen_jax.align import review
 from qwen_jax.align.asked import Asked, Model
 from qwen_jax.align.sample_rules import Rules
@@ -42,6 +41,7 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.inference import chat
 from qwen_jax.inference.complete import Completer
 from qwen_jax.inference.jsonl import fingerprint
+from qwen_jax.pretrained.loading import load, start_engine
 from qwen_jax.train.telemetry.metrics import format_seconds
 from qwen_jax.utils.append_only import AppendOnly
 

@@ -16,9 +16,9 @@ import socket
 from absl import logging
 
 from experiments import flags
-from experiments.loading import load, mesh_of, start_engine
 from qwen_jax.errors import ConfigError
 from qwen_jax.inference import chat
+from qwen_jax.pretrained.loading import load, mesh_of, start_engine
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,7 +20,6 @@ import functools
 from typing import Literal
 
 from experiments import flags
-from experiments.base_model import start, start_of
 from experiments.pretrain import ended_by_signal
 from qwen_jax import sizes
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
@@ -29,6 +28,7 @@ from qwen_jax.data.conversations import Counts, read_conversations
 from qwen_jax.data.preview import preview
 from qwen_jax.errors import ConfigError
 from qwen_jax.model.lora import LoRAConfig
+from qwen_jax.pretrained.start import start, start_of
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.train.supervised import HeldOut, language_evaluation

@@ -25,7 +25,6 @@ from typing import Literal
 from tqdm import tqdm
 
 from experiments import flags
-from experiments.loading import load, start_engine
 from qwen_jax.data.conversations import Counts, Turn
 from qwen_jax.data.model_tagger import ModelTagger
 from qwen_jax.data.prompts import choose_diverse, choose_weighted, read_questions, text_of
@@ -35,6 +34,7 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.inference import chat
 from qwen_jax.inference.complete import Completer
 from qwen_jax.inference.jsonl import fingerprint
+from qwen_jax.pretrained.loading import load, start_engine
 from qwen_jax.report.plots import draw_tags
 from qwen_jax.utils.append_only import AppendOnly
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from qwen_jax import sizes as sizes
     from qwen_jax.config import ModelConfig as ModelConfig
-    from qwen_jax.export.huggingface import load_pretrained as load_pretrained
-    from qwen_jax.export.huggingface import save_pretrained as save_pretrained
     from qwen_jax.inference.decode import generate as generate
     from qwen_jax.kernels.attention import attention as attention
     from qwen_jax.model.transformer import forward as forward
+    from qwen_jax.pretrained.huggingface import load_pretrained as load_pretrained
+    from qwen_jax.pretrained.huggingface import save_pretrained as save_pretrained
     from qwen_jax.tokenizer.bpe import Tokenizer as Tokenizer
 
 _HOME = {
@@ -27,8 +27,8 @@ _HOME = {
     "attention": "kernels.attention",
     "forward": "model.transformer",
     "generate": "inference.decode",
-    "load_pretrained": "export.huggingface",
-    "save_pretrained": "export.huggingface",
+    "load_pretrained": "pretrained.huggingface",
+    "save_pretrained": "pretrained.huggingface",
     "sizes": "sizes",
 }
 __all__ = sorted(_HOME)

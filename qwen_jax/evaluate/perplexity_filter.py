@@ -164,7 +164,7 @@ def checkpoint_scorer(
     """
     import jax  # the n-gram model needs none of it
 
-    from qwen_jax.export.huggingface import load_pretrained
+    from qwen_jax.pretrained.huggingface import load_pretrained
     from qwen_jax.tokenizer.huggingface import load_tokenizer
 
     config, params = load_pretrained(folder)

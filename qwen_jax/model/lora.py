@@ -2,7 +2,7 @@
 
 Where a layer has x W, it has x W + alpha / rank (x A) B, and W gets no gradient and no moments. The
 two are kept apart in training: in bfloat16 a small A B added to W is rounded away, and the gradient
-of W, a third of the work, need not exist. An export adds them up (export/merged.py).
+of W, a third of the work, need not exist. An export adds them up (pretrained/merged.py).
 
 L layers, I inputs and O outputs of a weight (one axis or two), R rank; B batch, T positions, D
 inputs and E outputs of a matrix.

@@ -11,8 +11,8 @@ import os
 import pathlib
 
 from qwen_jax.errors import ConfigError, DataError
-from qwen_jax.export.run_folder import run_config
 from qwen_jax.model import spec
+from qwen_jax.pretrained.from_run import run_config
 from qwen_jax.report.plots import draw_plots
 from qwen_jax.report.records import (
     LABELS,

@@ -20,9 +20,9 @@ from qwen_jax.evaluate.perplexity_filter import (
     PerplexityStage,
     checkpoint_scorer,
 )
-from qwen_jax.export.huggingface import save_pretrained
 from qwen_jax.model.spec import init_params
 from qwen_jax.model.transformer import forward
+from qwen_jax.pretrained.huggingface import save_pretrained
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 TOKENIZER = Tokenizer({bytes([i]): i for i in range(256)})

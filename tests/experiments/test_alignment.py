@@ -22,9 +22,9 @@ from qwen_jax.config import DataConfig
 from qwen_jax.data import shards
 from qwen_jax.data.document import Document
 from qwen_jax.errors import QwenJaxError
-from qwen_jax.export.huggingface import load_pretrained
-from qwen_jax.export.run_folder import save_run
 from qwen_jax.model.spec import init_params
+from qwen_jax.pretrained.from_run import save_run
+from qwen_jax.pretrained.huggingface import load_pretrained
 
 MODEL = dataclasses.replace(CONFIG, context_length=96, initializer_range=0.02)
 

@@ -12,10 +12,10 @@ from experiments import convert, flags
 from qwen_jax import sizes
 from qwen_jax.config import ContextExtension
 from qwen_jax.errors import CheckpointError, ConfigError
-from qwen_jax.export import verify
-from qwen_jax.export.huggingface import load_pretrained, save_pretrained
 from qwen_jax.model.spec import param_specs
 from qwen_jax.model.transformer import forward
+from qwen_jax.pretrained import verify
+from qwen_jax.pretrained.huggingface import load_pretrained, save_pretrained
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.huggingface import load_tokenizer
 

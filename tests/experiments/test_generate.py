@@ -9,8 +9,9 @@ import time
 import pytest
 from tiny_checkpoint import ROOT, TOKENIZER, environment, write
 
-from experiments import generate, loading
+from experiments import generate
 from qwen_jax.errors import QwenJaxError
+from qwen_jax.pretrained import loading
 
 LINES = [{"prompt": f"number {i}", "max_new_tokens": 20 + i % 40} for i in range(60)]
 

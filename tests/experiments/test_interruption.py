@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from qwen_jax.export.huggingface import load_pretrained
+from qwen_jax.pretrained.huggingface import load_pretrained
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 200

@@ -15,8 +15,8 @@ from qwen_jax.data import shards
 from qwen_jax.data.document import Document
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.evaluate.perplexity import perplexity
-from qwen_jax.export.huggingface import load_pretrained, save_pretrained
 from qwen_jax.model import spec
+from qwen_jax.pretrained.huggingface import load_pretrained, save_pretrained
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 MODEL = dataclasses.replace(sizes.TINY, vocab_size=512, initializer_range=0.2)  # trained at 16

@@ -17,15 +17,15 @@ from test_alignment import (  # noqa: F401  (two are fixtures)
 )
 
 from experiments import dpo, ppo, reward_model, sft
-from experiments.base_model import scoring_weights_of
 from qwen_jax.config import MeshConfig
 from qwen_jax.errors import QwenJaxError
-from qwen_jax.export.huggingface import load_pretrained
-from qwen_jax.export.scoring import open_scoring
 from qwen_jax.model import spec
 from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.model.value_head import scoring_specs
 from qwen_jax.parallel.mesh import make_mesh
+from qwen_jax.pretrained.huggingface import load_pretrained
+from qwen_jax.pretrained.scoring import open_scoring
+from qwen_jax.pretrained.start import scoring_weights_of
 
 LORA = LoRAConfig(rank=4, alpha=8.0)
 

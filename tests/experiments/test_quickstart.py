@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from qwen_jax.data import shards
-from qwen_jax.export.huggingface import load_pretrained
+from qwen_jax.pretrained.huggingface import load_pretrained
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ONE_DEVICE = {**os.environ, "XLA_FLAGS": ""}  # a batch of 4 does not divide by the suite's 8

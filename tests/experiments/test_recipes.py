@@ -12,7 +12,7 @@ from qwen_jax.config import DataConfig, ModelConfig
 from qwen_jax.data import shards
 from qwen_jax.data.document import Document
 from qwen_jax.errors import QwenJaxError
-from qwen_jax.export.huggingface import load_pretrained
+from qwen_jax.pretrained.huggingface import load_pretrained
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 # Report, Table 1 and 2.4: layers, hidden, heads, learning rate, tokens in a batch, tokens.

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from qwen_jax import sizes
-from qwen_jax.export.huggingface import save_pretrained
 from qwen_jax.model.spec import init_params
+from qwen_jax.pretrained.huggingface import save_pretrained
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

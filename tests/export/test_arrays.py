@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qwen_jax.errors import CheckpointError
-from qwen_jax.export.arrays import cast, empty, fetch, place
+from qwen_jax.pretrained.arrays import cast, empty, fetch, place
 
 WHOLE = np.random.default_rng(0).normal(size=(3, 8, 16)).astype(np.float32)
 

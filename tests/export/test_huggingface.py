@@ -14,14 +14,14 @@ from safetensors.numpy import load_file, save_file
 from qwen_jax import sizes
 from qwen_jax.config import ContextExtension, MeshConfig
 from qwen_jax.errors import CheckpointError, ConfigError, ShardingError
-from qwen_jax.export.config_json import write_config
-from qwen_jax.export.huggingface import load_pretrained, save_pretrained
-from qwen_jax.export.layouts import LAYOUTS
-from qwen_jax.export.tensors import write_json
 from qwen_jax.model.spec import param_specs
 from qwen_jax.model.transformer import forward
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.sharding import sharding_for
+from qwen_jax.pretrained.config_json import write_config
+from qwen_jax.pretrained.huggingface import load_pretrained, save_pretrained
+from qwen_jax.pretrained.layouts import LAYOUTS
+from qwen_jax.pretrained.tensors import write_json
 from qwen_jax.types import Params
 
 QWEN = sizes.TINY
@@ -225,8 +225,8 @@ def test_a_mesh_that_does_not_divide_the_weights_is_refused_and_so_are_two_layou
 
 
 def test_pieces_smaller_than_a_tensor_make_the_same_bits(tmp_path, monkeypatch):
-    monkeypatch.setattr("qwen_jax.export.released._CHUNK_BYTES", 300)
-    monkeypatch.setattr("qwen_jax.export.huggingface._PIECE_BYTES", 700)
+    monkeypatch.setattr("qwen_jax.pretrained.released._CHUNK_BYTES", 300)
+    monkeypatch.setattr("qwen_jax.pretrained.huggingface._PIECE_BYTES", 700)
     before = released_folder(tmp_path / "in", LAYOUTS["qwen2"], GROUPED)
     config, params = load_pretrained(tmp_path / "in", mesh=make_mesh(MeshConfig(data=4, fsdp=2)))
     save_pretrained(tmp_path / "out", config, params, layout="qwen2")
@@ -505,7 +505,7 @@ def test_an_export_that_fails_half_way_leaves_the_earlier_one(tmp_path, monkeypa
         (folder / "model.safetensors").write_bytes(b"some")
         raise error
 
-    monkeypatch.setattr("qwen_jax.export.huggingface.write_tensors", write_some)
+    monkeypatch.setattr("qwen_jax.pretrained.huggingface.write_tensors", write_some)
     newer = jax.tree.map(lambda leaf: leaf * np.float32(2), params)
     with pytest.raises(CheckpointError if isinstance(error, OSError) else KeyboardInterrupt):
         save_pretrained(tmp_path / "out", QWEN, newer)

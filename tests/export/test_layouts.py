@@ -9,9 +9,9 @@ import pytest
 
 from qwen_jax import sizes
 from qwen_jax.config import ModelConfig
-from qwen_jax.export.config_json import layout_of, read_config, write_config
-from qwen_jax.export.layouts import LAYOUTS, QWEN, QWEN2, Weight
 from qwen_jax.model.spec import count, param_specs
+from qwen_jax.pretrained.config_json import layout_of, read_config, write_config
+from qwen_jax.pretrained.layouts import LAYOUTS, QWEN, QWEN2, Weight
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)

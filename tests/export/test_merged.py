@@ -13,15 +13,15 @@ import pytest
 from qwen_jax import sizes
 from qwen_jax.checkpoint.checkpointer import Checkpointer
 from qwen_jax.errors import CheckpointError, ConfigError
-from qwen_jax.export import merged
-from qwen_jax.export.huggingface import (
+from qwen_jax.model.lora import Adapter, LoRAConfig, delta, lora_specs
+from qwen_jax.model.spec import param_specs
+from qwen_jax.pretrained import merged
+from qwen_jax.pretrained.huggingface import (
     convert_pretrained,
     load_pretrained,
     open_pretrained,
     save_pretrained,
 )
-from qwen_jax.model.lora import Adapter, LoRAConfig, delta, lora_specs
-from qwen_jax.model.spec import param_specs
 from qwen_jax.types import TrainState
 
 MODEL = dataclasses.replace(sizes.TINY, num_kv_heads=2)

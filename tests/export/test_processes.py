@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from qwen_jax.config import ModelConfig
-from qwen_jax.export.huggingface import save_pretrained
 from qwen_jax.model.spec import param_specs
+from qwen_jax.pretrained.huggingface import save_pretrained
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = ModelConfig(vocab_size=32768, hidden_size=1024, num_layers=8, num_heads=8, ffn_size=4096)
@@ -25,8 +25,8 @@ import qwen_jax.checkpoint.checkpointer
 from orbax.checkpoint import v1
 import tensorstore
 from qwen_jax.config import MeshConfig
-from qwen_jax.export.huggingface import load_pretrained
-from qwen_jax.export.run_folder import save_run
+from qwen_jax.pretrained.huggingface import load_pretrained
+from qwen_jax.pretrained.from_run import save_run
 from qwen_jax.parallel.mesh import make_mesh
 
 def status(key):
@@ -53,7 +53,7 @@ import jax
 process, port, source, target = int(sys.argv[1]), *sys.argv[2:]
 jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=process)
 from qwen_jax.config import MeshConfig
-from qwen_jax.export.huggingface import load_pretrained, save_pretrained
+from qwen_jax.pretrained.huggingface import load_pretrained, save_pretrained
 from qwen_jax.parallel.mesh import make_mesh
 
 read = []

@@ -11,8 +11,8 @@ import pytest
 from qwen_jax import sizes
 from qwen_jax.checkpoint.checkpointer import Checkpointer
 from qwen_jax.errors import ConfigError, QwenJaxError
-from qwen_jax.export.huggingface import load_pretrained, save_pretrained
 from qwen_jax.model.spec import init_params
+from qwen_jax.pretrained.huggingface import load_pretrained, save_pretrained
 from qwen_jax.types import TrainState
 
 

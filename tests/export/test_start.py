@@ -9,10 +9,10 @@ import pytest
 from qwen_jax import sizes
 from qwen_jax.config import MeshConfig, OptimizerConfig
 from qwen_jax.errors import ConfigError
-from qwen_jax.export.huggingface import save_pretrained
-from qwen_jax.export.start import weights_from
 from qwen_jax.model.spec import init_params, param_specs
 from qwen_jax.parallel.mesh import make_mesh
+from qwen_jax.pretrained.huggingface import save_pretrained
+from qwen_jax.pretrained.init_weights import weights_from
 from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.state import abstract_state, make_state
 

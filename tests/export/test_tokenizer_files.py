@@ -10,8 +10,8 @@ import pytest
 
 from qwen_jax import sizes
 from qwen_jax.errors import ConfigError, TokenizerError
-from qwen_jax.export.huggingface import save_pretrained
 from qwen_jax.model.spec import param_specs
+from qwen_jax.pretrained.huggingface import save_pretrained
 from qwen_jax.tokenizer.bpe import Tokenizer, write_ranks
 from qwen_jax.tokenizer.huggingface import (
     _BYTE_CHARS,

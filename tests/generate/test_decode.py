@@ -10,13 +10,13 @@ import pytest
 from qwen_jax import sizes
 from qwen_jax.config import MeshConfig
 from qwen_jax.errors import ConfigError, DataError
-from qwen_jax.export.huggingface import load_pretrained
 from qwen_jax.inference import decode
 from qwen_jax.inference.decode import generate
 from qwen_jax.model.spec import init_params, param_specs
 from qwen_jax.model.transformer import forward
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.sharding import sharding_for, use_layout
+from qwen_jax.pretrained.huggingface import load_pretrained
 
 CONFIG = dataclasses.replace(sizes.TINY, context_length=64)
 # Tests share shapes (batches of 4 and 1, prompts of up to 32, 16 new tokens) and with them what is

@@ -10,7 +10,6 @@ import pytest
 from qwen_jax import sizes
 from qwen_jax.config import ContextExtension, MeshConfig
 from qwen_jax.errors import ConfigError, DataError
-from qwen_jax.export.huggingface import load_pretrained
 from qwen_jax.inference import batch as device
 from qwen_jax.inference.decode import generate
 from qwen_jax.inference.engine import Engine
@@ -19,6 +18,7 @@ from qwen_jax.model.spec import init_params, param_specs
 from qwen_jax.model.transformer import forward
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.sharding import sharding_for
+from qwen_jax.pretrained.huggingface import load_pretrained
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 CONFIG = dataclasses.replace(sizes.TINY, context_length=32, vocab_size=256)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from qwen_jax.config import ContextExtension
-from qwen_jax.export.huggingface import load_pretrained
 from qwen_jax.model.transformer import forward
+from qwen_jax.pretrained.huggingface import load_pretrained
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.types import Batch
 

@@ -8,10 +8,10 @@ from jax.sharding import Mesh
 
 from qwen_jax.config import MeshConfig, ModelConfig
 from qwen_jax.errors import ConfigError
-from qwen_jax.export.huggingface import load_pretrained
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.request import Request
 from qwen_jax.parallel.mesh import make_mesh
+from qwen_jax.pretrained.huggingface import load_pretrained
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.huggingface import load_tokenizer
 from qwen_jax.types import Params

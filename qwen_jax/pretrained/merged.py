@@ -15,11 +15,11 @@ import numpy as np
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import CheckpointError, ConfigError
-from qwen_jax.export.arrays import Index, cast, empty
-from qwen_jax.export.released import chunks
-from qwen_jax.export.run_folder import RunFolder, run_config
 from qwen_jax.model.lora import IN_FULL, Adapter, LoRAConfig, delta, input_axes, lora_specs
 from qwen_jax.model.spec import param_specs
+from qwen_jax.pretrained.arrays import Index, cast, empty
+from qwen_jax.pretrained.from_run import RunFolder, run_config
+from qwen_jax.pretrained.released import chunks
 from qwen_jax.utils.files import read_json
 
 NAME = "base.json"

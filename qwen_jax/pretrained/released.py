@@ -14,11 +14,11 @@ from absl import logging
 
 from qwen_jax.config import DTYPES, ModelConfig
 from qwen_jax.errors import CheckpointError
-from qwen_jax.export.arrays import Index, cast, empty
-from qwen_jax.export.config_json import layout_of, read_config
-from qwen_jax.export.layouts import Group, Layout
-from qwen_jax.export.tensors import TensorFiles, bits, copy, listed
 from qwen_jax.model.spec import param_specs
+from qwen_jax.pretrained.arrays import Index, cast, empty
+from qwen_jax.pretrained.config_json import layout_of, read_config
+from qwen_jax.pretrained.layouts import Group, Layout
+from qwen_jax.pretrained.tensors import TensorFiles, bits, copy, listed
 
 _CHUNK_BYTES = 2 << 20  # of a file, mapped at a time
 

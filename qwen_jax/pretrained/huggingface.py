@@ -17,16 +17,16 @@ from jax.experimental import multihost_utils
 
 from qwen_jax.config import DTYPES, ModelConfig
 from qwen_jax.errors import CheckpointError, ConfigError, unknown_name
-from qwen_jax.export.arrays import Index, cast, fetch, place
-from qwen_jax.export.config_json import write_config, write_generation_config
-from qwen_jax.export.folder import whole_folder
-from qwen_jax.export.layouts import LAYOUTS, Group, leaf_at, unfit, unsaid
-from qwen_jax.export.merged import MergedRun, Source, adapters_of, check, read_base
-from qwen_jax.export.released import ReleasedFolder, chunks, widest
-from qwen_jax.export.run_folder import RunFolder, is_run
-from qwen_jax.export.tensors import Tensor, copy, listed, write_tensors
 from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.sharding import sharding_for
+from qwen_jax.pretrained.arrays import Index, cast, fetch, place
+from qwen_jax.pretrained.config_json import write_config, write_generation_config
+from qwen_jax.pretrained.folder import whole_folder
+from qwen_jax.pretrained.from_run import RunFolder, is_run
+from qwen_jax.pretrained.layouts import LAYOUTS, Group, leaf_at, unfit, unsaid
+from qwen_jax.pretrained.merged import MergedRun, Source, adapters_of, check, read_base
+from qwen_jax.pretrained.released import ReleasedFolder, chunks, widest
+from qwen_jax.pretrained.tensors import Tensor, copy, listed, write_tensors
 from qwen_jax.tokenizer.huggingface import write_tokenizer
 from qwen_jax.types import Params
 from qwen_jax.utils.files import read_json, write_json

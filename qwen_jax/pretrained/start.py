@@ -8,18 +8,18 @@ from typing import Any
 
 import jax
 
-from experiments.loading import tokenizer_in
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError
-from qwen_jax.export import merged
-from qwen_jax.export.arrays import place
-from qwen_jax.export.huggingface import load_params, load_pretrained, open_pretrained
-from qwen_jax.export.run_folder import is_run, run_config
-from qwen_jax.export.scoring import Trunk, is_scoring, open_scoring, trunk_specs
-from qwen_jax.export.tensors import read_json
 from qwen_jax.model.spec import init_from as init_from_specs
 from qwen_jax.model.spec import param_specs
 from qwen_jax.model.value_head import scoring_specs
+from qwen_jax.pretrained import merged
+from qwen_jax.pretrained.arrays import place
+from qwen_jax.pretrained.from_run import is_run, run_config
+from qwen_jax.pretrained.huggingface import load_params, load_pretrained, open_pretrained
+from qwen_jax.pretrained.loading import tokenizer_in
+from qwen_jax.pretrained.scoring import Trunk, is_scoring, open_scoring, trunk_specs
+from qwen_jax.pretrained.tensors import read_json
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.adapters import Adapters
 from qwen_jax.types import ScoringParams

@@ -7,7 +7,7 @@ from typing import Any
 
 from qwen_jax.config import ContextExtension, ModelConfig
 from qwen_jax.errors import ConfigError, unknown_name
-from qwen_jax.export.layouts import LAYOUTS, QWEN, REASONS, REFUSED, REQUIRED, Layout, unfit
+from qwen_jax.pretrained.layouts import LAYOUTS, QWEN, REASONS, REFUSED, REQUIRED, Layout, unfit
 
 _KNOWN = (
     "choose a dense Qwen, Qwen1.5 or Qwen2 checkpoint in float32, bfloat16 or float16 "

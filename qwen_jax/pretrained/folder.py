@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 
 from qwen_jax.errors import CheckpointError
-from qwen_jax.export.tensors import PRODUCER, producer_of
+from qwen_jax.pretrained.tensors import PRODUCER, producer_of
 
 # All that an export consists of. A folder that holds anything else is never replaced.
 _PATTERNS = (

@@ -12,8 +12,8 @@ import numpy as np
 
 from qwen_jax.config import ContextExtension, ModelConfig
 from qwen_jax.errors import CheckpointError, ConfigError
-from qwen_jax.export.arrays import Index, cast, empty
 from qwen_jax.model.spec import abstract, param_specs
+from qwen_jax.pretrained.arrays import Index, cast, empty
 from qwen_jax.tokenizer.bpe import write_ranks
 from qwen_jax.types import Params, TrainState
 from qwen_jax.utils.files import write_json

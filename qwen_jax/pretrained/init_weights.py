@@ -7,7 +7,7 @@ import jax
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError
-from qwen_jax.export.huggingface import load_pretrained, open_pretrained
+from qwen_jax.pretrained.huggingface import load_pretrained, open_pretrained
 from qwen_jax.types import Params
 
 # What a model computes, given its weights. The rest (context_length, dtypes, dropout, remat, the

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from qwen_jax.config import ModelConfig
-from qwen_jax.export import merged
-from qwen_jax.export.arrays import Index
-from qwen_jax.export.huggingface import open_pretrained
-from qwen_jax.export.run_folder import RunFolder
 from qwen_jax.model.value_head import scoring_specs
+from qwen_jax.pretrained import merged
+from qwen_jax.pretrained.arrays import Index
+from qwen_jax.pretrained.from_run import RunFolder
+from qwen_jax.pretrained.huggingface import open_pretrained
 from qwen_jax.types import ScoringParams
 from qwen_jax.utils.files import read_json
 
