@@ -23,7 +23,7 @@ from qwen_jax import sizes
 from qwen_jax.align.dpo import ComparedPairs, answer_log_probs, make_objective
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from qwen_jax.data.batches import fill_up, stack_trees
-from qwen_jax.data.preference import PairRows
+from qwen_jax.data.chat.pairs import PairRows
 from qwen_jax.errors import ConfigError
 from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.model.spec import abstract, param_specs

@@ -41,9 +41,9 @@ from qwen_jax.config import (
     TrainConfig,
 )
 from qwen_jax.data.batches import Batches
-from qwen_jax.data.conversations import Counts
+from qwen_jax.data.chat.conversations import Counts
+from qwen_jax.data.chat.prompts import read_prompts
 from qwen_jax.data.loader import Loader
-from qwen_jax.data.prompts import read_prompts
 from qwen_jax.errors import ConfigError, unknown_name
 from qwen_jax.model.lora import LoRAConfig, in_full, lora_specs
 from qwen_jax.model.spec import abstract, param_specs, size

@@ -2,7 +2,7 @@
 report's own are not published."""
 
 from qwen_jax.align.self_instruct import Seed
-from qwen_jax.data.react import Tool
+from qwen_jax.data.chat.react import Tool
 
 
 def _text(name: str, description: str, *, required: bool = True) -> dict:

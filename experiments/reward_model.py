@@ -27,8 +27,8 @@ from qwen_jax import sizes
 from qwen_jax.align.preference_report import measure, table
 from qwen_jax.align.reward_model import make_objective
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
-from qwen_jax.data.conversations import Counts
-from qwen_jax.data.preference import PairRows, read_pairs
+from qwen_jax.data.chat.conversations import Counts
+from qwen_jax.data.chat.pairs import PairRows, read_pairs
 from qwen_jax.errors import ConfigError
 from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.pretrained.start import is_scoring_run, scoring_start_of, start

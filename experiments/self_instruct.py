@@ -35,8 +35,8 @@ from qwen_jax.align.self_instruct import (
     read_react_seeds,
     read_seeds,
 )
-from qwen_jax.data.conversations import Counts
-from qwen_jax.data.react import read_tools
+from qwen_jax.data.chat.conversations import Counts
+from qwen_jax.data.chat.react import read_tools
 from qwen_jax.errors import ConfigError
 from qwen_jax.inference import chat
 from qwen_jax.inference.complete import Completer

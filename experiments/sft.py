@@ -23,9 +23,9 @@ from experiments import flags
 from experiments.pretrain import ended_by_signal
 from qwen_jax import sizes
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
-from qwen_jax.data.conversation_rows import PackedRows, encode
-from qwen_jax.data.conversations import Counts, read_conversations
-from qwen_jax.data.preview import preview
+from qwen_jax.data.chat.conversations import Counts, read_conversations
+from qwen_jax.data.chat.preview import preview
+from qwen_jax.data.chat.sft_rows import PackedRows, encode
 from qwen_jax.errors import ConfigError
 from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.pretrained.start import start, start_of

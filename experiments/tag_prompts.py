@@ -25,9 +25,9 @@ from typing import Literal
 from tqdm import tqdm
 
 from experiments import flags
-from qwen_jax.data.conversations import Counts, Turn
+from qwen_jax.data.chat.conversations import Counts, Turn
+from qwen_jax.data.chat.prompts import choose_diverse, choose_weighted, read_questions, text_of
 from qwen_jax.data.model_tagger import ModelTagger
-from qwen_jax.data.prompts import choose_diverse, choose_weighted, read_questions, text_of
 from qwen_jax.data.tag_rules import tag_by_rules
 from qwen_jax.data.tags import Tagger, Tags, merge_rare, read_tags, tag_all
 from qwen_jax.errors import ConfigError

@@ -9,7 +9,7 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 
-from qwen_jax.data.conversations import Turn
+from qwen_jax.data.chat.conversations import Turn
 from qwen_jax.inference.request import Completion
 from qwen_jax.utils.append_only import AppendOnly
 

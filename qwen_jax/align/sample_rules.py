@@ -8,7 +8,8 @@ import dataclasses
 import re
 
 from qwen_jax.align.novelty import words
-from qwen_jax.data import react, scripts
+from qwen_jax.data import scripts
+from qwen_jax.data.chat import react
 from qwen_jax.errors import ConfigError, unknown_name
 
 # A language model cannot see or send these.

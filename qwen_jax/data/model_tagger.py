@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 
-from qwen_jax.data.conversations import Counts, Turn
+from qwen_jax.data.chat.conversations import Counts, Turn
 from qwen_jax.data.tags import normalise
 
 # Conversations that end with a question -> answers; None where there is no room for one.

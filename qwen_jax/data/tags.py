@@ -16,7 +16,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from qwen_jax.data.conversations import Counts
+from qwen_jax.data.chat.conversations import Counts
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.utils.append_only import AppendOnly
 from qwen_jax.utils.jsonl import read_rows

@@ -6,7 +6,7 @@ from its last character.
 
 from collections.abc import Iterator, Sequence
 
-from qwen_jax.data.conversations import Turn
+from qwen_jax.data.chat.conversations import Turn
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.request import Completion, Request
 from qwen_jax.tokenizer import chatml

@@ -12,8 +12,8 @@ import pytest
 from qwen_jax import sizes
 from qwen_jax.align.dpo import ComparedPairs, answer_log_probs, make_objective
 from qwen_jax.data.batches import fill_up, stack_trees
-from qwen_jax.data.conversations import Counts
-from qwen_jax.data.preference import Pair, PairRows
+from qwen_jax.data.chat.conversations import Counts
+from qwen_jax.data.chat.pairs import Pair, PairRows
 from qwen_jax.model.spec import init_params
 from qwen_jax.model.transformer import forward
 from qwen_jax.tokenizer.bpe import Tokenizer

@@ -14,8 +14,8 @@ from qwen_jax.align.preference_report import Agreement, measure, table
 from qwen_jax.align.preference_report import _margins as compiled_margins
 from qwen_jax.align.reward_model import make_objective
 from qwen_jax.data.batches import fill_up, stack_trees
-from qwen_jax.data.conversations import Counts
-from qwen_jax.data.preference import Pair, PairRows
+from qwen_jax.data.chat.conversations import Counts
+from qwen_jax.data.chat.pairs import Pair, PairRows
 from qwen_jax.model.spec import init_from, init_params
 from qwen_jax.model.transformer import hidden_states
 from qwen_jax.model.value_head import from_language_model, scores, scoring_specs

@@ -22,8 +22,8 @@ from qwen_jax.align.self_instruct import (
     read_react_seeds,
     read_seeds,
 )
-from qwen_jax.data import react
-from qwen_jax.data.conversations import Counts, read_conversations
+from qwen_jax.data.chat import react
+from qwen_jax.data.chat.conversations import Counts, read_conversations
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.inference.request import Completion
 from qwen_jax.utils.append_only import AppendOnly

@@ -10,10 +10,10 @@ import pytest
 
 from qwen_jax import sizes
 from qwen_jax.data.batches import Batches, eval_batches, stack_trees
-from qwen_jax.data.conversation_rows import Example, PackedRows, encode
-from qwen_jax.data.conversations import Conversation, Counts, read_conversations
+from qwen_jax.data.chat.conversations import Conversation, Counts, read_conversations
+from qwen_jax.data.chat.preview import preview
+from qwen_jax.data.chat.sft_rows import Example, PackedRows, encode
 from qwen_jax.data.packing import pack
-from qwen_jax.data.preview import preview
 from qwen_jax.errors import DataError
 from qwen_jax.model.spec import init_params
 from qwen_jax.tokenizer.bpe import Tokenizer

@@ -6,7 +6,13 @@ import json
 
 import pytest
 
-from qwen_jax.data.conversations import Counts, Skipped, check_turns, read_conversations, turns_of
+from qwen_jax.data.chat.conversations import (
+    Counts,
+    Skipped,
+    check_turns,
+    read_conversations,
+    turns_of,
+)
 from qwen_jax.errors import DataError
 
 TURNS = [("user", "Hi"), ("assistant", "Hello."), ("user", "Sum: 1 2"), ("assistant", "3")]

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from qwen_jax.data.conversations import Counts
-from qwen_jax.data.preference import Pair, PairRows, read_pairs
+from qwen_jax.data.chat.conversations import Counts
+from qwen_jax.data.chat.pairs import Pair, PairRows, read_pairs
 from qwen_jax.errors import DataError
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer

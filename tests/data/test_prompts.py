@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from qwen_jax.data.conversations import Counts
-from qwen_jax.data.prompts import choose_diverse, read_prompts
+from qwen_jax.data.chat.conversations import Counts
+from qwen_jax.data.chat.prompts import choose_diverse, read_prompts
 from qwen_jax.errors import DataError
 from qwen_jax.tokenizer.bpe import Tokenizer
 

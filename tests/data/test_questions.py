@@ -4,9 +4,9 @@ import pytest
 
 from experiments import rewards
 from qwen_jax.data import questions
-from qwen_jax.data.conversations import Counts, read_conversations
+from qwen_jax.data.chat.conversations import Counts, read_conversations
+from qwen_jax.data.chat.pairs import read_pairs
 from qwen_jax.data.document import Document
-from qwen_jax.data.preference import read_pairs
 from qwen_jax.errors import DataError
 
 PAGE = """queue

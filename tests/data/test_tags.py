@@ -7,15 +7,15 @@ import time
 import numpy as np
 import pytest
 
-from qwen_jax.data.conversations import Counts
-from qwen_jax.data.model_tagger import ModelTagger, parse, question
-from qwen_jax.data.prompts import (
+from qwen_jax.data.chat.conversations import Counts
+from qwen_jax.data.chat.prompts import (
     choose_diverse,
     choose_weighted,
     read_questions,
     tag_weights,
     text_of,
 )
+from qwen_jax.data.model_tagger import ModelTagger, parse, question
 from qwen_jax.data.tag_rules import tag_by_rules
 from qwen_jax.data.tags import merge_rare, normalise, read_tags, tag_all
 from qwen_jax.errors import ConfigError, DataError, QwenJaxError

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from qwen_jax.data.conversation_rows import Example
+from qwen_jax.data.chat.sft_rows import Example
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 _LEARNT, _PLAIN, _END = "\x1b[1;32m", "\x1b[2m", "\x1b[0m"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from qwen_jax.data.conversations import Conversation, Counts
+from qwen_jax.data.chat.conversations import Conversation, Counts
 from qwen_jax.data.packing import pack
 from qwen_jax.errors import DataError
 from qwen_jax.tokenizer import chatml

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from qwen_jax.data.conversations import Counts, Skipped, Turn, check_turns, turns_of
+from qwen_jax.data.chat.conversations import Counts, Skipped, Turn, check_turns, turns_of
 from qwen_jax.errors import DataError
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer

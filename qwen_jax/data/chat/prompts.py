@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from qwen_jax.data.conversations import Counts, Skipped, Turn, turns_of
+from qwen_jax.data.chat.conversations import Counts, Skipped, Turn, turns_of
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
