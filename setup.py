@@ -14,7 +14,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["qwen_jax*", "experiments*"]),
-    package_data={"qwen_jax.kernels": ["tiles.json"], "qwen_jax.data": ["review.html"]},
+    package_data={"qwen_jax.kernels": ["tiles.json"], "qwen_jax.corpus.output": ["review.html"]},
     install_requires=[
         "absl-py>=2.0",
         "flax>=0.10",

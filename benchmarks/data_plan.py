@@ -18,11 +18,12 @@ import time
 
 from benchmarks import corpus, packages
 from experiments import flags, prepare_data
-from qwen_jax.data import pipeline, shards
+from qwen_jax.corpus import pipeline
+from qwen_jax.corpus.dedup.minhash import words
+from qwen_jax.corpus.dedup.near import NearDedup
+from qwen_jax.corpus.sources.read import Read
+from qwen_jax.data import shards
 from qwen_jax.data.document import Document
-from qwen_jax.data.minhash import words
-from qwen_jax.data.near_dedup import NearDedup
-from qwen_jax.data.read import Read
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.utils.jsonl import write_rows
 

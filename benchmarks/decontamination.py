@@ -19,8 +19,8 @@ from collections.abc import Callable
 
 from benchmarks.timing import machine
 from experiments import flags
-from qwen_jax.data.decontaminate import Index, units
-from qwen_jax.data.test_items import TestItem, read_test_sets
+from qwen_jax.corpus.filters.decontaminate import Index, units
+from qwen_jax.corpus.filters.test_items import TestItem, read_test_sets
 from qwen_jax.utils.jsonl import read_rows
 
 PARAPHRASES = {  # written by hand: the same task in other words

@@ -17,9 +17,9 @@ import statistics
 
 from benchmarks import packages
 from experiments import flags
-from qwen_jax.data import charset
-from qwen_jax.data.minhash import words
-from qwen_jax.data.page_worker import PageWorker
+from qwen_jax.corpus.dedup.minhash import words
+from qwen_jax.corpus.sources import charset
+from qwen_jax.corpus.sources.page_worker import PageWorker
 from qwen_jax.errors import ConfigError
 
 CHARSETS = (  # name, bytes in, declared in the page

@@ -24,11 +24,12 @@ from benchmarks.decontamination import training_texts
 from benchmarks.timing import machine
 from experiments import flags
 from experiments.train_filter import Scores, measure, split
-from qwen_jax.data import extract, linear_filter
-from qwen_jax.data.language import identify
-from qwen_jax.data.personal import mask
-from qwen_jax.data.quality_rules import rejection
-from qwen_jax.evaluate.perplexity_filter import NgramFilter
+from qwen_jax.corpus.filters import linear as linear_filter
+from qwen_jax.corpus.filters.language import identify
+from qwen_jax.corpus.filters.perplexity import NgramFilter
+from qwen_jax.corpus.filters.pii import mask
+from qwen_jax.corpus.filters.quality_rules import rejection
+from qwen_jax.corpus.sources import extract
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.utils.jsonl import read_rows
 
@@ -470,7 +471,7 @@ def _sklearn(texts: list[str], labels: list[bool]) -> Callable[[list[str]], np.n
 def _fasttext(texts: list[str], labels: list[bool]) -> Callable[[list[str]], np.ndarray]:
     import fasttext
 
-    from qwen_jax.data.decontaminate import units
+    from qwen_jax.corpus.filters.decontaminate import units
 
     with tempfile.NamedTemporaryFile("w", suffix=".txt", encoding="utf-8") as file:
         for text, label in zip(texts, labels, strict=True):

@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 
 from benchmarks import corpus, packages
 from experiments import flags
-from qwen_jax.data import pipeline
-from qwen_jax.data.minhash import words
-from qwen_jax.data.near_dedup import NearDedup, probability
-from qwen_jax.data.read import Read
+from qwen_jax.corpus import pipeline
+from qwen_jax.corpus.dedup.minhash import words
+from qwen_jax.corpus.dedup.near import NearDedup, probability
+from qwen_jax.corpus.sources.read import Read
 from qwen_jax.utils.jsonl import write_rows
 
 LEVELS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)

@@ -23,19 +23,21 @@ from typing import Literal
 from tqdm import tqdm
 
 from experiments import flags
-from qwen_jax.data import engine, mixture, pipeline, review, shards, stage_files, storage
-from qwen_jax.data.decontaminate import DecontaminationStage, Index
-from qwen_jax.data.exact_dedup import ExactDedup
-from qwen_jax.data.language import Language
-from qwen_jax.data.linear_filter import LinearFilterStage
-from qwen_jax.data.near_dedup import NearDedup
-from qwen_jax.data.personal import PersonalStage
-from qwen_jax.data.quality_rules import QualityStage
-from qwen_jax.data.read import Read
-from qwen_jax.data.test_items import read_test_sets
-from qwen_jax.data.tokenise import sizes, texts, tokenise
+from qwen_jax.corpus import engine, pipeline, source_files, stage_files
+from qwen_jax.corpus.dedup.exact import ExactDedup
+from qwen_jax.corpus.dedup.near import NearDedup
+from qwen_jax.corpus.filters.decontaminate import DecontaminationStage, Index
+from qwen_jax.corpus.filters.language import Language
+from qwen_jax.corpus.filters.linear import LinearFilterStage
+from qwen_jax.corpus.filters.perplexity import CheckpointPerplexityStage, PerplexityStage
+from qwen_jax.corpus.filters.pii import PersonalStage
+from qwen_jax.corpus.filters.quality_rules import QualityStage
+from qwen_jax.corpus.filters.test_items import read_test_sets
+from qwen_jax.corpus.output import mixture, review
+from qwen_jax.corpus.output.tokenize import sizes, texts, tokenise
+from qwen_jax.corpus.sources.read import Read
+from qwen_jax.data import shards
 from qwen_jax.errors import ConfigError, DataError
-from qwen_jax.evaluate.perplexity_filter import CheckpointPerplexityStage, PerplexityStage
 from qwen_jax.tokenizer import extend
 from qwen_jax.tokenizer.bpe import Tokenizer, read_ranks
 from qwen_jax.utils.append_only import note_made_from
@@ -206,7 +208,7 @@ def plan(config: Config) -> list:
             {
                 "test_sets": [
                     str(pathlib.Path(filters.test_sets).resolve()),
-                    *map(dataclasses.astuple, storage.listing(filters.test_sets)),
+                    *map(dataclasses.astuple, source_files.listing(filters.test_sets)),
                 ]
             },
             path,

@@ -20,14 +20,15 @@ import numpy as np
 
 from experiments import flags, pretrain, quickstart_alignment
 from qwen_jax.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
-from qwen_jax.data import pipeline, shards
-from qwen_jax.data.exact_dedup import ExactDedup
+from qwen_jax.corpus import pipeline
+from qwen_jax.corpus.dedup.exact import ExactDedup
+from qwen_jax.corpus.dedup.near import NearDedup
+from qwen_jax.corpus.filters.ngram import NgramModel
+from qwen_jax.corpus.filters.pii import PersonalStage
+from qwen_jax.corpus.output.tokenize import of_source, tokenise
+from qwen_jax.corpus.sources.read import Read
+from qwen_jax.data import shards
 from qwen_jax.data.loader import Loader
-from qwen_jax.data.near_dedup import NearDedup
-from qwen_jax.data.personal import PersonalStage
-from qwen_jax.data.read import Read
-from qwen_jax.data.tokenise import of_source, tokenise
-from qwen_jax.evaluate.ngram import NgramModel
 from qwen_jax.inference.decode import generate
 from qwen_jax.parallel.cpu.features import has_bfloat16_products
 from qwen_jax.pretrained.huggingface import load_pretrained, save_pretrained

@@ -13,9 +13,9 @@ import numpy as np
 
 from experiments import ppo, reward_model, rewards, sft
 from qwen_jax.config import DataConfig, OptimizerConfig, TrainConfig
+from qwen_jax.corpus.output.tokenize import of_source
+from qwen_jax.corpus.pipeline import Result
 from qwen_jax.data import questions
-from qwen_jax.data.pipeline import Result
-from qwen_jax.data.tokenise import of_source
 from qwen_jax.inference.decode import generate
 from qwen_jax.pretrained.huggingface import load_pretrained
 from qwen_jax.tokenizer import chatml

@@ -9,7 +9,7 @@
 A row is {"text": ..., "label": ...}; rows with the label named by --positive are what the filter
 marks, all others what it does not. A share of the texts, chosen by hash, is held out: a half of it
 sets the threshold (the lowest one with --train.precision), the printed numbers are measured on the
-other. data/linear_filter.py says what the model is.
+other. corpus/filters/linear.py says what the model is.
 
 --clean names text of one language (files or folders) that is as it should be. An n-gram model
 counts it; what it finds stranger, or easier, than nearly all held-out clean text will be rejected,
@@ -24,10 +24,10 @@ import pathlib
 import numpy as np
 
 from experiments import flags
-from qwen_jax.data import sources
-from qwen_jax.data.linear_filter import FilterSettings, LinearFilter, train
+from qwen_jax.corpus.filters.linear import FilterSettings, LinearFilter, train
+from qwen_jax.corpus.filters.perplexity import NgramFilter, PerplexityRules
+from qwen_jax.corpus.sources import documents
 from qwen_jax.errors import ConfigError, DataError
-from qwen_jax.evaluate.perplexity_filter import NgramFilter, PerplexityRules
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.utils.jsonl import read_rows
 
@@ -116,7 +116,7 @@ def of_clean_text(config: Config) -> None:
     if not config.tokenizer:
         raise ConfigError("no vocabulary to count in.", "--tokenizer", "name a .tiktoken file.")
     texts = dict.fromkeys(
-        document.text for path in config.clean for document in sources.documents(path)
+        document.text for path in config.clean for document in documents.documents(path)
     )
     parts = {
         name: [text for text, _ in rows]

@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from qwen_jax.data import decontaminate
-from qwen_jax.data.decontaminate import DecontaminationRules, DecontaminationStage, Index
-from qwen_jax.data.test_items import TestItem, read_test_sets
+from qwen_jax.corpus.filters import decontaminate
+from qwen_jax.corpus.filters.decontaminate import DecontaminationRules, DecontaminationStage, Index
+from qwen_jax.corpus.filters.test_items import TestItem, read_test_sets
 from qwen_jax.errors import DataError
 
 LONG = (

@@ -6,8 +6,8 @@ import pytest
 
 pa = pytest.importorskip("pyarrow")
 
-from qwen_jax.data import shuffle, stage
-from qwen_jax.data.exact_dedup import ExactDedup, normalise, normalise_url
+from qwen_jax.corpus import shuffle, stage
+from qwen_jax.corpus.dedup.exact import ExactDedup, normalise, normalise_url
 
 
 def apply(step, rows, tmp_path):

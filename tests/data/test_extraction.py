@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from qwen_jax.data import charset, code_files
-from qwen_jax.data.page_worker import PageWorker
+from qwen_jax.corpus.sources import charset, code_files
+from qwen_jax.corpus.sources.page_worker import PageWorker
 from qwen_jax.errors import DataError
 
 CHINESE = "这是一个关于水稻种植历史的页面，写于二〇二三年。" * 5

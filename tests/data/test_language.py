@@ -8,8 +8,8 @@ import pytest
 pa = pytest.importorskip("pyarrow")
 pytest.importorskip("py3langid")
 
-from qwen_jax.data import stage
-from qwen_jax.data.language import CODE, FORMULA, Language, code_of, identify
+from qwen_jax.corpus import stage
+from qwen_jax.corpus.filters.language import CODE, FORMULA, Language, code_of, identify
 
 ENGLISH = "The committee met again in the autumn, and decided that nothing should be decided."
 GERMAN = "Der Ausschuss trat im Herbst wieder zusammen und beschloss, nichts zu beschließen."

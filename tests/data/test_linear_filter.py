@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from experiments import train_filter
-from qwen_jax.data.linear_filter import (
+from qwen_jax.corpus.filters.linear import (
     FilterSettings,
     LinearFilter,
     LinearFilterStage,
@@ -66,7 +66,9 @@ def test_learns_and_keeps_what_it_learnt(tmp_path):
 
 def test_features_do_not_depend_on_the_process():
     text = "The harbour, 灯塔在海边。 42!"
-    code = f"from qwen_jax.data.linear_filter import features; print(features({text!r}).tolist())"
+    code = (
+        f"from qwen_jax.corpus.filters.linear import features; print(features({text!r}).tolist())"
+    )
     run = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -6,8 +6,8 @@ import unicodedata
 
 import numpy as np
 
-from qwen_jax.data import minhash
-from qwen_jax.data.minhash import signatures, word_hashes, words
+from qwen_jax.corpus.dedup import minhash
+from qwen_jax.corpus.dedup.minhash import signatures, word_hashes, words
 
 VOCABULARY = [f"word{i}" for i in range(3000)]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwen_jax.data.mixture import Mixture, draw, parse_weights, plan, table
+from qwen_jax.corpus.output.mixture import Mixture, draw, parse_weights, plan, table
 from qwen_jax.errors import ConfigError, DataError
 
 COUNTS = {

@@ -8,10 +8,11 @@ import pytest
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
-from qwen_jax.data import components, pipeline, shuffle, stage
-from qwen_jax.data.minhash import words
-from qwen_jax.data.near_dedup import NearDedup, band_hashes, probability
-from qwen_jax.data.read import Read
+from qwen_jax.corpus import pipeline, shuffle, stage
+from qwen_jax.corpus.dedup import components
+from qwen_jax.corpus.dedup.minhash import words
+from qwen_jax.corpus.dedup.near import NearDedup, band_hashes, probability
+from qwen_jax.corpus.sources.read import Read
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.utils.jsonl import write_rows
 

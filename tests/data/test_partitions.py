@@ -7,9 +7,9 @@ import pytest
 
 pa = pytest.importorskip("pyarrow")
 
-from qwen_jax.data import partitions, pipeline, storage
-from qwen_jax.data.engine import run_tasks
-from qwen_jax.data.read import Read
+from qwen_jax.corpus import partitions, pipeline, source_files
+from qwen_jax.corpus.engine import run_tasks
+from qwen_jax.corpus.sources.read import Read
 from qwen_jax.errors import ConfigError, DataError
 from tests.data.test_pipeline import rows_of
 
@@ -104,7 +104,7 @@ def test_small_files_go_together_and_large_ones_are_cut(tmp_path):
 def test_files_by_the_engine(tmp_path, monkeypatch):
     """What object stores go through, with a scheme that needs no store."""
     pytest.importorskip("daft")
-    monkeypatch.setattr(storage, "REMOTE", ("file://",))
+    monkeypatch.setattr(source_files, "REMOTE", ("file://",))
     (tmp_path / "in/b").mkdir(parents=True)
     (tmp_path / "in/a.jsonl").write_text('{"text": "one"}\n')
     (tmp_path / "in/b/c.txt").write_text("two")
@@ -114,7 +114,7 @@ def test_files_by_the_engine(tmp_path, monkeypatch):
         ("b/c.txt", "two"),
     ]
     with pytest.raises(DataError):
-        storage.listing(f"file://{tmp_path}/gone")
+        source_files.listing(f"file://{tmp_path}/gone")
     one = pipeline.run(
         [f"file://{tmp_path}/in/a.jsonl"], [Read()], str(tmp_path / "one"), workers=0
     )
@@ -123,10 +123,10 @@ def test_files_by_the_engine(tmp_path, monkeypatch):
 
 def test_a_file_of_a_store_that_goes_half_way(tmp_path, monkeypatch):
     pytest.importorskip("daft")
-    monkeypatch.setattr(storage, "REMOTE", ("file://",))
+    monkeypatch.setattr(source_files, "REMOTE", ("file://",))
     path = tmp_path / "a.parquet"
     path.write_bytes(bytes(20 << 20))
-    with storage.open_binary(f"file://{path}") as file:
+    with source_files.open_binary(f"file://{path}") as file:
         assert len(file.read(100)) == 100
         os.truncate(path, 50)
         with pytest.raises(OSError) as caught:  # with an errno: pyarrow's errors of data have none

@@ -3,7 +3,7 @@
 import pyarrow as pa
 import pytest
 
-from qwen_jax.data.personal import NAMES, PATTERNS, PersonalStage, mask
+from qwen_jax.corpus.filters.pii import NAMES, PATTERNS, PersonalStage, mask
 
 AWS = "AKIA" + "IOSFODNN7EXAMPLE"  # in two parts: scanners of repositories look for such strings
 GITHUB = "ghp_" + "a1B2c3D4e5F6g7H8i9J0" * 2

@@ -14,13 +14,15 @@ import pytest
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
-from qwen_jax.data import pipeline, read, shards
+from qwen_jax.corpus import pipeline
+from qwen_jax.corpus.dedup.exact import ExactDedup
+from qwen_jax.corpus.output.mixture import Mixture
+from qwen_jax.corpus.output.tokenize import texts, tokenise
+from qwen_jax.corpus.sources import read
+from qwen_jax.corpus.sources.read import Read
+from qwen_jax.data import shards
 from qwen_jax.data.document import Document
-from qwen_jax.data.exact_dedup import ExactDedup
-from qwen_jax.data.mixture import Mixture
-from qwen_jax.data.read import Read
 from qwen_jax.data.shards import Split
-from qwen_jax.data.tokenise import texts, tokenise
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.tokenizer.bpe import Tokenizer
 from tests.data.warc_files import answer, page, record, zipped

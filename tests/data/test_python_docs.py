@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from qwen_jax.data import python_docs
+from qwen_jax.corpus.sources import python_docs
 
 
 def pages(names, monkeypatch):

@@ -7,8 +7,8 @@ import random
 import pyarrow as pa
 import pytest
 
-from qwen_jax.data import quality_rules
-from qwen_jax.data.quality_rules import measures, rejection
+from qwen_jax.corpus.filters import quality_rules
+from qwen_jax.corpus.filters.quality_rules import measures, rejection
 from qwen_jax.errors import ConfigError
 
 ENGLISH = """The lighthouse at the end of the bay was built in the winter of 1871, after two

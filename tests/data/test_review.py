@@ -7,7 +7,7 @@ import math
 import pytest
 
 from experiments import review_marks
-from qwen_jax.data.review import KEPT, page, read_marks, sample, summarise, table
+from qwen_jax.corpus.output.review import KEPT, page, read_marks, sample, summarise, table
 from qwen_jax.errors import ConfigError, DataError
 
 HOSTILE = '</pre></article><script>alert(1)</script> @@SECTIONS@@ & "quotes" 中文'

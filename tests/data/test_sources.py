@@ -5,12 +5,12 @@ import json
 
 import pytest
 
-from qwen_jax.data import extract, sources
+from qwen_jax.corpus.sources import documents, extract
 from qwen_jax.errors import DataError
 
 
 def texts(path, **settings):
-    return [document.text for document in sources.documents(str(path), **settings)]
+    return [document.text for document in documents.documents(str(path), **settings)]
 
 
 def test_reads_every_format_in_the_order_of_names(tmp_path):

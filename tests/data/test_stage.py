@@ -4,7 +4,7 @@ import pytest
 
 pa = pytest.importorskip("pyarrow")
 
-from qwen_jax.data import stage
+from qwen_jax.corpus import stage
 
 
 def table_of(*texts):

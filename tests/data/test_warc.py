@@ -6,7 +6,7 @@ import zlib
 
 import pytest
 
-from qwen_jax.data import warc
+from qwen_jax.corpus.sources import warc
 from tests.data.warc_files import answer, page, record, zipped
 
 

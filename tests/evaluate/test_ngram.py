@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
+from qwen_jax.corpus.filters.ngram import NgramModel
 from qwen_jax.errors import ConfigError, DataError
-from qwen_jax.evaluate.ngram import NgramModel
 
 
 def _text(length, vocab, seed=0):

@@ -11,15 +11,15 @@ import pyarrow as pa
 import pytest
 
 from qwen_jax import sizes
-from qwen_jax.errors import DataError
-from qwen_jax.evaluate import perplexity_filter
-from qwen_jax.evaluate.perplexity_filter import (
+from qwen_jax.corpus.filters import perplexity as perplexity_filter
+from qwen_jax.corpus.filters.perplexity import (
     CheckpointPerplexityStage,
     NgramFilter,
     PerplexityRules,
     PerplexityStage,
     checkpoint_scorer,
 )
+from qwen_jax.errors import DataError
 from qwen_jax.model.spec import init_params
 from qwen_jax.model.transformer import forward
 from qwen_jax.pretrained.huggingface import save_pretrained

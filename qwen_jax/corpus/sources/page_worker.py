@@ -1,6 +1,6 @@
 """The process that extracts text from pages: one that hangs or dies costs that page alone.
 
-Run as `python -m qwen_jax.data.page_worker EXTRACTOR MEGABYTES`, it answers frames (4 bytes of
+Run as `python -m qwen_jax.corpus.sources.page_worker EXTRACTOR MEGABYTES`, it answers frames (4 bytes of
 length, UTF-8) of HTML with frames of text, the first byte of which is `+`, or `-` before an error.
 """
 
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-from qwen_jax.data import extract
+from qwen_jax.corpus.sources import extract
 from qwen_jax.errors import DataError
 
 _MEGABYTES = 4096  # of address space: what a page may make an extractor allocate
@@ -55,7 +55,7 @@ class PageWorker:
                 [
                     sys.executable,
                     "-m",
-                    "qwen_jax.data.page_worker",
+                    "qwen_jax.corpus.sources.page_worker",
                     self._extractor,
                     str(_MEGABYTES),
                 ],

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from qwen_jax.data.repetition import RepetitionRules, repetitions
-from qwen_jax.data.rules_english import BRACE, FEW_LINES, Range, line_measures
+from qwen_jax.corpus.filters.repetition import RepetitionRules, repetitions
+from qwen_jax.corpus.filters.rules_english import BRACE, FEW_LINES, Range, line_measures
 
 # Grammar and the commonest characters, modern and classical, simplified and traditional.
 _STOP = frozenset(

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import pyarrow as pa
 
-from qwen_jax.data.stage import Verdict, reject, set_column
+from qwen_jax.corpus.stage import Verdict, reject, set_column
 from qwen_jax.errors import DataError
 
 CODE, FORMULA = "code", "formula"

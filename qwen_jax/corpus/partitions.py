@@ -14,9 +14,10 @@ import os
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from qwen_jax.data import sources, storage
-from qwen_jax.data.code_files import LANGUAGES
-from qwen_jax.data.stage import KINDS
+from qwen_jax.corpus import source_files
+from qwen_jax.corpus.sources import documents
+from qwen_jax.corpus.sources.code_files import LANGUAGES
+from qwen_jax.corpus.stage import KINDS
 from qwen_jax.errors import ConfigError, DataError
 
 PYTHON = ("python:docs", "python:code")
@@ -73,7 +74,9 @@ def parse(text: str) -> Source:
     if path in PYTHON:
         kind = kind or ("documentation" if path == PYTHON[0] else "code")
     path = path.rstrip("/") or "/"
-    full = path if path.startswith(storage.REMOTE) else os.path.abspath(path)  # of `.` and `..`
+    full = (
+        path if path.startswith(source_files.REMOTE) else os.path.abspath(path)
+    )  # of `.` and `..`
     name = name or full.rsplit("/", 1)[-1].lstrip(".").split(".")[0].replace(":", "-")
     if name in ("", ".", ".."):  # its shards have a folder of this name
         raise ConfigError(
@@ -129,7 +132,9 @@ def plan(wanted: Sequence[str], *, partition_mb: float) -> tuple[list[Partition]
             "files": len(files),
             "bytes": sum(file.size for file in files),
             "passed_over": dict(sorted(passed_over.items())),
-            "listing": storage.digest(json.dumps([[f.name, f.size, f.changed] for f in files])),
+            "listing": source_files.digest(
+                json.dumps([[f.name, f.size, f.changed] for f in files])
+            ),
         }
     return partitions, record
 
@@ -137,7 +142,7 @@ def plan(wanted: Sequence[str], *, partition_mb: float) -> tuple[list[Partition]
 def check_outside(wanted: Sequence[str], output: pathlib.Path) -> None:
     """Raises ConfigError where `output` is in a source: what is written would be read as well."""
     for source in map(parse, wanted):
-        local = source.path not in PYTHON and not source.path.startswith(storage.REMOTE)
+        local = source.path not in PYTHON and not source.path.startswith(source_files.REMOTE)
         if local and output.resolve().is_relative_to(pathlib.Path(source.path).resolve()):
             raise ConfigError(
                 "the output lies in a source, which would be another one next time.",
@@ -158,13 +163,13 @@ def plain_suffix(name: str) -> str:
     return end.removesuffix(".gz") or end
 
 
-def _listing(source: Source) -> tuple[list[storage.File], collections.Counter]:
-    files = storage.listing(source.path)
+def _listing(source: Source) -> tuple[list[source_files.File], collections.Counter]:
+    files = source_files.listing(source.path)
     code = source.kind == "code"
     known = (
-        {*LANGUAGES, *sources.TABLES}
+        {*LANGUAGES, *documents.TABLES}
         if code
-        else {*sources.HTML, *sources.TABLES, *sources.TEXT, *ARCHIVES}
+        else {*documents.HTML, *documents.TABLES, *documents.TEXT, *ARCHIVES}
     )
     suffixes = [file.strange or plain_suffix(file.name or source.path) for file in files]
     wanted = [file for file, end in zip(files, suffixes, strict=True) if end in known]
@@ -190,12 +195,12 @@ def _kind(source: Source, name: str) -> str:
     if source.kind:
         return source.kind
     end = plain_suffix(name)
-    if end in (*sources.HTML, *ARCHIVES):
+    if end in (*documents.HTML, *ARCHIVES):
         return "web"
     return "code" if end in LANGUAGES else "text"
 
 
-def _cut(source: Source, files: Iterable[storage.File], size: int) -> list[Partition]:
+def _cut(source: Source, files: Iterable[source_files.File], size: int) -> list[Partition]:
     partitions, together, total = [], [], 0
     for file in files:
         name = file.name or source.path
@@ -206,7 +211,7 @@ def _cut(source: Source, files: Iterable[storage.File], size: int) -> list[Parti
                 partitions.append(tuple(together))
                 together, total = [], 0
             cuts = (
-                storage.row_groups(whole.path, size)
+                source_files.row_groups(whole.path, size)
                 if end == ".parquet"
                 else [*range(0, file.size, size), file.size]
             )

@@ -18,7 +18,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from qwen_jax.data import stage
+from qwen_jax.corpus import stage
 from qwen_jax.errors import ConfigError, DataError
 
 _WORD = re.compile(r"[^\W_\u3007\u3040-\u30ff\u3400-\u9fff]+|[^\w\s]|\n")

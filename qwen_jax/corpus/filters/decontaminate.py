@@ -19,8 +19,8 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from qwen_jax.data import stage
-from qwen_jax.data.test_items import TestItem
+from qwen_jax.corpus import stage
+from qwen_jax.corpus.filters.test_items import TestItem
 from qwen_jax.errors import DataError
 
 _UNIT = re.compile(
@@ -124,7 +124,7 @@ class Index:
             raise DataError(
                 "there are no test items.",
                 "Index.build(items)",
-                "name a folder of test sets; see data/test_items.py.",
+                "name a folder of test sets; see corpus/filters/test_items.py.",
             )
         hashes = np.concatenate([h for h, *_ in found] or [np.zeros(0, np.uint64)])
         sizes = [len(h) for h, *_ in found]

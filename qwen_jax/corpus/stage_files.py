@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from qwen_jax.data.stage import REJECTED
+from qwen_jax.corpus.stage import REJECTED
 from qwen_jax.utils.jsonl import write_json
 
 BATCH_BYTES = 8 << 20  # of text, in one batch and row group

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from qwen_jax.data.stage_files import ParquetFile
+from qwen_jax.corpus.stage_files import ParquetFile
 
 BUCKET_ROWS = 1_000_000  # keys of one bucket, about: some 130 MB while they are compared
 _ROWS = 1 << 16  # of a row group, the least that is read

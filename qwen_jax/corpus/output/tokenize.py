@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
-from qwen_jax.data import engine, shards
+from qwen_jax.corpus import engine
+from qwen_jax.corpus.output.mixture import Mixture
+from qwen_jax.corpus.pipeline import Result
+from qwen_jax.corpus.stage_files import StageFolder, read_batches
+from qwen_jax.data import shards
 from qwen_jax.data.document import Document
-from qwen_jax.data.mixture import Mixture
-from qwen_jax.data.pipeline import Result
 from qwen_jax.data.shards import Split
-from qwen_jax.data.stage_files import StageFolder, read_batches
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.utils.append_only import note_made_from
 from qwen_jax.utils.jsonl import write_json

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from typing import ClassVar
 
-from qwen_jax.data import stage
+from qwen_jax.corpus import stage
 
 _NO_ADDRESS = re.compile(  # what stands before four numbers that are no address
     r"(?:\b(?:v|ver|versions?|releases?|build|firmware|driver|sections?|chapter|sec|clause|figure|"

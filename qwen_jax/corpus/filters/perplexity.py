@@ -1,6 +1,6 @@
 """Text that a language model finds too strange, or too easy, is left out. Report: 2.1 (models).
 
-Two scorers: an n-gram model that counts clean text (evaluate/ngram.py), which needs numpy alone,
+Two scorers: an n-gram model that counts clean text (corpus/filters/ngram.py), which needs numpy alone,
 and a checkpoint of ours, scored in batches. Both give bits per byte of the text, whatever a
 tokenizer cuts it into. The limits of an n-gram filter are read off clean text that it has not
 learnt from; a language has a model and limits of its own.
@@ -18,9 +18,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from qwen_jax.data import stage
+from qwen_jax.corpus import stage
+from qwen_jax.corpus.filters.ngram import NgramModel, _Level
 from qwen_jax.errors import DataError
-from qwen_jax.evaluate.ngram import NgramModel, _Level
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 Scorer = Callable[[Sequence[str]], np.ndarray]  # texts -> bits per byte, float64; NaN of no tokens

@@ -17,11 +17,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from qwen_jax.data import charset, code_files, partitions, sources, storage, warc
-from qwen_jax.data.page_worker import PageWorker
-from qwen_jax.data.partitions import Partition, Piece
-from qwen_jax.data.stage import REJECTED, SCHEMA
-from qwen_jax.data.stage_files import BATCH_BYTES
+from qwen_jax.corpus import partitions, source_files
+from qwen_jax.corpus.partitions import Partition, Piece
+from qwen_jax.corpus.sources import charset, code_files, warc
+from qwen_jax.corpus.sources import documents as sources
+from qwen_jax.corpus.sources.page_worker import PageWorker
+from qwen_jax.corpus.stage import REJECTED, SCHEMA
+from qwen_jax.corpus.stage_files import BATCH_BYTES
 
 _ROWS = pa.schema([*SCHEMA, *REJECTED])
 _OWN = {
@@ -66,7 +68,7 @@ class Read:
                 )
                 for row in reader.named_rows(piece):
                     place = row["place"]
-                    row["id"] = storage.digest(f"{piece.source}\0{piece.name}\0{place}")
+                    row["id"] = source_files.digest(f"{piece.source}\0{piece.name}\0{place}")
                     row["source"], row["path"] = piece.source, where + place
                     row.setdefault("kind", piece.kind)
                     row.setdefault("text", "")
@@ -126,7 +128,7 @@ class _Reader:
         if kind == ".parquet":
             yield from self._parquet(piece)
             return
-        with storage.open_binary(piece.path) as file:
+        with source_files.open_binary(piece.path) as file:
             if not file.read(1):
                 return
             file.seek(0)
@@ -154,7 +156,7 @@ class _Reader:
 
     def _code(self, piece: Piece) -> dict:
         language = code_files.LANGUAGES.get(partitions.plain_suffix(piece.path))
-        if piece.kind != "code" or piece.root.startswith(storage.REMOTE):
+        if piece.kind != "code" or piece.root.startswith(source_files.REMOTE):
             return {"language": language} if piece.kind == "code" else {}
         return {
             "language": language,
@@ -287,11 +289,11 @@ class _Reader:
         return columns
 
     def _parquet(self, piece: Piece) -> Iterator[dict]:
-        with storage.open_binary(piece.path) as file:
+        with source_files.open_binary(piece.path) as file:
             try:
                 opened = pq.ParquetFile(file)
-            except storage.ARROW_ERRORS as error:
-                yield _rejected("", "damaged_file", storage.damage(error))
+            except source_files.ARROW_ERRORS as error:
+                yield _rejected("", "damaged_file", source_files.damage(error))
                 return
             stop = 0
             for number in range(opened.num_row_groups):
@@ -307,9 +309,11 @@ class _Reader:
                                 f"#{row}", dict(zip(batch.schema.names, values, strict=True))
                             )
                             row += 1
-                except storage.ARROW_ERRORS as error:  # the other row groups may be whole
+                except source_files.ARROW_ERRORS as error:  # the other row groups may be whole
                     yield _rejected(
-                        f"#{row}", "damaged_rows", f"{stop - row} rows: {storage.damage(error)}"
+                        f"#{row}",
+                        "damaged_rows",
+                        f"{stop - row} rows: {source_files.damage(error)}",
                     )
 
 
@@ -352,7 +356,7 @@ def _whole_characters(text: str) -> str:
 
 
 def _python(piece: Piece) -> Iterator[dict]:
-    from qwen_jax.data import python_docs
+    from qwen_jax.corpus.sources import python_docs
 
     if piece.root == "python:code":
         documents, failures = python_docs.source_code(), {}

@@ -26,7 +26,7 @@ def daft():
         import daft as module
     except ImportError as error:
         raise DataError(
-            "the data plan runs on Daft.", "qwen_jax.data.engine", "pip install 'qwen_jax[data]'."
+            "the data plan runs on Daft.", "qwen_jax.corpus.engine", "pip install 'qwen_jax[data]'."
         ) from error
     return module
 

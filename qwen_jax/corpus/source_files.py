@@ -11,7 +11,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qwen_jax.data.engine import daft
+from qwen_jax.corpus.engine import daft
 from qwen_jax.errors import DataError
 
 REMOTE = ("s3://", "gs://", "az://", "http://", "https://")

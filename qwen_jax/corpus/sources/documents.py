@@ -9,7 +9,7 @@ import json
 import pathlib
 from collections.abc import Callable, Iterator
 
-from qwen_jax.data import extract
+from qwen_jax.corpus.sources import extract
 from qwen_jax.data.document import Document
 from qwen_jax.errors import DataError
 

@@ -12,9 +12,9 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
-from qwen_jax.data.minhash import signatures
-from qwen_jax.data.shuffle import REMOVED, first_of_group
-from qwen_jax.data.stage import reject
+from qwen_jax.corpus.dedup.minhash import signatures
+from qwen_jax.corpus.shuffle import REMOVED, first_of_group
+from qwen_jax.corpus.stage import reject
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 

@@ -14,8 +14,8 @@ from typing import ClassVar, Literal
 import numpy as np
 import pyarrow as pa
 
-from qwen_jax.data.shuffle import REMOVED, first_of_group
-from qwen_jax.data.stage import reject, set_column
+from qwen_jax.corpus.shuffle import REMOVED, first_of_group
+from qwen_jax.corpus.stage import reject, set_column
 
 _KEYS = pa.schema(
     [("hash", pa.uint64()), ("check", pa.uint64()), ("row", pa.uint32()), ("part", pa.uint32())]

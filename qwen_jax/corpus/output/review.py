@@ -94,7 +94,11 @@ def page(samples: Sequence[Sample], *, title: str = "Review") -> str:
             ("source", {key[1] for key in order}),
         )
     }
-    template = resources.files("qwen_jax.data").joinpath("review.html").read_text(encoding="utf-8")
+    template = (
+        resources.files("qwen_jax.corpus.output")
+        .joinpath("review.html")
+        .read_text(encoding="utf-8")
+    )
     for place, value in (
         ("TITLE", html.escape(title)),
         ("NAME", name),

@@ -22,13 +22,14 @@ from collections.abc import Callable, Iterator, Sequence
 import pyarrow as pa
 from tqdm import tqdm
 
-from qwen_jax.data import components, engine, minhash, shuffle, stage_files
-from qwen_jax.data.partitions import Partition, check_outside
-from qwen_jax.data.partitions import plan as plan_partitions
-from qwen_jax.data.read import Read
-from qwen_jax.data.shuffle import Shuffle
-from qwen_jax.data.stage import Stage
-from qwen_jax.data.stage_files import PartitionWriter, StageFolder, read_batches
+from qwen_jax.corpus import engine, shuffle, stage_files
+from qwen_jax.corpus.dedup import components, minhash
+from qwen_jax.corpus.partitions import Partition, check_outside
+from qwen_jax.corpus.partitions import plan as plan_partitions
+from qwen_jax.corpus.shuffle import Shuffle
+from qwen_jax.corpus.sources.read import Read
+from qwen_jax.corpus.stage import Stage
+from qwen_jax.corpus.stage_files import PartitionWriter, StageFolder, read_batches
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.utils.append_only import check_same, note_made_from, open_alone
 from qwen_jax.utils.jsonl import write_json

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qwen_jax.data.shuffle import REMOVED
+from qwen_jax.corpus.shuffle import REMOVED
 
 
 def removed(files: Sequence[pathlib.Path], first: int) -> pa.Table:

@@ -10,10 +10,11 @@ import re
 from collections.abc import Iterator
 from typing import ClassVar, NamedTuple
 
-from qwen_jax.data import rules_chinese, rules_code, rules_english, stage
-from qwen_jax.data.rules_chinese import ChineseRules
-from qwen_jax.data.rules_code import CodeRules
-from qwen_jax.data.rules_english import EnglishRules, Range
+from qwen_jax.corpus import stage
+from qwen_jax.corpus.filters import rules_chinese, rules_code, rules_english
+from qwen_jax.corpus.filters.rules_chinese import ChineseRules
+from qwen_jax.corpus.filters.rules_code import CodeRules
+from qwen_jax.corpus.filters.rules_english import EnglishRules, Range
 from qwen_jax.errors import unknown_name
 
 _OF_PAGES = frozenset(

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from qwen_jax.data.repetition import RepetitionRules, repetitions
+from qwen_jax.corpus.filters.repetition import RepetitionRules, repetitions
 
 Range = tuple[float, float]  # least and most that are allowed
 
