@@ -15,9 +15,9 @@ from experiments import ppo, reward_model, rewards, sft
 from qwen_jax.config import DataConfig, OptimizerConfig, TrainConfig
 from qwen_jax.corpus.output.tokenize import of_source
 from qwen_jax.corpus.pipeline import Result
-from qwen_jax.data import questions
 from qwen_jax.inference.decode import generate
 from qwen_jax.pretrained.huggingface import load_pretrained
+from qwen_jax.synthetic import arithmetic
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.utils.jsonl import write_json
@@ -162,13 +162,13 @@ def ppo_config(
 
 def ask(result: Result, output: pathlib.Path) -> None:
     """Writes questions and what is held out of them."""
-    documented = questions.documented(of_source(result, "docs"))[
+    documented = arithmetic.documented(of_source(result, "docs"))[
         :300
     ]  # ours: what minutes suffice for
-    for name, found in (("sums", questions.sums()), ("docs", documented)):
-        learnt, held_out = questions.split(found, 0.1)
-        questions.write(held_out, output / "held_out" / name)
-        questions.write(learnt, output / name)
+    for name, found in (("sums", arithmetic.sums()), ("docs", documented)):
+        learnt, held_out = arithmetic.split(found, 0.1)
+        arithmetic.write(held_out, output / "held_out" / name)
+        arithmetic.write(learnt, output / name)
 
 
 def compare(folder: pathlib.Path, tokenizer: Tokenizer) -> str:
@@ -192,7 +192,7 @@ def share_right(
     model, params, tokenizer: Tokenizer, *, held_out: bool = True, number: int = 256
 ) -> float:
     """The share of sums, held out or not, whose most probable answer is right."""
-    asked = [q.text for q in questions.split(questions.sums(), 0.1)[held_out][:number]]
+    asked = [q.text for q in arithmetic.split(arithmetic.sums(), 0.1)[held_out][:number]]
     return float(np.mean(rewards.arithmetic(asked, complete(model, params, tokenizer, asked))))
 
 

@@ -25,16 +25,7 @@ import time
 
 from tqdm import tqdm
 
-from experiments import flags, react_seeds
-from qwen_jax.align import review
-from qwen_jax.align.asked import Asked, Model
-from qwen_jax.align.sample_rules import Rules
-from qwen_jax.align.self_instruct import (
-    SelfInstruct,
-    Settings,
-    read_react_seeds,
-    read_seeds,
-)
+from experiments import flags
 from qwen_jax.data.chat.conversations import Counts
 from qwen_jax.data.chat.react import read_tools
 from qwen_jax.errors import ConfigError
@@ -42,6 +33,15 @@ from qwen_jax.inference import chat
 from qwen_jax.inference.complete import Completer
 from qwen_jax.inference.jsonl import fingerprint
 from qwen_jax.pretrained.loading import load, start_engine
+from qwen_jax.synthetic import react_seeds, review
+from qwen_jax.synthetic.response_cache import Asked, Model
+from qwen_jax.synthetic.sample_rules import Rules
+from qwen_jax.synthetic.self_instruct import (
+    SelfInstruct,
+    Settings,
+    read_react_seeds,
+    read_seeds,
+)
 from qwen_jax.train.telemetry.metrics import format_seconds
 from qwen_jax.utils.append_only import AppendOnly
 
@@ -53,7 +53,9 @@ class Config:
     checkpoint: str = ""  # a run folder or a released one, taught ChatML
     tokenizer: str | None = None  # a .tiktoken file; None: the one in the model's folder
     seeds: tuple[str, ...] = ()  # tasks: self-instruct's, Alpaca's or conversations
-    tools: str | None = None  # a .json or .jsonl file; None: those of experiments/react_seeds.py
+    tools: str | None = (
+        None  # a .json or .jsonl file; None: those of qwen_jax/synthetic/react_seeds.py
+    )
     react_seeds: tuple[str, ...] = ()  # worked examples of the tools; none: those, too
     settings: Settings = Settings()
     rules: Rules = Rules()

@@ -27,15 +27,15 @@ from tqdm import tqdm
 from experiments import flags
 from qwen_jax.data.chat.conversations import Counts, Turn
 from qwen_jax.data.chat.prompts import choose_diverse, choose_weighted, read_questions, text_of
-from qwen_jax.data.model_tagger import ModelTagger
-from qwen_jax.data.tag_rules import tag_by_rules
-from qwen_jax.data.tags import Tagger, Tags, merge_rare, read_tags, tag_all
 from qwen_jax.errors import ConfigError
 from qwen_jax.inference import chat
 from qwen_jax.inference.complete import Completer
 from qwen_jax.inference.jsonl import fingerprint
 from qwen_jax.pretrained.loading import load, start_engine
 from qwen_jax.report.plots import draw_tags
+from qwen_jax.synthetic.model_tagger import ModelTagger
+from qwen_jax.synthetic.tag_rules import tag_by_rules
+from qwen_jax.synthetic.tags import Tagger, Tags, merge_rare, read_tags, tag_all
 from qwen_jax.utils.append_only import AppendOnly
 
 

@@ -8,12 +8,16 @@ import time
 
 import pytest
 
-from experiments.react_seeds import EXAMPLES, TOOLS
-from qwen_jax.align import review
-from qwen_jax.align.asked import Asked
-from qwen_jax.align.novelty import Novelty, lcs_length, words
-from qwen_jax.align.sample_rules import Rules, answer_fault, question_fault, react_fault
-from qwen_jax.align.self_instruct import (
+from qwen_jax.data.chat import react
+from qwen_jax.data.chat.conversations import Counts, read_conversations
+from qwen_jax.errors import QwenJaxError
+from qwen_jax.inference.request import Completion
+from qwen_jax.synthetic import review
+from qwen_jax.synthetic.novelty import Novelty, lcs_length, words
+from qwen_jax.synthetic.react_seeds import EXAMPLES, TOOLS
+from qwen_jax.synthetic.response_cache import Asked
+from qwen_jax.synthetic.sample_rules import Rules, answer_fault, question_fault, react_fault
+from qwen_jax.synthetic.self_instruct import (
     Sample,
     Seed,
     SelfInstruct,
@@ -22,10 +26,6 @@ from qwen_jax.align.self_instruct import (
     read_react_seeds,
     read_seeds,
 )
-from qwen_jax.data.chat import react
-from qwen_jax.data.chat.conversations import Counts, read_conversations
-from qwen_jax.errors import QwenJaxError
-from qwen_jax.inference.request import Completion
 from qwen_jax.utils.append_only import AppendOnly
 
 SEEDS = [

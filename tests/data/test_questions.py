@@ -3,11 +3,11 @@
 import pytest
 
 from experiments import rewards
-from qwen_jax.data import questions
 from qwen_jax.data.chat.conversations import Counts, read_conversations
 from qwen_jax.data.chat.pairs import read_pairs
 from qwen_jax.data.document import Document
 from qwen_jax.errors import DataError
+from qwen_jax.synthetic import arithmetic
 
 PAGE = """queue
 
@@ -31,18 +31,18 @@ short(self)
 
 
 def test_every_sum_is_right_its_wrong_answer_wrong_and_the_reward_agrees():
-    found = questions.sums(largest=12, seed=3)
+    found = arithmetic.sums(largest=12, seed=3)
     asked, answers, wrong = zip(*((q.text, q.answer, q.wrong) for q in found), strict=True)
     assert rewards.arithmetic(asked, answers) == [1.0] * len(found)
     assert rewards.arithmetic(asked, wrong) == [0.0] * len(found)
     # 13 x 13 sums, 13 x 14 / 2 differences, 6 x 6 products, each asked in 6 ways.
     assert len(found) == len(set(asked)) == 6 * (169 + 91 + 36)
     assert not any("= -" in answer for answer in wrong)
-    assert found == questions.sums(largest=12, seed=3) != questions.sums(largest=12, seed=4)
+    assert found == arithmetic.sums(largest=12, seed=3) != arithmetic.sums(largest=12, seed=4)
 
 
 def test_a_functions_first_sentence_is_its_answer_and_anothers_is_wrong():
-    found = questions.documented([Document("a.jsonl:1", PAGE)])
+    found = arithmetic.documented([Document("a.jsonl:1", PAGE)])
     said = {q.text: (q.answer, q.wrong) for q in found}
     empty, put = (
         "Return True if the queue is empty, False otherwise.",
@@ -52,19 +52,19 @@ def test_a_functions_first_sentence_is_its_answer_and_anothers_is_wrong():
         "What does empty of queue do?": (empty, put),
         "What does put of queue do?": (put, empty),
     }
-    assert questions.documented([]) == []
+    assert arithmetic.documented([]) == []
 
 
 def test_what_is_held_out_shares_no_group():
-    learnt, held_out = questions.split(questions.sums(largest=9), 0.1, seed=1)
+    learnt, held_out = arithmetic.split(arithmetic.sums(largest=9), 0.1, seed=1)
     groups = [{q.group for q in part} for part in (learnt, held_out)]
     assert not groups[0] & groups[1] and 0.09 < len(groups[1]) / sum(map(len, groups)) < 0.11
-    assert len(learnt) + len(held_out) == len(questions.sums(largest=9))
+    assert len(learnt) + len(held_out) == len(arithmetic.sums(largest=9))
 
 
 def test_the_readers_of_every_stage_take_what_is_written(tmp_path):
-    found = questions.sums(largest=3, largest_factor=2)
-    questions.write(found, tmp_path)
+    found = arithmetic.sums(largest=3, largest_factor=2)
+    arithmetic.write(found, tmp_path)
     counts = Counts()
     talks = list(read_conversations([tmp_path / "talks.jsonl"], counts))
     pairs = list(read_pairs([tmp_path / "pairs.jsonl"], counts))

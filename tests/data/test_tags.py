@@ -15,10 +15,10 @@ from qwen_jax.data.chat.prompts import (
     tag_weights,
     text_of,
 )
-from qwen_jax.data.model_tagger import ModelTagger, parse, question
-from qwen_jax.data.tag_rules import tag_by_rules
-from qwen_jax.data.tags import merge_rare, normalise, read_tags, tag_all
 from qwen_jax.errors import ConfigError, DataError, QwenJaxError
+from qwen_jax.synthetic.model_tagger import ModelTagger, parse, question
+from qwen_jax.synthetic.tag_rules import tag_by_rules
+from qwen_jax.synthetic.tags import merge_rare, normalise, read_tags, tag_all
 from qwen_jax.utils.append_only import AppendOnly
 
 

@@ -7,12 +7,12 @@ import pytest
 from tiny_checkpoint import TOKENIZER, write
 
 from experiments import self_instruct, tag_prompts
-from qwen_jax.align.self_instruct import Seed, Settings, read_react_seeds, read_seeds
 from qwen_jax.data.chat.conversations import Counts, read_conversations
 from qwen_jax.data.chat.prompts import read_prompts
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.inference import jsonl
 from qwen_jax.inference.request import Completion
+from qwen_jax.synthetic.self_instruct import Seed, Settings, read_react_seeds, read_seeds
 
 ROWS = [
     {"prompt": "Write a poem about the sea"},

@@ -14,13 +14,13 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from qwen_jax.align.asked import Answer, Asked
-from qwen_jax.align.novelty import Novelty, words
-from qwen_jax.align.sample_rules import Rules, answer_fault, question_fault, react_fault
 from qwen_jax.data.chat import react
 from qwen_jax.data.chat.conversations import Counts, Skipped, Turn, turns_of
 from qwen_jax.data.chat.react import Tool
 from qwen_jax.errors import ConfigError, DataError
+from qwen_jax.synthetic.novelty import Novelty, words
+from qwen_jax.synthetic.response_cache import Answer, Asked
+from qwen_jax.synthetic.sample_rules import Rules, answer_fault, question_fault, react_fault
 from qwen_jax.utils.jsonl import read_rows
 
 _MOST_TOOLS = 5  # report: up to five candidate tools

@@ -12,9 +12,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from qwen_jax.align.self_instruct import Sample
 from qwen_jax.data.chat.conversations import Counts, Skipped, check_turns, turns_of
 from qwen_jax.errors import DataError
+from qwen_jax.synthetic.self_instruct import Sample
 from qwen_jax.utils.jsonl import read_rows
 
 

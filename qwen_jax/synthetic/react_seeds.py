@@ -1,8 +1,8 @@
 """Five tools and seven worked examples of their use, from which self-instruct starts. Ours: the
 report's own are not published."""
 
-from qwen_jax.align.self_instruct import Seed
 from qwen_jax.data.chat.react import Tool
+from qwen_jax.synthetic.self_instruct import Seed
 
 
 def _text(name: str, description: str, *, required: bool = True) -> dict:

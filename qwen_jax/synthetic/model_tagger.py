@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from qwen_jax.data.chat.conversations import Counts, Turn
-from qwen_jax.data.tags import normalise
+from qwen_jax.synthetic.tags import normalise
 
 # Conversations that end with a question -> answers; None where there is no room for one.
 Complete = Callable[[list[list[Turn]]], Sequence[str | None]]

@@ -7,10 +7,10 @@ returns the reason for which a text is refused, or None.
 import dataclasses
 import re
 
-from qwen_jax.align.novelty import words
-from qwen_jax.data import scripts
 from qwen_jax.data.chat import react
 from qwen_jax.errors import ConfigError, unknown_name
+from qwen_jax.synthetic import scripts
+from qwen_jax.synthetic.novelty import words
 
 # A language model cannot see or send these.
 _FORBIDDEN = re.compile(

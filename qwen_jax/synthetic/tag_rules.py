@@ -8,7 +8,7 @@ import functools
 import re
 from collections.abc import Sequence
 
-from qwen_jax.data import scripts
+from qwen_jax.synthetic import scripts
 
 _READ = 4000  # characters of a prompt that are looked at: the task, not all of a pasted document
 _LONG, _VERY_LONG = 100, 400  # words; a CJK character counts as half of one
