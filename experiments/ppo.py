@@ -6,7 +6,7 @@ steps in which the value model alone is trained.
 
     python -m experiments.ppo --recipe=7b --init_from=runs/chat --reward_model=runs/reward \\
         --data.prompts=prompts.jsonl --run_dir=runs/ppo
-    ... --reward_functions=experiments.rewards:arithmetic     # instead, or added to it
+    ... --reward_functions=qwen_jax.align.rewards:arithmetic     # instead, or added to it
     ... --lora.rank=16 --optimizer.peak_learning_rate=1e-4 --value_optimizer.peak_learning_rate=5e-4
 
 With adapters (as in experiments.sft) the SFT weights are held once: the policy's stand beside the

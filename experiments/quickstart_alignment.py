@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from experiments import ppo, reward_model, rewards, sft
+from experiments import ppo, reward_model, sft
+from qwen_jax.align import rewards
 from qwen_jax.config import DataConfig, OptimizerConfig, TrainConfig
 from qwen_jax.corpus.output.tokenize import of_source
 from qwen_jax.corpus.pipeline import Result
@@ -142,7 +143,7 @@ def ppo_config(
         train=dataclasses.replace(trained(steps, batch_size), eval_every=None, log_every=2),
         init_from=f"{folder}/sft",
         run_dir=f"{folder}/ppo",
-        reward_functions=("experiments.rewards:arithmetic",),
+        reward_functions=("qwen_jax.align.rewards:arithmetic",),
         optimizer=at(rate),
         value_optimizer=at(5 * rate),  # report 3.2.2: five times the policy's
         ppo=dataclasses.replace(

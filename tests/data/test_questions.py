@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments import rewards
+from qwen_jax.align import rewards
 from qwen_jax.data.chat.conversations import Counts, read_conversations
 from qwen_jax.data.chat.pairs import read_pairs
 from qwen_jax.data.document import Document

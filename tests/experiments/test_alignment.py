@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from tiny_checkpoint import CONFIG, ROOT, TOKENIZER, environment
 
-from experiments import dpo, ppo, reward_model, rewards, sft
+from experiments import dpo, ppo, reward_model, sft
+from qwen_jax.align import rewards
 from qwen_jax.config import DataConfig
 from qwen_jax.data import shards
 from qwen_jax.data.document import Document
@@ -268,7 +269,7 @@ def run_ppo(folder, tmp_path_factory):
                 f"--run_dir={run_dir}",
                 f"--init_from={folder}/base",
                 f"--data.prompts={folder}/talks.jsonl",
-                "--reward_functions=experiments.rewards:arithmetic",
+                "--reward_functions=qwen_jax.align.rewards:arithmetic",
                 *flags,
             ],
             cwd=ROOT,
@@ -359,7 +360,7 @@ def test_two_processes_that_share_a_mesh_do_what_one_does(folder, scored, tmp_pa
         f"--data.prompts={folder}/talks.jsonl",
         f"--reward_model={scored[0]}/reward",
         f"--data.pretrain.sources={folder}/text/train",
-        "--reward_functions=experiments.rewards:arithmetic",
+        "--reward_functions=qwen_jax.align.rewards:arithmetic",
         "--train.log_every=1",
         "--model.unroll_layers=2",
     ]  # launched processes on CPUs do not loop over layers
@@ -408,7 +409,7 @@ def test_ppo_with_a_function_alone_runs_without_pretraining_rows(run_ppo, tmp_pa
 
 
 def test_what_cannot_be_done_is_refused_before_it_leaves_anything(folder, scored, tmp_path):
-    one = {"reward_functions": ("experiments.rewards:arithmetic",)}
+    one = {"reward_functions": ("qwen_jax.align.rewards:arithmetic",)}
     reward = f"{scored[0]}/reward"
     wide = dataclasses.replace(MODEL, hidden_size=64)
     save_run(
@@ -436,7 +437,7 @@ def test_what_cannot_be_done_is_refused_before_it_leaves_anything(folder, scored
         (ppo, ppo_config(folder, run_dir, init_from=str(tmp_path), **one), "no config.json"),
         (
             ppo,
-            ppo_config(folder, run_dir, reward_functions=("experiments.rewards:arithmetik",)),
+            ppo_config(folder, run_dir, reward_functions=("qwen_jax.align.rewards:arithmetik",)),
             "did you mean 'arithmetic'",
         ),
         (ppo, ppo_config(folder, run_dir, reward_functions=("no.module:f",)), "No module"),
