@@ -20,7 +20,7 @@ import jax
 
 from benchmarks import attention_plot, attention_tune, timing
 from benchmarks.attention_peers import Contestant, contestants, documents
-from experiments import flags
+from qwen_jax.cli import flags
 from qwen_jax.errors import ConfigError
 from qwen_jax.kernels.validation import Case, shares
 

@@ -18,7 +18,7 @@ import jax
 import tqdm
 
 from benchmarks import timing
-from experiments import flags
+from qwen_jax.cli import flags
 from qwen_jax.errors import KernelError, unknown_name
 from qwen_jax.kernels.attention import IMPLEMENTATIONS
 from qwen_jax.kernels.platform import interpret_kernels

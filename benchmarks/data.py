@@ -10,7 +10,7 @@ import time
 
 import numpy as np
 
-from experiments import flags
+from qwen_jax.cli import flags
 from qwen_jax.config import DataConfig
 from qwen_jax.data import shards
 from qwen_jax.data.document import Document

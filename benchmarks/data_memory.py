@@ -28,7 +28,7 @@ import time
 from collections.abc import Iterator
 
 from benchmarks import corpus, packages
-from experiments import flags
+from qwen_jax.cli import flags
 from qwen_jax.errors import ConfigError
 from qwen_jax.utils.jsonl import write_json
 

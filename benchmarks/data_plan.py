@@ -17,7 +17,8 @@ import tempfile
 import time
 
 from benchmarks import corpus, packages
-from experiments import flags, prepare_data
+from experiments import prepare_data
+from qwen_jax.cli import flags
 from qwen_jax.corpus import pipeline
 from qwen_jax.corpus.dedup.minhash import words
 from qwen_jax.corpus.dedup.near import NearDedup

@@ -16,7 +16,7 @@ import time
 import numpy as np
 
 from benchmarks import turns
-from experiments import flags
+from qwen_jax.cli import flags
 
 
 @dataclasses.dataclass(frozen=True)

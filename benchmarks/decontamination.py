@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 
 from benchmarks.timing import machine
-from experiments import flags
+from qwen_jax.cli import flags
 from qwen_jax.corpus.filters.decontaminate import Index, units
 from qwen_jax.corpus.filters.test_items import TestItem, read_test_sets
 from qwen_jax.utils.jsonl import read_rows

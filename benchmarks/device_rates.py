@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import timing
-from experiments import flags
+from qwen_jax.cli import flags
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ import random
 import statistics
 
 from benchmarks import packages
-from experiments import flags
+from qwen_jax.cli import flags
 from qwen_jax.corpus.dedup.minhash import words
 from qwen_jax.corpus.sources import charset
 from qwen_jax.corpus.sources.page_worker import PageWorker

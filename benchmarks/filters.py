@@ -22,8 +22,8 @@ import numpy as np
 
 from benchmarks.decontamination import training_texts
 from benchmarks.timing import machine
-from experiments import flags
 from experiments.train_filter import Scores, measure, split
+from qwen_jax.cli import flags
 from qwen_jax.corpus.filters import linear as linear_filter
 from qwen_jax.corpus.filters.language import identify
 from qwen_jax.corpus.filters.perplexity import NgramFilter

@@ -21,8 +21,8 @@ import numpy as np
 
 from benchmarks import timing, turns
 from benchmarks.data import RandomTokens
-from experiments import flags
 from qwen_jax import sizes
+from qwen_jax.cli import flags
 from qwen_jax.config import DataConfig, MeshConfig, TrainConfig
 
 

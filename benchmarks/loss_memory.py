@@ -20,7 +20,7 @@ import optax
 from jax.experimental import topologies
 
 from benchmarks.train_step import from_status
-from experiments import flags
+from qwen_jax.cli import flags
 from qwen_jax.model.lm_loss import cross_entropy
 from qwen_jax.parallel.xla_options import compile_for
 

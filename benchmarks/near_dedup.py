@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from benchmarks import corpus, packages
-from experiments import flags
+from qwen_jax.cli import flags
 from qwen_jax.corpus import pipeline
 from qwen_jax.corpus.dedup.minhash import words
 from qwen_jax.corpus.dedup.near import NearDedup, probability

@@ -20,8 +20,8 @@ import time
 import numpy as np
 
 from benchmarks import turns
-from experiments import flags
 from qwen_jax import sizes
+from qwen_jax.cli import flags
 
 PARTS = ("generation", "scoring", "updates")
 ALONE = {

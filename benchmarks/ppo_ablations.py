@@ -17,7 +17,8 @@ import time
 import jax
 import numpy as np
 
-from experiments import flags, ppo, quickstart_alignment
+from experiments import ppo, quickstart_alignment
+from qwen_jax.cli import flags
 from qwen_jax.config import DataConfig
 from qwen_jax.data.loader import Loader
 from qwen_jax.errors import ConfigError

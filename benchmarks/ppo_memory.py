@@ -18,8 +18,8 @@ import tempfile
 
 from benchmarks import turns
 from benchmarks.train_step import from_status, settled_memory
-from experiments import flags
 from qwen_jax import sizes
+from qwen_jax.cli import flags
 
 RUNS = {"whole models": [], "adapters of rank 16": ["--rank=16"]}
 _UNITS = {"MiB": 2**20, "GiB": 2**30}

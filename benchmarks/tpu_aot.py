@@ -25,8 +25,8 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from benchmarks import llo
-from experiments import flags
 from qwen_jax import sizes
+from qwen_jax.cli import flags
 from qwen_jax.errors import unknown_name
 from qwen_jax.kernels import tiles
 from qwen_jax.kernels.attention import attention

@@ -15,7 +15,7 @@ import sys
 import time
 import unicodedata
 
-from experiments import flags
+from qwen_jax.cli import flags
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.inference import chat
 from qwen_jax.inference.engine import Engine

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments import flags
+from qwen_jax.cli import flags
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import CheckpointError, ConfigError
 from qwen_jax.model.spec import count

@@ -16,11 +16,11 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from experiments import flags
 from experiments.pretrain import ended_by_signal
 from experiments.reward_model import PairData, for_epochs, make_rows
 from qwen_jax import sizes
 from qwen_jax.align.dpo import ComparedPairs, answer_log_probs, make_objective
+from qwen_jax.cli import flags
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from qwen_jax.data.batches import fill_up, stack_trees
 from qwen_jax.data.chat.pairs import PairRows

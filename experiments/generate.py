@@ -14,7 +14,7 @@ import sys
 
 import tqdm
 
-from experiments import flags
+from qwen_jax.cli import flags
 from qwen_jax.errors import ConfigError
 from qwen_jax.inference import chat, jsonl
 from qwen_jax.inference.engine import Engine

@@ -18,7 +18,7 @@ import pathlib
 import numpy as np
 from tqdm import tqdm
 
-from experiments import flags
+from qwen_jax.cli import flags
 from qwen_jax.config import ContextExtension, ModelConfig
 from qwen_jax.data import shards
 from qwen_jax.errors import ConfigError, DataError

@@ -28,7 +28,8 @@ import json
 import math
 import pathlib
 
-from experiments import flags, ppo, pretrain, reward_model
+from experiments import ppo, pretrain, reward_model
+from qwen_jax.cli import flags
 from qwen_jax.config import MeshConfig
 from qwen_jax.errors import ConfigError, unknown_name
 from qwen_jax.plan import gpus, search, topologies

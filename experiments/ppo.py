@@ -27,12 +27,12 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments import flags
 from experiments.pretrain import ended_by_signal
 from qwen_jax import sizes
 from qwen_jax.align import ppo
 from qwen_jax.align.ppo import Bases, PPOBatch, PPOConfig, PPOState
 from qwen_jax.align.rollout import PromptRows, Sampler, collate
+from qwen_jax.cli import flags
 from qwen_jax.config import (
     DataConfig,
     MeshConfig,

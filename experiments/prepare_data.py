@@ -22,7 +22,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from experiments import flags
+from qwen_jax.cli import flags
 from qwen_jax.corpus import engine, pipeline, source_files, stage_files
 from qwen_jax.corpus.dedup.exact import ExactDedup
 from qwen_jax.corpus.dedup.near import NearDedup

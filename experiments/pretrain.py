@@ -19,8 +19,8 @@ import signal
 import sys
 from collections.abc import Iterator
 
-from experiments import flags
 from qwen_jax import sizes
+from qwen_jax.cli import flags
 from qwen_jax.config import DataConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from qwen_jax.data import shards
 from qwen_jax.data.loader import Loader

@@ -18,7 +18,8 @@ import time
 
 import numpy as np
 
-from experiments import flags, pretrain, quickstart_alignment
+from experiments import pretrain, quickstart_alignment
+from qwen_jax.cli import flags
 from qwen_jax.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from qwen_jax.corpus import pipeline
 from qwen_jax.corpus.dedup.exact import ExactDedup

@@ -8,7 +8,7 @@ a kept one marked "keep" are right. Two people who mark the same text count twic
 
 import dataclasses
 
-from experiments import flags
+from qwen_jax.cli import flags
 from qwen_jax.corpus.output import review
 from qwen_jax.errors import ConfigError
 

@@ -21,11 +21,11 @@ import pathlib
 import jax
 import numpy as np
 
-from experiments import flags
 from experiments.pretrain import ended_by_signal
 from qwen_jax import sizes
 from qwen_jax.align.preference_report import measure, table
 from qwen_jax.align.reward_model import make_objective
+from qwen_jax.cli import flags
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from qwen_jax.data.chat.conversations import Counts
 from qwen_jax.data.chat.pairs import PairRows, read_pairs

@@ -25,7 +25,7 @@ import time
 
 from tqdm import tqdm
 
-from experiments import flags
+from qwen_jax.cli import flags
 from qwen_jax.data.chat.conversations import Counts
 from qwen_jax.data.chat.react import read_tools
 from qwen_jax.errors import ConfigError

@@ -15,7 +15,7 @@ import socket
 
 from absl import logging
 
-from experiments import flags
+from qwen_jax.cli import flags
 from qwen_jax.errors import ConfigError
 from qwen_jax.inference import chat
 from qwen_jax.pretrained.loading import load, mesh_of, start_engine

@@ -19,9 +19,9 @@ import dataclasses
 import functools
 from typing import Literal
 
-from experiments import flags
 from experiments.pretrain import ended_by_signal
 from qwen_jax import sizes
+from qwen_jax.cli import flags
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from qwen_jax.data.chat.conversations import Counts, read_conversations
 from qwen_jax.data.chat.preview import preview

@@ -24,7 +24,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from experiments import flags
+from qwen_jax.cli import flags
 from qwen_jax.data.chat.conversations import Counts, Turn
 from qwen_jax.data.chat.prompts import choose_diverse, choose_weighted, read_questions, text_of
 from qwen_jax.errors import ConfigError

@@ -23,7 +23,7 @@ import pathlib
 
 import numpy as np
 
-from experiments import flags
+from qwen_jax.cli import flags
 from qwen_jax.corpus.filters.linear import FilterSettings, LinearFilter, train
 from qwen_jax.corpus.filters.perplexity import NgramFilter, PerplexityRules
 from qwen_jax.corpus.sources import documents

@@ -1,6 +1,6 @@
 """Settings as frozen dataclasses that check themselves when they are made.
 
-None means "off" or "derive it". Flags are made from these fields (experiments/flags.py), so a
+None means "off" or "derive it". Flags are made from these fields (qwen_jax/cli/flags.py), so a
 field's name is its flag and the comment beside it is read by people, not by code.
 """
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from experiments import convert, flags
+from experiments import convert
 from qwen_jax import sizes
+from qwen_jax.cli import flags
 from qwen_jax.config import ContextExtension
 from qwen_jax.errors import CheckpointError, ConfigError
 from qwen_jax.model.spec import param_specs

@@ -5,7 +5,8 @@ import pathlib
 
 import pytest
 
-from experiments import flags, pretrain
+from experiments import pretrain
+from qwen_jax.cli import flags
 from qwen_jax.errors import ConfigError
 
 RECIPES = pretrain.RECIPES | {"smoke": pretrain.SMOKE}
@@ -65,7 +66,7 @@ def test_help_teaches(capsys):
     assert "--train.micro_batches=1  # gradient accumulation" in text
 
 
-ROOT = pathlib.Path(flags.__file__).parents[1]
+ROOT = pathlib.Path(flags.__file__).parents[2]
 PROGRAMS = [
     f"{path.parent.name}.{path.stem}"
     for folder in ("experiments", "benchmarks")

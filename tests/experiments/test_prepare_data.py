@@ -11,7 +11,8 @@ pytest.importorskip("daft")
 pytest.importorskip("py3langid")
 pq = pytest.importorskip("pyarrow.parquet")
 
-from experiments import flags, prepare_data, train_filter
+from experiments import prepare_data, train_filter
+from qwen_jax.cli import flags
 from qwen_jax.data import shards
 from qwen_jax.errors import ConfigError, DataError, TokenizerError
 from qwen_jax.tokenizer.bpe import Tokenizer
