@@ -31,13 +31,13 @@ test-peers: $(VENV)-peers/.with-peers
 	$(VENV)-peers/bin/python -m pytest -q tests/export tests/model tests/experiments/test_convert.py
 
 bench: $(VENV)/.with-quickstart $(VENV)-peers/.with-peers
-	$(BIN)/python -m benchmarks.data
-	$(BIN)/python -m benchmarks.train_step --peer_python=$(VENV)-peers/bin/python
-	$(BIN)/python -m benchmarks.train_step --peer_python=$(VENV)-peers/bin/python --dtype=bfloat16
-	$(BIN)/python -m benchmarks.attention
-	$(BIN)/python -m benchmarks.decode --peer_python=$(VENV)-peers/bin/python
-	$(BIN)/python -m benchmarks.ppo --peer_python=$(VENV)-tunix/bin/python
-	$(BIN)/python -m benchmarks.ppo_memory
+	$(BIN)/python -m benchmarks.corpus.data
+	$(BIN)/python -m benchmarks.train.train_step --peer_python=$(VENV)-peers/bin/python
+	$(BIN)/python -m benchmarks.train.train_step --peer_python=$(VENV)-peers/bin/python --dtype=bfloat16
+	$(BIN)/python -m benchmarks.attention.attention
+	$(BIN)/python -m benchmarks.inference.decode --peer_python=$(VENV)-peers/bin/python
+	$(BIN)/python -m benchmarks.ppo.ppo --peer_python=$(VENV)-tunix/bin/python
+	$(BIN)/python -m benchmarks.ppo.ppo_memory
 
 python:
 	@test -n "$(PYTHON)" || { echo "no Python 3.11, 3.12 or 3.13 was found; install one or set PYTHON=..."; exit 1; }

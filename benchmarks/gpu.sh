@@ -24,22 +24,22 @@ all=(environment correctness attention train_1.8b train_7b decode_1.8b decode_7b
 
 part() {
     case $1 in
-    environment) "$python" -m benchmarks.device_rates --output="$out/environment.json" ;;
+    environment) "$python" -m benchmarks.aot.device_rates --output="$out/environment.json" ;;
     correctness)
-        "$python" -m benchmarks.attention_gate --name=xla --every=3 --output="$out" &&
-            "$python" -m benchmarks.attention_gate --name=hopper --dtypes=bfloat16,float16 \
+        "$python" -m benchmarks.attention.attention_gate --name=xla --every=3 --output="$out" &&
+            "$python" -m benchmarks.attention.attention_gate --name=hopper --dtypes=bfloat16,float16 \
                 --output="$out" ;;
-    attention) "$python" -m benchmarks.attention --output="$out" ;;
+    attention) "$python" -m benchmarks.attention.attention --output="$out" ;;
     train_1.8b)
-        "$python" -m benchmarks.full_size --size=1.8b "${peer[@]}" --trace="$out/trace" \
+        "$python" -m benchmarks.aot.full_size --size=1.8b "${peer[@]}" --trace="$out/trace" \
             --output="$out/$1.json" ;;
     train_7b)  # FP32 weights, BF16 moments: 62 GB, and 31 of gradients; two rows at a time
-        "$python" -m benchmarks.full_size --size=7b --moment_dtype=bfloat16 --remat=block \
+        "$python" -m benchmarks.aot.full_size --size=7b --moment_dtype=bfloat16 --remat=block \
             --batch_size=16 --micro_batches=8 --steps=15 "${peer[@]}" --output="$out/$1.json" ;;
     decode_*)
-        "$python" -m benchmarks.decode --size="${1#decode_}" --dtype=bfloat16 --batches=1,8,64 \
+        "$python" -m benchmarks.inference.decode --size="${1#decode_}" --dtype=bfloat16 --batches=1,8,64 \
             --rounds=1 "${peer[@]}" --output="$out/$1.json" ;;
-    ppo) "$python" -m benchmarks.ppo --rounds=1 --output="$out/ppo.json" ;;
+    ppo) "$python" -m benchmarks.ppo.ppo --rounds=1 --output="$out/ppo.json" ;;
     esac
 }
 

@@ -17,7 +17,7 @@ QWEN_14B = ModelConfig(  # 14,167,290,880 parameters
     vocab_size=152064, hidden_size=5120, num_layers=40, num_heads=40, ffn_size=13696
 )
 
-TOY_8M = ModelConfig(  # 8.4M parameters: the size that benchmarks/train_step.py compares at
+TOY_8M = ModelConfig(  # 8.4M parameters: the size that benchmarks/train/train_step.py compares at
     vocab_size=8192,
     hidden_size=256,
     num_layers=4,

@@ -1,6 +1,6 @@
 """Tile sizes of the kernels by device, head size and dtype: measured ones from tiles.json.
 
-`benchmarks/attention.py` measures them on a device and writes the table; a kernel that finds no row
+`benchmarks/attention/attention.py` measures them on a device and writes the table; a kernel that finds no row
 there uses its own defaults.
 """
 

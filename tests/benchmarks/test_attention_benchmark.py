@@ -9,9 +9,9 @@ import types
 import jax
 import pytest
 
-from benchmarks import attention, attention_gate, attention_tune
-from benchmarks.attention_peers import contestants, documents
-from benchmarks.timing import Timing
+from benchmarks.attention import attention, attention_gate, attention_tune
+from benchmarks.attention.attention_peers import contestants, documents
+from benchmarks.common.timing import Timing
 from qwen_jax.errors import ConfigError, KernelError
 from qwen_jax.kernels import tiles
 from qwen_jax.kernels.validation import Case

@@ -8,7 +8,8 @@ import subprocess
 
 import pytest
 
-from benchmarks import device_rates, full_size, timing
+from benchmarks.aot import device_rates, full_size
+from benchmarks.common import timing
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ALL = [
@@ -23,7 +24,7 @@ ALL = [
 ]
 PYTHON = """#!/bin/bash
 echo "$*" >> {calls}
-case "$*" in *full_size*1.8b*) sleep {slow};; *benchmarks.decode*) exit {code};; esac
+case "$*" in *full_size*1.8b*) sleep {slow};; *benchmarks.inference.decode*) exit {code};; esac
 """
 
 
@@ -52,9 +53,9 @@ def test_a_part_that_has_ended_is_not_run_again_and_the_others_are(tmp_path):
     code, said, calls = gpu(tmp_path)
     assert code == 0 and "environment: done before" in said
     assert [call.split()[1] for call in calls] == [
-        "benchmarks.full_size",
-        "benchmarks.decode",
-        "benchmarks.decode",
+        "benchmarks.aot.full_size",
+        "benchmarks.inference.decode",
+        "benchmarks.inference.decode",
     ]
     assert sorted(path.stem for path in (tmp_path / "out").glob("*.done")) == sorted(ALL)
 

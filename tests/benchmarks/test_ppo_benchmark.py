@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import ppo, ppo_steps, turns
-from benchmarks.generation_loop import PythonLoop, by_sorting
+from benchmarks.common import turns
+from benchmarks.inference.generation_loop import PythonLoop, by_sorting
+from benchmarks.ppo import ppo, ppo_steps
 from qwen_jax import sizes
 from qwen_jax.inference.decode import generate
 from qwen_jax.inference.loop import DecodeState

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from benchmarks import turns
+from benchmarks.common import turns
 from qwen_jax.parallel.cpu import huge_pages
 
 SHOW = (

@@ -68,9 +68,9 @@ def test_help_teaches(capsys):
 
 ROOT = pathlib.Path(flags.__file__).parents[2]
 PROGRAMS = [
-    f"{path.parent.name}.{path.stem}"
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for folder in ("experiments", "benchmarks")
-    for path in sorted((ROOT / folder).glob("*.py"))
+    for path in sorted((ROOT / folder).rglob("*.py"))
     if "flags.run(main" in path.read_text(encoding="utf-8")
 ]
 

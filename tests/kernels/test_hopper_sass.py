@@ -8,7 +8,7 @@ import sys
 import jax
 import pytest
 
-from benchmarks.hopper_aot import missing
+from benchmarks.aot.hopper_aot import missing
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SHARED_BYTES = 227 * 1024  # of a block on Hopper
@@ -21,7 +21,7 @@ if missing():
 
 def compiled(*arguments: str) -> list[dict]:
     run = subprocess.run(
-        [sys.executable, "-m", "benchmarks.hopper_aot", "--json", *arguments],
+        [sys.executable, "-m", "benchmarks.aot.hopper_aot", "--json", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -1,0 +1,303 @@
+"""Attention on whatever device is found: errors first, then TFLOP/s of ours and of others, in turn.
+
+Operations are 4 S^2 H N per document of S tokens, halved for causality, for the forward pass and
+2.5 times as many for the backward pass, so that speed on packed rows counts what is visible alone.
+The backward pass is timed twice: as its own program (what it reads kept from a forward pass), and
+as the whole less the forward pass. The share is of the rate at which this device multiplies
+matrices in the same run. On accelerators all lengths have the same number of tokens,
+so batches shrink as rows grow.
+
+    python -m benchmarks.attention.attention                     # tables, JSON and plot in benchmarks/results
+    python -m benchmarks.attention.attention --recipe=smoke      # under a minute on a CPU
+    python -m benchmarks.attention.attention --tune              # finds tile sizes, writes kernels/tiles.json
+"""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+
+from benchmarks.attention import attention_plot, attention_tune
+from benchmarks.attention.attention_peers import Contestant, contestants, documents
+from benchmarks.common import timing
+from qwen_jax.cli import flags
+from qwen_jax.errors import ConfigError
+from qwen_jax.kernels.validation import Case, shares
+
+RESULTS = pathlib.Path(__file__).resolve().parents[1] / "results"
+MASKS = ("causal", "one", "four", "mix")
+PASSES = ("forward", "backward", "both")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is measured. 0 and empty lists stand for what suits the device."""
+
+    lengths: tuple[int, ...] = ()  # tokens in a row
+    tokens: int = 0  # in a batch
+    hidden: int = 0  # heads x head size
+    group: int = 1  # query heads for each key-value head
+    head_sizes: tuple[int, ...] = (64, 128)  # columns of a head
+    dtypes: tuple[str, ...] = ()  # of queries, keys and values
+    masks: tuple[str, ...] = MASKS  # causal, one, four (equal documents), mix
+    rounds: int = 5  # in which all contestants take their turn
+    milliseconds: float = 50.0  # that a call is repeated for in one round
+    matmul: int = 0  # side of the square product that gives the device's rate
+    only: tuple[str, ...] = ()  # contestants whose names begin so
+    check: bool = True  # errors against float32 first
+    tune: bool = False  # find tile sizes instead
+    output: str = str(RESULTS)  # a folder for attention_DEVICE.json and .png
+
+
+SMOKE = Config(
+    lengths=(256,),
+    tokens=512,
+    hidden=128,
+    head_sizes=(64,),
+    dtypes=("float32",),
+    masks=("causal", "four"),
+    rounds=2,
+    milliseconds=5.0,
+    matmul=256,
+    output="",
+)
+
+
+def for_device(config: Config, platform: str) -> Config:
+    """The config with its zeros filled in."""
+    defaults = {
+        "lengths": (1024, 2048, 4096, 8192, 16384),
+        "tokens": 16384,
+        "hidden": 2048,
+        "dtypes": ("bfloat16",),
+        "matmul": 8192,
+    }
+    if platform == "cpu":
+        defaults = {
+            "lengths": (256, 1024, 2048, 4096),
+            "tokens": 4096,
+            "hidden": 512,
+            "dtypes": ("float32", "bfloat16"),
+            "matmul": 2048,
+        }
+    changes = {name: value for name, value in defaults.items() if not getattr(config, name)}
+    config = dataclasses.replace(config, **changes)
+    unknown = sorted(set(config.masks) - set(MASKS))
+    if unknown:
+        raise ConfigError(
+            f"no mask is called {unknown[0]!r}.", "--masks", f"use {', '.join(MASKS)}."
+        )
+    return config
+
+
+def main(config: Config) -> None:
+    """Prints a table, writes a JSON file and a plot."""
+    config = for_device(config, jax.devices()[0].platform)
+    about = timing.machine()
+    print(", ".join(f"{name} {value}" for name, value in about.items() if value))
+    if config.tune:
+        attention_tune.run(cases(config), rounds=config.rounds, seconds=config.milliseconds / 1e3)
+        return
+    errors = check(config) if config.check else {}
+    rows, rates = [], {}
+    for case, mask in cases(config):
+        if case.dtype not in rates:
+            rates[case.dtype] = matmul_rate(config, case.dtype)
+            print(f"\n{case.dtype} products of {config.matmul}: {rates[case.dtype]:.3f} TFLOP/s")
+        found = measure(config, case, mask, rates[case.dtype])
+        rows += found
+        show(case, mask, found)
+    if config.output:
+        folder = pathlib.Path(config.output)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"attention_{about['device'].replace(' ', '_')}.json"
+        path.write_text(
+            json.dumps(
+                {
+                    "machine": about,
+                    "config": dataclasses.asdict(config),
+                    "errors": errors,
+                    "matmul_tflops": rates,
+                    "rows": rows,
+                },
+                indent=1,
+            )
+            + "\n",
+            encoding="utf-8",
+        )
+        attention_plot.save(rows, about, path.with_suffix(".png"))
+        print(f"\nwritten: {path} and the plot beside it")
+
+
+def cases(config: Config) -> list[tuple[Case, str]]:
+    """Every input to time, with the name of its mask."""
+    return [
+        (
+            Case(
+                T=T,
+                B=max(1, config.tokens // T),
+                N=config.hidden // H,
+                K=max(1, config.hidden // H // config.group),
+                H=H,
+                dtype=dtype,
+                documents=documents(mask, T),
+            ),
+            mask,
+        )
+        for dtype in config.dtypes
+        for H in config.head_sizes
+        for mask in config.masks
+        for T in config.lengths
+    ]
+
+
+def check(config: Config) -> dict[str, dict[str, float]]:
+    """Errors as shares of their budget, of every back end of ours that runs here.
+
+    A length that no tile divides, on inputs of another seed than any test's.
+    """
+    found = {}
+    for dtype in config.dtypes:
+        for H in config.head_sizes:
+            for name, documents_ in (("causal", None), ("packed", (100, 1, 199, 150))):
+                case = Case(
+                    T=500, N=4, K=2, H=H, dtype=dtype, documents=documents_, seed=20_000 + H
+                )
+                q, k, *_ = case.arrays()
+                for who in contestants(q, k, case.options().get("segment_ids")):
+                    if who.ours and who.attend:
+                        key = f"{who.name}, {dtype}, head {H}, {name}"
+                        found[key] = shares(case, who.name.split()[-1])
+                        worst = max(found[key].values())
+                        print(f"{key}: worst error {worst:.2f} of its budget", flush=True)
+                        if not worst <= 1:
+                            raise SystemExit(
+                                f"{key} is wrong, so its speed is no figure: {found[key]}"
+                            )
+    return found
+
+
+def matmul_rate(config: Config, dtype: str) -> float:
+    """TFLOP/s of a large product."""
+    calls = {"product": timing.matmul_call(config.matmul, dtype)}
+    took = timing.interleaved(calls, rounds=config.rounds, seconds=config.milliseconds / 1e3)
+    return 2 * config.matmul**3 / took["product"].median / 1e12
+
+
+def operations(case: Case) -> dict[str, float]:
+    """Of each pass, counting the visible half of each document's square."""
+    squares = sum(length**2 for length in case.documents or (case.T,))
+    forward = 4 * squares * case.H * case.N * case.B / 2
+    return {"forward": forward, "backward": 2.5 * forward, "both": 3.5 * forward}
+
+
+def programs(who: Contestant, arrays, options: dict) -> dict:
+    """A call for each pass; compiles and runs each once.
+
+    A pass that this contestant cannot do on this device raises what its library raises.
+    """
+    *inputs, dout = arrays
+
+    def attend(q, k, v, options):
+        return who.attend(q, k, v, **options)
+
+    def start(q, k, v, options):
+        return jax.vjp(lambda q, k, v: attend(q, k, v, options), q, k, v)
+
+    def both(q, k, v, dout, options):
+        out, pull = start(q, k, v, options)
+        return (out, *pull(dout))
+
+    forward, both, backward = jax.jit(attend), jax.jit(both), jax.jit(lambda pull, dout: pull(dout))
+    pull = jax.jit(start)(*inputs, options)[1]
+    calls = {
+        "forward": lambda: forward(*inputs, options),
+        "backward": lambda: backward(pull, dout),
+        "both": lambda: both(*inputs, dout, options),
+    }
+    for call in calls.values():
+        jax.block_until_ready(call())
+    return calls
+
+
+def measure(config: Config, case: Case, mask: str, rate: float) -> list[dict]:
+    """One row for each contestant, or its reason not to take part."""
+    arrays, options = case.arrays(), case.options()
+    rows, calls = [], {"nothing": timing.empty_call()}
+    about = {
+        "mask": mask,
+        "T": case.T,
+        "B": case.B,
+        "N": case.N,
+        "K": case.K,
+        "H": case.H,
+        "dtype": case.dtype,
+    }
+    for who in contestants(arrays[0], arrays[1], options.get("segment_ids")):
+        if config.only and not who.name.startswith(config.only):
+            continue
+        reason = who.reason
+        if who.attend:
+            try:
+                calls |= {
+                    (who.name, name): call for name, call in programs(who, arrays, options).items()
+                }
+            # What jax and tokamax raise where they have no kernel, or memory ends (a RuntimeError,
+            # as is NotImplementedError). Of ours the end of memory alone is no reason to go on.
+            except (RuntimeError, ValueError, TypeError) as error:
+                if who.ours and "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        rows.append(about | {"name": who.name} | ({"refused": reason} if reason else {}))
+    took = timing.interleaved(calls, rounds=config.rounds, seconds=config.milliseconds / 1e3)
+    for row in rows:
+        if "refused" not in row:
+            times = {name: took[row["name"], name] for name in PASSES}
+            row |= figures(times, operations(case), rate, took["nothing"].median)
+    return rows
+
+
+def figures(
+    times: dict[str, timing.Timing], work: dict[str, float], rate: float, dispatch: float
+) -> dict:
+    """Seconds with their spread, TFLOP/s and share of the device's rate, of each pass."""
+    row: dict = {}
+    for name in PASSES:
+        speed = work[name] / times[name].median / 1e12
+        row[name] = dataclasses.asdict(times[name]) | {"tflops": speed, "share": speed / rate}
+    rest = times["both"].median - times["forward"].median
+    if rest > 0:
+        row["both_less_forward"] = {"median": rest, "tflops": work["backward"] / rest / 1e12}
+    row["host_bound"] = times["forward"].median < 3 * dispatch  # then it says little of the device
+    return row
+
+
+def show(case: Case, mask: str, rows: list[dict]) -> None:
+    """The table of one input."""
+    print(
+        f"\n{mask}, {case.dtype}, {case.B} x {case.T}, {case.N} heads ({case.K} of keys) of "
+        f"{case.H}; TFLOP/s, (share of a product's rate), milliseconds least-median-most"
+    )
+    for row in rows:
+        if "refused" in row:
+            print(f"  {row['name']:24} -  {row['refused'].strip()}")
+            continue
+        cells = [
+            f"{name} {row[name]['tflops']:7.3f} ({row[name]['share']:4.0%}) "
+            f"{1e3 * row[name]['least']:.2f}-{1e3 * row[name]['median']:.2f}-"
+            f"{1e3 * row[name]['most']:.2f}"
+            for name in PASSES
+        ]
+        rest = row.get("both_less_forward")
+        print(
+            f"  {row['name']:24} "
+            + "  ".join(cells)
+            + (f"  both - forward {rest['tflops']:.3f}" if rest else "")
+            + ("  (too short: the host's time)" if row["host_bound"] else ""),
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    flags.run(main, __doc__, {"default": Config(), "smoke": SMOKE})

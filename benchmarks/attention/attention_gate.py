@@ -1,0 +1,111 @@
+"""The gate's whole grid for one back end: cases, time,
+and the worst error as a share of its budget.
+
+python -m benchmarks.attention.attention_gate --name=xla
+python -m benchmarks.attention.attention_gate --name=tpu     # interpreted where there is no TPU
+python -m benchmarks.attention.attention_gate --name=hopper --dtypes=bfloat16,float16    # likewise
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import pathlib
+import sys
+import time
+
+import jax
+import tqdm
+
+from benchmarks.common import timing
+from qwen_jax.cli import flags
+from qwen_jax.errors import KernelError, unknown_name
+from qwen_jax.kernels.attention import IMPLEMENTATIONS
+from qwen_jax.kernels.platform import interpret_kernels
+from qwen_jax.kernels.validation import NAMES, Case, masks, shares
+from qwen_jax.parallel.cpu import virtual_devices
+
+HEADS = ((2, 2), (4, 2), (8, 1))  # query heads, key-value heads
+
+
+def interpret_hopper():
+    """Pallas' Mosaic GPU interpreter and what it lacks, which the tests have."""
+    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tests" / "kernels"))
+    import hopper_interpreter
+
+    return hopper_interpreter.interpreted()
+
+
+INTERPRETERS = {"tpu": ("tpu", interpret_kernels), "hopper": ("gpu", interpret_hopper)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """The grid of one back end."""
+
+    name: str = "xla"  # of the back end: xla, tpu or hopper
+    lengths: tuple[int, ...] = (1, 7, 128, 129, 1000, 2048)  # tokens of a row
+    head_sizes: tuple[int, ...] = (64, 128)  # columns of a head
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")  # of queries, keys and values
+    every: int = 1  # takes each n-th case: an interpreter needs minutes for a long one
+    output: str = str(pathlib.Path(__file__).resolve().parents[1] / "results")  # a folder
+
+
+SMOKE = Config(lengths=(7, 129), head_sizes=(64,), output="")
+
+
+def main(config: Config) -> None:
+    """Prints a line for each dtype, writes attention_gate_NAME.json."""
+    if config.name not in IMPLEMENTATIONS:
+        raise unknown_name("back end", config.name, IMPLEMENTATIONS, "--name", KernelError)
+    interpreting = INTERPRETERS.get(config.name, (None, contextlib.nullcontext))[1]
+    interpreted = (
+        INTERPRETERS.get(config.name, (jax.default_backend(),))[0] != jax.default_backend()
+    )
+    about = timing.machine()
+    result = {"machine": about, "name": config.name, "interpreted": interpreted, "dtypes": {}}
+    for dtype in config.dtypes:
+        started, worst, count = time.perf_counter(), {}, 0
+        with interpreting() if interpreted else contextlib.nullcontext():
+            for case in tqdm.tqdm(grid(config, dtype), f"{config.name}, {dtype}", mininterval=10):
+                count += 1
+                for name, share in shares(case, config.name).items():
+                    if not share <= worst.get(name, {"share": -1.0})["share"]:  # NaN is the worst
+                        worst[name] = {"share": share, "case": dataclasses.asdict(case)}
+                if count % len(masks(case.T)) == 0:  # hundreds of programs would fill the memory
+                    jax.clear_caches()
+        seconds = time.perf_counter() - started
+        result["dtypes"][dtype] = {"cases": count, "seconds": seconds, "worst": worst}
+        shown = ", ".join(f"{name} {worst[name]['share']:.2f}" for name in NAMES if name in worst)
+        print(
+            f"{config.name}{' (interpreted)' if interpreted else ''}, {dtype}: {count} cases in "
+            f"{seconds:.0f} s; worst errors as shares of the budget: {shown}",
+            flush=True,
+        )
+        if config.output:  # after each dtype: an interpreter takes hours
+            path = pathlib.Path(config.output) / f"attention_gate_{config.name}.json"
+            path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if any(
+        not found["share"] <= 1
+        for dtype in result["dtypes"].values()
+        for found in dtype["worst"].values()
+    ):
+        raise SystemExit("an error is larger than its budget")
+
+
+def grid(config: Config, dtype: str) -> list[Case]:
+    """Lengths x heads x head sizes x masks."""
+    cases = [
+        Case(T=T, N=N, K=K, H=H, dtype=dtype, **mask)
+        for T, (N, K), H in itertools.product(config.lengths, HEADS, config.head_sizes)
+        for mask in masks(T).values()
+    ]
+    return cases[:: config.every]
+
+
+if __name__ == "__main__":
+    # As in the tests: each warpgroup that Hopper's interpreter lets wait keeps a thread of XLA's,
+    # and with a thread per core the one that all wait for finds none.
+    jax.config.update("jax_num_cpu_devices", 8)
+    virtual_devices.make_room()
+    flags.run(main, __doc__, {"default": Config(), "smoke": SMOKE})

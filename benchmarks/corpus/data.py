@@ -1,0 +1,72 @@
+"""Tokens per second of the loader: rows of 2048 from one source, batches of 32, both packings.
+
+python -m benchmarks.corpus.data
+"""
+
+import dataclasses
+import pathlib
+import tempfile
+import time
+
+import numpy as np
+
+from qwen_jax.cli import flags
+from qwen_jax.config import DataConfig
+from qwen_jax.data import shards
+from qwen_jax.data.document import Document
+from qwen_jax.data.loader import Loader
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One measurement."""
+
+    tokens_millions: int = 60  # in the source
+    context_length: int = 2048  # tokens of a row
+    batch_size: int = 32  # rows of a batch
+    seconds: float = 5.0  # that each packing is measured for
+
+
+class RandomTokens:
+    """Documents of random length and ids: what the loader does depends on neither."""
+
+    vocab_size, end_of_text, fingerprint = 151_936, 151_643, "random"
+
+    def encode_batch(self, texts):
+        draw = np.random.default_rng(len(texts[0]))
+        return [draw.integers(0, 151_000, 20_000).astype(np.uint32) for _ in texts]
+
+    def save(self, path):
+        path.write_text("none")
+
+
+def main(config: Config) -> None:
+    """Prints a line for each packing."""
+    with tempfile.TemporaryDirectory() as folder:
+        documents = (Document(str(i), f"{i}") for i in range(config.tokens_millions * 50))
+        shards.write(documents, pathlib.Path(folder) / "random", RandomTokens())
+        for packing in ("run_on", "documents"):
+            loader = Loader(
+                DataConfig(sources=(f"{folder}/random/train",), packing=packing),
+                context_length=config.context_length,
+                batch_size=config.batch_size,
+                end_of_text=RandomTokens.end_of_text,
+                seed=0,
+            )
+            with loader.iterate(0) as batches:
+                next(batches)
+                started, count = time.perf_counter(), 0
+                while time.perf_counter() - started < config.seconds:
+                    next(batches)
+                    count += 1
+                rate = (
+                    count
+                    * config.batch_size
+                    * config.context_length
+                    / (time.perf_counter() - started)
+                )
+            print(f"{packing:10} {rate / 1e6:6.1f} M tokens/s", flush=True)
+
+
+if __name__ == "__main__":
+    flags.run(main, __doc__, {"default": Config()})

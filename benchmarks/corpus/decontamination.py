@@ -1,0 +1,266 @@
+"""What decontamination finds: 50 test items in many dresses, planted in training text.
+
+    python -m benchmarks.corpus.decontamination          # writes benchmarks/results/decontamination.md
+
+Each item is planted in the middle of a document of the public training text, in each dress; a find
+is the item itself, and any other item that is named is counted as a wrong one. The last table is
+what the same index finds in the training sets that lie beside the test sets.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import random
+import re
+import tempfile
+import time
+from collections.abc import Callable
+
+from benchmarks.common.timing import machine
+from qwen_jax.cli import flags
+from qwen_jax.corpus.filters.decontaminate import Index, units
+from qwen_jax.corpus.filters.test_items import TestItem, read_test_sets
+from qwen_jax.utils.jsonl import read_rows
+
+PARAPHRASES = {  # written by hand: the same task in other words
+    ("gsm8k", "0"): "Every day a woman called Janet gets sixteen eggs from her ducks. Three become "
+    "her breakfast, four go into muffins for friends, and each other one brings "
+    "2 dollars at a market. What is her daily income there?",
+    ("gsm8k", "1"): "To make a certain robe one needs two bolts of blue cloth, and of white cloth "
+    "half of that. What is the number of bolts altogether?",
+    ("math23k", "35"): "正方形的花池四边一共种了44棵柳树，相邻两棵树相隔20米。求花池的周长是几米。",
+    (
+        "math23k",
+        "65",
+    ): "张明带了120元，其中八成花在书上，文具花的钱相当于买书钱的15%，文具一共多少元？",
+    (
+        "math23k",
+        "118",
+    ): "某厂计划做3000个零件，头6天做好750个，余下的打算15天做完，以后每天要做几个？",
+    ("math", "0"): "A point has rectangular coordinates (0, 3). Give its polar coordinates as a "
+    "pair (r, theta) with positive r and an angle from 0 up to, but without, 2 pi.",
+}
+
+RESULTS = pathlib.Path(__file__).resolve().parents[1] / "results"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One measurement."""
+
+    shared: str = os.environ.get("QWEN_JAX_SHARED", "../shared")  # the folder of public data
+    items: int = 50  # of the test sets that are planted
+    seed: int = 0  # of what is drawn
+    output: str = str(RESULTS / "decontamination.md")  # a Markdown file
+
+
+def main(config: Config) -> None:
+    """Plants, looks, writes the table."""
+    data = pathlib.Path(config.shared) / "data"
+    items = list(read_test_sets(data / "eval"))
+    started = time.process_time()
+    index = Index.build(items)
+    build = time.process_time() - started
+    with tempfile.TemporaryDirectory() as folder:
+        index.save(pathlib.Path(folder) / "index.npz")
+        size = (pathlib.Path(folder) / "index.npz").stat().st_size / 1e6
+    carriers = training_texts(data)
+    plain = [text for texts in carriers.values() for text in texts if len(text) > 300]
+    clean = [text for text in plain if not index.matches(text)]
+    chosen = choose(items, config)
+    hand = [item for item in items if item[:2] in PARAPHRASES]
+    hand = [next(item for item in hand if item[:2] == key) for key in PARAPHRASES]
+    lines = [
+        head(config, index, items, build, size),
+        "## Planted items",
+        "",
+        f"{len(chosen)} items with 26 units or more, each in a document of its own.",
+        "",
+        "| dress | found | wrong items named |",
+        "|---|---:|---:|",
+    ]
+    for name, dress in DRESSES.items():
+        lines.append(
+            look(
+                index,
+                name,
+                [(item, dress(item.text, random.Random(i))) for i, item in enumerate(chosen)],
+                clean,
+            )
+        )
+    lines.append(
+        look(
+            index,
+            "paraphrased by hand, the same numbers",
+            [(item, PARAPHRASES[item[:2]]) for item in hand],
+            clean,
+        )
+    )
+    lines += [
+        "",
+        "Not found is whatever leaves no 13 units in a row: paraphrases, pieces of 12, "
+        "one word in ten replaced. The rule does not see them, nor does the report's. "
+        "Without signs `a+b` is one word, so that some formulas are lost.",
+        "Wrong items are others of the same template: BIG-Bench Hard's share their "
+        "instructions, HumanEvalPack has every task in six languages. The document is left "
+        "out all the same, and rightly.",
+        "",
+        "## Training text as it is",
+        "",
+        "| data | documents | with an overlap | MB/s of one core (CPU time) | examples |",
+        "|---|---:|---:|---:|---|",
+    ]
+    for name, texts in carriers.items():
+        started = time.process_time()
+        found = [index.matches(text) for text in texts]
+        seconds = time.process_time() - started
+        hits = [matches[0] for matches in found if matches]
+        shown = "; ".join(f"{m.test_set} {m.item}" for m in hits[:2])
+        rate = sum(len(text.encode()) for text in texts) / seconds / 1e6
+        lines.append(f"| {name} | {len(texts):,} | {len(hits)} | {rate:.1f} | {shown} |")
+    path = pathlib.Path(config.output)
+    print("\n".join(lines), f"\n{path}")  # first: what was measured is not lost with a wrong path
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def head(config: Config, index: Index, items: list[TestItem], build: float, size: float) -> str:
+    """What was measured, on what."""
+    about = machine()
+    short = sum(len(units(item.text)) < index.rules.least_units for item in items)
+    whole = sum(
+        index.rules.least_units <= len(units(item.text)) < index.rules.ngram for item in items
+    )
+    return "\n".join(
+        [
+            "# Decontamination",
+            "",
+            f"{about['date']}, {about['cpus']} CPU cores, Python {about['python']}; other programs "
+            f"ran beside it. `python -m benchmarks.corpus.decontamination --seed={config.seed}`",
+            "",
+            f"Index: {len(items):,} texts of {len(index.items):,} items of "
+            f"{len({s for s, _ in index.items})} test sets, {len(index.hashes):,} n-grams, built "
+            f"in {build:.0f} s of CPU time, {size:.0f} MB on disk. {whole:,} texts have fewer than "
+            f"{index.rules.ngram} units and are matched whole; {short:,} have fewer than "
+            f"{index.rules.least_units} and are matched as whole lines alone. {index.phrases:,} "
+            f"n-grams are in more than {index.rules.most_items} items and count as phrases.",
+            "",
+        ]
+    )
+
+
+def choose(items: list[TestItem], config: Config) -> list[TestItem]:
+    """The first texts of items, the test sets in turn."""
+    draw = random.Random(config.seed)
+    first = {item[:2]: item for item in reversed(items)}  # the question
+    sets: dict[str, list[TestItem]] = {}
+    for item in first.values():
+        if len(units(item.text)) >= 26:
+            sets.setdefault(item.test_set.split("_")[0], []).append(item)
+    for name in sorted(sets):
+        draw.shuffle(sets[name])
+    turns = [
+        sets[name][turn]
+        for turn in range(config.items)
+        for name in sorted(sets)
+        if turn < len(sets[name])
+    ]
+    return turns[: config.items]
+
+
+def look(index: Index, name: str, planted: list[tuple[TestItem, str]], clean: list[str]) -> str:
+    """One row of the table."""
+    right = wrong = 0
+    for i, (item, text) in enumerate(planted):
+        carrier = clean[i % len(clean)]
+        middle = len(carrier) // 2
+        found = {
+            match[:2] for match in index.matches(f"{carrier[:middle]}\n{text}\n{carrier[middle:]}")
+        }
+        right += item[:2] in found
+        wrong += len(found - {item[:2]})
+    return f"| {name} | {right} of {len(planted)} | {wrong} |"
+
+
+def _cut(text: str, draw: random.Random, length: int) -> str:
+    spans = [match.span() for match in re.finditer(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+", text)]
+    first = draw.randrange(max(1, len(spans) - length + 1))
+    return text[spans[first][0] : spans[min(first + length, len(spans)) - 1][1]]
+
+
+def _replace(text: str, draw: random.Random, every: int) -> str:
+    """Each n-th unit becomes another, from a place drawn by chance."""
+    count = draw.randrange(every)
+
+    def other(match: re.Match) -> str:
+        nonlocal count
+        count += 1
+        return match[0] if count % every else "甚" if "\u3400" <= match[0] <= "\u9fff" else "quux"
+
+    return re.sub(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+", other, text)
+
+
+def _sentences(text: str, draw: random.Random) -> str:
+    return " ".join(reversed(re.split(r"(?<=[.?!。？！\n])\s*", text)))
+
+
+def _clauses(text: str, draw: random.Random) -> str:
+    return ", ".join(reversed(re.split(r"[.?!。？！\n,，;；]\s*", text)))
+
+
+DRESSES: dict[str, Callable[[str, random.Random], str]] = {
+    "as it is": lambda text, draw: text,
+    "capitals, other white space, no signs": lambda text, draw: (
+        re.sub(r"[^\w\s]|_", "", text).upper().replace(" ", "\n ")
+    ),
+    "full-width letters and digits": lambda text, draw: "".join(
+        chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in text
+    ),
+    "its first half": lambda text, draw: text[: len(text) // 2],
+    "20 units of it": lambda text, draw: _cut(text, draw, 20),
+    "13 units of it": lambda text, draw: _cut(text, draw, 13),
+    "12 units of it": lambda text, draw: _cut(text, draw, 12),
+    "sentences in reverse order": _sentences,
+    "clauses in reverse order": _clauses,
+    "every number another": lambda text, draw: re.sub(
+        r"\d+", lambda match: str(int(match[0]) + draw.randrange(1, 90)), text
+    ),
+    "one word in twenty replaced": lambda text, draw: _replace(text, draw, 20),
+    "one word in ten replaced": lambda text, draw: _replace(text, draw, 10),
+    "one word in six replaced": lambda text, draw: _replace(text, draw, 6),
+}
+
+
+def training_texts(data: pathlib.Path) -> dict[str, list[str]]:
+    """The training text that lies beside the test sets."""
+    found = {
+        "c4_demo": [row["text"] for _, row in read_rows(data / "text/c4_demo.jsonl")],
+        "wiki_demo": (data / "text/wiki_demo.txt").read_text(encoding="utf-8").split("\n"),
+        "wikitext2": (data / "text/wikitext2_valid.txt").read_text(encoding="utf-8").split("\n = "),
+        "zh_song_authors": [
+            row["desc"] for _, row in read_rows(data / "text/zh_song_authors.json")
+        ],
+        "gsm8k_train_2000": [
+            f"{row['question']}\n{row['answer']}"
+            for _, row in read_rows(data / "chat/gsm8k_train_2000.jsonl")
+        ],
+        "seed_tasks": [
+            json.dumps(row, ensure_ascii=False)
+            for _, row in read_rows(data / "chat/seed_tasks.jsonl")
+        ],
+    }
+    for name in ("alpaca_en_demo", "alpaca_zh_demo"):
+        found[name] = [
+            "\n".join((row["instruction"], row["input"], row["output"]))
+            for _, row in read_rows(data / f"chat/{name}.json")
+        ]
+    for name in ("dpo_en_demo", "dpo_zh_demo"):
+        found[name] = [
+            "\n".join([turn["value"] for turn in row["conversations"]] + [row["chosen"]["value"]])
+            for _, row in read_rows(data / f"preference/{name}.json")
+        ]
+    return found
+
+
+if __name__ == "__main__":
+    flags.run(main, __doc__, {"decontamination": Config()})

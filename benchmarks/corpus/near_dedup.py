@@ -1,0 +1,167 @@
+"""Near duplicates planted at known Jaccard similarity: what is found, and what is found wrongly.
+
+For each level, pairs of documents whose exact Jaccard similarity of shingles is the level's, among
+documents that are alike nobody; the plan's near_dedup stage over all of them.
+
+    python -m benchmarks.corpus.near_dedup --output=benchmarks/results/near_dedup.md
+"""
+
+import dataclasses
+import os
+import pathlib
+import random
+import tempfile
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from benchmarks.corpus import corpus, packages
+from qwen_jax.cli import flags
+from qwen_jax.corpus import pipeline
+from qwen_jax.corpus.dedup.minhash import words
+from qwen_jax.corpus.dedup.near import NearDedup, probability
+from qwen_jax.corpus.sources.read import Read
+from qwen_jax.utils.jsonl import write_rows
+
+LEVELS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One table and its plot."""
+
+    shared: str = os.environ.get("QWEN_JAX_SHARED", "../shared")  # the folder of public data
+    pairs: int = 200  # of each level
+    minhash: NearDedup = NearDedup()
+    output: str = ""  # a Markdown file; the plot goes beside it
+
+
+def shingles(parts: list[str], size: int) -> set[tuple[str, ...]]:
+    return {tuple(parts[i : i + size]) for i in range(max(1, len(parts) - size + 1))}
+
+
+def alike(draw: random.Random, text: str, level: float, size: int) -> tuple[str, float]:
+    """A text with words changed one by one until the exact similarity is at most the level."""
+    parts = words(text).decode().split()
+    own = shingles(parts, size)
+    changed = list(parts)
+    for place in draw.sample(range(len(parts)), len(parts)):
+        before = changed[place]
+        changed[place] = f"other{draw.randrange(10**6)}"
+        other = shingles(changed, size)
+        similarity = len(own & other) / len(own | other)
+        if similarity < level - 0.02:  # went too far: another place
+            changed[place] = before
+        elif similarity <= level + 0.01:
+            return " ".join(changed), similarity
+    raise AssertionError("no such similarity")
+
+
+def main(config: Config) -> None:
+    """Prints the table, and writes it and the plot where they are asked for."""
+    draw = random.Random(0)
+    number = config.pairs * len(LEVELS)
+    # Long documents: one changed word must be a small step.
+    originals = corpus.documents(config.shared, 2 * number, near=0.0, characters=1800)
+    planted, exact = [], []
+    for i, text in enumerate(originals[:number]):
+        other, similarity = alike(draw, text, LEVELS[i % len(LEVELS)], config.minhash.shingle)
+        planted.append(other)
+        exact.append(similarity)
+    with tempfile.TemporaryDirectory() as folder:
+        write_rows(
+            pathlib.Path(folder) / "a.jsonl",
+            [{"text": text, "n": i} for i, text in enumerate(originals + planted)],
+        )
+        result = pipeline.run(
+            [f"{folder}/a.jsonl"], [Read(), config.minhash], f"{folder}/out", workers=0
+        )
+        rejected = [
+            row
+            for i in range(result.partitions)
+            for row in pq.read_table(result.folder.rejected(i)).to_pylist()
+        ]
+    gone = np.zeros(len(originals) + len(planted), bool)
+    kept_of = {}
+    for row in rejected:
+        place = int(row["metadata"].split(":")[1].rstrip("}"))
+        gone[place] = True
+        kept_of[place] = int(row["rejected_value"].partition("#")[2])
+    found = gone[len(originals) :]
+    right = np.array([kept_of.get(len(originals) + i) == i for i in range(number)])
+    wrong = int(gone[: len(originals)].sum()) + int((found & ~right).sum())
+    curve = dict(bands=config.minhash.bands, rows=config.minhash.rows)
+    lines = [
+        packages.head(("daft", "numpy")),
+        f"{len(originals):,} documents of real sentences, {number:,} of them with a planted "
+        f"partner; {config.minhash.bands} bands of {config.minhash.rows}, shingles of "
+        f"{config.minhash.shingle} words. Documents rejected that had no partner, or for "
+        f"another than theirs: {wrong}. Recall is the share found; precision the share of pairs "
+        "from 0.7 up among all that were found from this level up, with as many pairs of each "
+        "level as of the others (a real corpus has its own mix).",
+        "",
+        "| Jaccard (exact, mean) | recall | the S-curve says | precision from here up |",
+        "|---|---|---|---|",
+    ]
+    exact_of = np.array(exact)
+    level_of = np.array([LEVELS[i % len(LEVELS)] for i in range(number)])
+    good, all_found = 0, 0
+    rows = []
+    for level in reversed(LEVELS):
+        chosen = level_of == level
+        hits = int(found[chosen].sum())
+        all_found += hits
+        good += hits if level >= 0.7 else 0
+        rows.append(
+            f"| {exact_of[chosen].mean():.3f} | {hits / chosen.sum():.3f} | "
+            f"{probability(exact_of[chosen], **curve).mean():.3f} | "
+            f"{good / max(1, all_found):.3f} |"
+        )
+    lines += rows
+    print("\n".join(lines))
+    if config.output:
+        path = pathlib.Path(config.output)
+        path.write_text(
+            "# Near duplicates, planted\n\n"
+            + "\n".join(lines)
+            + f"\n\n![S-curve]({path.stem}.png)\n",
+            "utf-8",
+        )
+        plot(path.with_suffix(".png"), curve, level_of, exact_of, found)
+
+
+def plot(path: pathlib.Path, curve: dict, level_of, exact_of, found) -> None:
+    """The S-curve, and what was found at each level."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    x = np.linspace(0.3, 1, 200)
+    axes.plot(
+        x,
+        probability(x, **curve),
+        color="#2f6fb0",
+        label=f"1 - (1 - s^{curve['rows']})^{curve['bands']}",
+    )
+    for level in LEVELS:
+        chosen = level_of == level
+        share = found[chosen].mean()
+        error = 1.96 * np.sqrt(share * (1 - share) / chosen.sum())
+        axes.errorbar(
+            exact_of[chosen].mean(),
+            share,
+            error,
+            fmt="o",
+            color="#c4572f",
+            capsize=3,
+            label="found, with 95 % intervals" if level == LEVELS[0] else None,
+        )
+    axes.set_xlabel("Jaccard similarity of shingles, exact")
+    axes.set_ylabel("share rejected")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    flags.run(main, __doc__, {"default": Config()})

@@ -1,0 +1,262 @@
+"""Seconds of a PPO step and of its parts, against Tunix's PPO, in turn, in one run.
+
+Batch 32 (16 prompts, two answers each), prompts of 64 and answers of 64 tokens, the 8.4M-parameter
+model with random weights, FP32, one device. Nothing ends an answer early, so that both sides do the
+same work; both update policy and value once, the reward is a cheap Python function, and there is no
+pretraining gradient. Also: generation against the same decoder driven by a Python loop. CPU seconds
+are those of all threads: what a step costs where other programs share the cores.
+
+    python -m venv .venv-tunix && .venv-tunix/bin/pip install google-tunix  # once
+    python -m benchmarks.ppo.ppo --peer_python=.venv-tunix/bin/python
+"""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+from benchmarks.common import turns
+from qwen_jax import sizes
+from qwen_jax.cli import flags
+
+PARTS = ("generation", "scoring", "updates")
+ALONE = {
+    "compiled": "one compiled loop",
+    "python_donated": "the same step in a Python loop",
+    "python_copied": "..., weights as trained, cache not donated",
+    "python_sorted": "..., and top-p by sorting",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One comparison."""
+
+    peer_python: str = ""  # an interpreter with google-tunix; empty: ours alone
+    size: str = "toy_8m"  # by sizes.by_name
+    prompts: int = 16  # of a step
+    samples: int = 2  # answers to each prompt
+    prompt_tokens: int = 64  # of every prompt
+    new_tokens: int = 64  # of every answer
+    top_p: float = 0.9  # report 3.2.2
+    warm_up: int = 2  # steps that are not timed, in every round
+    steps: int = 5  # that are
+    rounds: int = 3  # ours and the peer's in turn
+    only: str = ""  # "ours": one measurement as JSON, in this process
+    output: str = ""  # a JSON file for the table
+
+
+def main(config: Config) -> None:
+    """Prints the table."""
+    if config.only:
+        print(json.dumps(measure(config)))
+        return
+    rows = measure_all(config, missing := why_missing(config.peer_python))
+    table = {name: summary(measured) for name, measured in rows.items()}
+    last = rows["ours"][-1]
+    print(
+        f"\n{config.size}, {last['parameters']:,} parameters, float32; {config.prompts} x "
+        f"{config.samples} answers, {config.prompt_tokens} + {config.new_tokens} tokens, top-p "
+        f"{config.top_p}; medians of {config.rounds} x {config.steps} steps"
+    )
+    print_table(table)
+    if missing:
+        print(f"Tunix was not measured: {missing}")
+    if config.output:
+        pathlib.Path(config.output).write_text(
+            json.dumps(
+                last["machine"]
+                | {"config": dataclasses.asdict(config), "table": table, "rounds": rows},
+                indent=1,
+            )
+            + "\n"
+        )
+
+
+def why_missing(python: str) -> str:
+    """What keeps the peer from being measured; empty: nothing does."""
+    if not python:
+        return "no --peer_python"
+    try:
+        found = subprocess.run(
+            [python, "-c", "import tunix.rl.ppo.ppo_learner"], capture_output=True, text=True
+        )
+    except OSError as error:
+        return f"--peer_python={python}: {error.strerror}"
+    if found.returncode:
+        reason = (found.stderr.strip().splitlines() or ["it cannot be imported"])[-1]
+        return f"{reason}; {python} -m pip install google-tunix"
+    return ""
+
+
+def measure_all(config: Config, missing: str) -> dict[str, list[dict]]:
+    """What every side measured, a row for each round."""
+    told = {
+        name: getattr(config, name)
+        for name in (
+            "size",
+            "prompts",
+            "samples",
+            "prompt_tokens",
+            "new_tokens",
+            "top_p",
+            "warm_up",
+            "steps",
+        )
+    }
+    ours = [
+        sys.executable,
+        "-m",
+        "benchmarks.ppo.ppo",
+        "--only=ours",
+        *(f"--{name}={value}" for name, value in told.items()),
+    ]
+
+    def peers(measured: dict) -> dict[str, turns.Process]:
+        if missing:
+            return {}
+        peer = [
+            config.peer_python,
+            "benchmarks/peers/tunix_ppo.py",
+            json.dumps(told | measured["settings"]),
+        ]
+        return {"Tunix": (peer, {}), "Tunix, huge pages": (peer, turns.HUGE)}
+
+    rows: dict[str, list[dict]] = {}
+    for turn, name, row in turns.take(config.rounds, ours, peers):
+        rows.setdefault(name, []).append(row)
+        seconds = float(np.median([sum(parts.values()) for parts in row["parts"]]))
+        print(f"round {turn}: {name:17} {seconds:7.3f} s a step", flush=True)
+    return rows
+
+
+def summary(measured: list[dict]) -> dict:
+    """Median, least and most of a whole step, its parts, and the decoders, over all rounds."""
+    times = {
+        "whole": [sum(x.values()) for row in measured for x in row["parts"]],
+        "cpu": [x for row in measured for x in row["cpu"]],
+    }
+    times |= {part: [x[part] for row in measured for x in row["parts"]] for part in PARTS}
+    times |= {
+        name: [x for row in measured for x in row["decoders"][name]]
+        for name in ALONE
+        if "decoders" in measured[0]
+    }
+    return {"versions": measured[-1]["versions"]} | {
+        name: {"median": float(np.median(x)), "least": min(x), "most": max(x)}
+        for name, x in times.items()
+    }
+
+
+def print_table(table: dict) -> None:
+    """A line for every side: its times, and how far ours is ahead."""
+    print(
+        f"{'seconds':19}{'a step':>8}{'(least, most)':>19}"
+        + "".join(f"{part:>12}" for part in PARTS)
+        + "   ours ahead   CPU seconds"
+    )
+    for name, row in table.items():
+        whole, ahead = row["whole"], row["whole"]["median"] / table["ours"]["whole"]["median"]
+        print(
+            f"{name:19}{whole['median']:8.3f}  ({whole['least']:7.3f}, {whole['most']:7.3f})"
+            + "".join(f"{row[part]['median']:12.3f}" for part in PARTS)
+            + f"{ahead:11.2f} x {row['cpu']['median']:12.3f}   {row['versions']}"
+        )
+    print("generation by itself:")
+    for name, words in ALONE.items():
+        found = table["ours"][name]
+        print(
+            f"  {words:46} {found['median']:7.3f} ({found['least']:7.3f}, {found['most']:7.3f})"
+            f"{found['median'] / table['ours']['compiled']['median']:10.2f} x"
+        )
+
+
+def measure(config: Config) -> dict:
+    """Our steps, then the decoders in turn; what a peer must be told to do the same."""
+    import jax
+
+    from benchmarks.common.timing import machine
+    from benchmarks.ppo.ppo_steps import RECIPE, TimedSteps
+    from qwen_jax.model.spec import count
+
+    model = dataclasses.replace(sizes.by_name(config.size), compute_dtype="float32")
+    steps = TimedSteps(
+        model,
+        prompts=config.prompts,
+        samples=config.samples,
+        prompt_tokens=config.prompt_tokens,
+        new_tokens=config.new_tokens,
+        top_p=config.top_p,
+    )
+    found = [(steps.take(number), steps.cpu) for number in range(config.warm_up + config.steps)]
+    parts, cpu = zip(*found[config.warm_up :], strict=True)
+    adam = RECIPE.optimizer
+    settings = {
+        name: getattr(model, name)
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_layers",
+            "num_heads",
+            "ffn_size",
+            "rope_base",
+            "norm_epsilon",
+        )
+    }
+    settings |= {
+        name: getattr(RECIPE.ppo, name)
+        for name in ("temperature", "kl_coefficient", "value_clip", "ratio_clip", "gae_lambda")
+    }
+    settings |= {name: getattr(adam, name) for name in ("beta1", "beta2", "epsilon", "clip_norm")}
+    settings |= {
+        "policy_rate": adam.peak_learning_rate,
+        "value_rate": RECIPE.value_optimizer.peak_learning_rate,
+    }
+    return {
+        "parts": parts,
+        "cpu": cpu,
+        "decoders": decoders(config, model, steps.state.policy.params),
+        "settings": settings,
+        "parameters": count(model),
+        "versions": f"jax {jax.__version__}",
+        "machine": machine(),
+    }
+
+
+def decoders(config: Config, model, params) -> dict[str, list[float]]:
+    """Seconds from prompts to answers on the host: our loop and those in Python, in turn."""
+    from benchmarks.inference.generation_loop import PythonLoop
+    from qwen_jax.inference.decode import generate
+    from qwen_jax.inference.weights import for_decoding
+
+    new = config.new_tokens
+    donated = PythonLoop(model, new_tokens=new, donate=True)
+    copied = PythonLoop(model, new_tokens=new, donate=False)
+    sorting = PythonLoop(model, new_tokens=new, donate=False, sort=True)
+    turned = for_decoding(params, config=model)
+    calls = {
+        "compiled": lambda prompts: generate(
+            params, prompts, config=model, max_new_tokens=new, temperature=1.0, top_p=config.top_p
+        ),
+        "python_donated": lambda prompts: donated(turned, prompts, top_p=config.top_p),
+        "python_copied": lambda prompts: copied(params, prompts, top_p=config.top_p),
+        "python_sorted": lambda prompts: sorting(params, prompts, top_p=config.top_p),
+    }
+    shape = (config.prompts * config.samples, config.prompt_tokens)
+    draw, times = np.random.default_rng(1), {name: [] for name in calls}
+    for _ in range(1 + config.steps):  # the first compiles
+        prompts = draw.integers(0, model.vocab_size, shape, dtype=np.int32)
+        for name, call in calls.items():
+            begin = time.perf_counter()
+            answers = call(prompts)
+            times[name].append(time.perf_counter() - begin)
+            assert np.shape(answers) == (shape[0], new), np.shape(answers)
+    return {name: seconds[1:] for name, seconds in times.items()}
+
+
+if __name__ == "__main__":
+    flags.run(main, __doc__, {"default": Config()})

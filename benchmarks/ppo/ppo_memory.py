@@ -1,0 +1,151 @@
+"""The memory of four models that a PPO run announces, against the peak that it reaches.
+
+Each run is experiments.ppo in a process of its own: the 8.4M-parameter model with random weights as
+policy, reference, value and reward model, 16 prompts of up to 64 tokens, two answers of up to 64 to
+each, FP32, one device. The peak is that of the process during its steps, above what it had when the
+step was compiled and no weight was loaded. Linux alone.
+
+    python -m benchmarks.ppo.ppo_memory
+"""
+
+import dataclasses
+import json
+import pathlib
+import random
+import re
+import sys
+import tempfile
+
+from benchmarks.common import turns
+from benchmarks.train.train_step import from_status, settled_memory
+from qwen_jax import sizes
+from qwen_jax.cli import flags
+
+RUNS = {"whole models": [], "adapters of rank 16": ["--rank=16"]}
+_UNITS = {"MiB": 2**20, "GiB": 2**30}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is measured."""
+
+    size: str = "toy_8m"  # by sizes.by_name
+    prompts: int = 16  # of a step, two answers to each
+    new_tokens: int = 64  # of an answer, and the most of a prompt
+    steps: int = 5  # that memory is watched in
+    rank: int | None = None  # of adapters; none: whole models
+    only: str = ""  # a folder that `write` filled: one measurement as JSON, in this process
+    output: str = ""  # a JSON file for the table
+
+
+def main(config: Config) -> None:
+    """Prints the table."""
+    if config.only:
+        print(json.dumps(measure(config, pathlib.Path(config.only))))
+        return
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.ppo.ppo_memory",
+        *(
+            f"--{name}={getattr(config, name)}"
+            for name in ("size", "prompts", "new_tokens", "steps")
+        ),
+    ]
+    table = {}
+    with tempfile.TemporaryDirectory() as folder:
+        write(config, pathlib.Path(folder))
+        for name, changes in RUNS.items():
+            found = turns.run([*command, *changes, f"--only={folder}"], turns.HUGE)
+            table[name] = found
+            print(
+                f"{name:20} announced {found['announced'] / 1e6:7.1f} MB, reached "
+                f"{found['peak'] / 1e6:7.1f} MB: {found['announced'] / found['peak']:.2f}",
+                flush=True,
+            )
+    if config.output:
+        pathlib.Path(config.output).write_text(json.dumps(table, indent=1) + "\n")
+
+
+def write(config: Config, folder: pathlib.Path) -> None:
+    """A language model's and a reward model's folder, and prompts."""
+    import jax
+    import jax.numpy as jnp
+
+    from qwen_jax.checkpoint.checkpointer import Checkpointer
+    from qwen_jax.model.spec import init_from, param_specs
+    from qwen_jax.model.value_head import scoring_specs
+    from qwen_jax.pretrained.from_run import save_run
+    from qwen_jax.tokenizer.bpe import Tokenizer
+    from qwen_jax.types import TrainState
+
+    model = sizes.by_name(config.size)
+    tokenizer = Tokenizer({bytes([byte]): byte for byte in range(256)})
+    base, reward = jax.jit(
+        lambda key: [
+            init_from(specs(model), key, "float32") for specs in (param_specs, scoring_specs)
+        ]
+    )(jax.random.key(0))
+    save_run(folder / "base", model, base, tokenizer=tokenizer)
+    checkpoints = Checkpointer(folder / "reward" / "checkpoints", keep=1)
+    checkpoints.save(0, TrainState(step=jnp.int32(0), params=reward, opt_state=()), {})
+    checkpoints.close()
+    (folder / "reward" / "config.json").write_text(
+        json.dumps({"model": dataclasses.asdict(model), "data": {"pairs": []}})
+    )
+    draw = random.Random(0)
+    with open(folder / "prompts.jsonl", "w") as file:
+        for _ in range(4 * config.prompts):
+            text = "".join(draw.choices("abcdefgh", k=config.new_tokens // 2))
+            talk = [("system", "."), ("user", text), ("assistant", ".")]
+            file.write(
+                json.dumps(
+                    {"messages": [{"role": role, "content": content} for role, content in talk]}
+                )
+                + "\n"
+            )
+
+
+def measure(config: Config, folder: pathlib.Path) -> dict:
+    """Bytes that a run announces, and its peak from its second step on."""
+    from experiments import ppo
+    from qwen_jax.config import MeshConfig
+    from qwen_jax.model.lora import LoRAConfig
+    from qwen_jax.pretrained.start import start
+
+    recipe = ppo.RECIPES["1.8b"]
+    asked = dataclasses.replace(
+        recipe,
+        init_from=f"{folder}/base",
+        reward_model=f"{folder}/reward",
+        run_dir=f"{folder}/rank_{config.rank}",
+        model=dataclasses.replace(sizes.by_name(config.size), remat="none"),
+        lora=LoRAConfig(rank=config.rank),
+        mesh=MeshConfig(fsdp=1),
+        data=ppo.PPOData(prompts=(f"{folder}/prompts.jsonl",), max_prompt_tokens=config.new_tokens),
+        ppo=dataclasses.replace(recipe.ppo, value_warmup_steps=1, max_new_tokens=config.new_tokens),
+        train=dataclasses.replace(
+            recipe.train, num_steps=config.steps, save_every=None, batch_size=2 * config.prompts
+        ),
+    )
+    asked, tokenizer = start(asked)
+    found = {"said": []}
+
+    def emit(line: str) -> None:
+        found["said"].append(line)
+        if number := re.match(r"memory: ([\d.]+) (GiB|MiB)", line):
+            found["announced"] = float(number[1]) * _UNITS[number[2]]
+        if line.startswith("compiled in"):  # after which the weights are loaded
+            found["before"] = settled_memory()
+        if line.startswith("step 1/"):  # what loading needed for a moment is not the steps'
+            settled_memory()
+            pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+        if line.startswith(f"step {config.steps}/"):  # before the checkpoint is written
+            found["peak"] = from_status("VmHWM") - found["before"]
+
+    ppo.reinforce(asked, tokenizer, emit)
+    return found
+
+
+if __name__ == "__main__":
+    flags.run(main, __doc__, {"default": Config()})

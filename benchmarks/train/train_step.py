@@ -1,0 +1,202 @@
+"""Tokens per second of a training step, against Hugging Face Trainer, in turn, in one run.
+
+The 8.4M-parameter model: batch 4 x 256, AdamW, clipping. Both run in a process of their own, ours
+and the peer's alternating, because a machine's speed drifts; the peer as it comes, and with the
+huge pages that our Makefile asks for. Also: what the matrix products alone take, what the loop adds
+to the bare step, and the memory that is announced against the peak that is reached.
+
+    python -m benchmarks.train.train_step --peer_python=.venv-peers/bin/python
+"""
+
+import ctypes
+import dataclasses
+import gc
+import json
+import pathlib
+import sys
+import time
+
+import numpy as np
+
+from benchmarks.common import turns
+from qwen_jax.cli import flags
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One comparison."""
+
+    peer_python: str = ""  # an interpreter with torch and transformers; empty: ours alone
+    rounds: int = 3  # ours and the peer's in turn
+    steps: int = 40  # of the bare step, and as many in the loop
+    batch_size: int = 4  # rows of a step
+    dtype: str = "float32"  # what the matrix products are computed in; or bfloat16
+    only: str = ""  # "ours": one measurement as JSON, in this process
+    output: str = ""  # a JSON file for the table
+
+
+def main(config: Config) -> None:
+    """Prints the table."""
+    if config.only:
+        print(json.dumps(measure(config)))
+        return
+    ours = [
+        sys.executable,
+        "-m",
+        "benchmarks.train.train_step",
+        "--only=ours",
+        f"--dtype={config.dtype}",
+        f"--steps={config.steps}",
+        f"--batch_size={config.batch_size}",
+    ]
+
+    def peers(measured: dict) -> dict[str, turns.Process]:
+        if not config.peer_python:
+            return {}
+        peer = [
+            config.peer_python,
+            "benchmarks/peers/hf_trainer.py",
+            json.dumps(measured["size"]),
+            str(config.steps),
+            config.dtype,
+        ]
+        return {"Hugging Face Trainer": (peer, {}), "the same, huge pages": (peer, turns.HUGE)}
+
+    rows: dict[str, list[dict]] = {}
+    for turn, name, row in turns.take(config.rounds, ours, peers):
+        rows.setdefault(name, []).append(row)
+        print(f"round {turn}: {name:21} {row['tokens_per_second']:8,.0f} tokens/s", flush=True)
+    last = rows["ours"][-1]
+    print(
+        f"\n{last['parameters']:,} parameters, {config.dtype}, {config.batch_size} x "
+        f"{last['size']['context_length']}; medians of {config.rounds} rounds"
+    )
+    table, tokens = {}, config.batch_size * last["size"]["context_length"]
+    pythons = {"jax": sys.executable} | (
+        {"torch": config.peer_python} if config.peer_python else {}
+    )
+    floors = {
+        library: turns.run(
+            [
+                python,
+                "benchmarks/train/matmul_floor.py",
+                config.dtype,
+                library,
+                json.dumps(last["size"]),
+            ],
+            {},
+        )["seconds"]
+        for library, python in pythons.items()
+    }
+    for name, measured in rows.items():
+        floor = floors["jax" if name == "ours" else "torch"]
+        speed = float(np.median([row["tokens_per_second"] for row in measured]))
+        table[name] = {"tokens_per_second": speed, "floor_seconds": floor, "rounds": measured}
+        print(
+            f"{name:21} {speed:8,.0f} tokens/s, {1e3 * tokens / speed:6.1f} ms a step, of which "
+            f"matrix products {1e3 * floor:6.1f} ms; ours / this "
+            f"{table['ours']['tokens_per_second'] / speed:5.2f}   ({measured[-1]['versions']})"
+        )
+    print(f"the loop adds {100 * (last['loop_seconds'] / last['step_seconds'] - 1):.1f} %")
+    print(
+        f"memory: announced {last['announced_mb']:.0f} MB, measured {last['peak_mb']:.0f} MB "
+        "(peak of the process during the steps, above what it had before the state was made)"
+    )
+    if config.output:
+        pathlib.Path(config.output).write_text(json.dumps(table, indent=1) + "\n")
+
+
+def measure(config: Config) -> dict:
+    """Our step alone, then the same step in the loop."""
+    import jax
+
+    from qwen_jax import sizes
+    from qwen_jax.config import MeshConfig, OptimizerConfig
+    from qwen_jax.model.spec import count, param_specs
+    from qwen_jax.parallel.mesh import make_mesh
+    from qwen_jax.parallel.sharding import batch_sharding, use_layout
+    from qwen_jax.parallel.xla_options import compile_for
+    from qwen_jax.train.language_model import make_objective
+    from qwen_jax.train.loop import fit
+    from qwen_jax.train.optimizer import make_optimizer
+    from qwen_jax.train.state import abstract_state, make_state
+    from qwen_jax.train.step import make_train_step
+    from qwen_jax.train.telemetry import memory
+    from qwen_jax.types import Batch
+
+    model = dataclasses.replace(sizes.TOY_8M, compute_dtype=config.dtype)
+    mesh = make_mesh(MeshConfig())
+    optimizer = make_optimizer(OptimizerConfig(warmup_steps=10), 1000)
+    step = make_train_step(make_objective(model), optimizer, seed=0, micro_batches=1)
+    shape = (config.batch_size, model.context_length)
+    ids = np.random.default_rng(0).integers(0, model.vocab_size, shape).astype(np.int32)
+    ones = np.ones(shape, np.int32)
+    batch = Batch(
+        tokens=ids,
+        targets=ids,
+        loss_weights=ones.astype(np.float32),
+        segment_ids=ones,
+        positions=np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape),
+    )
+    with use_layout(mesh):
+        batch = jax.device_put(batch, batch_sharding(mesh))
+        abstract = abstract_state(param_specs(model), optimizer, mesh, dtype="float32")
+        platform = mesh.devices.flat[0].platform
+        compiled = compile_for(platform, step.lower(abstract, batch))
+        announced = memory.measure(compiled, abstract, platform=platform, available=None)
+        before = settled_memory()
+        state = make_state(0, param_specs(model), optimizer, abstract)
+        jax.block_until_ready(state)
+        settled_memory()  # what initialisation needed for a moment is not the step's
+        pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+        times, reports, done = [], [], 0
+        for _ in range(4):  # the bare step and the loop in turn
+            # From end to end: a step's workspace is returned after its results are there.
+            ended = []
+            for _ in range(config.steps // 4 + 1):
+                state, metrics = compiled(state, batch)
+                jax.block_until_ready((state, metrics))
+                ended.append(time.perf_counter())
+            times.extend(np.diff(ended))
+            done += config.steps // 4 + 1
+            state = fit(
+                state,
+                lambda step, state: batch,
+                compiled,
+                start_step=done,
+                num_steps=done + config.steps // 4 + 1,
+                report=reports.append,
+            )
+            done += config.steps // 4 + 1
+        peak = from_status("VmHWM") - before
+    seconds = float(np.median(times))
+    looped = float(np.median([r.seconds for r in reports if r.seconds is not None]))
+    return {
+        "tokens_per_second": shape[0] * shape[1] / looped,
+        "step_seconds": seconds,
+        "loop_seconds": looped,
+        "announced_mb": announced.total / 1e6,
+        "peak_mb": peak / 1e6,
+        "parameters": count(model),
+        "versions": f"jax {jax.__version__}",
+        "size": dataclasses.asdict(model) | {"batch_size": config.batch_size},
+    }
+
+
+def settled_memory() -> int:
+    """Bytes that the process holds once the allocator has handed back what is free."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return from_status("VmRSS")
+
+
+def from_status(name: str) -> int:
+    """Bytes, from the kernel's account of this process."""
+    for line in pathlib.Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    raise SystemExit(f"/proc/self/status has no {name}; memory is measured on Linux alone")
+
+
+if __name__ == "__main__":
+    flags.run(main, __doc__, {"default": Config()})
