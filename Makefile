@@ -28,7 +28,7 @@ test-slow: $(VENV)/.with-test
 	$(BIN)/python -m pytest -q -m slow tests
 
 test-peers: $(VENV)-peers/.with-peers
-	$(VENV)-peers/bin/python -m pytest -q tests/export tests/model tests/experiments/test_convert.py
+	$(VENV)-peers/bin/python -m pytest -q tests/pretrained tests/model tests/experiments/test_convert.py
 
 bench: $(VENV)/.with-quickstart $(VENV)-peers/.with-peers
 	$(BIN)/python -m benchmarks.corpus.data

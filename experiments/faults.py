@@ -8,8 +8,8 @@
     python -m experiments.faults --kill=PID --saving=runs/a  # while a checkpoint is being written
 
 Use a copy of anything that matters. Faults inside of a run (at a step, in one process) are written
-in its environment: QWEN_JAX_FAULTS="kill step=12 process=1; nan step=20"; qwen_jax/train/resilience/fault_injection.py has
-all.
+in its environment: QWEN_JAX_FAULTS="kill step=12 process=1; nan step=20";
+qwen_jax/train/resilience/fault_injection.py has all.
 """
 
 import argparse

@@ -183,7 +183,7 @@ class Life:
 
 
 def _environment(options, process: int, address: str, attempt: int, reason: str) -> dict[str, str]:
-    """What tells a process its place (qwen_jax/parallel/distributed.py) and what became of the last."""
+    """What tells a process its place (parallel/distributed.py) and what became of the last."""
     flags = os.environ.get("XLA_FLAGS", "")
     given = {
         "JAX_COORDINATOR_ADDRESS": address,

@@ -25,10 +25,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: minutes, not seconds; run by `make test-slow`")
-
-
 @pytest.fixture(scope="session")
 def toy_text(tmp_path_factory) -> pathlib.Path:
     """Shards of 200 documents of four words, a token for each byte,

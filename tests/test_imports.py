@@ -24,9 +24,8 @@ LEVELS = [
     ("plan",),
     ("cli",),
 ]
-MOVING = {"faults": 1, "leaves": 1, "manifest": 1, "step_folders": 1, "generate": 5, "export": 7}
 
-LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts} | MOVING
+LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}
 # Parts of one level that may import each other, with the reason.
 SAME_LEVEL = {
     ("sizes", "config"): "a size is a ModelConfig",

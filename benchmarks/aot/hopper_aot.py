@@ -1,4 +1,6 @@
-"""What the Hopper kernels compile to, found out without a GPU: `python -m benchmarks.aot.hopper_aot`.
+"""What the Hopper kernels compile to, found out without a GPU.
+
+    python -m benchmarks.aot.hopper_aot
 
 The public op and its gradient are compiled for a described H200; each kernel's PTX is assembled for
 sm_90a and disassembled. The table has the instructions that matter (wgmma is HGMMA, TMA is

@@ -11,7 +11,6 @@ import dataclasses
 import itertools
 import json
 import pathlib
-import sys
 import time
 
 import jax
@@ -30,8 +29,7 @@ HEADS = ((2, 2), (4, 2), (8, 1))  # query heads, key-value heads
 
 def interpret_hopper():
     """Pallas' Mosaic GPU interpreter and what it lacks, which the tests have."""
-    sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2] / "tests" / "kernels"))
-    import hopper_interpreter
+    from tests.helpers import hopper_interpreter
 
     return hopper_interpreter.interpreted()
 

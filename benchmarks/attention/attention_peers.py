@@ -1,4 +1,4 @@
-"""Who takes part in benchmarks/attention/attention.py: our back ends, jax's own attention and tokamax.
+"""Who takes part in attention.py: our backends, jax's own attention and tokamax.
 
 Each is used as its documentation says a user would: packed documents through segment ids where it
 has them, else through the boolean mask that it takes.

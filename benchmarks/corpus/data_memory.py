@@ -5,7 +5,8 @@ and web pages of them in an archive; a tenth are nearly said before. Then runs
 experiments.prepare_data on each size, by worker processes, and adds up the resident memory of all
 its processes as it goes.
 
-    python -m benchmarks.corpus.data_memory --folder=FOLDER --output=benchmarks/results/data_memory.md
+    python -m benchmarks.corpus.data_memory --folder=FOLDER \\
+        --output=benchmarks/results/data_memory.md
 
 Stopped and run again it goes on: sizes that are measured are not measured again.
 """

@@ -1,6 +1,6 @@
 """What decontamination finds: 50 test items in many dresses, planted in training text.
 
-    python -m benchmarks.corpus.decontamination          # writes benchmarks/results/decontamination.md
+    python -m benchmarks.corpus.decontamination    # writes benchmarks/results/decontamination.md
 
 Each item is planted in the middle of a document of the public training text, in each dress; a find
 is the item itself, and any other item that is named is counted as a wrong one. The last table is

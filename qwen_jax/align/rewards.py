@@ -1,4 +1,4 @@
-"""Rewards that can be checked, for experiments.ppo --reward_functions=qwen_jax.align.rewards:NAME."""
+"""Rewards that can be checked: --reward_functions=qwen_jax.align.rewards:NAME of experiments.ppo."""
 
 import re
 from collections.abc import Sequence

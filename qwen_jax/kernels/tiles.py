@@ -1,7 +1,7 @@
 """Tile sizes of the kernels by device, head size and dtype: measured ones from tiles.json.
 
-`benchmarks/attention/attention.py` measures them on a device and writes the table; a kernel that finds no row
-there uses its own defaults.
+`benchmarks/attention/attention.py` measures them on a device and writes the table; a kernel that
+finds no row there uses its own defaults.
 """
 
 import contextlib

@@ -1,12 +1,12 @@
 """What a run folder records: JSON files, JSON lines, and curves by name.
 
-    metrics.jsonl     {"step": 10, "time": 1.7e9, "train/loss": 3.1, "eval/NAME/loss": 2.9, ...} a
-                      line (train/telemetry/metrics.py): train/{loss,grad_norm,learning_rate,tokens},
+    metrics.jsonl     {"step": 10, "time": 1.7e9, "train/loss": 3.1, "eval/NAME/loss": 2.9, ...} a line
+                      (train/telemetry/metrics.py): train/{loss,grad_norm,learning_rate,tokens},
                       perf/{tokens_per_second,mfu_a,mfu_b,goodput}, perf/data_wait_seconds or (PPO)
                       perf/sample_seconds,
                       time/KIND (seconds of this life), host/PROCESS/own_seconds (a step),
                       eval/NAME/{loss,perplexity,bits_per_byte,accuracy}, rollout/{reward,kl,...}
-    events.jsonl      {"time": 1.7e9, "event": "resume", ...anything} a line (train/telemetry/metrics.py)
+    events.jsonl      {"time": 1.7e9, "event": "resume", ...anything} a line
     config.json       {"model": {...}, "train": {...}, ..., "run_dir": "..."}
     versions.json     {"python": "3.12.1", "devices": "1 x cpu", ...}
     samples.json      [{"prompt": "...", "text": "...", ...settings}]; text with or without prompt
@@ -101,8 +101,8 @@ class Curves:
 
 
 def where_time_went(records: list[dict], events: list[dict]) -> dict[str, float]:
-    """Seconds by kind over all lives of a run (train/telemetry/goodput.py), and `down`: from a life's last
-    record to the next life, with the steps that were lost and done again."""
+    """Seconds by kind over all lives of a run (train/telemetry/goodput.py), and `down`: from a
+    life's last record to the next life, with the steps that were lost and done again."""
     begins = sorted(
         event["time"]
         for event in events

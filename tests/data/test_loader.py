@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-from test_shards import Bytes, make_documents, read
 
 from qwen_jax.config import DataConfig
 from qwen_jax.data import shards
 from qwen_jax.data.document import Document
 from qwen_jax.data.loader import Loader, to_batch
 from qwen_jax.errors import DataError
+from tests.helpers.shard_text import Bytes, make_documents, read
 
 T, B = 16, 8
 

@@ -9,31 +9,7 @@ import pytest
 from qwen_jax.data import shards
 from qwen_jax.data.document import Document
 from qwen_jax.errors import DataError
-
-
-class Bytes:
-    """One token per byte, and 256 to end a document."""
-
-    vocab_size, end_of_text, fingerprint = 257, 256, "bytes"
-
-    def encode_batch(self, texts):
-        return [np.frombuffer(text.encode(), np.uint8).astype(np.uint32) for text in texts]
-
-    def save(self, path):
-        path.write_text("bytes")
-
-
-def make_documents(number=200):
-    draw = random.Random(0)
-    return [
-        Document(f"d{i}", "".join(draw.choices("abcé ", k=draw.randrange(1, 80))))
-        for i in range(number)
-    ]
-
-
-def read(folder):
-    opened = shards.open_shards(folder)
-    return np.concatenate([np.fromfile(file, opened.dtype) for file in opened.files])
+from tests.helpers.shard_text import Bytes, make_documents, read
 
 
 def test_every_document_is_there_once(tmp_path):

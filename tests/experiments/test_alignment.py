@@ -1,154 +1,26 @@
 """The stages after pretraining, each from a folder to a folder, and interrupted half-way."""
 
-import contextlib
 import dataclasses
-import io
-import json
-import os
 import random
-import signal
 import socket
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
 import pytest
-from tiny_checkpoint import CONFIG, ROOT, TOKENIZER, environment
 
 from experiments import dpo, ppo, reward_model, sft
 from qwen_jax.align import rewards
 from qwen_jax.config import DataConfig
-from qwen_jax.data import shards
-from qwen_jax.data.document import Document
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.model.spec import init_params
 from qwen_jax.pretrained.from_run import save_run
 from qwen_jax.pretrained.huggingface import load_pretrained
+from tests.helpers.alignment import MODEL, config_of, records, run, whole_and_halves
+from tests.helpers.tiny_checkpoint import ROOT, TOKENIZER, environment
 
-MODEL = dataclasses.replace(CONFIG, context_length=96, initializer_range=0.02)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """What one run compiles, the run that goes on from it finds."""
-    before = {
-        name: getattr(jax.config, name)
-        for name in (
-            "jax_compilation_cache_dir",
-            "jax_persistent_cache_min_compile_time_secs",
-            "jax_persistent_cache_min_entry_size_bytes",
-        )
-    }
-    for name, value in zip(
-        before, (str(tmp_path_factory.mktemp("compiled")), 0.0, -1), strict=True
-    ):
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A model that knows nothing, sums with their answers, comparisons of answers, text."""
-    folder = tmp_path_factory.mktemp("stages")
-    params = jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(0))
-    save_run(folder / "base", MODEL, params, tokenizer=TOKENIZER)
-    draw = random.Random(0)
-    sums = [(draw.randrange(5), draw.randrange(5)) for _ in range(80)]
-    talks = [
-        [
-            {"role": "system", "content": "Add."},
-            {"role": "user", "content": f"{a}+{b}"},
-            {"role": "assistant", "content": str(a + b)},
-        ]
-        for a, b in sums
-    ]
-    for name, rows in (
-        ("talks", [{"messages": talk} for talk in talks]),
-        (
-            "pairs",
-            [
-                {"messages": talk[:2], "chosen": talk[2]["content"], "rejected": "no"}
-                for talk in talks
-            ],
-        ),
-    ):
-        for part, chosen in (("", rows[:64]), ("_held", rows[64:])):
-            (folder / f"{name}{part}.jsonl").write_text(
-                "".join(json.dumps(row) + "\n" for row in chosen)
-            )
-    shards.write(
-        [Document(str(i), "one and two are three " * 20) for i in range(60)],
-        folder / "text",
-        TOKENIZER,
-    )
-    return folder
-
-
-def config_of(stage, folder, run_dir, *, data, train=None, **changes):
-    """The stage's smoke with the folder's data."""
-    return dataclasses.replace(
-        stage.SMOKE,
-        init_from=changes.pop("init_from", f"{folder}/base"),
-        run_dir=str(run_dir),
-        data=dataclasses.replace(stage.SMOKE.data, **data),
-        train=dataclasses.replace(stage.SMOKE.train, log_every=1, **(train or {})),
-        **changes,
-    )
-
-
-class Screen(io.StringIO):
-    """Presses Ctrl-C's gentler brother when a text appears."""
-
-    def __init__(self, until):
-        super().__init__()
-        self._until = until
-
-    def write(self, text):
-        if self._until and text.startswith(self._until):
-            self._until = None
-            os.kill(os.getpid(), signal.SIGTERM)
-        return super().write(text)
-
-
-def run(stage, config, until=None) -> str:
-    screen = Screen(until)
-    with contextlib.redirect_stdout(screen):
-        if until is None:
-            stage.main(config)
-        else:
-            with pytest.raises(SystemExit) as ended:
-                stage.main(config)
-            assert ended.value.code == 0
-    return screen.getvalue()
-
-
-def records(run_dir) -> list[dict]:
-    """What was measured, without the times."""
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [
-        {
-            name: value
-            for name, value in json.loads(line).items()
-            if not name.startswith(("perf/", "time", "host/"))
-        }
-        for line in lines
-    ]
-
-
-def whole_and_halves(stage, make, tmp_path) -> tuple[str, list[dict]]:
-    """Runs it once in one piece and once in two, and sees that nothing differs."""
-    output = run(stage, make(tmp_path / "whole"))
-    halves = make(tmp_path / "halves")
-    assert "again to go on" in run(stage, halves, until=f"step {halves.train.num_steps // 2}/")
-    assert "resuming after step" in run(stage, halves)
-    whole = records(tmp_path / "whole")
-    assert records(tmp_path / "halves") == whole
-    assert (tmp_path / "whole" / "tokenizer.tiktoken").is_file()
-    return output, whole
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
 def test_sft_learns_answers_and_goes_on_where_it_was(folder, tmp_path):
@@ -251,47 +123,6 @@ def ppo_config(folder, run_dir, *, data=None, **changes):
         data={"prompts": (f"{folder}/talks.jsonl",), **(data or {})},
         **changes,
     )
-
-
-@pytest.fixture(scope="module")
-def run_ppo(folder, tmp_path_factory):
-    """A process of the smoke on one device; until: SIGTERM when a line begins so; kill_after:
-    (steps, seconds), SIGKILL so long after so many lines of steps."""
-    env = environment(tmp_path_factory.mktemp("compiled"))
-
-    def run(run_dir, *flags, until=None, kill_after=None) -> str:
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "experiments.ppo",
-                "--recipe=smoke",
-                f"--run_dir={run_dir}",
-                f"--init_from={folder}/base",
-                f"--data.prompts={folder}/talks.jsonl",
-                "--reward_functions=qwen_jax.align.rewards:arithmetic",
-                *flags,
-            ],
-            cwd=ROOT,
-            env=env,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if until and line.startswith(until):
-                process.send_signal(signal.SIGTERM)
-            if kill_after and sum(line.startswith("step ") for line in lines) == kill_after[0]:
-                time.sleep(kill_after[1])
-                process.kill()
-                process.wait()
-                return "".join(lines)
-        assert process.wait() == 0, "".join(lines)[-3000:]
-        return "".join(lines)
-
-    return run
 
 
 def test_ppo_with_everything_goes_on_where_it_was(folder, scored, run_ppo, tmp_path):

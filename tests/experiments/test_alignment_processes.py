@@ -8,10 +8,10 @@ import sys
 
 import jax
 import pytest
-from tiny_checkpoint import CONFIG, ROOT, TOKENIZER, environment
 
 from qwen_jax.model.spec import init_params
 from qwen_jax.pretrained.from_run import save_run
+from tests.helpers.tiny_checkpoint import CONFIG, ROOT, TOKENIZER, environment
 
 MODEL = dataclasses.replace(CONFIG, context_length=96, initializer_range=0.02)
 

@@ -10,7 +10,8 @@ import sys
 import time
 
 import pytest
-from tiny_checkpoint import ROOT, environment, write
+
+from tests.helpers.tiny_checkpoint import ROOT, environment, write
 
 CTRL_C, CTRL_D = "\x03", "\x04"
 # Its terminal sends the program signals only if it is the one that the session belongs to.

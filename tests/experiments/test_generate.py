@@ -7,11 +7,11 @@ import sys
 import time
 
 import pytest
-from tiny_checkpoint import ROOT, TOKENIZER, environment, write
 
 from experiments import generate
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.pretrained import loading
+from tests.helpers.tiny_checkpoint import ROOT, TOKENIZER, environment, write
 
 LINES = [{"prompt": f"number {i}", "max_new_tokens": 20 + i % 40} for i in range(60)]
 

@@ -6,15 +6,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from test_alignment import (  # noqa: F401  (two are fixtures)
-    compiled_once,
-    config_of,
-    folder,
-    records,
-    run,
-    run_ppo,
-    whole_and_halves,
-)
 
 from experiments import dpo, ppo, reward_model, sft
 from qwen_jax.config import MeshConfig
@@ -26,12 +17,15 @@ from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.pretrained.huggingface import load_pretrained
 from qwen_jax.pretrained.scoring import open_scoring
 from qwen_jax.pretrained.start import scoring_weights_of
+from tests.helpers.alignment import config_of, records, run, whole_and_halves
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 LORA = LoRAConfig(rank=4, alpha=8.0)
 
 
 @pytest.fixture(scope="module")
-def tuned(folder, tmp_path_factory):  # noqa: F811
+def tuned(folder, tmp_path_factory):
     """SFT of adapters in one piece and in two; where, what it said and what was measured."""
     runs = tmp_path_factory.mktemp("tuned")
 
@@ -60,7 +54,7 @@ def test_sft_of_adapters_learns_and_goes_on_where_it_was(tuned):
     assert losses[-1] < losses[0] - 0.2
 
 
-def test_a_run_is_small_and_is_the_base_with_what_was_learnt(folder, tuned):  # noqa: F811
+def test_a_run_is_small_and_is_the_base_with_what_was_learnt(folder, tuned):
     runs, *_ = tuned
     (_, base), (_, whole), (_, halves) = map(
         load_pretrained, (folder / "base", runs / "whole", runs / "halves")
@@ -90,7 +84,7 @@ def test_a_run_does_not_go_on_beside_other_weights(tuned, tmp_path):
         (runs / "halves" / "base.json").write_text(json.dumps(record))
 
 
-def test_dpo_of_adapters_starts_as_its_reference_beside_a_run_of_adapters(folder, tuned, tmp_path):  # noqa: F811
+def test_dpo_of_adapters_starts_as_its_reference_beside_a_run_of_adapters(folder, tuned, tmp_path):
     runs, *_ = tuned
     run(
         dpo,
@@ -115,7 +109,7 @@ def test_dpo_of_adapters_starts_as_its_reference_beside_a_run_of_adapters(folder
 
 
 @pytest.fixture(scope="module")
-def scored(folder, tmp_path_factory):  # noqa: F811
+def scored(folder, tmp_path_factory):
     """PMP of adapters beside a language model, then fine-tuning of adapters beside PMP's run."""
     runs = tmp_path_factory.mktemp("scored")
 
@@ -155,7 +149,7 @@ def scoring_weights(saved):
     return jax.device_get(scoring_weights_of(str(saved), seed=0)(weights))
 
 
-def test_a_reward_model_of_adapters_learns_its_score_too_and_goes_on_from_pmp(folder, scored):  # noqa: F811
+def test_a_reward_model_of_adapters_learns_its_score_too_and_goes_on_from_pmp(folder, scored):
     pmp = records(scored / "pmp")
     assert pmp[-1]["eval/pairs_held/accuracy"] == 1.0
     # It goes on where PMP was: a fresh score would start at log 2 = 0.69.
@@ -178,9 +172,9 @@ def test_a_reward_model_of_adapters_learns_its_score_too_and_goes_on_from_pmp(fo
 
 @pytest.mark.slow  # three processes; tests/align/test_ppo_adapters.py is the part without files
 def test_ppo_of_adapters_starts_as_its_reference_and_goes_on_where_it_was(
-    folder,  # noqa: F811
+    folder,
     scored,
-    run_ppo,  # noqa: F811
+    run_ppo,
     tmp_path,
 ):
     flags = (
@@ -210,7 +204,7 @@ def test_ppo_of_adapters_starts_as_its_reference_and_goes_on_where_it_was(
 
 
 @pytest.mark.parametrize("name", ["base.json", "value_base.json"])
-def test_ppo_does_not_go_on_beside_other_weights(folder, scored, tmp_path, name):  # noqa: F811
+def test_ppo_does_not_go_on_beside_other_weights(folder, scored, tmp_path, name):
     """A record of another base is refused before anything is compiled."""
     config = config_of(
         ppo,

@@ -17,7 +17,7 @@ from qwen_jax.data import shards
 from qwen_jax.errors import ConfigError, DataError, TokenizerError
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.utils.jsonl import write_rows
-from tests.experiments import tiny_checkpoint
+from tests.helpers import tiny_checkpoint
 
 
 def test_smoke(tmp_path, capsys):

@@ -4,7 +4,6 @@ import dataclasses
 import json
 
 import pytest
-from tiny_checkpoint import TOKENIZER, write
 
 from experiments import self_instruct, tag_prompts
 from qwen_jax.data.chat.conversations import Counts, read_conversations
@@ -13,6 +12,7 @@ from qwen_jax.errors import QwenJaxError
 from qwen_jax.inference import jsonl
 from qwen_jax.inference.request import Completion
 from qwen_jax.synthetic.self_instruct import Seed, Settings, read_react_seeds, read_seeds
+from tests.helpers.tiny_checkpoint import TOKENIZER, write
 
 ROWS = [
     {"prompt": "Write a poem about the sea"},

@@ -7,10 +7,10 @@ import sys
 
 import openai
 import pytest
-from tiny_checkpoint import CONFIG, ROOT, environment, write
 
 from experiments import serve
 from qwen_jax.errors import QwenJaxError
+from tests.helpers.tiny_checkpoint import CONFIG, ROOT, environment, write
 
 
 @pytest.fixture(scope="module")

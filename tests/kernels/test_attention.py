@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gate import Gate, masks, pytest_generate_tests  # noqa: F401
 from jax.experimental import topologies
 
 from qwen_jax.errors import KernelError
@@ -17,6 +16,7 @@ from qwen_jax.kernels.attention import attention, choose
 from qwen_jax.kernels.backend import Call
 from qwen_jax.kernels.platform import Target, interpret_kernels, target_of
 from qwen_jax.kernels.validation import Case, shares, with_gradients
+from tests.helpers.kernel_gate import Gate, masks, pytest_generate_tests  # noqa: F401
 
 ANYWHERE = ("reference", "xla")
 

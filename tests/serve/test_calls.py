@@ -4,13 +4,13 @@ import math
 
 import openai
 import pytest
-from fake_engine import FakeEngine
-from server import MODEL, byte_tokenizer, running
 
 from qwen_jax.serve.answers import dumps
 from qwen_jax.serve.calls import Limits, read_chat, read_completion, read_json
 from qwen_jax.serve.errors import ApiError
 from qwen_jax.tokenizer import chatml
+from tests.helpers.fake_engine import FakeEngine
+from tests.helpers.server import MODEL, byte_tokenizer, running
 
 TOKENIZER = byte_tokenizer()
 LIMITS = Limits(model=MODEL, context=256, capacity=10)

@@ -6,11 +6,11 @@ import time
 
 import openai
 import pytest
-from fake_engine import FakeEngine, complete
-from server import MODEL, byte_tokenizer, running
 
 from qwen_jax.inference.request import Request
 from qwen_jax.tokenizer import chatml
+from tests.helpers.fake_engine import FakeEngine, complete
+from tests.helpers.server import MODEL, byte_tokenizer, running
 
 TOKENIZER = byte_tokenizer()
 TALK = [{"role": "user", "content": "Wie blau ist das Meer?"}]

@@ -10,13 +10,13 @@ import time
 import openai
 import pytest
 
-HERE = pathlib.Path(__file__).resolve().parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 # A served engine without a model whose answers take 0.02 s a token.
 PROGRAM = """
 import socket, sys
-sys.path[:0] = [{here!r}, {root!r}]
-from fake_engine import FakeEngine
-from server import byte_tokenizer
+sys.path.insert(0, {root!r})
+from tests.helpers.fake_engine import FakeEngine
+from tests.helpers.server import byte_tokenizer
 from qwen_jax.serve.app import ServerConfig, create_app
 from qwen_jax.serve.calls import Limits
 from qwen_jax.serve.run import run
@@ -37,7 +37,7 @@ def serve():
     processes = []
 
     def start(grace):
-        program = PROGRAM.format(here=str(HERE), root=str(HERE.parents[1]), grace=grace)
+        program = PROGRAM.format(root=str(ROOT), grace=grace)
         process = subprocess.Popen(
             [sys.executable, "-c", program],
             text=True,

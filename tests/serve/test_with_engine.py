@@ -5,13 +5,13 @@ import dataclasses
 
 import jax
 import pytest
-from server import MODEL, byte_tokenizer, running
 
 from qwen_jax import sizes
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.request import Request
 from qwen_jax.model.spec import init_params
 from qwen_jax.tokenizer import chatml
+from tests.helpers.server import MODEL, byte_tokenizer, running
 
 TOKENIZER = byte_tokenizer()
 CONFIG = dataclasses.replace(sizes.TINY, vocab_size=464, context_length=64, initializer_range=0.3)

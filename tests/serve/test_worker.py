@@ -3,12 +3,12 @@
 import asyncio
 
 import pytest
-from fake_engine import FakeEngine
-from server import byte_tokenizer
 
 from qwen_jax.inference.request import Request
 from qwen_jax.serve.errors import ApiError
 from qwen_jax.serve.worker import Worker
+from tests.helpers.fake_engine import FakeEngine
+from tests.helpers.server import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 

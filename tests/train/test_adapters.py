@@ -5,8 +5,6 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from test_language_model import make_batch
-from test_step import assert_same
 
 from qwen_jax import sizes
 from qwen_jax.config import MeshConfig, OptimizerConfig
@@ -19,6 +17,7 @@ from qwen_jax.train.language_model import make_objective
 from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.state import abstract_state, make_state
 from qwen_jax.train.telemetry import memory, metrics
+from tests.helpers.batches import assert_same, make_batch
 
 CONFIG = dataclasses.replace(sizes.TINY, initializer_range=0.1)
 OPTIMIZER = make_optimizer(OptimizerConfig(peak_learning_rate=0.01, epsilon=1e-4), 100)

@@ -8,19 +8,7 @@ from qwen_jax import sizes
 from qwen_jax.model import spec
 from qwen_jax.model.transformer import forward
 from qwen_jax.train.language_model import make_objective
-from qwen_jax.types import Batch
-
-
-def make_batch(seed: int, B: int, T: int, vocab_size: int) -> Batch:
-    rng = np.random.default_rng(seed)
-    tokens = rng.integers(0, vocab_size, (B, T + 1)).astype(np.int32)
-    return Batch(
-        tokens=tokens[:, :-1],
-        targets=tokens[:, 1:],
-        loss_weights=(rng.random((B, T)) < rng.random((B, 1))).astype(np.float32),
-        segment_ids=np.ones((B, T), np.int32),
-        positions=np.tile(np.arange(T, dtype=np.int32), (B, 1)),
-    )
+from tests.helpers.batches import make_batch
 
 
 def test_sums_are_over_weighted_tokens_and_z_loss_is_apart():

@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from test_language_model import make_batch
 
 from qwen_jax import sizes
 from qwen_jax.config import MeshConfig, OptimizerConfig
@@ -17,6 +16,7 @@ from qwen_jax.train.language_model import make_objective
 from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.state import abstract_state, make_state
 from qwen_jax.train.step import make_train_step, split
+from tests.helpers.batches import assert_same, make_batch
 
 CONFIG = dataclasses.replace(sizes.TINY, initializer_range=0.1)
 OPTIMIZER = make_optimizer(OptimizerConfig(peak_learning_rate=0.01, epsilon=1e-4), 100)
@@ -44,17 +44,6 @@ def one_step(mesh_config: MeshConfig, micro_batches: int = 1, config=CONFIG, bat
 @pytest.fixture(scope="module")
 def alone():
     return one_step(MeshConfig(fsdp=1))
-
-
-def assert_same(a, b):
-    """Equal loss, gradient norm, moments (which are the gradients) and parameters, to rounding."""
-    for name in a[1]:
-        np.testing.assert_allclose(a[1][name], b[1][name], rtol=2e-5, err_msg=name)
-    for (path, x), y in zip(
-        jax.tree_util.tree_leaves_with_path(a[0]), jax.tree.leaves(b[0]), strict=True
-    ):
-        scale = np.abs(x).max() + 1e-9
-        np.testing.assert_allclose(x / scale, y / scale, atol=5e-5, err_msg=str(path))
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2, 1), (1, 4, 2, 1), (8, 1, 1, 1), (1, 2, 2, 2)])

@@ -1,7 +1,7 @@
 """Text that a language model finds too strange, or too easy, is left out. Report: 2.1 (models).
 
-Two scorers: an n-gram model that counts clean text (corpus/filters/ngram.py), which needs numpy alone,
-and a checkpoint of ours, scored in batches. Both give bits per byte of the text, whatever a
+Two scorers: an n-gram model that counts clean text (corpus/filters/ngram.py), which needs only
+numpy, and a checkpoint of ours, scored in batches. Both give bits per byte of the text, whatever a
 tokenizer cuts it into. The limits of an n-gram filter are read off clean text that it has not
 learnt from; a language has a model and limits of its own.
 

@@ -11,7 +11,7 @@ from qwen_jax.corpus import partitions, pipeline, source_files
 from qwen_jax.corpus.engine import run_tasks
 from qwen_jax.corpus.sources.read import Read
 from qwen_jax.errors import ConfigError, DataError
-from tests.data.test_pipeline import rows_of
+from tests.helpers.corpus_files import rows_of
 
 
 @pytest.mark.parametrize(

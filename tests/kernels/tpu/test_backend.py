@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gate import Gate, masks, pytest_generate_tests  # noqa: F401
 from jax._src.pallas.mosaic.interpret import interpret_pallas_call as interpreter
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh
@@ -30,6 +29,7 @@ from qwen_jax.kernels.validation import Case, shares, with_gradients
 from qwen_jax.model.attention import partitioned_attention
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.sharding import use_layout
+from tests.helpers.kernel_gate import Gate, masks, pytest_generate_tests  # noqa: F401
 
 # So small that short rows have many tiles, tiles of two parts, and dq in more than one chunk.
 SMALL = {

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import sys
 
 import pytest
 
@@ -11,9 +10,7 @@ from qwen_jax.inference import jsonl
 from qwen_jax.inference.request import Request
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "serve"))
-from fake_engine import FakeEngine, complete  # noqa: E402
+from tests.helpers.fake_engine import FakeEngine, complete  # noqa: E402
 
 TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})
 SETTINGS = jsonl.Settings(max_new_tokens=20, temperature=0.7, seed=3)

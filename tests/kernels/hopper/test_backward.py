@@ -15,8 +15,6 @@ import pytest
 if jax.version.__version_info__ < (0, 11):
     pytest.skip("the Hopper kernels need jax 0.11 or newer", allow_module_level=True)
 
-from hopper_interpreter import RaceFound, interpreted  # noqa: E402
-
 from qwen_jax.kernels import mask  # noqa: E402
 from qwen_jax.kernels.backend import differentiable  # noqa: E402
 from qwen_jax.kernels.hopper import backward as hopper_backward
@@ -26,6 +24,7 @@ from qwen_jax.kernels.reference import attention as reference  # noqa: E402
 from qwen_jax.kernels.tiles import override  # noqa: E402
 from qwen_jax.kernels.validation import NAMES, Case, plain, repeated, with_gradients  # noqa: E402
 from qwen_jax.kernels.validation import check as gate_check  # noqa: E402
+from tests.helpers.hopper_interpreter import RaceFound, interpreted  # noqa: E402
 
 
 def forward(q, k, v, k_start, q_end, *, scale):

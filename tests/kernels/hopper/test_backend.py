@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from gate import Gate, masks, pytest_generate_tests  # noqa: F401
 
 from qwen_jax.errors import KernelError
 from qwen_jax.kernels import mask
@@ -21,15 +20,15 @@ from qwen_jax.kernels.platform import Target, interpret_kernels
 from qwen_jax.kernels.reference import visible
 from qwen_jax.kernels.tiles import override
 from qwen_jax.kernels.validation import Case, plain, repeated, with_gradients
+from tests.helpers.kernel_gate import Gate, masks, pytest_generate_tests  # noqa: F401
 
 HOPPER = Target("gpu", "NVIDIA H200")
 OLD = jax.version.__version_info__ < (0, 11)
 needs_mosaic = pytest.mark.skipif(OLD, reason="the Hopper kernels need jax 0.11 or newer")
 if not OLD:
-    from hopper_interpreter import RaceFound, interpreted
-
     from qwen_jax.kernels.hopper import forward as hopper_forward
     from qwen_jax.kernels.hopper import ops as hopper_ops
+    from tests.helpers.hopper_interpreter import RaceFound, interpreted
 
 
 def call(**changes) -> Call:

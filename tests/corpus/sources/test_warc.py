@@ -7,7 +7,7 @@ import zlib
 import pytest
 
 from qwen_jax.corpus.sources import warc
-from tests.data.warc_files import answer, page, record, zipped
+from tests.helpers.warc_files import answer, page, record, zipped
 
 
 def read(data, compressed=True, **settings):

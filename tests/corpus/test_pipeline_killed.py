@@ -14,8 +14,8 @@ import pytest
 pytest.importorskip("daft")
 pytest.importorskip("trafilatura")
 
-from tests.data.test_pipeline import files_of, small_tokenizer, write_sources
-from tests.data.warc_files import answer, record, zipped
+from tests.helpers.corpus_files import files_of, small_tokenizer, write_sources
+from tests.helpers.warc_files import answer, record, zipped
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SECONDS = 600  # that one run may take: on idle cores it takes a dozen

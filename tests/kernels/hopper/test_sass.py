@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.aot.hopper_aot import missing
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 SHARED_BYTES = 227 * 1024  # of a block on Hopper
 
 if jax.version.__version_info__ < (0, 11):

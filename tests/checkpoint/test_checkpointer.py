@@ -193,7 +193,7 @@ for step in range(last[0] + 1 if last else 1, 1000):
 
 def test_kill_minus_nine_never_leaves_half_a_checkpoint(tmp_path):
     """A process that does nothing but save is killed at random moments, again and again."""
-    root = pathlib.Path(__file__).resolve().parent.parent
+    root = pathlib.Path(__file__).resolve().parents[2]
     draw, newest = random.Random(1), 0
     for _ in range(4):
         run = subprocess.Popen(

@@ -16,7 +16,7 @@ from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.state import abstract_state
 from qwen_jax.train.step import make_train_step
 from qwen_jax.train.telemetry import memory
-from tests.train.test_step import make_batch
+from tests.helpers.batches import make_batch
 
 
 def plan(available=None, fsdp=1, **changes):

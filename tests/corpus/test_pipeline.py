@@ -4,7 +4,6 @@ import dataclasses
 import gzip
 import itertools
 import json
-import random
 import shutil
 import tracemalloc
 
@@ -25,48 +24,8 @@ from qwen_jax.data.document import Document
 from qwen_jax.data.shards import Split
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.tokenizer.bpe import Tokenizer
-from tests.data.warc_files import answer, page, record, zipped
-
-
-def write_sources(folder):
-    """Text in every format, with documents that come again."""
-    draw = random.Random(0)
-
-    def text():
-        return " ".join(draw.choices(["ein", "Wort", "und", "noch", "eins", "字"], k=40))
-
-    folder.mkdir()
-    rows = [text() for _ in range(300)]
-    lines = [
-        json.dumps({"text": row, "url": f"http://a/{i}", "n": i}) + "\n"
-        for i, row in enumerate(rows)
-    ]
-    (folder / "a.jsonl").write_text("".join(lines[:200]), encoding="utf-8")
-    (folder / "b.jsonl.gz").write_bytes(gzip.compress("".join(lines[150:]).encode(), mtime=0))
-    pq.write_table(
-        pa.table({"text": [text(), rows[7].upper(), text()]}),
-        folder / "c.parquet",
-        row_group_size=1,
-    )
-    (folder / "d.txt").write_text(text(), encoding="utf-8")
-    return folder
-
-
-def files_of(root):
-    return {
-        str(path.relative_to(root)): path.read_bytes()
-        for path in root.rglob("*")
-        if path.is_file() and path.name not in ("plan.json", "plan.lock")
-    }
-
-
-def rows_of(result):
-    return [
-        row
-        for number in range(result.partitions)
-        for row in pq.read_table(result.folder.kept(number)).to_pylist()
-    ]
-
+from tests.helpers.corpus_files import files_of, rows_of, small_tokenizer, write_sources
+from tests.helpers.warc_files import answer, page, record, zipped
 
 STEPS = [Read(), ExactDedup("url"), ExactDedup("document")]
 
@@ -349,11 +308,6 @@ def test_archives(tmp_path):
     assert "水稻" in rows["http://a/sjis"]["text"] and "\ufffd" not in rows["http://a/sjis"]["text"]
     assert rows["http://a/said"]["text"] == "日本語の文章です。"
     assert rows["http://a/0"]["kind"] == rows["http://b/0"]["kind"] == "web"
-
-
-def small_tokenizer(path):
-    Tokenizer({bytes([i]): i for i in range(256)}).save(path)
-    return str(path)
 
 
 def test_shards_are_those_that_one_process_would_write(tmp_path):
