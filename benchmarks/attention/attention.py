@@ -7,9 +7,9 @@ as the whole less the forward pass. The share is of the rate at which this devic
 matrices in the same run. On accelerators all lengths have the same number of tokens,
 so batches shrink as rows grow.
 
-    python -m benchmarks.attention.attention                 # tables, JSON, plot in benchmarks/results
+    python -m benchmarks.attention.attention                 # tables, JSON and a plot
     python -m benchmarks.attention.attention --recipe=smoke  # under a minute on a CPU
-    python -m benchmarks.attention.attention --tune          # finds tile sizes, writes kernels/tiles.json
+    python -m benchmarks.attention.attention --tune          # finds tile sizes for kernels/tiles.json
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Rewards that can be checked: --reward_functions=qwen_jax.align.rewards:NAME of experiments.ppo."""
+"""Rewards that can be checked: --reward_functions=qwen_jax.align.rewards:NAME (PPO)."""
 
 import re
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 """The process that extracts text from pages: one that hangs or dies costs that page alone.
 
 Run as `python -m qwen_jax.corpus.sources.page_worker EXTRACTOR MEGABYTES`, it answers frames
-(4 bytes of length, UTF-8) of HTML with frames of text, the first byte of which is `+`, or `-` before an error.
+(4 bytes of length, UTF-8) of HTML with frames of text, the first byte of which is `+`, or `-`
+before an error.
 """
 
 import os
