@@ -9,7 +9,7 @@ so batches shrink as rows grow.
 
     python -m benchmarks.attention.attention                 # tables, JSON and a plot
     python -m benchmarks.attention.attention --recipe=smoke  # under a minute on a CPU
-    python -m benchmarks.attention.attention --tune          # finds tile sizes for kernels/tiles.json
+    python -m benchmarks.attention.attention --tune          # finds tiles for kernels/tiles.json
 """
 
 import dataclasses

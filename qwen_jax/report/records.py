@@ -1,7 +1,8 @@
 """What a run folder records: JSON files, JSON lines, and curves by name.
 
     metrics.jsonl     {"step": 10, "time": 1.7e9, "train/loss": 3.1, "eval/NAME/loss": 2.9, ...}
-                      a line (train/telemetry/metrics.py): train/{loss,grad_norm,learning_rate,tokens},
+                      a line (train/telemetry/metrics.py): train/{loss,grad_norm,
+                      learning_rate,tokens},
                       perf/{tokens_per_second,mfu_a,mfu_b,goodput}, perf/data_wait_seconds or (PPO)
                       perf/sample_seconds,
                       time/KIND (seconds of this life), host/PROCESS/own_seconds (a step),
