@@ -98,7 +98,7 @@ def test_evaluation_is_one_pass_and_always_the_same(folder):
     loader, stream = make(folder), read(folder / "a/train")
     batches = list(loader.eval_batches(10_000))
     assert sum(batch.loss_weights.sum() for batch in batches) == len(stream) - 1
-    assert all(same(a, b) for a, b in zip(batches, loader.eval_batches(3), strict=True))
+    assert all(same(a, b) for a, b in zip(batches[:3], loader.eval_batches(3), strict=True))
     halves = [
         list(make(folder, rows=range(host * B // 2, (host + 1) * B // 2)).eval_batches(10_000))
         for host in range(2)
