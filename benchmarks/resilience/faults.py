@@ -80,7 +80,7 @@ class Bench:
             f"--max_restarts={self.repeats + 2 if restarts is None else restarts}",
             "--",
             "-m",
-            "benchmarks.inference.cached",
+            "benchmarks.resilience.cached",
             "experiments.pretrain",
             "--recipe=smoke",
             f"--run_dir={self.folder / run}",

@@ -8,6 +8,8 @@ import grain
 import jax
 import numpy as np
 
+from qwen_jax import compat
+
 
 class RowSource(Protocol):
     """Random access to a number of rows."""
@@ -80,15 +82,16 @@ class _HostRows(grain.MapDataset):
         self._batch_size, self._rows = batch_size, rows
 
     def __len__(self) -> int:
-        return len(self._parent) // self._batch_size * len(self._rows)
+        return len(compat.parent_of(self)) // self._batch_size * len(self._rows)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
             return self.slice(index)
-        return self._parent[self._global(index)]
+        return compat.parent_of(self)[self._global(index)]
 
-    def _getitems(self, indices):
-        return self._parent._getitems([self._global(index) for index in indices])
+    def _getitems(self, indices):  # Grain's hook for reading several items in one call
+        places = [self._global(index) for index in indices]
+        return compat.batched_items(compat.parent_of(self), places)
 
     def _global(self, index: int) -> int:
         step, place = divmod(index, len(self._rows))

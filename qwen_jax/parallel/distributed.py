@@ -16,6 +16,7 @@ from collections.abc import Mapping
 
 import jax
 
+from qwen_jax import compat
 from qwen_jax.errors import ConfigError, TrainingError
 
 # Exit codes. A launcher starts again after all but 0 and 1, an error that would only come again.
@@ -113,7 +114,7 @@ def meet(name: str, *, seconds: int = 600) -> None:
     if not joined():
         return
     try:
-        _client().wait_at_barrier(name, timeout_in_ms=seconds * 1000)
+        compat.coordination_client().wait_at_barrier(name, timeout_in_ms=seconds * 1000)
     except jax.errors.JaxRuntimeError as error:
         raise TrainingError(
             f"not all processes came to {name!r}: {str(error).splitlines()[0]}",
@@ -124,18 +125,12 @@ def meet(name: str, *, seconds: int = 600) -> None:
 
 def publish(name: str, value: str) -> None:
     """Writes on the board that all processes of the run read."""
-    _client().key_value_set(name, value, allow_overwrite=True)
+    compat.coordination_client().key_value_set(name, value, allow_overwrite=True)
 
 
 def published(folder: str) -> list[tuple[str, str]]:
     """(name, value) of what is on the board under `folder`, without waiting."""
-    return list(_client().key_value_dir_get(folder))
-
-
-def _client():
-    from jax._src import distributed  # JAX shows its coordination service to nobody
-
-    return distributed.global_state.client
+    return list(compat.coordination_client().key_value_dir_get(folder))
 
 
 def leave(code: int) -> None:

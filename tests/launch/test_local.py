@@ -135,7 +135,7 @@ def alive(pid: int) -> bool:
 def pretrain(run_dir, text, *flags) -> list[str]:
     return [
         "-m",
-        "benchmarks.inference.cached",
+        "benchmarks.resilience.cached",
         "experiments.pretrain",
         "--recipe=smoke",
         f"--run_dir={run_dir}",

@@ -2,7 +2,7 @@
 for runs that are about lives.
 
     JAX_COMPILATION_CACHE_DIR=FOLDER \\
-      python -m launch.local -- -m benchmarks.inference.cached experiments.pretrain ...
+      python -m launch.local -- -m benchmarks.resilience.cached experiments.pretrain ...
 
 JAX lets process 0 alone write into the cache, and on CPUs a program has another key in each process
 (the fingerprint of its own devices): without this, all others compile again in every life.
@@ -11,21 +11,11 @@ JAX lets process 0 alone write into the cache, and on CPUs a program has another
 import runpy
 import sys
 
-from jax._src import compiler, distributed
+from qwen_jax import compat
 
 
 def main() -> None:
-    write = compiler._cache_write
-
-    def written_by_all(*arguments):
-        state = distributed.global_state
-        process, state.process_id = state.process_id, 0
-        try:
-            write(*arguments)
-        finally:
-            state.process_id = process
-
-    compiler._cache_write = written_by_all
+    compat.write_cache_from_every_process()
     sys.argv = sys.argv[1:]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 
