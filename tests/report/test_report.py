@@ -125,7 +125,7 @@ def test_the_page_holds_every_section_and_every_plot(run):
         "Loss",
         "Against counting",
         "Samples",
-        "Optimisation",
+        "Optimization",
         "Speed",
         "Compression",
         "Export",
@@ -186,7 +186,7 @@ def test_any_one_file_is_enough(run, left):
             file.unlink()
     page = _Page(write_report(run).read_text(encoding="utf-8"))
     expected = {
-        "metrics.jsonl": ["Loss", "Optimisation", "Speed"],
+        "metrics.jsonl": ["Loss", "Optimization", "Speed"],
         "config.json": ["Configuration"],
         "samples.json": ["Samples"],
         "compression.json": ["Compression"],

@@ -1,0 +1,216 @@
+"""The sections of the page: each turns what one or two files hold into HTML, or into nothing."""
+
+import math
+import pathlib
+
+from qwen_jax.errors import ConfigError
+from qwen_jax.model import spec
+from qwen_jax.pretrained.from_run import run_config
+from qwen_jax.report.elements import any_table, escaped, shown, table
+from qwen_jax.report.records import LABELS, Curves, numbers
+from qwen_jax.train.telemetry.metrics import format_seconds
+
+
+def subtitle(files: dict, curves: Curves) -> str:
+    config = files["config"] if isinstance(files["config"], dict) else {}
+    wanted = (config.get("train") or {}).get("num_steps")
+    steps = f"{curves.last_step:,}" + (f" of {wanted:,}" if isinstance(wanted, int) else "")
+    devices = (files["versions"] or {}).get("devices")
+    return f"qwen_jax run, {steps} steps" + (f", {devices}" if devices else "")
+
+
+def tiles(curves: Curves, events: list[dict], config: dict | None) -> str:
+    losses = curves.curve("train/loss")[1]
+    recent = losses[-max(1, len(losses) // 40) :]
+    names = curves.eval_names()
+    held_out = f"eval/{names[0]}/" if names else "eval//"
+    note = names[0] if len(names) > 1 else ""
+    tiles = [
+        ("parameters", _count(_parameters(config)), ""),
+        ("tokens seen", _count(curves.last("train/tokens")), ""),
+        (
+            "training loss",
+            _fixed(float(recent.mean()), 3) if len(recent) else None,
+            f"mean of the last {len(recent)} logged" if len(recent) > 1 else "",
+        ),
+        ("held-out loss", _fixed(curves.last(held_out + "loss"), 3), note),
+        ("held-out perplexity", _fixed(curves.last(held_out + "perplexity"), 2), note),
+        ("bits per byte", _fixed(curves.last(held_out + "bits_per_byte"), 3), note),
+        ("tokens per second", _count(curves.median("perf/tokens_per_second")), _mfu(curves)),
+        ("wall time", _seconds(curves.wall_seconds(events)), ""),
+    ]
+    cells = "".join(
+        f'<div><span class="label">{escaped(label)}</span><b>{escaped(value)}</b>'
+        f'<span class="note">{escaped(note)}</span></div>'
+        for label, value, note in tiles
+        if value is not None
+    )
+    return f'<div class="tiles">{cells}</div>' if cells else ""
+
+
+def held_out(curves: Curves) -> str:
+    names = curves.eval_names()
+    if len(names) < 2:
+        return ""
+    columns = ("loss", "perplexity", "bits_per_byte")
+    return table(
+        ["held-out text", *(LABELS.get(c, c) for c in columns)],
+        [
+            [name, *(_fixed(curves.last(f"eval/{name}/{c}"), 3) or "" for c in columns)]
+            for name in names
+        ],
+    )
+
+
+def against_counting(evaluation) -> str:
+    if not isinstance(evaluation, dict):
+        return ""
+    values = numbers(evaluation, "perplexity")
+    sentence = ""
+    if values.keys() >= {"model", "ngram"}:
+        model, ngram = values["model"], values["ngram"]
+        better = "lower" if model < ngram else "higher"
+        factor = max(model, ngram) / min(model, ngram)
+        sentence = (
+            f"<p>On the same held-out text and with the same vocabulary, the model's "
+            f"perplexity is {factor:.2f} times {better} than that of a 3-gram model "
+            f"(interpolated modified Kneser-Ney) fitted to the same training text.</p>"
+        )
+    rows = {LABELS.get(k, k): v for k, v in evaluation.items() if isinstance(v, dict)}
+    others = {k: v for k, v in evaluation.items() if not isinstance(v, dict)}
+    return sentence + any_table(rows) + any_table(others)
+
+
+def samples(samples) -> str:
+    parts = []
+    for sample in samples or []:
+        prompt, text = str(sample.get("prompt", "")), str(sample.get("text", ""))
+        text = text[len(prompt) :] if prompt and text.startswith(prompt) else text
+        settings = ", ".join(
+            f"{key.replace('_', ' ')} {shown(value)}"
+            for key, value in sample.items()
+            if key not in ("prompt", "text")
+        )
+        parts.append(
+            f'<pre class="sample"><b>{escaped(prompt)}</b>{escaped(text)}</pre>'
+            f'<p class="note">{escaped(settings)}</p>'
+        )
+    return (
+        "<p>What was given is bold; the rest is the model's.</p>" + "".join(parts) if parts else ""
+    )
+
+
+_KINDS = {
+    "train": "training",
+    "sample": "sampling answers",
+    "wait": "waiting for batches",
+    "compile": "compiling",
+    "restore": "restoring a checkpoint, or making the first state",
+    "save": "standing still for a save",
+    "evaluate": "evaluating on held-out text",
+    "redo": "steps undone by going back from a spike",
+    "other": "starting, and what is not measured",
+    "down": "down between two lives, and steps done again",
+}
+
+
+def time_table(seconds: dict[str, float]) -> str:
+    """Goodput over all lives: the share of the time that kept steps and their samples took."""
+    total = sum(seconds.values())
+    if not total:
+        return ""
+    rows = [
+        [_KINDS.get(kind, kind), format_seconds(value), f"{100 * value / total:.1f} %"]
+        for kind, value in sorted(seconds.items(), key=lambda item: -item[1])
+        if value > 0
+    ]
+    work = seconds["train"] + seconds.get("sample", 0.0)
+    return (
+        f"<p>Goodput {100 * work / total:.1f} %: the share of training in all of "
+        "the time since the first start.</p>" + table(["", "time", "share"], rows)
+    )
+
+
+def hosts(curves: Curves) -> str:
+    """Each host's own time a step: the one that stands out is waited for by all."""
+    names = curves.named("host/", "/own_seconds")
+    if len(names) < 2:
+        return ""
+    rows = [
+        [name, f"{1e3 * curves.median(f'host/{name}/own_seconds'):.1f}"]
+        for name in sorted(names, key=int)
+    ]
+    return table(["process", "own time a step (ms, median)"], rows)
+
+
+def configuration(config) -> str:
+    if not isinstance(config, dict):
+        return ""
+    groups = {"run": {k: v for k, v in config.items() if not isinstance(v, dict)}}
+    groups |= {k: v for k, v in config.items() if isinstance(v, dict)}
+    return (
+        '<div class="columns">'
+        + "".join(
+            f"<div><h3>{escaped(title)}</h3>{any_table(group)}</div>"
+            for title, group in groups.items()
+            if group
+        )
+        + "</div>"
+    )
+
+
+def event_table(events: list[dict]) -> str:
+    if not events:
+        return ""
+    begin = min(event.get("time", math.inf) for event in events)
+    rows = []
+    for event in events:
+        after = event.get("time", begin) - begin
+        details = ", ".join(
+            f"{key} {shown(value)}" for key, value in event.items() if key not in ("time", "event")
+        )
+        rows.append([f"+{format_seconds(after)}", str(event.get("event", "")), details])
+    content = table(["time", "event", ""], rows)
+    if len(rows) <= 12:
+        return content
+    return f"<details><summary>{len(rows)} events</summary>{content}</details>"
+
+
+def unreadable(bad: dict[str, int]) -> str:
+    return "".join(
+        f"<p>{count} {'lines' if count > 1 else 'line'} of {name} could not be read and "
+        "were left out.</p>"
+        for name, count in bad.items()
+        if count
+    )
+
+
+def _parameters(config) -> int | None:
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        return None
+    try:
+        return spec.count(run_config(config, pathlib.Path()))
+    except (ConfigError, TypeError):  # the config of another version: the page can do without
+        return None
+
+
+def _mfu(curves: Curves) -> str:
+    a, b = curves.median("perf/mfu_a"), curves.median("perf/mfu_b")
+    return "" if a is None or b is None else f"MFU {a:.1%} (A), {b:.1%} (B)"
+
+
+def _count(value: float | None) -> str | None:
+    if value is None:
+        return None
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:,.0f}"
+
+
+def _fixed(value: float | None, digits: int) -> str | None:
+    return None if value is None else f"{value:,.{digits}f}"
+
+
+def _seconds(value: float | None) -> str | None:
+    return None if value is None else format_seconds(value)

@@ -1,0 +1,172 @@
+"""The structure of the code, measured: lines by room, imports between rooms, long files, functions.
+
+    python -m tests.helpers.house            # or: make house
+    python -m tests.helpers.house --root=..  # another checkout
+
+tests/test_house.py holds the code to the sizes of WORKSPACE.md with the same functions.
+"""
+
+import argparse
+import ast
+import collections
+import dataclasses
+import io
+import pathlib
+import statistics
+import tokenize
+from collections.abc import Iterator
+
+FOLDERS = ("qwen_jax", "experiments", "benchmarks", "launch")
+
+
+@dataclasses.dataclass(frozen=True)
+class Function:
+    """A function and its length."""
+
+    name: str  # path:name, with the classes and functions around it
+    lines: int  # from def to the last line
+    code: int  # of these, lines of code: no docstring, comment or blank line
+
+
+def files(root: pathlib.Path) -> list[pathlib.Path]:
+    """The Python files of the package, the pages, the benchmarks and the launchers."""
+    return [path for folder in FOLDERS for path in sorted((root / folder).rglob("*.py"))]
+
+
+def room_of(path: pathlib.Path) -> str:
+    """The folder of a file, or the file itself where it lies at the top of the package."""
+    parts = path.parts
+    if parts[0] == "qwen_jax":
+        return "/".join(parts[:2]).removesuffix(".py")
+    return "/".join(parts[:-1][:2])
+
+
+def lines_of(path: pathlib.Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def _code_lines(source: str) -> set[int]:
+    """The numbers of the lines that hold code: not only comments or blanks."""
+    skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    found = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in skipped and token.type != tokenize.ENDMARKER:
+            found.update(range(token.start[0], token.end[0] + 1))
+    return found
+
+
+def functions(root: pathlib.Path) -> Iterator[Function]:
+    """Every function and method, nested ones too."""
+    for path in files(root):
+        source = path.read_text(encoding="utf-8")
+        code = _code_lines(source)
+        where = str(path.relative_to(root))
+
+        def visit(node: ast.AST, prefix: str, code=code, where=where) -> Iterator[Function]:
+            for child in ast.iter_child_nodes(node):
+                if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                    name = f"{prefix}{child.name}"
+                    body = set(range(child.lineno, (child.end_lineno or child.lineno) + 1)) & code
+                    first = child.body[0]
+                    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                        body -= set(range(first.lineno, (first.end_lineno or first.lineno) + 1))
+                    total = (child.end_lineno or child.lineno) - child.lineno + 1
+                    yield Function(f"{where}:{name}", total, len(body))
+                    yield from visit(child, f"{name}.")
+                elif isinstance(child, ast.ClassDef):
+                    yield from visit(child, f"{prefix}{child.name}.")
+                else:
+                    yield from visit(child, prefix)
+
+        yield from visit(ast.parse(source), "")
+
+
+def imports(root: pathlib.Path) -> dict[pathlib.Path, set[pathlib.Path]]:
+    """file -> the files of the project that it imports, anywhere in its text."""
+    known = {path.relative_to(root) for path in files(root)}
+    found = {}
+    for path in sorted(known):
+        names = set()
+        for node in ast.walk(ast.parse((root / path).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                package = path.parts[: len(path.parts) - node.level] if node.level else ()
+                base = ".".join((*package, *filter(None, [node.module])))
+                names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+        candidates = {pathlib.Path(*name.split(".")).with_suffix(".py") for name in names}
+        found[path] = (candidates & known) - {path}
+    return found
+
+
+def circles(graph: dict) -> list[list[str]]:
+    """Groups of nodes that reach each other (strongly connected, more than one node)."""
+    index, low, stack, on_stack, found = {}, {}, [], set(), []
+
+    def connect(node):
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        on_stack.add(node)
+        for other in sorted(graph.get(node, ())):
+            if other not in index:
+                connect(other)
+                low[node] = min(low[node], low[other])
+            elif other in on_stack:
+                low[node] = min(low[node], index[other])
+        if low[node] == index[node]:
+            group = []
+            while True:
+                group.append(stack.pop())
+                on_stack.discard(group[-1])
+                if group[-1] == node:
+                    break
+            if len(group) > 1:
+                found.append(sorted(map(str, group)))
+
+    for node in sorted(graph):
+        if node not in index:
+            connect(node)
+    return found
+
+
+def between_rooms(graph: dict[pathlib.Path, set[pathlib.Path]]) -> dict[str, set[str]]:
+    """room -> the rooms that it imports."""
+    found: dict[str, set[str]] = collections.defaultdict(set)
+    for path, others in graph.items():
+        found[room_of(path)] |= {room_of(other) for other in others} - {room_of(path)}
+    return dict(found)
+
+
+def describe(root: pathlib.Path) -> Iterator[str]:
+    """The report, a line at a time."""
+    rooms: dict[str, list[int]] = collections.defaultdict(list)
+    for path in files(root):
+        if lines := lines_of(path):
+            rooms[room_of(path.relative_to(root))].append(lines)
+    graph = imports(root)
+    arrows = between_rooms(graph)
+    yield f"{'room':28} {'files':>5} {'lines':>6} {'longest':>7}  imports"
+    for room, lengths in sorted(rooms.items()):
+        others = " ".join(sorted(name.removeprefix("qwen_jax/") for name in arrows.get(room, ())))
+        yield f"{room:28} {len(lengths):5} {sum(lengths):6} {max(lengths):7}  {others}"
+    lengths = sorted((length for found in rooms.values() for length in found), reverse=True)
+    every = sorted(functions(root), key=lambda function: -function.code)
+    yield ""
+    yield (
+        f"{len(lengths)} files with {sum(lengths)} lines; median {statistics.median(lengths):.0f}, "
+        f"longest {lengths[0]}; {sum(map(len, graph.values()))} arrows between files, "
+        f"{sum(map(len, arrows.values()))} between rooms"
+    )
+    yield f"circles of files: {circles(graph) or 'none'}"
+    yield f"circles of rooms: {circles(arrows) or 'none'}"
+    yield "longest files:"
+    longest = sorted(files(root), key=lines_of, reverse=True)[:10]
+    yield from (f"  {lines_of(path):4} {path.relative_to(root)}" for path in longest)
+    yield "longest functions (lines of code, all lines):"
+    yield from (f"  {f.code:4} {f.lines:4} {f.name}" for f in every[:15])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", type=pathlib.Path, default=pathlib.Path(__file__).parents[2])
+    print("\n".join(describe(parser.parse_args().root.resolve())))
