@@ -1,0 +1,139 @@
+"""Run folders of an earlier version: today's code goes on where they were, and reads them.
+
+README.md says what is in the archives and how they were made.
+"""
+
+import importlib.metadata
+import json
+import pathlib
+import subprocess
+import sys
+import tarfile
+
+import jax
+import numpy as np
+import pytest
+from make import answer, cpu, records, weights
+
+from qwen_jax.export.huggingface import load_pretrained
+from qwen_jax.report import write_report
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "experiments"))
+
+from tiny_checkpoint import ROOT, environment  # noqa: E402
+
+ARCHIVES = pathlib.Path(__file__).parent
+# Modules and flags (without a value) as the archives' commands have them -> as they are today.
+RENAMED: dict[str, str] = {}
+LANGUAGE_MODELS = ("pretrain", "sft_lora", "ppo")
+
+
+class Archive:
+    """An extracted archive, and the commands that are run in it."""
+
+    def __init__(self, name: str, folder: pathlib.Path, env: dict[str, str]):
+        with tarfile.open(ARCHIVES / f"{name}.tar.gz") as tar:
+            tar.extractall(folder, filter="data")
+        self.folder, self._env = folder, env
+        self.commands, self.expected, self._made = (
+            json.loads((folder / f"{file}.json").read_text(encoding="utf-8"))
+            for file in ("COMMANDS", "expected", "made"))
+        self.run_dir = folder / self.commands["run_dir"]
+
+    def run(self, command: str, said: str | None = None) -> str:
+        """What a process of COMMANDS.json says; `said` is typed into it."""
+        program, *words = self.commands[command]
+        assert program == "python"
+        done = subprocess.run([sys.executable, *map(_today, words)], cwd=self.folder, env=self._env,
+                              text=True, input=said, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, timeout=600, check=False)
+        assert done.returncode == 0, done.stdout[-3000:]
+        return done.stdout
+
+    def made_here(self) -> bool:
+        """Whether XLA compiles to the same instructions here: its version and the CPU are those of
+        the archive. Python, and how many cores there are, have changed no bit."""
+        return cpu() == self._made["cpu"] and all(
+            importlib.metadata.version(package) == self._made["versions"][package]
+            for package in ("jax", "jaxlib"))
+
+
+def _today(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return RENAMED.get(name, name) + equals + value
+
+
+@pytest.fixture(scope="module")
+def env(tmp_path_factory):
+    # A process's own folder is the archive's: the code comes from here.
+    return environment(tmp_path_factory.mktemp("compiled")) | {"PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def extract(env, tmp_path, monkeypatch):
+    def archive(name: str) -> Archive:
+        monkeypatch.chdir(tmp_path)  # the base of adapters has a relative path
+        return Archive(name, tmp_path, env)
+
+    return archive
+
+
+@pytest.mark.parametrize("name", [
+    "pretrain", "sft_lora",
+    pytest.param("reward_model", marks=pytest.mark.slow),
+    pytest.param("ppo", marks=pytest.mark.slow)])  # compiles for half a minute
+def test_a_stopped_run_goes_on_where_it_was(extract, name):
+    archive = extract(name)
+    half = archive.commands["stopped_after"]
+    assert f"resuming after step {half}" in archive.run("resume")
+    expected = records(archive.folder / "expected.jsonl")
+    found = records(archive.run_dir / "metrics.jsonl", half)
+    assert [record["step"] for record in found] == [record["step"] for record in expected]
+    if archive.made_here():
+        assert found == expected
+    else:
+        # Another CPU, or another XLA, adds up in another order: without AVX-512 or without AVX the
+        # values differed by at most 4e-6 of themselves, or 5e-7. Where a number drawn from nearly
+        # falls between two tokens, PPO may sample another one: then look at rollout/length first.
+        for a, b in zip(found, expected, strict=True):
+            assert a == pytest.approx(b, rel=2e-5, abs=2e-6)
+    events = [json.loads(line) for line in
+              (archive.run_dir / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [event["step"] for event in events if event["event"] == "resume"] == [half]
+    killed = archive.commands["stopped_by"] == "SIGKILL"
+    assert [event["event"] for event in events].count("killed") == killed
+    assert events[-1]["event"] == "end" and events[-1]["step"] == archive.commands["num_steps"]
+
+
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_a_stopped_run_is_exported_with_its_weights(extract, name):
+    archive = extract(name)
+    archive.run("export")
+    model, exported = load_pretrained("exported")
+    assert (model.vocab_size, model.hidden_size, model.num_layers) == (464, 16, 2)
+    found, expected = weights("exported"), archive.expected["weights"]
+    assert found.keys() == expected.keys()
+    for leaf, (shape, *moments) in expected.items():
+        assert found[leaf][0] == shape, leaf
+        # The product of two adapters is a float32 one, by whatever BLAS numpy has; sums cancel.
+        assert found[leaf][1:] == pytest.approx(moments, rel=1e-6, abs=1e-5), leaf
+    jax.tree.map(np.testing.assert_array_equal, exported, load_pretrained(archive.run_dir)[1])
+
+
+@pytest.mark.parametrize("name", [
+    pytest.param("pretrain", marks=pytest.mark.slow), "sft_lora", "ppo"])
+def test_a_stopped_run_answers_in_the_chat(extract, name):
+    archive = extract(name)
+    said = answer(archive.run("chat", archive.commands["question"] + "\n"))
+    # Elsewhere the two best tokens may change places.
+    assert said == archive.expected["answer"] if archive.made_here() else said
+
+
+@pytest.mark.parametrize("name", [*LANGUAGE_MODELS, "reward_model"])
+def test_the_report_of_a_stopped_run_is_written(extract, name):
+    archive = extract(name)
+    page = write_report(archive.run_dir).read_text(encoding="utf-8")
+    for section in ("Loss", "Configuration", "Versions", "Events"):
+        assert f"<h2>{section}</h2>" in page
+    # Of config.json, of versions.json and of metrics.jsonl.
+    assert "20,144" in page and "85fc48d" in page and "data:image/png" in page
