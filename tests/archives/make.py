@@ -26,12 +26,24 @@ import tarfile
 
 STEPS, HALF = 12, 6
 # Two ways to end early. A killed run has saved step 6 in the background, and loses 7 and 8.
-STOP = {"SIGTERM": f"term step={HALF}", "SIGKILL": f"delay step={HALF + 2} seconds=3; "
-                                                  f"kill step={HALF + 3}"}
-SIZES = ("--model.vocab_size=464", "--model.hidden_size=16", "--model.num_heads=2",
-         "--model.ffn_size=32", "--model.context_length=64")
-EVERY = (f"--train.num_steps={STEPS}", "--train.batch_size=8", "--train.log_every=1",
-         "--train.save_every=3", "--train.keep_checkpoints=1")
+STOP = {
+    "SIGTERM": f"term step={HALF}",
+    "SIGKILL": f"delay step={HALF + 2} seconds=3; kill step={HALF + 3}",
+}
+SIZES = (
+    "--model.vocab_size=464",
+    "--model.hidden_size=16",
+    "--model.num_heads=2",
+    "--model.ffn_size=32",
+    "--model.context_length=64",
+)
+EVERY = (
+    f"--train.num_steps={STEPS}",
+    "--train.batch_size=8",
+    "--train.log_every=1",
+    "--train.save_every=3",
+    "--train.keep_checkpoints=1",
+)
 TIMES = ("perf/", "time", "host/")  # metrics that are another's on another day
 
 
@@ -47,16 +59,25 @@ def cpu() -> dict[str, object]:
         return found[1].strip() if found else ""
 
     names = ("vendor_id", "cpu family", "model", "model name")
-    return {"architecture": platform.machine(), **{name: line(name) for name in names},
-            "vectors": [flag for flag in line("(?:flags|Features)").split()
-                        if re.match(r"avx|amx|fma|f16c|sse|ssse|asimd|sve|bf16", flag)]}
+    return {
+        "architecture": platform.machine(),
+        **{name: line(name) for name in names},
+        "vectors": [
+            flag
+            for flag in line("(?:flags|Features)").split()
+            if re.match(r"avx|amx|fma|f16c|sse|ssse|asimd|sve|bf16", flag)
+        ],
+    }
 
 
 def records(metrics: pathlib.Path, after: int = 0) -> list[dict]:
     """What was measured in the steps after `after`, without times."""
     found = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
-    return [{name: value for name, value in record.items() if not name.startswith(TIMES)}
-            for record in found if record["step"] > after]
+    return [
+        {name: value for name, value in record.items() if not name.startswith(TIMES)}
+        for record in found
+        if record["step"] > after
+    ]
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -65,12 +86,24 @@ def environment(**changes: str) -> dict[str, str]:
     return kept | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "TQDM_DISABLE": "1"} | changes
 
 
-def run(folder: pathlib.Path, module: str, *flags: str, stopped_by: str | None = None,
-        said: str | None = None) -> str:
+def run(
+    folder: pathlib.Path,
+    module: str,
+    *flags: str,
+    stopped_by: str | None = None,
+    said: str | None = None,
+) -> str:
     """One command; `said` is typed into it."""
     env = environment(**({"QWEN_JAX_FAULTS": STOP[stopped_by]} if stopped_by else {}))
-    done = subprocess.run([sys.executable, "-m", module, *flags], cwd=folder, env=env, text=True,
-                          input=said, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    done = subprocess.run(
+        [sys.executable, "-m", module, *flags],
+        cwd=folder,
+        env=env,
+        text=True,
+        input=said,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     assert done.returncode == (-9 if stopped_by == "SIGKILL" else 0), done.stdout[-3000:]
     return done.stdout
 
@@ -84,20 +117,38 @@ def write_data(folder: pathlib.Path) -> None:
     draw = random.Random(0)
     sums = [(draw.randrange(5), draw.randrange(5)) for _ in range(40)]
     (folder / "data").mkdir(parents=True)
-    shards.write([Document(str(i), f"{a} and {b} are {a + b}. " * 8)
-                  for i, (a, b) in enumerate(sorted(set(sums)))],
-                 folder / "data" / "text", Tokenizer({bytes([byte]): byte for byte in range(256)}),
-                 eval_fraction=0.2)
-    talks = [[{"role": "system", "content": "Add."}, {"role": "user", "content": f"{a}+{b}"},
-              {"role": "assistant", "content": str(a + b)}] for a, b in sums]
+    shards.write(
+        [
+            Document(str(i), f"{a} and {b} are {a + b}. " * 8)
+            for i, (a, b) in enumerate(sorted(set(sums)))
+        ],
+        folder / "data" / "text",
+        Tokenizer({bytes([byte]): byte for byte in range(256)}),
+        eval_fraction=0.2,
+    )
+    talks = [
+        [
+            {"role": "system", "content": "Add."},
+            {"role": "user", "content": f"{a}+{b}"},
+            {"role": "assistant", "content": str(a + b)},
+        ]
+        for a, b in sums
+    ]
     for name, rows in (
-            ("conversations", [{"messages": talk} for talk in talks]),
-            ("pairs", [{"messages": talk[:2], "chosen": talk[2]["content"], "rejected": "no"}
-                       for talk in talks]),
-            ("prompts", [{"messages": talk[:2]} for talk in talks])):
+        ("conversations", [{"messages": talk} for talk in talks]),
+        (
+            "pairs",
+            [
+                {"messages": talk[:2], "chosen": talk[2]["content"], "rejected": "no"}
+                for talk in talks
+            ],
+        ),
+        ("prompts", [{"messages": talk[:2]} for talk in talks]),
+    ):
         for part, chosen in (("", rows[:32]), ("_held", rows[32:])):
             (folder / "data" / f"{name}{part}.jsonl").write_text(
-                "".join(json.dumps(row) + "\n" for row in chosen), encoding="utf-8")
+                "".join(json.dumps(row) + "\n" for row in chosen), encoding="utf-8"
+            )
 
 
 def weights(run_dir: pathlib.Path) -> dict[str, list]:
@@ -112,12 +163,21 @@ def weights(run_dir: pathlib.Path) -> dict[str, list]:
         return [list(value.shape), float(value.sum()), float(np.square(value).sum())]
 
     _, params = load_pretrained(run_dir)
-    return {jax.tree_util.keystr(path).lstrip("."): moments(leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    return {
+        jax.tree_util.keystr(path).lstrip("."): moments(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
 
 
-def half(work: pathlib.Path, name: str, module: str, *flags: str, stopped_by: str,
-         chat: tuple[str, ...] | None, keep: tuple[str, ...]) -> None:
+def half(
+    work: pathlib.Path,
+    name: str,
+    module: str,
+    *flags: str,
+    stopped_by: str,
+    chat: tuple[str, ...] | None,
+    keep: tuple[str, ...],
+) -> None:
     """Runs a command in WORK/NAME, stops it half-way, packs it; runs it whole in another folder.
 
     Args:
@@ -143,16 +203,26 @@ def half(work: pathlib.Path, name: str, module: str, *flags: str, stopped_by: st
         record = json.loads(base.read_text(encoding="utf-8"))
         record["folder"] = os.path.relpath(record["folder"], folder.resolve())
         base.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    commands = {"run_dir": run_dir, "stopped_after": HALF, "stopped_by": stopped_by,
-                "num_steps": STEPS, "resume": ["python", "-m", module, *flags]}
+    commands = {
+        "run_dir": run_dir,
+        "stopped_after": HALF,
+        "stopped_by": stopped_by,
+        "num_steps": STEPS,
+        "resume": ["python", "-m", module, *flags],
+    }
     expected = {}
     if chat is not None:
         question, *settings = chat
         arguments = [f"--checkpoint={run_dir}", "--temperature=0", "--max_new_tokens=8", *settings]
-        commands |= {"chat": ["python", "-m", "experiments.chat", *arguments],
-                     "question": question}
-        commands["export"] = ["python", "-m", "experiments.convert", f"--input={run_dir}",
-                              "--output=exported", "--layout=qwen2"]
+        commands |= {"chat": ["python", "-m", "experiments.chat", *arguments], "question": question}
+        commands["export"] = [
+            "python",
+            "-m",
+            "experiments.convert",
+            f"--input={run_dir}",
+            "--output=exported",
+            "--layout=qwen2",
+        ]
         said = run(folder, "experiments.chat", *arguments, said=question + "\n")
         expected["answer"] = answer(said)
         os.chdir(folder)
@@ -162,10 +232,14 @@ def half(work: pathlib.Path, name: str, module: str, *flags: str, stopped_by: st
     made = {"date": datetime.date.today().isoformat(), "versions": versions, "cpu": cpu()}
     for file, content in (("COMMANDS", commands), ("expected", expected), ("made", made)):
         (folder / f"{file}.json").write_text(
-            json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
     (folder / "expected.jsonl").write_text(
-        "".join(json.dumps(record) + "\n" for record in records(
-            whole / run_dir / "metrics.jsonl", HALF)), encoding="utf-8")
+        "".join(
+            json.dumps(record) + "\n" for record in records(whole / run_dir / "metrics.jsonl", HALF)
+        ),
+        encoding="utf-8",
+    )
     pack(folder, work / f"{name}.tar.gz")
 
 
@@ -187,9 +261,16 @@ def answer(shown: str) -> str:
 
 def pack(folder: pathlib.Path, archive: pathlib.Path) -> None:
     """A .tar.gz of names and bytes alone, which tells nothing of the machine."""
-    secrets = [str(pathlib.Path.home()), socket.gethostname(), getpass.getuser(),
-               str(pathlib.Path(__file__).resolve().parents[2]),
-               *os.environ.get("PYTHONPATH", "").split(":"), "/tmp", "/home/", "/root"]
+    secrets = [
+        str(pathlib.Path.home()),
+        socket.gethostname(),
+        getpass.getuser(),
+        str(pathlib.Path(__file__).resolve().parents[2]),
+        *os.environ.get("PYTHONPATH", "").split(":"),
+        "/tmp",
+        "/home/",
+        "/root",
+    ]
     with open(archive, "wb") as raw, gzip.GzipFile("", "wb", 9, raw, mtime=0) as packed:
         with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
             for path in sorted(folder.rglob("*")):
@@ -201,8 +282,8 @@ def pack(folder: pathlib.Path, archive: pathlib.Path) -> None:
                     # Two letters are in every file of numbers; in a text they are looked for.
                     if len(secret) > 4 or _is_text(content):
                         assert not re.search(rf"\b{re.escape(secret)}\b".encode(), content) and (
-                            secret[0] != "/" or secret.encode() not in content), (
-                                f"{inside} tells {secret}")
+                            secret[0] != "/" or secret.encode() not in content
+                        ), f"{inside} tells {secret}"
                 entry = tarfile.TarInfo(inside.as_posix())
                 entry.size, entry.mode = len(content), 0o644  # owner 0, time 0
                 tar.addfile(entry, io.BytesIO(content))
@@ -224,35 +305,100 @@ def main(work: pathlib.Path) -> None:
     text = ("--data.sources=data/text/train", "--data.eval_sources=data/text/eval")
     quick = ("--optimizer.warmup_steps=2",)
 
-    half(work, "pretrain", "experiments.pretrain", "--recipe=smoke", *text, *SIZES, *EVERY, *quick,
-         "--train.eval_every=4", stopped_by="SIGTERM", chat=("2 and 3", "--plain"),
-         keep=("data/text",))
+    half(
+        work,
+        "pretrain",
+        "experiments.pretrain",
+        "--recipe=smoke",
+        *text,
+        *SIZES,
+        *EVERY,
+        *quick,
+        "--train.eval_every=4",
+        stopped_by="SIGTERM",
+        chat=("2 and 3", "--plain"),
+        keep=("data/text",),
+    )
 
-    run(inputs, "experiments.pretrain", "--recipe=smoke", *text, *SIZES, *quick,
-        "--train.num_steps=100", "--train.keep_checkpoints=1", "--run_dir=runs/base")
-    half(work, "sft_lora", "experiments.sft", "--recipe=smoke", "--init_from=runs/base",
-         "--data.conversations=data/conversations.jsonl", "--lora.rank=4", "--lora.alpha=8",
-         "--optimizer.peak_learning_rate=1e-2", *quick, *EVERY, "--train.eval_every=none",
-         stopped_by="SIGKILL", chat=("2+3", "--system=Add."),
-         keep=("data/conversations.jsonl", "runs/base"))
+    run(
+        inputs,
+        "experiments.pretrain",
+        "--recipe=smoke",
+        *text,
+        *SIZES,
+        *quick,
+        "--train.num_steps=100",
+        "--train.keep_checkpoints=1",
+        "--run_dir=runs/base",
+    )
+    half(
+        work,
+        "sft_lora",
+        "experiments.sft",
+        "--recipe=smoke",
+        "--init_from=runs/base",
+        "--data.conversations=data/conversations.jsonl",
+        "--lora.rank=4",
+        "--lora.alpha=8",
+        "--optimizer.peak_learning_rate=1e-2",
+        *quick,
+        *EVERY,
+        "--train.eval_every=none",
+        stopped_by="SIGKILL",
+        chat=("2+3", "--system=Add."),
+        keep=("data/conversations.jsonl", "runs/base"),
+    )
 
     pairs = ("--data.pairs=data/pairs.jsonl", "--data.eval_pairs=data/pairs_held.jsonl")
-    half(work, "reward_model", "experiments.reward_model", "--recipe=smoke",
-         "--init_from=runs/base", *pairs, *EVERY, "--train.eval_every=4", stopped_by="SIGTERM",
-         chat=None, keep=("data/pairs.jsonl", "data/pairs_held.jsonl", "runs/base"))
+    half(
+        work,
+        "reward_model",
+        "experiments.reward_model",
+        "--recipe=smoke",
+        "--init_from=runs/base",
+        *pairs,
+        *EVERY,
+        "--train.eval_every=4",
+        stopped_by="SIGTERM",
+        chat=None,
+        keep=("data/pairs.jsonl", "data/pairs_held.jsonl", "runs/base"),
+    )
 
     # PPO: from a released folder, which has weights alone, and a reward model that began there.
-    run(inputs, "experiments.sft", "--recipe=smoke", "--init_from=runs/base", *quick,
-        "--data.conversations=data/conversations.jsonl", "--run_dir=runs/chat",
-        "--train.keep_checkpoints=1")
-    run(inputs, "experiments.convert", "--input=runs/chat", "--output=models/chat",
-        "--layout=qwen")
-    run(inputs, "experiments.reward_model", "--recipe=smoke", "--init_from=models/chat", *pairs,
-        "--run_dir=runs/reward", "--train.keep_checkpoints=1")
-    half(work, "ppo", "experiments.ppo", "--recipe=smoke", "--init_from=models/chat",
-         "--reward_model=runs/reward", "--reward_functions=experiments.rewards:arithmetic",
-         "--data.prompts=data/prompts.jsonl", *EVERY, stopped_by="SIGKILL",
-         chat=("2+3", "--system=Add."), keep=("data/prompts.jsonl", "models/chat", "runs/reward"))
+    run(
+        inputs,
+        "experiments.sft",
+        "--recipe=smoke",
+        "--init_from=runs/base",
+        *quick,
+        "--data.conversations=data/conversations.jsonl",
+        "--run_dir=runs/chat",
+        "--train.keep_checkpoints=1",
+    )
+    run(inputs, "experiments.convert", "--input=runs/chat", "--output=models/chat", "--layout=qwen")
+    run(
+        inputs,
+        "experiments.reward_model",
+        "--recipe=smoke",
+        "--init_from=models/chat",
+        *pairs,
+        "--run_dir=runs/reward",
+        "--train.keep_checkpoints=1",
+    )
+    half(
+        work,
+        "ppo",
+        "experiments.ppo",
+        "--recipe=smoke",
+        "--init_from=models/chat",
+        "--reward_model=runs/reward",
+        "--reward_functions=experiments.rewards:arithmetic",
+        "--data.prompts=data/prompts.jsonl",
+        *EVERY,
+        stopped_by="SIGKILL",
+        chat=("2+3", "--system=Add."),
+        keep=("data/prompts.jsonl", "models/chat", "runs/reward"),
+    )
     for archive in sorted(work.glob("*.tar.gz")):
         print(f"{archive.name}: {archive.stat().st_size:,} bytes")
 

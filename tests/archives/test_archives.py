@@ -13,14 +13,11 @@ import tarfile
 import jax
 import numpy as np
 import pytest
-from make import answer, cpu, records, weights
 
-from qwen_jax.export.huggingface import load_pretrained
+from qwen_jax.pretrained.huggingface import load_pretrained
 from qwen_jax.report import write_report
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "experiments"))
-
-from tiny_checkpoint import ROOT, environment  # noqa: E402
+from tests.archives.make import answer, cpu, records, weights
+from tests.helpers.tiny_checkpoint import ROOT, environment
 
 ARCHIVES = pathlib.Path(__file__).parent
 # Modules and flags (without a value) as the archives' commands have them -> as they are today.
@@ -37,16 +34,25 @@ class Archive:
         self.folder, self._env = folder, env
         self.commands, self.expected, self._made = (
             json.loads((folder / f"{file}.json").read_text(encoding="utf-8"))
-            for file in ("COMMANDS", "expected", "made"))
+            for file in ("COMMANDS", "expected", "made")
+        )
         self.run_dir = folder / self.commands["run_dir"]
 
     def run(self, command: str, said: str | None = None) -> str:
         """What a process of COMMANDS.json says; `said` is typed into it."""
         program, *words = self.commands[command]
         assert program == "python"
-        done = subprocess.run([sys.executable, *map(_today, words)], cwd=self.folder, env=self._env,
-                              text=True, input=said, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, timeout=600, check=False)
+        done = subprocess.run(
+            [sys.executable, *map(_today, words)],
+            cwd=self.folder,
+            env=self._env,
+            text=True,
+            input=said,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=600,
+            check=False,
+        )
         assert done.returncode == 0, done.stdout[-3000:]
         return done.stdout
 
@@ -55,7 +61,8 @@ class Archive:
         the archive. Python, and how many cores there are, have changed no bit."""
         return cpu() == self._made["cpu"] and all(
             importlib.metadata.version(package) == self._made["versions"][package]
-            for package in ("jax", "jaxlib"))
+            for package in ("jax", "jaxlib")
+        )
 
 
 def _today(word: str) -> str:
@@ -78,10 +85,15 @@ def extract(env, tmp_path, monkeypatch):
     return archive
 
 
-@pytest.mark.parametrize("name", [
-    "pretrain", "sft_lora",
-    pytest.param("reward_model", marks=pytest.mark.slow),
-    pytest.param("ppo", marks=pytest.mark.slow)])  # compiles for half a minute
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pretrain",
+        "sft_lora",
+        pytest.param("reward_model", marks=pytest.mark.slow),
+        pytest.param("ppo", marks=pytest.mark.slow),
+    ],
+)  # compiles for half a minute
 def test_a_stopped_run_goes_on_where_it_was(extract, name):
     archive = extract(name)
     half = archive.commands["stopped_after"]
@@ -97,8 +109,10 @@ def test_a_stopped_run_goes_on_where_it_was(extract, name):
         # falls between two tokens, PPO may sample another one: then look at rollout/length first.
         for a, b in zip(found, expected, strict=True):
             assert a == pytest.approx(b, rel=2e-5, abs=2e-6)
-    events = [json.loads(line) for line in
-              (archive.run_dir / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    events = [
+        json.loads(line)
+        for line in (archive.run_dir / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert [event["step"] for event in events if event["event"] == "resume"] == [half]
     killed = archive.commands["stopped_by"] == "SIGKILL"
     assert [event["event"] for event in events].count("killed") == killed
@@ -120,8 +134,9 @@ def test_a_stopped_run_is_exported_with_its_weights(extract, name):
     jax.tree.map(np.testing.assert_array_equal, exported, load_pretrained(archive.run_dir)[1])
 
 
-@pytest.mark.parametrize("name", [
-    pytest.param("pretrain", marks=pytest.mark.slow), "sft_lora", "ppo"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("pretrain", marks=pytest.mark.slow), "sft_lora", "ppo"]
+)
 def test_a_stopped_run_answers_in_the_chat(extract, name):
     archive = extract(name)
     said = answer(archive.run("chat", archive.commands["question"] + "\n"))

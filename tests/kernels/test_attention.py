@@ -257,9 +257,9 @@ def stand_ins(monkeypatch):
         )
 
     monkeypatch.setitem(sys.modules, "qwen_jax.kernels.tpu.backend", module("tpu"))
-    for name in ("hopper", "hopper_deterministic"):
+    for name in ("backend", "deterministic"):
         monkeypatch.setitem(
-            sys.modules, f"qwen_jax.kernels.{name}", module("gpu", "needs jax 0.11")
+            sys.modules, f"qwen_jax.kernels.hopper.{name}", module("gpu", "needs jax 0.11")
         )
     return seen
 
