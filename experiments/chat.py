@@ -16,6 +16,7 @@ import time
 import unicodedata
 
 from qwen_jax.cli import flags
+from qwen_jax.config import option
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.inference import chat
 from qwen_jax.inference.engine import Engine
@@ -37,19 +38,21 @@ _ENDS = {"length": "--max_new_tokens reached", "cancelled": "stopped"}
 class Config:
     """How answers are made."""
 
-    checkpoint: str = ""  # a run folder, or a folder in the Qwen or Qwen2 layout
-    tokenizer: str | None = None  # a .tiktoken file; None: the one in the model's folder
-    plain: bool = False  # continue the text as it stands, without ChatML
-    system: str = chatml.DEFAULT_SYSTEM  # what the model is told first
-    max_new_tokens: int = 512  # the longest answer
-    temperature: float = 0.7  # 0: the most probable token, always
-    top_k: int | None = None  # draw from the k most probable tokens alone
-    top_p: float = 0.8  # the released chat models'
-    repetition_penalty: float = 1.0  # above 1: what was said becomes less probable
-    seed: int = 0  # of the first answer; each has the next one
-    context: int | None = None  # tokens of prompt and answer; None: as far as it makes sense
-    cache_dtype: str | None = None  # of keys and values; None: the compute dtype
-    tensor: int = 1  # devices that the weights and the cache are cut over
+    checkpoint: str = option("", "a run folder, or a folder in the Qwen or Qwen2 layout")
+    tokenizer: str | None = option(None, "a .tiktoken file; None: the one in the model's folder")
+    plain: bool = option(False, "continue the text as it stands, without ChatML")
+    system: str = option(chatml.DEFAULT_SYSTEM, "what the model is told first")
+    max_new_tokens: int = option(512, "the longest answer")
+    temperature: float = option(0.7, "0: the most probable token, always")
+    top_k: int | None = option(None, "draw from the k most probable tokens alone")
+    top_p: float = option(0.8, "the released chat models'")
+    repetition_penalty: float = option(1.0, "above 1: what was said becomes less probable")
+    seed: int = option(0, "of the first answer; each has the next one")
+    context: int | None = option(
+        None, "tokens of prompt and answer; None: as far as it makes sense"
+    )
+    cache_dtype: str | None = option(None, "of keys and values; None: the compute dtype")
+    tensor: int = option(1, "devices that the weights and the cache are cut over")
 
 
 class Chat:

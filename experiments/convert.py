@@ -25,7 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from qwen_jax.cli import flags
-from qwen_jax.config import ModelConfig
+from qwen_jax.config import ModelConfig, option
 from qwen_jax.errors import CheckpointError, ConfigError
 from qwen_jax.model.spec import count
 from qwen_jax.pretrained import verify
@@ -40,13 +40,15 @@ from qwen_jax.tokenizer.huggingface import has_tokenizer, load_tokenizer
 class Config:
     """One conversion."""
 
-    input: str = ""  # a run folder, or a folder in either layout
-    output: str = ""  # a new or empty folder, or an earlier export, which is replaced
-    layout: Literal["qwen", "qwen2", "run"] = "qwen2"  # qwen keeps dynamic NTK and LogN
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None  # none: as in the input
-    tokenizer: str | None = None  # a .tiktoken file; none: the one in the input folder, if any
-    max_shard_gb: float = 5.0  # of one weight file
-    verify: bool = False  # compare logits with those of transformers
+    input: str = option("", "a run folder, or a folder in either layout")
+    output: str = option("", "a new or empty folder, or an earlier export, which is replaced")
+    layout: Literal["qwen", "qwen2", "run"] = option("qwen2", "qwen keeps dynamic NTK and LogN")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = option(None, "none: as in the input")
+    tokenizer: str | None = option(
+        None, "a .tiktoken file; none: the one in the input folder, if any"
+    )
+    max_shard_gb: float = option(5.0, "of one weight file")
+    verify: bool = option(False, "compare logits with those of transformers")
 
 
 @dataclasses.dataclass(frozen=True)

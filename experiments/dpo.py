@@ -21,7 +21,7 @@ from experiments.reward_model import PairData, for_epochs, make_rows
 from qwen_jax import sizes
 from qwen_jax.align.dpo import ComparedPairs, answer_log_probs, make_objective
 from qwen_jax.cli import flags
-from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig, option
 from qwen_jax.data.batches import fill_up, stack_trees
 from qwen_jax.data.chat.pairs import PairRows
 from qwen_jax.errors import ConfigError
@@ -43,15 +43,15 @@ class Config:
     """One run."""
 
     train: TrainConfig
-    init_from: str = ""  # the SFT model's folder: start and reference
-    tokenizer: str | None = None  # a .tiktoken file; none: the one in init_from
+    init_from: str = option("", "the SFT model's folder: start and reference")
+    tokenizer: str | None = option(None, "a .tiktoken file; none: the one in init_from")
     data: PairData = PairData()
-    beta: float = 0.1  # how far the policy may leave the reference: larger is nearer
+    beta: float = option(0.1, "how far the policy may leave the reference: larger is nearer")
     model: ModelConfig = sizes.QWEN_1_8B  # architecture: that of init_from
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig = LoRAConfig()  # adapters beside the weights; off without a rank
     mesh: MeshConfig = MeshConfig()
-    run_dir: str = "runs/dpo"  # checkpoints, metrics and the report page
+    run_dir: str = option("runs/dpo", "checkpoints, metrics and the report page")
 
     def __post_init__(self):
         if not self.beta > 0:

@@ -15,6 +15,7 @@ import sys
 import tqdm
 
 from qwen_jax.cli import flags
+from qwen_jax.config import option
 from qwen_jax.errors import ConfigError
 from qwen_jax.inference import chat, jsonl
 from qwen_jax.inference.engine import Engine
@@ -26,16 +27,18 @@ from qwen_jax.pretrained.loading import load, mesh_of, start_engine
 class Config:
     """What to answer, and how."""
 
-    checkpoint: str = ""  # a run folder, or a folder in the Qwen or Qwen2 layout
-    tokenizer: str | None = None  # a .tiktoken file; None: the one in the model's folder
-    prompt: str = ""  # empty: the beginning of a document
-    input: str | None = None  # a JSONL file, in place of --prompt
-    output: str | None = None  # the JSONL file to write
+    checkpoint: str = option("", "a run folder, or a folder in the Qwen or Qwen2 layout")
+    tokenizer: str | None = option(None, "a .tiktoken file; None: the one in the model's folder")
+    prompt: str = option("", "empty: the beginning of a document")
+    input: str | None = option(None, "a JSONL file, in place of --prompt")
+    output: str | None = option(None, "the JSONL file to write")
     settings: jsonl.Settings = jsonl.Settings()
-    rows: int = 8  # answers computed at once; changes none of them
-    context: int | None = None  # tokens of a prompt and its answer; None: as far as it makes sense
-    cache_dtype: str | None = None  # of keys and values; None: the compute dtype
-    tensor: int = 1  # devices that the weights and the cache are cut over
+    rows: int = option(8, "answers computed at once; changes none of them")
+    context: int | None = option(
+        None, "tokens of a prompt and its answer; None: as far as it makes sense"
+    )
+    cache_dtype: str | None = option(None, "of keys and values; None: the compute dtype")
+    tensor: int = option(1, "devices that the weights and the cache are cut over")
 
 
 def main(config: Config) -> None:

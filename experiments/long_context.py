@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from qwen_jax.cli import flags
-from qwen_jax.config import ContextExtension, ModelConfig
+from qwen_jax.config import ContextExtension, ModelConfig, option
 from qwen_jax.data import shards
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.evaluate.perplexity import perplexity
@@ -32,13 +32,15 @@ from qwen_jax.utils.jsonl import write_json
 class Config:
     """One table."""
 
-    model: str = ""  # a run folder, or a folder in the Qwen or Qwen2 layout
-    data: str = ""  # a folder of token shards, held out, of long documents
-    multiples: tuple[float, ...] = (0.5, 1, 2, 4, 8)  # of the training length (report Table 3)
-    windows: tuple[int, ...] | None = None  # one per layer, lowest first; None: see ramp()
-    tokens: int = 1 << 18  # how many are scored at every length, at the most
-    compute_dtype: str | None = None  # None: as the model was trained
-    output: str = "runs/long_context"  # long_context.json and long_context.png
+    model: str = option("", "a run folder, or a folder in the Qwen or Qwen2 layout")
+    data: str = option("", "a folder of token shards, held out, of long documents")
+    multiples: tuple[float, ...] = option(
+        (0.5, 1, 2, 4, 8), "of the training length (report Table 3)"
+    )
+    windows: tuple[int, ...] | None = option(None, "one per layer, lowest first; None: see ramp()")
+    tokens: int = option(1 << 18, "how many are scored at every length, at the most")
+    compute_dtype: str | None = option(None, "None: as the model was trained")
+    output: str = option("runs/long_context", "long_context.json and long_context.png")
 
 
 RECIPE = Config()

@@ -30,7 +30,7 @@ import pathlib
 
 from experiments import ppo, pretrain, reward_model
 from qwen_jax.cli import flags
-from qwen_jax.config import MeshConfig
+from qwen_jax.config import MeshConfig, option
 from qwen_jax.errors import ConfigError, unknown_name
 from qwen_jax.plan import gpus, search, topologies
 from qwen_jax.plan.estimate import Estimate, estimate, flops_found, tokens_per_step
@@ -51,21 +51,23 @@ _REMAT = {"nothing": "none"}  # the flag's "none" is a search
 class Config:
     """What is to be planned, and how far to look."""
 
-    model: str = "7b"  # a recipe of the stage: 1.8b, 7b or 14b
-    topology: str = "v5p-256"  # a slice, as named above
-    stage: str = "pretrain"  # pretrain, reward_model or ppo
-    mesh: str | None = None  # data,fsdp,tensor,context; none: search
-    remat: str | None = None  # recomputed: nothing, dots (not products), block (all); none: search
-    micro_batches: int | None = None  # none: search
-    context_length: int | None = None  # tokens of a row; none: the recipe's
-    batch_tokens: int | None = None  # of a step; none: the recipe's
-    max_tensor: int = 8  # the most devices to cut heads over
-    max_context: int = 1  # the most devices to cut rows over (ring attention)
-    compile: int = 4  # layouts to compile, the best on paper
-    price: float | None = None  # of a chip hour, to turn hours into money
-    compiler_options: tuple[str, ...] = ()  # name=value, beside parallel/xla_options.py
-    output: str | None = None  # a .json file for all that was found
-    keep_hlo: str | None = None  # a folder for the compiled programs' text
+    model: str = option("7b", "a recipe of the stage: 1.8b, 7b or 14b")
+    topology: str = option("v5p-256", "a slice, as named above")
+    stage: str = option("pretrain", "pretrain, reward_model or ppo")
+    mesh: str | None = option(None, "data,fsdp,tensor,context; none: search")
+    remat: str | None = option(
+        None, "recomputed: nothing, dots (not products), block (all); none: search"
+    )
+    micro_batches: int | None = option(None, "none: search")
+    context_length: int | None = option(None, "tokens of a row; none: the recipe's")
+    batch_tokens: int | None = option(None, "of a step; none: the recipe's")
+    max_tensor: int = option(8, "the most devices to cut heads over")
+    max_context: int = option(1, "the most devices to cut rows over (ring attention)")
+    compile: int = option(4, "layouts to compile, the best on paper")
+    price: float | None = option(None, "of a chip hour, to turn hours into money")
+    compiler_options: tuple[str, ...] = option((), "name=value, beside parallel/xla_options.py")
+    output: str | None = option(None, "a .json file for all that was found")
+    keep_hlo: str | None = option(None, "a folder for the compiled programs' text")
 
 
 def workload_of(config: Config) -> Workload:

@@ -39,6 +39,7 @@ from qwen_jax.config import (
     ModelConfig,
     OptimizerConfig,
     TrainConfig,
+    option,
 )
 from qwen_jax.data.batches import Batches
 from qwen_jax.data.chat.conversations import Counts
@@ -72,8 +73,8 @@ from qwen_jax.train.supervised import abstract_batch
 class PPOData:
     """Prompts, and what the pretraining gradient reads."""
 
-    prompts: tuple[str, ...] = ()  # .json and .jsonl files
-    max_prompt_tokens: int = 512  # longer ones are left out, counted
+    prompts: tuple[str, ...] = option((), ".json and .jsonl files")
+    max_prompt_tokens: int = option(512, "longer ones are left out, counted")
     pretrain: DataConfig = DataConfig()  # token shards; none: no pretraining gradient
 
 
@@ -82,10 +83,10 @@ class Config:
     """One run. train.batch_size is of answers: prompts times ppo.samples_per_prompt."""
 
     train: TrainConfig
-    init_from: str = ""  # the SFT model's folder
-    reward_model: str | None = None  # the reward model's run folder
-    reward_functions: tuple[str, ...] = ()  # module:function, added to it
-    tokenizer: str | None = None  # a .tiktoken file; none: the one in init_from
+    init_from: str = option("", "the SFT model's folder")
+    reward_model: str | None = option(None, "the reward model's run folder")
+    reward_functions: tuple[str, ...] = option((), "module:function, added to it")
+    tokenizer: str | None = option(None, "a .tiktoken file; none: the one in init_from")
     data: PPOData = PPOData()
     ppo: PPOConfig = PPOConfig()
     model: ModelConfig = sizes.QWEN_1_8B  # architecture: that of init_from
@@ -93,7 +94,7 @@ class Config:
     value_optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig = LoRAConfig()  # adapters beside the weights of both; off without a rank
     mesh: MeshConfig = MeshConfig()
-    run_dir: str = "runs/ppo"  # checkpoints, metrics and the report page
+    run_dir: str = option("runs/ppo", "checkpoints, metrics and the report page")
 
 
 def _recipe(size: ModelConfig) -> Config:

@@ -23,6 +23,7 @@ from typing import Literal
 from tqdm import tqdm
 
 from qwen_jax.cli import flags
+from qwen_jax.config import option
 from qwen_jax.corpus import engine, pipeline, source_files, stage_files
 from qwen_jax.corpus.dedup.exact import ExactDedup
 from qwen_jax.corpus.dedup.near import NearDedup
@@ -47,55 +48,64 @@ from qwen_jax.utils.append_only import note_made_from
 class Filters:
     """What is rejected for its quality; models are made by experiments.train_filter."""
 
-    rules: bool = True  # Gopher, C4 and FineWeb, with their Chinese and code counterparts
-    quality_model: str | None = None  # .npz: keeps what it marks as good
-    offensive_model: str | None = None  # .npz: rejects what it marks
-    perplexity: tuple[str, ...] = ()  # LANGUAGE=MODEL.npz, counted in --tokenizer
-    checkpoint: str | None = None  # a run folder or a released Qwen that judges perplexity
-    checkpoint_least: float = 0.0  # of its bits per byte; below is too easy
-    checkpoint_most: float | None = None  # above is too strange; read it off scores of good text
-    personal: bool = True  # e-mail addresses, numbers and keys are masked
-    test_sets: str | None = None  # folder of test sets whose 13-grams no document may have
+    rules: bool = option(True, "Gopher, C4 and FineWeb, with their Chinese and code counterparts")
+    quality_model: str | None = option(None, ".npz: keeps what it marks as good")
+    offensive_model: str | None = option(None, ".npz: rejects what it marks")
+    perplexity: tuple[str, ...] = option((), "LANGUAGE=MODEL.npz, counted in --tokenizer")
+    checkpoint: str | None = option(None, "a run folder or a released Qwen that judges perplexity")
+    checkpoint_least: float = option(0.0, "of its bits per byte; below is too easy")
+    checkpoint_most: float | None = option(
+        None, "above is too strange; read it off scores of good text"
+    )
+    personal: bool = option(True, "e-mail addresses, numbers and keys are masked")
+    test_sets: str | None = option(None, "folder of test sets whose 13-grams no document may have")
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixing:
     """How often documents come. Report: 2.1."""
 
-    weights: tuple[str, ...] = ()  # SOURCE=2 or SOURCE:LANGUAGE=1.5
-    instructions: tuple[str, ...] = ()  # sources that are instruction data: their share is told
-    most_epochs: float = mixture.Mixture.most_epochs  # a weight above it needs consent
-    allow_epochs: tuple[str, ...] = ()  # sources that have it
+    weights: tuple[str, ...] = option((), "SOURCE=2 or SOURCE:LANGUAGE=1.5")
+    instructions: tuple[str, ...] = option(
+        (), "sources that are instruction data: their share is told"
+    )
+    most_epochs: float = option(mixture.Mixture.most_epochs, "a weight above it needs consent")
+    allow_epochs: tuple[str, ...] = option((), "sources that have it")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """One corpus."""
 
-    sources: tuple[str, ...] = ()  # [NAME=][KIND:]PATH; of equal documents the first stays
-    output: str = ""  # a folder; an interrupted run goes on in it
+    sources: tuple[str, ...] = option((), "[NAME=][KIND:]PATH; of equal documents the first stays")
+    output: str = option("", "a folder; an interrupted run goes on in it")
     read: Read = Read()
-    languages: bool = True  # are identified
+    languages: bool = option(True, "are identified")
     language: Language = Language()
-    exact_dedup: tuple[Literal["url", "document", "paragraph"], ...] = (  # what may come once
-        "url",
-        "document",
+    exact_dedup: tuple[Literal["url", "document", "paragraph"], ...] = option(
+        (
+            "url",
+            "document",
+        ),
+        "what may come once",
     )
-    near_dedup: bool = True  # and not exact duplicates alone
+    near_dedup: bool = option(True, "and not exact duplicates alone")
     minhash: NearDedup = NearDedup()
     filters: Filters = Filters()
     mixture: Mixing = Mixing()
-    tokenizer: str | None = None  # a .tiktoken file; None: learn a vocabulary from the text
-    vocab_size: int = 32768  # of a learnt vocabulary
-    base: str | None = None  # a .tiktoken file to grow, such as cl100k_base
-    num_new: int = 50000  # tokens to grow it by
-    vocabulary_mb: int = 500  # of the text that a vocabulary is learnt from
-    eval_fraction: float = 0.01  # of the documents, held out
-    shard_tokens: float = 1e8  # tokens in one file, about
-    seed: int = 0  # of the order of documents and of what is held out
-    partition_mb: float = 64.0  # of source files that one task reads
-    workers: int = os.cpu_count() or 1  # processes, or actors on Ray; 0: none beside this one
-    ray: str | None = None  # address of a cluster; local: one on this computer
+    tokenizer: str | None = option(None, "a .tiktoken file; None: learn a vocabulary from the text")
+    vocab_size: int = option(32768, "of a learnt vocabulary")
+    base: str | None = option(None, "a .tiktoken file to grow, such as cl100k_base")
+    num_new: int = option(50000, "tokens to grow it by")
+    vocabulary_mb: int = option(500, "of the text that a vocabulary is learnt from")
+    eval_fraction: float = option(0.01, "of the documents, held out")
+    shard_tokens: float = option(1e8, "tokens in one file, about")
+    seed: int = option(0, "of the order of documents and of what is held out")
+    partition_mb: float = option(64.0, "of source files that one task reads")
+    workers: int = option(
+        os.cpu_count() or 1, "processes, or actors on Ray; 0: none beside this one"
+    )
+    ray: str | None = option(None, "address of a cluster; local: one on this computer")
 
 
 RECIPE = Config()

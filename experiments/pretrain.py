@@ -21,7 +21,14 @@ from collections.abc import Iterator
 
 from qwen_jax import sizes
 from qwen_jax.cli import flags
-from qwen_jax.config import DataConfig, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from qwen_jax.config import (
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+    option,
+)
 from qwen_jax.data import shards
 from qwen_jax.data.loader import Loader
 from qwen_jax.errors import ConfigError
@@ -44,8 +51,10 @@ class Config:
     train: TrainConfig
     data: DataConfig = DataConfig()
     mesh: MeshConfig = MeshConfig()
-    run_dir: str = "runs/pretrain"  # checkpoints, metrics and the report page
-    init_from: str | None = None  # weights to begin with: a released folder or a run; none: fresh
+    run_dir: str = option("runs/pretrain", "checkpoints, metrics and the report page")
+    init_from: str | None = option(
+        None, "weights to begin with: a released folder or a run; none: fresh"
+    )
 
 
 def _recipe(model: ModelConfig, tokens: float, *, micro_batches: int) -> Config:

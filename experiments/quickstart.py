@@ -20,7 +20,7 @@ import numpy as np
 
 from experiments import pretrain, quickstart_alignment
 from qwen_jax.cli import flags
-from qwen_jax.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from qwen_jax.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig, option
 from qwen_jax.corpus import pipeline
 from qwen_jax.corpus.dedup.exact import ExactDedup
 from qwen_jax.corpus.dedup.near import NearDedup
@@ -48,11 +48,13 @@ PROMPTS = ("", "class Queue(", "open(file, mode='r'", "    Return the", "def ")
 class Config(pretrain.Config):
     """A pretraining run and what comes before and after it."""
 
-    learnt_tokens: int = 1500  # vocabulary learnt from the documentation, 256 bytes included
-    grown_tokens: int = 340  # added for source code; with 208 special tokens: 2,048
-    eval_fraction: float = 0.05  # of the documents, held out
-    code_weight: float = 0.15  # share of source code in the mixture
-    sample_tokens: int = 160  # of each sample in the report
+    learnt_tokens: int = option(
+        1500, "vocabulary learnt from the documentation, 256 bytes included"
+    )
+    grown_tokens: int = option(340, "added for source code; with 208 special tokens: 2,048")
+    eval_fraction: float = option(0.05, "of the documents, held out")
+    code_weight: float = option(0.15, "share of source code in the mixture")
+    sample_tokens: int = option(160, "of each sample in the report")
     align: quickstart_alignment.Steps = quickstart_alignment.Steps()  # the stages after pretraining
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments import ppo, reward_model, sft
 from qwen_jax.align import rewards
-from qwen_jax.config import DataConfig, OptimizerConfig, TrainConfig
+from qwen_jax.config import DataConfig, OptimizerConfig, TrainConfig, option
 from qwen_jax.corpus.output.tokenize import of_source
 from qwen_jax.corpus.pipeline import Result
 from qwen_jax.inference.decode import generate
@@ -39,14 +39,14 @@ class Steps:
     """How long each stage is, and the learning rate it takes. Ours:
     what two CPU cores do in minutes."""
 
-    sft: int = 260  # steps of fine-tuning
-    pmp: int = 40  # steps of preference model pretraining
-    reward: int = 40  # steps of the reward model
-    ppo: int = 120  # steps of PPO
-    value_warmup: int = 10  # of them, for the value model alone
-    sft_rate: float = 3e-3  # learning rate at its peak
-    reward_rate: float = 5e-4  # of both stages of the reward model
-    ppo_rate: float = 2e-4  # of the policy
+    sft: int = option(260, "steps of fine-tuning")
+    pmp: int = option(40, "steps of preference model pretraining")
+    reward: int = option(40, "steps of the reward model")
+    ppo: int = option(120, "steps of PPO")
+    value_warmup: int = option(10, "of them, for the value model alone")
+    sft_rate: float = option(3e-3, "learning rate at its peak")
+    reward_rate: float = option(5e-4, "of both stages of the reward model")
+    ppo_rate: float = option(2e-4, "of the policy")
 
 
 def align(

@@ -9,6 +9,7 @@ a kept one marked "keep" are right. Two people who mark the same text count twic
 import dataclasses
 
 from qwen_jax.cli import flags
+from qwen_jax.config import option
 from qwen_jax.corpus.output import review
 from qwen_jax.errors import ConfigError
 
@@ -17,7 +18,7 @@ from qwen_jax.errors import ConfigError
 class Config:
     """One reading."""
 
-    marks: tuple[str, ...] = ()  # .json files that review.html saved
+    marks: tuple[str, ...] = option((), ".json files that review.html saved")
 
 
 RECIPE = Config()

@@ -26,7 +26,7 @@ from qwen_jax import sizes
 from qwen_jax.align.preference_report import measure, table
 from qwen_jax.align.reward_model import make_objective
 from qwen_jax.cli import flags
-from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig, option
 from qwen_jax.data.chat.conversations import Counts
 from qwen_jax.data.chat.pairs import PairRows, read_pairs
 from qwen_jax.errors import ConfigError
@@ -41,10 +41,10 @@ from qwen_jax.utils.jsonl import names_of, write_json
 class PairData:
     """Which comparisons."""
 
-    pairs: tuple[str, ...] = ()  # .json and .jsonl files
-    eval_pairs: tuple[str, ...] = ()  # held out, one column of the table each
-    epochs: float | None = 1.0  # passes over the pairs; none: train.num_steps counts
-    context_length: int | None = None  # tokens of a dialogue; none: the model's
+    pairs: tuple[str, ...] = option((), ".json and .jsonl files")
+    eval_pairs: tuple[str, ...] = option((), "held out, one column of the table each")
+    epochs: float | None = option(1.0, "passes over the pairs; none: train.num_steps counts")
+    context_length: int | None = option(None, "tokens of a dialogue; none: the model's")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,14 +52,14 @@ class Config:
     """One run, of PMP or of fine-tuning."""
 
     train: TrainConfig
-    init_from: str = ""  # PMP: a language model's folder; fine-tuning: PMP's run folder
-    tokenizer: str | None = None  # a .tiktoken file; none: the one in init_from
+    init_from: str = option("", "PMP: a language model's folder; fine-tuning: PMP's run folder")
+    tokenizer: str | None = option(None, "a .tiktoken file; none: the one in init_from")
     data: PairData = PairData()
     model: ModelConfig = sizes.QWEN_1_8B  # architecture: that of init_from
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig = LoRAConfig()  # adapters beside the trunk; off without a rank
     mesh: MeshConfig = MeshConfig()
-    run_dir: str = "runs/reward"  # checkpoints, metrics and the report page
+    run_dir: str = option("runs/reward", "checkpoints, metrics and the report page")
 
 
 def _recipe(size: ModelConfig) -> Config:

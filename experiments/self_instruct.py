@@ -26,6 +26,7 @@ import time
 from tqdm import tqdm
 
 from qwen_jax.cli import flags
+from qwen_jax.config import option
 from qwen_jax.data.chat.conversations import Counts
 from qwen_jax.data.chat.react import read_tools
 from qwen_jax.errors import ConfigError
@@ -50,22 +51,24 @@ from qwen_jax.utils.append_only import AppendOnly
 class Config:
     """One run."""
 
-    checkpoint: str = ""  # a run folder or a released one, taught ChatML
-    tokenizer: str | None = None  # a .tiktoken file; None: the one in the model's folder
-    seeds: tuple[str, ...] = ()  # tasks: self-instruct's, Alpaca's or conversations
-    tools: str | None = (
-        None  # a .json or .jsonl file; None: those of qwen_jax/synthetic/react_seeds.py
+    checkpoint: str = option("", "a run folder or a released one, taught ChatML")
+    tokenizer: str | None = option(None, "a .tiktoken file; None: the one in the model's folder")
+    seeds: tuple[str, ...] = option((), "tasks: self-instruct's, Alpaca's or conversations")
+    tools: str | None = option(
+        None, "a .json or .jsonl file; None: those of qwen_jax/synthetic/react_seeds.py"
     )
-    react_seeds: tuple[str, ...] = ()  # worked examples of the tools; none: those, too
+    react_seeds: tuple[str, ...] = option((), "worked examples of the tools; none: those, too")
     settings: Settings = Settings()
     rules: Rules = Rules()
-    temperature: float = 0.7  # of what the model writes (self-instruct)
-    top_p: float = 0.9  # probability of the tokens that may be drawn
-    max_new_tokens: int = 1024  # of an answer or a list
-    rows: int = 16  # answers computed at once; changes none of them
-    context: int | None = None  # tokens of what is asked and said; None: as far as it makes sense
-    unjudged: bool = False  # keep also what no person has judged
-    output: str = "runs/self_instruct"  # a folder; an interrupted run goes on in it
+    temperature: float = option(0.7, "of what the model writes (self-instruct)")
+    top_p: float = option(0.9, "probability of the tokens that may be drawn")
+    max_new_tokens: int = option(1024, "of an answer or a list")
+    rows: int = option(16, "answers computed at once; changes none of them")
+    context: int | None = option(
+        None, "tokens of what is asked and said; None: as far as it makes sense"
+    )
+    unjudged: bool = option(False, "keep also what no person has judged")
+    output: str = option("runs/self_instruct", "a folder; an interrupted run goes on in it")
 
 
 RECIPE = Config()

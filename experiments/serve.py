@@ -16,6 +16,7 @@ import socket
 from absl import logging
 
 from qwen_jax.cli import flags
+from qwen_jax.config import option
 from qwen_jax.errors import ConfigError
 from qwen_jax.inference import chat
 from qwen_jax.pretrained.loading import load, mesh_of, start_engine
@@ -25,21 +26,23 @@ from qwen_jax.pretrained.loading import load, mesh_of, start_engine
 class Config:
     """One server."""
 
-    checkpoint: str = ""  # a run folder, or a folder in the Qwen or Qwen2 layout
-    tokenizer: str | None = None  # a .tiktoken file; None: the one in the model's folder
-    model_name: str | None = None  # what clients call it; None: the folder's name
-    host: str = "127.0.0.1"  # 0.0.0.0: other computers may ask as well
-    port: int = 8000  # 0: any free one
-    allow_remote: bool = False  # must be given for a host that others can reach
-    api_key: str | None = None  # a key that calls must bring, or @FILE that holds it
-    rows: int = 8  # answers at once
-    max_queued: int = 64  # answers that may wait
-    context: int | None = None  # tokens of a prompt and its answer; None: as far as it makes sense
-    cache_dtype: str | None = None  # of keys and values; None: the compute dtype
-    tensor: int = 1  # devices that the weights and the cache are cut over
-    memory_gb: float | None = None  # for the cache; None: what the device has
-    max_body_mb: float = 4.0  # of one request
-    grace: float = 10.0  # seconds that answers have to end after a signal
+    checkpoint: str = option("", "a run folder, or a folder in the Qwen or Qwen2 layout")
+    tokenizer: str | None = option(None, "a .tiktoken file; None: the one in the model's folder")
+    model_name: str | None = option(None, "what clients call it; None: the folder's name")
+    host: str = option("127.0.0.1", "0.0.0.0: other computers may ask as well")
+    port: int = option(8000, "0: any free one")
+    allow_remote: bool = option(False, "must be given for a host that others can reach")
+    api_key: str | None = option(None, "a key that calls must bring, or @FILE that holds it")
+    rows: int = option(8, "answers at once")
+    max_queued: int = option(64, "answers that may wait")
+    context: int | None = option(
+        None, "tokens of a prompt and its answer; None: as far as it makes sense"
+    )
+    cache_dtype: str | None = option(None, "of keys and values; None: the compute dtype")
+    tensor: int = option(1, "devices that the weights and the cache are cut over")
+    memory_gb: float | None = option(None, "for the cache; None: what the device has")
+    max_body_mb: float = option(4.0, "of one request")
+    grace: float = option(10.0, "seconds that answers have to end after a signal")
 
 
 def main(config: Config) -> None:

@@ -22,7 +22,7 @@ from typing import Literal
 from experiments.pretrain import ended_by_signal
 from qwen_jax import sizes
 from qwen_jax.cli import flags
-from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig, option
 from qwen_jax.data.chat.conversations import Counts, read_conversations
 from qwen_jax.data.chat.preview import preview
 from qwen_jax.data.chat.sft_rows import PackedRows, encode
@@ -40,11 +40,13 @@ from qwen_jax.utils.jsonl import names_of
 class SFTData:
     """Which conversations, and how they become rows."""
 
-    conversations: tuple[str, ...] = ()  # .json and .jsonl files
-    eval_conversations: tuple[str, ...] = ()  # held out, one evaluation each
-    mask: Literal["assistant", "original"] = "assistant"  # original: every turn's markers too
-    packed: bool = True  # several conversations to a row, none seeing another
-    context_length: int | None = None  # tokens of a row; none: the model's
+    conversations: tuple[str, ...] = option((), ".json and .jsonl files")
+    eval_conversations: tuple[str, ...] = option((), "held out, one evaluation each")
+    mask: Literal["assistant", "original"] = option(
+        "assistant", "original: every turn's markers too"
+    )
+    packed: bool = option(True, "several conversations to a row, none seeing another")
+    context_length: int | None = option(None, "tokens of a row; none: the model's")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +54,15 @@ class Config:
     """One fine-tuning run."""
 
     train: TrainConfig
-    init_from: str = ""  # a run folder or a released Qwen folder
-    tokenizer: str | None = None  # a .tiktoken file; none: the one in init_from
+    init_from: str = option("", "a run folder or a released Qwen folder")
+    tokenizer: str | None = option(None, "a .tiktoken file; none: the one in init_from")
     data: SFTData = SFTData()
     model: ModelConfig = sizes.QWEN_1_8B  # architecture: that of init_from
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig = LoRAConfig()  # adapters beside the weights; off without a rank
     mesh: MeshConfig = MeshConfig()
-    run_dir: str = "runs/sft"  # checkpoints, metrics and the report page
-    preview: int = 0  # examples to show instead of training
+    run_dir: str = option("runs/sft", "checkpoints, metrics and the report page")
+    preview: int = option(0, "examples to show instead of training")
 
 
 def _recipe(size: ModelConfig) -> Config:

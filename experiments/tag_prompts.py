@@ -25,6 +25,7 @@ from typing import Literal
 from tqdm import tqdm
 
 from qwen_jax.cli import flags
+from qwen_jax.config import option
 from qwen_jax.data.chat.conversations import Counts, Turn
 from qwen_jax.data.chat.prompts import choose_diverse, choose_weighted, read_questions, text_of
 from qwen_jax.errors import ConfigError
@@ -43,21 +44,25 @@ from qwen_jax.utils.append_only import AppendOnly
 class Config:
     """One set of prompts."""
 
-    prompts: tuple[str, ...] = ()  # .json and .jsonl files
-    output: str = "runs/tags"  # tags.jsonl, tags.png, chosen.jsonl
-    tagger: Literal["rules", "model"] = "rules"  # model: asks --checkpoint
-    tags: str | None = None  # a tag file to read in place of making one
-    alpha: int = 1  # tags of fewer prompts are merged into others, or dropped
-    choose: int | None = None  # how many prompts to write to chosen.jsonl
-    by: Literal["order", "weight"] = "order"  # order: InsTag's, best first; weight: a random draw
-    balance: float = 1.0  # of --by=weight; 0: tags as frequent as they are, 1: all alike
-    complexity: float = 1.0  # of --by=weight; 0: as many tags as they have says nothing
-    seed: int = 0  # of --by=weight
-    checkpoint: str = ""  # of --tagger=model: a run folder or a released one, taught ChatML
-    tokenizer: str | None = None  # a .tiktoken file; None: the one in the model's folder
-    rows: int = 16  # prompts that the model tags at once; changes none of them
-    context: int | None = None  # tokens of a prompt and its tags; None: as far as it makes sense
-    max_new_tokens: int = 128  # of an answer
+    prompts: tuple[str, ...] = option((), ".json and .jsonl files")
+    output: str = option("runs/tags", "tags.jsonl, tags.png, chosen.jsonl")
+    tagger: Literal["rules", "model"] = option("rules", "model: asks --checkpoint")
+    tags: str | None = option(None, "a tag file to read in place of making one")
+    alpha: int = option(1, "tags of fewer prompts are merged into others, or dropped")
+    choose: int | None = option(None, "how many prompts to write to chosen.jsonl")
+    by: Literal["order", "weight"] = option(
+        "order", "order: InsTag's, best first; weight: a random draw"
+    )
+    balance: float = option(1.0, "of --by=weight; 0: tags as frequent as they are, 1: all alike")
+    complexity: float = option(1.0, "of --by=weight; 0: as many tags as they have says nothing")
+    seed: int = option(0, "of --by=weight")
+    checkpoint: str = option("", "of --tagger=model: a run folder or a released one, taught ChatML")
+    tokenizer: str | None = option(None, "a .tiktoken file; None: the one in the model's folder")
+    rows: int = option(16, "prompts that the model tags at once; changes none of them")
+    context: int | None = option(
+        None, "tokens of a prompt and its tags; None: as far as it makes sense"
+    )
+    max_new_tokens: int = option(128, "of an answer")
 
 
 RECIPE = Config()

@@ -24,6 +24,7 @@ import pathlib
 import numpy as np
 
 from qwen_jax.cli import flags
+from qwen_jax.config import option
 from qwen_jax.corpus.filters.linear import FilterSettings, LinearFilter, train
 from qwen_jax.corpus.filters.perplexity import NgramFilter, PerplexityRules
 from qwen_jax.corpus.sources import documents
@@ -36,13 +37,13 @@ from qwen_jax.utils.jsonl import read_rows
 class Config:
     """One filter."""
 
-    labelled: tuple[str, ...] = ()  # .json and .jsonl files
-    positive: str = "good"  # the label of what is marked
-    output: str = "runs/filter.npz"  # the model
-    held_out: float = 0.3  # of the texts; half for the threshold, half for the numbers
+    labelled: tuple[str, ...] = option((), ".json and .jsonl files")
+    positive: str = option("good", "the label of what is marked")
+    output: str = option("runs/filter.npz", "the model")
+    held_out: float = option(0.3, "of the texts; half for the threshold, half for the numbers")
     train: FilterSettings = FilterSettings()
-    clean: tuple[str, ...] = ()  # in the place of labelled texts: for perplexity
-    tokenizer: str | None = None  # a .tiktoken file that perplexity is counted in
+    clean: tuple[str, ...] = option((), "in the place of labelled texts: for perplexity")
+    tokenizer: str | None = option(None, "a .tiktoken file that perplexity is counted in")
     perplexity: PerplexityRules = PerplexityRules()
 
 

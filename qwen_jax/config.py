@@ -1,16 +1,47 @@
 """Settings as frozen dataclasses that check themselves when they are made.
 
-None means "off" or "derive it". Flags are made from these fields (qwen_jax/cli/flags.py), so a
-field's name is its flag and the comment beside it is read by people, not by code.
+None means "off" or "derive it". Flags are made from these fields (qwen_jax/cli/flags.py): a field's
+name is its flag, and the help text of the flag stands beside it.
 """
 
 import dataclasses
 import math
-from typing import Literal
+import sys
+from typing import Any, Literal
 
 from qwen_jax.errors import ConfigError
 
 DTYPES = ("float32", "bfloat16", "float16")
+
+
+def option(default: Any, help: str, *, alias: str | None = None) -> Any:
+    """A dataclass field with the help text of its flag.
+
+    Args:
+      default: an immutable value.
+      help: a line of --help.
+      alias: the field's former name; flags and config.json files that use it still work and warn.
+        A field that came from another section gives the whole flag: "--data.sources".
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "alias": alias})
+
+
+def renamed(config, prefix: str = "") -> dict[str, str]:
+    """Former flag -> flag, for every field of a config that has an alias."""
+    found = {}
+    for field in dataclasses.fields(config):
+        value, alias = getattr(config, field.name), field.metadata.get("alias")
+        if alias:
+            former = alias[2:] if alias.startswith("--") else prefix + alias
+            found[former] = prefix + field.name
+        if dataclasses.is_dataclass(value):
+            found |= renamed(value, f"{prefix}{field.name}.")
+    return found
+
+
+def warn_renamed(former: str, flag: str, where: str) -> None:
+    """One line on stderr for a former name that is still in use."""
+    print(f"warning: {where} uses the former name {former}; it is now {flag}.", file=sys.stderr)
 
 
 def _check(ok: bool, what: str, where: str, fix: str) -> None:
@@ -44,9 +75,11 @@ def _check_choice(config, section: str, name: str, choices: tuple[str, ...]) -> 
 class ContextExtension:
     """What acts at inference beyond the training length, and never in training (report 2.3.2)."""
 
-    dynamic_ntk: bool = True  # a larger rotary base for a longer row
-    logn: bool = True  # queries times the logarithm of their position
-    windows: tuple[int, ...] | None = None  # tokens that each layer sees, lowest layer first
+    dynamic_ntk: bool = option(True, "a larger rotary base for a longer row")
+    logn: bool = option(True, "queries times the logarithm of their position")
+    windows: tuple[int, ...] | None = option(
+        None, "tokens that each layer sees, lowest layer first"
+    )
 
     def __post_init__(self):
         _check(
@@ -65,25 +98,29 @@ class ModelConfig:
     `intermediate_size`.
     """
 
-    vocab_size: int  # rows of the embedding, padding rows included
-    hidden_size: int  # D, of the residual stream
-    num_layers: int  # blocks of attention and FFN
-    num_heads: int  # of queries, in each layer
-    ffn_size: int  # width of each of the two up-projections
-    context_length: int = 2048  # training length; the extension starts beyond it
-    num_kv_heads: int | None = None  # None: as many as num_heads (Qwen has no grouped heads)
-    head_size: int | None = None  # None: hidden_size / num_heads
-    rope_base: float = 10000.0  # report 2.3: of the rotary embedding
-    norm_epsilon: float = 1e-6  # of RMSNorm, in its root
-    initializer_range: float = 0.02  # standard deviation of the first weights
-    tie_embeddings: bool = False  # report 2.3: input and output have weights of their own
+    vocab_size: int = dataclasses.field(
+        metadata={"help": "rows of the embedding, padding rows included"}
+    )
+    hidden_size: int = dataclasses.field(metadata={"help": "D, of the residual stream"})
+    num_layers: int = dataclasses.field(metadata={"help": "blocks of attention and FFN"})
+    num_heads: int = dataclasses.field(metadata={"help": "of queries, in each layer"})
+    ffn_size: int = dataclasses.field(metadata={"help": "width of each of the two up-projections"})
+    context_length: int = option(2048, "training length; the extension starts beyond it")
+    num_kv_heads: int | None = option(
+        None, "None: as many as num_heads (Qwen has no grouped heads)"
+    )
+    head_size: int | None = option(None, "None: hidden_size / num_heads")
+    rope_base: float = option(10000.0, "report 2.3: of the rotary embedding")
+    norm_epsilon: float = option(1e-6, "of RMSNorm, in its root")
+    initializer_range: float = option(0.02, "standard deviation of the first weights")
+    tie_embeddings: bool = option(False, "report 2.3: input and output have weights of their own")
     extension: ContextExtension = ContextExtension()
-    dropout: float = 0.0  # after the embedding and on each residual branch
-    compute_dtype: str = "bfloat16"  # of products and activations; or float32
-    param_dtype: str = "float32"  # of the weights that are trained
-    remat: Literal["none", "dots", "block"] = "none"  # what the backward pass recomputes
-    unroll_layers: int = 1  # layers compiled as one piece: more to compile, less to copy
-    attention: str | None = None  # a back end by name; None: the best for the device
+    dropout: float = option(0.0, "after the embedding and on each residual branch")
+    compute_dtype: str = option("bfloat16", "of products and activations; or float32")
+    param_dtype: str = option("float32", "of the weights that are trained")
+    remat: Literal["none", "dots", "block"] = option("none", "what the backward pass recomputes")
+    unroll_layers: int = option(1, "layers compiled as one piece: more to compile, less to copy")
+    attention: str | None = option(None, "a back end by name; None: the best for the device")
 
     def __post_init__(self):
         _check_positive(
@@ -146,10 +183,12 @@ class ModelConfig:
 class MeshConfig:
     """How many devices along each mesh axis; their product is the number of devices."""
 
-    data: int = 1  # copies of the parameters, each with its share of the batch
-    fsdp: int | None = None  # parameters and batch cut in pieces; None: all devices left over
-    tensor: int = 1  # heads, FFN and vocabulary cut in pieces
-    context: int = 1  # the sequence cut in pieces
+    data: int = option(1, "copies of the parameters, each with its share of the batch")
+    fsdp: int | None = option(
+        None, "parameters and batch cut in pieces; None: all devices left over"
+    )
+    tensor: int = option(1, "heads, FFN and vocabulary cut in pieces")
+    context: int = option(1, "the sequence cut in pieces")
 
     def __post_init__(self):
         _check_positive(self, "mesh", "data fsdp tensor context")
@@ -159,16 +198,16 @@ class MeshConfig:
 class OptimizerConfig:
     """AdamW and its schedule (report 2.4, 3.1)."""
 
-    peak_learning_rate: float = 3e-4  # after the warm-up
-    schedule: Literal["cosine", "constant"] = "cosine"  # after the warm-up
-    warmup_steps: int = 0  # from 0 to the peak
-    final_fraction: float = 0.1  # of the peak, at the end of the cosine
-    beta1: float = 0.9  # AdamW's decay of the mean of gradients
-    beta2: float = 0.95  # AdamW's decay of the mean of their squares
-    epsilon: float = 1e-8  # AdamW's, beside the root
-    weight_decay: float = 0.1  # on matrices; not on norms and biases
-    clip_norm: float | None = 1.0  # the largest norm of all gradients together; None: any
-    moment_dtype: str = "float32"  # of AdamW's two means; bfloat16 halves their memory
+    peak_learning_rate: float = option(3e-4, "after the warm-up")
+    schedule: Literal["cosine", "constant"] = option("cosine", "after the warm-up")
+    warmup_steps: int = option(0, "from 0 to the peak")
+    final_fraction: float = option(0.1, "of the peak, at the end of the cosine")
+    beta1: float = option(0.9, "AdamW's decay of the mean of gradients")
+    beta2: float = option(0.95, "AdamW's decay of the mean of their squares")
+    epsilon: float = option(1e-8, "AdamW's, beside the root")
+    weight_decay: float = option(0.1, "on matrices; not on norms and biases")
+    clip_norm: float | None = option(1.0, "the largest norm of all gradients together; None: any")
+    moment_dtype: str = option("float32", "of AdamW's two means; bfloat16 halves their memory")
 
     def __post_init__(self):
         for name in ("peak_learning_rate", "epsilon"):
@@ -213,10 +252,10 @@ class OptimizerConfig:
 class DataConfig:
     """Which token shards a run reads, in which proportion, and how they are cut (report 2.4)."""
 
-    sources: tuple[str, ...] = ()  # shard folders; weighted if written folder=weight
-    tokenizer: str | None = None  # a .tiktoken file; None: the one beside the first source
-    packing: Literal["run_on", "documents"] = "run_on"  # documents: none sees another
-    eval_sources: tuple[str, ...] = ()  # held-out shard folders, one evaluation each
+    sources: tuple[str, ...] = option((), "shard folders; weighted if written folder=weight")
+    tokenizer: str | None = option(None, "a .tiktoken file; None: the one beside the first source")
+    packing: Literal["run_on", "documents"] = option("run_on", "documents: none sees another")
+    eval_sources: tuple[str, ...] = option((), "held-out shard folders, one evaluation each")
 
     def __post_init__(self):
         _check_choice(self, "data", "packing", ("run_on", "documents"))
@@ -226,20 +265,30 @@ class DataConfig:
 class TrainConfig:
     """How long, how much at once, and how often to look, measure and save."""
 
-    num_steps: int  # updates of the weights, in the whole run
-    batch_size: int  # sequences in one optimizer step, over all devices
-    micro_batches: int = 1  # gradient accumulation: pieces that a batch is computed in
-    seed: int = 0  # of the first weights, dropout and the order of the data
-    z_loss: float | None = None  # weight of log(Z)^2; None: off
-    log_every: int = 1  # steps from line to line
-    eval_every: int | None = 500  # steps from evaluation to evaluation; None: at the end alone
-    eval_batches: int = 16  # batches of an evaluation, of each held-out source
-    save_every: int | None = 500  # steps from checkpoint to checkpoint; None: at the end alone
-    keep_checkpoints: int = 3  # the newest ones
-    device_memory_gb: float | None = None  # None: what the device reports
-    on_spike: Literal["tell", "skip"] = "tell"  # skip: go back, leave those batches out
-    recheck_every: int | None = None  # steps; computes one twice and compares bits; None: never
-    trace_steps: tuple[int, ...] = ()  # first, last: profiled into run_dir/profile
+    num_steps: int = dataclasses.field(
+        metadata={"help": "updates of the weights, in the whole run"}
+    )
+    batch_size: int = dataclasses.field(
+        metadata={"help": "sequences in one optimizer step, over all devices"}
+    )
+    micro_batches: int = option(1, "gradient accumulation: pieces that a batch is computed in")
+    seed: int = option(0, "of the first weights, dropout and the order of the data")
+    z_loss: float | None = option(None, "weight of log(Z)^2; None: off")
+    log_every: int = option(1, "steps from line to line")
+    eval_every: int | None = option(
+        500, "steps from evaluation to evaluation; None: at the end alone"
+    )
+    eval_batches: int = option(16, "batches of an evaluation, of each held-out source")
+    save_every: int | None = option(
+        500, "steps from checkpoint to checkpoint; None: at the end alone"
+    )
+    keep_checkpoints: int = option(3, "the newest ones")
+    device_memory_gb: float | None = option(None, "None: what the device reports")
+    on_spike: Literal["tell", "skip"] = option("tell", "skip: go back, leave those batches out")
+    recheck_every: int | None = option(
+        None, "steps; computes one twice and compares bits; None: never"
+    )
+    trace_steps: tuple[int, ...] = option((), "first, last: profiled into run_dir/profile")
 
     def __post_init__(self):
         _check_positive(

@@ -16,16 +16,17 @@ import jax.numpy as jnp
 
 from benchmarks.common import timing
 from qwen_jax.cli import flags
+from qwen_jax.config import option
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Sizes that fill an accelerator."""
 
-    copy_mb: int = 4096  # that one copy reads
-    matmul: int = 8192  # side of a square product
-    rounds: int = 10  # whose median counts
-    output: str = ""  # a JSON file
+    copy_mb: int = option(4096, "that one copy reads")
+    matmul: int = option(8192, "side of a square product")
+    rounds: int = option(10, "whose median counts")
+    output: str = option("", "a JSON file")
 
 
 SMOKE = Config(copy_mb=16, matmul=256, rounds=2)

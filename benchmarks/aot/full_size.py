@@ -23,25 +23,25 @@ from benchmarks.common import timing, turns
 from benchmarks.corpus.data import RandomTokens
 from qwen_jax import sizes
 from qwen_jax.cli import flags
-from qwen_jax.config import DataConfig, MeshConfig, TrainConfig
+from qwen_jax.config import DataConfig, MeshConfig, TrainConfig, option
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """One comparison."""
 
-    peer_python: str = ""  # an interpreter with torch and transformers; empty: ours alone
-    size: str = "1.8b"  # by sizes.by_name
-    context_length: int = 2048  # tokens in a row
-    batch_size: int = 32  # rows of a step
-    micro_batches: int = 4  # pieces that a step is computed in
-    remat: str = "dots"  # recomputed: none, dots (not products), block (all)
-    moment_dtype: str = "float32"  # of AdamW's means; bfloat16 halves their memory
-    steps: int = 30  # of them the first five are not counted
-    rounds: int = 1  # ours and the peer's in turn
-    trace: str = ""  # a folder for a profile of the last three steps
-    only: str = ""  # "ours": one measurement as JSON, in this process
-    output: str = ""  # a JSON file for the table
+    peer_python: str = option("", "an interpreter with torch and transformers; empty: ours alone")
+    size: str = option("1.8b", "by sizes.by_name")
+    context_length: int = option(2048, "tokens in a row")
+    batch_size: int = option(32, "rows of a step")
+    micro_batches: int = option(4, "pieces that a step is computed in")
+    remat: str = option("dots", "recomputed: none, dots (not products), block (all)")
+    moment_dtype: str = option("float32", "of AdamW's means; bfloat16 halves their memory")
+    steps: int = option(30, "of them the first five are not counted")
+    rounds: int = option(1, "ours and the peer's in turn")
+    trace: str = option("", "a folder for a profile of the last three steps")
+    only: str = option("", '"ours": one measurement as JSON, in this process')
+    output: str = option("", "a JSON file for the table")
 
 
 SMOKE = Config(size="tiny", context_length=16, batch_size=4, micro_batches=2, steps=12)

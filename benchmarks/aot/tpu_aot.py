@@ -27,6 +27,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from benchmarks.aot import llo
 from qwen_jax import sizes
 from qwen_jax.cli import flags
+from qwen_jax.config import option
 from qwen_jax.errors import unknown_name
 from qwen_jax.kernels import tiles
 from qwen_jax.kernels.attention import attention
@@ -52,11 +53,15 @@ PASSES = ("forward", "backward")
 class Config:
     """What to compile for."""
 
-    kinds: tuple[str, ...] = tuple(TOPOLOGIES)  # kinds of TPU
-    sizes: tuple[str, ...] = ("1.8b", "7b", "14b")  # of Table 1
-    lengths: tuple[int, ...] = (2048, 8192)  # tokens in a row
-    utilization: bool = False  # instead: how full the inner tile's schedule is, beside splash's
-    output: str = "benchmarks/results/attention_tpu"  # what comes before _compiled.json and so on
+    kinds: tuple[str, ...] = option(tuple(TOPOLOGIES), "kinds of TPU")
+    sizes: tuple[str, ...] = option(("1.8b", "7b", "14b"), "of Table 1")
+    lengths: tuple[int, ...] = option((2048, 8192), "tokens in a row")
+    utilization: bool = option(
+        False, "instead: how full the inner tile's schedule is, beside splash's"
+    )
+    output: str = option(
+        "benchmarks/results/attention_tpu", "what comes before _compiled.json and so on"
+    )
 
 
 @dataclasses.dataclass(frozen=True)

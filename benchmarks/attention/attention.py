@@ -22,6 +22,7 @@ from benchmarks.attention import attention_plot, attention_tune
 from benchmarks.attention.attention_peers import Contestant, contestants, documents
 from benchmarks.common import timing
 from qwen_jax.cli import flags
+from qwen_jax.config import option
 from qwen_jax.errors import ConfigError
 from qwen_jax.kernels.validation import Case, shares
 
@@ -34,20 +35,20 @@ PASSES = ("forward", "backward", "both")
 class Config:
     """What is measured. 0 and empty lists stand for what suits the device."""
 
-    lengths: tuple[int, ...] = ()  # tokens in a row
-    tokens: int = 0  # in a batch
-    hidden: int = 0  # heads x head size
-    group: int = 1  # query heads for each key-value head
-    head_sizes: tuple[int, ...] = (64, 128)  # columns of a head
-    dtypes: tuple[str, ...] = ()  # of queries, keys and values
-    masks: tuple[str, ...] = MASKS  # causal, one, four (equal documents), mix
-    rounds: int = 5  # in which all contestants take their turn
-    milliseconds: float = 50.0  # that a call is repeated for in one round
-    matmul: int = 0  # side of the square product that gives the device's rate
-    only: tuple[str, ...] = ()  # contestants whose names begin so
-    check: bool = True  # errors against float32 first
-    tune: bool = False  # find tile sizes instead
-    output: str = str(RESULTS)  # a folder for attention_DEVICE.json and .png
+    lengths: tuple[int, ...] = option((), "tokens in a row")
+    tokens: int = option(0, "in a batch")
+    hidden: int = option(0, "heads x head size")
+    group: int = option(1, "query heads for each key-value head")
+    head_sizes: tuple[int, ...] = option((64, 128), "columns of a head")
+    dtypes: tuple[str, ...] = option((), "of queries, keys and values")
+    masks: tuple[str, ...] = option(MASKS, "causal, one, four (equal documents), mix")
+    rounds: int = option(5, "in which all contestants take their turn")
+    milliseconds: float = option(50.0, "that a call is repeated for in one round")
+    matmul: int = option(0, "side of the square product that gives the device's rate")
+    only: tuple[str, ...] = option((), "contestants whose names begin so")
+    check: bool = option(True, "errors against float32 first")
+    tune: bool = option(False, "find tile sizes instead")
+    output: str = option(str(RESULTS), "a folder for attention_DEVICE.json and .png")
 
 
 SMOKE = Config(

@@ -18,6 +18,7 @@ import tqdm
 
 from benchmarks.common import timing
 from qwen_jax.cli import flags
+from qwen_jax.config import option
 from qwen_jax.errors import KernelError, unknown_name
 from qwen_jax.kernels.attention import IMPLEMENTATIONS
 from qwen_jax.kernels.platform import interpret_kernels
@@ -41,12 +42,12 @@ INTERPRETERS = {"tpu": ("tpu", interpret_kernels), "hopper": ("gpu", interpret_h
 class Config:
     """The grid of one back end."""
 
-    name: str = "xla"  # of the back end: xla, tpu or hopper
-    lengths: tuple[int, ...] = (1, 7, 128, 129, 1000, 2048)  # tokens of a row
-    head_sizes: tuple[int, ...] = (64, 128)  # columns of a head
-    dtypes: tuple[str, ...] = ("float32", "bfloat16")  # of queries, keys and values
-    every: int = 1  # takes each n-th case: an interpreter needs minutes for a long one
-    output: str = str(pathlib.Path(__file__).resolve().parents[1] / "results")  # a folder
+    name: str = option("xla", "of the back end: xla, tpu or hopper")
+    lengths: tuple[int, ...] = option((1, 7, 128, 129, 1000, 2048), "tokens of a row")
+    head_sizes: tuple[int, ...] = option((64, 128), "columns of a head")
+    dtypes: tuple[str, ...] = option(("float32", "bfloat16"), "of queries, keys and values")
+    every: int = option(1, "takes each n-th case: an interpreter needs minutes for a long one")
+    output: str = option(str(pathlib.Path(__file__).resolve().parents[1] / "results"), "a folder")
 
 
 SMOKE = Config(lengths=(7, 129), head_sizes=(64,), output="")

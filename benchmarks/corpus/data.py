@@ -11,7 +11,7 @@ import time
 import numpy as np
 
 from qwen_jax.cli import flags
-from qwen_jax.config import DataConfig
+from qwen_jax.config import DataConfig, option
 from qwen_jax.data import shards
 from qwen_jax.data.document import Document
 from qwen_jax.data.loader import Loader
@@ -21,10 +21,10 @@ from qwen_jax.data.loader import Loader
 class Config:
     """One measurement."""
 
-    tokens_millions: int = 60  # in the source
-    context_length: int = 2048  # tokens of a row
-    batch_size: int = 32  # rows of a batch
-    seconds: float = 5.0  # that each packing is measured for
+    tokens_millions: int = option(60, "in the source")
+    context_length: int = option(2048, "tokens of a row")
+    batch_size: int = option(32, "rows of a batch")
+    seconds: float = option(5.0, "that each packing is measured for")
 
 
 class RandomTokens:

@@ -30,6 +30,7 @@ from collections.abc import Iterator
 
 from benchmarks.corpus import corpus, packages
 from qwen_jax.cli import flags
+from qwen_jax.config import option
 from qwen_jax.errors import ConfigError
 from qwen_jax.utils.jsonl import write_json
 
@@ -45,12 +46,14 @@ _PAGE = (
 class Config:
     """Two corpora, two runs."""
 
-    shared: str = os.environ.get("QWEN_JAX_SHARED", "../shared")  # the folder of public data
-    folder: str = ""  # of the corpora and what is made of them: some 4 times the largest
-    megabytes: tuple[int, ...] = (200, 2000)  # of text, of each corpus
-    workers: int = 2  # processes
-    partition_mb: float = 64.0  # of source files that one task reads
-    output: str = ""  # a Markdown file; the plot goes beside it
+    shared: str = option(
+        os.environ.get("QWEN_JAX_SHARED", "../shared"), "the folder of public data"
+    )
+    folder: str = option("", "of the corpora and what is made of them: some 4 times the largest")
+    megabytes: tuple[int, ...] = option((200, 2000), "of text, of each corpus")
+    workers: int = option(2, "processes")
+    partition_mb: float = option(64.0, "of source files that one task reads")
+    output: str = option("", "a Markdown file; the plot goes beside it")
 
 
 def main(config: Config) -> None:

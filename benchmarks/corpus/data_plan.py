@@ -19,6 +19,7 @@ import time
 from benchmarks.corpus import corpus, packages
 from experiments import prepare_data
 from qwen_jax.cli import flags
+from qwen_jax.config import option
 from qwen_jax.corpus import pipeline
 from qwen_jax.corpus.dedup.minhash import words
 from qwen_jax.corpus.dedup.near import NearDedup
@@ -33,11 +34,17 @@ from qwen_jax.utils.jsonl import write_rows
 class Config:
     """One table."""
 
-    shared: str = os.environ.get("QWEN_JAX_SHARED", "../shared")  # the folder of public data
-    documents: tuple[int, ...] = (6000, 240000, 40000)  # of 1,500 characters, of each corpus
-    datatrove_python: str = ""  # with datatrove, spacy, tokenizers, xxhash<3.6; on the first corpus
-    rounds: int = 2  # the best of them counts
-    output: str = ""  # a Markdown file
+    shared: str = option(
+        os.environ.get("QWEN_JAX_SHARED", "../shared"), "the folder of public data"
+    )
+    documents: tuple[int, ...] = option(
+        (6000, 240000, 40000), "of 1,500 characters, of each corpus"
+    )
+    datatrove_python: str = option(
+        "", "with datatrove, spacy, tokenizers, xxhash<3.6; on the first corpus"
+    )
+    rounds: int = option(2, "the best of them counts")
+    output: str = option("", "a Markdown file")
 
 
 def main(config: Config) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 from benchmarks.common.timing import machine
 from qwen_jax.cli import flags
+from qwen_jax.config import option
 from qwen_jax.corpus.filters.decontaminate import Index, units
 from qwen_jax.corpus.filters.test_items import TestItem, read_test_sets
 from qwen_jax.utils.jsonl import read_rows
@@ -49,10 +50,12 @@ RESULTS = pathlib.Path(__file__).resolve().parents[1] / "results"
 class Config:
     """One measurement."""
 
-    shared: str = os.environ.get("QWEN_JAX_SHARED", "../shared")  # the folder of public data
-    items: int = 50  # of the test sets that are planted
-    seed: int = 0  # of what is drawn
-    output: str = str(RESULTS / "decontamination.md")  # a Markdown file
+    shared: str = option(
+        os.environ.get("QWEN_JAX_SHARED", "../shared"), "the folder of public data"
+    )
+    items: int = option(50, "of the test sets that are planted")
+    seed: int = option(0, "of what is drawn")
+    output: str = option(str(RESULTS / "decontamination.md"), "a Markdown file")
 
 
 def main(config: Config) -> None:

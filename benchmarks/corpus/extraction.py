@@ -17,6 +17,7 @@ import statistics
 
 from benchmarks.corpus import packages
 from qwen_jax.cli import flags
+from qwen_jax.config import option
 from qwen_jax.corpus.dedup.minhash import words
 from qwen_jax.corpus.sources import charset
 from qwen_jax.corpus.sources.page_worker import PageWorker
@@ -38,9 +39,11 @@ CHARSETS = (  # name, bytes in, declared in the page
 class Config:
     """One table."""
 
-    shared: str = os.environ.get("QWEN_JAX_SHARED", "../shared")  # folder with data/html/zyte
-    chinese_pages: int = 40  # in each charset
-    output: str = ""  # a Markdown file
+    shared: str = option(
+        os.environ.get("QWEN_JAX_SHARED", "../shared"), "folder with data/html/zyte"
+    )
+    chinese_pages: int = option(40, "in each charset")
+    output: str = option("", "a Markdown file")
 
 
 def ours(extractor: str):

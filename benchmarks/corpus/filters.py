@@ -24,6 +24,7 @@ from benchmarks.common.timing import machine
 from benchmarks.corpus.decontamination import training_texts
 from experiments.train_filter import Scores, measure, split
 from qwen_jax.cli import flags
+from qwen_jax.config import option
 from qwen_jax.corpus.filters import linear as linear_filter
 from qwen_jax.corpus.filters.language import identify
 from qwen_jax.corpus.filters.perplexity import NgramFilter
@@ -54,8 +55,10 @@ RESULTS = pathlib.Path(__file__).resolve().parents[1] / "results"
 class Config:
     """One measurement."""
 
-    shared: str = os.environ.get("QWEN_JAX_SHARED", "../shared")  # the folder of public data
-    output: str = str(RESULTS / "filters.md")  # a Markdown file
+    shared: str = option(
+        os.environ.get("QWEN_JAX_SHARED", "../shared"), "the folder of public data"
+    )
+    output: str = option(str(RESULTS / "filters.md"), "a Markdown file")
 
 
 def main(config: Config) -> None:

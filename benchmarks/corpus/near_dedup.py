@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.corpus import corpus, packages
 from qwen_jax.cli import flags
+from qwen_jax.config import option
 from qwen_jax.corpus import pipeline
 from qwen_jax.corpus.dedup.minhash import words
 from qwen_jax.corpus.dedup.near import NearDedup, probability
@@ -30,10 +31,12 @@ LEVELS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 class Config:
     """One table and its plot."""
 
-    shared: str = os.environ.get("QWEN_JAX_SHARED", "../shared")  # the folder of public data
-    pairs: int = 200  # of each level
+    shared: str = option(
+        os.environ.get("QWEN_JAX_SHARED", "../shared"), "the folder of public data"
+    )
+    pairs: int = option(200, "of each level")
     minhash: NearDedup = NearDedup()
-    output: str = ""  # a Markdown file; the plot goes beside it
+    output: str = option("", "a Markdown file; the plot goes beside it")
 
 
 def shingles(parts: list[str], size: int) -> set[tuple[str, ...]]:

@@ -17,21 +17,22 @@ import numpy as np
 
 from benchmarks.common import turns
 from qwen_jax.cli import flags
+from qwen_jax.config import option
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """One comparison."""
 
-    peer_python: str = ""  # an interpreter with torch and transformers; empty: ours alone
-    size: str = "toy_8m"  # by sizes.by_name; or toy_110m
-    dtype: str = "float32"  # of weights, cache and products; or bfloat16
-    batches: tuple[int, ...] = (1, 8, 32)  # rows that decode together
-    new_tokens: int = 64  # per row
-    prompt: int = 1000  # tokens, of the time to the first one
-    rounds: int = 3  # ours and the peer's in turn
-    only: str = ""  # "ours": one measurement as JSON, in this process
-    output: str = ""  # a JSON file for the table
+    peer_python: str = option("", "an interpreter with torch and transformers; empty: ours alone")
+    size: str = option("toy_8m", "by sizes.by_name; or toy_110m")
+    dtype: str = option("float32", "of weights, cache and products; or bfloat16")
+    batches: tuple[int, ...] = option((1, 8, 32), "rows that decode together")
+    new_tokens: int = option(64, "per row")
+    prompt: int = option(1000, "tokens, of the time to the first one")
+    rounds: int = option(3, "ours and the peer's in turn")
+    only: str = option("", '"ours": one measurement as JSON, in this process')
+    output: str = option("", "a JSON file for the table")
 
 
 def main(config: Config) -> None:

@@ -22,6 +22,7 @@ import numpy as np
 from benchmarks.common import turns
 from qwen_jax import sizes
 from qwen_jax.cli import flags
+from qwen_jax.config import option
 
 PARTS = ("generation", "scoring", "updates")
 ALONE = {
@@ -36,18 +37,18 @@ ALONE = {
 class Config:
     """One comparison."""
 
-    peer_python: str = ""  # an interpreter with google-tunix; empty: ours alone
-    size: str = "toy_8m"  # by sizes.by_name
-    prompts: int = 16  # of a step
-    samples: int = 2  # answers to each prompt
-    prompt_tokens: int = 64  # of every prompt
-    new_tokens: int = 64  # of every answer
-    top_p: float = 0.9  # report 3.2.2
-    warm_up: int = 2  # steps that are not timed, in every round
-    steps: int = 5  # that are
-    rounds: int = 3  # ours and the peer's in turn
-    only: str = ""  # "ours": one measurement as JSON, in this process
-    output: str = ""  # a JSON file for the table
+    peer_python: str = option("", "an interpreter with google-tunix; empty: ours alone")
+    size: str = option("toy_8m", "by sizes.by_name")
+    prompts: int = option(16, "of a step")
+    samples: int = option(2, "answers to each prompt")
+    prompt_tokens: int = option(64, "of every prompt")
+    new_tokens: int = option(64, "of every answer")
+    top_p: float = option(0.9, "report 3.2.2")
+    warm_up: int = option(2, "steps that are not timed, in every round")
+    steps: int = option(5, "that are")
+    rounds: int = option(3, "ours and the peer's in turn")
+    only: str = option("", '"ours": one measurement as JSON, in this process')
+    output: str = option("", "a JSON file for the table")
 
 
 def main(config: Config) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from experiments import ppo, quickstart_alignment
 from qwen_jax.cli import flags
-from qwen_jax.config import DataConfig
+from qwen_jax.config import DataConfig, option
 from qwen_jax.data.loader import Loader
 from qwen_jax.errors import ConfigError
 from qwen_jax.pretrained.huggingface import load_pretrained
@@ -44,15 +44,17 @@ VARIANTS = {  # what differs from the report's way
 class Config:
     """One table."""
 
-    start: str = "runs/quickstart"  # a finished quickstart
-    steps: int = 100  # of each run
-    warmup: int = 10  # value-only steps; the report's 50 are of a longer run
-    batch_size: int = 32  # answers a step
-    rate: float = 2e-4  # of the policy; the value model's is five times it, as in the report
-    pretrain_coefficient: float = 0.1  # of the pretraining gradient
-    seeds: int = 3  # of every choice
-    runs: str = "runs/ppo_ablations"  # a folder for the runs
-    output: str = ""  # a folder for the table and the plot
+    start: str = option("runs/quickstart", "a finished quickstart")
+    steps: int = option(100, "of each run")
+    warmup: int = option(10, "value-only steps; the report's 50 are of a longer run")
+    batch_size: int = option(32, "answers a step")
+    rate: float = option(
+        2e-4, "of the policy; the value model's is five times it, as in the report"
+    )
+    pretrain_coefficient: float = option(0.1, "of the pretraining gradient")
+    seeds: int = option(3, "of every choice")
+    runs: str = option("runs/ppo_ablations", "a folder for the runs")
+    output: str = option("", "a folder for the table and the plot")
 
 
 def main(config: Config) -> None:

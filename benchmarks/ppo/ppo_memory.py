@@ -20,6 +20,7 @@ from benchmarks.common import turns
 from benchmarks.train.train_step import from_status, settled_memory
 from qwen_jax import sizes
 from qwen_jax.cli import flags
+from qwen_jax.config import option
 
 RUNS = {"whole models": [], "adapters of rank 16": ["--rank=16"]}
 _UNITS = {"MiB": 2**20, "GiB": 2**30}
@@ -29,13 +30,13 @@ _UNITS = {"MiB": 2**20, "GiB": 2**30}
 class Config:
     """What is measured."""
 
-    size: str = "toy_8m"  # by sizes.by_name
-    prompts: int = 16  # of a step, two answers to each
-    new_tokens: int = 64  # of an answer, and the most of a prompt
-    steps: int = 5  # that memory is watched in
-    rank: int | None = None  # of adapters; none: whole models
-    only: str = ""  # a folder that `write` filled: one measurement as JSON, in this process
-    output: str = ""  # a JSON file for the table
+    size: str = option("toy_8m", "by sizes.by_name")
+    prompts: int = option(16, "of a step, two answers to each")
+    new_tokens: int = option(64, "of an answer, and the most of a prompt")
+    steps: int = option(5, "that memory is watched in")
+    rank: int | None = option(None, "of adapters; none: whole models")
+    only: str = option("", "a folder that `write` filled: one measurement as JSON, in this process")
+    output: str = option("", "a JSON file for the table")
 
 
 def main(config: Config) -> None:

@@ -21,6 +21,7 @@ from jax.experimental import topologies
 
 from benchmarks.train.train_step import from_status
 from qwen_jax.cli import flags
+from qwen_jax.config import option
 from qwen_jax.model.lm_loss import cross_entropy
 from qwen_jax.parallel.xla_options import compile_for
 
@@ -29,12 +30,12 @@ from qwen_jax.parallel.xla_options import compile_for
 class Config:
     """One loss."""
 
-    rows: int = 4  # of the batch
-    length: int = 4096  # tokens of a row
-    vocab_size: int = 151936  # logits of a token
-    hidden_size: int = 4096  # 2048: the 1.8B model's; 4096: the 7B's
-    topology: str = "v5p:2x2x1"  # of the TPU to compile for; one device of it
-    run: bool = False  # also compute the chunked loss on this CPU
+    rows: int = option(4, "of the batch")
+    length: int = option(4096, "tokens of a row")
+    vocab_size: int = option(151936, "logits of a token")
+    hidden_size: int = option(4096, "2048: the 1.8B model's; 4096: the 7B's")
+    topology: str = option("v5p:2x2x1", "of the TPU to compile for; one device of it")
+    run: bool = option(False, "also compute the chunked loss on this CPU")
 
 
 def main(config: Config) -> None:

@@ -20,19 +20,20 @@ import numpy as np
 
 from benchmarks.common import turns
 from qwen_jax.cli import flags
+from qwen_jax.config import option
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """One comparison."""
 
-    peer_python: str = ""  # an interpreter with torch and transformers; empty: ours alone
-    rounds: int = 3  # ours and the peer's in turn
-    steps: int = 40  # of the bare step, and as many in the loop
-    batch_size: int = 4  # rows of a step
-    dtype: str = "float32"  # what the matrix products are computed in; or bfloat16
-    only: str = ""  # "ours": one measurement as JSON, in this process
-    output: str = ""  # a JSON file for the table
+    peer_python: str = option("", "an interpreter with torch and transformers; empty: ours alone")
+    rounds: int = option(3, "ours and the peer's in turn")
+    steps: int = option(40, "of the bare step, and as many in the loop")
+    batch_size: int = option(4, "rows of a step")
+    dtype: str = option("float32", "what the matrix products are computed in; or bfloat16")
+    only: str = option("", '"ours": one measurement as JSON, in this process')
+    output: str = option("", "a JSON file for the table")
 
 
 def main(config: Config) -> None:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from qwen_jax.align.log_probs import Window, token_log_probs
-from qwen_jax.config import ModelConfig
+from qwen_jax.config import ModelConfig, option
 from qwen_jax.errors import ConfigError
 from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.model.value_head import from_language_model, scores
@@ -31,21 +31,23 @@ from qwen_jax.types import Array, Batch, Params, ScoringParams, Sums, TrainState
 class PPOConfig:
     """The numbers of 3.2.2; those that it leaves open are marked as ours."""
 
-    value_warmup_steps: int = 50  # report 3.2.2: the policy is frozen, the value model trains
-    samples_per_prompt: int = 2  # report 3.2.2
-    kl_coefficient: float = 0.04  # report 3.2.2
-    value_clip: float = 0.15  # report 3.2.2
-    top_p: float = 0.9  # report 3.2.2
-    temperature: float = 1.0  # ours: what the log-probabilities of the ratio are from, too
-    ratio_clip: float = 0.2  # ours: Schulman et al. 2017
-    discount: float = 1.0  # ours: an answer is short, its reward is at its end
-    gae_lambda: float = 0.95  # ours: Schulman et al. 2016
-    epochs: int = 1  # ours: passes over a rollout
-    minibatches: int = 1  # ours: updates in a pass
-    pretrain_coefficient: float = 0.0  # ours: weight of the next-token loss; 0 is off
-    pretrain_ratio: float = 4.0  # ours: pretraining rows for each rollout row
-    no_end_penalty: float = 1.0  # ours: off the reward of an answer that was cut off
-    max_new_tokens: int = 512  # ours
+    value_warmup_steps: int = option(
+        50, "report 3.2.2: the policy is frozen, the value model trains"
+    )
+    samples_per_prompt: int = option(2, "report 3.2.2")
+    kl_coefficient: float = option(0.04, "report 3.2.2")
+    value_clip: float = option(0.15, "report 3.2.2")
+    top_p: float = option(0.9, "report 3.2.2")
+    temperature: float = option(1.0, "ours: what the log-probabilities of the ratio are from, too")
+    ratio_clip: float = option(0.2, "ours: Schulman et al. 2017")
+    discount: float = option(1.0, "ours: an answer is short, its reward is at its end")
+    gae_lambda: float = option(0.95, "ours: Schulman et al. 2016")
+    epochs: int = option(1, "ours: passes over a rollout")
+    minibatches: int = option(1, "ours: updates in a pass")
+    pretrain_coefficient: float = option(0.0, "ours: weight of the next-token loss; 0 is off")
+    pretrain_ratio: float = option(4.0, "ours: pretraining rows for each rollout row")
+    no_end_penalty: float = option(1.0, "ours: off the reward of an answer that was cut off")
+    max_new_tokens: int = option(512, "ours")
 
     def __post_init__(self):
         for name in ("samples_per_prompt", "epochs", "minibatches", "max_new_tokens"):

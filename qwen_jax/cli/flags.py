@@ -18,6 +18,7 @@ import typing
 import jax
 from absl import flags
 
+from qwen_jax.config import renamed, warn_renamed
 from qwen_jax.errors import ConfigError, QwenJaxError, unknown_name
 from qwen_jax.parallel import distributed
 from qwen_jax.parallel.cpu import virtual_devices
@@ -26,7 +27,7 @@ from qwen_jax.train.run_folder import flatten
 emit = functools.partial(print, flush=True)  # how a run says what it does, unless told otherwise
 
 
-def parse(doc: str, recipes: dict[str, object], argv: list[str]):
+def parse(doc: str | None, recipes: dict[str, object], argv: list[str]):
     """The config that the command line asks for.
 
     Args:
@@ -52,6 +53,7 @@ def parse(doc: str, recipes: dict[str, object], argv: list[str]):
         raise unknown_name("recipe", name, recipes, "--recipe")
     recipe = recipes[name]
     _define(recipe, "", values)
+    argv = _with_current_names(argv, renamed(recipe))
     try:
         rest = values(argv)
     except flags.UnrecognizedFlagError as error:
@@ -82,7 +84,7 @@ def differences(config, recipe) -> list[str]:
     ]
 
 
-def run(main, doc: str, recipes: dict[str, object], argv: list[str] | None = None) -> None:
+def run(main, doc: str | None, recipes: dict[str, object], argv: list[str] | None = None) -> None:
     """Parses, joins the run's processes, prints what differs from the recipe, runs main(config).
 
     Errors are shown without a traceback and end in exit code 1. Of several processes, process 0
@@ -156,23 +158,22 @@ def _parser(annotation) -> flags.ArgumentParser:
 
 
 def _define(config, prefix: str, values: flags.FlagValues) -> None:
-    comments = _comments(type(config))
     hints = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             _define(value, f"{prefix}{field.name}.", values)
             continue
-        default = list(value) if isinstance(value, tuple) else value
-        comment = "; ".join(filter(None, (_choices(hints[field.name]), comments.get(field.name))))
+        texts = (_choices(hints[field.name]), field.metadata.get("help"))
+        help_text = "; ".join(filter(None, texts))
         if hints[field.name] is bool:  # --name, --noname, --name=true
-            flags.DEFINE_bool(prefix + field.name, default, comment, flag_values=values)
+            flags.DEFINE_bool(prefix + field.name, value, help_text, flag_values=values)
         else:
             flags.DEFINE(
                 _parser(hints[field.name]),
                 prefix + field.name,
-                default,
-                comment,
+                list(value) if isinstance(value, tuple) else value,
+                help_text,
                 flag_values=values,
             )
 
@@ -183,6 +184,18 @@ def _choices(annotation) -> str:
     if typing.get_origin(annotation) is typing.Literal:
         return f"one of {', '.join(map(str, arguments))}"
     return _choices(arguments[0]) if typing.get_origin(annotation) is tuple else ""
+
+
+def _with_current_names(argv: list[str], names: dict[str, str]) -> list[str]:
+    """The command line with a warning for each flag that has another name now."""
+    current = []
+    for argument in argv:
+        match = re.fullmatch(r"--?(no)?([\w.]+)(=.*)?", argument, re.DOTALL)
+        if match and match[2] in names:
+            warn_renamed(f"--{match[2]}", f"--{names[match[2]]}", "the command line")
+            argument = f"--{match[1] or ''}{names[match[2]]}{match[3] or ''}"
+        current.append(argument)
+    return current
 
 
 def _rebuild(config, prefix: str, values: flags.FlagValues):
@@ -199,20 +212,9 @@ def _rebuild(config, prefix: str, values: flags.FlagValues):
     return dataclasses.replace(config, **changes) if changes else config
 
 
-def _comments(cls) -> dict[str, str]:
-    """field name -> the comment at the end of its line."""
-    found = {}
-    for base in reversed([base for base in cls.__mro__ if dataclasses.is_dataclass(base)]):
-        for line in inspect.getsource(base).splitlines():
-            match = re.match(r"\s+(\w+):[^#]*#\s*(.*)", line)
-            if match:
-                found[match[1]] = match[2]
-    return found
-
-
-def _help(doc: str, recipes: dict, name: str, values: flags.FlagValues) -> str:
+def _help(doc: str | None, recipes: dict, name: str, values: flags.FlagValues) -> str:
     lines = [
-        inspect.cleandoc(doc),
+        inspect.cleandoc(doc or ""),
         "",
         f"Recipes (--recipe=): {', '.join(recipes)}. Below, the values of {name!r}.",
         "",

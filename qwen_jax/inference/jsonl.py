@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from qwen_jax.config import ModelConfig
+from qwen_jax.config import ModelConfig, option
 from qwen_jax.errors import ConfigError, DataError, QwenJaxError, unknown_name
 from qwen_jax.inference.request import Request
 from qwen_jax.tokenizer import chatml
@@ -37,15 +37,15 @@ _MOST_NAMED = 20  # bad lines in one error
 class Settings:
     """What a line gets where it does not say otherwise."""
 
-    max_new_tokens: int = 200  # the longest answer
-    temperature: float = 0.7  # 0: the most probable token, always
-    top_k: int | None = None  # draw from the k most probable tokens alone
-    top_p: float = 0.95  # probability of the tokens that may be drawn
-    repetition_penalty: float = 1.0  # above 1: what was said becomes less probable
-    stop: tuple[str, ...] = ()  # texts that end an answer
-    seed: int = 0  # of the first line; each has the next one
-    n: int = 1  # answers to each
-    logprobs: bool = False  # of the chosen tokens, written beside the answer
+    max_new_tokens: int = option(200, "the longest answer")
+    temperature: float = option(0.7, "0: the most probable token, always")
+    top_k: int | None = option(None, "draw from the k most probable tokens alone")
+    top_p: float = option(0.95, "probability of the tokens that may be drawn")
+    repetition_penalty: float = option(1.0, "above 1: what was said becomes less probable")
+    stop: tuple[str, ...] = option((), "texts that end an answer")
+    seed: int = option(0, "of the first line; each has the next one")
+    n: int = option(1, "answers to each")
+    logprobs: bool = option(False, "of the chosen tokens, written beside the answer")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from qwen_jax.config import ModelConfig
+from qwen_jax.config import ModelConfig, option
 from qwen_jax.errors import ConfigError, unknown_name
 from qwen_jax.model.layers import PRODUCT, linear, matmul
 from qwen_jax.model.spec import param_specs
@@ -35,9 +35,11 @@ TARGETS = tuple(_INPUT_AXES)
 class LoRAConfig:
     """Which weights get adapters, and how large."""
 
-    rank: int | None = None  # of adapters beside frozen weights; none: the weights are trained
-    alpha: float = 16.0  # an adapter counts alpha / rank times
-    targets: tuple[str, ...] = TARGETS  # the weights of each layer that get one
+    rank: int | None = option(
+        None, "of adapters beside frozen weights; none: the weights are trained"
+    )
+    alpha: float = option(16.0, "an adapter counts alpha / rank times")
+    targets: tuple[str, ...] = option(TARGETS, "the weights of each layer that get one")
 
     def __post_init__(self):
         if self.rank is not None and self.rank < 1:

@@ -7,6 +7,7 @@ returns the reason for which a text is refused, or None.
 import dataclasses
 import re
 
+from qwen_jax.config import option
 from qwen_jax.data.chat import react
 from qwen_jax.errors import ConfigError, unknown_name
 from qwen_jax.synthetic import scripts
@@ -27,11 +28,13 @@ _REPEATED = re.compile(r"(.{1,40}?)\1{9,}", re.DOTALL)  # ten times the same
 class Rules:
     """What is let through. A word is one of letters, or one Chinese character."""
 
-    novelty: float = 0.7  # Rouge-L with anything kept may be at most this (self-instruct)
-    min_words: int = 4  # of an instruction or question (self-instruct)
-    max_words: int = 150  # the same (self-instruct)
-    max_answer_words: int = 1000  # longer answers are refused
-    languages: tuple[str, ...] = ("latin", "chinese")  # scripts; the main one must be among them
+    novelty: float = option(0.7, "Rouge-L with anything kept may be at most this (self-instruct)")
+    min_words: int = option(4, "of an instruction or question (self-instruct)")
+    max_words: int = option(150, "the same (self-instruct)")
+    max_answer_words: int = option(1000, "longer answers are refused")
+    languages: tuple[str, ...] = option(
+        ("latin", "chinese"), "scripts; the main one must be among them"
+    )
 
     def __post_init__(self):
         if not 0 < self.novelty <= 1:

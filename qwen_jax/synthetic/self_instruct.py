@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from qwen_jax.config import option
 from qwen_jax.data.chat import react
 from qwen_jax.data.chat.conversations import Counts, Skipped, Turn, turns_of
 from qwen_jax.data.chat.react import Tool
@@ -42,13 +43,13 @@ _QUESTIONS = (
 class Settings:
     """How much is asked for. The report ended with about 2,000 samples."""
 
-    samples: int = 2000  # that pass the rules; then it ends
-    rounds: int = 50  # or after this many
-    instruction_lists: int = 8  # asked for in a round; 0: no plain instructions
-    question_lists: int = 8  # the same for questions to tools; 0: none
-    seeds_shown: int = 6  # examples of people in a list (self-instruct)
-    generated_shown: int = 2  # and of earlier rounds (self-instruct)
-    seed: int = 0  # of what is shown to the model, and of what it writes
+    samples: int = option(2000, "that pass the rules; then it ends")
+    rounds: int = option(50, "or after this many")
+    instruction_lists: int = option(8, "asked for in a round; 0: no plain instructions")
+    question_lists: int = option(8, "the same for questions to tools; 0: none")
+    seeds_shown: int = option(6, "examples of people in a list (self-instruct)")
+    generated_shown: int = option(2, "and of earlier rounds (self-instruct)")
+    seed: int = option(0, "of what is shown to the model, and of what it writes")
 
     def __post_init__(self):
         for name in ("samples", "rounds", "seeds_shown"):

@@ -10,6 +10,7 @@ import subprocess
 
 import jax
 
+from qwen_jax.config import renamed, warn_renamed
 from qwen_jax.errors import ConfigError, TrainingError
 from qwen_jax.utils.jsonl import write_json
 
@@ -51,7 +52,9 @@ def prepare(folder: str | os.PathLike, config) -> pathlib.Path:
     path = folder / "config.json"
     wanted = flatten(config)
     if path.exists():
-        found = flatten_json(json.loads(path.read_text(encoding="utf-8")))
+        found = _with_current_names(
+            flatten_json(json.loads(path.read_text(encoding="utf-8"))), renamed(config), str(path)
+        )
         differences = [
             f"{name}: {found.get(name)!r} then, {wanted.get(name)!r} now"
             for name in sorted(found.keys() | wanted.keys())
@@ -77,6 +80,13 @@ def prepare(folder: str | os.PathLike, config) -> pathlib.Path:
                 "choose a writable --run_dir with space left.",
             ) from error
     return folder
+
+
+def _with_current_names(found: dict[str, object], names: dict[str, str], where: str) -> dict:
+    """The settings of an older config.json under the names that they have now."""
+    for former in names.keys() & found.keys():
+        warn_renamed(former, names[former], where)
+    return {names.get(name, name): value for name, value in found.items()}
 
 
 def flatten_json(nested: dict, prefix: str = "") -> dict[str, object]:

@@ -1,5 +1,6 @@
 """Flags from dataclasses."""
 
+import dataclasses
 import importlib
 import pathlib
 
@@ -7,6 +8,7 @@ import pytest
 
 from experiments import pretrain
 from qwen_jax.cli import flags
+from qwen_jax.config import option
 from qwen_jax.errors import ConfigError
 
 RECIPES = pretrain.RECIPES | {"smoke": pretrain.SMOKE}
@@ -98,3 +100,34 @@ def test_run_shows_errors_without_a_traceback(capsys):
     assert stop.value.code == 1
     text = capsys.readouterr().err
     assert "what:" in text and "fix:" in text and "Traceback" not in text
+
+
+@dataclasses.dataclass(frozen=True)
+class _Steps:
+    num_updates: int = option(5, "updates of the weights", alias="num_steps")
+    shuffle: bool = option(True, "a new order each epoch", alias="--mix")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Renamed:
+    train: _Steps = _Steps()
+    run_dir: str = option("runs/x", "everything that is written")
+
+
+@pytest.mark.parametrize(
+    "arguments, former, now",
+    [
+        (["--train.num_steps=7"], "--train.num_steps", "--train.num_updates"),
+        (["--train.num_steps", "7"], "--train.num_steps", "--train.num_updates"),
+        (["--nomix", "--train.num_updates=7"], "--mix", "--train.shuffle"),
+    ],
+)
+def test_a_former_flag_still_works_and_warns(arguments, former, now, capsys):
+    _, config = flags.parse("Doc.", {"one": _Renamed()}, ["prog", *arguments])
+    assert config.train.num_updates == 7 and config.train.shuffle == ("--nomix" not in arguments)
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 1 and former in warnings[0] and now in warnings[0]
+
+
+def test_a_config_is_hashable():
+    assert len({_Renamed(), _Renamed(), _Renamed(run_dir="runs/y")}) == 2

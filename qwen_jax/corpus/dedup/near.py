@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 import pyarrow as pa
 
+from qwen_jax.config import option
 from qwen_jax.corpus.dedup.minhash import signatures
 from qwen_jax.corpus.shuffle import REMOVED, first_of_group
 from qwen_jax.corpus.stage import reject
@@ -46,11 +47,11 @@ class NearDedup:
     counted: ClassVar[tuple[str, ...]] = ()
     linked: ClassVar[bool] = True
 
-    bands: int = 14  # ours, as are the next two: 0.5 at 0.72, 0.92 at 0.8, 0.05 at 0.5
-    rows: int = 8  # hashes in a band
-    shingle: int = 5  # words
-    seed: int = 0  # of the hashes
-    index: tuple[str, ...] = ()  # near_dedup folders of earlier runs
+    bands: int = option(14, "ours, as are the next two: 0.5 at 0.72, 0.92 at 0.8, 0.05 at 0.5")
+    rows: int = option(8, "hashes in a band")
+    shingle: int = option(5, "words")
+    seed: int = option(0, "of the hashes")
+    index: tuple[str, ...] = option((), "near_dedup folders of earlier runs")
 
     def keys(self, table: pa.Table, first: int) -> pa.Table:
         texts = table["text"].cast(pa.large_binary()).to_pylist()

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import pyarrow as pa
 
+from qwen_jax.config import option
 from qwen_jax.corpus.stage import Verdict, reject, set_column
 from qwen_jax.errors import DataError
 
@@ -131,8 +132,8 @@ class Language:
     name: ClassVar[str] = "language"
     counted: ClassVar[tuple[str, ...]] = ("language",)
 
-    wanted: tuple[str, ...] = ()  # such as en,zh; none: all
-    threshold: float = 0.3  # ours: probability below which no language is sure
+    wanted: tuple[str, ...] = option((), "such as en,zh; none: all")
+    threshold: float = option(0.3, "ours: probability below which no language is sure")
 
     def __call__(self, table: pa.Table) -> pa.Table:
         names, scores, verdicts = [], [], []

@@ -18,6 +18,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from qwen_jax.config import option
 from qwen_jax.corpus import stage
 from qwen_jax.errors import ConfigError, DataError
 
@@ -30,13 +31,13 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 class FilterSettings:
     """Of training; saved with the weights."""
 
-    bits: int = 20  # 2^bits weights of 4 bytes
-    characters: int = 20_000  # of a text's beginning that are looked at
-    epochs: int = 10  # passes over the texts
-    learning_rate: float = 0.5  # of AdaGrad
-    l2: float = 1e-5  # at every update of a weight
-    seed: int = 0  # of the order of texts
-    precision: float = 0.9  # on held-out labels, of what is marked; sets the threshold
+    bits: int = option(20, "2^bits weights of 4 bytes")
+    characters: int = option(20_000, "of a text's beginning that are looked at")
+    epochs: int = option(10, "passes over the texts")
+    learning_rate: float = option(0.5, "of AdaGrad")
+    l2: float = option(1e-5, "at every update of a weight")
+    seed: int = option(0, "of the order of texts")
+    precision: float = option(0.9, "on held-out labels, of what is marked; sets the threshold")
 
 
 RECIPE = FilterSettings()

@@ -18,6 +18,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from qwen_jax.config import option
 from qwen_jax.corpus import stage
 from qwen_jax.corpus.filters.ngram import NgramModel, _Level
 from qwen_jax.errors import DataError
@@ -31,10 +32,14 @@ _LENGTHS = (128, 512, 2048)  # rows of a checkpoint's batches are padded to one 
 class PerplexityRules:
     """How an n-gram filter is made."""
 
-    order: int = 3  # tokens of an n-gram
-    characters: int = 20_000  # of a text's beginning that are scored
-    strangest: float = 0.01  # the part of clean held-out text that is given up for being strange
-    easiest: float = 0.005  # and for being easy: boilerplate that repeats what the model knows
+    order: int = option(3, "tokens of an n-gram")
+    characters: int = option(20_000, "of a text's beginning that are scored")
+    strangest: float = option(
+        0.01, "the part of clean held-out text that is given up for being strange"
+    )
+    easiest: float = option(
+        0.005, "and for being easy: boilerplate that repeats what the model knows"
+    )
 
 
 RECIPE = PerplexityRules()

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from qwen_jax.config import option
 from qwen_jax.corpus import partitions, source_files
 from qwen_jax.corpus.partitions import Partition, Piece
 from qwen_jax.corpus.sources import charset, code_files, warc
@@ -46,10 +47,10 @@ class Read:
     name: ClassVar[str] = "read"
     counted: ClassVar[tuple[str, ...]] = ("source", "kind")
 
-    text_field: str = "text"  # column of JSONL and Parquet
-    extractor: Literal["article", "article_fast", "page"] = "article"  # of web pages
-    page_seconds: float = 10.0  # that a page may take to extract
-    page_mb: float = 10.0  # of HTML, above which a page is rejected
+    text_field: str = option("text", "column of JSONL and Parquet")
+    extractor: Literal["article", "article_fast", "page"] = option("article", "of web pages")
+    page_seconds: float = option(10.0, "that a page may take to extract")
+    page_mb: float = option(10.0, "of HTML, above which a page is rejected")
 
     def batches(self, partition: Partition) -> Iterator[pa.Table]:
         """The rows of a partition, at least one (maybe empty) table.

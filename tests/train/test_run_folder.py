@@ -1,0 +1,34 @@
+"""The folder of a run."""
+
+import dataclasses
+import json
+
+import pytest
+
+from qwen_jax.config import option
+from qwen_jax.errors import ConfigError
+from qwen_jax.train import run_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class _Steps:
+    num_updates: int = option(5, "updates of the weights", alias="num_steps")
+    shuffle: bool = option(True, "a new order each epoch", alias="--mix")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Renamed:
+    train: _Steps = _Steps()
+    run_dir: str = option("runs/x", "everything that is written")
+
+
+def test_an_older_config_json_is_compared_under_the_names_of_now(tmp_path, capsys):
+    former = {"train": {"num_steps": 5}, "mix": True, "run_dir": "runs/x"}
+    (tmp_path / "config.json").write_text(json.dumps(former))
+    with pytest.raises(ConfigError, match="train.num_updates: 5 then, 6 now"):
+        run_folder.prepare(tmp_path, _Renamed(train=_Steps(num_updates=6)))
+    capsys.readouterr()
+    run_folder.prepare(tmp_path, _Renamed())
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 2 and all("config.json" in line for line in warnings)
+    assert json.loads((tmp_path / "config.json").read_text())["train"]["num_updates"] == 5
