@@ -196,6 +196,7 @@ def learn(config: Config, rows: PairRows, tokenizer: Tokenizer, emit=flags.emit)
     return train_on(
         compared,
         config,
+        training_stage="dpo",
         emit=emit,
         tokenizer=tokenizer,
         **weights,

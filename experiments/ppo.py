@@ -63,8 +63,9 @@ from qwen_jax.pretrained.start import (
 )
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.adapters import describe
+from qwen_jax.train.job import Frozen, Job, Program, RunFiles
 from qwen_jax.train.optimizer import make_optimizer
-from qwen_jax.train.run import Job, run
+from qwen_jax.train.run import run
 from qwen_jax.train.state import abstract_state, make_state
 from qwen_jax.train.supervised import abstract_batch
 
@@ -270,8 +271,7 @@ def reinforce(config: Config, tokenizer: Tokenizer, emit=flags.emit):
 
         yield next_batch
 
-    job = Job(
-        mesh=mesh,
+    program = Program(
         state=state,
         make_state=make,
         step=ppo.make_ppo_step(
@@ -284,12 +284,16 @@ def reinforce(config: Config, tokenizer: Tokenizer, emit=flags.emit):
             lora=lora,
         ),
         batch=_abstract_batch(config, prompts.length, mesh).replace(bases=lora and frozen),
-        tokenizer=tokenizer,
-        batches=batches,
-        frozen=lora and frozen,
-        records=records,
-        others=None if lora else frozen,
         between=lambda: sampler.compile(states[0].params, states[1].params, source.batch(0), rows),
+    )
+    job = Job(
+        training_stage="ppo",
+        parameters="policy.params",
+        mesh=mesh,
+        program=program,
+        batches=batches,
+        frozen=Frozen(elsewhere=frozen) if lora is None else Frozen(in_batch=frozen),
+        files=RunFiles(tokenizer, records),
         header=_header(config, prompts.length)
         + (() if lora is None else (describe(lora, size(specs), state, config.model, frozen),)),
     )

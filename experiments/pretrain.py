@@ -198,6 +198,7 @@ def pretrain(config: Config, tokenizer: Tokenizer, emit=flags.emit):
         )
     return train(
         config,
+        training_stage="pretrain",
         emit=emit,
         tokenizer=tokenizer,
         batches=loader.iterate,

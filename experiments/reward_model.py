@@ -177,6 +177,7 @@ def learn(config: Config, rows: PairRows, tokenizer: Tokenizer, emit=flags.emit)
     return train_on(
         rows,
         config,
+        training_stage="reward_model",
         emit=emit,
         tokenizer=tokenizer,
         **scoring_start_of(config),

@@ -181,6 +181,7 @@ def finetune(
     return train_on(
         rows,
         config,
+        training_stage="sft",
         emit=emit,
         tokenizer=tokenizer,
         **start_of(config),

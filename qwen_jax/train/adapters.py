@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from qwen_jax.config import ModelConfig
 from qwen_jax.model import spec
 from qwen_jax.model.lora import LoRAConfig, in_full, lora_specs, with_adapters
-from qwen_jax.train.run import Job
+from qwen_jax.train.job import Frozen, Job, RunFiles
 from qwen_jax.train.step import Objective, make_train_step
 from qwen_jax.train.telemetry import memory
 from qwen_jax.types import Array, TrainState
@@ -134,21 +134,24 @@ class FrozenBase:
             return job.evaluate(done, state.replace(params=whole))
 
         def make_state() -> TrainState:
-            state = job.make_state()
+            state = job.program.make_state()
             return state.replace(params=in_full(self.weights, state.params))
 
         return dataclasses.replace(
             job,
-            batch=OnBase(self.abstract, job.batch),
+            program=dataclasses.replace(
+                job.program,
+                make_state=make_state,
+                batch=OnBase(self.abstract, job.program.batch),
+            ),
             batches=batches,
-            frozen=self.abstract,
-            make_state=make_state,
-            records={"base.json": self._adapters.base},
+            frozen=Frozen(in_batch=self.abstract),
+            files=RunFiles(job.files.tokenizer, {"base.json": self._adapters.base}),
             header=(
                 describe(
                     self._adapters.lora,
                     spec.size(self.specs),
-                    job.state,
+                    job.program.state,
                     self._model,
                     self.abstract,
                 ),

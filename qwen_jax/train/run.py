@@ -9,13 +9,13 @@ import dataclasses
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from qwen_jax.checkpoint.checkpointer import Checkpointer
-from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError, QwenJaxError, TrainingError
 from qwen_jax.kernels import validation as gate
 from qwen_jax.model.attention import implementation_for
@@ -24,8 +24,8 @@ from qwen_jax.parallel import distributed
 from qwen_jax.parallel.cpu import huge_pages
 from qwen_jax.parallel.sharding import use_layout
 from qwen_jax.parallel.xla_options import compile_for
-from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train import run_folder
+from qwen_jax.train.job import Job, RunConfig, RunFiles
 from qwen_jax.train.loop import Hook, Stopped, fit
 from qwen_jax.train.optimizer import make_schedule
 from qwen_jax.train.resilience import fault_injection
@@ -37,38 +37,6 @@ from qwen_jax.train.telemetry.goodput import Goodput
 from qwen_jax.train.telemetry.reporter import Reporter
 from qwen_jax.train.telemetry.trace import traced
 from qwen_jax.utils.jsonl import write_json
-
-
-class RunConfig(Protocol):
-    """What any experiment's config has."""
-
-    run_dir: str
-    model: ModelConfig
-    optimizer: OptimizerConfig
-    mesh: MeshConfig
-    train: TrainConfig
-
-
-NextBatch = Callable[[int, Any], Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """What a stage brings: a state, a step, and where its batches come from."""
-
-    mesh: Mesh
-    state: Any  # shapes, dtypes and shardings; has .step and .params
-    make_state: Callable[[], Any]  # the one to start from
-    step: Any  # jitted: (state, batch) -> (state, metrics)
-    batch: Any  # shapes, dtypes and shardings of a batch
-    batches: Callable[[int], contextlib.AbstractContextManager[NextBatch]]  # from a step on
-    evaluate: Callable[[int, Any], dict[str, float]] | None = None  # metrics to log
-    others: Any = None  # weights that stand still and that the step does not see
-    between: Callable[[], list] = list  # compiles what runs between two steps
-    header: tuple[str, ...] = ()  # lines for the person who started it
-    tokenizer: Tokenizer | None = None  # lies in the folder, for what begins from this run
-    frozen: Any = None  # of the batch: weights that are not trained (train/adapters.py)
-    records: dict[str, Any] = dataclasses.field(default_factory=dict)  # JSON files that say which
 
 
 def run(config: RunConfig, job: Job, *, emit: Callable[[str], None] = print):
@@ -87,13 +55,14 @@ def run(config: RunConfig, job: Job, *, emit: Callable[[str], None] = print):
     train, mesh = config.train, job.mesh
     _check_loops(config.model, mesh)
     available = memory.capacity(mesh.local_devices[0], override_gb=train.device_memory_gb)
-    memory.check_state(job.state, available=available, frozen=(job.frozen, job.others))
+    frozen = (job.frozen.in_batch, job.frozen.elsewhere)
+    memory.check_state(job.program.state, available=available, frozen=frozen)
     # Only now: what was refused above leaves no folder behind.
-    folder = run_folder.prepare(config.run_dir, config)
-    if job.tokenizer is not None and jax.process_index() == 0:
-        job.tokenizer.save(folder / "tokenizer.tiktoken")
-    for name, record in job.records.items() if jax.process_index() == 0 else ():
-        write_json(folder / name, record)
+    folder = run_folder.prepare(
+        config.run_dir, config, training_stage=job.training_stage, parameters=job.parameters
+    )
+    if jax.process_index() == 0:
+        _write_files(folder, job.files)
     events = Events(folder)
     events.begin()
     try:
@@ -107,6 +76,13 @@ def run(config: RunConfig, job: Job, *, emit: Callable[[str], None] = print):
         raise
     events.tell("end", step=train.num_steps)
     return state
+
+
+def _write_files(folder: pathlib.Path, files: RunFiles) -> None:
+    if files.tokenizer is not None:
+        files.tokenizer.save(folder / "tokenizer.tiktoken")
+    for name, record in files.records.items():
+        write_json(folder / name, record)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +115,7 @@ def _run(
             folder / "checkpoints", keep=train.keep_checkpoints, tell=events.tell
         )
         stack.callback(checkpoints.close)
-        checkpoints.check_space(job.state)
+        checkpoints.check_space(job.program.state)
         with goodput.spent_on("restore"):
             begin = _begin(job, checkpoints)
         events.tell(
@@ -163,8 +139,8 @@ def _run(
             events=events,
             goodput=goodput,
             adapters=None
-            if job.frozen is None
-            else sum(leaf.size for leaf in jax.tree.leaves(job.state.params)),
+            if job.frozen.in_batch is None
+            else sum(leaf.size for leaf in jax.tree.leaves(job.program.state.params)),
             schedule=make_schedule(config.optimizer, train.num_steps),
             resume_step=begin.step,
         )
@@ -201,9 +177,9 @@ _MOST_SKIPS = 10
 
 def _begin(job: Job, checkpoints: Checkpointer) -> _Beginning:
     """The newest good checkpoint, or a fresh state."""
-    restored = checkpoints.restore(job.state)
+    restored = checkpoints.restore(job.program.state)
     if restored is None:
-        return _Beginning(0, job.make_state())
+        return _Beginning(0, job.program.make_state())
     step, state, meta = restored
     return _Beginning(step, state, meta.get("skipped", 0), tuple(meta.get("losses", ())))
 
@@ -287,15 +263,16 @@ def _fit(
 def _compile(config: RunConfig, job: Job, available: int | None, emit: Callable[[str], None]):
     """The compiled step, told to a person with its needs, and the FLOP/s of all devices."""
     started, device = time.perf_counter(), job.mesh.devices.flat[0]
-    compiled = compile_for(device.platform, job.step.lower(job.state, job.batch))
+    program = job.program
+    compiled = compile_for(device.platform, program.step.lower(program.state, program.batch))
     plan = memory.measure(
         compiled,
-        job.state,
+        program.state,
         platform=device.platform,
         available=available,
-        frozen=job.frozen,
-        others=job.others,
-        between=job.between(),
+        frozen=job.frozen.in_batch,
+        others=job.frozen.elsewhere,
+        between=program.between(),
     )
     peak, source = metrics.peak_flops(device)
     peak *= job.mesh.devices.size

@@ -7,12 +7,18 @@ import os
 import pathlib
 import platform
 import subprocess
+from typing import Literal
 
 import jax
 
 from qwen_jax.config import renamed, warn_renamed
 from qwen_jax.errors import ConfigError, TrainingError
 from qwen_jax.utils.jsonl import write_json
+
+TrainingStage = Literal["pretrain", "sft", "reward_model", "dpo", "ppo"]
+
+# Keys of config.json that say what the run is; all others are its settings.
+IDENTITY = ("training_stage", "parameters")
 
 # Settings that say how a run is watched, not what it computes: they may change on resume.
 MAY_CHANGE = (
@@ -42,8 +48,14 @@ def flatten(config, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def prepare(folder: str | os.PathLike, config) -> pathlib.Path:
+def prepare(
+    folder: str | os.PathLike, config, *, training_stage: TrainingStage, parameters: str
+) -> pathlib.Path:
     """Makes the folder, or finds it with the same config; writes config.json and versions.json.
+
+    Args:
+      training_stage, parameters: what the run is and where its state has the trained parameters;
+        config.json holds both. A folder of an older version lacks them, so they are not compared.
 
     Raises:
       ConfigError: when the folder holds a run of another config, with every difference.
@@ -52,9 +64,9 @@ def prepare(folder: str | os.PathLike, config) -> pathlib.Path:
     path = folder / "config.json"
     wanted = flatten(config)
     if path.exists():
-        found = _with_current_names(
-            flatten_json(json.loads(path.read_text(encoding="utf-8"))), renamed(config), str(path)
-        )
+        found = flatten_json(json.loads(path.read_text(encoding="utf-8")))
+        found = {name: value for name, value in found.items() if name not in IDENTITY}
+        found = _with_current_names(found, renamed(config), str(path))
         differences = [
             f"{name}: {found.get(name)!r} then, {wanted.get(name)!r} now"
             for name in sorted(found.keys() | wanted.keys())
@@ -71,7 +83,8 @@ def prepare(folder: str | os.PathLike, config) -> pathlib.Path:
     if jax.process_index() == 0:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, dataclasses.asdict(config))
+            identity = dict(zip(IDENTITY, (training_stage, parameters), strict=True))
+            write_json(path, identity | dataclasses.asdict(config))
             write_json(folder / "versions.json", versions())
         except OSError as error:
             raise TrainingError(

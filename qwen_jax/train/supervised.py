@@ -20,8 +20,10 @@ from qwen_jax.parallel.sharding import DEFAULT_RULES
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.adapters import Adapters, FrozenBase
 from qwen_jax.train.evaluation import make_evaluator
+from qwen_jax.train.job import Job, Program, RunConfig, RunFiles
 from qwen_jax.train.optimizer import make_optimizer
-from qwen_jax.train.run import Job, RunConfig, run
+from qwen_jax.train.run import run
+from qwen_jax.train.run_folder import TrainingStage
 from qwen_jax.train.state import abstract_state, make_state
 from qwen_jax.train.step import Objective, make_train_step
 from qwen_jax.train.telemetry import metrics
@@ -42,6 +44,7 @@ class HeldOut:
 def train(
     config: RunConfig,
     *,
+    training_stage: TrainingStage,
     objective: Objective,
     batches: Batches,
     batch: Any = None,
@@ -55,6 +58,7 @@ def train(
     """Trains until num_steps; see train.run.run, which says what it raises and resumes.
 
     Args:
+      training_stage: for config.json.
       batches: start step -> context manager of this process's numpy batches from that step on.
       batch: a tree of the shapes and dtypes of a global batch; None: a Batch of the config's.
       specs: config -> specs of the parameters: the language model's, or another's.
@@ -89,10 +93,8 @@ def train(
             stream = iter(stream)
             yield lambda step, state: put(next(stream))
 
-    job = Job(
-        mesh=mesh,
+    program = Program(
         state=abstract,
-        batches=placed,
         make_state=lambda: make_state(
             config.train.seed,
             specs,
@@ -106,9 +108,16 @@ def train(
         batch=jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch
         ),
+    )
+    job = Job(
+        training_stage=training_stage,
+        parameters="params",
+        mesh=mesh,
+        program=program,
+        batches=placed,
         evaluate=None if evaluate is None else lambda done, state: evaluate(put, done, state),
+        files=RunFiles(tokenizer),
         header=_header(config, mesh, None if base is None else spec.size(base.specs)),
-        tokenizer=tokenizer,
     )
     return run(config, job if base is None else base.under(job), emit=emit)
 

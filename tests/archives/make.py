@@ -156,7 +156,7 @@ def weights(run_dir: pathlib.Path) -> dict[str, list]:
     import jax
     import numpy as np
 
-    from qwen_jax.export.huggingface import load_pretrained
+    from qwen_jax import load_pretrained
 
     def moments(value):
         value = np.asarray(value, np.float64)

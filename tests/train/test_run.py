@@ -16,10 +16,12 @@ from qwen_jax.checkpoint.checkpointer import Checkpointer
 from qwen_jax.config import MeshConfig, TrainConfig
 from qwen_jax.errors import ConfigError, TrainingError
 from qwen_jax.parallel.mesh import make_mesh
+from qwen_jax.train import run_folder
+from qwen_jax.train.job import Job, Program
 from qwen_jax.train.loop import StepReport, Stopped
 from qwen_jax.train.resilience import fault_injection
 from qwen_jax.train.resilience.sdc_check import SilentCorruption
-from qwen_jax.train.run import Job, run
+from qwen_jax.train.run import run
 from qwen_jax.train.telemetry.events import Events
 from qwen_jax.train.telemetry.goodput import KINDS, Goodput
 from qwen_jax.train.telemetry.host_times import HostTimes, slow_one
@@ -53,11 +55,10 @@ class Adding:
             jax.ShapeDtypeStruct((), jnp.int32, sharding=whole), {"w": self.batch}, ()
         )
         self.job = Job(
+            training_stage="pretrain",
+            parameters="params",
             mesh=mesh,
-            state=self.state,
-            step=adding_step,
-            batch=self.batch,
-            make_state=self.start,
+            program=Program(self.state, self.start, adding_step, self.batch),
             batches=self.batches,
         )
 
@@ -307,3 +308,17 @@ def test_faults_are_of_one_process_and_one_life():
             {fault_injection.VARIABLE: text, "QWEN_JAX_ATTEMPT": "1"}
         )
     ] == [0.5]
+
+
+def test_a_run_says_what_it_is_and_a_folder_that_does_not_is_continued(tmp_path):
+    a = Adding(tmp_path, noise(), num_steps=20)
+    a.run()
+    path = tmp_path / "config.json"
+    written = json.loads(path.read_text())
+    assert (written["training_stage"], written["parameters"]) == ("pretrain", "params")
+    old = {name: value for name, value in written.items() if name not in run_folder.IDENTITY}
+    for found in (written, old):
+        path.write_text(json.dumps(found))
+        a.run()
+        assert a.events()[-2]["event"] == "resume"
+        assert json.loads(path.read_text()) == written
