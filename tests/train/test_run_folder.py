@@ -9,6 +9,8 @@ from qwen_jax.config import option
 from qwen_jax.errors import ConfigError
 from qwen_jax.train import run_folder
 
+KIND = {"training_stage": "pretrain", "parameters": "params"}
+
 
 @dataclasses.dataclass(frozen=True)
 class _Steps:
@@ -26,9 +28,9 @@ def test_an_older_config_json_is_compared_under_the_names_of_now(tmp_path, capsy
     former = {"train": {"num_steps": 5}, "mix": True, "run_dir": "runs/x"}
     (tmp_path / "config.json").write_text(json.dumps(former))
     with pytest.raises(ConfigError, match="train.num_updates: 5 then, 6 now"):
-        run_folder.prepare(tmp_path, _Renamed(train=_Steps(num_updates=6)))
+        run_folder.prepare(tmp_path, _Renamed(train=_Steps(num_updates=6)), **KIND)
     capsys.readouterr()
-    run_folder.prepare(tmp_path, _Renamed())
+    run_folder.prepare(tmp_path, _Renamed(), **KIND)
     warnings = capsys.readouterr().err.splitlines()
     assert len(warnings) == 2 and all("config.json" in line for line in warnings)
     assert json.loads((tmp_path / "config.json").read_text())["train"]["num_updates"] == 5
