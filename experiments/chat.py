@@ -24,6 +24,7 @@ from qwen_jax.inference.request import Request
 from qwen_jax.pretrained.loading import load, mesh_of, start_engine
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.utils.files import write_text
 
 HELP = """\
 /system TEXT   another system message; starts anew
@@ -145,8 +146,8 @@ class Chat:
             else {"messages": [{"role": "system", "content": self.system}, *self.messages]}
         )
         try:
-            pathlib.Path(name).expanduser().write_text(
-                json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8"
+            write_text(
+                pathlib.Path(name).expanduser(), json.dumps(content, ensure_ascii=False) + "\n"
             )
             print(f"(saved to {name})")
         except OSError as error:

@@ -25,7 +25,7 @@ from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.evaluate.perplexity import perplexity
 from qwen_jax.pretrained.huggingface import load_pretrained
 from qwen_jax.report.plots import draw_lengths
-from qwen_jax.utils.jsonl import write_json
+from qwen_jax.utils.files import write_bytes, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ def main(config: Config) -> None:
             "perplexity": table,
         },
     )
-    (folder / "long_context.png").write_bytes(draw_lengths(table, lengths, model.context_length))
+    write_bytes(folder / "long_context.png", draw_lengths(table, lengths, model.context_length))
     print(f"{folder}/long_context.json, {folder}/long_context.png")
 
 

@@ -24,7 +24,6 @@ import dataclasses
 import datetime
 import importlib.metadata
 import importlib.util
-import json
 import math
 import pathlib
 
@@ -37,6 +36,7 @@ from qwen_jax.plan.estimate import Estimate, estimate, flops_found, tokens_per_s
 from qwen_jax.plan.program import Result, compile_apart
 from qwen_jax.plan.stages import Workload
 from qwen_jax.train.telemetry.memory import gib
+from qwen_jax.utils.files import write_json
 
 RECIPES_OF = {
     "pretrain": pretrain.RECIPES,
@@ -312,8 +312,7 @@ def plan(config: Config, emit=flags.emit) -> list[dict]:
             "config": dataclasses.asdict(config),
             "layouts": rows,
         }
-        text = json.dumps(record, indent=1) + "\n"
-        pathlib.Path(config.output).write_text(text, encoding="utf-8")
+        write_json(config.output, record)
     return rows
 
 

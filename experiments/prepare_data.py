@@ -42,6 +42,7 @@ from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.tokenizer import extend
 from qwen_jax.tokenizer.bpe import Tokenizer, read_ranks
 from qwen_jax.utils.append_only import note_made_from
+from qwen_jax.utils.files import write_bytes, write_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +157,7 @@ def prepare(config: Config) -> None:
     )
     for line in pipeline.throughput(result.seconds):
         say(line)
-    (output / "review.html").write_text(review.page(review.sample(rows(result))), "utf-8")
+    write_text(output / "review.html", review.page(review.sample(rows(result))))
     say(f"{output}/review.html: what was kept and rejected, to judge in a browser")
     if not result.counts[result.folder.path.name]["kept"]["documents"]:
         raise DataError(
@@ -167,7 +168,7 @@ def prepare(config: Config) -> None:
     tokenizer = config.tokenizer or vocabulary(config, result, output / "tokenizer.tiktoken")
     parts = mixture.plan(sizes(result, tokenizer), mixed)
     say(mixture.table(parts, mixed))
-    (output / "mixture.png").write_bytes(mixture.draw(parts))
+    write_bytes(output / "mixture.png", mixture.draw(parts))
     tokenise(
         result,
         str(output / "shards"),

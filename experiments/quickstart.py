@@ -38,7 +38,7 @@ from qwen_jax.tokenizer import compression, extend
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.evaluation import make_evaluator
 from qwen_jax.train.language_model import make_objective
-from qwen_jax.utils.jsonl import write_json
+from qwen_jax.utils.files import write_json
 
 SOURCES = ("docs", "code")
 PROMPTS = ("", "class Queue(", "open(file, mode='r'", "    Return the", "def ")

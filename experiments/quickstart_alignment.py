@@ -21,7 +21,7 @@ from qwen_jax.pretrained.huggingface import load_pretrained
 from qwen_jax.synthetic import arithmetic
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
-from qwen_jax.utils.jsonl import write_json
+from qwen_jax.utils.files import write_json
 
 ASKED = (
     "What is 7 + 2?",

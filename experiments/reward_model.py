@@ -34,7 +34,8 @@ from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.pretrained.start import is_scoring_run, scoring_start_of, start
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.supervised_rows import held_out_batches, train_on
-from qwen_jax.utils.jsonl import names_of, write_json
+from qwen_jax.utils.files import write_json
+from qwen_jax.utils.jsonl import names_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,6 @@ asked.jsonl remembers every answer of the model: killed, the same command goes o
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 import sys
 import time
@@ -45,6 +44,8 @@ from qwen_jax.synthetic.self_instruct import (
 )
 from qwen_jax.train.telemetry.metrics import format_seconds
 from qwen_jax.utils.append_only import AppendOnly
+from qwen_jax.utils.files import write_text
+from qwen_jax.utils.jsonl import write_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,11 +120,10 @@ def main(config: Config) -> None:
             work(made, asked, config)
         except KeyboardInterrupt:
             stopped = True
-    with open(folder / "rejected.jsonl", "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in made.rejected)
+    write_rows(folder / "rejected.jsonl", made.rejected)
     print(f"{folder}/rejected.jsonl: {len(made.rejected):,} refusals; {made.counts}")
     rows = review.update(folder / "review.jsonl", made.samples)
-    (folder / "review.md").write_text(review.render(rows), encoding="utf-8")
+    write_text(folder / "review.md", review.render(rows))
     kept = review.collect(
         rows, folder / "conversations.jsonl", folder / "react.jsonl", unjudged=config.unjudged
     )

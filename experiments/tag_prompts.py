@@ -16,8 +16,6 @@ are tagged: killed, the same command goes on. --tags=FILE reads tags made elsewh
 
 import dataclasses
 import functools
-import json
-import os
 import pathlib
 from collections.abc import Callable
 from typing import Literal
@@ -38,6 +36,8 @@ from qwen_jax.synthetic.model_tagger import ModelTagger
 from qwen_jax.synthetic.tag_rules import tag_by_rules
 from qwen_jax.synthetic.tags import Tagger, Tags, merge_rare, read_tags, tag_all
 from qwen_jax.utils.append_only import AppendOnly
+from qwen_jax.utils.files import write_bytes
+from qwen_jax.utils.jsonl import write_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,7 @@ def main(config: Config) -> None:
     )
     chosen = choose(config, merged.tags) if config.choose else []
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tags.png").write_bytes(draw_tags(merged.tags, chosen))
+    write_bytes(folder / "tags.png", draw_tags(merged.tags, chosen))
     print(f"{folder}/tags.png")
     if chosen:
         write([prompts[text] for text in chosen], folder / "chosen.jsonl")
@@ -169,12 +169,13 @@ def write(prompts: list[list[Turn]], path: pathlib.Path) -> None:
 
     As messages even where a question stands alone: generate takes a "prompt" for plain text.
     """
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        for turns in prompts:
-            row = {"messages": [{"role": role, "content": text} for role, text in turns]}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
+    write_rows(
+        path,
+        (
+            {"messages": [{"role": role, "content": text} for role, text in turns]}
+            for turns in prompts
+        ),
+    )
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from benchmarks.corpus import corpus, packages
 from qwen_jax.cli import flags
 from qwen_jax.config import option
 from qwen_jax.errors import ConfigError
-from qwen_jax.utils.jsonl import write_json
+from qwen_jax.utils.files import write_json
 
 _SHARES = {"english": 0.65, "chinese": 0.15, "code": 0.15, "web": 0.05}  # of the bytes
 _PAGE = (

@@ -28,7 +28,7 @@ from qwen_jax.report.records import Curves, read_jsonl
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.evaluation import make_evaluator
 from qwen_jax.train.language_model import make_objective
-from qwen_jax.utils.jsonl import write_json
+from qwen_jax.utils.files import write_json
 
 VARIANTS = {  # what differs from the report's way
     "as in the report": {},

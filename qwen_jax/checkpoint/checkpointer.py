@@ -27,6 +27,7 @@ from jax.experimental import multihost_utils
 from qwen_jax.checkpoint import manifest, step_folders
 from qwen_jax.errors import CheckpointError
 from qwen_jax.utils import tree as leaves
+from qwen_jax.utils.files import sync_folder
 
 META = "meta.json"
 ARRAYS = "arrays"
@@ -208,7 +209,7 @@ class Checkpointer:
             if final.exists():
                 final.rename(self.folder / f"{step}.replaced")
             temporary.rename(final)
-            manifest.sync_folder(self.folder)
+            sync_folder(self.folder)
             self._tell("saved", step=step, seconds=round(time.perf_counter() - started, 3))
         except Exception as error:
             failure = self._failure(step, error)

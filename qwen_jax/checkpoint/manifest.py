@@ -10,6 +10,8 @@ import json
 import os
 import pathlib
 
+from qwen_jax.utils.files import atomic_write, sync_folder
+
 NAME = "manifest.json"
 
 
@@ -23,10 +25,8 @@ def write(folder: pathlib.Path) -> None:
     with _pool() as pool:
         entries = pool.map(lambda name: _entry(folder / name, durable=True), names)
         text = _render(dict(zip(names, entries, strict=True)))
-    with open(folder / NAME, "wb") as file:
+    with atomic_write(folder / NAME) as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
     for parent, _, _ in os.walk(folder):
         sync_folder(parent)
 
@@ -68,15 +68,6 @@ def problems(folder: pathlib.Path, *, contents: bool = True) -> list[str]:
     missing = [f"{name} is missing" for name in sorted(set(expected) - set(found))]
     extra = [f"{name} does not belong" for name in sorted(set(found) - set(expected))]
     return missing + extra + bad
-
-
-def sync_folder(folder: str | os.PathLike) -> None:
-    """Makes the names in a folder durable (a rename survives a power cut after this)."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _names(folder: pathlib.Path) -> list[str]:

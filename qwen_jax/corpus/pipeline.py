@@ -32,7 +32,7 @@ from qwen_jax.corpus.stage import Stage
 from qwen_jax.corpus.stage_files import PartitionWriter, StageFolder, read_batches
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.utils.append_only import check_same, note_made_from, open_alone
-from qwen_jax.utils.jsonl import write_json
+from qwen_jax.utils.files import write_json
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,6 @@ import collections
 import json
 import os
 import pathlib
-import secrets
 from collections.abc import Iterator
 
 import pyarrow as pa
@@ -16,10 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qwen_jax.corpus.stage import REJECTED
-from qwen_jax.utils.jsonl import write_json
+from qwen_jax.utils.files import WRITING, put_in_place, temporary_path, write_json
 
 BATCH_BYTES = 8 << 20  # of text, in one batch and row group
-_WRITING = ".writing"
 
 
 class StageFolder:
@@ -120,7 +118,7 @@ class ParquetFile:
         self._settings = {"compression": "zstd"} | settings
         path.parent.mkdir(parents=True, exist_ok=True)
         # A name of its own: a process that outlived its killed run may be writing the same.
-        self._writing = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_WRITING}")
+        self._writing = temporary_path(path)
 
     def write(self, table: pa.Table) -> None:
         if self._writer is None:
@@ -130,12 +128,12 @@ class ParquetFile:
 
     def close(self) -> None:
         self._writer.close()
-        os.replace(self._writing, self._path)
+        put_in_place(self._writing, self._path)
 
 
 def remove_unfinished(root: pathlib.Path) -> None:
     """Deletes what processes that were killed had begun to write."""
-    for path in root.rglob(f"*{_WRITING}"):
+    for path in root.rglob(f"*{WRITING}"):
         path.unlink(missing_ok=True)
 
 

@@ -9,7 +9,6 @@ each document is thrown into one of the shards by its hash, and each shard is so
 some documents into a part, `gather` puts one shard together out of all parts.
 """
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -17,15 +16,15 @@ import itertools
 import json
 import os
 import pathlib
-import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from qwen_jax.data.document import Document
 from qwen_jax.errors import DataError
+from qwen_jax.utils.files import atomic_write, sync_folder, write_json
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.tiktoken"
@@ -106,6 +105,7 @@ def write(
         working.mkdir(parents=True)
         _write(documents, working, tokenizer, Split(eval_fraction, seed, num_shards), progress)
         working.rename(folder)
+        sync_folder(folder.parent)
     except OSError as error:
         raise DataError(
             f"the shards could not be written: {error.strerror or error}.",
@@ -263,9 +263,9 @@ def scatter(
         progress(len(entries), tokens)
     # Not by numpy: its S24 ends at the last byte that is not zero.
     order = sorted(range(len(entries)), key=lambda i: entries[i][:2])
-    with _replacing(path.with_name(path.name + ".bin")) as file:
+    with atomic_write(path.with_name(path.name + ".bin"), buffering=1 << 20) as file:
         file.writelines(encoded[i] for i in order)
-    with _replacing(path.with_name(path.name + ".npy")) as file:
+    with atomic_write(path.with_name(path.name + ".npy")) as file:
         np.save(file, np.array([entries[i] for i in order], _PART))
     return tokens
 
@@ -294,7 +294,7 @@ def gather(
     order = np.array(sorted(range(len(table)), key=lambda i: keys[i].ljust(24, b"\0")), np.int64)
     sizes, path = table["tokens"], pathlib.Path(path)
     blocks = (np.cumsum(sizes[order]) - sizes[order]) // _BLOCK
-    with _replacing(path) as file:
+    with atomic_write(path, buffering=1 << 20) as file:
         for rows in np.split(order, np.flatnonzero(np.diff(blocks)) + 1):
             ends = np.cumsum(sizes[rows])
             ids = np.empty(int(sizes[rows].sum()), dtype)
@@ -359,8 +359,7 @@ def write_manifests(
             "end_of_text": tokenizer.end_of_text,
             "tokenizer": tokenizer.fingerprint,
         }
-        text = json.dumps(record | {"sha256": _own_hash(record)}, indent=1) + "\n"
-        (folder / side / MANIFEST).write_text(text, encoding="utf-8")
+        write_json(folder / side / MANIFEST, record | {"sha256": _own_hash(record)})
     tokenizer.save(folder / TOKENIZER)
 
 
@@ -393,17 +392,6 @@ def _write(documents, working, tokenizer, split: Split, progress) -> None:
 
 def shard_name(number: int) -> str:
     return f"tokens-{number:05d}.bin"
-
-
-@contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
-    """A file to write, which is in its place, and safe, once it is whole."""
-    writing = path.with_name(f"{path.name}.{secrets.token_hex(4)}.writing")
-    with open(writing, "wb", 1 << 20) as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(writing, path)
 
 
 def dtype_of(tokenizer: Tokenizer) -> np.dtype:

@@ -28,7 +28,7 @@ from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params
 from qwen_jax.utils.append_only import check_same, open_alone
-from qwen_jax.utils.jsonl import write_json
+from qwen_jax.utils.files import atomic_write, write_json
 
 _MOST_NAMED = 20  # bad lines in one error
 
@@ -212,14 +212,10 @@ class Output:
 
     def finish(self) -> None:
         """Puts the answers in order under their name."""
-        whole = self.path.with_name(self.path.name + ".tmp")
-        with open(whole, "wb") as file:
+        with atomic_write(self.path) as file:
             for _, (offset, length) in sorted(self._places.items()):
                 self._file.seek(offset)
                 file.write(self._file.read(length))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(whole, self.path)
         self.complete = True
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 from qwen_jax.errors import CheckpointError
 from qwen_jax.pretrained.tensors import PRODUCER, producer_of
+from qwen_jax.utils.files import sync_folder
 
 # All that an export consists of. A folder that holds anything else is never replaced.
 _PATTERNS = (
@@ -50,10 +51,12 @@ def whole_folder(folder: pathlib.Path, *, needed_bytes: int) -> Iterator[pathlib
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise _full(folder, needed_bytes, shutil.disk_usage(folder.parent).free) from error
         raise
+    sync_folder(partial)
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)  # of an export that was killed
         os.rename(folder, old)
     os.rename(partial, folder)
+    sync_folder(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -16,7 +16,7 @@ from qwen_jax.model.spec import abstract, param_specs
 from qwen_jax.pretrained.arrays import Index, cast, empty
 from qwen_jax.tokenizer.bpe import write_ranks
 from qwen_jax.types import Params, TrainState
-from qwen_jax.utils.files import write_json
+from qwen_jax.utils.files import sync_folder, write_json
 
 
 def is_run(raw: dict[str, Any]) -> bool:
@@ -153,6 +153,7 @@ def save_run(
             if folder.exists():
                 folder.rmdir()
             os.rename(partial, folder)
+            sync_folder(folder.parent)
     except BaseException:
         if jax.process_index() == 0:
             shutil.rmtree(partial, ignore_errors=True)

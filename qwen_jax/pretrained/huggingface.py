@@ -184,7 +184,7 @@ def open_pretrained(
             str(path),
             "pass a folder on this computer; nothing is downloaded.",
         )
-    raw = read_json(folder / "config.json")
+    raw = read_json(folder / "config.json", error=CheckpointError)
     if not is_run(raw):
         return ReleasedFolder(folder, raw, param_dtype=param_dtype, progress=progress)
     lora = adapters_of(raw, folder)
@@ -248,10 +248,12 @@ def _write(
         write_json(
             partial / "config.json",
             write_config(config, table, dtype=dtype, end_of_text=end_of_text),
+            indent=2,
         )
         write_json(
             partial / "generation_config.json",
             write_generation_config(table, end_of_text=end_of_text, im_end=im_end),
+            indent=2,
         )
         if tokenizer is not None:
             write_tokenizer(partial, tokenizer, layout=layout, context_length=config.context_length)

@@ -85,7 +85,7 @@ def read_base(folder: pathlib.Path, name: str = NAME) -> Base:
             str(where),
             f"copy a run with its {name}.",
         )
-    record = read_json(where)
+    record = read_json(where, error=CheckpointError)
     if set(record) != {field.name for field in dataclasses.fields(Base)}:
         raise CheckpointError(
             f"it does not say what adapters stand beside: {sorted(record)}.",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from qwen_jax.config import ModelConfig
+from qwen_jax.errors import CheckpointError
 from qwen_jax.model.value_head import scoring_specs
 from qwen_jax.pretrained import merged
 from qwen_jax.pretrained.arrays import Index
@@ -50,7 +51,7 @@ def open_scoring(
 ) -> merged.Source:
     """The folder, checked and opened for reading. Arguments and errors are open_pretrained's."""
     path = pathlib.Path(folder)
-    raw = read_json(path / "config.json")
+    raw = read_json(path / "config.json", error=CheckpointError)
     if not is_scoring(raw):
         return Trunk(open_pretrained(folder, param_dtype=param_dtype, step=step))
     lora = merged.adapters_of(raw, path)

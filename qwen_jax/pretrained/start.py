@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from qwen_jax.config import ModelConfig
-from qwen_jax.errors import ConfigError
+from qwen_jax.errors import CheckpointError, ConfigError
 from qwen_jax.model.spec import init_from as init_from_specs
 from qwen_jax.model.spec import param_specs
 from qwen_jax.model.value_head import scoring_specs
@@ -19,10 +19,10 @@ from qwen_jax.pretrained.from_run import is_run, run_config
 from qwen_jax.pretrained.huggingface import load_params, load_pretrained, open_pretrained
 from qwen_jax.pretrained.loading import tokenizer_in
 from qwen_jax.pretrained.scoring import Trunk, is_scoring, open_scoring, trunk_specs
-from qwen_jax.pretrained.tensors import read_json
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.adapters import Adapters
 from qwen_jax.types import ScoringParams
+from qwen_jax.utils.files import read_json
 
 # How a stage computes is its own; what is computed is the folder's.
 _OF_THE_STAGE = ("dropout", "compute_dtype", "param_dtype", "remat", "unroll_layers", "attention")
@@ -198,4 +198,4 @@ def _config_of(folder: str) -> dict[str, Any]:
             folder,
             "name a run folder or a released Qwen folder.",
         )
-    return read_json(path)
+    return read_json(path, error=CheckpointError)

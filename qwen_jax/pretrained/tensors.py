@@ -7,7 +7,6 @@ import dataclasses
 import json
 import math
 import mmap
-import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -16,7 +15,7 @@ import numpy as np
 import safetensors
 
 from qwen_jax.errors import CheckpointError
-from qwen_jax.utils.files import read_json, write_json
+from qwen_jax.utils.files import atomic_write, read_json, write_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -110,7 +109,7 @@ def _files_of(folder: pathlib.Path) -> dict[str, str]:
     """Name -> file, of a folder with an index; {} for a single file."""
     index = folder / INDEX
     if index.is_file():
-        weight_map = read_json(index).get("weight_map")
+        weight_map = read_json(index, error=CheckpointError).get("weight_map")
         if not isinstance(weight_map, dict) or any(
             pathlib.PurePath(file).name != file for file in weight_map.values()
         ):
@@ -177,7 +176,11 @@ def write_tensors(
         _write_file(folder / file, shard, progress)
         weight_map |= {tensor.name: file for tensor in shard}
     total = sum(tensor.bytes for tensor in tensors)
-    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_json(
+        folder / INDEX,
+        {"metadata": {"total_size": total}, "weight_map": weight_map},
+        indent=2,
+    )
 
 
 def _write_file(
@@ -197,7 +200,7 @@ def _write_file(
         offset += tensor.bytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data begins on a multiple of 8
-    with open(file, "wb") as out:
+    with atomic_write(file) as out:
         out.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
             written = 0
@@ -207,8 +210,6 @@ def _write_file(
                 written += piece.nbytes
                 progress(piece.nbytes)
             assert written == tensor.bytes, tensor.name
-        out.flush()
-        os.fsync(out.fileno())
 
 
 def bits(array: np.ndarray) -> np.ndarray:

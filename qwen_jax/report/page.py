@@ -14,6 +14,7 @@ from qwen_jax.report import sections
 from qwen_jax.report.elements import STYLE, any_table, escaped, row
 from qwen_jax.report.plots import draw_plots
 from qwen_jax.report.records import Curves, read_json, read_jsonl, where_time_went
+from qwen_jax.utils.files import write_bytes, write_text
 
 _FILES = (  # JSON files of a run's folder; each may be missing
     "config",
@@ -71,7 +72,7 @@ def write_report(run_dir: str | os.PathLike) -> pathlib.Path:
     plots = _plots(folder, curves, files)
     (folder / "plots").mkdir(exist_ok=True)
     for name, png in plots.items():
-        _write(folder / "plots" / f"{name}.png", png)
+        write_bytes(folder / "plots" / f"{name}.png", png)
     unreadable = {"metrics.jsonl": bad_metrics, "events.jsonl": bad_events}
     parts = [
         *_of_training(files, curves, events, plots),
@@ -79,7 +80,7 @@ def write_report(run_dir: str | os.PathLike) -> pathlib.Path:
         ("Unreadable lines", sections.unreadable(unreadable)),
     ]
     title = folder.resolve().name
-    _write(folder / "report.html", _page(title, sections.subtitle(files, curves), parts))
+    write_text(folder / "report.html", _page(title, sections.subtitle(files, curves), parts))
     return folder / "report.html"
 
 
@@ -170,25 +171,17 @@ def _of_the_run(
     ]
 
 
-def _page(title: str, subtitle: str, parts: list[tuple[str, str]]) -> bytes:
+def _page(title: str, subtitle: str, parts: list[tuple[str, str]]) -> str:
     """The document; a part without content is left out."""
     body = "".join(
         f"<section>{f'<h2>{heading}</h2>' if heading else ''}{content}</section>"
         for heading, content in parts
         if content
     )
-    page = (
+    return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escaped(title)} · qwen_jax</title><style>{STYLE}</style></head>"
         f"<body><header><h1>{escaped(title)}</h1><p>{escaped(subtitle)}</p>"
         f"</header>{body}</body></html>\n"
     )
-    return page.encode("utf-8")
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)

@@ -5,7 +5,6 @@ it to true or false; messages may be corrected in place. What is in the file is 
 new samples are added at its end.
 """
 
-import json
 import os
 import pathlib
 import re
@@ -15,7 +14,7 @@ from typing import Any
 from qwen_jax.data.chat.conversations import Counts, Skipped, check_turns, turns_of
 from qwen_jax.errors import DataError
 from qwen_jax.synthetic.self_instruct import Sample
-from qwen_jax.utils.jsonl import read_rows
+from qwen_jax.utils.jsonl import read_rows, write_rows
 
 
 def update(path: str | os.PathLike, samples: Sequence[Sample]) -> list[dict[str, Any]]:
@@ -39,7 +38,7 @@ def update(path: str | os.PathLike, samples: Sequence[Sample]) -> list[dict[str,
         for sample in samples
         if sample.id not in there
     ]
-    _write(path, _lines(rows))
+    write_rows(path, rows)
     return rows
 
 
@@ -82,8 +81,8 @@ def collect(
                         "answer": row["messages"][-1]["content"],
                     }
                 )
-    _write(pathlib.Path(path), _lines(kept))
-    _write(pathlib.Path(react_path), _lines(worked))
+    write_rows(pathlib.Path(path), kept)
+    write_rows(pathlib.Path(react_path), worked)
     return counts
 
 
@@ -125,14 +124,3 @@ def _fenced(text: str) -> str:
     longest = max((len(found) for found in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text}\n{fence}"
-
-
-def _lines(rows: Sequence[dict[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    """Whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

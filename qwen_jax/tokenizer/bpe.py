@@ -15,6 +15,7 @@ import numpy as np
 import tiktoken
 
 from qwen_jax.errors import TokenizerError
+from qwen_jax.utils.files import atomic_write
 
 # Cuts a text into the words that BPE works in; a number is cut into single digits.
 PATTERN = (
@@ -80,12 +81,9 @@ def write_ranks(path: str | os.PathLike, ranks: Mapping[bytes, int]) -> None:
       TokenizerError: the ranks are not 0, 1, 2 ..., or a single byte has no token.
     """
     _check_ranks(ranks, "ranks")
-    path = pathlib.Path(path)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with partial.open("wb") as file:
+    with atomic_write(path) as file:
         for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
             file.write(base64.b64encode(token) + b" %d\n" % rank)
-    os.replace(partial, path)
 
 
 class Tokenizer:

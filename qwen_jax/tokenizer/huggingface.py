@@ -8,9 +8,9 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from qwen_jax.errors import TokenizerError
+from qwen_jax.errors import CheckpointError, TokenizerError
 from qwen_jax.tokenizer.bpe import PATTERN, Tokenizer, write_ranks
-from qwen_jax.utils.files import read_json, write_json
+from qwen_jax.utils.files import read_json, write_json, write_text
 
 TIKTOKEN_FILE = "qwen.tiktoken"
 
@@ -43,14 +43,16 @@ def write_tokenizer(
     vocab = {text_of[token]: rank for token, rank in sorted(ranks.items(), key=lambda kv: kv[1])}
     merges = [f"{text_of[left]} {text_of[right]}" for left, right in recover_merges(ranks)]
     specials = sorted(tokenizer.special_tokens.items(), key=lambda kv: kv[1])
-    write_json(folder / "tokenizer.json", _tokenizer_json(vocab, merges, specials))
-    write_json(folder / "tokenizer_config.json", _tokenizer_config(specials, context_length))
+    write_json(folder / "tokenizer.json", _tokenizer_json(vocab, merges, specials), indent=2)
+    write_json(
+        folder / "tokenizer_config.json", _tokenizer_config(specials, context_length), indent=2
+    )
     if layout == "qwen":
         write_ranks(folder / TIKTOKEN_FILE, ranks)
     else:
-        write_json(folder / "vocab.json", vocab)
+        write_json(folder / "vocab.json", vocab, indent=2)
         lines = "".join(merge + "\n" for merge in merges)
-        (folder / "merges.txt").write_text("#version: 0.2\n" + lines, encoding="utf-8")
+        write_text(folder / "merges.txt", "#version: 0.2\n" + lines)
 
 
 def has_tokenizer(path: str | pathlib.Path) -> bool:
@@ -74,7 +76,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     specials = _special_tokens(folder)
     if (folder / TIKTOKEN_FILE).is_file():
         return Tokenizer.from_file(folder / TIKTOKEN_FILE, special_tokens=specials)
-    vocab = read_json(folder / "tokenizer.json")["model"]["vocab"]
+    vocab = read_json(folder / "tokenizer.json", error=CheckpointError)["model"]["vocab"]
     byte_of = {char: byte for byte, char in _BYTE_CHARS.items()}
     ranks = {bytes(byte_of[char] for char in token): rank for token, rank in vocab.items()}
     return Tokenizer(ranks, special_tokens=specials)
@@ -227,5 +229,7 @@ def _special_tokens(folder: pathlib.Path) -> dict[str, int] | None:
     """Special tokens that the folder names; None: Qwen's own."""
     if not (folder / "tokenizer_config.json").is_file():
         return None
-    named = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder")
+    named = read_json(folder / "tokenizer_config.json", error=CheckpointError).get(
+        "added_tokens_decoder"
+    )
     return {entry["content"]: int(token) for token, entry in named.items()} if named else None

@@ -36,7 +36,7 @@ from qwen_jax.train.telemetry.events import Events
 from qwen_jax.train.telemetry.goodput import Goodput
 from qwen_jax.train.telemetry.reporter import Reporter
 from qwen_jax.train.telemetry.trace import traced
-from qwen_jax.utils.jsonl import write_json
+from qwen_jax.utils.files import write_json
 
 
 def run(config: RunConfig, job: Job, *, emit: Callable[[str], None] = print):

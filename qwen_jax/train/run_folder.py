@@ -13,7 +13,7 @@ import jax
 
 from qwen_jax.config import renamed, warn_renamed
 from qwen_jax.errors import ConfigError, TrainingError
-from qwen_jax.utils.jsonl import write_json
+from qwen_jax.utils.files import write_json
 
 TrainingStage = Literal["pretrain", "sft", "reward_model", "dpo", "ppo"]
 

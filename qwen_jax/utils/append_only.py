@@ -10,7 +10,8 @@ import pathlib
 from typing import Any, BinaryIO
 
 from qwen_jax.errors import ConfigError, DataError
-from qwen_jax.utils.jsonl import as_line, write_json
+from qwen_jax.utils.files import write_json
+from qwen_jax.utils.jsonl import as_line
 
 
 def open_alone(path: pathlib.Path, shown: pathlib.Path | None = None) -> BinaryIO:

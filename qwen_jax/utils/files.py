@@ -1,30 +1,119 @@
-"""Small files: JSON objects, read with an error that names the file, and written."""
+"""Files that appear whole or not at all, and small JSON files.
 
+Every writer of the package goes through `atomic_write`, or through its two halves
+(`temporary_path`, `put_in_place`) where a library wants a path instead of a file.
+"""
+
+import contextlib
+import errno
 import json
+import os
 import pathlib
+import secrets
+import stat
+from collections.abc import Iterator
+from typing import IO, Any
 
-from qwen_jax.errors import CheckpointError
+from qwen_jax.errors import DataError, QwenJaxError
+
+WRITING = ".writing"  # ends the names of temporary files; killed processes leave some behind
 
 
-def read_json(file: pathlib.Path) -> dict:
-    """The object in a JSON file, or a CheckpointError that names the file."""
+@contextlib.contextmanager
+def atomic_write(
+    path: str | os.PathLike, mode: str = "wb", *, encoding: str | None = None, buffering: int = -1
+) -> Iterator[IO[Any]]:
+    """Yields a file to write; it takes the place of `path` when the block ends.
+
+    If the block fails, the old file stays and the temporary file is removed. When this returns,
+    the content survives a power cut. A file that is replaced hands on its permission bits. Of a
+    symbolic link, the file that it points to is replaced. The folder must exist.
+
+    Args:
+      mode: "wb", or "w" for text.
+      encoding: of text; None: UTF-8.
+    """
+    temporary = temporary_path(path)
+    encoding = None if "b" in mode else encoding or "utf-8"
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        with open(temporary, mode, buffering, encoding=encoding) as file:
+            yield file
+        put_in_place(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def temporary_path(path: str | os.PathLike) -> pathlib.Path:
+    """A new name in the folder of `path`; no two processes get the same."""
+    final = pathlib.Path(os.path.realpath(path))
+    return final.with_name(f"{final.name}.{secrets.token_hex(4)}{WRITING}")
+
+
+def put_in_place(temporary: pathlib.Path, path: str | os.PathLike) -> None:
+    """Renames a written file to `path`, with the guarantees of `atomic_write`."""
+    final = os.path.realpath(path)
+    with open(temporary, "rb") as file:
+        with contextlib.suppress(FileNotFoundError):
+            os.fchmod(file.fileno(), stat.S_IMODE(os.stat(final).st_mode))
+        os.fsync(file.fileno())
+    os.replace(temporary, final)
+    sync_folder(os.path.dirname(final))
+
+
+def sync_folder(folder: str | os.PathLike) -> None:
+    """Makes the names in a folder durable: a rename survives a power cut after this."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems have none
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes UTF-8 text, see `atomic_write`."""
+    with atomic_write(path, "w") as file:
+        file.write(text)
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Writes bytes, see `atomic_write`."""
+    with atomic_write(path) as file:
+        file.write(content)
+
+
+def write_json(path: str | os.PathLike, content: Any, *, indent: int = 1) -> None:
+    """Writes indented JSON with a final newline, see `atomic_write`."""
+    write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
+
+
+def read_json(
+    path: str | os.PathLike,
+    *,
+    kind: type = dict,
+    error: type[QwenJaxError] = DataError,
+    fix: str = "copy the file again.",
+) -> Any:
+    """What a JSON file holds.
+
+    Args:
+      kind: what it has to be: dict for an object, list, or object for anything.
+      error: the class of the error, which names the file.
+      fix: what to do about a damaged file.
+    """
+    path = pathlib.Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(
-            f"there is no {file.name}.", str(file.parent), "pass the folder that holds it."
+        raise error(
+            f"there is no {path.name}.", str(path.parent), "pass the folder that holds it."
         ) from None
-    except ValueError as error:
-        raise CheckpointError(
-            f"{file.name} is not JSON: {error}.", str(file), "copy the file again."
-        ) from None
-    if not isinstance(content, dict):
-        raise CheckpointError(
-            f"{file.name} holds no JSON object.", str(file), "copy the file again."
-        )
+    except ValueError as reason:
+        raise error(f"{path.name} is not JSON: {reason}.", str(path), fix) from None
+    if not isinstance(content, kind):
+        names = {dict: "object", list: "list"}
+        raise error(f"{path.name} is not a JSON {names[kind]}.", str(path), fix)
     return content
-
-
-def write_json(file: pathlib.Path, content: dict) -> None:
-    """Indented JSON with a final newline, UTF-8."""
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,5 +1,4 @@
-"""JSON files: rows, each with the place it came from (lists, lines,
-either of them gzipped); whole."""
+"""Files of JSON rows: lists and lines, gzipped or not. Each row is read with its place."""
 
 import gzip
 import json
@@ -9,13 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from qwen_jax.errors import DataError
-
-
-def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+from qwen_jax.utils.files import atomic_write
 
 
 def as_line(row: Any) -> bytes:
@@ -29,10 +22,8 @@ def as_line(row: Any) -> bytes:
 def write_rows(path: pathlib.Path, rows: Iterable[Any]) -> None:
     """Writes a .jsonl file, a row a line, whole or not at all; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    with atomic_write(path) as file:
         file.writelines(map(as_line, rows))
-    os.replace(temporary, path)
 
 
 def names_of(paths: Sequence[str | os.PathLike]) -> list[str]:

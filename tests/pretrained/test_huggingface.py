@@ -21,8 +21,8 @@ from qwen_jax.parallel.sharding import sharding_for
 from qwen_jax.pretrained.config_json import write_config
 from qwen_jax.pretrained.huggingface import load_pretrained, save_pretrained
 from qwen_jax.pretrained.layouts import LAYOUTS
-from qwen_jax.pretrained.tensors import write_json
 from qwen_jax.types import Params
+from qwen_jax.utils.files import write_json
 
 QWEN = sizes.TINY
 # Every dimension differs, heads are grouped, and heads times head size is not the hidden size.

@@ -22,6 +22,7 @@ import numpy as np
 from qwen_jax.corpus import stage
 from qwen_jax.corpus.filters.test_items import TestItem
 from qwen_jax.errors import DataError
+from qwen_jax.utils.files import atomic_write
 
 _UNIT = re.compile(
     r"[\u3007\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]|"
@@ -218,8 +219,7 @@ class Index:
     def save(self, path: str | os.PathLike) -> None:
         """Writes one .npz file, whole or not at all, the same bytes for the same items in order."""
         words = [word for word, _ in sorted(self.numbers.items(), key=lambda pair: pair[1])]
-        temporary = f"{os.fspath(path)}.tmp"
-        with open(temporary, "wb") as file:
+        with atomic_write(path) as file:
             np.savez_compressed(
                 file,
                 hashes=self.hashes,
@@ -232,7 +232,6 @@ class Index:
                 lines=_packed(self.lines),
                 line_owners=np.asarray(list(self.lines.values()), np.int32),
             )
-        os.replace(temporary, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Index":

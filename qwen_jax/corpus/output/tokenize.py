@@ -22,7 +22,7 @@ from qwen_jax.data.document import Document
 from qwen_jax.data.shards import Split
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.utils.append_only import note_made_from
-from qwen_jax.utils.jsonl import write_json
+from qwen_jax.utils.files import write_json
 
 _AS_IT_COMES = Mixture()
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import pathlib
 import time
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.model import spec
+from qwen_jax.utils.files import write_text
 
 # Dense BF16 FLOP/s by a part of jax.Device.device_kind, from the makers' data sheets. JAX counts a
 # v4 or v5p chip as one device and a v7 chip as two.
@@ -87,9 +87,7 @@ class MetricsLog:
                 continue  # the line that was being written when the run was killed
             if record["step"] <= step:
                 kept.append(line + "\n")
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        os.replace(temporary, self._path)
+        write_text(self._path, "".join(kept))
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line: step, time (seconds since 1970) and the values."""
