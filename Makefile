@@ -3,19 +3,25 @@
 #   make test         the tests that fit in a few minutes
 #   make test-slow    the long ones: kill -9, whole runs
 #   make test-peers   comparisons with PyTorch and transformers, in an environment of their own
+#   make lint         ruff, the format, and the syntax of the workflows: seconds
+#   make types        pyright
+#   make house        the structure: lines by room, imports between rooms, circles, longest files
+#   make hooks        lint and types before every commit (pre-commit)
 #   make bench        speed against peers, in the same run
 # PYTHON=... chooses the interpreter; without it, the newest suitable one that is found.
 
 VENV ?= .venv
 PYTHON ?= $(shell sh launch/find_python.sh)
 BIN := $(VENV)/bin
+# The tools that read code and do not run it, in an environment of their own.
+TOOLS := .venv-tools
 # The build without CUDA; TORCH=torch takes whatever your package index has.
 TORCH ?= torch --index-url https://download.pytorch.org/whl/cpu
 # Huge pages for XLA's workspace on a CPU: faster steps (qwen_jax/parallel/cpu/huge_pages.py).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-slow test-peers bench python
+.PHONY: quickstart test test-slow test-peers lint types house hooks bench python
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.with-quickstart
@@ -29,6 +35,20 @@ test-slow: $(VENV)/.with-test
 
 test-peers: $(VENV)-peers/.with-peers
 	$(VENV)-peers/bin/python -m pytest -q tests/pretrained tests/model tests/experiments/test_convert.py
+
+lint: $(TOOLS)/.with-lint
+	$(TOOLS)/bin/ruff check .
+	$(TOOLS)/bin/ruff format --check .
+	$(TOOLS)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+
+types: $(TOOLS)/.with-lint $(VENV)/.with-test
+	$(TOOLS)/bin/pyright --pythonpath $(BIN)/python
+
+house: | python
+	@$(PYTHON) -m tests.helpers.house
+
+hooks: $(TOOLS)/.with-lint
+	$(TOOLS)/bin/pre-commit install
 
 bench: $(VENV)/.with-quickstart $(VENV)-peers/.with-peers
 	$(BIN)/python -m benchmarks.corpus.data
@@ -48,6 +68,13 @@ $(VENV)/.with-%: setup.py | python
 	@echo "installing qwen_jax[$*] into $(VENV) ..."
 	$(PIP) --upgrade pip
 	$(PIP) -e ".[$*]"
+	@touch $@
+
+$(TOOLS)/.with-lint: pyproject.toml | python
+	$(PYTHON) -m venv $(TOOLS)
+	@echo "installing the tools for lint and types into $(TOOLS) ..."
+	$(PIP:$(BIN)%=$(TOOLS)/bin%) --upgrade pip
+	$(PIP:$(BIN)%=$(TOOLS)/bin%) --group lint
 	@touch $@
 
 $(VENV)-peers/.with-peers: setup.py | python

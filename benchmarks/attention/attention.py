@@ -19,7 +19,7 @@ import pathlib
 import jax
 
 from benchmarks.attention import attention_plot, attention_tune
-from benchmarks.attention.attention_peers import Contestant, contestants, documents
+from benchmarks.attention.attention_peers import contestants, documents, programs
 from benchmarks.common import timing
 from qwen_jax.cli import flags
 from qwen_jax.config import option
@@ -191,35 +191,6 @@ def operations(case: Case) -> dict[str, float]:
     squares = sum(length**2 for length in case.documents or (case.T,))
     forward = 4 * squares * case.H * case.N * case.B / 2
     return {"forward": forward, "backward": 2.5 * forward, "both": 3.5 * forward}
-
-
-def programs(who: Contestant, arrays, options: dict) -> dict:
-    """A call for each pass; compiles and runs each once.
-
-    A pass that this contestant cannot do on this device raises what its library raises.
-    """
-    *inputs, dout = arrays
-
-    def attend(q, k, v, options):
-        return who.attend(q, k, v, **options)
-
-    def start(q, k, v, options):
-        return jax.vjp(lambda q, k, v: attend(q, k, v, options), q, k, v)
-
-    def both(q, k, v, dout, options):
-        out, pull = start(q, k, v, options)
-        return (out, *pull(dout))
-
-    forward, both, backward = jax.jit(attend), jax.jit(both), jax.jit(lambda pull, dout: pull(dout))
-    pull = jax.jit(start)(*inputs, options)[1]
-    calls = {
-        "forward": lambda: forward(*inputs, options),
-        "backward": lambda: backward(pull, dout),
-        "both": lambda: both(*inputs, dout, options),
-    }
-    for call in calls.values():
-        jax.block_until_ready(call())
-    return calls
 
 
 def measure(config: Config, case: Case, mask: str, rate: float) -> list[dict]:

@@ -168,3 +168,32 @@ def documents(mask: str, T: int) -> tuple[int, ...] | None:
         lengths.append(min(left, max(1, round(float(draw.lognormal(np.log(400), 1.2))))))
         left -= lengths[-1]
     return tuple(lengths)
+
+
+def programs(who: Contestant, arrays, options: dict) -> dict:
+    """A call for each pass; compiles and runs each once.
+
+    A pass that this contestant cannot do on this device raises what its library raises.
+    """
+    *inputs, dout = arrays
+
+    def attend(q, k, v, options):
+        return who.attend(q, k, v, **options)
+
+    def start(q, k, v, options):
+        return jax.vjp(lambda q, k, v: attend(q, k, v, options), q, k, v)
+
+    def both(q, k, v, dout, options):
+        out, pull = start(q, k, v, options)
+        return (out, *pull(dout))
+
+    forward, both, backward = jax.jit(attend), jax.jit(both), jax.jit(lambda pull, dout: pull(dout))
+    pull = jax.jit(start)(*inputs, options)[1]
+    calls = {
+        "forward": lambda: forward(*inputs, options),
+        "backward": lambda: backward(pull, dout),
+        "both": lambda: both(*inputs, dout, options),
+    }
+    for call in calls.values():
+        jax.block_until_ready(call())
+    return calls

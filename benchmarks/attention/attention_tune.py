@@ -7,7 +7,7 @@ import pathlib
 
 import jax
 
-from benchmarks.attention.attention_peers import contestants
+from benchmarks.attention.attention_peers import contestants, programs
 from benchmarks.common import timing
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.kernels import tiles
@@ -70,8 +70,6 @@ def best(
     seconds: float,
 ) -> dict | None:
     """The fastest sizes of one kernel as a row of the table; None where none of them compiles."""
-    from benchmarks.attention.attention import programs
-
     q, k, *_ = arrays = case.arrays()
     who = next(c for c in contestants(q, k, None) if c.ours and c.name.split()[-1] == name)
     calls, which = {}, "forward" if kernel.endswith("forward") else "both"

@@ -118,7 +118,7 @@ def test_tuning_passes_over_sizes_that_do_not_compile_and_not_over_our_refusals(
     def programs(*arguments):
         raise error
 
-    monkeypatch.setattr(attention, "programs", programs)
+    monkeypatch.setattr(attention_tune, "programs", programs)
     case, grid = Case(T=128, N=2, K=1, dtype="float32"), {"query": (32, 64)}
 
     def tune():

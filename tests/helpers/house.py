@@ -2,8 +2,9 @@
 
     python -m tests.helpers.house            # or: make house
     python -m tests.helpers.house --root=..  # another checkout
+    python -m tests.helpers.house --check    # only what breaks a rule of WORKSPACE.md
 
-tests/test_house.py holds the code to the sizes of WORKSPACE.md with the same functions.
+tests/test_house.py holds the code to the rules with the same functions.
 """
 
 import argparse
@@ -13,10 +14,39 @@ import dataclasses
 import io
 import pathlib
 import statistics
+import sys
 import tokenize
 from collections.abc import Iterator
 
 FOLDERS = ("qwen_jax", "experiments", "benchmarks", "launch")
+
+# Who may import whom: a part of the package imports itself and the parts above it in this list.
+LEVELS = [
+    ("errors", "exit_codes"),
+    ("config", "sizes", "types", "compat"),
+    ("utils",),
+    ("tokenizer", "kernels", "parallel"),
+    ("model", "data", "checkpoint"),
+    ("inference", "sandbox"),
+    ("train",),
+    ("pretrained",),
+    ("grading",),
+    ("align", "agent"),
+    ("evaluate",),
+    ("serve",),
+    ("corpus", "synthetic", "report"),
+    ("plan",),
+    ("cli",),
+]
+LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}
+# Parts of one level where one may import the other, with the reason.
+SAME_LEVEL = {("sizes", "config"): "a size is a ModelConfig"}
+
+# Sizes to hold, and what may be larger, with the reason.
+FILE_LINES, FUNCTION_LINES, FOLDER_FILES, CONFIG_FIELDS, MEDIAN_LINES = 450, 60, 15, 20, 150
+LONG_FUNCTIONS: dict[str, str] = {}
+FULL_FOLDERS: dict[str, str] = {}
+LARGE_CONFIGS: dict[str, str] = {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +167,71 @@ def between_rooms(graph: dict[pathlib.Path, set[pathlib.Path]]) -> dict[str, set
     return dict(found)
 
 
+def order_violations(root: pathlib.Path) -> list[str]:
+    """Imports of the package that run against LEVELS, or out of the package."""
+    found = []
+    for path, others in imports(root).items():
+        if path.parts[0] != "qwen_jax" or len(path.parts) == 2 and path.stem == "__init__":
+            continue
+        part = pathlib.Path(path.parts[1]).stem
+        for other in sorted(others):
+            target = pathlib.Path(other.parts[1]).stem if other.parts[0] == "qwen_jax" else None
+            if target is None:
+                found.append(f"{path} imports {other}: the package imports no page and no tool")
+            elif (
+                target != part
+                and (part, target) not in SAME_LEVEL
+                and LEVEL_OF[target] >= LEVEL_OF[part]
+            ):
+                found.append(f"{path} ({part}) imports {other} ({target})")
+    return found
+
+
+def size_violations(root: pathlib.Path) -> list[str]:
+    """Files, functions, folders and configs over their size, and exceptions without a use."""
+    lengths = {path: lines_of(path) for path in files(root) if lines_of(path)}
+    found = [
+        f"{path.relative_to(root)}: {lines} lines, {FILE_LINES} are allowed"
+        for path, lines in lengths.items()
+        if lines > FILE_LINES
+    ]
+    median = statistics.median(lengths.values())
+    if median > MEDIAN_LINES:
+        found.append(f"the median file has {median} lines, {MEDIAN_LINES} are allowed")
+    folders = collections.Counter(str(path.parent.relative_to(root)) for path in lengths)
+    for kind, limit, sizes, exceptions in (
+        (
+            "lines of code",
+            FUNCTION_LINES,
+            {function.name: function.code for function in functions(root)},
+            LONG_FUNCTIONS,
+        ),
+        ("files", FOLDER_FILES, folders, FULL_FOLDERS),
+        ("fields", CONFIG_FIELDS, dict(dataclass_fields(root)), LARGE_CONFIGS),
+    ):
+        large = {name: size for name, size in sizes.items() if size > limit}
+        found += [
+            f"{name}: {size} {kind}, {limit} are allowed"
+            for name, size in large.items()
+            if name not in exceptions
+        ]
+        found += [
+            f"{name}: an exception that is not needed" for name in exceptions.keys() - large.keys()
+        ]
+    return found
+
+
+def dataclass_fields(root: pathlib.Path) -> Iterator[tuple[str, int]]:
+    """(path:class, fields of its own) of every dataclass."""
+    for path in files(root):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef) and any(
+                "dataclass" in ast.unparse(decorator) for decorator in node.decorator_list
+            ):
+                fields = sum(isinstance(child, ast.AnnAssign) for child in node.body)
+                yield f"{path.relative_to(root)}:{node.name}", fields
+
+
 def describe(root: pathlib.Path) -> Iterator[str]:
     """The report, a line at a time."""
     rooms: dict[str, list[int]] = collections.defaultdict(list)
@@ -169,4 +264,10 @@ def describe(root: pathlib.Path) -> Iterator[str]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--root", type=pathlib.Path, default=pathlib.Path(__file__).parents[2])
-    print("\n".join(describe(parser.parse_args().root.resolve())))
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    top = options.root.resolve()
+    if options.check:
+        broken = order_violations(top) + size_violations(top)
+        sys.exit("\n".join(broken))
+    print("\n".join(describe(top)))

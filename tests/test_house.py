@@ -1,0 +1,71 @@
+"""The rules of the house (WORKSPACE.md): who imports whom, and how long things may be."""
+
+import pathlib
+import textwrap
+
+import pytest
+
+from tests.helpers import house
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def test_the_import_order_holds():
+    assert house.order_violations(ROOT) == []
+
+
+def test_no_files_import_each_other_in_a_circle():
+    assert house.circles(house.imports(ROOT)) == []
+    assert house.circles(house.between_rooms(house.imports(ROOT))) == []
+
+
+def test_sizes_hold():
+    assert house.size_violations(ROOT) == []
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """A checkout that breaks every rule once."""
+    for name, text in {
+        "qwen_jax/__init__.py": "",
+        "qwen_jax/model/__init__.py": "",
+        "qwen_jax/model/up.py": "from qwen_jax.train import loop\n",
+        "qwen_jax/train/loop.py": "import qwen_jax.model.up\nfrom experiments import page\n",
+        "experiments/page.py": "x = 1\n" * 451,
+        "launch/long.py": "def f():\n" + "    x = 1\n" * 61,
+        "launch/relative.py": "from .long import f\n",
+        "benchmarks/wide.py": textwrap.dedent(
+            """
+            import dataclasses
+
+            @dataclasses.dataclass(frozen=True)
+            class Config:
+            """
+        )
+        + "".join(f"    field_{i}: int = {i}\n" for i in range(21)),
+        **{f"benchmarks/full/file_{i}.py": "x = 1\n" for i in range(16)},
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def test_every_broken_rule_is_seen(broken):
+    assert house.order_violations(broken) == [
+        "qwen_jax/model/up.py (model) imports qwen_jax/train/loop.py (train)",
+        "qwen_jax/train/loop.py imports experiments/page.py: "
+        "the package imports no page and no tool",
+    ]
+    assert house.circles(house.imports(broken)) == [
+        ["qwen_jax/model/up.py", "qwen_jax/train/loop.py"]
+    ]
+    assert house.imports(broken)[pathlib.Path("launch/relative.py")] == {
+        pathlib.Path("launch/long.py")
+    }
+    found = [line for line in house.size_violations(broken) if "exception" not in line]
+    assert found == [
+        "experiments/page.py: 451 lines, 450 are allowed",
+        "launch/long.py:f: 62 lines of code, 60 are allowed",
+        "benchmarks/full: 16 files, 15 are allowed",
+        "benchmarks/wide.py:Config: 21 fields, 20 are allowed",
+    ]
