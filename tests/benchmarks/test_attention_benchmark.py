@@ -20,7 +20,11 @@ from qwen_jax.kernels.validation import Case
 @pytest.fixture(autouse=True)
 def kernels_for_other_devices(monkeypatch):
     """Stand-ins: what they compute is tested elsewhere, and importing them takes seconds."""
-    for name, platform in (("tpu", "tpu"), ("hopper", "gpu"), ("hopper_deterministic", "gpu")):
+    for name, platform in (
+        ("tpu.backend", "tpu"),
+        ("hopper.backend", "gpu"),
+        ("hopper.deterministic", "gpu"),
+    ):
         module = types.SimpleNamespace(PLATFORM=platform, refuse=lambda call: None)
         monkeypatch.setitem(sys.modules, f"qwen_jax.kernels.{name}", module)
 
