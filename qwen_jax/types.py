@@ -6,12 +6,15 @@ on a leading L axis and scanned. The same class holds arrays, specs, shardings o
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import flax.struct
 import jax
 
-Array = jax.Array
+if TYPE_CHECKING:
+    Array = Any  # a field holds an array, or its Spec, shape, sharding or moment: see above
+else:
+    Array = jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
