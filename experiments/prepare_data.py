@@ -11,7 +11,7 @@ Several, by kind:      ... --sources=web=web:crawl,code=code:repositories,python
 Common Crawl:          ... --sources=web:s3://commoncrawl/crawl-data/.../warc --ray=ADDRESS
 Text as it is:         --recipe=plain
 Released vocabulary:   ... --tokenizer=qwen.tiktoken
-cl100k_base, grown:    ... --base=cl100k_base.tiktoken --num_new=50000
+Qwen's way (2.2):      ... --base=cl100k_base.tiktoken
 Then:                  python -m experiments.pretrain --data.sources=data/mine/shards/web/train ...
 """
 
@@ -19,8 +19,6 @@ import dataclasses
 import os
 import pathlib
 from typing import Literal
-
-from tqdm import tqdm
 
 from qwen_jax.cli import flags
 from qwen_jax.config import option
@@ -34,13 +32,13 @@ from qwen_jax.corpus.filters.perplexity import CheckpointPerplexityStage, Perple
 from qwen_jax.corpus.filters.pii import PersonalStage
 from qwen_jax.corpus.filters.quality_rules import QualityStage
 from qwen_jax.corpus.filters.test_items import read_test_sets
-from qwen_jax.corpus.output import mixture, review
-from qwen_jax.corpus.output.tokenize import sizes, texts, tokenise
+from qwen_jax.corpus.output import mixture, review, vocabulary
+from qwen_jax.corpus.output.tokenize import sizes, tokenise
+from qwen_jax.corpus.output.vocabulary import Vocabulary
 from qwen_jax.corpus.sources.read import Read
 from qwen_jax.data import shards
 from qwen_jax.errors import ConfigError, DataError
-from qwen_jax.tokenizer import extend
-from qwen_jax.tokenizer.bpe import Tokenizer, read_ranks
+from qwen_jax.tokenizer.bpe import read_ranks
 from qwen_jax.utils.append_only import note_made_from
 from qwen_jax.utils.files import write_bytes, write_text
 
@@ -94,11 +92,8 @@ class Config:
     minhash: NearDedup = NearDedup()
     filters: Filters = Filters()
     mixture: Mixing = Mixing()
-    tokenizer: str | None = option(None, "a .tiktoken file; None: learn a vocabulary from the text")
-    vocab_size: int = option(32768, "of a learnt vocabulary")
-    base: str | None = option(None, "a .tiktoken file to grow, such as cl100k_base")
-    num_new: int = option(50000, "tokens to grow it by")
-    vocabulary_mb: int = option(500, "of the text that a vocabulary is learnt from")
+    tokenizer: str | None = option(None, "a .tiktoken file; None: learn a vocabulary")
+    vocabulary: Vocabulary = Vocabulary()
     eval_fraction: float = option(0.01, "of the documents, held out")
     shard_tokens: float = option(1e8, "tokens in one file, about")
     seed: int = option(0, "of the order of documents and of what is held out")
@@ -120,7 +115,7 @@ PLAIN = dataclasses.replace(  # text that is good already: nothing but reading a
 SMOKE = dataclasses.replace(
     RECIPE,
     sources=("code:" + str(pathlib.Path(engine.__file__).parent),),
-    vocab_size=600,
+    vocabulary=Vocabulary(size=600),
     output="runs/prepare_data_smoke",
     workers=0,
 )
@@ -165,7 +160,11 @@ def prepare(config: Config) -> None:
             str(output),
             "counts.json says which rules rejected it, review.html shows examples.",
         )
-    tokenizer = config.tokenizer or vocabulary(config, result, output / "tokenizer.tiktoken")
+    split = shards.Split(config.eval_fraction, config.seed)
+    tokenizer = config.tokenizer or vocabulary.learn(
+        config.vocabulary, result, output / "tokenizer.tiktoken", split=split, log=say
+    )
+    vocabulary.compare(config.vocabulary, result, tokenizer, output, split=split, log=say)
     parts = mixture.plan(sizes(result, tokenizer), mixed)
     say(mixture.table(parts, mixed))
     write_bytes(output / "mixture.png", mixture.draw(parts))
@@ -176,7 +175,7 @@ def prepare(config: Config) -> None:
         workers=config.workers,
         say=say,
         mixture=mixed,
-        split=shards.Split(config.eval_fraction, config.seed),
+        split=split,
         shard_tokens=config.shard_tokens,
     )
     named = []
@@ -253,7 +252,7 @@ def check(config: Config) -> None:
             "--sources, --output",
             "name both; --help shows how.",
         )
-    for name in ("partition_mb", "vocabulary_mb", "shard_tokens"):
+    for name in ("partition_mb", "shard_tokens"):
         if not getattr(config, name) > 0:
             raise ConfigError(
                 f"{getattr(config, name)} is no size.", f"--{name}", "use a number above 0."
@@ -264,9 +263,11 @@ def check(config: Config) -> None:
             "--eval_fraction",
             "use 0, or a number below 1.",
         )
-    if config.tokenizer and config.base:
+    if config.tokenizer and config.vocabulary.base:
         raise ConfigError(
-            "a finished vocabulary is not grown.", "--tokenizer, --base", "give one of the two."
+            "a finished vocabulary is not grown.",
+            "--tokenizer, --vocabulary.base",
+            "give one of the two.",
         )
     if config.filters.perplexity and not config.tokenizer:
         raise ConfigError(
@@ -280,27 +281,9 @@ def check(config: Config) -> None:
             "--filters.checkpoint_most",
             "name a number; inf scores and keeps all.",
         )
-    for path in filter(None, (config.tokenizer, config.base)):
-        read_ranks(path)  # hours before they are needed
-
-
-def vocabulary(config: Config, result: pipeline.Result, path: pathlib.Path) -> str:
-    """A vocabulary of the text that is left."""
-    settings = ("vocab_size", "base", "num_new", "vocabulary_mb")
-    note_made_from(
-        path.with_suffix(".json"), {name: getattr(config, name) for name in settings}, path
-    )
-    if not path.exists():
-        learnt = tqdm(
-            texts(result, config.vocabulary_mb), unit=" documents", desc="learning a vocabulary"
-        )
-        ranks = (
-            extend.grow(read_ranks(config.base), learnt, num_new=config.num_new)
-            if config.base
-            else extend.train(learnt, vocab_size=config.vocab_size)
-        )
-        Tokenizer(ranks).save(path)
-    return str(path)
+    vocabulary.check(config.vocabulary)
+    if config.tokenizer:
+        read_ranks(config.tokenizer)  # hours before it is needed
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 from experiments import prepare_data, train_filter
 from qwen_jax.cli import flags
+from qwen_jax.corpus.output.vocabulary import Vocabulary
 from qwen_jax.data import shards
 from qwen_jax.errors import ConfigError, DataError, TokenizerError
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -24,7 +25,7 @@ def test_smoke(tmp_path, capsys):
     prepare_data.main(
         dataclasses.replace(prepare_data.SMOKE, output=str(tmp_path / "out"), eval_fraction=0.2)
     )
-    made = shards.open_shards(tmp_path / "out/shards/data/train")
+    made = shards.open_shards(tmp_path / "out/shards/corpus/train")
     assert made.documents > 20 and made.vocab_size > 600
     counts = json.loads((tmp_path / "out/counts.json").read_text())
     assert list(counts)[0] == "01-read" and counts["02-language"]["counted"]["language"]
@@ -169,11 +170,11 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path):
         f"--output={tmp_path}/out",
         "--eval_fraction=0",
         f"--filters.test_sets={tmp_path}/tests",
-        "--vocab_size=262",
+        "--vocabulary.size=262",
     )
     prepare_data.main(parsed(*given))
     prepare_data.main(parsed(*given))
-    for flag in ("--vocab_size=263", "--seed=5", "--shard_tokens=7", "--mixture.weights=in=2"):
+    for flag in ("--vocabulary.size=263", "--seed=5", "--shard_tokens=7", "--mixture.weights=in=2"):
         with pytest.raises(ConfigError, match="made otherwise"):
             prepare_data.main(parsed(*given, flag))
     write_rows(tmp_path / "tests/gsm8k_test.jsonl", [{"question": "something else", "answer": "1"}])
@@ -196,7 +197,9 @@ def test_a_full_disk_is_an_error_for_people(tmp_path, monkeypatch):
     "changes, message",
     [
         ({"sources": ()}, "nothing to read"),
-        ({"tokenizer": "a", "base": "b"}, "not grown"),
+        ({"tokenizer": "a", "vocabulary": Vocabulary(base="b")}, "not grown"),
+        ({"vocabulary": Vocabulary(megabytes=0)}, "not a size"),
+        ({"vocabulary": Vocabulary(languages=("zh",))}, "(?s)no weight.*LANGUAGE=NUMBER"),
         ({"filters": prepare_data.Filters(perplexity=("en=m.npz",))}, "vocabulary that is there"),
         ({"filters": prepare_data.Filters(checkpoint="run")}, "bits per byte are too many"),
         ({"partition_mb": 0.0}, "no size"),

@@ -12,7 +12,17 @@ import regex
 
 from qwen_jax.errors import TokenizerError
 from qwen_jax.tokenizer.bpe import PATTERN, Tokenizer, read_ranks
-from qwen_jax.tokenizer.extend import grow, qwen_base, train, verify
+from qwen_jax.tokenizer.extend import (
+    QWEN_RANKS,
+    add_characters,
+    common_chinese,
+    extend_like_qwen,
+    grow,
+    qwen_base,
+    train,
+    verify,
+)
+from qwen_jax.tokenizer.huggingface import recover_merges
 
 BYTES = {bytes([byte]): byte for byte in range(256)}
 
@@ -122,6 +132,68 @@ def test_qwens_vocabulary_starts_with_cl100k_less_its_numbers(shared, cl100k):
     assert len(cl100k) - len(base) == 1100
     assert len(base) == 99_156
     assert list(base.items()) == list(qwen.items())[:99_156]
+
+
+def test_the_characters_are_level_1_of_gb_2312():
+    characters = common_chinese()
+    assert len(characters) == len(set(characters)) == 3755
+    assert (characters[0], characters[-1]) == ("\u554a", "\u5ea7")  # the first and the last row
+    assert set("\u7684\u4e00\u662f\u4e0d\u4e86\u5728\u4eba\u6709\u6211\u4ed6") <= set(characters)
+
+
+def test_the_released_vocabulary_has_the_common_characters(shared):
+    qwen = Tokenizer.from_file(shared / "reference" / "qwen.tiktoken")
+    cut = [each for each in common_chinese() if len(qwen.encode(each)) > 1]
+    assert cut == ["\u7877", "\u77fd"]
+
+
+def test_each_character_becomes_a_token():
+    ranks = BYTES | {b"\xe4\xbd": 256}
+    added = add_characters(ranks, "\u4f60\u4eba\u4ebaa")
+    assert list(added)[257:] == [
+        b"\xe4\xbd\xa0",
+        b"\xe4\xba",
+        b"\xe4\xba\xba",
+    ]
+    tokenizer = Tokenizer(added)
+    assert tokenizer.encode("\u4f60\u4eba\u4f60") == [257, 259, 257]
+    assert len(list(recover_merges(added))) == len(added) - 256
+    # The base merges the end of a character with the beginning of the next one.
+    with pytest.raises(TokenizerError, match="1 of 2 characters"):
+        add_characters(BYTES | {b"\xa0\xe4": 256}, "\u4f60\u4eba")
+
+
+def test_a_small_base_is_extended_in_the_same_way():
+    text = "the thin thing then thanked the other thing 2020 " * 3
+    ranks = BYTES | {b"20": 256, b"th": 257}
+    grown = extend_like_qwen(ranks, [text], num_new=6, characters="\u4f60")
+    assert list(grown)[256:259] == [b"th", b"\xe4\xbd", b"\xe4\xbd\xa0"]
+    assert len(grown) == 257 + 6 and b" th" in grown
+    with pytest.raises(TokenizerError, match="characters take 2 of 1"):
+        extend_like_qwen(ranks, [text], num_new=1, characters="\u4f60")
+    with pytest.raises(TokenizerError, match="leaves 0 to add"):
+        extend_like_qwen(ranks, [text], num_new=0)
+
+
+def test_qwens_way_from_cl100k_makes_the_released_size(cl100k, chinese, monkeypatch):
+    """151,643 ranks: 52,487 are added. Few merges here, since learning all takes ten seconds."""
+    wanted = []
+    monkeypatch.setattr(
+        "qwen_jax.tokenizer.extend.grow",
+        lambda ranks, texts, num_new: wanted.append(num_new) or grow(ranks, texts, num_new=500),
+    )
+    ranks = extend_like_qwen(cl100k, chinese[:500])
+    start = len(ranks) - 500
+    assert start + wanted[0] == 99_156 + 52_487 == QWEN_RANKS == 151_643
+    assert list(ranks)[:99_156] == list(qwen_base(cl100k))
+    assert 3227 + 100 == start - 99_156  # characters, and the first two bytes of some
+    tokenizer = Tokenizer(ranks)
+    assert tokenizer.vocab_size == len(ranks) + 208
+    for character in common_chinese():
+        assert len(tokenizer.encode_word(character + "\u3001" + character)) <= 3
+    # Each token is a merge of two lower ones: none can never be reached.
+    assert len(list(recover_merges(ranks))) == len(ranks) - 256
+    assert not [token for token in ranks if len(token) > 1 and re.search(rb"[0-9]", token)]
 
 
 def test_growing_qwens_base_is_exact(cl100k, chinese, source, monkeypatch):

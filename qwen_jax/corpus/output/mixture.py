@@ -62,8 +62,17 @@ class Row:
         return round(self.tokens * self.epochs)
 
 
-def parse_weights(given: Iterable[str], *, where: str = "--mixture.weights") -> dict[str, float]:
+def parse_weights(
+    given: Iterable[str],
+    *,
+    where: str = "--mixture.weights",
+    forms: str = "SOURCE=NUMBER or SOURCE:LANGUAGE=NUMBER",
+) -> dict[str, float]:
     """["wiki=3", "web:zh=1.5"] as a dictionary.
+
+    Args:
+      where: the flag, for errors.
+      forms: how a weight is written, for errors.
 
     Raises:
       ConfigError: not of this form, or a part that is named twice.
@@ -79,7 +88,7 @@ def parse_weights(given: Iterable[str], *, where: str = "--mixture.weights") -> 
             raise ConfigError(
                 f"{item!r} is no weight, or one of a part named before.",
                 where,
-                "write SOURCE=NUMBER or SOURCE:LANGUAGE=NUMBER, each once.",
+                f"write {forms}, each once.",
             )
         weights[part] = value
     return weights

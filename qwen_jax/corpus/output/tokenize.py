@@ -71,22 +71,6 @@ def sizes(
     }
 
 
-def texts(result: Result, megabytes: float) -> Iterator[str]:
-    """Text to learn a vocabulary from: of every source its share, from its beginning."""
-    names = dict.fromkeys(result.sources)
-    sizes = dict.fromkeys(names, 0)
-    for number, name in enumerate(result.sources):
-        sizes[name] += result.folder.counts(number)["kept"]["text_bytes"]
-    share = min(1.0, megabytes * 1e6 / max(1, sum(sizes.values())))
-    left = {name: size * share for name, size in sizes.items()}
-    for number, name in enumerate(result.sources):
-        for document in documents(result.folder, number) if left[name] > 0 else ():
-            yield document.text
-            left[name] -= len(document.text.encode("utf-8", "replace"))
-            if left[name] <= 0:
-                break
-
-
 @functools.lru_cache(maxsize=1)
 def _tokenizer(path: str) -> Tokenizer:
     return Tokenizer.from_file(path)

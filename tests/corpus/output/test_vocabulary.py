@@ -1,0 +1,155 @@
+"""The text that a vocabulary is learned from: each language has its share, held-out text none."""
+
+import json
+import random
+
+import pytest
+
+pytest.importorskip("pyarrow")
+pytest.importorskip("tokenizers")
+
+from qwen_jax.corpus import pipeline
+from qwen_jax.corpus.output import vocabulary
+from qwen_jax.corpus.output.vocabulary import Vocabulary, shares, text_bytes
+from qwen_jax.corpus.sources.read import Read
+from qwen_jax.data.document import Document
+from qwen_jax.data.shards import Split
+from qwen_jax.errors import ConfigError, TokenizerError
+from qwen_jax.tokenizer import extend
+from qwen_jax.tokenizer.bpe import Tokenizer, read_ranks, write_ranks
+from qwen_jax.utils.jsonl import write_rows
+
+CHINESE = "".join(map(chr, range(0x4E00, 0x4E64)))
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory) -> pipeline.Result:
+    """300 English documents first, then 200 Chinese ones, then 20 in an unknown language."""
+    folder = tmp_path_factory.mktemp("vocabulary")
+    rng = random.Random(0)
+    words = ["".join(rng.choices("abcdefghijklmno", k=rng.randint(2, 8))) for _ in range(300)]
+    rows = [
+        {"text": " ".join(rng.choices(words, k=200)) + f" {i}", "language": "en"}
+        for i in range(300)
+    ]
+    rows += [{"text": "".join(rng.choices(CHINESE, k=150)), "language": "zh"} for _ in range(200)]
+    rows += [{"text": "- " * 60 + str(i)} for i in range(20)]
+    write_rows(folder / "in.jsonl", rows)
+    return pipeline.run(
+        [f"{folder}/in.jsonl"], [Read()], str(folder / "out"), workers=0, say=lambda line: None
+    )
+
+
+@pytest.fixture
+def base(tmp_path):
+    """The 256 bytes and three numbers."""
+    ranks = {bytes([byte]): byte for byte in range(256)} | {b"20": 256, b"200": 257, b"th": 258}
+    write_ranks(tmp_path / "base.tiktoken", ranks)
+    return str(tmp_path / "base.tiktoken")
+
+
+def amounts(result, weights, megabytes):
+    """Bytes of English and of Chinese that are learned from."""
+    chosen = shares(text_bytes(result), weights, megabytes)
+    pieces = list(vocabulary.texts(result, chosen, Split()))
+    chinese = sum(len(piece.encode()) for piece in pieces if piece[0] in CHINESE)
+    english = sum(len(piece) for piece in pieces if piece[0].isascii() and piece[0] != "-")
+    return english, chinese
+
+
+def test_the_weights_are_shares_of_the_text():
+    chosen = shares({"en": 6_000_000, "zh": 2_000_000}, {"zh": 3.0}, 4)
+    assert [(share.language, share.copies) for share in chosen] == [("zh", 1.5), ("en", 1 / 6)]
+    shown = vocabulary.table(chosen)
+    assert "| zh | 3 | 2.00 | 1.5 times | 75.0% |" in shown
+    # All text, if there is less; four times at most; a named language without text is shown.
+    chosen = shares({"en": 900, "zh": 100}, {"zh": 9.0, "he": 2.0}, 500)
+    assert {share.language: share.copies for share in chosen} == {
+        "zh": 4.0,
+        "en": pytest.approx(1000 / 10 / 900),
+        "he": 0.0,
+    }
+    assert shares({"?": 100}, {"zh": 8.0}, 500)[0].copies == 1.0
+
+
+def test_text_is_chosen_by_language_and_not_from_its_beginning(result):
+    sizes = text_bytes(result)
+    assert sizes["zh"] == 200 * 150 * 3 and sizes["en"] > 3 * sizes["zh"]
+    english, chinese = amounts(result, {"zh": 3.0, "?": 0.0}, 0.12)
+    assert chinese == pytest.approx(90_000, rel=0.02)
+    assert english == pytest.approx(30_000, rel=0.1)
+    english, chinese = amounts(result, {"en": 0.0, "?": 0.0}, 0.2)
+    assert english == 0 and chinese == pytest.approx(200_000, rel=0.02)
+
+
+def test_what_is_held_out_is_not_learned_from_but_measured(result):
+    split = Split(eval_fraction=0.2, seed=4)
+    chosen = shares(text_bytes(result), {}, 500)
+    held_out = vocabulary.measured_texts(result, split)
+    assert list(held_out) == ["en", "zh", "?"]
+    for texts in held_out.values():
+        assert all(split.place(Document("", text))[0] == split.num_shards for text in texts)
+    assert set(vocabulary.texts(result, chosen, split)).isdisjoint(sum(held_out.values(), []))
+    assert list(vocabulary.measured_texts(result, Split()))[0] == "en (seen)"
+
+
+def test_pieces_end_where_lines_do():
+    rng = random.Random(1)
+    text = "".join(rng.choices(["word ", "\n", "\r\n", "\n\n\n", "字"], [8, 1, 1, 1, 4], k=20_000))
+    pieces = list(vocabulary._pieces(text))
+    assert "".join(pieces) == text and len(pieces) > 5
+    tokenizer = Tokenizer({bytes([byte]): byte for byte in range(256)} | {b"\n\n": 256})
+    assert sum(map(tokenizer.encode, pieces), []) == tokenizer.encode(text)
+    assert list(vocabulary._pieces("")) == []
+
+
+def test_a_base_is_extended_and_compared_by_language(result, base, tmp_path):
+    lines = []
+    config = Vocabulary(base=base, num_new=200, chinese_characters=False)
+    split = Split(eval_fraction=0.2)
+    path = vocabulary.learn(
+        config, result, tmp_path / "new.tiktoken", split=split, log=lines.append
+    )
+    ranks = read_ranks(path)
+    assert len(ranks) == 257 + 200 and b"20" not in ranks and ranks[b"th"] == 256
+    assert "257 tokens of" in lines[-1] and "2 numbers of several digits left out" in lines[-1]
+    assert "| zh | 8 |" in lines[0]
+    vocabulary.compare(config, result, path, tmp_path, split=split, log=lines.append)
+    rows = {
+        (row["language"], row["tokenizer"]): row["ratio"]
+        for row in json.loads((tmp_path / "compression.json").read_text())
+    }
+    assert rows["zh", "base"] == 1 and rows["zh", "ours"] > 1.5
+    assert (tmp_path / "compression.png").exists() and lines[-1].startswith("language")
+
+
+def test_characters_come_before_statistics(result, base, tmp_path):
+    config = Vocabulary(base=base, num_new=4500)
+    vocabulary.learn(config, result, tmp_path / "a.tiktoken", split=Split(), log=print)
+    ranks = read_ranks(tmp_path / "a.tiktoken")
+    places = [ranks[character.encode()] for character in extend.common_chinese()]
+    beginnings = {character.encode()[:2] for character in extend.common_chinese()}
+    assert max(places) + 1 == 257 + 3755 + len(beginnings) < len(ranks)
+    few = Vocabulary(base=base, num_new=300)
+    with pytest.raises(TokenizerError, match="(?s)characters take .* of 300.*chinese_characters"):
+        vocabulary.learn(few, result, tmp_path / "b.tiktoken", split=Split(), log=print)
+
+
+def test_other_settings_are_refused_and_former_records_are_read(result, tmp_path):
+    path = tmp_path / "new.tiktoken"
+    config = Vocabulary(size=300)
+
+    def learn(config):
+        vocabulary.learn(config, result, path, split=Split(), log=lambda line: None)
+
+    learn(config)
+    made = path.stat().st_mtime_ns
+    learn(config)
+    with pytest.raises(ConfigError, match="languages: None then"):
+        learn(Vocabulary(size=300, languages=("zh=2",)))
+    former = {"vocab_size": 300, "base": None, "num_new": 50000, "vocabulary_mb": 500}
+    path.with_suffix(".json").write_text(json.dumps(former))
+    learn(config)
+    with pytest.raises(ConfigError, match="vocab_size: 300 then, 301 now"):
+        learn(Vocabulary(size=301))
+    assert path.stat().st_mtime_ns == made
