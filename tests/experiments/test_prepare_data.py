@@ -70,6 +70,12 @@ def parsed(*given):
     return flags.parse("", {"plain": prepare_data.PLAIN}, ["x", "--workers=0", *given])[1]
 
 
+def test_former_flags_of_the_vocabulary_still_work(capsys):
+    config = parsed("--base=b.tiktoken", "--num_new=7", "--vocabulary_mb=3", "--vocab_size=300")
+    assert config.vocabulary == Vocabulary(base="b.tiktoken", num_new=7, megabytes=3, size=300)
+    assert "--vocab_size; it is now --vocabulary.size" in capsys.readouterr().err
+
+
 def byte_tokenizer(path):
     Tokenizer({bytes([i]): i for i in range(256)}).save(path)
     return path
