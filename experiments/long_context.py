@@ -1,4 +1,4 @@
-"""Longer text than it was trained on, without training. Report: 2.3.2, Table 3.
+"""Longer text than it was trained on, without training. Report: 2.5, Table 3.
 
 Perplexity at lengths from half to 16 times the training length: plain, with dynamic NTK, with LogN
 as well, and with windows as well, shorter in the lower layers. The same tokens are scored at every

@@ -73,7 +73,7 @@ def _check_choice(config, section: str, name: str, choices: tuple[str, ...]) -> 
 
 @dataclasses.dataclass(frozen=True)
 class ContextExtension:
-    """What acts at inference beyond the training length, and never in training (report 2.3.2)."""
+    """What acts at inference beyond the training length, and never in training (report 2.5)."""
 
     dynamic_ntk: bool = option(True, "a larger rotary base for a longer row")
     logn: bool = option(True, "queries times the logarithm of their position")
@@ -110,9 +110,11 @@ class ModelConfig:
         None, "None: as many as num_heads (Qwen has no grouped heads)"
     )
     head_size: int | None = option(None, "None: hidden_size / num_heads")
-    rope_base: float = option(10000.0, "report 2.3: of the rotary embedding")
-    norm_epsilon: float = option(1e-6, "of RMSNorm, in its root")
-    initializer_range: float = option(0.02, "standard deviation of the first weights")
+    rope_base: float = option(10000.0, "released config: of the rotary embedding")
+    norm_epsilon: float = option(1e-6, "released config: of RMSNorm, in its root")
+    initializer_range: float = option(
+        0.02, "released config: standard deviation of the first weights"
+    )
     tie_embeddings: bool = option(False, "report 2.3: input and output have weights of their own")
     extension: ContextExtension = ContextExtension()
     dropout: float = option(0.0, "after the embedding and on each residual branch")
@@ -164,7 +166,7 @@ class ModelConfig:
             self.rope_base > 1 and self.norm_epsilon > 0 and self.initializer_range > 0,
             "rope_base, norm_epsilon and initializer_range must be positive.",
             "model",
-            "the report's values are 10000, 1e-6 and 0.02.",
+            "the released values are 10000, 1e-6 and 0.02.",
         )
         _check_choice(self, "model", "compute_dtype", DTYPES)
         _check_choice(self, "model", "param_dtype", DTYPES)

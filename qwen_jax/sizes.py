@@ -1,7 +1,8 @@
 """The sizes of Table 1 and toy sizes for one machine.
 
-FFN widths follow ceil(8/3 * hidden / 128) * 128; vocabularies are the released, padded ones. The
-numbers of parameters are checked by tests/test_sizes.py against the released checkpoints.
+FFN widths and padded vocabularies are those of the released configs: report 2.3 says 8/3 of the
+hidden size, they round it up to a multiple of 128. The numbers of parameters are checked by
+tests/test_sizes.py against the released checkpoints.
 """
 
 from qwen_jax.config import ModelConfig

@@ -134,4 +134,4 @@ class KVCache:
 
     blocks: tuple[tuple[CacheBlock, ...], ...]  # blocks[layer, or 0 for all][stretch of slots]
     lengths: Array  # int32 [B]; slots in use
-    ntk_lengths: Array  # int32 [B]; the whole prompt's, which fixes NTK's alpha (report 2.3.2)
+    ntk_lengths: Array  # int32 [B]; the whole prompt's, which fixes NTK's alpha (report 2.5)

@@ -378,7 +378,7 @@ def masked_mean(x_BT: Array, mask_BT: Array) -> Array:
 
 
 def whiten(x_BT: Array, mask_BT: Array) -> Array:
-    """Mean 0 and variance 1 over what the mask keeps, over the whole batch; 0 elsewhere."""
+    """Mean 0 and variance 1 over what the mask keeps, over the whole batch; 0 elsewhere. Ours."""
     mean = masked_mean(x_BT, mask_BT)
     variance = masked_mean(jnp.square(x_BT - mean), mask_BT)
     return mask_BT * (x_BT - mean) * jax.lax.rsqrt(variance + 1e-8)
@@ -406,7 +406,7 @@ def update_moments(moments: RunningMoments, rewards_B: Array) -> RunningMoments:
 
 
 def normalised(rewards_B: Array, moments: RunningMoments) -> Array:
-    """(reward - mean) / spread."""
+    """(reward - mean) / spread. Report 3.2.2: by the running mean; the spread is ours."""
     return (rewards_B - moments.mean) * jax.lax.rsqrt(moments.variance + 1e-8)
 
 

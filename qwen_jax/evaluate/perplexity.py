@@ -1,4 +1,4 @@
-"""Perplexity of a stream of tokens at a given length. Report: 2.3.2, Table 3.
+"""Perplexity of a stream of tokens at a given length. Report: 2.5, Table 3.
 
 B rows of a batch, T tokens of a row, V vocabulary.
 """

@@ -60,7 +60,7 @@ def forward_cached(
 ) -> tuple[Array, KVCache]:
     """The next `tokens` of some rows, continuing after what the cache holds of them.
 
-    A row's first call, with an empty cache, fixes NTK's alpha for all that follows (report 2.3.2).
+    A row's first call, with an empty cache, fixes NTK's alpha for all that follows (report 2.5).
 
     Args:
       params: weights, in the model's order or, faster on a CPU, in that of turned.turn (with a

@@ -56,7 +56,7 @@ def fit(messages: Sequence[chatml.Message], tokenizer: Tokenizer, *, budget: int
 def longest_context(config: ModelConfig) -> int:
     """Tokens of a prompt and its answer up to which a model is known to make sense.
 
-    The training length, or four times as much with dynamic NTK. Report: 2.3.2, Table 3.
+    The training length, or four times as much with dynamic NTK. Report: 2.5, Table 3.
     """
     return config.context_length * (_EXTENSION if config.extension.dynamic_ntk else 1)
 

@@ -44,7 +44,7 @@ def generate(
 
     Prompts are padded on the right to a power of two, and so are the batch and the room for new
     tokens: a second call of about the same size compiles nothing. Dynamic NTK's alpha is fixed by
-    the prompt's length (report 2.3.2).
+    the prompt's length (report 2.5).
 
     Args:
       params: weights; they stay on the devices they are on.

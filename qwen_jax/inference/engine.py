@@ -372,7 +372,7 @@ class Engine:
         return None if self._table is None else TextStream(self._table, request.stop_strings)
 
     def _same_codes(self, one: int, other: int) -> bool:
-        """Whether prompts of these lengths are rotated alike (dynamic NTK, report 2.3.2)."""
+        """Whether prompts of these lengths are rotated alike (dynamic NTK, report 2.5)."""
         return _codes(one, self.config) == _codes(other, self.config)
 
     def _check_request(self, request: Request) -> None:

@@ -27,7 +27,7 @@ def project_qkv(
 
     Args:
       table: cos and sin of rope.rotary_table.
-      query_scale_BT: LogN factors (report 2.3.2) or None.
+      query_scale_BT: LogN factors (report 2.5) or None.
       product: how a weight is multiplied with: `linear` or lora.adapted_linear.
     """
 

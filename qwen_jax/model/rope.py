@@ -1,6 +1,6 @@
 """Rotary position embedding in float32, dynamic NTK-aware interpolation, LogN scaling, windows.
 
-Report: 2.3 and 2.3.2. NTK and LogN act at inference only and only beyond the training length.
+Report: 2.3 and 2.5. NTK and LogN act at inference only and only beyond the training length.
 
 B batch, T positions, N heads, H head size, L layers.
 """
@@ -25,7 +25,7 @@ def layer_extension(
     A layer with a window w never compares tokens further apart than w - 1, so what counts for it is
     not the row's length n but min(n, w): its alpha is that of a row of min(n, w) tokens, and the
     LogN factor of a query at position p is that of position min(p + 1, w), counted from 1. A layer
-    whose window is within the training length is not stretched at all. Report 2.3.2 says that lower
+    whose window is within the training length is not stretched at all. Report 2.5 says that lower
     layers have shorter windows, and no more; that each layer then has an alpha of its own is a
     maintainer's word, and how both factors follow from the window is ours.
 
@@ -50,7 +50,8 @@ def ntk_alpha(length_B: Array, context_length: int) -> Array:
     """The factor on the rotary base for rows of true length n, L the training length.
 
     alpha = max(1, 2^ceil(log2(n / L) + 1) - 1): 1 up to L, 3 up to 2 L, 7 up to 4 L, and so on.
-    The step is found by comparing integers, since log2 in float32 is not exact at powers of two.
+    Report 2.5 names the method, the formula is the released code's. The step is found by comparing
+    integers, since log2 in float32 is not exact at powers of two.
 
     Args:
       length_B: int32, tokens in each row, padding excluded.
@@ -70,7 +71,7 @@ def rotary_table(
 ) -> tuple[Array, Array]:
     """cos and sin, float32 [B, T, H / 2], of the angles position * base'^(-2 i / H).
 
-    base' = base * alpha^(H / (H - 2)), one alpha per row (report 2.3.2); None is 1.
+    base' = base * alpha^(H / (H - 2)), one alpha per row (report 2.5); None is 1.
     """
     half = head_size // 2
     exponent = jnp.arange(half, dtype=jnp.float32) * jnp.float32(-2.0 / head_size)
@@ -94,7 +95,7 @@ def rotate(x_BTNH: Array, table: tuple[Array, Array]) -> Array:
 def logn_scale(positions_BT: Array, context_length: int) -> Array:
     """max(1, log_L(position + 1)), float32 [B, T]: what a query is multiplied by.
 
-    Report: 2.3.2 speaks of query and value; the released code scales the query, and so do we.
+    Report 2.5 speaks of query and value. The formula, of the query only, is the released code's.
     """
     one_based = positions_BT.astype(jnp.float32) + 1.0
     return jnp.maximum(jnp.log(one_based) / jnp.log(jnp.float32(context_length)), 1.0)

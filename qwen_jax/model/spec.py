@@ -21,8 +21,9 @@ from qwen_jax.types import AttentionParams, LayerParams, MLPParams, Params, Spec
 def param_specs(config: ModelConfig) -> Params:
     """A Params whose leaves are Specs.
 
-    Report: 2.3. Weights are drawn from N(0, 0.02^2); the two projections that write to the
-    residual stream are scaled down by sqrt(2 L), so that its variance does not grow with depth.
+    Report: 2.3. The initial values are the released code's: N(0, 0.02^2); the two projections that
+    write to the residual stream are scaled down by sqrt(2 L), so that its variance does not grow
+    with depth.
     """
     L, D, F, V = config.num_layers, config.hidden_size, config.ffn_size, config.vocab_size
     N, K, H = config.num_heads, config.kv_heads, config.head_dim

@@ -1,7 +1,7 @@
 """The decoder: embed, scan over the layers, norm, logits. Report: 2.3.
 
 `hidden_states` is what training differentiates; `forward` adds the context extension of inference
-(2.3.2). Over a KV cache: inference/cached_forward.py.
+(2.5). Over a KV cache: inference/cached_forward.py.
 
 B batch, T positions, D model, V vocabulary, L layers.
 """
@@ -47,7 +47,7 @@ def forward(
       positions: int32 [B, T], each token's place in its document; None: 0..T-1, restarting with
         each segment.
       inference: apply dynamic NTK, LogN and the layers' windows beyond config.context_length, as
-        config.extension says (report 2.3.2). Training never does.
+        config.extension says (report 2.5). Training never does.
 
     Returns:
       float32 [B, T, V].

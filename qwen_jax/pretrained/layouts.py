@@ -348,7 +348,7 @@ def unfit(layout: Layout, config: ModelConfig) -> list[str]:
 
 
 def unsaid(layout: Layout, config: ModelConfig) -> list[str]:
-    """What of the context extension (report 2.3.2) is lost when the layout is written."""
+    """What of the context extension (report 2.5) is lost when the layout is written."""
     extension, of_qwen = config.extension, layout is QWEN
     lost = {
         "dynamic NTK": extension.dynamic_ntk and not of_qwen,

@@ -1,4 +1,4 @@
-"""In-loop evaluation on held-out text: loss, perplexity and bits per byte. Report: 2.5 (base)."""
+"""In-loop evaluation on held-out text: loss, perplexity and bits per byte. Report: 2.6 (base)."""
 
 import collections
 import math

@@ -1,4 +1,7 @@
-"""Training text that shares 13 words in a row with a test item is left out. Report: 2.1, 3.1.
+"""Training text that shares 13 words in a row with a test item is left out. Report: 2.1.
+
+The 13 words are the rule of the released notes for instruction data. That all text is held to it,
+and the rules below, are ours.
 
 Units are words of letters and digits, in lower case and without signs; a Chinese or Japanese
 character is a unit by itself. An n-gram of more than `most_items` items is a phrase ("which of the
@@ -37,7 +40,7 @@ _TABLE_BITS = 24  # of the table that is asked first: 2 MiB, which stays in the 
 class DecontaminationRules:
     """What counts as an overlap."""
 
-    ngram: int = 13  # report 3.1 (released notes); units in a row
+    ngram: int = 13  # released notes: units in a row
     least_units: int = 6  # ours: shorter items are matched as whole lines alone
     most_items: int = 10  # ours: an n-gram of more items is a phrase
 
