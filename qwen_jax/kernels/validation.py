@@ -81,16 +81,6 @@ def masks(T: int) -> dict[str, dict]:
     return found
 
 
-def with_gradients(function, q: Array, k: Array, v: Array, dout: Array) -> tuple[Array, ...]:
-    """out, dq, dk, dv of function(q, k, v), jitted as one program."""
-
-    def run(q, k, v, dout):
-        out, pull = jax.vjp(function, q, k, v)
-        return (out, *pull(dout))
-
-    return jax.jit(run)(q, k, v, dout)
-
-
 def shares(case: Case, implementation: str | None = None) -> dict[str, float]:
     """The largest error of out, dq, dk and dv, each as a share of its budget: above 1 fails.
 

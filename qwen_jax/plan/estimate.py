@@ -6,7 +6,6 @@ MFU A counts 6 N + 6 L T N_heads H for a token (causal attention once), B 6 N + 
 
 import dataclasses
 
-from qwen_jax.model import spec
 from qwen_jax.plan.program import Result
 from qwen_jax.plan.stages import Workload
 from qwen_jax.plan.topologies import Chip, Topology
@@ -95,7 +94,3 @@ def from_times(
 def flops_found(result: Result, workload: Workload, topology: Topology) -> float:
     """FLOPs read from the compiled program over those of formula A: 1 or more, if all was read."""
     return result.flops * topology.chips / model_flops(workload)[0]
-
-
-def parameters_in(workload: Workload) -> int:
-    return spec.count(workload.model)

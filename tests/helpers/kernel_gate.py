@@ -12,7 +12,18 @@ import numpy as np
 import pytest
 
 from qwen_jax.kernels.attention import attention
-from qwen_jax.kernels.validation import Case, masks, shares, with_gradients  # noqa: F401
+from qwen_jax.kernels.validation import Case, masks, shares  # noqa: F401
+from qwen_jax.types import Array
+
+
+def with_gradients(function, q: Array, k: Array, v: Array, dout: Array) -> tuple[Array, ...]:
+    """out, dq, dk, dv of function(q, k, v), jitted as one program."""
+
+    def run(q, k, v, dout):
+        out, pull = jax.vjp(function, q, k, v)
+        return (out, *pull(dout))
+
+    return jax.jit(run)(q, k, v, dout)
 
 
 class Gate:

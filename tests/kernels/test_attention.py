@@ -15,8 +15,8 @@ from qwen_jax.kernels import mask, tiles, xla
 from qwen_jax.kernels.attention import attention, choose
 from qwen_jax.kernels.backend import Call
 from qwen_jax.kernels.platform import Target, interpret_kernels, target_of
-from qwen_jax.kernels.validation import Case, shares, with_gradients
-from tests.helpers.kernel_gate import Gate, masks, pytest_generate_tests  # noqa: F401
+from qwen_jax.kernels.validation import Case, shares
+from tests.helpers.kernel_gate import Gate, masks, pytest_generate_tests  # noqa: F401, with_gradients
 
 ANYWHERE = ("reference", "xla")
 

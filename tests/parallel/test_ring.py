@@ -16,7 +16,7 @@ from qwen_jax.config import MeshConfig, OptimizerConfig
 from qwen_jax.kernels import reference, tiles, xla
 from qwen_jax.kernels.platform import interpret_kernels
 from qwen_jax.kernels.tpu import backend as tpu
-from qwen_jax.kernels.validation import Case, masks, with_gradients
+from qwen_jax.kernels.validation import Case, masks
 from qwen_jax.model.attention import partitioned_attention
 from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.mesh import make_mesh
@@ -27,6 +27,7 @@ from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.state import abstract_state, make_state
 from qwen_jax.train.step import make_train_step
 from qwen_jax.types import Batch
+from tests.helpers.kernel_gate import with_gradients
 
 SMALL = {
     "tpu_forward": {"query": 128, "key": 128, "compute": 128},

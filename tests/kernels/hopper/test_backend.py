@@ -19,8 +19,8 @@ from qwen_jax.kernels.hopper import backend as hopper
 from qwen_jax.kernels.platform import Target, interpret_kernels
 from qwen_jax.kernels.reference import visible
 from qwen_jax.kernels.tiles import override
-from qwen_jax.kernels.validation import Case, plain, repeated, with_gradients
-from tests.helpers.kernel_gate import Gate, masks, pytest_generate_tests  # noqa: F401
+from qwen_jax.kernels.validation import Case, plain, repeated
+from tests.helpers.kernel_gate import Gate, masks, pytest_generate_tests  # noqa: F401, with_gradients
 
 HOPPER = Target("gpu", "NVIDIA H200")
 OLD = jax.version.__version_info__ < (0, 11)

@@ -22,9 +22,10 @@ from qwen_jax.kernels.hopper import backward_dq as hopper_backward_dq
 from qwen_jax.kernels.hopper import ops as hopper_ops
 from qwen_jax.kernels.reference import attention as reference  # noqa: E402
 from qwen_jax.kernels.tiles import override  # noqa: E402
-from qwen_jax.kernels.validation import NAMES, Case, plain, repeated, with_gradients  # noqa: E402
+from qwen_jax.kernels.validation import NAMES, Case, plain, repeated  # noqa: E402
 from qwen_jax.kernels.validation import check as gate_check  # noqa: E402
 from tests.helpers.hopper_interpreter import RaceFound, interpreted  # noqa: E402
+from tests.helpers.kernel_gate import with_gradients  # noqa: E402
 
 
 def forward(q, k, v, k_start, q_end, *, scale):

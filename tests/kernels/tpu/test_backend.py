@@ -25,11 +25,11 @@ from qwen_jax.kernels import tiles
 from qwen_jax.kernels.attention import attention, call_of
 from qwen_jax.kernels.platform import interpret_kernels
 from qwen_jax.kernels.tpu import backend as tpu
-from qwen_jax.kernels.validation import Case, shares, with_gradients
+from qwen_jax.kernels.validation import Case, shares
 from qwen_jax.model.attention import partitioned_attention
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.sharding import use_layout
-from tests.helpers.kernel_gate import Gate, masks, pytest_generate_tests  # noqa: F401
+from tests.helpers.kernel_gate import Gate, masks, pytest_generate_tests  # noqa: F401, with_gradients
 
 # So small that short rows have many tiles, tiles of two parts, and dq in more than one chunk.
 SMALL = {
