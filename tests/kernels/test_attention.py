@@ -16,7 +16,7 @@ from qwen_jax.kernels.attention import attention, choose
 from qwen_jax.kernels.backend import Call
 from qwen_jax.kernels.platform import Target, interpret_kernels, target_of
 from qwen_jax.kernels.validation import Case, shares
-from tests.helpers.kernel_gate import Gate, masks, pytest_generate_tests  # noqa: F401, with_gradients
+from tests.helpers.kernel_gate import Gate, masks, pytest_generate_tests, with_gradients  # noqa: F401
 
 ANYWHERE = ("reference", "xla")
 

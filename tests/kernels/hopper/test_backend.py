@@ -20,7 +20,7 @@ from qwen_jax.kernels.platform import Target, interpret_kernels
 from qwen_jax.kernels.reference import visible
 from qwen_jax.kernels.tiles import override
 from qwen_jax.kernels.validation import Case, plain, repeated
-from tests.helpers.kernel_gate import Gate, masks, pytest_generate_tests  # noqa: F401, with_gradients
+from tests.helpers.kernel_gate import Gate, masks, pytest_generate_tests, with_gradients  # noqa: F401
 
 HOPPER = Target("gpu", "NVIDIA H200")
 OLD = jax.version.__version_info__ < (0, 11)

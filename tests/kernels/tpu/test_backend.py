@@ -29,7 +29,7 @@ from qwen_jax.kernels.validation import Case, shares
 from qwen_jax.model.attention import partitioned_attention
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.sharding import use_layout
-from tests.helpers.kernel_gate import Gate, masks, pytest_generate_tests  # noqa: F401, with_gradients
+from tests.helpers.kernel_gate import Gate, masks, pytest_generate_tests, with_gradients  # noqa: F401
 
 # So small that short rows have many tiles, tiles of two parts, and dq in more than one chunk.
 SMALL = {
