@@ -21,7 +21,8 @@ from qwen_jax.errors import QwenJaxError
 from qwen_jax.inference import chat
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.request import Request
-from qwen_jax.pretrained.loading import load, mesh_of, start_engine
+from qwen_jax.inference.warmup import mesh_of, start_engine
+from qwen_jax.pretrained.load import load_model
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.utils.files import write_text
@@ -229,7 +230,7 @@ def printable(text: str) -> str:
 def main(config: Config) -> None:
     """Loads, then question and answer in turn."""
     mesh = mesh_of(config.tensor)
-    model, params, tokenizer = load(config.checkpoint, config.tokenizer, mesh=mesh)
+    model, params, tokenizer = load_model(config.checkpoint, config.tokenizer, mesh=mesh)
     context, sentence = chat.context(model, config.context)
     config = dataclasses.replace(config, max_new_tokens=min(config.max_new_tokens, context // 2))
     engine = start_engine(

@@ -32,8 +32,9 @@ from qwen_jax.pretrained import verify
 from qwen_jax.pretrained.from_run import check_unused, save_run
 from qwen_jax.pretrained.huggingface import convert_pretrained, load_pretrained, open_pretrained
 from qwen_jax.pretrained.released import ReleasedFolder
+from qwen_jax.pretrained.vocabulary import find_tokenizer
 from qwen_jax.tokenizer.bpe import Tokenizer
-from qwen_jax.tokenizer.huggingface import has_tokenizer, load_tokenizer
+from qwen_jax.tokenizer.huggingface import has_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +95,10 @@ def inspect(config: Config) -> Source:
     """
     opened = open_pretrained(config.input)
     run = not isinstance(opened, ReleasedFolder)
-    beside = sorted(pathlib.Path(config.input).glob("*.tiktoken")) if run else []
-    if config.tokenizer or beside:
-        tokenizer = Tokenizer.from_file(config.tokenizer or beside[0])
-    elif run or not has_tokenizer(config.input):
-        tokenizer = None  # weights alone are a model too
-    else:
-        tokenizer = load_tokenizer(config.input)
+    has_one = has_tokenizer(config.input) or any(pathlib.Path(config.input).glob("*.tiktoken"))
+    tokenizer = None  # weights alone are a model too
+    if config.tokenizer or has_one:
+        tokenizer = find_tokenizer(config.input, config.tokenizer)
     return Source(
         "run" if run else opened.layout.model_type,
         opened.config,

@@ -20,7 +20,8 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.inference import chat, jsonl
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.request import Request
-from qwen_jax.pretrained.loading import load, mesh_of, start_engine
+from qwen_jax.inference.warmup import mesh_of, start_engine
+from qwen_jax.pretrained.load import load_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ def main(config: Config) -> None:
             "give --prompt alone, or --input and --output.",
         )
     mesh = mesh_of(config.tensor)
-    model, params, tokenizer = load(config.checkpoint, config.tokenizer, mesh=mesh)
+    model, params, tokenizer = load_model(config.checkpoint, config.tokenizer, mesh=mesh)
     context, sentence = chat.context(model, config.context)
     if config.input is None:
         engine = start_engine(

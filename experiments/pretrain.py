@@ -35,7 +35,8 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.parallel import distributed
 from qwen_jax.parallel.batch_rows import rows_here
 from qwen_jax.parallel.mesh import make_mesh
-from qwen_jax.pretrained.init_weights import weights_from
+from qwen_jax.pretrained.start import check_architecture, weights_of
+from qwen_jax.pretrained.vocabulary import check_vocabulary
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.train.loop import Stopped
@@ -159,13 +160,14 @@ def ended_by_signal() -> Iterator[None]:
 
 def pretrain(config: Config, tokenizer: Tokenizer, emit=flags.emit):
     """The run itself; returns the last TrainState."""
-    if tokenizer.vocab_size > config.model.vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, the model {config.model.vocab_size} "
-            "rows.",
-            "--model.vocab_size, --data.tokenizer",
-            f"use --model.vocab_size={-(-tokenizer.vocab_size // 128) * 128}.",
-        )
+    check_vocabulary(
+        tokenizer,
+        config.model,
+        flag="--model.vocab_size, --data.tokenizer",
+        fix=f"use --model.vocab_size={-(-tokenizer.vocab_size // 128) * 128}.",
+    )
+    if config.init_from:
+        check_architecture(config.init_from, config.model)
     make_loader = functools.partial(
         Loader,
         context_length=config.model.context_length,
@@ -202,7 +204,7 @@ def pretrain(config: Config, tokenizer: Tokenizer, emit=flags.emit):
         emit=emit,
         tokenizer=tokenizer,
         batches=loader.iterate,
-        initial=weights_from(config.init_from, config.model) if config.init_from else None,
+        initial=weights_of(config.init_from) if config.init_from else None,
         objective=make_objective(config.model, z_loss=config.train.z_loss),
         evaluate=language_evaluation(
             make_objective(config.model, training=False), tuple(held_out), emit

@@ -32,7 +32,8 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.inference import chat
 from qwen_jax.inference.complete import Completer
 from qwen_jax.inference.jsonl import fingerprint
-from qwen_jax.pretrained.loading import load, start_engine
+from qwen_jax.inference.warmup import start_engine
+from qwen_jax.pretrained.load import load_model
 from qwen_jax.synthetic import react_seeds, review
 from qwen_jax.synthetic.response_cache import Asked, Model
 from qwen_jax.synthetic.sample_rules import Rules
@@ -160,7 +161,7 @@ def work(made: SelfInstruct, asked: Asked, config: Config) -> None:
 
 def open_model(config: Config, file: AppendOnly) -> Model:
     """The engine, if it is the one that the record was begun with."""
-    model, params, tokenizer = load(config.checkpoint, config.tokenizer)
+    model, params, tokenizer = load_model(config.checkpoint, config.tokenizer)
     file.check_made_from({"model": fingerprint(model, params), "tokenizer": tokenizer.fingerprint})
     context, sentence = chat.context(model, config.context)
     print(f"context: {sentence}", flush=True)

@@ -19,7 +19,8 @@ from qwen_jax.cli import flags
 from qwen_jax.config import option
 from qwen_jax.errors import ConfigError
 from qwen_jax.inference import chat
-from qwen_jax.pretrained.loading import load, mesh_of, start_engine
+from qwen_jax.inference.warmup import mesh_of, start_engine
+from qwen_jax.pretrained.load import load_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ def main(config: Config) -> None:
     key = read_key(config.api_key)
     with bind(config.host, config.port) as sock:  # before the model, which takes a while, is loaded
         mesh = mesh_of(config.tensor)
-        model, params, tokenizer = load(config.checkpoint, config.tokenizer, mesh=mesh)
+        model, params, tokenizer = load_model(config.checkpoint, config.tokenizer, mesh=mesh)
         context, sentence = chat.context(model, config.context)
         print(f"context: {sentence}; {config.rows} answers at once", flush=True)
         name = config.model_name or pathlib.Path(config.checkpoint).resolve().name

@@ -30,7 +30,8 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.inference import chat
 from qwen_jax.inference.complete import Completer
 from qwen_jax.inference.jsonl import fingerprint
-from qwen_jax.pretrained.loading import load, start_engine
+from qwen_jax.inference.warmup import start_engine
+from qwen_jax.pretrained.load import load_model
 from qwen_jax.report.plots import draw_tags
 from qwen_jax.synthetic.model_tagger import ModelTagger
 from qwen_jax.synthetic.tag_rules import tag_by_rules
@@ -142,7 +143,7 @@ def make(config: Config, prompts: list[str], path: pathlib.Path) -> None:
 
 def ask_a_model(config: Config, check: Callable[[dict], None]) -> tuple[Tagger, Counts]:
     """A tagger over the engine, and what becomes of its answers."""
-    model, params, tokenizer = load(config.checkpoint, config.tokenizer)
+    model, params, tokenizer = load_model(config.checkpoint, config.tokenizer)
     check({"model": fingerprint(model, params), "tokenizer": tokenizer.fingerprint})
     context, sentence = chat.context(model, config.context)
     print(f"context: {sentence}", flush=True)

@@ -27,6 +27,7 @@ from qwen_jax.pretrained.layouts import LAYOUTS, Group, leaf_at, unfit, unsaid
 from qwen_jax.pretrained.merged import MergedRun, Source, adapters_of, check, read_base
 from qwen_jax.pretrained.released import ReleasedFolder, chunks, widest
 from qwen_jax.pretrained.tensors import Tensor, copy, listed, write_tensors
+from qwen_jax.pretrained.vocabulary import check_vocabulary
 from qwen_jax.tokenizer.huggingface import write_tokenizer
 from qwen_jax.types import Params
 from qwen_jax.utils.files import read_json, write_json
@@ -216,12 +217,8 @@ def _write(
             "layout",
             'use layout="qwen2".',
         )
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, the model {config.vocab_size} rows.",
-            "tokenizer",
-            "pass the tokenizer that the model was trained with.",
-        )
+    if tokenizer is not None:
+        check_vocabulary(tokenizer, config, flag="tokenizer")
     if missing := unsaid(table, config):
         logging.warning(
             "the %r layout has no %s: beyond %d tokens the exported model goes without.",

@@ -1,7 +1,8 @@
-"""Where a stage after pretraining starts: the weights, architecture and tokenizer of a folder."""
+"""What a training run starts from, by --init_from: weights, architecture, tokenizer."""
 
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -17,13 +18,27 @@ from qwen_jax.pretrained import merged
 from qwen_jax.pretrained.arrays import place
 from qwen_jax.pretrained.from_run import is_run, run_config
 from qwen_jax.pretrained.huggingface import load_params, load_pretrained, open_pretrained
-from qwen_jax.pretrained.loading import tokenizer_in
 from qwen_jax.pretrained.scoring import Trunk, is_scoring, open_scoring, trunk_specs
+from qwen_jax.pretrained.vocabulary import check_vocabulary, find_tokenizer
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.adapters import Adapters
-from qwen_jax.types import ScoringParams
+from qwen_jax.types import Params, ScoringParams
 from qwen_jax.utils.files import read_json
 
+# What a model computes, given its weights. The rest (context_length, dtypes, dropout, remat, the
+# context extension) a run may choose anew.
+_ARCHITECTURE = (
+    "vocab_size",
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "head_size",
+    "ffn_size",
+    "tie_embeddings",
+    "rope_base",
+    "norm_epsilon",
+)
 # How a stage computes is its own; what is computed is the folder's.
 _OF_THE_STAGE = ("dropout", "compute_dtype", "param_dtype", "remat", "unroll_layers", "attention")
 
@@ -43,17 +58,8 @@ def start(config, context_length: int | None = None) -> tuple[Any, Tokenizer]:
             "no model to start from.", "--init_from", "name a run folder or a released Qwen folder."
         )
     model = adopt(config.model, config.init_from, context_length=context_length)
-    tokenizer = (
-        Tokenizer.from_file(config.tokenizer)
-        if config.tokenizer
-        else tokenizer_in(config.init_from)
-    )
-    if tokenizer.vocab_size > model.vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.vocab_size} rows.",
-            "--tokenizer",
-            "pass the tokenizer that the model was trained with.",
-        )
+    tokenizer = find_tokenizer(config.init_from, config.tokenizer)
+    check_vocabulary(tokenizer, model, flag="--tokenizer")
     return dataclasses.replace(config, model=model), tokenizer
 
 
@@ -67,10 +73,30 @@ def adopt(model: ModelConfig, folder: str, *, context_length: int | None = None)
     return dataclasses.replace(found, **changes)
 
 
-def weights_of(init_from: str) -> Callable[[Any], Any]:
+def check_architecture(init_from: str | os.PathLike, config: ModelConfig) -> None:
+    """Raises ConfigError unless the folder's weights are of this model, with every flag to set.
+
+    Raises:
+      CheckpointError: as load_pretrained.
+    """
+    theirs, ours = _architecture(open_pretrained(init_from).config), _architecture(config)
+    differing = [
+        f"--model.{name}={theirs[name]} (not {ours[name]})"
+        for name in _ARCHITECTURE
+        if theirs[name] != ours[name]
+    ]
+    if differing:
+        raise ConfigError(
+            "the run's model is not that of the weights it is to begin from.",
+            f"--init_from={init_from}",
+            f"set {', '.join(differing)}.",
+        )
+
+
+def weights_of(init_from: str | os.PathLike) -> Callable[[Params], Params]:
     """abstract Params with shardings -> the folder's weights, each placed where it will live."""
 
-    def initial(abstract):
+    def initial(abstract: Params) -> Params:
         leaves = jax.tree.leaves(abstract)
         _, params = load_pretrained(
             init_from,
@@ -188,6 +214,11 @@ def _place_scoring(source: merged.Source, abstract: ScoringParams, *, seed: int)
         return place(leaf.shape, leaf.sharding, functools.partial(source.read, name))
 
     return jax.tree_util.tree_map_with_path(load, abstract)
+
+
+def _architecture(config: ModelConfig) -> dict[str, object]:
+    derived = {"num_kv_heads": config.kv_heads, "head_size": config.head_dim}
+    return {name: derived.get(name, getattr(config, name)) for name in _ARCHITECTURE}
 
 
 def _config_of(folder: str) -> dict[str, Any]:

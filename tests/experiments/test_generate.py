@@ -10,8 +10,7 @@ import pytest
 
 from experiments import generate
 from qwen_jax.errors import QwenJaxError
-from qwen_jax.pretrained import loading
-from tests.helpers.tiny_checkpoint import ROOT, TOKENIZER, environment, write
+from tests.helpers.tiny_checkpoint import ROOT, environment, write
 
 LINES = [{"prompt": f"number {i}", "max_new_tokens": 20 + i % 40} for i in range(60)]
 
@@ -126,17 +125,3 @@ def test_what_cannot_be_done_is_refused_before_the_model_is_read(tmp_path, check
             )
         )
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_tokenizer_is_found_or_named(checkpoint, tmp_path):
-    assert loading.tokenizer_in(checkpoint).fingerprint == TOKENIZER.fingerprint
-    assert loading.load(str(checkpoint))[2].vocab_size == 464
-    (tmp_path / "tokenizer.json").write_bytes((checkpoint / "tokenizer.json").read_bytes())
-    (tmp_path / "tokenizer_config.json").write_bytes(
-        (checkpoint / "tokenizer_config.json").read_bytes()
-    )
-    assert loading.tokenizer_in(tmp_path).fingerprint == TOKENIZER.fingerprint
-    for name in ("a.tiktoken", "b.tiktoken"):
-        TOKENIZER.save(tmp_path / name)
-    with pytest.raises(QwenJaxError, match="2 .tiktoken files"):
-        loading.tokenizer_in(tmp_path)

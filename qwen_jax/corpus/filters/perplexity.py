@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import math
 import os
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
@@ -165,16 +164,14 @@ def checkpoint_scorer(
       batch_tokens: about how many tokens are computed at once.
 
     Raises:
+      ConfigError: no tokenizer is found, or one of another model.
       CheckpointError, TokenizerError: files that are missing or damaged.
     """
     import jax  # the n-gram model needs none of it
 
-    from qwen_jax.pretrained.huggingface import load_pretrained
-    from qwen_jax.tokenizer.huggingface import load_tokenizer
+    from qwen_jax.pretrained.load import load_model
 
-    config, params = load_pretrained(folder)
-    files = [tokenizer] if tokenizer else sorted(pathlib.Path(folder).glob("*.tiktoken"))
-    coder = Tokenizer.from_file(files[0]) if len(files) == 1 else load_tokenizer(folder)
+    config, params, coder = load_model(str(folder), tokenizer)
     score = jax.jit(functools.partial(_nats_of_rows, config=config))
 
     def scorer(texts: Sequence[str]) -> np.ndarray:

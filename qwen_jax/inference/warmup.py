@@ -1,6 +1,5 @@
-"""A checkpoint folder -> what chat, generate and serve start from."""
+"""An engine that has compiled its programs before the first request comes."""
 
-import pathlib
 import time
 
 import jax
@@ -11,9 +10,7 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.request import Request
 from qwen_jax.parallel.mesh import make_mesh
-from qwen_jax.pretrained.huggingface import load_pretrained
 from qwen_jax.tokenizer.bpe import Tokenizer
-from qwen_jax.tokenizer.huggingface import load_tokenizer
 from qwen_jax.types import Params
 
 
@@ -37,32 +34,6 @@ def mesh_of(tensor: int) -> Mesh | None:
     )
 
 
-def load(
-    checkpoint: str, tokenizer: str | None = None, *, mesh: Mesh | None = None
-) -> tuple[ModelConfig, Params, Tokenizer]:
-    """The model of a run or released folder, and its tokenizer.
-
-    Args:
-      tokenizer: a .tiktoken file; None: the one in the folder, or its tokenizer.json.
-      mesh: the devices that the weights are cut over; None: one device.
-
-    Raises:
-      ConfigError: no folder is named, no tokenizer is found, or one of another model.
-      CheckpointError, TokenizerError: files that are missing or damaged.
-    """
-    if not checkpoint:
-        raise ConfigError("no model.", "--checkpoint", "name a folder; --help shows how.")
-    found = Tokenizer.from_file(tokenizer) if tokenizer else tokenizer_in(checkpoint)
-    config, params = load_pretrained(checkpoint, mesh=mesh)
-    if found.vocab_size > config.vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {found.vocab_size} ids, the model {config.vocab_size} rows.",
-            "--tokenizer",
-            "pass the tokenizer that the model was trained with.",
-        )
-    return config, params, found
-
-
 def start_engine(
     params: Params,
     config: ModelConfig,
@@ -75,7 +46,7 @@ def start_engine(
     mesh: Mesh | None = None,
     prompt_lengths: tuple[int, ...] = (1,),
 ) -> Engine:
-    """An engine that has compiled what answers to prompts of these lengths need; says what it took.
+    """An engine that has compiled what prompts of these lengths need; prints memory and time.
 
     Raises:
       ConfigError: a setting out of its range, or a cache that does not fit, with the numbers.
@@ -102,19 +73,3 @@ def start_engine(
     )
     print(f"compiled in {time.monotonic() - begin:.1f} s", flush=True)
     return engine
-
-
-def tokenizer_in(folder: str) -> Tokenizer:
-    """The tokenizer that lies in a model's folder.
-
-    Raises:
-      ConfigError: there is none, or more than one.
-    """
-    files = sorted(pathlib.Path(folder).glob("*.tiktoken"))
-    if len(files) == 1:
-        return Tokenizer.from_file(files[0])
-    if not files and (pathlib.Path(folder) / "tokenizer.json").is_file():
-        return load_tokenizer(folder)
-    raise ConfigError(
-        f"{len(files)} .tiktoken files in the model's folder.", folder, "name one with --tokenizer."
-    )

@@ -1,0 +1,41 @@
+"""The tokenizer in a model's folder, and whether it fits."""
+
+import dataclasses
+
+import pytest
+
+from qwen_jax.errors import QwenJaxError
+from qwen_jax.pretrained.load import load_model
+from qwen_jax.pretrained.vocabulary import check_vocabulary, find_tokenizer
+from tests.helpers.tiny_checkpoint import CONFIG, TOKENIZER, write
+
+
+def test_the_tokenizer_is_found_or_named(tmp_path):
+    released, bare = write(tmp_path / "tiny"), tmp_path / "bare"
+    bare.mkdir()
+    with pytest.raises(QwenJaxError, match="0 .tiktoken files"):
+        find_tokenizer(bare)
+    assert find_tokenizer(released).fingerprint == TOKENIZER.fingerprint
+    assert load_model(str(released))[2].vocab_size == 464
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (bare / name).write_bytes((released / name).read_bytes())
+    assert find_tokenizer(bare).fingerprint == TOKENIZER.fingerprint
+    for name in ("a.tiktoken", "b.tiktoken"):
+        TOKENIZER.save(bare / name)
+    with pytest.raises(QwenJaxError, match="2 .tiktoken files"):
+        find_tokenizer(bare)
+    assert find_tokenizer(bare, str(bare / "b.tiktoken")).fingerprint == TOKENIZER.fingerprint
+
+
+def test_special_tokens_are_those_of_the_released_folder(tmp_path):
+    released = write(tmp_path / "tiny")
+    settings = (released / "tokenizer_config.json").read_text()
+    (released / "tokenizer_config.json").write_text(settings.replace("<|extra_3|>", "<|tool|>"))
+    assert "<|tool|>" in find_tokenizer(released).special_tokens
+
+
+def test_a_vocabulary_of_more_ids_than_rows_is_refused():
+    check_vocabulary(TOKENIZER, CONFIG, flag="--tokenizer")
+    small = dataclasses.replace(CONFIG, vocab_size=TOKENIZER.vocab_size - 1)
+    with pytest.raises(QwenJaxError, match="464 ids, the model 463 rows"):
+        check_vocabulary(TOKENIZER, small, flag="--tokenizer")
