@@ -3,7 +3,7 @@
 Not in the report; for those who want its 3.2 in one stage. It learns from the same files as the
 reward model, and starts from the SFT weights, which are the reference as well.
 
-    python -m experiments.dpo --recipe=7b --init_from=runs/chat --run_dir=runs/dpo \\
+    python -m experiments.dpo --init_from=runs/chat --run_dir=runs/dpo \\
         --data.pairs=a.json,b.jsonl.gz --data.eval_pairs=held_out.json
     ... --lora.rank=16 --optimizer.peak_learning_rate=5e-5   # adapters, as in experiments.sft
 """
@@ -18,10 +18,9 @@ from jax.sharding import NamedSharding
 
 from experiments.pretrain import ended_by_signal
 from experiments.reward_model import PairData, for_epochs, make_rows
-from qwen_jax import sizes
 from qwen_jax.align.dpo import ComparedPairs, answer_log_probs, make_objective
 from qwen_jax.cli import flags
-from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig, option
+from qwen_jax.config import MeshConfig, OptimizerConfig, TrainConfig, option
 from qwen_jax.data.batches import fill_up, stack_trees
 from qwen_jax.data.chat.pairs import PairRows
 from qwen_jax.errors import ConfigError
@@ -30,6 +29,7 @@ from qwen_jax.model.spec import abstract, param_specs
 from qwen_jax.parallel.batch_rows import on_host
 from qwen_jax.parallel.mesh import check_batch, make_mesh
 from qwen_jax.parallel.sharding import DEFAULT_RULES, use_layout
+from qwen_jax.pretrained.overrides import ModelOverrides
 from qwen_jax.pretrained.start import start, start_of
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.evaluation import make_means
@@ -47,7 +47,7 @@ class Config:
     tokenizer: str | None = option(None, "a .tiktoken file; none: the one in init_from")
     data: PairData = PairData()
     beta: float = option(0.1, "how far the policy may leave the reference: larger is nearer")
-    model: ModelConfig = sizes.QWEN_1_8B  # architecture: that of init_from
+    model: ModelOverrides = ModelOverrides()  # all else of the model is that of init_from
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig = LoRAConfig()  # adapters beside the weights; off without a rank
     mesh: MeshConfig = MeshConfig()
@@ -58,48 +58,40 @@ class Config:
             raise ConfigError(f"beta={self.beta} is not positive.", "--beta", "0.1 is usual.")
 
 
-def _recipe(size: ModelConfig) -> Config:
-    return Config(
-        data=PairData(epochs=1.0, context_length=2048),  # ours: as the reward model
-        beta=0.1,  # ours: Rafailov et al. 2023
-        model=dataclasses.replace(size, remat="dots"),  # ours: keeps matrix products
-        optimizer=OptimizerConfig(
-            peak_learning_rate=5e-7,
-            schedule="constant",
-            warmup_steps=150,  # ours: the paper's
-            beta1=0.9,
-            beta2=0.95,
-            epsilon=1e-8,  # ours: as everywhere in the report
-            weight_decay=0.0,
-            clip_norm=1.0,
-        ),  # ours
-        train=TrainConfig(
-            num_steps=1,  # of data.epochs
-            batch_size=64,  # ours: the paper's
-            log_every=10,
-            eval_every=500,
-            save_every=500,
-        ),
-    )  # ours
-
-
-RECIPES = {
-    "1.8b": _recipe(sizes.QWEN_1_8B),
-    "7b": _recipe(sizes.QWEN_7B),
-    "14b": _recipe(sizes.QWEN_14B),
-}
-SMOKE = dataclasses.replace(
-    RECIPES["1.8b"],
-    data=PairData(epochs=None),
-    model=sizes.TINY,
-    optimizer=dataclasses.replace(
-        RECIPES["1.8b"].optimizer, peak_learning_rate=1e-3, warmup_steps=0
+RECIPE = Config(
+    data=PairData(epochs=1.0, context_length=2048),  # ours: as the reward model
+    beta=0.1,  # ours: Rafailov et al. 2023
+    model=ModelOverrides(remat="dots"),  # ours: keeps matrix products
+    optimizer=OptimizerConfig(
+        peak_learning_rate=5e-7,
+        schedule="constant",
+        warmup_steps=150,  # ours: the paper's
+        beta1=0.9,
+        beta2=0.95,
+        epsilon=1e-8,  # ours: as everywhere in the report
+        weight_decay=0.0,
+        clip_norm=1.0,
+    ),  # ours
+    train=TrainConfig(
+        num_steps=1,  # of data.epochs
+        batch_size=64,  # ours: the paper's
+        log_every=10,
+        eval_every=500,
+        save_every=500,
     ),
+)  # ours
+SMOKE = dataclasses.replace(
+    RECIPE,
+    data=PairData(epochs=None),
+    model=ModelOverrides(compute_dtype="float32"),
+    optimizer=dataclasses.replace(RECIPE.optimizer, peak_learning_rate=1e-3, warmup_steps=0),
     train=TrainConfig(
         num_steps=30, batch_size=8, log_every=10, eval_every=15, save_every=15, eval_batches=4
     ),
     run_dir="runs/dpo_smoke",
 )
+RECIPES = {"default": RECIPE, "smoke": SMOKE}
+RECIPES |= dict.fromkeys(("1.8b", "7b", "14b"), "default")  # former names: init_from has the size
 
 
 def main(config: Config) -> None:
@@ -206,4 +198,4 @@ def learn(config: Config, rows: PairRows, tokenizer: Tokenizer, emit=flags.emit)
 
 
 if __name__ == "__main__":
-    flags.run(main, __doc__, RECIPES | {"smoke": SMOKE})
+    flags.run(main, __doc__, RECIPES)

@@ -38,11 +38,7 @@ from qwen_jax.plan.stages import Workload
 from qwen_jax.train.telemetry.memory import gib
 from qwen_jax.utils.files import write_json
 
-RECIPES_OF = {
-    "pretrain": pretrain.RECIPES,
-    "reward_model": reward_model.RECIPES,
-    "ppo": ppo.RECIPES,
-}
+STAGES = ("pretrain", "reward_model", "ppo")
 _LEAST_FOUND = 0.97  # of formula A's FLOPs, in a program that was read whole
 _REMAT = {"nothing": "none"}  # the flag's "none" is a search
 
@@ -51,7 +47,7 @@ _REMAT = {"nothing": "none"}  # the flag's "none" is a search
 class Config:
     """What is to be planned, and how far to look."""
 
-    model: str = option("7b", "a recipe of the stage: 1.8b, 7b or 14b")
+    model: str = option("7b", "a recipe of pretraining: 1.8b, 7b or 14b")
     topology: str = option("v5p-256", "a slice, as named above")
     stage: str = option("pretrain", "pretrain, reward_model or ppo")
     mesh: str | None = option(None, "data,fsdp,tensor,context; none: search")
@@ -76,13 +72,16 @@ def workload_of(config: Config) -> Workload:
     Raises:
       ConfigError: an unknown stage or size, or a batch that is no number of rows.
     """
-    if config.stage not in RECIPES_OF:
-        raise unknown_name("stage", config.stage, RECIPES_OF, "--stage")
-    recipes = RECIPES_OF[config.stage]
-    if config.model not in recipes:
-        raise unknown_name("model", config.model, recipes, "--model")
-    recipe = recipes[config.model]
-    model, train = recipe.model, recipe.train
+    if config.stage not in STAGES:
+        raise unknown_name("stage", config.stage, STAGES, "--stage")
+    if config.model not in pretrain.RECIPES:
+        raise unknown_name("model", config.model, pretrain.RECIPES, "--model")
+    pretraining = pretrain.RECIPES[config.model]
+    later = {"reward_model": reward_model.RECIPE, "ppo": ppo.RECIPE}
+    recipe = later.get(config.stage, pretraining)
+    model, train = pretraining.model, recipe.train
+    if config.stage in later:
+        model = later[config.stage].model.apply(model)
     tokens = train.batch_size * model.context_length
     if config.context_length is not None:
         model = dataclasses.replace(model, context_length=config.context_length)
@@ -109,9 +108,9 @@ def workload_of(config: Config) -> Workload:
         train = dataclasses.replace(train, num_steps=1000)
     if config.stage == "ppo":
         more = {
-            "ppo": recipe.ppo,
-            "value_optimizer": recipe.value_optimizer,
-            "prompt_tokens": recipe.data.max_prompt_tokens,
+            "ppo": ppo.RECIPE.ppo,
+            "value_optimizer": ppo.RECIPE.value_optimizer,
+            "prompt_tokens": ppo.RECIPE.data.max_prompt_tokens,
         }
     return Workload(config.stage, model, recipe.optimizer, train, **more)
 

@@ -4,7 +4,7 @@ Policy and reference start from the SFT weights, the value model from the reward
 samples two answers to each of its prompts, scores them, and trains the policy on them, after 50
 steps in which the value model alone is trained.
 
-    python -m experiments.ppo --recipe=7b --init_from=runs/chat --reward_model=runs/reward \\
+    python -m experiments.ppo --init_from=runs/chat --reward_model=runs/reward \\
         --data.prompts=prompts.jsonl --run_dir=runs/ppo
     ... --reward_functions=qwen_jax.align.rewards:arithmetic     # instead, or added to it
     ... --lora.rank=16 --optimizer.peak_learning_rate=1e-4 --value_optimizer.peak_learning_rate=5e-4
@@ -28,7 +28,6 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.pretrain import ended_by_signal
-from qwen_jax import sizes
 from qwen_jax.align import ppo
 from qwen_jax.align.ppo import Bases, PPOBatch, PPOConfig, PPOState
 from qwen_jax.align.rollout import PromptRows, Sampler, collate
@@ -36,7 +35,6 @@ from qwen_jax.cli import flags
 from qwen_jax.config import (
     DataConfig,
     MeshConfig,
-    ModelConfig,
     OptimizerConfig,
     TrainConfig,
     option,
@@ -52,6 +50,7 @@ from qwen_jax.model.value_head import scoring_specs
 from qwen_jax.parallel.mesh import check_batch, make_mesh
 from qwen_jax.parallel.sharding import DEFAULT_RULES
 from qwen_jax.pretrained import merged
+from qwen_jax.pretrained.overrides import ModelOverrides
 from qwen_jax.pretrained.start import (
     adopt,
     frozen_scoring_weights_of,
@@ -90,7 +89,7 @@ class Config:
     tokenizer: str | None = option(None, "a .tiktoken file; none: the one in init_from")
     data: PPOData = PPOData()
     ppo: PPOConfig = PPOConfig()
-    model: ModelConfig = sizes.QWEN_1_8B  # architecture: that of init_from
+    model: ModelOverrides = ModelOverrides()  # all else of the model is that of init_from
     optimizer: OptimizerConfig = OptimizerConfig()  # of the policy
     value_optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig = LoRAConfig()  # adapters beside the weights of both; off without a rank
@@ -98,50 +97,42 @@ class Config:
     run_dir: str = option("runs/ppo", "checkpoints, metrics and the report page")
 
 
-def _recipe(size: ModelConfig) -> Config:
-    adam = OptimizerConfig(
-        peak_learning_rate=1e-6,  # report 3.2.2
-        schedule="constant",
-        warmup_steps=0,  # ours
-        beta1=0.9,
-        beta2=0.95,
-        epsilon=1e-8,  # ours: as everywhere in the report
-        weight_decay=0.0,
-        clip_norm=1.0,
-    )  # ours
-    return Config(
-        ppo=PPOConfig(
-            value_warmup_steps=50,
-            samples_per_prompt=2,
-            kl_coefficient=0.04,  # report 3.2.2
-            value_clip=0.15,
-            top_p=0.9,  # report 3.2.2
-            pretrain_coefficient=0.5,
-        ),  # ours: the report gives none
-        model=dataclasses.replace(size, remat="dots"),  # ours: keeps matrix products
-        optimizer=adam,
-        value_optimizer=dataclasses.replace(adam, peak_learning_rate=5e-6),  # report 3.2.2
-        train=TrainConfig(
-            num_steps=1000, batch_size=128, log_every=1, eval_every=None, save_every=50
-        ),
-    )  # ours
-
-
-RECIPES = {
-    "1.8b": _recipe(sizes.QWEN_1_8B),
-    "7b": _recipe(sizes.QWEN_7B),
-    "14b": _recipe(sizes.QWEN_14B),
-}
+_ADAM = OptimizerConfig(
+    peak_learning_rate=1e-6,  # report 3.2.2
+    schedule="constant",
+    warmup_steps=0,  # ours
+    beta1=0.9,
+    beta2=0.95,
+    epsilon=1e-8,  # ours: as everywhere in the report
+    weight_decay=0.0,
+    clip_norm=1.0,
+)  # ours
+RECIPE = Config(
+    ppo=PPOConfig(
+        value_warmup_steps=50,
+        samples_per_prompt=2,
+        kl_coefficient=0.04,  # report 3.2.2
+        value_clip=0.15,
+        top_p=0.9,  # report 3.2.2
+        pretrain_coefficient=0.5,
+    ),  # ours: the report gives none
+    model=ModelOverrides(remat="dots"),  # ours: keeps matrix products
+    optimizer=_ADAM,
+    value_optimizer=dataclasses.replace(_ADAM, peak_learning_rate=5e-6),  # report 3.2.2
+    train=TrainConfig(num_steps=1000, batch_size=128, log_every=1, eval_every=None, save_every=50),
+)  # ours
 SMOKE = dataclasses.replace(
-    RECIPES["1.8b"],
+    RECIPE,
     data=PPOData(max_prompt_tokens=64),
-    ppo=dataclasses.replace(RECIPES["1.8b"].ppo, value_warmup_steps=2, max_new_tokens=8),
-    model=sizes.TINY,
-    optimizer=dataclasses.replace(RECIPES["1.8b"].optimizer, peak_learning_rate=1e-3),
-    value_optimizer=dataclasses.replace(RECIPES["1.8b"].value_optimizer, peak_learning_rate=5e-3),
+    ppo=dataclasses.replace(RECIPE.ppo, value_warmup_steps=2, max_new_tokens=8),
+    model=ModelOverrides(compute_dtype="float32"),
+    optimizer=dataclasses.replace(RECIPE.optimizer, peak_learning_rate=1e-3),
+    value_optimizer=dataclasses.replace(RECIPE.value_optimizer, peak_learning_rate=5e-3),
     train=TrainConfig(num_steps=6, batch_size=8, eval_every=None, save_every=3),
     run_dir="runs/ppo_smoke",
 )
+RECIPES = {"default": RECIPE, "smoke": SMOKE}
+RECIPES |= dict.fromkeys(("1.8b", "7b", "14b"), "default")  # former names: init_from has the size
 
 
 def main(config: Config) -> None:
@@ -357,7 +348,11 @@ def _check(config: Config, prompt_length: int, mesh) -> None:
             config.reward_model,
             "train one with experiments.reward_model.",
         )
-    theirs = adopt(config.model, config.reward_model, context_length=config.model.context_length)
+    theirs = adopt(
+        ModelOverrides.of(config.model),
+        config.reward_model,
+        context_length=config.model.context_length,
+    )
     if theirs != config.model:
         ours, theirs = (dataclasses.asdict(model) for model in (config.model, theirs))
         raise ConfigError(
@@ -444,4 +439,4 @@ def _function(name: str):
 
 
 if __name__ == "__main__":
-    flags.run(main, __doc__, RECIPES | {"smoke": SMOKE})
+    flags.run(main, __doc__, RECIPES)

@@ -3,9 +3,9 @@
 Both are the same objective on the same kind of data; PMP starts from a language model and sees the
 large set, fine-tuning starts from PMP and sees the small, better one.
 
-    python -m experiments.reward_model --recipe=7b --init_from=runs/base --run_dir=runs/pmp \\
+    python -m experiments.reward_model --init_from=runs/base --run_dir=runs/pmp \\
         --data.pairs=large.jsonl.gz --data.eval_pairs=held_out.json
-    python -m experiments.reward_model --recipe=7b --init_from=runs/pmp --run_dir=runs/reward \\
+    python -m experiments.reward_model --init_from=runs/pmp --run_dir=runs/reward \\
         --data.pairs=small.json --data.eval_pairs=held_out.json
     ... --lora.rank=16 --optimizer.peak_learning_rate=3e-4   # adapters, as in experiments.sft
 
@@ -22,15 +22,15 @@ import jax
 import numpy as np
 
 from experiments.pretrain import ended_by_signal
-from qwen_jax import sizes
 from qwen_jax.align.preference_report import measure, table
 from qwen_jax.align.reward_model import make_objective
 from qwen_jax.cli import flags
-from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig, option
+from qwen_jax.config import MeshConfig, OptimizerConfig, TrainConfig, option
 from qwen_jax.data.chat.conversations import Counts
 from qwen_jax.data.chat.pairs import PairRows, read_pairs
 from qwen_jax.errors import ConfigError
 from qwen_jax.model.lora import LoRAConfig
+from qwen_jax.pretrained.overrides import ModelOverrides
 from qwen_jax.pretrained.start import is_scoring_run, scoring_start_of, start
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.supervised_rows import held_out_batches, train_on
@@ -56,52 +56,46 @@ class Config:
     init_from: str = option("", "PMP: a language model's folder; fine-tuning: PMP's run folder")
     tokenizer: str | None = option(None, "a .tiktoken file; none: the one in init_from")
     data: PairData = PairData()
-    model: ModelConfig = sizes.QWEN_1_8B  # architecture: that of init_from
+    model: ModelOverrides = ModelOverrides()  # all else of the model is that of init_from
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig = LoRAConfig()  # adapters beside the trunk; off without a rank
     mesh: MeshConfig = MeshConfig()
     run_dir: str = option("runs/reward", "checkpoints, metrics and the report page")
 
 
-def _recipe(size: ModelConfig) -> Config:
-    return Config(
-        data=PairData(epochs=1.0, context_length=2048),  # report 3.2.1
-        model=dataclasses.replace(size, remat="dots"),  # ours: keeps matrix products
-        optimizer=OptimizerConfig(
-            peak_learning_rate=3e-6,
-            schedule="constant",
-            warmup_steps=0,  # report 3.2.1
-            beta1=0.9,
-            beta2=0.95,
-            epsilon=1e-8,  # ours: as everywhere in the report
-            weight_decay=0.1,
-            clip_norm=1.0,
-        ),  # ours: as in 3.1.2
-        train=TrainConfig(
-            num_steps=1,  # of data.epochs
-            batch_size=64,  # report 3.2.1
-            log_every=10,
-            eval_every=500,
-            save_every=500,
-        ),
-    )  # ours
-
-
-RECIPES = {
-    "1.8b": _recipe(sizes.QWEN_1_8B),
-    "7b": _recipe(sizes.QWEN_7B),
-    "14b": _recipe(sizes.QWEN_14B),
-}
+RECIPE = Config(
+    data=PairData(epochs=1.0, context_length=2048),  # report 3.2.1
+    model=ModelOverrides(remat="dots"),  # ours: keeps matrix products
+    optimizer=OptimizerConfig(
+        peak_learning_rate=3e-6,
+        schedule="constant",
+        warmup_steps=0,  # report 3.2.1
+        beta1=0.9,
+        beta2=0.95,
+        epsilon=1e-8,  # ours: as everywhere in the report
+        weight_decay=0.1,
+        clip_norm=1.0,
+    ),  # ours: as in 3.1.2
+    train=TrainConfig(
+        num_steps=1,  # of data.epochs
+        batch_size=64,  # report 3.2.1
+        log_every=10,
+        eval_every=500,
+        save_every=500,
+    ),
+)  # ours
 SMOKE = dataclasses.replace(
-    RECIPES["1.8b"],
+    RECIPE,
     data=PairData(epochs=None),
-    model=sizes.TINY,
-    optimizer=dataclasses.replace(RECIPES["1.8b"].optimizer, peak_learning_rate=2e-3),
+    model=ModelOverrides(compute_dtype="float32"),
+    optimizer=dataclasses.replace(RECIPE.optimizer, peak_learning_rate=2e-3),
     train=TrainConfig(
         num_steps=30, batch_size=8, log_every=10, eval_every=15, save_every=15, eval_batches=4
     ),
     run_dir="runs/reward_smoke",
 )
+RECIPES = {"default": RECIPE, "smoke": SMOKE}
+RECIPES |= dict.fromkeys(("1.8b", "7b", "14b"), "default")  # former names: init_from has the size
 
 
 def main(config: Config) -> None:
@@ -188,4 +182,4 @@ def learn(config: Config, rows: PairRows, tokenizer: Tokenizer, emit=flags.emit)
 
 
 if __name__ == "__main__":
-    flags.run(main, __doc__, RECIPES | {"smoke": SMOKE})
+    flags.run(main, __doc__, RECIPES)

@@ -3,7 +3,7 @@
 The loss is on the assistant's answers alone; system and user turns, and the names of roles, are
 masked. Conversations are packed into rows without seeing one another.
 
-    python -m experiments.sft --recipe=7b --init_from=runs/base --run_dir=runs/chat \\
+    python -m experiments.sft --init_from=runs/base --run_dir=runs/chat \\
         --data.conversations=a.jsonl,b.json --data.eval_conversations=c.jsonl
     ... --lora.rank=16 --optimizer.peak_learning_rate=2e-4   # adapters beside frozen weights
     ... --preview=3      # shows three examples, what is learnt in green, and trains nothing
@@ -20,14 +20,14 @@ import functools
 from typing import Literal
 
 from experiments.pretrain import ended_by_signal
-from qwen_jax import sizes
 from qwen_jax.cli import flags
-from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig, option
+from qwen_jax.config import MeshConfig, OptimizerConfig, TrainConfig, option
 from qwen_jax.data.chat.conversations import Counts, read_conversations
 from qwen_jax.data.chat.preview import preview
 from qwen_jax.data.chat.sft_rows import PackedRows, encode
 from qwen_jax.errors import ConfigError
 from qwen_jax.model.lora import LoRAConfig
+from qwen_jax.pretrained.overrides import ModelOverrides
 from qwen_jax.pretrained.start import start, start_of
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.language_model import make_objective
@@ -57,7 +57,7 @@ class Config:
     init_from: str = option("", "a run folder or a released Qwen folder")
     tokenizer: str | None = option(None, "a .tiktoken file; none: the one in init_from")
     data: SFTData = SFTData()
-    model: ModelConfig = sizes.QWEN_1_8B  # architecture: that of init_from
+    model: ModelOverrides = ModelOverrides()  # all else of the model is that of init_from
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig = LoRAConfig()  # adapters beside the weights; off without a rank
     mesh: MeshConfig = MeshConfig()
@@ -65,51 +65,42 @@ class Config:
     preview: int = option(0, "examples to show instead of training")
 
 
-def _recipe(size: ModelConfig) -> Config:
-    return Config(
-        data=SFTData(context_length=2048),  # report 3.1.2
-        model=dataclasses.replace(
-            size,
-            dropout=0.1,  # report 3.1.2
-            remat="dots",
-        ),  # ours: keeps matrix products, recomputes the rest
-        optimizer=OptimizerConfig(
-            peak_learning_rate=2e-6,
-            warmup_steps=1430,  # report 3.1.2
-            schedule="constant",  # ours: the report says nothing of what follows the warm-up
-            beta1=0.9,
-            beta2=0.95,
-            epsilon=1e-8,  # report 3.1.2
-            weight_decay=0.1,
-            clip_norm=1.0,
-        ),  # report 3.1.2
-        train=TrainConfig(
-            num_steps=4000,
-            batch_size=128,  # report 3.1.2
-            log_every=10,
-            eval_every=200,
-            save_every=200,
-        ),
-    )  # ours
-
-
-RECIPES = {
-    "1.8b": _recipe(sizes.QWEN_1_8B),
-    "7b": _recipe(sizes.QWEN_7B),
-    "14b": _recipe(sizes.QWEN_14B),
-}
-SMOKE = dataclasses.replace(
-    RECIPES["1.8b"],
-    data=SFTData(),
-    model=dataclasses.replace(sizes.TINY, dropout=0.1),  # report 3.1.2
-    optimizer=dataclasses.replace(
-        RECIPES["1.8b"].optimizer, peak_learning_rate=2e-3, warmup_steps=10
+RECIPE = Config(
+    data=SFTData(context_length=2048),  # report 3.1.2
+    model=ModelOverrides(
+        dropout=0.1,  # report 3.1.2
+        remat="dots",  # ours: keeps matrix products, recomputes the rest
     ),
+    optimizer=OptimizerConfig(
+        peak_learning_rate=2e-6,
+        warmup_steps=1430,  # report 3.1.2
+        schedule="constant",  # ours: the report says nothing of what follows the warm-up
+        beta1=0.9,
+        beta2=0.95,
+        epsilon=1e-8,  # report 3.1.2
+        weight_decay=0.1,
+        clip_norm=1.0,
+    ),  # report 3.1.2
+    train=TrainConfig(
+        num_steps=4000,
+        batch_size=128,  # report 3.1.2
+        log_every=10,
+        eval_every=200,
+        save_every=200,
+    ),
+)  # ours
+SMOKE = dataclasses.replace(
+    RECIPE,
+    data=SFTData(),
+    model=ModelOverrides(dropout=0.1, compute_dtype="float32"),  # report 3.1.2
+    optimizer=dataclasses.replace(RECIPE.optimizer, peak_learning_rate=2e-3, warmup_steps=10),
     train=TrainConfig(
         num_steps=40, batch_size=8, log_every=10, eval_every=20, save_every=20, eval_batches=4
     ),
     run_dir="runs/sft_smoke",
 )
+RECIPES = {"default": RECIPE, "smoke": SMOKE}
+RECIPES |= dict.fromkeys(("1.8b", "7b", "14b"), "default")  # former names: init_from has the size
 
 
 def main(config: Config) -> None:
@@ -193,4 +184,4 @@ def finetune(
 
 
 if __name__ == "__main__":
-    flags.run(main, __doc__, RECIPES | {"smoke": SMOKE})
+    flags.run(main, __doc__, RECIPES)

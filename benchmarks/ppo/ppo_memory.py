@@ -112,21 +112,23 @@ def measure(config: Config, folder: pathlib.Path) -> dict:
     from experiments import ppo
     from qwen_jax.config import MeshConfig
     from qwen_jax.model.lora import LoRAConfig
+    from qwen_jax.pretrained.overrides import ModelOverrides
     from qwen_jax.pretrained.start import start
 
-    recipe = ppo.RECIPES["1.8b"]
     asked = dataclasses.replace(
-        recipe,
+        ppo.RECIPE,
         init_from=f"{folder}/base",
         reward_model=f"{folder}/reward",
         run_dir=f"{folder}/rank_{config.rank}",
-        model=dataclasses.replace(sizes.by_name(config.size), remat="none"),
+        model=ModelOverrides.of(sizes.by_name(config.size)),
         lora=LoRAConfig(rank=config.rank),
         mesh=MeshConfig(fsdp=1),
         data=ppo.PPOData(prompts=(f"{folder}/prompts.jsonl",), max_prompt_tokens=config.new_tokens),
-        ppo=dataclasses.replace(recipe.ppo, value_warmup_steps=1, max_new_tokens=config.new_tokens),
+        ppo=dataclasses.replace(
+            ppo.RECIPE.ppo, value_warmup_steps=1, max_new_tokens=config.new_tokens
+        ),
         train=dataclasses.replace(
-            recipe.train, num_steps=config.steps, save_every=None, batch_size=2 * config.prompts
+            ppo.RECIPE.train, num_steps=config.steps, save_every=None, batch_size=2 * config.prompts
         ),
     )
     asked, tokenizer = start(asked)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from experiments.ppo import RECIPES
+from experiments.ppo import RECIPE  # learning rates, clips, the KL coefficient
 from qwen_jax.align import ppo
 from qwen_jax.align.rollout import Prompts, Sampler
 from qwen_jax.config import MeshConfig, ModelConfig
@@ -22,8 +22,6 @@ from qwen_jax.parallel.sharding import DEFAULT_RULES, sharding_for, use_layout
 from qwen_jax.parallel.xla_options import compile_for
 from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.state import abstract_state, make_state
-
-RECIPE = RECIPES["1.8b"]  # learning rates, clips and the KL coefficient are those of every size
 
 
 class Numbers:

@@ -32,7 +32,7 @@ def parse(doc: str | None, recipes: dict[str, object], argv: list[str]):
 
     Args:
       doc: the experiment's docstring, the first part of --help.
-      recipes: name -> config; the first is the default.
+      recipes: name -> config; the first is the default. A former name -> the name now.
       argv: sys.argv.
     Returns:
       (recipe name, config).
@@ -51,13 +51,16 @@ def parse(doc: str | None, recipes: dict[str, object], argv: list[str]):
     name = asked[-1] if asked else default
     if name not in recipes:
         raise unknown_name("recipe", name, recipes, "--recipe")
+    if isinstance(recipes[name], str):
+        print(f"warning: --recipe={name} is now --recipe={recipes[name]}.", file=sys.stderr)
+        name = recipes[name]
     recipe = recipes[name]
     _define(recipe, "", values)
     argv = _with_current_names(argv, renamed(recipe))
     try:
         rest = values(argv)
     except flags.UnrecognizedFlagError as error:
-        raise unknown_name(
+        raise _refusal(recipe, error.flagname) or unknown_name(
             "flag", error.flagname, [f for f in values], "the command line"
         ) from error
     except flags.Error as error:
@@ -72,6 +75,13 @@ def parse(doc: str | None, recipes: dict[str, object], argv: list[str]):
             "every setting is a flag: --name=value.",
         )
     return name, _rebuild(recipe, "", values)
+
+
+def _refusal(config, flag: str) -> ConfigError | None:
+    """The reason of the flag's section, where it has one, for not having this flag."""
+    section, _, name = flag.partition(".")
+    refuse = getattr(getattr(config, section, None), "refuse", None)
+    return refuse and refuse(name)
 
 
 def differences(config, recipe) -> list[str]:
@@ -213,10 +223,11 @@ def _rebuild(config, prefix: str, values: flags.FlagValues):
 
 
 def _help(doc: str | None, recipes: dict, name: str, values: flags.FlagValues) -> str:
+    current = [name for name, recipe in recipes.items() if not isinstance(recipe, str)]
     lines = [
         inspect.cleandoc(doc or ""),
         "",
-        f"Recipes (--recipe=): {', '.join(recipes)}. Below, the values of {name!r}.",
+        f"Recipes (--recipe=): {', '.join(current)}. Below, the values of {name!r}.",
         "",
     ]
     for flag in sorted(values):

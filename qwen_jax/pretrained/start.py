@@ -18,6 +18,7 @@ from qwen_jax.pretrained import merged
 from qwen_jax.pretrained.arrays import place
 from qwen_jax.pretrained.from_run import is_run, run_config
 from qwen_jax.pretrained.huggingface import load_params, load_pretrained, open_pretrained
+from qwen_jax.pretrained.overrides import ModelOverrides
 from qwen_jax.pretrained.scoring import Trunk, is_scoring, open_scoring, trunk_specs
 from qwen_jax.pretrained.vocabulary import check_vocabulary, find_tokenizer
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -39,16 +40,17 @@ _ARCHITECTURE = (
     "rope_base",
     "norm_epsilon",
 )
-# How a stage computes is its own; what is computed is the folder's.
-_OF_THE_STAGE = ("dropout", "compute_dtype", "param_dtype", "remat", "unroll_layers", "attention")
 
 
 def start(config, context_length: int | None = None) -> tuple[Any, Tokenizer]:
-    """An experiment's config with the architecture of its init_from, and the tokenizer.
+    """An experiment's config with a ModelConfig in place of its ModelOverrides, and the tokenizer.
 
     Args:
       config: has model, init_from and tokenizer (a file; None: the one in init_from).
       context_length: of the stage; None: the folder's.
+
+    Returns:
+      The config as a run records it: its `model` is the folder's, computed as the stage says.
 
     Raises:
       ConfigError: no folder is named, no tokenizer is found, or one of more ids than the model has.
@@ -63,14 +65,19 @@ def start(config, context_length: int | None = None) -> tuple[Any, Tokenizer]:
     return dataclasses.replace(config, model=model), tokenizer
 
 
-def adopt(model: ModelConfig, folder: str, *, context_length: int | None = None) -> ModelConfig:
-    """The folder's architecture with the stage's dropout, dtypes, remat and back end."""
+def adopt(
+    overrides: ModelOverrides, folder: str, *, context_length: int | None = None
+) -> ModelConfig:
+    """The folder's model, computed as `overrides` says.
+
+    Args:
+      context_length: None: the folder's.
+    """
     raw, path = _config_of(folder), pathlib.Path(folder)
     found = run_config(raw, path) if is_run(raw) else open_pretrained(folder).config
-    changes = {name: getattr(model, name) for name in _OF_THE_STAGE}
     if context_length is not None:
-        changes["context_length"] = context_length
-    return dataclasses.replace(found, **changes)
+        found = dataclasses.replace(found, context_length=context_length)
+    return overrides.apply(found)
 
 
 def check_architecture(init_from: str | os.PathLike, config: ModelConfig) -> None:

@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from experiments import pretrain
+from experiments import dpo, ppo, pretrain, reward_model, sft
 from qwen_jax.cli import flags
 from qwen_jax.config import option
 from qwen_jax.errors import ConfigError
@@ -57,6 +57,33 @@ def test_without_flags_the_config_is_the_recipe():
 def test_a_wrong_command_line_says_what_to_do(argument, message):
     with pytest.raises(ConfigError, match=message):
         parse(argument)
+
+
+@pytest.mark.parametrize("stage", [sft, reward_model, dpo, ppo])
+def test_a_stage_refuses_to_change_the_architecture_and_says_why(stage):
+    def parse(*arguments):
+        return flags.parse(stage.__doc__, stage.RECIPES, ["prog", *arguments])
+
+    for argument in ("--model.hidden_size=64", "--model.extension.logn=false"):
+        with pytest.raises(ConfigError, match="the architecture is that of --init_from"):
+            parse(argument)
+    with pytest.raises(ConfigError, match="--data.context_length"):
+        parse("--model.context_length=64")
+    with pytest.raises(ConfigError, match="did you mean 'model.dropout'"):
+        parse("--model.dropuot=0.1")
+    with pytest.raises(ConfigError, match="dropout=2.0 is outside"):
+        parse("--model.dropout=2")
+    name, config = parse("--model.remat=block", "--model.compute_dtype=float32")
+    assert name == "default" and config.model.compute_dtype == "float32"
+    assert config.model.remat == "block" and config.optimizer == stage.RECIPE.optimizer
+
+
+def test_a_former_recipe_name_gives_the_recipe_and_a_warning(capsys):
+    assert flags.parse("Doc.", sft.RECIPES, ["prog", "--recipe=7b"]) == ("default", sft.RECIPE)
+    assert capsys.readouterr().err == "warning: --recipe=7b is now --recipe=default.\n"
+    with pytest.raises(SystemExit):
+        flags.parse("Doc.", sft.RECIPES, ["prog", "--recipe=7b", "--help"])
+    assert "(--recipe=): default, smoke. Below" in capsys.readouterr().out
 
 
 def test_help_teaches(capsys):

@@ -177,8 +177,9 @@ import sys
 import jax
 number, port, *argv = sys.argv[1:]
 jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=int(number))
-from experiments import flags, ppo
-flags.run(ppo.main, ppo.__doc__, ppo.RECIPES | {"smoke": ppo.SMOKE}, ["ppo", *argv])
+from experiments import ppo
+from qwen_jax.cli import flags
+flags.run(ppo.main, ppo.__doc__, ppo.RECIPES, ["ppo", *argv])
 """
 
 
