@@ -92,7 +92,13 @@ def write(config: Config, folder: pathlib.Path) -> None:
     checkpoints.save(0, TrainState(step=jnp.int32(0), params=reward, opt_state=()), {})
     checkpoints.close()
     (folder / "reward" / "config.json").write_text(
-        json.dumps({"model": dataclasses.asdict(model), "data": {"pairs": []}})
+        json.dumps(
+            {
+                "training_stage": "reward_model",
+                "parameters": "params",
+                "model": dataclasses.asdict(model),
+            }
+        )
     )
     draw = random.Random(0)
     with open(folder / "prompts.jsonl", "w") as file:

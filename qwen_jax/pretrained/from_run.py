@@ -15,6 +15,7 @@ from qwen_jax.errors import CheckpointError, ConfigError
 from qwen_jax.model.spec import abstract, param_specs
 from qwen_jax.pretrained.arrays import Index, cast, empty
 from qwen_jax.tokenizer.bpe import write_ranks
+from qwen_jax.train.run_folder import Identity, identity
 from qwen_jax.types import Params, TrainState
 from qwen_jax.utils.files import sync_folder, write_json
 
@@ -88,7 +89,7 @@ class RunFolder:
             folder / "checkpoints",
             abstract(specs(saved), saved.param_dtype),
             step=step,
-            under="policy.params" if "ppo" in raw else "params",
+            under=identity(raw).parameters,
         )
         self._progress = progress
 
@@ -147,7 +148,8 @@ def save_run(
         checkpoints.save(0, state, {})
         checkpoints.close()
         if jax.process_index() == 0:
-            write_json(partial / "config.json", {"model": dataclasses.asdict(config)})
+            what = Identity("pretrain", "params")._asdict()  # a language model, whoever trained it
+            write_json(partial / "config.json", what | {"model": dataclasses.asdict(config)})
             if tokenizer is not None:
                 write_ranks(partial / "tokenizer.tiktoken", tokenizer.mergeable_ranks)
             if folder.exists():

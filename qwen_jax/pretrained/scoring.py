@@ -16,6 +16,7 @@ from qwen_jax.pretrained import merged
 from qwen_jax.pretrained.arrays import Index
 from qwen_jax.pretrained.from_run import RunFolder
 from qwen_jax.pretrained.huggingface import open_pretrained
+from qwen_jax.train.run_folder import identity
 from qwen_jax.types import ScoringParams
 from qwen_jax.utils.files import read_json
 
@@ -23,9 +24,8 @@ _TRUNK = "trunk."
 
 
 def is_scoring(raw: dict[str, Any]) -> bool:
-    """Whether a config.json is that of a reward model's run: it learns from pairs, without the beta
-    of DPO."""
-    return "pairs" in (raw.get("data") or {}) and "beta" not in raw
+    """Whether a config.json is that of a reward model's run."""
+    return identity(raw).training_stage == "reward_model"
 
 
 def trunk_specs(config: ModelConfig) -> ScoringParams:

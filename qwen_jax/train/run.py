@@ -134,6 +134,7 @@ def _run(
             folder,
             config.model,
             train,
+            training_stage=job.training_stage,
             total_peak_flops=peak,
             emit=emit,
             events=events,

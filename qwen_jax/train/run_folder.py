@@ -7,7 +7,7 @@ import os
 import pathlib
 import platform
 import subprocess
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 
@@ -17,8 +17,25 @@ from qwen_jax.utils.files import write_json
 
 TrainingStage = Literal["pretrain", "sft", "reward_model", "dpo", "ppo"]
 
-# Keys of config.json that say what the run is; all others are its settings.
-IDENTITY = ("training_stage", "parameters")
+
+class Identity(NamedTuple):
+    """What a run is, by these keys of its config.json; all others are its settings."""
+
+    training_stage: TrainingStage
+    parameters: str  # where its checkpoints have what it trains: "params", "policy.params"
+
+
+def identity(raw: dict[str, Any]) -> Identity:
+    """What the run of a config.json is. Those of older versions do not say; their settings tell."""
+    if raw.keys() >= set(Identity._fields):
+        return Identity(raw["training_stage"], raw["parameters"])
+    data = raw.get("data") or {}
+    if "ppo" in raw:
+        return Identity("ppo", "policy.params")
+    if "pairs" in data:
+        return Identity("dpo" if "beta" in raw else "reward_model", "params")
+    return Identity("sft" if "conversations" in data else "pretrain", "params")
+
 
 # Settings that say how a run is watched, not what it computes: they may change on resume.
 MAY_CHANGE = (
@@ -65,7 +82,7 @@ def prepare(
     wanted = flatten(config)
     if path.exists():
         found = flatten_json(json.loads(path.read_text(encoding="utf-8")))
-        found = {name: value for name, value in found.items() if name not in IDENTITY}
+        found = {name: value for name, value in found.items() if name not in Identity._fields}
         found = _with_current_names(found, renamed(config), str(path))
         differences = [
             f"{name}: {found.get(name)!r} then, {wanted.get(name)!r} now"
@@ -83,8 +100,8 @@ def prepare(
     if jax.process_index() == 0:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            identity = dict(zip(IDENTITY, (training_stage, parameters), strict=True))
-            write_json(path, identity | dataclasses.asdict(config))
+            what = Identity(training_stage, parameters)
+            write_json(path, what._asdict() | dataclasses.asdict(config))
             write_json(folder / "versions.json", versions())
         except OSError as error:
             raise TrainingError(

@@ -216,6 +216,7 @@ def test_answers_that_are_sampled_are_work_and_not_waiting(tmp_path):
         tmp_path,
         SMOKE.model,
         TrainConfig(num_steps=2, batch_size=1, log_every=1),
+        training_stage="ppo",
         schedule=lambda step: 0.1 * step,
         total_peak_flops=1e9,
         resume_step=None,
@@ -273,6 +274,7 @@ def test_the_learning_rate_is_told_without_a_computation_between_steps(tmp_path)
         tmp_path,
         SMOKE.model,
         train,
+        training_stage="pretrain",
         schedule=schedule,
         total_peak_flops=1e9,
         resume_step=None,
@@ -316,7 +318,9 @@ def test_a_run_says_what_it_is_and_a_folder_that_does_not_is_continued(tmp_path)
     path = tmp_path / "config.json"
     written = json.loads(path.read_text())
     assert (written["training_stage"], written["parameters"]) == ("pretrain", "params")
-    old = {name: value for name, value in written.items() if name not in run_folder.IDENTITY}
+    old = {
+        name: value for name, value in written.items() if name not in run_folder.Identity._fields
+    }
     for found in (written, old):
         path.write_text(json.dumps(found))
         a.run()

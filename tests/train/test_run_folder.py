@@ -34,3 +34,22 @@ def test_an_older_config_json_is_compared_under_the_names_of_now(tmp_path, capsy
     warnings = capsys.readouterr().err.splitlines()
     assert len(warnings) == 2 and all("config.json" in line for line in warnings)
     assert json.loads((tmp_path / "config.json").read_text())["train"]["num_updates"] == 5
+
+
+@pytest.mark.parametrize(
+    "settings, stage, parameters",
+    [
+        ({}, "pretrain", "params"),
+        ({"data": {"sources": []}}, "pretrain", "params"),
+        ({"data": {"conversations": []}}, "sft", "params"),
+        ({"data": {"pairs": []}}, "reward_model", "params"),
+        ({"data": {"pairs": []}, "beta": 0.1}, "dpo", "params"),
+        ({"data": {"prompts": []}, "ppo": {}}, "ppo", "policy.params"),
+    ],
+)
+def test_a_run_is_what_its_config_says_and_an_older_one_what_its_settings_tell(
+    settings, stage, parameters
+):
+    assert run_folder.identity({"model": {}, **settings}) == (stage, parameters)
+    written = run_folder.Identity("reward_model", "params")._asdict()
+    assert run_folder.identity({**written, **settings}) == ("reward_model", "params")

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.model import spec
+from qwen_jax.train.run_folder import TrainingStage
 from qwen_jax.utils.files import write_text
 
 # Dense BF16 FLOP/s by a part of jax.Device.device_kind, from the makers' data sheets. JAX counts a
@@ -111,7 +112,13 @@ class NoLog:
         pass
 
 
-def format_line(step: int, num_steps: int, values: dict[str, float], eta_seconds: float) -> str:
+def format_line(
+    training_stage: TrainingStage,
+    step: int,
+    num_steps: int,
+    values: dict[str, float],
+    eta_seconds: float,
+) -> str:
     """The one line of a step."""
     parts = [
         f"step {step}/{num_steps}",
@@ -119,7 +126,7 @@ def format_line(step: int, num_steps: int, values: dict[str, float], eta_seconds
         f"grad {values['train/grad_norm']:.2f}",
         f"lr {values['train/learning_rate']:.2e}",
     ]
-    if "rollout/reward" in values:
+    if training_stage == "ppo":
         parts += [f"{name} {values[f'rollout/{name}']:.3f}" for name in ("reward", "kl", "length")]
     if "perf/tokens_per_second" in values:
         parts += [

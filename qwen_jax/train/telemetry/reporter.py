@@ -12,6 +12,7 @@ from qwen_jax.config import ModelConfig, TrainConfig
 from qwen_jax.train.loop import StepReport
 from qwen_jax.train.resilience import sdc_check
 from qwen_jax.train.resilience.spikes import LossSpike, SpikeWatch
+from qwen_jax.train.run_folder import TrainingStage
 from qwen_jax.train.telemetry.events import Events
 from qwen_jax.train.telemetry.goodput import Goodput
 from qwen_jax.train.telemetry.host_times import HostTimes
@@ -38,6 +39,7 @@ class Reporter:
         model: ModelConfig,
         train: TrainConfig,
         *,
+        training_stage: TrainingStage,
         schedule: Callable[[int], jax.Array],
         total_peak_flops: float,
         adapters: int | None = None,
@@ -54,6 +56,7 @@ class Reporter:
           emit: prints a line; called in process 0 alone.
         """
         self._events, self._train, self._emit = events, train, emit
+        self._stage: TrainingStage = training_stage
         self.goodput, self.spikes = goodput, SpikeWatch()
         self._hosts = HostTimes()
         # Computed now: beside a running step, a CPU would do it only when the step is done.
@@ -69,7 +72,7 @@ class Reporter:
         self._first = True
 
     def __call__(self, report: StepReport) -> None:
-        samples = "rollout/length" in report.metrics  # then a step has tokens and work of its own
+        samples = self._stage == "ppo"  # then a step has tokens and work of its own
         if report.seconds is not None:
             self._seconds.append(report.seconds)
             self._waits.append(report.data_wait_seconds)
@@ -117,7 +120,7 @@ class Reporter:
             self._events.tell("slow_host", step=report.step, message=slow)
             self.emit(f"step {report.step}: {slow}")
         self.log.write(report.step, values)
-        line = format_line(report.step, self._train.num_steps, values, eta)
+        line = format_line(self._stage, report.step, self._train.num_steps, values, eta)
         if self._first:
             line += f"  (first loss after {time.perf_counter() - self._started:.1f} s)"
         self._first = False
