@@ -32,9 +32,9 @@ from qwen_jax.pretrained import verify
 from qwen_jax.pretrained.from_run import check_unused, save_run
 from qwen_jax.pretrained.huggingface import convert_pretrained, load_pretrained, open_pretrained
 from qwen_jax.pretrained.released import ReleasedFolder
-from qwen_jax.pretrained.vocabulary import find_tokenizer
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.huggingface import has_tokenizer
+from qwen_jax.tokenizer.model_folder import find_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,6 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.pretrain import ended_by_signal
 from qwen_jax.align import ppo
 from qwen_jax.align.ppo import Bases, PPOBatch, PPOConfig, PPOState
 from qwen_jax.align.rollout import PromptRows, Sampler, collate
@@ -64,6 +63,7 @@ from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.adapters import describe
 from qwen_jax.train.job import Frozen, Job, Program, RunFiles
 from qwen_jax.train.optimizer import make_optimizer
+from qwen_jax.train.resilience.exit import ended_by_signal
 from qwen_jax.train.run import run
 from qwen_jax.train.state import abstract_state, make_state
 from qwen_jax.train.supervised import abstract_batch
@@ -348,11 +348,7 @@ def _check(config: Config, prompt_length: int, mesh) -> None:
             config.reward_model,
             "train one with experiments.reward_model.",
         )
-    theirs = adopt(
-        ModelOverrides.of(config.model),
-        config.reward_model,
-        context_length=config.model.context_length,
-    )
+    theirs = adopt(config.model, config.reward_model, context_length=config.model.context_length)
     if theirs != config.model:
         ours, theirs = (dataclasses.asdict(model) for model in (config.model, theirs))
         raise ConfigError(

@@ -52,7 +52,7 @@ def parse(doc: str | None, recipes: dict[str, object], argv: list[str]):
     if name not in recipes:
         raise unknown_name("recipe", name, recipes, "--recipe")
     if isinstance(recipes[name], str):
-        print(f"warning: --recipe={name} is now --recipe={recipes[name]}.", file=sys.stderr)
+        warn_renamed(f"--recipe={name}", f"--recipe={recipes[name]}", "the command line")
         name = recipes[name]
     recipe = recipes[name]
     _define(recipe, "", values)

@@ -27,8 +27,8 @@ from qwen_jax.pretrained.layouts import LAYOUTS, Group, leaf_at, unfit, unsaid
 from qwen_jax.pretrained.merged import MergedRun, Source, adapters_of, check, read_base
 from qwen_jax.pretrained.released import ReleasedFolder, chunks, widest
 from qwen_jax.pretrained.tensors import Tensor, copy, listed, write_tensors
-from qwen_jax.pretrained.vocabulary import check_vocabulary
 from qwen_jax.tokenizer.huggingface import write_tokenizer
+from qwen_jax.tokenizer.model_folder import check_vocabulary
 from qwen_jax.types import Params
 from qwen_jax.utils.files import read_json, write_json
 

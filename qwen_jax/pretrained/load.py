@@ -5,8 +5,8 @@ from jax.sharding import Mesh
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError
 from qwen_jax.pretrained.huggingface import load_pretrained
-from qwen_jax.pretrained.vocabulary import check_vocabulary, find_tokenizer
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.model_folder import check_vocabulary, find_tokenizer
 from qwen_jax.types import Params
 
 

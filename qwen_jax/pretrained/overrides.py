@@ -23,7 +23,7 @@ class ModelOverrides:
         self.apply(sizes.TINY)  # ModelConfig checks the values
 
     @classmethod
-    def of(cls, model: ModelConfig) -> "ModelOverrides":
+    def of(cls, model: "ModelConfig | ModelOverrides") -> "ModelOverrides":
         """The way in which a model is computed."""
         return cls(**{field.name: getattr(model, field.name) for field in dataclasses.fields(cls)})
 

@@ -5,12 +5,13 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import CheckpointError, ConfigError
+from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.model.spec import init_from as init_from_specs
 from qwen_jax.model.spec import param_specs
 from qwen_jax.model.value_head import scoring_specs
@@ -20,9 +21,10 @@ from qwen_jax.pretrained.from_run import is_run, run_config
 from qwen_jax.pretrained.huggingface import load_params, load_pretrained, open_pretrained
 from qwen_jax.pretrained.overrides import ModelOverrides
 from qwen_jax.pretrained.scoring import Trunk, is_scoring, open_scoring, trunk_specs
-from qwen_jax.pretrained.vocabulary import check_vocabulary, find_tokenizer
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.model_folder import check_vocabulary, find_tokenizer
 from qwen_jax.train.adapters import Adapters
+from qwen_jax.train.job import RunConfig
 from qwen_jax.types import Params, ScoringParams
 from qwen_jax.utils.files import read_json
 
@@ -40,6 +42,13 @@ _ARCHITECTURE = (
     "rope_base",
     "norm_epsilon",
 )
+
+
+class StageConfig(RunConfig, Protocol):
+    """What the config of a stage after pretraining has, once `start` has been through it."""
+
+    init_from: str
+    lora: LoRAConfig
 
 
 def start(config, context_length: int | None = None) -> tuple[Any, Tokenizer]:
@@ -66,9 +75,9 @@ def start(config, context_length: int | None = None) -> tuple[Any, Tokenizer]:
 
 
 def adopt(
-    overrides: ModelOverrides, folder: str, *, context_length: int | None = None
+    computed: ModelOverrides | ModelConfig, folder: str, *, context_length: int | None = None
 ) -> ModelConfig:
-    """The folder's model, computed as `overrides` says.
+    """The folder's model, computed as `computed` is.
 
     Args:
       context_length: None: the folder's.
@@ -77,31 +86,23 @@ def adopt(
     found = run_config(raw, path) if is_run(raw) else open_pretrained(folder).config
     if context_length is not None:
         found = dataclasses.replace(found, context_length=context_length)
-    return overrides.apply(found)
+    return ModelOverrides.of(computed).apply(found)
 
 
-def check_architecture(init_from: str | os.PathLike, config: ModelConfig) -> None:
-    """Raises ConfigError unless the folder's weights are of this model, with every flag to set.
+def weights_of(
+    init_from: str | os.PathLike, like: ModelConfig | None = None
+) -> Callable[[Params], Params]:
+    """abstract Params with shardings -> the folder's weights, each placed where it will live.
+
+    Args:
+      like: a config whose architecture the folder must have, checked now; None: any.
 
     Raises:
+      ConfigError: another architecture, with every flag to set.
       CheckpointError: as load_pretrained.
     """
-    theirs, ours = _architecture(open_pretrained(init_from).config), _architecture(config)
-    differing = [
-        f"--model.{name}={theirs[name]} (not {ours[name]})"
-        for name in _ARCHITECTURE
-        if theirs[name] != ours[name]
-    ]
-    if differing:
-        raise ConfigError(
-            "the run's model is not that of the weights it is to begin from.",
-            f"--init_from={init_from}",
-            f"set {', '.join(differing)}.",
-        )
-
-
-def weights_of(init_from: str | os.PathLike) -> Callable[[Params], Params]:
-    """abstract Params with shardings -> the folder's weights, each placed where it will live."""
+    if like is not None:
+        _check_architecture(init_from, like)
 
     def initial(abstract: Params) -> Params:
         leaves = jax.tree.leaves(abstract)
@@ -115,14 +116,11 @@ def weights_of(init_from: str | os.PathLike) -> Callable[[Params], Params]:
     return initial
 
 
-def start_of(config) -> dict[str, Any]:
+def start_of(config: StageConfig) -> dict[str, Any]:
     """`initial` and `adapters` of train.supervised.train: the weights of init_from are trained, or
     adapters beside them.
 
-    Beside adapters they are loaded once, whoever asks: DPO's reference is the same arrays.
-
-    Args:
-      config: has init_from, lora, model and run_dir.
+    Beside adapters they are loaded once for all callers: DPO's reference is the same arrays.
 
     Raises:
       CheckpointError: the run in run_dir was started beside other weights, or they are gone.
@@ -133,7 +131,7 @@ def start_of(config) -> dict[str, Any]:
     return {"initial": initial, "adapters": Adapters(config.lora, base)}
 
 
-def scoring_start_of(config) -> dict[str, Any]:
+def scoring_start_of(config: StageConfig) -> dict[str, Any]:
     """start_of for a scoring model, and its `specs`: beside adapters its score is trained too."""
     seed = config.train.seed
     if config.lora.rank is None:
@@ -221,6 +219,21 @@ def _place_scoring(source: merged.Source, abstract: ScoringParams, *, seed: int)
         return place(leaf.shape, leaf.sharding, functools.partial(source.read, name))
 
     return jax.tree_util.tree_map_with_path(load, abstract)
+
+
+def _check_architecture(init_from: str | os.PathLike, config: ModelConfig) -> None:
+    theirs, ours = _architecture(open_pretrained(init_from).config), _architecture(config)
+    differing = [
+        f"--model.{name}={theirs[name]} (not {ours[name]})"
+        for name in _ARCHITECTURE
+        if theirs[name] != ours[name]
+    ]
+    if differing:
+        raise ConfigError(
+            "the run's model is not that of the weights it is to begin from.",
+            f"--init_from={init_from}",
+            f"set {', '.join(differing)}.",
+        )
 
 
 def _architecture(config: ModelConfig) -> dict[str, object]:

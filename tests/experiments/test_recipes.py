@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import dpo, ppo, pretrain, quickstart, reward_model, sft
+from qwen_jax.align.pair_rows import for_epochs
 from qwen_jax.config import DataConfig, ModelConfig
 from qwen_jax.data import shards
 from qwen_jax.data.document import Document
@@ -58,7 +59,7 @@ def test_recipes_are_sections_3_1_and_3_2():
     assert reward.optimizer.schedule == "constant" and reward.optimizer.warmup_steps == 0
     assert reward.optimizer.peak_learning_rate == 3e-6 and reward.train.batch_size == 64
     assert (reward.data.context_length, reward.data.epochs) == (2048, 1.0)
-    assert reward_model.for_epochs(reward, 6400).train.num_steps == 100
+    assert for_epochs(reward, 6400).train.num_steps == 100
     # 3.2.2: 50 steps of the value model alone, two answers, KL 0.04, clip 0.15, top-p 0.9.
     assert (rl.ppo.value_warmup_steps, rl.ppo.samples_per_prompt) == (50, 2)
     assert (rl.ppo.kl_coefficient, rl.ppo.value_clip, rl.ppo.top_p) == (0.04, 0.15, 0.9)
@@ -96,11 +97,7 @@ def smoke(text, run_dir, **train) -> pretrain.Config:
 
 def run(config) -> list[str]:
     lines = []
-    pretrain.pretrain(
-        config,
-        Tokenizer.from_file(f"{config.data.sources[0].rsplit('/', 1)[0]}/tokenizer.tiktoken"),
-        emit=lines.append,
-    )
+    pretrain.pretrain(config, pretrain.tokenizer_of(config.data), emit=lines.append)
     return lines
 
 

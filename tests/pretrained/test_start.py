@@ -12,7 +12,7 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.model.spec import init_params, param_specs
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.pretrained.huggingface import save_pretrained
-from qwen_jax.pretrained.start import check_architecture, weights_of
+from qwen_jax.pretrained.start import weights_of
 from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.state import abstract_state, make_state
 
@@ -30,8 +30,8 @@ def test_a_state_begins_with_the_weights_on_the_mesh_in_the_dtype_of_training(re
     optimizer = make_optimizer(OptimizerConfig(), 10)
     specs, mesh = param_specs(sizes.TINY), make_mesh(MeshConfig(fsdp=4, tensor=2))
     abstract = abstract_state(specs, optimizer, mesh, dtype="float32")
-    check_architecture(folder, dataclasses.replace(sizes.TINY, context_length=8, dropout=0.1))
-    initial = weights_of(folder)
+    like = dataclasses.replace(sizes.TINY, context_length=8, dropout=0.1)
+    initial = weights_of(folder, like)
     state = make_state(0, specs, optimizer, abstract, params=initial(abstract.params))
     assert int(state.step) == 0
     for found, saved, wanted in zip(
@@ -46,7 +46,7 @@ def test_a_state_begins_with_the_weights_on_the_mesh_in_the_dtype_of_training(re
 def test_another_architecture_is_refused_with_the_flags_to_set(released):
     config = dataclasses.replace(sizes.TINY, num_kv_heads=2, rope_base=1e6)
     with pytest.raises(ConfigError) as error:
-        check_architecture(released[0], config)
+        weights_of(released[0], config)
     assert error.value.fix == (
         "set --model.num_kv_heads=4 (not 2), --model.rope_base=10000.0 (not 1000000.0)."
     )

@@ -1,0 +1,70 @@
+"""A reward model's run, of PMP or of fine-tuning, evaluated on held-out pairs. Report: 3.2.1.
+
+The objective is that of reward_model.py; the table and the calibration are preference_report.py's.
+"""
+
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from qwen_jax.align.pair_rows import PairConfig, read_held_out
+from qwen_jax.align.preference_report import measure, table
+from qwen_jax.align.reward_model import make_objective
+from qwen_jax.data.chat.pairs import PairRows
+from qwen_jax.pretrained.start import is_scoring_run, scoring_start_of
+from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.train.supervised_rows import held_out_batches, train_on
+from qwen_jax.types import TrainState
+from qwen_jax.utils.files import write_json
+
+
+def train_reward_model(
+    config: PairConfig,
+    rows: PairRows,
+    tokenizer: Tokenizer,
+    *,
+    emit: Callable[[str], None] = print,
+) -> TrainState:
+    """Trains until num_steps; see train.run.run, which says what it raises and resumes."""
+    held_out = read_held_out(config, tokenizer, emit)
+    kind = "PMP's" if is_scoring_run(config.init_from) else "a language model's"
+    emit(f"starting from {kind} weights")
+    return train_on(
+        rows,
+        config,
+        training_stage="reward_model",
+        emit=emit,
+        tokenizer=tokenizer,
+        **scoring_start_of(config),
+        objective=make_objective(config.model),
+        evaluate=_evaluation(config, held_out, emit) if held_out else None,
+    )
+
+
+def _evaluation(config: PairConfig, held_out: dict[str, PairRows], emit: Callable[[str], None]):
+    """The `evaluate` of a reward model: Table 4's line, accuracies, margins, calibration.json."""
+
+    def evaluate(put, done: int, state: TrainState) -> dict[str, float]:
+        agreements = [
+            measure(
+                name, state.params, held_out_batches(rows, config), config=config.model, put=put
+            )
+            for name, rows in held_out.items()
+        ]
+        emit(table([(f"step {done}", agreements)]))
+        if jax.process_index() == 0:
+            write_json(
+                pathlib.Path(config.run_dir) / "calibration.json",
+                {agreement.name: agreement.calibration() for agreement in agreements},
+            )
+        found = {}
+        for agreement in agreements:
+            found |= {
+                f"eval/{agreement.name}/accuracy": agreement.accuracy,
+                f"eval/{agreement.name}/margin": float(np.mean(agreement.margins)),
+            }
+        return found
+
+    return evaluate

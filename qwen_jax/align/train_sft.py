@@ -1,0 +1,102 @@
+"""A fine-tuning run: packed conversations, the loss on the assistant's answers. Report: 3.1."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Literal, Protocol
+
+from qwen_jax.config import option
+from qwen_jax.data.chat.conversations import Counts, read_conversations
+from qwen_jax.data.chat.sft_rows import Example, PackedRows, encode
+from qwen_jax.pretrained.start import StageConfig, start_of
+from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.train.language_model import make_objective
+from qwen_jax.train.supervised import HeldOut, language_evaluation
+from qwen_jax.train.supervised_rows import held_out_batches, train_on
+from qwen_jax.types import TrainState
+from qwen_jax.utils.jsonl import names_of
+
+
+@dataclasses.dataclass(frozen=True)
+class SFTData:
+    """Which conversations, and how they become rows."""
+
+    conversations: tuple[str, ...] = option((), ".json and .jsonl files")
+    eval_conversations: tuple[str, ...] = option((), "held out, one evaluation each")
+    mask: Literal["assistant", "original"] = option(
+        "assistant", "original: every turn's markers too"
+    )
+    packed: bool = option(True, "several conversations to a row, none seeing another")
+    context_length: int | None = option(None, "tokens of a row; none: the model's")
+
+
+class SFTConfig(StageConfig, Protocol):
+    """What the config of a fine-tuning run has (experiments/sft.py)."""
+
+    data: SFTData
+
+
+def read_rows(
+    paths: Sequence[str],
+    config: SFTConfig,
+    tokenizer: Tokenizer,
+    emit: Callable[[str], None] = print,
+) -> tuple[PackedRows, list[Example]]:
+    """The packed rows of some files and their examples, after saying what became of the data."""
+    counts, length = Counts(), config.model.context_length
+    examples = list(
+        encode(
+            read_conversations(paths, counts),
+            tokenizer,
+            context_length=length,
+            counts=counts,
+            mask=config.data.mask,
+        )
+    )
+    rows = PackedRows(examples, context_length=length, packed=config.data.packed)
+    emit(f"data: {counts}")
+    emit(
+        f"rows: {len(rows):,} of {length} tokens, {100 * rows.efficiency:.1f} % full, "
+        f"{_trained_tokens(examples):,.0f} tokens are learnt"
+    )
+    return rows, examples
+
+
+def train_sft(
+    config: SFTConfig,
+    rows: PackedRows,
+    tokenizer: Tokenizer,
+    *,
+    emit: Callable[[str], None] = print,
+) -> TrainState:
+    """Trains until num_steps; see train.run.run, which says what it raises and resumes."""
+    paths = config.data.eval_conversations
+    held_out = tuple(
+        _held_out(name, path, config, tokenizer, emit)
+        for name, path in zip(names_of(paths), paths, strict=True)
+    )
+    emit(f"{config.train.batch_size * config.train.num_steps / len(rows):.2f} passes over the data")
+    return train_on(
+        rows,
+        config,
+        training_stage="sft",
+        emit=emit,
+        tokenizer=tokenizer,
+        **start_of(config),
+        objective=make_objective(config.model, z_loss=config.train.z_loss),
+        evaluate=language_evaluation(make_objective(config.model, training=False), held_out, emit),
+    )
+
+
+def _held_out(name: str, path: str, config: SFTConfig, tokenizer: Tokenizer, emit) -> HeldOut:
+    rows, examples = read_rows((path,), config, tokenizer, emit)
+    text = sum(len(tokenizer.decode(e.tokens[e.weights > 0]).encode()) for e in examples)
+    return HeldOut(
+        name=name,
+        bytes_per_token=text / _trained_tokens(examples),
+        batches=functools.partial(held_out_batches, rows, config, config.train.eval_batches),
+    )
+
+
+def _trained_tokens(examples: Sequence[Example]) -> float:
+    return sum(float(example.weights[1:].sum()) for example in examples)

@@ -1,0 +1,105 @@
+"""A pretraining run: next-token prediction on token shards. Report: 2.4.
+
+The batches are those of data/loader.py, the objective that of language_model.py, and the loop the
+one of every stage (run.py).
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Protocol
+
+from qwen_jax.config import DataConfig
+from qwen_jax.data import shards
+from qwen_jax.data.loader import Loader
+from qwen_jax.parallel.batch_rows import rows_here
+from qwen_jax.parallel.mesh import make_mesh
+from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.tokenizer.model_folder import check_vocabulary
+from qwen_jax.train.job import RunConfig
+from qwen_jax.train.language_model import make_objective
+from qwen_jax.train.supervised import HeldOut, language_evaluation, train
+from qwen_jax.types import Params, TrainState
+
+
+class PretrainConfig(RunConfig, Protocol):
+    """What the config of a pretraining run has (experiments/pretrain.py)."""
+
+    data: DataConfig
+
+
+def tokenizer_of(data: DataConfig) -> Tokenizer:
+    """The tokenizer that is named, or the one that lies beside the first source's shards."""
+    if data.tokenizer:
+        return Tokenizer.from_file(data.tokenizer)
+    first = data.sources[0]
+    folder = pathlib.Path(first.rpartition("=")[0] or first)  # folder, or folder=weight
+    return Tokenizer.from_file(folder.parent / shards.TOKENIZER)
+
+
+def pretrain(
+    config: PretrainConfig,
+    tokenizer: Tokenizer,
+    *,
+    initial: Callable[[Params], Params] | None = None,
+    emit: Callable[[str], None] = print,
+) -> TrainState:
+    """Trains until num_steps; see train.run.run, which says what it raises and resumes.
+
+    Args:
+      initial: abstract parameters (with shardings) -> the parameters to start from; None: fresh.
+
+    Raises:
+      ConfigError: the tokenizer has more ids than the model has rows.
+      DataError: shards that are missing, damaged, or written with another tokenizer.
+    """
+    model = config.model
+    check_vocabulary(
+        tokenizer,
+        model,
+        flag="--model.vocab_size, --data.tokenizer",
+        fix=f"use --model.vocab_size={-(-tokenizer.vocab_size // 128) * 128}.",
+    )
+    loader = _loader(config, tokenizer, config.data.sources)
+    tokens, epochs = loader.tokens_per_epoch, loader.epochs(config.train.num_steps)
+    emit(
+        "data: "
+        + "; ".join(
+            f"{name} {tokens[name]:,} tokens, read {epochs[name]:.2f} times"
+            for name in loader.names
+        )
+    )
+    held_out = tuple(_held_out(config, tokenizer, source) for source in config.data.eval_sources)
+    return train(
+        config,
+        training_stage="pretrain",
+        emit=emit,
+        tokenizer=tokenizer,
+        batches=loader.iterate,
+        initial=initial,
+        objective=make_objective(model, z_loss=config.train.z_loss),
+        evaluate=language_evaluation(make_objective(model, training=False), held_out, emit),
+    )
+
+
+def _loader(config: PretrainConfig, tokenizer: Tokenizer, sources: tuple[str, ...]) -> Loader:
+    return Loader(
+        dataclasses.replace(config.data, sources=sources),
+        context_length=config.model.context_length,
+        batch_size=config.train.batch_size,
+        end_of_text=tokenizer.end_of_text,
+        vocab_size=config.model.vocab_size,
+        tokenizer=tokenizer.fingerprint,
+        seed=config.train.seed,
+        rows=rows_here(make_mesh(config.mesh), config.train.batch_size),
+    )
+
+
+def _held_out(config: PretrainConfig, tokenizer: Tokenizer, source: str) -> HeldOut:
+    text = _loader(config, tokenizer, (source,))
+    return HeldOut(
+        name=text.names[0],
+        bytes_per_token=text.bytes_per_token,
+        batches=functools.partial(text.eval_batches, config.train.eval_batches),
+    )
