@@ -21,7 +21,7 @@ report.
 
 import dataclasses
 
-from qwen_jax.align.pair_rows import PairData, for_epochs, read_pair_rows
+from qwen_jax.align.pair_rows import PairData, PairTrainConfig, for_epochs, read_pair_rows
 from qwen_jax.align.train_dpo import train_dpo
 from qwen_jax.cli import flags
 from qwen_jax.config import MeshConfig, OptimizerConfig, TrainConfig, option
@@ -66,8 +66,7 @@ RECIPE = Config(
         weight_decay=0.0,  # ours
         clip_norm=1.0,  # ours
     ),
-    train=TrainConfig(
-        num_steps=1,  # of data.epochs
+    train=PairTrainConfig(
         batch_size=64,  # ours: the paper's
         log_every=10,  # ours
         eval_every=500,  # ours
@@ -79,7 +78,7 @@ SMOKE = dataclasses.replace(
     data=PairData(epochs=None),
     model=ModelOverrides(compute_dtype="float32"),
     optimizer=dataclasses.replace(RECIPE.optimizer, peak_learning_rate=1e-3, warmup_steps=0),
-    train=TrainConfig(
+    train=PairTrainConfig(
         num_steps=30, batch_size=8, log_every=10, eval_every=15, save_every=15, eval_batches=4
     ),
     run_dir="runs/dpo_smoke",
@@ -99,7 +98,7 @@ def main(config: Config) -> None:
     started, tokenizer = start(config, config.data.context_length)
     rows = read_pair_rows(config.data.pairs, started, tokenizer, flags.emit)
     with ended_by_signal():
-        train_dpo(for_epochs(started, len(rows)), rows, tokenizer, emit=flags.emit)
+        train_dpo(for_epochs(started, len(rows), flags.emit), rows, tokenizer, emit=flags.emit)
 
 
 if __name__ == "__main__":

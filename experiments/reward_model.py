@@ -26,7 +26,7 @@ parameters gets 61.5 on HH (benchmarks/results/reward_model.md).
 
 import dataclasses
 
-from qwen_jax.align.pair_rows import PairData, for_epochs, read_pair_rows
+from qwen_jax.align.pair_rows import PairData, PairTrainConfig, for_epochs, read_pair_rows
 from qwen_jax.align.train_reward_model import train_reward_model
 from qwen_jax.cli import flags
 from qwen_jax.config import MeshConfig, OptimizerConfig, TrainConfig, option
@@ -65,8 +65,7 @@ RECIPE = Config(
         weight_decay=0.1,  # ours: as in 3.1.2
         clip_norm=1.0,  # ours: as in 3.1.2
     ),
-    train=TrainConfig(
-        num_steps=1,  # of data.epochs
+    train=PairTrainConfig(
         batch_size=64,  # report 3.2.1
         log_every=10,  # ours
         eval_every=500,  # ours
@@ -78,7 +77,7 @@ SMOKE = dataclasses.replace(
     data=PairData(epochs=None),
     model=ModelOverrides(compute_dtype="float32"),
     optimizer=dataclasses.replace(RECIPE.optimizer, peak_learning_rate=2e-3),
-    train=TrainConfig(
+    train=PairTrainConfig(
         num_steps=30, batch_size=8, log_every=10, eval_every=15, save_every=15, eval_batches=4
     ),
     run_dir="runs/reward_smoke",
@@ -98,7 +97,9 @@ def main(config: Config) -> None:
     started, tokenizer = start(config, config.data.context_length)
     rows = read_pair_rows(config.data.pairs, started, tokenizer, flags.emit)
     with ended_by_signal():
-        train_reward_model(for_epochs(started, len(rows)), rows, tokenizer, emit=flags.emit)
+        train_reward_model(
+            for_epochs(started, len(rows), flags.emit), rows, tokenizer, emit=flags.emit
+        )
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
-from qwen_jax.config import option
+from qwen_jax.config import TrainConfig, option
 from qwen_jax.data.chat.conversations import Counts
 from qwen_jax.data.chat.pairs import PairRows, read_pairs
+from qwen_jax.errors import ConfigError
 from qwen_jax.pretrained.start import StageConfig
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.utils.jsonl import names_of
@@ -20,6 +21,17 @@ class PairData:
     eval_pairs: tuple[str, ...] = option((), "held out, one column of the table each")
     epochs: float | None = option(1.0, "passes over the pairs; none: train.num_steps counts")
     context_length: int | None = option(None, "tokens of a dialogue; none: the model's")
+
+
+@dataclasses.dataclass(frozen=True)
+class PairTrainConfig(TrainConfig):
+    """TrainConfig of a run whose length data.epochs may say."""
+
+    num_steps: int | None = dataclasses.field(
+        default=None,
+        kw_only=True,
+        metadata={"help": "updates of the weights, in the whole run; none: as data.epochs says"},
+    )
 
 
 class PairConfig(StageConfig, Protocol):
@@ -57,9 +69,22 @@ def read_held_out(
     }
 
 
-def for_epochs(config, pairs: int):
-    """The config with the number of steps that data.epochs passes over the pairs take."""
-    if config.data.epochs is None:
+def for_epochs(config: Any, pairs: int, emit: Callable[[str], None] = print) -> Any:
+    """The config with the number of steps that data.epochs passes over the pairs take.
+
+    Raises:
+      ConfigError: neither data.epochs nor train.num_steps is set.
+    """
+    epochs, train = config.data.epochs, config.train
+    if epochs is None and train.num_steps is None:
+        raise ConfigError(
+            "nothing says how long to train.",
+            "--data.epochs, --train.num_steps",
+            "set one of them.",
+        )
+    if epochs is None:
         return config
-    steps = max(1, round(config.data.epochs * pairs / config.train.batch_size))
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, num_steps=steps))
+    if train.num_steps is not None:
+        emit(f"data.epochs={epochs:g} says how long to train, not train.num_steps")
+    steps = max(1, round(epochs * pairs / train.batch_size))
+    return dataclasses.replace(config, train=dataclasses.replace(train, num_steps=steps))
