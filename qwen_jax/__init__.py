@@ -11,6 +11,8 @@ The names below are loaded when they are first used, so that importing costs not
 import importlib
 from typing import TYPE_CHECKING
 
+__version__ = "0.1.0"  # setup.py reads it here
+
 if TYPE_CHECKING:
     from qwen_jax import sizes as sizes
     from qwen_jax.config import ModelConfig as ModelConfig
