@@ -179,7 +179,7 @@ def reinforce(config: Config, tokenizer: Tokenizer, emit=flags.emit):
         for whole in wholes
     ]
     states = [
-        abstract_state(spec, optimizer, mesh, dtype=config.model.param_dtype)
+        abstract_state(spec, optimizer, mesh, dtype=config.model.param_dtype).replace(halted=None)
         for spec, optimizer in zip(specs, optimizers, strict=True)
     ]
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -189,6 +189,7 @@ def reinforce(config: Config, tokenizer: Tokenizer, emit=flags.emit):
         policy=states[0],
         value=states[1],
         rewards=ppo.RunningMoments(count=number, mean=number, variance=number),
+        halted=jax.ShapeDtypeStruct((), np.bool_, sharding=everywhere),
     )
 
     # Weights that stand still are held in the dtype that they are used in.
@@ -228,6 +229,7 @@ def reinforce(config: Config, tokenizer: Tokenizer, emit=flags.emit):
             policy=policy,
             value=value,
             rewards=jax.device_put(ppo.start_moments(), everywhere),
+            halted=jax.device_put(np.bool_(False), everywhere),
         )
 
     sampler = Sampler(

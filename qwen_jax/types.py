@@ -105,9 +105,12 @@ class Sums:
 class TrainState:
     """All that training changes. No random key: a step's key is fold_in(key(seed), step)."""
 
-    step: Array  # int32 []; optimizer steps done; -1 - steps where a non-finite loss halted it
+    step: Array  # int32 []; optimizer steps done
     params: Params
     opt_state: Any  # optax state, shaped like params
+    # bool []; a loss or gradient was not finite, and nothing changes any more. None in a checkpoint
+    # (what is saved is good) and in a state that is a part of another one, which has the flag.
+    halted: Array | None = None
 
 
 @flax.struct.dataclass

@@ -106,7 +106,9 @@ class TimedSteps:
     def _start(self, optimizers) -> ppo.PPOState:
         specs = param_specs(self.model), scoring_specs(self.model)
         abstract = [
-            abstract_state(spec, optimizer, self._mesh, dtype=self.model.param_dtype)
+            abstract_state(spec, optimizer, self._mesh, dtype=self.model.param_dtype).replace(
+                halted=None
+            )
             for spec, optimizer in zip(specs, optimizers, strict=True)
         ]
         policy, value = (
@@ -119,6 +121,7 @@ class TimedSteps:
             policy=policy,
             value=value,
             rewards=jax.device_put(ppo.start_moments(), everywhere),
+            halted=jax.device_put(np.bool_(False), everywhere),
         )
 
     def _reference(self):

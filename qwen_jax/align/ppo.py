@@ -23,7 +23,7 @@ from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.model.value_head import from_language_model, scores
 from qwen_jax.train.adapters import beside
 from qwen_jax.train.language_model import make_objective as make_language_objective
-from qwen_jax.train.step import Metrics, make_train_step
+from qwen_jax.train.step import Metrics, make_train_step, unless_halted
 from qwen_jax.types import Array, Batch, Params, ScoringParams, Sums, TrainState
 
 
@@ -131,9 +131,10 @@ class PPOState:
     """All that PPO changes, so that one checkpoint resumes it exactly."""
 
     step: Array  # int32 []
-    policy: TrainState
+    policy: TrainState  # both without a flag `halted` of their own
     value: TrainState
     rewards: RunningMoments
+    halted: Array | None = None  # bool []; as TrainState.halted, for all of it
 
     @property
     def params(self) -> tuple[Params, ScoringParams]:
@@ -206,8 +207,10 @@ def make_ppo_step(
             return (policy, value), (policy_metrics, value_metrics)
 
         lessons = split_lesson(lesson, config, state.step, seed)
+        # Only within a step the two have flags of their own.
+        start = (part.replace(halted=jnp.bool_(False)) for part in (state.policy, state.value))
         (policy, value), (policy_metrics, value_metrics) = jax.lax.scan(
-            update, (state.policy, state.value), lessons
+            update, tuple(start), lessons
         )
         for name, found in (("policy", policy_metrics), ("value", value_metrics)):
             metrics |= {
@@ -215,11 +218,14 @@ def make_ppo_step(
             }
         metrics["train/loss"] = metrics["policy/loss"] + metrics["value/loss"]
         metrics["train/grad_norm"] = metrics["policy/grad_norm"]
-        new = PPOState(step=state.step + 1, policy=policy, value=value, rewards=moments)
-        # As in the train step: what is not finite leaves all as it was, the running moments too.
-        halted = state.replace(step=jnp.where(state.step < 0, state.step, -1 - state.step))
-        good = (policy.step >= 0) & (value.step >= 0) & (state.step >= 0)
-        return jax.tree.map(lambda new, old: jnp.where(good, new, old), new, halted), metrics
+        new = state.replace(
+            step=state.step + 1,
+            policy=policy.replace(halted=None),
+            value=value.replace(halted=None),
+            rewards=moments,
+        )
+        # What is not finite leaves all as it was, the running moments too.
+        return unless_halted(~(policy.halted | value.halted), new, state), metrics
 
     return jax.jit(ppo_step, donate_argnums=0)
 

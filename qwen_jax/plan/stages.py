@@ -126,7 +126,7 @@ def _ppo(workload: Workload, mesh: Mesh) -> Program:
         for adam in (workload.optimizer, workload.value_optimizer)
     ]
     policy, value = (
-        abstract_state(specs, optimizer, mesh, dtype=model.param_dtype)
+        abstract_state(specs, optimizer, mesh, dtype=model.param_dtype).replace(halted=None)
         for specs, optimizer in zip(wholes, optimizers, strict=True)
     )
     everywhere = NamedSharding(mesh, PartitionSpec())
@@ -136,6 +136,7 @@ def _ppo(workload: Workload, mesh: Mesh) -> Program:
         policy=policy,
         value=value,
         rewards=ppo_step.RunningMoments(count=number, mean=number, variance=number),
+        halted=jax.ShapeDtypeStruct((), np.bool_, sharding=everywhere),
     )
     B, T = workload.rows, workload.row_tokens
     ids, numbers = (jax.ShapeDtypeStruct((B, T), dtype) for dtype in (np.int32, np.float32))

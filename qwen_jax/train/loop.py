@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from qwen_jax.errors import TrainingError
 from qwen_jax.train.resilience.signals import StopRequest
@@ -87,8 +86,7 @@ def fit(
         report(StepReport(step, values, clock.lap(), waited, called + blocked))
         waited = 0.0
         if not all(map(math.isfinite, values.values())):
-            good = -1 - int(state.step)
-            state = state.replace(step=jax.device_put(jnp.int32(good), state.step.sharding))
+            good = int(state.step)
             for hook in hooks:
                 if hook.at_stop:
                     hook.act(good, state)

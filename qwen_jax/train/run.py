@@ -31,6 +31,7 @@ from qwen_jax.train.optimizer import make_schedule
 from qwen_jax.train.resilience import fault_injection
 from qwen_jax.train.resilience.sdc_check import rechecked
 from qwen_jax.train.resilience.spikes import LossSpike, SpikeWatch
+from qwen_jax.train.state import for_checkpoint, from_checkpoint
 from qwen_jax.train.telemetry import memory, metrics
 from qwen_jax.train.telemetry.events import Events
 from qwen_jax.train.telemetry.goodput import Goodput
@@ -115,7 +116,7 @@ def _run(
             folder / "checkpoints", keep=train.keep_checkpoints, tell=events.tell
         )
         stack.callback(checkpoints.close)
-        checkpoints.check_space(job.program.state)
+        checkpoints.check_space(for_checkpoint(job.program.state))
         with goodput.spent_on("restore"):
             begin = _begin(job, checkpoints)
         events.tell(
@@ -178,10 +179,12 @@ _MOST_SKIPS = 10
 
 def _begin(job: Job, checkpoints: Checkpointer) -> _Beginning:
     """The newest good checkpoint, or a fresh state."""
-    restored = checkpoints.restore(job.program.state)
+    abstract = job.program.state
+    restored = checkpoints.restore(for_checkpoint(abstract))
     if restored is None:
         return _Beginning(0, job.program.make_state())
     step, state, meta = restored
+    state = from_checkpoint(state, abstract)
     return _Beginning(step, state, meta.get("skipped", 0), tuple(meta.get("losses", ())))
 
 
@@ -227,7 +230,7 @@ def _fit(
         with goodput.spent_on("save"):
             checkpoints.save(
                 done,
-                state,
+                for_checkpoint(state),
                 {"seed": train.seed, "skipped": begin.skipped, "losses": reporter.spikes.recent},
             )
         goodput.mark()

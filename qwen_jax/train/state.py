@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -59,17 +60,32 @@ def make_state(
       params: to start from, which are given away (donated); None: drawn from the seed.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+    def start(params) -> TrainState:
+        state = _start(params, optimizer)
+        return state if abstract.halted is not None else state.replace(halted=None)
+
     if params is not None:
-        start = jax.jit(
-            lambda params: _start(params, optimizer), out_shardings=shardings, donate_argnums=0
-        )
-        return start(params)
+        return jax.jit(start, out_shardings=shardings, donate_argnums=0)(params)
     dtype = jax.tree.leaves(abstract.params)[0].dtype
-    make = jax.jit(
-        lambda key: _start(init_from(specs, key, dtype), optimizer), out_shardings=shardings
-    )
+    make = jax.jit(lambda key: start(init_from(specs, key, dtype)), out_shardings=shardings)
     return make(jax.random.key(seed))
 
 
+def for_checkpoint(state: Any) -> Any:
+    """What a checkpoint holds of a state: all but `halted`, since what is saved is good."""
+    return state.replace(halted=None)
+
+
+def from_checkpoint(state: Any, abstract: Any) -> Any:
+    """The state that `abstract` describes, of what `for_checkpoint` kept."""
+    return state.replace(halted=jax.device_put(np.bool_(False), abstract.halted.sharding))
+
+
 def _start(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    return TrainState(step=jnp.int32(0), params=params, opt_state=optimizer.init(params))
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        opt_state=optimizer.init(params),
+        halted=jnp.bool_(False),
+    )

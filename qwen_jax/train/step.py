@@ -2,6 +2,7 @@
 One function for every objective."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +26,7 @@ def make_train_step(
     Gradients of sums are added over micro-batches and divided once by the weight of the whole
     batch, so accumulation is exact under any masks.
 
-    A step whose loss or gradient is not finite leaves the weights as they were and turns state.step
-    negative (-1 - steps done), after which nothing changes any more: the loop reads metrics one
-    step late, and the last good state is still there when it does.
+    A step whose loss or gradient is not finite halts the state (see `unless_halted`).
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -57,14 +56,13 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g / sums.weight_sum.astype(g.dtype), grads)
         grad_norm = optax.tree.norm(grads)
         mean_loss = sums.loss_sum / sums.weight_sum
-        good = (state.step >= 0) & jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
+        finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
-        halted = state.replace(step=jnp.where(state.step < 0, state.step, -1 - state.step))
-        state = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, halted)
+        params = optax.apply_updates(state.params, updates)
+        new = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
 
         means = {f"train/{name}": total / sums.weight_sum for name, total in sums.extras.items()}
-        return state, {
+        return unless_halted(finite, new, state), {
             "train/loss": mean_loss,
             "train/grad_norm": grad_norm,
             "train/weight": sums.weight_sum,
@@ -72,6 +70,19 @@ def make_train_step(
         }
 
     return jax.jit(train_step, donate_argnums=0)
+
+
+def unless_halted(finite: Array, new: Any, old: Any) -> Any:
+    """`new`; or `old`, halted, if the step was not finite or `old` was halted before.
+
+    The loop reads metrics one step late: the last good state is still there when it does.
+
+    Args:
+      new, old: states after and before the step, with a field `halted`.
+    """
+    go_on = finite & ~old.halted
+    halted = old.replace(halted=jnp.ones_like(old.halted))
+    return jax.tree.map(lambda new, old: jnp.where(go_on, new, old), new, halted)
 
 
 def split(batch: Batch, pieces: int) -> Batch:

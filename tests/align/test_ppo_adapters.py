@@ -56,14 +56,15 @@ def seen(request):
         states = []
         for whole in (param_specs, scoring_specs):
             specs = lora_specs(MODEL, LORA, whole)
-            states.append(
-                make_state(
-                    0, specs, OPTIMIZER, abstract_state(specs, OPTIMIZER, mesh, dtype="float32")
-                )
-            )
+            abstract = abstract_state(specs, OPTIMIZER, mesh, dtype="float32").replace(halted=None)
+            states.append(make_state(0, specs, OPTIMIZER, abstract))
         states[1] = states[1].replace(params=in_full(bases.value, states[1].params))
         state = ppo.PPOState(
-            step=jnp.int32(0), policy=states[0], value=states[1], rewards=ppo.start_moments()
+            step=jnp.int32(0),
+            policy=states[0],
+            value=states[1],
+            rewards=ppo.start_moments(),
+            halted=jnp.bool_(False),
         )
         sampler = Sampler(
             MODEL,

@@ -10,19 +10,19 @@ import pytest
 from qwen_jax.errors import TrainingError
 from qwen_jax.train.loop import Hook, Stopped, fit
 from qwen_jax.train.resilience.spikes import SpikeWatch
+from qwen_jax.train.step import unless_halted
 from qwen_jax.train.telemetry.metrics import format_seconds
 from qwen_jax.types import TrainState
 
 
 def counting_step(state, batch):
     loss = jnp.float32(batch)
-    bad = not jnp.isfinite(loss)
-    step = state.step if state.step < 0 else (-1 - state.step if bad else state.step + 1)
-    return state.replace(step=jnp.int32(step)), {"train/loss": loss}
+    new = state.replace(step=state.step + 1)
+    return unless_halted(jnp.isfinite(loss), new, state), {"train/loss": loss}
 
 
 def start(step=0):
-    return TrainState(step=jnp.int32(step), params=(), opt_state=())
+    return TrainState(jnp.int32(step), params=(), opt_state=(), halted=jnp.bool_(False))
 
 
 def run(batches, *, hooks=(), start_step=0, step=counting_step, reports=None):

@@ -22,6 +22,8 @@ from qwen_jax.train.loop import StepReport, Stopped
 from qwen_jax.train.resilience import fault_injection
 from qwen_jax.train.resilience.sdc_check import SilentCorruption
 from qwen_jax.train.run import run
+from qwen_jax.train.state import for_checkpoint
+from qwen_jax.train.step import unless_halted
 from qwen_jax.train.telemetry.events import Events
 from qwen_jax.train.telemetry.goodput import KINDS, Goodput
 from qwen_jax.train.telemetry.host_times import HostTimes, slow_one
@@ -33,10 +35,8 @@ from qwen_jax.types import TrainState
 def adding_step(state, batch):
     """The loss is the batch's mean; the weights are the sum of all batches."""
     loss = jnp.mean(batch)
-    good = (state.step >= 0) & jnp.isfinite(loss)
-    new = TrainState(state.step + 1, {"w": state.params["w"] + batch}, ())
-    halted = state.replace(step=jnp.where(state.step < 0, state.step, -1 - state.step))
-    state = jax.tree.map(lambda a, b: jnp.where(good, a, b), new, halted)
+    new = state.replace(step=state.step + 1, params={"w": state.params["w"] + batch})
+    state = unless_halted(jnp.isfinite(loss), new, state)
     return state, {"train/loss": loss, "train/grad_norm": loss, "train/weight": jnp.float32(1)}
 
 
@@ -51,9 +51,10 @@ class Adding:
         whole = NamedSharding(mesh, PartitionSpec())
         cut = NamedSharding(mesh, PartitionSpec("fsdp"))
         self.batch = jax.ShapeDtypeStruct((4,), jnp.float32, sharding=cut)
-        self.state = TrainState(
-            jax.ShapeDtypeStruct((), jnp.int32, sharding=whole), {"w": self.batch}, ()
+        step, flag = (
+            jax.ShapeDtypeStruct((), dtype, sharding=whole) for dtype in (jnp.int32, jnp.bool_)
         )
+        self.state = TrainState(step, {"w": self.batch}, (), flag)
         self.job = Job(
             training_stage="pretrain",
             parameters="params",
@@ -88,7 +89,7 @@ class Adding:
         return [event["event"] for event in self.events()]
 
     def newest(self):
-        return Checkpointer(self.folder / "checkpoints").restore(self.state)
+        return Checkpointer(self.folder / "checkpoints").restore(for_checkpoint(self.state))
 
 
 def noise(steps=80):
@@ -134,7 +135,25 @@ def test_an_error_is_told_before_it_leaves(tmp_path):
         a.run()
     assert a.names() == ["start", "spike", "saved", "error"]
     assert a.events()[-1]["kind"] == "TrainingError" and "step 3" in a.events()[-1]["what"]
-    assert a.newest()[0] == 2
+    # What is saved is the last good state: not halted, and with the leaves of any checkpoint.
+    step, saved, _ = a.newest()
+    assert (step, int(saved.step), saved.params["w"][0]) == (2, 2, 4.0)
+    description = json.loads((tmp_path / "checkpoints" / "2" / "meta.json").read_text())
+    assert set(description["leaves"]) == {"step", "params.w"}
+    a.values = [2.0] * 40
+    state = a.run()
+    assert (int(state.step), state.params["w"][0], bool(state.halted)) == (40, 80.0, False)
+
+
+def test_a_checkpoint_from_before_states_had_a_flag_is_restored(tmp_path):
+    a = Adding(tmp_path, noise(), num_steps=20)
+    old = {"step": jnp.int32(19), "params": {"w": jnp.full(4, 7.0, jnp.float32)}}
+    checkpoints = Checkpointer(tmp_path / "checkpoints")
+    checkpoints.save(19, old, {"seed": 0})
+    checkpoints.close()
+    state = a.run()
+    assert (int(state.step), bool(state.halted)) == (20, False)
+    assert state.params["w"][0] == np.float32(7.0) + np.float32(a.values[19])
 
 
 @pytest.mark.parametrize("bad", [50.0, float("nan")])
