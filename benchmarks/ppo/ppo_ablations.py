@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from experiments import ppo, quickstart_alignment
+from qwen_jax.align.train_ppo import train_ppo
 from qwen_jax.cli import flags
 from qwen_jax.config import DataConfig, option
 from qwen_jax.data.loader import Loader
@@ -75,7 +76,7 @@ def main(config: Config) -> None:
         for seed in range(config.seeds):
             folder = pathlib.Path(config.runs) / name.replace(" ", "_") / str(seed)
             run = one(config, changes, seed, folder)
-            ppo.reinforce(*start_from(run), emit=lambda line: None)
+            train_ppo(*start_from(run), emit=lambda line: None)
             curves.setdefault(name, []).append(Curves(read_jsonl(folder / "metrics.jsonl")[0]))
             found.append(facts(config, start, folder, tokenizer, curves[name][-1]))
             print(

@@ -116,6 +116,7 @@ def write(config: Config, folder: pathlib.Path) -> None:
 def measure(config: Config, folder: pathlib.Path) -> dict:
     """Bytes that a run announces, and its peak from its second step on."""
     from experiments import ppo
+    from qwen_jax.align.train_ppo import train_ppo
     from qwen_jax.config import MeshConfig
     from qwen_jax.model.lora import LoRAConfig
     from qwen_jax.pretrained.overrides import ModelOverrides
@@ -152,7 +153,7 @@ def measure(config: Config, folder: pathlib.Path) -> dict:
         if line.startswith(f"step {config.steps}/"):  # before the checkpoint is written
             found["peak"] = from_status("VmHWM") - found["before"]
 
-    ppo.reinforce(asked, tokenizer, emit)
+    train_ppo(asked, tokenizer, emit=emit)
     return found
 
 

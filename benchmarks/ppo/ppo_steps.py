@@ -9,16 +9,18 @@ import time
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
 
 from experiments.ppo import RECIPE  # learning rates, clips, the KL coefficient
 from qwen_jax.align import ppo
-from qwen_jax.align.rollout import Prompts, Sampler
+from qwen_jax.align.ppo_config import PPOConfig
+from qwen_jax.align.ppo_state import rows_sharding
+from qwen_jax.align.rollout import Prompts, Sampler, rows_of
+from qwen_jax.align.rollout_programs import compiled_programs, rollout_programs
 from qwen_jax.config import MeshConfig, ModelConfig
 from qwen_jax.model.spec import init_from, param_specs
 from qwen_jax.model.value_head import scoring_specs
 from qwen_jax.parallel.mesh import make_mesh
-from qwen_jax.parallel.sharding import DEFAULT_RULES, sharding_for, use_layout
+from qwen_jax.parallel.sharding import sharding_for, use_layout
 from qwen_jax.parallel.xla_options import compile_for
 from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.state import abstract_state, make_state
@@ -58,25 +60,14 @@ class TimedSteps:
             max_new_tokens=new_tokens,
         )
         self._mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
-        self._rows = NamedSharding(self._mesh, DEFAULT_RULES.partition_spec(("batch",)))
+        self._rows = rows_sharding(self._mesh)
         optimizers = [
             make_optimizer(adam, num_steps=1000)
             for adam in (RECIPE.optimizer, RECIPE.value_optimizer)
         ]
         with use_layout(self._mesh):
             self.state = self._start(optimizers)
-            self._sampler = Sampler(
-                model,
-                settings,
-                Numbers(model.vocab_size),
-                reference=self._reference(),
-                reward_functions=[self._reward],
-            )
-            weights = jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-                (self.state.policy.params, self.state.value.params),
-            )
-            self._sampler.compile(*weights, self._prompts(0), self._rows)
+            self._sampler = self._compile_sampler(settings)
             step = ppo.make_ppo_step(
                 model,
                 settings,
@@ -130,6 +121,25 @@ class TimedSteps:
             lambda key: init_from(specs, key, self.model.compute_dtype),
             out_shardings=sharding_for(specs, self._mesh),
         )(jax.random.key(0))
+
+    def _compile_sampler(self, settings: PPOConfig) -> Sampler:
+        tokenizer, bases = Numbers(self.model.vocab_size), ppo.Bases(self._reference(), None)
+        rows = rows_of(self._prompts(0), 0, config=settings, tokenizer=tokenizer, seed=0)
+        programs = compiled_programs(
+            rollout_programs(self.model, settings, end_id=tokenizer.im_end),
+            self.state.params,
+            bases,
+            rows,
+            self._rows,
+        )
+        return Sampler(
+            settings,
+            tokenizer,
+            programs=programs,
+            bases=bases,
+            rows=self._rows,
+            reward_functions=[self._reward],
+        )
 
     def _prompts(self, number: int) -> Prompts:
         P, T = self._shape

@@ -8,7 +8,6 @@ comes from the logits at t, and the value at t is that of the state in which it 
 B rows, T positions.
 """
 
-import dataclasses
 from collections.abc import Callable
 
 import flax.struct
@@ -17,58 +16,14 @@ import jax.numpy as jnp
 import optax
 
 from qwen_jax.align.log_probs import Window, token_log_probs
-from qwen_jax.config import ModelConfig, option
-from qwen_jax.errors import ConfigError
+from qwen_jax.align.ppo_config import PPOConfig
+from qwen_jax.config import ModelConfig
 from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.model.value_head import from_language_model, scores
 from qwen_jax.train.adapters import beside
 from qwen_jax.train.language_model import make_objective as make_language_objective
 from qwen_jax.train.step import Metrics, make_train_step, unless_halted
 from qwen_jax.types import Array, Batch, Params, ScoringParams, Sums, TrainState
-
-
-@dataclasses.dataclass(frozen=True)
-class PPOConfig:
-    """The numbers of 3.2.2; those that it leaves open are marked as ours."""
-
-    value_warmup_steps: int = option(
-        50, "report 3.2.2: the policy is frozen, the value model trains"
-    )
-    samples_per_prompt: int = option(2, "report 3.2.2")
-    kl_coefficient: float = option(0.04, "report 3.2.2")
-    value_clip: float = option(0.15, "report 3.2.2")
-    top_p: float = option(0.9, "report 3.2.2")
-    temperature: float = option(1.0, "ours: what the log-probabilities of the ratio are from, too")
-    ratio_clip: float = option(0.2, "ours: Schulman et al. 2017")
-    discount: float = option(1.0, "ours: an answer is short, its reward is at its end")
-    gae_lambda: float = option(0.95, "ours: Schulman et al. 2016")
-    epochs: int = option(1, "ours: passes over a rollout")
-    minibatches: int = option(1, "ours: updates in a pass")
-    pretrain_coefficient: float = option(0.0, "ours: weight of the next-token loss; 0 is off")
-    pretrain_ratio: float = option(4.0, "ours: pretraining rows for each rollout row")
-    no_end_penalty: float = option(1.0, "ours: off the reward of an answer that was cut off")
-    max_new_tokens: int = option(512, "ours")
-
-    def __post_init__(self):
-        for name in ("samples_per_prompt", "epochs", "minibatches", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(
-                    f"{name}={getattr(self, name)} is below 1.", f"ppo.{name}", "use 1 or more."
-                )
-        for name in ("value_clip", "ratio_clip", "temperature"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(
-                    f"{name}={getattr(self, name)} is not positive.",
-                    f"ppo.{name}",
-                    "the report's value clip is 0.15.",
-                )
-        for name in ("top_p", "discount", "gae_lambda"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(
-                    f"{name}={getattr(self, name)} is outside (0, 1].",
-                    f"ppo.{name}",
-                    "the report samples at top-p 0.9.",
-                )
 
 
 @flax.struct.dataclass

@@ -1,7 +1,10 @@
 """Rewards that can be checked: --reward_functions=qwen_jax.align.rewards:NAME (PPO)."""
 
+import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from qwen_jax.errors import ConfigError, unknown_name
 
 _SUM = re.compile(r"(-?\d+)\s*([-+*])\s*(-?\d+)")
 _NUMBER = re.compile(r"-?\d+")
@@ -32,3 +35,28 @@ def _result(question: str) -> int:
 def _last_number(answer: str) -> int | None:
     found = _NUMBER.findall(answer)
     return int(found[-1]) if found else None
+
+
+def load_function(name: str) -> Callable:
+    """The reward function that "module:function" names.
+
+    Raises:
+      ConfigError: there is no such module or function.
+    """
+    module, _, function = name.partition(":")
+    try:
+        found = vars(importlib.import_module(module))
+    except ImportError as error:
+        raise ConfigError(
+            f"{error}.",
+            f"--reward_functions={name}",
+            "write module:function, importable from here.",
+        ) from error
+    if function not in found:
+        raise unknown_name(
+            "reward function",
+            function,
+            [n for n in found if n[0] != "_"],
+            f"--reward_functions={name}",
+        )
+    return found[function]

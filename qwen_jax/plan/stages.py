@@ -3,23 +3,22 @@
 import dataclasses
 from typing import Any
 
-import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from qwen_jax.align import ppo as ppo_step
 from qwen_jax.align import reward_model
+from qwen_jax.align.ppo_config import PPOConfig
+from qwen_jax.align.ppo_state import ppo_program
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from qwen_jax.data.chat.pairs import empty_pair
 from qwen_jax.errors import unknown_name
-from qwen_jax.model import spec
-from qwen_jax.model import value_head as heads
-from qwen_jax.parallel.sharding import DEFAULT_RULES
+from qwen_jax.model.spec import param_specs
+from qwen_jax.model.value_head import scoring_specs
 from qwen_jax.train import language_model
 from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.state import abstract_state
 from qwen_jax.train.step import make_train_step
-from qwen_jax.train.supervised import abstract_batch
-from qwen_jax.types import PairBatch
+from qwen_jax.train.supervised import abstract_batch, batch_sharding, with_sharding
+from qwen_jax.train.supervised_rows import abstract_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Workload:
     model: ModelConfig
     optimizer: OptimizerConfig
     train: TrainConfig
-    ppo: ppo_step.PPOConfig = ppo_step.PPOConfig()
+    ppo: PPOConfig = PPOConfig()
     value_optimizer: OptimizerConfig = OptimizerConfig()
     prompt_tokens: int = 512  # of PPO
     mesh: MeshConfig = MeshConfig()
@@ -49,9 +48,7 @@ class Workload:
     @property
     def pretrain_rows(self) -> int:
         """Rows of the pretraining gradient in a PPO step."""
-        if self.stage != "ppo" or not self.ppo.pretrain_coefficient:
-            return 0
-        return round(self.rows * self.ppo.pretrain_ratio)
+        return self.ppo.pretrain_rows(self.rows) if self.stage == "ppo" else 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,34 +75,23 @@ def build(workload: Workload, mesh: Mesh) -> Program:
 
 def _pretrain(workload: Workload, mesh: Mesh) -> Program:
     train, model = workload.train, workload.model
-    objective = language_model.make_objective(model, z_loss=train.z_loss)
-    batch = abstract_batch(train.batch_size, model.context_length)
     return _supervised(
         workload,
         mesh,
-        spec.param_specs(model),
-        objective,
-        _placed(batch, mesh, ("batch", "length")),
+        param_specs(model),
+        language_model.make_objective(model, z_loss=train.z_loss),
+        abstract_batch(train.batch_size, model.context_length),
     )
 
 
 def _reward_model(workload: Workload, mesh: Mesh) -> Program:
-    B, T = workload.train.batch_size, workload.model.context_length
-    ids, weights = (jax.ShapeDtypeStruct((B, 2, T), dtype) for dtype in (np.int32, np.float32))
-    pairs = PairBatch(
-        tokens=ids,
-        targets=ids,
-        answer_weights=weights,
-        segment_ids=ids,
-        end=jax.ShapeDtypeStruct((B, 2), np.int32),
-        weights=jax.ShapeDtypeStruct((B,), np.float32),
-    )
+    train, model = workload.train, workload.model
     return _supervised(
         workload,
         mesh,
-        heads.scoring_specs(workload.model),
-        reward_model.make_objective(workload.model),
-        _placed(pairs, mesh, ("batch",)),
+        scoring_specs(model),
+        reward_model.make_objective(model),
+        abstract_rows(empty_pair(model.context_length), train.batch_size),
     )
 
 
@@ -114,64 +100,15 @@ def _supervised(workload: Workload, mesh: Mesh, specs, objective, batch) -> Prog
     optimizer = make_optimizer(workload.optimizer, train.num_steps)
     state = abstract_state(specs, optimizer, mesh, dtype=workload.model.param_dtype)
     step = make_train_step(objective, optimizer, seed=train.seed, micro_batches=train.micro_batches)
-    return Program(step, (state, batch))
+    return Program(step, (state, with_sharding(batch, batch_sharding(batch, mesh))))
 
 
 def _ppo(workload: Workload, mesh: Mesh) -> Program:
-    """The update, with a reward model and a reference beside it; sampling is another program."""
-    model, train, settings = workload.model, workload.train, workload.ppo
-    wholes = spec.param_specs(model), heads.scoring_specs(model)
-    optimizers = [
-        make_optimizer(adam, train.num_steps)
-        for adam in (workload.optimizer, workload.value_optimizer)
-    ]
-    policy, value = (
-        abstract_state(specs, optimizer, mesh, dtype=model.param_dtype).replace(halted=None)
-        for specs, optimizer in zip(wholes, optimizers, strict=True)
+    """The update, with a reward model and a reference in memory; sampling is another program."""
+    program = ppo_program(
+        workload,
+        mesh,
+        prompt_tokens=workload.prompt_tokens,
+        pretrain_rows=workload.pretrain_rows,
     )
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    number = jax.ShapeDtypeStruct((), np.float32, sharding=everywhere)
-    state = ppo_step.PPOState(
-        step=jax.ShapeDtypeStruct((), np.int32, sharding=everywhere),
-        policy=policy,
-        value=value,
-        rewards=ppo_step.RunningMoments(count=number, mean=number, variance=number),
-        halted=jax.ShapeDtypeStruct((), np.bool_, sharding=everywhere),
-    )
-    B, T = workload.rows, workload.row_tokens
-    ids, numbers = (jax.ShapeDtypeStruct((B, T), dtype) for dtype in (np.int32, np.float32))
-    row = jax.ShapeDtypeStruct((B,), np.float32)
-    rollout = ppo_step.Rollout(
-        tokens=ids,
-        targets=ids,
-        segment_ids=ids,
-        actions=numbers,
-        log_probs=numbers,
-        sampler_log_probs=numbers,
-        entropies=numbers,
-        reference_log_probs=numbers,
-        values=numbers,
-        rewards=row,
-        ended=row,
-    )
-    pretrain = (
-        abstract_batch(workload.pretrain_rows, model.context_length)
-        if workload.pretrain_rows
-        else None
-    )
-    batch = _placed(ppo_step.PPOBatch(rollout=rollout, pretrain=pretrain), mesh, ("batch",))
-    step = ppo_step.make_ppo_step(
-        model,
-        settings,
-        policy_optimizer=optimizers[0],
-        value_optimizer=optimizers[1],
-        seed=train.seed,
-        micro_batches=train.micro_batches,
-    )
-    held = [spec.abstract(specs, model.compute_dtype, mesh) for specs in wholes]
-    return Program(step, (state, batch), held=held)
-
-
-def _placed(tree, mesh: Mesh, axes: tuple[str, ...]):
-    sharding = NamedSharding(mesh, DEFAULT_RULES.partition_spec(axes))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+    return Program(program.step, (program.state, program.batch), held=program.frozen)

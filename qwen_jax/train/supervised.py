@@ -78,10 +78,7 @@ def train(
     abstract = abstract_state(specs, optimizer, mesh, dtype=config.model.param_dtype)
     if batch is None:
         batch = abstract_batch(config.train.batch_size, config.model.context_length)
-    # Rows of tokens are cut along their length too; pairs and the like by rows alone.
-    axes = ("batch", "length") if isinstance(batch, Batch) else ("batch",)
-    sharding = NamedSharding(mesh, DEFAULT_RULES.partition_spec(axes))
-
+    sharding = batch_sharding(batch, mesh)
     rows = rows_here(mesh, config.train.batch_size)
 
     def put(batch):
@@ -105,9 +102,7 @@ def train(
         step=(make_train_step if base is None else base.make_train_step)(
             objective, optimizer, seed=config.train.seed, micro_batches=config.train.micro_batches
         ),
-        batch=jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), batch
-        ),
+        batch=with_sharding(batch, sharding),
     )
     job = Job(
         training_stage=training_stage,
@@ -132,6 +127,17 @@ def abstract_batch(rows: int, length: int) -> Batch:
         positions=whole,
         loss_weights=jax.ShapeDtypeStruct((rows, length), np.float32),
     )
+
+
+def batch_sharding(batch: Any, mesh: Mesh) -> NamedSharding:
+    """Where a batch lies: rows of tokens are cut along their length too, others only by rows."""
+    axes = ("batch", "length") if isinstance(batch, Batch) else ("batch",)
+    return NamedSharding(mesh, DEFAULT_RULES.partition_spec(axes))
+
+
+def with_sharding(tree: Any, sharding: NamedSharding) -> Any:
+    """The shapes and dtypes of a tree, all of its arrays with one sharding."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def language_evaluation(

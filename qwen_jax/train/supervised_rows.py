@@ -22,8 +22,13 @@ def train_on(rows, config, **named):
     batches = Batches(
         rows, batch_size=size, seed=config.train.seed, collate=stack_trees, rows=_rows(config)
     )
-    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape), x.dtype), rows.padding)
+    batch = abstract_rows(rows.padding, size)
     return train(config, batches=batches.iterate, batch=batch, **named)
+
+
+def abstract_rows(row: Any, number: int) -> Any:
+    """The shapes and dtypes of a batch of `number` rows like `row`."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((number, *x.shape), x.dtype), row)
 
 
 def held_out_batches(rows, config, most: int | None = None) -> Iterator[Any]:

@@ -9,7 +9,9 @@ import pytest
 
 from qwen_jax import sizes
 from qwen_jax.align import ppo
+from qwen_jax.align.ppo_state import rows_sharding
 from qwen_jax.align.rollout import PromptRows, Sampler, collate
+from qwen_jax.align.rollout_programs import rollout_programs
 from qwen_jax.config import MeshConfig, OptimizerConfig
 from qwen_jax.model.lora import LoRAConfig, in_full, lora_specs
 from qwen_jax.model.spec import init_from, param_specs
@@ -67,12 +69,11 @@ def seen(request):
             halted=jnp.bool_(False),
         )
         sampler = Sampler(
-            MODEL,
             CONFIG,
             TOKENIZER,
-            reference=reference,
-            lora=LORA,
-            reward_model=reward and (reward, MODEL),
+            programs=rollout_programs(MODEL, CONFIG, end_id=TOKENIZER.im_end, lora=LORA),
+            bases=bases,
+            rows=rows_sharding(mesh),
             reward_functions=[length],
         )
         prompts = PromptRows([TOKENIZER.encode(text) for text in ("one", "number two")])

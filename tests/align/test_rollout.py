@@ -10,7 +10,8 @@ import pytest
 
 from qwen_jax import sizes
 from qwen_jax.align import ppo
-from qwen_jax.align.rollout import PromptRows, Prompts, Sampler, assemble, collate
+from qwen_jax.align.rollout import PromptRows, Prompts, Sampler, collate, rows_of
+from qwen_jax.align.rollout_programs import assemble, compiled_programs, rollout_programs
 from qwen_jax.errors import DataError, TrainingError
 from qwen_jax.inference.loop import NewTokens
 from qwen_jax.model.spec import init_from, init_params
@@ -22,6 +23,21 @@ from qwen_jax.types import TrainState
 TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})
 MODEL = dataclasses.replace(sizes.TINY, vocab_size=464, context_length=64)
 CONFIG = ppo.PPOConfig(max_new_tokens=5, samples_per_prompt=2)
+ROWS = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def make_sampler(bases, *, config=CONFIG, functions=(), programs=None):
+    """A Sampler of the jitted programs, or of others."""
+    programs = programs or rollout_programs(MODEL, config, end_id=TOKENIZER.im_end)
+    return Sampler(
+        config,
+        TOKENIZER,
+        programs=programs,
+        bases=bases,
+        rows=ROWS,
+        reward_functions=functions,
+        seed=7,
+    )
 
 
 def test_rows_are_prompt_answer_and_end_token():
@@ -86,15 +102,7 @@ def made(models):
     """A sampler, its reward function, its prompts and their first rollout."""
     state, reference, reward = models
     function = Reward()
-    sampler = Sampler(
-        MODEL,
-        CONFIG,
-        TOKENIZER,
-        reference=reference,
-        reward_model=(reward, MODEL),
-        reward_functions=[function],
-        seed=7,
-    )
+    sampler = make_sampler(ppo.Bases(reference, reward), functions=[function])
     prompts = PromptRows([TOKENIZER.encode(text) for text in ("one", "number two", "3")])
     rollout = sampler(collate([prompts[0], prompts[1]]), state, 4)
     return sampler, function, prompts, jax.device_get(rollout), function.asked
@@ -131,13 +139,10 @@ def test_a_rows_sample_depends_on_seed_step_prompt_and_sample_alone(models, made
 def test_the_samplers_log_probabilities_are_the_trainers(models, temperature):
     """But for rounding; entropies are of the distribution that was drawn from."""
     state, reference, _ = models
-    sampler = Sampler(
-        MODEL,
-        dataclasses.replace(CONFIG, temperature=temperature),
-        TOKENIZER,
-        reference=reference,
-        reward_functions=[Reward()],
-        seed=7,
+    sampler = make_sampler(
+        ppo.Bases(reference, None),
+        config=dataclasses.replace(CONFIG, temperature=temperature),
+        functions=[Reward()],
     )
     prompts = PromptRows([TOKENIZER.encode(text) for text in ("one", "number two")])
     rollout = jax.device_get(sampler(collate([prompts[0], prompts[1]]), state, 4))
@@ -151,22 +156,17 @@ def test_the_samplers_log_probabilities_are_the_trainers(models, temperature):
 def test_compiled_before_it_starts_it_samples_the_same(models, made):
     state, reference, reward = models
     prompts, first = made[2], made[3]
+    bases, batch = ppo.Bases(reference, reward), collate([prompts[0], prompts[1]])
+    params = state.policy.params, state.value.params
     abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-        (state.policy.params, state.value.params, reference, reward),
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), (params, bases)
     )
-    sampler = Sampler(
-        MODEL,
-        CONFIG,
-        TOKENIZER,
-        reference=abstract[2],
-        seed=7,
-        reward_model=(abstract[3], MODEL),
-        reward_functions=[Reward()],
-    )
-    batch = collate([prompts[0], prompts[1]])
-    assert len(sampler.compile(*abstract[:2], batch, reward.score.sharding)) == 2
-    sampler.load(ppo.Bases(reference, reward))
+    rows = rows_of(batch, 0, config=CONFIG, tokenizer=TOKENIZER, seed=7)
+    jitted = rollout_programs(MODEL, CONFIG, end_id=TOKENIZER.im_end)
+    programs = compiled_programs(jitted, *abstract, rows, ROWS)
+    assert isinstance(programs.generate, jax.stages.Compiled)
+    assert isinstance(programs.score, jax.stages.Compiled)
+    sampler = make_sampler(bases, functions=[Reward()], programs=programs)
     for a, b in zip(
         jax.tree.leaves(jax.device_get(sampler(batch, state, 4))),
         jax.tree.leaves(first),
@@ -251,14 +251,13 @@ def test_a_bad_reward_names_the_sample_and_the_state_is_saved(models, made, mood
 
 
 def test_no_reward_and_a_reward_model_of_another_vocabulary_are_refused(models):
-    _, reference, reward = models
+    _, reference, _ = models
     with pytest.raises(DataError, match="no reward"):
-        Sampler(MODEL, CONFIG, TOKENIZER, reference=reference)
+        make_sampler(ppo.Bases(reference, None))
     with pytest.raises(DataError, match="512 ids, the policy 464"):
-        Sampler(
+        rollout_programs(
             MODEL,
             CONFIG,
-            TOKENIZER,
-            reference=reference,
-            reward_model=(reward, dataclasses.replace(MODEL, vocab_size=512)),
+            end_id=TOKENIZER.im_end,
+            reward_config=dataclasses.replace(MODEL, vocab_size=512),
         )

@@ -179,18 +179,22 @@ class PairRows:
     @property
     def padding(self) -> PairBatch:
         """A pair of nothing."""
-        T = self._length
-        return PairBatch(
-            tokens=np.zeros((2, T), np.int32),
-            targets=np.zeros((2, T), np.int32),
-            answer_weights=np.zeros((2, T), np.float32),
-            segment_ids=np.zeros((2, T), np.int32),
-            end=np.zeros(2, np.int32),
-            weights=np.zeros((), np.float32),
-        )
+        return empty_pair(self._length)
 
     def __repr__(self) -> str:
         return f"PairRows({len(self)} of {self._length})"
+
+
+def empty_pair(length: int) -> PairBatch:
+    """One row of a PairBatch, for dialogues of at most `length` tokens: a pair of nothing."""
+    return PairBatch(
+        tokens=np.zeros((2, length), np.int32),
+        targets=np.zeros((2, length), np.int32),
+        answer_weights=np.zeros((2, length), np.float32),
+        segment_ids=np.zeros((2, length), np.int32),
+        end=np.zeros(2, np.int32),
+        weights=np.zeros((), np.float32),
+    )
 
 
 def _encode(pair: Pair, answer: str, tokenizer: Tokenizer) -> tuple[np.ndarray, int]:

@@ -1,0 +1,188 @@
+"""What PPO holds: the step with the shapes that it is compiled for, and the state it starts from.
+
+A run (train_ppo.py) and the planner (plan/stages.py) compile the same `ppo_program`.
+
+B completions, T positions of prompt and completion.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from qwen_jax.align.ppo import (
+    Bases,
+    PPOBatch,
+    PPOState,
+    Rollout,
+    RunningMoments,
+    make_ppo_step,
+    start_moments,
+)
+from qwen_jax.align.ppo_config import PPOConfig
+from qwen_jax.config import ModelConfig, OptimizerConfig, TrainConfig
+from qwen_jax.model.lora import LoRAConfig, in_full, lora_specs
+from qwen_jax.model.spec import abstract, param_specs
+from qwen_jax.model.value_head import scoring_specs
+from qwen_jax.parallel.sharding import DEFAULT_RULES
+from qwen_jax.train.optimizer import make_optimizer
+from qwen_jax.train.state import abstract_state, make_state
+from qwen_jax.train.supervised import abstract_batch, with_sharding
+
+
+class StepConfig(Protocol):
+    """The settings that the compiled step depends on."""
+
+    @property
+    def model(self) -> ModelConfig: ...
+    @property
+    def ppo(self) -> PPOConfig: ...
+    @property
+    def optimizer(self) -> OptimizerConfig: ...  # of the policy
+    @property
+    def value_optimizer(self) -> OptimizerConfig: ...
+    @property
+    def train(self) -> TrainConfig: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOProgram:
+    """A PPO step and what it is compiled for: shapes, dtypes and shardings, nothing allocated."""
+
+    mesh: Mesh
+    step: Any  # jitted: (state, batch) -> (state, metrics)
+    state: PPOState
+    batch: PPOBatch
+    frozen: Bases  # reference and reward model, in the dtype that they are used in
+    specs: tuple[Any, Any]  # of the parameters that are trained: policy, value model
+    optimizers: tuple[optax.GradientTransformation, optax.GradientTransformation]
+    lora: LoRAConfig | None
+
+
+def ppo_program(
+    config: StepConfig,
+    mesh: Mesh,
+    *,
+    prompt_tokens: int,
+    pretrain_rows: int,
+    reward_model: bool = True,
+    lora: LoRAConfig | None = None,
+) -> PPOProgram:
+    """The step of a run on a mesh, whose devices need not exist.
+
+    Args:
+      prompt_tokens: of the longest prompt.
+      pretrain_rows: rows of the pretraining gradient in a step; 0: there is none.
+      reward_model: whether there is one.
+      lora: adapters are trained on top of the frozen models; None: all weights are trained.
+
+    Raises:
+      ShardingError: weights that do not divide over the mesh.
+    """
+    model, train = config.model, config.train
+    full_specs = param_specs, scoring_specs
+    policy_specs, value_specs = specs = tuple(
+        of(model) if lora is None else lora_specs(model, lora, of) for of in full_specs
+    )
+    optimizers = (
+        make_optimizer(config.optimizer, train.num_steps),
+        make_optimizer(config.value_optimizer, train.num_steps),
+    )
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    number = jax.ShapeDtypeStruct((), np.float32, sharding=everywhere)
+    policy = abstract_state(policy_specs, optimizers[0], mesh, dtype=model.param_dtype)
+    value = abstract_state(value_specs, optimizers[1], mesh, dtype=model.param_dtype)
+    state = PPOState(
+        step=jax.ShapeDtypeStruct((), np.int32, sharding=everywhere),
+        policy=policy.replace(halted=None),
+        value=value.replace(halted=None),
+        rewards=RunningMoments(count=number, mean=number, variance=number),
+        halted=jax.ShapeDtypeStruct((), np.bool_, sharding=everywhere),
+    )
+    reference, reward = (abstract(of(model), model.compute_dtype, mesh) for of in full_specs)
+    frozen = Bases(reference, reward if reward_model else None)
+    batch = _abstract_batch(config, mesh, prompt_tokens, pretrain_rows)
+    return PPOProgram(
+        mesh=mesh,
+        step=make_ppo_step(
+            model,
+            config.ppo,
+            policy_optimizer=optimizers[0],
+            value_optimizer=optimizers[1],
+            seed=train.seed,
+            micro_batches=train.micro_batches,
+            lora=lora,
+        ),
+        state=state,
+        batch=batch.replace(bases=None if lora is None else frozen),
+        frozen=frozen,
+        specs=specs,
+        optimizers=optimizers,
+        lora=lora,
+    )
+
+
+def _abstract_batch(config: StepConfig, mesh: Mesh, prompt_tokens: int, rows: int) -> PPOBatch:
+    B, T = config.train.batch_size, prompt_tokens + config.ppo.max_new_tokens
+    ids, numbers = (jax.ShapeDtypeStruct((B, T), dtype) for dtype in (np.int32, np.float32))
+    row = jax.ShapeDtypeStruct((B,), np.float32)
+    rollout = Rollout(
+        tokens=ids,
+        targets=ids,
+        segment_ids=ids,
+        actions=numbers,
+        log_probs=numbers,
+        sampler_log_probs=numbers,
+        entropies=numbers,
+        reference_log_probs=numbers,
+        values=numbers,
+        rewards=row,
+        ended=row,
+    )
+    pretrain = abstract_batch(rows, config.model.context_length) if rows else None
+    return with_sharding(PPOBatch(rollout=rollout, pretrain=pretrain), rows_sharding(mesh))
+
+
+def rows_sharding(mesh: Mesh) -> NamedSharding:
+    """Where the rows of rollouts and of pretraining data lie."""
+    return NamedSharding(mesh, DEFAULT_RULES.partition_spec(("batch",)))
+
+
+def start_state(
+    program: PPOProgram,
+    *,
+    seed: int,
+    policy: Callable[[Any], Any],
+    value: Callable[[Any], Any],
+    frozen: Callable[[], Bases],
+) -> PPOState:
+    """The state before the first step.
+
+    Args:
+      policy, value: abstract parameters -> the weights to start from, which are given away; not
+        called for adapters, which start from the seed.
+      frozen: the frozen models, which adapters are on top of; called only for adapters.
+    """
+
+    def start(number: int, abstract, load):
+        params = load(abstract.params) if program.lora is None else None
+        specs, optimizer = program.specs[number], program.optimizers[number]
+        return make_state(seed, specs, optimizer, abstract, params=params)
+
+    policy_state = start(0, program.state.policy, policy)
+    value_state = start(1, program.state.value, value)
+    if program.lora is not None:
+        params = in_full(frozen().value, value_state.params)
+        value_state = value_state.replace(params=params)
+    everywhere = program.state.step.sharding
+    return PPOState(
+        step=jax.device_put(np.int32(0), everywhere),
+        policy=policy_state,
+        value=value_state,
+        rewards=jax.device_put(start_moments(), everywhere),
+        halted=jax.device_put(np.bool_(False), everywhere),
+    )

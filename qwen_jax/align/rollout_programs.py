@@ -1,0 +1,210 @@
+"""The two device programs of a rollout: sample completions, then score them. Report: 3.2.2.
+
+B rows, T positions of prompts, R room for new tokens.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from qwen_jax.align.log_probs import Window, token_log_probs
+from qwen_jax.align.ppo import Bases, Rollout
+from qwen_jax.align.ppo_config import PPOConfig
+from qwen_jax.config import ModelConfig
+from qwen_jax.errors import DataError
+from qwen_jax.inference.decode import rollout as sample_rows
+from qwen_jax.inference.loop import NewTokens, Sampling
+from qwen_jax.model.lora import LoRAConfig, added_up, with_adapters
+from qwen_jax.model.value_head import at_end, scores
+from qwen_jax.types import Array, Params, ScoringParams
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutPrograms:
+    """Both programs: jitted, or compiled for batches of one shape."""
+
+    generate: Callable  # (policy, bases, prompts, lengths, sampling) -> NewTokens
+    score: Callable  # (policy, value, bases, prompts, lengths, new) -> Rollout
+
+
+def rollout_programs(
+    model: ModelConfig,
+    config: PPOConfig,
+    *,
+    end_id: int,
+    reward_config: ModelConfig | None = None,
+    lora: LoRAConfig | None = None,
+) -> RolloutPrograms:
+    """The programs, jitted.
+
+    Args:
+      end_id: the token that ends a completion, where the reward model reads.
+      reward_config: of the reward model; None: the policy's.
+      lora: policy and value model are adapters on top of the frozen models (ppo.Bases);
+        completions are sampled from the merged weights. None: they are full models.
+
+    Raises:
+      DataError: the reward model has another vocabulary.
+    """
+    reward_config = reward_config or model
+    if reward_config.vocab_size != model.vocab_size:
+        raise DataError(
+            f"the reward model has {reward_config.vocab_size} ids, the policy {model.vocab_size}.",
+            "reward_model",
+            "train it from the same language model, with the same tokenizer.",
+        )
+
+    def generate(policy, bases, *prompts):
+        if lora is not None:
+            policy = added_up(bases.reference, policy, lora, dtype=model.compute_dtype)
+        return sample_rows(policy, *prompts, config=model, room=config.max_new_tokens)
+
+    def score(policy, value, bases, *rows):
+        if lora is not None:
+            policy = with_adapters(bases.reference, policy, lora)
+            value = with_adapters(bases.value, value, lora)
+        return score_completions(
+            policy,
+            value,
+            bases,
+            *rows,
+            model=model,
+            reward_config=reward_config,
+            temperature=config.temperature,
+            end_id=end_id,
+        )
+
+    return RolloutPrograms(jax.jit(generate), jax.jit(score))
+
+
+def compiled_programs(
+    programs: RolloutPrograms,
+    params: tuple[Params, ScoringParams],
+    bases: Bases,
+    rows: tuple[Array, Array, Sampling],
+    sharding: jax.sharding.Sharding,
+) -> RolloutPrograms:
+    """The programs compiled for batches of one shape, before any weight is loaded.
+
+    Args:
+      params: of policy and value model; arrays, or shapes, dtypes and shardings, as the bases.
+      rows: tokens, lengths and sampling settings (rollout.rows_of) of any batch.
+      sharding: of the rows.
+    """
+    policy, value = params
+    *rows, sampling = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding if x.ndim else None),
+        rows,
+    )
+    new = jax.eval_shape(programs.generate, policy, bases, *rows, sampling)
+    generate = programs.generate.lower(policy, bases, *rows, sampling).compile()
+    new = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        new,
+        generate.output_shardings,
+    )
+    score = programs.score.lower(policy, value, bases, *rows, new).compile()
+    return RolloutPrograms(generate, score)
+
+
+class Rows(NamedTuple):
+    """Prompts with their answers and the answer's end token, on the device."""
+
+    tokens: Array  # int32 [B, T + R + 1]
+    segment_ids: Array  # int32 [B, T + R + 1]
+    actions: Array  # float32 [B, T + R]; 1 where the token that follows was sampled
+    log_probs: Array  # float32 [B, T + R]; the sampler's, of that token
+    end: Array  # int32 [B]; where the reward model reads: the answer's end token
+    ended: Array  # float32 [B]; 1 where the policy wrote that token itself
+
+
+def assemble(prompts: Array, lengths: Array, new: NewTokens, *, end_id: int) -> Rows:
+    """Prompt, answer and end token of each row, one behind the other.
+
+    An answer that was cut off gets an end token too, for the reward model to read at; it is no
+    action.
+    """
+    B, T = prompts.shape
+    R = new.tokens.shape[1]
+    prompts, lengths = jnp.asarray(prompts, jnp.int32), jnp.asarray(lengths, jnp.int32)
+    counts = jnp.sum((new.tokens >= 0).astype(jnp.int32), axis=1)
+    ended = counts < R
+    end = lengths + counts
+    index = jnp.broadcast_to(jnp.arange(T + R + 1, dtype=jnp.int32)[None], (B, T + R + 1))
+    from_prompt = jnp.take_along_axis(prompts, jnp.minimum(index, T - 1), axis=1)
+    place = jnp.clip(index - lengths[:, None], 0, R - 1)
+    from_answer = jnp.take_along_axis(new.tokens, place, axis=1)
+    tokens = jnp.where(index < lengths[:, None], from_prompt, from_answer)
+    tokens = jnp.where(index == end[:, None], jnp.int32(end_id), tokens)
+    inside = index <= end[:, None]
+    acts = counts + ended.astype(jnp.int32)
+    first = lengths - 1  # the position whose logits the first token was drawn from
+    actions = (index >= first[:, None]) & (index < (first + acts)[:, None])
+    log_probs = jnp.take_along_axis(
+        new.logprobs, jnp.clip(index - first[:, None], 0, R - 1), axis=1
+    )
+    return Rows(
+        tokens=jnp.where(inside, tokens, 0),
+        segment_ids=inside.astype(jnp.int32),
+        actions=actions[:, :-1].astype(jnp.float32),
+        log_probs=log_probs[:, :-1],
+        end=end,
+        ended=ended.astype(jnp.float32),
+    )
+
+
+def score_completions(
+    policy: Params,
+    value: ScoringParams,
+    bases: Bases,
+    prompts: Array,
+    lengths: Array,
+    new: NewTokens,
+    *,
+    model: ModelConfig,
+    reward_config: ModelConfig,
+    temperature: float,
+    end_id: int,
+) -> Rollout:
+    """What the four models say of each row; its reward is that of the model, or 0.
+
+    The policy's log-probabilities are computed again, by the function that trains: the sampler's
+    differ in rounding, and ratios would start off 1. Where nothing was sampled they are 0, and so
+    are the reference's and the entropies.
+    """
+    rows = assemble(prompts, lengths, new, end_id=end_id)
+    tokens, segments = rows.tokens[:, :-1], rows.segment_ids[:, :-1]
+    targets = rows.tokens[:, 1:]
+    answers = Window(jnp.asarray(lengths, jnp.int32) - 1, new.tokens.shape[1])
+
+    def log_probs(params, temperature=temperature):
+        return token_log_probs(
+            params, tokens, targets, segments, config=model, temperature=temperature, window=answers
+        )
+
+    if bases.reward is None:
+        rewards = jnp.zeros(rows.end.shape, jnp.float32)
+    else:
+        rewards = at_end(
+            scores(bases.reward, rows.tokens, rows.segment_ids, config=reward_config), rows.end
+        )
+    mine, entropies = log_probs(policy)
+    sampled = rows.log_probs
+    if temperature != 1.0:  # the sampler's are of the model's own logits
+        sampled = sampled + mine - log_probs(policy, 1.0)[0]
+    return Rollout(
+        tokens=tokens,
+        targets=targets,
+        segment_ids=segments,
+        actions=rows.actions,
+        log_probs=mine,
+        sampler_log_probs=sampled,
+        entropies=entropies,
+        reference_log_probs=log_probs(bases.reference)[0],
+        values=scores(value, tokens, segments, config=model),
+        rewards=rewards,
+        ended=rows.ended,
+    )

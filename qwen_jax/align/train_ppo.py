@@ -1,0 +1,314 @@
+"""The PPO run: from settings and folders to the last checkpoint. Report: 3.2.2.
+
+Reading order: `train_ppo`, then what it calls. The step is ppo.py's, its batches are rollouts of
+the current policy (rollout.py), and the loop is the one of every stage (train/run.py).
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import jax
+from jax.sharding import Mesh
+
+from qwen_jax.align.ppo import Bases, PPOBatch, PPOState
+from qwen_jax.align.ppo_config import PPOConfig, PPOData
+from qwen_jax.align.ppo_state import PPOProgram, ppo_program, rows_sharding, start_state
+from qwen_jax.align.rewards import load_function
+from qwen_jax.align.rollout import PromptRows, RewardFunction, Sampler, collate, rows_of
+from qwen_jax.align.rollout_programs import RolloutPrograms, compiled_programs, rollout_programs
+from qwen_jax.config import OptimizerConfig
+from qwen_jax.data.batches import Batches
+from qwen_jax.data.chat.conversations import Counts
+from qwen_jax.data.chat.prompts import read_prompts
+from qwen_jax.data.loader import Loader
+from qwen_jax.errors import ConfigError
+from qwen_jax.model.lora import LoRAConfig
+from qwen_jax.model.spec import size
+from qwen_jax.parallel.mesh import check_batch, make_mesh
+from qwen_jax.pretrained import merged
+from qwen_jax.pretrained.start import (
+    adopt,
+    frozen_scoring_weights_of,
+    frozen_weights_of,
+    is_scoring_run,
+    scoring_weights_of,
+    weights_of,
+)
+from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.train.adapters import describe
+from qwen_jax.train.job import Frozen, Job, Program, RunConfig, RunFiles
+from qwen_jax.train.run import run
+
+
+class PPORunConfig(RunConfig, Protocol):
+    """What the config of a PPO run has (experiments/ppo.py)."""
+
+    init_from: str  # the SFT model's folder
+    reward_model: str | None  # the reward model's run folder
+    reward_functions: tuple[str, ...]  # module:function
+    data: PPOData
+    ppo: PPOConfig
+    value_optimizer: OptimizerConfig
+    lora: LoRAConfig
+
+
+def train_ppo(
+    config: PPORunConfig, tokenizer: Tokenizer, *, emit: Callable[[str], None] = print
+) -> PPOState:
+    """Trains until num_steps and returns the last state; see train.run.run, which resumes it.
+
+    Raises:
+      ConfigError: settings or folders that do not fit together.
+      QwenJaxError: as train.run.run.
+    """
+    mesh = make_mesh(config.mesh)
+    reward_functions = [load_function(name) for name in config.reward_functions]
+    prompts = _read_prompts(config, tokenizer, emit)
+    check(config, prompts.length, mesh)
+    lora = None if config.lora.rank is None else config.lora
+    program = ppo_program(
+        config,
+        mesh,
+        prompt_tokens=prompts.length,
+        pretrain_rows=_pretrain_rows(config),
+        reward_model=config.reward_model is not None,
+        lora=lora,
+    )
+    frozen, records = _frozen_models(config, program)
+    batches = PPOBatches(
+        config,
+        tokenizer,
+        prompts,
+        program=program,
+        frozen=frozen,
+        reward_functions=reward_functions,
+    )
+
+    def make_state() -> PPOState:
+        seed, value_from = config.train.seed, config.reward_model or config.init_from
+        return start_state(
+            program,
+            seed=seed,
+            policy=weights_of(config.init_from),
+            value=scoring_weights_of(value_from, seed=seed),
+            frozen=frozen,
+        )
+
+    job = Job(
+        training_stage="ppo",
+        parameters="policy.params",
+        mesh=mesh,
+        program=Program(
+            state=program.state,
+            make_state=make_state,
+            step=program.step,
+            batch=program.batch,
+            between=batches.executables,
+        ),
+        batches=batches.from_step,
+        frozen=Frozen(elsewhere=program.frozen)
+        if lora is None
+        else Frozen(in_batch=program.frozen),
+        files=RunFiles(tokenizer, records),
+        header=_header(config, prompts.length, program),
+    )
+    return run(config, job, emit=emit)
+
+
+class PPOBatches:
+    """The batches of a run: rollouts of the current policy, and rows of pretraining data."""
+
+    def __init__(
+        self,
+        config: PPORunConfig,
+        tokenizer: Tokenizer,
+        prompts: PromptRows,
+        *,
+        program: PPOProgram,
+        frozen: Callable[[], Bases],
+        reward_functions: Sequence[RewardFunction],
+    ):
+        """
+        Args:
+          frozen: loads the frozen models when it is first called.
+        """
+        self._config, self._tokenizer, self._program = config, tokenizer, program
+        self._frozen, self._functions = frozen, reward_functions
+        self._prompts = Batches(
+            prompts,
+            seed=config.train.seed,
+            collate=collate,
+            batch_size=config.train.batch_size // config.ppo.samples_per_prompt,
+        )
+        self._pretrain = _pretrain_loader(config, tokenizer)
+        self._sharding = rows_sharding(program.mesh)
+
+    @functools.cached_property
+    def _rollout_programs(self) -> RolloutPrograms:
+        """Compiled before any weight is loaded."""
+        config, program = self._config, self._program
+        programs = rollout_programs(
+            config.model, config.ppo, end_id=self._tokenizer.im_end, lora=program.lora
+        )
+        rows = rows_of(
+            self._prompts.batch(0),
+            0,
+            config=config.ppo,
+            tokenizer=self._tokenizer,
+            seed=config.train.seed,
+        )
+        return compiled_programs(
+            programs, program.state.params, program.frozen, rows, self._sharding
+        )
+
+    def executables(self) -> list[jax.stages.Compiled]:
+        """What runs between two steps, for its memory to be known."""
+        return [self._rollout_programs.generate, self._rollout_programs.score]
+
+    @contextlib.contextmanager
+    def from_step(self, start_step: int) -> Iterator[Callable[[int, PPOState], PPOBatch]]:
+        """next_batch(step, state)."""
+        del start_step  # a batch is a function of its step and the policy
+        frozen, rows = self._frozen(), self._sharding
+        sampler = Sampler(
+            self._config.ppo,
+            self._tokenizer,
+            programs=self._rollout_programs,
+            bases=frozen,
+            rows=rows,
+            reward_functions=self._functions,
+            seed=self._config.train.seed,
+        )
+
+        def next_batch(step: int, state: PPOState) -> PPOBatch:
+            rollout = jax.device_put(sampler(self._prompts.batch(step), state, step), rows)
+            pretrain = None
+            if self._pretrain is not None:
+                pretrain = jax.device_put(self._pretrain.batch(step), rows)
+            return PPOBatch(rollout, pretrain, None if self._program.lora is None else frozen)
+
+        yield next_batch
+
+
+def _frozen_models(
+    config: PPORunConfig, program: PPOProgram
+) -> tuple[Callable[[], Bases], dict[str, Any]]:
+    """What loads the frozen models, once, and the files of the run's folder that say which
+    weights adapters are trained on."""
+    records = {}
+    if program.lora is None:
+        load_reference, load_reward = weights_of(config.init_from), None
+        if config.reward_model is not None:
+            load_reward = scoring_weights_of(config.reward_model, seed=0)
+    else:
+        load_reference, records[merged.NAME] = frozen_weights_of(config.init_from, config)
+        load_reward, name = None, "value_base.json"
+        if config.reward_model is not None:
+            load_reward, records[name] = frozen_scoring_weights_of(
+                config.reward_model, config, name
+            )
+
+    @functools.cache
+    def frozen() -> Bases:
+        shapes = program.frozen
+        return Bases(load_reference(shapes.reference), load_reward and load_reward(shapes.reward))
+
+    return frozen, records
+
+
+def _read_prompts(
+    config: PPORunConfig, tokenizer: Tokenizer, emit: Callable[[str], None]
+) -> PromptRows:
+    counts = Counts()
+    prompts = read_prompts(
+        config.data.prompts, tokenizer, counts=counts, max_tokens=config.data.max_prompt_tokens
+    )
+    rows = PromptRows(list(prompts))
+    emit(f"prompts: {counts}")
+    return rows
+
+
+def _header(config: PPORunConfig, prompt_length: int, program: PPOProgram) -> tuple[str, ...]:
+    samples, rows = config.ppo.samples_per_prompt, _pretrain_rows(config)
+    lines = [
+        f"batch: {config.train.batch_size // samples} prompts, {samples} answers each, up to "
+        f"{prompt_length} + {config.ppo.max_new_tokens} tokens",
+        f"pretraining gradient: {rows} rows of {config.model.context_length} tokens a step, "
+        f"coefficient {config.ppo.pretrain_coefficient}"
+        if rows
+        else "pretraining gradient: none",
+    ]
+    if program.lora is not None:
+        trained, state, frozen = size(program.specs), program.state, program.frozen
+        lines.append(describe(program.lora, trained, state, config.model, frozen))
+    return tuple(lines)
+
+
+def check(config: PPORunConfig, prompt_length: int, mesh: Mesh) -> None:
+    """Raises what is known to be wrong before anything is compiled."""
+    train, settings = config.train, config.ppo
+    if train.batch_size % settings.samples_per_prompt:
+        raise ConfigError(
+            f"{settings.samples_per_prompt} samples for each prompt do not divide "
+            f"batch_size={train.batch_size}.",
+            "train.batch_size",
+            "use a multiple.",
+        )
+    pieces = train.micro_batches * settings.minibatches
+    check_batch(train.batch_size, pieces, mesh)
+    check_batch(_pretrain_rows(config), pieces, mesh)
+    longest = prompt_length + settings.max_new_tokens
+    if longest > config.model.context_length:
+        # The sampler would extend the context, as at inference, and the trainer would not.
+        raise ConfigError(
+            f"prompts of {prompt_length} and answers of {settings.max_new_tokens} tokens are "
+            f"longer than the model's {config.model.context_length}.",
+            "data.max_prompt_tokens, ppo.max_new_tokens",
+            "lower one of them.",
+        )
+    if config.reward_model is not None:
+        _check_reward_model(config, config.reward_model)
+
+
+def _check_reward_model(config: PPORunConfig, folder: str) -> None:
+    if not is_scoring_run(folder):
+        raise ConfigError(
+            "this is no run of a reward model.",
+            folder,
+            "train one with experiments.reward_model.",
+        )
+    theirs = adopt(config.model, folder, context_length=config.model.context_length)
+    if theirs == config.model:
+        return
+    ours, theirs = (dataclasses.asdict(model) for model in (config.model, theirs))
+    different = [name for name in ours if ours[name] != theirs[name]]
+    raise ConfigError(
+        "the reward model is not of the policy's architecture: "
+        + ", ".join(f"{name} {theirs[name]}, not {ours[name]}" for name in different)
+        + ".",
+        folder,
+        "train it from the same language model, with the same tokenizer.",
+    )
+
+
+def _pretrain_rows(config: PPORunConfig) -> int:
+    """Rows of the pretraining gradient in a step; 0: there is none."""
+    return config.ppo.pretrain_rows(config.train.batch_size) if config.data.pretrain.sources else 0
+
+
+def _pretrain_loader(config: PPORunConfig, tokenizer: Tokenizer) -> Loader | None:
+    rows = _pretrain_rows(config)
+    if not rows:
+        return None
+    return Loader(
+        config.data.pretrain,
+        context_length=config.model.context_length,
+        batch_size=rows,
+        end_of_text=tokenizer.end_of_text,
+        vocab_size=config.model.vocab_size,
+        tokenizer=tokenizer.fingerprint,
+        seed=config.train.seed,
+    )
