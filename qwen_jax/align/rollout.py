@@ -19,6 +19,7 @@ from qwen_jax.errors import DataError, TrainingError
 from qwen_jax.inference.loop import NewTokens, Sampling
 from qwen_jax.parallel.batch_rows import on_host
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.train.telemetry.phases import PhaseTimer
 
 # (prompts, completions) -> one number for each. A prompt is all that the model saw, in ChatML; a
 # completion is what it wrote, without the end token.
@@ -46,6 +47,7 @@ class Sampler:
         rows: jax.sharding.Sharding,
         reward_functions: Sequence[RewardFunction] = (),
         seed: int = 0,
+        phases: PhaseTimer | None = None,
     ):
         """
         Args:
@@ -53,6 +55,7 @@ class Sampler:
           bases: the frozen models, on their devices.
           rows: where the rows of a rollout go.
           reward_functions: their rewards are added to the reward model's.
+          phases: times generation and scoring.
 
         Raises:
           DataError: neither a reward model nor a function.
@@ -65,7 +68,7 @@ class Sampler:
             )
         self._config, self._tokenizer, self._seed = config, tokenizer, seed
         self._programs, self._bases, self._rows = programs, bases, rows
-        self._functions = tuple(reward_functions)
+        self._functions, self._phases = tuple(reward_functions), phases or PhaseTimer()
 
     def __call__(self, prompts: Prompts, state: PPOState, step: int) -> Rollout:
         """Samples samples_per_prompt completions of each prompt; a prompt's rows are adjacent.
@@ -81,13 +84,17 @@ class Sampler:
         *rows, sampling = self._put(batch)
         policy, value = state.policy.params, state.value.params
         new = self._programs.generate(policy, self._bases, *rows, sampling)
+        self._phases.device("generation", new.tokens)
         scored = self._programs.score(policy, value, self._bases, *rows, new)
+        self._phases.device("scoring", scored.rewards)
         # While the device works on that, the host reads the completions and computes its rewards:
         # the same ones in every process.
         extra = sum(
             (self._rewards_of(function, tokens, lengths, new) for function in self._functions),
             np.zeros(len(lengths), np.float32),
         )
+        if self._functions:
+            self._phases.host("scoring")
         return scored.replace(rewards=scored.rewards + extra)
 
     def _put(self, tree):

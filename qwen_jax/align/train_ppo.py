@@ -41,6 +41,7 @@ from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.adapters import describe
 from qwen_jax.train.job import Frozen, Job, Program, RunConfig, RunFiles
 from qwen_jax.train.run import run
+from qwen_jax.train.telemetry.phases import PhaseTimer
 
 
 class PPORunConfig(RunConfig, Protocol):
@@ -113,6 +114,7 @@ def train_ppo(
         if lora is None
         else Frozen(in_batch=program.frozen),
         files=RunFiles(tokenizer, records),
+        phases=batches.phases,
         header=_header(config, prompts.length, program),
     )
     return run(config, job, emit=emit)
@@ -145,6 +147,7 @@ class PPOBatches:
         )
         self._pretrain = _pretrain_loader(config, tokenizer)
         self._sharding = rows_sharding(program.mesh)
+        self.phases = PhaseTimer()
 
     @functools.cached_property
     def _rollout_programs(self) -> RolloutPrograms:
@@ -181,16 +184,22 @@ class PPOBatches:
             rows=rows,
             reward_functions=self._functions,
             seed=self._config.train.seed,
+            phases=self.phases,
         )
 
         def next_batch(step: int, state: PPOState) -> PPOBatch:
-            rollout = jax.device_put(sampler(self._prompts.batch(step), state, step), rows)
+            self.phases.host(None)  # saving and reporting
+            prompts = self._prompts.batch(step)
+            self.phases.host("data")
+            rollout = jax.device_put(sampler(prompts, state, step), rows)
             pretrain = None
             if self._pretrain is not None:
                 pretrain = jax.device_put(self._pretrain.batch(step), rows)
+            self.phases.host("data")
             return PPOBatch(rollout, pretrain, None if self._program.lora is None else frozen)
 
-        yield next_batch
+        with self.phases.running():
+            yield next_batch
 
 
 def _frozen_models(

@@ -156,6 +156,7 @@ def _of_the_run(
         _picture(plots, "throughput", "Tokens per second, without evaluation and saving."),
         _picture(plots, "data_wait", "Time a step waited for its batch."),
         _picture(plots, "sampling", "Time a step sampled answers."),
+        _picture(plots, "phases", "Time of each phase of a step, its running median."),
     )
     times = sections.time_table(where_time_went(steps, events)) + sections.hosts(curves)
     compression = _picture(plots, "compression", "Text that a token holds: more is better.")

@@ -12,6 +12,7 @@ from qwen_jax.report.records import LABELS, Curves, numbers
 
 _BLUE, _RED, _GREEN, _GRAY, _INK = "#2b6cb0", "#c2410c", "#2f855a", "#94a3b8", "#1f2937"
 _EVAL_COLORS = (_RED, _GREEN, "#7c3aed", "#0e7490", "#a16207")
+_PHASES = {"generation": _GREEN, "scoring": _RED, "update": _BLUE, "data": _GRAY}
 _MOST_POINTS = 4000  # of a curve; more cannot be told apart
 _MOST_TAGS = 24  # named in one picture
 _WIDE, _HALF = (9.6, 3.9), (4.7, 2.7)  # inches
@@ -33,11 +34,13 @@ def draw_plots(
         ("gradient_norm", "train/grad_norm", "gradient norm", 1, _BLUE),
         ("throughput", "perf/tokens_per_second", "tokens per second", 1, _GREEN),
         ("data_wait", "perf/data_wait_seconds", "data wait (ms)", 1000, _GREEN),
-        ("sampling", "perf/sample_seconds", "sampling (s)", 1, _GREEN),
+        ("sampling", "perf/sample_seconds", "sampling (s)", 1, _GREEN),  # of older PPO runs
     ):
         x, y = curves.curve(key)
         if len(x):
             plots[name] = _draw_noisy(x, y * unit, title, color)
+    if len(curves.curve("perf/generation_seconds")[0]):
+        plots["phases"] = _draw_phases(curves)
     for name, key, title, color in (
         ("reward", "rollout/reward", "reward of an answer", _BLUE),
         ("kl", "rollout/kl", "KL from the start (nats of an answer)", _RED),
@@ -229,6 +232,17 @@ def _draw_noisy(x: np.ndarray, y: np.ndarray, title: str, color: str) -> bytes:
     if top > 1000:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     return _finish(figure, axes, title)
+
+
+def _draw_phases(curves: Curves) -> bytes:
+    """The running median of each phase of a PPO step."""
+    figure, axes = _figure(_HALF)
+    for phase, color in _PHASES.items():
+        x, y = _thin(*curves.curve(f"perf/{phase}_seconds"))
+        axes.plot(x, _running_median(y), color=color, linewidth=1.7, label=phase)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8)
+    return _finish(figure, axes, "phases of a step (s)")
 
 
 def _draw_around(x: np.ndarray, y: np.ndarray, title: str, color: str) -> bytes:

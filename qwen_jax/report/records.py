@@ -4,7 +4,7 @@
                       a line (train/telemetry/metrics.py): train/{loss,grad_norm,
                       learning_rate,tokens},
                       perf/{tokens_per_second,mfu_a,mfu_b,goodput}, perf/data_wait_seconds or (PPO)
-                      perf/sample_seconds,
+                      perf/{generation,scoring,update,data}_seconds (before: sample_seconds),
                       time/KIND (seconds of this life), host/PROCESS/own_seconds (a step),
                       eval/NAME/{loss,perplexity,bits_per_byte,accuracy}, rollout/{reward,kl,...}
     events.jsonl      {"time": 1.7e9, "event": "resume", ...anything} a line

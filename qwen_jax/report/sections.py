@@ -102,7 +102,7 @@ def samples(samples) -> str:
 
 _KINDS = {
     "train": "training",
-    "sample": "sampling answers",
+    "sample": "rollouts: generation and scoring",
     "wait": "waiting for batches",
     "compile": "compiling",
     "restore": "restoring a checkpoint, or making the first state",

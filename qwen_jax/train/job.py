@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from qwen_jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.run_folder import TrainingStage
+from qwen_jax.train.telemetry.phases import PhaseTimer
 
 
 class RunConfig(Protocol):
@@ -67,4 +68,5 @@ class Job:
     evaluate: Callable[[int, Any], dict[str, float]] | None = None  # metrics to log
     frozen: Frozen = Frozen()
     files: RunFiles = RunFiles()
+    phases: PhaseTimer | None = None  # of a step that has several; it runs within `batches`
     header: tuple[str, ...] = ()  # lines for the person who started it

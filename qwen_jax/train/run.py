@@ -136,6 +136,7 @@ def _run(
             config.model,
             train,
             training_stage=job.training_stage,
+            phases=job.phases,
             total_peak_flops=peak,
             emit=emit,
             events=events,
@@ -244,6 +245,8 @@ def _fit(
         hooks.append(Hook(train.eval_every or train.num_steps, evaluate))
     step = fault_injection.in_step(compiled, planned)
     step = rechecked(step, train.recheck_every, start_step=begin.step)
+    if job.phases is not None:
+        step = job.phases.timed(step)
     with (
         job.batches(begin.step + begin.skipped) as read,
         traced(

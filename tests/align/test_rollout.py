@@ -26,7 +26,7 @@ CONFIG = ppo.PPOConfig(max_new_tokens=5, samples_per_prompt=2)
 ROWS = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
-def make_sampler(bases, *, config=CONFIG, functions=(), programs=None):
+def make_sampler(bases, *, config=CONFIG, functions=(), programs=None, phases=None):
     """A Sampler of the jitted programs, or of others."""
     programs = programs or rollout_programs(MODEL, config, end_id=TOKENIZER.im_end)
     return Sampler(
@@ -37,6 +37,7 @@ def make_sampler(bases, *, config=CONFIG, functions=(), programs=None):
         rows=ROWS,
         reward_functions=functions,
         seed=7,
+        phases=phases,
     )
 
 
@@ -86,6 +87,19 @@ class Reward:
         return {"good": found, "nan": [*found[:-1], float("nan")], "few": found[1:]}[self.mood]
 
 
+class Calls:
+    """A PhaseTimer that remembers what it is told, with the shapes of what ends a phase."""
+
+    def __init__(self):
+        self.calls = []
+
+    def device(self, phase, output):
+        self.calls.append((phase, output.shape))
+
+    def host(self, phase):
+        self.calls.append(phase)
+
+
 @pytest.fixture(scope="module")
 def models():
     make = jax.jit(init_params, static_argnums=0)
@@ -101,10 +115,12 @@ def models():
 def made(models):
     """A sampler, its reward function, its prompts and their first rollout."""
     state, reference, reward = models
-    function = Reward()
-    sampler = make_sampler(ppo.Bases(reference, reward), functions=[function])
+    function, timer = Reward(), Calls()
+    sampler = make_sampler(ppo.Bases(reference, reward), functions=[function], phases=timer)
     prompts = PromptRows([TOKENIZER.encode(text) for text in ("one", "number two", "3")])
     rollout = sampler(collate([prompts[0], prompts[1]]), state, 4)
+    # The tokens are there before the four models have seen them, and the function is the last.
+    assert timer.calls == [("generation", (4, 5)), ("scoring", (4,)), "scoring"]
     return sampler, function, prompts, jax.device_get(rollout), function.asked
 
 

@@ -1,6 +1,7 @@
 """The stages after pretraining, each from a folder to a folder, and interrupted half-way."""
 
 import dataclasses
+import json
 import random
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from qwen_jax.errors import QwenJaxError
 from qwen_jax.model.spec import init_params
 from qwen_jax.pretrained.from_run import save_run
 from qwen_jax.pretrained.huggingface import load_pretrained
+from qwen_jax.train.telemetry.phases import PHASES
 from tests.helpers.alignment import MODEL, config_of, records, run, whole_and_halves
 from tests.helpers.tiny_checkpoint import ROOT, TOKENIZER, environment
 
@@ -141,6 +143,10 @@ def test_ppo_with_everything_goes_on_where_it_was(folder, scored, run_ppo, tmp_p
         assert record["policy/ratio"] == pytest.approx(float(record["step"] > 2), abs=1e-6)
         assert (record["policy/pretrain_loss"] > 0) == (record["step"] > 2)
     assert "frozen weights" in output
+    lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    for record in map(json.loads, lines[1:]):
+        phases = [record[f"perf/{name}_seconds"] for name in PHASES]
+        assert sum(phases) == pytest.approx(record["perf/step_seconds"]) and min(phases) >= 0
     # The policy is the reference until its turn comes, after two steps.
     assert [abs(record["rollout/kl"]) < 1e-4 for record in found] == [True] * 3 + [False] * 3
     model, _ = load_pretrained(tmp_path / "whole")  # of the policy

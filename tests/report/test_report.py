@@ -14,6 +14,7 @@ from qwen_jax import sizes
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.report import write_report
 from qwen_jax.report.records import Curves, read_jsonl, where_time_went
+from qwen_jax.train.telemetry.phases import PHASES
 
 pytest.importorskip("matplotlib")
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -166,6 +167,21 @@ def test_the_page_holds_every_section_and_every_plot(run):
         "temperature 0.8, top p 0.95",
     ):
         assert expected in words, expected
+
+
+@pytest.mark.parametrize(
+    "metrics, plot",
+    [
+        ({f"perf/{name}_seconds": 1.0 for name in PHASES}, "phases"),
+        ({"perf/sample_seconds": 1.0}, "sampling"),  # of older runs
+    ],
+)
+def test_phases_of_ppo_are_drawn(tmp_path, metrics, plot):
+    records = [{"step": step, "train/loss": 1.0, **metrics} for step in range(1, 9)]
+    _jsonl(tmp_path / "metrics.jsonl", records)
+    write_report(tmp_path)
+    plots = {file.stem for file in (tmp_path / "plots").iterdir()}
+    assert plots & {"phases", "sampling"} == {plot}
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing_from_samples(run):

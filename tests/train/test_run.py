@@ -229,13 +229,27 @@ def test_time_is_accounted_for(tmp_path, monkeypatch):
     assert {f"time/{kind}" for kind in (*KINDS, "other")} <= last.keys()
 
 
-def test_answers_that_are_sampled_are_work_and_not_waiting(tmp_path):
+class Phases:
+    """A PhaseTimer of steps that are known."""
+
+    def __init__(self, *steps: dict[str, float]):
+        self._steps = list(steps)
+
+    def take(self, last: str) -> dict[str, float]:
+        assert last == "update"
+        return self._steps.pop(0)
+
+
+def test_the_phases_of_a_step_are_reported_and_rollouts_are_work(tmp_path):
     shown, goodput = [], Goodput()
+    one = {"generation": 0.25, "scoring": 0.125, "update": 0.125}
+    phases = Phases({"generation": 60.0}, one, one | {"data": 0.25, "update": 0.375})
     reporter = Reporter(
         tmp_path,
         SMOKE.model,
-        TrainConfig(num_steps=2, batch_size=1, log_every=1),
+        TrainConfig(num_steps=3, batch_size=1, log_every=2),
         training_stage="ppo",
+        phases=phases,
         schedule=lambda step: 0.1 * step,
         total_peak_flops=1e9,
         resume_step=None,
@@ -250,17 +264,28 @@ def test_answers_that_are_sampled_are_work_and_not_waiting(tmp_path):
         "rollout/reward": 1.0,
         "rollout/kl": 0.0,
     }
-    reporter(StepReport(1, metrics, 0.5, 0.4))
+    reporter(StepReport(1, metrics, None, 60.0))  # compiles, too
+    reporter(StepReport(2, metrics, 0.5, 0.4))
     goodput.mark()
-    reporter(StepReport(2, metrics, 0.5, 0.3))
+    reporter(StepReport(3, metrics, 1.0, 0.9))
     reporter.log.close()
-    record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
-    assert record["time/sample"] == 0.7 and record["time/wait"] == 0
-    assert record["time/train"] == 0.3 and record["perf/sample_seconds"] == 0.3
-    assert "step 0.50 s, of it sampling 0.30 s  goodput" in shown[-1] and "wait" not in shown[-1]
-    goodput.undo()  # of the second step
+    first, second, third = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert "perf/step_seconds" not in first
+    for record, phases in (
+        (second, one | {"data": 0.0}),
+        (third, one | {"data": 0.25, "update": 0.375}),
+    ):
+        assert {f"perf/{name}_seconds": mean for name, mean in phases.items()}.items() <= (
+            record.items()
+        )
+        assert record["perf/step_seconds"] == sum(phases.values())
+    assert {"perf/sample_seconds", "perf/data_wait_seconds", "train/tokens"}.isdisjoint(third)
+    assert (third["time/sample"], third["time/train"], third["time/wait"]) == (0.75, 0.5, 0.25)
+    split = "step 1.00 s (data 0.25, generation 0.25, scoring 0.12, update 0.38)  goodput"
+    assert split in shown[-1]
+    goodput.undo()  # of the third step
     record = goodput.record()
-    assert record["time/redo"] == 0.5 and record["time/sample"] == 0.4
+    assert record["time/redo"] == 0.75 and record["time/sample"] == 0.375
 
 
 def test_a_profile_of_some_steps_is_written(tmp_path):

@@ -11,7 +11,7 @@ KINDS = (*_WORK, "wait", "compile", "restore", "save", "evaluate", "redo")
 class Goodput:
     """Seconds of this life by kind. What no kind claims is `other`: imports, the first step.
 
-    train: steps, without waiting for batches (wait) or for answers that PPO draws (sample).
+    train: steps, without waiting for batches (wait) or for PPO's rollouts (sample).
     compile, restore, save, evaluate: what the loop stood still for. redo: train and sample that a
     going back undid (train/resilience/spikes.py).
     """

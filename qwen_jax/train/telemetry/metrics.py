@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from qwen_jax.config import ModelConfig
 from qwen_jax.model import spec
 from qwen_jax.train.run_folder import TrainingStage
+from qwen_jax.train.telemetry.phases import PHASES
 from qwen_jax.utils.files import write_text
 
 # Dense BF16 FLOP/s by a part of jax.Device.device_kind, from the makers' data sheets. JAX counts a
@@ -135,11 +136,9 @@ def format_line(
         ]
     if "perf/data_wait_seconds" in values:
         parts.append(f"wait {values['perf/data_wait_seconds'] * 1e3:.1f} ms")
-    if "perf/sample_seconds" in values:
-        parts.append(
-            f"step {values['perf/step_seconds']:.2f} s, "
-            f"of it sampling {values['perf/sample_seconds']:.2f} s"
-        )
+    if "perf/generation_seconds" in values:
+        split = ", ".join(f"{name} {values[f'perf/{name}_seconds']:.2f}" for name in PHASES)
+        parts.append(f"step {values['perf/step_seconds']:.2f} s ({split})")
     if "perf/step_seconds" in values:
         parts += [f"goodput {values['perf/goodput']:.0%}", f"ETA {format_seconds(eta_seconds)}"]
     return "  ".join(parts)

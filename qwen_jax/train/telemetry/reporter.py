@@ -22,6 +22,10 @@ from qwen_jax.train.telemetry.metrics import (
     flops_per_token,
     format_line,
 )
+from qwen_jax.train.telemetry.phases import PHASES, PhaseTimer
+
+# Which kind of a run's time (goodput.py) each phase of a step is.
+_KIND_OF = {"data": "wait", "generation": "sample", "scoring": "sample", "update": "train"}
 
 
 class Reporter:
@@ -40,6 +44,7 @@ class Reporter:
         train: TrainConfig,
         *,
         training_stage: TrainingStage,
+        phases: PhaseTimer | None = None,
         schedule: Callable[[int], jax.Array],
         total_peak_flops: float,
         adapters: int | None = None,
@@ -50,6 +55,7 @@ class Reporter:
     ):
         """
         Args:
+          phases: times the phases of a step; None: a step is an update that may wait for data.
           schedule: learning rate by step.
           total_peak_flops: of all devices together, the denominator of MFU.
           adapters: parameters that are trained beside frozen weights; None: the weights are.
@@ -66,19 +72,14 @@ class Reporter:
         self._tokens_per_step = train.batch_size * model.context_length
         flops_a, flops_b = flops_per_token(model, adapters=adapters)
         self._mfu_a, self._mfu_b = flops_a / total_peak_flops, flops_b / total_peak_flops
-        self._seconds: list[float] = []
-        self._waits: list[float] = []
+        self._timer = phases
+        self._seconds: list[float] = []  # of the steps since the last record
+        self._phases: list[dict[str, float]] = []
         self._started = time.perf_counter()
         self._first = True
 
     def __call__(self, report: StepReport) -> None:
-        samples = self._stage == "ppo"  # then a step has tokens and work of its own
-        if report.seconds is not None:
-            self._seconds.append(report.seconds)
-            self._waits.append(report.data_wait_seconds)
-            self._hosts.add(report.seconds, report.device_wait_seconds)
-            self.goodput.add("train", max(report.seconds - report.data_wait_seconds, 0.0))
-            self.goodput.add("sample" if samples else "wait", report.data_wait_seconds)
+        self._add_times(report)
         sdc_check.check(report.step, report.metrics)
         spike = self.spikes.see(report.metrics["train/loss"])
         if spike is not None:
@@ -96,23 +97,12 @@ class Reporter:
             return
         values = dict(report.metrics)
         values["train/learning_rate"] = float(self._rates[report.step - 1])
-        if not samples:
+        if self._timer is None:
             values["train/tokens"] = report.step * self._tokens_per_step
         eta = math.inf
         if self._seconds:
-            mean = sum(self._seconds) / len(self._seconds)
-            rate = self._tokens_per_step / mean
-            waited = "perf/sample_seconds" if samples else "perf/data_wait_seconds"
-            values |= {"perf/step_seconds": mean, waited: sum(self._waits) / len(self._waits)}
-            if not samples:
-                values |= {
-                    "perf/tokens_per_second": rate,
-                    "perf/mfu_a": rate * self._mfu_a,
-                    "perf/mfu_b": rate * self._mfu_b,
-                }
-            eta = (self._train.num_steps - report.step) * mean
-            self._seconds.clear()
-            self._waits.clear()
+            values |= self._speeds()
+            eta = (self._train.num_steps - report.step) * values["perf/step_seconds"]
         values |= self.goodput.record()
         times = self._hosts.exchange()
         values |= {f"host/{process}/own_seconds": seconds for process, seconds in times.items()}
@@ -125,6 +115,40 @@ class Reporter:
             line += f"  (first loss after {time.perf_counter() - self._started:.1f} s)"
         self._first = False
         self.emit(line)
+
+    def _add_times(self, report: StepReport) -> None:
+        """Where the time of a step went; that of the first one includes what is not a step's."""
+        if self._timer is not None:
+            phases = self._timer.take("update")
+        else:
+            wait = report.data_wait_seconds
+            phases = {"data": wait, "update": max((report.seconds or 0.0) - wait, 0.0)}
+        if report.seconds is None:
+            return
+        # Phases are of this step; the loop's seconds have parts of the next one, which it starts.
+        self._seconds.append(report.seconds if self._timer is None else sum(phases.values()))
+        self._phases.append(phases)
+        self._hosts.add(report.seconds, report.device_wait_seconds)
+        for phase, seconds in phases.items():
+            self.goodput.add(_KIND_OF[phase], seconds)
+
+    def _speeds(self) -> dict[str, float]:
+        """Means over the steps since the last record."""
+        steps = len(self._seconds)
+        seconds = sum(self._seconds) / steps
+        phases = {name: sum(of.get(name, 0.0) for of in self._phases) / steps for name in PHASES}
+        self._seconds.clear()
+        self._phases.clear()
+        values = {"perf/step_seconds": seconds}
+        if self._timer is not None:
+            return values | {f"perf/{name}_seconds": mean for name, mean in phases.items()}
+        rate = self._tokens_per_step / seconds
+        return values | {
+            "perf/data_wait_seconds": phases["data"],
+            "perf/tokens_per_second": rate,
+            "perf/mfu_a": rate * self._mfu_a,
+            "perf/mfu_b": rate * self._mfu_b,
+        }
 
     def emit(self, line: str) -> None:
         """Shows a line, in process 0."""
