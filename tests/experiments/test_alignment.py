@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 
 from experiments import dpo, ppo, reward_model, sft
-from qwen_jax.align import rewards
+from qwen_jax.align import rewards, train_ppo
 from qwen_jax.config import DataConfig
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.model.spec import init_params
+from qwen_jax.plan.stages import Workload, build
 from qwen_jax.pretrained.from_run import save_run
 from qwen_jax.pretrained.huggingface import load_pretrained
+from qwen_jax.pretrained.start import start
 from qwen_jax.train.telemetry.phases import PHASES
 from tests.helpers.alignment import MODEL, config_of, records, run, whole_and_halves
 from tests.helpers.tiny_checkpoint import ROOT, TOKENIZER, environment
@@ -151,6 +153,31 @@ def test_ppo_with_everything_goes_on_where_it_was(folder, scored, run_ppo, tmp_p
     assert [abs(record["rollout/kl"]) < 1e-4 for record in found] == [True] * 3 + [False] * 3
     model, _ = load_pretrained(tmp_path / "whole")  # of the policy
     assert model == MODEL
+
+
+def test_the_planner_compiles_for_ppo_what_a_run_compiles(folder, tmp_path, monkeypatch):
+    jobs = []
+    monkeypatch.setattr(train_ppo, "run", lambda config, job, emit: jobs.append(job))
+    config = ppo_config(
+        folder,
+        tmp_path / "run",
+        reward_functions=("qwen_jax.align.rewards:arithmetic",),
+        data={"pretrain": DataConfig(sources=(f"{folder}/text/train",))},
+    )
+    run(ppo, config)
+    (job,) = jobs
+    workload = Workload(
+        "ppo",
+        start(config)[0].model,
+        config.optimizer,
+        config.train,
+        ppo=config.ppo,
+        value_optimizer=config.value_optimizer,
+        prompt_tokens=job.program.batch.rollout.tokens.shape[1] - config.ppo.max_new_tokens,
+    )
+    planned = build(workload, job.mesh)
+    assert planned.arguments == (job.program.state, job.program.batch)
+    assert planned.held.reference == job.frozen.elsewhere.reference
 
 
 @pytest.mark.slow  # a dozen processes
