@@ -118,8 +118,9 @@ def make_ppo_step(
 ) -> Callable[[PPOState, PPOBatch], tuple[PPOState, Metrics]]:
     """ppo_step(state, batch) -> (state, metrics), jitted; the state is donated.
 
-    Rewards are normalised by their running moments, this batch's included; a KL penalty per token
-    is added; advantages are whitened over the whole batch. Then policy and value are trained on
+    Rewards are normalized by their running moments, this batch's included (report 3.2.2: their
+    mean; that they are divided by their spread is ours); a KL penalty per token is added;
+    advantages are whitened over the whole batch (ours). Then policy and value are trained on
     minibatches by the one train step, the policy not before its turn: while it waits its update is
     not computed, and what would be logged of it is 0.
 

@@ -23,6 +23,8 @@ class PPOConfig:
     gae_lambda: float = option(0.95, "ours: Schulman et al. 2016")
     epochs: int = option(1, "ours: passes over a rollout")
     minibatches: int = option(1, "ours: updates in a pass")
+    # Weight of the mean loss of a pretraining token against that of an action. The report gives no
+    # number; off until somebody names pretraining data and a weight.
     pretrain_coefficient: float = option(0.0, "ours: weight of the next-token loss; 0 is off")
     pretrain_ratio: float = option(4.0, "ours: pretraining rows for each rollout row")
     no_end_penalty: float = option(1.0, "ours: off the reward of an answer that was cut off")

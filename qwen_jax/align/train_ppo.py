@@ -25,11 +25,11 @@ from qwen_jax.data.chat.conversations import Counts
 from qwen_jax.data.chat.prompts import read_prompts
 from qwen_jax.data.loader import Loader
 from qwen_jax.errors import ConfigError
-from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.model.spec import size
 from qwen_jax.parallel.mesh import check_batch, make_mesh
 from qwen_jax.pretrained import merged
 from qwen_jax.pretrained.start import (
+    StageConfig,
     adopt,
     frozen_scoring_weights_of,
     frozen_weights_of,
@@ -39,21 +39,19 @@ from qwen_jax.pretrained.start import (
 )
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.adapters import describe
-from qwen_jax.train.job import Frozen, Job, Program, RunConfig, RunFiles
+from qwen_jax.train.job import Frozen, Job, Program, RunFiles
 from qwen_jax.train.run import run
 from qwen_jax.train.telemetry.phases import PhaseTimer
 
 
-class PPORunConfig(RunConfig, Protocol):
+class PPORunConfig(StageConfig, Protocol):
     """What the config of a PPO run has (experiments/ppo.py)."""
 
-    init_from: str  # the SFT model's folder
     reward_model: str | None  # the reward model's run folder
     reward_functions: tuple[str, ...]  # module:function
     data: PPOData
     ppo: PPOConfig
     value_optimizer: OptimizerConfig
-    lora: LoRAConfig
 
 
 def train_ppo(
