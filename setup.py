@@ -1,5 +1,8 @@
 """qwen_jax: the Qwen Technical Report as one JAX package. `pip install -e .` trains on a CPU."""
 
+import pathlib
+import re
+
 from setuptools import find_packages, setup
 
 TEXT = ["pyarrow>=15", "tokenizers>=0.20", "trafilatura>=2", "lxml_html_clean>=0.4"]
@@ -7,14 +10,27 @@ DATA = TEXT + ["daft>=0.7.20", "py3langid>=0.4", "resiliparse>=2"]
 REPORT = ["matplotlib>=3.8"]
 SERVE = ["starlette>=0.40", "uvicorn>=0.30"]
 
+# The one place that says the version is qwen_jax/__init__.py.
+INIT = pathlib.Path(__file__).with_name("qwen_jax") / "__init__.py"
+(VERSION,) = re.findall(r'^__version__ = "(.+?)"', INIT.read_text(encoding="utf-8"), re.MULTILINE)
+
 setup(
     name="qwen_jax",
-    version="0.1.0",
+    version=VERSION,
     description="Pretraining, alignment and evaluation of Qwen in JAX, for TPU and GPU",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["qwen_jax*", "experiments*"]),
-    package_data={"qwen_jax.kernels": ["tiles.json"], "qwen_jax.corpus.output": ["review.html"]},
+    # Installed, the pages and the launchers are inside of the package: a folder `experiments` of
+    # the user's own is not hidden, nor does it hide ours.
+    packages=[*find_packages(include=["qwen_jax*"]), "qwen_jax.experiments", "qwen_jax.launch"],
+    package_dir={"qwen_jax.experiments": "experiments", "qwen_jax.launch": "launch"},
+    package_data={
+        "qwen_jax": ["py.typed"],
+        "qwen_jax.corpus.output": ["review.html"],
+        "qwen_jax.kernels": ["tiles.json"],
+        "qwen_jax.launch": ["Dockerfile.*", "README.md", "*.sbatch", "*.sh"],
+    },
+    entry_points={"console_scripts": ["qwen-jax = qwen_jax.cli.console:main"]},
     install_requires=[
         "absl-py>=2.0",
         "flax>=0.10",
@@ -39,9 +55,15 @@ setup(
         "cuda12": ["jax[cuda12]>=0.10"],
         "cuda13": ["jax[cuda13]>=0.10"],
         "quickstart": TEXT + REPORT,
-        "test": DATA
-        + REPORT
-        + SERVE
-        + ["openai>=1.50", "pytest>=8", "pytest-xdist>=3.5", "transformers>=4.45"],
+        "test": [
+            *DATA,
+            *REPORT,
+            *SERVE,
+            "openai>=1.50",
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "setuptools>=77",  # a test builds the wheel
+            "transformers>=4.45",
+        ],
     },
 )

@@ -20,6 +20,7 @@ import signal
 import sys
 import time
 
+from qwen_jax.cli import console
 from qwen_jax.errors import ConfigError, QwenJaxError
 from qwen_jax.train.resilience import fault_injection
 
@@ -28,8 +29,8 @@ _SIGNALS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP, "term": signal.SIG
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m experiments.faults",
-        description=__doc__,
+        prog=f"python -m {__package__}.faults",
+        description=console.as_typed(__doc__ or "", __package__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group(required=True)

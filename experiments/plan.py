@@ -27,7 +27,6 @@ import importlib.util
 import math
 import pathlib
 
-from experiments import ppo, pretrain, reward_model
 from qwen_jax.cli import flags
 from qwen_jax.config import MeshConfig, option
 from qwen_jax.errors import ConfigError, unknown_name
@@ -37,6 +36,8 @@ from qwen_jax.plan.program import Result, compile_apart
 from qwen_jax.plan.stages import Workload
 from qwen_jax.train.telemetry.memory import gib
 from qwen_jax.utils.files import write_json
+
+from . import ppo, pretrain, reward_model
 
 STAGES = ("pretrain", "reward_model", "ppo")
 _LEAST_FOUND = 0.97  # of formula A's FLOPs, in a program that was read whole

@@ -186,7 +186,7 @@ def prepare(config: Config) -> None:
             f"{folder}: {made.documents:,} documents, {made.tokens:,} tokens, "
             f"{made.bytes_per_token:.2f} bytes per token"
         )
-    say(f"python -m experiments.pretrain --data.sources={','.join(named)}")
+    say(f"python -m {__package__}.pretrain --data.sources={','.join(named)}")
 
 
 def plan(config: Config) -> list:

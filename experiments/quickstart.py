@@ -18,7 +18,6 @@ import time
 
 import numpy as np
 
-from experiments import pretrain, quickstart_alignment
 from qwen_jax.cli import flags
 from qwen_jax.config import DataConfig, ModelConfig, OptimizerConfig, TrainConfig, option
 from qwen_jax.corpus import pipeline
@@ -39,6 +38,8 @@ from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.evaluation import make_evaluator
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.utils.files import write_json
+
+from . import pretrain, quickstart_alignment
 
 SOURCES = ("docs", "code")
 PROMPTS = ("", "class Queue(", "open(file, mode='r'", "    Return the", "def ")
@@ -133,7 +134,7 @@ def main(config: Config) -> None:
     quickstart_alignment.align(folder, result, config.align, say=lambda line: say(f"     {line}"))
     say(
         f"9/10 {quickstart_alignment.compare(folder, tokenizer)}; talk to it:\n"
-        f"     {pathlib.Path(sys.executable)} -m experiments.chat --checkpoint={folder}/ppo"
+        f"     {pathlib.Path(sys.executable)} -m {__package__}.chat --checkpoint={folder}/ppo"
     )
     page = write_report(folder)
     say(f"10/10 {page} is the report of this run ({time.time() - started:.0f} s)")

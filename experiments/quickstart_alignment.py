@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from experiments import ppo, reward_model, sft
 from qwen_jax.align import rewards
 from qwen_jax.config import DataConfig, OptimizerConfig, TrainConfig, option
 from qwen_jax.corpus.output.tokenize import of_source
@@ -22,6 +21,8 @@ from qwen_jax.synthetic import arithmetic
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.utils.files import write_json
+
+from . import ppo, reward_model, sft
 
 ASKED = (
     "What is 7 + 2?",

@@ -6,19 +6,20 @@ import shutil
 import subprocess
 import sys
 
+# In a checkout this module is launch.commands; installed it is qwen_jax.launch.commands.
+_PARENT = __name__.removesuffix("launch.commands")
+PAGES = f"{_PARENT}experiments"
+_PROGRAM = "qwen-jax launch." if _PARENT else "python -m launch."
 
-def parse(doc: str, module: str, argv: list[str], settings: dict[str, tuple]):
+
+def parse(doc: str | None, launcher: str, argv: list[str], settings: dict[str, tuple]):
     """(options, command behind --) of a launcher.
 
     Args:
+      launcher: name of its module.
       settings: name -> (default, what it is for); a default of None has to be given.
     """
-    parser = argparse.ArgumentParser(
-        prog=f"python -m {module}",
-        description=doc,
-        usage="%(prog)s [options] -- COMMAND",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = make_parser(doc, launcher)
     for name, (default, meaning) in settings.items():
         kind = (
             {"action": "store_true"}
@@ -48,15 +49,29 @@ def parse(doc: str, module: str, argv: list[str], settings: dict[str, tuple]):
     return split(parser, argv)
 
 
+def make_parser(doc: str | None, launcher: str) -> argparse.ArgumentParser:
+    """A launcher's parser, with the command lines of its docstring as they are typed here."""
+    return argparse.ArgumentParser(
+        prog=_PROGRAM + launcher,
+        description=(doc or "").replace("python -m launch.", _PROGRAM),
+        usage="%(prog)s [options] -- COMMAND",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
 def split(parser: argparse.ArgumentParser, argv: list[str]):
-    """(options, command): what stands before and behind --.
-    Ends the program where one is missing."""
+    """(options, what Python is given): from before and behind --.
+
+    A command that begins with a word is a page: `pretrain --recipe=7b` is the module of that name.
+    Ends the program where there is no command.
+    """
     cut = argv.index("--") if "--" in argv else len(argv)
     if not argv[cut + 1 :] and not {"-h", "--help"} & set(argv):
-        parser.error(
-            "no command. It stands behind --, as in: -- -m experiments.pretrain --recipe=7b"
-        )
-    return parser.parse_args(argv[:cut]), argv[cut + 1 :]
+        parser.error("no command. It stands behind --, as in: -- pretrain --recipe=7b")
+    command = argv[cut + 1 :]
+    if command and command[0].isidentifier():
+        command = ["-m", f"{PAGES}.{command[0]}", *command[1:]]
+    return parser.parse_args(argv[:cut]), command
 
 
 def need(program: str, where: str, *, dry_run: bool) -> None:

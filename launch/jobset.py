@@ -1,7 +1,7 @@
 """A run on Kubernetes with JobSet: GPUs, or TPUs without XPK.
 
     python -m launch.jobset --name=run --image=REGISTRY/qwen_jax:gpu --hosts=4 --gpus=8 \\
-        --volume=training-data --dry_run -- -m experiments.pretrain --recipe=7b \\
+        --volume=training-data --dry_run -- pretrain --recipe=7b \\
         --run_dir=/data/runs/7b --data.sources=/data/mine/train
 
 One pod per host, all started together and again together (failurePolicy); an error of the settings
@@ -11,7 +11,7 @@ or the data (exit code 1) ends the job at once. --volume is a claim that all pod
 import json
 import sys
 
-from launch import commands
+from . import commands
 
 _PORT = 8476
 SETTINGS = {
@@ -30,7 +30,7 @@ SETTINGS = {
 
 
 def main(argv: list[str]) -> int:
-    options, command = commands.parse(__doc__, "launch.jobset", argv, SETTINGS)
+    options, command = commands.parse(__doc__, "jobset", argv, SETTINGS)
     commands.need("kubectl", "https://kubernetes.io/docs/tasks/tools", dry_run=options.dry_run)
     # JSON is YAML: kubectl takes it, and nothing has to be quoted by hand.
     text = json.dumps(jobset(options, command), indent=2) + "\n"

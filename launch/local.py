@@ -1,9 +1,10 @@
 """Several processes on this computer: a pod on loopback, with the same start, end and restart.
 
-    python -m launch.local --processes=4 --devices=2 -- -m experiments.pretrain --recipe=smoke \\
+    python -m launch.local --processes=4 --devices=2 -- pretrain --recipe=smoke \\
         --model.unroll_layers=2 --data.sources=...
 
-What follows -- is given to Python in each process. Lines are shown with their process in front.
+What follows -- is a page and its flags, or what else Python is given in each process: a script, or
+-m and a module. Lines are shown with their process in front.
 When a process dies or freezes, the others are taken down, and all are started again: the run goes
 on with its newest good checkpoint. SIGTERM and Ctrl-C are handed on, and the run saves before it
 ends.
@@ -30,7 +31,7 @@ import sys
 import threading
 import time
 
-from launch import commands
+from . import commands
 
 REFUSED = 1  # exit code of an error that would only come again (qwen_jax/parallel/distributed.py)
 _MEANING = {
@@ -202,13 +203,7 @@ def _environment(options, process: int, address: str, attempt: int, reason: str)
 
 
 def _options(argv: list[str]):
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.local",
-        description=__doc__,
-        usage="%(prog)s [options] -- COMMAND",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        add_help=True,
-    )
+    parser = commands.make_parser(__doc__, "local")
     for name, default in (
         ("processes", 2),
         ("devices", 1),

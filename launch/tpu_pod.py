@@ -1,7 +1,7 @@
 """A run on a Cloud TPU pod: made, filled, started on all hosts, and again after a preemption.
 
     python -m launch.tpu_pod --name=run --zone=us-east5-a --type=v5p-256 --spot --dry_run -- \\
-        -m experiments.pretrain --recipe=7b --run_dir=gs-mount/runs/7b --data.sources=...
+        pretrain --recipe=7b --run_dir=gs-mount/runs/7b --data.sources=...
 
 What follows -- is given to Python on every host; JAX finds the others by itself. run_dir and the
 data are on storage that all hosts share. The command ends when the run has; the pod stays until
@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 
-from launch import commands
+from . import commands
 
 IMAGES = {
     "v4": "tpu-ubuntu2204-base",
@@ -35,7 +35,7 @@ SETTINGS = {
 
 
 def main(argv: list[str]) -> int:
-    options, command = commands.parse(__doc__, "launch.tpu_pod", argv, SETTINGS)
+    options, command = commands.parse(__doc__, "tpu_pod", argv, SETTINGS)
     options.version = options.version or image(options.type)
     commands.need("gcloud", "https://cloud.google.com/sdk/docs/install", dry_run=options.dry_run)
     pod = Pod(options)

@@ -1,7 +1,7 @@
 """A run on a GKE cluster of TPUs through XPK, which makes the JobSet and its queue.
 
     python -m launch.xpk --cluster=pods --name=run --type=v5p-256 --image=REGISTRY/qwen_jax:tpu \\
-        --dry_run -- -m experiments.pretrain --recipe=7b --run_dir=/data/runs/7b ...
+        --dry_run -- pretrain --recipe=7b --run_dir=/data/runs/7b ...
 
 `pip install xpk` is needed, and an image made of launch/Dockerfile.tpu. Preempted and failed hosts
 are started again by the cluster, and the run goes on with its newest good checkpoint.
@@ -10,7 +10,7 @@ are started again by the cluster, and the run goes on with its newest good check
 import shlex
 import sys
 
-from launch import commands
+from . import commands
 
 SETTINGS = {
     "cluster": (None, "name of the cluster that `xpk cluster create` made"),
@@ -25,7 +25,7 @@ SETTINGS = {
 
 
 def main(argv: list[str]) -> int:
-    options, command = commands.parse(__doc__, "launch.xpk", argv, SETTINGS)
+    options, command = commands.parse(__doc__, "xpk", argv, SETTINGS)
     commands.need("xpk", "pip install xpk", dry_run=options.dry_run)
     inside = shlex.join(["env", "QWEN_JAX_LAUNCHER=xpk", "python", *command])
     return commands.run(

@@ -18,6 +18,7 @@ import typing
 import jax
 from absl import flags
 
+from qwen_jax.cli import console
 from qwen_jax.config import renamed, warn_renamed
 from qwen_jax.errors import ConfigError, QwenJaxError, unknown_name
 from qwen_jax.parallel import distributed
@@ -102,8 +103,11 @@ def run(main, doc: str | None, recipes: dict[str, object], argv: list[str] | Non
     """
     flags.FLAGS.mark_as_parsed()  # libraries (Grain) read absl's global flags
     virtual_devices.make_room()
+    package = sys.modules[main.__module__].__package__
     try:
-        name, config = parse(doc, recipes, sys.argv if argv is None else argv)
+        name, config = parse(
+            console.as_typed(doc or "", package), recipes, sys.argv if argv is None else argv
+        )
         found = distributed.start()
         if jax.process_index() > 0:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")
@@ -113,7 +117,8 @@ def run(main, doc: str | None, recipes: dict[str, object], argv: list[str] | Non
         print(f"recipe {name}" + (", but " + "; ".join(changed) if changed else ""), flush=True)
         main(config)
     except QwenJaxError as error:
-        print(f"{type(error).__name__}:{error}", file=sys.stderr, flush=True)
+        text = console.as_typed(f"{type(error).__name__}:{error}", package)
+        print(text, file=sys.stderr, flush=True)
         distributed.leave(error.exit_code)
     except Exception:
         if not distributed.joined():

@@ -41,6 +41,14 @@ def test_local_gives_every_process_its_place():
         assert any("--xla_force_host_platform_device_count=4" in word for word in line)
 
 
+def test_a_command_that_begins_with_a_word_is_a_page():
+    local = [sys.executable, "-m", "launch.local", "--dry_run", "--"]
+    shown = dry_run(*local, "pretrain", "--recipe=7b")
+    assert shown.count(f"{sys.executable} -m experiments.pretrain --recipe=7b\n") == 2
+    shown = dry_run(*local, "./page.py", "-x")
+    assert shown.count(f"{sys.executable} ./page.py -x\n") == 2
+
+
 def test_a_tpu_pod_is_made_filled_and_started_on_all_workers():
     create, pack, *lines = [
         shlex.split(line)

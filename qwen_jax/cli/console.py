@@ -1,0 +1,94 @@
+"""`qwen-jax NAME ...`: the pages of the report and the launchers of an installed package.
+
+    qwen-jax --help                                            # every NAME
+    qwen-jax pretrain --help
+    qwen-jax pretrain --recipe=smoke --data.sources=FOLDER
+    qwen-jax launch.local --processes=2 -- pretrain --recipe=smoke --data.sources=FOLDER
+
+From a checkout the same programs are `python -m experiments.NAME` and `python -m launch.NAME`.
+"""
+
+import ast
+import importlib.util
+import os
+import pathlib
+import runpy
+import sys
+
+import qwen_jax
+from qwen_jax.errors import QwenJaxError, unknown_name
+
+INSTALLED = "qwen_jax.experiments"  # the package of the pages; `experiments` in a checkout
+_PACKAGES = {"": INSTALLED, "launch.": "qwen_jax.launch"}
+
+
+def main() -> None:
+    """Runs the program that the command line names, as `python -m` would."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("--help", "-h"):
+        print(_help())
+    elif name == "--version":
+        print(qwen_jax.__version__)
+    else:
+        try:
+            module = _module(name)
+        except QwenJaxError as error:
+            sys.exit(f"{type(error).__name__}:{error}")
+        sys.path.append(os.getcwd())  # where the modules of --reward_functions lie
+        sys.argv[1:] = arguments
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def programs() -> dict[str, str]:
+    """Name -> the first line of its docstring, read without importing it."""
+    found = {}
+    for prefix, package in _PACKAGES.items():
+        for path in sorted(folder(package).glob("*.py")):
+            text = path.read_text(encoding="utf-8")
+            if '\nif __name__ == "__main__":' in text:
+                doc = ast.get_docstring(ast.parse(text)) or ""
+                found[prefix + path.stem] = doc.partition("\n")[0]
+    return found
+
+
+def folder(package: str) -> pathlib.Path:
+    """Where an installed package lies."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise QwenJaxError(
+            f"{package} is not installed.", "qwen-jax", "in a checkout: pip install -e ."
+        )
+    return pathlib.Path(spec.submodule_search_locations[0])
+
+
+def as_typed(text: str, package: str | None) -> str:
+    """Command lines of a checkout, as one types them where `package` holds the pages."""
+    if package != INSTALLED:
+        return text
+    for prefix in ("experiments.", "launch."):
+        command = "qwen-jax " + ("" if prefix == "experiments." else prefix)
+        text = text.replace(f"python -m {prefix}", command)
+    return text
+
+
+def _module(name: str) -> str:
+    known = programs()
+    if name not in known:
+        raise unknown_name("program", name, known, "qwen-jax NAME")
+    prefix, _, last = name.rpartition(".")
+    return f"{_PACKAGES[prefix and prefix + '.']}.{last}"
+
+
+def _help() -> str:
+    known = programs()
+    width = max(map(len, known)) + 2
+    return "\n".join(
+        [
+            f"qwen-jax {qwen_jax.__version__}: qwen-jax NAME [--flag=value ...]",
+            "`qwen-jax NAME --help` shows what a program does and all of its flags.",
+            "",
+            *(f"  {name:{width}}{line}" for name, line in known.items()),
+            "",
+            f"For Slurm and for container images: {folder('qwen_jax.launch')}",
+        ]
+    )
