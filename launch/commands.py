@@ -21,28 +21,17 @@ def parse(doc: str | None, launcher: str, argv: list[str], settings: dict[str, t
     """
     parser = make_parser(doc, launcher)
     for name, (default, meaning) in settings.items():
-        kind = (
-            {"action": "store_true"}
-            if default is False
-            else {
-                "default": default,
-                "type": str if default is None else type(default),
-                "required": default is None,
-                "metavar": "X",
-            }
-        )
-        parser.add_argument(
-            f"--{name}",
-            help=meaning
-            + (
-                " (required)"
-                if default is None
-                else ""
-                if default in (False, "")
-                else f" (default {default})"
-            ),
-            **kind,
-        )
+        if default is False:
+            parser.add_argument(f"--{name}", help=meaning, action="store_true")
+        elif default is None:
+            parser.add_argument(
+                f"--{name}", help=f"{meaning} (required)", required=True, metavar="X"
+            )
+        else:
+            shown = f"{meaning} (default {default})" if default != "" else meaning
+            parser.add_argument(
+                f"--{name}", help=shown, type=type(default), default=default, metavar="X"
+            )
     parser.add_argument(
         "--dry_run", action="store_true", help="print what would be done, do nothing"
     )

@@ -175,7 +175,7 @@ class Life:
                 child.send_signal(number)
 
     def _read(self, process: int, child: subprocess.Popen) -> None:
-        for raw in child.stdout:
+        for raw in child.stdout or ():
             line = raw.decode(errors="replace").rstrip("\n")
             if line.startswith("[Gloo]"):  # tells of every connection
                 continue

@@ -14,6 +14,8 @@ import sys
 import traceback
 import types
 import typing
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from absl import flags
@@ -28,7 +30,7 @@ from qwen_jax.train.run_folder import flatten
 emit = functools.partial(print, flush=True)  # how a run says what it does, unless told otherwise
 
 
-def parse(doc: str | None, recipes: dict[str, object], argv: list[str]):
+def parse(doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> tuple[str, Any]:
     """The config that the command line asks for.
 
     Args:
@@ -95,7 +97,7 @@ def differences(config, recipe) -> list[str]:
     ]
 
 
-def run(main, doc: str | None, recipes: dict[str, object], argv: list[str] | None = None) -> None:
+def run(main, doc: str | None, recipes: Mapping[str, Any], argv: list[str] | None = None) -> None:
     """Parses, joins the run's processes, prints what differs from the recipe, runs main(config).
 
     Errors are shown without a traceback and end in exit code 1. Of several processes, process 0
@@ -134,7 +136,7 @@ class _List(flags.ListParser):
         super().__init__()
         self._inner = inner
 
-    def parse(self, argument):
+    def parse(self, argument) -> list[Any]:
         values = argument if isinstance(argument, list) else super().parse(argument)
         return [self._inner.parse(value) for value in values]
 
@@ -227,7 +229,7 @@ def _rebuild(config, prefix: str, values: flags.FlagValues):
     return dataclasses.replace(config, **changes) if changes else config
 
 
-def _help(doc: str | None, recipes: dict, name: str, values: flags.FlagValues) -> str:
+def _help(doc: str | None, recipes: Mapping[str, Any], name: str, values: flags.FlagValues) -> str:
     current = [name for name, recipe in recipes.items() if not isinstance(recipe, str)]
     lines = [
         inspect.cleandoc(doc or ""),
