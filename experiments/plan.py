@@ -26,21 +26,20 @@ import importlib.metadata
 import importlib.util
 import math
 import pathlib
+from collections.abc import Callable
 
 from qwen_jax.cli import flags
 from qwen_jax.config import MeshConfig, option
 from qwen_jax.errors import ConfigError, unknown_name
-from qwen_jax.plan import gpus, search, topologies
-from qwen_jax.plan.estimate import Estimate, estimate, flops_found, tokens_per_step
-from qwen_jax.plan.program import Result, compile_apart
+from qwen_jax.plan import gpus, search, table, topologies
+from qwen_jax.plan.estimate import estimate, tokens_per_step
+from qwen_jax.plan.program import compile_apart
 from qwen_jax.plan.stages import Workload
-from qwen_jax.train.telemetry.memory import gib
 from qwen_jax.utils.files import write_json
 
 from . import ppo, pretrain, reward_model
 
 STAGES = ("pretrain", "reward_model", "ppo")
-_LEAST_FOUND = 0.97  # of formula A's FLOPs, in a program that was read whole
 _REMAT = {"nothing": "none"}  # the flag's "none" is a search
 
 
@@ -170,61 +169,6 @@ def mesh_of(text: str) -> MeshConfig:
     return MeshConfig(*map(int, sizes))
 
 
-def mesh_name(mesh: MeshConfig) -> str:
-    named = {"data": mesh.data, "fsdp": mesh.fsdp, "tensor": mesh.tensor, "context": mesh.context}
-    return " x ".join(f"{name} {size}" for name, size in named.items() if size > 1) or "one chip"
-
-
-HEADER = (
-    "| mesh | remat | micro-batches | memory of a chip: weights + optimizer + workspace | "
-    "step, s (least to most) | compute / network, s | tokens/s | MFU A / B | chip hours |\n"
-    "|---|---|---|---|---|---|---|---|---|"
-)
-
-
-def line(workload: Workload, result: Result, found: Estimate | None, topology, price) -> str:
-    """A row of the table."""
-    start = (
-        f"| {mesh_name(workload.mesh)} | {workload.model.remat} | {workload.train.micro_batches} | "
-    )
-    if found is None:
-        return start + f"{result.error} | | | | | |"
-    room = topology.chip.hbm_bytes
-    fits = "fits" if result.total + result.held <= room else "DOES NOT FIT"
-    held = f" + held {gib(result.held)}" if result.held else ""
-    money = "" if price is None else f", ${found.dollars(price):,.0f}"
-    network = sum(row[3] for row in result.collectives)
-    return (
-        start + f"{gib(result.total)} of {gib(room)}, {fits}: {gib(result.parameters)} + "
-        f"{gib(result.optimizer)} + {gib(result.workspace)}{held} | {found.seconds:.3f} "
-        f"({found.least:.3f} to {found.most:.3f}) | {sum(result.work.values()):.3f} / "
-        f"{network:.3f} | {found.tokens_per_second:,.0f} | {found.mfu_a:.1%} / "
-        f"{found.mfu_b:.1%} | {found.chip_hours:,.0f}{money} |"
-    )
-
-
-def details(result: Result) -> list[str]:
-    """Where the time of one layout goes."""
-    total = sum(result.work.values()) or 1.0
-    work = sorted(result.work.items(), key=lambda item: -item[1])
-    lines = [
-        "work: "
-        + ", ".join(f"{kind} {seconds:.3f} s ({seconds / total:.0%})" for kind, seconds in work),
-        f"a chip: {result.flops / 1e12:,.1f} TFLOP in products and attention, recomputation "
-        f"included; {result.hbm_bytes / 1e9:,.0f} GB to and from memory",
-        "| collective | group | GB sent by a chip | s | of it not hidden |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {kind} | {group} | {sent / 1e9:.2f} | {seconds:.4f} | {waited:.4f} |"
-        for kind, group, sent, seconds, waited in result.collectives
-        if sent > 1e5
-    ]
-    if result.unknown:
-        lines.append(f"loops of unknown length, counted once: {', '.join(result.unknown)}")
-    return lines
-
-
 def main(config: Config) -> None:
     plan(config)
 
@@ -237,74 +181,21 @@ def plan(config: Config, emit=flags.emit) -> list[dict]:
             emit(text)
         return []
     topology = topologies.by_name(config.topology)
-    if importlib.util.find_spec("libtpu") is None:
-        raise ConfigError(
-            "libtpu is not installed.",
-            "experiments.plan",
-            "pip install 'jax[tpu]': it compiles for TPUs without one.",
-        )
+    check(config)
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))
     emit(
         f"{topology}; {config.stage} of {config.model}, {tokens_per_step(workload):,} tokens a "
         f"step, {workload.train.num_steps:,} steps ({versions})"
     )
-    wrong = [option for option in config.compiler_options if "=" not in option]
-    if wrong:
-        raise ConfigError(
-            f"{wrong[0]!r} is no compiler option.",
-            "--compiler_options",
-            "write name=value, with commas between several.",
-        )
-    options = dict(option.split("=", 1) for option in config.compiler_options)
-    found = []
-    layouts = candidates(config, workload, topology, emit)
-    for number, layout in enumerate(layouts, start=1):
-        keep = None
-        if config.keep_hlo:
-            pathlib.Path(config.keep_hlo).mkdir(parents=True, exist_ok=True)
-            keep = pathlib.Path(config.keep_hlo) / f"{config.model}_{config.topology}_{number}.hlo"
-        emit(
-            f"{number} of {len(layouts)}: compiling {mesh_name(layout.mesh)}, remat "
-            f"{layout.model.remat}, micro-batches {layout.train.micro_batches} (minutes)"
-        )
-        result = compile_apart(layout, topology, options=options, keep=keep)
-        guess = None if result.error else estimate(result, layout, topology)
-        found.append((layout, result, guess))
-        emit(
-            f"{number} of {len(layouts)}, {result.compile_seconds:.0f} s: "
-            + line(layout, result, guess, topology, config.price)
-        )
-        if not _whole(result, layout, topology):
-            emit(
-                "DO NOT TRUST ITS TIMES: of the model's own FLOPs "
-                f"{flops_found(result, layout, topology):.0%} were found in the compiled program, "
-                "so some of its work was not read. Please report it, with the versions above and "
-                "the file that --keep_hlo leaves."
-            )
-    # First what fits and was read whole, the fastest before the others.
-    found.sort(
-        key=lambda row: (
-            row[2] is None or not _fits(row[1], topology) or not _whole(row[1], row[0], topology),
-            row[2].seconds if row[2] else 0,
-        )
-    )
-    emit(HEADER)
-    for layout, result, guess in found:
-        emit(line(layout, result, guess, topology, config.price))
-    if found and found[0][2] is not None:
+    found = compile_all(config, candidates(config, workload, topology, emit), topology, emit)
+    emit(table.HEADER)
+    for planned in found:
+        emit(table.line(planned, config.price))
+    if found and found[0].estimate is not None:
         emit("the first of these:")
-        for text in details(found[0][1]):
+        for text in table.details(found[0].result):
             emit(text)
-    rows = [
-        {
-            "mesh": dataclasses.asdict(layout.mesh),
-            "remat": layout.model.remat,
-            "micro_batches": layout.train.micro_batches,
-            "result": dataclasses.asdict(result),
-            "estimate": guess and dataclasses.asdict(guess),
-        }
-        for layout, result, guess in found
-    ]
+    rows = [planned.record() for planned in found]
     if config.output:
         record = {
             "date": datetime.date.today().isoformat(),
@@ -316,13 +207,53 @@ def plan(config: Config, emit=flags.emit) -> list[dict]:
     return rows
 
 
-def _whole(result: Result, workload: Workload, topology) -> bool:
-    """Whether all of the model's products were found in the program, if there is one."""
-    return bool(result.error) or flops_found(result, workload, topology) >= _LEAST_FOUND
+def check(config: Config) -> None:
+    """Raises ConfigError for what compiling needs and is not there."""
+    if importlib.util.find_spec("libtpu") is None:
+        raise ConfigError(
+            "libtpu is not installed.",
+            "experiments.plan",
+            "pip install 'jax[tpu]': it compiles for TPUs without one.",
+        )
+    wrong = [text for text in config.compiler_options if "=" not in text]
+    if wrong:
+        raise ConfigError(
+            f"{wrong[0]!r} is no compiler option.",
+            "--compiler_options",
+            "write name=value, with commas between several.",
+        )
 
 
-def _fits(result: Result, topology) -> bool:
-    return result.total + result.held <= topology.chip.hbm_bytes
+def compile_all(
+    config: Config, layouts: list[Workload], topology, emit: Callable[[str], None]
+) -> list[table.Planned]:
+    """Compiles each layout, with a line before and after it; the best is the first."""
+    options = dict(text.split("=", 1) for text in config.compiler_options)
+    found = []
+    for number, layout in enumerate(layouts, start=1):
+        keep = None
+        if config.keep_hlo:
+            pathlib.Path(config.keep_hlo).mkdir(parents=True, exist_ok=True)
+            keep = pathlib.Path(config.keep_hlo) / f"{config.model}_{config.topology}_{number}.hlo"
+        emit(
+            f"{number} of {len(layouts)}: compiling {table.mesh_name(layout.mesh)}, remat "
+            f"{layout.model.remat}, micro-batches {layout.train.micro_batches} (minutes)"
+        )
+        result = compile_apart(layout, topology, options=options, keep=keep)
+        guess = None if result.error else estimate(result, layout, topology)
+        planned = table.Planned(layout, topology, result, guess)
+        found.append(planned)
+        emit(
+            f"{number} of {len(layouts)}, {result.compile_seconds:.0f} s: "
+            + table.line(planned, config.price)
+        )
+        if not planned.whole:
+            emit(
+                f"DO NOT TRUST ITS TIMES: of the model's own FLOPs {planned.flops_found:.0%} were "
+                "found in the compiled program, so some of its work was not read. Please report "
+                "it, with the versions above and the file that --keep_hlo leaves."
+            )
+    return sorted(found, key=lambda planned: planned.rank)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from experiments import plan, pretrain
 from qwen_jax import sizes
 from qwen_jax.config import MeshConfig
 from qwen_jax.errors import QwenJaxError
-from qwen_jax.plan import search, topologies
+from qwen_jax.plan import search, table, topologies
 from qwen_jax.plan.estimate import estimate, flops_found, model_flops, tokens_per_step
 from qwen_jax.plan.program import Result, compile_apart, refused
 
@@ -154,15 +154,12 @@ def test_what_does_not_fit_is_a_line():
     )
     workload = plan.workload_of(plan.Config(model="7b"))
     workload = dataclasses.replace(workload, mesh=MeshConfig(1, 16, 1, 1))
-    text = plan.line(
-        workload,
-        Result(error="out of memory: 25.1G of 15.75G"),
-        None,
-        topologies.by_name("v5e-16"),
-        None,
+    result = Result(error="out of memory: 25.1G of 15.75G")
+    text = table.line(
+        table.Planned(workload, topologies.by_name("v5e-16"), result, None), price=None
     )
     assert "out of memory: 25.1G" in text
-    assert text.count("|") == plan.HEADER.splitlines()[0].count("|")
+    assert text.count("|") == table.HEADER.splitlines()[0].count("|")
 
 
 def test_gpus_are_only_estimated(capsys):
