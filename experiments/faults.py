@@ -28,6 +28,25 @@ _SIGNALS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP, "term": signal.SIG
 
 
 def main(argv: list[str]) -> None:
+    """Damages files, or sends a signal to one process of a launcher."""
+    options = parse(argv)
+    draw = random.Random(options.seed)
+    for name in ("flip_bit", "cut"):
+        if folder := getattr(options, name):
+            path = (
+                pathlib.Path(folder)
+                if options.folder
+                else fault_injection.newest_checkpoint(folder)
+            )
+            print(f"{path}: {getattr(fault_injection, name)(path, draw)}")
+    for name in _SIGNALS:
+        if launcher := getattr(options, name):
+            while options.saving and fault_injection.saving(options.saving) is None:
+                time.sleep(0.001)
+            send(name, launcher, options.process)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog=f"python -m {__package__}.faults",
         description=console.as_typed(__doc__ or "", __package__),
@@ -42,30 +61,20 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--process", type=int, default=0)
     parser.add_argument("--saving", metavar="RUN_DIR", help="waits until it is saving")
     parser.add_argument("--seed", type=int, help="of the choice; none: another one each time")
-    options = parser.parse_args(argv)
-    draw = random.Random(options.seed)
-    for name in ("flip_bit", "cut"):
-        folder = getattr(options, name)
-        if folder:
-            path = (
-                pathlib.Path(folder)
-                if options.folder
-                else fault_injection.newest_checkpoint(folder)
-            )
-            print(f"{path}: {getattr(fault_injection, name)(path, draw)}")
-    for name, number in _SIGNALS.items():
-        if launcher := getattr(options, name):
-            while options.saving and fault_injection.saving(options.saving) is None:
-                time.sleep(0.001)
-            found = fault_injection.workers(launcher)
-            if options.process not in found:
-                raise ConfigError(
-                    f"process {options.process} is none of {sorted(found)}.",
-                    f"--{name}={launcher}",
-                    "name the pid of launch.local.",
-                )
-            os.kill(found[options.process], number)
-            print(f"{number.name} to process {options.process}, pid {found[options.process]}")
+    return parser.parse_args(argv)
+
+
+def send(name: str, launcher: int, process: int) -> None:
+    """The signal, to a process of the launcher with this pid."""
+    found = fault_injection.workers(launcher)
+    if process not in found:
+        raise ConfigError(
+            f"process {process} is none of {sorted(found)}.",
+            f"--{name}={launcher}",
+            "name the pid of launch.local.",
+        )
+    os.kill(found[process], _SIGNALS[name])
+    print(f"{_SIGNALS[name].name} to process {process}, pid {found[process]}")
 
 
 if __name__ == "__main__":

@@ -59,7 +59,29 @@ def main(config: Config) -> None:
     model = dataclasses.replace(model, compute_dtype=config.compute_dtype or model.compute_dtype)
     lengths = [round(multiple * model.context_length) for multiple in config.multiples]
     windows = config.windows or ramp(model)
-    rows = {
+    tokens = read(config.data, lengths, config.tokens)
+    print(
+        f"{config.model}: trained at {model.context_length}; {len(tokens) - 1:,} tokens of "
+        f"{config.data} at every length; windows {windows}",
+        flush=True,
+    )
+    table = measure(extensions(model, windows), params, tokens, lengths)
+    print(format_table(table, lengths))
+    record = {
+        "model": config.model,
+        "data": config.data,
+        "context_length": model.context_length,
+        "tokens": len(tokens) - 1,
+        "windows": windows,
+        "lengths": lengths,
+        "perplexity": table,
+    }
+    write(pathlib.Path(config.output), record)
+
+
+def extensions(model: ModelConfig, windows: tuple[int, ...]) -> dict[str, ModelConfig]:
+    """The rows of the table: the model with one more of the techniques in each."""
+    return {
         name: dataclasses.replace(model, extension=extension)
         for name, extension in {
             "plain": ContextExtension(dynamic_ntk=False, logn=False),
@@ -68,30 +90,14 @@ def main(config: Config) -> None:
             "+ dynamic ntk + logn + window": ContextExtension(windows=windows),
         }.items()
     }
-    tokens = read(config.data, lengths, config.tokens)
-    print(
-        f"{config.model}: trained at {model.context_length}; {len(tokens) - 1:,} tokens of "
-        f"{config.data} at every length; windows {windows}",
-        flush=True,
-    )
-    table = measure(rows, params, tokens, lengths)
-    text = format_table(table, lengths)
-    print(text)
-    folder = pathlib.Path(config.output)
+
+
+def write(folder: pathlib.Path, record: dict) -> None:
+    """The figures and their plot."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(
-        folder / "long_context.json",
-        {
-            "model": config.model,
-            "data": config.data,
-            "context_length": model.context_length,
-            "tokens": len(tokens) - 1,
-            "windows": windows,
-            "lengths": lengths,
-            "perplexity": table,
-        },
-    )
-    write_bytes(folder / "long_context.png", draw_lengths(table, lengths, model.context_length))
+    write_json(folder / "long_context.json", record)
+    plot = draw_lengths(record["perplexity"], record["lengths"], record["context_length"])
+    write_bytes(folder / "long_context.png", plot)
     print(f"{folder}/long_context.json, {folder}/long_context.png")
 
 

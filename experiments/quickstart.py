@@ -108,23 +108,7 @@ def main(config: Config) -> None:
     result = gather(folder)
     tokenizer = learn_vocabulary(config, folder, result)
     encode(config, folder, result)
-    model = config.model
-    if model.compute_dtype == "bfloat16" and not has_bfloat16_products():
-        model = dataclasses.replace(model, compute_dtype="float32")
-    say(f"4/10 pretraining in {model.compute_dtype}; Ctrl-C stops it with a checkpoint")
-    pretrain.main(
-        dataclasses.replace(
-            config,
-            model=model,
-            data=DataConfig(
-                sources=(
-                    f"{folder}/shards/docs/train={1 - config.code_weight:g}",
-                    f"{folder}/shards/code/train={config.code_weight:g}",
-                ),
-                eval_sources=(f"{folder}/shards/docs/eval", f"{folder}/shards/code/eval"),
-            ),
-        )
-    )
+    pretrain.main(pretraining(config, folder))
     model, params = load_pretrained(folder)
     model = dataclasses.replace(model, compute_dtype="float32")  # a CPU decodes faster so
     evaluate(config, folder, model, params, tokenizer)
@@ -138,6 +122,22 @@ def main(config: Config) -> None:
     )
     page = write_report(folder)
     say(f"10/10 {page} is the report of this run ({time.time() - started:.0f} s)")
+
+
+def pretraining(config: Config, folder: pathlib.Path) -> Config:
+    """The run over both sources, in a dtype that this CPU computes quickly."""
+    model = config.model
+    if model.compute_dtype == "bfloat16" and not has_bfloat16_products():
+        model = dataclasses.replace(model, compute_dtype="float32")
+    say(f"4/10 pretraining in {model.compute_dtype}; Ctrl-C stops it with a checkpoint")
+    data = DataConfig(
+        sources=(
+            f"{folder}/shards/docs/train={1 - config.code_weight:g}",
+            f"{folder}/shards/code/train={config.code_weight:g}",
+        ),
+        eval_sources=(f"{folder}/shards/docs/eval", f"{folder}/shards/code/eval"),
+    )
+    return dataclasses.replace(config, model=model, data=data)
 
 
 def say(line: str) -> None:

@@ -21,6 +21,7 @@ import hashlib
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
@@ -86,16 +87,24 @@ SMOKE = dataclasses.replace(
 
 def main(config: Config) -> None:
     """Reads, generates, filters; then what people kept."""
-    folder, counts = pathlib.Path(config.output), Counts()
-    settings = config.settings
     if not config.checkpoint:
         raise ConfigError("no model.", "--checkpoint", "name a folder; --help shows how.")
-    if settings.instruction_lists and not config.seeds:
+    if config.settings.instruction_lists and not config.seeds:
         raise ConfigError(
             "no seed tasks.",
             "--seeds",
             "name a file, or ask for tools alone: --settings.instruction_lists=0.",
         )
+    made, stopped = generate(config, *read(config))
+    write(config, made)
+    if stopped:
+        print("stopped; give the same command again to go on", file=sys.stderr, flush=True)
+        sys.exit(130)
+
+
+def read(config: Config) -> tuple[list, Sequence, Sequence]:
+    """Seed tasks, tools, and worked examples of the tools."""
+    counts = Counts()
     seeds = [seed for path in config.seeds for seed in read_seeds(path, counts)]
     tools = read_tools(config.tools) if config.tools else react_seeds.TOOLS
     examples = [seed for path in config.react_seeds for seed in read_react_seeds(path)]
@@ -103,24 +112,39 @@ def main(config: Config) -> None:
     print(
         f"seed tasks: {counts}; {len(tools)} tools with {len(examples)} worked examples", flush=True
     )
+    return seeds, tools, examples
+
+
+def generate(
+    config: Config, seeds: list, tools: Sequence, examples: Sequence
+) -> tuple[SelfInstruct, bool]:
+    """What the model wrote, and whether Ctrl-C ended it early."""
     made_from = {
         "seeds": hashlib.sha256(repr((seeds, tools, examples)).encode()).hexdigest()[:16],
         # More samples or rounds are the same run, longer.
-        "settings": dataclasses.asdict(settings) | {"samples": None, "rounds": None},
+        "settings": dataclasses.asdict(config.settings) | {"samples": None, "rounds": None},
         "rules": dataclasses.asdict(config.rules),
         **{
             name: getattr(config, name)
             for name in ("temperature", "top_p", "max_new_tokens", "context")
         },
     }
-    with AppendOnly(folder / "asked.jsonl", made_from) as file, Bar() as bar:
-        asked = Asked(file, lambda: open_model(config, file), seed=settings.seed, progress=bar.show)
-        made = SelfInstruct(settings, config.rules, asked, seeds, examples, tools)
-        stopped = False
+    path = pathlib.Path(config.output) / "asked.jsonl"
+    with AppendOnly(path, made_from) as file, Bar() as bar:
+        asked = Asked(
+            file, lambda: open_model(config, file), seed=config.settings.seed, progress=bar.show
+        )
+        made = SelfInstruct(config.settings, config.rules, asked, seeds, examples, tools)
         try:
             work(made, asked, config)
         except KeyboardInterrupt:
-            stopped = True
+            return made, True
+    return made, False
+
+
+def write(config: Config, made: SelfInstruct) -> None:
+    """Refusals, what people are to judge, and what they kept."""
+    folder = pathlib.Path(config.output)
     write_rows(folder / "rejected.jsonl", made.rejected)
     print(f"{folder}/rejected.jsonl: {len(made.rejected):,} refusals; {made.counts}")
     rows = review.update(folder / "review.jsonl", made.samples)
@@ -133,9 +157,6 @@ def main(config: Config) -> None:
         f"{folder}/conversations.jsonl: {kept}",
         flush=True,
     )
-    if stopped:
-        print("stopped; give the same command again to go on", file=sys.stderr, flush=True)
-        sys.exit(130)
 
 
 def work(made: SelfInstruct, asked: Asked, config: Config) -> None:

@@ -88,29 +88,18 @@ def main(config: Config) -> None:
             "--choose",
             f"use 1 to {len(prompts)}.",
         )
+    tags = tag(config, list(prompts))
+    chosen = choose(config, tags) if config.choose else []
     folder = pathlib.Path(config.output)
-    file = config.tags or folder / "tags.jsonl"
-    if config.tags is None:
-        make(config, list(prompts), folder / "tags.jsonl")
-    counts = Counts()
-    tags = read_tags(file, prompts, counts)
-    merged = merge_rare(tags, alpha=config.alpha)
-    found = {tag for given in merged.tags.values() for tag in given}
-    print(
-        f"{file}: {counts}; {len(found):,} tags, "
-        f"{sum(map(len, merged.tags.values())) / len(tags):.2f} to a prompt; "
-        f"{len(merged.into):,} rare or equal ones merged, {len(merged.dropped):,} dropped"
-    )
-    chosen = choose(config, merged.tags) if config.choose else []
     folder.mkdir(parents=True, exist_ok=True)
-    write_bytes(folder / "tags.png", draw_tags(merged.tags, chosen))
+    write_bytes(folder / "tags.png", draw_tags(tags, chosen))
     print(f"{folder}/tags.png")
     if chosen:
         write([prompts[text] for text in chosen], folder / "chosen.jsonl")
         print(
             f"{folder}/chosen.jsonl: {len(chosen):,} prompts; "
-            f"{len({tag for text in chosen for tag in merged.tags[text]}):,} of the tags, "
-            f"{sum(len(merged.tags[text]) for text in chosen) / len(chosen):.2f} to a prompt"
+            f"{len({tag for text in chosen for tag in tags[text]}):,} of the tags, "
+            f"{sum(len(tags[text]) for text in chosen) / len(chosen):.2f} to a prompt"
         )
 
 
@@ -122,6 +111,23 @@ def read(paths: tuple[str, ...]) -> tuple[dict[str, list[Turn]], Counts]:
             counts.kept -= 1
             counts.skip("asked before", place)
     return prompts, counts
+
+
+def tag(config: Config, prompts: list[str]) -> Tags:
+    """The tags of each prompt, made or read, with rare ones merged."""
+    file = config.tags or pathlib.Path(config.output) / "tags.jsonl"
+    if config.tags is None:
+        make(config, prompts, pathlib.Path(config.output) / "tags.jsonl")
+    counts = Counts()
+    tags = read_tags(file, prompts, counts)
+    merged = merge_rare(tags, alpha=config.alpha)
+    found = {tag for given in merged.tags.values() for tag in given}
+    print(
+        f"{file}: {counts}; {len(found):,} tags, "
+        f"{sum(map(len, merged.tags.values())) / len(tags):.2f} to a prompt; "
+        f"{len(merged.into):,} rare or equal ones merged, {len(merged.dropped):,} dropped"
+    )
+    return merged.tags
 
 
 def make(config: Config, prompts: list[str], path: pathlib.Path) -> None:
