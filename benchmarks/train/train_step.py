@@ -67,28 +67,20 @@ def main(config: Config) -> None:
     for turn, name, row in turns.take(config.rounds, ours, peers):
         rows.setdefault(name, []).append(row)
         print(f"round {turn}: {name:21} {row['tokens_per_second']:8,.0f} tokens/s", flush=True)
+    table = show(config, rows)
+    if config.output:
+        pathlib.Path(config.output).write_text(json.dumps(table, indent=1) + "\n")
+
+
+def show(config: Config, rows: dict[str, list[dict]]) -> dict[str, dict]:
+    """Prints the medians beside the floor of matrix products; returns them."""
     last = rows["ours"][-1]
     print(
         f"\n{last['parameters']:,} parameters, {config.dtype}, {config.batch_size} x "
         f"{last['size']['context_length']}; medians of {config.rounds} rounds"
     )
-    table, tokens = {}, config.batch_size * last["size"]["context_length"]
-    pythons = {"jax": sys.executable} | (
-        {"torch": config.peer_python} if config.peer_python else {}
-    )
-    floors = {
-        library: turns.run(
-            [
-                python,
-                "benchmarks/train/matmul_floor.py",
-                config.dtype,
-                library,
-                json.dumps(last["size"]),
-            ],
-            {},
-        )["seconds"]
-        for library, python in pythons.items()
-    }
+    floors, table = floor_seconds(config, last["size"]), {}
+    tokens = config.batch_size * last["size"]["context_length"]
     for name, measured in rows.items():
         floor = floors["jax" if name == "ours" else "torch"]
         speed = float(np.median([row["tokens_per_second"] for row in measured]))
@@ -103,8 +95,21 @@ def main(config: Config) -> None:
         f"memory: announced {last['announced_mb']:.0f} MB, measured {last['peak_mb']:.0f} MB "
         "(peak of the process during the steps, above what it had before the state was made)"
     )
-    if config.output:
-        pathlib.Path(config.output).write_text(json.dumps(table, indent=1) + "\n")
+    return table
+
+
+def floor_seconds(config: Config, size: dict) -> dict[str, float]:
+    """library -> seconds that the matrix products of a step take and nothing else."""
+    pythons = {"jax": sys.executable} | (
+        {"torch": config.peer_python} if config.peer_python else {}
+    )
+    program = "benchmarks/train/matmul_floor.py"
+    return {
+        library: turns.run([python, program, config.dtype, library, json.dumps(size)], {})[
+            "seconds"
+        ]
+        for library, python in pythons.items()
+    }
 
 
 def measure(config: Config) -> dict:

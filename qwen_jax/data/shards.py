@@ -127,55 +127,13 @@ def open_shards(folder: str | os.PathLike, *, verify: bool | None = None) -> Sha
       DataError: no such folder, no manifest, or files that differ from it, all of them named.
     """
     folder = pathlib.Path(folder)
-    if not folder.is_dir():
-        raise DataError(
-            "there is no such shard folder.",
-            str(folder),
-            "write shards with `python -m experiments.prepare_data --help`.",
-        )
-    try:
-        record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        if record["format"] != FORMAT:
-            raise DataError(
-                f"shard format {record['format']}; this version reads {FORMAT}.",
-                str(folder),
-                "write the shards again.",
-            )
-        files = record["files"]
-        dtype = np.dtype(record["dtype"]).newbyteorder("<")
-        whole = record["sha256"] == _own_hash(record)
-    except FileNotFoundError as error:
-        inside = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
-        raise DataError(
-            f"no {MANIFEST}: this is not a shard folder.",
-            str(folder),
-            f"did you mean {folder / inside[-1]}?"
-            if inside
-            else "pass the folder that holds it, or write the shards again.",
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{MANIFEST} is damaged ({type(error).__name__}: {error}).",
-            str(folder),
-            "write the shards again.",
-        ) from error
-    problems = [] if whole else [f"{MANIFEST} was changed after it was written"]
-    verify = (
-        sum(f["tokens"] for f in files) * dtype.itemsize < _VERIFY_BYTES
-        if verify is None
-        else verify
-    )
-    for entry in files:
-        path = folder / entry["file"]
-        if not path.exists():
-            problems.append(f"{entry['file']} is missing")
-        elif path.stat().st_size != entry["tokens"] * dtype.itemsize:
-            problems.append(
-                f"{entry['file']} has {path.stat().st_size} bytes, not "
-                f"{entry['tokens'] * dtype.itemsize}"
-            )
-        elif verify and _sha256(path) != entry["sha256"]:
-            problems.append(f"{entry['file']} has other contents than were written")
+    record = _read_manifest(folder)
+    files, itemsize = record["files"], np.dtype(record["dtype"]).itemsize
+    if verify is None:
+        verify = sum(f["tokens"] for f in files) * itemsize < _VERIFY_BYTES
+    problems = [problem for f in files if (problem := _problem(folder, f, itemsize, verify))]
+    if record["sha256"] != _own_hash(record):
+        problems.insert(0, f"{MANIFEST} was changed after it was written")
     if problems:
         raise DataError(
             f"the shards do not match their manifest: {'; '.join(problems)}.",
@@ -193,6 +151,56 @@ def open_shards(folder: str | os.PathLike, *, verify: bool | None = None) -> Sha
         end_of_text=record["end_of_text"],
         tokenizer=record["tokenizer"],
     )
+
+
+def _read_manifest(folder: pathlib.Path) -> dict:
+    """The manifest of a folder, with every entry that `open_shards` reads."""
+    if not folder.is_dir():
+        raise DataError(
+            "there is no such shard folder.",
+            str(folder),
+            "write shards with `python -m experiments.prepare_data --help`.",
+        )
+    try:
+        record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if record["format"] != FORMAT:
+            raise DataError(
+                f"shard format {record['format']}; this version reads {FORMAT}.",
+                str(folder),
+                "write the shards again.",
+            )
+        np.dtype(record["dtype"])
+        sum(f["tokens"] for f in record["files"])
+        if "sha256" not in record:
+            raise KeyError("sha256")
+        return record
+    except FileNotFoundError as error:
+        inside = sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}"))
+        raise DataError(
+            f"no {MANIFEST}: this is not a shard folder.",
+            str(folder),
+            f"did you mean {folder / inside[-1]}?"
+            if inside
+            else "pass the folder that holds it, or write the shards again.",
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{MANIFEST} is damaged ({type(error).__name__}: {error}).",
+            str(folder),
+            "write the shards again.",
+        ) from error
+
+
+def _problem(folder: pathlib.Path, entry: dict, itemsize: int, verify: bool) -> str | None:
+    """How a file differs from its entry in the manifest; None: it does not."""
+    path, size = folder / entry["file"], entry["tokens"] * itemsize
+    if not path.exists():
+        return f"{entry['file']} is missing"
+    if path.stat().st_size != size:
+        return f"{entry['file']} has {path.stat().st_size} bytes, not {size}"
+    if verify and _sha256(path) != entry["sha256"]:
+        return f"{entry['file']} has other contents than were written"
+    return None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -185,51 +185,17 @@ class SelfInstruct:
             )
 
     def _react(self, number: int) -> None:
-        kept = [Seed(sample.question) for sample in self.samples if sample.kind == "react"]
-        talks, starts, given = [], [], []
-        for index in range(self._settings.question_lists):
-            draw = self._asked.draw(number, "question examples", index)
-            tools = draw.sample(
-                list(self._tools.values()), draw.randint(1, min(_MOST_TOOLS, len(self._tools)))
-            )
-            examples = self._examples(draw, self._react_seeds, kept)
-            starts.append(len(examples) + 1)
-            given.append(tools)
-            talks.append(
-                _list_talk(
-                    _QUESTIONS.format(
-                        tools="\n".join(
-                            f"- {tool.name_for_human}: {tool.description_for_model}"
-                            for tool in tools
-                        )
-                    ),
-                    examples,
-                )
-            )
-        found = self._new_questions(number, "questions", talks, starts)
-        talks, prompts = [], []
-        for index, (question, source) in enumerate(found):
-            prompts.append(react.prompt(question, given[source]))
-            shots = self._shots(number, "transcript shots", index, self._react_seeds)
-            talks.append(
-                [
-                    *(
-                        turn
-                        for shot in shots
-                        for turn in (
-                            (
-                                "user",
-                                react.prompt(
-                                    shot.question, [self._tools[name] for name in shot.tools]
-                                ),
-                            ),
-                            ("assistant", shot.answer),
-                        )
-                    ),
-                    ("user", prompts[-1]),
-                    ("assistant", "Thought:"),
-                ]
-            )
+        """Questions for offered tools, then a ReAct transcript of each."""
+        found, given = self._react_questions(number)
+        prompts = [react.prompt(question, given[source]) for question, source in found]
+        talks = [
+            [
+                *self._react_shots(number, index),
+                ("user", prompt),
+                ("assistant", "Thought:"),
+            ]
+            for index, prompt in enumerate(prompts)
+        ]
         for index, answer in enumerate(self._asked(number, "transcripts", talks)):
             question, source = found[index]
             text = f"Thought:{answer.text}".strip()
@@ -247,6 +213,35 @@ class SelfInstruct:
                 ),
                 react_fault(text, answer.finish, given[source], self._rules),
             )
+
+    def _react_questions(self, number: int) -> tuple[list[tuple[str, int]], list[list]]:
+        """(question, the list it came from), and the tools that each list offers."""
+        kept = [Seed(sample.question) for sample in self.samples if sample.kind == "react"]
+        talks, starts, given = [], [], []
+        for index in range(self._settings.question_lists):
+            draw = self._asked.draw(number, "question examples", index)
+            tools = draw.sample(
+                list(self._tools.values()), draw.randint(1, min(_MOST_TOOLS, len(self._tools)))
+            )
+            examples = self._examples(draw, self._react_seeds, kept)
+            starts.append(len(examples) + 1)
+            given.append(tools)
+            described = "\n".join(
+                f"- {tool.name_for_human}: {tool.description_for_model}" for tool in tools
+            )
+            talks.append(_list_talk(_QUESTIONS.format(tools=described), examples))
+        return self._new_questions(number, "questions", talks, starts), given
+
+    def _react_shots(self, number: int, index: int) -> list[Turn]:
+        """Worked examples before the prompt of a transcript."""
+        return [
+            turn
+            for shot in self._shots(number, "transcript shots", index, self._react_seeds)
+            for turn in (
+                ("user", react.prompt(shot.question, [self._tools[name] for name in shot.tools])),
+                ("assistant", shot.answer),
+            )
+        ]
 
     def _new_questions(
         self, number: int, stage: str, talks: list[list[Turn]], starts: list[int]
