@@ -11,7 +11,6 @@ anywhere and run it again: it goes on where it was and ends with the same weight
 """
 
 import dataclasses
-import json
 import pathlib
 import sys
 import time
@@ -37,7 +36,7 @@ from qwen_jax.tokenizer import compression, extend
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.evaluation import make_evaluator
 from qwen_jax.train.language_model import make_objective
-from qwen_jax.utils.files import write_json
+from qwen_jax.utils.files import read_json, write_json
 
 from . import pretrain, quickstart_alignment
 
@@ -267,7 +266,7 @@ def sample(config: Config, folder: pathlib.Path, model: ModelConfig, params, tok
             ],
         )
     say("6/10 samples")
-    for made in json.loads((folder / "samples.json").read_text(encoding="utf-8")):
+    for made in read_json(folder / "samples.json", kind=list):
         say("-" * 88 + f"\n{made['prompt']}{made['text']}")
     say("-" * 88)
 

@@ -1,11 +1,11 @@
 """Text to measure on: new documents of real sentences, some of them nearly said before."""
 
-import json
 import pathlib
 import random
 import re
 
 from qwen_jax.errors import ConfigError
+from qwen_jax.utils.jsonl import read_rows
 
 
 def sentences(shared: str) -> list[str]:
@@ -18,9 +18,7 @@ def sentences(shared: str) -> list[str]:
     text = (
         (folder / "wikitext2_valid.txt").read_text("utf-8")
         + "\n"
-        + "\n".join(
-            json.loads(line)["text"] for line in open(folder / "c4_demo.jsonl", encoding="utf-8")
-        )
+        + "\n".join(row["text"] for _, row in read_rows(folder / "c4_demo.jsonl"))
     )
     found = [part.strip() for part in re.split(r"(?<=[.!?])\s+|\n+", text)]
     return [part for part in found if 30 < len(part) < 400]

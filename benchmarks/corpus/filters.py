@@ -32,6 +32,7 @@ from qwen_jax.corpus.filters.pii import mask
 from qwen_jax.corpus.filters.quality_rules import rejection
 from qwen_jax.corpus.sources import extract
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.utils.files import read_json
 from qwen_jax.utils.jsonl import read_rows
 
 READ = """Read one by one (2026-11-27). Rightly rejected as pages, and kept as instructions: bare
@@ -131,12 +132,6 @@ def answers(data: pathlib.Path, name: str) -> list[str]:
 
 def chosen(data: pathlib.Path, name: str) -> list[str]:
     return [row["chosen"]["value"] for _, row in read_rows(data / f"preference/{name}.json")]
-
-
-def read_json(path: pathlib.Path) -> dict:
-    import json
-
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def bad_texts(data: pathlib.Path, good: dict) -> dict[str, tuple[str, list[str]]]:

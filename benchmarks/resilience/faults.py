@@ -32,6 +32,7 @@ from qwen_jax.data.document import Document
 from qwen_jax.errors import DataError
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.resilience import fault_injection
+from qwen_jax.utils.jsonl import read_rows
 
 SAVE_EVERY = 4
 WINDOW = 8  # steps between two faults
@@ -113,16 +114,15 @@ class Bench:
         return done.returncode, done.stdout
 
     def losses(self, run: str) -> dict[int, float]:
-        lines = (self.folder / run / "metrics.jsonl").read_text().splitlines()
         return {
             record["step"]: record["train/loss"]
-            for record in map(json.loads, lines)
+            for _, record in read_rows(self.folder / run / "metrics.jsonl")
             if "train/loss" in record
         }
 
     def events(self, run: str, *names: str) -> list[dict]:
-        lines = (self.folder / run / "events.jsonl").read_text().splitlines()
-        return [event for event in map(json.loads, lines) if event["event"] in names]
+        events = read_rows(self.folder / run / "events.jsonl")
+        return [event for _, event in events if event["event"] in names]
 
     def same(self, run: str) -> bool:
         return self.losses(run) == self.whole

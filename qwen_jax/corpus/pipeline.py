@@ -32,7 +32,7 @@ from qwen_jax.corpus.stage import Stage
 from qwen_jax.corpus.stage_files import PartitionWriter, StageFolder, read_batches
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.utils.append_only import check_same, note_made_from, open_alone
-from qwen_jax.utils.files import write_json
+from qwen_jax.utils.files import read_json, write_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,7 +293,7 @@ def index_files(step: Shuffle) -> list[pathlib.Path]:
     for folder in map(pathlib.Path, step.index):
         found = sorted((folder / "keys").glob("*.parquet"))
         plan = folder.parent / "plan.json"
-        made = json.loads(plan.read_text(encoding="utf-8")) if plan.exists() else {}
+        made = read_json(plan) if plan.exists() else {}
         if not found or f"stage {folder.name}" not in made:
             raise DataError(
                 "there are no keys of earlier documents here.",

@@ -5,7 +5,6 @@ their place and renamed, the counts last: where they are, the partition is finis
 """
 
 import collections
-import json
 import os
 import pathlib
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from qwen_jax.corpus.stage import REJECTED
-from qwen_jax.utils.files import WRITING, put_in_place, temporary_path, write_json
+from qwen_jax.utils.files import WRITING, put_in_place, read_json, temporary_path, write_json
 
 BATCH_BYTES = 8 << 20  # of text, in one batch and row group
 
@@ -45,7 +44,7 @@ class StageFolder:
         return self.counts_file(partition).exists()
 
     def counts(self, partition: int) -> dict:
-        return json.loads(self.counts_file(partition).read_text(encoding="utf-8"))
+        return read_json(self.counts_file(partition))
 
     def total(self, partitions: int) -> dict:
         """The counts of all partitions, summed."""

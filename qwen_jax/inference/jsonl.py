@@ -27,8 +27,8 @@ from qwen_jax.inference.request import Request
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params
-from qwen_jax.utils.append_only import check_same, open_alone
-from qwen_jax.utils.files import atomic_write, write_json
+from qwen_jax.utils.append_only import check_same, open_alone, whole_lines
+from qwen_jax.utils.files import atomic_write, read_json, write_json
 
 _MOST_NAMED = 20  # bad lines in one error
 
@@ -227,12 +227,7 @@ class Output:
 
     def _same_run(self, identity: dict[str, Any]) -> None:
         if self._record.exists():
-            check_same(
-                json.loads(self._record.read_text(encoding="utf-8")),
-                identity,
-                self.path,
-                self._record,
-            )
+            check_same(read_json(self._record), identity, self.path, self._record)
         elif self.path.exists():
             raise ConfigError(
                 "the file is there, and not one of ours.", str(self.path), "name another file."
@@ -242,14 +237,8 @@ class Output:
 
     def _read_places(self) -> None:
         """Finds what is there; a line that was being written when the process died is cut off."""
-        self._file.seek(0)
-        offset = 0
-        for raw in self._file:
-            if not raw.endswith(b"\n"):
-                self._file.truncate(offset)
-                break
-            self._places[json.loads(raw)["line"]] = offset, len(raw)
-            offset += len(raw)
+        for offset, length, row in whole_lines(self._file, self._partial):
+            self._places[row["line"]] = offset, length
 
 
 def run(engine, source: Source, output: Output, *, rows: int, on_line=lambda tokens: None) -> None:

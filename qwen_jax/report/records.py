@@ -26,13 +26,15 @@ Times are seconds since 1970. Every file may be missing; keys that are not named
 """
 
 import itertools
-import json
 import math
 import pathlib
+from typing import Any
 
 import numpy as np
 
 from qwen_jax.errors import DataError
+from qwen_jax.utils import files
+from qwen_jax.utils.jsonl import read_rows
 
 LABELS = {
     "model": "this model",
@@ -146,7 +148,7 @@ def numbers(evaluation, key: str) -> dict[str, float]:
     }
 
 
-def read_json(path: pathlib.Path):
+def read_json(path: pathlib.Path) -> Any:
     """What the file holds; None where there is none.
 
     Raises:
@@ -154,30 +156,12 @@ def read_json(path: pathlib.Path):
     """
     if not path.exists():
         return None
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(
-            f"the file is not JSON: {error}.",
-            str(path),
-            "remove it, or run the step that writes it again.",
-        ) from error
+    fix = "remove it, or run the step that writes it again."
+    return files.read_json(path, kind=object, fix=fix)
 
 
 def read_jsonl(path: pathlib.Path) -> tuple[list[dict], int]:
     """The records, and how many lines before the last could not be read."""
-    if not path.exists():
-        return [], 0
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    records, bad = [], 0
-    for index, line in enumerate(lines):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            bad += index < len(lines) - 1 and bool(line.strip())
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-        else:
-            bad += 1
-    return records, bad
+    bad: list[DataError] = []
+    records = [row for _, row in read_rows(path, bad=bad)] if path.exists() else []
+    return records, len(bad)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
@@ -13,7 +12,7 @@ import jax
 
 from qwen_jax.config import renamed, warn_renamed
 from qwen_jax.errors import ConfigError, TrainingError
-from qwen_jax.utils.files import write_json
+from qwen_jax.utils.files import read_json, write_json
 
 TrainingStage = Literal["pretrain", "sft", "reward_model", "dpo", "ppo"]
 
@@ -81,7 +80,7 @@ def prepare(
     path = folder / "config.json"
     wanted = flatten(config)
     if path.exists():
-        found = flatten_json(json.loads(path.read_text(encoding="utf-8")))
+        found = flatten_json(read_json(path))
         found = {name: value for name, value in found.items() if name not in Identity._fields}
         found = _with_current_names(found, renamed(config), str(path))
         differences = [

@@ -7,11 +7,12 @@ import fcntl
 import json
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from qwen_jax.errors import ConfigError, DataError
-from qwen_jax.utils.files import write_json
-from qwen_jax.utils.jsonl import as_line
+from qwen_jax.utils.files import read_json, write_json
+from qwen_jax.utils.jsonl import as_line, parse_line
 
 
 def open_alone(path: pathlib.Path, shown: pathlib.Path | None = None) -> BinaryIO:
@@ -59,12 +60,32 @@ def check_same(
         )
 
 
+def whole_lines(file: BinaryIO, shown: pathlib.Path) -> Iterator[tuple[int, int, Any]]:
+    """(offset, length, row) of each line; one that was being written when a process died is cut
+    off.
+
+    Args:
+      shown: what errors call the file.
+
+    Raises:
+      DataError: a line that is not JSON.
+    """
+    file.seek(0)
+    offset = 0
+    for number, raw in enumerate(file, 1):
+        if not raw.endswith(b"\n"):
+            file.truncate(offset)
+            break
+        yield offset, len(raw), parse_line(raw, f"{shown} line {number}")
+        offset += len(raw)
+
+
 def note_made_from(record: pathlib.Path, wanted: dict[str, Any], path: pathlib.Path) -> None:
     """Writes `record`, which says what the file or folder `path` is made from; what was begun
     before has to be made from the same, or ConfigError says what differs."""
     wanted = json.loads(json.dumps(wanted))  # tuples become lists, as in the file
     if record.exists():
-        check_same(json.loads(record.read_text(encoding="utf-8")), wanted, path, record)
+        check_same(read_json(record), wanted, path, record)
     else:
         record.parent.mkdir(parents=True, exist_ok=True)
         write_json(record, wanted)
@@ -108,7 +129,7 @@ class AppendOnly:
         """
         wanted = json.loads(json.dumps(made_from))  # tuples become lists, as in the file
         begun = self._record.exists()
-        found = json.loads(self._record.read_text(encoding="utf-8")) if begun else {}
+        found = read_json(self._record) if begun else {}
         both = found.keys() & wanted.keys()
         check_same(
             {name: found[name] for name in both},
@@ -135,19 +156,4 @@ class AppendOnly:
 
     def _read(self) -> list[dict[str, Any]]:
         """What is there; a line that was being written when a process died is cut off."""
-        self._file.seek(0)
-        rows, offset = [], 0
-        for number, raw in enumerate(self._file, 1):
-            if not raw.endswith(b"\n"):
-                self._file.truncate(offset)
-                break
-            try:
-                rows.append(json.loads(raw))
-            except ValueError as error:
-                raise DataError(
-                    f"not a line of JSON: {error}.",
-                    f"{self.path} line {number}",
-                    "mend or delete the line.",
-                ) from error
-            offset += len(raw)
-        return rows
+        return [row for _, _, row in whole_lines(self._file, self.path)]

@@ -1,11 +1,13 @@
 """Files of JSON rows: lists and lines, gzipped or not. Each row is read with its place."""
 
+import codecs
 import gzip
 import json
 import os
 import pathlib
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
 from qwen_jax.errors import DataError
 from qwen_jax.utils.files import atomic_write
@@ -45,8 +47,15 @@ def names_of(paths: Sequence[str | os.PathLike]) -> list[str]:
     )
 
 
-def read_rows(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_rows(
+    path: str | os.PathLike, *, bad: list[DataError] | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, object) for each object of a .json list or a .jsonl file, .gz or not.
+
+    Args:
+      bad: for the logs of runs. It receives an error for each line that cannot be read, and the
+        line is skipped; the unfinished last line of a killed process is not an error. None: the
+        first bad line raises.
 
     Raises:
       DataError: the file is missing, damaged, or holds something else than objects.
@@ -61,39 +70,66 @@ def read_rows(path: str | os.PathLike) -> Iterator[tuple[str, dict[str, Any]]]:
         )
     opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", encoding="utf-8-sig") as file:
-            for place, row in (_items if kind == ".json" else _lines)(file, path):
-                if not isinstance(row, dict):
-                    raise DataError(
-                        f"{str(row)[:60]!r} is not an object.", place, "each row is a JSON object."
-                    )
-                yield place, row
+        with opener(path, "rb") as file:
+            yield from _items(file, path) if kind == ".json" else _lines(file, path, bad)
     except FileNotFoundError as error:
         raise DataError("there is no such file.", str(path), "check the path.") from error
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"cannot be read: {error}.", str(path), "copy it again.") from error
+
+
+def _items(file: IO[bytes], path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        rows = json.loads(file.read().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
         raise DataError(f"cannot be read: {error}.", str(path), "copy it again.") from error
     except json.JSONDecodeError as error:
         raise DataError(f"not JSON: {error}.", str(path), "mend or write it again.") from error
-
-
-def _items(file, path: pathlib.Path) -> Iterator[tuple[str, Any]]:
-    rows = json.load(file)
     if not isinstance(rows, list):
         raise DataError("the file holds no list.", str(path), "write a list of objects.")
     for number, row in enumerate(rows):
-        yield f"{path}[{number}]", row
+        place = f"{path}[{number}]"
+        yield place, _checked(row, place)
 
 
-def _lines(file, path: pathlib.Path) -> Iterator[tuple[str, Any]]:
+def _lines(
+    file: IO[bytes], path: pathlib.Path, bad: list[DataError] | None
+) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(file, 1):
+        line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         if not line.strip():
             continue
         place = f"{path} line {number}"
         try:
-            yield place, json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(
-                f"not a line of JSON: {error}.",
-                place,
-                "each line is one JSON object; a copy that broke off ends so.",
-            ) from error
+            row = _checked(parse_line(line, place), place)
+        except DataError as error:
+            if bad is None:
+                raise
+            if line.endswith(b"\n"):
+                bad.append(error)
+            continue
+        yield place, row
+
+
+def parse_line(line: bytes, place: str) -> Any:
+    """What a line of a .jsonl file holds.
+
+    Raises:
+      DataError: it is not JSON in UTF-8.
+    """
+    try:
+        return json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise DataError(f"cannot be read: {error}.", place, "write UTF-8.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f"not a line of JSON: {error}.",
+            place,
+            "each line is one JSON object; a copy that broke off ends so.",
+        ) from error
+
+
+def _checked(row: Any, place: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise DataError(f"{str(row)[:60]!r} is not an object.", place, "each row is a JSON object.")
+    return row

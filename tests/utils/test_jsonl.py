@@ -1,4 +1,7 @@
-"""Files of JSON rows: what to call them."""
+"""Files of JSON rows: what to call them, what is read of them, and which errors name which line."""
+
+import gzip
+import json
 
 import pytest
 
@@ -27,3 +30,50 @@ def test_rows_are_written_whole_or_not_at_all(tmp_path):
     with pytest.raises(ValueError, match="no more"):
         write_rows(path, torn())
     assert [row for _, row in read_rows(path)] == rows
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz", "a.jsonl", "a.jsonl.gz"])
+def test_rows_are_read_with_their_places(tmp_path, name):
+    rows = [{"text": "日"}, {"text": "b\u2028c"}]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    text = json.dumps(rows) if ".jsonl" not in name else f"{lines[0]}\r\n\n{lines[1]}"
+    raw = b"\xef\xbb\xbf" + text.encode("utf-8")
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+    places = (
+        [f"{path} line 1", f"{path} line 3"] if ".jsonl" in name else [f"{path}[0]", f"{path}[1]"]
+    )
+    assert list(read_rows(path)) == list(zip(places, rows, strict=True))
+
+
+@pytest.mark.parametrize(
+    "name, raw, message",
+    [
+        ("a.jsonl", b'{}\n{"a": \n{}\n', "not a line of JSON.*a.jsonl line 2\n"),
+        ("a.jsonl", b"{}\n3\n", "'3' is not an object.*a.jsonl line 2\n"),
+        ("a.jsonl", b'{}\n{"a": "\xff"}\n', "cannot be read.*a.jsonl line 2\n"),
+        ("a.jsonl", b'{}\n{"a": 1', "not a line of JSON.*a.jsonl line 2\n"),
+        ("a.json", b"[{}, 3]", "'3' is not an object.*a.json\\[1\\]\n"),
+        ("a.json", b"{}", "holds no list"),
+        ("a.json", b"[{}", "not JSON"),
+        ("a.json", b'["\xff"]', "cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b"{}\n" * 99)[:-9], "cannot be read"),
+        ("a.jsonl.gz", b"{}", "cannot be read"),
+        ("a.jsonl.gz", gzip.compress(b"{}")[:10] + b"\xff" * 20, "cannot be read"),
+        ("a.txt", b"", "not a kind of file"),
+    ],
+)
+def test_bad_files_name_the_line(tmp_path, name, raw, message):
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(DataError, match=f"(?s){message}"):
+        list(read_rows(tmp_path / name))
+
+
+def test_bad_lines_of_a_log_are_skipped_and_named(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": \n\n3\n{"a": "\xff"}\n{"a": 2}\n{"a": 3')
+    bad = []
+    assert [row for _, row in read_rows(path, bad=bad)] == [{"a": 1}, {"a": 2}]
+    assert [error.where for error in bad] == [f"{path} line {number}" for number in (2, 4, 5)]
+    path.write_bytes(b'{"a": 1}\n{"a": 2}')  # complete, but for its line end
+    assert [row["a"] for _, row in read_rows(path, bad=bad)] == [1, 2] and len(bad) == 3

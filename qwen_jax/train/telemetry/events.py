@@ -18,6 +18,8 @@ from typing import Any
 import jax
 from absl import logging
 
+from qwen_jax.utils.jsonl import read_rows
+
 NAME = "events.jsonl"
 _LAST_WORDS = ("end", "stop", "error")
 _RESTARTED_AFTER, _ATTEMPT = "QWEN_JAX_RESTARTED_AFTER", "QWEN_JAX_ATTEMPT"  # launchers say
@@ -64,14 +66,10 @@ def _records(path: pathlib.Path) -> list[dict]:
     """The whole lines of a JSONL file; mends a torn last one, so that the next stands alone."""
     if not path.exists():
         return []
-    text = path.read_text(encoding="utf-8", errors="replace")
-    found = []
-    for line in text.splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    if text and not text.endswith("\n"):
-        with open(path, "a", encoding="utf-8") as file:
-            file.write("\n")
+    found = [row for _, row in read_rows(path, bad=[])]
+    with open(path, "rb+") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")
     return found

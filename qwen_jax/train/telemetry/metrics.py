@@ -12,7 +12,7 @@ from qwen_jax.config import ModelConfig
 from qwen_jax.model import spec
 from qwen_jax.train.run_folder import TrainingStage
 from qwen_jax.train.telemetry.phases import PHASES
-from qwen_jax.utils.files import write_text
+from qwen_jax.utils.jsonl import read_rows, write_rows
 
 # Dense BF16 FLOP/s by a part of jax.Device.device_kind, from the makers' data sheets. JAX counts a
 # v4 or v5p chip as one device and a v7 chip as two.
@@ -81,15 +81,8 @@ class MetricsLog:
     def _keep_until(self, step: int) -> None:
         if not self._path.exists():
             return
-        kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the line that was being written when the run was killed
-            if record["step"] <= step:
-                kept.append(line + "\n")
-        write_text(self._path, "".join(kept))
+        records = [row for _, row in read_rows(self._path, bad=[])]
+        write_rows(self._path, [record for record in records if record["step"] <= step])
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line: step, time (seconds since 1970) and the values."""

@@ -1,0 +1,23 @@
+"""Append-only files: what was being written when a process died is cut off."""
+
+import pytest
+
+from qwen_jax.errors import DataError
+from qwen_jax.utils.append_only import AppendOnly, whole_lines
+
+
+def test_whole_lines_cuts_off_an_unfinished_one(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes('{"a": "日"}\n{"a": 2}\n{"a": 3'.encode())
+    with open(path, "a+b") as file:
+        assert list(whole_lines(file, path)) == [(0, 13, {"a": "日"}), (13, 9, {"a": 2})]
+    assert path.read_bytes() == '{"a": "日"}\n{"a": 2}\n'.encode()
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    with AppendOnly(path, {"seed": 1}) as file:
+        file.add({"a": 1})
+    path.write_bytes(path.read_bytes() + b"{\n")
+    with pytest.raises(DataError, match="(?s)not a line of JSON.*a.jsonl line 2"):
+        AppendOnly(path, {"seed": 1})
