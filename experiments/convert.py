@@ -35,6 +35,7 @@ from qwen_jax.pretrained.released import ReleasedFolder
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.tokenizer.huggingface import has_tokenizer
 from qwen_jax.tokenizer.model_folder import find_tokenizer
+from qwen_jax.utils.format import format_gb
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,16 +123,16 @@ def check_space(config: Config, source: Source, dtype: str) -> None:
     )
     print(
         f"from {config.input}: {source.layout}, {count(source.model):,} parameters, "
-        f"{source.dtype}, {_size(size)}, {vocabulary}"
+        f"{source.dtype}, {format_gb(size)}, {vocabulary}"
     )
     print(
-        f"to   {config.output}: {config.layout}, {dtype}, {_size(needed)}; the disk has "
-        f"{_size(free)} free",
+        f"to   {config.output}: {config.layout}, {dtype}, {format_gb(needed)}; the disk has "
+        f"{format_gb(free)} free",
         flush=True,
     )
     if needed > free:
         raise CheckpointError(
-            f"the output takes {_size(needed)}, and {_size(free)} are free.",
+            f"the output takes {format_gb(needed)}, and {format_gb(free)} are free.",
             config.output,
             "free some space, or write to another disk.",
         )
@@ -189,10 +190,6 @@ def verify_conversion(config: Config, source: Source, dtype: str) -> None:
             )
         if source.tokenizer is not None:
             verify.compare_tokenizers(source.tokenizer, theirs)
-
-
-def _size(number: int) -> str:
-    return f"{number / 1e9:.3g} GB" if number >= 1e9 else f"{number / 1e6:.3g} MB"
 
 
 if __name__ == "__main__":

@@ -44,9 +44,9 @@ from qwen_jax.synthetic.self_instruct import (
     read_react_seeds,
     read_seeds,
 )
-from qwen_jax.train.telemetry.metrics import format_seconds
 from qwen_jax.utils.append_only import AppendOnly
 from qwen_jax.utils.files import write_text
+from qwen_jax.utils.format import format_seconds
 from qwen_jax.utils.jsonl import write_rows
 
 

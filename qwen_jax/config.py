@@ -285,7 +285,9 @@ class TrainConfig:
         500, "steps from checkpoint to checkpoint; None: at the end alone"
     )
     keep_checkpoints: int = option(3, "the newest ones")
-    device_memory_gb: float | None = option(None, "None: what the device reports")
+    device_memory_gib: float | None = option(
+        None, "None: what the device reports", alias="device_memory_gb"
+    )
     on_spike: Literal["tell", "skip"] = option("tell", "skip: go back, leave those batches out")
     recheck_every: int | None = option(
         None, "steps; computes one twice and compares bits; None: never"

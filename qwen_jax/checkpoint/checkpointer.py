@@ -28,6 +28,7 @@ from qwen_jax.checkpoint import manifest, step_folders
 from qwen_jax.errors import CheckpointError
 from qwen_jax.utils import tree as leaves
 from qwen_jax.utils.files import sync_folder
+from qwen_jax.utils.format import format_gb
 
 META = "meta.json"
 ARRAYS = "arrays"
@@ -93,8 +94,7 @@ class Checkpointer:
         needed, free = leaves.total_bytes(abstract_state), shutil.disk_usage(self.folder).free
         if needed > free:
             raise CheckpointError(
-                f"a checkpoint takes {leaves.size_text(needed)}, and {leaves.size_text(free)} are "
-                "free.",
+                f"a checkpoint takes {format_gb(needed)}, and {format_gb(free)} are free.",
                 str(self.folder),
                 "free some space, or save to another disk.",
             )
@@ -102,9 +102,9 @@ class Checkpointer:
             logging.warning(
                 "%s: %s are free; keeping %d checkpoints of %s needs room for one more",
                 self.folder,
-                leaves.size_text(free),
+                format_gb(free),
                 self.keep,
-                leaves.size_text(needed),
+                format_gb(needed),
             )
 
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from qwen_jax.plan import search
 from qwen_jax.plan.estimate import from_times
 from qwen_jax.plan.stages import Workload
 from qwen_jax.plan.topologies import GIB, Chip, Topology
-from qwen_jax.train.telemetry.memory import gib
+from qwen_jax.utils.format import format_gib
 
 # Links: NVLink's, both directions counted once; beyond 8 GPUs a network of 50 GB/s for each.
 _NVLINK, _NETWORK, _NODE = 450e9, 50e9, 8
@@ -52,7 +52,7 @@ def lines(workload: Workload, name: str, price: float | None) -> list[str]:
         said.append(
             f"only estimated: data {mesh.data}, fsdp {mesh.fsdp}, tensor {mesh.tensor}, remat "
             f"{one.workload.model.remat}, {one.workload.train.micro_batches} micro-batches: about "
-            f"{gib(int(one.bytes))} of {gib(chip.hbm_bytes)}, {seconds:.2f} s a step, "
+            f"{format_gib(one.bytes)} of {format_gib(chip.hbm_bytes)}, {seconds:.2f} s a step, "
             f"{guess.tokens_per_second:,.0f} tokens/s, MFU A {guess.mfu_a:.0%}, "
             f"{guess.chip_hours:,.0f} GPU hours{money}"
         )

@@ -7,7 +7,7 @@ from qwen_jax.plan.estimate import Estimate, flops_found
 from qwen_jax.plan.program import Result
 from qwen_jax.plan.stages import Workload
 from qwen_jax.plan.topologies import Topology
-from qwen_jax.train.telemetry.memory import gib
+from qwen_jax.utils.format import format_gib
 
 HEADER = (
     "| mesh | remat | micro-batches | memory of a chip: weights + optimizer + workspace | "
@@ -68,14 +68,15 @@ def line(planned: Planned, price: float | None) -> str:
     )
     if found is None:
         return start + f"{result.error} | | | | | |"
+    room = planned.topology.chip.hbm_bytes
     fits = "fits" if planned.fits else "DOES NOT FIT"
-    held = f" + held {gib(result.held)}" if result.held else ""
+    held = f" + held {format_gib(result.held)}" if result.held else ""
     money = "" if price is None else f", ${found.dollars(price):,.0f}"
     network = sum(row[3] for row in result.collectives)
     return (
-        start + f"{gib(result.total)} of {gib(planned.topology.chip.hbm_bytes)}, {fits}: "
-        f"{gib(result.parameters)} + "
-        f"{gib(result.optimizer)} + {gib(result.workspace)}{held} | {found.seconds:.3f} "
+        start + f"{format_gib(result.total)} of {format_gib(room)}, {fits}: "
+        f"{format_gib(result.parameters)} + {format_gib(result.optimizer)} + "
+        f"{format_gib(result.workspace)}{held} | {found.seconds:.3f} "
         f"({found.least:.3f} to {found.most:.3f}) | {sum(result.work.values()):.3f} / "
         f"{network:.3f} | {found.tokens_per_second:,.0f} | {found.mfu_a:.1%} / "
         f"{found.mfu_b:.1%} | {found.chip_hours:,.0f}{money} |"

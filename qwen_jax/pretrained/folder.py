@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from qwen_jax.errors import CheckpointError
 from qwen_jax.pretrained.tensors import PRODUCER, producer_of
 from qwen_jax.utils.files import sync_folder
+from qwen_jax.utils.format import format_gb
 
 # All that an export consists of. A folder that holds anything else is never replaced.
 _PATTERNS = (
@@ -62,7 +63,7 @@ def whole_folder(folder: pathlib.Path, *, needed_bytes: int) -> Iterator[pathlib
 
 def _full(folder: pathlib.Path, needed_bytes: int, free: int) -> CheckpointError:
     return CheckpointError(
-        f"the export needs {needed_bytes / 1e9:.3g} GB and the disk has {free / 1e9:.3g} GB.",
+        f"the export needs {format_gb(needed_bytes)} and the disk has {format_gb(free)}.",
         str(folder),
         "free some space, or export to another disk.",
     )

@@ -31,6 +31,7 @@ from qwen_jax.tokenizer.huggingface import write_tokenizer
 from qwen_jax.tokenizer.model_folder import check_vocabulary
 from qwen_jax.types import Params
 from qwen_jax.utils.files import read_json, write_json
+from qwen_jax.utils.format import format_gb
 
 _PIECE_BYTES = 32 << 20  # of a tensor, on the host at a time
 _nothing: Callable[[int], None] = lambda size: None  # noqa: E731
@@ -255,7 +256,7 @@ def _write(
         if tokenizer is not None:
             write_tokenizer(partial, tokenizer, layout=layout, context_length=config.context_length)
         write_tensors(partial, tensors, max_shard_bytes=max_shard_bytes, progress=progress)
-    logging.info("exported %.3g GB to %s (%s layout, %s).", size / 1e9, folder, layout, dtype)
+    logging.info("exported %s to %s (%s layout, %s).", format_gb(size), folder, layout, dtype)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("save_pretrained")
 

@@ -8,7 +8,7 @@ from qwen_jax.model import spec
 from qwen_jax.pretrained.from_run import run_config
 from qwen_jax.report.elements import any_table, escaped, shown, table
 from qwen_jax.report.records import LABELS, Curves, numbers
-from qwen_jax.train.telemetry.metrics import format_seconds
+from qwen_jax.utils.format import format_seconds
 
 
 def subtitle(files: dict, curves: Curves) -> str:

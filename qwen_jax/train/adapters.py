@@ -24,6 +24,7 @@ from qwen_jax.train.job import Frozen, Job, RunFiles
 from qwen_jax.train.step import Objective, make_train_step
 from qwen_jax.train.telemetry import memory
 from qwen_jax.types import Array, TrainState
+from qwen_jax.utils.format import format_gib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +62,8 @@ def describe(lora: LoRAConfig, trained: int, state: Any, model: ModelConfig, fro
     return (
         f"adapters: rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)}: "
         f"{trained:,} parameters, {100 * trained / spec.count(model):.3g} % of the model; "
-        f"{memory.gib(memory.bytes_per_device(state))} per device with moments, beside "
-        f"{memory.gib(memory.bytes_per_device(frozen))} of frozen {model.compute_dtype} weights"
+        f"{format_gib(memory.bytes_per_device(state))} per device with moments, beside "
+        f"{format_gib(memory.bytes_per_device(frozen))} of frozen {model.compute_dtype} weights"
     )
 
 

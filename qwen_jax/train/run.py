@@ -55,7 +55,7 @@ def run(config: RunConfig, job: Job, *, emit: Callable[[str], None] = print):
     """
     train, mesh = config.train, job.mesh
     _check_loops(config.model, mesh)
-    available = memory.capacity(mesh.local_devices[0], override_gb=train.device_memory_gb)
+    available = memory.capacity(mesh.local_devices[0], override_gib=train.device_memory_gib)
     frozen = (job.frozen.in_batch, job.frozen.elsewhere)
     memory.check_state(job.program.state, available=available, frozen=frozen)
     # Only now: what was refused above leaves no folder behind.

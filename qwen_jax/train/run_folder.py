@@ -43,7 +43,7 @@ MAY_CHANGE = (
     "train.eval_batches",
     "train.save_every",
     "train.keep_checkpoints",
-    "train.device_memory_gb",
+    "train.device_memory_gib",
     "train.on_spike",
     "train.recheck_every",
     "train.trace_steps",

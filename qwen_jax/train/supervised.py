@@ -28,6 +28,7 @@ from qwen_jax.train.state import abstract_state, make_state
 from qwen_jax.train.step import Objective, make_train_step
 from qwen_jax.train.telemetry import metrics
 from qwen_jax.types import Batch, TrainState
+from qwen_jax.utils.format import format_seconds
 
 Batches = Callable[[int], contextlib.AbstractContextManager[Iterable[Any]]]
 
@@ -174,5 +175,5 @@ def _header(config: RunConfig, mesh: Mesh, adapters: int | None) -> tuple[str, .
         f"{train.micro_batches} micro-batch{'es' if train.micro_batches > 1 else ''}; "
         f"{train.num_steps:,} steps = {total:,} tokens",
         f"cost: {total * flops:.2e} FLOP (formula A), "
-        f"{metrics.format_seconds(total * flops / (0.4 * peak))} at 40 % of peak",
+        f"{format_seconds(total * flops / (0.4 * peak))} at 40 % of peak",
     )

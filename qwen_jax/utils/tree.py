@@ -33,7 +33,3 @@ def bytes_of(leaf: Any) -> int:
 
 def total_bytes(tree: Any) -> int:
     return sum(map(bytes_of, jax.tree.leaves(tree)))
-
-
-def size_text(number: int) -> str:
-    return f"{number / 1e9:.2f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"

@@ -156,5 +156,11 @@ def test_a_former_flag_still_works_and_warns(arguments, former, now, capsys):
     assert len(warnings) == 1 and former in warnings[0] and now in warnings[0]
 
 
+def test_former_names_of_the_training_flags_work(capsys):
+    _, config = parse("--train.device_memory_gb=4")
+    assert config.train.device_memory_gib == 4
+    assert "--train.device_memory_gib" in capsys.readouterr().err
+
+
 def test_a_config_is_hashable():
     assert len({_Renamed(), _Renamed(), _Renamed(run_dir="runs/y")}) == 2

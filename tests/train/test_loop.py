@@ -11,7 +11,6 @@ from qwen_jax.errors import TrainingError
 from qwen_jax.train.loop import Hook, Stopped, fit
 from qwen_jax.train.resilience.spikes import SpikeWatch
 from qwen_jax.train.step import unless_halted
-from qwen_jax.train.telemetry.metrics import format_seconds
 from qwen_jax.types import TrainState
 
 
@@ -145,10 +144,3 @@ def test_a_spike_is_named_and_noise_is_not():
     noise = [2.0 + 0.05 * ((i * 7) % 5 - 2) for i in range(100)]
     assert [m for m in map(watch.see, noise) if m] == []
     assert "3.5000 leaps out of 2.0" in watch.see(3.5)
-
-
-@pytest.mark.parametrize(
-    "seconds, text", [(5, "5s"), (95, "1m35s"), (7322, "2h02m"), (float("inf"), "?")]
-)
-def test_seconds_read_well(seconds, text):
-    assert format_seconds(seconds) == text

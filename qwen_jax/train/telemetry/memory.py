@@ -7,6 +7,7 @@ import os
 import jax
 
 from qwen_jax.errors import TrainingError
+from qwen_jax.utils.format import format_gib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,17 +26,12 @@ class Memory:
 
     def __str__(self) -> str:
         text = (
-            f"{gib(self.total)} per device: parameters {gib(self.parameters)}, optimizer "
-            f"{gib(self.optimizer)}, "
-            + (f"frozen weights {gib(self.frozen)}, " if self.frozen else "")
-            + f"gradients and activations {gib(self.workspace)}"
+            f"{format_gib(self.total)} per device: parameters {format_gib(self.parameters)}, "
+            f"optimizer {format_gib(self.optimizer)}, "
+            + (f"frozen weights {format_gib(self.frozen)}, " if self.frozen else "")
+            + f"gradients and activations {format_gib(self.workspace)}"
         )
-        return text + (f"; {gib(self.capacity)} available" if self.capacity else "")
-
-
-def gib(size: int) -> str:
-    """Bytes as GiB, or MiB below a tenth of one."""
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 // 10 else f"{size / 2**20:.1f} MiB"
+        return text + (f"; {format_gib(self.capacity)} available" if self.capacity else "")
 
 
 def bytes_per_device(tree) -> int:
@@ -50,10 +46,10 @@ def bytes_per_device(tree) -> int:
     return sum(size(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def capacity(device: jax.Device, *, override_gb: float | None = None) -> int | None:
+def capacity(device: jax.Device, *, override_gib: float | None = None) -> int | None:
     """Bytes that one device may use: its own word, or its share of the host's memory on a CPU."""
-    if override_gb is not None:
-        return int(override_gb * 2**30)
+    if override_gib is not None:
+        return int(override_gib * 2**30)
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"])
@@ -93,7 +89,7 @@ def check_state(state, *, available: int | None, frozen=None) -> None:
     need = bytes_per_device((state, frozen)) + bytes_per_device(state.params)
     if available is not None and need > available:
         raise _too_large(
-            f"parameters, optimizer state and gradients alone take {gib(need)}", available
+            f"parameters, optimizer state and gradients alone take {format_gib(need)}", available
         )
 
 
@@ -140,9 +136,9 @@ def measure(
 
 def _too_large(what: str, available: int) -> TrainingError:
     return TrainingError(
-        f"{what}; a device has {gib(available)}.",
+        f"{what}; a device has {format_gib(available)}.",
         "memory per device",
         "more devices on mesh.fsdp or mesh.tensor, train.micro_batches up, model.remat=block, "
         "optimizer.moment_dtype=bfloat16, adapters (lora.rank), or a smaller model; "
-        "train.device_memory_gb overrides what is assumed to be available.",
+        "train.device_memory_gib overrides what is assumed to be available.",
     )

@@ -12,6 +12,7 @@ from qwen_jax.config import ModelConfig
 from qwen_jax.model import spec
 from qwen_jax.train.run_folder import TrainingStage
 from qwen_jax.train.telemetry.phases import PHASES
+from qwen_jax.utils.format import format_seconds
 from qwen_jax.utils.jsonl import read_rows, write_rows
 
 # Dense BF16 FLOP/s by a part of jax.Device.device_kind, from the makers' data sheets. JAX counts a
@@ -135,15 +136,3 @@ def format_line(
     if "perf/step_seconds" in values:
         parts += [f"goodput {values['perf/goodput']:.0%}", f"ETA {format_seconds(eta_seconds)}"]
     return "  ".join(parts)
-
-
-def format_seconds(seconds: float) -> str:
-    """95 -> 1m35s, 7322 -> 2h02m."""
-    if not math.isfinite(seconds):
-        return "?"
-    seconds = int(round(seconds))
-    if seconds < 60:
-        return f"{seconds}s"
-    if seconds < 3600:
-        return f"{seconds // 60}m{seconds % 60:02d}s"
-    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"

@@ -51,3 +51,7 @@ def test_what_does_not_fit_is_refused_with_advice():
     assert plan(available=need).total == need
     with pytest.raises(TrainingError, match="remat=block"):
         plan(available=need - 1)
+
+
+def test_the_memory_of_a_device_can_be_set_in_gib():
+    assert memory.capacity(jax.devices()[0], override_gib=1.5) == 3 * 2**29

@@ -1,0 +1,29 @@
+"""Sizes and times as people read them.
+
+Memory is counted in GiB (2**30 bytes), as devices report it; files and disks in GB (1e9 bytes), as
+data sheets do.
+"""
+
+import math
+
+
+def format_gib(size: float) -> str:
+    """Bytes of memory: 1.50 GiB, or 12.3 MiB below a tenth of a GiB."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 // 10 else f"{size / 2**20:.1f} MiB"
+
+
+def format_gb(size: float) -> str:
+    """Bytes of files: 1.50 GB, or 12.3 MB below one GB."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def format_seconds(seconds: float) -> str:
+    """95 -> 1m35s, 7322 -> 2h02m."""
+    if not math.isfinite(seconds):
+        return "?"
+    seconds = int(round(seconds))
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
