@@ -7,7 +7,7 @@ import os
 import pathlib
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 from qwen_jax.errors import DataError
 from qwen_jax.utils.files import atomic_write
@@ -78,7 +78,9 @@ def read_rows(
         raise DataError(f"cannot be read: {error}.", str(path), "copy it again.") from error
 
 
-def _items(file: IO[bytes], path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _items(
+    file: BinaryIO | gzip.GzipFile, path: pathlib.Path
+) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         rows = json.loads(file.read().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -93,7 +95,7 @@ def _items(file: IO[bytes], path: pathlib.Path) -> Iterator[tuple[str, dict[str,
 
 
 def _lines(
-    file: IO[bytes], path: pathlib.Path, bad: list[DataError] | None
+    file: BinaryIO | gzip.GzipFile, path: pathlib.Path, bad: list[DataError] | None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(file, 1):
         line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
