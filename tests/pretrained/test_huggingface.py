@@ -515,7 +515,7 @@ def test_an_export_that_fails_half_way_leaves_the_earlier_one(tmp_path, monkeypa
 
 def test_a_full_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
-    with pytest.raises(CheckpointError, match="needs .* GB and the disk has"):
+    with pytest.raises(CheckpointError, match="needs .* MB and the disk has 0.0 MB"):
         save_pretrained(tmp_path / "out", QWEN, random_params(QWEN))
     assert list(tmp_path.iterdir()) == []
 
