@@ -8,35 +8,24 @@ alone is a whole checkpoint, whenever the process was killed.
 
 import concurrent.futures
 import errno
-import itertools
-import json
-import logging as standard_logging
 import os
 import pathlib
-import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 
-from qwen_jax.checkpoint import manifest, step_folders
+from qwen_jax import compat
+from qwen_jax.checkpoint import arrays, description, manifest, newest_good, step_folders
 from qwen_jax.errors import CheckpointError
 from qwen_jax.utils import tree as leaves
 from qwen_jax.utils.files import sync_folder
 from qwen_jax.utils.format import format_gb
 
-META = "meta.json"
-ARRAYS = "arrays"
-FORMAT = 1
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FILE_BYTES = 256 << 20  # of Orbax's data files: small enough to be hashed side by side
-_CHUNK_BYTES = 4 << 20  # the least that can be read of an array, whatever shards it was saved in
-_READ_BYTES = 4 << 30  # in flight while restoring; otherwise all arrays are at once in host memory
 
 
 class Checkpointer:
@@ -69,14 +58,14 @@ class Checkpointer:
             raise CheckpointError(
                 f"keep={keep} would keep no checkpoint.", "Checkpointer(keep)", "keep 1 or more."
             )
-        _quiet_orbax()
+        arrays.quiet()
         self.folder = pathlib.Path(folder).absolute()
         self.keep, self._tell = keep, tell
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future | None = None
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if _is_primary():
+            if jax.process_index() == 0:
                 step_folders.clear_unfinished(self.folder)
         except OSError as error:
             raise CheckpointError(
@@ -128,14 +117,13 @@ class Checkpointer:
                 str(self.folder),
                 "to go on from an older step, first move the newer ones away.",
             )
-        arrays, text = _describe(step, state, meta)
+        by_name, text = description.describe(step, state, meta)
         started = time.perf_counter()
         temporary = self.folder / f"{step}.saving"
         try:
-            if _is_primary() and temporary.exists():
+            if jax.process_index() == 0 and temporary.exists():
                 shutil.rmtree(temporary)
-            with _context():
-                response = _orbax().save_async(temporary / ARRAYS, arrays)
+            response = arrays.save_async(temporary, by_name)
         except Exception as error:
             raise self._failure(step, error) from error
         self._pending = self._worker.submit(self._commit, step, response, text, started)
@@ -191,7 +179,7 @@ class Checkpointer:
             the checkpoint differ in names, shapes or dtypes, all of which are listed.
         """
         self.wait()
-        chosen = _choose(self.folder, step, set_aside=True, tell=self._tell)
+        chosen = newest_good.choose(self.folder, step, set_aside=True, tell=self._tell)
         if chosen is None:
             return None
         state, meta = _load(self.folder / str(chosen), abstract_state)
@@ -202,9 +190,9 @@ class Checkpointer:
         temporary, final = self.folder / f"{step}.saving", self.folder / str(step)
         try:
             response.result()  # of all processes
-            if not _is_primary():
+            if not jax.process_index() == 0:
                 return
-            (temporary / META).write_text(text, encoding="utf-8")
+            (temporary / description.NAME).write_text(text, encoding="utf-8")
             manifest.write(temporary)
             if final.exists():
                 final.rename(self.folder / f"{step}.replaced")
@@ -216,7 +204,7 @@ class Checkpointer:
             logging.error(
                 "%s", failure
             )  # at once; the training thread hears of it at its next call
-            if _is_primary():
+            if jax.process_index() == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise failure from error
         try:
@@ -239,9 +227,7 @@ class Checkpointer:
             shutil.rmtree(doomed)
 
     def _failure(self, step: int, error: Exception) -> CheckpointError:
-        # Orbax gives the system's error number in the text of a ValueError.
-        code = re.search(r"os_error_code='(\d+)'", str(error))
-        number = int(code[1]) if code else getattr(error, "errno", None)
+        number = compat.os_error_code(error) or getattr(error, "errno", None)
         kept = ", ".join(map(str, self.steps())) or "none"
         if number in _DISK_FULL:
             return CheckpointError(
@@ -256,250 +242,12 @@ class Checkpointer:
         )
 
 
-Piece = tuple[tuple[slice, ...], np.ndarray]
-
-
-def open_params(
-    folder: str | os.PathLike,
-    abstract_params: Any,
-    *,
-    step: int | None = None,
-    under: str = "params",
-) -> tuple[int, Callable[[str, tuple[slice, ...]], Iterator[Piece]]]:
-    """The parameters alone, of the newest good step, to be read piece by piece.
-
-    Nothing in the folder is changed, so a run may be going on in it.
-
-    Args:
-      abstract_params: what the saved state has as `.params`; see Checkpointer.restore.
-      under: another place in the state: "policy.params", say.
-
-    Returns:
-      The step, and a function (name, index) -> the pieces that make up the parameter
-      "layers.mlp.w_up", say, within the bounds `index`: each with its place in array[index], no
-      larger than a chunk of the file (a few megabytes), whatever the shards that were saved.
-
-    Raises:
-      CheckpointError: as Checkpointer.restore; or there is no checkpoint.
-    """
-    folder = pathlib.Path(folder).absolute()
-    chosen = _choose(folder, step, set_aside=False)
-    if chosen is None:
-        raise CheckpointError(
-            "there is no checkpoint here.",
-            str(folder),
-            "pass the `checkpoints` folder of a run that has saved one.",
-        )
-    path = folder / str(chosen)
-    _check_leaves(path, leaves.named(abstract_params, under), under)
-
-    def pieces(name: str, index: tuple[slice, ...]) -> Iterator[Piece]:
-        store = _open_array(path / ARRAYS, f"{under}.{name}")
-        axes = [
-            _cut(part, step)
-            for part, step in zip(index, store.chunk_layout.read_chunk.shape, strict=True)
-        ]
-        for cell in itertools.product(*axes):
-            yield (
-                tuple(
-                    slice(part.start - whole.start, part.stop - whole.start)
-                    for part, whole in zip(cell, index, strict=True)
-                ),
-                store[cell].read().result(),
-            )
-
-    return chosen, pieces
-
-
-def _cut(part: slice, step: int) -> list[slice]:
-    """`part` cut at the multiples of `step`."""
-    edges = [part.start, *range(part.start // step * step + step, part.stop, step), part.stop]
-    return [slice(*pair) for pair in itertools.pairwise(edges)]
-
-
-def _open_array(folder: pathlib.Path, name: str):
-    """One array as Orbax stores it. Orbax itself reads whole shards, all of an array at once."""
-    import tensorstore  # what Orbax is built on
-
-    database = {"driver": "ocdbt", "base": f"file://{folder}/state/", "path": f"{name}/"}
-    return tensorstore.open({"driver": "zarr3", "kvstore": database}, read=True).result()
-
-
-def _choose(
-    folder: pathlib.Path,
-    step: int | None,
-    *,
-    set_aside: bool,
-    tell: Callable[..., None] = lambda event, **details: None,
-) -> int | None:
-    """The newest good step (or `step`), found by process 0, the same one in every process."""
-    chosen, problem = -1, None
-    if _is_primary():
-        try:
-            chosen = _newest_good(folder, step, set_aside, tell)
-        except CheckpointError as error:
-            chosen, problem = -2, error
-    if jax.process_count() > 1:
-        chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
-    if chosen == -2:
-        raise problem or CheckpointError(
-            "process 0 found no good checkpoint.", str(folder), "see its message."
-        )
-    return None if chosen == -1 else chosen
-
-
-def _newest_good(
-    folder: pathlib.Path, step: int | None, set_aside: bool, tell: Callable[..., None]
-) -> int:
-    present = step_folders.numbered(folder)
-    if step is not None and step not in present:
-        raise CheckpointError(
-            f"there is no checkpoint of step {step}.",
-            str(folder),
-            "choose one of "
-            f"{', '.join(map(str, present)) or 'none: the folder has no checkpoint'}.",
-        )
-    reports = []
-    for candidate in [step] if step is not None else reversed(present):
-        path = folder / str(candidate)
-        bad = manifest.problems(path)
-        if not bad and _read_description(path)["step"] != candidate:
-            bad = [f"it holds step {_read_description(path)['step']}"]
-        if not bad:
-            return candidate
-        reports.append(f"step {candidate}: {'; '.join(bad)}")
-        moved = "left as it is"
-        if set_aside and step is None:
-            moved = f"set aside as {step_folders.set_aside(path)}"
-        logging.error("%s: damaged checkpoint, %s; %s", folder, reports[-1], moved)
-        tell("damaged", step=candidate, problem="; ".join(bad)[:500], now=moved)
-    if reports:
-        raise CheckpointError(
-            f"no good checkpoint. {'. '.join(reports)}.",
-            str(folder),
-            "restore the files from a copy; or begin again in an empty folder."
-            if step is None
-            else "leave the step out to get the newest good one.",
-        )
-    return -1
-
-
-def _describe(step: int, state: Any, meta: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """The arrays by name, and the text of meta.json:
-    everything about them and the caller's meta."""
-    arrays, types, scalars, strange = {}, {}, {}, []
-    for name, leaf in leaves.named(state):
-        if type(leaf) in (int, float, bool):
-            scalars[name] = leaf
-        elif isinstance(leaf, (jax.Array, np.ndarray, np.generic)) and not jax.dtypes.issubdtype(
-            leaf.dtype, jax.dtypes.prng_key
-        ):
-            arrays[name] = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
-        else:
-            strange.append(f"{name} ({type(leaf).__name__})")
-        types[name] = leaves.type_of(leaf)
-    if strange:
-        raise CheckpointError(
-            f"leaves that are neither arrays nor numbers: {', '.join(strange)}.",
-            "save(state)",
-            "save a key as jax.random.key_data, text in meta.",
-        )
-    record = {"format": FORMAT, "step": step, "meta": meta, "leaves": types, "scalars": scalars}
-    try:
-        text = json.dumps(record, indent=1) + "\n"
-        exact = json.loads(text)["meta"] == meta
-    except (TypeError, ValueError):
-        exact = False
-    if not exact:
-        raise CheckpointError(
-            f"JSON does not return this unchanged: {meta!r}.",
-            "save(meta)",
-            "use dicts with text keys, lists, text, numbers, true, false, null.",
-        )
-    return arrays, text
-
-
 def _load(path: pathlib.Path, abstract: Any) -> tuple[Any, dict[str, Any]]:
     """The leaves of `abstract`, and the caller's meta."""
-    record = _read_description(path)
+    record = description.read(path)
     named = leaves.named(abstract)
-    _check_leaves(path, named, "")
-    wanted = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf))
-        for name, leaf in named
-        if name not in record["scalars"]
-    }
-    with _context(largest=max(map(leaves.bytes_of, wanted.values()), default=0)):
-        arrays = _orbax().load(path / ARRAYS, wanted) if wanted else {}
-    values = [record["scalars"].get(name, arrays.get(name)) for name, _ in named]
+    description.check_leaves(path, named, "")
+    scalars = record["scalars"]
+    found = arrays.load(path, {name: leaf for name, leaf in named if name not in scalars})
+    values = [scalars.get(name, found.get(name)) for name, _ in named]
     return jax.tree.unflatten(jax.tree.structure(abstract), values), record["meta"]
-
-
-def _check_leaves(path: pathlib.Path, named: list[tuple[str, Any]], prefix: str) -> None:
-    """Raises with every difference: Orbax itself would cast a dtype without a word."""
-    wanted = {name: leaves.type_of(leaf) for name, leaf in named}
-    saved = {
-        name: kind
-        for name, kind in _read_description(path)["leaves"].items()
-        if not prefix or name == prefix or name.startswith(prefix + ".")
-    }
-    lines = [f"{name}: not in the checkpoint" for name in wanted if name not in saved]
-    lines += [f"{name}: in the checkpoint alone" for name in saved if name not in wanted]
-    lines += [
-        f"{name}: {leaves.kind_of(saved[name])} in the checkpoint, {leaves.kind_of(kind)} wanted"
-        for name, kind in wanted.items()
-        if name in saved and saved[name] != kind
-    ]
-    if lines:
-        listed = "\n    ".join(sorted(lines))
-        raise CheckpointError(
-            f"the checkpoint is of another model or optimizer; {len(lines)} leaves differ:\n"
-            f"    {listed}",
-            str(path),
-            "use the settings it was saved with (the run's config.json).",
-        )
-
-
-def _read_description(path: pathlib.Path) -> dict[str, Any]:
-    record = json.loads((path / META).read_text(encoding="utf-8"))
-    if record["format"] != FORMAT:
-        raise CheckpointError(
-            f"its format is {record['format']}; this version knows {FORMAT}.",
-            str(path),
-            "use the version of qwen_jax that wrote it.",
-        )
-    return record
-
-
-def _sharding(leaf: Any) -> jax.sharding.Sharding:
-    return getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(
-        jax.local_devices()[0]
-    )
-
-
-def _is_primary() -> bool:
-    return jax.process_index() == 0
-
-
-def _orbax():
-    from orbax.checkpoint import v1  # a second of importing, for those who save or load
-
-    return v1
-
-
-def _context(largest: int = 0):
-    """How Orbax writes and reads here. largest: bytes of the largest array, which must fit."""
-    context = _orbax().Context()
-    # Weights are noise to a compressor: half the speed for nothing.
-    context.array.saving.use_compression = False
-    context.array.saving.ocdbt_target_data_file_size = _FILE_BYTES
-    context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
-    context.memory.read_concurrent_bytes = max(_READ_BYTES, 2 * largest)
-    context.pytree.loading.partial_load = True  # names are compared in _check_leaves
-    return context
-
-
-def _quiet_orbax() -> None:
-    """Orbax tells of every array at INFO level and warns of what is meant here."""
-    for name in ("orbax", "orbax.checkpoint"):
-        standard_logging.getLogger(name).setLevel(standard_logging.ERROR)

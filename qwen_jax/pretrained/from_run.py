@@ -79,9 +79,7 @@ class RunFolder:
           ConfigError: config.json names a setting that this version does not have.
           CheckpointError: no checkpoint, or none that is whole.
         """
-        from qwen_jax.checkpoint.checkpointer import (
-            open_params,  # Orbax: slow to import, and only needed here
-        )
+        from qwen_jax.checkpoint.parameters import open_params
 
         saved = run_config(raw, folder)
         self.config = dataclasses.replace(saved, param_dtype=param_dtype or saved.param_dtype)

@@ -85,19 +85,7 @@ def fit(
         blocked = time.perf_counter() - asked
         report(StepReport(step, values, clock.lap(), waited, called + blocked))
         waited = 0.0
-        if not all(map(math.isfinite, values.values())):
-            good = int(state.step)
-            for hook in hooks:
-                if hook.at_stop:
-                    hook.act(good, state)
-            bad = ", ".join(f"{k}={v}" for k, v in values.items() if not math.isfinite(v))
-            raise TrainingError(
-                f"step {step} is not finite: {bad}.",
-                f"step {step}",
-                f"the state after step {good} is saved; look at the batch, lower "
-                "optimizer.peak_learning_rate, or clip harder. weight_sum 0 means that the "
-                "loss mask hides every token of the batch.",
-            )
+        _check_finite(step, values, state, hooks)
 
     with StopRequest() as request:
         for step in range(start_step, num_steps):
@@ -131,6 +119,24 @@ def fit(
                 raise Stopped(done, stop)
         settle(state)
     return state
+
+
+def _check_finite(step: int, values: dict[str, float], state, hooks: tuple[Hook, ...]) -> None:
+    """Raises if a metric is not finite, after hooks with at_stop have seen the last good state."""
+    bad = ", ".join(f"{name}={value}" for name, value in values.items() if not math.isfinite(value))
+    if not bad:
+        return
+    good = int(state.step)
+    for hook in hooks:
+        if hook.at_stop:
+            hook.act(good, state)
+    raise TrainingError(
+        f"step {step} is not finite: {bad}.",
+        f"step {step}",
+        f"the state after step {good} is saved; look at the batch, lower "
+        "optimizer.peak_learning_rate, or clip harder. weight_sum 0 means that the "
+        "loss mask hides every token of the batch.",
+    )
 
 
 class _Clock:

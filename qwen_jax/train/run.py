@@ -67,7 +67,7 @@ def run(config: RunConfig, job: Job, *, emit: Callable[[str], None] = print):
     events = Events(folder)
     events.begin()
     try:
-        state = _run(config, job, folder, available, events, emit)
+        state = _run(_Attempt(config, job, folder, events, emit), available)
     except Stopped as reason:
         events.tell("stop", step=reason.step, reason=str(reason))
         raise
@@ -79,11 +79,16 @@ def run(config: RunConfig, job: Job, *, emit: Callable[[str], None] = print):
     return state
 
 
-def _write_files(folder: pathlib.Path, files: RunFiles) -> None:
-    if files.tokenizer is not None:
-        files.tokenizer.save(folder / "tokenizer.tiktoken")
-    for name, record in files.records.items():
-        write_json(folder / name, record)
+@dataclasses.dataclass(frozen=True)
+class _Attempt:
+    """What the functions below share. A restart is another attempt at the same run."""
+
+    config: RunConfig
+    job: Job
+    folder: pathlib.Path
+    events: Events
+    emit: Callable[[str], None]
+    goodput: Goodput = dataclasses.field(default_factory=Goodput)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,179 +101,48 @@ class _Beginning:
     losses: tuple[float, ...] = ()  # of the last steps
 
 
-def _run(
-    config: RunConfig,
-    job: Job,
-    folder: pathlib.Path,
-    available: int | None,
-    events: Events,
-    emit: Callable[[str], None],
-):
+def _run(attempt: _Attempt, available: int | None):
     """What `run` does once the folder is there."""
-    train, goodput = config.train, Goodput()
+    config, job, goodput = attempt.config, attempt.job, attempt.goodput
     with contextlib.ExitStack() as stack:
         stack.enter_context(use_layout(job.mesh))
         with goodput.spent_on("compile"):
-            _check_attention(config.model, job.mesh, emit)
-            compiled, peak = _compile(config, job, available, emit)
+            _check_attention(config.model, job.mesh, attempt.emit)
+            compiled, peak_flops = _compile(attempt, available)
         distributed.meet("compiled")
         checkpoints = Checkpointer(
-            folder / "checkpoints", keep=train.keep_checkpoints, tell=events.tell
+            attempt.folder / "checkpoints",
+            keep=config.train.keep_checkpoints,
+            tell=attempt.events.tell,
         )
         stack.callback(checkpoints.close)
         checkpoints.check_space(for_checkpoint(job.program.state))
         with goodput.spent_on("restore"):
             begin = _begin(job, checkpoints)
-        events.tell(
-            "resume" if begin.step else "start",
-            step=begin.step,
-            processes=jax.process_count(),
-            devices=job.mesh.devices.size,
-            mesh=dict(job.mesh.shape),
-        )
-        if begin.step:
-            emit(f"resuming after step {begin.step}")
-        if begin.step >= train.num_steps:
-            emit(f"nothing to do: {begin.step} of {train.num_steps} steps are done")
+        _announce(attempt, begin)
+        if begin.step >= config.train.num_steps:
             return begin.state
-        reporter = Reporter(
-            folder,
-            config.model,
-            train,
-            training_stage=job.training_stage,
-            phases=job.phases,
-            total_peak_flops=peak,
-            emit=emit,
-            events=events,
-            goodput=goodput,
-            adapters=None
-            if job.frozen.in_batch is None
-            else sum(leaf.size for leaf in jax.tree.leaves(job.program.state.params)),
-            schedule=make_schedule(config.optimizer, train.num_steps),
-            resume_step=begin.step,
-        )
+        reporter = _reporter(attempt, peak_flops, begin.step)
         stack.callback(reporter.log.close)
-        planned = fault_injection.planned()
-        for skips in range(_MOST_SKIPS + 1):
-            reporter.spikes = SpikeWatch(begin.losses)
-            try:
-                state = _fit(config, job, begin, compiled, checkpoints, reporter, planned, folder)
-                break
-            except LossSpike as spike:
-                if skips == _MOST_SKIPS:
-                    raise TrainingError(
-                        f"the loss leaps after {skips} times of going back: {spike.message}.",
-                        f"step {spike.step}",
-                        "lower optimizer.peak_learning_rate, or look at the data.",
-                    ) from spike
-                begin = _go_back(spike, job, checkpoints, goodput, events, emit)
-            except Stopped:
-                _leave_together(checkpoints)
-                raise
+        try:
+            state = _fit_past_spikes(attempt, begin, compiled, checkpoints, reporter)
+        except Stopped:
+            _leave_together(checkpoints)
+            raise
         _leave_together(checkpoints)
         return state
 
 
-def _leave_together(checkpoints: Checkpointer) -> None:
-    """Nobody leaves before process 0 has hashed and named the last save."""
-    checkpoints.wait()
-    distributed.meet("the last save", seconds=3600)
+def _write_files(folder: pathlib.Path, files: RunFiles) -> None:
+    if files.tokenizer is not None:
+        files.tokenizer.save(folder / "tokenizer.tiktoken")
+    for name, record in files.records.items():
+        write_json(folder / name, record)
 
 
-_MOST_SKIPS = 10
-
-
-def _begin(job: Job, checkpoints: Checkpointer) -> _Beginning:
-    """The newest good checkpoint, or a fresh state."""
-    abstract = job.program.state
-    restored = checkpoints.restore(for_checkpoint(abstract))
-    if restored is None:
-        return _Beginning(0, job.program.make_state())
-    step, state, meta = restored
-    state = from_checkpoint(state, abstract)
-    return _Beginning(step, state, meta.get("skipped", 0), tuple(meta.get("losses", ())))
-
-
-def _go_back(
-    spike: LossSpike,
-    job: Job,
-    checkpoints: Checkpointer,
-    goodput: Goodput,
-    events: Events,
-    emit: Callable[[str], None],
-) -> _Beginning:
-    """The newest checkpoint before the spike, to go on behind the batch that made it."""
-    goodput.undo()
-    with goodput.spent_on("restore"):
-        begin = _begin(job, checkpoints)
-    count = spike.step - begin.step
-    first = begin.step + begin.skipped + 1
-    events.tell(
-        "skipped",
-        spike=spike.step,
-        back_to=begin.step,
-        first_batch=first,
-        last_batch=first + count - 1,
-    )
-    emit(f"{spike}: back to step {begin.step}; batches {first} to {first + count - 1} are left out")
-    return dataclasses.replace(begin, skipped=begin.skipped + count)
-
-
-def _fit(
-    config: RunConfig,
-    job: Job,
-    begin: _Beginning,
-    compiled,
-    checkpoints: Checkpointer,
-    reporter: Reporter,
-    planned: list,
-    folder: pathlib.Path,
-):
-    """The loop with its hooks."""
-    train, goodput = config.train, reporter.goodput
-
-    def save(done: int, state) -> None:
-        with goodput.spent_on("save"):
-            checkpoints.save(
-                done,
-                for_checkpoint(state),
-                {"seed": train.seed, "skipped": begin.skipped, "losses": reporter.spikes.recent},
-            )
-        goodput.mark()
-
-    def evaluate(done: int, state) -> None:
-        with goodput.spent_on("evaluate"):
-            reporter.log.write(done, job.evaluate(done, state))
-
-    hooks = [Hook(train.save_every or train.num_steps, save, at_stop=True)]
-    if job.evaluate is not None:
-        hooks.append(Hook(train.eval_every or train.num_steps, evaluate))
-    step = fault_injection.in_step(compiled, planned)
-    step = rechecked(step, train.recheck_every, start_step=begin.step)
-    if job.phases is not None:
-        step = job.phases.timed(step)
-    with (
-        job.batches(begin.step + begin.skipped) as read,
-        traced(
-            lambda step, state: read(step + begin.skipped, state),
-            train.trace_steps,
-            folder,
-            reporter.emit,
-        ) as next_batch,
-    ):
-        return fit(
-            begin.state,
-            fault_injection.before_steps(next_batch, planned),
-            step,
-            start_step=begin.step,
-            num_steps=train.num_steps,
-            report=reporter,
-            hooks=tuple(hooks),
-        )
-
-
-def _compile(config: RunConfig, job: Job, available: int | None, emit: Callable[[str], None]):
-    """The compiled step, told to a person with its needs, and the FLOP/s of all devices."""
+def _compile(attempt: _Attempt, available: int | None):
+    """Compiles the step and reports its needs; the step, and the FLOP/s of all devices."""
+    config, job, emit = attempt.config, attempt.job, attempt.emit
     started, device = time.perf_counter(), job.mesh.devices.flat[0]
     program = job.program
     compiled = compile_for(device.platform, program.step.lower(program.state, program.batch))
@@ -297,6 +171,149 @@ def _compile(config: RunConfig, job: Job, available: int | None, emit: Callable[
         emit(hint)
     emit(f"compiled in {time.perf_counter() - started:.1f} s")
     return compiled, peak
+
+
+def _begin(job: Job, checkpoints: Checkpointer) -> _Beginning:
+    """The newest good checkpoint, or a fresh state."""
+    abstract = job.program.state
+    restored = checkpoints.restore(for_checkpoint(abstract))
+    if restored is None:
+        return _Beginning(0, job.program.make_state())
+    step, state, meta = restored
+    state = from_checkpoint(state, abstract)
+    return _Beginning(step, state, meta.get("skipped", 0), tuple(meta.get("losses", ())))
+
+
+def _announce(attempt: _Attempt, begin: _Beginning) -> None:
+    mesh, wanted = attempt.job.mesh, attempt.config.train.num_steps
+    attempt.events.tell(
+        "resume" if begin.step else "start",
+        step=begin.step,
+        processes=jax.process_count(),
+        devices=mesh.devices.size,
+        mesh=dict(mesh.shape),
+    )
+    if begin.step:
+        attempt.emit(f"resuming after step {begin.step}")
+    if begin.step >= wanted:
+        attempt.emit(f"nothing to do: {begin.step} of {wanted} steps are done")
+
+
+def _reporter(attempt: _Attempt, peak_flops: float, resume_step: int) -> Reporter:
+    config, job = attempt.config, attempt.job
+    trained = sum(leaf.size for leaf in jax.tree.leaves(job.program.state.params))
+    return Reporter(
+        attempt.folder,
+        config.model,
+        config.train,
+        training_stage=job.training_stage,
+        phases=job.phases,
+        total_peak_flops=peak_flops,
+        emit=attempt.emit,
+        events=attempt.events,
+        goodput=attempt.goodput,
+        adapters=None if job.frozen.in_batch is None else trained,
+        schedule=make_schedule(config.optimizer, config.train.num_steps),
+        resume_step=resume_step,
+    )
+
+
+_MAX_SKIPS = 10
+
+
+def _fit_past_spikes(
+    attempt: _Attempt, begin: _Beginning, compiled, checkpoints: Checkpointer, reporter: Reporter
+):
+    """The last state. After a spike the loop begins again at the checkpoint before it."""
+    planned = fault_injection.planned()
+    skips = 0
+    while True:
+        reporter.spikes = SpikeWatch(begin.losses)
+        try:
+            return _fit(attempt, begin, compiled, checkpoints, reporter, planned)
+        except LossSpike as spike:
+            if skips == _MAX_SKIPS:
+                raise TrainingError(
+                    f"the loss leaps after {skips} times of going back: {spike.message}.",
+                    f"step {spike.step}",
+                    "lower optimizer.peak_learning_rate, or look at the data.",
+                ) from spike
+            begin = _go_back(spike, attempt, checkpoints)
+        skips += 1
+
+
+def _go_back(spike: LossSpike, attempt: _Attempt, checkpoints: Checkpointer) -> _Beginning:
+    """The newest checkpoint before the spike, to go on behind the batch that made it."""
+    attempt.goodput.undo()
+    with attempt.goodput.spent_on("restore"):
+        begin = _begin(attempt.job, checkpoints)
+    count = spike.step - begin.step
+    first = begin.step + begin.skipped + 1
+    last = first + count - 1
+    attempt.events.tell(
+        "skipped", spike=spike.step, back_to=begin.step, first_batch=first, last_batch=last
+    )
+    attempt.emit(f"{spike}: back to step {begin.step}; batches {first} to {last} are left out")
+    return dataclasses.replace(begin, skipped=begin.skipped + count)
+
+
+def _fit(
+    attempt: _Attempt,
+    begin: _Beginning,
+    compiled,
+    checkpoints: Checkpointer,
+    reporter: Reporter,
+    planned: list,
+):
+    """The loop with its hooks."""
+    train, job, goodput = attempt.config.train, attempt.job, attempt.goodput
+    evaluate = job.evaluate
+
+    def save(done: int, state) -> None:
+        with goodput.spent_on("save"):
+            checkpoints.save(
+                done,
+                for_checkpoint(state),
+                {"seed": train.seed, "skipped": begin.skipped, "losses": reporter.spikes.recent},
+            )
+        goodput.mark()
+
+    hooks = [Hook(train.save_every or train.num_steps, save, at_stop=True)]
+    if evaluate is not None:
+
+        def write_evaluation(done: int, state) -> None:
+            with goodput.spent_on("evaluate"):
+                reporter.log.write(done, evaluate(done, state))
+
+        hooks.append(Hook(train.eval_every or train.num_steps, write_evaluation))
+    step = fault_injection.in_step(compiled, planned)
+    step = rechecked(step, train.recheck_every, start_step=begin.step)
+    if job.phases is not None:
+        step = job.phases.timed(step)
+    with (
+        job.batches(begin.step + begin.skipped) as read,
+        traced(
+            lambda step, state: read(step + begin.skipped, state),
+            train.trace_steps,
+            attempt.folder,
+            attempt.emit,
+        ) as next_batch,
+    ):
+        return fit(
+            begin.state,
+            fault_injection.before_steps(next_batch, planned),
+            step,
+            start_step=begin.step,
+            num_steps=train.num_steps,
+            report=reporter,
+            hooks=tuple(hooks),
+        )
+
+
+def _leave_together(checkpoints: Checkpointer) -> None:
+    """Nobody leaves before process 0 has hashed and named the last save."""
+    checkpoints.wait()
+    distributed.meet("the last save", seconds=3600)
 
 
 def _check_loops(model: ModelConfig, mesh: Mesh) -> None:

@@ -15,7 +15,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qwen_jax.checkpoint import checkpointer as checkpoint
-from qwen_jax.checkpoint.checkpointer import Checkpointer, open_params
+from qwen_jax.checkpoint.checkpointer import Checkpointer
+from qwen_jax.checkpoint.parameters import open_params
 from qwen_jax.errors import CheckpointError
 from qwen_jax.types import TrainState
 
@@ -229,7 +230,7 @@ def test_manifest_vouches_for_itself(tmp_path):
 
 
 def test_a_part_of_a_sharded_array_is_read_in_small_pieces(tmp_path, monkeypatch):
-    monkeypatch.setattr("qwen_jax.checkpoint.checkpointer._CHUNK_BYTES", 512)
+    monkeypatch.setattr("qwen_jax.checkpoint.arrays._CHUNK_BYTES", 512)
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("x",))
     cut = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
     state = make_state(4)

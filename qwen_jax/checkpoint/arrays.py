@@ -1,0 +1,63 @@
+"""The arrays of a step as Orbax writes and reads them: one flat dictionary by name."""
+
+import logging
+import pathlib
+from typing import Any
+
+import jax
+
+from qwen_jax.utils import tree as leaves
+
+NAME = "arrays"
+_FILE_BYTES = 256 << 20  # of Orbax's data files: small enough to be hashed side by side
+_CHUNK_BYTES = 4 << 20  # the least that can be read of an array, whatever shards it was saved in
+_READ_BYTES = 4 << 30  # in flight while restoring; otherwise all arrays are at once in host memory
+
+
+def save_async(folder: pathlib.Path, arrays: dict[str, Any]):
+    """Begins to save; returns Orbax's response once the arrays may be donated.
+
+    `.result()` of the response waits for all processes.
+    """
+    with _context():
+        return _orbax().save_async(folder / NAME, arrays)
+
+
+def load(folder: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """The arrays by name, onto the shardings of `wanted`; without one, onto the first device."""
+    wanted = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf))
+        for name, leaf in wanted.items()
+    }
+    with _context(largest=max(map(leaves.bytes_of, wanted.values()), default=0)):
+        return _orbax().load(folder / NAME, wanted) if wanted else {}
+
+
+def quiet() -> None:
+    """Orbax logs every array at INFO level and warns of what is meant here."""
+    for name in ("orbax", "orbax.checkpoint"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _sharding(leaf: Any) -> jax.sharding.Sharding:
+    return getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(
+        jax.local_devices()[0]
+    )
+
+
+def _orbax():
+    from orbax.checkpoint import v1  # a second of importing, for those who save or load
+
+    return v1
+
+
+def _context(largest: int = 0):
+    """How Orbax writes and reads here. largest: bytes of the largest array, which must fit."""
+    context = _orbax().Context()
+    # Weights are noise to a compressor: half the speed for nothing.
+    context.array.saving.use_compression = False
+    context.array.saving.ocdbt_target_data_file_size = _FILE_BYTES
+    context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
+    context.memory.read_concurrent_bytes = max(_READ_BYTES, 2 * largest)
+    context.pytree.loading.partial_load = True  # names are compared in description.check_leaves
+    return context

@@ -1,0 +1,71 @@
+"""Which step to restore: the newest one whose every file is as it was written."""
+
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+
+from qwen_jax.checkpoint import description, manifest, step_folders
+from qwen_jax.errors import CheckpointError
+
+
+def choose(
+    folder: pathlib.Path,
+    step: int | None,
+    *,
+    set_aside: bool,
+    tell: Callable[..., None] = lambda event, **details: None,
+) -> int | None:
+    """The newest good step (or `step`), found by process 0, the same one in every process."""
+    chosen, problem = -1, None
+    if jax.process_index() == 0:
+        try:
+            chosen = _newest_good(folder, step, set_aside, tell)
+        except CheckpointError as error:
+            chosen, problem = -2, error
+    if jax.process_count() > 1:
+        chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
+    if chosen == -2:
+        raise problem or CheckpointError(
+            "process 0 found no good checkpoint.", str(folder), "see its message."
+        )
+    return None if chosen == -1 else chosen
+
+
+def _newest_good(
+    folder: pathlib.Path, step: int | None, set_aside: bool, tell: Callable[..., None]
+) -> int:
+    present = step_folders.numbered(folder)
+    if step is not None and step not in present:
+        raise CheckpointError(
+            f"there is no checkpoint of step {step}.",
+            str(folder),
+            "choose one of "
+            f"{', '.join(map(str, present)) or 'none: the folder has no checkpoint'}.",
+        )
+    reports = []
+    for candidate in [step] if step is not None else reversed(present):
+        path = folder / str(candidate)
+        bad = manifest.problems(path)
+        if not bad and (held := description.read(path)["step"]) != candidate:
+            bad = [f"it holds step {held}"]
+        if not bad:
+            return candidate
+        reports.append(f"step {candidate}: {'; '.join(bad)}")
+        moved = "left as it is"
+        if set_aside and step is None:
+            moved = f"set aside as {step_folders.set_aside(path)}"
+        logging.error("%s: damaged checkpoint, %s; %s", folder, reports[-1], moved)
+        tell("damaged", step=candidate, problem="; ".join(bad)[:500], now=moved)
+    if reports:
+        raise CheckpointError(
+            f"no good checkpoint. {'. '.join(reports)}.",
+            str(folder),
+            "restore the files from a copy; or begin again in an empty folder."
+            if step is None
+            else "leave the step out to get the newest good one.",
+        )
+    return -1
