@@ -21,6 +21,7 @@ from qwen_jax.errors import QwenJaxError
 from qwen_jax.inference import chat
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.request import Request
+from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.inference.warmup import mesh_of, start_engine
 from qwen_jax.pretrained.load import load_model
 from qwen_jax.tokenizer import chatml
@@ -55,6 +56,12 @@ class Config:
     )
     cache_dtype: str | None = option(None, "of keys and values; None: the compute dtype")
     tensor: int = option(1, "devices that the weights and the cache are cut over")
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """The flags of an answer, checked."""
+        fields = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
+        return SamplingParams.named("--{}", **{name: getattr(self, name) for name in fields})
 
 
 class Chat:
@@ -102,20 +109,16 @@ class Chat:
         tokens, dropped = self._prompt(said)
         if dropped:
             print(f"({dropped} left out to fit the context of {self.context:,} tokens)")
-        request = Request(
-            prompt=tokens,
-            max_new_tokens=self.config.max_new_tokens,
-            temperature=self.config.temperature,
-            top_k=self.config.top_k,
-            top_p=self.config.top_p,
-            repetition_penalty=self.config.repetition_penalty,
+        sampling = dataclasses.replace(
+            self.config.sampling,
             seed=(self.config.seed + self.answers) % 2**32,
-            stop_ids=(
+            stop_token_ids=(
                 (self.tokenizer.end_of_text,)
                 if self.config.plain
                 else chatml.stop_ids(self.tokenizer)
             ),
         )
+        request = Request(tokens, sampling)
         self.answers += 1
         text = stream(self.engine, request, self.keyboard)
         if self.config.plain:
@@ -229,6 +232,7 @@ def printable(text: str) -> str:
 
 def main(config: Config) -> None:
     """Loads, then question and answer in turn."""
+    _ = config.sampling  # checks the flags before the model is read
     mesh = mesh_of(config.tensor)
     model, params, tokenizer = load_model(config.checkpoint, config.tokenizer, mesh=mesh)
     context, sentence = chat.context(model, config.context)

@@ -20,6 +20,7 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.inference import chat, jsonl
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.request import Request
+from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.inference.warmup import mesh_of, start_engine
 from qwen_jax.pretrained.load import load_model
 
@@ -33,7 +34,7 @@ class Config:
     prompt: str = option("", "empty: the beginning of a document")
     input: str | None = option(None, "a JSONL file, in place of --prompt")
     output: str | None = option(None, "the JSONL file to write")
-    settings: jsonl.Settings = jsonl.Settings()
+    settings: SamplingParams = jsonl.DEFAULTS
     rows: int = option(8, "answers computed at once; changes none of them")
     context: int | None = option(
         None, "tokens of a prompt and its answer; None: as far as it makes sense"
@@ -76,7 +77,7 @@ def main(config: Config) -> None:
             "tokenizer": tokenizer.fingerprint,
             "context": context,
             "cache_dtype": config.cache_dtype,
-            **dataclasses.asdict(config.settings),
+            **jsonl.identity(config.settings),
         },
     )
     try:
@@ -104,15 +105,11 @@ def main(config: Config) -> None:
 
 def answers(engine: Engine, tokenizer, config: Config) -> list[str]:
     """The texts after --prompt."""
-    settings = dataclasses.asdict(config.settings)
-    n, stop = settings.pop("n"), settings.pop("stop")
-    request = Request(
-        prompt=tuple(tokenizer.encode(config.prompt)) or (tokenizer.end_of_text,),
-        stop_ids=(tokenizer.end_of_text,),
-        stop_strings=stop,
-        **settings,
+    sampling = dataclasses.replace(
+        config.settings, stop_token_ids=(tokenizer.end_of_text, *config.settings.stop_token_ids)
     )
-    texts = {request_id: "" for request_id in engine.submit(request, samples=n)}
+    request = Request(tuple(tokenizer.encode(config.prompt)) or (tokenizer.end_of_text,), sampling)
+    texts = {request_id: "" for request_id in engine.submit(request)}
     while engine.busy:
         for event in engine.step():
             texts[event.request_id] += event.text

@@ -33,6 +33,7 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.inference import chat
 from qwen_jax.inference.complete import Completer
 from qwen_jax.inference.jsonl import fingerprint
+from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.inference.warmup import start_engine
 from qwen_jax.pretrained.load import load_model
 from qwen_jax.synthetic import react_seeds, review
@@ -72,6 +73,16 @@ class Config:
     )
     unjudged: bool = option(False, "keep also what no person has judged")
     output: str = option("runs/self_instruct", "a folder; an interrupted run goes on in it")
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """The flags of an answer, checked."""
+        return SamplingParams.named(
+            "--{}",
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+        )
 
 
 RECIPE = Config()
@@ -182,6 +193,7 @@ def work(made: SelfInstruct, asked: Asked, config: Config) -> None:
 
 def open_model(config: Config, file: AppendOnly) -> Model:
     """The engine, if it is the one that the record was begun with."""
+    sampling = config.sampling
     model, params, tokenizer = load_model(config.checkpoint, config.tokenizer)
     file.check_made_from({"model": fingerprint(model, params), "tokenizer": tokenizer.fingerprint})
     context, sentence = chat.context(model, config.context)
@@ -196,13 +208,7 @@ def open_model(config: Config, file: AppendOnly) -> Model:
     engine = start_engine(
         params, model, tokenizer, rows=config.rows, context=context, cache_dtype=None
     )
-    return Completer(
-        engine,
-        tokenizer,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
-    ).stream
+    return Completer(engine, tokenizer, sampling).stream
 
 
 class Bar:

@@ -30,6 +30,7 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.inference import chat
 from qwen_jax.inference.complete import Completer
 from qwen_jax.inference.jsonl import fingerprint
+from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.inference.warmup import start_engine
 from qwen_jax.pretrained.load import load_model
 from qwen_jax.report.plots import draw_tags
@@ -149,6 +150,7 @@ def make(config: Config, prompts: list[str], path: pathlib.Path) -> None:
 
 def ask_a_model(config: Config, check: Callable[[dict], None]) -> tuple[Tagger, Counts]:
     """A tagger over the engine, and what becomes of its answers."""
+    sampling = SamplingParams.named("--{}", max_new_tokens=config.max_new_tokens)
     model, params, tokenizer = load_model(config.checkpoint, config.tokenizer)
     check({"model": fingerprint(model, params), "tokenizer": tokenizer.fingerprint})
     context, sentence = chat.context(model, config.context)
@@ -156,7 +158,7 @@ def ask_a_model(config: Config, check: Callable[[dict], None]) -> tuple[Tagger, 
     engine = start_engine(
         params, model, tokenizer, rows=config.rows, context=context, cache_dtype=None
     )
-    tagger = ModelTagger(Completer(engine, tokenizer, max_new_tokens=config.max_new_tokens).texts)
+    tagger = ModelTagger(Completer(engine, tokenizer, sampling).texts)
     return tagger, tagger.counts
 
 

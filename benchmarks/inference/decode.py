@@ -94,6 +94,7 @@ def measure(config: Config) -> dict:
     from qwen_jax import sizes
     from qwen_jax.inference.engine import Engine
     from qwen_jax.inference.request import Request
+    from qwen_jax.inference.sampling import SamplingParams
     from qwen_jax.model.spec import count, init_params
 
     model = dataclasses.replace(
@@ -105,7 +106,8 @@ def measure(config: Config) -> dict:
     def requests(number, length, new, **settings):
         return [
             Request(
-                tuple(draw.integers(0, model.vocab_size, length).tolist()), new, seed=i, **settings
+                tuple(draw.integers(0, model.vocab_size, length).tolist()),
+                SamplingParams(new, seed=i, **settings),
             )
             for i in range(number)
         ]

@@ -15,7 +15,8 @@ import numpy as np
 from qwen_jax.config import ModelConfig
 from qwen_jax.inference.cached_forward import forward_cached
 from qwen_jax.inference.kv_cache import init_cache
-from qwen_jax.inference.loop import DecodeState, Sampling, take
+from qwen_jax.inference.loop import DecodeState, take
+from qwen_jax.inference.sampling import SamplingArrays, SamplingParams, sampling_arrays
 
 
 class PythonLoop:
@@ -40,20 +41,14 @@ class PythonLoop:
     def __call__(self, params, prompts: np.ndarray, *, top_p: float) -> np.ndarray:
         B = len(prompts)
 
-        def fill(value, dtype):
-            return jnp.full((B,), value, dtype)
-
-        sampling = Sampling(
-            seeds=fill(0, jnp.uint32),
-            streams=jnp.arange(B, dtype=jnp.uint32),
-            temperature=fill(1.0, jnp.float32),
-            top_p=fill(top_p, jnp.float32),
-            top_k=fill(self._config.vocab_size, jnp.int32),
-            stop_ids=fill(-1, jnp.int32)[:, None],
-            repetition_penalty=fill(1.0, jnp.float32),
-            limits=fill(self._new_tokens, jnp.int32),
-            vocab_size=jnp.int32(self._config.vocab_size),
+        settings = SamplingParams(self._new_tokens, temperature=1.0, top_p=top_p)
+        sampling = sampling_arrays(
+            [settings] * B,
+            vocab_size=self._config.vocab_size,
+            num_stop_ids=1,
+            streams=range(B),
         )
+        sampling = jax.tree.map(jnp.asarray, sampling)  # sent once, not at every step
         state, token = self._prefill(params, prompts, sampling)
         tokens = [np.asarray(token)]
         while len(tokens) < self._new_tokens:
@@ -62,7 +57,7 @@ class PythonLoop:
         return np.stack(tokens, axis=1)
 
 
-def prefill(params, prompts, sampling: Sampling, *, choose, config: ModelConfig, room: int):
+def prefill(params, prompts, sampling: SamplingArrays, *, choose, config: ModelConfig, room: int):
     """The state after the prompts [B, T], and each row's first token."""
     B, T = prompts.shape
     logits, cache = forward_cached(params, prompts, init_cache(config, B, T + room), config=config)
@@ -76,7 +71,7 @@ def prefill(params, prompts, sampling: Sampling, *, choose, config: ModelConfig,
     return choose(state, logits, sampling)[:2]
 
 
-def step(params, state: DecodeState, sampling: Sampling, *, choose, config: ModelConfig):
+def step(params, state: DecodeState, sampling: SamplingArrays, *, choose, config: ModelConfig):
     """The state after one more token of each row, and the token, int32 [B]."""
     logits, cache = forward_cached(
         params,
@@ -88,7 +83,7 @@ def step(params, state: DecodeState, sampling: Sampling, *, choose, config: Mode
     return choose(state.replace(cache=cache), logits, sampling)[:2]
 
 
-def by_sorting(state: DecodeState, logits_BV, sampling: Sampling):
+def by_sorting(state: DecodeState, logits_BV, sampling: SamplingArrays):
     """As generate.loop.take, but for rows that never end: top-p of the sorted logits, one key."""
     sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
     probs_BV = jax.nn.softmax(sorted_BV, axis=-1)

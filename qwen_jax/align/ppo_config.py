@@ -4,6 +4,7 @@ import dataclasses
 
 from qwen_jax.config import DataConfig, option
 from qwen_jax.errors import ConfigError
+from qwen_jax.inference.sampling import SamplingParams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,8 @@ class PPOConfig:
     max_new_tokens: int = option(512, "ours")
 
     def __post_init__(self):
-        for name in ("samples_per_prompt", "epochs", "minibatches", "max_new_tokens"):
+        _ = self.sampling  # checks its fields
+        for name in ("samples_per_prompt", "epochs", "minibatches"):
             if getattr(self, name) < 1:
                 raise ConfigError(
                     f"{name}={getattr(self, name)} is below 1.", f"ppo.{name}", "use 1 or more."
@@ -43,13 +45,23 @@ class PPOConfig:
                     f"ppo.{name}",
                     "the report's value clip is 0.15.",
                 )
-        for name in ("top_p", "discount", "gae_lambda"):
+        for name in ("discount", "gae_lambda"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(
                     f"{name}={getattr(self, name)} is outside (0, 1].",
                     f"ppo.{name}",
-                    "the report samples at top-p 0.9.",
+                    "use 1, or a little less.",
                 )
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """How completions are sampled, but for their end token and their seeds."""
+        return SamplingParams.named(
+            "ppo.{}",
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+        )
 
     def pretrain_rows(self, batch_size: int) -> int:
         """Rows of pretraining data in a step of so many completions; 0: no pretraining gradient."""

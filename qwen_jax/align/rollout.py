@@ -6,6 +6,7 @@ run on the host while the device is busy with the second one.
 P prompts of a step, B = P x samples rows, T positions.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -16,7 +17,8 @@ from qwen_jax.align.ppo import Bases, PPOState, Rollout
 from qwen_jax.align.ppo_config import PPOConfig
 from qwen_jax.align.rollout_programs import RolloutPrograms
 from qwen_jax.errors import DataError, TrainingError
-from qwen_jax.inference.loop import NewTokens, Sampling
+from qwen_jax.inference.loop import NewTokens
+from qwen_jax.inference.sampling import SamplingArrays, sampling_arrays
 from qwen_jax.parallel.batch_rows import on_host
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.telemetry.phases import PhaseTimer
@@ -147,32 +149,24 @@ class Sampler:
 
 def rows_of(
     prompts: Prompts, step: int, *, config: PPOConfig, tokenizer: Tokenizer, seed: int
-) -> tuple[np.ndarray, np.ndarray, Sampling]:
+) -> tuple[np.ndarray, np.ndarray, SamplingArrays]:
     """Tokens [B, T], lengths [B] and sampling settings of a step's rows.
 
     A row is sampled by (seed, step, prompt, sample): the batch it is in does not matter. A prompt
     that is in the batch twice, where one epoch ends and the next begins, counts on.
     """
     n = config.samples_per_prompt
-    B = n * len(prompts.lengths)
-
-    def fill(value, dtype):
-        return np.full(B, value, dtype)
-
     drawn = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
     same = prompts.indices[:, None] == prompts.indices[None]
     seeds = drawn + np.repeat(np.sum(np.tril(same, -1), axis=1), n)
     streams = (prompts.indices[:, None] * n + np.arange(n)[None]).reshape(-1)
-    sampling = Sampling(
+    settings = dataclasses.replace(config.sampling, stop_token_ids=(tokenizer.im_end,))
+    sampling = sampling_arrays(
+        [settings] * len(seeds),
+        vocab_size=tokenizer.vocab_size,
+        num_stop_ids=1,
         seeds=seeds.astype(np.uint32),
         streams=streams.astype(np.uint32),
-        temperature=fill(config.temperature, np.float32),
-        top_p=fill(config.top_p, np.float32),
-        top_k=fill(np.iinfo(np.int32).max, np.int32),  # off
-        repetition_penalty=fill(1.0, np.float32),
-        stop_ids=np.tile(np.asarray([[tokenizer.im_end]], np.int32), (B, 1)),
-        limits=fill(config.max_new_tokens, np.int32),
-        vocab_size=np.int32(tokenizer.vocab_size),
     )
     return np.repeat(prompts.tokens, n, axis=0), np.repeat(prompts.lengths, n, axis=0), sampling
 

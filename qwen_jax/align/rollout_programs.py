@@ -16,7 +16,8 @@ from qwen_jax.align.ppo_config import PPOConfig
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import DataError
 from qwen_jax.inference.decode import rollout as sample_rows
-from qwen_jax.inference.loop import NewTokens, Sampling
+from qwen_jax.inference.loop import NewTokens
+from qwen_jax.inference.sampling import SamplingArrays
 from qwen_jax.model.lora import LoRAConfig, added_up, with_adapters
 from qwen_jax.model.value_head import at_end, scores
 from qwen_jax.types import Array, Params, ScoringParams
@@ -84,7 +85,7 @@ def compiled_programs(
     programs: RolloutPrograms,
     params: tuple[Params, ScoringParams],
     bases: Bases,
-    rows: tuple[Array, Array, Sampling],
+    rows: tuple[Array, Array, SamplingArrays],
     sharding: jax.sharding.Sharding,
 ) -> RolloutPrograms:
     """The programs compiled for batches of one shape, before any weight is loaded.

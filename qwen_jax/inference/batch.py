@@ -17,7 +17,8 @@ from jax.sharding import Mesh
 from qwen_jax.config import ModelConfig
 from qwen_jax.inference import kv_cache, loop
 from qwen_jax.inference.cached_forward import forward_cached
-from qwen_jax.inference.loop import DecodeState, NewTokens, Sampling
+from qwen_jax.inference.loop import DecodeState, NewTokens
+from qwen_jax.inference.sampling import SamplingArrays
 from qwen_jax.parallel.sharding import use_layout
 from qwen_jax.types import Array, Params
 
@@ -141,7 +142,7 @@ def copy_row(rows: Rows, source: Array, target: Array, length: Array) -> Rows:
 
 @functools.partial(jax.jit, donate_argnums=0)
 def begin(
-    rows: Rows, row: Array, prompt: Array, length: Array, sampling: Sampling
+    rows: Rows, row: Array, prompt: Array, length: Array, sampling: SamplingArrays
 ) -> tuple[Rows, Array, Array]:
     """The first token of a row whose prompt is in the cache.
 
@@ -185,7 +186,7 @@ def advance(
     params: Params,
     rows: Rows,
     active: Array,
-    sampling: Sampling,
+    sampling: SamplingArrays,
     steps: Array,
     stop_early: Array,
     *,

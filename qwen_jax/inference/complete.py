@@ -4,11 +4,13 @@ A conversation that ends with the assistant's turn is one whose answer has begun
 from its last character.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 from qwen_jax.data.chat.conversations import Turn
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.request import Completion, Request
+from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 
@@ -18,26 +20,14 @@ class Completer:
 
     Args:
       engine: with room for some conversations at a time; the answers do not depend on how many.
-      max_new_tokens: of an answer; a conversation that leaves no room for them is not answered.
-      temperature, top_p: of every answer; the seed is each conversation's own.
+      sampling: of every answer, but for the seed, which is each conversation's own. A conversation
+        that leaves no room for max_new_tokens is not answered.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        tokenizer: Tokenizer,
-        *,
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-    ):
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, sampling: SamplingParams):
         self._engine, self._tokenizer = engine, tokenizer
-        self._settings = {
-            "temperature": temperature,
-            "top_p": top_p,
-            "stop_ids": chatml.stop_ids(tokenizer),
-        }
-        self._max_new_tokens = max_new_tokens
+        stop_token_ids = (*chatml.stop_ids(tokenizer), *sampling.stop_token_ids)
+        self._sampling = dataclasses.replace(sampling, stop_token_ids=stop_token_ids)
 
     def stream(
         self, talks: Sequence[Sequence[Turn]], seeds: Sequence[int]
@@ -50,14 +40,11 @@ class Completer:
         places = {}
         for place, (talk, seed) in enumerate(zip(talks, seeds, strict=True)):
             tokens = self._prompt(talk)
-            if len(tokens) + self._max_new_tokens > self._engine.slots:
+            if len(tokens) + self._sampling.max_new_tokens > self._engine.slots:
                 yield place, None
                 continue
-            (request,) = self._engine.submit(
-                Request(
-                    tuple(tokens), max_new_tokens=self._max_new_tokens, seed=seed, **self._settings
-                )
-            )
+            sampling = dataclasses.replace(self._sampling, seed=seed)
+            (request,) = self._engine.submit(Request(tuple(tokens), sampling))
             places[request] = place
         parts = {request: ([], []) for request in places}
         while parts:

@@ -17,13 +17,13 @@ from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.inference.cached_forward import forward_cached
 from qwen_jax.inference.cpu_weights import TurnedParams
 from qwen_jax.inference.kv_cache import init_cache
-from qwen_jax.inference.loop import DecodeState, NewTokens, Sampling, advance, take
-from qwen_jax.inference.request import check_settings, is_whole, read_ids
+from qwen_jax.inference.loop import DecodeState, NewTokens, advance, take
+from qwen_jax.inference.sampling import SamplingArrays, per_prompt, sampling_arrays
+from qwen_jax.inference.token_ids import is_integer, read_ids
 from qwen_jax.inference.weights import for_decoding
 from qwen_jax.types import Array, Params
 
 _SMALLEST_BUCKET = 16
-_LARGEST = np.iinfo(np.int32).max
 
 
 def generate(
@@ -31,11 +31,11 @@ def generate(
     prompt_tokens,
     *,
     config: ModelConfig,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    top_k: int | None = None,
-    repetition_penalty: float = 1.0,
+    max_new_tokens: int | Sequence[int],
+    temperature: float | Sequence[float] = 0.0,
+    top_p: float | Sequence[float] = 1.0,
+    top_k: int | Sequence[int | None] | None = None,
+    repetition_penalty: float | Sequence[float] = 1.0,
     seed: int | Sequence[int] = 0,
     stop_ids: Sequence[int] = (),
     vocab_size: int | None = None,
@@ -50,13 +50,9 @@ def generate(
       params: weights; they stay on the devices they are on.
       prompt_tokens: one prompt (a list of ids or an int array [T]) or several (a list of such, of
         any lengths, or an int array [B, T]).
-      max_new_tokens: 1 or more, per row.
-      temperature: 0: always the most probable token; otherwise logits are divided by it.
-      top_p: in (0, 1]; draw only from the fewest tokens that have this much probability together.
-      top_k: draw only from the k most probable tokens; applied before top_p. None: off.
-      repetition_penalty: tokens of the prompt and the answer become less probable; 1: off.
-      seed: one number, from which row b draws with stream b; or one number per row, with which
-        a row draws as it would alone.
+      max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed: as SamplingParams has
+        them (inference/sampling.py); one value for all prompts, or a sequence with one for each.
+        With one seed, row b draws with stream b; with its own, as it would in a batch of one.
       stop_ids: a row ends when it produces one of these; the stop id is not part of its result.
       vocab_size: ids from here on, an embedding's padding, are never produced. None: all of
         config.vocab_size are real.
@@ -74,44 +70,34 @@ def generate(
       ...          stop_ids=[tokenizer.end_of_text])  # doctest: +SKIP
     """
     vocab_size = config.vocab_size if vocab_size is None else vocab_size
-    check_settings(
-        "generate",
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        repetition_penalty=repetition_penalty,
-    )
-    if not (is_whole(vocab_size) and 1 <= vocab_size <= config.vocab_size):
+    if not (is_integer(vocab_size) and 1 <= vocab_size <= config.vocab_size):
         raise ConfigError(
             f"vocab_size={vocab_size!r} is outside [1, {config.vocab_size}].",
             "generate(vocab_size)",
             "use the tokenizer's vocab_size.",
         )
     prompts, single = _read_prompts(prompt_tokens, vocab_size)
-    stop_ids = read_ids(stop_ids, config.vocab_size, "generate(stop_ids)", ConfigError)
-
-    batch_size = _bucket(len(prompts), 1)
-    lengths = np.zeros(batch_size, np.int32)  # rows of length 0 fill the batch up
-    lengths[: len(prompts)] = [len(prompt) for prompt in prompts]
-    padded = np.zeros((batch_size, _bucket(lengths.max())), np.int32)
-    for row, prompt in zip(padded, prompts, strict=False):
-        row[: len(prompt)] = prompt
-    stops = np.full(_bucket(len(stop_ids), 4), -1, np.int32)  # no token is -1
-    stops[: len(stop_ids)] = stop_ids
-
-    sampling = _sampling(
-        batch_size,
+    settings = per_prompt(
+        len(prompts),
+        "generate({})",
+        max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
-        top_k=top_k or config.vocab_size,
+        top_k=top_k,
         repetition_penalty=repetition_penalty,
-        stop_ids=stops,
-        max_new_tokens=max_new_tokens,
-        vocab_size=vocab_size,
-        seeds=_read_seeds(seed, len(prompts), batch_size),
+        seed=seed,
+        stop_token_ids=read_ids(stop_ids, config.vocab_size, "generate(stop_ids)", ConfigError),
     )
-    new = rollout(params, padded, lengths, sampling, config=config, room=_bucket(max_new_tokens))
+    padded, lengths = _pad(prompts)
+    settings += [settings[0]] * (len(padded) - len(prompts))
+    sampling = sampling_arrays(
+        settings,
+        vocab_size=vocab_size,
+        num_stop_ids=_bucket(len(settings[0].stop_token_ids), 4),
+        streams=None if np.ndim(seed) else range(len(padded)),
+    )
+    room = _bucket(sampling.limits.max())
+    new = rollout(params, padded, lengths, sampling, config=config, room=room)
     tokens = jax.device_get(new.tokens)
     rows = [row[row >= 0].tolist() for row in tokens[: len(prompts)]]
     return rows[0] if single else rows
@@ -122,7 +108,7 @@ def rollout(
     params: Params,
     prompts: Array,
     lengths: Array,
-    sampling: Sampling,
+    sampling: SamplingArrays,
     *,
     config: ModelConfig,
     room: int,
@@ -170,60 +156,19 @@ def rollout(
     )
 
 
-def _sampling(
-    batch_size: int,
-    *,
-    temperature,
-    top_p,
-    top_k,
-    repetition_penalty,
-    stop_ids,
-    max_new_tokens,
-    vocab_size,
-    seeds,
-) -> Sampling:
-    """The same settings for every row, but for the seeds."""
-
-    def fill(value, dtype):
-        return np.full(batch_size, value, dtype)
-
-    return Sampling(
-        seeds=seeds[0],
-        streams=seeds[1],
-        temperature=fill(temperature, np.float32),
-        top_k=fill(min(top_k, _LARGEST), np.int32),
-        top_p=fill(top_p, np.float32),
-        repetition_penalty=fill(repetition_penalty, np.float32),
-        stop_ids=np.tile(stop_ids[None], (batch_size, 1)),
-        limits=fill(max_new_tokens, np.int32),
-        vocab_size=np.int32(vocab_size),
-    )
-
-
 def _bucket(n: int, least: int = _SMALLEST_BUCKET) -> int:
     """The power of two that n tokens or rows are padded to."""
     return max(least, 1 << max(int(n) - 1, 0).bit_length())
 
 
-def _read_seeds(seed, num_prompts: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Seeds and streams, uint32 [batch_size] each."""
-    single = is_whole(seed)
-    seeds = [seed] * num_prompts if single else list(seed)
-    if len(seeds) != num_prompts:
-        raise ConfigError(
-            f"{len(seeds)} seeds for {num_prompts} prompts.",
-            "generate(seed)",
-            "pass one number for all, or one per prompt.",
-        )
-    if not all(is_whole(s) and 0 <= s < 2**32 for s in seeds):
-        raise ConfigError(
-            f"seed={seed!r} is not a whole number in [0, 2^32).",
-            "generate(seed)",
-            "pass one number for all, or one per prompt.",
-        )
-    filling = [0] * (batch_size - num_prompts)
-    streams = range(num_prompts) if single else [0] * num_prompts
-    return np.asarray([*seeds, *filling], np.uint32), np.asarray([*streams, *filling], np.uint32)
+def _pad(prompts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [B, T] and lengths [B], both dimensions a bucket; rows of length 0 fill the batch."""
+    lengths = np.zeros(_bucket(len(prompts), 1), np.int32)
+    lengths[: len(prompts)] = [len(prompt) for prompt in prompts]
+    padded = np.zeros((len(lengths), _bucket(lengths.max())), np.int32)
+    for row, prompt in zip(padded, prompts, strict=False):
+        row[: len(prompt)] = prompt
+    return padded, lengths
 
 
 def _read_prompts(prompt_tokens, vocab_size: int) -> tuple[list[np.ndarray], bool]:

@@ -24,16 +24,22 @@ from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.inference import batch as device
 from qwen_jax.inference.cpu_weights import TurnedParams
 from qwen_jax.inference.kv_cache import BLOCK, cache_bytes
-from qwen_jax.inference.loop import Sampling
 from qwen_jax.inference.prefix import Held, Plan, plan
-from qwen_jax.inference.request import Completion, Event, Request, is_whole, read_ids
+from qwen_jax.inference.request import Completion, Event, Request
+from qwen_jax.inference.sampling import (
+    MAX_STOP_TOKEN_IDS,
+    SamplingParams,
+    check_stop_token_ids,
+    sampling_arrays,
+    write_row,
+)
 from qwen_jax.inference.stream import TextStream, token_bytes
+from qwen_jax.inference.token_ids import is_integer, read_ids
 from qwen_jax.inference.weights import for_decoding
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params
 
 CACHE_DTYPES = ("float32", "bfloat16", "float16", "int8")
-_MOST_STOP_IDS = 16
 _SMALLEST_CHUNK = 16
 _SHORT = 128  # tokens of short prompts that are computed together
 
@@ -73,7 +79,8 @@ class Engine:
 
     Example:
       >>> engine = Engine(params, config, tokenizer=tokenizer)  # doctest: +SKIP
-      >>> engine.submit(Request(tokenizer.encode("Once"), max_new_tokens=50))  # doctest: +SKIP
+      >>> request = Request(tokenizer.encode("Once"), SamplingParams(max_new_tokens=50))
+      >>> engine.submit(request)  # doctest: +SKIP
       >>> while engine.busy:  # doctest: +SKIP
       ...     print("".join(event.text for event in engine.step()), end="")
     """
@@ -100,7 +107,7 @@ class Engine:
             ("decode_steps", decode_steps),
             ("prefill_chunk", prefill_chunk),
         ):
-            if not (is_whole(value) and value >= 1):
+            if not (is_integer(value) and value >= 1):
                 raise ConfigError(
                     f"{name}={value!r} is not a positive whole number.",
                     f"Engine({name})",
@@ -139,7 +146,11 @@ class Engine:
         self._table = None if tokenizer is None else token_bytes(tokenizer)
         self._jobs: list[_Job | None] = [None] * rows
         self._begun = np.zeros(rows, bool)  # rows whose answer has begun
-        self._sampling = _idle_sampling(rows, config.vocab_size, vocab_size)
+        self._sampling = sampling_arrays(
+            [SamplingParams(max_new_tokens=1)] * rows,
+            vocab_size=vocab_size,
+            num_stop_ids=MAX_STOP_TOKEN_IDS,
+        )
         self._queue: collections.deque[_Job] = collections.deque()
         self._events: list[Event] = []  # of what ended between two steps
         self._next_id, self._clock = 0, 0
@@ -168,25 +179,20 @@ class Engine:
         """Requests that have no row yet."""
         return len(self._queue)
 
-    def submit(self, request: Request, *, samples: int = 1) -> list[int]:
-        """Puts a request in the queue; each of its samples is a request id of its own.
+    def submit(self, request: Request) -> list[int]:
+        """Puts a request in the queue; each of its n answers has a request id of its own.
 
-        Samples share what is computed for the prompt. Sample i draws with stream i of the seed.
+        They share what is computed for the prompt. Answer i draws with stream i of the seed.
 
         Raises:
           ConfigError, DataError: what cannot be done by this engine, with the numbers.
         """
         self._check_request(request)
-        if not (is_whole(samples) and samples >= 1):
-            raise ConfigError(
-                f"samples={samples!r} is not a positive whole number.",
-                "submit(samples)",
-                "use 1 or more.",
-            )
         jobs = [
-            _Job(self._next_id + i, request, i, self._text_stream(request)) for i in range(samples)
+            _Job(self._next_id + i, request, i, self._text_stream(request))
+            for i in range(request.sampling.n)
         ]
-        self._next_id += samples
+        self._next_id += len(jobs)
         self._queue.extend(jobs)
         return [job.id for job in jobs]
 
@@ -234,15 +240,13 @@ class Engine:
             events += self._new_tokens(row, tokens[:count], logprobs[:count], bool(active[row]))
         return events
 
-    def run(
-        self, requests: Iterable[Request], *, samples: int = 1, progress: bool = False
-    ) -> list[Completion]:
-        """Answers all requests, in order (the samples of one beside one another).
+    def run(self, requests: Iterable[Request], *, progress: bool = False) -> list[Completion]:
+        """Answers all requests, in order; the n answers of one follow one another.
 
         Args:
           progress: show a bar with the time left.
         """
-        ids = [i for request in requests for i in self.submit(request, samples=samples)]
+        ids = [i for request in requests for i in self.submit(request)]
         parts = {i: ([], [], []) for i in ids}
         finish: dict[int, str] = {}
         with _bar(len(ids)) if progress else contextlib.nullcontext() as bar:
@@ -289,7 +293,7 @@ class Engine:
                 )
             self._jobs[chosen.row] = job
             self._held[chosen.row] = Held(job.request.prompt, chosen.shared, self._clock)
-            _fill_sampling(self._sampling, chosen.row, job, self.config.vocab_size)
+            write_row(self._sampling, chosen.row, job.request.sampling, stream=job.stream)
 
     def _prefill(self) -> dict[int, tuple]:
         """Computes parts of prompts, oldest first, and begins the rows that are complete.
@@ -351,16 +355,17 @@ class Engine:
 
     def _new_tokens(self, row: int, tokens, logprobs, active: bool) -> list[Event]:
         job, events = self._jobs[row], []
+        sampling = job.request.sampling
         for token, logprob in zip(tokens.tolist(), logprobs.tolist(), strict=True):
             job.tokens.append(token)
             text = "" if job.text is None else job.text.add(token)
-            events.append(Event(job.id, token, text, logprob if job.request.logprobs else None))
+            events.append(Event(job.id, token, text, logprob if sampling.logprobs else None))
             if job.text is not None and job.text.stopped:
                 active = False
                 break
         if not active:
             stopped = job.text is not None and job.text.stopped
-            limit = len(job.tokens) == job.request.max_new_tokens
+            limit = len(job.tokens) == sampling.max_new_tokens
             events.append(_end(job, "length" if limit and not stopped else "stop"))
             self._release(row)
         return events
@@ -369,7 +374,7 @@ class Engine:
         self._jobs[row], self._begun[row] = None, False
 
     def _text_stream(self, request: Request) -> TextStream | None:
-        return None if self._table is None else TextStream(self._table, request.stop_strings)
+        return None if self._table is None else TextStream(self._table, request.sampling.stop)
 
     def _same_codes(self, one: int, other: int) -> bool:
         """Whether prompts of these lengths are rotated alike (dynamic NTK, report 2.5)."""
@@ -377,25 +382,19 @@ class Engine:
 
     def _check_request(self, request: Request) -> None:
         read_ids(request.prompt, self._vocab_size, "Request(prompt)", DataError)
-        read_ids(request.stop_ids, self.config.vocab_size, "Request(stop_ids)", ConfigError)
-        if len(request.stop_ids) > _MOST_STOP_IDS:
+        check_stop_token_ids(request.sampling, self.config.vocab_size)
+        if request.sampling.stop and self.tokenizer is None:
             raise ConfigError(
-                f"{len(request.stop_ids)} stop ids.",
-                "Request(stop_ids)",
-                f"give at most {_MOST_STOP_IDS}.",
-            )
-        if request.stop_strings and self.tokenizer is None:
-            raise ConfigError(
-                "stop_strings need texts, and the engine has no tokenizer.",
-                "Request(stop_strings)",
+                "stop needs texts, and the engine has no tokenizer.",
+                "stop",
                 "make the engine with tokenizer=.",
             )
-        length, new = len(request.prompt), request.max_new_tokens
+        length, new = len(request.prompt), request.sampling.max_new_tokens
         if length + new > self.slots:
             raise DataError(
                 f"{length} prompt tokens and {new} new ones do not fit a row of "
                 f"{self.slots} slots.",
-                "Request(prompt, max_new_tokens)",
+                "prompt, max_new_tokens",
                 f"ask for at most {max(self.slots - length, 0)} new tokens, shorten "
                 "the prompt, or make the engine with more slots.",
             )
@@ -427,7 +426,7 @@ def _end(job: _Job, finish: str) -> Event:
 def _vocab_size(vocab_size, tokenizer, config: ModelConfig) -> int:
     if vocab_size is None:
         vocab_size = config.vocab_size if tokenizer is None else tokenizer.vocab_size
-    if not (is_whole(vocab_size) and 1 <= vocab_size <= config.vocab_size):
+    if not (is_integer(vocab_size) and 1 <= vocab_size <= config.vocab_size):
         raise ConfigError(
             f"vocab_size={vocab_size!r} is outside [1, {config.vocab_size}].",
             "Engine(vocab_size)",
@@ -454,34 +453,6 @@ def _shards(config: ModelConfig, rows: int, mesh: Mesh | None) -> int:
     return (over_rows if rows % over_rows == 0 else 1) * (
         over_heads if config.kv_heads % over_heads == 0 else 1
     )
-
-
-def _idle_sampling(rows: int, ids: int, vocab_size: int) -> Sampling:
-    def fill(value, dtype):
-        return np.full(rows, value, dtype)
-
-    return Sampling(
-        seeds=fill(0, np.uint32),
-        streams=fill(0, np.uint32),
-        temperature=fill(0, np.float32),
-        top_k=fill(ids, np.int32),
-        top_p=fill(1, np.float32),
-        repetition_penalty=fill(1, np.float32),
-        stop_ids=np.full((rows, _MOST_STOP_IDS), -1, np.int32),
-        limits=fill(0, np.int32),
-        vocab_size=np.int32(vocab_size),
-    )
-
-
-def _fill_sampling(sampling: Sampling, row: int, job: _Job, ids: int) -> None:
-    request = job.request
-    sampling.seeds[row], sampling.streams[row] = request.seed, job.stream
-    sampling.temperature[row], sampling.top_p[row] = request.temperature, request.top_p
-    sampling.top_k[row] = min(request.top_k or ids, ids)
-    sampling.repetition_penalty[row] = request.repetition_penalty
-    sampling.stop_ids[row] = -1
-    sampling.stop_ids[row, : len(request.stop_ids)] = request.stop_ids
-    sampling.limits[row] = request.max_new_tokens
 
 
 def _bar(total: int):

@@ -1,8 +1,8 @@
 """Prompts in, answers out, a line of JSON each; killed at any moment, it goes on where it was.
 
-A line is {"prompt": text} or {"messages": [...]}, and whatever of these it wants for itself: "id",
-"max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "stop", "seed", "n",
-"logprobs". Its answer is {"line": number, "id": ..., "answers": [{"text", "finish", "tokens"}]}.
+A line is {"prompt": text} or {"messages": [...]}, with an "id" if it likes and any field of
+sampling.SamplingParams. Its answer is
+{"line": number, "id": ..., "answers": [{"text", "finish", "tokens"}]}.
 
 Answers are appended to OUTPUT.partial as they end; when all are there they are put in the order of
 the input and OUTPUT appears, whole. OUTPUT.run.json says what it was made from. The seed of a line
@@ -21,9 +21,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from qwen_jax.config import ModelConfig, option
+from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError, DataError, QwenJaxError, unknown_name
 from qwen_jax.inference.request import Request
+from qwen_jax.inference.sampling import SamplingParams, check_stop_token_ids
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params
@@ -33,19 +34,8 @@ from qwen_jax.utils.files import atomic_write, read_json, write_json
 _MOST_NAMED = 20  # bad lines in one error
 
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What a line gets where it does not say otherwise."""
-
-    max_new_tokens: int = option(200, "the longest answer")
-    temperature: float = option(0.7, "0: the most probable token, always")
-    top_k: int | None = option(None, "draw from the k most probable tokens alone")
-    top_p: float = option(0.95, "probability of the tokens that may be drawn")
-    repetition_penalty: float = option(1.0, "above 1: what was said becomes less probable")
-    stop: tuple[str, ...] = option((), "texts that end an answer")
-    seed: int = option(0, "of the first line; each has the next one")
-    n: int = option(1, "answers to each")
-    logprobs: bool = option(False, "of the chosen tokens, written beside the answer")
+# What a line gets where it does not say otherwise.
+DEFAULTS = SamplingParams(max_new_tokens=200, temperature=0.7, top_p=0.95)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,17 +45,21 @@ class Line:
     number: int  # from 1, as editors count
     id: Any  # the line's own; None if it has none
     request: Request
-    n: int
 
 
 class Source:
     """The input file, read twice: once to find every fault, once to work through it."""
 
     def __init__(
-        self, path: str | os.PathLike, tokenizer: Tokenizer, settings: Settings, *, context: int
+        self,
+        path: str | os.PathLike,
+        tokenizer: Tokenizer,
+        sampling: SamplingParams,
+        *,
+        context: int,
     ):
         self._path, self._tokenizer = pathlib.Path(path), tokenizer
-        self._settings, self._context = settings, context
+        self._sampling, self._context = sampling, context
 
     def check(self) -> tuple[int, str]:
         """The number of lines with something in them, and the file's SHA-256.
@@ -132,40 +126,29 @@ class Source:
                 messages if isinstance(messages, list) else [messages], self._tokenizer
             ).tolist()
             stop_ids = chatml.stop_ids(self._tokenizer)
-        request, n = self._request(tuple(prompt), stop_ids, fields, number)
-        if len(prompt) + request.max_new_tokens > self._context:
+        request = self._request(prompt, stop_ids, fields, number)
+        if len(prompt) + request.sampling.max_new_tokens > self._context:
             raise DataError(
-                f"{len(prompt)} tokens and {request.max_new_tokens} new ones are over "
+                f"{len(prompt)} tokens and {request.sampling.max_new_tokens} new ones are over "
                 f"the context of {self._context}.",
                 where,
                 "shorten it.",
             )
-        return Line(number, line_id, request, n)
+        return Line(number, line_id, request)
 
-    def _request(
-        self, prompt, stop_ids, fields: dict[str, Any], number: int
-    ) -> tuple[Request, int]:
-        known = {field.name for field in dataclasses.fields(Settings)}
+    def _request(self, prompt, stop_ids, fields: dict[str, Any], number: int) -> Request:
+        known = {field.name for field in dataclasses.fields(SamplingParams)}
         for name in fields:
             if name not in known:
                 raise unknown_name(
                     "field", name, known | {"id", "prompt", "messages"}, f"line {number}", DataError
                 )
-        seed = (self._settings.seed + number - 1) % 2**32
-        settings = dataclasses.asdict(self._settings) | {"seed": seed} | fields
-        n, stop = settings.pop("n"), settings.pop("stop")
-        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-            raise DataError(
-                f"n={n!r} is not a positive whole number.", f"line {number}", "use 1 or more."
-            )
-        if not isinstance(settings["logprobs"], bool):
-            raise DataError("logprobs is not true or false.", f"line {number}", "use one of them.")
-        stops = (stop,) if isinstance(stop, str) else stop
-        if not isinstance(stops, (list, tuple)):
-            raise DataError(
-                "stop is not a string or a list of them.", f"line {number}", "use one of them."
-            )
-        return Request(prompt=prompt, stop_ids=stop_ids, stop_strings=tuple(stops), **settings), n
+        seed = (self._sampling.seed + number - 1) % 2**32
+        sampling = dataclasses.replace(self._sampling, **{"seed": seed} | fields)
+        stop_token_ids = (*stop_ids, *sampling.stop_token_ids)
+        sampling = dataclasses.replace(sampling, stop_token_ids=stop_token_ids)
+        check_stop_token_ids(sampling, self._tokenizer.vocab_size)
+        return Request(prompt, sampling)
 
 
 class Output:
@@ -255,9 +238,9 @@ def run(engine, source: Source, output: Output, *, rows: int, on_line=lambda tok
     line = next(waiting, None)
     while line is not None or owners:
         while line is not None and len(owners) < 2 * rows:
-            for sample, request_id in enumerate(engine.submit(line.request, samples=line.n)):
+            for sample, request_id in enumerate(engine.submit(line.request)):
                 owners[request_id] = line, sample
-            unfinished[line.number] = {sample: [] for sample in range(line.n)}
+            unfinished[line.number] = {sample: [] for sample in range(line.request.sampling.n)}
             line = next(waiting, None)
         for event in engine.step():
             owner, sample = owners[event.request_id]
@@ -265,9 +248,9 @@ def run(engine, source: Source, output: Output, *, rows: int, on_line=lambda tok
             if event.finish is not None:
                 del owners[event.request_id]
                 ended[owner.number] += 1
-                if ended[owner.number] == owner.n:
+                if ended[owner.number] == owner.request.sampling.n:
                     answers = [
-                        _answer(events, owner.request.logprobs)
+                        _answer(events, owner.request.sampling.logprobs)
                         for events in unfinished.pop(owner.number).values()
                     ]
                     output.add(owner, answers)
@@ -283,6 +266,16 @@ def _answer(events: list, logprobs: bool) -> dict[str, Any]:
         "tokens": len(tokens),
     }
     return answer | ({"logprobs": [event.logprob for event in tokens]} if logprobs else {})
+
+
+def identity(sampling: SamplingParams) -> dict[str, Any]:
+    """The settings as OUTPUT.run.json has them.
+
+    A field that is younger than the files in use is named only if it is set, so that older runs
+    go on.
+    """
+    found = dataclasses.asdict(sampling)
+    return {name: found[name] for name in found if name != "stop_token_ids" or found[name]}
 
 
 def fingerprint(config: ModelConfig, params: Params) -> str:

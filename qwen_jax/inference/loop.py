@@ -11,24 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from qwen_jax.config import ModelConfig
-from qwen_jax.inference import sampling as sample
+from qwen_jax.inference import logits as filters
 from qwen_jax.inference.cached_forward import forward_cached
+from qwen_jax.inference.sampling import SamplingArrays
 from qwen_jax.types import Array, KVCache, Params
-
-
-@flax.struct.dataclass
-class Sampling:
-    """How each row chooses and when it ends."""
-
-    seeds: Array  # uint32 [B]
-    streams: Array  # uint32 [B]; rows of one seed draw with streams of their own
-    temperature: Array  # float32 [B]; 0: always the most probable token
-    top_k: Array  # int32 [B]; the size of the vocabulary or more: off
-    top_p: Array  # float32 [B]; 1: off
-    repetition_penalty: Array  # float32 [B]; 1: off
-    stop_ids: Array  # int32 [B, any]; -1 is nothing
-    limits: Array  # int32 [B]; new tokens at most
-    vocab_size: Array  # int32 []; ids from here on are never produced
 
 
 @flax.struct.dataclass
@@ -49,34 +35,34 @@ class NewTokens:
 
 
 def choose(
-    logits_BV: Array, seen_BV: Array, counts_B: Array, sampling: Sampling
+    logits_BV: Array, seen_BV: Array, counts_B: Array, sampling: SamplingArrays
 ) -> tuple[Array, Array]:
     """The next token of each row, int32 [B], and its log-probability, float32 [B]."""
 
     def only_if(wanted_B, change, logits):
         return jax.lax.cond(jnp.any(wanted_B), change, lambda x: x, logits)
 
-    logits_BV = sample.allow_below(logits_BV, sampling.vocab_size)
+    logits_BV = filters.allow_below(logits_BV, sampling.vocab_size)
     drawn_B = sampling.temperature > 0
 
     def draw(x):
-        x = sample.scale_temperature(x, jnp.where(drawn_B, sampling.temperature, 1.0))
+        x = filters.scale_temperature(x, jnp.where(drawn_B, sampling.temperature, 1.0))
         x = only_if(
             drawn_B & (sampling.top_k < x.shape[1]),
-            lambda x: sample.keep_top_k(x, sampling.top_k),
+            lambda x: filters.keep_top_k(x, sampling.top_k),
             x,
         )
         x = only_if(
-            drawn_B & (sampling.top_p < 1.0), lambda x: sample.keep_top_p(x, sampling.top_p), x
+            drawn_B & (sampling.top_p < 1.0), lambda x: filters.keep_top_p(x, sampling.top_p), x
         )
-        return sample.sample(x, sample.row_keys(sampling.seeds, sampling.streams), counts_B)
+        return filters.sample(x, filters.row_keys(sampling.seeds, sampling.streams), counts_B)
 
     penalized_BV = only_if(
         sampling.repetition_penalty != 1.0,
-        lambda x: sample.penalize_repetition(x, seen_BV, sampling.repetition_penalty),
+        lambda x: filters.penalize_repetition(x, seen_BV, sampling.repetition_penalty),
         logits_BV,
     )
-    best_B = sample.greedy(penalized_BV)
+    best_B = filters.greedy(penalized_BV)
     chosen_B = jax.lax.cond(
         jnp.any(drawn_B),
         lambda x: jnp.where(drawn_B, draw(x), best_B),
@@ -87,7 +73,7 @@ def choose(
     return chosen_B, chosen_logits_B - jax.nn.logsumexp(logits_BV, axis=1)
 
 
-def take(state: DecodeState, logits_BV: Array, sampling: Sampling):
+def take(state: DecodeState, logits_BV: Array, sampling: SamplingArrays):
     """Chooses for every active row: the state after it, tokens [B] (-1: none) and logprobs [B]."""
     chosen_B, logprobs_B = choose(logits_BV, state.seen, state.counts, sampling)
     stops_B = jnp.any(chosen_B[:, None] == sampling.stop_ids, axis=1)
@@ -106,7 +92,7 @@ def take(state: DecodeState, logits_BV: Array, sampling: Sampling):
 def advance(
     params: Params,
     state: DecodeState,
-    sampling: Sampling,
+    sampling: SamplingArrays,
     steps: Array,
     stop_early: Array,
     *,

@@ -1,154 +1,222 @@
-"""Choosing the next token: pure functions of logits.
+"""How the next token is chosen and when an answer ends: SamplingParams, and its arrays on a batch.
 
-Filters set what they exclude to -inf and compose; the usual order is `allow_below`,
-`scale_temperature`, `keep_top_k`, `keep_top_p`, then `sample`. Every parameter is one number for
-all rows or one per row, so that requests with different settings can share a batch.
+Everything that generates has one SamplingParams per prompt: the engine's Request, a file of
+prompts, the chat, a call to the server, generate(), PPO's rollouts.
 
-B batch, V vocabulary.
+How to add a setting (presence_penalty, logit_bias, top_logprobs, min_p, ...), under vLLM's name:
+a field of SamplingParams whose default changes nothing, its rule in _RULES, its array in
+SamplingArrays and sampling_arrays, and its use in loop.choose, behind `only_if`. The files of
+prompts and the flags have it then; serve/calls moves it from _NEUTRAL to _SUPPORTED. Until all of
+that is there, the setting is refused by name.
 """
 
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from qwen_jax.config import option
+from qwen_jax.errors import ConfigError
+from qwen_jax.inference.token_ids import is_integer, read_ids
 from qwen_jax.types import Array
 
-_INT32 = np.iinfo(np.int32)
-_GROUP = 128  # ids that `sample` draws among in its second step
+MAX_STOP_TOKEN_IDS = 16  # of a request to the engine
+_INT32_MAX = np.iinfo(np.int32).max
+_FOR_ALL = ("stop", "stop_token_ids")  # lists by nature; `per_prompt` has one for all prompts
 
 
-def allow_below(logits_BV: Array, vocab_size: Array | int) -> Array:
-    """Excludes the ids from `vocab_size` on: the padding rows of an embedding mean nothing."""
-    ids_1V = jnp.arange(logits_BV.shape[1], dtype=jnp.int32)[None]
-    return jnp.where(ids_1V < _per_row(vocab_size, jnp.int32, logits_BV), logits_BV, -jnp.inf)
+@dataclasses.dataclass(frozen=True)
+class SamplingParams:
+    """vLLM's parameters of the same name (max_new_tokens: its max_tokens). Checked when made.
 
-
-def greedy(logits_BV: Array) -> Array:
-    """The most probable id of each row, the lowest one where several tie; int32 [B].
-
-    Two plain reductions, which a CPU does in vectors, unlike the pair of an argmax.
+    Raises:
+      ConfigError: a value out of its range; `where` is the field's name.
     """
-    V = logits_BV.shape[1]
-    best = logits_BV == jnp.max(logits_BV, axis=-1, keepdims=True)
-    ids = jnp.where(best, jnp.arange(V, dtype=jnp.int32)[None], jnp.int32(V - 1))
-    return jnp.min(ids, axis=-1)
+
+    max_new_tokens: int = dataclasses.field(metadata={"help": "the longest answer, in tokens"})
+    temperature: float = option(0.0, "logits are divided by it; 0: the most probable token, always")
+    top_k: int | None = option(None, "draw only from the k most probable tokens, before top_p")
+    top_p: float = option(
+        1.0, "draw only from the fewest tokens with this much probability together"
+    )
+    repetition_penalty: float = option(
+        1.0, "above 1: tokens of the prompt and the answer become less probable"
+    )
+    stop: tuple[str, ...] = option((), "texts that end an answer and are no part of it")
+    stop_token_ids: tuple[int, ...] = option((), "the same for ids, besides the format's own")
+    seed: int = option(0, "the same seed gives the same answer; in a file, of its first line")
+    n: int = option(1, "answers to each prompt; number i draws with stream i of the seed")
+    logprobs: bool = option(False, "of the chosen tokens, under the full softmax of the logits")
+
+    def __post_init__(self):
+        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
+        for name, (allowed, problem, fix) in _RULES.items():
+            value = stop if name == "stop" else getattr(self, name)
+            if not allowed(value):
+                raise ConfigError(f"{name}={getattr(self, name)!r} {problem}.", name, fix)
+        ids = read_ids(self.stop_token_ids, None, "stop_token_ids", ConfigError)
+        object.__setattr__(self, "stop", tuple(stop))
+        object.__setattr__(self, "stop_token_ids", tuple(ids.tolist()))
+
+    @classmethod
+    def named(cls, where: str, **fields: Any) -> "SamplingParams":
+        """SamplingParams whose errors name `where.format(field)`, such as the flag "--{}"."""
+        try:
+            return cls(**fields)
+        except ConfigError as error:
+            raise ConfigError(error.what, where.format(error.where), error.fix) from None
 
 
-def scale_temperature(logits_BV: Array, temperature: Array | float) -> Array:
-    """logits / temperature; float32 [B, V]. temperature > 0, one number or float32 [B]."""
-    return logits_BV / _per_row(temperature, jnp.float32, logits_BV)
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
-def keep_top_k(logits_BV: Array, k: Array | int) -> Array:
-    """Excludes all but the k largest logits of each row; what ties with the k-th stays too.
-
-    Args:
-      logits_BV: float32 [B, V].
-      k: 1 or more, one number or int32 [B]; k >= V keeps everything.
-    """
-    k_B1 = _per_row(k, jnp.int32, logits_BV)
-    order_BV = _ordered(logits_BV)
-    threshold_B1 = _largest_threshold(
-        lambda middle_B1: (
-            jnp.sum((order_BV >= middle_B1).astype(jnp.int32), axis=1, keepdims=True) >= k_B1
+# Field -> what is allowed, what is wrong with the rest, and what to do about it.
+_RULES: dict[str, tuple[Callable[[Any], bool], str, str]] = {
+    "max_new_tokens": (
+        lambda x: is_integer(x) and x >= 1,
+        "is not a positive integer",
+        "use 1 or more.",
+    ),
+    "temperature": (
+        lambda x: _is_number(x) and 0 <= x < np.inf,
+        "is negative or not a number",
+        "use 0 for the most probable token, or about 0.7 to 1 to draw.",
+    ),
+    "top_k": (
+        lambda x: x is None or is_integer(x) and x >= 1,
+        "is not a positive integer",
+        "leave it out to turn it off.",
+    ),
+    "top_p": (
+        lambda x: _is_number(x) and 0 < x <= 1,
+        "is outside (0, 1]",
+        "use 1 to turn it off; temperature=0 for the most probable token.",
+    ),
+    "repetition_penalty": (
+        lambda x: _is_number(x) and 0 < x < np.inf,
+        "is not a positive number",
+        "use 1 to turn it off, or about 1.1.",
+    ),
+    "stop": (
+        lambda x: (
+            isinstance(x, (list, tuple)) and all(isinstance(text, str) and text for text in x)
         ),
-        jnp.full_like(k_B1, _INT32.min),
-    )
-    return jnp.where(order_BV >= threshold_B1, logits_BV, -jnp.inf)
+        "is not a string or a list of strings, none empty",
+        "pass the texts that end an answer.",
+    ),
+    "seed": (
+        lambda x: is_integer(x) and 0 <= x < 2**32,
+        "is not an integer in [0, 2^32)",
+        "use one of these.",
+    ),
+    "n": (lambda x: is_integer(x) and x >= 1, "is not a positive integer", "use 1 or more."),
+    "logprobs": (lambda x: isinstance(x, bool), "is not true or false", "use one of them."),
+}
 
 
-def keep_top_p(logits_BV: Array, p: Array | float) -> Array:
-    """Excludes all but the fewest most probable ids that together have probability p or more.
-
-    What ties with the least probable of them stays too. The threshold is found by bisection, which
-    is tens of times cheaper than sorting a real vocabulary; since it halves the range of float32
-    bit patterns, and these are ordered like the probabilities, 32 steps find it exactly.
-
-    Args:
-      logits_BV: float32 [B, V]; -inf where excluded already.
-      p: in (0, 1], one number or float32 [B]; 1 keeps everything.
-    """
-    p_B1 = _per_row(p, jnp.float32, logits_BV)
-    probs_BV = jax.nn.softmax(logits_BV, axis=-1)
-    order_BV = jax.lax.bitcast_convert_type(probs_BV, jnp.int32)  # no probability is negative
-    threshold_B1 = _largest_threshold(
-        lambda middle_B1: (
-            jnp.sum(jnp.where(order_BV >= middle_B1, probs_BV, 0.0), axis=1, keepdims=True) >= p_B1
-        ),
-        jnp.zeros(p_B1.shape, jnp.int32),
-    )
-    return jnp.where((order_BV >= threshold_B1) | (p_B1 >= 1.0), logits_BV, -jnp.inf)
+def check_stop_token_ids(params: SamplingParams, vocab_size: int) -> None:
+    """Refuses stop ids that the engine has no room for, or that a vocabulary does not have."""
+    read_ids(params.stop_token_ids, vocab_size, "stop_token_ids", ConfigError)
+    if len(params.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+        raise ConfigError(
+            f"{len(params.stop_token_ids)} stop ids.",
+            "stop_token_ids",
+            f"give at most {MAX_STOP_TOKEN_IDS}, the format's own among them.",
+        )
 
 
-def penalize_repetition(logits_BV: Array, seen_BV: Array, penalty: Array | float) -> Array:
-    """Ids seen before become less probable: logit / penalty above 0, logit * penalty below.
+def per_prompt(num_prompts: int, where: str = "{}", **fields: Any) -> list[SamplingParams]:
+    """SamplingParams for each of several prompts.
 
     Args:
-      seen_BV: bool; what stands in the prompt or was produced.
-      penalty: 1 or more, one number or float32 [B]; 1 changes nothing.
+      where: as of SamplingParams.named.
+      fields: a value for all prompts, or a sequence with one for each; stop and stop_token_ids are
+        the same for all.
+
+    Raises:
+      ConfigError: a value out of its range, or a sequence of another length.
     """
-    penalty_B1 = _per_row(penalty, jnp.float32, logits_BV)
-    penalized_BV = jnp.where(logits_BV > 0, logits_BV / penalty_B1, logits_BV * penalty_B1)
-    return jnp.where(seen_BV, penalized_BV, logits_BV)
+    columns = {}
+    for name, value in fields.items():
+        if name in _FOR_ALL or not np.ndim(value):
+            columns[name] = [value] * num_prompts
+            continue
+        columns[name] = list(value)
+        if len(columns[name]) != num_prompts:
+            raise ConfigError(
+                f"{name} has {len(columns[name])} values for {num_prompts} prompts.",
+                where.format(name),
+                "pass one for all prompts, or one for each.",
+            )
+    return [
+        SamplingParams.named(where, **dict(zip(columns, row, strict=True)))
+        for row in zip(*columns.values(), strict=True)
+    ]
 
 
-def sample(logits_BV: Array, keys_B: Array, step: Array | int) -> Array:
-    """One id per row, drawn with the probabilities softmax(logits); int32 [B].
+@flax.struct.dataclass
+class SamplingArrays:
+    """The SamplingParams of a batch as the decoding loop reads them; B rows."""
 
-    Drawn in two steps, first a group of ids and then one of its ids, so that a large vocabulary
-    costs a few hundred random numbers instead of one for every id.
+    seeds: Array  # uint32 [B]
+    streams: Array  # uint32 [B]; rows of one seed draw with streams of their own
+    temperature: Array  # float32 [B]; 0: always the most probable token
+    top_k: Array  # int32 [B]; the size of the vocabulary or more: off
+    top_p: Array  # float32 [B]; 1: off
+    repetition_penalty: Array  # float32 [B]; 1: off
+    stop_ids: Array  # int32 [B, any]; -1 is nothing
+    limits: Array  # int32 [B]; new tokens at most
+    vocab_size: Array  # int32 []; ids from here on are never produced
+
+
+def sampling_arrays(
+    params: Sequence[SamplingParams],
+    *,
+    vocab_size: int,
+    num_stop_ids: int,
+    seeds: Sequence[int] | np.ndarray | None = None,
+    streams: Sequence[int] | np.ndarray | None = None,
+) -> SamplingArrays:
+    """NumPy arrays with a row for each of `params`.
 
     Args:
-      keys_B: one random key per row (`row_keys`).
-      step: int32, how many ids were drawn with these keys before, one number or [B]; a row's draw
-        depends on its logits, its key and the step, and on nothing else in the batch.
+      num_stop_ids: room for a row's stop ids; part of the shape that is compiled.
+      seeds, streams: of each row; None: the parameters' own seeds, stream 0.
     """
-    B, V = logits_BV.shape
-    groups = -(-V // _GROUP)
-    logits_BGE = jnp.pad(
-        logits_BV, ((0, 0), (0, groups * _GROUP - V)), constant_values=-jnp.inf
-    ).reshape(B, groups, _GROUP)
-    group_logits_BG = jax.nn.logsumexp(logits_BGE, axis=2)
 
-    def draw(key, step, logits_GE, group_logits_G):
-        first, second = jax.random.split(jax.random.fold_in(key, step))
-        group = jax.random.categorical(first, group_logits_G).astype(jnp.int32)
-        inside = jax.random.categorical(second, logits_GE[group]).astype(jnp.int32)
-        return group * _GROUP + inside
+    def column(name: str, dtype) -> np.ndarray:
+        return np.asarray([getattr(one, name) for one in params], dtype)
 
-    steps_B = jnp.broadcast_to(jnp.asarray(step, jnp.int32), (B,))
-    return jax.vmap(draw)(keys_B, steps_B, logits_BGE, group_logits_BG)
-
-
-def row_keys(seeds_B: Array, streams_B: Array) -> Array:
-    """Random keys [B], one for each pair of a seed (uint32 [B]) and a stream (uint32 [B])."""
-    return jax.vmap(lambda seed, stream: jax.random.fold_in(jax.random.key(seed), stream))(
-        seeds_B, streams_B
+    stop_ids = np.full((len(params), num_stop_ids), -1, np.int32)
+    for row, one in zip(stop_ids, params, strict=True):
+        row[: len(one.stop_token_ids)] = one.stop_token_ids
+    top_k = [_INT32_MAX if one.top_k is None else min(one.top_k, _INT32_MAX) for one in params]
+    zeros = np.zeros(len(params), np.uint32)
+    return SamplingArrays(
+        seeds=column("seed", np.uint32) if seeds is None else np.asarray(seeds, np.uint32),
+        streams=zeros if streams is None else np.asarray(streams, np.uint32),
+        temperature=column("temperature", np.float32),
+        top_k=np.asarray(top_k, np.int32),
+        top_p=column("top_p", np.float32),
+        repetition_penalty=column("repetition_penalty", np.float32),
+        stop_ids=stop_ids,
+        limits=column("max_new_tokens", np.int32),
+        vocab_size=np.int32(vocab_size),
     )
 
 
-def _per_row(value, dtype, logits_BV: Array) -> Array:
-    """One number or [B] -> [B, 1]."""
-    return jnp.broadcast_to(jnp.asarray(value, dtype), logits_BV.shape[:1])[:, None]
-
-
-def _ordered(x: Array) -> Array:
-    """int32 numbers in the order of the float32 ones."""
-    bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.int32)  # -0 is 0
-    return jnp.where(bits < 0, bits ^ jnp.int32(_INT32.max), bits)
-
-
-def _largest_threshold(enough, low_B1: Array) -> Array:
-    """The largest int32 for which `enough` holds, row by row; it holds for low_B1 or gives that.
-
-    `enough` maps int32 [B, 1] to bool [B, 1] and must not become true again once it is false.
-    """
-
-    def halve(_, bounds):
-        low, high = bounds
-        middle = (low & high) + ((low ^ high) >> 1)  # the mean, without overflow
-        ok = enough(middle)
-        return jnp.where(ok, middle, low), jnp.where(ok, high, middle)
-
-    high_B1 = jnp.full_like(low_B1, _INT32.max)
-    return jax.lax.fori_loop(0, 32, halve, (low_B1, high_B1))[0]
+def write_row(arrays: SamplingArrays, row: int, params: SamplingParams, *, stream: int) -> None:
+    """Puts one request's parameters into a row of NumPy arrays."""
+    new = sampling_arrays(
+        [params],
+        vocab_size=arrays.vocab_size,
+        num_stop_ids=arrays.stop_ids.shape[1],
+        streams=[stream],
+    )
+    for old, one in zip(jax.tree.leaves(arrays), jax.tree.leaves(new), strict=True):
+        if np.ndim(old):
+            old[row] = one[0]

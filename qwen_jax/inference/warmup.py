@@ -9,6 +9,7 @@ from qwen_jax.config import MeshConfig, ModelConfig
 from qwen_jax.errors import ConfigError
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.request import Request
+from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params
@@ -66,7 +67,7 @@ def start_engine(
     begin = time.monotonic()
     engine.run(
         [
-            Request((tokenizer.end_of_text,) * length, max_new_tokens=2)
+            Request((tokenizer.end_of_text,) * length, SamplingParams(max_new_tokens=2))
             for length in prompt_lengths
             if length + 2 <= context
         ]

@@ -25,7 +25,7 @@ class Answer:
             "model": model,
         }
         self._prompt_tokens, self._new_tokens = prompt_tokens, 0
-        count = len(call.requests) * call.n
+        count = sum(request.sampling.n for request in call.requests)
         self._texts: list[list[str]] = [[] for _ in range(count)]
         self._lengths = [0] * count  # characters so far
         self._events: list[list[Event]] = [[] for _ in range(count)]  # with log-probabilities

@@ -119,7 +119,7 @@ class Api:
         body = read_json(await self._body(request))
         # Off the event loop: a long prompt takes a while to become tokens.
         call = await asyncio.to_thread(read, body, self._tokenizer, self._config.limits)
-        ticket = await self._worker.submit(call.requests, samples=call.n)
+        ticket = await self._worker.submit(call.requests)
         answer = Answer(call, self._config.limits.model, ticket.prompt_tokens, self._token_bytes)
         if call.stream:
             return EventStream(self._worker, ticket, answer, call)

@@ -11,8 +11,9 @@ import math
 import secrets
 from typing import Any
 
-from qwen_jax.errors import QwenJaxError
+from qwen_jax.errors import ConfigError, QwenJaxError
 from qwen_jax.inference.request import Request
+from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.serve.errors import ApiError
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -85,8 +86,7 @@ class Call:
     """A call that can be answered."""
 
     chat: bool  # else a plain completion
-    requests: tuple[Request, ...]  # one a prompt
-    n: int  # samples of each
+    requests: tuple[Request, ...]  # one a prompt, each with n answers
     stream: bool
     include_usage: bool  # at the end of a stream
     logprobs: bool
@@ -127,9 +127,12 @@ def read_chat(body: dict[str, Any], tokenizer: Tokenizer, limits: Limits) -> Cal
         )
     messages = [_message(message, f"messages[{place}]") for place, message in enumerate(messages)]
     logprobs = fields.flag("logprobs")
-    settings = fields.settings(chatml.stop_ids(tokenizer))
+    sampling = fields.sampling() | {
+        "logprobs": logprobs,
+        "stop_token_ids": chatml.stop_ids(tokenizer),
+    }
     prompt = tuple(chatml.prompt(messages, tokenizer).tolist())
-    return _call(fields, [prompt], settings, chat=True, logprobs=logprobs, default_tokens=None)
+    return _call(fields, [prompt], sampling, chat=True, default_tokens=None)
 
 
 def read_completion(body: dict[str, Any], tokenizer: Tokenizer, limits: Limits) -> Call:
@@ -144,16 +147,24 @@ def read_completion(body: dict[str, Any], tokenizer: Tokenizer, limits: Limits) 
             "use 0: the chosen tokens' alone.",
             code="unsupported_value",
         )
-    settings = fields.settings((tokenizer.end_of_text,))
-    return _call(
-        fields, prompts, settings, chat=False, logprobs=top is not None, default_tokens=16
-    )  # OpenAI's
+    sampling = fields.sampling() | {
+        "logprobs": top is not None,
+        "stop_token_ids": (tokenizer.end_of_text,),
+    }
+    return _call(fields, prompts, sampling, chat=False, default_tokens=16)  # OpenAI's
 
 
-def _call(fields: "_Fields", prompts, settings, *, chat, logprobs, default_tokens) -> Call:
-    limits = fields.limits
+def _call(
+    fields: "_Fields",
+    prompts: list[tuple[int, ...]],
+    sampling: dict[str, Any],
+    *,
+    chat: bool,
+    default_tokens: int | None,
+) -> Call:
+    """The call, with what it says in `sampling` and the rest of its fields."""
+    limits, n = fields.limits, sampling["n"]
     asked = fields.max_tokens()
-    n = fields.number("n", 1, 1, limits.capacity, whole=True)
     if n * len(prompts) > limits.capacity:
         raise ApiError(
             f"{len(prompts)} prompts with n={n} are {n * len(prompts)} answers, and the "
@@ -177,18 +188,17 @@ def _call(fields: "_Fields", prompts, settings, *, chat, logprobs, default_token
                 code="context_length_exceeded",
             )
         try:
-            requests.append(
-                Request(prompt=prompt, max_new_tokens=new, logprobs=logprobs, **settings)
-            )
+            requests.append(Request(prompt, SamplingParams(max_new_tokens=new, **sampling)))
+        except ConfigError as error:
+            raise ApiError(error.what, error.where, error.fix) from None
         except QwenJaxError as error:
             raise ApiError(error.what, "", error.fix) from None
     return Call(
         chat=chat,
         requests=tuple(requests),
-        n=n,
         stream=stream,
         include_usage=include_usage,
-        logprobs=logprobs,
+        logprobs=sampling["logprobs"],
     )
 
 
@@ -232,23 +242,23 @@ class _Fields:
             )
         return value
 
-    def settings(self, stop_ids: tuple[int, ...]) -> dict[str, Any]:
-        """How tokens are chosen and when an answer ends, as a Request has it."""
-        top_p = self.number("top_p", 1.0, 0, 1)
-        if top_p == 0:
+    def sampling(self) -> dict[str, Any]:
+        """Fields of SamplingParams, which checks what OpenAI's API does not limit further."""
+        seed = self.take("seed")
+        fields = {
+            "temperature": self.number("temperature", 1.0, 0, 2),
+            "top_p": self.take("top_p", 1.0),
+            "top_k": self.take("top_k"),
+            "repetition_penalty": self.number("repetition_penalty", 1.0, 0.01, 100),
+            "seed": secrets.randbits(32) if seed is None else seed,
+            "stop": self.take("stop", ()),
+            "n": self.number("n", 1, 1, self.limits.capacity, whole=True),
+        }
+        if isinstance(fields["stop"], list) and len(fields["stop"]) > MOST_STOPS:
             raise ApiError(
-                "top_p=0 leaves no token.", "top_p", "use temperature=0 for the most probable one."
+                f"{len(fields['stop'])} stop strings.", "stop", f"use up to {MOST_STOPS}."
             )
-        seed = self.number("seed", None, 0, 2**32 - 1, whole=True)
-        return dict(
-            temperature=float(self.number("temperature", 1.0, 0, 2)),
-            top_p=float(top_p),
-            top_k=self.number("top_k", None, 1, 2**31 - 1, whole=True),
-            repetition_penalty=float(self.number("repetition_penalty", 1.0, 0.01, 100)),
-            seed=secrets.randbits(32) if seed is None else seed,
-            stop_ids=stop_ids,
-            stop_strings=_stops(self.take("stop", [])),
-        )
+        return fields
 
     def max_tokens(self) -> int | None:
         old = self.number("max_tokens", None, 1, math.inf, whole=True)
@@ -348,17 +358,6 @@ def _prompts(prompt, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
         else:
             raise ApiError(f"the prompt {_short(one)} is neither text nor token ids.", "prompt")
     return found
-
-
-def _stops(stop) -> tuple[str, ...]:
-    stops = [stop] if isinstance(stop, str) else stop
-    if not isinstance(stops, list) or not all(isinstance(text, str) and text for text in stops):
-        raise ApiError(
-            f"stop={_short(stop)} is not a string or a list of strings, none empty.", "stop"
-        )
-    if len(stops) > MOST_STOPS:
-        raise ApiError(f"{len(stops)} stop strings.", "stop", f"use up to {MOST_STOPS}.")
-    return tuple(stops)
 
 
 def _include_usage(options, stream: bool) -> bool:

@@ -85,15 +85,15 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
-    async def submit(self, requests: Sequence[Request], *, samples: int) -> Ticket:
-        """Hands over all of `requests` or none; choice i * samples + k is sample k of request i.
+    async def submit(self, requests: Sequence[Request]) -> Ticket:
+        """Hands over all of `requests` or none; the n choices of one follow one another.
 
         Raises:
           ApiError: no room (429), the engine refuses (400), has failed (500) or is ending (503).
         """
         if self.failure is not None:
             raise self.failure
-        num_choices = len(requests) * samples
+        num_choices = sum(request.sampling.n for request in requests)
         if self.in_flight + num_choices > self.capacity:
             self.counters.refused += 1
             raise ApiError(
@@ -107,7 +107,7 @@ class Worker:
         ticket = Ticket(sum(len(request.prompt) for request in requests), num_choices)
         self._tickets.add(ticket)
         self.in_flight += num_choices
-        self._commands.put(lambda: self._submit(ticket, requests, samples))
+        self._commands.put(lambda: self._submit(ticket, requests))
         try:
             await ticket.accepted
         except ApiError:
@@ -211,11 +211,11 @@ class Worker:
             logging.exception("the engine has failed")
             self._tell(self._fail, error)
 
-    def _submit(self, ticket: Ticket, requests: Sequence[Request], samples: int) -> None:
+    def _submit(self, ticket: Ticket, requests: Sequence[Request]) -> None:
         ids: list[int] = []
         try:
             for request in requests:
-                ids += self._engine.submit(request, samples=samples)
+                ids += self._engine.submit(request)
         except QwenJaxError as error:
             for request_id in ids:
                 self._engine.cancel(request_id)

@@ -83,7 +83,7 @@ def test_prompts_are_tagged_drawn_and_chosen_for_ppo(prompts, tmp_path, capsys):
         jsonl.Source(
             folder / "chosen.jsonl",
             TOKENIZER,
-            jsonl.Settings(),  # and generate
+            jsonl.DEFAULTS,  # and generate
             context=500,
         ).check()[0]
         == 3

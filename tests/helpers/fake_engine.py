@@ -35,11 +35,11 @@ class FakeEngine:
     def busy(self) -> bool:
         return bool(self.waiting or self.running)
 
-    def submit(self, request: Request, *, samples: int = 1) -> list[int]:
-        if len(request.prompt) + request.max_new_tokens > self.slots:
+    def submit(self, request: Request) -> list[int]:
+        if len(request.prompt) + request.sampling.max_new_tokens > self.slots:
             raise ConfigError("too long for the fake's slots.", "submit", "ask for less.")
-        ids = list(range(self.next_id, self.next_id + samples))
-        self.next_id += samples
+        ids = list(range(self.next_id, self.next_id + request.sampling.n))
+        self.next_id += len(ids)
         self.prompts.add(request.prompt)
         for sample, request_id in enumerate(ids):
             self.waiting.append((request_id, request, self.answer(request, sample)))
@@ -52,15 +52,15 @@ class FakeEngine:
 
     def answer(self, request: Request, sample: int) -> list[int]:
         """Its tokens: bytes of WORDS drawn by a hash of all that may matter, then the end."""
-        draw = 0 if request.temperature == 0 else request.seed * 1000 + sample
+        draw = 0 if request.sampling.temperature == 0 else request.sampling.seed * 1000 + sample
         raw, place = b"", 0
-        while len(raw) < request.max_new_tokens:
+        while len(raw) < request.sampling.max_new_tokens:
             digest = hashlib.sha256(f"{request.prompt} {draw} {place}".encode()).digest()
             if not self.unending and place > 2 and digest[1] < 20:
                 return [*raw, self.end]
             raw += WORDS[digest[0] % len(WORDS)]
             place += 1
-        return list(raw[: request.max_new_tokens])
+        return list(raw[: request.sampling.max_new_tokens])
 
     def step(self) -> list[Event]:
         self.stepping.set()
@@ -74,7 +74,7 @@ class FakeEngine:
             self.running[request_id] = (
                 request,
                 iter(tokens),
-                TextStream(self.table, request.stop_strings),
+                TextStream(self.table, request.sampling.stop),
                 [0],
             )
         self.most_running = max(self.most_running, len(self.running))
@@ -83,14 +83,14 @@ class FakeEngine:
     def _advance(self, request_id: int) -> list[Event]:
         request, tokens, stream, count = self.running[request_id]
         token = next(tokens)
-        if token in request.stop_ids:
+        if token in request.sampling.stop_token_ids:
             return self._end(request_id, stream, "stop")
         count[0] += 1
         text = stream.add(token)
-        events = [Event(request_id, token, text, -0.5 if request.logprobs else None)]
+        events = [Event(request_id, token, text, -0.5 if request.sampling.logprobs else None)]
         if stream.stopped:
             return events + self._end(request_id, stream, "stop")
-        if count[0] == request.max_new_tokens:
+        if count[0] == request.sampling.max_new_tokens:
             return events + self._end(request_id, stream, "length")
         return events
 
@@ -99,9 +99,9 @@ class FakeEngine:
         return [Event(request_id, None, stream.finish(), None, finish)]
 
 
-def complete(engine, request: Request, samples: int = 1) -> list[tuple[str, str]]:
+def complete(engine, request: Request) -> list[tuple[str, str]]:
     """(text, finish) of each sample, computed offline."""
-    ids = engine.submit(request, samples=samples)
+    ids = engine.submit(request)
     texts, finish = {i: "" for i in ids}, {}
     while engine.busy:
         for event in engine.step():

@@ -4,6 +4,7 @@ import pytest
 
 from qwen_jax.inference.complete import Completer
 from qwen_jax.inference.request import Event
+from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 
@@ -25,19 +26,24 @@ class LastFirst:
     def step(self):
         number = max(i for i, request in enumerate(self.requests) if request is not None)
         request, self.requests[number] = self.requests[number], None
-        assert request.stop_ids == chatml.stop_ids(TOKENIZER)
-        assert (request.temperature, request.top_p, request.max_new_tokens) == (1.0, 0.9, 6)
+        assert request.sampling == SamplingParams(
+            max_new_tokens=6,
+            temperature=1.0,
+            top_p=0.9,
+            seed=request.sampling.seed,
+            stop_token_ids=chatml.stop_ids(TOKENIZER),
+        )
         said = TOKENIZER.decode(list(request.prompt)).split()[-1]
         return [
             Event(number, 1, said, None),
-            Event(number, 2, f" {request.seed}", None),
+            Event(number, 2, f" {request.sampling.seed}", None),
             Event(number, None, "!", None, "stop"),
         ]
 
 
 @pytest.fixture
 def complete():
-    return Completer(LastFirst(), TOKENIZER, max_new_tokens=6, temperature=1.0, top_p=0.9)
+    return Completer(LastFirst(), TOKENIZER, SamplingParams(6, temperature=1.0, top_p=0.9))
 
 
 def test_answers_belong_to_their_conversations(complete):

@@ -12,6 +12,7 @@ from qwen_jax.config import MeshConfig
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.inference import decode
 from qwen_jax.inference.decode import generate
+from qwen_jax.inference.sampling import SamplingParams, sampling_arrays
 from qwen_jax.model.spec import init_params, param_specs
 from qwen_jax.model.transformer import forward
 from qwen_jax.parallel.mesh import make_mesh
@@ -108,16 +109,8 @@ def test_a_row_ends_before_its_stop_id_and_the_others_go_on(params):
 def test_the_loop_stops_when_every_row_is_done(params):
     prompt = _prompts(4)[0]
     first = generate(params, prompt, config=CONFIG, max_new_tokens=16)[:2]
-    sampling = decode._sampling(
-        1,
-        temperature=0,
-        top_p=1,
-        top_k=128,
-        repetition_penalty=1,
-        max_new_tokens=16,
-        stop_ids=np.asarray(first[1:], np.int32),
-        vocab_size=128,
-        seeds=np.zeros((2, 1), np.uint32),
+    sampling = sampling_arrays(
+        [SamplingParams(16, stop_token_ids=first[1:])], vocab_size=128, num_stop_ids=1
     )
     new = decode.rollout(
         params,
@@ -239,7 +232,7 @@ def test_a_bad_prompt_is_named(params, prompt, word):
         ({"vocab_size": 129}, "129"),
         ({"vocab_size": 0}, "vocab_size=0"),
         ({"seed": -1}, "seed"),
-        ({"seed": [1, 2]}, "2 seeds for 1"),
+        ({"seed": [1, 2]}, "seed has 2 values for 1"),
         ({"stop_ids": [128]}, "128"),
         ({"stop_ids": ["x"]}, "stop_ids"),
     ],

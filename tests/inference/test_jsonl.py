@@ -1,5 +1,6 @@
 """Prompts from a file, answers to a file: faults named first, kills survived."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -8,12 +9,13 @@ import pytest
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.inference import jsonl
 from qwen_jax.inference.request import Request
+from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 from tests.helpers.fake_engine import FakeEngine, complete  # noqa: E402
 
 TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})
-SETTINGS = jsonl.Settings(max_new_tokens=20, temperature=0.7, seed=3)
+SETTINGS = dataclasses.replace(jsonl.DEFAULTS, max_new_tokens=20, temperature=0.7, seed=3)
 LINES = [{"prompt": f"number {i}"} for i in range(30)]
 LINES[4] = {"messages": [{"role": "user", "content": "Hi"}], "id": "é", "n": 2, "seed": 9}
 LINES[7] |= {"temperature": 0, "max_new_tokens": 60, "stop": "END", "logprobs": True, "id": 0}
@@ -51,26 +53,30 @@ def test_each_line_is_answered_in_order_with_its_own_settings(tmp_path):
     expected = complete(
         FakeEngine(TOKENIZER),
         Request(
-            prompt=chat,
-            max_new_tokens=20,
-            temperature=0.7,
-            top_p=0.95,
-            seed=9,
-            stop_ids=chatml.stop_ids(TOKENIZER),
+            chat,
+            SamplingParams(
+                max_new_tokens=20,
+                temperature=0.7,
+                top_p=0.95,
+                seed=9,
+                stop_token_ids=chatml.stop_ids(TOKENIZER),
+                n=2,
+            ),
         ),
-        samples=2,
     )
     assert [(one["text"], one["finish"]) for one in found[4]["answers"]] == expected
     (one,) = found[7]["answers"]
     assert len(one["logprobs"]) == one["tokens"] and "END" not in one["text"]
     (first,) = complete(
         FakeEngine(TOKENIZER),
-        Request(  # line 2 of the file: the seed and one
-            prompt=tuple(b"number 0"),
-            max_new_tokens=20,
-            temperature=0.7,
-            seed=4,
-            stop_ids=(TOKENIZER.end_of_text,),
+        Request(
+            tuple(b"number 0"),
+            SamplingParams(
+                max_new_tokens=20,
+                temperature=0.7,
+                seed=4,  # line 2 of the file: the seed and one
+                stop_token_ids=(TOKENIZER.end_of_text,),
+            ),
         ),
     )
     assert found[0]["answers"][0]["text"] == first[0]
@@ -159,6 +165,9 @@ BAD = [
     '{"prompt": "a", "stop": [3]}',
     '{"prompt": "a", "seed": -1}',
     '{"prompt": "a", "logprobs": 1}',
+    '{"prompt": "a", "presence_penalty": 0.5}',
+    '{"prompt": "a", "stop_token_ids": [464]}',
+    json.dumps({"prompt": "a", "stop_token_ids": list(range(16))}),
     '{"prompt": "a", "max_new_tokens": 200}',
 ]
 

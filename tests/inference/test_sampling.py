@@ -1,102 +1,110 @@
-"""The sampler against definitions by sorting, and its frequencies against its probabilities."""
+"""One type for how tokens are chosen: its checks, and its arrays on a batch."""
 
-import jax
-import jax.numpy as jnp
+import dataclasses
+
 import numpy as np
 import pytest
 
-from qwen_jax.inference import sampling
+from qwen_jax.errors import ConfigError
+from qwen_jax.inference.sampling import (
+    SamplingArrays,
+    SamplingParams,
+    per_prompt,
+    sampling_arrays,
+    write_row,
+)
+
+BAD = [
+    ("max_new_tokens", 0),
+    ("max_new_tokens", 2.5),
+    ("temperature", -1.0),
+    ("temperature", float("nan")),
+    ("temperature", "hot"),
+    ("top_p", 0.0),
+    ("top_p", 1.01),
+    ("top_k", 0),
+    ("top_k", True),
+    ("repetition_penalty", 0.0),
+    ("stop", 3),
+    ("stop", ("",)),
+    ("stop", [1]),
+    ("seed", -1),
+    ("seed", 2**32),
+    ("n", 0),
+    ("logprobs", 1),
+]
 
 
-def _logits(rows=4, vocab=97, scale=3.0, seed=0):
-    return (np.random.default_rng(seed).normal(size=(rows, vocab)) * scale).astype(np.float32)
+@pytest.mark.parametrize("name, value", BAD)
+def test_a_value_out_of_range_is_named_with_its_flag(name, value):
+    fields = {"max_new_tokens": 3, name: value}
+    with pytest.raises(ConfigError) as caught:
+        SamplingParams.named("--settings.{}", **fields)
+    assert caught.value.where == f"--settings.{name}" and f"{name}={value!r}" in caught.value.what
+    with pytest.raises(ConfigError) as caught:
+        SamplingParams(**fields)
+    assert caught.value.where == name
 
 
-def _nucleus_by_sorting(logits, p):
-    """The kept set, by the definition: the shortest head of the sorted list, and what ties."""
-    probs = np.exp(logits - logits.max(axis=1, keepdims=True)).astype(np.float64)
-    probs /= probs.sum(axis=1, keepdims=True)
-    kept = np.zeros(logits.shape, bool)
-    for row, prob in zip(kept, probs, strict=True):
-        order = np.argsort(-prob)
-        count = int(np.searchsorted(np.cumsum(prob[order]), p)) + 1
-        row[:] = prob >= prob[order[min(count, len(order)) - 1]]
-    return kept
+def test_every_field_is_checked():
+    checked = {name for name, _ in BAD} | {"stop_token_ids"}
+    assert checked == {field.name for field in dataclasses.fields(SamplingParams)}
+    with pytest.raises(ConfigError, match="stop_token_ids"):
+        SamplingParams(3, stop_token_ids=("a",))
 
 
-@pytest.mark.parametrize("p", [0.001, 0.3, 0.8, 0.95, 0.999])
-@pytest.mark.parametrize("scale", [0.01, 1.0, 10.0])
-def test_top_p_keeps_what_sorting_keeps(p, scale):
-    logits = _logits(rows=8, vocab=1000, scale=scale)
-    kept = np.isfinite(np.asarray(sampling.keep_top_p(logits, p)))
-    np.testing.assert_array_equal(kept, _nucleus_by_sorting(logits, p))
+@pytest.mark.parametrize(
+    "name",
+    ["presence_penalty", "frequency_penalty", "logit_bias", "top_logprobs", "min_p", "max_tokens"],
+)
+def test_a_setting_that_does_not_exist_is_not_accepted(name):
+    with pytest.raises(TypeError, match=name):
+        SamplingParams(3, **{name: 1})
 
 
-def test_top_p_keeps_ties_and_leaves_kept_logits_alone():
-    logits = np.log(np.asarray([[0.4, 0.2, 0.2, 0.1, 0.1]], np.float32))
-    out = np.asarray(sampling.keep_top_p(logits, 0.5))
-    np.testing.assert_array_equal(out, np.where([[1, 1, 1, 0, 0]], logits, -np.inf))
+def test_one_stop_text_is_a_list_of_one():
+    assert SamplingParams(3, stop="END") == SamplingParams(3, stop=["END"])
+    assert hash(SamplingParams(3, stop=["a"], stop_token_ids=[1]))
 
 
-def test_top_p_of_one_keeps_even_what_has_no_probability():
-    logits = np.asarray([[0.0, -200.0, -1e9]], np.float32)
-    np.testing.assert_array_equal(np.asarray(sampling.keep_top_p(logits, 1.0)), logits)
-
-
-def test_top_p_may_differ_by_row():
-    logits = _logits(rows=3)
-    p = np.asarray([0.2, 0.7, 0.95], np.float32)
-    together = np.asarray(sampling.keep_top_p(logits, p))
-    for row in range(3):
-        alone = np.asarray(sampling.keep_top_p(logits[row : row + 1], p[row]))
-        np.testing.assert_array_equal(together[row : row + 1], alone)
-
-
-@pytest.mark.parametrize("k", [1, 2, 17, 96, 97, 1000])
-def test_top_k_keeps_the_k_largest(k):
-    logits = _logits()
-    logits[0, :5] = [0.0, -0.0, -np.inf, 1e30, -1e30]
-    kept = sampling.keep_top_k(logits, k)
-    smallest = np.sort(logits, axis=1)[:, ::-1][:, min(k, logits.shape[1]) - 1]
-    np.testing.assert_array_equal(
-        np.asarray(kept), np.where(logits >= smallest[:, None], logits, -np.inf)
+def test_a_value_is_for_all_prompts_or_one_for_each():
+    found = per_prompt(
+        2, max_new_tokens=5, temperature=[0, 0.5], top_k=(None, 3), seed=np.asarray([1, 2])
     )
+    assert found == [
+        SamplingParams(5, temperature=0, seed=1),
+        SamplingParams(5, temperature=0.5, top_k=3, seed=2),
+    ]
+    assert per_prompt(2, max_new_tokens=5, stop=["a"]) == [SamplingParams(5, stop=("a",))] * 2
+    with pytest.raises(ConfigError, match="top_p has 3 values for 2 prompts") as caught:
+        per_prompt(2, "generate({})", max_new_tokens=5, top_p=[0.1, 0.2, 0.3])
+    assert caught.value.where == "generate(top_p)"
+    with pytest.raises(ConfigError, match="top_p=2"):
+        per_prompt(2, max_new_tokens=5, top_p=[1, 2])
 
 
-def test_top_k_keeps_what_ties_with_the_kth_zero_of_either_sign_included():
-    logits = np.asarray([[1.0, 0.0, -0.0, -1.0]], np.float32)
-    kept = np.isfinite(np.asarray(sampling.keep_top_k(logits, 2)))
-    np.testing.assert_array_equal(kept, [[True, True, True, False]])
-
-
-def test_samples_come_as_often_as_their_probabilities_say():
-    logits = jnp.asarray(_logits(rows=1, vocab=12, scale=1.5))
-    temperature, p, draws = 0.7, 0.9, 40_000
-    filtered = sampling.keep_top_p(sampling.scale_temperature(logits, temperature), p)
-    keys = sampling.row_keys(jnp.zeros(draws, jnp.uint32), jnp.arange(draws, dtype=jnp.uint32))
-    tokens = np.asarray(sampling.sample(jnp.tile(filtered, (draws, 1)), keys, 3))
-    expected = np.asarray(jax.nn.softmax(filtered[0]))
-    frequencies = np.bincount(tokens, minlength=12) / draws
-    assert (frequencies[expected == 0] == 0).all() and (expected == 0).any()
-    # Four standard errors of a frequency.
-    assert (np.abs(frequencies - expected) <= 4 * np.sqrt(expected / draws)).all()
-
-
-def test_a_draw_depends_on_its_own_key_and_step_alone():
-    logits = np.tile(_logits(rows=1, vocab=5000, scale=0.1), (6, 1))
-    seeds, streams = (
-        np.asarray([7, 7, 8, 8, 7, 9], np.uint32),
-        np.asarray([0, 1, 0, 1, 0, 0], np.uint32),
+def test_arrays_have_a_row_for_each_and_a_written_row_is_the_same():
+    params = [
+        SamplingParams(4),
+        SamplingParams(7, 0.5, 9, 0.9, 1.2, stop_token_ids=(5, 6), seed=2**32 - 1),
+    ]
+    expected = SamplingArrays(
+        seeds=np.uint32([0, 2**32 - 1]),
+        streams=np.uint32([0, 3]),
+        temperature=np.float32([0, 0.5]),
+        top_k=np.int32([2**31 - 1, 9]),
+        top_p=np.float32([1, 0.9]),
+        repetition_penalty=np.float32([1, 1.2]),
+        stop_ids=np.int32([[-1] * 3, [5, 6, -1]]),
+        limits=np.int32([4, 7]),
+        vocab_size=np.int32(100),
     )
-    drawn = np.asarray(sampling.sample(logits, sampling.row_keys(seeds, streams), 2))
-    assert drawn[0] == drawn[4] and len(set(drawn.tolist())) == 5
-    for row in range(6):
-        keys = sampling.row_keys(seeds[row : row + 1], streams[row : row + 1])
-        assert sampling.sample(logits[:1], keys, 2)[0] == drawn[row]
-        assert sampling.sample(logits[:1], keys, 3)[0] != drawn[row]
-
-
-def test_greedy_takes_the_first_of_the_largest_and_padding_ids_are_excluded():
-    logits = np.asarray([[0.0, 2.0, 2.0, 5.0], [1.0, 0.0, 0.0, 9.0]], np.float32)
-    allowed = sampling.allow_below(logits, 3)
-    np.testing.assert_array_equal(np.asarray(sampling.greedy(allowed)), [1, 0])
+    found = sampling_arrays(params, vocab_size=100, num_stop_ids=3, streams=[0, 3])
+    written = sampling_arrays(params[1:] + params[:1], vocab_size=100, num_stop_ids=3)
+    write_row(written, 0, params[0], stream=0)
+    write_row(written, 1, params[1], stream=3)
+    for field in dataclasses.fields(SamplingArrays):
+        wanted = getattr(expected, field.name)
+        for arrays in (found, written):
+            np.testing.assert_array_equal(getattr(arrays, field.name), wanted, field.name)
+            assert getattr(arrays, field.name).dtype == wanted.dtype, field.name

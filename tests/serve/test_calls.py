@@ -5,6 +5,7 @@ import math
 import openai
 import pytest
 
+from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.serve.answers import dumps
 from qwen_jax.serve.calls import Limits, read_chat, read_completion, read_json
 from qwen_jax.serve.errors import ApiError
@@ -48,28 +49,37 @@ def test_every_setting_reaches_the_engine():
     )
     (request,) = call.requests
     assert request.prompt == tuple(chatml.prompt(TALK, TOKENIZER))
-    assert (request.max_new_tokens, request.temperature, request.top_p, request.top_k) == (
-        9,
-        0.3,
-        0.9,
-        5,
+    assert request.sampling == SamplingParams(
+        max_new_tokens=9,
+        temperature=0.3,
+        top_p=0.9,
+        top_k=5,
+        repetition_penalty=1.2,
+        seed=4,
+        n=2,
+        stop=("a", "b"),
+        stop_token_ids=chatml.stop_ids(TOKENIZER),
+        logprobs=True,
     )
-    assert (request.repetition_penalty, request.seed, request.logprobs) == (1.2, 4, True)
-    assert request.stop_strings == ("a", "b") and request.stop_ids == chatml.stop_ids(TOKENIZER)
-    assert (call.n, call.stream, call.include_usage, call.chat) == (2, True, True, True)
+    assert (call.stream, call.include_usage, call.chat) == (True, True, True)
 
 
 def test_defaults_are_openais_and_an_answer_may_fill_the_context():
     (request,) = chat().requests
-    assert (request.temperature, request.top_p, request.stop_strings) == (1.0, 1.0, ())
-    assert len(request.prompt) + request.max_new_tokens == LIMITS.context
-    assert chat().requests[0].seed != chat().requests[0].seed  # each its own
+    assert request.sampling == SamplingParams(
+        max_new_tokens=LIMITS.context - len(request.prompt),
+        temperature=1.0,
+        seed=request.sampling.seed,
+        stop_token_ids=chatml.stop_ids(TOKENIZER),
+    )
+    assert chat().requests[0].sampling.seed != request.sampling.seed  # each its own
     (request,) = completion().requests
-    assert request.max_new_tokens == 16 and request.stop_ids == (TOKENIZER.end_of_text,)
+    assert request.sampling.max_new_tokens == 16
+    assert request.sampling.stop_token_ids == (TOKENIZER.end_of_text,)
     assert completion(prompt=None).requests[0].prompt == (TOKENIZER.end_of_text,)
     assert completion(prompt=["a", "bc"]).requests[1].prompt == (98, 99)
     assert completion(prompt=[[1], [2, 3]]).requests[1].prompt == (2, 3)
-    assert completion(prompt="x" * 250).requests[0].max_new_tokens == 6
+    assert completion(prompt="x" * 250).requests[0].sampling.max_new_tokens == 6
 
 
 def test_messages_in_parts_from_developers_and_sent_back_as_they_came():
@@ -151,7 +161,7 @@ BAD = [  # fields, status, code, parameter, a word of the message
     ({"temperature": 2.1}, 400, "invalid_value", "temperature", "2.1"),
     ({"temperature": math.nan}, 400, "invalid_value", "temperature", "nan"),
     ({"temperature": [1]}, 400, "invalid_value", "temperature", "[1]"),
-    ({"top_p": 0}, 400, "invalid_value", "top_p", "leaves no token"),
+    ({"top_p": 0}, 400, "invalid_value", "top_p", "outside (0, 1]"),
     ({"top_p": 1.01}, 400, "invalid_value", "top_p", "1.01"),
     ({"top_k": 0}, 400, "invalid_value", "top_k", "0"),
     ({"seed": -1}, 400, "invalid_value", "seed", "-1"),
@@ -161,6 +171,7 @@ BAD = [  # fields, status, code, parameter, a word of the message
     ({"stop": ["a", "b", "c", "d", "e"]}, 400, "invalid_value", "stop", "up to 4"),
     ({"stop": ""}, 400, "invalid_value", "stop", "none empty"),
     ({"stop": [1]}, 400, "invalid_value", "stop", "[1]"),
+    ({"repetition_penalty": 0}, 400, "invalid_value", "repetition_penalty", "0.01"),
     ({"stop": 5}, 400, "invalid_value", "stop", "5"),
     ({"stream": "yes"}, 400, "invalid_value", "stream", "'yes'"),
     (

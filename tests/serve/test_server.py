@@ -8,6 +8,7 @@ import openai
 import pytest
 
 from qwen_jax.inference.request import Request
+from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.tokenizer import chatml
 from tests.helpers.fake_engine import FakeEngine, complete
 from tests.helpers.server import MODEL, byte_tokenizer, running
@@ -23,17 +24,16 @@ def served():
         yield server, engine
 
 
-def offline(samples=1, chat=True, prompt=None, **settings):
+def offline(chat=True, prompt=None, **settings):
     ids = chatml.prompt(TALK, TOKENIZER).tolist() if chat else TOKENIZER.encode(prompt)
     stops = chatml.stop_ids(TOKENIZER) if chat else (TOKENIZER.end_of_text,)
-    return complete(
-        FakeEngine(TOKENIZER), Request(prompt=tuple(ids), stop_ids=stops, **settings), samples
-    )
+    sampling = SamplingParams(stop_token_ids=stops, **settings)
+    return complete(FakeEngine(TOKENIZER), Request(tuple(ids), sampling))
 
 
 def test_a_chat_is_what_the_engine_says_offline_whole_and_streamed(served):
     client = served[0].client()
-    expected = offline(samples=3, max_new_tokens=60, temperature=0.5, seed=7)
+    expected = offline(n=3, max_new_tokens=60, temperature=0.5, seed=7)
     ask = dict(model=MODEL, messages=TALK, max_tokens=60, temperature=0.5, seed=7, n=3)
     whole = client.chat.completions.create(**ask)
     assert [(c.message.content, c.finish_reason) for c in whole.choices] == expected
@@ -191,7 +191,7 @@ def test_sixteen_at_once_share_the_batch_and_get_what_they_get_alone():
             max_new_tokens=ask["max_tokens"],
             temperature=ask["temperature"],
             seed=ask["seed"],
-            stop_strings=tuple(ask["stop"] or ()),
+            stop=tuple(ask["stop"] or ()),
         )
     assert engine.most_running == 5  # they did not wait for one another
 

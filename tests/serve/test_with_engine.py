@@ -9,6 +9,7 @@ import pytest
 from qwen_jax import sizes
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.request import Request
+from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.model.spec import init_params
 from qwen_jax.tokenizer import chatml
 from tests.helpers.server import MODEL, byte_tokenizer, running
@@ -43,19 +44,20 @@ def make_engine():
 
 
 def offline(engine, ask):
-    request = Request(
-        prompt=tuple(chatml.prompt([("user", ask["content"])], TOKENIZER).tolist()),
+    sampling = SamplingParams(
         max_new_tokens=ask["max_tokens"],
         temperature=ask["temperature"],
         top_p=ask["top_p"],
         seed=ask["seed"],
-        stop_ids=chatml.stop_ids(TOKENIZER),
-        stop_strings=tuple(ask["stop"] or ()),
+        n=ask["n"],
+        stop_token_ids=chatml.stop_ids(TOKENIZER),
+        stop=tuple(ask["stop"] or ()),
         logprobs=ask["logprobs"],
     )
+    prompt = chatml.prompt([("user", ask["content"])], TOKENIZER).tolist()
     return [
         (one.text, one.finish, one.logprobs and list(one.logprobs))
-        for one in engine.run([request], samples=ask["n"])
+        for one in engine.run([Request(prompt, sampling)])
     ]
 
 

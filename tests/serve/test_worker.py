@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from qwen_jax.inference.request import Request
+from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.serve.errors import ApiError
 from qwen_jax.serve.worker import Worker
 from tests.helpers.fake_engine import FakeEngine
@@ -13,8 +14,8 @@ from tests.helpers.server import byte_tokenizer
 TOKENIZER = byte_tokenizer()
 
 
-def request(tokens=5) -> Request:
-    return Request(prompt=(1, 2), max_new_tokens=tokens)
+def request(tokens=5, n=1) -> Request:
+    return Request((1, 2), SamplingParams(tokens, n=n))
 
 
 def with_worker(engine, work, **settings):
@@ -36,11 +37,11 @@ def test_a_worker_that_drains_takes_no_more_and_ends_what_is_late():
     engine = FakeEngine(TOKENIZER, seconds=0.01, unending=True, slots=10**6)
 
     async def work(worker):
-        short, long = [await worker.submit([request(n)], samples=1) for n in (5, 10_000)]
+        short, long = [await worker.submit([request(n)]) for n in (5, 10_000)]
         drain = asyncio.create_task(worker.drain(0.3))
         await asyncio.sleep(0)
         with pytest.raises(ApiError, match="shutting down") as refused:
-            await worker.submit([request()], samples=1)
+            await worker.submit([request()])
         assert refused.value.status == 503 and refused.value.retry_after
         assert [event.finish async for _, event in short][-1] == "length"
         with pytest.raises(ApiError, match="shutting down"):
@@ -58,9 +59,9 @@ def test_a_caller_that_is_cancelled_while_it_is_let_in_leaves_nothing():
     engine.gate.clear()
 
     async def work(worker):
-        first = await worker.submit([request()], samples=1)
+        first = await worker.submit([request()])
         assert await asyncio.to_thread(engine.stepping.wait, 10)  # where the gate holds the thread
-        waiting = asyncio.create_task(worker.submit([request(), request()], samples=2))
+        waiting = asyncio.create_task(worker.submit([request(n=2), request(n=2)]))
         await asyncio.sleep(0.05)
         assert worker.in_flight == 5 and not waiting.done()
         waiting.cancel()
@@ -70,7 +71,7 @@ def test_a_caller_that_is_cancelled_while_it_is_let_in_leaves_nothing():
         engine.gate.set()
         assert [choice async for choice, _ in first]
         with pytest.raises(ApiError, match="too long"):  # refused whole: its first request as well
-            await worker.submit([request(), request(1000)], samples=2)
+            await worker.submit([request(n=2), request(1000, n=2)])
         assert worker.in_flight == 0 and worker.counters.cancelled == 4
 
     with_worker(engine, work)
@@ -82,9 +83,9 @@ def test_a_failure_reaches_callers_that_are_being_let_in():
     engine.gate.clear()
 
     async def work(worker):
-        await worker.submit([request()], samples=1)
+        await worker.submit([request()])
         assert await asyncio.to_thread(engine.stepping.wait, 10)
-        waiting = asyncio.create_task(worker.submit([request()], samples=1))
+        waiting = asyncio.create_task(worker.submit([request()]))
         await asyncio.sleep(0.05)
         engine.gate.set()
         with pytest.raises(ApiError, match="out of memory") as failed:

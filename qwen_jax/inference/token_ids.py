@@ -1,0 +1,58 @@
+"""Token ids from a caller, checked."""
+
+import operator
+
+import jax
+import numpy as np
+
+
+def read_ids(
+    ids, vocab_size: int | None, where: str, error, *, may_be_empty: bool = True
+) -> np.ndarray:
+    """Token ids as int32 [any], checked against a vocabulary; vocab_size None: only against 2^31.
+
+    Args:
+      where, error: the argument that an error names, and its class.
+    """
+    values = ids
+    if not isinstance(ids, np.ndarray) and not isinstance(ids, jax.Array):
+        try:
+            values = [operator.index(token) for token in ids]
+        except TypeError:
+            raise error(
+                f"{_short(ids)} is not a list of token ids.",
+                where,
+                "pass integers, such as Tokenizer.encode gives.",
+            ) from None
+    values = np.asarray(values if len(values) else np.zeros((0,), np.int32))
+    if values.ndim != 1 or values.dtype.kind not in "iu":
+        raise error(
+            f"{_short(ids)} is not a list of token ids.",
+            where,
+            "pass integers, such as Tokenizer.encode gives.",
+        )
+    if not may_be_empty and not len(values):
+        raise error(
+            "the prompt is empty.",
+            where,
+            "give the model at least one token to start from, such as <|endoftext|>.",
+        )
+    bad = values[(values < 0) | (values >= (vocab_size or 2**31))]
+    if len(bad):
+        size = "2^31" if vocab_size is None else vocab_size
+        raise error(
+            f"token id {bad[0]} is outside of the vocabulary of {size}.",
+            where,
+            "encode with the tokenizer that the model was trained with.",
+        )
+    return values.astype(np.int32)
+
+
+def is_integer(value) -> bool:
+    """A Python or NumPy integer; a bool is none."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _short(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
