@@ -13,6 +13,7 @@ B rows, T new tokens, C slots in a block, D model, N heads, K key-value heads, G
 H head size, V vocabulary, L layers.
 """
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -86,83 +87,119 @@ def forward_cached(
         prompt_lengths,
         kv_cache.take_rows(cache.ntk_lengths, rows),
     )
-    positions = lengths[:, None] + jnp.arange(T, dtype=jnp.int32)[None]
-    last = jnp.maximum(num_tokens - 1, 0)[:, None]
-    turned = isinstance(params, TurnedParams)
-
-    def take_last(y):
-        """Of [B, T, ...], what belongs to each row's last real token, [B, 1, ...]."""
-        return jnp.take_along_axis(
-            y, last.reshape(B, 1, *(1,) * (y.ndim - 2)), axis=1, mode="promise_in_bounds"
-        )
-
+    new = _NewTokens(
+        positions=lengths[:, None] + jnp.arange(T, dtype=jnp.int32)[None],
+        last=jnp.maximum(num_tokens - 1, 0)[:, None],
+        lengths=lengths,
+        num_tokens=num_tokens,
+        ntk_lengths=ntk_lengths,
+        rows=rows,
+        empty=empty,
+        config=config,
+    )
     x = embed(tokens, params.embed, dtype=jnp.dtype(config.compute_dtype))
     x = constrain(x, "batch", "length", "act_embed")
-    codes = functools.partial(_position_codes, ntk_lengths=ntk_lengths, config=config)
-    shared = None
+    codes = None
     if config.extension.windows is None:  # else each layer has its own
-        shared = jax.lax.optimization_barrier(codes(positions, window=None))
-
-    def block(
-        x,
-        layer: LayerParams | TurnedLayer,
-        held: tuple[CacheBlock, ...],
-        index,
-        window,
-        *,
-        only_last: bool = False,
-    ):
-        table, query_scale = codes(positions, window=window) if shared is None else shared
-        y = rms_norm(x, layer.attention_norm, epsilon=config.norm_epsilon)
-        if turned:
-            q, k, v = turned_qkv(y, layer, config)
-            k, at = rotate(k, table), positions
-            if only_last:
-                x, q = take_last(x), take_last(q)
-                at = lengths[:, None] + last
-                table, query_scale = codes(at, window=window)
-            q = positioned_query(q, table, query_scale)
-        else:
-            q, k, v = project_qkv(y, layer.attention, table=table, query_scale_BT=query_scale)
-            at = positions
-        if empty and not only_last:
-            y = partitioned_attention(
-                q, k, v, segment_ids=None, window=window, implementation=config.attention
-            )
-        else:
-            y = _attend(
-                q,
-                k,
-                v,
-                held,
-                index,
-                query_at=at,
-                key_at=positions,
-                in_use=num_tokens > 0,
-                rows=rows,
-                window=window,
-            )
-        x = x + (
-            turned_linear(y.reshape(B, y.shape[1], -1), layer.wo)
-            if turned
-            else project_out(y, layer.attention)
-        )
-        y = rms_norm(x, layer.mlp_norm, epsilon=config.norm_epsilon)
-        x = x + (turned_swiglu(y, layer) if turned else swiglu(y, layer.mlp))
-        return constrain(x, "batch", "length", "act_embed"), (k, v)
-
+        codes = jax.lax.optimization_barrier(new.position_codes(new.positions, window=None))
+    block = functools.partial(_layer, new=new, codes=codes)
     # Reading is done before writing begins: otherwise XLA keeps a copy of what it still reads.
-    x, new = jax.lax.optimization_barrier(_over_layers(block, x, cache, params.layers, config))
-    cache = kv_cache.write(cache, new, rows=rows, start_B=lengths, num_tokens_B=num_tokens)
-    x = x if x.shape[1] == 1 else take_last(x)
+    x, pairs = jax.lax.optimization_barrier(_over_layers(block, x, cache, params.layers, config))
+    cache = kv_cache.write(cache, pairs, rows=rows, start_B=lengths, num_tokens_B=num_tokens)
+    x = x if x.shape[1] == 1 else new.take_last(x)
     x = rms_norm(x, params.final_norm, epsilon=config.norm_epsilon)
     head = params.embed if params.head is None else params.head
-    inputs_last = turned or params.head is None
+    inputs_last = isinstance(params, TurnedParams) or params.head is None
     logits = unembed(x, head, product=turned_linear if inputs_last else linear)[:, 0]
     return logits, cache.replace(
         lengths=kv_cache.put_rows(cache.lengths, lengths + num_tokens, rows),
         ntk_lengths=kv_cache.put_rows(cache.ntk_lengths, ntk_lengths, rows),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _NewTokens:
+    """What a call's layers know of its tokens."""
+
+    positions: Array  # int32 [B, T]
+    last: Array  # int32 [B, 1]; which of the T is each row's last real token
+    lengths: Array  # int32 [B]; tokens in the cache before
+    num_tokens: Array  # int32 [B]
+    ntk_lengths: Array  # int32 [B]
+    rows: Array | None  # int32 [B]
+    empty: bool
+    config: ModelConfig
+
+    def take_last(self, y: Array) -> Array:
+        """Of [B, T, ...], what belongs to each row's last real token, [B, 1, ...]."""
+        index = self.last.reshape(len(self.last), 1, *(1,) * (y.ndim - 2))
+        return jnp.take_along_axis(y, index, axis=1, mode="promise_in_bounds")
+
+    def position_codes(self, positions_BT: Array, *, window):
+        """The rotary table and LogN's factors (or None) of a layer that sees `window` tokens."""
+        config = self.config
+        alpha, query_scale = rope.layer_extension(self.ntk_lengths, positions_BT, window, config)
+        table = rope.rotary_table(
+            positions_BT, head_size=config.head_dim, base=config.rope_base, alpha_B=alpha
+        )
+        return table, query_scale
+
+
+def _layer(
+    x: Array,
+    layer: LayerParams | TurnedLayer,
+    held: tuple[CacheBlock, ...],
+    index,
+    window,
+    *,
+    new: _NewTokens,
+    codes,
+    only_last: bool = False,
+):
+    """One decoder layer over the cache: x [B, T, D] after it, and its new keys and values.
+
+    Args:
+      codes: the position codes of new.positions; None: this layer's own.
+      only_last: x comes back for each row's last real token only, [B, 1, D].
+    """
+    config = new.config
+    codes = new.position_codes(new.positions, window=window) if codes is None else codes
+    y = rms_norm(x, layer.attention_norm, epsilon=config.norm_epsilon)
+    at, is_turned = new.positions, isinstance(layer, TurnedLayer)
+    if is_turned:
+        q, k, v = turned_qkv(y, layer, config)
+        k = rotate(k, codes[0])
+        if only_last:
+            x, q = new.take_last(x), new.take_last(q)
+            at = new.lengths[:, None] + new.last
+            codes = new.position_codes(at, window=window)
+        q = positioned_query(q, *codes)
+    else:
+        q, k, v = project_qkv(y, layer.attention, table=codes[0], query_scale_BT=codes[1])
+    if new.empty and not only_last:
+        y = partitioned_attention(
+            q, k, v, segment_ids=None, window=window, implementation=config.attention
+        )
+    else:
+        y = _attend(
+            q,
+            k,
+            v,
+            held,
+            index,
+            query_at=at,
+            key_at=new.positions,
+            in_use=new.num_tokens > 0,
+            rows=new.rows,
+            window=window,
+        )
+    if is_turned:
+        x = x + turned_linear(y.reshape(*y.shape[:2], -1), layer.wo)
+    else:
+        x = x + project_out(y, layer.attention)
+    y = rms_norm(x, layer.mlp_norm, epsilon=config.norm_epsilon)
+    x = x + (turned_swiglu(y, layer) if is_turned else swiglu(y, layer.mlp))
+    return constrain(x, "batch", "length", "act_embed"), (k, v)
 
 
 def _over_layers(block, x, cache: KVCache, layers, config: ModelConfig):
@@ -197,15 +234,6 @@ def _over_layers(block, x, cache: KVCache, layers, config: ModelConfig):
     return x, [pair]
 
 
-def _position_codes(positions_BT: Array, *, window, ntk_lengths: Array, config: ModelConfig):
-    """The rotary table and LogN's factors (or None) of a layer that sees `window` tokens."""
-    alpha, query_scale = rope.layer_extension(ntk_lengths, positions_BT, window, config)
-    table = rope.rotary_table(
-        positions_BT, head_size=config.head_dim, base=config.rope_base, alpha_B=alpha
-    )
-    return table, query_scale
-
-
 def _attend(
     q_BTNH: Array,
     k_BTKH: Array,
@@ -233,29 +261,8 @@ def _attend(
     q = q_BTNH.reshape(B, T, K, G, H).transpose(0, 2, 1, 3, 4).reshape(B, K, T * G, H)
     position = jnp.repeat(query_at, G, axis=1)[:, None, :, None]  # [B, 1, T G, 1]
     first_seen = None if window is None else position - jnp.asarray(window, jnp.int32) + 1
-
-    def over_new(begin: int, end: int, seen: int):
-        """Queries `begin` to `end` over the first `seen` of the new keys."""
-        at, part = key_at[:, None, None, :seen], slice(begin * G, end * G)
-        visible = at <= position[:, :, part]
-        if window is not None:
-            visible = visible & (at >= first_seen[:, :, part])
-        shape = (B, K, (end - begin) * G)
-        empty = (
-            jnp.full((*shape, 1), _MASKED, jnp.float32),
-            jnp.zeros((*shape, 1), jnp.float32),
-            jnp.zeros((*shape, H), jnp.float32),
-        )
-        return _add(empty, q[:, :, part], keys[:, :, :seen], values[:, :, :seen], visible)
-
     keys, values = jnp.swapaxes(k_BTKH, 1, 2), jnp.swapaxes(v_BTKH, 1, 2)
-    new = keys.shape[2]
-    if T == new:  # a piece of queries sees no new key beyond its own end
-        ends = [*range(0, T, _PIECE), T]
-        pieces = [over_new(*piece, seen=piece[1]) for piece in itertools.pairwise(ends)]
-        carry = jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *pieces)
-    else:
-        carry = over_new(0, T, new)
+    carry = _over_new(q, keys, values, key_at, position, first_seen, group=G)
 
     length = key_at[:, 0]
     longest = jnp.max(jnp.where(in_use, length, 0))
@@ -280,6 +287,39 @@ def _attend(
     _, total, out = carry
     out = (out / total).astype(q.dtype)  # every token has seen itself
     return out.reshape(B, K, T, G, H).transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
+
+
+def _over_new(q, keys, values, key_at, position, first_seen, *, group: int):
+    """The online softmax of `_add` over the new keys.
+
+    Args:
+      q: [B, K, T G, H]; keys, values: [B, K, T, H].
+      position, first_seen: of each query, [B, 1, T G, 1]; first_seen None: there is no window.
+      group: G, query heads of a key-value head.
+    """
+    B, K, M, H = q.shape
+    T, new = M // group, keys.shape[2]
+
+    def attend(begin: int, end: int, seen: int):
+        """Queries `begin` to `end` over the first `seen` of the new keys."""
+        at, part = key_at[:, None, None, :seen], slice(begin * group, end * group)
+        visible = at <= position[:, :, part]
+        if first_seen is not None:
+            visible = visible & (at >= first_seen[:, :, part])
+        shape = (B, K, (end - begin) * group)
+        empty = (
+            jnp.full((*shape, 1), _MASKED, jnp.float32),
+            jnp.zeros((*shape, 1), jnp.float32),
+            jnp.zeros((*shape, H), jnp.float32),
+        )
+        return _add(empty, q[:, :, part], keys[:, :, :seen], values[:, :, :seen], visible)
+
+    if T != new:  # the last token of each row
+        return attend(0, T, new)
+    # A piece of queries sees no new key beyond its own end.
+    ends = [*range(0, T, _PIECE), T]
+    pieces = [attend(*piece, seen=piece[1]) for piece in itertools.pairwise(ends)]
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *pieces)
 
 
 def _together(held: tuple[CacheBlock, ...], *, least: int):

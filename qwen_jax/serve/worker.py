@@ -209,7 +209,7 @@ class Worker:
                 command()
         except Exception as error:  # of any kind: without this thread callers would wait forever
             logging.exception("the engine has failed")
-            self._tell(self._fail, error)
+            self._in_loop(self._fail, error)
 
     def _submit(self, ticket: Ticket, requests: Sequence[Request]) -> None:
         ids: list[int] = []
@@ -219,10 +219,10 @@ class Worker:
         except QwenJaxError as error:
             for request_id in ids:
                 self._engine.cancel(request_id)
-            self._tell(self._reject, ticket, ApiError(error.what, "", error.fix))
+            self._in_loop(self._reject, ticket, ApiError(error.what, "", error.fix))
             return
         self._routes |= {request_id: (ticket, choice) for choice, request_id in enumerate(ids)}
-        self._tell(self._accept, ticket)
+        self._in_loop(self._accept, ticket)
 
     def _cancel(self, ticket: Ticket) -> None:
         for request_id in [i for i, (owner, _) in self._routes.items() if owner is ticket]:
@@ -237,9 +237,9 @@ class Worker:
                 if event.finish is not None:
                     del self._routes[event.request_id]
         if routed:
-            self._tell(self._deliver, routed)
+            self._in_loop(self._deliver, routed)
 
-    def _tell(self, function, *arguments) -> None:
+    def _in_loop(self, function, *arguments) -> None:
         # The loop is closed where the end of the program does not wait for this thread's step.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, *arguments)
