@@ -7,7 +7,7 @@ how long others are. What is new goes into the cache at the end, for all layers 
 Keys are cached rotated, each layer with its own base (rope.layer_extension), which the prompt's
 length fixes for every layer and row. Keys cached unrotated could follow a conversation that grows
 past the next doubling, but would be rotated again, all of them, at every step, and still belong to
-hidden states of the old base; so a longer prompt is computed anew instead (inference/prefix.py).
+hidden states of the old base; so a longer prompt is computed anew instead (batching/prefix.py).
 
 B rows, T new tokens, C slots in a block, D model, N heads, K key-value heads, G = N / K,
 H head size, V vocabulary, L layers.
@@ -24,7 +24,7 @@ import numpy as np
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.inference import kv_cache
-from qwen_jax.inference.cpu_weights import (
+from qwen_jax.inference.weights import (
     TurnedLayer,
     TurnedParams,
     turned_linear,

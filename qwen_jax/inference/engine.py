@@ -16,10 +16,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qwen_jax.config import ModelConfig
-from qwen_jax.inference import batch as device
-from qwen_jax.inference.cpu_weights import TurnedParams
+from qwen_jax.inference.batching import batch as device
+from qwen_jax.inference.batching.limits import (
+    check_memory,
+    check_request,
+    check_settings,
+    real_vocab_size,
+)
+from qwen_jax.inference.batching.scheduler import Chunk, Job, Scheduler
 from qwen_jax.inference.kv_cache import BLOCK, cache_bytes
-from qwen_jax.inference.limits import check_memory, check_request, check_settings, real_vocab_size
 from qwen_jax.inference.request import Completion, Event, Request
 from qwen_jax.inference.sampling import (
     MAX_STOP_TOKEN_IDS,
@@ -27,9 +32,8 @@ from qwen_jax.inference.sampling import (
     sampling_arrays,
     write_row,
 )
-from qwen_jax.inference.scheduler import Chunk, Job, Scheduler
 from qwen_jax.inference.stream import TextStream, token_bytes
-from qwen_jax.inference.weights import for_decoding
+from qwen_jax.inference.weights import TurnedParams, for_decoding
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params
 

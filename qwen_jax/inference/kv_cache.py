@@ -44,7 +44,7 @@ def init_cache(
     Args:
       dtype: of the entries; "int8" adds two float32 numbers per token, head, and key or value.
         None: config.compute_dtype.
-      layer_by_layer: an array for each layer, for the weights of inference/cpu_weights.py;
+      layer_by_layer: an array for each layer, for the weights of inference/weights.py;
         otherwise one for all, for layers that are scanned.
     """
     if slots > BLOCK:

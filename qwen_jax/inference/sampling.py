@@ -40,7 +40,7 @@ class SamplingParams:
     temperature: float = option(0.0, "logits are divided by it; 0: the most probable token, always")
     top_k: int | None = option(None, "draw only from the k most probable tokens, before top_p")
     top_p: float = option(
-        1.0, "draw only from the fewest tokens with this much probability together"
+        1.0, "draw only from the fewest tokens that have this probability together"
     )
     repetition_penalty: float = option(
         1.0, "above 1: tokens of the prompt and the answer become less probable"

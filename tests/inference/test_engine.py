@@ -10,7 +10,7 @@ import pytest
 from qwen_jax import sizes
 from qwen_jax.config import ContextExtension, MeshConfig
 from qwen_jax.errors import ConfigError, DataError
-from qwen_jax.inference import batch as device
+from qwen_jax.inference.batching import batch as device
 from qwen_jax.inference.decode import generate
 from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.request import Request

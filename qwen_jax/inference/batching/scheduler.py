@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from qwen_jax.config import ModelConfig
-from qwen_jax.inference.prefix import Held, Plan, plan
+from qwen_jax.inference.batching.prefix import Held, Plan, plan
 from qwen_jax.inference.request import Request
 from qwen_jax.inference.stream import TextStream
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwen_jax.inference.prefix import Held, Plan, plan, usable
+from qwen_jax.inference.batching.prefix import Held, Plan, plan, usable
 
 PROMPT = tuple(range(40))
 
