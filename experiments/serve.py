@@ -10,10 +10,8 @@ SIGTERM or Ctrl-C lets answers end for --grace seconds; /health and /metrics say
 """
 
 import dataclasses
+import functools
 import pathlib
-import socket
-
-from absl import logging
 
 from qwen_jax.cli import flags
 from qwen_jax.config import option
@@ -21,6 +19,7 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.inference import chat
 from qwen_jax.inference.warmup import mesh_of, start_engine
 from qwen_jax.pretrained.load import load_model
+from qwen_jax.serve.address import bind, is_local, read_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,22 +44,37 @@ class Config:
     max_body_mb: float = option(4.0, "of one request")
     grace: float = option(10.0, "seconds that answers have to end after a signal")
 
+    def __post_init__(self):
+        if not is_local(self.host) and not self.allow_remote:
+            raise ConfigError(
+                f"the host {self.host!r} can be reached from other computers.",
+                "--host",
+                "add --allow_remote, and an --api_key, if you mean it.",
+            )
+        for name in ("rows", "max_body_mb"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} is not positive.",
+                    f"--{name}",
+                    "use more than 0.",
+                )
+        for name in ("max_queued", "grace", "port"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} is negative.", f"--{name}", "use 0 or more."
+                )
+
 
 def main(config: Config) -> None:
     """Binds, loads, serves until a signal."""
-    from qwen_jax.serve import app, run
-    from qwen_jax.serve.calls import Limits
-    from qwen_jax.serve.worker import Worker
+    from qwen_jax.serve.run import serve  # its libraries are an extra: qwen_jax[serve]
 
-    check(config)
-    local = config.host in app.LOCAL_NAMES
-    key = read_key(config.api_key)
+    key, log = read_key(config.api_key), functools.partial(print, flush=True)
     with bind(config.host, config.port) as sock:  # before the model, which takes a while, is loaded
         mesh = mesh_of(config.tensor)
         model, params, tokenizer = load_model(config.checkpoint, config.tokenizer, mesh=mesh)
         context, sentence = chat.context(model, config.context)
-        print(f"context: {sentence}; {config.rows} answers at once", flush=True)
-        name = config.model_name or pathlib.Path(config.checkpoint).resolve().name
+        log(f"context: {sentence}; {config.rows} answers at once")
         engine = start_engine(
             params,
             model,
@@ -70,96 +84,23 @@ def main(config: Config) -> None:
             cache_dtype=config.cache_dtype,
             memory_gb=config.memory_gb,
             mesh=mesh,
-            prompt_lengths=(16, 32, 64, 128, 256, 512),
-        )  # a prompt's pieces
-        worker = Worker(engine, rows=config.rows, max_queued=config.max_queued)
-        limits = Limits(model=name, context=context, capacity=worker.capacity)
-        settings = app.ServerConfig(
-            limits=limits, api_key=key, local=local, max_body_bytes=int(config.max_body_mb * 2**20)
+            prompt_lengths=(16, 32, 64, 128, 256, 512),  # a prompt's chunks
         )
-        if not local:
-            logging.warning(
-                "%s can be reached from other computers%s.",
-                config.host,
-                "" if key else ", and no --api_key is asked for",
-            )
-        port = sock.getsockname()[1]
-        run.run(
-            app.create_app(worker, tokenizer, settings),
-            worker,
+        serve(
+            engine,
+            tokenizer,
             sock,
+            host=config.host,
+            model_name=config.model_name or pathlib.Path(config.checkpoint).resolve().name,
+            context=context,
+            rows=config.rows,
+            max_queued=config.max_queued,
+            max_body_bytes=int(config.max_body_mb * 2**20),
+            api_key=key,
             grace=config.grace,
-            ready=lambda: print(f"{name}: http://{_shown(config.host)}:{port}/v1", flush=True),
+            log=log,
         )
-    print("ended", flush=True)
-
-
-def check(config: Config) -> None:
-    """Raises ConfigError for settings that cannot be right."""
-    from qwen_jax.serve.app import LOCAL_NAMES
-
-    if config.host not in LOCAL_NAMES and not config.allow_remote:
-        raise ConfigError(
-            f"the host {config.host!r} can be reached from other computers.",
-            "--host",
-            "add --allow_remote, and an --api_key, if you mean it.",
-        )
-    for name in ("rows", "max_body_mb"):
-        if not getattr(config, name) > 0:
-            raise ConfigError(
-                f"{name}={getattr(config, name)} is not positive.", f"--{name}", "use more than 0."
-            )
-    for name in ("max_queued", "grace", "port"):
-        if not getattr(config, name) >= 0:
-            raise ConfigError(
-                f"{name}={getattr(config, name)} is negative.", f"--{name}", "use 0 or more."
-            )
-
-
-def read_key(given: str | None) -> str | None:
-    """The key itself, from the flag or the file that it names.
-
-    Raises:
-      ConfigError: no such file, or an empty key.
-    """
-    if given is None:
-        return None
-    key = given
-    if given.startswith("@"):
-        try:
-            key = pathlib.Path(given[1:]).read_text(encoding="utf-8").strip()
-        except OSError as error:
-            raise ConfigError(
-                f"the key cannot be read: {error}.", "--api_key", "name a file that holds it."
-            ) from error
-    if not key:
-        raise ConfigError("the key is empty.", "--api_key", "leave the flag out for no key.")
-    return key
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A bound socket.
-
-    Raises:
-      ConfigError: the port is taken, or the host is not this computer's.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((host, port))
-    except (OSError, OverflowError) as error:
-        sock.close()
-        raise ConfigError(
-            f"cannot listen on {host}, port {port}: {error}.",
-            "--host, --port",
-            "choose another port; 0 takes any free one.",
-        ) from error
-    return sock
-
-
-def _shown(host: str) -> str:
-    return f"[{host}]" if ":" in host else host
+    log("ended")
 
 
 if __name__ == "__main__":

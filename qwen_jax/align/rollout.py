@@ -6,7 +6,6 @@ run on the host while the device is busy with the second one.
 P prompts of a step, B = P x samples rows, T positions.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -160,7 +159,7 @@ def rows_of(
     same = prompts.indices[:, None] == prompts.indices[None]
     seeds = drawn + np.repeat(np.sum(np.tril(same, -1), axis=1), n)
     streams = (prompts.indices[:, None] * n + np.arange(n)[None]).reshape(-1)
-    settings = dataclasses.replace(config.sampling, stop_token_ids=(tokenizer.im_end,))
+    settings = config.sampling.also_ending_at((tokenizer.im_end,))
     sampling = sampling_arrays(
         [settings] * len(seeds),
         vocab_size=tokenizer.vocab_size,

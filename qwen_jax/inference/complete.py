@@ -1,4 +1,4 @@
-"""Conversations in, the next answers out: the engine as one function, for data that a model writes.
+"""Texts and conversations in, what follows out: the engine as one function.
 
 A conversation that ends with the assistant's turn is one whose answer has begun: the model goes on
 from its last character.
@@ -26,8 +26,7 @@ class Completer:
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, sampling: SamplingParams):
         self._engine, self._tokenizer = engine, tokenizer
-        stop_token_ids = (*chatml.stop_ids(tokenizer), *sampling.stop_token_ids)
-        self._sampling = dataclasses.replace(sampling, stop_token_ids=stop_token_ids)
+        self._sampling = sampling.also_ending_at(chatml.stop_ids(tokenizer))
 
     def stream(
         self, talks: Sequence[Sequence[Turn]], seeds: Sequence[int]
@@ -69,3 +68,14 @@ class Completer:
         if talk and talk[-1][0] == "assistant":
             *talk, (_, begun) = talk
         return [*chatml.prompt(talk, self._tokenizer).tolist(), *self._tokenizer.encode(begun)]
+
+
+def continuations(
+    engine: Engine, tokenizer: Tokenizer, prompt: str, sampling: SamplingParams
+) -> list[str]:
+    """The n texts that follow a prompt as it stands; an empty one is the start of a document."""
+    request = Request(
+        tuple(tokenizer.encode(prompt)) or (tokenizer.end_of_text,),
+        sampling.also_ending_at((tokenizer.end_of_text,)),
+    )
+    return [answer.text for answer in engine.run([request])]

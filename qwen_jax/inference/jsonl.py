@@ -15,14 +15,17 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError, DataError, QwenJaxError, unknown_name
+from qwen_jax.inference.engine import Engine
 from qwen_jax.inference.request import Request
 from qwen_jax.inference.sampling import SamplingParams, check_stop_token_ids
 from qwen_jax.tokenizer import chatml
@@ -85,6 +88,21 @@ class Source:
             raise DataError("there are no lines.", str(self._path), "write one prompt a line.")
         return count, digest.hexdigest()
 
+    def identity(self) -> dict[str, Any]:
+        """What the answers depend on in addition to the file, as OUTPUT.run.json has it.
+
+        A setting that is younger than the files in use is named only if it is set, so that older
+        runs go on.
+        """
+        settings = dataclasses.asdict(self._sampling)
+        if not settings["stop_token_ids"]:
+            del settings["stop_token_ids"]
+        return {
+            "tokenizer": self._tokenizer.fingerprint,
+            "context": self._context,
+            **settings,
+        }
+
     def __iter__(self) -> Iterator[Line]:
         for number, raw in self._raw():
             if raw.strip():
@@ -145,8 +163,7 @@ class Source:
                 )
         seed = (self._sampling.seed + number - 1) % 2**32
         sampling = dataclasses.replace(self._sampling, **{"seed": seed} | fields)
-        stop_token_ids = (*stop_ids, *sampling.stop_token_ids)
-        sampling = dataclasses.replace(sampling, stop_token_ids=stop_token_ids)
+        sampling = sampling.also_ending_at(stop_ids)
         check_stop_token_ids(sampling, self._tokenizer.vocab_size)
         return Request(prompt, sampling)
 
@@ -224,12 +241,57 @@ class Output:
             self._places[row["line"]] = offset, length
 
 
-def run(engine, source: Source, output: Output, *, rows: int, on_line=lambda tokens: None) -> None:
+def answer_file(
+    source: Source,
+    path: str | os.PathLike,
+    made_from: dict[str, Any],
+    start_engine: Callable[[], Engine],
+    *,
+    rows: int,
+    log: Callable[[str], None],
+) -> None:
+    """Answers all lines, from where an earlier run ended; with a bar on stderr.
+
+    Args:
+      path: the output.
+      made_from: what the answers depend on in addition to the source, such as the model.
+      start_engine: called if there is something left to do.
+      rows: what the engine computes at once.
+
+    Raises:
+      DataError: bad lines, by number; ConfigError: as of Output.
+    """
+    count, digest = source.check()
+    output = Output(path, {"input_sha256": digest, **source.identity(), **made_from})
+    try:
+        if not output.complete:
+            log(f"{count} lines, {len(output.done)} of them done")
+            run(start_engine(), source, output, rows=rows, count=count)
+    finally:
+        output.close()
+    log(f"{path}: {count} lines")
+
+
+def run(engine: Engine, source: Source, output: Output, *, rows: int, count: int) -> None:
+    """Answers every line that has no answer yet: lines, time left and speed on stderr."""
+    # Where nobody looks, a line in a while instead of one that moves.
+    interval = 0.5 if sys.stderr.isatty() else 30
+    with tqdm(total=count, initial=len(output.done), unit="line", mininterval=interval) as bar:
+        tokens = 0
+        for new in answer_lines(engine, source, output, rows=rows):
+            tokens += new
+            seconds = max(bar.format_dict["elapsed"], 1e-6)
+            bar.set_postfix_str(f"{tokens / seconds:.1f} tokens/s", refresh=False)
+            bar.update()
+
+
+def answer_lines(engine: Engine, source: Source, output: Output, *, rows: int) -> Iterator[int]:
     """Answers every line that has no answer yet, then completes the output.
+
+    Yields the number of new tokens of each line that is in the file.
 
     Args:
       rows: what the engine computes at once; twice as many are handed to it ahead.
-      on_line: called with the number of new tokens after each line.
     """
     waiting = (line for line in source if line.number not in output.done)
     owners: dict[int, tuple[Line, int]] = {}  # request id -> line, sample
@@ -254,7 +316,7 @@ def run(engine, source: Source, output: Output, *, rows: int, on_line=lambda tok
                         for events in unfinished.pop(owner.number).values()
                     ]
                     output.add(owner, answers)
-                    on_line(sum(answer["tokens"] for answer in answers))
+                    yield sum(answer["tokens"] for answer in answers)
     output.finish()
 
 
@@ -266,16 +328,6 @@ def _answer(events: list, logprobs: bool) -> dict[str, Any]:
         "tokens": len(tokens),
     }
     return answer | ({"logprobs": [event.logprob for event in tokens]} if logprobs else {})
-
-
-def identity(sampling: SamplingParams) -> dict[str, Any]:
-    """The settings as OUTPUT.run.json has them.
-
-    A field that is younger than the files in use is named only if it is set, so that older runs
-    go on.
-    """
-    found = dataclasses.asdict(sampling)
-    return {name: found[name] for name in found if name != "stop_token_ids" or found[name]}
 
 
 def fingerprint(config: ModelConfig, params: Params) -> str:

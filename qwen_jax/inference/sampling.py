@@ -69,6 +69,11 @@ class SamplingParams:
         except ConfigError as error:
             raise ConfigError(error.what, where.format(error.where), error.fix) from None
 
+    def also_ending_at(self, stop_token_ids: Sequence[int]) -> "SamplingParams":
+        """The same, with a format's own stop ids before the others."""
+        both = (*stop_token_ids, *self.stop_token_ids)
+        return dataclasses.replace(self, stop_token_ids=both)
+
 
 def _is_number(value) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)

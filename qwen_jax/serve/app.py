@@ -9,6 +9,7 @@ from collections import Counter
 from qwen_jax.errors import ConfigError
 from qwen_jax.inference.stream import token_bytes
 from qwen_jax.serve import metrics
+from qwen_jax.serve.address import LOCAL_NAMES, is_local
 from qwen_jax.serve.answers import Answer, dumps
 from qwen_jax.serve.calls import Call, Limits, read_chat, read_completion, read_json
 from qwen_jax.serve.errors import ApiError
@@ -27,8 +28,6 @@ except ImportError as error:
         "qwen_jax.serve",
         'pip install "qwen_jax[serve]".',
     ) from error
-
-LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +84,7 @@ class Api:
         """Raises ApiError for a request that may not ask at all."""
         host = request.headers.get("host", "")
         name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-        if self._config.local and name not in LOCAL_NAMES:
+        if self._config.local and not is_local(name):
             raise ApiError(
                 f"the host {host[:60]!r} is not a name of this computer.",
                 "host",

@@ -3,9 +3,18 @@
 import asyncio
 import logging
 import signal
+import socket
+from collections.abc import Callable
+
+from absl import logging as absl_logging
 
 from qwen_jax.errors import ConfigError
+from qwen_jax.inference.engine import Engine
+from qwen_jax.serve.address import is_local, url
+from qwen_jax.serve.app import ServerConfig, create_app
+from qwen_jax.serve.calls import Limits
 from qwen_jax.serve.worker import Worker
+from qwen_jax.tokenizer.bpe import Tokenizer
 
 try:
     import uvicorn
@@ -44,6 +53,46 @@ class _Server(uvicorn.Server):
         await asyncio.gather(closing, drain, return_exceptions=True)
         if self.force_exit:  # uvicorn would still wait for clients that keep their connection
             await self.lifespan.shutdown()
+
+
+def serve(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    sock: socket.socket,
+    *,
+    host: str,
+    model_name: str,
+    context: int,
+    rows: int,
+    max_queued: int,
+    max_body_bytes: int,
+    api_key: str | None,
+    grace: float,
+    log: Callable[[str], None],
+) -> None:
+    """Serves an engine on a bound socket until a signal.
+
+    Args:
+      host: as in address.bind.
+      model_name: what clients call the model.
+      context: tokens of a prompt and its answer.
+      rows, max_queued: answers at once, and those that may wait.
+      api_key: what callers have to bring; None: nothing.
+      grace: seconds that answers have to end after the signal.
+    """
+    local = is_local(host)
+    if not local:
+        unguarded = "" if api_key else ", and no --api_key is asked for"
+        absl_logging.warning("%s can be reached from other computers%s.", host, unguarded)
+    worker = Worker(engine, rows=rows, max_queued=max_queued)
+    config = ServerConfig(
+        Limits(model=model_name, context=context, capacity=worker.capacity),
+        api_key=api_key,
+        local=local,
+        max_body_bytes=max_body_bytes,
+    )
+    app = create_app(worker, tokenizer, config)
+    run(app, worker, sock, grace=grace, ready=lambda: log(f"{model_name}: {url(host, sock)}"))
 
 
 def run(app, worker: Worker, sock, *, grace: float = 10.0, ready=lambda: None) -> None:

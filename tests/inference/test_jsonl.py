@@ -36,7 +36,8 @@ def answer(path, out, engine=None, identity=None):
     engine = engine or FakeEngine(TOKENIZER)
     try:
         if not output.complete:
-            jsonl.run(engine, source(path), output, rows=engine.rows)
+            for _ in jsonl.answer_lines(engine, source(path), output, rows=engine.rows):
+                pass
     finally:
         output.close()
 
