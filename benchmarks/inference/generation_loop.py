@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwen_jax.config import ModelConfig
-from qwen_jax.inference.cached_forward import forward_cached
-from qwen_jax.inference.kv_cache import init_cache
+from qwen_jax.inference.decoder.cached_forward import forward_cached
+from qwen_jax.inference.decoder.kv_cache import init_cache
 from qwen_jax.inference.loop import DecodeState, take
 from qwen_jax.inference.sampling import SamplingArrays, SamplingParams, sampling_arrays
 
@@ -84,7 +84,7 @@ def step(params, state: DecodeState, sampling: SamplingArrays, *, choose, config
 
 
 def by_sorting(state: DecodeState, logits_BV, sampling: SamplingArrays):
-    """As generate.loop.take, but for rows that never end: top-p of the sorted logits, one key."""
+    """As inference.loop.take, but for rows that never end: top-p of the sorted logits, one key."""
     sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
     probs_BV = jax.nn.softmax(sorted_BV, axis=-1)
     before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV

@@ -232,7 +232,7 @@ def decoders(config: Config, model, params) -> dict[str, list[float]]:
     """Seconds from prompts to answers on the host: our loop and those in Python, in turn."""
     from benchmarks.inference.generation_loop import PythonLoop
     from qwen_jax.inference.decode import generate
-    from qwen_jax.inference.weights import for_decoding
+    from qwen_jax.inference.decoder.weights import for_decoding
 
     new = config.new_tokens
     donated = PythonLoop(model, new_tokens=new, donate=True)

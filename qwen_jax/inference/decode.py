@@ -14,12 +14,12 @@ import numpy as np
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError, DataError
-from qwen_jax.inference.cached_forward import forward_cached
-from qwen_jax.inference.kv_cache import init_cache
+from qwen_jax.inference.decoder.cached_forward import forward_cached
+from qwen_jax.inference.decoder.kv_cache import init_cache
+from qwen_jax.inference.decoder.weights import TurnedParams, for_decoding
 from qwen_jax.inference.loop import DecodeState, NewTokens, advance, take
 from qwen_jax.inference.sampling import SamplingArrays, per_prompt, sampling_arrays
 from qwen_jax.inference.token_ids import is_integer, read_ids
-from qwen_jax.inference.weights import TurnedParams, for_decoding
 from qwen_jax.types import Array, Params
 
 _SMALLEST_BUCKET = 16

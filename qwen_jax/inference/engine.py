@@ -24,7 +24,8 @@ from qwen_jax.inference.batching.limits import (
     real_vocab_size,
 )
 from qwen_jax.inference.batching.scheduler import Chunk, Job, Scheduler
-from qwen_jax.inference.kv_cache import BLOCK, cache_bytes
+from qwen_jax.inference.decoder.kv_cache import BLOCK, cache_bytes
+from qwen_jax.inference.decoder.weights import TurnedParams, for_decoding
 from qwen_jax.inference.request import Completion, Event, Request
 from qwen_jax.inference.sampling import (
     MAX_STOP_TOKEN_IDS,
@@ -33,7 +34,6 @@ from qwen_jax.inference.sampling import (
     write_row,
 )
 from qwen_jax.inference.stream import TextStream, token_bytes
-from qwen_jax.inference.weights import TurnedParams, for_decoding
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.inference import logits as filters
-from qwen_jax.inference.cached_forward import forward_cached
+from qwen_jax.inference.decoder.cached_forward import forward_cached
 from qwen_jax.inference.sampling import SamplingArrays
 from qwen_jax.types import Array, KVCache, Params
 

@@ -1,7 +1,7 @@
 """The decoder: embed, scan over the layers, norm, logits. Report: 2.3.
 
 `hidden_states` is what training differentiates; `forward` adds the context extension of inference
-(2.5). Over a KV cache: inference/cached_forward.py.
+(2.5). Over a KV cache: inference/decoder/cached_forward.py.
 
 B batch, T positions, D model, V vocabulary, L layers.
 """

@@ -63,7 +63,7 @@ class Worker:
     """Runs an engine for many callers at once.
 
     Args:
-      engine: generate.engine.Engine or what has its submit, cancel, step and busy.
+      engine: inference.engine.Engine or what has its submit, cancel, step and busy.
       rows: choices that the engine computes at once.
       max_queued: choices that may wait beside these; a call that does not fit is refused at once.
     """

@@ -14,8 +14,8 @@ from benchmarks.inference.generation_loop import PythonLoop, by_sorting
 from benchmarks.ppo import ppo, ppo_steps
 from qwen_jax import sizes
 from qwen_jax.inference.decode import generate
+from qwen_jax.inference.decoder.weights import for_decoding
 from qwen_jax.inference.loop import DecodeState
-from qwen_jax.inference.weights import for_decoding
 from qwen_jax.model.spec import init_params
 
 SMALL = ppo.Config(

@@ -12,7 +12,7 @@ WORDS = [word.encode() for word in ("the ", "sea ", "é", "日本", "is ", "blue
 
 
 class FakeEngine:
-    """Has what the server uses of generate.engine.Engine.
+    """Has what the server uses of inference.engine.Engine.
 
     Args:
       seconds: of each step.

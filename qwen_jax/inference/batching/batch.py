@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from qwen_jax.config import ModelConfig
-from qwen_jax.inference import kv_cache, loop
-from qwen_jax.inference.cached_forward import forward_cached
+from qwen_jax.inference import loop
+from qwen_jax.inference.decoder import kv_cache
+from qwen_jax.inference.decoder.cached_forward import forward_cached
 from qwen_jax.inference.loop import DecodeState, NewTokens
 from qwen_jax.inference.sampling import SamplingArrays
 from qwen_jax.parallel.sharding import use_layout

@@ -6,7 +6,7 @@ from jax.sharding import Mesh
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.inference.batching.scheduler import SMALLEST_CHUNK
-from qwen_jax.inference.kv_cache import cache_bytes
+from qwen_jax.inference.decoder.kv_cache import cache_bytes
 from qwen_jax.inference.request import Request
 from qwen_jax.inference.sampling import check_stop_token_ids
 from qwen_jax.inference.token_ids import is_integer, read_ids

@@ -1,7 +1,7 @@
 """The KV cache: how large it is, how it is cut, how new tokens get into it.
 
 Slots are cut into blocks at fixed places, small ones first, so that rows that are short cost little
-and rows that are long few operations. Attention reads whole blocks (inference/cached_forward.py).
+and rows that are long few operations. Attention reads whole blocks (cached_forward.py).
 
 B rows of a call, T new tokens, S slots, C slots in a block, K key-value heads, H head size,
 X: H or 2, l layers of an array.
@@ -44,7 +44,7 @@ def init_cache(
     Args:
       dtype: of the entries; "int8" adds two float32 numbers per token, head, and key or value.
         None: config.compute_dtype.
-      layer_by_layer: an array for each layer, for the weights of inference/weights.py;
+      layer_by_layer: an array for each layer, for the weights of inference/decoder/weights.py;
         otherwise one for all, for layers that are scanned.
     """
     if slots > BLOCK:

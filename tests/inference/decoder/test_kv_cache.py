@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qwen_jax import sizes
-from qwen_jax.inference import kv_cache
+from qwen_jax.inference.decoder import kv_cache
 from qwen_jax.types import CacheBlock
 
 CONFIG = dataclasses.replace(sizes.TINY, num_layers=3)

@@ -23,8 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from qwen_jax.config import ModelConfig
-from qwen_jax.inference import kv_cache
-from qwen_jax.inference.weights import (
+from qwen_jax.inference.decoder import kv_cache
+from qwen_jax.inference.decoder.weights import (
     TurnedLayer,
     TurnedParams,
     turned_linear,

@@ -9,9 +9,9 @@ import pytest
 
 from qwen_jax import sizes
 from qwen_jax.config import ContextExtension
-from qwen_jax.inference.cached_forward import forward_cached
-from qwen_jax.inference.kv_cache import cache_bytes, dequantize, init_cache, quantize
-from qwen_jax.inference.weights import turn
+from qwen_jax.inference.decoder.cached_forward import forward_cached
+from qwen_jax.inference.decoder.kv_cache import cache_bytes, dequantize, init_cache, quantize
+from qwen_jax.inference.decoder.weights import turn
 from qwen_jax.model import spec
 from qwen_jax.model.transformer import forward
 from qwen_jax.pretrained.huggingface import load_pretrained
