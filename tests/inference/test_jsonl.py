@@ -141,6 +141,19 @@ def test_another_runs_file_is_refused_and_left_alone(tmp_path):
     assert not (tmp_path / "c.jsonl.partial").exists()
 
 
+def test_a_file_that_older_code_began_goes_on(tmp_path):
+    # The names that were in OUTPUT.run.json before stop_token_ids existed.
+    older = {
+        *("tokenizer", "context", "max_new_tokens", "temperature", "top_k", "top_p"),
+        *("repetition_penalty", "stop", "seed", "n", "logprobs"),
+    }
+    path = write(tmp_path / "a.jsonl", LINES)
+    assert set(source(path).identity()) == older
+    stopping = dataclasses.replace(SETTINGS, stop_token_ids=(7,))
+    found = jsonl.Source(path, TOKENIZER, stopping, context=200).identity()
+    assert found["stop_token_ids"] == (7,)
+
+
 def test_two_processes_do_not_write_one_file(tmp_path):
     first = jsonl.Output(tmp_path / "b.jsonl", {})
     with pytest.raises(ConfigError, match="another process"):
