@@ -27,7 +27,7 @@ from qwen_jax.cli import flags
 from qwen_jax.config import option
 from qwen_jax.corpus.filters.linear import FilterSettings, LinearFilter, train
 from qwen_jax.corpus.filters.perplexity import NgramFilter, PerplexityRules
-from qwen_jax.corpus.sources import documents
+from qwen_jax.corpus.sources.read import documents
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.utils.jsonl import read_rows
@@ -116,9 +116,7 @@ def of_clean_text(config: Config) -> None:
     """Counts n-grams, reads the limits off other texts, and says what they do to a third lot."""
     if not config.tokenizer:
         raise ConfigError("no vocabulary to count in.", "--tokenizer", "name a .tiktoken file.")
-    texts = dict.fromkeys(
-        document.text for path in config.clean for document in documents.documents(path)
-    )
+    texts = dict.fromkeys(document.text for path in config.clean for document in documents(path))
     parts = {
         name: [text for text, _ in rows]
         for name, rows in split([(text, True) for text in texts], config.held_out).items()

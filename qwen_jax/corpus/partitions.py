@@ -15,13 +15,21 @@ import pathlib
 from collections.abc import Iterable, Sequence
 
 from qwen_jax.corpus import source_files
-from qwen_jax.corpus.sources import documents
 from qwen_jax.corpus.sources.code_files import LANGUAGES
 from qwen_jax.corpus.stage import KINDS
 from qwen_jax.errors import ConfigError, DataError
 
 PYTHON = ("python:docs", "python:code")
+HTML = (".html", ".htm", ".xhtml")
+TABLES = (".jsonl", ".ndjson", ".parquet")
 ARCHIVES = (".warc", ".wet")
+TEXT = tuple(
+    """
+    .txt .text .md .rst .tex .csv .json .xml .yaml .yml .toml .py .pyi .ipynb .c .h .cc .cpp
+    .hpp .cu .java .js .ts .go .rs .rb .sh .sql .php .cs .scala .kt .swift .lua .r .jl .pl .hs
+    .css .proto
+    """.split()
+)
 _CUT = (".jsonl", ".ndjson", *ARCHIVES, *(f"{end}.gz" for end in ARCHIVES))  # by bytes
 
 
@@ -166,19 +174,16 @@ def plain_suffix(name: str) -> str:
 def _listing(source: Source) -> tuple[list[source_files.File], collections.Counter]:
     files = source_files.listing(source.path)
     code = source.kind == "code"
-    known = (
-        {*LANGUAGES, *documents.TABLES}
-        if code
-        else {*documents.HTML, *documents.TABLES, *documents.TEXT, *ARCHIVES}
-    )
+    known = {*LANGUAGES, *TABLES} if code else {*HTML, *TABLES, *TEXT, *ARCHIVES}
     suffixes = [file.strange or plain_suffix(file.name or source.path) for file in files]
     wanted = [file for file, end in zip(files, suffixes, strict=True) if end in known]
     passed_over = collections.Counter(end or "none" for end in suffixes if end not in known)
     if passed_over and not code:
+        first = next(f.name for f, end in zip(files, suffixes, strict=True) if end not in known)
         raise DataError(
             f"{passed_over.total()} of {len(files)} files are of kinds that are not "
             f"read: {', '.join(sorted(passed_over))}.",
-            source.path,
+            f"{source.path}, first {first or 'the file itself'}",
             "move them out of the folder or rename them to .txt; of a `code:` source "
             "they are counted and passed over.",
         )
@@ -195,7 +200,7 @@ def _kind(source: Source, name: str) -> str:
     if source.kind:
         return source.kind
     end = plain_suffix(name)
-    if end in (*documents.HTML, *ARCHIVES):
+    if end in (*HTML, *ARCHIVES):
         return "web"
     return "code" if end in LANGUAGES else "text"
 

@@ -7,6 +7,7 @@ or may not be read, fails its partition.
 import codecs
 import dataclasses
 import gzip
+import itertools
 import json
 import re
 import zlib
@@ -21,10 +22,11 @@ from qwen_jax.config import option
 from qwen_jax.corpus import partitions, source_files
 from qwen_jax.corpus.partitions import Partition, Piece
 from qwen_jax.corpus.sources import charset, code_files, warc
-from qwen_jax.corpus.sources import documents as sources
 from qwen_jax.corpus.sources.page_worker import PageWorker
 from qwen_jax.corpus.stage import REJECTED, SCHEMA
 from qwen_jax.corpus.stage_files import BATCH_BYTES
+from qwen_jax.data.document import Document
+from qwen_jax.errors import DataError
 
 _ROWS = pa.schema([*SCHEMA, *REJECTED])
 _OWN = {
@@ -82,6 +84,29 @@ class Read:
             yield _table(rows)
 
 
+def documents(source: str) -> Iterator[Document]:
+    """Every document of a source, in the order of its files' names. Empty ones are left out.
+
+    Args:
+      source: as in a recipe, see partitions.py; mostly the path of a file or folder.
+
+    Raises:
+      DataError: it is missing or empty, has files of unknown kinds, or something in it is damaged.
+    """
+    names = ["path", "text", "group", *REJECTED.names]
+    made, _ = partitions.plan([source], partition_mb=_LONGEST)
+    for batch in itertools.chain.from_iterable(map(Read().batches, made)):
+        for row in batch.select(names).to_pylist():
+            if row["rejected_by"] is None:
+                yield Document(row["path"], row["text"], row["group"])
+            elif row["rejected_by"] not in ("no_text", "empty_file"):
+                raise DataError(
+                    f"{row['rejected_by']}: {row['rejected_value']}.",
+                    f"{row['path']} of {source}",
+                    "mend the file or take it out of the source.",
+                )
+
+
 def _table(rows: list[dict]) -> pa.Table:
     known = set().union(*rows)
     columns = [
@@ -135,13 +160,13 @@ class _Reader:
             file.seek(0)
             if kind in partitions.ARCHIVES:
                 yield from self._warc(piece, file)
-            elif kind in sources.TABLES:
+            elif kind in partitions.TABLES:
                 yield from self._json_lines(piece, file)
             else:
                 yield from self._whole(piece, file, kind)
 
     def _whole(self, piece: Piece, file, kind: str) -> Iterator[dict]:
-        limit = self._limit if kind in sources.HTML else _LONGEST
+        limit = self._limit if kind in partitions.HTML else _LONGEST
         try:
             opened = gzip.open(file) if piece.path.endswith(".gz") else file
             content = opened.read(limit + 1)
@@ -150,7 +175,7 @@ class _Reader:
             return
         if len(content) > limit:
             yield _rejected("", "too_large", f"over {limit} bytes")
-        elif kind in sources.HTML:
+        elif kind in partitions.HTML:
             yield self._page("", content, piece.kind)
         else:
             yield _text("", content) | self._code(piece)

@@ -1,11 +1,13 @@
 """Bytes to text: charsets, and pages that hang or kill what reads them."""
 
+import gzip
+import json
 import os
 import signal
 
 import pytest
 
-from qwen_jax.corpus.sources import charset, code_files
+from qwen_jax.corpus.sources import charset, code_files, extract
 from qwen_jax.corpus.sources.page_worker import PageWorker
 from qwen_jax.errors import DataError
 
@@ -92,3 +94,31 @@ def test_licences(tmp_path):
     (tmp_path / "b").mkdir()
     assert code_files.license_of(str(tmp_path), "a/src/x.py") == "MIT"
     assert code_files.license_of(str(tmp_path), "b/y.py") is None
+
+
+def test_page_keeps_lines_and_indentation():
+    html = """<html><head><title>no</title></head><body><table><tr><td>&nbsp;</td>
+      <td><dl><dt>wrap(text)</dt><dd><span>Wraps.<br>
+      &nbsp;<br>
+      &nbsp;&nbsp;&nbsp;&nbsp;&gt;&gt;&gt;&nbsp;wrap('a')</span></dd></dl></td></tr></table>
+      <pre>a
+  b</pre><script>no</script></body></html>"""
+    assert extract.page(html) == "wrap(text)\n    Wraps.\n\n        >>> wrap('a')\n\na\n  b\n"
+
+
+def test_page_survives_what_web_pages_do():
+    assert extract.page("") == ""
+    assert "deep" in extract.page("<div>" * 2000 + "deep")  # beyond Python's recursion limit
+    with pytest.raises(DataError, match="nested deeper"):
+        extract.page("<div>" * 5000 + "lost")
+    assert extract.page("<p>unclosed <b>bold<p>next").splitlines() == ["unclosed bold", "", "next"]
+
+
+def test_article_leaves_menus_out(shared):
+    truth = json.loads((shared / "data/html/zyte/ground-truth.json").read_text())
+    name, record = sorted(truth.items())[0]
+    html = gzip.open(shared / f"data/html/zyte/html/{name}.html.gz", "rt", encoding="utf-8").read()
+    found = set(extract.article(html).split())
+    wanted = set(record["articleBody"].split())
+    assert len(found & wanted) / len(wanted) > 0.8
+    assert len(found & wanted) / len(found) > 0.6
