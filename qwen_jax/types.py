@@ -8,13 +8,14 @@ on a leading L axis and scanned. The same class holds arrays, specs, shardings o
 import dataclasses
 from typing import TYPE_CHECKING, Any, Literal
 
-import flax.struct
 import jax
+from flax.struct import PyTreeNode
 
 if TYPE_CHECKING:
     Array = Any  # a field holds an array, or its Spec, shape, sharding or moment: see above
+    Device = Any  # jaxlib, which defines it, has no types
 else:
-    Array = jax.Array
+    Array, Device = jax.Array, jax.Device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +28,7 @@ class Spec:
     std: float = 0.0  # of "normal"
 
 
-@flax.struct.dataclass
-class AttentionParams:
+class AttentionParams(PyTreeNode):
     wq: Array  # [L, D, N, H]
     bq: Array  # [L, N, H]
     wk: Array  # [L, D, K, H]
@@ -38,31 +38,27 @@ class AttentionParams:
     wo: Array  # [L, N, H, D]
 
 
-@flax.struct.dataclass
-class MLPParams:
+class MLPParams(PyTreeNode):
     w_gate: Array  # [L, D, F]; the branch that goes through silu (w2 of the released layout)
     w_up: Array  # [L, D, F]; w1 of the released layout
     w_down: Array  # [L, F, D]
 
 
-@flax.struct.dataclass
-class LayerParams:
+class LayerParams(PyTreeNode):
     attention_norm: Array  # [L, D]
     attention: AttentionParams
     mlp_norm: Array  # [L, D]
     mlp: MLPParams
 
 
-@flax.struct.dataclass
-class Params:
+class Params(PyTreeNode):
     embed: Array  # [V, D]
     layers: LayerParams
     final_norm: Array  # [D]
     head: Array | None  # [D, V]; None when tied to the embedding
 
 
-@flax.struct.dataclass
-class Batch:
+class Batch(PyTreeNode):
     """Rows of a fixed length T; a position with segment 0 is padding."""
 
     tokens: Array  # int32 [B, T]
@@ -72,8 +68,7 @@ class Batch:
     positions: Array  # int32 [B, T]; restarts at 0 where attention does
 
 
-@flax.struct.dataclass
-class PairBatch:
+class PairBatch(PyTreeNode):
     """Pairs of answers to one prompt, the preferred one first (axis 1); padded on the right."""
 
     tokens: Array  # int32 [B, 2, T]; ends with the answer's <|im_end|>
@@ -84,16 +79,14 @@ class PairBatch:
     weights: Array  # float32 [B]; 0 for a pair that fills up a batch
 
 
-@flax.struct.dataclass
-class ScoringParams:
+class ScoringParams(PyTreeNode):
     """A language model whose output projection is one number per token: a reward or a value."""
 
     trunk: Params  # head is None
     score: Array  # [D]
 
 
-@flax.struct.dataclass
-class Sums:
+class Sums(PyTreeNode):
     """What an objective returns. The step divides by the global weight, never by a local one."""
 
     loss_sum: Array  # float32 []
@@ -101,8 +94,7 @@ class Sums:
     extras: dict[str, Array]  # float32 []; sums too, divided by weight_sum for the log
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(PyTreeNode):
     """All that training changes. No random key: a step's key is fold_in(key(seed), step)."""
 
     step: Array  # int32 []; optimizer steps done
@@ -113,8 +105,7 @@ class TrainState:
     halted: Array | None = None
 
 
-@flax.struct.dataclass
-class CacheBlock:
+class CacheBlock(PyTreeNode):
     """Keys and values of a stretch of slots, for one layer (l = 1) or for all of them.
 
     Heads come before slots, so that a decoding step multiplies with the cache as it lies. In int8
@@ -127,8 +118,7 @@ class CacheBlock:
     value_scales: Array | None  # the same
 
 
-@flax.struct.dataclass
-class KVCache:
+class KVCache(PyTreeNode):
     """Keys and values of the tokens seen so far; each row fills its own slots from 0.
 
     Cut into blocks of slots (model.cached.block_sizes), so that what is longer than every row is

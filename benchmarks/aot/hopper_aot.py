@@ -86,6 +86,20 @@ def tool(name: str) -> str | None:
     return found
 
 
+def _need(name: str) -> str:
+    """The path of a tool; `missing` names it otherwise."""
+    path = tool(name)
+    assert path is not None, f"{name} is missing"
+    return path
+
+
+def _found(pattern: str, text: str) -> str:
+    """The pattern's group in the text of a tool."""
+    match = re.search(pattern, text)
+    assert match is not None, f"{pattern} is not in: {text}"
+    return match[1]
+
+
 def missing() -> str | None:
     """What this machine lacks to compile for a GPU that it does not have; None: nothing."""
     lacks = [name for name in ("ptxas", "nvdisasm") if tool(name) is None]
@@ -99,7 +113,7 @@ def prepare(dump: str) -> None:
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # there is no driver whose version fits
     os.environ.pop("JAX_PLATFORMS", None)  # "cpu" would keep the plugin out
     os.environ["XLA_FLAGS"] = f"--xla_gpu_autotune_level=0 --xla_gpu_cuda_data_dir={CUDA}"
-    os.environ["PATH"] += os.pathsep + str(pathlib.Path(tool("ptxas")).parent)
+    os.environ["PATH"] += os.pathsep + str(pathlib.Path(_need("ptxas")).parent)
     os.environ |= {
         "MOSAIC_GPU_DUMP_PTX": "1",
         "MOSAIC_GPU_DUMP_RESOURCES": "1",
@@ -156,14 +170,14 @@ def read(ptx: pathlib.Path, implementation: str, H: int, N: int, K: int) -> Row:
     name = re.sub(r"_\d+$", "", ptx.stem)
     cubin = ptx.with_suffix(".cubin")
     report = subprocess.run(
-        [tool("ptxas"), "-arch=sm_90a", "-v", str(ptx), "-o", str(cubin)],
+        [_need("ptxas"), "-arch=sm_90a", "-v", str(ptx), "-o", str(cubin)],
         capture_output=True,
         text=True,
         check=True,
     )
     said = report.stdout + report.stderr
     sass = subprocess.run(
-        [tool("nvdisasm"), "-c", str(cubin)], capture_output=True, text=True, check=True
+        [_need("nvdisasm"), "-c", str(cubin)], capture_output=True, text=True, check=True
     ).stdout
     found = collections.Counter(re.findall(r"\b(UTMA[A-Z]+)\.", sass))
     waits = re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x(\d+)", sass)
@@ -178,7 +192,7 @@ def read(ptx: pathlib.Path, implementation: str, H: int, N: int, K: int) -> Row:
         utmaldg=found["UTMALDG"],
         utmastg=found["UTMASTG"],
         utmaredg=found["UTMAREDG"],
-        registers=int(re.search(r"Used (\d+) registers", said)[1]),
+        registers=int(_found(r"Used (\d+) registers", said)),
         consumer_registers=max(
             (
                 int(n, 16)
@@ -187,7 +201,7 @@ def read(ptx: pathlib.Path, implementation: str, H: int, N: int, K: int) -> Row:
             default=0,
         ),
         spilled_bytes=sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", said)),
-        shared_bytes=int(re.search(r"smem_scratch_bytes=(\d+)", resources)[1]),
+        shared_bytes=int(_found(r"smem_scratch_bytes=(\d+)", resources)),
         waits=len(waits),
         waits_in_flight=sum(n != "0" for n in waits),
         exp2_under_product=_exponentials_under_product(sass),
@@ -258,16 +272,18 @@ def table(rows: list[Row]) -> str:
 def versions() -> dict[str, str]:
     import jax
 
-    ptxas = subprocess.run([tool("ptxas"), "--version"], capture_output=True, text=True, check=True)
+    ptxas = subprocess.run(
+        [_need("ptxas"), "--version"], capture_output=True, text=True, check=True
+    )
     return {
         "jax": jax.__version__,
         "python": sys.version.split()[0],
-        "ptxas": re.search(r"V([\d.]+)", ptxas.stdout)[1],
+        "ptxas": _found(r"V([\d.]+)", ptxas.stdout),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="print JSON and write no file")
     parser.add_argument("--shapes", help='such as "[[128, 8, 2]]": H, N, K of each')
     flags = parser.parse_args()

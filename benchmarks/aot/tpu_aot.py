@@ -19,6 +19,7 @@ import shutil
 import sys
 import tempfile
 import time
+from typing import Any
 
 import jax
 from jax.experimental import topologies
@@ -32,6 +33,7 @@ from qwen_jax.errors import unknown_name
 from qwen_jax.kernels import tiles
 from qwen_jax.kernels.attention import attention
 from qwen_jax.kernels.tpu import backend as tpu
+from qwen_jax.types import Device
 
 # The smallest slice of each kind that every version of libtpu describes.
 TOPOLOGIES = {
@@ -103,7 +105,7 @@ def prepare(dump: pathlib.Path | None = None) -> None:
         os.environ["LIBTPU_INIT_ARGS"] = llo.DUMP_FLAGS.format(dump)
 
 
-def devices(kind: str) -> list[jax.Device]:
+def devices(kind: str) -> list[Device]:
     """Of the smallest slice of a kind, described by libtpu."""
     if kind not in TOPOLOGIES:
         raise unknown_name("kind of TPU", kind, TOPOLOGIES, "--kinds")
@@ -122,11 +124,9 @@ def compile_for(kind: str, function, arguments: list[tuple[tuple[int, ...], str]
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:  # what the compiler itself refuses
             return {"ok": False, "error": str(error)[:500]}
-    return {
-        "ok": True,
-        "seconds": round(time.perf_counter() - started, 1),
-        "temp_bytes": compiled.memory_analysis().temp_size_in_bytes,
-    }
+    seconds, memory = time.perf_counter() - started, compiled.memory_analysis()
+    assert memory is not None, "every TPU compiler says what memory a program takes"
+    return {"ok": True, "seconds": round(seconds, 1), "temp_bytes": memory.temp_size_in_bytes}
 
 
 def compile_ours(kind: str, shape: Shape, programs=("forward", "gradient")) -> dict:
@@ -178,7 +178,7 @@ def utilization(kind: str, dump: pathlib.Path) -> list[dict]:
     shape, rows = Shape(T=ROW, N=8, K=8), []
 
     def add(who: str, of_pass: dict[str, tuple[tuple[int, int, int], llo.Block]]) -> None:
-        row = {"kind": kind, "kernel": who}
+        row: dict[str, Any] = {"kind": kind, "kernel": who}
         for name, (tile, block) in of_pass.items():
             bundles = round(block.bundles * 2**20 / (tile[0] * tile[1]))
             row[name] = {"tile": tile, "bundles": bundles, "mxu": round(block.shares["MXU"], 4)}
@@ -347,7 +347,7 @@ def main(config: Config) -> None:
         prepare()
         for kind in config.kinds:
             for name, shape in shapes(config).items():
-                row = {"kind": kind, "shape": name} | compile_ours(kind, shape)
+                row: dict[str, Any] = {"kind": kind, "shape": name} | compile_ours(kind, shape)
                 result["compiled"].append(row)
                 print(json.dumps(row), flush=True)
             write(result, config.output + "_compiled")

@@ -15,6 +15,7 @@ so batches shrink as rows grow.
 import dataclasses
 import json
 import pathlib
+from collections.abc import Callable
 
 import jax
 
@@ -196,7 +197,8 @@ def operations(case: Case) -> dict[str, float]:
 def measure(config: Config, case: Case, mask: str, rate: float) -> list[dict]:
     """One row for each contestant, or its reason not to take part."""
     arrays, options = case.arrays(), case.options()
-    rows, calls = [], {"nothing": timing.empty_call()}
+    rows: list[dict] = []
+    calls: dict[str | tuple[str, str], Callable] = {"nothing": timing.empty_call()}
     about = {
         "mask": mask,
         "T": case.T,

@@ -129,13 +129,14 @@ def _splash(q, k, v, *, segment_ids=None):
         out = jax.vmap(splash)(*arrays)
     else:
         out = jax.vmap(splash)(*arrays, kernel.SegmentIds(segment_ids, segment_ids))
+    assert isinstance(out, jax.Array)  # with save_residuals it would be a tuple
     return out.transpose(0, 2, 1, 3)
 
 
 def _tokamax(platform: str) -> list[Contestant]:
     if importlib.util.find_spec("tokamax") is None:
         return [Contestant("tokamax", reason="is not installed (pip install tokamax)")]
-    import tokamax
+    import tokamax  # pyright: ignore[reportMissingImports]  # a peer, which need not be here
 
     def attend(q, k, v, *, segment_ids=None, implementation):
         return tokamax.dot_product_attention(
@@ -175,10 +176,12 @@ def programs(who: Contestant, arrays, options: dict) -> dict:
 
     A pass that this contestant cannot do on this device raises what its library raises.
     """
-    *inputs, dout = arrays
+    q, k, v, dout = arrays
+    assert who.attend is not None, who.reason
+    attend_to = who.attend
 
     def attend(q, k, v, options):
-        return who.attend(q, k, v, **options)
+        return attend_to(q, k, v, **options)
 
     def start(q, k, v, options):
         return jax.vjp(lambda q, k, v: attend(q, k, v, options), q, k, v)
@@ -187,12 +190,12 @@ def programs(who: Contestant, arrays, options: dict) -> dict:
         out, pull = start(q, k, v, options)
         return (out, *pull(dout))
 
-    forward, both, backward = jax.jit(attend), jax.jit(both), jax.jit(lambda pull, dout: pull(dout))
-    pull = jax.jit(start)(*inputs, options)[1]
+    run_forward, run_both = jax.jit(attend), jax.jit(both)
+    run_backward, pull = jax.jit(lambda pull, dout: pull(dout)), jax.jit(start)(q, k, v, options)[1]
     calls = {
-        "forward": lambda: forward(*inputs, options),
-        "backward": lambda: backward(pull, dout),
-        "both": lambda: both(*inputs, dout, options),
+        "forward": lambda: run_forward(q, k, v, options),
+        "backward": lambda: run_backward(pull, dout),
+        "both": lambda: run_both(q, k, v, dout, options),
     }
     for call in calls.values():
         jax.block_until_ready(call())

@@ -11,11 +11,14 @@ import datetime
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +30,9 @@ class Timing:
     most: float
 
 
-def interleaved(calls: dict[str, Callable], *, rounds: int, seconds: float) -> dict[str, Timing]:
+def interleaved(
+    calls: Mapping[Name, Callable], *, rounds: int, seconds: float
+) -> dict[Name, Timing]:
     """Times every call in each of `rounds`.
 
     Args:

@@ -15,6 +15,7 @@ import random
 import re
 import sys
 import tempfile
+from typing import Any
 
 from benchmarks.common import turns
 from benchmarks.train.train_step import from_status, settled_memory
@@ -139,7 +140,7 @@ def measure(config: Config, folder: pathlib.Path) -> dict:
         ),
     )
     asked, tokenizer = start(asked)
-    found = {"said": []}
+    found: dict[str, Any] = {"said": []}
 
     def emit(line: str) -> None:
         found["said"].append(line)

@@ -202,7 +202,7 @@ class Bench:
             stderr=subprocess.STDOUT,
         )
         shown: list[str] = []
-        reader = threading.Thread(target=lambda: shown.extend(process.stdout), daemon=True)
+        reader = threading.Thread(target=lambda: shown.extend(process.stdout or ()), daemon=True)
         reader.start()
         known: set[str] = set()
         while process.poll() is None and kills < self.repeats:
@@ -374,7 +374,7 @@ def _write(options, rows: list[Row]) -> None:
     rows = [Row(**row) for row in earlier if row["fault"] not in names] + rows
     versions = ", ".join(f"{name} {value}" for name, value in about.items() if value)
     text = (
-        "# Faults\n\n" + "\n".join(__doc__.strip().splitlines()[4:]) + "\n\n"
+        "# Faults\n\n" + "\n".join((__doc__ or "").strip().splitlines()[4:]) + "\n\n"
         f"`python -m benchmarks.resilience.faults --repeats={options.repeats} "
         f"--processes={options.processes} --heartbeat={options.heartbeat}`; a checkpoint every "
         f"{SAVE_EVERY} steps, a fault about every {WINDOW}. {versions}.\n\n{table(rows)}\n"

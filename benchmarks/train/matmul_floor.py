@@ -51,7 +51,7 @@ def jax_product(dtype: str):
 
 
 def torch_product(dtype: str):
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]  # a peer, which need not be here
 
     def make(a, b, axis_a, axis_b):
         a, b = (torch.ones(shape, dtype=getattr(torch, dtype)) for shape in (a, b))

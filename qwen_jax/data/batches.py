@@ -16,7 +16,14 @@ class RowSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, row: int) -> Any: ...
+    def __getitem__(self, row: int, /) -> Any: ...
+
+
+class PaddedRows(RowSource, Protocol):
+    """Rows, and one that has no weight."""
+
+    @property
+    def padding(self) -> Any: ...
 
 
 class Batches:
@@ -34,7 +41,7 @@ class Batches:
         *,
         batch_size: int,
         seed: int,
-        collate: Callable[[list], Any],
+        collate: Callable[[Sequence], Any],
         rows: Sequence[int] | None = None,
     ):
         """
@@ -99,7 +106,7 @@ class _HostRows(grain.MapDataset):
 
 
 def eval_batches(
-    source: RowSource, batch_size: int, num: int, *, rows: Sequence[int] | None = None
+    source: PaddedRows, batch_size: int, num: int, *, rows: Sequence[int] | None = None
 ) -> Iterator[Any]:
     """This host's part of the first `num` batches of one shuffled pass: always the same ones.
 
@@ -120,6 +127,6 @@ def fill_up(rows: list, size: int, padding) -> list:
     return [*rows, *([padding] * (size - len(rows)))]
 
 
-def stack_trees(rows: list) -> Any:
+def stack_trees(rows: Sequence) -> Any:
     """Rows that are equal trees of arrays -> one tree with a leading axis."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)

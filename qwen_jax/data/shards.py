@@ -36,9 +36,14 @@ _VERIFY_BYTES = 1 << 30  # up to here a folder's hashes are checked whenever it 
 class Tokenizer(Protocol):
     """What is needed of qwen_jax.tokenizer.bpe.Tokenizer."""
 
-    vocab_size: int
-    end_of_text: int
-    fingerprint: str
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def end_of_text(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str: ...
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]: ...
 
@@ -289,14 +294,14 @@ def gather(
       parts: paths that were given to `scatter`.
       number: of the shard in Split.files.
     """
-    parts = list(map(pathlib.Path, parts))
+    paths = [pathlib.Path(part) for part in parts]
     entries, begins = [], []
-    for part in parts:
+    for part in paths:
         table = np.load(part.with_name(part.name + ".npy"))
         mine = slice(*np.searchsorted(table["file"], [number, number + 1]))
         begins.append((np.cumsum(table["tokens"]) - table["tokens"])[mine])
         entries.append(table[mine].copy())
-    of = np.repeat(np.arange(len(parts)), [len(each) for each in entries])
+    of = np.repeat(np.arange(len(paths)), [len(each) for each in entries])
     table, begin = np.concatenate(entries), np.concatenate(begins)
     keys = table["key"].astype(object)
     order = np.array(sorted(range(len(table)), key=lambda i: keys[i].ljust(24, b"\0")), np.int64)
@@ -309,7 +314,7 @@ def gather(
             # A part after the other, and each from its beginning to its end.
             places = np.lexsort((begin[rows], of[rows])).tolist()
             for each, some in itertools.groupby(places, key=lambda place: of[rows[place]]):
-                with open(parts[each].with_name(parts[each].name + ".bin"), "rb") as source:
+                with open(paths[each].with_name(paths[each].name + ".bin"), "rb") as source:
                     for place in some:
                         source.seek(int(begin[rows[place]]) * dtype.itemsize)
                         into = ids[ends[place] - sizes[rows[place]] : ends[place]]

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.core
+
+from qwen_jax.types import Device
 
 _interpret: contextvars.ContextVar[Any] = contextvars.ContextVar("interpret", default=None)
 
@@ -19,7 +22,7 @@ class Target:
     kind: str  # the device's own word: "TPU v5", "NVIDIA H200", "cpu"
 
     @classmethod
-    def of(cls, device: jax.Device) -> "Target":
+    def of(cls, device: Device) -> "Target":
         return cls(_platform(device.platform), device.device_kind)
 
     def __str__(self) -> str:
@@ -35,7 +38,7 @@ def target_of(x: jax.Array | None = None) -> Target:
     """
     if x is not None and not isinstance(x, jax.core.Tracer) and isinstance(x, jax.Array):
         return Target.of(next(iter(x.sharding.device_set)))
-    meshes = [jax.sharding.get_abstract_mesh()]
+    meshes: list[Any] = [jax.sharding.get_abstract_mesh()]
     if isinstance(x, jax.core.Tracer):
         sharding = getattr(jax.typeof(x), "sharding", None)
         meshes.insert(0, getattr(sharding, "mesh", None))

@@ -50,7 +50,7 @@ def table() -> list[dict]:
 @contextlib.contextmanager
 def override(**tiles: dict[str, int]) -> Iterator[None]:
     """Within it, what is traced uses these: override(tpu_forward={"query": 512})."""
-    token = _override.set(_override.get() | tiles)
+    token = _override.set({**_override.get(), **tiles})
     try:
         yield
     finally:

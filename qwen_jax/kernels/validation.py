@@ -8,6 +8,7 @@ B batch, T positions, N heads, K key-value heads, H head size.
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,14 +42,15 @@ class Case:
         """q, k, v and the cotangent of the output."""
         keys = jax.random.split(jax.random.key(self.seed), 4)
         heads = (self.N, self.K, self.K, self.N)
-        return tuple(
+        q, k, v, dout = (
             jax.random.normal(key, (self.B, self.T, n, self.H), jnp.dtype(self.dtype))
             for key, n in zip(keys, heads, strict=True)
         )
+        return q, k, v, dout
 
     def options(self) -> dict:
         """segment_ids and window for `attention`."""
-        options = {} if self.window is None else {"window": self.window}
+        options: dict[str, Any] = {} if self.window is None else {"window": self.window}
         if self.documents is not None:
             ids = np.repeat(np.arange(1, len(self.documents) + 1), self.documents)
             row = np.pad(ids, (0, self.T - len(ids))).astype(np.int32)

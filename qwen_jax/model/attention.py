@@ -5,7 +5,6 @@ B batch, T query positions, S key positions, D model, N heads, K key-value heads
 
 import math
 
-import jax
 import jax.numpy as jnp
 
 from qwen_jax.config import ModelConfig
@@ -17,7 +16,7 @@ from qwen_jax.model.layers import linear
 from qwen_jax.model.rope import rotate
 from qwen_jax.parallel.ring import Ring, ring_attention, ring_of, to_ring
 from qwen_jax.parallel.sharding import constrain, map_shards, shards_evenly
-from qwen_jax.types import Array, AttentionParams
+from qwen_jax.types import Array, AttentionParams, Device
 
 
 def project_qkv(
@@ -148,7 +147,7 @@ def order_of(tokens_BT: Array, config: ModelConfig) -> Ring | None:
     return ring if hasattr(module, "BLOCK") else None
 
 
-def implementation_for(config: ModelConfig, device: jax.Device) -> Choice:
+def implementation_for(config: ModelConfig, device: Device) -> Choice:
     """The back end that a training step of this model runs on such a device.
 
     Raises:

@@ -42,8 +42,8 @@ def matmul(x_BTD: Array, weight_DE: Array, dtype=None) -> Array:
 
 
 def _contract(a: Array, b: Array, axis_a, axis_b, dtype=None) -> Array:
-    axes = tuple((axis,) if isinstance(axis, int) else axis for axis in (axis_a, axis_b))
-    return jax.lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=dtype)
+    axes_a, axes_b = ((axis,) if isinstance(axis, int) else axis for axis in (axis_a, axis_b))
+    return jax.lax.dot_general(a, b, ((axes_a, axes_b), ((), ())), preferred_element_type=dtype)
 
 
 def _matmul_forward(x_BTD, weight_DE, dtype):

@@ -275,8 +275,8 @@ def _chunk(
 
 
 def _product(a: Array, b: Array, axes_a, axes_b, dtype) -> Array:
-    axes = tuple((axis,) if isinstance(axis, int) else axis for axis in (axes_a, axes_b))
-    return jax.lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=dtype)
+    axes_a, axes_b = ((axis,) if isinstance(axis, int) else axis for axis in (axes_a, axes_b))
+    return jax.lax.dot_general(a, b, ((axes_a, axes_b), ((), ())), preferred_element_type=dtype)
 
 
 def _sum_over(x: Array, axes: tuple[str, ...]) -> Array:

@@ -13,9 +13,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.struct import PyTreeNode, field
 from jax.ad_checkpoint import checkpoint_name
 
 from qwen_jax.config import ModelConfig, option
@@ -66,24 +66,23 @@ class LoRAConfig:
 
     @property
     def scale(self) -> float:
+        assert self.rank is not None, "without a rank there are no adapters"
         return self.alpha / self.rank
 
 
-@flax.struct.dataclass
-class Adapter:
+class Adapter(PyTreeNode):
     """What is learnt beside one weight, stacked as it is."""
 
     a: Array  # [L, *I, R]
     b: Array  # [L, R, *O]; zero at first, so that the model starts as its base
 
 
-@flax.struct.dataclass
-class Adapted:
+class Adapted(PyTreeNode):
     """A frozen weight and its adapter, where a layer has a weight."""
 
     weight: Array  # [*I, *O]; stacked [L, *I, *O]
     adapter: Adapter
-    scale: float = flax.struct.field(pytree_node=False)
+    scale: float = field(pytree_node=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -115,6 +114,9 @@ def lora_specs(
     1 / inputs, so that x A is of x's size.
     """
 
+    rank = lora.rank
+    assert rank is not None, "without a rank there are no adapters"
+
     def adapter(path, spec: Spec) -> Adapter | Spec | None:
         name = path[-1].name
         if name in IN_FULL:
@@ -125,12 +127,12 @@ def lora_specs(
         layers, inputs, outputs = spec.shape[0], spec.shape[1:split], spec.shape[split:]
         return Adapter(
             a=Spec(
-                (layers, *inputs, lora.rank),
+                (layers, *inputs, rank),
                 (*spec.axes[:split], "rank"),
                 "normal",
                 math.prod(inputs) ** -0.5,
             ),
-            b=Spec((layers, lora.rank, *outputs), ("layers", "rank", *spec.axes[split:]), "zeros"),
+            b=Spec((layers, rank, *outputs), ("layers", "rank", *spec.axes[split:]), "zeros"),
         )
 
     return jax.tree_util.tree_map_with_path(adapter, whole(config))

@@ -200,13 +200,14 @@ def _attend_backward(setting: _Setting, residuals, dout):
             more if number == 1 else (a + b for a, b in zip((dq, dk, dv), more, strict=True))
         )
         k, v = following or (k, v)
+    assert dq is not None, "a ring has a step"
     return *(x.astype(q.dtype) for x in (dq, ring.shift(dk), ring.shift(dv))), None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _merge(one, other, *, base: float):
+def _merge(one, other, *, base: float) -> tuple[Array, Array]:
     """Two parts of (out [B, T, N, H], lse [B, N, T]) as one; nothing seen is an lse of 1e30."""
     lses = [
         jnp.where(lse > _NOTHING, -jnp.inf, lse * F32(math.log(base))) for _, lse in (one, other)

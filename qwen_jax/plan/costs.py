@@ -85,7 +85,9 @@ class Costs:
     """Of one step, on one chip."""
 
     seconds: float = 0.0  # with overlap as it is said above
-    work: dict[str, float] = dataclasses.field(default_factory=collections.Counter)  # kind: seconds
+    work: dict[str, float] = dataclasses.field(  # kind: seconds
+        default_factory=lambda: collections.defaultdict(float)
+    )
     hbm_bytes: float = 0.0
     flops: float = 0.0  # of products and attention, what is computed twice included
     collectives: list[Collective] = dataclasses.field(default_factory=list)

@@ -39,20 +39,20 @@ def model_flops(workload: Workload) -> tuple[float, float]:
     """Model FLOPs of a step by formulas A and B. A PPO step trains two models on its rollout and
     one on its pretraining rows."""
     at_rows = dataclasses.replace(workload.model, context_length=workload.row_tokens)
-    whole = metrics.flops_per_token(at_rows)
+    a, b = metrics.flops_per_token(at_rows)
     head = 6.0 * workload.model.vocab_size * workload.model.hidden_size
     tokens = workload.rows * workload.row_tokens
     if workload.stage == "pretrain":
-        return tuple(tokens * flops for flops in whole)
-    scoring = [flops - (0 if workload.model.tie_embeddings else head) for flops in whole]
+        return tokens * a, tokens * b
+    without = 0.0 if workload.model.tie_embeddings else head
     if workload.stage == "reward_model":
-        return tuple(tokens * flops for flops in scoring)
+        return tokens * (a - without), tokens * (b - without)
     rows = workload.pretrain_rows * workload.model.context_length
-    pretrain = metrics.flops_per_token(workload.model)
+    pretrain_a, pretrain_b = metrics.flops_per_token(workload.model)
     updates = workload.ppo.epochs
-    return tuple(
-        updates * (tokens * (a + b) + rows * c)
-        for a, b, c in zip(whole, scoring, pretrain, strict=True)
+    return (
+        updates * (tokens * (a + (a - without)) + rows * pretrain_a),
+        updates * (tokens * (b + (b - without)) + rows * pretrain_b),
     )
 
 

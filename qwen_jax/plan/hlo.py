@@ -101,7 +101,7 @@ class Program:
             if compare.opcode != "compare" or "direction=LT" not in compare.rest:
                 continue
             counter, bound = (condition.get(name) for name in compare.operands)
-            if bound is not None and bound.opcode == "constant":
+            if counter is not None and bound is not None and bound.opcode == "constant":
                 return -(-int(bound.operands[0]) // _stride(counter, body))
         return None
 
@@ -138,11 +138,13 @@ def parse(text: str) -> Program:
     """The Program of `compiled.as_text()`."""
     computations, entry, current = {}, "", None
     for line in text.splitlines():
-        if line.endswith("{") and not line.startswith(" ") and ("->" in line):
-            name = re.match(r"(ENTRY )?%?([^\s(]+)", line)
-            current = computations.setdefault(name[2], {})
-            if name[1]:
-                entry = name[2]
+        head = None
+        if line.endswith("{") and not line.startswith(" ") and "->" in line:
+            head = re.match(r"(ENTRY )?%?([^\s(]+)", line)
+        if head:
+            current = computations.setdefault(head[2], {})
+            if head[1]:
+                entry = head[2]
         elif line.startswith("}"):
             current = None
         elif current is not None and " = " in line:

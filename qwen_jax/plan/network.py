@@ -131,7 +131,9 @@ def first_group(attributes: str, devices: int) -> list[int]:
 def pairs_of(attributes: str) -> list[tuple[int, int]]:
     """`source_target_pairs` of a collective-permute."""
     match = re.search(r"source_target_pairs=\{(.*?\})\}", attributes)
-    return [tuple(map(int, pair.split(","))) for pair in re.findall(r"\{([\d,]+)\}", match[1])]
+    assert match is not None, attributes
+    pairs = re.findall(r"\{(\d+),(\d+)\}", match[1])
+    return [(int(source), int(target)) for source, target in pairs]
 
 
 def _numbers(text: str) -> tuple[int, ...]:

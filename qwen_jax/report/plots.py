@@ -98,7 +98,7 @@ def draw_tags(tags: Mapping[str, Sequence[str]], chosen: Collection[str] = ()) -
     Args:
       tags: prompt -> its tags.
     """
-    groups = [("all", tags.values(), _GRAY)]
+    groups: list[tuple[str, Collection[Sequence[str]], str]] = [("all", tags.values(), _GRAY)]
     if chosen:
         groups.append(("chosen", [tags[prompt] for prompt in chosen], _BLUE))
     figure, first = _figure((_WIDE[0], 6.2))
@@ -170,7 +170,7 @@ def _ticks(table: dict[str, list[float]]) -> list[float]:
     return sorted({float(f"{step:.2g}") for step in steps})
 
 
-def _fixed(ticks: list[float]):
+def _fixed(ticks: Sequence[float]):
     from matplotlib.ticker import FixedLocator  # after _figure, which says if it is not there
 
     return FixedLocator(ticks)

@@ -137,8 +137,9 @@ def hosts(curves: Curves) -> str:
     if len(names) < 2:
         return ""
     rows = [
-        [name, f"{1e3 * curves.median(f'host/{name}/own_seconds'):.1f}"]
+        [name, f"{1e3 * median:.1f}"]
         for name in sorted(names, key=int)
+        if (median := curves.median(f"host/{name}/own_seconds")) is not None
     ]
     return table(["process", "own time a step (ms, median)"], rows)
 

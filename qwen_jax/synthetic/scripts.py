@@ -30,7 +30,7 @@ def shares(text: str) -> dict[str, float]:
       >>> shares("把 hello 译成中文")
       {'chinese': 0.7142857142857143, 'latin': 0.2857142857142857}
     """
-    words: collections.Counter[str] = collections.Counter()
+    words: dict[str, float] = collections.defaultdict(float)
     for char, number in collections.Counter(text).items():
         script = _script(char)
         if script:
@@ -40,7 +40,8 @@ def shares(text: str) -> dict[str, float]:
     if words["japanese"] > 0.1 * words["chinese"]:
         words["japanese"] += words.pop("chinese", 0)
     total = sum(words.values())
-    return {script: number / total for script, number in words.most_common() if number}
+    largest_first = sorted(words.items(), key=lambda item: -item[1])
+    return {script: number / total for script, number in largest_first if number}
 
 
 def _script(char: str) -> str | None:

@@ -78,12 +78,12 @@ def merge_rare(tags: Mapping[str, Sequence[str]], *, alpha: int) -> Merged:
     }
     into = {tag: last[other] for tag, other in into.items()}
     merged = {
-        prompt: list(dict.fromkeys(into[tag] for tag in found if into[tag]))
+        prompt: list(dict.fromkeys(new for tag in found if (new := into[tag])))
         for prompt, found in tags.items()
     }
     return Merged(
         merged,
-        {old: new for old, new in into.items() if new not in (None, old)},
+        {old: new for old, new in into.items() if new is not None and new != old},
         [tag for tag, new in last.items() if new is None],
     )
 

@@ -106,7 +106,7 @@ def _hh(row: dict[str, Any], place: str) -> Pair:
     return _checked(sides[0][:-1], sides[0][-1][1], sides[1][-1][1], place)
 
 
-def _checked(turns: list[Turn], chosen: Any, rejected: Any, place: str) -> Pair:
+def _checked(turns: list[tuple[str, Any]], chosen: Any, rejected: Any, place: str) -> Pair:
     if not isinstance(chosen, str) or not isinstance(rejected, str):
         raise Skipped("an answer that is not text")
     if not chosen.strip() or not rejected.strip():

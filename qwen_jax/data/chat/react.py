@@ -191,7 +191,8 @@ def read_tools(path: str | os.PathLike) -> list[Tool]:
             )
         if texts[1] in {tool.name_for_model for tool in tools}:
             raise DataError(f"{texts[1]!r} is the name of two tools.", place, "rename one.")
-        tools.append(Tool(*texts, tuple(parameters)))
+        human, model, description = texts
+        tools.append(Tool(human, model, description, tuple(parameters)))
     if not tools:
         raise DataError("there are no tools.", str(path), "describe one or more.")
     return tools

@@ -9,6 +9,7 @@ import importlib
 
 import jax
 import jax.numpy as jnp
+import jax.version
 
 from qwen_jax.kernels.backend import Call, differentiable
 from qwen_jax.kernels.platform import interpret_mode

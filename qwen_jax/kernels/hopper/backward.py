@@ -19,6 +19,7 @@ B batch, T positions, N heads, K key-value heads, G = N / K, H head size, Q quer
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.experimental.pallas as pl
@@ -152,21 +153,21 @@ def bounds(q_end_BT: Array, tile: int) -> Array:
 class _Memory:
     """Shared memory and barriers of a thread block (fields of the same name in `_scratch`)."""
 
-    k: object  # [KEYS, H], later dK
-    v: object  # [KEYS, H], later dV
-    q: object  # [_STAGES, Q, H]
-    dout: object
-    lse: object  # [_STAGES, Q]
-    delta: object
-    q_end: object  # [KEYS]
-    index: object  # [Q + 64]: 0 .. Q-1, 0 .. 63, which the mask reads for want of registers
-    ds: object  # [2, KEYS, Q]: dS^T of this step and of the one before
-    dq: object  # [2, 64, 64]: each warpgroup's part of dQ, on its way to global memory
-    kv_full: object  # k, v, q_end are there
-    q_full: object  # for each stage: q and lse are there
-    dout_full: object
-    free: object  # for each stage: both consumers are done with it
-    ds_full: object  # both consumers have written their part of dS^T
+    k: Any  # [KEYS, H], later dK
+    v: Any  # [KEYS, H], later dV
+    q: Any  # [_STAGES, Q, H]
+    dout: Any
+    lse: Any  # [_STAGES, Q]
+    delta: Any
+    q_end: Any  # [KEYS]
+    index: Any  # [Q + 64]: 0 .. Q-1, 0 .. 63, which the mask reads for want of registers
+    ds: Any  # [2, KEYS, Q]: dS^T of this step and of the one before
+    dq: Any  # [2, 64, 64]: each warpgroup's part of dQ, on its way to global memory
+    kv_full: Any  # k, v, q_end are there
+    q_full: Any  # for each stage: q and lse are there
+    dout_full: Any
+    free: Any  # for each stage: both consumers are done with it
+    ds_full: Any  # both consumers have written their part of dS^T
 
 
 def _scratch(shape: Shape) -> list:

@@ -12,6 +12,7 @@ B batch, T positions, N heads, K key-value heads, G = N / K, H head size.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.experimental.pallas as pl
@@ -69,18 +70,18 @@ def bounds(k_start_BT: Array) -> Array:
 class _Memory:
     """Shared memory and barriers of a thread block."""
 
-    q: object  # [QUERIES, H], later dQ
-    dout: object
-    k: object  # [_STAGES, _KEYS, H]
-    v: object
-    lse: object  # [QUERIES]
-    delta: object
-    k_start: object
-    index: object  # 0 .. 127 twice, once for each use: see hopper_backward
-    q_full: object
-    k_full: object  # for each stage
-    v_full: object
-    free: object
+    q: Any  # [QUERIES, H], later dQ
+    dout: Any
+    k: Any  # [_STAGES, _KEYS, H]
+    v: Any
+    lse: Any  # [QUERIES]
+    delta: Any
+    k_start: Any
+    index: Any  # 0 .. 127 twice, once for each use: see hopper_backward
+    q_full: Any
+    k_full: Any  # for each stage
+    v_full: Any
+    free: Any
 
 
 def _kernel(q: Array, K: int, scale: float):

@@ -136,7 +136,7 @@ def first_tiles(plan: Plan, k_start_BT: Array) -> Array:
 def _launch(plan: Plan):
     stages, consumers = plan.stages, plan.consumers
     return ops.kernel(
-        lambda *refs, **scratch: _block(plan, *refs, types.SimpleNamespace(**scratch)),
+        lambda *refs, **scratch: _block(plan, types.SimpleNamespace(**scratch), *refs),
         name="hopper_forward",
         warpgroups=consumers + 1,
         automatic_barriers=False,
@@ -192,7 +192,7 @@ class _Work:
 
 
 def _block(
-    plan: Plan, q_ref, k_ref, v_ref, start_ref, first_ref, index_ref, out_ref, lse_ref, s
+    plan: Plan, s, q_ref, k_ref, v_ref, start_ref, first_ref, index_ref, out_ref, lse_ref
 ) -> None:
     work, warpgroup = _Work(plan, first_ref), lax.axis_index("wg")
     consumer, producer = REGISTERS[plan.consumers]

@@ -65,7 +65,7 @@ def kernel(
     )
 
 
-def tiled(shape: tuple[int, ...], dtype) -> plgpu.SMEM:
+def tiled(shape: tuple[int, ...], dtype) -> pl.MemoryRef:
     """Shared memory that the tensor cores and the copy engine read: 128-byte swizzled rows."""
     width = min(128, shape[-1] * jnp.dtype(dtype).itemsize)
     columns = width // jnp.dtype(dtype).itemsize

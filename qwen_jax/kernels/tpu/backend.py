@@ -95,8 +95,11 @@ def _forward_block(q, k, v, k_start, k_end, *, scale: float, dtype=jnp.float32):
     T, H = q.shape[1], q.shape[3]
     tiling = Tiling.of(T, _sizes("tpu_forward", q))
     k_start, k_end = pad_mask(k_start, k_end, tiling)
+    q2, k2, v2 = (heads_first(_padded_head(x), tiling) for x in (_scaled(q, scale), k, v))
     out, lse = forward_kernel(
-        *(heads_first(_padded_head(x), tiling) for x in (_scaled(q, scale), k, v)),
+        q2,
+        k2,
+        v2,
         k_start,
         k_end,
         bounds(k_start, k_end, tiling),
@@ -118,10 +121,10 @@ def _backward_block(q, k, v, k_start, k_end, out, lse, dout, *, scale: float, dt
     k_start, k_end = pad_mask(k_start, k_end, tiling)
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=3)
     # Queries that are added see nothing, whatever their log-sum-exp is.
-    rows = [
+    lse, delta = (
         jnp.pad(x, ((0, 0), (0, 0), (0, tiling.P - T)))[:, :, None]
         for x in (lse, delta.transpose(0, 2, 1))
-    ]
+    )
     q2, k2, v2, dout2 = (
         heads_first(_padded_head(x), tiling) for x in (_scaled(q, scale), k, v, dout)
     )
@@ -130,7 +133,8 @@ def _backward_block(q, k, v, k_start, k_end, out, lse, dout, *, scale: float, dt
         k2,
         v2,
         dout2,
-        *rows,
+        lse,
+        delta,
         k_start,
         k_end,
         bounds(k_start, k_end, tiling),

@@ -200,7 +200,7 @@ def _kernel(
 
     @pl.when(visited & ~whole_here)
     def _():
-        if causal:
+        if k_end is None:
             end = jax.lax.broadcasted_iota(jnp.int32, (1, tiling.query), 1)
             end = end + (query_tile * tiling.query - j * tiling.key)
         else:

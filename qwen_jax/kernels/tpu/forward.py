@@ -117,7 +117,7 @@ def _kernel(first, last, whole, whole_end, k_start, *refs, tiling: Tiling, causa
     def _():
         # [1, query] -> [query, LANES]: a row becomes a column.
         start = jnp.broadcast_to(k_start[...], (LANES, tiling.query)).T
-        if causal:
+        if k_end is None:
             end = i * tiling.query + jax.lax.broadcasted_iota(jnp.int32, start.shape, 0)
         else:
             end = jnp.broadcast_to(k_end[...], (LANES, tiling.query)).T
