@@ -118,7 +118,7 @@ def workload_of(config: Config) -> Workload:
 def candidates(config: Config, workload: Workload, topology, emit) -> list[Workload]:
     """The layout that the flags give, or the best on paper."""
     mesh = None if config.mesh is None else mesh_of(config.mesh)
-    remat = _REMAT.get(config.remat, config.remat)
+    remat = _REMAT.get(config.remat or "", config.remat)
     if remat not in (None, *search.REMATS):
         raise unknown_name("remat policy", remat, ("nothing", "dots", "block"), "--remat")
     if mesh is not None and math.prod(dataclasses.astuple(mesh)) != topology.chips:

@@ -126,9 +126,9 @@ def main(config: Config) -> None:
             "--reward_model, --reward_functions",
             "name a reward model's run folder, a function, or both.",
         )
-    config, tokenizer = start(config)
+    started, tokenizer = start(config)
     with ended_by_signal():
-        train_ppo(config, tokenizer, emit=flags.emit)
+        train_ppo(started, tokenizer, emit=flags.emit)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ class PairTrainConfig(TrainConfig):
 class PairConfig(StageConfig, Protocol):
     """What the config of a run on pairs has (experiments/reward_model.py, experiments/dpo.py)."""
 
-    data: PairData
+    @property
+    def data(self) -> PairData: ...
 
 
 def read_pair_rows(

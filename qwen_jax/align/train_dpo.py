@@ -29,7 +29,8 @@ from qwen_jax.types import Params, TrainState
 class DPOConfig(PairConfig, Protocol):
     """What the config of a DPO run has (experiments/dpo.py)."""
 
-    beta: float
+    @property
+    def beta(self) -> float: ...
 
 
 class ComparedRows:

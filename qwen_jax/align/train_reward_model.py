@@ -5,6 +5,7 @@ The objective is that of reward_model.py; the table and the calibration are pref
 
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -46,7 +47,7 @@ def train_reward_model(
 def _evaluation(config: PairConfig, held_out: dict[str, PairRows], emit: Callable[[str], None]):
     """The `evaluate` of a reward model: Table 4's line, accuracies, margins, calibration.json."""
 
-    def evaluate(put, done: int, state: TrainState) -> dict[str, float]:
+    def evaluate(put, done: int, state: Any) -> dict[str, float]:
         agreements = [
             measure(
                 name, state.params, held_out_batches(rows, config), config=config.model, put=put

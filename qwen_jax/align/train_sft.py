@@ -33,7 +33,8 @@ class SFTData:
 class SFTConfig(StageConfig, Protocol):
     """What the config of a fine-tuning run has (experiments/sft.py)."""
 
-    data: SFTData
+    @property
+    def data(self) -> SFTData: ...
 
 
 def read_rows(

@@ -34,12 +34,12 @@ def place(
     whole = tuple(slice(0, size) for size in shape)
     if sharding is None:
         return jax.block_until_ready(jax.device_put(read(whole)))
-    owners: dict[tuple, list[jax.Device]] = {}  # slices are no keys before Python 3.12
+    owners: dict[tuple, list] = {}  # slices are no keys before Python 3.12
     devices = sharding.addressable_devices_indices_map(shape)
     for device, index in devices.items():
-        bounds = tuple((part.start, part.stop) for part in bounded(index, shape))
+        bounds = tuple((part.start, part.stop) for part in bounded(index or whole, shape))
         owners.setdefault(bounds, []).append(device)
-    placed: dict[jax.Device, jax.Array] = {}
+    placed = {}
     for bounds, copies in owners.items():
         block = read(tuple(slice(*bound) for bound in bounds))
         for device in copies:

@@ -64,7 +64,7 @@ class RunFolder:
         *,
         param_dtype: str | None = None,
         step: int | None = None,
-        progress: Callable[[int], None] = lambda size: None,
+        progress: Callable[[int], object] = lambda size: None,
         specs: Callable[[ModelConfig], Any] = param_specs,
     ):
         """Verifies the checkpoint of the run whose config.json holds `raw`; of PPO's the policy.

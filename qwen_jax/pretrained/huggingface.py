@@ -34,7 +34,7 @@ from qwen_jax.utils.files import read_json, write_json
 from qwen_jax.utils.format import format_gb
 
 _PIECE_BYTES = 32 << 20  # of a tensor, on the host at a time
-_nothing: Callable[[int], None] = lambda size: None  # noqa: E731
+_nothing: Callable[[int], object] = lambda size: None  # noqa: E731
 
 
 def load_pretrained(
@@ -43,7 +43,7 @@ def load_pretrained(
     mesh: jax.sharding.Mesh | None = None,
     param_dtype: str | None = None,
     shardings: Params | None = None,
-    progress: Callable[[int], None] = _nothing,
+    progress: Callable[[int], object] = _nothing,
 ) -> tuple[ModelConfig, Params]:
     """Reads a Qwen, Qwen1.5 or Qwen2 folder, or one of our run folders.
 
@@ -103,7 +103,7 @@ def save_pretrained(
     tokenizer=None,
     param_dtype: str | None = None,
     max_shard_bytes: int = 5 * 10**9,
-    progress: Callable[[int], None] = _nothing,
+    progress: Callable[[int], object] = _nothing,
 ) -> None:
     """Writes a folder in a released layout; it appears whole or not at all.
 
@@ -147,7 +147,7 @@ def convert_pretrained(
     layout: Literal["qwen", "qwen2"],
     tokenizer=None,
     max_shard_bytes: int = 5 * 10**9,
-    progress: Callable[[int], None] = _nothing,
+    progress: Callable[[int], object] = _nothing,
 ) -> None:
     """An opened folder -> a released one, file to file: the model is never in memory.
 
@@ -171,7 +171,7 @@ def open_pretrained(
     *,
     param_dtype: str | None = None,
     step: int | None = None,
-    progress: Callable[[int], None] = _nothing,
+    progress: Callable[[int], object] = _nothing,
 ) -> ReleasedFolder | RunFolder | MergedRun:
     """The folder, checked and opened for reading. Arguments and errors are load_pretrained's.
 
@@ -209,7 +209,7 @@ def _write(
     tokenizer,
     dtype: str,
     max_shard_bytes: int,
-    progress: Callable[[int], None],
+    progress: Callable[[int], object],
 ) -> None:
     table = LAYOUTS[layout]
     if problems := unfit(table, config):

@@ -142,7 +142,7 @@ class Group:
         return (sum(self.rows()), *rest)
 
 
-def leaf_at(params: Params, path: str):
+def leaf_at(params: Any, path: str) -> Any:
     """The leaf of a Params that "layers.attention.wq" names."""
     for part in path.split("."):
         params = getattr(params, part)

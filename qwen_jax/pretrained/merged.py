@@ -30,8 +30,12 @@ _PIECE_BYTES = 32 << 20  # of float32, on the host at a time
 class Source(Protocol):
     """A folder opened for reading: released, a run, or a run of adapters."""
 
-    config: ModelConfig
-    step: int | None  # of a run's checkpoint
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def step(self) -> int | None:
+        """Of a run's checkpoint."""
 
     def read(self, path: str, index: Index) -> np.ndarray: ...
 
@@ -118,7 +122,7 @@ def adapters_of(raw: dict[str, Any], folder: pathlib.Path) -> LoRAConfig | None:
             str(folder / "config.json"),
             "load the run with the version of qwen_jax in its versions.json.",
         )
-    return LoRAConfig(**settings | {"targets": tuple(settings["targets"])})
+    return LoRAConfig(**{**settings, "targets": tuple(settings["targets"])})
 
 
 class MergedRun:
@@ -138,7 +142,7 @@ class MergedRun:
         *,
         param_dtype: str | None = None,
         step: int | None = None,
-        progress: Callable[[int], None] = lambda size: None,
+        progress: Callable[[int], object] = lambda size: None,
         whole: Specs = param_specs,
     ):
         """

@@ -41,7 +41,7 @@ class ReleasedFolder:
         raw: dict[str, Any],
         *,
         param_dtype: str | None = None,
-        progress: Callable[[int], None] = lambda size: None,
+        progress: Callable[[int], object] = lambda size: None,
     ):
         """Compares config.json, whose content is `raw`, with the files.
 

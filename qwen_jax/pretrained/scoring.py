@@ -4,6 +4,7 @@ A language model's folder has no score;
 it is the trunk of a scoring model that is yet to be trained.
 """
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -30,7 +31,7 @@ def is_scoring(raw: dict[str, Any]) -> bool:
 
 def trunk_specs(config: ModelConfig) -> ScoringParams:
     """Of what stays as it is where adapters are trained: all but the score."""
-    return scoring_specs(config).replace(score=None)
+    return dataclasses.replace(scoring_specs(config), score=None)
 
 
 class Trunk:

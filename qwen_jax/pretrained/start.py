@@ -47,8 +47,11 @@ _ARCHITECTURE = (
 class StageConfig(RunConfig, Protocol):
     """What the config of a stage after pretraining has, once `start` has been through it."""
 
-    init_from: str
-    lora: LoRAConfig
+    @property
+    def init_from(self) -> str: ...
+
+    @property
+    def lora(self) -> LoRAConfig: ...
 
 
 def start(config, context_length: int | None = None) -> tuple[Any, Tokenizer]:

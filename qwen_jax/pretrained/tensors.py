@@ -9,6 +9,7 @@ import math
 import mmap
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import ml_dtypes  # noqa: F401  (numpy learns the name bfloat16)
 import numpy as np
@@ -86,7 +87,7 @@ class TensorFiles:
             start, stop = entry["data_offsets"]
             self._homes[name] = mapped, 8 + length + start
             self.shapes[name] = tuple(entry["shape"])
-            self.dtypes[name] = _DTYPES.get(entry["dtype"], entry["dtype"])
+            self.dtypes[name] = _DTYPES.get(str(entry["dtype"]), str(entry["dtype"]))
             self.bytes += stop - start
         return []
 
@@ -153,7 +154,7 @@ def write_tensors(
     tensors: Sequence[Tensor],
     *,
     max_shard_bytes: int,
-    progress: Callable[[int], None] = lambda size: None,
+    progress: Callable[[int], object] = lambda size: None,
 ) -> None:
     """Writes model.safetensors, or numbered files and their index beyond `max_shard_bytes`.
 
@@ -184,13 +185,14 @@ def write_tensors(
 
 
 def _write_file(
-    file: pathlib.Path, tensors: Iterable[Tensor], progress: Callable[[int], None]
+    file: pathlib.Path, tensors: Iterable[Tensor], progress: Callable[[int], object]
 ) -> None:
     """One file in the safetensors format: 8 bytes of header length, the header, the data.
 
     The library's own writer wants all tensors of a file in memory twice.
     """
-    header, offset = {"__metadata__": {"format": "pt", "producer": PRODUCER}}, 0
+    offset = 0
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", "producer": PRODUCER}}
     for tensor in tensors:
         header[tensor.name] = {
             "dtype": _NAMES[tensor.dtype],

@@ -55,7 +55,7 @@ class Difference:
 def require() -> None:
     """Raises ConfigError, naming the extra to install, without transformers and PyTorch."""
     try:
-        import torch  # noqa: F401
+        import torch  # noqa: F401  # pyright: ignore[reportMissingImports]
         import transformers  # noqa: F401
     except ImportError as error:
         raise ConfigError(
@@ -109,7 +109,7 @@ def compare_tokenizers(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
 
 
 def _their_logits(folder: str | os.PathLike, tokens: np.ndarray) -> np.ndarray:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from qwen_jax.train.step import Objective
-from qwen_jax.types import Batch, Params, Sums
+from qwen_jax.types import Array, Batch, Params, Sums
 
 
 def make_evaluator(objective: Objective, put: Callable[[Batch], Batch]):
@@ -38,13 +38,13 @@ def make_evaluator(objective: Objective, put: Callable[[Batch], Batch]):
     return evaluate
 
 
-def make_means(objective: Objective, put: Callable[[Any], Any]):
+def make_means(objective: Callable[[Any, Any, Array | None], Sums], put: Callable[[Any], Any]):
     """means(params, batches) -> the loss and the objective's extras by name, each a mean over the
     weight of all batches. Arguments are make_evaluator's."""
     score = jax.jit(lambda params, batch: objective(params, batch, None))
 
     def means(params: Params, batches: Iterable[Any]) -> dict[str, float]:
-        totals, weight = collections.Counter(), 0.0
+        totals, weight = collections.defaultdict(float), 0.0
         for batch in batches:
             sums: Sums = jax.device_get(score(params, put(batch)))
             weight += float(sums.weight_sum)

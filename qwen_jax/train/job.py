@@ -16,11 +16,20 @@ from qwen_jax.train.telemetry.phases import PhaseTimer
 class RunConfig(Protocol):
     """What any experiment's config has."""
 
-    run_dir: str
-    model: ModelConfig
-    optimizer: OptimizerConfig
-    mesh: MeshConfig
-    train: TrainConfig
+    @property
+    def run_dir(self) -> str: ...
+
+    @property
+    def model(self) -> ModelConfig: ...
+
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+
+    @property
+    def mesh(self) -> MeshConfig: ...
+
+    @property
+    def train(self) -> TrainConfig: ...
 
 
 NextBatch = Callable[[int, Any], Any]  # (step, state) -> batch

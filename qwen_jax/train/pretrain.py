@@ -26,7 +26,8 @@ from qwen_jax.types import Params, TrainState
 class PretrainConfig(RunConfig, Protocol):
     """What the config of a pretraining run has (experiments/pretrain.py)."""
 
-    data: DataConfig
+    @property
+    def data(self) -> DataConfig: ...
 
 
 def tokenizer_of(data: DataConfig) -> Tokenizer:

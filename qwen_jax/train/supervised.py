@@ -73,6 +73,7 @@ def train(
     check_batch(config.train.batch_size, config.train.micro_batches, mesh)
     base = None
     if adapters is not None:
+        assert initial is not None, "adapters stand beside the weights that `initial` gives"
         base, initial = FrozenBase(adapters, config.model, mesh, initial, specs), None
     specs = specs(config.model) if base is None else base.specs
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
