@@ -40,7 +40,9 @@ class Config:
     )
     cache_dtype: str | None = option(None, "of keys and values; None: the compute dtype")
     tensor: int = option(1, "devices that the weights and the cache are cut over")
-    memory_gb: float | None = option(None, "for the cache; None: what the device has")
+    memory_gib: float | None = option(
+        None, "GiB for the cache; None: what the device has", alias="memory_gb"
+    )
     max_body_mb: float = option(4.0, "of one request")
     grace: float = option(10.0, "seconds that answers have to end after a signal")
 
@@ -82,7 +84,7 @@ def main(config: Config) -> None:
             rows=config.rows,
             context=context,
             cache_dtype=config.cache_dtype,
-            memory_gb=config.memory_gb,
+            memory_gib=config.memory_gib,
             mesh=mesh,
             prompt_lengths=(16, 32, 64, 128, 256, 512),  # a prompt's chunks
         )

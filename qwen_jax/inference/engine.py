@@ -53,7 +53,7 @@ class Engine:
       decode_steps: tokens per row computed before the host looks at them.
       mesh: the devices that the weights are spread over; the cache is spread alike, rows over the
         batch axes and key-value heads over the tensor axis.
-      memory_gb: what the cache may take of each device; None: what the device says it has left.
+      memory_gib: what the cache may take of each device; None: what the device has left.
       vocab_size: ids from here on are never produced; None: the tokenizer's, or all.
 
     Raises:
@@ -79,7 +79,7 @@ class Engine:
         prefill_chunk: int = 512,
         decode_steps: int = 8,
         mesh: Mesh | None = None,
-        memory_gb: float | None = None,
+        memory_gib: float | None = None,
         vocab_size: int | None = None,
     ):
         slots = config.context_length if slots is None else slots
@@ -100,7 +100,7 @@ class Engine:
             slots=self.slots,
             cache_dtype=cache_dtype,
             mesh=mesh,
-            memory_gb=memory_gb,
+            memory_gib=memory_gib,
         )
         self._params = for_decoding(params, config=config)
         self._rows = device.make_rows(

@@ -13,6 +13,7 @@ from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params
+from qwen_jax.utils.format import format_gib
 
 
 def mesh_of(tensor: int) -> Mesh | None:
@@ -43,7 +44,7 @@ def start_engine(
     rows: int,
     context: int,
     cache_dtype: str | None,
-    memory_gb: float | None = None,
+    memory_gib: float | None = None,
     mesh: Mesh | None = None,
     prompt_lengths: tuple[int, ...] = (1,),
 ) -> Engine:
@@ -59,11 +60,11 @@ def start_engine(
         rows=rows,
         slots=context,
         cache_dtype=cache_dtype,
-        memory_gb=memory_gb,
+        memory_gib=memory_gib,
         vocab_size=tokenizer.vocab_size,
         mesh=mesh,
     )
-    print(f"cache: {engine.memory() / 1e9:.3g} GB for {rows} rows; compiling ...", flush=True)
+    print(f"cache: {format_gib(engine.memory())} for {rows} rows; compiling ...", flush=True)
     begin = time.monotonic()
     engine.run(
         [

@@ -11,6 +11,7 @@ from qwen_jax.inference.request import Request
 from qwen_jax.inference.sampling import check_stop_token_ids
 from qwen_jax.inference.token_ids import is_integer, read_ids
 from qwen_jax.tokenizer.bpe import Tokenizer
+from qwen_jax.utils.format import format_gib
 
 CACHE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 
@@ -66,15 +67,15 @@ def check_memory(
     slots: int,
     cache_dtype: str | None,
     mesh: Mesh | None,
-    memory_gb: float | None,
+    memory_gib: float | None,
 ) -> None:
     """Refuses a cache that is larger than what a device may spend on it.
 
     Args:
-      memory_gb: None: what the device says it has left, if it says so.
+      memory_gib: None: what the device says it has left, if it says so.
     """
     devices = [jax.devices()[0]] if mesh is None else list(mesh.devices.flat)
-    limit = None if memory_gb is None else memory_gb * 1e9
+    limit = None if memory_gib is None else memory_gib * 2**30
     if limit is None:
         stats = devices[0].memory_stats() or {}
         if "bytes_limit" in stats:
@@ -83,8 +84,8 @@ def check_memory(
     if limit is not None and needed > limit:
         fit = int(rows * limit / needed)
         raise ConfigError(
-            f"the KV cache of {rows} rows of {slots} slots takes {needed / 1e9:.3f} GB of "
-            f"each device; there are {limit / 1e9:.3f} GB.",
+            f"the KV cache of {rows} rows of {slots} slots takes {format_gib(needed)} "
+            f"of each device; there are {format_gib(limit)}.",
             "Engine(rows, slots)",
             f'{fit} rows of this length would fit; or use fewer slots, or cache_dtype="int8".',
         )
