@@ -4,8 +4,10 @@ import importlib
 import re
 from collections.abc import Callable, Sequence
 
+from qwen_jax.config import warn_renamed
 from qwen_jax.errors import ConfigError, unknown_name
 
+_FORMER = {"experiments.rewards": "qwen_jax.align.rewards"}  # module that moved -> where it is
 _SUM = re.compile(r"(-?\d+)\s*([-+*])\s*(-?\d+)")
 _NUMBER = re.compile(r"-?\d+")
 _OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
@@ -40,10 +42,15 @@ def _last_number(answer: str) -> int | None:
 def load_function(name: str) -> Callable:
     """The reward function that "module:function" names.
 
+    A run that was started with the former name of a module of ours goes on, with a warning.
+
     Raises:
       ConfigError: there is no such module or function.
     """
     module, _, function = name.partition(":")
+    if module in _FORMER:
+        warn_renamed(module, _FORMER[module], f"--reward_functions={name}")
+        module = _FORMER[module]
     try:
         found = vars(importlib.import_module(module))
     except ImportError as error:
