@@ -3,6 +3,9 @@
 Fine-tunes on questions whose answers are known (sums in English and Chinese, and what functions of
 this computer's documentation do), learns a reward from pairs of a right and a wrong answer, and
 reinforces with PPO. The fine-tuning is kept short, so that there is something left to reinforce.
+A part of another page:
+
+    python -m experiments.quickstart --align.ppo=240
 """
 
 import dataclasses
