@@ -20,7 +20,7 @@ def save_async(folder: pathlib.Path, arrays: dict[str, Any]):
     `.result()` of the response waits for all processes.
     """
     with _context():
-        return _orbax().save_async(folder / NAME, arrays)
+        return _orbax().save_async(str(folder / NAME), arrays)
 
 
 def load(folder: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -30,7 +30,7 @@ def load(folder: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any]:
         for name, leaf in wanted.items()
     }
     with _context(largest=max(map(leaves.bytes_of, wanted.values()), default=0)):
-        return _orbax().load(folder / NAME, wanted) if wanted else {}
+        return _orbax().load(str(folder / NAME), wanted) if wanted else {}
 
 
 def quiet() -> None:

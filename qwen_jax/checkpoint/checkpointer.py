@@ -190,7 +190,7 @@ class Checkpointer:
         temporary, final = self.folder / f"{step}.saving", self.folder / str(step)
         try:
             response.result()  # of all processes
-            if not jax.process_index() == 0:
+            if jax.process_index() != 0:
                 return
             (temporary / description.NAME).write_text(text, encoding="utf-8")
             manifest.write(temporary)

@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from qwen_jax.errors import CheckpointError
@@ -21,7 +22,7 @@ def describe(step: int, state: Any, meta: dict[str, Any]) -> tuple[dict[str, Any
     for name, leaf in leaves.named(state):
         if type(leaf) in (int, float, bool):
             scalars[name] = leaf
-        elif isinstance(leaf, (jax.Array, np.ndarray, np.generic)) and not jax.dtypes.issubdtype(
+        elif isinstance(leaf, (jax.Array, np.ndarray, np.generic)) and not jnp.issubdtype(
             leaf.dtype, jax.dtypes.prng_key
         ):
             arrays[name] = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)

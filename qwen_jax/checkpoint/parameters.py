@@ -55,10 +55,8 @@ def open_params(
 
     def pieces(name: str, index: tuple[slice, ...]) -> Iterator[Piece]:
         store = _open_array(path / arrays.NAME, f"{under}.{name}")
-        axes = [
-            _cut(part, step)
-            for part, step in zip(index, store.chunk_layout.read_chunk.shape, strict=True)
-        ]
+        chunk: Any = store.chunk_layout.read_chunk.shape
+        axes = [_cut(part, step) for part, step in zip(index, chunk, strict=True)]
         for cell in itertools.product(*axes):
             yield (
                 tuple(

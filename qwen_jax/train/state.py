@@ -1,5 +1,6 @@
 """A fresh TrainState, each device filled with its own part alone."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -63,7 +64,7 @@ def make_state(
 
     def start(params) -> TrainState:
         state = _start(params, optimizer)
-        return state if abstract.halted is not None else state.replace(halted=None)
+        return state if abstract.halted is not None else dataclasses.replace(state, halted=None)
 
     if params is not None:
         return jax.jit(start, out_shardings=shardings, donate_argnums=0)(params)

@@ -1,6 +1,7 @@
 """THE train step: accumulate, normalise, clip, update, measure.
 One function for every objective."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -57,9 +58,10 @@ def make_train_step(
         grad_norm = optax.tree.norm(grads)
         mean_loss = sums.loss_sum / sums.weight_sum
         finite = jnp.isfinite(mean_loss) & jnp.isfinite(grad_norm)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        new = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+        old: Any = state.params  # a pytree, for optax's types
+        updates, opt_state = optimizer.update(grads, state.opt_state, old)
+        params = optax.apply_updates(old, updates)
+        new = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
 
         means = {f"train/{name}": total / sums.weight_sum for name, total in sums.extras.items()}
         return unless_halted(finite, new, state), {

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 
 from qwen_jax.config import ModelConfig, TrainConfig
 from qwen_jax.train.loop import StepReport
@@ -45,7 +46,7 @@ class Reporter:
         *,
         training_stage: TrainingStage,
         phases: PhaseTimer | None = None,
-        schedule: Callable[[int], jax.Array],
+        schedule: optax.Schedule,
         total_peak_flops: float,
         adapters: int | None = None,
         resume_step: int | None,
