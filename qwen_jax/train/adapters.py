@@ -130,9 +130,12 @@ class FrozenBase:
             with job.batches(start_step) as next_batch:
                 yield lambda step, state: OnBase(self.weights, next_batch(step, state))
 
-        def evaluate(done: int, state: TrainState):
-            whole = with_adapters(self.weights, state.params, self._adapters.lora)
-            return job.evaluate(done, state.replace(params=whole))
+        def of_whole(evaluate: Callable[[int, Any], dict[str, float]]):
+            def evaluate_whole(done: int, state: TrainState) -> dict[str, float]:
+                whole = with_adapters(self.weights, state.params, self._adapters.lora)
+                return evaluate(done, state.replace(params=whole))
+
+            return evaluate_whole
 
         def make_state() -> TrainState:
             state = job.program.make_state()
@@ -158,5 +161,5 @@ class FrozenBase:
                 ),
                 *job.header,
             ),
-            evaluate=None if job.evaluate is None else evaluate,
+            evaluate=None if job.evaluate is None else of_whole(job.evaluate),
         )

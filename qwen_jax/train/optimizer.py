@@ -66,9 +66,9 @@ def _with_library_promotion(inner: optax.GradientTransformation) -> optax.Gradie
         with jax.numpy_dtype_promotion("standard"):
             return inner.init(params)
 
-    def update(grads, state, params=None):
+    def update(updates, state, params=None):
         with jax.numpy_dtype_promotion("standard"):
-            return inner.update(grads, state, params)
+            return inner.update(updates, state, params)
 
     return optax.GradientTransformation(init, update)
 

@@ -59,7 +59,7 @@ def planned(environ: Mapping[str, str] = os.environ) -> list[Fault]:
             raise unknown_name("fault", kind, KINDS, VARIABLE)
         try:
             values = dict(setting.split("=") for setting in settings)
-            numbers = {
+            numbers: dict[str, Any] = {
                 name: float(value) if name == "seconds" else int(value)
                 for name, value in values.items()
             }

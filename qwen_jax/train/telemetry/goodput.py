@@ -18,8 +18,8 @@ class Goodput:
 
     def __init__(self):
         self._started = time.perf_counter()
-        self._seconds = dict.fromkeys(KINDS, 0.0)
-        self._saved = dict.fromkeys(_WORK, 0.0)
+        self._seconds: dict[str, float] = dict.fromkeys(KINDS, 0.0)
+        self._saved: dict[str, float] = dict.fromkeys(_WORK, 0.0)
 
     @contextlib.contextmanager
     def spent_on(self, kind: str) -> Iterator[None]:

@@ -55,7 +55,7 @@ def slow_one(times: dict[int, float]) -> tuple[int, str] | None:
     """The host whose own time stands out, and a sentence about it."""
     if len(times) < 2:
         return None
-    slowest = max(times, key=times.get)
+    slowest = max(times, key=times.__getitem__)
     others = sorted(seconds for process, seconds in times.items() if process != slowest)
     median = others[len(others) // 2]
     if times[slowest] < max(_SLOWER * median, median + _SECONDS):

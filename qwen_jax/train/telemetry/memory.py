@@ -7,6 +7,7 @@ import os
 import jax
 
 from qwen_jax.errors import TrainingError
+from qwen_jax.types import Device
 from qwen_jax.utils.format import format_gib
 
 
@@ -46,7 +47,7 @@ def bytes_per_device(tree) -> int:
     return sum(size(leaf) for leaf in jax.tree.leaves(tree))
 
 
-def capacity(device: jax.Device, *, override_gib: float | None = None) -> int | None:
+def capacity(device: Device, *, override_gib: float | None = None) -> int | None:
     """Bytes that one device may use: its own word, or its share of the host's memory on a CPU."""
     if override_gib is not None:
         return int(override_gib * 2**30)

@@ -12,6 +12,7 @@ from qwen_jax.config import ModelConfig
 from qwen_jax.model import spec
 from qwen_jax.train.run_folder import TrainingStage
 from qwen_jax.train.telemetry.phases import PHASES
+from qwen_jax.types import Device
 from qwen_jax.utils.format import format_seconds
 from qwen_jax.utils.jsonl import read_rows, write_rows
 
@@ -48,7 +49,7 @@ def flops_per_token(config: ModelConfig, *, adapters: int | None = None) -> tupl
     return products + 6.0 * square, products + 12.0 * square
 
 
-def peak_flops(device: jax.Device) -> tuple[float, str]:
+def peak_flops(device: Device) -> tuple[float, str]:
     """FLOP/s of one device and where the figure comes from; a CPU's is measured in 0.2 s."""
     kind = device.device_kind
     for name, peak in PEAK_FLOPS.items():
