@@ -78,7 +78,9 @@ class Batches:
 
 def shuffled(source: RowSource, seed: int) -> grain.MapDataset:
     """One pass over `source` in an order that the seed and the epoch decide."""
-    return grain.MapDataset.source(source).seed(seed).shuffle()
+    # Grain's protocol names the index, which it never passes by name.
+    rows = grain.MapDataset.source(source)  # pyright: ignore[reportArgumentType]
+    return rows.seed(seed).shuffle()
 
 
 class _HostRows(grain.MapDataset):

@@ -53,7 +53,7 @@ class Ring:
         index = jnp.arange(self.piece, dtype=jnp.int32)
         return jnp.concatenate([start + index for start in self.starts(shard)])
 
-    def before(self, place, shard):
+    def before(self, place, shard) -> Array:
         """How many tokens of a shard stand before a place of the row."""
         return sum(jnp.clip(place - start, 0, self.piece) for start in self.starts(shard))
 

@@ -61,13 +61,19 @@ def layouts(
     """The workload on every mesh, with every remat policy and number of micro-batches that divide
     its sizes; or with those that are given."""
     for one in [mesh] if mesh else meshes(workload, chips, max_tensor, max_context):
+        copies = one.data * _fsdp(one)
         rows = [workload.train.batch_size, workload.pretrain_rows or workload.train.batch_size]
-        if any(number % (one.data * one.fsdp) for number in rows):
+        if any(number % copies for number in rows):
             continue
-        pieces = divisors(min(rows) // (one.data * one.fsdp))
+        pieces = divisors(min(rows) // copies)
         for number in [micro] if micro else [number for number in pieces if number <= 32]:
             for policy in [remat] if remat else REMATS:
                 yield laid_out(workload, one, policy, number)
+
+
+def _fsdp(mesh: MeshConfig) -> int:
+    assert mesh.fsdp is not None, "a layout to compile says how many pieces"
+    return mesh.fsdp
 
 
 def meshes(
@@ -92,17 +98,17 @@ def meshes(
 
 def paper(workload: Workload, chip: Chip, chips: int) -> Paper:
     """What a layout should take."""
-    model, mesh = workload.model, workload.mesh
+    model, mesh, fsdp = workload.model, workload.mesh, _fsdp(workload.mesh)
     D, F, V, L = model.hidden_size, model.ffn_size, model.vocab_size, model.num_layers
     heads = (model.num_heads + 2 * model.kv_heads) * model.head_dim
     N = spec.count(model)
     models = 2 if workload.stage == "ppo" else 1
-    pieces = mesh.fsdp * mesh.tensor
+    pieces = fsdp * mesh.tensor
     accumulator = 4 if workload.train.micro_batches > 1 else 0
     state = models * N * (12 + 4 + accumulator) / pieces
     if workload.stage == "ppo":
         state += 2 * N * 2 / pieces
-    rows = max(workload.rows, workload.pretrain_rows) / (mesh.data * mesh.fsdp)
+    rows = max(workload.rows, workload.pretrain_rows) / (mesh.data * fsdp)
     tokens = (
         rows
         / workload.train.micro_batches
@@ -119,7 +125,7 @@ def paper(workload: Workload, chip: Chip, chips: int) -> Paper:
     a, _ = model_flops(workload)
     again = {"none": 0.0, "dots": 0.0, "block": 0.3}[model.remat]
     seen = tokens * workload.train.micro_batches * models
-    narrow = mesh.fsdp > 1 and D // mesh.fsdp % _VECTOR != 0
+    narrow = fsdp > 1 and D // fsdp % _VECTOR != 0
     traffic = _TRAFFIC * (_NARROW if narrow else 1.0)
     compute = (
         a * (1 + again) / (chips * chip.peak_flops * _PRODUCTS)
@@ -128,7 +134,7 @@ def paper(workload: Workload, chip: Chip, chips: int) -> Paper:
     # Weights are gathered twice in 2 bytes and their gradients summed in 4, there and back, for
     # every micro-batch.
     gathered = workload.train.micro_batches * models * N / mesh.tensor * (16 if narrow else 12)
-    network = gathered / (2 * chip.dimensions * chip.link_bandwidth) if mesh.fsdp > 1 else 0.0
+    network = gathered / (2 * chip.dimensions * chip.link_bandwidth) if fsdp > 1 else 0.0
     # A mesh axis of few devices has the links of one side of the torus for itself.
     if mesh.data > 1:
         network += 8 * models * N / pieces / (2 * chip.link_bandwidth)

@@ -15,7 +15,7 @@ def any_table(content) -> str:
     if isinstance(content, dict):
         return table([], [[str(name), shown(value)] for name, value in content.items()])
     if isinstance(content, list) and content and all(isinstance(row, dict) for row in content):
-        columns = list(dict.fromkeys(key for row in content for key in row))
+        columns: list[str] = list(dict.fromkeys(key for row in content for key in row))
         return table(
             [LABELS.get(c, c.replace("_", " ")) for c in columns],
             [[shown(row.get(c, "")) for c in columns] for row in content],

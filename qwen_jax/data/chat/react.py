@@ -169,12 +169,10 @@ def read_tools(path: str | os.PathLike) -> list[Tool]:
     Raises:
       DataError: fields that are missing or of another form, or one name for two tools.
     """
+    fields = ("name_for_human", "name_for_model", "description_for_model")
     tools = []
     for place, row in read_rows(path):
-        texts = [
-            row.get(field)
-            for field in ("name_for_human", "name_for_model", "description_for_model")
-        ]
+        texts = [row.get(field) for field in fields]
         parameters = row.get("parameters") or []
         if not all(isinstance(text, str) and text for text in texts) or not (
             isinstance(parameters, list)
@@ -191,8 +189,7 @@ def read_tools(path: str | os.PathLike) -> list[Tool]:
             )
         if texts[1] in {tool.name_for_model for tool in tools}:
             raise DataError(f"{texts[1]!r} is the name of two tools.", place, "rename one.")
-        human, model, description = texts
-        tools.append(Tool(human, model, description, tuple(parameters)))
+        tools.append(Tool(**{field: row[field] for field in fields}, parameters=tuple(parameters)))
     if not tools:
         raise DataError("there are no tools.", str(path), "describe one or more.")
     return tools

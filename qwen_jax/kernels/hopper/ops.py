@@ -72,7 +72,11 @@ def tiled(shape: tuple[int, ...], dtype) -> pl.MemoryRef:
     return plgpu.SMEM(
         shape,
         dtype,
-        transforms=(plgpu.TilingTransform((8, columns)), plgpu.SwizzleTransform(width)),
+        transforms=(
+            # Of a protocol with methods that these two do not need.
+            plgpu.TilingTransform((8, columns)),  # pyright: ignore[reportAbstractUsage]
+            plgpu.SwizzleTransform(width),  # pyright: ignore[reportAbstractUsage]
+        ),
     )
 
 
@@ -81,7 +85,8 @@ def accumulators(body: Callable, *shapes: tuple[int, int]):
 
     They live in registers while body runs, through loops (`loop`) as well.
     """
-    return pl.run_scoped(body, *(plgpu.ACC(shape, jnp.float32) for shape in shapes))
+    acc = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]  # public, but not marked so
+    return pl.run_scoped(body, *(acc(shape, jnp.float32) for shape in shapes))
 
 
 def accumulate(accumulator, a, b) -> None:
