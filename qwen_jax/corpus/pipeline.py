@@ -10,6 +10,8 @@ OUTPUT/01-read/           kept/, rejected/ (with rule and value), and the counts
 OUTPUT/02-language/ ...   and so on; counts.json has the sums
 """
 
+from __future__ import annotations
+
 import dataclasses
 import importlib.metadata
 import itertools
@@ -19,10 +21,10 @@ import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 
-import pyarrow as pa
 from tqdm import tqdm
 
 from qwen_jax.corpus import engine, shuffle, stage_files
+from qwen_jax.corpus.arrow import pa
 from qwen_jax.corpus.dedup import components, minhash
 from qwen_jax.corpus.partitions import Partition, check_outside
 from qwen_jax.corpus.partitions import plan as plan_partitions

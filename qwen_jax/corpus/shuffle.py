@@ -5,20 +5,26 @@ partition's keys and held in memory alone; what it finds is written sorted by do
 partition reads its own part. No step holds more than a bucket or a partition of any corpus.
 """
 
+from __future__ import annotations
+
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from qwen_jax.corpus.arrow import pa, pc, pq
 from qwen_jax.corpus.stage_files import ParquetFile
 
 BUCKET_ROWS = 1_000_000  # keys of one bucket, about: some 130 MB while they are compared
 _ROWS = 1 << 16  # of a row group, the least that is read
-REMOVED = pa.schema([("order", pa.int64()), ("part", pa.uint32()), ("kept", pa.int64())])
+
+
+@functools.cache
+def removed_schema() -> pa.Schema:
+    """Of the documents that a shuffle removes: order and part, and the order of the one kept."""
+    return pa.schema([("order", pa.int64()), ("part", pa.uint32()), ("kept", pa.int64())])
 
 
 class Shuffle(Protocol):
@@ -38,8 +44,8 @@ class Shuffle(Protocol):
         """`hash` (uint64), `row` (uint32, from `first`) and what else duplicates() needs."""
 
     def duplicates(self, keys: pa.Table) -> pa.Table:
-        """Of a bucket's keys, with the `order` of their documents: rows of REMOVED, where `kept`
-        is the first document that has what `order` has."""
+        """Of a bucket's keys, with the `order` of their documents: rows of `removed_schema`, where
+        `kept` is the first document that has what `order` has."""
 
     def remove(self, table: pa.Table, removed: pa.Table, names: Sequence[str]) -> pa.Table:
         """The batch with its duplicates rejected.

@@ -1,6 +1,8 @@
 """Files of a source: of this computer by the operating system,
 of object stores by the data engine."""
 
+from __future__ import annotations
+
 import dataclasses
 import errno
 import hashlib
@@ -8,9 +10,7 @@ import io
 import pathlib
 from typing import BinaryIO
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from qwen_jax.corpus.arrow import pa, pq
 from qwen_jax.corpus.engine import daft
 from qwen_jax.errors import DataError
 
@@ -132,12 +132,13 @@ class _Remote(io.RawIOBase):
         return True
 
 
-# What pyarrow raises for damaged data; for a disk that does not answer the second, with an errno.
-ARROW_ERRORS = (pa.ArrowException, OSError)
+def arrow_errors() -> tuple[type[Exception], ...]:
+    """What pyarrow raises for damaged data; for a disk that does not answer OSError, with errno."""
+    return pa.ArrowException, OSError
 
 
 def damage(error: Exception) -> str:
-    """The first line of one of ARROW_ERRORS; one that is not about the data is raised."""
+    """The first line of one of arrow_errors; one that is not about the data is raised."""
     if getattr(error, "errno", None) is not None:
         raise error
     return str(error).splitlines()[0]
@@ -150,7 +151,7 @@ def row_groups(path: str, size: int) -> list[int]:
     try:
         with open_binary(path) as file:
             metadata = pq.ParquetFile(file).metadata
-    except ARROW_ERRORS as error:
+    except arrow_errors() as error:
         damage(error)
         return [0, -1]
     rows = 0

@@ -1,48 +1,50 @@
 """What a stage of the data plan is: a function from a table of documents to such a table.
 
 A stage is a frozen dataclass of settings with `name`, `counted` and a `__call__` that gets a
-pyarrow.Table with at least the columns of SCHEMA and returns its rows in their order with other
+pyarrow.Table with at least the columns of `schema` and returns its rows in their order with other
 text or more columns. It never takes a row away: `reject` says of a row which rule and which value
 reject it, and the plan moves it to the stage's `rejected` folder and counts it. What a stage loads
 (a model, an index) it loads in the worker, once: stages travel to workers as their settings.
 """
 
+from __future__ import annotations
+
+import functools
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Protocol
 
-from qwen_jax.errors import DataError
-
-try:
-    import pyarrow as pa
-except ImportError as error:
-    raise DataError(
-        "the data plan needs pyarrow.", "qwen_jax.data", "pip install 'qwen_jax[data]'."
-    ) from error
+from qwen_jax.corpus.arrow import pa
 
 KINDS = ("web", "code", "documentation", "text", "instruction")
-SCHEMA = pa.schema(
-    [
-        (
-            "id",
-            pa.string(),
-        ),  # 32 hex digits: a hash of source, file within it and place in the file
-        ("text", pa.large_string()),
-        ("source", pa.string()),  # name of the source in the recipe
-        ("kind", pa.string()),  # one of KINDS
-        ("path", pa.string()),  # file and place in it: `a/b.jsonl:17`
-        ("url", pa.string()),  # null where there is none
-        ("language", pa.string()),  # ISO 639-1, a programming language, or null before it is known
-        ("license", pa.string()),  # null where it is not known
-        (
-            "group",
-            pa.string(),
-        ),  # of documents never split between training and held out; mostly null
-        ("metadata", pa.string()),  # whatever else the source said, as a JSON object
-    ]
-)
-REJECTED = pa.schema([("rejected_by", pa.string()), ("rejected_value", pa.string())])
-
 Verdict = tuple[str, float | str] | None  # (rule, value that broke it); None: the row is kept
+
+
+@functools.cache
+def schema() -> pa.Schema:
+    """The columns that every row has."""
+    return pa.schema(
+        [
+            # 32 hex digits: a hash of source, file within it and place in the file.
+            ("id", pa.string()),
+            ("text", pa.large_string()),
+            ("source", pa.string()),  # name of the source in the recipe
+            ("kind", pa.string()),  # one of KINDS
+            ("path", pa.string()),  # file and place in it: `a/b.jsonl:17`
+            ("url", pa.string()),  # null where there is none
+            # ISO 639-1, a programming language, or null before it is known.
+            ("language", pa.string()),
+            ("license", pa.string()),  # null where it is not known
+            # Of documents never split between training and held out; mostly null.
+            ("group", pa.string()),
+            ("metadata", pa.string()),  # whatever else the source said, as a JSON object
+        ]
+    )
+
+
+@functools.cache
+def rejected_schema() -> pa.Schema:
+    """The columns of a row that was rejected."""
+    return pa.schema([("rejected_by", pa.string()), ("rejected_value", pa.string())])
 
 
 class Stage(Protocol):
@@ -75,8 +77,8 @@ def reject(table: pa.Table, verdicts: Sequence[Verdict]) -> pa.Table:
             for old, new in zip(earlier, zip(rules, values, strict=True), strict=True)
         ]
         rules, values = [rule for rule, _ in pairs], [value for _, value in pairs]
-        table = table.drop_columns(REJECTED.names)
-    for field, column in zip(REJECTED, (rules, values), strict=True):
+        table = table.drop_columns(rejected_schema().names)
+    for field, column in zip(rejected_schema(), (rules, values), strict=True):
         table = table.append_column(field, pa.array(column, field.type))
     return table
 

@@ -4,16 +4,15 @@ OUTPUT/03-language/kept/00000.parquet, rejected/00000.parquet and 00000.json. Al
 their place and renamed, the counts last: where they are, the partition is finished.
 """
 
+from __future__ import annotations
+
 import collections
 import os
 import pathlib
 from collections.abc import Iterator
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from qwen_jax.corpus.stage import REJECTED
+from qwen_jax.corpus.arrow import pa, pc, pq
+from qwen_jax.corpus.stage import rejected_schema
 from qwen_jax.utils.files import WRITING, put_in_place, read_json, temporary_path, write_json
 
 BATCH_BYTES = 8 << 20  # of text, in one batch and row group
@@ -140,10 +139,10 @@ def split(table: pa.Table) -> tuple[pa.Table, pa.Table]:
     """(kept rows without the columns of rejection, rejected rows with them)."""
     if "rejected_by" not in table.column_names:
         none = table.slice(0, 0)
-        for field in REJECTED:
+        for field in rejected_schema():
             none = none.append_column(field, pa.array([], field.type))
         return table, none
-    kept = table.drop_columns(REJECTED.names)
+    kept = table.drop_columns(rejected_schema().names)
     if table["rejected_by"].null_count == len(table):  # nothing is copied
         return kept, table.slice(0, 0)
     keep = pc.is_null(table["rejected_by"])

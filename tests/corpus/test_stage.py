@@ -11,7 +11,7 @@ def table_of(*texts):
     rows = [
         {"id": str(i), "text": text, "kind": "text", "source": "s"} for i, text in enumerate(texts)
     ]
-    return pa.Table.from_pylist(rows, schema=stage.SCHEMA)
+    return pa.Table.from_pylist(rows, schema=stage.schema())
 
 
 def test_rejecting_keeps_every_row_and_the_first_reason():

@@ -1,13 +1,14 @@
 """Connected components of pairs that lie on disk: what is alike something's like goes with it."""
 
+from __future__ import annotations
+
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from qwen_jax.corpus.shuffle import REMOVED
+from qwen_jax.corpus.arrow import pa, pq
+from qwen_jax.corpus.shuffle import removed_schema
 
 
 def removed(files: Sequence[pathlib.Path], first: int) -> pa.Table:
@@ -37,7 +38,7 @@ def removed(files: Sequence[pathlib.Path], first: int) -> pa.Table:
             root = nearer
     gone = (root != np.arange(len(nodes))) & (nodes >= first)
     return pa.table(
-        [nodes[gone], np.zeros(gone.sum(), np.uint32), nodes[root[gone]]], schema=REMOVED
+        [nodes[gone], np.zeros(gone.sum(), np.uint32), nodes[root[gone]]], schema=removed_schema()
     )
 
 

@@ -4,7 +4,10 @@ The first stays, in the order of the sources. Two texts are equal when they are 
 and white space.
 """
 
+from __future__ import annotations
+
 import dataclasses
+import functools
 import hashlib
 import re
 import unicodedata
@@ -12,14 +15,17 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
-import pyarrow as pa
 
-from qwen_jax.corpus.shuffle import REMOVED, first_of_group
+from qwen_jax.corpus.arrow import pa
+from qwen_jax.corpus.shuffle import first_of_group, removed_schema
 from qwen_jax.corpus.stage import reject, set_column
 
-_KEYS = pa.schema(
-    [("hash", pa.uint64()), ("check", pa.uint64()), ("row", pa.uint32()), ("part", pa.uint32())]
-)
+
+@functools.cache
+def _keys_schema() -> pa.Schema:
+    return pa.schema(
+        [("hash", pa.uint64()), ("check", pa.uint64()), ("row", pa.uint32()), ("part", pa.uint32())]
+    )
 
 
 def normalise(text: str) -> str:
@@ -67,7 +73,7 @@ class ExactDedup:
         both = np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)
         return pa.table(
             [both[:, 0], both[:, 1], pa.array(rows, pa.uint32()), pa.array(parts, pa.uint32())],
-            schema=_KEYS,
+            schema=_keys_schema(),
         )
 
     def _parts(self, text: str, url: str | None, kind: str):
@@ -90,7 +96,7 @@ class ExactDedup:
         first = first_of_group(hashes[by], checks[by])
         later = first != np.arange(len(first))
         return pa.table(
-            [orders[by][later], parts[by][later], orders[by][first[later]]], schema=REMOVED
+            [orders[by][later], parts[by][later], orders[by][first[later]]], schema=removed_schema()
         )
 
     def remove(self, table: pa.Table, removed: pa.Table, names: Sequence[str]) -> pa.Table:

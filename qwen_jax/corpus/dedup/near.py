@@ -5,16 +5,18 @@ one of `bands` bands with probability 1 - (1 - s^rows)^bands, the S-curve. What 
 through others, is one component, of which the first document stays.
 """
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
-import pyarrow as pa
 
 from qwen_jax.config import option
+from qwen_jax.corpus.arrow import pa
 from qwen_jax.corpus.dedup.minhash import signatures
-from qwen_jax.corpus.shuffle import REMOVED, first_of_group
+from qwen_jax.corpus.shuffle import first_of_group, removed_schema
 from qwen_jax.corpus.stage import reject
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)
@@ -76,7 +78,9 @@ class NearDedup:
         kept = orders[first]
         alike = kept != orders
         pairs = np.unique(np.stack((orders[alike], kept[alike]), 1), axis=0)
-        return pa.table([pairs[:, 0], np.zeros(len(pairs), np.uint32), pairs[:, 1]], schema=REMOVED)
+        return pa.table(
+            [pairs[:, 0], np.zeros(len(pairs), np.uint32), pairs[:, 1]], schema=removed_schema()
+        )
 
     def remove(self, table: pa.Table, removed: pa.Table, names: Sequence[str]) -> pa.Table:
         verdicts: list = [None] * len(table)

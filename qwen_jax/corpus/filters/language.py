@@ -4,14 +4,15 @@ Source code and formulas are in none: an identifier of languages finds Welsh or 
 threshold would throw them out. They are recognised first, named so, and kept.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import re
 from typing import ClassVar
 
-import pyarrow as pa
-
 from qwen_jax.config import option
+from qwen_jax.corpus.arrow import pa
 from qwen_jax.corpus.stage import Verdict, reject, set_column
 from qwen_jax.errors import DataError
 

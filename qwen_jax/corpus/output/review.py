@@ -39,7 +39,7 @@ def sample(rows: Iterable[Mapping], *, each: int = 10, seed: int = 0) -> list[Sa
     """At most `each` documents of every source and rule, the smallest hashes of their ids.
 
     Args:
-      rows: with the columns of stage.SCHEMA, and rejected_by and rejected_value where rejected.
+      rows: with the columns of stage.schema, and rejected_by and rejected_value where rejected.
 
     Raises:
       DataError: there are no rows.

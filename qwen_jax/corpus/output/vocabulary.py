@@ -4,16 +4,18 @@ Report: 2.2. The text for the merges is chosen by language and not by how large 
 Documents that are held out are not learned from, and compression is measured on them (Figure 3).
 """
 
+from __future__ import annotations
+
 import dataclasses
 import pathlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import pyarrow.compute as pc
 from tqdm import tqdm
 
 from qwen_jax.config import option
+from qwen_jax.corpus.arrow import pc
 from qwen_jax.corpus.output.mixture import parse_weights
 from qwen_jax.corpus.pipeline import Result
 from qwen_jax.corpus.stage_files import read_batches

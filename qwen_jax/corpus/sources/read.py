@@ -4,6 +4,8 @@ What is damaged becomes a row that is rejected, with where it is and why; a file
 or may not be read, fails its partition.
 """
 
+from __future__ import annotations
+
 import codecs
 import dataclasses
 import gzip
@@ -14,21 +16,19 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from qwen_jax.config import option
 from qwen_jax.corpus import partitions, source_files
+from qwen_jax.corpus.arrow import pa, pq
 from qwen_jax.corpus.partitions import Partition, Piece
 from qwen_jax.corpus.sources import charset, code_files, warc
 from qwen_jax.corpus.sources.page_worker import PageWorker
-from qwen_jax.corpus.stage import REJECTED, SCHEMA
+from qwen_jax.corpus.stage import rejected_schema, schema
 from qwen_jax.corpus.stage_files import BATCH_BYTES
 from qwen_jax.data.document import Document
 from qwen_jax.errors import DataError
 
-_ROWS = pa.schema([*SCHEMA, *REJECTED])
 _OWN = {
     "url": "url",
     "language": "language",
@@ -93,7 +93,7 @@ def documents(source: str) -> Iterator[Document]:
     Raises:
       DataError: it is missing or empty, has files of unknown kinds, or something in it is damaged.
     """
-    names = ["path", "text", "group", *REJECTED.names]
+    names = ["path", "text", "group", *rejected_schema().names]
     made, _ = partitions.plan([source], partition_mb=_LONGEST)
     for batch in itertools.chain.from_iterable(map(Read().batches, made)):
         for row in batch.select(names).to_pylist():
@@ -108,16 +108,17 @@ def documents(source: str) -> Iterator[Document]:
 
 
 def _table(rows: list[dict]) -> pa.Table:
-    known = set().union(*rows)
+    row_schema, known = pa.schema([*schema(), *rejected_schema()]), set().union(*rows)
     columns = [
         [row.get(name) for row in rows] if name in known else [None] * len(rows)
-        for name in _ROWS.names
+        for name in row_schema.names
     ]
     try:
-        return pa.table(columns, _ROWS)
+        return pa.table(columns, row_schema)
     except UnicodeEncodeError:
         return pa.table(
-            [[value and _whole_characters(value) for value in column] for column in columns], _ROWS
+            [[value and _whole_characters(value) for value in column] for column in columns],
+            row_schema,
         )
 
 
@@ -131,7 +132,7 @@ class _Reader:
         self._limit = int(settings.page_mb * 1e6)
         self._workers: dict[str, PageWorker] = {}
 
-    def __enter__(self) -> "_Reader":
+    def __enter__(self) -> _Reader:
         return self
 
     def __exit__(self, *_) -> None:
@@ -318,7 +319,7 @@ class _Reader:
         with source_files.open_binary(piece.path) as file:
             try:
                 opened = pq.ParquetFile(file)
-            except source_files.ARROW_ERRORS as error:
+            except source_files.arrow_errors() as error:
                 yield _rejected("", "damaged_file", source_files.damage(error))
                 return
             stop = 0
@@ -335,7 +336,7 @@ class _Reader:
                                 f"#{row}", dict(zip(batch.schema.names, values, strict=True))
                             )
                             row += 1
-                except source_files.ARROW_ERRORS as error:  # the other row groups may be whole
+                except source_files.arrow_errors() as error:  # the other row groups may be whole
                     yield _rejected(
                         f"#{row}",
                         "damaged_rows",

@@ -18,7 +18,7 @@ def apply(step, rows, tmp_path):
             {"id": str(i), "kind": "web", "source": "s"} | row
             for i, row in enumerate(rows[begin : begin + 3], begin)
         ]
-        tables.append(pa.Table.from_pylist(filled, schema=stage.SCHEMA))
+        tables.append(pa.Table.from_pylist(filled, schema=stage.schema()))
     files = [tmp_path / "keys" / f"{i:05}.parquet" for i in range(len(tables))]
     for path, table in zip(files, tables, strict=True):
         shuffle.write_keys(path, [step.keys(table.slice(0, 1), 0), step.keys(table.slice(1), 1)])

@@ -40,8 +40,8 @@ def new(draw, length=150):
 
 
 def test_no_documents_have_no_keys():
-    empty = pa.Table.from_pylist([], schema=stage.SCHEMA)
-    blank = pa.Table.from_pylist([{"text": "..."}], schema=stage.SCHEMA)
+    empty = pa.Table.from_pylist([], schema=stage.schema())
+    blank = pa.Table.from_pylist([{"text": "..."}], schema=stage.schema())
     for table in (empty, blank):
         keys = NearDedup().keys(table, 0)
         assert len(keys) == 0 and keys.schema.names == ["hash", "row"]
@@ -65,7 +65,8 @@ def test_components_by_hand_and_at_random(tmp_path):
             shuffle.write_removed(
                 paths[-1],
                 pa.table(
-                    [part[:, 0], np.zeros(len(part), np.uint32), part[:, 1]], schema=shuffle.REMOVED
+                    [part[:, 0], np.zeros(len(part), np.uint32), part[:, 1]],
+                    schema=shuffle.removed_schema(),
                 ),
             )
         table = components.removed(paths, first)

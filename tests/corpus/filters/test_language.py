@@ -63,7 +63,7 @@ def test_what_a_source_says_is_believed_under_its_code():
     table = pa.Table.from_pylist(
         [{"text": ENGLISH, "kind": "web", "language": said} for said in ("Chinese", "unknown")]
         + [{"text": PYTHON, "kind": "code", "language": "python"}],
-        schema=stage.SCHEMA,
+        schema=stage.schema(),
     )
     assert Language()(table)["language"].to_pylist() == ["zh", "en", "python"]
 
@@ -81,7 +81,7 @@ def rows(**settings):
             ("Hallo", "web", "en"),
         ]
     ]
-    table = pa.Table.from_pylist(made, schema=stage.SCHEMA)
+    table = pa.Table.from_pylist(made, schema=stage.schema())
     assert len(Language(**settings)(table.slice(0, 0))) == 0
     return Language(**settings)(table).to_pylist()
 
