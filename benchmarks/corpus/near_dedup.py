@@ -71,25 +71,9 @@ def main(config: Config) -> None:
         other, similarity = alike(draw, text, LEVELS[i % len(LEVELS)], config.minhash.shingle)
         planted.append(other)
         exact.append(similarity)
-    with tempfile.TemporaryDirectory() as folder:
-        write_rows(
-            pathlib.Path(folder) / "a.jsonl",
-            [{"text": text, "n": i} for i, text in enumerate(originals + planted)],
-        )
-        result = pipeline.run(
-            [f"{folder}/a.jsonl"], [Read(), config.minhash], f"{folder}/out", workers=0
-        )
-        rejected = [
-            row
-            for i in range(result.partitions)
-            for row in pq.read_table(result.folder.rejected(i)).to_pylist()
-        ]
+    kept_of = duplicates(originals + planted, config.minhash)
     gone = np.zeros(len(originals) + len(planted), bool)
-    kept_of = {}
-    for row in rejected:
-        place = int(row["metadata"].split(":")[1].rstrip("}"))
-        gone[place] = True
-        kept_of[place] = int(row["rejected_value"].partition("#")[2])
+    gone[list(kept_of)] = True
     found = gone[len(originals) :]
     right = np.array([kept_of.get(len(originals) + i) == i for i in range(number)])
     wrong = int(gone[: len(originals)].sum()) + int((found & ~right).sum())
@@ -131,6 +115,25 @@ def main(config: Config) -> None:
             "utf-8",
         )
         plot(path.with_suffix(".png"), curve, level_of, exact_of, found)
+
+
+def duplicates(texts: list[str], minhash: NearDedup) -> dict[int, int]:
+    """The number of each text that the pipeline rejects, and of the one kept instead."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_rows(
+            pathlib.Path(folder) / "a.jsonl",
+            [{"text": text, "n": i} for i, text in enumerate(texts)],
+        )
+        result = pipeline.run([f"{folder}/a.jsonl"], [Read(), minhash], f"{folder}/out", workers=0)
+        rejected = [
+            row
+            for i in range(result.partitions)
+            for row in pq.read_table(result.folder.rejected(i)).to_pylist()
+        ]
+    return {
+        int(row["metadata"].split(":")[1].rstrip("}")): int(row["rejected_value"].partition("#")[2])
+        for row in rejected
+    }
 
 
 def plot(path: pathlib.Path, curve: dict, level_of, exact_of, found) -> None:

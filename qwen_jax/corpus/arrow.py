@@ -31,7 +31,8 @@ class _Lazy:
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
+
+    pc: Any  # it makes its functions when it is imported
 else:
     pa, pc, pq = map(_Lazy, ("pyarrow", "pyarrow.compute", "pyarrow.parquet"))

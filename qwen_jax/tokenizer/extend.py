@@ -127,7 +127,8 @@ def qwen_base(ranks: Mapping[bytes, int]) -> dict[bytes, int]:
     numbers in full-width digits, which cannot occur either, and so does this.
     """
     kept = sorted(
-        (token for token in ranks if len(token) == 1 or not token.isdigit()), key=ranks.get
+        (token for token in ranks if len(token) == 1 or not token.isdigit()),
+        key=lambda token: ranks[token],
     )
     return {token: rank for rank, token in enumerate(kept)}
 

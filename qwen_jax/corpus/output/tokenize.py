@@ -157,14 +157,7 @@ def tokenise(
       {source: the manifest's entries}.
     """
     folder, parts = pathlib.Path(output), f"{output}.parts"
-    of = {
-        name: [i for i, each in enumerate(result.sources) if each == name]
-        for name in dict.fromkeys(result.sources)
-    }
-    for name, numbers in list(of.items()):
-        if not any(result.folder.counts(i)["kept"]["documents"] for i in numbers):
-            say(f"{name}: nothing is left of it, see counts.json; it has no shards")
-            del of[name]
+    of = _partitions(result, say)
     tokenizer = _tokenizer(tokenizer_path)
     if not folder.exists():
         shutil.rmtree(parts, ignore_errors=True)  # of shards that were deleted
@@ -203,6 +196,32 @@ def tokenise(
     entries = dict(
         engine.run_tasks(_Gather(tokenizer_path, parts, output, splits, of), tasks, workers=workers)
     )
+    made = _write_manifests(folder, entries, splits, tokenizer, say)
+    shutil.rmtree(parts)
+    return made
+
+
+def _partitions(result: Result, say: Callable[[str], None]) -> dict[str, list[int]]:
+    """The partitions of each source of which something is left."""
+    of = {
+        name: [i for i, each in enumerate(result.sources) if each == name]
+        for name in dict.fromkeys(result.sources)
+    }
+    for name, numbers in list(of.items()):
+        if not any(result.folder.counts(i)["kept"]["documents"] for i in numbers):
+            say(f"{name}: nothing is left of it, see counts.json; it has no shards")
+            del of[name]
+    return of
+
+
+def _write_manifests(
+    folder: pathlib.Path,
+    entries: dict[tuple[str, int], dict],
+    splits: dict[str, Split],
+    tokenizer: Tokenizer,
+    say: Callable[[str], None],
+) -> dict[str, list[dict]]:
+    """Writes the manifests and sources.json; the entries of each source."""
     made = {}
     for name, of_source in splits.items():
         made[name] = [entries[name, i] for i in range(len(of_source.files()))]
@@ -221,5 +240,4 @@ def tokenise(
             for name, each in made.items()
         },
     )
-    shutil.rmtree(parts)
     return made

@@ -221,12 +221,13 @@ def measured_texts(result: Result, split: Split) -> dict[str, list[str]]:
             found.setdefault(part, []).append(text)
             sizes[part] = sizes.get(part, 0) + len(text)
     languages = {language for language, _ in found}
-    return {
-        language if (language, True) in found else f"{language} (seen)": found.get(
-            (language, True), found.get((language, False))
-        )
-        for language in sorted(languages, key=lambda each: (-sizes.get((each, False), 0), each))
-    }
+    texts = {}
+    for language in sorted(languages, key=lambda each: (-sizes.get((each, False), 0), each)):
+        if (language, True) in found:
+            texts[language] = found[language, True]
+        else:
+            texts[f"{language} (seen)"] = found[language, False]
+    return texts
 
 
 def _made_from(config: Vocabulary, split: Split, found: Mapping[str, Any]) -> dict:
