@@ -56,7 +56,7 @@ def main(config: Config) -> None:
     context, sentence = chat.context(model, config.context)
     settings = {"context": context, "cache_dtype": config.cache_dtype}
     start = functools.partial(start_engine, params, model, tokenizer, mesh=mesh, **settings)
-    if config.input is None:
+    if config.input is None or config.output is None:  # both, or neither
         engine = start(rows=config.settings.n)
         for text in continuations(engine, tokenizer, config.prompt, config.settings):
             print(config.prompt + text, end="\n\n")

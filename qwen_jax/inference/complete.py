@@ -61,7 +61,8 @@ class Completer:
     def texts(self, talks: Sequence[Sequence[Turn]]) -> list[str | None]:
         """The answers alone, in order, all with seed 0."""
         found = dict(self.stream(talks, [0] * len(talks)))
-        return [None if found[place] is None else found[place].text for place in range(len(talks))]
+        answers = [found[place] for place in range(len(talks))]
+        return [None if answer is None else answer.text for answer in answers]
 
     def _prompt(self, talk: Sequence[Turn]) -> list[int]:
         begun = ""

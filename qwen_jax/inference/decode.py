@@ -95,7 +95,7 @@ def generate(
         num_stop_ids=_bucket(len(settings[0].stop_token_ids), 4),
         streams=None if np.ndim(seed) else range(len(padded)),
     )
-    room = _bucket(sampling.limits.max())
+    room = _bucket(int(sampling.limits.max()))
     new = rollout(params, padded, lengths, sampling, config=config, room=room)
     tokens = jax.device_get(new.tokens)
     rows = [row[row >= 0].tolist() for row in tokens[: len(prompts)]]
@@ -157,14 +157,14 @@ def rollout(
 
 def _bucket(n: int, least: int = _SMALLEST_BUCKET) -> int:
     """The power of two that n tokens or rows are padded to."""
-    return max(least, 1 << max(int(n) - 1, 0).bit_length())
+    return max(least, 1 << max(n - 1, 0).bit_length())
 
 
 def _pad(prompts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Tokens [B, T] and lengths [B], both dimensions a bucket; rows of length 0 fill the batch."""
     lengths = np.zeros(_bucket(len(prompts), 1), np.int32)
     lengths[: len(prompts)] = [len(prompt) for prompt in prompts]
-    padded = np.zeros((len(lengths), _bucket(lengths.max())), np.int32)
+    padded = np.zeros((len(lengths), _bucket(int(lengths.max()))), np.int32)
     for row, prompt in zip(padded, prompts, strict=False):
         row[: len(prompt)] = prompt
     return padded, lengths

@@ -187,7 +187,7 @@ class Engine:
             return events
         # One wait for the devices, for all of the step.
         first, new, active = jax.device_get((first, new, active))
-        for row in np.flatnonzero(begun):
+        for row in np.flatnonzero(begun).tolist():
             tokens, logprobs = new.tokens[row], new.logprobs[row]
             if row in first:
                 tokens = np.concatenate([first[row][0][None], tokens])
@@ -246,7 +246,7 @@ class Engine:
         return first
 
     def _begin(self, row: int) -> tuple:
-        tokens = self._schedule.prompt(row)
+        tokens = self._schedule.job(row).request.prompt
         prompt = np.full(self.slots, self.config.vocab_size, np.int32)
         prompt[: len(tokens)] = tokens
         own = jax.tree.map(lambda x: x[row : row + 1] if np.ndim(x) else x, self._sampling)
@@ -256,7 +256,7 @@ class Engine:
         return token, logprob
 
     def _new_tokens(self, row: int, tokens, logprobs, active: bool) -> list[Event]:
-        job, events = self._schedule.jobs[row], []
+        job, events = self._schedule.job(row), []
         sampling = job.request.sampling
         for token, logprob in zip(tokens.tolist(), logprobs.tolist(), strict=True):
             job.count += 1

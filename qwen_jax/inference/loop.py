@@ -6,9 +6,9 @@ of the sampler that no row of the batch asks for are skipped at run time; nothin
 B rows, R room for new tokens in one call, V vocabulary.
 """
 
-import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.struct import PyTreeNode
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.inference import logits as filters
@@ -17,8 +17,7 @@ from qwen_jax.inference.sampling import SamplingArrays
 from qwen_jax.types import Array, KVCache, Params
 
 
-@flax.struct.dataclass
-class DecodeState:
+class DecodeState(PyTreeNode):
     cache: KVCache
     last: Array  # int32 [B]; the newest token, not yet in the cache
     counts: Array  # int32 [B]; new tokens so far, a stop id not among them
@@ -26,8 +25,7 @@ class DecodeState:
     seen: Array  # bool [B, V]; what the repetition penalty acts on
 
 
-@flax.struct.dataclass
-class NewTokens:
+class NewTokens(PyTreeNode):
     """What one call added; a row's tokens come first, then -1."""
 
     tokens: Array  # int32 [B, R]

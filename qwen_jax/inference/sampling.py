@@ -14,9 +14,9 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import flax.struct
 import jax
 import numpy as np
+from flax.struct import PyTreeNode
 
 from qwen_jax.config import option
 from qwen_jax.errors import ConfigError
@@ -163,8 +163,7 @@ def per_prompt(num_prompts: int, where: str = "{}", **fields: Any) -> list[Sampl
     ]
 
 
-@flax.struct.dataclass
-class SamplingArrays:
+class SamplingArrays(PyTreeNode):
     """The SamplingParams of a batch as the decoding loop reads them; B rows."""
 
     seeds: Array  # uint32 [B]

@@ -5,6 +5,7 @@ The page experiments/chat.py loads a model and starts it.
 
 import contextlib
 import dataclasses
+import io
 import json
 import pathlib
 import signal
@@ -49,7 +50,7 @@ class Conversation:
         system: str | None,
     ):
         self._engine, self._tokenizer, self._context = engine, tokenizer, context
-        self._plain, self._system = system is None, system
+        self._plain, self._system = system is None, system or ""
         stop_ids = (tokenizer.end_of_text,) if self._plain else chatml.stop_ids(tokenizer)
         self._sampling = sampling.also_ending_at(stop_ids)
         self._keyboard = Keyboard()
@@ -60,7 +61,8 @@ class Conversation:
         """Question and answer in turn, until the user ends it."""
         with contextlib.suppress(ImportError):  # the arrow keys, where Python has them
             import readline  # noqa: F401
-        sys.stdout.reconfigure(errors="replace")
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace")
         while (line := self._keyboard.read("> ")) is not None:
             if line.startswith("/"):
                 if not self.command(line):
@@ -112,11 +114,8 @@ class Conversation:
             ids = self._tokenizer.encode(self._text + said) or [self._tokenizer.end_of_text]
             over = max(len(ids) - budget, 0)
             return tuple(ids[over:]), f"the first {over:,} tokens are" if over else ""
-        prompt = chat.fit(
-            [("system", self._system), *self._messages, ("user", said)],
-            self._tokenizer,
-            budget=budget,
-        )
+        messages: list[chatml.Message] = [("system", self._system), *self._messages, ("user", said)]
+        prompt = chat.fit(messages, self._tokenizer, budget=budget)
         del self._messages[: _start_of(self._messages, prompt.dropped)]
         plural = "turns are" if prompt.dropped > 1 else "turn is"
         return prompt.tokens, f"the oldest {prompt.dropped} {plural}" if prompt.dropped else ""
@@ -188,10 +187,10 @@ def stream(engine: Engine, request: Request, keyboard: Keyboard) -> str:
             print(printable(event.text), end="", flush=True)
         if first is None and count:
             first, at_once = time.monotonic(), count
-    wait = f", first after {first - begin:.2f} s" if count else ""
+    wait = "" if first is None else f", first after {first - begin:.2f} s"
     speed = (
         f", {(count - at_once) / (time.monotonic() - first):.1f} tokens/s"
-        if count > at_once
+        if first is not None and count > at_once
         else ""
     )
     print(f"\n({count} tokens{wait}{speed}{'' if finish == 'stop' else f'; {_ENDS[finish]}'})")

@@ -107,6 +107,9 @@ class Answer:
             "total_tokens": self._prompt_tokens + self._new_tokens,
         }
 
+    def _raw(self, events: list[Event]) -> list[bytes]:
+        return [self._token_bytes[event.token] for event in events if event.token is not None]
+
     def _logprobs(self, events: list[Event], offset: int) -> dict[str, Any]:
         """Of the chosen tokens: log of the untruncated softmax.
 
@@ -122,8 +125,7 @@ class Answer:
                         "bytes": list(raw),
                         "top_logprobs": [],
                     }
-                    for event in events
-                    for raw in [self._token_bytes[event.token]]
+                    for event, raw in zip(events, self._raw(events), strict=True)
                 ],
                 "refusal": None,
             }
@@ -132,7 +134,7 @@ class Answer:
             offsets.append(offset)
             offset += len(event.text)
         return {
-            "tokens": [_name(self._token_bytes[event.token]) for event in events],
+            "tokens": [_name(raw) for raw in self._raw(events)],
             "token_logprobs": [event.logprob for event in events],
             "top_logprobs": None,
             "text_offset": offsets,

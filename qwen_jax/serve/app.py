@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import hmac
 from collections import Counter
+from typing import Any
 
 from qwen_jax.errors import ConfigError
 from qwen_jax.inference.stream import token_bytes
@@ -253,6 +254,11 @@ def create_app(worker: Worker, tokenizer: Tokenizer, config: ServerConfig):
         yield
         worker.stop()
 
+    handlers: dict[Any, Any] = {
+        ApiError: _refuse,
+        HTTPException: _no_route,
+        ClientDisconnect: _ended,
+    }
     app = Starlette(
         lifespan=lifespan,
         routes=[
@@ -263,7 +269,7 @@ def create_app(worker: Worker, tokenizer: Tokenizer, config: ServerConfig):
             Route("/health", api.health),
             Route("/metrics", api.metrics),
         ],
-        exception_handlers={ApiError: _refuse, HTTPException: _no_route, ClientDisconnect: _ended},
+        exception_handlers=handlers,
     )
     app.add_middleware(_Gate, api=api)
     return app

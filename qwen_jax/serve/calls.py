@@ -229,7 +229,7 @@ class _Fields:
             raise ApiError(f"{name}={_short(value)} is not true or false.", name)
         return value
 
-    def number(self, name: str, default, low: float, high: float, *, whole: bool = False):
+    def number(self, name: str, default, low: float, high: float, *, whole: bool = False) -> Any:
         """A number in [low, high]."""
         value = self.take(name)
         if value is None:

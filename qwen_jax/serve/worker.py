@@ -240,6 +240,7 @@ class Worker:
             self._in_loop(self._deliver, routed)
 
     def _in_loop(self, function, *arguments) -> None:
+        assert self._loop is not None, "start() comes first"
         # The loop is closed where the end of the program does not wait for this thread's step.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, *arguments)

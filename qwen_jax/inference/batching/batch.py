@@ -9,9 +9,9 @@ B rows, P prompts of T tokens prefilled at a time, S slots, V vocabulary.
 import contextlib
 import functools
 
-import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.struct import PyTreeNode
 from jax.sharding import Mesh
 
 from qwen_jax.config import ModelConfig
@@ -24,8 +24,7 @@ from qwen_jax.parallel.sharding import use_layout
 from qwen_jax.types import Array, Params
 
 
-@flax.struct.dataclass
-class Rows:
+class Rows(PyTreeNode):
     """The device's side of the engine."""
 
     decode: DecodeState
@@ -161,7 +160,7 @@ def begin(
         lambda: jnp.zeros(state.seen.shape[1:], bool),
     )
     one = DecodeState(
-        cache=None,
+        cache=state.cache,  # which `take` does not look at
         last=jnp.zeros((1,), jnp.int32),
         counts=jnp.zeros((1,), jnp.int32),
         active=jnp.ones((1,), bool),

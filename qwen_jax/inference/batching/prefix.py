@@ -54,7 +54,7 @@ def plan(
         # Of equals, a free one: nothing is copied then.
         if shared > best_shared or (shared == best_shared > 0 and row in free):
             best, best_shared = row, shared
-    row = best if best in free else min(free, key=lambda row: rows[row].clock)
+    row = best if best is not None and best in free else min(free, key=lambda row: rows[row].clock)
     return Plan(row, best, best_shared)
 
 

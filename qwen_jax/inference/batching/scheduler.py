@@ -63,9 +63,11 @@ class Scheduler:
     def busy(self) -> bool:
         return bool(self.queue) or any(job is not None for job in self.jobs)
 
-    def prompt(self, row: int) -> tuple[int, ...]:
-        """The prompt of the row's job."""
-        return self.jobs[row].request.prompt
+    def job(self, row: int) -> Job:
+        """The job of a row that has one."""
+        job = self.jobs[row]
+        assert job is not None, f"row {row} is idle"
+        return job
 
     def admit(self) -> Iterator[tuple[Job, Plan]]:
         """Gives rows to waiting jobs, in order, as long as there are any."""

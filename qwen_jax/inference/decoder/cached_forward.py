@@ -79,19 +79,18 @@ def forward_cached(
       Logits float32 [B, V] after each row's last real token, and the cache.
     """
     B, T = tokens.shape
-    num_tokens = jnp.full((B,), T, jnp.int32) if num_tokens is None else num_tokens
-    prompt_lengths = num_tokens if prompt_lengths is None else prompt_lengths
+    counts = jnp.full((B,), T, jnp.int32) if num_tokens is None else num_tokens
     lengths = kv_cache.take_rows(cache.lengths, rows)
     ntk_lengths = jnp.where(
-        (lengths == 0) & (num_tokens > 0),
-        prompt_lengths,
+        (lengths == 0) & (counts > 0),
+        counts if prompt_lengths is None else prompt_lengths,
         kv_cache.take_rows(cache.ntk_lengths, rows),
     )
     new = _NewTokens(
         positions=lengths[:, None] + jnp.arange(T, dtype=jnp.int32)[None],
-        last=jnp.maximum(num_tokens - 1, 0)[:, None],
+        last=jnp.maximum(counts - 1, 0)[:, None],
         lengths=lengths,
-        num_tokens=num_tokens,
+        num_tokens=counts,
         ntk_lengths=ntk_lengths,
         rows=rows,
         empty=empty,
@@ -105,14 +104,14 @@ def forward_cached(
     block = functools.partial(_layer, new=new, codes=codes)
     # Reading is done before writing begins: otherwise XLA keeps a copy of what it still reads.
     x, pairs = jax.lax.optimization_barrier(_over_layers(block, x, cache, params.layers, config))
-    cache = kv_cache.write(cache, pairs, rows=rows, start_B=lengths, num_tokens_B=num_tokens)
+    cache = kv_cache.write(cache, pairs, rows=rows, start_B=lengths, num_tokens_B=counts)
     x = x if x.shape[1] == 1 else new.take_last(x)
     x = rms_norm(x, params.final_norm, epsilon=config.norm_epsilon)
     head = params.embed if params.head is None else params.head
     inputs_last = isinstance(params, TurnedParams) or params.head is None
     logits = unembed(x, head, product=turned_linear if inputs_last else linear)[:, 0]
     return logits, cache.replace(
-        lengths=kv_cache.put_rows(cache.lengths, lengths + num_tokens, rows),
+        lengths=kv_cache.put_rows(cache.lengths, lengths + counts, rows),
         ntk_lengths=kv_cache.put_rows(cache.ntk_lengths, ntk_lengths, rows),
     )
 
@@ -165,7 +164,8 @@ def _layer(
     config = new.config
     codes = new.position_codes(new.positions, window=window) if codes is None else codes
     y = rms_norm(x, layer.attention_norm, epsilon=config.norm_epsilon)
-    at, is_turned = new.positions, isinstance(layer, TurnedLayer)
+    at = new.positions
+    is_turned = isinstance(layer, TurnedLayer)
     if is_turned:
         q, k, v = turned_qkv(y, layer, config)
         k = rotate(k, codes[0])
@@ -211,12 +211,12 @@ def _over_layers(block, x, cache: KVCache, layers, config: ModelConfig):
     windows, new = config.extension.windows, []
     if isinstance(layers, tuple):
         for i, layer in enumerate(layers):
-            held, index = (cache.blocks[i], 0) if len(cache.blocks) > 1 else (cache.blocks[0], i)
+            stack = i if len(cache.blocks) > 1 else 0
             x, pair = block(
                 x,
                 layer,
-                held,
-                index,
+                cache.blocks[stack],
+                i - stack,
                 windows and windows[i],
                 only_last=x.shape[1] > 1 and i == len(layers) - 1,
             )
@@ -267,7 +267,7 @@ def _attend(
     length = key_at[:, 0]
     longest = jnp.max(jnp.where(in_use, length, 0))
     earliest = jnp.int32(0)
-    if window is not None:
+    if first_seen is not None:
         earliest = jnp.min(jnp.where(in_use, first_seen[:, 0, 0, 0], np.iinfo(np.int32).max))
     for blocks, begin, end in _together(held, least=1 if T == 1 else 2 * _PIECE):
 
@@ -276,7 +276,7 @@ def _attend(
             keys, values = (jnp.concatenate(parts, axis=2) for parts in zip(*pairs, strict=True))
             slot = jnp.arange(begin, end, dtype=jnp.int32)[None, None, None]
             visible = slot < length[:, None, None, None]
-            if window is not None:
+            if first_seen is not None:
                 visible = visible & (slot >= first_seen)
             return _add(carry, q, keys, values, visible)
 

@@ -6,9 +6,9 @@ E outputs of a matrix.
 
 import functools
 
-import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.struct import PyTreeNode
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.kernels.platform import target_of
@@ -18,8 +18,7 @@ from qwen_jax.types import Array, LayerParams, Params
 _PIECE = 256  # tokens of a row whose widest arrays, [T, 2 F], are computed at a time
 
 
-@flax.struct.dataclass
-class TurnedLayer:
+class TurnedLayer(PyTreeNode):
     """A layer's weights, each matrix with its inputs last; those of one input are one matrix."""
 
     attention_norm: Array  # [D]
@@ -31,8 +30,7 @@ class TurnedLayer:
     w_down: Array  # [D, F]
 
 
-@flax.struct.dataclass
-class TurnedParams:
+class TurnedParams(PyTreeNode):
     """The weights layer by layer.
 
     A CPU multiplies a few rows fastest in this order, and XLA:CPU would copy each layer's weights
