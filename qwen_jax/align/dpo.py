@@ -6,17 +6,16 @@ travel with the pairs: one model is in memory.
 B pairs, T positions.
 """
 
-import flax.struct
 import jax
 import jax.numpy as jnp
+from flax.struct import PyTreeNode
 
 from qwen_jax.align.log_probs import token_log_probs
 from qwen_jax.config import ModelConfig
 from qwen_jax.types import Array, PairBatch, Params, Sums
 
 
-@flax.struct.dataclass
-class ComparedPairs:
+class ComparedPairs(PyTreeNode):
     """Pairs with what the reference model thinks of them."""
 
     pairs: PairBatch

@@ -10,10 +10,10 @@ B rows, T positions.
 
 from collections.abc import Callable
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from flax.struct import PyTreeNode
 
 from qwen_jax.align.log_probs import Window, token_log_probs
 from qwen_jax.align.ppo_config import PPOConfig
@@ -26,8 +26,7 @@ from qwen_jax.train.step import Metrics, make_train_step, unless_halted
 from qwen_jax.types import Array, Batch, Params, ScoringParams, Sums, TrainState
 
 
-@flax.struct.dataclass
-class Rollout:
+class Rollout(PyTreeNode):
     """Prompts with sampled answers, and what the four models say of them; padded on the right."""
 
     tokens: Array  # int32 [B, T]
@@ -44,8 +43,7 @@ class Rollout:
     ended: Array  # float32 [B]; 1 where the answer has its end token, 0 where it was cut off
 
 
-@flax.struct.dataclass
-class Bases:
+class Bases(PyTreeNode):
     """Weights that stand still, beside which policy and value model are adapters.
 
     The policy's are the reference's. The value model stands beside the reward model, or beside the
@@ -63,8 +61,7 @@ class Bases:
         return from_language_model(self.reference, None)
 
 
-@flax.struct.dataclass
-class PPOBatch:
+class PPOBatch(PyTreeNode):
     """What one step learns from."""
 
     rollout: Rollout
@@ -72,8 +69,7 @@ class PPOBatch:
     bases: Bases | None = None  # of adapters; None: policy and value model are trained themselves
 
 
-@flax.struct.dataclass
-class RunningMoments:
+class RunningMoments(PyTreeNode):
     """Mean and variance of all rewards so far (Chan's parallel update)."""
 
     count: Array  # float32 []
@@ -81,8 +77,7 @@ class RunningMoments:
     variance: Array  # float32 []
 
 
-@flax.struct.dataclass
-class PPOState:
+class PPOState(PyTreeNode):
     """All that PPO changes, so that one checkpoint resumes it exactly."""
 
     step: Array  # int32 []
@@ -96,8 +91,7 @@ class PPOState:
         return self.policy.params, self.value.params
 
 
-@flax.struct.dataclass
-class Lesson:
+class Lesson(PyTreeNode):
     """What an update of policy or value needs of each token: [B, T]."""
 
     rollout: Rollout

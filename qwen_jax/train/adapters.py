@@ -12,9 +12,9 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import flax.struct
 import jax
 import optax
+from flax.struct import PyTreeNode
 from jax.sharding import Mesh
 
 from qwen_jax.config import ModelConfig
@@ -35,8 +35,7 @@ class Adapters:
     base: dict[str, Any]
 
 
-@flax.struct.dataclass
-class OnBase:
+class OnBase(PyTreeNode):
     """What a step of adapters is given."""
 
     base: Any
