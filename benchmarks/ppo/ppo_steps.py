@@ -6,6 +6,7 @@ that ids end before it, so that it is never produced. A step's work is the same 
 
 import dataclasses
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -123,7 +124,8 @@ class TimedSteps:
         )(jax.random.key(0))
 
     def _compile_sampler(self, settings: PPOConfig) -> Sampler:
-        tokenizer, bases = Numbers(self.model.vocab_size), ppo.Bases(self._reference(), None)
+        tokenizer: Any = Numbers(self.model.vocab_size)  # it has what a Sampler calls
+        bases = ppo.Bases(self._reference(), None)
         rows = rows_of(self._prompts(0), 0, config=settings, tokenizer=tokenizer, seed=0)
         programs = compiled_programs(
             rollout_programs(self.model, settings, end_id=tokenizer.im_end),

@@ -9,6 +9,7 @@ B rows, T positions.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +88,8 @@ class PPOState(PyTreeNode):
     halted: Array | None = None  # bool []; as TrainState.halted, for all of it
 
     @property
-    def params(self) -> tuple[Params, ScoringParams]:
+    def params(self) -> tuple[Any, Any]:
+        """Of the policy and of the value model."""
         return self.policy.params, self.value.params
 
 
@@ -126,6 +128,7 @@ def make_ppo_step(
         rollout, bases = batch.rollout, batch.bases
         objectives = policy_objective(model, config), value_objective(model, config)
         if bases is not None:
+            assert lora is not None, "bases are of adapters"
             objectives = (
                 beside(bases.reference, objectives[0], lora),
                 beside(bases.value, objectives[1], lora),
@@ -175,6 +178,7 @@ def make_ppo_step(
             rewards=moments,
         )
         # What is not finite leaves all as it was, the running moments too.
+        assert policy.halted is not None and value.halted is not None  # set above
         return unless_halted(~(policy.halted | value.halted), new, state), metrics
 
     return jax.jit(ppo_step, donate_argnums=0)

@@ -85,7 +85,7 @@ def ppo_program(
     """
     model, train = config.model, config.train
     full_specs = param_specs, scoring_specs
-    policy_specs, value_specs = specs = tuple(
+    policy_specs, value_specs = (
         of(model) if lora is None else lora_specs(model, lora, of) for of in full_specs
     )
     optimizers = (
@@ -120,7 +120,7 @@ def ppo_program(
         state=state,
         batch=batch.replace(bases=None if lora is None else frozen),
         frozen=frozen,
-        specs=specs,
+        specs=(policy_specs, value_specs),
         optimizers=optimizers,
         lora=lora,
     )

@@ -173,7 +173,7 @@ def rows_of(
 class PromptRows:
     """Prompts of at most `max_tokens` tokens, as rows that `collate` makes a batch of."""
 
-    def __init__(self, prompts: Sequence[Sequence[int]]):
+    def __init__(self, prompts: Sequence[Sequence[int] | np.ndarray]):
         """
         Raises:
           DataError: there is no prompt.

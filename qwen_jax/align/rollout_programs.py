@@ -96,18 +96,18 @@ def compiled_programs(
       sharding: of the rows.
     """
     policy, value = params
-    *rows, sampling = jax.tree.map(
+    *prompts, sampling = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding if x.ndim else None),
         rows,
     )
-    new = jax.eval_shape(programs.generate, policy, bases, *rows, sampling)
-    generate = programs.generate.lower(policy, bases, *rows, sampling).compile()
+    new = jax.eval_shape(programs.generate, policy, bases, *prompts, sampling)
+    generate = programs.generate.lower(policy, bases, *prompts, sampling).compile()
     new = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         new,
         generate.output_shardings,
     )
-    score = programs.score.lower(policy, value, bases, *rows, new).compile()
+    score = programs.score.lower(policy, value, bases, *prompts, new).compile()
     return RolloutPrograms(generate, score)
 
 

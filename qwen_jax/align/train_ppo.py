@@ -115,7 +115,8 @@ def train_ppo(
         phases=batches.phases,
         header=_header(config, prompts.length, program),
     )
-    return run(config, job, emit=emit)
+    state: Any = run(config, job, emit=emit)
+    return state
 
 
 class PPOBatches:
@@ -165,8 +166,8 @@ class PPOBatches:
             programs, program.state.params, program.frozen, rows, self._sharding
         )
 
-    def executables(self) -> list[jax.stages.Compiled]:
-        """What runs between two steps, for its memory to be known."""
+    def executables(self) -> list[Any]:
+        """The compiled programs that run between two steps, for their memory to be known."""
         return [self._rollout_programs.generate, self._rollout_programs.score]
 
     @contextlib.contextmanager

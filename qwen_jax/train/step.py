@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from qwen_jax.types import Array, Batch, Params, Sums, TrainState
+from qwen_jax.types import Array, Batch, Sums, TrainState
 
-Objective = Callable[[Params, Batch, Array | None], Sums]
+Objective = Callable[[Any, Any, Array | None], Sums]  # (params, batch, key), of any model
 Metrics = dict[str, Array]
 
 
