@@ -96,9 +96,9 @@ def main(config: Config) -> None:
             "name .json or .jsonl files; experiments.reward_model --help says which formats.",
         )
     started, tokenizer = start(config, config.data.context_length)
-    rows = read_pair_rows(config.data.pairs, started, tokenizer, flags.emit)
+    rows = read_pair_rows(config.data.pairs, started, tokenizer, flags.log)
     with ended_by_signal():
-        train_dpo(for_epochs(started, len(rows), flags.emit), rows, tokenizer, emit=flags.emit)
+        train_dpo(for_epochs(started, len(rows), flags.log), rows, tokenizer, log=flags.log)
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ def workload_of(config: Config) -> Workload:
     return Workload(config.stage, model, recipe.optimizer, train, **more)
 
 
-def candidates(config: Config, workload: Workload, topology, emit) -> list[Workload]:
+def candidates(config: Config, workload: Workload, topology, log) -> list[Workload]:
     """The layout that the flags give, or the best on paper."""
     mesh = None if config.mesh is None else mesh_of(config.mesh)
     remat = _REMAT.get(config.remat or "", config.remat)
@@ -150,7 +150,7 @@ def candidates(config: Config, workload: Workload, topology, emit) -> list[Workl
             if looked_at
             else "take a smaller slice, other --micro_batches, or a larger --max_tensor.",
         )
-    emit(
+    log(
         f"{looked_at} layouts, of which {too_large} should not fit; compiling {len(found)}, the "
         "best on paper"
     )
@@ -173,28 +173,28 @@ def main(config: Config) -> None:
     plan(config)
 
 
-def plan(config: Config, emit=flags.emit) -> list[dict]:
+def plan(config: Config, log=flags.log) -> list[dict]:
     """Prints the table; returns what was found of each layout, fastest first."""
     workload = workload_of(config)
     if config.topology.split("-")[0] in gpus.KINDS:
         for text in gpus.lines(workload, config.topology, config.price):
-            emit(text)
+            log(text)
         return []
     topology = topologies.by_name(config.topology)
     check(config)
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))
-    emit(
+    log(
         f"{topology}; {config.stage} of {config.model}, {tokens_per_step(workload):,} tokens a "
         f"step, {workload.train.num_steps:,} steps ({versions})"
     )
-    found = compile_all(config, candidates(config, workload, topology, emit), topology, emit)
-    emit(table.HEADER)
+    found = compile_all(config, candidates(config, workload, topology, log), topology, log)
+    log(table.HEADER)
     for planned in found:
-        emit(table.line(planned, config.price))
+        log(table.line(planned, config.price))
     if found and found[0].estimate is not None:
-        emit("the first of these:")
+        log("the first of these:")
         for text in table.details(found[0].result):
-            emit(text)
+            log(text)
     rows = [planned.record() for planned in found]
     if config.output:
         record = {
@@ -225,7 +225,7 @@ def check(config: Config) -> None:
 
 
 def compile_all(
-    config: Config, layouts: list[Workload], topology, emit: Callable[[str], None]
+    config: Config, layouts: list[Workload], topology, log: Callable[[str], None]
 ) -> list[table.Planned]:
     """Compiles each layout, with a line before and after it; the best is the first."""
     options = dict(text.split("=", 1) for text in config.compiler_options)
@@ -235,7 +235,7 @@ def compile_all(
         if config.keep_hlo:
             pathlib.Path(config.keep_hlo).mkdir(parents=True, exist_ok=True)
             keep = pathlib.Path(config.keep_hlo) / f"{config.model}_{config.topology}_{number}.hlo"
-        emit(
+        log(
             f"{number} of {len(layouts)}: compiling {table.mesh_name(layout.mesh)}, remat "
             f"{layout.model.remat}, micro-batches {layout.train.micro_batches} (minutes)"
         )
@@ -243,12 +243,12 @@ def compile_all(
         guess = None if result.error else estimate(result, layout, topology)
         planned = table.Planned(layout, topology, result, guess)
         found.append(planned)
-        emit(
+        log(
             f"{number} of {len(layouts)}, {result.compile_seconds:.0f} s: "
             + table.line(planned, config.price)
         )
         if not planned.whole:
-            emit(
+            log(
                 f"DO NOT TRUST ITS TIMES: of the model's own FLOPs {planned.flops_found:.0%} were "
                 "found in the compiled program, so some of its work was not read. Please report "
                 "it, with the versions above and the file that --keep_hlo leaves."

@@ -128,7 +128,7 @@ def main(config: Config) -> None:
         )
     started, tokenizer = start(config)
     with ended_by_signal():
-        train_ppo(started, tokenizer, emit=flags.emit)
+        train_ppo(started, tokenizer, log=flags.log)
 
 
 if __name__ == "__main__":

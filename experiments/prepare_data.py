@@ -148,12 +148,12 @@ def prepare(config: Config) -> None:
         config.output,
         workers=config.workers,
         partition_mb=config.partition_mb,
-        say=say,
+        log=log,
     )
     for line in pipeline.throughput(result.seconds):
-        say(line)
+        log(line)
     write_text(output / "review.html", review.page(review.sample(rows(result))))
-    say(f"{output}/review.html: what was kept and rejected, to judge in a browser")
+    log(f"{output}/review.html: what was kept and rejected, to judge in a browser")
     if not result.counts[result.folder.path.name]["kept"]["documents"]:
         raise DataError(
             "nothing is left of any source.",
@@ -162,18 +162,18 @@ def prepare(config: Config) -> None:
         )
     split = shards.Split(config.eval_fraction, config.seed)
     tokenizer = config.tokenizer or vocabulary.learn(
-        config.vocabulary, result, output / "tokenizer.tiktoken", split=split, log=say
+        config.vocabulary, result, output / "tokenizer.tiktoken", split=split, log=log
     )
-    vocabulary.compare(config.vocabulary, result, tokenizer, output, split=split, log=say)
+    vocabulary.compare(config.vocabulary, result, tokenizer, output, split=split, log=log)
     parts = mixture.plan(sizes(result, tokenizer), mixed)
-    say(mixture.table(parts, mixed))
+    log(mixture.table(parts, mixed))
     write_bytes(output / "mixture.png", mixture.draw(parts))
     tokenise(
         result,
         str(output / "shards"),
         tokenizer,
         workers=config.workers,
-        say=say,
+        log=log,
         mixture=mixed,
         split=split,
         shard_tokens=config.shard_tokens,
@@ -182,11 +182,11 @@ def prepare(config: Config) -> None:
     for folder in sorted((output / "shards").glob("*/*/")):
         made = shards.open_shards(folder)
         named += [f"{folder}={made.tokens / 1e6:g}"] * (folder.name == "train")
-        say(
+        log(
             f"{folder}: {made.documents:,} documents, {made.tokens:,} tokens, "
             f"{made.bytes_per_token:.2f} bytes per token"
         )
-    say(f"python -m {__package__}.pretrain --data.sources={','.join(named)}")
+    log(f"python -m {__package__}.pretrain --data.sources={','.join(named)}")
 
 
 def plan(config: Config) -> list:
@@ -240,7 +240,7 @@ def rows(result: pipeline.Result):
             yield from table.to_pylist()
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     print(line, flush=True)
 
 

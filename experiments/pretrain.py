@@ -131,7 +131,7 @@ def main(config: Config) -> None:
         )
     initial = weights_of(config.init_from, like=config.model) if config.init_from else None
     with ended_by_signal():
-        pretrain(config, tokenizer_of(config.data), initial=initial, emit=flags.emit)
+        pretrain(config, tokenizer_of(config.data), initial=initial, log=flags.log)
 
 
 if __name__ == "__main__":

@@ -113,14 +113,14 @@ def main(config: Config) -> None:
     evaluate(config, folder, model, params, tokenizer)
     sample(config, folder, model, params, tokenizer)
     export(folder, model, params, tokenizer)
-    say("8/10 alignment")
-    quickstart_alignment.align(folder, result, config.align, say=lambda line: say(f"     {line}"))
-    say(
+    log("8/10 alignment")
+    quickstart_alignment.align(folder, result, config.align, log=lambda line: log(f"     {line}"))
+    log(
         f"9/10 {quickstart_alignment.compare(folder, tokenizer)}; talk to it:\n"
         f"     {pathlib.Path(sys.executable)} -m {__package__}.chat --checkpoint={folder}/ppo"
     )
     page = write_report(folder)
-    say(f"10/10 {page} is the report of this run ({time.time() - started:.0f} s)")
+    log(f"10/10 {page} is the report of this run ({time.time() - started:.0f} s)")
 
 
 def pretraining(config: Config, folder: pathlib.Path) -> Config:
@@ -128,7 +128,7 @@ def pretraining(config: Config, folder: pathlib.Path) -> Config:
     model = config.model
     if model.compute_dtype == "bfloat16" and not has_bfloat16_products():
         model = dataclasses.replace(model, compute_dtype="float32")
-    say(f"4/10 pretraining in {model.compute_dtype}; Ctrl-C stops it with a checkpoint")
+    log(f"4/10 pretraining in {model.compute_dtype}; Ctrl-C stops it with a checkpoint")
     data = DataConfig(
         sources=(
             f"{folder}/shards/docs/train={1 - config.code_weight:g}",
@@ -139,7 +139,7 @@ def pretraining(config: Config, folder: pathlib.Path) -> Config:
     return dataclasses.replace(config, model=model, data=data)
 
 
-def say(line: str) -> None:
+def log(line: str) -> None:
     print(line, flush=True)
 
 
@@ -147,7 +147,7 @@ def gather(folder: pathlib.Path) -> pipeline.Result:
     """What is on every computer that has a Python, through the data plan
     (experiments.prepare_data), in this process. Of two pages that are nearly alike one stays,
     so none is held out of the other."""
-    say(
+    log(
         "1/10 gathering the documentation and source of this Python: extracted, deduplicated, "
         "masked"
     )
@@ -162,7 +162,7 @@ def gather(folder: pathlib.Path) -> pipeline.Result:
             ", ".join(f"{rule} {found['documents']}" for rule, found in counts["rejected"].items())
             or "none"
         )
-        say(f"     {name}: {counts['kept']['documents']} documents; left out: {rejected}")
+        log(f"     {name}: {counts['kept']['documents']} documents; left out: {rejected}")
     return result
 
 
@@ -170,14 +170,14 @@ def learn_vocabulary(config: Config, folder: pathlib.Path, result: pipeline.Resu
     """Learnt from the documentation, grown for code, and how well each compresses (Figure 3)."""
     path = folder / "tokenizer.tiktoken"
     if not path.exists():
-        say("2/10 learning a vocabulary from the documentation, growing it for source code")
+        log("2/10 learning a vocabulary from the documentation, growing it for source code")
         docs, code = ([document.text for document in of_source(result, name)] for name in SOURCES)
         learnt = extend.train(docs, vocab_size=config.learnt_tokens)
         grown = Tokenizer(extend.grow(learnt, code, num_new=config.grown_tokens))
         table = compression.compression(
             {"learnt": Tokenizer(learnt), "grown": grown}, {"docs": docs, "code": code}
         )
-        say(compression.format_table(table))
+        log(compression.format_table(table))
         compression.plot(table, folder / "compression.png")
         write_json(folder / "compression.json", [row._asdict() for row in table])
         grown.save(path)
@@ -186,7 +186,7 @@ def learn_vocabulary(config: Config, folder: pathlib.Path, result: pipeline.Resu
 
 def encode(config: Config, folder: pathlib.Path, result: pipeline.Result) -> None:
     """Token shards of each source, some packages held out."""
-    say("3/10 token shards")
+    log("3/10 token shards")
     split = shards.Split(config.eval_fraction, config.train.seed)
     tokenise(
         result,
@@ -195,13 +195,13 @@ def encode(config: Config, folder: pathlib.Path, result: pipeline.Result) -> Non
         split=split,
         shard_tokens=1e8,
         workers=0,
-        say=say,
+        log=log,
     )
     for name in SOURCES:
         train, held_out = (
             shards.open_shards(folder / "shards" / name / side) for side in ("train", "eval")
         )
-        say(
+        log(
             f"     {name}: {train.tokens:,} tokens to learn from in {train.documents} documents, "
             f"{held_out.tokens:,} held out in {held_out.documents}"
         )
@@ -211,7 +211,7 @@ def evaluate(config: Config, folder: pathlib.Path, model: ModelConfig, params, t
     """All of the held-out documentation, against what counting achieves on the same text."""
     if (folder / "evaluation.json").exists():
         return
-    say("5/10 evaluating on the held-out documentation, against a 3-gram model of the same text")
+    log("5/10 evaluating on the held-out documentation, against a 3-gram model of the same text")
     held_out = Loader(
         DataConfig(sources=(f"{folder}/shards/docs/eval",)),
         context_length=model.context_length,
@@ -233,7 +233,7 @@ def evaluate(config: Config, folder: pathlib.Path, model: ModelConfig, params, t
         "perplexity": float(np.exp(nats)),
         "bits_per_byte": nats / np.log(2) / held_out.bytes_per_token,
     }
-    say(
+    log(
         f"     perplexity {ours['perplexity']:.2f}, 3-gram {ngram['perplexity']:.2f}; bits per "
         f"byte {ours['bits_per_byte']:.3f}, 3-gram {ngram['bits_per_byte']:.3f}"
     )
@@ -265,10 +265,10 @@ def sample(config: Config, folder: pathlib.Path, model: ModelConfig, params, tok
                 for prompt, row in zip(PROMPTS, rows, strict=True)
             ],
         )
-    say("6/10 samples")
+    log("6/10 samples")
     for made in read_json(folder / "samples.json", kind=list):
-        say("-" * 88 + f"\n{made['prompt']}{made['text']}")
-    say("-" * 88)
+        log("-" * 88 + f"\n{made['prompt']}{made['text']}")
+    log("-" * 88)
 
 
 def export(folder: pathlib.Path, model: ModelConfig, params, tokenizer: Tokenizer) -> None:
@@ -281,7 +281,7 @@ def export(folder: pathlib.Path, model: ModelConfig, params, tokenizer: Tokenize
         folder / "export.json",
         {"path": str(folder / "export"), "layout": "qwen2 and qwen", "dtype": model.param_dtype},
     )
-    say(f"7/10 {folder}/export/qwen2 is for transformers, {folder}/export/qwen for Qwen's own code")
+    log(f"7/10 {folder}/export/qwen2 is for transformers, {folder}/export/qwen for Qwen's own code")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ class Steps:
 
 
 def align(
-    folder: pathlib.Path, result: Result, steps: Steps, *, say: Callable[[str], None]
+    folder: pathlib.Path, result: Result, steps: Steps, *, log: Callable[[str], None]
 ) -> None:
     """Runs every stage that is not done, each in its own folder below `folder`.
 
@@ -64,7 +64,7 @@ def align(
     data = folder / "questions"
     if not data.exists():
         ask(result, data)
-    say("fine-tuning on questions with their answers")
+    log("fine-tuning on questions with their answers")
     sft.main(
         sft.Config(
             model=MODEL,
@@ -80,7 +80,7 @@ def align(
             ),
         )
     )
-    say("preference model pretraining, on pairs of both kinds")
+    log("preference model pretraining, on pairs of both kinds")
     pairs = reward_model.Config(
         model=MODEL,
         train=trained(steps.pmp, 16),
@@ -95,7 +95,7 @@ def align(
         ),
     )
     reward_model.main(pairs)
-    say("the reward model, fine-tuned on sums")
+    log("the reward model, fine-tuned on sums")
     reward_model.main(
         dataclasses.replace(
             pairs,
@@ -110,7 +110,7 @@ def align(
             ),
         )
     )
-    say("PPO: a reward of 1 for a sum that is right")
+    log("PPO: a reward of 1 for a sum that is right")
     ppo.main(ppo_config(folder, steps=steps.ppo, warmup=steps.value_warmup, rate=steps.ppo_rate))
 
 

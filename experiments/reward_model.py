@@ -95,10 +95,10 @@ def main(config: Config) -> None:
             "name .json or .jsonl files; --help says which formats.",
         )
     started, tokenizer = start(config, config.data.context_length)
-    rows = read_pair_rows(config.data.pairs, started, tokenizer, flags.emit)
+    rows = read_pair_rows(config.data.pairs, started, tokenizer, flags.log)
     with ended_by_signal():
         train_reward_model(
-            for_epochs(started, len(rows), flags.emit), rows, tokenizer, emit=flags.emit
+            for_epochs(started, len(rows), flags.log), rows, tokenizer, log=flags.log
         )
 
 

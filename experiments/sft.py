@@ -103,12 +103,12 @@ def main(config: Config) -> None:
             "name .json or .jsonl files; --help says which formats.",
         )
     started, tokenizer = start(config, config.data.context_length)
-    rows, examples = read_rows(config.data.conversations, started, tokenizer, flags.emit)
+    rows, examples = read_rows(config.data.conversations, started, tokenizer, flags.log)
     for example in examples[: config.preview]:
         print(preview(example, tokenizer), end="\n\n")
     if not config.preview:
         with ended_by_signal():
-            train_sft(started, rows, tokenizer, emit=flags.emit)
+            train_sft(started, rows, tokenizer, log=flags.log)
 
 
 if __name__ == "__main__":

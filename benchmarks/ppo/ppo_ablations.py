@@ -78,7 +78,7 @@ def main(config: Config) -> None:
         for seed in range(config.seeds):
             folder = pathlib.Path(config.runs) / name.replace(" ", "_") / str(seed)
             run = one(config, changes, seed, folder)
-            train_ppo(*start_from(run), emit=lambda line: None)
+            train_ppo(*start_from(run), log=lambda line: None)
             curves.setdefault(name, []).append(Curves(read_jsonl(folder / "metrics.jsonl")[0]))
             found.append(facts(config, start, folder, tokenizer, curves[name][-1]))
             print(

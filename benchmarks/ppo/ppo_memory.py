@@ -142,7 +142,7 @@ def measure(config: Config, folder: pathlib.Path) -> dict:
     asked, tokenizer = start(asked)
     found: dict[str, Any] = {"said": []}
 
-    def emit(line: str) -> None:
+    def log(line: str) -> None:
         found["said"].append(line)
         if number := re.match(r"memory: ([\d.]+) (GiB|MiB)", line):
             found["announced"] = float(number[1]) * _UNITS[number[2]]
@@ -154,7 +154,7 @@ def measure(config: Config, folder: pathlib.Path) -> dict:
         if line.startswith(f"step {config.steps}/"):  # before the checkpoint is written
             found["peak"] = from_status("VmHWM") - found["before"]
 
-    train_ppo(asked, tokenizer, emit=emit)
+    train_ppo(asked, tokenizer, log=log)
     return found
 
 

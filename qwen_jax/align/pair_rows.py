@@ -45,7 +45,7 @@ def read_pair_rows(
     paths: Sequence[str],
     config: PairConfig,
     tokenizer: Tokenizer,
-    emit: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> PairRows:
     """The pairs of some files, after saying what became of the data."""
     counts = Counts()
@@ -55,22 +55,22 @@ def read_pair_rows(
         context_length=config.model.context_length,
         counts=counts,
     )
-    emit(f"pairs: {counts}")
+    log(f"pairs: {counts}")
     return rows
 
 
 def read_held_out(
-    config: PairConfig, tokenizer: Tokenizer, emit: Callable[[str], None] = print
+    config: PairConfig, tokenizer: Tokenizer, log: Callable[[str], None] = print
 ) -> dict[str, PairRows]:
     """The rows of each held-out file, by its name."""
     paths = config.data.eval_pairs
     return {
-        name: read_pair_rows((path,), config, tokenizer, emit)
+        name: read_pair_rows((path,), config, tokenizer, log)
         for name, path in zip(names_of(paths), paths, strict=True)
     }
 
 
-def for_epochs(config: Any, pairs: int, emit: Callable[[str], None] = print) -> Any:
+def for_epochs(config: Any, pairs: int, log: Callable[[str], None] = print) -> Any:
     """The config with the number of steps that data.epochs passes over the pairs take.
 
     Raises:
@@ -86,6 +86,6 @@ def for_epochs(config: Any, pairs: int, emit: Callable[[str], None] = print) -> 
     if epochs is None:
         return config
     if train.num_steps is not None:
-        emit(f"data.epochs={epochs:g} says how long to train, not train.num_steps")
+        log(f"data.epochs={epochs:g} says how long to train, not train.num_steps")
     steps = max(1, round(epochs * pairs / train.batch_size))
     return dataclasses.replace(config, train=dataclasses.replace(train, num_steps=steps))

@@ -85,20 +85,20 @@ def train_dpo(
     rows: PairRows,
     tokenizer: Tokenizer,
     *,
-    emit: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> TrainState:
     """Trains until num_steps; see train.run.run, which says what it raises and resumes."""
-    held_out = read_held_out(config, tokenizer, emit)
+    held_out = read_held_out(config, tokenizer, log)
     weights = start_of(config)
     all_rows = [rows, *held_out.values()]
     compared, *others = compare(config, all_rows, weights["initial"])
-    emit(f"reference: log-probabilities of {sum(map(len, all_rows)):,} pairs")
-    evaluation = _evaluation(config, dict(zip(held_out, others, strict=True)), emit)
+    log(f"reference: log-probabilities of {sum(map(len, all_rows)):,} pairs")
+    evaluation = _evaluation(config, dict(zip(held_out, others, strict=True)), log)
     return train_on(
         compared,
         config,
         training_stage="dpo",
-        emit=emit,
+        log=log,
         tokenizer=tokenizer,
         **weights,
         objective=make_objective(config.model, beta=config.beta),
@@ -106,7 +106,7 @@ def train_dpo(
     )
 
 
-def _evaluation(config: DPOConfig, held_out: dict[str, ComparedRows], emit: Callable[[str], None]):
+def _evaluation(config: DPOConfig, held_out: dict[str, ComparedRows], log: Callable[[str], None]):
     """The `evaluate` of DPO: loss, accuracy and margin of each held-out file."""
     objective = make_objective(config.model, beta=config.beta, training=False)
     made = []
@@ -117,7 +117,7 @@ def _evaluation(config: DPOConfig, held_out: dict[str, ComparedRows], emit: Call
         found = {}
         for name, rows in held_out.items():
             values = made[0](state.params, held_out_batches(rows, config))
-            emit(
+            log(
                 f"step {done}  held out {name}: loss {values['loss']:.4f}  accuracy "
                 f"{100 * values['accuracy']:.1f} %  margin {values['margin']:.3f}"
             )

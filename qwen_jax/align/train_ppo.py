@@ -55,7 +55,7 @@ class PPORunConfig(StageConfig, Protocol):
 
 
 def train_ppo(
-    config: PPORunConfig, tokenizer: Tokenizer, *, emit: Callable[[str], None] = print
+    config: PPORunConfig, tokenizer: Tokenizer, *, log: Callable[[str], None] = print
 ) -> PPOState:
     """Trains until num_steps and returns the last state; see train.run.run, which resumes it.
 
@@ -65,7 +65,7 @@ def train_ppo(
     """
     mesh = make_mesh(config.mesh)
     reward_functions = [load_function(name) for name in config.reward_functions]
-    prompts = _read_prompts(config, tokenizer, emit)
+    prompts = _read_prompts(config, tokenizer, log)
     check(config, prompts.length, mesh)
     lora = None if config.lora.rank is None else config.lora
     program = ppo_program(
@@ -115,7 +115,7 @@ def train_ppo(
         phases=batches.phases,
         header=_header(config, prompts.length, program),
     )
-    state: Any = run(config, job, emit=emit)
+    state: Any = run(config, job, log=log)
     return state
 
 
@@ -228,14 +228,14 @@ def _frozen_models(
 
 
 def _read_prompts(
-    config: PPORunConfig, tokenizer: Tokenizer, emit: Callable[[str], None]
+    config: PPORunConfig, tokenizer: Tokenizer, log: Callable[[str], None]
 ) -> PromptRows:
     counts = Counts()
     prompts = read_prompts(
         config.data.prompts, tokenizer, counts=counts, max_tokens=config.data.max_prompt_tokens
     )
     rows = PromptRows(list(prompts))
-    emit(f"prompts: {counts}")
+    log(f"prompts: {counts}")
     return rows
 
 

@@ -26,25 +26,25 @@ def train_reward_model(
     rows: PairRows,
     tokenizer: Tokenizer,
     *,
-    emit: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> TrainState:
     """Trains until num_steps; see train.run.run, which says what it raises and resumes."""
-    held_out = read_held_out(config, tokenizer, emit)
+    held_out = read_held_out(config, tokenizer, log)
     kind = "PMP's" if is_scoring_run(config.init_from) else "a language model's"
-    emit(f"starting from {kind} weights")
+    log(f"starting from {kind} weights")
     return train_on(
         rows,
         config,
         training_stage="reward_model",
-        emit=emit,
+        log=log,
         tokenizer=tokenizer,
         **scoring_start_of(config),
         objective=make_objective(config.model),
-        evaluate=_evaluation(config, held_out, emit) if held_out else None,
+        evaluate=_evaluation(config, held_out, log) if held_out else None,
     )
 
 
-def _evaluation(config: PairConfig, held_out: dict[str, PairRows], emit: Callable[[str], None]):
+def _evaluation(config: PairConfig, held_out: dict[str, PairRows], log: Callable[[str], None]):
     """The `evaluate` of a reward model: Table 4's line, accuracies, margins, calibration.json."""
 
     def evaluate(put, done: int, state: Any) -> dict[str, float]:
@@ -54,7 +54,7 @@ def _evaluation(config: PairConfig, held_out: dict[str, PairRows], emit: Callabl
             )
             for name, rows in held_out.items()
         ]
-        emit(table([(f"step {done}", agreements)]))
+        log(table([(f"step {done}", agreements)]))
         if jax.process_index() == 0:
             write_json(
                 pathlib.Path(config.run_dir) / "calibration.json",

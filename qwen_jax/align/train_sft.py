@@ -41,7 +41,7 @@ def read_rows(
     paths: Sequence[str],
     config: SFTConfig,
     tokenizer: Tokenizer,
-    emit: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> tuple[PackedRows, list[Example]]:
     """The packed rows of some files and their examples, after saying what became of the data."""
     counts, length = Counts(), config.model.context_length
@@ -55,8 +55,8 @@ def read_rows(
         )
     )
     rows = PackedRows(examples, context_length=length, packed=config.data.packed)
-    emit(f"data: {counts}")
-    emit(
+    log(f"data: {counts}")
+    log(
         f"rows: {len(rows):,} of {length} tokens, {100 * rows.efficiency:.1f} % full, "
         f"{_trained_tokens(examples):,.0f} tokens are learnt"
     )
@@ -68,29 +68,29 @@ def train_sft(
     rows: PackedRows,
     tokenizer: Tokenizer,
     *,
-    emit: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> TrainState:
     """Trains until num_steps; see train.run.run, which says what it raises and resumes."""
     paths = config.data.eval_conversations
     held_out = tuple(
-        _held_out(name, path, config, tokenizer, emit)
+        _held_out(name, path, config, tokenizer, log)
         for name, path in zip(names_of(paths), paths, strict=True)
     )
-    emit(f"{config.train.batch_size * config.train.num_steps / len(rows):.2f} passes over the data")
+    log(f"{config.train.batch_size * config.train.num_steps / len(rows):.2f} passes over the data")
     return train_on(
         rows,
         config,
         training_stage="sft",
-        emit=emit,
+        log=log,
         tokenizer=tokenizer,
         **start_of(config),
         objective=make_objective(config.model, z_loss=config.train.z_loss),
-        evaluate=language_evaluation(make_objective(config.model, training=False), held_out, emit),
+        evaluate=language_evaluation(make_objective(config.model, training=False), held_out, log),
     )
 
 
-def _held_out(name: str, path: str, config: SFTConfig, tokenizer: Tokenizer, emit) -> HeldOut:
-    rows, examples = read_rows((path,), config, tokenizer, emit)
+def _held_out(name: str, path: str, config: SFTConfig, tokenizer: Tokenizer, log) -> HeldOut:
+    rows, examples = read_rows((path,), config, tokenizer, log)
     text = sum(len(tokenizer.decode(e.tokens[e.weights > 0]).encode()) for e in examples)
     return HeldOut(
         name=name,

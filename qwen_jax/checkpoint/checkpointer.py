@@ -43,13 +43,13 @@ class Checkpointer:
         folder: str | os.PathLike,
         *,
         keep: int = 3,
-        tell: Callable[..., None] = lambda event, **details: None,
+        log: Callable[..., None] = lambda event, **details: None,
     ):
         """Clears away what a killed process left unfinished.
 
         Args:
           keep: how many of the newest good steps stay on disk, 1 or more.
-          tell: is told of "saved" (step, seconds) and "damaged" (step, problem, what became of it).
+          log: is told of "saved" (step, seconds) and "damaged" (step, problem, what became of it).
 
         Raises:
           CheckpointError: the folder cannot be made or written.
@@ -60,7 +60,7 @@ class Checkpointer:
             )
         arrays.quiet()
         self.folder = pathlib.Path(folder).absolute()
-        self.keep, self._tell = keep, tell
+        self.keep, self._log = keep, log
         self._worker = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: concurrent.futures.Future | None = None
         try:
@@ -179,7 +179,7 @@ class Checkpointer:
             the checkpoint differ in names, shapes or dtypes, all of which are listed.
         """
         self.wait()
-        chosen = newest_good.choose(self.folder, step, set_aside=True, tell=self._tell)
+        chosen = newest_good.choose(self.folder, step, set_aside=True, log=self._log)
         if chosen is None:
             return None
         state, meta = _load(self.folder / str(chosen), abstract_state)
@@ -198,7 +198,7 @@ class Checkpointer:
                 final.rename(self.folder / f"{step}.replaced")
             temporary.rename(final)
             sync_folder(self.folder)
-            self._tell("saved", step=step, seconds=round(time.perf_counter() - started, 3))
+            self._log("saved", step=step, seconds=round(time.perf_counter() - started, 3))
         except Exception as error:
             failure = self._failure(step, error)
             logging.error(

@@ -17,13 +17,13 @@ def choose(
     step: int | None,
     *,
     set_aside: bool,
-    tell: Callable[..., None] = lambda event, **details: None,
+    log: Callable[..., None] = lambda event, **details: None,
 ) -> int | None:
     """The newest good step (or `step`), found by process 0, the same one in every process."""
     chosen, problem = -1, None
     if jax.process_index() == 0:
         try:
-            chosen = _newest_good(folder, step, set_aside, tell)
+            chosen = _newest_good(folder, step, set_aside, log)
         except CheckpointError as error:
             chosen, problem = -2, error
     if jax.process_count() > 1:
@@ -36,7 +36,7 @@ def choose(
 
 
 def _newest_good(
-    folder: pathlib.Path, step: int | None, set_aside: bool, tell: Callable[..., None]
+    folder: pathlib.Path, step: int | None, set_aside: bool, log: Callable[..., None]
 ) -> int:
     present = step_folders.numbered(folder)
     if step is not None and step not in present:
@@ -59,7 +59,7 @@ def _newest_good(
         if set_aside and step is None:
             moved = f"set aside as {step_folders.set_aside(path)}"
         logging.error("%s: damaged checkpoint, %s; %s", folder, reports[-1], moved)
-        tell("damaged", step=candidate, problem="; ".join(bad)[:500], now=moved)
+        log("damaged", step=candidate, problem="; ".join(bad)[:500], now=moved)
     if reports:
         raise CheckpointError(
             f"no good checkpoint. {'. '.join(reports)}.",

@@ -27,7 +27,7 @@ from qwen_jax.parallel import distributed
 from qwen_jax.parallel.cpu import virtual_devices
 from qwen_jax.train.run_folder import flatten
 
-emit = functools.partial(print, flush=True)  # how a run says what it does, unless told otherwise
+log = functools.partial(print, flush=True)  # how a run says what it does, unless told otherwise
 
 
 def parse(doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> tuple[str, Any]:

@@ -185,7 +185,7 @@ def run(
     *,
     workers: int,
     partition_mb: float = 64.0,
-    say: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Result:
     """Runs a plan, or what is left of it.
 
@@ -195,7 +195,7 @@ def run(
       root: a folder; it holds one plan.
       workers: processes; 0: this one.
       partition_mb: of source files that one task reads.
-      say: told a line per stage.
+      log: told a line per stage.
 
     Raises:
       ConfigError: the folder holds another plan, another process works in it, or it is in a source.
@@ -206,7 +206,7 @@ def run(
     partitions, record = plan_partitions(sources, partition_mb=partition_mb)
     for name, made in record.items():
         if made["passed_over"]:
-            say(
+            log(
                 f"{name}: passed over "
                 + ", ".join(f"{end} {count:,}" for end, count in made["passed_over"].items())
             )
@@ -231,7 +231,7 @@ def run(
                     _add(seconds, spent)
                     bar.update()
             for at in chain.folders():
-                say(_line(at, at.total(len(tasks))))
+                log(_line(at, at.total(len(tasks))))
         at = [each for chain in chains for each in chain.folders()]
         counts = {each.path.name: each.total(len(tasks)) for each in at}
         write_json(folder / "counts.json", counts)

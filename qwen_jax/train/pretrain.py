@@ -44,7 +44,7 @@ def pretrain(
     tokenizer: Tokenizer,
     *,
     initial: Callable[[Params], Params] | None = None,
-    emit: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> TrainState:
     """Trains until num_steps; see train.run.run, which says what it raises and resumes.
 
@@ -64,7 +64,7 @@ def pretrain(
     )
     loader = _loader(config, tokenizer, config.data.sources)
     tokens, epochs = loader.tokens_per_epoch, loader.epochs(config.train.num_steps)
-    emit(
+    log(
         "data: "
         + "; ".join(
             f"{name} {tokens[name]:,} tokens, read {epochs[name]:.2f} times"
@@ -75,12 +75,12 @@ def pretrain(
     return train(
         config,
         training_stage="pretrain",
-        emit=emit,
+        log=log,
         tokenizer=tokenizer,
         batches=loader.iterate,
         initial=initial,
         objective=make_objective(model, z_loss=config.train.z_loss),
-        evaluate=language_evaluation(make_objective(model, training=False), held_out, emit),
+        evaluate=language_evaluation(make_objective(model, training=False), held_out, log),
     )
 
 

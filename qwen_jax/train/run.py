@@ -40,11 +40,11 @@ from qwen_jax.train.telemetry.trace import traced
 from qwen_jax.utils.files import write_json
 
 
-def run(config: RunConfig, job: Job, *, emit: Callable[[str], None] = print):
+def run(config: RunConfig, job: Job, *, log: Callable[[str], None] = print):
     """Runs the job until num_steps, resuming from the newest good checkpoint of the run folder.
 
     Args:
-      emit: shows a line to the person who started the run.
+      log: shows a line to the person who started the run.
 
     Returns:
       The last state; the checkpoint of its step is on disk.
@@ -67,15 +67,15 @@ def run(config: RunConfig, job: Job, *, emit: Callable[[str], None] = print):
     events = Events(folder)
     events.begin()
     try:
-        state = _run(_Attempt(config, job, folder, events, emit), available)
+        state = _run(_Attempt(config, job, folder, events, log), available)
     except Stopped as reason:
-        events.tell("stop", step=reason.step, reason=str(reason))
+        events.log("stop", step=reason.step, reason=str(reason))
         raise
     except Exception as error:
         what = error.what if isinstance(error, QwenJaxError) else str(error)[:500]
-        events.tell("error", kind=type(error).__name__, what=what)
+        events.log("error", kind=type(error).__name__, what=what)
         raise
-    events.tell("end", step=train.num_steps)
+    events.log("end", step=train.num_steps)
     return state
 
 
@@ -87,7 +87,7 @@ class _Attempt:
     job: Job
     folder: pathlib.Path
     events: Events
-    emit: Callable[[str], None]
+    log: Callable[[str], None]
     goodput: Goodput = dataclasses.field(default_factory=Goodput)
 
 
@@ -107,13 +107,13 @@ def _run(attempt: _Attempt, available: int | None):
     with contextlib.ExitStack() as stack:
         stack.enter_context(use_layout(job.mesh))
         with goodput.spent_on("compile"):
-            _check_attention(config.model, job.mesh, attempt.emit)
+            _check_attention(config.model, job.mesh, attempt.log)
             compiled, peak_flops = _compile(attempt, available)
         distributed.meet("compiled")
         checkpoints = Checkpointer(
             attempt.folder / "checkpoints",
             keep=config.train.keep_checkpoints,
-            tell=attempt.events.tell,
+            log=attempt.events.log,
         )
         stack.callback(checkpoints.close)
         checkpoints.check_space(for_checkpoint(job.program.state))
@@ -123,7 +123,7 @@ def _run(attempt: _Attempt, available: int | None):
         if begin.step >= config.train.num_steps:
             return begin.state
         reporter = _reporter(attempt, peak_flops, begin.step)
-        stack.callback(reporter.log.close)
+        stack.callback(reporter.metrics.close)
         try:
             state = _fit_past_spikes(attempt, begin, compiled, checkpoints, reporter)
         except Stopped:
@@ -142,7 +142,7 @@ def _write_files(folder: pathlib.Path, files: RunFiles) -> None:
 
 def _compile(attempt: _Attempt, available: int | None):
     """Compiles the step and reports its needs; the step, and the FLOP/s of all devices."""
-    config, job, emit = attempt.config, attempt.job, attempt.emit
+    config, job, log = attempt.config, attempt.job, attempt.log
     started, device = time.perf_counter(), job.mesh.devices.flat[0]
     program = job.program
     compiled = compile_for(device.platform, program.step.lower(program.state, program.batch))
@@ -166,10 +166,10 @@ def _compile(attempt: _Attempt, available: int | None):
         f"memory: {plan}",
         *job.header,
     ):
-        emit(line)
+        log(line)
     if device.platform == "cpu" and (hint := huge_pages.advice()):
-        emit(hint)
-    emit(f"compiled in {time.perf_counter() - started:.1f} s")
+        log(hint)
+    log(f"compiled in {time.perf_counter() - started:.1f} s")
     return compiled, peak
 
 
@@ -186,7 +186,7 @@ def _begin(job: Job, checkpoints: Checkpointer) -> _Beginning:
 
 def _announce(attempt: _Attempt, begin: _Beginning) -> None:
     mesh, wanted = attempt.job.mesh, attempt.config.train.num_steps
-    attempt.events.tell(
+    attempt.events.log(
         "resume" if begin.step else "start",
         step=begin.step,
         processes=jax.process_count(),
@@ -194,9 +194,9 @@ def _announce(attempt: _Attempt, begin: _Beginning) -> None:
         mesh=dict(mesh.shape),
     )
     if begin.step:
-        attempt.emit(f"resuming after step {begin.step}")
+        attempt.log(f"resuming after step {begin.step}")
     if begin.step >= wanted:
-        attempt.emit(f"nothing to do: {begin.step} of {wanted} steps are done")
+        attempt.log(f"nothing to do: {begin.step} of {wanted} steps are done")
 
 
 def _reporter(attempt: _Attempt, peak_flops: float, resume_step: int) -> Reporter:
@@ -209,7 +209,7 @@ def _reporter(attempt: _Attempt, peak_flops: float, resume_step: int) -> Reporte
         training_stage=job.training_stage,
         phases=job.phases,
         total_peak_flops=peak_flops,
-        emit=attempt.emit,
+        log=attempt.log,
         events=attempt.events,
         goodput=attempt.goodput,
         adapters=None if job.frozen.in_batch is None else trained,
@@ -250,10 +250,10 @@ def _go_back(spike: LossSpike, attempt: _Attempt, checkpoints: Checkpointer) -> 
     count = spike.step - begin.step
     first = begin.step + begin.skipped + 1
     last = first + count - 1
-    attempt.events.tell(
+    attempt.events.log(
         "skipped", spike=spike.step, back_to=begin.step, first_batch=first, last_batch=last
     )
-    attempt.emit(f"{spike}: back to step {begin.step}; batches {first} to {last} are left out")
+    attempt.log(f"{spike}: back to step {begin.step}; batches {first} to {last} are left out")
     return dataclasses.replace(begin, skipped=begin.skipped + count)
 
 
@@ -283,7 +283,7 @@ def _fit(
 
         def write_evaluation(done: int, state) -> None:
             with goodput.spent_on("evaluate"):
-                reporter.log.write(done, evaluate(done, state))
+                reporter.metrics.write(done, evaluate(done, state))
 
         hooks.append(Hook(train.eval_every or train.num_steps, write_evaluation))
     step = fault_injection.in_step(compiled, planned)
@@ -296,7 +296,7 @@ def _fit(
             lambda step, state: read(step + begin.skipped, state),
             train.trace_steps,
             attempt.folder,
-            attempt.emit,
+            attempt.log,
         ) as next_batch,
     ):
         return fit(
@@ -333,7 +333,7 @@ def _check_loops(model: ModelConfig, mesh: Mesh) -> None:
         )
 
 
-def _check_attention(model: ModelConfig, mesh: Mesh, emit: Callable[[str], None]) -> None:
+def _check_attention(model: ModelConfig, mesh: Mesh, log: Callable[[str], None]) -> None:
     """Before anything is spent on an accelerator: does its kernel compute attention and gradients?
 
     Seconds, once; a driver or compiler that gets a kernel wrong is found here and not in the loss.
@@ -354,7 +354,7 @@ def _check_attention(model: ModelConfig, mesh: Mesh, emit: Callable[[str], None]
         choice.name,
     )
     shares = ", ".join(f"{name} {share:.2f}" for name, share in found.items())
-    emit(
+    log(
         f"attention {choice.name} agrees with float32: errors {shares} of what is allowed "
         f"({time.perf_counter() - started:.1f} s)"
     )

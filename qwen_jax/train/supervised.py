@@ -54,7 +54,7 @@ def train(
     adapters: Adapters | None = None,
     evaluate: Callable[[Callable, int, TrainState], dict[str, float]] | None = None,
     tokenizer: Tokenizer | None = None,
-    emit: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> TrainState:
     """Trains until num_steps; see train.run.run, which says what it raises and resumes.
 
@@ -116,7 +116,7 @@ def train(
         files=RunFiles(tokenizer),
         header=_header(config, mesh, None if base is None else spec.size(base.specs)),
     )
-    return run(config, job if base is None else base.under(job), emit=emit)
+    return run(config, job if base is None else base.under(job), log=log)
 
 
 def abstract_batch(rows: int, length: int) -> Batch:
@@ -143,7 +143,7 @@ def with_sharding(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def language_evaluation(
-    objective: Objective, held_out: tuple[HeldOut, ...], emit: Callable[[str], None]
+    objective: Objective, held_out: tuple[HeldOut, ...], log: Callable[[str], None]
 ):
     """The `evaluate` of a language model: loss, perplexity and bits per byte of each text."""
     made = []
@@ -155,7 +155,7 @@ def language_evaluation(
         for text in held_out:
             values = made[0](state.params, text.batches(), bytes_per_token=text.bytes_per_token)
             found |= {f"eval/{text.name}/{k}": v for k, v in values.items()}
-            emit(
+            log(
                 f"step {done}  held out {text.name}: loss {values['loss']:.4f}  perplexity "
                 f"{values['perplexity']:.2f}  bits per byte {values['bits_per_byte']:.4f}"
             )

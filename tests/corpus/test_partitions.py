@@ -75,7 +75,7 @@ def test_links_are_not_passed_over_without_a_word(tmp_path):
         partitions.plan([f"{tmp_path}/in"], partition_mb=1)
     said = []
     result = pipeline.run(
-        [f"code:{tmp_path}/in"], [Read()], str(tmp_path / "out"), workers=0, say=said.append
+        [f"code:{tmp_path}/in"], [Read()], str(tmp_path / "out"), workers=0, log=said.append
     )
     assert said[0] == "in: passed over broken link 1, link to a folder 1"
     assert len(rows_of(result)) == 1

@@ -320,7 +320,7 @@ def test_shards_are_those_that_one_process_would_write(tmp_path):
         split=Split(0.1, 3),
         shard_tokens=3e3,
         workers=0,
-        say=print,
+        log=print,
     )
     opened = shards.open_shards(tmp_path / "shards/source/train")
     assert len(opened.files) > 1
@@ -349,7 +349,7 @@ def test_copies_come_in_train_alone_and_elsewhere(tmp_path):
             shard_tokens=1e9,
             workers=0,
             mixture=Mixture(weights),
-            say=print,
+            log=print,
         )
         made[name] = [
             shards.open_shards(tmp_path / name / "source" / side) for side in ("train", "eval")
@@ -381,7 +381,7 @@ def test_shards_of_other_settings_are_refused(tmp_path):
             shard_tokens=1e9,
             workers=0,
             mixture=mixture,
-            say=print,
+            log=print,
         )
 
     write()
@@ -417,7 +417,7 @@ def test_workers_of_the_engine_write_the_same(tmp_path):
             split=Split(0.1),
             shard_tokens=3e3,
             workers=workers,
-            say=print,
+            log=print,
         )
     assert files_of(tmp_path / "0") == files_of(tmp_path / "2")
     assert np.sum([len(x) for x in files_of(tmp_path / "0").values()]) > 1e5

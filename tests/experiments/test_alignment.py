@@ -157,7 +157,7 @@ def test_ppo_with_everything_goes_on_where_it_was(folder, scored, run_ppo, tmp_p
 
 def test_the_planner_compiles_for_ppo_what_a_run_compiles(folder, tmp_path, monkeypatch):
     jobs = []
-    monkeypatch.setattr(train_ppo, "run", lambda config, job, emit: jobs.append(job))
+    monkeypatch.setattr(train_ppo, "run", lambda config, job, log: jobs.append(job))
     config = ppo_config(
         folder,
         tmp_path / "run",

@@ -97,7 +97,7 @@ def smoke(text, run_dir, **train) -> pretrain.Config:
 
 def run(config) -> list[str]:
     lines = []
-    pretrain.pretrain(config, pretrain.tokenizer_of(config.data), emit=lines.append)
+    pretrain.pretrain(config, pretrain.tokenizer_of(config.data), log=lines.append)
     return lines
 
 

@@ -133,7 +133,7 @@ def test_a_program_that_was_not_read_whole_says_so(monkeypatch, share, doubted):
     monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(plan.importlib.metadata, "version", lambda name: "1")
     lines = []
-    plan.plan(config, emit=lines.append)
+    plan.plan(config, log=lines.append)
     assert any("40% were found" in text for text in lines) == doubted
 
 

@@ -79,7 +79,7 @@ class Adding:
 
     def run(self):
         self.shown = []
-        return run(self.config, self.job, emit=self.shown.append)
+        return run(self.config, self.job, log=self.shown.append)
 
     def events(self):
         lines = (self.folder / "events.jsonl").read_text().splitlines()
@@ -255,7 +255,7 @@ def test_the_phases_of_a_step_are_reported_and_rollouts_are_work(tmp_path):
         resume_step=None,
         events=Events(tmp_path),
         goodput=goodput,
-        emit=shown.append,
+        log=shown.append,
     )
     metrics = {
         "train/loss": 1.0,
@@ -268,7 +268,7 @@ def test_the_phases_of_a_step_are_reported_and_rollouts_are_work(tmp_path):
     reporter(StepReport(2, metrics, 0.5, 0.4))
     goodput.mark()
     reporter(StepReport(3, metrics, 1.0, 0.9))
-    reporter.log.close()
+    reporter.metrics.close()
     first, second, third = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert "perf/step_seconds" not in first
     for record, phases in (
@@ -324,12 +324,12 @@ def test_the_learning_rate_is_told_without_a_computation_between_steps(tmp_path)
         resume_step=None,
         events=Events(tmp_path),
         goodput=Goodput(),
-        emit=shown.append,
+        log=shown.append,
     )
     before = len(asked)
     for step in range(1, 6):
         reporter(StepReport(step, {"train/loss": 1.0, "train/grad_norm": 1.0}, 0.1, 0.0))
-    reporter.log.close()
+    reporter.metrics.close()
     assert before == len(asked) == 1
     records = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert [record["train/learning_rate"] for record in records] == pytest.approx(

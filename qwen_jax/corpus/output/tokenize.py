@@ -140,7 +140,7 @@ def tokenise(
     shard_tokens: float,
     workers: int,
     mixture: Mixture = _AS_IT_COMES,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> dict[str, list]:
     """Writes OUTPUT/SOURCE/train and, where a document is held out, OUTPUT/SOURCE/eval.
 
@@ -151,13 +151,13 @@ def tokenise(
       split: num_shards is chosen for each source.
       shard_tokens: of one shard, about.
       mixture: how often documents come.
-      say: told a line per source.
+      log: told a line per source.
 
     Returns:
       {source: the manifest's entries}.
     """
     folder, parts = pathlib.Path(output), f"{output}.parts"
-    of = _partitions(result, say)
+    of = _partitions(result, log)
     tokenizer = _tokenizer(tokenizer_path)
     if not folder.exists():
         shutil.rmtree(parts, ignore_errors=True)  # of shards that were deleted
@@ -196,12 +196,12 @@ def tokenise(
     entries = dict(
         engine.run_tasks(_Gather(tokenizer_path, parts, output, splits, of), tasks, workers=workers)
     )
-    made = _write_manifests(folder, entries, splits, tokenizer, say)
+    made = _write_manifests(folder, entries, splits, tokenizer, log)
     shutil.rmtree(parts)
     return made
 
 
-def _partitions(result: Result, say: Callable[[str], None]) -> dict[str, list[int]]:
+def _partitions(result: Result, log: Callable[[str], None]) -> dict[str, list[int]]:
     """The partitions of each source of which something is left."""
     of = {
         name: [i for i, each in enumerate(result.sources) if each == name]
@@ -209,7 +209,7 @@ def _partitions(result: Result, say: Callable[[str], None]) -> dict[str, list[in
     }
     for name, numbers in list(of.items()):
         if not any(result.folder.counts(i)["kept"]["documents"] for i in numbers):
-            say(f"{name}: nothing is left of it, see counts.json; it has no shards")
+            log(f"{name}: nothing is left of it, see counts.json; it has no shards")
             del of[name]
     return of
 
@@ -219,14 +219,14 @@ def _write_manifests(
     entries: dict[tuple[str, int], dict],
     splits: dict[str, Split],
     tokenizer: Tokenizer,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> dict[str, list[dict]]:
     """Writes the manifests and sources.json; the entries of each source."""
     made = {}
     for name, of_source in splits.items():
         made[name] = [entries[name, i] for i in range(len(of_source.files()))]
         if of_source.eval_fraction and not made[name][-1]["documents"]:
-            say(f"{name}: too few documents to hold any out")
+            log(f"{name}: too few documents to hold any out")
             shutil.rmtree(folder / name / "eval")
             of_source, made[name] = dataclasses.replace(of_source, eval_fraction=0), made[name][:-1]
         shards.write_manifests(folder / name, made[name], tokenizer, of_source)

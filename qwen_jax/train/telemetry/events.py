@@ -32,7 +32,7 @@ class Events:
         self._path = pathlib.Path(folder) / NAME
         self._writes = jax.process_index() == 0
 
-    def tell(self, event: str, **details: Any) -> None:
+    def log(self, event: str, **details: Any) -> None:
         """Appends one line: time (seconds since 1970), event, details (what JSON holds)."""
         if self._writes:
             record = {"time": round(time.time(), 3), "event": event, **details}
@@ -44,9 +44,9 @@ class Events:
         """Tells what became of the life before this one, if it could not do so itself."""
         last = self._last()
         if last is not None and last["event"] not in _LAST_WORDS:
-            self.tell("killed", last_event=last["event"], last_sign=self._last_sign(last["time"]))
+            self.log("killed", last_event=last["event"], last_sign=self._last_sign(last["time"]))
         if os.environ.get(_RESTARTED_AFTER):
-            self.tell(
+            self.log(
                 "restart",
                 attempt=int(os.environ.get(_ATTEMPT, 1)),
                 reason=os.environ[_RESTARTED_AFTER],

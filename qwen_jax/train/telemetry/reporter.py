@@ -52,7 +52,7 @@ class Reporter:
         resume_step: int | None,
         events: Events,
         goodput: Goodput,
-        emit: Callable[[str], None],
+        log: Callable[[str], None],
     ):
         """
         Args:
@@ -60,16 +60,16 @@ class Reporter:
           schedule: learning rate by step.
           total_peak_flops: of all devices together, the denominator of MFU.
           adapters: parameters that are trained beside frozen weights; None: the weights are.
-          emit: prints a line; called in process 0 alone.
+          log: prints a line; called in process 0 alone.
         """
-        self._events, self._train, self._emit = events, train, emit
+        self._events, self._train, self._log = events, train, log
         self._stage: TrainingStage = training_stage
         self.goodput, self.spikes = goodput, SpikeWatch()
         self._hosts = HostTimes()
         # Computed now: beside a running step, a CPU would do it only when the step is done.
         self._rates = np.asarray(schedule(np.arange(train.num_steps)))
         self._writes = jax.process_index() == 0
-        self.log = MetricsLog(folder, resume_step=resume_step) if self._writes else NoLog()
+        self.metrics = MetricsLog(folder, resume_step=resume_step) if self._writes else NoLog()
         self._tokens_per_step = train.batch_size * model.context_length
         flops_a, flops_b = flops_per_token(model, adapters=adapters)
         self._mfu_a, self._mfu_b = flops_a / total_peak_flops, flops_b / total_peak_flops
@@ -84,8 +84,8 @@ class Reporter:
         sdc_check.check(report.step, report.metrics)
         spike = self.spikes.see(report.metrics["train/loss"])
         if spike is not None:
-            self._events.tell("spike", step=report.step, message=spike)
-            self.emit(f"step {report.step}: {spike}")
+            self._events.log("spike", step=report.step, message=spike)
+            self.log(f"step {report.step}: {spike}")
             if self._train.on_spike == "skip":
                 raise LossSpike(report.step, spike)
         bad = not all(map(math.isfinite, report.metrics.values()))
@@ -108,14 +108,14 @@ class Reporter:
         times = self._hosts.exchange()
         values |= {f"host/{process}/own_seconds": seconds for process, seconds in times.items()}
         if slow := self._hosts.slow(times):
-            self._events.tell("slow_host", step=report.step, message=slow)
-            self.emit(f"step {report.step}: {slow}")
-        self.log.write(report.step, values)
+            self._events.log("slow_host", step=report.step, message=slow)
+            self.log(f"step {report.step}: {slow}")
+        self.metrics.write(report.step, values)
         line = format_line(self._stage, report.step, self._train.num_steps, values, eta)
         if self._first:
             line += f"  (first loss after {time.perf_counter() - self._started:.1f} s)"
         self._first = False
-        self.emit(line)
+        self.log(line)
 
     def _add_times(self, report: StepReport) -> None:
         """Where the time of a step went; that of the first one includes what is not a step's."""
@@ -151,7 +151,7 @@ class Reporter:
             "perf/mfu_b": rate * self._mfu_b,
         }
 
-    def emit(self, line: str) -> None:
+    def log(self, line: str) -> None:
         """Shows a line, in process 0."""
         if self._writes:
-            self._emit(line)
+            self._log(line)

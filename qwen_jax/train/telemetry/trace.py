@@ -9,7 +9,7 @@ import jax
 
 @contextlib.contextmanager
 def traced(
-    next_batch: Callable, steps: tuple[int, ...], folder: pathlib.Path, emit: Callable[[str], None]
+    next_batch: Callable, steps: tuple[int, ...], folder: pathlib.Path, log: Callable[[str], None]
 ) -> Iterator[Callable]:
     """`next_batch`, which starts the profiler before step steps[0] and ends it after steps[1].
 
@@ -27,7 +27,7 @@ def traced(
         if running:
             jax.profiler.stop_trace()
             running = False
-            emit(f"profile of steps {first} to {last} in {folder / 'profile'}")
+            log(f"profile of steps {first} to {last} in {folder / 'profile'}")
 
     def fetch(step: int, state):
         nonlocal running

@@ -36,7 +36,7 @@ def result(tmp_path_factory) -> pipeline.Result:
     rows += [{"text": "- " * 60 + str(i)} for i in range(20)]
     write_rows(folder / "in.jsonl", rows)
     return pipeline.run(
-        [f"{folder}/in.jsonl"], [Read()], str(folder / "out"), workers=0, say=lambda line: None
+        [f"{folder}/in.jsonl"], [Read()], str(folder / "out"), workers=0, log=lambda line: None
     )
 
 
