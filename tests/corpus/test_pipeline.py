@@ -396,7 +396,7 @@ def test_shards_of_other_settings_are_refused(tmp_path):
 def test_parts_of_shards_that_were_deleted_are_not_used(tmp_path):
     result = run(write_sources(tmp_path / "source"), tmp_path / "out")
     path = small_tokenizer(tmp_path / "bytes.tiktoken")
-    settings = {"shard_tokens": 1e9, "workers": 0, "say": print}
+    settings = {"shard_tokens": 1e9, "workers": 0, "log": print}
     with pytest.raises(DataError, match="none is in train"):  # its parts stay
         tokenise(result, str(tmp_path / "shards"), path, split=Split(1.0), **settings)
     shutil.rmtree(tmp_path / "shards")
