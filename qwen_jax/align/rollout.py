@@ -7,7 +7,7 @@ P prompts of a step, B = P x samples rows, T positions.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -19,7 +19,6 @@ from qwen_jax.errors import DataError, TrainingError
 from qwen_jax.inference.loop import NewTokens
 from qwen_jax.inference.sampling import SamplingArrays, sampling_arrays
 from qwen_jax.parallel.batch_rows import on_host
-from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.telemetry.phases import PhaseTimer
 
 # (prompts, completions) -> one number for each. A prompt is all that the model saw, in ChatML; a
@@ -35,13 +34,25 @@ class Prompts(NamedTuple):
     indices: np.ndarray  # int32 [P]; each prompt's number in its data set
 
 
+class TextDecoder(Protocol):
+    """What is needed of qwen_jax.tokenizer.bpe.Tokenizer."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def im_end(self) -> int: ...
+
+    def decode(self, ids: Any, /) -> str: ...
+
+
 class Sampler:
     """rollout = sampler(prompts, state, step): what a PPO step learns from."""
 
     def __init__(
         self,
         config: PPOConfig,
-        tokenizer: Tokenizer,
+        tokenizer: TextDecoder,
         *,
         programs: RolloutPrograms,
         bases: Bases,
@@ -147,7 +158,7 @@ class Sampler:
 
 
 def rows_of(
-    prompts: Prompts, step: int, *, config: PPOConfig, tokenizer: Tokenizer, seed: int
+    prompts: Prompts, step: int, *, config: PPOConfig, tokenizer: TextDecoder, seed: int
 ) -> tuple[np.ndarray, np.ndarray, SamplingArrays]:
     """Tokens [B, T], lengths [B] and sampling settings of a step's rows.
 

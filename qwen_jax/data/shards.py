@@ -18,7 +18,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,14 +26,27 @@ from qwen_jax.data.document import Document
 from qwen_jax.errors import DataError
 from qwen_jax.utils.files import atomic_write, sync_folder, write_json
 
-if TYPE_CHECKING:
-    from qwen_jax.tokenizer.bpe import Tokenizer
-
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.tiktoken"
 FORMAT = 1
 _PART_CHARACTERS = 1 << 26  # encoded at once, when there are no partitions
 _VERIFY_BYTES = 1 << 30  # up to here a folder's hashes are checked whenever it is opened: a second
+
+
+class Tokenizer(Protocol):
+    """What is needed of qwen_jax.tokenizer.bpe.Tokenizer."""
+
+    fingerprint: Any  # text; "str" would refuse a cached_property
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def end_of_text(self) -> int: ...
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]: ...
+
+    def save(self, path: pathlib.Path) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +75,7 @@ class Shards:
 def write(
     documents: Iterable[Document],
     folder: str | os.PathLike,
-    tokenizer: "Tokenizer",
+    tokenizer: Tokenizer,
     *,
     eval_fraction: float = 0.0,
     seed: int = 0,
@@ -225,7 +238,7 @@ _PART = np.dtype([("file", "<u4"), ("key", "S24"), ("tokens", "<i8"), ("bytes", 
 def scatter(
     documents: Iterable[Document],
     path: str | os.PathLike,
-    tokenizer: "Tokenizer",
+    tokenizer: Tokenizer,
     *,
     split: Split,
     threads: int | None = None,
@@ -321,7 +334,7 @@ def gather(
 
 
 def write_manifests(
-    folder: pathlib.Path, entries: Sequence[dict], tokenizer: "Tokenizer", split: Split
+    folder: pathlib.Path, entries: Sequence[dict], tokenizer: Tokenizer, split: Split
 ) -> None:
     """Completes a folder whose shards `gather` has written.
 
@@ -393,7 +406,7 @@ def shard_name(number: int) -> str:
     return f"tokens-{number:05d}.bin"
 
 
-def dtype_of(tokenizer: "Tokenizer") -> np.dtype:
+def dtype_of(tokenizer: Tokenizer) -> np.dtype:
     """Of the tokens in shards."""
     return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
 

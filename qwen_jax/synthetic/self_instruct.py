@@ -237,6 +237,7 @@ class SelfInstruct:
         return [
             turn
             for shot in self._shots(number, "transcript shots", index, self._react_seeds)
+            if shot.answer is not None  # which a shot has
             for turn in (
                 ("user", react.prompt(shot.question, [self._tools[name] for name in shot.tools])),
                 ("assistant", shot.answer),
