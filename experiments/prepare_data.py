@@ -137,9 +137,12 @@ def main(config: Config) -> None:
 def prepare(config: Config) -> None:
     """The plan, a page for people, a vocabulary unless there is one, the mixture, the shards."""
     engine.start(config.ray)
+    given = config.mixture
     mixed = mixture.Mixture(
-        **dataclasses.asdict(config.mixture)
-        | {"weights": mixture.parse_weights(config.mixture.weights)}
+        weights=mixture.parse_weights(given.weights),
+        instructions=given.instructions,
+        most_epochs=given.most_epochs,
+        allow_epochs=given.allow_epochs,
     )
     output = pathlib.Path(config.output)
     result = pipeline.run(
@@ -198,9 +201,12 @@ def plan(config: Config) -> list:
     steps += [config.minhash] if config.near_dedup else []
     steps += [QualityStage()] if filters.rules else []
     if filters.perplexity:
-        models = tuple(tuple(text.split("=", 1)) for text in filters.perplexity)
+        assert config.tokenizer is not None  # see check
+        named = (text.partition("=") for text in filters.perplexity)
+        models = tuple((language, path) for language, _, path in named)
         steps.append(PerplexityStage(models, config.tokenizer))
     if filters.checkpoint:
+        assert filters.checkpoint_most is not None  # see check
         steps.append(
             CheckpointPerplexityStage(
                 filters.checkpoint, filters.checkpoint_most, filters.checkpoint_least

@@ -97,10 +97,13 @@ def main(config: Config) -> None:
     print(f"{len(rows):,} texts, {counts[True]:,} of them {config.positive}", flush=True)
     parts = split(rows, config.held_out)
     print(", ".join(f"{len(part):,} {name}" for name, part in parts.items()), flush=True)
+    texts, labels = zip(*parts["training"], strict=True)
+    held_texts, held_labels = zip(*parts["threshold"], strict=True)
     model = train(
-        *zip(*parts["training"], strict=True),
+        texts,
+        labels,
         label=config.positive,
-        held_out=tuple(zip(*parts["threshold"], strict=True)),
+        held_out=(held_texts, held_labels),
         settings=config.train,
     )
     path = pathlib.Path(config.output)
@@ -187,8 +190,8 @@ def split(rows: list[tuple[str, bool]], held_out: float) -> dict[str, list[tuple
 
 def measure(model: LinearFilter, rows: list[tuple[str, bool]]) -> Scores:
     """Precision and recall of what the filter marks."""
-    labels = np.asarray([label for _, label in rows])
-    marked = np.asarray([model.score(text) >= model.threshold for text, _ in rows])
+    labels = np.asarray([label for _, label in rows], bool)
+    marked = np.asarray([model.score(text) >= model.threshold for text, _ in rows], bool)
     return Scores(
         texts=len(rows),
         positive=int(labels.sum()),

@@ -7,6 +7,7 @@ import dataclasses
 import pathlib
 import tempfile
 import time
+from typing import Any, cast
 
 import numpy as np
 
@@ -44,7 +45,7 @@ def main(config: Config) -> None:
     """Prints a line for each packing."""
     with tempfile.TemporaryDirectory() as folder:
         documents = (Document(str(i), f"{i}") for i in range(config.tokens_millions * 50))
-        shards.write(documents, pathlib.Path(folder) / "random", RandomTokens())
+        shards.write(documents, pathlib.Path(folder) / "random", cast(Any, RandomTokens()))
         for packing in ("run_on", "documents"):
             loader = Loader(
                 DataConfig(sources=(f"{folder}/random/train",), packing=packing),

@@ -197,7 +197,7 @@ def measure(config: Config, folder: pathlib.Path, size: int) -> dict:
     lines: list[tuple[float, str]] = []
     reader = threading.Thread(
         target=lambda: [
-            lines.append((time.time() - began, line.rstrip())) for line in process.stdout
+            lines.append((time.time() - began, line.rstrip())) for line in process.stdout or ()
         ]
     )
     reader.start()

@@ -148,12 +148,13 @@ class Cost:
         return spent, time.perf_counter()
 
     def now(self) -> tuple[float, float]:
-        return tuple(b - a for a, b in zip(self._begun, self._read(), strict=True))
+        (spent, clock), (begun_spent, begun) = self._read(), self._begun
+        return spent - begun_spent, clock - begun
 
 
 def datasketch(path: str) -> int:
     """Documents kept: read, MinHash of the same shingles, LSH of the same bands."""
-    from datasketch import MinHash, MinHashLSH
+    from datasketch import MinHash, MinHashLSH  # pyright: ignore[reportMissingImports]
 
     index, kept = MinHashLSH(num_perm=112, params=(14, 8)), []
     with open(path, encoding="utf-8") as lines:
@@ -175,7 +176,7 @@ def tokenising(config: Config, texts: list[str], folder: str) -> list[str]:
     tokenizer = Tokenizer.from_file(f"{config.shared}/reference/qwen.tiktoken")
     size = sum(len(text.encode()) for text in texts) / 1e6
     rates: dict[str, list[float]] = {}
-    threads = os.cpu_count()
+    threads = os.cpu_count() or 1
     for turn in range(config.rounds + 1):
         cost = Cost()
         tokenizer._encoding.encode_ordinary_batch(texts, num_threads=threads)
@@ -223,7 +224,7 @@ def stages(config: Config, folder: str) -> list[str]:
     lines += [
         f"| {name} | {rate:.1f} | {result.seconds[name][0]:.1f} |" for name, rate in rates.items()
     ]
-    return [*lines, "", f"The slowest stage is {min(rates, key=rates.get)}."]
+    return [*lines, "", f"The slowest stage is {min(rates, key=lambda name: rates[name])}."]
 
 
 if __name__ == "__main__":

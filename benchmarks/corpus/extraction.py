@@ -67,7 +67,9 @@ def resiliparse_alone(content: bytes) -> str:
     from resiliparse.extract.html2text import extract_plain_text
     from resiliparse.parse.encoding import bytes_to_str, detect_encoding
 
-    return extract_plain_text(bytes_to_str(content, detect_encoding(content)), main_content=True)
+    return extract_plain_text(
+        bytes_to_str(content, detect_encoding(content) or "utf-8"), main_content=True
+    )
 
 
 def f1(found: str, gold: str) -> tuple[float, float, float]:

@@ -82,11 +82,9 @@ def offensive(data: pathlib.Path) -> list[str]:
 
 def _train(parts: dict, label: str) -> tuple[linear_filter.LinearFilter, float]:
     started = time.process_time()
-    model = linear_filter.train(
-        *zip(*parts["training"], strict=True),
-        label=label,
-        held_out=tuple(zip(*parts["threshold"], strict=True)),
-    )
+    texts, labels = zip(*parts["training"], strict=True)
+    held_texts, held_labels = zip(*parts["threshold"], strict=True)
+    model = linear_filter.train(texts, labels, label=label, held_out=(held_texts, held_labels))
     return model, time.process_time() - started
 
 
@@ -126,7 +124,10 @@ def _compare(parts: dict, label: str) -> list[str]:
         rate = sum(len(t.encode()) for t in texts) / (time.process_time() - started) / 1e6
         marked = scores >= threshold
         found = Scores(
-            len(texts), sum(labels), int(marked.sum()), int((marked & np.asarray(labels)).sum())
+            len(texts),
+            sum(labels),
+            int(marked.sum()),
+            int((marked & np.asarray(labels, bool)).sum()),
         )
         lines.append(_row(name, found, scores, labels, seconds, rate))
     return lines
@@ -146,8 +147,10 @@ def _row(name: str, found: Scores, scores, labels, seconds: float, rate: float) 
 
 
 def _sklearn(texts: list[str], labels: list[bool]) -> Callable[[list[str]], np.ndarray]:
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
+    from sklearn.feature_extraction.text import (  # pyright: ignore[reportMissingImports]
+        TfidfVectorizer,
+    )
+    from sklearn.linear_model import LogisticRegression  # pyright: ignore[reportMissingImports]
 
     vectors = TfidfVectorizer(
         ngram_range=(1, 2), token_pattern=r"[\u3400-\u9fff]|\w+|[^\w\s]", sublinear_tf=True
@@ -157,7 +160,7 @@ def _sklearn(texts: list[str], labels: list[bool]) -> Callable[[list[str]], np.n
 
 
 def _fasttext(texts: list[str], labels: list[bool]) -> Callable[[list[str]], np.ndarray]:
-    import fasttext
+    import fasttext  # pyright: ignore[reportMissingImports]
 
     from qwen_jax.corpus.filters.decontaminate import units
 

@@ -18,7 +18,8 @@ def head(names: tuple[str, ...]) -> str:
         pass
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
     command = " ".join(map(shlex.quote, sys.argv[1:]))
-    module = sys.modules["__main__"].__spec__.name
+    spec = sys.modules["__main__"].__spec__
+    module = spec.name if spec else sys.argv[0]
     return (
         f"{datetime.date.today().isoformat()}, {os.cpu_count()} cores ({cpu}), Python "
         f"{platform.python_version()}, {versions}.\n\n    python -m {module} {command}\n"

@@ -43,7 +43,7 @@ def start(ray: str | None) -> None:
     if ray is None:
         return
     try:
-        import ray as cluster
+        import ray as cluster  # pyright: ignore[reportMissingImports] (an extra)
 
         cluster.init(
             address=None if ray == "local" else ray,

@@ -124,7 +124,7 @@ def plan(wanted: Sequence[str], *, partition_mb: float) -> tuple[list[Partition]
     size = max(1, int(partition_mb * 1e6))
     for source in parsed:
         if source.path in PYTHON:
-            partitions.append((Piece(source.name, source.kind, source.path, ""),))
+            partitions.append((Piece(source.name, _kind(source, ""), source.path, ""),))
             record[source.name] = {
                 "path": source.path,
                 "files": 1,

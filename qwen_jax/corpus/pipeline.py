@@ -20,6 +20,7 @@ import pathlib
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 from tqdm import tqdm
 
@@ -61,13 +62,11 @@ class Chain:
         ]
 
     def keys(self, number: int) -> pathlib.Path | None:
-        if self.following is None:
-            return None
-        return (
-            StageFolder(self.root, self.first + len(self.steps), self.following.name).path
-            / "keys"
-            / f"{number:05}.parquet"
-        )
+        return None if self.following is None else self._keys(self.following, number)
+
+    def _keys(self, following: Shuffle, number: int) -> pathlib.Path:
+        folder = StageFolder(self.root, self.first + len(self.steps), following.name).path
+        return folder / "keys" / f"{number:05}.parquet"
 
     def finished(self, number: int) -> bool:
         keys = self.keys(number)
@@ -83,8 +82,8 @@ class Chain:
             for folder, step in zip(self.folders(), self.steps, strict=True)
         ]
         names = [folder.path.name for folder in self.folders()]
-        next_name = self.following and f"{self.first + len(names):02}-{self.following.name}"
-        seconds = {name: [0.0, 0.0] for name in (*names, next_name) if name}
+        seconds = {name: [0.0, 0.0] for name in names}
+        shuffled = [0.0, 0.0]  # of the following shuffle
         keys, first = [], 0
         clock = _Clock()
         for table in self._begin(number, partition):
@@ -92,18 +91,20 @@ class Chain:
             for i, (step, writer) in enumerate(zip(self.steps, writers, strict=True)):
                 seconds[names[i]][1] += stage_files.text_bytes(table) / 1e6
                 if i:
+                    assert not isinstance(step, Read) and callable(step)
                     table = step(table)
                 table = writer.add(table)
                 seconds[names[i]][0] += clock.lap()
             if self.following is not None:
                 keys.append(self.following.keys(table, first))
-                seconds[next_name][0] += clock.lap()
-                seconds[next_name][1] += stage_files.text_bytes(table) / 1e6
+                shuffled[0] += clock.lap()
+                shuffled[1] += stage_files.text_bytes(table) / 1e6
             first += len(table)
         for writer in writers:
             writer.close()
         if self.following is not None:
-            shuffle.write_keys(self.keys(number), keys)
+            shuffle.write_keys(self._keys(self.following, number), keys)
+            seconds[f"{self.first + len(names):02}-{self.following.name}"] = shuffled
         return seconds
 
     def _begin(self, number: int, partition: Partition) -> Iterator[pa.Table]:
@@ -119,7 +120,7 @@ class Chain:
             part = shuffle.of_batch(removed, first, len(table))
             names = [self._name(order) for order in part["kept"].to_pylist()]
             first += len(table)
-            yield step.remove(table, part, names)
+            yield cast(Shuffle, step).remove(table, part, names)
 
     def _name(self, order: int) -> str:
         number, row = order >> 32, order & 0xFFFFFFFF
@@ -308,7 +309,7 @@ def index_files(step: Shuffle) -> list[pathlib.Path]:
                 str(folder),
                 "run the earlier plan to its end.",
             )
-        wanted = json.loads(json.dumps(dataclasses.asdict(step))) | {"index": []}
+        wanted = json.loads(json.dumps(dataclasses.asdict(cast(Any, step)))) | {"index": []}
         check_same(
             _keyed_by(made["versions"]) | made[f"stage {folder.name}"] | {"index": []},
             _keyed_by(_versions()) | wanted,
@@ -321,9 +322,9 @@ def index_files(step: Shuffle) -> list[pathlib.Path]:
 
 def _find_duplicates(chain: Chain, partitions: int, seconds: dict, workers: int) -> None:
     """`removed/` of the shuffle that a chain begins with."""
-    step, folder = chain.steps[0], chain.folders()[0].path
+    step, folder = cast(Shuffle, chain.steps[0]), chain.folders()[0].path
     files = (*chain.index, *(str(folder / "keys" / f"{i:05}.parquet") for i in range(partitions)))
-    edges = shuffle.bucket_edges(files)
+    edges = shuffle.bucket_edges([pathlib.Path(file) for file in files])
     output = folder / ("alike" if step.linked else "removed")
     todo = [
         (i, begin, end)
@@ -366,5 +367,5 @@ def throughput(seconds: dict[str, list[float]]) -> list[str]:
         for name, rate in rates.items()
     ]
     if rates:
-        lines.append(f"the slowest stage is {min(rates, key=rates.get)}")
+        lines.append(f"the slowest stage is {min(rates, key=lambda name: rates[name])}")
     return lines

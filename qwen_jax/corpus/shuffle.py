@@ -38,7 +38,9 @@ class Shuffle(Protocol):
     name: ClassVar[str]
     counted: ClassVar[tuple[str, ...]]
     linked: ClassVar[bool]
-    index: tuple[str, ...]
+
+    @property
+    def index(self) -> tuple[str, ...]: ...
 
     def keys(self, table: pa.Table, first: int) -> pa.Table:
         """`hash` (uint64), `row` (uint32, from `first`) and what else duplicates() needs."""

@@ -10,6 +10,7 @@ import collections
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 from qwen_jax.corpus.arrow import pa, pc, pq
 from qwen_jax.corpus.stage import rejected_schema
@@ -62,7 +63,7 @@ class PartitionWriter:
         self._kept = ParquetFile(folder.kept(partition))
         self._rejected = ParquetFile(folder.rejected(partition))
         self._counts = collections.Counter(), collections.Counter()
-        self._details: dict[str, collections.Counter | int] = {}
+        self._details: dict[str, Any] = {}  # a Counter of strings, or a sum
 
     def add(self, table: pa.Table) -> pa.Table:
         """Writes a batch; returns its kept rows, without the columns of rejection."""
@@ -112,8 +113,9 @@ class ParquetFile:
     """A Parquet file, written row group by row group, whole or not there."""
 
     def __init__(self, path: pathlib.Path, **settings):
-        self._path, self._writer = path, None
-        self._settings = {"compression": "zstd"} | settings
+        self._path = path
+        self._writer: pq.ParquetWriter | None = None
+        self._settings: dict[str, Any] = {"compression": "zstd"} | settings
         path.parent.mkdir(parents=True, exist_ok=True)
         # A name of its own: a process that outlived its killed run may be writing the same.
         self._writing = temporary_path(path)
@@ -125,6 +127,7 @@ class ParquetFile:
             self._writer.write_table(table.cast(self._writer.schema))
 
     def close(self) -> None:
+        assert self._writer is not None, "nothing was written"
         self._writer.close()
         put_in_place(self._writing, self._path)
 

@@ -180,14 +180,14 @@ class Tokenizer:
         Raises:
           TokenizerError: an id that no token has, such as one of the model's padding rows.
         """
-        ids = np.asarray(ids if hasattr(ids, "__len__") else list(ids)).tolist()
-        if unknown := [token for token in ids if token not in self._ids]:
+        numbers: list[int] = np.asarray(ids if hasattr(ids, "__len__") else list(ids)).tolist()
+        if unknown := [token for token in numbers if token not in self._ids]:
             raise TokenizerError(
                 f"no token has the id {unknown[0]}; ids end at {self.vocab_size - 1}.",
                 "decode",
                 "limit sampling to the tokenizer's vocab_size, or use the model's tokenizer.",
             )
-        return self._encoding.decode(ids, errors="replace")
+        return self._encoding.decode(numbers, errors="replace")
 
     @property
     def vocab_size(self) -> int:
@@ -210,7 +210,7 @@ class Tokenizer:
     def fingerprint(self) -> str:
         """16 hex digits that differ between tokenizers with different ids; stable over releases."""
         digest = hashlib.sha256()
-        for token in sorted(self.mergeable_ranks, key=self.mergeable_ranks.get):
+        for token in sorted(self.mergeable_ranks, key=lambda token: self.mergeable_ranks[token]):
             digest.update(base64.b64encode(token) + b"\n")
         for name, token in sorted(self.special_tokens.items(), key=lambda item: item[1]):
             digest.update(f"{token} {name}\n".encode())

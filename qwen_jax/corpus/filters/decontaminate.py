@@ -243,11 +243,11 @@ class Index:
         """
         try:
             with np.load(path) as file:
-                items = tuple(tuple(pair.split("\0")) for pair in _unpacked(file["items"]))
+                pairs = (pair.partition("\0") for pair in _unpacked(file["items"]))
                 words, lines = _unpacked(file["words"]), _unpacked(file["lines"])
                 return cls(
                     rules=DecontaminationRules(*map(int, file["rules"])),
-                    items=items,
+                    items=tuple((test_set, item) for test_set, _, item in pairs),
                     numbers={word: i for i, word in enumerate(words, 1)},
                     hashes=file["hashes"],
                     lengths=file["lengths"],

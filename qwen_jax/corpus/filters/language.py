@@ -83,7 +83,7 @@ def identify(text: str) -> tuple[str, float]:
             return name, share
     together: dict[str, float] = {}
     for name, probability in _identifier().rank(_sample(text, _SHORT_SAMPLE)):
-        name = _WRITTEN_ALIKE.get(name, name)
+        name = _WRITTEN_ALIKE.get(str(name), str(name))
         together[name] = together.get(name, 0.0) + float(probability)
     return max(together.items(), key=lambda item: item[1])
 
@@ -96,7 +96,7 @@ def code_of(said: str) -> str:
       >>> [code_of(said) for said in ("en-US", "eng_Latn", "Chinese (simplified)", "de")]
       ['en', 'en', 'zh', 'de']
     """
-    first = (re.findall(r"\w+?(?=_|\b)", said.lower()) or [""])[0]
+    first: str = (re.findall(r"\w+?(?=_|\b)", said.lower()) or [""])[0]
     return _WRITTEN_ALIKE.get(first, _SAID.get(first, first))
 
 

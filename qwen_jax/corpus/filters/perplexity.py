@@ -217,7 +217,7 @@ def _nats_of_rows(params, tokens_BT, targets_BT, weights_BT, *, config):
     )
 
 
-def _bits_per_byte(nats: Sequence[float], texts: Sequence[str]) -> np.ndarray:
+def _bits_per_byte(nats: Sequence[float] | np.ndarray, texts: Sequence[str]) -> np.ndarray:
     sizes = np.asarray([len(text.encode("utf-8", "replace")) for text in texts], np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(sizes > 0, np.asarray(nats) / np.log(2) / sizes, np.nan)

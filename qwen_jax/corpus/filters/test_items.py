@@ -100,7 +100,8 @@ def _math23k(path: pathlib.Path) -> Iterator[TestItem]:
     """JSON objects one after the other."""
     text, decoder, place = path.read_text(encoding="utf-8"), json.JSONDecoder(), 0
     while place < len(text.rstrip()):
-        row, place = decoder.raw_decode(text, re.compile(r"\s*").match(text, place).end())
+        blanks = re.compile(r"\s*").match(text, place)
+        row, place = decoder.raw_decode(text, blanks.end() if blanks else place)
         yield TestItem("math23k", row["id"], row["original_text"])
 
 

@@ -88,7 +88,7 @@ def _guess(content: bytes) -> str:
         from resiliparse.parse.encoding import detect_encoding
     except ImportError:
         return "cp1252"
-    return detect_encoding(content[: 1 << 18]).lower()
+    return (detect_encoding(content[: 1 << 18]) or "cp1252").lower()
 
 
 def _is_charset(name: str) -> bool:

@@ -111,7 +111,7 @@ def page(html: str) -> str:
     # Events rather than recursion: a page may be nested deeper than Python's stack.
     skipped = None
     for event, element in lxml.etree.iterwalk(root, events=("start", "end", "comment", "pi")):
-        tag = element.tag if isinstance(element.tag, str) else None
+        tag = element.tag if isinstance(element.tag, str) else ""  # a comment
         if skipped is None and event == "start":
             if tag in _DROPPED or (tag in ("td", "th") and not element.text_content().strip()):
                 skipped = element

@@ -35,6 +35,7 @@ class PageWorker:
         page = html.encode("utf-8", "replace")
         try:
             process = self._start()
+            assert process.stdin is not None
             process.stdin.write(struct.pack("<I", len(page)) + page)
             process.stdin.flush()
             answer = self._read(
@@ -44,7 +45,7 @@ class PageWorker:
             self.close()
             return "", "timeout"
         except (EOFError, BrokenPipeError):
-            code = self._process.wait()
+            code = self._process.wait() if self._process else 0
             self.close()
             return "", f"crash: {'signal' if code < 0 else 'exit'} {abs(code)}"
         text = answer[1:].decode("utf-8")
@@ -79,6 +80,7 @@ class PageWorker:
         return time.monotonic() + self._seconds
 
     def _read(self, size: int, deadline: float) -> bytes:
+        assert self._process is not None and self._process.stdout is not None
         parts, file = [], self._process.stdout.fileno()
         while size:
             if not select.select([file], [], [], max(0.0, deadline - time.monotonic()))[0]:
@@ -96,7 +98,8 @@ class PageWorker:
             self._process.kill()
             for pipe in (self._process.stdin, self._process.stdout):
                 try:
-                    pipe.close()
+                    if pipe is not None:
+                        pipe.close()
                 except BrokenPipeError:
                     pass
             self._process.wait()
@@ -113,7 +116,8 @@ def serve(extractor: str, megabytes: int) -> None:
     """Answers until the other side goes."""
     import resource
 
-    resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20,) * 2)
+    limit = megabytes << 20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     function = getattr(extract, extractor)
     answers = os.fdopen(os.dup(1), "wb")

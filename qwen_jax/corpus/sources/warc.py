@@ -68,7 +68,7 @@ def records(
                 error.args if isinstance(error, _Damaged) else ("corrupt", f"gzip: {error}")
             )
             yield Record(at, {}, b"", problem, detail)
-            offset = _find(file, max(at + 1, offset + 1), end, compressed)
+            offset = _find(file, max(at, offset or 0) + 1, end, compressed)
 
 
 def _record(stream, offset: int, limit: int) -> Record:
