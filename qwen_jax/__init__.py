@@ -33,7 +33,7 @@ _HOME = {
     "save_pretrained": "pretrained.huggingface",
     "sizes": "sizes",
 }
-__all__ = sorted(_HOME)
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]  (names are declared above)
 
 
 def __getattr__(name: str):

@@ -35,9 +35,13 @@ class Shuffle(Protocol):
     `index` names folders of keys of earlier runs; their documents come before all others.
     """
 
-    name: ClassVar[str]
-    counted: ClassVar[tuple[str, ...]]
     linked: ClassVar[bool]
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def counted(self) -> tuple[str, ...]: ...
 
     @property
     def index(self) -> tuple[str, ...]: ...

@@ -38,7 +38,7 @@ def perplexity(
     config: ModelConfig,
     length: int,
     batch_tokens: int = 16384,
-    progress: Callable[[int], None] = lambda tokens: None,
+    progress: Callable[[int], object] = lambda tokens: None,
 ) -> Perplexity:
     """Cuts the stream into rows of `length` and scores every token of every row.
 

@@ -7,6 +7,7 @@ B batch, T padded prompt length, R room for new tokens.
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ def generate(
     seed: int | Sequence[int] = 0,
     stop_ids: Sequence[int] = (),
     vocab_size: int | None = None,
-) -> list[int] | list[list[int]]:
+) -> list[Any]:
     """Continues one prompt or several, each as if it were alone.
 
     Prompts are padded on the right to a power of two, and so are the batch and the room for new

@@ -94,7 +94,7 @@ def tag_all(
     file: AppendOnly,
     *,
     batch: int,
-    progress: Callable[[int], None] = lambda number: None,
+    progress: Callable[[int], object] = lambda number: None,
 ) -> None:
     """Tags the prompts that have no line in the file yet, and appends them, `batch` at a time.
 

@@ -45,8 +45,6 @@ class NearDedup:
       index: near_dedup folders of earlier runs with the same settings: their documents come first.
     """
 
-    name: ClassVar[str] = "near_dedup"
-    counted: ClassVar[tuple[str, ...]] = ()
     linked: ClassVar[bool] = True
 
     bands: int = option(14, "ours, as are the next two: 0.5 at 0.72, 0.92 at 0.8, 0.05 at 0.5")
@@ -54,6 +52,14 @@ class NearDedup:
     shingle: int = option(5, "words")
     seed: int = option(0, "of the hashes")
     index: tuple[str, ...] = option((), "near_dedup folders of earlier runs")
+
+    @property
+    def name(self) -> str:
+        return "near_dedup"
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        return ()
 
     def keys(self, table: pa.Table, first: int) -> pa.Table:
         texts = table["text"].cast(pa.large_binary()).to_pylist()
