@@ -1,6 +1,5 @@
 """SFT, DPO and the reward model over two processes do what one does. (PPO: test_alignment.)"""
 
-import dataclasses
 import json
 import random
 import subprocess
@@ -11,9 +10,8 @@ import pytest
 
 from qwen_jax.model.spec import init_params
 from qwen_jax.pretrained.from_run import save_run
-from tests.helpers.tiny_checkpoint import CONFIG, ROOT, TOKENIZER, environment
-
-MODEL = dataclasses.replace(CONFIG, context_length=96, initializer_range=0.02)
+from tests.helpers.alignment import MODEL, records
+from tests.helpers.tiny_checkpoint import ROOT, TOKENIZER, environment
 
 
 @pytest.fixture(scope="module")
@@ -35,19 +33,6 @@ def folder(tmp_path_factory):
                 "".join(json.dumps(row) + "\n" for row in chosen)
             )
     return folder
-
-
-def records(run_dir) -> list[dict]:
-    """What was measured, without the times."""
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    return [
-        {
-            name: value
-            for name, value in json.loads(line).items()
-            if not name.startswith(("perf/", "time", "host/"))
-        }
-        for line in lines
-    ]
 
 
 @pytest.mark.slow
