@@ -27,7 +27,8 @@ def atomic_write(
 
     If the block fails, the old file stays and the temporary file is removed. When this returns,
     the content survives a power cut. A file that is replaced hands on its permission bits. Of a
-    symbolic link, the file that it points to is replaced. The folder must exist.
+    symbolic link, the file that it points to is replaced. The folder must exist. What is no file,
+    such as /dev/null, cannot be replaced: an OSError, before anything is written.
 
     Args:
       mode: "wb", or "w" for text.
@@ -47,6 +48,9 @@ def atomic_write(
 def temporary_path(path: str | os.PathLike) -> pathlib.Path:
     """A new name in the folder of `path`; no two processes get the same."""
     final = pathlib.Path(os.path.realpath(path))
+    if final.exists() and not final.is_file():
+        code = errno.EISDIR if final.is_dir() else errno.EINVAL
+        raise OSError(code, "not a regular file", str(path))
     return final.with_name(f"{final.name}.{secrets.token_hex(4)}{WRITING}")
 
 

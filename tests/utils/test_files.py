@@ -86,6 +86,19 @@ def test_atomic_write_follows_a_symbolic_link(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a", "elsewhere"]
 
 
+def test_atomic_write_replaces_nothing_but_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # stands for /dev/null, which only an administrator can replace
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(OSError, match=f"not a regular file: .*{name}"):
+            write_text(tmp_path / name, "x")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_text(tmp_path / "folder", "x")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert sorted(os.listdir(tmp_path)) == ["folder", "link", "pipe"]
+
+
 def test_atomic_write_does_not_make_folders(tmp_path):
     with pytest.raises(FileNotFoundError):
         write_text(tmp_path / "missing" / "a", "x")
