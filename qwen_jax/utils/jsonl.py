@@ -85,7 +85,7 @@ def _items(
         rows = json.loads(file.read().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DataError(f"cannot be read: {error}.", str(path), "copy it again.") from error
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"not JSON: {error}.", str(path), "mend or write it again.") from error
     if not isinstance(rows, list):
         raise DataError("the file holds no list.", str(path), "write a list of objects.")

@@ -56,6 +56,8 @@ def test_rows_are_read_with_their_places(tmp_path, name):
         ("a.json", b"[{}, 3]", "'3' is not an object.*a.json\\[1\\]\n"),
         ("a.json", b"{}", "holds no list"),
         ("a.json", b"[{}", "not JSON"),
+        ("a.json", b"[" * 100_000, "not JSON"),  # deeper than the reader goes
+        ("a.json", b'[{"a": ' + b"1" * 5000 + b"}]", "not JSON"),  # longer than Python's integers
         ("a.json", b'["\xff"]', "cannot be read"),
         ("a.jsonl.gz", gzip.compress(b"{}\n" * 99)[:-9], "cannot be read"),
         ("a.jsonl.gz", b"{}", "cannot be read"),
