@@ -83,6 +83,8 @@ def parse(doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> tuple
 def _refusal(config, flag: str) -> ConfigError | None:
     """The reason of the flag's section, where it has one, for not having this flag."""
     section, _, name = flag.partition(".")
+    if section.startswith("no") and not hasattr(config, section):  # --nomodel.NAME, for false
+        section = section[2:]
     refuse = getattr(getattr(config, section, None), "refuse", None)
     return refuse and refuse(name)
 

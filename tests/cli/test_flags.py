@@ -64,7 +64,11 @@ def test_a_stage_refuses_to_change_the_architecture_and_says_why(stage):
     def parse(*arguments):
         return flags.parse(stage.__doc__, stage.RECIPES, ["prog", *arguments])
 
-    for argument in ("--model.hidden_size=64", "--model.extension.logn=false"):
+    for argument in (
+        "--model.hidden_size=64",
+        "--model.extension.logn=false",
+        "--nomodel.tie_embeddings",
+    ):
         with pytest.raises(ConfigError, match="the architecture is that of --init_from"):
             parse(argument)
     with pytest.raises(ConfigError, match="--data.context_length"):
