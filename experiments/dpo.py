@@ -7,7 +7,7 @@ Laptop, a minute, from the smoke run of experiments.sft:
     python -m experiments.dpo --recipe=smoke --init_from=runs/sft_smoke \\
         --data.pairs=a.json --data.eval_pairs=held_out.json
 Pod:
-    python -m launch.tpu_pod --name=dpo --zone=ZONE --type=v5p-64 -- -m experiments.dpo \\
+    python -m launch.tpu_pod --name=dpo --zone=ZONE --type=v5p-64 -- dpo \\
         --init_from=runs/chat --run_dir=runs/dpo --data.pairs=a.json,b.jsonl.gz
 Adapters on one GPU, as in experiments.sft:
     ... --lora.rank=16 --optimizer.peak_learning_rate=5e-5

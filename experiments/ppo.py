@@ -11,7 +11,7 @@ Laptop, minutes, after experiments.quickstart:
         --data.prompts=$Q/questions/sums/prompts.jsonl \\
         --reward_functions=qwen_jax.align.rewards:arithmetic
 Pod:
-    python -m launch.tpu_pod --name=ppo --zone=ZONE --type=v5p-64 -- -m experiments.ppo \\
+    python -m launch.tpu_pod --name=ppo --zone=ZONE --type=v5p-64 -- ppo \\
         --init_from=runs/chat --reward_model=runs/reward --data.prompts=prompts.jsonl \\
         --data.pretrain.sources=data/mine/shards/mine/train --train.micro_batches=2 \\
         --run_dir=runs/ppo

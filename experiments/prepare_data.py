@@ -11,7 +11,7 @@ Several, by kind:      ... --sources=web=web:crawl,code=code:repositories,python
 Common Crawl:          ... --sources=web:s3://commoncrawl/crawl-data/.../warc --ray=ADDRESS
 Text as it is:         --recipe=plain
 Released vocabulary:   ... --tokenizer=qwen.tiktoken
-Qwen's way (2.2):      ... --base=cl100k_base.tiktoken
+Qwen's way (2.2):      ... --vocabulary.base=cl100k_base.tiktoken
 Then:                  python -m experiments.pretrain --data.sources=data/mine/shards/web/train ...
 """
 

@@ -9,7 +9,7 @@ Laptop, a minute:
     python -m experiments.pretrain --recipe=smoke --model.vocab_size=32768 \\
         --data.sources=data/mine/shards/mine/train
 Pod of 128 chips, with folders on storage that all hosts share:
-    python -m launch.tpu_pod --name=run --zone=ZONE --type=v5p-256 -- -m experiments.pretrain \\
+    python -m launch.tpu_pod --name=run --zone=ZONE --type=v5p-256 -- pretrain \\
         --recipe=7b --mesh.data=4 --run_dir=RUN --data.sources=A/train=0.7,B/train=0.3
 From released weights or another run's, with a new optimizer:
     ... --init_from=FOLDER

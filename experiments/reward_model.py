@@ -7,7 +7,7 @@ Laptop, a minute, from the smoke run of experiments.sft:
     python -m experiments.reward_model --recipe=smoke --init_from=runs/sft_smoke \\
         --data.pairs=a.json --data.eval_pairs=held_out.json
 Pod, twice:
-    python -m launch.tpu_pod --name=pmp --zone=ZONE --type=v5p-64 -- -m experiments.reward_model \\
+    python -m launch.tpu_pod --name=pmp --zone=ZONE --type=v5p-64 -- reward_model \\
         --init_from=runs/base --run_dir=runs/pmp --data.pairs=large.jsonl.gz \\
         --data.eval_pairs=held_out.json
     ... --init_from=runs/pmp --run_dir=runs/reward --data.pairs=small.json

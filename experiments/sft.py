@@ -8,7 +8,7 @@ Laptop, a minute, from the smoke run of experiments.pretrain:
     python -m experiments.sft --recipe=smoke --init_from=runs/smoke \\
         --data.conversations=a.jsonl --data.eval_conversations=b.jsonl
 Pod:
-    python -m launch.tpu_pod --name=sft --zone=ZONE --type=v5p-64 -- -m experiments.sft \\
+    python -m launch.tpu_pod --name=sft --zone=ZONE --type=v5p-64 -- sft \\
         --init_from=runs/base --run_dir=runs/chat --data.conversations=a.jsonl,b.json
 Adapters (LoRA, not in the report) on one GPU; their learning rate is about a hundred times that of
 the weights. experiments.convert adds them to the weights:
