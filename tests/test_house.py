@@ -1,6 +1,7 @@
 """The rules of the house (WORKSPACE.md): who imports whom, and how long things may be."""
 
 import pathlib
+import re
 import textwrap
 
 import pytest
@@ -69,3 +70,18 @@ def test_every_broken_rule_is_seen(broken):
         "benchmarks/full: 16 files, 15 are allowed",
         "benchmarks/wide.py:Config: 21 fields, 20 are allowed",
     ]
+
+
+def test_the_files_that_the_readme_names_are_there():
+    """A name in its table is a path from the root or the package, or beside the one before it."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.partition("## Section of the report")[2].partition("\n## ")[0]
+    missing, number = [], 0
+    for row in table.splitlines():
+        folder = ROOT
+        for name in re.findall(r"`([\w*/]+(?:\.py|/))`", row):
+            places = [place for place in (ROOT, ROOT / "qwen_jax", folder) if any(place.glob(name))]
+            number += 1
+            missing += [] if places else [name]
+            folder = (places[0] / name).parent if places else folder
+    assert number > 50 and missing == []

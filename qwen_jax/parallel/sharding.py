@@ -45,7 +45,7 @@ class Rules:
         known = {field.name for field in dataclasses.fields(self)}
         for name in axes:
             if name is not None and name not in known:
-                raise unknown_name("logical axis", name, known, "parallel.rules", ShardingError)
+                raise unknown_name("logical axis", name, known, "parallel.sharding", ShardingError)
         return PartitionSpec(*(getattr(self, name) if name else None for name in axes))
 
 

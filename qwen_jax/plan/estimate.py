@@ -1,7 +1,7 @@
 """From what a compiled step takes to what a run costs: time, tokens a second, MFU, chip hours.
 
 MFU A counts 6 N + 6 L T N_heads H for a token (causal attention once), B 6 N + 12 L T N_heads H
-(all of the square); see train.metrics.flops_per_token. Report tokens: 2.4, Table 1.
+(all of the square); see telemetry.metrics.flops_per_token. Report tokens: 2.4, Table 1.
 """
 
 import dataclasses

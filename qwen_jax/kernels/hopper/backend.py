@@ -1,6 +1,6 @@
 """Attention on Hopper GPUs: our own kernels in Pallas Mosaic GPU, forward and backward.
 
-This file says what they can run; hopper_forward.py and hopper_backward.py, which need jax 0.11, are
+This file says what they can run; forward.py and backward.py, which need jax 0.11, are
 imported when they run.
 """
 

@@ -10,7 +10,7 @@ with dV and dK in registers. The scores are transposed so that P^T and dS^T are 
 lie, in registers; dS^T alone goes through shared memory, as each warpgroup's part of dQ needs the
 keys of both. dQ is summed in float32 in global memory by the copy engine, in no fixed order: sums
 differ in their last bits from run to run. `deterministic` computes dQ in a second kernel instead
-(hopper_backward_dq.py), which costs two more matrix products on top of five.
+(backward_dq.py), which costs two more matrix products on top of five.
 
 The order of a step keeps the tensor cores fed: S, dP, dV, dQ and dK start one behind the other;
 exponentials run beside dP, dS beside dV, dQ's way out beside dK, and dK runs on into the next step.

@@ -1,6 +1,6 @@
 """dQ alone, on Hopper, with the same bits in every run: half of the deterministic backward pass.
 
-The fused kernel (hopper_backward.py) adds the parts of dQ in the order in which blocks get there.
+The fused kernel (backward.py) adds the parts of dQ in the order in which blocks get there.
 Here a thread block owns 128 queries of one head and adds in the order of the keys:
 
   S = Q K^T,  dP = dO V^T,  dS = 2^(S scale log2(e) - lse) (dP - delta),  dQ += dS K

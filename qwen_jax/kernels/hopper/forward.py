@@ -12,7 +12,7 @@ as the products at head size 128 and as long at 64, runs at the same time in two
 Arithmetic for the mask is spent in the tiles that need it: those on the diagonal, and those that
 begin before the last first key of the block's queries.
 
-Conventions of lse and scale: hopper_ops.py.
+Conventions of lse and scale: ops.py.
 
 B batch, T positions, N heads, K key-value heads, H head size, M queries of a block.
 """
