@@ -2,6 +2,8 @@
 
 import pathlib
 import re
+import subprocess
+import sys
 import textwrap
 
 import pytest
@@ -70,6 +72,13 @@ def test_every_broken_rule_is_seen(broken):
         "benchmarks/full: 16 files, 15 are allowed",
         "benchmarks/wide.py:Config: 21 fields, 20 are allowed",
     ]
+
+
+def test_the_command_of_the_hook_fails_only_where_a_rule_is_broken(broken):
+    command = [sys.executable, "-m", "tests.helpers.house", "--check", "--root"]
+    assert subprocess.run([*command, ROOT], cwd=ROOT).returncode == 0
+    done = subprocess.run([*command, broken], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "451 lines, 450 are allowed" in done.stderr
 
 
 def test_the_files_that_the_readme_names_are_there():

@@ -279,5 +279,5 @@ if __name__ == "__main__":
     top = options.root.resolve()
     if options.check:
         broken = order_violations(top) + size_violations(top)
-        sys.exit("\n".join(broken))
+        sys.exit("\n".join(broken) or 0)
     print("\n".join(describe(top)))
