@@ -3,6 +3,7 @@
 import importlib
 import re
 from collections.abc import Callable, Sequence
+from types import ModuleType
 
 from qwen_jax.config import warn_renamed
 from qwen_jax.errors import ConfigError, unknown_name
@@ -42,17 +43,15 @@ def _last_number(answer: str) -> int | None:
 def load_function(name: str) -> Callable:
     """The reward function that "module:function" names.
 
-    A run that was started with the former name of a module of ours goes on, with a warning.
+    A run that was started with the former name of a module of ours goes on, with a warning, unless
+    the user has a module of that name.
 
     Raises:
       ConfigError: there is no such module or function.
     """
     module, _, function = name.partition(":")
-    if module in _FORMER:
-        warn_renamed(module, _FORMER[module], f"--reward_functions={name}")
-        module = _FORMER[module]
     try:
-        found = vars(importlib.import_module(module))
+        found = vars(_import(module, f"--reward_functions={name}"))
     except ImportError as error:
         raise ConfigError(
             f"{error}.",
@@ -67,3 +66,15 @@ def load_function(name: str) -> Callable:
             f"--reward_functions={name}",
         )
     return found[function]
+
+
+def _import(module: str, where: str) -> ModuleType:
+    """The module, or what a module of ours that had this name is called now."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        absent = error.name is not None and f"{module}.".startswith(f"{error.name}.")
+        if module not in _FORMER or not absent:
+            raise
+    warn_renamed(module, _FORMER[module], where)
+    return importlib.import_module(_FORMER[module])

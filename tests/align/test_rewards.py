@@ -1,5 +1,8 @@
 """Rewards that a program checks, and finding them by name."""
 
+import sys
+import types
+
 import pytest
 
 from qwen_jax.align import rewards
@@ -26,3 +29,11 @@ def test_load_function_knows_the_former_name_of_the_module(capsys):
 def test_load_function_refuses_what_is_not_there(name):
     with pytest.raises(ConfigError, match="arithmetic|no.such|No module"):
         rewards.load_function(name)
+
+
+def test_a_module_of_the_users_goes_before_a_former_name(monkeypatch, capsys):
+    theirs = types.ModuleType("experiments.rewards")
+    theirs.arithmetic = lambda questions, answers: [7.0]
+    monkeypatch.setitem(sys.modules, "experiments.rewards", theirs)
+    assert rewards.load_function("experiments.rewards:arithmetic") is theirs.arithmetic
+    assert capsys.readouterr().err == ""
