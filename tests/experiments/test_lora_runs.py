@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import numpy as np
 import pytest
 
 from experiments import dpo, ppo, reward_model, sft
+from qwen_jax.align import train_ppo
 from qwen_jax.config import MeshConfig
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.model import spec
@@ -16,7 +18,7 @@ from qwen_jax.model.value_head import scoring_specs
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.pretrained.huggingface import load_pretrained
 from qwen_jax.pretrained.scoring import open_scoring
-from qwen_jax.pretrained.start import scoring_weights_of
+from qwen_jax.pretrained.start import scoring_weights_of, start
 from tests.helpers.alignment import config_of, records, run, whole_and_halves
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -214,11 +216,13 @@ def test_ppo_does_not_go_on_beside_other_weights(folder, scored, tmp_path, name)
         data={"prompts": (f"{folder}/talks.jsonl",)},
         reward_model=f"{scored}/reward/whole",
     )
-    _, _, files = ppo._loads(config)
+    config, _ = start(config)
+    program = types.SimpleNamespace(lora=LORA)  # nothing of it is compiled
+    _, files = train_ppo._frozen_models(config, program)
     assert set(files) == {"base.json", "value_base.json"}
     (tmp_path / "run").mkdir()
     for file, record in files.items():
         changes = {"sample": "0"} if file == name else {}
         (tmp_path / "run" / file).write_text(json.dumps(record | changes))
     with pytest.raises(QwenJaxError, match="other weights"):
-        ppo._loads(config)
+        train_ppo._frozen_models(config, program)

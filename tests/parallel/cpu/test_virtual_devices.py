@@ -6,7 +6,7 @@ import sys
 import pytest
 
 SHOW = (
-    "import os; from qwen_jax.parallel import virtual_devices; virtual_devices.make_room(); "
+    "import os; from qwen_jax.parallel.cpu import virtual_devices; virtual_devices.make_room(); "
     "print(os.environ.get('NPROC'))"
 )
 
