@@ -1,6 +1,6 @@
 # Each target makes its own virtual environment first; nothing else is installed or changed.
 #   make quickstart   ten minutes: a language model of this computer's own documentation
-#   make test         the tests that fit in a few minutes
+#   make test         all tests but the long ones: a quarter of an hour or so
 #   make test-slow    the long ones: kill -9, whole runs
 #   make test-peers   comparisons with PyTorch and transformers, in an environment of their own
 #   make lint         ruff, the format, and the syntax of the workflows: seconds
