@@ -33,7 +33,7 @@ from qwen_jax.corpus.filters.pii import PersonalStage
 from qwen_jax.corpus.filters.quality_rules import QualityStage
 from qwen_jax.corpus.filters.test_items import read_test_sets
 from qwen_jax.corpus.output import mixture, review, vocabulary
-from qwen_jax.corpus.output.tokenize import sizes, tokenise
+from qwen_jax.corpus.output.tokenize import sizes, tokenize
 from qwen_jax.corpus.output.vocabulary import Vocabulary
 from qwen_jax.corpus.sources.read import Read
 from qwen_jax.data import shards
@@ -171,7 +171,7 @@ def prepare(config: Config) -> None:
     parts = mixture.plan(sizes(result, tokenizer), mixed)
     log(mixture.table(parts, mixed))
     write_bytes(output / "mixture.png", mixture.draw(parts))
-    tokenise(
+    tokenize(
         result,
         str(output / "shards"),
         tokenizer,

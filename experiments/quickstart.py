@@ -24,7 +24,7 @@ from qwen_jax.corpus.dedup.exact import ExactDedup
 from qwen_jax.corpus.dedup.near import NearDedup
 from qwen_jax.corpus.filters.ngram import NgramModel
 from qwen_jax.corpus.filters.pii import PersonalStage
-from qwen_jax.corpus.output.tokenize import of_source, tokenise
+from qwen_jax.corpus.output.tokenize import of_source, tokenize
 from qwen_jax.corpus.sources.read import Read
 from qwen_jax.data import shards
 from qwen_jax.data.loader import Loader
@@ -48,8 +48,10 @@ PROMPTS = ("", "class Queue(", "open(file, mode='r'", "    Return the", "def ")
 class Config(pretrain.Config):
     """A pretraining run and what comes before and after it."""
 
-    learnt_tokens: int = option(
-        1500, "vocabulary learnt from the documentation, 256 bytes included"
+    learned_tokens: int = option(
+        1500,
+        "vocabulary learned from the documentation, 256 bytes included",
+        alias="learnt_tokens",
     )
     grown_tokens: int = option(340, "added for source code; with 208 special tokens: 2,048")
     eval_fraction: float = option(0.05, "of the documents, held out")
@@ -167,15 +169,15 @@ def gather(folder: pathlib.Path) -> pipeline.Result:
 
 
 def learn_vocabulary(config: Config, folder: pathlib.Path, result: pipeline.Result) -> Tokenizer:
-    """Learnt from the documentation, grown for code, and how well each compresses (Figure 3)."""
+    """Learned from the documentation, grown for code, and how well each compresses (Figure 3)."""
     path = folder / "tokenizer.tiktoken"
     if not path.exists():
         log("2/10 learning a vocabulary from the documentation, growing it for source code")
         docs, code = ([document.text for document in of_source(result, name)] for name in SOURCES)
-        learnt = extend.train(docs, vocab_size=config.learnt_tokens)
-        grown = Tokenizer(extend.grow(learnt, code, num_new=config.grown_tokens))
+        learned = extend.train(docs, vocab_size=config.learned_tokens)
+        grown = Tokenizer(extend.grow(learned, code, num_new=config.grown_tokens))
         table = compression.compression(
-            {"learnt": Tokenizer(learnt), "grown": grown}, {"docs": docs, "code": code}
+            {"learned": Tokenizer(learned), "grown": grown}, {"docs": docs, "code": code}
         )
         log(compression.format_table(table))
         compression.plot(table, folder / "compression.png")
@@ -188,7 +190,7 @@ def encode(config: Config, folder: pathlib.Path, result: pipeline.Result) -> Non
     """Token shards of each source, some packages held out."""
     log("3/10 token shards")
     split = shards.Split(config.eval_fraction, config.train.seed)
-    tokenise(
+    tokenize(
         result,
         str(folder / "shards"),
         str(folder / "tokenizer.tiktoken"),

@@ -173,9 +173,9 @@ def ask(result: Result, output: pathlib.Path) -> None:
         :300
     ]  # ours: what minutes suffice for
     for name, found in (("sums", arithmetic.sums()), ("docs", documented)):
-        learnt, held_out = arithmetic.split(found, 0.1)
+        learned, held_out = arithmetic.split(found, 0.1)
         arithmetic.write(held_out, output / "held_out" / name)
-        arithmetic.write(learnt, output / name)
+        arithmetic.write(learned, output / name)
 
 
 def compare(folder: pathlib.Path, tokenizer: Tokenizer) -> str:

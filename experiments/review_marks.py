@@ -31,7 +31,7 @@ def main(config: Config) -> None:
     marks = [mark for path in config.marks for mark in review.read_marks(path)]
     if not marks:
         raise ConfigError("nothing is marked.", "--marks", "mark some texts, and save again.")
-    print(review.table(review.summarise(marks)))
+    print(review.table(review.summarize(marks)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Trains a filter of texts: from labelled examples, or from clean text alone. Report: 2.1.
+"""Trains a filter of texts: from labeled examples, or from clean text alone. Report: 2.1.
 
-    python -m experiments.train_filter --labelled=labels.jsonl --positive=good --output=good.npz
-    python -m experiments.train_filter --labelled=a.jsonl,b.jsonl --positive=offensive \\
+    python -m experiments.train_filter --labeled=labels.jsonl --positive=good --output=good.npz
+    python -m experiments.train_filter --labeled=a.jsonl,b.jsonl --positive=offensive \\
         --train.precision=0.95 --output=offensive.npz
     python -m experiments.train_filter --clean=news.jsonl,books --tokenizer=qwen.tiktoken \\
         --output=english.npz
@@ -37,12 +37,12 @@ from qwen_jax.utils.jsonl import read_rows
 class Config:
     """One filter."""
 
-    labelled: tuple[str, ...] = option((), ".json and .jsonl files")
+    labeled: tuple[str, ...] = option((), ".json and .jsonl files", alias="labelled")
     positive: str = option("good", "the label of what is marked")
     output: str = option("runs/filter.npz", "the model")
     held_out: float = option(0.3, "of the texts; half for the threshold, half for the numbers")
     train: FilterSettings = FilterSettings()
-    clean: tuple[str, ...] = option((), "in the place of labelled texts: for perplexity")
+    clean: tuple[str, ...] = option((), "in the place of labeled texts: for perplexity")
     tokenizer: str | None = option(None, "a .tiktoken file that perplexity is counted in")
     perplexity: PerplexityRules = PerplexityRules()
 
@@ -81,10 +81,10 @@ class Scores:
 
 def main(config: Config) -> None:
     """Reads, splits, trains, measures, saves."""
-    if bool(config.labelled) == bool(config.clean):
+    if bool(config.labeled) == bool(config.clean):
         raise ConfigError(
-            "neither labelled nor clean texts, or both.",
-            "--labelled, --clean",
+            "neither labeled nor clean texts, or both.",
+            "--labeled, --clean",
             "name files of one of them; --help shows how.",
         )
     if not 0 < config.held_out < 1:
@@ -92,7 +92,7 @@ def main(config: Config) -> None:
     if config.clean:
         of_clean_text(config)
         return
-    rows = read(config.labelled, config.positive)
+    rows = read(config.labeled, config.positive)
     counts = collections.Counter(label for _, label in rows)
     print(f"{len(rows):,} texts, {counts[True]:,} of them {config.positive}", flush=True)
     parts = split(rows, config.held_out)
@@ -160,7 +160,7 @@ def read(paths: tuple[str, ...], positive: str) -> list[tuple[str, bool]]:
                 raise DataError(f"two labels for {text[:60]!r}.", place, "delete one of the rows.")
     if positive not in labels:
         raise DataError(
-            f"no row is labelled {positive!r}.",
+            f"no row is labeled {positive!r}.",
             ", ".join(paths),
             f"--positive is one of: {', '.join(sorted(labels))}.",
         )
@@ -182,7 +182,7 @@ def split(rows: list[tuple[str, bool]], held_out: float) -> dict[str, list[tuple
     if not all(parts.values()):
         raise DataError(
             f"{len(rows)} texts are too few to hold {held_out} out.",
-            "--labelled",
+            "--labeled",
             "label more of them.",
         )
     return parts

@@ -16,7 +16,7 @@ SETTINGS = {
     "cluster": (None, "name of the cluster that `xpk cluster create` made"),
     "name": (None, "name of the workload"),
     "type": (None, "kind and size of one slice, as v5p-256"),
-    "slices": (1, "slices, joined by the data centre's network; --mesh.data is a multiple of it"),
+    "slices": (1, "slices, joined by the data center's network; --mesh.data is a multiple of it"),
     "image": (None, "container with this package (launch/Dockerfile.tpu)"),
     "priority": ("medium", "priority in the cluster's queue"),
     "max_restarts": (100, "how often the cluster starts it again"),

@@ -7,6 +7,7 @@ name is its flag, and the help text of the flag stands beside it.
 import dataclasses
 import math
 import sys
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from qwen_jax.errors import ConfigError
@@ -14,16 +15,24 @@ from qwen_jax.errors import ConfigError
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def option(default: Any, help: str, *, alias: str | None = None) -> Any:
+def option(
+    default: Any,
+    help: str,
+    *,
+    alias: str | None = None,
+    former_values: Mapping[str, str] | None = None,
+) -> Any:
     """A dataclass field with the help text of its flag.
 
     Args:
       default: an immutable value.
       help: a line of --help.
       alias: the field's former name; flags and config.json files that use it still work and warn.
-        A field that came from another section gives the whole flag: "--data.sources".
+        A field that came from another section gives the full flag: "--data.sources".
+      former_values: former spelling of a choice -> the spelling now; the same holds for these.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "alias": alias})
+    metadata = {"help": help, "alias": alias, "former_values": former_values or {}}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def renamed(config, prefix: str = "") -> dict[str, str]:
@@ -37,6 +46,39 @@ def renamed(config, prefix: str = "") -> dict[str, str]:
         if dataclasses.is_dataclass(value):
             found |= renamed(value, f"{prefix}{field.name}.")
     return found
+
+
+def renamed_values(config, prefix: str = "") -> dict[str, Mapping[str, str]]:
+    """Flag -> {former value: value}, for every field whose choices were renamed."""
+    found = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if former := field.metadata.get("former_values"):
+            found[prefix + field.name] = former
+        if dataclasses.is_dataclass(value):
+            found |= renamed_values(value, f"{prefix}{field.name}.")
+    return found
+
+
+def with_current_names(settings: Mapping[str, Any], config, where: str) -> dict[str, Any]:
+    """Settings of an older version under the names and values of today, with a warning for each.
+
+    Args:
+      settings: {"train.num_steps": 100, ...}.
+      config: the dataclass whose fields know their former names.
+      where: the file that uses them.
+    """
+    names, values = renamed(config), renamed_values(config)
+    current = {}
+    for former, value in settings.items():
+        name = names.get(former, former)
+        if name != former:
+            warn_renamed(former, name, where)
+        if isinstance(value, str) and value in values.get(name, ()):
+            warn_renamed(f"{name}={value}", f"{name}={values[name][value]}", where)
+            value = values[name][value]
+        current[name] = value
+    return current
 
 
 def warn_renamed(former: str, flag: str, where: str) -> None:
@@ -256,11 +298,15 @@ class DataConfig:
 
     sources: tuple[str, ...] = option((), "shard folders; weighted if written folder=weight")
     tokenizer: str | None = option(None, "a .tiktoken file; None: the one beside the first source")
-    packing: Literal["run_on", "documents"] = option("run_on", "documents: none sees another")
+    packing: Literal["concat", "documents"] = option(
+        "concat",
+        "documents: no document attends to another in its row",
+        former_values={"run_on": "concat"},
+    )
     eval_sources: tuple[str, ...] = option((), "held-out shard folders, one evaluation each")
 
     def __post_init__(self):
-        _check_choice(self, "data", "packing", ("run_on", "documents"))
+        _check_choice(self, "data", "packing", ("concat", "documents"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,9 +334,16 @@ class TrainConfig:
     device_memory_gib: float | None = option(
         None, "None: what the device reports", alias="device_memory_gb"
     )
-    on_spike: Literal["tell", "skip"] = option("tell", "skip: go back, leave those batches out")
-    recheck_every: int | None = option(
-        None, "steps; computes one twice and compares bits; None: never"
+    on_spike: Literal["warn", "skip"] = option(
+        "warn",
+        "skip: return to the last checkpoint and leave the batches of the spike out",
+        former_values={"tell": "warn"},
+    )
+    sdc_check_every: int | None = option(
+        None,
+        "steps between checks for silent data corruption: computes one step twice, compares bits; "
+        "None: never",
+        alias="recheck_every",
     )
     trace_steps: tuple[int, ...] = option((), "first, last: profiled into run_dir/profile")
 
@@ -299,9 +352,9 @@ class TrainConfig:
             self,
             "train",
             "num_steps batch_size micro_batches log_every eval_every "
-            "eval_batches save_every keep_checkpoints recheck_every",
+            "eval_batches save_every keep_checkpoints sdc_check_every",
         )
-        _check_choice(self, "train", "on_spike", ("tell", "skip"))
+        _check_choice(self, "train", "on_spike", ("warn", "skip"))
         _check(
             not self.trace_steps
             or (len(self.trace_steps) == 2 and 1 <= self.trace_steps[0] <= self.trace_steps[1]),

@@ -32,7 +32,7 @@ class DataError(QwenJaxError):
 
 
 class TokenizerError(QwenJaxError):
-    """A vocabulary file or a text that the tokenizer cannot honour."""
+    """A vocabulary file or a text that the tokenizer cannot honor."""
 
 
 class ShardingError(QwenJaxError):

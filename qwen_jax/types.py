@@ -63,7 +63,7 @@ class Batch(PyTreeNode):
 
     tokens: Array  # int32 [B, T]
     targets: Array  # int32 [B, T]; the token that follows
-    loss_weights: Array  # float32 [B, T]; 0 where nothing is to be learnt
+    loss_weights: Array  # float32 [B, T]; 0 where nothing is to be learned
     segment_ids: Array  # int32 [B, T]; contiguous runs, one per document; 0 is padding
     positions: Array  # int32 [B, T]; restarts at 0 where attention does
 

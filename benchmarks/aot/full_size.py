@@ -78,9 +78,9 @@ def main(config: Config) -> None:
     )
     for name, row in table.items():
         print(
-            f"{name:28} {row['tokens_per_second']:10,.0f} tokens/s  MFU A {row['mfu_a']:.1%}  B "
-            f"{row['mfu_b']:.1%}  peak {row['peak_gb']:.1f} GB  ours / this {row['ratio']:.2f}  "
-            f"first loss {row['first_loss']:.3f}  ({row['versions']})"
+            f"{name:28} {row['tokens_per_second']:10,.0f} tokens/s  MFU {row['mfu']:.1%} "
+            f"(noncausal {row['mfu_noncausal']:.1%})  peak {row['peak_gb']:.1f} GB  "
+            f"ratio {row['ratio']:.2f}  loss {row['first_loss']:.3f}  ({row['versions']})"
         )
     if config.output:
         pathlib.Path(config.output).write_text(
@@ -102,8 +102,8 @@ def summary(rows: dict[str, list[dict]]) -> dict[str, dict]:
         name: {
             "tokens_per_second": speed,
             "ratio": speeds["ours"] / speed,
-            "mfu_a": speed * first["flops_a"] / first["peak_flops"],
-            "mfu_b": speed * first["flops_b"] / first["peak_flops"],
+            "mfu": speed * first["flops_a"] / first["peak_flops"],
+            "mfu_noncausal": speed * first["flops_b"] / first["peak_flops"],
             "peak_gb": rows[name][0]["peak_gb"],
             "first_loss": rows[name][0]["first_loss"],
             "versions": rows[name][0]["versions"],

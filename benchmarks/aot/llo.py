@@ -2,7 +2,7 @@
 
 libtpu can write the final VLIW bundles of a kernel and how many slots of each unit every bundle
 fills. A bundle is issued in one cycle unless it waits for memory, so bundles are the least number
-of cycles, and a share of slots is an upper bound of a unit's utilisation.
+of cycles, and a share of slots is an upper bound of a unit's utilization.
 """
 
 import dataclasses

@@ -46,7 +46,7 @@ def main(config: Config) -> None:
     with tempfile.TemporaryDirectory() as folder:
         documents = (Document(str(i), f"{i}") for i in range(config.tokens_millions * 50))
         shards.write(documents, pathlib.Path(folder) / "random", cast(Any, RandomTokens()))
-        for packing in ("run_on", "documents"):
+        for packing in ("concat", "documents"):
             loader = Loader(
                 DataConfig(sources=(f"{folder}/random/train",), packing=packing),
                 context_length=config.context_length,

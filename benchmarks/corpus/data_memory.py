@@ -278,7 +278,7 @@ def page(config: Config, made: list[dict], runs: list[dict]) -> str:
     lines += [
         f"    {line}"
         for _, line in runs[-1]["lines"]
-        if re.match(r"\d\d-|\s+(\d\d-|tokenise)|the slowest", line)
+        if re.match(r"\d\d-|\s+(\d\d-|tokenize)|the slowest", line)
     ]
     stored = runs[-1]["stored_mb"]
     lines += [

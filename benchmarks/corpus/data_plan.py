@@ -1,6 +1,6 @@
 """The data plan beside its peers, on the same documents in the same run.
 
-MinHash from JSONL to what is kept: ours, datasketch, datatrove. Tokenising: ours to shards,
+MinHash from JSONL to what is kept: ours, datasketch, datatrove. Tokenizing: ours to shards,
 tiktoken's own threads. Then the whole plan on web pages and text, MB/s of each stage.
 
     python -m benchmarks.corpus.data_plan --datatrove_python=PYTHON \\
@@ -63,7 +63,7 @@ def main(config: Config) -> None:
             )
             lines += near_dedup(config, folder, texts, first=number == config.documents[0])
             if number == config.documents[-1]:
-                lines += tokenising(config, texts[:8000], folder) + stages(config, folder)
+                lines += tokenizing(config, texts[:8000], folder) + stages(config, folder)
     print("\n".join(lines))
     if config.output:
         pathlib.Path(config.output).write_text(
@@ -171,7 +171,7 @@ def datasketch(path: str) -> int:
     return len(kept)
 
 
-def tokenising(config: Config, texts: list[str], folder: str) -> list[str]:
+def tokenizing(config: Config, texts: list[str], folder: str) -> list[str]:
     """MB/s to shards, against tiktoken's encode_ordinary_batch, which writes nothing."""
     tokenizer = Tokenizer.from_file(f"{config.shared}/reference/qwen.tiktoken")
     size = sum(len(text.encode()) for text in texts) / 1e6
@@ -192,7 +192,7 @@ def tokenising(config: Config, texts: list[str], folder: str) -> list[str]:
             size / cost.now()[0]
         )
     best = [max(found) for found in rates.values()]
-    lines = ["| tokenising | MB/CPU s | of tiktoken |", "|---|---|---|"]
+    lines = ["| tokenizing | MB/CPU s | of tiktoken |", "|---|---|---|"]
     lines += [
         f"| {name} | {rate:.1f} | {rate / best[0]:.0%} |"
         for name, rate in zip(rates, best, strict=True)

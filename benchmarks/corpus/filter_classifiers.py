@@ -1,4 +1,4 @@
-"""The linear filter on labelled text, next to scikit-learn and fastText where installed."""
+"""The linear filter on labeled text, next to scikit-learn and fastText where installed."""
 
 import importlib.util
 import pathlib
@@ -12,12 +12,12 @@ from experiments.train_filter import Scores, measure, split
 from qwen_jax.corpus.filters import linear as linear_filter
 from qwen_jax.utils.jsonl import read_rows
 
-Labelled = list[tuple[str, str]]  # text and kind
+Labeled = list[tuple[str, str]]  # text and kind
 
 
 def quality(good: dict, bad: dict) -> list[str]:
     """The linear filter of good text, and its peers."""
-    rows: Labelled = []
+    rows: Labeled = []
     for name in (
         "c4_demo",
         "wikitext2, pieces of a section",
@@ -67,7 +67,7 @@ def offensive(data: pathlib.Path) -> list[str]:
         rows[row["question"]] = False
     parts = split(list(rows.items()), 0.3)
     return [
-        "## Offensive text (linear filter): no labelled set was to be had",
+        "## Offensive text (linear filter): no labeled set was to be had",
         "",
         "Packages have none, and the public data here has no labels of offence. What is "
         "measured is the same tool on a stand-in: first questions of Anthropic's red team "

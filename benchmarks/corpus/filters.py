@@ -35,7 +35,7 @@ dpo_en with dpo_zh: this is why a Chinese n-gram has twice the units), short cod
 and slogans in quotation marks without a full stop. Texts under 50 characters are entries ("A, of B.
 One poem is extant.") and answers of one sentence: too short to be a page by themselves, good as
 instructions; for a source of short entries set `chinese.characters` lower, or join its entries.
-wikitext2 has spaces around its signs, which so count as words without letters: an artefact of that
+wikitext2 has spaces around its signs, which so count as words without letters: an artifact of that
 file."""
 
 RESULTS = pathlib.Path(__file__).resolve().parents[1] / "results"
@@ -58,7 +58,7 @@ def main(config: Config) -> None:
     bad = bad_texts(shared / "data", good)
     about = machine()
     lines = [
-        "# Filters on labelled text",
+        "# Filters on labeled text",
         "",
         f"{about['date']}, {about['cpus']} CPU cores, Python {about['python']}, numpy "
         f"{np.__version__}; other programs ran beside it, rates are of CPU time of one core. "
@@ -142,7 +142,7 @@ def _rules_row(name: str, language: str, kind: str, texts: Sequence[str], *, len
 
 
 def perplexity(shared: pathlib.Path, good: dict, bad: dict) -> list[str]:
-    """An n-gram filter of each language, learnt from half of the good text, on the rest and bad."""
+    """An n-gram filter of each language, learned from half of the good text, on the rest."""
     tokenizer = Tokenizer.from_file(shared / "reference/qwen.tiktoken")
     lines = [
         "## Perplexity (3-grams of the released vocabulary)",

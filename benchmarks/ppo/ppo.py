@@ -238,12 +238,12 @@ def decoders(config: Config, model, params) -> dict[str, list[float]]:
     donated = PythonLoop(model, new_tokens=new, donate=True)
     copied = PythonLoop(model, new_tokens=new, donate=False)
     sorting = PythonLoop(model, new_tokens=new, donate=False, sort=True)
-    turned = for_decoding(params, config=model)
+    prepacked = for_decoding(params, config=model)
     calls = {
         "compiled": lambda prompts: generate(
             params, prompts, config=model, max_new_tokens=new, temperature=1.0, top_p=config.top_p
         ),
-        "python_donated": lambda prompts: donated(turned, prompts, top_p=config.top_p),
+        "python_donated": lambda prompts: donated(prepacked, prompts, top_p=config.top_p),
         "python_copied": lambda prompts: copied(params, prompts, top_p=config.top_p),
         "python_sorted": lambda prompts: sorting(params, prompts, top_p=config.top_p),
     }

@@ -87,12 +87,12 @@ class TimedSteps:
             batch = jax.block_until_ready(self._batch(number))
             scored = time.perf_counter()
             self.state, self.metrics = jax.block_until_ready(self._step(self.state, batch))
-            ended = time.perf_counter()
+            finished = time.perf_counter()
             self.cpu = time.process_time() - cpu  # of all threads
         return {
             "generation": self._asked - begin,
             "scoring": scored - self._asked,
-            "updates": ended - scored,
+            "updates": finished - scored,
         }
 
     def _start(self, optimizers) -> ppo.PPOState:
@@ -125,12 +125,12 @@ class TimedSteps:
 
     def _compile_sampler(self, settings: PPOConfig) -> Sampler:
         tokenizer: Any = Numbers(self.model.vocab_size)  # it has what a Sampler calls
-        bases = ppo.Bases(self._reference(), None)
+        frozen = ppo.FrozenModels(self._reference(), None)
         rows = rows_of(self._prompts(0), 0, config=settings, tokenizer=tokenizer, seed=0)
         programs = compiled_programs(
             rollout_programs(self.model, settings, end_id=tokenizer.im_end),
             self.state.params,
-            bases,
+            frozen,
             rows,
             self._rows,
         )
@@ -138,7 +138,7 @@ class TimedSteps:
             settings,
             tokenizer,
             programs=programs,
-            bases=bases,
+            frozen=frozen,
             rows=self._rows,
             reward_functions=[self._reward],
         )

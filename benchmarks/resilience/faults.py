@@ -143,11 +143,16 @@ class Bench:
     # The same in the weights, which are of all processes; every step is computed twice.
     def corrupt(self, processes: int) -> Row:
         name = (
-            f"a wrong bit in one computation, train.recheck_every=1, {processes} process"
+            f"a wrong bit in one computation, train.sdc_check_every=1, {processes} process"
             + "es" * (processes > 1)
         )
         return self._in_lives(
-            "corrupt", "two computations", name, str, "--train.recheck_every=1", processes=processes
+            "corrupt",
+            "two computations",
+            name,
+            str,
+            "--train.sdc_check_every=1",
+            processes=processes,
         )
 
     def _in_lives(self, kind: str, words: str, name: str, where, *flags, **settings) -> Row:

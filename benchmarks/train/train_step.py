@@ -153,7 +153,7 @@ def measure(config: Config) -> dict:
         before = settled_memory()
         state = make_state(0, param_specs(model), optimizer, abstract)
         jax.block_until_ready(state)
-        settled_memory()  # what initialisation needed for a moment is not the step's
+        settled_memory()  # what initialization needed for a moment is not the step's
         pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
         times, reports, done = [], [], 0
         for _ in range(4):  # the bare step and the loop in turn

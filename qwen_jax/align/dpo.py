@@ -1,4 +1,4 @@
-"""Direct preference optimisation: the same pairs, no reward model (Rafailov et al. 2023).
+"""Direct preference optimization: the same pairs, no reward model (Rafailov et al. 2023).
 
 The reference's log-probabilities do not change, so they are computed once, before training, and
 travel with the pairs: one model is in memory.

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation, as pure functions of a rollout. Report: 3.2.2.
+"""Proximal policy optimization, as pure functions of a rollout. Report: 3.2.2.
 
 Reading order: `make_ppo_step` is one step from top to bottom; what it calls stands below it.
 
@@ -21,7 +21,7 @@ from qwen_jax.align.ppo_config import PPOConfig
 from qwen_jax.config import ModelConfig
 from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.model.value_head import from_language_model, scores
-from qwen_jax.train.adapters import beside
+from qwen_jax.train.adapters import with_base
 from qwen_jax.train.language_model import make_objective as make_language_objective
 from qwen_jax.train.step import Metrics, make_train_step, unless_halted
 from qwen_jax.types import Array, Batch, Params, ScoringParams, Sums, TrainState
@@ -33,7 +33,9 @@ class Rollout(PyTreeNode):
     tokens: Array  # int32 [B, T]
     targets: Array  # int32 [B, T]; the token that follows
     segment_ids: Array  # int32 [B, T]; 1, and 0 for padding
-    actions: Array  # float32 [B, T]; 1 where the target was sampled, its end token included: at
+    response_mask: (
+        Array  # float32 [B, T]; 1 where the target was sampled, its end token included: at
+    )
     # most config.max_new_tokens of them, side by side
     log_probs: Array  # float32 [B, T]; of the policy that sampled, recomputed by the trainer
     sampler_log_probs: Array  # float32 [B, T]; what the sampler computed, to see how far it is off
@@ -41,10 +43,10 @@ class Rollout(PyTreeNode):
     reference_log_probs: Array  # float32 [B, T]
     values: Array  # float32 [B, T]
     rewards: Array  # float32 [B]; of whole answers, raw
-    ended: Array  # float32 [B]; 1 where the answer has its end token, 0 where it was cut off
+    finished: Array  # float32 [B]; 1 where the answer has its end token, 0 where it was cut off
 
 
-class Bases(PyTreeNode):
+class FrozenModels(PyTreeNode):
     """Weights that stand still, beside which policy and value model are adapters.
 
     The policy's are the reference's. The value model stands beside the reward model, or beside the
@@ -67,7 +69,9 @@ class PPOBatch(PyTreeNode):
 
     rollout: Rollout
     pretrain: Batch | None  # rows of the pretraining data; None: no pretraining gradient
-    bases: Bases | None = None  # of adapters; None: policy and value model are trained themselves
+    frozen: FrozenModels | None = (
+        None  # of adapters; None: policy and value model are trained themselves
+    )
 
 
 class RunningMoments(PyTreeNode):
@@ -93,7 +97,7 @@ class PPOState(PyTreeNode):
         return self.policy.params, self.value.params
 
 
-class Lesson(PyTreeNode):
+class PPOTrainBatch(PyTreeNode):
     """What an update of policy or value needs of each token: [B, T]."""
 
     rollout: Rollout
@@ -125,13 +129,13 @@ def make_ppo_step(
     """
 
     def ppo_step(state: PPOState, batch: PPOBatch) -> tuple[PPOState, Metrics]:
-        rollout, bases = batch.rollout, batch.bases
+        rollout, frozen = batch.rollout, batch.frozen
         objectives = policy_objective(model, config), value_objective(model, config)
-        if bases is not None:
+        if frozen is not None:
             assert lora is not None, "bases are of adapters"
             objectives = (
-                beside(bases.reference, objectives[0], lora),
-                beside(bases.value, objectives[1], lora),
+                with_base(frozen.reference, objectives[0], lora),
+                with_base(frozen.value, objectives[1], lora),
             )
         update_policy, update_value = (
             make_train_step(objective, optimizer, seed=seed, micro_batches=micro_batches)
@@ -140,12 +144,12 @@ def make_ppo_step(
             )
         )
         moments = update_moments(state.rewards, rollout.rewards)
-        lesson, metrics = make_lesson(batch, moments, config)
+        train_batch, metrics = make_train_batch(batch, moments, config)
 
-        def update(carried, lesson):
+        def update(carried, train_batch):
             policy, value = carried
-            value, value_metrics = update_value(value, lesson)
-            _, logged = jax.eval_shape(update_policy, policy, lesson)
+            value, value_metrics = update_value(value, train_batch)
+            _, logged = jax.eval_shape(update_policy, policy, train_batch)
 
             def wait(policy: TrainState):
                 # It counts its steps, so that its schedule is that of the run.
@@ -154,16 +158,16 @@ def make_ppo_step(
             policy, policy_metrics = jax.lax.cond(
                 state.step < config.value_warmup_steps,
                 wait,
-                lambda policy: update_policy(policy, lesson),
+                lambda policy: update_policy(policy, train_batch),
                 policy,
             )
             return (policy, value), (policy_metrics, value_metrics)
 
-        lessons = split_lesson(lesson, config, state.step, seed)
+        minibatches = split_minibatches(train_batch, config, state.step, seed)
         # Only within a step the two have flags of their own.
         start = (part.replace(halted=jnp.bool_(False)) for part in (state.policy, state.value))
         (policy, value), (policy_metrics, value_metrics) = jax.lax.scan(
-            update, tuple(start), lessons
+            update, tuple(start), minibatches
         )
         for name, found in (("policy", policy_metrics), ("value", value_metrics)):
             metrics |= {
@@ -184,37 +188,37 @@ def make_ppo_step(
     return jax.jit(ppo_step, donate_argnums=0)
 
 
-def make_lesson(
+def make_train_batch(
     batch: PPOBatch, moments: RunningMoments, config: PPOConfig
-) -> tuple[Lesson, Metrics]:
+) -> tuple[PPOTrainBatch, Metrics]:
     """Advantages and returns of every action, and what to log of the rollout."""
     rollout = batch.rollout
-    mask = rollout.actions
-    normal_B = normalised(rollout.rewards, moments)
-    normal_B = normal_B - jnp.float32(config.no_end_penalty) * (1.0 - rollout.ended)
+    mask = rollout.response_mask
+    normal_B = normalized(rollout.rewards, moments)
+    normal_B = normal_B - jnp.float32(config.missing_eos_penalty) * (1.0 - rollout.finished)
     kl_BT = rollout.log_probs - rollout.reference_log_probs
     rewards_BT = token_rewards(normal_B, kl_BT, mask, config.kl_coefficient)
     advantages, returns = advantages_and_returns(
-        rewards_BT, rollout.values, mask, discount=config.discount, decay=config.gae_lambda
+        rewards_BT, rollout.values, mask, gamma=config.gamma, decay=config.gae_lambda
     )
-    lesson = Lesson(
+    train_batch = PPOTrainBatch(
         rollout=rollout,
         advantages=whiten(advantages, mask),
         returns=returns,
         pretrain=_weighted(batch.pretrain, mask, config.pretrain_coefficient),
     )
     lengths_B = jnp.sum(mask, axis=1)
-    return lesson, {
+    return train_batch, {
         "rollout/reward": jnp.mean(rollout.rewards),
-        "rollout/reward_normalised": jnp.mean(normal_B),
+        "rollout/reward_normalized": jnp.mean(normal_B),
         "rollout/kl": jnp.mean(jnp.sum(kl_BT * mask, axis=1)),
         "rollout/kl_per_token": masked_mean(kl_BT, mask),
         "rollout/entropy": masked_mean(rollout.entropies, mask),
-        "rollout/sampler_gap": masked_mean(
+        "rollout/sampler_logprob_gap": masked_mean(
             jnp.abs(rollout.log_probs - rollout.sampler_log_probs), mask
         ),
         "rollout/length": jnp.mean(lengths_B),
-        "rollout/ended": jnp.mean(rollout.ended),
+        "rollout/finished": jnp.mean(rollout.finished),
         "rollout/value": masked_mean(rollout.values, mask),
         "rollout/return": masked_mean(returns, mask),
     }
@@ -228,19 +232,19 @@ def token_rewards(reward_B: Array, kl_BT: Array, mask_BT: Array, coefficient: fl
 
 
 def advantages_and_returns(
-    rewards_BT: Array, values_BT: Array, mask_BT: Array, *, discount: float, decay: float
+    rewards_BT: Array, values_BT: Array, mask_BT: Array, *, gamma: float, decay: float
 ) -> tuple[Array, Array]:
-    """Generalised advantage estimation over each row's actions; zero elsewhere. [B, T] each.
+    """Generalized advantage estimation over each row's actions; zero elsewhere. [B, T] each.
 
-    delta_t = r_t + discount * V_{t+1} - V_t; A_t = delta_t + discount * decay * A_{t+1}; beyond the
+    delta_t = r_t + gamma * V_{t+1} - V_t; A_t = delta_t + gamma * decay * A_{t+1}; beyond the
     last action V and A are 0. Returns are A + V.
     """
 
     def back(carried, at):
         advantage, value = carried
         reward_B, value_B, mask_B = at
-        delta = reward_B + jnp.float32(discount) * value - value_B
-        found = delta + jnp.float32(discount * decay) * advantage
+        delta = reward_B + jnp.float32(gamma) * value - value_B
+        found = delta + jnp.float32(gamma * decay) * advantage
         # Padding between or behind actions carries what is known through.
         advantage = jnp.where(mask_B > 0, found, advantage)
         return (advantage, jnp.where(mask_B > 0, value_B, value)), mask_B * advantage
@@ -259,8 +263,8 @@ def policy_objective(model: ModelConfig, config: PPOConfig):
     """
     language = make_language_objective(model, training=False)
 
-    def objective(params: Params, lesson: Lesson, key: Array | None) -> Sums:
-        rollout, mask = lesson.rollout, lesson.rollout.actions
+    def objective(params: Params, train_batch: PPOTrainBatch, key: Array | None) -> Sums:
+        rollout, mask = train_batch.rollout, train_batch.rollout.response_mask
         log_probs, entropy = token_log_probs(
             params,
             rollout.tokens,
@@ -271,16 +275,16 @@ def policy_objective(model: ModelConfig, config: PPOConfig):
             window=answers(mask, config.max_new_tokens),
         )
         change = (log_probs - rollout.log_probs) * mask
-        loss_BT, clipped_BT = surrogate(change, lesson.advantages, config.ratio_clip)
+        loss_BT, clipped_BT = surrogate(change, train_batch.advantages, config.ratio_clip)
         loss_sum = jnp.sum(loss_BT * mask)
         extras = {
             "entropy": jnp.sum(entropy * mask),
             "clip_fraction": jnp.sum(clipped_BT * mask),
             "ratio": jnp.sum(jnp.exp(change) * mask),
-            "step_kl": jnp.sum((jnp.expm1(change) - change) * mask),
+            "approx_kl": jnp.sum((jnp.expm1(change) - change) * mask),
         }
-        if lesson.pretrain is not None:
-            pretrain = language(params, lesson.pretrain, key)
+        if train_batch.pretrain is not None:
+            pretrain = language(params, train_batch.pretrain, key)
             loss_sum += pretrain.loss_sum
             extras["pretrain_loss"] = pretrain.loss_sum
         return Sums(loss_sum=loss_sum, weight_sum=jnp.sum(mask), extras=extras)
@@ -309,16 +313,18 @@ def value_objective(model: ModelConfig, config: PPOConfig):
     loss = sum over actions of max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2.
     """
 
-    def objective(params: ScoringParams, lesson: Lesson, key: Array | None) -> Sums:
-        rollout, mask = lesson.rollout, lesson.rollout.actions
+    def objective(params: ScoringParams, train_batch: PPOTrainBatch, key: Array | None) -> Sums:
+        rollout, mask = train_batch.rollout, train_batch.rollout.response_mask
         values = scores(params, rollout.tokens, rollout.segment_ids, config=model)
-        loss_BT, clipped_BT = value_loss(values, rollout.values, lesson.returns, config.value_clip)
+        loss_BT, clipped_BT = value_loss(
+            values, rollout.values, train_batch.returns, config.value_clip
+        )
         return Sums(
             loss_sum=jnp.sum(loss_BT * mask),
             weight_sum=jnp.sum(mask),
             extras={
                 "clip_fraction": jnp.sum(clipped_BT * mask),
-                "error": jnp.sum(jnp.square(values - lesson.returns) * mask),
+                "error": jnp.sum(jnp.square(values - train_batch.returns) * mask),
             },
         )
 
@@ -365,17 +371,19 @@ def update_moments(moments: RunningMoments, rewards_B: Array) -> RunningMoments:
     )
 
 
-def normalised(rewards_B: Array, moments: RunningMoments) -> Array:
+def normalized(rewards_B: Array, moments: RunningMoments) -> Array:
     """(reward - mean) / spread. Report 3.2.2: by the running mean; the spread is ours."""
     return (rewards_B - moments.mean) * jax.lax.rsqrt(moments.variance + 1e-8)
 
 
-def split_lesson(lesson: Lesson, config: PPOConfig, step: Array, seed: int) -> Lesson:
+def split_minibatches(
+    train_batch: PPOTrainBatch, config: PPOConfig, step: Array, seed: int
+) -> PPOTrainBatch:
     """The lesson as minibatches in the order of the epochs: a leading axis to scan over.
 
     Rows are shuffled anew for every epoch; the key is that of (seed, step, epoch).
     """
-    B = lesson.advantages.shape[0]
+    B = train_batch.advantages.shape[0]
     key = jax.random.fold_in(jax.random.key(seed), step)
     orders = jnp.stack(
         [
@@ -395,7 +403,7 @@ def split_lesson(lesson: Lesson, config: PPOConfig, step: Array, seed: int) -> L
             x = jnp.concatenate([x] * config.epochs)
         return x.reshape(pieces, rows // config.minibatches, *x.shape[1:])
 
-    return jax.tree.map(cut, lesson)
+    return jax.tree.map(cut, train_batch)
 
 
 def _weighted(pretrain: Batch | None, mask_BT: Array, coefficient: float) -> Batch | None:

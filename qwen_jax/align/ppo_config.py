@@ -20,7 +20,9 @@ class PPOConfig:
     top_p: float = option(0.9, "report 3.2.2")
     temperature: float = option(1.0, "ours: what the log-probabilities of the ratio are from, too")
     ratio_clip: float = option(0.2, "ours: Schulman et al. 2017")
-    discount: float = option(1.0, "ours: an answer is short, its reward is at its end")
+    gamma: float = option(
+        1.0, "ours: discount; a response is short, its reward is at its end", alias="discount"
+    )
     gae_lambda: float = option(0.95, "ours: Schulman et al. 2016")
     epochs: int = option(1, "ours: passes over a rollout")
     minibatches: int = option(1, "ours: updates in a pass")
@@ -28,7 +30,11 @@ class PPOConfig:
     # number; off until somebody names pretraining data and a weight.
     pretrain_coefficient: float = option(0.0, "ours: weight of the next-token loss; 0 is off")
     pretrain_ratio: float = option(4.0, "ours: pretraining rows for each rollout row")
-    no_end_penalty: float = option(1.0, "ours: off the reward of an answer that was cut off")
+    missing_eos_penalty: float = option(
+        1.0,
+        "ours: subtracted from the reward of a truncated response",
+        alias="no_end_penalty",
+    )
     max_new_tokens: int = option(512, "ours")
 
     def __post_init__(self):
@@ -45,7 +51,7 @@ class PPOConfig:
                     f"ppo.{name}",
                     "the report's value clip is 0.15.",
                 )
-        for name in ("discount", "gae_lambda"):
+        for name in ("gamma", "gae_lambda"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(
                     f"{name}={getattr(self, name)} is outside (0, 1].",

@@ -15,7 +15,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from qwen_jax.align.ppo import (
-    Bases,
+    FrozenModels,
     PPOBatch,
     PPOState,
     Rollout,
@@ -57,7 +57,7 @@ class PPOProgram:
     step: Any  # jitted: (state, batch) -> (state, metrics)
     state: PPOState
     batch: PPOBatch
-    frozen: Bases  # reference and reward model, in the dtype that they are used in
+    frozen: FrozenModels  # reference and reward model, in the dtype that they are used in
     specs: tuple[Any, Any]  # of the parameters that are trained: policy, value model
     optimizers: tuple[optax.GradientTransformation, optax.GradientTransformation]
     lora: LoRAConfig | None
@@ -104,7 +104,7 @@ def ppo_program(
         halted=jax.ShapeDtypeStruct((), np.bool_, sharding=everywhere),
     )
     reference, reward = (abstract(of(model), model.compute_dtype, mesh) for of in full_specs)
-    frozen = Bases(reference, reward if reward_model else None)
+    frozen = FrozenModels(reference, reward if reward_model else None)
     batch = _abstract_batch(config, mesh, prompt_tokens, pretrain_rows)
     return PPOProgram(
         mesh=mesh,
@@ -118,7 +118,7 @@ def ppo_program(
             lora=lora,
         ),
         state=state,
-        batch=batch.replace(bases=None if lora is None else frozen),
+        batch=batch.replace(frozen=None if lora is None else frozen),
         frozen=frozen,
         specs=(policy_specs, value_specs),
         optimizers=optimizers,
@@ -134,14 +134,14 @@ def _abstract_batch(config: StepConfig, mesh: Mesh, prompt_tokens: int, rows: in
         tokens=ids,
         targets=ids,
         segment_ids=ids,
-        actions=numbers,
+        response_mask=numbers,
         log_probs=numbers,
         sampler_log_probs=numbers,
         entropies=numbers,
         reference_log_probs=numbers,
         values=numbers,
         rewards=row,
-        ended=row,
+        finished=row,
     )
     pretrain = abstract_batch(rows, config.model.context_length) if rows else None
     return with_sharding(PPOBatch(rollout=rollout, pretrain=pretrain), rows_sharding(mesh))
@@ -158,7 +158,7 @@ def start_state(
     seed: int,
     policy: Callable[[Any], Any],
     value: Callable[[Any], Any],
-    frozen: Callable[[], Bases],
+    frozen: Callable[[], FrozenModels],
 ) -> PPOState:
     """The state before the first step.
 

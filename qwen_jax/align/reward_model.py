@@ -1,4 +1,4 @@
-"""The objective of reward modelling, PMP and fine-tuning alike. Report: 3.2.1.
+"""The objective of reward modeling, PMP and fine-tuning alike. Report: 3.2.1.
 
 B pairs, T positions.
 """

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from qwen_jax.align.ppo import Bases, PPOState, Rollout
+from qwen_jax.align.ppo import FrozenModels, PPOState, Rollout
 from qwen_jax.align.ppo_config import PPOConfig
 from qwen_jax.align.rollout_programs import RolloutPrograms
 from qwen_jax.errors import DataError, TrainingError
@@ -55,7 +55,7 @@ class Sampler:
         tokenizer: TextDecoder,
         *,
         programs: RolloutPrograms,
-        bases: Bases,
+        frozen: FrozenModels,
         rows: jax.sharding.Sharding,
         reward_functions: Sequence[RewardFunction] = (),
         seed: int = 0,
@@ -72,14 +72,14 @@ class Sampler:
         Raises:
           DataError: neither a reward model nor a function.
         """
-        if bases.reward is None and not reward_functions:
+        if frozen.reward is None and not reward_functions:
             raise DataError(
                 "there is no reward.",
                 "reward_model, reward_functions",
                 "name a reward model, a function, or both.",
             )
         self._config, self._tokenizer, self._seed = config, tokenizer, seed
-        self._programs, self._bases, self._rows = programs, bases, rows
+        self._programs, self._frozen, self._rows = programs, frozen, rows
         self._functions, self._phases = tuple(reward_functions), phases or PhaseTimer()
 
     def __call__(self, prompts: Prompts, state: PPOState, step: int) -> Rollout:
@@ -95,9 +95,9 @@ class Sampler:
         tokens, lengths, _ = batch
         *rows, sampling = self._put(batch)
         policy, value = state.policy.params, state.value.params
-        new = self._programs.generate(policy, self._bases, *rows, sampling)
+        new = self._programs.generate(policy, self._frozen, *rows, sampling)
         self._phases.device("generation", new.tokens)
-        scored = self._programs.score(policy, value, self._bases, *rows, new)
+        scored = self._programs.score(policy, value, self._frozen, *rows, new)
         self._phases.device("scoring", scored.rewards)
         # While the device works on that, the host reads the completions and computes its rewards:
         # the same ones in every process.

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from qwen_jax.align.log_probs import Window, token_log_probs
-from qwen_jax.align.ppo import Bases, Rollout
+from qwen_jax.align.ppo import FrozenModels, Rollout
 from qwen_jax.align.ppo_config import PPOConfig
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import DataError
@@ -58,19 +58,19 @@ def rollout_programs(
             "train it from the same language model, with the same tokenizer.",
         )
 
-    def generate(policy, bases, *prompts):
+    def generate(policy, frozen, *prompts):
         if lora is not None:
-            policy = added_up(bases.reference, policy, lora, dtype=model.compute_dtype)
+            policy = added_up(frozen.reference, policy, lora, dtype=model.compute_dtype)
         return sample_rows(policy, *prompts, config=model, room=config.max_new_tokens)
 
-    def score(policy, value, bases, *rows):
+    def score(policy, value, frozen, *rows):
         if lora is not None:
-            policy = with_adapters(bases.reference, policy, lora)
-            value = with_adapters(bases.value, value, lora)
+            policy = with_adapters(frozen.reference, policy, lora)
+            value = with_adapters(frozen.value, value, lora)
         return score_completions(
             policy,
             value,
-            bases,
+            frozen,
             *rows,
             model=model,
             reward_config=reward_config,
@@ -84,7 +84,7 @@ def rollout_programs(
 def compiled_programs(
     programs: RolloutPrograms,
     params: tuple[Params, ScoringParams],
-    bases: Bases,
+    frozen: FrozenModels,
     rows: tuple[Array, Array, SamplingArrays],
     sharding: jax.sharding.Sharding,
 ) -> RolloutPrograms:
@@ -100,14 +100,14 @@ def compiled_programs(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding if x.ndim else None),
         rows,
     )
-    new = jax.eval_shape(programs.generate, policy, bases, *prompts, sampling)
-    generate = programs.generate.lower(policy, bases, *prompts, sampling).compile()
+    new = jax.eval_shape(programs.generate, policy, frozen, *prompts, sampling)
+    generate = programs.generate.lower(policy, frozen, *prompts, sampling).compile()
     new = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         new,
         generate.output_shardings,
     )
-    score = programs.score.lower(policy, value, bases, *prompts, new).compile()
+    score = programs.score.lower(policy, value, frozen, *prompts, new).compile()
     return RolloutPrograms(generate, score)
 
 
@@ -116,10 +116,10 @@ class Rows(NamedTuple):
 
     tokens: Array  # int32 [B, T + R + 1]
     segment_ids: Array  # int32 [B, T + R + 1]
-    actions: Array  # float32 [B, T + R]; 1 where the token that follows was sampled
+    response_mask: Array  # float32 [B, T + R]; 1 where the token that follows was sampled
     log_probs: Array  # float32 [B, T + R]; the sampler's, of that token
     end: Array  # int32 [B]; where the reward model reads: the answer's end token
-    ended: Array  # float32 [B]; 1 where the policy wrote that token itself
+    finished: Array  # float32 [B]; 1 where the policy wrote that token itself
 
 
 def assemble(prompts: Array, lengths: Array, new: NewTokens, *, end_id: int) -> Rows:
@@ -132,7 +132,7 @@ def assemble(prompts: Array, lengths: Array, new: NewTokens, *, end_id: int) -> 
     R = new.tokens.shape[1]
     prompts, lengths = jnp.asarray(prompts, jnp.int32), jnp.asarray(lengths, jnp.int32)
     counts = jnp.sum((new.tokens >= 0).astype(jnp.int32), axis=1)
-    ended = counts < R
+    finished = counts < R
     end = lengths + counts
     index = jnp.broadcast_to(jnp.arange(T + R + 1, dtype=jnp.int32)[None], (B, T + R + 1))
     from_prompt = jnp.take_along_axis(prompts, jnp.minimum(index, T - 1), axis=1)
@@ -141,26 +141,26 @@ def assemble(prompts: Array, lengths: Array, new: NewTokens, *, end_id: int) -> 
     tokens = jnp.where(index < lengths[:, None], from_prompt, from_answer)
     tokens = jnp.where(index == end[:, None], jnp.int32(end_id), tokens)
     inside = index <= end[:, None]
-    acts = counts + ended.astype(jnp.int32)
+    acts = counts + finished.astype(jnp.int32)
     first = lengths - 1  # the position whose logits the first token was drawn from
-    actions = (index >= first[:, None]) & (index < (first + acts)[:, None])
+    response_mask = (index >= first[:, None]) & (index < (first + acts)[:, None])
     log_probs = jnp.take_along_axis(
         new.logprobs, jnp.clip(index - first[:, None], 0, R - 1), axis=1
     )
     return Rows(
         tokens=jnp.where(inside, tokens, 0),
         segment_ids=inside.astype(jnp.int32),
-        actions=actions[:, :-1].astype(jnp.float32),
+        response_mask=response_mask[:, :-1].astype(jnp.float32),
         log_probs=log_probs[:, :-1],
         end=end,
-        ended=ended.astype(jnp.float32),
+        finished=finished.astype(jnp.float32),
     )
 
 
 def score_completions(
     policy: Params,
     value: ScoringParams,
-    bases: Bases,
+    frozen: FrozenModels,
     prompts: Array,
     lengths: Array,
     new: NewTokens,
@@ -186,11 +186,11 @@ def score_completions(
             params, tokens, targets, segments, config=model, temperature=temperature, window=answers
         )
 
-    if bases.reward is None:
+    if frozen.reward is None:
         rewards = jnp.zeros(rows.end.shape, jnp.float32)
     else:
         rewards = at_end(
-            scores(bases.reward, rows.tokens, rows.segment_ids, config=reward_config), rows.end
+            scores(frozen.reward, rows.tokens, rows.segment_ids, config=reward_config), rows.end
         )
     mine, entropies = log_probs(policy)
     sampled = rows.log_probs
@@ -200,12 +200,12 @@ def score_completions(
         tokens=tokens,
         targets=targets,
         segment_ids=segments,
-        actions=rows.actions,
+        response_mask=rows.response_mask,
         log_probs=mine,
         sampler_log_probs=sampled,
         entropies=entropies,
-        reference_log_probs=log_probs(bases.reference)[0],
+        reference_log_probs=log_probs(frozen.reference)[0],
         values=scores(value, tokens, segments, config=model),
         rewards=rewards,
-        ended=rows.ended,
+        finished=rows.finished,
     )

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import jax
 from jax.sharding import Mesh
 
-from qwen_jax.align.ppo import Bases, PPOBatch, PPOState
+from qwen_jax.align.ppo import FrozenModels, PPOBatch, PPOState
 from qwen_jax.align.ppo_config import PPOConfig, PPOData
 from qwen_jax.align.ppo_state import PPOProgram, ppo_program, rows_sharding, start_state
 from qwen_jax.align.rewards import load_function
@@ -129,7 +129,7 @@ class PPOBatches:
         prompts: PromptRows,
         *,
         program: PPOProgram,
-        frozen: Callable[[], Bases],
+        frozen: Callable[[], FrozenModels],
         reward_functions: Sequence[RewardFunction],
     ):
         """
@@ -179,7 +179,7 @@ class PPOBatches:
             self._config.ppo,
             self._tokenizer,
             programs=self._rollout_programs,
-            bases=frozen,
+            frozen=frozen,
             rows=rows,
             reward_functions=self._functions,
             seed=self._config.train.seed,
@@ -203,7 +203,7 @@ class PPOBatches:
 
 def _frozen_models(
     config: PPORunConfig, program: PPOProgram
-) -> tuple[Callable[[], Bases], dict[str, Any]]:
+) -> tuple[Callable[[], FrozenModels], dict[str, Any]]:
     """What loads the frozen models, once, and the files of the run's folder that say which
     weights adapters are trained on."""
     records = {}
@@ -220,9 +220,11 @@ def _frozen_models(
             )
 
     @functools.cache
-    def frozen() -> Bases:
+    def frozen() -> FrozenModels:
         shapes = program.frozen
-        return Bases(load_reference(shapes.reference), load_reward and load_reward(shapes.reward))
+        return FrozenModels(
+            load_reference(shapes.reference), load_reward and load_reward(shapes.reward)
+        )
 
     return frozen, records
 

@@ -58,7 +58,7 @@ def read_rows(
     log(f"data: {counts}")
     log(
         f"rows: {len(rows):,} of {length} tokens, {100 * rows.efficiency:.1f} % full, "
-        f"{_trained_tokens(examples):,.0f} tokens are learnt"
+        f"{_trained_tokens(examples):,.0f} tokens are learned"
     )
     return rows, examples
 

@@ -21,7 +21,7 @@ import jax
 from absl import flags
 
 from qwen_jax.cli import console
-from qwen_jax.config import renamed, warn_renamed
+from qwen_jax.config import renamed, renamed_values, warn_renamed
 from qwen_jax.errors import ConfigError, QwenJaxError, unknown_name
 from qwen_jax.parallel import distributed
 from qwen_jax.parallel.cpu import virtual_devices
@@ -59,7 +59,7 @@ def parse(doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> tuple
         name = recipes[name]
     recipe = recipes[name]
     _define(recipe, "", values)
-    argv = _with_current_names(argv, renamed(recipe))
+    argv = _with_current_names(argv, recipe)
     try:
         rest = values(argv)
     except flags.UnrecognizedFlagError as error:
@@ -123,12 +123,12 @@ def run(main, doc: str | None, recipes: Mapping[str, Any], argv: list[str] | Non
     except QwenJaxError as error:
         text = console.as_typed(f"{type(error).__name__}:{error}", package)
         print(text, file=sys.stderr, flush=True)
-        distributed.leave(error.exit_code)
+        distributed.exit_process(error.exit_code)
     except Exception:
-        if not distributed.joined():
+        if not distributed.is_distributed():
             raise
         traceback.print_exc()
-        distributed.leave(distributed.CRASHED)
+        distributed.exit_process(distributed.EXIT_CRASHED)
 
 
 class _List(flags.ListParser):
@@ -205,15 +205,27 @@ def _choices(annotation) -> str:
     return _choices(arguments[0]) if typing.get_origin(annotation) is tuple else ""
 
 
-def _with_current_names(argv: list[str], names: dict[str, str]) -> list[str]:
-    """The command line with a warning for each flag that has another name now."""
+def _with_current_names(argv: list[str], config) -> list[str]:
+    """The command line with a warning for each flag, or value of one, that has another name now."""
+    names, values = renamed(config), renamed_values(config)
     current = []
+    waiting = ""  # a flag whose value is the next argument: --name value
     for argument in argv:
         match = re.fullmatch(r"--?(no)?([\w.]+)(=.*)?", argument, re.DOTALL)
-        if match and match[2] in names:
-            warn_renamed(f"--{match[2]}", f"--{names[match[2]]}", "the command line")
-            argument = f"--{match[1] or ''}{names[match[2]]}{match[3] or ''}"
-        current.append(argument)
+        if match is None:
+            flag, start, value = waiting, "", argument
+        else:
+            flag, value = match[2], (match[3] or "")[1:]
+            if flag in names:
+                warn_renamed(f"--{flag}", f"--{names[flag]}", "the command line")
+                flag = names[flag]
+            start = f"--{match[1] or ''}{flag}{'=' if match[3] else ''}"
+        if value in values.get(flag, ()):
+            new = values[flag][value]
+            warn_renamed(f"--{flag}={value}", f"--{flag}={new}", "the command line")
+            value = new
+        waiting = flag if match and not match[3] else ""
+        current.append(start + value)
     return current
 
 

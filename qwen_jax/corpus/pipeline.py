@@ -1,4 +1,4 @@
-"""The data plan: one list of stages, from sources to rows that may be learnt from. Report: 2.1.
+"""The data plan: one list of stages, from sources to rows that may be learned from. Report: 2.1.
 
 The list is cut where documents are compared across partitions (shuffle.Shuffle). What lies between
 two cuts is a Chain, one task per partition: it reads the rows, takes them through its stages batch

@@ -191,7 +191,7 @@ def to_batch(rows: np.ndarray, *, end_of_text: int, documents: bool) -> Batch:
     Args:
       rows: int32 [B, T + 1]; -1 is padding.
       documents: each document is a segment of its own, with positions from 0, and nothing is
-        learnt of what follows <|endoftext|>; otherwise a row is one text (report 2.4).
+        learned of what follows <|endoftext|>; otherwise a row is one text (report 2.4).
     """
     tokens, targets = rows[:, :-1], rows[:, 1:]
     weights = np.ones(tokens.shape, np.float32)

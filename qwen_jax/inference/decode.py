@@ -17,7 +17,7 @@ from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.inference.decoder.cached_forward import forward_cached
 from qwen_jax.inference.decoder.kv_cache import init_cache
-from qwen_jax.inference.decoder.weights import TurnedParams, for_decoding
+from qwen_jax.inference.decoder.weights import PrepackedParams, for_decoding
 from qwen_jax.inference.loop import DecodeState, NewTokens, advance, take
 from qwen_jax.inference.sampling import SamplingArrays, per_prompt, sampling_arrays
 from qwen_jax.inference.token_ids import is_integer, read_ids
@@ -122,7 +122,7 @@ def rollout(
     """
     B, T = prompts.shape
     params = for_decoding(params, config=config)
-    cache = init_cache(config, B, T + room, layer_by_layer=isinstance(params, TurnedParams))
+    cache = init_cache(config, B, T + room, layer_by_layer=isinstance(params, PrepackedParams))
     logits, cache = forward_cached(
         params, prompts, cache, config=config, num_tokens=lengths, empty=True
     )

@@ -25,7 +25,7 @@ from qwen_jax.inference.batching.limits import (
 )
 from qwen_jax.inference.batching.scheduler import Chunk, Job, Scheduler
 from qwen_jax.inference.decoder.kv_cache import BLOCK, cache_bytes
-from qwen_jax.inference.decoder.weights import TurnedParams, for_decoding
+from qwen_jax.inference.decoder.weights import PrepackedParams, for_decoding
 from qwen_jax.inference.request import Completion, Event, Request
 from qwen_jax.inference.sampling import (
     MAX_STOP_TOKEN_IDS,
@@ -109,7 +109,7 @@ class Engine:
             rows=rows,
             slots=self.slots,
             cache_dtype=cache_dtype,
-            layer_by_layer=isinstance(self._params, TurnedParams),
+            layer_by_layer=isinstance(self._params, PrepackedParams),
         )
         self._schedule = Scheduler(config, rows=rows, chunk=prefill_chunk)
         self._sampling = sampling_arrays(

@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from qwen_jax.parallel.sharding import constrain
 from qwen_jax.types import Array, MLPParams
 
-PRODUCT = "product"  # what a remat policy calls the result of `linear`
+MATMUL_OUT = "product"  # what a remat policy calls the result of `linear`
 
 
 def rms_norm(x_BTD: Array, scale_D: Array, *, epsilon: float) -> Array:
@@ -26,7 +26,7 @@ def rms_norm(x_BTD: Array, scale_D: Array, *, epsilon: float) -> Array:
 def linear(x_BTD: Array, weight_DE: Array, dtype=None) -> Array:
     """x W, under a name by which a remat policy keeps it: such policies do not see into `matmul`,
     whose arguments these are."""
-    return checkpoint_name(matmul(x_BTD, weight_DE, dtype), PRODUCT)
+    return checkpoint_name(matmul(x_BTD, weight_DE, dtype), MATMUL_OUT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

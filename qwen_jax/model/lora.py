@@ -1,4 +1,4 @@
-"""LoRA: a product of two thin matrices is learnt beside a frozen weight (Hu et al. 2021).
+"""LoRA: a product of two thin matrices is learned beside a frozen weight (Hu et al. 2021).
 
 Where a layer has x W, it has x W + alpha / rank (x A) B, and W gets no gradient and no moments. The
 two are kept apart in training: in bfloat16 a small A B added to W is rounded away, and the gradient
@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from qwen_jax.config import ModelConfig, option
 from qwen_jax.errors import ConfigError, unknown_name
-from qwen_jax.model.layers import PRODUCT, linear, matmul
+from qwen_jax.model.layers import MATMUL_OUT, linear, matmul
 from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.sharding import constrain
 from qwen_jax.types import Array, Params, Spec
@@ -71,7 +71,7 @@ class LoRAConfig:
 
 
 class Adapter(PyTreeNode):
-    """What is learnt beside one weight, stacked as it is."""
+    """What is learned beside one weight, stacked as it is."""
 
     a: Array  # [L, *I, R]
     b: Array  # [L, R, *O]; zero at first, so that the model starts as its base
@@ -203,5 +203,5 @@ def adapted_linear(x_BTD: Array, weight: Array | Adapted, dtype=None) -> Array:
     h_BTR = constrain(linear(x_BTD, a_DR), "batch", "length", "rank")
     # A remat policy keeps the sum, not both of its parts.
     return checkpoint_name(
-        matmul(x_BTD, weight.weight, dtype) + matmul(h_BTR, b_RE, dtype), PRODUCT
+        matmul(x_BTD, weight.weight, dtype) + matmul(h_BTR, b_RE, dtype), MATMUL_OUT
     )

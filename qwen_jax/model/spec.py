@@ -1,6 +1,6 @@
-"""One declaration per weight: shape, logical axes, initialiser.
+"""One declaration per weight: shape, logical axes, initializer.
 
-Initialisation, shardings, parameter counts, memory estimates, checkpoint checks and the mapping to
+Initialization, shardings, parameter counts, memory estimates, checkpoint checks and the mapping to
 released layouts all read it.
 
 L layers, D model, N heads, K key-value heads, H head size, F ffn, V vocabulary.

@@ -15,7 +15,7 @@ from qwen_jax.kernels.backend import RESIDUALS
 from qwen_jax.model import rope
 from qwen_jax.model.attention import order_of, self_attention
 from qwen_jax.model.embedding import embed
-from qwen_jax.model.layers import PRODUCT, dropout, rms_norm, swiglu, unembed
+from qwen_jax.model.layers import MATMUL_OUT, dropout, rms_norm, swiglu, unembed
 from qwen_jax.model.lora import adapted_linear
 from qwen_jax.parallel.ring import from_ring, to_ring
 from qwen_jax.parallel.sharding import constrain
@@ -25,7 +25,7 @@ from qwen_jax.types import Array, Params
 # forward pass is the one thing of a block that costs more than it is worth to run twice.
 _ATTENTION = jax.checkpoint_policies.save_only_these_names(*RESIDUALS)
 _REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT, *RESIDUALS),
+    "dots": jax.checkpoint_policies.save_only_these_names(MATMUL_OUT, *RESIDUALS),
     "block": _ATTENTION,
 }
 

@@ -20,8 +20,11 @@ from qwen_jax import compat
 from qwen_jax.errors import ConfigError, TrainingError
 
 # Exit codes. A launcher starts again after all but 0 and 1, an error that would only come again.
-AGAIN, CRASHED, DIFFERING = 75, 70, 76  # a signal, no error of ours, silent corruption
-LAUNCHER = "QWEN_JAX_LAUNCHER"  # set by launchers: a run that SIGTERM ended leaves with AGAIN
+# A signal stopped the run, an unexpected error ended it, silent data corruption was found.
+EXIT_PREEMPTED, EXIT_CRASHED, EXIT_SDC = 75, 70, 76
+LAUNCHER = (
+    "QWEN_JAX_LAUNCHER"  # set by launchers: a run that SIGTERM ended exits with EXIT_PREEMPTED
+)
 _ADDRESS, _COUNT, _PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _HEARTBEAT = "QWEN_JAX_HEARTBEAT_SECONDS"  # a host that is silent for so long is taken for dead
 _START_SECONDS = 300  # that processes wait for one another
@@ -97,12 +100,12 @@ def find(environ: Mapping[str, str] = os.environ) -> Place | None:
     return None
 
 
-def joined() -> bool:
+def is_distributed() -> bool:
     """Whether this process is one of a run that JAX has joined (which may be of one)."""
     return jax.distributed.is_initialized()
 
 
-def meet(name: str, *, seconds: int = 600) -> None:
+def barrier(name: str, *, seconds: int = 600) -> None:
     """Returns when every process is here; no device takes part. Gloo waits 30 s for a late process.
 
     Args:
@@ -111,7 +114,7 @@ def meet(name: str, *, seconds: int = 600) -> None:
     Raises:
       TrainingError: after `seconds`; the message names who is missing.
     """
-    if not joined():
+    if not is_distributed():
         return
     try:
         compat.coordination_client().wait_at_barrier(name, timeout_in_ms=seconds * 1000)
@@ -123,22 +126,22 @@ def meet(name: str, *, seconds: int = 600) -> None:
         ) from error
 
 
-def publish(name: str, value: str) -> None:
+def kv_put(name: str, value: str) -> None:
     """Writes on the board that all processes of the run read."""
     compat.coordination_client().key_value_set(name, value, allow_overwrite=True)
 
 
-def published(folder: str) -> list[tuple[str, str]]:
+def kv_list(folder: str) -> list[tuple[str, str]]:
     """(name, value) of what is on the board under `folder`, without waiting."""
     return list(compat.coordination_client().key_value_dir_get(folder))
 
 
-def leave(code: int) -> None:
+def exit_process(code: int) -> None:
     """Ends this process at once where there are others: JAX would wait for them for minutes, and
     they wait for this one. Its launcher takes them down."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if joined():
+    if is_distributed():
         os._exit(code)
     sys.exit(code)
 

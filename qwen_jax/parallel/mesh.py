@@ -38,7 +38,7 @@ def make_mesh(config: MeshConfig = _DEFAULT, *, devices=None) -> Mesh:
         )
     if len(devices) == 1:
         return Mesh(np.asarray(devices).reshape(shape), AXES)
-    # Neighbouring devices on neighbouring places. A mesh axis may be a part of a side of the torus,
+    # Neighboring devices on neighboring places. A mesh axis may be a part of a side of the torus,
     # such as data 2 x fsdp 64 on 4 x 4 x 8 chips, which jax.make_mesh refuses.
     return Mesh(
         mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True), AXES

@@ -91,7 +91,7 @@ def from_ring(x_BTD: Array, ring: Ring | None) -> Array:
     """[B, T, D] in the ring's order -> in the row's.
 
     In two exchanges: of its two pieces a device has one even and one odd, and so it shall have
-    afterwards.
+    afterward.
     """
     if ring is None or not ring.balanced:
         return x_BTD

@@ -20,8 +20,8 @@ class Estimate:
     least: float  # if everything ran beside everything: the largest of compute, memory, network
     most: float  # if nothing did: the sum of compute and network
     tokens_per_second: float  # of the slice
-    mfu_a: float
-    mfu_b: float
+    mfu: float
+    mfu_noncausal: float
     chip_hours: float  # of the whole run
 
     def dollars(self, price: float) -> float:
@@ -85,8 +85,8 @@ def from_times(
         least=max(a / peak, hbm_bytes / chip.hbm_bandwidth, ici),
         most=compute + ici,
         tokens_per_second=tokens_per_step(workload) / seconds,
-        mfu_a=a / seconds / peak,
-        mfu_b=b / seconds / peak,
+        mfu=a / seconds / peak,
+        mfu_noncausal=b / seconds / peak,
         chip_hours=workload.train.num_steps * seconds * topology.chips / 3600,
     )
 

@@ -53,7 +53,7 @@ def lines(workload: Workload, name: str, price: float | None) -> list[str]:
             f"only estimated: data {mesh.data}, fsdp {mesh.fsdp}, tensor {mesh.tensor}, remat "
             f"{one.workload.model.remat}, {one.workload.train.micro_batches} micro-batches: about "
             f"{format_gib(one.bytes)} of {format_gib(chip.hbm_bytes)}, {seconds:.2f} s a step, "
-            f"{guess.tokens_per_second:,.0f} tokens/s, MFU A {guess.mfu_a:.0%}, "
+            f"{guess.tokens_per_second:,.0f} tokens/s, MFU {guess.mfu:.0%}, "
             f"{guess.chip_hours:,.0f} GPU hours{money}"
         )
     return said

@@ -11,7 +11,7 @@ from qwen_jax.utils.format import format_gib
 
 HEADER = (
     "| mesh | remat | micro-batches | memory of a chip: weights + optimizer + workspace | "
-    "step, s (least to most) | compute / network, s | tokens/s | MFU A / B | chip hours |\n"
+    "step, s (least to most) | compute / network, s | tokens/s | MFU / noncausal | chip hours |\n"
     "|---|---|---|---|---|---|---|---|---|"
 )
 _LEAST_FOUND = 0.97  # of formula A's FLOPs, in a program that was read whole
@@ -78,8 +78,8 @@ def line(planned: Planned, price: float | None) -> str:
         f"{format_gib(result.parameters)} + {format_gib(result.optimizer)} + "
         f"{format_gib(result.workspace)}{held} | {found.seconds:.3f} "
         f"({found.least:.3f} to {found.most:.3f}) | {sum(result.work.values()):.3f} / "
-        f"{network:.3f} | {found.tokens_per_second:,.0f} | {found.mfu_a:.1%} / "
-        f"{found.mfu_b:.1%} | {found.chip_hours:,.0f}{money} |"
+        f"{network:.3f} | {found.tokens_per_second:,.0f} | {found.mfu:.1%} / "
+        f"{found.mfu_noncausal:.1%} | {found.chip_hours:,.0f}{money} |"
     )
 
 

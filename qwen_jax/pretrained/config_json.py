@@ -36,7 +36,7 @@ def read_config(raw: dict[str, Any], layout: Layout, where: pathlib.Path) -> dic
 
     Raises:
       ConfigError: listing every key that is missing, or every setting that this package does not
-        implement (scaled rotary positions, sliding windows, quantised weights, ...).
+        implement (scaled rotary positions, sliding windows, quantized weights, ...).
     """
     raw = _flatten_rope(raw)
     _refuse_unsupported(raw, layout, where)

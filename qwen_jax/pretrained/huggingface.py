@@ -68,7 +68,7 @@ def load_pretrained(
       ConfigError: an unknown model type, or a feature that this package does not implement.
       ShardingError: weights that the mesh does not divide, all listed.
       CheckpointError: files that are missing or damaged; or tensors that are missing, left over,
-        of the wrong shape or quantised, all of them listed at once.
+        of the wrong shape or quantized, all of them listed at once.
     """
     if mesh is not None and shardings is not None:
         raise ConfigError(
@@ -109,7 +109,7 @@ def save_pretrained(
 
     "qwen2" is what `transformers` loads as it is; it has no dynamic NTK and no LogN, so beyond the
     training length the exported model is a plain one. "qwen" keeps both and needs the released
-    modelling code to run elsewhere. Weights are fetched from their devices a part of one layer's
+    modeling code to run elsewhere. Weights are fetched from their devices a part of one layer's
     tensor at a time. Where they span processes, all call this and process 0 writes.
 
     Args:

@@ -184,7 +184,7 @@ def _whole(number: float) -> int | float:
 
 
 _ABSENT = (None, False)
-_UNQUANTISED = {
+_UNQUANTIZED = {
     "quantization_config": _ABSENT,
     "attn_logit_softcapping": _ABSENT,
     "final_logit_softcapping": _ABSENT,
@@ -193,8 +193,8 @@ _UNQUANTISED = {
 # Models that look like ours and are not: what they have that qwen_jax lacks.
 REFUSED = {
     "qwen2_moe": "its MLPs are mixtures of experts",
-    "qwen3": "it normalises queries and keys and has no QKV bias",
-    "qwen3_moe": "its MLPs are mixtures of experts, and it normalises queries and keys",
+    "qwen3": "it normalizes queries and keys and has no QKV bias",
+    "qwen3_moe": "its MLPs are mixtures of experts, and it normalizes queries and keys",
     "qwen3_next": "most of its layers are no attention",
     "qwen2_vl": "it reads images",
     "qwen2_5_vl": "it reads images",
@@ -208,7 +208,7 @@ REFUSED = {
 
 # Why a setting that asks for more than the model has is refused.
 REASONS = {
-    "quantization_config": "quantised weights (GPTQ, AWQ, ...) are not read; take the checkpoint "
+    "quantization_config": "quantized weights (GPTQ, AWQ, ...) are not read; take the checkpoint "
     "that they were made from",
     "use_sliding_window": "the released sliding window is not implemented",
     "layer_types": "layers of other kinds are not implemented",
@@ -271,7 +271,7 @@ QWEN = Layout(
         "scale_attn_weights": True,
         "tie_word_embeddings": False,
     },
-    refusals=_UNQUANTISED
+    refusals=_UNQUANTIZED
     | {
         "pos_emb": ("rotary",),
         "activation": ("swiglu",),
@@ -316,7 +316,7 @@ QWEN2 = Layout(
     ),
     constants={"architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "use_cache": True},
     demands={"hidden_act": "silu", "use_sliding_window": False},
-    refusals=_UNQUANTISED
+    refusals=_UNQUANTIZED
     | {
         "rope_scaling": _ABSENT,
         "mlp_bias": _ABSENT,

@@ -239,7 +239,7 @@ def producer_of(file: pathlib.Path) -> str | None:
 
 
 def listed(problems: Sequence[str], kind: str) -> str:
-    """ "3 bad tensors: a; b; c." with at most 20 of them spelt out."""
+    """ "3 bad tensors: a; b; c." with at most 20 of them spelled out."""
     shown = "; ".join(problems[:20])
     more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
     return f"{len(problems)} {kind}{'s' if len(problems) > 1 else ''}: {shown}{more}."

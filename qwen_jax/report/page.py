@@ -37,7 +37,7 @@ _OF_A_STAGE = {  # plot -> caption
     "accuracy": "Held-out pairs whose better answer has the higher reward.",
     "calibration": "How sure it is of the answer that it prefers, and how often that is the better "
     "one; on the dotted line it knows what it knows.",
-    "reward": "Reward of the sampled answers, before normalisation.",
+    "reward": "Reward of the sampled answers, before normalization.",
     "kl": "How far the policy is from where it started; the penalty holds it.",
     "entropy": "How undecided the policy is.",
     "value": "Error of the value model.",

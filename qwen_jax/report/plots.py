@@ -339,7 +339,7 @@ def _png(figure) -> bytes:
 
 
 def _running_mean(y: np.ndarray) -> np.ndarray:
-    """The mean over the neighbourhood of each point, 1/40 of the curve, cut off at the ends."""
+    """The mean over the neighborhood of each point, 1/40 of the curve, cut off at the ends."""
     radius = max(1, len(y) // 80)
     total = np.concatenate(([0.0], np.cumsum(y)))
     index = np.arange(len(y))
@@ -348,7 +348,7 @@ def _running_mean(y: np.ndarray) -> np.ndarray:
 
 
 def _running_median(y: np.ndarray) -> np.ndarray:
-    """The median over the neighbourhood of each point, 1/40 of the curve; ends are repeated."""
+    """The median over the neighborhood of each point, 1/40 of the curve; ends are repeated."""
     radius = max(1, len(y) // 80)
     padded = np.pad(y, radius, mode="edge")
     return np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * radius + 1), axis=1)

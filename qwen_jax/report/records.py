@@ -3,9 +3,10 @@
     metrics.jsonl     {"step": 10, "time": 1.7e9, "train/loss": 3.1, "eval/NAME/loss": 2.9, ...}
                       a line (train/telemetry/metrics.py): train/{loss,grad_norm,
                       learning_rate,tokens},
-                      perf/{tokens_per_second,mfu_a,mfu_b,goodput}, perf/data_wait_seconds or (PPO)
+                      perf/{tokens_per_second,mfu,mfu_noncausal,goodput},
+                      perf/data_wait_seconds or (PPO)
                       perf/{generation,scoring,update,data}_seconds (before: sample_seconds),
-                      time/KIND (seconds of this life), host/PROCESS/own_seconds (a step),
+                      time/KIND (seconds of this life), host/PROCESS/host_seconds (a step),
                       eval/NAME/{loss,perplexity,bits_per_byte,accuracy}, rollout/{reward,kl,...}
     events.jsonl      {"time": 1.7e9, "event": "resume", ...anything} a line
     config.json       {"model": {...}, "train": {...}, ..., "run_dir": "..."}
@@ -43,6 +44,23 @@ LABELS = {
     "bits_per_byte": "bits per byte",
 }
 
+FORMER_NAMES = {  # metrics of older runs -> their names now
+    "perf/mfu_a": "perf/mfu",
+    "perf/mfu_b": "perf/mfu_noncausal",
+    "policy/step_kl": "policy/approx_kl",
+    "rollout/ended": "rollout/finished",
+    "rollout/reward_normalised": "rollout/reward_normalized",
+    "rollout/sampler_gap": "rollout/sampler_logprob_gap",
+    "check/differing_numbers": "sdc/mismatched_elements",
+}
+
+
+def current_name(metric: str) -> str:
+    """The name now of a metric that may come from an older run."""
+    if metric.startswith("host/"):
+        return metric.replace("/own_seconds", "/host_seconds")
+    return FORMER_NAMES.get(metric, metric)
+
 
 class Curves:
     """The records of metrics.jsonl by name. What was logged again after a restart replaces the
@@ -52,7 +70,8 @@ class Curves:
         self._steps: dict[int, dict] = {}
         for record in records:
             if isinstance(record.get("step"), int):
-                self._steps.setdefault(record["step"], {}).update(record)
+                current = {current_name(name): value for name, value in record.items()}
+                self._steps.setdefault(record["step"], {}).update(current)
         self.last_step = max(self._steps, default=0)
 
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:

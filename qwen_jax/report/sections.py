@@ -133,13 +133,13 @@ def time_table(seconds: dict[str, float]) -> str:
 
 def hosts(curves: Curves) -> str:
     """Each host's own time a step: the one that stands out is waited for by all."""
-    names = curves.named("host/", "/own_seconds")
+    names = curves.named("host/", "/host_seconds")
     if len(names) < 2:
         return ""
     rows = [
         [name, f"{1e3 * median:.1f}"]
         for name in sorted(names, key=int)
-        if (median := curves.median(f"host/{name}/own_seconds")) is not None
+        if (median := curves.median(f"host/{name}/host_seconds")) is not None
     ]
     return table(["process", "own time a step (ms, median)"], rows)
 
@@ -196,8 +196,8 @@ def _parameters(config) -> int | None:
 
 
 def _mfu(curves: Curves) -> str:
-    a, b = curves.median("perf/mfu_a"), curves.median("perf/mfu_b")
-    return "" if a is None or b is None else f"MFU {a:.1%} (A), {b:.1%} (B)"
+    a, b = curves.median("perf/mfu"), curves.median("perf/mfu_noncausal")
+    return "" if a is None or b is None else f"MFU {a:.1%} (noncausal {b:.1%})"
 
 
 def _count(value: float | None) -> str | None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from qwen_jax.data.chat.conversations import Counts, Turn
-from qwen_jax.synthetic.tags import normalise
+from qwen_jax.synthetic.tags import normalize
 
 # Conversations that end with a question -> answers; None where there is no room for one.
 Complete = Callable[[list[list[Turn]]], Sequence[str | None]]
@@ -52,7 +52,7 @@ class ModelTagger:
         self.counts = Counts()
 
     def __call__(self, prompts: Sequence[str]) -> list[list[str]]:
-        """Normalised tags, each once; none where the answer cannot be used."""
+        """Normalized tags, each once; none where the answer cannot be used."""
         answers = self._complete([question(prompt) for prompt in prompts])
         return [self._read(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
@@ -65,7 +65,7 @@ class ModelTagger:
         if found is None:
             self.counts.skip("an answer without a list of tags", f"{place} -> {answer[:40]!r}")
             return []
-        tags = list(dict.fromkeys(tag for tag in map(normalise, found) if tag))[:_MOST_TAGS]
+        tags = list(dict.fromkeys(tag for tag in map(normalize, found) if tag))[:_MOST_TAGS]
         if not tags:
             self.counts.skip("an empty list of tags", place)
             return []

@@ -112,7 +112,7 @@ EXAMPLES = (
         ("calendar",),
     ),
     Seed(
-        "Suggest a friendly opening line for a letter to my new neighbours.",
+        "Suggest a friendly opening line for a letter to my new neighbors.",
         "Thought: I can write this without any tool.\n"
         'Final Answer: "Hello and welcome! We live next door and are happy to have you here."',
         ("web_search", "calendar", "calculator", "weather"),

@@ -87,7 +87,7 @@ def collect(
 
 
 def render(rows: Sequence[dict[str, Any]]) -> str:
-    """The samples as Markdown to read, those that wait for a judgement first."""
+    """The samples as Markdown to read, those that wait for a judgment first."""
     words = {None: "not judged", True: "kept", False: "refused"}
     ordered = sorted(rows, key=lambda row: row["keep"] is not None)
     waiting = sum(row["keep"] is None for row in rows)

@@ -17,7 +17,7 @@ _LONG, _VERY_LONG = 100, 400  # words; a CJK character counts as half of one
 RULES: dict[str, str] = {
     # What is to be done.
     "translation": r"translat\w*// 翻译|译成|译为|翻成",
-    "summarising": r"summar\w*|tl;?dr|key points?|main (idea|points?)// 总结|概括|摘要|归纳|要点",
+    "summarizing": r"summar\w*|tl;?dr|key points?|main (idea|points?)// 总结|概括|摘要|归纳|要点",
     "rewriting": r"re-?writ\w*|rephras\w*|paraphras\w*|reword\w*// "
     r"改写|重写|改编|润色|换一种|重新表述",
     "shortening": r"shorten\w*|condens\w*|more concise\w*// 缩短|精简|简化|缩写",

@@ -28,11 +28,11 @@ _MOST_WORDS, _MOST_CHARACTERS = 5, 40  # of a tag; what is longer is a sentence
 _MOST_NAMED = 3
 
 
-def normalise(tag: str) -> str:
+def normalize(tag: str) -> str:
     """Lower case, signs as spaces (but for c++, c#), one space between words; "" if it is no tag.
 
     Example:
-      >>> normalise(" Data_Analysis! "), normalise("this is a sentence and not a tag")
+      >>> normalize(" Data_Analysis! "), normalize("this is a sentence and not a tag")
       ('data analysis', '')
     """
     text = unicodedata.normalize("NFKC", tag).casefold()

@@ -1,4 +1,4 @@
-"""Byte-level BPE with Qwen's pre-tokenisation, on tiktoken. Report: 2.2."""
+"""Byte-level BPE with Qwen's pre-tokenization, on tiktoken. Report: 2.2."""
 
 import base64
 import binascii
@@ -171,7 +171,7 @@ class Tokenizer:
         return [self._encode_ordinary(normalize(text)) for text in texts]
 
     def encode_word(self, word: str) -> list[int]:
-        """The BPE of `word` as it is: not normalised, not cut by PATTERN."""
+        """The BPE of `word` as it is: not normalized, not cut by PATTERN."""
         return self._encoding._encode_single_piece(word.encode("utf-8"))
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -71,7 +71,7 @@ def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def loss_weights(rendered: Rendered, roles: Sequence[str] = ("assistant",)) -> np.ndarray:
-    """1 where a token is to be learnt, else 0 (float32 [T]): what `roles` say, and <|im_end|>.
+    """1 where a token is to be learned, else 0 (float32 [T]): what `roles` say, and <|im_end|>.
 
     Weight t belongs to token t as the target, so it goes with the logits at t - 1.
 

@@ -26,7 +26,7 @@ _SEPARATOR = " "  # between words; no word holds it, since base tokens are writt
 
 
 def train(texts: Iterable[str], *, vocab_size: int) -> dict[bytes, int]:
-    """token -> rank of a vocabulary learnt from `texts`: the 256 bytes, then merges by frequency.
+    """token -> rank of a vocabulary learned from `texts`: the 256 bytes, then merges by frequency.
 
     Args:
       texts: read once; memory holds the different words, not the text.
@@ -47,7 +47,7 @@ def train(texts: Iterable[str], *, vocab_size: int) -> dict[bytes, int]:
 
 
 def grow(ranks: Mapping[bytes, int], texts: Iterable[str], *, num_new: int) -> dict[bytes, int]:
-    """`ranks` with `num_new` merges after them, learnt from what `ranks` make of `texts`.
+    """`ranks` with `num_new` merges after them, learned from what `ranks` make of `texts`.
 
     Every id of `ranks` stays what it was. Each word of the texts is checked to have the ids that
     the trainer gives it.
@@ -57,7 +57,7 @@ def grow(ranks: Mapping[bytes, int], texts: Iterable[str], *, num_new: int) -> d
 
     Raises:
       TokenizerError: the text does not hold `num_new` merges, `tokenizers` is not installed, or
-        words that the ranks cannot express as they were learnt.
+        words that the ranks cannot express as they were learned.
 
     Report: 2.2.
     """
@@ -219,7 +219,7 @@ def _write(texts: Iterable[str], base: Tokenizer, written: dict[str, str]) -> It
 
 
 def _learn(lines: Iterable[str], num_base: int, num_new: int):
-    """A `tokenizers.Tokenizer` that has learnt `num_new` merges of the characters in `lines`."""
+    """A `tokenizers.Tokenizer` that has learned `num_new` merges of the characters in `lines`."""
     try:
         import tokenizers  # an extra
     except ImportError:

@@ -1,6 +1,6 @@
 """A Tokenizer <-> the files that `transformers` and the released code read.
 
-tiktoken merges any neighbours whose bytes together are a token, the lowest rank first. The files of
+tiktoken merges any neighbors whose bytes together are a token, the lowest rank first. The files of
 `tokenizers` list pairs instead, so the pair behind each token is recovered here.
 """
 

@@ -35,14 +35,14 @@ class Adapters:
     base: dict[str, Any]
 
 
-class OnBase(PyTreeNode):
+class LoRABatch(PyTreeNode):
     """What a step of adapters is given."""
 
     base: Any
     batch: Any
 
 
-def beside(base: Any, objective: Objective, lora: LoRAConfig) -> Objective:
+def with_base(base: Any, objective: Objective, lora: LoRAConfig) -> Objective:
     """An objective of the whole model -> one of what is trained beside `base`."""
 
     def objective_of_adapters(trained, batch, key: Array | None):
@@ -103,15 +103,15 @@ class FrozenBase:
         seed: int,
         micro_batches: int,
     ):
-        """step.make_train_step for a state of adapters: train_step(state, OnBase).
+        """step.make_train_step for a state of adapters: train_step(state, LoRABatch).
 
         Args:
           objective: of the whole model's parameters.
         """
 
-        def train_step(state: TrainState, given: OnBase):
+        def train_step(state: TrainState, given: LoRABatch):
             step = make_train_step(
-                beside(given.base, objective, self._adapters.lora),
+                with_base(given.base, objective, self._adapters.lora),
                 optimizer,
                 seed=seed,
                 micro_batches=micro_batches,
@@ -127,7 +127,7 @@ class FrozenBase:
         @contextlib.contextmanager
         def batches(start_step: int):
             with job.batches(start_step) as next_batch:
-                yield lambda step, state: OnBase(self.weights, next_batch(step, state))
+                yield lambda step, state: LoRABatch(self.weights, next_batch(step, state))
 
         def of_whole(evaluate: Callable[[int, Any], dict[str, float]]):
             def evaluate_whole(done: int, state: TrainState) -> dict[str, float]:
@@ -145,7 +145,7 @@ class FrozenBase:
             program=dataclasses.replace(
                 job.program,
                 make_state=make_state,
-                batch=OnBase(self.abstract, job.program.batch),
+                batch=LoRABatch(self.abstract, job.program.batch),
             ),
             batches=batches,
             frozen=Frozen(in_batch=self.abstract),

@@ -29,7 +29,7 @@ from qwen_jax.train.job import Job, RunConfig, RunFiles
 from qwen_jax.train.loop import Hook, Stopped, fit
 from qwen_jax.train.optimizer import make_schedule
 from qwen_jax.train.resilience import fault_injection
-from qwen_jax.train.resilience.sdc_check import rechecked
+from qwen_jax.train.resilience.sdc_check import with_sdc_check
 from qwen_jax.train.resilience.spikes import LossSpike, SpikeWatch
 from qwen_jax.train.state import for_checkpoint, from_checkpoint
 from qwen_jax.train.telemetry import memory, metrics
@@ -109,7 +109,7 @@ def _run(attempt: _Attempt, available: int | None):
         with goodput.spent_on("compile"):
             _check_attention(config.model, job.mesh, attempt.log)
             compiled, peak_flops = _compile(attempt, available)
-        distributed.meet("compiled")
+        distributed.barrier("compiled")
         checkpoints = Checkpointer(
             attempt.folder / "checkpoints",
             keep=config.train.keep_checkpoints,
@@ -287,7 +287,7 @@ def _fit(
 
         hooks.append(Hook(train.eval_every or train.num_steps, write_evaluation))
     step = fault_injection.in_step(compiled, planned)
-    step = rechecked(step, train.recheck_every, start_step=begin.step)
+    step = with_sdc_check(step, train.sdc_check_every, start_step=begin.step)
     if job.phases is not None:
         step = job.phases.timed(step)
     with (
@@ -313,7 +313,7 @@ def _fit(
 def _leave_together(checkpoints: Checkpointer) -> None:
     """Nobody leaves before process 0 has hashed and named the last save."""
     checkpoints.wait()
-    distributed.meet("the last save", seconds=3600)
+    distributed.barrier("the last save", seconds=3600)
 
 
 def _check_loops(model: ModelConfig, mesh: Mesh) -> None:
@@ -321,7 +321,7 @@ def _check_loops(model: ModelConfig, mesh: Mesh) -> None:
     another order in each process, and Gloo would mix up what they send."""
     if (
         mesh.devices.flat[0].platform == "cpu"
-        and distributed.joined()
+        and distributed.is_distributed()
         and mesh.devices.size > 1
         and model.unroll_layers < model.num_layers
     ):

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
-from qwen_jax.config import renamed, warn_renamed
+from qwen_jax.config import with_current_names
 from qwen_jax.errors import ConfigError, TrainingError
 from qwen_jax.utils.files import read_json, write_json
 
@@ -45,7 +45,7 @@ MAY_CHANGE = (
     "train.keep_checkpoints",
     "train.device_memory_gib",
     "train.on_spike",
-    "train.recheck_every",
+    "train.sdc_check_every",
     "train.trace_steps",
     "mesh.",
     "run_dir",
@@ -82,7 +82,7 @@ def prepare(
     if path.exists():
         found = flatten_json(read_json(path))
         found = {name: value for name, value in found.items() if name not in Identity._fields}
-        found = _with_current_names(found, renamed(config), str(path))
+        found = with_current_names(found, config, str(path))
         differences = [
             f"{name}: {found.get(name)!r} then, {wanted.get(name)!r} now"
             for name in sorted(found.keys() | wanted.keys())
@@ -109,13 +109,6 @@ def prepare(
                 "choose a writable --run_dir with space left.",
             ) from error
     return folder
-
-
-def _with_current_names(found: dict[str, object], names: dict[str, str], where: str) -> dict:
-    """The settings of an older config.json under the names that they have now."""
-    for former in names.keys() & found.keys():
-        warn_renamed(former, names[former], where)
-    return {names.get(name, name): value for name, value in found.items()}
 
 
 def flatten_json(nested: dict, prefix: str = "") -> dict[str, object]:

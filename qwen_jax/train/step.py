@@ -1,4 +1,4 @@
-"""THE train step: accumulate, normalise, clip, update, measure.
+"""THE train step: accumulate, normalize, clip, update, measure.
 One function for every objective."""
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Training on batches that are read: pretraining, SFT, reward modelling, DPO.
+"""Training on batches that are read: pretraining, SFT, reward modeling, DPO.
 
 One objective, one optimizer, one TrainState; the batches are a function of the step alone.
 """

@@ -1,4 +1,4 @@
-"""What SFT, reward modelling and DPO have in common: training on rows that are read at random."""
+"""What SFT, reward modeling and DPO have in common: training on rows that are read at random."""
 
 from collections.abc import Iterator
 from typing import Any

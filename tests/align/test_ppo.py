@@ -38,7 +38,7 @@ def test_rewards_of_tokens():
 
 def test_advantages_and_returns():
     rewards = jnp.asarray([[1.0, 2.0, 5.0], [5.0, 0.5, -1.0]], jnp.float32)
-    got, returns = ppo.advantages_and_returns(rewards, VALUES, MASK, discount=0.9, decay=0.5)
+    got, returns = ppo.advantages_and_returns(rewards, VALUES, MASK, gamma=0.9, decay=0.5)
     # Row 0: d1 = 2 - 1 = 1; d0 = 1 + 0.9 * 1 - 0.5 = 1.4; A0 = 1.4 + 0.45 * 1.
     # Row 1: d2 = -1 + 0.5 = -0.5; d1 = 0.5 + 0.9 * -0.5 - 0 = 0.05; A1 = 0.05 + 0.45 * -0.5.
     np.testing.assert_allclose(got, [[1.85, 1.0, 0], [0, -0.175, -0.5]], atol=1e-6)
@@ -77,7 +77,7 @@ def test_running_moments_are_those_of_all_rewards():
     np.testing.assert_allclose(moments.mean, draws.mean(), rtol=1e-5)
     np.testing.assert_allclose(moments.variance, draws.var(), rtol=1e-5)
     np.testing.assert_allclose(
-        ppo.normalised(jnp.asarray(draws[0]), moments),
+        ppo.normalized(jnp.asarray(draws[0]), moments),
         (draws[0] - draws.mean()) / draws.std(),
         rtol=1e-4,
     )
@@ -94,11 +94,11 @@ CONFIG = ppo.PPOConfig(value_warmup_steps=1, minibatches=2, epochs=2, max_new_to
 def make_rollout(B=8, T=12, seed=0):
     draw = np.random.default_rng(seed)
     ids = draw.integers(0, 64, (B, T + 1)).astype(np.int32)
-    actions = np.zeros((B, T), np.float32)
+    response_mask = np.zeros((B, T), np.float32)
     segments = np.ones((B, T), np.int32)
     for row in range(B):
         start, end = draw.integers(2, 6), draw.integers(7, T)
-        actions[row, start:end] = 1
+        response_mask[row, start:end] = 1
         segments[row, end:] = 0
     policy = jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(1))
     value = jax.jit(lambda key: init_from(scoring_specs(MODEL), key, "float32"))(jax.random.key(2))
@@ -111,7 +111,7 @@ def make_rollout(B=8, T=12, seed=0):
             tokens=tokens,
             targets=targets,
             segment_ids=jnp.asarray(segments),
-            actions=jnp.asarray(actions),
+            response_mask=jnp.asarray(response_mask),
             log_probs=log_probs,
             reference_log_probs=log_probs - 0.1,
             sampler_log_probs=log_probs + 0.01,
@@ -120,7 +120,7 @@ def make_rollout(B=8, T=12, seed=0):
                 value, tokens, jnp.asarray(segments), config=MODEL
             ),
             rewards=jnp.asarray(draw.normal(size=B).astype(np.float32)),
-            ended=jnp.ones((B,), jnp.float32),
+            finished=jnp.ones((B,), jnp.float32),
         ),
     )
 
@@ -141,10 +141,10 @@ def test_log_probs_are_those_of_the_forward_pass_and_entropy_is_theirs():
 def test_logits_of_answers_alone_say_the_same_of_them():
     """Values and gradients, also where a window would leave its row; 0 outside of windows."""
     policy, _, rollout = make_rollout()
-    window = ppo.answers(rollout.actions, CONFIG.max_new_tokens)
+    window = ppo.answers(rollout.response_mask, CONFIG.max_new_tokens)
     inside = np.arange(12)[None] - np.asarray(window.first_B)[:, None]
     inside = (inside >= 0) & (inside < 9)
-    assert inside.sum() == 8 * 9 and np.all(inside >= np.asarray(rollout.actions))
+    assert inside.sum() == 8 * 9 and np.all(inside >= np.asarray(rollout.response_mask))
     at_end = np.asarray(window.first_B) == 3
     assert at_end.any()
     beyond = jnp.where(at_end, 15, window.first_B)  # as if it began behind the row
@@ -159,7 +159,7 @@ def test_logits_of_answers_alone_say_the_same_of_them():
             temperature=0.7,
             window=None if first_B is None else Window(first_B, 9),
         )
-        return jnp.sum(found[0] * rollout.actions), found
+        return jnp.sum(found[0] * rollout.response_mask), found
 
     ask = jax.jit(jax.value_and_grad(asked, has_aux=True))
     (_, every), gradients = ask(policy, None)
@@ -173,12 +173,12 @@ def test_logits_of_answers_alone_say_the_same_of_them():
 
 def test_before_any_update_every_ratio_is_one():
     policy, value, rollout = make_rollout()
-    lesson, _ = ppo.make_lesson(ppo.PPOBatch(rollout, None), ppo.start_moments(), CONFIG)
-    sums = jax.jit(ppo.policy_objective(MODEL, CONFIG))(policy, lesson, None)
+    train_batch, _ = ppo.make_train_batch(ppo.PPOBatch(rollout, None), ppo.start_moments(), CONFIG)
+    sums = jax.jit(ppo.policy_objective(MODEL, CONFIG))(policy, train_batch, None)
     # Two programs of the same function: a last place of log-probabilities of size 4 at most.
     assert float(sums.extras["ratio"]) == pytest.approx(float(sums.weight_sum), rel=1e-6)
     assert float(sums.extras["clip_fraction"]) == 0
-    assert float(sums.extras["step_kl"]) == pytest.approx(0, abs=1e-6)
+    assert float(sums.extras["approx_kl"]) == pytest.approx(0, abs=1e-6)
     # Whitened advantages have mean 0, so the surrogate of ratio 1 is 0.
     assert abs(float(sums.loss_sum)) < 1e-3
 
@@ -270,8 +270,10 @@ def test_the_pretraining_gradient_is_a_next_token_loss_of_its_weight():
     config = dataclasses.replace(CONFIG, pretrain_coefficient=0.5)
     losses = []
     for batch in (None, pretrain):
-        lesson, _ = ppo.make_lesson(ppo.PPOBatch(rollout, batch), ppo.start_moments(), config)
-        sums = jax.jit(ppo.policy_objective(MODEL, config))(policy, lesson, None)
+        train_batch, _ = ppo.make_train_batch(
+            ppo.PPOBatch(rollout, batch), ppo.start_moments(), config
+        )
+        sums = jax.jit(ppo.policy_objective(MODEL, config))(policy, train_batch, None)
         losses.append(float(sums.loss_sum / sums.weight_sum))
     logits = FORWARD(policy, pretrain.tokens)
     nll = -jnp.take_along_axis(jax.nn.log_softmax(logits), ids[:, 1:, None], axis=-1)

@@ -26,14 +26,14 @@ CONFIG = ppo.PPOConfig(max_new_tokens=5, samples_per_prompt=2)
 ROWS = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
-def make_sampler(bases, *, config=CONFIG, functions=(), programs=None, phases=None):
+def make_sampler(frozen, *, config=CONFIG, functions=(), programs=None, phases=None):
     """A Sampler of the jitted programs, or of others."""
     programs = programs or rollout_programs(MODEL, config, end_id=TOKENIZER.im_end)
     return Sampler(
         config,
         TOKENIZER,
         programs=programs,
-        bases=bases,
+        frozen=frozen,
         rows=ROWS,
         reward_functions=functions,
         seed=7,
@@ -65,14 +65,14 @@ def test_rows_are_prompt_answer_and_end_token():
     )
     # Position t acts where the token at t + 1 was sampled: the end token that was added is not.
     np.testing.assert_array_equal(
-        rows.actions, [[0, 0, 1, 1, 1, 0], [0, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0]]
+        rows.response_mask, [[0, 0, 1, 1, 1, 0], [0, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0]]
     )
     np.testing.assert_array_equal(rows.end, [5, 5, 1])
-    np.testing.assert_array_equal(rows.ended, [1, 0, 1])
+    np.testing.assert_array_equal(rows.finished, [1, 0, 1])
 
 
 class Reward:
-    """A reward function whose behaviour can be chosen; remembers what it was asked."""
+    """A reward function whose behavior can be chosen; remembers what it was asked."""
 
     __name__ = "moody"
 
@@ -116,7 +116,7 @@ def made(models):
     """A sampler, its reward function, its prompts and their first rollout."""
     state, reference, reward = models
     function, timer = Reward(), Calls()
-    sampler = make_sampler(ppo.Bases(reference, reward), functions=[function], phases=timer)
+    sampler = make_sampler(ppo.FrozenModels(reference, reward), functions=[function], phases=timer)
     prompts = PromptRows([TOKENIZER.encode(text) for text in ("one", "number two", "3")])
     rollout = sampler(collate([prompts[0], prompts[1]]), state, 4)
     # The tokens are there before the four models have seen them, and the function is the last.
@@ -156,13 +156,13 @@ def test_the_samplers_log_probabilities_are_the_trainers(models, temperature):
     """But for rounding; entropies are of the distribution that was drawn from."""
     state, reference, _ = models
     sampler = make_sampler(
-        ppo.Bases(reference, None),
+        ppo.FrozenModels(reference, None),
         config=dataclasses.replace(CONFIG, temperature=temperature),
         functions=[Reward()],
     )
     prompts = PromptRows([TOKENIZER.encode(text) for text in ("one", "number two")])
     rollout = jax.device_get(sampler(collate([prompts[0], prompts[1]]), state, 4))
-    acts = rollout.actions > 0
+    acts = rollout.response_mask > 0
     assert acts.sum() > 8
     # Two programs in float32 on log-probabilities of size 6, divided by the temperature.
     np.testing.assert_allclose(rollout.sampler_log_probs[acts], rollout.log_probs[acts], atol=2e-5)
@@ -172,17 +172,17 @@ def test_the_samplers_log_probabilities_are_the_trainers(models, temperature):
 def test_compiled_before_it_starts_it_samples_the_same(models, made):
     state, reference, reward = models
     prompts, first = made[2], made[3]
-    bases, batch = ppo.Bases(reference, reward), collate([prompts[0], prompts[1]])
+    frozen, batch = ppo.FrozenModels(reference, reward), collate([prompts[0], prompts[1]])
     params = state.policy.params, state.value.params
     abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), (params, bases)
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), (params, frozen)
     )
     rows = rows_of(batch, 0, config=CONFIG, tokenizer=TOKENIZER, seed=7)
     jitted = rollout_programs(MODEL, CONFIG, end_id=TOKENIZER.im_end)
     programs = compiled_programs(jitted, *abstract, rows, ROWS)
     assert isinstance(programs.generate, jax.stages.Compiled)
     assert isinstance(programs.score, jax.stages.Compiled)
-    sampler = make_sampler(bases, functions=[Reward()], programs=programs)
+    sampler = make_sampler(frozen, functions=[Reward()], programs=programs)
     for a, b in zip(
         jax.tree.leaves(jax.device_get(sampler(batch, state, 4))),
         jax.tree.leaves(first),
@@ -196,7 +196,7 @@ def test_rewards_are_the_models_at_the_end_token_plus_the_functions(models, made
     assert questions == ["one", "one", "number two", "number two"]
     lengths = np.repeat([3, 10], 2)
     tokens = np.pad(rollout.tokens, ((0, 0), (0, 1)))
-    end = (lengths + rollout.actions.sum(axis=1) - rollout.ended).astype(np.int32)
+    end = (lengths + rollout.response_mask.sum(axis=1) - rollout.finished).astype(np.int32)
     for row in range(4):
         assert tokens[row, end[row]] in (TOKENIZER.im_end, 0)
         tokens[row, end[row]] = (
@@ -219,12 +219,12 @@ def test_rewards_are_the_models_at_the_end_token_plus_the_functions(models, made
 def test_every_ratio_of_the_first_update_is_one(models, made):
     state, *_ = models
     rollout = jax.tree.map(jnp.asarray, made[3])
-    lesson, _ = ppo.make_lesson(ppo.PPOBatch(rollout, None), ppo.start_moments(), CONFIG)
-    sums = jax.jit(ppo.policy_objective(MODEL, CONFIG))(state.policy.params, lesson, None)
+    train_batch, _ = ppo.make_train_batch(ppo.PPOBatch(rollout, None), ppo.start_moments(), CONFIG)
+    sums = jax.jit(ppo.policy_objective(MODEL, CONFIG))(state.policy.params, train_batch, None)
     # Two programs of the same function: a last place of log-probabilities of size 6.
     assert float(sums.extras["ratio"] / sums.weight_sum) == pytest.approx(1, abs=1e-6)
     assert float(sums.extras["clip_fraction"]) == 0
-    assert float(sums.extras["step_kl"]) == pytest.approx(0, abs=1e-9)
+    assert float(sums.extras["approx_kl"]) == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -269,7 +269,7 @@ def test_a_bad_reward_names_the_sample_and_the_state_is_saved(models, made, mood
 def test_no_reward_and_a_reward_model_of_another_vocabulary_are_refused(models):
     _, reference, _ = models
     with pytest.raises(DataError, match="no reward"):
-        make_sampler(ppo.Bases(reference, None))
+        make_sampler(ppo.FrozenModels(reference, None))
     with pytest.raises(DataError, match="512 ids, the policy 464"):
         rollout_programs(
             MODEL,

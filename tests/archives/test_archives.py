@@ -16,6 +16,7 @@ import pytest
 
 from qwen_jax.pretrained.huggingface import load_pretrained
 from qwen_jax.report import write_report
+from qwen_jax.report.records import current_name
 from tests.archives.make import answer, cpu, records, weights
 from tests.helpers.tiny_checkpoint import ROOT, environment
 
@@ -98,7 +99,10 @@ def test_a_stopped_run_goes_on_where_it_was(extract, name):
     archive = extract(name)
     half = archive.commands["stopped_after"]
     assert f"resuming after step {half}" in archive.run("resume")
-    expected = records(archive.folder / "expected.jsonl")
+    expected = [
+        {current_name(name): value for name, value in record.items()}
+        for record in records(archive.folder / "expected.jsonl")
+    ]
     found = records(archive.run_dir / "metrics.jsonl", half)
     assert [record["step"] for record in found] == [record["step"] for record in expected]
     if archive.made_here():

@@ -86,7 +86,7 @@ def test_a_step_of_a_small_size(tmp_path, monkeypatch):
     peer = row | {"tokens_per_second": row["tokens_per_second"] / 2}
     table = full_size.summary({"ours": [row], "peer": [peer]})
     assert table["peer"]["ratio"] == pytest.approx(2) and table["ours"]["ratio"] == 1
-    assert table["ours"]["mfu_a"] == pytest.approx(
+    assert table["ours"]["mfu"] == pytest.approx(
         row["flops_a"] * row["tokens_per_second"] / row["peak_flops"]
     )
     json.dumps(table)

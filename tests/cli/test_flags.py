@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import pathlib
+from typing import Literal
 
 import pytest
 
@@ -137,6 +138,7 @@ def test_run_shows_errors_without_a_traceback(capsys):
 class _Steps:
     num_updates: int = option(5, "updates of the weights", alias="num_steps")
     shuffle: bool = option(True, "a new order each epoch", alias="--mix")
+    on_spike: Literal["warn", "skip"] = option("skip", "", former_values={"tell": "warn"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,10 +162,24 @@ def test_a_former_flag_still_works_and_warns(arguments, former, now, capsys):
     assert len(warnings) == 1 and former in warnings[0] and now in warnings[0]
 
 
+@pytest.mark.parametrize("arguments", [["--train.on_spike=tell"], ["--train.on_spike", "tell"]])
+def test_parse_accepts_a_former_value_and_warns(arguments, capsys):
+    _, config = flags.parse("Doc.", {"one": _Renamed()}, ["prog", *arguments, "--run_dir=tell"])
+    assert config.train.on_spike == "warn" and config.run_dir == "tell"
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "--train.on_spike=tell" in warning and "now --train.on_spike=warn" in warning
+
+
 def test_former_names_of_the_training_flags_work(capsys):
-    _, config = parse("--train.device_memory_gb=4")
-    assert config.train.device_memory_gib == 4
-    assert "--train.device_memory_gib" in capsys.readouterr().err
+    _, config = parse(
+        "--train.device_memory_gb=4",
+        "--train.recheck_every=9",
+        "--train.on_spike=tell",
+        "--data.packing=run_on",
+    )
+    assert config.train.device_memory_gib == 4 and config.train.sdc_check_every == 9
+    assert config.train.on_spike == "warn" and config.data.packing == "concat"
+    assert len(capsys.readouterr().err.splitlines()) == 4
 
 
 def test_a_config_is_hashable():

@@ -44,7 +44,7 @@ def test_impossible_sources():
             partitions.plan(given, partition_mb=1)
 
 
-def test_repositories_keep_language_licence_and_path(tmp_path):
+def test_repositories_keep_language_license_and_path(tmp_path):
     for name, text in {
         "one/LICENSE": "Apache License",
         "one/a.py": "x = 1\n",

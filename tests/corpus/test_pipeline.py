@@ -16,7 +16,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 from qwen_jax.corpus import pipeline
 from qwen_jax.corpus.dedup.exact import ExactDedup
 from qwen_jax.corpus.output.mixture import Mixture
-from qwen_jax.corpus.output.tokenize import tokenise
+from qwen_jax.corpus.output.tokenize import tokenize
 from qwen_jax.corpus.sources import read
 from qwen_jax.corpus.sources.read import Read
 from qwen_jax.data import shards
@@ -313,7 +313,7 @@ def test_archives(tmp_path):
 def test_shards_are_those_that_one_process_would_write(tmp_path):
     result = run(write_sources(tmp_path / "source"), tmp_path / "out")
     path = small_tokenizer(tmp_path / "bytes.tiktoken")
-    tokenise(
+    tokenize(
         result,
         str(tmp_path / "shards"),
         path,
@@ -341,7 +341,7 @@ def test_copies_come_in_train_alone_and_elsewhere(tmp_path):
     path = small_tokenizer(tmp_path / "bytes.tiktoken")
     made = {}
     for name, weights in (("once", {}), ("often", {"source": 2.5})):
-        tokenise(
+        tokenize(
             result,
             str(tmp_path / name),
             path,
@@ -373,7 +373,7 @@ def test_shards_of_other_settings_are_refused(tmp_path):
     fifth, plain = Split(0.2), Mixture()
 
     def write(split=fifth, mixture=plain):
-        tokenise(
+        tokenize(
             result,
             str(tmp_path / "shards"),
             path,
@@ -398,9 +398,9 @@ def test_parts_of_shards_that_were_deleted_are_not_used(tmp_path):
     path = small_tokenizer(tmp_path / "bytes.tiktoken")
     settings = {"shard_tokens": 1e9, "workers": 0, "log": print}
     with pytest.raises(DataError, match="none is in train"):  # its parts stay
-        tokenise(result, str(tmp_path / "shards"), path, split=Split(1.0), **settings)
+        tokenize(result, str(tmp_path / "shards"), path, split=Split(1.0), **settings)
     shutil.rmtree(tmp_path / "shards")
-    tokenise(result, str(tmp_path / "shards"), path, split=Split(0.0), **settings)
+    tokenize(result, str(tmp_path / "shards"), path, split=Split(0.0), **settings)
     assert shards.open_shards(tmp_path / "shards/source/train").documents == 303
 
 
@@ -410,7 +410,7 @@ def test_workers_of_the_engine_write_the_same(tmp_path):
     path = small_tokenizer(tmp_path / "bytes.tiktoken")
     for workers in (0, 2):
         result = run(source, tmp_path / str(workers), workers=workers)
-        tokenise(
+        tokenize(
             result,
             str(tmp_path / str(workers) / "shards"),
             path,

@@ -83,7 +83,7 @@ def test_a_reward_model_starts_from_a_language_model_and_from_pmp(scored):
     assert reward[0]["train/loss"] < 0.3 < pmp[0]["train/loss"]
 
 
-def test_reward_modelling_goes_on_where_it_was(folder, tmp_path):
+def test_reward_modeling_goes_on_where_it_was(folder, tmp_path):
     whole_and_halves(
         reward_model,
         lambda run_dir: config_of(
@@ -140,7 +140,7 @@ def test_ppo_with_everything_goes_on_where_it_was(folder, scored, run_ppo, tmp_p
     assert "4 prompts, 2 answers each" in output and "  kl " in output
     assert "pretraining gradient: 32 rows of 96 tokens a step, coefficient 0.5" in output
     for record in found:
-        assert record["rollout/entropy"] > 0 and record["rollout/sampler_gap"] < 1e-5
+        assert record["rollout/entropy"] > 0 and record["rollout/sampler_logprob_gap"] < 1e-5
         # One update a rollout; two programs of one function differ in last places.
         assert record["policy/ratio"] == pytest.approx(float(record["step"] > 2), abs=1e-6)
         assert (record["policy/pretrain_loss"] > 0) == (record["step"] > 2)

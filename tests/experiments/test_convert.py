@@ -89,7 +89,7 @@ def test_round_trips_through_a_run_give_the_same_bits_tokenizer_and_config(
         assert part in said
 
 
-def test_a_dtype_and_a_shard_size_are_honoured(tmp_path):
+def test_a_dtype_and_a_shard_size_are_honored(tmp_path):
     write(tmp_path / "in", CONFIG, "qwen")
     run(tmp_path / "in", tmp_path / "out", layout="qwen2", dtype="bfloat16", max_shard_gb=5e-5)
     assert {str(tensor.dtype) for tensor in tensors(tmp_path / "out").values()} == {"bfloat16"}

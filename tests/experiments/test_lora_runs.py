@@ -56,7 +56,7 @@ def test_sft_of_adapters_learns_and_goes_on_where_it_was(tuned):
     assert losses[-1] < losses[0] - 0.2
 
 
-def test_a_run_is_small_and_is_the_base_with_what_was_learnt(folder, tuned):
+def test_a_run_is_small_and_is_the_base_with_what_was_learned(folder, tuned):
     runs, *_ = tuned
     (_, base), (_, whole), (_, halves) = map(
         load_pretrained, (folder / "base", runs / "whole", runs / "halves")

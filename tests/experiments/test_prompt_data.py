@@ -127,7 +127,7 @@ class Scripted:
                 text = f" easy\nFinal Answer: {seed}"
             elif role == "assistant":
                 new = " ".join(f"w{seed * k % 9973}" for k in (1, 2, 3, 5, 7))
-                text = f" Why would {new}?\n9. Image of a fox in {seed} colours"
+                text = f" Why would {new}?\n9. Image of a fox in {seed} colors"
             else:
                 text = f"Because {seed}."
             yield place, Completion((1,), text, None, "stop")

@@ -71,7 +71,7 @@ def test_recipes_are_sections_3_1_and_3_2():
 def test_the_quickstart_vocabulary_fills_the_embedding():
     config = quickstart.RECIPE
     specials = 3 + 205  # of ChatML and the 205 extra ones
-    assert config.learnt_tokens + config.grown_tokens + specials == config.model.vocab_size
+    assert config.learned_tokens + config.grown_tokens + specials == config.model.vocab_size
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +82,8 @@ def text(tmp_path_factory):
     draw = np.random.default_rng(0)
     words = ["red", "green", "blue", "one", "two", "three"]
     documents = [Document(str(i), " ".join(draw.choice(words, 40))) for i in range(300)]
-    shards.write(documents, folder / "colours", tokenizer, eval_fraction=0.05)
-    return folder / "colours"
+    shards.write(documents, folder / "colors", tokenizer, eval_fraction=0.05)
+    return folder / "colors"
 
 
 def smoke(text, run_dir, **train) -> pretrain.Config:
@@ -117,7 +117,7 @@ def test_smoke_learns_compiles_once_and_says_what_it_does(text, tmp_path, caplog
         "batch: 16 x 64 = 1,024 tokens",
         "cost:",
         "ETA",
-        "held out colours",
+        "held out colors",
         "read",
     ):
         assert what in shown

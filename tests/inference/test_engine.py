@@ -235,7 +235,7 @@ def test_int8_and_windows_run_in_the_engine_as_outside(params):
     exact = Engine(params, CONFIG, **SHAPE).run(requests)
     small = Engine(params, CONFIG, cache_dtype="int8", **SHAPE)
     assert small.memory() < 0.6 * Engine(params, CONFIG, **SHAPE).memory()
-    # Quantised keys may tip near ties: the first tokens alone are compared.
+    # Quantized keys may tip near ties: the first tokens alone are compared.
     assert [a.tokens[:2] for a in small.run(requests)] == [a.tokens[:2] for a in exact]
     windows = dataclasses.replace(CONFIG, extension=ContextExtension(windows=(16, 48)))
     wanted = generate(params, [r.prompt for r in requests], config=windows, max_new_tokens=6)

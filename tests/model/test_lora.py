@@ -1,4 +1,4 @@
-"""Adapters by hand: nothing at first, the chain rule through the whole weight afterwards."""
+"""Adapters by hand: nothing at first, the chain rule through the whole weight afterward."""
 
 import dataclasses
 import functools

@@ -25,7 +25,7 @@ def tokens_of(seed: int, shape) -> jax.Array:
     return jax.random.randint(jax.random.key(seed), shape, 0, CONFIG.vocab_size, jnp.int32)
 
 
-def test_every_weight_has_the_declared_shape_and_initialisation(params):
+def test_every_weight_has_the_declared_shape_and_initialization(params):
     specs = spec.param_specs(CONFIG)
     for (path, weight), declared in zip(
         jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(specs), strict=True
@@ -56,7 +56,7 @@ def test_no_output_depends_on_a_later_token(params):
     assert np.all(grad[:6] > 0) and np.all(grad[6:] == 0)
 
 
-def test_a_packed_neighbour_changes_nothing(params):
+def test_a_packed_neighbor_changes_nothing(params):
     a, b, c = tokens_of(1, (1, 5)), tokens_of(2, (1, 6)), tokens_of(3, (1, 6))
     ids = jnp.asarray([[1] * 5 + [2] * 6 + [0] * 3], jnp.int32)
     pad = jnp.zeros((1, 3), jnp.int32)

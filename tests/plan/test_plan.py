@@ -113,7 +113,7 @@ def test_mfu_is_model_flops_over_peak():
     a, b = model_flops(workload)
     seconds = a / (topology.chips * topology.chip.peak_flops)
     found = estimate(Result(seconds=seconds, work={"products": seconds}), workload, topology)
-    assert found.mfu_a == pytest.approx(1.0) and found.mfu_b == pytest.approx(b / a)
+    assert found.mfu == pytest.approx(1.0) and found.mfu_noncausal == pytest.approx(b / a)
     assert found.tokens_per_second == pytest.approx(2048 * 2048 / seconds)
     assert found.chip_hours == pytest.approx(workload.train.num_steps * seconds * 128 / 3600)
     assert workload.train.num_steps * 2048 * 2048 == pytest.approx(2.4e12, rel=1e-4)

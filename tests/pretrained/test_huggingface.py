@@ -307,7 +307,7 @@ def test_the_first_releases_config_keys_are_read(tmp_path):
 @pytest.mark.parametrize(
     "model_type, reason",
     [
-        ("qwen3", "normalises queries"),
+        ("qwen3", "normalizes queries"),
         ("qwen2_moe", "experts"),
         ("llama", "no QKV bias"),
         ("qwen2_vl", "images"),
@@ -344,7 +344,7 @@ def test_features_that_are_not_implemented_are_refused_all_at_once(qwen2_folder)
         "rotary positions are not scaled",
         "use_sliding_window=True",
         "gptq",
-        "quantised weights (GPTQ, AWQ, ...) are not read",
+        "quantized weights (GPTQ, AWQ, ...) are not read",
         "final_logit_softcapping=30.0",
         "sliding_attention",
     ):

@@ -32,8 +32,8 @@ def _metrics(steps=40):
                 "train/learning_rate": 1e-3,
                 "train/tokens": 64 * step,
                 "perf/tokens_per_second": 5000.0 + step,
-                "perf/mfu_a": 0.4,
-                "perf/mfu_b": 0.45,
+                "perf/mfu": 0.4,
+                "perf/mfu_noncausal": 0.45,
                 "perf/data_wait_seconds": 0.001,
             }
         )
@@ -163,7 +163,7 @@ def test_the_page_holds_every_section_and_every_plot(run):
         "hidden_size",
         "3.12.1",
         "loss_spike",
-        "MFU 40.0% (A), 45.0% (B)",
+        "MFU 40.0% (noncausal 45.0%)",
         "temperature 0.8, top p 0.95",
     ):
         assert expected in words, expected
@@ -283,8 +283,8 @@ def test_the_time_of_all_lives_is_added_up_and_so_is_the_time_between(run):
             "time": 1010.0,
             "time/train": 6.0,
             "time/other": 4.0,
-            "host/0/own_seconds": 0.001,
-            "host/1/own_seconds": 0.2,
+            "host/0/host_seconds": 0.001,
+            "host/1/host_seconds": 0.2,
         },
         {"step": 2, "time": 1100.0, "time/train": 15.0, "time/save": 2.0, "time/other": 3.0},
     ]
@@ -316,3 +316,10 @@ def test_without_matplotlib_the_error_names_the_extra(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ConfigError, match=r"qwen_jax\[report\]"):
         write_report(run)
+
+
+def test_curves_read_the_former_names_of_metrics():
+    former = {"perf/mfu_a": 0.4, "host/3/own_seconds": 0.1, "rollout/sampler_gap": 1e-6}
+    curves = Curves([{"step": 1, **former}])
+    assert [curves.last("perf/mfu"), curves.last("rollout/sampler_logprob_gap")] == [0.4, 1e-6]
+    assert curves.named("host/", "/host_seconds") == ["3"]

@@ -56,10 +56,10 @@ def test_a_functions_first_sentence_is_its_answer_and_anothers_is_wrong():
 
 
 def test_what_is_held_out_shares_no_group():
-    learnt, held_out = arithmetic.split(arithmetic.sums(largest=9), 0.1, seed=1)
-    groups = [{q.group for q in part} for part in (learnt, held_out)]
+    learned, held_out = arithmetic.split(arithmetic.sums(largest=9), 0.1, seed=1)
+    groups = [{q.group for q in part} for part in (learned, held_out)]
     assert not groups[0] & groups[1] and 0.09 < len(groups[1]) / sum(map(len, groups)) < 0.11
-    assert len(learnt) + len(held_out) == len(arithmetic.sums(largest=9))
+    assert len(learned) + len(held_out) == len(arithmetic.sums(largest=9))
 
 
 def test_the_readers_of_every_stage_take_what_is_written(tmp_path):

@@ -18,7 +18,7 @@ from qwen_jax.data.chat.prompts import (
 from qwen_jax.errors import ConfigError, DataError, QwenJaxError
 from qwen_jax.synthetic.model_tagger import ModelTagger, parse, question
 from qwen_jax.synthetic.tag_rules import tag_by_rules
-from qwen_jax.synthetic.tags import merge_rare, normalise, read_tags, tag_all
+from qwen_jax.synthetic.tags import merge_rare, normalize, read_tags, tag_all
 from qwen_jax.utils.append_only import AppendOnly
 
 
@@ -164,7 +164,7 @@ def test_names_of_tags():
         ("one two three four five six", ""),
         ("x" * 41, ""),
     ):
-        assert normalise(tag) == name
+        assert normalize(tag) == name
 
 
 def test_rare_tags_become_frequent_ones_that_they_contain():

@@ -1,4 +1,4 @@
-"""Learnt vocabularies: what tiktoken makes of them is what was learnt."""
+"""Learned vocabularies: what tiktoken makes of them is what was learned."""
 
 import collections
 import itertools
@@ -210,7 +210,7 @@ def test_growing_qwens_base_is_exact(cl100k, chinese, source, monkeypatch):
     assert len(after.encode(text)) < 0.87 * len(before.encode(text))
 
 
-def test_the_words_that_are_learnt_are_those_of_the_tokenizer(source, code_ranks):
+def test_the_words_that_are_learned_are_those_of_the_tokenizer(source, code_ranks):
     """The `regex` module cuts text where tiktoken's own regex does."""
     tokenizer = Tokenizer(code_ranks)
     for text in source + ["x  \n\n  y\u3000\u3000z \u00bd\u2163 I'LL\r\n\r\n ...\n"]:
@@ -219,7 +219,7 @@ def test_the_words_that_are_learnt_are_those_of_the_tokenizer(source, code_ranks
         assert ids == tokenizer.encode(text)
 
 
-def test_texts_are_learnt_in_normal_form_c():
+def test_texts_are_learned_in_normal_form_c():
     ranks = train(["e\u0301 " * 50 + "\ud800"], vocab_size=257)
     assert "\u00e9".encode() in ranks
 

@@ -12,7 +12,7 @@ from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.model.spec import init_params
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.sharding import batch_sharding, use_layout
-from qwen_jax.train.adapters import Adapters, FrozenBase, OnBase
+from qwen_jax.train.adapters import Adapters, FrozenBase, LoRABatch
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.state import abstract_state, make_state
@@ -47,9 +47,9 @@ def two_steps(mesh_config: MeshConfig, micro_batches: int = 1):
             make_objective(CONFIG), OPTIMIZER, seed=0, micro_batches=micro_batches
         )
         batch = jax.device_put(make_batch(0, 8, 16, CONFIG.vocab_size), batch_sharding(mesh))
-        given = OnBase(frozen.weights, batch)
+        given = LoRABatch(frozen.weights, batch)
         before = jax.device_get(given.base)
-        compiled = step.lower(abstract, OnBase(frozen.abstract, batch)).compile()
+        compiled = step.lower(abstract, LoRABatch(frozen.abstract, batch)).compile()
         plan = memory.measure(
             compiled, abstract, platform="tpu", available=None, frozen=frozen.abstract
         )

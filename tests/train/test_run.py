@@ -207,12 +207,12 @@ def test_a_run_that_only_spikes_is_given_up(tmp_path):
 
 def test_a_wrong_computation_is_found_and_not_saved(tmp_path, monkeypatch):
     monkeypatch.setenv(fault_injection.VARIABLE, "corrupt step=16")
-    a = Adding(tmp_path, noise(), recheck_every=4)
+    a = Adding(tmp_path, noise(), sdc_check_every=4)
     with pytest.raises(SilentCorruption, match="step 16 differ in 1 numbers") as caught:
         a.run()
     assert caught.value.exit_code == 76 and a.newest()[0] == 10
     monkeypatch.setenv("QWEN_JAX_ATTEMPT", "1")  # the fault is of the first life
-    state = Adding(tmp_path, noise(), recheck_every=4).run()
+    state = Adding(tmp_path, noise(), sdc_check_every=4).run()
     monkeypatch.delenv(fault_injection.VARIABLE)
     plain = Adding(tmp_path / "plain", noise()).run()
     assert np.asarray(state.params["w"]).tobytes() == np.asarray(plain.params["w"]).tobytes()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Literal
 
 import pytest
 
@@ -16,6 +17,7 @@ KIND = {"training_stage": "pretrain", "parameters": "params"}
 class _Steps:
     num_updates: int = option(5, "updates of the weights", alias="num_steps")
     shuffle: bool = option(True, "a new order each epoch", alias="--mix")
+    on_spike: Literal["warn", "skip"] = option("warn", "", former_values={"tell": "warn"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,14 +27,14 @@ class _Renamed:
 
 
 def test_an_older_config_json_is_compared_under_the_names_of_now(tmp_path, capsys):
-    former = {"train": {"num_steps": 5}, "mix": True, "run_dir": "runs/x"}
+    former = {"train": {"num_steps": 5, "on_spike": "tell"}, "mix": True, "run_dir": "runs/x"}
     (tmp_path / "config.json").write_text(json.dumps(former))
     with pytest.raises(ConfigError, match="train.num_updates: 5 then, 6 now"):
         run_folder.prepare(tmp_path, _Renamed(train=_Steps(num_updates=6)), **KIND)
     capsys.readouterr()
     run_folder.prepare(tmp_path, _Renamed(), **KIND)
     warnings = capsys.readouterr().err.splitlines()
-    assert len(warnings) == 2 and all("config.json" in line for line in warnings)
+    assert len(warnings) == 3 and all("config.json" in line for line in warnings)
     assert json.loads((tmp_path / "config.json").read_text())["train"]["num_updates"] == 5
 
 

@@ -1,4 +1,4 @@
-"""Exact duplicates after normalisation: of documents, of paragraphs, of addresses. Report: 2.1.
+"""Exact duplicates after normalization: of documents, of paragraphs, of addresses. Report: 2.1.
 
 The first stays, in the order of the sources. Two texts are equal when they are so after NFKC, case
 and white space.
@@ -28,14 +28,14 @@ def _keys_schema() -> pa.Schema:
     )
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """NFKC, case folded, white space of any kind and length as one space."""
     return " ".join(
         (text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold().split()
     )
 
 
-def normalise_url(url: str) -> str:
+def normalize_url(url: str) -> str:
     """Without scheme, `www.`, fragment and the last slash; case folded up to the path."""
     host, slash, path = re.sub(r"^[a-zA-Z][\w+.-]*://", "", url.strip()).partition("/")
     return (host.casefold().removeprefix("www.") + slash + path.partition("#")[0]).rstrip("/")
@@ -78,14 +78,14 @@ class ExactDedup:
 
     def _parts(self, text: str, url: str | None, kind: str):
         if self.by == "document":
-            yield 0, normalise(text)
+            yield 0, normalize(text)
         elif self.by == "url":
             if url:
-                yield 0, normalise_url(url)
+                yield 0, normalize_url(url)
         elif kind != "code":  # whose lines are alike for good reasons
             for number, line in enumerate(text.split("\n")):
                 if len(line) >= self.min_characters:
-                    yield number, normalise(line)
+                    yield number, normalize(line)
 
     def duplicates(self, keys: pa.Table) -> pa.Table:
         """See shuffle.Shuffle."""

@@ -84,7 +84,7 @@ def _shingles(
     for i in range(1, size):
         sums += padded[i : len(found) + i] * of_place[i]
         keep[(ends - i)[counts > i]] = False  # too few words are left for another shingle
-    for i in range(1, size):  # what a text of fewer words took from its neighbours
+    for i in range(1, size):  # what a text of fewer words took from its neighbors
         short = (ends - counts)[counts <= i]
         sums[short] -= padded[short + i] * of_place[i]
     return _mixed(sums[keep])

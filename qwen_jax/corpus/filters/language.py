@@ -1,7 +1,7 @@
 """Which language a document is in. Report: 2.1.
 
 Source code and formulas are in none: an identifier of languages finds Welsh or Latin in them, and a
-threshold would throw them out. They are recognised first, named so, and kept.
+threshold would throw them out. They are recognized first, named so, and kept.
 """
 
 from __future__ import annotations

@@ -154,11 +154,11 @@ def train(
     held_out: tuple[Sequence[str], Sequence[bool]],
     settings: FilterSettings = RECIPE,
 ) -> LinearFilter:
-    """Learns from labelled texts; the same numbers for the same texts, labels and settings.
+    """Learns from labeled texts; the same numbers for the same texts, labels and settings.
 
     Args:
       labels: whether each text is `label`.
-      held_out: texts and labels that choose the threshold, and are not learnt from.
+      held_out: texts and labels that choose the threshold, and are not learned from.
 
     Raises:
       DataError: only one kind of label, in either set.

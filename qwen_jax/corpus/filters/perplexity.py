@@ -3,7 +3,7 @@
 Two scorers: an n-gram model that counts clean text (corpus/filters/ngram.py), which needs only
 numpy, and a checkpoint of ours, scored in batches. Both give bits per byte of the text, whatever a
 tokenizer cuts it into. The limits of an n-gram filter are read off clean text that it has not
-learnt from; a language has a model and limits of its own.
+learned from; a language has a model and limits of its own.
 
 B rows of a batch, T tokens of a row.
 """

@@ -80,7 +80,7 @@ class Pattern:
     mask: str = ""  # "" is <name>
 
 
-# An expression begins with a character and looks behind it afterwards: so the engine skips fast.
+# An expression begins with a character and looks behind it afterward: so the engine skips fast.
 PATTERNS = (
     Pattern(
         "private_key",

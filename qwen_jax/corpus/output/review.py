@@ -1,7 +1,7 @@
 """A sample of what was kept and of what each rule rejected, for a person to judge. Report: 2.1.
 
 `sample` draws the same documents whatever their order; `page` is one HTML file that needs nothing
-else; its button saves the marks as JSON, of which `summarise` makes how often each rule was right,
+else; its button saves the marks as JSON, of which `summarize` makes how often each rule was right,
 with an interval.
 """
 
@@ -201,7 +201,7 @@ def read_marks(path: str | os.PathLike) -> list[dict[str, str]]:
     return marks
 
 
-def summarise(marks: Iterable[Mapping[str, str]]) -> list[Verdict]:
+def summarize(marks: Iterable[Mapping[str, str]]) -> list[Verdict]:
     """Agreement with every rule in every source, and over all sources ("all"), fewest first."""
     counts: dict[tuple[str, str], list[int]] = {}
     for mark in marks:

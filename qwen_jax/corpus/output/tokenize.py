@@ -131,7 +131,7 @@ def _part(parts: str, number: int) -> pathlib.Path:
     return pathlib.Path(parts) / f"{number:05}"
 
 
-def tokenise(
+def tokenize(
     result: Result,
     output: str,
     tokenizer_path: str,
@@ -186,7 +186,7 @@ def tokenise(
         for i, name in enumerate(result.sources)
         if name in of and not _part(parts, i).with_suffix(".npy").exists()
     ]
-    with tqdm(total=len(tasks), desc="tokenise", unit=" partitions", disable=not tasks) as bar:
+    with tqdm(total=len(tasks), desc="tokenize", unit=" partitions", disable=not tasks) as bar:
         encode = _Encode(
             result.folder, tokenizer_path, parts, splits, 1 if workers > 1 else None, mixture
         )

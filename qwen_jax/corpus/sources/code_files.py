@@ -1,4 +1,4 @@
-"""Source code: the language of a file by its name, the licence of a repository by its text."""
+"""Source code: the language of a file by its name, the license of a repository by its text."""
 
 import functools
 import pathlib
@@ -56,7 +56,7 @@ _PHRASES = {
 
 
 def license_of(root: str, name: str) -> str | None:
-    """The licence of a file: of the nearest licence text in its folder or above, up to the source.
+    """The license of a file: of the nearest license text in its folder or above, up to the source.
 
     Args:
       root: the source's folder.
@@ -85,9 +85,9 @@ def _license_in(folder: str) -> str | None:
 
 
 def named(text: str) -> str:
-    """The short name (SPDX where it is sure) of a licence's text; "other" where it is not known."""
+    """The short name (SPDX where it is sure) of a license's text; "other" where it is not known."""
     words = " ".join(text.lower().split())
-    # The first to be named: long licences speak of others further down.
+    # The first to be named: long licenses speak of others further down.
     places = {words.find(phrase): name for name, phrase in _PHRASES.items() if phrase in words}
     name = places[min(places)] if places else "other"
     return "BSD-3-Clause" if name == "BSD-2-Clause" and "neither the name" in words else name

@@ -132,7 +132,7 @@ def turns_of(row: dict[str, Any], place: str) -> list[Turn]:
 
 
 def check_turns(turns: list[Turn]) -> tuple[Turn, ...]:
-    """Turns in an order that can be learnt from; a question without an answer at the end is cut.
+    """Turns in an order that can be learned from; a question without an answer at the end is cut.
 
     Raises:
       Skipped: no answer, two turns of the same side in a row, an answer first, an empty answer.

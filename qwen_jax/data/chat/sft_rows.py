@@ -1,4 +1,4 @@
-"""Conversations -> packed rows for SFT: tokens, targets and what is to be learnt. Report: 3.1.1.
+"""Conversations -> packed rows for SFT: tokens, targets and what is to be learned. Report: 3.1.1.
 
 A conversation is a segment of its own, with positions from 0: none sees another.
 """
@@ -26,7 +26,7 @@ class Example:
     """One conversation as tokens."""
 
     tokens: np.ndarray  # int32 [n + 1]
-    weights: np.ndarray  # float32 [n + 1]; 1 where the token is to be learnt
+    weights: np.ndarray  # float32 [n + 1]; 1 where the token is to be learned
 
     def __len__(self) -> int:
         return len(self.tokens) - 1  # inputs; the last token is a target alone

@@ -25,11 +25,11 @@ import numpy as np
 from qwen_jax.config import ModelConfig
 from qwen_jax.inference.decoder import kv_cache
 from qwen_jax.inference.decoder.weights import (
-    TurnedLayer,
-    TurnedParams,
-    turned_linear,
-    turned_qkv,
-    turned_swiglu,
+    PrepackedLayer,
+    PrepackedParams,
+    prepacked_linear,
+    prepacked_qkv,
+    prepacked_swiglu,
 )
 from qwen_jax.model import rope
 from qwen_jax.model.attention import (
@@ -49,7 +49,7 @@ _PIECE = 128  # queries of a long prompt that are taken together
 
 
 def forward_cached(
-    params: Params | TurnedParams,
+    params: Params | PrepackedParams,
     tokens: Array,
     cache: KVCache,
     *,
@@ -108,8 +108,8 @@ def forward_cached(
     x = x if x.shape[1] == 1 else new.take_last(x)
     x = rms_norm(x, params.final_norm, epsilon=config.norm_epsilon)
     head = params.embed if params.head is None else params.head
-    inputs_last = isinstance(params, TurnedParams) or params.head is None
-    logits = unembed(x, head, product=turned_linear if inputs_last else linear)[:, 0]
+    inputs_last = isinstance(params, PrepackedParams) or params.head is None
+    logits = unembed(x, head, product=prepacked_linear if inputs_last else linear)[:, 0]
     return logits, cache.replace(
         lengths=kv_cache.put_rows(cache.lengths, lengths + counts, rows),
         ntk_lengths=kv_cache.put_rows(cache.ntk_lengths, ntk_lengths, rows),
@@ -146,7 +146,7 @@ class _NewTokens:
 
 def _layer(
     x: Array,
-    layer: LayerParams | TurnedLayer,
+    layer: LayerParams | PrepackedLayer,
     held: tuple[CacheBlock, ...],
     index,
     window,
@@ -165,9 +165,9 @@ def _layer(
     codes = new.position_codes(new.positions, window=window) if codes is None else codes
     y = rms_norm(x, layer.attention_norm, epsilon=config.norm_epsilon)
     at = new.positions
-    is_turned = isinstance(layer, TurnedLayer)
-    if is_turned:
-        q, k, v = turned_qkv(y, layer, config)
+    is_prepacked = isinstance(layer, PrepackedLayer)
+    if is_prepacked:
+        q, k, v = prepacked_qkv(y, layer, config)
         k = rotate(k, codes[0])
         if only_last:
             x, q = new.take_last(x), new.take_last(q)
@@ -193,12 +193,12 @@ def _layer(
             rows=new.rows,
             window=window,
         )
-    if is_turned:
-        x = x + turned_linear(y.reshape(*y.shape[:2], -1), layer.wo)
+    if is_prepacked:
+        x = x + prepacked_linear(y.reshape(*y.shape[:2], -1), layer.wo)
     else:
         x = x + project_out(y, layer.attention)
     y = rms_norm(x, layer.mlp_norm, epsilon=config.norm_epsilon)
-    x = x + (turned_swiglu(y, layer) if is_turned else swiglu(y, layer.mlp))
+    x = x + (prepacked_swiglu(y, layer) if is_prepacked else swiglu(y, layer.mlp))
     return constrain(x, "batch", "length", "act_embed"), (k, v)
 
 
@@ -323,7 +323,7 @@ def _over_new(q, keys, values, key_at, position, first_seen, *, group: int):
 
 
 def _together(held: tuple[CacheBlock, ...], *, least: int):
-    """Neighbouring blocks of `least` slots together, their first slot and the one after the last.
+    """Neighboring blocks of `least` slots together, their first slot and the one after the last.
 
     Many queries pay for the joining, one does not.
     """

@@ -18,7 +18,7 @@ from qwen_jax.types import Array, LayerParams, Params
 _PIECE = 256  # tokens of a row whose widest arrays, [T, 2 F], are computed at a time
 
 
-class TurnedLayer(PyTreeNode):
+class PrepackedLayer(PyTreeNode):
     """A layer's weights, each matrix with its inputs last; those of one input are one matrix."""
 
     attention_norm: Array  # [D]
@@ -30,7 +30,7 @@ class TurnedLayer(PyTreeNode):
     w_down: Array  # [D, F]
 
 
-class TurnedParams(PyTreeNode):
+class PrepackedParams(PyTreeNode):
     """The weights layer by layer.
 
     A CPU multiplies a few rows fastest in this order, and XLA:CPU would copy each layer's weights
@@ -38,29 +38,29 @@ class TurnedParams(PyTreeNode):
     """
 
     embed: Array  # [V, D]
-    layers: tuple[TurnedLayer, ...]
+    layers: tuple[PrepackedLayer, ...]
     final_norm: Array  # [D]
     head: Array | None  # [V, D]; None: the embedding
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def for_decoding(params: Params, *, config: ModelConfig) -> Params | TurnedParams:
+def for_decoding(params: Params, *, config: ModelConfig) -> Params | PrepackedParams:
     """`params` in config.compute_dtype, cast once instead of at every token.
 
-    On one CPU also in the order that decodes fastest (TurnedParams). Costs a second
+    On one CPU also in the order that decodes fastest (PrepackedParams). Costs a second
     set of weights unless there is nothing to do.
     """
     dtype = jnp.dtype(config.compute_dtype)
     params = jax.tree.map(lambda weight: weight.astype(dtype), params)
-    return turn(params) if target_of(params.embed).platform == "cpu" else params
+    return prepack(params) if target_of(params.embed).platform == "cpu" else params
 
 
-def turn(params: Params) -> TurnedParams:
-    """The weights in the order of TurnedParams."""
+def prepack(params: Params) -> PrepackedParams:
+    """The weights in the order of PrepackedParams."""
 
-    def turned(layer: LayerParams) -> TurnedLayer:
+    def prepacked(layer: LayerParams) -> PrepackedLayer:
         a, D = layer.attention, layer.mlp_norm.shape[0]
-        return TurnedLayer(
+        return PrepackedLayer(
             attention_norm=layer.attention_norm,
             w_qkv=jnp.concatenate([w.reshape(D, -1).T for w in (a.wq, a.wk, a.wv)]),
             b_qkv=jnp.concatenate([b.reshape(-1) for b in (a.bq, a.bk, a.bv)]),
@@ -71,15 +71,15 @@ def turn(params: Params) -> TurnedParams:
         )
 
     layers = tuple(
-        turned(jax.tree.map(lambda weight, i=i: weight[i], params.layers))
+        prepacked(jax.tree.map(lambda weight, i=i: weight[i], params.layers))
         for i in range(params.layers.mlp_norm.shape[0])
     )
-    return TurnedParams(
+    return PrepackedParams(
         params.embed, layers, params.final_norm, None if params.head is None else params.head.T
     )
 
 
-def turned_linear(x_BTD: Array, weight_ED: Array, dtype=None) -> Array:
+def prepacked_linear(x_BTD: Array, weight_ED: Array, dtype=None) -> Array:
     """layers.linear with a turned weight. (x W.T would be transposed anew at every step.)"""
     B, T, _ = x_BTD.shape
     weight_ED = weight_ED.astype(x_BTD.dtype)
@@ -92,20 +92,20 @@ def turned_linear(x_BTD: Array, weight_ED: Array, dtype=None) -> Array:
     return y[:, :T]
 
 
-def turned_qkv(x_BTD: Array, layer: TurnedLayer, config: ModelConfig):
+def prepacked_qkv(x_BTD: Array, layer: PrepackedLayer, config: ModelConfig):
     """Queries, keys and values, not rotated yet: [B, T, N, H], [B, T, K, H], [B, T, K, H]."""
     N, K, H = config.num_heads, config.kv_heads, config.head_dim
-    y = turned_linear(x_BTD, layer.w_qkv)
+    y = prepacked_linear(x_BTD, layer.w_qkv)
     y = (y + layer.b_qkv.astype(y.dtype)[None, None]).reshape(*y.shape[:2], N + 2 * K, H)
     return y[:, :, :N], y[:, :, N : N + K], y[:, :, N + K :]
 
 
-def turned_swiglu(x_BTD: Array, layer: TurnedLayer) -> Array:
+def prepacked_swiglu(x_BTD: Array, layer: PrepackedLayer) -> Array:
     """layers.swiglu."""
 
     def piece(x):
-        gate_BTF, up_BTF = jnp.split(turned_linear(x, layer.w_gate_up), 2, axis=-1)
-        return turned_linear(gated_silu(gate_BTF, up_BTF), layer.w_down)
+        gate_BTF, up_BTF = jnp.split(prepacked_linear(x, layer.w_gate_up), 2, axis=-1)
+        return prepacked_linear(gated_silu(gate_BTF, up_BTF), layer.w_down)
 
     T = x_BTD.shape[1]
     return jnp.concatenate([piece(x_BTD[:, t : t + _PIECE]) for t in range(0, T, _PIECE)], axis=1)

@@ -25,7 +25,7 @@ from qwen_jax.types import Array
 PLATFORM = "tpu"
 
 _LOG2_E = math.log2(math.e)
-# Chosen by static utilisation (benchmarks/aot/tpu_aot.py), not measured. `compute`: keys at once;
+# Chosen by static utilization (benchmarks/aot/tpu_aot.py), not measured. `compute`: keys at once;
 # `masked`: the same where a tile needs its mask; `chunk`: queries, over a group of heads, whose dq
 # stays in VMEM.
 TILES = {

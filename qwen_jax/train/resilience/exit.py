@@ -22,4 +22,4 @@ def ended_by_signal() -> Iterator[None]:
         print(f"{stopped}; give the same command again to go on", flush=True)
         if stopped.signal_number != signal.SIGTERM:
             sys.exit(130)
-        sys.exit(distributed.AGAIN if os.environ.get(distributed.LAUNCHER) else 0)
+        sys.exit(distributed.EXIT_PREEMPTED if os.environ.get(distributed.LAUNCHER) else 0)

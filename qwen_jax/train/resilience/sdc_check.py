@@ -16,17 +16,17 @@ import jax.numpy as jnp
 from qwen_jax.errors import TrainingError
 from qwen_jax.parallel import distributed
 
-METRIC = "check/differing_numbers"
+METRIC = "sdc/mismatched_elements"
 
 
 class SilentCorruption(TrainingError):
     """Two computations of one step differ. It may not come again:
     launchers start again after it."""
 
-    exit_code = distributed.DIFFERING
+    exit_code = distributed.EXIT_SDC
 
 
-def rechecked(step: Callable, every: int | None, *, start_step: int) -> Callable:
+def with_sdc_check(step: Callable, every: int | None, *, start_step: int) -> Callable:
     """`step`, computed twice after every `every` steps; a metric counts the numbers that differ.
 
     Nothing waits for the device: the count is read with the step's other metrics. The state and its

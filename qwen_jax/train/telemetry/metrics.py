@@ -127,7 +127,7 @@ def format_line(
     if "perf/tokens_per_second" in values:
         parts += [
             f"{values['perf/tokens_per_second']:,.0f} tok/s",
-            f"MFU {values['perf/mfu_a']:.1%} (A) {values['perf/mfu_b']:.1%} (B)",
+            f"MFU {values['perf/mfu']:.1%} (noncausal {values['perf/mfu_noncausal']:.1%})",
         ]
     if "perf/data_wait_seconds" in values:
         parts.append(f"wait {values['perf/data_wait_seconds'] * 1e3:.1f} ms")

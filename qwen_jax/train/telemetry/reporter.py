@@ -72,7 +72,7 @@ class Reporter:
         self.metrics = MetricsLog(folder, resume_step=resume_step) if self._writes else NoLog()
         self._tokens_per_step = train.batch_size * model.context_length
         flops_a, flops_b = flops_per_token(model, adapters=adapters)
-        self._mfu_a, self._mfu_b = flops_a / total_peak_flops, flops_b / total_peak_flops
+        self._mfu, self._mfu_noncausal = flops_a / total_peak_flops, flops_b / total_peak_flops
         self._timer = phases
         self._seconds: list[float] = []  # of the steps since the last record
         self._phases: list[dict[str, float]] = []
@@ -106,7 +106,7 @@ class Reporter:
             eta = (self._train.num_steps - report.step) * values["perf/step_seconds"]
         values |= self.goodput.record()
         times = self._hosts.exchange()
-        values |= {f"host/{process}/own_seconds": seconds for process, seconds in times.items()}
+        values |= {f"host/{process}/host_seconds": seconds for process, seconds in times.items()}
         if slow := self._hosts.slow(times):
             self._events.log("slow_host", step=report.step, message=slow)
             self.log(f"step {report.step}: {slow}")
@@ -147,8 +147,8 @@ class Reporter:
         return values | {
             "perf/data_wait_seconds": phases["data"],
             "perf/tokens_per_second": rate,
-            "perf/mfu_a": rate * self._mfu_a,
-            "perf/mfu_b": rate * self._mfu_b,
+            "perf/mfu": rate * self._mfu,
+            "perf/mfu_noncausal": rate * self._mfu_noncausal,
         }
 
     def log(self, line: str) -> None:

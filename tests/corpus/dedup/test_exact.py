@@ -7,7 +7,7 @@ import pytest
 pa = pytest.importorskip("pyarrow")
 
 from qwen_jax.corpus import shuffle, stage
-from qwen_jax.corpus.dedup.exact import ExactDedup, normalise, normalise_url
+from qwen_jax.corpus.dedup.exact import ExactDedup, normalize, normalize_url
 
 
 def apply(step, rows, tmp_path):
@@ -37,11 +37,11 @@ def apply(step, rows, tmp_path):
     return out
 
 
-def test_normalising():
-    assert normalise("Ｈello\u3000 WORLD\n") == normalise("hello world") == "hello world"
-    assert normalise("Straße ﬁn") == "strasse fin"
-    assert normalise_url("https://www.Example.org/A/b/#c") == "example.org/A/b"
-    assert normalise_url("http://example.org") == "example.org"
+def test_normalizing():
+    assert normalize("Ｈello\u3000 WORLD\n") == normalize("hello world") == "hello world"
+    assert normalize("Straße ﬁn") == "strasse fin"
+    assert normalize_url("https://www.Example.org/A/b/#c") == "example.org/A/b"
+    assert normalize_url("http://example.org") == "example.org"
 
 
 @pytest.mark.parametrize("bucket_rows", [2, 1000])

@@ -1,4 +1,4 @@
-"""The linear filter learns what can be learnt, with the precision asked for, the same each time."""
+"""The linear filter learns what can be learned, to the requested precision, the same each time."""
 
 import dataclasses
 import json
@@ -24,7 +24,7 @@ from qwen_jax.errors import ConfigError, DataError
 SETTINGS = FilterSettings(bits=14, epochs=5)
 
 
-def labelled(number, seed=0):
+def labeled(number, seed=0):
     """Sentences about the sea or about money, in English or Chinese, some words of neither."""
     draw = random.Random(seed)
     sea = "ship wave tide harbour 海浪 灯塔 渔船".split()
@@ -51,10 +51,10 @@ def fit(rows, settings=SETTINGS):
     )
 
 
-def test_learns_and_keeps_what_it_learnt(tmp_path):
-    rows = labelled(400)
+def test_learns_and_keeps_what_it_learned(tmp_path):
+    rows = labeled(400)
     model = fit(rows)
-    fresh = labelled(200, seed=1)
+    fresh = labeled(200, seed=1)
     marked = [model.score(text) >= model.threshold for text, _ in fresh]
     assert np.mean([m == label for m, (_, label) in zip(marked, fresh, strict=True)]) > 0.95
     model.save(tmp_path / "m.npz")
@@ -100,7 +100,7 @@ def test_labels_of_one_kind_are_refused():
 
 
 def test_the_stage_keeps_the_scores(tmp_path):
-    fit(labelled(400)).save(tmp_path / "m.npz")
+    fit(labeled(400)).save(tmp_path / "m.npz")
     table = pa.table(
         {
             "text": ["ship wave tide 海浪", "bank loan 银行", "bank = loan()"],
@@ -121,12 +121,12 @@ def test_the_experiment(tmp_path, capsys):
     file.write_text(
         "".join(
             json.dumps({"text": text, "label": "sea" if label else "money"}) + "\n"
-            for text, label in labelled(400)
+            for text, label in labeled(400)
         )
     )
     config = dataclasses.replace(
         train_filter.SMOKE,
-        labelled=(str(file),),
+        labeled=(str(file),),
         positive="sea",
         output=str(tmp_path / "out" / "m.npz"),
     )

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from experiments import review_marks
-from qwen_jax.corpus.output.review import KEPT, page, read_marks, sample, summarise, table
+from qwen_jax.corpus.output.review import KEPT, page, read_marks, sample, summarize, table
 from qwen_jax.errors import ConfigError, DataError
 
 HOSTILE = '</pre></article><script>alert(1)</script> @@SECTIONS@@ & "quotes" 中文'
@@ -83,14 +83,14 @@ def test_marks_and_their_intervals(tmp_path, capsys):
     marks += [{"id": "k", "source": "wiki", "rule": KEPT, "mark": "keep"}]
     file = tmp_path / "marks.json"
     file.write_text(json.dumps({"format": 1, "page": "x", "marks": marks}))
-    found = {(v.source, v.rule): v for v in summarise(read_marks(file))}
+    found = {(v.source, v.rule): v for v in summarize(read_marks(file))}
     words = found["all", "words"]
     assert (words.right, words.marked) == (18, 20) and found["web", "words"].right == 18
     # Wilson's bounds are where |p - x| = z sqrt(x (1 - x) / n).
     for bound in words.interval():
         assert abs(0.9 - bound) == pytest.approx(1.96 * math.sqrt(bound * (1 - bound) / 20))
     assert found["wiki", KEPT].precision == 1 and found["wiki", KEPT].interval()[1] == 1
-    assert "| all | words | 20 | 18 | 90% | 70% to 97% |" in table(summarise(marks))
+    assert "| all | words | 20 | 18 | 90% | 70% to 97% |" in table(summarize(marks))
     review_marks.main(review_marks.Config((str(file), str(file))))
     assert "| all | words | 40 | 36 | 90% |" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="--marks"):

@@ -80,7 +80,7 @@ def test_an_extractor_that_cannot_start_stops_the_run():
         worker.extract("<p>page</p>")
 
 
-def test_licences(tmp_path):
+def test_licenses(tmp_path):
     texts = {
         "MIT": "Permission is hereby granted, free of charge, to any person",
         "GPL": "GNU General Public License\n version 3\n ... GNU Affero General Public License",

@@ -1,5 +1,5 @@
 """Conversations: every format to the same turns,
-and what cannot be learnt from counted by reason."""
+and what cannot be learned from counted by reason."""
 
 import gzip
 import json
@@ -67,7 +67,7 @@ def test_tools_and_their_answers_are_turns():
         ("ue", "empty answer"),
     ],
 )
-def test_turns_that_cannot_be_learnt_from_say_why(roles, reason):
+def test_turns_that_cannot_be_learned_from_say_why(roles, reason):
     words = {
         "u": ("user", "x"),
         "a": ("assistant", "y"),

@@ -138,8 +138,8 @@ def test_a_row_holds_the_dialogue_up_to_the_answers_end_token():
         np.testing.assert_array_equal(batch.tokens[side, :n], whole[:-1])  # but for the line end
         assert batch.tokens[side, batch.end[side]] == TOKENIZER.im_end
         assert batch.segment_ids[side].tolist() == [1] * n + [0] * (128 - n)
-        learnt = batch.targets[side][batch.answer_weights[side] == 1]
-        assert TOKENIZER.decode(learnt) == f"{answer}<|im_end|>"
+        learned = batch.targets[side][batch.answer_weights[side] == 1]
+        assert TOKENIZER.decode(learned) == f"{answer}<|im_end|>"
         np.testing.assert_array_equal(batch.targets[side, : n - 1], batch.tokens[side, 1:n])
         assert batch.answer_weights[side, n - 1 :].sum() == 0
     assert batch.weights == 1 and rows.padding.weights == 0
@@ -158,8 +158,8 @@ def test_a_long_prompt_is_cut_on_the_left_alike_for_both_answers():
         batch.tokens[0, : starts[0] + 1], batch.tokens[1, : starts[0] + 1]
     )
     for side, answer in enumerate(("yes!", "no")):
-        learnt = batch.targets[side][batch.answer_weights[side] == 1]
-        assert TOKENIZER.decode(learnt) == f"{answer}<|im_end|>"
+        learned = batch.targets[side][batch.answer_weights[side] == 1]
+        assert TOKENIZER.decode(learned) == f"{answer}<|im_end|>"
 
 
 def test_an_answer_that_does_not_fit_is_dropped_and_counted():

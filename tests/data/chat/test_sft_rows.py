@@ -30,7 +30,7 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.mark.parametrize("name", CHAT)
-def test_what_is_learnt_of_real_conversations_is_the_assistants_turns(shared, name):
+def test_what_is_learned_of_real_conversations_is_the_assistants_turns(shared, name):
     qwen = Tokenizer.from_file(shared / "reference" / "qwen.tiktoken")
     counts = Counts()
     talks = list(read_conversations([shared / "data" / "chat" / name], counts))[:300]
@@ -153,11 +153,11 @@ def test_evaluation_sees_every_row_once_and_fills_up_with_nothing(tokenizer):
     )
 
 
-def test_a_preview_marks_what_is_learnt(tokenizer):
+def test_a_preview_marks_what_is_learned(tokenizer):
     rendered = render(TURNS[:2], tokenizer)
     weights = np.zeros(len(rendered.tokens), np.float32)
     span = rendered.spans[-1]
     weights[span.start : span.end] = 1
     example = Example(rendered.tokens, weights)
-    assert preview(example, tokenizer, colour=False).endswith("assistant\n⟦Hello.<|im_end|>⟧\n")
+    assert preview(example, tokenizer, color=False).endswith("assistant\n⟦Hello.<|im_end|>⟧\n")
     assert "\x1b[1;32mHello.<|im_end|>\x1b[0m" in preview(example, tokenizer)

@@ -11,7 +11,7 @@ from qwen_jax import sizes
 from qwen_jax.config import ContextExtension
 from qwen_jax.inference.decoder.cached_forward import forward_cached
 from qwen_jax.inference.decoder.kv_cache import cache_bytes, dequantize, init_cache, quantize
-from qwen_jax.inference.decoder.weights import turn
+from qwen_jax.inference.decoder.weights import prepack
 from qwen_jax.model import spec
 from qwen_jax.model.transformer import forward
 from qwen_jax.pretrained.huggingface import load_pretrained
@@ -29,7 +29,9 @@ def tokens_of(seed: int, shape) -> jax.Array:
     return jax.random.randint(jax.random.key(seed), shape, 0, CONFIG.vocab_size, jnp.int32)
 
 
-@pytest.mark.parametrize("kv_heads, order", [(4, lambda params: params), (2, turn), (1, turn)])
+@pytest.mark.parametrize(
+    "kv_heads, order", [(4, lambda params: params), (2, prepack), (1, prepack)]
+)
 def test_prefill_and_decode_equal_the_full_forward(kv_heads, order):
     config = dataclasses.replace(
         CONFIG, num_kv_heads=kv_heads, extension=ContextExtension(dynamic_ntk=False)
@@ -128,7 +130,7 @@ def test_each_layer_sees_its_window_and_no_more():
 
 
 def test_a_row_is_the_same_to_the_last_bit_whatever_lies_beside_it():
-    params = turn(init(CONFIG, KEY))
+    params = prepack(init(CONFIG, KEY))
     prompt, results = tokens_of(1, (1, 20)), []
     for other_length, row in ((4, 0), (300, 2), (130, 1)):  # in one to three blocks
         tokens = jnp.zeros((3, 320), jnp.int32).at[row, :20].set(prompt[0])
