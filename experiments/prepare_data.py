@@ -52,9 +52,13 @@ class Filters:
     offensive_model: str | None = option(None, ".npz: rejects what it marks")
     perplexity: tuple[str, ...] = option((), "LANGUAGE=MODEL.npz, counted in --tokenizer")
     checkpoint: str | None = option(None, "a run folder or a released Qwen that judges perplexity")
-    checkpoint_least: float = option(0.0, "of its bits per byte; below is too easy")
-    checkpoint_most: float | None = option(
-        None, "above is too strange; read it off scores of good text"
+    checkpoint_min_bpb: float = option(
+        0.0, "bits per byte by --filters.checkpoint; less is too easy", alias="checkpoint_least"
+    )
+    checkpoint_max_bpb: float | None = option(
+        None,
+        "more bits per byte is too strange; read it off scores of good text",
+        alias="checkpoint_most",
     )
     personal: bool = option(True, "e-mail addresses, numbers and keys are masked")
     test_sets: str | None = option(None, "folder of test sets whose 13-grams no document may have")
@@ -206,10 +210,10 @@ def plan(config: Config) -> list:
         models = tuple((language, path) for language, _, path in named)
         steps.append(PerplexityStage(models, config.tokenizer))
     if filters.checkpoint:
-        assert filters.checkpoint_most is not None  # see check
+        assert filters.checkpoint_max_bpb is not None  # see check
         steps.append(
             CheckpointPerplexityStage(
-                filters.checkpoint, filters.checkpoint_most, filters.checkpoint_least
+                filters.checkpoint, filters.checkpoint_max_bpb, filters.checkpoint_min_bpb
             )
         )
     if filters.quality_model:
@@ -281,11 +285,11 @@ def check(config: Config) -> None:
             "--filters.perplexity",
             "name it with --tokenizer.",
         )
-    if config.filters.checkpoint and config.filters.checkpoint_most is None:
+    if config.filters.checkpoint and config.filters.checkpoint_max_bpb is None:
         raise ConfigError(
-            "how many bits per byte are too many is not said.",
-            "--filters.checkpoint_most",
-            "name a number; inf scores and keeps all.",
+            "--filters.checkpoint needs a limit on bits per byte.",
+            "--filters.checkpoint_max_bpb",
+            "give a number; inf scores every text and keeps all.",
         )
     vocabulary.check(config.vocabulary)
     if config.tokenizer:

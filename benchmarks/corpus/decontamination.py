@@ -134,9 +134,9 @@ def as_it_is(index: Index, name: str, texts: list[str]) -> str:
 def head(config: Config, index: Index, items: list[TestItem], build: float, size: float) -> str:
     """What was measured, on what."""
     about = machine()
-    short = sum(len(units(item.text)) < index.rules.least_units for item in items)
+    short = sum(len(units(item.text)) < index.rules.min_units for item in items)
     whole = sum(
-        index.rules.least_units <= len(units(item.text)) < index.rules.ngram for item in items
+        index.rules.min_units <= len(units(item.text)) < index.rules.ngram for item in items
     )
     return "\n".join(
         [
@@ -149,8 +149,8 @@ def head(config: Config, index: Index, items: list[TestItem], build: float, size
             f"{len({s for s, _ in index.items})} test sets, {len(index.hashes):,} n-grams, built "
             f"in {build:.0f} s of CPU time, {size:.0f} MB on disk. {whole:,} texts have fewer than "
             f"{index.rules.ngram} units and are matched whole; {short:,} have fewer than "
-            f"{index.rules.least_units} and are matched as whole lines alone. {index.phrases:,} "
-            f"n-grams are in more than {index.rules.most_items} items and count as phrases.",
+            f"{index.rules.min_units} and are matched as whole lines alone. {index.phrases:,} "
+            f"n-grams are in more than {index.rules.max_items} items and count as phrases.",
             "",
         ]
     )

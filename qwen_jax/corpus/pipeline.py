@@ -24,6 +24,7 @@ from typing import Any, cast
 
 from tqdm import tqdm
 
+from qwen_jax.config import renamed
 from qwen_jax.corpus import engine, shuffle, stage_files
 from qwen_jax.corpus.arrow import pa
 from qwen_jax.corpus.dedup import components, minhash
@@ -252,7 +253,10 @@ def _begin(folder: pathlib.Path, sources: dict, steps, partition_mb: float) -> N
         for number, step in enumerate(steps, 1)
     }
     wanted |= {"partition_mb": partition_mb, "versions": _versions()}
-    note_made_from(folder / "plan.json", wanted, folder)
+    former: dict[str, str] = {}
+    for number, step in enumerate(steps, 1):
+        former |= renamed(step, f"stage {number:02}-{step.name}.")
+    note_made_from(folder / "plan.json", wanted, folder, former)
     stage_files.remove_unfinished(folder)
 
 

@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from qwen_jax.errors import ConfigError, DataError
@@ -80,15 +80,34 @@ def whole_lines(file: BinaryIO, shown: pathlib.Path) -> Iterator[tuple[int, int,
         offset += len(raw)
 
 
-def note_made_from(record: pathlib.Path, wanted: dict[str, Any], path: pathlib.Path) -> None:
+def note_made_from(
+    record: pathlib.Path,
+    wanted: dict[str, Any],
+    path: pathlib.Path,
+    renamed: Mapping[str, str] | None = None,
+) -> None:
     """Writes `record`, which says what the file or folder `path` is made from; what was begun
-    before has to be made from the same, or ConfigError says what differs."""
+    before has to be made from the same, or ConfigError says what differs.
+
+    Args:
+      renamed: former -> current name of settings in older records; dots separate nested keys.
+    """
     wanted = json.loads(json.dumps(wanted))  # tuples become lists, as in the file
     if record.exists():
-        check_same(read_json(record), wanted, path, record)
+        found = read_json(record)
+        for former, name in (renamed or {}).items():
+            _rename(found, former.split("."), name.split("."))
+        check_same(found, wanted, path, record)
     else:
         record.parent.mkdir(parents=True, exist_ok=True)
         write_json(record, wanted)
+
+
+def _rename(settings: dict[str, Any], former: list[str], name: list[str]) -> None:
+    for key in former[:-1]:
+        settings = settings.get(key, {})
+    if former[-1] in settings:
+        settings[name[-1]] = settings.pop(former[-1])
 
 
 class AppendOnly:

@@ -149,7 +149,7 @@ def test_a_checkpoint_judges_where_it_is_named(tmp_path):
             "--eval_fraction=0",
             f"--tokenizer={byte_tokenizer(tmp_path / 'bytes.tiktoken')}",
             f"--filters.checkpoint={folder}",
-            "--filters.checkpoint_most=inf",
+            "--filters.checkpoint_max_bpb=inf",
         )
     )
     rows = pq.read_table(tmp_path / "out/02-checkpoint_perplexity/kept/00000.parquet").to_pylist()
@@ -161,7 +161,7 @@ def test_a_checkpoint_judges_where_it_is_named(tmp_path):
             "--eval_fraction=0",
             f"--tokenizer={tmp_path}/bytes.tiktoken",
             f"--filters.checkpoint={folder}",
-            f"--filters.checkpoint_most={(less + more) / 2}",
+            f"--filters.checkpoint_max_bpb={(less + more) / 2}",
         )
     )
     counts = json.loads((tmp_path / "less/counts.json").read_text())["02-checkpoint_perplexity"]

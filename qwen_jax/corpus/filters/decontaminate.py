@@ -4,7 +4,7 @@ The 13 words are the rule of the released notes for instruction data. That all t
 and the rules below, are ours.
 
 Units are words of letters and digits, in lower case and without signs; a Chinese or Japanese
-character is a unit by itself. An n-gram of more than `most_items` items is a phrase ("which of the
+character is a unit by itself. An n-gram of more than `max_items` items is a phrase ("which of the
 following statements is true about"), not an item, and does not count, nor does one that is mostly
 numbers ("1 2 3 ..."). An item with fewer than n
 units is matched whole; one that is too short even for that ("1+1=") only where it is all of a line.
@@ -41,8 +41,8 @@ class DecontaminationRules:
     """What counts as an overlap."""
 
     ngram: int = 13  # released notes: units in a row
-    least_units: int = 6  # ours: shorter items are matched as whole lines alone
-    most_items: int = 10  # ours: an n-gram of more items is a phrase
+    min_units: int = 6  # ours: shorter items are matched as whole lines alone
+    max_items: int = 10  # ours: an n-gram of more items is a phrase
 
 
 RECIPE = DecontaminationRules()
@@ -118,7 +118,7 @@ class Index:
                 (numbers.setdefault(w, len(numbers) + 1) for w in words), np.uint64, len(words)
             )
             length = min(len(ids), rules.ngram)
-            if length >= rules.least_units:
+            if length >= rules.min_units:
                 numeric = np.concatenate(([0], np.cumsum([word.isdecimal() for word in words])))
                 telling = 2 * (numeric[length:] - numeric[:-length]) <= length
                 found.append((np.unique(_hash(ids, length)[telling]), length, owner))
@@ -140,7 +140,7 @@ class Index:
         new[1:] = (hashes[1:] != hashes[:-1]) | (owners[1:] != owners[:-1])
         hashes, lengths, owners = hashes[new], lengths[new], owners[new]
         _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
-        kept = counts[inverse] <= rules.most_items
+        kept = counts[inverse] <= rules.max_items
         return cls(
             rules=rules,
             items=tuple(names),
@@ -149,7 +149,7 @@ class Index:
             lengths=lengths[kept],
             owners=owners[kept],
             lines=lines,
-            phrases=int((counts > rules.most_items).sum()),
+            phrases=int((counts > rules.max_items).sum()),
         )
 
     def matches(self, text: str) -> list[Match]:

@@ -282,8 +282,10 @@ class CheckpointPerplexityStage:
     name: ClassVar[str] = "checkpoint_perplexity"
     counted: ClassVar[tuple[str, ...]] = ()
     checkpoint: str  # a run folder, or a released Qwen
-    most: float  # bits per byte; above it a text is too strange
-    least: float = 0.0  # below it, too easy
+    max_bpb: float = dataclasses.field(
+        metadata={"help": "bits per byte; a text with more is too strange", "alias": "most"}
+    )
+    min_bpb: float = option(0.0, "a text with fewer is too easy", alias="least")
     tokenizer: str | None = None  # a .tiktoken file; None: the one in the folder
     kinds: tuple[str, ...] = ("web", "text")  # what is judged
 
@@ -302,9 +304,9 @@ class CheckpointPerplexityStage:
             table,
             [
                 ("too_strange", score)
-                if score > self.most
+                if score > self.max_bpb
                 else ("too_easy", score)
-                if score < self.least
+                if score < self.min_bpb
                 else None
                 for score in scores.tolist()
             ],

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from qwen_jax.config import option
+
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that a product loses no bit of what it mixes
 _WORD_BITS = np.uint64(32)
 _SAYS = re.compile(r"[^\W_]")
@@ -23,10 +25,10 @@ class RepetitionRules:
     duplicate_line_characters: float = 0.10  # FineWeb's paper (its code 0.01, Gopher 0.20)
     duplicate_paragraphs: float = 0.30  # Gopher
     duplicate_paragraph_characters: float = 0.20  # Gopher
-    least_units: int = 50  # Gopher sees no shorter text; there one restated name is a large part
+    min_units: int = option(50, "Gopher sees no shorter text", alias="least_units")
     top_sizes: tuple[int, ...] = (2, 3, 4)  # Gopher; units of the n-gram that comes most often
     top_ngrams: tuple[float, ...] = (0.20, 0.18, 0.16)  # Gopher; the part that it covers
-    top_least: int = 3  # ours: twice is no pattern, and is much of a short text
+    top_min_count: int = option(3, "ours: occurrences of a top n-gram", alias="top_least")
     duplicate_sizes: tuple[int, ...] = (5, 6, 7, 8, 9, 10)  # Gopher
     duplicate_ngrams: tuple[float, ...] = (0.15, 0.14, 0.13, 0.12, 0.11, 0.10)  # Gopher
 
@@ -72,7 +74,7 @@ def repetitions(
 def _ngrams(units, lengths, rules: RepetitionRules) -> Iterator[tuple[str, float, float]]:
     """Goes from short to long n-grams: one repeats only where the shorter ones in it do, so that
     ever fewer places are left to look at."""
-    if len(units) < rules.least_units:
+    if len(units) < rules.min_units:
         return
     total = int(lengths.sum())
     ends = np.concatenate(([0], np.cumsum(lengths)))
@@ -91,7 +93,7 @@ def _ngrams(units, lengths, rules: RepetitionRules) -> Iterator[tuple[str, float
         counts = np.diff(np.append(starts, len(ordered)))
         if size in tops:
             characters = ends[places[order[starts]] + size] - ends[places[order[starts]]]
-            covered = np.where(counts >= rules.top_least, counts * characters, 0)
+            covered = np.where(counts >= rules.top_min_count, counts * characters, 0)
             yield f"top_{size}gram", min(1.0, covered.max() / total), tops[size]
         if size in duplicates:
             later = np.ones(len(ordered), bool)

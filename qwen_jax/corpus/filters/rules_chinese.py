@@ -58,7 +58,7 @@ class ChineseRules:
     short_lines: Range = (0, 0.67)  # FineWeb; lines under 10 units without a sign at their end
     new_lines: Range = (0, 0.19)  # FineWeb's 0.3 to a word; to a unit, empty lines left out
     repetition: RepetitionRules = RepetitionRules(  # as a dictionary's word has two characters
-        least_units=100, top_sizes=(4, 6, 8), duplicate_sizes=(10, 12, 14, 16, 18, 20)
+        min_units=100, top_sizes=(4, 6, 8), duplicate_sizes=(10, 12, 14, 16, 18, 20)
     )
 
 

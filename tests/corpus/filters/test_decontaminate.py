@@ -124,7 +124,7 @@ def test_phrases_of_many_items_do_not_count():
     index = Index.build(items)
     assert index.phrases == 1 and found(index, phrase) == set()
     assert found(index, FILLER + items[3].text) == {("mc", "3")}
-    loose = Index.build(items, rules=DecontaminationRules(most_items=20))
+    loose = Index.build(items, rules=DecontaminationRules(max_items=20))
     assert len(found(loose, phrase)) == 20
 
 
@@ -140,7 +140,7 @@ def test_runs_of_numbers_do_not_count():
 def test_agrees_with_plain_search_on_random_words():
     draw = random.Random(0)
     words = [f"w{i}" for i in range(4)]
-    rules = DecontaminationRules(ngram=5, least_units=3, most_items=1000)
+    rules = DecontaminationRules(ngram=5, min_units=3, max_items=1000)
     items = [
         TestItem("r", str(i), " ".join(draw.choices(words, k=draw.randrange(3, 30))))
         for i in range(40)

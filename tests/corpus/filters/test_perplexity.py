@@ -106,7 +106,7 @@ def test_a_checkpoint_scores_rows_of_any_length_alike(tmp_path, monkeypatch):
         nats = -sum(float(logs[0, i, token]) for i, token in enumerate(ids))
         assert score == pytest.approx(nats / math.log(2) / len(ids), rel=0.02)  # bfloat16
     table = pa.table({"text": texts, "kind": ["web"] * 4 + ["code"]})
-    stage = CheckpointPerplexityStage(str(tmp_path / "model"), most=float(found[1]), least=0.0)
+    stage = CheckpointPerplexityStage(str(tmp_path / "model"), max_bpb=float(found[1]), min_bpb=0.0)
     marked = stage(table)
     assert marked["rejected_by"].to_pylist() == [
         "too_strange" if score > found[1] else None for score in found[:4]

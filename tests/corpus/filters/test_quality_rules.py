@@ -7,8 +7,10 @@ import random
 import pyarrow as pa
 import pytest
 
+from qwen_jax.corpus import pipeline
 from qwen_jax.corpus.filters import quality_rules
 from qwen_jax.corpus.filters.quality_rules import measures, rejection
+from qwen_jax.corpus.sources.read import Read
 from qwen_jax.errors import ConfigError
 
 ENGLISH = """The lighthouse at the end of the bay was built in the winter of 1871, after two
@@ -258,3 +260,23 @@ def test_good_chinese_is_not_rejected_but_for_its_length(shared):
     rows = json.loads((shared / "data/chat/alpaca_zh_demo.json").read_text(encoding="utf-8"))
     found = [rejection(row["output"], language="zh", kind="instruction") for row in rows]
     assert sum(r is not None for r in found) <= 20  # of 1,000; lists of equal lines above all
+
+
+def test_quality_stage_resumes_a_folder_with_former_names_of_settings(tmp_path):
+    (tmp_path / "a.txt").write_text(ENGLISH)
+
+    def run():
+        steps = [Read(), quality_rules.QualityStage()]
+        pipeline.run([str(tmp_path / "a.txt")], steps, str(tmp_path / "out"), workers=0)
+
+    run()
+    plan = tmp_path / "out/plan.json"
+    former = (
+        plan.read_text().replace("top_min_count", "top_least").replace("min_units", "least_units")
+    )
+    assert former != plan.read_text()
+    plan.write_text(former)
+    run()
+    plan.write_text(former.replace('"least_units": 50', '"least_units": 51'))
+    with pytest.raises(ConfigError, match="made otherwise"):
+        run()
