@@ -1,9 +1,9 @@
-"""What people's marks say of each filter: how often it was right, and its interval. Report: 2.1.
+"""Prints the accuracy of each filter by human marks, with confidence intervals. Report: 2.1.
 
     python -m experiments.review_marks --marks=marks.json,others.json
 
-The files are what the button of the plan's review.html saves. A rejected text marked "drop" and
-a kept one marked "keep" are right. Two people who mark the same text count twice.
+review.html of a corpus saves such files. A filter was right about a rejected text marked "drop" and
+a kept text marked "keep". A text marked by two people counts twice.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from qwen_jax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One reading."""
+    """The files to read."""
 
     marks: tuple[str, ...] = option((), ".json files that review.html saved")
 
@@ -25,12 +25,12 @@ RECIPE = Config()
 
 
 def main(config: Config) -> None:
-    """Reads, counts, prints."""
+    """Reads the marks and prints the table."""
     if not config.marks:
-        raise ConfigError("no marks.", "--marks", "name the files that review.html saved.")
+        raise ConfigError("no files of marks.", "--marks", "name the files that review.html saved.")
     marks = [mark for path in config.marks for mark in review.read_marks(path)]
     if not marks:
-        raise ConfigError("nothing is marked.", "--marks", "mark some texts, and save again.")
+        raise ConfigError("no text is marked.", "--marks", "mark some texts and save again.")
     print(review.table(review.summarize(marks)))
 
 

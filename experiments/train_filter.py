@@ -1,4 +1,4 @@
-"""Trains a filter of texts: from labeled examples, or from clean text alone. Report: 2.1.
+"""Trains a text filter from labeled texts, or from clean text only. Report: 2.1.
 
     python -m experiments.train_filter --labeled=labels.jsonl --positive=good --output=good.npz
     python -m experiments.train_filter --labeled=a.jsonl,b.jsonl --positive=offensive \\
@@ -6,14 +6,14 @@
     python -m experiments.train_filter --clean=news.jsonl,books --tokenizer=qwen.tiktoken \\
         --output=english.npz
 
-A row is {"text": ..., "label": ...}; rows with the label named by --positive are what the filter
-marks, all others what it does not. A share of the texts, chosen by hash, is held out: a half of it
-sets the threshold (the lowest one with --train.precision), the printed numbers are measured on the
-other. corpus/filters/linear.py says what the model is.
+A row is {"text": ..., "label": ...}. The filter learns to mark texts with the label of --positive.
+A share of the texts, chosen by hash, is held out: half of it sets the threshold (the lowest one
+with --train.precision), the other half gives the printed figures. The model is described in
+corpus/filters/linear.py.
 
---clean names text of one language (files or folders) that is as it should be. An n-gram model
-counts it; what it finds stranger, or easier, than nearly all held-out clean text will be rejected,
-by experiments.prepare_data with --filters.perplexity=en=english.npz and the same --tokenizer.
+--clean names files or folders of clean text of one language, for an n-gram model. Pass the filter
+to experiments.prepare_data as --filters.perplexity=en=english.npz with the same --tokenizer: text
+that is stranger or easier than nearly all held-out clean text is rejected.
 """
 
 import collections
@@ -37,13 +37,15 @@ from qwen_jax.utils.jsonl import read_rows
 class Config:
     """One filter."""
 
-    labeled: tuple[str, ...] = option((), ".json and .jsonl files", alias="labelled")
-    positive: str = option("good", "the label of what is marked")
-    output: str = option("runs/filter.npz", "the model")
-    held_out: float = option(0.3, "of the texts; half for the threshold, half for the numbers")
+    labeled: tuple[str, ...] = option(
+        (), ".json and .jsonl files of labeled texts", alias="labelled"
+    )
+    positive: str = option("good", "label of the texts to mark")
+    output: str = option("runs/filter.npz", "where to write the filter")
+    held_out: float = option(0.3, "fraction of texts: half sets the threshold, half is measured")
     train: FilterSettings = FilterSettings()
-    clean: tuple[str, ...] = option((), "in the place of labeled texts: for perplexity")
-    tokenizer: str | None = option(None, "a .tiktoken file that perplexity is counted in")
+    clean: tuple[str, ...] = option((), "clean text instead of labeled texts: a perplexity filter")
+    tokenizer: str | None = option(None, "a .tiktoken file, for --clean")
     perplexity: PerplexityRules = PerplexityRules()
 
 
@@ -57,20 +59,20 @@ SMOKE = dataclasses.replace(
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Of marked texts against labels."""
+    """Counts of marked texts and labels."""
 
     texts: int
     positive: int
     marked: int
-    right: int
+    correct: int  # marked and positive
 
     @property
     def precision(self) -> float:
-        return self.right / self.marked if self.marked else float("nan")
+        return self.correct / self.marked if self.marked else float("nan")
 
     @property
     def recall(self) -> float:
-        return self.right / self.positive if self.positive else float("nan")
+        return self.correct / self.positive if self.positive else float("nan")
 
     def __str__(self) -> str:
         return (
@@ -80,17 +82,21 @@ class Scores:
 
 
 def main(config: Config) -> None:
-    """Reads, splits, trains, measures, saves."""
+    """Reads, splits, trains, measures and saves."""
     if bool(config.labeled) == bool(config.clean):
         raise ConfigError(
-            "neither labeled nor clean texts, or both.",
+            "labeled and clean texts are both given, or neither is.",
             "--labeled, --clean",
-            "name files of one of them; --help shows how.",
+            "set exactly one of them.",
         )
     if not 0 < config.held_out < 1:
-        raise ConfigError(f"{config.held_out} held out.", "--held_out", "use a part, 0 to 1.")
+        raise ConfigError(
+            f"held_out={config.held_out} is not a fraction.",
+            "--held_out",
+            "use a number between 0 and 1.",
+        )
     if config.clean:
-        of_clean_text(config)
+        train_perplexity_filter(config)
         return
     rows = read(config.labeled, config.positive)
     counts = collections.Counter(label for _, label in rows)
@@ -110,15 +116,15 @@ def main(config: Config) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     model.save(path)
     print(
-        f"threshold {model.threshold:.3f}; on texts that neither training nor threshold has "
-        f"seen: {measure(model, parts['measured'])}\n{path}"
+        f"threshold {model.threshold:.3f}; on held-out texts: "
+        f"{measure(model, parts['measured'])}\n{path}"
     )
 
 
-def of_clean_text(config: Config) -> None:
-    """Counts n-grams, reads the limits off other texts, and says what they do to a third lot."""
+def train_perplexity_filter(config: Config) -> None:
+    """Fits an n-gram filter, its limits on held-out texts, and measures it on others."""
     if not config.tokenizer:
-        raise ConfigError("no vocabulary to count in.", "--tokenizer", "name a .tiktoken file.")
+        raise ConfigError("--clean needs a tokenizer.", "--tokenizer", "name a .tiktoken file.")
     texts = dict.fromkeys(document.text for path in config.clean for document in documents(path))
     parts = {
         name: [text for text, _ in rows]
@@ -135,40 +141,41 @@ def of_clean_text(config: Config) -> None:
     scores = model.score(parts["measured"], tokenizer)
     easiest, strangest = model.limits
     print(
-        f"keeps {easiest:.3f} to {strangest:.3f} bits per byte; of texts that neither counts nor "
-        f"limits have seen, {np.mean(scores < easiest):.1%} are too easy and "
-        f"{np.mean(scores > strangest):.1%} too strange, the median has "
-        f"{np.nanmedian(scores):.3f}\n{path}"
+        f"keeps {easiest:.3f} to {strangest:.3f} bits per byte; of held-out texts "
+        f"{np.mean(scores < easiest):.1%} are too easy and {np.mean(scores > strangest):.1%} "
+        f"too strange, the median has {np.nanmedian(scores):.3f}\n{path}"
     )
 
 
 def read(paths: tuple[str, ...], positive: str) -> list[tuple[str, bool]]:
-    """(text, whether it is positive), each text once.
+    """Returns (text, whether it is positive) of the distinct texts.
 
     Raises:
-      DataError: a row without text or label, a text with two labels, or no row of that label.
+      DataError: a row has no text or label, a text has two labels, or no row has the label.
     """
     found: dict[str, bool] = {}
     labels = set()
     for path in paths:
-        for place, row in read_rows(path):
+        for where, row in read_rows(path):
             text, label = row.get("text"), row.get("label")
             if not isinstance(text, str) or not isinstance(label, str):
-                raise DataError("no text with a label.", place, '{"text": ..., "label": ...}')
+                raise DataError(
+                    "a row has no text or no label.", where, 'write {"text": ..., "label": ...}.'
+                )
             labels.add(label)
             if found.setdefault(text, label == positive) != (label == positive):
-                raise DataError(f"two labels for {text[:60]!r}.", place, "delete one of the rows.")
+                raise DataError(f"two labels for {text[:60]!r}.", where, "delete one of the rows.")
     if positive not in labels:
         raise DataError(
             f"no row is labeled {positive!r}.",
             ", ".join(paths),
-            f"--positive is one of: {', '.join(sorted(labels))}.",
+            f"set --positive to one of: {', '.join(sorted(labels))}.",
         )
     return list(found.items())
 
 
 def split(rows: list[tuple[str, bool]], held_out: float) -> dict[str, list[tuple[str, bool]]]:
-    """By the hash of the text: the same text is on the same side whatever else there is.
+    """Splits by the hash of the text, so that other texts do not change a text's part.
 
     Raises:
       DataError: a part would be empty.
@@ -176,27 +183,27 @@ def split(rows: list[tuple[str, bool]], held_out: float) -> dict[str, list[tuple
     parts: dict[str, list[tuple[str, bool]]] = {"training": [], "threshold": [], "measured": []}
     for text, label in rows:
         digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        draw = int.from_bytes(digest, "little") / 2**64
-        name = "measured" if draw < held_out / 2 else "threshold" if draw < held_out else "training"
+        at = int.from_bytes(digest, "little") / 2**64
+        name = "measured" if at < held_out / 2 else "threshold" if at < held_out else "training"
         parts[name].append((text, label))
     if not all(parts.values()):
         raise DataError(
-            f"{len(rows)} texts are too few to hold {held_out} out.",
-            "--labeled",
-            "label more of them.",
+            f"{len(rows)} texts are too few to hold out {held_out}.",
+            "--labeled, --clean",
+            "give more texts.",
         )
     return parts
 
 
 def measure(model: LinearFilter, rows: list[tuple[str, bool]]) -> Scores:
-    """Precision and recall of what the filter marks."""
+    """Returns the counts behind precision and recall."""
     labels = np.asarray([label for _, label in rows], bool)
     marked = np.asarray([model.score(text) >= model.threshold for text, _ in rows], bool)
     return Scores(
         texts=len(rows),
         positive=int(labels.sum()),
         marked=int(marked.sum()),
-        right=int((labels & marked).sum()),
+        correct=int((labels & marked).sum()),
     )
 
 

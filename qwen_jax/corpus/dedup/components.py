@@ -1,4 +1,4 @@
-"""Connected components of pairs that lie on disk: what is alike something's like goes with it."""
+"""Connected components of pairs of documents on disk. Near-duplication is treated as transitive."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from qwen_jax.corpus.shuffle import removed_schema
 
 
 def removed(files: Sequence[pathlib.Path], first: int) -> pa.Table:
-    """All documents from `first` that are not the first of their component, and which that is.
+    """Returns the documents to remove: all of a component except its first.
 
-    Memory: 16 bytes for each document that is in any pair, and one file's pairs.
+    Only documents from `first` on are returned, each with the document kept in its place. Memory:
+    16 bytes for each document that is in a pair, plus the pairs of one file.
 
     Args:
-      files: Parquet with `order` and `kept`, a pair of documents a row.
-      first: documents before this one are of earlier runs; they are never removed.
+      files: Parquet files with the columns `order` and `kept`; a row is a pair of documents.
+      first: documents before this one belong to earlier runs and are never removed.
     """
     nodes = np.zeros(0, np.int64)
     for path in files:
@@ -30,10 +31,10 @@ def removed(files: Sequence[pathlib.Path], first: int) -> pa.Table:
         for path in files:
             a, b = (np.searchsorted(nodes, side) for side in _pairs(path))
             a, b = root[a], root[b]
-            apart = a != b
-            if apart.any():
+            separate = a != b
+            if separate.any():
                 changed = True
-                np.minimum.at(root, np.maximum(a, b)[apart], np.minimum(a, b)[apart])
+                np.minimum.at(root, np.maximum(a, b)[separate], np.minimum(a, b)[separate])
         while not np.array_equal(nearer := root[root], root):
             root = nearer
     gone = (root != np.arange(len(nodes))) & (nodes >= first)

@@ -1,7 +1,7 @@
-"""Exact duplicates after normalization: of documents, of paragraphs, of addresses. Report: 2.1.
+"""Removes exact duplicates of documents, paragraphs or URLs. Report: 2.1.
 
-The first stays, in the order of the sources. Two texts are equal when they are so after NFKC, case
-and white space.
+Texts are compared after NFKC, case folding and whitespace normalization. The first occurrence is
+kept, in the order of the sources.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ def _keys_schema() -> pa.Schema:
 
 
 def normalize(text: str) -> str:
-    """NFKC, case folded, white space of any kind and length as one space."""
+    """Returns the text in NFKC, case folded, with each run of whitespace as one space."""
     return " ".join(
         (text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold().split()
     )
 
 
 def normalize_url(url: str) -> str:
-    """Without scheme, `www.`, fragment and the last slash; case folded up to the path."""
+    """Removes scheme, `www.`, fragment and trailing slash; case folds the host."""
     host, slash, path = re.sub(r"^[a-zA-Z][\w+.-]*://", "", url.strip()).partition("/")
     return (host.casefold().removeprefix("www.") + slash + path.partition("#")[0]).rstrip("/")
 
 
 @dataclasses.dataclass(frozen=True)
 class ExactDedup:
-    """Rejects documents whose text, or address, came before; or takes paragraphs out that did."""
+    """Rejects documents whose text or URL occurred before, or removes repeated paragraphs."""
 
     linked: ClassVar[bool] = False
 
     by: Literal["document", "paragraph", "url"] = "document"
-    min_characters: int = 40  # of a paragraph: shorter ones (headings) come again and again
+    min_characters: int = 40  # of a paragraph; shorter ones (headings) repeat legitimately
     index: tuple[str, ...] = ()
 
     @property
@@ -60,7 +60,7 @@ class ExactDedup:
         return ("removed_paragraphs",) if self.by == "paragraph" else ()
 
     def keys(self, table: pa.Table, first: int) -> pa.Table:
-        """See shuffle.Shuffle."""
+        """Implements shuffle.Shuffle."""
         digests, rows, parts = [], [], []
         columns = (table[name].to_pylist() for name in ("text", "url", "kind"))
         for row, (text, url, kind) in enumerate(zip(*columns, strict=True), first):
@@ -82,13 +82,13 @@ class ExactDedup:
         elif self.by == "url":
             if url:
                 yield 0, normalize_url(url)
-        elif kind != "code":  # whose lines are alike for good reasons
+        elif kind != "code":  # equal lines of code are normal
             for number, line in enumerate(text.split("\n")):
                 if len(line) >= self.min_characters:
                     yield number, normalize(line)
 
     def duplicates(self, keys: pa.Table) -> pa.Table:
-        """See shuffle.Shuffle."""
+        """Implements shuffle.Shuffle."""
         hashes, checks, orders, parts = (
             keys[name].to_numpy() for name in ("hash", "check", "order", "part")
         )
@@ -100,7 +100,7 @@ class ExactDedup:
         )
 
     def remove(self, table: pa.Table, removed: pa.Table, names: Sequence[str]) -> pa.Table:
-        """See shuffle.Shuffle."""
+        """Implements shuffle.Shuffle."""
         rows, parts = removed["row"].to_pylist(), removed["part"].to_pylist()
         verdicts: list = [None] * len(table)
         if self.by != "paragraph":
@@ -116,7 +116,7 @@ class ExactDedup:
             left = "\n".join(line for i, line in enumerate(lines) if i not in numbers)
             if left.strip():
                 texts[row] = left
-            else:  # the rejected row shows what there was
+            else:  # the rejected row keeps its original text
                 verdicts[row] = (self.name, float(len(numbers)))
         table = set_column(table, "text", texts, pa.large_string())
         counts = np.zeros(len(table), np.int32)

@@ -1,12 +1,12 @@
 """MinHash signatures of many texts at once. Report: 2.1.
 
-A text is the set of its shingles, runs of a few words, a Chinese, Japanese or Korean character
-being a word. Of each shingle's 64-bit hash (low, high), hash i is (a_i low + high) mod 2^32 with an
-odd a_i; a text's signature has the least of each. Two texts agree in a share of their signatures
-that estimates the Jaccard similarity of their shingles.
+A text is the set of its shingles, which are runs of a few words. A Chinese, Japanese or Korean
+character is a word. A shingle has a 64-bit hash (low, high); its hash i is (a_i low + high) mod
+2^32 with an odd a_i. A signature holds the minimum of each hash over the text's shingles. The
+fraction of equal values in two signatures estimates the Jaccard similarity of the shingles.
 
-All of it is arithmetic on arrays of bytes: no word is ever an object. The hash of a word is that of
-its bytes as a polynomial mod 2^64, so it is the difference of two running sums.
+All work is arithmetic on byte arrays; words never become Python objects. A word's hash is the
+polynomial of its bytes mod 2^64, computed as the difference of two prefix sums.
 """
 
 import re
@@ -15,21 +15,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-VERSION = 1  # signatures of different ones do not agree
+VERSION = 1  # signatures of different versions are not comparable
 _MIX = np.uint64(0x9E3779B97F4A7C15)
-_WORD = bytes(chr(c).isalnum() or c >= 128 for c in range(256))  # as a table of bytes: 0 or 1
+_WORD = bytes(chr(c).isalnum() or c >= 128 for c in range(256))  # byte table: 0 or 1
 _BLANKED = bytes(c if _WORD[c] else 32 for c in range(256))
 _ASCII = bytes(range(128))
 _SMALL = bytes(c + 32 if 65 <= c <= 90 else c for c in range(256))
-# In UTF-8: general punctuation, that of Chinese and Japanese, and the signs of Latin-1.
+# UTF-8 of general, Chinese and Japanese punctuation, and of Latin-1 symbols.
 _SIGNS = re.compile(rb"\xe2[\x80\x81][\x80-\xbf]|\xe3\x80[\x80-\xbf]|\xc2[\x80-\xbf]")
 _CHARACTERS = re.compile(rb"[\xe3-\xed][\x80-\xbf]{2}")  # U+3000 to U+DFFF
-_BYTES, _SHINGLES = 1 << 16, 1 << 15  # at once: what fits into a core's cache
+_BYTES, _SHINGLES = 1 << 16, 1 << 15  # block sizes that fit into a core's cache
 _BASE = 0xD6E8FEB86659FD93
 
 
 def words(text: str) -> bytes:
-    """The words of a text in UTF-8, a space between them: NFKC, small letters, no punctuation."""
+    """Returns the words of a text, space-separated UTF-8: NFKC, lower case, no punctuation."""
     folded = _folded(text.encode("utf-8", "replace"))
     raw = _CHARACTERS.sub(rb" \g<0> ", _SIGNS.sub(b" ", folded))
     return b" ".join(raw.translate(_BLANKED).translate(_SMALL).split())
@@ -38,68 +38,70 @@ def words(text: str) -> bytes:
 def signatures(
     texts: Sequence[bytes], *, hashes: int, shingle: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Signatures of the texts that have words.
+    """Returns the signatures of the texts that have words.
 
     Args:
       texts: in UTF-8.
-      shingle: words in one; a text of fewer is one shingle.
+      hashes: values in a signature.
+      shingle: words in a shingle; a text with fewer words is one shingle.
+      seed: of the hash functions.
 
     Returns:
-      (which of the texts: int64 [n], signatures: uint32 [n, hashes]).
+      (indices of these texts: int64 [n], signatures: uint32 [n, hashes]).
     """
-    draw = np.random.Generator(np.random.PCG64(seed))
-    of_place = draw.integers(0, 1 << 64, shingle, np.uint64) | np.uint64(1)
-    multipliers = draw.integers(0, 1 << 32, hashes, np.uint32) | np.uint32(1)
+    rng = np.random.Generator(np.random.PCG64(seed))
+    factors = rng.integers(0, 1 << 64, shingle, np.uint64) | np.uint64(1)
+    multipliers = rng.integers(0, 1 << 32, hashes, np.uint32) | np.uint32(1)
     found, ends = word_hashes(texts)
     counts = np.diff(ends, prepend=0)
     rows = np.flatnonzero(counts)
-    shingles = _shingles(found, ends[rows], counts[rows], of_place)
+    shingles = _shingles(found, ends[rows], counts[rows], factors)
     sizes = np.maximum(counts[rows] - shingle, 0) + 1
     begins = np.cumsum(sizes) - sizes
-    made = np.full((len(rows), hashes), 0xFFFFFFFF, np.uint32)
+    result = np.full((len(rows), hashes), 0xFFFFFFFF, np.uint32)
     for begin in range(0, len(shingles), _SHINGLES):
         part = shingles[begin : begin + _SHINGLES]
         first, last = np.searchsorted(begins, [begin, begin + len(part)])
-        cuts = begins[first:last] - begin
-        if first == last or cuts[0]:  # a text goes on from the block before
-            first, cuts = first - 1, np.concatenate(([0], cuts))
+        starts = begins[first:last] - begin
+        if first == last or starts[0]:  # a text continues from the previous block
+            first, starts = first - 1, np.concatenate(([0], starts))
         low, high = part.astype(np.uint32), (part >> np.uint64(32)).astype(np.uint32)
-        least, mixed = np.empty((hashes, len(cuts)), np.uint32), np.empty_like(low)
+        smallest, mixed = np.empty((hashes, len(starts)), np.uint32), np.empty_like(low)
         for number, multiplier in enumerate(multipliers):
             np.multiply(low, multiplier, out=mixed)
             np.add(mixed, high, out=mixed)
-            np.minimum.reduceat(mixed, cuts, out=least[number])
-        np.minimum(made[first:last], least.T, out=made[first:last])
-    return rows, made
+            np.minimum.reduceat(mixed, starts, out=smallest[number])
+        np.minimum(result[first:last], smallest.T, out=result[first:last])
+    return rows, result
 
 
 def _shingles(
-    found: np.ndarray, ends: np.ndarray, counts: np.ndarray, of_place: np.ndarray
+    found: np.ndarray, ends: np.ndarray, counts: np.ndarray, factors: np.ndarray
 ) -> np.ndarray:
-    """uint64 hashes of the shingles of texts that have words, one after the other."""
-    size = len(of_place)
+    """Returns uint64 hashes of the shingles of all texts, concatenated; each text has words."""
+    size = len(factors)
     padded = np.concatenate((found, np.zeros(size - 1, np.uint64)))
-    sums = found * of_place[0]
+    sums = found * factors[0]
     keep = np.ones(len(found), bool)
     for i in range(1, size):
-        sums += padded[i : len(found) + i] * of_place[i]
-        keep[(ends - i)[counts > i]] = False  # too few words are left for another shingle
-    for i in range(1, size):  # what a text of fewer words took from its neighbors
+        sums += padded[i : len(found) + i] * factors[i]
+        keep[(ends - i)[counts > i]] = False  # too few words left for a shingle
+    for i in range(1, size):  # subtract words that a short text took from its neighbors
         short = (ends - counts)[counts <= i]
-        sums[short] -= padded[short + i] * of_place[i]
+        sums[short] -= padded[short + i] * factors[i]
     return _mixed(sums[keep])
 
 
 def word_hashes(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """(uint64 hashes of all words in order, int64 [texts] where those of each text end)."""
+    """Returns (uint64 hashes of all words in order, int64 [texts] end of each text's words)."""
     folded = [_folded(text) for text in texts]
     ends = np.cumsum([len(raw) + 1 for raw in folded], dtype=np.int64)
     raw = b" ".join([*folded, b" "]).translate(_SMALL)
-    is_word, is_alone = _classes(raw)
+    is_word, is_boundary = _classes(raw)
     powers, inverses = _powers(_BASE), _powers(pow(_BASE, -1, 1 << 64))
     power = inverse = np.ones(1, np.uint64)  # BASE^begin and its inverse
     total = np.zeros(1, np.uint64)
-    starts, begun, ended, scales = [], [], [], []
+    starts, start_sums, end_sums, scales = [], [], [], []
     before = np.zeros(1, bool)
     values, sums = np.empty(_BYTES, np.uint64), np.zeros(_BYTES + 1, np.uint64)
     for begin in range(0, len(raw), _BYTES):
@@ -107,62 +109,62 @@ def word_hashes(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
         inside = is_word[begin : begin + size]
         earlier = np.concatenate((before, inside[:-1]))
         new = inside != earlier
-        if is_alone is not None:
-            new |= is_alone[begin : begin + size]
+        if is_boundary is not None:
+            new |= is_boundary[begin : begin + size]
         np.multiply(np.frombuffer(raw, np.uint8, size, begin), powers[:size], out=values[:size])
         np.cumsum(values[:size], out=sums[1 : size + 1])
         start, end = np.flatnonzero(new & inside), np.flatnonzero(new & earlier)
         starts.append(start + begin)
-        begun.append(sums[start] * power + total)
-        ended.append(sums[end] * power + total)
+        start_sums.append(sums[start] * power + total)
+        end_sums.append(sums[end] * power + total)
         scales.append(inverses[start] * inverse)
         total = total + sums[size : size + 1] * power
         power, inverse = power * powers[-1:], inverse * inverses[-1:]
         before = inside[-1:]
-    hashes = np.concatenate(ended)
-    hashes -= np.concatenate(begun)
+    hashes = np.concatenate(end_sums)
+    hashes -= np.concatenate(start_sums)
     hashes *= np.concatenate(scales)
     return _mixed(hashes), np.searchsorted(np.concatenate(starts), ends)
 
 
 def _classes(raw: bytes) -> tuple[np.ndarray, np.ndarray | None]:
-    """(bool [bytes]: part of a word; bool [bytes]: where a new word begins even so, or None)."""
+    """Returns bool [bytes] of word bytes, and bool [bytes] of boundaries within words or None."""
     is_word = np.frombuffer(bytearray(raw.translate(_WORD)), bool)
     values = np.frombuffer(raw, np.uint8)
-    places = np.flatnonzero(values >= 0xC2)  # first bytes of characters beyond ASCII
-    if not len(places):
+    leads = np.flatnonzero(values >= 0xC2)  # first bytes of characters beyond ASCII
+    if not len(leads):
         return is_word, None
-    first, second = values[places], values[places + 1]
-    three = places[(first == 0xE2) & (second <= 0x81) | (first == 0xE3) & (second == 0x80)]
-    two = places[first == 0xC2]
+    first, second = values[leads], values[leads + 1]
+    three = leads[(first == 0xE2) & (second <= 0x81) | (first == 0xE3) & (second == 0x80)]
+    two = leads[first == 0xC2]
     for at in (three, three + 1, three + 2, two, two + 1):
         is_word[at] = False
-    alone = places[(first >= 0xE3) & (first <= 0xED)]
-    alone = alone[is_word[alone]]
-    is_alone = np.zeros(len(raw), bool)
-    is_alone[alone] = is_alone[alone + 3] = True  # raw ends with a space
-    return is_word, is_alone
+    single = leads[(first >= 0xE3) & (first <= 0xED)]  # characters that are words
+    single = single[is_word[single]]
+    is_boundary = np.zeros(len(raw), bool)
+    is_boundary[single] = is_boundary[single + 3] = True  # raw ends with a space
+    return is_word, is_boundary
 
 
 def _folded(raw: bytes) -> bytes:
-    """NFKC in small letters, those of ASCII excepted; of and in UTF-8."""
+    """Returns NFKC in lower case as UTF-8; ASCII text is returned as it is."""
     if raw.isascii():
         return raw
     beyond = raw.translate(None, _ASCII)
-    if 3 * beyond.count(b"\xe2\x80") == len(beyond):  # nothing but dashes and quotation marks
+    if 3 * beyond.count(b"\xe2\x80") == len(beyond):  # only dashes and quotation marks
         return raw
     return unicodedata.normalize("NFKC", raw.decode()).lower().encode()
 
 
 def _powers(base: int) -> np.ndarray:
-    """base^0 to base^_BYTES mod 2^64."""
+    """Returns base^0 to base^_BYTES mod 2^64."""
     powers = np.full(_BYTES + 1, base, np.uint64)
     powers[0] = 1
     return np.cumprod(powers)
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
-    """Of uint64, in their place: a bijection after which every bit depends on every bit."""
+    """Mixes uint64 in place: a bijection in which every bit depends on every bit."""
     for _ in range(2):
         values ^= values >> np.uint64(32)
         values *= _MIX

@@ -1,13 +1,13 @@
-"""Training text that shares 13 words in a row with a test item is left out. Report: 2.1.
+"""Rejects training text that shares 13 consecutive words with a test item. Report: 2.1.
 
-The 13 words are the rule of the released notes for instruction data. That all text is held to it,
-and the rules below, are ours.
+The released notes use 13 words for instruction data. Applying the rule to all text, and the rules
+below, are ours.
 
-Units are words of letters and digits, in lower case and without signs; a Chinese or Japanese
-character is a unit by itself. An n-gram of more than `max_items` items is a phrase ("which of the
-following statements is true about"), not an item, and does not count, nor does one that is mostly
-numbers ("1 2 3 ..."). An item with fewer than n
-units is matched whole; one that is too short even for that ("1+1=") only where it is all of a line.
+Units are lower-case words of letters and digits without punctuation; a Chinese or Japanese
+character is one unit. An n-gram of more than `max_items` items is a phrase ("which of the following
+statements is true about") and does not count. Neither does one that is mostly numbers ("1 2 3").
+An item with fewer than n units must match in full. An item with fewer than `min_units` ("1+1=") is
+matched only if it fills a line.
 """
 
 import collections
@@ -32,16 +32,16 @@ _UNIT = re.compile(
     r"[^\W_\u3007\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]+"
 )
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-_GROUP = 1 << 16  # units that are looked at together: what fits into a core's cache
-_TABLE_BITS = 24  # of the table that is asked first: 2 MiB, which stays in the cache
+_GROUP = 1 << 16  # units processed together: they fit into a core's cache
+_TABLE_BITS = 24  # size of the prefilter table: 2 MiB, which stays in the cache
 
 
 @dataclasses.dataclass(frozen=True)
 class DecontaminationRules:
     """What counts as an overlap."""
 
-    ngram: int = 13  # released notes: units in a row
-    min_units: int = 6  # ours: shorter items are matched as whole lines alone
+    ngram: int = 13  # released notes: consecutive units
+    min_units: int = 6  # ours: shorter items match only full lines
     max_items: int = 10  # ours: an n-gram of more items is a phrase
 
 
@@ -49,29 +49,31 @@ RECIPE = DecontaminationRules()
 
 
 class Match(NamedTuple):
-    """What a text has of one item."""
+    """The overlap of a text with one item."""
 
     test_set: str
     item: str
-    ngrams: int  # how many of the item's n-grams are in the text; 1 for one that is matched whole
-    excerpt: str  # of the text, where the first one is
+    ngrams: int  # of the item that the text contains; 1 for a full match
+    excerpt: str  # the first match in the text
 
 
 def units(text: str) -> list[str]:
-    """Example:
-    >>> units("Ｔｈｅ answer_is 42，对吗？")
-    ['the', 'answer', 'is', '42', '对', '吗']
+    """Splits a text into units.
+
+    Example:
+      >>> units("Ｔｈｅ answer_is 42，对吗？")
+      ['the', 'answer', 'is', '42', '对', '吗']
     """
     return _UNIT.findall(unicodedata.normalize("NFKC", text).lower())
 
 
 def line_key(line: str) -> str:
-    """A line without white space, width and case, with its signs."""
+    """Returns a line in NFKC and lower case, without whitespace but with punctuation."""
     return "".join(unicodedata.normalize("NFKC", line).lower().split())
 
 
 class _Overlaps(NamedTuple):
-    """What a text has of items, by their numbers."""
+    """The overlaps of a text, by item index."""
 
     counts: collections.Counter[int]
     excerpts: dict[int, str]
@@ -79,16 +81,16 @@ class _Overlaps(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """The n-grams of test items. Made by `build`; `save` and `load` keep it in an .npz file."""
+    """The n-grams of test items. Create one with `build` or `load`."""
 
     rules: DecontaminationRules
     items: tuple[tuple[str, str], ...]  # test set, item
-    numbers: dict[str, int]  # unit -> its number from 1 on; 0 is any other
+    unit_ids: dict[str, int]  # unit -> id from 1 on; 0 is an unknown unit
     hashes: np.ndarray  # uint64 [entries], sorted
-    lengths: np.ndarray  # uint8 [entries]; units of the n-gram, which are in its hash too
-    owners: np.ndarray  # int32 [entries]; into items
-    lines: dict[str, int]  # line_key of an item that is matched as a line -> into items
-    phrases: int  # n-grams that were left out for being in too many items
+    lengths: np.ndarray  # uint8 [entries]; units in the n-gram (its hash depends on them too)
+    owners: np.ndarray  # int32 [entries]; index into items
+    lines: dict[str, int]  # line_key of an item matched as a line -> index into items
+    phrases: int  # n-grams ignored because too many items have them
 
     @functools.cached_property
     def _table(self) -> np.ndarray:
@@ -97,44 +99,44 @@ class Index:
         return table
 
     @functools.cached_property
-    def _short(self) -> tuple[int, ...]:
+    def _ngram_lengths(self) -> tuple[int, ...]:
         return tuple(int(n) for n in np.unique(self.lengths))
 
     @classmethod
     def build(cls, items: Iterable[TestItem], *, rules: DecontaminationRules = RECIPE) -> "Index":
-        """Some seconds and 200 MB for a hundred thousand texts.
+        """Builds the index; 100,000 texts take a few seconds and 200 MB.
 
         Raises:
-          DataError: no items.
+          DataError: there are no items.
         """
-        numbers: dict[str, int] = {}
+        unit_ids: dict[str, int] = {}
         names: dict[tuple[str, str], int] = {}
         lines: dict[str, int] = {}
-        found: list[tuple[np.ndarray, int, int]] = []  # hashes, units of each, item
+        found: list[tuple[np.ndarray, int, int]] = []  # hashes, n-gram length, item
         for test_set, item, text in items:
             owner = names.setdefault((test_set, item), len(names))
             words = units(text)
             ids = np.fromiter(
-                (numbers.setdefault(w, len(numbers) + 1) for w in words), np.uint64, len(words)
+                (unit_ids.setdefault(w, len(unit_ids) + 1) for w in words), np.uint64, len(words)
             )
             length = min(len(ids), rules.ngram)
             if length >= rules.min_units:
                 numeric = np.concatenate(([0], np.cumsum([word.isdecimal() for word in words])))
-                telling = 2 * (numeric[length:] - numeric[:-length]) <= length
-                found.append((np.unique(_hash(ids, length)[telling]), length, owner))
+                specific = 2 * (numeric[length:] - numeric[:-length]) <= length
+                found.append((np.unique(_hash(ids, length)[specific]), length, owner))
             elif line_key(text):
                 lines.setdefault(line_key(text), owner)
         if not names:
             raise DataError(
                 "there are no test items.",
                 "Index.build(items)",
-                "name a folder of test sets; see corpus/filters/test_items.py.",
+                "pass items of read_test_sets(FOLDER); corpus/filters/test_items.py lists formats.",
             )
         hashes = np.concatenate([h for h, *_ in found] or [np.zeros(0, np.uint64)])
         sizes = [len(h) for h, *_ in found]
         lengths = np.repeat(np.asarray([n for _, n, _ in found], np.uint8), sizes)
         owners = np.repeat(np.asarray([o for *_, o in found], np.int32), sizes)
-        order = np.lexsort((owners, hashes))  # the same n-gram in two texts of an item counts once
+        order = np.lexsort((owners, hashes))  # an n-gram counts once per item
         hashes, lengths, owners = hashes[order], lengths[order], owners[order]
         new = np.ones(len(hashes), bool)
         new[1:] = (hashes[1:] != hashes[:-1]) | (owners[1:] != owners[:-1])
@@ -144,7 +146,7 @@ class Index:
         return cls(
             rules=rules,
             items=tuple(names),
-            numbers=numbers,
+            unit_ids=unit_ids,
             hashes=hashes[kept],
             lengths=lengths[kept],
             owners=owners[kept],
@@ -153,11 +155,11 @@ class Index:
         )
 
     def matches(self, text: str) -> list[Match]:
-        """The items that the text overlaps with, most n-grams first."""
+        """Returns the items that the text overlaps with, most n-grams first."""
         return self.matches_in([text])[0]
 
     def matches_in(self, texts: Sequence[str]) -> list[list[Match]]:
-        """The same of each text, many times faster."""
+        """Returns `matches` of each text, many times faster."""
         found: list[_Overlaps] = []
         group: list[list[str]] = []
         size = 0
@@ -183,15 +185,15 @@ class Index:
         ]
 
     def _overlaps(self, texts: list[list[str]]) -> list[_Overlaps]:
-        """N-grams in common of texts that are given by their units."""
+        """Returns the overlaps of texts that are given as units."""
         found = [_Overlaps(collections.Counter(), {}) for _ in texts]
         sizes = np.asarray(list(map(len, texts)), np.int64)
         ends = np.cumsum(sizes)
         words = list(itertools.chain.from_iterable(texts))
-        ids = np.fromiter(map(self._number, words), np.uint64, len(words))
+        ids = np.fromiter(map(self._unit_id, words), np.uint64, len(words))
         known = np.concatenate(([0], np.cumsum(ids != 0)))
-        left = np.repeat(ends, sizes) - np.arange(len(ids))  # units up to the end of their text
-        for length in self._short:
+        left = np.repeat(ends, sizes) - np.arange(len(ids))  # units left in the text
+        for length in self._ngram_lengths:
             starts = np.flatnonzero(
                 (known[length:] - known[:-length] == length)
                 & (left[: max(len(ids) - length + 1, 0)] >= length)
@@ -205,8 +207,10 @@ class Index:
             hits = self.hashes[at] == hashes
             starts, lows = starts[hits], at[hits]
             seen: set[tuple[int, int]] = set()
-            of = np.searchsorted(ends, starts, "right")
-            for text, low, start in zip(of.tolist(), lows.tolist(), starts.tolist(), strict=True):
+            owner_texts = np.searchsorted(ends, starts, "right")
+            for text, low, start in zip(
+                owner_texts.tolist(), lows.tolist(), starts.tolist(), strict=True
+            ):
                 if (text, low) in seen:
                     continue
                 seen.add((text, low))
@@ -216,12 +220,12 @@ class Index:
                     found[text].excerpts.setdefault(owner, " ".join(words[start : start + length]))
         return found
 
-    def _number(self, word: str) -> int:
-        return self.numbers.get(word, 0)
+    def _unit_id(self, word: str) -> int:
+        return self.unit_ids.get(word, 0)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes one .npz file, whole or not at all, the same bytes for the same items in order."""
-        words = [word for word, _ in sorted(self.numbers.items(), key=lambda pair: pair[1])]
+        """Writes one .npz file atomically; equal items in equal order give equal bytes."""
+        words = [word for word, _ in sorted(self.unit_ids.items(), key=lambda pair: pair[1])]
         with atomic_write(path) as file:
             np.savez_compressed(
                 file,
@@ -238,8 +242,10 @@ class Index:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Index":
-        """Raises:
-        DataError: the file is missing, or no index.
+        """Reads an index that `save` wrote.
+
+        Raises:
+          DataError: the file is missing or is not an index.
         """
         try:
             with np.load(path) as file:
@@ -248,7 +254,7 @@ class Index:
                 return cls(
                     rules=DecontaminationRules(*map(int, file["rules"])),
                     items=tuple((test_set, item) for test_set, _, item in pairs),
-                    numbers={word: i for i, word in enumerate(words, 1)},
+                    unit_ids={word: i for i, word in enumerate(words, 1)},
                     hashes=file["hashes"],
                     lengths=file["lengths"],
                     owners=file["owners"],
@@ -257,17 +263,17 @@ class Index:
                 )
         except (OSError, KeyError, ValueError) as error:
             raise DataError(
-                f"no index of test items: {error}.",
+                f"cannot read an index of test items: {error}.",
                 str(path),
                 "build it again with Index.build(...).save(path).",
             ) from error
 
 
 def _hash(ids: np.ndarray, length: int) -> np.ndarray:
-    """A number for each run of `length` units; uint64 [len(ids) - length + 1]."""
+    """Returns a hash of each run of `length` units; uint64 [len(ids) - length + 1]."""
     count = len(ids) - length + 1
     hashes = np.full(count, length, np.uint64)
-    for i in range(length):  # products wrap around 2^64, as they should
+    for i in range(length):  # the multiplication wraps around 2^64 on purpose
         hashes = (hashes ^ (hashes >> np.uint64(32))) * _MULTIPLIER + ids[i : i + count]
     return (hashes ^ (hashes >> np.uint64(29))) * _MULTIPLIER
 
@@ -288,7 +294,7 @@ def _loaded(path: str) -> Index:
 
 @dataclasses.dataclass(frozen=True)
 class DecontaminationStage:
-    """Rejects what overlaps; the rule is `contaminated_TESTSET`, the value says with which item."""
+    """Rejects overlapping text; the rule is `contaminated_TESTSET`, the value names the item."""
 
     name: ClassVar[str] = "decontamination"
     counted: ClassVar[tuple[str, ...]] = ()
@@ -300,10 +306,10 @@ class DecontaminationStage:
         def verdict(matches: list[Match]) -> stage.Verdict:
             if not matches:
                 return None
-            most = matches[0]
+            best = matches[0]
             return (
-                f"contaminated_{most.test_set}",
-                f"{most.item}, {most.ngrams} n-grams, {len(matches)} items: {most.excerpt}",
+                f"contaminated_{best.test_set}",
+                f"{best.item}, {best.ngrams} n-grams, {len(matches)} items: {best.excerpt}",
             )
 
         found = index.matches_in(table["text"].to_pylist())

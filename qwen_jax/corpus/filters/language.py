@@ -1,7 +1,7 @@
-"""Which language a document is in. Report: 2.1.
+"""Identifies the language of a document. Report: 2.1.
 
-Source code and formulas are in none: an identifier of languages finds Welsh or Latin in them, and a
-threshold would throw them out. They are recognized first, named so, and kept.
+Source code and formulas have no language: a language identifier takes them for Welsh or Latin, and
+a threshold would reject them. They are recognized first, labeled as such, and kept.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from qwen_jax.corpus.stage import Verdict, reject, set_column
 from qwen_jax.errors import DataError
 
 CODE, FORMULA = "code", "formula"
-# Identified apart, and taken for one another: what is written in China is Chinese here.
-_WRITTEN_ALIKE = {"wuu": "zh", "yue": "zh", "lzh": "zh", "gan": "zh", "hak": "zh", "nan": "zh"}
-# What sources write for the languages that have rules of their own (quality_rules.py).
-_SAID = {
+# Varieties of written Chinese that identifiers confuse; all count as Chinese here.
+_CHINESE_VARIETIES = {"wuu": "zh", "yue": "zh", "lzh": "zh", "gan": "zh", "hak": "zh", "nan": "zh"}
+# Names in sources of the languages that have their own rules (quality_rules.py).
+_LANGUAGE_NAMES = {
     "english": "en",
     "eng": "en",
     "chinese": "zh",
@@ -41,8 +41,8 @@ _SAID = {
     "unknown": "",
     "none": "",
 }
-# Characters looked at, at the beginning, in the middle and at the end each: for code and formulas,
-# and for the language, which is told as well from less, and costs 50 ns a byte.
+# Characters sampled at each of start, middle and end: for code and formulas, and for the language.
+# Language identification costs 50 ns per byte and needs fewer characters.
 _SAMPLE, _SHORT_SAMPLE = 600, 200
 _CODE_LINE = re.compile(
     r"[;{}]\s*(//.*)?$|^\s*(#include|#define|#!|//|/\*|\*/|@\w+|<\?php|import [\w.{*]|"
@@ -63,7 +63,7 @@ def _identifier():
         from py3langid.langid import LanguageIdentifier
     except ImportError as error:
         raise DataError(
-            "identifying languages needs py3langid.",
+            "language identification needs the package py3langid.",
             "the language stage",
             "pip install 'qwen_jax[data]'.",
         ) from error
@@ -71,43 +71,44 @@ def _identifier():
 
 
 def identify(text: str) -> tuple[str, float]:
-    """(ISO 639-1 name, probability), or (CODE or FORMULA, the share of it); ("", 0) of no text."""
+    """Returns (ISO 639-1 code, probability) or (CODE or FORMULA, share); ("", 0) if empty."""
     sample = _sample(text, _SAMPLE)
     if not sample.strip():
         return "", 0.0
-    latex = len(_LATEX.findall(sample)) * 25 > len(sample)  # `a = b` is a line of code as well
+    latex = len(_LATEX.findall(sample)) * 25 > len(sample)  # `a = b` also looks like code
     shares = {CODE: (code_share, 0.5), FORMULA: (formula_share, 0.6)}
     for name in (FORMULA, CODE) if latex else (CODE, FORMULA):
-        share_of, least = shares[name]
-        if (share := share_of(sample)) > least:
+        share_of, threshold = shares[name]
+        if (share := share_of(sample)) > threshold:
             return name, share
-    together: dict[str, float] = {}
+    probabilities: dict[str, float] = {}
     for name, probability in _identifier().rank(_sample(text, _SHORT_SAMPLE)):
-        name = _WRITTEN_ALIKE.get(str(name), str(name))
-        together[name] = together.get(name, 0.0) + float(probability)
-    return max(together.items(), key=lambda item: item[1])
+        name = _CHINESE_VARIETIES.get(str(name), str(name))
+        probabilities[name] = probabilities.get(name, 0.0) + float(probability)
+    return max(probabilities.items(), key=lambda item: item[1])
 
 
-def code_of(said: str) -> str:
-    """The ISO 639-1 name of what a source calls a language, as far as it is known here; "" where it
-    says that it does not know.
+def code_of(name: str) -> str:
+    """Returns the ISO 639-1 code of a source's name for a language.
+
+    An unknown name is returned as it is; names such as "unknown" give "".
 
     Example:
-      >>> [code_of(said) for said in ("en-US", "eng_Latn", "Chinese (simplified)", "de")]
+      >>> [code_of(name) for name in ("en-US", "eng_Latn", "Chinese (simplified)", "de")]
       ['en', 'en', 'zh', 'de']
     """
-    first: str = (re.findall(r"\w+?(?=_|\b)", said.lower()) or [""])[0]
-    return _WRITTEN_ALIKE.get(first, _SAID.get(first, first))
+    first: str = (re.findall(r"\w+?(?=_|\b)", name.lower()) or [""])[0]
+    return _CHINESE_VARIETIES.get(first, _LANGUAGE_NAMES.get(first, first))
 
 
 def code_share(text: str) -> float:
-    """Of the lines that are not empty, how many look like source code."""
+    """Returns the share of non-empty lines that look like source code."""
     lines = [line for line in text.splitlines() if line.strip()]
     return sum(_CODE_LINE.search(line) is not None for line in lines) / max(1, len(lines))
 
 
 def formula_share(text: str) -> float:
-    """Of the characters that are not white space, how many are mathematical notation."""
+    """Returns the share of mathematical notation among the characters that are not whitespace."""
     rest, commands = _LATEX.subn("", text)
     in_commands = len(text) - len(rest)
     symbols = len(_MATH.findall(rest)) + in_commands
@@ -127,14 +128,16 @@ def _sample(text: str, size: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Language:
-    """Fills `language` and `language_score`; what a source says is believed. Documents in
-    others than `wanted`, or in no sure one, are rejected; code and formulas are not."""
+    """Sets `language` and `language_score`, and rejects unwanted or uncertain languages.
+
+    A language given by the source is trusted. Code and formulas are never rejected.
+    """
 
     name: ClassVar[str] = "language"
     counted: ClassVar[tuple[str, ...]] = ("language",)
 
-    wanted: tuple[str, ...] = option((), "such as en,zh; none: all")
-    threshold: float = option(0.3, "ours: probability below which no language is sure")
+    wanted: tuple[str, ...] = option((), "languages to keep, such as en,zh; empty: all")
+    threshold: float = option(0.3, "ours: minimum probability of the language")
 
     def __call__(self, table: pa.Table) -> pa.Table:
         names, scores, verdicts = [], [], []
@@ -143,8 +146,8 @@ class Language:
             if kind == "code":
                 found, score = language or CODE, 1.0
             else:
-                said = code_of(language or "")
-                found, score = (said, 1.0) if said else identify(text)
+                given = code_of(language or "")
+                found, score = (given, 1.0) if given else identify(text)
             names.append(found)
             scores.append(score)
             verdicts.append(self.verdict(found, score, kind))
@@ -152,7 +155,7 @@ class Language:
         return reject(set_column(table, "language_score", scores, pa.float32()), verdicts)
 
     def verdict(self, language: str, score: float, kind: str) -> Verdict:
-        """Whether a document stays."""
+        """Returns why a document is rejected, or None to keep it."""
         if kind == "code" or language in (CODE, FORMULA):
             return None
         if score < self.threshold:

@@ -2,10 +2,10 @@
 
     p(positive | text) = sigmoid(b + sum over n-grams g of the text: w[hash(g)] f(g))
 
-where the n-grams are words, pairs of words, runs of three characters within words, and of one to
-three in Chinese; f(g) is 1 for each different n-gram, divided by the root of their number. It is
-trained by AdaGrad on the logistic loss; the threshold is the lowest one whose precision on held-out
-labels is as asked. Only numpy is needed, for training as for scoring.
+The n-grams are words, pairs of words, runs of three characters within words, and runs of one to
+three Chinese characters. f(g) is 1 / sqrt(number of distinct n-grams). AdaGrad minimizes the
+logistic loss. The threshold is the lowest one that reaches the requested precision on held-out
+labels. Training and scoring need only numpy.
 """
 
 import dataclasses
@@ -23,35 +23,35 @@ from qwen_jax.corpus import stage
 from qwen_jax.errors import ConfigError, DataError
 
 _WORD = re.compile(r"[^\W_\u3007\u3040-\u30ff\u3400-\u9fff]+|[^\w\s]|\n")
-_CHINESE = ((0x3007, 0x3007), (0x3040, 0x30FF), (0x3400, 0x9FFF))  # code points, kana among them
+_CHINESE = ((0x3007, 0x3007), (0x3040, 0x30FF), (0x3400, 0x9FFF))  # code points, including kana
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 @dataclasses.dataclass(frozen=True)
 class FilterSettings:
-    """Of training; saved with the weights."""
+    """Training settings; saved with the weights."""
 
-    bits: int = option(20, "2^bits weights of 4 bytes")
-    characters: int = option(20_000, "of a text's beginning that are looked at")
-    epochs: int = option(10, "passes over the texts")
-    learning_rate: float = option(0.5, "of AdaGrad")
-    l2: float = option(1e-5, "at every update of a weight")
-    seed: int = option(0, "of the order of texts")
-    precision: float = option(0.9, "on held-out labels, of what is marked; sets the threshold")
+    bits: int = option(20, "the model has 2^bits weights of 4 bytes")
+    characters: int = option(20_000, "characters read from the start of a text")
+    epochs: int = option(10, "passes over the training texts")
+    learning_rate: float = option(0.5, "learning rate of AdaGrad")
+    l2: float = option(1e-5, "L2 penalty at every update of a weight")
+    seed: int = option(0, "seed of the order of texts")
+    precision: float = option(0.9, "precision on held-out labels; sets the threshold")
 
 
 RECIPE = FilterSettings()
 
 
 def features(text: str, settings: FilterSettings = RECIPE) -> np.ndarray:
-    """Different hashed n-grams of a text, sorted; int64 [num_features]."""
+    """Returns the distinct hashed n-grams of a text, sorted; int64 [num_features]."""
     text = text[: settings.characters].lower()
     words = [_of_word(word) for word in _WORD.findall(text)]
     numbers = np.fromiter((number for number, _ in words), np.uint64, len(words))
     found = [
         numbers,
         _mix(numbers[:-1], numbers[1:]),
-        np.concatenate([pieces for _, pieces in words] or [numbers]),
+        np.concatenate([runs for _, runs in words] or [numbers]),
     ]
     if not text.isascii():
         codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
@@ -60,7 +60,7 @@ def features(text: str, settings: FilterSettings = RECIPE) -> np.ndarray:
             chinese |= (codes >= first) & (codes <= last)
         grams, inside = codes.astype(np.uint64), chinese
         found.append(grams[inside] * _MULTIPLIER)
-        for size in (2, 3):  # characters, pairs and triples stand for words
+        for size in (2, 3):  # Chinese: characters, pairs and triples instead of words
             inside = inside[:-1] & chinese[size - 1 :]
             grams = _mix(grams[:-1], codes[size - 1 :].astype(np.uint64))
             found.append(grams[inside])
@@ -69,15 +69,17 @@ def features(text: str, settings: FilterSettings = RECIPE) -> np.ndarray:
 
 
 def _mix(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Of two numbers, another whose high bits depend on all of theirs."""
-    mixed = (one ^ (one >> np.uint64(31))) * _MULTIPLIER + other  # wraps around 2^64, as it should
+    """Combines two numbers; the high bits depend on all bits of both."""
+    mixed = (one ^ (one >> np.uint64(31))) * _MULTIPLIER + other  # wraps around 2^64 on purpose
     return (mixed ^ (mixed >> np.uint64(31))) * _MULTIPLIER
 
 
 @functools.lru_cache(maxsize=1 << 17)
 def _of_word(word: str) -> tuple[int, np.ndarray]:
-    """Its hash, and those of the runs of three characters in it, so that spellings of one word have
-    something in common; the same in every process."""
+    """Returns the hash of a word and of its runs of three characters.
+
+    Variants of a word share some runs. The hashes are the same in every process.
+    """
     marked = f"<{word}>"
     runs = range(len(marked) - 2) if 4 <= len(word) <= 30 else ()
     return _hash(word), np.asarray([_hash("#" + marked[i : i + 3]) for i in runs], np.uint64)
@@ -90,22 +92,22 @@ def _hash(word: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class LinearFilter:
-    """Made by `train` or `load`."""
+    """A trained filter. Create one with `train` or `load`."""
 
     settings: FilterSettings
     weights: np.ndarray  # float32 [2^bits]
     bias: float
-    threshold: float  # texts with a score at or above it are marked
-    label: str  # what a positive text is, such as "good" or "offensive"
+    threshold: float  # a text is marked if its score is at least this
+    label: str  # name of the positive class, such as "good" or "offensive"
 
     def score(self, text: str) -> float:
-        """The probability that the text is `label`."""
+        """Returns the probability that the text is `label`."""
         ids = features(text, self.settings)
         total = self.bias + float(self.weights[ids].sum()) / max(len(ids), 1) ** 0.5
         return 1 / (1 + float(np.exp(-np.clip(total, -60, 60))))
 
     def save(self, path: str | os.PathLike) -> None:
-        """One .npz file with weights, threshold and settings."""
+        """Writes one .npz file with weights, threshold and settings."""
         np.savez_compressed(
             path,
             weights=self.weights.astype(np.float16),
@@ -120,8 +122,10 @@ class LinearFilter:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "LinearFilter":
-        """Raises:
-        DataError: the file is missing, or no filter.
+        """Reads a filter that `save` wrote.
+
+        Raises:
+          DataError: the file is missing or is not a filter.
         """
         try:
             with np.load(path) as file:
@@ -140,7 +144,7 @@ class LinearFilter:
                 )
         except (OSError, KeyError, ValueError) as error:
             raise DataError(
-                f"no filter: {error}.",
+                f"cannot read a filter: {error}.",
                 str(path),
                 "train one with `python -m experiments.train_filter --help`.",
             ) from error
@@ -154,14 +158,17 @@ def train(
     held_out: tuple[Sequence[str], Sequence[bool]],
     settings: FilterSettings = RECIPE,
 ) -> LinearFilter:
-    """Learns from labeled texts; the same numbers for the same texts, labels and settings.
+    """Trains a filter on labeled texts. The result is deterministic.
 
     Args:
+      texts: training texts.
       labels: whether each text is `label`.
-      held_out: texts and labels that choose the threshold, and are not learned from.
+      label: name of the positive class.
+      held_out: texts and labels that set the threshold; they are not trained on.
+      settings: of training.
 
     Raises:
-      DataError: only one kind of label, in either set.
+      DataError: all labels of a set are equal.
       ConfigError: no threshold reaches settings.precision on the held-out labels.
     """
     for name, kinds in (
@@ -170,9 +177,9 @@ def train(
     ):
         if len(kinds) < 2:
             raise DataError(
-                f"the {name} labels are all alike.",
+                f"all {name} labels are equal.",
                 "train(labels)",
-                "give texts that are, and texts that are not.",
+                f"give texts that are {label!r} and texts that are not.",
             )
     ids = [features(text, settings) for text in texts]
     weights = np.zeros(1 << settings.bits, np.float64)
@@ -190,7 +197,7 @@ def train(
             weights[ids[i]] -= settings.learning_rate * step / np.sqrt(gradients[ids[i]])
             bias_gradient += error * error
             bias -= settings.learning_rate * error / bias_gradient**0.5
-    # As the file keeps them, so that a score is the same before and after saving.
+    # Rounded as in the file: saving does not change a score.
     model = LinearFilter(
         settings=settings,
         weights=weights.astype(np.float16).astype(np.float32),
@@ -208,20 +215,21 @@ def train(
 
 
 def threshold_for(scores: np.ndarray, labels: np.ndarray, *, precision: float) -> float:
-    """The lowest threshold at which the marked texts (score >= threshold) have this precision.
+    """Returns the lowest threshold whose marked texts (score >= threshold) have this precision.
 
     Raises:
-      ConfigError: there is none.
+      ConfigError: no threshold reaches the precision.
     """
     order = np.argsort(-scores, kind="stable")
-    right = np.cumsum(labels[order])
+    true_positives = np.cumsum(labels[order])
     last_of_equal = np.append(scores[order][1:] != scores[order][:-1], True)
-    reached = np.flatnonzero(last_of_equal & (right / np.arange(1, len(scores) + 1) >= precision))
+    precisions = true_positives / np.arange(1, len(scores) + 1)
+    reached = np.flatnonzero(last_of_equal & (precisions >= precision))
     if not len(reached):
         raise ConfigError(
-            f"no threshold has a precision of {precision} on the held-out labels.",
+            f"no threshold reaches a precision of {precision} on the held-out labels.",
             "precision",
-            "ask for less, or give more and cleaner labels.",
+            "lower the precision, or give more and cleaner labels.",
         )
     return float(scores[order][reached[-1]])
 
@@ -233,21 +241,25 @@ def _loaded(path: str) -> LinearFilter:
 
 @dataclasses.dataclass(frozen=True)
 class LinearFilterStage:
-    """Scores in the column `score_COLUMN`; rejects what is marked, or what is not marked."""
+    """Writes scores to the column `score_COLUMN`; rejects texts by the filter's mark."""
 
     name: ClassVar[str] = "linear_filter"
     counted: ClassVar[tuple[str, ...]] = ()
     model: str  # an .npz file that experiments.train_filter wrote
-    column: str  # of the scores, such as "quality" or "offensive"
-    keep_marked: bool  # True: a filter that marks good text; False: one that marks bad text
-    kinds: tuple[str, ...] = ("web", "text", "documentation", "instruction")  # code is not judged
+    column: str  # name of the score, such as "quality" or "offensive"
+    keep_marked: bool  # True: the filter marks good text; False: bad text
+    kinds: tuple[str, ...] = (
+        "web",
+        "text",
+        "documentation",
+        "instruction",
+    )  # kinds that are scored
 
     def __call__(self, table):
         model = _loaded(self.model)
-        judged = [kind in self.kinds for kind in table["kind"].to_pylist()]
         scores = [
-            model.score(text) if judge else None
-            for text, judge in zip(table["text"].to_pylist(), judged, strict=True)
+            model.score(text) if kind in self.kinds else None
+            for text, kind in zip(table["text"].to_pylist(), table["kind"].to_pylist(), strict=True)
         ]
         table = stage.set_column(table, f"score_{self.column}", scores, stage.pa.float32())
         return stage.reject(

@@ -1,14 +1,14 @@
-"""What counting alone achieves: an interpolated modified Kneser-Ney model over token ids.
+"""An interpolated modified Kneser-Ney model over token ids.
 
-The baseline that a trained model's held-out perplexity is put beside. For a history h of m - 1
-tokens and a token w,
+It is the baseline for a trained model's held-out perplexity. For a history h of m - 1 tokens and a
+token w,
 
     P_m(w | h) = max(c(h w) - D(c(h w)), 0) / c(h) + gamma(h) P_{m-1}(w | h without its first)
 
-where c(h) sums c(h w) over w, gamma(h) is the mass that the discounts set free, and P_0 = 1 / V.
-At the highest order c counts occurrences; below, it counts the different tokens seen before h w
-(a token that follows few histories is unlikely in a new one). D takes one of three values, for
-counts of 1, 2, and 3 or more, estimated from the counts of counts (Chen and Goodman, 1998).
+where c(h) sums c(h w) over w, gamma(h) is the discounted mass, and P_0 = 1 / V. At the highest
+order c counts occurrences. Below, it counts the distinct tokens seen before h w: a token that
+follows few histories is unlikely in a new one. D has three values, for counts of 1, 2, and 3 or
+more, estimated from the counts of counts (Chen and Goodman, 1998).
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ import numpy as np
 
 from qwen_jax.errors import ConfigError, DataError
 
-_FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # where the counts of counts are too few to estimate them
+_FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # if the counts of counts are too small
 
 
 @dataclasses.dataclass(frozen=True)
 class _Level:
-    """The n-grams of one order, packed into numbers, sorted, with what P needs of each."""
+    """The n-grams of one order, packed into integers and sorted, with their terms of P."""
 
     grams: np.ndarray  # uint64 [n-grams]
     discounted: np.ndarray  # float64 [n-grams]; (c - D(c)) / c(h)
@@ -31,7 +31,7 @@ class _Level:
     gamma: np.ndarray  # float64 [histories]
 
     def interpolate(self, grams: np.ndarray, history: np.ndarray, lower: np.ndarray) -> np.ndarray:
-        """P of this order from P of the order below; an unknown history leaves that as it is."""
+        """Returns P of this order from P of the order below; an unknown history keeps `lower`."""
         at, known = _find(self.histories, history)
         gamma = np.where(known, self.gamma[at], 1.0)
         at, known = _find(self.grams, grams)
@@ -40,24 +40,27 @@ class _Level:
 
 @dataclasses.dataclass(frozen=True)
 class NgramModel:
-    """Made by `fit`. Documents are what the tokens say they are: `<|endoftext|>` is a token like
-    others, predicted and conditioned on, as it is for a language model trained on the same rows."""
+    """An n-gram language model. Create one with `fit`.
+
+    `<|endoftext|>` is a token like any other: predicted, and part of histories. A language model
+    trained on the same tokens treats it in the same way.
+    """
 
     vocab_size: int
     levels: tuple[_Level, ...]  # orders 1, 2, ...
 
     @classmethod
     def fit(cls, tokens: np.ndarray, order: int = 3, *, vocab_size: int) -> "NgramModel":
-        """Counts `tokens`, some seconds and about 100 bytes per token for millions of them.
+        """Counts the n-grams of `tokens`; millions of tokens take seconds and 100 bytes each.
 
         Args:
-          tokens: ids, integers [num_tokens], documents one after the other.
+          tokens: ids, integers [num_tokens], of concatenated documents.
           order: length of the longest n-gram.
-          vocab_size: ids that exist; those never seen share P_0.
+          vocab_size: number of ids; unseen ids share P_0.
 
         Raises:
-          DataError: fewer tokens than `order`, or ids outside of the vocabulary.
-          ConfigError: an order whose n-grams do not fit into 64 bits.
+          DataError: fewer tokens than `order`, or ids outside the vocabulary.
+          ConfigError: n-grams of this order do not fit into 64 bits.
         """
         bits = _bits(vocab_size)
         if order < 1 or order * bits > 64:
@@ -66,22 +69,24 @@ class NgramModel:
                 "NgramModel.fit(order)",
                 f"use an order from 1 to {64 // bits}.",
             )
-        tokens = _check_tokens(tokens, vocab_size, "NgramModel.fit(tokens)", at_least=order)
+        tokens = _check_tokens(tokens, vocab_size, "NgramModel.fit(tokens)", min_tokens=order)
 
         levels = []
         grams, counts = _count(_pack(tokens, order, bits))
         for m in range(order, 0, -1):
             levels.append(_make_level(grams, counts, np.uint64(bits)))
-            if m > 1:  # each different n-gram is one continuation of what follows its first token
+            if m > 1:  # a distinct n-gram counts once for its last m - 1 tokens
                 grams, counts = _count(grams & np.uint64((1 << bits * (m - 1)) - 1))
         return cls(vocab_size=vocab_size, levels=tuple(reversed(levels)))
 
     def log_probs(self, tokens: np.ndarray) -> np.ndarray:
-        """ln P of each token given those before it; float64 [num_tokens].
+        """Returns ln P of each token given those before it; float64 [num_tokens].
 
-        The first tokens have a shorter history, and so the model of a lower order.
+        The first tokens have a shorter history and use a lower order.
         """
-        tokens = _check_tokens(tokens, self.vocab_size, "NgramModel.log_probs(tokens)", at_least=1)
+        tokens = _check_tokens(
+            tokens, self.vocab_size, "NgramModel.log_probs(tokens)", min_tokens=1
+        )
         bits = _bits(self.vocab_size)
         p = np.full(len(tokens), 1.0 / self.vocab_size)
         for m, level in enumerate(self.levels[: len(tokens)], start=1):
@@ -90,12 +95,12 @@ class NgramModel:
         return np.log(p)
 
     def distribution(self, history: np.ndarray | list[int]) -> np.ndarray:
-        """P of every token after `history` (any length; its end counts); float64 [vocab_size]."""
+        """Returns P of every token after `history` (any length); float64 [vocab_size]."""
         history = _check_tokens(
             np.asarray(history, np.int64),
             self.vocab_size,
             "NgramModel.distribution(history)",
-            at_least=0,
+            min_tokens=0,
         )
         bits = _bits(self.vocab_size)
         ids = np.arange(self.vocab_size, dtype=np.uint64)
@@ -109,7 +114,7 @@ class NgramModel:
         return p
 
     def perplexity(self, tokens: np.ndarray) -> float:
-        """exp of the mean of -ln P."""
+        """Returns exp of the mean of -ln P."""
         return math.exp(-float(np.mean(self.log_probs(tokens))))
 
 
@@ -126,7 +131,7 @@ def _make_level(grams: np.ndarray, counts: np.ndarray, bits: np.uint64) -> _Leve
 
 
 def _discounts(counts: np.ndarray) -> tuple[float, float, float]:
-    """D of counts 1, 2 and 3 or more, each in (0, its count]."""
+    """Returns D for counts of 1, 2, and 3 or more, each in (0, its count]."""
     n1, n2, n3, n4 = (int(np.count_nonzero(counts == k)) for k in (1, 2, 3, 4))
     if not (n1 and n2 and n3 and n4):
         return _FALLBACK_DISCOUNTS
@@ -142,7 +147,7 @@ def _bits(vocab_size: int) -> int:
 
 
 def _pack(tokens: np.ndarray, order: int, bits: int) -> np.ndarray:
-    """The n-gram that ends at each token from the `order`-th on, the oldest token highest."""
+    """Returns the n-gram that ends at each token from the `order`-th on, oldest token highest."""
     length = len(tokens) - order + 1
     grams = tokens[:length].astype(np.uint64)
     for i in range(1, order):
@@ -152,41 +157,41 @@ def _pack(tokens: np.ndarray, order: int, bits: int) -> np.ndarray:
 
 
 def _history(grams: np.ndarray, bits: np.uint64) -> np.ndarray:
-    """n-grams without their last token."""
-    return grams >> bits if bits < 64 else np.zeros_like(grams)  # a shift by 64 is not defined
+    """Returns n-grams without their last token."""
+    return grams >> bits if bits < 64 else np.zeros_like(grams)  # a shift by 64 is undefined
 
 
 def _count(grams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The different n-grams in order, and how often each comes (int64). Sorts in place."""
+    """Returns the distinct n-grams in order and their counts (int64). Sorts in place."""
     grams.sort()
     starts = _starts(grams)
     return grams[starts], np.diff(np.append(starts, len(grams)))
 
 
 def _starts(ordered: np.ndarray) -> np.ndarray:
-    """Where a new value begins in a sorted array."""
+    """Returns the first index of each value in a sorted array."""
     return np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
 
 
 def _find(ordered: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The place of each wanted value (any place where there is none), and whether it is there."""
+    """Returns an index for each wanted value and whether the value is found there."""
     at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
     return at, ordered[at] == wanted
 
 
-def _check_tokens(tokens, vocab_size: int, where: str, *, at_least: int) -> np.ndarray:
+def _check_tokens(tokens, vocab_size: int, where: str, *, min_tokens: int) -> np.ndarray:
     tokens = np.asarray(tokens)
-    if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or len(tokens) < at_least:
+    if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or len(tokens) < min_tokens:
         raise DataError(
             f"tokens are {tokens.dtype} of shape {tokens.shape}.",
             where,
-            f"pass whole numbers [num_tokens], at least {at_least} of them.",
+            f"pass integers [num_tokens], at least {min_tokens} of them.",
         )
     if len(tokens) and not (0 <= int(tokens.min()) and int(tokens.max()) < vocab_size):
         raise DataError(
             f"token ids from {tokens.min()} to {tokens.max()} do not fit a vocabulary of "
             f"{vocab_size}.",
             where,
-            "use the tokenizer that the tokens were made with.",
+            "use the tokenizer that encoded the tokens.",
         )
     return tokens

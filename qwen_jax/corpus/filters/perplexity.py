@@ -1,11 +1,11 @@
-"""Text that a language model finds too strange, or too easy, is left out. Report: 2.1 (models).
+"""Rejects text that a language model finds too strange or too easy. Report: 2.1 (models).
 
-Two scorers: an n-gram model that counts clean text (corpus/filters/ngram.py), which needs only
-numpy, and a checkpoint of ours, scored in batches. Both give bits per byte of the text, whatever a
-tokenizer cuts it into. The limits of an n-gram filter are read off clean text that it has not
-learned from; a language has a model and limits of its own.
+There are two scorers: an n-gram model fitted on clean text (corpus/filters/ngram.py), which needs
+only numpy, and a model checkpoint, which scores batches. Both give bits per byte, a unit that does
+not depend on the tokenizer. The limits of an n-gram filter are quantiles of held-out clean text.
+Each language has its own model and limits.
 
-B rows of a batch, T tokens of a row.
+Shapes: B batch, T tokens.
 """
 
 import dataclasses
@@ -23,21 +23,19 @@ from qwen_jax.corpus.filters.ngram import NgramModel, _Level
 from qwen_jax.errors import DataError
 from qwen_jax.tokenizer.bpe import Tokenizer
 
-Scorer = Callable[[Sequence[str]], np.ndarray]  # texts -> bits per byte, float64; NaN of no tokens
-_LENGTHS = (128, 512, 2048)  # rows of a checkpoint's batches are padded to one of these
+Scorer = Callable[[Sequence[str]], np.ndarray]  # texts -> bits per byte, float64; NaN if empty
+_LENGTHS = (128, 512, 2048)  # a checkpoint's batches are padded to one of these
 
 
 @dataclasses.dataclass(frozen=True)
 class PerplexityRules:
-    """How an n-gram filter is made."""
+    """Settings of an n-gram filter."""
 
-    order: int = option(3, "tokens of an n-gram")
-    characters: int = option(20_000, "of a text's beginning that are scored")
-    strangest: float = option(
-        0.01, "the part of clean held-out text that is given up for being strange"
-    )
+    order: int = option(3, "tokens in an n-gram")
+    characters: int = option(20_000, "characters scored from the start of a text")
+    strangest: float = option(0.01, "fraction of clean held-out text to reject as too strange")
     easiest: float = option(
-        0.005, "and for being easy: boilerplate that repeats what the model knows"
+        0.005, "fraction of clean held-out text to reject as too easy (boilerplate)"
     )
 
 
@@ -46,12 +44,12 @@ RECIPE = PerplexityRules()
 
 @dataclasses.dataclass(frozen=True)
 class NgramFilter:
-    """Made by `fit`. It marks what is outside of `limits`."""
+    """An n-gram model and limits on bits per byte. Create one with `fit` or `load`."""
 
     model: NgramModel
-    tokenizer: str  # fingerprint of the vocabulary that it counted in
+    tokenizer: str  # fingerprint of the vocabulary it was fitted with
     rules: PerplexityRules
-    limits: tuple[float, float]  # bits per byte: least and most
+    limits: tuple[float, float]  # bits per byte: (min, max)
 
     @classmethod
     def fit(
@@ -62,28 +60,32 @@ class NgramFilter:
         *,
         rules: PerplexityRules = RECIPE,
     ) -> "NgramFilter":
-        """Counts clean texts, and reads the limits off other clean texts.
+        """Fits the model on clean texts and the limits on other clean texts.
+
+        Args:
+          texts: fit the n-gram model.
+          held_out: set the limits.
 
         Raises:
-          DataError: too few held-out texts for a limit to mean something.
+          DataError: too few held-out texts for meaningful limits.
         """
         needed = math.ceil(1 / min(rules.strangest, rules.easiest))
         if len(held_out) < needed:
             raise DataError(
-                f"{len(held_out)} held-out texts cannot tell which part of "
-                f"{min(rules.strangest, rules.easiest):g} is outermost.",
+                f"{len(held_out)} held-out texts are too few for a fraction of "
+                f"{min(rules.strangest, rules.easiest):g}.",
                 "NgramFilter.fit(held_out)",
-                f"give {needed} or more, or give up a larger part.",
+                f"give {needed} or more, or raise strangest and easiest.",
             )
         ids = [np.append(one, tokenizer.end_of_text) for one in tokenizer.encode_batch(texts)]
         model = NgramModel.fit(
             np.concatenate(ids).astype(np.int64), rules.order, vocab_size=tokenizer.vocab_size
         )
-        made = cls(model, tokenizer.fingerprint, rules, (0.0, math.inf))
-        scores = made.score(held_out, tokenizer)
+        unlimited = cls(model, tokenizer.fingerprint, rules, (0.0, math.inf))
+        scores = unlimited.score(held_out, tokenizer)
         scores = scores[~np.isnan(scores)]
         return dataclasses.replace(
-            made,
+            unlimited,
             limits=(
                 float(np.quantile(scores, rules.easiest)),
                 float(np.quantile(scores, 1 - rules.strangest)),
@@ -91,23 +93,27 @@ class NgramFilter:
         )
 
     def score(self, texts: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
-        """Bits per byte of each text; float64 [num_texts]."""
+        """Returns bits per byte of each text; float64 [num_texts].
+
+        Raises:
+          DataError: the tokenizer is not the one of the filter.
+        """
         if tokenizer.fingerprint != self.tokenizer:
             raise DataError(
-                "the filter counted in another vocabulary.",
+                "the filter was fitted with another vocabulary.",
                 "NgramFilter.score",
-                "use the tokenizer that it was made with.",
+                "use the tokenizer that it was fitted with.",
             )
         texts = [text[: self.rules.characters] for text in texts]
-        start = np.asarray([tokenizer.end_of_text])  # a document begins after the end of another
-        rows = (
+        start = np.asarray([tokenizer.end_of_text])  # as in training: it precedes each document
+        sequences = (
             np.concatenate((start, ids.astype(np.int64))) for ids in tokenizer.encode_batch(texts)
         )
-        nats = [-float(self.model.log_probs(row)[1:].sum()) for row in rows]
+        nats = [-float(self.model.log_probs(tokens)[1:].sum()) for tokens in sequences]
         return _bits_per_byte(nats, texts)
 
     def save(self, path: str | os.PathLike) -> None:
-        """One .npz file."""
+        """Writes one .npz file."""
         arrays = {
             f"level{i}_{field.name}": getattr(level, field.name)
             for i, level in enumerate(self.model.levels)
@@ -124,8 +130,10 @@ class NgramFilter:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "NgramFilter":
-        """Raises:
-        DataError: the file is missing, or no such filter.
+        """Reads a filter that `save` wrote.
+
+        Raises:
+          DataError: the file is missing or is not an n-gram filter.
         """
         try:
             with np.load(path) as file:
@@ -148,31 +156,32 @@ class NgramFilter:
                 )
         except (OSError, KeyError, ValueError) as error:
             raise DataError(
-                f"no n-gram filter: {error}.",
+                f"cannot read an n-gram filter: {error}.",
                 str(path),
-                "make it again with NgramFilter.fit(...).save(path).",
+                "fit it again with NgramFilter.fit(...).save(path).",
             ) from error
 
 
 def checkpoint_scorer(
     folder: str | os.PathLike, tokenizer: str | None = None, *, batch_tokens: int = 16384
 ) -> Scorer:
-    """Bits per byte by a run folder or a released Qwen; a text's first 2,048 tokens are scored.
+    """Returns a scorer by a run folder or a released Qwen; it scores the first 2,048 tokens.
 
     Args:
+      folder: the run folder or released model.
       tokenizer: a .tiktoken file; None: the one in the folder.
-      batch_tokens: about how many tokens are computed at once.
+      batch_tokens: approximate tokens in a batch.
 
     Raises:
-      ConfigError: no tokenizer is found, or one of another model.
-      CheckpointError, TokenizerError: files that are missing or damaged.
+      ConfigError: the tokenizer is missing or belongs to another model.
+      CheckpointError, TokenizerError: files are missing or damaged.
     """
-    import jax  # the n-gram model needs none of it
+    import jax  # only checkpoints need JAX
 
     from qwen_jax.pretrained.load import load_model
 
     config, params, coder = load_model(str(folder), tokenizer)
-    score = jax.jit(functools.partial(_nats_of_rows, config=config))
+    score = jax.jit(functools.partial(_nats_per_example, config=config))
 
     def scorer(texts: Sequence[str]) -> np.ndarray:
         ids = [one[: _LENGTHS[-1]] for one in coder.encode_batch(texts)]
@@ -182,10 +191,10 @@ def checkpoint_scorer(
         ]
         nats = np.zeros(len(texts))
         for shorter, length in zip((0, *_LENGTHS), _LENGTHS, strict=False):
-            rows = [i for i, one in enumerate(ids) if shorter < len(one) <= length]
+            fitting = [i for i, one in enumerate(ids) if shorter < len(one) <= length]
             batch = max(1, batch_tokens // length)
-            for first in range(0, len(rows), batch):
-                chosen = rows[first : first + batch]
+            for first in range(0, len(fitting), batch):
+                chosen = fitting[first : first + batch]
                 tokens = np.full((batch, length + 1), coder.end_of_text, np.int32)
                 weights = np.zeros((batch, length), np.float32)
                 for row, i in enumerate(chosen):
@@ -199,8 +208,8 @@ def checkpoint_scorer(
     return scorer
 
 
-def _nats_of_rows(params, tokens_BT, targets_BT, weights_BT, *, config):
-    """-log p of the weighted tokens of each row; float32 [B]."""
+def _nats_per_example(params, tokens_BT, targets_BT, weights_BT, *, config):
+    """Returns -log p summed over the weighted tokens of each example; float32 [B]."""
     import jax
     import jax.numpy as jnp
 
@@ -212,7 +221,7 @@ def _nats_of_rows(params, tokens_BT, targets_BT, weights_BT, *, config):
     x_BTD = hidden_states(params, tokens_BT, positions_BT, config=config)
     head = head_matrix(params)
     return jax.lax.map(
-        lambda row: cross_entropy(row[0][None], head, row[1][None], row[2][None])[1],
+        lambda one: cross_entropy(one[0][None], head, one[1][None], one[2][None])[1],
         (x_BTD, targets_BT, weights_BT),
     )
 
@@ -240,13 +249,13 @@ def _scorer(folder: str, tokenizer: str | None) -> Scorer:
 
 @dataclasses.dataclass(frozen=True)
 class PerplexityStage:
-    """Scores in the column `score_bits_per_byte`; rejects by `too_strange` and `too_easy`."""
+    """Writes the column `score_bits_per_byte`; rejects by `too_strange` and `too_easy`."""
 
     name: ClassVar[str] = "perplexity"
     counted: ClassVar[tuple[str, ...]] = ()
     models: tuple[tuple[str, str], ...]  # language and the .npz file of its NgramFilter
-    tokenizer: str  # the .tiktoken file that they count in
-    kinds: tuple[str, ...] = ("web", "text")  # what is judged; other kinds and languages are kept
+    tokenizer: str  # the .tiktoken file that they were fitted with
+    kinds: tuple[str, ...] = ("web", "text")  # kinds to score; others are kept
 
     def __call__(self, table):
         texts = table["text"].to_pylist()
@@ -277,7 +286,7 @@ class PerplexityStage:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointPerplexityStage:
-    """The same by a checkpoint of ours, with limits given as numbers."""
+    """Scores by a checkpoint into `score_model_bits_per_byte`; the limits are given."""
 
     name: ClassVar[str] = "checkpoint_perplexity"
     counted: ClassVar[tuple[str, ...]] = ()
@@ -287,7 +296,7 @@ class CheckpointPerplexityStage:
     )
     min_bpb: float = option(0.0, "a text with fewer is too easy", alias="least")
     tokenizer: str | None = None  # a .tiktoken file; None: the one in the folder
-    kinds: tuple[str, ...] = ("web", "text")  # what is judged
+    kinds: tuple[str, ...] = ("web", "text")  # kinds to score; others are kept
 
     def __call__(self, table):
         chosen = [i for i, kind in enumerate(table["kind"].to_pylist()) if kind in self.kinds]

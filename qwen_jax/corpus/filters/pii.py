@@ -1,8 +1,8 @@
-"""Personal data and secrets are masked by pattern, and counted. Report: 2.1.
+"""Masks personal data and secrets by pattern, and counts them. Report: 2.1.
 
-A match is taken only where more than its form speaks for it: checksums, dates, ranges of addresses,
-the words before it. What belongs to nobody stays: example.com, private and loopback addresses,
-version and section numbers.
+A match needs evidence beyond its form: a checksum, a date, an address range, the words before it.
+Values that identify no one are kept: example.com, private and loopback addresses, version and
+section numbers.
 """
 
 import collections
@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from qwen_jax.corpus import stage
 
-_NO_ADDRESS = re.compile(  # what stands before four numbers that are no address
+_NOT_AN_ADDRESS = re.compile(  # text before four numbers that are not an address
     r"(?:\b(?:v|ver|versions?|releases?|build|firmware|driver|sections?|chapter|sec|clause|figure|"
     r"table|article|oid)\.?|[§=~^]|\w-|版本|版|第|章|节|節|图|圖|表|固件)"
     r"\s*[\"'“:：(（]?\s*$",
@@ -36,7 +36,7 @@ def _is_email(match: re.Match) -> bool:
 
 def _is_ipv4(match: re.Match) -> bool:
     before = match.string[max(0, match.start() - 24) : match.start()]
-    return not _NO_ADDRESS.search(before) and _is_public(match[0])
+    return not _NOT_AN_ADDRESS.search(before) and _is_public(match[0])
 
 
 def _is_ipv6(match: re.Match) -> bool:
@@ -61,7 +61,7 @@ def _is_id_number(match: re.Match) -> bool:
 
 
 def _is_secret(match: re.Match) -> bool:
-    """Random enough: not a word, a placeholder or a name of a variable."""
+    """Returns whether a value looks random: not a word, a placeholder or a variable name."""
     value = match["secret"]
     counts = collections.Counter(value)
     entropy = -sum(n / len(value) * math.log2(n / len(value)) for n in counts.values())
@@ -71,16 +71,16 @@ def _is_secret(match: re.Match) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
-    """One kind of what is masked."""
+    """A kind of value to mask."""
 
     name: str
-    signs: tuple[str, ...]  # in lower case; a text without any of them has no match; () is none
-    expression: re.Pattern  # a group "secret" is what is masked; without it, all of the match
-    holds: Callable[[re.Match], bool] = lambda match: True
-    mask: str = ""  # "" is <name>
+    hints: tuple[str, ...]  # lower case; a text without any of them is skipped; (): no hints
+    expression: re.Pattern  # the group "secret" is masked; without one, the full match
+    is_valid: Callable[[re.Match], bool] = lambda match: True
+    mask: str = ""  # "" means <name>
 
 
-# An expression begins with a character and looks behind it afterward: so the engine skips fast.
+# An expression starts with a character and looks behind it afterward: the engine then skips fast.
 PATTERNS = (
     Pattern(
         "private_key",
@@ -136,7 +136,7 @@ PATTERNS = (
     Pattern(
         "ipv6",
         (":",),
-        re.compile(  # global unicast begins with 2 or 3
+        re.compile(  # global unicast starts with 2 or 3
             r"[23](?<![\w:.].)[0-9A-Fa-f]{3}:[0-9A-Fa-f:]{2,34}(?![\w:])"
         ),
         _is_ipv6,
@@ -175,14 +175,14 @@ PATTERNS = (
     Pattern(
         "phone",
         ("-",),
-        re.compile(  # Chinese line
+        re.compile(  # Chinese landline
             r"0(?<![\d.-].)\d{2,3}-[2-8]\d{6,7}(?![\d-]|\.\d)", re.A
         ),
     ),
     Pattern(
         "phone",
         ("-",),
-        re.compile(  # North American line
+        re.compile(  # North American landline
             r"[2-9](?<![\d.].)(?<![02-9]-.)\d\d-[2-9]\d\d-\d{4}(?![\d-]|\.\d)", re.A
         ),
     ),
@@ -196,7 +196,7 @@ NAMES = tuple(dict.fromkeys(pattern.name for pattern in PATTERNS))
 
 
 def mask(text: str) -> tuple[str, dict[str, int]]:
-    """The text with what is personal or secret replaced, and how often each pattern was.
+    """Returns the text with personal data and secrets masked, and the count of each pattern.
 
     Example:
       >>> mask("Write to li.lei@qq.com or call 13912345678.")
@@ -205,7 +205,7 @@ def mask(text: str) -> tuple[str, dict[str, int]]:
     counts: collections.Counter[str] = collections.Counter()
     lower = text.lower()
     for pattern in PATTERNS:
-        if not pattern.signs or any(sign in lower for sign in pattern.signs):
+        if not pattern.hints or any(hint in lower for hint in pattern.hints):
             text = pattern.expression.sub(
                 lambda match, pattern=pattern: _replace(match, pattern, counts), text
             )
@@ -213,19 +213,19 @@ def mask(text: str) -> tuple[str, dict[str, int]]:
 
 
 def _replace(match: re.Match, pattern: Pattern, counts: collections.Counter) -> str:
-    if not pattern.holds(match):
+    if not pattern.is_valid(match):
         return match[0]
     counts[pattern.name] += 1
     masked = pattern.mask or f"<{pattern.name}>"
     if "secret" not in pattern.expression.groupindex:
         return masked
-    start, end = (place - match.start() for place in match.span("secret"))
+    start, end = (index - match.start() for index in match.span("secret"))
     return match[0][:start] + masked + match[0][end:]
 
 
 @dataclasses.dataclass(frozen=True)
 class PersonalStage:
-    """Masks as a stage of the data plan: the column `masked_NAME` counts each pattern."""
+    """A corpus stage that masks texts; the columns `masked_NAME` count each pattern."""
 
     name: ClassVar[str] = "personal"
     counted: ClassVar[tuple[str, ...]] = tuple(f"masked_{name}" for name in NAMES)

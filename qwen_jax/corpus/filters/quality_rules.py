@@ -1,8 +1,8 @@
-"""Rules that reject a text, each by its name and with the value that rejected it. Report: 2.1.
+"""Rules that reject a text, each with its name and the measured value. Report: 2.1.
 
-What is measured depends on how the text is written: words between spaces (rules_english.py),
-characters (rules_chinese.py), or lines of a program (rules_code.py). Every rule stands there with
-its number and where the number is from.
+The measures depend on the writing: words between spaces (rules_english.py), characters
+(rules_chinese.py), or lines of a program (rules_code.py). These files give each rule with its
+limits and their source.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from qwen_jax.corpus.filters.rules_code import CodeRules
 from qwen_jax.corpus.filters.rules_english import EnglishRules, Range
 from qwen_jax.errors import unknown_name
 
-_OF_PAGES = frozenset(
-    (  # how much and in what layout: an answer may be one word, a list, a sum
+_PAGE_RULES = frozenset(
+    (  # length and layout: an answer to an instruction may be a word, a list or a sum
         "words",
         "characters",
         "word_length",
@@ -43,7 +43,7 @@ _CHINESE = frozenset(("zh", "yue", "wuu"))
 
 @dataclasses.dataclass(frozen=True)
 class QualityRules:
-    """The numbers of all rules."""
+    """The limits of all rules."""
 
     english: EnglishRules = EnglishRules()
     chinese: ChineseRules = ChineseRules()
@@ -54,7 +54,7 @@ RECIPE = QualityRules()
 
 
 class Rejection(NamedTuple):
-    """Why a text was left out."""
+    """Why a text was rejected."""
 
     rule: str
     value: float
@@ -63,23 +63,25 @@ class Rejection(NamedTuple):
 def rejection(
     text: str, *, language: str, kind: str = "web", rules: QualityRules = RECIPE
 ) -> Rejection | None:
-    """The first rule that the text breaks, the cheap ones tried first; None if it keeps them all.
+    """Returns the first rule that the text breaks, or None. Cheap rules are tried first.
 
     Args:
-      language: ISO 639-1, such as "en" or "zh"; it does not matter for code.
-      kind: one of stage.KINDS. For an "instruction" (a turn of a conversation) the rules about
-        length and layout do not count. Except in "code", code between ``` is left aside; where it
-        is most of the text, it is judged as code.
+      text: the document.
+      language: ISO 639-1, such as "en" or "zh"; ignored for code.
+      kind: one of stage.KINDS. An "instruction" (a turn of a conversation) skips the rules about
+        length and layout. Code between ``` is ignored, except in "code"; a text that is mostly such
+        code is measured as code.
+      rules: the limits.
 
     Raises:
-      ConfigError: an unknown kind.
+      ConfigError: the kind is unknown.
 
     Example:
       >>> rejection("Too short to learn from.", language="en")
       Rejection(rule='words', value=5.0)
     """
-    for rule, value, (least, most) in measures(text, language=language, kind=kind, rules=rules):
-        if not least <= value <= most:
+    for rule, value, (low, high) in measures(text, language=language, kind=kind, rules=rules):
+        if not low <= value <= high:
             return Rejection(rule, float(value))
     return None
 
@@ -87,7 +89,7 @@ def rejection(
 def measures(
     text: str, *, language: str, kind: str = "web", rules: QualityRules = RECIPE
 ) -> Iterator[tuple[str, float, Range]]:
-    """(rule, value, range allowed) of every rule that applies, computed as they are asked for."""
+    """Yields (rule, value, allowed range) of every rule that applies, computed lazily."""
     if kind not in stage.KINDS:
         raise unknown_name("kind of text", kind, stage.KINDS, "quality_rules(kind)")
     if kind != "code" and "```" in text:
@@ -103,12 +105,12 @@ def measures(
         found = rules_chinese.measures(text, rules=rules.chinese, chinese=language in _CHINESE)
     else:
         found = rules_english.measures(text, rules=rules.english, english=language == "en")
-    yield from (m for m in found if kind != "instruction" or m[0] not in _OF_PAGES)
+    yield from (m for m in found if kind != "instruction" or m[0] not in _PAGE_RULES)
 
 
 @dataclasses.dataclass(frozen=True)
 class QualityStage:
-    """The rules as a stage of the data plan."""
+    """A corpus stage that rejects texts by the rules."""
 
     name: ClassVar[str] = "quality"
     counted: ClassVar[tuple[str, ...]] = ()

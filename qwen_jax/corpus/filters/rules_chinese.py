@@ -1,8 +1,8 @@
-"""The same rules for text without spaces between words: Chinese above all. Report: 2.1.
+"""Rules for text without spaces between words, mainly Chinese. Report: 2.1.
 
-A rule of rules_english.py that counts words counts characters here. An English word is about 1.6
-Chinese characters in modern text and one in classical text, and a line of 30 English characters
-says what 10 Chinese ones say. What would reject classical text gives way to it.
+Rules of rules_english.py that count words count characters here. An English word corresponds to
+about 1.6 Chinese characters in modern text and one in classical text. A line of 30 English
+characters corresponds to 10 Chinese ones. Limits are loose enough for classical text.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import numpy as np
 from qwen_jax.corpus.filters.repetition import RepetitionRules, repetitions
 from qwen_jax.corpus.filters.rules_english import BRACE, FEW_LINES, Range, line_measures
 
-# Grammar and the commonest characters, modern and classical, simplified and traditional.
+# Function words and the most common characters: modern, classical, simplified, traditional.
 _STOP = frozenset(
     "的了是在不我有他这這个個们們中来來上大为為和国國地到以说說时時要就出会會可也你对對"
     "生能而子那得于於着著下自之年过過后後作里用道行所然家种種事成方多经經么麼去法学學"
@@ -28,7 +28,9 @@ _UNIT = re.compile(
 )
 _HAN = re.compile(r"[\u3007\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]+")
 _BULLET = re.compile(r"[-*•●◦▪■◆★▲‣–·○□]")
-_SENTENCE = re.compile(r"[。！？!?；;…]+|\.(?=\s|$)|[：:]$", re.M)  # or what comes is no prose
+_SENTENCE = re.compile(
+    r"[。！？!?；;…]+|\.(?=\s|$)|[：:]$", re.M
+)  # without any, a text is not prose
 _LAST = tuple('。！？…；：，”’」』）》】.!?;:,)"')  # a line of verse ends with a comma
 _BOILERPLATE = re.compile(
     r"版权所有|版權所有|隐私政策|隱私政策|使用条款|服务条款|ICP备|使用\s*cookies?|Cookies?\s*政策|"
@@ -40,24 +42,24 @@ _BOILERPLATE = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class ChineseRules:
-    """(least, most) of each measure; a text outside of one is rejected by its name."""
+    """(min, max) of each measure; the name of the field is the name of the rule."""
 
     characters: Range = (50, 160_000)  # Gopher's words; a classical character is about a word
-    run_length: Range = (2, 60)  # for Gopher's word length: characters between signs, the mean
-    hash_marks: Range = (0, 0.06)  # Gopher's 0.1 to a word; "#" to a unit
-    ellipses: Range = (0, 0.06)  # Gopher's 0.1 to a word; "……", "..." or "。。。" to a unit
-    bullet_lines: Range = (0, 0.9)  # Gopher; of the lines
-    ellipsis_lines: Range = (0, 0.3)  # Gopher; of the lines
+    run_length: Range = (2, 60)  # for Gopher's word length: mean characters between punctuation
+    hash_marks: Range = (0, 0.06)  # Gopher's 0.1 per word; "#" per unit
+    ellipses: Range = (0, 0.06)  # Gopher's 0.1 per word; "……", "..." or "。。。" per unit
+    bullet_lines: Range = (0, 0.9)  # Gopher; fraction of the lines
+    ellipsis_lines: Range = (0, 0.3)  # Gopher; fraction of the lines
     units_with_letters: Range = (0.6, 1)  # Gopher's 0.8 of words; a date has 3 numbers in 6 units
-    stop_characters: Range = (2, np.inf)  # Gopher; different ones of 150
+    stop_characters: Range = (2, np.inf)  # Gopher; distinct ones of 150
     lorem_ipsum: Range = (0, 0)  # C4; occurrences
-    braces: Range = (0, 0.03)  # as in English's 0.05 to a word; to a unit
-    boilerplate_lines: Range = (0, 0.2)  # as in English; what Chinese pages have there
-    sentences: Range = (1, np.inf)  # C4's 3: a Chinese comma often ends what English ends with "."
-    ended_lines: Range = (0.12, 1)  # FineWeb; lines that end with a sign, of the lines
-    short_lines: Range = (0, 0.67)  # FineWeb; lines under 10 units without a sign at their end
-    new_lines: Range = (0, 0.19)  # FineWeb's 0.3 to a word; to a unit, empty lines left out
-    repetition: RepetitionRules = RepetitionRules(  # as a dictionary's word has two characters
+    braces: Range = (0, 0.03)  # 0.05 per word in English; per unit
+    boilerplate_lines: Range = (0, 0.2)  # as in English, with Chinese phrases
+    sentences: Range = (1, np.inf)  # C4's 3: Chinese often has a comma where English has "."
+    ended_lines: Range = (0.12, 1)  # FineWeb; fraction of lines that end with punctuation
+    short_lines: Range = (0, 0.67)  # FineWeb; lines under 10 units that do not
+    new_lines: Range = (0, 0.19)  # FineWeb's 0.3 per word; per unit, without empty lines
+    repetition: RepetitionRules = RepetitionRules(  # a dictionary word has two characters
         min_units=100, top_sizes=(4, 6, 8), duplicate_sizes=(10, 12, 14, 16, 18, 20)
     )
 
@@ -65,10 +67,12 @@ class ChineseRules:
 def measures(
     text: str, *, rules: ChineseRules, chinese: bool = True
 ) -> Iterator[tuple[str, float, Range]]:
-    """(rule, value, range allowed), the cheap ones first.
+    """Yields (rule, value, allowed range), cheap rules first.
 
     Args:
-      chinese: whether the language is Chinese; its stop characters are not those of others.
+      text: the document.
+      rules: the limits.
+      chinese: whether the language is Chinese; run length and stop characters are only for it.
     """
     units = _UNIT.findall(text)
     lines = [line for line in map(str.strip, text.split("\n")) if line]
@@ -99,7 +103,7 @@ def measures(
         yield "short_lines", sum(short) / num_lines, rules.short_lines
     known: dict[str, int] = {}
     ids = np.fromiter((known.setdefault(unit, len(known)) for unit in units), np.int64, len(units))
-    # A name in other letters weighs as a Chinese word does.
+    # A name in other scripts weighs as much as a Chinese word.
     lengths = np.minimum(np.fromiter(map(len, units), np.int64, len(units)), 2)
-    for name, value, most in repetitions(text, lines, ids, lengths, rules=rules.repetition):
-        yield name, value, (0, most)
+    for name, value, limit in repetitions(text, lines, ids, lengths, rules=rules.repetition):
+        yield name, value, (0, limit)

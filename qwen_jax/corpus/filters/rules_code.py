@@ -1,42 +1,42 @@
-"""Rules for files of programs, which prose rules would throw out. Report: 2.1 (code).
+"""Rules for source files, which prose rules would reject. Report: 2.1 (code).
 
-The numbers are those of The Stack's and StarCoder's filters (Kocetkov et al. 2022, Li et al. 2023).
+The limits are those of The Stack's and StarCoder's filters (Kocetkov et al. 2022, Li et al. 2023).
 """
 
 import dataclasses
 import re
 from collections.abc import Iterator
 
-Range = tuple[float, float]  # least and most that are allowed
+Range = tuple[float, float]  # (min, max) allowed
 
 _GENERATED = re.compile(
     r"auto-?\s?generated|generated (?:automatically|by|from|code|file)|do not edit|"
     r"do not modify this file|@generated|自动生成|请勿(?:编辑|修改)",
     re.I,
 )
-_ENCODED = re.compile(  # runs that are data: base64, escapes, hexadecimal tables
+_ENCODED = re.compile(  # encoded data: base64, escapes, hexadecimal tables
     r"[A-Za-z0-9+/]{120,}={0,2}|(?:\\x[0-9A-Fa-f]{2}){8,}|(?:0x[0-9A-Fa-f]{1,8}\s*,\s*){8,}"
 )
-_HEAD_LINES = 10  # a generated file says so at its top
+_HEAD_LINES = 10  # generated files are marked at the top
 
 
 @dataclasses.dataclass(frozen=True)
 class CodeRules:
-    """(least, most) of each measure; a file outside of one is rejected by its name."""
+    """(min, max) of each measure; the name of the field is the name of the rule."""
 
     characters: Range = (50, 1_000_000)  # ours / StarCoder: files above 1 MB are data
-    generated_marks: Range = (0, 0)  # StarCoder; of _GENERATED in the first lines
-    longest_line: Range = (0, 1000)  # The Stack; minified files
+    generated_marks: Range = (0, 0)  # StarCoder; matches of _GENERATED in the first lines
+    longest_line: Range = (0, 1000)  # The Stack; longer in minified files
     line_length: Range = (0, 100)  # The Stack; the mean
-    alphanumeric: Range = (0.25, 1)  # The Stack; of the characters
-    alphabetic: Range = (0.25, 1)  # StarCoder; of the characters that are no white space
-    encoded: Range = (0, 0.5)  # StarCoder 2; characters in base64, escapes, hexadecimal tables
-    duplicate_lines: Range = (0, 0.6)  # ours: of lines with 10 characters or more
+    alphanumeric: Range = (0.25, 1)  # The Stack; fraction of the characters
+    alphabetic: Range = (0.25, 1)  # StarCoder; fraction of the characters except whitespace
+    encoded: Range = (0, 0.5)  # StarCoder 2; fraction of characters in encoded data
+    duplicate_lines: Range = (0, 0.6)  # ours; fraction of lines with 10 characters or more
     lorem_ipsum: Range = (0, 0)  # C4; occurrences
 
 
 def measures(text: str, *, rules: CodeRules) -> Iterator[tuple[str, float, Range]]:
-    """(rule, value, range allowed), the cheap ones first."""
+    """Yields (rule, value, allowed range), cheap rules first."""
     lines = text.splitlines()
     yield "characters", len(text), rules.characters
     head = "\n".join(lines[:_HEAD_LINES])

@@ -1,4 +1,4 @@
-"""Rules for text whose words are set apart by spaces: Gopher, C4, FineWeb. Report: 2.1."""
+"""Rules for text with spaces between words: Gopher, C4, FineWeb. Report: 2.1."""
 
 import dataclasses
 import re
@@ -8,16 +8,16 @@ import numpy as np
 
 from qwen_jax.corpus.filters.repetition import RepetitionRules, repetitions
 
-Range = tuple[float, float]  # least and most that are allowed
+Range = tuple[float, float]  # (min, max) allowed
 
 _STOP_WORDS = frozenset("the be to of and that have with".split())  # Gopher
 _LETTER = re.compile(r"[^\W\d_]")
 _BULLET = re.compile(r"[-*•●◦▪■‣–]\s")
 _SENTENCE = re.compile(r"[.!?…][\"'”’»)\]]*(?:\s|$)")
 _LAST = (".", "!", "?", "…", '"', "'", "”", "’", "»", ")", ":", ";")
-BRACE = re.compile(r"(?:^|[\s)=:])\{", re.M)  # as programs have it; TeX has a letter before
-FEW_LINES = 4  # ours: of fewer lines, shares of the lines are all or nothing
-_BOILERPLATE = re.compile(  # C4 removes lines with these, and with any "javascript"
+BRACE = re.compile(r"(?:^|[\s)=:])\{", re.M)  # as in programs; in TeX a letter precedes it
+FEW_LINES = 4  # ours: with fewer lines, fractions of lines mean little
+_BOILERPLATE = re.compile(  # C4 removes lines with these or with any "javascript"
     r"(?:enable|disabled?|requires?|turn on|without|support) (?:your )?javascript|"
     r"javascript (?:is|must|has|needs|to be|enabled|disabled|required)|terms of use|"
     r"privacy policy|cookie policy|uses? cookies|use of cookies",
@@ -27,33 +27,35 @@ _BOILERPLATE = re.compile(  # C4 removes lines with these, and with any "javascr
 
 @dataclasses.dataclass(frozen=True)
 class EnglishRules:
-    """(least, most) of each measure; a text outside of one is rejected by its name."""
+    """(min, max) of each measure; the name of the field is the name of the rule."""
 
     words: Range = (50, 100_000)  # Gopher
-    word_length: Range = (3, 10)  # Gopher; the mean, in characters
-    hash_marks: Range = (0, 0.1)  # Gopher; "#" to a word
-    ellipses: Range = (0, 0.1)  # Gopher; "..." or "…" to a word
-    bullet_lines: Range = (0, 0.9)  # Gopher; of the lines
-    ellipsis_lines: Range = (0, 0.3)  # Gopher; of the lines
-    words_with_letters: Range = (0.8, 1)  # Gopher; of the words
-    stop_words: Range = (2, 8)  # Gopher; different ones of the, be, to, of, and, that, have, with
+    word_length: Range = (3, 10)  # Gopher; mean, in characters
+    hash_marks: Range = (0, 0.1)  # Gopher; "#" per word
+    ellipses: Range = (0, 0.1)  # Gopher; "..." or "…" per word
+    bullet_lines: Range = (0, 0.9)  # Gopher; fraction of the lines
+    ellipsis_lines: Range = (0, 0.3)  # Gopher; fraction of the lines
+    words_with_letters: Range = (0.8, 1)  # Gopher; fraction of the words
+    stop_words: Range = (2, 8)  # Gopher; distinct: the, be, to, of, and, that, have, with
     lorem_ipsum: Range = (0, 0)  # C4; occurrences
-    braces: Range = (0, 0.05)  # ours: to a word; C4 rejects at one "{", also TeX and one example
-    boilerplate_lines: Range = (0, 0.2)  # ours: C4 removes these lines, we leave texts whole
-    sentences: Range = (3, np.inf)  # C4, as its code has it
-    ended_lines: Range = (0.12, 1)  # FineWeb; lines that end with a sign, of the lines
-    short_lines: Range = (0, 0.67)  # FineWeb; lines under 30 characters, of the lines
-    new_lines: Range = (0, 0.3)  # FineWeb; to a word
+    braces: Range = (0, 0.05)  # ours: per word; C4 rejects any "{", also of TeX or an example
+    boilerplate_lines: Range = (0, 0.2)  # ours: C4 removes these lines, we keep texts intact
+    sentences: Range = (3, np.inf)  # C4, as in its code
+    ended_lines: Range = (0.12, 1)  # FineWeb; fraction of lines that end with punctuation
+    short_lines: Range = (0, 0.67)  # FineWeb; fraction of lines under 30 characters
+    new_lines: Range = (0, 0.3)  # FineWeb; per word
     repetition: RepetitionRules = RepetitionRules()
 
 
 def measures(
     text: str, *, rules: EnglishRules, english: bool = True
 ) -> Iterator[tuple[str, float, Range]]:
-    """(rule, value, range allowed), the cheap ones first.
+    """Yields (rule, value, allowed range), cheap rules first.
 
     Args:
-      english: whether the language is English; the stop words are for English alone.
+      text: the document.
+      rules: the limits.
+      english: whether the language is English; stop words are only for it.
     """
     words = text.split()
     lines = [line for line in map(str.strip, text.split("\n")) if line]
@@ -84,14 +86,14 @@ def measures(
         (numbers.setdefault(word, len(numbers)) for word in words), np.int64, len(words)
     )
     lengths = np.fromiter(map(len, words), np.int64, len(words))
-    for name, value, most in repetitions(text, lines, units, lengths, rules=rules.repetition):
-        yield name, value, (0, most)
+    for name, value, limit in repetitions(text, lines, units, lengths, rules=rules.repetition):
+        yield name, value, (0, limit)
 
 
 def line_measures(
     lines: Sequence[str], rules, *, bullet: re.Pattern, boilerplate: re.Pattern
 ) -> Iterator[tuple[str, float, Range]]:
-    """Measures of lines that every script has: what begins, ends or fills them, of the lines."""
+    """Yields fractions of lines for any script: bullets, ellipses at the end, boilerplate."""
     for name, found in (
         ("bullet_lines", map(bullet.match, lines)),
         ("ellipsis_lines", (line.endswith(("...", "…")) for line in lines)),

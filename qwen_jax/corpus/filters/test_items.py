@@ -1,7 +1,7 @@
-"""The items of test sets, as they must not come in training text. Report: 2.1, 3.1.
+"""Reads the items of test sets, which must not occur in training text. Report: 2.1, 3.1.
 
-An item has one or more texts: its question with its choices, its solution. One function a format;
-`FORMATS` says which file has which.
+An item has one or more texts: its question with its choices, and its solution. Each format has a
+function; `FORMATS` maps file names to them.
 """
 
 import csv
@@ -23,22 +23,22 @@ class TestItem(NamedTuple):
     """One text of one item."""
 
     test_set: str  # such as "gsm8k"
-    item: str  # its number or name in there
+    item: str  # its index or name in the set
     text: str
 
-    __test__ = False  # no test of pytest's
+    __test__ = False  # pytest must not collect it
 
 
 def read_test_sets(folder: str | os.PathLike) -> Iterator[TestItem]:
-    """Every item of every file of FORMATS in a folder, in the order of their names.
+    """Yields the items of all files in a folder, in the order of file names.
 
     Raises:
-      DataError: the folder is missing, has a file of no known name, or a damaged one.
+      DataError: the folder is missing or empty, or a file has an unknown name or is damaged.
     """
     folder = pathlib.Path(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if not files:
-        raise DataError("there are no test sets.", str(folder), "name the folder that has them.")
+        raise DataError("there are no test sets.", str(folder), "name a folder with test sets.")
     for path in files:
         name = path.name
         reader = next(
@@ -55,7 +55,7 @@ def read_test_sets(folder: str | os.PathLike) -> Iterator[TestItem]:
             raise DataError(
                 f"no reader for {name}.",
                 str(path),
-                f"known names: {', '.join(FORMATS)}; or move it elsewhere.",
+                f"rename it to one of {', '.join(FORMATS)}, or move it elsewhere.",
             )
         try:
             yield from reader(path)
@@ -63,21 +63,21 @@ def read_test_sets(folder: str | os.PathLike) -> Iterator[TestItem]:
             if isinstance(error, DataError):
                 raise
             raise DataError(
-                f"not in the form that is known: {type(error).__name__} {error}.",
+                f"not in the expected format: {type(error).__name__} {error}.",
                 str(path),
-                "copy it again, or change its reader.",
+                "copy the file again, or change its reader.",
             ) from error
 
 
 def _rows(
     test_set: str, *fields: str, key: str | None = None
 ) -> Callable[[pathlib.Path], Iterator[TestItem]]:
-    """A reader of JSON or JSONL rows, each field a text of the item."""
+    """Returns a reader of JSON or JSONL rows; each field is a text of the item."""
 
     def read(path: pathlib.Path) -> Iterator[TestItem]:
         for number, (_, row) in enumerate(read_rows(path)):
             for field in fields:
-                # What GSM8K's calculator is told is no text of the item.
+                # Calculator annotations of GSM8K are not part of the text.
                 text = re.sub(r"<<[^<>]*>>", "", row[field])
                 yield TestItem(test_set, str(row[key] if key else number), text)
 
@@ -97,11 +97,11 @@ def _humanevalpack(path: pathlib.Path) -> Iterator[TestItem]:
 
 
 def _math23k(path: pathlib.Path) -> Iterator[TestItem]:
-    """JSON objects one after the other."""
-    text, decoder, place = path.read_text(encoding="utf-8"), json.JSONDecoder(), 0
-    while place < len(text.rstrip()):
-        blanks = re.compile(r"\s*").match(text, place)
-        row, place = decoder.raw_decode(text, blanks.end() if blanks else place)
+    """Reads concatenated JSON objects."""
+    text, decoder, offset = path.read_text(encoding="utf-8"), json.JSONDecoder(), 0
+    while offset < len(text.rstrip()):
+        blanks = re.compile(r"\s*").match(text, offset)
+        row, offset = decoder.raw_decode(text, blanks.end() if blanks else offset)
         yield TestItem("math23k", row["id"], row["original_text"])
 
 
@@ -111,7 +111,7 @@ def _bbh(path: pathlib.Path) -> Iterator[TestItem]:
 
 
 def _multiple_choice(path: pathlib.Path) -> Iterator[TestItem]:
-    """A zip of CSV files: MMLU's without a head, C-Eval's with one."""
+    """Reads a zip of CSV files: MMLU's without a header, C-Eval's with one."""
     test_set = path.stem
     with zipfile.ZipFile(path) as archive:
         for name in sorted(n for n in archive.namelist() if n.endswith(".csv")):
@@ -119,7 +119,7 @@ def _multiple_choice(path: pathlib.Path) -> Iterator[TestItem]:
                 pathlib.Path(name).stem,
                 csv.reader(io.TextIOWrapper(archive.open(name), encoding="utf-8-sig", newline="")),
             )
-            first = 1 if test_set == "ceval" else 0  # the column of the question
+            first = 1 if test_set == "ceval" else 0  # column of the question
             for number, row in enumerate(rows):
                 if number == 0 and "question" in row:
                     continue
@@ -137,5 +137,5 @@ FORMATS: dict[str, Callable[[pathlib.Path], Iterator[TestItem]]] = {
     "mmlu*.zip": _multiple_choice,
     "ceval*.zip": _multiple_choice,
     "bbh/*.json": _bbh,
-    "bbh_cot_prompts.json": lambda path: iter(()),  # prompts that others print; no items
+    "bbh_cot_prompts.json": lambda path: iter(()),  # published prompts, not items
 }

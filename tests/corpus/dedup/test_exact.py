@@ -1,4 +1,4 @@
-"""Exact duplicates: the first stays, whatever differs in case, width and white space alone."""
+"""Exact duplicates up to case, width and whitespace; the first one is kept."""
 
 import itertools
 
@@ -11,7 +11,7 @@ from qwen_jax.corpus.dedup.exact import ExactDedup, normalize, normalize_url
 
 
 def apply(step, rows, tmp_path):
-    """The step over partitions of 3 rows, as the plan does it."""
+    """Runs the stage over partitions of 3 rows, as the pipeline does."""
     tables = []
     for begin in range(0, len(rows), 3):
         filled = [
@@ -37,7 +37,7 @@ def apply(step, rows, tmp_path):
     return out
 
 
-def test_normalizing():
+def test_normalize_and_normalize_url():
     assert normalize("Ｈello\u3000 WORLD\n") == normalize("hello world") == "hello world"
     assert normalize("Straße ﬁn") == "strasse fin"
     assert normalize_url("https://www.Example.org/A/b/#c") == "example.org/A/b"
@@ -45,7 +45,9 @@ def test_normalizing():
 
 
 @pytest.mark.parametrize("bucket_rows", [2, 1000])
-def test_the_first_document_stays_in_any_number_of_buckets(tmp_path, monkeypatch, bucket_rows):
+def test_exact_dedup_keeps_the_first_document_in_any_number_of_buckets(
+    tmp_path, monkeypatch, bucket_rows
+):
     monkeypatch.setattr(shuffle, "BUCKET_ROWS", bucket_rows)
     texts = ["One", "two", "ONE ", "three", "two", "four", "one\n", "five"]
     out = apply(ExactDedup("document"), [{"text": text} for text in texts], tmp_path)
@@ -62,13 +64,13 @@ def test_the_first_document_stays_in_any_number_of_buckets(tmp_path, monkeypatch
     assert {row["rejected_by"] for row in out} == {None, "exact_document"}
 
 
-def test_addresses(tmp_path):
+def test_exact_dedup_by_url(tmp_path):
     urls = ["http://a/x", None, "https://www.a/x/", "http://a/y", None]
     out = apply(ExactDedup("url"), [{"text": "t", "url": url} for url in urls], tmp_path)
     assert [row["rejected_by"] for row in out] == [None, None, "exact_url", None, None]
 
 
-def test_paragraphs_are_taken_out_of_later_documents_but_not_of_code(tmp_path):
+def test_exact_dedup_removes_paragraphs_except_in_code(tmp_path):
     notice = "This site uses cookies, as all sites do that count you."
     rows = [
         {"text": f"{notice}\nfirst"},

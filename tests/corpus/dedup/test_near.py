@@ -1,4 +1,4 @@
-"""Near duplicates: measured against exact Jaccard; components; an index of earlier runs."""
+"""Near duplicates against the exact Jaccard; components; an index of earlier runs."""
 
 import random
 import shutil
@@ -28,18 +28,18 @@ def jaccard(a, b):
     return len(shingles(a) & shingles(b)) / len(shingles(a) | shingles(b))
 
 
-def changed(draw, text, words_to_change):
+def changed(rng, text, words_to_change):
     parts = text.split(" ")
-    for i in draw.sample(range(len(parts)), words_to_change):
-        parts[i] = draw.choice(VOCABULARY)
+    for i in rng.sample(range(len(parts)), words_to_change):
+        parts[i] = rng.choice(VOCABULARY)
     return " ".join(parts)
 
 
-def new(draw, length=150):
-    return " ".join(draw.choices(VOCABULARY, k=length))
+def new(rng, length=150):
+    return " ".join(rng.choices(VOCABULARY, k=length))
 
 
-def test_no_documents_have_no_keys():
+def test_near_dedup_keys_of_empty_tables():
     empty = pa.Table.from_pylist([], schema=stage.schema())
     blank = pa.Table.from_pylist([{"text": "..."}], schema=stage.schema())
     for table in (empty, blank):
@@ -47,16 +47,16 @@ def test_no_documents_have_no_keys():
         assert len(keys) == 0 and keys.schema.names == ["hash", "row"]
 
 
-def test_the_s_curve_is_what_bands_do():
-    draw = np.random.default_rng(0)
+def test_probability_matches_band_hashes():
+    rng = np.random.default_rng(0)
     for similarity in (0.5, 0.7, 0.8, 0.9):
-        a = draw.integers(0, 2**32, (4000, 112), dtype=np.uint32)
-        b = np.where(draw.random(a.shape) < similarity, a, a ^ np.uint32(1))
+        a = rng.integers(0, 2**32, (4000, 112), dtype=np.uint32)
+        b = np.where(rng.random(a.shape) < similarity, a, a ^ np.uint32(1))
         found = (band_hashes(a, 14) == band_hashes(b, 14)).any(1).mean()
         assert found == pytest.approx(probability(similarity, bands=14, rows=8), abs=0.025)
 
 
-def test_components_by_hand_and_at_random(tmp_path):
+def test_components_of_fixed_and_random_pairs(tmp_path):
     def removed(pairs, first=0, files=3):
         paths = []
         for i in range(files):
@@ -73,10 +73,10 @@ def test_components_by_hand_and_at_random(tmp_path):
         return dict(zip(table["order"].to_pylist(), table["kept"].to_pylist(), strict=True))
 
     assert removed([(5, 3), (9, 5), (8, 7)]) == {5: 3, 9: 3, 8: 7}
-    assert removed([(9, 5), (8, 5), (8, 3)], first=6) == {9: 3, 8: 3}  # 5 is of an earlier run
+    assert removed([(9, 5), (8, 5), (8, 3)], first=6) == {9: 3, 8: 3}  # 5 belongs to an earlier run
     assert removed([]) == {}
-    draw = random.Random(0)
-    pairs = [tuple(sorted(draw.sample(range(500), 2), reverse=True)) for _ in range(300)]
+    rng = random.Random(0)
+    pairs = [tuple(sorted(rng.sample(range(500), 2), reverse=True)) for _ in range(300)]
     root = list(range(500))
     for a, b in pairs * 500:
         root[a] = root[b] = min(root[a], root[b])
@@ -100,33 +100,31 @@ def run(tmp_path, name, texts, step=None, **settings):
     ], result
 
 
-def test_planted_duplicates_go_and_nothing_else(tmp_path, monkeypatch):
+def test_near_dedup_removes_only_planted_duplicates(tmp_path, monkeypatch):
     monkeypatch.setattr(shuffle, "BUCKET_ROWS", 500)  # several buckets
-    draw = random.Random(1)
-    originals = [new(draw) for _ in range(100)]
-    near = [changed(draw, text, 1) for text in originals[:40]]
-    far = [changed(draw, text, 60) for text in originals[40:]]
+    rng = random.Random(1)
+    originals = [new(rng) for _ in range(100)]
+    near = [changed(rng, text, 1) for text in originals[:40]]
+    far = [changed(rng, text, 60) for text in originals[40:]]
     assert min(map(jaccard, originals, near)) > 0.9 and max(map(jaccard, originals[40:], far)) < 0.2
     kept, result = run(tmp_path, "a", originals + near + far + ["", "short", "Short!"])
     assert result.partitions > 5
     assert kept == originals + far + ["short"]
 
 
-def test_chinese_characters_are_words(tmp_path):
-    draw = random.Random(2)
-    text = "".join(draw.choices("的一是在不了有和人这中大为上个国我以要他", k=300))
+def test_near_dedup_of_chinese_text(tmp_path):
+    rng = random.Random(2)
+    text = "".join(rng.choices("的一是在不了有和人这中大为上个国我以要他", k=300))
     kept, _ = run(tmp_path, "zh", [text, text[:150] + "甲" + text[151:], text[::-1]])
     assert kept == [text, text[::-1]]
 
 
-def test_an_index_of_earlier_runs(tmp_path):
-    draw = random.Random(3)
-    old = [new(draw) for _ in range(20)]
+def test_near_dedup_index_of_earlier_runs(tmp_path):
+    rng = random.Random(3)
+    old = [new(rng) for _ in range(20)]
     _, first = run(tmp_path, "first", old)
     step = NearDedup(index=(str(first.folder.path),))
-    kept, second = run(
-        tmp_path, "second", [changed(draw, old[3], 1), *(fresh := [new(draw)])], step
-    )
+    kept, second = run(tmp_path, "second", [changed(rng, old[3], 1), *(fresh := [new(rng)])], step)
     assert kept == fresh
     rejected = pq.read_table(second.folder.rejected(0)).to_pylist()[0]["rejected_value"]
     assert "first/02-near_dedup/keys/" in rejected
@@ -138,6 +136,6 @@ def test_an_index_of_earlier_runs(tmp_path):
     with pytest.raises(DataError, match="no keys of earlier"):
         run(tmp_path, "third", old, NearDedup(index=(str(tmp_path / "first/renamed"),)))
     shutil.move(first.folder.path.with_name("renamed"), first.folder.path)
-    shutil.rmtree(first.folder.path / "removed")  # as of a run that is not as far
+    shutil.rmtree(first.folder.path / "removed")  # as in an unfinished run
     with pytest.raises(DataError, match="not there yet"):
         run(tmp_path, "third", old, step)

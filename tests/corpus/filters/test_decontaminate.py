@@ -1,4 +1,4 @@
-"""Test items are found in training text, in any dress; what only shares a phrase is not."""
+"""Decontamination: disguised test items are found, shared phrases are not."""
 
 import csv
 import io
@@ -58,7 +58,7 @@ def found(index, text):
     ],
     ids=range(10),
 )
-def test_found_anywhere_in_a_text(index, text, item):
+def test_index_finds_disguised_items_in_a_text(index, text, item):
     assert found(index, FILLER + "\n" + text + "\n" + FILLER) == {item}
 
 
@@ -76,13 +76,13 @@ def test_found_anywhere_in_a_text(index, text, item):
     ],
     ids=range(8),
 )
-def test_less_than_an_ngram_is_not_found(index, text):
+def test_index_ignores_less_than_an_ngram(index, text):
     assert found(index, text) == set()
 
 
 @pytest.mark.parametrize("group", [1, 40, 1 << 16])
-def test_many_texts_at_once_are_as_each_alone(index, monkeypatch, group):
-    """Whatever lies before or behind a text: an n-gram ends with its text."""
+def test_matches_in_agrees_with_matches(index, monkeypatch, group):
+    """N-grams do not cross the boundaries between texts."""
     monkeypatch.setattr(decontaminate, "_GROUP", group)
     words = LONG.split()
     texts = [
@@ -118,7 +118,7 @@ def test_many_texts_at_once_are_as_each_alone(index, monkeypatch, group):
     assert {match.ngrams for match in found[1]} == {len(words) - 12} and len(found[4]) == 2
 
 
-def test_phrases_of_many_items_do_not_count():
+def test_index_ignores_phrases_of_many_items():
     phrase = "which of the following statements about the history of this country is true "
     items = [TestItem("mc", str(i), phrase + f"n{i} alpha{i} beta{i}") for i in range(20)]
     index = Index.build(items)
@@ -128,7 +128,7 @@ def test_phrases_of_many_items_do_not_count():
     assert len(found(loose, phrase)) == 20
 
 
-def test_runs_of_numbers_do_not_count():
+def test_index_ignores_runs_of_numbers():
     counting = " ".join(map(str, range(1, 20)))
     index = Index.build(
         [TestItem("n", "0", f"Continue this row of the numbers as far as 30: {counting}")]
@@ -137,17 +137,17 @@ def test_runs_of_numbers_do_not_count():
     assert found(index, "continue this row of the numbers as far as 30: 1 2 3") == {("n", "0")}
 
 
-def test_agrees_with_plain_search_on_random_words():
-    draw = random.Random(0)
+def test_index_agrees_with_brute_force_search():
+    rng = random.Random(0)
     words = [f"w{i}" for i in range(4)]
     rules = DecontaminationRules(ngram=5, min_units=3, max_items=1000)
     items = [
-        TestItem("r", str(i), " ".join(draw.choices(words, k=draw.randrange(3, 30))))
+        TestItem("r", str(i), " ".join(rng.choices(words, k=rng.randrange(3, 30))))
         for i in range(40)
     ]
     index = Index.build(items, rules=rules)
     for _ in range(50):
-        text = draw.choices(words + ["other"], k=60)
+        text = rng.choices(words + ["other"], k=60)
         grams = {n: {tuple(text[i : i + n]) for i in range(len(text) - n + 1)} for n in (3, 4, 5)}
         expected = {}
         for item in items:
@@ -159,21 +159,21 @@ def test_agrees_with_plain_search_on_random_words():
         assert {m.item: m.ngrams for m in index.matches(" ".join(text))} == expected
 
 
-def test_an_index_is_the_same_from_its_file(index, tmp_path):
+def test_index_round_trips_through_its_file(index, tmp_path):
     index.save(tmp_path / "index.npz")
     again = Index.load(tmp_path / "index.npz")
-    for name in ("rules", "items", "numbers", "lines", "phrases"):
+    for name in ("rules", "items", "unit_ids", "lines", "phrases"):
         assert getattr(again, name) == getattr(index, name)
     for name in ("hashes", "lengths", "owners"):
         assert np.array_equal(getattr(again, name), getattr(index, name))
-    (tmp_path / "bad.npz").write_bytes(b"nothing")
+    (tmp_path / "bad.npz").write_bytes(b"damaged")
     with pytest.raises(DataError, match="build it again"):
         Index.load(tmp_path / "bad.npz")
     with pytest.raises(DataError, match="no test items"):
         Index.build([])
 
 
-def test_an_index_is_written_whole_or_not_at_all(index, tmp_path, monkeypatch):
+def test_index_save_is_atomic(index, tmp_path, monkeypatch):
     def full(file, **_):
         (file if hasattr(file, "write") else open(file, "wb")).write(b"half")
         raise OSError(28, "No space left on device")
@@ -184,7 +184,7 @@ def test_an_index_is_written_whole_or_not_at_all(index, tmp_path, monkeypatch):
     assert not (tmp_path / "index.npz").exists()
 
 
-def test_the_stage_names_set_and_item(index, tmp_path):
+def test_decontamination_stage_names_set_and_item(index, tmp_path):
     index.save(tmp_path / "index.npz")
     table = pa.table({"text": ["clean", FILLER + LONG]})
     marked = DecontaminationStage(str(tmp_path / "index.npz"))(table)
@@ -193,7 +193,7 @@ def test_the_stage_names_set_and_item(index, tmp_path):
     assert value.startswith("0, ") and "a train leaves the station" in value
 
 
-def test_readers(tmp_path):
+def test_read_test_sets_reads_every_format(tmp_path):
     rows = {
         "gsm8k_test.jsonl": {"question": "Q", "answer": "3*2=<<3*2=6>>6"},
         "mbpp.jsonl": {"task_id": 5, "text": "T", "code": "C", "test_list": ["a", "b"]},
@@ -242,7 +242,7 @@ def test_readers(tmp_path):
         list(read_test_sets(tmp_path))
 
 
-def test_the_public_test_sets_are_read(shared):
+def test_read_test_sets_reads_the_public_sets(shared):
     items = list(read_test_sets(shared / "data/eval/bbh"))
     assert len(items) == 6511
     sets = {item.test_set for item in read_test_sets(shared / "data/eval")}

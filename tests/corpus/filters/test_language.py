@@ -1,4 +1,4 @@
-"""Languages are found, and neither code nor formulas are taken for one."""
+"""Language identification; code and formulas are not taken for languages."""
 
 import gzip
 import json
@@ -32,12 +32,12 @@ PROOF = r"\int_0^1 x^2 dx = \left[\frac{x^3}{3}\right]_0^1 = \frac{1}{3}"
         (CHINESE * 1000, "zh"),
     ],
 )
-def test_identify(text, language):
+def test_identify_languages_code_and_formulas(text, language):
     assert identify(text)[0] == language
 
 
 @pytest.mark.parametrize(
-    "said, code",
+    "name, code",
     [
         ("en", "en"),
         ("English", "en"),
@@ -55,13 +55,13 @@ def test_identify(text, language):
         ("?", ""),
     ],
 )
-def test_what_a_source_calls_a_language(said, code):
-    assert code_of(said) == code
+def test_code_of_names_in_sources(name, code):
+    assert code_of(name) == code
 
 
-def test_what_a_source_says_is_believed_under_its_code():
+def test_language_stage_trusts_the_source():
     table = pa.Table.from_pylist(
-        [{"text": ENGLISH, "kind": "web", "language": said} for said in ("Chinese", "unknown")]
+        [{"text": ENGLISH, "kind": "web", "language": name} for name in ("Chinese", "unknown")]
         + [{"text": PYTHON, "kind": "code", "language": "python"}],
         schema=stage.schema(),
     )
@@ -86,7 +86,7 @@ def rows(**settings):
     return Language(**settings)(table).to_pylist()
 
 
-def test_only_wanted_and_sure_languages_stay():
+def test_language_stage_rejects_unwanted_and_uncertain_languages():
     out = rows(wanted=("en", "zh"))
     assert [row["rejected_by"] for row in out] == [
         None,
@@ -102,13 +102,13 @@ def test_only_wanted_and_sure_languages_stay():
     assert sum(row["rejected_by"] is None for row in rows()) == 6
 
 
-def test_good_text_stays(shared):
-    """Chinese of the Song dynasty and of today, English, mathematics, programs in six languages."""
-    stays = Language(wanted=("en", "zh"))
+def test_language_stage_keeps_good_text(shared):
+    """Classical and modern Chinese, English, mathematics, and code in six languages."""
+    language = Language(wanted=("en", "zh"))
 
     def kept(texts):
         texts = list(texts)
-        return sum(stays.verdict(*identify(text), "web") is None for text in texts) / len(texts)
+        return sum(language.verdict(*identify(text), "web") is None for text in texts) / len(texts)
 
     data = shared / "data"
     assert (

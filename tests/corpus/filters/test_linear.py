@@ -1,4 +1,4 @@
-"""The linear filter learns what can be learned, to the requested precision, the same each time."""
+"""The linear filter: accuracy, deterministic training, threshold, stage and command."""
 
 import dataclasses
 import json
@@ -25,16 +25,16 @@ SETTINGS = FilterSettings(bits=14, epochs=5)
 
 
 def labeled(number, seed=0):
-    """Sentences about the sea or about money, in English or Chinese, some words of neither."""
-    draw = random.Random(seed)
+    """Sentences about the sea or about money, in English and Chinese, with stop words."""
+    rng = random.Random(seed)
     sea = "ship wave tide harbour 海浪 灯塔 渔船".split()
     money = "bank rate loan share 银行 利率 股票".split()
     other = "the of and a 的 了 是".split()
     rows = []
     for i in range(number):
         words = [
-            draw.choice(other if draw.random() < 0.4 else sea if i % 2 else money)
-            for _ in range(draw.randrange(4, 20))
+            rng.choice(other if rng.random() < 0.4 else sea if i % 2 else money)
+            for _ in range(rng.randrange(4, 20))
         ]
         rows.append((" ".join(words), bool(i % 2)))
     return rows
@@ -51,7 +51,7 @@ def fit(rows, settings=SETTINGS):
     )
 
 
-def test_learns_and_keeps_what_it_learned(tmp_path):
+def test_train_is_accurate_and_deterministic_and_saved(tmp_path):
     rows = labeled(400)
     model = fit(rows)
     fresh = labeled(200, seed=1)
@@ -81,25 +81,25 @@ def test_features_do_not_depend_on_the_process():
     assert set(features("海边")) < set(features("在海边。"))
 
 
-def test_the_threshold_is_the_lowest_with_the_precision():
-    draw = np.random.default_rng(0)
+def test_threshold_for_is_the_lowest_with_the_precision():
+    rng = np.random.default_rng(0)
     for _ in range(20):
-        scores = draw.integers(0, 20, 60) / 20
-        labels = draw.random(60) < scores
+        scores = rng.integers(0, 20, 60) / 20
+        labels = rng.random(60) < scores
         threshold = threshold_for(scores, labels, precision=0.75)
         assert labels[scores >= threshold].mean() >= 0.75
         lower = [t for t in np.unique(scores) if t < threshold]
         assert all(labels[scores >= t].mean() < 0.75 for t in lower)
-    with pytest.raises(ConfigError, match="ask for less"):
+    with pytest.raises(ConfigError, match="lower the precision"):
         threshold_for(np.asarray([0.9, 0.1]), np.asarray([False, True]), precision=0.9)
 
 
-def test_labels_of_one_kind_are_refused():
-    with pytest.raises(DataError, match="held-out labels are all alike"):
+def test_train_needs_both_labels():
+    with pytest.raises(DataError, match="all held-out labels are equal"):
         train(["a", "b"], [True, False], label="x", held_out=(["c"], [True]), settings=SETTINGS)
 
 
-def test_the_stage_keeps_the_scores(tmp_path):
+def test_linear_filter_stage_rejects_and_writes_scores(tmp_path):
     fit(labeled(400)).save(tmp_path / "m.npz")
     table = pa.table(
         {
@@ -116,7 +116,7 @@ def test_the_stage_keeps_the_scores(tmp_path):
     assert drop(table)["rejected_by"].to_pylist() == ["sea", None, None]
 
 
-def test_the_experiment(tmp_path, capsys):
+def test_train_filter_command(tmp_path, capsys):
     file = tmp_path / "labels.jsonl"
     file.write_text(
         "".join(
@@ -133,7 +133,7 @@ def test_the_experiment(tmp_path, capsys):
     train_filter.main(config)
     assert "precision 0.9" in (out := capsys.readouterr().out) or "precision 1.0" in out
     assert LinearFilter.load(config.output).label == "sea"
-    with pytest.raises(DataError, match="--positive is one of: money, sea"):
+    with pytest.raises(DataError, match="--positive to one of: money, sea"):
         train_filter.main(dataclasses.replace(config, positive="moon"))
     file.write_text('{"text": "a", "label": "sea"}\n{"text": "a", "label": "money"}\n')
     with pytest.raises(DataError, match="two labels"):

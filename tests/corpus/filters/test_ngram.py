@@ -1,4 +1,4 @@
-"""The 3-gram baseline against the textbook's definition over dictionaries."""
+"""The n-gram baseline against the textbook definition over dictionaries."""
 
 import collections
 import math
@@ -11,13 +11,13 @@ from qwen_jax.errors import ConfigError, DataError
 
 
 def _text(length, vocab, seed=0):
-    """A stream with structure: a token depends on the two before it; most tokens are rare."""
+    """A structured stream: a token depends on the previous two; most tokens are rare."""
     rng = np.random.default_rng(seed)
     tokens = [0, 0]
     for _ in range(length - 2):
         jump = min(int(rng.zipf(1.5)), 10**9)
         tokens.append((tokens[-1] * 3 % 8 + tokens[-2] % 32 + jump) % (vocab - 3))
-    return np.asarray(tokens, np.int32)  # the last three never come
+    return np.asarray(tokens, np.int32)  # the last three never occur
 
 
 class _Definition:
@@ -58,10 +58,10 @@ class _Definition:
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
-def test_it_is_the_definition(order):
+def test_log_probs_match_the_definition(order):
     vocab = 3000
     train, held_out = _text(6000, vocab), _text(60, vocab, seed=1)
-    held_out[10] = vocab - 1  # a token that training never saw
+    held_out[10] = vocab - 1  # a token unseen in training
     model, slow = NgramModel.fit(train, order, vocab_size=vocab), _Definition(train, order, vocab)
     tokens = tuple(map(int, held_out))
     expected = [math.log(slow.p(tokens[:i], w)) for i, w in enumerate(tokens)]
@@ -70,30 +70,30 @@ def test_it_is_the_definition(order):
 
 
 @pytest.mark.parametrize("history", [[], [5], [5, 9], [1, 2, 3, 39], [39, 39]])
-def test_probabilities_sum_to_one_after_seen_and_unseen_histories(history):
+def test_distribution_sums_to_one_after_seen_and_unseen_histories(history):
     tokens = _text(3000, 40)
     model = NgramModel.fit(tokens, 3, vocab_size=40)
     p = model.distribution(history)
     assert p.sum() == pytest.approx(1.0, abs=1e-12) and (p > 0).all()
     for w in (0, 7, 39):
-        alone = model.log_probs(np.asarray([*history, w]))[-1]
-        assert math.log(p[w]) == pytest.approx(alone, rel=1e-12)
+        single = model.log_probs(np.asarray([*history, w]))[-1]
+        assert math.log(p[w]) == pytest.approx(single, rel=1e-12)
 
 
-def test_a_text_too_short_to_estimate_discounts_still_gives_a_distribution():
+def test_ngram_model_of_a_tiny_text_gives_a_distribution():
     model = NgramModel.fit(np.asarray([3, 1, 3]), 3, vocab_size=5)
     for history in ([], [3], [3, 1], [4, 4]):
         assert model.distribution(history).sum() == pytest.approx(1.0, abs=1e-12)
 
 
-def test_more_history_predicts_held_out_text_better():
+def test_ngram_model_of_higher_order_has_lower_perplexity():
     vocab = 500
     train, held_out = _text(100_000, vocab), _text(5000, vocab, seed=1)
     by_order = [NgramModel.fit(train, n, vocab_size=vocab).perplexity(held_out) for n in (1, 2, 3)]
-    assert vocab > by_order[0] > 2 * by_order[2]  # the pairs alone tell nothing of this text
+    assert vocab > by_order[0] > 2 * by_order[2]  # bigrams do not help with this text
 
 
-def test_a_real_vocabulary_of_18_bits_packs_three_tokens():
+def test_ngram_model_packs_three_tokens_of_18_bits():
     tokens = _text(5000, 151_936)
     tokens[::50] = 151_935
     p = NgramModel.fit(tokens, 3, vocab_size=151_936).distribution([151_935, 3])
@@ -111,6 +111,6 @@ def test_a_real_vocabulary_of_18_bits_packs_three_tokens():
         ([1] * 30, 17, ConfigError, "1 to 16"),
     ],
 )
-def test_bad_input_is_named(tokens, order, error, word):
+def test_fit_rejects_bad_tokens_and_orders(tokens, order, error, word):
     with pytest.raises(error, match=word):
         NgramModel.fit(np.asarray(tokens), order, vocab_size=10)

@@ -1,4 +1,4 @@
-"""Perplexity filters: bits per byte as defined, limits from clean text, the stages' verdicts."""
+"""Perplexity filters: bits per byte, limits from clean text, and verdicts of the stages."""
 
 import dataclasses
 import math
@@ -31,8 +31,8 @@ WORDS = "the keeper of light saw a ship near rocks and wrote in his book that wi
 
 
 def clean(number, seed):
-    draw = random.Random(seed)
-    return [" ".join(draw.choices(WORDS, k=draw.randrange(10, 30))) + "." for _ in range(number)]
+    rng = random.Random(seed)
+    return [" ".join(rng.choices(WORDS, k=rng.randrange(10, 30))) + "." for _ in range(number)]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def ngram():
     return NgramFilter.fit(clean(200, 0), clean(100, 1), TOKENIZER, rules=RULES)
 
 
-def test_bits_per_byte_are_those_of_the_model(ngram):
+def test_ngram_filter_score_is_bits_per_byte_of_the_model(ngram):
     text = "the wind was high"
     nats = 0.0
     history = [TOKENIZER.end_of_text]
@@ -51,7 +51,7 @@ def test_bits_per_byte_are_those_of_the_model(ngram):
     assert np.isnan(ngram.score([""], TOKENIZER)[0])
 
 
-def test_limits_give_up_the_parts_that_were_said(ngram):
+def test_ngram_filter_limits_reject_the_given_fractions(ngram):
     scores = ngram.score(clean(100, 1), TOKENIZER)
     low, high = ngram.limits
     assert np.mean(scores > high) == pytest.approx(0.05, abs=0.011)
@@ -60,7 +60,7 @@ def test_limits_give_up_the_parts_that_were_said(ngram):
         NgramFilter.fit(clean(30, 0), clean(19, 1), TOKENIZER, rules=RULES)
 
 
-def test_the_stage(ngram, tmp_path):
+def test_perplexity_stage_rejects_strange_and_easy_text(ngram, tmp_path):
     ngram.save(tmp_path / "en.npz")
     TOKENIZER.save(tmp_path / "bytes.tiktoken")
     again = NgramFilter.load(tmp_path / "en.npz")
@@ -87,7 +87,7 @@ def test_the_stage(ngram, tmp_path):
         ngram.score(["a"], other)
 
 
-def test_a_checkpoint_scores_rows_of_any_length_alike(tmp_path, monkeypatch):
+def test_checkpoint_scorer_agrees_with_forward_at_any_length(tmp_path, monkeypatch):
     monkeypatch.setattr(perplexity_filter, "_LENGTHS", (16, 64))
     config = dataclasses.replace(
         sizes.TINY, vocab_size=512, context_length=64, initializer_range=0.3

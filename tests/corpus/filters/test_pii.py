@@ -1,16 +1,16 @@
-"""What is personal or secret is masked; what only looks like it stays. All values are made up."""
+"""Personal data and secrets are masked, lookalikes are kept. All values are invented."""
 
 import pyarrow as pa
 import pytest
 
 from qwen_jax.corpus.filters.pii import NAMES, PATTERNS, PersonalStage, mask
 
-AWS = "AKIA" + "IOSFODNN7EXAMPLE"  # in two parts: scanners of repositories look for such strings
+AWS = "AKIA" + "IOSFODNN7EXAMPLE"  # split, because secret scanners look for such strings
 GITHUB = "ghp_" + "a1B2c3D4e5F6g7H8i9J0" * 2
 JWT = ".".join(["eyJ" + "hbGciOiJIUzI1NiJ9", "eyJ" + "zdWIiOiIxMjM0In0", "dozjgNryP4J3jVmNHl0w5N"])
 KEY = "-----BEGIN RSA PRIVATE " + "KEY-----\nMIIEow\nIBAAK\n-----END RSA PRIVATE " + "KEY-----"
 
-MASKED = [  # text, what it becomes, name of the pattern
+MASKED = [  # text, masked text, name of the pattern
     ("Mail li.lei+news@mail.qq.com!", "Mail <email>!", "email"),
     ("邮箱：wang@163.com。", "邮箱：<email>。", "email"),
     ("from 8.8.4.4, twice", "from <ip>, twice", "ipv4"),
@@ -35,8 +35,8 @@ MASKED = [  # text, what it becomes, name of the pattern
 ]
 
 
-def test_a_jwt_is_looked_for_where_a_run_of_its_characters_begins():
-    """Tried at every `eyJ` of a run, a long one would take the square of its length."""
+def test_patterns_jwt_matches_only_at_the_start_of_a_run():
+    """Matching at every `eyJ` of a run would take quadratic time."""
     (pattern,) = (pattern for pattern in PATTERNS if pattern.name == "jwt")
     run = "eyJ" * 20
     text = f"{run}.{run}.{run}"
@@ -45,7 +45,7 @@ def test_a_jwt_is_looked_for_where_a_run_of_its_characters_begins():
 
 
 @pytest.mark.parametrize("text, masked, name", MASKED, ids=[str(i) for i in range(len(MASKED))])
-def test_masked(text, masked, name):
+def test_mask_replaces_personal_data_and_secrets(text, masked, name):
     found, counts = mask(text)
     assert found == masked and set(counts) == {name}
     assert mask(found) == (found, {})
@@ -93,16 +93,16 @@ def test_masked(text, masked, name):
     ],
     ids=range(36),
 )
-def test_what_only_looks_like_it_stays(text):
+def test_mask_keeps_lookalikes(text):
     assert mask(text) == (text, {})
 
 
-def test_every_match_is_counted():
+def test_mask_counts_every_match():
     text, counts = mask("a@b.com b@c.org 8.8.8.8 " + "x " * 1000 + "c@d.net")
     assert counts == {"email": 3, "ipv4": 1} and text.count("<email>") == 3
 
 
-def test_the_stage_masks_and_counts():
+def test_personal_stage_masks_and_counts():
     table = pa.table({"text": pa.array(["a@b.com, 8.8.8.8", "nothing"], pa.large_string())})
     masked = PersonalStage()(table)
     assert masked["text"].to_pylist() == ["<email>, <ip>", "nothing"]

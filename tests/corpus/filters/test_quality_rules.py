@@ -1,4 +1,4 @@
-"""Rules reject what they are for and keep good text, in English, Chinese and code."""
+"""Quality rules reject bad text and keep good text, in English, Chinese and code."""
 
 import dataclasses
 import json
@@ -96,7 +96,7 @@ RECEIPT = CHINESE + "".join(
         "answer",
     ],
 )
-def test_good_text_is_kept(text, language, kind):
+def test_rejection_keeps_good_text(text, language, kind):
     assert rejection(text, language=language, kind=kind) is None
 
 
@@ -163,20 +163,20 @@ BAD = {  # rule -> text, language, kind
 
 
 @pytest.mark.parametrize("rule", BAD)
-def test_each_rule_rejects_what_it_is_for(rule):
+def test_rejection_by_each_rule(rule):
     text, language, kind = BAD[rule]
     found = measures(text, language=language, kind=kind)
-    broken = [name for name, value, (least, most) in found if not least <= value <= most]
+    broken = [name for name, value, (low, high) in found if not low <= value <= high]
     assert rule in broken
     assert rejection(text, language=language, kind=kind).rule in broken
     assert rejection(text, language=language, kind=kind).rule == broken[0]
 
 
-def test_repetition_is_measured_as_defined():
-    """Against plain counting over all places, on random words of a small vocabulary."""
-    draw = random.Random(0)
+def test_repetitions_agree_with_brute_force_counting():
+    """Random words of a small vocabulary."""
+    rng = random.Random(0)
     for number in (60, 300):
-        words = draw.choices(["the", "of", "and", "sea.", "that", "wind", "be", "a"], k=number)
+        words = rng.choices(["the", "of", "and", "sea.", "that", "wind", "be", "a"], k=number)
         text = " ".join(words)
         found = {
             name: value for name, value, _ in measures(text, language="en", kind="instruction")
@@ -203,23 +203,23 @@ def test_repetition_is_measured_as_defined():
             )
 
 
-def test_fenced_code_is_left_aside_or_judged_as_code():
+def test_rejection_ignores_fenced_code_or_measures_it_as_code():
     fenced = f"{CHINESE}\n\n```js\n" + lines(8, lambda i: f"if (a) {{ {i}; }}") + "\n```\n"
     assert rejection(fenced, language="zh") is None
     bare = fenced.replace("```js", "").replace("```", "")
     assert "braces" in {
-        name for name, value, (_, most) in measures(bare, language="zh") if value > most
+        name for name, value, (_, high) in measures(bare, language="zh") if value > high
     }
     mostly = "看：\n```python\n" + CODE * 3 + "```"
     assert "generated_marks" in {name for name, *_ in measures(mostly, language="zh")}
 
 
-def test_tex_is_no_program():
+def test_rejection_keeps_tex():
     text = ENGLISH + r" It is $\frac{a_{1}}{b^{2}} + \sqrt{c} + \mathbf{x}_{i} \text{ of } {y}$."
     assert rejection(text, language="en") is None
 
 
-def test_other_languages_need_no_english_stop_words():
+def test_rejection_needs_stop_words_only_in_english():
     german = (
         "Der Leuchtturm am Ende der Bucht wurde im Winter gebaut, nachdem zwei Schiffe an "
         "Felsen verloren gegangen waren. Der Wärter lebte dort mit einem Hund. Jeden Abend stieg "
@@ -230,12 +230,12 @@ def test_other_languages_need_no_english_stop_words():
     assert rejection(german, language="en").rule == "stop_words"
 
 
-def test_an_unknown_kind_is_an_error():
+def test_rejection_of_an_unknown_kind_is_an_error():
     with pytest.raises(ConfigError, match="did you mean 'code'"):
         rejection("x", language="en", kind="cod")
 
 
-def test_the_stage_marks_rows_and_keeps_them():
+def test_quality_stage_marks_rows_and_keeps_them():
     table = pa.table(
         {
             "text": [ENGLISH, "Too short.", CODE],
@@ -253,13 +253,13 @@ def test_the_stage_marks_rows_and_keeps_them():
     assert quality_rules.QualityStage(rules)(table)["rejected_by"].null_count == 3
 
 
-def test_good_chinese_is_not_rejected_but_for_its_length(shared):
+def test_rejection_of_good_chinese_is_only_by_length(shared):
     rows = json.loads((shared / "data/text/zh_song_authors.json").read_text(encoding="utf-8"))
     found = [rejection(row["desc"], language="zh", kind="text") for row in rows[::4]]
     assert sum(r is not None and r.rule != "characters" for r in found) <= 1
     rows = json.loads((shared / "data/chat/alpaca_zh_demo.json").read_text(encoding="utf-8"))
     found = [rejection(row["output"], language="zh", kind="instruction") for row in rows]
-    assert sum(r is not None for r in found) <= 20  # of 1,000; lists of equal lines above all
+    assert sum(r is not None for r in found) <= 20  # of 1,000; mainly lists of equal lines
 
 
 def test_quality_stage_resumes_a_folder_with_former_names_of_settings(tmp_path):
