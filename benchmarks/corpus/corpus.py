@@ -1,4 +1,4 @@
-"""Text to measure on: new documents of real sentences, some of them nearly said before."""
+"""Synthetic documents of real sentences; some are near duplicates of earlier ones."""
 
 import pathlib
 import random
@@ -9,11 +9,13 @@ from qwen_jax.utils.jsonl import read_rows
 
 
 def sentences(shared: str) -> list[str]:
-    """English sentences of the shared texts."""
+    """Returns the English sentences of the shared texts."""
     folder = pathlib.Path(shared) / "data/text"
     if not folder.exists():
         raise ConfigError(
-            "there is no text to measure on.", str(folder), "name the --shared folder."
+            "the shared texts are missing.",
+            str(folder),
+            "set --shared to the folder of public data.",
         )
     text = (
         (folder / "wikitext2_valid.txt").read_text("utf-8")
@@ -27,18 +29,23 @@ def sentences(shared: str) -> list[str]:
 def documents(
     shared: str, number: int, *, near: float = 0.1, characters: int = 1400, seed: int = 0
 ) -> list[str]:
-    """Documents of random sentences; the share `near` are earlier ones with two words changed."""
-    draw, said, made = random.Random(seed), sentences(shared), []
+    """Returns documents of random sentences.
+
+    Args:
+      near: fraction of documents that repeat an earlier one with two words changed.
+      characters: minimum length of a document.
+    """
+    rng, pool, made = random.Random(seed), sentences(shared), []
     for i in range(number):
-        if made and draw.random() < near:
-            words = draw.choice(made).split(" ")
-            for place in draw.sample(range(len(words)), 2):
-                words[place] = f"changed{draw.randrange(1000)}"
+        if made and rng.random() < near:
+            words = rng.choice(made).split(" ")
+            for index in rng.sample(range(len(words)), 2):
+                words[index] = f"changed{rng.randrange(1000)}"
             made.append(" ".join(words))
             continue
         parts, size = [], 0
         while size < characters:
-            parts.append(draw.choice(said))
+            parts.append(rng.choice(pool))
             size += len(parts[-1])
         made.append(f"{' '.join(parts)} {i}")
     return made

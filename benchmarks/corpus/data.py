@@ -1,4 +1,4 @@
-"""Tokens per second of the loader: rows of 2048 from one source, batches of 32, both packings.
+"""Tokens per second of the loader: 32 sequences of 2048 tokens, one source, both packings.
 
 python -m benchmarks.corpus.data
 """
@@ -20,29 +20,29 @@ from qwen_jax.data.loader import Loader
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One measurement."""
+    """Size and duration of the measurement."""
 
-    tokens_millions: int = option(60, "in the source")
-    context_length: int = option(2048, "tokens of a row")
-    batch_size: int = option(32, "rows of a batch")
-    seconds: float = option(5.0, "that each packing is measured for")
+    tokens_millions: int = option(60, "millions of tokens in the source")
+    context_length: int = option(2048, "tokens in a sequence")
+    batch_size: int = option(32, "sequences in a batch")
+    seconds: float = option(5.0, "duration of the measurement of each packing")
 
 
 class RandomTokens:
-    """Documents of random length and ids: what the loader does depends on neither."""
+    """A stand-in tokenizer with random ids; the loader's speed does not depend on them."""
 
     vocab_size, end_of_text, fingerprint = 151_936, 151_643, "random"
 
     def encode_batch(self, texts):
-        draw = np.random.default_rng(len(texts[0]))
-        return [draw.integers(0, 151_000, 20_000).astype(np.uint32) for _ in texts]
+        rng = np.random.default_rng(len(texts[0]))
+        return [rng.integers(0, 151_000, 20_000).astype(np.uint32) for _ in texts]
 
     def save(self, path):
         path.write_text("none")
 
 
 def main(config: Config) -> None:
-    """Prints a line for each packing."""
+    """Prints the speed of each packing."""
     with tempfile.TemporaryDirectory() as folder:
         documents = (Document(str(i), f"{i}") for i in range(config.tokens_millions * 50))
         shards.write(documents, pathlib.Path(folder) / "random", cast(Any, RandomTokens()))

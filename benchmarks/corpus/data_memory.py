@@ -1,14 +1,13 @@
-"""Memory and speed of the whole data plan at two sizes of corpus, ten times apart.
+"""Memory and speed of the full corpus pipeline at two corpus sizes, ten times apart.
 
-Makes new documents of real sentences (English, Chinese), of real functions (Python's own source),
-and web pages of them in an archive; a tenth are nearly said before. Then runs
-experiments.prepare_data on each size, by worker processes, and adds up the resident memory of all
-its processes as it goes.
+Makes documents of real sentences (English, Chinese) and functions (Python's standard library), and
+a web archive; a tenth are near duplicates. Then runs experiments.prepare_data on each corpus with
+worker processes, and samples the memory of all its processes.
 
     python -m benchmarks.corpus.data_memory --folder=FOLDER \\
         --output=benchmarks/results/data_memory.md
 
-Stopped and run again it goes on: sizes that are measured are not measured again.
+A second run resumes: finished sizes are not measured again.
 """
 
 import ast
@@ -34,7 +33,7 @@ from qwen_jax.config import option
 from qwen_jax.errors import ConfigError
 from qwen_jax.utils.files import write_json
 
-_SHARES = {"english": 0.65, "chinese": 0.15, "code": 0.15, "web": 0.05}  # of the bytes
+_SHARES = {"english": 0.65, "chinese": 0.15, "code": 0.15, "web": 0.05}  # fractions of the bytes
 _PAGE = (
     "<html><head><title>{0}</title></head><body><nav><a href='/'>Home</a> <a href='/all'>All"
     "</a></nav><article><h1>{0}</h1>{1}</article><footer>All rights reserved</footer></body>"
@@ -44,22 +43,20 @@ _PAGE = (
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Two corpora, two runs."""
+    """Corpora and runs to measure."""
 
-    shared: str = option(
-        os.environ.get("QWEN_JAX_SHARED", "../shared"), "the folder of public data"
-    )
-    folder: str = option("", "of the corpora and what is made of them: some 4 times the largest")
-    megabytes: tuple[int, ...] = option((200, 2000), "of text, of each corpus")
-    workers: int = option(2, "processes")
-    partition_mb: float = option(64.0, "of source files that one task reads")
-    output: str = option("", "a Markdown file; the plot goes beside it")
+    shared: str = option(os.environ.get("QWEN_JAX_SHARED", "../shared"), "folder of public data")
+    folder: str = option("", "folder for corpora and outputs: needs 4 times the largest corpus")
+    megabytes: tuple[int, ...] = option((200, 2000), "MB of text in each corpus")
+    workers: int = option(2, "worker processes")
+    partition_mb: float = option(64.0, "MB of source files in a partition")
+    output: str = option("", "a Markdown file; the plot is written next to it")
 
 
 def main(config: Config) -> None:
-    """Makes, runs, and prints what was seen."""
+    """Makes the corpora, runs the pipeline, and prints the results."""
     if not config.folder:
-        raise ConfigError("nowhere to put the corpora.", "--folder", "name a folder.")
+        raise ConfigError("no folder for the corpora.", "--folder", "name a folder.")
     folder = pathlib.Path(config.folder)
     for size in config.megabytes:
         if not (folder / f"in{size}.json").exists():
@@ -75,13 +72,13 @@ def main(config: Config) -> None:
     if config.output:
         path = pathlib.Path(config.output)
         path.write_text(
-            f"# Memory of the data plan\n\n{text}\n![memory]({path.stem}.png)\n", "utf-8"
+            f"# Memory of the corpus pipeline\n\n{text}\n![memory]({path.stem}.png)\n", "utf-8"
         )
         plot(path.with_suffix(".png"), config, runs)
 
 
 def make(config: Config, folder: pathlib.Path, megabytes: int) -> dict[str, list[float]]:
-    """Writes the corpus; {source: [documents, MB of text]}."""
+    """Writes the corpus; returns {source: [documents, MB of text]}."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
         "english": documents([f"{s} " for s in corpus.sentences(config.shared)], 1400, seed=0),
@@ -96,32 +93,35 @@ def make(config: Config, folder: pathlib.Path, megabytes: int) -> dict[str, list
 
 
 def documents(parts: list[str], characters: int, *, seed: int, near: float = 0.1) -> Iterator[str]:
-    """Random parts, a line end after one of four; the share `near` are lately written ones with two
-    words changed. As corpus.documents, without end."""
-    draw, lately, number = random.Random(seed), [], 0
+    """Yields documents without end, like corpus.documents.
+
+    A document is made of random parts, with a line break after one in four. The fraction `near`
+    repeats one of the last 2,000 documents with two words changed.
+    """
+    rng, recent, number = random.Random(seed), [], 0
     while True:
         number += 1
-        if lately and draw.random() < near:
-            words = re.split(r"(?<=\W)", draw.choice(lately))
-            for place in draw.sample(range(len(words)), min(2, len(words))):
-                words[place] = f"changed{draw.randrange(1000)} "
+        if recent and rng.random() < near:
+            words = re.split(r"(?<=\W)", rng.choice(recent))
+            for index in rng.sample(range(len(words)), min(2, len(words))):
+                words[index] = f"changed{rng.randrange(1000)} "
             yield "".join(words)
             continue
         chosen, size = [], 0
         while size < characters:
-            part = draw.choice(parts)
-            chosen.append(part if draw.random() < 0.75 else f"{part.rstrip()}\n")
+            part = rng.choice(parts)
+            chosen.append(part if rng.random() < 0.75 else f"{part.rstrip()}\n")
             size += len(part)
         text = f"{''.join(chosen).rstrip()}\n"
-        if len(lately) < 2000:
-            lately.append(text)
+        if len(recent) < 2000:
+            recent.append(text)
         else:
-            lately[draw.randrange(2000)] = text
+            recent[rng.randrange(2000)] = text
         yield text
 
 
 def chinese(shared: str) -> list[str]:
-    """Sentences of the shared Chinese texts, old and new."""
+    """Returns sentences of the shared Chinese texts, classical and modern."""
     data = pathlib.Path(shared) / "data"
     texts = [
         row["desc"] for row in json.loads((data / "text/zh_song_authors.json").read_text("utf-8"))
@@ -134,7 +134,7 @@ def chinese(shared: str) -> list[str]:
 
 
 def functions() -> list[str]:
-    """Functions and classes of this Python's library, as they stand there."""
+    """Returns the source of the functions of Python's standard library."""
     found = []
     for path in sorted(pathlib.Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         source = path.read_text("utf-8", "replace")
@@ -166,19 +166,19 @@ def _write(path: pathlib.Path, name: str, texts: Iterator[str], size: float) -> 
 
 def _record(number: int, text: str) -> bytes:
     body = "".join(f"<p>{line}</p>" for line in text.split("\n"))
-    answer = (
+    response = (
         "HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n\r\n"
         + _PAGE.format(text[:40], body)
     ).encode()
     head = (
         f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://web.example/{number}\r\n"
-        f"Content-Length: {len(answer)}\r\n\r\n"
+        f"Content-Length: {len(response)}\r\n\r\n"
     ).encode()
-    return gzip.compress(head + answer + b"\r\n\r\n", 1, mtime=0)
+    return gzip.compress(head + response + b"\r\n\r\n", 1, mtime=0)
 
 
 def measure(config: Config, folder: pathlib.Path, size: int) -> dict:
-    """One run: its seconds, CPU seconds, peak and curve of memory, and what it said."""
+    """Runs the pipeline; returns seconds, CPU seconds, peak and curve of memory, and output."""
     source, output = folder / f"in{size}", folder / f"out{size}"
     command = [
         sys.executable,
@@ -192,30 +192,30 @@ def measure(config: Config, folder: pathlib.Path, size: int) -> dict:
         f"--workers={config.workers}",
         f"--partition_mb={config.partition_mb}",
     ]
-    began, before = time.time(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    started, before = time.time(), resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     lines: list[tuple[float, str]] = []
     reader = threading.Thread(
         target=lambda: [
-            lines.append((time.time() - began, line.rstrip())) for line in process.stdout or ()
+            lines.append((time.time() - started, line.rstrip())) for line in process.stdout or ()
         ]
     )
     reader.start()
     curve = []
     while process.poll() is None:
-        curve.append((round(time.time() - began, 1), *memory(process.pid)))
+        curve.append((round(time.time() - started, 1), *memory(process.pid)))
         time.sleep(0.3)
     reader.join()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode:
-        raise ConfigError(f"the run ended with {process.returncode}.", str(output), "see above.")
+        raise ConfigError(f"the run exited with {process.returncode}.", str(output), "see above.")
     stored = {
         path.name: sum(f.stat().st_size for f in path.rglob("*") if f.is_file()) / 1e6
         for path in sorted(output.iterdir())
         if path.is_dir()
     }
     return {
-        "seconds": time.time() - began,
+        "seconds": time.time() - started,
         "cpu": sum(getattr(after, of) - getattr(before, of) for of in ("ru_utime", "ru_stime")),
         "peak": max(each[1] for each in curve),
         "unique": max(each[2] for each in curve),
@@ -226,7 +226,7 @@ def measure(config: Config, folder: pathlib.Path, size: int) -> dict:
 
 
 def memory(pid: int) -> tuple[float, float]:
-    """MB of a process and all below it: resident (shared pages once each), and proportional."""
+    """Returns MB of a process and its children: resident and proportional (shared pages split)."""
     import psutil
 
     resident = proportional = 0.0
@@ -237,7 +237,7 @@ def memory(pid: int) -> tuple[float, float]:
                 found = process.memory_full_info()
                 resident += found.rss / 1e6
                 proportional += found.pss / 1e6
-            except psutil.Error:  # it ended meanwhile
+            except psutil.Error:  # it has exited
                 pass
     except psutil.Error:
         pass
@@ -245,12 +245,13 @@ def memory(pid: int) -> tuple[float, float]:
 
 
 def page(config: Config, made: list[dict], runs: list[dict]) -> str:
-    """What was seen, as Markdown."""
+    """Returns the results as Markdown."""
     lines = [
         packages.head(("daft", "pyarrow", "trafilatura", "tiktoken")),
-        f"The whole plan with {config.workers} workers, partitions of {config.partition_mb:g} "
-        "MB. Memory is summed over all processes of the run, looked at three times a second: "
-        "resident (what they share counted in each) and proportional (counted once).",
+        f"The full pipeline with {config.workers} workers and partitions of "
+        f"{config.partition_mb:g} MB. Memory is the sum over all processes of the run, sampled "
+        "three times a second: resident (shared pages counted in each process) and proportional "
+        "(counted once).",
         "",
         "| corpus | documents | seconds | CPU s | peak, resident | peak, proportional |",
         "|---|---|---|---|---|---|",
@@ -268,11 +269,11 @@ def page(config: Config, made: list[dict], runs: list[dict]) -> str:
         f"{config.megabytes[-1] / config.megabytes[0]:g} times the corpus: "
         f"{ratio:.2f} times the peak.",
         "",
-        "Made of: "
+        "Contents: "
         + ", ".join(f"{name} {megabytes:,.0f} MB" for name, (_, megabytes) in made[-1].items())
         + ".",
         "",
-        "What the largest run said:",
+        "Output of the largest run:",
         "",
     ]
     lines += [
@@ -290,13 +291,13 @@ def page(config: Config, made: list[dict], runs: list[dict]) -> str:
 
 
 def plot(path: pathlib.Path, config: Config, runs: list[dict]) -> None:
-    """Memory over the share of each run's time."""
+    """Plots memory over the fraction of each run's time."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
     colors = itertools.cycle(("#8fb3d9", "#c4572f", "#444"))
-    for size, run, color in zip(config.megabytes, runs, colors, strict=False):  # colors have no end
+    for size, run, color in zip(config.megabytes, runs, colors, strict=False):  # colors are endless
         axes.plot(
             [100 * each[0] / run["seconds"] for each in run["curve"]],
             [each[1] for each in run["curve"]],

@@ -1,7 +1,7 @@
-"""The data plan beside its peers, on the same documents in the same run.
+"""Speed of the corpus pipeline and its peers, on the same documents in the same run.
 
-MinHash from JSONL to what is kept: ours, datasketch, datatrove. Tokenizing: ours to shards,
-tiktoken's own threads. Then the whole plan on web pages and text, MB/s of each stage.
+MinHash from JSONL to the kept documents: ours, datasketch, datatrove. Tokenization: ours to shards,
+tiktoken with threads. Then the full pipeline on web pages and text, in MB/s of each stage.
 
     python -m benchmarks.corpus.data_plan --datatrove_python=PYTHON \\
         --output=benchmarks/results/data_plan.md
@@ -32,26 +32,24 @@ from qwen_jax.utils.jsonl import write_rows
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One table."""
+    """Corpora and peers to measure."""
 
-    shared: str = option(
-        os.environ.get("QWEN_JAX_SHARED", "../shared"), "the folder of public data"
-    )
+    shared: str = option(os.environ.get("QWEN_JAX_SHARED", "../shared"), "folder of public data")
     documents: tuple[int, ...] = option(
-        (6000, 240000, 40000), "of 1,500 characters, of each corpus"
+        (6000, 240000, 40000), "documents of 1,500 characters in each corpus"
     )
     datatrove_python: str = option(
-        "", "with datatrove, spacy, tokenizers, xxhash<3.6; on the first corpus"
+        "", "a Python with datatrove, spacy, tokenizers, xxhash<3.6; for the first corpus"
     )
-    rounds: int = option(2, "the best of them counts")
+    rounds: int = option(2, "rounds; the best one counts")
     output: str = option("", "a Markdown file")
 
 
 def main(config: Config) -> None:
-    """Prints the tables, and writes them where they are asked for."""
+    """Prints the tables and writes them to --output."""
     lines = [
         packages.head(("daft", "datasketch", "tiktoken", "trafilatura")),
-        "A tenth of the documents are near duplicates. `s` is what the clock said.",
+        "A tenth of the documents are near duplicates. `s` is wall-clock time.",
         "",
     ]
     for number in config.documents:
@@ -67,15 +65,15 @@ def main(config: Config) -> None:
     print("\n".join(lines))
     if config.output:
         pathlib.Path(config.output).write_text(
-            "# The data plan\n\n" + "\n".join(lines) + "\n", "utf-8"
+            "# The corpus pipeline\n\n" + "\n".join(lines) + "\n", "utf-8"
         )
 
 
 def near_dedup(config: Config, folder: str, texts: list[str], *, first: bool) -> list[str]:
-    """From JSONL to what is kept. Ours writes all of it three times (read, keys, kept)."""
+    """Measures from JSONL to the kept documents. Ours writes three times (read, keys, kept)."""
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     runs: dict[str, list[tuple[float, float, int]]] = {}
-    alone = []  # seconds of the stage itself in one process, without Read
+    stage_seconds = []  # of the stage in one process, without Read
     for turn in range(config.rounds):
         for name, workers in (("ours, 1 process", 0), ("ours, 2 processes", 2)):
             cost = Cost()
@@ -89,7 +87,7 @@ def near_dedup(config: Config, folder: str, texts: list[str], *, first: bool) ->
             runs.setdefault(name, []).append(
                 (*cost.now(), result.counts["02-near_dedup"]["kept"]["documents"])
             )
-            alone += [] if workers else [result.seconds["02-near_dedup"][0]]
+            stage_seconds += [] if workers else [result.seconds["02-near_dedup"][0]]
         cost = Cost()
         kept = datasketch(f"{folder}/in/a.jsonl")
         runs.setdefault("datasketch, 1 process", []).append((*cost.now(), kept))
@@ -127,17 +125,17 @@ def near_dedup(config: Config, folder: str, texts: list[str], *, first: bool) ->
     return [
         *lines,
         "",
-        f"Of ours, 1 process, the stage itself (keys, buckets, components, and writing what "
-        f"is kept; not reading JSONL and writing that): {min(alone):.1f} s.",
+        f"Ours, 1 process, only the stage (keys, buckets, components, and writing the kept "
+        f"documents; without reading JSONL and writing it): {min(stage_seconds):.1f} s.",
         "",
     ]
 
 
 class Cost:
-    """CPU seconds of this process and of those it waited for, and seconds, since it was made."""
+    """CPU seconds (of this process and finished children) and wall-clock seconds since creation."""
 
     def __init__(self):
-        self._begun = self._read()
+        self._started = self._read()
 
     def _read(self) -> tuple[float, float]:
         spent = sum(
@@ -148,12 +146,12 @@ class Cost:
         return spent, time.perf_counter()
 
     def now(self) -> tuple[float, float]:
-        (spent, clock), (begun_spent, begun) = self._read(), self._begun
-        return spent - begun_spent, clock - begun
+        (spent, clock), (spent_before, started) = self._read(), self._started
+        return spent - spent_before, clock - started
 
 
 def datasketch(path: str) -> int:
-    """Documents kept: read, MinHash of the same shingles, LSH of the same bands."""
+    """Returns the number of kept documents, with the same shingles and LSH bands as ours."""
     from datasketch import MinHash, MinHashLSH  # pyright: ignore[reportMissingImports]
 
     index, kept = MinHashLSH(num_perm=112, params=(14, 8)), []
@@ -172,7 +170,7 @@ def datasketch(path: str) -> int:
 
 
 def tokenizing(config: Config, texts: list[str], folder: str) -> list[str]:
-    """MB/s to shards, against tiktoken's encode_ordinary_batch, which writes nothing."""
+    """Measures MB/s to shards against tiktoken's encode_ordinary_batch, which writes nothing."""
     tokenizer = Tokenizer.from_file(f"{config.shared}/reference/qwen.tiktoken")
     size = sum(len(text.encode()) for text in texts) / 1e6
     rates: dict[str, list[float]] = {}
@@ -201,23 +199,23 @@ def tokenizing(config: Config, texts: list[str], folder: str) -> list[str]:
 
 
 def stages(config: Config, folder: str) -> list[str]:
-    """The whole plan on the shared web pages and texts."""
+    """Measures the full pipeline on the shared web pages and texts."""
     data = f"{config.shared}/data"
-    plan = dataclasses.replace(
+    settings = dataclasses.replace(
         prepare_data.RECIPE,
         sources=(
             f"web:{data}/html/zyte/html",
             f"c4={data}/text/c4_demo.jsonl",
             f"made={folder}/in",
         ),
-        output=f"{folder}/plan",
+        output=f"{folder}/pipeline",
         filters=prepare_data.Filters(test_sets=f"{data}/eval"),
     )
     result = pipeline.run(
-        plan.sources, prepare_data.plan(plan), plan.output, workers=1, partition_mb=16
+        settings.sources, prepare_data.plan(settings), settings.output, workers=1, partition_mb=16
     )
     lines = [
-        "| stage | MB/s of one worker, of text that comes in (`read`: out) | s |",
+        "| stage | MB/s of one worker, of input text (`read`: output) | s |",
         "|---|---|---|",
     ]
     rates = {name: size / spent for name, (spent, size) in result.seconds.items()}

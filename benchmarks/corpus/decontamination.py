@@ -1,10 +1,10 @@
-"""What decontamination finds: 50 test items in many dresses, planted in training text.
+"""Recall of decontamination: 50 test items in many variants, planted in training text.
 
     python -m benchmarks.corpus.decontamination    # writes benchmarks/results/decontamination.md
 
-Each item is planted in the middle of a document of the public training text, in each dress; a find
-is the item itself, and any other item that is named is counted as a wrong one. The last table is
-what the same index finds in the training sets that lie beside the test sets.
+Each variant of an item is planted in the middle of a public training document. The item is found if
+its name is among the matches; other matches count as wrong. The last table shows the overlaps of
+public training sets as they are.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from qwen_jax.corpus.filters.decontaminate import Index, units
 from qwen_jax.corpus.filters.test_items import TestItem, read_test_sets
 from qwen_jax.utils.jsonl import read_rows
 
-PARAPHRASES = {  # written by hand: the same task in other words
+PARAPHRASES = {  # manual: the same task in other words
     ("gsm8k", "0"): "Every day a woman called Janet gets sixteen eggs from her ducks. Three become "
     "her breakfast, four go into muffins for friends, and each other one brings "
     "2 dollars at a market. What is her daily income there?",
@@ -48,18 +48,16 @@ RESULTS = pathlib.Path(__file__).resolve().parents[1] / "results"
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One measurement."""
+    """Items to plant, and the output."""
 
-    shared: str = option(
-        os.environ.get("QWEN_JAX_SHARED", "../shared"), "the folder of public data"
-    )
-    items: int = option(50, "of the test sets that are planted")
-    seed: int = option(0, "of what is drawn")
+    shared: str = option(os.environ.get("QWEN_JAX_SHARED", "../shared"), "folder of public data")
+    items: int = option(50, "test items to plant")
+    seed: int = option(0, "seed of the chosen items")
     output: str = option(str(RESULTS / "decontamination.md"), "a Markdown file")
 
 
 def main(config: Config) -> None:
-    """Plants, looks, writes the table."""
+    """Plants items, searches for them, and writes the tables."""
     data = pathlib.Path(config.shared) / "data"
     items = list(read_test_sets(data / "eval"))
     started = time.process_time()
@@ -72,56 +70,56 @@ def main(config: Config) -> None:
     plain = [text for texts in carriers.values() for text in texts if len(text) > 300]
     clean = [text for text in plain if not index.matches(text)]
     chosen = choose(items, config)
-    hand = [item for item in items if item[:2] in PARAPHRASES]
-    hand = [next(item for item in hand if item[:2] == key) for key in PARAPHRASES]
+    paraphrased = [item for item in items if item[:2] in PARAPHRASES]
+    paraphrased = [next(item for item in paraphrased if item[:2] == key) for key in PARAPHRASES]
     lines = [
         head(config, index, items, build, size),
         "## Planted items",
         "",
         f"{len(chosen)} items with 26 units or more, each in a document of its own.",
         "",
-        "| dress | found | wrong items named |",
+        "| variant | found | wrong items named |",
         "|---|---:|---:|",
     ]
-    for name, dress in DRESSES.items():
+    for name, variant in VARIANTS.items():
         lines.append(
-            look(
+            search_planted(
                 index,
                 name,
-                [(item, dress(item.text, random.Random(i))) for i, item in enumerate(chosen)],
+                [(item, variant(item.text, random.Random(i))) for i, item in enumerate(chosen)],
                 clean,
             )
         )
     lines.append(
-        look(
+        search_planted(
             index,
-            "paraphrased by hand, the same numbers",
-            [(item, PARAPHRASES[item[:2]]) for item in hand],
+            "paraphrased manually, the same numbers",
+            [(item, PARAPHRASES[item[:2]]) for item in paraphrased],
             clean,
         )
     )
     lines += [
         "",
-        "Not found is whatever leaves no 13 units in a row: paraphrases, pieces of 12, "
-        "one word in ten replaced. The rule does not see them, nor does the report's. "
-        "Without signs `a+b` is one word, so that some formulas are lost.",
-        "Wrong items are others of the same template: BIG-Bench Hard's share their "
-        "instructions, HumanEvalPack has every task in six languages. The document is left "
-        "out all the same, and rightly.",
+        "A variant without 13 consecutive units of the item is not found: paraphrases, excerpts "
+        "of 12 units, one word in ten replaced. The report's rule does not find them either. "
+        "Without punctuation `a+b` is one word, so some formulas are lost.",
+        "Wrong items share a template with the planted one: BIG-Bench Hard's tasks repeat their "
+        "instructions, HumanEvalPack has every task in six languages. The document is rejected "
+        "in any case, which is correct.",
         "",
         "## Training text as it is",
         "",
         "| data | documents | with an overlap | MB/s of one core (CPU time) | examples |",
         "|---|---:|---:|---:|---|",
     ]
-    lines += [as_it_is(index, name, texts) for name, texts in carriers.items()]
+    lines += [scan_training_text(index, name, texts) for name, texts in carriers.items()]
     path = pathlib.Path(config.output)
     print("\n".join(lines), f"\n{path}")  # first: what was measured is not lost with a wrong path
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def as_it_is(index: Index, name: str, texts: list[str]) -> str:
-    """How much of public text overlaps, and how fast that is found."""
+def scan_training_text(index: Index, name: str, texts: list[str]) -> str:
+    """Returns a table row: overlaps of public text and the speed of the search."""
     started = time.process_time()
     found = [index.matches(text) for text in texts]
     seconds = time.process_time() - started
@@ -132,24 +130,23 @@ def as_it_is(index: Index, name: str, texts: list[str]) -> str:
 
 
 def head(config: Config, index: Index, items: list[TestItem], build: float, size: float) -> str:
-    """What was measured, on what."""
+    """Returns the header: machine, command and index."""
     about = machine()
     short = sum(len(units(item.text)) < index.rules.min_units for item in items)
-    whole = sum(
-        index.rules.min_units <= len(units(item.text)) < index.rules.ngram for item in items
-    )
+    full = sum(index.rules.min_units <= len(units(item.text)) < index.rules.ngram for item in items)
     return "\n".join(
         [
             "# Decontamination",
             "",
             f"{about['date']}, {about['cpus']} CPU cores, Python {about['python']}; other programs "
-            f"ran beside it. `python -m benchmarks.corpus.decontamination --seed={config.seed}`",
+            "ran at the same time. "
+            f"`python -m benchmarks.corpus.decontamination --seed={config.seed}`",
             "",
             f"Index: {len(items):,} texts of {len(index.items):,} items of "
             f"{len({s for s, _ in index.items})} test sets, {len(index.hashes):,} n-grams, built "
-            f"in {build:.0f} s of CPU time, {size:.0f} MB on disk. {whole:,} texts have fewer than "
-            f"{index.rules.ngram} units and are matched whole; {short:,} have fewer than "
-            f"{index.rules.min_units} and are matched as whole lines alone. {index.phrases:,} "
+            f"in {build:.0f} s of CPU time, {size:.0f} MB on disk. {full:,} texts have fewer than "
+            f"{index.rules.ngram} units and must match in full; {short:,} have fewer than "
+            f"{index.rules.min_units} and match only full lines. {index.phrases:,} "
             f"n-grams are in more than {index.rules.max_items} items and count as phrases.",
             "",
         ]
@@ -157,15 +154,15 @@ def head(config: Config, index: Index, items: list[TestItem], build: float, size
 
 
 def choose(items: list[TestItem], config: Config) -> list[TestItem]:
-    """The first texts of items, the test sets in turn."""
-    draw = random.Random(config.seed)
+    """Returns the first texts of items, taking turns between the test sets."""
+    rng = random.Random(config.seed)
     first = {item[:2]: item for item in reversed(items)}  # the question
     sets: dict[str, list[TestItem]] = {}
     for item in first.values():
         if len(units(item.text)) >= 26:
             sets.setdefault(item.test_set.split("_")[0], []).append(item)
     for name in sorted(sets):
-        draw.shuffle(sets[name])
+        rng.shuffle(sets[name])
     turns = [
         sets[name][turn]
         for turn in range(config.items)
@@ -175,29 +172,31 @@ def choose(items: list[TestItem], config: Config) -> list[TestItem]:
     return turns[: config.items]
 
 
-def look(index: Index, name: str, planted: list[tuple[TestItem, str]], clean: list[str]) -> str:
-    """One row of the table."""
-    right = wrong = 0
+def search_planted(
+    index: Index, name: str, planted: list[tuple[TestItem, str]], clean: list[str]
+) -> str:
+    """Returns a table row: how many planted items are found."""
+    correct = wrong = 0
     for i, (item, text) in enumerate(planted):
         carrier = clean[i % len(clean)]
         middle = len(carrier) // 2
         found = {
             match[:2] for match in index.matches(f"{carrier[:middle]}\n{text}\n{carrier[middle:]}")
         }
-        right += item[:2] in found
+        correct += item[:2] in found
         wrong += len(found - {item[:2]})
-    return f"| {name} | {right} of {len(planted)} | {wrong} |"
+    return f"| {name} | {correct} of {len(planted)} | {wrong} |"
 
 
-def _cut(text: str, draw: random.Random, length: int) -> str:
+def _excerpt(text: str, rng: random.Random, length: int) -> str:
     spans = [match.span() for match in re.finditer(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+", text)]
-    first = draw.randrange(max(1, len(spans) - length + 1))
+    first = rng.randrange(max(1, len(spans) - length + 1))
     return text[spans[first][0] : spans[min(first + length, len(spans)) - 1][1]]
 
 
-def _replace(text: str, draw: random.Random, every: int) -> str:
-    """Each n-th unit becomes another, from a place drawn by chance."""
-    count = draw.randrange(every)
+def _replace(text: str, rng: random.Random, every: int) -> str:
+    """Replaces every n-th unit, from a random start."""
+    count = rng.randrange(every)
 
     def other(match: re.Match) -> str:
         nonlocal count
@@ -207,39 +206,39 @@ def _replace(text: str, draw: random.Random, every: int) -> str:
     return re.sub(r"[\u3400-\u9fff]|[^\W_\u3400-\u9fff]+", other, text)
 
 
-def _sentences(text: str, draw: random.Random) -> str:
+def _sentences(text: str, rng: random.Random) -> str:
     return " ".join(reversed(re.split(r"(?<=[.?!。？！\n])\s*", text)))
 
 
-def _clauses(text: str, draw: random.Random) -> str:
+def _clauses(text: str, rng: random.Random) -> str:
     return ", ".join(reversed(re.split(r"[.?!。？！\n,，;；]\s*", text)))
 
 
-DRESSES: dict[str, Callable[[str, random.Random], str]] = {
-    "as it is": lambda text, draw: text,
-    "capitals, other white space, no signs": lambda text, draw: (
+VARIANTS: dict[str, Callable[[str, random.Random], str]] = {
+    "as it is": lambda text, rng: text,
+    "capitals, other whitespace, no punctuation": lambda text, rng: (
         re.sub(r"[^\w\s]|_", "", text).upper().replace(" ", "\n ")
     ),
-    "full-width letters and digits": lambda text, draw: "".join(
+    "full-width letters and digits": lambda text, rng: "".join(
         chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in text
     ),
-    "its first half": lambda text, draw: text[: len(text) // 2],
-    "20 units of it": lambda text, draw: _cut(text, draw, 20),
-    "13 units of it": lambda text, draw: _cut(text, draw, 13),
-    "12 units of it": lambda text, draw: _cut(text, draw, 12),
+    "its first half": lambda text, rng: text[: len(text) // 2],
+    "20 units of it": lambda text, rng: _excerpt(text, rng, 20),
+    "13 units of it": lambda text, rng: _excerpt(text, rng, 13),
+    "12 units of it": lambda text, rng: _excerpt(text, rng, 12),
     "sentences in reverse order": _sentences,
     "clauses in reverse order": _clauses,
-    "every number another": lambda text, draw: re.sub(
-        r"\d+", lambda match: str(int(match[0]) + draw.randrange(1, 90)), text
+    "every number changed": lambda text, rng: re.sub(
+        r"\d+", lambda match: str(int(match[0]) + rng.randrange(1, 90)), text
     ),
-    "one word in twenty replaced": lambda text, draw: _replace(text, draw, 20),
-    "one word in ten replaced": lambda text, draw: _replace(text, draw, 10),
-    "one word in six replaced": lambda text, draw: _replace(text, draw, 6),
+    "one word in twenty replaced": lambda text, rng: _replace(text, rng, 20),
+    "one word in ten replaced": lambda text, rng: _replace(text, rng, 10),
+    "one word in six replaced": lambda text, rng: _replace(text, rng, 6),
 }
 
 
 def training_texts(data: pathlib.Path) -> dict[str, list[str]]:
-    """The training text that lies beside the test sets."""
+    """Returns the public training texts, by the name of their set."""
     found = {
         "c4_demo": [row["text"] for _, row in read_rows(data / "text/c4_demo.jsonl")],
         "wiki_demo": (data / "text/wiki_demo.txt").read_text(encoding="utf-8").split("\n"),

@@ -1,7 +1,7 @@
-"""Word-level F1 of extracted text: our way, trafilatura and resiliparse alone, on the same pages.
+"""Word-level F1 of extracted text: ours, plain trafilatura and plain resiliparse, on equal pages.
 
-On pages with gold article bodies (article-extraction-benchmark, see the data folder's README), and
-on Chinese pages made here, in charsets that are declared, not declared, or declared wrongly.
+The pages are those with gold article bodies (article-extraction-benchmark, see the data folder's
+README), and synthetic Chinese pages whose charset is declared, undeclared, or declared wrongly.
 
     python -m benchmarks.corpus.extraction --output=benchmarks/results/extraction.md
 """
@@ -23,7 +23,7 @@ from qwen_jax.corpus.sources import charset
 from qwen_jax.corpus.sources.page_worker import PageWorker
 from qwen_jax.errors import ConfigError
 
-CHARSETS = (  # name, bytes in, declared in the page
+CHARSETS = (  # name, codec of the bytes, charset declared in the page
     ("utf-8", "utf-8", "utf-8"),
     ("gbk, declared", "gbk", "gbk"),
     ("gbk, not declared", "gbk", None),
@@ -31,23 +31,23 @@ CHARSETS = (  # name, bytes in, declared in the page
     ("gbk, declared iso-8859-1", "gbk", "iso-8859-1"),
     ("gb18030, declared gb2312", "gb18030", "gb2312"),
     ("big5, not declared", "big5", None),
-    ("utf-16 with its mark", "utf-16", None),
+    ("utf-16 with BOM", "utf-16", None),
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One table."""
+    """Pages to measure."""
 
     shared: str = option(
-        os.environ.get("QWEN_JAX_SHARED", "../shared"), "folder with data/html/zyte"
+        os.environ.get("QWEN_JAX_SHARED", "../shared"), "folder of public data, with data/html/zyte"
     )
-    chinese_pages: int = option(40, "in each charset")
+    chinese_pages: int = option(40, "Chinese pages in each charset")
     output: str = option("", "a Markdown file")
 
 
 def ours(extractor: str):
-    """As the read stage does it: our charset, a process of its own, a time limit."""
+    """Returns an extractor like that of the read stage: our charset, a process, a time limit."""
     worker = PageWorker(extractor, 10.0)
 
     def extract(content: bytes) -> str:
@@ -57,13 +57,13 @@ def ours(extractor: str):
     return extract
 
 
-def trafilatura_alone(content: bytes) -> str:
+def plain_trafilatura(content: bytes) -> str:
     import trafilatura
 
     return trafilatura.extract(content, include_comments=False) or ""
 
 
-def resiliparse_alone(content: bytes) -> str:
+def plain_resiliparse(content: bytes) -> str:
     from resiliparse.extract.html2text import extract_plain_text
     from resiliparse.parse.encoding import bytes_to_str, detect_encoding
 
@@ -73,7 +73,7 @@ def resiliparse_alone(content: bytes) -> str:
 
 
 def f1(found: str, gold: str) -> tuple[float, float, float]:
-    """(F1, precision, recall) of the words, each as often as it comes."""
+    """Returns (F1, precision, recall) of the words as multisets."""
     a, b = (collections.Counter(words(text).split()) for text in (found, gold))
     both = (a & b).total()
     precision, recall = both / max(1, a.total()), both / max(1, b.total())
@@ -84,7 +84,7 @@ def gold_pages(shared: str) -> list[tuple[bytes, str]]:
     folder = pathlib.Path(shared) / "data/html/zyte"
     if not folder.exists():
         raise ConfigError(
-            "there are no gold pages.", str(folder), "name the data's --shared folder."
+            "the gold pages are missing.", str(folder), "set --shared to the folder of public data."
         )
     truth = json.loads((folder / "ground-truth.json").read_text(encoding="utf-8"))
     return [
@@ -96,15 +96,15 @@ def gold_pages(shared: str) -> list[tuple[bytes, str]]:
 def chinese_pages(
     shared: str, number: int, codec: str, declared: str | None
 ) -> list[tuple[bytes, str]]:
-    """Answers of a Chinese instruction set, as articles between a menu, links and a footer."""
+    """Returns Chinese responses as articles between a menu, links and a footer, with the text."""
     rows = json.loads((pathlib.Path(shared) / "data/chat/alpaca_zh_demo.json").read_text("utf-8"))
-    draw, pages = random.Random(0), []
+    rng, pages = random.Random(0), []
     texts = [row["output"] for row in rows if len(row["output"]) > 250]
     links = "".join(
         f"<li><a href='/{name}'>{name}</a></li>"
         for name in ("首页", "新闻", "体育", "财经", "科技", "登录", "注册")
     )
-    for text in draw.sample(texts, min(number, len(texts))):
+    for text in rng.sample(texts, min(number, len(texts))):
         text = text.encode(codec, "ignore").decode(codec)
         body = "".join(f"<p>{line}</p>" for line in text.splitlines() if line.strip())
         meta = f"<meta charset='{declared}'>" if declared else ""
@@ -119,16 +119,16 @@ def chinese_pages(
 
 
 def main(config: Config) -> None:
-    """Prints the tables, and writes them where they are asked for."""
+    """Prints the tables and writes them to --output."""
     extractors = {
         "ours, article (trafilatura)": ours("article"),
-        "trafilatura alone": trafilatura_alone,
+        "plain trafilatura": plain_trafilatura,
         "ours, article_fast (resiliparse)": ours("article_fast"),
-        "resiliparse alone": resiliparse_alone,
+        "plain resiliparse": plain_resiliparse,
     }
     lines = [
         packages.head(("trafilatura", "resiliparse", "lxml")),
-        "Each page's words against its gold body, mean over pages.",
+        "Words of each page against its gold body, mean over pages.",
         "",
         "| 181 pages | F1 | precision | recall | without text |",
         "|---|---|---|---|---|",
@@ -144,8 +144,8 @@ def main(config: Config) -> None:
         print(lines[-1], flush=True)
     lines += [
         "",
-        "Chinese pages made for this (a menu, a sidebar and a footer around an answer of "
-        "an instruction set), F1 of characters:",
+        "Synthetic Chinese pages (a menu, a sidebar and a footer around a response of an "
+        "instruction set), F1 of characters:",
         "",
         f"| charset | {' | '.join(extractors)} |",
         "|---|" + "---|" * len(extractors),

@@ -1,4 +1,4 @@
-"""The linear filter on labeled text, next to scikit-learn and fastText where installed."""
+"""The linear filter on labeled text, next to scikit-learn and fastText if installed."""
 
 import importlib.util
 import pathlib
@@ -16,14 +16,14 @@ Labeled = list[tuple[str, str]]  # text and kind
 
 
 def quality(good: dict, bad: dict) -> list[str]:
-    """The linear filter of good text, and its peers."""
+    """Measures the filter of good text and its peers."""
     rows: Labeled = []
     for name in (
         "c4_demo",
-        "wikitext2, pieces of a section",
+        "wikitext2, parts of a section",
         "zyte, gold articles in English",
         "zh_song_authors (classical)",
-        "alpaca_zh answers as pages",
+        "alpaca_zh responses as pages",
     ):
         rows += [(text, "good") for text in good[name][2] if len(text) >= 120][:1000]
     rows += [(text, kind) for kind, (_, texts) in bad.items() for text in texts]
@@ -48,14 +48,14 @@ def quality(good: dict, bad: dict) -> list[str]:
     return [
         *lines,
         "",
-        "Bad text that is made by rule is easier than what the web has: these "
-        "figures are of the tool, not of a filter to use.",
+        "Synthetic bad text is easier than bad web text: these figures describe the method, not "
+        "a filter to use.",
         "",
     ]
 
 
 def offensive(data: pathlib.Path) -> list[str]:
-    """Not labels of offence: first questions of a red team against ordinary instructions."""
+    """Measures a stand-in for offensive text: red-team prompts against ordinary instructions."""
     rows: dict[str, bool] = {}
     for _, row in read_rows(data / "preference/hh_harmless_test.jsonl.gz"):
         rows[row["chosen"].split("\n\nHuman: ", 1)[1].split("\n\nAssistant:")[0].strip()] = True
@@ -67,13 +67,12 @@ def offensive(data: pathlib.Path) -> list[str]:
         rows[row["question"]] = False
     parts = split(list(rows.items()), 0.3)
     return [
-        "## Offensive text (linear filter): no labeled set was to be had",
+        "## Offensive text (linear filter): no labeled set was available",
         "",
-        "Packages have none, and the public data here has no labels of offence. What is "
-        "measured is the same tool on a stand-in: first questions of Anthropic's red team "
-        "(harmless-base, test) against ordinary instructions. It shows that the tool tells "
-        "short texts apart, and says nothing about how well it finds offence on the web: for "
-        "that, label text and run `experiments.train_filter`.",
+        "The public data here has no labels of offensive text. A stand-in is measured: first "
+        "prompts of Anthropic's red team (harmless-base, test) against ordinary instructions. "
+        "It shows that the filter can distinguish short texts, not how well it finds offensive "
+        "text on the web. For that, label text and run `experiments.train_filter`.",
         "",
         *_compare(parts, "red team"),
         "",
@@ -89,14 +88,14 @@ def _train(parts: dict, label: str) -> tuple[linear_filter.LinearFilter, float]:
 
 
 def _compare(parts: dict, label: str) -> list[str]:
-    """A table of ours and of peers; each threshold is the lowest with a precision of 0.9."""
+    """Returns a table of ours and peers; each threshold is the lowest with a precision of 0.9."""
     model, seconds = _train(parts, label)
     texts, labels = (list(x) for x in zip(*parts["measured"], strict=True))
     started = time.process_time()
     scores = np.asarray([model.score(text) for text in texts])
     rate = sum(len(t.encode()) for t in texts) / (time.process_time() - started) / 1e6
     lines = [
-        f"{len(parts['training']):,} texts to learn from, {len(parts['threshold']):,} for "
+        f"{len(parts['training']):,} training texts, {len(parts['threshold']):,} for "
         f"the threshold (precision 0.9), {len(texts):,} measured, {sum(labels):,} of them "
         f"{label}.",
         "",

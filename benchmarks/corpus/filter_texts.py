@@ -1,7 +1,7 @@
-"""Text whose label is known: good text from public data, and bad text made of it.
+"""Text with known labels: good text of public data, and bad text derived from it.
 
-Bad text is good text with its words in random order, noise, lists of words, lines over and over,
-and what is on a web page outside of its article.
+Bad text is shuffled words, noise, lists of words, repeated lines, and the parts of a web page
+outside its article.
 """
 
 import gzip
@@ -17,13 +17,13 @@ from qwen_jax.utils.jsonl import read_rows
 
 
 def good_texts(data: pathlib.Path) -> dict[str, tuple[str, str, list[str]]]:
-    """Name -> language, kind, texts."""
+    """Returns name -> (language, kind, texts)."""
     texts = training_texts(data)
     gold = read_json(data / "html/zyte/ground-truth.json")
     article = [row["articleBody"] for row in gold.values()]
     return {
         "c4_demo": ("en", "web", texts["c4_demo"]),
-        "wikitext2, pieces of a section": (
+        "wikitext2, parts of a section": (
             "en",
             "text",
             [text for text in texts["wikitext2"] if len(text) > 400],
@@ -34,11 +34,19 @@ def good_texts(data: pathlib.Path) -> dict[str, tuple[str, str, list[str]]]:
             [text for text in article if text.isascii() or text.count(" the ") > 5],
         ),
         "zh_song_authors (classical)": ("zh", "text", texts["zh_song_authors"]),
-        "alpaca_zh answers as instructions": ("zh", "instruction", answers(data, "alpaca_zh_demo")),
-        "alpaca_zh answers as pages": ("zh", "web", answers(data, "alpaca_zh_demo")),
+        "alpaca_zh responses as instructions": (
+            "zh",
+            "instruction",
+            responses(data, "alpaca_zh_demo"),
+        ),
+        "alpaca_zh responses as pages": ("zh", "web", responses(data, "alpaca_zh_demo")),
         "dpo_zh chosen as instructions": ("zh", "instruction", chosen(data, "dpo_zh_demo")),
         "dpo_zh chosen as pages": ("zh", "web", chosen(data, "dpo_zh_demo")),
-        "alpaca_en answers as instructions": ("en", "instruction", answers(data, "alpaca_en_demo")),
+        "alpaca_en responses as instructions": (
+            "en",
+            "instruction",
+            responses(data, "alpaca_en_demo"),
+        ),
         "dpo_en chosen as instructions": ("en", "instruction", chosen(data, "dpo_en_demo")),
         "dpo_en chosen as pages": ("en", "web", chosen(data, "dpo_en_demo")),
         "Python's standard library": (
@@ -52,19 +60,19 @@ def good_texts(data: pathlib.Path) -> dict[str, tuple[str, str, list[str]]]:
     }
 
 
-def answers(data: pathlib.Path, name: str) -> list[str]:
-    """Of a set of instructions."""
+def responses(data: pathlib.Path, name: str) -> list[str]:
+    """Returns the responses of an instruction set."""
     return [row["output"] for _, row in read_rows(data / f"chat/{name}.json") if row["output"]]
 
 
 def chosen(data: pathlib.Path, name: str) -> list[str]:
-    """The better response of each pair."""
+    """Returns the chosen response of each pair."""
     return [row["chosen"]["value"] for _, row in read_rows(data / f"preference/{name}.json")]
 
 
 def bad_texts(data: pathlib.Path, good: dict) -> dict[str, tuple[str, list[str]]]:
-    """Kind -> language, texts."""
-    draw = random.Random(0)
+    """Returns kind -> (language, texts)."""
+    rng = random.Random(0)
     english = [
         t
         for name in ("c4_demo", "zyte, gold articles in English")
@@ -73,16 +81,16 @@ def bad_texts(data: pathlib.Path, good: dict) -> dict[str, tuple[str, list[str]]
     ]
     chinese = [
         t
-        for name in ("zh_song_authors (classical)", "alpaca_zh answers as pages")
+        for name in ("zh_song_authors (classical)", "alpaca_zh responses as pages")
         for t in good[name][2]
         if len(t) > 120
     ][:600]
     found = {"page without its article": ("en", boilerplate(data))}
-    for language, texts, cut, join in (
+    for language, texts, split, join in (
         ("en", english, str.split, " ".join),
         ("zh", chinese, list, "".join),
     ):
-        makers = _makers(language, texts, cut, join, draw)
+        makers = _makers(language, texts, split, join, rng)
         for kind, make in makers.items():
             found[f"{kind} ({language})"] = language, [make(t) for t in texts[:300]]
     return found
@@ -91,23 +99,23 @@ def bad_texts(data: pathlib.Path, good: dict) -> dict[str, tuple[str, list[str]]
 def _makers(
     language: str,
     texts: list[str],
-    cut: Callable[[str], list[str]],
+    split: Callable[[str], list[str]],
     join: Callable[[list[str]], str],
-    draw: random.Random,
+    rng: random.Random,
 ) -> dict[str, Callable[[str], str]]:
-    """Kind -> what makes a bad text of that kind from a good one."""
-    vocabulary = [unit for text in texts[:200] for unit in cut(text) if unit.isalpha()]
+    """Returns kind -> function from a good text to a bad text of that kind."""
+    vocabulary = [unit for text in texts[:200] for unit in split(text) if unit.isalpha()]
     return {
-        "words in random order": lambda t: join(draw.sample(cut(t), len(cut(t)))),
+        "words in random order": lambda t: join(rng.sample(split(t), len(split(t)))),
         "list of words": lambda t: ("、" if language == "zh" else ", ").join(
-            join(draw.choices(vocabulary, k=2)) for _ in range(60)
+            join(rng.choices(vocabulary, k=2)) for _ in range(60)
         ),
-        "one sentence over and over": lambda t: join(cut(t)[:25]) * 12,
+        "one sentence over and over": lambda t: join(split(t)[:25]) * 12,
         "noise": lambda t: "".join(
-            chr(draw.randrange(0x4E00, 0x9FA0))
+            chr(rng.randrange(0x4E00, 0x9FA0))
             if language == "zh"
-            else chr(draw.randrange(97, 123))
-            if draw.random() < 0.8
+            else chr(rng.randrange(97, 123))
+            if rng.random() < 0.8
             else " "
             for _ in range(400)
         ),
@@ -115,14 +123,14 @@ def _makers(
 
 
 def boilerplate(data: pathlib.Path) -> list[str]:
-    """The lines of a page that are not in its article: menus, notices, teasers, comments."""
+    """Returns the lines of each page outside its article: menus, notices, teasers, comments."""
     gold = read_json(data / "html/zyte/ground-truth.json")
     found = []
     for path in sorted((data / "html/zyte/html").glob("*.html.gz")):
         article = "".join(gold[path.name.split(".")[0]]["articleBody"].split())
         page = gzip.decompress(path.read_bytes()).decode("utf-8", "replace")
         if page.count(" the ") < 5:
-            continue  # the labels are of English pages
+            continue  # the labels are for English pages
         try:
             lines = extract.page(page).split("\n")
         except ValueError:

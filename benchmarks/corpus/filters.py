@@ -1,8 +1,8 @@
-"""What each filter does on text whose label is known: rules, perplexity, linear classifiers.
+"""Accuracy and speed of each filter on labeled text: rules, perplexity, linear classifiers.
 
     python -m benchmarks.corpus.filters                   # writes benchmarks/results/filters.md
 
-The texts come from filter_texts.py, the classifiers and their peers are in filter_classifiers.py.
+filter_texts.py makes the texts; filter_classifiers.py has the classifiers and their peers.
 """
 
 import collections
@@ -26,33 +26,31 @@ from qwen_jax.corpus.filters.pii import mask
 from qwen_jax.corpus.filters.quality_rules import rejection
 from qwen_jax.tokenizer.bpe import Tokenizer
 
-READ = """Read one by one (2026-11-27). Rightly rejected as pages, and kept as instructions: bare
-lists of names, cities and words (run_length, short_lines, new_lines, stop_characters), English text
-among the Chinese (run_length), sums without words (units_with_letters), drawings in signs
-(alphanumeric). Wrongly: some of the answers that restate their question (duplicate n-grams, top
-n-grams), of which the English rule rejects as many in the English half of the same data (compare
-dpo_en with dpo_zh: this is why a Chinese n-gram has twice the units), short code without a fence,
-and slogans in quotation marks without a full stop. Texts under 50 characters are entries ("A, of B.
-One poem is extant.") and answers of one sentence: too short to be a page by themselves, good as
-instructions; for a source of short entries set `chinese.characters` lower, or join its entries.
-wikitext2 has spaces around its signs, which so count as words without letters: an artifact of that
-file."""
+MANUAL_REVIEW = """Reviewed manually (2026-11-27). Correctly rejected as pages and kept as
+instructions: bare lists of names, cities and words (run_length, short_lines, new_lines,
+stop_characters), English text in the Chinese sets (run_length), sums without words
+(units_with_letters), ASCII drawings (alphanumeric). Wrongly rejected: some responses that restate
+their prompt (duplicate n-grams, top n-grams), short code without a fence, and slogans in quotation
+marks without a full stop. The English rule rejects as many such responses in the English half of
+the data (compare dpo_en with dpo_zh; this is why a Chinese n-gram has twice the units). Texts under
+50 characters are entries ("A, of B. One poem is extant.") and responses of one sentence: too short
+for a page, good as instructions. For a source of short entries set `chinese.characters` lower, or
+join its entries. wikitext2 has spaces around punctuation, which therefore counts as words without
+letters: an artifact of that file."""
 
 RESULTS = pathlib.Path(__file__).resolve().parents[1] / "results"
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One measurement."""
+    """Data and output."""
 
-    shared: str = option(
-        os.environ.get("QWEN_JAX_SHARED", "../shared"), "the folder of public data"
-    )
+    shared: str = option(os.environ.get("QWEN_JAX_SHARED", "../shared"), "folder of public data")
     output: str = option(str(RESULTS / "filters.md"), "a Markdown file")
 
 
 def main(config: Config) -> None:
-    """Measures one filter after the other, and writes the page."""
+    """Measures all filters and writes the page."""
     shared = pathlib.Path(config.shared)
     good = good_texts(shared / "data")
     bad = bad_texts(shared / "data", good)
@@ -61,7 +59,7 @@ def main(config: Config) -> None:
         "# Filters on labeled text",
         "",
         f"{about['date']}, {about['cpus']} CPU cores, Python {about['python']}, numpy "
-        f"{np.__version__}; other programs ran beside it, rates are of CPU time of one core. "
+        f"{np.__version__}; other programs ran at the same time, rates are per CPU second. "
         "`python -m benchmarks.corpus.filters`",
         "",
     ]
@@ -80,11 +78,11 @@ def main(config: Config) -> None:
 
 
 def rules(good: dict, bad: dict) -> list[str]:
-    """Rejected texts by rule."""
+    """Counts rejected texts by rule."""
     lines = [
         "## Rules",
         "",
-        "| good text | texts | rejected | for length | by rule | texts/s |",
+        "| good text | texts | rejected | by length | by rule | texts/s |",
         "|---|---:|---:|---:|---|---:|",
     ]
     for name, (language, kind, texts) in good.items():
@@ -102,17 +100,19 @@ def rules(good: dict, bad: dict) -> list[str]:
 
 
 def _why(good: dict) -> list[str]:
-    """Each Chinese text that a rule other than length rejects; its beginning is shown to the person
-    at the terminal, and kept out of the results."""
+    """Lists the Chinese texts that a rule other than length rejects.
+
+    The start of each text is printed, and is not part of the results.
+    """
     lines = [
-        "Every Chinese text that another rule than the length rejects:",
+        "Every Chinese text that a rule other than length rejects:",
         "",
         "| text | number | rule | value |",
         "|---|---:|---|---:|",
     ]
     for name in (
         "zh_song_authors (classical)",
-        "alpaca_zh answers as pages",
+        "alpaca_zh responses as pages",
         "dpo_zh chosen as pages",
     ):
         language, kind, texts = good[name]
@@ -123,7 +123,7 @@ def _why(good: dict) -> list[str]:
                     f"| {name.split(' ')[0]} | {number} | {found.rule} | {found.value:.3g} |"
                 )
                 print(lines[-1], " ".join(text[:60].split()))
-    return [*lines, "", READ]
+    return [*lines, "", MANUAL_REVIEW]
 
 
 def _rules_row(name: str, language: str, kind: str, texts: Sequence[str], *, length: bool) -> str:
@@ -142,13 +142,13 @@ def _rules_row(name: str, language: str, kind: str, texts: Sequence[str], *, len
 
 
 def perplexity(shared: pathlib.Path, good: dict, bad: dict) -> list[str]:
-    """An n-gram filter of each language, learned from half of the good text, on the rest."""
+    """Fits an n-gram filter for each language on 60 % of the good text, and measures the rest."""
     tokenizer = Tokenizer.from_file(shared / "reference/qwen.tiktoken")
     lines = [
         "## Perplexity (3-grams of the released vocabulary)",
         "",
-        "A model of each language counts 60 % of the good text; 15 % set the limits (the "
-        "strangest 1 % and the easiest 0.5 % are given up), 25 % are the clean text.",
+        "A model of each language is fitted on 60 % of the good text. 15 % set the limits (the "
+        "strangest 1 % and the easiest 0.5 % are rejected), 25 % are the clean text.",
         "",
         "| language | text | texts | too strange | too easy | bits per byte, median |",
         "|---|---|---:|---:|---:|---:|",
@@ -156,14 +156,14 @@ def perplexity(shared: pathlib.Path, good: dict, bad: dict) -> list[str]:
     sources = {
         "en": (
             "c4_demo",
-            "wikitext2, pieces of a section",
+            "wikitext2, parts of a section",
             "zyte, gold articles in English",
             "dpo_en chosen as pages",
-            "alpaca_en answers as instructions",
+            "alpaca_en responses as instructions",
         ),
         "zh": (
             "zh_song_authors (classical)",
-            "alpaca_zh answers as pages",
+            "alpaca_zh responses as pages",
             "dpo_zh chosen as pages",
         ),
     }
@@ -189,14 +189,14 @@ def perplexity(shared: pathlib.Path, good: dict, bad: dict) -> list[str]:
     return [
         *lines,
         "",
-        "Lines of a page outside of its article are ordinary words to a model of "
-        "some hundred thousand tokens: rules and the classifier see them, perplexity does not.",
+        "To a model of some hundred thousand tokens, the lines outside an article are ordinary "
+        "words: rules and the classifier detect them, perplexity does not.",
         "",
     ]
 
 
 def personal(good: dict) -> list[str]:
-    """What is masked in the public text; the forms themselves are tested, not counted here."""
+    """Counts what is masked in public text; tests cover the patterns."""
     lines = [
         "## Personal data and secrets",
         "",
@@ -217,10 +217,10 @@ def personal(good: dict) -> list[str]:
 
 
 def languages(good: dict) -> list[str]:
-    """What language is found in text whose language is known."""
+    """Identifies the language of texts in a known language."""
     lines = ["## Languages", "", "| text | texts | found | MB/s |", "|---|---:|---|---:|"]
     for name, (_, kind, texts) in good.items():
-        if "pages" in name or kind == "code":  # the same texts again, or told by their kind
+        if "pages" in name or kind == "code":  # repeated texts, or known by kind
             continue
         started = time.process_time()
         found = collections.Counter(identify(text)[0] or "none" for text in texts)
@@ -230,8 +230,8 @@ def languages(good: dict) -> list[str]:
     return [
         *lines,
         "",
-        "Answers in another language than their set's, code and sums are among them; "
-        "of prose of some length nearly all is told right.",
+        "The sets contain responses in other languages, code and sums. Nearly all prose of some "
+        "length is identified correctly.",
         "",
     ]
 

@@ -1,7 +1,7 @@
-"""Near duplicates planted at known Jaccard similarity: what is found, and what is found wrongly.
+"""Recall and precision of near_dedup on pairs planted at known Jaccard similarity.
 
-For each level, pairs of documents whose exact Jaccard similarity of shingles is the level's, among
-documents that are alike nobody; the plan's near_dedup stage over all of them.
+Each level has pairs of documents with that exact Jaccard similarity of shingles. The near_dedup
+stage runs over all pairs and over unrelated documents.
 
     python -m benchmarks.corpus.near_dedup --output=benchmarks/results/near_dedup.md
 """
@@ -29,65 +29,65 @@ LEVELS = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One table and its plot."""
+    """Planted pairs and stage settings."""
 
-    shared: str = option(
-        os.environ.get("QWEN_JAX_SHARED", "../shared"), "the folder of public data"
-    )
-    pairs: int = option(200, "of each level")
+    shared: str = option(os.environ.get("QWEN_JAX_SHARED", "../shared"), "folder of public data")
+    pairs: int = option(200, "pairs at each level")
     minhash: NearDedup = NearDedup()
-    output: str = option("", "a Markdown file; the plot goes beside it")
+    output: str = option("", "a Markdown file; the plot is written next to it")
 
 
 def shingles(parts: list[str], size: int) -> set[tuple[str, ...]]:
     return {tuple(parts[i : i + size]) for i in range(max(1, len(parts) - size + 1))}
 
 
-def alike(draw: random.Random, text: str, level: float, size: int) -> tuple[str, float]:
-    """A text with words changed one by one until the exact similarity is at most the level."""
+def near_duplicate(rng: random.Random, text: str, level: float, size: int) -> tuple[str, float]:
+    """Changes words one by one until the exact similarity is at most the level."""
     parts = words(text).decode().split()
     own = shingles(parts, size)
     changed = list(parts)
-    for place in draw.sample(range(len(parts)), len(parts)):
-        before = changed[place]
-        changed[place] = f"other{draw.randrange(10**6)}"
+    for index in rng.sample(range(len(parts)), len(parts)):
+        before = changed[index]
+        changed[index] = f"other{rng.randrange(10**6)}"
         other = shingles(changed, size)
         similarity = len(own & other) / len(own | other)
-        if similarity < level - 0.02:  # went too far: another place
-            changed[place] = before
+        if similarity < level - 0.02:  # too far: try another word
+            changed[index] = before
         elif similarity <= level + 0.01:
             return " ".join(changed), similarity
-    raise AssertionError("no such similarity")
+    raise AssertionError("no change gives this similarity")
 
 
 def main(config: Config) -> None:
-    """Prints the table, and writes it and the plot where they are asked for."""
-    draw = random.Random(0)
+    """Prints the table and writes it with its plot to --output."""
+    rng = random.Random(0)
     number = config.pairs * len(LEVELS)
-    # Long documents: one changed word must be a small step.
+    # Documents are long, so that one changed word is a small step.
     originals = corpus.documents(config.shared, 2 * number, near=0.0, characters=1800)
     planted, exact = [], []
     for i, text in enumerate(originals[:number]):
-        other, similarity = alike(draw, text, LEVELS[i % len(LEVELS)], config.minhash.shingle)
+        other, similarity = near_duplicate(
+            rng, text, LEVELS[i % len(LEVELS)], config.minhash.shingle
+        )
         planted.append(other)
         exact.append(similarity)
     kept_of = duplicates(originals + planted, config.minhash)
     gone = np.zeros(len(originals) + len(planted), bool)
     gone[list(kept_of)] = True
     found = gone[len(originals) :]
-    right = np.array([kept_of.get(len(originals) + i) == i for i in range(number)])
-    wrong = int(gone[: len(originals)].sum()) + int((found & ~right).sum())
+    correct = np.array([kept_of.get(len(originals) + i) == i for i in range(number)])
+    wrong = int(gone[: len(originals)].sum()) + int((found & ~correct).sum())
     curve = dict(bands=config.minhash.bands, rows=config.minhash.rows)
     lines = [
         packages.head(("daft", "numpy")),
         f"{len(originals):,} documents of real sentences, {number:,} of them with a planted "
         f"partner; {config.minhash.bands} bands of {config.minhash.rows}, shingles of "
-        f"{config.minhash.shingle} words. Documents rejected that had no partner, or for "
-        f"another than theirs: {wrong}. Recall is the share found; precision the share of pairs "
-        "from 0.7 up among all that were found from this level up, with as many pairs of each "
-        "level as of the others (a real corpus has its own mix).",
+        f"{config.minhash.shingle} words. Documents rejected without a partner, or for a wrong "
+        f"one: {wrong}. Recall is the fraction found. Precision is the fraction of pairs from 0.7 "
+        "up among the pairs found from this level up. All levels have equally many pairs (a real "
+        "corpus has its own mix).",
         "",
-        "| Jaccard (exact, mean) | recall | the S-curve says | precision from here up |",
+        "| Jaccard (exact, mean) | recall | expected by the S-curve | precision from here up |",
         "|---|---|---|---|",
     ]
     exact_of = np.array(exact)
@@ -118,7 +118,7 @@ def main(config: Config) -> None:
 
 
 def duplicates(texts: list[str], minhash: NearDedup) -> dict[int, int]:
-    """The number of each text that the pipeline rejects, and of the one kept instead."""
+    """Returns index of a rejected text -> index of the text kept instead."""
     with tempfile.TemporaryDirectory() as folder:
         write_rows(
             pathlib.Path(folder) / "a.jsonl",
@@ -137,7 +137,7 @@ def duplicates(texts: list[str], minhash: NearDedup) -> dict[int, int]:
 
 
 def plot(path: pathlib.Path, curve: dict, level_of, exact_of, found) -> None:
-    """The S-curve, and what was found at each level."""
+    """Plots the S-curve and the fraction found at each level."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")

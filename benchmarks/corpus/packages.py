@@ -1,4 +1,4 @@
-"""The head of a table of figures that no accelerator has a part in."""
+"""The header of a results page of CPU measurements."""
 
 import datetime
 import importlib.metadata
@@ -9,7 +9,7 @@ import sys
 
 
 def head(names: tuple[str, ...]) -> str:
-    """Date, machine, versions and command, as Markdown."""
+    """Returns date, machine, versions and command as Markdown."""
     cpu = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
