@@ -207,7 +207,7 @@ def test_a_full_disk_is_an_error_for_people(tmp_path, monkeypatch):
         ({"vocabulary": Vocabulary(megabytes=0)}, "not a size"),
         ({"vocabulary": Vocabulary(languages=("zh",))}, "(?s)no weight.*LANGUAGE=NUMBER"),
         ({"filters": prepare_data.Filters(perplexity=("en=m.npz",))}, "vocabulary that is there"),
-        ({"filters": prepare_data.Filters(checkpoint="run")}, "bits per byte are too many"),
+        ({"filters": prepare_data.Filters(checkpoint="run")}, "needs a limit on bits per byte"),
         ({"partition_mb": 0.0}, "no size"),
         ({"shard_tokens": -1.0}, "no size"),
         ({"eval_fraction": 1.0}, "cannot be held out"),
