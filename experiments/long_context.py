@@ -6,8 +6,8 @@ length; only how many of them come before differs. Prints the table and writes i
 
 Any model:     python -m experiments.long_context --model=FOLDER --data=SHARDS
 The toy that shows it on a CPU, trained at 256 in ten minutes (documents should be long):
-    python -m experiments.prepare_data --recipe=plain --sources=mine=FOLDER --output=data/mine \\
-        --vocabulary.size=2048 --eval_fraction=0.1
+    python -m experiments.prepare_data --recipe=unfiltered --sources=mine=FOLDER \\
+        --output=data/mine --vocabulary.size=2048 --eval_fraction=0.1
     python -m experiments.pretrain --recipe=toy_256 --data.sources=data/mine/shards/mine/train
     python -m experiments.long_context --model=runs/toy_256 --data=data/mine/shards/mine/eval
 """

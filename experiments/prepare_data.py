@@ -9,7 +9,7 @@ A folder of your own:  python -m experiments.prepare_data --sources=FOLDER --out
 Several, by kind:      ... --sources=web=web:crawl,code=code:repositories,python:docs
                        kinds: web, code, documentation, text, instruction; else by suffix
 Common Crawl:          ... --sources=web:s3://commoncrawl/crawl-data/.../warc --ray=ADDRESS
-Text as it is:         --recipe=plain
+Text as it is:         --recipe=unfiltered
 Released vocabulary:   ... --tokenizer=qwen.tiktoken
 Qwen's way (2.2):      ... --vocabulary.base=cl100k_base.tiktoken
 Then:                  python -m experiments.pretrain --data.sources=data/mine/shards/web/train ...
@@ -60,7 +60,7 @@ class Filters:
         "more bits per byte is too strange; read it off scores of good text",
         alias="checkpoint_most",
     )
-    personal: bool = option(True, "e-mail addresses, numbers and keys are masked")
+    mask_pii: bool = option(True, "mask e-mail addresses, numbers and keys", alias="personal")
     test_sets: str | None = option(None, "folder of test sets whose 13-grams no document may have")
 
 
@@ -72,7 +72,11 @@ class Mixing:
     instructions: tuple[str, ...] = option(
         (), "sources that are instruction data: their share is told"
     )
-    most_epochs: float = option(mixture.Mixture.most_epochs, "a weight above it needs consent")
+    max_epochs: float = option(
+        mixture.Mixture.max_epochs,
+        "a weight above it needs --mixture.allow_epochs",
+        alias="most_epochs",
+    )
     allow_epochs: tuple[str, ...] = option((), "sources that have it")
 
 
@@ -83,7 +87,7 @@ class Config:
     sources: tuple[str, ...] = option((), "[NAME=][KIND:]PATH; of equal documents the first stays")
     output: str = option("", "a folder; an interrupted run goes on in it")
     read: Read = Read()
-    languages: bool = option(True, "are identified")
+    identify_language: bool = option(True, "of each document", alias="languages")
     language: Language = Language()
     exact_dedup: tuple[Literal["url", "document", "paragraph"], ...] = option(
         (
@@ -109,12 +113,12 @@ class Config:
 
 
 RECIPE = Config()
-PLAIN = dataclasses.replace(  # text that is good already: nothing but reading and encoding
+UNFILTERED = dataclasses.replace(  # text that is good already: nothing but reading and encoding
     RECIPE,
-    languages=False,
+    identify_language=False,
     exact_dedup=(),
     near_dedup=False,
-    filters=Filters(rules=False, personal=False),
+    filters=Filters(rules=False, mask_pii=False),
 )
 SMOKE = dataclasses.replace(
     RECIPE,
@@ -123,6 +127,12 @@ SMOKE = dataclasses.replace(
     output="runs/prepare_data_smoke",
     workers=0,
 )
+RECIPES = {
+    "default": RECIPE,
+    "unfiltered": UNFILTERED,
+    "plain": "unfiltered",  # its former name
+    "smoke": SMOKE,
+}
 
 
 def main(config: Config) -> None:
@@ -141,17 +151,17 @@ def main(config: Config) -> None:
 def prepare(config: Config) -> None:
     """The plan, a page for people, a vocabulary unless there is one, the mixture, the shards."""
     engine.start(config.ray)
-    given = config.mixture
+    settings = config.mixture
     mixed = mixture.Mixture(
-        weights=mixture.parse_weights(given.weights),
-        instructions=given.instructions,
-        most_epochs=given.most_epochs,
-        allow_epochs=given.allow_epochs,
+        weights=mixture.parse_weights(settings.weights),
+        instructions=settings.instructions,
+        max_epochs=settings.max_epochs,
+        allow_epochs=settings.allow_epochs,
     )
     output = pathlib.Path(config.output)
     result = pipeline.run(
         config.sources,
-        plan(config),
+        stages(config),
         config.output,
         workers=config.workers,
         partition_mb=config.partition_mb,
@@ -172,7 +182,7 @@ def prepare(config: Config) -> None:
         config.vocabulary, result, output / "tokenizer.tiktoken", split=split, log=log
     )
     vocabulary.compare(config.vocabulary, result, tokenizer, output, split=split, log=log)
-    parts = mixture.plan(sizes(result, tokenizer), mixed)
+    parts = mixture.entries(sizes(result, tokenizer), mixed)
     log(mixture.table(parts, mixed))
     write_bytes(output / "mixture.png", mixture.draw(parts))
     tokenize(
@@ -196,31 +206,31 @@ def prepare(config: Config) -> None:
     log(f"python -m {__package__}.pretrain --data.sources={','.join(named)}")
 
 
-def plan(config: Config) -> list:
+def stages(config: Config) -> list:
     """The stages in their order. Report: 2.1."""
     filters = config.filters
-    steps: list = [config.read]
-    steps += [config.language] if config.languages else []
-    steps += [ExactDedup(by) for by in config.exact_dedup]
-    steps += [config.minhash] if config.near_dedup else []
-    steps += [QualityStage()] if filters.rules else []
+    stages: list = [config.read]
+    stages += [config.language] if config.identify_language else []
+    stages += [ExactDedup(by) for by in config.exact_dedup]
+    stages += [config.minhash] if config.near_dedup else []
+    stages += [QualityStage()] if filters.rules else []
     if filters.perplexity:
         assert config.tokenizer is not None  # see check
         named = (text.partition("=") for text in filters.perplexity)
         models = tuple((language, path) for language, _, path in named)
-        steps.append(PerplexityStage(models, config.tokenizer))
+        stages.append(PerplexityStage(models, config.tokenizer))
     if filters.checkpoint:
         assert filters.checkpoint_max_bpb is not None  # see check
-        steps.append(
+        stages.append(
             CheckpointPerplexityStage(
                 filters.checkpoint, filters.checkpoint_max_bpb, filters.checkpoint_min_bpb
             )
         )
     if filters.quality_model:
-        steps.append(LinearFilterStage(filters.quality_model, "quality", keep_marked=True))
+        stages.append(LinearFilterStage(filters.quality_model, "quality", keep_marked=True))
     if filters.offensive_model:
-        steps.append(LinearFilterStage(filters.offensive_model, "offensive", keep_marked=False))
-    steps += [PersonalStage()] if filters.personal else []
+        stages.append(LinearFilterStage(filters.offensive_model, "offensive", keep_marked=False))
+    stages += [PersonalStage()] if filters.mask_pii else []
     if filters.test_sets:
         path = pathlib.Path(config.output) / "test_sets.npz"
         note_made_from(
@@ -235,8 +245,8 @@ def plan(config: Config) -> list:
         )
         if not path.exists():
             Index.build(read_test_sets(filters.test_sets)).save(path)
-        steps.append(DecontaminationStage(str(path)))
-    return steps
+        stages.append(DecontaminationStage(str(path)))
+    return stages
 
 
 def rows(result: pipeline.Result):
@@ -297,4 +307,4 @@ def check(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    flags.run(main, __doc__, {"default": RECIPE, "plain": PLAIN, "smoke": SMOKE})
+    flags.run(main, __doc__, RECIPES)

@@ -24,7 +24,7 @@ from qwen_jax.corpus.dedup.exact import ExactDedup
 from qwen_jax.corpus.dedup.near import NearDedup
 from qwen_jax.corpus.filters.ngram import NgramModel
 from qwen_jax.corpus.filters.pii import PersonalStage
-from qwen_jax.corpus.output.tokenize import of_source, tokenize
+from qwen_jax.corpus.output.tokenize import source_documents, tokenize
 from qwen_jax.corpus.sources.read import Read
 from qwen_jax.data import shards
 from qwen_jax.data.loader import Loader
@@ -173,7 +173,9 @@ def learn_vocabulary(config: Config, folder: pathlib.Path, result: pipeline.Resu
     path = folder / "tokenizer.tiktoken"
     if not path.exists():
         log("2/10 learning a vocabulary from the documentation, growing it for source code")
-        docs, code = ([document.text for document in of_source(result, name)] for name in SOURCES)
+        docs, code = (
+            [document.text for document in source_documents(result, name)] for name in SOURCES
+        )
         learned = extend.train(docs, vocab_size=config.learned_tokens)
         grown = Tokenizer(extend.grow(learned, code, num_new=config.grown_tokens))
         table = compression.compression(

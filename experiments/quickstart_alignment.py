@@ -16,7 +16,7 @@ import numpy as np
 
 from qwen_jax.align import rewards
 from qwen_jax.config import DataConfig, OptimizerConfig, TrainConfig, option
-from qwen_jax.corpus.output.tokenize import of_source
+from qwen_jax.corpus.output.tokenize import source_documents
 from qwen_jax.corpus.pipeline import Result
 from qwen_jax.inference.decode import generate
 from qwen_jax.pretrained.huggingface import load_pretrained
@@ -64,6 +64,8 @@ def align(
     data = folder / "questions"
     if not data.exists():
         ask(result, data)
+    old = (data / "sums/talks.jsonl").exists()  # of runs before the file was renamed
+    file = "talks.jsonl" if old else "conversations.jsonl"
     log("fine-tuning on questions with their answers")
     sft.main(
         sft.Config(
@@ -75,8 +77,8 @@ def align(
                 peak_learning_rate=steps.sft_rate, warmup_steps=steps.sft // 15, weight_decay=0.0
             ),
             data=sft.SFTData(
-                conversations=(f"{data}/sums/talks.jsonl", f"{data}/docs/talks.jsonl"),
-                eval_conversations=(f"{data}/held_out/sums/talks.jsonl",),
+                conversations=(f"{data}/sums/{file}", f"{data}/docs/{file}"),
+                eval_conversations=(f"{data}/held_out/sums/{file}",),
             ),
         )
     )
@@ -169,7 +171,7 @@ def ppo_config(
 
 def ask(result: Result, output: pathlib.Path) -> None:
     """Writes questions and what is held out of them."""
-    documented = arithmetic.documented(of_source(result, "docs"))[
+    documented = arithmetic.documented(source_documents(result, "docs"))[
         :300
     ]  # ours: what minutes suffice for
     for name, found in (("sums", arithmetic.sums()), ("docs", documented)):

@@ -37,7 +37,7 @@ from qwen_jax.inference.sampling import SamplingParams
 from qwen_jax.inference.warmup import start_engine
 from qwen_jax.pretrained.load import load_model
 from qwen_jax.synthetic import react_seeds, review
-from qwen_jax.synthetic.response_cache import Asked, Model
+from qwen_jax.synthetic.response_cache import Model, ResponseCache
 from qwen_jax.synthetic.sample_rules import Rules
 from qwen_jax.synthetic.self_instruct import (
     SelfInstruct,
@@ -71,7 +71,9 @@ class Config:
     context: int | None = option(
         None, "tokens of what is asked and said; None: as far as it makes sense"
     )
-    unjudged: bool = option(False, "keep also what no person has judged")
+    keep_unreviewed: bool = option(
+        False, "also keep samples that nobody has reviewed", alias="unjudged"
+    )
     output: str = option("runs/self_instruct", "a folder; an interrupted run goes on in it")
 
     @property
@@ -140,14 +142,15 @@ def generate(
             for name in ("temperature", "top_p", "max_new_tokens", "context")
         },
     }
-    path = pathlib.Path(config.output) / "asked.jsonl"
-    with AppendOnly(path, made_from) as file, Bar() as bar:
-        asked = Asked(
+    former = pathlib.Path(config.output) / "asked.jsonl"  # of runs before it was renamed
+    path = former if former.exists() else former.with_name("responses.jsonl")
+    with AppendOnly(path, made_from) as file, ProgressBar() as bar:
+        cache = ResponseCache(
             file, lambda: open_model(config, file), seed=config.settings.seed, progress=bar.show
         )
-        made = SelfInstruct(config.settings, config.rules, asked, seeds, examples, tools)
+        made = SelfInstruct(config.settings, config.rules, cache, seeds, examples, tools)
         try:
-            work(made, asked, config)
+            run_rounds(made, cache, config)
         except KeyboardInterrupt:
             return made, True
     return made, False
@@ -161,7 +164,10 @@ def write(config: Config, made: SelfInstruct) -> None:
     rows = review.update(folder / "review.jsonl", made.samples)
     write_text(folder / "review.md", review.render(rows))
     kept = review.collect(
-        rows, folder / "conversations.jsonl", folder / "react.jsonl", unjudged=config.unjudged
+        rows,
+        folder / "conversations.jsonl",
+        folder / "react.jsonl",
+        keep_unreviewed=config.keep_unreviewed,
     )
     print(
         f"{folder}/review.jsonl, review.md: {len(rows):,} samples\n"
@@ -170,12 +176,12 @@ def write(config: Config, made: SelfInstruct) -> None:
     )
 
 
-def work(made: SelfInstruct, asked: Asked, config: Config) -> None:
+def run_rounds(made: SelfInstruct, cache: ResponseCache, config: Config) -> None:
     """The rounds, with a line after each: samples, rejections by reason, time left."""
     begin, timed, target = time.monotonic(), 0, config.settings.samples
     before, had = 0, None  # samples; those before the first round that asked for anything
     for number in made.rounds():
-        if asked.new:
+        if cache.new:
             had = before if had is None else had
             timed += 1
             seconds, new = time.monotonic() - begin, len(made.samples) - had
@@ -211,13 +217,13 @@ def open_model(config: Config, file: AppendOnly) -> Model:
     return Completer(engine, tokenizer, sampling).stream
 
 
-class Bar:
+class ProgressBar:
     """A bar for what is asked now, with the time left of it."""
 
     def __init__(self):
         self._bar: tqdm | None = None
 
-    def __enter__(self) -> "Bar":
+    def __enter__(self) -> "ProgressBar":
         return self
 
     def __exit__(self, *_) -> None:

@@ -140,7 +140,7 @@ def make(config: Config, prompts: list[str], path: pathlib.Path) -> None:
         missing = len({row.get("prompt") for row in file.rows} & set(prompts)) < len(prompts)
         tagger, report = tag_by_rules, None
         if config.tagger == "model" and missing:
-            tagger, report = ask_a_model(config, file.check_made_from)
+            tagger, report = open_tagger(config, file.check_made_from)
         # Small parts are soon in the file, and keep the model's rows filled.
         batch = 1000 if report is None else 8 * config.rows
         tag_all(tagger, prompts, file, batch=batch, progress=bar.update)
@@ -148,7 +148,7 @@ def make(config: Config, prompts: list[str], path: pathlib.Path) -> None:
         print(f"answers: {report}")
 
 
-def ask_a_model(config: Config, check: Callable[[dict], None]) -> tuple[Tagger, Counts]:
+def open_tagger(config: Config, check: Callable[[dict], None]) -> tuple[Tagger, Counts]:
     """A tagger over the engine, and what becomes of its answers."""
     sampling = SamplingParams.named("--{}", max_new_tokens=config.max_new_tokens)
     model, params, tokenizer = load_model(config.checkpoint, config.tokenizer)

@@ -212,7 +212,7 @@ def stages(config: Config, folder: str) -> list[str]:
         filters=prepare_data.Filters(test_sets=f"{data}/eval"),
     )
     result = pipeline.run(
-        settings.sources, prepare_data.plan(settings), settings.output, workers=1, partition_mb=16
+        settings.sources, prepare_data.stages(settings), settings.output, workers=1, partition_mb=16
     )
     lines = [
         "| stage | MB/s of one worker, of input text (`read`: output) | s |",

@@ -30,7 +30,7 @@ TEXT = tuple(
     .css .proto
     """.split()
 )
-_CUT = (".jsonl", ".ndjson", *ARCHIVES, *(f"{end}.gz" for end in ARCHIVES))  # by bytes
+_SPLITTABLE = (".jsonl", ".ndjson", *ARCHIVES, *(f"{end}.gz" for end in ARCHIVES))  # by bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class FileRange:
     """A file, or a part of one. `begin` and `end` are bytes, of Parquet rows; end -1: all of it."""
 
     source: str
@@ -58,7 +58,7 @@ class Piece:
         return f"{self.root}/{self.name}" if self.name else self.root
 
 
-Partition = tuple[Piece, ...]
+Partition = tuple[FileRange, ...]
 
 
 def parse(text: str) -> Source:
@@ -95,7 +95,7 @@ def parse(text: str) -> Source:
     return Source(name, kind, path)
 
 
-def plan(wanted: Sequence[str], *, partition_mb: float) -> tuple[list[Partition], dict]:
+def make_partitions(wanted: Sequence[str], *, partition_mb: float) -> tuple[list[Partition], dict]:
     """The partitions of all sources, and what they were made from.
 
     Args:
@@ -124,7 +124,7 @@ def plan(wanted: Sequence[str], *, partition_mb: float) -> tuple[list[Partition]
     size = max(1, int(partition_mb * 1e6))
     for source in parsed:
         if source.path in PYTHON:
-            partitions.append((Piece(source.name, _kind(source, ""), source.path, ""),))
+            partitions.append((FileRange(source.name, _kind(source, ""), source.path, ""),))
             record[source.name] = {
                 "path": source.path,
                 "files": 1,
@@ -134,14 +134,14 @@ def plan(wanted: Sequence[str], *, partition_mb: float) -> tuple[list[Partition]
             }
             continue
         files, passed_over = _listing(source)
-        partitions += _cut(source, files, size)
+        partitions += _split(source, files, size)
         record[source.name] = {
             "path": source.path,
             "files": len(files),
             "bytes": sum(file.size for file in files),
             "passed_over": dict(sorted(passed_over.items())),
             "listing": source_files.digest(
-                json.dumps([[f.name, f.size, f.changed] for f in files])
+                json.dumps([[f.name, f.size, f.mtime_ns] for f in files])
             ),
         }
     return partitions, record
@@ -175,7 +175,7 @@ def _listing(source: Source) -> tuple[list[source_files.File], collections.Count
     files = source_files.listing(source.path)
     code = source.kind == "code"
     known = {*LANGUAGES, *TABLES} if code else {*HTML, *TABLES, *TEXT, *ARCHIVES}
-    suffixes = [file.strange or plain_suffix(file.name or source.path) for file in files]
+    suffixes = [file.unreadable or plain_suffix(file.name or source.path) for file in files]
     wanted = [file for file, end in zip(files, suffixes, strict=True) if end in known]
     passed_over = collections.Counter(end or "none" for end in suffixes if end not in known)
     if passed_over and not code:
@@ -205,30 +205,30 @@ def _kind(source: Source, name: str) -> str:
     return "code" if end in LANGUAGES else "text"
 
 
-def _cut(source: Source, files: Iterable[source_files.File], size: int) -> list[Partition]:
+def _split(source: Source, files: Iterable[source_files.File], size: int) -> list[Partition]:
     partitions, together, total = [], [], 0
     for file in files:
         name = file.name or source.path
-        whole = Piece(source.name, _kind(source, name), source.path, file.name)
+        full_file = FileRange(source.name, _kind(source, name), source.path, file.name)
         end = suffix(name)
-        if file.size > size and (end in _CUT or end == ".parquet"):
+        if file.size > size and (end in _SPLITTABLE or end == ".parquet"):
             if together:
                 partitions.append(tuple(together))
                 together, total = [], 0
             cuts = (
-                source_files.row_groups(whole.path, size)
+                source_files.row_groups(full_file.path, size)
                 if end == ".parquet"
                 else [*range(0, file.size, size), file.size]
             )
             partitions += [
-                (dataclasses.replace(whole, begin=begin, end=stop),)
+                (dataclasses.replace(full_file, begin=begin, end=stop),)
                 for begin, stop in itertools.pairwise(cuts)
             ]
             continue
         if together and total + file.size > size:
             partitions.append(tuple(together))
             together, total = [], 0
-        together.append(whole)
+        together.append(full_file)
         total += file.size
     if together:
         partitions.append(tuple(together))

@@ -28,8 +28,7 @@ from qwen_jax.config import renamed
 from qwen_jax.corpus import engine, shuffle, stage_files
 from qwen_jax.corpus.arrow import pa
 from qwen_jax.corpus.dedup import components, minhash
-from qwen_jax.corpus.partitions import Partition, check_outside
-from qwen_jax.corpus.partitions import plan as plan_partitions
+from qwen_jax.corpus.partitions import Partition, check_outside, make_partitions
 from qwen_jax.corpus.shuffle import Shuffle
 from qwen_jax.corpus.sources.read import Read
 from qwen_jax.corpus.stage import Stage
@@ -118,7 +117,7 @@ class Chain:
         first = 0
         before = pathlib.Path(self.root).glob(f"{self.first - 1:02}-*")
         for table in read_batches(next(before) / "kept" / f"{number:05}.parquet"):
-            part = shuffle.of_batch(removed, first, len(table))
+            part = shuffle.removed_from_batch(removed, first, len(table))
             names = [self._name(order) for order in part["kept"].to_pylist()]
             first += len(table)
             yield cast(Shuffle, step).remove(table, part, names)
@@ -205,7 +204,7 @@ def run(
     """
     folder = pathlib.Path(root)
     check_outside(sources, folder)
-    partitions, record = plan_partitions(sources, partition_mb=partition_mb)
+    partitions, record = make_partitions(sources, partition_mb=partition_mb)
     for name, made in record.items():
         if made["passed_over"]:
             log(
@@ -213,7 +212,7 @@ def run(
                 + ", ".join(f"{end} {count:,}" for end, count in made["passed_over"].items())
             )
     chains = list(_chains(steps, root))
-    with open_alone(folder / "plan.lock", folder):
+    with open_alone(folder / "pipeline.lock", folder):
         _begin(folder, record, steps, partition_mb)
         tasks = list(enumerate(partitions))
         seconds: dict[str, list[float]] = {}
@@ -256,8 +255,14 @@ def _begin(folder: pathlib.Path, sources: dict, steps, partition_mb: float) -> N
     former: dict[str, str] = {}
     for number, step in enumerate(steps, 1):
         former |= renamed(step, f"stage {number:02}-{step.name}.")
-    note_made_from(folder / "plan.json", wanted, folder, former)
+    note_made_from(_record(folder), wanted, folder, former)
     stage_files.remove_unfinished(folder)
+
+
+def _record(folder: pathlib.Path) -> pathlib.Path:
+    """The file that records what a run's folder was made from."""
+    former = folder / "plan.json"  # of runs before the file was renamed
+    return former if former.exists() else folder / "pipeline.json"
 
 
 def _chains(steps, root: str) -> Iterator[Chain]:
@@ -299,8 +304,8 @@ def index_files(step: Shuffle) -> list[pathlib.Path]:
     files = []
     for folder in map(pathlib.Path, step.index):
         found = sorted((folder / "keys").glob("*.parquet"))
-        plan = folder.parent / "plan.json"
-        made = read_json(plan) if plan.exists() else {}
+        record = _record(folder.parent)
+        made = read_json(record) if record.exists() else {}
         if not found or f"stage {folder.name}" not in made:
             raise DataError(
                 "there are no keys of earlier documents here.",
@@ -318,7 +323,7 @@ def index_files(step: Shuffle) -> list[pathlib.Path]:
             _keyed_by(made["versions"]) | made[f"stage {folder.name}"] | {"index": []},
             _keyed_by(_versions()) | wanted,
             folder,
-            plan,
+            record,
         )
         files += found
     return files

@@ -132,7 +132,7 @@ def read_removed(folder: pathlib.Path, partition: int) -> pa.Table:
     return pa.table({"row": row.astype(np.int64), "part": table["part"], "kept": table["kept"]})
 
 
-def of_batch(removed: pa.Table, first: int, size: int) -> pa.Table:
+def removed_from_batch(removed: pa.Table, first: int, size: int) -> pa.Table:
     """The part of `removed` that concerns rows [first, first + size), counted from `first`."""
     rows = removed["row"].to_numpy()
     begin, end = np.searchsorted(rows, [first, first + size])

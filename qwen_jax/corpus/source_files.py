@@ -21,8 +21,8 @@ REMOTE = ("s3://", "gs://", "az://", "http://", "https://")
 class File:
     name: str  # its path in the source; "" where the source is the file
     size: int  # bytes
-    changed: int = 0  # when, in nanoseconds; 0 where that is not known
-    strange: str = ""  # why it is no file to read, such as "broken link"
+    mtime_ns: int = 0  # when, in nanoseconds; 0 where that is not known
+    unreadable: str = ""  # why it is no file to read, such as "broken link"
 
 
 def listing(path: str) -> list[File]:
@@ -55,15 +55,15 @@ def listing(path: str) -> list[File]:
     files = []
     for file in found:
         name = "" if file == root else file.relative_to(root).as_posix()
-        if strange := _strange(file):
-            files.append(File(name, 0, strange=strange))
+        if unreadable := _unreadable(file):
+            files.append(File(name, 0, unreadable=unreadable))
         else:
             status = file.stat()
             files.append(File(name, status.st_size, status.st_mtime_ns))
     return sorted(files, key=lambda file: file.name)
 
 
-def _strange(file: pathlib.Path) -> str:
+def _unreadable(file: pathlib.Path) -> str:
     if file.is_file():
         return ""
     if file.is_dir():
@@ -108,9 +108,9 @@ class _Remote(io.RawIOBase):
 
     def __init__(self, path: str):
         self._path = path
-        self._file = self._ask(daft().open_file, path, "rb")
+        self._file = self._call(daft().open_file, path, "rb")
 
-    def _ask(self, call, *arguments):
+    def _call(self, call, *arguments):
         try:
             return call(*arguments)
         except Exception as error:
@@ -118,12 +118,12 @@ class _Remote(io.RawIOBase):
             raise OSError(errno.EIO, why, self._path) from error
 
     def readinto(self, buffer) -> int:
-        data = self._ask(self._file.read, len(buffer))
+        data = self._call(self._file.read, len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._ask(self._file.seek, offset, whence)
+        return self._call(self._file.seek, offset, whence)
 
     def readable(self) -> bool:
         return True

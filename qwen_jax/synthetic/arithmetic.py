@@ -16,7 +16,7 @@ import numpy as np
 from qwen_jax.data.document import Document
 from qwen_jax.utils.jsonl import write_rows
 
-_ASKED = {  # how a sum is asked for, and how its answer ends
+_PHRASINGS = {  # how a sum is asked for, and how its answer ends
     "en": (("What is {}?", "Compute {}.", "{} = ?"), "."),
     "zh": (("{} 等于多少？", "请计算 {}。", "{} = ？"), "。"),
 }
@@ -43,13 +43,13 @@ def sums(*, largest: int = 10, largest_factor: int = 5, seed: int = 0) -> list[Q
     problems += [
         (a, "*", b, a * b) for a in range(largest_factor + 1) for b in range(largest_factor + 1)
     ]
-    draw = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     questions = []
     for a, operation, b, result in problems:
         problem = f"{a} {operation} {b}"
-        for forms, end in _ASKED.values():
+        for forms, end in _PHRASINGS.values():
             for form in forms:
-                off = int(draw.choice([-10, -2, -1, 1, 2, 10]))
+                off = int(rng.choice([-10, -2, -1, 1, 2, 10]))
                 wrong = result + off if result + off >= 0 else result - off
                 questions.append(
                     Question(
@@ -59,7 +59,7 @@ def sums(*, largest: int = 10, largest_factor: int = 5, seed: int = 0) -> list[Q
                         form.format(problem),
                     )
                 )
-    return [questions[i] for i in draw.permutation(len(questions))]
+    return [questions[i] for i in rng.permutation(len(questions))]
 
 
 def documented(pages: Iterable[Document], *, seed: int = 0) -> list[Question]:
@@ -71,17 +71,17 @@ def documented(pages: Iterable[Document], *, seed: int = 0) -> list[Question]:
         for name, sentence in _FUNCTION.findall(page.text):
             if "help(type(self))" not in sentence:
                 found.setdefault((module, name), sentence)
-    draw = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     sentences = sorted(set(found.values()))
     questions = []
     for (module, name), sentence in found.items():
         if len(sentences) < 2:
             break
-        place = int(draw.integers(len(sentences) - 1))
+        place = int(rng.integers(len(sentences) - 1))
         wrong = sentences[place] if sentences[place] != sentence else sentences[-1]
         if wrong != sentence:
             questions.append(Question(f"What does {name} of {module} do?", sentence, wrong, module))
-    return [questions[i] for i in draw.permutation(len(questions))]
+    return [questions[i] for i in rng.permutation(len(questions))]
 
 
 def split(
@@ -98,10 +98,13 @@ def split(
 
 
 def write(questions: Sequence[Question], folder: str | os.PathLike) -> None:
-    """talks.jsonl (messages), pairs.jsonl (prompt, chosen, rejected) and prompts.jsonl (prompt)."""
+    """Writes three files of the same questions into `folder`.
+
+    conversations.jsonl has messages; pairs.jsonl prompt, chosen and rejected; prompts.jsonl prompt.
+    """
     folder = pathlib.Path(folder)
     write_rows(
-        folder / "talks.jsonl",
+        folder / "conversations.jsonl",
         (
             {
                 "messages": [

@@ -15,7 +15,7 @@ from qwen_jax.synthetic.tags import normalize
 Complete = Callable[[list[list[Turn]]], Sequence[str | None]]
 
 _HEAD, _TAIL = 1500, 500  # characters of a long prompt that are shown: the task is at either end
-_MOST_TAGS = 20
+_MAX_TAGS = 20
 _INSTRUCTION = (
     "You label what a user asks an assistant for. Read the user's prompt between the lines of "
     "equals signs; do not answer it. Give short tags, one to three words each, for its task, its "
@@ -53,7 +53,7 @@ class ModelTagger:
 
     def __call__(self, prompts: Sequence[str]) -> list[list[str]]:
         """Normalized tags, each once; none where the answer cannot be used."""
-        answers = self._complete([question(prompt) for prompt in prompts])
+        answers = self._complete([tagging_conversation(prompt) for prompt in prompts])
         return [self._read(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
     def _read(self, prompt: str, answer: str | None) -> list[str]:
@@ -65,7 +65,7 @@ class ModelTagger:
         if found is None:
             self.counts.skip("an answer without a list of tags", f"{place} -> {answer[:40]!r}")
             return []
-        tags = list(dict.fromkeys(tag for tag in map(normalize, found) if tag))[:_MOST_TAGS]
+        tags = list(dict.fromkeys(tag for tag in map(normalize, found) if tag))[:_MAX_TAGS]
         if not tags:
             self.counts.skip("an empty list of tags", place)
             return []
@@ -75,7 +75,7 @@ class ModelTagger:
         return tags
 
 
-def question(prompt: str) -> list[Turn]:
+def tagging_conversation(prompt: str) -> list[Turn]:
     """The conversation whose next answer is the tags of `prompt`."""
     turns: list[Turn] = [("system", _INSTRUCTION)]
     for example, tags in _EXAMPLES:

@@ -18,14 +18,14 @@ Model = Callable[[Sequence[Sequence[Turn]], Sequence[int]], Iterator[tuple[int, 
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class Response:
     """What a model said."""
 
     text: str
     finish: str  # "stop" if it came to its end; "no room" if it was not asked
 
 
-class Asked:
+class ResponseCache:
     """Asks a model by (round, stage, index), each once.
 
     Args:
@@ -48,58 +48,68 @@ class Asked:
         self._model: Model | None = None
         # What was asked is a part of the name: with more samples wanted, a round may ask for more.
         self._known = {
-            (row["round"], row["stage"], row["index"], row["asked"]): row for row in file.rows
+            (
+                row["round"],
+                row["stage"],
+                row["index"],
+                row.get("conversation", row.get("asked")),
+            ): row
+            for row in file.rows
         }
         self.new = 0  # answers that were computed
 
-    def draw(self, *name) -> random.Random:
+    def rng(self, *name) -> random.Random:
         """A source of chance that is a function of the seed and the name alone."""
         return random.Random("/".join(map(str, (self._seed, *name))))
 
     def __call__(
-        self, round_number: int, stage: str, talks: Sequence[Sequence[Turn]]
-    ) -> list[Answer]:
+        self, round_number: int, stage: str, conversations: Sequence[Sequence[Turn]]
+    ) -> list[Response]:
         """The answers, in order."""
         found, missing = {}, []
-        for index, talk in enumerate(talks):
-            row = self._known.get((round_number, stage, index, _digest(talk)))
+        for index, conversation in enumerate(conversations):
+            row = self._known.get((round_number, stage, index, _digest(conversation)))
             if row is None:
                 missing.append(index)
             else:
-                found[index] = Answer(row["text"], row["finish"])
+                found[index] = Response(row["text"], row["finish"])
         if missing:
-            self._ask(round_number, stage, talks, missing, found)
-        return [found[index] for index in range(len(talks))]
+            self._ask(round_number, stage, conversations, missing, found)
+        return [found[index] for index in range(len(conversations))]
 
     def _ask(
         self,
         round_number: int,
         stage: str,
-        talks: Sequence[Sequence[Turn]],
+        conversations: Sequence[Sequence[Turn]],
         missing: list[int],
-        found: dict[int, Answer],
+        found: dict[int, Response],
     ) -> None:
         if self._model is None:
             self._model = self._make_model()
-        seeds = [self.draw(round_number, stage, index).getrandbits(32) for index in missing]
-        for place, said in self._model([talks[index] for index in missing], seeds):
-            index = missing[place]
-            answer = Answer("", "no room") if said is None else Answer(said.text, said.finish)
+        seeds = [self.rng(round_number, stage, index).getrandbits(32) for index in missing]
+        for position, completion in self._model([conversations[index] for index in missing], seeds):
+            index = missing[position]
+            response = (
+                Response("", "no room")
+                if completion is None
+                else Response(completion.text, completion.finish)
+            )
             self._file.add(
                 {
                     "round": round_number,
                     "stage": stage,
                     "index": index,
-                    "asked": _digest(talks[index]),
-                    **dataclasses.asdict(answer),
+                    "conversation": _digest(conversations[index]),
+                    **dataclasses.asdict(response),
                 }
             )
-            found[index] = answer
+            found[index] = response
             self.new += 1
-            self._progress(stage, len(found), len(talks))
+            self._progress(stage, len(found), len(conversations))
 
 
-def _digest(talk: Sequence[Turn]) -> str:
+def _digest(conversation: Sequence[Turn]) -> str:
     return hashlib.sha256(
-        repr([tuple(turn) for turn in talk]).encode("utf-8", "backslashreplace")
+        repr([tuple(turn) for turn in conversation]).encode("utf-8", "backslashreplace")
     ).hexdigest()[:16]

@@ -47,14 +47,14 @@ def collect(
     path: str | os.PathLike,
     react_path: str | os.PathLike,
     *,
-    unjudged: bool,
+    keep_unreviewed: bool,
 ) -> Counts:
     """Writes what people keep.
 
     Args:
       path: of conversations, in the form that experiments.sft reads.
       react_path: of those with tools once more, as worked examples to start from another time.
-      unjudged: keep what nobody has judged, too.
+      keep_unreviewed: keep what nobody has judged, too.
 
     Returns:
       what was kept, and why the rest was not.
@@ -63,7 +63,7 @@ def collect(
     for row in rows:
         if row["keep"] is False:
             counts.skip("refused by people", row["id"])
-        elif row["keep"] is None and not unjudged:
+        elif row["keep"] is None and not keep_unreviewed:
             counts.skip("not judged yet", row["id"])
         else:
             try:

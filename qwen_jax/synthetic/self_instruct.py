@@ -20,11 +20,11 @@ from qwen_jax.data.chat.conversations import Counts, Skipped, Turn, turns_of
 from qwen_jax.data.chat.react import Tool
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.synthetic.novelty import Novelty, words
-from qwen_jax.synthetic.response_cache import Answer, Asked
+from qwen_jax.synthetic.response_cache import Response, ResponseCache
 from qwen_jax.synthetic.sample_rules import Rules, answer_fault, question_fault, react_fault
 from qwen_jax.utils.jsonl import read_rows
 
-_MOST_TOOLS = 5  # report: up to five candidate tools
+_MAX_TOOLS = 5  # report: up to five candidate tools
 _SHOTS = 2  # worked examples before a question
 _ITEM = re.compile(r"(?:^|\n)\s*\d{1,3}\s*[.)、．]\s*")
 _TASKS = (
@@ -92,7 +92,7 @@ class SelfInstruct:
     """Rounds of generation.
 
     Args:
-      asked: the model.
+      cache: the model.
       seeds: of plain instructions. react_seeds: of questions to `tools`, with transcripts.
 
     Attributes:
@@ -107,12 +107,12 @@ class SelfInstruct:
         self,
         settings: Settings,
         rules: Rules,
-        asked: Asked,
+        cache: ResponseCache,
         seeds: Sequence[Seed],
         react_seeds: Sequence[Seed],
         tools: Sequence[Tool],
     ):
-        self._settings, self._rules, self._asked = settings, rules, asked
+        self._settings, self._rules, self._cache = settings, rules, cache
         self._seeds, self._react_seeds = list(seeds), list(react_seeds)
         self._tools = {tool.name_for_model: tool for tool in tools}
         if settings.instruction_lists and not seeds:
@@ -146,17 +146,17 @@ class SelfInstruct:
             for sample in self.samples
             if sample.kind == "instruction"
         ]
-        talks, starts = [], []
+        conversations, starts = [], []
         for index in range(self._settings.instruction_lists):
-            draw = self._asked.draw(number, "instruction examples", index)
-            examples = self._examples(draw, self._seeds, kept)
+            rng = self._cache.rng(number, "instruction examples", index)
+            examples = self._examples(rng, self._seeds, kept)
             starts.append(len(examples) + 1)
-            talks.append(_list_talk(_TASKS, examples))
-        found = self._new_questions(number, "instructions", talks, starts)
+            conversations.append(_list_conversation(_TASKS, examples))
+        found = self._new_questions(number, "instructions", conversations, starts)
         shots = [
             self._shots(number, "answer shots", index, self._seeds) for index in range(len(found))
         ]
-        talks = [
+        conversations = [
             [
                 *(
                     turn
@@ -167,7 +167,7 @@ class SelfInstruct:
             ]
             for few, (question, _) in zip(shots, found, strict=True)
         ]
-        for index, answer in enumerate(self._asked(number, "answers", talks)):
+        for index, answer in enumerate(self._cache(number, "answers", conversations)):
             question = found[index][0]
             self._keep(
                 number,
@@ -188,7 +188,7 @@ class SelfInstruct:
         """Questions for offered tools, then a ReAct transcript of each."""
         found, given = self._react_questions(number)
         prompts = [react.prompt(question, given[source]) for question, source in found]
-        talks = [
+        conversations = [
             [
                 *self._react_shots(number, index),
                 ("user", prompt),
@@ -196,7 +196,7 @@ class SelfInstruct:
             ]
             for index, prompt in enumerate(prompts)
         ]
-        for index, answer in enumerate(self._asked(number, "transcripts", talks)):
+        for index, answer in enumerate(self._cache(number, "transcripts", conversations)):
             question, source = found[index]
             text = f"Thought:{answer.text}".strip()
             self._keep(
@@ -217,20 +217,20 @@ class SelfInstruct:
     def _react_questions(self, number: int) -> tuple[list[tuple[str, int]], list[list]]:
         """(question, the list it came from), and the tools that each list offers."""
         kept = [Seed(sample.question) for sample in self.samples if sample.kind == "react"]
-        talks, starts, given = [], [], []
+        conversations, starts, given = [], [], []
         for index in range(self._settings.question_lists):
-            draw = self._asked.draw(number, "question examples", index)
-            tools = draw.sample(
-                list(self._tools.values()), draw.randint(1, min(_MOST_TOOLS, len(self._tools)))
+            rng = self._cache.rng(number, "question examples", index)
+            tools = rng.sample(
+                list(self._tools.values()), rng.randint(1, min(_MAX_TOOLS, len(self._tools)))
             )
-            examples = self._examples(draw, self._react_seeds, kept)
+            examples = self._examples(rng, self._react_seeds, kept)
             starts.append(len(examples) + 1)
             given.append(tools)
             described = "\n".join(
                 f"- {tool.name_for_human}: {tool.description_for_model}" for tool in tools
             )
-            talks.append(_list_talk(_QUESTIONS.format(tools=described), examples))
-        return self._new_questions(number, "questions", talks, starts), given
+            conversations.append(_list_conversation(_QUESTIONS.format(tools=described), examples))
+        return self._new_questions(number, "questions", conversations, starts), given
 
     def _react_shots(self, number: int, index: int) -> list[Turn]:
         """Worked examples before the prompt of a transcript."""
@@ -245,15 +245,15 @@ class SelfInstruct:
         ]
 
     def _new_questions(
-        self, number: int, stage: str, talks: list[list[Turn]], starts: list[int]
+        self, number: int, stage: str, conversations: list[list[Turn]], starts: list[int]
     ) -> list[tuple[str, int]]:
         """(question, index of its list): what the rules let through, no more than are needed."""
         found = []
-        for index, answer in enumerate(self._asked(number, stage, talks)):
+        for index, answer in enumerate(self._cache(number, stage, conversations)):
             if answer.finish == "no room":
                 self._reject("no room for an answer", number, stage, index, "")
                 continue
-            items = parse_list(answer.text, starts[index], whole=answer.finish == "stop")
+            items = parse_list(answer.text, starts[index], complete=answer.finish == "stop")
             if not items:
                 self._reject("an answer without a list", number, stage, index, answer.text)
             for text in items:
@@ -270,7 +270,13 @@ class SelfInstruct:
         return found
 
     def _keep(
-        self, number: int, stage: str, index: int, answer: Answer, sample: Sample, fault: str | None
+        self,
+        number: int,
+        stage: str,
+        index: int,
+        answer: Response,
+        sample: Sample,
+        fault: str | None,
     ) -> None:
         if answer.finish == "no room":
             fault = "no room for an answer"
@@ -285,17 +291,17 @@ class SelfInstruct:
         self.counts.skip(reason, f"{place}: {text[:60]!r}")
         self.rejected.append({"reason": reason, "place": place, "text": text})
 
-    def _examples(self, draw, seeds: list[Seed], kept: list[Seed]) -> list[str]:
+    def _examples(self, rng, seeds: list[Seed], kept: list[Seed]) -> list[str]:
         short = [seed for seed in seeds if len(words(seed.question)) <= self._rules.max_words]
-        few = draw.sample(kept, min(self._settings.generated_shown, len(kept)))
-        few += draw.sample(short or seeds, min(self._settings.seeds_shown, len(short or seeds)))
-        draw.shuffle(few)
+        few = rng.sample(kept, min(self._settings.generated_shown, len(kept)))
+        few += rng.sample(short or seeds, min(self._settings.seeds_shown, len(short or seeds)))
+        rng.shuffle(few)
         return [_one_line(seed.question) for seed in few]
 
     def _shots(self, number: int, name: str, index: int, seeds: list[Seed]) -> list[Seed]:
         answered = [seed for seed in seeds if seed.answer]
-        draw = self._asked.draw(number, name, index)
-        return draw.sample(answered, min(_SHOTS, len(answered)))
+        rng = self._cache.rng(number, name, index)
+        return rng.sample(answered, min(_SHOTS, len(answered)))
 
     def _check_react_seeds(self) -> None:
         for seed in self._react_seeds:
@@ -315,11 +321,11 @@ class SelfInstruct:
                 raise DataError(f"its transcript has {reason}.", where, "correct it.") from None
 
 
-def parse_list(text: str, first: int, *, whole: bool) -> list[str]:
+def parse_list(text: str, first: int, *, complete: bool) -> list[str]:
     """The items of a numbered list that goes on after "`first`."; the last is left out if cut off.
 
     Example:
-      >>> parse_list(" Name a bird.\\n10. Write a poem\\nabout it.\\n11. Expl", 9, whole=False)
+      >>> parse_list(" Name a bird.\\n10. Write a poem\\nabout it.\\n11. Expl", 9, complete=False)
       ['Name a bird.', 'Write a poem about it.']
     """
     text = text.strip()
@@ -327,7 +333,7 @@ def parse_list(text: str, first: int, *, whole: bool) -> list[str]:
         text = f"{first}. {text}"
     items = _ITEM.split(text)[1:]
     items = [_one_line(item) for item in items]
-    return [item for item in (items if whole else items[:-1]) if item]
+    return [item for item in (items if complete else items[:-1]) if item]
 
 
 def read_seeds(path: str | os.PathLike, counts: Counts) -> list[Seed]:
@@ -392,7 +398,7 @@ def read_react_seeds(path: str | os.PathLike) -> list[Seed]:
     return seeds
 
 
-def _list_talk(instruction: str, examples: list[str]) -> list[Turn]:
+def _list_conversation(instruction: str, examples: list[str]) -> list[Turn]:
     shown = "\n".join(f"{number}. {text}" for number, text in enumerate(examples, 1))
     return [("user", instruction), ("assistant", f"{shown}\n{len(examples) + 1}.")]
 

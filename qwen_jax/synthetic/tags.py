@@ -24,8 +24,8 @@ from qwen_jax.utils.jsonl import read_rows
 Tagger = Callable[[Sequence[str]], list[list[str]]]
 Tags = dict[str, list[str]]  # prompt -> its tags
 
-_MOST_WORDS, _MOST_CHARACTERS = 5, 40  # of a tag; what is longer is a sentence
-_MOST_NAMED = 3
+_MAX_WORDS, _MAX_CHARACTERS = 5, 40  # of a tag; what is longer is a sentence
+_MAX_NAMED = 3
 
 
 def normalize(tag: str) -> str:
@@ -37,7 +37,7 @@ def normalize(tag: str) -> str:
     """
     text = unicodedata.normalize("NFKC", tag).casefold()
     text = " ".join(re.sub(r"[^\w+#&]|_", " ", text).split())
-    if len(text) > _MOST_CHARACTERS or len(text.split()) > _MOST_WORDS:
+    if len(text) > _MAX_CHARACTERS or len(text.split()) > _MAX_WORDS:
         return ""
     return text if any(char.isalnum() for char in text) else ""
 
@@ -156,7 +156,7 @@ def rows_to_tags(rows: Iterable[dict[str, Any]], prompts: Collection[str], where
         if prompt not in known:
             unknown.append(prompt)
     if unknown:
-        named = "; ".join(repr(prompt[:60]) for prompt in unknown[:_MOST_NAMED])
+        named = "; ".join(repr(prompt[:60]) for prompt in unknown[:_MAX_NAMED])
         raise DataError(
             f"{len(unknown)} of its {len(tags)} prompts are not among the "
             f"{len(known)} given: {named}.",

@@ -137,7 +137,9 @@ def test_files_become_a_model_with_the_commands_that_are_shown(call):
     shown = call("qwen-jax", "pretrain", "--help")
     assert "qwen-jax prepare_data --sources" in shown and "python -m experiments" not in shown
     call(sys.executable, "-c", MAKE_TEXT)
-    made = "--recipe=plain --sources=mine=text --output=data --vocab_size=300 --eval_fraction=0.2"
+    made = (
+        "--recipe=unfiltered --sources=mine=text --output=data --vocab_size=300 --eval_fraction=0.2"
+    )
     shown = call("qwen-jax", "prepare_data", *made.split(), "--workers=2")
     command = shown.splitlines()[-1].split()
     assert command[:3] == ["python", "-m", "qwen_jax.experiments.pretrain"]

@@ -41,7 +41,7 @@ def test_impossible_sources():
         (("..=a",), "no name"),
     ):
         with pytest.raises(ConfigError, match=message):
-            partitions.plan(given, partition_mb=1)
+            partitions.make_partitions(given, partition_mb=1)
 
 
 def test_repositories_keep_language_license_and_path(tmp_path):
@@ -62,7 +62,7 @@ def test_repositories_keep_language_license_and_path(tmp_path):
         ("one/b.c", "c", "Apache-2.0"),
         ("two/c.rs", "rust", None),
     ]
-    _, record = partitions.plan([f"code:{tmp_path}/repos"], partition_mb=1)
+    _, record = partitions.make_partitions([f"code:{tmp_path}/repos"], partition_mb=1)
     assert record["repos"]["passed_over"] == {".png": 1, "none": 2}
 
 
@@ -72,7 +72,7 @@ def test_links_are_not_passed_over_without_a_word(tmp_path):
     (tmp_path / "in/gone.py").symlink_to("nowhere")
     (tmp_path / "in/round").symlink_to(tmp_path)
     with pytest.raises(DataError, match="2 of 3 files.*broken link, link to a folder"):
-        partitions.plan([f"{tmp_path}/in"], partition_mb=1)
+        partitions.make_partitions([f"{tmp_path}/in"], partition_mb=1)
     said = []
     result = pipeline.run(
         [f"code:{tmp_path}/in"], [Read()], str(tmp_path / "out"), workers=0, log=said.append
@@ -92,7 +92,7 @@ def test_small_files_go_together_and_large_ones_are_cut(tmp_path):
     for i in range(5):
         (tmp_path / f"{i}.txt").write_text("x" * 400)
     (tmp_path / "9.jsonl").write_text('{"text": "y"}\n' * 200)
-    made, _ = partitions.plan([str(tmp_path)], partition_mb=0.001)
+    made, _ = partitions.make_partitions([str(tmp_path)], partition_mb=0.001)
     assert [len(partition) for partition in made] == [2, 2, 1, 1, 1, 1]
     assert [(piece.begin, piece.end) for partition in made for piece in partition][-3:] == [
         (0, 1000),

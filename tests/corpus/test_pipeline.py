@@ -116,18 +116,18 @@ def test_missing_sources_stop_it_before_any_work(tmp_path):
 
 def test_a_source_that_goes_half_way_fails_its_partition_and_no_other(tmp_path, monkeypatch):
     source = write_sources(tmp_path / "source")
-    plan = pipeline.plan_partitions
+    plan = pipeline.make_partitions
 
     def then_gone(*args, **named):
         made = plan(*args, **named)
         (source / "d.txt").rename(tmp_path / "d.txt")
         return made
 
-    monkeypatch.setattr(pipeline, "plan_partitions", then_gone)
+    monkeypatch.setattr(pipeline, "make_partitions", then_gone)
     with pytest.raises(DataError, match="No such file.*d.txt"):
         run(source, tmp_path / "out")
     assert len(list((tmp_path / "out/01-read").glob("*.json"))) >= 5
-    monkeypatch.setattr(pipeline, "plan_partitions", plan)
+    monkeypatch.setattr(pipeline, "make_partitions", plan)
     (tmp_path / "d.txt").rename(source / "d.txt")
     assert len(rows_of(run(source, tmp_path / "out"))) == 303
 
@@ -165,7 +165,7 @@ def rejected_by(result):
 
 
 def test_lines_that_python_stumbles_over(tmp_path, monkeypatch):
-    monkeypatch.setattr(read, "_LONGEST", 1 << 19)
+    monkeypatch.setattr(read, "_MAX_BYTES", 1 << 19)
     source = tmp_path / "source"
     source.mkdir()
     (source / "deep.jsonl").write_bytes(b"[" * 200_000 + b'\n{"text": "good"}\n')
@@ -232,7 +232,7 @@ def test_a_parquet_file_may_unpack_to_much_more(tmp_path, monkeypatch):
     monkeypatch.setattr(read, "BATCH_BYTES", 1 << 20)
     words = pa.DictionaryArray.from_arrays(pa.array([0] * 64, pa.int32()), ["x" * (1 << 20)])
     pq.write_table(pa.table({"text": words}), tmp_path / "a.parquet", compression="zstd")
-    partitions, _ = pipeline.plan_partitions([f"{tmp_path}/a.parquet"], partition_mb=1)
+    partitions, _ = pipeline.make_partitions([f"{tmp_path}/a.parquet"], partition_mb=1)
     tracemalloc.start()
     assert sum(map(len, Read().batches(partitions[0]))) == 64
     assert tracemalloc.get_traced_memory()[1] < 40 << 20  # 64 MiB and more, all at once

@@ -40,7 +40,7 @@ def test_plain_keeps_everything(tmp_path):
     Tokenizer({bytes([i]): i for i in range(256)}).save(tmp_path / "bytes.tiktoken")
     _, config = flags.parse(
         "",
-        {"plain": prepare_data.PLAIN},
+        {"unfiltered": prepare_data.UNFILTERED},
         [
             "x",
             f"--sources=mine={tmp_path}/in",
@@ -67,7 +67,7 @@ def test_nothing_left_says_so(tmp_path):
 
 
 def parsed(*given):
-    return flags.parse("", {"plain": prepare_data.PLAIN}, ["x", "--workers=0", *given])[1]
+    return flags.parse("", {"unfiltered": prepare_data.UNFILTERED}, ["x", "--workers=0", *given])[1]
 
 
 def test_former_flags_of_the_vocabulary_still_work(capsys):
@@ -99,7 +99,7 @@ def test_mixture_flags(tmp_path, capsys):
     assert "Instruction data: 37.3%" in capsys.readouterr().out  # 301 of 5 x 101 + 301
     assert shards.open_shards(tmp_path / "out/shards/wiki/train").documents == 5
     with pytest.raises(ConfigError, match="(?s)more than 6 times"):
-        prepare_data.main(parsed(*given, "--mixture.weights=wiki=7", "--mixture.most_epochs=6"))
+        prepare_data.main(parsed(*given, "--mixture.weights=wiki=7", "--mixture.max_epochs=6"))
 
 
 def test_a_filter_made_of_clean_text_rejects_what_is_strange(tmp_path, capsys):

@@ -76,8 +76,10 @@ def test_prompts_are_tagged_drawn_and_chosen_for_ppo(prompts, tmp_path, capsys):
         )
     ]
     assert len(texts) == 3 and not any("\nHi<" in text for text in texts)
-    (talk,) = [text for text in texts if "Be kind." in text]
-    assert "1+1?" in talk and talk.endswith("2+2?<|im_end|>\n<|im_start|>assistant\n")
+    (conversation,) = [text for text in texts if "Be kind." in text]
+    assert "1+1?" in conversation and conversation.endswith(
+        "2+2?<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert all(row["messages"][-1]["role"] == "user" for row in lines(folder / "chosen.jsonl"))
     assert (
         jsonl.Source(
@@ -119,10 +121,10 @@ class Scripted:
     def __init__(self):
         self.asked = 0
 
-    def __call__(self, talks, seeds):
-        for place, (talk, seed) in enumerate(zip(talks, seeds, strict=True)):
+    def __call__(self, conversations, seeds):
+        for place, (conversation, seed) in enumerate(zip(conversations, seeds, strict=True)):
             self.asked += 1
-            role, last = talk[-1]
+            role, last = conversation[-1]
             if last == "Thought:":
                 text = f" easy\nFinal Answer: {seed}"
             elif role == "assistant":
@@ -164,14 +166,17 @@ def test_samples_are_made_judged_and_read_by_sft(tmp_path, monkeypatch, capsys):
     make(tmp_path, checkpoint="any")
     assert "2 kept; 1 skipped: not judged yet" in capsys.readouterr().out
     assert model.asked == asked  # nothing twice
-    talks = list(read_conversations([folder / "conversations.jsonl"], Counts()))
-    assert [dict(talk.turns)["assistant"].split()[0] for talk in talks] == ["Because", "Thought:"]
+    conversations = list(read_conversations([folder / "conversations.jsonl"], Counts()))
+    assert [dict(conversation.turns)["assistant"].split()[0] for conversation in conversations] == [
+        "Because",
+        "Thought:",
+    ]
     # The next iteration can start from what was kept.
     assert read_seeds(folder / "conversations.jsonl", Counts()) == [
-        Seed(rows[0]["question"], talks[0].turns[1][1])
+        Seed(rows[0]["question"], conversations[0].turns[1][1])
     ]
     assert read_react_seeds(folder / "react.jsonl") == [
-        Seed(rows[2]["question"], talks[1].turns[1][1], tuple(rows[2]["tools"]))
+        Seed(rows[2]["question"], conversations[1].turns[1][1], tuple(rows[2]["tools"]))
     ]
     assert "of them not judged" in (folder / "review.md").read_text()
     with pytest.raises(QwenJaxError, match="temperature: 0.7 then, 0.1 now"):
@@ -189,11 +194,13 @@ def test_a_tiny_checkpoint_runs_and_its_nonsense_is_counted(checkpoint, prompts,
     output = capsys.readouterr().out
     assert "round 2/2: 0 of 4 samples" in output
     assert "8 skipped: an answer without a list (first: round 0, instructions 0" in output
-    assert len(lines(folder / "asked.jsonl")) == len(lines(folder / "rejected.jsonl")) == 8
-    assert all(row["text"] and row["finish"] == "length" for row in lines(folder / "asked.jsonl"))
-    record = json.loads((folder / "asked.jsonl.run.json").read_text()) | {"model": "another"}
-    (folder / "asked.jsonl.run.json").write_text(json.dumps(record))
-    (folder / "asked.jsonl").write_text("")  # something is left to be asked
+    assert len(lines(folder / "responses.jsonl")) == len(lines(folder / "rejected.jsonl")) == 8
+    assert all(
+        row["text"] and row["finish"] == "length" for row in lines(folder / "responses.jsonl")
+    )
+    record = json.loads((folder / "responses.jsonl.run.json").read_text()) | {"model": "another"}
+    (folder / "responses.jsonl.run.json").write_text(json.dumps(record))
+    (folder / "responses.jsonl").write_text("")  # something is left to be asked
     with pytest.raises(QwenJaxError, match="model: 'another' then"):
         make(tmp_path, checkpoint=checkpoint, context=2048, rows=2, max_new_tokens=16)
     # Greedy letters are no list of tags; what has no room is not asked.

@@ -38,7 +38,7 @@ def files_of(root):
     return {
         str(path.relative_to(root)): path.read_bytes()
         for path in root.rglob("*")
-        if path.is_file() and path.name not in ("plan.json", "plan.lock")
+        if path.is_file() and path.name not in ("pipeline.json", "pipeline.lock")
     }
 
 

@@ -66,10 +66,10 @@ def test_the_readers_of_every_stage_take_what_is_written(tmp_path):
     found = arithmetic.sums(largest=3, largest_factor=2)
     arithmetic.write(found, tmp_path)
     counts = Counts()
-    talks = list(read_conversations([tmp_path / "talks.jsonl"], counts))
+    conversations = list(read_conversations([tmp_path / "conversations.jsonl"], counts))
     pairs = list(read_pairs([tmp_path / "pairs.jsonl"], counts))
     assert counts.kept == 2 * len(found) and not counts.skipped
-    assert talks[0].turns == (("user", found[0].text), ("assistant", found[0].answer))
+    assert conversations[0].turns == (("user", found[0].text), ("assistant", found[0].answer))
     assert (pairs[0].chosen, pairs[0].rejected) == (found[0].answer, found[0].wrong)
     (tmp_path / "pairs.jsonl").unlink()
     with pytest.raises(DataError):

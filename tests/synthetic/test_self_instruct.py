@@ -15,7 +15,7 @@ from qwen_jax.inference.request import Completion
 from qwen_jax.synthetic import review
 from qwen_jax.synthetic.novelty import Novelty, lcs_length, words
 from qwen_jax.synthetic.react_seeds import EXAMPLES, TOOLS
-from qwen_jax.synthetic.response_cache import Asked
+from qwen_jax.synthetic.response_cache import ResponseCache
 from qwen_jax.synthetic.sample_rules import Rules, answer_fault, question_fault, react_fault
 from qwen_jax.synthetic.self_instruct import (
     Sample,
@@ -47,16 +47,16 @@ def by_definition(one, other):
 
 
 def test_lcs_is_that_of_the_definition():
-    draw = random.Random(0)
+    rng = random.Random(0)
     for _ in range(300):
-        one, other = ([draw.randrange(6) for _ in range(draw.randrange(90))] for _ in range(2))
+        one, other = ([rng.randrange(6) for _ in range(rng.randrange(90))] for _ in range(2))
         assert lcs_length(one, other) == by_definition(one, other)
 
 
 def test_novelty_refuses_what_comparing_with_all_would():
-    draw = random.Random(1)
+    rng = random.Random(1)
     vocabulary = [f"w{i}" for i in range(5)] + list("你好世界")
-    texts = [" ".join(draw.choices(vocabulary, k=draw.randrange(12))) for _ in range(300)]
+    texts = [" ".join(rng.choices(vocabulary, k=rng.randrange(12))) for _ in range(300)]
     novelty, kept, near = Novelty(0.7), [], 0
     for text in texts:
         scores = [
@@ -90,11 +90,11 @@ def test_novelty_refuses_what_comparing_with_all_would():
 
 def test_novelty_of_thousands_is_fast():
     """Measured: 10,000 texts against up to 6,000 kept ones, 0.8 s; pair by pair it is minutes."""
-    draw = random.Random(2)
+    rng = random.Random(2)
     vocabulary = [f"w{int(1.01**i)}" for i in range(900)]
     novelty, begin = Novelty(), time.process_time()
     for _ in range(5000):
-        text = " ".join(draw.choices(vocabulary, k=15))
+        text = " ".join(rng.choices(vocabulary, k=15))
         if novelty.nearest(text) is None:
             novelty.add(text)
     assert len(novelty.texts) > 2000 and time.process_time() - begin < 10
@@ -215,41 +215,41 @@ def test_answers(answer, finish, reason):
 
 def test_lists_go_on_where_they_were_begun():
     text = " Name a bird.\n10. Write a poem\nabout it.\n\n11) 说一个笑话\n12、Expl"
-    assert parse_list(text, 9, whole=True) == [
+    assert parse_list(text, 9, complete=True) == [
         "Name a bird.",
         "Write a poem about it.",
         "说一个笑话",
         "Expl",
     ]
-    assert parse_list(text, 9, whole=False)[-1] == "说一个笑话"
-    assert parse_list("9. Name a bird.", 9, whole=True) == ["Name a bird."]
-    assert parse_list("", 9, whole=True) == []
+    assert parse_list(text, 9, complete=False)[-1] == "说一个笑话"
+    assert parse_list("9. Name a bird.", 9, complete=True) == ["Name a bird."]
+    assert parse_list("", 9, complete=True) == []
 
 
 class Scripted:
     """A model whose answers are a function of what it is asked; it dies after some of them."""
 
     def __init__(self, dies_after: int | None = None):
-        self.talks, self.opened, self._left = [], 0, dies_after
+        self.conversations, self.opened, self._left = [], 0, dies_after
 
     def open(self):
         self.opened += 1
         return self
 
-    def __call__(self, talks, seeds):
-        order = sorted(range(len(talks)), key=lambda place: seeds[place])  # as they end
+    def __call__(self, conversations, seeds):
+        order = sorted(range(len(conversations)), key=lambda place: seeds[place])  # as they end
         for place in order:
             if self._left == 0:
                 raise KeyboardInterrupt
             self._left = None if self._left is None else self._left - 1
-            self.talks.append(talks[place])
-            yield place, self._answer(talks[place], random.Random(seeds[place]))
+            self.conversations.append(conversations[place])
+            yield place, self._answer(conversations[place], random.Random(seeds[place]))
 
-    def _answer(self, talk, draw):
-        role, last = talk[-1]
-        number = draw.randrange(10**6)
+    def _answer(self, conversation, rng):
+        role, last = conversation[-1]
+        number = rng.randrange(10**6)
         if last == "Thought:":
-            tool = re.search(r"should be one of \[([^\],]*)", talk[-2][1])[1]
+            tool = re.search(r"should be one of \[([^\],]*)", conversation[-2][1])[1]
             call = {
                 "calculator": '{"expression": "1"}',
                 "weather": '{"city": "x"}',
@@ -257,7 +257,7 @@ class Scripted:
                 "python": "```\nprint(1)\n```",
                 "calendar": '{"action": "read", "date": "2024-01-01"}',
             }[tool]
-            text = draw.choice(
+            text = rng.choice(
                 [
                     f" hm\nAction: {tool}\nAction Input: {call}\nObservation: 1\n{END}",
                     f" hm\nAction: {tool}s\nAction Input: {call}\nObservation: 1\n{END}",
@@ -266,7 +266,7 @@ class Scripted:
                 ]
             )
         elif role == "assistant":
-            names = draw.sample(
+            names = rng.sample(
                 [
                     "owls",
                     "trams",
@@ -305,10 +305,10 @@ class Scripted:
                 )[3:]
             )
         else:
-            text = draw.choice([f"Because {number}.", ""])
-        if draw.random() < 0.1:
+            text = rng.choice([f"Because {number}.", ""])
+        if rng.random() < 0.1:
             return None
-        finish = "length" if draw.random() < 0.1 else "stop"
+        finish = "length" if rng.random() < 0.1 else "stop"
         return Completion((1,), text, None, finish)
 
 
@@ -318,7 +318,7 @@ SETTINGS = Settings(samples=60, rounds=6, instruction_lists=3, question_lists=3,
 def generate(path, model, settings=SETTINGS):
     with AppendOnly(path, {}) as file:
         made = SelfInstruct(
-            settings, Rules(), Asked(file, model.open, seed=0), SEEDS, EXAMPLES, TOOLS
+            settings, Rules(), ResponseCache(file, model.open, seed=0), SEEDS, EXAMPLES, TOOLS
         )
         for _ in made.rounds():
             pass
@@ -327,7 +327,7 @@ def generate(path, model, settings=SETTINGS):
 
 def test_samples_pass_the_rules_and_every_refusal_is_counted(tmp_path):
     model = Scripted()
-    made = generate(tmp_path / "asked.jsonl", model)
+    made = generate(tmp_path / "responses.jsonl", model)
     kinds = collections.Counter(sample.kind for sample in made.samples)
     assert kinds["instruction"] > 10 and kinds["react"] > 10
     assert len({sample.id for sample in made.samples}) == len(made.samples) == made.counts.kept
@@ -360,24 +360,26 @@ def test_samples_pass_the_rules_and_every_refusal_is_counted(tmp_path):
             assert sample.messages[0][1].endswith(f"Question: {sample.question}")
     # Lists show seeds and, from the second round on, what was made before.
     lists = [
-        talk[-1][1]
-        for talk in model.talks
-        if talk[-1][0] == "assistant" and talk[-1][1] != "Thought:"
+        conversation[-1][1]
+        for conversation in model.conversations
+        if conversation[-1][0] == "assistant" and conversation[-1][1] != "Thought:"
     ]
     assert all(re.search(rf"^{len(text.splitlines())}\.$", text, re.MULTILINE) for text in lists)
     assert sum("jokes about" in text for text in lists) > 3
     # Worked examples stand before a question, as turns.
-    transcript = next(talk for talk in model.talks if talk[-1][1] == "Thought:")
+    transcript = next(
+        conversation for conversation in model.conversations if conversation[-1][1] == "Thought:"
+    )
     assert [role for role, _ in transcript] == ["user", "assistant"] * 3
 
 
 def test_it_ends_with_the_samples_that_are_wanted(tmp_path):
     few = Settings(samples=9, rounds=6, instruction_lists=3, question_lists=3)
-    assert len(generate(tmp_path / "asked.jsonl", Scripted(), few).samples) == 9
+    assert len(generate(tmp_path / "responses.jsonl", Scripted(), few).samples) == 9
     # More of the same: what was asked is not asked again.
     more = Scripted()
     made = generate(
-        tmp_path / "asked.jsonl",
+        tmp_path / "responses.jsonl",
         more,
         Settings(samples=30, rounds=6, instruction_lists=3, question_lists=3),
     )
@@ -390,32 +392,32 @@ def test_it_ends_with_the_samples_that_are_wanted(tmp_path):
             Settings(samples=30, rounds=6, instruction_lists=3, question_lists=3),
         ).samples
     )
-    assert len(more.talks) < len(fresh.talks)
+    assert len(more.conversations) < len(fresh.conversations)
 
 
 def test_killed_at_any_answer_it_ends_with_the_same(tmp_path):
     whole = Scripted()
     made = generate(tmp_path / "whole.jsonl", whole)
-    path, draw, asked = tmp_path / "killed.jsonl", random.Random(3), 0
+    path, rng, asked = tmp_path / "killed.jsonl", random.Random(3), 0
     for _ in range(12):
-        model = Scripted(dies_after=draw.randrange(1, 12))
+        model = Scripted(dies_after=rng.randrange(1, 12))
         try:
             generate(path, model)
         except KeyboardInterrupt:
             with open(path, "a") as torn:
                 torn.write('{"round": 1, "sta')
-        asked += len(model.talks)
+        asked += len(model.conversations)
     last = Scripted()
     again = generate(path, last)
     assert again.samples == made.samples and again.rejected == made.rejected
-    assert asked + len(last.talks) == len(whole.talks)  # each question once
+    assert asked + len(last.conversations) == len(whole.conversations)  # each question once
     idle = Scripted()
     assert generate(path, idle).samples == made.samples and idle.opened == 0
 
 
 def test_what_is_missing_is_named(tmp_path):
     with AppendOnly(tmp_path / "a", {}) as file:
-        asked = Asked(file, Scripted().open, seed=0)
+        asked = ResponseCache(file, Scripted().open, seed=0)
         for seeds, examples, tools, message in (
             ([], EXAMPLES, TOOLS, "no seed tasks"),
             (SEEDS, [], TOOLS, "no worked examples"),
@@ -450,18 +452,18 @@ def sample(number, kind="instruction", text="a ```fenced``` answer"):
 def test_people_judge_and_what_they_did_stays(tmp_path):
     path, out = tmp_path / "review.jsonl", tmp_path / "conversations.jsonl"
     rows = review.update(path, [sample(0), sample(1)])
-    counts = review.collect(rows, out, tmp_path / "react.jsonl", unjudged=False)
+    counts = review.collect(rows, out, tmp_path / "react.jsonl", keep_unreviewed=False)
     assert counts.kept == 0 and counts.skipped == {"not judged yet": 2}
     rows[0]["keep"], rows[1]["keep"] = True, False
     rows[0]["messages"][1]["content"] = "corrected"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     rows = review.update(path, [sample(0), sample(1), sample(2), sample(3, text=" ")])
     assert [row["keep"] for row in rows] == [True, False, None, None]
-    counts = review.collect(rows, out, tmp_path / "react.jsonl", unjudged=True)
+    counts = review.collect(rows, out, tmp_path / "react.jsonl", keep_unreviewed=True)
     assert counts.kept == 2
     assert counts.skipped == {"refused by people": 1, "an empty answer": 1}
-    talks = list(read_conversations([out], Counts()))  # as experiments.sft does
-    assert [talk.turns for talk in talks] == [
+    conversations = list(read_conversations([out], Counts()))  # as experiments.sft does
+    assert [conversation.turns for conversation in conversations] == [
         (("user", "question 0?"), ("assistant", "corrected")),
         (("user", "question 2?"), ("assistant", "a ```fenced``` answer")),
     ]

@@ -16,7 +16,7 @@ from qwen_jax.data.chat.prompts import (
     text_of,
 )
 from qwen_jax.errors import ConfigError, DataError, QwenJaxError
-from qwen_jax.synthetic.model_tagger import ModelTagger, parse, question
+from qwen_jax.synthetic.model_tagger import ModelTagger, parse, tagging_conversation
 from qwen_jax.synthetic.tag_rules import tag_by_rules
 from qwen_jax.synthetic.tags import merge_rare, normalize, read_tags, tag_all
 from qwen_jax.utils.append_only import AppendOnly
@@ -242,8 +242,8 @@ def test_answers_are_read_leniently(answer, wanted):
 def test_a_model_is_asked_in_context_and_useless_answers_are_named():
     seen = []
 
-    def complete(talks):
-        seen.extend(talks)
+    def complete(conversations):
+        seen.extend(conversations)
         return ['["Math!", "math", "x"]', "no", None, "[]"]
 
     tagger = ModelTagger(complete)
@@ -256,7 +256,7 @@ def test_a_model_is_asked_in_context_and_useless_answers_are_named():
     assert tagger.counts.examples["an answer without a list of tags"] == "'b' -> 'no'"
     assert [role for role, _ in seen[0]] == ["system"] + ["user", "assistant"] * 4 + ["user"]
     assert seen[0][-1][1] == "=====\n1+1?\n====="
-    long = question("a" * 5000 + "b")[-1][1]
+    long = tagging_conversation("a" * 5000 + "b")[-1][1]
     assert len(long) < 2100 and "b\n=====" in long and "[...]" in long
 
 

@@ -20,7 +20,7 @@ class Mixture:
 
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
     instructions: tuple[str, ...] = ()  # sources that are instruction data; for their share
-    most_epochs: float = 4.0  # ours: more repeats teach little (Muennighoff et al. 2023)
+    max_epochs: float = 4.0  # ours: more repeats teach little (Muennighoff et al. 2023)
     allow_epochs: tuple[str, ...] = ()  # sources that may be read more often than that
 
     def __post_init__(self):
@@ -46,7 +46,7 @@ class Mixture:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class Entry:
     """One source and language of the plan."""
 
     source: str
@@ -94,7 +94,9 @@ def parse_weights(
     return weights
 
 
-def plan(counts: Mapping[tuple[str, str | None], tuple[int, int]], mixture: Mixture) -> list[Row]:
+def entries(
+    counts: Mapping[tuple[str, str | None], tuple[int, int]], mixture: Mixture
+) -> list[Entry]:
     """What the mixture will hold, the largest part first.
 
     Args:
@@ -102,7 +104,7 @@ def plan(counts: Mapping[tuple[str, str | None], tuple[int, int]], mixture: Mixt
 
     Raises:
       ConfigError: a weight or consent for a source or language that there is not, or a source that
-        would be read more than most_epochs times without consent.
+        would be read more than max_epochs times without consent.
       DataError: nothing would be left.
     """
     sources = {source for source, _ in counts}
@@ -119,14 +121,14 @@ def plan(counts: Mapping[tuple[str, str | None], tuple[int, int]], mixture: Mixt
         {
             f"{source} ({mixture.weight(source, language):g})"
             for source, language in counts
-            if mixture.weight(source, language) > mixture.most_epochs
+            if mixture.weight(source, language) > mixture.max_epochs
             and source not in mixture.allow_epochs
         }
     )
     if too_often:
         names = ",".join(name.split(" ")[0] for name in too_often)
         raise ConfigError(
-            f"read more than {mixture.most_epochs:g} times: {', '.join(too_often)}.",
+            f"read more than {mixture.max_epochs:g} times: {', '.join(too_often)}.",
             "mixture.weights",
             f"lower the weight, find more text, or consent with --mixture.allow_epochs={names}.",
         )
@@ -139,7 +141,7 @@ def plan(counts: Mapping[tuple[str, str | None], tuple[int, int]], mixture: Mixt
             "give one source a weight above 0, or look at what the filters left.",
         )
     rows = [
-        Row(
+        Entry(
             source=part[0],
             language=part[1] or "?",
             documents=documents,
@@ -152,7 +154,7 @@ def plan(counts: Mapping[tuple[str, str | None], tuple[int, int]], mixture: Mixt
     return sorted(rows, key=lambda row: (-row.mixed, row.source, row.language))
 
 
-def table(rows: list[Row], mixture: Mixture) -> str:
+def table(rows: list[Entry], mixture: Mixture) -> str:
     """The plan as Markdown, to print before anything is written."""
     lines = [
         "| source | language | documents | tokens | epochs | in the mixture | share |",
@@ -174,7 +176,7 @@ def table(rows: list[Row], mixture: Mixture) -> str:
     return "\n".join(lines)
 
 
-def draw(rows: list[Row]) -> bytes:
+def draw(rows: list[Entry]) -> bytes:
     """A PNG: tokens that there are, and tokens in the mixture, of each source and language.
 
     Raises:

@@ -17,7 +17,7 @@ from importlib import resources
 
 from qwen_jax.errors import DataError
 
-KEPT = "kept"  # in the place of a rule
+KEPT = "kept"  # in the location of a rule
 _SHOWN = 3000  # characters of a text: its beginning and, after a cut, its end
 _FORMAT = 1
 
@@ -31,7 +31,7 @@ class Sample:
     rule: str  # what rejected it, or KEPT
     value: str  # that rejected it
     text: str
-    place: str = ""  # path or address
+    location: str = ""  # path or address
     language: str = ""
 
 
@@ -64,7 +64,7 @@ def sample(rows: Iterable[Mapping], *, each: int = 10, seed: int = 0) -> list[Sa
                 rule=rule,
                 value=row.get("rejected_value") or "",
                 text=row["text"],
-                place=row.get("url") or row.get("path") or "",
+                location=row.get("url") or row.get("path") or "",
                 language=row.get("language") or "",
             ),
         )
@@ -99,14 +99,14 @@ def page(samples: Sequence[Sample], *, title: str = "Review") -> str:
         .joinpath("review.html")
         .read_text(encoding="utf-8")
     )
-    for place, value in (
+    for location, value in (
         ("TITLE", html.escape(title)),
         ("NAME", name),
         ("RULES", options["rule"]),
         ("SOURCES", options["source"]),
         ("SECTIONS", sections),
     ):  # the texts last: what is in them stays
-        template = template.replace(f"@@{place}@@", value)
+        template = template.replace(f"@@{location}@@", value)
     return template
 
 
@@ -135,7 +135,7 @@ def _card(one: Sample) -> str:
             one.value and f"value {one.value}",
             one.language,
             f"{len(one.text):,} characters",
-            one.place,
+            one.location,
         )
         if fact
     )

@@ -24,7 +24,7 @@ from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.utils.append_only import note_made_from
 from qwen_jax.utils.files import write_json
 
-_AS_IT_COMES = Mixture()
+_EQUAL_WEIGHTS = Mixture()
 
 
 def documents(folder: StageFolder, number: int) -> Iterator[Document]:
@@ -35,7 +35,7 @@ def documents(folder: StageFolder, number: int) -> Iterator[Document]:
             yield Document(*row)
 
 
-def of_source(result: Result, name: str) -> Iterator[Document]:
+def source_documents(result: Result, name: str) -> Iterator[Document]:
     """The rows that were kept of one source."""
     for number, source in enumerate(result.sources):
         if source == name:
@@ -45,7 +45,7 @@ def of_source(result: Result, name: str) -> Iterator[Document]:
 def sizes(
     result: Result, tokenizer_path: str, sample: int = 1 << 20
 ) -> dict[tuple[str, str | None], tuple[int, int]]:
-    """(source, language) -> (documents, tokens) of what was kept, for mixture.plan.
+    """(source, language) -> (documents, tokens) of what was kept, for mixture.entries.
 
     Args:
       sample: characters of each that are encoded, to tell its bytes per token.
@@ -139,7 +139,7 @@ def tokenize(
     split: Split,
     shard_tokens: float,
     workers: int,
-    mixture: Mixture = _AS_IT_COMES,
+    mixture: Mixture = _EQUAL_WEIGHTS,
     log: Callable[[str], None],
 ) -> dict[str, list]:
     """Writes OUTPUT/SOURCE/train and, where a document is held out, OUTPUT/SOURCE/eval.

@@ -30,8 +30,8 @@ from qwen_jax.utils.files import read_json, write_json
 UNKNOWN = "?"  # the language of documents that name none and were not identified
 _MAX_COPIES = 4  # ours: text that comes more often teaches a vocabulary its own phrases
 _LINE_ENDS = re.compile(r"[\r\n]+")
-_PIECE = 10_000  # characters that are chosen together, about
-_MEASURED = 1 << 20  # characters of a language that compression is measured on
+_CHUNK = 10_000  # characters that are chosen together, about
+_MEASURED_CHARACTERS = 1 << 20  # characters of a language that compression is measured on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Share:
     language: str
     weight: float
     text_bytes: int  # that there are
-    copies: float  # how often each piece of its text is read, on average
+    copies: float  # how often each chunk of its text is read, on average
 
 
 def check(config: Vocabulary) -> None:
@@ -105,14 +105,14 @@ def learn(
     note_made_from(record, _made_from(config, split, {}), path)
     chosen = shares(text_bytes(result), config.weights(), config.megabytes)
     log(table(chosen))
-    pieces = tqdm(texts(result, chosen, split), unit=" pieces", desc="learning a vocabulary")
+    chunks = tqdm(texts(result, chosen, split), unit=" chunks", desc="learning a vocabulary")
     if config.base is None:
-        ranks = extend.train(pieces, vocab_size=config.size)
+        ranks = extend.train(chunks, vocab_size=config.size)
     else:
         base = read_ranks(config.base)
         kept = len(extend.qwen_base(base))
         characters = None if config.chinese_characters else ""
-        ranks = extend.extend_like_qwen(base, pieces, num_new=config.num_new, characters=characters)
+        ranks = extend.extend_like_qwen(base, chunks, num_new=config.num_new, characters=characters)
         log(
             f"{path}: {kept:,} tokens of {config.base} ({len(base) - kept:,} numbers of several "
             f"digits left out), {len(ranks) - kept:,} new ones, {len(ranks):,} in all"
@@ -192,18 +192,18 @@ def table(chosen: list[Share]) -> str:
 
 
 def texts(result: Result, chosen: list[Share], split: Split) -> Iterator[str]:
-    """The text to learn from, in pieces; what is held out is not learned from.
+    """The text to learn from, in chunks; what is held out is not learned from.
 
-    Of a language that is read 0.25 times, every fourth piece comes.
+    Of a language that is read 0.25 times, every fourth chunk comes.
     """
     copies = {share.language: share.copies for share in chosen}
     owed = dict.fromkeys(copies, 0.5)
     for document, language in _documents(result):
         if copies[language] and not _held_out(document, split):
-            for piece in _pieces(document.text):
+            for chunk in _chunks(document.text):
                 owed[language] += copies[language]
                 for _ in range(int(owed[language])):
-                    yield piece
+                    yield chunk
                 owed[language] %= 1
 
 
@@ -216,8 +216,8 @@ def measured_texts(result: Result, split: Split) -> dict[str, list[str]]:
     sizes: dict[tuple[str, bool], int] = {}
     for document, language in _documents(result):
         part = language, _held_out(document, split)
-        if sizes.get(part, 0) < _MEASURED:
-            text = document.text[:_MEASURED]
+        if sizes.get(part, 0) < _MEASURED_CHARACTERS:
+            text = document.text[:_MEASURED_CHARACTERS]
             found.setdefault(part, []).append(text)
             sizes[part] = sizes.get(part, 0) + len(text)
     languages = {language for language, _ in found}
@@ -258,11 +258,11 @@ def _held_out(document: Document, split: Split) -> bool:
     return split.place(document)[0] == split.num_shards
 
 
-def _pieces(text: str) -> Iterator[str]:
+def _chunks(text: str) -> Iterator[str]:
     """`text` in parts that end where lines do. Runs of line ends are words, and are not cut."""
     start = 0
     while start < len(text):
-        found = _LINE_ENDS.search(text, start + _PIECE)
+        found = _LINE_ENDS.search(text, start + _CHUNK)
         end = found.end() if found else len(text)
         yield text[start:end]
         start = end

@@ -81,13 +81,13 @@ def _license_in(folder: str) -> str | None:
         )
     except OSError:
         return None
-    return named(files[0].read_text("utf-8", "replace")) if files else None
+    return license_name(files[0].read_text("utf-8", "replace")) if files else None
 
 
-def named(text: str) -> str:
+def license_name(text: str) -> str:
     """The short name (SPDX where it is sure) of a license's text; "other" where it is not known."""
     words = " ".join(text.lower().split())
     # The first to be named: long licenses speak of others further down.
-    places = {words.find(phrase): name for name, phrase in _PHRASES.items() if phrase in words}
-    name = places[min(places)] if places else "other"
+    positions = {words.find(phrase): name for name, phrase in _PHRASES.items() if phrase in words}
+    name = positions[min(positions)] if positions else "other"
     return "BSD-3-Clause" if name == "BSD-2-Clause" and "neither the name" in words else name

@@ -1,6 +1,6 @@
 """The process that extracts text from pages: one that hangs or dies costs that page alone.
 
-Run as `python -m qwen_jax.corpus.sources.page_worker EXTRACTOR MEGABYTES`, it answers frames
+Run as `python -m qwen_jax.corpus.sources.page_worker EXTRACTOR MEGABYTES`, it replies frames
 (4 bytes of length, UTF-8) of HTML with frames of text, the first byte of which is `+`, or `-`
 before an error.
 """
@@ -38,7 +38,7 @@ class PageWorker:
             assert process.stdin is not None
             process.stdin.write(struct.pack("<I", len(page)) + page)
             process.stdin.flush()
-            answer = self._read(
+            reply = self._read(
                 *struct.unpack("<I", self._read(4, deadline := self._deadline())), deadline
             )
         except TimeoutError:
@@ -48,8 +48,8 @@ class PageWorker:
             code = self._process.wait() if self._process else 0
             self.close()
             return "", f"crash: {'signal' if code < 0 else 'exit'} {abs(code)}"
-        text = answer[1:].decode("utf-8")
-        return (text, None) if answer[:1] == b"+" else ("", text)
+        text = reply[1:].decode("utf-8")
+        return (text, None) if reply[:1] == b"+" else ("", text)
 
     def _start(self) -> subprocess.Popen:
         if self._process is None:
@@ -120,24 +120,24 @@ def serve(extractor: str, megabytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     function = getattr(extract, extractor)
-    answers = os.fdopen(os.dup(1), "wb")
+    replies = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not come between the frames
     function("<p>ready</p>")
-    _answer(answers, b"+")
+    _reply(replies, b"+")
     pages = sys.stdin.buffer
     while head := pages.read(4):
         page = pages.read(*struct.unpack("<I", head))
         try:
-            answer = b"+" + function(page.decode("utf-8")).encode("utf-8", "replace")
+            reply = b"+" + function(page.decode("utf-8")).encode("utf-8", "replace")
         except MemoryError:
-            answer = b"-memory"
+            reply = b"-memory"
         except Exception as error:  # whatever a page can make a parser raise: it is reported
-            answer = f"-error: {type(error).__name__}".encode()
-        _answer(answers, answer)
+            reply = f"-error: {type(error).__name__}".encode()
+        _reply(replies, reply)
 
 
-def _answer(file, answer: bytes) -> None:
-    file.write(struct.pack("<I", len(answer)) + answer)
+def _reply(file, reply: bytes) -> None:
+    file.write(struct.pack("<I", len(reply)) + reply)
     file.flush()
 
 

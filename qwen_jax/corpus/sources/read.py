@@ -21,7 +21,7 @@ from tqdm import tqdm
 from qwen_jax.config import option
 from qwen_jax.corpus import partitions, source_files
 from qwen_jax.corpus.arrow import pa, pq
-from qwen_jax.corpus.partitions import Partition, Piece
+from qwen_jax.corpus.partitions import FileRange, Partition
 from qwen_jax.corpus.sources import charset, code_files, warc
 from qwen_jax.corpus.sources.page_worker import PageWorker
 from qwen_jax.corpus.stage import rejected_schema, schema
@@ -29,7 +29,7 @@ from qwen_jax.corpus.stage_files import BATCH_BYTES
 from qwen_jax.data.document import Document
 from qwen_jax.errors import DataError
 
-_OWN = {
+_COLUMNS = {
     "url": "url",
     "language": "language",
     "lang": "language",
@@ -38,7 +38,7 @@ _OWN = {
 }  # columns of a row that are ours, the first one of a name
 _CHARSET = re.compile(r"""charset\s*=\s*["']?([^\s"';,]+)""", re.IGNORECASE)
 _as_json = json.JSONEncoder(default=str).encode
-_LONGEST = 1 << 28  # bytes of a text file or line: more is no document
+_MAX_BYTES = 1 << 28  # bytes of a text file or line: more is no document
 _ROW_BYTES = 512  # of memory that a row takes beside its text, about
 
 
@@ -63,17 +63,19 @@ class Read:
         rows: list[dict] = []
         size, empty = 0, True
         with _Reader(self) as reader:
-            for piece in partition:
+            for file_range in partition:
                 where = (
                     ""
-                    if piece.root in partitions.PYTHON
-                    else (piece.name or piece.root.rsplit("/", 1)[-1])
+                    if file_range.root in partitions.PYTHON
+                    else (file_range.name or file_range.root.rsplit("/", 1)[-1])
                 )
-                for row in reader.named_rows(piece):
-                    place = row["place"]
-                    row["id"] = source_files.digest(f"{piece.source}\0{piece.name}\0{place}")
-                    row["source"], row["path"] = piece.source, where + place
-                    row.setdefault("kind", piece.kind)
+                for row in reader.named_rows(file_range):
+                    location = row["location"]
+                    row["id"] = source_files.digest(
+                        f"{file_range.source}\0{file_range.name}\0{location}"
+                    )
+                    row["source"], row["path"] = file_range.source, where + location
+                    row.setdefault("kind", file_range.kind)
                     row.setdefault("text", "")
                     rows.append(row)
                     size += len(row["text"]) + len(row.get("metadata") or "") + _ROW_BYTES
@@ -94,7 +96,7 @@ def documents(source: str) -> Iterator[Document]:
       DataError: it is missing or empty, has files of unknown kinds, or something in it is damaged.
     """
     names = ["path", "text", "group", *rejected_schema().names]
-    made, _ = partitions.plan([source], partition_mb=_LONGEST)
+    made, _ = partitions.make_partitions([source], partition_mb=_MAX_BYTES)
     for batch in itertools.chain.from_iterable(map(Read().batches, made)):
         for row in batch.select(names).to_pylist():
             if row["rejected_by"] is None:
@@ -117,13 +119,13 @@ def _table(rows: list[dict]) -> pa.Table:
         return pa.table(columns, row_schema)
     except UnicodeEncodeError:
         return pa.table(
-            [[value and _whole_characters(value) for value in column] for column in columns],
+            [[value and _replace_lone_surrogates(value) for value in column] for column in columns],
             row_schema,
         )
 
 
-def _rejected(place: str, rule: str, value: object = "", **columns) -> dict:
-    return {"place": place, "rejected_by": rule, "rejected_value": str(value), **columns}
+def _rejected(location: str, rule: str, value: object = "", **columns) -> dict:
+    return {"location": location, "rejected_by": rule, "rejected_value": str(value), **columns}
 
 
 class _Reader:
@@ -139,37 +141,37 @@ class _Reader:
         for worker in self._workers.values():
             worker.close()
 
-    def named_rows(self, piece: Piece) -> Iterator[dict[str, Any]]:
-        """The rows of a piece; of a file that has none, one that says so."""
+    def named_rows(self, file_range: FileRange) -> Iterator[dict[str, Any]]:
+        """The rows of a file_range; of a file that has none, one that says so."""
         row = None
-        for row in self.rows(piece):
+        for row in self.rows(file_range):
             yield row
-        if row is None and piece.end < 0:  # and not a range in which no line begins
+        if row is None and file_range.end < 0:  # and not a range in which no line begins
             yield _rejected("", "empty_file")
 
-    def rows(self, piece: Piece) -> Iterator[dict[str, Any]]:
-        if piece.root in partitions.PYTHON:
-            yield from _python(piece)
+    def rows(self, file_range: FileRange) -> Iterator[dict[str, Any]]:
+        if file_range.root in partitions.PYTHON:
+            yield from _python(file_range)
             return
-        kind = partitions.plain_suffix(piece.path)
+        kind = partitions.plain_suffix(file_range.path)
         if kind == ".parquet":
-            yield from self._parquet(piece)
+            yield from self._parquet(file_range)
             return
-        with source_files.open_binary(piece.path) as file:
+        with source_files.open_binary(file_range.path) as file:
             if not file.read(1):
                 return
             file.seek(0)
             if kind in partitions.ARCHIVES:
-                yield from self._warc(piece, file)
+                yield from self._warc(file_range, file)
             elif kind in partitions.TABLES:
-                yield from self._json_lines(piece, file)
+                yield from self._json_lines(file_range, file)
             else:
-                yield from self._whole(piece, file, kind)
+                yield from self._file(file_range, file, kind)
 
-    def _whole(self, piece: Piece, file, kind: str) -> Iterator[dict]:
-        limit = self._limit if kind in partitions.HTML else _LONGEST
+    def _file(self, file_range: FileRange, file, kind: str) -> Iterator[dict]:
+        limit = self._limit if kind in partitions.HTML else _MAX_BYTES
         try:
-            opened = gzip.open(file) if piece.path.endswith(".gz") else file
+            opened = gzip.open(file) if file_range.path.endswith(".gz") else file
             content = opened.read(limit + 1)
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             yield _rejected("", "damaged_file", error)
@@ -177,26 +179,28 @@ class _Reader:
         if len(content) > limit:
             yield _rejected("", "too_large", f"over {limit} bytes")
         elif kind in partitions.HTML:
-            yield self._page("", content, piece.kind)
+            yield self._page("", content, file_range.kind)
         else:
-            yield _text("", content) | self._code(piece)
+            yield _text("", content) | self._code(file_range)
 
-    def _code(self, piece: Piece) -> dict:
-        language = code_files.LANGUAGES.get(partitions.plain_suffix(piece.path))
-        if piece.kind != "code" or piece.root.startswith(source_files.REMOTE):
-            return {"language": language} if piece.kind == "code" else {}
+    def _code(self, file_range: FileRange) -> dict:
+        language = code_files.LANGUAGES.get(partitions.plain_suffix(file_range.path))
+        if file_range.kind != "code" or file_range.root.startswith(source_files.REMOTE):
+            return {"language": language} if file_range.kind == "code" else {}
         return {
             "language": language,
-            "license": code_files.license_of(piece.root, piece.name) if piece.name else None,
+            "license": code_files.license_of(file_range.root, file_range.name)
+            if file_range.name
+            else None,
         }
 
     def _page(
-        self, place: str, content: bytes, kind: str, said: str | None = None, **columns
+        self, location: str, content: bytes, kind: str, declared: str | None = None, **columns
     ) -> dict:
         """The row of a page of HTML."""
         if charset.is_binary(content):
-            return _rejected(place, "binary", content[:8].hex(), **columns)
-        html, name = charset.decode(content, said)
+            return _rejected(location, "binary", content[:8].hex(), **columns)
+        html, name = charset.decode(content, declared)
         # In reference documentation every line counts, menus of links included.
         extractor = "page" if kind == "documentation" else self._settings.extractor
         worker = self._workers.setdefault(
@@ -206,36 +210,40 @@ class _Reader:
         metadata = json.dumps({"charset": name, "html_bytes": len(content)})
         columns |= {"metadata": metadata}
         if problem:
-            return _rejected(place, "extraction", problem, **columns)
+            return _rejected(location, "extraction", problem, **columns)
         if not text.strip():
-            return _rejected(place, "no_text", len(content), **columns)
-        return {"place": place, "text": text, **columns}
+            return _rejected(location, "no_text", len(content), **columns)
+        return {"location": location, "text": text, **columns}
 
-    def _warc(self, piece: Piece, file) -> Iterator[dict]:
+    def _warc(self, file_range: FileRange, file) -> Iterator[dict]:
         for record in warc.records(
             file,
-            compressed=piece.path.endswith(".gz"),
-            begin=piece.begin,
-            end=piece.end,
+            compressed=file_range.path.endswith(".gz"),
+            begin=file_range.begin,
+            end=file_range.end,
             limit=self._limit,
         ):
             url = record.headers.get("warc-target-uri", "").strip("<>") or None
             # Several records can be in one member.
             number = self._repeated(record)
-            place = f"@{record.offset}#{number}" if number else f"@{record.offset}"
+            location = f"@{record.offset}#{number}" if number else f"@{record.offset}"
             kind = record.headers.get("warc-type")
             if record.problem:
-                yield _rejected(place, f"warc_{record.problem}", record.detail, url=url)
+                yield _rejected(location, f"warc_{record.problem}", record.detail, url=url)
             elif kind == "conversion":  # of a .wet file
-                yield _text(place, record.content) | {"url": url}
+                yield _text(location, record.content) | {"url": url}
             elif kind == "response":
-                yield self._response(piece, place, record, url)
+                yield self._response(file_range, location, record, url)
             elif kind == "resource":
                 yield self._body(
-                    piece, place, record.headers.get("content-type", ""), record.content, url
+                    file_range,
+                    location,
+                    record.headers.get("content-type", ""),
+                    record.content,
+                    url,
                 )
             else:
-                yield _rejected(place, "not_a_page", kind, url=url)
+                yield _rejected(location, "not_a_page", kind, url=url)
 
     _last = (-1, 0)
 
@@ -244,79 +252,83 @@ class _Reader:
         self._last = (record.offset, number + 1 if record.offset == offset else 0)
         return self._last[1]
 
-    def _response(self, piece: Piece, place: str, record: warc.Record, url: str | None) -> dict:
+    def _response(
+        self, file_range: FileRange, location: str, record: warc.Record, url: str | None
+    ) -> dict:
         status, headers, body, problem = warc.http_body(record.content, self._limit)
         if problem:
             return _rejected(
-                place, f"http_{problem}", headers.get("content-encoding", status), url=url
+                location, f"http_{problem}", headers.get("content-encoding", status), url=url
             )
         if status != 200:
-            return _rejected(place, "http_status", status, url=url)
-        return self._body(piece, place, headers.get("content-type", ""), body, url)
+            return _rejected(location, "http_status", status, url=url)
+        return self._body(file_range, location, headers.get("content-type", ""), body, url)
 
-    def _body(self, piece: Piece, place: str, said: str, body: bytes, url: str | None) -> dict:
-        mime, _, rest = said.partition(";")
+    def _body(
+        self, file_range: FileRange, location: str, declared: str, body: bytes, url: str | None
+    ) -> dict:
+        mime, _, rest = declared.partition(";")
         mime = mime.strip().lower()
         found = _CHARSET.search(rest)
         name = found and found[1]
         if mime in ("text/html", "application/xhtml+xml", ""):
-            return self._page(place, body, piece.kind, name, url=url)
+            return self._page(location, body, file_range.kind, name, url=url)
         if mime == "text/plain" and not charset.is_binary(body):
             text = charset.decode(body, name)[0]
             return (
-                {"place": place, "text": text, "url": url}
+                {"location": location, "text": text, "url": url}
                 if text.strip()
-                else _rejected(place, "no_text", len(body), url=url)
+                else _rejected(location, "no_text", len(body), url=url)
             )
-        return _rejected(place, "content_type", mime, url=url)
+        return _rejected(location, "content_type", mime, url=url)
 
-    def _json_lines(self, piece: Piece, file) -> Iterator[dict]:
-        lines = gzip.open(file) if piece.path.endswith(".gz") else file
-        offset = piece.begin
+    def _json_lines(self, file_range: FileRange, file) -> Iterator[dict]:
+        lines = gzip.open(file) if file_range.path.endswith(".gz") else file
+        offset = file_range.begin
         if offset:  # a line belongs to the range that its first byte is in
             lines.seek(offset - 1)
-            offset += _pass_line(lines) - 1
-        while piece.end < 0 or offset < piece.end:
-            place = f"@{offset}"
+            offset += _skip_line(lines) - 1
+        while file_range.end < 0 or offset < file_range.end:
+            location = f"@{offset}"
             try:
-                line = lines.readline(_LONGEST)
-                longer = 0 if line.endswith(b"\n") or len(line) < _LONGEST else _pass_line(lines)
+                line = lines.readline(_MAX_BYTES)
+                longer = 0 if line.endswith(b"\n") or len(line) < _MAX_BYTES else _skip_line(lines)
             except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-                yield _rejected(place, "damaged_file", error)
+                yield _rejected(location, "damaged_file", error)
                 return
             if not line:
                 return
             offset += len(line) + longer
             if longer:
-                yield _rejected(place, "too_large", f"{len(line) + longer} bytes")
+                yield _rejected(location, "too_large", f"{len(line) + longer} bytes")
             elif line.strip():
-                yield self._json_row(place, line)
+                yield self._json_row(location, line)
 
-    def _json_row(self, place: str, line: bytes) -> dict:
+    def _json_row(self, location: str, line: bytes) -> dict:
         try:
-            return self._row(place, json.loads(line.removeprefix(codecs.BOM_UTF8).decode()))
+            return self._row(location, json.loads(line.removeprefix(codecs.BOM_UTF8).decode()))
         except (ValueError, RecursionError) as error:
-            return _rejected(place, "not_json", error)
+            return _rejected(location, "not_json", error)
 
-    def _row(self, place: str, row: Any) -> dict:
+    def _row(self, location: str, row: Any) -> dict:
         text = row.get(self._settings.text_field) if isinstance(row, dict) else None
         if isinstance(text, UnicodeDecodeError):
-            return _rejected(place, "not_utf8", text)
+            return _rejected(location, "not_utf8", text)
         if not isinstance(text, str):
             has = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-            return _rejected(place, "no_text_field", has[:200])
+            return _rejected(location, "no_text_field", has[:200])
         if not text.strip():
-            return _rejected(place, "no_text", len(text))
-        columns: dict[str, str | None] = {"place": place, "text": text}
+            return _rejected(location, "no_text", len(text))
+        columns: dict[str, str | None] = {"location": location, "text": text}
         del row[self._settings.text_field]
-        for name in () if _OWN.keys().isdisjoint(row) else _OWN:
-            if isinstance(row.get(name), str) and _OWN[name] not in columns:
-                columns[_OWN[name]] = row.pop(name)
+        for name in () if _COLUMNS.keys().isdisjoint(row) else _COLUMNS:
+            if isinstance(row.get(name), str) and _COLUMNS[name] not in columns:
+                columns[_COLUMNS[name]] = row.pop(name)
         columns["metadata"] = _as_json(row) if row else None
         return columns
 
-    def _parquet(self, piece: Piece) -> Iterator[dict]:
-        with source_files.open_binary(piece.path) as file:
+    def _parquet(self, file_range: FileRange) -> Iterator[dict]:
+        with source_files.open_binary(file_range.path) as file:
             try:
                 opened = pq.ParquetFile(file)
             except source_files.arrow_errors() as error:
@@ -325,7 +337,7 @@ class _Reader:
             stop = 0
             for number in range(opened.num_row_groups):
                 row, stop = stop, stop + opened.metadata.row_group(number).num_rows
-                if row < piece.begin or 0 <= piece.end <= row:
+                if row < file_range.begin or 0 <= file_range.end <= row:
                     continue
                 try:
                     # Few rows: of a page of a kilobyte, each can be a copy of one huge text.
@@ -344,18 +356,18 @@ class _Reader:
                     )
 
 
-def _pass_line(lines) -> int:
+def _skip_line(lines) -> int:
     """Goes behind the end of the line; how many bytes that was."""
-    passed = 0
+    skipped = 0
     while part := lines.readline(1 << 20):
-        passed += len(part)
+        skipped += len(part)
         if part.endswith(b"\n"):
             break
-    return passed
+    return skipped
 
 
 def _values(column: pa.Array) -> list:
-    """What is in a column of Parquet; in the place of what Python has no value for, the error."""
+    """Returns the values of a Parquet column; an error replaces a value Python cannot hold."""
 
     def value(item: pa.Scalar):
         try:
@@ -369,23 +381,25 @@ def _values(column: pa.Array) -> list:
         return list(map(value, column))
 
 
-def _text(place: str, content: bytes) -> dict:
+def _text(location: str, content: bytes) -> dict:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        return _rejected(place, "not_utf8", f"{content[error.start]:#04x} at {error.start}")
-    return {"place": place, "text": text} if text.strip() else _rejected(place, "no_text", 0)
+        return _rejected(location, "not_utf8", f"{content[error.start]:#04x} at {error.start}")
+    return (
+        {"location": location, "text": text} if text.strip() else _rejected(location, "no_text", 0)
+    )
 
 
-def _whole_characters(text: str) -> str:
+def _replace_lone_surrogates(text: str) -> str:
     """Halves of surrogate pairs, which JSON can write and UTF-8 cannot, become U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-def _python(piece: Piece) -> Iterator[dict]:
+def _python(file_range: FileRange) -> Iterator[dict]:
     from qwen_jax.corpus.sources import python_docs
 
-    if piece.root == "python:code":
+    if file_range.root == "python:code":
         documents, failures = python_docs.source_code(), {}
     else:
         with tqdm(unit=" modules", disable=None) as bar:  # not where nobody looks
@@ -395,8 +409,8 @@ def _python(piece: Piece) -> Iterator[dict]:
                 bar.update(done - bar.n)
 
             documents, failures = python_docs.documentation(progress)
-    code = {"language": "python", "license": "Python-2.0"} if piece.kind == "code" else {}
+    code = {"language": "python", "license": "Python-2.0"} if file_range.kind == "code" else {}
     for document in documents:
-        yield {"place": document.name, "text": document.text, "group": document.group, **code}
+        yield {"location": document.name, "text": document.text, "group": document.group, **code}
     for module in sorted(failures):
         yield _rejected(module, "cannot_be_imported", failures[module])

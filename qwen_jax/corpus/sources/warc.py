@@ -16,7 +16,7 @@ from typing import BinaryIO
 _CHUNK = 1 << 16
 _LINE = 1 << 13  # of a header, at most
 _HEADER = 1 << 17  # all of a header
-_SKIPPED = 1 << 30  # bytes of a member that are decompressed only to come to its next record
+_MAX_SKIPPED = 1 << 30  # bytes of a member that are decompressed only to come to its next record
 _UNREAD = ("br", "zstd", "compress", "x-compress")  # codings of an answer that are not undone
 _BEGIN = re.compile(rb"WARC/1\.\d\r?\n")
 
@@ -42,7 +42,7 @@ def records(
     """The records (or members) that begin at a byte from `begin` up to, not including, `end`.
 
     Args:
-      file: can be told to go to any place.
+      file: can be told to go to any position.
       limit: bytes of content beyond which a record is too_large: it is passed by, not held.
     """
     end = end if end >= 0 else 1 << 62
@@ -98,7 +98,7 @@ def _record(stream, offset: int, limit: int) -> Record:
 
 
 class _Stream(abc.ABC):
-    """Bytes with a place, of a plain file or of a gzip member, which each say how they come."""
+    """Bytes with a position, of a plain file or of a gzip member, which each say how they come."""
 
     def __init__(self, file: BinaryIO, offset: int):
         self._file, self._offset, self._buffer = file, offset, bytearray()
@@ -116,7 +116,7 @@ class _Stream(abc.ABC):
         return True
 
     def begin(self) -> int | None:
-        """Goes behind the first line of the next record; None at the end. Returns its place."""
+        """Goes behind the first line of the next record; None at the end. Returns its position."""
         while True:
             self._fill(_LINE)
             if not self._buffer:
@@ -127,9 +127,9 @@ class _Stream(abc.ABC):
             match = _BEGIN.match(self._buffer)
             if not match:
                 raise _Damaged("corrupt", "no record where the next one should begin")
-            place = self._offset
+            position = self._offset
             self._take(match.end())
-            return place
+            return position
 
     def line(self) -> bytes:
         self._fill(_LINE)
@@ -153,8 +153,8 @@ class _Stream(abc.ABC):
         while size > len(self._buffer):
             size -= len(self._buffer)
             skipped += len(self._take(len(self._buffer)))
-            if skipped > _SKIPPED:
-                raise _Damaged("too_large", f"more than {_SKIPPED} bytes in one record")
+            if skipped > _MAX_SKIPPED:
+                raise _Damaged("too_large", f"more than {_MAX_SKIPPED} bytes in one record")
             if not self._fill(1):
                 raise _Damaged("truncated", f"{size} bytes are missing")
         self._take(size)
@@ -196,32 +196,36 @@ class _Member(_Stream):
         return b""
 
     def next(self) -> int | None:
-        """The place behind this member; None at the end of the file."""
-        place = self._begin + self._read - len(self._inflate.unused_data)
-        self._file.seek(place)
-        return place if self._file.read(1) else None
+        """The position behind this member; None at the end of the file."""
+        position = self._begin + self._read - len(self._inflate.unused_data)
+        self._file.seek(position)
+        return position if self._file.read(1) else None
 
 
 def _find(file: BinaryIO, offset: int, end: int, compressed: bool) -> int | None:
-    """The first place from `offset`, before `end`, where a record or member begins."""
+    """The first position from `offset`, before `end`, where a record or member begins."""
     sign = b"\x1f\x8b\x08" if compressed else b"WARC/1."
     file.seek(offset)
-    place, window = offset, b""
-    while place < end:
+    position, window = offset, b""
+    while position < end:
         chunk = file.read(_CHUNK)
         window += chunk
         start = 0
         while (found := window.find(sign, start)) >= 0:
-            if place + found >= end:
+            if position + found >= end:
                 return None
-            if _begins(file, place + found) if compressed else _is_record(file, place + found):
-                return place + found
+            if (
+                _begins(file, position + found)
+                if compressed
+                else _is_record(file, position + found)
+            ):
+                return position + found
             start = found + 1
         if not chunk:
             return None
         keep = len(sign) - 1
-        place, window = place + len(window) - keep, window[-keep:]
-        file.seek(place + keep)
+        position, window = position + len(window) - keep, window[-keep:]
+        file.seek(position + keep)
     return None
 
 
@@ -298,12 +302,12 @@ def _inflate(body: bytes, coding: str, limit: int) -> tuple[bytes, str | None]:
 
 def _unchunk(body: bytes) -> bytes:
     """Chunks put together; the body itself where it has none (archives often undo them)."""
-    parts, place = [], 0
-    while match := re.compile(rb"([0-9a-fA-F]{1,8})[^\r\n]{0,256}\r?\n").match(body, place):
+    parts, position = [], 0
+    while match := re.compile(rb"([0-9a-fA-F]{1,8})[^\r\n]{0,256}\r?\n").match(body, position):
         size = int(match[1], 16)
         if not size:
             return b"".join(parts)
         parts.append(body[match.end() : match.end() + size])
-        place = match.end() + size
-        place += 2 if body[place : place + 2] == b"\r\n" else 1
+        position = match.end() + size
+        position += 2 if body[position : position + 2] == b"\r\n" else 1
     return b"".join(parts) if parts else body

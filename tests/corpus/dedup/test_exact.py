@@ -31,7 +31,7 @@ def apply(step, rows, tmp_path):
     out = []
     for number, table in enumerate(tables):
         removed = shuffle.read_removed(tmp_path / "removed", number)
-        part = shuffle.of_batch(removed, 0, len(table))
+        part = shuffle.removed_from_batch(removed, 0, len(table))
         names = [f"{order >> 32}#{order & 0xFFFF}" for order in part["kept"].to_pylist()]
         out += step.remove(table, part, names).to_pylist()
     return out

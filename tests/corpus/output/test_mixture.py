@@ -2,7 +2,7 @@
 
 import pytest
 
-from qwen_jax.corpus.output.mixture import Mixture, draw, parse_weights, plan, table
+from qwen_jax.corpus.output.mixture import Mixture, draw, entries, parse_weights, table
 from qwen_jax.errors import ConfigError, DataError
 
 COUNTS = {
@@ -15,7 +15,7 @@ MIXTURE = Mixture({"web:zh": 2.0, "wiki": 3.0}, instructions=("talks",))
 
 
 def test_tokens_epochs_and_shares():
-    rows = plan(COUNTS, MIXTURE)
+    rows = entries(COUNTS, MIXTURE)
     assert [(r.source, r.language, r.mixed) for r in rows] == [
         ("web", "zh", 1200),
         ("web", "en", 1000),
@@ -53,13 +53,13 @@ def test_copies_follow_the_weight_and_the_document_alone():
 )
 def test_what_cannot_be_meant(mixture, message):
     with pytest.raises(ConfigError, match=message):
-        plan(COUNTS, mixture)
+        entries(COUNTS, mixture)
 
 
 def test_consent_and_nothing_left():
-    assert plan(COUNTS, Mixture({"wiki": 9.0}, allow_epochs=("wiki",)))[0].mixed == 1800
+    assert entries(COUNTS, Mixture({"wiki": 9.0}, allow_epochs=("wiki",)))[0].mixed == 1800
     with pytest.raises(DataError, match="no tokens"):
-        plan({("web", None): (1, 10)}, Mixture({"web": 0.0}))
+        entries({("web", None): (1, 10)}, Mixture({"web": 0.0}))
     with pytest.raises(ConfigError, match="-1"):
         Mixture({"web": -1.0})
 
@@ -72,5 +72,5 @@ def test_weights_from_flags():
 
 
 def test_the_plot_is_a_png_and_the_same_again():
-    rows = plan(COUNTS, MIXTURE)
+    rows = entries(COUNTS, MIXTURE)
     assert draw(rows)[:4] == b"\x89PNG" and draw(rows) == draw(rows)

@@ -51,9 +51,9 @@ def base(tmp_path):
 def amounts(result, weights, megabytes):
     """Bytes of English and of Chinese that are learned from."""
     chosen = shares(text_bytes(result), weights, megabytes)
-    pieces = list(vocabulary.texts(result, chosen, Split()))
-    chinese = sum(len(piece.encode()) for piece in pieces if piece[0] in CHINESE)
-    english = sum(len(piece) for piece in pieces if piece[0].isascii() and piece[0] != "-")
+    chunks = list(vocabulary.texts(result, chosen, Split()))
+    chinese = sum(len(chunk.encode()) for chunk in chunks if chunk[0] in CHINESE)
+    english = sum(len(chunk) for chunk in chunks if chunk[0].isascii() and chunk[0] != "-")
     return english, chinese
 
 
@@ -96,11 +96,11 @@ def test_what_is_held_out_is_not_learned_from_but_measured(result):
 def test_pieces_end_where_lines_do():
     rng = random.Random(1)
     text = "".join(rng.choices(["word ", "\n", "\r\n", "\n\n\n", "字"], [8, 1, 1, 1, 4], k=20_000))
-    pieces = list(vocabulary._pieces(text))
-    assert "".join(pieces) == text and len(pieces) > 5
+    chunks = list(vocabulary._chunks(text))
+    assert "".join(chunks) == text and len(chunks) > 5
     tokenizer = Tokenizer({bytes([byte]): byte for byte in range(256)} | {b"\n\n": 256})
-    assert sum(map(tokenizer.encode, pieces), []) == tokenizer.encode(text)
-    assert list(vocabulary._pieces("")) == []
+    assert sum(map(tokenizer.encode, chunks), []) == tokenizer.encode(text)
+    assert list(vocabulary._chunks("")) == []
 
 
 def test_a_base_is_extended_and_compared_by_language(result, base, tmp_path):

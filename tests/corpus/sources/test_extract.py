@@ -88,7 +88,7 @@ def test_licenses(tmp_path):
         "other": "All rights reserved.",
     }
     for name, text in texts.items():
-        assert code_files.named(text) == name
+        assert code_files.license_name(text) == name
     (tmp_path / "a/src").mkdir(parents=True)
     (tmp_path / "a/LICENSE.txt").write_text(texts["MIT"])
     (tmp_path / "b").mkdir()

@@ -76,7 +76,7 @@ def test_large_records_are_passed_by():
 
 
 def test_a_bomb_is_left_where_it_is(monkeypatch):
-    monkeypatch.setattr(warc, "_SKIPPED", 4 << 20)
+    monkeypatch.setattr(warc, "_MAX_SKIPPED", 4 << 20)
     bomb = record("http://a/1", b"\0" * (32 << 20))
     data = zipped(page(0)) + zipped(bomb) + zipped(page(2))
     assert len(data) < 1 << 17 and seen(data, limit=1 << 20) == ["0", "too_large", "2"]
