@@ -1,15 +1,15 @@
-"""From raw text, code and web pages to token shards: one plan. Report: 2.1, 2.2, 2.4.
+"""Prepares token shards from raw text, code and web pages. Report: 2.1, 2.2, 2.4.
 
-Reads sources, takes their documents through the stages of OUTPUT/plan.json (every one leaves its
-rows, what it rejected and why, and counts), and writes OUTPUT/shards/SOURCE/train and eval, which
-experiments.pretrain reads. Kill it anywhere and run the same command again: it goes on behind what
-is finished, and ends with the same bytes, on one worker or many, on this computer or on Ray.
+Reads sources, passes their documents through a pipeline of stages, and writes the shards
+OUTPUT/shards/SOURCE/train and eval for experiments.pretrain. Every stage writes the rows it kept,
+those it rejected with the reason, and counts. A killed run resumes when the same command is run
+again. The output bytes are the same with any number of workers, on this machine or on Ray.
 
 A folder of your own:  python -m experiments.prepare_data --sources=FOLDER --output=data/mine
 Several, by kind:      ... --sources=web=web:crawl,code=code:repositories,python:docs
                        kinds: web, code, documentation, text, instruction; else by suffix
 Common Crawl:          ... --sources=web:s3://commoncrawl/crawl-data/.../warc --ray=ADDRESS
-Text as it is:         --recipe=unfiltered
+Without filters:       --recipe=unfiltered
 Released vocabulary:   ... --tokenizer=qwen.tiktoken
 Qwen's way (2.2):      ... --vocabulary.base=cl100k_base.tiktoken
 Then:                  python -m experiments.pretrain --data.sources=data/mine/shards/web/train ...
@@ -45,12 +45,14 @@ from qwen_jax.utils.files import write_bytes, write_text
 
 @dataclasses.dataclass(frozen=True)
 class Filters:
-    """What is rejected for its quality; models are made by experiments.train_filter."""
+    """Quality filters; experiments.train_filter trains their models."""
 
-    rules: bool = option(True, "Gopher, C4 and FineWeb, with their Chinese and code counterparts")
-    quality_model: str | None = option(None, ".npz: keeps what it marks as good")
-    offensive_model: str | None = option(None, ".npz: rejects what it marks")
-    perplexity: tuple[str, ...] = option((), "LANGUAGE=MODEL.npz, counted in --tokenizer")
+    rules: bool = option(
+        True, "rules of Gopher, C4 and FineWeb, with counterparts for Chinese and code"
+    )
+    quality_model: str | None = option(None, ".npz file: keep documents it marks as good")
+    offensive_model: str | None = option(None, ".npz file: reject documents it marks")
+    perplexity: tuple[str, ...] = option((), "LANGUAGE=MODEL.npz, n-gram models over --tokenizer")
     checkpoint: str | None = option(None, "a run folder or a released Qwen that judges perplexity")
     checkpoint_min_bpb: float = option(
         0.0, "bits per byte by --filters.checkpoint; less is too easy", alias="checkpoint_least"
@@ -61,59 +63,58 @@ class Filters:
         alias="checkpoint_most",
     )
     mask_pii: bool = option(True, "mask e-mail addresses, numbers and keys", alias="personal")
-    test_sets: str | None = option(None, "folder of test sets whose 13-grams no document may have")
+    test_sets: str | None = option(
+        None, "folder of test sets: reject documents that share a 13-gram"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixing:
-    """How often documents come. Report: 2.1."""
+    """Mixture of the sources. Report: 2.1."""
 
     weights: tuple[str, ...] = option((), "SOURCE=2 or SOURCE:LANGUAGE=1.5")
-    instructions: tuple[str, ...] = option(
-        (), "sources that are instruction data: their share is told"
-    )
+    instructions: tuple[str, ...] = option((), "sources with instruction data: log their share")
     max_epochs: float = option(
         mixture.Mixture.max_epochs,
         "a weight above it needs --mixture.allow_epochs",
         alias="most_epochs",
     )
-    allow_epochs: tuple[str, ...] = option((), "sources that have it")
+    allow_epochs: tuple[str, ...] = option((), "sources that may exceed max_epochs")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One corpus."""
+    """Settings of a corpus."""
 
-    sources: tuple[str, ...] = option((), "[NAME=][KIND:]PATH; of equal documents the first stays")
-    output: str = option("", "a folder; an interrupted run goes on in it")
+    sources: tuple[str, ...] = option((), "[NAME=][KIND:]PATH; of duplicates the first is kept")
+    output: str = option("", "output folder; a killed run resumes in it")
     read: Read = Read()
-    identify_language: bool = option(True, "of each document", alias="languages")
+    identify_language: bool = option(
+        True, "detect the language of each document", alias="languages"
+    )
     language: Language = Language()
     exact_dedup: tuple[Literal["url", "document", "paragraph"], ...] = option(
-        (
-            "url",
-            "document",
-        ),
-        "what may come once",
+        ("url", "document"),
+        "what must be unique",
     )
-    near_dedup: bool = option(True, "and not exact duplicates alone")
+    near_dedup: bool = option(True, "remove near duplicates (MinHash)")
     minhash: NearDedup = NearDedup()
     filters: Filters = Filters()
     mixture: Mixing = Mixing()
-    tokenizer: str | None = option(None, "a .tiktoken file; None: learn a vocabulary")
+    tokenizer: str | None = option(None, "a .tiktoken file; None: train a vocabulary")
     vocabulary: Vocabulary = Vocabulary()
-    eval_fraction: float = option(0.01, "of the documents, held out")
-    shard_tokens: float = option(1e8, "tokens in one file, about")
-    seed: int = option(0, "of the order of documents and of what is held out")
-    partition_mb: float = option(64.0, "of source files that one task reads")
+    eval_fraction: float = option(0.01, "fraction of the documents to hold out")
+    shard_tokens: float = option(1e8, "approximate tokens per shard")
+    seed: int = option(0, "of the document order and the held-out split")
+    partition_mb: float = option(64.0, "MB of source files per task")
     workers: int = option(
-        os.cpu_count() or 1, "processes, or actors on Ray; 0: none beside this one"
+        os.cpu_count() or 1, "processes, or actors on Ray; 0: run in this process"
     )
-    ray: str | None = option(None, "address of a cluster; local: one on this computer")
+    ray: str | None = option(None, "address of a Ray cluster; local: start one here")
 
 
 RECIPE = Config()
-UNFILTERED = dataclasses.replace(  # text that is good already: nothing but reading and encoding
+UNFILTERED = dataclasses.replace(  # for clean text: only reads and tokenizes it
     RECIPE,
     identify_language=False,
     exact_dedup=(),
@@ -136,7 +137,11 @@ RECIPES = {
 
 
 def main(config: Config) -> None:
-    """Raises DataError where the system refuses what is not a task's: a full disk, mostly."""
+    """Prepares a corpus.
+
+    Raises:
+      DataError: the operating system fails outside of a task, mostly because the disk is full.
+    """
     check(config)
     try:
         prepare(config)
@@ -144,12 +149,12 @@ def main(config: Config) -> None:
         raise DataError(
             f"{error.strerror or error}.",
             error.filename or config.output,
-            "mend it and run the same command again: what is finished is kept.",
+            "fix the cause and run the same command again; finished work is kept.",
         ) from error
 
 
 def prepare(config: Config) -> None:
-    """The plan, a page for people, a vocabulary unless there is one, the mixture, the shards."""
+    """Runs the pipeline, then writes the review page, a vocabulary, the mixture and the shards."""
     engine.start(config.ray)
     settings = config.mixture
     mixed = mixture.Mixture(
@@ -169,22 +174,22 @@ def prepare(config: Config) -> None:
     )
     for line in pipeline.throughput(result.seconds):
         log(line)
-    write_text(output / "review.html", review.page(review.sample(rows(result))))
-    log(f"{output}/review.html: what was kept and rejected, to judge in a browser")
+    write_text(output / "review.html", review.page(review.sample(reviewable_rows(result))))
+    log(f"{output}/review.html: a sample of kept and rejected documents to review in a browser")
     if not result.counts[result.folder.path.name]["kept"]["documents"]:
         raise DataError(
-            "nothing is left of any source.",
+            "the filters rejected every document.",
             str(output),
-            "counts.json says which rules rejected it, review.html shows examples.",
+            "counts.json lists the rules that rejected them, review.html has examples.",
         )
     split = shards.Split(config.eval_fraction, config.seed)
     tokenizer = config.tokenizer or vocabulary.learn(
         config.vocabulary, result, output / "tokenizer.tiktoken", split=split, log=log
     )
     vocabulary.compare(config.vocabulary, result, tokenizer, output, split=split, log=log)
-    parts = mixture.entries(sizes(result, tokenizer), mixed)
-    log(mixture.table(parts, mixed))
-    write_bytes(output / "mixture.png", mixture.draw(parts))
+    entries = mixture.entries(sizes(result, tokenizer), mixed)
+    log(mixture.table(entries, mixed))
+    write_bytes(output / "mixture.png", mixture.draw(entries))
     tokenize(
         result,
         str(output / "shards"),
@@ -195,19 +200,19 @@ def prepare(config: Config) -> None:
         split=split,
         shard_tokens=config.shard_tokens,
     )
-    named = []
+    train_sources = []
     for folder in sorted((output / "shards").glob("*/*/")):
         made = shards.open_shards(folder)
-        named += [f"{folder}={made.tokens / 1e6:g}"] * (folder.name == "train")
+        train_sources += [f"{folder}={made.tokens / 1e6:g}"] * (folder.name == "train")
         log(
             f"{folder}: {made.documents:,} documents, {made.tokens:,} tokens, "
             f"{made.bytes_per_token:.2f} bytes per token"
         )
-    log(f"python -m {__package__}.pretrain --data.sources={','.join(named)}")
+    log(f"python -m {__package__}.pretrain --data.sources={','.join(train_sources)}")
 
 
 def stages(config: Config) -> list:
-    """The stages in their order. Report: 2.1."""
+    """Returns the stages of the pipeline, in order. Report: 2.1."""
     filters = config.filters
     stages: list = [config.read]
     stages += [config.language] if config.identify_language else []
@@ -249,8 +254,8 @@ def stages(config: Config) -> list:
     return stages
 
 
-def rows(result: pipeline.Result):
-    """What the last stage kept and what every stage rejected."""
+def reviewable_rows(result: pipeline.Result):
+    """Yields the rows that any stage rejected, then those that the last stage kept."""
     for folder in result.folders:
         for number in range(result.partitions):
             for table in stage_files.read_batches(folder.rejected(number)):
@@ -265,17 +270,24 @@ def log(line: str) -> None:
 
 
 def check(config: Config) -> None:
-    """Raises ConfigError for settings that cannot be right together."""
+    """Validates the settings.
+
+    Raises:
+      ConfigError: a setting is missing, invalid or conflicts with another.
+      TokenizerError: the --tokenizer file cannot be read.
+    """
     if not config.sources or not config.output:
         raise ConfigError(
-            "nothing to read, or nowhere to write.",
+            "no sources or no output folder given.",
             "--sources, --output",
-            "name both; --help shows how.",
+            "set both flags; --help has examples.",
         )
     for name in ("partition_mb", "shard_tokens"):
         if not getattr(config, name) > 0:
             raise ConfigError(
-                f"{getattr(config, name)} is no size.", f"--{name}", "use a number above 0."
+                f"{getattr(config, name)} is not a valid size.",
+                f"--{name}",
+                "use a number above 0.",
             )
     if not 0 <= config.eval_fraction < 1:
         raise ConfigError(
@@ -285,15 +297,15 @@ def check(config: Config) -> None:
         )
     if config.tokenizer and config.vocabulary.base:
         raise ConfigError(
-            "a finished vocabulary is not grown.",
+            "--tokenizer is a complete vocabulary, and --vocabulary.base trains another.",
             "--tokenizer, --vocabulary.base",
-            "give one of the two.",
+            "set only one of them.",
         )
     if config.filters.perplexity and not config.tokenizer:
         raise ConfigError(
-            "perplexity is counted in a vocabulary that is there already.",
+            "perplexity models need an existing vocabulary.",
             "--filters.perplexity",
-            "name it with --tokenizer.",
+            "name the one they were trained with in --tokenizer.",
         )
     if config.filters.checkpoint and config.filters.checkpoint_max_bpb is None:
         raise ConfigError(
@@ -303,7 +315,7 @@ def check(config: Config) -> None:
         )
     vocabulary.check(config.vocabulary)
     if config.tokenizer:
-        read_ranks(config.tokenizer)  # hours before it is needed
+        read_ranks(config.tokenizer)  # fails now and not hours later
 
 
 if __name__ == "__main__":

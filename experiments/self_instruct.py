@@ -1,19 +1,21 @@
-"""Instructions and tool use that a model writes, filtered by rules and people. Report: 3.4.
+"""Self-instruct: a model writes instructions and tool use; rules and people filter. Report: 3.4.
 
     python -m experiments.self_instruct --checkpoint=runs/chat --seeds=seed_tasks.jsonl \\
         --output=runs/self_instruct
-    # read review.md, set "keep" to true or false in review.jsonl, and give the same command again:
+    # read review.md, set "keep" to true or false in review.jsonl, and run the same command again:
     python -m experiments.sft \\
         --data.conversations=chat.jsonl,runs/self_instruct/conversations.jsonl ...
 
-Round after round the model is shown seeds and some of its own earlier samples, and writes more:
-instructions with answers, and questions with Thought, Action, Action Input, Observation and Final
-Answer over some of the tools. Rules refuse what is like something before, malformed, too short or
-long, or about images and files; rejected.jsonl has every refusal with its reason and place. People
-judge the rest. To iterate, tune on what they kept and start anew with it: conversations.jsonl among
-the --seeds, react.jsonl as --react_seeds; the report ended with about 2,000 samples.
+In each round the model gets seeds and some of its earlier samples, and writes new ones:
+instructions with answers, and tool use with Thought, Action, Action Input, Observation and Final
+Answer. Rules reject texts that are too similar to others, malformed, too short, too long, or about
+images and files; rejected.jsonl has each with its reason and location. People review the rest.
 
-asked.jsonl remembers every answer of the model: killed, the same command goes on, to the same end.
+To iterate, fine-tune on the kept samples and start another run with conversations.jsonl among its
+--seeds and react.jsonl as --react_seeds. The report collected about 2,000 samples.
+
+responses.jsonl caches every response of the model. A killed run resumes when the same command is
+run again, and gives the same samples.
 """
 
 import dataclasses
@@ -53,32 +55,38 @@ from qwen_jax.utils.jsonl import write_rows
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One run."""
+    """Settings of a run."""
 
-    checkpoint: str = option("", "a run folder or a released one, taught ChatML")
-    tokenizer: str | None = option(None, "a .tiktoken file; None: the one in the model's folder")
-    seeds: tuple[str, ...] = option((), "tasks: self-instruct's, Alpaca's or conversations")
-    tools: str | None = option(
-        None, "a .json or .jsonl file; None: those of qwen_jax/synthetic/react_seeds.py"
+    checkpoint: str = option("", "a run folder or a released model that was trained on ChatML")
+    tokenizer: str | None = option(
+        None, "a .tiktoken file; None: the one in the checkpoint's folder"
     )
-    react_seeds: tuple[str, ...] = option((), "worked examples of the tools; none: those, too")
+    seeds: tuple[str, ...] = option(
+        (), "seed tasks in the format of self-instruct or Alpaca, or conversations"
+    )
+    tools: str | None = option(
+        None, "a .json or .jsonl file; None: the tools of qwen_jax/synthetic/react_seeds.py"
+    )
+    react_seeds: tuple[str, ...] = option(
+        (), "worked examples of the tools; default: those of react_seeds.py"
+    )
     settings: Settings = Settings()
     rules: Rules = Rules()
-    temperature: float = option(0.7, "of what the model writes (self-instruct)")
-    top_p: float = option(0.9, "probability of the tokens that may be drawn")
-    max_new_tokens: int = option(1024, "of an answer or a list")
-    rows: int = option(16, "answers computed at once; changes none of them")
+    temperature: float = option(0.7, "of sampling (self-instruct)")
+    top_p: float = option(0.9, "nucleus sampling: total probability of the candidate tokens")
+    max_new_tokens: int = option(1024, "per response")
+    rows: int = option(16, "responses decoded at once; does not change them")
     context: int | None = option(
-        None, "tokens of what is asked and said; None: as far as it makes sense"
+        None, "tokens of a conversation and its response; None: the longest supported"
     )
     keep_unreviewed: bool = option(
         False, "also keep samples that nobody has reviewed", alias="unjudged"
     )
-    output: str = option("runs/self_instruct", "a folder; an interrupted run goes on in it")
+    output: str = option("runs/self_instruct", "output folder; a killed run resumes in it")
 
     @property
     def sampling(self) -> SamplingParams:
-        """The flags of an answer, checked."""
+        """The sampling parameters, validated."""
         return SamplingParams.named(
             "--{}",
             max_new_tokens=self.max_new_tokens,
@@ -99,24 +107,24 @@ SMOKE = dataclasses.replace(
 
 
 def main(config: Config) -> None:
-    """Reads, generates, filters; then what people kept."""
+    """Generates and filters samples, then writes those that people keep."""
     if not config.checkpoint:
-        raise ConfigError("no model.", "--checkpoint", "name a folder; --help shows how.")
+        raise ConfigError("no model given.", "--checkpoint", "name a model's folder.")
     if config.settings.instruction_lists and not config.seeds:
         raise ConfigError(
-            "no seed tasks.",
+            "no seed tasks given.",
             "--seeds",
-            "name a file, or ask for tools alone: --settings.instruction_lists=0.",
+            "name a file, or generate only tool use: --settings.instruction_lists=0.",
         )
     made, stopped = generate(config, *read(config))
     write(config, made)
     if stopped:
-        print("stopped; give the same command again to go on", file=sys.stderr, flush=True)
+        print("stopped; run the same command again to resume", file=sys.stderr, flush=True)
         sys.exit(130)
 
 
 def read(config: Config) -> tuple[list, Sequence, Sequence]:
-    """Seed tasks, tools, and worked examples of the tools."""
+    """Reads seed tasks, tools and worked examples of the tools."""
     counts = Counts()
     seeds = [seed for path in config.seeds for seed in read_seeds(path, counts)]
     tools = read_tools(config.tools) if config.tools else react_seeds.TOOLS
@@ -131,10 +139,10 @@ def read(config: Config) -> tuple[list, Sequence, Sequence]:
 def generate(
     config: Config, seeds: list, tools: Sequence, examples: Sequence
 ) -> tuple[SelfInstruct, bool]:
-    """What the model wrote, and whether Ctrl-C ended it early."""
+    """Runs the rounds; returns the samples and whether Ctrl-C interrupted the run."""
     made_from = {
         "seeds": hashlib.sha256(repr((seeds, tools, examples)).encode()).hexdigest()[:16],
-        # More samples or rounds are the same run, longer.
+        # A run may be extended with more samples or rounds.
         "settings": dataclasses.asdict(config.settings) | {"samples": None, "rounds": None},
         "rules": dataclasses.asdict(config.rules),
         **{
@@ -157,10 +165,10 @@ def generate(
 
 
 def write(config: Config, made: SelfInstruct) -> None:
-    """Refusals, what people are to judge, and what they kept."""
+    """Writes the rejected texts, the files for review, and the kept samples."""
     folder = pathlib.Path(config.output)
     write_rows(folder / "rejected.jsonl", made.rejected)
-    print(f"{folder}/rejected.jsonl: {len(made.rejected):,} refusals; {made.counts}")
+    print(f"{folder}/rejected.jsonl: {len(made.rejected):,} rejected texts; {made.counts}")
     rows = review.update(folder / "review.jsonl", made.samples)
     write_text(folder / "review.md", review.render(rows))
     kept = review.collect(
@@ -177,9 +185,9 @@ def write(config: Config, made: SelfInstruct) -> None:
 
 
 def run_rounds(made: SelfInstruct, cache: ResponseCache, config: Config) -> None:
-    """The rounds, with a line after each: samples, rejections by reason, time left."""
+    """Runs the rounds; prints samples, rejections by reason and ETA after each."""
     begin, timed, target = time.monotonic(), 0, config.settings.samples
-    before, had = 0, None  # samples; those before the first round that asked for anything
+    before, had = 0, None  # samples; those before the first round that queried the model
     for number in made.rounds():
         if cache.new:
             had = before if had is None else had
@@ -198,7 +206,11 @@ def run_rounds(made: SelfInstruct, cache: ResponseCache, config: Config) -> None
 
 
 def open_model(config: Config, file: AppendOnly) -> Model:
-    """The engine, if it is the one that the record was begun with."""
+    """Starts the engine.
+
+    Raises:
+      ConfigError: the cache was made by another model, or the context is too short.
+    """
     sampling = config.sampling
     model, params, tokenizer = load_model(config.checkpoint, config.tokenizer)
     file.check_made_from({"model": fingerprint(model, params), "tokenizer": tokenizer.fingerprint})
@@ -206,10 +218,10 @@ def open_model(config: Config, file: AppendOnly) -> Model:
     print(f"context: {sentence}", flush=True)
     if config.max_new_tokens >= context:
         raise ConfigError(
-            f"{config.max_new_tokens} new tokens leave no room for a question in a "
+            f"{config.max_new_tokens} new tokens leave no room for a prompt in a "
             f"context of {context}.",
             "--max_new_tokens",
-            "ask for fewer.",
+            f"use fewer than {context}.",
         )
     engine = start_engine(
         params, model, tokenizer, rows=config.rows, context=context, cache_dtype=None
@@ -218,7 +230,7 @@ def open_model(config: Config, file: AppendOnly) -> Model:
 
 
 class ProgressBar:
-    """A bar for what is asked now, with the time left of it."""
+    """A progress bar with ETA for the current stage."""
 
     def __init__(self):
         self._bar: tqdm | None = None
@@ -234,7 +246,7 @@ class ProgressBar:
         if self._bar is None or self._bar.desc != f"{stage}: ":
             if self._bar is not None:
                 self._bar.close()
-            # Where nobody looks, a line in a while instead of one that moves.
+            # Without a terminal, a line every 30 seconds instead of a moving bar.
             self._bar = tqdm(
                 total=total,
                 initial=done - 1,

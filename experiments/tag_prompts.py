@@ -1,17 +1,17 @@
-"""What prompts are about: tags for each, a picture of them, and a balanced choice. Report: 3.2.1.
+"""Tags prompts, plots the tags, and selects a balanced subset of the prompts. Report: 3.2.1.
 
     python -m experiments.tag_prompts --prompts=a.jsonl,b.json --output=runs/tags
-    ... --choose=2000        # writes the chosen ones too, complex and diverse ones first
-    ... --choose=2000 --by=weight       # instead a draw in which rare tags are as likely as common
-    ... --recipe=model --checkpoint=runs/chat --alpha=20     # tags from a chat model's own words
+    ... --choose=2000                # also writes a selection, complex and diverse prompts first
+    ... --choose=2000 --by=weight    # samples instead; rare tags are as likely as common ones
+    ... --recipe=model --checkpoint=runs/chat --alpha=20     # a chat model writes the tags
 
-The chosen are prompts for rollouts, or for answers of several models, which people then compare:
+The selection serves as prompts for rollouts, or for responses that people compare:
     python -m experiments.ppo --data.prompts=runs/tags/chosen.jsonl ...
     python -m experiments.generate --input=runs/tags/chosen.jsonl --settings.n=2 ...
 
-Prompts are conversations (their last answer is left out) or objects with a "prompt"; the same
-prompt twice is one. OUTPUT/tags.jsonl is {"prompt": ..., "tags": [...]} a line and grows as prompts
-are tagged: killed, the same command goes on. --tags=FILE reads tags made elsewhere instead.
+Prompts are conversations (the last response is dropped) or objects with a "prompt"; duplicates are
+removed. OUTPUT/tags.jsonl has a line {"prompt": ..., "tags": [...]} per prompt and grows during
+tagging: a killed run resumes when the same command is run again. --tags=FILE reads existing tags.
 """
 
 import dataclasses
@@ -44,27 +44,35 @@ from qwen_jax.utils.jsonl import write_rows
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One set of prompts."""
+    """Settings of a run."""
 
     prompts: tuple[str, ...] = option((), ".json and .jsonl files")
-    output: str = option("runs/tags", "tags.jsonl, tags.png, chosen.jsonl")
-    tagger: Literal["rules", "model"] = option("rules", "model: asks --checkpoint")
-    tags: str | None = option(None, "a tag file to read in place of making one")
-    alpha: int = option(1, "tags of fewer prompts are merged into others, or dropped")
-    choose: int | None = option(None, "how many prompts to write to chosen.jsonl")
+    output: str = option("runs/tags", "folder for tags.jsonl, tags.png and chosen.jsonl")
+    tagger: Literal["rules", "model"] = option(
+        "rules", "rules: patterns; model: query --checkpoint"
+    )
+    tags: str | None = option(None, "an existing tag file to read")
+    alpha: int = option(1, "merge or drop tags that fewer prompts have")
+    choose: int | None = option(None, "number of prompts to select for chosen.jsonl")
     by: Literal["order", "weight"] = option(
-        "order", "order: InsTag's, best first; weight: a random draw"
+        "order", "order: InsTag's order, best first; weight: weighted sampling"
     )
-    balance: float = option(1.0, "of --by=weight; 0: tags as frequent as they are, 1: all alike")
-    complexity: float = option(1.0, "of --by=weight; 0: as many tags as they have says nothing")
+    balance: float = option(
+        1.0, "of --by=weight; 0: tags at their frequency, 1: all equally likely"
+    )
+    complexity: float = option(1.0, "of --by=weight; 0: ignore the number of tags of a prompt")
     seed: int = option(0, "of --by=weight")
-    checkpoint: str = option("", "of --tagger=model: a run folder or a released one, taught ChatML")
-    tokenizer: str | None = option(None, "a .tiktoken file; None: the one in the model's folder")
-    rows: int = option(16, "prompts that the model tags at once; changes none of them")
-    context: int | None = option(
-        None, "tokens of a prompt and its tags; None: as far as it makes sense"
+    checkpoint: str = option(
+        "", "of --tagger=model: a run folder or a released model trained on ChatML"
     )
-    max_new_tokens: int = option(128, "of an answer")
+    tokenizer: str | None = option(
+        None, "a .tiktoken file; None: the one in the checkpoint's folder"
+    )
+    rows: int = option(16, "prompts that the model tags at once; does not change the tags")
+    context: int | None = option(
+        None, "tokens of a prompt and its tags; None: the longest supported"
+    )
+    max_new_tokens: int = option(128, "per response")
 
 
 RECIPE = Config()
@@ -76,16 +84,16 @@ SMOKE = dataclasses.replace(RECIPE, output="runs/tags_smoke", choose=2)
 
 
 def main(config: Config) -> None:
-    """Reads, tags, draws, chooses."""
+    """Tags the prompts, plots the tags and writes a selection."""
     if not config.prompts:
-        raise ConfigError("no prompts.", "--prompts", "name .json or .jsonl files.")
+        raise ConfigError("no prompts given.", "--prompts", "name .json or .jsonl files.")
     if config.tagger == "model" and not (config.tags or config.checkpoint):
-        raise ConfigError("no model.", "--checkpoint", "name a folder; --help shows how.")
+        raise ConfigError("no model given.", "--checkpoint", "name a model's folder.")
     prompts, counts = read(config.prompts)
     print(f"{len(prompts):,} prompts: {counts}", flush=True)
     if config.choose is not None and not 1 <= config.choose <= len(prompts):
         raise ConfigError(
-            f"{config.choose} prompts wanted of {len(prompts)}.",
+            f"cannot choose {config.choose} of {len(prompts)} prompts.",
             "--choose",
             f"use 1 to {len(prompts)}.",
         )
@@ -105,20 +113,20 @@ def main(config: Config) -> None:
 
 
 def read(paths: tuple[str, ...]) -> tuple[dict[str, list[Turn]], Counts]:
-    """The prompts by their text, each once."""
+    """Reads the prompts by their text, without duplicates."""
     prompts, counts = {}, Counts()
-    for place, turns in read_questions(paths, counts):
+    for where, turns in read_questions(paths, counts):
         if prompts.setdefault(text_of(turns), turns) is not turns:
             counts.kept -= 1
-            counts.skip("asked before", place)
+            counts.skip("duplicate prompt", where)
     return prompts, counts
 
 
 def tag(config: Config, prompts: list[str]) -> Tags:
-    """The tags of each prompt, made or read, with rare ones merged."""
+    """Returns the tags of each prompt, created or read, with rare ones merged."""
     file = config.tags or pathlib.Path(config.output) / "tags.jsonl"
     if config.tags is None:
-        make(config, prompts, pathlib.Path(config.output) / "tags.jsonl")
+        create_tags(config, prompts, pathlib.Path(config.output) / "tags.jsonl")
     counts = Counts()
     tags = read_tags(file, prompts, counts)
     merged = merge_rare(tags, alpha=config.alpha)
@@ -126,13 +134,13 @@ def tag(config: Config, prompts: list[str]) -> Tags:
     print(
         f"{file}: {counts}; {len(found):,} tags, "
         f"{sum(map(len, merged.tags.values())) / len(tags):.2f} to a prompt; "
-        f"{len(merged.into):,} rare or equal ones merged, {len(merged.dropped):,} dropped"
+        f"{len(merged.into):,} rare or equivalent ones merged, {len(merged.dropped):,} dropped"
     )
     return merged.tags
 
 
-def make(config: Config, prompts: list[str], path: pathlib.Path) -> None:
-    """Tags what has no line in the file yet, with a bar that shows the time left."""
+def create_tags(config: Config, prompts: list[str], path: pathlib.Path) -> None:
+    """Tags the prompts that are not in the file yet; shows a progress bar."""
     made_from = {"tagger": config.tagger}
     if config.tagger == "model":
         made_from |= {"max_new_tokens": config.max_new_tokens, "context": config.context}
@@ -141,15 +149,15 @@ def make(config: Config, prompts: list[str], path: pathlib.Path) -> None:
         tagger, report = tag_by_rules, None
         if config.tagger == "model" and missing:
             tagger, report = open_tagger(config, file.check_made_from)
-        # Small parts are soon in the file, and keep the model's rows filled.
+        # Small batches reach the file soon and still fill the engine.
         batch = 1000 if report is None else 8 * config.rows
         tag_all(tagger, prompts, file, batch=batch, progress=bar.update)
     if report is not None:
-        print(f"answers: {report}")
+        print(f"responses: {report}")
 
 
 def open_tagger(config: Config, check: Callable[[dict], None]) -> tuple[Tagger, Counts]:
-    """A tagger over the engine, and what becomes of its answers."""
+    """Starts the engine; returns a tagger and the counts of its responses."""
     sampling = SamplingParams.named("--{}", max_new_tokens=config.max_new_tokens)
     model, params, tokenizer = load_model(config.checkpoint, config.tokenizer)
     check({"model": fingerprint(model, params), "tokenizer": tokenizer.fingerprint})
@@ -163,7 +171,7 @@ def open_tagger(config: Config, check: Callable[[dict], None]) -> tuple[Tagger, 
 
 
 def choose(config: Config, tags: Tags) -> list[str]:
-    """The prompts that are chosen."""
+    """Returns the selected prompts."""
     choices = {
         "order": choose_diverse,
         "weight": functools.partial(
@@ -174,9 +182,9 @@ def choose(config: Config, tags: Tags) -> list[str]:
 
 
 def write(prompts: list[list[Turn]], path: pathlib.Path) -> None:
-    """JSONL that experiments.ppo and experiments.generate take, whole or not at all.
+    """Writes JSONL for experiments.ppo and experiments.generate, atomically.
 
-    As messages even where a question stands alone: generate takes a "prompt" for plain text.
+    Rows are always messages, because experiments.generate treats a "prompt" as plain text.
     """
     write_rows(
         path,

@@ -1,8 +1,8 @@
-"""pyarrow, imported at its first use, so that --help works without the `data` extra.
+"""pyarrow, imported on first use: --help must work without the `data` extra.
 
-`from qwen_jax.corpus.arrow import pa, pc, pq` stands for pyarrow, pyarrow.compute and
-pyarrow.parquet. Annotations that name them are not evaluated: such modules begin with
-`from __future__ import annotations`.
+`from qwen_jax.corpus.arrow import pa, pc, pq` gives pyarrow, pyarrow.compute and pyarrow.parquet.
+Modules that use these names in annotations need `from __future__ import annotations`, because
+evaluating an annotation would import pyarrow.
 """
 
 import importlib
@@ -33,6 +33,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pc: Any  # it makes its functions when it is imported
+    pc: Any  # pyarrow.compute creates its functions at import time
 else:
     pa, pc, pq = map(_Lazy, ("pyarrow", "pyarrow.compute", "pyarrow.parquet"))

@@ -1,8 +1,8 @@
-"""Daft runs tasks: one row of its DataFrame is one task, and its streaming engine spreads them.
+"""Runs tasks on Daft: each task is one row of a DataFrame that its streaming engine distributes.
 
-The same call runs in this process (`workers=0`), in worker processes of this computer, and on a
-Ray cluster. A task depends on its own description alone, so how many workers there are, where they
-are and which of them is first changes no byte of what they write.
+The same call runs in this process (`workers=0`), in local worker processes, or on a Ray cluster.
+A task depends only on its own description. The number, location and order of the workers therefore
+do not change the bytes they write.
 """
 
 import os
@@ -14,31 +14,34 @@ from qwen_jax.errors import ConfigError, DataError, QwenJaxError
 
 
 def daft():
-    """The engine's module.
+    """Imports Daft with its telemetry and progress bar off.
 
     Raises:
-      DataError: it is not installed.
+      DataError: Daft is not installed.
     """
-    # Importing it would tell its makers, and wait for their answer where there is no network.
+    # With telemetry on, the import sends a request and blocks on it where there is no network.
     os.environ.setdefault("DAFT_ANALYTICS_ENABLED", "0")
-    os.environ.setdefault("DAFT_PROGRESS_BAR", "0")  # there is one of our own, of partitions
+    os.environ.setdefault("DAFT_PROGRESS_BAR", "0")  # ours counts partitions
     try:
         import daft as module
     except ImportError as error:
         raise DataError(
-            "the data plan runs on Daft.", "qwen_jax.corpus.engine", "pip install 'qwen_jax[data]'."
+            "the corpus pipeline runs on Daft.",
+            "qwen_jax.corpus.engine",
+            "pip install 'qwen_jax[data]'.",
         ) from error
     return module
 
 
 def start(ray: str | None) -> None:
-    """Chooses where tasks run, once in a process.
+    """Selects where tasks run. Call it once per process.
 
     Args:
-      ray: address of a cluster; "local": one on this computer; None: worker processes.
+      ray: the address of a Ray cluster; "local" starts one on this machine; None uses worker
+        processes.
 
     Raises:
-      ConfigError: Ray is not installed, or does not answer.
+      ConfigError: Ray is not installed or the cluster does not respond.
     """
     if ray is None:
         return
@@ -57,7 +60,7 @@ def start(ray: str | None) -> None:
         ) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"Ray does not answer: {error}.",
+            f"the Ray cluster does not respond: {error}.",
             f"--ray={ray}",
             "give the address of a running cluster, or --ray=local.",
         ) from error
@@ -67,20 +70,20 @@ def start(ray: str | None) -> None:
 def run_tasks(
     work: Callable[[Any], Any], tasks: Sequence[Any], *, workers: int
 ) -> Iterator[tuple[Any, Any]]:
-    """(task, work(task)) of every task, as they end.
+    """Yields (task, work(task)) for every task, in the order in which they finish.
 
-    A task that fails for a reason of its own (a file that has gone, a full disk) does not stop the
-    others; what failed is raised when all have ended.
+    A failed task (a missing file, a full disk) does not stop the others. Failures are raised after
+    all tasks have finished.
 
     Args:
-      work: can be pickled, as can tasks and results.
-      workers: processes; on Ray, actors; 0: this process, without the engine.
+      work: a function; it must be picklable, as must tasks and results.
+      workers: the number of processes, or of actors on Ray; 0 runs in this process without Daft.
 
     Raises:
-      DataError: naming the tasks that failed, and why; or a worker was killed.
+      DataError: tasks failed (the error names the first and its reason), or a worker was killed.
     """
     failures = []
-    # One task alone is done before a process would have started.
+    # A single task finishes before a worker process would have started.
     calls = (
         zip(tasks, map(work_safely(work), tasks), strict=True)
         if workers == 0 or len(tasks) < 2
@@ -93,17 +96,19 @@ def run_tasks(
             failures.append((task, problem))
     if failures:
         task, problem = failures[0]
-        rest = f"; {len(failures) - 1} others failed as well" if failures[1:] else ""
-        where = f"{task}" if len(f"{task}") < 500 else f"{str(task)[:500]} ..."  # of many files
+        rest = f"; {len(failures) - 1} other tasks failed too" if failures[1:] else ""
+        where = (
+            f"{task}" if len(f"{task}") < 500 else f"{str(task)[:500]} ..."
+        )  # a task can name many files
         raise DataError(
             f"{problem}{rest}.",
             where,
-            "mend it and run the same command again: what is finished is kept.",
+            "fix the cause and run the same command again; finished work is kept.",
         )
 
 
 def work_safely(work: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, str | None]]:
-    """`work` that returns (result, None) or (None, what was wrong), except for bugs."""
+    """Wraps `work` to return (result, None) or (None, error message); bugs still raise."""
 
     def call(task):
         try:
@@ -145,8 +150,8 @@ def _stream(work, tasks: Sequence[Any], workers: int) -> Iterator[tuple[Any, tup
         if "closed the connection" not in str(error) and "ActorDied" not in str(error):
             raise
         raise DataError(
-            "a worker was killed, by the system or by a person.",
+            "a worker process was killed from outside.",
             f"{workers} workers",
-            "run the same command again: what is finished is kept. If memory ran out, "
-            "use fewer workers or a smaller partition_mb.",
+            "run the same command again; finished work is kept. If memory ran out, use fewer "
+            "--workers or a smaller --partition_mb.",
         ) from error

@@ -1,9 +1,9 @@
-"""Sources, listed and cut into partitions: what one task reads. Report: 2.1.
+"""Lists sources and splits them into partitions, the input of one task. Report: 2.1.
 
-A source is written [NAME=][KIND:]PATH, as in `web=web:crawl` or `code:repositories`. PATH is a file
-or folder here, `s3://...` or `gs://...` (listed and read by the data engine), or `python:docs` and
-`python:code`, the documentation and source of this computer's own Python. Big JSONL, Parquet and
-WARC files are cut into ranges, small files go together, in the order of their names.
+A source is written [NAME=][KIND:]PATH, as in `web=web:crawl` or `code:repositories`. PATH is a
+local file or folder, `s3://...` or `gs://...` (listed and read by Daft), or `python:docs` and
+`python:code`, the documentation and source code of the running Python. Large JSONL, Parquet and
+WARC files are split into ranges; small files are grouped, in the order of their names.
 """
 
 import collections
@@ -30,26 +30,29 @@ TEXT = tuple(
     .css .proto
     """.split()
 )
-_SPLITTABLE = (".jsonl", ".ndjson", *ARCHIVES, *(f"{end}.gz" for end in ARCHIVES))  # by bytes
+_SPLITTABLE = (".jsonl", ".ndjson", *ARCHIVES, *(f"{end}.gz" for end in ARCHIVES))  # at any byte
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One of the recipe's sources."""
+    """A parsed --sources entry."""
 
     name: str
-    kind: str | None  # None: by what each file is
+    kind: str | None  # None: inferred per file
     path: str
 
 
 @dataclasses.dataclass(frozen=True)
 class FileRange:
-    """A file, or a part of one. `begin` and `end` are bytes, of Parquet rows; end -1: all of it."""
+    """A file or a range of one.
+
+    `begin` and `end` are byte offsets, or row indices of a Parquet file; end -1 is the file's end.
+    """
 
     source: str
     kind: str
     root: str  # the source's folder
-    name: str  # the file's path in it
+    name: str  # the file's path in the source
     begin: int = 0
     end: int = -1
 
@@ -62,10 +65,10 @@ Partition = tuple[FileRange, ...]
 
 
 def parse(text: str) -> Source:
-    """A source as it is written in a recipe.
+    """Parses a source written as [NAME=][KIND:]PATH.
 
     Raises:
-      ConfigError: it has no path, or no name that a folder can have.
+      ConfigError: it has no path, or its name cannot be a folder name.
     """
     name, equals, rest = text.partition("=")
     if not equals or "/" in name or ":" in name:
@@ -84,11 +87,11 @@ def parse(text: str) -> Source:
     path = path.rstrip("/") or "/"
     full = (
         path if path.startswith(source_files.REMOTE) else os.path.abspath(path)
-    )  # of `.` and `..`
+    )  # gives `.` and `..` a name
     name = name or full.rsplit("/", 1)[-1].lstrip(".").split(".")[0].replace(":", "-")
-    if name in ("", ".", ".."):  # its shards have a folder of this name
+    if name in ("", ".", ".."):  # its shards go into a folder of this name
         raise ConfigError(
-            f"{name!r} is no name for a source.",
+            f"{name!r} cannot name a source.",
             f"--sources={text}",
             "give it one: --sources=NAME=PATH.",
         )
@@ -96,29 +99,31 @@ def parse(text: str) -> Source:
 
 
 def make_partitions(wanted: Sequence[str], *, partition_mb: float) -> tuple[list[Partition], dict]:
-    """The partitions of all sources, and what they were made from.
+    """Splits all sources into partitions.
 
     Args:
-      wanted: sources as in a recipe; where documents are equal, those of earlier ones stay.
+      wanted: sources as in --sources. Of duplicate documents, the one from the earliest source is
+        kept.
+      partition_mb: megabytes of source files per partition.
 
     Returns:
-      (partitions, {source: {"path", "files", "bytes", "passed_over": {suffix: files}, "listing":
-      hash of all names, sizes and times}}).
+      (partitions, {source: {"path", "files", "bytes", "passed_over": {suffix: number of skipped
+      files}, "listing": hash of all names, sizes and modification times}}).
 
     Raises:
-      ConfigError: none, or two of a name.
-      DataError: a source is missing, empty, or has files of unknown kinds.
+      ConfigError: there are no sources, or two have the same name.
+      DataError: a source is missing, is empty or has files of unknown types.
     """
     parsed = [parse(text) for text in wanted]
     names = [source.name for source in parsed]
     if not parsed:
-        raise ConfigError("there are no sources.", "--sources", "name files or folders to read.")
+        raise ConfigError("no sources are given.", "--sources", "name files or folders to read.")
     for name, count in collections.Counter(names).items():
         if count > 1:
             raise ConfigError(
-                f"{count} sources are called {name!r}.",
+                f"{count} sources are named {name!r}.",
                 "--sources",
-                "name them: --sources=NAME=PATH,OTHER=PATH.",
+                "give each its own name: --sources=NAME=PATH,OTHER=PATH.",
             )
     partitions, record = [], {}
     size = max(1, int(partition_mb * 1e6))
@@ -148,25 +153,25 @@ def make_partitions(wanted: Sequence[str], *, partition_mb: float) -> tuple[list
 
 
 def check_outside(wanted: Sequence[str], output: pathlib.Path) -> None:
-    """Raises ConfigError where `output` is in a source: what is written would be read as well."""
+    """Raises ConfigError if `output` is inside a source: the run would read its own output."""
     for source in map(parse, wanted):
         local = source.path not in PYTHON and not source.path.startswith(source_files.REMOTE)
         if local and output.resolve().is_relative_to(pathlib.Path(source.path).resolve()):
             raise ConfigError(
-                "the output lies in a source, which would be another one next time.",
+                "the output folder is inside a source, so the next run would read it.",
                 str(output),
-                f"name a folder outside of {source.path}.",
+                f"choose an --output folder outside {source.path}.",
             )
 
 
 def suffix(name: str) -> str:
-    """`.warc.gz` of a/b.warc.gz, `.py` of c.py."""
+    """Returns the suffix with `.gz`: `.warc.gz` for a/b.warc.gz, `.py` for c.py."""
     path = pathlib.PurePosixPath(name.lower())
     return "".join(path.suffixes[-2:]) if path.suffix == ".gz" else path.suffix
 
 
 def plain_suffix(name: str) -> str:
-    """`.warc` of a/b.warc.gz; `.gz` of c.gz, which tells nothing."""
+    """Returns the suffix without `.gz`: `.warc` for a/b.warc.gz; `.gz` for c.gz."""
     end = suffix(name)
     return end.removesuffix(".gz") or end
 
@@ -181,17 +186,17 @@ def _listing(source: Source) -> tuple[list[source_files.File], collections.Count
     if passed_over and not code:
         first = next(f.name for f, end in zip(files, suffixes, strict=True) if end not in known)
         raise DataError(
-            f"{passed_over.total()} of {len(files)} files are of kinds that are not "
-            f"read: {', '.join(sorted(passed_over))}.",
+            f"{passed_over.total()} of {len(files)} files have an unsupported type: "
+            f"{', '.join(sorted(passed_over))}.",
             f"{source.path}, first {first or 'the file itself'}",
-            "move them out of the folder or rename them to .txt; of a `code:` source "
-            "they are counted and passed over.",
+            "move them out of the folder or rename them to .txt; a `code:` source counts "
+            "and skips them.",
         )
     if not wanted:
         raise DataError(
-            "this source has no file that can be read.",
+            "this source has no readable file.",
             source.path,
-            "put text, HTML, JSONL, Parquet or WARC files there.",
+            "add text, HTML, JSONL, Parquet or WARC files.",
         )
     return wanted, passed_over
 
@@ -215,14 +220,14 @@ def _split(source: Source, files: Iterable[source_files.File], size: int) -> lis
             if together:
                 partitions.append(tuple(together))
                 together, total = [], 0
-            cuts = (
+            edges = (
                 source_files.row_groups(full_file.path, size)
                 if end == ".parquet"
                 else [*range(0, file.size, size), file.size]
             )
             partitions += [
                 (dataclasses.replace(full_file, begin=begin, end=stop),)
-                for begin, stop in itertools.pairwise(cuts)
+                for begin, stop in itertools.pairwise(edges)
             ]
             continue
         if together and total + file.size > size:

@@ -1,13 +1,14 @@
-"""The data plan: one list of stages, from sources to rows that may be learned from. Report: 2.1.
+"""The corpus pipeline: a list of stages from sources to training documents. Report: 2.1.
 
-The list is cut where documents are compared across partitions (shuffle.Shuffle). What lies between
-two cuts is a Chain, one task per partition: it reads the rows, takes them through its stages batch
-by batch, and writes every stage's rows and counts (stage_files.py) and the keys for the next cut. A
-partition whose counts are there is finished: a run that was killed goes on behind it.
+Shuffles (shuffle.Shuffle), which compare documents across partitions, split the list into chains.
+A Chain runs as one task per partition: it reads the rows, passes them through its stages batch by
+batch, and writes the rows and counts of every stage (stage_files.py) and the keys of the next
+shuffle. A partition with counts is finished, and a restarted run skips it.
 
-OUTPUT/plan.json          the sources as they were found, and every stage's settings
+OUTPUT/pipeline.json      the listing of the sources and the settings of every stage
 OUTPUT/01-read/           kept/, rejected/ (with rule and value), and the counts of each partition
-OUTPUT/02-language/ ...   and so on; counts.json has the sums
+OUTPUT/02-language/ ...   and so on
+OUTPUT/counts.json        the counts of each stage, summed
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ class Chain:
 
     Attributes:
       root: the run's folder.
-      first: number of the first step in the plan, from 1.
-      steps: the first is a Read, or a Shuffle whose duplicates are known.
-      index: partitions of earlier runs that come before ours in that Shuffle.
-      following: the Shuffle behind the last step.
+      first: the number of the first step in the pipeline, from 1.
+      steps: the first is a Read, or a Shuffle whose duplicates have been found.
+      index: partitions of earlier runs that precede ours in that Shuffle.
+      following: the Shuffle after the last step.
     """
 
     root: str
@@ -75,7 +76,10 @@ class Chain:
         )
 
     def __call__(self, task: tuple[int, Partition]) -> dict[str, list[float]]:
-        """{stage: [seconds, MB of text that came in; of the first step, that came out]}."""
+        """Runs a partition; returns {stage: [seconds, MB of input text]}.
+
+        For the first step the megabytes are those of its output.
+        """
         number, partition = task
         writers = [
             PartitionWriter(folder, number, step.counted)
@@ -83,7 +87,7 @@ class Chain:
         ]
         names = [folder.path.name for folder in self.folders()]
         seconds = {name: [0.0, 0.0] for name in names}
-        shuffled = [0.0, 0.0]  # of the following shuffle
+        shuffled = [0.0, 0.0]  # seconds and MB of the following shuffle
         keys, first = [], 0
         clock = _Clock()
         for table in self._begin(number, partition):
@@ -159,12 +163,13 @@ class BucketTask:
 
 @dataclasses.dataclass
 class Result:
-    """What a run left.
+    """The output of a run.
 
     Attributes:
-      folders: of all stages, in order; the last one's kept/*.parquet are the rows.
-      counts: of each stage, summed: {"01-read": {"kept": ..., "rejected": ..., "counted": ...}}.
-      seconds: of work, of each stage: (seconds, MB that came in), without earlier runs'.
+      folders: the folders of all stages, in order; the result is kept/*.parquet of the last one.
+      partitions: their number.
+      counts: the sums of each stage: {"01-read": {"kept": ..., "rejected": ..., "counted": ...}}.
+      seconds: {stage: [seconds of work, MB of input]}, without the work of earlier attempts.
       sources: the source of each partition.
     """
 
@@ -188,19 +193,20 @@ def run(
     partition_mb: float = 64.0,
     log: Callable[[str], None] = lambda line: None,
 ) -> Result:
-    """Runs a plan, or what is left of it.
+    """Runs a pipeline, or the unfinished rest of it.
 
     Args:
       sources: see partitions.py.
-      steps: the first is a Read.
-      root: a folder; it holds one plan.
-      workers: processes; 0: this one.
-      partition_mb: of source files that one task reads.
-      log: told a line per stage.
+      steps: the stages; the first is a Read.
+      root: a folder for this pipeline only.
+      workers: the number of processes; 0 runs in this process.
+      partition_mb: megabytes of source files that one task reads.
+      log: receives a line per stage.
 
     Raises:
-      ConfigError: the folder holds another plan, another process works in it, or it is in a source.
-      DataError: a source is missing, or partitions failed, naming them.
+      ConfigError: the folder belongs to a pipeline with other settings or is inside a source, or
+        another process is using it.
+      DataError: a source is missing, or partitions failed; the error names them.
     """
     folder = pathlib.Path(root)
     check_outside(sources, folder)
@@ -208,7 +214,7 @@ def run(
     for name, made in record.items():
         if made["passed_over"]:
             log(
-                f"{name}: passed over "
+                f"{name}: skipped "
                 + ", ".join(f"{end} {count:,}" for end, count in made["passed_over"].items())
             )
     chains = list(_chains(steps, root))
@@ -244,7 +250,9 @@ def run(
 def _begin(folder: pathlib.Path, sources: dict, steps, partition_mb: float) -> None:
     if not isinstance(steps[0], Read):
         raise ConfigError(
-            f"a plan begins with read, not {steps[0].name}.", "the list of stages", "mend the list."
+            f"a pipeline starts with read, not {steps[0].name}.",
+            "pipeline.run(steps)",
+            "pass a Read as the first stage.",
         )
     wanted = {f"source {name}": value for name, value in sources.items()}
     wanted |= {
@@ -279,7 +287,7 @@ def _chains(steps, root: str) -> Iterator[Chain]:
 
 
 def _versions() -> dict[str, int | str | None]:
-    """Of what decides about bytes."""
+    """Returns the versions of everything that the output bytes depend on."""
     found = {"minhash": minhash.VERSION, "unicode": unicodedata.unidata_version}
     for name in ("daft", "pyarrow", "trafilatura", "resiliparse", "py3langid"):
         try:
@@ -290,16 +298,16 @@ def _versions() -> dict[str, int | str | None]:
 
 
 def _keyed_by(versions: dict) -> dict:
-    """Of these versions, what keys depend on."""
+    """Returns the versions that shuffle keys depend on."""
     return {name: versions.get(name) for name in ("minhash", "unicode")}
 
 
 def index_files(step: Shuffle) -> list[pathlib.Path]:
-    """The keys of earlier runs.
+    """Returns the files with the keys of earlier runs, from the folders in `step.index`.
 
     Raises:
-      DataError: there are none in a folder that was named, or not all of them.
-      ConfigError: they were made with other settings.
+      DataError: a folder has no keys, or its run is unfinished.
+      ConfigError: the keys were made with other settings.
     """
     files = []
     for folder in map(pathlib.Path, step.index):
@@ -308,15 +316,15 @@ def index_files(step: Shuffle) -> list[pathlib.Path]:
         made = read_json(record) if record.exists() else {}
         if not found or f"stage {folder.name}" not in made:
             raise DataError(
-                "there are no keys of earlier documents here.",
+                "this folder has no keys of an earlier run.",
                 str(folder),
                 f"name the {step.name} folder of an earlier run.",
             )
-        if not (folder / "removed").exists():  # what is made of all of them
+        if not (folder / "removed").exists():  # written after all keys
             raise DataError(
-                "the keys of some earlier documents are not there yet.",
+                "the earlier run has not written all of its keys.",
                 str(folder),
-                "run the earlier plan to its end.",
+                "finish the earlier run first.",
             )
         wanted = json.loads(json.dumps(dataclasses.asdict(cast(Any, step)))) | {"index": []}
         check_same(
@@ -330,7 +338,7 @@ def index_files(step: Shuffle) -> list[pathlib.Path]:
 
 
 def _find_duplicates(chain: Chain, partitions: int, seconds: dict, workers: int) -> None:
-    """`removed/` of the shuffle that a chain begins with."""
+    """Writes `removed/` for the shuffle at the start of a chain."""
     step, folder = cast(Shuffle, chain.steps[0]), chain.folders()[0].path
     files = (*chain.index, *(str(folder / "keys" / f"{i:05}.parquet") for i in range(partitions)))
     edges = shuffle.bucket_edges([pathlib.Path(file) for file in files])
@@ -361,7 +369,7 @@ def _line(at: StageFolder, counts: dict) -> str:
     kept = counts["kept"]
     rejected = sorted(counts.get("rejected", {}).items(), key=lambda item: -item[1]["documents"])
     listed = ", ".join(f"{rule} {count['documents']:,}" for rule, count in rejected[:6])
-    listed += f" and {len(rejected) - 6} rules more" if rejected[6:] else ""
+    listed += f" and {len(rejected) - 6} more rules" if rejected[6:] else ""
     return (
         f"{at.path.name}: {kept['documents']:,} documents, {kept['text_bytes'] / 1e6:,.1f} MB"
         + (f"; rejected: {listed}" if listed else "")
@@ -369,10 +377,10 @@ def _line(at: StageFolder, counts: dict) -> str:
 
 
 def throughput(seconds: dict[str, list[float]]) -> list[str]:
-    """A line per stage: MB of text per second of one worker, the slowest one named."""
+    """Returns a line per stage, with MB of text per second and worker, and the slowest stage."""
     rates = {name: size / spent for name, (spent, size) in seconds.items() if spent and size}
     lines = [
-        f"{name:>20}: {rate:8.1f} MB/s of one worker, {seconds[name][0]:.1f} s"
+        f"{name:>20}: {rate:8.1f} MB/s per worker, {seconds[name][0]:.1f} s"
         for name, rate in rates.items()
     ]
     if rates:

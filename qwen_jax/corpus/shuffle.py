@@ -1,8 +1,8 @@
-"""Rows that belong together wherever they are: keys on disk, sorted by hash, read bucket by bucket.
+"""Groups rows across partitions: keys on disk, sorted by hash, are read one bucket at a time.
 
-Each partition writes its keys sorted by hash; a bucket is a range of hashes, read out of every
-partition's keys and held in memory alone; what it finds is written sorted by document, so that each
-partition reads its own part. No step holds more than a bucket or a partition of any corpus.
+Each partition writes its keys sorted by hash. A bucket is a range of hashes, read from the keys of
+every partition; only one bucket is in memory. Its duplicates are written sorted by document, and
+each partition then reads its own range. Memory is bounded by one bucket or one partition.
 """
 
 from __future__ import annotations
@@ -17,22 +17,24 @@ import numpy as np
 from qwen_jax.corpus.arrow import pa, pc, pq
 from qwen_jax.corpus.stage_files import ParquetFile
 
-BUCKET_ROWS = 1_000_000  # keys of one bucket, about: some 130 MB while they are compared
-_ROWS = 1 << 16  # of a row group, the least that is read
+BUCKET_ROWS = 1_000_000  # approximate keys per bucket: about 130 MB during the comparison
+_ROWS = 1 << 16  # rows of a row group, the smallest unit that is read
 
 
 @functools.cache
 def removed_schema() -> pa.Schema:
-    """Of the documents that a shuffle removes: order and part, and the order of the one kept."""
+    """Returns the schema of removed rows: `order` and `part`, and the `order` of the kept one."""
     return pa.schema([("order", pa.int64()), ("part", pa.uint32()), ("kept", pa.int64())])
 
 
 class Shuffle(Protocol):
     """A stage that compares documents across partitions.
 
-    Documents have an order: that of the sources in the recipe, of files in them, of rows in these.
-    `linked` says that what is alike a document's like goes with it (connected components).
-    `index` names folders of keys of earlier runs; their documents come before all others.
+    Documents are ordered by source (as listed in --sources), then by file, then by row.
+
+    Attributes:
+      linked: whether duplicates are transitive: connected components are removed together.
+      index: folders with the keys of earlier runs, whose documents precede all others.
     """
 
     linked: ClassVar[bool]
@@ -47,23 +49,29 @@ class Shuffle(Protocol):
     def index(self) -> tuple[str, ...]: ...
 
     def keys(self, table: pa.Table, first: int) -> pa.Table:
-        """`hash` (uint64), `row` (uint32, from `first`) and what else duplicates() needs."""
+        """Returns `hash` (uint64), `row` (uint32, from `first`) and what duplicates() needs."""
 
     def duplicates(self, keys: pa.Table) -> pa.Table:
-        """Of a bucket's keys, with the `order` of their documents: rows of `removed_schema`, where
-        `kept` is the first document that has what `order` has."""
-
-    def remove(self, table: pa.Table, removed: pa.Table, names: Sequence[str]) -> pa.Table:
-        """The batch with its duplicates rejected.
+        """Returns the duplicates among a bucket's keys, in `removed_schema`.
 
         Args:
-          removed: `row` (in the batch), `part`, and `kept`.
-          names: of each row of `removed`, where the kept document is.
+          keys: as from keys(), with the `order` of their documents.
+
+        Returns:
+          one row per duplicate; `kept` is the first document with the same content.
+        """
+
+    def remove(self, table: pa.Table, removed: pa.Table, names: Sequence[str]) -> pa.Table:
+        """Returns the batch with its duplicates rejected.
+
+        Args:
+          removed: `row` (within the batch), `part` and `kept`.
+          names: the location of the kept document, for each row of `removed`.
         """
 
 
 def write_keys(path: pathlib.Path, tables: Sequence[pa.Table]) -> None:
-    """Keys of one partition, sorted by hash."""
+    """Writes the keys of one partition, sorted by hash."""
     table = pa.concat_tables(tables).combine_chunks()
     table = table.take(pc.sort_indices(table["hash"]))
     file = ParquetFile(path, compression="none", use_dictionary=False)
@@ -73,14 +81,17 @@ def write_keys(path: pathlib.Path, tables: Sequence[pa.Table]) -> None:
 
 
 def bucket_edges(files: Sequence[pathlib.Path]) -> list[int]:
-    """Hashes at which to cut all keys into buckets: from 0 to 2^64."""
+    """Returns the hashes that separate the buckets, from 0 to 2^64."""
     rows = sum(pq.read_metadata(file).num_rows for file in files)
     number = max(1, -(-rows // BUCKET_ROWS))
     return [(i << 64) // number for i in range(number + 1)]
 
 
 def read_bucket(files: Sequence[pathlib.Path], begin: int, end: int) -> pa.Table:
-    """The keys of [begin, end) of all partitions, with `order` (partition << 32 | row)."""
+    """Returns the keys of all partitions with a hash in [begin, end).
+
+    The column `order` (partition << 32 | row) replaces `row`.
+    """
     tables = []
     for number, path in enumerate(files):
         file = pq.ParquetFile(path)
@@ -105,7 +116,7 @@ def read_bucket(files: Sequence[pathlib.Path], begin: int, end: int) -> pa.Table
 
 
 def write_removed(path: pathlib.Path, removed: pa.Table) -> None:
-    """What is removed, sorted by document."""
+    """Writes the removed rows, sorted by document."""
     removed = removed.combine_chunks().take(
         pc.sort_indices(removed, [("order", "ascending"), ("part", "ascending")])
     )
@@ -116,10 +127,10 @@ def write_removed(path: pathlib.Path, removed: pa.Table) -> None:
 
 
 def read_removed(folder: pathlib.Path, partition: int) -> pa.Table:
-    """What is removed of one partition, sorted: `row`, `part`, `kept`.
+    """Returns the removed rows of one partition, sorted: `row`, `part`, `kept`.
 
     Args:
-      partition: its number, those of the index counted.
+      partition: its number; partitions of the index come first.
     """
     begin, end = partition << 32, (partition + 1) << 32
     tables = [
@@ -133,7 +144,7 @@ def read_removed(folder: pathlib.Path, partition: int) -> pa.Table:
 
 
 def removed_from_batch(removed: pa.Table, first: int, size: int) -> pa.Table:
-    """The part of `removed` that concerns rows [first, first + size), counted from `first`."""
+    """Returns `removed` restricted to rows [first, first + size), renumbered from 0."""
     rows = removed["row"].to_numpy()
     begin, end = np.searchsorted(rows, [first, first + size])
     part = removed.slice(begin, end - begin)
@@ -141,7 +152,7 @@ def removed_from_batch(removed: pa.Table, first: int, size: int) -> pa.Table:
 
 
 def first_of_group(*columns: np.ndarray) -> np.ndarray:
-    """For rows that are sorted by `columns`: of each row, the first one that is equal in them."""
+    """Returns, for each of rows sorted by `columns`, the index of the first row equal to it."""
     new = np.zeros(len(columns[0]), bool)
     new[:1] = True
     for column in columns:

@@ -1,5 +1,4 @@
-"""Files of a source: of this computer by the operating system,
-of object stores by the data engine."""
+"""Lists and opens the files of a source, local ones directly and object stores through Daft."""
 
 from __future__ import annotations
 
@@ -19,17 +18,17 @@ REMOTE = ("s3://", "gs://", "az://", "http://", "https://")
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    name: str  # its path in the source; "" where the source is the file
+    name: str  # path within the source; "" if the source is this file
     size: int  # bytes
-    mtime_ns: int = 0  # when, in nanoseconds; 0 where that is not known
-    unreadable: str = ""  # why it is no file to read, such as "broken link"
+    mtime_ns: int = 0  # modification time; 0 if unknown
+    unreadable: str = ""  # why it cannot be read, such as "broken link"; "" if it can
 
 
 def listing(path: str) -> list[File]:
-    """The files of a file or folder in the order of their names, hidden ones left out.
+    """Returns the files of a file or folder, sorted by name, without hidden ones.
 
     Raises:
-      DataError: there are none, or the place does not answer.
+      DataError: there are no files, or the object store does not respond.
     """
     if path.startswith(REMOTE):
         return _remote_listing(path)
@@ -38,7 +37,7 @@ def listing(path: str) -> list[File]:
         raise DataError(
             "this source does not exist.",
             path,
-            "check the name; a source is a file or a folder of files.",
+            "check the path; a source is a file or a folder of files.",
         )
     found = (
         [root]
@@ -51,7 +50,7 @@ def listing(path: str) -> list[File]:
         ]
     )
     if not found:
-        raise DataError("this source is an empty folder.", path, "put files there.")
+        raise DataError("this source is an empty folder.", path, "add files to it.")
     files = []
     for file in found:
         name = "" if file == root else file.relative_to(root).as_posix()
@@ -67,7 +66,7 @@ def _unreadable(file: pathlib.Path) -> str:
     if file.is_file():
         return ""
     if file.is_dir():
-        return "link to a folder"  # not followed: links can go round
+        return "link to a folder"  # not followed: links can form a cycle
     return "special file" if file.exists() else "broken link"
 
 
@@ -76,7 +75,7 @@ def _remote_listing(path: str) -> list[File]:
     for pattern in (f"{path}/**", path):
         try:
             rows = engine.from_glob_path(pattern).to_pydict()
-        except Exception as error:  # whatever its clients raise; of no match as well
+        except Exception as error:  # store clients raise many types, also when nothing matches
             problem = error
             continue
         prefix = len(path) + 1 if pattern != path else len(rows["path"][0])
@@ -90,21 +89,21 @@ def _remote_listing(path: str) -> list[File]:
             return sorted(files, key=lambda file: file.name)
     why = f": {str(problem).splitlines()[0].rstrip('.')}" if problem else ""
     raise DataError(
-        f"there are no files that can be listed{why}.",
+        f"no files could be listed{why}.",
         path,
         "check the address and the credentials in the environment.",
     ) from problem
 
 
 def open_binary(path: str) -> BinaryIO:
-    """The file, to read; it can be told to go to any place."""
+    """Opens a local or remote file for reading; it is seekable."""
     if path.startswith(REMOTE):
         return io.BufferedReader(_Remote(path), 1 << 20)
     return open(path, "rb", 1 << 20)
 
 
 class _Remote(io.RawIOBase):
-    """A file of an object store. Whatever its client raises comes as an OSError with an errno."""
+    """A file of an object store. Any error of its client becomes an OSError with an errno."""
 
     def __init__(self, path: str):
         self._path = path
@@ -133,21 +132,23 @@ class _Remote(io.RawIOBase):
 
 
 def arrow_errors() -> tuple[type[Exception], ...]:
-    """What pyarrow raises for damaged data; for a disk that does not answer OSError, with errno."""
+    """Returns pyarrow's exceptions for damaged data; an OSError with errno is an I/O error."""
     return pa.ArrowException, OSError
 
 
 def damage(error: Exception) -> str:
-    """The first line of one of arrow_errors; one that is not about the data is raised."""
+    """Returns the first line of one of arrow_errors; raises it again if it is an I/O error."""
     if getattr(error, "errno", None) is not None:
         raise error
     return str(error).splitlines()[0]
 
 
 def row_groups(path: str, size: int) -> list[int]:
-    """Rows of a Parquet file at which to cut it into parts of about `size` bytes: from 0 to all.
-    One that is damaged is not cut: reading it will say so."""
-    cuts, total = [0], 0
+    """Returns row indices that split a Parquet file into ranges of about `size` bytes.
+
+    A damaged file is not split; reading it reports the damage.
+    """
+    edges, total = [0], 0
     try:
         with open_binary(path) as file:
             metadata = pq.ParquetFile(file).metadata
@@ -158,13 +159,13 @@ def row_groups(path: str, size: int) -> list[int]:
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         if total and total + group.total_byte_size > size:
-            cuts.append(rows)
+            edges.append(rows)
             total = 0
         rows += group.num_rows
         total += group.total_byte_size
-    return [*cuts, rows or -1]
+    return [*edges, rows or -1]
 
 
 def digest(text: str) -> str:
-    """32 hex digits that stand for a text."""
+    """Returns a hash of a text, as 32 hex digits."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

@@ -1,10 +1,10 @@
-"""What a stage of the data plan is: a function from a table of documents to such a table.
+"""The interface of a pipeline stage: a function from a table of documents to another.
 
-A stage is a frozen dataclass of settings with `name`, `counted` and a `__call__` that gets a
-pyarrow.Table with at least the columns of `schema` and returns its rows in their order with other
-text or more columns. It never takes a row away: `reject` says of a row which rule and which value
-reject it, and the plan moves it to the stage's `rejected` folder and counts it. What a stage loads
-(a model, an index) it loads in the worker, once: stages travel to workers as their settings.
+A stage is a frozen dataclass of settings with `name`, `counted` and `__call__`. The call gets a
+pyarrow.Table with at least the columns of `schema`, and returns its rows in the same order with
+changed text or additional columns. It never drops a row: `reject` marks a row with the rule and the
+value that reject it, and the pipeline moves it to the stage's `rejected` folder and counts it.
+Stages are sent to workers as their settings; a worker loads a stage's model or index once.
 """
 
 from __future__ import annotations
@@ -16,40 +16,43 @@ from typing import ClassVar, Protocol
 from qwen_jax.corpus.arrow import pa
 
 KINDS = ("web", "code", "documentation", "text", "instruction")
-Verdict = tuple[str, float | str] | None  # (rule, value that broke it); None: the row is kept
+Verdict = tuple[str, float | str] | None  # (rule, value that broke it); None keeps the row
 
 
 @functools.cache
 def schema() -> pa.Schema:
-    """The columns that every row has."""
+    """Returns the columns that every row has."""
     return pa.schema(
         [
-            # 32 hex digits: a hash of source, file within it and place in the file.
+            # 32 hex digits: a hash of source, file and position in the file.
             ("id", pa.string()),
             ("text", pa.large_string()),
-            ("source", pa.string()),  # name of the source in the recipe
+            ("source", pa.string()),  # name of the source
             ("kind", pa.string()),  # one of KINDS
-            ("path", pa.string()),  # file and place in it: `a/b.jsonl:17`
-            ("url", pa.string()),  # null where there is none
-            # ISO 639-1, a programming language, or null before it is known.
+            ("path", pa.string()),  # file and position in it: `a/b.jsonl@17`
+            ("url", pa.string()),  # null if there is none
+            # ISO 639-1 code or programming language; null if not identified yet.
             ("language", pa.string()),
-            ("license", pa.string()),  # null where it is not known
-            # Of documents never split between training and held out; mostly null.
+            ("license", pa.string()),  # null if unknown
+            # Documents of a group are all in training or all held out; mostly null.
             ("group", pa.string()),
-            ("metadata", pa.string()),  # whatever else the source said, as a JSON object
+            ("metadata", pa.string()),  # all other fields of the source, as a JSON object
         ]
     )
 
 
 @functools.cache
 def rejected_schema() -> pa.Schema:
-    """The columns of a row that was rejected."""
+    """Returns the columns that are added to a rejected row."""
     return pa.schema([("rejected_by", pa.string()), ("rejected_value", pa.string())])
 
 
 class Stage(Protocol):
-    """See above. `counted` names columns whose sums (numbers, booleans) or tallies (strings) go,
-    of the kept rows, into the counts of every partition."""
+    """See the module's docstring.
+
+    `counted` names columns that are summarized over the kept rows of each partition, in its counts:
+    numbers and booleans as a sum, strings as a tally.
+    """
 
     name: ClassVar[str]
     counted: ClassVar[tuple[str, ...]]
@@ -58,7 +61,7 @@ class Stage(Protocol):
 
 
 def reject(table: pa.Table, verdicts: Sequence[Verdict]) -> pa.Table:
-    """The table with `rejected_by` and `rejected_value`; a row that was rejected before stays so.
+    """Returns the table with `rejected_by` and `rejected_value`; the first rejection of a row wins.
 
     Args:
       verdicts: one for each row.
@@ -84,13 +87,13 @@ def reject(table: pa.Table, verdicts: Sequence[Verdict]) -> pa.Table:
 
 
 def reject_rows(table: pa.Table, rejects: Callable[[str, str | None, str], Verdict]) -> pa.Table:
-    """`reject` by a function of (text, language, kind) of one row."""
+    """Calls `reject` with the verdicts of a function of each row's (text, language, kind)."""
     columns = (table[name].to_pylist() for name in ("text", "language", "kind"))
     return reject(table, [rejects(*row) for row in zip(*columns, strict=True)])
 
 
 def set_column(table: pa.Table, name: str, values, type: pa.DataType | None = None) -> pa.Table:
-    """The table with a column added, or in the place of the one of this name."""
+    """Returns the table with a column added, or replaced if the name exists."""
     if not isinstance(values, pa.Array | pa.ChunkedArray):
         values = pa.array(values, type)
     index = table.schema.get_field_index(name)

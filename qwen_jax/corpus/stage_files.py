@@ -1,7 +1,7 @@
-"""The files of a stage: per partition the rows it kept, those it rejected, and their counts.
+"""The files of a stage: kept rows, rejected rows and counts of each partition.
 
-OUTPUT/03-language/kept/00000.parquet, rejected/00000.parquet and 00000.json. All are written beside
-their place and renamed, the counts last: where they are, the partition is finished.
+OUTPUT/03-language/ holds kept/00000.parquet, rejected/00000.parquet and 00000.json. Each is written
+under a temporary name and renamed, the counts last: a partition with counts is finished.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from qwen_jax.corpus.arrow import pa, pc, pq
 from qwen_jax.corpus.stage import rejected_schema
 from qwen_jax.utils.files import WRITING, put_in_place, read_json, temporary_path, write_json
 
-BATCH_BYTES = 8 << 20  # of text, in one batch and row group
+BATCH_BYTES = 8 << 20  # text in one batch and row group
 
 
 class StageFolder:
-    """Where a stage writes.
+    """The output folder of a stage.
 
     Args:
       root: the run's folder.
-      number: of the stage in the plan, from 1.
+      number: the stage's position in the pipeline, from 1.
     """
 
     def __init__(self, root: str | os.PathLike, number: int, name: str):
@@ -47,12 +47,12 @@ class StageFolder:
         return read_json(self.counts_file(partition))
 
     def total(self, partitions: int) -> dict:
-        """The counts of all partitions, summed."""
+        """Returns the counts summed over all partitions."""
         return add(self.counts(number) for number in range(partitions))
 
 
 class PartitionWriter:
-    """Writes what a stage returns for the batches of one partition.
+    """Writes the output of a stage for one partition, batch by batch.
 
     Args:
       counted: see stage.Stage.
@@ -63,10 +63,10 @@ class PartitionWriter:
         self._kept = ParquetFile(folder.kept(partition))
         self._rejected = ParquetFile(folder.rejected(partition))
         self._counts = collections.Counter(), collections.Counter()
-        self._details: dict[str, Any] = {}  # a Counter of strings, or a sum
+        self._details: dict[str, Any] = {}  # a Counter for strings, a sum for numbers
 
     def add(self, table: pa.Table) -> pa.Table:
-        """Writes a batch; returns its kept rows, without the columns of rejection."""
+        """Writes a batch and returns its kept rows, without the rejection columns."""
         kept, rejected = split(table)
         self._kept.write(kept)
         self._rejected.write(rejected)
@@ -89,7 +89,7 @@ class PartitionWriter:
         return kept
 
     def close(self) -> None:
-        """Everything is in its place when this returns."""
+        """Closes the files and writes the counts, which marks the partition as finished."""
         self._kept.close()
         self._rejected.close()
         documents, size = (dict(counter) for counter in self._counts)
@@ -110,14 +110,14 @@ class PartitionWriter:
 
 
 class ParquetFile:
-    """A Parquet file, written row group by row group, whole or not there."""
+    """Writes a Parquet file row group by row group; the file appears on close()."""
 
     def __init__(self, path: pathlib.Path, **settings):
         self._path = path
         self._writer: pq.ParquetWriter | None = None
         self._settings: dict[str, Any] = {"compression": "zstd"} | settings
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own: a process that outlived its killed run may be writing the same.
+        # A unique name: a worker that outlived its killed run may still write the same file.
         self._writing = temporary_path(path)
 
     def write(self, table: pa.Table) -> None:
@@ -133,31 +133,32 @@ class ParquetFile:
 
 
 def remove_unfinished(root: pathlib.Path) -> None:
-    """Deletes what processes that were killed had begun to write."""
+    """Deletes temporary files that killed processes left behind."""
     for path in root.rglob(f"*{WRITING}"):
         path.unlink(missing_ok=True)
 
 
 def split(table: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """(kept rows without the columns of rejection, rejected rows with them)."""
+    """Returns (kept rows without the rejection columns, rejected rows with them)."""
     if "rejected_by" not in table.column_names:
         none = table.slice(0, 0)
         for field in rejected_schema():
             none = none.append_column(field, pa.array([], field.type))
         return table, none
     kept = table.drop_columns(rejected_schema().names)
-    if table["rejected_by"].null_count == len(table):  # nothing is copied
+    if table["rejected_by"].null_count == len(table):  # copies nothing
         return kept, table.slice(0, 0)
     keep = pc.is_null(table["rejected_by"])
     return kept.filter(keep), table.filter(pc.invert(keep))
 
 
 def text_bytes(table: pa.Table) -> int:
+    """Returns the bytes of text in a table."""
     return pc.sum(pc.binary_length(table["text"])).as_py() or 0
 
 
 def read_batches(path: pathlib.Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """The row groups of a Parquet file, at least one (maybe empty) for its columns."""
+    """Yields the row groups of a Parquet file; of an empty file, one empty table."""
     file = pq.ParquetFile(path)
     for number in range(file.num_row_groups):
         yield file.read_row_group(number, columns)
@@ -166,7 +167,7 @@ def read_batches(path: pathlib.Path, columns: list[str] | None = None) -> Iterat
 
 
 def add(counts) -> dict:
-    """The sum of nested dicts of numbers, names in order."""
+    """Returns the sum of nested dicts of numbers, sorted by name."""
     total: dict = {}
     for one in counts:
         for name, value in one.items():

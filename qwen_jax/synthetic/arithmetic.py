@@ -1,8 +1,7 @@
-"""Questions whose answers are known without asking anybody: sums, and what documentation says.
+"""Questions with known answers: arithmetic in English and Chinese, and Python's documentation.
 
-For a first alignment run on a computer that has nothing but its Python: conversations to fine-tune
-on (report 3.1), pairs of a right and a wrong answer (3.2.1), prompts with rewards that can be
-checked (3.2.2). English and Chinese.
+They allow a first alignment run without a download: conversations for fine-tuning (report 3.1),
+preference pairs of a right and a wrong answer (3.2.1), prompts with a verifiable reward (3.2.2).
 """
 
 import dataclasses
@@ -16,28 +15,31 @@ import numpy as np
 from qwen_jax.data.document import Document
 from qwen_jax.utils.jsonl import write_rows
 
-_PHRASINGS = {  # how a sum is asked for, and how its answer ends
+_PHRASINGS = {  # phrasings of a question, and the last character of its answer
     "en": (("What is {}?", "Compute {}.", "{} = ?"), "."),
     "zh": (("{} 等于多少？", "请计算 {}。", "{} = ？"), "。"),
 }
-# A function of a page (pydoc's text): its signature, and the first sentence of its docstring.
+# A function on a pydoc page: its signature, and the first sentence of its docstring.
 _FUNCTION = re.compile(r"^([a-z]\w*)\([^\n]*\)\n    ([A-Z][^\n]{15,90}\.)$", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One question; `wrong` looks like an answer and is none."""
+    """A question with its answer, and a plausible wrong one."""
 
     text: str
     answer: str
     wrong: str
-    group: str  # what is held out goes by it: a sum's question, or a function's module
+    group: str  # held out together: the question of a sum, the module of a function
 
 
 def sums(*, largest: int = 10, largest_factor: int = 5, seed: int = 0) -> list[Question]:
-    """Every a + b and a - b (a >= b) of numbers up to `largest` and a * b of small factors, in each
-    of the ways to ask, shuffled. Each way is a group of its own: what is held out of them asks for
-    a sum that is known in a way that is not."""
+    """Returns arithmetic questions, shuffled.
+
+    They are every a + b and a - b (a >= b) up to `largest`, and every a * b up to `largest_factor`,
+    each in every phrasing. Every phrasing of a problem is its own group: a held-out question asks a
+    trained problem in an untrained phrasing.
+    """
     problems = [(a, "+", b, a + b) for a in range(largest + 1) for b in range(largest + 1)]
     problems += [(a, "-", b, a - b) for a in range(largest + 1) for b in range(a + 1)]
     problems += [
@@ -63,11 +65,16 @@ def sums(*, largest: int = 10, largest_factor: int = 5, seed: int = 0) -> list[Q
 
 
 def documented(pages: Iterable[Document], *, seed: int = 0) -> list[Question]:
-    """What the functions of some pages do, in the words of their first sentence, shuffled; wrong is
-    what another function does."""
+    """Returns questions about what documented functions do, shuffled.
+
+    The answer is the first sentence of the function's docstring, the wrong one another function's.
+
+    Args:
+      pages: pydoc pages as text.
+    """
     found: dict[tuple[str, str], str] = {}
     for page in pages:
-        module = page.text.split(maxsplit=1)[0]  # a page begins with it
+        module = page.text.split(maxsplit=1)[0]  # a page starts with its module's name
         for name, sentence in _FUNCTION.findall(page.text):
             if "help(type(self))" not in sentence:
                 found.setdefault((module, name), sentence)
@@ -77,8 +84,8 @@ def documented(pages: Iterable[Document], *, seed: int = 0) -> list[Question]:
     for (module, name), sentence in found.items():
         if len(sentences) < 2:
             break
-        place = int(rng.integers(len(sentences) - 1))
-        wrong = sentences[place] if sentences[place] != sentence else sentences[-1]
+        index = int(rng.integers(len(sentences) - 1))
+        wrong = sentences[index] if sentences[index] != sentence else sentences[-1]
         if wrong != sentence:
             questions.append(Question(f"What does {name} of {module} do?", sentence, wrong, module))
     return [questions[i] for i in rng.permutation(len(questions))]
@@ -87,7 +94,7 @@ def documented(pages: Iterable[Document], *, seed: int = 0) -> list[Question]:
 def split(
     questions: Sequence[Question], fraction: float, *, seed: int = 0
 ) -> tuple[list[Question], list[Question]]:
-    """(to learn from, held out): about `fraction` of the groups are held out, whole."""
+    """Returns (training, held-out) questions; about `fraction` of the groups are held out."""
     groups = sorted({question.group for question in questions})
     number = round(fraction * len(groups))
     held_out = {groups[i] for i in np.random.default_rng(seed).permutation(len(groups))[:number]}

@@ -1,7 +1,6 @@
-"""Tags by asking a chat model, with examples in context. Report: 3.2.1 (as InsTag does).
+"""Tags prompts with a chat model and in-context examples. Report: 3.2.1 (like InsTag).
 
-The model is any function from conversations to answers; inference/complete.py makes one of an
-engine.
+The model is any function from conversations to responses; inference/complete.py wraps an engine.
 """
 
 import json
@@ -11,10 +10,10 @@ from collections.abc import Callable, Sequence
 from qwen_jax.data.chat.conversations import Counts, Turn
 from qwen_jax.synthetic.tags import normalize
 
-# Conversations that end with a question -> answers; None where there is no room for one.
+# Conversations that end with a user turn -> responses; None if one does not fit the context.
 Complete = Callable[[list[list[Turn]]], Sequence[str | None]]
 
-_HEAD, _TAIL = 1500, 500  # characters of a long prompt that are shown: the task is at either end
+_HEAD, _TAIL = 1500, 500  # characters kept of a long prompt: its task is at either end
 _MAX_TAGS = 20
 _INSTRUCTION = (
     "You label what a user asks an assistant for. Read the user's prompt between the lines of "
@@ -41,10 +40,10 @@ _EXAMPLES = (
 
 
 class ModelTagger:
-    """A Tagger. What it could not use is in `counts`, by reason, with the prompt's beginning.
+    """A Tagger that queries a model. `counts` has the unusable responses by reason.
 
     Args:
-      complete: the model; greedy answers are best.
+      complete: the model; greedy decoding works best.
     """
 
     def __init__(self, complete: Complete):
@@ -52,52 +51,55 @@ class ModelTagger:
         self.counts = Counts()
 
     def __call__(self, prompts: Sequence[str]) -> list[list[str]]:
-        """Normalized tags, each once; none where the answer cannot be used."""
-        answers = self._complete([tagging_conversation(prompt) for prompt in prompts])
-        return [self._read(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        """Returns normalized, unique tags for each prompt; none if the response is unusable."""
+        responses = self._complete([tagging_conversation(prompt) for prompt in prompts])
+        return [
+            self._read(prompt, response)
+            for prompt, response in zip(prompts, responses, strict=True)
+        ]
 
-    def _read(self, prompt: str, answer: str | None) -> list[str]:
-        place = repr(prompt[:60])
-        if answer is None:
-            self.counts.skip("no room for an answer", place)
+    def _read(self, prompt: str, response: str | None) -> list[str]:
+        where = repr(prompt[:60])
+        if response is None:
+            self.counts.skip("no room for a response", where)
             return []
-        found = parse(answer)
+        found = parse(response)
         if found is None:
-            self.counts.skip("an answer without a list of tags", f"{place} -> {answer[:40]!r}")
+            self.counts.skip("a response without a list of tags", f"{where} -> {response[:40]!r}")
             return []
         tags = list(dict.fromkeys(tag for tag in map(normalize, found) if tag))[:_MAX_TAGS]
         if not tags:
-            self.counts.skip("an empty list of tags", place)
+            self.counts.skip("an empty list of tags", where)
             return []
         if len(tags) < len(set(found)):
-            self.counts.change("lists in which some tags are none or alike", place)
+            self.counts.change("lists with invalid or duplicate tags", where)
         self.counts.kept += 1
         return tags
 
 
 def tagging_conversation(prompt: str) -> list[Turn]:
-    """The conversation whose next answer is the tags of `prompt`."""
+    """Returns the conversation whose response is the tags of `prompt`."""
     turns: list[Turn] = [("system", _INSTRUCTION)]
     for example, tags in _EXAMPLES:
         turns += [("user", _framed(example)), ("assistant", json.dumps(tags))]
     return [*turns, ("user", _framed(prompt))]
 
 
-def parse(answer: str) -> list[str] | None:
-    """The tags of an answer, read leniently; None if there is no list in it.
+def parse(response: str) -> list[str] | None:
+    """Parses the tags of a response leniently; returns None if it has no list.
 
-    Taken are a JSON list of strings, or of objects with a "tag" as InsTag asks for; the whole
-    strings of a list that was cut off; and a numbered or bulleted list.
+    Accepts a JSON list of strings, a list of objects with a "tag" (InsTag's format), the complete
+    strings of a truncated list, and a numbered or bulleted list.
     """
-    start = answer.find("[")
+    start = response.find("[")
     if start >= 0:
         try:
-            found, _ = json.JSONDecoder().raw_decode(answer[start:])
+            found, _ = json.JSONDecoder().raw_decode(response[start:])
         except (ValueError, RecursionError):
-            found = re.findall(r'"((?:[^"\\]|\\.)*)"', answer[start:])
+            found = re.findall(r'"((?:[^"\\]|\\.)*)"', response[start:])
         tags = [item.get("tag") if isinstance(item, dict) else item for item in found]
         return [tag for tag in tags if isinstance(tag, str)]
-    lines = re.findall(r"^\s*(?:[-*•]|\d+[.)])\s*(.+)$", answer, re.MULTILINE)
+    lines = re.findall(r"^\s*(?:[-*•]|\d+[.)])\s*(.+)$", response, re.MULTILINE)
     return [line.strip(" \"'`.,") for line in lines] or None
 
 

@@ -1,8 +1,8 @@
-"""Whether a text is new: its Rouge-L with every text that was kept. Report: 3.4 (self-instruct).
+"""Novelty of a text: its Rouge-L with every kept text. Report: 3.4 (self-instruct).
 
-Rouge-L is the F measure of the longest common subsequence of words, 2 LCS / (m + n) for texts of m
-and n words. It cannot be above 2 min(m, n) / (m + n), nor above 2 common / (m + n) where `common`
-counts the words that both have, in any order; the few texts that pass both bounds are compared.
+Rouge-L is the F measure of the longest common subsequence of words: 2 LCS / (m + n) for texts of m
+and n words. It is bounded by 2 common / (m + n), where `common` counts the words that both share in
+any order. Only the few texts that pass this bound are compared.
 """
 
 import array
@@ -11,7 +11,7 @@ import re
 
 import numpy as np
 
-# A word of letters and digits; a character of Chinese, Japanese or Korean is a word by itself.
+# A word is a run of letters and digits, or one Chinese, Japanese or Korean character.
 _WORD = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\u3040-\u30ff\u3400-\u9fff"
     r"\uac00-\ud7af_]+"
@@ -19,7 +19,7 @@ _WORD = re.compile(
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, in lower case, without signs.
+    """Returns the words of a text in lower case, without punctuation.
 
     Example:
       >>> words("Don't 翻译 it!")
@@ -29,10 +29,10 @@ def words(text: str) -> list[str]:
 
 
 class Novelty:
-    """The texts that were kept, and what is too like them.
+    """The kept texts, searchable by similarity.
 
     Args:
-      threshold: a text is new unless its Rouge-L with a kept one is above this.
+      threshold: a text is new if its Rouge-L with every kept text is at most this.
     """
 
     def __init__(self, threshold: float = 0.7):
@@ -41,13 +41,13 @@ class Novelty:
         self._words: list[list[int]] = []
         self._lengths = array.array("q")
         self._numbers: dict[str, int] = {}
-        # (word, which of its occurrences) -> texts that have it; so multisets meet as sets do.
+        # (word, occurrence number) -> texts that contain it; intersects multisets like sets.
         self._having: dict[tuple[int, int], array.array] = collections.defaultdict(
             lambda: array.array("q")
         )
 
     def add(self, text: str) -> None:
-        """Keeps a text, new or not."""
+        """Adds a text to the kept ones; does not check its novelty."""
         numbers = self._number(text)
         for occurrence in _occurrences(numbers):
             self._having[occurrence].append(len(self.texts))
@@ -56,14 +56,14 @@ class Novelty:
         self._lengths.append(len(numbers))
 
     def nearest(self, text: str) -> tuple[float, str] | None:
-        """Rouge-L and text of the nearest kept one above the threshold; None if the text is new.
+        """Returns (Rouge-L, text) of the most similar kept text above the threshold, or None.
 
-        A text without words is as near to nothing as can be: it is new.
+        None means that the text is new. A text without words is always new.
         """
         numbers = self._number(text)
         if not numbers or not self.texts:
             return None
-        # Copies: numpy's view of an array.array would forbid that it grows.
+        # Copies: an array.array cannot grow while numpy holds a view of it.
         having = [
             np.frombuffer(self._having[occurrence], np.int64).copy()
             for occurrence in _occurrences(numbers)
@@ -75,13 +75,13 @@ class Novelty:
         common = np.bincount(np.concatenate(having), minlength=len(self.texts))
         bound = 2 * common / total
         best: tuple[float, str] | None = None
-        places = np.flatnonzero(bound > self.threshold)
-        for place in places[np.argsort(-bound[places], kind="stable")]:
-            if best is not None and bound[place] <= best[0]:
+        candidates = np.flatnonzero(bound > self.threshold)
+        for index in candidates[np.argsort(-bound[candidates], kind="stable")]:
+            if best is not None and bound[index] <= best[0]:
                 break
-            score = float(2 * lcs_length(numbers, self._words[place]) / total[place])
+            score = float(2 * lcs_length(numbers, self._words[index]) / total[index])
             if score > self.threshold and (best is None or score > best[0]):
-                best = score, self.texts[place]
+                best = score, self.texts[index]
         return best
 
     def _number(self, text: str) -> list[int]:
@@ -89,13 +89,14 @@ class Novelty:
 
 
 def lcs_length(one: list, other: list) -> int:
-    """The length of the longest common subsequence, many words to a machine operation.
+    """Returns the length of the longest common subsequence, with bit-parallel operations.
 
-    Hyyrö 2004: bit i of `row` is 0 where the table's row steps up at column i.
+    Hyyrö 2004: bit i of `row` is 0 where the row of the dynamic-programming table increases at
+    column i.
     """
     masks: dict = collections.defaultdict(int)
-    for place, word in enumerate(one):
-        masks[word] |= 1 << place
+    for index, word in enumerate(one):
+        masks[word] |= 1 << index
     full = (1 << len(one)) - 1
     row = full
     for word in other:

@@ -1,5 +1,7 @@
-"""Five tools and seven worked examples of their use, from which self-instruct starts. Ours: the
-report's own are not published."""
+"""Five tools and seven worked examples, the seeds of self-instruct with tools.
+
+They are ours: the report does not publish its own.
+"""
 
 from qwen_jax.data.chat.react import Tool
 from qwen_jax.synthetic.self_instruct import Seed

@@ -1,7 +1,7 @@
-"""A model's answers that are remembered: what was asked before is not computed again.
+"""A cache of model responses on disk: the same request is never computed twice.
 
-Everything else of a long generation is then a pure function of its settings and of this record, so
-that a run that was killed repeats its own steps in a moment and goes on, to the same end.
+All other steps of self-instruct are a pure function of its settings and this cache. A killed run
+therefore repeats its steps within moments, resumes, and gives the same samples.
 """
 
 import dataclasses
@@ -13,26 +13,29 @@ from qwen_jax.data.chat.conversations import Turn
 from qwen_jax.inference.request import Completion
 from qwen_jax.utils.append_only import AppendOnly
 
-# Conversations and seeds -> (place, answer) as they end; None where there is no room for one.
+# Conversations and seeds -> (index, completion) as they finish; None if one does not fit.
 Model = Callable[[Sequence[Sequence[Turn]], Sequence[int]], Iterator[tuple[int, Completion | None]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Response:
-    """What a model said."""
+    """A model's response."""
 
     text: str
-    finish: str  # "stop" if it came to its end; "no room" if it was not asked
+    finish: str  # "stop" if complete; "no room" if the model was not queried
 
 
 class ResponseCache:
-    """Asks a model by (round, stage, index), each once.
+    """Queries a model once for each (round, stage, index, conversation).
 
     Args:
-      file: the record; one line an answer.
-      model: called when the first answer is missing, and not at all if none is.
-      seed: of the run; that of each answer is a function of it and of what is asked for.
-      progress: called with (stage, done, of how many) after each new answer.
+      file: the cache; one line per response.
+      model: opens the model; called at the first missing response only.
+      seed: the run's seed; each response's seed is derived from it and the request's name.
+      progress: receives (stage, done, total) after each new response.
+
+    Attributes:
+      new: the number of responses computed by this process.
     """
 
     def __init__(
@@ -46,7 +49,8 @@ class ResponseCache:
         self._file, self._make_model, self._seed = file, model, seed
         self._progress = progress
         self._model: Model | None = None
-        # What was asked is a part of the name: with more samples wanted, a round may ask for more.
+        # The conversation is part of the key: with more samples, a round has other requests.
+        # Caches of earlier versions name its hash "asked".
         self._known = {
             (
                 row["round"],
@@ -56,16 +60,16 @@ class ResponseCache:
             ): row
             for row in file.rows
         }
-        self.new = 0  # answers that were computed
+        self.new = 0
 
     def rng(self, *name) -> random.Random:
-        """A source of chance that is a function of the seed and the name alone."""
+        """Returns a random generator that depends only on the seed and the name."""
         return random.Random("/".join(map(str, (self._seed, *name))))
 
     def __call__(
         self, round_number: int, stage: str, conversations: Sequence[Sequence[Turn]]
     ) -> list[Response]:
-        """The answers, in order."""
+        """Returns the response to each conversation, in order."""
         found, missing = {}, []
         for index, conversation in enumerate(conversations):
             row = self._known.get((round_number, stage, index, _digest(conversation)))
@@ -74,10 +78,10 @@ class ResponseCache:
             else:
                 found[index] = Response(row["text"], row["finish"])
         if missing:
-            self._ask(round_number, stage, conversations, missing, found)
+            self._query(round_number, stage, conversations, missing, found)
         return [found[index] for index in range(len(conversations))]
 
-    def _ask(
+    def _query(
         self,
         round_number: int,
         stage: str,

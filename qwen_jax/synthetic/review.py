@@ -1,8 +1,8 @@
-"""The file in which people judge samples, and what they kept. Report: 3.4.
+"""The file in which people review samples, and the samples they keep. Report: 3.4.
 
-A row is {"id", "kind", "question", "tools", "messages", "keep"}: keep is null until somebody sets
-it to true or false; messages may be corrected in place. What is in the file is never changed by us;
-new samples are added at its end.
+A row is {"id", "kind", "question", "tools", "messages", "keep"}. A reviewer sets `keep` to true or
+false (it is null at first) and may edit the messages. Existing rows are never changed by the
+program; new samples are appended.
 """
 
 import os
@@ -18,14 +18,14 @@ from qwen_jax.utils.jsonl import read_rows, write_rows
 
 
 def update(path: str | os.PathLike, samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """Adds what the file does not have yet; returns all its rows.
+    """Appends the samples that the file does not have yet; returns all of its rows.
 
     Raises:
-      DataError: it is damaged, or has a keep that is not null, true or false.
+      DataError: the file is damaged, or a `keep` is not null, true or false.
     """
     path = pathlib.Path(path)
     rows = _read(path) if path.exists() else []
-    there = {row["id"] for row in rows}
+    known = {row["id"] for row in rows}
     rows += [
         {
             "id": sample.id,
@@ -36,7 +36,7 @@ def update(path: str | os.PathLike, samples: Sequence[Sample]) -> list[dict[str,
             "keep": None,
         }
         for sample in samples
-        if sample.id not in there
+        if sample.id not in known
     ]
     write_rows(path, rows)
     return rows
@@ -49,22 +49,22 @@ def collect(
     *,
     keep_unreviewed: bool,
 ) -> Counts:
-    """Writes what people keep.
+    """Writes the kept samples.
 
     Args:
-      path: of conversations, in the form that experiments.sft reads.
-      react_path: of those with tools once more, as worked examples to start from another time.
-      keep_unreviewed: keep what nobody has judged, too.
+      path: receives the conversations, in the format of experiments.sft.
+      react_path: receives the kept samples with tools again, as worked examples for another run.
+      keep_unreviewed: whether to keep samples that nobody has reviewed.
 
     Returns:
-      what was kept, and why the rest was not.
+      the number of kept samples, and of the others by reason.
     """
     counts, kept, worked = Counts(), [], []
     for row in rows:
         if row["keep"] is False:
-            counts.skip("refused by people", row["id"])
+            counts.skip("rejected in review", row["id"])
         elif row["keep"] is None and not keep_unreviewed:
-            counts.skip("not judged yet", row["id"])
+            counts.skip("not reviewed yet", row["id"])
         else:
             try:
                 check_turns(turns_of(row, row["id"]))
@@ -87,13 +87,13 @@ def collect(
 
 
 def render(rows: Sequence[dict[str, Any]]) -> str:
-    """The samples as Markdown to read, those that wait for a judgment first."""
-    words = {None: "not judged", True: "kept", False: "refused"}
+    """Returns the samples as Markdown, unreviewed ones first."""
+    words = {None: "not reviewed", True: "kept", False: "rejected"}
     ordered = sorted(rows, key=lambda row: row["keep"] is not None)
     waiting = sum(row["keep"] is None for row in rows)
     parts = [
-        f"# {len(rows)} samples, {waiting} of them not judged\n\nTo judge one, set its `keep` "
-        "to `true` or `false` in review.jsonl; its messages may be corrected there.\n"
+        f"# {len(rows)} samples, {waiting} of them not reviewed\n\nTo review one, set its "
+        "`keep` to `true` or `false` in review.jsonl; you may edit its messages there.\n"
     ]
     for row in ordered:
         tools = f", tools: {', '.join(row['tools'])}" if row.get("tools") else ""
@@ -106,21 +106,21 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
 
 def _read(path: pathlib.Path) -> list[dict[str, Any]]:
     rows = []
-    for place, row in read_rows(path):
+    for where, row in read_rows(path):
         if not ({"id", "kind", "question", "messages", "keep"} <= row.keys()):
-            raise DataError("this is no row of a review.", place, "restore the fields of the row.")
+            raise DataError("this row has missing fields.", where, "restore the row's fields.")
         if (
             row["keep"] not in (None, True, False)
             or isinstance(row["keep"], (int, float))
             and (not isinstance(row["keep"], bool))
         ):
-            raise DataError(f"keep is {row['keep']!r}.", place, "set it to null, true or false.")
+            raise DataError(f"keep is {row['keep']!r}.", where, "set it to null, true or false.")
         rows.append(row)
     return rows
 
 
 def _fenced(text: str) -> str:
-    """In a fence that the text does not end."""
+    """Returns the text in a code fence longer than any fence inside it."""
     longest = max((len(found) for found in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}text\n{text}\n{fence}"

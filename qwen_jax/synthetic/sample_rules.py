@@ -1,7 +1,7 @@
-"""Rules that a generated sample has to pass before people look at it. Report: 3.4.
+"""Rules that a generated sample must pass before people review it. Report: 3.4.
 
-Those for instructions are of self-instruct (Wang et al. 2023) with their Chinese counterparts; each
-returns the reason for which a text is refused, or None.
+The rules for instructions are those of self-instruct (Wang et al. 2023), with Chinese counterparts.
+Each function returns the reason for a rejection, or None.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from qwen_jax.errors import ConfigError, unknown_name
 from qwen_jax.synthetic import scripts
 from qwen_jax.synthetic.novelty import words
 
-# A language model cannot see or send these.
+# A text-only model cannot read or produce these.
 _FORBIDDEN = re.compile(
     r"\b(images?|graphs?|pictures?|photos?|files?|maps?|draw|plot|go to|videos?|audio)\b"
     r"|图片|图像|照片|图表|文件|地图|绘制|画一|画出|视频|音频|录音",
@@ -21,19 +21,19 @@ _FORBIDDEN = re.compile(
 )
 _PROGRAM = re.compile(r"^(write|create) a (computer )?program\b|^(写|编写)一个程序", re.IGNORECASE)
 _ODD_START = re.compile(r"^[^\w\"'“‘「《(（]")
-_REPEATED = re.compile(r"(.{1,40}?)\1{9,}", re.DOTALL)  # ten times the same
+_REPEATED = re.compile(r"(.{1,40}?)\1{9,}", re.DOTALL)  # ten or more repeats
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """What is let through. A word is one of letters, or one Chinese character."""
+    """Limits of the rules. A word is a run of letters and digits, or one Chinese character."""
 
-    novelty: float = option(0.7, "Rouge-L with anything kept may be at most this (self-instruct)")
+    novelty: float = option(0.7, "maximum Rouge-L with any kept sample (self-instruct)")
     min_words: int = option(4, "of an instruction or question (self-instruct)")
-    max_words: int = option(150, "the same (self-instruct)")
-    max_answer_words: int = option(1000, "longer answers are refused")
+    max_words: int = option(150, "of an instruction or question (self-instruct)")
+    max_answer_words: int = option(1000, "longer answers are rejected")
     languages: tuple[str, ...] = option(
-        ("latin", "chinese"), "scripts; the main one must be among them"
+        ("latin", "chinese"), "scripts; the main script of a question must be one of them"
     )
 
     def __post_init__(self):
@@ -41,12 +41,12 @@ class Rules:
             raise ConfigError(
                 f"novelty={self.novelty} is outside (0, 1].",
                 "Rules(novelty)",
-                "use 0.7; 1 refuses nothing but the same words again.",
+                "use 0.7; 1 rejects nothing.",
             )
         if not 1 <= self.min_words <= self.max_words or self.max_answer_words < 1:
             raise ConfigError(
-                f"lengths {self.min_words}, {self.max_words}, "
-                f"{self.max_answer_words} make no sense.",
+                f"min_words={self.min_words}, max_words={self.max_words} and "
+                f"max_answer_words={self.max_answer_words} are inconsistent.",
                 "Rules",
                 "use 1 <= min_words <= max_words, and max_answer_words above 0.",
             )
@@ -56,14 +56,14 @@ class Rules:
 
 
 def question_fault(text: str, rules: Rules) -> str | None:
-    """Why an instruction or a question is refused, novelty aside."""
+    """Returns why an instruction or question is rejected, apart from novelty."""
     size = len(words(text))
     if size < rules.min_words:
         return f"shorter than {rules.min_words} words"
     if size > rules.max_words:
         return f"longer than {rules.max_words} words"
     if _ODD_START.search(text):
-        return "begins with a sign"
+        return "starts with punctuation"
     found = _FORBIDDEN.search(text)
     if found:
         return f"forbidden word {found[0].lower()!r}"
@@ -73,22 +73,22 @@ def question_fault(text: str, rules: Rules) -> str | None:
 
 
 def answer_fault(question: str, answer: str, finish: str, rules: Rules) -> str | None:
-    """Why an answer to an instruction is refused.
+    """Returns why an answer to an instruction is rejected.
 
     Args:
-      finish: "stop" if it came to its end, as in Completion.
+      finish: "stop" if the answer is complete, as in Completion.
     """
     fault = _common_fault(answer, finish, rules)
     if fault:
         return fault
     if words(answer) == words(question):
         return "an answer that repeats the question"
-    # An answer may be a number, or be asked for in another language: no rule for its script.
+    # No rule for its script: an answer may be a number or be requested in another language.
     return None
 
 
 def react_fault(text: str, finish: str, tools: list[react.Tool], rules: Rules) -> str | None:
-    """Why a transcript is refused: its form, its calls, its length."""
+    """Returns why a ReAct transcript is rejected: its format, its calls or its length."""
     fault = _common_fault(text, finish, rules)
     if fault:
         return fault
@@ -103,7 +103,7 @@ def _common_fault(text: str, finish: str, rules: Rules) -> str | None:
     if not text.strip():
         return "an empty answer"
     if finish != "stop":
-        return "an answer that was cut off"
+        return "a truncated answer"
     if len(words(text)) > rules.max_answer_words:
         return f"an answer of more than {rules.max_answer_words} words"
     if _REPEATED.search(text):

@@ -1,9 +1,9 @@
-"""Which script a text is written in: a cheap stand-in for its language, from its letters alone."""
+"""Detects the script of a text from its letters, a cheap proxy for its language."""
 
 import collections
 import unicodedata
 
-_RANGES = (  # first and last code point of what is told apart quickly
+_RANGES = (  # (first code point, last code point, script)
     (0x4E00, 0x9FFF, "chinese"),
     (0x3400, 0x4DBF, "chinese"),
     (0x3040, 0x30FF, "japanese"),
@@ -16,15 +16,15 @@ _RANGES = (  # first and last code point of what is told apart quickly
     (0x0590, 0x05FF, "hebrew"),
 )
 NAMES = (*dict.fromkeys(name for *_, name in _RANGES), "latin")
-_CJK_WORD = 2  # a Chinese word has about two characters, an English one five letters
+_CJK_WORD = 2  # characters per word: Chinese about two, English about five
 _LATIN_WORD = 5
 
 
 def shares(text: str) -> dict[str, float]:
-    """Script -> its part of the words, the largest first; empty for a text without letters.
+    """Returns {script: its share of the words}, the largest first; {} for a text without letters.
 
-    Kana makes the Chinese characters beside it Japanese. Letters of other scripts than NAMES count
-    as "other".
+    If a text has kana, its Chinese characters count as Japanese. Letters of scripts not in NAMES
+    count as "other".
 
     Example:
       >>> shares("把 hello 译成中文")

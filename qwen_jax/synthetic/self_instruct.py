@@ -1,11 +1,11 @@
-"""Samples that a model writes from a few examples. Report: 3.4 (self-instruct, Wang et al. 2023).
+"""Generates samples with a model from a few seeds: self-instruct (Wang et al. 2023). Report: 3.4.
 
-A round, for instructions: examples in context -> a longer list of instructions -> those that the
-rules let through -> an answer to each -> those that the rules let through.
-For tools, in ReAct form: some of the tools and example questions -> more questions -> the rules ->
-the report's prompt, worked examples in context -> Thought, Action, ..., Final Answer -> the rules.
+A round of plain instructions: in-context examples -> a list of new instructions -> filter -> an
+answer to each -> filter.
+A round of tool use in ReAct format: some of the tools and example questions -> new questions ->
+filter -> the report's prompt with worked examples -> Thought, Action, ..., Final Answer -> filter.
 
-What passes becomes an example for later rounds. People judge what is left (review.py).
+Accepted samples become examples of later rounds. People review them at the end (review.py).
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from qwen_jax.synthetic.sample_rules import Rules, answer_fault, question_fault,
 from qwen_jax.utils.jsonl import read_rows
 
 _MAX_TOOLS = 5  # report: up to five candidate tools
-_SHOTS = 2  # worked examples before a question
+_SHOTS = 2  # worked examples in context
 _ITEM = re.compile(r"(?:^|\n)\s*\d{1,3}\s*[.)、．]\s*")
 _TASKS = (
     "Come up with a series of tasks for an assistant who can only read and write text. Make them "
@@ -41,15 +41,15 @@ _QUESTIONS = (
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How much is asked for. The report ended with about 2,000 samples."""
+    """The size of a run. The report collected about 2,000 samples."""
 
-    samples: int = option(2000, "that pass the rules; then it ends")
-    rounds: int = option(50, "or after this many")
-    instruction_lists: int = option(8, "asked for in a round; 0: no plain instructions")
-    question_lists: int = option(8, "the same for questions to tools; 0: none")
-    seeds_shown: int = option(6, "examples of people in a list (self-instruct)")
-    generated_shown: int = option(2, "and of earlier rounds (self-instruct)")
-    seed: int = option(0, "of what is shown to the model, and of what it writes")
+    samples: int = option(2000, "stop after this many accepted samples")
+    rounds: int = option(50, "stop after this many rounds")
+    instruction_lists: int = option(8, "instruction lists per round; 0: no plain instructions")
+    question_lists: int = option(8, "lists of tool questions per round; 0: no tool use")
+    seeds_shown: int = option(6, "human-written examples in a list prompt (self-instruct)")
+    generated_shown: int = option(2, "generated examples in a list prompt (self-instruct)")
+    seed: int = option(0, "of the choice of examples and of sampling")
 
     def __post_init__(self):
         for name in ("samples", "rounds", "seeds_shown"):
@@ -64,13 +64,13 @@ class Settings:
                 f"instruction_lists={self.instruction_lists}, question_lists="
                 f"{self.question_lists}, generated_shown={self.generated_shown}.",
                 "Settings",
-                "none is negative, and one kind of list is asked for.",
+                "use 0 or more, and 1 or more of at least one kind of list.",
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class Seed:
-    """A task by people; for tools, its names and a whole transcript."""
+    """A human-written task; for tool use, with the tools' names and a full transcript."""
 
     question: str
     answer: str | None = None
@@ -81,7 +81,7 @@ class Seed:
 class Sample:
     """A conversation that passed the rules."""
 
-    id: str  # its place: round, stage and index
+    id: str  # round, stage and index
     kind: str  # "instruction" or "react"
     question: str
     tools: tuple[str, ...]
@@ -89,18 +89,22 @@ class Sample:
 
 
 class SelfInstruct:
-    """Rounds of generation.
+    """Generates samples in rounds.
 
     Args:
-      cache: the model.
-      seeds: of plain instructions. react_seeds: of questions to `tools`, with transcripts.
+      cache: queries the model.
+      seeds: plain instructions.
+      react_seeds: questions for `tools`, with transcripts.
+      tools: the tools that questions may use.
 
     Attributes:
-      samples: what passed; rejected: what did not, with reason and place; counts: the same, summed.
+      samples: the accepted samples.
+      rejected: {"reason", "location", "text"} of each rejected text.
+      counts: the number of accepted samples, and of rejections by reason.
 
     Raises:
-      ConfigError: seeds or tools are missing for what is asked for.
-      DataError: a seed that names an unknown tool, or whose transcript its tools would refuse.
+      ConfigError: the settings need seeds or tools that are missing.
+      DataError: a seed names an unknown tool, or its transcript is invalid for its tools.
     """
 
     def __init__(
@@ -116,12 +120,12 @@ class SelfInstruct:
         self._seeds, self._react_seeds = list(seeds), list(react_seeds)
         self._tools = {tool.name_for_model: tool for tool in tools}
         if settings.instruction_lists and not seeds:
-            raise ConfigError("no seed tasks.", "seeds", "name a file of them.")
+            raise ConfigError("no seed tasks.", "seeds", "pass at least one.")
         if settings.question_lists and not (tools and react_seeds):
             raise ConfigError(
-                "no tools, or no worked examples of their use.",
+                "no tools, or no worked examples for them.",
                 "tools, react_seeds",
-                "give both, or ask for no question lists.",
+                "pass both, or set question_lists to 0.",
             )
         self._check_react_seeds()
         self._novelty = Novelty(rules.novelty)
@@ -132,7 +136,7 @@ class SelfInstruct:
         self.counts = Counts()
 
     def rounds(self) -> Iterator[int]:
-        """Works; yields the number of rounds after each."""
+        """Runs the rounds; yields the number of finished rounds after each."""
         for number in range(self._settings.rounds):
             self._instructions(number)
             self._react(number)
@@ -185,7 +189,7 @@ class SelfInstruct:
             )
 
     def _react(self, number: int) -> None:
-        """Questions for offered tools, then a ReAct transcript of each."""
+        """Generates questions for some tools, then a ReAct transcript of each."""
         found, given = self._react_questions(number)
         prompts = [react.prompt(question, given[source]) for question, source in found]
         conversations = [
@@ -215,7 +219,7 @@ class SelfInstruct:
             )
 
     def _react_questions(self, number: int) -> tuple[list[tuple[str, int]], list[list]]:
-        """(question, the list it came from), and the tools that each list offers."""
+        """Returns (question, index of its list) pairs, and the tools of each list."""
         kept = [Seed(sample.question) for sample in self.samples if sample.kind == "react"]
         conversations, starts, given = [], [], []
         for index in range(self._settings.question_lists):
@@ -233,11 +237,11 @@ class SelfInstruct:
         return self._new_questions(number, "questions", conversations, starts), given
 
     def _react_shots(self, number: int, index: int) -> list[Turn]:
-        """Worked examples before the prompt of a transcript."""
+        """Returns the turns of the worked examples that precede a transcript's prompt."""
         return [
             turn
             for shot in self._shots(number, "transcript shots", index, self._react_seeds)
-            if shot.answer is not None  # which a shot has
+            if shot.answer is not None  # for the type checker
             for turn in (
                 ("user", react.prompt(shot.question, [self._tools[name] for name in shot.tools])),
                 ("assistant", shot.answer),
@@ -247,20 +251,20 @@ class SelfInstruct:
     def _new_questions(
         self, number: int, stage: str, conversations: list[list[Turn]], starts: list[int]
     ) -> list[tuple[str, int]]:
-        """(question, index of its list): what the rules let through, no more than are needed."""
+        """Returns accepted (question, index of its list) pairs, at most as many as are needed."""
         found = []
         for index, answer in enumerate(self._cache(number, stage, conversations)):
             if answer.finish == "no room":
-                self._reject("no room for an answer", number, stage, index, "")
+                self._reject("no room for a response", number, stage, index, "")
                 continue
             items = parse_list(answer.text, starts[index], complete=answer.finish == "stop")
             if not items:
-                self._reject("an answer without a list", number, stage, index, answer.text)
+                self._reject("a response without a list", number, stage, index, answer.text)
             for text in items:
                 fault = question_fault(text, self._rules)
                 near = None if fault else self._novelty.nearest(text)
                 if near:
-                    fault = "like one before"
+                    fault = "too similar to an earlier one"
                     text = f"{text} (Rouge-L {near[0]:.2f} with: {near[1]})"
                 if fault:
                     self._reject(fault, number, stage, index, text)
@@ -279,7 +283,7 @@ class SelfInstruct:
         fault: str | None,
     ) -> None:
         if answer.finish == "no room":
-            fault = "no room for an answer"
+            fault = "no room for a response"
         if fault:
             self._reject(fault, number, stage, index, f"{sample.question} -> {answer.text}")
         else:
@@ -287,9 +291,9 @@ class SelfInstruct:
             self.samples.append(sample)
 
     def _reject(self, reason: str, number: int, stage: str, index: int, text: str) -> None:
-        place = f"round {number}, {stage} {index}"
-        self.counts.skip(reason, f"{place}: {text[:60]!r}")
-        self.rejected.append({"reason": reason, "place": place, "text": text})
+        location = f"round {number}, {stage} {index}"
+        self.counts.skip(reason, f"{location}: {text[:60]!r}")
+        self.rejected.append({"reason": reason, "location": location, "text": text})
 
     def _examples(self, rng, seeds: list[Seed], kept: list[Seed]) -> list[str]:
         short = [seed for seed in seeds if len(words(seed.question)) <= self._rules.max_words]
@@ -318,18 +322,21 @@ class SelfInstruct:
                     react.parse(seed.answer), [self._tools[name] for name in seed.tools]
                 )
             except react.Malformed as reason:
-                raise DataError(f"its transcript has {reason}.", where, "correct it.") from None
+                raise DataError(f"the transcript has {reason}.", where, "correct it.") from None
 
 
 def parse_list(text: str, first: int, *, complete: bool) -> list[str]:
-    """The items of a numbered list that goes on after "`first`."; the last is left out if cut off.
+    """Returns the items of a numbered list that continues after "`first`.".
+
+    Args:
+      complete: whether the text is complete; if not, the last item is dropped.
 
     Example:
       >>> parse_list(" Name a bird.\\n10. Write a poem\\nabout it.\\n11. Expl", 9, complete=False)
       ['Name a bird.', 'Write a poem about it.']
     """
     text = text.strip()
-    if not _ITEM.match(text):  # most models do not repeat the number that stands there
+    if not _ITEM.match(text):  # most models do not repeat the number in the prompt
         text = f"{first}. {text}"
     items = _ITEM.split(text)[1:]
     items = [_one_line(item) for item in items]
@@ -337,17 +344,17 @@ def parse_list(text: str, first: int, *, complete: bool) -> list[str]:
 
 
 def read_seeds(path: str | os.PathLike, counts: Counts) -> list[Seed]:
-    """Seeds of a .json or .jsonl file; rows without a question, or with one to tools, are counted.
+    """Reads seeds from a .json or .jsonl file; counts rows without a question or with tool use.
 
     Formats: self-instruct's ("instruction" and "instances" of "input" and "output"), and those of
-    read_conversations, of which the first question and its answer are taken: so what people kept
-    of one run can be the seeds of the next. An answer is not needed.
+    read_conversations, whose first question and answer are used. The samples kept in one run can
+    therefore seed the next. An answer is optional.
 
     Raises:
-      DataError: the file is missing, damaged or of no known format, or none of its rows is usable.
+      DataError: the file is missing, is damaged, has an unknown format or has no usable row.
     """
     seeds = []
-    for place, row in read_rows(path):
+    for where, row in read_rows(path):
         try:
             instances = row.get("instances")
             if isinstance(instances, list) and instances and isinstance(instances[0], dict):
@@ -355,32 +362,34 @@ def read_seeds(path: str | os.PathLike, counts: Counts) -> list[Seed]:
                     "instruction": row.get("instruction"),
                     **{key: instances[0].get(key) for key in ("input", "output")},
                 }
-            turns = [turn for turn in turns_of(row, place) if turn[0] != "system"]
+            turns = [turn for turn in turns_of(row, where) if turn[0] != "system"]
             if not turns or turns[0][0] != "user" or not turns[0][1].strip():
                 raise Skipped("without a question")
             if react.is_prompt(turns[0][1]):
-                raise Skipped("a question to tools")
+                raise Skipped("a question for tools")
         except Skipped as reason:
-            counts.skip(str(reason), place)
+            counts.skip(str(reason), where)
             continue
         answer = turns[1][1] if len(turns) > 1 and turns[1][0] == "assistant" else ""
         seeds.append(Seed(turns[0][1], answer if answer.strip() else None))
         counts.kept += 1
     if not seeds:
         raise DataError(
-            f"no seed can be used: {counts}.", str(path), 'write {"instruction": ...} a line.'
+            f"no row is a usable seed: {counts}.",
+            str(path),
+            'write one {"instruction": ...} per line.',
         )
     return seeds
 
 
 def read_react_seeds(path: str | os.PathLike) -> list[Seed]:
-    """Worked examples: {"question": ..., "tools": [names], "answer": "Thought: ..."} a row.
+    """Reads worked examples, rows {"question": ..., "tools": [names], "answer": "Thought: ..."}.
 
     Raises:
-      DataError: a row of another form; the file is missing or damaged.
+      DataError: the file is missing or damaged, or a row has another format.
     """
     seeds = []
-    for place, row in read_rows(path):
+    for where, row in read_rows(path):
         question, tools, answer = (row.get(key) for key in ("question", "tools", "answer"))
         if not (
             isinstance(question, str)
@@ -390,8 +399,8 @@ def read_react_seeds(path: str | os.PathLike) -> list[Seed]:
             and all(isinstance(name, str) for name in tools)
         ):
             raise DataError(
-                "this is no worked example.",
-                place,
+                "this row is not a worked example.",
+                where,
                 'write {"question": ..., "tools": [names], "answer": "Thought: ..."}.',
             )
         seeds.append(Seed(question, answer, tuple(tools)))

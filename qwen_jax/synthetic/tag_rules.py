@@ -1,7 +1,7 @@
-"""Tags by rule: patterns for English and Chinese prompts, and what can be counted. Report: 3.2.1.
+"""Tags prompts by rules: English and Chinese patterns, and counts. Report: 3.2.1.
 
-The report's classification system has about 6,600 tags and is not published. This table is what can
-be said without a model: many small tags, so that their number says how much a prompt asks for.
+The report's system of about 6,600 tags is not published. This table covers what needs no model. Its
+tags are many and narrow, because the number of tags measures the complexity of a prompt.
 """
 
 import functools
@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 from qwen_jax.synthetic import scripts
 
-_READ = 4000  # characters of a prompt that are looked at: the task, not all of a pasted document
+_READ = 4000  # characters of a prompt that are read: the task, not a pasted document
 _LONG, _VERY_LONG = 100, 400  # words; a CJK character counts as half of one
 
 # Tag -> pattern. English patterns match whole words, any case; Chinese ones follow "//".
 RULES: dict[str, str] = {
-    # What is to be done.
+    # Task.
     "translation": r"translat\w*// 翻译|译成|译为|翻成",
     "summarizing": r"summar\w*|tl;?dr|key points?|main (idea|points?)// 总结|概括|摘要|归纳|要点",
     "rewriting": r"re-?writ\w*|rephras\w*|paraphras\w*|reword\w*// "
@@ -227,7 +227,7 @@ RULES: dict[str, str] = {
     "citation": r"cite|citations?|references?|sources?|bibliograph\w*// 引用|参考文献|出处|来源",
     "tool use": r"tools?:|function_call|plugins?|you have access to|call (the|an?) "
     r"(api|function|tool)// 工具|插件|调用",
-    # Care.
+    # Safety.
     "safety: violence": r"kill\w*|murder\w*|weapons?|guns?|bombs?|attack\w*|violen\w*|terroris\w*"
     r"// 杀|谋杀|武器|枪|炸弹|袭击|暴力|恐怖",
     "safety: crime": r"steal\w*|rob|robbery|fraud|scam\w*|illegal\w*|smuggl\w*|drug dealer"
@@ -244,10 +244,10 @@ RULES: dict[str, str] = {
 
 
 def tag_by_rules(prompts: Sequence[str]) -> list[list[str]]:
-    """The tags of each prompt: those of RULES whose pattern is in it, and those that are counted.
+    """Returns the tags of each prompt: those of RULES whose pattern matches, and counted ones.
 
-    Of several turns the user's are read, up to the 4,000th character. Counted are the script it is
-    written in, a second one, its length, numbers, code, several questions, several turns.
+    The first 4,000 characters of the user's turns are read. Counted tags describe the main script,
+    a second script, the length, numbers, code, several questions and several turns.
 
     Example:
       >>> tag_by_rules(["Translate into Chinese: good morning"])
@@ -258,11 +258,11 @@ def tag_by_rules(prompts: Sequence[str]) -> list[list[str]]:
 
 @functools.cache
 def _compiled() -> list[tuple[str, re.Pattern, re.Pattern]]:
-    """(tag, pattern of words, pattern of characters)."""
+    """Returns (tag, English pattern, Chinese pattern) for every rule."""
     compiled = []
     for tag, rule in RULES.items():
         words, characters = rule.split("// ")
-        # No \b: it fails beside signs such as those of c++ or $5, and between 5 and a character.
+        # No \b: it fails next to signs, as in c++ or $5, and between a digit and a CJK character.
         compiled.append(
             (tag, re.compile(rf"(?<![a-z0-9_])(?:{words})(?![a-z0-9_])"), re.compile(characters))
         )
@@ -271,15 +271,15 @@ def _compiled() -> list[tuple[str, re.Pattern, re.Pattern]]:
 
 def _tags(prompt: str) -> list[str]:
     turns = _turns(prompt)
-    asked = "\n\n".join(content for role, content in turns if role == "user")
-    text = asked[:_READ].lower()
+    user_text = "\n\n".join(content for role, content in turns if role == "user")
+    text = user_text[:_READ].lower()
     cjk = any("\u3040" <= char <= "\u9fff" for char in text)
     tags = [
         tag
         for tag, words, characters in _compiled()
         if words.search(text) or (cjk and characters.search(text))
     ]
-    tags += _counted(text, len(asked))
+    tags += _counted(text, len(user_text))
     roles = [role for role, _ in turns]
     tags += ["several turns"] * (roles.count("user") > 1)
     tags += ["with a system message"] * ("system" in roles)
@@ -289,7 +289,7 @@ def _tags(prompt: str) -> list[str]:
 
 
 def _turns(prompt: str) -> list[tuple[str, str]]:
-    """Role and content, undoing prompts.text_of."""
+    """Returns (role, content) of each turn; the inverse of prompts.text_of."""
     if not re.match(r"(system|user|assistant|tool): ", prompt):
         return [("user", prompt)]
     parts = re.split(r"(?:^|\n\n)(system|user|assistant|tool): ", prompt)[1:]

@@ -1,10 +1,10 @@
-"""Tags of prompts: what makes them, what they are called, and the file that keeps them.
+"""Tags of prompts: taggers, normalized names and the tag file. Report: 3.2.1.
 
-A tagger is any function of a list of prompts that returns a list of tags for each: tag_rules.py has
-one of patterns, model_tagger.py one that asks a model. Report: 3.2.1.
+A tagger is any function from a list of prompts to a list of tags for each: tag_rules.py uses
+patterns, model_tagger.py queries a model.
 
-The file has a line for each prompt: {"prompt": text, "tags": ["algebra", "length limit"]}. The text
-of a prompt that is more than one question is that of prompts.text_of.
+The tag file has a line per prompt: {"prompt": text, "tags": ["algebra", "length limit"]}. The text
+of a prompt with several turns is that of prompts.text_of.
 """
 
 import collections
@@ -24,12 +24,14 @@ from qwen_jax.utils.jsonl import read_rows
 Tagger = Callable[[Sequence[str]], list[list[str]]]
 Tags = dict[str, list[str]]  # prompt -> its tags
 
-_MAX_WORDS, _MAX_CHARACTERS = 5, 40  # of a tag; what is longer is a sentence
+_MAX_WORDS, _MAX_CHARACTERS = 5, 40  # limits of a tag; longer text is a sentence
 _MAX_NAMED = 3
 
 
 def normalize(tag: str) -> str:
-    """Lower case, signs as spaces (but for c++, c#), one space between words; "" if it is no tag.
+    """Returns the tag in lower case with punctuation as spaces, or "" if it is not a valid tag.
+
+    The signs of c++, c# and & stay. Words are separated by one space.
 
     Example:
       >>> normalize(" Data_Analysis! "), normalize("this is a sentence and not a tag")
@@ -44,20 +46,20 @@ def normalize(tag: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Merged:
-    """Tags after rare ones were merged."""
+    """The result of merge_rare."""
 
     tags: Tags
-    into: dict[str, str]  # tag that is gone -> the one in its place
-    dropped: list[str]  # rare ones that are like no frequent one
+    into: dict[str, str]  # removed tag -> the tag that replaces it
+    dropped: list[str]  # rare tags that contain no frequent one
 
 
 def merge_rare(tags: Mapping[str, Sequence[str]], *, alpha: int) -> Merged:
-    """Tags that `alpha` prompts or more have; rarer ones become the most special one they contain.
+    """Merges tags that fewer than `alpha` prompts have into the most specific tag they contain.
 
-    InsTag (Lu et al. 2023) drops tags below a frequency and merges those that mean the same. Here
-    tags of the same words, plural or not, in any order, are one (the most frequent); a rare one
-    becomes the frequent tag with the most words (or, in Chinese, characters) that are all its own:
-    "haiku poem writing" becomes "poem writing". What contains none is dropped.
+    InsTag (Lu et al. 2023) drops tags below a frequency and merges tags of the same meaning. Here
+    tags with the same words, in any order and singular or plural, become the most frequent of them.
+    A rare tag becomes the frequent tag that shares the most words (in Chinese, characters) and has
+    no others: "haiku poem writing" becomes "poem writing". A tag that contains none is dropped.
 
     Raises:
       ConfigError: alpha below 1.
@@ -96,10 +98,13 @@ def tag_all(
     batch: int,
     progress: Callable[[int], object] = lambda number: None,
 ) -> None:
-    """Tags the prompts that have no line in the file yet, and appends them, `batch` at a time.
+    """Tags the prompts that are not in the file yet and appends them, `batch` at a time.
+
+    Args:
+      progress: receives the number of newly finished prompts.
 
     Raises:
-      DataError: the file names prompts that are not among these.
+      DataError: the file has other prompts.
     """
     done = rows_to_tags(file.rows, prompts, str(file.path))
     progress(len(done))
@@ -112,10 +117,10 @@ def tag_all(
 
 
 def read_tags(path: str | os.PathLike, prompts: Collection[str], counts: Counts) -> Tags:
-    """The tags of all prompts, in their order; one without tags has none, and is in `counts`.
+    """Reads the tags of all prompts, in order; a prompt without tags gets [] and is counted.
 
     Raises:
-      DataError: the file is missing or damaged, or names prompts that are not among these.
+      DataError: the file is missing or damaged, or has other prompts.
     """
     found = rows_to_tags((row for _, row in read_rows(path)), prompts, str(path))
     for prompt in prompts:
@@ -129,10 +134,10 @@ def read_tags(path: str | os.PathLike, prompts: Collection[str], counts: Counts)
 
 
 def rows_to_tags(rows: Iterable[dict[str, Any]], prompts: Collection[str], where: str) -> Tags:
-    """The rows of a tag file as a dict.
+    """Converts the rows of a tag file to a dict.
 
     Raises:
-      DataError: a row of another form, a prompt with two different lines, or unknown prompts.
+      DataError: a row has another format, two rows of a prompt differ, or prompts are unknown.
     """
     known, tags, unknown = set(prompts), {}, []
     for number, row in enumerate(rows, 1):
@@ -143,7 +148,7 @@ def rows_to_tags(rows: Iterable[dict[str, Any]], prompts: Collection[str], where
             or not all(isinstance(tag, str) for tag in found)
         ):
             raise DataError(
-                f"{str(row)[:60]!r} is no prompt with a list of tags.",
+                f"{str(row)[:60]!r} is not a prompt with a list of tags.",
                 f"{where}, row {number}",
                 'write {"prompt": ..., "tags": [...]}.',
             )
@@ -158,16 +163,16 @@ def rows_to_tags(rows: Iterable[dict[str, Any]], prompts: Collection[str], where
     if unknown:
         named = "; ".join(repr(prompt[:60]) for prompt in unknown[:_MAX_NAMED])
         raise DataError(
-            f"{len(unknown)} of its {len(tags)} prompts are not among the "
-            f"{len(known)} given: {named}.",
+            f"{len(unknown)} of the {len(tags)} prompts in this file are not among the "
+            f"{len(known)} in --prompts: {named}.",
             where,
-            "name the prompt files that it was made from, or another tag file.",
+            "name the prompt files that it was made from with --prompts, or use another tag file.",
         )
     return tags
 
 
 def _key(tag: str) -> tuple[str, ...]:
-    """Its words without order and plural."""
+    """Returns the sorted words of a tag in the singular."""
     return tuple(
         sorted(
             word[:-1] if len(word) > 3 and word.endswith("s") and word[-2] != "s" else word
@@ -179,7 +184,7 @@ def _key(tag: str) -> tuple[str, ...]:
 def _contained(
     tag: str, frequent: Mapping[tuple[str, ...], str], totals: Mapping[str, int]
 ) -> str | None:
-    """The frequent tag of the most words of `tag`, or of its longest piece in Chinese."""
+    """Returns the frequent tag with the most words of `tag` (in Chinese, the longest substring)."""
     words = _key(tag)
     for size in range(len(words) - 1, 0, -1):
         found = [frequent[part] for part in itertools.combinations(words, size) if part in frequent]

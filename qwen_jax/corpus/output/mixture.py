@@ -1,7 +1,7 @@
-"""How often each source is read: weights, tokens and epochs, told before anything is written.
+"""Mixture weights of the sources, and the tokens and epochs that follow from them.
 
-Report: 2.1 (chosen sources are up-sampled; instruction data is mixed into pretraining). A weight of
-2.5 means that every document of a source comes twice, and half of them, chosen by hash, once more.
+Report: 2.1 (some sources are up-sampled; instruction data is mixed into pretraining). With a weight
+of 2.5 every document of a source is read twice, and half of them, chosen by hash, a third time.
 """
 
 import dataclasses
@@ -11,33 +11,36 @@ from collections.abc import Iterable, Mapping
 
 from qwen_jax.errors import ConfigError, DataError, unknown_name
 
-Part = tuple[str, str | None]  # source and language; None: all languages of the source
+Part = tuple[str, str | None]  # source and language; None if the language is unknown
 
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Weights by "source" or "source:language"; the second wins over the first, the rest is 1."""
+    """Weights by "source" or "source:language"; the latter takes precedence, the default is 1."""
 
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    instructions: tuple[str, ...] = ()  # sources that are instruction data; for their share
-    max_epochs: float = 4.0  # ours: more repeats teach little (Muennighoff et al. 2023)
-    allow_epochs: tuple[str, ...] = ()  # sources that may be read more often than that
+    instructions: tuple[str, ...] = ()  # sources that are instruction data; their share is reported
+    max_epochs: float = 4.0  # ours: more repeats gain little (Muennighoff et al. 2023)
+    allow_epochs: tuple[str, ...] = ()  # sources that may exceed max_epochs
 
     def __post_init__(self):
         for part, weight in self.weights.items():
             if not 0 <= weight < float("inf"):
                 raise ConfigError(
-                    f"a weight of {weight} for {part!r}.",
+                    f"the weight of {part!r} is {weight}.",
                     "mixture.weights",
-                    "use 0 (leave it out) or more.",
+                    "use 0 (excludes it) or more.",
                 )
 
     def weight(self, source: str, language: str | None) -> float:
-        """How often a document of this source and language comes."""
+        """Returns how often a document of this source and language is read, on average."""
         return float(self.weights.get(f"{source}:{language}", self.weights.get(source, 1.0)))
 
     def copies(self, document: str, source: str, language: str | None, *, seed: int = 0) -> int:
-        """How often this document comes; its id and the seed alone decide about the fraction."""
+        """Returns how often this document is read.
+
+        The fraction of the weight is decided by a hash of the document's id and the seed.
+        """
         weight = self.weight(source, language)
         digest = hashlib.blake2b(
             document.encode("utf-8", "surrogatepass"), digest_size=8, key=seed.to_bytes(8, "little")
@@ -47,18 +50,18 @@ class Mixture:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One source and language of the plan."""
+    """One source and language of the mixture."""
 
     source: str
     language: str
     documents: int
-    tokens: int  # that there are
+    tokens: int  # available
     epochs: float
     share: float  # of the tokens of the mixture
 
     @property
     def mixed(self) -> int:
-        """Tokens that it gives to the mixture."""
+        """Tokens in the mixture."""
         return round(self.tokens * self.epochs)
 
 
@@ -68,14 +71,14 @@ def parse_weights(
     where: str = "--mixture.weights",
     forms: str = "SOURCE=NUMBER or SOURCE:LANGUAGE=NUMBER",
 ) -> dict[str, float]:
-    """["wiki=3", "web:zh=1.5"] as a dictionary.
+    """Parses ["wiki=3", "web:zh=1.5"] into a dictionary.
 
     Args:
       where: the flag, for errors.
-      forms: how a weight is written, for errors.
+      forms: the syntax of a weight, for errors.
 
     Raises:
-      ConfigError: not of this form, or a part that is named twice.
+      ConfigError: an item does not have this form, or repeats a name.
     """
     weights: dict[str, float] = {}
     for item in given:
@@ -86,9 +89,9 @@ def parse_weights(
             part = ""
         if not part or part in weights:
             raise ConfigError(
-                f"{item!r} is no weight, or one of a part named before.",
+                f"{item!r} is not a weight, or repeats a name.",
                 where,
-                f"write {forms}, each once.",
+                f"write {forms}, each name once.",
             )
         weights[part] = value
     return weights
@@ -97,15 +100,15 @@ def parse_weights(
 def entries(
     counts: Mapping[tuple[str, str | None], tuple[int, int]], mixture: Mixture
 ) -> list[Entry]:
-    """What the mixture will hold, the largest part first.
+    """Returns the entries of the mixture, the largest first.
 
     Args:
       counts: (source, language) -> (documents, tokens) that were kept.
 
     Raises:
-      ConfigError: a weight or consent for a source or language that there is not, or a source that
-        would be read more than max_epochs times without consent.
-      DataError: nothing would be left.
+      ConfigError: a setting names an unknown source or language, or a source would be read more
+        than max_epochs times and is not in allow_epochs.
+      DataError: the mixture would be empty.
     """
     sources = {source for source, _ in counts}
     known = sources | {f"{source}:{language}" for source, language in counts}
@@ -128,9 +131,10 @@ def entries(
     if too_often:
         names = ",".join(name.split(" ")[0] for name in too_often)
         raise ConfigError(
-            f"read more than {mixture.max_epochs:g} times: {', '.join(too_often)}.",
+            f"these sources would be read more than {mixture.max_epochs:g} times: "
+            f"{', '.join(too_often)}.",
             "mixture.weights",
-            f"lower the weight, find more text, or consent with --mixture.allow_epochs={names}.",
+            f"lower the weight, add text, or allow it with --mixture.allow_epochs={names}.",
         )
     mixed = {part: tokens * mixture.weight(*part) for part, (_, tokens) in counts.items()}
     total = sum(mixed.values())
@@ -138,7 +142,7 @@ def entries(
         raise DataError(
             "the mixture holds no tokens.",
             "mixture.weights",
-            "give one source a weight above 0, or look at what the filters left.",
+            "give a source a weight above 0, or see in counts.json what the filters kept.",
         )
     rows = [
         Entry(
@@ -155,7 +159,7 @@ def entries(
 
 
 def table(rows: list[Entry], mixture: Mixture) -> str:
-    """The plan as Markdown, to print before anything is written."""
+    """Returns the mixture as a Markdown table."""
     lines = [
         "| source | language | documents | tokens | epochs | in the mixture | share |",
         "|---|---|---:|---:|---:|---:|---:|",
@@ -177,22 +181,26 @@ def table(rows: list[Entry], mixture: Mixture) -> str:
 
 
 def draw(rows: list[Entry]) -> bytes:
-    """A PNG: tokens that there are, and tokens in the mixture, of each source and language.
+    """Returns a PNG with the available tokens and the mixture's tokens of each entry.
 
     Raises:
       ConfigError: matplotlib is not installed.
     """
     try:
-        from matplotlib.figure import Figure  # not pyplot: nothing global, no display
+        from matplotlib.figure import (
+            Figure,
+        )  # not pyplot: it keeps global state and may need a display
     except ImportError as error:
         raise ConfigError(
-            "plots need matplotlib.", "data.mixture.draw", "pip install 'qwen_jax[report]'."
+            "plots need matplotlib.",
+            "corpus.output.mixture.draw",
+            "pip install 'qwen_jax[report]'.",
         ) from error
     names = [f"{row.source} {row.language}".removesuffix(" ?") for row in rows]
     figure = Figure(figsize=(8, 1.3 + 0.45 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    places = range(len(rows))
-    most = max(row.mixed for row in rows)
+    positions = range(len(rows))
+    largest = max(row.mixed for row in rows)
     unit, name = next(
         (u, n)
         for u, n in (
@@ -201,17 +209,17 @@ def draw(rows: list[Entry]) -> bytes:
             (1e3, "thousand tokens"),
             (1, "tokens"),
         )
-        if most >= u
+        if largest >= u
     )
     axes.barh(
-        [p - 0.2 for p in places],
+        [p - 0.2 for p in positions],
         [row.tokens / unit for row in rows],
         0.36,
         color="#c3cbd6",
-        label="there are",
+        label="available",
     )
     bars = axes.barh(
-        [p + 0.2 for p in places],
+        [p + 0.2 for p in positions],
         [row.mixed / unit for row in rows],
         0.36,
         color="#2f6fb0",
@@ -220,7 +228,7 @@ def draw(rows: list[Entry]) -> bytes:
     axes.bar_label(
         bars, [f"{row.share:.1%}, ×{row.epochs:g}" for row in rows], padding=4, fontsize=8
     )
-    axes.set_yticks(list(places), names)
+    axes.set_yticks(list(positions), names)
     axes.invert_yaxis()
     axes.margins(x=0.22)
     axes.set_xlabel(name)

@@ -1,8 +1,8 @@
-"""A sample of what was kept and of what each rule rejected, for a person to judge. Report: 2.1.
+"""A sample of kept and rejected documents for manual review. Report: 2.1.
 
-`sample` draws the same documents whatever their order; `page` is one HTML file that needs nothing
-else; its button saves the marks as JSON, of which `summarize` makes how often each rule was right,
-with an interval.
+`sample` picks the same documents in any order of the input. `page` renders one self-contained HTML
+file, whose button saves the reviewer's marks as JSON. `summarize` computes the precision of each
+rule from these marks, with a confidence interval.
 """
 
 import dataclasses
@@ -17,29 +17,29 @@ from importlib import resources
 
 from qwen_jax.errors import DataError
 
-KEPT = "kept"  # in the location of a rule
-_SHOWN = 3000  # characters of a text: its beginning and, after a cut, its end
+KEPT = "kept"  # takes the place of a rule
+_SHOWN = 3000  # characters of a long text: its start, an ellipsis and its end
 _FORMAT = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """One document to judge."""
+    """One document to review."""
 
     id: str
     source: str
-    rule: str  # what rejected it, or KEPT
-    value: str  # that rejected it
+    rule: str  # the rule that rejected it, or KEPT
+    value: str  # the measured value that broke the rule
     text: str
-    location: str = ""  # path or address
+    location: str = ""  # path or URL
     language: str = ""
 
 
 def sample(rows: Iterable[Mapping], *, each: int = 10, seed: int = 0) -> list[Sample]:
-    """At most `each` documents of every source and rule, the smallest hashes of their ids.
+    """Returns at most `each` documents of every source and rule, those with the smallest id hashes.
 
     Args:
-      rows: with the columns of stage.schema, and rejected_by and rejected_value where rejected.
+      rows: have the columns of stage.schema; rejected rows also rejected_by and rejected_value.
 
     Raises:
       DataError: there are no rows.
@@ -70,7 +70,7 @@ def sample(rows: Iterable[Mapping], *, each: int = 10, seed: int = 0) -> list[Sa
         )
     if not strata:
         raise DataError(
-            "there is nothing to review.", "review.sample(rows)", "run the stages first."
+            "there are no rows to review.", "review.sample(rows)", "run the pipeline first."
         )
     return [
         found
@@ -80,7 +80,10 @@ def sample(rows: Iterable[Mapping], *, each: int = 10, seed: int = 0) -> list[Sa
 
 
 def page(samples: Sequence[Sample], *, title: str = "Review") -> str:
-    """One HTML page. Marks stay in the browser, under a name made of the samples' ids."""
+    """Returns the review page as HTML.
+
+    The browser stores marks locally, under a name derived from the samples' ids.
+    """
     name = hashlib.blake2b("\n".join(s.id for s in samples).encode(), digest_size=8).hexdigest()
     strata: dict[tuple[str, str], list[Sample]] = {}
     for one in samples:
@@ -105,7 +108,7 @@ def page(samples: Sequence[Sample], *, title: str = "Review") -> str:
         ("RULES", options["rule"]),
         ("SOURCES", options["source"]),
         ("SECTIONS", sections),
-    ):  # the texts last: what is in them stays
+    ):  # texts last: a placeholder inside a text must stay as it is
         template = template.replace(f"@@{location}@@", value)
     return template
 
@@ -150,7 +153,7 @@ def _card(one: Sample) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """How often people agreed with one rule in one source."""
+    """How often reviewers agreed with one rule in one source."""
 
     source: str
     rule: str
@@ -162,7 +165,7 @@ class Verdict:
         return self.right / self.marked
 
     def interval(self, z: float = 1.96) -> tuple[float, float]:
-        """Wilson's; 95 % with z = 1.96."""
+        """Returns Wilson's confidence interval; z = 1.96 gives 95 %."""
         p, n = self.precision, self.marked
         middle = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -170,17 +173,17 @@ class Verdict:
 
 
 def read_marks(path: str | os.PathLike) -> list[dict[str, str]]:
-    """The marks that the page's button saved: id, source, rule, mark.
+    """Reads the marks that the review page saved: id, source, rule, mark.
 
     Raises:
-      DataError: the file is missing, damaged, or of something else.
+      DataError: the file is missing, damaged or not a file of marks.
     """
     path = pathlib.Path(path)
     if path.suffix != ".json":
         raise DataError(
-            f"{path.suffix or 'no suffix'} is not what the page saves.",
+            f"{path.suffix or 'a file without suffix'} is not a file of marks.",
             str(path),
-            "name the .json file.",
+            "name the .json file that the page saved.",
         )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -194,15 +197,15 @@ def read_marks(path: str | os.PathLike) -> list[dict[str, str]]:
         raise DataError("there is no such file.", str(path), "check the path.") from error
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise DataError(
-            f"no marks of a review: {error}.",
+            f"this is not a file of marks: {error}.",
             str(path),
-            "press the page's `save marks` and name that file.",
+            "press `save marks` on the review page and name the file it saves.",
         ) from error
     return marks
 
 
 def summarize(marks: Iterable[Mapping[str, str]]) -> list[Verdict]:
-    """Agreement with every rule in every source, and over all sources ("all"), fewest first."""
+    """Returns the agreement with each rule, by source and overall ("all"), lowest first."""
     counts: dict[tuple[str, str], list[int]] = {}
     for mark in marks:
         right = mark["mark"] == ("keep" if mark["rule"] == KEPT else "drop")
@@ -215,7 +218,7 @@ def summarize(marks: Iterable[Mapping[str, str]]) -> list[Verdict]:
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
-    """Markdown: precision of each rule with its 95 % interval."""
+    """Returns a Markdown table of each rule's precision with its 95 % interval."""
     lines = [
         "| source | rule | marked | right | precision | 95 % |",
         "|---|---|---:|---:|---:|---|",

@@ -1,8 +1,7 @@
-"""The last rows of a plan to token shards that the loader reads, a folder for each source.
+"""Tokenizes the output of the pipeline into shards for the loader, one folder per source.
 
-Report: 2.4. Partitions are encoded side by side into parts, then each shard is put together out of
-all parts of its source. What is written is what `shards.write` would write of the same documents,
-byte for byte.
+Report: 2.4. Partitions are encoded in parallel into parts; then each shard is gathered from all
+parts of its source. The result equals that of `shards.write` on the same documents, byte for byte.
 """
 
 import dataclasses
@@ -28,7 +27,7 @@ _EQUAL_WEIGHTS = Mixture()
 
 
 def documents(folder: StageFolder, number: int) -> Iterator[Document]:
-    """The kept rows of a partition."""
+    """Yields the kept documents of a partition."""
     names = ["id", "text", "group"]
     for table in read_batches(folder.kept(number), names):
         for row in zip(*(table[name].to_pylist() for name in names), strict=True):
@@ -36,7 +35,7 @@ def documents(folder: StageFolder, number: int) -> Iterator[Document]:
 
 
 def source_documents(result: Result, name: str) -> Iterator[Document]:
-    """The rows that were kept of one source."""
+    """Yields the kept documents of one source."""
     for number, source in enumerate(result.sources):
         if source == name:
             yield from documents(result.folder, number)
@@ -45,10 +44,13 @@ def source_documents(result: Result, name: str) -> Iterator[Document]:
 def sizes(
     result: Result, tokenizer_path: str, sample: int = 1 << 20
 ) -> dict[tuple[str, str | None], tuple[int, int]]:
-    """(source, language) -> (documents, tokens) of what was kept, for mixture.entries.
+    """Estimates the kept tokens of each source and language, for mixture.entries.
 
     Args:
-      sample: characters of each that are encoded, to tell its bytes per token.
+      sample: bytes of each that are encoded to measure its bytes per token.
+
+    Returns:
+      {(source, language): (documents, tokens)}.
     """
     tokenizer = _tokenizer(tokenizer_path)
     found: dict[tuple[str, str | None], list[int]] = {}
@@ -82,7 +84,7 @@ class _Encode:
     tokenizer: str
     parts: str
     splits: dict[str, Split]
-    threads: int | None  # in one worker
+    threads: int | None  # threads of one worker
     mixture: Mixture
 
     def __call__(self, task: tuple[int, str]) -> int:
@@ -142,25 +144,25 @@ def tokenize(
     mixture: Mixture = _EQUAL_WEIGHTS,
     log: Callable[[str], None],
 ) -> dict[str, list]:
-    """Writes OUTPUT/SOURCE/train and, where a document is held out, OUTPUT/SOURCE/eval.
+    """Writes OUTPUT/SOURCE/train and, if documents are held out, OUTPUT/SOURCE/eval.
+
+    Args:
+      split: its num_shards is replaced for each source.
+      shard_tokens: approximate tokens per shard.
+      mixture: how often each document is read.
+      log: receives a line per source.
+
+    Returns:
+      {source: the entries of its manifest}.
 
     Raises:
       ConfigError: OUTPUT was made with other settings.
-
-    Args:
-      split: num_shards is chosen for each source.
-      shard_tokens: of one shard, about.
-      mixture: how often documents come.
-      log: told a line per source.
-
-    Returns:
-      {source: the manifest's entries}.
     """
     folder, parts = pathlib.Path(output), f"{output}.parts"
     of = _partitions(result, log)
     tokenizer = _tokenizer(tokenizer_path)
     if not folder.exists():
-        shutil.rmtree(parts, ignore_errors=True)  # of shards that were deleted
+        shutil.rmtree(parts, ignore_errors=True)  # left over from deleted shards
         pathlib.Path(parts).mkdir(parents=True)
     note_made_from(
         folder / "made_from.json",
@@ -180,7 +182,7 @@ def tokenize(
         size = sum(result.folder.counts(i)["kept"]["text_bytes"] for i in numbers)
         splits[name] = dataclasses.replace(
             split, num_shards=max(1, round(size / 4 / shard_tokens))
-        )  # some 4 bytes a token
+        )  # about 4 bytes per token
     tasks = [
         (i, name)
         for i, name in enumerate(result.sources)
@@ -202,14 +204,14 @@ def tokenize(
 
 
 def _partitions(result: Result, log: Callable[[str], None]) -> dict[str, list[int]]:
-    """The partitions of each source of which something is left."""
+    """Returns {source: its partitions}, without sources that have no kept documents."""
     of = {
         name: [i for i, each in enumerate(result.sources) if each == name]
         for name in dict.fromkeys(result.sources)
     }
     for name, numbers in list(of.items()):
         if not any(result.folder.counts(i)["kept"]["documents"] for i in numbers):
-            log(f"{name}: nothing is left of it, see counts.json; it has no shards")
+            log(f"{name}: no shards, because no document was kept; see counts.json")
             del of[name]
     return of
 
@@ -221,7 +223,7 @@ def _write_manifests(
     tokenizer: Tokenizer,
     log: Callable[[str], None],
 ) -> dict[str, list[dict]]:
-    """Writes the manifests and sources.json; the entries of each source."""
+    """Writes the manifests and sources.json; returns the entries of each source."""
     made = {}
     for name, of_source in splits.items():
         made[name] = [entries[name, i] for i in range(len(of_source.files()))]

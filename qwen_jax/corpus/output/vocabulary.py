@@ -1,7 +1,7 @@
-"""A vocabulary learned from the last rows of a pipeline, each language with its share of the text.
+"""Trains a vocabulary on the output of the pipeline, with a given share for each language.
 
-Report: 2.2. The text for the merges is chosen by language and not by how large a source is.
-Documents that are held out are not learned from, and compression is measured on them (Figure 3).
+Report: 2.2. The training text is sampled by language and not by the size of a source. Held-out
+documents are excluded; compression is measured on them (Figure 3).
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ from qwen_jax.tokenizer.bpe import Tokenizer, read_ranks
 from qwen_jax.utils.append_only import note_made_from
 from qwen_jax.utils.files import read_json, write_json
 
-UNKNOWN = "?"  # the language of documents that name none and were not identified
-_MAX_COPIES = 4  # ours: text that comes more often teaches a vocabulary its own phrases
+UNKNOWN = "?"  # the language of documents whose language is unknown
+_MAX_COPIES = 4  # ours: more repeats would put phrases of the text into the vocabulary
 _LINE_ENDS = re.compile(r"[\r\n]+")
-_CHUNK = 10_000  # characters that are chosen together, about
-_MEASURED_CHARACTERS = 1 << 20  # characters of a language that compression is measured on
+_CHUNK = 10_000  # approximate characters per sampled chunk
+_MEASURED_CHARACTERS = 1 << 20  # characters per language for measuring compression
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """How a vocabulary is learned. Report: 2.2."""
+    """How a vocabulary is trained. Report: 2.2."""
 
-    size: int = option(32768, "tokens, without a base", alias="--vocab_size")
+    size: int = option(32768, "tokens of a vocabulary without a base", alias="--vocab_size")
     base: str | None = option(
         None, "a .tiktoken file to extend, such as cl100k_base", alias="--base"
     )
     num_new: int | None = option(
-        None, "tokens on top of the base; None: up to the released 151,643", alias="--num_new"
+        None, "new tokens on top of the base; None: up to the released 151,643", alias="--num_new"
     )
     chinese_characters: bool = option(
-        True, "on top of a base, the 3,755 common ones become tokens first"
+        True, "with a base, add the 3,755 common ones as tokens first"
     )
-    megabytes: int = option(500, "of text to learn from", alias="--vocabulary_mb")
+    megabytes: int = option(500, "MB of text to train on", alias="--vocabulary_mb")
     # Ours: of the released tokens beyond cl100k, 24,671 are Chinese, and about 3,000 of each of the
     # next languages.
     languages: tuple[str, ...] | None = option(
-        None, "LANGUAGE=WEIGHT of the text, others 1; None: zh=8 with a base"
+        None, "LANGUAGE=WEIGHT in the text, default 1; None: zh=8 with a base"
     )
-    compare: tuple[str, ...] = option((), ".tiktoken files whose compression is shown as well")
+    compare: tuple[str, ...] = option((), ".tiktoken files to compare compression with")
 
     def weights(self) -> dict[str, float]:
         given = ("zh=8",) * (self.base is not None) if self.languages is None else self.languages
@@ -63,16 +63,21 @@ class Vocabulary:
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """How much of a language is learned from."""
+    """How much text of a language is used for training."""
 
     language: str
     weight: float
-    text_bytes: int  # that there are
-    copies: float  # how often each chunk of its text is read, on average
+    text_bytes: int  # available
+    copies: float  # how often each chunk of its text is used, on average
 
 
 def check(config: Vocabulary) -> None:
-    """Raises ConfigError or TokenizerError hours before the vocabulary is needed."""
+    """Validates the settings at startup, long before the vocabulary is trained.
+
+    Raises:
+      ConfigError: a setting has an invalid value.
+      TokenizerError: a .tiktoken file cannot be read.
+    """
     if not config.megabytes > 0:
         raise ConfigError(
             f"{config.megabytes} is not a size.", "--vocabulary.megabytes", "use 1 or more."
@@ -90,22 +95,24 @@ def learn(
     split: Split,
     log: Callable[[str], None],
 ) -> str:
-    """Writes the .tiktoken file `path`, unless it is there, and returns its name.
+    """Trains a vocabulary, writes it to the .tiktoken file `path` and returns that path.
+
+    An existing file with the same settings is reused.
 
     Raises:
       ConfigError: the file was made with other settings.
-      TokenizerError: too little text, or a base with no room for new tokens.
+      TokenizerError: there is too little text, or the base has no room for new tokens.
     """
     record = path.with_suffix(".json")
     if path.exists():
         found = read_json(record) if record.exists() else {}
         note_made_from(record, _made_from(config, split, found), path)
         return str(path)
-    record.unlink(missing_ok=True)  # of a vocabulary that was not finished
+    record.unlink(missing_ok=True)  # left over from an unfinished vocabulary
     note_made_from(record, _made_from(config, split, {}), path)
     chosen = shares(text_bytes(result), config.weights(), config.megabytes)
     log(table(chosen))
-    chunks = tqdm(texts(result, chosen, split), unit=" chunks", desc="learning a vocabulary")
+    chunks = tqdm(texts(result, chosen, split), unit=" chunks", desc="training a vocabulary")
     if config.base is None:
         ranks = extend.train(chunks, vocab_size=config.size)
     else:
@@ -114,8 +121,8 @@ def learn(
         characters = None if config.chinese_characters else ""
         ranks = extend.extend_like_qwen(base, chunks, num_new=config.num_new, characters=characters)
         log(
-            f"{path}: {kept:,} tokens of {config.base} ({len(base) - kept:,} numbers of several "
-            f"digits left out), {len(ranks) - kept:,} new ones, {len(ranks):,} in all"
+            f"{path}: {kept:,} tokens of {config.base} (without {len(base) - kept:,} multi-digit "
+            f"numbers), {len(ranks) - kept:,} new tokens, {len(ranks):,} in total"
         )
     Tokenizer(ranks).save(path)
     return str(path)
@@ -130,8 +137,10 @@ def compare(
     split: Split,
     log: Callable[[str], None],
 ) -> None:
-    """Shows bytes per token by language, against the base and others; writes compression.json and
-    compression.png. Report: Figure 3."""
+    """Logs bytes per token by language, compared with the base and others. Report: Figure 3.
+
+    Writes compression.json and compression.png.
+    """
     others = [path for path in (config.base, *config.compare) if path]
     if not others:
         return
@@ -144,7 +153,7 @@ def compare(
 
 
 def text_bytes(result: Result) -> dict[str, int]:
-    """Bytes of text that were kept of each language."""
+    """Returns the bytes of kept text by language."""
     found: dict[str, int] = {}
     for number in range(result.partitions):
         for batch in read_batches(result.folder.kept(number), ["language", "text"]):
@@ -156,14 +165,14 @@ def text_bytes(result: Result) -> dict[str, int]:
 
 
 def shares(sizes: Mapping[str, int], weights: Mapping[str, float], megabytes: float) -> list[Share]:
-    """How often the text of each language is read, so that the weights are its shares.
+    """Returns how often each language's text is used to give it a share equal to its weight.
 
-    A language with too little text is read up to four times, and then has less than its share.
+    A language with too little text is used at most four times, and falls short of its share.
 
     Args:
       sizes: bytes of text by language.
-      weights: by language; 1 of those that are not named.
-      megabytes: of text in all, or all text if there is less.
+      weights: by language; the default is 1.
+      megabytes: total text; all of it if there is less.
     """
     named = {name: weights.get(name, 1.0) for name in [*sizes, *weights]}
     present = sum(weight for name, weight in named.items() if sizes.get(name)) or 1.0
@@ -177,10 +186,10 @@ def shares(sizes: Mapping[str, int], weights: Mapping[str, float], megabytes: fl
 
 
 def table(chosen: list[Share]) -> str:
-    """The shares as Markdown."""
+    """Returns the shares as a Markdown table."""
     total = sum(share.text_bytes * share.copies for share in chosen) or 1.0
     lines = [
-        "| language | weight | text MB | read | share of the vocabulary's text |",
+        "| language | weight | text MB | used | share of the training text |",
         "|---|---:|---:|---:|---:|",
     ]
     lines += [
@@ -192,9 +201,9 @@ def table(chosen: list[Share]) -> str:
 
 
 def texts(result: Result, chosen: list[Share], split: Split) -> Iterator[str]:
-    """The text to learn from, in chunks; what is held out is not learned from.
+    """Yields the training text in chunks, without held-out documents.
 
-    Of a language that is read 0.25 times, every fourth chunk comes.
+    For 0.25 copies of a language, it yields every fourth chunk.
     """
     copies = {share.language: share.copies for share in chosen}
     owed = dict.fromkeys(copies, 0.5)
@@ -208,9 +217,9 @@ def texts(result: Result, chosen: list[Share], split: Split) -> Iterator[str]:
 
 
 def measured_texts(result: Result, split: Split) -> dict[str, list[str]]:
-    """Held-out text of each language, the largest language first, for compression to be measured.
+    """Returns held-out text by language, the largest first, for measuring compression.
 
-    A language of which nothing is held out has the text that was learned from, and says so.
+    A language without held-out text gets training text, and "(seen)" is added to its name.
     """
     found: dict[tuple[str, bool], list[str]] = {}
     sizes: dict[tuple[str, bool], int] = {}
@@ -231,8 +240,8 @@ def measured_texts(result: Result, split: Split) -> dict[str, list[str]]:
 
 
 def _made_from(config: Vocabulary, split: Split, found: Mapping[str, Any]) -> dict:
-    """What the vocabulary depends on, as JSON, in the form of `found`."""
-    if "vocab_size" in found:  # by a former version: num_new had a value without a base as well
+    """Returns the settings that the vocabulary depends on, in the format of the record `found`."""
+    if "vocab_size" in found:  # a former version recorded num_new also without a base
         return {
             "vocab_size": config.size,
             "base": config.base,
@@ -245,7 +254,7 @@ def _made_from(config: Vocabulary, split: Split, found: Mapping[str, Any]) -> di
 
 
 def _documents(result: Result) -> Iterator[tuple[Document, str]]:
-    """Every row that was kept, and its language."""
+    """Yields every kept document with its language."""
     names = ["id", "text", "group", "language"]
     for number in range(result.partitions):
         for batch in read_batches(result.folder.kept(number), names):
@@ -259,7 +268,7 @@ def _held_out(document: Document, split: Split) -> bool:
 
 
 def _chunks(text: str) -> Iterator[str]:
-    """`text` in parts that end where lines do. Runs of line ends are words, and are not cut."""
+    """Splits `text` at line ends; a run of line ends is one word and is not split."""
     start = 0
     while start < len(text):
         found = _LINE_ENDS.search(text, start + _CHUNK)

@@ -1,4 +1,4 @@
-"""Bytes of a web page to text, whatever the page says about itself."""
+"""Decodes the bytes of a web page, whose declared charset may be missing or wrong."""
 
 import codecs
 import re
@@ -7,12 +7,12 @@ _DECLARED = re.compile(
     rb"""<meta[^>]{0,200}?charset\s*=\s*["']?\s*([\w.:-]{2,40})""", re.IGNORECASE
 )
 _XML = re.compile(rb"""^\s*<\?xml[^>]{0,200}?encoding\s*=\s*["']([\w.:-]{2,40})""", re.IGNORECASE)
-_MARKS = (
+_BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_WIDER = {
+_SUPERSETS = {
     "gb2312": "gb18030",
     "gbk": "gb18030",
     "iso-8859-1": "cp1252",
@@ -26,8 +26,8 @@ _WIDER = {
     "ks_c_5601-1987": "cp949",
     "big5": "big5hkscs",
 }
-# Python's own, which no page is in: one raises always, one takes the square of a page's length.
-_OF_PYTHON = {"idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape"}
+# Python-only codecs that no page uses. One always raises, one takes quadratic time.
+_PYTHON_ONLY = {"idna", "punycode", "raw-unicode-escape", "undefined", "unicode-escape"}
 _BINARY = (
     b"%PDF",
     b"\x89PNG",
@@ -46,38 +46,43 @@ _BINARY = (
 
 
 def is_binary(content: bytes) -> bool:
-    """Whether it is no text in any charset, by its first bytes and by its zeros."""
+    """Returns whether the content is binary, judged by its first bytes and its NUL bytes."""
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return False
     head = content[:4096]
     return content.startswith(_BINARY) or head.count(0) * 50 > len(head)
 
 
-def decode(content: bytes, said: str | None = None) -> tuple[str, str]:
-    """(text, charset). What is valid UTF-8 is UTF-8; else what the server or the page says, unless
-    its bytes contradict that; else the one they look like most. Bytes that fit nothing become
-    U+FFFD.
+def decode(content: bytes, header_charset: str | None = None) -> tuple[str, str]:
+    """Decodes a page and returns (text, charset).
+
+    Valid UTF-8 is UTF-8. Otherwise the charset that the server or the page declares is used, unless
+    the bytes contradict it; then the detected one. Undecodable bytes become U+FFFD.
 
     Args:
-      said: the charset in the server's answer.
+      header_charset: the charset in the HTTP response's header.
     """
-    for mark, name in _MARKS:
+    for mark, name in _BYTE_ORDER_MARKS:
         if content.startswith(mark):
             return content.decode(name, "replace"), name.removesuffix("-sig")
     if (text := _strict(content, "utf-8")) is not None:
         return text, "utf-8"
     declared = _DECLARED.search(content[:4096]) or _XML.search(content[:1024])
-    names = [name for name in (said, declared and declared[1].decode("ascii", "replace")) if name]
-    names = [_WIDER.get(name.lower(), name.lower()) for name in names if _is_charset(name)]
-    seen = _WIDER.get(guess := _guess(content), guess)
-    # Every byte string is valid in a charset of single bytes: that it decodes proves nothing.
-    proven = [name for name in names if not _single(name)]
-    for name in [*proven, *([seen] if not _single(seen) else []), *names, seen]:
+    names = [
+        name
+        for name in (header_charset, declared and declared[1].decode("ascii", "replace"))
+        if name
+    ]
+    names = [_SUPERSETS.get(name.lower(), name.lower()) for name in names if _is_charset(name)]
+    detected = _SUPERSETS.get(guess := _guess(content), guess)
+    # Every byte string is valid in a single-byte charset: decoding without errors proves nothing.
+    proven = [name for name in names if not _is_single_byte(name)]
+    for name in [*proven, *([detected] if not _is_single_byte(detected) else []), *names, detected]:
         if (text := _strict(content, name)) is not None:
             return text, name
-    best = min([*proven, seen], key=lambda name: _replaced(content, name).count("\ufffd"))
+    best = min([*proven, detected], key=lambda name: _replaced(content, name).count("\ufffd"))
     text = _replaced(content, best)
-    # A page that was cut has one bad character, one of another charset has hardly a good one.
+    # A truncated page has one bad character; in the wrong charset hardly any character is good.
     if text.count("\ufffd") * 10 > sum(character > "\x7f" for character in text):
         return _replaced(content, "cp1252"), "cp1252"
     return text, best
@@ -93,12 +98,12 @@ def _guess(content: bytes) -> str:
 
 def _is_charset(name: str) -> bool:
     try:
-        return codecs.lookup(name).name not in _OF_PYTHON
-    except (LookupError, ValueError):  # a name may hold anything, zeros too
+        return codecs.lookup(name).name not in _PYTHON_ONLY
+    except (LookupError, ValueError):  # a name may contain anything, including NUL
         return False
 
 
-def _single(name: str) -> bool:
+def _is_single_byte(name: str) -> bool:
     return name.startswith(("cp125", "iso-8859", "windows-125", "koi8", "mac", "latin"))
 
 

@@ -1,4 +1,4 @@
-"""Source code: the language of a file by its name, the license of a repository by its text."""
+"""Detects the language of a source file from its name, and its license from license files."""
 
 import functools
 import pathlib
@@ -56,11 +56,13 @@ _PHRASES = {
 
 
 def license_of(root: str, name: str) -> str | None:
-    """The license of a file: of the nearest license text in its folder or above, up to the source.
+    """Returns the license of a file, or None.
+
+    The nearest license file counts, from the file's folder up to the source's folder.
 
     Args:
       root: the source's folder.
-      name: the file's path in it.
+      name: the file's path within it.
     """
     folder = pathlib.Path(root, name).parent
     top = pathlib.Path(root)
@@ -85,9 +87,9 @@ def _license_in(folder: str) -> str | None:
 
 
 def license_name(text: str) -> str:
-    """The short name (SPDX where it is sure) of a license's text; "other" where it is not known."""
+    """Returns the short name of a license text, "other" if unknown; an SPDX name if unambiguous."""
     words = " ".join(text.lower().split())
-    # The first to be named: long licenses speak of others further down.
+    # The first phrase counts: long licenses mention other licenses further down.
     positions = {words.find(phrase): name for name, phrase in _PHRASES.items() if phrase in words}
     name = positions[min(positions)] if positions else "other"
     return "BSD-3-Clause" if name == "BSD-2-Clause" and "neither the name" in words else name

@@ -1,7 +1,7 @@
-"""HTML to text. Report: 2.1.
+"""Extracts text from HTML. Report: 2.1.
 
-`article` and `article_fast` find the main text of a web page; `page` keeps all of a page whose
-every line counts, such as reference documentation laid out in tables.
+`article` and `article_fast` find the main text of a web page. `page` keeps all text, for pages such
+as reference documentation laid out in tables.
 """
 
 import re
@@ -45,7 +45,7 @@ _INDENTED = {"blockquote": 4, "dd": 4, "ul": 2, "ol": 2}
 
 
 def article(html: str) -> str:
-    """The main text of a web page, without menus, banners and footers; "" when there is none.
+    """Returns the main text of a web page without menus, banners and footers; "" if it has none.
 
     Raises:
       DataError: trafilatura is not installed.
@@ -60,8 +60,9 @@ def article(html: str) -> str:
 
 
 def article_fast(html: str) -> str:
-    """As `article`, ten times as fast; lists that lie directly in a page are taken for menus and
-    lost.
+    """Returns the main text like `article`, ten times as fast.
+
+    Lists directly below the page's body are mistaken for menus and dropped.
 
     Raises:
       DataError: resiliparse is not installed.
@@ -84,10 +85,10 @@ def article_fast(html: str) -> str:
 
 
 def page(html: str) -> str:
-    """All text of a page, line by line as a browser breaks it, definitions indented.
+    """Returns all text of a page, with a browser's line breaks and with indented definitions.
 
     Raises:
-      DataError: lxml is not installed, or the page is nested deeper than 2,048 elements.
+      DataError: lxml is not installed, or the page nests more than 2,048 elements.
     """
     try:
         import lxml.etree
@@ -103,15 +104,15 @@ def page(html: str) -> str:
         return ""
     if any("depth" in entry.message.lower() for entry in parser.error_log):
         raise DataError(
-            "elements are nested deeper than the parser goes (2,048).",
+            "elements are nested deeper than the parser's limit of 2,048.",
             "HTML source",
-            "leave this page out: it is broken or hostile.",
+            "exclude this page: it is broken or hostile.",
         )
     lines = _Lines()
-    # Events rather than recursion: a page may be nested deeper than Python's stack.
+    # Events instead of recursion: a page may be nested deeper than Python's stack allows.
     skipped = None
     for event, element in lxml.etree.iterwalk(root, events=("start", "end", "comment", "pi")):
-        tag = element.tag if isinstance(element.tag, str) else ""  # a comment
+        tag = element.tag if isinstance(element.tag, str) else ""  # comments have no tag
         if skipped is None and event == "start":
             if tag in _DROPPED or (tag in ("td", "th") and not element.text_content().strip()):
                 skipped = element
@@ -158,7 +159,9 @@ class _Lines:
                 self._break(blank=True)
                 self._line += line
             return
-        text = re.sub(r"[ \t\r\n\f]+", " ", text)  # not the no-break space, which is layout
+        text = re.sub(
+            r"[ \t\r\n\f]+", " ", text
+        )  # keeps the no-break space, which pages use for layout
         self._line += text if self._line else text.lstrip(" ")
 
     def _break(self, blank: bool = False) -> None:

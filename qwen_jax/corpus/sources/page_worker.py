@@ -1,8 +1,8 @@
-"""The process that extracts text from pages: one that hangs or dies costs that page alone.
+"""Extracts text from pages in a subprocess, so that a hang or crash loses only one page.
 
-Run as `python -m qwen_jax.corpus.sources.page_worker EXTRACTOR MEGABYTES`, it replies frames
-(4 bytes of length, UTF-8) of HTML with frames of text, the first byte of which is `+`, or `-`
-before an error.
+The subprocess is `python -m qwen_jax.corpus.sources.page_worker EXTRACTOR MEGABYTES`. It reads
+frames (4 bytes of length, then UTF-8) of HTML, and replies with frames of text. The first byte of a
+reply is `+` before text, or `-` before an error.
 """
 
 import os
@@ -15,15 +15,15 @@ import time
 from qwen_jax.corpus.sources import extract
 from qwen_jax.errors import DataError
 
-_MEGABYTES = 4096  # of address space: what a page may make an extractor allocate
+_MEGABYTES = 4096  # limit of the extractor's address space
 
 
 class PageWorker:
-    """Extracts pages in a process of its own, which is started when the first page comes.
+    """Extracts pages in a subprocess, which starts with the first page.
 
     Args:
-      extractor: a function of extract.py.
-      seconds: that a page may take.
+      extractor: the name of a function in extract.py.
+      seconds: the time limit of a page.
     """
 
     def __init__(self, extractor: str, seconds: float):
@@ -31,7 +31,7 @@ class PageWorker:
         self._process: subprocess.Popen | None = None
 
     def extract(self, html: str) -> tuple[str, str | None]:
-        """(text, None), or ("", what the page did: timeout, crash, memory, error and which)."""
+        """Returns (text, None), or ("", reason): timeout, crash, memory or error, with details."""
         page = html.encode("utf-8", "replace")
         try:
             process = self._start()
@@ -64,13 +64,13 @@ class PageWorker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
             )
-            # Importing an extractor takes a second or two, which no page should pay for.
+            # Importing an extractor takes a second or two; it must not count for the first page.
             try:
                 self._read(5, time.monotonic() + 120)
             except (EOFError, TimeoutError) as error:
                 self.close()
                 raise DataError(
-                    "the extractor does not start; its own words stand above.",
+                    "the extractor process failed to start; its error is printed above.",
                     self._extractor,
                     "pip install 'qwen_jax[data]'.",
                 ) from error
@@ -93,7 +93,7 @@ class PageWorker:
         return b"".join(parts)
 
     def close(self) -> None:
-        """Ends the process; another one is started for the next page."""
+        """Kills the subprocess; the next page starts another one."""
         if self._process is not None:
             self._process.kill()
             for pipe in (self._process.stdin, self._process.stdout):
@@ -113,7 +113,7 @@ class PageWorker:
 
 
 def serve(extractor: str, megabytes: int) -> None:
-    """Answers until the other side goes."""
+    """Runs the subprocess: replies to pages until stdin is closed."""
     import resource
 
     limit = megabytes << 20
@@ -121,7 +121,7 @@ def serve(extractor: str, megabytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     function = getattr(extract, extractor)
     replies = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not come between the frames
+    os.dup2(2, 1)  # output of libraries must not mix with the frames
     function("<p>ready</p>")
     _reply(replies, b"+")
     pages = sys.stdin.buffer
@@ -131,7 +131,7 @@ def serve(extractor: str, megabytes: int) -> None:
             reply = b"+" + function(page.decode("utf-8")).encode("utf-8", "replace")
         except MemoryError:
             reply = b"-memory"
-        except Exception as error:  # whatever a page can make a parser raise: it is reported
+        except Exception as error:  # a page can make a parser raise anything; the reply reports it
             reply = f"-error: {type(error).__name__}".encode()
         _reply(replies, reply)
 

@@ -1,6 +1,6 @@
-"""Run as a program: the pydoc pages of the modules named on stdin, a JSON line each.
+"""A program that writes the pydoc pages of the modules named on stdin, one JSON line each.
 
-A process of its own, because importing a module runs its code: it may print, hang or crash.
+It runs as a subprocess because importing a module runs its code, which may print, hang or crash.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import warnings
 def main(names: list[str]) -> None:
     """Writes {"module": name, "html": page} or {"module": name, "error": reason} to stdout."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whatever the modules print
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discards what modules print
     sys.stdin, sys.argv = io.StringIO(), ["pydoc"]
     warnings.simplefilter("ignore")
     for name in names:
@@ -25,7 +25,7 @@ def main(names: list[str]) -> None:
                 module = importlib.import_module(name)
                 body = pydoc.html.document(module, name)
             record = {"module": name, "html": pydoc.html.page(pydoc.describe(module), body)}
-        except (Exception, SystemExit) as error:  # of any module's own code
+        except (Exception, SystemExit) as error:  # a module's import may raise anything
             record = {"module": name, "error": f"{type(error).__name__}: {error}"}
         print(json.dumps(record), file=out, flush=True)
 

@@ -1,9 +1,9 @@
-"""A real corpus on every computer: the documentation and the source of its own Python.
+"""A corpus that needs no download: the documentation and source code of the running Python.
 
-The documentation is rendered to HTML by pydoc and extracted back to text, as web pages are; the
-source of the standard library stands for code. Nothing is downloaded, and what names this
-computer (paths, addresses of objects) is taken out, so the same Python gives the same text. Page
-and source of a package are one group: what is held out of one is held out of the other.
+pydoc renders the documentation to HTML, and it is extracted like a web page; the source code is
+that of the standard library. Paths and object addresses of this machine are removed, so the same
+Python version gives the same text. Page and source of a package form one group, so that held-out
+documents of one never appear in the training text of the other.
 """
 
 import concurrent.futures
@@ -21,8 +21,8 @@ from qwen_jax.corpus.sources import extract
 from qwen_jax.data.document import Document
 from qwen_jax.errors import DataError
 
-# Not reference documentation, or with effects when imported (a browser, a window, a poem), or
-# absent from many computers and a quarter of all the text (Tk), or tables of numbers (encodings).
+# Modules that are not reference documentation, have side effects when imported (a browser, a
+# window, a poem), are often missing and a quarter of all text (Tk), or hold tables (encodings).
 _LEFT_OUT = {
     "antigravity",
     "this",
@@ -41,12 +41,12 @@ _LEFT_OUT = {
     "_sysconfigdata",
     "config",
 }
-_CHUNK = 12  # modules in one process
-_SECONDS = 30  # for one module, or one chunk
+_CHUNK = 12  # modules per subprocess
+_SECONDS = 30  # time limit of a subprocess
 
 
 def modules() -> list[str]:
-    """The names of all modules and submodules of the standard library, sorted."""
+    """Returns the names of all modules and submodules of the standard library, sorted."""
     found = set()
     for name in sys.stdlib_module_names:
         if _wanted(name):
@@ -65,17 +65,17 @@ def modules() -> list[str]:
 def documentation(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[Document], dict[str, str]]:
-    """The pydoc page of every standard module, as text.
+    """Returns the pydoc page of every standard module as text.
 
     Args:
-      progress: told (modules done, modules in all).
+      progress: receives (modules done, total modules).
 
     Returns:
-      (documents in the order of their names, {module: why it has no page}). A module of another
-      operating system, for example, cannot be imported here.
+      (documents sorted by name, {module: why it has no page}). Modules for other operating systems,
+      for example, cannot be imported.
 
     Raises:
-      DataError: no module at all could be rendered.
+      DataError: no module could be rendered.
     """
     names = modules()
     chunks = [names[i : i + _CHUNK] for i in range(0, len(names), _CHUNK)]
@@ -91,7 +91,7 @@ def documentation(
             progress(done, len(names))
     if not pages:
         raise DataError(
-            "pydoc could render no module.",
+            "pydoc rendered no module.",
             sys.executable,
             f"the first error: {next(iter(failures.items()), 'no modules found')}",
         )
@@ -101,7 +101,7 @@ def documentation(
 
 
 def source_code() -> Iterator[Document]:
-    """The Python files of the standard library, without its tests; sorted by name."""
+    """Yields the Python files of the standard library without its tests, sorted by name."""
     root = _stdlib()
     for file in sorted(root.rglob("*.py")):
         relative = file.relative_to(root)
@@ -112,7 +112,7 @@ def source_code() -> Iterator[Document]:
                     file.read_text(encoding="utf-8"),
                     relative.with_suffix("").parts[0],
                 )
-            except UnicodeDecodeError:  # a file in another encoding, on purpose
+            except UnicodeDecodeError:  # a test file that is deliberately not UTF-8
                 continue
 
 
@@ -127,9 +127,9 @@ def _wanted(part: str) -> bool:
 
 
 def _render(names: list[str]) -> list[dict]:
-    """The records of pydoc_pages for `names`; a module that crashes or hangs costs only itself."""
-    # Isolated, with an environment of its own: pydoc shows the values of variables, and these must
-    # be neither this person's secrets nor this computer's names.
+    """Returns the records of pydoc_pages for `names`; a crash or hang loses only that module."""
+    # Isolated mode and a minimal environment: pydoc prints the values of variables, which must not
+    # contain secrets or paths of this machine.
     command = [sys.executable, "-I", "-S", str(_PAGES)]
     environment = {"PATH": "/usr/bin:/bin", "HOME": "/", "LANG": "C.UTF-8", "COLUMNS": "80"}
     try:
@@ -148,7 +148,7 @@ def _render(names: list[str]) -> list[dict]:
     for line in lines:
         try:
             records.append(json.loads(line))
-        except ValueError:  # cut off in the middle
+        except ValueError:  # truncated by a timeout
             break
     rest = names[len(records) :]
     if rest:
@@ -158,7 +158,7 @@ def _render(names: list[str]) -> list[dict]:
 
 
 def _portable(text: str) -> str:
-    """Without links, paths of this computer, object addresses and what other pages say as well."""
+    """Removes links, local paths, object addresses and documentation of inherited members."""
     lines = [re.sub(r"(?<=\S)  index$", "", line) for line in text.splitlines()[:1]]
     lines += [
         line
@@ -172,7 +172,7 @@ def _portable(text: str) -> str:
 
 
 def _own_lines(lines: list[str]) -> Iterator[str]:
-    """Leaves out what a class inherits: it stands on the page of the class it is inherited from."""
+    """Drops inherited members; the page of the base class documents them."""
     inherited = False
     for line in lines:
         if re.match(r"[A-Z][a-z ]+ inherited from \S+:$", line):

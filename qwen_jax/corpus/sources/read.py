@@ -1,7 +1,7 @@
-"""Partitions to rows: the first stage of the data plan. Report: 2.1.
+"""Reads partitions into rows: the first stage of the corpus pipeline. Report: 2.1.
 
-What is damaged becomes a row that is rejected, with where it is and why; a file that is not there,
-or may not be read, fails its partition.
+Damaged input becomes a rejected row with its location and the reason. A missing or unreadable file
+fails its partition.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _COLUMNS = {
     "lang": "language",
     "license": "license",
     "group": "group",
-}  # columns of a row that are ours, the first one of a name
+}  # field of a row -> our column; the first field present wins
 _CHARSET = re.compile(r"""charset\s*=\s*["']?([^\s"';,]+)""", re.IGNORECASE)
 _as_json = json.JSONEncoder(default=str).encode
-_MAX_BYTES = 1 << 28  # bytes of a text file or line: more is no document
-_ROW_BYTES = 512  # of memory that a row takes beside its text, about
+_MAX_BYTES = 1 << 28  # limit of a text file or line: larger ones are rejected
+_ROW_BYTES = 512  # approximate memory of a row in addition to its text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,16 +49,18 @@ class Read:
     name: ClassVar[str] = "read"
     counted: ClassVar[tuple[str, ...]] = ("source", "kind")
 
-    text_field: str = option("text", "column of JSONL and Parquet")
-    extractor: Literal["article", "article_fast", "page"] = option("article", "of web pages")
-    page_seconds: float = option(10.0, "that a page may take to extract")
-    page_mb: float = option(10.0, "of HTML, above which a page is rejected")
+    text_field: str = option("text", "name of the text column in JSONL and Parquet")
+    extractor: Literal["article", "article_fast", "page"] = option(
+        "article", "of web pages: main text, the same but faster, or all text"
+    )
+    page_seconds: float = option(10.0, "time limit for extracting a page")
+    page_mb: float = option(10.0, "MB of HTML above which a page is rejected")
 
     def batches(self, partition: Partition) -> Iterator[pa.Table]:
-        """The rows of a partition, at least one (maybe empty) table.
+        """Yields the rows of a partition, in at least one (possibly empty) table.
 
         Raises:
-          OSError: a file has gone or cannot be read.
+          OSError: a file is missing or cannot be read.
         """
         rows: list[dict] = []
         size, empty = 0, True
@@ -87,13 +89,13 @@ class Read:
 
 
 def documents(source: str) -> Iterator[Document]:
-    """Every document of a source, in the order of its files' names. Empty ones are left out.
+    """Yields every non-empty document of a source, in the order of its file names.
 
     Args:
-      source: as in a recipe, see partitions.py; mostly the path of a file or folder.
+      source: as in --sources, see partitions.py; usually the path of a file or folder.
 
     Raises:
-      DataError: it is missing or empty, has files of unknown kinds, or something in it is damaged.
+      DataError: the source is missing, is empty, has files of unknown types or is damaged.
     """
     names = ["path", "text", "group", *rejected_schema().names]
     made, _ = partitions.make_partitions([source], partition_mb=_MAX_BYTES)
@@ -105,7 +107,7 @@ def documents(source: str) -> Iterator[Document]:
                 raise DataError(
                     f"{row['rejected_by']}: {row['rejected_value']}.",
                     f"{row['path']} of {source}",
-                    "mend the file or take it out of the source.",
+                    "repair the file or remove it from the source.",
                 )
 
 
@@ -142,11 +144,11 @@ class _Reader:
             worker.close()
 
     def named_rows(self, file_range: FileRange) -> Iterator[dict[str, Any]]:
-        """The rows of a file_range; of a file that has none, one that says so."""
+        """Yields the rows of a file range; an empty file gives a rejected row."""
         row = None
         for row in self.rows(file_range):
             yield row
-        if row is None and file_range.end < 0:  # and not a range in which no line begins
+        if row is None and file_range.end < 0:  # and not a range in which no line starts
             yield _rejected("", "empty_file")
 
     def rows(self, file_range: FileRange) -> Iterator[dict[str, Any]]:
@@ -197,11 +199,11 @@ class _Reader:
     def _page(
         self, location: str, content: bytes, kind: str, declared: str | None = None, **columns
     ) -> dict:
-        """The row of a page of HTML."""
+        """Returns the row of an HTML page."""
         if charset.is_binary(content):
             return _rejected(location, "binary", content[:8].hex(), **columns)
         html, name = charset.decode(content, declared)
-        # In reference documentation every line counts, menus of links included.
+        # Reference documentation needs all of its lines, including link menus.
         extractor = "page" if kind == "documentation" else self._settings.extractor
         worker = self._workers.setdefault(
             extractor, PageWorker(extractor, self._settings.page_seconds)
@@ -224,13 +226,13 @@ class _Reader:
             limit=self._limit,
         ):
             url = record.headers.get("warc-target-uri", "").strip("<>") or None
-            # Several records can be in one member.
+            # A gzip member can hold several records.
             number = self._repeated(record)
             location = f"@{record.offset}#{number}" if number else f"@{record.offset}"
             kind = record.headers.get("warc-type")
             if record.problem:
                 yield _rejected(location, f"warc_{record.problem}", record.detail, url=url)
-            elif kind == "conversion":  # of a .wet file
+            elif kind == "conversion":  # in a .wet file
                 yield _text(location, record.content) | {"url": url}
             elif kind == "response":
                 yield self._response(file_range, location, record, url)
@@ -285,7 +287,7 @@ class _Reader:
     def _json_lines(self, file_range: FileRange, file) -> Iterator[dict]:
         lines = gzip.open(file) if file_range.path.endswith(".gz") else file
         offset = file_range.begin
-        if offset:  # a line belongs to the range that its first byte is in
+        if offset:  # a line belongs to the range of its first byte
             lines.seek(offset - 1)
             offset += _skip_line(lines) - 1
         while file_range.end < 0 or offset < file_range.end:
@@ -340,7 +342,7 @@ class _Reader:
                 if row < file_range.begin or 0 <= file_range.end <= row:
                     continue
                 try:
-                    # Few rows: of a page of a kilobyte, each can be a copy of one huge text.
+                    # Few rows: with dictionary encoding each can be a copy of one huge text.
                     for batch in opened.iter_batches(16, row_groups=[number]):
                         columns = map(_values, batch.columns)
                         for values in zip(*columns, strict=True):
@@ -348,7 +350,7 @@ class _Reader:
                                 f"#{row}", dict(zip(batch.schema.names, values, strict=True))
                             )
                             row += 1
-                except source_files.arrow_errors() as error:  # the other row groups may be whole
+                except source_files.arrow_errors() as error:  # other row groups may be intact
                     yield _rejected(
                         f"#{row}",
                         "damaged_rows",
@@ -357,7 +359,7 @@ class _Reader:
 
 
 def _skip_line(lines) -> int:
-    """Goes behind the end of the line; how many bytes that was."""
+    """Skips to the end of the line and returns the number of skipped bytes."""
     skipped = 0
     while part := lines.readline(1 << 20):
         skipped += len(part)
@@ -392,7 +394,7 @@ def _text(location: str, content: bytes) -> dict:
 
 
 def _replace_lone_surrogates(text: str) -> str:
-    """Halves of surrogate pairs, which JSON can write and UTF-8 cannot, become U+FFFD."""
+    """Replaces lone surrogates, which JSON can hold and UTF-8 cannot, by U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
@@ -402,7 +404,7 @@ def _python(file_range: FileRange) -> Iterator[dict]:
     if file_range.root == "python:code":
         documents, failures = python_docs.source_code(), {}
     else:
-        with tqdm(unit=" modules", disable=None) as bar:  # not where nobody looks
+        with tqdm(unit=" modules", disable=None) as bar:  # off if stderr is not a terminal
 
             def progress(done: int, total: int) -> None:
                 bar.total = total

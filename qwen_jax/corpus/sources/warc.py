@@ -1,8 +1,8 @@
-"""WARC archives, record by record: what is damaged costs itself, and says so.
+"""Reads WARC archives and skips damaged records, which it reports.
 
-Libraries for WARC stop at the first damaged member, or end there without a word. This reader names
-the damage and goes on at the next record that can be found. It reads .warc and .warc.gz (a member
-for each record, as Common Crawl writes, or several), from any byte of the file.
+WARC libraries fail at the first damaged gzip member, or stop there silently. This reader reports
+the damage and resumes at the next readable record. It reads .warc and .warc.gz (one record per
+gzip member, as Common Crawl writes them, or several), starting from any byte of the file.
 """
 
 import abc
@@ -14,19 +14,19 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 _CHUNK = 1 << 16
-_LINE = 1 << 13  # of a header, at most
-_HEADER = 1 << 17  # all of a header
-_MAX_SKIPPED = 1 << 30  # bytes of a member that are decompressed only to come to its next record
-_UNREAD = ("br", "zstd", "compress", "x-compress")  # codings of an answer that are not undone
+_LINE = 1 << 13  # limit of a header line
+_HEADER = 1 << 17  # limit of a header
+_MAX_SKIPPED = 1 << 30  # limit of bytes decompressed only to reach a member's next record
+_UNSUPPORTED = ("br", "zstd", "compress", "x-compress")  # content encodings that are not decoded
 _BEGIN = re.compile(rb"WARC/1\.\d\r?\n")
 
 
 @dataclasses.dataclass
 class Record:
-    """A record, or, with a problem, what could be read of one."""
+    """A record, or with a `problem`, what could be read of one."""
 
-    offset: int  # of it, or of its compressed member, in the file
-    headers: dict[str, str]  # names in small letters
+    offset: int  # byte offset in the file, of the record or its gzip member
+    headers: dict[str, str]  # lower-case names
     content: bytes
     problem: str | None = None  # truncated, corrupt, too_large
     detail: str = ""
@@ -39,18 +39,21 @@ class _Damaged(Exception):
 def records(
     file: BinaryIO, *, compressed: bool, begin: int = 0, end: int = -1, limit: int = 1 << 24
 ) -> Iterator[Record]:
-    """The records (or members) that begin at a byte from `begin` up to, not including, `end`.
+    """Yields the records (or gzip members) that start at a byte in [begin, end).
 
     Args:
-      file: can be told to go to any position.
-      limit: bytes of content beyond which a record is too_large: it is passed by, not held.
+      file: a seekable file.
+      compressed: whether the file consists of gzip members.
+      begin: a byte offset.
+      end: a byte offset; -1 is the file's end.
+      limit: bytes of content above which a record is too_large; its content is skipped.
     """
     end = end if end >= 0 else 1 << 62
     offset = begin
     if begin or compressed:
         offset = _find(file, begin, end, compressed)
         if begin == 0 < end and offset != 0 and file.seek(0, 2):
-            yield Record(0, {}, b"", "corrupt", "does not begin with a record")
+            yield Record(0, {}, b"", "corrupt", "the file does not start with a record")
     while offset is not None and offset < end:
         stream = _Member(file, offset) if compressed else _Plain(file, offset)
         at = offset
@@ -62,7 +65,7 @@ def records(
                 yield _record(stream, at, limit)
             offset = stream.next()
             if offset is not None and compressed and not _begins(file, offset):
-                raise _Damaged("corrupt", "no record where the next one should begin")
+                raise _Damaged("corrupt", "no record where the next one should start")
         except (_Damaged, zlib.error) as error:
             problem, detail = (
                 error.args if isinstance(error, _Damaged) else ("corrupt", f"gzip: {error}")
@@ -76,7 +79,7 @@ def _record(stream, offset: int, limit: int) -> Record:
     while line := stream.line().rstrip(b"\r\n"):
         size += len(line)
         if size > _HEADER:
-            raise _Damaged("corrupt", "header without an end")
+            raise _Damaged("corrupt", "unterminated header")
         name, colon, value = line.partition(b":")
         if colon:
             headers[name.decode("latin-1").lower()] = value.strip().decode("utf-8", "replace")
@@ -85,20 +88,22 @@ def _record(stream, offset: int, limit: int) -> Record:
         if length < 0:
             raise ValueError
     except (KeyError, ValueError):
-        raise _Damaged("corrupt", "no length: " + headers.get("content-length", "none")) from None
+        raise _Damaged(
+            "corrupt", "invalid content-length: " + headers.get("content-length", "none")
+        ) from None
     if length > limit:
         stream.skip(length)
         return Record(offset, headers, b"", "too_large", str(length))
     content = stream.read(length)
     if len(content) < length:
         raise _Damaged("truncated", f"{len(content)} of {length} bytes")
-    if stream.peek() not in (b"", b"\r", b"\n"):  # or it holds the beginning of another
-        raise _Damaged("corrupt", f"does not end after its {length} bytes")
+    if stream.peek() not in (b"", b"\r", b"\n"):  # or it contains the start of another record
+        raise _Damaged("corrupt", f"continues after its {length} bytes")
     return Record(offset, headers, content)
 
 
 class _Stream(abc.ABC):
-    """Bytes with a position, of a plain file or of a gzip member, which each say how they come."""
+    """A buffered byte stream with a position; subclasses read a plain file or a gzip member."""
 
     def __init__(self, file: BinaryIO, offset: int):
         self._file, self._offset, self._buffer = file, offset, bytearray()
@@ -106,7 +111,7 @@ class _Stream(abc.ABC):
 
     @abc.abstractmethod
     def _more(self) -> bytes:
-        """The next bytes; b"" at the end."""
+        """Returns the next bytes; b"" at the end."""
 
     def _fill(self, size: int) -> bool:
         while len(self._buffer) < size:
@@ -116,7 +121,7 @@ class _Stream(abc.ABC):
         return True
 
     def begin(self) -> int | None:
-        """Goes behind the first line of the next record; None at the end. Returns its position."""
+        """Skips the first line of the next record; returns its position, None at the end."""
         while True:
             self._fill(_LINE)
             if not self._buffer:
@@ -126,7 +131,7 @@ class _Stream(abc.ABC):
                 continue
             match = _BEGIN.match(self._buffer)
             if not match:
-                raise _Damaged("corrupt", "no record where the next one should begin")
+                raise _Damaged("corrupt", "no record where the next one should start")
             position = self._offset
             self._take(match.end())
             return position
@@ -136,7 +141,7 @@ class _Stream(abc.ABC):
         stop = self._buffer.find(b"\n", 0, _LINE) + 1
         if not stop:
             raise _Damaged(
-                "truncated" if len(self._buffer) < _LINE else "corrupt", "header without an end"
+                "truncated" if len(self._buffer) < _LINE else "corrupt", "unterminated header"
             )
         return self._take(stop)
 
@@ -154,7 +159,7 @@ class _Stream(abc.ABC):
             size -= len(self._buffer)
             skipped += len(self._take(len(self._buffer)))
             if skipped > _MAX_SKIPPED:
-                raise _Damaged("too_large", f"more than {_MAX_SKIPPED} bytes in one record")
+                raise _Damaged("too_large", f"a record has more than {_MAX_SKIPPED} bytes")
             if not self._fill(1):
                 raise _Damaged("truncated", f"{size} bytes are missing")
         self._take(size)
@@ -171,7 +176,7 @@ class _Plain(_Stream):
         return self._file.read(_CHUNK)
 
     def next(self) -> None:
-        return None  # the file has ended
+        return None  # at the end of the file
 
 
 class _Member(_Stream):
@@ -187,8 +192,8 @@ class _Member(_Stream):
                 self._raw = self._file.read(_CHUNK)
                 self._read += len(self._raw)
                 if not self._raw:
-                    raise _Damaged("truncated", "the gzip member has no end")
-            # Of a bomb, no more than is asked for.
+                    raise _Damaged("truncated", "unterminated gzip member")
+            # Bounded output: the member may be a decompression bomb.
             made = self._inflate.decompress(self._raw, 1 << 20)
             self._raw = self._inflate.unconsumed_tail
             if made:
@@ -196,14 +201,14 @@ class _Member(_Stream):
         return b""
 
     def next(self) -> int | None:
-        """The position behind this member; None at the end of the file."""
+        """Returns the position after this member; None at the end of the file."""
         position = self._begin + self._read - len(self._inflate.unused_data)
         self._file.seek(position)
         return position if self._file.read(1) else None
 
 
 def _find(file: BinaryIO, offset: int, end: int, compressed: bool) -> int | None:
-    """The first position from `offset`, before `end`, where a record or member begins."""
+    """Returns the first position in [offset, end) where a record or member starts, or None."""
     sign = b"\x1f\x8b\x08" if compressed else b"WARC/1."
     file.seek(offset)
     position, window = offset, b""
@@ -230,7 +235,7 @@ def _find(file: BinaryIO, offset: int, end: int, compressed: bool) -> int | None
 
 
 def _begins(file: BinaryIO, offset: int) -> bool:
-    """Whether a gzip member with a record begins here: these three bytes also come by chance."""
+    """Returns whether a gzip member with a record starts here; gzip's magic may occur by chance."""
     file.seek(offset)
     try:
         head = zlib.decompressobj(31).decompress(file.read(1 << 10), 64)
@@ -240,7 +245,7 @@ def _begins(file: BinaryIO, offset: int) -> bool:
 
 
 def _is_record(file: BinaryIO, offset: int) -> bool:
-    """Whether a record begins here: a page may speak of WARC."""
+    """Returns whether a record starts here; a page's text may also contain "WARC/1."."""
     file.seek(max(0, offset - 2))
     before = file.read(min(2, offset))
     head = file.read(1 << 12)
@@ -252,11 +257,14 @@ def _is_record(file: BinaryIO, offset: int) -> bool:
 
 
 def http_body(content: bytes, limit: int) -> tuple[int, dict[str, str], bytes, str | None]:
-    """(status, headers, body, problem) of an HTTP answer, its transfer and its coding undone.
-    The problem is not_http, coding (one that is not known), truncated, corrupt or too_large.
+    """Parses an HTTP response and decodes its transfer and content encodings.
 
     Args:
-      limit: bytes of the body beyond which it is too_large.
+      limit: bytes of the decoded body above which it is too_large.
+
+    Returns:
+      (status, headers, body, problem). The problem is None, not_http, coding (an unsupported
+      encoding), truncated, corrupt or too_large.
     """
     head, blank, body = content.partition(b"\r\n\r\n")
     if not blank:
@@ -272,12 +280,12 @@ def http_body(content: bytes, limit: int) -> tuple[int, dict[str, str], bytes, s
     if "chunked" in headers.get("transfer-encoding", "").lower():
         body = _unchunk(body)
     coding = headers.get("content-encoding", "").lower()
-    if coding in _UNREAD and body.lstrip()[:1] != b"<":
+    if coding in _UNSUPPORTED and body.lstrip()[:1] != b"<":
         return int(status[1]), headers, b"", "coding"
     if coding in ("gzip", "x-gzip", "deflate") and body[:2] != b"<!":
         try:
             body, problem = _inflate(body, coding, limit)
-        except zlib.error:  # many archives undo the coding and leave the header
+        except zlib.error:  # many archives decode the body but keep the header
             problem = None if body.lstrip()[:1] == b"<" else "corrupt"
         if problem:
             return int(status[1]), headers, b"", problem
@@ -301,7 +309,7 @@ def _inflate(body: bytes, coding: str, limit: int) -> tuple[bytes, str | None]:
 
 
 def _unchunk(body: bytes) -> bytes:
-    """Chunks put together; the body itself where it has none (archives often undo them)."""
+    """Joins a chunked body; returns it unchanged if it has no chunks (archives often join them)."""
     parts, position = [], 0
     while match := re.compile(rb"([0-9a-fA-F]{1,8})[^\r\n]{0,256}\r?\n").match(body, position):
         size = int(match[1], 16)
