@@ -1,4 +1,4 @@
-"""Sources: how they are written, listed and cut; code repositories."""
+"""Sources are parsed, listed and split into partitions; tasks that fail."""
 
 import os
 import pathlib
@@ -28,23 +28,23 @@ from tests.helpers.corpus_files import rows_of
         ("a/.cache", "cache", None, "a/.cache"),
     ],
 )
-def test_sources_as_written(text, name, kind, path):
+def test_parse_reads_name_kind_and_path(text, name, kind, path):
     assert partitions.parse(text) == partitions.Source(name, kind, path)
 
 
-def test_impossible_sources():
+def test_make_partitions_refuses_invalid_sources():
     for given, message in (
         ((), "no sources"),
-        (("a/x", "b/x"), "2 sources are called"),
+        (("a/x", "b/x"), "2 sources are named"),
         (("web:",), "no path"),
-        (("/",), "no name"),
-        (("..=a",), "no name"),
+        (("/",), "cannot name a source"),
+        (("..=a",), "cannot name a source"),
     ):
         with pytest.raises(ConfigError, match=message):
             partitions.make_partitions(given, partition_mb=1)
 
 
-def test_repositories_keep_language_license_and_path(tmp_path):
+def test_read_gives_code_its_language_license_and_path(tmp_path):
     for name, text in {
         "one/LICENSE": "Apache License",
         "one/a.py": "x = 1\n",
@@ -66,43 +66,43 @@ def test_repositories_keep_language_license_and_path(tmp_path):
     assert record["repos"]["passed_over"] == {".png": 1, "none": 2}
 
 
-def test_links_are_not_passed_over_without_a_word(tmp_path):
+def test_make_partitions_reports_links(tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.py").write_text("x = 1")
     (tmp_path / "in/gone.py").symlink_to("nowhere")
     (tmp_path / "in/round").symlink_to(tmp_path)
     with pytest.raises(DataError, match="2 of 3 files.*broken link, link to a folder"):
         partitions.make_partitions([f"{tmp_path}/in"], partition_mb=1)
-    said = []
+    log = []
     result = pipeline.run(
-        [f"code:{tmp_path}/in"], [Read()], str(tmp_path / "out"), workers=0, log=said.append
+        [f"code:{tmp_path}/in"], [Read()], str(tmp_path / "out"), workers=0, log=log.append
     )
-    assert said[0] == "in: passed over broken link 1, link to a folder 1"
+    assert log[0] == "in: skipped broken link 1, link to a folder 1"
     assert len(rows_of(result)) == 1
 
 
-def test_output_in_a_source(tmp_path):
+def test_run_refuses_an_output_inside_a_source(tmp_path):
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(ConfigError, match="lies in a source"):
+    with pytest.raises(ConfigError, match="inside a source"):
         pipeline.run([str(tmp_path)], [Read()], str(tmp_path / "x/out"), workers=0)
     assert not (tmp_path / "x").exists()
 
 
-def test_small_files_go_together_and_large_ones_are_cut(tmp_path):
+def test_make_partitions_groups_small_files_and_splits_large_ones(tmp_path):
     for i in range(5):
         (tmp_path / f"{i}.txt").write_text("x" * 400)
     (tmp_path / "9.jsonl").write_text('{"text": "y"}\n' * 200)
     made, _ = partitions.make_partitions([str(tmp_path)], partition_mb=0.001)
     assert [len(partition) for partition in made] == [2, 2, 1, 1, 1, 1]
-    assert [(piece.begin, piece.end) for partition in made for piece in partition][-3:] == [
+    assert [(part.begin, part.end) for partition in made for part in partition][-3:] == [
         (0, 1000),
         (1000, 2000),
         (2000, 2800),
     ]
 
 
-def test_files_by_the_engine(tmp_path, monkeypatch):
-    """What object stores go through, with a scheme that needs no store."""
+def test_listing_reads_remote_files_through_daft(tmp_path, monkeypatch):
+    """Covers the path of object stores with the file:// scheme, which needs no store."""
     pytest.importorskip("daft")
     monkeypatch.setattr(source_files, "REMOTE", ("file://",))
     (tmp_path / "in/b").mkdir(parents=True)
@@ -121,7 +121,7 @@ def test_files_by_the_engine(tmp_path, monkeypatch):
     assert [(row["path"], row["text"]) for row in rows_of(one)] == [("a.jsonl@0", "one")]
 
 
-def test_a_file_of_a_store_that_goes_half_way(tmp_path, monkeypatch):
+def test_open_binary_raises_oserror_if_a_remote_file_shrinks(tmp_path, monkeypatch):
     pytest.importorskip("daft")
     monkeypatch.setattr(source_files, "REMOTE", ("file://",))
     path = tmp_path / "a.parquet"
@@ -129,13 +129,15 @@ def test_a_file_of_a_store_that_goes_half_way(tmp_path, monkeypatch):
     with source_files.open_binary(f"file://{path}") as file:
         assert len(file.read(100)) == 100
         os.truncate(path, 50)
-        with pytest.raises(OSError) as caught:  # with an errno: pyarrow's errors of data have none
+        with pytest.raises(
+            OSError
+        ) as caught:  # with an errno, unlike pyarrow's errors for damaged data
             file.seek(10 << 20)
             file.read()
     assert caught.value.errno and str(path) in caught.value.filename
 
 
-def test_an_error_names_the_beginning_of_a_long_task():
+def test_run_tasks_shortens_a_long_task_in_its_error():
     with pytest.raises(DataError) as caught:
         list(run_tasks(lambda task: open("/nowhere/at/all"), [tuple(range(10_000))], workers=0))
     assert "(0, 1, 2" in caught.value.where and len(caught.value.where) < 1000
@@ -147,7 +149,7 @@ def fails_on_three(task):
     return task * 2
 
 
-def test_one_task_fails_and_the_others_end():
+def test_run_tasks_finishes_the_others_if_one_fails():
     done = []
     with pytest.raises(DataError, match="No space left on device: somewhere"):
         for task, result in run_tasks(fails_on_three, range(5), workers=0):

@@ -1,4 +1,4 @@
-"""The data plan: nothing lost, nothing twice, the same bytes however it is run."""
+"""The corpus pipeline keeps or rejects every row, and writes the same bytes in any setup."""
 
 import dataclasses
 import gzip
@@ -36,7 +36,7 @@ def run(source, root, workers=0, steps=STEPS, partition_mb=0.01, **settings):
     )
 
 
-def test_every_row_is_kept_or_rejected_with_a_reason(tmp_path):
+def test_run_keeps_or_rejects_every_row_with_a_reason(tmp_path):
     source = write_sources(tmp_path / "source")
     result = run(source, tmp_path / "out")
     assert result.partitions > 5
@@ -57,14 +57,14 @@ def test_every_row_is_kept_or_rejected_with_a_reason(tmp_path):
     assert rejected[0]["rejected_value"] == "00000#7"
 
 
-def test_how_it_is_cut_changes_no_document(tmp_path):
+def test_run_gives_the_same_rows_for_any_partition_mb(tmp_path):
     source = write_sources(tmp_path / "source")
     one, many = (run(source, tmp_path / str(mb), partition_mb=mb) for mb in (64, 0.003))
     assert many.partitions > one.partitions == 1
     assert rows_of(one) == rows_of(many)
 
 
-def test_batches_change_no_document(tmp_path, monkeypatch):
+def test_run_gives_the_same_rows_for_any_batch_size(tmp_path, monkeypatch):
     source = write_sources(tmp_path / "source")
     one = run(source, tmp_path / "one", partition_mb=64)
     monkeypatch.setattr(read, "BATCH_BYTES", 2000)
@@ -74,13 +74,13 @@ def test_batches_change_no_document(tmp_path, monkeypatch):
     assert rows_of(one) == rows_of(many) and one.counts == many.counts
 
 
-def test_what_is_finished_is_not_done_again(tmp_path):
+def test_run_resumes_without_redoing_finished_partitions(tmp_path):
     source = write_sources(tmp_path / "source")
     run(source, tmp_path / "a")
     run(source, tmp_path / "b")
     before = files_of(tmp_path / "b")
     assert before == files_of(tmp_path / "a")
-    for name in ("00002.json", "kept/00002.parquet"):  # as if killed in the last stage
+    for name in ("00002.json", "kept/00002.parquet"):  # as if killed during the last stage
         (tmp_path / "b/03-exact_document" / name).unlink()
     (tmp_path / "b/03-exact_document/kept/00002.parquet.77.writing").write_text("half")
     untouched = tmp_path / "b/03-exact_document/kept/00001.parquet"
@@ -89,7 +89,17 @@ def test_what_is_finished_is_not_done_again(tmp_path):
     assert files_of(tmp_path / "b") == before and untouched.stat().st_mtime_ns == when
 
 
-def test_another_plan_in_the_same_folder_is_refused(tmp_path):
+def test_run_resumes_a_folder_whose_record_is_plan_json(tmp_path):
+    source = write_sources(tmp_path / "source")
+    run(source, tmp_path / "out")
+    (tmp_path / "out/pipeline.json").rename(tmp_path / "out/plan.json")  # of earlier versions
+    run(source, tmp_path / "out")
+    assert not (tmp_path / "out/pipeline.json").exists()
+    with pytest.raises(ConfigError, match="page_mb"):
+        run(source, tmp_path / "out", steps=[Read(page_mb=3), *STEPS[1:]])
+
+
+def test_run_refuses_a_folder_of_other_settings(tmp_path):
     source = write_sources(tmp_path / "source")
     run(source, tmp_path / "out")
     with pytest.raises(ConfigError, match="made otherwise.*page_mb"):
@@ -99,7 +109,7 @@ def test_another_plan_in_the_same_folder_is_refused(tmp_path):
         run(source, tmp_path / "out")
 
 
-def test_missing_sources_stop_it_before_any_work(tmp_path):
+def test_run_checks_all_sources_before_any_work(tmp_path):
     write_sources(tmp_path / "source")
     with pytest.raises(DataError, match="does not exist"):
         pipeline.run(
@@ -114,25 +124,25 @@ def test_missing_sources_stop_it_before_any_work(tmp_path):
         run(tmp_path / "source", tmp_path / "out")
 
 
-def test_a_source_that_goes_half_way_fails_its_partition_and_no_other(tmp_path, monkeypatch):
+def test_run_fails_only_the_partition_of_a_missing_file(tmp_path, monkeypatch):
     source = write_sources(tmp_path / "source")
-    plan = pipeline.make_partitions
+    original = pipeline.make_partitions
 
-    def then_gone(*args, **named):
-        made = plan(*args, **named)
+    def remove_after(*args, **named):
+        made = original(*args, **named)
         (source / "d.txt").rename(tmp_path / "d.txt")
         return made
 
-    monkeypatch.setattr(pipeline, "make_partitions", then_gone)
+    monkeypatch.setattr(pipeline, "make_partitions", remove_after)
     with pytest.raises(DataError, match="No such file.*d.txt"):
         run(source, tmp_path / "out")
     assert len(list((tmp_path / "out/01-read").glob("*.json"))) >= 5
-    monkeypatch.setattr(pipeline, "make_partitions", plan)
+    monkeypatch.setattr(pipeline, "make_partitions", original)
     (tmp_path / "d.txt").rename(source / "d.txt")
     assert len(rows_of(run(source, tmp_path / "out"))) == 303
 
 
-def test_damage_is_named_and_costs_itself(tmp_path):
+def test_read_rejects_only_damaged_input(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     (source / "a.jsonl").write_bytes(
@@ -164,7 +174,7 @@ def rejected_by(result):
     }
 
 
-def test_lines_that_python_stumbles_over(tmp_path, monkeypatch):
+def test_read_rejects_deeply_nested_long_and_blank_lines(tmp_path, monkeypatch):
     monkeypatch.setattr(read, "_MAX_BYTES", 1 << 19)
     source = tmp_path / "source"
     source.mkdir()
@@ -174,21 +184,21 @@ def test_lines_that_python_stumbles_over(tmp_path, monkeypatch):
     )
     (source / "blank.jsonl").write_bytes(b"\n  \r\n\n")
     (source / "nothing.jsonl.gz").write_bytes(gzip.compress(b""))
-    for mb in (64, 0.3):  # in ranges, a line that is too long lies across several
+    for mb in (64, 0.3):  # split into ranges, the long line spans several
         result = run(source, tmp_path / str(mb), steps=[Read()], partition_mb=mb)
         assert rejected_by(result) == {"not_json": 1, "too_large": 1, "empty_file": 2}
         assert [row["text"] for row in rows_of(result)] == ["good", "good"]
 
 
-def test_damage_in_parquet_costs_its_rows(tmp_path):
+def test_read_rejects_only_damaged_row_groups_of_parquet(tmp_path):
     source = tmp_path / "source"
     source.mkdir()
     texts = [f"{number} " * 400 for number in range(40)]
     pq.write_table(pa.table({"text": texts}), source / "a.parquet", row_group_size=10)
     data = bytearray((source / "a.parquet").read_bytes())
     begin = pq.ParquetFile(source / "a.parquet").metadata.row_group(1).column(0)
-    for place in range(begin.data_page_offset, begin.data_page_offset + 200):
-        data[place] ^= 0x5A
+    for offset in range(begin.data_page_offset, begin.data_page_offset + 200):
+        data[offset] ^= 0x5A
     (source / "a.parquet").write_bytes(data)
     data[-100:] = bytes(100)
     (source / "b.parquet").write_bytes(data)
@@ -202,7 +212,7 @@ def test_damage_in_parquet_costs_its_rows(tmp_path):
         pa.table({"text": ["timed"], "t": pa.array([1], pa.timestamp("ns"))}), source / "d.parquet"
     )
     pq.write_table(pa.table({"text": pa.array([], pa.string())}), source / "e.parquet")
-    for mb in (64, 0.0001):  # cut, or not
+    for mb in (64, 0.0001):  # one range, or several
         result = run(source, tmp_path / str(mb), steps=[Read()], partition_mb=mb)
         assert rejected_by(result) == {
             "damaged_rows": 1,
@@ -220,7 +230,7 @@ def test_damage_in_parquet_costs_its_rows(tmp_path):
         assert rejected["path"] == "a.parquet#10" and "10 rows" in rejected["rejected_value"]
 
 
-def test_many_small_rows_are_not_one_batch(tmp_path, monkeypatch):
+def test_read_limits_the_rows_of_a_batch(tmp_path, monkeypatch):
     monkeypatch.setattr(read, "BATCH_BYTES", 50_000)
     (tmp_path / "a.jsonl").write_text("0\n" * 1000)
     result = run(tmp_path / "a.jsonl", tmp_path / "out", steps=[Read()])
@@ -228,18 +238,18 @@ def test_many_small_rows_are_not_one_batch(tmp_path, monkeypatch):
     assert pq.ParquetFile(result.folder.rejected(0)).num_row_groups > 5
 
 
-def test_a_parquet_file_may_unpack_to_much_more(tmp_path, monkeypatch):
+def test_read_bounds_memory_for_dictionary_encoded_parquet(tmp_path, monkeypatch):
     monkeypatch.setattr(read, "BATCH_BYTES", 1 << 20)
     words = pa.DictionaryArray.from_arrays(pa.array([0] * 64, pa.int32()), ["x" * (1 << 20)])
     pq.write_table(pa.table({"text": words}), tmp_path / "a.parquet", compression="zstd")
     partitions, _ = pipeline.make_partitions([f"{tmp_path}/a.parquet"], partition_mb=1)
     tracemalloc.start()
     assert sum(map(len, Read().batches(partitions[0]))) == 64
-    assert tracemalloc.get_traced_memory()[1] < 40 << 20  # 64 MiB and more, all at once
+    assert tracemalloc.get_traced_memory()[1] < 40 << 20  # all rows at once would take over 64 MiB
     tracemalloc.stop()
 
 
-def test_a_source_may_be_called_sum(tmp_path):
+def test_run_accepts_a_source_named_sum(tmp_path):
     for name in ("sum", "other"):
         (tmp_path / f"{name}.txt").write_text(name)
     result = pipeline.run(
@@ -248,7 +258,7 @@ def test_a_source_may_be_called_sum(tmp_path):
     assert result.counts["01-read"]["counted"]["source"] == {"other": 1, "sum": 1}
 
 
-def test_archives(tmp_path):
+def test_read_extracts_pages_of_warc_and_wet_archives(tmp_path):
     pytest.importorskip("trafilatura")
     body = (
         "<html><body><article><p>"
@@ -310,7 +320,7 @@ def test_archives(tmp_path):
     assert rows["http://a/0"]["kind"] == rows["http://b/0"]["kind"] == "web"
 
 
-def test_shards_are_those_that_one_process_would_write(tmp_path):
+def test_tokenize_writes_the_shards_of_one_process(tmp_path):
     result = run(write_sources(tmp_path / "source"), tmp_path / "out")
     path = small_tokenizer(tmp_path / "bytes.tiktoken")
     tokenize(
@@ -327,16 +337,16 @@ def test_shards_are_those_that_one_process_would_write(tmp_path):
     documents = [Document(row["id"], row["text"]) for row in reversed(rows_of(result))]
     shards.write(
         documents,
-        tmp_path / "alone",
+        tmp_path / "direct",
         Tokenizer.from_file(path),
         eval_fraction=0.1,
         seed=3,
         num_shards=len(opened.files),
     )
-    assert files_of(tmp_path / "alone") == files_of(tmp_path / "shards/source")
+    assert files_of(tmp_path / "direct") == files_of(tmp_path / "shards/source")
 
 
-def test_copies_come_in_train_alone_and_elsewhere(tmp_path):
+def test_tokenize_repeats_only_train_documents_and_spreads_them(tmp_path):
     result = run(write_sources(tmp_path / "source"), tmp_path / "out")
     path = small_tokenizer(tmp_path / "bytes.tiktoken")
     made = {}
@@ -363,16 +373,16 @@ def test_copies_come_in_train_alone_and_elsewhere(tmp_path):
     documents = [
         bytes(part.astype(np.uint8)) for part in np.split(tokens, np.flatnonzero(tokens == 256))
     ]
-    assert sum(a == b for a, b in itertools.pairwise(documents)) < 8  # not beside one another
+    assert sum(a == b for a, b in itertools.pairwise(documents)) < 8  # copies are not adjacent
 
 
-def test_shards_of_other_settings_are_refused(tmp_path):
+def test_tokenize_refuses_a_folder_of_other_settings(tmp_path):
     result = run(write_sources(tmp_path / "source"), tmp_path / "out")
     path = small_tokenizer(tmp_path / "bytes.tiktoken")
 
-    fifth, plain = Split(0.2), Mixture()
+    default_split, default_mixture = Split(0.2), Mixture()
 
-    def write(split=fifth, mixture=plain):
+    def write(split=default_split, mixture=default_mixture):
         tokenize(
             result,
             str(tmp_path / "shards"),
@@ -393,18 +403,18 @@ def test_shards_of_other_settings_are_refused(tmp_path):
     assert files_of(tmp_path / "shards") == before
 
 
-def test_parts_of_shards_that_were_deleted_are_not_used(tmp_path):
+def test_tokenize_ignores_parts_of_deleted_shards(tmp_path):
     result = run(write_sources(tmp_path / "source"), tmp_path / "out")
     path = small_tokenizer(tmp_path / "bytes.tiktoken")
     settings = {"shard_tokens": 1e9, "workers": 0, "log": print}
-    with pytest.raises(DataError, match="none is in train"):  # its parts stay
+    with pytest.raises(DataError, match="none is in train"):  # leaves its parts behind
         tokenize(result, str(tmp_path / "shards"), path, split=Split(1.0), **settings)
     shutil.rmtree(tmp_path / "shards")
     tokenize(result, str(tmp_path / "shards"), path, split=Split(0.0), **settings)
     assert shards.open_shards(tmp_path / "shards/source/train").documents == 303
 
 
-def test_workers_of_the_engine_write_the_same(tmp_path):
+def test_run_and_tokenize_write_the_same_with_workers(tmp_path):
     pytest.importorskip("daft")
     source = write_sources(tmp_path / "source")
     path = small_tokenizer(tmp_path / "bytes.tiktoken")

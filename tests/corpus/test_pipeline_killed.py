@@ -1,4 +1,4 @@
-"""Killed at any moment, run again, and on other workers: the same bytes."""
+"""experiments.prepare_data writes the same bytes after kills, and with any workers."""
 
 import os
 import pathlib
@@ -18,21 +18,21 @@ from tests.helpers.corpus_files import files_of, small_tokenizer, write_sources
 from tests.helpers.warc_files import answer, record, zipped
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SECONDS = 600  # that one run may take: on idle cores it takes a dozen
+SECONDS = 600  # limit of one run, which takes about 12 on idle cores
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    """Makes the command line of a run into a folder."""
+    """Returns a function from an output folder to the command line of a run."""
     folder = tmp_path_factory.mktemp("sources")
     source = write_sources(folder / "source")
-    draw = random.Random(7)
+    rng = random.Random(7)
     words = "the river rose slowly over many quiet fields and nobody in town noticed it".split()
     pages = []
     for i in range(30):
-        text = " ".join(draw.choices(words, k=120)) + "."
+        text = " ".join(rng.choices(words, k=120)) + "."
         body = f"<html><body><article><p>{text}</p><p>{text[::-1]}</p></article></body></html>"
         pages.append(record(f"http://b/{i}", answer(body.encode())))
     (source / "e.warc.gz").write_bytes(b"".join(map(zipped, pages)))
@@ -50,7 +50,7 @@ def command(tmp_path_factory):
             "--exact_dedup=document,paragraph",
             "--eval_fraction=0.1",
             "--shard_tokens=8000",
-            "--filters.rules=false",  # which it would not pass
+            "--filters.rules=false",  # the texts would not pass them
             *more,
         ]
 
@@ -59,8 +59,8 @@ def command(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def undisturbed(command, tmp_path_factory):
-    """A run by two workers: its folder, and all files that it ever had, in their order."""
-    output = tmp_path_factory.mktemp("whole") / "output"
+    """Runs with two workers; returns the folder and all files it ever had, in order."""
+    output = tmp_path_factory.mktemp("complete") / "output"
     process = subprocess.Popen(
         command(output, "--workers=2"),
         cwd=ROOT,
@@ -80,7 +80,7 @@ def undisturbed(command, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(undisturbed):
+def complete(undisturbed):
     return undisturbed[0]
 
 
@@ -90,12 +90,14 @@ def run(command):
 
 
 def kill_at(command, path, *, seconds, workers):
-    """Kills a run, by signal 9, so long after it has begun to write a file.
+    """Kills a run with SIGKILL, `seconds` after it starts to write a file.
 
     Args:
-      workers: are killed as well; else they find out by themselves that they are alone.
+      path: the file.
+      workers: whether to kill the workers too; otherwise they notice that their parent is gone.
 
-    Returns whether the run was there to be killed.
+    Returns:
+      whether the run was still alive.
     """
     process = subprocess.Popen(
         command,
@@ -117,32 +119,32 @@ def kill_at(command, path, *, seconds, workers):
     return alive
 
 
-@pytest.mark.parametrize("workers", [True, False], ids=["all processes", "the first alone"])
-def test_killed_five_times(command, undisturbed, tmp_path, workers):
-    whole, names = undisturbed
-    draw = random.Random(f"{workers}")
+@pytest.mark.parametrize("workers", [True, False], ids=["all processes", "only the first"])
+def test_prepare_data_killed_five_times_writes_the_same(command, undisturbed, tmp_path, workers):
+    complete, names = undisturbed
+    rng = random.Random(f"{workers}")
     output = tmp_path / "output"
     moments = [
-        names[draw.randrange(len(names) * i // 5, len(names) * (i + 1) // 5)] for i in range(5)
+        names[rng.randrange(len(names) * i // 5, len(names) * (i + 1) // 5)] for i in range(5)
     ]
-    for i, name in enumerate(moments):  # while a file is written, or at any time after that
+    for i, name in enumerate(moments):  # during the write of a file, or up to a second later
         assert kill_at(
             command(output, "--workers=2"),
             output / name,
             workers=workers,
-            seconds=i % 2 * draw.random(),
+            seconds=i % 2 * rng.random(),
         ), name
     run(command(output, "--workers=2"))
-    assert files_of(output) == files_of(whole), moments
+    assert files_of(output) == files_of(complete), moments
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_fewer_workers_write_the_same(command, whole, tmp_path, workers):
+def test_prepare_data_writes_the_same_with_fewer_workers(command, complete, tmp_path, workers):
     run(command(tmp_path / "output", f"--workers={workers}"))
-    assert files_of(tmp_path / "output") == files_of(whole)
+    assert files_of(tmp_path / "output") == files_of(complete)
 
 
-def test_ray_writes_the_same(command, whole, tmp_path):
+def test_prepare_data_writes_the_same_on_ray(command, complete, tmp_path):
     pytest.importorskip("ray")
     run(command(tmp_path / "output", "--workers=2", "--ray=local"))
-    assert files_of(tmp_path / "output") == files_of(whole)
+    assert files_of(tmp_path / "output") == files_of(complete)

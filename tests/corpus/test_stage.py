@@ -1,4 +1,4 @@
-"""A stage marks rows and never takes one away."""
+"""A stage marks rows and never drops one."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def table_of(*texts):
     return pa.Table.from_pylist(rows, schema=stage.schema())
 
 
-def test_rejecting_keeps_every_row_and_the_first_reason():
+def test_reject_keeps_every_row_and_the_first_reason():
     table = stage.reject(table_of("a", "b", "c"), [None, ("length", 0.123456789), ("name", "x")])
     assert table["rejected_by"].to_pylist() == [None, "length", "name"]
     assert table["rejected_value"].to_pylist() == [None, "0.123457", "x"]
@@ -24,7 +24,7 @@ def test_rejecting_keeps_every_row_and_the_first_reason():
     assert table["text"].to_pylist() == ["a", "b", "c"]
 
 
-def test_rejecting_by_row_sees_language_and_kind():
+def test_reject_rows_passes_language_and_kind():
     def rejects(text, language, kind):
         return ("short", len(text)) if (len(text), language, kind) == (1, None, "text") else None
 
@@ -32,7 +32,7 @@ def test_rejecting_by_row_sees_language_and_kind():
     assert table["rejected_by"].to_pylist() == ["short", None]
 
 
-def test_a_column_is_added_or_replaced_in_its_place():
+def test_set_column_adds_or_replaces_a_column():
     table = stage.set_column(table_of("a"), "score", [1.5], pa.float32())
     assert table.column_names[-1] == "score"
     table = stage.set_column(table, "text", ["b"], pa.large_string())

@@ -1,4 +1,4 @@
-"""Weights, epochs and shares of sources; what cannot be meant is an error before work is spent."""
+"""Weights, epochs and shares of sources; invalid mixtures are errors before any work."""
 
 import pytest
 
@@ -9,18 +9,18 @@ COUNTS = {
     ("web", "en"): (100, 1000),
     ("web", "zh"): (50, 600),
     ("wiki", "en"): (10, 200),
-    ("talks", "zh"): (5, 100),
+    ("chats", "zh"): (5, 100),
 }
-MIXTURE = Mixture({"web:zh": 2.0, "wiki": 3.0}, instructions=("talks",))
+MIXTURE = Mixture({"web:zh": 2.0, "wiki": 3.0}, instructions=("chats",))
 
 
-def test_tokens_epochs_and_shares():
+def test_entries_have_tokens_epochs_and_shares():
     rows = entries(COUNTS, MIXTURE)
     assert [(r.source, r.language, r.mixed) for r in rows] == [
         ("web", "zh", 1200),
         ("web", "en", 1000),
         ("wiki", "en", 600),
-        ("talks", "zh", 100),
+        ("chats", "zh", 100),
     ]
     assert sum(row.share for row in rows) == pytest.approx(1)
     shown = table(rows, MIXTURE)
@@ -29,7 +29,7 @@ def test_tokens_epochs_and_shares():
     assert "Instruction data: 3.4%" in shown
 
 
-def test_copies_follow_the_weight_and_the_document_alone():
+def test_copies_depends_only_on_weight_and_document():
     mixture = Mixture({"wiki": 2.5, "web": 0.25, "off": 0.0})
     copies = [mixture.copies(f"d{i}", "wiki", "en") for i in range(4000)]
     assert set(copies) == {2, 3} and sum(copies) / 4000 == pytest.approx(2.5, abs=0.04)
@@ -51,12 +51,12 @@ def test_copies_follow_the_weight_and_the_document_alone():
     ],
     ids=["source", "language", "instructions", "epochs", "consent"],
 )
-def test_what_cannot_be_meant(mixture, message):
+def test_entries_refuses_unknown_names_and_too_many_epochs(mixture, message):
     with pytest.raises(ConfigError, match=message):
         entries(COUNTS, mixture)
 
 
-def test_consent_and_nothing_left():
+def test_entries_allows_more_epochs_and_refuses_an_empty_mixture():
     assert entries(COUNTS, Mixture({"wiki": 9.0}, allow_epochs=("wiki",)))[0].mixed == 1800
     with pytest.raises(DataError, match="no tokens"):
         entries({("web", None): (1, 10)}, Mixture({"web": 0.0}))
@@ -64,13 +64,13 @@ def test_consent_and_nothing_left():
         Mixture({"web": -1.0})
 
 
-def test_weights_from_flags():
+def test_parse_weights_reads_flags():
     assert parse_weights(["wiki=3", "web:zh=1.5"]) == {"wiki": 3.0, "web:zh": 1.5}
     for bad in (["wiki"], ["wiki=x"], ["=2"], ["a=1", "a=2"]):
         with pytest.raises(ConfigError, match="SOURCE=NUMBER"):
             parse_weights(bad)
 
 
-def test_the_plot_is_a_png_and_the_same_again():
+def test_draw_returns_the_same_png_again():
     rows = entries(COUNTS, MIXTURE)
     assert draw(rows)[:4] == b"\x89PNG" and draw(rows) == draw(rows)

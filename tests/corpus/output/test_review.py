@@ -1,4 +1,4 @@
-"""The review page: a fair sample, whatever is in a text stays text, its marks are read back."""
+"""The review page has a fair sample and escapes its texts; its marks are read back."""
 
 import html.parser
 import json
@@ -28,7 +28,7 @@ def rows(number=300):
         }
 
 
-def test_every_stratum_has_its_sample_and_order_does_not_matter():
+def test_sample_covers_every_stratum_in_any_order():
     found = sample(rows(), each=7)
     strata = {(s.source, s.rule) for s in found}
     assert len(strata) == 6 and len(found) == 42 and ("wiki", KEPT) in strata
@@ -36,7 +36,7 @@ def test_every_stratum_has_its_sample_and_order_does_not_matter():
     assert {s.id for s in sample(rows(), each=3)} < {s.id for s in found}
     assert sample(rows(), each=7, seed=1) != found
     assert len(sample(rows(9), each=7)) == 9
-    with pytest.raises(DataError, match="nothing to review"):
+    with pytest.raises(DataError, match="no rows to review"):
         sample([])
 
 
@@ -60,7 +60,7 @@ class Reader(html.parser.HTMLParser):
             self.texts[-1] += data
 
 
-def test_what_is_in_a_text_is_no_markup():
+def test_page_escapes_texts():
     found = sample(rows(), each=2)
     reader = Reader()
     reader.feed(page(found, title="a < b"))
@@ -68,14 +68,14 @@ def test_what_is_in_a_text_is_no_markup():
     assert sorted(reader.texts) == sorted(one.text for one in found)
 
 
-def test_long_texts_are_cut_in_the_middle():
+def test_page_shortens_the_middle_of_long_texts():
     long = {"id": "0", "source": "s", "text": "begin" + "x" * 10_000 + "end", "path": "p"}
     shown = page(sample([long]))
     assert "begin" in shown and "end</pre>" in shown and "characters …]" in shown
     assert len(shown) < 16_000
 
 
-def test_marks_and_their_intervals(tmp_path, capsys):
+def test_summarize_computes_precision_and_interval(tmp_path, capsys):
     marks = [
         {"id": str(i), "source": "web", "rule": "words", "mark": "drop" if i < 18 else "keep"}
         for i in range(20)

@@ -1,4 +1,4 @@
-"""The text that a vocabulary is learned from: each language has its share, held-out text none."""
+"""A vocabulary is trained on a given share of each language, without held-out text."""
 
 import json
 import random
@@ -24,7 +24,7 @@ CHINESE = "".join(map(chr, range(0x4E00, 0x4E64)))
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory) -> pipeline.Result:
-    """300 English documents first, then 200 Chinese ones, then 20 in an unknown language."""
+    """Returns 300 English documents, then 200 Chinese ones, then 20 in an unknown language."""
     folder = tmp_path_factory.mktemp("vocabulary")
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefghijklmno", k=rng.randint(2, 8))) for _ in range(300)]
@@ -42,14 +42,14 @@ def result(tmp_path_factory) -> pipeline.Result:
 
 @pytest.fixture
 def base(tmp_path):
-    """The 256 bytes and three numbers."""
+    """A base vocabulary of the 256 bytes, two numbers and "th"."""
     ranks = {bytes([byte]): byte for byte in range(256)} | {b"20": 256, b"200": 257, b"th": 258}
     write_ranks(tmp_path / "base.tiktoken", ranks)
     return str(tmp_path / "base.tiktoken")
 
 
 def amounts(result, weights, megabytes):
-    """Bytes of English and of Chinese that are learned from."""
+    """Returns the bytes of English and of Chinese in the training text."""
     chosen = shares(text_bytes(result), weights, megabytes)
     chunks = list(vocabulary.texts(result, chosen, Split()))
     chinese = sum(len(chunk.encode()) for chunk in chunks if chunk[0] in CHINESE)
@@ -57,12 +57,12 @@ def amounts(result, weights, megabytes):
     return english, chinese
 
 
-def test_the_weights_are_shares_of_the_text():
+def test_shares_follow_the_weights():
     chosen = shares({"en": 6_000_000, "zh": 2_000_000}, {"zh": 3.0}, 4)
     assert [(share.language, share.copies) for share in chosen] == [("zh", 1.5), ("en", 1 / 6)]
     shown = vocabulary.table(chosen)
     assert "| zh | 3 | 2.00 | 1.5 times | 75.0% |" in shown
-    # All text, if there is less; four times at most; a named language without text is shown.
+    # With less text, all of it; at most four copies; a named language without text is listed.
     chosen = shares({"en": 900, "zh": 100}, {"zh": 9.0, "he": 2.0}, 500)
     assert {share.language: share.copies for share in chosen} == {
         "zh": 4.0,
@@ -72,7 +72,7 @@ def test_the_weights_are_shares_of_the_text():
     assert shares({"?": 100}, {"zh": 8.0}, 500)[0].copies == 1.0
 
 
-def test_text_is_chosen_by_language_and_not_from_its_beginning(result):
+def test_texts_samples_each_language_throughout(result):
     sizes = text_bytes(result)
     assert sizes["zh"] == 200 * 150 * 3 and sizes["en"] > 3 * sizes["zh"]
     english, chinese = amounts(result, {"zh": 3.0, "?": 0.0}, 0.12)
@@ -82,7 +82,7 @@ def test_text_is_chosen_by_language_and_not_from_its_beginning(result):
     assert english == 0 and chinese == pytest.approx(200_000, rel=0.02)
 
 
-def test_what_is_held_out_is_not_learned_from_but_measured(result):
+def test_measured_texts_are_held_out_of_training(result):
     split = Split(eval_fraction=0.2, seed=4)
     chosen = shares(text_bytes(result), {}, 500)
     held_out = vocabulary.measured_texts(result, split)
@@ -93,7 +93,7 @@ def test_what_is_held_out_is_not_learned_from_but_measured(result):
     assert list(vocabulary.measured_texts(result, Split()))[0] == "en (seen)"
 
 
-def test_pieces_end_where_lines_do():
+def test_chunks_end_at_line_ends():
     rng = random.Random(1)
     text = "".join(rng.choices(["word ", "\n", "\r\n", "\n\n\n", "字"], [8, 1, 1, 1, 4], k=20_000))
     chunks = list(vocabulary._chunks(text))
@@ -103,7 +103,7 @@ def test_pieces_end_where_lines_do():
     assert list(vocabulary._chunks("")) == []
 
 
-def test_a_base_is_extended_and_compared_by_language(result, base, tmp_path):
+def test_learn_extends_a_base_and_compare_measures_by_language(result, base, tmp_path):
     lines = []
     config = Vocabulary(base=base, num_new=200, chinese_characters=False)
     split = Split(eval_fraction=0.2)
@@ -112,7 +112,7 @@ def test_a_base_is_extended_and_compared_by_language(result, base, tmp_path):
     )
     ranks = read_ranks(path)
     assert len(ranks) == 257 + 200 and b"20" not in ranks and ranks[b"th"] == 256
-    assert "257 tokens of" in lines[-1] and "2 numbers of several digits left out" in lines[-1]
+    assert "257 tokens of" in lines[-1] and "without 2 multi-digit numbers" in lines[-1]
     assert "| zh | 8 |" in lines[0]
     vocabulary.compare(config, result, path, tmp_path, split=split, log=lines.append)
     rows = {
@@ -123,19 +123,19 @@ def test_a_base_is_extended_and_compared_by_language(result, base, tmp_path):
     assert (tmp_path / "compression.png").exists() and lines[-1].startswith("language")
 
 
-def test_characters_come_before_statistics(result, base, tmp_path):
+def test_learn_adds_chinese_characters_before_merges(result, base, tmp_path):
     config = Vocabulary(base=base, num_new=4500)
     vocabulary.learn(config, result, tmp_path / "a.tiktoken", split=Split(), log=print)
     ranks = read_ranks(tmp_path / "a.tiktoken")
-    places = [ranks[character.encode()] for character in extend.common_chinese()]
-    beginnings = {character.encode()[:2] for character in extend.common_chinese()}
-    assert max(places) + 1 == 257 + 3755 + len(beginnings) < len(ranks)
+    ids = [ranks[character.encode()] for character in extend.common_chinese()]
+    prefixes = {character.encode()[:2] for character in extend.common_chinese()}
+    assert max(ids) + 1 == 257 + 3755 + len(prefixes) < len(ranks)
     few = Vocabulary(base=base, num_new=300)
     with pytest.raises(TokenizerError, match="(?s)characters take .* of 300.*chinese_characters"):
         vocabulary.learn(few, result, tmp_path / "b.tiktoken", split=Split(), log=print)
 
 
-def test_other_settings_are_refused_and_former_records_are_read(result, tmp_path):
+def test_learn_refuses_other_settings_and_reads_former_records(result, tmp_path):
     path = tmp_path / "new.tiktoken"
     config = Vocabulary(size=300)
 

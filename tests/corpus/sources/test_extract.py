@@ -1,4 +1,4 @@
-"""Bytes to text: charsets, and pages that hang or kill what reads them."""
+"""Charsets, extraction of pages that hang or crash the extractor, and licenses."""
 
 import gzip
 import json
@@ -17,7 +17,7 @@ WESTERN = "Überraschend große Äpfel, déjà vu à la carte, señor."
 
 
 @pytest.mark.parametrize(
-    "text, codec, declared, said",
+    "text, codec, declared, header",
     [
         (CHINESE, "utf-8", "gbk", None),
         (CHINESE, "gbk", "gbk", None),
@@ -34,33 +34,33 @@ WESTERN = "Überraschend große Äpfel, déjà vu à la carte, señor."
         (WESTERN, "utf-8-sig", None, None),
     ],
 )
-def test_charsets(text, codec, declared, said):
+def test_decode_finds_the_charset(text, codec, declared, header):
     pytest.importorskip("resiliparse")
     meta = f'<meta charset="{declared}">' if declared else ""
     page = f"<html><head>{meta}</head><body><p>{text}</p></body></html>"
-    found, _ = charset.decode(page.encode(codec), said)
+    found, _ = charset.decode(page.encode(codec), header)
     assert found == page
 
 
-def test_damaged_text_loses_what_is_damaged():
+def test_decode_replaces_only_damaged_bytes():
     found, name = charset.decode(("<meta charset=utf-8>" + CHINESE).encode()[:-1])
     assert found.startswith("<meta charset=utf-8>这是") and "\ufffd" in found
 
 
-@pytest.mark.parametrize("said", ["undefined", "idna", "punycode", "a\0b", "rot13", "hex"])
-def test_names_that_are_no_charset_of_a_page(said):
-    assert charset.decode(b"caf\xe9 in a street", said)[0] == "café in a street"
-    page = f'<meta charset="{said}">caf'.encode() + b"\xe9"
+@pytest.mark.parametrize("name", ["undefined", "idna", "punycode", "a\0b", "rot13", "hex"])
+def test_decode_ignores_names_that_are_not_web_charsets(name):
+    assert charset.decode(b"caf\xe9 in a street", name)[0] == "café in a street"
+    page = f'<meta charset="{name}">caf'.encode() + b"\xe9"
     assert charset.decode(page)[0].endswith("café")
 
 
-def test_binary():
+def test_is_binary():
     assert charset.is_binary(b"%PDF-1.7") and charset.is_binary(b"<html>" + bytes(500))
     assert not charset.is_binary("text".encode("utf-16")) and not charset.is_binary(b"<p>text")
     assert not charset.is_binary(b"")
 
 
-def test_a_page_that_hangs_or_kills_costs_itself():
+def test_page_worker_loses_only_a_page_that_hangs_or_crashes():
     pytest.importorskip("lxml")
     with PageWorker("page", 30.0) as worker:
         assert worker.extract("<p>first</p>") == ("first\n\n".strip("\n") + "\n", None)
@@ -69,18 +69,21 @@ def test_a_page_that_hangs_or_kills_costs_itself():
         assert worker.extract("<p>third</p>")[0].strip() == "third"
         assert worker.extract("<div>" * 5000)[1] == "error: DataError"
         worker._seconds = 0.2
-        os.kill(worker._process.pid, signal.SIGSTOP)  # as one that thinks for ever
+        os.kill(worker._process.pid, signal.SIGSTOP)  # as an extractor that hangs
         assert worker.extract("<p>slow</p>") == ("", "timeout")
         worker._seconds = 30.0
         assert worker.extract("<p>after</p>")[0].strip() == "after"
 
 
-def test_an_extractor_that_cannot_start_stops_the_run():
-    with PageWorker("no_such_function", 5.0) as worker, pytest.raises(DataError, match="not start"):
+def test_page_worker_raises_if_the_extractor_does_not_start():
+    with (
+        PageWorker("no_such_function", 5.0) as worker,
+        pytest.raises(DataError, match="failed to start"),
+    ):
         worker.extract("<p>page</p>")
 
 
-def test_licenses(tmp_path):
+def test_license_of_finds_the_nearest_license(tmp_path):
     texts = {
         "MIT": "Permission is hereby granted, free of charge, to any person",
         "GPL": "GNU General Public License\n version 3\n ... GNU Affero General Public License",
@@ -106,7 +109,7 @@ def test_page_keeps_lines_and_indentation():
     assert extract.page(html) == "wrap(text)\n    Wraps.\n\n        >>> wrap('a')\n\na\n  b\n"
 
 
-def test_page_survives_what_web_pages_do():
+def test_page_accepts_empty_deep_and_unclosed_html():
     assert extract.page("") == ""
     assert "deep" in extract.page("<div>" * 2000 + "deep")  # beyond Python's recursion limit
     with pytest.raises(DataError, match="nested deeper"):
@@ -114,7 +117,7 @@ def test_page_survives_what_web_pages_do():
     assert extract.page("<p>unclosed <b>bold<p>next").splitlines() == ["unclosed bold", "", "next"]
 
 
-def test_article_leaves_menus_out(shared):
+def test_article_drops_menus(shared):
     truth = json.loads((shared / "data/html/zyte/ground-truth.json").read_text())
     name, record = sorted(truth.items())[0]
     html = gzip.open(shared / f"data/html/zyte/html/{name}.html.gz", "rt", encoding="utf-8").read()

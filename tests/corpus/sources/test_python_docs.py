@@ -1,4 +1,4 @@
-"""The corpus of this Python: real pages, and nothing of this person or computer in it."""
+"""The corpus from the running Python has real pages and nothing local."""
 
 import os
 import pathlib
@@ -12,7 +12,7 @@ def pages(names, monkeypatch):
     return {document.name: document.text for document in documents}, failures
 
 
-def test_pages_are_the_documentation(monkeypatch):
+def test_documentation_has_the_pydoc_pages(monkeypatch):
     found, failures = pages(["json", "textwrap"], monkeypatch)
     assert failures == {}
     text = found["pydoc:textwrap"]
@@ -20,7 +20,7 @@ def test_pages_are_the_documentation(monkeypatch):
     assert text.startswith("textwrap\n")
 
 
-def test_nothing_of_this_computer_is_in_it(monkeypatch):
+def test_documentation_has_no_local_paths_or_secrets(monkeypatch):
     monkeypatch.setenv("A_SECRET", "hunter2")
     found, _ = pages(["os", "sys", "tempfile", "ctypes"], monkeypatch)
     text = "".join(found.values())
@@ -35,12 +35,12 @@ def test_nothing_of_this_computer_is_in_it(monkeypatch):
             assert private not in text
 
 
-def test_the_same_python_gives_the_same_text(monkeypatch):
+def test_documentation_is_deterministic(monkeypatch):
     names = ["collections", "ctypes", "os", "email.message"]
     assert pages(names, monkeypatch)[0] == pages(names, monkeypatch)[0]
 
 
-def test_a_module_that_hangs_or_crashes_costs_only_itself(monkeypatch, tmp_path):
+def test_documentation_loses_only_modules_that_hang_or_crash(monkeypatch, tmp_path):
     script = tmp_path / "pages.py"
     script.write_text(
         "import sys, json, os, time\n"
@@ -56,7 +56,7 @@ def test_a_module_that_hangs_or_crashes_costs_only_itself(monkeypatch, tmp_path)
     assert failures == {"crash": "exit code 3", "hang": "took over 2 s"}
 
 
-def test_modules_and_sources_leave_the_dangerous_and_the_irrelevant_out():
+def test_modules_and_source_code_exclude_unwanted_modules():
     names = python_docs.modules()
     assert {"json", "json.decoder", "asyncio.tasks"} <= set(names)
     assert not {"antigravity", "this", "test", "idlelib", "turtle"} & set(names)

@@ -1,4 +1,4 @@
-"""Documents from real formats; bad files stop the reading with their place."""
+"""documents() reads every format; damaged files raise with their location."""
 
 import gzip
 
@@ -15,7 +15,7 @@ def texts(path):
     return [document.text for document in documents(str(path))]
 
 
-def test_reads_every_format_in_the_order_of_names(tmp_path):
+def test_documents_reads_every_format_in_name_order(tmp_path):
     (tmp_path / "a.txt").write_text("ä text", encoding="utf-8")
     (tmp_path / "b.jsonl").write_text('{"text": "one", "group": "g"}\n\n{"text": "two"}\n')
     (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "three"}\n'))
@@ -42,20 +42,20 @@ def test_reads_every_format_in_the_order_of_names(tmp_path):
         ("a.jsonl", b'{"body": "x"}\n', "no_text_field: body"),
         ("a.jsonl", b'{"text": null}\n', "no_text_field"),
         ("a.jsonl", b'{"text": "\xff"}\n', "(?s)not_json.*@0"),
-        # Without a time of its own in the header: workers must collect the same tests.
+        # mtime=0: pytest workers must collect identical parameters.
         ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 1000, mtime=0)[:40], "damaged_file"),
         ("a.parquet", b"PAR1 but not really", "damaged_file"),
-        ("a.png", b"\x89PNG", "kinds that are not read"),
+        ("a.png", b"\x89PNG", "unsupported type"),
     ],
 )
-def test_bad_files_stop_the_reading(tmp_path, name, content, message):
+def test_documents_raises_on_damaged_files(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
         texts(tmp_path)
     assert name in str(caught.value)
 
 
-def test_missing_and_empty_sources(tmp_path):
+def test_documents_raises_on_missing_and_empty_sources(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         texts(tmp_path / "nothing")
     with pytest.raises(DataError, match="empty folder"):

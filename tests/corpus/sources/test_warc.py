@@ -1,4 +1,4 @@
-"""Archives: every record of a good one, and of a damaged one all that is not damaged."""
+"""WARC archives: every record is read, except damaged ones, which are reported."""
 
 import gzip
 import io
@@ -26,42 +26,44 @@ def both(pages):
 
 
 @pytest.mark.parametrize("compressed", [True, False])
-def test_every_record_from_any_byte(compressed):
+def test_records_yields_every_record_from_any_byte(compressed):
     pages = [page(i) for i in range(5)]
     data = b"".join(map(zipped, pages)) if compressed else b"".join(pages)
     assert seen(data, compressed) == list("01234")
     assert read(data, compressed)[1].content.endswith(b"</html>")
-    for cut in range(0, len(data) + 1, 7):  # each record once, wherever the file is cut
-        assert seen(data, compressed, end=cut) + seen(data, compressed, begin=cut) == list("01234")
+    for edge in range(0, len(data) + 1, 7):  # each record once, wherever the file is split
+        assert seen(data, compressed, end=edge) + seen(data, compressed, begin=edge) == list(
+            "01234"
+        )
 
 
-def test_members_of_several_records():
+def test_records_reads_members_of_several_records():
     data = gzip.compress(page(0) + page(1)) + gzip.compress(page(2))
     assert seen(data) == list("012")
     assert [found.offset for found in read(data)][:2] == [0, 0]
 
 
-def test_a_corrupt_member_costs_itself():
+def test_records_skips_only_a_corrupt_member():
     members = [zipped(page(i)) for i in range(4)]
     broken = bytearray(members[1])
     broken[len(broken) // 2] ^= 0xFF
     assert seen(members[0] + bytes(broken) + members[2] + members[3]) == ["0", "corrupt", "2", "3"]
     checksum = bytearray(members[1])
-    checksum[-6] ^= 1  # the gzip member's own
+    checksum[-6] ^= 1  # the gzip member's checksum
     assert seen(members[0] + bytes(checksum) + members[2]) == ["0", "corrupt", "2"]
 
 
-def test_truncated_records():
+def test_records_reports_truncated_records():
     members = [zipped(page(i)) for i in range(3)]
     assert seen(b"".join(members)[:-40]) == ["0", "1", "truncated"]
-    # Cut in the middle of the file, as copies that were put together.
+    # Truncated in the middle of the file, as in concatenated partial downloads.
     assert seen(members[0] + members[1][:60] + members[2]) == ["0", "corrupt", "2"]
     pages = [page(i) for i in range(3)]
     assert seen(b"".join(pages)[:-60], compressed=False) == ["0", "1", "truncated"]
     assert seen(pages[0] + pages[1][:120] + b"\r\n" + pages[2], False) == ["0", "corrupt", "2"]
 
 
-def test_a_wrong_length_costs_itself():
+def test_records_skips_only_a_record_of_wrong_length():
     wrong = record("http://a/1", answer(b"<p>one</p>"), length=12)
     assert seen(page(0) + wrong + page(2), False) == ["0", "corrupt", "2"]
     assert seen(
@@ -69,27 +71,27 @@ def test_a_wrong_length_costs_itself():
     ) == ["0", "corrupt", "2"]
 
 
-def test_large_records_are_passed_by():
+def test_records_skips_large_records():
     large = record("http://a/1", answer(b"x" * (3 << 20)))
     for data, compressed in both([page(0), large, page(2)]):
         assert seen(data, compressed, limit=1 << 20) == ["0", "too_large", "2"]
 
 
-def test_a_bomb_is_left_where_it_is(monkeypatch):
+def test_records_skips_a_decompression_bomb(monkeypatch):
     monkeypatch.setattr(warc, "_MAX_SKIPPED", 4 << 20)
     bomb = record("http://a/1", b"\0" * (32 << 20))
     data = zipped(page(0)) + zipped(bomb) + zipped(page(2))
     assert len(data) < 1 << 17 and seen(data, limit=1 << 20) == ["0", "too_large", "2"]
 
 
-def test_not_an_archive():
+def test_records_reports_files_that_are_not_archives():
     assert seen(b"<html>no archive</html>" * 100, False) == ["corrupt"]
     assert seen(b"no gzip" * 100) == ["corrupt"]
     assert seen(b"no gzip" * 100 + zipped(page(1))) == ["corrupt", "1"]
     assert seen(b"", False) == []
 
 
-def test_bodies():
+def test_http_body_decodes_transfer_and_content_encodings():
     def body(data, **settings):
         return warc.http_body(answer(data, **settings), 1000)[2:]
 
