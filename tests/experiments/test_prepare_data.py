@@ -1,4 +1,4 @@
-"""The data experiment: its smoke, its recipes, and what it refuses."""
+"""experiments.prepare_data: smoke run, recipes, flags and refused settings."""
 
 import dataclasses
 import errno
@@ -21,7 +21,7 @@ from qwen_jax.utils.jsonl import write_rows
 from tests.helpers import tiny_checkpoint
 
 
-def test_smoke(tmp_path, capsys):
+def test_prepare_data_smoke(tmp_path, capsys):
     prepare_data.main(
         dataclasses.replace(prepare_data.SMOKE, output=str(tmp_path / "out"), eval_fraction=0.2)
     )
@@ -33,7 +33,7 @@ def test_smoke(tmp_path, capsys):
     assert "experiments.pretrain --data.sources=" in capsys.readouterr().out
 
 
-def test_plain_keeps_everything(tmp_path):
+def test_unfiltered_keeps_everything(tmp_path):
     (tmp_path / "in").mkdir()
     for name in "abc":
         (tmp_path / f"in/{name}.txt").write_text("the same short text " * 50)
@@ -54,7 +54,7 @@ def test_plain_keeps_everything(tmp_path):
     assert shards.open_shards(tmp_path / "out/shards/mine/train").documents == 3
 
 
-def test_nothing_left_says_so(tmp_path):
+def test_prepare_data_reports_that_every_document_was_rejected(tmp_path):
     (tmp_path / "a.txt").write_text("too short")
     config = dataclasses.replace(
         prepare_data.RECIPE,
@@ -62,7 +62,7 @@ def test_nothing_left_says_so(tmp_path):
         output=str(tmp_path / "out"),
         workers=0,
     )
-    with pytest.raises(DataError, match="nothing is left"):
+    with pytest.raises(DataError, match="rejected every document"):
         prepare_data.main(config)
 
 
@@ -70,10 +70,17 @@ def parsed(*given):
     return flags.parse("", {"unfiltered": prepare_data.UNFILTERED}, ["x", "--workers=0", *given])[1]
 
 
-def test_former_flags_of_the_vocabulary_still_work(capsys):
+def test_former_flags_and_recipe_still_work(capsys):
     config = parsed("--base=b.tiktoken", "--num_new=7", "--vocabulary_mb=3", "--vocab_size=300")
     assert config.vocabulary == Vocabulary(base="b.tiktoken", num_new=7, megabytes=3, size=300)
     assert "--vocab_size; it is now --vocabulary.size" in capsys.readouterr().err
+    config = parsed("--filters.personal=false", "--nolanguages", "--mixture.most_epochs=6")
+    assert not config.filters.mask_pii and not config.identify_language
+    assert config.mixture.max_epochs == 6
+    assert len(capsys.readouterr().err.splitlines()) == 3  # one warning each
+    given = ["x", "--recipe=plain"]
+    assert flags.parse("", prepare_data.RECIPES, given) == ("unfiltered", prepare_data.UNFILTERED)
+    assert "--recipe=plain; it is now" in capsys.readouterr().err
 
 
 def byte_tokenizer(path):
@@ -81,17 +88,17 @@ def byte_tokenizer(path):
     return path
 
 
-def test_mixture_flags(tmp_path, capsys):
+def test_mixture_flags_set_weights_and_max_epochs(tmp_path, capsys):
     tokenizer = byte_tokenizer(tmp_path / "bytes.tiktoken")
-    for name, size in (("wiki", 100), ("talks", 300)):
+    for name, size in (("wiki", 100), ("chats", 300)):
         (tmp_path / f"{name}.txt").write_text("x" * size)
     given = (
-        f"--sources={tmp_path}/wiki.txt,instruction:{tmp_path}/talks.txt",
+        f"--sources={tmp_path}/wiki.txt,instruction:{tmp_path}/chats.txt",
         f"--output={tmp_path}/out",
         f"--tokenizer={tokenizer}",
         "--eval_fraction=0",
         "--mixture.weights=wiki=5",
-        "--mixture.instructions=talks",
+        "--mixture.instructions=chats",
     )
     with pytest.raises(ConfigError, match="(?s)more than 4 times.*--mixture.allow_epochs=wiki"):
         prepare_data.main(parsed(*given))
@@ -102,14 +109,14 @@ def test_mixture_flags(tmp_path, capsys):
         prepare_data.main(parsed(*given, "--mixture.weights=wiki=7", "--mixture.max_epochs=6"))
 
 
-def test_a_filter_made_of_clean_text_rejects_what_is_strange(tmp_path, capsys):
-    draw = random.Random(0)
+def test_train_filter_model_rejects_strange_text(tmp_path, capsys):
+    rng = random.Random(0)
     tokenizer = byte_tokenizer(tmp_path / "bytes.tiktoken")
 
     words = "the old ship sailed home with many men and little bread".split()
 
     def text():
-        return " ".join(draw.choices(words, k=60))
+        return " ".join(rng.choices(words, k=60))
 
     write_rows(tmp_path / "clean.jsonl", [{"text": text()} for _ in range(400)])
     train_filter.main(
@@ -121,7 +128,7 @@ def test_a_filter_made_of_clean_text_rejects_what_is_strange(tmp_path, capsys):
         )
     )
     assert "too strange, the median has" in capsys.readouterr().out
-    strange = "".join(draw.choices("abcdefghijklmnopqrstuvwxyz ", k=300))
+    strange = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz ", k=300))
     write_rows(
         tmp_path / "in.jsonl", [{"text": each, "language": "en"} for each in (text(), strange)]
     )
@@ -139,7 +146,7 @@ def test_a_filter_made_of_clean_text_rejects_what_is_strange(tmp_path, capsys):
     assert counts["rejected"]["too_strange"]["documents"] == 1
 
 
-def test_a_checkpoint_judges_where_it_is_named(tmp_path):
+def test_filters_checkpoint_scores_and_rejects(tmp_path):
     folder = tiny_checkpoint.write(tmp_path / "model")
     write_rows(tmp_path / "in.jsonl", [{"text": "quiet" * 9}, {"text": "!?!?!" * 9}])
     prepare_data.main(
@@ -168,7 +175,7 @@ def test_a_checkpoint_judges_where_it_is_named(tmp_path):
     assert counts["kept"]["documents"] == counts["rejected"]["too_strange"]["documents"] == 1
 
 
-def test_other_settings_in_the_same_folder_are_refused(tmp_path):
+def test_prepare_data_refuses_a_folder_of_other_settings(tmp_path):
     (tmp_path / "in.txt").write_text("some text to learn tokens from " * 20)
     write_rows(tmp_path / "tests/gsm8k_test.jsonl", [{"question": "what is this", "answer": "1"}])
     given = (
@@ -188,7 +195,7 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path):
         prepare_data.main(parsed(*given))
 
 
-def test_a_full_disk_is_an_error_for_people(tmp_path, monkeypatch):
+def test_prepare_data_reports_a_full_disk(tmp_path, monkeypatch):
     (tmp_path / "in.txt").write_text("text")
 
     def full(*_):
@@ -202,24 +209,24 @@ def test_a_full_disk_is_an_error_for_people(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"sources": ()}, "nothing to read"),
-        ({"tokenizer": "a", "vocabulary": Vocabulary(base="b")}, "not grown"),
+        ({"sources": ()}, "no sources"),
+        ({"tokenizer": "a", "vocabulary": Vocabulary(base="b")}, "complete vocabulary"),
         ({"vocabulary": Vocabulary(megabytes=0)}, "not a size"),
-        ({"vocabulary": Vocabulary(languages=("zh",))}, "(?s)no weight.*LANGUAGE=NUMBER"),
-        ({"filters": prepare_data.Filters(perplexity=("en=m.npz",))}, "vocabulary that is there"),
+        ({"vocabulary": Vocabulary(languages=("zh",))}, "(?s)not a weight.*LANGUAGE=NUMBER"),
+        ({"filters": prepare_data.Filters(perplexity=("en=m.npz",))}, "existing vocabulary"),
         ({"filters": prepare_data.Filters(checkpoint="run")}, "needs a limit on bits per byte"),
-        ({"partition_mb": 0.0}, "no size"),
-        ({"shard_tokens": -1.0}, "no size"),
+        ({"partition_mb": 0.0}, "not a valid size"),
+        ({"shard_tokens": -1.0}, "not a valid size"),
         ({"eval_fraction": 1.0}, "cannot be held out"),
     ],
 )
-def test_refuses(changes, message):
+def test_check_refuses_invalid_settings(changes, message):
     config = dataclasses.replace(prepare_data.SMOKE, **changes)
     with pytest.raises(ConfigError, match=message):
         prepare_data.check(config)
 
 
-def test_a_vocabulary_that_is_not_there_is_missed_at_once(tmp_path):
+def test_check_refuses_a_missing_tokenizer_before_any_work(tmp_path):
     (tmp_path / "in.txt").write_text("text")
     with pytest.raises(TokenizerError, match="no such file"):
         prepare_data.main(

@@ -1,4 +1,4 @@
-"""Tags of prompts and self-instruct: with scripted models, and with a tiny checkpoint."""
+"""experiments.tag_prompts and self_instruct, with scripted models and a tiny checkpoint."""
 
 import dataclasses
 import json
@@ -60,10 +60,10 @@ def lines(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_prompts_are_tagged_drawn_and_chosen_for_ppo(prompts, tmp_path, capsys):
+def test_tag_prompts_writes_tags_and_a_selection_for_ppo(prompts, tmp_path, capsys):
     folder = tag(prompts, tmp_path, choose=3)
     output = capsys.readouterr().out
-    assert "4 prompts: 4 kept; 1 skipped: asked before" in output
+    assert "4 prompts: 4 kept; 1 skipped: duplicate prompt" in output
     assert "1 skipped: without a question" in output and "chosen.jsonl: 3 prompts" in output
     rows = lines(folder / "tags.jsonl")
     assert [row["prompt"][:9] for row in rows] == ["Write a p", "Translate", "system: B", "Hi"]
@@ -90,23 +90,23 @@ def test_prompts_are_tagged_drawn_and_chosen_for_ppo(prompts, tmp_path, capsys):
         ).check()[0]
         == 3
     )
-    # The same again tags nothing; a draw by weight is another choice.
+    # A second run tags nothing; sampling by weight gives another selection.
     before = (folder / "tags.jsonl").read_bytes()
     tag(prompts, tmp_path, choose=4, by="weight", seed=1)
     assert (folder / "tags.jsonl").read_bytes() == before
     assert len(lines(folder / "chosen.jsonl")) == 4
-    # Tags made elsewhere; rare ones go.
+    # An existing tag file; rare tags are dropped.
     tag(prompts, tmp_path, tags=str(folder / "tags.jsonl"), alpha=3)
     assert "4 kept; 1 tags" in capsys.readouterr().out
 
 
-def test_tags_that_cannot_be_made_are_refused(prompts, tmp_path):
+def test_tag_prompts_refuses_invalid_settings(prompts, tmp_path):
     other = tmp_path / "other.jsonl"
     other.write_text('{"prompt": "unknown", "tags": []}\n')
     for changes, message in (
-        ({"choose": 5}, "5 prompts wanted of 4"),
+        ({"choose": 5}, "cannot choose 5 of 4 prompts"),
         ({"tagger": "model"}, "no model"),
-        ({"tags": str(other)}, "1 of its 1 prompts are not among"),
+        ({"tags": str(other)}, "1 of the 1 prompts in this file are not among"),
     ):
         with pytest.raises(QwenJaxError, match=message):
             tag(prompts, tmp_path, **changes)
@@ -116,14 +116,14 @@ def test_tags_that_cannot_be_made_are_refused(prompts, tmp_path):
 
 
 class Scripted:
-    """Lists with two items, answers and transcripts, all of them fit to keep."""
+    """A model that writes valid lists, answers and transcripts."""
 
     def __init__(self):
-        self.asked = 0
+        self.queries = 0
 
     def __call__(self, conversations, seeds):
-        for place, (conversation, seed) in enumerate(zip(conversations, seeds, strict=True)):
-            self.asked += 1
+        for index, (conversation, seed) in enumerate(zip(conversations, seeds, strict=True)):
+            self.queries += 1
             role, last = conversation[-1]
             if last == "Thought:":
                 text = f" easy\nFinal Answer: {seed}"
@@ -132,7 +132,7 @@ class Scripted:
                 text = f" Why would {new}?\n9. Image of a fox in {seed} colors"
             else:
                 text = f"Because {seed}."
-            yield place, Completion((1,), text, None, "stop")
+            yield index, Completion((1,), text, None, "stop")
 
 
 def make(tmp_path, **changes):
@@ -147,63 +147,69 @@ def make(tmp_path, **changes):
     return tmp_path / "made"
 
 
-def test_samples_are_made_judged_and_read_by_sft(tmp_path, monkeypatch, capsys):
+def test_self_instruct_samples_are_reviewed_and_read_by_sft(tmp_path, monkeypatch, capsys):
     model = Scripted()
     monkeypatch.setattr(self_instruct, "open_model", lambda config, file: model)
     folder = make(tmp_path, checkpoint="any")
     output = capsys.readouterr().out
     assert "round 1/2: 4 of 4 samples, ETA 0s" in output
     assert "4 skipped: forbidden word 'image' (first: round 0, instructions 0" in output
-    assert "0 kept; 4 skipped: not judged yet" in output
+    assert "0 kept; 4 skipped: not reviewed yet" in output
     assert [row["reason"] for row in lines(folder / "rejected.jsonl")] == [
         "forbidden word 'image'"
     ] * 4
-    asked = model.asked
+    queries = model.queries
     rows = lines(folder / "review.jsonl")
     assert {row["kind"] for row in rows} == {"instruction", "react"}
     rows[0]["keep"], rows[2]["keep"], rows[3]["keep"] = True, True, False
     (folder / "review.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     make(tmp_path, checkpoint="any")
-    assert "2 kept; 1 skipped: not judged yet" in capsys.readouterr().out
-    assert model.asked == asked  # nothing twice
+    assert "2 kept; 1 skipped: not reviewed yet" in capsys.readouterr().out
+    assert model.queries == queries  # no request is repeated
+    for name in ("responses.jsonl", "responses.jsonl.run.json"):  # names of earlier versions
+        (folder / name).rename(folder / name.replace("responses", "asked"))
+    make(tmp_path, checkpoint="any")
+    assert model.queries == queries and not (folder / "responses.jsonl").exists()
     conversations = list(read_conversations([folder / "conversations.jsonl"], Counts()))
     assert [dict(conversation.turns)["assistant"].split()[0] for conversation in conversations] == [
         "Because",
         "Thought:",
     ]
-    # The next iteration can start from what was kept.
+    # The next iteration can start from the kept samples.
     assert read_seeds(folder / "conversations.jsonl", Counts()) == [
         Seed(rows[0]["question"], conversations[0].turns[1][1])
     ]
     assert read_react_seeds(folder / "react.jsonl") == [
         Seed(rows[2]["question"], conversations[1].turns[1][1], tuple(rows[2]["tools"]))
     ]
-    assert "of them not judged" in (folder / "review.md").read_text()
+    assert "of them not reviewed" in (folder / "review.md").read_text()
     with pytest.raises(QwenJaxError, match="temperature: 0.7 then, 0.1 now"):
         make(tmp_path, checkpoint="any", temperature=0.1)
-    # Longer is the same run; one model is not continued by another.
+    # A run may be extended; another model may not continue it.
     more = Settings(**(dataclasses.asdict(self_instruct.SMOKE.settings) | {"samples": 8}))
     make(tmp_path, checkpoint="any", settings=more)
     assert "8 of 8 samples" in capsys.readouterr().out
     assert [row["keep"] for row in lines(folder / "review.jsonl")][:4] == [True, None, True, False]
 
 
-def test_a_tiny_checkpoint_runs_and_its_nonsense_is_counted(checkpoint, prompts, tmp_path, capsys):
-    # A list that is shown takes some 700 bytes, a transcript with its examples thousands.
+def test_self_instruct_and_tag_prompts_count_unusable_responses(
+    checkpoint, prompts, tmp_path, capsys
+):
+    # A list prompt takes about 700 bytes, a transcript with its examples thousands.
     folder = make(tmp_path, checkpoint=checkpoint, context=2048, rows=2, max_new_tokens=16)
     output = capsys.readouterr().out
     assert "round 2/2: 0 of 4 samples" in output
-    assert "8 skipped: an answer without a list (first: round 0, instructions 0" in output
+    assert "8 skipped: a response without a list (first: round 0, instructions 0" in output
     assert len(lines(folder / "responses.jsonl")) == len(lines(folder / "rejected.jsonl")) == 8
     assert all(
         row["text"] and row["finish"] == "length" for row in lines(folder / "responses.jsonl")
     )
     record = json.loads((folder / "responses.jsonl.run.json").read_text()) | {"model": "another"}
     (folder / "responses.jsonl.run.json").write_text(json.dumps(record))
-    (folder / "responses.jsonl").write_text("")  # something is left to be asked
+    (folder / "responses.jsonl").write_text("")  # some requests are missing
     with pytest.raises(QwenJaxError, match="model: 'another' then"):
         make(tmp_path, checkpoint=checkpoint, context=2048, rows=2, max_new_tokens=16)
-    # Greedy letters are no list of tags; what has no room is not asked.
+    # Random text is not a list of tags.
     folder = tag(
         prompts,
         tmp_path,
@@ -214,14 +220,14 @@ def test_a_tiny_checkpoint_runs_and_its_nonsense_is_counted(checkpoint, prompts,
         max_new_tokens=16,
     )
     output = capsys.readouterr().out
-    assert "answers: 0 kept; 4 skipped: an answer without a list of tags" in output
+    assert "responses: 0 kept; 4 skipped: a response without a list of tags" in output
     assert "0 kept; 4 skipped: without tags" in output
     assert [row["tags"] for row in lines(folder / "tags.jsonl")] == [[]] * 4
     record = json.loads((folder / "tags.jsonl.run.json").read_text())
     assert record["tagger"] == "model" and record["model"] and record["tokenizer"]
     record["model"] = "another"
     (folder / "tags.jsonl.run.json").write_text(json.dumps(record))
-    (folder / "tags.jsonl").write_text("")  # something is left to be asked
+    (folder / "tags.jsonl").write_text("")  # some requests are missing
     with pytest.raises(QwenJaxError, match="model: 'another' then"):
         tag(
             prompts,
@@ -234,7 +240,7 @@ def test_a_tiny_checkpoint_runs_and_its_nonsense_is_counted(checkpoint, prompts,
         )
 
 
-def test_what_self_instruct_cannot_do_is_refused_before_it_leaves_anything(tmp_path):
+def test_self_instruct_refuses_invalid_settings_before_any_work(tmp_path):
     for changes, message in (
         ({}, "no model"),
         ({"checkpoint": "x", "seeds": ()}, "no seed tasks"),

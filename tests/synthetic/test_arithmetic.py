@@ -1,4 +1,4 @@
-"""Questions with known answers: they are right, wrong ones are wrong, and what is held out is."""
+"""Questions with known answers: right and wrong ones, and the held-out split."""
 
 import pytest
 
@@ -30,39 +30,39 @@ short(self)
 """
 
 
-def test_every_sum_is_right_its_wrong_answer_wrong_and_the_reward_agrees():
+def test_sums_are_right_and_the_reward_tells_right_from_wrong():
     found = arithmetic.sums(largest=12, seed=3)
-    asked, answers, wrong = zip(*((q.text, q.answer, q.wrong) for q in found), strict=True)
-    assert rewards.arithmetic(asked, answers) == [1.0] * len(found)
-    assert rewards.arithmetic(asked, wrong) == [0.0] * len(found)
-    # 13 x 13 sums, 13 x 14 / 2 differences, 6 x 6 products, each asked in 6 ways.
-    assert len(found) == len(set(asked)) == 6 * (169 + 91 + 36)
+    prompts, answers, wrong = zip(*((q.text, q.answer, q.wrong) for q in found), strict=True)
+    assert rewards.arithmetic(prompts, answers) == [1.0] * len(found)
+    assert rewards.arithmetic(prompts, wrong) == [0.0] * len(found)
+    # 13 x 13 sums, 13 x 14 / 2 differences, 6 x 6 products, each in 6 phrasings.
+    assert len(found) == len(set(prompts)) == 6 * (169 + 91 + 36)
     assert not any("= -" in answer for answer in wrong)
     assert found == arithmetic.sums(largest=12, seed=3) != arithmetic.sums(largest=12, seed=4)
 
 
-def test_a_functions_first_sentence_is_its_answer_and_anothers_is_wrong():
+def test_documented_answers_with_the_functions_first_sentence():
     found = arithmetic.documented([Document("a.jsonl:1", PAGE)])
-    said = {q.text: (q.answer, q.wrong) for q in found}
+    by_text = {q.text: (q.answer, q.wrong) for q in found}
     empty, put = (
         "Return True if the queue is empty, False otherwise.",
         "Put an item into the queue.",
     )
-    assert said == {
+    assert by_text == {
         "What does empty of queue do?": (empty, put),
         "What does put of queue do?": (put, empty),
     }
     assert arithmetic.documented([]) == []
 
 
-def test_what_is_held_out_shares_no_group():
+def test_split_shares_no_group():
     learned, held_out = arithmetic.split(arithmetic.sums(largest=9), 0.1, seed=1)
     groups = [{q.group for q in part} for part in (learned, held_out)]
     assert not groups[0] & groups[1] and 0.09 < len(groups[1]) / sum(map(len, groups)) < 0.11
     assert len(learned) + len(held_out) == len(arithmetic.sums(largest=9))
 
 
-def test_the_readers_of_every_stage_take_what_is_written(tmp_path):
+def test_write_is_read_by_the_readers_of_every_stage(tmp_path):
     found = arithmetic.sums(largest=3, largest_factor=2)
     arithmetic.write(found, tmp_path)
     counts = Counts()

@@ -1,4 +1,4 @@
-"""Self-instruct with a scripted model: lists in, rules, transcripts, review, killed and resumed."""
+"""Self-instruct with a scripted model: rules, lists, transcripts, review, and resuming."""
 
 import collections
 import json
@@ -35,25 +35,25 @@ SEEDS = [
 
 
 def by_definition(one, other):
-    """Longest common subsequence, cell by cell."""
+    """Returns the length of the longest common subsequence, computed cell by cell."""
     table = [0] * (len(other) + 1)
     for x in one:
         diagonal = 0
-        for place, y in enumerate(other, 1):
-            above = table[place]
-            table[place] = diagonal + 1 if x == y else max(above, table[place - 1])
+        for column, y in enumerate(other, 1):
+            above = table[column]
+            table[column] = diagonal + 1 if x == y else max(above, table[column - 1])
             diagonal = above
     return table[-1]
 
 
-def test_lcs_is_that_of_the_definition():
+def test_lcs_length_equals_the_definition():
     rng = random.Random(0)
     for _ in range(300):
         one, other = ([rng.randrange(6) for _ in range(rng.randrange(90))] for _ in range(2))
         assert lcs_length(one, other) == by_definition(one, other)
 
 
-def test_novelty_refuses_what_comparing_with_all_would():
+def test_novelty_equals_a_comparison_with_all_texts():
     rng = random.Random(1)
     vocabulary = [f"w{i}" for i in range(5)] + list("你好世界")
     texts = [" ".join(rng.choices(vocabulary, k=rng.randrange(12))) for _ in range(300)]
@@ -77,19 +77,19 @@ def test_novelty_refuses_what_comparing_with_all_would():
     same = Novelty(0.7)
     same.add("a b c d e f g x y z")
     assert same.nearest("a b c d e f g 1 2 3") is None  # exactly 0.7, as in self-instruct
-    assert same.nearest("z y x a b c d e f g") is None  # the same, though all words are common
+    assert same.nearest("z y x a b c d e f g") is None  # also 0.7, though the texts share all words
     assert same.nearest("...") is None
-    # The nearest is not the one that has most words in common.
+    # The nearest text is not the one that shares the most words.
     numbers = [str(i) for i in range(20)]
-    turned, shorter = " ".join(numbers[16:] + numbers[:16]), " ".join(numbers[:19])
+    rotated, shorter = " ".join(numbers[16:] + numbers[:16]), " ".join(numbers[:19])
     several = Novelty(0.7)
-    for text in (turned, shorter):
+    for text in (rotated, shorter):
         several.add(text)
     assert several.nearest(" ".join(numbers)) == (pytest.approx(2 * 19 / 39), shorter)
 
 
-def test_novelty_of_thousands_is_fast():
-    """Measured: 10,000 texts against up to 6,000 kept ones, 0.8 s; pair by pair it is minutes."""
+def test_novelty_is_fast_for_thousands_of_texts():
+    """Measured: 10,000 texts against up to 6,000 kept ones take 0.8 s; all pairs take minutes."""
     rng = random.Random(2)
     vocabulary = [f"w{int(1.01**i)}" for i in range(900)]
     novelty, begin = Novelty(), time.process_time()
@@ -100,7 +100,7 @@ def test_novelty_of_thousands_is_fast():
     assert len(novelty.texts) > 2000 and time.process_time() - begin < 10
 
 
-def test_the_prompt_is_the_reports():
+def test_react_prompt_is_the_reports():
     tool = react.Tool("Foo", "foo", "Useful for foo.", ({"name": "x", "required": True},))
     plain = react.Tool("Bar", "bar", "Runs code.")
     assert (
@@ -159,7 +159,7 @@ END = "Thought: done\nFinal Answer: yes\nand more"
         (CALL.replace("foo", "bar").replace('{"x": 1}', "any code") + END, None),
     ],
 )
-def test_transcripts(text, reason):
+def test_react_fault_checks_transcripts(text, reason):
     tools = [
         react.Tool("Foo", "foo", "f", ({"name": "x", "required": True},)),
         react.Tool("Bar", "bar", "b"),
@@ -181,7 +181,7 @@ def test_transcripts(text, reason):
         ("Name a bird.", "shorter than 4 words"),
         ("讲故事", "shorter than 4 words"),
         ("why " * 151, "longer than 150 words"),
-        ("- Name three birds that fly", "begins with a sign"),
+        ("- Name three birds that fly", "starts with punctuation"),
         ("Describe the image of a fox below.", "forbidden word 'image'"),
         ("Sort the imagery of the poem.", None),
         ("请描述下面这张图片的内容", "forbidden word '图片'"),
@@ -191,7 +191,7 @@ def test_transcripts(text, reason):
         ("12 34 56 78", "no letters"),
     ],
 )
-def test_questions(text, reason):
+def test_question_fault_checks_questions(text, reason):
     fault = question_fault(text, Rules())
     assert (fault is None) if reason is None else (fault is not None and reason in fault)
 
@@ -201,19 +201,19 @@ def test_questions(text, reason):
     [
         ("Four.", "stop", None),
         (" ", "stop", "empty"),
-        ("Four", "length", "cut off"),
+        ("Four", "length", "truncated"),
         ("What is two plus two", "stop", "repeats the question"),
         ("ha" * 30, "stop", "repeats itself"),
         ("a \ufffd", "stop", "broken characters"),
         (" ".join(map(str, range(1001))), "stop", "1000"),
     ],
 )
-def test_answers(answer, finish, reason):
+def test_answer_fault_checks_answers(answer, finish, reason):
     fault = answer_fault("What is two plus two?", answer, finish, Rules())
     assert (fault is None) if reason is None else (fault is not None and reason in fault)
 
 
-def test_lists_go_on_where_they_were_begun():
+def test_parse_list_continues_the_list_of_the_prompt():
     text = " Name a bird.\n10. Write a poem\nabout it.\n\n11) 说一个笑话\n12、Expl"
     assert parse_list(text, 9, complete=True) == [
         "Name a bird.",
@@ -227,7 +227,7 @@ def test_lists_go_on_where_they_were_begun():
 
 
 class Scripted:
-    """A model whose answers are a function of what it is asked; it dies after some of them."""
+    """A model whose responses depend only on seed and conversation; can die after some of them."""
 
     def __init__(self, dies_after: int | None = None):
         self.conversations, self.opened, self._left = [], 0, dies_after
@@ -237,15 +237,15 @@ class Scripted:
         return self
 
     def __call__(self, conversations, seeds):
-        order = sorted(range(len(conversations)), key=lambda place: seeds[place])  # as they end
-        for place in order:
+        order = sorted(range(len(conversations)), key=lambda index: seeds[index])  # as they finish
+        for index in order:
             if self._left == 0:
                 raise KeyboardInterrupt
             self._left = None if self._left is None else self._left - 1
-            self.conversations.append(conversations[place])
-            yield place, self._answer(conversations[place], random.Random(seeds[place]))
+            self.conversations.append(conversations[index])
+            yield index, self._respond(conversations[index], random.Random(seeds[index]))
 
-    def _answer(self, conversation, rng):
+    def _respond(self, conversation, rng):
         role, last = conversation[-1]
         number = rng.randrange(10**6)
         if last == "Thought:":
@@ -289,8 +289,8 @@ class Scripted:
             text = (
                 " "
                 + "\n".join(
-                    f"{place}. {text}"
-                    for place, text in enumerate(
+                    f"{item}. {text}"
+                    for item, text in enumerate(
                         [
                             f"Tell {names[0]} {number} jokes about {names[1]} quickly.",
                             f"Why would {names[2]} need {names[3]}, {names[4]} "
@@ -325,25 +325,25 @@ def generate(path, model, settings=SETTINGS):
     return made
 
 
-def test_samples_pass_the_rules_and_every_refusal_is_counted(tmp_path):
+def test_self_instruct_samples_pass_the_rules_and_rejections_are_counted(tmp_path):
     model = Scripted()
     made = generate(tmp_path / "responses.jsonl", model)
     kinds = collections.Counter(sample.kind for sample in made.samples)
     assert kinds["instruction"] > 10 and kinds["react"] > 10
     assert len({sample.id for sample in made.samples}) == len(made.samples) == made.counts.kept
     for reason in (
-        "like one before",
+        "too similar to an earlier one",
         "forbidden word 'draw'",
         "an Action that is none of the tools",
         "no Final Answer at the end",
-        "an answer that was cut off",
+        "a truncated answer",
         "an empty answer",
-        "no room for an answer",
+        "no room for a response",
     ):
         assert made.counts.skipped[reason] > 0, reason
         assert made.counts.examples[reason].startswith("round ")
     assert len(made.rejected) == made.counts.skipped.total()
-    # New only once, though its answer may not have passed.
+    # A question is new only once, even if its answer was rejected.
     keeper = "What would a lighthouse keeper cook on Sundays?"
     assert sum(sample.question == keeper for sample in made.samples) <= 1
     assert any(row["text"].endswith(f"(Rouge-L 1.00 with: {keeper})") for row in made.rejected)
@@ -358,7 +358,7 @@ def test_samples_pass_the_rules_and_every_refusal_is_counted(tmp_path):
             assert 1 <= len(tools) == len(sample.tools) <= 5
             assert react_fault(sample.messages[1][1], "stop", tools, Rules()) is None
             assert sample.messages[0][1].endswith(f"Question: {sample.question}")
-    # Lists show seeds and, from the second round on, what was made before.
+    # List prompts show seeds and, from the second round on, earlier samples.
     lists = [
         conversation[-1][1]
         for conversation in model.conversations
@@ -366,17 +366,17 @@ def test_samples_pass_the_rules_and_every_refusal_is_counted(tmp_path):
     ]
     assert all(re.search(rf"^{len(text.splitlines())}\.$", text, re.MULTILINE) for text in lists)
     assert sum("jokes about" in text for text in lists) > 3
-    # Worked examples stand before a question, as turns.
+    # Worked examples precede a question as turns.
     transcript = next(
         conversation for conversation in model.conversations if conversation[-1][1] == "Thought:"
     )
     assert [role for role, _ in transcript] == ["user", "assistant"] * 3
 
 
-def test_it_ends_with_the_samples_that_are_wanted(tmp_path):
+def test_self_instruct_stops_at_the_requested_samples(tmp_path):
     few = Settings(samples=9, rounds=6, instruction_lists=3, question_lists=3)
     assert len(generate(tmp_path / "responses.jsonl", Scripted(), few).samples) == 9
-    # More of the same: what was asked is not asked again.
+    # With more samples requested, cached requests are not repeated.
     more = Scripted()
     made = generate(
         tmp_path / "responses.jsonl",
@@ -395,10 +395,10 @@ def test_it_ends_with_the_samples_that_are_wanted(tmp_path):
     assert len(more.conversations) < len(fresh.conversations)
 
 
-def test_killed_at_any_answer_it_ends_with_the_same(tmp_path):
-    whole = Scripted()
-    made = generate(tmp_path / "whole.jsonl", whole)
-    path, rng, asked = tmp_path / "killed.jsonl", random.Random(3), 0
+def test_response_cache_gives_the_same_samples_after_kills(tmp_path):
+    undisturbed = Scripted()
+    made = generate(tmp_path / "undisturbed.jsonl", undisturbed)
+    path, rng, queries = tmp_path / "killed.jsonl", random.Random(3), 0
     for _ in range(12):
         model = Scripted(dies_after=rng.randrange(1, 12))
         try:
@@ -406,18 +406,30 @@ def test_killed_at_any_answer_it_ends_with_the_same(tmp_path):
         except KeyboardInterrupt:
             with open(path, "a") as torn:
                 torn.write('{"round": 1, "sta')
-        asked += len(model.conversations)
+        queries += len(model.conversations)
     last = Scripted()
     again = generate(path, last)
     assert again.samples == made.samples and again.rejected == made.rejected
-    assert asked + len(last.conversations) == len(whole.conversations)  # each question once
+    assert queries + len(last.conversations) == len(undisturbed.conversations)  # each request once
     idle = Scripted()
     assert generate(path, idle).samples == made.samples and idle.opened == 0
 
 
-def test_what_is_missing_is_named(tmp_path):
+def test_response_cache_reads_files_of_earlier_versions(tmp_path):
+    conversation = [[("user", "Why?")]]
+    with AppendOnly(tmp_path / "asked.jsonl", {}) as file:
+        response = ResponseCache(file, Scripted().open, seed=0)(0, "answers", conversation)
+    path = tmp_path / "asked.jsonl"
+    path.write_text(path.read_text().replace('"conversation"', '"asked"'))
+    idle = Scripted()
+    with AppendOnly(path, {}) as file:
+        assert ResponseCache(file, idle.open, seed=0)(0, "answers", conversation) == response
+    assert idle.opened == 0
+
+
+def test_self_instruct_refuses_missing_seeds_and_invalid_settings(tmp_path):
     with AppendOnly(tmp_path / "a", {}) as file:
-        asked = ResponseCache(file, Scripted().open, seed=0)
+        cache = ResponseCache(file, Scripted().open, seed=0)
         for seeds, examples, tools, message in (
             ([], EXAMPLES, TOOLS, "no seed tasks"),
             (SEEDS, [], TOOLS, "no worked examples"),
@@ -426,7 +438,7 @@ def test_what_is_missing_is_named(tmp_path):
             (SEEDS, [Seed("q", "Thought: no", ("weather",))], TOOLS, "no Final Answer"),
         ):
             with pytest.raises(QwenJaxError, match=message):
-                SelfInstruct(Settings(), Rules(), asked, seeds, examples, tools)
+                SelfInstruct(Settings(), Rules(), cache, seeds, examples, tools)
     for wrong in (
         lambda: Settings(samples=0),
         lambda: Settings(rounds=0),
@@ -449,11 +461,11 @@ def sample(number, kind="instruction", text="a ```fenced``` answer"):
     )
 
 
-def test_people_judge_and_what_they_did_stays(tmp_path):
+def test_review_keeps_the_reviewers_edits(tmp_path):
     path, out = tmp_path / "review.jsonl", tmp_path / "conversations.jsonl"
     rows = review.update(path, [sample(0), sample(1)])
     counts = review.collect(rows, out, tmp_path / "react.jsonl", keep_unreviewed=False)
-    assert counts.kept == 0 and counts.skipped == {"not judged yet": 2}
+    assert counts.kept == 0 and counts.skipped == {"not reviewed yet": 2}
     rows[0]["keep"], rows[1]["keep"] = True, False
     rows[0]["messages"][1]["content"] = "corrected"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -461,7 +473,7 @@ def test_people_judge_and_what_they_did_stays(tmp_path):
     assert [row["keep"] for row in rows] == [True, False, None, None]
     counts = review.collect(rows, out, tmp_path / "react.jsonl", keep_unreviewed=True)
     assert counts.kept == 2
-    assert counts.skipped == {"refused by people": 1, "an empty answer": 1}
+    assert counts.skipped == {"rejected in review": 1, "an empty answer": 1}
     conversations = list(read_conversations([out], Counts()))  # as experiments.sft does
     assert [conversation.turns for conversation in conversations] == [
         (("user", "question 0?"), ("assistant", "corrected")),
@@ -469,8 +481,8 @@ def test_people_judge_and_what_they_did_stays(tmp_path):
     ]
     assert (tmp_path / "react.jsonl").read_text() == ""
     page = review.render(rows)
-    assert "4 samples, 2 of them not judged" in page
-    assert page.index("0-answers-2") < page.index("0-answers-0")  # what waits comes first
+    assert "4 samples, 2 of them not reviewed" in page
+    assert page.index("0-answers-2") < page.index("0-answers-0")  # unreviewed samples come first
     assert "````text\na ```fenced``` answer\n````" in page
     for wrong, message in (("yes", "keep is 'yes'"), (1, "keep is 1")):
         rows[0]["keep"] = wrong
@@ -479,7 +491,7 @@ def test_people_judge_and_what_they_did_stays(tmp_path):
             review.update(path, [])
 
 
-def test_seeds_of_every_format(tmp_path):
+def test_read_seeds_reads_every_format(tmp_path):
     path = tmp_path / "seeds.jsonl"
     rows = [
         {"instruction": "Plain?"},
@@ -504,7 +516,7 @@ def test_seeds_of_every_format(tmp_path):
         Seed("S?", "o"),
         Seed("M?", "m"),
     ]
-    assert counts.skipped == {"without a question": 2, "a question to tools": 1}
+    assert counts.skipped == {"without a question": 2, "a question for tools": 1}
     tools = tmp_path / "tools.json"
     fields = {"name_for_human": "Foo", "name_for_model": "foo", "description_for_model": "d"}
     tools.write_text(json.dumps([fields]))
@@ -522,15 +534,15 @@ def test_seeds_of_every_format(tmp_path):
     examples.write_text(json.dumps({"question": "q", "tools": ["foo"], "answer": END}) + "\n")
     assert read_react_seeds(examples) == [Seed("q", END, ("foo",))]
     examples.write_text(json.dumps({"question": "q", "tools": [], "answer": END}) + "\n")
-    with pytest.raises(QwenJaxError, match="no worked example"):
+    with pytest.raises(QwenJaxError, match="not a worked example"):
         read_react_seeds(examples)
 
 
-def test_real_seed_tasks(shared):
+def test_read_seeds_reads_the_real_seed_tasks(shared):
     counts = Counts()
     seeds = read_seeds(shared / "data" / "chat" / "seed_tasks.jsonl", counts)
     assert len(seeds) == counts.kept == 175 and not counts.skipped
     assert sum(seed.answer is not None for seed in seeds) > 170
-    # Measured: most of what people wrote passes the rules for what a model writes.
+    # Measured: most human-written tasks pass the rules for generated ones.
     faults = collections.Counter(question_fault(seed.question, Rules()) for seed in seeds)
     assert faults[None] > 0.8 * len(seeds), faults

@@ -1,4 +1,4 @@
-"""Tags: by rule, from a model's answers, merged, kept in a file; prompts chosen over thousands."""
+"""Tags by rules and by a model, merged and stored; selection among thousands of prompts."""
 
 import collections
 import json
@@ -22,19 +22,21 @@ from qwen_jax.synthetic.tags import merge_rare, normalize, read_tags, tag_all
 from qwen_jax.utils.append_only import AppendOnly
 
 
-def uneven(prompts: int, names: int = 6600, most: int = 6) -> dict[str, list[str]]:
-    """Prompts with 0 to 5 of 6,600 tags, which are used as unevenly as words are."""
+def uneven(prompts: int, names: int = 6600, max_tags: int = 6) -> dict[str, list[str]]:
+    """Returns prompts with 0 to 5 of 6,600 tags, whose frequencies follow Zipf's law."""
     rng = np.random.default_rng(0)
     weights = 1 / np.arange(1, names + 1)
-    drawn = rng.choice(names, size=(prompts, most - 1), p=weights / weights.sum())
+    sampled = rng.choice(names, size=(prompts, max_tags - 1), p=weights / weights.sum())
     return {
         f"prompt {i}": [f"tag {t}" for t in row[:size]]
-        for i, (row, size) in enumerate(zip(drawn, rng.integers(0, most, prompts), strict=True))
+        for i, (row, size) in enumerate(
+            zip(sampled, rng.integers(0, max_tags, prompts), strict=True)
+        )
     }
 
 
 def in_passes(tags, number):
-    """InsTag's selection as it is defined, pass by pass."""
+    """Selects like InsTag's definition, pass by pass."""
     left = sorted(
         (prompt for prompt in tags if tags[prompt]), key=lambda prompt: -len(set(tags[prompt]))
     )
@@ -51,24 +53,24 @@ def in_passes(tags, number):
 
 
 @pytest.mark.parametrize("names", [3, 40, 6600])
-def test_one_pass_chooses_what_many_would(names):
+def test_choose_diverse_equals_instags_passes(names):
     tags = uneven(1500, names)
     for number in (1, 200, 1500):
         assert choose_diverse(tags, number) == in_passes(tags, number)
 
 
-def test_a_hundred_thousand_prompts_take_a_second_however_their_tags_lie():
-    """Measured: 0.3 s; passes would take minutes where all have one tag (each takes one prompt)."""
+def test_choose_diverse_and_weighted_are_fast_for_100_000_prompts():
+    """Measured: 0.3 s. InsTag's passes take minutes if all prompts have one tag."""
     begin = time.process_time()
     for tags in (uneven(100_000), {str(i): ["same"] for i in range(100_000)}):
         assert len(set(choose_diverse(tags, 60_000))) == 60_000
         assert len(set(choose_weighted(tags, 60_000, seed=0))) == 60_000
-    assert time.process_time() - begin < 10  # of four choices on a slow machine
+    assert time.process_time() - begin < 10  # four selections on a slow machine
 
 
-def test_weights_are_those_of_drawing_a_tag_and_then_a_prompt():
+def test_tag_weights_sample_a_tag_and_then_a_prompt():
     tags = {"a": ["math"], "b": ["math", "poem"], "c": ["math", "math"], "d": []}
-    # Kinds: math (3 prompts), poem (1), none (1); each is drawn with 1/3.
+    # Tags: math (3 prompts), poem (1), none (1); each is sampled with probability 1/3.
     np.testing.assert_allclose(tag_weights(tags), np.array([1, 4, 1, 3]) / 9)
     np.testing.assert_allclose(tag_weights(tags, balance=0), np.array([1, 2, 1, 1]) / 5)
     np.testing.assert_allclose(tag_weights(tags, complexity=0), np.array([1, 2, 1, 3]) / 7)
@@ -78,7 +80,7 @@ def test_weights_are_those_of_drawing_a_tag_and_then_a_prompt():
             tag_weights(tags, **wrong)
 
 
-def test_a_weighted_draw_is_flatter_than_chance_and_repeats():
+def test_choose_weighted_is_flatter_than_chance_and_reproducible():
     tags = {prompt: found for prompt, found in uneven(20_000).items() if found}
     chosen = choose_weighted(tags, 2000, seed=1)
     assert chosen == choose_weighted(tags, 2000, seed=1) != choose_weighted(tags, 2000, seed=2)
@@ -90,7 +92,7 @@ def test_a_weighted_draw_is_flatter_than_chance_and_repeats():
         return -np.sum(shares * np.log(shares))
 
     assert entropy(chosen) > entropy(by_chance) + 0.5
-    # The first draw alone follows the weights: over seeds, the first of four comes as often.
+    # Only the first sample follows the weights, so its frequencies over seeds are compared.
     small = {"a": ["x"], "b": ["x"], "c": ["y"]}
     firsts = collections.Counter(choose_weighted(small, 1, seed=seed)[0] for seed in range(2000))
     # 1/4, 1/4, 1/2 of 2000; four standard deviations of a coin are 0.045.
@@ -134,14 +136,14 @@ def test_a_weighted_draw_is_flatter_than_chance_and_repeats():
         ("", [], ["long prompt"]),
     ],
 )
-def test_rules(prompt, wanted, unwanted):
+def test_tag_by_rules_finds_tags(prompt, wanted, unwanted):
     (found,) = tag_by_rules([prompt])
     assert set(wanted) <= set(found) and not set(unwanted) & set(found)
     assert len(found) == len(set(found))
 
 
-def test_real_prompts_have_tags(shared):
-    """Measured: 95 and 89 % have more than their script, 3.2 on average."""
+def test_tag_by_rules_tags_real_prompts(shared):
+    """Measured: 95 and 89 % have more tags than their script, 3.2 on average."""
     for name, language in (("alpaca_en_demo", "latin"), ("alpaca_zh_demo", "chinese")):
         prompts = [
             text_of(turns)
@@ -154,7 +156,7 @@ def test_real_prompts_have_tags(shared):
         assert len({tag for found in tags for tag in found}) > 100
 
 
-def test_names_of_tags():
+def test_normalize_names():
     for tag, name in (
         ("  Data_Analysis!", "data analysis"),
         ("C++", "c++"),
@@ -167,7 +169,7 @@ def test_names_of_tags():
         assert normalize(tag) == name
 
 
-def test_rare_tags_become_frequent_ones_that_they_contain():
+def test_merge_rare_uses_the_frequent_tag_it_contains():
     tags = {
         str(i): found
         for i, found in enumerate(
@@ -209,7 +211,7 @@ def test_rare_tags_become_frequent_ones_that_they_contain():
         merge_rare(tags, alpha=0)
 
 
-def test_merging_thousands_of_tags_leaves_none_rare():
+def test_merge_rare_leaves_no_rare_tag_of_thousands():
     tags = uneven(20_000)
     begin = time.process_time()
     merged = merge_rare(tags, alpha=20)
@@ -227,7 +229,7 @@ def test_merging_thousands_of_tags_leaves_none_rare():
         ('["Math", "poem writing"]', ["Math", "poem writing"]),
         ('Sure! Here they are:\n```json\n["a", "b"]\n```\nHope [this] helps', ["a", "b"]),
         ('[{"tag": "a", "explanation": "because"}, {"tag": "b"}, 3]', ["a", "b"]),
-        ('["a", "b", "cut o', ["a", "b"]),  # out of tokens
+        ('["a", "b", "cut o', ["a", "b"]),  # truncated
         ("- a\n- b", ["a", "b"]),
         ('1. a\n2) "b".', ["a", "b"]),
         ("[]", []),
@@ -235,11 +237,11 @@ def test_merging_thousands_of_tags_leaves_none_rare():
         ("", None),
     ],
 )
-def test_answers_are_read_leniently(answer, wanted):
+def test_parse_is_lenient(answer, wanted):
     assert parse(answer) == wanted
 
 
-def test_a_model_is_asked_in_context_and_useless_answers_are_named():
+def test_model_tagger_shows_examples_and_counts_unusable_responses():
     seen = []
 
     def complete(conversations):
@@ -249,35 +251,35 @@ def test_a_model_is_asked_in_context_and_useless_answers_are_named():
     tagger = ModelTagger(complete)
     assert tagger(["1+1?", "b", "c", "d"]) == [["math", "x"], [], [], []]
     assert tagger.counts.kept == 1 and tagger.counts.skipped == {
-        "an answer without a list of tags": 1,
-        "no room for an answer": 1,
+        "a response without a list of tags": 1,
+        "no room for a response": 1,
         "an empty list of tags": 1,
     }
-    assert tagger.counts.examples["an answer without a list of tags"] == "'b' -> 'no'"
+    assert tagger.counts.examples["a response without a list of tags"] == "'b' -> 'no'"
     assert [role for role, _ in seen[0]] == ["system"] + ["user", "assistant"] * 4 + ["user"]
     assert seen[0][-1][1] == "=====\n1+1?\n====="
     long = tagging_conversation("a" * 5000 + "b")[-1][1]
     assert len(long) < 2100 and "b\n=====" in long and "[...]" in long
 
 
-def test_a_tag_file_goes_on_where_it_was(tmp_path):
-    path, asked = tmp_path / "tags.jsonl", []
+def test_tag_all_resumes_a_tag_file(tmp_path):
+    path, tagged = tmp_path / "tags.jsonl", []
     prompts = ["a", "b", "c\ud800", "d", "e", "a"]
 
     def tagger(part):
-        if len(asked) == 4:
+        if len(tagged) == 4:
             raise RuntimeError("killed")
-        asked.extend(part)
+        tagged.extend(part)
         return [[prompt.upper()] for prompt in part]
 
     with pytest.raises(RuntimeError), AppendOnly(path, {"tagger": "t"}) as file:
         tag_all(tagger, prompts, file, batch=2)
     with open(path, "a") as torn:
         torn.write('{"prompt": "e", "ta')
-    asked.clear()
+    tagged.clear()
     with AppendOnly(path, {"tagger": "t"}) as file:
         tag_all(tagger, prompts, file, batch=2)
-    assert asked == ["e"]
+    assert tagged == ["e"]
     counts = Counts()
     assert read_tags(path, prompts[:5], counts)["c\ud800"] == ["C\ud800"] and counts.kept == 5
     with pytest.raises(ConfigError, match="tagger: 't' then, 'other' now"):
@@ -289,7 +291,7 @@ def test_a_tag_file_goes_on_where_it_was(tmp_path):
         AppendOnly(tmp_path / "theirs.jsonl", {})
 
 
-def test_tag_files_that_do_not_fit_are_errors_and_untagged_prompts_are_counted(tmp_path):
+def test_read_tags_refuses_other_files_and_counts_untagged_prompts(tmp_path):
     path = tmp_path / "tags.jsonl"
 
     def write(*rows):
@@ -304,9 +306,9 @@ def test_tag_files_that_do_not_fit_are_errors_and_untagged_prompts_are_counted(t
     for rows, message in (
         (
             [{"prompt": "a", "tags": []}, {"prompt": "q", "tags": []}],
-            "1 of its 2 prompts are not among the 2 given: 'q'",
+            "1 of the 2 prompts in this file are not among the 2 in --prompts: 'q'",
         ),
-        ([{"prompt": "a", "tags": "x"}], "no prompt with a list"),
+        ([{"prompt": "a", "tags": "x"}], "not a prompt with a list"),
         ([{"prompt": "a", "tags": ["x"]}, {"prompt": "a", "tags": []}], "two different lines"),
     ):
         write(*rows)
