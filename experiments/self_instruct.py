@@ -116,8 +116,8 @@ def main(config: Config) -> None:
             "--seeds",
             "name a file, or generate only tool use: --settings.instruction_lists=0.",
         )
-    made, stopped = generate(config, *read(config))
-    write(config, made)
+    generator, stopped = generate(config, *read(config))
+    write(config, generator)
     if stopped:
         print("stopped; run the same command again to resume", file=sys.stderr, flush=True)
         sys.exit(130)
@@ -156,20 +156,22 @@ def generate(
         cache = ResponseCache(
             file, lambda: open_model(config, file), seed=config.settings.seed, progress=bar.show
         )
-        made = SelfInstruct(config.settings, config.rules, cache, seeds, examples, tools)
+        generator = SelfInstruct(config.settings, config.rules, cache, seeds, examples, tools)
         try:
-            run_rounds(made, cache, config)
+            run_rounds(generator, cache, config)
         except KeyboardInterrupt:
-            return made, True
-    return made, False
+            return generator, True
+    return generator, False
 
 
-def write(config: Config, made: SelfInstruct) -> None:
+def write(config: Config, generator: SelfInstruct) -> None:
     """Writes the rejected texts, the files for review, and the kept samples."""
     folder = pathlib.Path(config.output)
-    write_rows(folder / "rejected.jsonl", made.rejected)
-    print(f"{folder}/rejected.jsonl: {len(made.rejected):,} rejected texts; {made.counts}")
-    rows = review.update(folder / "review.jsonl", made.samples)
+    write_rows(folder / "rejected.jsonl", generator.rejected)
+    print(
+        f"{folder}/rejected.jsonl: {len(generator.rejected):,} rejected texts; {generator.counts}"
+    )
+    rows = review.update(folder / "review.jsonl", generator.samples)
     write_text(folder / "review.md", review.render(rows))
     kept = review.collect(
         rows,
@@ -184,25 +186,25 @@ def write(config: Config, made: SelfInstruct) -> None:
     )
 
 
-def run_rounds(made: SelfInstruct, cache: ResponseCache, config: Config) -> None:
+def run_rounds(generator: SelfInstruct, cache: ResponseCache, config: Config) -> None:
     """Runs the rounds; prints samples, rejections by reason and ETA after each."""
     begin, timed, target = time.monotonic(), 0, config.settings.samples
     before, had = 0, None  # samples; those before the first round that queried the model
-    for number in made.rounds():
+    for number in generator.rounds():
         if cache.new:
             had = before if had is None else had
             timed += 1
-            seconds, new = time.monotonic() - begin, len(made.samples) - had
+            seconds, new = time.monotonic() - begin, len(generator.samples) - had
             left = (config.settings.rounds - number) * seconds / timed
             if new:
-                left = min(left, (target - len(made.samples)) * seconds / new)
-            left = 0.0 if len(made.samples) >= target else left
+                left = min(left, (target - len(generator.samples)) * seconds / new)
+            left = 0.0 if len(generator.samples) >= target else left
             print(
-                f"round {number}/{config.settings.rounds}: {len(made.samples):,} of {target:,} "
-                f"samples, ETA {format_seconds(left)}; {made.counts}",
+                f"round {number}/{config.settings.rounds}: {len(generator.samples):,} of "
+                f"{target:,} samples, ETA {format_seconds(left)}; {generator.counts}",
                 flush=True,
             )
-        before = len(made.samples)
+        before = len(generator.samples)
 
 
 def open_model(config: Config, file: AppendOnly) -> Model:

@@ -107,8 +107,8 @@ def main(config: Config) -> None:
         write([prompts[text] for text in chosen], folder / "chosen.jsonl")
         print(
             f"{folder}/chosen.jsonl: {len(chosen):,} prompts; "
-            f"{len({tag for text in chosen for tag in tags[text]}):,} of the tags, "
-            f"{sum(len(tags[text]) for text in chosen) / len(chosen):.2f} to a prompt"
+            f"{len({tag for text in chosen for tag in tags[text]}):,} distinct tags, "
+            f"{sum(len(tags[text]) for text in chosen) / len(chosen):.2f} per prompt"
         )
 
 
@@ -133,7 +133,7 @@ def tag(config: Config, prompts: list[str]) -> Tags:
     found = {tag for given in merged.tags.values() for tag in given}
     print(
         f"{file}: {counts}; {len(found):,} tags, "
-        f"{sum(map(len, merged.tags.values())) / len(tags):.2f} to a prompt; "
+        f"{sum(map(len, merged.tags.values())) / len(tags):.2f} per prompt; "
         f"{len(merged.into):,} rare or equivalent ones merged, {len(merged.dropped):,} dropped"
     )
     return merged.tags

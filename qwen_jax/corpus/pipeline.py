@@ -90,7 +90,7 @@ class Chain:
         shuffled = [0.0, 0.0]  # seconds and MB of the following shuffle
         keys, first = [], 0
         clock = _Clock()
-        for table in self._begin(number, partition):
+        for table in self._input(number, partition):
             seconds[names[0]][0] += clock.lap()
             for i, (step, writer) in enumerate(zip(self.steps, writers, strict=True)):
                 seconds[names[i]][1] += stage_files.text_bytes(table) / 1e6
@@ -111,7 +111,7 @@ class Chain:
             seconds[f"{self.first + len(names):02}-{self.following.name}"] = shuffled
         return seconds
 
-    def _begin(self, number: int, partition: Partition) -> Iterator[pa.Table]:
+    def _input(self, number: int, partition: Partition) -> Iterator[pa.Table]:
         step = self.steps[0]
         if isinstance(step, Read):
             yield from step.batches(partition)
@@ -151,7 +151,7 @@ class BucketTask:
     output: str
 
     def __call__(self, task: tuple[int, int, int]) -> float:
-        """(bucket, begin, end) -> seconds."""
+        """Processes a (bucket, begin, end); returns the seconds it took."""
         number, begin, end = task
         started = time.perf_counter()
         keys = shuffle.read_bucket([pathlib.Path(file) for file in self.files], begin, end)
@@ -219,7 +219,7 @@ def run(
             )
     chains = list(_chains(steps, root))
     with open_alone(folder / "pipeline.lock", folder):
-        _begin(folder, record, steps, partition_mb)
+        _open_folder(folder, record, steps, partition_mb)
         tasks = list(enumerate(partitions))
         seconds: dict[str, list[float]] = {}
         for chain in chains:
@@ -247,7 +247,7 @@ def run(
     )
 
 
-def _begin(folder: pathlib.Path, sources: dict, steps, partition_mb: float) -> None:
+def _open_folder(folder: pathlib.Path, sources: dict, steps, partition_mb: float) -> None:
     if not isinstance(steps[0], Read):
         raise ConfigError(
             f"a pipeline starts with read, not {steps[0].name}.",
@@ -268,7 +268,7 @@ def _begin(folder: pathlib.Path, sources: dict, steps, partition_mb: float) -> N
 
 
 def _record(folder: pathlib.Path) -> pathlib.Path:
-    """The file that records what a run's folder was made from."""
+    """Returns the file that records the sources and settings of a run's folder."""
     former = folder / "plan.json"  # of runs before the file was renamed
     return former if former.exists() else folder / "pipeline.json"
 

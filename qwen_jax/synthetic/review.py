@@ -114,7 +114,11 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
             or isinstance(row["keep"], (int, float))
             and (not isinstance(row["keep"], bool))
         ):
-            raise DataError(f"keep is {row['keep']!r}.", where, "set it to null, true or false.")
+            raise DataError(
+                f"keep is {row['keep']!r}, which is not a decision.",
+                where,
+                "set it to null, true or false.",
+            )
         rows.append(row)
     return rows
 

@@ -55,14 +55,16 @@ class Settings:
         for name in ("samples", "rounds", "seeds_shown"):
             if getattr(self, name) < 1:
                 raise ConfigError(
-                    f"{name}={getattr(self, name)}.", f"Settings({name})", "use 1 or more."
+                    f"{name}={getattr(self, name)} is not positive.",
+                    f"Settings({name})",
+                    "use 1 or more.",
                 )
         if min(self.instruction_lists, self.question_lists, self.generated_shown) < 0 or not (
             self.instruction_lists or self.question_lists
         ):
             raise ConfigError(
                 f"instruction_lists={self.instruction_lists}, question_lists="
-                f"{self.question_lists}, generated_shown={self.generated_shown}.",
+                f"{self.question_lists}, generated_shown={self.generated_shown} are invalid.",
                 "Settings",
                 "use 0 or more, and 1 or more of at least one kind of list.",
             )

@@ -65,7 +65,7 @@ def merge_rare(tags: Mapping[str, Sequence[str]], *, alpha: int) -> Merged:
       ConfigError: alpha below 1.
     """
     if alpha < 1:
-        raise ConfigError(f"alpha={alpha}.", "merge_rare(alpha)", "use 1 or more.")
+        raise ConfigError(f"alpha={alpha} is not positive.", "merge_rare(alpha)", "use 1 or more.")
     counts = collections.Counter(tag for found in tags.values() for tag in set(found))
     same: dict[tuple[str, ...], str] = {}
     for tag, _ in counts.most_common():

@@ -51,9 +51,9 @@ class Read:
 
     text_field: str = option("text", "name of the text column in JSONL and Parquet")
     extractor: Literal["article", "article_fast", "page"] = option(
-        "article", "of web pages: main text, the same but faster, or all text"
+        "article", "of web pages: the main text, the same but faster, or all text"
     )
-    page_seconds: float = option(10.0, "time limit for extracting a page")
+    page_seconds: float = option(10.0, "time limit for extracting a page, in seconds")
     page_mb: float = option(10.0, "MB of HTML above which a page is rejected")
 
     def batches(self, partition: Partition) -> Iterator[pa.Table]:
