@@ -270,13 +270,13 @@ def test_quality_stage_resumes_a_folder_with_former_names_of_settings(tmp_path):
         pipeline.run([str(tmp_path / "a.txt")], steps, str(tmp_path / "out"), workers=0)
 
     run()
-    plan = tmp_path / "out/plan.json"
+    record = tmp_path / "out/pipeline.json"
     former = (
-        plan.read_text().replace("top_min_count", "top_least").replace("min_units", "least_units")
+        record.read_text().replace("top_min_count", "top_least").replace("min_units", "least_units")
     )
-    assert former != plan.read_text()
-    plan.write_text(former)
+    assert former != record.read_text()
+    record.write_text(former)
     run()
-    plan.write_text(former.replace('"least_units": 50', '"least_units": 51'))
+    record.write_text(former.replace('"least_units": 50', '"least_units": 51'))
     with pytest.raises(ConfigError, match="made otherwise"):
         run()
