@@ -128,14 +128,14 @@ def test_near_dedup_index_of_earlier_runs(tmp_path):
     assert kept == fresh
     rejected = pq.read_table(second.folder.rejected(0)).to_pylist()[0]["rejected_value"]
     assert "first/02-near_dedup/keys/" in rejected
-    with pytest.raises(DataError, match="no keys of earlier"):
+    with pytest.raises(DataError, match="no keys of an earlier run"):
         run(tmp_path, "third", old, NearDedup(index=(str(tmp_path),)))
     with pytest.raises(ConfigError, match="made otherwise.*seed"):
         run(tmp_path, "third", old, NearDedup(seed=1, index=step.index))
     shutil.move(first.folder.path, first.folder.path.with_name("renamed"))
-    with pytest.raises(DataError, match="no keys of earlier"):
+    with pytest.raises(DataError, match="no keys of an earlier run"):
         run(tmp_path, "third", old, NearDedup(index=(str(tmp_path / "first/renamed"),)))
     shutil.move(first.folder.path.with_name("renamed"), first.folder.path)
     shutil.rmtree(first.folder.path / "removed")  # as in an unfinished run
-    with pytest.raises(DataError, match="not there yet"):
+    with pytest.raises(DataError, match="not written all of its keys"):
         run(tmp_path, "third", old, step)
