@@ -26,8 +26,8 @@ part() {
     case $1 in
     environment) "$python" -m benchmarks.aot.device_rates --output="$out/environment.json" ;;
     correctness)
-        "$python" -m benchmarks.attention.attention_gate --name=xla --every=3 --output="$out" &&
-            "$python" -m benchmarks.attention.attention_gate --name=hopper --dtypes=bfloat16,float16 \
+        "$python" -m benchmarks.attention.attention_validation --name=xla --every=3 --output="$out" &&
+            "$python" -m benchmarks.attention.attention_validation --name=hopper --dtypes=bfloat16,float16 \
                 --output="$out" ;;
     attention) "$python" -m benchmarks.attention.attention --output="$out" ;;
     train_1.8b)

@@ -29,7 +29,7 @@ from qwen_jax.corpus.sources.read import Read
 from qwen_jax.data import shards
 from qwen_jax.data.loader import Loader
 from qwen_jax.inference.decode import generate
-from qwen_jax.parallel.cpu.features import has_bfloat16_products
+from qwen_jax.parallel.cpu.features import has_bfloat16_matmul
 from qwen_jax.pretrained.huggingface import load_pretrained, save_pretrained
 from qwen_jax.report import write_report
 from qwen_jax.tokenizer import compression, extend
@@ -128,7 +128,7 @@ def main(config: Config) -> None:
 def pretraining(config: Config, folder: pathlib.Path) -> Config:
     """The run over both sources, in a dtype that this CPU computes quickly."""
     model = config.model
-    if model.compute_dtype == "bfloat16" and not has_bfloat16_products():
+    if model.compute_dtype == "bfloat16" and not has_bfloat16_matmul():
         model = dataclasses.replace(model, compute_dtype="float32")
     log(f"4/10 pretraining in {model.compute_dtype}; Ctrl-C stops it with a checkpoint")
     data = DataConfig(

@@ -18,7 +18,7 @@ from qwen_jax.data.document import Document  # noqa: E402
 from qwen_jax.parallel.cpu import virtual_devices  # noqa: E402
 from qwen_jax.tokenizer.bpe import Tokenizer  # noqa: E402
 
-virtual_devices.make_room()
+virtual_devices.reserve_threads()
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -25,7 +25,7 @@ from benchmarks.common import timing
 from qwen_jax.cli import flags
 from qwen_jax.config import option
 from qwen_jax.errors import ConfigError
-from qwen_jax.kernels.validation import Case, shares
+from qwen_jax.kernels.validation import Case, error_ratios
 
 RESULTS = pathlib.Path(__file__).resolve().parents[1] / "results"
 MASKS = ("causal", "one", "four", "mix")
@@ -170,7 +170,7 @@ def check(config: Config) -> dict[str, dict[str, float]]:
                 for who in contestants(q, k, case.options().get("segment_ids")):
                     if who.ours and who.attend:
                         key = f"{who.name}, {dtype}, head {H}, {name}"
-                        found[key] = shares(case, who.name.split()[-1])
+                        found[key] = error_ratios(case, who.name.split()[-1])
                         worst = max(found[key].values())
                         print(f"{key}: worst error {worst:.2f} of its budget", flush=True)
                         if not worst <= 1:

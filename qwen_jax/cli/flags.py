@@ -106,7 +106,7 @@ def run(main, doc: str | None, recipes: Mapping[str, Any], argv: list[str] | Non
     alone writes to stdout; each has its stderr.
     """
     flags.FLAGS.mark_as_parsed()  # libraries (Grain) read absl's global flags
-    virtual_devices.make_room()
+    virtual_devices.reserve_threads()
     package = sys.modules[main.__module__].__package__
     try:
         name, config = parse(

@@ -83,7 +83,7 @@ def masks(T: int) -> dict[str, dict]:
     return found
 
 
-def shares(case: Case, implementation: str | None = None) -> dict[str, float]:
+def error_ratios(case: Case, implementation: str | None = None) -> dict[str, float]:
     """The largest error of out, dq, dk and dv, each as a share of its budget: above 1 fails.
 
     The budget is twice the error of plain JAX in the case's dtype, plus a few units in the last
@@ -149,7 +149,7 @@ def check(case: Case, implementation: str | None = None) -> dict[str, float]:
     Raises:
       KernelError: the back end computes something else than attention on this device.
     """
-    found = shares(case, implementation)
+    found = error_ratios(case, implementation)
     if not all(share <= 1 for share in found.values()):
         said = ", ".join(f"{name} {share:.2f}" for name, share in found.items())
         raise KernelError(

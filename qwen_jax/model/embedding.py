@@ -14,7 +14,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from qwen_jax.parallel.sharding import cut, map_shards
+from qwen_jax.parallel.sharding import map_shards, sharded_axes
 from qwen_jax.types import Array
 
 _TOKENS = ("batch", "length")
@@ -24,15 +24,18 @@ _TABLE = ("vocab", "embed")
 def embed(tokens_BT: Array, embed_VD: Array, *, dtype) -> Array:
     """The rows of the embedding for `tokens_BT`, in `dtype`."""
     B, (V, D) = tokens_BT.shape[0], embed_VD.shape
-    pieces, rows = cut(D, "embed"), cut(B, "batch")
-    if not (pieces or cut(V, "vocab")) or not set(pieces) <= set(rows):
+    pieces, rows = sharded_axes(D, "embed"), sharded_axes(B, "batch")
+    if not (pieces or sharded_axes(V, "vocab")) or not set(pieces) <= set(rows):
         return jnp.take(embed_VD, tokens_BT, axis=0).astype(dtype)
     return _lookup(tokens_BT, embed_VD, jnp.dtype(dtype))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _lookup(tokens_BT, embed_VD, dtype):
-    pieces, vocab_axes = cut(embed_VD.shape[1], "embed"), cut(embed_VD.shape[0], "vocab")
+    pieces, vocab_axes = (
+        sharded_axes(embed_VD.shape[1], "embed"),
+        sharded_axes(embed_VD.shape[0], "vocab"),
+    )
 
     def on_device(tokens_BT, embed_VD):
         words, here = _local(_gathered(tokens_BT, pieces), embed_VD.shape[0], vocab_axes)
@@ -54,10 +57,14 @@ def _lookup_forward(tokens_BT, embed_VD, dtype):
 def _lookup_backward(dtype, residuals, dx_BTD):
     del dtype
     tokens_BT, embed_VD = residuals
-    pieces, vocab_axes = cut(embed_VD.shape[1], "embed"), cut(embed_VD.shape[0], "vocab")
+    pieces, vocab_axes = (
+        sharded_axes(embed_VD.shape[1], "embed"),
+        sharded_axes(embed_VD.shape[0], "vocab"),
+    )
     others = tuple(
         axis
-        for axis in cut(tokens_BT.shape[0], "batch") + cut(tokens_BT.shape[1], "length")
+        for axis in sharded_axes(tokens_BT.shape[0], "batch")
+        + sharded_axes(tokens_BT.shape[1], "length")
         if axis not in pieces
     )
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from qwen_jax.kernels.platform import target_of
-from qwen_jax.parallel.sharding import cut, map_shards
+from qwen_jax.parallel.sharding import map_shards, sharded_axes
 from qwen_jax.types import Array
 
 # Float32 logits of one chunk, bytes. On an accelerator a chunk also reads and writes the gradient
@@ -74,7 +74,7 @@ def log_likelihoods(
     Args:
       x_BTD, head_DV, targets_BT: as in cross_entropy.
     """
-    vocab_axes, limit = cut(head_DV.shape[1], "act_vocab"), _chunk_bytes(x_BTD)
+    vocab_axes, limit = sharded_axes(head_DV.shape[1], "act_vocab"), _chunk_bytes(x_BTD)
 
     def on_device(x_BTD, head_DV, targets_BT):
         step = functools.partial(
@@ -120,10 +120,10 @@ def _sums(
     """Loss and cross-entropy and, if asked for, their gradients with respect to x and W."""
     B, T, _ = x_BTD.shape
     D, V = head_DV.shape
-    token_axes = cut(B, "batch") + cut(T, "length")
-    vocab_axes = cut(V, "act_vocab")
+    token_axes = sharded_axes(B, "batch") + sharded_axes(T, "length")
+    vocab_axes = sharded_axes(V, "act_vocab")
     # Where the projection is stored in pieces of D, each device needs its piece of the sum alone.
-    scatter_axes = cut(D, "embed")
+    scatter_axes = sharded_axes(D, "embed")
     if not set(scatter_axes) <= set(token_axes):
         scatter_axes = ()
     limit = _chunk_bytes(x_BTD)

@@ -31,7 +31,7 @@ _START_SECONDS = 300  # that processes wait for one another
 
 
 @dataclasses.dataclass(frozen=True)
-class Place:
+class ProcessSpec:
     """Where one process stands in a run."""
 
     found: str  # who said so
@@ -50,53 +50,53 @@ def start(environ: Mapping[str, str] = os.environ) -> str | None:
     Raises:
       ConfigError: the environment is set by halves, or the processes do not find one another.
     """
-    place = find(environ)
-    if place is None:
+    spec = find(environ)
+    if spec is None:
         return None
-    if place.count == 1 and place.address is None:
-        return f"one process ({place.found})"
+    if spec.count == 1 and spec.address is None:
+        return f"one process ({spec.found})"
     # A launcher's one process joins itself: its sums are then added as those of several are.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    if place.address is not None:
+    if spec.address is not None:
         print(
-            f"process {place.process} of {place.count} on {socket.gethostname()} ({place.found}), "
-            f"looking for process 0 at {place.address}",
+            f"process {spec.process} of {spec.count} on {socket.gethostname()} ({spec.found}), "
+            f"looking for process 0 at {spec.address}",
             file=sys.stderr,
             flush=True,
         )
     try:
         jax.distributed.initialize(
-            place.address,
-            place.count,
-            place.process,
-            place.local_devices,
+            spec.address,
+            spec.count,
+            spec.process,
+            spec.local_devices,
             initialization_timeout=_START_SECONDS,
             heartbeat_timeout_seconds=_positive(environ, _HEARTBEAT, 30),
-            cluster_detection_method=None if place.address is None else "deactivate",
+            cluster_detection_method=None if spec.address is None else "deactivate",
         )
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
             f"the processes did not find one another: {str(error).splitlines()[0]}.",
-            f"{place.found}, process 0 at {place.address or 'an address that JAX found'}",
+            f"{spec.found}, process 0 at {spec.address or 'an address that JAX found'}",
             "see that all of them were started, and that they reach that address and port.",
         ) from error
     return (
         f"{jax.process_count()} processes with {jax.local_device_count()} of "
-        f"{jax.device_count()} devices here ({place.found}"
-        + (f", process 0 at {place.address})" if place.address else ")")
+        f"{jax.device_count()} devices here ({spec.found}"
+        + (f", process 0 at {spec.address})" if spec.address else ")")
     )
 
 
-def find(environ: Mapping[str, str] = os.environ) -> Place | None:
+def find(environ: Mapping[str, str] = os.environ) -> ProcessSpec | None:
     """What the environment says of a run of several processes; None: nothing.
 
     Raises:
       ConfigError: it says so by halves.
     """
     for look in (_plain, _jobset, _slurm, _tpu, _others):
-        place = look(environ)
-        if place is not None:
-            return place
+        spec = look(environ)
+        if spec is not None:
+            return spec
     return None
 
 
@@ -146,7 +146,7 @@ def exit_process(code: int) -> None:
     sys.exit(code)
 
 
-def _plain(environ) -> Place | None:
+def _plain(environ) -> ProcessSpec | None:
     given = {name: environ[name] for name in (_ADDRESS, _COUNT, _PROCESS) if environ.get(name)}
     if not given or "JOB_COMPLETION_INDEX" in environ and _PROCESS not in given:
         return None
@@ -158,10 +158,12 @@ def _plain(environ) -> Place | None:
             "set all three in every process (host:port of process 0, how many there "
             "are, which one this is, from 0), or none of them.",
         )
-    return _place("plain addresses", environ, _positive(environ, _COUNT), _whole(environ, _PROCESS))
+    return _process_spec(
+        "plain addresses", environ, _positive(environ, _COUNT), _non_negative(environ, _PROCESS)
+    )
 
 
-def _jobset(environ) -> Place | None:
+def _jobset(environ) -> ProcessSpec | None:
     if "JOB_COMPLETION_INDEX" not in environ or environ.get("TPU_WORKER_HOSTNAMES"):
         return None
     missing = [name for name in (_ADDRESS, _COUNT) if not environ.get(name)]
@@ -171,15 +173,15 @@ def _jobset(environ) -> Place | None:
             "the environment",
             "set them in the job's template; `python -m launch.jobset --dry_run` shows one.",
         )
-    return _place(
+    return _process_spec(
         "Kubernetes JobSet",
         environ,
         _positive(environ, _COUNT),
-        _whole(environ, "JOB_COMPLETION_INDEX"),
+        _non_negative(environ, "JOB_COMPLETION_INDEX"),
     )
 
 
-def _slurm(environ) -> Place | None:
+def _slurm(environ) -> ProcessSpec | None:
     if "SLURM_JOB_ID" not in environ:
         return None
     if "SLURM_STEP_NODELIST" not in environ:  # a batch script or an allocation
@@ -204,11 +206,11 @@ def _slurm(environ) -> Place | None:
         )
     node = _first_node(environ["SLURM_STEP_NODELIST"])
     port = 61440 + int(environ["SLURM_JOB_ID"]) % 4096  # two jobs of one node differ
-    return Place(
+    return ProcessSpec(
         f"Slurm job {environ['SLURM_JOB_ID']}",
         f"{node}:{port}",
         _positive(environ, "SLURM_NTASKS"),
-        _whole(environ, "SLURM_PROCID"),
+        _non_negative(environ, "SLURM_PROCID"),
         _slurm_devices(environ),
     )
 
@@ -216,7 +218,7 @@ def _slurm(environ) -> Place | None:
 def _slurm_devices(environ) -> tuple[int, ...] | None:
     """A task's part of the GPUs that it sees: all of them where it has the node for itself."""
     tasks = max(map(int, re.findall(r"(\d+)(?:\(x\d+\))?", environ["SLURM_STEP_TASKS_PER_NODE"])))
-    local = _whole(environ, "SLURM_LOCALID")
+    local = _non_negative(environ, "SLURM_LOCALID")
     if tasks == 1:
         return None
     visible = [gpu for gpu in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
@@ -237,7 +239,7 @@ def _first_node(nodes: str) -> str:
     return re.sub(r"^([^\[,]*)(?:\[([^\],-]*).*|,.*)?$", r"\1\2", nodes)
 
 
-def _tpu(environ) -> Place | None:
+def _tpu(environ) -> ProcessSpec | None:
     """On a TPU host JAX asks the metadata server or the pod's variables, one host or many."""
     if environ.get("JAX_PLATFORMS", "tpu").split(",")[0] not in ("tpu", ""):
         return None
@@ -251,18 +253,18 @@ def _tpu(environ) -> Place | None:
         hosts = environ["TPU_WORKER_HOSTNAMES"].split(",")
         slices = int(environ.get("MEGASCALE_NUM_SLICES", 1))
         if len(hosts) * slices == 1:
-            return Place("TPU, one host", count=1, process=0)
-        return Place(
+            return ProcessSpec("TPU, one host", count=1, process=0)
+        return ProcessSpec(
             f"TPU pod on GKE, {len(hosts)} hosts"
             + (f" in each of {slices} slices" if slices > 1 else "")
         )
     chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
     if chips and importlib.util.find_spec("libtpu") is not None:
-        return Place("TPU pod, by the metadata server")
+        return ProcessSpec("TPU pod, by the metadata server")
     return None
 
 
-def _others(environ) -> Place | None:
+def _others(environ) -> ProcessSpec | None:
     for name, launcher in (
         ("OMPI_COMM_WORLD_SIZE", "mpirun"),
         ("WORLD_SIZE", "torchrun"),
@@ -278,7 +280,7 @@ def _others(environ) -> Place | None:
     return None
 
 
-def _place(found: str, environ, count: int, process: int) -> Place:
+def _process_spec(found: str, environ, count: int, process: int) -> ProcessSpec:
     address = environ[_ADDRESS]
     if not re.fullmatch(r".+:\d+", address):
         raise ConfigError(f"{address!r} is no host:port.", _ADDRESS, "write 10.0.0.1:8476, say.")
@@ -289,12 +291,12 @@ def _place(found: str, environ, count: int, process: int) -> Place:
             f"use 0 to {count - 1}.",
         )
     devices = environ.get("JAX_LOCAL_DEVICE_IDS")
-    return Place(
+    return ProcessSpec(
         found, address, count, process, tuple(map(int, devices.split(","))) if devices else None
     )
 
 
-def _whole(environ, name: str) -> int:
+def _non_negative(environ, name: str) -> int:
     if not re.fullmatch(r"\d+", environ[name]):
         raise ConfigError(f"{name}={environ[name]!r} is no whole number.", name, "use 0 or more.")
     return int(environ[name])
@@ -303,7 +305,7 @@ def _whole(environ, name: str) -> int:
 def _positive(environ, name: str, default: int | None = None) -> int:
     if default is not None and not environ.get(name):
         return default
-    value = _whole(environ, name)
+    value = _non_negative(environ, name)
     if value < 1:
         raise ConfigError(f"{name}={value} is not positive.", name, "use 1 or more.")
     return value

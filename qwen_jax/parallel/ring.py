@@ -73,7 +73,7 @@ def ring_of(length: int, *, balanced: bool = True) -> Ring | None:
     Args:
       balanced: whether rows may be held in another order than their own.
     """
-    axes = sharding.cut(length, "length")
+    axes = sharding.sharded_axes(length, "length")
     if len(axes) != 1:
         return None
     size = sharding.axis_size(axes[0])

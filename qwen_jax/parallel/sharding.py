@@ -118,7 +118,7 @@ def map_shards(
     )(*arrays)
 
 
-def cut(size: int, axis: str) -> tuple[str, ...]:
+def sharded_axes(size: int, axis: str) -> tuple[str, ...]:
     """The mesh axes that map_shards cuts a logical axis of this size over; () where it is whole."""
     layout = _layout.get()
     if layout is None or not shards_evenly(size, axis):

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from qwen_jax.checkpoint.checkpointer import Checkpointer
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError, QwenJaxError, TrainingError
-from qwen_jax.kernels import validation as gate
+from qwen_jax.kernels import validation
 from qwen_jax.model.attention import implementation_for
 from qwen_jax.model.spec import count
 from qwen_jax.parallel import distributed
@@ -342,8 +342,8 @@ def _check_attention(model: ModelConfig, mesh: Mesh, log: Callable[[str], None])
     if choice.module.PLATFORM is None:
         return
     started = time.perf_counter()
-    found = gate.check(
-        gate.Case(
+    found = validation.check(
+        validation.Case(
             T=640,
             N=model.num_heads // model.kv_heads,
             K=1,

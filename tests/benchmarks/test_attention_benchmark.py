@@ -9,7 +9,7 @@ import types
 import jax
 import pytest
 
-from benchmarks.attention import attention, attention_gate, attention_tune
+from benchmarks.attention import attention, attention_tune, attention_validation
 from benchmarks.attention.attention_peers import contestants, documents
 from benchmarks.common.timing import Timing
 from qwen_jax.errors import ConfigError, KernelError
@@ -49,7 +49,7 @@ def test_a_small_run_measures_us_and_jax_and_says_why_others_do_not_run(tmp_path
 
 
 def test_a_back_end_with_a_wrong_result_is_not_timed(monkeypatch):
-    monkeypatch.setattr(attention, "shares", lambda case, name: {"out": float("nan")})
+    monkeypatch.setattr(attention, "error_ratios", lambda case, name: {"out": float("nan")})
     with pytest.raises(SystemExit, match="wrong"):
         attention.main(attention.SMOKE)
 
@@ -136,16 +136,18 @@ def test_tuning_passes_over_sizes_that_do_not_compile_and_not_over_our_refusals(
 
 
 def test_the_gate_tool_counts_cases_and_fails_on_an_error(tmp_path, monkeypatch, capsys):
-    config = attention_gate.Config(
+    config = attention_validation.Config(
         lengths=(1, 7), head_sizes=(64,), dtypes=("float32",), output=str(tmp_path)
     )
-    monkeypatch.setattr(attention_gate, "HEADS", ((2, 1),))
-    attention_gate.main(config)
-    found = json.loads((tmp_path / "attention_gate_xla.json").read_text())["dtypes"]["float32"]
+    monkeypatch.setattr(attention_validation, "HEADS", ((2, 1),))
+    attention_validation.main(config)
+    found = json.loads((tmp_path / "attention_validation_xla.json").read_text())["dtypes"][
+        "float32"
+    ]
     assert found["cases"] == 10 and all(worst["share"] <= 1 for worst in found["worst"].values())
     assert "10 cases" in capsys.readouterr().out
-    monkeypatch.setattr(attention_gate, "shares", lambda case, name: {"dq": 1.5})
+    monkeypatch.setattr(attention_validation, "error_ratios", lambda case, name: {"dq": 1.5})
     with pytest.raises(SystemExit, match="larger than its budget"):
-        attention_gate.main(config)
+        attention_validation.main(config)
     with pytest.raises(KernelError, match="xla"):
-        attention_gate.main(dataclasses.replace(config, name="xlo"))
+        attention_validation.main(dataclasses.replace(config, name="xlo"))

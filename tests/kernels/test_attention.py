@@ -15,8 +15,13 @@ from qwen_jax.kernels import mask, tiles, xla
 from qwen_jax.kernels.attention import attention, choose
 from qwen_jax.kernels.backend import Call
 from qwen_jax.kernels.platform import Target, interpret_kernels, target_of
-from qwen_jax.kernels.validation import Case, shares
-from tests.helpers.kernel_gate import Gate, masks, pytest_generate_tests, with_gradients  # noqa: F401
+from qwen_jax.kernels.validation import Case, error_ratios
+from tests.helpers.kernel_validation import (  # noqa: F401
+    KernelValidation,
+    masks,
+    pytest_generate_tests,
+    with_gradients,
+)
 
 ANYWHERE = ("reference", "xla")
 
@@ -98,7 +103,7 @@ def test_fewer_queries_than_keys_are_the_last_ones_or_where_told(name):
     np.testing.assert_allclose(some, whole[:, at[0]], atol=1e-6)
 
 
-class TestXla(Gate):
+class TestXla(KernelValidation):
     name = "xla"
     H = 16
     # Every pair of lengths and masks is a program to compile: in bfloat16, the lengths that matter.
@@ -125,12 +130,12 @@ def test_the_gate_sees_a_bug_that_is_planted_in_xla(monkeypatch, bug):
         monkeypatch.setattr(mask, "first_key", lambda *args, **how: good_key(*args, **how) + 1)
     # Lengths of no other case: a program that was traced without the bug would run again.
     T = 151 if bug == "a tile is dropped" else 152
-    found = shares(Case(T=T, N=1, K=1, H=16, dtype="float32", window=40), "xla")
+    found = error_ratios(Case(T=T, N=1, K=1, H=16, dtype="float32", window=40), "xla")
     assert all(not share <= 1 for share in found.values()), found
 
 
 @pytest.mark.slow
-class TestXlaLong(Gate):
+class TestXlaLong(KernelValidation):
     """Chunks of 256, and pieces of a batch that are computed one after another."""
 
     name = "xla"
@@ -138,7 +143,7 @@ class TestXlaLong(Gate):
     grid = [
         Case(T=T, B=B, N=8, K=2, H=H, dtype=dtype, **mask)
         for T, B, H in ((1000, 1, 128), (2048, 2, 64))
-        for dtype in Gate.dtypes
+        for dtype in KernelValidation.dtypes
         for mask in masks(T).values()
     ]
 

@@ -84,7 +84,7 @@ def without(environment, name):
 )
 def test_what_is_found(environment, expected):
     found = distributed.find(environment)
-    assert found == (None if expected is None else distributed.Place(*expected))
+    assert found == (None if expected is None else distributed.ProcessSpec(*expected))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.state import abstract_state, make_state
 from qwen_jax.train.step import make_train_step
 from qwen_jax.types import Batch
-from tests.helpers.kernel_gate import with_gradients
+from tests.helpers.kernel_validation import with_gradients
 
 SMALL = {
     "tpu_forward": {"query": 128, "key": 128, "compute": 128},

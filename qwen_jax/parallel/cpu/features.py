@@ -9,7 +9,7 @@ CPU_INFO = pathlib.Path("/proc/cpuinfo")
 BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
 
 
-def has_bfloat16_products() -> bool:
+def has_bfloat16_matmul() -> bool:
     """Whether bfloat16 matrix products are faster than float32 ones here; False where unknown.
 
     Without such instructions XLA:CPU converts every operand, and a step takes longer than in

@@ -17,7 +17,7 @@ _FLAG = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
 _THREADS_PER_DEVICE = 4  # 2 were enough for all that was seen: one at the top, one in a loop
 
 
-def make_room() -> None:
+def reserve_threads() -> None:
     """Sets NPROC, which XLA reads when it starts, unless it is set; before JAX's first use."""
     asked = _FLAG.findall(os.environ.get("XLA_FLAGS", ""))
     devices = max(int(asked[-1]) if asked else 1, jax.config.jax_num_cpu_devices)

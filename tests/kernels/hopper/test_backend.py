@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from qwen_jax.errors import KernelError
-from qwen_jax.kernels import mask
-from qwen_jax.kernels import validation as gate
+from qwen_jax.kernels import mask, validation
 from qwen_jax.kernels.attention import attention, choose
 from qwen_jax.kernels.backend import Call
 from qwen_jax.kernels.hopper import backend as hopper
@@ -20,7 +19,12 @@ from qwen_jax.kernels.platform import Target, interpret_kernels
 from qwen_jax.kernels.reference import visible
 from qwen_jax.kernels.tiles import override
 from qwen_jax.kernels.validation import Case, plain, repeated
-from tests.helpers.kernel_gate import Gate, masks, pytest_generate_tests, with_gradients  # noqa: F401
+from tests.helpers.kernel_validation import (  # noqa: F401
+    KernelValidation,
+    masks,
+    pytest_generate_tests,
+    with_gradients,
+)
 
 HOPPER = Target("gpu", "NVIDIA H200")
 OLD = jax.version.__version_info__ < (0, 11)
@@ -299,11 +303,11 @@ def test_a_planted_race_is_found(name):
 def test_the_pair_over_the_grid(name, T, H):
     if name in masks(T):
         with interpreted(detect_races=True):
-            gate.check(Case(T=T, N=2, K=1, H=H, **masks(T)[name]), "hopper")
+            validation.check(Case(T=T, N=2, K=1, H=H, **masks(T)[name]), "hopper")
 
 
 @needs_mosaic
-class TestHopper(Gate):
+class TestHopper(KernelValidation):
     name = "hopper"
     dtypes = ("bfloat16", "float16")
     H, T = 128, 250

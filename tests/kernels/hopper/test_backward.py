@@ -23,9 +23,9 @@ from qwen_jax.kernels.hopper import ops as hopper_ops
 from qwen_jax.kernels.reference import attention as reference  # noqa: E402
 from qwen_jax.kernels.tiles import override  # noqa: E402
 from qwen_jax.kernels.validation import NAMES, Case, plain, repeated  # noqa: E402
-from qwen_jax.kernels.validation import check as gate_check  # noqa: E402
+from qwen_jax.kernels.validation import check as validation_check  # noqa: E402
 from tests.helpers.hopper_interpreter import RaceFound, interpreted  # noqa: E402
-from tests.helpers.kernel_gate import with_gradients  # noqa: E402
+from tests.helpers.kernel_validation import with_gradients  # noqa: E402
 
 
 def forward(q, k, v, k_start, q_end, *, scale):
@@ -52,7 +52,7 @@ def attend(case: Case, *, module=hopper_backward, deterministic: bool = False):
     return functools.partial(op, positions=None, scale=case.H**-0.5, **options)
 
 
-def shares(case: Case, **how) -> dict[str, float]:
+def error_ratios(case: Case, **how) -> dict[str, float]:
     """The largest error of each gradient as a share of the gate's budget; see gate.shares."""
     arrays, options = case.arrays(), {"segment_ids": None, "window": None} | case.options()
     got = with_gradients(attend(case, **how), *arrays)
@@ -71,7 +71,7 @@ def shares(case: Case, **how) -> dict[str, float]:
 
 def check(case: Case, *, detect_races: bool = False, **how):
     with interpreted(detect_races=detect_races):
-        found = shares(case, **how)
+        found = error_ratios(case, **how)
     assert all(share <= 1 for share in found.values()), found
 
 
@@ -131,7 +131,7 @@ def test_the_deterministic_back_end_has_a_name_and_its_own_kernel(monkeypatch):
         lambda *args, **how: runs.append(how) or real(*args, **how),
     )
     with interpreted():
-        gate_check(Case(T=40, N=1, K=1, H=64), "hopper_deterministic")
+        validation_check(Case(T=40, N=1, K=1, H=64), "hopper_deterministic")
     assert runs
 
 
@@ -217,7 +217,7 @@ def planted(changes: list[tuple[str, str]]) -> types.ModuleType:
 @pytest.mark.parametrize("name", BUGS)
 def test_a_planted_bug_is_found(name):
     with interpreted():
-        found = shares(Case(T=192, N=1, K=1, H=128, window=100), module=planted(BUGS[name]))
+        found = error_ratios(Case(T=192, N=1, K=1, H=128, window=100), module=planted(BUGS[name]))
     assert not all(share <= 1 for share in found.values())
 
 

@@ -25,11 +25,16 @@ from qwen_jax.kernels import tiles
 from qwen_jax.kernels.attention import attention, call_of
 from qwen_jax.kernels.platform import interpret_kernels
 from qwen_jax.kernels.tpu import backend as tpu
-from qwen_jax.kernels.validation import Case, shares
+from qwen_jax.kernels.validation import Case, error_ratios
 from qwen_jax.model.attention import partitioned_attention
 from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.parallel.sharding import use_layout
-from tests.helpers.kernel_gate import Gate, masks, pytest_generate_tests, with_gradients  # noqa: F401
+from tests.helpers.kernel_validation import (  # noqa: F401
+    KernelValidation,
+    masks,
+    pytest_generate_tests,
+    with_gradients,
+)
 
 # So small that short rows have many tiles, tiles of two parts, and dq in more than one chunk.
 SMALL = {
@@ -38,7 +43,7 @@ SMALL = {
 }
 
 
-class TestTpu(Gate):
+class TestTpu(KernelValidation):
     name = "tpu"
     grid = [
         Case(T=1),
@@ -97,16 +102,16 @@ class TestTpu(Gate):
 
         case = Case(T=300 if changed == "bounds" else 301, N=1, K=1)  # a program of its own each
         monkeypatch.setattr(tpu, changed, bad)
-        found = shares(case, "tpu")
+        found = error_ratios(case, "tpu")
         assert all(not share <= 1 for share in found.values()), found
 
 
-class TestWholeGridAtShippedTiles(Gate):
+class TestWholeGridAtShippedTiles(KernelValidation):
     name = "tpu"
     grid = [
         Case(T=T, N=4, K=K, H=H, dtype=dtype, **mask)
         for T, H, dtype, K in itertools.product(
-            (1, 7, 128, 129, 1000, 2048), (64, 128), Gate.dtypes, (1, 2, 4)
+            (1, 7, 128, 129, 1000, 2048), (64, 128), KernelValidation.dtypes, (1, 2, 4)
         )
         for mask in masks(T).values()
     ]
@@ -143,7 +148,7 @@ def simulated(**options):
 def test_no_races_in_any_order_of_the_parallel_axes(dtype, seed):
     case = Case(T=300, N=2, K=1, dtype=dtype, documents=(150, 130), window=140)
     with simulated(random_seed=seed):
-        found = shares(case, "tpu")
+        found = error_ratios(case, "tpu")
     assert all(share <= 1 for share in found.values()), found
 
 
@@ -158,7 +163,7 @@ def test_the_simulator_sees_an_axis_that_is_not_parallel(monkeypatch):
     monkeypatch.setattr(pltpu, "CompilerParams", bad)
     case = Case(T=260, N=1, K=1)
     with pytest.raises(AssertionError), simulated(random_seed=1):
-        assert all(share <= 1 for share in shares(case, "tpu").values())
+        assert all(share <= 1 for share in error_ratios(case, "tpu").values())
 
 
 @pytest.mark.parametrize(

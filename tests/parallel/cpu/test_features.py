@@ -19,9 +19,9 @@ def test_bfloat16_products(tmp_path, monkeypatch, text, expected):
     path.write_text(text)
     monkeypatch.setattr(cpu_features, "CPU_INFO", path)
     monkeypatch.setattr(cpu_features.platform, "system", lambda: "Linux")
-    assert cpu_features.has_bfloat16_products() is expected
+    assert cpu_features.has_bfloat16_matmul() is expected
 
 
 def test_an_unknown_system_has_none(monkeypatch):
     monkeypatch.setattr(cpu_features.platform, "system", lambda: "Darwin")
-    assert not cpu_features.has_bfloat16_products()
+    assert not cpu_features.has_bfloat16_matmul()

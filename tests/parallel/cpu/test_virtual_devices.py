@@ -6,8 +6,8 @@ import sys
 import pytest
 
 SHOW = (
-    "import os; from qwen_jax.parallel.cpu import virtual_devices; virtual_devices.make_room(); "
-    "print(os.environ.get('NPROC'))"
+    "import os; from qwen_jax.parallel.cpu import virtual_devices; "
+    "virtual_devices.reserve_threads(); print(os.environ.get('NPROC'))"
 )
 
 

@@ -1,9 +1,10 @@
-"""The gate's whole grid for one back end: cases, time,
-and the worst error as a share of its budget.
+"""The numerics check of one backend over its full grid: cases, time, worst error by budget.
 
-python -m benchmarks.attention.attention_gate --name=xla
-python -m benchmarks.attention.attention_gate --name=tpu     # interpreted where there is no TPU
-python -m benchmarks.attention.attention_gate --name=hopper --dtypes=bfloat16,float16    # likewise
+Backends for a device that is not here run in an interpreter.
+
+python -m benchmarks.attention.attention_validation --name=xla
+python -m benchmarks.attention.attention_validation --name=tpu
+python -m benchmarks.attention.attention_validation --name=hopper --dtypes=bfloat16,float16
 """
 
 import contextlib
@@ -22,7 +23,7 @@ from qwen_jax.config import option
 from qwen_jax.errors import KernelError, unknown_name
 from qwen_jax.kernels.attention import IMPLEMENTATIONS
 from qwen_jax.kernels.platform import interpret_kernels
-from qwen_jax.kernels.validation import NAMES, Case, masks, shares
+from qwen_jax.kernels.validation import NAMES, Case, error_ratios, masks
 from qwen_jax.parallel.cpu import virtual_devices
 
 HEADS = ((2, 2), (4, 2), (8, 1))  # query heads, key-value heads
@@ -54,7 +55,7 @@ SMOKE = Config(lengths=(7, 129), head_sizes=(64,), output="")
 
 
 def main(config: Config) -> None:
-    """Prints a line for each dtype, writes attention_gate_NAME.json."""
+    """Prints a line for each dtype, writes attention_validation_NAME.json."""
     if config.name not in IMPLEMENTATIONS:
         raise unknown_name("back end", config.name, IMPLEMENTATIONS, "--name", KernelError)
     interpreting = INTERPRETERS.get(config.name, (None, contextlib.nullcontext))[1]
@@ -68,7 +69,7 @@ def main(config: Config) -> None:
         with interpreting() if interpreted else contextlib.nullcontext():
             for case in tqdm.tqdm(grid(config, dtype), f"{config.name}, {dtype}", mininterval=10):
                 count += 1
-                for name, share in shares(case, config.name).items():
+                for name, share in error_ratios(case, config.name).items():
                     if not share <= worst.get(name, {"share": -1.0})["share"]:  # NaN is the worst
                         worst[name] = {"share": share, "case": dataclasses.asdict(case)}
                 if count % len(masks(case.T)) == 0:  # hundreds of programs would fill the memory
@@ -82,7 +83,7 @@ def main(config: Config) -> None:
             flush=True,
         )
         if config.output:  # after each dtype: an interpreter takes hours
-            path = pathlib.Path(config.output) / f"attention_gate_{config.name}.json"
+            path = pathlib.Path(config.output) / f"attention_validation_{config.name}.json"
             path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if any(
         not found["share"] <= 1
@@ -106,5 +107,5 @@ if __name__ == "__main__":
     # As in the tests: each warpgroup that Hopper's interpreter lets wait keeps a thread of XLA's,
     # and with a thread per core the one that all wait for finds none.
     jax.config.update("jax_num_cpu_devices", 8)
-    virtual_devices.make_room()
+    virtual_devices.reserve_threads()
     flags.run(main, __doc__, {"default": Config(), "smoke": SMOKE})

@@ -1,6 +1,6 @@
 """The suite that every attention back end inherits: definition, masks, gradients, transforms.
 
-A test module makes a class of it: `class TestTpu(Gate): name = "tpu"; ...`.
+A test module makes a class of it: `class TestTpu(KernelValidation): name = "tpu"; ...`.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from qwen_jax.kernels.attention import attention
-from qwen_jax.kernels.validation import Case, masks, shares  # noqa: F401
+from qwen_jax.kernels.validation import Case, error_ratios, masks  # noqa: F401
 from qwen_jax.types import Array
 
 
@@ -26,7 +26,7 @@ def with_gradients(function, q: Array, k: Array, v: Array, dout: Array) -> tuple
     return jax.jit(run)(q, k, v, dout)
 
 
-class Gate:
+class KernelValidation:
     """What holds for every back end. Sizes and dtypes are the back end's own."""
 
     name: str
@@ -53,7 +53,7 @@ class Gate:
         return case.arrays(), case.options()
 
     def test_errors_keep_their_budget(self, case: Case):
-        found = shares(case, self.name)
+        found = error_ratios(case, self.name)
         assert all(share <= 1 for share in found.values()), found
 
     def test_gradients_are_causal_and_stay_in_their_document(self):
