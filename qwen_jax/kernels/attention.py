@@ -1,7 +1,7 @@
-"""The public attention op: causal, packed documents, windows, grouped heads;
-one back end of several.
+"""The public attention op: causal, packed documents, windows, grouped heads.
 
-Back ends know nothing of models or meshes, and share one mask language (mask.py).
+`attention` picks one of several backends. Backends do not depend on models or meshes, and share one
+mask representation (mask.py).
 
 B batch, T query positions, S key positions, N heads, K key-value heads, H head size.
 """
@@ -21,10 +21,10 @@ from qwen_jax.kernels.backend import Call
 from qwen_jax.kernels.platform import interpret_mode, target_of
 from qwen_jax.types import Array
 
-# Name -> module, imported when it is first needed: Pallas stays out of a run on a CPU. A module has
-# `attention` (the signature of reference.attention), `refuse(call)` (None, or why it cannot run
-# this) and PLATFORM (that of its custom calls, which the compiler does not partition; None: plain
-# JAX, which runs and is partitioned anywhere).
+# Name -> module, imported on first use: a run on a CPU never imports Pallas. A module has
+# `attention` (the signature of reference.attention), `refuse(call)` (None, or why it cannot run the
+# call) and PLATFORM (of its custom calls, which the compiler does not partition; None: plain JAX,
+# which runs and is partitioned on any platform).
 IMPLEMENTATIONS = {
     "reference": "qwen_jax.kernels.reference",
     "xla": "qwen_jax.kernels.xla",
@@ -33,7 +33,7 @@ IMPLEMENTATIONS = {
     "hopper_deterministic": "qwen_jax.kernels.hopper.deterministic",
     "cudnn": "qwen_jax.kernels.cudnn",
 }
-# The first that does not refuse runs.
+# By platform. The first backend that does not refuse runs.
 PREFERENCE = {"tpu": ("tpu", "xla"), "gpu": ("hopper", "cudnn", "xla"), "cpu": ("xla",)}
 
 
@@ -53,22 +53,22 @@ def attention(
     Args:
       q: [B, T, N, H].
       k, v: [B, S, K, H] of q's dtype, K dividing N. With T < S the queries are the last T tokens.
-      segment_ids: int32 [B, T], only with T == S: contiguous runs, one per document; 0 is padding,
-        which sees nothing, is seen by nobody and gives zeros.
-      positions: int32 [B, T]: with T != S, where each query stands on the key axis (default: the
-        last T places). With T == S order is that of the row and positions change nothing.
-      window: how many tokens each query sees, itself included; None: no limit. May be traced.
+      segment_ids: int32 [B, T], only with T == S: contiguous runs, one per document. 0 is padding:
+        it neither attends nor is attended to, and its output is zero.
+      positions: int32 [B, T]: with T != S, the index of each query on the key axis (default: the
+        last T). With T == S the array order counts and positions have no effect.
+      window: the number of tokens each query sees, itself included; None: no limit. May be traced.
       scale: of the scores; None: 1 / sqrt(H).
-      implementation: a back end by name ("reference", "xla", "tpu", "hopper",
-        "hopper_deterministic", "cudnn"); None: the best for the device that the arrays are on or,
-        when traced, that the program is for.
+      implementation: a backend by name ("reference", "xla", "tpu", "hopper",
+        "hopper_deterministic", "cudnn"); None: the best one for the device of the arrays or, when
+        traced, for the target device of the program.
 
     Returns:
       [B, T, N, H] in q's dtype; softmax statistics are float32.
 
     Raises:
       KernelError: shapes or dtypes that do not fit, segment ids that are not contiguous, a window
-        below 1, an unknown implementation, one that cannot run here (with each one's reason).
+        below 1, an unknown implementation, or one that cannot run here (with each one's reason).
 
     Example:
       >>> out = attention(q, k, v, segment_ids=batch.segment_ids, window=1024)
@@ -83,7 +83,7 @@ def attention(
 
 
 def call_of(q: Array, k: Array, *, segment_ids: Array | None, window) -> Call:
-    """What `attention` asks of a back end for these arguments."""
+    """Returns the call that `attention` makes to a backend for these arguments."""
     known = (
         "traced" if isinstance(window, jax.core.Tracer) else None if window is None else int(window)
     )
@@ -102,7 +102,7 @@ def call_of(q: Array, k: Array, *, segment_ids: Array | None, window) -> Call:
 
 
 class Choice(NamedTuple):
-    """A back end, and why each that would have been better cannot run this."""
+    """The selected backend, and why each preferred one cannot run the call."""
 
     name: str
     module: types.ModuleType
@@ -113,11 +113,10 @@ class Choice(NamedTuple):
 
 
 def choose(call: Call, implementation: str | None = None) -> Choice:
-    """The back end that runs `call`: the one named, or the best.
+    """Returns the backend that runs `call`: the named one, or the best.
 
     Raises:
-      KernelError: an unknown name, or a back end that cannot run this, with its reason and what the
-        others say.
+      KernelError: an unknown name, or no backend that can run the call, with the reason of each.
     """
     if implementation is None:
         names = PREFERENCE.get(call.target.platform, ("xla",))
@@ -140,23 +139,23 @@ def choose(call: Call, implementation: str | None = None) -> Choice:
     for name in IMPLEMENTATIONS:
         if name not in reasons:
             reasons[name] = refusal(name, call)
-    said = "; ".join(f"{name}: {reason or 'can run it'}" for name, reason in reasons.items())
+    verdicts = "; ".join(f"{name}: {reason or 'can run it'}" for name, reason in reasons.items())
     raise KernelError(
-        f"no back end of {', '.join(names)} can run this. {said}.",
+        f"no backend of {', '.join(names)} can run this call. {verdicts}.",
         f"attention(implementation={implementation!r}) on {call.target}",
-        "name one that can run it, or leave implementation out.",
+        "name a backend that can run it, or omit implementation.",
     )
 
 
 def refusal(name: str, call: Call) -> str | None:
-    """Why the back end called `name` cannot run this; None if it can."""
+    """Returns why the backend `name` cannot run the call; None if it can."""
     module = importlib.import_module(IMPLEMENTATIONS[name])
     needs = module.PLATFORM
     if needs and call.target.platform != needs and interpret_mode() is None:
         return (
-            f"runs on a {needs.upper()}, and this is for {call.target} (to compile for another "
-            "device, pass arrays with a NamedSharding over its mesh, or use "
-            "jax.sharding.use_abstract_mesh; to run step by step on a CPU, use "
+            f"runs on a {needs.upper()}, and this call is for {call.target} (to compile for "
+            "another device, pass arrays with a NamedSharding over its mesh, or use "
+            "jax.sharding.use_abstract_mesh; to interpret the kernel on a CPU, use "
             "qwen_jax.kernels.platform.interpret_kernels)"
         )
     return module.refuse(call)
@@ -173,7 +172,9 @@ def _check_shapes(q, k, v, segment_ids, positions) -> None:
     if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise refuse("batch or head sizes differ", "q is [B, T, N, H]; k and v are [B, S, K, H].")
     if not all(q.shape) or not all(k.shape):
-        raise refuse("an axis is empty", "pass at least one row, token, head and head element.")
+        raise refuse(
+            "an axis is empty", "pass at least one sequence, token, head and head element."
+        )
     if q.shape[2] % k.shape[2]:
         raise refuse(
             f"{k.shape[2]} key-value heads do not divide {q.shape[2]} heads",
@@ -182,7 +183,7 @@ def _check_shapes(q, k, v, segment_ids, positions) -> None:
     if not q.dtype == k.dtype == v.dtype or not jnp.issubdtype(q.dtype, jnp.floating):
         raise refuse("dtypes differ or are not floating point", "cast q, k and v to one dtype.")
     if q.shape[1] > k.shape[1]:
-        raise refuse("queries are the last T of S tokens, so 1 <= T <= S", "pass all the keys.")
+        raise refuse("queries are the last T of S tokens, so 1 <= T <= S", "pass all keys.")
     for name, array in (("segment_ids", segment_ids), ("positions", positions)):
         if array is not None and (array.shape != q.shape[:2] or array.dtype != jnp.int32):
             raise refuse(
@@ -191,41 +192,41 @@ def _check_shapes(q, k, v, segment_ids, positions) -> None:
             )
     if segment_ids is not None and q.shape[1] != k.shape[1]:
         raise refuse(
-            "segment_ids need as many queries as keys", "leave them out when decoding over a cache."
+            "segment_ids need as many queries as keys", "omit them when decoding over a cache."
         )
 
 
 def _check_values(T: int, S: int, segment_ids, positions, window) -> None:
-    """What can be seen outside of jit is checked; inside it, values are the caller's promise."""
+    """Checks concrete values. Under jit they are traced, and the caller guarantees them."""
     if window is not None:
         if jnp.ndim(window) != 0 or not jnp.issubdtype(jnp.result_type(window), jnp.integer):
             raise KernelError(
-                f"window={window} is not one whole number.",
+                f"window={window} is not a single integer.",
                 "attention(window=)",
-                "use how many tokens each query sees, itself included, or None.",
+                "pass the number of tokens each query sees, itself included, or None.",
             )
         if not isinstance(window, jax.core.Tracer) and int(window) < 1:
             raise KernelError(
                 f"window={window} hides every token.",
                 "attention(window=)",
-                "use 1 or more (1: each token sees itself alone), or None.",
+                "use 1 or more (1: each token sees only itself), or None.",
             )
     if segment_ids is not None and not isinstance(segment_ids, jax.core.Tracer):
         ids = np.asarray(segment_ids)
-        for row, values in enumerate(ids):
+        for sequence, values in enumerate(ids):
             runs = values[np.flatnonzero(np.diff(values, prepend=values[0] - 1))]
             runs = runs[runs != 0]
             if len(np.unique(runs)) != len(runs):
                 raise KernelError(
-                    f"segment ids of row {row} are not contiguous: a document comes back after "
-                    "another.",
+                    f"segment ids of sequence {sequence} are not contiguous: a document resumes "
+                    "after another one.",
                     "attention(segment_ids=)",
-                    "give every document of a row its own id, in one run.",
+                    "give every document of a sequence its own id, in one contiguous run.",
                 )
     if positions is not None and T != S and not isinstance(positions, jax.core.Tracer):
         if np.any(np.asarray(positions) < 0) or np.any(np.asarray(positions) >= S):
             raise KernelError(
-                f"positions reach outside of 0..{S - 1}: a query before the first key sees none.",
+                f"positions are outside of 0..{S - 1}: a query before the first key sees none.",
                 "attention(positions=)",
-                "give each query its place on the key axis.",
+                "pass the index of each query on the key axis.",
             )

@@ -1,4 +1,4 @@
-"""An attention op from a pair of kernels, forward and backward: the custom_vjp that they share.
+"""Builds an attention op from a forward and a backward kernel, with one custom_vjp for all.
 
 B batch, T positions, N heads, K key-value heads, H head size.
 """
@@ -15,13 +15,13 @@ from qwen_jax.kernels import mask
 from qwen_jax.kernels.platform import Target
 from qwen_jax.types import Array
 
-# What a remat policy keeps so that the forward kernel does not run again in the backward pass.
+# A remat policy that saves these does not run the forward kernel again in the backward pass.
 RESIDUALS = ("attention_out", "attention_lse")
 
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """What a back end is asked for: it answers with its reason to refuse, or None."""
+    """The attention call that a backend accepts or refuses (`refuse(call)`)."""
 
     target: Target
     B: int
@@ -32,20 +32,20 @@ class Call:
     H: int
     dtype: jnp.dtype
     segments: bool
-    window: int | str | None  # "traced": a number that is known on the device alone
+    window: int | str | None  # "traced": known only on the device
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Attention of some queries to as many keys of their row: what ring attention puts together.
+    """Attention of a chunk of queries to a chunk of keys of their sequence, for ring attention.
 
-    A query sees the keys k_start <= key <= k_end, counted within the block; none if k_end is less.
+    A query sees the keys k_start <= key <= k_end, relative to the block; none if k_end < k_start.
 
     Attributes:
       forward: (q, k, v, k_start_BT, k_end_BT, *, scale) -> (out, lse): float32 [B, T, N, H] and the
         log-sum-exp [B, N, T], 1e30 where a query sees nothing.
-      backward: (q, k, v, k_start, k_end, out, lse, dout, *, scale) -> float32 (dq, dk, dv), what
-        the block adds to them; `out` and `lse` are those of the whole row.
+      backward: (q, k, v, k_start, k_end, out, lse, dout, *, scale) -> float32 (dq, dk, dv), the
+        block's contributions; `out` and `lse` are those of the full sequence.
       base: of the logarithm.
     """
 
@@ -55,14 +55,14 @@ class Block:
 
 
 def differentiable(forward: Callable, backward: Callable) -> Callable:
-    """attention(q, k, v, *, segment_ids, positions, window, scale) for whole rows (T == S).
+    """Returns attention(q, k, v, *, segment_ids, positions, window, scale) for T == S.
 
     Args:
       forward: (q_BTNH, k_BTKH, v_BTKH, k_start_BT, q_end_BT, *, scale) -> (out_BTNH, lse), with
-        lse any array that leads with B and holds the log-sum-exp of each query and head.
+        lse any array with leading axis B that holds the log-sum-exp of each query and head.
       backward: (q, k, v, k_start, q_end, out, lse, dout, *, scale) -> (dq, dk, dv).
 
-    Under vmap, the mapped axis joins the batch: a kernel is never traced with another rank.
+    Under vmap, the mapped axis is folded into the batch: kernels are traced with one rank only.
     """
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -86,7 +86,7 @@ def differentiable(forward: Callable, backward: Callable) -> Callable:
     def attention(
         q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, segment_ids, positions, window, scale: float
     ) -> Array:
-        del positions  # order is that of the row
+        del positions  # the array order counts
         B, T = q_BTNH.shape[:2]
         k_start = mask.first_key(B, T, T, segment_ids=segment_ids, positions=None, window=window)
         q_end = mask.last_query(B, T, segment_ids=segment_ids, window=window)
@@ -96,7 +96,7 @@ def differentiable(forward: Callable, backward: Callable) -> Callable:
 
 
 def _batched(function: Callable) -> Callable:
-    """`function` of arrays that lead with B; vmap folds its axis into B."""
+    """Wraps a function of arrays with leading axis B; vmap folds its axis into B."""
     wrapped = jax.custom_batching.custom_vmap(function)
 
     @wrapped.def_vmap

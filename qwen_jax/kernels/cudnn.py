@@ -1,7 +1,7 @@
-"""NVIDIA's cuDNN attention, where its features suffice: a named alternative, and a peer to measure.
+"""NVIDIA's cuDNN attention: a fallback on GPUs, and a peer for benchmarks.
 
-It has no packed documents that JAX's public function can reach, so it refuses them: a path that
-ignores segment ids trains on the wrong loss.
+JAX's public function does not expose packed documents for cuDNN, so this backend refuses them: a
+path that ignores segment ids trains on the wrong loss.
 """
 
 import jax
@@ -14,24 +14,24 @@ PLATFORM = "gpu"
 
 
 def refuse(call: Call) -> str | None:
-    """None, or why cuDNN cannot run this."""
+    """Returns why cuDNN cannot run the call; None if it can."""
     if call.segments:
-        return "has no packed documents"
+        return "does not support packed documents"
     if call.T != call.S:
-        return "runs whole rows alone (as many queries as keys)"
+        return "runs only full sequences (as many queries as keys)"
     if call.window == "traced":
-        return "needs a window that is known when it is compiled"
+        return "needs a window that is known at compile time"
     if call.dtype not in (jnp.bfloat16, jnp.float16):
         return f"runs bfloat16 and float16, not {call.dtype}"
     if call.H > 128 or call.H % 8:
-        return f"has head sizes up to 128 in steps of 8, not {call.H}"
+        return f"supports head sizes up to 128 in steps of 8, not {call.H}"
     return None
 
 
 def attention(
     q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, segment_ids, positions, window, scale: float
 ) -> Array:
-    """See kernels.attention.attention; arguments are checked there."""
+    """See kernels.attention.attention, which checks the arguments."""
     del segment_ids, positions
     return jax.nn.dot_product_attention(
         q_BTNH,

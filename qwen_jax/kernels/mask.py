@@ -1,8 +1,8 @@
-"""The one mask language of all back ends: documents, causality and a window are an interval.
+"""The mask representation of all backends: documents, causality and window as one interval.
 
-Contiguous documents + causal + window mean that query i sees the keys k_start[i] <= k <= i, and key
-j is seen by the queries j <= q <= q_end[j]. One int32 per query (and its mirror per key) replaces
-comparisons of segments, and the least and the largest of a tile tell exactly which tiles are empty.
+With contiguous documents, causality and a window, query i sees the keys k_start[i] <= k <= i, and
+key j is seen by the queries j <= q <= q_end[j]. One int32 per query (or per key) replaces the
+comparison of segment ids, and their extremes over a tile determine exactly which tiles are empty.
 
 B batch, T query positions, S key positions.
 """
@@ -14,7 +14,7 @@ from qwen_jax.types import Array
 
 
 def query_index(B: int, T: int, S: int, positions: Array | None) -> Array:
-    """Where each query stands on the key axis, int32 [B, T]: the last T of S unless told."""
+    """Returns the index of each query on the key axis, int32 [B, T]; by default the last T of S."""
     if positions is not None and T != S:
         return positions
     return jnp.broadcast_to((jnp.arange(T, dtype=jnp.int32) + (S - T))[None], (B, T))
@@ -29,12 +29,12 @@ def first_key(
     positions: Array | None,
     window: Array | int | None,
 ) -> Array:
-    """k_start, int32 [B, T]: the first key that each query sees; S where it sees none (padding).
+    """Returns k_start, int32 [B, T]: the first key each query sees; S where it sees none (padding).
 
     Args:
       segment_ids: int32 [B, T] or None, only with T == S; 0 is padding.
       positions: see kernels.attention.
-      window: tokens that a query sees, itself included; None: no limit.
+      window: the number of tokens a query sees, itself included; None: no limit.
     """
     start = jnp.zeros((B, T), jnp.int32)
     if segment_ids is not None:
@@ -48,13 +48,13 @@ def first_key(
 
 
 def last_query(B: int, T: int, *, segment_ids: Array | None, window: Array | int | None) -> Array:
-    """q_end, int32 [B, T]: the last query that sees each key of a whole row; -1 where none does."""
+    """Returns q_end, int32 [B, T]: the last query that sees each key; -1 where none does."""
     end = jnp.full((B, T), T - 1, jnp.int32)
-    if segment_ids is not None:  # a document's end is its start, read backwards
+    if segment_ids is not None:  # the end of a document is its start in reversed order
         end = T - 1 - _document_start(segment_ids[:, ::-1])[:, ::-1]
     if window is not None:
         index = jnp.arange(T, dtype=jnp.int32)[None]
-        # Clipped first: a window of 2^31 - 1, which stands for no limit, must not overflow.
+        # Clipped first: a window of 2^31 - 1, which means no limit, must not overflow.
         reach = jnp.minimum(jnp.asarray(window, jnp.int32), jnp.int32(T)) - 1
         end = jnp.minimum(end, index + reach)
     if segment_ids is not None:
@@ -63,7 +63,7 @@ def last_query(B: int, T: int, *, segment_ids: Array | None, window: Array | int
 
 
 def _document_start(segment_ids: Array) -> Array:
-    """The first position of each token's run of equal ids, int32 [B, T]."""
+    """Returns the first position of each token's run of equal ids, int32 [B, T]."""
     index = jnp.broadcast_to(
         jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None], segment_ids.shape
     )

@@ -1,4 +1,4 @@
-"""What a computation runs on: the device that it is for, which need not be one of this machine."""
+"""The target device of a computation, which need not be a device of this machine."""
 
 import contextlib
 import contextvars
@@ -16,10 +16,10 @@ _interpret: contextvars.ContextVar[Any] = contextvars.ContextVar("interpret", de
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """The kind of device."""
+    """A kind of device."""
 
     platform: str  # "cpu", "gpu" or "tpu"
-    kind: str  # the device's own word: "TPU v5", "NVIDIA H200", "cpu"
+    kind: str  # device.device_kind: "TPU v5", "NVIDIA H200", "cpu"
 
     @classmethod
     def of(cls, device: Device) -> "Target":
@@ -30,10 +30,10 @@ class Target:
 
 
 def target_of(x: jax.Array | None = None) -> Target:
-    """The device that a computation on `x` is for.
+    """Returns the target device of a computation on `x`.
 
-    In this order: where a concrete array is; the mesh of a traced one (so a program lowered for the
-    topology of a TPU pod on a machine without a TPU is a TPU's); the mesh in use
+    In this order: the device of a concrete array; the mesh of a traced one (a program lowered for
+    the topology of a TPU pod targets a TPU, even on a machine without one); the current mesh
     (jax.sharding.use_abstract_mesh, set_mesh); JAX's default device.
     """
     if x is not None and not isinstance(x, jax.core.Tracer) and isinstance(x, jax.Array):
@@ -45,7 +45,7 @@ def target_of(x: jax.Array | None = None) -> Target:
     for mesh in meshes:
         device = getattr(mesh, "abstract_device", None)
         if device is not None:
-            # jax 0.10 does not say the platform, but every TPU has its name in its kind.
+            # jax 0.10 has no platform here, but the kind of every TPU starts with "TPU".
             platform = getattr(device, "platform", None) or _platform_of_kind(device.device_kind)
             return Target(_platform(platform), device.device_kind)
     default = jax.config.jax_default_device
@@ -66,14 +66,14 @@ def _platform_of_kind(kind: str) -> str:
 
 @contextlib.contextmanager
 def interpret_kernels(mode: Any = True) -> Iterator[None]:
-    """Within it, Pallas kernels named by `implementation=` run on any device, slowly, step by step.
+    """Interprets the Pallas kernels named by `implementation=`, slowly, on any device.
 
-    For tests and for debugging on a CPU. What is traced within it stays interpreted: a jitted
-    function keeps what it was first traced with.
+    For tests and for debugging on a CPU. Functions traced inside the context stay interpreted: a
+    jitted function keeps the mode of its first trace.
 
     Args:
       mode: True (fast), or pltpu.InterpretParams / plgpu.InterpretGPUParams, which simulate the
-        memories and can detect races.
+        memory spaces and can detect races.
     """
     token = _interpret.set(mode)
     try:
@@ -83,5 +83,5 @@ def interpret_kernels(mode: Any = True) -> Iterator[None]:
 
 
 def interpret_mode() -> Any:
-    """The mode of the innermost `interpret_kernels`; None outside."""
+    """Returns the mode of the innermost `interpret_kernels`; None outside."""
     return _interpret.get()

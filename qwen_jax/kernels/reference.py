@@ -1,4 +1,4 @@
-"""Attention by its definition, in float32: the specification that every back end is tested against.
+"""Attention by its definition, in float32: every backend is tested against it.
 
 B batch, T query positions, S key positions, N heads, K key-value heads, H head size.
 """
@@ -12,7 +12,7 @@ PLATFORM = None
 
 
 def refuse(call) -> str | None:
-    """Runs everything."""
+    """Returns None: this backend runs every call."""
     del call
     return None
 
@@ -24,8 +24,11 @@ def visible(
     positions_BT: Array | None,
     window: Array | int | None,
 ) -> Array:
-    """bool [B or 1, T, S]: may query t see key s? The mask in words: not later than the query, in
-    the query's document, at most window - 1 tokens back, and neither of them padding."""
+    """Returns the mask, bool [B or 1, T, S]: whether query t sees key s.
+
+    A key is visible if it is not after the query, is in the query's document, is at most
+    window - 1 tokens back, and neither of the two is padding.
+    """
     key_index = jnp.arange(S, dtype=jnp.int32)[None, None, :]
     if positions_BT is None or T == S:
         query_index = (jnp.arange(T, dtype=jnp.int32) + (S - T))[None, :, None]
@@ -43,7 +46,7 @@ def visible(
 def attention(
     q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, segment_ids, positions, window, scale: float
 ) -> Array:
-    """softmax(q k^T scale + mask) v with everything in float32 and all of [T, S] in memory."""
+    """Computes softmax(q k^T scale + mask) v in float32, with all of [T, S] in memory."""
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
     q = q_BTNH.astype(jnp.float32).reshape(B, T, K, N // K, H)
@@ -55,6 +58,6 @@ def attention(
     top = jnp.max(scores, axis=-1, where=mask, initial=-1e30, keepdims=True)
     weights = jnp.where(mask, jnp.exp(jnp.where(mask, scores - top, 0.0)), 0.0)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    weights = weights / jnp.where(total > 0, total, 1.0)  # a row that sees nothing gives zeros
+    weights = weights / jnp.where(total > 0, total, 1.0)  # a query that sees nothing gives zeros
     out = jnp.einsum("BKGTS,BSKH->BTKGH", weights, v, precision=exact)
     return out.reshape(B, T, N, H).astype(q_BTNH.dtype)

@@ -1,7 +1,7 @@
-"""Tile sizes of the kernels by device, head size and dtype: measured ones from tiles.json.
+"""Tile sizes of the kernels by device, head size and dtype, measured and kept in tiles.json.
 
-`benchmarks/attention/attention.py` measures them on a device and writes the table; a kernel that
-finds no row there uses its own defaults.
+`benchmarks/attention/attention.py --tune` measures them on a device and writes the table. A kernel
+without a row in it uses its own defaults.
 """
 
 import contextlib
@@ -22,11 +22,11 @@ _override: contextvars.ContextVar[Mapping[str, dict[str, int]]] = contextvars.Co
 def lookup(
     kernel: str, *, kind: str, head_size: int, dtype: str, default: dict[str, int]
 ) -> dict[str, int]:
-    """The tile sizes of `kernel` ("tpu_forward", "hopper_backward", ...) on a kind of device.
+    """Returns the tile sizes of `kernel` ("tpu_forward", "hopper_backward", ...) on a device kind.
 
     Args:
-      kind: the device's own word, such as "TPU v5" or "NVIDIA H200".
-      default: what the kernel takes where the table has no row; its keys are the kernel's names.
+      kind: device.device_kind, such as "TPU v5" or "NVIDIA H200".
+      default: the sizes where the table has no row; its keys are the kernel's parameters.
     """
     if kernel in _override.get():
         return default | _override.get()[kernel]
@@ -43,13 +43,13 @@ def lookup(
 
 @functools.cache
 def table() -> list[dict]:
-    """The rows of tiles.json; each says when and with what it was measured."""
+    """Returns the rows of tiles.json, each with the date and versions of its measurement."""
     return json.loads(TABLE.read_text(encoding="utf-8"))
 
 
 @contextlib.contextmanager
 def override(**tiles: dict[str, int]) -> Iterator[None]:
-    """Within it, what is traced uses these: override(tpu_forward={"query": 512})."""
+    """Uses these sizes for functions traced inside it: override(tpu_forward={"query": 512})."""
     token = _override.set({**_override.get(), **tiles})
     try:
         yield

@@ -1,7 +1,7 @@
-"""The gate of a back end: its errors against float32, forward and gradients, on random input.
+"""Numerics check of a backend: forward and gradients against float32, on random input.
 
-Tests, benchmarks and the start of a run on an accelerator ask the same question: is this back end's
-error at most about twice what plain JAX makes in the same precision?
+Tests, benchmarks and the start of a run on an accelerator apply one criterion: the error of the
+backend is at most about twice the error of plain JAX in the same precision.
 
 B batch, T positions, N heads, K key-value heads, H head size.
 """
@@ -25,8 +25,7 @@ _NO_LIMIT = np.int32(2**31 - 1)
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One random input. Documents are `documents` tokens long in turn;
-    what they leave is padding."""
+    """One random input. `documents` holds the document lengths; the rest of T is padding."""
 
     T: int
     B: int = 1
@@ -39,7 +38,7 @@ class Case:
     seed: int = 0
 
     def arrays(self) -> tuple[Array, Array, Array, Array]:
-        """q, k, v and the cotangent of the output."""
+        """Returns q, k, v and the cotangent of the output."""
         keys = jax.random.split(jax.random.key(self.seed), 4)
         heads = (self.N, self.K, self.K, self.N)
         q, k, v, dout = (
@@ -49,17 +48,17 @@ class Case:
         return q, k, v, dout
 
     def options(self) -> dict:
-        """segment_ids and window for `attention`."""
+        """Returns segment_ids and window for `attention`."""
         options: dict[str, Any] = {} if self.window is None else {"window": self.window}
         if self.documents is not None:
             ids = np.repeat(np.arange(1, len(self.documents) + 1), self.documents)
-            row = np.pad(ids, (0, self.T - len(ids))).astype(np.int32)
-            options["segment_ids"] = jnp.tile(jnp.asarray(row)[None], (self.B, 1))
+            padded = np.pad(ids, (0, self.T - len(ids))).astype(np.int32)
+            options["segment_ids"] = jnp.tile(jnp.asarray(padded)[None], (self.B, 1))
         return options
 
 
 def repeated(T: int, lengths: tuple[int, ...], *, padding: int = 0) -> tuple[int, ...]:
-    """Documents of these lengths over and over, the last one cut, `padding` left over."""
+    """Returns `lengths` repeated to T - padding tokens, the last document truncated."""
     documents, left = [], T - padding
     while left > 0:
         documents.append(min(lengths[len(documents) % len(lengths)], left))
@@ -68,7 +67,7 @@ def repeated(T: int, lengths: tuple[int, ...], *, padding: int = 0) -> tuple[int
 
 
 def masks(T: int) -> dict[str, dict]:
-    """The masks of the grid, by name, for rows of T tokens."""
+    """Returns the masks of the grid by name, for sequences of T tokens."""
     found = {"causal": {}, "window": {"window": max(1, T // 3)}, "window of one": {"window": 1}}
     if T > 1:
         found |= {
@@ -84,12 +83,12 @@ def masks(T: int) -> dict[str, dict]:
 
 
 def error_ratios(case: Case, implementation: str | None = None) -> dict[str, float]:
-    """The largest error of out, dq, dk and dv, each as a share of its budget: above 1 fails.
+    """Returns the largest error of out, dq, dk and dv over its tolerance: above 1 fails.
 
-    The budget is twice the error of plain JAX in the case's dtype, plus a few units in the last
-    place of the largest value and of float32 sums of this size, for cases in which plain JAX
-    happens to be exact (a token that sees itself alone: the gradient of its score is 0 by
-    cancellation).
+    The tolerance is twice the error of plain JAX in the case's dtype, plus a few units in the last
+    place of the largest value and of float32 sums of this size. The floor is for cases in which
+    plain JAX happens to be exact: a token that sees only itself, where the gradient of its score
+    is 0 by cancellation.
     """
     arrays, options = case.arrays(), case.options()
     got = _outcome(*arrays, options, how=implementation, mode=interpret_mode())
@@ -111,8 +110,8 @@ def error_ratios(case: Case, implementation: str | None = None) -> dict[str, flo
 
 @functools.partial(jax.jit, static_argnames=("how", "mode"))
 def _outcome(q, k, v, dout, options, *, how, mode=None):
-    """out, dq, dk, dv. The masks are arguments, so cases of the same shapes share a program."""
-    del mode  # part of the cache's key: what is traced while interpreting stays so
+    """Returns out, dq, dk, dv. Masks are arguments: cases of one shape share a program."""
+    del mode  # part of the jit cache key: a function traced as interpreted stays interpreted
     attend = plain if how == "plain" else functools.partial(attention, implementation=how)
     out, pull = jax.vjp(lambda q, k, v: attend(q, k, v, **options), q, k, v)
     return (out, *pull(dout))
@@ -126,7 +125,7 @@ def plain(
     segment_ids: Array | None = None,
     window: Array | int | None = None,
 ) -> Array:
-    """softmax(q k^T) v as anyone would write it, every array in the dtype of its inputs."""
+    """Computes softmax(q k^T) v in plain JAX, every array in the dtype of the inputs."""
     T, G = q.shape[1], q.shape[2] // k.shape[2]
     k, v = jnp.repeat(k, G, axis=2), jnp.repeat(v, G, axis=2)
     t = jnp.arange(T)
@@ -144,18 +143,18 @@ def plain(
 
 
 def check(case: Case, implementation: str | None = None) -> dict[str, float]:
-    """`shares`, or an error where one is above 1 or not a number.
+    """Returns `error_ratios`, and raises if one is above 1 or NaN.
 
     Raises:
-      KernelError: the back end computes something else than attention on this device.
+      KernelError: the backend does not compute attention correctly on this device.
     """
     found = error_ratios(case, implementation)
-    if not all(share <= 1 for share in found.values()):
-        said = ", ".join(f"{name} {share:.2f}" for name, share in found.items())
+    if not all(ratio <= 1 for ratio in found.values()):
+        ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in found.items())
         raise KernelError(
-            f"attention is wrong on this device: errors as shares of their budget are {said}.",
+            f"attention is wrong on this device: errors over their tolerance are {ratios}.",
             f"attention(implementation={implementation!r}), {case}",
-            "use another back end (--model.attention=xla), and report this with the versions of "
+            "use another backend (--model.attention=xla), and report this with the versions of "
             "jax and of the driver.",
         )
     return found

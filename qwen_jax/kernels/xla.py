@@ -1,16 +1,16 @@
-"""Attention in plain XLA without a [T, S] array: the path of the CPU, and of every other device.
+"""Attention in plain XLA without a [T, S] array: the default on CPUs, and it runs on any device.
 
-Queries are taken chunk by chunk, and for each chunk the tiles of keys from the first that one of
-its queries sees to the last: what causality, documents and windows hide is never computed. Scores
-live for one tile alone, which a CPU keeps in its caches. The forward pass is an online softmax; the
-backward pass recomputes weights from the log-sum-exp.
+Queries are processed in chunks. A chunk visits only the key tiles from the first to the last that
+one of its queries sees, so scores hidden by causality, documents or windows are never computed.
+Scores exist for only one tile at a time, which fits into the caches of a CPU. The forward pass is
+an online softmax; the backward pass recomputes weights from the log-sum-exp.
 
-Every product contracts the last axis of its left operand, so keys, values and queries are also kept
-transposed: XLA:CPU transposes any other left operand before each product, which cost more than the
-products (three to ten times as much for the gradients of keys and values).
+Every matmul contracts the last axis of its left operand, so keys, values and queries are also kept
+transposed: XLA:CPU transposes any other left operand before each matmul, which cost more than the
+matmuls (three to ten times as much for the gradients of keys and values).
 
 B batch, T query positions, S key positions, N heads, K key-value heads, G = N / K, H head size;
-P pieces of R rows, Q chunks of C queries, J tiles of W keys; M = G C rows of a tile's scores.
+P groups of R sequences, Q chunks of C queries, J tiles of W keys; M = G C rows of a tile's scores.
 """
 
 import dataclasses
@@ -28,19 +28,19 @@ from qwen_jax.types import Array
 PLATFORM = None
 
 _MASKED = -1e30  # finite: exp(_MASKED - _MASKED) is 1 and no NaN; masked weights are zeroed after
-_NOTHING_VISIBLE = 1e30  # the log-sum-exp of a row that sees nothing: exp(s - this) is 0
+_NOTHING_VISIBLE = 1e30  # log-sum-exp of a query that sees nothing: exp(s - this) is 0
 F32 = jnp.float32
 
 
 def refuse(call) -> str | None:
-    """Runs everything."""
+    """Returns None: this backend runs every call."""
     del call
     return None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Sizes:
-    """How the work is cut: rows in a piece, queries in a chunk, keys in a tile."""
+    """Sizes of the work: sequences in a group, queries in a chunk, keys in a tile."""
 
     R: int
     C: int
@@ -59,8 +59,8 @@ class _Sizes:
             default={"query": side, "key": side},
         )
         C, W = min(wanted["query"], _round_up(T, 8)), min(wanted["key"], _round_up(S, 8))
-        # On a CPU, a tile of scores that its caches hold, and large enough for each operation to be
-        # worth its start. Few rows at a time, as a piece computes what one of its rows sees.
+        # On a CPU, a tile of scores fits into the caches and is large enough to amortize the start
+        # of each operation. Groups are small: a group computes what any of its sequences sees.
         fit = [r for r in range(1, B + 1) if B % r == 0 and r * N * C * W <= 2**20]
         return cls(max(fit, default=1) if target.platform == "cpu" else B, C, W, scale)
 
@@ -72,7 +72,7 @@ def _round_up(size: int, step: int) -> int:
 def attention(
     q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, segment_ids, positions, window, scale: float
 ) -> Array:
-    """See kernels.attention.attention; arguments are checked there."""
+    """See kernels.attention.attention, which checks the arguments."""
     B, T = q_BTNH.shape[:2]
     S = k_BSKH.shape[1]
     sizes = _Sizes.of(q_BTNH, S, scale)
@@ -85,7 +85,7 @@ def attention(
     return _attend(q_BTNH, k_BSKH, v_BSKH, k_start, k_end, sizes)
 
 
-def _cut_queries(x: Array, sizes: _Sizes, K: int, *, transposed: bool = False) -> Array:
+def _split_queries(x: Array, sizes: _Sizes, K: int, *, transposed: bool = False) -> Array:
     """[B, T, N, H] -> [P, Q, R, K, M, H], or [P, Q, R, K, H, M]; queries after T are zeros."""
     B, T, N, H = x.shape
     C, R = sizes.C, sizes.R
@@ -104,7 +104,7 @@ def _join_queries(x: Array, T: int, N: int) -> Array:
     return x.reshape(P * R, -1, N, H)[:, :T]
 
 
-def _cut_keys(x: Array, sizes: _Sizes, *, transposed: bool = False) -> Array:
+def _split_keys(x: Array, sizes: _Sizes, *, transposed: bool = False) -> Array:
     """[B, S, K, H] -> [P, J, R, K, W, H], or [P, J, R, K, H, W]; keys after S are zeros."""
     B, S, K, H = x.shape
     W, R = sizes.W, sizes.R
@@ -119,7 +119,7 @@ def _join_keys(x: Array, S: int) -> Array:
     return x.transpose(0, 2, 1, 5, 3, 4).reshape(P * R, J * W, K, H)[:, :S]
 
 
-def _cut_bounds(bound: Array | None, sizes: _Sizes, padding: int) -> Array | None:
+def _split_bounds(bound: Array | None, sizes: _Sizes, padding: int) -> Array | None:
     """int32 [B, T] -> [P, Q, R, C]."""
     if bound is None:
         return None
@@ -130,14 +130,14 @@ def _cut_bounds(bound: Array | None, sizes: _Sizes, padding: int) -> Array | Non
 
 
 def _tiles(k_start_RC: Array | None, k_end_RC: Array, sizes: _Sizes):
-    """The first tile that a chunk's queries see, and the one after the last."""
+    """Returns the first tile that a chunk's queries see, and the one after the last."""
     first = 0 if k_start_RC is None else jnp.min(k_start_RC) // sizes.W
     return jnp.int32(first), jnp.max(k_end_RC) // sizes.W + 1
 
 
 def _scores(q_RKMH: Array, k_RKWH: Array, k_start_RC, k_end_RC, tile: Array, sizes: _Sizes):
-    """Masked scores of a chunk and a tile, float32 [R, K, M, W]."""
-    scores = _product(q_RKMH, k_RKWH, 3) * F32(sizes.scale)
+    """Returns the masked scores of a chunk and a tile, float32 [R, K, M, W]."""
+    scores = _matmul(q_RKMH, k_RKWH, 3) * F32(sizes.scale)
     R, K, M, W = scores.shape
     key = (tile * W + jnp.arange(W, dtype=jnp.int32))[None, None]
     seen = key <= k_end_RC[:, :, None]
@@ -147,15 +147,15 @@ def _scores(q_RKMH: Array, k_RKWH: Array, k_start_RC, k_end_RC, tile: Array, siz
     return jnp.where(seen.reshape(scores.shape), scores, F32(_MASKED))
 
 
-def _product(a: Array, b: Array, axis_b: int) -> Array:
-    """a's last axis with an axis of b, for each row and head, in float32."""
+def _matmul(a: Array, b: Array, axis_b: int) -> Array:
+    """Contracts a's last axis with an axis of b, for each sequence and head, in float32."""
     return jax.lax.dot_general(
         a, b, (((3,), (axis_b,)), ((0, 1), (0, 1))), preferred_element_type=F32
     )
 
 
-def _over_pieces(function, *arrays):
-    """function of each piece: what leads with P loses it, and gets it back in the results."""
+def _map_groups(function, *arrays):
+    """Applies function to each group: maps over the leading axis P of arrays and results."""
     if jax.tree.leaves(arrays)[0].shape[0] == 1:
         results = function(jax.tree.map(lambda x: x[0], arrays))
         return jax.tree.map(lambda x: x[None], results)
@@ -168,11 +168,11 @@ def _attend(q_BTNH, k_BSKH, v_BSKH, k_start_BT, k_end_BT, sizes):
 
 
 def _forward(q_BTNH, k_BSKH, v_BSKH, k_start_BT, k_end_BT, sizes, dtype=None):
-    """out, in `dtype` or q's, and what the backward pass needs."""
+    """Returns out, in `dtype` or q's, and the residuals of the backward pass."""
     T, N = q_BTNH.shape[1:3]
     K = k_BSKH.shape[2]
 
-    def piece(arrays):
+    def group(arrays):
         q_Q, k_J, vT_J, k_start_Q, k_end_Q = arrays
 
         def chunk(_, sliced):
@@ -185,14 +185,14 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, k_start_BT, k_end_BT, sizes, dtype=None):
                 weights = jnp.exp(scores - above)
                 kept = jnp.exp(top - above)
                 total = total * kept + jnp.sum(weights, axis=-1, keepdims=True)
-                acc = acc * kept + _product(weights.astype(vT_J.dtype), vT_J[tile], 3)
+                acc = acc * kept + _matmul(weights.astype(vT_J.dtype), vT_J[tile], 3)
                 return acc, above, total
 
-            rows = q.shape[:3]
+            shape = q.shape[:3]
             zero = (
                 jnp.zeros(q.shape, F32),
-                jnp.full((*rows, 1), _MASKED, F32),
-                jnp.zeros((*rows, 1), F32),
+                jnp.full((*shape, 1), _MASKED, F32),
+                jnp.zeros((*shape, 1), F32),
             )
             acc, top, total = jax.lax.fori_loop(*_tiles(k_start, k_end, sizes), step, zero)
             empty = top <= _MASKED / 2
@@ -202,26 +202,26 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, k_start_BT, k_end_BT, sizes, dtype=None):
 
         return jax.lax.scan(chunk, None, (q_Q, k_start_Q, k_end_Q))[1]
 
-    out, lse = _over_pieces(
-        piece,
-        _cut_queries(q_BTNH, sizes, K),
-        _cut_keys(k_BSKH, sizes),
-        _cut_keys(v_BSKH, sizes, transposed=True),
-        _cut_bounds(k_start_BT, sizes, 2**30),
-        _cut_bounds(k_end_BT, sizes, -1),
+    out, lse = _map_groups(
+        group,
+        _split_queries(q_BTNH, sizes, K),
+        _split_keys(k_BSKH, sizes),
+        _split_keys(v_BSKH, sizes, transposed=True),
+        _split_bounds(k_start_BT, sizes, 2**30),
+        _split_bounds(k_end_BT, sizes, -1),
     )
     out = _join_queries(out, T, N)
     return out, (q_BTNH, k_BSKH, v_BSKH, k_start_BT, k_end_BT, out, lse)
 
 
 def _backward(sizes, residuals, dout_BTNH, dtype=None):
-    """Gradients of q, k and v, in `dtype` or q's, and none of the mask."""
+    """Returns the gradients of q, k and v in `dtype` or q's, and None for the mask."""
     q_BTNH, k_BSKH, v_BSKH, k_start_BT, k_end_BT, out_BTNH, lse = residuals
     (T, N), (S, K) = q_BTNH.shape[1:3], k_BSKH.shape[1:3]
     computed, dtype = q_BTNH.dtype, dtype or q_BTNH.dtype
     delta_BTN1 = jnp.sum(dout_BTNH.astype(F32) * out_BTNH.astype(F32), axis=-1, keepdims=True)
 
-    def piece(arrays):
+    def group(arrays):
         queries, (k_J, kT_J, v_J) = arrays
 
         def chunk(grads, sliced):
@@ -231,12 +231,12 @@ def _backward(sizes, residuals, dout_BTNH, dtype=None):
                 dq, dkT_J, dvT_J = carry
                 scores = _scores(q, k_J[tile], k_start, k_end, tile, sizes)
                 weights = jnp.exp(scores - lse)
-                dweights = _product(dout, v_J[tile], 3)
+                dweights = _matmul(dout, v_J[tile], 3)
                 dscores = (weights * (dweights - delta) * F32(sizes.scale)).astype(computed)
                 dscores = jax.lax.optimization_barrier(dscores)
-                dq = dq + _product(dscores, kT_J[tile], 3)
-                dkT_J = dkT_J.at[tile].add(_product(qT, dscores, 2))
-                dvT_J = dvT_J.at[tile].add(_product(doutT, weights.astype(computed), 2))
+                dq = dq + _matmul(dscores, kT_J[tile], 3)
+                dkT_J = dkT_J.at[tile].add(_matmul(qT, dscores, 2))
+                dvT_J = dvT_J.at[tile].add(_matmul(doutT, weights.astype(computed), 2))
                 return dq, dkT_J, dvT_J
 
             dq, *grads = jax.lax.fori_loop(
@@ -248,25 +248,25 @@ def _backward(sizes, residuals, dout_BTNH, dtype=None):
         (dkT_J, dvT_J), dq_Q = jax.lax.scan(chunk, (zero, zero), queries)
         return dq_Q, dkT_J.astype(dtype), dvT_J.astype(dtype)
 
-    def cut(x, transposed=False):
-        return _cut_queries(x, sizes, K, transposed=transposed)
+    def split(x, transposed=False):
+        return _split_queries(x, sizes, K, transposed=transposed)
 
     queries = (
-        cut(q_BTNH),
-        cut(q_BTNH, True),
-        cut(dout_BTNH),
-        cut(dout_BTNH, True),
+        split(q_BTNH),
+        split(q_BTNH, True),
+        split(dout_BTNH),
+        split(dout_BTNH, True),
         lse,
-        cut(delta_BTN1),
-        _cut_bounds(k_start_BT, sizes, 2**30),
-        _cut_bounds(k_end_BT, sizes, -1),
+        split(delta_BTN1),
+        _split_bounds(k_start_BT, sizes, 2**30),
+        _split_bounds(k_end_BT, sizes, -1),
     )
     keys = (
-        _cut_keys(k_BSKH, sizes),
-        _cut_keys(k_BSKH, sizes, transposed=True),
-        _cut_keys(v_BSKH, sizes),
+        _split_keys(k_BSKH, sizes),
+        _split_keys(k_BSKH, sizes, transposed=True),
+        _split_keys(v_BSKH, sizes),
     )
-    dq, dkT, dvT = _over_pieces(piece, queries, keys)
+    dq, dkT, dvT = _map_groups(group, queries, keys)
     return _join_queries(dq, T, N), _join_keys(dkT, S), _join_keys(dvT, S), None, None
 
 
@@ -280,7 +280,7 @@ def _forward_block(q, k, v, k_start, k_end, *, scale: float):
 
 def _backward_block(q, k, v, k_start, k_end, out, lse, dout, *, scale: float):
     sizes = _Sizes.of(q, k.shape[1], scale)
-    lse = _cut_queries(lse.transpose(0, 2, 1)[..., None], sizes, k.shape[2])
+    lse = _split_queries(lse.transpose(0, 2, 1)[..., None], sizes, k.shape[2])
     return _backward(sizes, (q, k, v, k_start, k_end, out, lse), dout, F32)[:3]
 
 

@@ -29,7 +29,7 @@ def kernels_for_other_devices(monkeypatch):
         monkeypatch.setitem(sys.modules, f"qwen_jax.kernels.{name}", module)
 
 
-def test_a_small_run_measures_us_and_jax_and_says_why_others_do_not_run(tmp_path, capsys):
+def test_attention_benchmark_smoke_run(tmp_path, capsys):
     attention.main(dataclasses.replace(attention.SMOKE, output=str(tmp_path)))
     (path,) = tmp_path.glob("*.json")
     result = json.loads(path.read_text())
@@ -48,7 +48,7 @@ def test_a_small_run_measures_us_and_jax_and_says_why_others_do_not_run(tmp_path
     assert "qwen_jax xla" in capsys.readouterr().out
 
 
-def test_a_back_end_with_a_wrong_result_is_not_timed(monkeypatch):
+def test_attention_benchmark_does_not_time_a_wrong_backend(monkeypatch):
     monkeypatch.setattr(attention, "error_ratios", lambda case, name: {"out": float("nan")})
     with pytest.raises(SystemExit, match="wrong"):
         attention.main(attention.SMOKE)
@@ -62,7 +62,7 @@ def test_operations_count_the_visible_half_of_every_document():
     assert packed["forward"] == whole["forward"] / 4
 
 
-def test_short_times_are_marked_as_the_hosts():
+def test_figures_mark_host_bound_times():
     times = {name: Timing(2e-5, 1e-5, 3e-5) for name in attention.PASSES}
     work = dict.fromkeys(attention.PASSES, 1e6)
     assert attention.figures(times, work, 1.0, dispatch=1e-5)["host_bound"]
@@ -70,18 +70,18 @@ def test_short_times_are_marked_as_the_hosts():
 
 
 @pytest.mark.parametrize("T", [100, 1024, 5000])
-def test_documents_fill_the_row(T):
+def test_documents_fill_the_sequence(T):
     for mask in ("one", "four", "mix"):
         assert sum(documents(mask, T)) == T and min(documents(mask, T)) > 0
     assert len(documents("four", T)) == 4 and documents("causal", T) is None
 
 
-def test_an_unknown_mask_is_refused_before_anything_runs():
+def test_for_device_refuses_an_unknown_mask():
     with pytest.raises(ConfigError, match="sliding"):
         attention.main(dataclasses.replace(attention.SMOKE, masks=("sliding",)))
 
 
-def test_peers_compute_what_we_compute_on_packed_rows():
+def test_contestants_agree_on_packed_documents():
     case = Case(T=96, N=2, K=2, dtype="float32", documents=(50, 46))
     (q, k, v, _), options = case.arrays(), case.options()
     able = [who for who in contestants(q, k, options["segment_ids"]) if who.attend]
@@ -91,7 +91,7 @@ def test_peers_compute_what_we_compute_on_packed_rows():
         assert float(abs(out - outs[0]).max()) < 1e-5
 
 
-def test_tuning_writes_a_row_that_lookup_finds(tmp_path, monkeypatch):
+def test_attention_tune_writes_a_row_that_lookup_finds(tmp_path, monkeypatch):
     table = tmp_path / "tiles.json"
     other = {"kernel": "other", "kind": "X", "head_size": 64, "dtype": "float32", "tiles": {}}
     table.write_text(json.dumps([other]))
@@ -116,7 +116,7 @@ def test_tuning_writes_a_row_that_lookup_finds(tmp_path, monkeypatch):
     "error, ends",
     [(KernelError("refused.", "attention", "none."), True), (ValueError("no such form"), False)],
 )
-def test_tuning_passes_over_sizes_that_do_not_compile_and_not_over_our_refusals(
+def test_attention_tune_skips_uncompilable_sizes_but_not_refusals(
     monkeypatch, capsys, error, ends
 ):
     def programs(*arguments):
@@ -135,7 +135,7 @@ def test_tuning_passes_over_sizes_that_do_not_compile_and_not_over_our_refusals(
         assert tune() is None and capsys.readouterr().out.count("no such form") == 2
 
 
-def test_the_gate_tool_counts_cases_and_fails_on_an_error(tmp_path, monkeypatch, capsys):
+def test_attention_validation_counts_cases_and_fails_on_an_error(tmp_path, monkeypatch, capsys):
     config = attention_validation.Config(
         lengths=(1, 7), head_sizes=(64,), dtypes=("float32",), output=str(tmp_path)
     )

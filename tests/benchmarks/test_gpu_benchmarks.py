@@ -46,7 +46,7 @@ def gpu(folder, *parts, slow=0, code=0, limit=60):
     return done.returncode, done.stdout, calls.read_text().splitlines()
 
 
-def test_a_part_that_has_ended_is_not_run_again_and_the_others_are(tmp_path):
+def test_gpu_script_reruns_only_unfinished_parts(tmp_path):
     code, said, calls = gpu(tmp_path, slow=60, code=3, limit=1)
     assert code == 1 and said.endswith("not done: train_1.8b decode_1.8b decode_7b\n")
     assert "train_1.8b: exit code 124, out of time" in said and len(calls) == 9
@@ -60,12 +60,12 @@ def test_a_part_that_has_ended_is_not_run_again_and_the_others_are(tmp_path):
     assert sorted(path.stem for path in (tmp_path / "out").glob("*.done")) == sorted(ALL)
 
 
-def test_a_part_that_does_not_exist_is_named_before_any_runs(tmp_path):
+def test_gpu_script_names_an_unknown_part(tmp_path):
     code, said, calls = gpu(tmp_path, "environment", "trian_7b")
     assert code == 2 and said.startswith("no part is called trian_7b") and not calls
 
 
-def test_the_script_names_flags_that_there_are():
+def test_gpu_script_flags_exist():
     """Each of its commands is parsed by the module that it is for."""
     text = (ROOT / "benchmarks/gpu.sh").read_text().replace("\\\n", " ")
     commands = [line.split(" -m ")[1] for line in text.splitlines() if '"$python" -m' in line]
@@ -77,7 +77,7 @@ def test_the_script_names_flags_that_there_are():
         assert names <= set(config.__dataclass_fields__), command
 
 
-def test_a_step_of_a_small_size(tmp_path, monkeypatch):
+def test_full_size_measures_a_small_size(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     row = full_size.measure(full_size.SMOKE)
     assert row["first_loss"] == pytest.approx(math.log(128), rel=0.02)
@@ -92,7 +92,7 @@ def test_a_step_of_a_small_size(tmp_path, monkeypatch):
     json.dumps(table)
 
 
-def test_rates_of_the_device(monkeypatch):
+def test_device_rates_by_median_time(monkeypatch):
     found = device_rates.rates(device_rates.SMOKE)
     assert found["copy_gb_per_s"] > 0 and found["matmul_tflop_per_s"] > 0
     took = timing.Timing(median=1e-3, least=1e-3, most=1e-3)

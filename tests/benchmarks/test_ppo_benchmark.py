@@ -24,7 +24,7 @@ SMALL = ppo.Config(
 
 
 @pytest.mark.slow  # compiles a whole PPO step and four decoders
-def test_a_small_run_measures_us_and_says_why_the_peer_is_missing(tmp_path, monkeypatch, capsys):
+def test_ppo_benchmark_smoke_run_without_a_peer(tmp_path, monkeypatch, capsys):
     made, make = [], ppo_steps.TimedSteps
     monkeypatch.setattr(
         ppo_steps, "TimedSteps", lambda *args, **named: made.append(make(*args, **named)) or made[0]
@@ -52,7 +52,7 @@ def test_a_small_run_measures_us_and_says_why_the_peer_is_missing(tmp_path, monk
     assert steps.metrics["policy/grad_norm"] > 0 and steps.metrics["value/grad_norm"] > 0
 
 
-def test_the_python_loop_draws_what_the_compiled_one_draws():
+def test_python_loop_samples_the_tokens_of_the_compiled_loop():
     model = sizes.TINY
     params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))
     prompts = np.random.default_rng(0).integers(0, model.vocab_size, (4, 4), dtype=np.int32)
@@ -62,7 +62,7 @@ def test_the_python_loop_draws_what_the_compiled_one_draws():
     np.testing.assert_array_equal(got, want)
 
 
-def test_sorting_keeps_the_fewest_tokens_that_have_top_p_together():
+def test_by_sorting_keeps_the_fewest_tokens_with_top_p():
     logits = jnp.log(jnp.asarray([[0.1, 0.5, 0.4], [0.2, 0.1, 0.7]], jnp.float32))
     sampling = types.SimpleNamespace(top_p=jnp.asarray([0.6, 0.6], jnp.float32))
     drawn = set()
@@ -76,5 +76,5 @@ def test_sorting_keeps_the_fewest_tokens_that_have_top_p_together():
 
 
 @pytest.mark.parametrize("python, reason", [("", "no --peer_python"), ("false", "google-tunix")])
-def test_a_peer_that_is_not_installed_is_named(python, reason):
+def test_why_missing_names_the_reason(python, reason):
     assert reason in ppo.why_missing(python)

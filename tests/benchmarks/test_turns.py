@@ -14,7 +14,7 @@ SHOW = (
 )
 
 
-def test_ours_comes_first_in_every_round_and_peers_are_told_what_it_measured(monkeypatch):
+def test_take_runs_ours_first_and_passes_its_result_to_peers(monkeypatch):
     monkeypatch.setenv(huge_pages.VARIABLE, "inherited")
     told = []
 
@@ -32,6 +32,6 @@ def test_ours_comes_first_in_every_round_and_peers_are_told_what_it_measured(mon
     assert told == [ours, ours]
 
 
-def test_a_process_that_fails_is_named_with_what_it_said():
+def test_run_raises_with_the_output_of_a_failed_process():
     with pytest.raises(SystemExit, match="(?s)-c .*failed:.*no such peer"):
         turns.run([sys.executable, "-c", "raise SystemExit('no such peer')"], {})

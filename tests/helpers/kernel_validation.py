@@ -1,6 +1,6 @@
-"""The suite that every attention back end inherits: definition, masks, gradients, transforms.
+"""The test suite of every attention backend: accuracy, masks, gradients, transforms.
 
-A test module makes a class of it: `class TestTpu(KernelValidation): name = "tpu"; ...`.
+A test module inherits from it: `class TestTpu(KernelValidation): name = "tpu"; ...`.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from qwen_jax.types import Array
 
 
 def with_gradients(function, q: Array, k: Array, v: Array, dout: Array) -> tuple[Array, ...]:
-    """out, dq, dk, dv of function(q, k, v), jitted as one program."""
+    """Returns out, dq, dk, dv of function(q, k, v), jitted as one program."""
 
     def run(q, k, v, dout):
         out, pull = jax.vjp(function, q, k, v)
@@ -27,17 +27,19 @@ def with_gradients(function, q: Array, k: Array, v: Array, dout: Array) -> tuple
 
 
 class KernelValidation:
-    """What holds for every back end. Sizes and dtypes are the back end's own."""
+    """Properties of every backend. A subclass sets its own sizes and dtypes."""
 
     name: str
-    grid: list[Case]  # filled into `test_errors_keep_their_budget` by pytest_generate_tests
+    grid: list[
+        Case
+    ]  # parametrizes `test_error_ratios_are_within_tolerance` by pytest_generate_tests
     dtypes = ("float32", "bfloat16")
     H = 64
-    T = 260  # of the property tests: more than a tile, and no multiple of one
+    T = 260  # of the property tests: more than a tile, and not a multiple of one
 
     @contextlib.contextmanager
     def running(self):
-        """Where the back end can run; overridden by those that are interpreted."""
+        """The context in which the backend runs; interpreted backends override it."""
         yield
 
     @pytest.fixture(autouse=True)
@@ -52,11 +54,11 @@ class KernelValidation:
         case = Case(**{"T": self.T, "H": self.H, "N": 2, "K": 1, "dtype": self.dtypes[0]} | changes)
         return case.arrays(), case.options()
 
-    def test_errors_keep_their_budget(self, case: Case):
+    def test_error_ratios_are_within_tolerance(self, case: Case):
         found = error_ratios(case, self.name)
-        assert all(share <= 1 for share in found.values()), found
+        assert all(ratio <= 1 for ratio in found.values()), found
 
-    def test_gradients_are_causal_and_stay_in_their_document(self):
+    def test_attention_gradients_stay_causal_and_in_their_document(self):
         (q, k, v, _), options = self.arrays(documents=(100, 100, self.T - 200))
 
         def one_output(k, v):
@@ -66,7 +68,7 @@ class KernelValidation:
             seen = np.flatnonzero(np.abs(np.asarray(grad, np.float32)).sum(axis=(0, 2, 3)))
             assert seen.min() == 100 and seen.max() == 150 and len(seen) == 51
 
-    def test_another_document_leaves_outputs_and_gradients_bit_unchanged(self):
+    def test_attention_of_a_document_is_bitwise_independent_of_others(self):
         (q, k, v, dout), options = self.arrays(documents=(130, self.T - 130))
         other = [x.at[:, 130:].multiply(3) for x in (q, k, v)]
         first = with_gradients(self.attend(**options), q, k, v, dout)
@@ -75,12 +77,12 @@ class KernelValidation:
             np.testing.assert_array_equal(a[:, :130], b[:, :130])
             assert not np.array_equal(a[:, 130:], b[:, 130:])
 
-    def test_padding_gives_zeros_and_no_nan(self):
+    def test_attention_of_padding_is_zero_and_not_nan(self):
         (q, k, v, dout), options = self.arrays(documents=())
         for array in with_gradients(self.attend(**options), q, k, v, dout):
             np.testing.assert_array_equal(array, np.zeros(array.shape))
 
-    def test_a_window_as_long_as_the_row_is_no_window(self):
+    def test_attention_with_a_window_of_full_length_changes_nothing(self):
         (q, k, v, dout), _ = self.arrays()
         for a, b in zip(
             with_gradients(self.attend(), q, k, v, dout),
@@ -91,12 +93,12 @@ class KernelValidation:
                 np.asarray(a, np.float32), np.asarray(b, np.float32), atol=1e-6
             )
 
-    def test_transforms_change_nothing(self):
+    def test_attention_is_equal_under_scan_remat_and_vmap(self):
         (q, k, v, dout), _ = self.arrays()
         plain = with_gradients(self.attend(window=50), q, k, v, dout)
 
         def scanned(q, k, v):
-            """As in a model whose layers have windows of their own: the window is traced."""
+            """As in a model whose window differs by layer: the window is traced."""
 
             def body(total, window):
                 return total + self.attend(window=window)(q, k, v), None
@@ -117,7 +119,7 @@ class KernelValidation:
 
 
 def pytest_generate_tests(metafunc):
-    """The grid of the class fills `case`. A test module imports this name."""
+    """Parametrizes `case` with the grid of the class. A test module imports this name."""
     if "case" in metafunc.fixturenames:
         grid = metafunc.cls.grid
         metafunc.parametrize(

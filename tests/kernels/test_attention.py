@@ -1,4 +1,4 @@
-"""The public op: the definition, where queries stand, refusals; and the gate of the XLA path."""
+"""The public attention op: its definition, query positions, refusals; the XLA backend."""
 
 import functools
 import sys
@@ -37,17 +37,17 @@ def make(seed, B=2, T=40, N=4, K=2, H=16, S=None, dtype=jnp.float32):
 
 
 def packed(B, T, lengths, padding=0):
-    """Row of documents of these lengths over and over, padding at the end, int32 [B, T]."""
+    """Returns segment ids of documents of repeated `lengths`, then padding, int32 [B, T]."""
     ids, i = [], 1
     while len(ids) < T - padding:
         ids += [i] * lengths[(i - 1) % len(lengths)]
         i += 1
-    row = ids[: T - padding] + [0] * padding
-    return jnp.tile(jnp.asarray(row, jnp.int32)[None], (B, 1))
+    ids = ids[: T - padding] + [0] * padding
+    return jnp.tile(jnp.asarray(ids, jnp.int32)[None], (B, 1))
 
 
 def naive(q, k, v, segment_ids=None, window=None, scale=None):
-    """One query at a time in float64 numpy: written apart from both back ends."""
+    """Computes one query at a time in float64 numpy, independently of every backend."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     B, T, N, H = q.shape
     S, K = k.shape[1:3]
@@ -82,7 +82,7 @@ def naive(q, k, v, segment_ids=None, window=None, scale=None):
         {"segments": [5], "padding": 6, "window": 3},
     ],
 )
-def test_forward_equals_the_naive_loop(name, options):
+def test_attention_equals_a_naive_loop(name, options):
     q, k, v, _ = make(0, T=23)
     options = dict(options)
     lengths, padding = options.pop("segments", None), options.pop("padding", 0)
@@ -92,21 +92,21 @@ def test_forward_equals_the_naive_loop(name, options):
 
 
 @pytest.mark.parametrize("name", ANYWHERE)
-def test_fewer_queries_than_keys_are_the_last_ones_or_where_told(name):
+def test_attention_positions_default_to_the_last_keys(name):
     q, k, v, _ = make(6, T=30)
-    whole = attention(q, k, v, implementation=name)
+    full = attention(q, k, v, implementation=name)
     np.testing.assert_allclose(
-        attention(q[:, -5:], k, v, implementation=name), whole[:, -5:], atol=1e-6
+        attention(q[:, -5:], k, v, implementation=name), full[:, -5:], atol=1e-6
     )
     at = jnp.tile(jnp.asarray([[3, 17]], jnp.int32), (2, 1))
     some = attention(q[:, at[0]], k, v, positions=at, implementation=name)
-    np.testing.assert_allclose(some, whole[:, at[0]], atol=1e-6)
+    np.testing.assert_allclose(some, full[:, at[0]], atol=1e-6)
 
 
 class TestXla(KernelValidation):
     name = "xla"
     H = 16
-    # Every pair of lengths and masks is a program to compile: in bfloat16, the lengths that matter.
+    # Every length and mask compiles a program: bfloat16 runs only the length at a tile boundary.
     grid = [
         Case(T=T, N=4, K=2, H=16, dtype=dtype, **mask)
         for dtype, lengths in (("float32", (1, 7, 128, 129, 300)), ("bfloat16", (129,)))
@@ -116,7 +116,7 @@ class TestXla(KernelValidation):
 
 
 @pytest.mark.parametrize("bug", ["a query misses its first key", "a tile is dropped"])
-def test_the_gate_sees_a_bug_that_is_planted_in_xla(monkeypatch, bug):
+def test_error_ratios_detect_a_planted_xla_bug(monkeypatch, bug):
     if bug == "a tile is dropped":
         good_tiles = xla._tiles
 
@@ -128,15 +128,15 @@ def test_the_gate_sees_a_bug_that_is_planted_in_xla(monkeypatch, bug):
     else:
         good_key = mask.first_key
         monkeypatch.setattr(mask, "first_key", lambda *args, **how: good_key(*args, **how) + 1)
-    # Lengths of no other case: a program that was traced without the bug would run again.
+    # Lengths of no other case: jit would reuse a program traced without the bug.
     T = 151 if bug == "a tile is dropped" else 152
     found = error_ratios(Case(T=T, N=1, K=1, H=16, dtype="float32", window=40), "xla")
-    assert all(not share <= 1 for share in found.values()), found
+    assert all(not ratio <= 1 for ratio in found.values()), found
 
 
 @pytest.mark.slow
 class TestXlaLong(KernelValidation):
-    """Chunks of 256, and pieces of a batch that are computed one after another."""
+    """Chunks of 256, and groups of a batch that are computed one after another."""
 
     name = "xla"
     T = 600
@@ -148,8 +148,8 @@ class TestXlaLong(KernelValidation):
     ]
 
 
-def test_rows_that_are_computed_one_after_another_are_rows_of_their_own(monkeypatch):
-    """Pieces of one row, each with tiles of its own to skip, as long rows on a CPU have."""
+def test_xla_groups_of_a_batch_are_independent(monkeypatch):
+    """Groups of one sequence, each with its own tiles to skip, as for long sequences on a CPU."""
     monkeypatch.setattr(tiles, "lookup", lambda *args, **kwargs: {"query": 16, "key": 8})
     q, k, v, dout = make(3, B=3, T=40, N=4096, K=4096, H=2)
     ids = jnp.asarray([[1] * 40, [1] * 20 + [2] * 20, [1] * 3 + [0] * 37], jnp.int32)
@@ -163,8 +163,8 @@ def test_rows_that_are_computed_one_after_another_are_rows_of_their_own(monkeypa
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
-def test_tiles_that_no_query_sees_are_not_read():
-    """NaN in what must be skipped would reach the sums: 0 x NaN is NaN."""
+def test_xla_does_not_read_invisible_tiles():
+    """NaN in a skipped tile would reach the sums if it were read: 0 x NaN is NaN."""
     q, k, v, dout = make(4, B=1, T=512, N=1, K=1, H=16)
     ids = jnp.repeat(jnp.asarray([[1, 2]], jnp.int32), 256, axis=1)
     k, v = (x.at[:, :256].set(jnp.nan) for x in (k, v))
@@ -180,7 +180,7 @@ def test_tiles_that_no_query_sees_are_not_read():
         assert np.all(np.isfinite(array[:, 384:]))
 
 
-def test_xla_memory_grows_with_the_length_and_not_with_its_square():
+def test_xla_memory_is_linear_in_length():
     def temp_bytes(T):
         shape = jax.ShapeDtypeStruct((1, T, 2, 64), jnp.float32)
         grad = jax.jit(
@@ -190,7 +190,7 @@ def test_xla_memory_grows_with_the_length_and_not_with_its_square():
 
     short, long = temp_bytes(2048), temp_bytes(8192)
     assert long < 5 * short
-    assert long < 2 * 8192 * 8192 * 4 / 2  # half of one float32 square of scores
+    assert long < 2 * 8192 * 8192 * 4 / 2  # half of a float32 [T, T] array of scores
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_xla_memory_grows_with_the_length_and_not_with_its_square():
         ({"q": (2, 50, 4, 16)}, "last T of S"),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(change, message):
+def test_attention_refuses_mismatched_shapes(change, message):
     q, k, v, _ = make(8)
     arrays = {"q": q, "k": k, "v": v} | {n: jnp.zeros(s) for n, s in change.items()}
     if "k" in change:
@@ -212,35 +212,35 @@ def test_shapes_that_do_not_fit_are_refused(change, message):
     refused(message, arrays["q"], arrays["k"], arrays["v"])
 
 
-def test_bad_values_are_refused_before_compilation():
-    """Nothing is compiled under eval_shape, so what is refused there is refused before."""
+def test_attention_refuses_bad_values_before_compilation():
+    """eval_shape compiles nothing, so a refusal under it is before compilation."""
     q, k, v, _ = make(9)
     ids = jnp.asarray([[1, 2] * 20] * 2, jnp.int32)
     for options, message in (
         ({"window": 0}, "window=0 hides every token"),
         ({"window": jnp.int32(-3)}, "window=-3 hides every token"),
-        ({"window": 2.5}, "not one whole number"),
-        ({"window": jnp.ones((2,), jnp.int32)}, "not one whole number"),
-        ({"segment_ids": ids}, "row 0 are not contiguous"),
+        ({"window": 2.5}, "not a single integer"),
+        ({"window": jnp.ones((2,), jnp.int32)}, "not a single integer"),
+        ({"segment_ids": ids}, "sequence 0 are not contiguous"),
         ({"segment_ids": jnp.ones((2, 40), jnp.float32)}, "int32"),
         ({"segment_ids": jnp.ones((2, 39), jnp.int32)}, "int32"),
         ({"implementation": "xxla"}, "did you mean 'xla'"),
     ):
         refused(message, q, k, v, **options)
     refused("dtypes differ.*bfloat16", q, k.astype(jnp.bfloat16), v)
-    for place in (40, -1):  # before the first key there is none that a query sees
+    for position in (40, -1):  # a query before the first key sees none
         refused(
-            "positions reach outside of 0..39",
+            "positions are outside of 0..39",
             q[:, :1],
             k,
             v,
-            positions=jnp.full((2, 1), place, jnp.int32),
+            positions=jnp.full((2, 1), position, jnp.int32),
         )
     refused("as many queries as keys", q[:, :1], k, v, segment_ids=jnp.ones((2, 1), jnp.int32))
 
 
 def refused(message, *arrays, **options):
-    """By `attention` while it is traced, with where and a fix."""
+    """Expects `attention` to raise while it is traced, with `where` and `fix`."""
     with pytest.raises(KernelError, match=message) as caught:
         jax.eval_shape(functools.partial(attention, **options), *arrays)
     assert caught.value.where.startswith("attention") and caught.value.fix
@@ -248,8 +248,7 @@ def refused(message, *arrays, **options):
 
 @pytest.fixture
 def stand_ins(monkeypatch):
-    """In place of the kernels for other devices: what they are asked is seen,
-    nothing is compiled."""
+    """Replaces the kernels of other devices: calls are recorded, nothing is compiled."""
     seen = []
 
     def module(platform, reason=None):
@@ -287,21 +286,21 @@ def call_for(platform, kind, **changes):
     )
 
 
-def test_one_that_this_machine_cannot_run_is_refused_with_what_the_others_say(stand_ins):
+def test_attention_refuses_an_unavailable_backend_with_all_reasons(stand_ins):
     q, k, v, _ = make(10)
     with pytest.raises(KernelError) as caught:
         attention(q, k, v, implementation="tpu")
-    said = caught.value.what
-    assert "tpu: runs on a TPU, and this is for cpu" in said and "interpret_kernels" in said
-    assert "xla: can run it" in said and "hopper: runs on a GPU" in said
+    what = caught.value.what
+    assert "tpu: runs on a TPU, and this call is for cpu" in what and "interpret_kernels" in what
+    assert "xla: can run it" in what and "hopper: runs on a GPU" in what
     assert caught.value.where == "attention(implementation='tpu') on cpu"
-    assert caught.value.fix == "name one that can run it, or leave implementation out."
+    assert caught.value.fix == "name a backend that can run it, or omit implementation."
     with interpret_kernels():
         assert attention(q, k, v, implementation="tpu") is q
     assert stand_ins == [("tpu", Target("cpu", "cpu"))]
 
 
-def test_the_best_that_does_not_refuse_runs(stand_ins):
+def test_choose_takes_the_best_backend_that_does_not_refuse(stand_ins):
     h100 = ("gpu", "NVIDIA H100")
     assert choose(call_for("tpu", "TPU v5"))[0] == "tpu"
     assert choose(call_for(*h100))[0] == "cudnn"  # hopper refuses, see stand_ins
@@ -309,9 +308,9 @@ def test_the_best_that_does_not_refuse_runs(stand_ins):
     assert choose(call_for("cpu", "cpu"))[0] == "xla"
     for changes, reason in (
         ({"H": 256}, "head sizes up to 128 in steps of 8, not 256"),
-        ({"segments": True}, "no packed documents"),
+        ({"segments": True}, "not support packed documents"),
         ({"dtype": jnp.dtype("float32")}, "not float32"),
-        ({"window": "traced"}, "known when it is compiled"),
+        ({"window": "traced"}, "known at compile time"),
         ({"T": 8}, "as many queries as keys"),
     ):
         with pytest.raises(KernelError, match=f"cudnn: [^;]*{reason}") as caught:
@@ -319,8 +318,8 @@ def test_the_best_that_does_not_refuse_runs(stand_ins):
         assert "hopper: needs jax 0.11" in caught.value.what
 
 
-def test_a_program_for_a_tpu_that_is_lowered_on_a_cpu_gets_the_tpu_kernel(stand_ins, monkeypatch):
-    pytest.importorskip("libtpu", reason="the topology of a TPU comes with libtpu")
+def test_target_of_a_program_lowered_for_a_tpu_on_a_cpu(stand_ins, monkeypatch):
+    pytest.importorskip("libtpu", reason="libtpu provides TPU topologies")
     for name, value in (
         ("TPU_SKIP_MDS_QUERY", "1"),
         ("TPU_WORKER_HOSTNAMES", "localhost"),
@@ -329,10 +328,12 @@ def test_a_program_for_a_tpu_that_is_lowered_on_a_cpu_gets_the_tpu_kernel(stand_
         monkeypatch.setenv(name, value)
     topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
     mesh = jax.sharding.Mesh(topology.devices, ("data",))
-    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    q, k, v = (jax.ShapeDtypeStruct((4, 8, n, 64), jnp.bfloat16, sharding=rows) for n in (2, 1, 1))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    q, k, v = (
+        jax.ShapeDtypeStruct((4, 8, n, 64), jnp.bfloat16, sharding=sharding) for n in (2, 1, 1)
+    )
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         jax.jit(attention).trace(q, k, v)
     assert [(name, seen.kind) for name, seen in stand_ins] == [("tpu", "TPU v5 lite")]
-    jax.jit(lambda *arrays: attention(*arrays)).trace(q, k, v)  # the arrays' mesh is enough
+    jax.jit(lambda *arrays: attention(*arrays)).trace(q, k, v)  # the mesh of the arrays suffices
     assert stand_ins[1] == stand_ins[0]

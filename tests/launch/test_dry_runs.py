@@ -27,7 +27,7 @@ def flag(words: list[str], name: str) -> str:
     return next(word.partition("=")[2] for word in words if word.startswith(f"--{name}="))
 
 
-def test_local_gives_every_process_its_place():
+def test_local_sets_the_environment_of_every_process():
     lines = [
         shlex.split(line) for line in launcher("local", "--processes=3", "--devices=4").splitlines()
     ]
@@ -41,7 +41,7 @@ def test_local_gives_every_process_its_place():
         assert any("--xla_force_host_platform_device_count=4" in word for word in line)
 
 
-def test_a_command_that_begins_with_a_word_is_a_page():
+def test_split_resolves_a_page_name():
     local = [sys.executable, "-m", "launch.local", "--dry_run", "--"]
     shown = dry_run(*local, "pretrain", "--recipe=7b")
     assert shown.count(f"{sys.executable} -m experiments.pretrain --recipe=7b\n") == 2
@@ -49,7 +49,7 @@ def test_a_command_that_begins_with_a_word_is_a_page():
     assert shown.count(f"{sys.executable} ./page.py -x\n") == 2
 
 
-def test_a_tpu_pod_is_made_filled_and_started_on_all_workers():
+def test_tpu_pod_creates_installs_and_starts_on_all_workers():
     create, pack, *lines = [
         shlex.split(line)
         for line in launcher(
@@ -80,19 +80,19 @@ def test_a_tpu_pod_is_made_filled_and_started_on_all_workers():
         (["--type=v9-8", "--version=new"], "new"),
     ],
 )
-def test_a_pod_has_the_image_of_its_chips(options, image):
+def test_tpu_pod_image_by_chip_type(options, image):
     create = shlex.split(launcher("tpu_pod", "--name=r", "--zone=z", *options).splitlines()[0])
     assert flag(create, "runtime-version") == image
 
 
-def test_chips_without_a_known_image_are_answered():
+def test_tpu_pod_image_of_unknown_chips_is_an_error():
     code, said = run(
         "-m", "launch.tpu_pod", "--name=r", "--zone=z", "--type=v5e-16", "--dry_run", "--", *COMMAND
     )
     assert code == 1 and "known: v4, v5p, v5litepod, v6e" in said
 
 
-def test_xpk_gets_the_command_and_the_grace():
+def test_xpk_passes_the_command_and_the_grace_period():
     words = shlex.split(
         launcher(
             "xpk",
@@ -110,7 +110,7 @@ def test_xpk_gets_the_command_and_the_grace():
 
 
 @pytest.mark.parametrize("chips", [0, 4])
-def test_a_jobset_starts_all_hosts_together_and_again(chips):
+def test_jobset_starts_and_restarts_all_hosts_together(chips):
     text = launcher(
         "jobset",
         "--name=r",
@@ -138,7 +138,7 @@ def test_a_jobset_starts_all_hosts_together_and_again(chips):
         assert names["JAX_NUM_PROCESSES"] == "4"
 
 
-def test_slurm_runs_every_task_and_takes_all_down_with_one():
+def test_slurm_runs_every_task_and_kills_all_with_one():
     words = shlex.split(dry_run("bash", "launch/slurm.sbatch", "--dry_run", *COMMAND))
     assert words[0] == "srun" and "--kill-on-bad-exit=1" in words and words[-4:] == COMMAND
     directives = (ROOT / "launch/slurm.sbatch").read_text()
@@ -160,12 +160,12 @@ def run(*arguments: str, **environment: str) -> tuple[int, str]:
 
 @pytest.mark.parametrize("name", ["local", "tpu_pod", "xpk", "jobset"])
 @pytest.mark.parametrize("rest", [[], ["--"], COMMAND])
-def test_a_launcher_without_a_command_says_where_it_stands(name, rest):
+def test_split_requires_a_command(name, rest):
     code, said = run("-m", f"launch.{name}", *rest)
     assert code == 2 and "no command. It stands behind --" in said
 
 
-def test_what_is_required_is_named():
+def test_parse_names_required_flags():
     code, said = run("-m", "launch.tpu_pod", "--name=r", "--", *COMMAND)
     assert code == 2 and "required: --zone, --type" in said
     done = subprocess.run(["bash", "launch/slurm.sbatch"], cwd=ROOT, capture_output=True, text=True)
@@ -180,7 +180,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", list(OPTIONS))
-def test_a_program_that_is_not_installed_is_named(name, tmp_path):
+def test_need_names_a_program_that_is_not_installed(name, tmp_path):
     program, options = OPTIONS[name]
     code, said = run("-m", f"launch.{name}", *options, "--", *COMMAND, PATH=str(tmp_path))
     assert code == 1 and said.startswith(f"{program} is not installed here") and "\n" in said
@@ -218,7 +218,7 @@ def pod(folder, **answers) -> tuple[int, str, list[str]]:
     return code, said, calls
 
 
-def test_a_pod_gets_what_git_does_not_ignore(tmp_path, monkeypatch):
+def test_tpu_pod_install_copies_what_git_does_not_ignore(tmp_path, monkeypatch):
     here = tmp_path / "here"
     (here / "runs").mkdir(parents=True)
     for name in ("kept.py", "new file.py", ".gitignore", "runs/weights"):
@@ -233,23 +233,23 @@ def test_a_pod_gets_what_git_does_not_ignore(tmp_path, monkeypatch):
     assert subprocess.run(shlex.split(pack), cwd=tmp_path, check=False).returncode
 
 
-def test_a_pod_that_cannot_be_made_ends_the_launcher(tmp_path):
+def test_tpu_pod_exits_if_creation_fails(tmp_path):
     code, said, calls = pod(tmp_path, describe=[""], create=["1"])
     assert code == 1 and "create failed with exit code 1" in said
     assert calls == ["queued-resources create"]
 
 
-def test_a_pod_that_google_gives_up_ends_the_launcher(tmp_path):
+def test_tpu_pod_exits_if_the_resource_failed(tmp_path):
     code, said, _ = pod(tmp_path, describe=["", "", "FAILED"])
     assert code == 1 and "could not make the pod r" in said
 
 
-def test_a_pod_that_cannot_install_starts_no_run(tmp_path):
+def test_tpu_pod_starts_no_run_if_the_installation_fails(tmp_path):
     code, _, calls = pod(tmp_path, describe=["ACTIVE"], ssh=["1", "0"])
     assert code == 1 and [line.split(" ")[1] for line in calls] == ["scp", "ssh"]
 
 
-def test_a_preempted_pod_is_made_again(tmp_path):
+def test_tpu_pod_recreates_a_preempted_pod(tmp_path):
     code, _, calls = pod(
         tmp_path, describe=["ACTIVE", "SUSPENDED", "SUSPENDED", "ACTIVE"], ssh=["0", "255", "0"]
     )

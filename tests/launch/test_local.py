@@ -37,7 +37,7 @@ def launch(*options, **inner) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def test_a_killed_process_is_named_the_others_go_and_all_come_again():
+def test_local_names_a_killed_process_and_restarts_all():
     code, shown = launch(
         "--processes=3",
         code=(
@@ -52,7 +52,7 @@ def test_a_killed_process_is_named_the_others_go_and_all_come_again():
     assert shown.count("life 1") == 3
 
 
-def test_a_frozen_process_is_named():
+def test_local_names_a_frozen_process():
     code, shown = launch(
         "--processes=2",
         "--heartbeat=1",
@@ -63,7 +63,7 @@ def test_a_frozen_process_is_named():
     assert "process 1 has been frozen for 1 s" in shown and "given up" in shown
 
 
-def test_an_error_that_would_come_again_is_not_tried_again():
+def test_local_does_not_retry_a_persistent_error():
     code, shown = launch(
         "--grace=1", code=("print('what: no'); sys.exit(1) if me == 0 else time.sleep(600)")
     )
@@ -71,7 +71,7 @@ def test_an_error_that_would_come_again_is_not_tried_again():
     assert "not started again" in shown and "restart 1" not in shown
 
 
-def test_the_next_life_knows_why_it_began():
+def test_local_passes_the_reason_to_the_next_attempt():
     code, shown = launch(
         code=("print(os.environ.get('QWEN_JAX_RESTARTED_AFTER')); sys.exit(70 if life == 0 else 0)")
     )
@@ -82,7 +82,7 @@ def test_the_next_life_knows_why_it_began():
     )
 
 
-def test_sigterm_is_handed_on_and_the_launcher_does_not_start_again():
+def test_local_forwards_sigterm_and_does_not_restart():
     process = subprocess.Popen(
         command(
             code=(
@@ -104,7 +104,7 @@ def test_sigterm_is_handed_on_and_the_launcher_does_not_start_again():
     assert "[0] saved" in shown and "[1] saved" in shown and "restart 1" not in shown
 
 
-def test_nobody_is_left_when_the_launcher_is_killed():
+def test_local_leaves_no_process_when_it_is_killed():
     process = subprocess.Popen(
         command(code="print('ready', flush=True); time.sleep(600)"),
         cwd=ROOT,
@@ -172,7 +172,7 @@ def cached(monkeypatch, tmp_path_factory):
     monkeypatch.setenv("XLA_FLAGS", "")
 
 
-def test_two_processes_train_through_a_kill(toy_text, tmp_path, monkeypatch, cached):
+def test_local_training_survives_a_kill(toy_text, tmp_path, monkeypatch, cached):
     """The second life goes on with the newest checkpoint; every step is there once, in order."""
     monkeypatch.setenv(fault_injection.VARIABLE, "kill step=7 process=1")
     code, shown = launch(
@@ -195,7 +195,7 @@ def test_two_processes_train_through_a_kill(toy_text, tmp_path, monkeypatch, cac
 
 
 @pytest.mark.slow
-def test_losses_are_the_same_bits_in_one_two_and_four_processes(toy_text, tmp_path, cached):
+def test_local_losses_are_bitwise_equal_in_one_two_and_four_processes(toy_text, tmp_path, cached):
     found = {}
     for processes, devices in ((1, 8), (2, 4), (4, 2)):
         run = tmp_path / f"run{processes}"
@@ -215,7 +215,7 @@ def test_losses_are_the_same_bits_in_one_two_and_four_processes(toy_text, tmp_pa
 
 
 @pytest.mark.slow
-def test_four_two_and_one_processes_on_other_meshes_see_the_same_data(toy_text, tmp_path, cached):
+def test_local_losses_are_equal_across_restarts_on_other_meshes(toy_text, tmp_path, cached):
     settings = "--train.num_steps=30", "--train.save_every=10"
     code, shown = launch(
         "--processes=1",
@@ -251,7 +251,7 @@ def test_four_two_and_one_processes_on_other_meshes_see_the_same_data(toy_text, 
 
 
 @pytest.mark.slow
-def test_sigterm_to_one_of_four_makes_all_save_the_same_step(
+def test_local_saves_one_step_after_sigterm_to_one_of_four(
     toy_text, tmp_path, monkeypatch, cached
 ):
     monkeypatch.setenv(fault_injection.VARIABLE, "term step=5 process=2; delay step=5 seconds=0.1")

@@ -82,7 +82,7 @@ def without(environment, name):
         "torchrun_alone",
     ],
 )
-def test_what_is_found(environment, expected):
+def test_find_by_environment(environment, expected):
     found = distributed.find(environment)
     assert found == (None if expected is None else distributed.ProcessSpec(*expected))
 
@@ -105,7 +105,7 @@ def test_what_is_found(environment, expected):
     ],
     ids=range(12),
 )
-def test_what_is_set_by_halves_is_refused(environment, what):
+def test_find_refuses_a_partial_environment(environment, what):
     with pytest.raises(ConfigError, match=what):
         distributed.find(environment)
 
@@ -120,7 +120,7 @@ def test_what_is_set_by_halves_is_refused(environment, what):
         ("a-b[3]", "a-b3"),
     ],
 )
-def test_the_first_node(nodes, first):
+def test_first_node_of_a_slurm_list(nodes, first):
     assert distributed._first_node(nodes) == first
 
 
@@ -141,7 +141,7 @@ class Device:
     ],
     ids=["blocks", "interleaved", "shared", "context"],
 )
-def test_a_process_reads_the_rows_that_its_devices_hold(monkeypatch, shape, owners, process, rows):
+def test_rows_here_are_the_rows_of_the_process_devices(monkeypatch, shape, owners, process, rows):
     mesh = make_mesh(MeshConfig(*shape), devices=jax.devices()[:4])
     owner = dict(zip(mesh.devices.flat, owners, strict=True))
     whole = NamedSharding.devices_indices_map
@@ -155,7 +155,7 @@ def test_a_process_reads_the_rows_that_its_devices_hold(monkeypatch, shape, owne
         rows_here(mesh, 7)
 
 
-def test_rows_land_where_they_belong():
+def test_put_rows_places_rows_by_sharding():
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, context=2))
     sharding = NamedSharding(mesh, DEFAULT_RULES.partition_spec(("batch", "length")))
     batch = np.arange(8 * 6).reshape(8, 6).astype(np.int32)

@@ -102,12 +102,12 @@ QUICK = {
         for case in itertools.product((2, 4, 8), (True, False), MASKS)
     ],
 )
-def test_ring_attention_is_attention(context, balanced, mask_name):
+def test_ring_attention_equals_the_reference(context, balanced, mask_name):
     case = Case(T=64, B=2, N=4, K=2, H=16, dtype="float32", **MASKS[mask_name])
     assert_close(ring_gradients(case, mesh_of(context), "xla", balanced=balanced), defined(case))
 
 
-def test_heads_and_rows_are_cut_beside_the_sequence():
+def test_ring_attention_with_fsdp_and_tensor_axes():
     case = Case(T=32, B=2, N=4, K=2, H=16, dtype="float32", documents=(9, 12, 8))
     assert_close(
         ring_gradients(case, mesh_of(2, fsdp=2, tensor=2), "xla", balanced=True), defined(case)
@@ -122,7 +122,7 @@ def test_heads_and_rows_are_cut_beside_the_sequence():
         pytest.param(2, {"N": 1, "K": 1}, marks=pytest.mark.slow),
     ],
 )
-def test_the_tpu_kernels_go_round(context, changes):
+def test_ring_attention_with_tpu_kernels(context, changes):
     case = Case(**{"T": 512, "B": 1, "N": 2, "K": 1, "dtype": "float32"} | changes)
     with interpret_kernels(True), tiles.override(**SMALL):
         got = ring_gradients(case, mesh_of(context), "tpu", balanced=True)
@@ -130,7 +130,7 @@ def test_the_tpu_kernels_go_round(context, changes):
 
 
 @pytest.mark.parametrize("module", [tpu, xla])
-def test_a_block_sees_its_interval_and_no_more(module):
+def test_block_attends_only_to_its_interval(module):
     """Keys of a block anywhere in the row: any interval, none, all."""
     draw = np.random.default_rng(0)
     T, case = 300, Case(T=300, N=2, K=1, dtype="float32")
@@ -157,7 +157,7 @@ def test_a_block_sees_its_interval_and_no_more(module):
 
 
 @pytest.mark.parametrize("size, balanced", [(2, True), (4, True), (8, True), (4, False)])
-def test_every_device_has_the_same_work_in_every_step(size, balanced):
+def test_ring_balances_work_in_every_step(size, balanced):
     """Pairs of pieces that a device computes, step by step."""
     ring = Ring("context", size, 16 * size, balanced)
     works = []
@@ -173,7 +173,7 @@ def test_every_device_has_the_same_work_in_every_step(size, balanced):
     assert equal == balanced
 
 
-def test_orders_are_inverse():
+def test_from_ring_inverts_the_ring_order():
     x = jnp.arange(2 * 64 * 3, dtype=jnp.float32).reshape(2, 64, 3)
     for context in (2, 4, 8):
         mesh = mesh_of(context)
@@ -191,7 +191,7 @@ def test_orders_are_inverse():
         np.testing.assert_array_equal(to_ring(jnp.arange(64)[None], None), np.arange(64)[None])
 
 
-def test_rows_that_do_not_divide_stay_whole_or_in_order():
+def test_ring_of_lengths_that_do_not_divide():
     with use_layout(mesh_of(4)):
         assert ring_of(63) is None
         assert not ring_of(60).balanced
@@ -248,7 +248,7 @@ def alone():
         ({"context": 4}, {"attention": "reference"}),
     ],
 )  # which has no blocks: rows are put together
-def test_the_train_step_is_the_same(alone, shape, changes):
+def test_train_step_is_equal_on_a_ring(alone, shape, changes):
     metrics, state = one_step(mesh_of(**shape), dataclasses.replace(CONFIG, **changes))
     for name, value in alone[0].items():
         np.testing.assert_allclose(metrics[name], value, rtol=2e-5, err_msg=name)
@@ -259,14 +259,14 @@ def test_the_train_step_is_the_same(alone, shape, changes):
         np.testing.assert_allclose(b / scale, a / scale, atol=5e-5, err_msg=str(path))
 
 
-def test_dropout_is_that_of_the_place_in_the_row():
+def test_dropout_mask_is_equal_on_every_mesh():
     """With dropout, rows keep their order, and every mesh draws the same mask."""
     config = dataclasses.replace(CONFIG, dropout=0.3)
     one, other = one_step(mesh_of(1), config)[0], one_step(mesh_of(4), config)[0]
     np.testing.assert_allclose(other["train/loss"], one["train/loss"], rtol=2e-5)
 
 
-def test_a_planted_bug_is_seen(monkeypatch):
+def test_ring_attention_errors_show_a_planted_bug(monkeypatch):
     """Keys that arrive a step late."""
     monkeypatch.setattr(
         Ring,
@@ -280,7 +280,7 @@ def test_a_planted_bug_is_seen(monkeypatch):
         assert_close(ring_gradients(case, mesh_of(4), "xla", balanced=True), defined(case))
 
 
-def test_the_ring_sends_keys_and_values_and_gathers_nothing():
+def test_ring_attention_permutes_keys_and_values_without_gathers():
     mesh = mesh_of(4)
     arrays = [
         jax.device_put(x, NamedSharding(mesh, PartitionSpec(None, "context")))

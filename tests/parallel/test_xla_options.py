@@ -20,12 +20,12 @@ def said(monkeypatch):
     return found
 
 
-def test_ours_are_known_here(lowered, said):
+def test_compiler_options_are_known_here(lowered, said):
     assert xla_options.compile_for("cpu", lowered)(jnp.zeros(4))[0] == 1
     assert not said
 
 
-def test_an_option_of_another_version_is_left_out_and_named(lowered, said, monkeypatch):
+def test_compile_for_drops_an_unknown_option_with_a_warning(lowered, said, monkeypatch):
     ours = xla_options.compiler_options("cpu")
     monkeypatch.setattr(
         xla_options,
@@ -37,11 +37,11 @@ def test_an_option_of_another_version_is_left_out_and_named(lowered, said, monke
     assert "xla_of_next_year=true" in " ".join(said) and "xla_of_last_year=1" in " ".join(said)
 
 
-def test_a_persons_own_option_is_not_left_out(lowered):
+def test_compile_for_raises_on_an_unknown_user_option(lowered):
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_misspelled"):
         xla_options.compile_for("cpu", lowered, {"xla_misspelled": "true"})
 
 
-def test_a_value_that_is_none_is_an_error(lowered):
+def test_compile_for_raises_on_a_bad_value(lowered):
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_cpu_prefer_vector_width"):
         xla_options.compile_for("cpu", lowered, {"xla_cpu_prefer_vector_width": "wide"})

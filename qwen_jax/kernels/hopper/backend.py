@@ -1,7 +1,7 @@
-"""Attention on Hopper GPUs: our own kernels in Pallas Mosaic GPU, forward and backward.
+"""Attention on Hopper GPUs: kernels in Pallas Mosaic GPU, forward and backward.
 
-This file says what they can run; forward.py and backward.py, which need jax 0.11, are
-imported when they run.
+This module declares which calls they support. forward.py and backward.py need jax 0.11 and are
+imported on first use.
 """
 
 import functools
@@ -16,34 +16,34 @@ from qwen_jax.kernels.platform import interpret_mode
 from qwen_jax.types import Array
 
 PLATFORM = "gpu"
-# In a device's own name: "NVIDIA H100 80GB HBM3", "NVIDIA GH200 480GB". All have compute capability
-# 9.0; its wgmma instructions exist neither before it nor after.
+# Words of a device kind: "NVIDIA H100 80GB HBM3", "NVIDIA GH200 480GB". All have compute capability
+# 9.0, the only one with wgmma instructions.
 KINDS = ("H100", "H200", "H800", "H20", "GH200")
 HEAD_SIZES = (64, 128)
 
 
 def refuse(call: Call) -> str | None:
-    """None, or why the kernels cannot run this."""
+    """Returns why the kernels cannot run the call; None if they can."""
     if jax.version.__version_info__ < (0, 11):
         return f"needs jax 0.11 or newer (and Python 3.12), not {jax.__version__}"
     if interpret_mode() is None and not _is_hopper(call.target.kind):
         return (
-            f"is written for Hopper ({', '.join(KINDS)}) and runs on no other GPU, such as "
-            f"this {call.target.kind}; use cudnn or xla there"
+            f"runs only on Hopper GPUs ({', '.join(KINDS)}), and this is a {call.target.kind}; "
+            "use cudnn or xla"
         )
     if call.T != call.S:
-        return "runs whole rows alone (as many queries as keys)"
+        return "runs only full sequences (as many queries as keys)"
     if call.dtype == jnp.float32:
-        return "has no float32: the tensor cores would round to TF32; use bfloat16, or xla"
+        return "does not run float32, which tensor cores round to TF32; use bfloat16, or xla"
     if call.dtype not in (jnp.bfloat16, jnp.float16):
         return f"runs bfloat16 and float16, not {call.dtype}"
     if call.H not in HEAD_SIZES:
-        return f"has head sizes 64 and 128, not {call.H}"
+        return f"supports head sizes 64 and 128, not {call.H}"
     return None
 
 
 def _is_hopper(kind: str) -> bool:
-    """By whole words, so that an "H20" is found in "NVIDIA H20" and not in "NVIDIA H2000"."""
+    """Matches full words: "H20" is in "NVIDIA H20" but not in "NVIDIA H2000"."""
     return any(word in KINDS for word in kind.replace("-", " ").split())
 
 
@@ -63,10 +63,10 @@ deterministic_attention = differentiable(_forward, functools.partial(_backward, 
 def attention(
     q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, segment_ids, positions, window, scale: float
 ) -> Array:
-    """See kernels.attention.attention; arguments are checked there.
+    """See kernels.attention.attention, which checks the arguments.
 
-    Gradients of q are summed in no fixed order and differ in their last bits from run to run;
-    `deterministic_attention` has the same signature and the same bits in every run.
+    Gradients of q are summed in no fixed order, so their last bits differ between runs.
+    `deterministic_attention` has the same signature and bitwise equal results in every run.
     """
     return _attention(
         q_BTNH,

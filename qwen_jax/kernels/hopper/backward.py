@@ -1,19 +1,20 @@
 """The backward pass of attention on Hopper: one fused kernel of wgmma, TMA and three warpgroups.
 
-A thread block owns 128 keys of one key-value head. A producer warpgroup brings the query tiles that
-see them, of every query head of the group; two consumer warpgroups of 64 keys each compute
+A thread block owns 128 keys of one key-value head. A producer warpgroup loads the query tiles that
+see them, for every query head of the group. Two consumer warpgroups of 64 keys each compute
 
   S^T = K Q^T,  dP^T = V dO^T,  P^T = 2^(S^T scale log2(e) - lse),  dS^T = P^T (dP^T - delta)
   dV += P^T dO,  dK += dS^T Q,  dQ += dS K
 
-with dV and dK in registers. The scores are transposed so that P^T and dS^T are operands where they
-lie, in registers; dS^T alone goes through shared memory, as each warpgroup's part of dQ needs the
-keys of both. dQ is summed in float32 in global memory by the copy engine, in no fixed order: sums
-differ in their last bits from run to run. `deterministic` computes dQ in a second kernel instead
-(backward_dq.py), which costs two more matrix products on top of five.
+with dV and dK in registers. The scores are transposed: P^T and dS^T are then register operands of
+the matmuls. Only dS^T goes through shared memory, since each warpgroup's part of dQ needs the keys
+of both. TMA sums dQ in float32 in global memory in no fixed order, so its last bits differ between
+runs. `deterministic` computes dQ in a second kernel instead (backward_dq.py), which costs two
+matmuls on top of five.
 
-The order of a step keeps the tensor cores fed: S, dP, dV, dQ and dK start one behind the other;
-exponentials run beside dP, dS beside dV, dQ's way out beside dK, and dK runs on into the next step.
+The order within a step keeps the tensor cores busy: S, dP, dV, dQ and dK start one after another.
+The exponentials overlap with dP, dS with dV, and the store of dQ with dK. dK overlaps with the next
+step.
 
 B batch, T positions, N heads, K key-value heads, G = N / K, H head size, Q queries in a tile.
 """
@@ -33,7 +34,7 @@ from qwen_jax.kernels.hopper.backward_dq import query_gradient
 from qwen_jax.kernels.platform import target_of
 from qwen_jax.types import Array
 
-KEYS = 128  # of a tile: two warpgroups of 64, the height of a wgmma
+KEYS = 128  # per tile: two warpgroups of 64, the height of a wgmma
 _STAGES = 2  # query tiles in shared memory
 
 
@@ -50,13 +51,13 @@ def backward(
     scale: float,
     deterministic: bool = False,
 ) -> tuple[Array, Array, Array]:
-    """dq, dk, dv, each in its input's dtype (bfloat16 or float16; H 64 or 128).
+    """Returns dq, dk, dv, each in its input's dtype (bfloat16 or float16; H 64 or 128).
 
     Args:
-      k_start_BT, q_end_BT: int32, see mask.first_key and mask.last_query. Over whole rows they say
-        the same, and each kernel reads the one that it needs.
-      lse: float32 [B, N, T'], T' >= T, see hopper_ops.
-      deterministic: the same bits in every run.
+      k_start_BT, q_end_BT: int32, see mask.first_key and mask.last_query. They hold the same
+        information, and each kernel reads the one it needs.
+      lse: float32 [B, N, T'], T' >= T, see ops.py.
+      deterministic: whether results are bitwise equal in every run.
     """
     B, T, N, H = q_BTNH.shape
     tile, padded = _tile(H), -(-T // KEYS) * KEYS
@@ -93,7 +94,7 @@ def backward(
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What the kernel is compiled for. T is a multiple of KEYS and of Q."""
+    """Static parameters of the kernel. T is a multiple of KEYS and of Q."""
 
     B: int
     T: int
@@ -101,19 +102,19 @@ class Shape:
     K: int
     H: int
     Q: int
-    dq: bool  # compute dQ as well
-    early_dv: bool  # dV starts before dS is computed: more overlap, more registers
+    dq: bool  # compute dQ too
+    early_dv: bool  # start dV before dS is computed: more overlap, more registers
     dtype: jnp.dtype
     scale: float
 
 
 def _tile(H: int) -> int:
-    """Queries in a tile: 64 x Q of S and dP, 64 x H of dK and dV share a thread's 240 registers."""
+    """Returns the queries per tile: S and dP (64 x Q), dK and dV (64 x H) share 240 registers."""
     return 64 if H == 128 else 128
 
 
 def _early_dv(q: Array) -> bool:
-    """Costs registers, and with H 64 there are none left; a device's table knows better."""
+    """Returns the setting of tiles.json, or the default: H 64 has no registers left for it."""
     H = q.shape[3]
     found = tiles.lookup(
         "hopper_backward",
@@ -134,19 +135,19 @@ def _pad(x: Array, length: int, *, axis: int, value: float = 0) -> Array:
 
 
 def bounds(q_end_BT: Array, tile: int) -> Array:
-    """int32 [B, T / KEYS, 4]: which query tiles each tile of keys meets.
+    """Returns the query tiles of each key tile, int32 [B, T / KEYS, 4].
 
-    (first, end): no query outside of these tiles sees any of the keys. (whole_0, whole_1): query
-    tiles before it that begin after the keys of warpgroup 0 (1) see all of them: no mask is needed.
+    (first, end): no query outside of these tiles sees any of the keys. (unmasked_end_0,
+    unmasked_end_1): query tiles before it and after the keys of warpgroup 0 (1) need no mask.
     """
     B, T = q_end_BT.shape
     q_end = q_end_BT.reshape(B, T // KEYS, KEYS)
     key = jnp.arange(T, dtype=jnp.int32).reshape(1, T // KEYS, KEYS)
     end = jnp.max(q_end, axis=-1) // tile + 1
     first = jnp.min(jnp.where(q_end >= key, key, T), axis=-1) // tile
-    whole = (jnp.min(q_end.reshape(B, T // KEYS, 2, KEYS // 2), axis=-1) + 1) // tile
+    unmasked_end = (jnp.min(q_end.reshape(B, T // KEYS, 2, KEYS // 2), axis=-1) + 1) // tile
     pair = jnp.stack([jnp.minimum(first, end), end], axis=-1)
-    return jnp.concatenate([pair, whole], axis=-1)
+    return jnp.concatenate([pair, unmasked_end], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,13 +161,13 @@ class _Memory:
     lse: Any  # [_STAGES, Q]
     delta: Any
     q_end: Any  # [KEYS]
-    index: Any  # [Q + 64]: 0 .. Q-1, 0 .. 63, which the mask reads for want of registers
-    ds: Any  # [2, KEYS, Q]: dS^T of this step and of the one before
-    dq: Any  # [2, 64, 64]: each warpgroup's part of dQ, on its way to global memory
-    kv_full: Any  # k, v, q_end are there
-    q_full: Any  # for each stage: q and lse are there
+    index: Any  # [Q + 64]: 0 .. Q-1, 0 .. 63: mask indices, to save registers
+    ds: Any  # [2, KEYS, Q]: dS^T of this step and of the previous one
+    dq: Any  # [2, 64, 64]: each warpgroup's part of dQ, before its store
+    kv_full: Any  # k, v, q_end are loaded
+    q_full: Any  # per stage: q and lse are loaded
     dout_full: Any
-    free: Any  # for each stage: both consumers are done with it
+    free: Any  # per stage: both consumers are done with it
     ds_full: Any  # both consumers have written their part of dS^T
 
 
@@ -194,9 +195,9 @@ def _scratch(shape: Shape) -> list:
 
 
 def _kernel(shape: Shape):
-    """(q, k, v, dout, lse, delta, q_end, index, bounds[, dq]) -> (dk, dv).
+    """Returns the kernel (q, k, v, dout, lse, delta, q_end, index, bounds[, dq]) -> (dk, dv).
 
-    With shape.dq, dQ is added to what the reference dq, float32 [B, T, N, H], holds.
+    With shape.dq, dQ is added to the reference dq, float32 [B, T, N, H].
     """
 
     def body(q, k, v, dout, lse, delta, q_end, index, bounds, *rest):
@@ -217,8 +218,8 @@ def _kernel(shape: Shape):
             _consume(shape, memory, bounds, dq, dk, dv, b, head, j, warpgroup)
 
     out = jax.ShapeDtypeStruct((shape.B, shape.T, shape.K, shape.H), shape.dtype)
-    # Tiles of keys vary fastest, so that blocks that run together read the same queries from L2;
-    # the first keys, which most queries see, begin first.
+    # Key tiles vary fastest: concurrent blocks then read the same queries from L2. The first keys,
+    # which most queries see, start first.
     grid = {"batch": shape.B, "head": shape.K, "keys": shape.T // KEYS}
     return ops.kernel(
         body,
@@ -232,7 +233,7 @@ def _kernel(shape: Shape):
 
 
 def _produce(shape: Shape, memory: _Memory, q, k, v, dout, lse, delta, q_end, bounds, b, head, j):
-    """Brings the keys, then tile after tile of queries as stages become free."""
+    """Loads the keys, then tile after tile of queries as stages become free."""
     G = shape.N // shape.K
     keys = pl.ds(j * KEYS, KEYS)
     plgpu.copy_gmem_to_smem(k.at[b, keys, head], memory.k, memory.kv_full)
@@ -243,45 +244,47 @@ def _produce(shape: Shape, memory: _Memory, q, k, v, dout, lse, delta, q_end, bo
 
     def step(s, state):
         i, g = state
-        slot = _slot(s)
+        stage = _stage(s)
         queries, n = pl.ds(i * shape.Q, shape.Q), head * G + g
 
         @pl.when(s >= _STAGES)
         def _():
-            plgpu.barrier_wait(memory.free.at[slot])
+            plgpu.barrier_wait(memory.free.at[stage])
 
-        plgpu.copy_gmem_to_smem(q.at[b, queries, n], memory.q.at[slot], memory.q_full.at[slot])
-        plgpu.copy_gmem_to_smem(lse.at[b, n, queries], memory.lse.at[slot], memory.q_full.at[slot])
+        plgpu.copy_gmem_to_smem(q.at[b, queries, n], memory.q.at[stage], memory.q_full.at[stage])
         plgpu.copy_gmem_to_smem(
-            dout.at[b, queries, n], memory.dout.at[slot], memory.dout_full.at[slot]
+            lse.at[b, n, queries], memory.lse.at[stage], memory.q_full.at[stage]
         )
         plgpu.copy_gmem_to_smem(
-            delta.at[b, n, queries], memory.delta.at[slot], memory.dout_full.at[slot]
+            dout.at[b, queries, n], memory.dout.at[stage], memory.dout_full.at[stage]
+        )
+        plgpu.copy_gmem_to_smem(
+            delta.at[b, n, queries], memory.delta.at[stage], memory.dout_full.at[stage]
         )
         return _next(i, g, first, end)
 
     lax.fori_loop(0, steps, step, (first, jnp.int32(0)))
 
     def drain(s, _):
-        plgpu.barrier_wait(memory.free.at[_slot(s)])
+        plgpu.barrier_wait(memory.free.at[_stage(s)])
 
     lax.fori_loop(jnp.maximum(steps - _STAGES, 0), steps, drain, None)
 
 
-def _slot(s):
+def _stage(s):
     return lax.rem(s, jnp.int32(_STAGES))
 
 
 def _next(i, g, first, end):
-    """The step after query tile i of the group's head g."""
+    """Returns the step after query tile i of the group's head g."""
     wraps = i + 1 == end
     return jnp.where(wraps, first, i + 1), jnp.where(wraps, g + 1, g)
 
 
 def _consume(shape: Shape, memory: _Memory, bounds, dq, dk, dv, b, head, j, warpgroup):
-    """One warpgroup's 64 keys against every query tile."""
+    """Computes the gradients of one warpgroup's 64 keys over all query tiles."""
     H, G = shape.H, shape.N // shape.K
-    first, end, whole = bounds[b, j, 0], bounds[b, j, 1], bounds[b, j, 2 + warpgroup]
+    first, end, unmasked_end = bounds[b, j, 0], bounds[b, j, 1], bounds[b, j, 2 + warpgroup]
     mine, steps = pl.ds(warpgroup * 64, 64), (end - first) * G
     plgpu.barrier_wait(memory.kv_full)
 
@@ -299,11 +302,11 @@ def _consume(shape: Shape, memory: _Memory, bounds, dq, dk, dv, b, head, j, warp
                 i=i,
                 s=s,
                 key=j * KEYS + me * 64,
-                whole=whole,
+                unmasked_end=unmasked_end,
                 warpgroup=me,
             )
-            # Always `me`, but the compiler cannot know: addresses that depend on it would else be
-            # computed before the loop, some 80 registers of them, and spilled.
+            # Always `me`, but opaque to the compiler, which would otherwise compute the addresses
+            # that depend on it before the loop and spill some 80 registers.
             return *_next(i, g, first, end), jnp.where(i < 0, i, me)
 
         ops.loop(0, steps, step, (first, jnp.int32(0), warpgroup), accumulators=(dk_sum, dv_sum))
@@ -311,7 +314,7 @@ def _consume(shape: Shape, memory: _Memory, bounds, dq, dk, dv, b, head, j, warp
 
         @pl.when(steps > 0)
         def _():
-            plgpu.barrier_arrive(memory.free.at[_slot(steps - 1)])
+            plgpu.barrier_arrive(memory.free.at[_stage(steps - 1)])
 
         memory.v.at[mine][...] = ops.read(dv_sum).astype(shape.dtype)
         # The other warpgroup reads all keys for its part of dQ.
@@ -327,24 +330,26 @@ def _consume(shape: Shape, memory: _Memory, bounds, dq, dk, dv, b, head, j, warp
     plgpu.wait_smem_to_gmem(0)
 
 
-def _step(shape: Shape, memory: _Memory, dk_sum, dv_sum, dq, *, b, n, i, s, key, whole, warpgroup):
-    """64 keys against one tile of queries: what it adds to dK, dV and dQ."""
+def _step(
+    shape: Shape, memory: _Memory, dk_sum, dv_sum, dq, *, b, n, i, s, key, unmasked_end, warpgroup
+):
+    """Adds the contributions of one query tile to dK, dV and dQ of 64 keys."""
     Q, mine = shape.Q, pl.ds(warpgroup * 64, 64)
-    slot = _slot(s)
-    q, dout = memory.q.at[slot], memory.dout.at[slot]
+    stage = _stage(s)
+    q, dout = memory.q.at[stage], memory.dout.at[stage]
 
     def scores(s_sum, dp_sum):
-        plgpu.barrier_wait(memory.q_full.at[slot])
+        plgpu.barrier_wait(memory.q_full.at[stage])
         ops.accumulate(s_sum, memory.k.at[mine], q.transpose((1, 0)))
-        ops.wait(1)  # for dK of the step before
+        ops.wait(1)  # for dK of the previous step
 
         @pl.when(s > 0)
         def _():
-            plgpu.barrier_arrive(memory.free.at[_slot(s - 1)])
+            plgpu.barrier_arrive(memory.free.at[_stage(s - 1)])
 
-        plgpu.barrier_wait(memory.dout_full.at[slot])
+        plgpu.barrier_wait(memory.dout_full.at[stage])
         ops.accumulate(dp_sum, memory.v.at[mine], dout.transpose((1, 0)))
-        lse = plgpu.load(memory.lse.at[slot], layout=ops.COLUMNS)
+        lse = plgpu.load(memory.lse.at[stage], layout=ops.COLUMNS)
         p = jnp.exp2(
             ops.read(s_sum, in_flight=1) * (shape.scale * ops.LOG2E)
             - lax.broadcast_in_dim(lse, (64, Q), (1,))
@@ -355,12 +360,12 @@ def _step(shape: Shape, memory: _Memory, dk_sum, dv_sum, dq, *, b, n, i, s, key,
             key=key,
             query=i * Q,
             warpgroup=warpgroup,
-            needed=(i * Q < key + 63) | (i >= whole),
+            needed=(i * Q < key + 63) | (i >= unmasked_end),
         )
         p_T = p.astype(shape.dtype)
         if shape.early_dv:
             ops.accumulate(dv_sum, p_T, dout)
-        delta = plgpu.load(memory.delta.at[slot], layout=ops.COLUMNS)
+        delta = plgpu.load(memory.delta.at[stage], layout=ops.COLUMNS)
         dp = ops.read(dp_sum, in_flight=1 if shape.early_dv else 0)
         ds_T = p * (dp - lax.broadcast_in_dim(delta, (64, Q), (1,)))
         return p_T, ds_T.astype(shape.dtype)
@@ -375,18 +380,18 @@ def _step(shape: Shape, memory: _Memory, dk_sum, dv_sum, dq, *, b, n, i, s, key,
 
 
 def _add_dq(shape: Shape, memory: _Memory, ds_T, dk_sum, dq, *, b, n, i, s, warpgroup):
-    """This warpgroup's part of dQ, and dK behind it."""
-    slot, ds = _slot(s), memory.ds.at[lax.rem(s, jnp.int32(2))]
+    """Computes and stores this warpgroup's part of dQ, with dK started after it."""
+    stage, ds = _stage(s), memory.ds.at[lax.rem(s, jnp.int32(2))]
     ds.at[pl.ds(warpgroup * 64, 64)][...] = ds_T
     plgpu.commit_smem()
-    # Also says that the other warpgroup has read what it wanted of dS two steps ago.
+    # Also signals that the other warpgroup has read dS of two steps ago.
     plgpu.barrier_arrive(memory.ds_full)
     plgpu.barrier_wait(memory.ds_full)
 
-    def products(dq_sum):
+    def matmuls(dq_sum):
         rows, columns = _part(shape, warpgroup)
         ops.accumulate(dq_sum, ds.at[:, rows].transpose((1, 0)), memory.k.at[:, columns])
-        ops.accumulate(dk_sum, ds_T, memory.q.at[slot])
+        ops.accumulate(dk_sum, ds_T, memory.q.at[stage])
         part = ops.read(dq_sum, in_flight=1)
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         memory.dq.at[warpgroup][...] = part * shape.scale
@@ -394,17 +399,17 @@ def _add_dq(shape: Shape, memory: _Memory, ds_T, dk_sum, dq, *, b, n, i, s, warp
         at = pl.ds(i * shape.Q + rows.start, 64)
         ops.add_to_global(memory.dq.at[warpgroup], dq.at[b, at, n, columns])
 
-    ops.accumulators(products, (64, 64))
+    ops.accumulators(matmuls, (64, 64))
 
 
 def _part(shape: Shape, warpgroup):
-    """The rows and columns of dQ's tile [Q, H], 64 of each, that a warpgroup computes."""
+    """Returns the 64 rows and 64 columns of dQ's tile [Q, H] that a warpgroup computes."""
     mine, all_64 = pl.ds(warpgroup * 64, 64), pl.ds(0, 64)
     return (all_64, mine) if shape.H == 128 else (mine, all_64)
 
 
 def _masked(p, memory: _Memory, *, key, query, warpgroup, needed):
-    """p [64 keys, Q queries], zero where the query does not see the key."""
+    """Returns p [64 keys, Q queries], zero where the query does not see the key."""
 
     def mask(p):
         column = plgpu.load(memory.index.at[pl.ds(0, p.shape[1])], layout=ops.COLUMNS)

@@ -1,12 +1,13 @@
-"""dQ alone, on Hopper, with the same bits in every run: half of the deterministic backward pass.
+"""Deterministic dQ on Hopper, half of the deterministic backward pass.
 
-The fused kernel (backward.py) adds the parts of dQ in the order in which blocks get there.
-Here a thread block owns 128 queries of one head and adds in the order of the keys:
+The fused kernel (backward.py) sums dQ in the order in which thread blocks finish. Here a thread
+block owns 128 queries of one head and sums in the order of the keys:
 
   S = Q K^T,  dP = dO V^T,  dS = 2^(S scale log2(e) - lse) (dP - delta),  dQ += dS K
 
-with dQ and dS in registers: two consumer warpgroups of 64 queries each, which need nothing of one
-another, and a producer. S and dP are computed a second time: seven matrix products in all for five.
+with dQ and dS in registers. Two consumer warpgroups of 64 queries each are independent of each
+other; a producer loads the tiles. S and dP are computed twice: seven matmuls in total instead of
+five.
 
 B batch, T positions, N heads, K key-value heads, G = N / K, H head size.
 """
@@ -23,8 +24,8 @@ from jax import lax
 from qwen_jax.kernels.hopper import ops
 from qwen_jax.types import Array
 
-QUERIES = 128  # of a thread block
-_KEYS = 128  # of a step
+QUERIES = 128  # per thread block
+_KEYS = 128  # per step
 _STAGES = 2
 
 
@@ -39,7 +40,7 @@ def query_gradient(
     *,
     scale: float,
 ) -> Array:
-    """dQ in q's dtype. T is a multiple of 128; the other arguments are as in hopper_backward.
+    """Returns dQ in q's dtype. T is a multiple of 128; other arguments are as in backward.py.
 
     Args:
       k_start_BT: int32, see mask.first_key; T or more for a query that sees nothing.
@@ -51,19 +52,21 @@ def query_gradient(
 
 
 def bounds(k_start_BT: Array) -> Array:
-    """int32 [B, T / QUERIES, 4]: which tiles of keys each tile of queries meets.
+    """Returns the key tiles of each query tile, int32 [B, T / QUERIES, 4].
 
-    (first, end): none of the queries sees a key outside of these tiles. (whole_0, whole_1): tiles
-    from it on that end before the queries of warpgroup 0 (1) need no mask.
+    (first, end): none of the queries sees a key outside of these tiles. (unmasked_start_0,
+    unmasked_start_1): tiles from it on that end before the queries of warpgroup 0 (1) need no mask.
     """
     B, T = k_start_BT.shape
     k_start = k_start_BT.reshape(B, T // QUERIES, QUERIES)
     query = jnp.arange(T, dtype=jnp.int32).reshape(1, T // QUERIES, QUERIES)
     first = jnp.min(k_start, axis=-1) // _KEYS
     end = jnp.max(jnp.where(k_start <= query, query, -1), axis=-1) // _KEYS + 1
-    whole = -(-jnp.max(k_start.reshape(B, T // QUERIES, 2, QUERIES // 2), axis=-1) // _KEYS)
+    unmasked_start = -(
+        -jnp.max(k_start.reshape(B, T // QUERIES, 2, QUERIES // 2), axis=-1) // _KEYS
+    )
     pair = jnp.stack([jnp.minimum(first, end), end], axis=-1)
-    return jnp.concatenate([pair, whole], axis=-1)
+    return jnp.concatenate([pair, unmasked_start], axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,15 +80,15 @@ class _Memory:
     lse: Any  # [QUERIES]
     delta: Any
     k_start: Any
-    index: Any  # 0 .. 127 twice, once for each use: see hopper_backward
+    index: Any  # 0 .. 127 twice, once for each use: see backward.py
     q_full: Any
-    k_full: Any  # for each stage
+    k_full: Any  # per stage
     v_full: Any
     free: Any
 
 
 def _kernel(q: Array, K: int, scale: float):
-    """(q, k, v, dout, lse, delta, k_start, index, bounds) -> dq."""
+    """Returns the kernel (q, k, v, dout, lse, delta, k_start, index, bounds) -> dq."""
     B, T, N, H = q.shape
     own, stages = ops.tiled((QUERIES, H), q.dtype), ops.tiled((_STAGES, _KEYS, H), q.dtype)
     row = plgpu.SMEM((QUERIES,), jnp.float32)
@@ -109,7 +112,7 @@ def _kernel(q: Array, K: int, scale: float):
     def body(q, k, v, dout, lse, delta, k_start, index, bounds, dq, *scratch):
         memory = _Memory(*scratch)
         b, n = lax.axis_index("batch"), lax.axis_index("head")
-        # The last queries see most keys, and begin first.
+        # The last queries see the most keys and start first.
         t = T // QUERIES - 1 - lax.axis_index("queries")
         warpgroup = lax.axis_index("wg")
         first, end = bounds[b, t, 0], bounds[b, t, 1]
@@ -157,17 +160,17 @@ def _kernel(q: Array, K: int, scale: float):
 
 
 def _produce(memory: _Memory, k, v, first, end):
-    """Brings tile after tile of keys and values as stages become free."""
+    """Loads tile after tile of keys and values as stages become free."""
 
     def step(s, _):
-        slot, keys = lax.rem(s, jnp.int32(_STAGES)), pl.ds((first + s) * _KEYS, _KEYS)
+        stage, keys = lax.rem(s, jnp.int32(_STAGES)), pl.ds((first + s) * _KEYS, _KEYS)
 
         @pl.when(s >= _STAGES)
         def _():
-            plgpu.barrier_wait(memory.free.at[slot])
+            plgpu.barrier_wait(memory.free.at[stage])
 
-        plgpu.copy_gmem_to_smem(k.at[keys], memory.k.at[slot], memory.k_full.at[slot])
-        plgpu.copy_gmem_to_smem(v.at[keys], memory.v.at[slot], memory.v_full.at[slot])
+        plgpu.copy_gmem_to_smem(k.at[keys], memory.k.at[stage], memory.k_full.at[stage])
+        plgpu.copy_gmem_to_smem(v.at[keys], memory.v.at[stage], memory.v_full.at[stage])
 
     lax.fori_loop(0, end - first, step, None)
 
@@ -177,8 +180,8 @@ def _produce(memory: _Memory, k, v, first, end):
     lax.fori_loop(jnp.maximum(end - first - _STAGES, 0), end - first, drain, None)
 
 
-def _consume(memory: _Memory, dq, first, end, whole, *, query, warpgroup, scale: float):
-    """One warpgroup's 64 queries against every tile of keys; dq is [64, H] in global memory."""
+def _consume(memory: _Memory, dq, first, end, unmasked_start, *, query, warpgroup, scale: float):
+    """Computes dq [64, H] of one warpgroup's queries over all key tiles; dq is in global memory."""
     H, dtype = memory.q.shape[1], memory.q.dtype
     mine, steps = pl.ds(warpgroup * 64, 64), end - first
     plgpu.barrier_wait(memory.q_full)
@@ -187,21 +190,21 @@ def _consume(memory: _Memory, dq, first, end, whole, *, query, warpgroup, scale:
 
     def run(dq_sum):
         def step(s, me):
-            slot, shape = lax.rem(s, jnp.int32(_STAGES)), (64, _KEYS)
+            stage, shape = lax.rem(s, jnp.int32(_STAGES)), (64, _KEYS)
             key = (first + s) * _KEYS
 
             def scores(s_sum, dp_sum):
                 own = pl.ds(me * 64, 64)
-                plgpu.barrier_wait(memory.k_full.at[slot])
-                ops.accumulate(s_sum, memory.q.at[own], memory.k.at[slot].transpose((1, 0)))
-                ops.wait(1)  # for dQ of the step before
+                plgpu.barrier_wait(memory.k_full.at[stage])
+                ops.accumulate(s_sum, memory.q.at[own], memory.k.at[stage].transpose((1, 0)))
+                ops.wait(1)  # for dQ of the previous step
 
                 @pl.when(s > 0)
                 def _():
                     plgpu.barrier_arrive(memory.free.at[lax.rem(s - 1, jnp.int32(_STAGES))])
 
-                plgpu.barrier_wait(memory.v_full.at[slot])
-                ops.accumulate(dp_sum, memory.dout.at[own], memory.v.at[slot].transpose((1, 0)))
+                plgpu.barrier_wait(memory.v_full.at[stage])
+                ops.accumulate(dp_sum, memory.dout.at[own], memory.v.at[stage].transpose((1, 0)))
                 p = jnp.exp2(
                     ops.read(s_sum, in_flight=1) * (scale * ops.LOG2E)
                     - lax.broadcast_in_dim(lse, shape, (0,))
@@ -212,13 +215,13 @@ def _consume(memory: _Memory, dq, first, end, whole, *, query, warpgroup, scale:
                     query=query,
                     key=key,
                     mine=own,
-                    needed=(key + _KEYS - 1 > query) | (first + s < whole),
+                    needed=(key + _KEYS - 1 > query) | (first + s < unmasked_start),
                 )
                 dp = ops.read(dp_sum)
                 return (p * (dp - lax.broadcast_in_dim(delta, shape, (0,)))).astype(dtype)
 
-            ops.accumulate(dq_sum, ops.accumulators(scores, shape, shape), memory.k.at[slot])
-            # Always `me`, which keeps addresses out of registers: see hopper_backward.
+            ops.accumulate(dq_sum, ops.accumulators(scores, shape, shape), memory.k.at[stage])
+            # Always `me`, which keeps addresses out of registers: see backward.py.
             return jnp.where(first < 0, s, me)
 
         ops.loop(0, steps, step, warpgroup, accumulators=(dq_sum,))
@@ -237,7 +240,7 @@ def _consume(memory: _Memory, dq, first, end, whole, *, query, warpgroup, scale:
 
 
 def _masked(p, memory: _Memory, *, query, key, mine, needed):
-    """p [64 queries, _KEYS keys], zero where the query does not see the key."""
+    """Returns p [64 queries, _KEYS keys], zero where the query does not see the key."""
 
     def mask(p):
         columns = plgpu.load(memory.index.at[pl.ds(0, _KEYS)], layout=ops.COLUMNS)

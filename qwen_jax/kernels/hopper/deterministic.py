@@ -1,6 +1,6 @@
-"""The Hopper back end with the same bits in every run: a named alternative for debugging a run.
+"""The deterministic Hopper backend, for debugging: bitwise equal gradients in every run.
 
-Its backward pass takes two kernels, and seven matrix products where hopper's takes five.
+Its backward pass takes two kernels and seven matmuls instead of five.
 """
 
 from qwen_jax.kernels.hopper.backend import PLATFORM, refuse

@@ -1,11 +1,11 @@
-"""Attention on TPUs: our own Pallas Mosaic kernels, forward and fused backward.
+"""Attention on TPUs: Pallas Mosaic kernels, forward and fused backward.
 
-What a kernel computes for each score is multiplied by 64 million at 8,192 tokens, so all that can
-be is done by XLA around it: the scale and log2(e) are folded into q, the mask into one int32 for
-each query (mask.py), dout * out into delta.
+A kernel repeats its work per score 64 million times at 8,192 tokens, so XLA does everything it can
+outside of the kernel: the scale and log2(e) are folded into q, the mask into one int32 per query
+(mask.py), and dout * out into delta.
 
-Float32 inputs are multiplied in six BF16 passes (Precision.HIGHEST); softmax statistics and sums
-are float32 always.
+Float32 inputs are multiplied in six BF16 passes (Precision.HIGHEST). Softmax statistics and sums
+are always float32.
 
 B batch, T positions, P padded positions, N heads, K key-value heads, H head size.
 """
@@ -25,42 +25,42 @@ from qwen_jax.types import Array
 PLATFORM = "tpu"
 
 _LOG2_E = math.log2(math.e)
-# Chosen by static utilization (benchmarks/aot/tpu_aot.py), not measured. `compute`: keys at once;
-# `masked`: the same where a tile needs its mask; `chunk`: queries, over a group of heads, whose dq
-# stays in VMEM.
+# Chosen by static utilization (benchmarks/aot/tpu_aot.py), not measured. `compute`: keys computed
+# at once; `masked`: the same in a tile that needs its mask; `chunk`: queries, times heads of a
+# group, whose dq stays in VMEM.
 TILES = {
     "tpu_forward": {"query": 1024, "key": 1024, "compute": 512},
     "tpu_backward": {"query": 1024, "key": 1024, "compute": 512, "chunk": 8192},
 }
-# Where another size fills the kind's schedule better, or fits its 16 MiB of VMEM.
+# Kinds whose schedule or 16 MiB of VMEM another size suits better.
 _TILES_OF_KIND = {
     ("tpu_forward", "TPU v4"): {"compute": 256, "masked": 512},
     ("tpu_forward", "TPU7x"): {"compute": 256, "masked": 512},
     ("tpu_backward", "TPU v4"): {"chunk": 4096},
 }
-# Six passes for each product make a larger tile a program that takes minutes to compile.
+# With six passes per matmul, larger tiles take minutes to compile.
 _TILES_OF_FLOAT32 = {
     "tpu_forward": {"query": 512, "key": 512, "compute": 256, "masked": 256},
     "tpu_backward": {"query": 512, "key": 512, "compute": 256, "chunk": 4096},
 }
-_MOST_HEADS = 32  # for a key-value head: a chunk holds one tile of 128 queries of each
+_MAX_HEADS = 32  # per key-value head: a chunk holds one tile of 128 queries of each
 
 
 def refuse(call: Call) -> str | None:
-    """None, or why the TPU kernels cannot run this."""
+    """Returns why the TPU kernels cannot run the call; None if they can."""
     if call.T != call.S:
-        return "runs whole rows alone (as many queries as keys)"
+        return "runs only full sequences (as many queries as keys)"
     if call.dtype not in (jnp.bfloat16, jnp.float32):
         return f"runs bfloat16 and float32, not {call.dtype}"
-    if call.N // call.K > _MOST_HEADS:
-        return f"has up to {_MOST_HEADS} query heads for a key-value head, not {call.N // call.K}"
+    if call.N // call.K > _MAX_HEADS:
+        return f"supports up to {_MAX_HEADS} query heads per key-value head, not {call.N // call.K}"
     if call.H > 128:
-        return f"has head sizes up to 128, not {call.H}"
+        return f"supports head sizes up to 128, not {call.H}"
     return None
 
 
 def sizes(kernel: str, *, kind: str, head_size: int, dtype: str) -> dict[str, int]:
-    """The tile sizes of "tpu_forward" or "tpu_backward" on a kind of TPU, such as "TPU v5 lite"."""
+    """Returns the tile sizes of "tpu_forward" or "tpu_backward" on a TPU kind ("TPU v5 lite")."""
     default = TILES[kernel] | _TILES_OF_KIND.get((kernel, kind), {})
     if dtype == "float32":
         default = default | _TILES_OF_FLOAT32[kernel]
@@ -72,7 +72,7 @@ def _sizes(kernel: str, q: Array) -> dict[str, int]:
 
 
 def _padded_head(x: Array) -> Array:
-    """Head sizes between 64 and 128 get zeros, which change no product."""
+    """Pads the head size with zeros to 64 or 128, which does not change the result."""
     H = x.shape[-1]
     return jnp.pad(x, ((0, 0),) * 3 + ((0, (64 if H <= 64 else 128) - H),))
 
@@ -82,7 +82,7 @@ def _scaled(q_BTNH: Array, scale: float) -> Array:
 
 
 def _forward(q, k, v, k_start, q_end, *, scale: float):
-    del q_end  # that of the tiles follows from k_start and the order of a row
+    del q_end  # of tiles: computed from k_start and causality
     return _forward_block(q, k, v, k_start, None, scale=scale, dtype=q.dtype)
 
 
@@ -113,14 +113,14 @@ def _forward_block(q, k, v, k_start, k_end, *, scale: float, dtype=jnp.float32):
 def _backward_block(q, k, v, k_start, k_end, out, lse, dout, *, scale: float, dtype=jnp.float32):
     T, H = q.shape[1], q.shape[3]
     wanted = _sizes("tpu_backward", q)
-    if dtype != q.dtype:  # float32 gradients of a bfloat16 chunk take twice its VMEM
+    if dtype != q.dtype:  # float32 gradients of a bfloat16 chunk take twice the VMEM
         wanted = wanted | {"chunk": wanted["chunk"] // 2}
     of_head = wanted["chunk"] // (q.shape[2] // k.shape[2])
-    most = max(LANES, 1 << (of_head.bit_length() - 1))  # a power of two, as tiles are
-    tiling = Tiling.of(T, wanted | {"query": min(wanted["query"], most)})
+    limit = max(LANES, 1 << (of_head.bit_length() - 1))  # a power of two, as tiles are
+    tiling = Tiling.of(T, wanted | {"query": min(wanted["query"], limit)})
     k_start, k_end = pad_mask(k_start, k_end, tiling)
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=3)
-    # Queries that are added see nothing, whatever their log-sum-exp is.
+    # Padded queries see nothing, whatever their log-sum-exp is.
     lse, delta = (
         jnp.pad(x, ((0, 0), (0, 0), (0, tiling.P - T)))[:, :, None]
         for x in (lse, delta.transpose(0, 2, 1))

@@ -1,9 +1,9 @@
-"""Backward attention for TPUs, fused: one pass over the tiles makes dq, dk and dv.
+"""Fused backward attention for TPUs: one pass over the tiles computes dq, dk and dv.
 
-Scores are computed keys first ([key, query]), so that each query's log-sum-exp, delta and mask lie
-along the lanes as they are stored. dq of a chunk of queries stays in VMEM, transposed, over all key
-tiles; dk and dv of a key tile are summed there over the queries and over the group of heads. A row
-longer than a chunk is taken chunk by chunk, and dk and dv are added up in between.
+Scores are computed as [key, query], so the log-sum-exp, delta and mask of the queries are along the
+lanes, as stored. dq of a chunk of queries stays in VMEM, transposed, over all key tiles; dk and dv
+of a key tile are summed there over the queries and over the group of heads. A sequence longer than
+a chunk is processed chunk by chunk, with dk and dv summed over the chunks.
 
 B batch, N heads, K key-value heads, G = N / K, P padded positions, H head size.
 """
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from qwen_jax.kernels.tpu.visited_tiles import HIDDEN, Bounds, Tiling, is_whole, precision
+from qwen_jax.kernels.tpu.visited_tiles import HIDDEN, Bounds, Tiling, is_unmasked, precision
 from qwen_jax.types import Array
 
 _LN_2 = math.log(2)
@@ -39,14 +39,14 @@ def backward(
     dtype,
     interpret,
 ) -> tuple[Array, Array, Array]:
-    """dq [B, N, P, H] in `dtype`; dk and dv [B, K, P, H] too or, from chunks, in float32.
+    """Returns dq [B, N, P, H] in `dtype`; dk and dv [B, K, P, H] in `dtype`, or float32 if chunked.
 
     Args:
       q_BNPH: times scale * log2(e), as in the forward pass.
       lse_BN1P: base 2.
       delta_BN1P: sum over H of dout * out, float32.
-      k_end_BP: the last key that each query sees; None: the one at its own place.
-      chunk: queries (of a whole group of heads) whose dq may stay in VMEM.
+      k_end_BP: the last key that each query sees; None: its own position.
+      chunk: queries (over a full group of heads) whose dq may stay in VMEM.
     """
     B, N, P, H = q_BNPH.shape
     G = N // k_BKPH.shape[1]
@@ -94,10 +94,10 @@ def _chunk(
     dtypes,
     interpret,
 ):
-    """dq of chunk c, [B, N, tiles, H, query], and what its queries add to dk and dv.
+    """Returns dq of chunk c, [B, N, tiles, H, query], and its contributions to dk and dv.
 
     Args:
-      rows: k_start and, unless it is the query's place, k_end.
+      rows: k_start and, unless it is the query's position, k_end.
       dtypes: of dq; of dk and dv.
     """
     q_BNPH, k_BKPH = arrays[:2]
@@ -107,16 +107,16 @@ def _chunk(
 
     def query_tile(b, j, i, c, first, last):
         at = b * tiling.keys + j
-        # A tile that is skipped asks for one that is there already, which fetches nothing.
+        # A skipped tile maps to one that is already loaded, so nothing is fetched.
         return jnp.clip(c[0] * tiles + i, first[at], jnp.maximum(last[at], first[at]))
 
-    def of_query(b, kv, j, g, i, c, first, last, *whole):
+    def of_query(b, kv, j, g, i, c, first, last, *unmasked):
         return b, kv * G + g, query_tile(b, j, i, c, first, last), 0
 
-    def row_of_query(b, kv, j, g, i, c, first, last, *whole):
+    def row_of_query(b, kv, j, g, i, c, first, last, *unmasked):
         return b, kv * G + g, 0, query_tile(b, j, i, c, first, last)
 
-    def start_of_query(b, kv, j, g, i, c, first, last, *whole):
+    def start_of_query(b, kv, j, g, i, c, first, last, *unmasked):
         return b, 0, query_tile(b, j, i, c, first, last)
 
     query = pl.BlockSpec((None, None, tiling.query, H), of_query)
@@ -153,8 +153,8 @@ def _chunk(
         c[None],
         bounds.first_query,
         bounds.last_query,
-        bounds.whole_key,
-        bounds.whole_end,
+        bounds.first_unmasked,
+        bounds.last_unmasked,
         *rows,
         *arrays,
     )
@@ -164,8 +164,8 @@ def _kernel(
     c,
     first,
     last,
-    whole,
-    whole_end,
+    first_unmasked,
+    last_unmasked,
     k_start,
     *refs,
     scale: float,
@@ -173,7 +173,7 @@ def _kernel(
     tiles: int,
     causal: bool,
 ):
-    """One tile of keys against one tile of one head's queries."""
+    """Computes one tile of keys with one tile of one head's queries."""
     k_end, q, k, v, dout, lse, delta, dq_out, dk_out, dv_out, dq, dk, dv = (
         (None, *refs) if causal else refs
     )
@@ -181,7 +181,7 @@ def _kernel(
     g, i = pl.program_id(3), pl.program_id(4)
     query_tile = c[0] * tiles + i
     at = b * tiling.keys + j
-    whole_here = is_whole(j, b * tiling.queries + query_tile, whole, whole_end)
+    unmasked_here = is_unmasked(j, b * tiling.queries + query_tile, first_unmasked, last_unmasked)
     visited = (query_tile >= first[at]) & (query_tile <= last[at])
     first_visit, last_visit = (g == 0) & (i == 0), (g == pl.num_programs(3) - 1) & (i == tiles - 1)
 
@@ -194,11 +194,11 @@ def _kernel(
     def _():
         dq[g, i] = jnp.zeros(dq.shape[2:], dq.dtype)
 
-    @pl.when(visited & whole_here)
+    @pl.when(visited & unmasked_here)
     def _():
         _tile(q, k, v, dout, lse, delta, dq.at[g, i], dk, dv, tiling, None)
 
-    @pl.when(visited & ~whole_here)
+    @pl.when(visited & ~unmasked_here)
     def _():
         if k_end is None:
             end = jax.lax.broadcasted_iota(jnp.int32, (1, tiling.query), 1)
@@ -230,11 +230,11 @@ def _kernel(
 
 
 def _tile(q, k, v, dout, lse, delta, dq, dk, dv, tiling: Tiling, interval) -> None:
-    """Adds to dq, dk and dv what a tile gives; its scores are computed in parts.
+    """Adds the contributions of a tile to dq, dk and dv; its scores are computed in parts.
 
     Args:
-      interval: int32 [1, query] each, the first and the last key that a query sees, counted from
-        the tile's first; None: all are seen.
+      interval: the first and the last key that a query sees, relative to the tile's first key,
+        int32 [1, query] each; None: all are seen.
     """
 
     def dot(a, b, axis_a, axis_b):
@@ -257,7 +257,7 @@ def _tile(q, k, v, dout, lse, delta, dq, dk, dv, tiling: Tiling, interval) -> No
         dv[part, :] += dot(weights.astype(dout.dtype), dout[...], 1, 0)
         dweights = dot(v[part, :], dout[...], 1, 1)
         dscores.append((weights * (dweights - delta[...])).astype(q.dtype))
-    # One product each for the whole tile: the matrix unit ends a tile with fewer empty slots.
-    whole = jnp.concatenate(dscores, axis=0)
-    dk[...] += dot(whole, q[...], 1, 0)
-    dq[...] += dot(k[...], whole, 0, 0)
+    # One matmul each for the full tile leaves fewer empty slots of the MXU at the end of a tile.
+    dscores = jnp.concatenate(dscores, axis=0)
+    dk[...] += dot(dscores, q[...], 1, 0)
+    dq[...] += dot(k[...], dscores, 0, 0)

@@ -16,12 +16,12 @@ from qwen_jax.kernels.tpu.visited_tiles import (
     NO_MAXIMUM,
     Bounds,
     Tiling,
-    is_whole,
+    is_unmasked,
     precision,
 )
 from qwen_jax.types import Array
 
-# The log-sum-exp of a row that sees nothing: 2^(s - this) is 0 in the backward pass.
+# The log-sum-exp of a query that sees nothing: 2^(s - this) is 0 in the backward pass.
 NOTHING_VISIBLE = 1e30
 
 
@@ -37,11 +37,11 @@ def forward(
     dtype,
     interpret,
 ) -> tuple[Array, Array]:
-    """out [B, N, P, H] in `dtype` and the base-2 log-sum-exp, float32 [B, N, 1, P].
+    """Returns out [B, N, P, H] in `dtype` and the base-2 log-sum-exp, float32 [B, N, 1, P].
 
     Args:
       q_BNPH: times scale * log2(e).
-      k_end_BP: the last key that each query sees; None: the one at its own place.
+      k_end_BP: the last key that each query sees; None: its own position.
     """
     B, N, P, H = q_BNPH.shape
     group = N // k_BKPH.shape[1]
@@ -50,9 +50,9 @@ def forward(
     def of_query(b, n, i, j, *bounds):
         return b, n, i, 0
 
-    def of_key(b, n, i, j, first, last, *whole):
+    def of_key(b, n, i, j, first, last, *unmasked):
         at = b * queries + i
-        # A tile that is skipped asks for the one that is there already, which fetches nothing.
+        # A skipped tile maps to the one that is already loaded, so nothing is fetched.
         return b, n // group, jnp.clip(j, first[at], jnp.maximum(last[at], first[at])), 0
 
     query = pl.BlockSpec((None, None, tiling.query, H), of_query)
@@ -85,8 +85,8 @@ def forward(
     )(
         bounds.first_key,
         bounds.last_key,
-        bounds.whole_key,
-        bounds.whole_end,
+        bounds.first_unmasked,
+        bounds.last_unmasked,
         *rows,
         q_BNPH,
         k_BKPH,
@@ -94,13 +94,18 @@ def forward(
     )
 
 
-def _kernel(first, last, whole, whole_end, k_start, *refs, tiling: Tiling, causal: bool):
-    """One tile of queries against one tile of keys. `top` and `acc` are of each row (top in every
-    lane); `total` holds each lane's part of the row's sum."""
+def _kernel(
+    first, last, first_unmasked, last_unmasked, k_start, *refs, tiling: Tiling, causal: bool
+):
+    """Computes one tile of queries with one tile of keys.
+
+    `top` and `acc` are per query (top repeated in every lane); `total` holds the partial sum of
+    each lane.
+    """
     k_end, q, k, v, out, lse, top, total, acc = (None, *refs) if causal else refs
     b, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
     at = b * tiling.queries + i
-    whole_here = is_whole(j, at, whole, whole_end)
+    unmasked_here = is_unmasked(j, at, first_unmasked, last_unmasked)
     visited = (j >= first[at]) & (j <= last[at])
 
     @pl.when(j == 0)
@@ -109,11 +114,11 @@ def _kernel(first, last, whole, whole_end, k_start, *refs, tiling: Tiling, causa
         total[...] = jnp.zeros_like(total)
         acc[...] = jnp.zeros_like(acc)
 
-    @pl.when(visited & whole_here)
+    @pl.when(visited & unmasked_here)
     def _():
         _tile(q, k, v, top, total, acc, tiling, None)
 
-    @pl.when(visited & ~whole_here)
+    @pl.when(visited & ~unmasked_here)
     def _():
         # [1, query] -> [query, LANES]: a row becomes a column.
         start = jnp.broadcast_to(k_start[...], (LANES, tiling.query)).T
@@ -144,12 +149,11 @@ def _kernel(first, last, whole, whole_end, k_start, *refs, tiling: Tiling, causa
 
 
 def _tile(q, k, v, top, total, acc, tiling: Tiling, interval) -> None:
-    """Adds the keys of a tile in parts, so that the scores of one are multiplied while those of
-    another are exponentiated.
+    """Accumulates the keys of a tile in parts: the matmuls of one overlap the exp2 of another.
 
     Args:
-      interval: the first key that each query sees, counted from the tile's first, int32, and how
-        many it sees, uint32; [query, LANES] each, equal along a row. None: all are seen.
+      interval: the first key that each query sees, relative to the tile's first key, int32, and the
+        number of keys it sees, uint32; [query, LANES] each, equal along a row. None: all are seen.
     """
     exact = precision(q.dtype)
     H = v.shape[1]
@@ -165,7 +169,7 @@ def _tile(q, k, v, top, total, acc, tiling: Tiling, interval) -> None:
         if interval is not None:
             key = begin + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
             start, count = (_across(x, size) for x in interval)
-            # One comparison for both ends: a key before the first wraps around.
+            # One comparison for both bounds: a key before the first wraps around.
             scores = jnp.where((key - start).astype(jnp.uint32) < count, scores, HIDDEN)
         old = top[...]
         new = jnp.maximum(old, jnp.max(scores, axis=1, keepdims=True))
@@ -185,7 +189,7 @@ def _tile(q, k, v, top, total, acc, tiling: Tiling, interval) -> None:
 
 
 def _across(x: Array, width: int) -> Array:
-    """[rows, LANES], equal along each row -> [rows, width]."""
+    """Broadcasts [rows, LANES], equal along each row, to [rows, width]."""
     if width <= LANES:
         return x[:, :width]
     return jnp.concatenate([x] * (width // LANES), axis=1)

@@ -1,9 +1,9 @@
-"""Which tiles of scores the TPU kernels visit: the mask's intervals, reduced to bounds of tiles.
+"""The tiles of scores that the TPU kernels visit: mask intervals reduced to bounds per tile.
 
-The bounds are scalars that the kernels read before they fetch anything (scalar prefetch), so a tile
-in which nobody sees anybody costs no memory traffic and no arithmetic.
+The kernels read the bounds by scalar prefetch, before any tile is fetched. A tile without a visible
+score then costs no memory traffic and no arithmetic.
 
-B batch, T positions, P positions padded to whole tiles.
+B batch, T positions, P positions padded to full tiles.
 """
 
 import dataclasses
@@ -13,9 +13,9 @@ import jax.numpy as jnp
 
 from qwen_jax.types import Array
 
-LANES = 128  # the width of a vector register, and the grain of every tile
-# Scores that the mask hides, and what a row's maximum starts from: 2^(HIDDEN - NO_MAXIMUM) is 0, so
-# a row that sees nothing sums to 0 without another test.
+LANES = 128  # the width of a vector register; tile sizes are multiples of it
+# The score of a masked key, and the initial maximum of a query: 2^(HIDDEN - NO_MAXIMUM) is 0, so a
+# query that sees nothing sums to 0 without another test.
 HIDDEN, NO_MAXIMUM = -1e30, -5e29
 
 
@@ -25,14 +25,16 @@ class Tiling:
 
     query: int
     key: int
-    compute: int  # keys that are computed at once, dividing `key`
+    compute: int  # keys computed at once, a divisor of `key`
     masked: int  # the same, in a tile that needs its mask
-    P: int  # the row, padded
+    P: int  # padded sequence length
 
     @classmethod
     def of(cls, T: int, sizes: dict[str, int]) -> "Tiling":
-        """Tiles of these sizes ("query", "key", "compute", and "masked" if it differs; powers of
-        two), less for a short row."""
+        """Returns tiles of these sizes, reduced for a short sequence.
+
+        Sizes are "query", "key", "compute", and "masked" if it differs; all are powers of two.
+        """
         short = LANES
         while short < T:
             short *= 2
@@ -47,7 +49,7 @@ class Tiling:
         )
 
     def parts(self, *, masked: bool) -> list[tuple[int, int]]:
-        """(first key, keys) of what is computed at once, in the order of a tile."""
+        """Returns (first key, keys) of each part that is computed at once, in order."""
         size = self.masked if masked else self.compute
         return [(begin, size) for begin in range(0, self.key, size)]
 
@@ -62,22 +64,22 @@ class Tiling:
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """What each tile needs of the other axis; flat int32 [B * tiles], as scalar memory likes it."""
+    """The tiles of the other axis that each tile needs; flat int32 [B * tiles], for SMEM."""
 
-    first_key: Array  # of a query tile: its first key tile
+    first_key: Array  # per query tile: its first key tile
     last_key: Array  # and its last, -1 where it is all padding
-    whole_key: Array  # the first key tile that every query sees whole
-    whole_end: Array  # and the last
-    first_query: Array  # of a key tile
+    first_unmasked: Array  # the first key tile that every query sees in full
+    last_unmasked: Array  # and the last
+    first_query: Array  # per key tile
     last_query: Array
 
 
 def bounds(k_start_BP: Array, k_end_BP: Array | None, tiling: Tiling) -> Bounds:
-    """Bounds of tiles from the bounds of tokens.
+    """Returns the bounds of tiles from the bounds of tokens.
 
     Args:
-      k_start_BP, k_end_BP: the first and the last key that each query sees; None: causality, the
-        query's own place.
+      k_start_BP, k_end_BP: the first and the last key that each query sees; None: causal, the
+        query's own position.
     """
     B = k_start_BP.shape[0]
     if k_end_BP is None:
@@ -93,26 +95,26 @@ def bounds(k_start_BP: Array, k_end_BP: Array | None, tiling: Tiling) -> Bounds:
     return Bounds(
         first_key=first_key.reshape(-1),
         last_key=last_key.reshape(-1),
-        whole_key=(-(-jnp.max(k_start, axis=2) // tiling.key)).reshape(-1),
-        whole_end=((jnp.min(k_end, axis=2) + 1) // tiling.key - 1).reshape(-1),
+        first_unmasked=(-(-jnp.max(k_start, axis=2) // tiling.key)).reshape(-1),
+        last_unmasked=((jnp.min(k_end, axis=2) + 1) // tiling.key - 1).reshape(-1),
         first_query=jnp.argmax(visited, axis=1).astype(jnp.int32).reshape(-1),
         last_query=jnp.where(visited.any(axis=1), last_query, -1).astype(jnp.int32).reshape(-1),
     )
 
 
-def is_whole(j: Array, at: Array, whole_key, whole_end) -> Array:
-    """Whether every query of a tile sees every key of tile j: no mask is needed.
+def is_unmasked(j: Array, at: Array, first_unmasked, last_unmasked) -> Array:
+    """Returns whether every query of a tile sees every key of tile j, so that no mask is needed.
 
     Args:
-      at: where the tile of queries stands in the bounds.
+      at: the index of the query tile in the bounds.
     """
-    return (j >= whole_key[at]) & (j <= whole_end[at])
+    return (j >= first_unmasked[at]) & (j <= last_unmasked[at])
 
 
 def pad_mask(
     k_start_BT: Array, k_end_BT: Array | None, tiling: Tiling
 ) -> tuple[Array, Array | None]:
-    """k_start and k_end over P positions; what is added, and what saw nothing, sees nothing."""
+    """Pads k_start and k_end to P positions; padded and empty queries see nothing."""
     T = k_start_BT.shape[1]
     extra = ((0, 0), (0, tiling.P - T))
     k_start = jnp.where(k_start_BT >= T, jnp.int32(tiling.P), k_start_BT)
@@ -123,13 +125,15 @@ def pad_mask(
 
 
 def heads_first(x_BTNH: Array, tiling: Tiling) -> Array:
-    """[B, T, N, H] -> [B, N, P, H], zeros in what is added."""
+    """[B, T, N, H] -> [B, N, P, H], padded with zeros."""
     T = x_BTNH.shape[1]
     x = jnp.pad(x_BTNH, ((0, 0), (0, tiling.P - T), (0, 0), (0, 0)))
     return x.transpose(0, 2, 1, 3)
 
 
 def precision(dtype) -> jax.lax.Precision:
-    """Of the matrix products: float32 operands in six BF16 passes, BF16 ones as they are, whatever
-    jax_default_matmul_precision says."""
+    """Returns the matmul precision: six BF16 passes for float32 operands, one for BF16.
+
+    It does not depend on jax_default_matmul_precision.
+    """
     return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else jax.lax.Precision.DEFAULT

@@ -1,4 +1,4 @@
-"""The Hopper back end in the interpreter: the pair's gate, the forward kernel, planted bugs."""
+"""The Hopper backend in the interpreter: numerics, the forward kernel, planted bugs."""
 
 import functools
 import inspect
@@ -53,7 +53,7 @@ def call(**changes) -> Call:
     )
 
 
-def test_an_old_jax_is_refused_with_the_version_that_is_needed(monkeypatch):
+def test_refuse_names_the_required_jax_version(monkeypatch):
     monkeypatch.setattr(jax.version, "__version_info__", (0, 10, 2))
     assert "needs jax 0.11 or newer" in hopper.refuse(call())
 
@@ -67,22 +67,22 @@ def test_an_old_jax_is_refused_with_the_version_that_is_needed(monkeypatch):
         ({"dtype": jnp.dtype("float32")}, "TF32"),
         ({"dtype": jnp.dtype("float64")}, "not float64"),
         ({"H": 96}, "not 96"),
-        ({"T": 1}, "whole rows"),
+        ({"T": 1}, "full sequences"),
         ({"target": Target("gpu", "NVIDIA A100-SXM4-80GB")}, "A100.*use cudnn or xla"),
         ({"target": Target("gpu", "NVIDIA B200")}, "B200"),
         ({"target": Target("gpu", "NVIDIA H2000")}, "H2000"),
     ],
 )
-def test_what_it_refuses_and_why(changes, reason):
-    said = hopper.refuse(call(**changes))
+def test_refuse_gives_a_reason(changes, reason):
+    refusal = hopper.refuse(call(**changes))
     if reason is None:
-        assert said is None
+        assert refusal is None
     else:
-        assert re.search(reason, said)
+        assert re.search(reason, refusal)
 
 
 @needs_mosaic
-def test_a_head_size_that_it_lacks_is_refused_by_the_op_before_compilation():
+def test_attention_refuses_an_unsupported_head_size_before_compilation():
     q, k, v, _ = Case(T=16, H=96).arrays()
     with interpret_kernels(), pytest.raises(KernelError, match="not 96.*xla: can run it") as caught:
         jax.eval_shape(functools.partial(attention, implementation="hopper"), q, k, v)
@@ -101,11 +101,11 @@ def test_a_head_size_that_it_lacks_is_refused_by_the_op_before_compilation():
         "NVIDIA GH200 480GB",
     ],
 )
-def test_it_is_the_choice_on_every_hopper(kind):
+def test_choose_prefers_hopper_on_every_hopper_gpu(kind):
     assert choose(call(target=Target("gpu", kind)))[0] == "hopper"
 
 
-def test_elsewhere_another_back_end_runs():
+def test_choose_takes_another_backend_on_other_gpus():
     assert (
         choose(call(target=Target("gpu", "NVIDIA A100-SXM4-80GB"), segments=False, window=None))[0]
         == "cudnn"
@@ -113,7 +113,7 @@ def test_elsewhere_another_back_end_runs():
 
 
 def arguments(case: Case):
-    """q, k, v, k_start, q_end."""
+    """Returns q, k, v, k_start, q_end."""
     ids = case.options().get("segment_ids")
     start = mask.first_key(
         case.B, case.T, case.T, segment_ids=ids, positions=None, window=case.window
@@ -123,7 +123,7 @@ def arguments(case: Case):
 
 
 def by_definition(case: Case):
-    """out and lse in base 2, in float32."""
+    """Returns out and the base-2 lse in float32."""
     q, k, v = (x.astype(jnp.float32) for x in case.arrays()[:3])
     k, v = (jnp.repeat(x, case.N // case.K, axis=2) for x in (k, v))
     seen = visible(case.T, case.T, case.options().get("segment_ids"), None, case.window)
@@ -136,7 +136,7 @@ def by_definition(case: Case):
 
 
 def errors(case: Case, *, module=None, detect_races: bool = False, scale: float | None = None):
-    """The error of out as a share of the gate's budget, and of lse, absolute."""
+    """Returns the error of out over its tolerance, and the absolute error of lse."""
     forward = functools.partial((module or hopper_forward).forward, scale=case.H**-0.5)
     q, k, v, start, end = arguments(case)
     with interpreted(detect_races=detect_races):
@@ -144,16 +144,16 @@ def errors(case: Case, *, module=None, detect_races: bool = False, scale: float 
     want, want_lse = by_definition(case)
     near = plain(q, k, v, **case.options()).astype(jnp.float32)
     floor = 4 * float(jnp.finfo(case.dtype).eps) * np.abs(want).max() + 1e-5
-    share = np.abs(out.astype(jnp.float32) - want).max() / (
+    ratio = np.abs(out.astype(jnp.float32) - want).max() / (
         2 * np.abs(np.asarray(near) - want).max() + floor
     )
     assert out.dtype == q.dtype and lse.shape == want_lse.shape
-    return float(share), float(np.abs(lse - want_lse).max())
+    return float(ratio), float(np.abs(lse - want_lse).max())
 
 
 def check(case: Case, **how):
-    share, lse = errors(case, **how)
-    assert share <= 1
+    ratio, lse = errors(case, **how)
+    assert ratio <= 1
     assert lse < 1e-4  # float32 sums of exact products of bfloat16, up to 2^10 of them
 
 
@@ -170,7 +170,7 @@ PACKED = {"documents": repeated(330, (70, 1, 120), padding=30), "window": 100}
     ],
     ids=["packed", "window", "short"],
 )
-def test_outputs_are_right_and_there_are_no_races(given):
+def test_forward_is_accurate_and_free_of_races(given):
     check(given, detect_races=True)
 
 
@@ -194,14 +194,14 @@ def test_outputs_are_right_and_there_are_no_races(given):
     ],
     ids=str,
 )
-def test_outputs_over_the_grid(given, H, consumers):
+def test_forward_over_the_grid(given, H, consumers):
     with override(hopper_forward={"consumers": consumers}):
         check(Case(**{"N": 2, "K": 1, "H": H} | given), detect_races=True)
 
 
 @needs_mosaic
 @pytest.mark.parametrize("scale", [0.0, -0.3])
-def test_any_scale(scale):
+def test_forward_with_any_scale(scale):
     case = Case(T=40, N=1, K=1, H=64)
     q, k, v, start, end = arguments(case)
     with interpreted():
@@ -211,16 +211,18 @@ def test_any_scale(scale):
     scores = np.einsum("tnh,snh->nts", *(np.asarray(x[0], np.float64) for x in (q, k)))[0] * scale
     weights = np.tril(np.exp(scores))
     want = (weights / weights.sum(1, keepdims=True)) @ np.asarray(v[0, :, 0], np.float64)
-    # Half a unit in the last place of a bfloat16 up to 4, and the weights' own rounding.
+    # Half a unit in the last place of a bfloat16 up to 4, plus the rounding of the weights.
     np.testing.assert_allclose(np.asarray(out[0, :, 0], np.float64), want, atol=2e-2)
     np.testing.assert_allclose(lse[0, 0], np.log2(weights.sum(1)), atol=1e-4)
 
 
 @needs_mosaic
 @pytest.mark.parametrize("consumers", [2, 3])
-def test_tiles_that_are_read_and_tiles_without_a_mask(consumers):
+def test_first_tiles_are_exact(consumers):
     T, J = 768, 128
-    plan = hopper_forward.Plan(1, T, 1, 1, 64, jnp.dtype("bfloat16"), 1.0, consumers, J, 2)
+    config = hopper_forward.LaunchConfig(
+        1, T, 1, 1, 64, jnp.dtype("bfloat16"), 1.0, consumers, J, 2
+    )
     for options in (
         {},
         {"window": 1},
@@ -232,31 +234,31 @@ def test_tiles_that_are_read_and_tiles_without_a_mask(consumers):
         {"documents": repeated(T, (150, 1), padding=3), "window": 100},
     ):
         start = np.asarray(arguments(Case(T=T, N=1, K=1, **options))[3])
-        found = np.asarray(hopper_forward.first_tiles(plan, start))[0]
-        for block, (first, whole) in enumerate(found):
-            rows = np.arange(block * plan.M, min(T, (block + 1) * plan.M))
-            rows = rows[start[0, rows] <= rows]
-            if len(rows) == 0:
+        found = np.asarray(hopper_forward.first_tiles(config, start))[0]
+        for block, (first, unmasked) in enumerate(found):
+            queries = np.arange(block * config.M, min(T, (block + 1) * config.M))
+            queries = queries[start[0, queries] <= queries]
+            if len(queries) == 0:
                 assert first * J >= T
                 continue
-            assert first == start[0, rows].min() // J
-            assert whole == -(-start[0, rows].max() // J)
+            assert first == start[0, queries].min() // J
+            assert unmasked == -(-start[0, queries].max() // J)
 
 
 BUGS = {
     "a query does not see itself": ("(key <= lax", "(key < lax"),
     "a query does not see the first of its keys": ("key >= lax", "key > lax"),
-    "a tile is dropped": ("axis=2) // plan.keys,", "axis=2) // plan.keys + 1,"),
-    "a masked tile is taken for a whole one": ("-(-jnp.max(", "(jnp.max("),
+    "a tile is dropped": ("axis=2) // config.keys,", "axis=2) // config.keys + 1,"),
+    "a masked tile is taken for an unmasked one": ("-(-jnp.max(", "(jnp.max("),
 }
 RACES = {
-    "a slot is given back while it is read": (
+    "a stage is released while it is read": (
         "        scores = ops.read(scores_ref, in_flight=1)\n"
         "        plgpu.barrier_arrive(s.k_free.at[now])\n",
         "        plgpu.barrier_arrive(s.k_free.at[now])\n"
         "        scores = ops.read(scores_ref, in_flight=1)\n",
     ),
-    "nobody waits for the values": (
+    "no wait for the values": (
         "        plgpu.barrier_wait(s.v_full.at[before])\n        ops.accumulate(out_ref, ",
         "        ops.accumulate(out_ref, ",
     ),
@@ -268,7 +270,7 @@ LATE = (
 
 
 def planted(*changes: tuple[str, str]) -> types.ModuleType:
-    """hopper_forward with a bug in it."""
+    """Returns hopper_forward with a bug in it."""
     source = inspect.getsource(hopper_forward)
     for text, bug in changes:
         assert source.count(text) == 1, text
@@ -281,15 +283,15 @@ def planted(*changes: tuple[str, str]) -> types.ModuleType:
 
 @needs_mosaic
 @pytest.mark.parametrize("name", BUGS)
-def test_a_planted_bug_is_found(name):
+def test_forward_errors_show_a_planted_bug(name):
     case = Case(T=192, N=1, K=1, H=128, window=100)
-    share, _ = errors(case, module=planted(BUGS[name]))
-    assert not share <= 1
+    ratio, _ = errors(case, module=planted(BUGS[name]))
+    assert not ratio <= 1
 
 
 @needs_mosaic
 @pytest.mark.parametrize("name", RACES)
-def test_a_planted_race_is_found(name):
+def test_forward_detects_a_planted_race(name):
     bug = (RACES[name], LATE) if "values" in name else (RACES[name],)
     with pytest.raises(RaceFound):
         errors(Case(T=512, N=1, K=1, H=128), module=planted(*bug), detect_races=True)
@@ -300,7 +302,7 @@ def test_a_planted_race_is_found(name):
 @pytest.mark.parametrize("H", [64, 128])
 @pytest.mark.parametrize("T", [1, 129, 400])
 @pytest.mark.parametrize("name", ["causal", "window", "padded", "packed, window, padding"])
-def test_the_pair_over_the_grid(name, T, H):
+def test_check_over_the_grid(name, T, H):
     if name in masks(T):
         with interpreted(detect_races=True):
             validation.check(Case(T=T, N=2, K=1, H=H, **masks(T)[name]), "hopper")
@@ -316,22 +318,22 @@ class TestHopper(KernelValidation):
     def running(self):
         return interpreted()
 
-    # Each takes ten seconds and more in the interpreter: the default is one case and causality.
+    # Each takes ten seconds or more in the interpreter: the default is one case and causality.
     @pytest.mark.slow
-    def test_another_document_leaves_outputs_and_gradients_bit_unchanged(self):
-        super().test_another_document_leaves_outputs_and_gradients_bit_unchanged()
+    def test_attention_of_a_document_is_bitwise_independent_of_others(self):
+        super().test_attention_of_a_document_is_bitwise_independent_of_others()
 
     @pytest.mark.slow
-    def test_padding_gives_zeros_and_no_nan(self):
-        super().test_padding_gives_zeros_and_no_nan()
+    def test_attention_of_padding_is_zero_and_not_nan(self):
+        super().test_attention_of_padding_is_zero_and_not_nan()
 
     @pytest.mark.slow
-    def test_a_window_as_long_as_the_row_is_no_window(self):
-        super().test_a_window_as_long_as_the_row_is_no_window()
+    def test_attention_with_a_window_of_full_length_changes_nothing(self):
+        super().test_attention_with_a_window_of_full_length_changes_nothing()
 
     @pytest.mark.slow
-    def test_transforms_change_nothing(self):
-        """Without remat, which refuses the interpreter's callbacks; test_hopper_sass.py has it."""
+    def test_attention_is_equal_under_scan_remat_and_vmap(self):
+        """Without remat, which refuses the interpreter's callbacks; test_sass.py covers it."""
         (q, k, v, dout), _ = self.arrays(T=100)
 
         def scanned(q, k, v):
@@ -344,7 +346,7 @@ class TestHopper(KernelValidation):
         mapped = with_gradients(
             jax.vmap(self.attend(window=50)), *(x[None] for x in (q, k, v, dout))
         )
-        eps = float(jnp.finfo(q.dtype).eps)  # sums of other orders, rounded to the dtype
+        eps = float(jnp.finfo(q.dtype).eps)  # sums in another order, rounded to the dtype
         for a, b, c in zip(plain, with_gradients(scanned, q, k, v, dout), mapped, strict=True):
             a, b, c = (np.asarray(x, np.float32) for x in (a, b, c[0]))
             np.testing.assert_allclose(2 * a, b, atol=8 * eps * np.abs(b).max())

@@ -1,6 +1,6 @@
 """The Hopper backward kernels in the interpreter: gradients, tile bounds, planted bugs and races.
 
-The forward pass is the definition here, so that nothing but the backward pass is tested.
+The forward pass is the definition here, so only the backward pass is tested.
 """
 
 import functools
@@ -29,7 +29,7 @@ from tests.helpers.kernel_validation import with_gradients  # noqa: E402
 
 
 def forward(q, k, v, k_start, q_end, *, scale):
-    """out and lse of the definition, as the Hopper forward kernel would give them."""
+    """Returns out and lse by definition, in the form of the Hopper forward kernel."""
     del q_end
     T, G = q.shape[1], q.shape[2] // k.shape[2]
     q_f32, k_f32, v_f32 = (x.astype(jnp.float32) for x in (q, k, v))
@@ -46,14 +46,14 @@ def forward(q, k, v, k_start, q_end, *, scale):
 
 
 def attend(case: Case, *, module=hopper_backward, deterministic: bool = False):
-    """attention(q, k, v) of the case, its gradient by the kernels of `module`."""
+    """Returns attention(q, k, v) of the case, with its gradient by the kernels of `module`."""
     op = differentiable(forward, functools.partial(module.backward, deterministic=deterministic))
     options = {"segment_ids": None, "window": None} | case.options()
     return functools.partial(op, positions=None, scale=case.H**-0.5, **options)
 
 
 def error_ratios(case: Case, **how) -> dict[str, float]:
-    """The largest error of each gradient as a share of the gate's budget; see gate.shares."""
+    """Returns the largest error of each gradient over its tolerance: validation.error_ratios."""
     arrays, options = case.arrays(), {"segment_ids": None, "window": None} | case.options()
     got = with_gradients(attend(case, **how), *arrays)
     exact = functools.partial(reference, positions=None, scale=case.H**-0.5, **options)
@@ -72,7 +72,7 @@ def error_ratios(case: Case, **how) -> dict[str, float]:
 def check(case: Case, *, detect_races: bool = False, **how):
     with interpreted(detect_races=detect_races):
         found = error_ratios(case, **how)
-    assert all(share <= 1 for share in found.values()), found
+    assert all(ratio <= 1 for ratio in found.values()), found
 
 
 PACKED = Case(T=290, N=2, K=1, H=128, window=90, documents=repeated(290, (97, 1, 60), padding=40))
@@ -86,9 +86,9 @@ PACKED = Case(T=290, N=2, K=1, H=128, window=90, documents=repeated(290, (97, 1,
         Case(T=129, B=2, N=2, K=2, H=64),
         Case(T=7, N=1, K=1, H=64, dtype="float16"),
     ],
-    ids=["packed", "whole", "short"],
+    ids=["packed", "full", "short"],
 )
-def test_gradients_keep_the_budget_without_races(case, deterministic):
+def test_backward_is_accurate_and_free_of_races(case, deterministic):
     check(case, detect_races=True, deterministic=deterministic)
 
 
@@ -111,18 +111,18 @@ def test_gradients_keep_the_budget_without_races(case, deterministic):
     ],
     ids=str,
 )
-def test_gradients_over_the_grid(case, H, deterministic):
+def test_backward_over_the_grid(case, H, deterministic):
     check(Case(**{"N": 2, "K": 1, "H": H} | case), detect_races=True, deterministic=deterministic)
 
 
-def test_a_padded_row_gives_zeros():
+def test_backward_of_padding_is_zero():
     case = Case(T=70, N=1, K=1, H=64, documents=())
     with interpreted():
         for array in with_gradients(attend(case), *case.arrays()):
             np.testing.assert_array_equal(array, np.zeros(array.shape))
 
 
-def test_the_deterministic_back_end_has_a_name_and_its_own_kernel(monkeypatch):
+def test_hopper_deterministic_runs_its_own_kernel(monkeypatch):
     runs = []
     real = hopper_backward.query_gradient
     monkeypatch.setattr(
@@ -137,13 +137,13 @@ def test_the_deterministic_back_end_has_a_name_and_its_own_kernel(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("H, early", [(128, 0), (64, 1)])
-def test_either_order_of_products_is_right(H, early):
+def test_backward_is_accurate_with_and_without_early_dv(H, early):
     with override(hopper_backward={"early_dv": early}):
         check(Case(T=200, N=1, K=1, H=H), detect_races=True)
 
 
 @pytest.mark.parametrize("T", [128, 640])
-def test_tile_bounds_are_exact(T):
+def test_bounds_are_exact(T):
     options = [
         {},
         {"window": 1},
@@ -162,20 +162,23 @@ def test_tile_bounds_are_exact(T):
         seen = (t[None, :] <= t[:, None]) & (t[None, :] >= np.asarray(k_start)[0][:, None])
         for tile in (64, 128):
             _bounds_hold(np.asarray(hopper_backward.bounds(q_end, tile))[0], seen.T, tile)
-        # The bounds of queries are those of keys when the row is read backwards.
+        # The bounds of queries are those of keys in the reversed sequence.
         found = np.asarray(hopper_backward_dq.bounds(k_start))[0]
-        first, end, whole = found[:, :1], found[:, 1:2], found[:, :1:-1]
-        backwards = T // 128 - np.concatenate([end, first, whole], axis=1)
+        first, end, unmasked = found[:, :1], found[:, 1:2], found[:, :1:-1]
+        backwards = T // 128 - np.concatenate([end, first, unmasked], axis=1)
         _bounds_hold(backwards[::-1], seen[::-1, ::-1], 128)
 
 
 def _bounds_hold(found, seen, tile):
-    """(first, end) is the hull of the tiles of columns that 128 rows meet; the tiles before whole_0
-    (whole_1) that begin after the first (last) 64 rows are those without a mask."""
-    for j, (first, end, *whole) in enumerate(found):
+    """Checks bounds against a mask.
+
+    (first, end) is the hull of the column tiles that 128 rows see. The tiles before unmasked_0
+    (unmasked_1) that start after the first (last) 64 rows are those without a mask.
+    """
+    for j, (first, end, *unmasked) in enumerate(found):
         meets = np.flatnonzero(seen[j * 128 : (j + 1) * 128].any(axis=0)) // tile
         assert (first, end) == (meets[0], meets[-1] + 1) if len(meets) else first == end
-        for row, limit in zip((j * 128, j * 128 + 64), whole, strict=True):
+        for row, limit in zip((j * 128, j * 128 + 64), unmasked, strict=True):
             for i in range(-(-(row + 63) // tile), seen.shape[1] // tile):
                 every = seen[row : row + 64, i * tile : (i + 1) * tile].all()
                 assert every == (i < limit)
@@ -184,19 +187,19 @@ def _bounds_hold(found, seen, tile):
 BUGS = {
     "the mask is off by one": [("(at >= lax.broadcast_in_dim", "(at > lax.broadcast_in_dim")],
     "a tile is dropped": [("axis=-1) // tile + 1", "axis=-1) // tile")],
-    "a masked tile is taken for a whole one": [
+    "a masked tile is taken for an unmasked one": [
         ("needed=(i * Q < key + 63)", "needed=(i * Q < key)")
     ],
 }
 RACES = {
-    "nobody waits for the other warpgroup's dS": [
+    "no wait for the other warpgroup's dS": [
         ("    plgpu.barrier_arrive(memory.ds_full)\n    plgpu.barrier_wait(memory.ds_full)\n", "")
     ],
-    "a stage is given back while it is read": [
+    "a stage is released while it is read": [
         (
             "        @pl.when(s > 0)\n        def _():\n"
-            "            plgpu.barrier_arrive(memory.free.at[_slot(s - 1)])\n",
-            "        plgpu.barrier_arrive(memory.free.at[slot])\n",
+            "            plgpu.barrier_arrive(memory.free.at[_stage(s - 1)])\n",
+            "        plgpu.barrier_arrive(memory.free.at[stage])\n",
         ),
         ("@pl.when(steps > 0)", "@pl.when(steps < 0)"),
     ],
@@ -204,7 +207,7 @@ RACES = {
 
 
 def planted(changes: list[tuple[str, str]]) -> types.ModuleType:
-    """hopper_backward with a bug in it."""
+    """Returns hopper_backward with a bug in it."""
     source = inspect.getsource(hopper_backward)
     for text, bug in changes:
         assert source.count(text) == 1
@@ -215,14 +218,14 @@ def planted(changes: list[tuple[str, str]]) -> types.ModuleType:
 
 
 @pytest.mark.parametrize("name", BUGS)
-def test_a_planted_bug_is_found(name):
+def test_backward_errors_show_a_planted_bug(name):
     with interpreted():
         found = error_ratios(Case(T=192, N=1, K=1, H=128, window=100), module=planted(BUGS[name]))
-    assert not all(share <= 1 for share in found.values())
+    assert not all(ratio <= 1 for ratio in found.values())
 
 
 @pytest.mark.parametrize("name", RACES)
-def test_a_planted_race_is_found(name):
+def test_backward_detects_a_planted_race(name):
     case = Case(T=256, N=1, K=1, H=128)
     with pytest.raises(RaceFound), interpreted(detect_races=True):
         with_gradients(attend(case, module=planted(RACES[name])), *case.arrays())

@@ -1,4 +1,4 @@
-"""The Hopper kernels as machine code, compiled without a GPU: what it must and must not have."""
+"""The machine code of the Hopper kernels, compiled without a GPU."""
 
 import json
 import pathlib
@@ -11,7 +11,7 @@ import pytest
 from benchmarks.aot.hopper_aot import missing
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
-SHARED_BYTES = 227 * 1024  # of a block on Hopper
+SHARED_BYTES = 227 * 1024  # per block on Hopper
 
 if jax.version.__version_info__ < (0, 11):
     pytest.skip("the Hopper kernels need jax 0.11 or newer", allow_module_level=True)
@@ -33,13 +33,13 @@ def compiled(*arguments: str) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def kernels() -> dict[tuple[str, int], dict]:
-    """By name and head size; grouped heads at 128."""
+    """Compiled kernels by name and head size; grouped heads at 128."""
     rows = compiled("--shapes", "[[128, 8, 2], [64, 8, 8]]")
     return {(row["kernel"], row["H"]): row for row in rows}
 
 
 @pytest.mark.parametrize("H", [64, 128])
-def test_forward(kernels, H):
+def test_forward_sass(kernels, H):
     row = kernels["hopper_forward", H]
     assert set(row["hgmma"]) == {128: {"64x128x16"}, 64: {"64x128x16", "64x64x16"}}[H]
     assert row["utmaldg"] > 0 and row["utmastg"] > 0
@@ -50,28 +50,30 @@ def test_forward(kernels, H):
 
 
 @pytest.mark.parametrize("H, loops", [(128, 2), (64, 3)])
-def test_softmax_runs_under_the_product_in_every_loop(kernels, H, loops):
-    """64 exponentials of a thread for 64 x 128 scores, and two of its maxima; in the loop without a
-    mask, in that with one, and at head size 64 in that of the diagonal."""
+def test_forward_softmax_overlaps_the_matmul_in_every_loop(kernels, H, loops):
+    """Counts 64 exponentials per thread for 64 x 128 scores, and two for its maxima, in each loop.
+
+    The loops are the unmasked one, the masked one, and at head size 64 that of the diagonal.
+    """
     row = kernels["hopper_forward", H]
     assert row["waits_in_flight"] == loops
-    assert row["exp2_under_product"] >= 64 * loops
+    assert row["exp2_under_matmul"] >= 64 * loops
 
 
 @pytest.mark.parametrize("H", [64, 128])
-def test_backward(kernels, H):
+def test_backward_sass(kernels, H):
     row = kernels["attention_backward", H]
     assert row["hgmma"] and row["utmaldg"] > 0 and row["utmastg"] > 0
-    assert row["utmaredg"] > 0  # dQ by the copy engine's sums
-    # Stores and loads, of a thread, in all of a kernel of some 3,000 instructions.
+    assert row["utmaredg"] > 0  # dQ by TMA reductions
+    # Stores and loads per thread, in a kernel of some 3,000 instructions.
     assert row["spilled_bytes"] <= {128: 64, 64: 320}[H]
     assert row["consumer_registers"] == 240
     assert row["shared_bytes"] < SHARED_BYTES
     assert row["waits_in_flight"] > 0 and not row["serialized"]
 
 
-def test_it_compiles_under_scan_remat_and_vmap():
-    """Which the interpreter cannot run: remat refuses its callbacks."""
+def test_attention_compiles_under_scan_remat_and_vmap():
+    """The interpreter cannot run these: remat refuses its callbacks."""
     code = """
 import tempfile
 from benchmarks import hopper_aot

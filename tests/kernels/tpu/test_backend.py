@@ -1,4 +1,4 @@
-"""The TPU kernels: the gate, interpreted on the CPU; races; planted bugs; what compiles."""
+"""The TPU kernels, interpreted on the CPU: numerics, races, planted bugs, compilation."""
 
 import contextlib
 import dataclasses
@@ -36,7 +36,7 @@ from tests.helpers.kernel_validation import (  # noqa: F401
     with_gradients,
 )
 
-# So small that short rows have many tiles, tiles of two parts, and dq in more than one chunk.
+# Small: short sequences have many tiles, tiles of two parts, and dq in more than one chunk.
 SMALL = {
     "tpu_forward": {"query": 128, "key": 256, "compute": 128, "masked": 256},
     "tpu_backward": {"query": 128, "key": 256, "compute": 128, "chunk": 256},
@@ -52,7 +52,7 @@ class TestTpu(KernelValidation):
             Case(T=129, dtype="float32", **masks(129)[name])
             for name in ("packed", "single tokens", "padded")
         ],
-        Case(T=512, N=2, K=1, dtype="float32"),  # tiles that are wholly visible
+        Case(T=512, N=2, K=1, dtype="float32"),  # fully visible tiles
         Case(T=128, B=2, N=2, K=2, H=128, **masks(128)["window"]),
         Case(T=700, N=4, K=1, **masks(700)["packed, window, padding"]),
     ]
@@ -62,8 +62,8 @@ class TestTpu(KernelValidation):
         with interpret_kernels(True), tiles.override(**SMALL):
             yield
 
-    def test_rows_of_a_batch_have_masks_of_their_own(self):
-        """Bounds of tiles are those of the row, not of the first row."""
+    def test_attention_masks_each_sequence_of_a_batch_separately(self):
+        """Tile bounds are those of each sequence, not of the first one."""
         (q, k, v, dout), _ = self.arrays(B=3, T=512)
         ids = np.zeros((3, 512), np.int32)
         ids[0], ids[1, :150], ids[1, 150:], ids[2, :20] = 1, 1, 2, 1
@@ -74,18 +74,15 @@ class TestTpu(KernelValidation):
             return (out, *pull(dout))
 
         together = run(q, k, v, dout, jnp.asarray(ids))
-        for row in range(3):
+        for i in range(3):
             alike = run(
-                *(
-                    jnp.repeat(x[row : row + 1], 3, axis=0)
-                    for x in (q, k, v, dout, jnp.asarray(ids))
-                )
+                *(jnp.repeat(x[i : i + 1], 3, axis=0) for x in (q, k, v, dout, jnp.asarray(ids)))
             )
             for a, b in zip(together, alike, strict=True):
-                np.testing.assert_array_equal(a[row], b[0])
+                np.testing.assert_array_equal(a[i], b[0])
 
     @pytest.mark.parametrize("changed", ["pad_mask", "bounds"])
-    def test_the_gate_sees_a_planted_bug(self, monkeypatch, changed):
+    def test_error_ratios_detect_a_planted_tpu_bug(self, monkeypatch, changed):
         if changed == "pad_mask":  # each query misses its first key
             good_mask = tpu.pad_mask
 
@@ -100,13 +97,13 @@ class TestTpu(KernelValidation):
                     good, last_key=good.last_key - 1, last_query=good.last_query - 1
                 )
 
-        case = Case(T=300 if changed == "bounds" else 301, N=1, K=1)  # a program of its own each
+        case = Case(T=300 if changed == "bounds" else 301, N=1, K=1)  # a separate program each
         monkeypatch.setattr(tpu, changed, bad)
         found = error_ratios(case, "tpu")
-        assert all(not share <= 1 for share in found.values()), found
+        assert all(not ratio <= 1 for ratio in found.values()), found
 
 
-class TestWholeGridAtShippedTiles(KernelValidation):
+class TestFullGridAtShippedTiles(KernelValidation):
     name = "tpu"
     grid = [
         Case(T=T, N=4, K=K, H=H, dtype=dtype, **mask)
@@ -125,8 +122,10 @@ class TestWholeGridAtShippedTiles(KernelValidation):
 
 @contextlib.contextmanager
 def simulated(**options):
-    """Memories, copies and both cores of a TPU, simulated; fails on a race or on a read of memory
-    that was never written (it holds NaN)."""
+    """Simulates the memories, copies and both cores of a TPU; fails on a race.
+
+    Memory that was never written holds NaN.
+    """
     params = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2, **options)
     try:
         with (
@@ -145,16 +144,16 @@ def simulated(**options):
 @pytest.mark.parametrize(
     "dtype, seed", [("bfloat16", 1), pytest.param("float32", 2, marks=pytest.mark.slow)]
 )
-def test_no_races_in_any_order_of_the_parallel_axes(dtype, seed):
+def test_attention_has_no_races_in_any_order_of_parallel_axes(dtype, seed):
     case = Case(T=300, N=2, K=1, dtype=dtype, documents=(150, 130), window=140)
     with simulated(random_seed=seed):
         found = error_ratios(case, "tpu")
-    assert all(share <= 1 for share in found.values()), found
+    assert all(ratio <= 1 for ratio in found.values()), found
 
 
 @pytest.mark.slow
-def test_the_simulator_sees_an_axis_that_is_not_parallel(monkeypatch):
-    """Key tiles in any order, on two cores: sums that are carried from one to the next are lost."""
+def test_simulated_detects_an_axis_that_is_not_parallel(monkeypatch):
+    """Key tiles run in any order on two cores, so sums carried between them are lost."""
     good = pltpu.CompilerParams
 
     def bad(dimension_semantics, **options):
@@ -163,7 +162,7 @@ def test_the_simulator_sees_an_axis_that_is_not_parallel(monkeypatch):
     monkeypatch.setattr(pltpu, "CompilerParams", bad)
     case = Case(T=260, N=1, K=1)
     with pytest.raises(AssertionError), simulated(random_seed=1):
-        assert all(share <= 1 for share in error_ratios(case, "tpu").values())
+        assert all(ratio <= 1 for ratio in error_ratios(case, "tpu").values())
 
 
 @pytest.mark.parametrize(
@@ -174,7 +173,7 @@ def test_the_simulator_sees_an_axis_that_is_not_parallel(monkeypatch):
         pytest.param(4, (1, 1, 4, 2), marks=pytest.mark.slow),
     ],
 )
-def test_a_mesh_changes_nothing(kv_heads, shape):
+def test_partitioned_attention_is_equal_on_a_mesh(kv_heads, shape):
     case = Case(T=200, B=4, N=4, K=kv_heads, dtype="float32", documents=(90, 70))
     q, k, v, dout = case.arrays()
     ids = case.options()["segment_ids"]
@@ -189,11 +188,11 @@ def test_a_mesh_changes_nothing(kv_heads, shape):
         with use_layout(make_mesh(MeshConfig(*shape))):
             got = with_gradients(attend, q, k, v, dout)
     for a, b in zip(wanted, got, strict=True):
-        # The same products on every device; XLA may sum them in another order.
+        # The same matmuls on every device; XLA may sum in another order.
         np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(a).max())
 
 
-def test_what_it_cannot_run_is_refused_with_the_reason():
+def test_refuse_gives_the_reason():
     q, k, _, _ = Case(T=16, N=2, K=2).arrays()
     call = call_of(q, k, segment_ids=None, window=None)
     assert tpu.refuse(call) is None
@@ -219,7 +218,7 @@ def shapes(config, T):
 
 @pytest.mark.parametrize("size", ["1.8b", "7b", "14b"])
 @pytest.mark.parametrize("T", [2048, 8192])
-def test_every_size_lowers_for_a_tpu_from_a_cpu(size, T):
+def test_attention_of_every_size_lowers_for_a_tpu_on_a_cpu(size, T):
     device = AbstractDevice("TPU v5", 1, "tpu")
 
     def loss(q, k, v):
@@ -248,10 +247,14 @@ print(json.dumps({kind: tpu_aot.compile_ours(kind, case, ("gradient",))
 
 @pytest.fixture(scope="module")
 def compiled():
-    """What Mosaic makes of both kernels, by device kind; in a process of its own, since one that
-    has loaded libtpu is no longer a CPU's alone."""
+    """Compiles both kernels for each device kind, in a separate process.
+
+    A process that has loaded libtpu does not only see the CPU.
+    """
     if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("libtpu is not installed: pip install 'jax[tpu]' compiles for TPUs without one")
+        pytest.skip(
+            "libtpu is not installed: pip install 'jax[tpu]' compiles for TPUs without a TPU"
+        )
     done = subprocess.run(
         [sys.executable, "-c", COMPILE],
         env=os.environ | {"PYTHONPATH": "."},
@@ -264,5 +267,5 @@ def compiled():
 
 
 @pytest.mark.parametrize("kind", ["v4", "v5e", "v5p", "v6e", "tpu7x"])
-def test_mosaic_compiles_it_without_hardware(compiled, kind):
+def test_compile_ours_succeeds_without_hardware(compiled, kind):
     assert compiled[kind]["ok"], compiled[kind]

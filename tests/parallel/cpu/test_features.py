@@ -14,7 +14,7 @@ from qwen_jax.parallel.cpu import features as cpu_features
         ("", False),
     ],
 )
-def test_bfloat16_products(tmp_path, monkeypatch, text, expected):
+def test_has_bfloat16_matmul_by_cpu_info(tmp_path, monkeypatch, text, expected):
     path = tmp_path / "cpuinfo"
     path.write_text(text)
     monkeypatch.setattr(cpu_features, "CPU_INFO", path)
@@ -22,6 +22,6 @@ def test_bfloat16_products(tmp_path, monkeypatch, text, expected):
     assert cpu_features.has_bfloat16_matmul() is expected
 
 
-def test_an_unknown_system_has_none(monkeypatch):
+def test_has_bfloat16_matmul_is_false_on_unknown_systems(monkeypatch):
     monkeypatch.setattr(cpu_features.platform, "system", lambda: "Darwin")
     assert not cpu_features.has_bfloat16_matmul()

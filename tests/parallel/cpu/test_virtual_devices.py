@@ -26,7 +26,7 @@ SHOW = (
         ({"JAX_NUM_CPU_DEVICES": "4", "NPROC": "64"}, "64"),
     ],
 )
-def test_threads_by_devices(environment, threads):
+def test_reserve_threads_by_number_of_devices(environment, threads):
     shown = subprocess.run(
         [sys.executable, "-c", SHOW],
         capture_output=True,
