@@ -1,8 +1,8 @@
 """Each process reads only the rows of a batch that its own devices hold.
 
-Which rows those are follows from the mesh alone: two processes that hold pieces of the same rows
-(a tensor axis that spans hosts) both read them, and a device order that interleaves hosts gives a
-process rows that do not follow one another. Row r of the batch is row r on every mesh.
+The mesh determines these rows. Two processes that hold shards of the same rows (a tensor axis that
+spans hosts) both read them. A device order that interleaves hosts gives a process rows that are not
+contiguous. Row r of the batch is row r on every mesh.
 """
 
 import bisect
@@ -19,11 +19,11 @@ from qwen_jax.parallel.sharding import DEFAULT_RULES
 
 
 def rows_here(mesh: Mesh, batch_size: int, *, process: int | None = None) -> tuple[int, ...]:
-    """The rows of a batch that a process has to read, in order.
+    """Returns the rows of a batch that a process reads, in order.
 
     Args:
       batch_size: rows over all processes.
-      process: None: this one.
+      process: index of the process; None: this one.
 
     Raises:
       ShardingError: the rows do not divide over the mesh.
@@ -39,28 +39,28 @@ def rows_here(mesh: Mesh, batch_size: int, *, process: int | None = None) -> tup
 
 
 def put_rows(local: Any, rows: Sequence[int], batch_size: int, sharding: Sharding) -> Any:
-    """A tree of numpy arrays [rows, ...] -> global arrays [batch_size, ...] on the mesh.
+    """Returns global arrays [batch_size, ...] on the mesh from numpy arrays [rows, ...].
 
     Args:
-      rows: those of the batch that `local` holds, as rows_here names them.
-      sharding: cuts the first dimension by rows, and others as it likes.
+      rows: the rows of the batch that `local` holds, as returned by rows_here.
+      sharding: shards the first dimension by rows; other dimensions may be sharded too.
     """
 
     def put(x):
         x = np.asarray(x)
 
-        def piece(index):
+        def shard(index):
             first, end, _ = index[0].indices(batch_size)
             start = bisect.bisect_left(rows, first)
             return x[(slice(start, start + end - first), *index[1:])]
 
-        return jax.make_array_from_callback((batch_size, *x.shape[1:]), sharding, piece)
+        return jax.make_array_from_callback((batch_size, *x.shape[1:]), sharding, shard)
 
     return jax.tree.map(put, local)
 
 
 def on_host(tree: Any) -> Any:
-    """The whole of every array as numpy, in every process, whatever devices hold it."""
+    """Returns the full arrays as numpy in every process, whichever devices hold them."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)

@@ -1,8 +1,8 @@
-"""Starts a run of several processes: whoever launched it has left word in the environment.
+"""Initializes a run of several processes from the environment that its launcher set.
 
-Plain addresses, a Kubernetes JobSet, Slurm, or a TPU pod are looked for in this order; where
-nothing is found, this process is the whole run. What is set by halves is refused: N processes that
-each believe to be alone would write into one folder.
+Plain addresses, a Kubernetes JobSet, Slurm and TPU pods are detected in this order. If none is
+found, this process is the only one of the run. A partial environment is an error: otherwise N
+processes would each run on their own and write into the same folder.
 """
 
 import dataclasses
@@ -19,48 +19,47 @@ import jax
 from qwen_jax import compat
 from qwen_jax.errors import ConfigError, TrainingError
 
-# Exit codes. A launcher starts again after all but 0 and 1, an error that would only come again.
-# A signal stopped the run, an unexpected error ended it, silent data corruption was found.
+# Exit codes: a signal stopped the run, an unexpected error, silent data corruption. A launcher
+# restarts after all codes but 0 and 1; 1 is an error that a restart would repeat.
 EXIT_PREEMPTED, EXIT_CRASHED, EXIT_SDC = 75, 70, 76
-LAUNCHER = (
-    "QWEN_JAX_LAUNCHER"  # set by launchers: a run that SIGTERM ended exits with EXIT_PREEMPTED
-)
+# Set by launchers: a run that SIGTERM stopped then exits with EXIT_PREEMPTED.
+LAUNCHER = "QWEN_JAX_LAUNCHER"
 _ADDRESS, _COUNT, _PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-_HEARTBEAT = "QWEN_JAX_HEARTBEAT_SECONDS"  # a host that is silent for so long is taken for dead
-_START_SECONDS = 300  # that processes wait for one another
+_HEARTBEAT = "QWEN_JAX_HEARTBEAT_SECONDS"  # a host without a heartbeat for so long counts as dead
+_START_SECONDS = 300  # timeout of processes waiting for each other at the start
 
 
 @dataclasses.dataclass(frozen=True)
 class ProcessSpec:
-    """Where one process stands in a run."""
+    """The position of one process in a run."""
 
-    found: str  # who said so
-    address: str | None = None  # host:port of process 0; None: JAX finds the rest itself
-    count: int | None = None  # processes
-    process: int | None = None  # this one
-    local_devices: tuple[int, ...] | None = None  # GPUs of this process; None: all that it sees
+    found: str  # the detected launcher
+    address: str | None = None  # host:port of process 0; None: JAX detects the rest
+    count: int | None = None  # number of processes
+    process: int | None = None  # index of this process
+    local_devices: tuple[int, ...] | None = None  # GPUs of this process; None: all visible ones
 
 
 def start(environ: Mapping[str, str] = os.environ) -> str | None:
-    """Joins this process to its run; call it once, before anything touches a device.
+    """Joins this process to its run. Call it once, before any use of a device.
 
     Returns:
-      One line: what was found; None: nothing, this process is the whole run.
+      One line that describes the run; None if this is its only process.
 
     Raises:
-      ConfigError: the environment is set by halves, or the processes do not find one another.
+      ConfigError: the environment is set partially, or the processes do not find each other.
     """
     spec = find(environ)
     if spec is None:
         return None
     if spec.count == 1 and spec.address is None:
         return f"one process ({spec.found})"
-    # A launcher's one process joins itself: its sums are then added as those of several are.
+    # A single launched process also initializes, so its sums have the same order as with several.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if spec.address is not None:
         print(
             f"process {spec.process} of {spec.count} on {socket.gethostname()} ({spec.found}), "
-            f"looking for process 0 at {spec.address}",
+            f"connecting to process 0 at {spec.address}",
             file=sys.stderr,
             flush=True,
         )
@@ -76,9 +75,9 @@ def start(environ: Mapping[str, str] = os.environ) -> str | None:
         )
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"the processes did not find one another: {str(error).splitlines()[0]}.",
-            f"{spec.found}, process 0 at {spec.address or 'an address that JAX found'}",
-            "see that all of them were started, and that they reach that address and port.",
+            f"the processes did not find each other: {str(error).splitlines()[0]}.",
+            f"{spec.found}, process 0 at {spec.address or 'an address that JAX detected'}",
+            "check that all of them were started, and that they can reach that address and port.",
         ) from error
     return (
         f"{jax.process_count()} processes with {jax.local_device_count()} of "
@@ -88,31 +87,31 @@ def start(environ: Mapping[str, str] = os.environ) -> str | None:
 
 
 def find(environ: Mapping[str, str] = os.environ) -> ProcessSpec | None:
-    """What the environment says of a run of several processes; None: nothing.
+    """Returns the process that the environment describes; None if it describes no run.
 
     Raises:
-      ConfigError: it says so by halves.
+      ConfigError: the environment is set partially.
     """
-    for look in (_plain, _jobset, _slurm, _tpu, _others):
-        spec = look(environ)
+    for detect in (_plain, _jobset, _slurm, _tpu, _others):
+        spec = detect(environ)
         if spec is not None:
             return spec
     return None
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of a run that JAX has joined (which may be of one)."""
+    """Returns whether jax.distributed is initialized (a run may have only one process)."""
     return jax.distributed.is_initialized()
 
 
 def barrier(name: str, *, seconds: int = 600) -> None:
-    """Returns when every process is here; no device takes part. Gloo waits 30 s for a late process.
+    """Waits until every process has called it. It uses no device: Gloo waits at most 30 s.
 
     Args:
-      name: of this place in the program, the same in all processes and another at every meeting.
+      name: of the barrier, the same in all processes and unique in the run.
 
     Raises:
-      TrainingError: after `seconds`; the message names who is missing.
+      TrainingError: after `seconds`; the message names the missing processes.
     """
     if not is_distributed():
         return
@@ -120,25 +119,27 @@ def barrier(name: str, *, seconds: int = 600) -> None:
         compat.coordination_client().wait_at_barrier(name, timeout_in_ms=seconds * 1000)
     except jax.errors.JaxRuntimeError as error:
         raise TrainingError(
-            f"not all processes came to {name!r}: {str(error).splitlines()[0]}",
+            f"not all processes reached the barrier {name!r}: {str(error).splitlines()[0]}",
             "the other processes",
-            "see their messages.",
+            "check their output.",
         ) from error
 
 
 def kv_put(name: str, value: str) -> None:
-    """Writes on the board that all processes of the run read."""
+    """Sets a key in the key-value store of the coordination service, which all processes read."""
     compat.coordination_client().key_value_set(name, value, allow_overwrite=True)
 
 
 def kv_list(folder: str) -> list[tuple[str, str]]:
-    """(name, value) of what is on the board under `folder`, without waiting."""
+    """Returns the (name, value) pairs under `folder` in the key-value store, without waiting."""
     return list(compat.coordination_client().key_value_dir_get(folder))
 
 
 def exit_process(code: int) -> None:
-    """Ends this process at once where there are others: JAX would wait for them for minutes, and
-    they wait for this one. Its launcher takes them down."""
+    """Exits this process; in a distributed run at once, without JAX's shutdown.
+
+    JAX would wait minutes for the other processes, which wait for this one. The launcher ends them.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     if is_distributed():
@@ -153,10 +154,10 @@ def _plain(environ) -> ProcessSpec | None:
     missing = [name for name in (_ADDRESS, _COUNT, _PROCESS) if name not in given]
     if missing:
         raise ConfigError(
-            f"{', '.join(given)} set, {', '.join(missing)} not.",
+            f"{', '.join(given)} set, but {', '.join(missing)} not.",
             "the environment",
-            "set all three in every process (host:port of process 0, how many there "
-            "are, which one this is, from 0), or none of them.",
+            "set all three in every process (host:port of process 0, the number of processes, the "
+            "index of this one from 0), or none of them.",
         )
     return _process_spec(
         "plain addresses", environ, _positive(environ, _COUNT), _non_negative(environ, _PROCESS)
@@ -169,9 +170,9 @@ def _jobset(environ) -> ProcessSpec | None:
     missing = [name for name in (_ADDRESS, _COUNT) if not environ.get(name)]
     if missing:
         raise ConfigError(
-            f"a pod of an indexed Kubernetes job, without {', '.join(missing)}.",
+            f"this is a pod of an indexed Kubernetes job without {', '.join(missing)}.",
             "the environment",
-            "set them in the job's template; `python -m launch.jobset --dry_run` shows one.",
+            "set them in the job's template; `python -m launch.jobset --dry_run` prints one.",
         )
     return _process_spec(
         "Kubernetes JobSet",
@@ -187,8 +188,8 @@ def _slurm(environ) -> ProcessSpec | None:
     if "SLURM_STEP_NODELIST" not in environ:  # a batch script or an allocation
         if int(environ.get("SLURM_NTASKS", 1)) > 1:
             raise ConfigError(
-                f"a Slurm allocation of {environ['SLURM_NTASKS']} tasks, and this process is none "
-                "of them.",
+                f"this process is in a Slurm allocation of {environ['SLURM_NTASKS']} tasks, but it "
+                "is not one of them.",
                 "the environment",
                 "start the command with srun.",
             )
@@ -200,12 +201,12 @@ def _slurm(environ) -> ProcessSpec | None:
     ]
     if missing:
         raise ConfigError(
-            f"a Slurm step without {', '.join(missing)}.",
+            f"this is a Slurm step without {', '.join(missing)}.",
             "the environment",
-            "start the command with srun and keep its variables.",
+            "start the command with srun, and do not unset its variables.",
         )
     node = _first_node(environ["SLURM_STEP_NODELIST"])
-    port = 61440 + int(environ["SLURM_JOB_ID"]) % 4096  # two jobs of one node differ
+    port = 61440 + int(environ["SLURM_JOB_ID"]) % 4096  # two jobs on one node get different ports
     return ProcessSpec(
         f"Slurm job {environ['SLURM_JOB_ID']}",
         f"{node}:{port}",
@@ -216,19 +217,19 @@ def _slurm(environ) -> ProcessSpec | None:
 
 
 def _slurm_devices(environ) -> tuple[int, ...] | None:
-    """A task's part of the GPUs that it sees: all of them where it has the node for itself."""
+    """Returns the task's share of the visible GPUs; None for all of them."""
     tasks = max(map(int, re.findall(r"(\d+)(?:\(x\d+\))?", environ["SLURM_STEP_TASKS_PER_NODE"])))
     local = _non_negative(environ, "SLURM_LOCALID")
     if tasks == 1:
         return None
     visible = [gpu for gpu in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
-    if len(visible) == 1:  # --gpus-per-task: Slurm has shared them out
+    if len(visible) == 1:  # --gpus-per-task: Slurm has assigned them
         return None
     if len(visible) % tasks:
         raise ConfigError(
-            f"{len(visible)} GPUs for {tasks} tasks on a node.",
+            f"{len(visible)} GPUs do not divide among {tasks} tasks on a node.",
             "CUDA_VISIBLE_DEVICES, --ntasks-per-node",
-            "ask for a task per GPU or a task per node.",
+            "request one task per GPU or one task per node.",
         )
     each = len(visible) // tasks or 1
     return tuple(range(local * each, (local + 1) * each))
@@ -240,15 +241,15 @@ def _first_node(nodes: str) -> str:
 
 
 def _tpu(environ) -> ProcessSpec | None:
-    """On a TPU host JAX asks the metadata server or the pod's variables, one host or many."""
+    """On TPU hosts JAX itself reads the metadata server or the variables of the pod."""
     if environ.get("JAX_PLATFORMS", "tpu").split(",")[0] not in ("tpu", ""):
         return None
     if environ.get("TPU_WORKER_HOSTNAMES"):
         if "TPU_WORKER_ID" not in environ:
             raise ConfigError(
-                "TPU_WORKER_HOSTNAMES set, TPU_WORKER_ID not.",
+                "TPU_WORKER_HOSTNAMES set, but TPU_WORKER_ID not.",
                 "the environment",
-                "set both, as GKE does for pods that ask for google.com/tpu.",
+                "set both, as GKE does for pods that request google.com/tpu.",
             )
         hosts = environ["TPU_WORKER_HOSTNAMES"].split(",")
         slices = int(environ.get("MEGASCALE_NUM_SLICES", 1))
@@ -272,7 +273,7 @@ def _others(environ) -> ProcessSpec | None:
     ):
         if environ.get(name, "1") != "1":
             raise ConfigError(
-                f"{launcher} started {environ[name]} processes, which this package does not join.",
+                f"{launcher} started {environ[name]} processes; this package does not support it.",
                 name,
                 f"set {_ADDRESS}, {_COUNT} and {_PROCESS} in each of them, or use srun or "
                 "`python -m launch.local`.",
@@ -283,10 +284,12 @@ def _others(environ) -> ProcessSpec | None:
 def _process_spec(found: str, environ, count: int, process: int) -> ProcessSpec:
     address = environ[_ADDRESS]
     if not re.fullmatch(r".+:\d+", address):
-        raise ConfigError(f"{address!r} is no host:port.", _ADDRESS, "write 10.0.0.1:8476, say.")
+        raise ConfigError(
+            f"{address!r} is not host:port.", _ADDRESS, "use for example 10.0.0.1:8476."
+        )
     if process >= count:
         raise ConfigError(
-            f"process {process} of {count}: they are counted from 0.",
+            f"process {process} of {count} does not exist: indices start at 0.",
             _PROCESS,
             f"use 0 to {count - 1}.",
         )
@@ -298,7 +301,7 @@ def _process_spec(found: str, environ, count: int, process: int) -> ProcessSpec:
 
 def _non_negative(environ, name: str) -> int:
     if not re.fullmatch(r"\d+", environ[name]):
-        raise ConfigError(f"{name}={environ[name]!r} is no whole number.", name, "use 0 or more.")
+        raise ConfigError(f"{name}={environ[name]!r} is not an integer.", name, "use 0 or more.")
     return int(environ[name])
 
 

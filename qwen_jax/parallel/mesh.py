@@ -14,10 +14,10 @@ _DEFAULT = MeshConfig()
 
 
 def make_mesh(config: MeshConfig = _DEFAULT, *, devices=None) -> Mesh:
-    """A mesh over `devices` (all of them by default); fsdp=None takes what the others leave.
+    """Returns a mesh over `devices` (default: all); fsdp=None takes the devices the others leave.
 
     Raises:
-      ShardingError: when the axes do not multiply to the number of devices.
+      ShardingError: the product of the axis sizes is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     fixed = config.data * config.tensor * config.context
@@ -31,27 +31,27 @@ def make_mesh(config: MeshConfig = _DEFAULT, *, devices=None) -> Mesh:
     shape = (config.data, fsdp, config.tensor, config.context)
     if fixed * fsdp != len(devices):
         raise ShardingError(
-            f"the mesh {dict(zip(AXES, shape, strict=True))} has {fixed * fsdp} places for "
+            f"the mesh {dict(zip(AXES, shape, strict=True))} has {fixed * fsdp} positions for "
             f"{len(devices)} devices.",
             "mesh",
-            "make the product equal, or leave mesh.fsdp out to take the rest.",
+            "make the product equal, or omit mesh.fsdp to use the rest.",
         )
     if len(devices) == 1:
         return Mesh(np.asarray(devices).reshape(shape), AXES)
-    # Neighboring devices on neighboring places. A mesh axis may be a part of a side of the torus,
-    # such as data 2 x fsdp 64 on 4 x 4 x 8 chips, which jax.make_mesh refuses.
+    # Adjacent positions get adjacent devices. A mesh axis may be a part of a torus dimension, such
+    # as data 2 x fsdp 64 on 4 x 4 x 8 chips, which jax.make_mesh refuses.
     return Mesh(
         mesh_utils.create_device_mesh(shape, devices=devices, allow_split_physical_axes=True), AXES
     )
 
 
 def check_batch(batch_size: int, micro_batches: int, mesh: Mesh) -> None:
-    """Raises ShardingError unless every device gets the same whole number of rows."""
+    """Raises ShardingError unless every device gets the same number of rows."""
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % (ways * micro_batches):
         raise ShardingError(
-            f"batch_size={batch_size} does not divide into {micro_batches} micro-batches on "
-            f"{ways} devices.",
+            f"batch_size={batch_size} does not divide into {micro_batches} micro-batches over "
+            f"data x fsdp = {ways} devices.",
             "train.batch_size",
             f"use a multiple of {ways * micro_batches}, or fewer micro-batches.",
         )

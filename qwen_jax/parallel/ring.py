@@ -1,15 +1,15 @@
-"""Context parallelism: a row cut over devices, keys and values going round them in a ring.
+"""Context parallelism by ring attention: sequences are sharded over devices.
 
-Each device keeps its queries. Keys and values visit every device, one step at a time, and while a
-device computes with those that it has, the next ones travel. Partial results are put together by
-their log-sum-exp. Backward, the gradients of keys and values travel with them and come home.
+Each device keeps its queries. Keys and values move around the ring, one device per step, and their
+transfer overlaps with computation. Partial outputs are merged by their log-sum-exp. In the backward
+pass, the gradients of keys and values move with them and return to their own device.
 
-Causality leaves half of the work; of a row cut in order, the last device would do most of it. So a
-row is cut into twice as many pieces as there are devices, and device d holds pieces d and 2n-1-d:
-in each step every device then has the same two of its four pairs of pieces to compute. Within a
-device the pieces keep their order, so that what a query sees is still one interval of keys.
+With a causal mask and contiguous shards, the last device would do most of the work. A sequence is
+therefore split into 2n chunks for n devices, and device d holds chunks d and 2n-1-d: in each step
+every device computes the same two of its four pairs of chunks. Chunks keep their order within a
+device, so each query still sees one interval of keys.
 
-B batch, T positions of a row, C = T / n of a device, N heads, K key-value heads, H head size.
+B batch, T positions of a sequence, C = T / n per device, N heads, K key-value heads, H head size.
 """
 
 import dataclasses
@@ -25,53 +25,53 @@ from jax.ad_checkpoint import checkpoint_name
 from qwen_jax.parallel import sharding
 from qwen_jax.types import Array
 
-_NOTHING = 1e29  # log-sum-exps above it say that a query has seen nothing yet
+_NOTHING = 1e29  # a log-sum-exp above it means that the query has seen nothing yet
 F32 = jnp.float32
 
 
 @dataclasses.dataclass(frozen=True)
 class Ring:
-    """How rows of one length lie on the devices of a mesh axis."""
+    """The layout of sequences of one length over the devices of a mesh axis."""
 
     axis: str
     size: int
-    length: int  # tokens of a row
-    balanced: bool  # two pieces on each device, or one
+    length: int  # tokens of a sequence
+    balanced: bool  # two chunks per device, or one
 
     @property
-    def piece(self) -> int:
+    def chunk(self) -> int:
         return self.length // (self.size * (2 if self.balanced else 1))
 
     def starts(self, shard) -> list:
-        """Where the pieces of a shard begin in the row. `shard` may be traced."""
+        """Returns the first position of each chunk of a shard. `shard` may be traced."""
         if not self.balanced:
-            return [shard * self.piece]
-        return [shard * self.piece, (2 * self.size - 1 - shard) * self.piece]
+            return [shard * self.chunk]
+        return [shard * self.chunk, (2 * self.size - 1 - shard) * self.chunk]
 
-    def places(self, shard) -> Array:
-        """Where each token of a shard stands in the row, int32 [C]; ascending."""
-        index = jnp.arange(self.piece, dtype=jnp.int32)
+    def positions(self, shard) -> Array:
+        """Returns the position of each token of a shard, int32 [C], ascending."""
+        index = jnp.arange(self.chunk, dtype=jnp.int32)
         return jnp.concatenate([start + index for start in self.starts(shard)])
 
-    def before(self, place, shard) -> Array:
-        """How many tokens of a shard stand before a place of the row."""
-        return sum(jnp.clip(place - start, 0, self.piece) for start in self.starts(shard))
+    def tokens_before(self, position, shard) -> Array:
+        """Returns the number of tokens of a shard before a position of the sequence."""
+        return sum(jnp.clip(position - start, 0, self.chunk) for start in self.starts(shard))
 
     def order(self) -> np.ndarray:
-        """The places of the row as the devices hold them, int32 [T]."""
+        """Returns the positions in the order of the ring, int32 [T]."""
         first = np.concatenate([np.asarray(self.starts(shard)) for shard in range(self.size)])
-        return (first[:, None] + np.arange(self.piece)[None]).reshape(-1).astype(np.int32)
+        return (first[:, None] + np.arange(self.chunk)[None]).reshape(-1).astype(np.int32)
 
     def shift(self, x: Array) -> Array:
-        """What the device before this one has."""
+        """Returns x of the previous device in the ring."""
         return jax.lax.ppermute(x, self.axis, [(i, (i + 1) % self.size) for i in range(self.size)])
 
 
 def ring_of(length: int, *, balanced: bool = True) -> Ring | None:
-    """The ring of rows of this length on the mesh in use; None: rows are whole on each device.
+    """Returns the ring for sequences of this length on the current mesh; None if not sharded.
 
     Args:
-      balanced: whether rows may be held in another order than their own.
+      balanced: whether the tokens of a sequence may be reordered.
     """
     axes = sharding.sharded_axes(length, "length")
     if len(axes) != 1:
@@ -81,22 +81,21 @@ def ring_of(length: int, *, balanced: bool = True) -> Ring | None:
 
 
 def to_ring(x: Array, ring: Ring | None) -> Array:
-    """[B, T] in the row's order -> in the ring's."""
+    """Reorders [B, T] from sequence order to ring order."""
     if ring is None or not ring.balanced:
         return x
     return sharding.constrain(jnp.take(x, ring.order(), axis=1), "batch", "length")
 
 
 def from_ring(x_BTD: Array, ring: Ring | None) -> Array:
-    """[B, T, D] in the ring's order -> in the row's.
+    """Reorders [B, T, D] from ring order to sequence order.
 
-    In two exchanges: of its two pieces a device has one even and one odd, and so it shall have
-    afterward.
+    Takes two exchanges: a device holds one even and one odd chunk, before and after.
     """
     if ring is None or not ring.balanced:
         return x_BTD
     n = ring.size
-    pieces = [(shard, 2 * n - 1 - shard) for shard in range(n)]
+    chunks = [(shard, 2 * n - 1 - shard) for shard in range(n)]
 
     def exchange(x_BCD):
         halves = jnp.split(x_BCD, 2, axis=1)
@@ -104,7 +103,7 @@ def from_ring(x_BTD: Array, ring: Ring | None) -> Array:
         even, odd = (jnp.where(odd_shard, *pair) for pair in (halves[::-1], halves))
         sent = []
         for parity, x in enumerate((even, odd)):
-            to = [next(piece // 2 for piece in held if piece % 2 == parity) for held in pieces]
+            to = [next(chunk // 2 for chunk in held if chunk % 2 == parity) for held in chunks]
             sent.append(jax.lax.ppermute(x, ring.axis, list(enumerate(to))))
         return jnp.concatenate(sent, axis=1)
 
@@ -124,13 +123,13 @@ def ring_attention(
     names: tuple[str, str],
     heads: tuple,
 ) -> Array:
-    """Causal attention of rows in the ring's order, [B, T, N, H] in q's dtype.
+    """Computes causal attention of sequences in ring order, [B, T, N, H] in q's dtype.
 
     Args:
-      k_start_BT: the first place of the row that each query sees, int32; T: none.
-      block: a back end's kernels.differentiable.Block.
-      names: by which a remat policy keeps the result and its log-sum-exp.
-      heads: the logical axes of q's heads and of k's.
+      k_start_BT: the first position that each query sees, int32; T: none.
+      block: the kernels.backend.Block of a backend.
+      names: checkpoint names of the output and its log-sum-exp, for remat policies.
+      heads: the logical axes of the heads of q and of k.
     """
     q_axes, k_axes = (("batch", "length", axis, None) for axis in heads)
     setting = _Setting(block, ring, scale, names)
@@ -153,19 +152,21 @@ class _Setting:
     names: tuple[str, str]
 
     def steps(self, k_start: Array) -> list[tuple[Array, Array]]:
-        """Of each step's keys, the first and the last that each query sees, int32 [B, C]."""
+        """Returns the first and last key that each query sees in each step, int32 [B, C]."""
         ring, here = self.ring, jax.lax.axis_index(self.ring.axis)
         found = []
         for step in range(ring.size):
             shard = (here - step) % ring.size
-            last = ring.before(ring.places(here) + 1, shard) - 1
-            found.append((ring.before(k_start, shard), jnp.broadcast_to(last[None], k_start.shape)))
+            last = ring.tokens_before(ring.positions(here) + 1, shard) - 1
+            found.append(
+                (ring.tokens_before(k_start, shard), jnp.broadcast_to(last[None], k_start.shape))
+            )
         return found
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _attend(q, k, v, k_start, setting: _Setting):
-    """On one device; all arrays are its own part."""
+    """Attention on one device; all arrays are local shards."""
     return _forward(q, k, v, k_start, setting)[0]
 
 
@@ -193,14 +194,14 @@ def _attend_backward(setting: _Setting, residuals, dout):
     dq = dk = dv = None
     for number, interval in enumerate(steps, start=1):
         following = (ring.shift(k), ring.shift(v)) if number < len(steps) else None
-        if number > 1:  # what was added up for these keys so far
+        if number > 1:  # the sums for these keys so far
             dk, dv = ring.shift(dk), ring.shift(dv)
         more = block.backward(q, k, v, *interval, out, lse, dout, scale=setting.scale)
         dq, dk, dv = (
             more if number == 1 else (a + b for a, b in zip((dq, dk, dv), more, strict=True))
         )
         k, v = following or (k, v)
-    assert dq is not None, "a ring has a step"
+    assert dq is not None, "a ring has at least one step"
     return *(x.astype(q.dtype) for x in (dq, ring.shift(dk), ring.shift(dv))), None
 
 
@@ -208,15 +209,15 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _merge(one, other, *, base: float) -> tuple[Array, Array]:
-    """Two parts of (out [B, T, N, H], lse [B, N, T]) as one; nothing seen is an lse of 1e30."""
+    """Merges two partial (out [B, T, N, H], lse [B, N, T]); an lse of 1e30 means nothing seen."""
     lses = [
         jnp.where(lse > _NOTHING, -jnp.inf, lse * F32(math.log(base))) for _, lse in (one, other)
     ]
     total = jnp.logaddexp(*lses)
     empty = total == -jnp.inf
-    shares = [jnp.where(empty, 0.0, jnp.exp(lse - jnp.where(empty, 0.0, total))) for lse in lses]
+    weights = [jnp.where(empty, 0.0, jnp.exp(lse - jnp.where(empty, 0.0, total))) for lse in lses]
     out = sum(
-        out * share.transpose(0, 2, 1)[..., None]
-        for (out, _), share in zip((one, other), shares, strict=True)
+        out * weight.transpose(0, 2, 1)[..., None]
+        for (out, _), weight in zip((one, other), weights, strict=True)
     )
     return out, jnp.where(empty, F32(1e30), total / F32(math.log(base)))

@@ -1,7 +1,7 @@
-"""Where arrays live: one table from the logical axis names of the model to mesh axes.
+"""Sharding rules: one table from the logical axis names of the model to mesh axes.
 
-Model code names the axes of what it computes (`constrain(x_BTD, "batch", "length", "act_embed")`)
-and knows nothing more about devices. A layout is a `dataclasses.replace` of the table.
+Model code only names the axes of its arrays (`constrain(x_BTD, "batch", "length", "act_embed")`)
+and does not depend on devices. Another layout is a `dataclasses.replace` of the table.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ MeshAxes = str | tuple[str, ...] | None
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Logical axis -> mesh axis or axes; None: every device holds the whole axis."""
+    """Logical axis -> mesh axis or axes; None: the axis is replicated."""
 
     layers: MeshAxes = None
     vocab: MeshAxes = "tensor"
@@ -30,8 +30,8 @@ class Rules:
     kv_heads: MeshAxes = "tensor"
     head_dim: MeshAxes = None
     ffn: MeshAxes = "tensor"
-    norm: MeshAxes = None  # D numbers a layer: not worth cutting
-    rank: MeshAxes = None  # of an adapter (model/lora.py): a few numbers
+    norm: MeshAxes = None  # D numbers per layer: not worth sharding
+    rank: MeshAxes = None  # of an adapter (model/lora.py): small
     batch: MeshAxes = ("data", "fsdp")
     length: MeshAxes = "context"
     act_embed: MeshAxes = None  # the residual stream
@@ -41,7 +41,7 @@ class Rules:
     act_vocab: MeshAxes = "tensor"
 
     def partition_spec(self, axes: tuple[str | None, ...]) -> PartitionSpec:
-        """The PartitionSpec of an array whose dimensions have these logical names."""
+        """Returns the PartitionSpec of an array whose dimensions have these logical names."""
         known = {field.name for field in dataclasses.fields(self)}
         for name in axes:
             if name is not None and name not in known:
@@ -58,7 +58,7 @@ _layout: contextvars.ContextVar[tuple[Mesh, Rules] | None] = contextvars.Context
 
 @contextlib.contextmanager
 def use_layout(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Iterator[None]:
-    """Within it, `constrain` places what it is given on `mesh`."""
+    """Makes `constrain` and `map_shards` use this mesh and these rules."""
     token = _layout.set((mesh, rules))
     try:
         yield
@@ -67,10 +67,10 @@ def use_layout(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Iterator[None]:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Asks the compiler to place `x` by the logical names of its dimensions; no-op without a mesh.
+    """Constrains the sharding of `x` by the logical names of its dimensions; no-op without a mesh.
 
-    A dimension that its mesh axes do not divide (one head on two devices, at toy sizes)
-    stays whole.
+    A dimension that its mesh axes do not divide (one head on two devices, at toy sizes) is
+    replicated.
     """
     layout = _layout.get()
     if layout is None:
@@ -83,29 +83,31 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 def map_shards(
     function: Callable, *arrays: jax.Array, axes: Sequence[tuple[str | None, ...]], out_axes: tuple
 ):
-    """function(*arrays), each device on its own shards; a plain call without a mesh.
+    """Calls function(*arrays) on the local shards of each device; a plain call without a mesh.
 
-    For custom calls, which the compiler does not partition, and for sums that are to cross devices
-    once. An axis named None is whole on every device, and so is one that its mesh axes do not
-    divide in some array.
+    For custom calls, which the compiler does not partition, and for sums that should cross devices
+    only once. An axis named None is replicated, and so is one that its mesh axes do not divide in
+    some array.
 
     Args:
       axes: the logical names of each array's dimensions.
-      out_axes: of the one result, or a tuple of them for a tuple of results.
+      out_axes: the logical names of the result, or a tuple of them for a tuple of results.
     """
     layout = _layout.get()
     if layout is None:
         return function(*arrays)
     mesh, rules = layout
-    whole = {
+    replicated = {
         name
         for array, names in zip(arrays, axes, strict=True)
-        for size, name, placed in zip(array.shape, names, rules.partition_spec(names), strict=True)
-        if size % _axis_size(mesh, placed)
+        for size, name, mesh_axes in zip(
+            array.shape, names, rules.partition_spec(names), strict=True
+        )
+        if size % _axis_size(mesh, mesh_axes)
     }
 
     def spec(names):
-        return rules.partition_spec(tuple(None if name in whole else name for name in names))
+        return rules.partition_spec(tuple(None if name in replicated else name for name in names))
 
     several = bool(out_axes) and isinstance(out_axes[0], tuple)
     out_specs = tuple(spec(names) for names in out_axes) if several else spec(out_axes)
@@ -119,7 +121,7 @@ def map_shards(
 
 
 def sharded_axes(size: int, axis: str) -> tuple[str, ...]:
-    """The mesh axes that map_shards cuts a logical axis of this size over; () where it is whole."""
+    """Returns the mesh axes that map_shards shards a logical axis over; () if replicated."""
     layout = _layout.get()
     if layout is None or not shards_evenly(size, axis):
         return ()
@@ -129,13 +131,13 @@ def sharded_axes(size: int, axis: str) -> tuple[str, ...]:
 
 
 def axis_size(name: str) -> int:
-    """Devices along a mesh axis; 1 without a mesh."""
+    """Returns the number of devices along a mesh axis; 1 without a mesh."""
     layout = _layout.get()
     return 1 if layout is None else layout[0].shape[name]
 
 
 def shards_evenly(size: int, axis: str) -> bool:
-    """Whether the mesh in use divides a logical axis of this size; true without a mesh."""
+    """Returns whether the mesh divides a logical axis of this size; True without a mesh."""
     layout = _layout.get()
     return layout is None or size % _axis_size(layout[0], getattr(layout[1], axis)) == 0
 
@@ -156,10 +158,10 @@ def _axis_size(mesh: Mesh, names: MeshAxes) -> int:
 
 
 def sharding_for(specs, mesh: Mesh, rules: Rules = DEFAULT_RULES):
-    """A tree of NamedShardings for a tree of Specs.
+    """Returns a tree of NamedShardings for a tree of Specs.
 
     Raises:
-      ShardingError: with every weight whose dimension the mesh does not divide, by name.
+      ShardingError: the mesh does not divide a dimension of a weight; lists all of them by name.
     """
     flat, treedef = jax.tree_util.tree_flatten_with_path(specs)
     problems, shardings = [], []
@@ -167,10 +169,10 @@ def sharding_for(specs, mesh: Mesh, rules: Rules = DEFAULT_RULES):
         assert isinstance(spec, Spec), path
         pspec = rules.partition_spec(spec.axes)
         for size, axis, names in zip(spec.shape, spec.axes, pspec, strict=True):
-            pieces = _axis_size(mesh, names)
-            if size % pieces:
+            shards = _axis_size(mesh, names)
+            if size % shards:
                 name = jax.tree_util.keystr(path).lstrip(".")
-                problems.append(f"{name}: {axis} of {size} over {names} of {pieces}")
+                problems.append(f"{name}: {axis} of {size} over {names} of {shards}")
         shardings.append(NamedSharding(mesh, pspec))
     if problems:
         raise ShardingError(
@@ -182,5 +184,5 @@ def sharding_for(specs, mesh: Mesh, rules: Rules = DEFAULT_RULES):
 
 
 def batch_sharding(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> NamedSharding:
-    """The sharding of every [B, T] leaf of a Batch."""
+    """Returns the sharding of every [B, T] leaf of a Batch."""
     return NamedSharding(mesh, rules.partition_spec(("batch", "length")))

@@ -116,9 +116,7 @@ def test_attention_tune_writes_a_row_that_lookup_finds(tmp_path, monkeypatch):
     "error, ends",
     [(KernelError("refused.", "attention", "none."), True), (ValueError("no such form"), False)],
 )
-def test_attention_tune_skips_uncompilable_sizes_but_not_refusals(
-    monkeypatch, capsys, error, ends
-):
+def test_attention_tune_skips_uncompilable_sizes_but_not_refusals(monkeypatch, capsys, error, ends):
     def programs(*arguments):
         raise error
 

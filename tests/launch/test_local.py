@@ -251,9 +251,7 @@ def test_local_losses_are_equal_across_restarts_on_other_meshes(toy_text, tmp_pa
 
 
 @pytest.mark.slow
-def test_local_saves_one_step_after_sigterm_to_one_of_four(
-    toy_text, tmp_path, monkeypatch, cached
-):
+def test_local_saves_one_step_after_sigterm_to_one_of_four(toy_text, tmp_path, monkeypatch, cached):
     monkeypatch.setenv(fault_injection.VARIABLE, "term step=5 process=2; delay step=5 seconds=0.1")
     code, shown = launch(
         "--processes=4",

@@ -1,4 +1,4 @@
-"""What the environment says of a run of several processes, whole or by halves."""
+"""Detection of a run of several processes from the environment; rows of a process."""
 
 import jax
 import numpy as np
@@ -67,19 +67,19 @@ def without(environment, name):
         ({"WORLD_SIZE": "1"}, None),
     ],
     ids=[
-        "alone",
+        "single",
         "plain",
         "plain_devices",
         "jobset",
         "slurm_gpu_per_task",
-        "slurm_gpus_shared_out",
+        "slurm_gpus_split",
         "slurm_bound",
         "slurm_task_per_node",
         "slurm_shell",
         "gke",
         "gke_slices",
         "gke_one_host",
-        "torchrun_alone",
+        "torchrun_single",
     ],
 )
 def test_find_by_environment(environment, expected):
@@ -90,15 +90,15 @@ def test_find_by_environment(environment, expected):
 @pytest.mark.parametrize(
     "environment, what",
     [
-        (without(PLAIN, "JAX_PROCESS_ID"), "JAX_PROCESS_ID not"),
-        (without(PLAIN, "JAX_COORDINATOR_ADDRESS"), "JAX_COORDINATOR_ADDRESS not"),
-        (PLAIN | {"JAX_COORDINATOR_ADDRESS": "10.0.0.1"}, "no host:port"),
+        (without(PLAIN, "JAX_PROCESS_ID"), "but JAX_PROCESS_ID not"),
+        (without(PLAIN, "JAX_COORDINATOR_ADDRESS"), "but JAX_COORDINATOR_ADDRESS not"),
+        (PLAIN | {"JAX_COORDINATOR_ADDRESS": "10.0.0.1"}, "not host:port"),
         (PLAIN | {"JAX_PROCESS_ID": "4"}, "process 4 of 4"),
-        (PLAIN | {"JAX_NUM_PROCESSES": "four"}, "no whole number"),
+        (PLAIN | {"JAX_NUM_PROCESSES": "four"}, "not an integer"),
         ({"JOB_COMPLETION_INDEX": "0"}, "without JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES"),
-        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}, "none of them"),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}, "not one of them"),
         (without(STEP, "SLURM_LOCALID"), "without SLURM_LOCALID"),
-        (STEP | {"CUDA_VISIBLE_DEVICES": "0,1,2"}, "3 GPUs for 2 tasks"),
+        (STEP | {"CUDA_VISIBLE_DEVICES": "0,1,2"}, "3 GPUs do not divide among 2 tasks"),
         (without(GKE, "TPU_WORKER_ID"), "TPU_WORKER_ID not"),
         ({"OMPI_COMM_WORLD_SIZE": "2"}, "mpirun started 2"),
         ({"WORLD_SIZE": "8", "RANK": "1"}, "torchrun started 8"),
@@ -125,7 +125,7 @@ def test_first_node_of_a_slurm_list(nodes, first):
 
 
 class Device:
-    """One of a mesh that spans processes, as far as its rows are concerned."""
+    """A device of a mesh that spans processes, with the one attribute rows_here reads."""
 
     def __init__(self, process: int):
         self.process_index = process
@@ -135,7 +135,12 @@ class Device:
     "shape, owners, process, rows",
     [
         ((1, 4, 1, 1), [0, 0, 1, 1], 1, range(4, 8)),
-        ((1, 4, 1, 1), [0, 1, 1, 0], 0, [0, 1, 6, 7]),  # an order that follows the wires
+        (
+            (1, 4, 1, 1),
+            [0, 1, 1, 0],
+            0,
+            [0, 1, 6, 7],
+        ),  # a device order that follows the interconnect
         ((1, 2, 2, 1), [0, 1, 0, 1], 1, range(8)),  # a tensor axis that spans processes
         ((2, 1, 1, 2), [0, 0, 1, 1], 0, range(4)),
     ],
@@ -144,10 +149,10 @@ class Device:
 def test_rows_here_are_the_rows_of_the_process_devices(monkeypatch, shape, owners, process, rows):
     mesh = make_mesh(MeshConfig(*shape), devices=jax.devices()[:4])
     owner = dict(zip(mesh.devices.flat, owners, strict=True))
-    whole = NamedSharding.devices_indices_map
+    original = NamedSharding.devices_indices_map
 
     def owned(self, shape):
-        return {Device(owner[device]): index for device, index in whole(self, shape).items()}
+        return {Device(owner[device]): index for device, index in original(self, shape).items()}
 
     monkeypatch.setattr(NamedSharding, "devices_indices_map", owned)
     assert rows_here(mesh, 8, process=process) == tuple(rows)

@@ -1,5 +1,4 @@
-"""Ring attention is attention: forward and gradients, on every number of devices,
-in the step too."""
+"""Ring attention equals attention: forward, gradients and the train step, on 1 to 8 devices."""
 
 import dataclasses
 import itertools
@@ -43,7 +42,7 @@ def mesh_of(context: int, **others):
 
 
 def ring_gradients(case: Case, mesh, implementation: str, *, balanced: bool):
-    """out, dq, dk, dv of partitioned_attention on a mesh, in the row's order."""
+    """Returns out, dq, dk, dv of partitioned_attention on a mesh, in sequence order."""
     arrays, options = case.arrays(), case.options()
     with use_layout(mesh):
         ring = ring_of(case.T, balanced=balanced)
@@ -63,7 +62,7 @@ def ring_gradients(case: Case, mesh, implementation: str, *, balanced: bool):
         return with_gradients(attend, *arrays)
 
 
-def defined(case: Case):
+def reference_gradients(case: Case):
     arrays, options = case.arrays(), case.options()
 
     def attend(q, k, v):
@@ -104,13 +103,16 @@ QUICK = {
 )
 def test_ring_attention_equals_the_reference(context, balanced, mask_name):
     case = Case(T=64, B=2, N=4, K=2, H=16, dtype="float32", **MASKS[mask_name])
-    assert_close(ring_gradients(case, mesh_of(context), "xla", balanced=balanced), defined(case))
+    assert_close(
+        ring_gradients(case, mesh_of(context), "xla", balanced=balanced), reference_gradients(case)
+    )
 
 
 def test_ring_attention_with_fsdp_and_tensor_axes():
     case = Case(T=32, B=2, N=4, K=2, H=16, dtype="float32", documents=(9, 12, 8))
     assert_close(
-        ring_gradients(case, mesh_of(2, fsdp=2, tensor=2), "xla", balanced=True), defined(case)
+        ring_gradients(case, mesh_of(2, fsdp=2, tensor=2), "xla", balanced=True),
+        reference_gradients(case),
     )
 
 
@@ -126,17 +128,17 @@ def test_ring_attention_with_tpu_kernels(context, changes):
     case = Case(**{"T": 512, "B": 1, "N": 2, "K": 1, "dtype": "float32"} | changes)
     with interpret_kernels(True), tiles.override(**SMALL):
         got = ring_gradients(case, mesh_of(context), "tpu", balanced=True)
-    assert_close(got, defined(case))
+    assert_close(got, reference_gradients(case))
 
 
 @pytest.mark.parametrize("module", [tpu, xla])
 def test_block_attends_only_to_its_interval(module):
-    """Keys of a block anywhere in the row: any interval, none, all."""
-    draw = np.random.default_rng(0)
+    """Blocks anywhere in the sequence: any interval of keys, none, all."""
+    rng = np.random.default_rng(0)
     T, case = 300, Case(T=300, N=2, K=1, dtype="float32")
     q, k, v, dout = case.arrays()
-    first = np.sort(draw.integers(0, 200, T))
-    last = np.sort(draw.integers(0, 300, T))
+    first = np.sort(rng.integers(0, 200, T))
+    last = np.sort(rng.integers(0, 300, T))
     last[:40] = -1
     first[-20:] = T
     seen = (np.arange(T)[None] >= first[:, None]) & (np.arange(T)[None] <= last[:, None])
@@ -158,18 +160,18 @@ def test_block_attends_only_to_its_interval(module):
 
 @pytest.mark.parametrize("size, balanced", [(2, True), (4, True), (8, True), (4, False)])
 def test_ring_balances_work_in_every_step(size, balanced):
-    """Pairs of pieces that a device computes, step by step."""
+    """Counts the query-key pairs that each device computes in each step."""
     ring = Ring("context", size, 16 * size, balanced)
     works = []
     for step in range(size):
-        row = []
+        counts = []
         for here in range(size):
-            places = np.asarray(ring.places(here))
+            positions = np.asarray(ring.positions(here))
             shard = (here - step) % size
-            row.append(int(np.sum(np.asarray(ring.before(places + 1, shard)))))
-        works.append(row)
+            counts.append(int(np.sum(np.asarray(ring.tokens_before(positions + 1, shard)))))
+        works.append(counts)
     assert sum(map(sum, works)) == 16 * size * (16 * size + 1) // 2  # each pair once
-    equal = all(len(set(row)) == 1 for row in works)
+    equal = all(len(set(counts)) == 1 for counts in works)
     assert equal == balanced
 
 
@@ -203,14 +205,14 @@ OPTIMIZER = make_optimizer(OptimizerConfig(peak_learning_rate=0.01, epsilon=1e-4
 
 
 def packed_batch() -> Batch:
-    draw = np.random.default_rng(3)
+    rng = np.random.default_rng(3)
     ids = np.zeros((4, 33), np.int32)
     positions = np.zeros((4, 33), np.int32)
     for row in range(4):
-        ends = [0, *np.sort(draw.choice(np.arange(1, 30), 3, replace=False)), 31 + row % 3]
+        ends = [0, *np.sort(rng.choice(np.arange(1, 30), 3, replace=False)), 31 + row % 3]
         for number, (begin, end) in enumerate(itertools.pairwise(ends), start=1):
             ids[row, begin:end], positions[row, begin:end] = number, np.arange(end - begin)
-    tokens = draw.integers(0, CONFIG.vocab_size, (4, 33), dtype=np.int32)
+    tokens = rng.integers(0, CONFIG.vocab_size, (4, 33), dtype=np.int32)
     weights = (ids[:, :-1] == ids[:, 1:]) & (ids[:, 1:] > 0)
     return Batch(
         tokens=tokens[:, :-1],
@@ -222,7 +224,7 @@ def packed_batch() -> Batch:
 
 
 def one_step(mesh, config=CONFIG):
-    """Loss, gradient norm and the state after a step; its first moments are the gradients."""
+    """Returns metrics and the state after a step, whose first moments are the gradients."""
     with use_layout(mesh):
         specs = param_specs(config)
         state = make_state(
@@ -234,7 +236,7 @@ def one_step(mesh, config=CONFIG):
 
 
 @pytest.fixture(scope="module")
-def alone():
+def single_device():
     return one_step(mesh_of(1))
 
 
@@ -247,37 +249,40 @@ def alone():
         ({"context": 2, "fsdp": 2, "tensor": 2}, {}),
         ({"context": 4}, {"attention": "reference"}),
     ],
-)  # which has no blocks: rows are put together
-def test_train_step_is_equal_on_a_ring(alone, shape, changes):
+)  # the reference has no blocks: the ring gathers sequences
+def test_train_step_is_equal_on_a_ring(single_device, shape, changes):
     metrics, state = one_step(mesh_of(**shape), dataclasses.replace(CONFIG, **changes))
-    for name, value in alone[0].items():
+    for name, value in single_device[0].items():
         np.testing.assert_allclose(metrics[name], value, rtol=2e-5, err_msg=name)
     for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(alone[1]), jax.tree.leaves(state), strict=True
+        jax.tree_util.tree_leaves_with_path(single_device[1]), jax.tree.leaves(state), strict=True
     ):
         scale = np.abs(a).max() + 1e-9
         np.testing.assert_allclose(b / scale, a / scale, atol=5e-5, err_msg=str(path))
 
 
 def test_dropout_mask_is_equal_on_every_mesh():
-    """With dropout, rows keep their order, and every mesh draws the same mask."""
+    """With dropout, sequences keep their order, and every mesh samples the same mask."""
     config = dataclasses.replace(CONFIG, dropout=0.3)
     one, other = one_step(mesh_of(1), config)[0], one_step(mesh_of(4), config)[0]
     np.testing.assert_allclose(other["train/loss"], one["train/loss"], rtol=2e-5)
 
 
 def test_ring_attention_errors_show_a_planted_bug(monkeypatch):
-    """Keys that arrive a step late."""
+    """The planted bug: keys arrive a step late."""
     monkeypatch.setattr(
         Ring,
-        "before",
-        lambda ring, place, shard: sum(
-            jnp.clip(place - start, 0, ring.piece) for start in ring.starts((shard + 1) % ring.size)
+        "tokens_before",
+        lambda ring, position, shard: sum(
+            jnp.clip(position - start, 0, ring.chunk)
+            for start in ring.starts((shard + 1) % ring.size)
         ),
     )
     case = Case(T=64, N=2, K=1, H=16, dtype="float32")
     with pytest.raises(AssertionError):
-        assert_close(ring_gradients(case, mesh_of(4), "xla", balanced=True), defined(case))
+        assert_close(
+            ring_gradients(case, mesh_of(4), "xla", balanced=True), reference_gradients(case)
+        )
 
 
 def test_ring_attention_permutes_keys_and_values_without_gathers():

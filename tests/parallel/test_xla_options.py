@@ -1,4 +1,4 @@
-"""Options that a compiler does not know stop no run; a person's own do."""
+"""Unknown compiler options: ours are dropped with a warning, those of the user raise."""
 
 import jax
 import jax.numpy as jnp
@@ -14,18 +14,18 @@ def lowered():
 
 
 @pytest.fixture
-def said(monkeypatch):
+def warnings(monkeypatch):
     found = []
     monkeypatch.setattr(logging, "warning", lambda text, *values: found.append(text % values))
     return found
 
 
-def test_compiler_options_are_known_here(lowered, said):
+def test_compiler_options_are_known_here(lowered, warnings):
     assert xla_options.compile_for("cpu", lowered)(jnp.zeros(4))[0] == 1
-    assert not said
+    assert not warnings
 
 
-def test_compile_for_drops_an_unknown_option_with_a_warning(lowered, said, monkeypatch):
+def test_compile_for_drops_an_unknown_option_with_a_warning(lowered, warnings, monkeypatch):
     ours = xla_options.compiler_options("cpu")
     monkeypatch.setattr(
         xla_options,
@@ -33,8 +33,10 @@ def test_compile_for_drops_an_unknown_option_with_a_warning(lowered, said, monke
         lambda platform: {"xla_of_next_year": "true", "xla_of_last_year": 1} | ours,
     )
     assert xla_options.compile_for("cpu", lowered)(jnp.zeros(4))[0] == 1
-    assert len(said) == 2
-    assert "xla_of_next_year=true" in " ".join(said) and "xla_of_last_year=1" in " ".join(said)
+    assert len(warnings) == 2
+    assert "xla_of_next_year=true" in " ".join(warnings) and "xla_of_last_year=1" in " ".join(
+        warnings
+    )
 
 
 def test_compile_for_raises_on_an_unknown_user_option(lowered):

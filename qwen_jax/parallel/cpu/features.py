@@ -1,16 +1,16 @@
-"""What the CPU of this machine can do that decides a setting."""
+"""CPU features of this machine that decide settings."""
 
 import pathlib
 import platform
 import re
 
 CPU_INFO = pathlib.Path("/proc/cpuinfo")
-# Instructions that multiply bfloat16 numbers: of x86 (Cooper Lake, Zen 4 and later) and of Arm.
+# Instruction sets with bfloat16 matmuls: x86 (Cooper Lake, Zen 4 and later) and Arm.
 BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
 
 
 def has_bfloat16_matmul() -> bool:
-    """Whether bfloat16 matrix products are faster than float32 ones here; False where unknown.
+    """Returns whether bfloat16 matmuls are faster than float32 ones here; False if unknown.
 
     Without such instructions XLA:CPU converts every operand, and a step takes longer than in
     float32.

@@ -1,11 +1,11 @@
-"""Threads for several virtual devices on one CPU, as tests and rehearsals of a mesh use them.
+"""Threads for several virtual devices on one CPU, for tests and for trying out a mesh.
 
-XLA:CPU runs a program's independent parts side by side, and each that reaches a collective keeps
-its thread until every device is there. A gather that nothing holds back (the output projection's)
-can so meet another one inside of the layers' loop: with a thread per core, or one per device, the
-device that all wait for finds no thread, and after 40 seconds the process aborts. With room for
-every part of every device it cannot happen. Only the number of threads changes, not what they
-compute.
+XLA:CPU runs independent parts of a program concurrently, and each part that reaches a collective
+blocks its thread until every device has arrived. Two independent gathers can block at once: that of
+the output projection, and one inside of the loop over layers. With one thread per core or per
+device, the last device then gets no thread, and the process aborts after 40 seconds. With threads
+for every part of every device this cannot happen. Only the number of threads changes, not the
+results.
 """
 
 import os
@@ -14,12 +14,12 @@ import re
 import jax
 
 _FLAG = re.compile(r"--xla_force_host_platform_device_count=(\d+)")
-_THREADS_PER_DEVICE = 4  # 2 were enough for all that was seen: one at the top, one in a loop
+_THREADS_PER_DEVICE = 4  # 2 sufficed for every case seen: one at the top level, one in a loop
 
 
 def reserve_threads() -> None:
-    """Sets NPROC, which XLA reads when it starts, unless it is set; before JAX's first use."""
-    asked = _FLAG.findall(os.environ.get("XLA_FLAGS", ""))
-    devices = max(int(asked[-1]) if asked else 1, jax.config.jax_num_cpu_devices)
+    """Sets NPROC, which XLA reads at startup, unless it is set; call it before JAX is used."""
+    requested = _FLAG.findall(os.environ.get("XLA_FLAGS", ""))
+    devices = max(int(requested[-1]) if requested else 1, jax.config.jax_num_cpu_devices)
     if devices > 1:
         os.environ.setdefault("NPROC", str(_THREADS_PER_DEVICE * devices))

@@ -1,4 +1,4 @@
-"""A dtype is chosen by what the CPU says of itself."""
+"""The CPU features that decide the default dtype."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Room for the threads of virtual devices: without it a mesh of them can wait for ever."""
+"""Threads for virtual devices: with too few of them, collectives can deadlock."""
 
 import subprocess
 import sys
