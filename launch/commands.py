@@ -1,4 +1,4 @@
-"""What the launchers of clusters share: flags, and commands that are shown or run."""
+"""Shared parts of the launchers: flags, and commands that are printed or run."""
 
 import argparse
 import shlex
@@ -13,33 +13,33 @@ _PROGRAM = "qwen-jax launch." if _PARENT else "python -m launch."
 
 
 def parse(doc: str | None, launcher: str, argv: list[str], settings: dict[str, tuple]):
-    """(options, command behind --) of a launcher.
+    """Returns (options, command after --) of a launcher.
 
     Args:
       launcher: name of its module.
-      settings: name -> (default, what it is for); a default of None has to be given.
+      settings: name -> (default, help); a flag with default None is required.
     """
     parser = make_parser(doc, launcher)
-    for name, (default, meaning) in settings.items():
+    for name, (default, help_text) in settings.items():
         if default is False:
-            parser.add_argument(f"--{name}", help=meaning, action="store_true")
+            parser.add_argument(f"--{name}", help=help_text, action="store_true")
         elif default is None:
             parser.add_argument(
-                f"--{name}", help=f"{meaning} (required)", required=True, metavar="X"
+                f"--{name}", help=f"{help_text} (required)", required=True, metavar="X"
             )
         else:
-            shown = f"{meaning} (default {default})" if default != "" else meaning
+            shown = f"{help_text} (default {default})" if default != "" else help_text
             parser.add_argument(
                 f"--{name}", help=shown, type=type(default), default=default, metavar="X"
             )
     parser.add_argument(
-        "--dry_run", action="store_true", help="print what would be done, do nothing"
+        "--dry_run", action="store_true", help="print the commands, but do not run them"
     )
     return split(parser, argv)
 
 
 def make_parser(doc: str | None, launcher: str) -> argparse.ArgumentParser:
-    """A launcher's parser, with the command lines of its docstring as they are typed here."""
+    """Returns a launcher's parser; command lines in its help fit a checkout or an installation."""
     return argparse.ArgumentParser(
         prog=_PROGRAM + launcher,
         description=(doc or "").replace("python -m launch.", _PROGRAM),
@@ -49,34 +49,34 @@ def make_parser(doc: str | None, launcher: str) -> argparse.ArgumentParser:
 
 
 def split(parser: argparse.ArgumentParser, argv: list[str]):
-    """(options, what Python is given): from before and behind --.
+    """Returns (options, arguments for Python), from before and after `--`.
 
-    A command that begins with a word is a page: `pretrain --recipe=7b` is the module of that name.
-    Ends the program where there is no command.
+    A command that starts with an identifier is an experiment: `pretrain --recipe=7b` is the module
+    of that name. Exits without a command.
     """
-    cut = argv.index("--") if "--" in argv else len(argv)
-    if not argv[cut + 1 :] and not {"-h", "--help"} & set(argv):
-        parser.error("no command. It stands behind --, as in: -- pretrain --recipe=7b")
-    command = argv[cut + 1 :]
+    end = argv.index("--") if "--" in argv else len(argv)
+    if not argv[end + 1 :] and not {"-h", "--help"} & set(argv):
+        parser.error("no command is given. Put it after --, for example: -- pretrain --recipe=7b")
+    command = argv[end + 1 :]
     if command and command[0].isidentifier():
         command = ["-m", f"{PAGES}.{command[0]}", *command[1:]]
-    return parser.parse_args(argv[:cut]), command
+    return parser.parse_args(argv[:end]), command
 
 
 def need(program: str, where: str, *, dry_run: bool) -> None:
-    """Ends the program if one that it calls is not installed."""
+    """Exits if a program that the launcher calls is not installed."""
     if not dry_run and shutil.which(program) is None:
         sys.exit(
-            f"{program} is not installed here, and this launcher calls it: see {where}. "
-            "--dry_run shows what would be called."
+            f"{program} is not installed here, but this launcher needs it: see {where}. "
+            "--dry_run prints the commands without it."
         )
 
 
 def run(command: list[str], *, dry_run: bool, text: str | None = None) -> int:
-    """Runs a command to its end, or prints it; its exit code.
+    """Runs or prints a command; returns its exit code.
 
     Args:
-      text: for its standard input.
+      text: its standard input.
     """
     if dry_run:
         print(shlex.join(command) + (f" <<'END'\n{text}END" if text else ""))

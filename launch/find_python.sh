@@ -1,6 +1,6 @@
 #!/bin/sh
-# Prints the newest Python that JAX and this package support (3.11 to 3.13) and that can make a
-# virtual environment: from PATH, or from pyenv's and uv's folders. Prints nothing when there is none.
+# Prints the newest Python that JAX and this package support (3.11 to 3.13) and that can create a
+# virtual environment, from PATH or the folders of pyenv and uv. Prints nothing if there is none.
 suitable='import sys, venv, ensurepip, ssl; sys.exit(not (3, 11) <= sys.version_info < (3, 14))'
 for version in ${VERSIONS:-3.13 3.12 3.11}; do
     for candidate in "python$version" \

@@ -4,8 +4,8 @@
         --volume=training-data --dry_run -- pretrain --recipe=7b \\
         --run_dir=/data/runs/7b --data.sources=/data/mine/train
 
-One pod per host, all started together and again together (failurePolicy); an error of the settings
-or the data (exit code 1) ends the job at once. --volume is a claim that all pods may write to.
+One pod per host; all start and restart together (failurePolicy). An error in the settings or the
+data (exit code 1) ends the job at once. --volume is a claim that all pods can write to.
 """
 
 import json
@@ -17,22 +17,25 @@ _PORT = 8476
 SETTINGS = {
     "name": (None, "name of the JobSet"),
     "image": (None, "container with this package (launch/Dockerfile.gpu, Dockerfile.tpu)"),
-    "hosts": (1, "machines, one pod on each"),
-    "gpus": (8, "NVIDIA GPUs of each pod; 0 for TPUs"),
-    "chips": (0, "TPU chips of each pod, instead of GPUs"),
-    "topology": ("", "shape of the TPU slice, as 4x4x4"),
-    "accelerator": ("", "kind of node on GKE, as tpu-v5p-slice or nvidia-h100-80gb"),
+    "hosts": (1, "number of hosts, with one pod each"),
+    "gpus": (8, "NVIDIA GPUs per pod; 0 for TPUs"),
+    "chips": (0, "TPU chips per pod, instead of GPUs"),
+    "topology": ("", "shape of the TPU slice, such as 4x4x4"),
+    "accelerator": (
+        "",
+        "accelerator of the nodes on GKE, such as tpu-v5p-slice or nvidia-h100-80gb",
+    ),
     "volume": ("", "persistent volume claim, mounted at /data"),
-    "namespace": ("default", "namespace of Kubernetes"),
-    "max_restarts": (100, "how often all pods start again"),
-    "grace": (120, "seconds to save in, after SIGTERM"),
+    "namespace": ("default", "Kubernetes namespace"),
+    "max_restarts": (100, "maximum number of restarts"),
+    "grace": (120, "seconds to save a checkpoint after SIGTERM"),
 }
 
 
 def main(argv: list[str]) -> int:
     options, command = commands.parse(__doc__, "jobset", argv, SETTINGS)
     commands.need("kubectl", "https://kubernetes.io/docs/tasks/tools", dry_run=options.dry_run)
-    # JSON is YAML: kubectl takes it, and nothing has to be quoted by hand.
+    # JSON is YAML: kubectl accepts it, and no quoting is needed.
     text = json.dumps(jobset(options, command), indent=2) + "\n"
     return commands.run(
         ["kubectl", "apply", f"--namespace={options.namespace}", "-f", "-"],
@@ -42,11 +45,11 @@ def main(argv: list[str]) -> int:
 
 
 def jobset(options, command: list[str]) -> dict:
-    """The JobSet, as Kubernetes reads it."""
-    # Process 0's pod by its name; JobSet's headless service carries the JobSet's own.
+    """Returns the JobSet manifest."""
+    # The pod of process 0; the headless service has the name of the JobSet.
     address = f"{options.name}-hosts-0-0.{options.name}:{_PORT}"
     environment = {"QWEN_JAX_LAUNCHER": "jobset"}
-    if not options.chips:  # on TPUs GKE leaves word of the hosts itself
+    if not options.chips:  # on TPUs GKE sets the hosts
         environment |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(options.hosts)}
     resources = (
         {"google.com/tpu": options.chips}
@@ -84,7 +87,7 @@ def jobset(options, command: list[str]) -> dict:
         "completionMode": "Indexed",
         "parallelism": options.hosts,
         "completions": options.hosts,
-        "backoffLimit": 0,  # one dead pod ends the job, and the JobSet starts all again
+        "backoffLimit": 0,  # one dead pod fails the job, and the JobSet restarts all
         "podFailurePolicy": {"rules": [refused]},
         "template": {"spec": pod},
     }

@@ -1,21 +1,20 @@
-"""Several processes on this computer: a pod on loopback, with the same start, end and restart.
+"""Several processes on this computer: a pod on loopback, with the restarts of a real one.
 
     python -m launch.local --processes=4 --devices=2 -- pretrain --recipe=smoke \\
         --model.unroll_layers=2 --data.sources=...
 
-What follows -- is a page and its flags, or what else Python is given in each process: a script, or
--m and a module. Lines are shown with their process in front.
-When a process dies or freezes, the others are taken down, and all are started again: the run goes
-on with its newest good checkpoint. SIGTERM and Ctrl-C are handed on, and the run saves before it
-ends.
+The command after -- is an experiment with its flags, or other arguments for Python: a script, or -m
+and a module. Output lines have the process index as prefix.
+If a process dies or freezes, the others are ended and all restart: the run resumes from its newest
+good checkpoint. SIGTERM and Ctrl-C are forwarded, and the run saves a checkpoint before it exits.
 
-  --processes=2       how many processes
-  --devices=1         virtual CPU devices of each (without effect on accelerators)
-  --max_restarts=10   how often all start again; an error of the settings or the data ends it
-                      at once
-  --grace=60          seconds that processes have to save and end, after a signal
-  --heartbeat=20      seconds of silence after which a process is taken for dead
-  --dry_run           prints what each process would be started with, and starts nothing
+  --processes=2       number of processes
+  --devices=1         virtual CPU devices per process (no effect on accelerators)
+  --max_restarts=10   maximum number of restarts; an error in the settings or the data is not
+                      retried
+  --grace=60          seconds for processes to save and exit after a signal
+  --heartbeat=20      seconds of silence after which a process counts as dead
+  --dry_run           print the command of each process, but do not start it
 """
 
 import argparse
@@ -33,13 +32,13 @@ import time
 
 from . import commands
 
-REFUSED = 1  # exit code of an error that would only come again (qwen_jax/parallel/distributed.py)
+REFUSED = 1  # exit code of an error that a restart would repeat (parallel/distributed.py)
 _MEANING = {
-    75: "was told to end by SIGTERM, and the run saved",
-    76: "saw a step computed twice with two results",
+    75: "was stopped by SIGTERM after saving a checkpoint",
+    76: "computed a step twice with two results",
 }
-_SAVING = (REFUSED, *_MEANING)  # the others are about to leave as well, and may still be saving
-_ASIDE_SECONDS = 5  # that the others have to end by themselves when one is dead
+_SAVING = (REFUSED, *_MEANING)  # the others will exit too, and may still be saving
+_ASIDE_SECONDS = 5  # for the others to exit on their own if one is dead
 _LAST_LINES = 15
 
 
@@ -53,44 +52,43 @@ def main(argv: list[str]) -> int:
                 shlex.join([sys.executable, *command]),
             )
         return 0
-    asked: list[int] = []  # signals
+    signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, frame: asked.append(number))
+        signal.signal(number, lambda number, frame: signals.append(number))
     reason = ""
-    for attempt in range(options.max_restarts + 1):
-        life = Life(options, command, attempt, reason)
-        death = life.watch(asked)
+    for number in range(options.max_restarts + 1):
+        death = Attempt(options, command, number, reason).watch(signals)
         if death is None:
             return 0
-        _say(death.text)
+        _log(death.text)
         for line in death.last_lines:
-            _say(f"    {line}")
-        if asked:
-            return 128 + asked[0]
+            _log(f"    {line}")
+        if signals:
+            return 128 + signals[0]
         if death.code == REFUSED:
-            _say("not started again: the error would only come again")
+            _log("not restarted: a restart would repeat the error")
             return REFUSED
         reason = death.text
-        if attempt < options.max_restarts:
-            _say(f"restart {attempt + 1} of {options.max_restarts}")
-            time.sleep(min(2**attempt * 0.25, 30))
-    _say(f"given up after {options.max_restarts} restarts")
+        if number < options.max_restarts:
+            _log(f"restart {number + 1} of {options.max_restarts}")
+            time.sleep(min(2**number * 0.25, 30))
+    _log(f"stopped after the maximum of {options.max_restarts} restarts")
     return 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Death:
-    """The process that ended a life."""
+    """The process that ended an attempt."""
 
     code: int  # exit code; negative: the signal that killed it
     text: str
     last_lines: list[str]
 
 
-class Life:
-    """All processes from one start to their end."""
+class Attempt:
+    """All processes of one start of the run, until they exit."""
 
-    def __init__(self, options, command: list[str], attempt: int, reason: str):
+    def __init__(self, options, command: list[str], number: int, reason: str):
         self._options = options
         address = f"127.0.0.1:{_free_port()}"
         self._lines = [collections.deque(maxlen=_LAST_LINES) for _ in range(options.processes)]
@@ -100,8 +98,8 @@ class Life:
                 [sys.executable, *command],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env=os.environ | _environment(options, process, address, attempt, reason),
-                start_new_session=True,  # a Ctrl-C reaches them through this process alone
+                env=os.environ | _environment(options, process, address, number, reason),
+                start_new_session=True,  # a Ctrl-C reaches them only through this process
                 preexec_fn=_end_with_parent,
             )
             reader = threading.Thread(target=self._read, args=(process, child), daemon=True)
@@ -109,13 +107,13 @@ class Life:
             self._processes.append(child)
             self._readers.append(reader)
 
-    def watch(self, asked: list[int]) -> Death | None:
-        """Returns when all processes have ended; the first that went wrong, or None."""
-        told, deadline, death, still = 0, None, None, {}
-        while None in [child.poll() for child in self._processes]:  # all of them are asked
-            if len(asked) > told:
-                told = len(asked)
-                self._signal(asked[-1])
+    def watch(self, signals: list[int]) -> Death | None:
+        """Waits until all processes have exited; returns the first that failed, or None."""
+        forwarded, deadline, death, still = 0, None, None, {}
+        while None in [child.poll() for child in self._processes]:  # polls all of them
+            if len(signals) > forwarded:
+                forwarded = len(signals)
+                self._signal(signals[-1])
                 deadline = deadline or time.monotonic() + self._options.grace
             if death is None:
                 death = self._first_death() or self._frozen(still)
@@ -133,28 +131,28 @@ class Life:
         return death or self._first_death()
 
     def _first_death(self) -> Death | None:
-        """The process that went wrong, not those that fell over it."""
-        ended = [
+        """Returns the process that failed first, not those that failed because of it."""
+        exited = [
             (number, child.returncode)
             for number, child in enumerate(self._processes)
             if child.returncode not in (None, 0)
         ]
-        if not ended:
+        if not exited:
             return None
         time.sleep(0.2)  # for its last lines
         for number, child in enumerate(self._processes):
-            if child.returncode is None and _state(child.pid) == "T":  # the other gave it up
-                return self._death(number, -signal.SIGSTOP, "is frozen, and others gave it up")
-        number, code = min(ended, key=lambda end: end[1] != -signal.SIGKILL)
+            if child.returncode is None and _state(child.pid) == "T":  # the other timed out on it
+                return self._death(number, -signal.SIGSTOP, "is frozen, and others timed out on it")
+        number, code = min(exited, key=lambda item: item[1] != -signal.SIGKILL)
         how = (
             f"was killed by {signal.Signals(-code).name}"
             if code < 0
-            else (_MEANING.get(code, f"ended with exit code {code}"))
+            else (_MEANING.get(code, f"exited with code {code}"))
         )
         return self._death(number, code, how)
 
     def _frozen(self, still: dict[int, float]) -> Death | None:
-        """A process that has been stopped for longer than its heartbeat may fail."""
+        """Returns a process that has been stopped for longer than the heartbeat timeout."""
         for number, child in enumerate(self._processes):
             if child.returncode is None and _state(child.pid) == "T":
                 since = still.setdefault(number, time.monotonic())
@@ -177,14 +175,14 @@ class Life:
     def _read(self, process: int, child: subprocess.Popen) -> None:
         for raw in child.stdout or ():
             line = raw.decode(errors="replace").rstrip("\n")
-            if line.startswith("[Gloo]"):  # tells of every connection
+            if line.startswith("[Gloo]"):  # logs every connection
                 continue
             self._lines[process].append(line)
-            _say(line, process)
+            _log(line, process)
 
 
 def _environment(options, process: int, address: str, attempt: int, reason: str) -> dict[str, str]:
-    """What tells a process its place (parallel/distributed.py) and what became of the last."""
+    """Returns the environment of a process (parallel/distributed.py), and why it restarted."""
     flags = os.environ.get("XLA_FLAGS", "")
     given = {
         "JAX_COORDINATOR_ADDRESS": address,
@@ -215,12 +213,12 @@ def _options(argv: list[str]):
     parser.add_argument("--dry_run", action="store_true", help=argparse.SUPPRESS)
     options, command = commands.split(parser, argv)
     if min(options.processes, options.devices, options.heartbeat) < 1:
-        parser.error("--processes, --devices and --heartbeat are 1 or more")
+        parser.error("--processes, --devices and --heartbeat must be 1 or more")
     return options, command
 
 
 def _end_with_parent() -> None:
-    """In the child: nobody is left behind when the launcher itself is killed (Linux)."""
+    """Runs in the child: on Linux, it is killed if the launcher dies."""
     if sys.platform == "linux":
         import ctypes
 
@@ -228,7 +226,7 @@ def _end_with_parent() -> None:
 
 
 def _state(pid: int) -> str:
-    """The kernel's letter for what a process does: T is stopped. Empty where there is no /proc."""
+    """Returns the state letter of a process from /proc: T is stopped; empty without /proc."""
     try:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
@@ -241,7 +239,7 @@ def _free_port() -> int:
         return free.getsockname()[1]
 
 
-def _say(line: str, process: int | None = None) -> None:
+def _log(line: str, process: int | None = None) -> None:
     print(f"[{'launch' if process is None else process}] {line}", flush=True)
 
 

@@ -1,11 +1,11 @@
-"""A run on a Cloud TPU pod: made, filled, started on all hosts, and again after a preemption.
+"""A run on a Cloud TPU pod: created, installed, started on all hosts, restarted after a preemption.
 
     python -m launch.tpu_pod --name=run --zone=us-east5-a --type=v5p-256 --spot --dry_run -- \\
         pretrain --recipe=7b --run_dir=gs-mount/runs/7b --data.sources=...
 
-What follows -- is given to Python on every host; JAX finds the others by itself. run_dir and the
-data are on storage that all hosts share. The command ends when the run has; the pod stays until
-`--delete`.
+The command after -- runs in Python on every host; JAX detects the other hosts. run_dir and the data
+are on storage that all hosts share. The launcher exits after the run. It keeps the pod unless
+`--delete` is given.
 """
 
 import shlex
@@ -24,13 +24,16 @@ IMAGES = {
 }
 SETTINGS = {
     "name": (None, "name of the pod and of its queued resource"),
-    "zone": (None, "zone of Google Cloud, as us-east5-a"),
-    "type": (None, "accelerator type, as v5p-256 (counts cores) or v5litepod-16, v6e-256 (chips)"),
-    "version": ("", "runtime image; without it, the one for the chips of --type"),
-    "project": ("", "project of Google Cloud; without it, gcloud's default"),
-    "spot": (False, "cheaper, and taken away at 30 seconds' notice"),
-    "max_restarts": (100, "how often it starts again"),
-    "delete": (False, "give the pod back when the run is done"),
+    "zone": (None, "Google Cloud zone, such as us-east5-a"),
+    "type": (
+        None,
+        "accelerator type, such as v5p-256 (counts cores) or v5litepod-16, v6e-256 (chips)",
+    ),
+    "version": ("", "runtime image; default: the one for the chips of --type"),
+    "project": ("", "Google Cloud project; default: that of gcloud"),
+    "spot": (False, "use a spot pod: cheaper, preempted at 30 seconds' notice"),
+    "max_restarts": (100, "maximum number of restarts"),
+    "delete": (False, "delete the pod after a successful run"),
 }
 
 
@@ -43,29 +46,29 @@ def main(argv: list[str]) -> int:
     for attempt in range(options.max_restarts + 1):
         new = not pod.ready()
         if new:
-            pod.make()
-        code = pod.fill() if new or attempt == 0 else 0
+            pod.create()
+        code = pod.install() if new or attempt == 0 else 0
         code = code or pod.start(command, attempt)
         if options.dry_run or code in (0, 1) and pod.ready():
-            break  # done; or an error that would only come again
+            break  # success, or an error that a restart would repeat
     if options.delete and (code == 0 or options.dry_run):
         pod.delete()
     return code
 
 
 def image(accelerator: str) -> str:
-    """The runtime image for the chips of "v5p-256"; ends the program where none is known."""
+    """Returns the runtime image for the chips of a type such as "v5p-256"; exits if unknown."""
     kind = accelerator.partition("-")[0]
     if kind not in IMAGES:
         sys.exit(
             f"no runtime image is known for {accelerator!r} (known: {', '.join(IMAGES)}): check "
-            "--type, or name the image with --version."
+            "--type, or set the image with --version."
         )
     return IMAGES[kind]
 
 
 class Pod:
-    """One queued resource with one node, through gcloud."""
+    """A queued resource with one node, managed through gcloud."""
 
     def __init__(self, options):
         self._options = options
@@ -74,11 +77,11 @@ class Pod:
         )
 
     def ready(self) -> bool:
-        """Whether the pod is there and whole."""
+        """Returns whether the pod exists and is healthy."""
         return self._state() == "ACTIVE"
 
     def _state(self) -> str:
-        """Google's word for it: ACTIVE, WAITING_FOR_RESOURCES, FAILED, SUSPENDED; empty: no pod."""
+        """Returns the state by gcloud: ACTIVE, WAITING_FOR_RESOURCES, FAILED, SUSPENDED; or ""."""
         if self._options.dry_run:
             return ""
         return subprocess.run(
@@ -97,12 +100,12 @@ class Pod:
             check=False,
         ).stdout.strip()
 
-    def make(self) -> None:
-        """Asks for the pod (after giving back what is left of one) and waits until it is there."""
+    def create(self) -> None:
+        """Requests the pod, after deleting a former one, and waits until it is ready."""
         options = self._options
         if self._state():
             self.delete()
-        self._must(
+        self._check(
             "queued-resources",
             "create",
             options.name,
@@ -115,14 +118,16 @@ class Pod:
         while not options.dry_run and not self.ready():
             if self._state() == "FAILED":
                 sys.exit(
-                    f"Google Cloud could not make the pod {options.name}: see `gcloud compute "
+                    f"Google Cloud could not create the pod {options.name}: see `gcloud compute "
                     f"tpus queued-resources describe {shlex.join([options.name, *self._where])}`."
                 )
             time.sleep(30)
 
-    def fill(self) -> int:
-        """Copies what git does not ignore here to every host and installs it there;
-        the exit code."""
+    def install(self) -> int:
+        """Copies the files that git does not ignore to every host and installs them.
+
+        Returns the exit code.
+        """
         name = self._options.name
         packed = f"{tempfile.gettempdir()}/{name}.tgz"
         if commands.run(
@@ -135,11 +140,11 @@ class Pod:
             dry_run=self._options.dry_run,
         ):
             sys.exit(
-                "the files of this folder could not be packed: see the message above. Start "
+                "the files of this folder could not be packed: see the message above. Run "
                 "the launcher in the root of a git checkout."
             )
-        self._must("tpu-vm", "scp", "--worker=all", *self._where, packed, f"{name}:qwen_jax.tgz")
-        # Python 3.10, which the images have, is too old for JAX: uv brings one.
+        self._check("tpu-vm", "scp", "--worker=all", *self._where, packed, f"{name}:qwen_jax.tgz")
+        # Python 3.10 of the images is too old for JAX: uv installs a newer one.
         return self._ssh(
             "mkdir -p qwen_jax && tar -xzf qwen_jax.tgz -C qwen_jax && cd qwen_jax && "
             "python3 -m pip install --quiet --user uv && export PATH=$HOME/.local/bin:$PATH && "
@@ -148,7 +153,7 @@ class Pod:
         )
 
     def start(self, command: list[str], attempt: int) -> int:
-        """Runs the command on all hosts at once; the exit code of the first that fails."""
+        """Runs the command on all hosts; returns the exit code of the first that fails."""
         return self._ssh(
             f"cd qwen_jax && QWEN_JAX_LAUNCHER=tpu_pod QWEN_JAX_ATTEMPT={attempt} "
             f".venv/bin/python {shlex.join(command)}"
@@ -169,12 +174,12 @@ class Pod:
             f"--command={command}",
         )
 
-    def _must(self, *arguments: str) -> None:
+    def _check(self, *arguments: str) -> None:
         code = self._gcloud(*arguments)
         if code:
             sys.exit(
                 f"gcloud {arguments[0]} {arguments[1]} failed with exit code {code}: see its "
-                "message above. The same command goes on from here."
+                "message above. Run the same command again to continue."
             )
 
     def _gcloud(self, *arguments: str) -> int:

@@ -1,10 +1,10 @@
-"""A run on a GKE cluster of TPUs through XPK, which makes the JobSet and its queue.
+"""A run on a GKE cluster of TPUs through XPK, which creates the JobSet and its queue.
 
     python -m launch.xpk --cluster=pods --name=run --type=v5p-256 --image=REGISTRY/qwen_jax:tpu \\
         --dry_run -- pretrain --recipe=7b --run_dir=/data/runs/7b ...
 
-`pip install xpk` is needed, and an image made of launch/Dockerfile.tpu. Preempted and failed hosts
-are started again by the cluster, and the run goes on with its newest good checkpoint.
+Needs `pip install xpk` and an image of launch/Dockerfile.tpu. The cluster restarts preempted and
+failed hosts, and the run resumes from its newest good checkpoint.
 """
 
 import shlex
@@ -13,14 +13,14 @@ import sys
 from . import commands
 
 SETTINGS = {
-    "cluster": (None, "name of the cluster that `xpk cluster create` made"),
+    "cluster": (None, "name of the cluster, created by `xpk cluster create`"),
     "name": (None, "name of the workload"),
-    "type": (None, "kind and size of one slice, as v5p-256"),
-    "slices": (1, "slices, joined by the data center's network; --mesh.data is a multiple of it"),
+    "type": (None, "kind and size of one slice, such as v5p-256"),
+    "slices": (1, "number of slices, connected by DCN; --mesh.data is a multiple of it"),
     "image": (None, "container with this package (launch/Dockerfile.tpu)"),
     "priority": ("medium", "priority in the cluster's queue"),
-    "max_restarts": (100, "how often the cluster starts it again"),
-    "grace": (120, "seconds to save in, after SIGTERM"),
+    "max_restarts": (100, "maximum number of restarts"),
+    "grace": (120, "seconds to save a checkpoint after SIGTERM"),
 }
 
 

@@ -349,7 +349,7 @@ def main() -> None:
         tasks = {
             "kill": lambda: bench.in_lives("kill", "was killed by SIGKILL"),
             "freeze": lambda: bench.in_lives("freeze", "frozen"),
-            "term": lambda: bench.in_lives("term", "SIGTERM, and the run saved"),
+            "term": lambda: bench.in_lives("term", "stopped by SIGTERM"),
             "save": bench.while_saving,
             "flip": lambda: bench.in_checkpoints("flip_bit"),
             "cut": lambda: bench.in_checkpoints("cut"),

@@ -1,4 +1,4 @@
-"""What each launcher would do, without doing it."""
+"""The dry runs of the launchers, and errors before anything is launched."""
 
 import json
 import os
@@ -86,10 +86,10 @@ def test_tpu_pod_image_by_chip_type(options, image):
 
 
 def test_tpu_pod_image_of_unknown_chips_is_an_error():
-    code, said = run(
+    code, stderr = run(
         "-m", "launch.tpu_pod", "--name=r", "--zone=z", "--type=v5e-16", "--dry_run", "--", *COMMAND
     )
-    assert code == 1 and "known: v4, v5p, v5litepod, v6e" in said
+    assert code == 1 and "known: v4, v5p, v5litepod, v6e" in stderr
 
 
 def test_xpk_passes_the_command_and_the_grace_period():
@@ -146,7 +146,7 @@ def test_slurm_runs_every_task_and_kills_all_with_one():
 
 
 def run(*arguments: str, **environment: str) -> tuple[int, str]:
-    """(exit code, what it says of errors)."""
+    """Returns (exit code, stderr)."""
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
@@ -161,13 +161,13 @@ def run(*arguments: str, **environment: str) -> tuple[int, str]:
 @pytest.mark.parametrize("name", ["local", "tpu_pod", "xpk", "jobset"])
 @pytest.mark.parametrize("rest", [[], ["--"], COMMAND])
 def test_split_requires_a_command(name, rest):
-    code, said = run("-m", f"launch.{name}", *rest)
-    assert code == 2 and "no command. It stands behind --" in said
+    code, stderr = run("-m", f"launch.{name}", *rest)
+    assert code == 2 and "no command is given. Put it after --" in stderr
 
 
 def test_parse_names_required_flags():
-    code, said = run("-m", "launch.tpu_pod", "--name=r", "--", *COMMAND)
-    assert code == 2 and "required: --zone, --type" in said
+    code, stderr = run("-m", "launch.tpu_pod", "--name=r", "--", *COMMAND)
+    assert code == 2 and "required: --zone, --type" in stderr
     done = subprocess.run(["bash", "launch/slurm.sbatch"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and "sbatch --nodes=4" in done.stdout
 
@@ -182,9 +182,9 @@ OPTIONS = {
 @pytest.mark.parametrize("name", list(OPTIONS))
 def test_need_names_a_program_that_is_not_installed(name, tmp_path):
     program, options = OPTIONS[name]
-    code, said = run("-m", f"launch.{name}", *options, "--", *COMMAND, PATH=str(tmp_path))
-    assert code == 1 and said.startswith(f"{program} is not installed here") and "\n" in said
-    assert "Traceback" not in said
+    code, stderr = run("-m", f"launch.{name}", *options, "--", *COMMAND, PATH=str(tmp_path))
+    assert code == 1 and stderr.startswith(f"{program} is not installed here") and "\n" in stderr
+    assert "Traceback" not in stderr
 
 
 GCLOUD = """#!{python}
@@ -192,20 +192,20 @@ import pathlib, sys
 folder, words = pathlib.Path(__file__).parent, sys.argv[3:]
 with open(folder / "calls", "a") as calls:
     print(*words[:2], *words[-1:] if words[1] == "ssh" else (), file=calls)
-told = (folder / words[1]).read_text().splitlines() if (folder / words[1]).exists() else []
-answer, rest = (told or [""])[0], told[1:]
-(folder / words[1]).write_text("\\n".join(rest or told))
-print(answer) if words[1] == "describe" else sys.exit(int(answer or 0))
+lines = (folder / words[1]).read_text().splitlines() if (folder / words[1]).exists() else []
+line, rest = (lines or [""])[0], lines[1:]
+(folder / words[1]).write_text("\\n".join(rest or lines))
+print(line) if words[1] == "describe" else sys.exit(int(line or 0))
 """
 
 
-def pod(folder, **answers) -> tuple[int, str, list[str]]:
-    """The launcher with a gcloud that gives these answers, one by one, the last for ever."""
-    for name, lines in answers.items():
+def pod(folder, **outputs) -> tuple[int, str, list[str]]:
+    """Runs the launcher with a fake gcloud that prints these outputs in turn, the last repeatedly."""
+    for name, lines in outputs.items():
         (folder / name).write_text("\n".join(lines))
     (folder / "gcloud").write_text(GCLOUD.format(python=sys.executable))
     (folder / "gcloud").chmod(0o755)
-    code, said = run(
+    code, stderr = run(
         "-m",
         "launch.tpu_pod",
         *OPTIONS["tpu_pod"][1],
@@ -215,7 +215,7 @@ def pod(folder, **answers) -> tuple[int, str, list[str]]:
         TMPDIR=str(folder),
     )
     calls = [line for line in (folder / "calls").read_text().splitlines() if "describe" not in line]
-    return code, said, calls
+    return code, stderr, calls
 
 
 def test_tpu_pod_install_copies_what_git_does_not_ignore(tmp_path, monkeypatch):
@@ -234,14 +234,14 @@ def test_tpu_pod_install_copies_what_git_does_not_ignore(tmp_path, monkeypatch):
 
 
 def test_tpu_pod_exits_if_creation_fails(tmp_path):
-    code, said, calls = pod(tmp_path, describe=[""], create=["1"])
-    assert code == 1 and "create failed with exit code 1" in said
+    code, stderr, calls = pod(tmp_path, describe=[""], create=["1"])
+    assert code == 1 and "create failed with exit code 1" in stderr
     assert calls == ["queued-resources create"]
 
 
 def test_tpu_pod_exits_if_the_resource_failed(tmp_path):
-    code, said, _ = pod(tmp_path, describe=["", "", "FAILED"])
-    assert code == 1 and "could not make the pod r" in said
+    code, stderr, _ = pod(tmp_path, describe=["", "", "FAILED"])
+    assert code == 1 and "could not create the pod r" in stderr
 
 
 def test_tpu_pod_starts_no_run_if_the_installation_fails(tmp_path):

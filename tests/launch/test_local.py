@@ -1,4 +1,4 @@
-"""The local launcher: who is blamed, who is taken down, what comes again; real runs through it."""
+"""The local launcher: reported deaths, restarts, signals; real training runs."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from qwen_jax.train.resilience import fault_injection
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ME = (
     "import os, signal, sys, time; me = int(os.environ['JAX_PROCESS_ID']); "
-    "life = int(os.environ['QWEN_JAX_ATTEMPT']); "
+    "attempt = int(os.environ['QWEN_JAX_ATTEMPT']); "
 )
 
 
@@ -41,15 +41,15 @@ def test_local_names_a_killed_process_and_restarts_all():
     code, shown = launch(
         "--processes=3",
         code=(
-            "print('life', life, flush=True); "
-            "os.kill(os.getpid(), signal.SIGKILL) if me == 1 and life == 0 else None; "
-            "time.sleep(600 if life == 0 else 0)"
+            "print('attempt', attempt, flush=True); "
+            "os.kill(os.getpid(), signal.SIGKILL) if me == 1 and attempt == 0 else None; "
+            "time.sleep(600 if attempt == 0 else 0)"
         ),
     )
     assert code == 0
     assert "[launch] process 1 was killed by SIGKILL" in shown
-    assert "[launch]     life 0" in shown and "[launch] restart 1 of 10" in shown
-    assert shown.count("life 1") == 3
+    assert "[launch]     attempt 0" in shown and "[launch] restart 1 of 10" in shown
+    assert shown.count("attempt 1") == 3
 
 
 def test_local_names_a_frozen_process():
@@ -60,7 +60,7 @@ def test_local_names_a_frozen_process():
         code=("os.kill(os.getpid(), signal.SIGSTOP) if me == 1 else time.sleep(600)"),
     )
     assert code == 1
-    assert "process 1 has been frozen for 1 s" in shown and "given up" in shown
+    assert "process 1 has been frozen for 1 s" in shown and "maximum of 0 restarts" in shown
 
 
 def test_local_does_not_retry_a_persistent_error():
@@ -68,16 +68,18 @@ def test_local_does_not_retry_a_persistent_error():
         "--grace=1", code=("print('what: no'); sys.exit(1) if me == 0 else time.sleep(600)")
     )
     assert code == 1
-    assert "not started again" in shown and "restart 1" not in shown
+    assert "not restarted" in shown and "restart 1" not in shown
 
 
 def test_local_passes_the_reason_to_the_next_attempt():
     code, shown = launch(
-        code=("print(os.environ.get('QWEN_JAX_RESTARTED_AFTER')); sys.exit(70 if life == 0 else 0)")
+        code=(
+            "print(os.environ.get('QWEN_JAX_RESTARTED_AFTER')); sys.exit(70 if attempt == 0 else 0)"
+        )
     )
     assert code == 0
     assert (
-        "ended with exit code 70"
+        "exited with code 70"
         in [line for line in shown.splitlines() if line.startswith("[1] ")][-1]
     )
 
@@ -165,7 +167,7 @@ def events(run_dir) -> list[str]:
 
 @pytest.fixture
 def cached(monkeypatch, tmp_path_factory):
-    """Programs are compiled once: what is tested here are lives, not the compiler."""
+    """Compiles each program only once: these tests are about restarts, not the compiler."""
     folder = tmp_path_factory.getbasetemp() / "compiled"
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -173,7 +175,7 @@ def cached(monkeypatch, tmp_path_factory):
 
 
 def test_local_training_survives_a_kill(toy_text, tmp_path, monkeypatch, cached):
-    """The second life goes on with the newest checkpoint; every step is there once, in order."""
+    """The second attempt resumes from the newest checkpoint; each step is logged once, in order."""
     monkeypatch.setenv(fault_injection.VARIABLE, "kill step=7 process=1")
     code, shown = launch(
         "--processes=2",
@@ -184,13 +186,13 @@ def test_local_training_survives_a_kill(toy_text, tmp_path, monkeypatch, cached)
     )
     assert code == 0, shown
     assert "process 1 was killed by SIGKILL" in shown
-    # Process 0 may still say what it saw of the other's end, before it is taken down.
-    told = [
+    # Process 0 may still log the death of the other one before it is ended.
+    logged = [
         event for event in events(tmp_path / "run") if event not in ("killed", "error", "slow_host")
     ]
-    # A save waits for the one before it: when step 7 begins, that of step 2 is on disk at least.
-    assert told[:2] == ["start", "saved"] and told[-2:] == ["saved", "end"], told
-    assert [event for event in told if event != "saved"] == ["start", "restart", "resume", "end"]
+    # A save waits for the previous one: at the start of step 7, at least that of step 2 is on disk.
+    assert logged[:2] == ["start", "saved"] and logged[-2:] == ["saved", "end"], logged
+    assert [event for event in logged if event != "saved"] == ["start", "restart", "resume", "end"]
     assert list(losses(tmp_path / "run")) == list(range(1, 9))
 
 
@@ -221,7 +223,7 @@ def test_local_losses_are_equal_across_restarts_on_other_meshes(toy_text, tmp_pa
         "--processes=1",
         "--devices=4",
         "--max_restarts=0",
-        arguments=pretrain(tmp_path / "whole", toy_text, *settings),
+        arguments=pretrain(tmp_path / "single", toy_text, *settings),
     )
     assert code == 0, shown
     for processes, devices, mesh, end in (
@@ -229,7 +231,7 @@ def test_local_losses_are_equal_across_restarts_on_other_meshes(toy_text, tmp_pa
         (2, 2, "--mesh.tensor=2", 22),
         (1, 2, "--mesh.data=2", None),
     ):
-        # A signal is heard within a second or two: steps that are slower from there on wait for it.
+        # A signal arrives within a second or two: delay the steps from there on until then.
         os.environ[fault_injection.VARIABLE] = (
             f"term step={end}; delay step={end} seconds=0.5" if end else ""
         )
@@ -239,15 +241,15 @@ def test_local_losses_are_equal_across_restarts_on_other_meshes(toy_text, tmp_pa
                 f"--devices={devices}",
                 "--heartbeat=300",
                 "--max_restarts=0",
-                arguments=pretrain(tmp_path / "parts", toy_text, mesh, *settings),
+                arguments=pretrain(tmp_path / "restarted", toy_text, mesh, *settings),
             )
         finally:
             del os.environ[fault_injection.VARIABLE]
         assert code == (1 if end else 0), shown
-    whole, parts = losses(tmp_path / "whole"), losses(tmp_path / "parts")
-    assert list(parts) == list(whole) == list(range(1, 31))
-    # Sums are added in another order: float32 rounding, grown over 30 steps.
-    np.testing.assert_allclose(list(parts.values()), list(whole.values()), rtol=2e-4)
+    single, restarted = losses(tmp_path / "single"), losses(tmp_path / "restarted")
+    assert list(restarted) == list(single) == list(range(1, 31))
+    # Sums are in another order: float32 rounding errors that grow over 30 steps.
+    np.testing.assert_allclose(list(restarted.values()), list(single.values()), rtol=2e-4)
 
 
 @pytest.mark.slow
@@ -261,7 +263,7 @@ def test_local_saves_one_step_after_sigterm_to_one_of_four(toy_text, tmp_path, m
         ),
     )
     assert code == 0, shown
-    assert "was told to end by SIGTERM, and the run saved" in shown
-    told = [event for event in events(tmp_path / "run") if event != "slow_host"]  # a busy machine
-    assert sorted(told) == sorted(["start", "stop", "saved", "restart", "resume", "saved", "end"])
+    assert "was stopped by SIGTERM after saving a checkpoint" in shown
+    logged = [event for event in events(tmp_path / "run") if event != "slow_host"]  # a busy machine
+    assert sorted(logged) == sorted(["start", "stop", "saved", "restart", "resume", "saved", "end"])
     assert list(losses(tmp_path / "run")) == list(range(1, 61))
