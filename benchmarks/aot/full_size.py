@@ -1,10 +1,9 @@
-"""A training step of Table 1's sizes on one accelerator: tokens a second, MFU, memory;
-a peer in turn.
+"""Training steps of Table 1's sizes on one accelerator, next to a peer: tokens/s, MFU, memory.
 
-The step, the loop and the loader of experiments.pretrain, on random tokens, from whose first loss
-(the logarithm of the vocabulary, about) a wrong model shows; nothing is saved. Products in BF16,
-weights in FP32, AdamW's moments in --moment_dtype. The peer is transformers' Qwen2 with SDPA and
-torch.compile on as many tokens.
+Runs the step, the loop and the loader of experiments.pretrain on random tokens. The first loss
+should be about the logarithm of the vocabulary size; nothing is saved. Matmuls are in BF16, weights
+in FP32, AdamW's moments in --moment_dtype. The peer is transformers' Qwen2 with SDPA and
+torch.compile on the same number of tokens.
 
     python -m benchmarks.aot.full_size --size=1.8b --peer_python=python3
     python -m benchmarks.aot.full_size --size=7b --moment_dtype=bfloat16 --remat=block \\
@@ -30,18 +29,20 @@ from qwen_jax.config import DataConfig, MeshConfig, TrainConfig, option
 class Config:
     """One comparison."""
 
-    peer_python: str = option("", "an interpreter with torch and transformers; empty: ours alone")
-    size: str = option("1.8b", "by sizes.by_name")
-    context_length: int = option(2048, "tokens in a row")
-    batch_size: int = option(32, "rows of a step")
-    micro_batches: int = option(4, "pieces that a step is computed in")
-    remat: str = option("dots", "recomputed: none, dots (not products), block (all)")
-    moment_dtype: str = option("float32", "of AdamW's means; bfloat16 halves their memory")
-    steps: int = option(30, "of them the first five are not counted")
-    rounds: int = option(1, "ours and the peer's in turn")
-    trace: str = option("", "a folder for a profile of the last three steps")
-    only: str = option("", '"ours": one measurement as JSON, in this process')
-    output: str = option("", "a JSON file for the table")
+    peer_python: str = option(
+        "", "Python interpreter with torch and transformers; empty: only ours"
+    )
+    size: str = option("1.8b", "model size, see sizes.by_name")
+    context_length: int = option(2048, "tokens per sequence")
+    batch_size: int = option(32, "sequences per step")
+    micro_batches: int = option(4, "micro-batches per step")
+    remat: str = option("dots", "recomputation: none, dots (all but matmuls), block (all)")
+    moment_dtype: str = option("float32", "dtype of AdamW's moments; bfloat16 halves their memory")
+    steps: int = option(30, "steps, of which the first five are not counted")
+    rounds: int = option(1, "rounds of ours and the peer")
+    trace: str = option("", "folder for a profile of the last three steps")
+    only: str = option("", '"ours": measure in this process and print JSON')
+    output: str = option("", "output JSON file")
 
 
 SMOKE = Config(size="tiny", context_length=16, batch_size=4, micro_batches=2, steps=12)
@@ -49,7 +50,7 @@ _WARM_UP = 5
 
 
 def main(config: Config) -> None:
-    """Prints the table."""
+    """Prints the table and writes the JSON file."""
     if config.only:
         print(json.dumps(measure(config)))
         return
@@ -73,7 +74,7 @@ def main(config: Config) -> None:
     first = rows["ours"][0]
     print(
         f"\n{config.size}, {first['parameters']:,} parameters, {config.batch_size} x "
-        f"{config.context_length} tokens a step in {config.micro_batches} pieces, remat "
+        f"{config.context_length} tokens per step in {config.micro_batches} micro-batches, remat "
         f"{config.remat}, moments {config.moment_dtype}, {first['machine']['device']}"
     )
     for name, row in table.items():
@@ -92,7 +93,7 @@ def main(config: Config) -> None:
 
 
 def summary(rows: dict[str, list[dict]]) -> dict[str, dict]:
-    """Medians of each, its MFU by ours' formulas, and how far ours is ahead."""
+    """Returns medians, MFU by our FLOP formulas, and the speedup of ours over each."""
     first = rows["ours"][0]
     speeds = {
         name: float(np.median([row["tokens_per_second"] for row in measured]))
@@ -113,7 +114,7 @@ def summary(rows: dict[str, list[dict]]) -> dict[str, dict]:
 
 
 def measure(config: Config) -> dict:
-    """Ours, in this process."""
+    """Measures ours in this process."""
     import jax
 
     from qwen_jax.data import shards
@@ -203,7 +204,7 @@ def measure(config: Config) -> dict:
 
 
 def _recipe(config: Config):
-    """experiments.pretrain's, for one device and so many steps."""
+    """Returns the recipe of experiments.pretrain for one device and this number of steps."""
     from experiments import pretrain
 
     model = dataclasses.replace(
@@ -227,7 +228,7 @@ def _recipe(config: Config):
 
 
 class _Tokens(RandomTokens):
-    """Of a vocabulary of another size."""
+    """Random tokens of a vocabulary of another size."""
 
     def __init__(self, vocab_size: int):
         self.vocab_size, self.end_of_text = vocab_size, vocab_size - 1

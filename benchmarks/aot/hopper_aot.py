@@ -1,12 +1,11 @@
-"""What the Hopper kernels compile to, found out without a GPU.
+"""The machine code of the Hopper kernels, compiled without a GPU.
 
     python -m benchmarks.aot.hopper_aot
 
 The public op and its gradient are compiled for a described H200; each kernel's PTX is assembled for
-sm_90a and disassembled. The table has the instructions that matter (wgmma is HGMMA, TMA is
-UTMALDG, UTMASTG and UTMAREDG), registers of a thread, spilled bytes, shared memory, and how many of
-the waits for products leave one in flight. Masks are data: the same program runs dense and packed
-rows.
+sm_90a and disassembled. The table has the relevant instructions (wgmma is HGMMA, TMA is UTMALDG,
+UTMASTG and UTMAREDG), registers per thread, spilled bytes, shared memory, and how many of the waits
+for matmuls leave one in flight. Masks are data: one program runs dense and packed sequences.
 
 Needs jax[cuda13] or its plugin (jax-cuda13-plugin), ptxas (CUDA toolkit) and nvdisasm
 (pip install nvidia-cuda-nvdisasm). No driver and no GPU.
@@ -35,7 +34,7 @@ SHAPES = [  # head size, heads, key-value heads
     (64, 8, 2),
 ]
 B, T = 2, 2048
-# What XLA asks about a GPU: an H200 (SXM).
+# The GPU description for XLA: an H200 (SXM).
 H200 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
@@ -66,18 +65,18 @@ class Row:
     utmaldg: int
     utmastg: int
     utmaredg: int
-    registers: int  # of a thread when the kernel starts; setmaxnreg deals them out anew
+    registers: int  # per thread at kernel start; setmaxnreg redistributes them
     consumer_registers: int
     spilled_bytes: int  # stores and loads
     shared_bytes: int
-    waits: int  # for products
-    waits_in_flight: int  # that leave one of them running
-    exp2_under_product: int  # exponentials between such a wait and the next full one
-    serialized: bool  # ptxas gave up on asynchronous products
+    waits: int  # for matmuls
+    waits_in_flight: int  # those that leave one of them running
+    exp2_under_matmul: int  # exponentials between such a wait and the next full one
+    serialized: bool  # ptxas serialized asynchronous matmuls
 
 
 def tool(name: str) -> str | None:
-    """The path of ptxas or nvdisasm, or None."""
+    """Returns the path of ptxas or nvdisasm, or None."""
     found = shutil.which(name) or shutil.which(name, path=str(CUDA / "bin"))
     if found is None:
         for folder in sys.path:
@@ -87,21 +86,21 @@ def tool(name: str) -> str | None:
 
 
 def _need(name: str) -> str:
-    """The path of a tool; `missing` names it otherwise."""
+    """Returns the path of a tool; `missing` reports it otherwise."""
     path = tool(name)
     assert path is not None, f"{name} is missing"
     return path
 
 
 def _found(pattern: str, text: str) -> str:
-    """The pattern's group in the text of a tool."""
+    """Returns the group of the pattern in the output of a tool."""
     match = re.search(pattern, text)
     assert match is not None, f"{pattern} is not in: {text}"
     return match[1]
 
 
 def missing() -> str | None:
-    """What this machine lacks to compile for a GPU that it does not have; None: nothing."""
+    """Returns the missing tools for compiling without a GPU; None if there are none."""
     lacks = [name for name in ("ptxas", "nvdisasm") if tool(name) is None]
     if not any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)):
         lacks.append("jax's CUDA plugin")
@@ -109,8 +108,8 @@ def missing() -> str | None:
 
 
 def prepare(dump: str) -> None:
-    """Sets what XLA and Mosaic GPU read from the environment; before jax is imported."""
-    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # there is no driver whose version fits
+    """Sets the environment of XLA and Mosaic GPU; call it before jax is imported."""
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # there is no driver
     os.environ.pop("JAX_PLATFORMS", None)  # "cpu" would keep the plugin out
     os.environ["XLA_FLAGS"] = f"--xla_gpu_autotune_level=0 --xla_gpu_cuda_data_dir={CUDA}"
     os.environ["PATH"] += os.pathsep + str(pathlib.Path(_need("ptxas")).parent)
@@ -122,7 +121,7 @@ def prepare(dump: str) -> None:
 
 
 def target_mesh():
-    """A mesh of one described H200, and a maker of arguments that are on it."""
+    """Returns a mesh of one described H200, and a function for abstract arguments on it."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -139,7 +138,7 @@ def target_mesh():
 
 
 def compile_op(H: int, N: int, K: int, *, implementation: str) -> None:
-    """Compiles the op's gradient for the H200; Mosaic writes down the kernels' PTX."""
+    """Compiles the op's gradient for the H200; Mosaic dumps the PTX of the kernels."""
     import jax
     import jax.numpy as jnp
 
@@ -175,7 +174,7 @@ def read(ptx: pathlib.Path, implementation: str, H: int, N: int, K: int) -> Row:
         text=True,
         check=True,
     )
-    said = report.stdout + report.stderr
+    output = report.stdout + report.stderr
     sass = subprocess.run(
         [_need("nvdisasm"), "-c", str(cubin)], capture_output=True, text=True, check=True
     ).stdout
@@ -192,7 +191,7 @@ def read(ptx: pathlib.Path, implementation: str, H: int, N: int, K: int) -> Row:
         utmaldg=found["UTMALDG"],
         utmastg=found["UTMASTG"],
         utmaredg=found["UTMAREDG"],
-        registers=int(_found(r"Used (\d+) registers", said)),
+        registers=int(_found(r"Used (\d+) registers", output)),
         consumer_registers=max(
             (
                 int(n, 16)
@@ -200,17 +199,19 @@ def read(ptx: pathlib.Path, implementation: str, H: int, N: int, K: int) -> Row:
             ),
             default=0,
         ),
-        spilled_bytes=sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", said)),
+        spilled_bytes=sum(
+            int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", output)
+        ),
         shared_bytes=int(_found(r"smem_scratch_bytes=(\d+)", resources)),
         waits=len(waits),
         waits_in_flight=sum(n != "0" for n in waits),
-        exp2_under_product=_exponentials_under_product(sass),
-        serialized="wgmma" in said and "serialized" in said,
+        exp2_under_matmul=_exponentials_under_matmul(sass),
+        serialized="wgmma" in output and "serialized" in output,
     )
 
 
-def _exponentials_under_product(sass: str) -> int:
-    """In the order of the program, how many follow a wait that leaves a product in flight."""
+def _exponentials_under_matmul(sass: str) -> int:
+    """Counts, in program order, the exponentials after a wait that leaves a matmul in flight."""
     under, count = False, 0
     for wait, _ in re.findall(r"DEPBAR\.LE gsb0, 0x(\d+)|(MUFU\.EX2)", sass):
         if wait:
@@ -221,7 +222,7 @@ def _exponentials_under_product(sass: str) -> int:
 
 
 def measure(implementation: str, shapes) -> list[Row]:
-    """Every kernel of the op at these shapes. Changes the environment: for a process of its own."""
+    """Compiles every kernel of the op at these shapes. Changes the environment of the process."""
     rows = []
     for H, N, K in shapes:
         with tempfile.TemporaryDirectory() as dump:
@@ -235,9 +236,9 @@ def measure(implementation: str, shapes) -> list[Row]:
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown."""
+    """Returns the table in Markdown."""
     heads = (
-        "back end",
+        "backend",
         "kernel",
         "H",
         "heads",
@@ -246,8 +247,8 @@ def table(rows: list[Row]) -> str:
         "registers (start, consumers)",
         "spilled bytes",
         "shared memory",
-        "waits, with a product in flight",
-        "exp2 under a product",
+        "waits, with a matmul in flight",
+        "exp2 under a matmul",
     )
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in rows:
@@ -263,7 +264,7 @@ def table(rows: list[Row]) -> str:
             row.spilled_bytes,
             f"{row.shared_bytes:,}",
             f"{row.waits}, {row.waits_in_flight}",
-            row.exp2_under_product,
+            row.exp2_under_matmul,
         )
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     return "\n".join(lines)
@@ -285,10 +286,10 @@ def versions() -> dict[str, str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--json", action="store_true", help="print JSON and write no file")
-    parser.add_argument("--shapes", help='such as "[[128, 8, 2]]": H, N, K of each')
+    parser.add_argument("--shapes", help='shapes as [H, N, K], such as "[[128, 8, 2]]"')
     flags = parser.parse_args()
     if missing():
-        raise SystemExit(f"this machine lacks {missing()}; see the head of {__file__}.")
+        raise SystemExit(f"{missing()} not found; see the docstring of {__file__}.")
     if flags.shapes is not None:
         rows = measure("hopper", json.loads(flags.shapes))
     else:
@@ -312,11 +313,11 @@ def main() -> None:
         print(json.dumps(record))
         return
     (RESULTS / "hopper_aot.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    said = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    versions_ = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     text = (
         f"# Hopper kernels as compiled for sm_90a, without a GPU\n\n{record['date']}, "
-        f"`{record['command']}`, {said}. BF16, batch {B}, {T} tokens; masks are data, so the "
-        f"same program runs dense and packed rows.\n\n{table(rows)}\n"
+        f"`{record['command']}`, {versions_}. BF16, batch {B}, {T} tokens; masks are data, so one "
+        f"program runs dense and packed sequences.\n\n{table(rows)}\n"
     )
     (RESULTS / "hopper_aot.md").write_text(text, encoding="utf-8")
     print(text)

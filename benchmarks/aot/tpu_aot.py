@@ -1,8 +1,8 @@
-"""Our TPU attention, compiled by Mosaic for every kind of TPU on a machine that has none.
+"""Compiles the TPU attention kernels for every kind of TPU on a machine without one.
 
-Prints and writes what compiles, how long that takes and how much memory it asks for; with
---utilization how full the compiler's schedule of the inner tile is, beside jax's splash attention
-at several block sizes. Static: it bounds speed from above, and is no measurement of it.
+Reports whether they compile, the compile time and the memory. With --utilization, reports the
+static utilization of the inner tile next to jax's splash attention at several block sizes. That is
+an upper bound of the speed and not a measurement.
 
     pip install "jax[tpu]"
     python -m benchmarks.aot.tpu_aot --utilization
@@ -43,32 +43,32 @@ TOPOLOGIES = {
     "v6e": "v6e:2x2",
     "tpu7x": "tpu7x:2x2x1",
 }
-# What is changed in our own tile sizes; (block, compute) of splash's. Larger ones do not fit the
-# memory of v5e and v5p.
+# Changes of our tile sizes; (block, compute) of splash. Larger ones do not fit into the memory of
+# v5e and v5p.
 OURS = ({}, {"key": 2048})
 SPLASH = ((1024, 512), (1024, 1024), (2048, 1024))
-ROW = 8192  # tokens
+LENGTH = 8192  # tokens
 PASSES = ("forward", "backward")
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to compile for."""
+    """Targets and shapes to compile."""
 
     kinds: tuple[str, ...] = option(tuple(TOPOLOGIES), "kinds of TPU")
-    sizes: tuple[str, ...] = option(("1.8b", "7b", "14b"), "of Table 1")
-    lengths: tuple[int, ...] = option((2048, 8192), "tokens in a row")
+    sizes: tuple[str, ...] = option(("1.8b", "7b", "14b"), "model sizes of Table 1")
+    lengths: tuple[int, ...] = option((2048, 8192), "tokens per sequence")
     utilization: bool = option(
-        False, "instead: how full the inner tile's schedule is, beside splash's"
+        False, "instead: the static utilization of the inner tile, next to splash"
     )
     output: str = option(
-        "benchmarks/results/attention_tpu", "what comes before _compiled.json and so on"
+        "benchmarks/results/attention_tpu", "output prefix, before _compiled.json and so on"
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One call: a packed row of T tokens, N query heads, K key-value heads of size H."""
+    """One call: a packed sequence of T tokens, N query heads, K key-value heads of size H."""
 
     T: int
     N: int
@@ -78,7 +78,7 @@ class Shape:
 
 
 def shapes(config: Config) -> dict[str, Shape]:
-    """Table 1's shapes, and one each with grouped heads, heads of 64, and in float32."""
+    """Returns Table 1's shapes, and one each of grouped heads, heads of 64, and float32."""
     found = {}
     for name in config.sizes:
         model = sizes.by_name(name)
@@ -93,7 +93,7 @@ def shapes(config: Config) -> dict[str, Shape]:
 
 
 def prepare(dump: pathlib.Path | None = None) -> None:
-    """Settings of libtpu on a machine without a TPU; before it is loaded."""
+    """Configures libtpu for a machine without a TPU; call it before libtpu is loaded."""
     jax.config.update("jax_platforms", "cpu")
     for name, value in (
         ("TPU_SKIP_MDS_QUERY", "1"),
@@ -106,7 +106,7 @@ def prepare(dump: pathlib.Path | None = None) -> None:
 
 
 def devices(kind: str) -> list[Device]:
-    """Of the smallest slice of a kind, described by libtpu."""
+    """Returns the devices of the smallest slice of a kind, described by libtpu."""
     if kind not in TOPOLOGIES:
         raise unknown_name("kind of TPU", kind, TOPOLOGIES, "--kinds")
     return topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[kind]).devices
@@ -122,15 +122,15 @@ def compile_for(kind: str, function, arguments: list[tuple[tuple[int, ...], str]
         lowered = jax.jit(function).lower(*arrays)
         try:
             compiled = lowered.compile()
-        except jax.errors.JaxRuntimeError as error:  # what the compiler itself refuses
+        except jax.errors.JaxRuntimeError as error:  # errors of the compiler
             return {"ok": False, "error": str(error)[:500]}
     seconds, memory = time.perf_counter() - started, compiled.memory_analysis()
-    assert memory is not None, "every TPU compiler says what memory a program takes"
+    assert memory is not None, "TPU compilers report the memory of a program"
     return {"ok": True, "seconds": round(seconds, 1), "temp_bytes": memory.temp_size_in_bytes}
 
 
 def compile_ours(kind: str, shape: Shape, programs=("forward", "gradient")) -> dict:
-    """The forward program, and the gradient's, which holds both kernels."""
+    """Compiles the forward program, and the gradient's, which holds both kernels."""
 
     def forward(q, k, v, ids):
         return attention(q, k, v, segment_ids=ids, implementation="tpu")
@@ -147,7 +147,7 @@ def compile_ours(kind: str, shape: Shape, programs=("forward", "gradient")) -> d
 
 
 def compile_splash(kind: str, shape: Shape, block: int, compute: int, causal: bool) -> dict:
-    """jax's splash attention, fused backward: the gradient's program."""
+    """Compiles the gradient of jax's splash attention with its fused backward kernel."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as mask
 
@@ -174,8 +174,8 @@ def compile_splash(kind: str, shape: Shape, block: int, compute: int, causal: bo
 
 
 def utilization(kind: str, dump: pathlib.Path) -> list[dict]:
-    """The inner tile of each kernel: bundles for 1024 x 1024 scores, the MXU's share of slots."""
-    shape, rows = Shape(T=ROW, N=8, K=8), []
+    """Returns bundles per 1024 x 1024 scores and MXU utilization of each kernel's inner tile."""
+    shape, rows = Shape(T=LENGTH, N=8, K=8), []
 
     def add(who: str, of_pass: dict[str, tuple[tuple[int, int, int], llo.Block]]) -> None:
         row: dict[str, Any] = {"kind": kind, "kernel": who}
@@ -185,13 +185,13 @@ def utilization(kind: str, dump: pathlib.Path) -> list[dict]:
         rows.append(row)
         print(json.dumps(row), flush=True)
 
-    def emptied() -> None:
+    def empty_dump() -> None:
         shutil.rmtree(dump, ignore_errors=True)
         dump.mkdir()
 
     device = devices(kind)[0].device_kind
     for changed in OURS:
-        emptied()
+        empty_dump()
         with tiles.override(tpu_forward=changed, tpu_backward=changed):
             wanted = {
                 name: tpu.sizes(f"tpu_{name}", kind=device, head_size=shape.H, dtype=shape.dtype)
@@ -212,7 +212,7 @@ def utilization(kind: str, dump: pathlib.Path) -> list[dict]:
             )
     for causal in (False, True):
         for block, compute in SPLASH:
-            emptied()
+            empty_dump()
             if compile_splash(kind, shape, block, compute, causal)["ok"]:
                 tile = block, block, compute
                 add(
@@ -226,43 +226,45 @@ def utilization(kind: str, dump: pathlib.Path) -> list[dict]:
 
 
 def of_tile(dump: pathlib.Path, kernel: str) -> list[llo.Block]:
-    """Of our kernel, the tile that is all visible, and the one that needs its mask: the longest
-    blocks, and a mask is work for the vector unit."""
+    """Returns the unmasked and the masked tile of our kernel.
+
+    They are the two longest blocks, and the masked one does more work in the vector unit.
+    """
     return sorted(
         llo.blocks(dump, kernel)[:2], key=lambda block: block.bundles * block.shares["VALU"]
     )
 
 
-def causal_row(whole: dict, masked: dict) -> tuple[float, float]:
-    """Bundles of one head's causal row of `ROW` tokens, and the MXU's share of their slots.
+def causal_sequence(unmasked: dict, masked: dict) -> tuple[float, float]:
+    """Returns bundles and MXU utilization of one head's causal sequence of `LENGTH` tokens.
 
     Args:
-      whole: what `utilization` says of a tile that is all visible.
-      masked: of one that the diagonal crosses.
+      unmasked: the `utilization` of a tile without a mask.
+      masked: that of a tile on the diagonal.
     """
-    query, key, _ = whole["tile"]
+    query, key, _ = unmasked["tile"]
     bundles = slots = 0.0
-    for first_query in range(0, ROW, query):
+    for first_query in range(0, LENGTH, query):
         for first_key in range(0, first_query + query, key):
-            tile = whole if first_key + key - 1 <= first_query else masked
+            tile = unmasked if first_key + key - 1 <= first_query else masked
             took = tile["bundles"] * query * key / 2**20
             bundles, slots = bundles + took, slots + took * tile["mxu"]
     return bundles, slots / bundles
 
 
-def rows_beside_splash(found: list[dict]) -> list[str]:
-    """A line of a table for each kind: a causal row of ours, and splash's at its fewest bundles."""
+def rows_next_to_splash(found: list[dict]) -> list[str]:
+    """Returns a table line per kind: a causal sequence of ours, and of splash at its best size."""
     lines = []
     for kind in dict.fromkeys(row["kind"] for row in found):
         here = [row for row in found if row["kind"] == kind]
-        whole = next(row for row in here if row["kernel"] == "ours")
+        unmasked = next(row for row in here if row["kernel"] == "ours")
         masked = next(row for row in here if row["kernel"] == "ours, with masks")
         cells = []
         for name in PASSES:
-            ours, our_share = causal_row(whole[name], masked[name])
-            # It computes its mask in every tile.
+            ours, our_share = causal_sequence(unmasked[name], masked[name])
+            # Splash computes its mask in every tile.
             theirs, share = min(
-                causal_row(row[name], row[name])
+                causal_sequence(row[name], row[name])
                 for row in here
                 if row["kernel"] == "splash, causal"
             )
@@ -274,7 +276,7 @@ def rows_beside_splash(found: list[dict]) -> list[str]:
 
 
 def markdown(result: dict) -> str:
-    """The tables, for people."""
+    """Returns the tables in Markdown."""
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     lines = [
         f"# TPU attention, compiled without a TPU ({result['date']})",
@@ -301,9 +303,9 @@ def markdown(result: dict) -> str:
         ]
     if result["utilization"]:
         lines += [
-            "Bundles (at least one cycle each) of the innermost tile, for 1,024 x 1,024 scores "
-            "of one head of 128 in bfloat16, and the share of the matrix unit's slots that they "
-            "fill. Tiles are queries x keys / keys at once.",
+            "Bundles (at least one cycle each) of the innermost tile, per 1,024 x 1,024 scores "
+            "of one head of 128 in bfloat16, and the share of MXU slots that they fill. Tiles "
+            "are queries x keys / keys at once.",
             "",
             "| kind | kernel | forward | bundles, MXU | backward | bundles, MXU |",
             "|---|---|---|---|---|---|",
@@ -317,14 +319,14 @@ def markdown(result: dict) -> str:
             lines.append(f"| {row['kind']} | {row['kernel']} | {' | '.join(cells)} |")
         lines += [
             "",
-            f"Bundles of one head's causal row of {ROW:,} tokens: every tile that it "
-            "visits, at our own tile sizes and at those of splash's that take fewest.",
+            f"Bundles of one head's causal sequence of {LENGTH:,} tokens over all visited tiles, "
+            "at our tile sizes and at the best ones of splash.",
             "",
             "| kind | forward: ours | splash | ours / splash | backward: ours | splash "
             "| ours / splash |",
             "|---|---|---|---|---|---|---|",
         ]
-        lines += rows_beside_splash(result["utilization"])
+        lines += rows_next_to_splash(result["utilization"])
     return "\n".join(lines) + "\n"
 
 
@@ -337,7 +339,7 @@ def main(config: Config) -> None:
         "compiled": [],
         "utilization": [],
     }
-    if config.utilization:  # apart: writing schedules down takes longer than compiling
+    if config.utilization:  # separate: dumping schedules takes longer than compiling
         dump = pathlib.Path(tempfile.mkdtemp()) / "llo"
         prepare(dump)
         for kind in config.kinds:
@@ -354,7 +356,7 @@ def main(config: Config) -> None:
 
 
 def write(result: dict, path: str) -> None:
-    """After each kind, so that a run which is cut off has shown something."""
+    """Writes the results, after each kind, to keep those of an interrupted run."""
     for suffix, text in ((".json", json.dumps(result, indent=1) + "\n"), (".md", markdown(result))):
         pathlib.Path(path + suffix).write_text(text, encoding="utf-8")
 

@@ -1,15 +1,15 @@
-"""Attention on whatever device is found: errors first, then TFLOP/s of ours and of others, in turn.
+"""Attention on the local device: errors first, then TFLOP/s of ours and of peers, alternating.
 
-Operations are 4 S^2 H N per document of S tokens, halved for causality, for the forward pass and
-2.5 times as many for the backward pass, so that speed on packed rows counts what is visible alone.
-The backward pass is timed twice: as its own program (what it reads kept from a forward pass), and
-as the whole less the forward pass. The share is of the rate at which this device multiplies
-matrices in the same run. On accelerators all lengths have the same number of tokens,
-so batches shrink as rows grow.
+The forward pass counts 4 S^2 H N operations per document of S tokens, halved for causality, and the
+backward pass 2.5 times as many. The speed on packed sequences thus counts only visible scores. The
+backward pass is timed twice: as a separate program (with residuals of a forward pass), and as the
+time of both passes less the forward pass. The utilization is relative to the matmul rate of this
+device in the same run. On accelerators all lengths have the same number of tokens, so the batch
+shrinks as sequences grow.
 
     python -m benchmarks.attention.attention                 # tables, JSON and a plot
     python -m benchmarks.attention.attention --recipe=smoke  # under a minute on a CPU
-    python -m benchmarks.attention.attention --tune          # finds tiles for kernels/tiles.json
+    python -m benchmarks.attention.attention --tune          # tunes tiles for kernels/tiles.json
 """
 
 import dataclasses
@@ -34,22 +34,22 @@ PASSES = ("forward", "backward", "both")
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is measured. 0 and empty lists stand for what suits the device."""
+    """Sizes to measure. 0 and empty lists mean the default of the device."""
 
-    lengths: tuple[int, ...] = option((), "tokens in a row")
-    tokens: int = option(0, "in a batch")
-    hidden: int = option(0, "heads x head size")
-    group: int = option(1, "query heads for each key-value head")
-    head_sizes: tuple[int, ...] = option((64, 128), "columns of a head")
-    dtypes: tuple[str, ...] = option((), "of queries, keys and values")
-    masks: tuple[str, ...] = option(MASKS, "causal, one, four (equal documents), mix")
-    rounds: int = option(5, "in which all contestants take their turn")
-    milliseconds: float = option(50.0, "that a call is repeated for in one round")
-    matmul: int = option(0, "side of the square product that gives the device's rate")
-    only: tuple[str, ...] = option((), "contestants whose names begin so")
-    check: bool = option(True, "errors against float32 first")
-    tune: bool = option(False, "find tile sizes instead")
-    output: str = option(str(RESULTS), "a folder for attention_DEVICE.json and .png")
+    lengths: tuple[int, ...] = option((), "tokens per sequence")
+    tokens: int = option(0, "tokens per batch")
+    hidden: int = option(0, "number of heads x head size")
+    group: int = option(1, "query heads per key-value head")
+    head_sizes: tuple[int, ...] = option((64, 128), "head sizes")
+    dtypes: tuple[str, ...] = option((), "dtypes of queries, keys and values")
+    masks: tuple[str, ...] = option(MASKS, "masks: causal, one, four (equal documents), mix")
+    rounds: int = option(5, "rounds, each of which runs every contestant")
+    milliseconds: float = option(50.0, "time to repeat a call in one round")
+    matmul: int = option(0, "side of the square matmul that gives the rate of the device")
+    only: tuple[str, ...] = option((), "only contestants whose names start with these")
+    check: bool = option(True, "check errors against float32 first")
+    tune: bool = option(False, "tune tile sizes instead")
+    output: str = option(str(RESULTS), "folder for attention_DEVICE.json and .png")
 
 
 SMOKE = Config(
@@ -67,7 +67,7 @@ SMOKE = Config(
 
 
 def for_device(config: Config, platform: str) -> Config:
-    """The config with its zeros filled in."""
+    """Returns the config with the defaults of the platform filled in."""
     defaults = {
         "lengths": (1024, 2048, 4096, 8192, 16384),
         "tokens": 16384,
@@ -87,14 +87,12 @@ def for_device(config: Config, platform: str) -> Config:
     config = dataclasses.replace(config, **changes)
     unknown = sorted(set(config.masks) - set(MASKS))
     if unknown:
-        raise ConfigError(
-            f"no mask is called {unknown[0]!r}.", "--masks", f"use {', '.join(MASKS)}."
-        )
+        raise ConfigError(f"unknown mask {unknown[0]!r}.", "--masks", f"use {', '.join(MASKS)}.")
     return config
 
 
 def main(config: Config) -> None:
-    """Prints a table, writes a JSON file and a plot."""
+    """Prints a table and writes a JSON file and a plot."""
     config = for_device(config, jax.devices()[0].platform)
     about = timing.machine()
     print(", ".join(f"{name} {value}" for name, value in about.items() if value))
@@ -106,7 +104,7 @@ def main(config: Config) -> None:
     for case, mask in cases(config):
         if case.dtype not in rates:
             rates[case.dtype] = matmul_rate(config, case.dtype)
-            print(f"\n{case.dtype} products of {config.matmul}: {rates[case.dtype]:.3f} TFLOP/s")
+            print(f"\n{case.dtype} matmul of {config.matmul}: {rates[case.dtype]:.3f} TFLOP/s")
         found = measure(config, case, mask, rates[case.dtype])
         rows += found
         show(case, mask, found)
@@ -129,11 +127,11 @@ def main(config: Config) -> None:
             encoding="utf-8",
         )
         attention_plot.save(rows, about, path.with_suffix(".png"))
-        print(f"\nwritten: {path} and the plot beside it")
+        print(f"\nwrote {path} and its plot")
 
 
 def cases(config: Config) -> list[tuple[Case, str]]:
-    """Every input to time, with the name of its mask."""
+    """Returns every input to time, with the name of its mask."""
     return [
         (
             Case(
@@ -155,9 +153,9 @@ def cases(config: Config) -> list[tuple[Case, str]]:
 
 
 def check(config: Config) -> dict[str, dict[str, float]]:
-    """Errors as shares of their budget, of every back end of ours that runs here.
+    """Returns errors over their tolerance for each of our backends that runs here.
 
-    A length that no tile divides, on inputs of another seed than any test's.
+    The length is not a multiple of any tile, and the seed is not one of the tests.
     """
     found = {}
     for dtype in config.dtypes:
@@ -172,30 +170,28 @@ def check(config: Config) -> dict[str, dict[str, float]]:
                         key = f"{who.name}, {dtype}, head {H}, {name}"
                         found[key] = error_ratios(case, who.name.split()[-1])
                         worst = max(found[key].values())
-                        print(f"{key}: worst error {worst:.2f} of its budget", flush=True)
+                        print(f"{key}: worst error {worst:.2f} of its tolerance", flush=True)
                         if not worst <= 1:
-                            raise SystemExit(
-                                f"{key} is wrong, so its speed is no figure: {found[key]}"
-                            )
+                            raise SystemExit(f"{key} is wrong, so it is not timed: {found[key]}")
     return found
 
 
 def matmul_rate(config: Config, dtype: str) -> float:
-    """TFLOP/s of a large product."""
-    calls = {"product": timing.matmul_call(config.matmul, dtype)}
+    """Returns the TFLOP/s of a large matmul."""
+    calls = {"matmul": timing.matmul_call(config.matmul, dtype)}
     took = timing.interleaved(calls, rounds=config.rounds, seconds=config.milliseconds / 1e3)
-    return 2 * config.matmul**3 / took["product"].median / 1e12
+    return 2 * config.matmul**3 / took["matmul"].median / 1e12
 
 
 def operations(case: Case) -> dict[str, float]:
-    """Of each pass, counting the visible half of each document's square."""
+    """Returns the operations of each pass, counting only the visible half of each document."""
     squares = sum(length**2 for length in case.documents or (case.T,))
     forward = 4 * squares * case.H * case.N * case.B / 2
     return {"forward": forward, "backward": 2.5 * forward, "both": 3.5 * forward}
 
 
 def measure(config: Config, case: Case, mask: str, rate: float) -> list[dict]:
-    """One row for each contestant, or its reason not to take part."""
+    """Returns one row per contestant: its times, or the reason it cannot run."""
     arrays, options = case.arrays(), case.options()
     rows: list[dict] = []
     calls: dict[str | tuple[str, str], Callable] = {"nothing": timing.empty_call()}
@@ -217,8 +213,8 @@ def measure(config: Config, case: Case, mask: str, rate: float) -> list[dict]:
                 calls |= {
                     (who.name, name): call for name, call in programs(who, arrays, options).items()
                 }
-            # What jax and tokamax raise where they have no kernel, or memory ends (a RuntimeError,
-            # as is NotImplementedError). Of ours the end of memory alone is no reason to go on.
+            # jax and tokamax raise these without a kernel or out of memory (NotImplementedError is
+            # a RuntimeError). For our backends, only running out of memory is acceptable.
             except (RuntimeError, ValueError, TypeError) as error:
                 if who.ours and "RESOURCE_EXHAUSTED" not in str(error):
                     raise
@@ -235,7 +231,7 @@ def measure(config: Config, case: Case, mask: str, rate: float) -> list[dict]:
 def figures(
     times: dict[str, timing.Timing], work: dict[str, float], rate: float, dispatch: float
 ) -> dict:
-    """Seconds with their spread, TFLOP/s and share of the device's rate, of each pass."""
+    """Returns seconds with their spread, TFLOP/s and share of the matmul rate, for each pass."""
     row: dict = {}
     for name in PASSES:
         speed = work[name] / times[name].median / 1e12
@@ -243,15 +239,15 @@ def figures(
     rest = times["both"].median - times["forward"].median
     if rest > 0:
         row["both_less_forward"] = {"median": rest, "tflops": work["backward"] / rest / 1e12}
-    row["host_bound"] = times["forward"].median < 3 * dispatch  # then it says little of the device
+    row["host_bound"] = times["forward"].median < 3 * dispatch  # then the time is mostly the host's
     return row
 
 
 def show(case: Case, mask: str, rows: list[dict]) -> None:
-    """The table of one input."""
+    """Prints the table of one input."""
     print(
         f"\n{mask}, {case.dtype}, {case.B} x {case.T}, {case.N} heads ({case.K} of keys) of "
-        f"{case.H}; TFLOP/s, (share of a product's rate), milliseconds least-median-most"
+        f"{case.H}; TFLOP/s, (share of the matmul rate), milliseconds min-median-max"
     )
     for row in rows:
         if "refused" in row:
@@ -259,8 +255,8 @@ def show(case: Case, mask: str, rows: list[dict]) -> None:
             continue
         cells = [
             f"{name} {row[name]['tflops']:7.3f} ({row[name]['share']:4.0%}) "
-            f"{1e3 * row[name]['least']:.2f}-{1e3 * row[name]['median']:.2f}-"
-            f"{1e3 * row[name]['most']:.2f}"
+            f"{1e3 * row[name]['min']:.2f}-{1e3 * row[name]['median']:.2f}-"
+            f"{1e3 * row[name]['max']:.2f}"
             for name in PASSES
         ]
         rest = row.get("both_less_forward")
@@ -268,7 +264,7 @@ def show(case: Case, mask: str, rows: list[dict]) -> None:
             f"  {row['name']:24} "
             + "  ".join(cells)
             + (f"  both - forward {rest['tflops']:.3f}" if rest else "")
-            + ("  (too short: the host's time)" if row["host_bound"] else ""),
+            + ("  (host-bound: too short to time)" if row["host_bound"] else ""),
             flush=True,
         )
 

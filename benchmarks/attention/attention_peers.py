@@ -1,7 +1,7 @@
-"""Who takes part in attention.py: our backends, jax's own attention and tokamax.
+"""The contestants of attention.py: our backends, jax's own attention and tokamax.
 
-Each is used as its documentation says a user would: packed documents through segment ids where it
-has them, else through the boolean mask that it takes.
+Each is called as documented for users: with segment ids for packed documents if it supports them,
+otherwise with a boolean mask.
 
 B batch, T positions, N heads, K key-value heads, H head size.
 """
@@ -21,7 +21,7 @@ from qwen_jax.types import Array
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-    """attend(q, k, v, *, segment_ids=None), or why it does not take part."""
+    """attend(q, k, v, *, segment_ids=None), or the reason it cannot run."""
 
     name: str
     attend: Callable | None = None
@@ -30,7 +30,7 @@ class Contestant:
 
 
 def contestants(q: Array, k: Array, segment_ids: Array | None) -> list[Contestant]:
-    """All of them for arrays of these shapes, those that cannot run with their reason."""
+    """Returns all contestants for arrays of these shapes, with a reason if one cannot run."""
     platform = jax.devices()[0].platform
     found = [_ours(name, q, k, segment_ids) for name in IMPLEMENTATIONS if name != "reference"]
     found.append(Contestant("jax.nn xla", functools.partial(_jax_nn, implementation="xla")))
@@ -48,7 +48,7 @@ def _ours(name: str, q: Array, k: Array, segment_ids: Array | None) -> Contestan
 
 
 def dense_mask(segment_ids: Array | None) -> Array | None:
-    """bool [B, 1, T, T], for those who take nothing smaller. Causality is asked for apart."""
+    """Returns bool [B, 1, T, T] for peers without segment ids. Causality is a separate argument."""
     if segment_ids is None:
         return None
     same = segment_ids[:, None, :, None] == segment_ids[:, None, None, :]
@@ -70,7 +70,7 @@ def _repeated(x: Array, heads: int) -> Array:
 
 
 def _block(T: int) -> int:
-    """The largest of the block sizes that compile on every TPU and divide a row."""
+    """Returns the largest block size that compiles on every TPU and divides T."""
     return next((size for size in (1024, 512, 256, 128) if T % size == 0), T)
 
 
@@ -136,7 +136,7 @@ def _splash(q, k, v, *, segment_ids=None):
 def _tokamax(platform: str) -> list[Contestant]:
     if importlib.util.find_spec("tokamax") is None:
         return [Contestant("tokamax", reason="is not installed (pip install tokamax)")]
-    import tokamax  # pyright: ignore[reportMissingImports]  # a peer, which need not be here
+    import tokamax  # pyright: ignore[reportMissingImports]  # an optional peer
 
     def attend(q, k, v, *, segment_ids=None, implementation):
         return tokamax.dot_product_attention(
@@ -152,11 +152,11 @@ def _tokamax(platform: str) -> list[Contestant]:
 
 
 def documents(mask: str, T: int) -> tuple[int, ...] | None:
-    """Lengths of the documents of a row, by the mask's name.
+    """Returns the document lengths of a sequence by the name of the mask.
 
     "causal": one document without segment ids; "one": the same with them; "four": four equal ones;
-    "mix": run-on text, lengths drawn once from a log-normal with the median of 400 tokens and the
-    long tail of web pages.
+    "mix": concatenated text, with fixed lengths sampled from a log-normal distribution with a
+    median of 400 tokens and the long tail of web pages.
     """
     if mask == "causal":
         return None
@@ -164,17 +164,17 @@ def documents(mask: str, T: int) -> tuple[int, ...] | None:
         return (T,)
     if mask == "four":
         return tuple(len(part) for part in np.array_split(np.arange(T), 4))
-    lengths, left, draw = [], T, np.random.default_rng(0)
+    lengths, left, rng = [], T, np.random.default_rng(0)
     while left:
-        lengths.append(min(left, max(1, round(float(draw.lognormal(np.log(400), 1.2))))))
+        lengths.append(min(left, max(1, round(float(rng.lognormal(np.log(400), 1.2))))))
         left -= lengths[-1]
     return tuple(lengths)
 
 
 def programs(who: Contestant, arrays, options: dict) -> dict:
-    """A call for each pass; compiles and runs each once.
+    """Returns a call for each pass, after compiling and running each once.
 
-    A pass that this contestant cannot do on this device raises what its library raises.
+    Errors of the contestant's library are not caught.
     """
     q, k, v, dout = arrays
     assert who.attend is not None, who.reason

@@ -1,5 +1,7 @@
-"""The plot of benchmarks/attention/attention.py: TFLOP/s by length, a panel for each mask,
-head size and pass."""
+"""The plot of benchmarks/attention/attention.py: TFLOP/s by length.
+
+It has a panel for each mask, head size and pass.
+"""
 
 import pathlib
 
@@ -7,16 +9,16 @@ from qwen_jax.errors import ConfigError
 
 
 def save(rows: list[dict], about: dict, path: pathlib.Path) -> None:
-    """Draws the rows of benchmarks.attention.attention.measure.
+    """Plots the rows of benchmarks.attention.attention.measure.
 
     Raises:
       ConfigError: matplotlib is not installed.
     """
     try:
-        from matplotlib.figure import Figure  # an extra, and slow to import
+        from matplotlib.figure import Figure  # optional, and slow to import
     except ImportError:
         raise ConfigError(
-            "matplotlib, which draws the plot, is not installed.",
+            "matplotlib, which the plot needs, is not installed.",
             "benchmarks.attention.attention",
             'pip install "qwen_jax[report]".',
         ) from None

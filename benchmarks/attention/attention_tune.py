@@ -1,5 +1,4 @@
-"""Tile sizes for the device at hand:
-times a small grid and writes the best into kernels/tiles.json."""
+"""Tunes tile sizes for the local device: times a small grid and writes kernels/tiles.json."""
 
 import itertools
 import json
@@ -13,7 +12,7 @@ from qwen_jax.errors import QwenJaxError
 from qwen_jax.kernels import tiles
 from qwen_jax.kernels.validation import Case, check
 
-# By back end: kernel -> the sizes to try. The names are those that the kernels look up.
+# By backend: kernel -> the sizes to try. The names are those that kernels look up.
 GRID = {
     "xla": {"xla": {"query": (128, 256, 512), "key": (128, 256, 512)}},
     "tpu": {
@@ -38,7 +37,7 @@ GRID = {
 def run(
     cases: list[tuple[Case, str]], *, rounds: int, seconds: float, table: pathlib.Path = tiles.TABLE
 ) -> list[dict]:
-    """Tunes each kernel for each head size and dtype, on the longest causal row among `cases`."""
+    """Tunes each kernel for each head size and dtype, on the longest causal case."""
     longest: dict[tuple[int, str], Case] = {}
     for case, mask in cases:
         key = case.H, case.dtype
@@ -54,8 +53,8 @@ def run(
                     row = best(case, name, kernel, grid, rounds=rounds, seconds=seconds)
                     rows += [row] if row else []
     write(rows, table)
-    for case in longest.values():  # with the new rows, in programs that are traced anew
-        for name in {row["back_end"] for row in rows}:
+    for case in longest.values():  # checks the new rows in newly traced programs
+        for name in {row["backend"] for row in rows}:
             check(Case(T=500, H=case.H, dtype=case.dtype, documents=(100, 1, 199, 150)), name)
     return rows
 
@@ -69,7 +68,7 @@ def best(
     rounds: int,
     seconds: float,
 ) -> dict | None:
-    """The fastest sizes of one kernel as a row of the table; None where none of them compiles."""
+    """Returns the fastest sizes of a kernel as a row of the table; None if none compiles."""
     q, k, *_ = arrays = case.arrays()
     who = next(c for c in contestants(q, k, None) if c.ours and c.name.split()[-1] == name)
     calls, which = {}, "forward" if kernel.endswith("forward") else "both"
@@ -80,9 +79,9 @@ def best(
         try:
             with tiles.override(**{kernel: sizes}):
                 calls[tuple(sizes.items())] = programs(who, arrays, {})[which]
-        except QwenJaxError:  # a refusal of ours is about the call, and so about every size
+        except QwenJaxError:  # our refusals depend on the call, and so apply to every size
             raise
-        # The compiler's word: too much memory on the chip, or sizes that it has no form for.
+        # Errors of the compiler: too little on-chip memory, or unsupported sizes.
         except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
             print(f"  {kernel} {sizes}: {str(error).strip().splitlines()[0][:120]}")
     if not calls:
@@ -102,7 +101,7 @@ def best(
         "head_size": case.H,
         "dtype": case.dtype,
         "tiles": dict(ranked[0]),
-        "back_end": name,
+        "backend": name,
         "T": case.T,
         "milliseconds": round(1e3 * took[ranked[0]].median, 4),
         "date": about["date"],
@@ -111,8 +110,7 @@ def best(
 
 
 def write(rows: list[dict], table: pathlib.Path) -> None:
-    """Adds rows to the table in place of older ones of the same kernel, kind,
-    head size and dtype."""
+    """Adds rows to the table; replaces those of the same kernel, kind, head size and dtype."""
 
     def key(row):
         return row["kernel"], row["kind"], row["head_size"], row["dtype"]

@@ -30,7 +30,7 @@ HEADS = ((2, 2), (4, 2), (8, 1))  # query heads, key-value heads
 
 
 def interpret_hopper():
-    """Pallas' Mosaic GPU interpreter and what it lacks, which the tests have."""
+    """Returns the context of the tests' Mosaic GPU interpreter, which extends that of Pallas."""
     from tests.helpers import hopper_interpreter
 
     return hopper_interpreter.interpreted()
@@ -41,23 +41,25 @@ INTERPRETERS = {"tpu": ("tpu", interpret_kernels), "hopper": ("gpu", interpret_h
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The grid of one back end."""
+    """The grid of one backend."""
 
-    name: str = option("xla", "of the back end: xla, tpu or hopper")
-    lengths: tuple[int, ...] = option((1, 7, 128, 129, 1000, 2048), "tokens of a row")
-    head_sizes: tuple[int, ...] = option((64, 128), "columns of a head")
-    dtypes: tuple[str, ...] = option(("float32", "bfloat16"), "of queries, keys and values")
-    every: int = option(1, "takes each n-th case: an interpreter needs minutes for a long one")
-    output: str = option(str(pathlib.Path(__file__).resolve().parents[1] / "results"), "a folder")
+    name: str = option("xla", "backend: xla, tpu or hopper")
+    lengths: tuple[int, ...] = option((1, 7, 128, 129, 1000, 2048), "tokens per sequence")
+    head_sizes: tuple[int, ...] = option((64, 128), "head sizes")
+    dtypes: tuple[str, ...] = option(("float32", "bfloat16"), "dtypes of queries, keys and values")
+    every: int = option(1, "run every n-th case: an interpreter takes minutes for a long one")
+    output: str = option(
+        str(pathlib.Path(__file__).resolve().parents[1] / "results"), "output folder"
+    )
 
 
 SMOKE = Config(lengths=(7, 129), head_sizes=(64,), output="")
 
 
 def main(config: Config) -> None:
-    """Prints a line for each dtype, writes attention_validation_NAME.json."""
+    """Prints a line per dtype and writes attention_validation_NAME.json."""
     if config.name not in IMPLEMENTATIONS:
-        raise unknown_name("back end", config.name, IMPLEMENTATIONS, "--name", KernelError)
+        raise unknown_name("backend", config.name, IMPLEMENTATIONS, "--name", KernelError)
     interpreting = INTERPRETERS.get(config.name, (None, contextlib.nullcontext))[1]
     interpreted = (
         INTERPRETERS.get(config.name, (jax.default_backend(),))[0] != jax.default_backend()
@@ -69,32 +71,32 @@ def main(config: Config) -> None:
         with interpreting() if interpreted else contextlib.nullcontext():
             for case in tqdm.tqdm(grid(config, dtype), f"{config.name}, {dtype}", mininterval=10):
                 count += 1
-                for name, share in error_ratios(case, config.name).items():
-                    if not share <= worst.get(name, {"share": -1.0})["share"]:  # NaN is the worst
-                        worst[name] = {"share": share, "case": dataclasses.asdict(case)}
-                if count % len(masks(case.T)) == 0:  # hundreds of programs would fill the memory
+                for name, ratio in error_ratios(case, config.name).items():
+                    if not ratio <= worst.get(name, {"ratio": -1.0})["ratio"]:  # NaN is the worst
+                        worst[name] = {"ratio": ratio, "case": dataclasses.asdict(case)}
+                if count % len(masks(case.T)) == 0:  # hundreds of programs would fill memory
                     jax.clear_caches()
         seconds = time.perf_counter() - started
         result["dtypes"][dtype] = {"cases": count, "seconds": seconds, "worst": worst}
-        shown = ", ".join(f"{name} {worst[name]['share']:.2f}" for name in NAMES if name in worst)
+        shown = ", ".join(f"{name} {worst[name]['ratio']:.2f}" for name in NAMES if name in worst)
         print(
             f"{config.name}{' (interpreted)' if interpreted else ''}, {dtype}: {count} cases in "
-            f"{seconds:.0f} s; worst errors as shares of the budget: {shown}",
+            f"{seconds:.0f} s; worst errors over their tolerance: {shown}",
             flush=True,
         )
         if config.output:  # after each dtype: an interpreter takes hours
             path = pathlib.Path(config.output) / f"attention_validation_{config.name}.json"
             path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     if any(
-        not found["share"] <= 1
+        not found["ratio"] <= 1
         for dtype in result["dtypes"].values()
         for found in dtype["worst"].values()
     ):
-        raise SystemExit("an error is larger than its budget")
+        raise SystemExit("an error exceeds its tolerance")
 
 
 def grid(config: Config, dtype: str) -> list[Case]:
-    """Lengths x heads x head sizes x masks."""
+    """Returns the cases: lengths x heads x head sizes x masks."""
     cases = [
         Case(T=T, N=N, K=K, H=H, dtype=dtype, **mask)
         for T, (N, K), H in itertools.product(config.lengths, HEADS, config.head_sizes)
@@ -104,8 +106,8 @@ def grid(config: Config, dtype: str) -> list[Case]:
 
 
 if __name__ == "__main__":
-    # As in the tests: each warpgroup that Hopper's interpreter lets wait keeps a thread of XLA's,
-    # and with a thread per core the one that all wait for finds none.
+    # As in the tests: each waiting warpgroup of Hopper's interpreter blocks a thread of XLA, and
+    # with one thread per core the last warpgroup would get none.
     jax.config.update("jax_num_cpu_devices", 8)
     virtual_devices.reserve_threads()
     flags.run(main, __doc__, {"default": Config(), "smoke": SMOKE})

@@ -1,9 +1,7 @@
-"""Seconds of a compiled call on the device that runs it,
-and what else goes into a table of figures.
+"""Timing of compiled calls on the device, and the machine's description for result files.
 
-Calls are put in the device's queue one after another and waited for together, so that what the host
-does between them is hidden; functions that are compared take turns,
-because a machine's speed drifts.
+Calls are queued on the device and waited for together, which hides the host's work between them.
+Functions under comparison alternate, because the speed of a machine drifts.
 """
 
 import dataclasses
@@ -23,11 +21,11 @@ Name = TypeVar("Name", bound=Hashable)
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: the median over rounds, and the least and the most."""
+    """Seconds of one call: median, minimum and maximum over rounds."""
 
     median: float
-    least: float
-    most: float
+    min: float
+    max: float
 
 
 def interleaved(
@@ -36,12 +34,12 @@ def interleaved(
     """Times every call in each of `rounds`.
 
     Args:
-      calls: take nothing and return arrays of the device, without waiting for them.
-      seconds: how long one call is repeated in one round; a longer one runs once.
+      calls: functions without arguments that return device arrays without waiting for them.
+      seconds: how long to repeat a call in a round; a longer call runs once.
     """
     repeats, found = {}, {name: [] for name in calls}
     for name, call in calls.items():
-        for _ in range(2):  # what the first run allocates is no part of a call
+        for _ in range(2):  # the first run also allocates
             started = time.perf_counter()
             jax.block_until_ready(call())
         repeats[name] = max(1, round(seconds / (time.perf_counter() - started)))
@@ -59,25 +57,24 @@ def interleaved(
 
 
 def matmul_call(size: int, dtype: str) -> Callable:
-    """A product of two random square matrices, 2 size^3 operations:
-    the device's rate to compare."""
+    """Returns a call that multiplies two random square matrices, 2 size^3 operations."""
     a, b = (
         jax.random.normal(key, (size, size), jnp.dtype(dtype))
         for key in jax.random.split(jax.random.key(0))
     )
-    product = jax.jit(jnp.matmul)
-    return lambda: product(a, b)
+    matmul = jax.jit(jnp.matmul)
+    return lambda: matmul(a, b)
 
 
 def empty_call() -> Callable:
-    """A call that computes next to nothing: what the host takes to put one in the queue."""
+    """Returns a call with almost no computation, to measure the dispatch time of the host."""
     x = jnp.zeros((8, 128), jnp.float32)
     add = jax.jit(lambda x: x + 1.0)
     return lambda: add(x)
 
 
 def machine() -> dict:
-    """Date, device and versions, for the head of a file of figures."""
+    """Returns date, device and versions, for the header of a result file."""
     device = jax.devices()[0]
     return {
         "date": datetime.date.today().isoformat(),

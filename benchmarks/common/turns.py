@@ -1,5 +1,7 @@
-"""Ours and peers measured in turn, each in a process of its own,
-because a machine's speed drifts."""
+"""Measures ours and peers alternately, each in a separate process.
+
+They alternate because the speed of a machine drifts.
+"""
 
 import json
 import os
@@ -10,20 +12,20 @@ from collections.abc import Callable, Iterator
 from qwen_jax.parallel.cpu import huge_pages
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-HUGE = {huge_pages.VARIABLE: huge_pages.SETTING}  # huge pages, as our Makefile has them
+HUGE = {huge_pages.VARIABLE: huge_pages.SETTING}  # huge pages, as set by the Makefile
 
-# A process: its command, and what it finds in the environment beside what it inherits.
+# A process: its command, and its environment on top of the inherited one.
 Process = tuple[list[str], dict[str, str]]
 
 
 def take(
     rounds: int, ours: list[str], peers: Callable[[dict], dict[str, Process]]
 ) -> Iterator[tuple[int, str, dict]]:
-    """(round from 1, who, what it measured), ours first in every round.
+    """Yields (round from 1, name, measurement), ours first in every round.
 
     Args:
-      ours: the command of our process, which has huge pages.
-      peers: what ours measured -> the others by name; they get the same sizes.
+      ours: the command of our process, which runs with huge pages.
+      peers: our measurement -> the other processes by name, which run at the same sizes.
     """
     for turn in range(1, rounds + 1):
         measured = run(ours, HUGE)
@@ -33,7 +35,7 @@ def take(
 
 
 def run(command: list[str], environment: dict[str, str]) -> dict:
-    """The last line of what a process prints, which is JSON."""
+    """Runs a process and returns its last output line, parsed as JSON."""
     inherited = {name: value for name, value in os.environ.items() if name != huge_pages.VARIABLE}
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, env=inherited | environment

@@ -1,5 +1,4 @@
-"""The attention benchmark: a small run of it, what it counts, the table of tiles,
-and the gate's tool."""
+"""The attention benchmark: a small run, operation counts, tile tuning, the validation tool."""
 
 import dataclasses
 import json
@@ -19,7 +18,7 @@ from qwen_jax.kernels.validation import Case
 
 @pytest.fixture(autouse=True)
 def kernels_for_other_devices(monkeypatch):
-    """Stand-ins: what they compute is tested elsewhere, and importing them takes seconds."""
+    """Replaces kernels that are tested elsewhere and take seconds to import."""
     for name, platform in (
         ("tpu.backend", "tpu"),
         ("hopper.backend", "gpu"),
@@ -38,12 +37,12 @@ def test_attention_benchmark_smoke_run(tmp_path, capsys):
         for name in ("qwen_jax xla", "jax.nn xla"):
             row = rows[mask, name]
             for which in attention.PASSES:
-                assert 0 < row[which]["least"] <= row[which]["median"] <= row[which]["most"]
+                assert 0 < row[which]["min"] <= row[which]["median"] <= row[which]["max"]
                 assert row[which]["share"] == pytest.approx(
                     row[which]["tflops"] / result["matmul_tflops"]["float32"]
                 )
         assert "GPU" in rows[mask, "qwen_jax cudnn"]["refused"]
-    assert all(share <= 1 for found in result["errors"].values() for share in found.values())
+    assert all(ratio <= 1 for found in result["errors"].values() for ratio in found.values())
     assert path.with_suffix(".png").stat().st_size > 10_000
     assert "qwen_jax xla" in capsys.readouterr().out
 
@@ -55,11 +54,11 @@ def test_attention_benchmark_does_not_time_a_wrong_backend(monkeypatch):
 
 
 def test_operations_count_the_visible_half_of_every_document():
-    whole = attention.operations(Case(T=64, B=2, N=4, H=64))
-    assert whole["forward"] == 4 * 64**2 * 64 * 4 * 2 / 2
-    assert whole["both"] == whole["forward"] + whole["backward"] == 3.5 * whole["forward"]
+    full = attention.operations(Case(T=64, B=2, N=4, H=64))
+    assert full["forward"] == 4 * 64**2 * 64 * 4 * 2 / 2
+    assert full["both"] == full["forward"] + full["backward"] == 3.5 * full["forward"]
     packed = attention.operations(Case(T=64, B=2, N=4, H=64, documents=documents("four", 64)))
-    assert packed["forward"] == whole["forward"] / 4
+    assert packed["forward"] == full["forward"] / 4
 
 
 def test_figures_mark_host_bound_times():
@@ -113,10 +112,12 @@ def test_attention_tune_writes_a_row_that_lookup_finds(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "error, ends",
+    "error, raises",
     [(KernelError("refused.", "attention", "none."), True), (ValueError("no such form"), False)],
 )
-def test_attention_tune_skips_uncompilable_sizes_but_not_refusals(monkeypatch, capsys, error, ends):
+def test_attention_tune_skips_uncompilable_sizes_but_not_refusals(
+    monkeypatch, capsys, error, raises
+):
     def programs(*arguments):
         raise error
 
@@ -126,7 +127,7 @@ def test_attention_tune_skips_uncompilable_sizes_but_not_refusals(monkeypatch, c
     def tune():
         return attention_tune.best(case, "xla", "xla", grid, rounds=1, seconds=0.001)
 
-    if ends:
+    if raises:
         with pytest.raises(KernelError, match="refused"):
             tune()
     else:
@@ -142,10 +143,10 @@ def test_attention_validation_counts_cases_and_fails_on_an_error(tmp_path, monke
     found = json.loads((tmp_path / "attention_validation_xla.json").read_text())["dtypes"][
         "float32"
     ]
-    assert found["cases"] == 10 and all(worst["share"] <= 1 for worst in found["worst"].values())
+    assert found["cases"] == 10 and all(worst["ratio"] <= 1 for worst in found["worst"].values())
     assert "10 cases" in capsys.readouterr().out
     monkeypatch.setattr(attention_validation, "error_ratios", lambda case, name: {"dq": 1.5})
-    with pytest.raises(SystemExit, match="larger than its budget"):
+    with pytest.raises(SystemExit, match="exceeds its tolerance"):
         attention_validation.main(config)
     with pytest.raises(KernelError, match="xla"):
         attention_validation.main(dataclasses.replace(config, name="xlo"))

@@ -1,4 +1,4 @@
-"""What a GPU will be asked: the script's parts and limits, and its measurements on a CPU."""
+"""The GPU benchmark script: its parts and limits, and its measurements on a CPU."""
 
 import json
 import math
@@ -29,7 +29,7 @@ case "$*" in *full_size*1.8b*) sleep {slow};; *benchmarks.inference.decode*) exi
 
 
 def gpu(folder, *parts, slow=0, code=0, limit=60):
-    """(exit code, output, what Python was called with)."""
+    """Returns (exit code, output, Python calls)."""
     calls, python = folder / "calls", folder / "python"
     calls.write_text("")
     python.write_text(PYTHON.format(calls=calls, slow=slow, code=code))
@@ -47,11 +47,11 @@ def gpu(folder, *parts, slow=0, code=0, limit=60):
 
 
 def test_gpu_script_reruns_only_unfinished_parts(tmp_path):
-    code, said, calls = gpu(tmp_path, slow=60, code=3, limit=1)
-    assert code == 1 and said.endswith("not done: train_1.8b decode_1.8b decode_7b\n")
-    assert "train_1.8b: exit code 124, out of time" in said and len(calls) == 9
-    code, said, calls = gpu(tmp_path)
-    assert code == 0 and "environment: done before" in said
+    code, output, calls = gpu(tmp_path, slow=60, code=3, limit=1)
+    assert code == 1 and output.endswith("not done: train_1.8b decode_1.8b decode_7b\n")
+    assert "train_1.8b: exit code 124, out of time" in output and len(calls) == 9
+    code, output, calls = gpu(tmp_path)
+    assert code == 0 and "environment: done before" in output
     assert [call.split()[1] for call in calls] == [
         "benchmarks.aot.full_size",
         "benchmarks.inference.decode",
@@ -61,12 +61,12 @@ def test_gpu_script_reruns_only_unfinished_parts(tmp_path):
 
 
 def test_gpu_script_names_an_unknown_part(tmp_path):
-    code, said, calls = gpu(tmp_path, "environment", "trian_7b")
-    assert code == 2 and said.startswith("no part is called trian_7b") and not calls
+    code, output, calls = gpu(tmp_path, "environment", "trian_7b")
+    assert code == 2 and output.startswith("no part is called trian_7b") and not calls
 
 
 def test_gpu_script_flags_exist():
-    """Each of its commands is parsed by the module that it is for."""
+    """Checks the flags of each command against the config of its module."""
     text = (ROOT / "benchmarks/gpu.sh").read_text().replace("\\\n", " ")
     commands = [line.split(" -m ")[1] for line in text.splitlines() if '"$python" -m' in line]
     assert len(commands) == 8
@@ -95,7 +95,7 @@ def test_full_size_measures_a_small_size(tmp_path, monkeypatch):
 def test_device_rates_by_median_time(monkeypatch):
     found = device_rates.rates(device_rates.SMOKE)
     assert found["copy_gb_per_s"] > 0 and found["matmul_tflop_per_s"] > 0
-    took = timing.Timing(median=1e-3, least=1e-3, most=1e-3)
+    took = timing.Timing(median=1e-3, min=1e-3, max=1e-3)
     monkeypatch.setattr(timing, "interleaved", lambda calls, **_: dict.fromkeys(calls, took))
     assert device_rates.rates(device_rates.SMOKE) == pytest.approx(
         {"copy_gb_per_s": 2 * 16 * 2**20 / 1e6, "matmul_tflop_per_s": 2 * 256**3 / 1e9}

@@ -1,4 +1,4 @@
-"""The PPO benchmark: a small run without its peer, the decoders' tokens, a peer that is missing."""
+"""The PPO benchmark: a small run without its peer, sampled tokens, a missing peer."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ SMALL = ppo.Config(
 )
 
 
-@pytest.mark.slow  # compiles a whole PPO step and four decoders
+@pytest.mark.slow  # compiles a full PPO step and four decoders
 def test_ppo_benchmark_smoke_run_without_a_peer(tmp_path, monkeypatch, capsys):
     made, make = [], ppo_steps.TimedSteps
     monkeypatch.setattr(
@@ -45,7 +45,7 @@ def test_ppo_benchmark_smoke_run_without_a_peer(tmp_path, monkeypatch, capsys):
     assert {"date", "python", "jax"} <= set(found)
     out = capsys.readouterr().out
     assert "no/such/python: No such file" in out and "top-p by sorting" in out
-    # Every answer had its full length, and both models were trained.
+    # Every completion had its full length, and both models were trained.
     (steps,) = made
     assert steps.metrics["rollout/length"] == SMALL.new_tokens
     assert steps.metrics["rollout/ended"] == 0
@@ -65,14 +65,14 @@ def test_python_loop_samples_the_tokens_of_the_compiled_loop():
 def test_by_sorting_keeps_the_fewest_tokens_with_top_p():
     logits = jnp.log(jnp.asarray([[0.1, 0.5, 0.4], [0.2, 0.1, 0.7]], jnp.float32))
     sampling = types.SimpleNamespace(top_p=jnp.asarray([0.6, 0.6], jnp.float32))
-    drawn = set()
+    sampled = set()
     for count in range(20):
         state = DecodeState(
             cache=None, last=None, counts=jnp.full((2,), count, jnp.int32), active=None, seen=None
         )
         state, token = by_sorting(state, logits, sampling)
-        drawn |= set(enumerate(token.tolist()))
-    assert drawn == {(0, 1), (0, 2), (1, 2)} and state.counts.tolist() == [20, 20]
+        sampled |= set(enumerate(token.tolist()))
+    assert sampled == {(0, 1), (0, 2), (1, 2)} and state.counts.tolist() == [20, 20]
 
 
 @pytest.mark.parametrize("python, reason", [("", "no --peer_python"), ("false", "google-tunix")])

@@ -1,4 +1,4 @@
-"""Ours and peers in turn: who is asked, with what, and what a failure says."""
+"""Alternating measurements of ours and peers: order, inputs, errors."""
 
 import json
 import sys
@@ -16,10 +16,10 @@ SHOW = (
 
 def test_take_runs_ours_first_and_passes_its_result_to_peers(monkeypatch):
     monkeypatch.setenv(huge_pages.VARIABLE, "inherited")
-    told = []
+    received = []
 
     def peers(measured):
-        told.append(measured)
+        received.append(measured)
         echo = [sys.executable, "-c", "import sys; print(sys.argv[1])", json.dumps(measured)]
         return {"echo": (echo, {}), "plain": ([sys.executable, "-c", SHOW], {})}
 
@@ -29,7 +29,7 @@ def test_take_runs_ours_first_and_passes_its_result_to_peers(monkeypatch):
         for turn in (1, 2)
         for row in (("ours", ours), ("echo", ours), ("plain", {"huge": None}))
     ]
-    assert told == [ours, ours]
+    assert received == [ours, ours]
 
 
 def test_run_raises_with_the_output_of_a_failed_process():

@@ -200,7 +200,7 @@ print(line) if words[1] == "describe" else sys.exit(int(line or 0))
 
 
 def pod(folder, **outputs) -> tuple[int, str, list[str]]:
-    """Runs the launcher with a fake gcloud that prints these outputs in turn, the last repeatedly."""
+    """Runs the launcher with a fake gcloud that prints these outputs in turn."""
     for name, lines in outputs.items():
         (folder / name).write_text("\n".join(lines))
     (folder / "gcloud").write_text(GCLOUD.format(python=sys.executable))
