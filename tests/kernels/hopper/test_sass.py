@@ -76,7 +76,7 @@ def test_attention_compiles_under_scan_remat_and_vmap():
     """The interpreter cannot run these: remat refuses its callbacks."""
     code = """
 import tempfile
-from benchmarks import hopper_aot
+from benchmarks.aot import hopper_aot
 hopper_aot.prepare(tempfile.mkdtemp())
 import jax
 import jax.numpy as jnp

@@ -237,7 +237,7 @@ def test_attention_of_every_size_lowers_for_a_tpu_on_a_cpu(size, T):
 
 COMPILE = """
 import json
-from benchmarks import tpu_aot
+from benchmarks.aot import tpu_aot
 case = tpu_aot.Shape(T=2048, N=2, K=1, H=64)
 tpu_aot.prepare()
 print(json.dumps({kind: tpu_aot.compile_ours(kind, case, ("gradient",))
