@@ -193,7 +193,7 @@ def utilization(kind: str, dump: pathlib.Path) -> list[dict]:
     for changed in OURS:
         empty_dump()
         with tiles.override(tpu_forward=changed, tpu_backward=changed):
-            wanted = {
+            tile_sizes = {
                 name: tpu.sizes(f"tpu_{name}", kind=device, head_size=shape.H, dtype=shape.dtype)
                 for name in PASSES
             }
@@ -207,7 +207,7 @@ def utilization(kind: str, dump: pathlib.Path) -> list[dict]:
                         (size["query"], size["key"], size.get(part, size["compute"])),
                         of_tile(dump, f"attention_{name}")[which],
                     )
-                    for name, size in wanted.items()
+                    for name, size in tile_sizes.items()
                 },
             )
     for causal in (False, True):

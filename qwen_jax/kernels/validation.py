@@ -95,10 +95,10 @@ def error_ratios(case: Case, implementation: str | None = None) -> dict[str, flo
     exact = [x.astype(jnp.float32) for x in arrays]
     ones = jnp.ones((case.B, case.T), jnp.int32)
     all_options = {"segment_ids": ones, "window": _NO_LIMIT} | options  # one program per shape
-    wanted = _outcome(*exact, all_options, how="reference")
+    expected = _outcome(*exact, all_options, how="reference")
     rough = _outcome(*arrays, all_options, how="plain")
     result = {}
-    for name, want, have, near in zip(NAMES, wanted, got, rough, strict=True):
+    for name, want, have, near in zip(NAMES, expected, got, rough, strict=True):
         want, have, near = (np.asarray(x, np.float32) for x in (want, have, near))
         floor = 4 * float(jnp.finfo(case.dtype).eps) * np.abs(want).max() + 64 * float(
             jnp.finfo(jnp.float32).eps

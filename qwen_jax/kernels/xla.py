@@ -51,14 +51,14 @@ class _Sizes:
     def of(cls, q_BTNH: Array, S: int, scale: float) -> "_Sizes":
         B, T, N, H = q_BTNH.shape
         target, side = target_of(q_BTNH), 128 if T <= 1024 else 256
-        wanted = tiles.lookup(
+        tile_sizes = tiles.lookup(
             "xla",
             kind=target.kind,
             head_size=H,
             dtype=q_BTNH.dtype.name,
             default={"query": side, "key": side},
         )
-        C, W = min(wanted["query"], _round_up(T, 8)), min(wanted["key"], _round_up(S, 8))
+        C, W = min(tile_sizes["query"], _round_up(T, 8)), min(tile_sizes["key"], _round_up(S, 8))
         # On a CPU, a tile of scores fits into the caches and is large enough to amortize the start
         # of each operation. Groups are small: a group computes what any of its sequences sees.
         fit = [r for r in range(1, B + 1) if B % r == 0 and r * N * C * W <= 2**20]

@@ -98,7 +98,7 @@ class KernelValidation:
         plain = with_gradients(self.attend(window=50), q, k, v, dout)
 
         def scanned(q, k, v):
-            """As in a model whose window differs by layer: the window is traced."""
+            """Traces the window, as in a model whose window differs by layer."""
 
             def body(total, window):
                 return total + self.attend(window=window)(q, k, v), None

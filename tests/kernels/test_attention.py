@@ -156,10 +156,10 @@ def test_xla_groups_of_a_batch_are_independent(monkeypatch):
     got = with_gradients(
         functools.partial(attention, segment_ids=ids, implementation="xla"), q, k, v, dout
     )
-    wanted = with_gradients(
+    expected = with_gradients(
         functools.partial(attention, segment_ids=ids, implementation="reference"), q, k, v, dout
     )
-    for a, b in zip(got, wanted, strict=True):
+    for a, b in zip(got, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 

@@ -79,8 +79,8 @@ def reference_gradients(case: Case):
     return with_gradients(attend, *arrays)
 
 
-def assert_close(got, wanted):
-    for name, a, b in zip(("out", "dq", "dk", "dv"), got, wanted, strict=True):
+def assert_close(got, expected):
+    for name, a, b in zip(("out", "dq", "dk", "dv"), got, expected, strict=True):
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
         np.testing.assert_allclose(a, b, atol=2e-5 * np.abs(b).max() + 2e-6, err_msg=name)
 

@@ -33,7 +33,7 @@ from qwen_jax.kernels.platform import target_of
 from qwen_jax.types import Array
 
 QUERIES = 64  # per warpgroup: the rows of one wgmma instruction
-# Registers per thread of consumers and producer, by consumers: 65,536 for 128 threads each.
+# By number of consumers: registers per thread of a consumer and the producer (65,536 in all).
 REGISTERS = {2: (240, 24), 3: (160, 32)}
 # Tile sizes by head size. At 64 the exponentials take as long as the matmuls: a third warpgroup
 # helps to keep both units busy, and tiles are small enough for four stages.
@@ -154,7 +154,7 @@ def _launch(config: LaunchConfig):
         scratch_types={
             "q": ops.tiled(
                 (consumers, QUERIES, config.H), config.dtype
-            ),  # holds the output in the end
+            ),  # holds the output at the end
             "k": ops.tiled((stages, config.keys, config.H), config.dtype),
             "v": ops.tiled((stages, config.keys, config.H), config.dtype),
             "index": plgpu.SMEM((config.keys,), jnp.int32),

@@ -32,7 +32,7 @@ TILES = {
     "tpu_forward": {"query": 1024, "key": 1024, "compute": 512},
     "tpu_backward": {"query": 1024, "key": 1024, "compute": 512, "chunk": 8192},
 }
-# Kinds whose schedule or 16 MiB of VMEM another size suits better.
+# Sizes that suit the schedule, or the 16 MiB of VMEM, of a kind better.
 _TILES_OF_KIND = {
     ("tpu_forward", "TPU v4"): {"compute": 256, "masked": 512},
     ("tpu_forward", "TPU7x"): {"compute": 256, "masked": 512},
@@ -112,12 +112,12 @@ def _forward_block(q, k, v, k_start, k_end, *, scale: float, dtype=jnp.float32):
 
 def _backward_block(q, k, v, k_start, k_end, out, lse, dout, *, scale: float, dtype=jnp.float32):
     T, H = q.shape[1], q.shape[3]
-    wanted = _sizes("tpu_backward", q)
+    tile_sizes = _sizes("tpu_backward", q)
     if dtype != q.dtype:  # float32 gradients of a bfloat16 chunk take twice the VMEM
-        wanted = wanted | {"chunk": wanted["chunk"] // 2}
-    of_head = wanted["chunk"] // (q.shape[2] // k.shape[2])
+        tile_sizes = tile_sizes | {"chunk": tile_sizes["chunk"] // 2}
+    of_head = tile_sizes["chunk"] // (q.shape[2] // k.shape[2])
     limit = max(LANES, 1 << (of_head.bit_length() - 1))  # a power of two, as tiles are
-    tiling = Tiling.of(T, wanted | {"query": min(wanted["query"], limit)})
+    tiling = Tiling.of(T, tile_sizes | {"query": min(tile_sizes["query"], limit)})
     k_start, k_end = pad_mask(k_start, k_end, tiling)
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=3)
     # Padded queries see nothing, whatever their log-sum-exp is.
@@ -140,7 +140,7 @@ def _backward_block(q, k, v, k_start, k_end, out, lse, dout, *, scale: float, dt
         bounds(k_start, k_end, tiling),
         scale=scale,
         tiling=tiling,
-        chunk=wanted["chunk"],
+        chunk=tile_sizes["chunk"],
         dtype=jnp.dtype(dtype),
         interpret=interpret_mode(),
     )

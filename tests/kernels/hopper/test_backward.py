@@ -57,10 +57,10 @@ def error_ratios(case: Case, **how) -> dict[str, float]:
     arrays, options = case.arrays(), {"segment_ids": None, "window": None} | case.options()
     got = with_gradients(attend(case, **how), *arrays)
     exact = functools.partial(reference, positions=None, scale=case.H**-0.5, **options)
-    wanted = with_gradients(exact, *(x.astype(jnp.float32) for x in arrays))
+    expected = with_gradients(exact, *(x.astype(jnp.float32) for x in arrays))
     rough = with_gradients(functools.partial(plain, **options), *arrays)
     result = {}
-    for name, want, have, near in list(zip(NAMES, wanted, got, rough, strict=True))[1:]:
+    for name, want, have, near in list(zip(NAMES, expected, got, rough, strict=True))[1:]:
         want, have, near = (np.asarray(x, np.float32) for x in (want, have, near))
         floor = 4 * float(jnp.finfo(case.dtype).eps) * np.abs(want).max() + 64 * float(
             jnp.finfo(jnp.float32).eps

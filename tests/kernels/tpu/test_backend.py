@@ -184,10 +184,10 @@ def test_partitioned_attention_is_equal_on_a_mesh(kv_heads, shape):
         )
 
     with interpret_kernels(True), tiles.override(**SMALL):
-        wanted = with_gradients(attend, q, k, v, dout)
+        expected = with_gradients(attend, q, k, v, dout)
         with use_layout(make_mesh(MeshConfig(*shape))):
             got = with_gradients(attend, q, k, v, dout)
-    for a, b in zip(wanted, got, strict=True):
+    for a, b in zip(expected, got, strict=True):
         # The same matmuls on every device; XLA may sum in another order.
         np.testing.assert_allclose(a, b, atol=1e-6 * np.abs(a).max())
 
@@ -249,7 +249,7 @@ print(json.dumps({kind: tpu_aot.compile_ours(kind, case, ("gradient",))
 def compiled():
     """Compiles both kernels for each device kind, in a separate process.
 
-    A process that has loaded libtpu does not only see the CPU.
+    A process that has loaded libtpu sees more devices than the CPU.
     """
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip(
