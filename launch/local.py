@@ -38,7 +38,7 @@ _MEANING = {
     76: "computed a step twice with two results",
 }
 _SAVING = (REFUSED, *_MEANING)  # the others will exit too, and may still be saving
-_ASIDE_SECONDS = 5  # for the others to exit on their own if one is dead
+_EXIT_SECONDS = 5  # for the others to exit on their own if one is dead
 _LAST_LINES = 15
 
 
@@ -109,19 +109,19 @@ class Attempt:
 
     def watch(self, signals: list[int]) -> Death | None:
         """Waits until all processes have exited; returns the first that failed, or None."""
-        forwarded, deadline, death, still = 0, None, None, {}
+        forwarded, deadline, death, stopped_since = 0, None, None, {}
         while None in [child.poll() for child in self._processes]:  # polls all of them
             if len(signals) > forwarded:
                 forwarded = len(signals)
                 self._signal(signals[-1])
                 deadline = deadline or time.monotonic() + self._options.grace
             if death is None:
-                death = self._first_death() or self._frozen(still)
+                death = self._first_death() or self._frozen(stopped_since)
                 if death is not None:
                     deadline = min(
                         deadline or float("inf"),
                         time.monotonic()
-                        + (self._options.grace if death.code in _SAVING else _ASIDE_SECONDS),
+                        + (self._options.grace if death.code in _SAVING else _EXIT_SECONDS),
                     )
             if deadline is not None and time.monotonic() > deadline:
                 self._signal(signal.SIGKILL)
@@ -151,17 +151,17 @@ class Attempt:
         )
         return self._death(number, code, how)
 
-    def _frozen(self, still: dict[int, float]) -> Death | None:
+    def _frozen(self, stopped_since: dict[int, float]) -> Death | None:
         """Returns a process that has been stopped for longer than the heartbeat timeout."""
         for number, child in enumerate(self._processes):
             if child.returncode is None and _state(child.pid) == "T":
-                since = still.setdefault(number, time.monotonic())
+                since = stopped_since.setdefault(number, time.monotonic())
                 if time.monotonic() - since > self._options.heartbeat:
                     return self._death(
                         number, -signal.SIGSTOP, f"has been frozen for {self._options.heartbeat} s"
                     )
             else:
-                still.pop(number, None)
+                stopped_since.pop(number, None)
         return None
 
     def _death(self, number: int, code: int, how: str) -> Death:
