@@ -1,7 +1,7 @@
 """Direct preference optimization: from comparisons, without a reward model. Rafailov et al. 2023.
 
-Not in the report; for those who want its 3.2 in one stage. Trains on the same files as
-experiments.reward_model, and starts from the SFT weights, which are the reference as well.
+Not in the report; an alternative to its section 3.2 in one stage. Trains on the same files as
+experiments.reward_model. Policy and reference start from the SFT weights.
 
 Laptop, a minute, from the smoke run of experiments.sft:
     python -m experiments.dpo --recipe=smoke --init_from=runs/sft_smoke \\
@@ -40,10 +40,12 @@ class Config:
     init_from: str = option("", "the SFT model's folder: start and reference")
     tokenizer: str | None = option(None, "a .tiktoken file; none: the one in init_from")
     data: PairData = PairData()
-    beta: float = option(0.1, "how far the policy may leave the reference: larger is nearer")
-    model: ModelOverrides = ModelOverrides()  # all else of the model is that of init_from
+    beta: float = option(
+        0.1, "strength of the KL constraint: larger keeps the policy nearer to the reference"
+    )
+    model: ModelOverrides = ModelOverrides()  # otherwise the model of init_from
     optimizer: OptimizerConfig = OptimizerConfig()
-    lora: LoRAConfig = LoRAConfig()  # adapters beside the weights; off without a rank
+    lora: LoRAConfig = LoRAConfig()  # adapters; off without a rank
     mesh: MeshConfig = MeshConfig()
     run_dir: str = option("runs/dpo", "checkpoints, metrics and the report page")
 
@@ -55,7 +57,7 @@ class Config:
 RECIPE = Config(
     data=PairData(epochs=1.0, context_length=2048),  # ours: as the reward model
     beta=0.1,  # ours: Rafailov et al. 2023
-    model=ModelOverrides(remat="dots"),  # ours: keeps matrix products
+    model=ModelOverrides(remat="dots"),  # ours: keeps matmuls
     optimizer=OptimizerConfig(
         peak_learning_rate=5e-7,  # ours: the paper's value is 1e-6, with RMSprop
         schedule="constant",  # ours: the paper's
@@ -88,12 +90,12 @@ RECIPES |= dict.fromkeys(("1.8b", "7b", "14b"), "default")  # former names: init
 
 
 def main(config: Config) -> None:
-    """Trains; a signal ends it with a checkpoint."""
+    """Trains; on a signal it saves a checkpoint and exits."""
     if not config.data.pairs:
         raise ConfigError(
-            "no pairs to learn from.",
+            "no pairs are given.",
             "--data.pairs",
-            "name .json or .jsonl files; experiments.reward_model --help says which formats.",
+            "name .json or .jsonl files; experiments.reward_model --help lists the formats.",
         )
     started, tokenizer = start(config, config.data.context_length)
     rows = read_pair_rows(config.data.pairs, started, tokenizer, flags.log)

@@ -1,9 +1,9 @@
 """Reinforcement learning from human feedback: PPO with four models. Report: 3.2.2.
 
 Policy and reference start from the SFT weights, the value model from the reward model's. Each step
-samples two completions of each of its prompts, scores them, and trains on them. For the first 50
-steps only the value model is trained. Rows of pretraining data (--data.pretrain.sources) lessen
-what the language model forgets.
+samples two completions per prompt, scores them, and trains on them. For the first 50 steps only the
+value model is trained. Pretraining data (--data.pretrain.sources) reduce what the language model
+forgets.
 
 Laptop, minutes, after experiments.quickstart:
     Q=runs/quickstart
@@ -20,21 +20,21 @@ Adapters on one GPU, as in experiments.sft:
 
 The model is that of --init_from, of any size. With adapters the SFT weights are held once: the
 policy's adapters are on top of the reference. The value model's are on top of the reward model, or
-of the reference where there is none; its score is trained in full.
+of the reference where there is none; its score head is trained in full.
 
 A reward function takes lists of prompts and completions (texts) and returns a number for each
-completion; it replaces the reward model or is added to it. Prompts are conversations (their last
-answer is left out) or objects with a "prompt".
+completion; it replaces the reward model or is added to it. Prompts are conversations (without their
+last assistant turn) or objects with a "prompt".
 
-Hardware and hours, estimated from compiled updates (benchmarks/results/plan.md), not measured; the
-time of sampling comes on top. 1,000 updates with pretraining rows: 7B on v5p-64, 2.0 hours; 1.8B
-on v5e-16 (--model.remat=block --train.micro_batches=4), 2.6 hours.
+Hardware and hours, estimated from compiled updates (benchmarks/results/plan.md), not measured;
+sampling is not included. 1,000 updates with pretraining data: 7B on v5p-64, 2.0 hours; 1.8B on
+v5e-16 (--model.remat=block --train.micro_batches=4), 2.6 hours.
 Expect: 3.2.2 gives no reward to compare with; its result is rated by people in 3.3. At 2.6M
-parameters the share of right sums rises from 27 to 38 % in 100 steps, at a KL of 0.7 nats
+parameters the share of correct sums rises from 27 to 38 % in 100 steps, at a KL of 0.7 nats
 (benchmarks/results/ppo_ablations.md).
 
-Ours, not the report's: rewards are also divided by their running spread, and advantages are
-whitened (align/ppo.py).
+Ours, not the report's: rewards are also divided by their running standard deviation, and
+advantages are whitened (align/ppo.py).
 """
 
 import dataclasses
@@ -52,19 +52,19 @@ from qwen_jax.train.resilience.exit import ended_by_signal
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One run. train.batch_size is of answers: prompts times ppo.samples_per_prompt."""
+    """One run. train.batch_size counts completions: prompts times ppo.samples_per_prompt."""
 
     train: TrainConfig
     init_from: str = option("", "the SFT model's folder")
     reward_model: str | None = option(None, "the reward model's run folder")
-    reward_functions: tuple[str, ...] = option((), "module:function, added to it")
+    reward_functions: tuple[str, ...] = option((), "module:function, added to the reward model")
     tokenizer: str | None = option(None, "a .tiktoken file; none: the one in init_from")
     data: PPOData = PPOData()
     ppo: PPOConfig = PPOConfig()
-    model: ModelOverrides = ModelOverrides()  # all else of the model is that of init_from
+    model: ModelOverrides = ModelOverrides()  # otherwise the model of init_from
     optimizer: OptimizerConfig = OptimizerConfig()  # of the policy
     value_optimizer: OptimizerConfig = OptimizerConfig()
-    lora: LoRAConfig = LoRAConfig()  # adapters beside the weights of both; off without a rank
+    lora: LoRAConfig = LoRAConfig()  # adapters of policy and value model; off without a rank
     mesh: MeshConfig = MeshConfig()
     run_dir: str = option("runs/ppo", "checkpoints, metrics and the report page")
 
@@ -86,12 +86,12 @@ RECIPE = Config(
         kl_coefficient=0.04,  # report 3.2.2
         value_clip=0.15,  # report 3.2.2
         top_p=0.9,  # report 3.2.2
-        # ours: the report has a coefficient and does not give it. The mean loss of a pretraining
-        # token weighs half of the mean loss of an action, so that the reward leads. Not tuned.
+        # ours: the report does not give its coefficient. The mean loss per pretraining token weighs
+        # half of the mean loss per sampled token: the reward dominates. Not tuned.
         pretrain_coefficient=0.5,
         pretrain_ratio=4.0,  # ours: the report says only that it is far more than the PPO data
     ),
-    model=ModelOverrides(remat="dots"),  # ours: keeps matrix products
+    model=ModelOverrides(remat="dots"),  # ours: keeps matmuls
     optimizer=_ADAM,
     value_optimizer=dataclasses.replace(_ADAM, peak_learning_rate=5e-6),  # report 3.2.2
     train=TrainConfig(
@@ -117,14 +117,14 @@ RECIPES |= dict.fromkeys(("1.8b", "7b", "14b"), "default")  # former names: init
 
 
 def main(config: Config) -> None:
-    """Trains; a signal ends it with a checkpoint."""
+    """Trains; on a signal it saves a checkpoint and exits."""
     if not config.data.prompts:
-        raise ConfigError("no prompts to answer.", "--data.prompts", "name .json or .jsonl files.")
+        raise ConfigError("no prompts are given.", "--data.prompts", "name .json or .jsonl files.")
     if config.reward_model is None and not config.reward_functions:
         raise ConfigError(
-            "no reward.",
+            "no reward is configured.",
             "--reward_model, --reward_functions",
-            "name a reward model's run folder, a function, or both.",
+            "set a reward model's run folder, a reward function, or both.",
         )
     started, tokenizer = start(config)
     with ended_by_signal():

@@ -1,7 +1,7 @@
 """The reward model: preference model pretraining (PMP), then fine-tuning. Report: 3.2.1, Table 4.
 
-Both train the same objective on the same kind of data. PMP starts from a language model and sees
-the large set of comparisons; fine-tuning starts from PMP and sees the small, better set.
+Both train the same objective on the same kind of data. PMP starts from a language model and trains
+on a large set of comparisons; fine-tuning starts from PMP and trains on a small, better set.
 
 Laptop, a minute, from the smoke run of experiments.sft:
     python -m experiments.reward_model --recipe=smoke --init_from=runs/sft_smoke \\
@@ -19,7 +19,7 @@ SHP. The model is that of --init_from, of any size.
 
 Hardware and hours: 1,000 steps take 11 chip hours for 7B on v5p-64 and 7 for 1.8B on v5e-16.
 Estimates (benchmarks/results/plan.md): no full size has run on this hardware yet.
-Expect, in per cent of held-out pairs (report Table 4, PMP / after fine-tuning): Qwen helpful-base
+Expect, in percent of held-out pairs (report Table 4, PMP / after fine-tuning): Qwen helpful-base
 62.68 / 74.78, helpful-online 61.62 / 69.71, Anthropic helpful-base 76.52 / 73.98. A model of 4.9M
 parameters gets 61.5 on HH (benchmarks/results/reward_model.md).
 """
@@ -45,16 +45,16 @@ class Config:
     init_from: str = option("", "PMP: a language model's folder; fine-tuning: PMP's run folder")
     tokenizer: str | None = option(None, "a .tiktoken file; none: the one in init_from")
     data: PairData = PairData()
-    model: ModelOverrides = ModelOverrides()  # all else of the model is that of init_from
+    model: ModelOverrides = ModelOverrides()  # otherwise the model of init_from
     optimizer: OptimizerConfig = OptimizerConfig()
-    lora: LoRAConfig = LoRAConfig()  # adapters beside the trunk; off without a rank
+    lora: LoRAConfig = LoRAConfig()  # adapters of the trunk; off without a rank
     mesh: MeshConfig = MeshConfig()
     run_dir: str = option("runs/reward", "checkpoints, metrics and the report page")
 
 
 RECIPE = Config(
     data=PairData(epochs=1.0, context_length=2048),  # report 3.2.1
-    model=ModelOverrides(remat="dots"),  # ours: keeps matrix products
+    model=ModelOverrides(remat="dots"),  # ours: keeps matmuls
     optimizer=OptimizerConfig(
         peak_learning_rate=3e-6,  # report 3.2.1
         schedule="constant",  # report 3.2.1
@@ -87,12 +87,12 @@ RECIPES |= dict.fromkeys(("1.8b", "7b", "14b"), "default")  # former names: init
 
 
 def main(config: Config) -> None:
-    """Trains, then prints Table 4's line; a signal ends it with a checkpoint."""
+    """Trains, then prints Table 4's line; on a signal it saves a checkpoint and exits."""
     if not config.data.pairs:
         raise ConfigError(
-            "no pairs to learn from.",
+            "no pairs are given.",
             "--data.pairs",
-            "name .json or .jsonl files; --help says which formats.",
+            "name .json or .jsonl files; --help lists the formats.",
         )
     started, tokenizer = start(config, config.data.context_length)
     rows = read_pair_rows(config.data.pairs, started, tokenizer, flags.log)

@@ -1,8 +1,8 @@
 """Supervised fine-tuning in ChatML. Report: 3.1.
 
-Trains a base model on conversations. The loss is on the assistant's answers only; system and user
-turns, and the names of roles, are masked. Conversations are packed into rows without seeing one
-another.
+Trains a base model on conversations. The loss is on the assistant's turns only; system and user
+turns, and the names of roles, are masked. Conversations are packed into rows; attention is limited
+to each conversation.
 
 Laptop, a minute, from the smoke run of experiments.pretrain:
     python -m experiments.sft --recipe=smoke --init_from=runs/smoke \\
@@ -11,17 +11,17 @@ Pod:
     python -m launch.tpu_pod --name=sft --zone=ZONE --type=v5p-64 -- sft \\
         --init_from=runs/base --run_dir=runs/chat --data.conversations=a.jsonl,b.json
 Adapters (LoRA, not in the report) on one GPU; their learning rate is about a hundred times that of
-the weights. experiments.convert adds them to the weights:
+full fine-tuning. experiments.convert merges them into the weights:
     ... --lora.rank=16 --optimizer.peak_learning_rate=2e-4
-Look at three examples, the trained tokens in green, and train nothing:
+Show three examples, trained tokens in green, without training:
     ... --preview=3
 
 Formats: messages (role, content), ShareGPT (conversations), Alpaca (instruction, input, output);
 .json or .jsonl, also .gz. The model is that of --init_from, of any size.
 
 Hardware and hours: 4,000 steps of 262,144 tokens; not measured on this hardware yet.
-Expect: the report has no number for this stage by itself; 3.3 has benchmarks and the verdicts of
-raters for the aligned models.
+Expect: the report has no number for this stage only; 3.3 has benchmarks and human evaluation of the
+aligned models.
 """
 
 import dataclasses
@@ -45,9 +45,9 @@ class Config:
     init_from: str = option("", "a run folder or a released Qwen folder")
     tokenizer: str | None = option(None, "a .tiktoken file; none: the one in init_from")
     data: SFTData = SFTData()
-    model: ModelOverrides = ModelOverrides()  # all else of the model is that of init_from
+    model: ModelOverrides = ModelOverrides()  # otherwise the model of init_from
     optimizer: OptimizerConfig = OptimizerConfig()
-    lora: LoRAConfig = LoRAConfig()  # adapters beside the weights; off without a rank
+    lora: LoRAConfig = LoRAConfig()  # adapters; off without a rank
     mesh: MeshConfig = MeshConfig()
     run_dir: str = option("runs/sft", "checkpoints, metrics and the report page")
     preview: int = option(0, "examples to show instead of training")
@@ -57,12 +57,12 @@ RECIPE = Config(
     data=SFTData(context_length=2048),  # report 3.1.2
     model=ModelOverrides(
         dropout=0.1,  # report 3.1.2
-        remat="dots",  # ours: keeps matrix products, recomputes the rest
+        remat="dots",  # ours: keeps matmuls, recomputes the rest
     ),
     optimizer=OptimizerConfig(
         peak_learning_rate=2e-6,  # report 3.1.2
         warmup_steps=1430,  # report 3.1.2
-        schedule="constant",  # ours: the report does not say what follows the warm-up
+        schedule="constant",  # ours: the report does not specify it
         beta1=0.9,  # report 3.1.2
         beta2=0.95,  # report 3.1.2
         epsilon=1e-8,  # report 3.1.2
@@ -95,12 +95,12 @@ RECIPES |= dict.fromkeys(("1.8b", "7b", "14b"), "default")  # former names: init
 
 
 def main(config: Config) -> None:
-    """Shows examples, or trains; a signal ends it with a checkpoint."""
+    """Shows examples, or trains; on a signal it saves a checkpoint and exits."""
     if not config.data.conversations:
         raise ConfigError(
-            "no conversations to learn from.",
+            "no conversations are given.",
             "--data.conversations",
-            "name .json or .jsonl files; --help says which formats.",
+            "name .json or .jsonl files; --help lists the formats.",
         )
     started, tokenizer = start(config, config.data.context_length)
     rows, examples = read_rows(config.data.conversations, started, tokenizer, flags.log)

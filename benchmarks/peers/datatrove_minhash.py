@@ -1,4 +1,4 @@
-"""The peer: datatrove's four MinHash stages, one process. Run where datatrove and spacy are.
+"""The peer: datatrove's four MinHash stages, one process. Needs datatrove and spacy.
 
     python datatrove_minhash.py FOLDER_OF_JSONL WORKING_FOLDER
 

@@ -1,6 +1,6 @@
 """The peer: transformers' generate on a Qwen2 of the same size. Run in an environment with torch.
 
-Prints one line of JSON: tokens per second of answers, the time to the first token, and versions.
+Prints one line of JSON: generated tokens per second, time to first token, and versions.
 """
 
 import json

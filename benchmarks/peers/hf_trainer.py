@@ -15,7 +15,7 @@ import transformers
 
 
 class Clock(transformers.TrainerCallback):
-    """The time of every step."""
+    """Records the time of every step."""
 
     def __init__(self):
         self.times = []
@@ -27,10 +27,10 @@ class Clock(transformers.TrainerCallback):
 def main(size: dict, steps: int, dtype: str) -> None:
     config = qwen2.make_config(size, positions=size["context_length"])
     model = transformers.Qwen2ForCausalLM(config).float()
-    draw = np.random.default_rng(0)
-    rows = [
+    rng = np.random.default_rng(0)
+    examples = [
         {"input_ids": ids, "labels": ids}
-        for ids in draw.integers(
+        for ids in rng.integers(
             0, size["vocab_size"], (steps * size["batch_size"], size["context_length"])
         )
     ]
@@ -53,7 +53,7 @@ def main(size: dict, steps: int, dtype: str) -> None:
             bf16=dtype == "bfloat16",
         )
         transformers.Trainer(
-            model=model, args=arguments, train_dataset=rows, callbacks=[clock]
+            model=model, args=arguments, train_dataset=examples, callbacks=[clock]
         ).train()
     seconds = float(np.median(np.diff(clock.times)[2:]))
     print(

@@ -1,13 +1,15 @@
-"""transformers' Qwen2 of the size that ours has, for the peers beside this file."""
+"""transformers' Qwen2 of the same size as our model, for the peers in this folder."""
 
 import transformers
 
 
 def make_config(size: dict, *, positions: int, **more) -> transformers.Qwen2Config:
-    """Args:
-    size: the fields of our ModelConfig.
-    positions: the most tokens in a row.
-    more: of Qwen2Config.
+    """Returns the Qwen2Config of a size.
+
+    Args:
+      size: the fields of our ModelConfig.
+      positions: maximum sequence length.
+      more: other fields of Qwen2Config.
     """
     return transformers.Qwen2Config(
         vocab_size=size["vocab_size"],
@@ -23,7 +25,7 @@ def make_config(size: dict, *, positions: int, **more) -> transformers.Qwen2Conf
 
 
 def versions() -> str:
-    """Of what the peer runs on."""
+    """Returns the versions of the peer's libraries."""
     import torch
 
     return f"torch {torch.__version__}, transformers {transformers.__version__}"

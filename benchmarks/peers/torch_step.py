@@ -1,7 +1,7 @@
-"""The peer: a training step of transformers' Qwen2 with SDPA and torch.compile. Run where torch is.
+"""The peer: a training step of transformers' Qwen2 with SDPA and torch.compile; needs torch.
 
-Weights in FP32 and products in BF16 (autocast), fused AdamW; with BF16 moments asked for, weights
-and moments are BF16 both, as torch has no other. Prints one line of JSON.
+Weights in FP32 and matmuls in BF16 (autocast), fused AdamW. With moment_dtype bfloat16, weights and
+moments are both BF16: torch has no other combination. Prints one line of JSON.
 """
 
 import json
@@ -21,10 +21,10 @@ def main(work: dict) -> None:
     config = qwen2.make_config(
         work, positions=work["context_length"], attn_implementation="sdpa", use_cache=False
     )
-    whole = work["moment_dtype"] == "bfloat16"
+    all_bf16 = work["moment_dtype"] == "bfloat16"
     with torch.device(device):
         model = transformers.Qwen2ForCausalLM(config)
-    model = model.to(torch.bfloat16 if whole else torch.float32).train()
+    model = model.to(torch.bfloat16 if all_bf16 else torch.float32).train()
     if work["remat"] != "none":
         model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(
@@ -36,16 +36,17 @@ def main(work: dict) -> None:
         fused=device == "cuda",
     )
     compiled = torch.compile(model)
-    rows = work["batch_size"] // work["micro_batches"]
-    draw = np.random.default_rng(0)
+    micro_batch = work["batch_size"] // work["micro_batches"]
+    rng = np.random.default_rng(0)
 
     def step() -> float:
         total = 0.0
         for _ in range(work["micro_batches"]):
             ids = torch.as_tensor(
-                draw.integers(0, work["vocab_size"], (rows, work["context_length"])), device=device
+                rng.integers(0, work["vocab_size"], (micro_batch, work["context_length"])),
+                device=device,
             )
-            with torch.autocast(device, torch.bfloat16, enabled=not whole):
+            with torch.autocast(device, torch.bfloat16, enabled=not all_bf16):
                 loss = compiled(input_ids=ids, labels=ids).loss / work["micro_batches"]
             loss.backward()
             total += loss.detach()
@@ -57,7 +58,7 @@ def main(work: dict) -> None:
     times, losses = [], []
     for _ in range(work["steps"]):
         started = time.perf_counter()
-        losses.append(step())  # a float: the device is waited for
+        losses.append(step())  # float() waits for the device
         times.append(time.perf_counter() - started)
     seconds = float(np.median(times[work["warm_up"] :]))
     print(

@@ -1,8 +1,8 @@
 """The peer: Tunix's PPO on a Qwen2 of the same size. Run in an environment with google-tunix.
 
-Its vanilla rollout engine, a critic made by create_critic_model, a reference model and a reward
-function; everything else as it comes. Prints one line of JSON: seconds of every step and of its
-parts, and versions.
+Its vanilla rollout engine, a critic from create_critic_model, a reference model and a reward
+function; everything else is the default. Prints one line of JSON: seconds of every step and of its
+phases, and versions.
 """
 
 import json
@@ -23,7 +23,7 @@ from tunix.rl.utils import create_critic_model
 
 
 class Numbers:
-    """Ids written out as numbers. No id ends an answer or fills a row up: all have their length."""
+    """A tokenizer of ids as numbers. No id is an end token or padding: all lengths are equal."""
 
     def encode(self, text, **settings):
         return [int(word) for word in text.split()]
@@ -32,7 +32,7 @@ class Numbers:
         return " ".join(map(str, ids))
 
     def bos_id(self):
-        return 0  # none is put in front of a prompt
+        return 0  # not prepended to prompts
 
     def eos_id(self):
         return -1
@@ -42,14 +42,14 @@ class Numbers:
 
 
 class Timed(PPOLearner):
-    """The learner with a clock. Each part is waited for; the next one needs all of it anyway."""
+    """The learner, timed. Each phase is waited for; the next one depends on all of it."""
 
     def start(self):
         self.parts, self.cpu = [], []
         self._generate, self.rl_cluster.generate = self.rl_cluster.generate, self.generate
 
     def generate(self, *arguments, **settings):
-        found = self._generate(*arguments, **settings)  # on the host: nothing is left to wait for
+        found = self._generate(*arguments, **settings)  # on the host: already waited for
         self.generated = time.perf_counter()
         return found
 
@@ -69,13 +69,13 @@ class Timed(PPOLearner):
                 for trainer in (self.rl_cluster.actor_trainer, self.rl_cluster.critic_trainer)
             ]
         )
-        ended = time.perf_counter()
+        finished = time.perf_counter()
         self.cpu.append(time.process_time() - cpu)
         self.parts.append(
             {
                 "generation": self.generated - begin,
                 "scoring": self.scored - self.generated,
-                "updates": ended - self.scored,
+                "updates": finished - self.scored,
             }
         )
 
@@ -137,18 +137,18 @@ def main(size: dict) -> None:
             gae_lambda=size["gae_lambda"],
         ),
         reward_fns=lambda prompts, completions, **settings: [
-            float(len(set(answer.split()))) for answer in completions
+            float(len(set(text.split()))) for text in completions
         ],
     )
     learner.start()
-    draw, samples = np.random.default_rng(0), size["samples"]
+    rng, samples = np.random.default_rng(0), size["samples"]
     batches = [
         {
             "prompts": np.asarray(
                 [
-                    " ".join(map(str, row))
-                    for row in np.repeat(
-                        draw.integers(
+                    " ".join(map(str, prompt))
+                    for prompt in np.repeat(
+                        rng.integers(
                             1, size["vocab_size"], (size["prompts"], size["prompt_tokens"])
                         ),
                         samples,

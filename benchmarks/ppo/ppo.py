@@ -1,10 +1,10 @@
-"""Seconds of a PPO step and of its parts, against Tunix's PPO, in turn, in one run.
+"""Seconds of a PPO step and of its phases, against Tunix's PPO, in turn, in one run.
 
-Batch 32 (16 prompts, two answers each), prompts of 64 and answers of 64 tokens, the 8.4M-parameter
-model with random weights, FP32, one device. Nothing ends an answer early, so that both sides do the
-same work; both update policy and value once, the reward is a cheap Python function, and there is no
-pretraining gradient. Also: generation against the same decoder driven by a Python loop. CPU seconds
-are those of all threads: what a step costs where other programs share the cores.
+Batch 32 (16 prompts, two completions each), prompts of 64 and completions of 64 tokens, the
+8.4M-parameter model with random weights, FP32, one device. No completion ends early: both sides do
+the same work. Both update policy and value once; the reward is a cheap Python function; there is no
+pretraining gradient. Generation is also compared with the same decoder driven by a Python loop. CPU
+seconds are those of all threads: the cost of a step where other programs share the cores.
 
     python -m venv .venv-tunix && .venv-tunix/bin/pip install google-tunix  # once
     python -m benchmarks.ppo.ppo --peer_python=.venv-tunix/bin/python
@@ -24,11 +24,11 @@ from qwen_jax import sizes
 from qwen_jax.cli import flags
 from qwen_jax.config import option
 
-PARTS = ("generation", "scoring", "updates")
-ALONE = {
+PHASES = ("generation", "scoring", "updates")
+DECODERS = {
     "compiled": "one compiled loop",
     "python_donated": "the same step in a Python loop",
-    "python_copied": "..., weights as trained, cache not donated",
+    "python_copied": "..., weights not prepacked, cache not donated",
     "python_sorted": "..., and top-p by sorting",
 }
 
@@ -37,16 +37,16 @@ ALONE = {
 class Config:
     """One comparison."""
 
-    peer_python: str = option("", "an interpreter with google-tunix; empty: ours alone")
-    size: str = option("toy_8m", "by sizes.by_name")
-    prompts: int = option(16, "of a step")
-    samples: int = option(2, "answers to each prompt")
+    peer_python: str = option("", "an interpreter with google-tunix; empty: only ours")
+    size: str = option("toy_8m", "a name of qwen_jax.sizes")
+    prompts: int = option(16, "per step")
+    samples: int = option(2, "completions per prompt")
     prompt_tokens: int = option(64, "of every prompt")
-    new_tokens: int = option(64, "of every answer")
+    new_tokens: int = option(64, "of every completion")
     top_p: float = option(0.9, "report 3.2.2")
-    warm_up: int = option(2, "steps that are not timed, in every round")
-    steps: int = option(5, "that are")
-    rounds: int = option(3, "ours and the peer's in turn")
+    warm_up: int = option(2, "untimed steps per round")
+    steps: int = option(5, "timed steps per round")
+    rounds: int = option(3, "of ours and the peer, in turn")
     only: str = option("", '"ours": one measurement as JSON, in this process')
     output: str = option("", "a JSON file for the table")
 
@@ -61,7 +61,7 @@ def main(config: Config) -> None:
     last = rows["ours"][-1]
     print(
         f"\n{config.size}, {last['parameters']:,} parameters, float32; {config.prompts} x "
-        f"{config.samples} answers, {config.prompt_tokens} + {config.new_tokens} tokens, top-p "
+        f"{config.samples} completions, {config.prompt_tokens} + {config.new_tokens} tokens, top-p "
         f"{config.top_p}; medians of {config.rounds} x {config.steps} steps"
     )
     print_table(table)
@@ -79,7 +79,7 @@ def main(config: Config) -> None:
 
 
 def why_missing(python: str) -> str:
-    """What keeps the peer from being measured; empty: nothing does."""
+    """Returns why the peer cannot be measured; empty if it can."""
     if not python:
         return "no --peer_python"
     try:
@@ -95,8 +95,8 @@ def why_missing(python: str) -> str:
 
 
 def measure_all(config: Config, missing: str) -> dict[str, list[dict]]:
-    """What every side measured, a row for each round."""
-    told = {
+    """Returns the measurements of every side, one per round."""
+    settings = {
         name: getattr(config, name)
         for name in (
             "size",
@@ -114,7 +114,7 @@ def measure_all(config: Config, missing: str) -> dict[str, list[dict]]:
         "-m",
         "benchmarks.ppo.ppo",
         "--only=ours",
-        *(f"--{name}={value}" for name, value in told.items()),
+        *(f"--{name}={value}" for name, value in settings.items()),
     ]
 
     def peers(measured: dict) -> dict[str, turns.Process]:
@@ -123,7 +123,7 @@ def measure_all(config: Config, missing: str) -> dict[str, list[dict]]:
         peer = [
             config.peer_python,
             "benchmarks/peers/tunix_ppo.py",
-            json.dumps(told | measured["settings"]),
+            json.dumps(settings | measured["settings"]),
         ]
         return {"Tunix": (peer, {}), "Tunix, huge pages": (peer, turns.HUGE)}
 
@@ -136,48 +136,48 @@ def measure_all(config: Config, missing: str) -> dict[str, list[dict]]:
 
 
 def summary(measured: list[dict]) -> dict:
-    """Median, least and most of a whole step, its parts, and the decoders, over all rounds."""
+    """Returns median, minimum and maximum of a full step, its phases and the decoders."""
     times = {
-        "whole": [sum(x.values()) for row in measured for x in row["parts"]],
+        "step": [sum(x.values()) for row in measured for x in row["parts"]],
         "cpu": [x for row in measured for x in row["cpu"]],
     }
-    times |= {part: [x[part] for row in measured for x in row["parts"]] for part in PARTS}
+    times |= {part: [x[part] for row in measured for x in row["parts"]] for part in PHASES}
     times |= {
         name: [x for row in measured for x in row["decoders"][name]]
-        for name in ALONE
+        for name in DECODERS
         if "decoders" in measured[0]
     }
     return {"versions": measured[-1]["versions"]} | {
-        name: {"median": float(np.median(x)), "least": min(x), "most": max(x)}
+        name: {"median": float(np.median(x)), "min": min(x), "max": max(x)}
         for name, x in times.items()
     }
 
 
 def print_table(table: dict) -> None:
-    """A line for every side: its times, and how far ours is ahead."""
+    """Prints a line per side: its times, and the speedup of ours."""
     print(
-        f"{'seconds':19}{'a step':>8}{'(least, most)':>19}"
-        + "".join(f"{part:>12}" for part in PARTS)
-        + "   ours ahead   CPU seconds"
+        f"{'seconds':19}{'a step':>8}{'(min, max)':>19}"
+        + "".join(f"{part:>12}" for part in PHASES)
+        + "      speedup   CPU seconds"
     )
     for name, row in table.items():
-        whole, ahead = row["whole"], row["whole"]["median"] / table["ours"]["whole"]["median"]
+        step, speedup = row["step"], row["step"]["median"] / table["ours"]["step"]["median"]
         print(
-            f"{name:19}{whole['median']:8.3f}  ({whole['least']:7.3f}, {whole['most']:7.3f})"
-            + "".join(f"{row[part]['median']:12.3f}" for part in PARTS)
-            + f"{ahead:11.2f} x {row['cpu']['median']:12.3f}   {row['versions']}"
+            f"{name:19}{step['median']:8.3f}  ({step['min']:7.3f}, {step['max']:7.3f})"
+            + "".join(f"{row[part]['median']:12.3f}" for part in PHASES)
+            + f"{speedup:11.2f} x {row['cpu']['median']:12.3f}   {row['versions']}"
         )
-    print("generation by itself:")
-    for name, words in ALONE.items():
+    print("generation only:")
+    for name, label in DECODERS.items():
         found = table["ours"][name]
         print(
-            f"  {words:46} {found['median']:7.3f} ({found['least']:7.3f}, {found['most']:7.3f})"
+            f"  {label:46} {found['median']:7.3f} ({found['min']:7.3f}, {found['max']:7.3f})"
             f"{found['median'] / table['ours']['compiled']['median']:10.2f} x"
         )
 
 
 def measure(config: Config) -> dict:
-    """Our steps, then the decoders in turn; what a peer must be told to do the same."""
+    """Measures our steps, then the decoders in turn; returns times and the peer's settings."""
     import jax
 
     from benchmarks.common.timing import machine
@@ -229,7 +229,7 @@ def measure(config: Config) -> dict:
 
 
 def decoders(config: Config, model, params) -> dict[str, list[float]]:
-    """Seconds from prompts to answers on the host: our loop and those in Python, in turn."""
+    """Returns seconds from prompts to completions on the host: our loop and Python's, in turn."""
     from benchmarks.inference.generation_loop import PythonLoop
     from qwen_jax.inference.decode import generate
     from qwen_jax.inference.decoder.weights import for_decoding
@@ -248,14 +248,14 @@ def decoders(config: Config, model, params) -> dict[str, list[float]]:
         "python_sorted": lambda prompts: sorting(params, prompts, top_p=config.top_p),
     }
     shape = (config.prompts * config.samples, config.prompt_tokens)
-    draw, times = np.random.default_rng(1), {name: [] for name in calls}
-    for _ in range(1 + config.steps):  # the first compiles
-        prompts = draw.integers(0, model.vocab_size, shape, dtype=np.int32)
+    rng, times = np.random.default_rng(1), {name: [] for name in calls}
+    for _ in range(1 + config.steps):  # the first call compiles
+        prompts = rng.integers(0, model.vocab_size, shape, dtype=np.int32)
         for name, call in calls.items():
             begin = time.perf_counter()
-            answers = call(prompts)
+            completions = call(prompts)
             times[name].append(time.perf_counter() - begin)
-            assert np.shape(answers) == (shape[0], new), np.shape(answers)
+            assert np.shape(completions) == (shape[0], new), np.shape(completions)
     return {name: seconds[1:] for name, seconds in times.items()}
 
 

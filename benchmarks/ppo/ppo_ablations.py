@@ -1,10 +1,10 @@
-"""What each choice of PPO does: the report's, and each of them undone, over seeds. Report: 3.2.2.
+"""Ablations of PPO: the report's settings, and each of them changed, over seeds. Report: 3.2.2.
 
-Starts from a run of experiments.quickstart (its fine-tuned model, reward model, questions and
-shards). A row is one setting, mean and spread over the seeds: reward of the first and last tenth of
-the steps after the value model's warm-up, KL and entropy at the end, sums answered greedily, and
-two things that PPO does not see: sums that were held out, and the loss on held-out documentation,
-which says what the language model has forgotten. The first row is the model that all start from.
+Starts from a run of experiments.quickstart: its fine-tuned model, reward model, prompts and shards.
+A row is one setting, mean and standard deviation over the seeds: reward of the first and last tenth
+of the steps after the value model's warm-up, KL and entropy at the end, and sums solved greedily.
+Two columns are unseen by PPO: held-out sums, and the loss on held-out documentation, which shows
+what the language model has forgotten. The first row is the initial model.
 
     python -m benchmarks.ppo.ppo_ablations --start=runs/quickstart --output=benchmarks/results
 """
@@ -31,7 +31,7 @@ from qwen_jax.train.evaluation import make_evaluator
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.utils.files import write_json
 
-VARIANTS = {  # what differs from the report's way
+VARIANTS = {  # changes of the report's settings
     "as in the report": {},
     "learned reward": {"reward": "model"},
     "no KL penalty": {"kl_coefficient": 0.0},
@@ -45,30 +45,32 @@ VARIANTS = {  # what differs from the report's way
 class Config:
     """One table."""
 
-    start: str = option("runs/quickstart", "a finished quickstart")
-    steps: int = option(100, "of each run")
-    warmup: int = option(10, "value-only steps; the report's 50 are of a longer run")
-    batch_size: int = option(32, "answers a step")
-    rate: float = option(
-        2e-4, "of the policy; the value model's is five times it, as in the report"
+    start: str = option("runs/quickstart", "run folder of a finished quickstart")
+    steps: int = option(100, "per run")
+    warmup: int = option(
+        10, "steps that train only the value model; the report's 50 are of a longer run"
     )
-    # The report gives none. A fifth of the recipe's untuned 0.5: this reward is sparse, and 0.1 is
-    # enough for the loss on documentation to fall.
+    batch_size: int = option(32, "completions per step")
+    rate: float = option(
+        2e-4, "learning rate of the policy; the value model's is five times it, as in the report"
+    )
+    # The report gives no value. A fifth of the recipe's untuned 0.5: this reward is sparse, and at
+    # 0.1 the loss on documentation still falls.
     pretrain_coefficient: float = option(0.1, "of the pretraining gradient; ours")
-    seeds: int = option(3, "of every choice")
+    seeds: int = option(3, "per setting")
     runs: str = option("runs/ppo_ablations", "a folder for the runs")
     output: str = option("", "a folder for the table and the plot")
 
 
 def main(config: Config) -> None:
-    """Runs what is not there yet, then prints the table."""
+    """Runs the missing runs, then prints the table."""
     start = pathlib.Path(config.start)
     if not (start / "reward").is_dir():
         raise ConfigError(
-            "no reward model lies here.", f"{start}/reward", "run experiments.quickstart first."
+            "there is no reward model.", f"{start}/reward", "run experiments.quickstart first."
         )
     tokenizer = Tokenizer.from_file(start / "tokenizer.tiktoken")
-    began, curves = time.time(), {}
+    started, curves = time.time(), {}
     before = facts(config, start, start / "sft", tokenizer)
     table = [
         {"setting": "the fine-tuned model"} | {key: f"{value:.3f}" for key, value in before.items()}
@@ -84,7 +86,7 @@ def main(config: Config) -> None:
             print(
                 f"{name}, seed {seed}: "
                 + ", ".join(f"{key} {value:.3f}" for key, value in found[-1].items())
-                + f" ({time.time() - began:.0f} s)",
+                + f" ({time.time() - started:.0f} s)",
                 flush=True,
             )
         table.append(
@@ -101,18 +103,18 @@ def main(config: Config) -> None:
         output = pathlib.Path(config.output)
         about = (
             f"{time.strftime('%Y-%m-%d')}, jax {jax.__version__}, {os.cpu_count()} CPU cores; "
-            f"{config.steps} steps of {config.batch_size} answers, {config.seeds} seeds (mean ± "
-            "standard deviation)."
+            f"{config.steps} steps of {config.batch_size} completions, {config.seeds} seeds "
+            "(mean ± standard deviation)."
         )
         (output / "ppo_ablations.md").write_text(
-            f"# PPO, choice by choice\n\n{about}\n\n{text}\n", encoding="utf-8"
+            f"# Ablations of PPO\n\n{about}\n\n{text}\n", encoding="utf-8"
         )
         write_json(output / "ppo_ablations.json", {"about": about, "rows": table})
         plot(curves, output / "ppo_ablations.png")
 
 
 def one(config: Config, changes: dict, seed: int, folder: pathlib.Path) -> ppo.Config:
-    """The quickstart's PPO with another seed and one choice changed."""
+    """Returns the quickstart's PPO config with another seed and one setting changed."""
     changes = dict(changes)
     learned = changes.pop("reward", "function") == "model"
     base = quickstart_alignment.ppo_config(
@@ -140,7 +142,7 @@ def facts(
     tokenizer: Tokenizer,
     curves: Curves | None = None,
 ) -> dict[str, float]:
-    """What a row of the table shows of one run, of PPO if it has curves."""
+    """Returns the columns of one run; those of PPO only if `curves` is given."""
     found = {}
     if curves is not None:
         steps, reward = curves.curve("rollout/reward")
@@ -177,16 +179,16 @@ def markdown(table: list[dict[str, str]]) -> str:
 
 
 def plot(curves: dict[str, list[Curves]], path: pathlib.Path) -> None:
-    """Reward, KL and entropy by step; a line for each setting, its seeds' mean."""
+    """Plots reward, KL and entropy by step; a line per setting, the mean over seeds."""
     from matplotlib.figure import Figure  # an extra, and slow to import
 
     figure = Figure(figsize=(13, 3.4), layout="constrained")
     learned = [name for name, changes in VARIANTS.items() if changes.get("reward") == "model"]
     panels = (
-        ("rollout/reward", "reward: 1 for a sum that is right", set(curves) - set(learned)),
-        ("rollout/reward", "learned reward, in its own units", set(learned)),
-        ("rollout/kl", "KL from the start, nats of an answer", set(curves)),
-        ("rollout/entropy", "entropy, nats of a token", set(curves)),
+        ("rollout/reward", "reward: 1 for a correct sum", set(curves) - set(learned)),
+        ("rollout/reward", "learned reward, not normalized", set(learned)),
+        ("rollout/kl", "KL from the initial policy, nats per response", set(curves)),
+        ("rollout/entropy", "entropy, nats per token", set(curves)),
     )
     for ax, (key, title, shown) in zip(figure.subplots(1, 4), panels, strict=True):
         for i, (name, runs) in enumerate(curves.items()):

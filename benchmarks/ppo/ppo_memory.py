@@ -1,9 +1,9 @@
-"""The memory of four models that a PPO run announces, against the peak that it reaches.
+"""The memory of four models that a PPO run predicts, against the peak that it reaches.
 
-Each run is experiments.ppo in a process of its own: the 8.4M-parameter model with random weights as
-policy, reference, value and reward model, 16 prompts of up to 64 tokens, two answers of up to 64 to
-each, FP32, one device. The peak is that of the process during its steps, above what it had when the
-step was compiled and no weight was loaded. Linux alone.
+Each run is experiments.ppo in its own process: the 8.4M-parameter model with random weights as
+policy, reference, value and reward model, 16 prompts of up to 64 tokens, two completions of up to
+64 tokens each, FP32, one device. The peak is that of the process during its steps, relative to its
+memory after compilation and before any weight was loaded. Linux only.
 
     python -m benchmarks.ppo.ppo_memory
 """
@@ -23,20 +23,20 @@ from qwen_jax import sizes
 from qwen_jax.cli import flags
 from qwen_jax.config import option
 
-RUNS = {"whole models": [], "adapters of rank 16": ["--rank=16"]}
+RUNS = {"full models": [], "adapters of rank 16": ["--rank=16"]}
 _UNITS = {"MiB": 2**20, "GiB": 2**30}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What is measured."""
+    """The measured run."""
 
-    size: str = option("toy_8m", "by sizes.by_name")
-    prompts: int = option(16, "of a step, two answers to each")
-    new_tokens: int = option(64, "of an answer, and the most of a prompt")
-    steps: int = option(5, "that memory is watched in")
-    rank: int | None = option(None, "of adapters; none: whole models")
-    only: str = option("", "a folder that `write` filled: one measurement as JSON, in this process")
+    size: str = option("toy_8m", "a name of qwen_jax.sizes")
+    prompts: int = option(16, "per step, two completions each")
+    new_tokens: int = option(64, "maximum of a completion, and of a prompt")
+    steps: int = option(5, "per run")
+    rank: int | None = option(None, "of adapters; none: full models")
+    only: str = option("", "a folder that `write` made: one measurement as JSON, in this process")
     output: str = option("", "a JSON file for the table")
 
 
@@ -61,8 +61,8 @@ def main(config: Config) -> None:
             found = turns.run([*command, *changes, f"--only={folder}"], turns.HUGE)
             table[name] = found
             print(
-                f"{name:20} announced {found['announced'] / 1e6:7.1f} MB, reached "
-                f"{found['peak'] / 1e6:7.1f} MB: {found['announced'] / found['peak']:.2f}",
+                f"{name:20} predicted {found['predicted'] / 1e6:7.1f} MB, reached "
+                f"{found['peak'] / 1e6:7.1f} MB: {found['predicted'] / found['peak']:.2f}",
                 flush=True,
             )
     if config.output:
@@ -70,7 +70,7 @@ def main(config: Config) -> None:
 
 
 def write(config: Config, folder: pathlib.Path) -> None:
-    """A language model's and a reward model's folder, and prompts."""
+    """Writes folders of a language model and a reward model, and prompts."""
     import jax
     import jax.numpy as jnp
 
@@ -101,21 +101,25 @@ def write(config: Config, folder: pathlib.Path) -> None:
             }
         )
     )
-    draw = random.Random(0)
+    rng = random.Random(0)
     with open(folder / "prompts.jsonl", "w") as file:
         for _ in range(4 * config.prompts):
-            text = "".join(draw.choices("abcdefgh", k=config.new_tokens // 2))
-            talk = [("system", "."), ("user", text), ("assistant", ".")]
+            text = "".join(rng.choices("abcdefgh", k=config.new_tokens // 2))
+            conversation = [("system", "."), ("user", text), ("assistant", ".")]
             file.write(
                 json.dumps(
-                    {"messages": [{"role": role, "content": content} for role, content in talk]}
+                    {
+                        "messages": [
+                            {"role": role, "content": content} for role, content in conversation
+                        ]
+                    }
                 )
                 + "\n"
             )
 
 
 def measure(config: Config, folder: pathlib.Path) -> dict:
-    """Bytes that a run announces, and its peak from its second step on."""
+    """Returns the bytes that a run predicts, and its peak from the second step on."""
     from experiments import ppo
     from qwen_jax.align.train_ppo import train_ppo
     from qwen_jax.config import MeshConfig
@@ -123,7 +127,7 @@ def measure(config: Config, folder: pathlib.Path) -> dict:
     from qwen_jax.pretrained.overrides import ModelOverrides
     from qwen_jax.pretrained.start import start
 
-    asked = dataclasses.replace(
+    config_of_run = dataclasses.replace(
         ppo.RECIPE,
         init_from=f"{folder}/base",
         reward_model=f"{folder}/reward",
@@ -139,22 +143,22 @@ def measure(config: Config, folder: pathlib.Path) -> dict:
             ppo.RECIPE.train, num_steps=config.steps, save_every=None, batch_size=2 * config.prompts
         ),
     )
-    asked, tokenizer = start(asked)
-    found: dict[str, Any] = {"said": []}
+    config_of_run, tokenizer = start(config_of_run)
+    found: dict[str, Any] = {"log": []}
 
     def log(line: str) -> None:
-        found["said"].append(line)
+        found["log"].append(line)
         if number := re.match(r"memory: ([\d.]+) (GiB|MiB)", line):
-            found["announced"] = float(number[1]) * _UNITS[number[2]]
-        if line.startswith("compiled in"):  # after which the weights are loaded
+            found["predicted"] = float(number[1]) * _UNITS[number[2]]
+        if line.startswith("compiled in"):  # weights are loaded after this
             found["before"] = settled_memory()
-        if line.startswith("step 1/"):  # what loading needed for a moment is not the steps'
+        if line.startswith("step 1/"):  # memory used only by loading does not count
             settled_memory()
-            pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+            pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         if line.startswith(f"step {config.steps}/"):  # before the checkpoint is written
             found["peak"] = from_status("VmHWM") - found["before"]
 
-    train_ppo(asked, tokenizer, log=log)
+    train_ppo(config_of_run, tokenizer, log=log)
     return found
 
 

@@ -1,7 +1,7 @@
-"""Whole PPO steps of ours with a clock: random weights, answers of one length, one device.
+"""Our full PPO steps, timed: random weights, completions of equal length, one device.
 
-Nothing ends an answer early: the end token is the last id of the vocabulary, and the tokenizer says
-that ids end before it, so that it is never produced. A step's work is the same whatever is drawn.
+No completion ends early: the end token is the last id of the vocabulary, and the tokenizer's
+vocabulary size excludes it, so it is never sampled. Every step does the same work.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ import numpy as np
 from experiments.ppo import RECIPE  # learning rates, clips, the KL coefficient
 from qwen_jax.align import ppo
 from qwen_jax.align.ppo_config import PPOConfig
-from qwen_jax.align.ppo_state import rows_sharding
-from qwen_jax.align.rollout import Prompts, Sampler, rows_of
+from qwen_jax.align.ppo_state import rollout_sharding
+from qwen_jax.align.rollout import Prompts, Sampler, sampling_inputs
 from qwen_jax.align.rollout_programs import compiled_programs, rollout_programs
 from qwen_jax.config import MeshConfig, ModelConfig
 from qwen_jax.model.spec import init_from, param_specs
@@ -28,7 +28,7 @@ from qwen_jax.train.state import abstract_state, make_state
 
 
 class Numbers:
-    """A tokenizer whose text is the ids, written out as numbers."""
+    """A tokenizer whose text is the ids as numbers."""
 
     def __init__(self, vocab_size: int):
         self.im_end = self.vocab_size = vocab_size - 1
@@ -38,7 +38,7 @@ class Numbers:
 
 
 class TimedSteps:
-    """A run's PPO steps, each of new random prompts."""
+    """PPO steps of a run, each with new random prompts."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class TimedSteps:
         top_p: float,
     ):
         self.model = model
-        self._shape, self._draw = (prompts, prompt_tokens), np.random.default_rng(0)
+        self._shape, self._rng = (prompts, prompt_tokens), np.random.default_rng(0)
         settings = dataclasses.replace(
             RECIPE.ppo,
             value_warmup_steps=0,
@@ -61,13 +61,13 @@ class TimedSteps:
             max_new_tokens=new_tokens,
         )
         self._mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
-        self._rows = rows_sharding(self._mesh)
+        self._sharding = rollout_sharding(self._mesh)
         optimizers = [
             make_optimizer(adam, num_steps=1000)
             for adam in (RECIPE.optimizer, RECIPE.value_optimizer)
         ]
         with use_layout(self._mesh):
-            self.state = self._start(optimizers)
+            self.state = self._initial_state(optimizers)
             self._sampler = self._compile_sampler(settings)
             step = ppo.make_ppo_step(
                 model,
@@ -81,7 +81,7 @@ class TimedSteps:
             )
 
     def take(self, number: int) -> dict[str, float]:
-        """One step; seconds of its parts, which follow one another and are all of it."""
+        """Runs one step; returns the seconds of its phases, which add up to the step."""
         with use_layout(self._mesh):
             begin, cpu = time.perf_counter(), time.process_time()
             batch = jax.block_until_ready(self._batch(number))
@@ -90,12 +90,12 @@ class TimedSteps:
             finished = time.perf_counter()
             self.cpu = time.process_time() - cpu  # of all threads
         return {
-            "generation": self._asked - begin,
-            "scoring": scored - self._asked,
+            "generation": self._generated - begin,
+            "scoring": scored - self._generated,
             "updates": finished - scored,
         }
 
-    def _start(self, optimizers) -> ppo.PPOState:
+    def _initial_state(self, optimizers) -> ppo.PPOState:
         specs = param_specs(self.model), scoring_specs(self.model)
         abstract = [
             abstract_state(spec, optimizer, self._mesh, dtype=self.model.param_dtype).replace(
@@ -112,7 +112,7 @@ class TimedSteps:
             step=jax.device_put(np.int32(0), everywhere),
             policy=policy,
             value=value,
-            rewards=jax.device_put(ppo.start_moments(), everywhere),
+            rewards=jax.device_put(ppo.initial_moments(), everywhere),
             halted=jax.device_put(np.bool_(False), everywhere),
         )
 
@@ -124,38 +124,38 @@ class TimedSteps:
         )(jax.random.key(0))
 
     def _compile_sampler(self, settings: PPOConfig) -> Sampler:
-        tokenizer: Any = Numbers(self.model.vocab_size)  # it has what a Sampler calls
+        tokenizer: Any = Numbers(self.model.vocab_size)  # implements what a Sampler calls
         frozen = ppo.FrozenModels(self._reference(), None)
-        rows = rows_of(self._prompts(0), 0, config=settings, tokenizer=tokenizer, seed=0)
+        inputs = sampling_inputs(self._prompts(0), 0, config=settings, tokenizer=tokenizer, seed=0)
         programs = compiled_programs(
             rollout_programs(self.model, settings, end_id=tokenizer.im_end),
             self.state.params,
             frozen,
-            rows,
-            self._rows,
+            inputs,
+            self._sharding,
         )
         return Sampler(
             settings,
             tokenizer,
             programs=programs,
             frozen=frozen,
-            rows=self._rows,
+            sharding=self._sharding,
             reward_functions=[self._reward],
         )
 
     def _prompts(self, number: int) -> Prompts:
         P, T = self._shape
         return Prompts(
-            tokens=self._draw.integers(0, self.model.vocab_size - 1, (P, T), dtype=np.int32),
+            tokens=self._rng.integers(0, self.model.vocab_size - 1, (P, T), dtype=np.int32),
             lengths=np.full(P, T, np.int32),
             indices=np.arange(P, dtype=np.int32) + P * number,
         )
 
     def _batch(self, number: int) -> ppo.PPOBatch:
         rollout = self._sampler(self._prompts(number), self.state, number)
-        return ppo.PPOBatch(rollout=jax.device_put(rollout, self._rows), pretrain=None)
+        return ppo.PPOBatch(rollout=jax.device_put(rollout, self._sharding), pretrain=None)
 
-    def _reward(self, questions, answers):
-        # The answers are on the host, and the four models have not been waited for.
-        self._asked = time.perf_counter()
-        return [float(len(set(answer.split()))) for answer in answers]
+    def _reward(self, prompts, completions):
+        # The completions are on the host; the scoring program may still run.
+        self._generated = time.perf_counter()
+        return [float(len(set(text.split()))) for text in completions]

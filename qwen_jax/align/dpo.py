@@ -1,7 +1,7 @@
 """Direct preference optimization: the same pairs, no reward model (Rafailov et al. 2023).
 
-The reference's log-probabilities do not change, so they are computed once, before training, and
-travel with the pairs: one model is in memory.
+The reference's log-probabilities do not change. They are computed once, before training, and are
+stored with the pairs: only one model is in memory.
 
 B pairs, T positions.
 """
@@ -15,17 +15,17 @@ from qwen_jax.config import ModelConfig
 from qwen_jax.types import Array, PairBatch, Params, Sums
 
 
-class ComparedPairs(PyTreeNode):
-    """Pairs with what the reference model thinks of them."""
+class DPOBatch(PyTreeNode):
+    """Pairs with the reference model's log-probabilities."""
 
     pairs: PairBatch
-    reference_B2: Array  # float32 [B, 2]; log p of each answer under the reference
+    reference_log_probs_B2: Array  # float32 [B, 2]; log p of each response under the reference
 
 
-def answer_log_probs(
+def response_log_probs(
     params: Params, pairs: PairBatch, *, config: ModelConfig, dropout_key: Array | None = None
 ) -> Array:
-    """log p of each answer, its <|im_end|> included: float32 [B, 2]."""
+    """Returns log p of each response, including its <|im_end|>: float32 [B, 2]."""
     B, _, T = pairs.tokens.shape
     tokens, targets, segments, weights = (
         x.reshape(2 * B, T)
@@ -38,26 +38,26 @@ def answer_log_probs(
 
 
 def make_objective(config: ModelConfig, *, beta: float, training: bool = True):
-    """objective(params, compared, key) -> Sums of -log sigmoid(gain(chosen) - gain(rejected)).
+    """Returns objective(params, batch, key) -> Sums of -log sigmoid(r(chosen) - r(rejected)).
 
-    The gain of an answer is beta * (log p under the policy - log p under the reference): the reward
-    that the policy implies.
+    r is the implicit reward of a response: beta * (log p under the policy - log p under the
+    reference).
     """
 
-    def objective(params: Params, compared: ComparedPairs, key: Array | None) -> Sums:
-        own_B2 = answer_log_probs(
-            params, compared.pairs, config=config, dropout_key=key if training else None
+    def objective(params: Params, batch: DPOBatch, key: Array | None) -> Sums:
+        policy_B2 = response_log_probs(
+            params, batch.pairs, config=config, dropout_key=key if training else None
         )
-        gain_B2 = jnp.float32(beta) * (own_B2 - compared.reference_B2)
-        margin_B, weights = gain_B2[:, 0] - gain_B2[:, 1], compared.pairs.weights
+        rewards_B2 = jnp.float32(beta) * (policy_B2 - batch.reference_log_probs_B2)
+        margin_B, weights = rewards_B2[:, 0] - rewards_B2[:, 1], batch.pairs.weights
         return Sums(
             loss_sum=-jnp.sum(weights * jax.nn.log_sigmoid(margin_B)),
             weight_sum=jnp.sum(weights),
             extras={
                 "accuracy": jnp.sum(weights * (jnp.sign(margin_B) + 1.0) / 2.0),
                 "margin": jnp.sum(weights * margin_B),
-                "chosen_reward": jnp.sum(weights * gain_B2[:, 0]),
-                "rejected_reward": jnp.sum(weights * gain_B2[:, 1]),
+                "chosen_reward": jnp.sum(weights * rewards_B2[:, 0]),
+                "rejected_reward": jnp.sum(weights * rewards_B2[:, 1]),
             },
         )
 

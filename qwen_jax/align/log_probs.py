@@ -1,6 +1,6 @@
 """Log-probabilities of given tokens, from the untruncated softmax in float32.
 
-B batch, T positions, R positions that are asked for.
+B batch, T positions, R positions of a window.
 """
 
 from typing import NamedTuple
@@ -15,9 +15,9 @@ from qwen_jax.types import Array, Params
 
 
 class Window(NamedTuple):
-    """`size` positions of each row: the same number, each row from a place of its own."""
+    """`size` adjacent positions of each sequence, from a different first position each."""
 
-    first_B: Array  # int32; a window that would leave its row ends where the row does
+    first_B: Array  # int32; a window that would exceed its sequence is moved to end with it
     size: int
 
 
@@ -32,14 +32,14 @@ def token_log_probs(
     window: Window | None = None,
     dropout_key: Array | None = None,
 ) -> tuple[Array, Array]:
-    """log p(target) and the entropy of the distribution it is from, float32 [B, T] each.
+    """Returns log p(target) and the entropy of its distribution, float32 [B, T] each.
 
-    Logits are divided by `temperature` first, as the sampler does. They exist for a few tokens at a
-    time, and are computed again in the backward pass (model/lm_loss.py).
+    Logits are divided by `temperature` first, as in the sampler. They are materialized for a chunk
+    of tokens at a time, and recomputed in the backward pass (model/lm_loss.py).
 
     Args:
-      window: the positions that are asked for; logits of others are not computed, and both results
-        are 0 there. None: all.
+      window: the positions to compute; elsewhere no logits are computed, and both results are 0.
+        None: all positions.
     """
     x_BTD = hidden_states(
         params,
@@ -52,24 +52,27 @@ def token_log_probs(
     if window is None:
         return log_likelihoods(x_BTD, head_matrix(params), targets_BT, temperature)
     found = log_likelihoods(
-        cut_out(x_BTD, window), head_matrix(params), cut_out(targets_BT, window), temperature
+        gather_window(x_BTD, window),
+        head_matrix(params),
+        gather_window(targets_BT, window),
+        temperature,
     )
-    return tuple(put_back(x, window, targets_BT.shape[1]) for x in found)
+    return tuple(scatter_window(x, window, targets_BT.shape[1]) for x in found)
 
 
-def cut_out(x: Array, window: Window) -> Array:
-    """[B, T, ...] -> [B, R, ...]: the window of each row."""
+def gather_window(x: Array, window: Window) -> Array:
+    """Returns the window of each sequence: [B, T, ...] -> [B, R, ...]."""
 
-    def row(x, first):
+    def one(x, first):
         return jax.lax.dynamic_slice_in_dim(x, first, window.size)
 
-    return jax.vmap(row)(x, window.first_B)
+    return jax.vmap(one)(x, window.first_B)
 
 
-def put_back(x_BR: Array, window: Window, T: int) -> Array:
-    """[B, R] -> [B, T]: what `cut_out` took, where it was; 0 elsewhere."""
+def scatter_window(x_BR: Array, window: Window, T: int) -> Array:
+    """Inverse of `gather_window`, 0 outside of the window: [B, R] -> [B, T]."""
 
-    def row(x_R, first):
+    def one(x_R, first):
         return jax.lax.dynamic_update_slice_in_dim(jnp.zeros((T,), x_R.dtype), x_R, first, 0)
 
-    return jax.vmap(row)(x_BR, window.first_B)
+    return jax.vmap(one)(x_BR, window.first_B)

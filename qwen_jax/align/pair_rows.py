@@ -1,4 +1,4 @@
-"""The pairs that a reward model or DPO learns from: which files, as rows, how often."""
+"""Preference pairs of the reward model and DPO: their files, their rows, the number of passes."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,27 +15,27 @@ from qwen_jax.utils.jsonl import names_of
 
 @dataclasses.dataclass(frozen=True)
 class PairData:
-    """Which comparisons."""
+    """The files of comparisons and how they are used."""
 
     pairs: tuple[str, ...] = option((), ".json and .jsonl files")
-    eval_pairs: tuple[str, ...] = option((), "held out, one column of the table each")
-    epochs: float | None = option(1.0, "passes over the pairs; none: train.num_steps counts")
+    eval_pairs: tuple[str, ...] = option((), "held-out files, each a column of the table")
+    epochs: float | None = option(1.0, "passes over the pairs; none: train.num_steps")
     context_length: int | None = option(None, "tokens of a dialogue; none: the model's")
 
 
 @dataclasses.dataclass(frozen=True)
 class PairTrainConfig(TrainConfig):
-    """TrainConfig of a run whose length data.epochs may say."""
+    """TrainConfig of a run whose length data.epochs may set."""
 
     num_steps: int | None = dataclasses.field(
         default=None,
         kw_only=True,
-        metadata={"help": "updates of the weights, in the whole run; none: as data.epochs says"},
+        metadata={"help": "updates of the weights in the full run; none: from data.epochs"},
     )
 
 
 class PairConfig(StageConfig, Protocol):
-    """What the config of a run on pairs has (experiments/reward_model.py, experiments/dpo.py)."""
+    """Config of a run on pairs (experiments/reward_model.py, experiments/dpo.py)."""
 
     @property
     def data(self) -> PairData: ...
@@ -47,7 +47,7 @@ def read_pair_rows(
     tokenizer: Tokenizer,
     log: Callable[[str], None] = print,
 ) -> PairRows:
-    """The pairs of some files, after saying what became of the data."""
+    """Returns the pairs of some files; logs how many were kept and skipped."""
     counts = Counts()
     rows = PairRows(
         read_pairs(paths, counts),
@@ -62,7 +62,7 @@ def read_pair_rows(
 def read_held_out(
     config: PairConfig, tokenizer: Tokenizer, log: Callable[[str], None] = print
 ) -> dict[str, PairRows]:
-    """The rows of each held-out file, by its name."""
+    """Returns the rows of each held-out file by its name."""
     paths = config.data.eval_pairs
     return {
         name: read_pair_rows((path,), config, tokenizer, log)
@@ -71,7 +71,7 @@ def read_held_out(
 
 
 def for_epochs(config: Any, pairs: int, log: Callable[[str], None] = print) -> Any:
-    """The config with the number of steps that data.epochs passes over the pairs take.
+    """Returns the config with num_steps set to data.epochs passes over the pairs.
 
     Raises:
       ConfigError: neither data.epochs nor train.num_steps is set.
@@ -79,13 +79,13 @@ def for_epochs(config: Any, pairs: int, log: Callable[[str], None] = print) -> A
     epochs, train = config.data.epochs, config.train
     if epochs is None and train.num_steps is None:
         raise ConfigError(
-            "nothing says how long to train.",
+            "the length of the run is not set.",
             "--data.epochs, --train.num_steps",
             "set one of them.",
         )
     if epochs is None:
         return config
     if train.num_steps is not None:
-        log(f"data.epochs={epochs:g} says how long to train, not train.num_steps")
+        log(f"data.epochs={epochs:g} overrides train.num_steps={train.num_steps}")
     steps = max(1, round(epochs * pairs / train.batch_size))
     return dataclasses.replace(config, train=dataclasses.replace(train, num_steps=steps))

@@ -1,4 +1,4 @@
-"""What PPO holds: the step with the shapes that it is compiled for, and the state it starts from.
+"""The PPO step with the shapes that it is compiled for, and its initial state.
 
 A run (train_ppo.py) and the planner (plan/stages.py) compile the same `ppo_program`.
 
@@ -20,8 +20,8 @@ from qwen_jax.align.ppo import (
     PPOState,
     Rollout,
     RunningMoments,
+    initial_moments,
     make_ppo_step,
-    start_moments,
 )
 from qwen_jax.align.ppo_config import PPOConfig
 from qwen_jax.config import ModelConfig, OptimizerConfig, TrainConfig
@@ -51,14 +51,14 @@ class StepConfig(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class PPOProgram:
-    """A PPO step and what it is compiled for: shapes, dtypes and shardings, nothing allocated."""
+    """A PPO step with its abstract inputs: shapes, dtypes and shardings, nothing allocated."""
 
     mesh: Mesh
     step: Any  # jitted: (state, batch) -> (state, metrics)
     state: PPOState
     batch: PPOBatch
-    frozen: FrozenModels  # reference and reward model, in the dtype that they are used in
-    specs: tuple[Any, Any]  # of the parameters that are trained: policy, value model
+    frozen: FrozenModels  # reference and reward model, in the compute dtype
+    specs: tuple[Any, Any]  # of the trained parameters: policy, value model
     optimizers: tuple[optax.GradientTransformation, optax.GradientTransformation]
     lora: LoRAConfig | None
 
@@ -68,20 +68,20 @@ def ppo_program(
     mesh: Mesh,
     *,
     prompt_tokens: int,
-    pretrain_rows: int,
+    pretrain_sequences: int,
     reward_model: bool = True,
     lora: LoRAConfig | None = None,
 ) -> PPOProgram:
-    """The step of a run on a mesh, whose devices need not exist.
+    """Returns the program of a run on a mesh, whose devices need not exist.
 
     Args:
-      prompt_tokens: of the longest prompt.
-      pretrain_rows: rows of the pretraining gradient in a step; 0: there is none.
-      reward_model: whether there is one.
+      prompt_tokens: length of the longest prompt.
+      pretrain_sequences: sequences of the pretraining gradient per step; 0: none.
+      reward_model: whether the run has one.
       lora: adapters are trained on top of the frozen models; None: all weights are trained.
 
     Raises:
-      ShardingError: weights that do not divide over the mesh.
+      ShardingError: the weights do not divide over the mesh.
     """
     model, train = config.model, config.train
     full_specs = param_specs, scoring_specs
@@ -105,7 +105,7 @@ def ppo_program(
     )
     reference, reward = (abstract(of(model), model.compute_dtype, mesh) for of in full_specs)
     frozen = FrozenModels(reference, reward if reward_model else None)
-    batch = _abstract_batch(config, mesh, prompt_tokens, pretrain_rows)
+    batch = _abstract_batch(config, mesh, prompt_tokens, pretrain_sequences)
     return PPOProgram(
         mesh=mesh,
         step=make_ppo_step(
@@ -126,10 +126,12 @@ def ppo_program(
     )
 
 
-def _abstract_batch(config: StepConfig, mesh: Mesh, prompt_tokens: int, rows: int) -> PPOBatch:
+def _abstract_batch(
+    config: StepConfig, mesh: Mesh, prompt_tokens: int, pretrain_sequences: int
+) -> PPOBatch:
     B, T = config.train.batch_size, prompt_tokens + config.ppo.max_new_tokens
     ids, numbers = (jax.ShapeDtypeStruct((B, T), dtype) for dtype in (np.int32, np.float32))
-    row = jax.ShapeDtypeStruct((B,), np.float32)
+    scalars = jax.ShapeDtypeStruct((B,), np.float32)
     rollout = Rollout(
         tokens=ids,
         targets=ids,
@@ -140,19 +142,21 @@ def _abstract_batch(config: StepConfig, mesh: Mesh, prompt_tokens: int, rows: in
         entropies=numbers,
         reference_log_probs=numbers,
         values=numbers,
-        rewards=row,
-        finished=row,
+        rewards=scalars,
+        finished=scalars,
     )
-    pretrain = abstract_batch(rows, config.model.context_length) if rows else None
-    return with_sharding(PPOBatch(rollout=rollout, pretrain=pretrain), rows_sharding(mesh))
+    pretrain = None
+    if pretrain_sequences:
+        pretrain = abstract_batch(pretrain_sequences, config.model.context_length)
+    return with_sharding(PPOBatch(rollout=rollout, pretrain=pretrain), rollout_sharding(mesh))
 
 
-def rows_sharding(mesh: Mesh) -> NamedSharding:
-    """Where the rows of rollouts and of pretraining data lie."""
+def rollout_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of rollouts and pretraining sequences: over the batch axis."""
     return NamedSharding(mesh, DEFAULT_RULES.partition_spec(("batch",)))
 
 
-def start_state(
+def initial_state(
     program: PPOProgram,
     *,
     seed: int,
@@ -160,17 +164,17 @@ def start_state(
     value: Callable[[Any], Any],
     frozen: Callable[[], FrozenModels],
 ) -> PPOState:
-    """The state before the first step.
+    """Returns the state before the first step.
 
     Args:
-      policy, value: abstract parameters -> the weights to start from, which are given away; not
-        called for adapters, which start from the seed.
-      frozen: the frozen models, which adapters are on top of; called only for adapters.
+      policy, value: abstract parameters -> initial weights, which are donated; not called for
+        adapters, which are initialized from the seed.
+      frozen: loads the frozen models; called only for adapters.
     """
 
-    def start(number: int, abstract, load):
+    def start(index: int, abstract, load):
         params = load(abstract.params) if program.lora is None else None
-        specs, optimizer = program.specs[number], program.optimizers[number]
+        specs, optimizer = program.specs[index], program.optimizers[index]
         return make_state(seed, specs, optimizer, abstract, params=params)
 
     policy_state = start(0, program.state.policy, policy)
@@ -183,6 +187,6 @@ def start_state(
         step=jax.device_put(np.int32(0), everywhere),
         policy=policy_state,
         value=value_state,
-        rewards=jax.device_put(start_moments(), everywhere),
+        rewards=jax.device_put(initial_moments(), everywhere),
         halted=jax.device_put(np.bool_(False), everywhere),
     )

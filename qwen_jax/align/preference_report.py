@@ -1,4 +1,4 @@
-"""How well a reward model agrees with people: accuracy as in Table 4, margins, calibration.
+"""Agreement of a reward model with human preferences: accuracy (Table 4), margins, calibration.
 
 Report: 3.2.1, Table 4.
 """
@@ -19,37 +19,37 @@ _margins = jax.jit(margins, static_argnames="config")
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """What a reward model says of one data set."""
+    """The margins of a reward model on one data set."""
 
     name: str
     margins: np.ndarray  # float32 [pairs]; reward(chosen) - reward(rejected)
 
     @property
     def accuracy(self) -> float:
-        """The share of pairs that are ordered as people did; a tie counts half."""
+        """The share of pairs whose preferred answer has the higher reward; a tie counts half."""
         return float(np.mean((np.sign(self.margins) + 1) / 2))
 
     @property
     def standard_error(self) -> float:
-        """Of the accuracy, as of a coin: 0.5 / sqrt(pairs) at worst."""
+        """Binomial standard error of the accuracy: at most 0.5 / sqrt(pairs)."""
         return float(np.sqrt(self.accuracy * (1 - self.accuracy) / len(self.margins)))
 
     def calibration(self, bins: int = 10) -> list[tuple[float, float, int]]:
-        """(mean confidence, share right, pairs) of bins of confidence from 0.5 to 1.
+        """Returns (mean confidence, share right, pairs) per bin of confidence from 0.5 to 1.
 
-        Confidence is sigmoid(|margin|): what the model gives for the answer that it prefers.
+        Confidence is sigmoid(|margin|): the probability that the model gives its preferred answer.
         """
         confidence = 1 / (1 + np.exp(-np.abs(self.margins)))
         right = (np.sign(self.margins) + 1) / 2
-        place = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
+        bin_of = np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1)
         return [
             (
-                float(confidence[place == b].mean()),
-                float(right[place == b].mean()),
-                int((place == b).sum()),
+                float(confidence[bin_of == b].mean()),
+                float(right[bin_of == b].mean()),
+                int((bin_of == b).sum()),
             )
             for b in range(bins)
-            if (place == b).any()
+            if (bin_of == b).any()
         ]
 
 
@@ -61,7 +61,7 @@ def measure(
     config: ModelConfig,
     put: Callable[[PairBatch], PairBatch],
 ) -> Agreement:
-    """The margins of all pairs; what fills up the last batch is left out."""
+    """Returns the margins of all pairs, without the padding of the last batch."""
     found = []
     for pairs in batches:
         placed = put(pairs)
@@ -71,7 +71,7 @@ def measure(
 
 
 def table(rows: Sequence[tuple[str, Sequence[Agreement]]]) -> str:
-    """Table 4: a line for each model, a column for each data set, accuracies in per cent."""
+    """Returns Table 4: a line per model, a column per data set, accuracies in percent."""
     names = [agreement.name for agreement in rows[0][1]]
     widths = [max(len(name), 12) for name in names]
     first = max(len(label) for label, _ in rows)

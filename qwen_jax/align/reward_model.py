@@ -1,4 +1,4 @@
-"""The objective of reward modeling, PMP and fine-tuning alike. Report: 3.2.1.
+"""The objective of reward modeling, for PMP and fine-tuning. Report: 3.2.1.
 
 B pairs, T positions.
 """
@@ -12,10 +12,10 @@ from qwen_jax.types import Array, PairBatch, ScoringParams, Sums
 
 
 def make_objective(config: ModelConfig, *, training: bool = True):
-    """objective(params, pairs, key) -> Sums of -log sigmoid(reward(chosen) - reward(rejected)).
+    """Returns objective(params, pairs, key) -> Sums of -log sigmoid(r(chosen) - r(rejected)).
 
-    The reward is read at one specific token, the answer's <|im_end|>. The extras hold accuracy
-    (a tie counts half) and the margin, reward(chosen) - reward(rejected).
+    The reward r is read at one token, the <|im_end|> of the answer. The extras are the accuracy (a
+    tie counts half) and the margin, r(chosen) - r(rejected).
     """
 
     def objective(params: ScoringParams, pairs: PairBatch, key: Array | None) -> Sums:
@@ -40,14 +40,14 @@ def margins(
     config: ModelConfig,
     dropout_key: Array | None = None,
 ) -> Array:
-    """reward(chosen) - reward(rejected), float32 [B]."""
+    """Returns reward(chosen) - reward(rejected), float32 [B]."""
     B, _, T = pairs.tokens.shape
-    rows_BT = scores(
+    scores_BT = scores(
         params,
         pairs.tokens.reshape(2 * B, T),
         pairs.segment_ids.reshape(2 * B, T),
         config=config,
         dropout_key=dropout_key,
     )
-    rewards_B2 = at_end(rows_BT, pairs.end.reshape(2 * B)).reshape(B, 2)
+    rewards_B2 = at_end(scores_BT, pairs.end.reshape(2 * B)).reshape(B, 2)
     return rewards_B2[:, 0] - rewards_B2[:, 1]

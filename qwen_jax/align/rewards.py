@@ -1,4 +1,4 @@
-"""Rewards that can be checked: --reward_functions=qwen_jax.align.rewards:NAME (PPO)."""
+"""Rule-based rewards for PPO: --reward_functions=qwen_jax.align.rewards:NAME."""
 
 import importlib
 import re
@@ -8,46 +8,46 @@ from types import ModuleType
 from qwen_jax.config import warn_renamed
 from qwen_jax.errors import ConfigError, unknown_name
 
-_FORMER = {"experiments.rewards": "qwen_jax.align.rewards"}  # module that moved -> where it is
+_FORMER = {"experiments.rewards": "qwen_jax.align.rewards"}  # former module -> module
 _SUM = re.compile(r"(-?\d+)\s*([-+*])\s*(-?\d+)")
 _NUMBER = re.compile(r"-?\d+")
 _OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
 
 
-def arithmetic(questions: Sequence[str], answers: Sequence[str]) -> list[float]:
-    """1 where the last number of an answer is the result of the question's last a + b, a - b,
-    a * b.
+def arithmetic(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    """Returns 1 where the last number of a completion is the result of the prompt's last
+    a + b, a - b or a * b, else 0.
 
     Raises:
-      ValueError: a question without such an expression.
+      ValueError: a prompt without such an expression.
     """
     return [
-        float(_last_number(answer) == _result(question))
-        for question, answer in zip(questions, answers, strict=True)
+        float(_last_number(completion) == _result(prompt))
+        for prompt, completion in zip(prompts, completions, strict=True)
     ]
 
 
-def _result(question: str) -> int:
-    found = _SUM.findall(question)
+def _result(prompt: str) -> int:
+    found = _SUM.findall(prompt)
     if not found:
-        raise ValueError(f"no a + b, a - b or a * b in {question[-100:]!r}")
+        raise ValueError(f"no a + b, a - b or a * b in {prompt[-100:]!r}")
     a, operation, b = found[-1]
     return _OPERATIONS[operation](int(a), int(b))
 
 
-def _last_number(answer: str) -> int | None:
-    found = _NUMBER.findall(answer)
+def _last_number(completion: str) -> int | None:
+    found = _NUMBER.findall(completion)
     return int(found[-1]) if found else None
 
 
 def load_function(name: str) -> Callable:
-    """The reward function that "module:function" names.
+    """Returns the reward function named "module:function".
 
-    A run that was started with the former name of a module of ours goes on, with a warning, unless
-    the user has a module of that name.
+    The former name of one of our modules still works, with a warning, unless the user has a module
+    of that name.
 
     Raises:
-      ConfigError: there is no such module or function.
+      ConfigError: the module or function does not exist.
     """
     module, _, function = name.partition(":")
     try:
@@ -56,7 +56,7 @@ def load_function(name: str) -> Callable:
         raise ConfigError(
             f"{error}.",
             f"--reward_functions={name}",
-            "write module:function, importable from here.",
+            "write module:function; the module must be importable from the working directory.",
         ) from error
     if function not in found:
         raise unknown_name(
@@ -69,7 +69,7 @@ def load_function(name: str) -> Callable:
 
 
 def _import(module: str, where: str) -> ModuleType:
-    """The module, or what a module of ours that had this name is called now."""
+    """Imports the module, or our module that formerly had this name."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

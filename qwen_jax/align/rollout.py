@@ -1,9 +1,9 @@
 """From prompts to a Rollout: the policy samples, then four models score. Report: 3.2.2.
 
 Sampling and scoring are two programs on the mesh (rollout_programs.py). Reward functions in Python
-run on the host while the device is busy with the second one.
+run on the host while the device runs the second program.
 
-P prompts of a step, B = P x samples rows, T positions.
+P prompts per step, B = P x samples_per_prompt sequences, T positions.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,8 +21,8 @@ from qwen_jax.inference.sampling import SamplingArrays, sampling_arrays
 from qwen_jax.parallel.batch_rows import on_host
 from qwen_jax.train.telemetry.phases import PhaseTimer
 
-# (prompts, completions) -> one number for each. A prompt is all that the model saw, in ChatML; a
-# completion is what it wrote, without the end token.
+# (prompts, completions) -> one number per completion. A prompt is the full input in ChatML; a
+# completion is the generated text without the end token.
 RewardFunction = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 
 
@@ -31,11 +31,11 @@ class Prompts(NamedTuple):
 
     tokens: np.ndarray  # int32 [P, T]
     lengths: np.ndarray  # int32 [P]
-    indices: np.ndarray  # int32 [P]; each prompt's number in its data set
+    indices: np.ndarray  # int32 [P]; each prompt's index in its data set
 
 
 class TextDecoder(Protocol):
-    """What is needed of qwen_jax.tokenizer.bpe.Tokenizer."""
+    """The part of qwen_jax.tokenizer.bpe.Tokenizer that sampling needs."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -47,7 +47,7 @@ class TextDecoder(Protocol):
 
 
 class Sampler:
-    """rollout = sampler(prompts, state, step): what a PPO step learns from."""
+    """Makes the rollout of a PPO step: rollout = sampler(prompts, state, step)."""
 
     def __init__(
         self,
@@ -56,51 +56,51 @@ class Sampler:
         *,
         programs: RolloutPrograms,
         frozen: FrozenModels,
-        rows: jax.sharding.Sharding,
+        sharding: jax.sharding.Sharding,
         reward_functions: Sequence[RewardFunction] = (),
         seed: int = 0,
         phases: PhaseTimer | None = None,
     ):
         """
         Args:
-          programs: of the same config and tokenizer; compiled ones take batches of one shape.
-          bases: the frozen models, on their devices.
-          rows: where the rows of a rollout go.
+          programs: of the same config and tokenizer; compiled programs take one batch shape.
+          frozen: the frozen models, on their devices.
+          sharding: of a rollout's sequences.
           reward_functions: their rewards are added to the reward model's.
           phases: times generation and scoring.
 
         Raises:
-          DataError: neither a reward model nor a function.
+          DataError: neither a reward model nor a reward function is given.
         """
         if frozen.reward is None and not reward_functions:
             raise DataError(
-                "there is no reward.",
-                "reward_model, reward_functions",
-                "name a reward model, a function, or both.",
+                "no reward is configured.",
+                "--reward_model, --reward_functions",
+                "set a reward model, a reward function, or both.",
             )
         self._config, self._tokenizer, self._seed = config, tokenizer, seed
-        self._programs, self._frozen, self._rows = programs, frozen, rows
+        self._programs, self._frozen, self._sharding = programs, frozen, sharding
         self._functions, self._phases = tuple(reward_functions), phases or PhaseTimer()
 
     def __call__(self, prompts: Prompts, state: PPOState, step: int) -> Rollout:
-        """Samples samples_per_prompt completions of each prompt; a prompt's rows are adjacent.
+        """Samples samples_per_prompt completions per prompt; those of a prompt are adjacent.
 
         Raises:
-          TrainingError: a reward function raises, or returns something else than finite numbers;
+          TrainingError: a reward function raises, or returns values that are not finite numbers;
             the error names the sample.
         """
-        batch = rows_of(
+        batch = sampling_inputs(
             prompts, step, config=self._config, tokenizer=self._tokenizer, seed=self._seed
         )
         tokens, lengths, _ = batch
-        *rows, sampling = self._put(batch)
+        *on_device, sampling = self._put(batch)
         policy, value = state.policy.params, state.value.params
-        new = self._programs.generate(policy, self._frozen, *rows, sampling)
+        new = self._programs.generate(policy, self._frozen, *on_device, sampling)
         self._phases.device("generation", new.tokens)
-        scored = self._programs.score(policy, value, self._frozen, *rows, new)
+        scored = self._programs.score(policy, value, self._frozen, *on_device, new)
         self._phases.device("scoring", scored.rewards)
-        # While the device works on that, the host reads the completions and computes its rewards:
-        # the same ones in every process.
+        # Meanwhile the host reads the completions and calls the reward functions: every process
+        # computes the same rewards.
         extra = sum(
             (self._rewards_of(function, tokens, lengths, new) for function in self._functions),
             np.zeros(len(lengths), np.float32),
@@ -110,12 +110,12 @@ class Sampler:
         return scored.replace(rewards=scored.rewards + extra)
 
     def _put(self, tree):
-        """Arrays that every process has in full, each row on its device; a number as it is."""
+        """Shards arrays that every process has in full; scalars are returned unchanged."""
         return jax.tree.map(
             lambda x: (
                 x
                 if x.ndim == 0
-                else jax.make_array_from_callback(x.shape, self._rows, lambda index: x[index])
+                else jax.make_array_from_callback(x.shape, self._sharding, lambda index: x[index])
             ),
             tree,
         )
@@ -129,18 +129,18 @@ class Sampler:
         name = getattr(function, "__name__", repr(function))
         try:
             found = np.asarray(function(prompts, completions), np.float32)
-        except Exception as error:  # somebody else's code: anything may come
+        except Exception as error:  # user code may raise anything
             raise TrainingError(
                 f"{type(error).__name__}: {error}",
                 f"reward function {name}",
-                f"mend it; the first of its samples is {prompts[0][-200:]!r} -> "
+                f"fix the function; the first sample of its batch is {prompts[0][-200:]!r} -> "
                 f"{completions[0][:200]!r}.",
             ) from error
         if found.shape != (len(completions),):
             raise TrainingError(
-                f"{found.shape} rewards for {len(completions)} answers.",
+                f"rewards of shape {found.shape} for {len(completions)} completions.",
                 f"reward function {name}",
-                "return one number for each answer.",
+                "return one number per completion.",
             )
         bad = np.flatnonzero(~np.isfinite(found))
         if len(bad):
@@ -157,18 +157,18 @@ class Sampler:
         return [self._tokenizer.decode(row[row >= 0]) for row in new_tokens]
 
 
-def rows_of(
+def sampling_inputs(
     prompts: Prompts, step: int, *, config: PPOConfig, tokenizer: TextDecoder, seed: int
 ) -> tuple[np.ndarray, np.ndarray, SamplingArrays]:
-    """Tokens [B, T], lengths [B] and sampling settings of a step's rows.
+    """Returns tokens [B, T], lengths [B] and sampling settings of a step's sequences.
 
-    A row is sampled by (seed, step, prompt, sample): the batch it is in does not matter. A prompt
-    that is in the batch twice, where one epoch ends and the next begins, counts on.
+    A completion depends on (seed, step, prompt, sample), not on the rest of the batch. A prompt
+    that is in the batch twice, at the border of two epochs, gets different completions.
     """
     n = config.samples_per_prompt
-    drawn = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+    step_seed = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
     same = prompts.indices[:, None] == prompts.indices[None]
-    seeds = drawn + np.repeat(np.sum(np.tril(same, -1), axis=1), n)
+    seeds = step_seed + np.repeat(np.sum(np.tril(same, -1), axis=1), n)
     streams = (prompts.indices[:, None] * n + np.arange(n)[None]).reshape(-1)
     settings = config.sampling.also_ending_at((tokenizer.im_end,))
     sampling = sampling_arrays(
@@ -181,16 +181,20 @@ def rows_of(
     return np.repeat(prompts.tokens, n, axis=0), np.repeat(prompts.lengths, n, axis=0), sampling
 
 
-class PromptRows:
-    """Prompts of at most `max_tokens` tokens, as rows that `collate` makes a batch of."""
+class PromptDataset:
+    """Padded prompts; `collate` makes a batch of its items."""
 
     def __init__(self, prompts: Sequence[Sequence[int] | np.ndarray]):
         """
         Raises:
-          DataError: there is no prompt.
+          DataError: there are no prompts.
         """
         if not prompts:
-            raise DataError("there is no prompt.", "data.prompts", "look at what was skipped.")
+            raise DataError(
+                "no prompt is left.",
+                "--data.prompts",
+                "check the log for the reasons why prompts were skipped.",
+            )
         self._prompts = [np.asarray(prompt, np.int32) for prompt in prompts]
         self.length = max(map(len, self._prompts))
 
@@ -204,10 +208,10 @@ class PromptRows:
         return np.pad(prompt, (0, self.length - len(prompt))), len(prompt), index
 
     def __repr__(self) -> str:
-        return f"PromptRows({len(self)})"
+        return f"PromptDataset({len(self)})"
 
 
-def collate(rows: Sequence[tuple[np.ndarray, int, int]]) -> Prompts:
-    """Rows of PromptRows -> Prompts."""
-    tokens, lengths, indices = zip(*rows, strict=True)
+def collate(examples: Sequence[tuple[np.ndarray, int, int]]) -> Prompts:
+    """Returns Prompts of the items of a PromptDataset."""
+    tokens, lengths, indices = zip(*examples, strict=True)
     return Prompts(np.stack(tokens), np.asarray(lengths, np.int32), np.asarray(indices, np.int32))

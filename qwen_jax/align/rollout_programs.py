@@ -1,6 +1,6 @@
 """The two device programs of a rollout: sample completions, then score them. Report: 3.2.2.
 
-B rows, T positions of prompts, R room for new tokens.
+B sequences, T positions of prompts, R maximum new tokens.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from qwen_jax.align.ppo import FrozenModels, Rollout
 from qwen_jax.align.ppo_config import PPOConfig
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import DataError
-from qwen_jax.inference.decode import rollout as sample_rows
+from qwen_jax.inference.decode import rollout as sample_completions
 from qwen_jax.inference.loop import NewTokens
 from qwen_jax.inference.sampling import SamplingArrays
 from qwen_jax.model.lora import LoRAConfig, added_up, with_adapters
@@ -25,10 +25,10 @@ from qwen_jax.types import Array, Params, ScoringParams
 
 @dataclasses.dataclass(frozen=True)
 class RolloutPrograms:
-    """Both programs: jitted, or compiled for batches of one shape."""
+    """Both programs, jitted or compiled for one batch shape."""
 
-    generate: Callable  # (policy, bases, prompts, lengths, sampling) -> NewTokens
-    score: Callable  # (policy, value, bases, prompts, lengths, new) -> Rollout
+    generate: Callable  # (policy, frozen, prompts, lengths, sampling) -> NewTokens
+    score: Callable  # (policy, value, frozen, prompts, lengths, new) -> Rollout
 
 
 def rollout_programs(
@@ -39,31 +39,31 @@ def rollout_programs(
     reward_config: ModelConfig | None = None,
     lora: LoRAConfig | None = None,
 ) -> RolloutPrograms:
-    """The programs, jitted.
+    """Returns the jitted programs.
 
     Args:
-      end_id: the token that ends a completion, where the reward model reads.
+      end_id: the end token of a completion, at which the reward is read.
       reward_config: of the reward model; None: the policy's.
-      lora: policy and value model are adapters on top of the frozen models (ppo.Bases);
+      lora: policy and value model are adapters on top of the frozen models (ppo.FrozenModels);
         completions are sampled from the merged weights. None: they are full models.
 
     Raises:
-      DataError: the reward model has another vocabulary.
+      DataError: the reward model has a different vocabulary.
     """
     reward_config = reward_config or model
     if reward_config.vocab_size != model.vocab_size:
         raise DataError(
             f"the reward model has {reward_config.vocab_size} ids, the policy {model.vocab_size}.",
-            "reward_model",
+            "--reward_model",
             "train it from the same language model, with the same tokenizer.",
         )
 
     def generate(policy, frozen, *prompts):
         if lora is not None:
             policy = added_up(frozen.reference, policy, lora, dtype=model.compute_dtype)
-        return sample_rows(policy, *prompts, config=model, room=config.max_new_tokens)
+        return sample_completions(policy, *prompts, config=model, room=config.max_new_tokens)
 
-    def score(policy, value, frozen, *rows):
+    def score(policy, value, frozen, *completed):
         if lora is not None:
             policy = with_adapters(frozen.reference, policy, lora)
             value = with_adapters(frozen.value, value, lora)
@@ -71,7 +71,7 @@ def rollout_programs(
             policy,
             value,
             frozen,
-            *rows,
+            *completed,
             model=model,
             reward_config=reward_config,
             temperature=config.temperature,
@@ -85,20 +85,20 @@ def compiled_programs(
     programs: RolloutPrograms,
     params: tuple[Params, ScoringParams],
     frozen: FrozenModels,
-    rows: tuple[Array, Array, SamplingArrays],
+    inputs: tuple[Array, Array, SamplingArrays],
     sharding: jax.sharding.Sharding,
 ) -> RolloutPrograms:
-    """The programs compiled for batches of one shape, before any weight is loaded.
+    """Compiles the programs for one batch shape, before any weight is loaded.
 
     Args:
-      params: of policy and value model; arrays, or shapes, dtypes and shardings, as the bases.
-      rows: tokens, lengths and sampling settings (rollout.rows_of) of any batch.
-      sharding: of the rows.
+      params: of policy and value model: arrays, or abstract arrays with shardings; likewise frozen.
+      inputs: tokens, lengths and sampling settings (rollout.sampling_inputs) of any batch.
+      sharding: of the inputs.
     """
     policy, value = params
     *prompts, sampling = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding if x.ndim else None),
-        rows,
+        inputs,
     )
     new = jax.eval_shape(programs.generate, policy, frozen, *prompts, sampling)
     generate = programs.generate.lower(policy, frozen, *prompts, sampling).compile()
@@ -111,22 +111,22 @@ def compiled_programs(
     return RolloutPrograms(generate, score)
 
 
-class Rows(NamedTuple):
-    """Prompts with their answers and the answer's end token, on the device."""
+class Sequences(NamedTuple):
+    """Prompts with their responses and end tokens, on the device."""
 
     tokens: Array  # int32 [B, T + R + 1]
     segment_ids: Array  # int32 [B, T + R + 1]
-    response_mask: Array  # float32 [B, T + R]; 1 where the token that follows was sampled
-    log_probs: Array  # float32 [B, T + R]; the sampler's, of that token
-    end: Array  # int32 [B]; where the reward model reads: the answer's end token
-    finished: Array  # float32 [B]; 1 where the policy wrote that token itself
+    response_mask: Array  # float32 [B, T + R]; 1 where the next token was sampled
+    log_probs: Array  # float32 [B, T + R]; the sampler's, of the next token
+    end: Array  # int32 [B]; position of the end token, at which the reward is read
+    finished: Array  # float32 [B]; 1 where the policy sampled the end token
 
 
-def assemble(prompts: Array, lengths: Array, new: NewTokens, *, end_id: int) -> Rows:
-    """Prompt, answer and end token of each row, one behind the other.
+def assemble(prompts: Array, lengths: Array, new: NewTokens, *, end_id: int) -> Sequences:
+    """Concatenates prompt, response and end token of each sequence.
 
-    An answer that was cut off gets an end token too, for the reward model to read at; it is no
-    action.
+    A truncated response gets an end token too, at which the reward is read; the response mask is 0
+    there.
     """
     B, T = prompts.shape
     R = new.tokens.shape[1]
@@ -136,18 +136,18 @@ def assemble(prompts: Array, lengths: Array, new: NewTokens, *, end_id: int) -> 
     end = lengths + counts
     index = jnp.broadcast_to(jnp.arange(T + R + 1, dtype=jnp.int32)[None], (B, T + R + 1))
     from_prompt = jnp.take_along_axis(prompts, jnp.minimum(index, T - 1), axis=1)
-    place = jnp.clip(index - lengths[:, None], 0, R - 1)
-    from_answer = jnp.take_along_axis(new.tokens, place, axis=1)
-    tokens = jnp.where(index < lengths[:, None], from_prompt, from_answer)
+    response_index = jnp.clip(index - lengths[:, None], 0, R - 1)
+    from_response = jnp.take_along_axis(new.tokens, response_index, axis=1)
+    tokens = jnp.where(index < lengths[:, None], from_prompt, from_response)
     tokens = jnp.where(index == end[:, None], jnp.int32(end_id), tokens)
     inside = index <= end[:, None]
-    acts = counts + finished.astype(jnp.int32)
-    first = lengths - 1  # the position whose logits the first token was drawn from
-    response_mask = (index >= first[:, None]) & (index < (first + acts)[:, None])
+    sampled = counts + finished.astype(jnp.int32)
+    first = lengths - 1  # the position whose logits the first token was sampled from
+    response_mask = (index >= first[:, None]) & (index < (first + sampled)[:, None])
     log_probs = jnp.take_along_axis(
         new.logprobs, jnp.clip(index - first[:, None], 0, R - 1), axis=1
     )
-    return Rows(
+    return Sequences(
         tokens=jnp.where(inside, tokens, 0),
         segment_ids=inside.astype(jnp.int32),
         response_mask=response_mask[:, :-1].astype(jnp.float32),
@@ -170,42 +170,43 @@ def score_completions(
     temperature: float,
     end_id: int,
 ) -> Rollout:
-    """What the four models say of each row; its reward is that of the model, or 0.
+    """Scores each sequence with the four models; without a reward model the reward is 0.
 
-    The policy's log-probabilities are computed again, by the function that trains: the sampler's
-    differ in rounding, and ratios would start off 1. Where nothing was sampled they are 0, and so
-    are the reference's and the entropies.
+    The policy's log-probabilities are recomputed by the function that trains: the sampler's differ
+    by rounding, and the first ratios would not be 1. Where nothing was sampled, log-probabilities
+    and entropies are 0.
     """
-    rows = assemble(prompts, lengths, new, end_id=end_id)
-    tokens, segments = rows.tokens[:, :-1], rows.segment_ids[:, :-1]
-    targets = rows.tokens[:, 1:]
-    answers = Window(jnp.asarray(lengths, jnp.int32) - 1, new.tokens.shape[1])
+    sequences = assemble(prompts, lengths, new, end_id=end_id)
+    tokens, segments = sequences.tokens[:, :-1], sequences.segment_ids[:, :-1]
+    targets = sequences.tokens[:, 1:]
+    window = Window(jnp.asarray(lengths, jnp.int32) - 1, new.tokens.shape[1])
 
     def log_probs(params, temperature=temperature):
         return token_log_probs(
-            params, tokens, targets, segments, config=model, temperature=temperature, window=answers
+            params, tokens, targets, segments, config=model, temperature=temperature, window=window
         )
 
     if frozen.reward is None:
-        rewards = jnp.zeros(rows.end.shape, jnp.float32)
+        rewards = jnp.zeros(sequences.end.shape, jnp.float32)
     else:
         rewards = at_end(
-            scores(frozen.reward, rows.tokens, rows.segment_ids, config=reward_config), rows.end
+            scores(frozen.reward, sequences.tokens, sequences.segment_ids, config=reward_config),
+            sequences.end,
         )
-    mine, entropies = log_probs(policy)
-    sampled = rows.log_probs
-    if temperature != 1.0:  # the sampler's are of the model's own logits
-        sampled = sampled + mine - log_probs(policy, 1.0)[0]
+    policy_log_probs, entropies = log_probs(policy)
+    sampler_log_probs = sequences.log_probs
+    if temperature != 1.0:  # the sampler's are of logits before the temperature
+        sampler_log_probs = sampler_log_probs + policy_log_probs - log_probs(policy, 1.0)[0]
     return Rollout(
         tokens=tokens,
         targets=targets,
         segment_ids=segments,
-        response_mask=rows.response_mask,
-        log_probs=mine,
-        sampler_log_probs=sampled,
+        response_mask=sequences.response_mask,
+        log_probs=policy_log_probs,
+        sampler_log_probs=sampler_log_probs,
         entropies=entropies,
         reference_log_probs=log_probs(frozen.reference)[0],
         values=scores(value, tokens, segments, config=model),
         rewards=rewards,
-        finished=rows.finished,
+        finished=sequences.finished,
     )

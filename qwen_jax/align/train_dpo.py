@@ -1,6 +1,6 @@
-"""A DPO run: what the reference thinks of every pair, computed once, then training on it.
+"""A DPO run: the reference's log-probabilities of all pairs, computed once, then training.
 
-The objective is that of dpo.py.
+The objective is in dpo.py.
 """
 
 import functools
@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from qwen_jax.align.dpo import ComparedPairs, answer_log_probs, make_objective
+from qwen_jax.align.dpo import DPOBatch, make_objective, response_log_probs
 from qwen_jax.align.pair_rows import PairConfig, read_held_out
 from qwen_jax.data.batches import fill_up, stack_trees
 from qwen_jax.data.chat.pairs import PairRows
@@ -27,56 +27,56 @@ from qwen_jax.types import Params, TrainState
 
 
 class DPOConfig(PairConfig, Protocol):
-    """What the config of a DPO run has (experiments/dpo.py)."""
+    """Config of a DPO run (experiments/dpo.py)."""
 
     @property
     def beta(self) -> float: ...
 
 
-class ComparedRows:
-    """Pairs with the reference's log-probabilities of their answers, as rows of ComparedPairs."""
+class DPOPairRows:
+    """Pairs with the reference's log-probabilities; its items are unbatched DPOBatches."""
 
-    def __init__(self, rows: PairRows, reference: np.ndarray):
+    def __init__(self, rows: PairRows, reference_log_probs: np.ndarray):
         """
         Args:
-          reference: float32 [rows, 2].
+          reference_log_probs: float32 [rows, 2].
         """
-        self._rows, self._reference = rows, reference
+        self._rows, self._reference = rows, reference_log_probs
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, row: int) -> ComparedPairs:
-        return ComparedPairs(self._rows[row], self._reference[row])
+    def __getitem__(self, index: int) -> DPOBatch:
+        return DPOBatch(self._rows[index], self._reference[index])
 
     @property
-    def padding(self) -> ComparedPairs:
-        """A pair of nothing."""
-        return ComparedPairs(self._rows.padding, np.zeros(2, np.float32))
+    def padding(self) -> DPOBatch:
+        """An empty pair of weight 0."""
+        return DPOBatch(self._rows.padding, np.zeros(2, np.float32))
 
     def __repr__(self) -> str:
-        return f"ComparedRows({self._rows!r})"
+        return f"DPOPairRows({self._rows!r})"
 
 
-def compare(
+def with_reference_log_probs(
     config: DPOConfig, all_rows: Sequence[PairRows], load: Callable[[Params], Params]
-) -> list[ComparedRows]:
-    """Rows with what the weights that `load` gives think of them, each computed once."""
+) -> list[DPOPairRows]:
+    """Returns the pairs with their log-probabilities under the weights that `load` returns."""
     mesh = make_mesh(config.mesh)
     check_batch(config.train.batch_size, config.train.micro_batches, mesh)
     with use_layout(mesh):
-        # Weights that stand still are held in the dtype that they are used in.
+        # Frozen weights are kept in the compute dtype.
         params = load(abstract(param_specs(config.model), config.model.compute_dtype, mesh))
-        log_probs = jax.jit(functools.partial(answer_log_probs, config=config.model))
-        by_row = NamedSharding(mesh, DEFAULT_RULES.partition_spec(("batch",)))
+        log_probs = jax.jit(functools.partial(response_log_probs, config=config.model))
+        sharding = NamedSharding(mesh, DEFAULT_RULES.partition_spec(("batch",)))
         size, found = config.train.batch_size, []
         for rows in all_rows:
-            parts = []
+            chunks = []
             for first in range(0, len(rows), size):
-                chosen = [rows[i] for i in range(first, min(first + size, len(rows)))]
-                batch = stack_trees(fill_up(chosen, size, rows.padding))
-                parts.append(on_host(log_probs(params, jax.device_put(batch, by_row))))
-            found.append(ComparedRows(rows, np.concatenate(parts)[: len(rows)]))
+                pairs = [rows[i] for i in range(first, min(first + size, len(rows)))]
+                batch = stack_trees(fill_up(pairs, size, rows.padding))
+                chunks.append(on_host(log_probs(params, jax.device_put(batch, sharding))))
+            found.append(DPOPairRows(rows, np.concatenate(chunks)[: len(rows)]))
     return found
 
 
@@ -87,15 +87,15 @@ def train_dpo(
     *,
     log: Callable[[str], None] = print,
 ) -> TrainState:
-    """Trains until num_steps; see train.run.run, which says what it raises and resumes."""
+    """Trains until num_steps; train.run.run documents errors and resuming."""
     held_out = read_held_out(config, tokenizer, log)
     weights = start_of(config)
     all_rows = [rows, *held_out.values()]
-    compared, *others = compare(config, all_rows, weights["initial"])
-    log(f"reference: log-probabilities of {sum(map(len, all_rows)):,} pairs")
+    train_rows, *others = with_reference_log_probs(config, all_rows, weights["initial"])
+    log(f"reference model: computed log-probabilities of {sum(map(len, all_rows)):,} pairs")
     evaluation = _evaluation(config, dict(zip(held_out, others, strict=True)), log)
     return train_on(
-        compared,
+        train_rows,
         config,
         training_stage="dpo",
         log=log,
@@ -106,8 +106,8 @@ def train_dpo(
     )
 
 
-def _evaluation(config: DPOConfig, held_out: dict[str, ComparedRows], log: Callable[[str], None]):
-    """The `evaluate` of DPO: loss, accuracy and margin of each held-out file."""
+def _evaluation(config: DPOConfig, held_out: dict[str, DPOPairRows], log: Callable[[str], None]):
+    """Returns the evaluation of DPO: loss, accuracy and margin on each held-out file."""
     objective = make_objective(config.model, beta=config.beta, training=False)
     made = []
 

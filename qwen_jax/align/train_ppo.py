@@ -1,7 +1,7 @@
 """The PPO run: from settings and folders to the last checkpoint. Report: 3.2.2.
 
-Reading order: `train_ppo`, then what it calls. The step is ppo.py's, its batches are rollouts of
-the current policy (rollout.py), and the loop is the one of every stage (train/run.py).
+Reading order: `train_ppo`, then the functions that it calls. The step is in ppo.py, its batches are
+rollouts of the current policy (rollout.py), and the loop is that of every stage (train/run.py).
 """
 
 import contextlib
@@ -15,9 +15,9 @@ from jax.sharding import Mesh
 
 from qwen_jax.align.ppo import FrozenModels, PPOBatch, PPOState
 from qwen_jax.align.ppo_config import PPOConfig, PPOData
-from qwen_jax.align.ppo_state import PPOProgram, ppo_program, rows_sharding, start_state
+from qwen_jax.align.ppo_state import PPOProgram, initial_state, ppo_program, rollout_sharding
 from qwen_jax.align.rewards import load_function
-from qwen_jax.align.rollout import PromptRows, RewardFunction, Sampler, collate, rows_of
+from qwen_jax.align.rollout import PromptDataset, RewardFunction, Sampler, collate, sampling_inputs
 from qwen_jax.align.rollout_programs import RolloutPrograms, compiled_programs, rollout_programs
 from qwen_jax.config import OptimizerConfig
 from qwen_jax.data.batches import Batches
@@ -45,7 +45,7 @@ from qwen_jax.train.telemetry.phases import PhaseTimer
 
 
 class PPORunConfig(StageConfig, Protocol):
-    """What the config of a PPO run has (experiments/ppo.py)."""
+    """Config of a PPO run (experiments/ppo.py)."""
 
     reward_model: str | None  # the reward model's run folder
     reward_functions: tuple[str, ...]  # module:function
@@ -57,11 +57,11 @@ class PPORunConfig(StageConfig, Protocol):
 def train_ppo(
     config: PPORunConfig, tokenizer: Tokenizer, *, log: Callable[[str], None] = print
 ) -> PPOState:
-    """Trains until num_steps and returns the last state; see train.run.run, which resumes it.
+    """Trains until num_steps and returns the last state; train.run.run resumes it.
 
     Raises:
       ConfigError: settings or folders that do not fit together.
-      QwenJaxError: as train.run.run.
+      QwenJaxError: as in train.run.run.
     """
     mesh = make_mesh(config.mesh)
     reward_functions = [load_function(name) for name in config.reward_functions]
@@ -72,7 +72,7 @@ def train_ppo(
         config,
         mesh,
         prompt_tokens=prompts.length,
-        pretrain_rows=_pretrain_rows(config),
+        pretrain_sequences=_pretrain_sequences(config),
         reward_model=config.reward_model is not None,
         lora=lora,
     )
@@ -88,7 +88,7 @@ def train_ppo(
 
     def make_state() -> PPOState:
         seed, value_from = config.train.seed, config.reward_model or config.init_from
-        return start_state(
+        return initial_state(
             program,
             seed=seed,
             policy=weights_of(config.init_from),
@@ -120,13 +120,13 @@ def train_ppo(
 
 
 class PPOBatches:
-    """The batches of a run: rollouts of the current policy, and rows of pretraining data."""
+    """The batches of a run: rollouts of the current policy, and pretraining sequences."""
 
     def __init__(
         self,
         config: PPORunConfig,
         tokenizer: Tokenizer,
-        prompts: PromptRows,
+        prompts: PromptDataset,
         *,
         program: PPOProgram,
         frozen: Callable[[], FrozenModels],
@@ -134,7 +134,7 @@ class PPOBatches:
     ):
         """
         Args:
-          frozen: loads the frozen models when it is first called.
+          frozen: loads the frozen models on the first call.
         """
         self._config, self._tokenizer, self._program = config, tokenizer, program
         self._frozen, self._functions = frozen, reward_functions
@@ -145,7 +145,7 @@ class PPOBatches:
             batch_size=config.train.batch_size // config.ppo.samples_per_prompt,
         )
         self._pretrain = _pretrain_loader(config, tokenizer)
-        self._sharding = rows_sharding(program.mesh)
+        self._sharding = rollout_sharding(program.mesh)
         self.phases = PhaseTimer()
 
     @functools.cached_property
@@ -155,7 +155,7 @@ class PPOBatches:
         programs = rollout_programs(
             config.model, config.ppo, end_id=self._tokenizer.im_end, lora=program.lora
         )
-        rows = rows_of(
+        inputs = sampling_inputs(
             self._prompts.batch(0),
             0,
             config=config.ppo,
@@ -163,24 +163,24 @@ class PPOBatches:
             seed=config.train.seed,
         )
         return compiled_programs(
-            programs, program.state.params, program.frozen, rows, self._sharding
+            programs, program.state.params, program.frozen, inputs, self._sharding
         )
 
     def executables(self) -> list[Any]:
-        """The compiled programs that run between two steps, for their memory to be known."""
+        """Returns the compiled programs that run between two steps, to measure their memory."""
         return [self._rollout_programs.generate, self._rollout_programs.score]
 
     @contextlib.contextmanager
     def from_step(self, start_step: int) -> Iterator[Callable[[int, PPOState], PPOBatch]]:
-        """next_batch(step, state)."""
-        del start_step  # a batch is a function of its step and the policy
-        frozen, rows = self._frozen(), self._sharding
+        """Yields next_batch(step, state)."""
+        del start_step  # a batch depends only on its step and the policy
+        frozen, sharding = self._frozen(), self._sharding
         sampler = Sampler(
             self._config.ppo,
             self._tokenizer,
             programs=self._rollout_programs,
             frozen=frozen,
-            rows=rows,
+            sharding=sharding,
             reward_functions=self._functions,
             seed=self._config.train.seed,
             phases=self.phases,
@@ -190,10 +190,10 @@ class PPOBatches:
             self.phases.host(None)  # saving and reporting
             prompts = self._prompts.batch(step)
             self.phases.host("data")
-            rollout = jax.device_put(sampler(prompts, state, step), rows)
+            rollout = jax.device_put(sampler(prompts, state, step), sharding)
             pretrain = None
             if self._pretrain is not None:
-                pretrain = jax.device_put(self._pretrain.batch(step), rows)
+                pretrain = jax.device_put(self._pretrain.batch(step), sharding)
             self.phases.host("data")
             return PPOBatch(rollout, pretrain, None if self._program.lora is None else frozen)
 
@@ -204,8 +204,8 @@ class PPOBatches:
 def _frozen_models(
     config: PPORunConfig, program: PPOProgram
 ) -> tuple[Callable[[], FrozenModels], dict[str, Any]]:
-    """What loads the frozen models, once, and the files of the run's folder that say which
-    weights adapters are trained on."""
+    """Returns a cached loader of the frozen models, and the run folder's files that record the
+    base weights of the adapters."""
     records = {}
     if program.lora is None:
         load_reference, load_reward = weights_of(config.init_from), None
@@ -231,24 +231,24 @@ def _frozen_models(
 
 def _read_prompts(
     config: PPORunConfig, tokenizer: Tokenizer, log: Callable[[str], None]
-) -> PromptRows:
+) -> PromptDataset:
     counts = Counts()
     prompts = read_prompts(
         config.data.prompts, tokenizer, counts=counts, max_tokens=config.data.max_prompt_tokens
     )
-    rows = PromptRows(list(prompts))
+    dataset = PromptDataset(list(prompts))
     log(f"prompts: {counts}")
-    return rows
+    return dataset
 
 
 def _header(config: PPORunConfig, prompt_length: int, program: PPOProgram) -> tuple[str, ...]:
-    samples, rows = config.ppo.samples_per_prompt, _pretrain_rows(config)
+    samples, sequences = config.ppo.samples_per_prompt, _pretrain_sequences(config)
     lines = [
-        f"batch: {config.train.batch_size // samples} prompts, {samples} answers each, up to "
+        f"batch: {config.train.batch_size // samples} prompts, {samples} completions each, up to "
         f"{prompt_length} + {config.ppo.max_new_tokens} tokens",
-        f"pretraining gradient: {rows} rows of {config.model.context_length} tokens a step, "
-        f"coefficient {config.ppo.pretrain_coefficient}"
-        if rows
+        f"pretraining gradient: {sequences} sequences of {config.model.context_length} tokens per "
+        f"step, coefficient {config.ppo.pretrain_coefficient}"
+        if sequences
         else "pretraining gradient: none",
     ]
     if program.lora is not None:
@@ -258,25 +258,25 @@ def _header(config: PPORunConfig, prompt_length: int, program: PPOProgram) -> tu
 
 
 def check(config: PPORunConfig, prompt_length: int, mesh: Mesh) -> None:
-    """Raises what is known to be wrong before anything is compiled."""
+    """Raises ConfigError for invalid settings, before anything is compiled."""
     train, settings = config.train, config.ppo
     if train.batch_size % settings.samples_per_prompt:
         raise ConfigError(
-            f"{settings.samples_per_prompt} samples for each prompt do not divide "
-            f"batch_size={train.batch_size}.",
-            "train.batch_size",
-            "use a multiple.",
+            f"batch_size={train.batch_size} is not a multiple of {settings.samples_per_prompt} "
+            "samples per prompt.",
+            "--train.batch_size, --ppo.samples_per_prompt",
+            f"set --train.batch_size to a multiple of {settings.samples_per_prompt}.",
         )
-    pieces = train.micro_batches * settings.minibatches
-    check_batch(train.batch_size, pieces, mesh)
-    check_batch(_pretrain_rows(config), pieces, mesh)
+    splits = train.micro_batches * settings.minibatches
+    check_batch(train.batch_size, splits, mesh)
+    check_batch(_pretrain_sequences(config), splits, mesh)
     longest = prompt_length + settings.max_new_tokens
     if longest > config.model.context_length:
-        # The sampler would extend the context, as at inference, and the trainer would not.
+        # The sampler would extend the context, as at inference, but the trainer would not.
         raise ConfigError(
-            f"prompts of {prompt_length} and answers of {settings.max_new_tokens} tokens are "
+            f"prompts of {prompt_length} and completions of {settings.max_new_tokens} tokens are "
             f"longer than the model's {config.model.context_length}.",
-            "data.max_prompt_tokens, ppo.max_new_tokens",
+            "--data.max_prompt_tokens, --ppo.max_new_tokens",
             "lower one of them.",
         )
     if config.reward_model is not None:
@@ -286,8 +286,8 @@ def check(config: PPORunConfig, prompt_length: int, mesh: Mesh) -> None:
 def _check_reward_model(config: PPORunConfig, folder: str) -> None:
     if not is_scoring_run(folder):
         raise ConfigError(
-            "this is no run of a reward model.",
-            folder,
+            "the folder is not a run of a reward model.",
+            f"--reward_model={folder}",
             "train one with experiments.reward_model.",
         )
     theirs = adopt(config.model, folder, context_length=config.model.context_length)
@@ -296,27 +296,31 @@ def _check_reward_model(config: PPORunConfig, folder: str) -> None:
     ours, theirs = (dataclasses.asdict(model) for model in (config.model, theirs))
     different = [name for name in ours if ours[name] != theirs[name]]
     raise ConfigError(
-        "the reward model is not of the policy's architecture: "
+        "the reward model and the policy differ in architecture: "
         + ", ".join(f"{name} {theirs[name]}, not {ours[name]}" for name in different)
         + ".",
-        folder,
+        f"--reward_model={folder}",
         "train it from the same language model, with the same tokenizer.",
     )
 
 
-def _pretrain_rows(config: PPORunConfig) -> int:
-    """Rows of the pretraining gradient in a step; 0: there is none."""
-    return config.ppo.pretrain_rows(config.train.batch_size) if config.data.pretrain.sources else 0
+def _pretrain_sequences(config: PPORunConfig) -> int:
+    """Returns the sequences of the pretraining gradient per step; 0: none."""
+    return (
+        config.ppo.pretrain_sequences(config.train.batch_size)
+        if config.data.pretrain.sources
+        else 0
+    )
 
 
 def _pretrain_loader(config: PPORunConfig, tokenizer: Tokenizer) -> Loader | None:
-    rows = _pretrain_rows(config)
-    if not rows:
+    sequences = _pretrain_sequences(config)
+    if not sequences:
         return None
     return Loader(
         config.data.pretrain,
         context_length=config.model.context_length,
-        batch_size=rows,
+        batch_size=sequences,
         end_of_text=tokenizer.end_of_text,
         vocab_size=config.model.vocab_size,
         tokenizer=tokenizer.fingerprint,

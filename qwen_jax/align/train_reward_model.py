@@ -1,6 +1,6 @@
-"""A reward model's run, of PMP or of fine-tuning, evaluated on held-out pairs. Report: 3.2.1.
+"""A run of the reward model, PMP or fine-tuning, evaluated on held-out pairs. Report: 3.2.1.
 
-The objective is that of reward_model.py; the table and the calibration are preference_report.py's.
+The objective is in reward_model.py, the table and the calibration in preference_report.py.
 """
 
 import pathlib
@@ -28,9 +28,9 @@ def train_reward_model(
     *,
     log: Callable[[str], None] = print,
 ) -> TrainState:
-    """Trains until num_steps; see train.run.run, which says what it raises and resumes."""
+    """Trains until num_steps; train.run.run documents errors and resuming."""
     held_out = read_held_out(config, tokenizer, log)
-    kind = "PMP's" if is_scoring_run(config.init_from) else "a language model's"
+    kind = "PMP" if is_scoring_run(config.init_from) else "language model"
     log(f"starting from {kind} weights")
     return train_on(
         rows,
@@ -45,7 +45,7 @@ def train_reward_model(
 
 
 def _evaluation(config: PairConfig, held_out: dict[str, PairRows], log: Callable[[str], None]):
-    """The `evaluate` of a reward model: Table 4's line, accuracies, margins, calibration.json."""
+    """Returns the evaluation of a reward model: Table 4's line, metrics, calibration.json."""
 
     def evaluate(put, done: int, state: Any) -> dict[str, float]:
         agreements = [

@@ -1,4 +1,4 @@
-"""A fine-tuning run: packed conversations, the loss on the assistant's answers. Report: 3.1."""
+"""A fine-tuning run: packed conversations, loss on the assistant's turns. Report: 3.1."""
 
 import dataclasses
 import functools
@@ -19,19 +19,19 @@ from qwen_jax.utils.jsonl import names_of
 
 @dataclasses.dataclass(frozen=True)
 class SFTData:
-    """Which conversations, and how they become rows."""
+    """The files of conversations and how they are packed."""
 
     conversations: tuple[str, ...] = option((), ".json and .jsonl files")
-    eval_conversations: tuple[str, ...] = option((), "held out, one evaluation each")
+    eval_conversations: tuple[str, ...] = option((), "held-out files, evaluated one by one")
     mask: Literal["assistant", "original"] = option(
-        "assistant", "original: every turn's markers too"
+        "assistant", "what is trained; original: also the markers of every turn"
     )
-    packed: bool = option(True, "several conversations to a row, none seeing another")
-    context_length: int | None = option(None, "tokens of a row; none: the model's")
+    packed: bool = option(True, "pack several conversations into a row; attention is within each")
+    context_length: int | None = option(None, "tokens per row; none: the model's")
 
 
 class SFTConfig(StageConfig, Protocol):
-    """What the config of a fine-tuning run has (experiments/sft.py)."""
+    """Config of a fine-tuning run (experiments/sft.py)."""
 
     @property
     def data(self) -> SFTData: ...
@@ -43,7 +43,7 @@ def read_rows(
     tokenizer: Tokenizer,
     log: Callable[[str], None] = print,
 ) -> tuple[PackedRows, list[Example]]:
-    """The packed rows of some files and their examples, after saying what became of the data."""
+    """Returns the packed rows of some files and their examples; logs kept and skipped data."""
     counts, length = Counts(), config.model.context_length
     examples = list(
         encode(
@@ -58,7 +58,7 @@ def read_rows(
     log(f"data: {counts}")
     log(
         f"rows: {len(rows):,} of {length} tokens, {100 * rows.efficiency:.1f} % full, "
-        f"{_trained_tokens(examples):,.0f} tokens are learned"
+        f"{_trained_tokens(examples):,.0f} trained tokens"
     )
     return rows, examples
 
@@ -70,7 +70,7 @@ def train_sft(
     *,
     log: Callable[[str], None] = print,
 ) -> TrainState:
-    """Trains until num_steps; see train.run.run, which says what it raises and resumes."""
+    """Trains until num_steps; train.run.run documents errors and resuming."""
     paths = config.data.eval_conversations
     held_out = tuple(
         _held_out(name, path, config, tokenizer, log)

@@ -1,6 +1,6 @@
-"""Know before you pay: a training step compiled for chips that this machine does not have.
+"""Ahead-of-time planner: compiles a training step for chips that this machine does not have.
 
-`topologies` names slices, `stages` makes the step of a stage, `program` compiles it, `hlo` reads
-the compiled text and `network`, `products` and `costs` what it takes, `estimate` turns that into
-time, and `search` looks for the best layout.
+`topologies` names slices, `stages` builds the step of a training stage, `program` compiles it.
+`hlo` parses the compiled text; `network`, `matmuls` and `costs` compute its costs. `estimate` turns
+costs into time, and `search` finds the best layout.
 """

@@ -1,14 +1,14 @@
-"""What a compiled step takes on one chip: work by kind, memory traffic, collectives, their time.
+"""Costs of a compiled step on one chip: work by kind, memory traffic, collectives, their time.
 
-Time of an instruction: the cycles that the compiler's own cost model gives it; where it gives none,
-its bytes at the memory's bandwidth. Our attention kernels: bundles of their compiled inner tiles
-(benchmarks/results/attention_tpu_utilization.md). Nothing of this was measured on a TPU.
+Time of an instruction: the cycles of the compiler's own cost model; without them, its bytes at the
+memory's bandwidth. Our attention kernels: bundles of their compiled inner tiles
+(benchmarks/results/attention_tpu_utilization.md). No time was measured on a TPU.
 
-Overlap, loop body by loop body: a collective that is started and awaited runs beside everything
-else of the same body, so a body takes the longer of the two; one that is a single instruction makes
-the chip wait, and is added. v5e has no cores for collectives: a gather is started, products carry
-it on in the background of their own work, and it is awaited; it counts once, and so does each
-product.
+Overlap is modeled per loop body. An asynchronous collective (start and done) overlaps with all
+other work of the body, which takes the longer of the two. A synchronous collective (a single
+instruction) blocks the chip, and its time is added. v5e has no cores for collectives: a gather is
+started, matmul fusions advance it in the background, and it is awaited. The gather counts once, and
+so does each matmul.
 """
 
 import collections
@@ -16,8 +16,8 @@ import dataclasses
 import math
 import re
 
-from qwen_jax.plan import hlo, products
-from qwen_jax.plan.network import Network, first_group, pairs_of
+from qwen_jax.plan import hlo, matmuls
+from qwen_jax.plan.network import Network, first_group, source_target_pairs
 from qwen_jax.plan.topologies import Chip
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
@@ -37,19 +37,19 @@ _FREE = {
     "get-dimension-size",
     "add-dependency",
 }
-_ASYNCHRONOUS = ("-start", "-update", "-done")  # copies and slices that are fetched beside work
-# What can have a collective inside: a call that is started runs on the sparse cores.
-_INSIDE = ("fusion", "async-start", "call-start", "custom-call-start")
+_ASYNCHRONOUS = ("-start", "-update", "-done")  # asynchronous copies and slices
+# Opcodes that may wrap a collective: asynchronous calls run on the sparse cores.
+_WRAPPERS = ("fusion", "async-start", "call-start", "custom-call-start")
 _CALLED = ("calls", "to_apply", "called_computations")
-# Names of the parts of a gather that products carry on: fusions that start and await it, and the
-# computations of these products, which pass its buffers through.
-_STARTED, _AWAITED, _CARRYING = (
+# Name prefixes of a gather that matmul fusions advance: the fusions that start and await it, and
+# the computations of the matmul fusions, which pass its buffers through.
+_START_PREFIX, _DONE_PREFIX, _ADVANCING_PREFIX = (
     "async-collective-start",
     "async-collective-done",
     "async_collective_fusion",
 )
-# Bundles of 1024 x 1024 scores of one head of 128, bfloat16: forward without a mask and with one,
-# backward without and with.
+# Bundles per tile of 1024 x 1024 scores of one head of 128, bfloat16: forward without and with a
+# mask, backward without and with a mask.
 _BUNDLES = {
     "TPU v4": (4496, 7354, 9893, 12566),
     "TPU v5 lite": (4174, 4724, 9025, 9301),
@@ -64,16 +64,16 @@ class Collective:
     """One collective of the program."""
 
     kind: str
-    group: int  # devices that take part together
-    size: int  # bytes of what is whole: see Network.seconds; of one message of a permute
-    times: int  # in a step
-    seconds: float  # of all these times
-    hidden: bool  # runs beside other work
-    source: str  # what the model calls it
+    group: int  # number of participating devices
+    size: int  # bytes of the full array, see Network.seconds; of one message of a permute
+    times: int  # executions per step
+    seconds: float  # of all executions
+    hidden: bool  # overlaps with other work
+    source: str  # op_name in the model
 
     @property
     def sent(self) -> float:
-        """Bytes that a chip sends in a step."""
+        """Bytes that a chip sends per step."""
         if self.kind == "collective-permute":
             return float(self.size * self.times)
         share = self.size * (self.group - 1) / self.group
@@ -82,16 +82,16 @@ class Collective:
 
 @dataclasses.dataclass
 class Costs:
-    """Of one step, on one chip."""
+    """Costs of one step on one chip."""
 
-    seconds: float = 0.0  # with overlap as it is said above
+    seconds: float = 0.0  # with overlap as described above
     work: dict[str, float] = dataclasses.field(  # kind: seconds
         default_factory=lambda: collections.defaultdict(float)
     )
     hbm_bytes: float = 0.0
-    flops: float = 0.0  # of products and attention, what is computed twice included
+    flops: float = 0.0  # of matmuls and attention, including recomputation
     collectives: list[Collective] = dataclasses.field(default_factory=list)
-    unknown: list[str] = dataclasses.field(default_factory=list)  # loops of unknown length
+    unknown: list[str] = dataclasses.field(default_factory=list)  # loops without a known trip count
 
     @property
     def compute(self) -> float:
@@ -102,18 +102,18 @@ class Costs:
         return sum(collective.seconds for collective in self.collectives)
 
     def merged(self) -> list[tuple[str, int, float, float, float]]:
-        """(kind, group, bytes that a chip sends, seconds, seconds not hidden), largest first."""
+        """Returns (kind, group, bytes sent per chip, seconds, exposed seconds), largest first."""
         found = {}
         for one in self.collectives:
-            row = found.setdefault((one.kind, one.group), [0.0, 0.0, 0.0])
-            row[0] += one.sent
-            row[1] += one.seconds
-            row[2] += 0.0 if one.hidden else one.seconds
-        return sorted(((*key, *row) for key, row in found.items()), key=lambda row: -row[3])
+            totals = found.setdefault((one.kind, one.group), [0.0, 0.0, 0.0])
+            totals[0] += one.sent
+            totals[1] += one.seconds
+            totals[2] += 0.0 if one.hidden else one.seconds
+        return sorted(((*key, *totals) for key, totals in found.items()), key=lambda row: -row[3])
 
 
 def read(text: str, chip: Chip, network: Network) -> Costs:
-    """The Costs of `compiled.as_text()`."""
+    """Returns the Costs of `compiled.as_text()`."""
     reader = _Reader(hlo.parse(text), chip, network)
     costs = reader.costs
     costs.seconds = reader.scope(reader.program.entry, 1)
@@ -126,9 +126,9 @@ class _Reader:
         self.costs = Costs()
 
     def scope(self, name: str, times: int) -> float:
-        """Seconds of one run of a computation that runs `times` times in a step."""
+        """Returns seconds of one execution of a computation that runs `times` times per step."""
         body = self.program.computations[name]
-        work = beside = waited = 0.0
+        work = overlapped = blocking = 0.0
         for instruction in body.values():
             kind = _collective(instruction, self.program)
             if instruction.opcode == "while":
@@ -143,27 +143,27 @@ class _Reader:
                 )
                 work += max(self.scope(branch, times) for branch in branches)
             elif kind is not None:
-                if self.multiplied(instruction, body):  # beside its collective
+                if self.matmul_flops(instruction, body):  # fused with its collective
                     work += self.run(instruction, body, times)
                 seconds = self.collect(instruction, kind, body, times)
                 if _starts(instruction):
-                    beside += seconds
+                    overlapped += seconds
                 else:
-                    waited += seconds
+                    blocking += seconds
             else:
                 work += self.run(instruction, body, times)
-        return max(work, beside) + waited
+        return max(work, overlapped) + blocking
 
     def collect(self, instruction, kind: str, body, times: int) -> float:
-        """Seconds of a collective, once."""
+        """Returns seconds of one execution of a collective."""
         inner = instruction
-        if instruction.opcode in _INSIDE:
+        if instruction.opcode in _WRAPPERS:
             inside = self.program.computations[instruction.called(*_CALLED)[0]]
             inner = next(i for i in inside.values() if i.opcode.startswith(kind))
             body = inside
         operands = sum(body[name].bytes for name in inner.operands if name in body)
         if kind == "collective-permute":
-            size, pairs = operands, pairs_of(inner.rest)
+            size, pairs = operands, source_target_pairs(inner.rest)
             seconds, group = self.network.permute_seconds(size, pairs), len(pairs)
         else:
             members = first_group(inner.rest, len(self.network.coords))
@@ -178,11 +178,11 @@ class _Reader:
         return seconds
 
     def run(self, instruction, body, times: int) -> float:
-        """Seconds of an instruction, once."""
+        """Returns seconds of one execution of an instruction."""
         if (
             instruction.opcode in _FREE
             or instruction.opcode.endswith(_ASYNCHRONOUS)
-            or instruction.name.startswith(_AWAITED)
+            or instruction.name.startswith(_DONE_PREFIX)
             or "AllocateBuffer" in instruction.rest
         ):
             return 0.0
@@ -191,7 +191,7 @@ class _Reader:
         cycles = re.search(r'"estimated_cycles":"(\d+)"', instruction.rest)
         if 'custom_call_target="tpu_custom_call"' in instruction.rest:
             kind = "attention " + ("backward" if "backward" in instruction.name else "forward")
-            cost, flops = self.kernel(instruction, body)
+            cost, flops = self.attention_kernel(instruction, body)
             seconds = max(seconds, cost)
             self.costs.flops += flops * times
         elif cycles and int(cycles[1]) < 1e15:
@@ -199,29 +199,29 @@ class _Reader:
             kind = "elementwise"
         elif instruction.opcode == "copy":
             kind = "copies"
-        flops = self.multiplied(instruction, body)
+        flops = self.matmul_flops(instruction, body)
         if flops:
-            kind = "products"
+            kind = "matmuls"
             self.costs.flops += flops * times
         self.costs.work[kind] += seconds * times
         self.costs.hbm_bytes += moved * times
         return seconds
 
-    def multiplied(self, instruction, body) -> float:
-        """FLOPs of the matrix products in an instruction, once."""
+    def matmul_flops(self, instruction, body) -> float:
+        """Returns FLOPs of the matmuls in one execution of an instruction."""
         if instruction.opcode in ("convolution", "dot"):
             shapes = tuple(_dimensions(body[name].shape) for name in instruction.operands)
-            return products.flops(instruction.rest, shapes, _dimensions(instruction.shape))
+            return matmuls.flops(instruction.rest, shapes, _dimensions(instruction.shape))
         if instruction.opcode != "fusion":
             return 0.0
         insides = [self.program.computations[name] for name in instruction.called("calls")]
         return sum(
-            self.multiplied(inner, inside) for inside in insides for inner in inside.values()
+            self.matmul_flops(inner, inside) for inside in insides for inner in inside.values()
         )
 
-    def kernel(self, instruction, body) -> tuple[float, float]:
-        """Seconds and FLOPs of our attention, causal: half of its square of tiles, those of the
-        diagonal with a mask."""
+    def attention_kernel(self, instruction, body) -> tuple[float, float]:
+        """Returns seconds and FLOPs of our causal attention kernel: half of the square of tiles,
+        the tiles on the diagonal with a mask."""
         query = next(
             shape
             for shape in (
@@ -229,32 +229,32 @@ class _Reader:
             )
             if len(shape) == 4 and shape[2] > 1
         )
-        rows, heads, length, width = query
+        batch, heads, length, width = query
         backward = "backward" in instruction.name
-        whole, masked = _BUNDLES[self.chip.kind][2 * backward :][:2]
+        unmasked, masked = _BUNDLES[self.chip.kind][2 * backward :][:2]
         side = length / _TILE
-        tiles = whole * side * max(side - 1, 0) / 2 + masked * min(side, side**2)
-        bundles = rows * heads * tiles * math.ceil(width / 128)
-        flops = rows * heads * length**2 / 2 * width * (10 if backward else 4)
+        tiles = unmasked * side * max(side - 1, 0) / 2 + masked * min(side, side**2)
+        bundles = batch * heads * tiles * math.ceil(width / 128)
+        flops = batch * heads * length**2 / 2 * width * (10 if backward else 4)
         return bundles / self.chip.cores / self.chip.clock, flops
 
     def traffic(self, instruction, body) -> float:
-        """Bytes that it reads and writes in HBM; of what it slices, the slice alone."""
+        """Returns bytes read and written in HBM; of sliced operands only the slice."""
         called = instruction.called("calls") if instruction.opcode == "fusion" else []
         inside = self.program.computations[called[0]] if called else {}
-        passed = _passed_through(instruction) if _carries(instruction) else {}
+        aliased = _aliased_operands(instruction) if _advances(instruction) else {}
         read = 0
-        for place, name in enumerate(instruction.operands):
-            if name not in body or body[name].opcode in ("constant",) or place in passed.values():
+        for index, name in enumerate(instruction.operands):
+            if name not in body or body[name].opcode in ("constant",) or index in aliased.values():
                 continue
-            read += self.sliced(inside, place, _in_hbm(body[name].shape))
-        if passed:
+            read += self.operand_bytes(inside, index, _in_hbm(body[name].shape))
+        if aliased:
             return float(
                 read
                 + sum(
-                    _in_hbm(part)
-                    for place, part in enumerate(hlo.parts(instruction.shape))
-                    if place not in passed
+                    _in_hbm(element)
+                    for index, element in enumerate(hlo.tuple_elements(instruction.shape))
+                    if index not in aliased
                 )
             )
         written = _in_hbm(instruction.shape)
@@ -262,25 +262,25 @@ class _Reader:
             inner
             for inner in inside.values()
             if inner.opcode == "dynamic-update-slice"
-            and array_equal(inner.shape, instruction.shape)
+            and _same_dimensions(inner.shape, instruction.shape)
         ]
         if instruction.opcode == "dynamic-update-slice":
             inside, update = body, [instruction]
         elif instruction.opcode == "dynamic-slice":
             return 2.0 * written
         if update:
-            piece = inside.get(update[0].operands[1])
-            size = piece.bytes if piece is not None else written
+            updated = inside.get(update[0].operands[1])
+            size = updated.bytes if updated is not None else written
             return float(read - written + 2 * size) if read >= written else 2.0 * size
         return float(read + written)
 
-    def sliced(self, inside: dict, place: int, size: int) -> int:
-        """Bytes that a fusion reads of its operand number `place`: all, or the slices it takes."""
+    def operand_bytes(self, inside: dict, index: int, size: int) -> int:
+        """Returns bytes that a fusion reads of operand `index`: all, or only its slices."""
         name = next(
             (
                 i.name
                 for i in inside.values()
-                if i.opcode == "parameter" and i.operands == (str(place),)
+                if i.opcode == "parameter" and i.operands == (str(index),)
             ),
             None,
         )
@@ -291,8 +291,8 @@ class _Reader:
             elif user.opcode == "fusion":
                 called = self.program.computations[user.called("calls")[0]]
                 read += max(
-                    self.sliced(called, at, size)
-                    for at, operand in enumerate(user.operands)
+                    self.operand_bytes(called, i, size)
+                    for i, operand in enumerate(user.operands)
                     if operand == name
                 )
             else:
@@ -300,7 +300,7 @@ class _Reader:
         return min(size, read) if users else size
 
 
-def array_equal(one: str, other: str) -> bool:
+def _same_dimensions(one: str, other: str) -> bool:
     return _dimensions(one) == _dimensions(other)
 
 
@@ -310,24 +310,24 @@ def _dimensions(shape: str) -> tuple[int, ...]:
 
 
 def _in_hbm(shape: str) -> int:
-    """Bytes of the arrays that do not lie in VMEM (memory space 1) or scalar memory."""
-    kept = re.sub(r"\w+\[[\d,]*\]\{[^}]*S\(\d+\)[^}]*\}", "", shape)
-    return sum(hlo.array_bytes(kept))
+    """Returns bytes of the arrays outside of VMEM (memory space 1) and scalar memory."""
+    in_hbm = re.sub(r"\w+\[[\d,]*\]\{[^}]*S\(\d+\)[^}]*\}", "", shape)
+    return sum(hlo.array_bytes(in_hbm))
 
 
 def _collective(instruction, program: hlo.Program) -> str | None:
-    """Which collective an instruction is or has inside; None for others, and for what carries on or
-    awaits one."""
+    """Returns the kind of collective that an instruction is or wraps; None for other instructions,
+    and for those that advance or await a collective."""
     if (
         instruction.opcode.endswith("-done")
-        or instruction.name.startswith(_AWAITED)
-        or _carries(instruction)
+        or instruction.name.startswith(_DONE_PREFIX)
+        or _advances(instruction)
     ):
         return None
     for kind in COLLECTIVES:
         if instruction.opcode in (kind, kind + "-start"):
             return kind
-    if instruction.opcode in _INSIDE:
+    if instruction.opcode in _WRAPPERS:
         for name in instruction.called(*_CALLED):
             for inner in program.computations.get(name, {}).values():
                 for kind in COLLECTIVES:
@@ -337,16 +337,16 @@ def _collective(instruction, program: hlo.Program) -> str | None:
 
 
 def _starts(instruction) -> bool:
-    return instruction.opcode.endswith("-start") or instruction.name.startswith(_STARTED)
+    return instruction.opcode.endswith("-start") or instruction.name.startswith(_START_PREFIX)
 
 
-def _carries(instruction) -> bool:
-    return any(name.startswith(_CARRYING) for name in instruction.called("calls"))
+def _advances(instruction) -> bool:
+    return any(name.startswith(_ADVANCING_PREFIX) for name in instruction.called("calls"))
 
 
-def _passed_through(instruction) -> dict[int, int]:
-    """{place in the result: the operand that it is}."""
+def _aliased_operands(instruction) -> dict[int, int]:
+    """Returns {index in the result: index of the operand that it aliases}."""
     return {
-        int(place or 0): int(operand)
-        for place, operand in re.findall(r"\{(\d*)\}: \((\d+), \{\}\)", instruction.rest)
+        int(index or 0): int(operand)
+        for index, operand in re.findall(r"\{(\d*)\}: \((\d+), \{\}\)", instruction.rest)
     }

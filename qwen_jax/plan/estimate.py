@@ -1,7 +1,8 @@
-"""From what a compiled step takes to what a run costs: time, tokens a second, MFU, chip hours.
+"""From the costs of a compiled step to those of a run: time, tokens per second, MFU, chip hours.
 
-MFU A counts 6 N + 6 L T N_heads H for a token (causal attention once), B 6 N + 12 L T N_heads H
-(all of the square); see telemetry.metrics.flops_per_token. Report tokens: 2.4, Table 1.
+MFU counts 6 N + 6 L T N_heads H FLOPs per token (causal attention once), noncausal MFU
+6 N + 12 L T N_heads H (the full square); see telemetry.metrics.flops_per_token. Report tokens: 2.4,
+Table 1.
 """
 
 import dataclasses
@@ -14,50 +15,52 @@ from qwen_jax.train.telemetry import metrics
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Of a step on a slice. Nothing here was measured on a TPU."""
+    """Estimate of a step on a slice; nothing was measured on a TPU."""
 
-    seconds: float  # of a step: with the overlap that plan.costs states
-    least: float  # if everything ran beside everything: the largest of compute, memory, network
-    most: float  # if nothing did: the sum of compute and network
+    seconds: float  # per step, with the overlap that plan.costs models
+    min_seconds: float  # with perfect overlap: the largest of compute, memory, network
+    max_seconds: float  # without overlap: the sum of compute and network
     tokens_per_second: float  # of the slice
     mfu: float
     mfu_noncausal: float
-    chip_hours: float  # of the whole run
+    chip_hours: float  # of the full run
 
     def dollars(self, price: float) -> float:
         return self.chip_hours * price
 
 
 def tokens_per_step(workload: Workload) -> int:
-    """Tokens that a step reads, all stages' rows included."""
+    """Returns tokens read per step, including PPO's pretraining sequences."""
     return (
-        workload.rows * workload.row_tokens + workload.pretrain_rows * workload.model.context_length
+        workload.sequences * workload.sequence_length
+        + workload.pretrain_sequences * workload.model.context_length
     )
 
 
 def model_flops(workload: Workload) -> tuple[float, float]:
-    """Model FLOPs of a step by formulas A and B. A PPO step trains two models on its rollout and
-    one on its pretraining rows."""
-    at_rows = dataclasses.replace(workload.model, context_length=workload.row_tokens)
-    a, b = metrics.flops_per_token(at_rows)
+    """Returns model FLOPs per step, with causal attention counted once and with the full square. A
+    PPO step trains two models on its rollout and one on its pretraining sequences."""
+    at_length = dataclasses.replace(workload.model, context_length=workload.sequence_length)
+    causal, noncausal = metrics.flops_per_token(at_length)
     head = 6.0 * workload.model.vocab_size * workload.model.hidden_size
-    tokens = workload.rows * workload.row_tokens
-    if workload.stage == "pretrain":
-        return tokens * a, tokens * b
-    without = 0.0 if workload.model.tie_embeddings else head
-    if workload.stage == "reward_model":
-        return tokens * (a - without), tokens * (b - without)
-    rows = workload.pretrain_rows * workload.model.context_length
-    pretrain_a, pretrain_b = metrics.flops_per_token(workload.model)
+    tokens = workload.sequences * workload.sequence_length
+    if workload.training_stage == "pretrain":
+        return tokens * causal, tokens * noncausal
+    no_head = 0.0 if workload.model.tie_embeddings else head
+    if workload.training_stage == "reward_model":
+        return tokens * (causal - no_head), tokens * (noncausal - no_head)
+    pretrain_tokens = workload.pretrain_sequences * workload.model.context_length
+    pretrain_causal, pretrain_noncausal = metrics.flops_per_token(workload.model)
     updates = workload.ppo.epochs
     return (
-        updates * (tokens * (a + (a - without)) + rows * pretrain_a),
-        updates * (tokens * (b + (b - without)) + rows * pretrain_b),
+        updates * (tokens * (causal + (causal - no_head)) + pretrain_tokens * pretrain_causal),
+        updates
+        * (tokens * (noncausal + (noncausal - no_head)) + pretrain_tokens * pretrain_noncausal),
     )
 
 
 def estimate(result: Result, workload: Workload, topology: Topology) -> Estimate:
-    """The Estimate of a compiled step."""
+    """Returns the Estimate of a compiled step."""
     return from_times(
         workload,
         topology,
@@ -77,20 +80,21 @@ def from_times(
     hbm_bytes: float,
     ici: float,
 ) -> Estimate:
+    """Returns the Estimate of a step with the given times."""
     chip: Chip = topology.chip
     peak = chip.peak_flops * topology.chips
-    a, b = model_flops(workload)
+    causal, noncausal = model_flops(workload)
     return Estimate(
         seconds=seconds,
-        least=max(a / peak, hbm_bytes / chip.hbm_bandwidth, ici),
-        most=compute + ici,
+        min_seconds=max(causal / peak, hbm_bytes / chip.hbm_bandwidth, ici),
+        max_seconds=compute + ici,
         tokens_per_second=tokens_per_step(workload) / seconds,
-        mfu=a / seconds / peak,
-        mfu_noncausal=b / seconds / peak,
+        mfu=causal / seconds / peak,
+        mfu_noncausal=noncausal / seconds / peak,
         chip_hours=workload.train.num_steps * seconds * topology.chips / 3600,
     )
 
 
-def flops_found(result: Result, workload: Workload, topology: Topology) -> float:
-    """FLOPs read from the compiled program over those of formula A: 1 or more, if all was read."""
+def parsed_flops_ratio(result: Result, workload: Workload, topology: Topology) -> float:
+    """Returns FLOPs of the compiled program over model FLOPs: 1 or more if parsed fully."""
     return result.flops * topology.chips / model_flops(workload)[0]

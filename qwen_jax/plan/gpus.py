@@ -1,8 +1,7 @@
-"""GPUs, on paper alone: nothing is compiled, and every line says that it is only estimated.
+"""Paper estimates for GPUs: nothing is compiled, and every line says that it is only estimated.
 
-XLA can compile for a GPU that is not there, but gives no costs of what it compiled; what is left is
-arithmetic: memory by what a step must hold, time from the makers' peak at a share of it that is
-stated.
+XLA can compile for an absent GPU, but reports no costs. The estimate is arithmetic: memory from the
+arrays that a step must hold, time from a stated share of the vendor's peak.
 """
 
 import dataclasses
@@ -14,46 +13,56 @@ from qwen_jax.plan.stages import Workload
 from qwen_jax.plan.topologies import GIB, Chip, Topology
 from qwen_jax.utils.format import format_gib
 
-# Links: NVLink's, both directions counted once; beyond 8 GPUs a network of 50 GB/s for each.
+# Bandwidth per GPU: NVLink, both directions together; beyond 8 GPUs a network of 50 GB/s.
 _NVLINK, _NETWORK, _NODE = 450e9, 50e9, 8
 KINDS = {
     "h100": Chip("NVIDIA H100", 989.4e12, 79 * GIB, 3350e9, _NVLINK / 2, 1.755e9, 1, 1, 1, 1),
     "h200": Chip("NVIDIA H200", 989.4e12, 140 * GIB, 4800e9, _NVLINK / 2, 1.755e9, 1, 1, 1, 1),
     "a100": Chip("NVIDIA A100", 312e12, 79 * GIB, 2039e9, 150e9, 1.41e9, 1, 1, 1, 1),
 }
-SHARE = 0.6  # of peak that a step's products reach, taken from published runs of 7B to 13B
+SHARE = 0.6  # of peak that matmuls reach, from published runs of 7B to 13B
 
 
 def lines(workload: Workload, name: str, price: float | None) -> list[str]:
-    """The best layouts on paper, as lines that say so."""
+    """Returns the best layouts on paper as lines of text.
+
+    Args:
+      name: such as h100-64.
+      price: per GPU hour; None: no cost is shown.
+
+    Raises:
+      ConfigError: the number of GPUs is invalid.
+    """
     kind, _, number = name.partition("-")
     if not number.isdigit() or int(number) < 1:
-        raise ConfigError(f"{name!r} is no number of GPUs.", "--topology", "write it as h100-64.")
+        raise ConfigError(
+            f"{name!r} does not name a number of GPUs.", "--topology", "write it as h100-64."
+        )
     chips = int(number)
     chip = KINDS[kind]
     if chips > _NODE:
         chip = dataclasses.replace(chip, link_bandwidth=_NETWORK / 2)
     topology = Topology(name, chip, (chips,), name)
-    found, looked_at, too_large = search.best(
+    found, considered, too_large = search.best(
         workload, topology, number=4, room=0.9, max_tensor=_NODE, max_context=1
     )
-    said = [
-        f"{chips} x {chip.kind}: ONLY ESTIMATED, nothing was compiled for GPUs; products at "
+    text = [
+        f"{chips} x {chip.kind}: ONLY ESTIMATED, nothing was compiled for GPUs; matmuls at "
         f"{SHARE:.0%} of peak, {'network' if chips > _NODE else 'NVLink'} at "
-        f"{2 * chip.link_bandwidth / 1e9:.0f} GB/s for each GPU",
-        f"{looked_at} layouts; {too_large} should not fit",
+        f"{2 * chip.link_bandwidth / 1e9:.0f} GB/s per GPU",
+        f"{considered} layouts considered; {too_large} should not fit",
     ]
     for one in found:
-        seconds = one.seconds * 0.85 / SHARE  # the search counts products at 85 % of peak
+        seconds = one.seconds * 0.85 / SHARE  # the search assumes matmuls at 85 % of peak
         guess = from_times(
             one.workload, topology, seconds=seconds, compute=seconds, hbm_bytes=0.0, ici=0.0
         )
-        mesh, money = one.workload.mesh, "" if price is None else f", ${guess.dollars(price):,.0f}"
-        said.append(
+        mesh, cost = one.workload.mesh, "" if price is None else f", ${guess.dollars(price):,.0f}"
+        text.append(
             f"only estimated: data {mesh.data}, fsdp {mesh.fsdp}, tensor {mesh.tensor}, remat "
             f"{one.workload.model.remat}, {one.workload.train.micro_batches} micro-batches: about "
-            f"{format_gib(one.bytes)} of {format_gib(chip.hbm_bytes)}, {seconds:.2f} s a step, "
+            f"{format_gib(one.bytes)} of {format_gib(chip.hbm_bytes)}, {seconds:.2f} s per step, "
             f"{guess.tokens_per_second:,.0f} tokens/s, MFU {guess.mfu:.0%}, "
-            f"{guess.chip_hours:,.0f} GPU hours{money}"
+            f"{guess.chip_hours:,.0f} GPU hours{cost}"
         )
-    return said
+    return text

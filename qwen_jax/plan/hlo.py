@@ -1,6 +1,6 @@
-"""The text of a compiled program, as computations of instructions, with how often each one runs.
+"""Parses the text of a compiled program into computations, instructions and loop trip counts.
 
-Only what the costs need is read: shapes, operands, called computations, and the bounds of loops.
+Only the parts that costs need are parsed: shapes, operands, called computations, loop bounds.
 """
 
 import dataclasses
@@ -37,13 +37,13 @@ _CALLS = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line."""
+    """One instruction: a line of the text."""
 
     name: str
     shape: str
     opcode: str
     operands: tuple[str, ...]
-    rest: str  # attributes, metadata and the backend's settings
+    rest: str  # attributes, metadata and backend config
 
     @property
     def arrays(self) -> list[int]:
@@ -55,7 +55,7 @@ class Instruction:
         return sum(self.arrays)
 
     def called(self, *kinds: str) -> list[str]:
-        """Names of the computations that it runs, of these kinds of attribute."""
+        """Returns the names of the computations called by these attributes."""
         found = []
         for kind, names in _CALLS.findall(self.rest):
             if kind in kinds:
@@ -64,34 +64,34 @@ class Instruction:
 
     @property
     def source(self) -> str:
-        """What the model calls it: the op_name of its metadata."""
+        """The op_name in its metadata, from the model's code."""
         match = re.search(r'op_name="([^"]*)"', self.rest)
         return match[1] if match else ""
 
 
 def array_bytes(shape: str) -> list[int]:
-    """ "(f32[2,3]{1,0}, u32[])" -> [24, 4]; what is no array of numbers counts 0."""
+    """ "(f32[2,3]{1,0}, u32[])" -> [24, 4]; tokens and other non-arrays count 0."""
     return [
         BYTES.get(kind, 0) * math.prod(int(size) for size in sizes.split(",") if size)
         for kind, sizes in _ARRAY.findall(shape)
     ]
 
 
-def parts(shape: str) -> list[str]:
+def tuple_elements(shape: str) -> list[str]:
     """ "(f32[2,3]{1,0}, u32[])" -> ["f32[2,3]{1,0}", "u32[]"];
-    what is no tuple is its only part."""
+    an array is its only element."""
     return _split(shape[1:-1]) if shape.startswith("(") else [shape]
 
 
 @dataclasses.dataclass
 class Program:
-    """A module: computations by name, each a dict of its instructions in the order they run."""
+    """A module: computations by name, each a dict of its instructions in execution order."""
 
     computations: dict[str, dict[str, Instruction]]
     entry: str
 
     def trips(self, loop: Instruction) -> int | None:
-        """How often a while's body runs; None where its text does not say."""
+        """Returns how often a while body runs; None if its text does not contain it."""
         known = re.search(r"known_trip_count\D+(\d+)", loop.rest)
         if known:
             return int(known[1])
@@ -107,7 +107,7 @@ class Program:
 
     @functools.cached_property
     def fused(self) -> set[str]:
-        """Computations that are the inside of one instruction."""
+        """Computations that are the body of a fusion."""
         return {
             name
             for body in self.computations.values()
@@ -118,9 +118,9 @@ class Program:
 
 
 def _stride(counter: Instruction, body: dict[str, Instruction]) -> int:
-    """By how much a body raises its counter: 1, but more where XLA has unrolled the loop.
+    """Returns the increment of a loop's counter: 1, or more where XLA has unrolled the loop.
 
-    Counters start at 0: those of scans and of products that travel in windows do.
+    Counters are assumed to start at 0, as those of scans and of windowed matmuls do.
     """
     index = re.search(r"index=(\d+)", counter.rest)
     root = next(reversed(body.values()))
@@ -135,7 +135,7 @@ def _stride(counter: Instruction, body: dict[str, Instruction]) -> int:
 
 
 def parse(text: str) -> Program:
-    """The Program of `compiled.as_text()`."""
+    """Returns the Program of `compiled.as_text()`."""
     computations, entry, current = {}, "", None
     for line in text.splitlines():
         head = None
@@ -163,27 +163,28 @@ def _instruction(line: str) -> Instruction:
     opening = text.index("(")
     closing = _closing(text, opening)
     operands = tuple(
-        part.split(" ")[-1].strip().lstrip("%") for part in _split(text[opening + 1 : closing])
+        operand.split(" ")[-1].strip().lstrip("%")
+        for operand in _split(text[opening + 1 : closing])
     )
     return Instruction(name.lstrip("%"), shape, text[:opening], operands, text[closing + 1 :])
 
 
 def _closing(text: str, opening: int) -> int:
     depth = 0
-    for place in range(opening, len(text)):
-        depth += {"(": 1, ")": -1}.get(text[place], 0)
+    for index in range(opening, len(text)):
+        depth += {"(": 1, ")": -1}.get(text[index], 0)
         if depth == 0:
-            return place
+            return index
     raise ValueError(f"no closing bracket in {text[:80]!r}")
 
 
 def _split(text: str) -> list[str]:
-    """At the commas outside of brackets; comments (/*index=5*/) left out."""
+    """Splits at commas outside of brackets; removes comments (/*index=5*/)."""
     text = re.sub(r"/\*.*?\*/", "", text)
-    parts, depth, begin = [], 0, 0
-    for place, letter in enumerate(text):
+    fields, depth, start = [], 0, 0
+    for index, letter in enumerate(text):
         depth += {"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(letter, 0)
         if letter == "," and depth == 0:
-            parts.append(text[begin:place])
-            begin = place + 1
-    return [part.strip() for part in parts + [text[begin:]] if part.strip()]
+            fields.append(text[start:index])
+            start = index + 1
+    return [field.strip() for field in fields + [text[start:]] if field.strip()]

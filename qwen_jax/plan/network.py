@@ -1,8 +1,8 @@
-"""How long a collective takes on the links of a slice.
+"""The time of a collective on the links of a slice.
 
-What counts is the most loaded link. Gathers and sums over a group go along all the sides of the
-torus that the group spans at once, in both directions where a side is closed to a ring; a
-permutation is routed pair by pair, side after side, the shorter way round.
+The most loaded link determines the time. Gathers and sums use all dimensions of the torus that the
+group spans at once, and both directions where a dimension wraps around. A permutation is routed
+pair by pair, dimension after dimension, along the shorter way around.
 """
 
 import collections
@@ -20,32 +20,33 @@ Coords = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """Links of a slice, and where each device of the program lies."""
+    """Links of a slice, and the coordinates of the program's devices."""
 
     topology: Topology
     coords: tuple[Coords, ...]  # of each partition
 
-    def _closed(self, side: int) -> bool:
-        """v5p closes its sides if the slice is made of whole cubes, the others each long side."""
+    def _wraps(self, side: int) -> bool:
+        """Whether a dimension wraps around: on v5p if the slice consists of full cubes, on other
+        chips if the dimension is long enough."""
         shape, wraps = self.topology.shape, self.topology.chip.wraps
         sides = shape if len(shape) == 3 else shape[side : side + 1]
         return all(size % wraps == 0 for size in sides)
 
     def bandwidth(self, group: Sequence[int]) -> float:
-        """Bytes a second at which each member of a group can take in what the others have."""
+        """Returns bytes per second that each member of a group can receive from the others."""
         total, link = 0.0, self.topology.chip.link_bandwidth
         for side, size in enumerate(self.topology.shape):
             extent = len({self.coords[device][side] for device in group})
             if extent > 1:
-                total += link * (2 if extent == size and self._closed(side) else 1)
+                total += link * (2 if extent == size and self._wraps(side) else 1)
         return total
 
     def seconds(self, kind: str, size: int, group: Sequence[int]) -> float:
-        """Of one collective.
+        """Returns seconds of one collective.
 
         Args:
           kind: "all-gather", "reduce-scatter", "all-reduce" or "all-to-all".
-          size: bytes of what is whole: a gather's result, a scatter's or a sum's operand.
+          size: bytes of the full array: the result of a gather, the operand of a scatter or sum.
           group: the partitions of one of its groups.
         """
         number = len(group)
@@ -53,30 +54,30 @@ class Network:
             return 0.0
         share = size * (number - 1) / number / self.bandwidth(group)
         if kind == "all-to-all":
-            # Each device keeps 1/n and sends the rest; half of it crosses the middle of the
-            # longest side, whose links carry that of all devices on either half.
+            # Each device keeps 1/n and sends the rest; half of it crosses the middle of the longest
+            # dimension, whose links carry the traffic of all devices in either half.
             longest = max(
                 range(len(self.topology.shape)),
                 key=lambda side: len({self.coords[device][side] for device in group}),
             )
             extent = len({self.coords[device][longest] for device in group})
-            links = 2 if extent == self.topology.shape[longest] and self._closed(longest) else 1
+            links = 2 if extent == self.topology.shape[longest] and self._wraps(longest) else 1
             return size * extent / 4 / (links * self.topology.chip.link_bandwidth)
         return share * (2 if kind == "all-reduce" else 1)
 
     def permute_seconds(self, size: int, pairs: Sequence[tuple[int, int]]) -> float:
-        """Of a collective-permute of `size` bytes from each source."""
+        """Returns seconds of a collective-permute of `size` bytes from each source."""
         load = collections.Counter()
         for source, target in pairs:
             load.update(self._route(self.coords[source], self.coords[target]))
         return size * max(load.values(), default=0) / self.topology.chip.link_bandwidth
 
     def _route(self, here: Coords, there: Coords) -> list[tuple[Coords, int, int]]:
-        """The links (from, side, direction) between two chips."""
+        """Returns the links (from, side, direction) between two chips."""
         links = []
         for side, size in enumerate(self.topology.shape):
             distance = there[side] - here[side]
-            if self._closed(side) and abs(distance) > size / 2:
+            if self._wraps(side) and abs(distance) > size / 2:
                 distance -= math.copysign(size, distance)
             direction = 1 if distance > 0 else -1
             for _ in range(int(abs(distance))):
@@ -86,9 +87,9 @@ class Network:
 
 
 def first_group(attributes: str, devices: int) -> list[int]:
-    """The partitions of a collective's first group, from `replica_groups=...`.
+    """Returns the partitions of a collective's first group, from `replica_groups=...`.
 
-    Three spellings: {{0,1},{2,3}}; [2,4]<=[8] or [4,2]<=[2,4]T(1,0); mesh['a'=2,'b'=4] {'b'}.
+    Three formats: {{0,1},{2,3}}; [2,4]<=[8] or [4,2]<=[2,4]T(1,0); mesh['a'=2,'b'=4] {'b'}.
     """
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
     if listed:
@@ -112,11 +113,12 @@ def first_group(attributes: str, devices: int) -> list[int]:
             order = order.reshape(_numbers(mesh[2]))
             order = order.transpose(_numbers(mesh[3])) if mesh[3] else order
         order = order.reshape(tuple(axes.values()))
-        # An axis may be taken in part: 'a':(2)4 is 4 of it, in strides of what follows.
+        # A group may use a part of an axis: 'a':(2)4 is 4 of its positions; the stride follows from
+        # the rest of the axis.
         wanted = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", mesh[4])
         index = []
         for name, size in axes.items():
-            part = next((piece for piece in wanted if piece[0] == name), None)
+            part = next((axis for axis in wanted if axis[0] == name), None)
             if part is None:
                 index.append([0])
             elif part[1]:
@@ -128,8 +130,8 @@ def first_group(attributes: str, devices: int) -> list[int]:
     return list(range(devices))  # replica_groups={}: all
 
 
-def pairs_of(attributes: str) -> list[tuple[int, int]]:
-    """`source_target_pairs` of a collective-permute."""
+def source_target_pairs(attributes: str) -> list[tuple[int, int]]:
+    """Returns `source_target_pairs` of a collective-permute."""
     match = re.search(r"source_target_pairs=\{(.*?\})\}", attributes)
     assert match is not None, attributes
     pairs = re.findall(r"\{(\d+),(\d+)\}", match[1])

@@ -1,7 +1,6 @@
-"""One step, compiled for a slice that is not there; in a process of its own, whose memory comes
-back.
+"""Compiles a step for an absent slice, in a subprocess that frees its memory when it exits.
 
-    python -m qwen_jax.plan.program < workload.pickle     # prints a Result as one line of JSON
+python -m qwen_jax.plan.program < workload.pickle     # prints a Result as one line of JSON
 """
 
 import ctypes
@@ -19,8 +18,8 @@ import time
 
 from qwen_jax.errors import QwenJaxError, TrainingError
 
-# libtpu looks for a TPU and asks the cloud about it, unless it is told not to; and several of these
-# processes may run at once.
+# Without these variables libtpu looks for a TPU and queries the cloud's metadata server. Several of
+# these processes may run at once.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -31,30 +30,30 @@ ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What the compiler says of a step, on one chip; sizes in bytes."""
+    """Compilation result of a step, per chip; sizes in bytes."""
 
-    error: str | None = None  # why there is none
+    error: str | None = None  # why compilation failed; None: it succeeded
     parameters: int = 0
     optimizer: int = 0
-    held: int = 0  # weights beside the step
+    frozen: int = 0  # frozen weights in memory that are not arguments of the step
     batch: int = 0
-    workspace: int = 0  # gradients, what the backward pass keeps, scratch
+    workspace: int = 0  # gradients, saved activations, scratch
     seconds: float = 0.0  # see costs.Costs
     work: dict = dataclasses.field(default_factory=dict)  # kind of work: seconds
     hbm_bytes: float = 0.0
-    collectives: list = dataclasses.field(default_factory=list)  # rows of Costs.merged
+    collectives: list = dataclasses.field(default_factory=list)  # of Costs.merged
     unknown: list = dataclasses.field(default_factory=list)
-    flops: float = 0.0  # of products and attention, recomputation included
-    flops_once: float = 0.0  # by cost_analysis, which counts the body of a loop once
+    flops: float = 0.0  # of matmuls and attention, including recomputation
+    flops_once: float = 0.0  # from cost_analysis, which counts a loop body once
     compile_seconds: float = 0.0
-    compile_bytes: int = 0  # this machine's memory
+    compile_bytes: int = 0  # peak memory of the compiling process
 
     @property
     def total(self) -> int:
-        return self.parameters + self.optimizer + self.held + self.batch + self.workspace
+        return self.parameters + self.optimizer + self.frozen + self.batch + self.workspace
 
 
-def compile_apart(
+def compile_in_subprocess(
     workload,
     topology,
     *,
@@ -62,16 +61,16 @@ def compile_apart(
     keep: pathlib.Path | None = None,
     timeout: float = 3600,
 ) -> Result:
-    """The Result of a workload on a slice, from another process.
+    """Compiles a workload for a slice in a subprocess and returns the Result.
 
     Args:
       workload: a stages.Workload.
       topology: a topologies.Topology.
-      options: of the compiler, beside parallel.compiler_options.
-      keep: where to leave the compiled text; None: nowhere.
+      options: compiler options, added to those of parallel/xla_options.py.
+      keep: file for the compiled text; None: it is not kept.
 
     Raises:
-      QwenJaxError: what the process itself refuses; a step that does not fit is a Result.
+      QwenJaxError: the subprocess failed; a step that does not fit is a Result with an error.
     """
     job = pickle.dumps((workload, topology, options or {}, keep))
     run = subprocess.run(
@@ -85,16 +84,15 @@ def compile_apart(
         if line.startswith("{"):
             return Result(**json.loads(line))
     raise TrainingError(
-        f"the compiling process ended with code {run.returncode} and said: "
-        f"{run.stderr.decode()[-1500:]}",
-        "plan",
-        "-9 is a lack of memory on this machine: about "
-        "2 GB are needed; otherwise report this with the versions of jax and libtpu.",
+        f"the compiling process exited with code {run.returncode}: {run.stderr.decode()[-1500:]}",
+        "experiments.plan",
+        "code -9 means that this machine ran out of memory (about 2 GB are needed); otherwise "
+        "report this with the versions of jax and libtpu.",
     )
 
 
-def compile_here(workload, topology, options: dict, keep: pathlib.Path | None) -> Result:
-    """compile_apart's work; loads libtpu into this process."""
+def compile_in_process(workload, topology, options: dict, keep: pathlib.Path | None) -> Result:
+    """Compiles in this process, for compile_in_subprocess; loads libtpu."""
     import jax
     from jax.experimental import topologies as libtpu
 
@@ -116,29 +114,29 @@ def compile_here(workload, topology, options: dict, keep: pathlib.Path | None) -
         try:
             compiled = compile_for("tpu", lowered, options)
         except jax.errors.JaxRuntimeError as error:
-            return Result(error=refused(str(error)))
+            return Result(error=error_summary(str(error)))
     text = compiled.as_text()
     if keep is not None:
         keep.write_text(text, encoding="utf-8")
     coords = tuple(tuple(device.coords)[: len(topology.shape)] for device in mesh.devices.flat)
     found = costs.read(text, topology.chip, Network(topology, coords))
-    plan, state = compiled.memory_analysis(), program.arguments[0]
+    memory, state = compiled.memory_analysis(), program.arguments[0]
     parameters = bytes_per_device(state.params)
     optimizer = bytes_per_device(state) - parameters
     batch = bytes_per_device(program.arguments[1])
-    everything = (
-        plan.argument_size_in_bytes
-        + plan.output_size_in_bytes
-        - plan.alias_size_in_bytes
-        + plan.temp_size_in_bytes
-        + plan.generated_code_size_in_bytes
+    total = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
     )
     return Result(
         parameters=parameters,
         optimizer=optimizer,
         batch=batch,
-        held=bytes_per_device(program.held),
-        workspace=everything - parameters - optimizer - batch,
+        frozen=bytes_per_device(program.frozen),
+        workspace=total - parameters - optimizer - batch,
         seconds=found.seconds,
         work=dict(found.work),
         hbm_bytes=found.hbm_bytes,
@@ -151,8 +149,8 @@ def compile_here(workload, topology, options: dict, keep: pathlib.Path | None) -
     )
 
 
-def refused(message: str) -> str:
-    """What the compiler says, in few words: memory that is missing, or its first line."""
+def error_summary(message: str) -> str:
+    """Returns the compiler's error in short: the memory that is missing, or its first line."""
     used = re.search(r"Used ([\d.]+\w?) of ([\d.]+\w?) hbm", message) or re.search(
         r"\(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", message
     )
@@ -162,12 +160,12 @@ def refused(message: str) -> str:
 
 
 def main() -> None:
-    if sys.platform == "linux":  # it goes with the process that waits for it
+    if sys.platform == "linux":  # exit together with the parent process
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     workload, topology, options, keep = pickle.load(sys.stdin.buffer)
     try:
-        result = compile_here(workload, topology, options, keep)
-    except QwenJaxError as error:  # such as weights that do not divide
+        result = compile_in_process(workload, topology, options, keep)
+    except QwenJaxError as error:  # for example weights that do not divide over the mesh
         result = Result(error=f"{error.what}")
     print(json.dumps(dataclasses.asdict(result)), flush=True)
 

@@ -1,8 +1,7 @@
-"""Which layouts to compile: every mesh, remat policy and number of micro-batches, by a paper
-estimate.
+"""Selects the layouts to compile: meshes, remat policies, micro-batches, by a paper estimate.
 
-The estimate is rough, and only decides what is worth compiling: what cannot fit is left out, what
-is slow comes last. What is printed in the end comes from the compiler.
+The estimate is rough. It only selects what is worth compiling: layouts that cannot fit are dropped,
+slow ones come last. The final table comes from the compiler.
 
 D model, F ffn, L layers, V vocabulary; N heads of size H.
 """
@@ -18,28 +17,28 @@ from qwen_jax.plan.stages import Workload
 from qwen_jax.plan.topologies import Chip, Topology
 
 REMATS = ("none", "dots", "block")
-# What compiled steps of 7B were like (benchmarks/results/plan.md): the share of peak that products
-# reach, and the bytes that all else reads and writes, for a token, a layer and one of D.
-_PRODUCTS, _TRAFFIC = 0.8, 550
-# Weights in pieces of D that are no whole vectors of 128 are not gathered: every device adds its
-# piece to zeros, which sends twice the bytes, and what is computed with them is copied more often.
+# From compiled steps of 7B (benchmarks/results/plan.md): the share of peak that matmuls reach, and
+# the bytes that all other work reads and writes, per token, layer and unit of D.
+_MATMUL_PEAK, _TRAFFIC = 0.8, 550
+# Shards of D that are not multiples of 128 are not gathered: every device adds its shard to zeros.
+# That sends twice the bytes, and results are copied more often.
 _VECTOR, _NARROW = 128, 1.4
 
 
 @dataclasses.dataclass(frozen=True)
-class Paper:
-    """A workload with a layout, and what it should take on paper."""
+class PaperEstimate:
+    """A workload with a layout, and its estimated memory and time."""
 
     workload: Workload
-    bytes: float  # of a chip's memory
-    seconds: float  # of a step
+    bytes: float  # per chip
+    seconds: float  # per step
 
 
 def divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
-def laid_out(workload: Workload, mesh: MeshConfig, remat: str, micro: int) -> Workload:
+def with_layout(workload: Workload, mesh: MeshConfig, remat: str, micro: int) -> Workload:
     return dataclasses.replace(
         workload,
         mesh=mesh,
@@ -58,109 +57,116 @@ def layouts(
     remat: str | None = None,
     micro: int | None = None,
 ) -> Iterator[Workload]:
-    """The workload on every mesh, with every remat policy and number of micro-batches that divide
-    its sizes; or with those that are given."""
+    """Yields the workload with every mesh, remat policy and number of micro-batches that divide its
+    sizes; given ones are fixed."""
     for one in [mesh] if mesh else meshes(workload, chips, max_tensor, max_context):
         copies = one.data * _fsdp(one)
-        rows = [workload.train.batch_size, workload.pretrain_rows or workload.train.batch_size]
-        if any(number % copies for number in rows):
+        sizes = [
+            workload.train.batch_size,
+            workload.pretrain_sequences or workload.train.batch_size,
+        ]
+        if any(size % copies for size in sizes):
             continue
-        pieces = divisors(min(rows) // copies)
-        for number in [micro] if micro else [number for number in pieces if number <= 32]:
+        splits = divisors(min(sizes) // copies)
+        for number in [micro] if micro else [number for number in splits if number <= 32]:
             for policy in [remat] if remat else REMATS:
-                yield laid_out(workload, one, policy, number)
+                yield with_layout(workload, one, policy, number)
 
 
 def _fsdp(mesh: MeshConfig) -> int:
-    assert mesh.fsdp is not None, "a layout to compile says how many pieces"
+    assert mesh.fsdp is not None, "a layout to compile has a fixed fsdp"
     return mesh.fsdp
 
 
 def meshes(
     workload: Workload, chips: int, max_tensor: int, max_context: int
 ) -> Iterator[MeshConfig]:
-    """Every mesh of so many chips that divides the model's sizes."""
+    """Yields every mesh of this number of chips that divides the model's sizes."""
     model = workload.model
     for tensor, context in itertools.product(divisors(chips), divisors(chips)):
         if tensor > max_tensor or context > max_context or chips % (tensor * context):
             continue
         if model.num_heads % tensor or model.kv_heads % tensor or model.ffn_size % tensor:
             continue
-        if model.vocab_size % tensor or (context > 1 and workload.row_tokens % (2 * context)):
+        if model.vocab_size % tensor or (context > 1 and workload.sequence_length % (2 * context)):
             continue
         rest = chips // tensor // context
         for fsdp in divisors(rest):
             data = rest // fsdp
-            # Copies of the weights save gathers and cost memory: fewer than 8 pieces do not pay.
+            # Copies of the weights save gathers but cost memory: not worth it below 8 shards.
             if model.hidden_size % fsdp == 0 and (data == 1 or fsdp >= 8):
                 yield MeshConfig(data, fsdp, tensor, context)
 
 
-def paper(workload: Workload, chip: Chip, chips: int) -> Paper:
-    """What a layout should take."""
+def paper_estimate(workload: Workload, chip: Chip, chips: int) -> PaperEstimate:
+    """Returns the estimated memory and time of a layout."""
     model, mesh, fsdp = workload.model, workload.mesh, _fsdp(workload.mesh)
     D, F, V, L = model.hidden_size, model.ffn_size, model.vocab_size, model.num_layers
     heads = (model.num_heads + 2 * model.kv_heads) * model.head_dim
     N = spec.count(model)
-    models = 2 if workload.stage == "ppo" else 1
-    pieces = fsdp * mesh.tensor
+    models = 2 if workload.training_stage == "ppo" else 1
+    shards = fsdp * mesh.tensor
     accumulator = 4 if workload.train.micro_batches > 1 else 0
-    state = models * N * (12 + 4 + accumulator) / pieces
-    if workload.stage == "ppo":
-        state += 2 * N * 2 / pieces
-    rows = max(workload.rows, workload.pretrain_rows) / (mesh.data * fsdp)
+    state = models * N * (12 + 4 + accumulator) / shards
+    if workload.training_stage == "ppo":
+        state += 2 * N * 2 / shards
+    sequences = max(workload.sequences, workload.pretrain_sequences) / (mesh.data * fsdp)
     tokens = (
-        rows
+        sequences
         / workload.train.micro_batches
-        * max(workload.row_tokens, model.context_length if workload.pretrain_rows else 0)
+        * max(workload.sequence_length, model.context_length if workload.pretrain_sequences else 0)
         / mesh.context
     )
     kept = {"block": 2 * D + 2 * model.num_heads * model.head_dim / mesh.tensor}
     kept["dots"] = kept["block"] + 2 * D + 2 * (heads + 2 * F) / mesh.tensor
     kept["none"] = kept["dots"] + 12 * D + (4 * heads + 10 * F) / mesh.tensor
-    layer = 12 * D + (6 * heads + 12 * F) / mesh.tensor  # one layer's backward pass
-    head = 0 if workload.stage == "reward_model" else (8 + 2) * D * V / mesh.tensor + 2.5 * 2**30
+    layer = 12 * D + (6 * heads + 12 * F) / mesh.tensor  # backward pass of one layer
+    head = (
+        0
+        if workload.training_stage == "reward_model"
+        else (8 + 2) * D * V / mesh.tensor + 2.5 * 2**30
+    )
     weights = 3 * 2 * (N - 2 * D * V) / L / mesh.tensor  # gathered, two layers at a time
     memory = state + tokens * (L * kept[model.remat] + layer) + head + weights
-    a, _ = model_flops(workload)
-    again = {"none": 0.0, "dots": 0.0, "block": 0.3}[model.remat]
+    flops, _ = model_flops(workload)
+    recomputed = {"none": 0.0, "dots": 0.0, "block": 0.3}[model.remat]
     seen = tokens * workload.train.micro_batches * models
     narrow = fsdp > 1 and D // fsdp % _VECTOR != 0
     traffic = _TRAFFIC * (_NARROW if narrow else 1.0)
     compute = (
-        a * (1 + again) / (chips * chip.peak_flops * _PRODUCTS)
+        flops * (1 + recomputed) / (chips * chip.peak_flops * _MATMUL_PEAK)
         + seen * L * traffic * D / mesh.tensor / chip.hbm_bandwidth
     )
-    # Weights are gathered twice in 2 bytes and their gradients summed in 4, there and back, for
-    # every micro-batch.
+    # Per micro-batch: weights are gathered twice in 2 bytes, gradients are summed in 4 bytes, both
+    # ways.
     gathered = workload.train.micro_batches * models * N / mesh.tensor * (16 if narrow else 12)
     network = gathered / (2 * chip.dimensions * chip.link_bandwidth) if fsdp > 1 else 0.0
-    # A mesh axis of few devices has the links of one side of the torus for itself.
+    # A mesh axis of few devices has the links of one dimension of the torus to itself.
     if mesh.data > 1:
-        network += 8 * models * N / pieces / (2 * chip.link_bandwidth)
+        network += 8 * models * N / shards / (2 * chip.link_bandwidth)
     if mesh.tensor > 1:
         sums = seen * L * D * 2 * 8 * (mesh.tensor - 1) / mesh.tensor
         network += sums / (2 * chip.link_bandwidth)
     if mesh.context > 1:  # keys and values in 2 bytes three times, their gradients in 4
         ring = seen * L * 2 * model.kv_heads * model.head_dim / mesh.tensor
         network += ring * 8 * (mesh.context - 1) / chip.link_bandwidth
-    return Paper(workload, memory, compute + network)
+    return PaperEstimate(workload, memory, compute + network)
 
 
 def best(
     workload: Workload, topology: Topology, *, number: int, room: float = 1.0, **limits
-) -> tuple[list[Paper], int, int]:
-    """The layouts that should be fastest of those that should fit.
+) -> tuple[list[PaperEstimate], int, int]:
+    """Returns the fastest layouts of those that should fit, by the paper estimate.
 
     Args:
-      number: of layouts; at most two of a mesh.
-      room: of a chip's memory that the paper estimate may fill.
+      number: of layouts; at most two per mesh.
+      room: share of a chip's memory that the estimate may use.
 
     Returns:
-      them, how many were looked at, and how many of these should not fit.
+      The layouts, how many were considered, and how many of these should not fit.
     """
     found = [
-        paper(layout, topology.chip, topology.chips)
+        paper_estimate(layout, topology.chip, topology.chips)
         for layout in layouts(workload, topology.chips, **limits)
     ]
     fit = [one for one in found if one.bytes <= room * topology.chip.hbm_bytes]

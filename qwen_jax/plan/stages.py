@@ -1,4 +1,4 @@
-"""The train step of each stage with abstract arguments: what is compiled is what would run."""
+"""The train step of each training stage with abstract arguments, the same as in a run."""
 
 import dataclasses
 from typing import Any
@@ -23,9 +23,9 @@ from qwen_jax.train.supervised_rows import abstract_rows
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """What is to be trained: the parts of an experiment's config that a step depends on."""
+    """The parts of an experiment's config that the compiled step depends on."""
 
-    stage: str  # "pretrain", "reward_model" or "ppo"
+    training_stage: str  # "pretrain", "reward_model" or "ppo"
     model: ModelConfig
     optimizer: OptimizerConfig
     train: TrainConfig
@@ -35,42 +35,42 @@ class Workload:
     mesh: MeshConfig = MeshConfig()
 
     @property
-    def rows(self) -> int:
-        """Rows of context_length tokens (of prompt and answer in PPO) in a step."""
-        return self.train.batch_size * (2 if self.stage == "reward_model" else 1)
+    def sequences(self) -> int:
+        """Sequences per step; in PPO of prompt and completion, elsewhere of context_length."""
+        return self.train.batch_size * (2 if self.training_stage == "reward_model" else 1)
 
     @property
-    def row_tokens(self) -> int:
-        if self.stage == "ppo":
+    def sequence_length(self) -> int:
+        if self.training_stage == "ppo":
             return self.prompt_tokens + self.ppo.max_new_tokens
         return self.model.context_length
 
     @property
-    def pretrain_rows(self) -> int:
-        """Rows of the pretraining gradient in a PPO step."""
-        return self.ppo.pretrain_rows(self.rows) if self.stage == "ppo" else 0
+    def pretrain_sequences(self) -> int:
+        """Sequences of the pretraining gradient per PPO step."""
+        return self.ppo.pretrain_sequences(self.sequences) if self.training_stage == "ppo" else 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A step to be compiled."""
+    """A step to compile."""
 
     step: Any  # jitted
     arguments: tuple  # shapes, dtypes and shardings
-    held: Any = None  # weights that lie on the device beside the step, the same
+    frozen: Any = None  # abstract frozen weights on the device that are not arguments
 
 
 def build(workload: Workload, mesh: Mesh) -> Program:
-    """The stage's step on a mesh, whose devices need not exist.
+    """Returns the step of the training stage on a mesh, whose devices need not exist.
 
     Raises:
-      ConfigError: an unknown stage.
-      ShardingError: weights that do not divide over the mesh.
+      ConfigError: the stage is unknown.
+      ShardingError: the weights do not divide over the mesh.
     """
     stages = {"pretrain": _pretrain, "reward_model": _reward_model, "ppo": _ppo}
-    if workload.stage not in stages:
-        raise unknown_name("stage", workload.stage, stages, "--stage")
-    return stages[workload.stage](workload, mesh)
+    if workload.training_stage not in stages:
+        raise unknown_name("training stage", workload.training_stage, stages, "--training_stage")
+    return stages[workload.training_stage](workload, mesh)
 
 
 def _pretrain(workload: Workload, mesh: Mesh) -> Program:
@@ -104,11 +104,11 @@ def _supervised(workload: Workload, mesh: Mesh, specs, objective, batch) -> Prog
 
 
 def _ppo(workload: Workload, mesh: Mesh) -> Program:
-    """The update, with a reward model and a reference in memory; sampling is another program."""
+    """The PPO update, with reward model and reference in memory; sampling is not included."""
     program = ppo_program(
         workload,
         mesh,
         prompt_tokens=workload.prompt_tokens,
-        pretrain_rows=workload.pretrain_rows,
+        pretrain_sequences=workload.pretrain_sequences,
     )
-    return Program(program.step, (program.state, program.batch), held=program.frozen)
+    return Program(program.step, (program.state, program.batch), frozen=program.frozen)

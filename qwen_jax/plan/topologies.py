@@ -1,8 +1,8 @@
-"""Slices of TPUs by the names that people order them by, and what one chip of each can do.
+"""TPU slices by the names of Google Cloud, and the figures of one chip of each kind.
 
-Figures are the maker's: peak BF16 FLOP/s and memory of a chip, its memory's bandwidth, and the
-bandwidth of one link in one direction. The clock follows from peak and width of the matrix units
-(v5p: 2 cores of 4 units of 128 x 128), and is what the compiler's cycles are divided by.
+Figures are the vendor's: peak BF16 FLOP/s and memory of a chip, its memory's bandwidth, and the
+bandwidth of one link in one direction. The clock follows from the peak and the width of the matrix
+units (v5p: 2 cores of 4 units of 128 x 128); it converts the compiler's cycles to seconds.
 """
 
 import dataclasses
@@ -14,18 +14,18 @@ from qwen_jax.errors import ConfigError, unknown_name
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip, which JAX counts as one device."""
+    """One chip; JAX counts it as one device."""
 
-    kind: str  # its device_kind
-    peak_flops: float  # BF16, a second
-    hbm_bytes: int  # what a program may use
-    hbm_bandwidth: float  # bytes a second
-    link_bandwidth: float  # bytes a second, one link, one direction
-    clock: float  # cycles a second
-    cores: int  # that share the compiler's bundles of a Pallas kernel
+    kind: str  # device_kind in JAX
+    peak_flops: float  # BF16 FLOP/s
+    hbm_bytes: int  # available to a program
+    hbm_bandwidth: float  # bytes per second
+    link_bandwidth: float  # bytes per second, one link, one direction
+    clock: float  # cycles per second
+    cores: int  # that share the bundles of a Pallas kernel
     dimensions: int  # of the torus
-    per_name: int  # what the number in a slice's name counts, for each chip
-    wraps: int  # sides that are a multiple of this are closed to rings (see network.Network)
+    per_name: int  # the number in a slice's name, per chip
+    wraps: int  # dimensions that are a multiple of this wrap around (see network.Network)
 
 
 GIB = 2**30
@@ -34,7 +34,7 @@ CHIPS = {
     "v5p": Chip("TPU v5", 459e12, int(95.74 * GIB), 2765e9, 90e9, 1.75e9, 2, 3, 2, 4),
     "v6e": Chip("TPU v6 lite", 918e12, int(31.25 * GIB), 1640e9, 90e9, 1.75e9, 1, 2, 1, 16),
 }
-# Shapes that are sold: chips -> torus. Others can be given as "v5p:4x4x4".
+# Available shapes: chips -> torus. Others are given as "v5p:4x4x4".
 _SHAPES = {
     2: {4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)},
     3: {
@@ -55,12 +55,12 @@ _SHAPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice."""
+    """A TPU slice."""
 
-    name: str  # as it was asked for
+    name: str  # as given
     chip: Chip
     shape: tuple[int, ...]  # chips along each side
-    libtpu: str  # its name in libtpu: "v5p:4x4x8"
+    libtpu: str  # name in libtpu: "v5p:4x4x8"
 
     @property
     def chips(self) -> int:
@@ -72,15 +72,15 @@ class Topology:
 
 
 def by_name(name: str) -> Topology:
-    """The slice called `name`: "v5p-256" (128 chips: cores count), "v5e-16", "v5p:4x4x8".
+    """Returns the slice: "v5p-256" (128 chips, cores are counted), "v5e-16", "v5p:4x4x8".
 
     Raises:
-      ConfigError: an unknown kind of chip, or a number that no slice has.
+      ConfigError: the kind of chip or the size of the slice is unknown.
     """
     match = re.fullmatch(r"(\w+?)(?:-(\d+)|:(\d+(?:x\d+)+))", name)
     if match is None:
         raise ConfigError(
-            f"{name!r} is no name of a slice.",
+            f"{name!r} is not the name of a slice.",
             "--topology",
             "write it as v5p-256, v5e-16 or v5p:4x4x8.",
         )
@@ -92,7 +92,7 @@ def by_name(name: str) -> Topology:
         shape = tuple(int(side) for side in sides.split("x"))
         if len(shape) != chip.dimensions:
             raise ConfigError(
-                f"{name!r} has {len(shape)} sides.",
+                f"{name!r} has {len(shape)} dimensions.",
                 "--topology",
                 f"a slice of {kind} has {chip.dimensions}.",
             )
@@ -100,11 +100,11 @@ def by_name(name: str) -> Topology:
         known = _SHAPES[chip.dimensions]
         if int(number) % chip.per_name or int(number) // chip.per_name not in known:
             raise ConfigError(
-                f"there is no {name}.",
+                f"there is no slice {name}.",
                 "--topology",
                 "known: "
                 + ", ".join(f"{kind}-{chips * chip.per_name}" for chips in known)
-                + f"; or give the sides, {kind}:"
+                + f"; or give the dimensions, {kind}:"
                 + "x".join("4" * chip.dimensions)
                 + ".",
             )

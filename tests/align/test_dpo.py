@@ -1,4 +1,4 @@
-"""DPO's objective by hand: the same pairs, the reference's log-probabilities beside them."""
+"""The DPO objective against values computed by hand."""
 
 import dataclasses
 import functools
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from qwen_jax import sizes
-from qwen_jax.align.dpo import ComparedPairs, answer_log_probs, make_objective
+from qwen_jax.align.dpo import DPOBatch, make_objective, response_log_probs
 from qwen_jax.data.batches import fill_up, stack_trees
 from qwen_jax.data.chat.conversations import Counts
 from qwen_jax.data.chat.pairs import Pair, PairRows
@@ -25,14 +25,14 @@ PAIRS = [
     Pair((("user", "a longer question"),), "a longer answer", "no", "b"),
 ]
 OBJECTIVE = jax.jit(make_objective(MODEL, beta=0.5))
-ANSWERS = jax.jit(functools.partial(answer_log_probs, config=MODEL))
+RESPONSE_LOG_PROBS = jax.jit(functools.partial(response_log_probs, config=MODEL))
 
 
 @pytest.fixture(scope="module")
 def params():
-    # Larger than weights are drawn, so that answers differ in more than their lengths.
-    drawn = jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(0))
-    return jax.tree.map(lambda x: x * 3, drawn)
+    # Scaled up: otherwise responses differ in little more than their lengths.
+    initial = jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(0))
+    return jax.tree.map(lambda x: x * 3, initial)
 
 
 @pytest.fixture(scope="module")
@@ -46,34 +46,32 @@ def pairs(rows):
 
 
 @pytest.fixture(scope="module")
-def own(params, pairs):
-    return ANSWERS(params, pairs)
+def policy_log_probs(params, pairs):
+    return RESPONSE_LOG_PROBS(params, pairs)
 
 
-def test_the_log_probability_of_an_answer_is_the_sum_over_its_tokens_and_its_end(
-    params, pairs, own
-):
+def test_response_log_probs_sum_over_the_tokens_and_the_end_token(params, pairs, policy_log_probs):
     tokens, segments = (x.reshape(4, 96) for x in (pairs.tokens, pairs.segment_ids))
     logits = jax.jit(functools.partial(forward, config=MODEL, inference=False))(
         params, tokens, segment_ids=segments
     )
     log_p = np.asarray(jax.nn.log_softmax(logits)).reshape(2, 2, 96, -1)
     for i, pair in enumerate(PAIRS):
-        for side, answer in enumerate((pair.chosen, pair.rejected)):
-            n, answer_tokens = int(pairs.end[i, side]) + 1, len(answer) + 1
+        for side, response in enumerate((pair.chosen, pair.rejected)):
+            n, response_tokens = int(pairs.end[i, side]) + 1, len(response) + 1
             want = sum(
                 float(log_p[i, side, t - 1, pairs.tokens[i, side, t]])
-                for t in range(n - answer_tokens, n)
+                for t in range(n - response_tokens, n)
             )
-            assert float(own[i, side]) == pytest.approx(want, rel=1e-5)  # float32's sums
+            assert float(policy_log_probs[i, side]) == pytest.approx(want, rel=1e-5)  # float32 sums
 
 
-def test_the_loss_by_hand(params, pairs, own):
-    # The reference gives: chosen 2 less and rejected 1 more; chosen 0.5 more and rejected the same.
-    reference = own + jnp.asarray([[-2.0, 1.0], [0.5, 0.0]], jnp.float32)
-    sums = OBJECTIVE(params, ComparedPairs(pairs, reference), None)
+def test_make_objective_equals_the_loss_by_hand(params, pairs, policy_log_probs):
+    # Differences of the reference: chosen -2 and rejected +1; chosen +0.5 and rejected 0.
+    reference = policy_log_probs + jnp.asarray([[-2.0, 1.0], [0.5, 0.0]], jnp.float32)
+    sums = OBJECTIVE(params, DPOBatch(pairs, reference), None)
     margins = [0.5 * (2 + 1), 0.5 * (-0.5 - 0)]
-    # Log-probabilities are sums of size 100, of float32's 7 digits.
+    # Log-probabilities are sums of magnitude 100 in float32, which has 7 digits.
     assert float(sums.loss_sum) == pytest.approx(
         sum(math.log1p(math.exp(-m)) for m in margins), abs=1e-4
     )
@@ -83,21 +81,21 @@ def test_the_loss_by_hand(params, pairs, own):
     assert float(sums.extras["rejected_reward"]) == pytest.approx(0.5 * -1, abs=1e-4)
 
 
-def test_the_gradient_raises_the_chosen_and_lowers_the_rejected(params, pairs, own):
-    compared = ComparedPairs(pairs, own)
+def test_make_objective_gradient_prefers_the_chosen_response(params, pairs, policy_log_probs):
+    batch = DPOBatch(pairs, policy_log_probs)
     loss, grads = jax.jit(
-        jax.value_and_grad(lambda p: make_objective(MODEL, beta=0.1)(p, compared, None).loss_sum)
+        jax.value_and_grad(lambda p: make_objective(MODEL, beta=0.1)(p, batch, None).loss_sum)
     )(params)
     assert float(loss) == pytest.approx(2 * math.log(2), abs=1e-5)
-    moved = jax.tree.map(lambda p, g: p - jnp.float32(0.01) * g, params, grads)
-    gain = ANSWERS(moved, pairs) - own
+    updated = jax.tree.map(lambda p, g: p - jnp.float32(0.01) * g, params, grads)
+    gain = RESPONSE_LOG_PROBS(updated, pairs) - policy_log_probs
     assert np.all(gain[:, 0] > gain[:, 1])
 
 
-def test_pairs_that_fill_up_a_batch_weigh_nothing(params, rows, own):
+def test_make_objective_ignores_padding_pairs(params, rows, policy_log_probs):
     filled = stack_trees(fill_up([rows[0]], 2, rows.padding))
-    reference = jnp.stack([own[0] - 1.0, jnp.zeros(2)])
-    sums = OBJECTIVE(params, ComparedPairs(filled, reference), None)
+    reference = jnp.stack([policy_log_probs[0] - 1.0, jnp.zeros(2)])
+    sums = OBJECTIVE(params, DPOBatch(filled, reference), None)
     assert float(sums.weight_sum) == 1
-    assert float(sums.loss_sum) == pytest.approx(math.log(2), abs=1e-4)  # sums of size 100
+    assert float(sums.loss_sum) == pytest.approx(math.log(2), abs=1e-4)  # sums of magnitude 100
     assert float(sums.extras["chosen_reward"]) == pytest.approx(0.5, abs=1e-4)

@@ -1,4 +1,4 @@
-"""Which pairs, and how long they are trained on."""
+"""The number of steps of a run on pairs."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from qwen_jax.errors import ConfigError
 
 
 @pytest.mark.parametrize("page", [reward_model, dpo])
-def test_a_recipe_counts_passes_and_says_no_number_of_steps(page):
+def test_for_epochs_sets_the_steps_unless_epochs_is_none(page):
     assert page.RECIPE.train.num_steps is None and page.RECIPE.data.epochs == 1.0
     assert for_epochs(page.RECIPE, 6400).train.num_steps == 100
     _, config = flags.parse(
@@ -20,11 +20,11 @@ def test_a_recipe_counts_passes_and_says_no_number_of_steps(page):
     assert for_epochs(config, 6400).train.num_steps == 7
 
 
-def test_epochs_go_before_steps_and_one_of_them_is_needed():
-    said = []
+def test_for_epochs_overrides_num_steps_and_needs_one_of_them():
+    lines = []
     both = dataclasses.replace(reward_model.SMOKE, data=PairData(epochs=2.0))
-    assert for_epochs(both, 40, said.append).train.num_steps == 10
-    assert said == ["data.epochs=2 says how long to train, not train.num_steps"]
+    assert for_epochs(both, 40, lines.append).train.num_steps == 10
+    assert lines == [f"data.epochs=2 overrides train.num_steps={both.train.num_steps}"]
     neither = dataclasses.replace(both, data=PairData(epochs=None), train=PairTrainConfig(8))
-    with pytest.raises(ConfigError, match="nothing says how long to train"):
+    with pytest.raises(ConfigError, match="the length of the run is not set"):
         for_epochs(neither, 40)

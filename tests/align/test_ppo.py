@@ -1,4 +1,4 @@
-"""Every quantity of PPO on an example of two rows by three tokens, computed by hand."""
+"""Every quantity of PPO on an example of two sequences of three tokens, computed by hand."""
 
 import dataclasses
 import functools
@@ -23,36 +23,36 @@ from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.state import abstract_state, make_state
 from qwen_jax.types import Batch
 
-# Row 0 acts at positions 0 and 1 and is padding after that; row 1 has a prompt token, then acts.
+# Sequence 0 has its response at positions 0 and 1, then padding; sequence 1 at positions 1 and 2.
 MASK = jnp.asarray([[1, 1, 0], [0, 1, 1]], jnp.float32)
 KL = jnp.asarray([[0.5, -0.25, 9.0], [9.0, 1.0, 0.0]], jnp.float32)
 REWARD = jnp.asarray([2.0, -1.0], jnp.float32)
 VALUES = jnp.asarray([[0.5, 1.0, 7.0], [7.0, 0.0, -0.5]], jnp.float32)
 
 
-def test_rewards_of_tokens():
-    # -0.1 KL at each action; the answer's reward at the last one.
+def test_token_rewards_add_the_kl_penalty_and_the_reward_at_the_end():
+    # -0.1 KL at each sampled token; the response's reward at the last one.
     got = ppo.token_rewards(REWARD, KL, MASK, 0.1)
     np.testing.assert_allclose(got, [[-0.05, 0.025 + 2.0, 0], [0, -0.1, -1.0]], atol=1e-7)
 
 
-def test_advantages_and_returns():
+def test_advantages_and_returns_equal_values_by_hand():
     rewards = jnp.asarray([[1.0, 2.0, 5.0], [5.0, 0.5, -1.0]], jnp.float32)
-    got, returns = ppo.advantages_and_returns(rewards, VALUES, MASK, gamma=0.9, decay=0.5)
-    # Row 0: d1 = 2 - 1 = 1; d0 = 1 + 0.9 * 1 - 0.5 = 1.4; A0 = 1.4 + 0.45 * 1.
-    # Row 1: d2 = -1 + 0.5 = -0.5; d1 = 0.5 + 0.9 * -0.5 - 0 = 0.05; A1 = 0.05 + 0.45 * -0.5.
+    got, returns = ppo.advantages_and_returns(rewards, VALUES, MASK, gamma=0.9, gae_lambda=0.5)
+    # Sequence 0: d1 = 2 - 1 = 1; d0 = 1 + 0.9 * 1 - 0.5 = 1.4; A0 = 1.4 + 0.45 * 1.
+    # Sequence 1: d2 = -1 + 0.5 = -0.5; d1 = 0.5 + 0.9 * -0.5 - 0 = 0.05; A1 = 0.05 + 0.45 * -0.5.
     np.testing.assert_allclose(got, [[1.85, 1.0, 0], [0, -0.175, -0.5]], atol=1e-6)
     np.testing.assert_allclose(returns, [[2.35, 2.0, 0], [0, -0.175, -1.0]], atol=1e-6)
 
 
-def test_whitening_is_over_what_acts_in_the_whole_batch():
+def test_whiten_uses_the_sampled_tokens_of_the_full_batch():
     x = jnp.asarray([[1.0, 3.0, 99.0], [99.0, 5.0, 7.0]], jnp.float32)
     got = ppo.whiten(x, MASK)  # mean 4, variance 5
     want = np.array([[-3, -1, 0], [0, 1, 3]]) / math.sqrt(5)
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-def test_ratios_and_the_clipped_surrogate():
+def test_surrogate_clips_the_ratio():
     change = jnp.log(jnp.asarray([1.5, 0.5, 1.1, 0.7], jnp.float32))
     advantages = jnp.asarray([1.0, -2.0, 3.0, 1.0], jnp.float32)
     loss, clipped = ppo.surrogate(change, advantages, 0.2)
@@ -61,7 +61,7 @@ def test_ratios_and_the_clipped_surrogate():
     np.testing.assert_array_equal(clipped, [1, 1, 0, 0])
 
 
-def test_the_clipped_value_loss():
+def test_value_loss_clips_the_value():
     values, old = jnp.asarray([1.0, 0.1, -1.0]), jnp.asarray([0.0, 0.0, 0.0])
     loss, clipped = ppo.value_loss(values, old, jnp.asarray([2.0, 0.5, 1.0]), 0.15)
     # (0.15 - 2)^2 > (1 - 2)^2; 0.1 is within the clip; (-0.15 - 1)^2 < (-1 - 1)^2.
@@ -69,22 +69,22 @@ def test_the_clipped_value_loss():
     np.testing.assert_array_equal(clipped, [1, 0, 0])
 
 
-def test_running_moments_are_those_of_all_rewards():
-    draws = np.random.default_rng(0).normal(3, 2, (5, 8)).astype(np.float32)
-    moments = ppo.start_moments()
-    for row in draws:
-        moments = ppo.update_moments(moments, jnp.asarray(row))
-    np.testing.assert_allclose(moments.mean, draws.mean(), rtol=1e-5)
-    np.testing.assert_allclose(moments.variance, draws.var(), rtol=1e-5)
+def test_update_moments_equals_the_moments_of_all_rewards():
+    rewards = np.random.default_rng(0).normal(3, 2, (5, 8)).astype(np.float32)
+    moments = ppo.initial_moments()
+    for batch in rewards:
+        moments = ppo.update_moments(moments, jnp.asarray(batch))
+    np.testing.assert_allclose(moments.mean, rewards.mean(), rtol=1e-5)
+    np.testing.assert_allclose(moments.variance, rewards.var(), rtol=1e-5)
     np.testing.assert_allclose(
-        ppo.normalized(jnp.asarray(draws[0]), moments),
-        (draws[0] - draws.mean()) / draws.std(),
+        ppo.normalize_rewards(jnp.asarray(rewards[0]), moments),
+        (rewards[0] - rewards.mean()) / rewards.std(),
         rtol=1e-4,
     )
 
 
 MODEL = dataclasses.replace(sizes.TINY, vocab_size=64)
-CUT = MeshConfig(data=2, fsdp=2, tensor=2)
+SHARDED = MeshConfig(data=2, fsdp=2, tensor=2)
 FORWARD = jax.jit(functools.partial(forward, config=MODEL, inference=False))
 LOG_PROBS = jax.jit(token_log_probs, static_argnames=("config", "temperature"))
 CONFIG = ppo.PPOConfig(value_warmup_steps=1, minibatches=2, epochs=2, max_new_tokens=9)
@@ -92,14 +92,14 @@ CONFIG = ppo.PPOConfig(value_warmup_steps=1, minibatches=2, epochs=2, max_new_to
 
 @functools.cache
 def make_rollout(B=8, T=12, seed=0):
-    draw = np.random.default_rng(seed)
-    ids = draw.integers(0, 64, (B, T + 1)).astype(np.int32)
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, 64, (B, T + 1)).astype(np.int32)
     response_mask = np.zeros((B, T), np.float32)
     segments = np.ones((B, T), np.int32)
-    for row in range(B):
-        start, end = draw.integers(2, 6), draw.integers(7, T)
-        response_mask[row, start:end] = 1
-        segments[row, end:] = 0
+    for b in range(B):
+        start, end = rng.integers(2, 6), rng.integers(7, T)
+        response_mask[b, start:end] = 1
+        segments[b, end:] = 0
     policy = jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(1))
     value = jax.jit(lambda key: init_from(scoring_specs(MODEL), key, "float32"))(jax.random.key(2))
     tokens, targets = jnp.asarray(ids[:, :-1]), jnp.asarray(ids[:, 1:])
@@ -119,13 +119,13 @@ def make_rollout(B=8, T=12, seed=0):
             values=jax.jit(scores, static_argnames="config")(
                 value, tokens, jnp.asarray(segments), config=MODEL
             ),
-            rewards=jnp.asarray(draw.normal(size=B).astype(np.float32)),
+            rewards=jnp.asarray(rng.normal(size=B).astype(np.float32)),
             finished=jnp.ones((B,), jnp.float32),
         ),
     )
 
 
-def test_log_probs_are_those_of_the_forward_pass_and_entropy_is_theirs():
+def test_token_log_probs_and_entropy_equal_those_of_the_forward_pass():
     policy, _, rollout = make_rollout()
     logits = FORWARD(policy, rollout.tokens, segment_ids=rollout.segment_ids)
     log_p = jax.nn.log_softmax(logits / 0.7, axis=-1)
@@ -138,18 +138,18 @@ def test_log_probs_are_those_of_the_forward_pass_and_entropy_is_theirs():
     np.testing.assert_allclose(entropy[real], -jnp.sum(jnp.exp(log_p) * log_p, -1)[real], atol=2e-5)
 
 
-def test_logits_of_answers_alone_say_the_same_of_them():
-    """Values and gradients, also where a window would leave its row; 0 outside of windows."""
+def test_token_log_probs_of_a_window_equal_those_of_all_positions():
+    """Values and gradients, also of a window that would exceed its sequence; 0 outside."""
     policy, _, rollout = make_rollout()
-    window = ppo.answers(rollout.response_mask, CONFIG.max_new_tokens)
+    window = ppo.response_window(rollout.response_mask, CONFIG.max_new_tokens)
     inside = np.arange(12)[None] - np.asarray(window.first_B)[:, None]
     inside = (inside >= 0) & (inside < 9)
     assert inside.sum() == 8 * 9 and np.all(inside >= np.asarray(rollout.response_mask))
     at_end = np.asarray(window.first_B) == 3
     assert at_end.any()
-    beyond = jnp.where(at_end, 15, window.first_B)  # as if it began behind the row
+    beyond = jnp.where(at_end, 15, window.first_B)  # as if it started after the sequence
 
-    def asked(params, first_B):
+    def loss(params, first_B):
         found = token_log_probs(
             params,
             rollout.tokens,
@@ -161,21 +161,23 @@ def test_logits_of_answers_alone_say_the_same_of_them():
         )
         return jnp.sum(found[0] * rollout.response_mask), found
 
-    ask = jax.jit(jax.value_and_grad(asked, has_aux=True))
-    (_, every), gradients = ask(policy, None)
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (_, every), gradients = run(policy, None)
     for first_B in (window.first_B, beyond):
-        (_, some), found = ask(policy, first_B)
+        (_, some), found = run(policy, first_B)
         for a, b in zip(some, every, strict=True):
-            np.testing.assert_allclose(a, np.where(inside, b, 0.0), atol=1e-5)  # numbers of size 6
+            np.testing.assert_allclose(a, np.where(inside, b, 0.0), atol=1e-5)  # values near 6
         for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(gradients), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.max(jnp.abs(b))))
 
 
-def test_before_any_update_every_ratio_is_one():
+def test_policy_objective_has_ratio_one_before_any_update():
     policy, value, rollout = make_rollout()
-    train_batch, _ = ppo.make_train_batch(ppo.PPOBatch(rollout, None), ppo.start_moments(), CONFIG)
+    train_batch, _ = ppo.make_train_batch(
+        ppo.PPOBatch(rollout, None), ppo.initial_moments(), CONFIG
+    )
     sums = jax.jit(ppo.policy_objective(MODEL, CONFIG))(policy, train_batch, None)
-    # Two programs of the same function: a last place of log-probabilities of size 4 at most.
+    # Two programs of one function: at most one unit in the last place of log-probabilities near 4.
     assert float(sums.extras["ratio"]) == pytest.approx(float(sums.weight_sum), rel=1e-6)
     assert float(sums.extras["clip_fraction"]) == 0
     assert float(sums.extras["approx_kl"]) == pytest.approx(0, abs=1e-6)
@@ -193,7 +195,7 @@ def run_steps(mesh_config, number=2):
         states = []
         for specs, params in ((param_specs(MODEL), policy), (scoring_specs(MODEL), value)):
             abstract = abstract_state(specs, optimizer, mesh, dtype="float32").replace(halted=None)
-            # Copies: the step is given its state, and the next mesh starts from the same weights.
+            # Copies: the step donates its state, and the next mesh starts from the same weights.
             placed = jax.tree.map(
                 lambda x, a: jax.device_put(jnp.copy(x), a.sharding), params, abstract.params
             )
@@ -202,7 +204,7 @@ def run_steps(mesh_config, number=2):
             step=jnp.int32(0),
             policy=states[0],
             value=states[1],
-            rewards=ppo.start_moments(),
+            rewards=ppo.initial_moments(),
             halted=jnp.bool_(False),
         )
         step = ppo.make_ppo_step(
@@ -226,9 +228,9 @@ def changed(old, new):
     )
 
 
-def test_the_policy_waits_while_the_value_model_warms_up():
+def test_make_ppo_step_keeps_the_policy_during_value_warmup():
     start = [jax.device_get(params) for params in make_rollout()[:2]]
-    seen, _ = run_steps(CUT)
+    seen, _ = run_steps(SHARDED)
     (policy_1, value_1), (policy_2, _) = seen[0][0], seen[1][0]
     assert not changed(start[0], policy_1) and changed(start[1], value_1)
     assert changed(policy_1, policy_2)
@@ -236,8 +238,8 @@ def test_the_policy_waits_while_the_value_model_warms_up():
     assert all(np.isfinite(x) for x in seen[1][1].values())
 
 
-def test_a_reward_that_is_not_finite_leaves_the_whole_state_as_it_was():
-    _, (before, after, metrics) = run_steps(CUT)
+def test_make_ppo_step_keeps_the_state_after_a_non_finite_reward():
+    _, (before, after, metrics) = run_steps(SHARDED)
     assert not np.isfinite(metrics["rollout/reward"]) and after.halted and not before.halted
     before, after = (jax.tree.leaves(state.replace(halted=None)) for state in (before, after))
     for a, b in zip(before, after, strict=True):
@@ -245,18 +247,18 @@ def test_a_reward_that_is_not_finite_leaves_the_whole_state_as_it_was():
 
 
 @pytest.mark.slow  # compiles the step for another mesh
-@pytest.mark.parametrize("mesh", [MeshConfig(data=8, fsdp=1), CUT], ids=["8x1x1", "2x2x2"])
-def test_the_step_is_the_same_on_every_mesh(mesh):
+@pytest.mark.parametrize("mesh", [MeshConfig(data=8, fsdp=1), SHARDED], ids=["8x1x1", "2x2x2"])
+def test_make_ppo_step_is_the_same_on_every_mesh(mesh):
     one, _ = run_steps(MeshConfig(data=1, fsdp=1))
-    cut, _ = run_steps(mesh)
-    for (params, metrics), (want_params, want) in zip(cut, one, strict=True):
+    sharded, _ = run_steps(mesh)
+    for (params, metrics), (want_params, want) in zip(sharded, one, strict=True):
         for name in want:
             np.testing.assert_allclose(metrics[name], want[name], rtol=2e-4, atol=2e-5)
         for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(want_params), strict=True):
             np.testing.assert_allclose(a, b, atol=2e-3)  # Adam's first steps amplify rounding
 
 
-def test_the_pretraining_gradient_is_a_next_token_loss_of_its_weight():
+def test_policy_objective_adds_the_weighted_pretraining_loss():
     policy, _, rollout = make_rollout()
     ids = jnp.asarray(np.random.default_rng(3).integers(0, 64, (16, 13)), jnp.int32)
     ones = jnp.ones((16, 12), jnp.int32)
@@ -271,7 +273,7 @@ def test_the_pretraining_gradient_is_a_next_token_loss_of_its_weight():
     losses = []
     for batch in (None, pretrain):
         train_batch, _ = ppo.make_train_batch(
-            ppo.PPOBatch(rollout, batch), ppo.start_moments(), config
+            ppo.PPOBatch(rollout, batch), ppo.initial_moments(), config
         )
         sums = jax.jit(ppo.policy_objective(MODEL, config))(policy, train_batch, None)
         losses.append(float(sums.loss_sum / sums.weight_sum))
@@ -281,6 +283,6 @@ def test_the_pretraining_gradient_is_a_next_token_loss_of_its_weight():
 
 
 @pytest.mark.parametrize("setting", [{"top_p": 0.0}, {"value_clip": -1.0}, {"epochs": 0}])
-def test_settings_out_of_range_are_refused(setting):
+def test_ppo_config_rejects_settings_out_of_range(setting):
     with pytest.raises(ConfigError, match=next(iter(setting))):
         ppo.PPOConfig(**setting)

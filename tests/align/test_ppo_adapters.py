@@ -1,4 +1,4 @@
-"""PPO of adapters: the reference is the base, which stays; the value model beside either base."""
+"""PPO of adapters: the base weights stay frozen, with and without a reward model."""
 
 import dataclasses
 
@@ -9,8 +9,8 @@ import pytest
 
 from qwen_jax import sizes
 from qwen_jax.align import ppo
-from qwen_jax.align.ppo_state import rows_sharding
-from qwen_jax.align.rollout import PromptRows, Sampler, collate
+from qwen_jax.align.ppo_state import rollout_sharding
+from qwen_jax.align.rollout import PromptDataset, Sampler, collate
 from qwen_jax.align.rollout_programs import rollout_programs
 from qwen_jax.config import MeshConfig, OptimizerConfig
 from qwen_jax.model.lora import LoRAConfig, in_full, lora_specs
@@ -32,32 +32,32 @@ OPTIMIZER = make_optimizer(
 )
 
 
-def length(questions, answers):
-    """A reward."""
-    return [float(len(answer)) for answer in answers]
+def length(prompts, completions):
+    """A reward function."""
+    return [float(len(completion)) for completion in completions]
 
 
 @pytest.fixture(
     scope="module",
-    params=["a reward model", pytest.param("a function alone", marks=pytest.mark.slow)],
+    params=["a reward model", pytest.param("only a function", marks=pytest.mark.slow)],
 )
 def seen(request):
-    """Bases, a plan of memory, and three steps: states, rollouts and metrics."""
+    """The frozen models, a memory measurement, and three steps: states, rollouts and metrics."""
     mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
-    draw = jax.jit(
+    init = jax.jit(
         lambda key: (
             init_from(param_specs(MODEL), key, "float32"),
             init_from(scoring_specs(MODEL), key, "float32"),
         )
     )
     with use_layout(mesh):
-        reference, reward = draw(jax.random.key(0))[0], draw(jax.random.key(1))[1]
+        reference, reward = init(jax.random.key(0))[0], init(jax.random.key(1))[1]
         if request.param != "a reward model":
             reward = None
         frozen = ppo.FrozenModels(reference, reward)
         states = []
-        for whole in (param_specs, scoring_specs):
-            specs = lora_specs(MODEL, LORA, whole)
+        for full_specs in (param_specs, scoring_specs):
+            specs = lora_specs(MODEL, LORA, full_specs)
             abstract = abstract_state(specs, OPTIMIZER, mesh, dtype="float32").replace(halted=None)
             states.append(make_state(0, specs, OPTIMIZER, abstract))
         states[1] = states[1].replace(params=in_full(frozen.value, states[1].params))
@@ -65,7 +65,7 @@ def seen(request):
             step=jnp.int32(0),
             policy=states[0],
             value=states[1],
-            rewards=ppo.start_moments(),
+            rewards=ppo.initial_moments(),
             halted=jnp.bool_(False),
         )
         sampler = Sampler(
@@ -73,10 +73,10 @@ def seen(request):
             TOKENIZER,
             programs=rollout_programs(MODEL, CONFIG, end_id=TOKENIZER.im_end, lora=LORA),
             frozen=frozen,
-            rows=rows_sharding(mesh),
+            sharding=rollout_sharding(mesh),
             reward_functions=[length],
         )
-        prompts = PromptRows([TOKENIZER.encode(text) for text in ("one", "number two")])
+        prompts = PromptDataset([TOKENIZER.encode(text) for text in ("one", "number two")])
         step = ppo.make_ppo_step(
             MODEL, CONFIG, policy_optimizer=OPTIMIZER, value_optimizer=OPTIMIZER, seed=0, lora=LORA
         )
@@ -86,16 +86,16 @@ def seen(request):
             batch = ppo.PPOBatch(rollout, None, frozen)
             if compiled is None:
                 compiled = step.lower(state, batch).compile()
-                plan = memory.measure(
+                measured = memory.measure(
                     compiled, state, platform="tpu", available=None, frozen=frozen
                 )
             old = jax.device_get(state)
             state, metrics = compiled(state, batch)
             found.append((old, jax.device_get(rollout), jax.device_get(metrics)))
-    return before, jax.device_get(frozen), plan, found, jax.device_get(state)
+    return before, jax.device_get(frozen), measured, found, jax.device_get(state)
 
 
-def test_the_policy_is_the_reference_to_the_last_bit_until_it_is_trained(seen):
+def test_make_ppo_step_lora_policy_equals_the_reference_bit_for_bit_until_trained(seen):
     *_, found, _ = seen
     for _, rollout, metrics in found[:2]:
         np.testing.assert_array_equal(rollout.log_probs, rollout.reference_log_probs)
@@ -103,14 +103,14 @@ def test_the_policy_is_the_reference_to_the_last_bit_until_it_is_trained(seen):
     assert found[2][2]["rollout/kl"] != 0
 
 
-def test_the_sampler_draws_from_the_adapted_policy(seen):
-    """Weights and adapters added up: other rounding of numbers of size 6, and no more."""
+def test_sampler_lora_samples_from_the_adapted_policy(seen):
+    """Merged weights change only the rounding of values near 6."""
     for _, _, metrics in seen[3]:
         assert metrics["rollout/sampler_logprob_gap"] < 2e-5
 
 
-def test_the_bases_stay_and_adapters_and_score_alone_are_trained(seen):
-    before, after, plan, found, last = seen
+def test_make_ppo_step_lora_trains_only_adapters_and_score(seen):
+    before, after, measured, found, last = seen
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(a, b)
     shapes = {leaf.shape for leaf in jax.tree.leaves((last.policy.params, last.value.params.trunk))}
@@ -123,5 +123,5 @@ def test_the_bases_stay_and_adapters_and_score_alone_are_trained(seen):
         assert not np.array_equal(a, b), path
     if before.reward is not None:  # the value model starts as the reward model
         np.testing.assert_array_equal(found[0][0].value.params.score, before.reward.score)
-    # One copy of each base, whoever uses it.
-    assert plan.frozen == sum(leaf.nbytes for leaf in jax.tree.leaves(before))
+    # One copy of each frozen model, however many models use it.
+    assert measured.frozen == sum(leaf.nbytes for leaf in jax.tree.leaves(before))

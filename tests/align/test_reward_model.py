@@ -1,4 +1,4 @@
-"""The reward model's objective by hand, and what is said of its agreement with people."""
+"""The reward model's objective against values by hand, and its agreement with preferences."""
 
 import dataclasses
 import functools
@@ -42,25 +42,27 @@ def rows():
     return PairRows(PAIRS, TOKENIZER, context_length=96, counts=Counts(kept=3))
 
 
-def test_the_reward_is_read_at_the_end_token_whatever_the_padding_holds(params, rows):
+def test_margins_read_the_reward_at_the_end_token_and_ignore_padding(params, rows):
     batch = stack_trees([rows[i] for i in range(3)])
     found = compiled_margins(params, batch, config=MODEL)
-    n = int(batch.end[2, 0]) + 1  # the last pair alone, without padding: its answers are as long
-    alone = jnp.asarray(batch.tokens[2, :, :n])
-    assert alone[:, -1].tolist() == [TOKENIZER.im_end] * 2
-    by_hand = compiled_scores(params, alone, jnp.ones_like(alone), config=MODEL)[:, -1]
-    # Sums of 32 terms in another order: some last places of numbers of size 1.
+    n = int(batch.end[2, 0]) + 1  # the last pair without padding: its answers have equal lengths
+    unpadded = jnp.asarray(batch.tokens[2, :, :n])
+    assert unpadded[:, -1].tolist() == [TOKENIZER.im_end] * 2
+    by_hand = compiled_scores(params, unpadded, jnp.ones_like(unpadded), config=MODEL)[:, -1]
+    # Sums of 32 terms in a different order: a few units in the last place of numbers near 1.
     assert float(found[2]) == pytest.approx(float(by_hand[0] - by_hand[1]), abs=1e-5)
-    whole = compiled_scores(
+    padded = compiled_scores(
         params, batch.tokens.reshape(6, 96), batch.segment_ids.reshape(6, 96), config=MODEL
     )
-    ends = [float(row[end]) for row, end in zip(whole, batch.end.reshape(6), strict=True)]
+    ends = [
+        float(scores_T[end]) for scores_T, end in zip(padded, batch.end.reshape(6), strict=True)
+    ]
     np.testing.assert_allclose(found, np.subtract(ends[::2], ends[1::2]), atol=1e-5)
     junk = batch.replace(tokens=np.where(batch.segment_ids > 0, batch.tokens, 77))
     np.testing.assert_array_equal(compiled_margins(params, junk, config=MODEL), found)
 
 
-def test_the_loss_is_minus_log_sigmoid_of_the_margin(params, rows):
+def test_make_objective_is_minus_log_sigmoid_of_the_margin(params, rows):
     batch = stack_trees([rows[i] for i in range(3)])
     m = np.asarray(compiled_margins(params, batch, config=MODEL), np.float64)
     sums = OBJECTIVE(params, batch, None)
@@ -70,14 +72,14 @@ def test_the_loss_is_minus_log_sigmoid_of_the_margin(params, rows):
     assert float(sums.extras["margin"]) == pytest.approx(m.sum(), abs=1e-5)
 
 
-def test_a_tie_counts_half_and_costs_log_2(params, rows):
+def test_make_objective_counts_a_tie_half_with_loss_log_2(params, rows):
     zero = params.replace(score=jnp.zeros_like(params.score))
     sums = OBJECTIVE(zero, stack_trees([rows[i] for i in range(3)]), None)
     assert float(sums.extras["accuracy"]) == 1.5
     assert float(sums.loss_sum) == pytest.approx(3 * math.log(2), rel=1e-6)
 
 
-def test_pairs_that_fill_up_a_batch_weigh_nothing(params, rows):
+def test_make_objective_ignores_padding_pairs(params, rows):
     @jax.jit
     def gradient(params, batch):
         def loss(params):
@@ -92,12 +94,12 @@ def test_pairs_that_fill_up_a_batch_weigh_nothing(params, rows):
     for a, b in zip(
         *(jax.tree.leaves(gradient(params, batch)) for batch in (filled, other)), strict=True
     ):
-        # What has no weight adds zeros; only the order of sums could differ, and does not.
+        # Pairs of weight 0 add zeros; at most the order of sums differs.
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-8)
     assert float(gradient(params, filled)[0].weight_sum) == 1
 
 
-def test_a_scoring_model_starts_as_the_language_model():
+def test_from_language_model_keeps_the_hidden_states():
     language = jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(1))
     score = jnp.zeros(MODEL.hidden_size).at[3].set(1.0)
     params = from_language_model(language, score)
@@ -110,7 +112,7 @@ def test_a_scoring_model_starts_as_the_language_model():
     np.testing.assert_allclose(got, want[:, :, 3], rtol=1e-6)  # times 1, plus zeros
 
 
-def test_accuracy_error_and_calibration():
+def test_agreement_accuracy_error_and_calibration():
     agreement = Agreement("a", np.array([4.0, 0.1, -0.1, 0.0], np.float32))
     assert agreement.accuracy == (2 + 0.5) / 4
     assert agreement.standard_error == pytest.approx(math.sqrt(0.625 * 0.375 / 4))
@@ -122,14 +124,14 @@ def test_accuracy_error_and_calibration():
     assert sure.calibration() == [(1.0, 0.5, 2)]
 
 
-def test_all_pairs_are_measured_once_with_one_program(params, rows):
+def test_measure_counts_every_pair_once_with_one_program(params, rows):
     batches = [stack_trees([rows[0], rows[1]]), stack_trees(fill_up([rows[2]], 2, rows.padding))]
     before = compiled_margins._cache_size()
     for _ in range(2):
         agreement = measure("demo", params, batches, config=MODEL, put=lambda batch: batch)
     assert compiled_margins._cache_size() == before + 1
     want = compiled_margins(params, stack_trees([rows[i] for i in range(3)]), config=MODEL)
-    np.testing.assert_allclose(agreement.margins, want, atol=1e-5)  # other rows beside them
+    np.testing.assert_allclose(agreement.margins, want, atol=1e-5)  # other pairs in the batch
     shown = table([("PMP", [agreement]), ("RM", [agreement])])
     assert "demo" in shown and f"{100 * agreement.accuracy:.2f} ±" in shown and "3 pairs" in shown
     assert [line.split("  ")[0].strip() for line in shown.splitlines()] == ["", "PMP", "RM", ""]

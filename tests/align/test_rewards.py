@@ -1,4 +1,4 @@
-"""Rewards that a program checks, and finding them by name."""
+"""Rule-based rewards, and loading them by name."""
 
 import sys
 import types
@@ -26,14 +26,14 @@ def test_load_function_knows_the_former_name_of_the_module(capsys):
 
 
 @pytest.mark.parametrize("name", ["qwen_jax.align.rewards:arithmetik", "no.such.module:f"])
-def test_load_function_refuses_what_is_not_there(name):
+def test_load_function_rejects_unknown_names(name):
     with pytest.raises(ConfigError, match="arithmetic|no.such|No module"):
         rewards.load_function(name)
 
 
-def test_a_module_of_the_users_goes_before_a_former_name(monkeypatch, capsys):
+def test_load_function_prefers_a_user_module_to_a_former_name(monkeypatch, capsys):
     theirs = types.ModuleType("experiments.rewards")
-    theirs.arithmetic = lambda questions, answers: [7.0]
+    theirs.arithmetic = lambda prompts, completions: [7.0]
     monkeypatch.setitem(sys.modules, "experiments.rewards", theirs)
     assert rewards.load_function("experiments.rewards:arithmetic") is theirs.arithmetic
     assert capsys.readouterr().err == ""

@@ -1,4 +1,4 @@
-"""Rollouts: what is an action, where answers end, whose sample depends on what, bad rewards."""
+"""Rollouts: response masks, end tokens, seeds of completions, and errors of reward functions."""
 
 import dataclasses
 import types
@@ -10,7 +10,7 @@ import pytest
 
 from qwen_jax import sizes
 from qwen_jax.align import ppo
-from qwen_jax.align.rollout import PromptRows, Prompts, Sampler, collate, rows_of
+from qwen_jax.align.rollout import PromptDataset, Prompts, Sampler, collate, sampling_inputs
 from qwen_jax.align.rollout_programs import assemble, compiled_programs, rollout_programs
 from qwen_jax.errors import DataError, TrainingError
 from qwen_jax.inference.loop import NewTokens
@@ -23,72 +23,72 @@ from qwen_jax.types import TrainState
 TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})
 MODEL = dataclasses.replace(sizes.TINY, vocab_size=464, context_length=64)
 CONFIG = ppo.PPOConfig(max_new_tokens=5, samples_per_prompt=2)
-ROWS = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+SHARDING = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 def make_sampler(frozen, *, config=CONFIG, functions=(), programs=None, phases=None):
-    """A Sampler of the jitted programs, or of others."""
+    """Returns a Sampler of the jitted programs, or of `programs`."""
     programs = programs or rollout_programs(MODEL, config, end_id=TOKENIZER.im_end)
     return Sampler(
         config,
         TOKENIZER,
         programs=programs,
         frozen=frozen,
-        rows=ROWS,
+        sharding=SHARDING,
         reward_functions=functions,
         seed=7,
         phases=phases,
     )
 
 
-def test_rows_are_prompt_answer_and_end_token():
+def test_assemble_concatenates_prompt_response_and_end_token():
     prompts = np.array([[1, 2, 3], [4, 5, 0], [6, 0, 0]], np.int32)
     new = np.array(
         [
-            [7, 8, -1],  # ended by itself
-            [9, 10, 11],  # cut off
-            [-1, -1, -1],
+            [7, 8, -1],  # finished
+            [9, 10, 11],  # truncated
+            [-1, -1, -1],  # only the end token
         ],
         np.int32,
-    )  # nothing but the end
-    rows = assemble(
+    )
+    sequences = assemble(
         prompts,
         np.array([3, 2, 1], np.int32),
         NewTokens(tokens=jnp.asarray(new), logprobs=jnp.zeros((3, 3))),
         end_id=99,
     )
     np.testing.assert_array_equal(
-        rows.tokens, [[1, 2, 3, 7, 8, 99, 0], [4, 5, 9, 10, 11, 99, 0], [6, 99, 0, 0, 0, 0, 0]]
+        sequences.tokens, [[1, 2, 3, 7, 8, 99, 0], [4, 5, 9, 10, 11, 99, 0], [6, 99, 0, 0, 0, 0, 0]]
     )
     np.testing.assert_array_equal(
-        rows.segment_ids, [[1] * 6 + [0], [1] * 6 + [0], [1, 1, 0, 0, 0, 0, 0]]
+        sequences.segment_ids, [[1] * 6 + [0], [1] * 6 + [0], [1, 1, 0, 0, 0, 0, 0]]
     )
-    # Position t acts where the token at t + 1 was sampled: the end token that was added is not.
+    # The mask is 1 at t where the token at t + 1 was sampled; an appended end token was not.
     np.testing.assert_array_equal(
-        rows.response_mask, [[0, 0, 1, 1, 1, 0], [0, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0]]
+        sequences.response_mask, [[0, 0, 1, 1, 1, 0], [0, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0]]
     )
-    np.testing.assert_array_equal(rows.end, [5, 5, 1])
-    np.testing.assert_array_equal(rows.finished, [1, 0, 1])
+    np.testing.assert_array_equal(sequences.end, [5, 5, 1])
+    np.testing.assert_array_equal(sequences.finished, [1, 0, 1])
 
 
 class Reward:
-    """A reward function whose behavior can be chosen; remembers what it was asked."""
+    """A reward function with configurable behavior; records its inputs."""
 
-    __name__ = "moody"
+    __name__ = "fake_reward"
 
     def __init__(self):
-        self.mood, self.asked = "good", None
+        self.behavior, self.received = "good", None
 
-    def __call__(self, questions, answers):
-        self.asked = questions, answers
-        if self.mood == "raises":
-            raise KeyError("no such answer")
-        found = [float(len(answer)) for answer in answers]
-        return {"good": found, "nan": [*found[:-1], float("nan")], "few": found[1:]}[self.mood]
+    def __call__(self, prompts, completions):
+        self.received = prompts, completions
+        if self.behavior == "raises":
+            raise KeyError("unknown completion")
+        found = [float(len(completion)) for completion in completions]
+        return {"good": found, "nan": [*found[:-1], float("nan")], "few": found[1:]}[self.behavior]
 
 
 class Calls:
-    """A PhaseTimer that remembers what it is told, with the shapes of what ends a phase."""
+    """A PhaseTimer that records its calls, with the shape of the output that ends a phase."""
 
     def __init__(self):
         self.calls = []
@@ -117,33 +117,33 @@ def made(models):
     state, reference, reward = models
     function, timer = Reward(), Calls()
     sampler = make_sampler(ppo.FrozenModels(reference, reward), functions=[function], phases=timer)
-    prompts = PromptRows([TOKENIZER.encode(text) for text in ("one", "number two", "3")])
+    prompts = PromptDataset([TOKENIZER.encode(text) for text in ("one", "number two", "3")])
     rollout = sampler(collate([prompts[0], prompts[1]]), state, 4)
-    # The tokens are there before the four models have seen them, and the function is the last.
+    # Generation ends before scoring; the reward functions come last.
     assert timer.calls == [("generation", (4, 5)), ("scoring", (4,)), "scoring"]
-    return sampler, function, prompts, jax.device_get(rollout), function.asked
+    return sampler, function, prompts, jax.device_get(rollout), function.received
 
 
-def test_prompts_are_padded_on_the_right(made):
+def test_collate_pads_prompts_on_the_right(made):
     _, _, prompts, *_ = made
     batch = collate([prompts[2], prompts[1]])
     assert isinstance(batch, Prompts) and batch.tokens.shape == (2, 10)
     assert batch.lengths.tolist() == [1, 10] and batch.indices.tolist() == [2, 1]
     with pytest.raises(DataError, match="no prompt"):
-        PromptRows([])
+        PromptDataset([])
 
 
-def test_a_rows_sample_depends_on_seed_step_prompt_and_sample_alone(models, made):
+def test_sampler_completions_depend_only_on_seed_step_prompt_and_sample(models, made):
     sampler, _, prompts, first, _ = made
     other = jax.device_get(sampler(collate([prompts[1], prompts[2]]), models[0], 4))
     np.testing.assert_array_equal(other.tokens[:2], first.tokens[2:])
-    # Programs are the same, the rows beside them are not: rounding of float32.
+    # The same programs with other sequences in the batch: float32 rounding.
     np.testing.assert_allclose(other.log_probs[:2], first.log_probs[2:], atol=1e-5)
-    rows = [row.tobytes() for row in first.tokens]
-    assert len(set(rows)) == 4  # two samples of a prompt differ
+    distinct = {tokens.tobytes() for tokens in first.tokens}
+    assert len(distinct) == 4  # two samples of a prompt differ
     twice = jax.device_get(sampler(collate([prompts[0], prompts[0]]), models[0], 4))
     np.testing.assert_array_equal(twice.tokens[:2], first.tokens[:2])
-    assert len({row.tobytes() for row in twice.tokens}) == 4  # where two epochs meet
+    assert len({tokens.tobytes() for tokens in twice.tokens}) == 4  # at the border of two epochs
     later = jax.device_get(sampler(collate([prompts[0], prompts[1]]), models[0], 5))
     assert not np.array_equal(later.tokens, first.tokens)
     again = jax.device_get(sampler(collate([prompts[0], prompts[1]]), models[0], 4))
@@ -152,24 +152,24 @@ def test_a_rows_sample_depends_on_seed_step_prompt_and_sample_alone(models, made
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_the_samplers_log_probabilities_are_the_trainers(models, temperature):
-    """But for rounding; entropies are of the distribution that was drawn from."""
+def test_sampler_log_probs_equal_the_trainers(models, temperature):
+    """Up to rounding; entropies are of the distribution that was sampled from."""
     state, reference, _ = models
     sampler = make_sampler(
         ppo.FrozenModels(reference, None),
         config=dataclasses.replace(CONFIG, temperature=temperature),
         functions=[Reward()],
     )
-    prompts = PromptRows([TOKENIZER.encode(text) for text in ("one", "number two")])
+    prompts = PromptDataset([TOKENIZER.encode(text) for text in ("one", "number two")])
     rollout = jax.device_get(sampler(collate([prompts[0], prompts[1]]), state, 4))
-    acts = rollout.response_mask > 0
-    assert acts.sum() > 8
-    # Two programs in float32 on log-probabilities of size 6, divided by the temperature.
-    np.testing.assert_allclose(rollout.sampler_log_probs[acts], rollout.log_probs[acts], atol=2e-5)
-    assert np.all((rollout.entropies[acts] > 0) & (rollout.entropies[acts] < np.log(464)))
+    mask = rollout.response_mask > 0
+    assert mask.sum() > 8
+    # Two float32 programs, log-probabilities near 6, divided by the temperature.
+    np.testing.assert_allclose(rollout.sampler_log_probs[mask], rollout.log_probs[mask], atol=2e-5)
+    assert np.all((rollout.entropies[mask] > 0) & (rollout.entropies[mask] < np.log(464)))
 
 
-def test_compiled_before_it_starts_it_samples_the_same(models, made):
+def test_compiled_programs_sample_the_same_as_jitted_ones(models, made):
     state, reference, reward = models
     prompts, first = made[2], made[3]
     frozen, batch = ppo.FrozenModels(reference, reward), collate([prompts[0], prompts[1]])
@@ -177,9 +177,9 @@ def test_compiled_before_it_starts_it_samples_the_same(models, made):
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), (params, frozen)
     )
-    rows = rows_of(batch, 0, config=CONFIG, tokenizer=TOKENIZER, seed=7)
+    inputs = sampling_inputs(batch, 0, config=CONFIG, tokenizer=TOKENIZER, seed=7)
     jitted = rollout_programs(MODEL, CONFIG, end_id=TOKENIZER.im_end)
-    programs = compiled_programs(jitted, *abstract, rows, ROWS)
+    programs = compiled_programs(jitted, *abstract, inputs, SHARDING)
     assert isinstance(programs.generate, jax.stages.Compiled)
     assert isinstance(programs.score, jax.stages.Compiled)
     sampler = make_sampler(frozen, functions=[Reward()], programs=programs)
@@ -191,19 +191,17 @@ def test_compiled_before_it_starts_it_samples_the_same(models, made):
         np.testing.assert_array_equal(a, b)
 
 
-def test_rewards_are_the_models_at_the_end_token_plus_the_functions(models, made):
-    _, _, _, rollout, (questions, answers) = made
-    assert questions == ["one", "one", "number two", "number two"]
+def test_sampler_rewards_add_the_reward_model_and_the_functions(models, made):
+    _, _, _, rollout, (texts, completions) = made
+    assert texts == ["one", "one", "number two", "number two"]
     lengths = np.repeat([3, 10], 2)
     tokens = np.pad(rollout.tokens, ((0, 0), (0, 1)))
     end = (lengths + rollout.response_mask.sum(axis=1) - rollout.finished).astype(np.int32)
-    for row in range(4):
-        assert tokens[row, end[row]] in (TOKENIZER.im_end, 0)
-        tokens[row, end[row]] = (
-            TOKENIZER.im_end
-        )  # where the row is cut off it is none of the rollout's
-        answer = tokens[row, lengths[row] : end[row]]
-        assert TOKENIZER.decode(answer) == answers[row]
+    for i in range(4):
+        assert tokens[i, end[i]] in (TOKENIZER.im_end, 0)
+        tokens[i, end[i]] = TOKENIZER.im_end  # a rollout does not contain an appended one
+        completion = tokens[i, lengths[i] : end[i]]
+        assert TOKENIZER.decode(completion) == completions[i]
     segments = (np.arange(tokens.shape[1])[None] <= end[:, None]).astype(np.int32)
     scored = at_end(
         jax.jit(scores, static_argnames="config")(
@@ -211,36 +209,40 @@ def test_rewards_are_the_models_at_the_end_token_plus_the_functions(models, made
         ),
         jnp.asarray(end),
     )
-    want = np.asarray(scored) + np.asarray([len(answer) for answer in answers], np.float32)
-    # Another program: rounding of numbers of size 1.
+    want = np.asarray(scored) + np.asarray([len(text) for text in completions], np.float32)
+    # A different program: rounding of values near 1.
     np.testing.assert_allclose(rollout.rewards, want, atol=1e-5)
 
 
-def test_every_ratio_of_the_first_update_is_one(models, made):
+def test_sampler_log_probs_give_ratio_one_in_the_first_update(models, made):
     state, *_ = models
     rollout = jax.tree.map(jnp.asarray, made[3])
-    train_batch, _ = ppo.make_train_batch(ppo.PPOBatch(rollout, None), ppo.start_moments(), CONFIG)
+    train_batch, _ = ppo.make_train_batch(
+        ppo.PPOBatch(rollout, None), ppo.initial_moments(), CONFIG
+    )
     sums = jax.jit(ppo.policy_objective(MODEL, CONFIG))(state.policy.params, train_batch, None)
-    # Two programs of the same function: a last place of log-probabilities of size 6.
+    # Two programs of one function: one unit in the last place of log-probabilities near 6.
     assert float(sums.extras["ratio"] / sums.weight_sum) == pytest.approx(1, abs=1e-6)
     assert float(sums.extras["clip_fraction"]) == 0
     assert float(sums.extras["approx_kl"]) == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize(
-    "mood, message",
+    "behavior, message",
     [
-        ("raises", "(?s)KeyError: 'no such answer'.*moody.*'one' -> "),
-        ("nan", "(?s)the reward of sample 3 is nan: 'number two' -> .*moody"),
-        ("few", r"(?s)\(3,\) rewards for 4 answers.*moody"),
+        ("raises", "(?s)KeyError: 'unknown completion'.*fake_reward.*'one' -> "),
+        ("nan", "(?s)the reward of sample 3 is nan: 'number two' -> .*fake_reward"),
+        ("few", r"(?s)rewards of shape \(3,\) for 4 completions.*fake_reward"),
     ],
 )
-def test_a_bad_reward_names_the_sample_and_the_state_is_saved(models, made, mood, message):
+def test_sampler_names_the_sample_of_a_bad_reward_and_the_state_is_saved(
+    models, made, behavior, message
+):
     sampler, function, prompts, *_ = made
     saved = []
 
     def next_batch(step, state):
-        function.mood = mood if step == 2 else "good"
+        function.behavior = behavior if step == 2 else "good"
         return sampler(collate([prompts[0], prompts[1]]), models[0], step)
 
     def train_step(state, batch):
@@ -262,11 +264,11 @@ def test_a_bad_reward_names_the_sample_and_the_state_is_saved(models, made, mood
                 ),
             )
     finally:
-        function.mood = "good"
+        function.behavior = "good"
     assert saved == [(2, 2)]
 
 
-def test_no_reward_and_a_reward_model_of_another_vocabulary_are_refused(models):
+def test_sampler_rejects_missing_rewards_and_a_different_vocabulary(models):
     _, reference, _ = models
     with pytest.raises(DataError, match="no reward"):
         make_sampler(ppo.FrozenModels(reference, None))

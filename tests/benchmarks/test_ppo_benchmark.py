@@ -38,8 +38,8 @@ def test_ppo_benchmark_smoke_run_without_a_peer(tmp_path, monkeypatch, capsys):
     ppo.main(config)
     found = json.loads((tmp_path / "ppo.json").read_text())
     row = found["table"]["ours"]
-    for name in ("whole", "cpu", *ppo.PARTS, *ppo.ALONE):
-        assert 0 < row[name]["least"] <= row[name]["median"] <= row[name]["most"]
+    for name in ("step", "cpu", *ppo.PHASES, *ppo.DECODERS):
+        assert 0 < row[name]["min"] <= row[name]["median"] <= row[name]["max"]
     (measured,) = found["rounds"]["ours"]
     assert len(measured["parts"]) == len(measured["cpu"]) == SMALL.steps
     assert {"date", "python", "jax"} <= set(found)
@@ -48,7 +48,7 @@ def test_ppo_benchmark_smoke_run_without_a_peer(tmp_path, monkeypatch, capsys):
     # Every completion had its full length, and both models were trained.
     (steps,) = made
     assert steps.metrics["rollout/length"] == SMALL.new_tokens
-    assert steps.metrics["rollout/ended"] == 0
+    assert steps.metrics["rollout/finished"] == 0
     assert steps.metrics["policy/grad_norm"] > 0 and steps.metrics["value/grad_norm"] > 0
 
 

@@ -137,8 +137,8 @@ def test_ppo_with_everything_goes_on_where_it_was(folder, scored, run_ppo, tmp_p
     assert "resuming after step" in run_ppo(tmp_path / "halves", *flags)
     found = records(tmp_path / "whole")
     assert records(tmp_path / "halves") == found and len(found) == 6
-    assert "4 prompts, 2 answers each" in output and "  kl " in output
-    assert "pretraining gradient: 32 rows of 96 tokens a step, coefficient 0.5" in output
+    assert "4 prompts, 2 completions each" in output and "  kl " in output
+    assert "pretraining gradient: 32 sequences of 96 tokens per step, coefficient 0.5" in output
     for record in found:
         assert record["rollout/entropy"] > 0 and record["rollout/sampler_logprob_gap"] < 1e-5
         # One update a rollout; two programs of one function differ in last places.
@@ -177,7 +177,7 @@ def test_the_planner_compiles_for_ppo_what_a_run_compiles(folder, tmp_path, monk
     )
     planned = build(workload, job.mesh)
     assert planned.arguments == (job.program.state, job.program.batch)
-    assert planned.held.reference == job.frozen.elsewhere.reference
+    assert planned.frozen.reference == job.frozen.elsewhere.reference
 
 
 @pytest.mark.slow  # a dozen processes
@@ -319,7 +319,7 @@ def test_what_cannot_be_done_is_refused_before_it_leaves_anything(folder, scored
             "longer than 8 tokens",
         ),
         (ppo, ppo_config(folder, run_dir, train={"batch_size": 9}, **one), "2 samples"),
-        (ppo, ppo_config(folder, run_dir, reward_model=f"{folder}/base"), "no run of a reward"),
+        (ppo, ppo_config(folder, run_dir, reward_model=f"{folder}/base"), "not a run of a reward"),
         (
             ppo,
             ppo_config(folder, run_dir, init_from=str(tmp_path / "wide"), reward_model=reward),

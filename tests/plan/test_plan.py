@@ -1,4 +1,4 @@
-"""Planning: names of slices, the search, estimates, and the real step compiled without a TPU."""
+"""The planner: names of slices, the search, estimates, and the real step compiled without a TPU."""
 
 import dataclasses
 import importlib.util
@@ -10,12 +10,12 @@ from qwen_jax import sizes
 from qwen_jax.config import MeshConfig
 from qwen_jax.errors import QwenJaxError
 from qwen_jax.plan import search, table, topologies
-from qwen_jax.plan.estimate import estimate, flops_found, model_flops, tokens_per_step
-from qwen_jax.plan.program import Result, compile_apart, refused
+from qwen_jax.plan.estimate import estimate, model_flops, parsed_flops_ratio, tokens_per_step
+from qwen_jax.plan.program import Result, compile_in_subprocess, error_summary
 
 libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
-    reason="libtpu is not installed: pip install 'jax[tpu]' compiles for TPUs without one",
+    reason="libtpu is not installed: pip install 'jax[tpu]'",
 )
 
 
@@ -29,7 +29,7 @@ libtpu = pytest.mark.skipif(
         ("v5p:4x8x8", 256, "v5p:4x8x8"),
     ],
 )
-def test_names_count_what_google_counts(name, chips, libtpu_name):
+def test_by_name_counts_chips_as_google_does(name, chips, libtpu_name):
     topology = topologies.by_name(name)
     assert (topology.chips, topology.libtpu) == (chips, libtpu_name)
 
@@ -38,21 +38,21 @@ def test_names_count_what_google_counts(name, chips, libtpu_name):
     "name, message",
     [("v5q-8", "v5p"), ("v5p-7", "v5p-256"), ("v5p", "write it as"), ("v5p:4x4", "3")],
 )
-def test_a_slice_that_does_not_exist_is_answered_with_those_that_do(name, message):
+def test_by_name_lists_existing_slices_for_an_unknown_one(name, message):
     with pytest.raises(QwenJaxError, match=message):
         topologies.by_name(name)
 
 
-def test_the_clock_is_that_of_the_peak():
-    """Units of 128 x 128 (v6e: 256 x 256), 4 in a core."""
+def test_chips_clock_is_consistent_with_the_peak():
+    """Matrix units of 128 x 128 (v6e: 256 x 256), 4 per core."""
     for kind, side in (("v5e", 128), ("v5p", 128), ("v6e", 256)):
         chip = topologies.CHIPS[kind]
         assert 2 * 4 * side**2 * chip.cores * chip.clock == pytest.approx(chip.peak_flops, rel=0.01)
 
 
 @pytest.mark.parametrize("stage", plan.STAGES)
-def test_a_workload_is_the_recipe(stage):
-    workload = plan.workload_of(plan.Config(model="7b", stage=stage))
+def test_workload_of_equals_the_recipe(stage):
+    workload = plan.workload_of(plan.Config(model="7b", training_stage=stage))
     batch_size = {"pretrain": 2048, "reward_model": 64, "ppo": 128}[stage]
     assert workload.model == pretrain.RECIPES["7b"].model
     assert workload.train.batch_size == batch_size
@@ -64,7 +64,7 @@ def test_a_workload_is_the_recipe(stage):
     )
 
 
-def test_longer_rows_keep_the_tokens_of_a_step_and_of_the_run():
+def test_workload_of_context_length_keeps_the_tokens_per_step_and_run():
     short = plan.workload_of(plan.Config(model="7b"))
     long = plan.workload_of(plan.Config(model="7b", context_length=8192))
     assert tokens_per_step(short) == tokens_per_step(long)
@@ -72,13 +72,13 @@ def test_longer_rows_keep_the_tokens_of_a_step_and_of_the_run():
     assert long.train.batch_size == 512
 
 
-def test_the_search_keeps_to_what_divides_and_fits():
+def test_best_returns_layouts_that_divide_and_fit():
     workload = plan.workload_of(plan.Config(model="14b"))
     topology = topologies.by_name("v6e-256")
-    found, looked_at, too_large = search.best(
+    found, considered, too_large = search.best(
         workload, topology, number=6, max_tensor=8, max_context=2
     )
-    assert len(found) == 6 and looked_at > too_large > 0
+    assert len(found) == 6 and considered > too_large > 0
     assert [one.seconds for one in found] == sorted(one.seconds for one in found)
     for one in found:
         mesh, train = one.workload.mesh, one.workload.train
@@ -88,11 +88,11 @@ def test_the_search_keeps_to_what_divides_and_fits():
         assert one.bytes <= topology.chip.hbm_bytes
 
 
-def test_keeping_more_takes_more_memory_and_less_time():
+def test_paper_estimate_remat_saves_memory_and_costs_time():
     workload = plan.workload_of(plan.Config(model="7b"))
     chip = topologies.CHIPS["v5p"]
-    kept = [
-        search.paper(
+    estimates = [
+        search.paper_estimate(
             dataclasses.replace(
                 workload,
                 mesh=MeshConfig(1, 128, 1, 1),
@@ -103,50 +103,52 @@ def test_keeping_more_takes_more_memory_and_less_time():
         )
         for remat in ("none", "dots", "block")
     ]
-    assert kept[0].bytes > kept[1].bytes > kept[2].bytes
-    assert kept[0].seconds <= kept[1].seconds < kept[2].seconds
+    assert estimates[0].bytes > estimates[1].bytes > estimates[2].bytes
+    assert estimates[0].seconds <= estimates[1].seconds < estimates[2].seconds
 
 
-def test_mfu_is_model_flops_over_peak():
+def test_estimate_mfu_is_model_flops_over_peak():
     workload = plan.workload_of(plan.Config(model="7b"))
     topology = topologies.by_name("v5p-256")
-    a, b = model_flops(workload)
-    seconds = a / (topology.chips * topology.chip.peak_flops)
-    found = estimate(Result(seconds=seconds, work={"products": seconds}), workload, topology)
-    assert found.mfu == pytest.approx(1.0) and found.mfu_noncausal == pytest.approx(b / a)
+    causal, noncausal = model_flops(workload)
+    seconds = causal / (topology.chips * topology.chip.peak_flops)
+    found = estimate(Result(seconds=seconds, work={"matmuls": seconds}), workload, topology)
+    assert found.mfu == pytest.approx(1.0) and found.mfu_noncausal == pytest.approx(
+        noncausal / causal
+    )
     assert found.tokens_per_second == pytest.approx(2048 * 2048 / seconds)
     assert found.chip_hours == pytest.approx(workload.train.num_steps * seconds * 128 / 3600)
     assert workload.train.num_steps * 2048 * 2048 == pytest.approx(2.4e12, rel=1e-4)
 
 
-@pytest.mark.parametrize("share, doubted", [(1.3, False), (0.4, True)])
-def test_a_program_that_was_not_read_whole_says_so(monkeypatch, share, doubted):
+@pytest.mark.parametrize("share, warns", [(1.3, False), (0.4, True)])
+def test_plan_warns_if_a_program_was_not_parsed_fully(monkeypatch, share, warns):
     config = plan.Config(
         model="7b", topology="v5p-256", mesh="4,32,1,1", remat="nothing", micro_batches=4
     )
-    a, _ = model_flops(plan.workload_of(config))
+    flops, _ = model_flops(plan.workload_of(config))
     monkeypatch.setattr(
         plan,
-        "compile_apart",
-        lambda *_, **__: Result(seconds=5.0, work={"products": 5.0}, flops=share * a / 128),
+        "compile_in_subprocess",
+        lambda *_, **__: Result(seconds=5.0, work={"matmuls": 5.0}, flops=share * flops / 128),
     )
     monkeypatch.setattr(plan.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(plan.importlib.metadata, "version", lambda name: "1")
     lines = []
     plan.plan(config, log=lines.append)
-    assert any("40% were found" in text for text in lines) == doubted
+    assert any("only 40% of the model's FLOPs" in text for text in lines) == warns
 
 
-def test_what_does_not_fit_is_a_line():
+def test_error_summary_of_missing_memory_is_a_row_of_the_table():
     assert (
-        refused(
+        error_summary(
             "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 25.1G of "
             "15.75G hbm. Exceeded"
         )
         == "out of memory: 25.1G of 15.75G"
     )
     assert (
-        refused(
+        error_summary(
             "CompileTimeHbmOom: the total memory required for HLO temporaries (151.04G) "
             "exceeds available HBM (15.75G)."
         )
@@ -156,13 +158,13 @@ def test_what_does_not_fit_is_a_line():
     workload = dataclasses.replace(workload, mesh=MeshConfig(1, 16, 1, 1))
     result = Result(error="out of memory: 25.1G of 15.75G")
     text = table.line(
-        table.Planned(workload, topologies.by_name("v5e-16"), result, None), price=None
+        table.PlannedLayout(workload, topologies.by_name("v5e-16"), result, None), price=None
     )
     assert "out of memory: 25.1G" in text
     assert text.count("|") == table.HEADER.splitlines()[0].count("|")
 
 
-def test_gpus_are_only_estimated(capsys):
+def test_plan_only_estimates_gpus(capsys):
     assert plan.plan(plan.Config(model="7b", topology="h100-64", price=2.0)) == []
     lines = capsys.readouterr().out.splitlines()
     assert "ONLY ESTIMATED" in lines[0]
@@ -173,12 +175,12 @@ def test_gpus_are_only_estimated(capsys):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"stage": "pretraining"}, "pretrain"),
+        ({"training_stage": "pretraining"}, "pretrain"),
         ({"model": "7"}, "7b"),
-        ({"batch_tokens": 1000}, "whole number of rows"),
+        ({"batch_tokens": 1000}, "not a multiple of the sequence length"),
     ],
 )
-def test_bad_settings_are_answered(changes, message):
+def test_workload_of_rejects_bad_settings(changes, message):
     with pytest.raises(QwenJaxError, match=message):
         plan.workload_of(plan.Config(**changes))
 
@@ -186,12 +188,12 @@ def test_bad_settings_are_answered(changes, message):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"mesh": "1,3,1,1"}, "is of 3 chips, v5p-256 has 128"),
-        ({"model": "14b", "topology": "v5e-4"}, "none should fit"),
+        ({"mesh": "1,3,1,1"}, "has 3 chips, v5p-256 has 128"),
+        ({"model": "14b", "topology": "v5e-4"}, "none of .* should fit"),
         ({"batch_tokens": 2048}, "no layout divides"),
     ],
 )
-def test_layouts_that_cannot_be_are_answered(changes, message):
+def test_candidates_rejects_impossible_layouts(changes, message):
     config = plan.Config(**changes)
     with pytest.raises(QwenJaxError, match=message):
         plan.candidates(
@@ -199,8 +201,8 @@ def test_layouts_that_cannot_be_are_answered(changes, message):
         )
 
 
-def tiny(stage: str, **mesh):
-    workload = plan.workload_of(plan.Config(model="1.8b", stage=stage))
+def tiny_workload(stage: str, **mesh):
+    workload = plan.workload_of(plan.Config(model="1.8b", training_stage=stage))
     model = dataclasses.replace(
         sizes.TINY,
         hidden_size=256,
@@ -230,31 +232,31 @@ def tiny(stage: str, **mesh):
         ("ppo", {"fsdp": 4}),
     ],
 )
-def test_the_real_step_compiles_without_a_tpu(stage, mesh):
-    workload, topology = tiny(stage, **mesh), topologies.by_name("v5e:2x2")
-    result = compile_apart(workload, topology)
+def test_compile_in_subprocess_compiles_the_real_step_without_a_tpu(stage, mesh):
+    workload, topology = tiny_workload(stage, **mesh), topologies.by_name("v5e:2x2")
+    result = compile_in_subprocess(workload, topology)
     assert result.error is None and not result.unknown
     assert result.parameters > 0 and result.workspace > 0 and result.seconds > 0
-    assert {"attention forward", "attention backward", "products"} <= set(result.work)
-    assert (result.held > 0) == (stage == "ppo")
+    assert {"attention forward", "attention backward", "matmuls"} <= set(result.work)
+    assert (result.frozen > 0) == (stage == "ppo")
     assert result.collectives
-    assert flops_found(result, workload, topology) > 0.97
+    assert parsed_flops_ratio(result, workload, topology) > 0.97
 
 
 @libtpu
 @pytest.mark.slow
-def test_a_step_that_does_not_fit_is_a_result():
+def test_compile_in_subprocess_returns_a_result_for_a_step_that_does_not_fit():
     workload = plan.workload_of(plan.Config(model="1.8b"))
     workload = dataclasses.replace(
         workload, mesh=MeshConfig(fsdp=4), train=dataclasses.replace(workload.train, batch_size=256)
     )
-    result = compile_apart(workload, topologies.by_name("v5e:2x2"))
+    result = compile_in_subprocess(workload, topologies.by_name("v5e:2x2"))
     assert result.error.startswith("out of memory:")
 
 
 @pytest.mark.parametrize("size", ["7b", "14b"])
-def test_recipes_have_the_layouts_that_plan_found(size):
-    """On v5p-256; the mesh is a flag, as it is the slice's and not the recipe's."""
+def test_best_finds_the_layouts_of_the_recipes(size):
+    """On v5p-256; the mesh is not part of a recipe, as it depends on the slice."""
     found, *_ = search.best(
         plan.workload_of(plan.Config(model=size)),
         topologies.by_name("v5p-256"),
@@ -268,7 +270,7 @@ def test_recipes_have_the_layouts_that_plan_found(size):
     ]
 
 
-def test_pieces_that_are_no_whole_vectors_come_last():
+def test_best_prefers_shards_of_full_vectors():
     workload = plan.workload_of(plan.Config(model="7b"))
     found, *_ = search.best(
         workload, topologies.by_name("v5p-256"), number=3, max_tensor=8, max_context=1

@@ -1,4 +1,4 @@
-"""What is read out of compiled programs: loops, collectives, traffic; and links of a torus."""
+"""Parsing of compiled programs: loops, collectives, traffic; and links of a torus."""
 
 import functools
 import itertools
@@ -12,8 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from qwen_jax.config import MeshConfig
 from qwen_jax.parallel.mesh import make_mesh
-from qwen_jax.plan import costs, hlo, products, topologies
-from qwen_jax.plan.network import Network, first_group, pairs_of
+from qwen_jax.plan import costs, hlo, matmuls, topologies
+from qwen_jax.plan.network import Network, first_group, source_target_pairs
 
 MESH = make_mesh(MeshConfig(fsdp=4, tensor=2))
 P = PartitionSpec
@@ -34,7 +34,7 @@ def read(text: str) -> costs.Costs:
     return costs.read(text, V5P_8.chip, Network(V5P_8, COORDS))
 
 
-def test_loops_within_loops_count_by_their_product():
+def test_trips_of_nested_loops_multiply():
     def step(x, _):
         return jax.lax.scan(lambda y, _: (jnp.tanh(y @ y), None), x, None, length=5)[0], None
 
@@ -44,11 +44,11 @@ def test_loops_within_loops_count_by_their_product():
         seen += [program.trips(i) for i in body.values() if i.opcode == "while"]
     assert sorted(seen) == [5, 7]
     once = read(compiled(lambda x: jnp.tanh(x @ x), (64, 64))).hbm_bytes
-    assert read(text).hbm_bytes == pytest.approx(35 * once, rel=0.2)  # and copies, and counters
+    assert read(text).hbm_bytes == pytest.approx(35 * once, rel=0.2)  # plus copies and counters
     assert not read(text).unknown
 
 
-# A loop as a TPU's compiler leaves it: no trip count, its bound in the condition, unrolled by two.
+# A loop from the TPU compiler: no trip count, the bound in the condition, unrolled by two.
 TPU_LOOP = """HloModule loop, is_scheduled=true
 
 %body (p: (f32[8,128], u32[])) -> (f32[8,128], u32[]) {
@@ -58,7 +58,7 @@ TPU_LOOP = """HloModule loop, is_scheduled=true
   %i = u32[]{:T(128)} get-tuple-element(%p), index=1
   %next = u32[]{:T(128)} add(%i, %two)
   %start = (f32[8,128]{1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%x), channel_id=1, source_target_pairs={{0,1},{1,0}}
-  %y = f32[8,128]{1,0:T(8,128)} fusion(%x), kind=kOutput, calls=%inside, metadata={op_name="model/product"}, backend_config={"window_config":{"estimated_cycles":"1750"}}
+  %y = f32[8,128]{1,0:T(8,128)} fusion(%x), kind=kOutput, calls=%inside, metadata={op_name="model/matmul"}, backend_config={"window_config":{"estimated_cycles":"1750"}}
   %done = f32[8,128]{1,0:T(8,128)} collective-permute-done(%start)
   ROOT %t = (f32[8,128]{1,0:T(8,128)}, u32[]{:T(128)}) tuple(%done, %next)
 }
@@ -83,17 +83,17 @@ ENTRY %main (x.1: f32[8,128]) -> f32[8,128] {
   %wait = f32[8,128]{1,0:T(8,128)} all-reduce(%x.1), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%inside
   ROOT %out = f32[8,128]{1,0:T(8,128)} get-tuple-element(%while.1), index=0
 }
-"""  # noqa: E501  (as the compiler writes it)
+"""  # noqa: E501  (compiler output)
 
 
-def test_a_loop_that_says_its_bound_only_in_its_condition():
+def test_trips_of_a_loop_with_its_bound_only_in_the_condition():
     found = read(TPU_LOOP)
-    assert found.work["products"] == pytest.approx(8 * 1e-6)  # 1,750 cycles at 1.75 GHz, 8 times
+    assert found.work["matmuls"] == pytest.approx(8 * 1e-6)  # 1,750 cycles at 1.75 GHz, 8 times
     (permute,) = (one for one in found.collectives if one.kind == "collective-permute")
     assert (permute.times, permute.size, permute.hidden) == (8, 4096, True)
-    waited = sum(one.seconds for one in found.collectives if not one.hidden)
-    # The permutation, 4,096 bytes at 90 GB/s, runs beside the product; the sum does not.
-    assert found.seconds == pytest.approx(8 * 1e-6 + waited, rel=0.01)  # and a counter
+    blocking = sum(one.seconds for one in found.collectives if not one.hidden)
+    # The permutation, 4,096 bytes at 90 GB/s, overlaps with the matmul; the sum does not.
+    assert found.seconds == pytest.approx(8 * 1e-6 + blocking, rel=0.01)  # plus a counter
     slower = TPU_LOOP.replace("f32[8,128]", "f32[80000,128]")
     permute = next(one for one in read(slower).collectives if one.hidden)
     rest = sum(one.seconds for one in read(slower).collectives if not one.hidden)
@@ -101,7 +101,7 @@ def test_a_loop_that_says_its_bound_only_in_its_condition():
     assert read(slower).seconds == pytest.approx(permute.seconds + rest)
 
 
-# A sum that the sparse cores do, as a TPU's compiler writes it.
+# A sum on the sparse cores, from the TPU compiler.
 SPARSE_CORES = """HloModule sum, is_scheduled=true
 
 %on_sparse_core (q: f32[1024,128]) -> f32[1024,128] {
@@ -114,17 +114,17 @@ ENTRY %main (x: f32[1024,128]) -> f32[1024,128] {
   %begin = ((), (), (s32[8192]{0:T(1024)}, s32[0]{0:S(2)})) custom-call-start(), custom_call_target="x", called_computations={%on_sparse_core}
   ROOT %end = f32[1024,128]{1,0:T(8,128)} custom-call-done(%begin)
 }
-"""  # noqa: E501  (as the compiler writes it)
+"""  # noqa: E501  (compiler output)
 
 
-def test_what_the_sparse_cores_do_is_hidden():
+def test_collective_on_sparse_cores_is_hidden():
     (one,) = read(SPARSE_CORES).collectives
     assert (one.kind, one.group, one.size, one.hidden) == ("all-reduce", 2, 2**19, True)
 
 
-# A gather that two products carry on in the background, as v5e's compiler writes it: started,
-# passed through both (the operands that are results again), awaited.
-CARRIED = """HloModule carried, is_scheduled=true
+# A gather that two matmuls advance in the background, from the v5e compiler: it is started, passed
+# through both matmuls (operands aliased to results), and awaited.
+ADVANCED = """HloModule advanced, is_scheduled=true
 
 %begin (p.0: f32[8,32]) -> (f32[8,32], f32[8,128]) {
   %p.0 = f32[8,32]{1,0:T(8,128)} parameter(0)
@@ -148,11 +148,11 @@ CARRIED = """HloModule carried, is_scheduled=true
   ROOT %g.2 = f32[8,128]{1,0:T(8,128)} all-gather(%p.2), channel_id=5, replica_groups={{0,1,2,3},{4,5,6,7}}, dimensions={1}, frontend_attributes={chain_id="0"}
 }
 
-ENTRY %main (piece: f32[8,32], x: f32[8,128], w: f32[128,128]) -> f32[8,128] {
-  %piece = f32[8,32]{1,0:T(8,128)} parameter(0)
+ENTRY %main (shard: f32[8,32], x: f32[8,128], w: f32[128,128]) -> f32[8,128] {
+  %shard = f32[8,32]{1,0:T(8,128)} parameter(0)
   %x = f32[8,128]{1,0:T(8,128)} parameter(1)
   %w = f32[128,128]{1,0:T(8,128)} parameter(2)
-  %async-collective-start = (f32[8,32]{1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)}) fusion(%piece), kind=kCustom, calls=%begin
+  %async-collective-start = (f32[8,32]{1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)}) fusion(%shard), kind=kCustom, calls=%begin
   %a.0 = f32[8,32]{1,0:T(8,128)} get-tuple-element(%async-collective-start), index=0
   %a.1 = f32[8,128]{1,0:T(8,128)} get-tuple-element(%async-collective-start), index=1
   %fusion.1 = (f32[8,128]{1,0:T(8,128)}, f32[8,32]{1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)}) fusion(%a.0, %a.1, %x, %w), kind=kOutput, output_to_operand_aliasing={{1}: (0, {}), {2}: (1, {})}, calls=%async_collective_fusion.1, backend_config={"window_config":{"estimated_cycles":"1750"}}
@@ -164,11 +164,11 @@ ENTRY %main (piece: f32[8,32], x: f32[8,128], w: f32[128,128]) -> f32[8,128] {
   %c.1 = f32[8,128]{1,0:T(8,128)} get-tuple-element(%fusion.2), index=2
   ROOT %async-collective-done = f32[8,128]{1,0:T(8,128)} fusion(%c.0, %c.1), kind=kCustom, calls=%end
 }
-"""  # noqa: E501  (as the compiler writes it)
+"""  # noqa: E501  (compiler output)
 
 
-def test_a_gather_that_products_carry_on_counts_once_and_so_does_each_product():
-    found = read(CARRIED)
+def test_collective_that_matmuls_advance_counts_once_as_does_each_matmul():
+    found = read(ADVANCED)
     (one,) = found.collectives
     assert (one.kind, one.group, one.size, one.times, one.hidden) == (
         "all-gather",
@@ -179,12 +179,12 @@ def test_a_gather_that_products_carry_on_counts_once_and_so_does_each_product():
     )
     assert found.flops == 2 * 2 * 8 * 128 * 128
     assert found.seconds == found.compute == pytest.approx(2 * 1e-6)  # of 1,750 cycles each
-    assert found.hbm_bytes == 2 * 4 * (128 * 128 + 2 * 8 * 128)  # and no buffer of the gather's
+    assert found.hbm_bytes == 2 * 4 * (128 * 128 + 2 * 8 * 128)  # without the buffers of the gather
 
 
-def test_a_product_with_a_collective_that_nobody_started_counts_as_both():
+def test_collective_fused_with_a_matmul_but_not_started_counts_as_both():
     text = (
-        CARRIED.replace("async_collective_fusion", "together")
+        ADVANCED.replace("async_collective_fusion", "together")
         .replace("%async-collective-start", "%begun")
         .replace("%async-collective-done", "%ended")
     )
@@ -196,7 +196,7 @@ def test_a_product_with_a_collective_that_nobody_started_counts_as_both():
 @pytest.mark.parametrize(
     "kind, function, spec, sent",
     [
-        # [1024, 64] float32 is 256 KiB whole; a device of 4 has 64 KiB of it.
+        # [1024, 64] float32 is 256 KiB in full; each of 4 devices has 64 KiB of it.
         (
             "all-gather",
             lambda x: jax.lax.all_gather(x, "fsdp", tiled=True),
@@ -218,9 +218,9 @@ def test_a_product_with_a_collective_that_nobody_started_counts_as_both():
         ),
     ],
 )
-def test_bytes_of_a_collective_in_a_loop(kind, function, spec, sent):
+def test_collective_bytes_in_a_loop(kind, function, spec, sent):
     def run(x):
-        def body(x, _):  # each depends on the last, so that none leaves the loop
+        def body(x, _):  # each depends on the previous one: none is hoisted out of the loop
             return jnp.sin(x + jnp.max(jnp.sin(function(x)))), None
 
         return jnp.sum(jax.lax.scan(body, x, None, length=3)[0])[None]
@@ -248,12 +248,12 @@ def test_bytes_of_a_collective_in_a_loop(kind, function, spec, sent):
         ("replica_groups={}, x", list(range(8))),
     ],
 )
-def test_groups_in_every_spelling(attributes, group):
+def test_first_group_parses_every_format(attributes, group):
     assert first_group(attributes, 8) == group
 
 
-def test_links_of_a_torus():
-    pod = topologies.by_name("v5p:4x4x4")  # closed along every side
+def test_network_bandwidth_and_seconds_on_a_torus():
+    pod = topologies.by_name("v5p:4x4x4")  # wraps around in every dimension
     coords = tuple(itertools.product(range(4), range(4), range(4)))
     network, link = Network(pod, coords), pod.chip.link_bandwidth
     line, plane = list(range(4)), list(range(16))
@@ -265,10 +265,10 @@ def test_links_of_a_torus():
     assert network.permute_seconds(1000, ring) == pytest.approx(1000 / link)
     across = [(0, 2), (1, 3)]  # both use the link from 1 to 2
     assert network.permute_seconds(1000, across) == pytest.approx(2000 / link)
-    part = topologies.by_name("v5p:2x4x4")  # no whole cube of 4: its sides are lines
+    part = topologies.by_name("v5p:2x4x4")  # not a full cube of 4: no dimension wraps around
     lines = Network(part, tuple(itertools.product(range(2), range(4), range(4))))
     assert lines.bandwidth(range(32)) == 3 * link
-    small = topologies.by_name("v5e:2x2")  # not closed
+    small = topologies.by_name("v5e:2x2")  # does not wrap around
     network = Network(small, tuple(itertools.product(range(2), range(2))))
     assert network.bandwidth([0, 1]) == small.chip.link_bandwidth
     assert network.seconds("all-to-all", 1000, [0, 1]) == pytest.approx(
@@ -276,11 +276,11 @@ def test_links_of_a_torus():
     )
 
 
-def test_pairs():
-    assert pairs_of("source_target_pairs={{0,3},{1,0}}, x") == [(0, 3), (1, 0)]
+def test_source_target_pairs_parses_all_pairs():
+    assert source_target_pairs("source_target_pairs={{0,3},{1,0}}, x") == [(0, 3), (1, 0)]
 
 
-def test_a_slice_of_a_large_array_counts_as_the_slice():
+def test_traffic_of_a_slice_counts_only_the_slice():
     def one_layer(x, i):
         return jnp.sin(jax.lax.dynamic_index_in_dim(x, i, keepdims=False))
 
@@ -305,7 +305,7 @@ NESTED = """HloModule nested, is_scheduled=true
   ROOT %r = f32[8,128]{1,0:T(8,128)} bitcast(%one)
 }
 
-%product (q: f32[100,8,128], w: f32[128,128], j: s32[]) -> f32[8,128] {
+%matmul (q: f32[100,8,128], w: f32[128,128], j: s32[]) -> f32[8,128] {
   %q = f32[100,8,128]{2,1,0:T(8,128)} parameter(0)
   %w = f32[128,128]{1,0:T(8,128)} parameter(1)
   %j = s32[]{:T(128)} parameter(2)
@@ -317,21 +317,21 @@ ENTRY %main (stack: f32[100,8,128], weight: f32[128,128], n: s32[]) -> f32[8,128
   %stack = f32[100,8,128]{2,1,0:T(8,128)} parameter(0)
   %weight = f32[128,128]{1,0:T(8,128)} parameter(1)
   %n = s32[]{:T(128)S(6)} parameter(2)
-  ROOT %out = f32[8,128]{1,0:T(8,128)} fusion(%stack, %weight, %n), kind=kOutput, calls=%product
+  ROOT %out = f32[8,128]{1,0:T(8,128)} fusion(%stack, %weight, %n), kind=kOutput, calls=%matmul
 }
 """
 
 
-def test_a_slice_that_is_taken_within_a_product_counts_as_the_slice():
+def test_traffic_of_a_slice_within_a_matmul_counts_only_the_slice():
     assert read(NESTED).hbm_bytes == 4 * (8 * 128 + 128 * 128 + 8 * 128)
 
 
-def test_what_lies_in_vmem_is_no_traffic():
+def test_in_hbm_excludes_vmem():
     assert costs._in_hbm("f32[8,128]{1,0:T(8,128)S(1)}") == 0
     assert costs._in_hbm("(f32[8,128]{1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)S(1)})") == 4096
 
 
-def test_the_entry_is_found_and_every_instruction_has_its_operands():
+def test_parse_finds_the_entry_and_every_operand():
     text = compiled(lambda x, y: jnp.concatenate([x @ y, y]), (64, 64), (64, 64))
     program = hlo.parse(text)
     assert re.search(rf"ENTRY %?{re.escape(program.entry)} ", text)
@@ -353,7 +353,7 @@ def test_the_entry_is_found_and_every_instruction_has_its_operands():
     )
 
 
-def test_operations_of_products_in_loops():
+def test_read_counts_flops_of_matmuls_in_loops():
     def layer(x, _):
         return jnp.tanh(x @ x.T) @ x, None
 
@@ -364,8 +364,8 @@ def test_operations_of_products_in_loops():
 @pytest.mark.parametrize(
     "line, shapes, out, multiplications",
     [
-        # 8 x 2,048 tokens, 2 x 128 of the contracted axis, 32 heads of 128: an axis of the weight
-        # is a window over padding.
+        # 8 x 2,048 tokens, contracted axis of 2 x 128, 32 heads of 128: an axis of the weight is a
+        # window over padding.
         (
             "window={size=1x32x2 pad=0_0x31_31x0_0 rhs_reversal=0x1x0}, "
             "dim_labels=0b2f1_1o2i0->0b1f2",
@@ -379,7 +379,7 @@ def test_operations_of_products_in_loops():
             (8, 64, 16),
             8 * 64 * 32 * 16,
         ),
-        # A gradient of a weight: 13 x 128 tokens are contracted.
+        # A weight gradient: 13 x 128 tokens are contracted.
         (
             "window={size=13}, dim_labels=0fb_0io->bf0",
             ((13, 128, 64), (13, 128, 256)),
@@ -388,5 +388,5 @@ def test_operations_of_products_in_loops():
         ),
     ],
 )
-def test_operations_of_a_tpus_convolutions(line, shapes, out, multiplications):
-    assert products.flops(line, shapes, out) == 2 * multiplications
+def test_flops_of_tpu_convolutions(line, shapes, out, multiplications):
+    assert matmuls.flops(line, shapes, out) == 2 * multiplications

@@ -1,7 +1,7 @@
-"""Operations of a matrix product, read from its line of a compiled program.
+"""FLOPs of a matmul, from its line in a compiled program.
 
-A TPU's compiler writes every product as a convolution: an axis that both sides have is a window
-that slides over padding, so that only the places where window and input meet are multiplied.
+The TPU compiler emits every matmul as a convolution. A batch axis is a window that slides over
+padding: only positions where the window covers the input are multiplied.
 """
 
 import math
@@ -9,12 +9,12 @@ import re
 
 
 def flops(line: str, shapes: tuple[tuple[int, ...], ...], out: tuple[int, ...]) -> int:
-    """Two for each multiplication of a `dot` or `convolution`.
+    """Returns two FLOPs per multiplication of a `dot` or `convolution`.
 
     Args:
-      line: its attributes.
+      line: the attributes of the instruction.
       shapes: of the two operands.
-      out: of the result.
+      out: shape of the result.
     """
     left, right = shapes
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", line)
@@ -27,15 +27,15 @@ def flops(line: str, shapes: tuple[tuple[int, ...], ...], out: tuple[int, ...]) 
     found = 2 * left[of_left.index("b")] * right[of_right.index("i")] * out[of_out.index("f")]
     window = dict(re.findall(r"(\w+)=([\w-]+)", _window(line)))
     sides = [label for label in sorted(of_out) if label.isdigit()]
-    for place, label in enumerate(sides):
-        found *= _meetings(
+    for index, label in enumerate(sides):
+        found *= _overlaps(
             left[of_left.index(label)],
             right[of_right.index(label)],
             out[of_out.index(label)],
-            low=int(_part(window, "pad", place, "0_0").split("_")[0]),
-            stride=int(_part(window, "stride", place, "1")),
-            of_window=int(_part(window, "rhs_dilate", place, "1")),
-            of_input=int(_part(window, "lhs_dilate", place, "1")),
+            low=int(_field(window, "pad", index, "0_0").split("_")[0]),
+            stride=int(_field(window, "stride", index, "1")),
+            of_window=int(_field(window, "rhs_dilate", index, "1")),
+            of_input=int(_field(window, "lhs_dilate", index, "1")),
         )
     return found
 
@@ -45,19 +45,19 @@ def _window(line: str) -> str:
     return match[1] if match else ""
 
 
-def _part(window: dict[str, str], name: str, place: int, default: str) -> str:
-    return window[name].split("x")[place] if name in window else default
+def _field(window: dict[str, str], name: str, index: int, default: str) -> str:
+    return window[name].split("x")[index] if name in window else default
 
 
-def _meetings(
+def _overlaps(
     size: int, window: int, out: int, *, low: int, stride: int, of_window: int, of_input: int
 ) -> int:
-    """Pairs of a result's place and a window's place that lie on an entry of the input."""
+    """Returns the number of (output position, window position) pairs on an entry of the input."""
     if low == 0 and stride == of_window == of_input == 1 and size == out + window - 1:
         return out * window  # no padding
     last, count = (size - 1) * of_input, 0
-    for place in range(out):
+    for position in range(out):
         for step in range(window):
-            at = place * stride + step * of_window - low
+            at = position * stride + step * of_window - low
             count += 0 <= at <= last and at % of_input == 0
     return count
