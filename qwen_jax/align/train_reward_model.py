@@ -30,8 +30,8 @@ def train_reward_model(
 ) -> TrainState:
     """Trains until num_steps; train.run.run documents errors and resuming."""
     held_out = read_held_out(config, tokenizer, log)
-    kind = "PMP" if is_scoring_run(config.init_from) else "language model"
-    log(f"starting from {kind} weights")
+    kind = "a PMP run" if is_scoring_run(config.init_from) else "a language model"
+    log(f"starting from the weights of {kind}")
     return train_on(
         rows,
         config,

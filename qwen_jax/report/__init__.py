@@ -1,4 +1,4 @@
-"""A run folder -> plots and one HTML page."""
+"""The report of a run folder: plots and one HTML page."""
 
 from qwen_jax.report.page import write_report
 

@@ -1,6 +1,6 @@
-"""HTML elements of the page: tables, rows of figures, escaped text, the style sheet.
+"""HTML elements of the page: tables, side-by-side figures, escaped text, the style sheet.
 
-Every text that comes from a file is escaped here.
+All text from files is escaped here.
 """
 
 import html
@@ -9,30 +9,32 @@ from qwen_jax.report.records import LABELS
 
 
 def any_table(content) -> str:
-    """A table of a dict of dicts, a list of dicts, or a dict of values."""
+    """Returns a table of a dict of dicts, a list of dicts, or a dict of values."""
     if isinstance(content, dict) and content and all(isinstance(v, dict) for v in content.values()):
         content = [{"": name, **row} for name, row in content.items()]
     if isinstance(content, dict):
-        return table([], [[str(name), shown(value)] for name, value in content.items()])
+        return table([], [[str(name), format_value(value)] for name, value in content.items()])
     if isinstance(content, list) and content and all(isinstance(row, dict) for row in content):
         columns: list[str] = list(dict.fromkeys(key for row in content for key in row))
         return table(
             [LABELS.get(c, c.replace("_", " ")) for c in columns],
-            [[shown(row.get(c, "")) for c in columns] for row in content],
+            [[format_value(row.get(c, "")) for c in columns] for row in content],
         )
     return ""
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """Columns of numbers are set flush right; a table without a head is one of names and values."""
+    """Returns a table; columns of numbers are right-aligned, except without a header."""
     if not rows:
         return ""
-    right = [bool(head) and all(map(_is_number, column)) for column in zip(*rows, strict=True)]
+    right_aligned = [
+        bool(head) and all(map(_is_number, column)) for column in zip(*rows, strict=True)
+    ]
 
     def cells(row, tag):
         return "".join(
-            f"<{tag}{' class=number' if flush else ''}>{escaped(cell)}</{tag}>"
-            for cell, flush in zip(row, right, strict=True)
+            f"<{tag}{' class=number' if right else ''}>{escaped(cell)}</{tag}>"
+            for cell, right in zip(row, right_aligned, strict=True)
         )
 
     top = f"<thead><tr>{cells(head, 'th')}</tr></thead>" if head else ""
@@ -40,11 +42,13 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return f'<div class="scroll"><table>{top}<tbody>{body}</tbody></table></div>'
 
 
-def row(*figures: str) -> str:
+def side_by_side(*figures: str) -> str:
+    """Returns figures next to each other; empty without figures."""
     return f'<div class="pair">{"".join(figures)}</div>' if any(figures) else ""
 
 
-def shown(value) -> str:
+def format_value(value) -> str:
+    """Returns a value as text for a reader."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -54,7 +58,7 @@ def shown(value) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(shown, value)) or "none"
+        return ", ".join(map(format_value, value)) or "none"
     return str(value)
 
 

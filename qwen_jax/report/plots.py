@@ -13,20 +13,20 @@ from qwen_jax.report.records import LABELS, Curves, numbers
 _BLUE, _RED, _GREEN, _GRAY, _INK = "#2b6cb0", "#c2410c", "#2f855a", "#94a3b8", "#1f2937"
 _EVAL_COLORS = (_RED, _GREEN, "#7c3aed", "#0e7490", "#a16207")
 _PHASES = {"generation": _GREEN, "scoring": _RED, "update": _BLUE, "data": _GRAY}
-_MOST_POINTS = 4000  # of a curve; more cannot be told apart
-_MOST_TAGS = 24  # named in one picture
+_MAX_POINTS = 4000  # per curve; more cannot be distinguished
+_MAX_TAGS = 24  # with a label in one plot
 _WIDE, _HALF = (9.6, 3.9), (4.7, 2.7)  # inches
 
 
 def draw_plots(
     curves: Curves, evaluation: dict | None, calibration: dict | None = None
 ) -> dict[str, bytes]:
-    """name -> PNG, of what there is to draw."""
+    """Returns {name: PNG} of the available curves and tables."""
     plots = {}
     x, y = curves.curve("train/loss")
     if len(x):
-        beside = curves.eval_names("accuracy") or len(curves.curve("rollout/reward")[0])
-        plots["loss"] = _draw_loss(curves, x, y, size=_HALF if beside else _WIDE)
+        has_others = curves.eval_names("accuracy") or len(curves.curve("rollout/reward")[0])
+        plots["loss"] = _draw_loss(curves, x, y, size=_HALF if has_others else _WIDE)
     x, y = curves.curve("train/learning_rate")
     if len(x):
         plots["learning_rate"] = _draw_learning_rate(x, y)
@@ -42,14 +42,14 @@ def draw_plots(
     if len(curves.curve("perf/generation_seconds")[0]):
         plots["phases"] = _draw_phases(curves)
     for name, key, title, color in (
-        ("reward", "rollout/reward", "reward of an answer", _BLUE),
-        ("kl", "rollout/kl", "KL from the start (nats of an answer)", _RED),
-        ("entropy", "rollout/entropy", "entropy (nats of a token)", _GREEN),
+        ("reward", "rollout/reward", "reward per completion", _BLUE),
+        ("kl", "rollout/kl", "KL from the reference (nats per completion)", _RED),
+        ("entropy", "rollout/entropy", "entropy (nats per token)", _GREEN),
         ("value", "value/error", "squared error of the value model", _BLUE),
     ):
         x, y = curves.curve(key)
         if len(x):
-            plots[name] = _draw_around(x, y, title, color)
+            plots[name] = _draw_signed(x, y, title, color)
     if curves.eval_names("accuracy"):
         plots["accuracy"] = _draw_accuracy(curves)
     if calibration:
@@ -61,7 +61,7 @@ def draw_plots(
 
 
 def draw_lengths(table: dict[str, list[float]], lengths: list[int], context_length: int) -> bytes:
-    """PNG of perplexity against length, one line for each technique (report Table 3)."""
+    """Returns a PNG of perplexity against length, one line per technique (report Table 3)."""
     figure, axes = _figure(_WIDE)
     for (name, values), color, marker in zip(
         table.items(), (_GRAY, _BLUE, _GREEN, _RED) * 9, "osD^" * 9, strict=False
@@ -71,7 +71,7 @@ def draw_lengths(table: dict[str, list[float]], lengths: list[int], context_leng
         )
     axes.axvline(context_length, color=_INK, linewidth=0.8, linestyle=":")
     axes.annotate(
-        " trained up to here",
+        " training length",
         (context_length, 0.97),
         fontsize=8,
         color="#475569",
@@ -93,10 +93,11 @@ def draw_lengths(table: dict[str, list[float]], lengths: list[int], context_leng
 
 
 def draw_tags(tags: Mapping[str, Sequence[str]], chosen: Collection[str] = ()) -> bytes:
-    """PNG of how many tags prompts have and how often tags are used, of all and of the chosen.
+    """Returns a PNG of tags per prompt and of tag frequencies, of all and of the chosen prompts.
 
     Args:
       tags: prompt -> its tags.
+      chosen: a subset of the prompts.
     """
     groups: list[tuple[str, Collection[Sequence[str]], str]] = [("all", tags.values(), _GRAY)]
     if chosen:
@@ -105,14 +106,14 @@ def draw_tags(tags: Mapping[str, Sequence[str]], chosen: Collection[str] = ()) -
     first.remove()
     grid = figure.add_gridspec(2, 2, width_ratios=(1, 1.15))
     number, rank, common = (
-        figure.add_subplot(place) for place in (grid[0, 0], grid[1, 0], grid[:, 1])
+        figure.add_subplot(cell) for cell in (grid[0, 0], grid[1, 0], grid[:, 1])
     )
-    shares = []  # one a group: tag -> its part of the prompts
-    for place, (name, found, color) in enumerate(groups):
+    shares = []  # per group: tag -> percentage of the prompts
+    for index, (name, found, color) in enumerate(groups):
         sizes = np.bincount([len(set(given)) for given in found]) / len(found)
         width = 0.8 / len(groups)
         number.bar(
-            np.arange(len(sizes)) + (place - (len(groups) - 1) / 2) * width,
+            np.arange(len(sizes)) + (index - (len(groups) - 1) / 2) * width,
             100 * sizes,
             width,
             color=color,
@@ -128,18 +129,18 @@ def draw_tags(tags: Mapping[str, Sequence[str]], chosen: Collection[str] = ()) -
             linewidth=1.8,
             label=f"{name} ({len(values):,} tags)",
         )
-    top = list(shares[0])[:_MOST_TAGS]
-    for place, (group, (_, _, color)) in enumerate(zip(shares, groups, strict=True)):
+    top = list(shares[0])[:_MAX_TAGS]
+    for index, (group, (_, _, color)) in enumerate(zip(shares, groups, strict=True)):
         height = 0.8 / len(groups)
         common.barh(
-            np.arange(len(top)) + (place - (len(groups) - 1) / 2) * height,
+            np.arange(len(top)) + (index - (len(groups) - 1) / 2) * height,
             [group.get(tag, 0) for tag in top],
             height,
             color=color,
         )
     for axes, title in (
-        (number, "tags of a prompt (% of prompts)"),
-        (rank, "tags by rank (% of all tags given)"),
+        (number, "tags per prompt (% of prompts)"),
+        (rank, "tags by rank (% of all assigned tags)"),
         (common, "the most common tags (% of prompts)"),
     ):
         _style(axes)
@@ -164,14 +165,14 @@ def _shorten(tag: str) -> str:
 
 
 def _ticks(table: dict[str, list[float]]) -> list[float]:
-    """About eight round numbers over the range of a logarithmic axis."""
+    """Returns about eight rounded ticks over the range of a logarithmic axis."""
     values = np.concatenate([np.asarray(row) for row in table.values()])
     steps = np.geomspace(values.min(), values.max(), 8) if values.max() > values.min() else values
     return sorted({float(f"{step:.2g}") for step in steps})
 
 
 def _fixed(ticks: Sequence[float]):
-    from matplotlib.ticker import FixedLocator  # after _figure, which says if it is not there
+    from matplotlib.ticker import FixedLocator  # after _figure, which checks for matplotlib
 
     return FixedLocator(ticks)
 
@@ -192,10 +193,10 @@ def _draw_loss(curves: Curves, x: np.ndarray, y: np.ndarray, *, size: tuple[floa
             markeredgecolor="white",
             markeredgewidth=0.7,
             zorder=3,
-            label=f"held out: {name}" + (f", at last {ey[-1]:.3f}" if len(ey) else ""),
+            label=f"held out: {name}" + (f", last {ey[-1]:.3f}" if len(ey) else ""),
         )
     tokens = curves.last("train/tokens")
-    axes.set_xlabel(f"step ({tokens / x[-1]:,.0f} tokens each)" if tokens and x[-1] else "step")
+    axes.set_xlabel(f"step (of {tokens / x[-1]:,.0f} tokens)" if tokens and x[-1] else "step")
     axes.set_ylabel("loss (nats per token)" if size == _WIDE else "loss")
     axes.legend(frameon=False, loc="upper right")
     return _png(figure)
@@ -210,14 +211,14 @@ def _draw_learning_rate(x: np.ndarray, y: np.ndarray) -> bytes:
 
 
 def _draw_noisy(x: np.ndarray, y: np.ndarray, title: str, color: str) -> bytes:
-    """All values thin and their running median thick."""
+    """Draws all values (thin) and their running median (thick)."""
     figure, axes = _figure(_HALF)
     x, y = _thin(x, y)
     axes.plot(x, y, color=color, alpha=0.35, linewidth=0.7)
     axes.plot(x, _running_median(y), color=color, linewidth=1.7)
     top = 1.15 * y.max()
     usual = np.quantile(y, 0.98)
-    if y.max() > 3 * usual > 0:  # a few outliers must not flatten the rest; the picture says so
+    if y.max() > 3 * usual > 0:  # clip outliers; an annotation counts them
         top = 1.5 * usual
         axes.annotate(
             f"{np.count_nonzero(y > top)} above, up to {y.max():,.4g}",
@@ -235,7 +236,7 @@ def _draw_noisy(x: np.ndarray, y: np.ndarray, title: str, color: str) -> bytes:
 
 
 def _draw_phases(curves: Curves) -> bytes:
-    """The running median of each phase of a PPO step."""
+    """Draws the running median of each phase of a PPO step."""
     figure, axes = _figure(_HALF)
     for phase, color in _PHASES.items():
         x, y = _thin(*curves.curve(f"perf/{phase}_seconds"))
@@ -245,8 +246,8 @@ def _draw_phases(curves: Curves) -> bytes:
     return _finish(figure, axes, "phases of a step (s)")
 
 
-def _draw_around(x: np.ndarray, y: np.ndarray, title: str, color: str) -> bytes:
-    """All values thin and their running mean thick; they may be below zero."""
+def _draw_signed(x: np.ndarray, y: np.ndarray, title: str, color: str) -> bytes:
+    """Draws all values (thin) and their running mean (thick); values may be negative."""
     figure, axes = _figure(_HALF)
     axes.plot(*_thin(x, y), color=color, alpha=0.35, linewidth=0.7)
     axes.plot(*_thin(x, _running_mean(y)), color=color, linewidth=1.8)
@@ -254,7 +255,7 @@ def _draw_around(x: np.ndarray, y: np.ndarray, title: str, color: str) -> bytes:
 
 
 def _draw_accuracy(curves: Curves) -> bytes:
-    """Share of held-out pairs whose better answer has the higher reward."""
+    """Draws the share of held-out pairs whose chosen response has the higher reward."""
     figure, axes = _figure(_HALF)
     for name, color in zip(curves.eval_names("accuracy"), _EVAL_COLORS * 9, strict=False):
         x, y = curves.curve(f"eval/{name}/accuracy")
@@ -265,16 +266,16 @@ def _draw_accuracy(curves: Curves) -> bytes:
 
 
 def _draw_calibration(calibration: dict[str, list]) -> bytes:
-    """How often the preferred answer is the better one, against how sure the model is of it."""
+    """Draws accuracy against confidence."""
     figure, axes = _figure(_HALF)
     axes.plot([50, 100], [50, 100], color=_INK, linewidth=0.8, linestyle=":")
     for (name, bins), color in zip(calibration.items(), _EVAL_COLORS * 9, strict=False):
-        sure, right, pairs = np.asarray(bins, np.float64).T
-        axes.plot(100 * sure, 100 * right, color=color, linewidth=1.0, label=name)
-        axes.scatter(100 * sure, 100 * right, s=4 + 60 * pairs / pairs.max(), color=color)
+        confidence, accuracy, pairs = np.asarray(bins, np.float64).T
+        axes.plot(100 * confidence, 100 * accuracy, color=color, linewidth=1.0, label=name)
+        axes.scatter(100 * confidence, 100 * accuracy, s=4 + 60 * pairs / pairs.max(), color=color)
     axes.legend(frameon=False, fontsize=8)
     axes.set_xlabel("confidence (%)")
-    axes.set_title("right (%)", loc="left", fontsize=10, color=_INK)
+    axes.set_title("accuracy (%)", loc="left", fontsize=10, color=_INK)
     return _png(figure)
 
 
@@ -309,7 +310,7 @@ def _figure(size: tuple[float, float]):
         from matplotlib.ticker import MaxNLocator
     except ImportError:
         raise ConfigError(
-            "matplotlib is not installed, and the report's plots need it.",
+            "matplotlib is not installed; the plots of the report need it.",
             "qwen_jax.report",
             'pip install "qwen_jax[report]".',
         ) from None
@@ -339,7 +340,7 @@ def _png(figure) -> bytes:
 
 
 def _running_mean(y: np.ndarray) -> np.ndarray:
-    """The mean over the neighborhood of each point, 1/40 of the curve, cut off at the ends."""
+    """Returns the mean over a window of 1/40 of the curve, narrower at the ends."""
     radius = max(1, len(y) // 80)
     total = np.concatenate(([0.0], np.cumsum(y)))
     index = np.arange(len(y))
@@ -348,12 +349,12 @@ def _running_mean(y: np.ndarray) -> np.ndarray:
 
 
 def _running_median(y: np.ndarray) -> np.ndarray:
-    """The median over the neighborhood of each point, 1/40 of the curve; ends are repeated."""
+    """Returns the median over a window of 1/40 of the curve; end values are repeated."""
     radius = max(1, len(y) // 80)
     padded = np.pad(y, radius, mode="edge")
     return np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * radius + 1), axis=1)
 
 
 def _thin(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    every = -(-len(x) // _MOST_POINTS)
+    every = -(-len(x) // _MAX_POINTS)
     return x[::every], y[::every]

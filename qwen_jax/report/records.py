@@ -1,29 +1,29 @@
-"""What a run folder records: JSON files, JSON lines, and curves by name.
+"""The records of a run folder: JSON files, JSON lines, and curves by name.
 
     metrics.jsonl     {"step": 10, "time": 1.7e9, "train/loss": 3.1, "eval/NAME/loss": 2.9, ...}
                       a line (train/telemetry/metrics.py): train/{loss,grad_norm,
                       learning_rate,tokens},
                       perf/{tokens_per_second,mfu,mfu_noncausal,goodput},
                       perf/data_wait_seconds or (PPO)
-                      perf/{generation,scoring,update,data}_seconds (before: sample_seconds),
-                      time/KIND (seconds of this life), host/PROCESS/host_seconds (a step),
+                      perf/{generation,scoring,update,data}_seconds (formerly sample_seconds),
+                      time/KIND (seconds of this attempt), host/PROCESS/host_seconds (per step),
                       eval/NAME/{loss,perplexity,bits_per_byte,accuracy}, rollout/{reward,kl,...}
     events.jsonl      {"time": 1.7e9, "event": "resume", ...anything} a line
     config.json       {"model": {...}, "train": {...}, ..., "run_dir": "..."}
     versions.json     {"python": "3.12.1", "devices": "1 x cpu", ...}
-    samples.json      [{"prompt": "...", "text": "...", ...settings}]; text with or without prompt
-    evaluation.json   {"model": {"perplexity": 9.1, "bits_per_byte": 1.2}, "ngram": {the same},
-                      ...other models, "tokens": 12345, ...other facts}, on one held-out text
+    samples.json      [{"prompt": "...", "text": "...", ...settings}]; text may include the prompt
+    evaluation.json   {"model": {"perplexity": 9.1, "bits_per_byte": 1.2}, "ngram": {same keys},
+                      ...other models, "tokens": 12345, ...other values}, on one held-out text
     compression.json  [{"language": "zh", "tokenizer": "ours", "bytes_per_token": 3.1, ...}]
                       (Row._asdict() of tokenizer/compression.py), or {ROW: {COLUMN: value}};
-                      compression.png is its picture
-    calibration.json  {NAME: [[confidence, share right, pairs], ...]} of a reward model's
+                      compression.png is its plot
+    calibration.json  {NAME: [[confidence, accuracy, pairs], ...]} of a reward model's
                       last evaluation
-    answers.json      [{"question": "...", "after SFT": "...", ...one answer by stage}]
-    sft/ pmp/ reward/ ppo/   run folders of the stages that came after
-    export.json       {"path": "...", "layout": "qwen2", "dtype": "bfloat16", ...any facts}
+    answers.json      [{"question": "...", "after SFT": "...", ...one response per stage}]
+    sft/ pmp/ reward/ ppo/   run folders of later training stages
+    export.json       {"path": "...", "layout": "qwen2", "dtype": "bfloat16", ...other values}
 
-Times are seconds since 1970. Every file may be missing; keys that are not named here are shown too.
+Times are seconds since 1970. Every file may be missing; other keys are shown too.
 """
 
 import itertools
@@ -44,7 +44,7 @@ LABELS = {
     "bits_per_byte": "bits per byte",
 }
 
-FORMER_NAMES = {  # metrics of older runs -> their names now
+FORMER_NAMES = {  # former name of a metric -> current name
     "perf/mfu_a": "perf/mfu",
     "perf/mfu_b": "perf/mfu_noncausal",
     "policy/step_kl": "policy/approx_kl",
@@ -56,15 +56,15 @@ FORMER_NAMES = {  # metrics of older runs -> their names now
 
 
 def current_name(metric: str) -> str:
-    """The name now of a metric that may come from an older run."""
+    """Returns the current name of a metric that may come from an older run."""
     if metric.startswith("host/"):
         return metric.replace("/own_seconds", "/host_seconds")
     return FORMER_NAMES.get(metric, metric)
 
 
 class Curves:
-    """The records of metrics.jsonl by name. What was logged again after a restart replaces the
-    earlier value."""
+    """The records of metrics.jsonl by name. A value logged again after a restart replaces the
+    earlier one."""
 
     def __init__(self, records: list[dict]):
         self._steps: dict[int, dict] = {}
@@ -75,7 +75,7 @@ class Curves:
         self.last_step = max(self._steps, default=0)
 
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values where `name` was logged; a value that is not finite is left out."""
+        """Returns steps and finite values of a metric."""
         points = [
             (step, self._steps[step][name])
             for step in sorted(self._steps)
@@ -94,11 +94,11 @@ class Curves:
         return float(np.median(y)) if len(y) else None
 
     def eval_names(self, metric: str = "loss") -> list[str]:
-        """<name> of eval/<name>/<metric>, in the order of their first appearance."""
+        """Returns <name> of eval/<name>/<metric>, in order of first appearance."""
         return self.named("eval/", f"/{metric}")
 
     def named(self, prefix: str, suffix: str) -> list[str]:
-        """What stands between `prefix` and `suffix` in the names, in the order of appearance."""
+        """Returns the part of the names between `prefix` and `suffix`, in order of appearance."""
         return list(
             dict.fromkeys(
                 key[len(prefix) : -len(suffix)]
@@ -109,12 +109,12 @@ class Curves:
         )
 
     def wall_seconds(self, events: list[dict]) -> float | None:
-        """From start to last record, without the time between an interruption and the resume."""
+        """Returns seconds from start to last record, without those between stop and resume."""
         times = [record["time"] for record in self._steps.values() if "time" in record]
-        begins = [event["time"] for event in events if event.get("event") in ("start", "resume")]
+        starts = [event["time"] for event in events if event.get("event") in ("start", "resume")]
         if not times:
             return None
-        marks = sorted([(t, "record") for t in times] + [(t, "begin") for t in begins])
+        marks = sorted([(t, "record") for t in times] + [(t, "start") for t in starts])
         return sum(
             after - before
             for (before, _), (after, kind) in itertools.pairwise(marks)
@@ -122,25 +122,27 @@ class Curves:
         )
 
 
-def where_time_went(records: list[dict], events: list[dict]) -> dict[str, float]:
-    """Seconds by kind over all lives of a run (train/telemetry/goodput.py), and `down`: from a
-    life's last record to the next life, with the steps that were lost and done again."""
-    begins = sorted(
+def time_breakdown(records: list[dict], events: list[dict]) -> dict[str, float]:
+    """Returns seconds by kind over all attempts of a run (train/telemetry/goodput.py).
+
+    `down` is the time from an attempt's last record to the next attempt, including lost steps.
+    """
+    starts = sorted(
         event["time"]
         for event in events
         if event.get("event") in ("start", "resume") and "time" in event
     )
     found: dict[str, float] = {}
     before = None
-    for begin, end in itertools.pairwise([*begins, math.inf]):
-        life = [
+    for start, stop in itertools.pairwise([*starts, math.inf]):
+        attempt = [
             record
             for record in records
-            if "time/train" in record and begin <= record.get("time", -1.0) < end
+            if "time/train" in record and start <= record.get("time", -1.0) < stop
         ]
-        if not life:
+        if not attempt:
             continue
-        last = life[-1]
+        last = attempt[-1]
         spent = {
             name[len("time/") :]: value for name, value in last.items() if name.startswith("time/")
         }
@@ -155,7 +157,7 @@ def where_time_went(records: list[dict], events: list[dict]) -> dict[str, float]
 
 
 def numbers(evaluation, key: str) -> dict[str, float]:
-    """name -> value of `key`, for the entries of evaluation.json that have it."""
+    """Returns {name: value of `key`} of the entries of evaluation.json that have it."""
     if not isinstance(evaluation, dict):
         return {}
     return {
@@ -168,19 +170,19 @@ def numbers(evaluation, key: str) -> dict[str, float]:
 
 
 def read_json(path: pathlib.Path) -> Any:
-    """What the file holds; None where there is none.
+    """Returns the content of a JSON file; None if it does not exist.
 
     Raises:
-      DataError: it is not JSON.
+      DataError: the file is not valid JSON.
     """
     if not path.exists():
         return None
-    fix = "remove it, or run the step that writes it again."
+    fix = "remove the file, or run the step that writes it again."
     return files.read_json(path, kind=object, fix=fix)
 
 
 def read_jsonl(path: pathlib.Path) -> tuple[list[dict], int]:
-    """The records, and how many lines before the last could not be read."""
+    """Returns the records, and the number of unreadable lines before the last one."""
     bad: list[DataError] = []
     records = [row for _, row in read_rows(path, bad=bad)] if path.exists() else []
     return records, len(bad)

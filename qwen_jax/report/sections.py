@@ -1,4 +1,4 @@
-"""The sections of the page: each turns what one or two files hold into HTML, or into nothing."""
+"""The sections of the page: each renders one or two files as HTML; empty if they are missing."""
 
 import math
 import pathlib
@@ -6,7 +6,7 @@ import pathlib
 from qwen_jax.errors import ConfigError
 from qwen_jax.model import spec
 from qwen_jax.pretrained.from_run import run_config
-from qwen_jax.report.elements import any_table, escaped, shown, table
+from qwen_jax.report.elements import any_table, escaped, format_value, table
 from qwen_jax.report.records import LABELS, Curves, numbers
 from qwen_jax.utils.format import format_seconds
 
@@ -27,11 +27,11 @@ def tiles(curves: Curves, events: list[dict], config: dict | None) -> str:
     note = names[0] if len(names) > 1 else ""
     tiles = [
         ("parameters", _count(_parameters(config)), ""),
-        ("tokens seen", _count(curves.last("train/tokens")), ""),
+        ("training tokens", _count(curves.last("train/tokens")), ""),
         (
             "training loss",
             _fixed(float(recent.mean()), 3) if len(recent) else None,
-            f"mean of the last {len(recent)} logged" if len(recent) > 1 else "",
+            f"mean of the last {len(recent)} logged steps" if len(recent) > 1 else "",
         ),
         ("held-out loss", _fixed(curves.last(held_out + "loss"), 3), note),
         ("held-out perplexity", _fixed(curves.last(held_out + "perplexity"), 2), note),
@@ -62,18 +62,18 @@ def held_out(curves: Curves) -> str:
     )
 
 
-def against_counting(evaluation) -> str:
+def ngram_comparison(evaluation) -> str:
     if not isinstance(evaluation, dict):
         return ""
     values = numbers(evaluation, "perplexity")
     sentence = ""
     if values.keys() >= {"model", "ngram"}:
         model, ngram = values["model"], values["ngram"]
-        better = "lower" if model < ngram else "higher"
+        comparison = "lower" if model < ngram else "higher"
         factor = max(model, ngram) / min(model, ngram)
         sentence = (
             f"<p>On the same held-out text and with the same vocabulary, the model's "
-            f"perplexity is {factor:.2f} times {better} than that of a 3-gram model "
+            f"perplexity is {factor:.2f} times {comparison} than that of a 3-gram model "
             f"(interpolated modified Kneser-Ney) fitted to the same training text.</p>"
         )
     rows = {LABELS.get(k, k): v for k, v in evaluation.items() if isinstance(v, dict)}
@@ -87,7 +87,7 @@ def samples(samples) -> str:
         prompt, text = str(sample.get("prompt", "")), str(sample.get("text", ""))
         text = text[len(prompt) :] if prompt and text.startswith(prompt) else text
         settings = ", ".join(
-            f"{key.replace('_', ' ')} {shown(value)}"
+            f"{key.replace('_', ' ')} {format_value(value)}"
             for key, value in sample.items()
             if key not in ("prompt", "text")
         )
@@ -95,44 +95,42 @@ def samples(samples) -> str:
             f'<pre class="sample"><b>{escaped(prompt)}</b>{escaped(text)}</pre>'
             f'<p class="note">{escaped(settings)}</p>'
         )
-    return (
-        "<p>What was given is bold; the rest is the model's.</p>" + "".join(parts) if parts else ""
-    )
+    return "<p>Prompts are bold, completions are not.</p>" + "".join(parts) if parts else ""
 
 
-_KINDS = {
+_TIME_KINDS = {
     "train": "training",
-    "sample": "rollouts: generation and scoring",
-    "wait": "waiting for batches",
-    "compile": "compiling",
-    "restore": "restoring a checkpoint, or making the first state",
-    "save": "standing still for a save",
-    "evaluate": "evaluating on held-out text",
-    "redo": "steps undone by going back from a spike",
-    "other": "starting, and what is not measured",
-    "down": "down between two lives, and steps done again",
+    "sample": "rollouts (generation and scoring)",
+    "wait": "waiting for data",
+    "compile": "compilation",
+    "restore": "checkpoint restore or initialization",
+    "save": "checkpoint saving (blocking)",
+    "evaluate": "evaluation",
+    "redo": "steps rolled back after a loss spike",
+    "other": "startup and unmeasured time",
+    "down": "downtime between attempts, including repeated steps",
 }
 
 
 def time_table(seconds: dict[str, float]) -> str:
-    """Goodput over all lives: the share of the time that kept steps and their samples took."""
+    """Returns goodput over all attempts: the share of time in kept steps and their rollouts."""
     total = sum(seconds.values())
     if not total:
         return ""
     rows = [
-        [_KINDS.get(kind, kind), format_seconds(value), f"{100 * value / total:.1f} %"]
+        [_TIME_KINDS.get(kind, kind), format_seconds(value), f"{100 * value / total:.1f} %"]
         for kind, value in sorted(seconds.items(), key=lambda item: -item[1])
         if value > 0
     ]
     work = seconds["train"] + seconds.get("sample", 0.0)
     return (
-        f"<p>Goodput {100 * work / total:.1f} %: the share of training in all of "
-        "the time since the first start.</p>" + table(["", "time", "share"], rows)
+        f"<p>Goodput {100 * work / total:.1f} %: the share of training in the time since the "
+        "first start.</p>" + table(["", "time", "share"], rows)
     )
 
 
 def hosts(curves: Curves) -> str:
-    """Each host's own time a step: the one that stands out is waited for by all."""
+    """Returns a table of host time per step and process: a slow process delays all others."""
     names = curves.named("host/", "/host_seconds")
     if len(names) < 2:
         return ""
@@ -141,7 +139,7 @@ def hosts(curves: Curves) -> str:
         for name in sorted(names, key=int)
         if (median := curves.median(f"host/{name}/host_seconds")) is not None
     ]
-    return table(["process", "own time a step (ms, median)"], rows)
+    return table(["process", "host time per step (ms, median)"], rows)
 
 
 def configuration(config) -> str:
@@ -163,12 +161,14 @@ def configuration(config) -> str:
 def event_table(events: list[dict]) -> str:
     if not events:
         return ""
-    begin = min(event.get("time", math.inf) for event in events)
+    start = min(event.get("time", math.inf) for event in events)
     rows = []
     for event in events:
-        after = event.get("time", begin) - begin
+        after = event.get("time", start) - start
         details = ", ".join(
-            f"{key} {shown(value)}" for key, value in event.items() if key not in ("time", "event")
+            f"{key} {format_value(value)}"
+            for key, value in event.items()
+            if key not in ("time", "event")
         )
         rows.append([f"+{format_seconds(after)}", str(event.get("event", "")), details])
     content = table(["time", "event", ""], rows)
@@ -179,8 +179,7 @@ def event_table(events: list[dict]) -> str:
 
 def unreadable(bad: dict[str, int]) -> str:
     return "".join(
-        f"<p>{count} {'lines' if count > 1 else 'line'} of {name} could not be read and "
-        "were left out.</p>"
+        f"<p>{count} unreadable {'lines' if count > 1 else 'line'} of {name} skipped.</p>"
         for name, count in bad.items()
         if count
     )
@@ -191,13 +190,13 @@ def _parameters(config) -> int | None:
         return None
     try:
         return spec.count(run_config(config, pathlib.Path()))
-    except (ConfigError, TypeError):  # the config of another version: the page can do without
+    except (ConfigError, TypeError):  # a config of another version: the tile is optional
         return None
 
 
 def _mfu(curves: Curves) -> str:
-    a, b = curves.median("perf/mfu"), curves.median("perf/mfu_noncausal")
-    return "" if a is None or b is None else f"MFU {a:.1%} (noncausal {b:.1%})"
+    mfu, noncausal = curves.median("perf/mfu"), curves.median("perf/mfu_noncausal")
+    return "" if mfu is None or noncausal is None else f"MFU {mfu:.1%} (noncausal {noncausal:.1%})"
 
 
 def _count(value: float | None) -> str | None:

@@ -75,8 +75,8 @@ def scored(folder, tmp_path_factory):
 
 def test_a_reward_model_starts_from_a_language_model_and_from_pmp(scored):
     runs, first, second = scored
-    assert "starting from a language model's weights" in first and "pairs_held" in first
-    assert "starting from PMP's weights" in second and "16 pairs" in second
+    assert "starting from the weights of a language model" in first and "pairs_held" in first
+    assert "starting from the weights of a PMP run" in second and "16 pairs" in second
     pmp, reward = (records(runs / name) for name in ("pmp", "reward"))
     assert pmp[-1]["eval/pairs_held/accuracy"] == 1.0
     # It goes on where PMP was: a fresh score would start at log 2 = 0.69.

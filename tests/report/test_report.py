@@ -1,4 +1,4 @@
-"""The page of a run: complete, self-contained, and possible at any moment of the run."""
+"""The report page of a run: complete, self-contained, and writable at any time of the run."""
 
 import base64
 import dataclasses
@@ -13,7 +13,7 @@ import pytest
 from qwen_jax import sizes
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.report import write_report
-from qwen_jax.report.records import Curves, read_jsonl, where_time_went
+from qwen_jax.report.records import Curves, read_jsonl, time_breakdown
 from qwen_jax.train.telemetry.phases import PHASES
 
 pytest.importorskip("matplotlib")
@@ -92,7 +92,7 @@ def run(tmp_path):
 
 
 class _Page(html.parser.HTMLParser):
-    """Collects headings, text, pictures and tags, and checks that tags nest."""
+    """Collects headings, text, images and tags, and checks that tags nest."""
 
     def __init__(self, text):
         super().__init__()
@@ -117,14 +117,14 @@ class _Page(html.parser.HTMLParser):
             self.words.append(data)
 
 
-def test_the_page_holds_every_section_and_every_plot(run):
+def test_write_report_contains_every_section_and_plot(run):
     path = write_report(run)
     assert path == run / "report.html"
     page = _Page(path.read_text(encoding="utf-8"))
     assert page.headings == [
         "a <run>",
         "Loss",
-        "Against counting",
+        "Comparison with an n-gram model",
         "Samples",
         "Optimization",
         "Speed",
@@ -176,7 +176,7 @@ def test_the_page_holds_every_section_and_every_plot(run):
         ({"perf/sample_seconds": 1.0}, "sampling"),  # of older runs
     ],
 )
-def test_phases_of_ppo_are_drawn(tmp_path, metrics, plot):
+def test_write_report_draws_the_phases_of_ppo(tmp_path, metrics, plot):
     records = [{"step": step, "train/loss": 1.0, **metrics} for step in range(1, 9)]
     _jsonl(tmp_path / "metrics.jsonl", records)
     write_report(tmp_path)
@@ -184,21 +184,21 @@ def test_phases_of_ppo_are_drawn(tmp_path, metrics, plot):
     assert plots & {"phases", "sampling"} == {plot}
 
 
-def test_the_page_needs_nothing_from_elsewhere_and_runs_nothing_from_samples(run):
+def test_write_report_loads_nothing_external_and_escapes_samples(run):
     text = write_report(run).read_text(encoding="utf-8")
     page = _Page(text)
     assert "script" not in page.tags and "link" not in page.tags
     assert not re.search(r"(src|href)=\"(?!data:)|@import|url\(", text)
-    assert "a): return a<b & <script>alert(1)</script>" in page.words  # shown as it is, once
+    assert "a): return a<b & <script>alert(1)</script>" in page.words  # escaped exactly once
     assert "def f(" in page.words
 
 
 @pytest.mark.parametrize(
-    "left", ["metrics.jsonl", "config.json", "samples.json", "compression.json", "export.json"]
+    "kept", ["metrics.jsonl", "config.json", "samples.json", "compression.json", "export.json"]
 )
-def test_any_one_file_is_enough(run, left):
+def test_write_report_works_with_any_one_file(run, kept):
     for file in list(run.iterdir()):
-        if file.name != left:
+        if file.name != kept:
             file.unlink()
     page = _Page(write_report(run).read_text(encoding="utf-8"))
     expected = {
@@ -207,16 +207,16 @@ def test_any_one_file_is_enough(run, left):
         "samples.json": ["Samples"],
         "compression.json": ["Compression"],
         "export.json": ["Export"],
-    }[left]
+    }[kept]
     assert page.headings[1:] == expected
 
 
-def test_a_run_of_one_step_has_a_page(run):
+def test_write_report_works_after_one_step(run):
     _jsonl(run / "metrics.jsonl", _metrics(1))
     assert "Loss" in _Page(write_report(run).read_text(encoding="utf-8")).headings
 
 
-def test_values_that_are_not_finite_do_not_stop_the_report(run):
+def test_write_report_skips_non_finite_values(run):
     records = _metrics(5) + [
         {
             "step": 6,
@@ -231,24 +231,24 @@ def test_values_that_are_not_finite_do_not_stop_the_report(run):
     assert Curves(records).curve("train/loss")[0].tolist() == [1, 2, 3, 4, 5]
 
 
-def test_a_picture_of_the_compression_is_embedded(run):
+def test_write_report_embeds_compression_png(run):
     (run / "compression.png").write_bytes(PNG + b"pixels")
     assert base64.b64encode(PNG + b"pixels").decode() in write_report(run).read_text("utf-8")
 
 
-def test_a_torn_last_line_is_expected_and_a_torn_one_before_is_told(run):
+def test_read_jsonl_accepts_a_truncated_last_line_and_counts_others(run):
     path = run / "metrics.jsonl"
-    whole = path.read_text(encoding="utf-8")
-    path.write_text(whole + '{"step": 41, "train/lo', encoding="utf-8")
+    complete = path.read_text(encoding="utf-8")
+    path.write_text(complete + '{"step": 41, "train/lo', encoding="utf-8")
     assert read_jsonl(path) == (_metrics(), 0)
     assert "Unreadable lines" not in _Page(write_report(run).read_text("utf-8")).headings
-    path.write_text('{"step": 0, "tr\n' + whole, encoding="utf-8")
+    path.write_text('{"step": 0, "tr\n' + complete, encoding="utf-8")
     page = _Page(write_report(run).read_text(encoding="utf-8"))
     assert page.headings[-1] == "Unreadable lines"
-    assert any("1 line of metrics.jsonl" in word for word in page.words)
+    assert any("1 unreadable line of metrics.jsonl" in word for word in page.words)
 
 
-def test_a_step_logged_again_after_a_restart_counts_once_with_its_new_value():
+def test_curves_keep_the_last_value_of_a_step_logged_again():
     curves = Curves(
         [
             {"step": 1, "train/loss": 5.0},
@@ -263,7 +263,7 @@ def test_a_step_logged_again_after_a_restart_counts_once_with_its_new_value():
     assert curves.eval_names() == ["docs"]
 
 
-def test_wall_time_leaves_out_the_time_between_an_interruption_and_the_resume():
+def test_wall_seconds_excludes_the_time_between_stop_and_resume():
     curves = Curves(
         [{"step": 1, "time": 10.0}, {"step": 2, "time": 20.0}, {"step": 3, "time": 5030.0}]
     )
@@ -275,9 +275,9 @@ def test_wall_time_leaves_out_the_time_between_an_interruption_and_the_resume():
     assert curves.wall_seconds(events) == pytest.approx(5 + 10 + 30)
 
 
-def test_the_time_of_all_lives_is_added_up_and_so_is_the_time_between(run):
-    """Two lives of 10 and 20 seconds, 70 seconds apart (a part of which was done again)."""
-    lives = [
+def test_time_breakdown_adds_up_attempts_and_downtime(run):
+    """Two attempts of 10 and 20 seconds, 70 seconds apart (including repeated steps)."""
+    attempts = [
         {
             "step": 1,
             "time": 1010.0,
@@ -289,36 +289,36 @@ def test_the_time_of_all_lives_is_added_up_and_so_is_the_time_between(run):
         {"step": 2, "time": 1100.0, "time/train": 15.0, "time/save": 2.0, "time/other": 3.0},
     ]
     events = [{"time": 1002.0, "event": "start"}, {"time": 1085.0, "event": "resume"}]
-    assert where_time_went(lives, events) == {
+    assert time_breakdown(attempts, events) == {
         "train": 21.0,
         "other": 7.0,
         "save": 2.0,
         "down": 70.0,
     }
-    _jsonl(run / "metrics.jsonl", lives)
+    _jsonl(run / "metrics.jsonl", attempts)
     _jsonl(run / "events.jsonl", events)
     words = " ".join(_Page(write_report(run).read_text(encoding="utf-8")).words)
-    assert "Goodput 21.0 %" in words and "down between two lives" in words and "200.0" in words
+    assert "Goodput 21.0 %" in words and "downtime between attempts" in words and "200.0" in words
 
 
-def test_a_missing_an_empty_and_a_damaged_folder_are_named(run, tmp_path):
-    with pytest.raises(DataError, match="no such folder"):
+def test_write_report_rejects_missing_empty_and_damaged_folders(run, tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
         write_report(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="nothing in this folder"):
+    with pytest.raises(DataError, match="not a run folder"):
         write_report(tmp_path / "empty")
     (run / "config.json").write_text('{"model":', encoding="utf-8")
     with pytest.raises(DataError, match="config.json"):
         write_report(run)
 
 
-def test_without_matplotlib_the_error_names_the_extra(run, monkeypatch):
+def test_write_report_without_matplotlib_names_the_extra(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ConfigError, match=r"qwen_jax\[report\]"):
         write_report(run)
 
 
-def test_curves_read_the_former_names_of_metrics():
+def test_curves_read_former_names_of_metrics():
     former = {"perf/mfu_a": 0.4, "host/3/own_seconds": 0.1, "rollout/sampler_gap": 1e-6}
     curves = Curves([{"step": 1, **former}])
     assert [curves.last("perf/mfu"), curves.last("rollout/sampler_logprob_gap")] == [0.4, 1e-6]
