@@ -134,7 +134,7 @@ def candidates(config: Config, workload: Workload, topology, log) -> list[Worklo
         )
     if mesh is not None and remat and config.micro_batches:
         return [search.with_layout(workload, mesh, remat, config.micro_batches)]
-    found, considered, too_large = search.best(
+    estimates, considered, too_large = search.best(
         workload,
         topology,
         number=config.compile,
@@ -144,7 +144,7 @@ def candidates(config: Config, workload: Workload, topology, log) -> list[Worklo
         remat=remat,
         micro=config.micro_batches,
     )
-    if not found:
+    if not estimates:
         raise ConfigError(
             f"none of {considered} layouts should fit, on paper."
             if considered
@@ -156,9 +156,9 @@ def candidates(config: Config, workload: Workload, topology, log) -> list[Worklo
         )
     log(
         f"{considered} layouts considered, {too_large} should not fit; compiling the "
-        f"{len(found)} best on paper"
+        f"{len(estimates)} best on paper"
     )
-    return [one.workload for one in found]
+    return [one.workload for one in estimates]
 
 
 def mesh_of(text: str) -> MeshConfig:
@@ -191,15 +191,15 @@ def plan(config: Config, log=flags.log) -> list[dict]:
         f"{topology}; {config.training_stage} of {config.model}, {tokens_per_step(workload):,} "
         f"tokens per step, {workload.train.num_steps:,} steps ({versions})"
     )
-    found = compile_all(config, candidates(config, workload, topology, log), topology, log)
+    layouts = compile_all(config, candidates(config, workload, topology, log), topology, log)
     log(table.HEADER)
-    for planned in found:
+    for planned in layouts:
         log(table.line(planned, config.price))
-    if found and found[0].estimate is not None:
+    if layouts and layouts[0].estimate is not None:
         log("details of the first layout:")
-        for text in table.details(found[0].result):
+        for text in table.details(layouts[0].result):
             log(text)
-    records = [planned.record() for planned in found]
+    records = [planned.record() for planned in layouts]
     if config.output:
         record = {
             "date": datetime.date.today().isoformat(),
@@ -233,7 +233,7 @@ def compile_all(
 ) -> list[table.PlannedLayout]:
     """Compiles each layout and logs its progress; returns them, the best first."""
     options = dict(text.split("=", 1) for text in config.compiler_options)
-    found = []
+    planned_layouts = []
     for number, layout in enumerate(layouts, start=1):
         keep = None
         if config.keep_hlo:
@@ -246,7 +246,7 @@ def compile_all(
         result = compile_in_subprocess(layout, topology, options=options, keep=keep)
         guess = None if result.error else estimate(result, layout, topology)
         planned = table.PlannedLayout(layout, topology, result, guess)
-        found.append(planned)
+        planned_layouts.append(planned)
         log(
             f"{number} of {len(layouts)}, {result.compile_seconds:.0f} s: "
             + table.line(planned, config.price)
@@ -257,7 +257,7 @@ def compile_all(
                 "FLOPs were found in the compiled program. Please report this with the versions "
                 "above and the file that --keep_hlo writes."
             )
-    return sorted(found, key=lambda planned: planned.rank)
+    return sorted(planned_layouts, key=lambda planned: planned.rank)
 
 
 if __name__ == "__main__":

@@ -49,16 +49,16 @@ class Timed(PPOLearner):
         self._generate, self.rl_cluster.generate = self.rl_cluster.generate, self.generate
 
     def generate(self, *arguments, **settings):
-        found = self._generate(*arguments, **settings)  # on the host: already waited for
+        output = self._generate(*arguments, **settings)  # on the host: already waited for
         self.generated = time.perf_counter()
-        return found
+        return output
 
     def _generate_and_compute_advantage(self, *arguments, **settings):
-        found = jax.block_until_ready(
+        output = jax.block_until_ready(
             super()._generate_and_compute_advantage(*arguments, **settings)
         )
         self.scored = time.perf_counter()
-        return found
+        return output
 
     def _run_global_step(self, *arguments, **settings):
         begin, cpu = time.perf_counter(), time.process_time()

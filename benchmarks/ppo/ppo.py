@@ -83,13 +83,13 @@ def why_missing(python: str) -> str:
     if not python:
         return "no --peer_python"
     try:
-        found = subprocess.run(
+        process = subprocess.run(
             [python, "-c", "import tunix.rl.ppo.ppo_learner"], capture_output=True, text=True
         )
     except OSError as error:
         return f"--peer_python={python}: {error.strerror}"
-    if found.returncode:
-        reason = (found.stderr.strip().splitlines() or ["it cannot be imported"])[-1]
+    if process.returncode:
+        reason = (process.stderr.strip().splitlines() or ["it cannot be imported"])[-1]
         return f"{reason}; {python} -m pip install google-tunix"
     return ""
 
@@ -169,10 +169,10 @@ def print_table(table: dict) -> None:
         )
     print("generation only:")
     for name, label in DECODERS.items():
-        found = table["ours"][name]
+        times = table["ours"][name]
         print(
-            f"  {label:46} {found['median']:7.3f} ({found['min']:7.3f}, {found['max']:7.3f})"
-            f"{found['median'] / table['ours']['compiled']['median']:10.2f} x"
+            f"  {label:46} {times['median']:7.3f} ({times['min']:7.3f}, {times['max']:7.3f})"
+            f"{times['median'] / table['ours']['compiled']['median']:10.2f} x"
         )
 
 
@@ -193,8 +193,8 @@ def measure(config: Config) -> dict:
         new_tokens=config.new_tokens,
         top_p=config.top_p,
     )
-    found = [(steps.take(number), steps.cpu) for number in range(config.warm_up + config.steps)]
-    parts, cpu = zip(*found[config.warm_up :], strict=True)
+    timed = [(steps.take(number), steps.cpu) for number in range(config.warm_up + config.steps)]
+    parts, cpu = zip(*timed[config.warm_up :], strict=True)
     adam = RECIPE.optimizer
     settings = {
         name: getattr(model, name)

@@ -76,25 +76,25 @@ def main(config: Config) -> None:
         {"setting": "the fine-tuned model"} | {key: f"{value:.3f}" for key, value in before.items()}
     ]
     for name, changes in VARIANTS.items():
-        found = []
+        measured = []
         for seed in range(config.seeds):
             folder = pathlib.Path(config.runs) / name.replace(" ", "_") / str(seed)
             run = one(config, changes, seed, folder)
             train_ppo(*start_from(run), log=lambda line: None)
             curves.setdefault(name, []).append(Curves(read_jsonl(folder / "metrics.jsonl")[0]))
-            found.append(facts(config, start, folder, tokenizer, curves[name][-1]))
+            measured.append(facts(config, start, folder, tokenizer, curves[name][-1]))
             print(
                 f"{name}, seed {seed}: "
-                + ", ".join(f"{key} {value:.3f}" for key, value in found[-1].items())
+                + ", ".join(f"{key} {value:.3f}" for key, value in measured[-1].items())
                 + f" ({time.time() - started:.0f} s)",
                 flush=True,
             )
         table.append(
             {"setting": name}
             | {
-                key: f"{np.mean([f[key] for f in found]):.3f} "
-                f"± {np.std([f[key] for f in found]):.3f}"
-                for key in found[0]
+                key: f"{np.mean([f[key] for f in measured]):.3f} "
+                f"± {np.std([f[key] for f in measured]):.3f}"
+                for key in measured[0]
             }
         )
     text = markdown(table)
@@ -143,12 +143,12 @@ def facts(
     curves: Curves | None = None,
 ) -> dict[str, float]:
     """Returns the columns of one run; those of PPO only if `curves` is given."""
-    found = {}
+    columns = {}
     if curves is not None:
         steps, reward = curves.curve("rollout/reward")
         learning = reward[steps > config.warmup]
         tenth = max(1, len(learning) // 10)
-        found = {
+        columns = {
             "reward at first": float(np.mean(learning[:tenth])),
             "reward at last": float(np.mean(learning[-tenth:])),
             "KL": float(np.mean(curves.curve("rollout/kl")[1][-tenth:])),
@@ -164,7 +164,7 @@ def facts(
     )
     evaluate = make_evaluator(make_objective(model, training=False), lambda batch: batch)
     lost = evaluate(params, text.eval_batches(16), bytes_per_token=text.bytes_per_token)["loss"]
-    return found | {
+    return columns | {
         "sums right": quickstart_alignment.share_right(model, params, tokenizer, held_out=False),
         "held-out sums right": quickstart_alignment.share_right(model, params, tokenizer),
         "documentation loss": lost,

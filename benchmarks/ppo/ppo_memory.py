@@ -58,11 +58,11 @@ def main(config: Config) -> None:
     with tempfile.TemporaryDirectory() as folder:
         write(config, pathlib.Path(folder))
         for name, changes in RUNS.items():
-            found = turns.run([*command, *changes, f"--only={folder}"], turns.HUGE)
-            table[name] = found
+            measured = turns.run([*command, *changes, f"--only={folder}"], turns.HUGE)
+            table[name] = measured
             print(
-                f"{name:20} predicted {found['predicted'] / 1e6:7.1f} MB, reached "
-                f"{found['peak'] / 1e6:7.1f} MB: {found['predicted'] / found['peak']:.2f}",
+                f"{name:20} predicted {measured['predicted'] / 1e6:7.1f} MB, reached "
+                f"{measured['peak'] / 1e6:7.1f} MB: {measured['predicted'] / measured['peak']:.2f}",
                 flush=True,
             )
     if config.output:
@@ -144,22 +144,22 @@ def measure(config: Config, folder: pathlib.Path) -> dict:
         ),
     )
     config_of_run, tokenizer = start(config_of_run)
-    found: dict[str, Any] = {"log": []}
+    measured: dict[str, Any] = {"log": []}
 
     def log(line: str) -> None:
-        found["log"].append(line)
+        measured["log"].append(line)
         if number := re.match(r"memory: ([\d.]+) (GiB|MiB)", line):
-            found["predicted"] = float(number[1]) * _UNITS[number[2]]
+            measured["predicted"] = float(number[1]) * _UNITS[number[2]]
         if line.startswith("compiled in"):  # weights are loaded after this
-            found["before"] = settled_memory()
+            measured["before"] = settled_memory()
         if line.startswith("step 1/"):  # memory used only by loading does not count
             settled_memory()
             pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         if line.startswith(f"step {config.steps}/"):  # before the checkpoint is written
-            found["peak"] = from_status("VmHWM") - found["before"]
+            measured["peak"] = from_status("VmHWM") - measured["before"]
 
     train_ppo(config_of_run, tokenizer, log=log)
-    return found
+    return measured
 
 
 if __name__ == "__main__":

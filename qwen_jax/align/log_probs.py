@@ -51,13 +51,13 @@ def token_log_probs(
     )
     if window is None:
         return log_likelihoods(x_BTD, head_matrix(params), targets_BT, temperature)
-    found = log_likelihoods(
+    in_window = log_likelihoods(
         gather_window(x_BTD, window),
         head_matrix(params),
         gather_window(targets_BT, window),
         temperature,
     )
-    return tuple(scatter_window(x, window, targets_BT.shape[1]) for x in found)
+    return tuple(scatter_window(x, window, targets_BT.shape[1]) for x in in_window)
 
 
 def gather_window(x: Array, window: Window) -> Array:

@@ -62,12 +62,12 @@ def measure(
     put: Callable[[PairBatch], PairBatch],
 ) -> Agreement:
     """Returns the margins of all pairs, without the padding of the last batch."""
-    found = []
+    chunks = []
     for pairs in batches:
         placed = put(pairs)
         values, weights = on_host((_margins(params, placed, config=config), placed.weights))
-        found.append(values[weights > 0])
-    return Agreement(name, np.concatenate(found))
+        chunks.append(values[weights > 0])
+    return Agreement(name, np.concatenate(chunks))
 
 
 def table(rows: Sequence[tuple[str, Sequence[Agreement]]]) -> str:

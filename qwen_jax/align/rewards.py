@@ -28,16 +28,16 @@ def arithmetic(prompts: Sequence[str], completions: Sequence[str]) -> list[float
 
 
 def _result(prompt: str) -> int:
-    found = _SUM.findall(prompt)
-    if not found:
+    matches = _SUM.findall(prompt)
+    if not matches:
         raise ValueError(f"no a + b, a - b or a * b in {prompt[-100:]!r}")
-    a, operation, b = found[-1]
+    a, operation, b = matches[-1]
     return _OPERATIONS[operation](int(a), int(b))
 
 
 def _last_number(completion: str) -> int | None:
-    found = _NUMBER.findall(completion)
-    return int(found[-1]) if found else None
+    numbers = _NUMBER.findall(completion)
+    return int(numbers[-1]) if numbers else None
 
 
 def load_function(name: str) -> Callable:
@@ -51,21 +51,21 @@ def load_function(name: str) -> Callable:
     """
     module, _, function = name.partition(":")
     try:
-        found = vars(_import(module, f"--reward_functions={name}"))
+        names = vars(_import(module, f"--reward_functions={name}"))
     except ImportError as error:
         raise ConfigError(
             f"{error}.",
             f"--reward_functions={name}",
             "write module:function; the module must be importable from the working directory.",
         ) from error
-    if function not in found:
+    if function not in names:
         raise unknown_name(
             "reward function",
             function,
-            [n for n in found if n[0] != "_"],
+            [n for n in names if n[0] != "_"],
             f"--reward_functions={name}",
         )
-    return found[function]
+    return names[function]
 
 
 def _import(module: str, where: str) -> ModuleType:

@@ -128,7 +128,7 @@ class Sampler:
         ]
         name = getattr(function, "__name__", repr(function))
         try:
-            found = np.asarray(function(prompts, completions), np.float32)
+            rewards = np.asarray(function(prompts, completions), np.float32)
         except Exception as error:  # user code may raise anything
             raise TrainingError(
                 f"{type(error).__name__}: {error}",
@@ -136,21 +136,21 @@ class Sampler:
                 f"fix the function; the first sample of its batch is {prompts[0][-200:]!r} -> "
                 f"{completions[0][:200]!r}.",
             ) from error
-        if found.shape != (len(completions),):
+        if rewards.shape != (len(completions),):
             raise TrainingError(
-                f"rewards of shape {found.shape} for {len(completions)} completions.",
+                f"rewards of shape {rewards.shape} for {len(completions)} completions.",
                 f"reward function {name}",
                 "return one number per completion.",
             )
-        bad = np.flatnonzero(~np.isfinite(found))
+        bad = np.flatnonzero(~np.isfinite(rewards))
         if len(bad):
             raise TrainingError(
-                f"the reward of sample {bad[0]} is {found[bad[0]]}: "
+                f"the reward of sample {bad[0]} is {rewards[bad[0]]}: "
                 f"{prompts[bad[0]][-200:]!r} -> {completions[bad[0]][:200]!r}.",
                 f"reward function {name}",
                 "return finite numbers.",
             )
-        return found
+        return rewards
 
     def texts(self, new_tokens: np.ndarray) -> list[str]:
         """The completions as text."""

@@ -69,15 +69,15 @@ def with_reference_log_probs(
         params = load(abstract(param_specs(config.model), config.model.compute_dtype, mesh))
         log_probs = jax.jit(functools.partial(response_log_probs, config=config.model))
         sharding = NamedSharding(mesh, DEFAULT_RULES.partition_spec(("batch",)))
-        size, found = config.train.batch_size, []
+        size, compared = config.train.batch_size, []
         for rows in all_rows:
             chunks = []
             for first in range(0, len(rows), size):
                 pairs = [rows[i] for i in range(first, min(first + size, len(rows)))]
                 batch = stack_trees(fill_up(pairs, size, rows.padding))
                 chunks.append(on_host(log_probs(params, jax.device_put(batch, sharding))))
-            found.append(DPOPairRows(rows, np.concatenate(chunks)[: len(rows)]))
-    return found
+            compared.append(DPOPairRows(rows, np.concatenate(chunks)[: len(rows)]))
+    return compared
 
 
 def train_dpo(
@@ -114,14 +114,14 @@ def _evaluation(config: DPOConfig, held_out: dict[str, DPOPairRows], log: Callab
     def evaluate(put, done: int, state: TrainState) -> dict[str, float]:
         if not made:
             made.append(make_means(objective, put))
-        found = {}
+        metrics = {}
         for name, rows in held_out.items():
             values = made[0](state.params, held_out_batches(rows, config))
             log(
                 f"step {done}  held out {name}: loss {values['loss']:.4f}  accuracy "
                 f"{100 * values['accuracy']:.1f} %  margin {values['margin']:.3f}"
             )
-            found |= {f"eval/{name}/{key}": value for key, value in values.items()}
-        return found
+            metrics |= {f"eval/{name}/{key}": value for key, value in values.items()}
+        return metrics
 
     return evaluate

@@ -60,12 +60,12 @@ def _evaluation(config: PairConfig, held_out: dict[str, PairRows], log: Callable
                 pathlib.Path(config.run_dir) / "calibration.json",
                 {agreement.name: agreement.calibration() for agreement in agreements},
             )
-        found = {}
+        metrics = {}
         for agreement in agreements:
-            found |= {
+            metrics |= {
                 f"eval/{agreement.name}/accuracy": agreement.accuracy,
                 f"eval/{agreement.name}/margin": float(np.mean(agreement.margins)),
             }
-        return found
+        return metrics
 
     return evaluate

@@ -103,13 +103,13 @@ class Costs:
 
     def merged(self) -> list[tuple[str, int, float, float, float]]:
         """Returns (kind, group, bytes sent per chip, seconds, exposed seconds), largest first."""
-        found = {}
+        groups = {}
         for one in self.collectives:
-            totals = found.setdefault((one.kind, one.group), [0.0, 0.0, 0.0])
+            totals = groups.setdefault((one.kind, one.group), [0.0, 0.0, 0.0])
             totals[0] += one.sent
             totals[1] += one.seconds
             totals[2] += 0.0 if one.hidden else one.seconds
-        return sorted(((*key, *totals) for key, totals in found.items()), key=lambda row: -row[3])
+        return sorted(((*key, *totals) for key, totals in groups.items()), key=lambda row: -row[3])
 
 
 def read(text: str, chip: Chip, network: Network) -> Costs:

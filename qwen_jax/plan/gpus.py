@@ -43,8 +43,8 @@ def lines(workload: Workload, name: str, price: float | None) -> list[str]:
     if chips > _NODE:
         chip = dataclasses.replace(chip, link_bandwidth=_NETWORK / 2)
     topology = Topology(name, chip, (chips,), name)
-    found, considered, too_large = search.best(
-        workload, topology, number=4, room=0.9, max_tensor=_NODE, max_context=1
+    layouts, considered, too_large = search.best(
+        workload, topology, number=4, memory_fraction=0.9, max_tensor=_NODE, max_context=1
     )
     text = [
         f"{chips} x {chip.kind}: ONLY ESTIMATED, nothing was compiled for GPUs; matmuls at "
@@ -52,7 +52,7 @@ def lines(workload: Workload, name: str, price: float | None) -> list[str]:
         f"{2 * chip.link_bandwidth / 1e9:.0f} GB/s per GPU",
         f"{considered} layouts considered; {too_large} should not fit",
     ]
-    for one in found:
+    for one in layouts:
         seconds = one.seconds * 0.85 / SHARE  # the search assumes matmuls at 85 % of peak
         guess = from_times(
             one.workload, topology, seconds=seconds, compute=seconds, hbm_bytes=0.0, ici=0.0

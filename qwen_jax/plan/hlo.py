@@ -56,11 +56,11 @@ class Instruction:
 
     def called(self, *kinds: str) -> list[str]:
         """Returns the names of the computations called by these attributes."""
-        found = []
+        called = []
         for kind, names in _CALLS.findall(self.rest):
             if kind in kinds:
-                found += [name.strip().lstrip("%") for name in names.split(",")]
-        return found
+                called += [name.strip().lstrip("%") for name in names.split(",")]
+        return called
 
     @property
     def source(self) -> str:

@@ -24,11 +24,11 @@ def flops(line: str, shapes: tuple[tuple[int, ...], ...], out: tuple[int, ...]) 
     if labels is None:
         return 0
     of_left, of_right, of_out = labels.groups()
-    found = 2 * left[of_left.index("b")] * right[of_right.index("i")] * out[of_out.index("f")]
+    count = 2 * left[of_left.index("b")] * right[of_right.index("i")] * out[of_out.index("f")]
     window = dict(re.findall(r"(\w+)=([\w-]+)", _window(line)))
     sides = [label for label in sorted(of_out) if label.isdigit()]
     for index, label in enumerate(sides):
-        found *= _overlaps(
+        count *= _overlaps(
             left[of_left.index(label)],
             right[of_right.index(label)],
             out[of_out.index(label)],
@@ -37,7 +37,7 @@ def flops(line: str, shapes: tuple[tuple[int, ...], ...], out: tuple[int, ...]) 
             of_window=int(_field(window, "rhs_dilate", index, "1")),
             of_input=int(_field(window, "lhs_dilate", index, "1")),
         )
-    return found
+    return count
 
 
 def _window(line: str) -> str:

@@ -119,7 +119,7 @@ def compile_in_process(workload, topology, options: dict, keep: pathlib.Path | N
     if keep is not None:
         keep.write_text(text, encoding="utf-8")
     coords = tuple(tuple(device.coords)[: len(topology.shape)] for device in mesh.devices.flat)
-    found = costs.read(text, topology.chip, Network(topology, coords))
+    step_costs = costs.read(text, topology.chip, Network(topology, coords))
     memory, state = compiled.memory_analysis(), program.arguments[0]
     parameters = bytes_per_device(state.params)
     optimizer = bytes_per_device(state) - parameters
@@ -137,12 +137,12 @@ def compile_in_process(workload, topology, options: dict, keep: pathlib.Path | N
         batch=batch,
         frozen=bytes_per_device(program.frozen),
         workspace=total - parameters - optimizer - batch,
-        seconds=found.seconds,
-        work=dict(found.work),
-        hbm_bytes=found.hbm_bytes,
-        collectives=found.merged(),
-        unknown=found.unknown,
-        flops=found.flops,
+        seconds=step_costs.seconds,
+        work=dict(step_costs.work),
+        hbm_bytes=step_costs.hbm_bytes,
+        collectives=step_costs.merged(),
+        unknown=step_costs.unknown,
+        flops=step_costs.flops,
         flops_once=(compiled.cost_analysis() or {}).get("flops", 0.0),
         compile_seconds=time.perf_counter() - started,
         compile_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

@@ -154,25 +154,25 @@ def paper_estimate(workload: Workload, chip: Chip, chips: int) -> PaperEstimate:
 
 
 def best(
-    workload: Workload, topology: Topology, *, number: int, room: float = 1.0, **limits
+    workload: Workload, topology: Topology, *, number: int, memory_fraction: float = 1.0, **limits
 ) -> tuple[list[PaperEstimate], int, int]:
     """Returns the fastest layouts of those that should fit, by the paper estimate.
 
     Args:
       number: of layouts; at most two per mesh.
-      room: share of a chip's memory that the estimate may use.
+      memory_fraction: share of a chip's memory that the estimate may use.
 
     Returns:
       The layouts, how many were considered, and how many of these should not fit.
     """
-    found = [
+    estimates = [
         paper_estimate(layout, topology.chip, topology.chips)
         for layout in layouts(workload, topology.chips, **limits)
     ]
-    fit = [one for one in found if one.bytes <= room * topology.chip.hbm_bytes]
+    fit = [one for one in estimates if one.bytes <= memory_fraction * topology.chip.hbm_bytes]
     chosen, seen = [], {}
     for one in sorted(fit, key=lambda one: one.seconds):
         if seen.get(one.workload.mesh, 0) < 2:
             seen[one.workload.mesh] = seen.get(one.workload.mesh, 0) + 1
             chosen.append(one)
-    return chosen[:number], len(found), len(found) - len(fit)
+    return chosen[:number], len(estimates), len(estimates) - len(fit)

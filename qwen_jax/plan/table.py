@@ -62,24 +62,24 @@ def line(planned: PlannedLayout, price: float | None) -> str:
     Args:
       price: per chip hour; None: no cost is shown.
     """
-    workload, result, found = planned.workload, planned.result, planned.estimate
+    workload, result, estimate = planned.workload, planned.result, planned.estimate
     start = (
         f"| {mesh_name(workload.mesh)} | {workload.model.remat} | {workload.train.micro_batches} | "
     )
-    if found is None:
+    if estimate is None:
         return start + f"{result.error} | | | | | |"
-    room = planned.topology.chip.hbm_bytes
+    available = planned.topology.chip.hbm_bytes
     fits = "fits" if planned.fits else "DOES NOT FIT"
     frozen = f" + frozen {format_gib(result.frozen)}" if result.frozen else ""
-    cost = "" if price is None else f", ${found.dollars(price):,.0f}"
+    cost = "" if price is None else f", ${estimate.dollars(price):,.0f}"
     network = sum(row[3] for row in result.collectives)
     return (
-        start + f"{format_gib(result.total)} of {format_gib(room)}, {fits}: "
+        start + f"{format_gib(result.total)} of {format_gib(available)}, {fits}: "
         f"{format_gib(result.parameters)} + {format_gib(result.optimizer)} + "
-        f"{format_gib(result.workspace)}{frozen} | {found.seconds:.3f} "
-        f"({found.min_seconds:.3f} to {found.max_seconds:.3f}) | {sum(result.work.values()):.3f} / "
-        f"{network:.3f} | {found.tokens_per_second:,.0f} | {found.mfu:.1%} / "
-        f"{found.mfu_noncausal:.1%} | {found.chip_hours:,.0f}{cost} |"
+        f"{format_gib(result.workspace)}{frozen} | {estimate.seconds:.3f} "
+        f"({estimate.min_seconds:.3f} to {estimate.max_seconds:.3f}) | "
+        f"{sum(result.work.values()):.3f} / {network:.3f} | {estimate.tokens_per_second:,.0f} | {estimate.mfu:.1%} / "
+        f"{estimate.mfu_noncausal:.1%} | {estimate.chip_hours:,.0f}{cost} |"
     )
 
 

@@ -109,18 +109,18 @@ def draw_tags(tags: Mapping[str, Sequence[str]], chosen: Collection[str] = ()) -
         figure.add_subplot(cell) for cell in (grid[0, 0], grid[1, 0], grid[:, 1])
     )
     shares = []  # per group: tag -> percentage of the prompts
-    for index, (name, found, color) in enumerate(groups):
-        sizes = np.bincount([len(set(given)) for given in found]) / len(found)
+    for index, (name, tag_lists, color) in enumerate(groups):
+        sizes = np.bincount([len(set(given)) for given in tag_lists]) / len(tag_lists)
         width = 0.8 / len(groups)
         number.bar(
             np.arange(len(sizes)) + (index - (len(groups) - 1) / 2) * width,
             100 * sizes,
             width,
             color=color,
-            label=f"{name} ({len(found):,})",
+            label=f"{name} ({len(tag_lists):,})",
         )
-        counts = collections.Counter(tag for given in found for tag in set(given))
-        shares.append({tag: 100 * count / len(found) for tag, count in counts.most_common()})
+        counts = collections.Counter(tag for given in tag_lists for tag in set(given))
+        shares.append({tag: 100 * count / len(tag_lists) for tag, count in counts.most_common()})
         values = np.array([count for _, count in counts.most_common()])
         rank.plot(
             np.arange(1, len(values) + 1),

@@ -132,7 +132,7 @@ def time_breakdown(records: list[dict], events: list[dict]) -> dict[str, float]:
         for event in events
         if event.get("event") in ("start", "resume") and "time" in event
     )
-    found: dict[str, float] = {}
+    totals: dict[str, float] = {}
     before = None
     for start, stop in itertools.pairwise([*starts, math.inf]):
         attempt = [
@@ -147,13 +147,13 @@ def time_breakdown(records: list[dict], events: list[dict]) -> dict[str, float]:
             name[len("time/") :]: value for name, value in last.items() if name.startswith("time/")
         }
         if before is not None:
-            found["down"] = found.get("down", 0.0) + max(
+            totals["down"] = totals.get("down", 0.0) + max(
                 last["time"] - sum(spent.values()) - before, 0.0
             )
         before = last["time"]
         for kind, seconds in spent.items():
-            found[kind] = found.get(kind, 0.0) + seconds
-    return found
+            totals[kind] = totals.get(kind, 0.0) + seconds
+    return totals
 
 
 def numbers(evaluation, key: str) -> dict[str, float]:
