@@ -178,7 +178,7 @@ def make_ppo_step(
             value=value.replace(halted=None),
             rewards=moments,
         )
-        # After a non-finite update everything keeps its value, the running moments included.
+        # A non-finite update changes nothing, not even the running moments.
         assert policy.halted is not None and value.halted is not None  # set above
         return unless_halted(~(policy.halted | value.halted), new, state), metrics
 

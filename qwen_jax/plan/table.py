@@ -78,8 +78,8 @@ def line(planned: PlannedLayout, price: float | None) -> str:
         f"{format_gib(result.parameters)} + {format_gib(result.optimizer)} + "
         f"{format_gib(result.workspace)}{frozen} | {estimate.seconds:.3f} "
         f"({estimate.min_seconds:.3f} to {estimate.max_seconds:.3f}) | "
-        f"{sum(result.work.values()):.3f} / {network:.3f} | {estimate.tokens_per_second:,.0f} | {estimate.mfu:.1%} / "
-        f"{estimate.mfu_noncausal:.1%} | {estimate.chip_hours:,.0f}{cost} |"
+        f"{sum(result.work.values()):.3f} / {network:.3f} | {estimate.tokens_per_second:,.0f} | "
+        f"{estimate.mfu:.1%} / {estimate.mfu_noncausal:.1%} | {estimate.chip_hours:,.0f}{cost} |"
     )
 
 
