@@ -54,7 +54,13 @@ def main(config: Config) -> None:
     context, sentence = chat.context(model, config.context)
     longest = min(sampling.max_new_tokens, context // 2)
     engine = start_engine(
-        params, model, tokenizer, rows=1, context=context, cache_dtype=config.cache_dtype, mesh=mesh
+        params,
+        model,
+        tokenizer,
+        max_num_seqs=1,
+        context=context,
+        cache_dtype=config.cache_dtype,
+        mesh=mesh,
     )
     conversation = Conversation(
         engine,

@@ -57,17 +57,19 @@ def main(config: Config) -> None:
     settings = {"context": context, "cache_dtype": config.cache_dtype}
     start = functools.partial(start_engine, params, model, tokenizer, mesh=mesh, **settings)
     if config.input is None or config.output is None:  # both, or neither
-        engine = start(rows=config.settings.n)
+        engine = start(max_num_seqs=config.settings.n)
         for text in continuations(engine, tokenizer, config.prompt, config.settings):
             print(config.prompt + text, end="\n\n")
         return
     print(f"context: {sentence}", flush=True)
     source = jsonl.Source(config.input, tokenizer, config.settings, context=context)
     made_from = {"model": jsonl.fingerprint(model, params), "cache_dtype": config.cache_dtype}
-    start = functools.partial(start, rows=config.rows)
+    start = functools.partial(start, max_num_seqs=config.rows)
     log = functools.partial(print, flush=True)
     try:
-        jsonl.answer_file(source, config.output, made_from, start, rows=config.rows, log=log)
+        jsonl.complete_file(
+            source, config.output, made_from, start, max_num_seqs=config.rows, log=log
+        )
     except KeyboardInterrupt:
         print("stopped; give the same command again to go on", file=sys.stderr, flush=True)
         sys.exit(130)

@@ -226,7 +226,7 @@ def open_model(config: Config, file: AppendOnly) -> Model:
             f"use fewer than {context}.",
         )
     engine = start_engine(
-        params, model, tokenizer, rows=config.rows, context=context, cache_dtype=None
+        params, model, tokenizer, max_num_seqs=config.rows, context=context, cache_dtype=None
     )
     return Completer(engine, tokenizer, sampling).stream
 

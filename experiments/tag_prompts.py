@@ -164,7 +164,7 @@ def open_tagger(config: Config, check: Callable[[dict], None]) -> tuple[Tagger, 
     context, sentence = chat.context(model, config.context)
     print(f"context: {sentence}", flush=True)
     engine = start_engine(
-        params, model, tokenizer, rows=config.rows, context=context, cache_dtype=None
+        params, model, tokenizer, max_num_seqs=config.rows, context=context, cache_dtype=None
     )
     tagger = ModelTagger(Completer(engine, tokenizer, sampling).texts)
     return tagger, tagger.counts

@@ -1,8 +1,8 @@
-"""Tokens per second of answers and time to the first token, against transformers, in one run.
+"""Generated tokens per second and time to the first token, against transformers, in one run.
 
-Ours and the peer's processes take turns, because a machine's speed drifts. Random weights, prompts
-of 32 tokens and answers of a fixed length, from the prompts to the last token. Time to the first
-token: one prompt of 1000 tokens.
+Our processes and the peer's alternate, because a machine's speed drifts. Weights are random.
+Throughput is measured with prompts of 32 tokens and completions of a fixed length, including the
+prefill. Time to the first token is measured with one prompt of 1000 tokens.
 
     python -m benchmarks.inference.decode --peer_python=.venv-peers/bin/python --size=toy_8m
 """
@@ -24,15 +24,17 @@ from qwen_jax.config import option
 class Config:
     """One comparison."""
 
-    peer_python: str = option("", "an interpreter with torch and transformers; empty: ours alone")
-    size: str = option("toy_8m", "by sizes.by_name; or toy_110m")
-    dtype: str = option("float32", "of weights, cache and products; or bfloat16")
-    batches: tuple[int, ...] = option((1, 8, 32), "rows that decode together")
-    new_tokens: int = option(64, "per row")
-    prompt: int = option(1000, "tokens, of the time to the first one")
-    rounds: int = option(3, "ours and the peer's in turn")
-    only: str = option("", '"ours": one measurement as JSON, in this process')
-    output: str = option("", "a JSON file for the table")
+    peer_python: str = option(
+        "", "an interpreter with torch and transformers; empty: measure only ours"
+    )
+    size: str = option("toy_8m", "a name in sizes.py, such as toy_110m")
+    dtype: str = option("float32", "of weights, cache and matmuls; or bfloat16")
+    batches: tuple[int, ...] = option((1, 8, 32), "sequences that decode together")
+    new_tokens: int = option(64, "per sequence")
+    prompt: int = option(1000, "prompt tokens for the time to the first token")
+    rounds: int = option(3, "measurements of ours and of the peer, alternating")
+    only: str = option("", '"ours": print one measurement as JSON, in this process')
+    output: str = option("", "write the table to this JSON file")
 
 
 def main(config: Config) -> None:
@@ -62,18 +64,18 @@ def main(config: Config) -> None:
         peer = [config.peer_python, "benchmarks/peers/hf_generate.py", json.dumps(settings)]
         return {"transformers": (peer, {})} if config.peer_python else {}
 
-    rows: dict[str, list[dict]] = {}
-    for _, name, row in turns.take(config.rounds, command, peers):
-        rows.setdefault(name, []).append(row)
+    rounds: dict[str, list[dict]] = {}
+    for _, name, measured in turns.take(config.rounds, command, peers):
+        rounds.setdefault(name, []).append(measured)
     print(
-        f"{config.size}, {rows['ours'][0]['parameters']:,} parameters, {config.dtype}; medians "
-        f"of {config.rounds} rounds; " + "; ".join(r[-1]["versions"] for r in rows.values())
+        f"{config.size}, {rounds['ours'][0]['parameters']:,} parameters, {config.dtype}; medians "
+        f"of {config.rounds} rounds; " + "; ".join(r[-1]["versions"] for r in rounds.values())
     )
     table = {}
-    for name in rows["ours"][0]["results"]:
+    for name in rounds["ours"][0]["results"]:
         table[name] = {
             who: float(np.median([r["results"][name] for r in measured]))
-            for who, measured in rows.items()
+            for who, measured in rounds.items()
         }
         unit = "s" if name.startswith("first") else "tokens/s"
         line = "  ".join(f"{who} {value:10,.3f} {unit}" for who, value in table[name].items())
@@ -83,12 +85,12 @@ def main(config: Config) -> None:
         print(f"{name:24} {line}")
     if config.output:
         pathlib.Path(config.output).write_text(
-            json.dumps({"table": table, "rounds": rows}, indent=1) + "\n"
+            json.dumps({"table": table, "rounds": rounds}, indent=1) + "\n"
         )
 
 
 def measure(config: Config) -> dict:
-    """The engine's speed, as a user of step() meets it."""
+    """Measures the engine's speed as a caller of step() sees it."""
     import jax
 
     from qwen_jax import sizes
@@ -101,22 +103,22 @@ def measure(config: Config) -> dict:
         sizes.by_name(config.size), compute_dtype=config.dtype, param_dtype=config.dtype
     )
     params = jax.jit(init_params, static_argnums=0)(model, jax.random.key(0))
-    draw, results = np.random.default_rng(0), {}
+    rng, results = np.random.default_rng(0), {}
 
     def requests(number, length, new, **settings):
         return [
             Request(
-                tuple(draw.integers(0, model.vocab_size, length).tolist()),
+                tuple(rng.integers(0, model.vocab_size, length).tolist()),
                 SamplingParams(new, seed=i, **settings),
             )
             for i in range(number)
         ]
 
     for batch in config.batches:
-        engine = Engine(params, model, rows=batch, slots=32 + config.new_tokens)
+        engine = Engine(params, model, max_num_seqs=batch, max_model_len=32 + config.new_tokens)
         for name, settings in (("greedy", {}), ("top-p", {"temperature": 1.0, "top_p": 0.9})):
             speeds = []
-            for _ in range(3):  # the first compiles
+            for _ in range(3):  # the first run compiles
                 for request in requests(batch, 32, config.new_tokens, **settings):
                     engine.submit(request)
                 begin = time.perf_counter()
@@ -124,7 +126,7 @@ def measure(config: Config) -> dict:
                     engine.step()
                 speeds.append(batch * config.new_tokens / (time.perf_counter() - begin))
             results[f"batch {batch:2}, {name}"] = max(speeds[1:])
-    engine = Engine(params, model, rows=1, slots=config.prompt + 32)
+    engine = Engine(params, model, max_num_seqs=1, max_model_len=config.prompt + 32)
     times = []
     for request in requests(4, config.prompt, 1):
         engine.submit(request)

@@ -1,9 +1,10 @@
-"""The decoder as it is often written: a jitted step, called for every token from a Python loop.
+"""The common way to write a decoder: a Python loop that calls a jitted step for every token.
 
-The step is the one that our compiled loop repeats, cached forward pass and sampler alike, so that
-the loop is all that differs; or it draws as most code does, with top-p by sorting the vocabulary.
+The step is the one that our compiled loop repeats, with the same cached forward pass and sampler,
+so only the loop differs. Optionally it samples like most code, with top-p by sorting the
+vocabulary.
 
-B rows, T prompt tokens, R new ones, V vocabulary.
+B sequences, T prompt tokens, R new ones, V vocabulary.
 """
 
 import functools
@@ -25,8 +26,8 @@ class PythonLoop:
     def __init__(self, config: ModelConfig, *, new_tokens: int, donate: bool, sort: bool = False):
         """
         Args:
-          donate: the cache is given to the step, which writes into it in place of into a copy.
-          sort: top-p by sorting.
+          donate: donate the cache to the step, which then writes in place.
+          sort: implement top-p by sorting.
         """
         self._config, self._new_tokens = config, new_tokens
         choose = by_sorting if sort else take
@@ -48,7 +49,7 @@ class PythonLoop:
             num_stop_ids=1,
             streams=range(B),
         )
-        sampling = jax.tree.map(jnp.asarray, sampling)  # sent once, not at every step
+        sampling = jax.tree.map(jnp.asarray, sampling)  # transferred once, not at every step
         state, token = self._prefill(params, prompts, sampling)
         tokens = [np.asarray(token)]
         while len(tokens) < self._new_tokens:
@@ -58,7 +59,7 @@ class PythonLoop:
 
 
 def prefill(params, prompts, sampling: SamplingArrays, *, choose, config: ModelConfig, room: int):
-    """The state after the prompts [B, T], and each row's first token."""
+    """Returns the state after the prompts [B, T], and each sequence's first token."""
     B, T = prompts.shape
     logits, cache = forward_cached(params, prompts, init_cache(config, B, T + room), config=config)
     state = DecodeState(
@@ -72,7 +73,7 @@ def prefill(params, prompts, sampling: SamplingArrays, *, choose, config: ModelC
 
 
 def step(params, state: DecodeState, sampling: SamplingArrays, *, choose, config: ModelConfig):
-    """The state after one more token of each row, and the token, int32 [B]."""
+    """Returns the state after one more token of each sequence, and the tokens, int32 [B]."""
     logits, cache = forward_cached(
         params,
         state.last[:, None],
@@ -84,14 +85,14 @@ def step(params, state: DecodeState, sampling: SamplingArrays, *, choose, config
 
 
 def by_sorting(state: DecodeState, logits_BV, sampling: SamplingArrays):
-    """As inference.loop.take, but for rows that never end: top-p of the sorted logits, one key."""
+    """Like inference.loop.take without stop conditions: top-p by sorting, one random key."""
     sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
     probs_BV = jax.nn.softmax(sorted_BV, axis=-1)
     before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
     kept_BV = jnp.where(before_BV < sampling.top_p[:, None], sorted_BV, jnp.inf)
-    least_B1 = jnp.min(kept_BV, axis=-1, keepdims=True)
+    smallest_B1 = jnp.min(kept_BV, axis=-1, keepdims=True)
     key = jax.random.fold_in(jax.random.key(0), state.counts[0])
     chosen_B = jax.random.categorical(
-        key, jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
+        key, jnp.where(logits_BV >= smallest_B1, logits_BV, -jnp.inf)
     ).astype(jnp.int32)
     return state.replace(last=chosen_B, counts=state.counts + 1), chosen_B

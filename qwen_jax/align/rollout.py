@@ -170,7 +170,7 @@ def sampling_inputs(
     same = prompts.indices[:, None] == prompts.indices[None]
     seeds = step_seed + np.repeat(np.sum(np.tril(same, -1), axis=1), n)
     streams = (prompts.indices[:, None] * n + np.arange(n)[None]).reshape(-1)
-    settings = config.sampling.also_ending_at((tokenizer.im_end,))
+    settings = config.sampling.with_stop_ids((tokenizer.im_end,))
     sampling = sampling_arrays(
         [settings] * len(seeds),
         vocab_size=tokenizer.vocab_size,

@@ -1,6 +1,6 @@
 """Perplexity of a stream of tokens at a given length. Report: 2.5, Table 3.
 
-B rows of a batch, T tokens of a row, V vocabulary.
+B sequences of a batch, T tokens of a sequence, V vocabulary.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ from qwen_jax.types import Array, Params
 
 @dataclasses.dataclass(frozen=True)
 class Perplexity:
-    """Of every token but those that only fill up the last row."""
+    """The loss of all scored tokens; padding of the last batch does not count."""
 
-    nats: float  # sum of -log p(token | the tokens before it in its row)
+    nats: float  # sum of -log p(token | the tokens before it in its sequence)
     tokens: int
 
     @property
@@ -40,42 +40,43 @@ def perplexity(
     batch_tokens: int = 16384,
     progress: Callable[[int], object] = lambda tokens: None,
 ) -> Perplexity:
-    """Cuts the stream into rows of `length` and scores every token of every row.
+    """Splits the stream into sequences of `length` and scores every token of every sequence.
 
-    Row r reads tokens r T .. r T + T - 1 and predicts the next one at each place, so the same
-    tokens are predicted at every length, with less or more before them. Documents run on, as in
-    training. Beyond config.context_length, config.extension acts. Never are all logits in memory.
+    Sequence r reads tokens r T .. r T + T - 1 and predicts the next token at each position. The
+    same tokens are therefore predicted at every length, with less or more context. Documents are
+    concatenated, as in training. Past config.context_length, config.extension applies. The full
+    logits are never in memory.
 
     Args:
-      tokens: ids [n], such as a memory map; n - 1 is cut down to a multiple of `length`.
-      length: tokens of a row.
-      batch_tokens: about how many tokens are computed at once; at least one row.
-      progress: told how many tokens have just been scored.
+      tokens: ids [n], such as a memory map; n - 1 is truncated to a multiple of `length`.
+      length: tokens of a sequence.
+      batch_tokens: roughly how many tokens are computed at once; at least one sequence.
+      progress: receives the number of tokens just scored.
 
     Raises:
-      DataError: fewer tokens than one row.
+      DataError: fewer tokens than one sequence.
     """
-    rows = (len(tokens) - 1) // length
-    if rows < 1:
+    num_sequences = (len(tokens) - 1) // length
+    if num_sequences < 1:
         raise DataError(
-            f"{len(tokens)} tokens are fewer than one row of {length} and the token after it.",
+            f"{len(tokens)} tokens are fewer than one sequence of {length} and the token after it.",
             "perplexity(tokens, length=)",
-            "use more text, or shorter rows.",
+            "use more text, or a smaller length.",
         )
-    batch = min(max(1, batch_tokens // length), rows)
+    batch = min(max(1, batch_tokens // length), num_sequences)
     score = jax.jit(functools.partial(_sum_of_nats, config=config))
     nats = 0.0
-    for first in range(0, rows, batch):
-        real = min(batch, rows - first)
-        flat = np.zeros(batch * length + 1, np.int32)  # missing rows are zeros that weigh nothing
-        piece = tokens[first * length : (first + real) * length + 1]
-        flat[: len(piece)] = piece
+    for first in range(0, num_sequences, batch):
+        real = min(batch, num_sequences - first)
+        flat = np.zeros(batch * length + 1, np.int32)  # missing sequences: zeros, weight 0
+        part = tokens[first * length : (first + real) * length + 1]
+        flat[: len(part)] = part
         weights = np.repeat(np.arange(batch) < real, length).astype(np.float32)
         nats += float(
             score(params, *(a.reshape(batch, length) for a in (flat[:-1], flat[1:], weights)))
         )
         progress(real * length)
-    return Perplexity(nats=nats, tokens=rows * length)
+    return Perplexity(nats=nats, tokens=num_sequences * length)
 
 
 def _sum_of_nats(

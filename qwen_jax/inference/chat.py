@@ -1,6 +1,6 @@
-"""Conversations that grow: which of their turns fit before the next answer.
+"""Conversations that grow: which of their turns fit into the next prompt.
 
-The format is tokenizer/chatml.py's. Report: 3.1.1.
+The format is ChatML (tokenizer/chatml.py). Report: 3.1.1.
 """
 
 from collections.abc import Sequence
@@ -12,79 +12,79 @@ from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 
 # Report, Table 3: with dynamic NTK and LogN the perplexity of a model trained at 2048 tokens still
-# falls at 8192; without them it is lost at 4096.
+# falls at 8192. Without them it is useless at 4096.
 _EXTENSION = 4
 
 
 class Prompt(NamedTuple):
-    """What the model is given, and what was left out for it to fit."""
+    """The model's prompt, and the number of turns left out to make it fit."""
 
     tokens: tuple[int, ...]
-    dropped: int  # turns (a question and its answer), the oldest ones
+    dropped: int  # the oldest turns, each a user message with its response
 
 
 def fit(messages: Sequence[chatml.Message], tokenizer: Tokenizer, *, budget: int) -> Prompt:
-    """The conversation in ChatML, without its oldest turns where it is longer than `budget` tokens.
+    """Returns the conversation in ChatML, without the oldest turns if it exceeds `budget` tokens.
 
-    The system message always stays, and so does the last question with what follows it.
+    The system message and the last user message, with everything after it, are always kept.
 
     Raises:
-      TokenizerError: messages of another form.
-      DataError: the system message and the last question alone are longer than `budget`.
+      TokenizerError: malformed messages.
+      DataError: the system message and the last user message exceed `budget`.
     """
     tokens = chatml.prompt(messages, tokenizer).tolist()
     if len(tokens) <= budget:
         return Prompt(tuple(tokens), 0)
     spans = chatml.render(messages, tokenizer).spans
     line_end = len(tokenizer.encode("\n"))
-    # Where each message starts: the one before it ends in <|im_end|> and a line end.
+    # The start of each message: the one before it ends with <|im_end|> and a newline.
     starts = [0, *(span.end + line_end for span in spans[:-1])]
     turns = [start for start, span in zip(starts, spans, strict=True) if span.role == "user"]
     system = spans[0].end + line_end
     for dropped, start in enumerate(turns):
         if system + len(tokens) - start <= budget:
             return Prompt((*tokens[:system], *tokens[start:]), dropped)
-    least = system + len(tokens) - (turns[-1] if turns else system)
+    minimum = system + len(tokens) - (turns[-1] if turns else system)
     raise DataError(
-        f"the system message and the last question are {least} tokens, and {budget} "
+        f"the system message and the last user message have {minimum} tokens, and {budget} "
         "are left for them.",
         "messages",
-        "shorten them, or ask for fewer new tokens or a larger context.",
+        "shorten them, lower max_new_tokens, or raise the context.",
     )
 
 
 def longest_context(config: ModelConfig) -> int:
-    """Tokens of a prompt and its answer up to which a model is known to make sense.
+    """Returns the number of prompt and new tokens up to which a model's output is usable.
 
     The training length, or four times as much with dynamic NTK. Report: 2.5, Table 3.
     """
     return config.context_length * (_EXTENSION if config.extension.dynamic_ntk else 1)
 
 
-def context(config: ModelConfig, asked: int | None) -> tuple[int, str]:
-    """The tokens of a row, and a sentence that says where the number comes from.
+def context(config: ModelConfig, requested: int | None) -> tuple[int, str]:
+    """Returns the context in tokens, and a phrase that explains the number.
 
     Args:
-      asked: a number of tokens; None: the longest that makes sense.
+      requested: a number of tokens; None: the longest usable context.
 
     Raises:
       ConfigError: fewer than 2 tokens.
     """
     longest, trained = longest_context(config), config.context_length
-    if asked is not None and asked < 2:
+    if requested is not None and requested < 2:
         raise ConfigError(
-            f"a context of {asked} tokens holds no prompt and answer.",
+            f"a context of {requested} tokens has no room for a prompt and a response.",
             "context",
             f"use up to {longest}.",
         )
-    tokens = longest if asked is None else asked
+    tokens = longest if requested is None else requested
     reason = f"trained at {trained:,}"
     if tokens > trained:
         reason += (
             ", extended by dynamic NTK"
             if config.extension.dynamic_ntk
-            else ", without dynamic NTK: expect nonsense beyond"
+            else ", without dynamic NTK: expect nonsense past it"
         )
     if tokens > longest > trained:
-        reason += f"; beyond {longest:,} its quality falls"
+        reason += f"; quality drops past {longest:,}"
     return tokens, f"{tokens:,} tokens ({reason})"

@@ -1,7 +1,7 @@
-"""Texts and conversations in, what follows out: the engine as one function.
+"""Prompts and conversations in, completions out: the engine as one function.
 
-A conversation that ends with the assistant's turn is one whose answer has begun: the model goes on
-from its last character.
+If a conversation ends with an assistant's turn, the model continues that turn after its last
+character.
 """
 
 import dataclasses
@@ -16,36 +16,36 @@ from qwen_jax.tokenizer.bpe import Tokenizer
 
 
 class Completer:
-    """Answers in ChatML.
+    """Completes conversations in ChatML.
 
     Args:
-      engine: with room for some conversations at a time; the answers do not depend on how many.
-      sampling: of every answer, but for the seed, which is each conversation's own. A conversation
-        that leaves no room for max_new_tokens is not answered.
+      engine: its batch size does not change the completions.
+      sampling: of every completion, except the seed, which each conversation has its own. A
+        conversation without room for max_new_tokens is skipped.
     """
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, sampling: SamplingParams):
         self._engine, self._tokenizer = engine, tokenizer
-        self._sampling = sampling.also_ending_at(chatml.stop_ids(tokenizer))
+        self._sampling = sampling.with_stop_ids(chatml.stop_ids(tokenizer))
 
     def stream(
-        self, talks: Sequence[Sequence[Turn]], seeds: Sequence[int]
+        self, conversations: Sequence[Sequence[Turn]], seeds: Sequence[int]
     ) -> Iterator[tuple[int, Completion | None]]:
-        """(place, answer) as they end; None where fewer than max_new_tokens are left for it.
+        """Yields (index, completion) as they finish; None without room for max_new_tokens.
 
         Raises:
-          TokenizerError: a conversation of another form.
+          TokenizerError: a malformed conversation.
         """
-        places = {}
-        for place, (talk, seed) in enumerate(zip(talks, seeds, strict=True)):
-            tokens = self._prompt(talk)
-            if len(tokens) + self._sampling.max_new_tokens > self._engine.slots:
-                yield place, None
+        indices = {}
+        for index, (conversation, seed) in enumerate(zip(conversations, seeds, strict=True)):
+            tokens = self._prompt(conversation)
+            if len(tokens) + self._sampling.max_new_tokens > self._engine.max_model_len:
+                yield index, None
                 continue
             sampling = dataclasses.replace(self._sampling, seed=seed)
-            (request,) = self._engine.submit(Request(tuple(tokens), sampling))
-            places[request] = place
-        parts = {request: ([], []) for request in places}
+            (request_id,) = self._engine.submit(Request(tuple(tokens), sampling))
+            indices[request_id] = index
+        parts = {request_id: ([], []) for request_id in indices}
         while parts:
             for event in self._engine.step():
                 tokens, texts = parts[event.request_id]
@@ -54,29 +54,30 @@ class Completer:
                 if event.finish is not None:
                     del parts[event.request_id]
                     yield (
-                        places[event.request_id],
+                        indices[event.request_id],
                         Completion(tuple(tokens), "".join(texts), None, event.finish),
                     )
 
-    def texts(self, talks: Sequence[Sequence[Turn]]) -> list[str | None]:
-        """The answers alone, in order, all with seed 0."""
-        found = dict(self.stream(talks, [0] * len(talks)))
-        answers = [found[place] for place in range(len(talks))]
-        return [None if answer is None else answer.text for answer in answers]
+    def texts(self, conversations: Sequence[Sequence[Turn]]) -> list[str | None]:
+        """Returns only the texts of the completions, in order, all with seed 0."""
+        found = dict(self.stream(conversations, [0] * len(conversations)))
+        completions = [found[index] for index in range(len(conversations))]
+        return [None if completion is None else completion.text for completion in completions]
 
-    def _prompt(self, talk: Sequence[Turn]) -> list[int]:
-        begun = ""
-        if talk and talk[-1][0] == "assistant":
-            *talk, (_, begun) = talk
-        return [*chatml.prompt(talk, self._tokenizer).tolist(), *self._tokenizer.encode(begun)]
+    def _prompt(self, conversation: Sequence[Turn]) -> list[int]:
+        prefix = ""  # of the assistant's turn
+        if conversation and conversation[-1][0] == "assistant":
+            *conversation, (_, prefix) = conversation
+        tokens = chatml.prompt(conversation, self._tokenizer).tolist()
+        return [*tokens, *self._tokenizer.encode(prefix)]
 
 
 def continuations(
     engine: Engine, tokenizer: Tokenizer, prompt: str, sampling: SamplingParams
 ) -> list[str]:
-    """The n texts that follow a prompt as it stands; an empty one is the start of a document."""
+    """Returns the n texts that continue a plain prompt; an empty one starts a document."""
     request = Request(
         tuple(tokenizer.encode(prompt)) or (tokenizer.end_of_text,),
-        sampling.also_ending_at((tokenizer.end_of_text,)),
+        sampling.with_stop_ids((tokenizer.end_of_text,)),
     )
-    return [answer.text for answer in engine.run([request])]
+    return [completion.text for completion in engine.run([request])]

@@ -1,6 +1,6 @@
-"""Decoding of a fixed batch: prefill the KV cache with the prompts, then one token a row and step.
+"""Decoding of a fixed batch: prefill the prompts, then one token per sequence and step.
 
-Requests that come and go while others run are the engine's (engine.py).
+For requests that come and go while others run, see engine.py.
 
 B batch, T padded prompt length, R room for new tokens.
 """
@@ -40,30 +40,30 @@ def generate(
     stop_ids: Sequence[int] = (),
     vocab_size: int | None = None,
 ) -> list[Any]:
-    """Continues one prompt or several, each as if it were alone.
+    """Continues one or several prompts, each independently of the others.
 
-    Prompts are padded on the right to a power of two, and so are the batch and the room for new
-    tokens: a second call of about the same size compiles nothing. Dynamic NTK's alpha is fixed by
-    the prompt's length (report 2.5).
+    Prompts, the batch and the room for new tokens are padded to powers of two (prompts on the
+    right), so a second call of a similar size compiles nothing. The prompt's length fixes dynamic
+    NTK's alpha (report 2.5).
 
     Args:
       params: weights; they stay on the devices they are on.
-      prompt_tokens: one prompt (a list of ids or an int array [T]) or several (a list of such, of
-        any lengths, or an int array [B, T]).
-      max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed: as SamplingParams has
-        them (inference/sampling.py); one value for all prompts, or a sequence with one for each.
-        With one seed, row b draws with stream b; with its own, as it would in a batch of one.
-      stop_ids: a row ends when it produces one of these; the stop id is not part of its result.
-      vocab_size: ids from here on, an embedding's padding, are never produced. None: all of
+      prompt_tokens: one prompt (a list of ids or an int array [T]) or several (a list of these,
+        of any lengths, or an int array [B, T]).
+      max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed: as in SamplingParams
+        (inference/sampling.py); one value for all prompts, or a sequence with one for each. With
+        one seed, prompt b samples with stream b; with its own seed, as in a batch of one.
+      stop_ids: a sequence finishes when it samples one of these, which is not part of the result.
+      vocab_size: ids from here on, an embedding's padding, are never sampled. None: all of
         config.vocab_size are real.
 
     Returns:
-      The new tokens only: a list of ids for one prompt, a list of lists for several. A row shorter
-      than max_new_tokens ended at a stop id.
+      Only the new tokens: a list of ids for one prompt, a list of lists for several. A list shorter
+      than max_new_tokens finished with a stop id.
 
     Raises:
-      DataError: an empty prompt, or ids outside of the vocabulary.
-      ConfigError: a setting out of its range.
+      DataError: an empty prompt, or ids outside the vocabulary.
+      ConfigError: a setting out of range.
 
     Example:
       >>> generate(params, tokenizer.encode("def main("), config=config, max_new_tokens=32,
@@ -99,8 +99,8 @@ def generate(
     room = _bucket(int(sampling.limits.max()))
     new = rollout(params, padded, lengths, sampling, config=config, room=room)
     tokens = jax.device_get(new.tokens)
-    rows = [row[row >= 0].tolist() for row in tokens[: len(prompts)]]
-    return rows[0] if single else rows
+    new_tokens = [row[row >= 0].tolist() for row in tokens[: len(prompts)]]
+    return new_tokens[0] if single else new_tokens
 
 
 @functools.partial(jax.jit, static_argnames=("config", "room"))
@@ -113,12 +113,12 @@ def rollout(
     config: ModelConfig,
     room: int,
 ) -> NewTokens:
-    """Continues every row until all are done: prefill and the whole loop in one program.
+    """Continues every prompt until all have finished: prefill and decoding in one program.
 
     Args:
       prompts: int32 [B, T], padded on the right.
-      lengths: int32 [B]; the tokens of each prompt. A row of length 0 gets no tokens.
-      sampling: per row; its limits are at most `room`.
+      lengths: int32 [B]; the tokens of each prompt. A prompt of length 0 gets no tokens.
+      sampling: per prompt; its limits are at most `room`.
     """
     B, T = prompts.shape
     params = for_decoding(params, config=config)
@@ -127,7 +127,7 @@ def rollout(
         params, prompts, cache, config=config, num_tokens=lengths, empty=True
     )
     real = jnp.arange(T, dtype=jnp.int32)[None] < lengths[:, None]
-    # Padding counts as an id behind the vocabulary, which is dropped.
+    # Padding becomes an id past the vocabulary, which is dropped.
     seen = (
         jnp.zeros((B, config.vocab_size), bool)
         .at[jnp.arange(B, dtype=jnp.int32)[:, None], jnp.where(real, prompts, config.vocab_size)]
@@ -156,13 +156,13 @@ def rollout(
     )
 
 
-def _bucket(n: int, least: int = _SMALLEST_BUCKET) -> int:
-    """The power of two that n tokens or rows are padded to."""
-    return max(least, 1 << max(n - 1, 0).bit_length())
+def _bucket(n: int, minimum: int = _SMALLEST_BUCKET) -> int:
+    """Returns the power of two that n tokens or prompts are padded to."""
+    return max(minimum, 1 << max(n - 1, 0).bit_length())
 
 
 def _pad(prompts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [B, T] and lengths [B], both dimensions a bucket; rows of length 0 fill the batch."""
+    """Returns tokens [B, T] and lengths [B], padded to buckets with prompts of length 0."""
     lengths = np.zeros(_bucket(len(prompts), 1), np.int32)
     lengths[: len(prompts)] = [len(prompt) for prompt in prompts]
     padded = np.zeros((len(lengths), _bucket(int(lengths.max()))), np.int32)
@@ -172,30 +172,30 @@ def _pad(prompts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _read_prompts(prompt_tokens, vocab_size: int) -> tuple[list[np.ndarray], bool]:
-    """The prompts as int32 arrays, and whether one alone was given."""
+    """Returns the prompts as int32 arrays, and whether the argument was a single prompt."""
     where = "generate(prompt_tokens)"
     if hasattr(prompt_tokens, "ndim"):
         if prompt_tokens.ndim not in (1, 2):
             raise DataError(
                 f"prompt_tokens has shape {prompt_tokens.shape}.", where, "pass ids [T] or [B, T]."
             )
-        rows = np.asarray(prompt_tokens)
-        single = rows.ndim == 1
+        prompts = np.asarray(prompt_tokens)
+        single = prompts.ndim == 1
     else:
-        rows = list(prompt_tokens)
-        single = not rows or not (
-            isinstance(rows[0], (list, tuple)) or getattr(rows[0], "ndim", 0) > 0
+        prompts = list(prompt_tokens)
+        single = not prompts or not (
+            isinstance(prompts[0], (list, tuple)) or getattr(prompts[0], "ndim", 0) > 0
         )
-    rows = [rows] if single else list(rows)
-    if not rows:
-        raise DataError("there is no prompt: the batch is empty.", where, "pass at least one.")
+    prompts = [prompts] if single else list(prompts)
+    if not prompts:
+        raise DataError("no prompt: the batch is empty.", where, "pass at least one.")
     return [
         read_ids(
-            row,
+            prompt,
             vocab_size,
-            where if single else f"{where}, row {index}",
+            where if single else f"{where}, prompt {index}",
             DataError,
             may_be_empty=False,
         )
-        for index, row in enumerate(rows)
+        for index, prompt in enumerate(prompts)
     ], single

@@ -1,12 +1,12 @@
-"""The generation engine: requests come and go while others run (a continuous batch).
+"""The generation engine: continuous batching, where requests come and go while others run.
 
-A fixed number of rows over one KV cache. A step admits what fits, prefills a part of the prompts
-that wait and advances the rows that decode by a few tokens. Shapes never change, so that after the
-first of each kind nothing is compiled.
+The engine has a fixed number of decode slots over one KV cache. A step admits waiting requests,
+prefills part of their prompts and decodes a few tokens in every running slot. Shapes never change,
+so nothing is compiled after the first step of each kind.
 
-A request's answer does not depend on the rows beside it, on when it came or on what its row held
-before: rows never mix, prompts are cut into chunks at fixed places, and keys that an earlier prompt
-left are used again only in whole chunks.
+A completion does not depend on the other slots, on its time of arrival or on its slot's history.
+Slots never mix, prompts are split into chunks at fixed positions, and the keys of an earlier prompt
+are reused only in full chunks.
 """
 
 from collections.abc import Iterable
@@ -23,7 +23,7 @@ from qwen_jax.inference.batching.limits import (
     check_settings,
     real_vocab_size,
 )
-from qwen_jax.inference.batching.scheduler import Chunk, Job, Scheduler
+from qwen_jax.inference.batching.scheduler import Choice, Chunk, Scheduler
 from qwen_jax.inference.decoder.kv_cache import BLOCK, cache_bytes
 from qwen_jax.inference.decoder.weights import PrepackedParams, for_decoding
 from qwen_jax.inference.request import Completion, Event, Request
@@ -31,7 +31,7 @@ from qwen_jax.inference.sampling import (
     MAX_STOP_TOKEN_IDS,
     SamplingParams,
     sampling_arrays,
-    write_row,
+    write_slot,
 )
 from qwen_jax.inference.stream import TextStream, token_bytes
 from qwen_jax.tokenizer.bpe import Tokenizer
@@ -39,25 +39,26 @@ from qwen_jax.types import Params
 
 
 class Engine:
-    """Continues prompts, many at a time, as tokens come.
+    """Continues many prompts at a time and returns tokens as they are sampled.
 
     Args:
-      params: weights; they stay on the devices they are on. A copy in config.compute_dtype is made
-        where they have another (weights.for_decoding).
-      tokenizer: for texts and stop strings; without one events carry no text.
-      rows: how many requests decode at the same time.
-      slots: tokens of prompt and answer that a row has room for; None: config.context_length.
+      params: weights; they stay on their devices. Weights in another dtype than
+        config.compute_dtype are copied (weights.for_decoding).
+      tokenizer: for texts and stop strings; without one, events have no text.
+      max_num_seqs: the number of decode slots: sequences that run at the same time.
+      max_model_len: tokens of prompt and completion that a slot has room for, rounded up to a
+        multiple of 64; None: config.context_length.
       cache_dtype: of the KV cache, one of float32, bfloat16, float16, int8; None: compute_dtype.
-      prefill_chunk: tokens of a prompt computed at a time, between the steps of other rows; a power
-        of two.
-      decode_steps: tokens per row computed before the host looks at them.
-      mesh: the devices that the weights are spread over; the cache is spread alike, rows over the
-        batch axes and key-value heads over the tensor axis.
-      memory_gib: what the cache may take of each device; None: what the device has left.
-      vocab_size: ids from here on are never produced; None: the tokenizer's, or all.
+      prefill_chunk: tokens of a prompt computed at a time, between the decoding steps of other
+        slots; a power of two.
+      decode_steps: tokens per slot computed before the host reads them.
+      mesh: the devices that the weights are sharded over. The cache is sharded likewise, slots over
+        the batch axes and key-value heads over the tensor axis.
+      memory_gib: the cache's limit per device; None: the device's free memory.
+      vocab_size: ids from here on are never sampled; None: the tokenizer's size, or all.
 
     Raises:
-      ConfigError: a setting out of its range; a cache that does not fit, with the numbers.
+      ConfigError: a setting out of range, or a cache that does not fit, with the numbers.
 
     Example:
       >>> engine = Engine(params, config, tokenizer=tokenizer)  # doctest: +SKIP
@@ -73,8 +74,8 @@ class Engine:
         config: ModelConfig,
         *,
         tokenizer: Tokenizer | None = None,
-        rows: int = 8,
-        slots: int | None = None,
+        max_num_seqs: int = 8,
+        max_model_len: int | None = None,
         cache_dtype: str | None = None,
         prefill_chunk: int = 512,
         decode_steps: int = 8,
@@ -82,102 +83,106 @@ class Engine:
         memory_gib: float | None = None,
         vocab_size: int | None = None,
     ):
-        slots = config.context_length if slots is None else slots
+        max_model_len = config.context_length if max_model_len is None else max_model_len
         check_settings(
-            rows=rows,
-            slots=slots,
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len,
             decode_steps=decode_steps,
             prefill_chunk=prefill_chunk,
             cache_dtype=cache_dtype,
         )
         self._vocab_size = real_vocab_size(vocab_size, tokenizer, config)
-        self.slots = -(-slots // BLOCK) * BLOCK
+        self.max_model_len = -(-max_model_len // BLOCK) * BLOCK
         self.config, self.mesh, self.tokenizer = config, mesh, tokenizer
         self._cache_dtype, self._decode_steps = cache_dtype, decode_steps
         check_memory(
             config,
-            rows=rows,
-            slots=self.slots,
+            num_slots=max_num_seqs,
+            max_length=self.max_model_len,
             cache_dtype=cache_dtype,
             mesh=mesh,
             memory_gib=memory_gib,
         )
         self._params = for_decoding(params, config=config)
-        self._rows = device.make_rows(
+        self._batch = device.init_batch(
             config=config,
             mesh=mesh,
-            rows=rows,
-            slots=self.slots,
+            num_slots=max_num_seqs,
+            max_length=self.max_model_len,
             cache_dtype=cache_dtype,
             layer_by_layer=isinstance(self._params, PrepackedParams),
         )
-        self._schedule = Scheduler(config, rows=rows, chunk=prefill_chunk)
+        self._scheduler = Scheduler(config, num_slots=max_num_seqs, chunk=prefill_chunk)
         self._sampling = sampling_arrays(
-            [SamplingParams(max_new_tokens=1)] * rows,
+            [SamplingParams(max_new_tokens=1)] * max_num_seqs,
             vocab_size=self._vocab_size,
             num_stop_ids=MAX_STOP_TOKEN_IDS,
         )
         self._table = None if tokenizer is None else token_bytes(tokenizer)
-        self._events: list[Event] = []  # of what ended between two steps
+        self._events: list[Event] = []  # of requests cancelled between two steps
         self._next_id = 0
 
     def memory(self) -> int:
-        """Bytes of the KV cache, over all devices."""
-        rows = len(self._schedule.jobs)
-        return cache_bytes(self.config, rows, self.slots, dtype=self._cache_dtype)
+        """Returns the bytes of the KV cache, summed over all devices."""
+        num_slots = len(self._scheduler.running)
+        return cache_bytes(self.config, num_slots, self.max_model_len, dtype=self._cache_dtype)
 
     @property
     def busy(self) -> bool:
-        """Whether a step would do something."""
-        return bool(self._events) or self._schedule.busy
+        """Whether a request is waiting or running, or an event is pending."""
+        return bool(self._events) or self._scheduler.busy
 
     @property
-    def free_rows(self) -> int:
-        """Rows that no request holds."""
-        return sum(job is None for job in self._schedule.jobs)
+    def free_slots(self) -> int:
+        """The number of decode slots without a request."""
+        return sum(choice is None for choice in self._scheduler.running)
 
     def submit(self, request: Request) -> list[int]:
-        """Puts a request in the queue; each of its n answers has a request id of its own.
+        """Queues a request and returns n request ids, one for each of its completions.
 
-        They share what is computed for the prompt. Answer i draws with stream i of the seed.
+        The completions share the prompt's prefill. Completion i samples with stream i of the seed.
 
         Raises:
-          ConfigError, DataError: what cannot be done by this engine, with the numbers.
+          ConfigError, DataError: a request that this engine cannot run, with the numbers.
         """
         check_request(
             request,
             self.config,
             vocab_size=self._vocab_size,
-            slots=self.slots,
+            max_length=self.max_model_len,
             tokenizer=self.tokenizer,
         )
-        jobs = [
-            Job(self._next_id + i, request, i, self._text_stream(request))
+        choices = [
+            Choice(self._next_id + i, request, i, self._text_stream(request))
             for i in range(request.sampling.n)
         ]
-        self._next_id += len(jobs)
-        self._schedule.queue.extend(jobs)
-        return [job.id for job in jobs]
+        self._next_id += len(choices)
+        self._scheduler.waiting.extend(choices)
+        return [choice.id for choice in choices]
 
     def cancel(self, request_id: int) -> None:
-        """Ends a request, wherever it is; its last event says so. One that has ended stays so."""
-        job = self._schedule.remove(request_id)
-        if job is not None:
-            self._events.append(_end(job, "cancelled"))
+        """Cancels a waiting or running request.
+
+        The next step returns its last event, with finish "cancelled". A request that has finished
+        does not change.
+        """
+        choice = self._scheduler.remove(request_id)
+        if choice is not None:
+            self._events.append(_last_event(choice, "cancelled"))
 
     def step(self) -> list[Event]:
-        """Admits what fits, prefills up to a chunk, decodes up to decode_steps tokens a row."""
+        """Admits requests, prefills up to a chunk, decodes up to decode_steps tokens per slot."""
         self._admit()
         first = self._prefill()
-        begun, new = self._schedule.begun, None
-        if begun.any():
-            self._rows, new, active = device.advance(
+        decoding, new = self._scheduler.decoding, None
+        if decoding.any():
+            self._batch, new, active = device.advance(
                 self._params,
-                self._rows,
-                begun,
+                self._batch,
+                decoding,
                 self._sampling,
                 np.int32(self._decode_steps),
-                np.bool_(bool(self._schedule.queue)),
+                np.bool_(bool(self._scheduler.waiting)),
                 config=self.config,
                 mesh=self.mesh,
                 room=self._decode_steps,
@@ -185,19 +190,19 @@ class Engine:
         events, self._events = self._events, []
         if new is None:
             return events
-        # One wait for the devices, for all of the step.
+        # The only time in a step that the host waits for the devices.
         first, new, active = jax.device_get((first, new, active))
-        for row in np.flatnonzero(begun).tolist():
-            tokens, logprobs = new.tokens[row], new.logprobs[row]
-            if row in first:
-                tokens = np.concatenate([first[row][0][None], tokens])
-                logprobs = np.concatenate([first[row][1][None], logprobs])
+        for slot in np.flatnonzero(decoding).tolist():
+            tokens, logprobs = new.tokens[slot], new.logprobs[slot]
+            if slot in first:
+                tokens = np.concatenate([first[slot][0][None], tokens])
+                logprobs = np.concatenate([first[slot][1][None], logprobs])
             count = int(np.argmax(np.append(tokens, -1) < 0))
-            events += self._new_tokens(row, tokens[:count], logprobs[:count], bool(active[row]))
+            events += self._new_tokens(slot, tokens[:count], logprobs[:count], bool(active[slot]))
         return events
 
     def run(self, requests: Iterable[Request]) -> list[Completion]:
-        """Answers all requests, in order; the n answers of one follow one another."""
+        """Completes all requests, in order; the n completions of a request are consecutive."""
         ids = [i for request in requests for i in self.submit(request)]
         parts = {i: ([], [], []) for i in ids}
         finish: dict[int, str] = {}
@@ -223,58 +228,64 @@ class Engine:
         ]
 
     def _admit(self) -> None:
-        for job, chosen in self._schedule.admit():
-            if chosen.source is not None and chosen.source != chosen.row:
-                self._rows = device.copy_row(
-                    self._rows,
-                    np.int32(chosen.source),
-                    np.int32(chosen.row),
-                    np.int32(chosen.shared),
+        for choice, placement in self._scheduler.admit():
+            if placement.source is not None and placement.source != placement.slot:
+                self._batch = device.copy_slot(
+                    self._batch,
+                    np.int32(placement.source),
+                    np.int32(placement.slot),
+                    np.int32(placement.shared),
                 )
-            write_row(self._sampling, chosen.row, job.request.sampling, stream=job.stream)
+            write_slot(
+                self._sampling, placement.slot, choice.request.sampling, stream=choice.stream
+            )
 
     def _prefill(self) -> dict[int, tuple]:
-        """Row -> first token and its log-probability, still on the devices, of rows that begin."""
+        """Prefills, and samples first tokens.
+
+        Returns:
+          Slot -> first token and its log-probability, both still on the devices.
+        """
         first = {}
-        for work in self._schedule.prefill():
+        for work in self._scheduler.prefill():
             if isinstance(work, Chunk):
-                self._rows = device.prefill(
-                    self._params, self._rows, *work, config=self.config, mesh=self.mesh
+                self._batch = device.prefill(
+                    self._params, self._batch, *work, config=self.config, mesh=self.mesh
                 )
             else:
-                first[work] = self._begin(work)
+                first[work] = self._sample_first(work)
         return first
 
-    def _begin(self, row: int) -> tuple:
-        tokens = self._schedule.job(row).request.prompt
-        prompt = np.full(self.slots, self.config.vocab_size, np.int32)
+    def _sample_first(self, slot: int) -> tuple:
+        tokens = self._scheduler.choice(slot).request.prompt
+        prompt = np.full(self.max_model_len, self.config.vocab_size, np.int32)
         prompt[: len(tokens)] = tokens
-        own = jax.tree.map(lambda x: x[row : row + 1] if np.ndim(x) else x, self._sampling)
-        self._rows, token, logprob = device.begin(
-            self._rows, np.int32(row), prompt, np.int32(len(tokens)), own
+        sampling = jax.tree.map(lambda x: x[slot : slot + 1] if np.ndim(x) else x, self._sampling)
+        self._batch, token, logprob = device.sample_first(
+            self._batch, np.int32(slot), prompt, np.int32(len(tokens)), sampling
         )
         return token, logprob
 
-    def _new_tokens(self, row: int, tokens, logprobs, active: bool) -> list[Event]:
-        job, events = self._schedule.job(row), []
-        sampling = job.request.sampling
+    def _new_tokens(self, slot: int, tokens, logprobs, active: bool) -> list[Event]:
+        choice, events = self._scheduler.choice(slot), []
+        sampling = choice.request.sampling
         for token, logprob in zip(tokens.tolist(), logprobs.tolist(), strict=True):
-            job.count += 1
-            text = "" if job.text is None else job.text.add(token)
-            events.append(Event(job.id, token, text, logprob if sampling.logprobs else None))
-            if job.text is not None and job.text.stopped:
+            choice.count += 1
+            text = "" if choice.text is None else choice.text.add(token)
+            events.append(Event(choice.id, token, text, logprob if sampling.logprobs else None))
+            if choice.text is not None and choice.text.stopped:
                 active = False
                 break
         if not active:
-            stopped = job.text is not None and job.text.stopped
-            limit = job.count == sampling.max_new_tokens
-            events.append(_end(job, "length" if limit and not stopped else "stop"))
-            self._schedule.release(row)
+            stopped = choice.text is not None and choice.text.stopped
+            limit = choice.count == sampling.max_new_tokens
+            events.append(_last_event(choice, "length" if limit and not stopped else "stop"))
+            self._scheduler.release(slot)
         return events
 
     def _text_stream(self, request: Request) -> TextStream | None:
         return None if self._table is None else TextStream(self._table, request.sampling.stop)
 
 
-def _end(job: Job, finish: str) -> Event:
-    return Event(job.id, None, "" if job.text is None else job.text.finish(), None, finish)
+def _last_event(choice: Choice, finish: str) -> Event:
+    return Event(choice.id, None, "" if choice.text is None else choice.text.finish(), None, finish)

@@ -1,12 +1,13 @@
-"""Prompts in, answers out, a line of JSON each; killed at any moment, it goes on where it was.
+"""Batch inference from a JSONL file of prompts to a JSONL file of completions; resumes if killed.
 
-A line is {"prompt": text} or {"messages": [...]}, with an "id" if it likes and any field of
-sampling.SamplingParams. Its answer is
-{"line": number, "id": ..., "answers": [{"text", "finish", "tokens"}]}.
+An input line is {"prompt": text} or {"messages": [...]}, with an optional "id" and any field of
+sampling.SamplingParams. Its output line is
+{"line": number, "id": ..., "answers": [{"text", "finish", "tokens"}]}, one entry per completion.
 
-Answers are appended to OUTPUT.partial as they end; when all are there they are put in the order of
-the input and OUTPUT appears, whole. OUTPUT.run.json says what it was made from. The seed of a line
-is the run's plus its place, so an answer depends neither on what it is computed with nor on when.
+Completions are appended to OUTPUT.partial as they finish. When all have finished, they are sorted
+in the order of the input and OUTPUT is written atomically. OUTPUT.run.json records what it was made
+from. A line's seed is the run's seed plus its index, so a completion depends neither on the batch
+nor on the time it is computed.
 """
 
 import collections
@@ -34,24 +35,24 @@ from qwen_jax.types import Params
 from qwen_jax.utils.append_only import check_same, open_alone, whole_lines
 from qwen_jax.utils.files import atomic_write, read_json, write_json
 
-_MOST_NAMED = 20  # bad lines in one error
+_MAX_NAMED = 20  # invalid lines that one error lists
 
 
-# What a line gets where it does not say otherwise.
+# The defaults of a line.
 DEFAULTS = SamplingParams(max_new_tokens=200, temperature=0.7, top_p=0.95)
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One line of the input, as it goes to the engine."""
+    """One line of the input, as an engine request."""
 
-    number: int  # from 1, as editors count
-    id: Any  # the line's own; None if it has none
+    number: int  # from 1, as in editors
+    id: Any  # the line's id; None if it has none
     request: Request
 
 
 class Source:
-    """The input file, read twice: once to find every fault, once to work through it."""
+    """The input file. It is read twice: first to validate every line, then to run them."""
 
     def __init__(
         self,
@@ -65,10 +66,10 @@ class Source:
         self._sampling, self._context = sampling, context
 
     def check(self) -> tuple[int, str]:
-        """The number of lines with something in them, and the file's SHA-256.
+        """Returns the number of non-empty lines, and the file's SHA-256.
 
         Raises:
-          DataError: bad lines, by number; no lines; no such file.
+          DataError: invalid lines, by number; no lines; no such file.
         """
         bad, count, digest = [], 0, hashlib.sha256()
         for number, raw in self._raw():
@@ -81,18 +82,18 @@ class Source:
             except QwenJaxError as error:
                 bad.append(f"line {number}: {error.what}")
         if bad:
-            more = [f"and {len(bad) - _MOST_NAMED} more"] if len(bad) > _MOST_NAMED else []
-            named = "\n         ".join([f"{len(bad)} bad lines.", *bad[:_MOST_NAMED], *more])
-            raise DataError(named, str(self._path), "correct them; nothing was run.")
+            more = [f"and {len(bad) - _MAX_NAMED} more"] if len(bad) > _MAX_NAMED else []
+            named = "\n         ".join([f"{len(bad)} invalid lines.", *bad[:_MAX_NAMED], *more])
+            raise DataError(named, str(self._path), "fix these lines; nothing was run.")
         if not count:
-            raise DataError("there are no lines.", str(self._path), "write one prompt a line.")
+            raise DataError("the file has no lines.", str(self._path), "write one prompt per line.")
         return count, digest.hexdigest()
 
     def identity(self) -> dict[str, Any]:
-        """What the answers depend on in addition to the file, as OUTPUT.run.json has it.
+        """Returns what the completions depend on besides the file, for OUTPUT.run.json.
 
-        A setting that is younger than the files in use is named only if it is set, so that older
-        runs go on.
+        A setting that older versions did not have is included only if it is set, so older runs
+        still resume.
         """
         settings = dataclasses.asdict(self._sampling)
         if not settings["stop_token_ids"]:
@@ -114,9 +115,9 @@ class Source:
                 yield from enumerate(file, start=1)
         except OSError as error:
             raise DataError(
-                f"the prompts cannot be read: {error.strerror}.",
+                f"cannot read the prompts: {error.strerror}.",
                 str(self._path),
-                "name a file with a line of JSON for each prompt.",
+                "pass a file with one JSON object per line.",
             ) from error
 
     def _parse(self, number: int, raw: bytes) -> Line:
@@ -124,10 +125,10 @@ class Source:
         try:
             fields = json.loads(raw)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"it is not JSON ({error}).", where, "write one object.") from None
+            raise DataError(f"not JSON ({error}).", where, "write one JSON object.") from None
         if not isinstance(fields, dict) or ("prompt" in fields) == ("messages" in fields):
             raise DataError(
-                "it is not an object with either prompt or messages.",
+                "not an object with either prompt or messages.",
                 where,
                 'write {"prompt": ...} or {"messages": [...]}.',
             )
@@ -135,7 +136,7 @@ class Source:
         if "prompt" in fields:
             text = fields.pop("prompt")
             if not isinstance(text, str):
-                raise DataError("the prompt is not text.", where, "write a string.")
+                raise DataError("the prompt is not a string.", where, "write a string.")
             prompt = self._tokenizer.encode(text) or [self._tokenizer.end_of_text]
             stop_ids = (self._tokenizer.end_of_text,)
         else:
@@ -147,10 +148,10 @@ class Source:
         request = self._request(prompt, stop_ids, fields, number)
         if len(prompt) + request.sampling.max_new_tokens > self._context:
             raise DataError(
-                f"{len(prompt)} tokens and {request.sampling.max_new_tokens} new ones are over "
+                f"{len(prompt)} tokens and {request.sampling.max_new_tokens} new ones exceed "
                 f"the context of {self._context}.",
                 where,
-                "shorten it.",
+                "shorten the prompt or lower max_new_tokens.",
             )
         return Line(number, line_id, request)
 
@@ -163,19 +164,20 @@ class Source:
                 )
         seed = (self._sampling.seed + number - 1) % 2**32
         sampling = dataclasses.replace(self._sampling, **{"seed": seed} | fields)
-        sampling = sampling.also_ending_at(stop_ids)
+        sampling = sampling.with_stop_ids(stop_ids)
         check_stop_token_ids(sampling, self._tokenizer.vocab_size)
         return Request(prompt, sampling)
 
 
 class Output:
-    """The output file as it grows. One process at a time; made before anything is computed.
+    """The growing output file, locked for one process and opened before anything is computed.
 
     Args:
-      identity: what the answers depend on. A file that was begun with another is refused.
+      identity: what the completions depend on. A file with another identity is rejected.
 
     Raises:
-      ConfigError: the file belongs to another run, another process writes it, or cannot be written.
+      ConfigError: the file belongs to another run, another process is writing it, or it cannot be
+        written.
     """
 
     def __init__(self, path: str | os.PathLike, identity: dict[str, Any]):
@@ -190,36 +192,38 @@ class Output:
             self.close()
             raise
         self.complete = self.path.exists()
-        self._places: dict[int, tuple[int, int]] = {}  # line -> offset and length in the partial
-        self._read_places()
+        self._spans: dict[
+            int, tuple[int, int]
+        ] = {}  # line -> offset and length in the partial file
+        self._read_spans()
 
     @property
     def done(self) -> set[int]:
-        """The numbers of the lines whose answers are there."""
-        return set(self._places)
+        """The numbers of the lines that are finished."""
+        return set(self._spans)
 
-    def add(self, line: Line, answers: list[dict[str, Any]]) -> None:
-        """Keeps a line's answers."""
+    def add(self, line: Line, choices: list[dict[str, Any]]) -> None:
+        """Appends a line's completions."""
         record = {"line": line.number} | ({} if line.id is None else {"id": line.id})
         raw = (
-            json.dumps(record | {"answers": answers}, ensure_ascii=False).encode("utf-8", "replace")
+            json.dumps(record | {"answers": choices}, ensure_ascii=False).encode("utf-8", "replace")
             + b"\n"
         )
         offset = self._file.seek(0, os.SEEK_END)
         self._file.write(raw)
         self._file.flush()
-        self._places[line.number] = offset, len(raw)
+        self._spans[line.number] = offset, len(raw)
 
     def finish(self) -> None:
-        """Puts the answers in order under their name."""
+        """Writes the lines, in order, to the final file."""
         with atomic_write(self.path) as file:
-            for _, (offset, length) in sorted(self._places.items()):
+            for _, (offset, length) in sorted(self._spans.items()):
                 self._file.seek(offset)
                 file.write(self._file.read(length))
         self.complete = True
 
     def close(self) -> None:
-        """Lets go of the file; a partial one that is empty or not needed any more goes."""
+        """Closes the file; deletes a partial file that is empty or no longer needed."""
         empty = self._file.seek(0, os.SEEK_END) == 0
         if getattr(self, "complete", False) or empty:
             self._partial.unlink(missing_ok=True)
@@ -230,76 +234,82 @@ class Output:
             check_same(read_json(self._record), identity, self.path, self._record)
         elif self.path.exists():
             raise ConfigError(
-                "the file is there, and not one of ours.", str(self.path), "name another file."
+                "the file exists, but this command did not write it.",
+                str(self.path),
+                "choose another file.",
             )
         else:
             write_json(self._record, identity)
 
-    def _read_places(self) -> None:
-        """Finds what is there; a line that was being written when the process died is cut off."""
-        for offset, length, row in whole_lines(self._file, self._partial):
-            self._places[row["line"]] = offset, length
+    def _read_spans(self) -> None:
+        """Finds the finished lines; truncates a line that was only partially written."""
+        for offset, length, record in whole_lines(self._file, self._partial):
+            self._spans[record["line"]] = offset, length
 
 
-def answer_file(
+def complete_file(
     source: Source,
     path: str | os.PathLike,
     made_from: dict[str, Any],
     start_engine: Callable[[], Engine],
     *,
-    rows: int,
+    max_num_seqs: int,
     log: Callable[[str], None],
 ) -> None:
-    """Answers all lines, from where an earlier run ended; with a bar on stderr.
+    """Completes all lines that an earlier run did not finish, with a progress bar on stderr.
 
     Args:
       path: the output.
-      made_from: what the answers depend on in addition to the source, such as the model.
-      start_engine: called if there is something left to do.
-      rows: what the engine computes at once.
+      made_from: what the completions depend on besides the source, such as the model.
+      start_engine: called if any line is left.
+      max_num_seqs: the engine's batch size.
+      log: receives a line at the start and at the end.
 
     Raises:
-      DataError: bad lines, by number; ConfigError: as of Output.
+      DataError: invalid lines, by number.
+      ConfigError: as in Output.
     """
     count, digest = source.check()
     output = Output(path, {"input_sha256": digest, **source.identity(), **made_from})
     try:
         if not output.complete:
             log(f"{count} lines, {len(output.done)} of them done")
-            run(start_engine(), source, output, rows=rows, count=count)
+            run(start_engine(), source, output, max_num_seqs=max_num_seqs, count=count)
     finally:
         output.close()
     log(f"{path}: {count} lines")
 
 
-def run(engine: Engine, source: Source, output: Output, *, rows: int, count: int) -> None:
-    """Answers every line that has no answer yet: lines, time left and speed on stderr."""
-    # Where nobody looks, a line in a while instead of one that moves.
+def run(engine: Engine, source: Source, output: Output, *, max_num_seqs: int, count: int) -> None:
+    """Completes the remaining lines; shows lines, time left and speed on stderr."""
+    # In a log file, an occasional line instead of a moving bar.
     interval = 0.5 if sys.stderr.isatty() else 30
     with tqdm(total=count, initial=len(output.done), unit="line", mininterval=interval) as bar:
         tokens = 0
-        for new in answer_lines(engine, source, output, rows=rows):
+        for new in complete_lines(engine, source, output, max_num_seqs=max_num_seqs):
             tokens += new
             seconds = max(bar.format_dict["elapsed"], 1e-6)
             bar.set_postfix_str(f"{tokens / seconds:.1f} tokens/s", refresh=False)
             bar.update()
 
 
-def answer_lines(engine: Engine, source: Source, output: Output, *, rows: int) -> Iterator[int]:
-    """Answers every line that has no answer yet, then completes the output.
+def complete_lines(
+    engine: Engine, source: Source, output: Output, *, max_num_seqs: int
+) -> Iterator[int]:
+    """Completes the remaining lines, then finishes the output.
 
-    Yields the number of new tokens of each line that is in the file.
+    Yields the number of new tokens of each line once it is in the file.
 
     Args:
-      rows: what the engine computes at once; twice as many are handed to it ahead.
+      max_num_seqs: the engine's batch size; twice as many requests are submitted ahead.
     """
     waiting = (line for line in source if line.number not in output.done)
     owners: dict[int, tuple[Line, int]] = {}  # request id -> line, sample
     unfinished: dict[int, dict[int, list]] = {}  # line -> sample -> its events
-    ended: collections.Counter[int] = collections.Counter()
+    finished: collections.Counter[int] = collections.Counter()
     line = next(waiting, None)
     while line is not None or owners:
-        while line is not None and len(owners) < 2 * rows:
+        while line is not None and len(owners) < 2 * max_num_seqs:
             for sample, request_id in enumerate(engine.submit(line.request)):
                 owners[request_id] = line, sample
             unfinished[line.number] = {sample: [] for sample in range(line.request.sampling.n)}
@@ -309,31 +319,34 @@ def answer_lines(engine: Engine, source: Source, output: Output, *, rows: int) -
             unfinished[owner.number][sample].append(event)
             if event.finish is not None:
                 del owners[event.request_id]
-                ended[owner.number] += 1
-                if ended[owner.number] == owner.request.sampling.n:
-                    answers = [
-                        _answer(events, owner.request.sampling.logprobs)
+                finished[owner.number] += 1
+                if finished[owner.number] == owner.request.sampling.n:
+                    choices = [
+                        _choice(events, owner.request.sampling.logprobs)
                         for events in unfinished.pop(owner.number).values()
                     ]
-                    output.add(owner, answers)
-                    yield sum(answer["tokens"] for answer in answers)
+                    output.add(owner, choices)
+                    yield sum(choice["tokens"] for choice in choices)
     output.finish()
 
 
-def _answer(events: list, logprobs: bool) -> dict[str, Any]:
+def _choice(events: list, logprobs: bool) -> dict[str, Any]:
     tokens = [event for event in events if event.token is not None]
-    answer = {
+    choice = {
         "text": "".join(event.text for event in events),
         "finish": events[-1].finish,
         "tokens": len(tokens),
     }
-    return answer | ({"logprobs": [event.logprob for event in tokens]} if logprobs else {})
+    return choice | ({"logprobs": [event.logprob for event in tokens]} if logprobs else {})
 
 
 def fingerprint(config: ModelConfig, params: Params) -> str:
-    """16 hex digits of the config and of a piece of each weight: training changes them all."""
+    """Returns 16 hex digits of the config and of a slice of each weight.
+
+    A slice is enough, because training changes all of a weight.
+    """
     digest = hashlib.sha256(repr(config).encode())
     for leaf in jax.tree.leaves(params):
-        piece = leaf[(slice(0, 1),) * (leaf.ndim - 1) + (slice(0, 256),)]
-        digest.update(np.asarray(piece).tobytes())
+        part = leaf[(slice(0, 1),) * (leaf.ndim - 1) + (slice(0, 256),)]
+        digest.update(np.asarray(part).tobytes())
     return digest.hexdigest()[:16]

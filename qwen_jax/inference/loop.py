@@ -1,9 +1,9 @@
-"""The decoding loop: choose a token for every row, write it down, compute the next logits.
+"""The decoding loop: sample a token for every sequence, record it, compute the next logits.
 
 Fixed batches (decode.generate), the continuous batch (engine) and rollouts run this one loop. Parts
-of the sampler that no row of the batch asks for are skipped at run time; nothing is compiled anew.
+of the sampler that no sequence needs are skipped at run time, without another compilation.
 
-B rows, R room for new tokens in one call, V vocabulary.
+B sequences, R room for new tokens in one call, V vocabulary.
 """
 
 import jax
@@ -20,40 +20,40 @@ from qwen_jax.types import Array, KVCache, Params
 class DecodeState(PyTreeNode):
     cache: KVCache
     last: Array  # int32 [B]; the newest token, not yet in the cache
-    counts: Array  # int32 [B]; new tokens so far, a stop id not among them
-    active: Array  # bool [B]; to be continued
-    seen: Array  # bool [B, V]; what the repetition penalty acts on
+    counts: Array  # int32 [B]; new tokens so far, without a stop id
+    active: Array  # bool [B]; not finished
+    seen: Array  # bool [B, V]; ids that the repetition penalty acts on
 
 
 class NewTokens(PyTreeNode):
-    """What one call added; a row's tokens come first, then -1."""
+    """The tokens that one call added; -1 follows the last one of each sequence."""
 
     tokens: Array  # int32 [B, R]
-    logprobs: Array  # float32 [B, R]; of the softmax of the model's own logits, nothing truncated
+    logprobs: Array  # float32 [B, R]; under the softmax of the model's logits, not truncated
 
 
 def choose(
     logits_BV: Array, seen_BV: Array, counts_B: Array, sampling: SamplingArrays
 ) -> tuple[Array, Array]:
-    """The next token of each row, int32 [B], and its log-probability, float32 [B]."""
+    """Samples the next token of each sequence, int32 [B], and its log-probability, float32 [B]."""
 
-    def only_if(wanted_B, change, logits):
-        return jax.lax.cond(jnp.any(wanted_B), change, lambda x: x, logits)
+    def only_if(needed_B, change, logits):
+        return jax.lax.cond(jnp.any(needed_B), change, lambda x: x, logits)
 
     logits_BV = filters.allow_below(logits_BV, sampling.vocab_size)
-    drawn_B = sampling.temperature > 0
+    sampled_B = sampling.temperature > 0
 
-    def draw(x):
-        x = filters.scale_temperature(x, jnp.where(drawn_B, sampling.temperature, 1.0))
+    def sample(x):
+        x = filters.scale_temperature(x, jnp.where(sampled_B, sampling.temperature, 1.0))
         x = only_if(
-            drawn_B & (sampling.top_k < x.shape[1]),
+            sampled_B & (sampling.top_k < x.shape[1]),
             lambda x: filters.keep_top_k(x, sampling.top_k),
             x,
         )
         x = only_if(
-            drawn_B & (sampling.top_p < 1.0), lambda x: filters.keep_top_p(x, sampling.top_p), x
+            sampled_B & (sampling.top_p < 1.0), lambda x: filters.keep_top_p(x, sampling.top_p), x
         )
-        return filters.sample(x, filters.row_keys(sampling.seeds, sampling.streams), counts_B)
+        return filters.sample(x, filters.sequence_keys(sampling.seeds, sampling.streams), counts_B)
 
     penalized_BV = only_if(
         sampling.repetition_penalty != 1.0,
@@ -62,8 +62,8 @@ def choose(
     )
     best_B = filters.greedy(penalized_BV)
     chosen_B = jax.lax.cond(
-        jnp.any(drawn_B),
-        lambda x: jnp.where(drawn_B, draw(x), best_B),
+        jnp.any(sampled_B),
+        lambda x: jnp.where(sampled_B, sample(x), best_B),
         lambda x: best_B,
         penalized_BV,
     )
@@ -72,17 +72,17 @@ def choose(
 
 
 def take(state: DecodeState, logits_BV: Array, sampling: SamplingArrays):
-    """Chooses for every active row: the state after it, tokens [B] (-1: none) and logprobs [B]."""
+    """Samples for every active sequence: the new state, tokens [B] (-1: none), logprobs [B]."""
     chosen_B, logprobs_B = choose(logits_BV, state.seen, state.counts, sampling)
     stops_B = jnp.any(chosen_B[:, None] == sampling.stop_ids, axis=1)
     adds_B = state.active & ~stops_B
     counts_B = state.counts + adds_B.astype(jnp.int32)
-    rows = jnp.arange(chosen_B.shape[0], dtype=jnp.int32)
+    index_B = jnp.arange(chosen_B.shape[0], dtype=jnp.int32)
     state = state.replace(
         last=chosen_B,
         counts=counts_B,
         active=adds_B & (counts_B < sampling.limits),
-        seen=state.seen.at[rows, chosen_B].max(adds_B),
+        seen=state.seen.at[index_B, chosen_B].max(adds_B),
     )
     return state, jnp.where(adds_B, chosen_B, -1), logprobs_B
 
@@ -97,11 +97,11 @@ def advance(
     config: ModelConfig,
     room: int,
 ) -> tuple[DecodeState, NewTokens]:
-    """Up to `steps` more tokens for every active row.
+    """Decodes up to `steps` more tokens for every active sequence.
 
     Args:
       steps: int32 [], at most `room`.
-      stop_early: bool []; end the call as soon as a row ends, for another to take its place.
+      stop_early: bool []; return as soon as a sequence finishes, to free its slot.
     """
     B = state.last.shape[0]
     before_B = state.active
@@ -109,10 +109,10 @@ def advance(
         tokens=jnp.full((B, room), -1, jnp.int32), logprobs=jnp.zeros((B, room), jnp.float32)
     )
 
-    def go_on(carry):
+    def unfinished(carry):
         step, state, _ = carry
-        ended = jnp.any(before_B & ~state.active)
-        return (step < steps) & jnp.any(state.active) & ~(stop_early & ended)
+        any_finished = jnp.any(before_B & ~state.active)
+        return (step < steps) & jnp.any(state.active) & ~(stop_early & any_finished)
 
     def next_token(carry):
         step, state, new = carry
@@ -130,5 +130,5 @@ def advance(
         )
         return step + jnp.int32(1), state, new
 
-    _, state, new = jax.lax.while_loop(go_on, next_token, (jnp.int32(0), state, new))
+    _, state, new = jax.lax.while_loop(unfinished, next_token, (jnp.int32(0), state, new))
     return state, new

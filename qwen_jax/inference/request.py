@@ -9,7 +9,7 @@ from qwen_jax.inference.token_ids import read_ids
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One prompt to continue. Checked when it is made; an error names the field."""
+    """One prompt to continue. Fields are validated on construction; an error names the field."""
 
     prompt: tuple[int, ...]  # token ids
     sampling: SamplingParams
@@ -21,18 +21,18 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Event:
-    """One new token of a request, or the request's end (no token, `finish` set)."""
+    """One new token of a request, or the end of the request (no token, `finish` set)."""
 
     request_id: int
     token: int | None
-    text: str  # complete characters only, held back while a stop text may have begun
-    logprob: float | None  # if the request has SamplingParams.logprobs
+    text: str  # only complete characters; held back while it may be part of a stop string
+    logprob: float | None  # only with SamplingParams.logprobs
     finish: str | None = None  # "stop", "length" or "cancelled" at the end
 
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """The whole answer to one request."""
+    """The full completion of one request."""
 
     tokens: tuple[int, ...]
     text: str  # empty without a tokenizer

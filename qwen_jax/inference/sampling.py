@@ -1,13 +1,13 @@
-"""How the next token is chosen and when an answer ends: SamplingParams, and its arrays on a batch.
+"""Sampling parameters: how the next token is chosen and when a completion finishes.
 
 Everything that generates has one SamplingParams per prompt: the engine's Request, a file of
-prompts, the chat, a call to the server, generate(), PPO's rollouts.
+prompts, the chat, a request to the server, generate(), PPO's rollouts.
 
 How to add a setting (presence_penalty, logit_bias, top_logprobs, min_p, ...), under vLLM's name:
-a field of SamplingParams whose default changes nothing, its rule in _RULES, its array in
-SamplingArrays and sampling_arrays, and its use in loop.choose, behind `only_if`. The files of
-prompts and the flags have it then; serve/calls moves it from _NEUTRAL to _SUPPORTED. Until all of
-that is there, the setting is refused by name.
+add a field of SamplingParams whose default changes nothing, its rule in _RULES, its array in
+SamplingArrays and sampling_arrays, and its use in loop.choose, inside `only_if`. Files of prompts
+and flags then have it; in serve/protocol, move it from _NEUTRAL to _SUPPORTED. Until all of this is
+done, the setting is rejected by name.
 """
 
 import dataclasses
@@ -23,33 +23,35 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.inference.token_ids import is_integer, read_ids
 from qwen_jax.types import Array
 
-MAX_STOP_TOKEN_IDS = 16  # of a request to the engine
+MAX_STOP_TOKEN_IDS = 16  # per request to the engine
 _INT32_MAX = np.iinfo(np.int32).max
-_FOR_ALL = ("stop", "stop_token_ids")  # lists by nature; `per_prompt` has one for all prompts
+_FOR_ALL = ("stop", "stop_token_ids")  # these are lists; `per_prompt` takes one for all prompts
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
-    """vLLM's parameters of the same name (max_new_tokens: its max_tokens). Checked when made.
+    """vLLM's parameters of the same name (max_new_tokens: its max_tokens).
 
     Raises:
-      ConfigError: a value out of its range; `where` is the field's name.
+      ConfigError: a value out of range; `where` is the field's name.
     """
 
-    max_new_tokens: int = dataclasses.field(metadata={"help": "the longest answer, in tokens"})
-    temperature: float = option(0.0, "logits are divided by it; 0: the most probable token, always")
-    top_k: int | None = option(None, "draw only from the k most probable tokens, before top_p")
+    max_new_tokens: int = dataclasses.field(
+        metadata={"help": "maximum number of tokens to generate per completion"}
+    )
+    temperature: float = option(0.0, "divides the logits; 0: greedy, the most probable token")
+    top_k: int | None = option(None, "sample only from the k most probable tokens, before top_p")
     top_p: float = option(
-        1.0, "draw only from the fewest tokens that have this probability together"
+        1.0, "sample only from the most probable tokens whose probabilities add up to this"
     )
     repetition_penalty: float = option(
-        1.0, "above 1: tokens of the prompt and the answer become less probable"
+        1.0, "above 1: tokens of the prompt and the completion become less probable"
     )
-    stop: tuple[str, ...] = option((), "texts that end an answer and are no part of it")
-    stop_token_ids: tuple[int, ...] = option((), "the same for ids, besides the format's own")
-    seed: int = option(0, "the same seed gives the same answer; in a file, of its first line")
-    n: int = option(1, "answers to each prompt; number i draws with stream i of the seed")
-    logprobs: bool = option(False, "of the chosen tokens, under the full softmax of the logits")
+    stop: tuple[str, ...] = option((), "strings that stop a completion; not part of the output")
+    stop_token_ids: tuple[int, ...] = option((), "token ids that also stop a completion")
+    seed: int = option(0, "seed of the samples; in a file of prompts, the first line's")
+    n: int = option(1, "completions per prompt; completion i samples with stream i of the seed")
+    logprobs: bool = option(False, "return log-probabilities of the sampled tokens, untruncated")
 
     def __post_init__(self):
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
@@ -63,14 +65,14 @@ class SamplingParams:
 
     @classmethod
     def named(cls, where: str, **fields: Any) -> "SamplingParams":
-        """SamplingParams whose errors name `where.format(field)`, such as the flag "--{}"."""
+        """Returns SamplingParams; errors name `where.format(field)`, such as the flag "--{}"."""
         try:
             return cls(**fields)
         except ConfigError as error:
             raise ConfigError(error.what, where.format(error.where), error.fix) from None
 
-    def also_ending_at(self, stop_token_ids: Sequence[int]) -> "SamplingParams":
-        """The same, with a format's own stop ids before the others."""
+    def with_stop_ids(self, stop_token_ids: Sequence[int]) -> "SamplingParams":
+        """Returns a copy with a prompt format's stop ids before the others."""
         both = (*stop_token_ids, *self.stop_token_ids)
         return dataclasses.replace(self, stop_token_ids=both)
 
@@ -79,7 +81,7 @@ def _is_number(value) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
-# Field -> what is allowed, what is wrong with the rest, and what to do about it.
+# Field -> a predicate, the problem with a value that fails it, and the fix.
 _RULES: dict[str, tuple[Callable[[Any], bool], str, str]] = {
     "max_new_tokens": (
         lambda x: is_integer(x) and x >= 1,
@@ -89,17 +91,17 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str, str]] = {
     "temperature": (
         lambda x: _is_number(x) and 0 <= x < np.inf,
         "is negative or not a number",
-        "use 0 for the most probable token, or about 0.7 to 1 to draw.",
+        "use 0 for greedy decoding, or about 0.7 to 1 to sample.",
     ),
     "top_k": (
         lambda x: x is None or is_integer(x) and x >= 1,
         "is not a positive integer",
-        "leave it out to turn it off.",
+        "omit it to turn it off.",
     ),
     "top_p": (
         lambda x: _is_number(x) and 0 < x <= 1,
         "is outside (0, 1]",
-        "use 1 to turn it off; temperature=0 for the most probable token.",
+        "use 1 to turn it off, or temperature=0 for greedy decoding.",
     ),
     "repetition_penalty": (
         lambda x: _is_number(x) and 0 < x < np.inf,
@@ -110,40 +112,40 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str, str]] = {
         lambda x: (
             isinstance(x, (list, tuple)) and all(isinstance(text, str) and text for text in x)
         ),
-        "is not a string or a list of strings, none empty",
-        "pass the texts that end an answer.",
+        "is not a string or a list of non-empty strings",
+        "pass the strings that stop a completion.",
     ),
     "seed": (
         lambda x: is_integer(x) and 0 <= x < 2**32,
         "is not an integer in [0, 2^32)",
-        "use one of these.",
+        "use one in this range.",
     ),
     "n": (lambda x: is_integer(x) and x >= 1, "is not a positive integer", "use 1 or more."),
-    "logprobs": (lambda x: isinstance(x, bool), "is not true or false", "use one of them."),
+    "logprobs": (lambda x: isinstance(x, bool), "is not a boolean", "use true or false."),
 }
 
 
 def check_stop_token_ids(params: SamplingParams, vocab_size: int) -> None:
-    """Refuses stop ids that the engine has no room for, or that a vocabulary does not have."""
+    """Raises ConfigError for too many stop ids, or ids outside the vocabulary."""
     read_ids(params.stop_token_ids, vocab_size, "stop_token_ids", ConfigError)
     if len(params.stop_token_ids) > MAX_STOP_TOKEN_IDS:
         raise ConfigError(
-            f"{len(params.stop_token_ids)} stop ids.",
+            f"{len(params.stop_token_ids)} stop ids are too many.",
             "stop_token_ids",
-            f"give at most {MAX_STOP_TOKEN_IDS}, the format's own among them.",
+            f"pass at most {MAX_STOP_TOKEN_IDS}, including those of the prompt format.",
         )
 
 
 def per_prompt(num_prompts: int, where: str = "{}", **fields: Any) -> list[SamplingParams]:
-    """SamplingParams for each of several prompts.
+    """Returns SamplingParams for each of several prompts.
 
     Args:
-      where: as of SamplingParams.named.
+      where: as in SamplingParams.named.
       fields: a value for all prompts, or a sequence with one for each; stop and stop_token_ids are
         the same for all.
 
     Raises:
-      ConfigError: a value out of its range, or a sequence of another length.
+      ConfigError: a value out of range, or a sequence of another length.
     """
     columns = {}
     for name, value in fields.items():
@@ -158,23 +160,23 @@ def per_prompt(num_prompts: int, where: str = "{}", **fields: Any) -> list[Sampl
                 "pass one for all prompts, or one for each.",
             )
     return [
-        SamplingParams.named(where, **dict(zip(columns, row, strict=True)))
-        for row in zip(*columns.values(), strict=True)
+        SamplingParams.named(where, **dict(zip(columns, values, strict=True)))
+        for values in zip(*columns.values(), strict=True)
     ]
 
 
 class SamplingArrays(PyTreeNode):
-    """The SamplingParams of a batch as the decoding loop reads them; B rows."""
+    """The SamplingParams of a batch of B sequences, as arrays for the decoding loop."""
 
     seeds: Array  # uint32 [B]
-    streams: Array  # uint32 [B]; rows of one seed draw with streams of their own
-    temperature: Array  # float32 [B]; 0: always the most probable token
+    streams: Array  # uint32 [B]; tells sequences with the same seed apart
+    temperature: Array  # float32 [B]; 0: greedy
     top_k: Array  # int32 [B]; the size of the vocabulary or more: off
     top_p: Array  # float32 [B]; 1: off
     repetition_penalty: Array  # float32 [B]; 1: off
-    stop_ids: Array  # int32 [B, any]; -1 is nothing
-    limits: Array  # int32 [B]; new tokens at most
-    vocab_size: Array  # int32 []; ids from here on are never produced
+    stop_ids: Array  # int32 [B, any]; padded with -1
+    limits: Array  # int32 [B]; maximum number of new tokens
+    vocab_size: Array  # int32 []; ids from here on are never sampled
 
 
 def sampling_arrays(
@@ -185,11 +187,11 @@ def sampling_arrays(
     seeds: Sequence[int] | np.ndarray | None = None,
     streams: Sequence[int] | np.ndarray | None = None,
 ) -> SamplingArrays:
-    """NumPy arrays with a row for each of `params`.
+    """Returns NumPy arrays with an entry for each of `params`.
 
     Args:
-      num_stop_ids: room for a row's stop ids; part of the shape that is compiled.
-      seeds, streams: of each row; None: the parameters' own seeds, stream 0.
+      num_stop_ids: room for the stop ids of a sequence; a dimension of the compiled shape.
+      seeds, streams: of each sequence; None: the seeds of `params`, and stream 0.
     """
 
     def column(name: str, dtype) -> np.ndarray:
@@ -213,8 +215,8 @@ def sampling_arrays(
     )
 
 
-def write_row(arrays: SamplingArrays, row: int, params: SamplingParams, *, stream: int) -> None:
-    """Puts one request's parameters into a row of NumPy arrays."""
+def write_slot(arrays: SamplingArrays, slot: int, params: SamplingParams, *, stream: int) -> None:
+    """Writes one request's parameters to a decode slot of NumPy arrays, in place."""
     new = sampling_arrays(
         [params],
         vocab_size=arrays.vocab_size,
@@ -223,4 +225,4 @@ def write_row(arrays: SamplingArrays, row: int, params: SamplingParams, *, strea
     )
     for old, one in zip(jax.tree.leaves(arrays), jax.tree.leaves(new), strict=True):
         if np.ndim(old):
-            old[row] = one[0]
+            old[slot] = one[0]

@@ -1,4 +1,4 @@
-"""Tokens in, text out as soon as it is certain: whole characters, and no part of a stop string."""
+"""Incremental detokenization: complete characters only, and no part of a stop string."""
 
 import codecs
 from collections.abc import Sequence
@@ -7,16 +7,16 @@ from qwen_jax.tokenizer.bpe import Tokenizer
 
 
 def token_bytes(tokenizer: Tokenizer) -> dict[int, bytes]:
-    """The bytes of every id; a special token's are its name's."""
+    """Returns the bytes of every id; a special token's bytes are those of its name."""
     table = {rank: token for token, rank in tokenizer.mergeable_ranks.items()}
     return table | {i: name.encode() for name, i in tokenizer.special_tokens.items()}
 
 
 class TextStream:
-    """The text of one answer as its tokens arrive.
+    """The text of one completion as its tokens arrive.
 
-    A character may be spread over tokens, and a stop string over any of them: what may still
-    become either is held back. Bytes that are no UTF-8 become U+FFFD.
+    A character or a stop string may span several tokens. Text that may still become one is held
+    back. Bytes that are not UTF-8 become U+FFFD.
 
     Example:
       >>> stream = TextStream(table, ["END"])  # doctest: +SKIP
@@ -28,16 +28,16 @@ class TextStream:
         self._table, self._stops = table, tuple(stop_strings)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held = ""
-        self.stopped = False  # a stop string came; nothing more will be given out
+        self.stopped = False  # a stop string was found; no more text is returned
 
     def add(self, token: int) -> str:
-        """What has become certain with this token; an id without bytes counts as U+FFFD."""
+        """Returns the text that this token completes; an id without bytes counts as U+FFFD."""
         return self._release(
             self._decoder.decode(self._table.get(token, "\ufffd".encode())), final=False
         )
 
     def finish(self) -> str:
-        """What was held back, at the end of the answer."""
+        """Returns the text that was held back; call it at the end of the completion."""
         return self._release(self._decoder.decode(b"", final=True), final=True)
 
     def _release(self, new: str, *, final: bool) -> str:
@@ -49,15 +49,15 @@ class TextStream:
             self.stopped = True
             text, self._held = self._held[: min(found)], ""
             return text
-        keep = 0 if final else max(map(self._begun, self._stops), default=0)
+        keep = 0 if final else max(map(self._partial_stop, self._stops), default=0)
         text, self._held = (
             self._held[: len(self._held) - keep],
             self._held[len(self._held) - keep :],
         )
         return text
 
-    def _begun(self, stop: str) -> int:
-        """The length of the longest beginning of `stop` that the held text ends with."""
+    def _partial_stop(self, stop: str) -> int:
+        """Returns the length of the longest prefix of `stop` that the held text ends with."""
         return next(
             (
                 n

@@ -1,6 +1,6 @@
-"""A conversation at a terminal: commands, answers as they come, Ctrl-C.
+"""Interactive chat in a terminal: commands, streamed responses, Ctrl-C.
 
-The page experiments/chat.py loads a model and starts it.
+experiments/chat.py loads a model and starts it.
 """
 
 import contextlib
@@ -23,21 +23,21 @@ from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.utils.files import write_text
 
 HELP = """\
-/system TEXT   another system message; starts anew
-/reset         starts anew
-/save FILE     writes the conversation, a line that experiments.generate reads
-/exit          ends, as Ctrl-D does"""
+/system TEXT   set the system message and start a new conversation
+/reset         start a new conversation
+/save FILE     write the conversation as a line that experiments.generate reads
+/exit          exit, like Ctrl-D"""
 
-_ENDS = {"length": "--max_new_tokens reached", "cancelled": "stopped"}
+_FINISHES = {"length": "--max_new_tokens reached", "cancelled": "stopped"}
 
 
 class Conversation:
-    """What was said, and the commands that change it.
+    """A conversation, and the commands that change it.
 
     Args:
-      sampling: of every answer; its seed is the first one's, each has the next one.
-      context: tokens of prompt and answer together.
-      system: the system message; None: the text goes on as it stands, without ChatML.
+      sampling: of every response; its seed is the first response's, and each next one adds 1.
+      context: tokens of prompt and response together.
+      system: the system message; None: continue the plain text, without ChatML.
     """
 
     def __init__(
@@ -50,15 +50,15 @@ class Conversation:
         system: str | None,
     ):
         self._engine, self._tokenizer, self._context = engine, tokenizer, context
-        self._plain, self._system = system is None, system or ""
-        stop_ids = (tokenizer.end_of_text,) if self._plain else chatml.stop_ids(tokenizer)
-        self._sampling = sampling.also_ending_at(stop_ids)
+        self._chatml, self._system = system is not None, system or ""
+        stop_ids = (tokenizer.end_of_text,) if not self._chatml else chatml.stop_ids(tokenizer)
+        self._sampling = sampling.with_stop_ids(stop_ids)
         self._keyboard = Keyboard()
         self._messages: list[dict[str, str]] = []
         self._text = ""  # without ChatML
 
     def run(self) -> None:
-        """Question and answer in turn, until the user ends it."""
+        """Reads messages and streams responses until the user exits."""
         with contextlib.suppress(ImportError):  # the arrow keys, where Python has them
             import readline  # noqa: F401
         if isinstance(sys.stdout, io.TextIOWrapper):
@@ -67,54 +67,62 @@ class Conversation:
             if line.startswith("/"):
                 if not self.command(line):
                     break
-            elif line.strip() or self._plain:
+            elif line.strip() or not self._chatml:
                 try:
-                    self.answer(line)
+                    self.respond(line)
                 except QwenJaxError as error:
                     print(f"({error.what} {error.fix})")
 
     def command(self, line: str) -> bool:
-        """Obeys a line that starts with a slash; whether the conversation goes on."""
+        """Runs a command, a line that starts with a slash; returns False for /exit."""
         name, _, argument = line.partition(" ")
         argument = argument.strip()
         if name == "/exit":
             return False
-        if name == "/reset" or name == "/system" and argument and not self._plain:
+        if name == "/reset" or name == "/system" and argument and self._chatml:
             self._system = argument if name == "/system" else self._system
             self._messages, self._text = [], ""
             print("(a new conversation)")
         elif name == "/system":
-            print("(--plain has no system message)" if self._plain else f"(system: {self._system})")
+            print(
+                f"(system: {self._system})"
+                if self._chatml
+                else "(--no_chat_template has no system message)"
+            )
         elif name == "/save" and argument:
             self._save(argument)
         else:
             print(HELP)
         return True
 
-    def answer(self, said: str) -> None:
-        """Streams the answer to `said`; what the user has seen becomes part of the conversation."""
-        tokens, dropped = self._prompt(said)
+    def respond(self, message: str) -> None:
+        """Streams the response to `message`; all that was shown joins the conversation."""
+        tokens, dropped = self._prompt(message)
         if dropped:
             print(f"({dropped} left out to fit the context of {self._context:,} tokens)")
         request = Request(tokens, self._sampling)
         self._sampling = dataclasses.replace(self._sampling, seed=(self._sampling.seed + 1) % 2**32)
         text = stream(self._engine, request, self._keyboard)
-        if self._plain:
-            self._text += said + text
-        elif text:  # a question that was stopped before the first word is taken back
+        if not self._chatml:
+            self._text += message + text
+        elif text:  # a message that was stopped before the first token is dropped
             self._messages += [
-                {"role": "user", "content": said},
+                {"role": "user", "content": message},
                 {"role": "assistant", "content": text},
             ]
 
-    def _prompt(self, said: str) -> tuple[tuple[int, ...], str]:
-        """The prompt, and in words what did not fit before it."""
+    def _prompt(self, message: str) -> tuple[tuple[int, ...], str]:
+        """Returns the prompt, and a phrase for the part of the conversation that did not fit."""
         budget = self._context - self._sampling.max_new_tokens
-        if self._plain:
-            ids = self._tokenizer.encode(self._text + said) or [self._tokenizer.end_of_text]
+        if not self._chatml:
+            ids = self._tokenizer.encode(self._text + message) or [self._tokenizer.end_of_text]
             over = max(len(ids) - budget, 0)
             return tuple(ids[over:]), f"the first {over:,} tokens are" if over else ""
-        messages: list[chatml.Message] = [("system", self._system), *self._messages, ("user", said)]
+        messages: list[chatml.Message] = [
+            ("system", self._system),
+            *self._messages,
+            ("user", message),
+        ]
         prompt = chat.fit(messages, self._tokenizer, budget=budget)
         del self._messages[: _start_of(self._messages, prompt.dropped)]
         plural = "turns are" if prompt.dropped > 1 else "turn is"
@@ -123,7 +131,7 @@ class Conversation:
     def _save(self, name: str) -> None:
         content = (
             {"prompt": self._text}
-            if self._plain
+            if not self._chatml
             else {"messages": [{"role": "system", "content": self._system}, *self._messages]}
         )
         try:
@@ -136,15 +144,15 @@ class Conversation:
 
 
 def _start_of(messages: list[dict[str, str]], turn: int) -> int:
-    """The place of the question of turn number `turn`; the end if there is none."""
-    questions = [place for place, message in enumerate(messages) if message["role"] == "user"]
-    return [*questions, len(messages)][turn]
+    """Returns the index of the user message of turn number `turn`; the end if there is none."""
+    starts = [index for index, message in enumerate(messages) if message["role"] == "user"]
+    return [*starts, len(messages)][turn]
 
 
 class Keyboard:
-    """Ctrl-C: an exception at the prompt, elsewhere a note that the answer reads between its steps.
+    """Handles Ctrl-C: an exception at the prompt, elsewhere a flag that is read between steps.
 
-    So the engine is never left in mid-step, and nothing but the prompt can end the program.
+    The engine is therefore never interrupted within a step, and only the prompt exits the program.
     """
 
     def __init__(self):
@@ -152,7 +160,7 @@ class Keyboard:
         signal.signal(signal.SIGINT, self._interrupt)
 
     def read(self, prompt: str) -> str | None:
-        """A line of the user's; None at the end."""
+        """Returns a line from the user; None at the end of input."""
         for attempt in range(2):
             try:
                 self._reading = True
@@ -161,7 +169,7 @@ class Keyboard:
                 print()
                 return None
             except KeyboardInterrupt:
-                print("\n(Ctrl-C again or Ctrl-D to end)" if attempt == 0 else "")
+                print("\n(Ctrl-C again or Ctrl-D to exit)" if attempt == 0 else "")
             finally:
                 self._reading = self.pressed = False
         return None
@@ -173,32 +181,32 @@ class Keyboard:
 
 
 def stream(engine: Engine, request: Request, keyboard: Keyboard) -> str:
-    """Prints the answer as it comes, and its speed; returns its text."""
-    pieces, count, finish = [], 0, None
-    begin, first, at_once = time.monotonic(), None, 0  # tokens that came with the first
+    """Prints the response as it is sampled, then its speed; returns its text."""
+    texts, count, finish = [], 0, None
+    begin, first, with_first = time.monotonic(), None, 0  # tokens of the first step
     (request_id,) = engine.submit(request)
     while finish is None:
         if keyboard.pressed:
-            engine.cancel(request_id)  # the next step says so
+            engine.cancel(request_id)  # the next step returns its last event
         for event in engine.step():
-            pieces.append(event.text)
+            texts.append(event.text)
             count += event.token is not None
             finish = event.finish
             print(printable(event.text), end="", flush=True)
         if first is None and count:
-            first, at_once = time.monotonic(), count
+            first, with_first = time.monotonic(), count
     wait = "" if first is None else f", first after {first - begin:.2f} s"
     speed = (
-        f", {(count - at_once) / (time.monotonic() - first):.1f} tokens/s"
-        if first is not None and count > at_once
+        f", {(count - with_first) / (time.monotonic() - first):.1f} tokens/s"
+        if first is not None and count > with_first
         else ""
     )
-    print(f"\n({count} tokens{wait}{speed}{'' if finish == 'stop' else f'; {_ENDS[finish]}'})")
-    return "".join(pieces)
+    print(f"\n({count} tokens{wait}{speed}{'' if finish == 'stop' else f'; {_FINISHES[finish]}'})")
+    return "".join(texts)
 
 
 def printable(text: str) -> str:
-    """`text` without the control characters with which it could rule the terminal."""
+    """Returns `text` without the control characters that could control the terminal."""
     return "".join(
         "\N{REPLACEMENT CHARACTER}"
         if unicodedata.category(char) == "Cc" and char not in "\n\t"

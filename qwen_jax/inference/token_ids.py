@@ -1,4 +1,4 @@
-"""Token ids from a caller, checked."""
+"""Validation of token ids from a caller."""
 
 import operator
 
@@ -9,10 +9,11 @@ import numpy as np
 def read_ids(
     ids, vocab_size: int | None, where: str, error, *, may_be_empty: bool = True
 ) -> np.ndarray:
-    """Token ids as int32 [any], checked against a vocabulary; vocab_size None: only against 2^31.
+    """Returns token ids as int32 [any], checked against a vocabulary.
 
     Args:
-      where, error: the argument that an error names, and its class.
+      vocab_size: None: only check against 2^31.
+      where, error: the argument that an error names, and the error's class.
     """
     values = ids
     if not isinstance(ids, np.ndarray) and not isinstance(ids, jax.Array):
@@ -22,26 +23,26 @@ def read_ids(
             raise error(
                 f"{_short(ids)} is not a list of token ids.",
                 where,
-                "pass integers, such as Tokenizer.encode gives.",
+                "pass integers, as returned by Tokenizer.encode.",
             ) from None
     values = np.asarray(values if len(values) else np.zeros((0,), np.int32))
     if values.ndim != 1 or values.dtype.kind not in "iu":
         raise error(
             f"{_short(ids)} is not a list of token ids.",
             where,
-            "pass integers, such as Tokenizer.encode gives.",
+            "pass integers, as returned by Tokenizer.encode.",
         )
     if not may_be_empty and not len(values):
         raise error(
             "the prompt is empty.",
             where,
-            "give the model at least one token to start from, such as <|endoftext|>.",
+            "pass at least one token, such as <|endoftext|>.",
         )
     bad = values[(values < 0) | (values >= (vocab_size or 2**31))]
     if len(bad):
         size = "2^31" if vocab_size is None else vocab_size
         raise error(
-            f"token id {bad[0]} is outside of the vocabulary of {size}.",
+            f"token id {bad[0]} is outside the vocabulary of {size}.",
             where,
             "encode with the tokenizer that the model was trained with.",
         )
@@ -49,7 +50,7 @@ def read_ids(
 
 
 def is_integer(value) -> bool:
-    """A Python or NumPy integer; a bool is none."""
+    """Returns whether a value is a Python or NumPy integer; a bool is not."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 

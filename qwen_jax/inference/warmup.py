@@ -1,4 +1,4 @@
-"""An engine that has compiled its programs before the first request comes."""
+"""Starts an engine that compiles its programs before the first request."""
 
 import time
 
@@ -17,17 +17,17 @@ from qwen_jax.utils.format import format_gib
 
 
 def mesh_of(tensor: int) -> Mesh | None:
-    """Heads, FFN and vocabulary cut over `tensor` devices; None for one device.
+    """Returns a mesh that shards heads, FFN and vocabulary over `tensor` devices; None for one.
 
     Raises:
-      ConfigError: there are fewer devices.
+      ConfigError: fewer devices are available.
     """
     devices = jax.devices()
     if not 1 <= tensor <= len(devices):
         raise ConfigError(
             f"tensor={tensor} on {len(devices)} devices.",
             "--tensor",
-            f"use 1 to {len(devices)}; it must divide the heads as well.",
+            f"use 1 to {len(devices)}; it must also divide the number of heads.",
         )
     return (
         None
@@ -41,30 +41,31 @@ def start_engine(
     config: ModelConfig,
     tokenizer: Tokenizer,
     *,
-    rows: int,
+    max_num_seqs: int,
     context: int,
     cache_dtype: str | None,
     memory_gib: float | None = None,
     mesh: Mesh | None = None,
     prompt_lengths: tuple[int, ...] = (1,),
 ) -> Engine:
-    """An engine that has compiled what prompts of these lengths need; prints memory and time.
+    """Returns an engine that has compiled for prompts of these lengths; prints memory and time.
 
     Raises:
-      ConfigError: a setting out of its range, or a cache that does not fit, with the numbers.
+      ConfigError: a setting out of range, or a cache that does not fit, with the numbers.
     """
     engine = Engine(
         params,
         config,
         tokenizer=tokenizer,
-        rows=rows,
-        slots=context,
+        max_num_seqs=max_num_seqs,
+        max_model_len=context,
         cache_dtype=cache_dtype,
         memory_gib=memory_gib,
         vocab_size=tokenizer.vocab_size,
         mesh=mesh,
     )
-    print(f"cache: {format_gib(engine.memory())} for {rows} rows; compiling ...", flush=True)
+    size = format_gib(engine.memory())
+    print(f"KV cache: {size} for {max_num_seqs} sequences; compiling ...", flush=True)
     begin = time.monotonic()
     engine.run(
         [

@@ -1,4 +1,4 @@
-"""Where the server listens, and the key that callers have to bring."""
+"""The address the server listens on, and its API key."""
 
 import pathlib
 import socket
@@ -9,15 +9,15 @@ LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 def is_local(host: str) -> bool:
-    """Whether only this computer reaches the host."""
+    """Returns whether the host can be reached only from this computer."""
     return host in LOCAL_NAMES
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A bound socket; port 0 is any free one.
+    """Returns a bound socket; port 0 takes any free port.
 
     Raises:
-      ConfigError: the port is taken, or the host is not this computer's.
+      ConfigError: the port is in use, or the host is not an address of this computer.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family)
@@ -29,22 +29,22 @@ def bind(host: str, port: int) -> socket.socket:
         raise ConfigError(
             f"cannot listen on {host}, port {port}: {error}.",
             "--host, --port",
-            "choose another port; 0 takes any free one.",
+            "choose another port; 0 takes any free port.",
         ) from error
     return sock
 
 
 def url(host: str, sock: socket.socket) -> str:
-    """The base URL for clients of OpenAI's API."""
+    """Returns the base URL for OpenAI clients."""
     shown = f"[{host}]" if ":" in host else host
     return f"http://{shown}:{sock.getsockname()[1]}/v1"
 
 
 def read_key(given: str | None) -> str | None:
-    """The key itself, from the flag or the @FILE that it names.
+    """Returns the key, from the flag or from the @FILE that it names.
 
     Raises:
-      ConfigError: no such file, or an empty key.
+      ConfigError: an unreadable file, or an empty key.
     """
     if given is None:
         return None
@@ -54,8 +54,8 @@ def read_key(given: str | None) -> str | None:
             key = pathlib.Path(given[1:]).read_text(encoding="utf-8").strip()
         except OSError as error:
             raise ConfigError(
-                f"the key cannot be read: {error}.", "--api_key", "name a file that holds it."
+                f"cannot read the key: {error}.", "--api_key", "name a file with the key."
             ) from error
     if not key:
-        raise ConfigError("the key is empty.", "--api_key", "leave the flag out for no key.")
+        raise ConfigError("the key is empty.", "--api_key", "omit the flag to serve without a key.")
     return key

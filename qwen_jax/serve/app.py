@@ -1,4 +1,4 @@
-"""The routes of the server: OpenAI's, /health and /metrics."""
+"""The server's routes: those of OpenAI's API, /health and /metrics."""
 
 import asyncio
 import contextlib
@@ -11,9 +11,9 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.inference.stream import token_bytes
 from qwen_jax.serve import metrics
 from qwen_jax.serve.address import LOCAL_NAMES, is_local
-from qwen_jax.serve.answers import Answer, dumps
-from qwen_jax.serve.calls import Call, Limits, read_chat, read_completion, read_json
 from qwen_jax.serve.errors import ApiError
+from qwen_jax.serve.protocol import ApiRequest, Limits, read_chat, read_completion, read_json
+from qwen_jax.serve.responses import CompletionResponse, dumps
 from qwen_jax.serve.worker import Ticket, Worker
 from qwen_jax.tokenizer.bpe import Tokenizer
 
@@ -25,7 +25,7 @@ try:
     from starlette.routing import Route
 except ImportError as error:
     raise ConfigError(
-        "starlette, which serves HTTP, is not installed.",
+        "starlette, the web framework, is not installed.",
         "qwen_jax.serve",
         'pip install "qwen_jax[serve]".',
     ) from error
@@ -33,17 +33,17 @@ except ImportError as error:
 
 @dataclasses.dataclass(frozen=True)
 class ServerConfig:
-    """What the server allows."""
+    """The server's settings."""
 
     limits: Limits
-    api_key: str | None = None  # None: whoever reaches the port may ask
-    local: bool = True  # only names of this computer: a web page cannot reach it by another name
+    api_key: str | None = None  # None: no key is required
+    local: bool = True  # accept only local host names, so no web page can rebind another name
     max_body_bytes: int = 4 * 2**20
-    body_seconds: float = 30.0  # in which a body must have come
+    body_seconds: float = 30.0  # the time limit for receiving a body
 
 
 class Api:
-    """The endpoints, in front of a worker."""
+    """The endpoints, which submit requests to a worker."""
 
     def __init__(self, worker: Worker, tokenizer: Tokenizer, config: ServerConfig):
         self._worker, self._tokenizer, self._config = worker, tokenizer, config
@@ -63,7 +63,7 @@ class Api:
         name = request.path_params["name"]
         if name != self._config.limits.model:
             raise ApiError(
-                f"there is no model {name[:60]!r}.",
+                f"model {name[:60]!r} does not exist.",
                 "model",
                 f"this server has {self._config.limits.model!r}.",
                 status=404,
@@ -82,7 +82,7 @@ class Api:
         )
 
     def admit(self, request: Request) -> None:
-        """Raises ApiError for a request that may not ask at all."""
+        """Raises ApiError for a request from a wrong host or without the key."""
         host = request.headers.get("host", "")
         name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
         if self._config.local and not is_local(name):
@@ -96,7 +96,7 @@ class Api:
         if self._config.api_key is not None and request.url.path != "/health":
             given = request.headers.get("authorization", "")
             wanted = f"Bearer {self._config.api_key}"
-            # Starlette reads headers as Latin-1; a key is what its bytes are.
+            # Starlette decodes headers as Latin-1; keys are compared as bytes.
             if not hmac.compare_digest(given.encode("latin-1"), wanted.encode("utf-8")):
                 raise ApiError(
                     "the API key is missing or wrong.",
@@ -117,21 +117,23 @@ class Api:
 
     async def _complete(self, request: Request, read):
         body = read_json(await self._body(request))
-        # Off the event loop: a long prompt takes a while to become tokens.
-        call = await asyncio.to_thread(read, body, self._tokenizer, self._config.limits)
-        ticket = await self._worker.submit(call.requests)
-        answer = Answer(call, self._config.limits.model, ticket.prompt_tokens, self._token_bytes)
-        if call.stream:
-            return EventStream(self._worker, ticket, answer, call)
+        # Off the event loop, because tokenizing a long prompt takes a while.
+        parsed = await asyncio.to_thread(read, body, self._tokenizer, self._config.limits)
+        ticket = await self._worker.submit(parsed.engine_requests)
+        response = CompletionResponse(
+            parsed, self._config.limits.model, ticket.prompt_tokens, self._token_bytes
+        )
+        if parsed.stream:
+            return EventStream(self._worker, ticket, response, parsed)
         try:
-            await unless_gone(request.receive, _collect(ticket, answer))
+            await cancel_on_disconnect(request.receive, _collect(ticket, response))
         finally:
-            self._worker.cancel(ticket)  # nothing where all has ended
-        return _json(answer.whole())
+            self._worker.cancel(ticket)  # no effect if all choices have finished
+        return _json(response.complete())
 
     async def _body(self, request: Request) -> bytes:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # a web page cannot send this one without asking us first
+        if kind != "application/json":  # a web page cannot send it without a preflight request
             raise ApiError(
                 f"the content type is {kind[:60]!r}.",
                 "content-type",
@@ -139,44 +141,47 @@ class Api:
                 status=415,
                 code="unsupported_media_type",
             )
-        pieces, size = [], 0
+        chunks, size = [], 0
         try:
             async with asyncio.timeout(self._config.body_seconds):
-                async for piece in request.stream():
-                    size += len(piece)
+                async for chunk in request.stream():
+                    size += len(chunk)
                     if size > self._config.max_body_bytes:
                         raise ApiError(
                             f"the body is longer than {self._config.max_body_bytes:,} bytes.",
-                            fix="send less.",
+                            fix="send a shorter body.",
                             status=413,
                             code="body_too_large",
                         )
-                    pieces.append(piece)
+                    chunks.append(chunk)
         except TimeoutError:
             raise ApiError(
-                f"the body did not come within {self._config.body_seconds} seconds.",
-                fix="send it at once.",
+                f"the body did not arrive within {self._config.body_seconds} seconds.",
+                fix="send the full body without pauses.",
                 status=408,
                 code="timeout",
             ) from None
-        return b"".join(pieces)
+        return b"".join(chunks)
 
 
-async def _collect(ticket: Ticket, answer: Answer) -> None:
+async def _collect(ticket: Ticket, response: CompletionResponse) -> None:
     async for choice, event in ticket:
-        answer.add(choice, event)
+        response.add(choice, event)
 
 
 class EventStream:
-    """A response of server-sent events; the rows are free again as soon as nobody reads it."""
+    """A response of server-sent events; its decode slots are freed when the client disconnects."""
 
-    def __init__(self, worker: Worker, ticket: Ticket, answer: Answer, call: Call):
-        self._worker, self._ticket, self._answer, self._call = worker, ticket, answer, call
+    def __init__(
+        self, worker: Worker, ticket: Ticket, response: CompletionResponse, request: ApiRequest
+    ):
+        self._worker, self._ticket = worker, ticket
+        self._response, self._request = response, request
 
     async def __call__(self, scope, receive, send) -> None:
         try:
-            with contextlib.suppress(ClientDisconnect):  # it is part of life, and the stream's end
-                await unless_gone(receive, self._send(send))
+            with contextlib.suppress(ClientDisconnect):  # expected; it ends the stream
+                await cancel_on_disconnect(receive, self._send(send))
         finally:
             self._worker.cancel(self._ticket)
 
@@ -188,47 +193,47 @@ class EventStream:
                 "headers": [
                     (b"content-type", b"text/event-stream; charset=utf-8"),
                     (b"cache-control", b"no-cache"),
-                    (b"x-accel-buffering", b"no"),
+                    (b"x-accel-buffering", b"no"),  # proxies forward each chunk immediately
                 ],
             }
-        )  # the last: proxies pass each piece on at once
-        async for piece in self._pieces():
+        )
+        async for chunk in self._chunks():
             await send(
                 {
                     "type": "http.response.body",
-                    "body": b"data: " + piece + b"\n\n",
+                    "body": b"data: " + chunk + b"\n\n",
                     "more_body": True,
                 }
             )
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _pieces(self):
-        for piece in self._answer.openings():
-            yield dumps(piece)
+    async def _chunks(self):
+        for chunk in self._response.first_chunks():
+            yield dumps(chunk)
         try:
             async for choice, event in self._ticket:
-                if (piece := self._answer.add(choice, event)) is not None:
-                    yield dumps(piece)
-        except ApiError as error:  # too late for a status; clients read it from the stream
+                if (chunk := self._response.add(choice, event)) is not None:
+                    yield dumps(chunk)
+        except ApiError as error:  # the status is already sent; clients read it from the stream
             yield dumps(error.body())
             return
-        if self._call.include_usage:
-            yield dumps(self._answer.usage_piece())
+        if self._request.include_usage:
+            yield dumps(self._response.usage_chunk())
         yield b"[DONE]"
 
 
-async def unless_gone(receive, work) -> None:
-    """Awaits `work`, and cancels it when the client goes away before.
+async def cancel_on_disconnect(receive, work) -> None:
+    """Awaits `work`, and cancels it if the client disconnects first.
 
     Raises:
-      ClientDisconnect: the client has gone.
+      ClientDisconnect: the client disconnected.
     """
 
-    async def gone():
+    async def disconnected():
         while (await receive())["type"] != "http.disconnect":
             pass
 
-    tasks = asyncio.ensure_future(work), asyncio.ensure_future(gone())
+    tasks = asyncio.ensure_future(work), asyncio.ensure_future(disconnected())
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if not tasks[0].done():
@@ -241,7 +246,7 @@ async def unless_gone(receive, work) -> None:
 
 
 def create_app(worker: Worker, tokenizer: Tokenizer, config: ServerConfig):
-    """The ASGI application; it starts the worker's thread with itself, and stops it.
+    """Returns the ASGI application, whose lifespan starts and stops the worker's thread.
 
     Raises:
       ConfigError: starlette is not installed.
@@ -255,9 +260,9 @@ def create_app(worker: Worker, tokenizer: Tokenizer, config: ServerConfig):
         worker.stop()
 
     handlers: dict[Any, Any] = {
-        ApiError: _refuse,
+        ApiError: _error_response,
         HTTPException: _no_route,
-        ClientDisconnect: _ended,
+        ClientDisconnect: _disconnected,
     }
     app = Starlette(
         lifespan=lifespan,
@@ -271,12 +276,12 @@ def create_app(worker: Worker, tokenizer: Tokenizer, config: ServerConfig):
         ],
         exception_handlers=handlers,
     )
-    app.add_middleware(_Gate, api=api)
+    app.add_middleware(_AccessMiddleware, api=api)
     return app
 
 
-class _Gate:
-    """Before every route: who may ask; after it: counts."""
+class _AccessMiddleware:
+    """Checks access before every route, and counts response statuses."""
 
     def __init__(self, app, api: Api):
         self._app, self._api = app, api
@@ -294,30 +299,30 @@ class _Gate:
         try:
             self._api.admit(Request(scope))
         except ApiError as error:
-            await _refuse(None, error)(scope, receive, count)
+            await _error_response(None, error)(scope, receive, count)
             return
         await self._app(scope, receive, count)
 
 
-def _refuse(request, error: ApiError) -> Response:
+def _error_response(request, error: ApiError) -> Response:
     return _json(error.body(), error.status, error.headers())
 
 
 def _no_route(request, error: HTTPException) -> Response:
-    return _refuse(
+    return _error_response(
         request,
         ApiError(
-            f"{request.method} {request.url.path[:60]} is not served here.",
+            f"{request.method} {request.url.path[:60]} is not a route of this server.",
             "",
-            "see /v1/models, /v1/chat/completions and /v1/completions.",
+            "use /v1/models, /v1/chat/completions and /v1/completions.",
             status=error.status_code,
             code="not_found" if error.status_code == 404 else "method_not_allowed",
         ),
     )
 
 
-def _ended(request, error: ClientDisconnect) -> Response:
-    return Response(status_code=499)  # nobody reads it; it is counted
+def _disconnected(request, error: ClientDisconnect) -> Response:
+    return Response(status_code=499)  # for the count; the client is gone
 
 
 def _json(content, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -1,4 +1,4 @@
-"""Refusals as OpenAI's clients read them: a status, and {"error": {message, type, param, code}}."""
+"""Errors in OpenAI's format: a status, and {"error": {message, type, param, code}}."""
 
 from qwen_jax.errors import QwenJaxError
 
@@ -6,14 +6,14 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 
 class ApiError(QwenJaxError):
-    """A request that is refused or has failed.
+    """A request that was rejected or has failed.
 
     Args:
-      what, fix: as of every error; the message that the client gets.
-      where: the parameter concerned; empty where it is none.
+      what, fix: as in every QwenJaxError; together, the message for the client.
+      where: the parameter; empty if the error is not about one.
       status: the HTTP status.
-      code: a word for programs.
-      retry_after: seconds after which trying again makes sense; None: never, as it stands.
+      code: an identifier for programs.
+      retry_after: seconds after which the client may retry; None: the same request cannot succeed.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ApiError(QwenJaxError):
 def shutting_down() -> ApiError:
     return ApiError(
         "the server is shutting down.",
-        fix="try again when it is back.",
+        fix="retry when it is back.",
         status=503,
         code="shutting_down",
         retry_after=5,

@@ -1,4 +1,4 @@
-"""What /metrics shows, in Prometheus' text format."""
+"""The /metrics page, in Prometheus' text format."""
 
 from collections.abc import Mapping
 
@@ -6,23 +6,28 @@ from qwen_jax.serve.worker import Worker
 
 
 def render(worker: Worker, statuses: Mapping[int, int]) -> str:
-    """One line a number, two of explanation before it.
+    """Returns the page: HELP and TYPE lines, then the values of each metric.
 
     Args:
-      statuses: HTTP status -> responses.
+      statuses: HTTP status -> number of responses.
     """
     counters = worker.counters
-    running = min(worker.in_flight, worker.rows)
+    running = min(worker.in_flight, worker.max_num_seqs)
     lines = []
 
-    def show(name: str, kind: str, meaning: str, values: Mapping[str, float]) -> None:
-        lines.extend([f"# HELP qwen_jax_{name} {meaning}", f"# TYPE qwen_jax_{name} {kind}"])
+    def show(name: str, kind: str, description: str, values: Mapping[str, float]) -> None:
+        lines.extend([f"# HELP qwen_jax_{name} {description}", f"# TYPE qwen_jax_{name} {kind}"])
         lines.extend(f"qwen_jax_{name}{label} {value}" for label, value in values.items())
 
-    show("up", "gauge", "1 while the engine takes calls.", {"": int(worker.failure is None)})
-    show("rows", "gauge", "Answers that can be computed at once.", {"": worker.rows})
-    show("rows_running", "gauge", "Answers that are being computed.", {"": running})
-    show("queue", "gauge", "Answers that wait for a row.", {"": worker.in_flight - running})
+    show("up", "gauge", "1 while the engine accepts requests.", {"": int(worker.failure is None)})
+    show("max_num_seqs", "gauge", "Completions that can run at once.", {"": worker.max_num_seqs})
+    show("completions_running", "gauge", "Completions that are running.", {"": running})
+    show(
+        "completions_waiting",
+        "gauge",
+        "Completions that wait for a decode slot.",
+        {"": worker.in_flight - running},
+    )
     show(
         "prompt_tokens_total",
         "counter",
@@ -31,16 +36,16 @@ def render(worker: Worker, statuses: Mapping[int, int]) -> str:
     )
     show("generated_tokens_total", "counter", "New tokens.", {"": counters.generated_tokens})
     show(
-        "answers_total",
+        "completions_total",
         "counter",
-        "Answers by how they ended.",
+        "Completions by how they finished.",
         {'{end="finished"}': counters.finished, '{end="cancelled"}': counters.cancelled},
     )
-    show("refused_total", "counter", "Calls for which there was no room.", {"": counters.refused})
+    show("refused_total", "counter", "Requests rejected by a full queue.", {"": counters.refused})
     show(
         "first_token_seconds",
         "summary",
-        "From a call's submission to its first token.",
+        "Time from the submission of a request to its first token.",
         {"_sum": round(counters.first_token_seconds, 6), "_count": counters.first_tokens},
     )
     show(

@@ -1,4 +1,4 @@
-"""The server on a port, until a signal ends it."""
+"""Runs the server on a port until a signal stops it."""
 
 import asyncio
 import logging
@@ -12,7 +12,7 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.inference.engine import Engine
 from qwen_jax.serve.address import is_local, url
 from qwen_jax.serve.app import ServerConfig, create_app
-from qwen_jax.serve.calls import Limits
+from qwen_jax.serve.protocol import Limits
 from qwen_jax.serve.worker import Worker
 from qwen_jax.tokenizer.bpe import Tokenizer
 
@@ -20,14 +20,14 @@ try:
     import uvicorn
 except ImportError as error:
     raise ConfigError(
-        "uvicorn, which serves HTTP, is not installed.",
+        "uvicorn, the HTTP server, is not installed.",
         "qwen_jax.serve",
         'pip install "qwen_jax[serve]".',
     ) from error
 
 
 class _Server(uvicorn.Server):
-    """Ends what the engine is doing before the connections are waited for."""
+    """A uvicorn server that drains the engine before it waits for connections."""
 
     def __init__(self, config: uvicorn.Config, worker: Worker, grace: float, ready):
         super().__init__(config)
@@ -46,12 +46,12 @@ class _Server(uvicorn.Server):
         while not (closing.done() or self.force_exit and drain.done()):
             await asyncio.wait({closing}, timeout=0.1)
         await asyncio.wait({closing}, timeout=0.5)
-        if self.force_exit:  # what is cut off from here on is meant to be
+        if self.force_exit:  # errors of connections closed from here on are expected
             logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         for task in (closing, drain):
             task.cancel()
         await asyncio.gather(closing, drain, return_exceptions=True)
-        if self.force_exit:  # uvicorn would still wait for clients that keep their connection
+        if self.force_exit:  # uvicorn would still wait for open connections
             await self.lifespan.shutdown()
 
 
@@ -63,7 +63,7 @@ def serve(
     host: str,
     model_name: str,
     context: int,
-    rows: int,
+    max_num_seqs: int,
     max_queued: int,
     max_body_bytes: int,
     api_key: str | None,
@@ -74,17 +74,18 @@ def serve(
 
     Args:
       host: as in address.bind.
-      model_name: what clients call the model.
-      context: tokens of a prompt and its answer.
-      rows, max_queued: answers at once, and those that may wait.
-      api_key: what callers have to bring; None: nothing.
-      grace: seconds that answers have to end after the signal.
+      model_name: the model's name for clients.
+      context: tokens of a prompt and its completion together.
+      max_num_seqs, max_queued: completions that run at once, and that may wait.
+      api_key: the key that clients must send; None: no key.
+      grace: seconds after the signal in which running completions may finish.
+      log: receives a line with the URL when the server is ready.
     """
     local = is_local(host)
     if not local:
-        unguarded = "" if api_key else ", and no --api_key is asked for"
-        absl_logging.warning("%s can be reached from other computers%s.", host, unguarded)
-    worker = Worker(engine, rows=rows, max_queued=max_queued)
+        unguarded = "" if api_key else ", without an --api_key"
+        absl_logging.warning("%s is reachable from other computers%s.", host, unguarded)
+    worker = Worker(engine, max_num_seqs=max_num_seqs, max_queued=max_queued)
     config = ServerConfig(
         Limits(model=model_name, context=context, capacity=worker.capacity),
         api_key=api_key,
@@ -96,15 +97,15 @@ def serve(
 
 
 def run(app, worker: Worker, sock, *, grace: float = 10.0, ready=lambda: None) -> None:
-    """Serves `app` until SIGTERM or SIGINT; answers in flight have `grace` seconds to end.
+    """Serves `app` until SIGTERM or SIGINT; completions in flight have `grace` seconds to finish.
 
-    A second SIGINT ends it at once.
+    A second SIGINT exits immediately.
 
     Args:
       sock: a bound socket.
-      ready: called once requests are taken.
+      ready: called when requests are accepted.
     """
-    # One HTTP implementation whatever else is installed. uvicorn's own limit comes after ours.
+    # The same HTTP implementation whatever is installed. uvicorn's timeout is longer than ours.
     config = uvicorn.Config(
         app,
         http="h11",
@@ -115,8 +116,8 @@ def run(app, worker: Worker, sock, *, grace: float = 10.0, ready=lambda: None) -
         access_log=False,
         timeout_graceful_shutdown=int(grace) + 5,
     )
-    # uvicorn raises a signal again once it has ended; these make that harmless, so that the
-    # process ends in order.
+    # uvicorn raises the signal again when it has stopped. These handlers ignore it, so the process
+    # exits normally.
     old = {
         number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)
     }

@@ -1,8 +1,8 @@
-"""The one thread that owns the engine, and the asyncio side that hands it requests.
+"""The thread that owns the engine, and the asyncio side that submits requests to it.
 
-The engine is used by no other thread. Whoever wants something puts a function in the thread's
-queue, which it empties between two steps; what a step returns goes to the event loop in one call.
-All else here (tickets, counts, limits) belongs to the event loop.
+No other thread uses the engine. Others put functions into the thread's queue, which it empties
+between two steps. The events of a step go to the event loop in one call. Everything else here
+(tickets, counters, limits) belongs to the event loop.
 """
 
 import asyncio
@@ -22,23 +22,23 @@ from qwen_jax.serve.errors import ApiError, shutting_down
 
 @dataclasses.dataclass
 class Counters:
-    """What /metrics shows, since the start."""
+    """Counters for /metrics, since the start."""
 
     prompt_tokens: int = 0
     generated_tokens: int = 0
-    finished: int = 0  # choices that ran to their end
-    cancelled: int = 0  # choices whose client went away, or that the shutdown ended
-    refused: int = 0  # calls for which there was no room
-    first_token_seconds: float = 0.0  # summed over `first_tokens` calls
+    finished: int = 0  # choices that ran until they finished
+    cancelled: int = 0  # choices cancelled by a disconnect or by the shutdown
+    refused: int = 0  # requests rejected because the queue was full
+    first_token_seconds: float = 0.0  # summed over `first_tokens` requests
     first_tokens: int = 0
 
 
 class Ticket:
-    """The events of one call, all its choices together, in the order in which they come."""
+    """The events of one API request, for all of its choices, in order of arrival."""
 
     def __init__(self, prompt_tokens: int, num_choices: int):
         self.num_choices = num_choices
-        self.open = num_choices  # choices that have not ended
+        self.open = num_choices  # choices that have not finished
         self.prompt_tokens = prompt_tokens
         self.submitted = time.monotonic()
         self.started = False
@@ -49,7 +49,11 @@ class Ticket:
         self._events.put_nowait(item)
 
     async def __aiter__(self):
-        """(choice, event) until every choice has ended; raises ApiError if the engine fails."""
+        """Yields (choice, event) until every choice has finished.
+
+        Raises:
+          ApiError: the engine failed or is shutting down.
+        """
         left = self.num_choices
         while left:
             item = await self._events.get()
@@ -60,36 +64,37 @@ class Ticket:
 
 
 class Worker:
-    """Runs an engine for many callers at once.
+    """Runs an engine for concurrent clients.
 
     Args:
-      engine: inference.engine.Engine or what has its submit, cancel, step and busy.
-      rows: choices that the engine computes at once.
-      max_queued: choices that may wait beside these; a call that does not fit is refused at once.
+      engine: inference.engine.Engine, or an object with its submit, cancel, step and busy.
+      max_num_seqs: choices that the engine runs at once.
+      max_queued: choices that may wait in addition; a request that exceeds this is rejected.
     """
 
-    def __init__(self, engine, *, rows: int, max_queued: int):
-        self.rows, self.capacity = rows, rows + max_queued
+    def __init__(self, engine, *, max_num_seqs: int, max_queued: int):
+        self.max_num_seqs, self.capacity = max_num_seqs, max_num_seqs + max_queued
         self.counters = Counters()
         self.in_flight = 0  # choices, running or waiting
-        self.failure: ApiError | None = None  # why no call is taken any more
+        self.failure: ApiError | None = None  # why no more requests are accepted
         self._engine = engine
         self._tickets: set[Ticket] = set()
         self._commands: queue.SimpleQueue = queue.SimpleQueue()
-        self._routes: dict[int, tuple[Ticket, int]] = {}  # the thread's: request id -> its choice
+        self._routes: dict[int, tuple[Ticket, int]] = {}  # of the thread: request id -> choice
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def start(self) -> None:
-        """Starts the thread; call it in the event loop that will submit."""
+        """Starts the thread; call it in the event loop that submits requests."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
     async def submit(self, requests: Sequence[Request]) -> Ticket:
-        """Hands over all of `requests` or none; the n choices of one follow one another.
+        """Submits all of `requests` or none; the n choices of a request are consecutive.
 
         Raises:
-          ApiError: no room (429), the engine refuses (400), has failed (500) or is ending (503).
+          ApiError: the queue is full (429), the engine rejects a request (400), it has failed
+            (500), or it is shutting down (503).
         """
         if self.failure is not None:
             raise self.failure
@@ -97,9 +102,9 @@ class Worker:
         if self.in_flight + num_choices > self.capacity:
             self.counters.refused += 1
             raise ApiError(
-                f"the server is full: {self.in_flight} answers are being made or wait, and "
-                f"{num_choices} more would be over {self.capacity}.",
-                fix="try again later.",
+                f"the queue is full: {self.in_flight} choices are running or waiting, and "
+                f"{num_choices} more would exceed {self.capacity}.",
+                fix="retry later.",
                 status=429,
                 code="queue_full",
                 retry_after=1,
@@ -120,35 +125,35 @@ class Worker:
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
-        """Frees the ticket's rows; nothing happens if all of its choices have ended."""
+        """Cancels a ticket's unfinished choices and frees their decode slots."""
         if ticket in self._tickets:
             self.counters.cancelled += ticket.open
             self._forget(ticket)
             self._commands.put(lambda: self._cancel(ticket))
 
     async def drain(self, seconds: float, *, hurry: Callable[[], bool] = lambda: False) -> None:
-        """Takes no more calls; ends those in flight after `seconds`, or when there is a hurry."""
+        """Stops accepting requests; cancels those left after `seconds`, or once hurry() is true."""
         self.failure = self.failure or shutting_down()
         until = time.monotonic() + seconds
         while self._tickets and time.monotonic() < until and not hurry():
             await asyncio.sleep(0.05)
         for ticket in list(self._tickets):
-            self._reject(ticket, shutting_down())
+            self._fail_ticket(ticket, shutting_down())
             self.cancel(ticket)
 
     def stop(self) -> None:
-        """Lets the thread end after its step."""
+        """Stops the thread after its current step."""
         self.failure = self.failure or shutting_down()
         self._commands.put(None)
 
     def close(self, timeout: float) -> bool:
-        """Stops, and waits: whether the thread ended within `timeout` seconds."""
+        """Stops the thread; returns whether it exited within `timeout` seconds."""
         self.stop()
         if self._thread.is_alive():
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    # The event loop's side.
+    # In the event loop.
 
     def _deliver(self, events: list[tuple[Ticket, int, Event]]) -> None:
         now = time.monotonic()
@@ -173,7 +178,7 @@ class Worker:
         self.in_flight -= ticket.open
         ticket.open = 0
 
-    def _reject(self, ticket: Ticket, error: ApiError) -> None:
+    def _fail_ticket(self, ticket: Ticket, error: ApiError) -> None:
         if not ticket.accepted.done():
             ticket.accepted.set_exception(error)
         ticket.put(error)
@@ -190,15 +195,15 @@ class Worker:
             code="engine_failed",
         )
         for ticket in list(self._tickets):
-            self._reject(ticket, self.failure)
+            self._fail_ticket(ticket, self.failure)
             self._forget(ticket)
 
-    # The engine's thread.
+    # In the engine's thread.
 
     def _run(self) -> None:
         try:
             while True:
-                # Waits where there is nothing to compute, else takes what is there and goes on.
+                # Wait for a command if there is nothing to compute; otherwise only poll.
                 try:
                     command = self._commands.get(block=not self._engine.busy)
                 except queue.Empty:
@@ -207,7 +212,7 @@ class Worker:
                 if command is None:
                     return
                 command()
-        except Exception as error:  # of any kind: without this thread callers would wait forever
+        except Exception as error:  # of any type: without this thread clients would wait forever
             logging.exception("the engine has failed")
             self._in_loop(self._fail, error)
 
@@ -219,7 +224,7 @@ class Worker:
         except QwenJaxError as error:
             for request_id in ids:
                 self._engine.cancel(request_id)
-            self._in_loop(self._reject, ticket, ApiError(error.what, "", error.fix))
+            self._in_loop(self._fail_ticket, ticket, ApiError(error.what, "", error.fix))
             return
         self._routes |= {request_id: (ticket, choice) for choice, request_id in enumerate(ids)}
         self._in_loop(self._accept, ticket)
@@ -240,7 +245,7 @@ class Worker:
             self._in_loop(self._deliver, routed)
 
     def _in_loop(self, function, *arguments) -> None:
-        assert self._loop is not None, "start() comes first"
-        # The loop is closed where the end of the program does not wait for this thread's step.
+        assert self._loop is not None, "call start() first"
+        # The loop may be closed if the program exits without waiting for this thread's step.
         with contextlib.suppress(RuntimeError):
             self._loop.call_soon_threadsafe(function, *arguments)

@@ -25,7 +25,7 @@ from qwen_jax.data.shards import Split
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.tokenizer.bpe import Tokenizer
 from tests.helpers.corpus_files import files_of, rows_of, small_tokenizer, write_sources
-from tests.helpers.warc_files import answer, page, record, zipped
+from tests.helpers.warc_files import http_response, page, record, zipped
 
 STEPS = [Read(), ExactDedup("url"), ExactDedup("document")]
 
@@ -267,10 +267,10 @@ def test_read_extracts_pages_of_warc_and_wet_archives(tmp_path):
     )
     pages = [
         page(0),
-        record("http://a/gbk", answer(body.encode("gbk"))),
+        record("http://a/gbk", http_response(body.encode("gbk"))),
         record(
             "http://a/sjis",
-            answer(
+            http_response(
                 body.replace("这", "これ")
                 .replace("种植历史", "歴史")
                 .replace("个关于", "の")
@@ -278,17 +278,19 @@ def test_read_extracts_pages_of_warc_and_wet_archives(tmp_path):
                 "text/html; charset=utf-8",
             ),
         ),
-        record("http://a/pdf", answer(b"%PDF-1.4 " + bytes(200))),
-        record("http://a/404", answer(b"<p>gone</p>", status=404)),
-        record("http://a/css", answer(b"a {}", "text/css")),
-        record("http://a/deep", answer(b"<div>" * 5000 + b"deep")),
+        record("http://a/pdf", http_response(b"%PDF-1.4 " + bytes(200))),
+        record("http://a/404", http_response(b"<p>gone</p>", status=404)),
+        record("http://a/css", http_response(b"a {}", "text/css")),
+        record("http://a/deep", http_response(b"<div>" * 5000 + b"deep")),
         record("http://a/r", b"GET / HTTP/1.1\r\n\r\n", kind="request"),
-        record("http://a/empty", answer(b"<html></html>")),
-        record("http://a/blank", answer(b" \n ", "text/plain")),
-        record("http://a/br", answer(b"\x8b\x02\x80abc", headers="Content-Encoding: br\r\n")),
+        record("http://a/empty", http_response(b"<html></html>")),
+        record("http://a/blank", http_response(b" \n ", "text/plain")),
+        record(
+            "http://a/br", http_response(b"\x8b\x02\x80abc", headers="Content-Encoding: br\r\n")
+        ),
         record(
             "http://a/said",
-            answer(
+            http_response(
                 "日本語の文章です。".encode("shift_jis"),
                 "text/plain; Charset=Shift_JIS; format=flowed",
             ),

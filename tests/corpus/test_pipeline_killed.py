@@ -15,7 +15,7 @@ pytest.importorskip("daft")
 pytest.importorskip("trafilatura")
 
 from tests.helpers.corpus_files import files_of, small_tokenizer, write_sources
-from tests.helpers.warc_files import answer, record, zipped
+from tests.helpers.warc_files import http_response, record, zipped
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SECONDS = 600  # limit of one run, which takes about 12 on idle cores
@@ -34,7 +34,7 @@ def command(tmp_path_factory):
     for i in range(30):
         text = " ".join(rng.choices(words, k=120)) + "."
         body = f"<html><body><article><p>{text}</p><p>{text[::-1]}</p></article></body></html>"
-        pages.append(record(f"http://b/{i}", answer(body.encode())))
+        pages.append(record(f"http://b/{i}", http_response(body.encode())))
     (source / "e.warc.gz").write_bytes(b"".join(map(zipped, pages)))
     tokenizer = small_tokenizer(folder / "bytes.tiktoken")
 

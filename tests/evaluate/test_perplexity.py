@@ -1,4 +1,4 @@
-"""Perplexity against its definition, row by row."""
+"""Perplexity against its definition, one sequence at a time."""
 
 import dataclasses
 
@@ -26,26 +26,26 @@ def params():
 
 
 @pytest.mark.parametrize("length, batch_tokens", [(40, 80), (40, 1), (200, 80)])
-def test_every_token_is_scored_once_after_those_before_it_in_its_row(params, length, batch_tokens):
-    told = []
+def test_perplexity_scores_every_token_once_given_its_sequence(params, length, batch_tokens):
+    scored = []
     ours = perplexity(
         params,
         TOKENS,
         config=CONFIG,
         length=length,
         batch_tokens=batch_tokens,
-        progress=told.append,
+        progress=scored.append,
     )
     nats = 0.0
     for first in range(0, 200, length):
-        row = jnp.asarray(TOKENS[first : first + length + 1], jnp.int32)
-        log_p = jax.nn.log_softmax(forward(params, row[None, :-1], config=CONFIG)[0], axis=-1)
-        nats -= float(jnp.sum(jnp.take_along_axis(log_p, row[1:, None], axis=1)))
-    assert ours.tokens == sum(told) == 200
+        sequence = jnp.asarray(TOKENS[first : first + length + 1], jnp.int32)
+        log_p = jax.nn.log_softmax(forward(params, sequence[None, :-1], config=CONFIG)[0], axis=-1)
+        nats -= float(jnp.sum(jnp.take_along_axis(log_p, sequence[1:, None], axis=1)))
+    assert ours.tokens == sum(scored) == 200
     assert ours.nats == pytest.approx(nats, rel=1e-5)  # sums of 200 numbers in float32
     assert ours.value == pytest.approx(np.exp(nats / 200), rel=1e-4)
 
 
-def test_text_that_is_too_short_is_refused(params):
-    with pytest.raises(DataError, match="201 tokens are fewer than one row of 201"):
+def test_perplexity_rejects_too_few_tokens(params):
+    with pytest.raises(DataError, match="201 tokens are fewer than one sequence of 201"):
         perplexity(params, TOKENS, config=CONFIG, length=201)

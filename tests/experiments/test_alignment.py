@@ -21,7 +21,7 @@ from qwen_jax.pretrained.from_run import save_run
 from qwen_jax.pretrained.huggingface import load_pretrained
 from qwen_jax.pretrained.start import start
 from qwen_jax.train.telemetry.phases import PHASES
-from tests.helpers.alignment import MODEL, config_of, records, run, whole_and_halves
+from tests.helpers.alignment import MODEL, config_of, full_and_resumed, records, run
 from tests.helpers.tiny_checkpoint import ROOT, TOKENIZER, environment
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -40,7 +40,7 @@ def test_sft_learns_answers_and_goes_on_where_it_was(folder, tmp_path):
             },
         )
 
-    output, found = whole_and_halves(sft, make, tmp_path)
+    output, found = full_and_resumed(sft, make, tmp_path)
     assert "64 kept" in output and "held out talks_held" in output
     losses = [record["train/loss"] for record in found if "train/loss" in record]
     assert losses[-1] < losses[0] - 1
@@ -84,7 +84,7 @@ def test_a_reward_model_starts_from_a_language_model_and_from_pmp(scored):
 
 
 def test_reward_modeling_goes_on_where_it_was(folder, tmp_path):
-    whole_and_halves(
+    full_and_resumed(
         reward_model,
         lambda run_dir: config_of(
             reward_model,
@@ -110,7 +110,7 @@ def test_dpo_prefers_what_is_chosen_and_goes_on_where_it_was(folder, tmp_path):
             },
         )
 
-    _, found = whole_and_halves(dpo, make, tmp_path)
+    _, found = full_and_resumed(dpo, make, tmp_path)
     # Policy and reference are equal at first: every margin is 0.
     assert found[0]["train/loss"] == pytest.approx(np.log(2), abs=1e-6)
     assert found[0]["train/margin"] == pytest.approx(0, abs=1e-5)

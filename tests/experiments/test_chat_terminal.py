@@ -131,7 +131,7 @@ def test_a_conversation_with_its_commands_and_every_way_to_stop(start, tmp_path)
     chat.type("/reset\n")
     chat.until(r"a new conversation\)\r\n> ")
     chat.interrupt_prompt()  # one is forgiven
-    chat.until(r"Ctrl-C again or Ctrl-D to end\)\r\n> ")
+    chat.until(r"Ctrl-C again or Ctrl-D to exit\)\r\n> ")
     chat.type("/exit\n")
     assert chat.code() == 0
 

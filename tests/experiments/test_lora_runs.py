@@ -19,7 +19,7 @@ from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.pretrained.huggingface import load_pretrained
 from qwen_jax.pretrained.scoring import open_scoring
 from qwen_jax.pretrained.start import scoring_weights_of, start
-from tests.helpers.alignment import config_of, records, run, whole_and_halves
+from tests.helpers.alignment import config_of, full_and_resumed, records, run
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -44,7 +44,7 @@ def tuned(folder, tmp_path_factory):
             config, optimizer=dataclasses.replace(config.optimizer, peak_learning_rate=1e-2)
         )
 
-    return runs, make, *whole_and_halves(sft, make, runs)
+    return runs, make, *full_and_resumed(sft, make, runs)
 
 
 def test_sft_of_adapters_learns_and_goes_on_where_it_was(tuned):
@@ -133,7 +133,7 @@ def scored(folder, tmp_path_factory):
 
     run(reward_model, make(runs / "pmp", train={"num_steps": 8, "eval_every": 8}))
     (runs / "reward").mkdir()
-    whole_and_halves(
+    full_and_resumed(
         reward_model,
         lambda run_dir: make(
             run_dir, init_from=str(runs / "pmp"), train={"num_steps": 4, "eval_every": None}

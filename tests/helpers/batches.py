@@ -19,7 +19,7 @@ def make_batch(seed: int, B: int, T: int, vocab_size: int) -> Batch:
 
 
 def assert_same(a, b):
-    """Equal loss, gradient norm, moments (which are the gradients) and parameters, to rounding."""
+    """Asserts equal metrics, moments (the gradients, after one step) and parameters."""
     for name in a[1]:
         np.testing.assert_allclose(a[1][name], b[1][name], rtol=2e-5, err_msg=name)
     for (path, x), y in zip(

@@ -1,4 +1,4 @@
-"""Sources in every format, and what the corpus pipeline made of them."""
+"""Corpus sources in every format, and readers of the pipeline's output."""
 
 import gzip
 import json
@@ -11,22 +11,22 @@ from qwen_jax.tokenizer.bpe import Tokenizer
 
 
 def write_sources(folder):
-    """Text in every format, with documents that come again."""
-    draw = random.Random(0)
+    """Writes documents in every format, some of them more than once."""
+    rng = random.Random(0)
 
     def text():
-        return " ".join(draw.choices(["ein", "Wort", "und", "noch", "eins", "字"], k=40))
+        return " ".join(rng.choices(["ein", "Wort", "und", "noch", "eins", "字"], k=40))
 
     folder.mkdir()
-    rows = [text() for _ in range(300)]
+    texts = [text() for _ in range(300)]
     lines = [
-        json.dumps({"text": row, "url": f"http://a/{i}", "n": i}) + "\n"
-        for i, row in enumerate(rows)
+        json.dumps({"text": one, "url": f"http://a/{i}", "n": i}) + "\n"
+        for i, one in enumerate(texts)
     ]
     (folder / "a.jsonl").write_text("".join(lines[:200]), encoding="utf-8")
     (folder / "b.jsonl.gz").write_bytes(gzip.compress("".join(lines[150:]).encode(), mtime=0))
     pq.write_table(
-        pa.table({"text": [text(), rows[7].upper(), text()]}),
+        pa.table({"text": [text(), texts[7].upper(), text()]}),
         folder / "c.parquet",
         row_group_size=1,
     )

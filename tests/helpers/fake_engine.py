@@ -1,4 +1,4 @@
-"""An engine without a model: answers depend on the request alone, their speed is the test's."""
+"""An engine without a model: completions depend only on the request, the test sets the speed."""
 
 import hashlib
 import threading
@@ -12,37 +12,46 @@ WORDS = [word.encode() for word in ("the ", "sea ", "é", "日本", "is ", "blue
 
 
 class FakeEngine:
-    """Has what the server uses of inference.engine.Engine.
+    """The part of inference.engine.Engine that the server uses.
 
     Args:
-      seconds: of each step.
+      seconds: the duration of each step.
       fail_at: the step that raises RuntimeError.
-      unending: answers stop at their length alone.
+      unending: completions stop only at their maximum length.
     """
 
-    def __init__(self, tokenizer, *, rows=4, slots=256, seconds=0.0, fail_at=None, unending=False):
-        self.rows, self.slots, self.seconds = rows, slots, seconds
-        self.fail_at, self.unending = fail_at, unending
+    def __init__(
+        self,
+        tokenizer,
+        *,
+        max_num_seqs=4,
+        max_model_len=256,
+        seconds=0.0,
+        fail_at=None,
+        unending=False,
+    ):
+        self.max_num_seqs, self.max_model_len = max_num_seqs, max_model_len
+        self.seconds, self.fail_at, self.unending = seconds, fail_at, unending
         self.table, self.end = token_bytes(tokenizer), tokenizer.end_of_text
-        self.gate = threading.Event()  # closed: no step goes on
-        self.gate.set()
-        self.stepping = threading.Event()  # a step has begun
+        self.unblocked = threading.Event()  # not set: steps wait
+        self.unblocked.set()
+        self.stepping = threading.Event()  # a step has started
         self.waiting, self.running, self.streams = [], {}, {}
-        self.prompts = set()  # that were submitted
-        self.steps, self.next_id, self.most_running, self.cancelled = 0, 0, 0, 0
+        self.prompts = set()  # of all submitted requests
+        self.steps, self.next_id, self.max_running, self.cancelled = 0, 0, 0, 0
 
     @property
     def busy(self) -> bool:
         return bool(self.waiting or self.running)
 
     def submit(self, request: Request) -> list[int]:
-        if len(request.prompt) + request.sampling.max_new_tokens > self.slots:
-            raise ConfigError("too long for the fake's slots.", "submit", "ask for less.")
+        if len(request.prompt) + request.sampling.max_new_tokens > self.max_model_len:
+            raise ConfigError("the request is too long.", "submit", "request fewer tokens.")
         ids = list(range(self.next_id, self.next_id + request.sampling.n))
         self.next_id += len(ids)
         self.prompts.add(request.prompt)
         for sample, request_id in enumerate(ids):
-            self.waiting.append((request_id, request, self.answer(request, sample)))
+            self.waiting.append((request_id, request, self.completion(request, sample)))
         return ids
 
     def cancel(self, request_id: int) -> None:
@@ -50,26 +59,26 @@ class FakeEngine:
         self.waiting = [one for one in self.waiting if one[0] != request_id]
         self.running.pop(request_id, None)
 
-    def answer(self, request: Request, sample: int) -> list[int]:
-        """Its tokens: bytes of WORDS drawn by a hash of all that may matter, then the end."""
-        draw = 0 if request.sampling.temperature == 0 else request.sampling.seed * 1000 + sample
-        raw, place = b"", 0
+    def completion(self, request: Request, sample: int) -> list[int]:
+        """Returns tokens: bytes of WORDS, chosen by a hash of prompt and seed, then a stop id."""
+        seed = 0 if request.sampling.temperature == 0 else request.sampling.seed * 1000 + sample
+        raw, index = b"", 0
         while len(raw) < request.sampling.max_new_tokens:
-            digest = hashlib.sha256(f"{request.prompt} {draw} {place}".encode()).digest()
-            if not self.unending and place > 2 and digest[1] < 20:
+            digest = hashlib.sha256(f"{request.prompt} {seed} {index}".encode()).digest()
+            if not self.unending and index > 2 and digest[1] < 20:
                 return [*raw, self.end]
             raw += WORDS[digest[0] % len(WORDS)]
-            place += 1
+            index += 1
         return list(raw[: request.sampling.max_new_tokens])
 
     def step(self) -> list[Event]:
         self.stepping.set()
-        self.gate.wait()
+        self.unblocked.wait()
         time.sleep(self.seconds)
         self.steps += 1
         if self.fail_at is not None and self.steps >= self.fail_at:
             raise RuntimeError("out of memory")
-        while self.waiting and len(self.running) < self.rows:
+        while self.waiting and len(self.running) < self.max_num_seqs:
             request_id, request, tokens = self.waiting.pop(0)
             self.running[request_id] = (
                 request,
@@ -77,7 +86,7 @@ class FakeEngine:
                 TextStream(self.table, request.sampling.stop),
                 [0],
             )
-        self.most_running = max(self.most_running, len(self.running))
+        self.max_running = max(self.max_running, len(self.running))
         return [event for request_id in list(self.running) for event in self._advance(request_id)]
 
     def _advance(self, request_id: int) -> list[Event]:
@@ -100,7 +109,7 @@ class FakeEngine:
 
 
 def complete(engine, request: Request) -> list[tuple[str, str]]:
-    """(text, finish) of each sample, computed offline."""
+    """Returns (text, finish) of each sample, computed offline."""
     ids = engine.submit(request)
     texts, finish = {i: "" for i in ids}, {}
     while engine.busy:

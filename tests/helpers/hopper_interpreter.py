@@ -1,14 +1,15 @@
-"""Hopper kernels on a CPU: Pallas' Mosaic GPU interpreter, and our version of what it lacks.
+"""Hopper kernels on a CPU: Pallas' Mosaic GPU interpreter, and replacements for what it lacks.
 
-Copies, barriers and shared memory are the interpreter's own (with its race detector, where asked).
-Its matrix products know no operand in registers and its copies no sums; `hopper_ops` is replaced:
+Copies, barriers and shared memory are the interpreter's (with its race detector, on request). Its
+matmuls do not support operands in registers, and its copies do not support sums. `hopper_ops` is
+replaced by this:
 
-- A product is a plain dot that runs as late as the hardware might: when `wait` or `read` says that
-  it has ended. A slot of shared memory that is given back too early is then read after it was, and
-  the race detector sees it. (At the end of a loop's step every product has ended: later than that
-  it cannot be delayed.)
-- `add_to_global` is read, add, write. The detector takes the blocks of a grid to run at once, as
-  the hardware may, and is told that these sums are atomic.
+- A matmul is a plain dot that runs as late as the hardware might run it: when `wait` or `read`
+  requires its result. If a buffer of shared memory is released too early, the dot reads it after
+  the release, and the race detector reports it. (At the end of a loop step every matmul has
+  finished; it cannot be delayed further.)
+- `add_to_global` is read, add, write. The detector assumes that the blocks of a grid run
+  concurrently, as on the hardware, and treats these sums as atomic.
 """
 
 import contextlib
@@ -27,7 +28,7 @@ from qwen_jax.kernels.platform import interpret_kernels
 
 
 class RaceFound(AssertionError):
-    """Two threads, or a thread and the copy engine, touch the same memory in no order."""
+    """Two threads, or a thread and the copy engine, access the same memory without an order."""
 
 
 @dataclasses.dataclass
@@ -39,8 +40,8 @@ class Accumulator:
         return self.value.shape
 
 
-class _Products:
-    """The products that were started and have not ended, oldest first."""
+class _Matmuls:
+    """The matmuls that have started and not finished, oldest first."""
 
     def __init__(self):
         self.pending: list[tuple[Accumulator, Any, Any]] = []
@@ -56,14 +57,14 @@ class _Products:
         self.pending.append((accumulator, a, b))
 
     def wait(self, in_flight):
-        ended = len(self.pending) - in_flight
-        for accumulator, a, b in self.pending[: max(0, ended)]:
+        finished = len(self.pending) - in_flight
+        for accumulator, a, b in self.pending[: max(0, finished)]:
             a = a if isinstance(a, jax.Array) else a[...]
             dot = jnp.dot(a, b[...], preferred_element_type=jnp.float32)
             accumulator.value = accumulator.value + dot
-            # The interpreter saw plain reads, which order nothing for the copy engine.
+            # The interpreter saw plain reads, which do not order the copy engine.
             plgpu.commit_smem()
-        del self.pending[: max(0, ended)]
+        del self.pending[: max(0, finished)]
 
     def read(self, accumulator, in_flight=0):
         self.wait(in_flight)
@@ -98,7 +99,7 @@ def _add_to_global(source, target):
 
 
 def _atomic_add(target, value):
-    """What this function reads and writes is no race: the copy engine's sums are atomic."""
+    """Accesses of this function are not races: the copy engine's sums are atomic."""
     target[...] = target[...] + value
 
 
@@ -119,20 +120,20 @@ def _is_atomic(source_info) -> bool:
 
 @contextlib.contextmanager
 def interpreted(*, detect_races: bool = False):
-    """Within it, Hopper kernels run on the CPU; functions traced in it stay interpreted.
+    """Runs Hopper kernels on the CPU; functions traced within it stay interpreted.
 
     Raises:
-      RaceFound: if `detect_races` and a kernel had one.
+      RaceFound: a kernel had a race, with `detect_races`.
     """
-    products, states = _Products(), []
+    matmuls, states = _Matmuls(), []
     names = ("accumulators", "accumulate", "wait", "read", "store", "loop")
-    replaced = {name: getattr(products, name) for name in names}
+    replaced = {name: getattr(matmuls, name) for name in names}
 
     def recorded(*args, **kwargs):
         states.append(_Races(*args, **kwargs))
         return states[-1]
 
-    interpret_pallas_call.reset_gpu_interpret_mode_state()  # of a kernel that failed before
+    interpret_pallas_call.reset_gpu_interpret_mode_state()  # left by a kernel that failed before
     with (
         mock.patch.multiple(hopper_ops, add_to_global=_add_to_global, **replaced),
         mock.patch.object(gpu_callbacks, "GPURaceDetectionState", recorded),
@@ -140,9 +141,9 @@ def interpreted(*, detect_races: bool = False):
     ):
         try:
             yield
-        except RuntimeError as error:  # jax 0.12 stops at a race, jax 0.11 prints it and goes on
+        except RuntimeError as error:  # jax 0.12 raises at a race, jax 0.11 only prints it
             if "RACE DETECTED" not in str(error):
                 raise
             raise RaceFound(str(error)) from error
     if any(state.races_found for state in states):
-        raise RaceFound("shared memory is read and written without order")
+        raise RaceFound("shared memory is read and written without an order")

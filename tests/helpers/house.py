@@ -1,10 +1,10 @@
-"""The structure of the code, measured: lines by room, imports between rooms, long files, functions.
+"""Measures the structure of the code: lines by folder, imports between folders, long files.
 
     python -m tests.helpers.house            # or: make house
     python -m tests.helpers.house --root=..  # another checkout
-    python -m tests.helpers.house --check    # only what breaks a rule of WORKSPACE.md
+    python -m tests.helpers.house --check    # only violations of the rules in WORKSPACE.md
 
-tests/test_house.py holds the code to the rules with the same functions.
+tests/test_house.py checks the rules with the same functions.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from collections.abc import Iterator
 
 FOLDERS = ("qwen_jax", "experiments", "benchmarks", "launch")
 
-# Who may import whom: a part of the package imports itself and the parts above it in this list.
+# Allowed imports: a part of the package imports itself and the parts above it in this list.
 LEVELS = [
     ("errors", "exit_codes"),
     ("config", "sizes", "types", "compat"),
@@ -39,12 +39,12 @@ LEVELS = [
     ("cli",),
 ]
 LEVEL_OF = {part: level for level, parts in enumerate(LEVELS) for part in parts}
-# Parts of one level where one may import the other, with the reason.
+# Imports within a level that are allowed, with the reason.
 SAME_LEVEL = {("sizes", "config"): "a size is a ModelConfig"}
 
-# Sizes to hold, and what may be larger, with the reason.
+# Size limits, and exceptions with the reason.
 FILE_LINES, FUNCTION_LINES, FOLDER_FILES, CONFIG_FIELDS, MEDIAN_LINES = 450, 60, 15, 20, 150
-_KERNEL = "the body of one kernel: its values live in registers and cannot be handed on"
+_KERNEL = "the body of one kernel: its values are in registers and cannot be passed on"
 _MEASURE = "one measurement, read from top to bottom"
 LONG_FUNCTIONS = {
     "qwen_jax/kernels/hopper/backward_dq.py:_kernel": _KERNEL,
@@ -63,18 +63,18 @@ LARGE_CONFIGS: dict[str, str] = {}
 class Function:
     """A function and its length."""
 
-    name: str  # path:name, with the classes and functions around it
+    name: str  # path:name, qualified by enclosing classes and functions
     lines: int  # from def to the last line
-    code: int  # of these, lines of code: no docstring, comment or blank line
+    code: int  # lines of code: without docstrings, comments and blank lines
 
 
 def files(root: pathlib.Path) -> list[pathlib.Path]:
-    """The Python files of the package, the pages, the benchmarks and the launchers."""
+    """Returns the Python files of the package, experiments, benchmarks and launchers."""
     return [path for folder in FOLDERS for path in sorted((root / folder).rglob("*.py"))]
 
 
 def room_of(path: pathlib.Path) -> str:
-    """The folder of a file, or the file itself where it lies at the top of the package."""
+    """Returns the folder of a file, or the file's name if it is at the top of the package."""
     parts = path.parts
     if parts[0] == "qwen_jax":
         return "/".join(parts[:2]).removesuffix(".py")
@@ -86,7 +86,7 @@ def lines_of(path: pathlib.Path) -> int:
 
 
 def _code_lines(source: str) -> set[int]:
-    """The numbers of the lines that hold code: not only comments or blanks."""
+    """Returns the numbers of the lines with code, not only comments or blanks."""
     skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
     found = set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
@@ -96,7 +96,7 @@ def _code_lines(source: str) -> set[int]:
 
 
 def functions(root: pathlib.Path) -> Iterator[Function]:
-    """Every function and method, nested ones too."""
+    """Yields every function and method, including nested ones."""
     for path in files(root):
         source = path.read_text(encoding="utf-8")
         code = _code_lines(source)
@@ -122,7 +122,7 @@ def functions(root: pathlib.Path) -> Iterator[Function]:
 
 
 def imports(root: pathlib.Path) -> dict[pathlib.Path, set[pathlib.Path]]:
-    """file -> the files of the project that it imports, anywhere in its text."""
+    """Returns file -> the project's files that it imports, anywhere in the file."""
     known = {path.relative_to(root) for path in files(root)}
     found = {}
     for path in sorted(known):
@@ -139,8 +139,8 @@ def imports(root: pathlib.Path) -> dict[pathlib.Path, set[pathlib.Path]]:
     return found
 
 
-def circles(graph: dict) -> list[list[str]]:
-    """Groups of nodes that reach each other (strongly connected, more than one node)."""
+def cycles(graph: dict) -> list[list[str]]:
+    """Returns import cycles: strongly connected groups of more than one node."""
     index, low, stack, on_stack, found = {}, {}, [], set(), []
 
     def connect(node):
@@ -170,7 +170,7 @@ def circles(graph: dict) -> list[list[str]]:
 
 
 def between_rooms(graph: dict[pathlib.Path, set[pathlib.Path]]) -> dict[str, set[str]]:
-    """room -> the rooms that it imports."""
+    """Returns folder -> the folders that it imports."""
     found: dict[str, set[str]] = collections.defaultdict(set)
     for path, others in graph.items():
         found[room_of(path)] |= {room_of(other) for other in others} - {room_of(path)}
@@ -178,7 +178,7 @@ def between_rooms(graph: dict[pathlib.Path, set[pathlib.Path]]) -> dict[str, set
 
 
 def order_violations(root: pathlib.Path) -> list[str]:
-    """Imports of the package that run against LEVELS, or out of the package."""
+    """Returns imports of the package that violate LEVELS or leave the package."""
     found = []
     for path, others in imports(root).items():
         if path.parts[0] != "qwen_jax" or len(path.parts) == 2 and path.stem == "__init__":
@@ -187,7 +187,7 @@ def order_violations(root: pathlib.Path) -> list[str]:
         for other in sorted(others):
             target = pathlib.Path(other.parts[1]).stem if other.parts[0] == "qwen_jax" else None
             if target is None:
-                found.append(f"{path} imports {other}: the package imports no page and no tool")
+                found.append(f"{path} imports {other}: the package may not import from outside")
             elif (
                 target != part
                 and (part, target) not in SAME_LEVEL
@@ -198,16 +198,16 @@ def order_violations(root: pathlib.Path) -> list[str]:
 
 
 def size_violations(root: pathlib.Path) -> list[str]:
-    """Files, functions, folders and configs over their size, and exceptions without a use."""
+    """Returns files, functions, folders and configs over their limit, and unused exceptions."""
     lengths = {path: lines_of(path) for path in files(root) if lines_of(path)}
     found = [
-        f"{path.relative_to(root)}: {lines} lines, {FILE_LINES} are allowed"
+        f"{path.relative_to(root)}: {lines} lines, the limit is {FILE_LINES}"
         for path, lines in lengths.items()
         if lines > FILE_LINES
     ]
     median = statistics.median(lengths.values())
     if median > MEDIAN_LINES:
-        found.append(f"the median file has {median} lines, {MEDIAN_LINES} are allowed")
+        found.append(f"the median file has {median} lines, the limit is {MEDIAN_LINES}")
     folders = collections.Counter(str(path.parent.relative_to(root)) for path in lengths)
     for kind, limit, sizes, exceptions in (
         (
@@ -221,18 +221,16 @@ def size_violations(root: pathlib.Path) -> list[str]:
     ):
         large = {name: size for name, size in sizes.items() if size > limit}
         found += [
-            f"{name}: {size} {kind}, {limit} are allowed"
+            f"{name}: {size} {kind}, the limit is {limit}"
             for name, size in large.items()
             if name not in exceptions
         ]
-        found += [
-            f"{name}: an exception that is not needed" for name in exceptions.keys() - large.keys()
-        ]
+        found += [f"{name}: an unused exception" for name in exceptions.keys() - large.keys()]
     return found
 
 
 def dataclass_fields(root: pathlib.Path) -> Iterator[tuple[str, int]]:
-    """(path:class, fields of its own) of every dataclass."""
+    """Yields (path:class, number of its fields) of every dataclass."""
     for path in files(root):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef) and any(
@@ -243,14 +241,14 @@ def dataclass_fields(root: pathlib.Path) -> Iterator[tuple[str, int]]:
 
 
 def describe(root: pathlib.Path) -> Iterator[str]:
-    """The report, a line at a time."""
+    """Yields the lines of the report."""
     rooms: dict[str, list[int]] = collections.defaultdict(list)
     for path in files(root):
         if lines := lines_of(path):
             rooms[room_of(path.relative_to(root))].append(lines)
     graph = imports(root)
     arrows = between_rooms(graph)
-    yield f"{'room':28} {'files':>5} {'lines':>6} {'longest':>7}  imports"
+    yield f"{'folder':28} {'files':>5} {'lines':>6} {'longest':>7}  imports"
     for room, lengths in sorted(rooms.items()):
         others = " ".join(sorted(name.removeprefix("qwen_jax/") for name in arrows.get(room, ())))
         yield f"{room:28} {len(lengths):5} {sum(lengths):6} {max(lengths):7}  {others}"
@@ -259,11 +257,11 @@ def describe(root: pathlib.Path) -> Iterator[str]:
     yield ""
     yield (
         f"{len(lengths)} files with {sum(lengths)} lines; median {statistics.median(lengths):.0f}, "
-        f"longest {lengths[0]}; {sum(map(len, graph.values()))} arrows between files, "
-        f"{sum(map(len, arrows.values()))} between rooms"
+        f"longest {lengths[0]}; {sum(map(len, graph.values()))} imports between files, "
+        f"{sum(map(len, arrows.values()))} between folders"
     )
-    yield f"circles of files: {circles(graph) or 'none'}"
-    yield f"circles of rooms: {circles(arrows) or 'none'}"
+    yield f"import cycles of files: {cycles(graph) or 'none'}"
+    yield f"import cycles of folders: {cycles(arrows) or 'none'}"
     yield "longest files:"
     longest = sorted(files(root), key=lines_of, reverse=True)[:10]
     yield from (f"  {lines_of(path):4} {path.relative_to(root)}" for path in longest)

@@ -1,4 +1,4 @@
-"""A server of the tests on a free port of this computer, and clients for it."""
+"""A test server on a free local port, and clients for it."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ import openai
 import uvicorn
 
 from qwen_jax.serve.app import ServerConfig, create_app
-from qwen_jax.serve.calls import Limits
+from qwen_jax.serve.protocol import Limits
 from qwen_jax.serve.worker import Worker
 from qwen_jax.tokenizer.bpe import Tokenizer
 
@@ -20,7 +20,7 @@ MODEL = "tiny"
 
 
 def byte_tokenizer() -> Tokenizer:
-    """Every byte a token; with the special ones 464 ids."""
+    """Returns a tokenizer with a token per byte; 464 ids with the special tokens."""
     return Tokenizer({bytes([byte]): byte for byte in range(256)})
 
 
@@ -40,7 +40,7 @@ class Running:
         )
 
     def call(self, method: str, path: str, body=None, headers=None):
-        """(status, headers, body) of one request; a body that is not bytes is sent as JSON."""
+        """Returns (status, headers, body); a body that is not bytes is sent as JSON."""
         raw = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
@@ -62,14 +62,14 @@ class Running:
     def wait_until(self, condition, seconds: float = 10) -> None:
         until = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < until, "it did not come to pass"
+            assert time.monotonic() < until, "the condition did not become true in time"
             time.sleep(0.01)
 
 
 @contextlib.contextmanager
-def running(engine, tokenizer, *, rows=4, max_queued=64, context=256, **config):
-    """Serves `engine` in a thread while the block lasts."""
-    worker = Worker(engine, rows=rows, max_queued=max_queued)
+def running(engine, tokenizer, *, max_num_seqs=4, max_queued=64, context=256, **config):
+    """Serves `engine` in a thread within the block."""
+    worker = Worker(engine, max_num_seqs=max_num_seqs, max_queued=max_queued)
     limits = Limits(model=MODEL, context=context, capacity=worker.capacity)
     app = create_app(worker, tokenizer, ServerConfig(limits=limits, **config))
     sock = socket.socket()

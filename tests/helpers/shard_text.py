@@ -1,4 +1,4 @@
-"""Documents of a few letters, a tokenizer of bytes, and the tokens of shards read back."""
+"""Documents of a few letters, a byte tokenizer, and a reader of the tokens of shards."""
 
 import random
 
@@ -9,7 +9,7 @@ from qwen_jax.data.document import Document
 
 
 class Bytes:
-    """One token per byte, and 256 to end a document."""
+    """A tokenizer with one token per byte, and 256 as the end of a document."""
 
     vocab_size, end_of_text, fingerprint = 257, 256, "bytes"
 
@@ -21,9 +21,9 @@ class Bytes:
 
 
 def make_documents(number=200):
-    draw = random.Random(0)
+    rng = random.Random(0)
     return [
-        Document(f"d{i}", "".join(draw.choices("abcé ", k=draw.randrange(1, 80))))
+        Document(f"d{i}", "".join(rng.choices("abcé ", k=rng.randrange(1, 80))))
         for i in range(number)
     ]
 

@@ -1,4 +1,4 @@
-"""A released folder with a model of random weights, and the environment to start programs in."""
+"""A released checkpoint folder with random weights, and an environment for subprocesses."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ CONFIG = dataclasses.replace(sizes.TINY, vocab_size=464, context_length=64, init
 
 
 def write(folder: pathlib.Path) -> pathlib.Path:
-    """A model that says letters from a to z, greedily nothing else, and does not end by itself."""
+    """Writes a model that greedily samples only letters from a to z and never a stop token."""
     params = jax.jit(init_params, static_argnums=0)(CONFIG, jax.random.key(0))
     letters = slice(ord("a"), ord("z") + 1)
     # All other logits are 0, and the best of 26 random ones is far above that.
@@ -30,7 +30,7 @@ def write(folder: pathlib.Path) -> pathlib.Path:
 
 @functools.cache
 def environment(cache: pathlib.Path) -> dict[str, str]:
-    """One CPU device, and what one program has compiled the next one finds."""
+    """Returns variables for one CPU device and a compilation cache that programs share."""
     return {
         **os.environ,
         "XLA_FLAGS": "",

@@ -3,7 +3,7 @@
 import gzip
 
 
-def answer(body, content_type="text/html", status=200, headers=""):
+def http_response(body, content_type="text/html", status=200, headers=""):
     head = f"HTTP/1.1 {status} OK\r\nContent-Type: {content_type}\r\n{headers}\r\n"
     return head.encode() + body
 
@@ -23,7 +23,9 @@ def record(url, content, kind="response", length=None):
 def page(number, body=None):
     return record(
         f"http://a/{number}",
-        answer(body or f"<html><body><p>page {number} {'x' * 50}</p></body></html>".encode()),
+        http_response(
+            body or f"<html><body><p>page {number} {'x' * 50}</p></body></html>".encode()
+        ),
     )
 
 

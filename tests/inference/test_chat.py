@@ -1,4 +1,4 @@
-"""Which turns of a conversation fit."""
+"""Which turns of a conversation fit into the context."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from qwen_jax.inference import chat
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 
-TALK = [
+CONVERSATION = [
     ("system", "Be brief."),
     ("user", "one"),
     ("assistant", "1"),
@@ -26,9 +26,11 @@ def tokenizer() -> Tokenizer:
     return Tokenizer({bytes([byte]): byte for byte in range(256)})
 
 
-@pytest.mark.parametrize("messages", [TALK, TALK[1:]])  # the default system message too
-def test_the_oldest_turns_go_first_and_the_system_message_stays(tokenizer, messages):
-    system = messages[:1] if messages is TALK else []
+@pytest.mark.parametrize(
+    "messages", [CONVERSATION, CONVERSATION[1:]]
+)  # the default system message too
+def test_fit_drops_the_oldest_turns_and_keeps_the_system_message(tokenizer, messages):
+    system = messages[:1] if messages is CONVERSATION else []
     turns = messages[len(system) :]
     kept = [
         chatml.prompt([*system, *turns[2 * dropped :]], tokenizer).tolist() for dropped in range(3)
@@ -43,14 +45,14 @@ def test_the_oldest_turns_go_first_and_the_system_message_stays(tokenizer, messa
         chat.fit(messages, tokenizer, budget=len(kept[2]) - 1)
 
 
-def test_an_answer_that_follows_no_question_goes_with_the_start(tokenizer):
-    talk = [("assistant", "Welcome."), ("user", "Hi")]
-    tokens = chatml.prompt(talk[1:], tokenizer).tolist()
-    found = chat.fit(talk, tokenizer, budget=len(tokens))
+def test_fit_drops_a_leading_assistant_message(tokenizer):
+    conversation = [("assistant", "Welcome."), ("user", "Hi")]
+    tokens = chatml.prompt(conversation[1:], tokenizer).tolist()
+    found = chat.fit(conversation, tokenizer, budget=len(tokens))
     assert list(found.tokens) == tokens
 
 
-def test_the_context_is_four_training_lengths_where_it_can_be_extended():
+def test_context_is_four_training_lengths_with_dynamic_ntk():
     long = dataclasses.replace(sizes.TINY, context_length=2048)
     short = dataclasses.replace(long, extension=ContextExtension(dynamic_ntk=False))
     assert chat.context(long, None) == (
@@ -59,6 +61,6 @@ def test_the_context_is_four_training_lengths_where_it_can_be_extended():
     )
     assert chat.context(short, None) == (2048, "2,048 tokens (trained at 2,048)")
     assert "nonsense" in chat.context(short, 2049)[1]
-    assert "quality falls" in chat.context(long, 9000)[1]
+    assert "quality drops" in chat.context(long, 9000)[1]
     with pytest.raises(ConfigError, match="context of 1 "):
         chat.context(long, 1)

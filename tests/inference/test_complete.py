@@ -1,4 +1,4 @@
-"""Conversations completed by an engine: in their places, begun answers, no room."""
+"""Completion of conversations: order, partial responses, conversations without room."""
 
 import pytest
 
@@ -12,9 +12,9 @@ TOKENIZER = Tokenizer({bytes([byte]): byte for byte in range(256)})
 
 
 class LastFirst:
-    """An engine that answers with the prompt's last word and the seed, the last request first."""
+    """An engine that returns the prompt's last word and the seed, the last request first."""
 
-    slots = 256
+    max_model_len = 256
 
     def __init__(self):
         self.requests = []
@@ -33,9 +33,9 @@ class LastFirst:
             seed=request.sampling.seed,
             stop_token_ids=chatml.stop_ids(TOKENIZER),
         )
-        said = TOKENIZER.decode(list(request.prompt)).split()[-1]
+        last_word = TOKENIZER.decode(list(request.prompt)).split()[-1]
         return [
-            Event(number, 1, said, None),
+            Event(number, 1, last_word, None),
             Event(number, 2, f" {request.sampling.seed}", None),
             Event(number, None, "!", None, "stop"),
         ]
@@ -46,22 +46,23 @@ def complete():
     return Completer(LastFirst(), TOKENIZER, SamplingParams(6, temperature=1.0, top_p=0.9))
 
 
-def test_answers_belong_to_their_conversations(complete):
-    talks = [
+def test_completer_stream_yields_completions_with_their_index(complete):
+    conversations = [
         [("user", "a")],
         [("system", "s"), ("user", "b" * 300)],
         [("user", "d"), ("assistant", "1. e\n2.")],
     ]
-    found = list(complete.stream(talks, [5, 6, 7]))
-    assert [place for place, _ in found] == [1, 2, 0]  # as they end
-    answers = dict(found)
-    assert answers[1] is None  # no room
-    # A begun answer goes on after its last character; else the assistant's turn is opened.
-    assert (answers[2].text, answers[2].tokens, answers[2].finish) == ("2. 7!", (1, 2), "stop")
-    assert answers[0].text == "<|im_start|>assistant 5!"
+    found = list(complete.stream(conversations, [5, 6, 7]))
+    assert [index for index, _ in found] == [1, 2, 0]  # as they finish
+    completions = dict(found)
+    assert completions[1] is None  # no room
+    # A partial response is continued after its last character; otherwise a new turn is opened.
+    partial = completions[2]
+    assert (partial.text, partial.tokens, partial.finish) == ("2. 7!", (1, 2), "stop")
+    assert completions[0].text == "<|im_start|>assistant 5!"
 
 
-def test_texts_are_in_order(complete):
-    talks = [[("user", "q"), ("assistant", letter)] for letter in "abc"]
-    assert complete.texts([*talks, [("user", "x" * 300)]]) == ["a 0!", "b 0!", "c 0!", None]
+def test_completer_texts_are_in_order(complete):
+    conversations = [[("user", "q"), ("assistant", letter)] for letter in "abc"]
+    assert complete.texts([*conversations, [("user", "x" * 300)]]) == ["a 0!", "b 0!", "c 0!", None]
     assert complete.texts([]) == []

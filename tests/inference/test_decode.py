@@ -1,4 +1,4 @@
-"""Decoding over the cache: against the original's output, the full forward, and itself."""
+"""Decoding of a fixed batch, against the released implementation, the full forward and itself."""
 
 import dataclasses
 
@@ -20,14 +20,13 @@ from qwen_jax.parallel.sharding import sharding_for, use_layout
 from qwen_jax.pretrained.huggingface import load_pretrained
 
 CONFIG = dataclasses.replace(sizes.TINY, context_length=64)
-# Tests share shapes (batches of 4 and 1, prompts of up to 32, 16 new tokens) and with them what is
-# compiled.
+# Tests share shapes (batches of 4 and 1, prompts of up to 32, 16 new tokens), and so compilations.
 SAMPLED = dict(config=CONFIG, max_new_tokens=16, temperature=0.9, top_k=100, top_p=0.99)
 
 
 @pytest.fixture(scope="module")
 def params():
-    # Wider than at the start of training: logits far apart, so that rounding decides nothing.
+    # A wider range than in training: the logits are far apart, so rounding does not matter.
     wide = dataclasses.replace(CONFIG, initializer_range=0.3)
     return jax.jit(init_params, static_argnums=0)(wide, jax.random.key(3))
 
@@ -38,7 +37,7 @@ def _prompts(*lengths, seed=0):
 
 
 def _greedy_by_full_forward(params, prompt, count, config):
-    """Greedy decoding without a cache: the whole row again for every token."""
+    """Greedy decoding without a cache: the full sequence again for every token."""
     tokens = list(prompt)
     for _ in range(count):
         row = np.zeros((1, config.context_length), np.int32)
@@ -53,7 +52,7 @@ _forward = jax.jit(
 )
 
 
-def test_greedy_decodes_are_the_originals_within_and_beyond_the_training_length(shared):
+def test_generate_greedy_equals_the_released_implementation(shared):
     folder = shared / "reference" / "qwen1_tiny"
     config, params = load_pretrained(folder)
     expected = np.load(folder / "expected.npz")
@@ -62,7 +61,7 @@ def test_greedy_decodes_are_the_originals_within_and_beyond_the_training_length(
     assert found == [expected["greedy_10"][0].tolist(), expected["greedy_40"][0].tolist()]
 
 
-def test_prefill_and_decode_choose_the_tokens_that_the_full_forward_chooses(params):
+def test_generate_greedy_equals_the_full_forward(params):
     prompts = _prompts(1, 16, 17, 32)
     together = generate(params, prompts, config=CONFIG, max_new_tokens=16)
     for prompt, tokens in zip(prompts, together, strict=True):
@@ -73,9 +72,9 @@ def test_prefill_and_decode_choose_the_tokens_that_the_full_forward_chooses(para
     ("lengths", "settings"),
     [((3, 30, 3, 14), dict(config=CONFIG, max_new_tokens=16)), ((17, 30, 20, 32), SAMPLED)],
 )
-def test_a_row_gets_the_same_tokens_alone_and_in_any_batch(params, lengths, settings):
+def test_generate_does_not_depend_on_the_batch(params, lengths, settings):
     prompts, seeds = _prompts(*lengths), [5, 6, 2**32 - 1, 5]
-    alone = [
+    separate = [
         generate(params, prompt, seed=seed, **settings)
         for prompt, seed in zip(prompts, seeds, strict=True)
     ]
@@ -83,30 +82,30 @@ def test_a_row_gets_the_same_tokens_alone_and_in_any_batch(params, lengths, sett
         batch = generate(
             params, [prompts[i] for i in order], seed=[seeds[i] for i in order], **settings
         )
-        assert batch == [alone[i] for i in order]
+        assert batch == [separate[i] for i in order]
 
 
-def test_one_seed_gives_each_row_its_own_stream_and_the_same_one_every_time(params):
+def test_generate_with_one_seed_samples_each_prompt_with_its_own_stream(params):
     prompt = _prompts(20)[0]
     first = generate(params, [prompt] * 3, seed=4, **SAMPLED)
-    assert len({tuple(row) for row in first}) == 3
+    assert len({tuple(tokens) for tokens in first}) == 3
     assert first == generate(params, [prompt] * 3, seed=4, **SAMPLED)
     assert first[0] == generate(params, prompt, seed=4, **SAMPLED)
     assert first != generate(params, [prompt] * 3, seed=5, **SAMPLED)
 
 
-def test_a_row_ends_before_its_stop_id_and_the_others_go_on(params):
+def test_generate_stops_before_a_stop_id_and_continues_the_others(params):
     prompts = _prompts(4, 9, 20)
-    whole = generate(params, prompts, config=CONFIG, max_new_tokens=16)
-    stop = whole[1][6]
-    assert stop not in whole[0][:3]
+    full = generate(params, prompts, config=CONFIG, max_new_tokens=16)
+    stop = full[1][6]
+    assert stop not in full[0][:3]
     stopped = generate(params, prompts, config=CONFIG, max_new_tokens=16, stop_ids=[stop])
-    for cut, row in zip(stopped, whole, strict=True):
-        assert cut == (row[: row.index(stop)] if stop in row else row)
+    for found, tokens in zip(stopped, full, strict=True):
+        assert found == (tokens[: tokens.index(stop)] if stop in tokens else tokens)
     assert len(stopped[1]) <= 6
 
 
-def test_the_loop_stops_when_every_row_is_done(params):
+def test_rollout_stops_when_every_sequence_has_finished(params):
     prompt = _prompts(4)[0]
     first = generate(params, prompt, config=CONFIG, max_new_tokens=16)[:2]
     sampling = sampling_arrays(
@@ -121,11 +120,11 @@ def test_the_loop_stops_when_every_row_is_done(params):
         room=16,
     )
     assert new.tokens[0].tolist() == first[:1] + [-1] * 15
-    # Steps that were not taken wrote nothing: log-probabilities are there for the stop id as well.
+    # Later steps wrote nothing; the stop id has a log-probability too.
     assert np.count_nonzero(new.logprobs) == 2
 
 
-def test_the_result_is_of_the_form_of_the_prompt(params):
+def test_generate_returns_one_or_several_lists_like_the_prompt(params):
     prompt = _prompts(6)[0]
     kwargs = dict(config=CONFIG, max_new_tokens=3)
     one = generate(params, prompt, **kwargs)
@@ -147,14 +146,14 @@ def test_the_result_is_of_the_form_of_the_prompt(params):
         assert generate(params, form, **kwargs) == [one]
 
 
-def test_ids_of_the_padded_vocabulary_are_never_produced(params):
-    prompts = [[token % 10 for token in row] for row in _prompts(20, 8, 8)]
+def test_generate_never_samples_ids_past_vocab_size(params):
+    prompts = [[token % 10 for token in prompt] for prompt in _prompts(20, 8, 8)]
     hot = SAMPLED | {"temperature": 3.0}
     assert max(map(max, generate(params, prompts, **hot))) >= 10
     assert max(map(max, generate(params, prompts, vocab_size=10, **hot))) < 10
 
 
-def test_a_second_call_of_the_same_bucket_compiles_nothing(params):
+def test_generate_of_the_same_bucket_compiles_nothing(params):
     generate(params, _prompts(17, 20, 3), stop_ids=[1, 2], **(SAMPLED | {"max_new_tokens": 9}))
     before = decode.rollout._cache_size()
     assert before > 0
@@ -178,7 +177,7 @@ def test_a_second_call_of_the_same_bucket_compiles_nothing(params):
 
 
 @pytest.mark.slow
-def test_sharded_weights_give_the_same_tokens_inside_a_layout_and_outside(params):
+def test_generate_with_sharded_weights_gives_the_same_tokens(params):
     prompts = _prompts(4, 12, 15, 20)
     kwargs = dict(config=CONFIG, max_new_tokens=16)
     expected = generate(params, prompts, **kwargs)
@@ -189,10 +188,10 @@ def test_sharded_weights_give_the_same_tokens_inside_a_layout_and_outside(params
         assert generate(sharded, prompts[0], **kwargs) == expected[0]
 
 
-def test_bfloat16_weights_are_cast_once_and_decode_as_the_full_forward(params):
+def test_generate_in_bfloat16_equals_the_full_forward(params):
     config = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
     prompt = _prompts(9)[0]
-    # Rounding in bfloat16 may split near ties differently, so compare the first tokens only.
+    # Rounding in bfloat16 may break near ties differently, so only compare the first tokens.
     assert generate(params, prompt, config=config, max_new_tokens=4) == _greedy_by_full_forward(
         params, prompt, 4, config
     )
@@ -202,7 +201,7 @@ def test_bfloat16_weights_are_cast_once_and_decode_as_the_full_forward(params):
     ("prompt", "word"),
     [
         ([], "empty"),
-        ([[1], []], "row 1"),
+        ([[1], []], "prompt 1"),
         ([[]], "empty"),
         (np.zeros((0, 3), np.int32), "no prompt"),
         ([1, 128], "128"),
@@ -214,7 +213,7 @@ def test_bfloat16_weights_are_cast_once_and_decode_as_the_full_forward(params):
         (np.zeros((1, 2, 3), np.int32), "shape"),
     ],
 )
-def test_a_bad_prompt_is_named(params, prompt, word):
+def test_generate_rejects_an_invalid_prompt(params, prompt, word):
     with pytest.raises(DataError, match=word):
         generate(params, prompt, config=CONFIG, max_new_tokens=2)
 
@@ -237,6 +236,6 @@ def test_a_bad_prompt_is_named(params, prompt, word):
         ({"stop_ids": ["x"]}, "stop_ids"),
     ],
 )
-def test_a_setting_out_of_range_is_named(params, settings, word):
+def test_generate_rejects_a_setting_out_of_range(params, settings, word):
     with pytest.raises(ConfigError, match=word):
         generate(params, [1, 2], config=CONFIG, **({"max_new_tokens": 2} | settings))

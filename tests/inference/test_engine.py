@@ -1,4 +1,4 @@
-"""The continuous batch: what a request gets depends on the request alone."""
+"""The engine: a completion depends only on its request."""
 
 import dataclasses
 import random
@@ -24,8 +24,8 @@ from qwen_jax.tokenizer.bpe import Tokenizer
 
 CONFIG = dataclasses.replace(sizes.TINY, context_length=32, vocab_size=256)
 full_forward = jax.jit(forward, static_argnames="config")
-# One shape for all tests, so that they share what is compiled.
-SHAPE = dict(rows=4, slots=128, prefill_chunk=16, decode_steps=4)
+# One shape for all tests, so they share compilations.
+SHAPE = dict(max_num_seqs=4, max_model_len=128, prefill_chunk=16, decode_steps=4)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def prompt_of(length: int, seed: int = 0) -> tuple[int, ...]:
     return tuple(np.random.default_rng(seed).integers(0, CONFIG.vocab_size, length).tolist())
 
 
-def ask(prompt, max_new_tokens: int, **settings) -> Request:
+def request_for(prompt, max_new_tokens: int, **settings) -> Request:
     return Request(prompt, SamplingParams(max_new_tokens, **settings))
 
 
@@ -47,13 +47,13 @@ def change(request: Request, **settings) -> Request:
 
 
 def requests_of(seed: int) -> list[Request]:
-    """Greedy and drawn ones of every kind; some share the beginning of their prompts."""
+    """Returns greedy and sampled requests of every kind; some share a prefix of their prompts."""
     rng, common, out = random.Random(seed), prompt_of(40, 99), []
     for i in range(9):
         prompt = prompt_of(rng.randint(1, 60), i)
         if i % 3 == 0:
             prompt = common[: rng.randint(17, 40)] + prompt[:9]
-        drawn = (
+        sampled = (
             dict(
                 temperature=rng.choice([0.7, 1.5]),
                 top_k=rng.choice([None, 20]),
@@ -64,20 +64,20 @@ def requests_of(seed: int) -> list[Request]:
             else {}
         )
         out.append(
-            ask(
+            request_for(
                 prompt,
                 rng.randint(1, 20),
                 logprobs=True,
                 stop_token_ids=tuple(range(3, 18)),
                 repetition_penalty=rng.choice([1.0, 1.2]),
-                **drawn,
+                **sampled,
             )
         )
     return out
 
 
-def answers(engine: Engine, arrivals: list[list[Request]]) -> dict[Request, tuple]:
-    """Submits a list of requests before each step: request -> (tokens, logprobs, finish)."""
+def run_with_arrivals(engine: Engine, arrivals: list[list[Request]]) -> dict[Request, tuple]:
+    """Submits a list of requests before each step; returns request -> tokens, logprobs, finish."""
     found, of = {}, {}
     arrivals = list(arrivals)
     while arrivals or engine.busy:
@@ -95,57 +95,61 @@ def answers(engine: Engine, arrivals: list[list[Request]]) -> dict[Request, tupl
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_an_answer_is_the_same_to_the_last_bit_in_any_company_and_order(params, seed):
+def test_engine_completions_are_bitwise_independent_of_the_batch_and_order(params, seed):
     requests, rng = requests_of(seed), random.Random(seed)
-    alone = {}
-    for request in requests:  # each in an engine that has seen nothing
-        alone |= answers(Engine(params, CONFIG, **SHAPE), [[request]])
-    assert {"stop", "length"} == {f for _, _, (f,) in alone.values()}
-    engine = Engine(params, CONFIG, **SHAPE)  # and this one has seen more and more
+    separate = {}
+    for request in requests:  # each in a fresh engine
+        separate |= run_with_arrivals(Engine(params, CONFIG, **SHAPE), [[request]])
+    assert {"stop", "length"} == {f for _, _, (f,) in separate.values()}
+    engine = Engine(params, CONFIG, **SHAPE)  # this one runs all of them, several times
     for _ in range(4):
         order = rng.sample(requests, len(requests))
         arrivals = [[] for _ in range(12)]
         for request in order:
             arrivals[rng.randrange(rng.choice([1, 12]))].append(request)
-        assert answers(engine, arrivals) == alone
+        assert run_with_arrivals(engine, arrivals) == separate
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shape", [dict(rows=1), dict(rows=3, prefill_chunk=32, decode_steps=7)])
-def test_other_shapes_give_the_same_tokens(params, shape):
-    # Other shapes round otherwise (float32), which decides nothing where logits are far apart.
-    requests = [ask(prompt_of(n, n), 10) for n in (1, 16, 17, 33, 50)]
+@pytest.mark.parametrize(
+    "shape", [dict(max_num_seqs=1), dict(max_num_seqs=3, prefill_chunk=32, decode_steps=7)]
+)
+def test_engine_gives_the_same_tokens_with_other_batch_shapes(params, shape):
+    # Other shapes round differently (float32), which does not matter for logits far apart.
+    requests = [request_for(prompt_of(n, n), 10) for n in (1, 16, 17, 33, 50)]
     expected = generate(params, [r.prompt for r in requests], config=CONFIG, max_new_tokens=10)
     found = Engine(params, CONFIG, **(SHAPE | shape)).run(requests)
-    assert [list(answer.tokens) for answer in found] == expected
+    assert [list(completion.tokens) for completion in found] == expected
 
 
-def test_the_originals_greedy_decodes_beyond_the_training_length(shared):
+def test_engine_greedy_equals_the_released_implementation(shared):
     folder = shared / "reference" / "qwen1_tiny"
     config, params = load_pretrained(folder)
     expected = np.load(folder / "expected.npz")
-    requests = [ask(expected[f"prompt_{n}"][0], 30) for n in (10, 40)]
-    found = Engine(params, config, rows=2, slots=128, prefill_chunk=16).run(requests)
+    requests = [request_for(expected[f"prompt_{n}"][0], 30) for n in (10, 40)]
+    found = Engine(params, config, max_num_seqs=2, max_model_len=128, prefill_chunk=16).run(
+        requests
+    )
     assert [list(a.tokens) for a in found] == [
         expected[f"greedy_{n}"][0].tolist() for n in (10, 40)
     ]
 
 
-def test_nothing_is_compiled_after_the_first_requests(params):
+def test_engine_compiles_nothing_after_the_first_requests(params):
     engine = Engine(params, CONFIG, **SHAPE)
-    engine.run([ask(prompt_of(16), 2, n=2)] * 5)
-    programs = (device.prefill, device.copy_row, device.begin, device.advance)
+    engine.run([request_for(prompt_of(16), 2, n=2)] * 5)
+    programs = (device.prefill, device.copy_slot, device.sample_first, device.advance)
     before = [program._cache_size() for program in programs]
     engine.run([change(request, n=2) for request in requests_of(3)])
     assert [program._cache_size() for program in programs] == before
 
 
-def test_samples_share_the_prompt_and_draw_with_streams_of_their_own(params, monkeypatch):
+def test_engine_samples_share_the_prefill_and_have_separate_streams(params, monkeypatch):
     chunks, prefill = [], device.prefill
     monkeypatch.setattr(device, "prefill", lambda *a, **k: chunks.append(1) or prefill(*a, **k))
-    request = ask(prompt_of(40), 12, temperature=1.5, seed=7, n=6)
+    request = request_for(prompt_of(40), 12, temperature=1.5, seed=7, n=6)
     found = Engine(params, CONFIG, **SHAPE).run([request])
-    assert len(chunks) == 3 and len({answer.tokens for answer in found}) == 6
+    assert len(chunks) == 3 and len({completion.tokens for completion in found}) == 6
     again = Engine(params, CONFIG, **SHAPE).run([change(request, n=2)])
     assert [a.tokens for a in again] == [a.tokens for a in found[:2]]
     assert list(found[0].tokens) == generate(
@@ -153,46 +157,48 @@ def test_samples_share_the_prompt_and_draw_with_streams_of_their_own(params, mon
     )
 
 
-def test_a_common_beginning_is_computed_once_unless_its_rotation_differs(params, monkeypatch):
+def test_engine_reuses_a_shared_prefix_with_the_same_rotation(params, monkeypatch):
     chunks, prefill = [], device.prefill
     monkeypatch.setattr(device, "prefill", lambda *a, **k: chunks.append(1) or prefill(*a, **k))
     engine = Engine(params, CONFIG, **SHAPE)
     count = []
-    for length in (20, 28, 30, 40):  # chunks of 16: 2; one again; one again; 3, another alpha
+    for length in (20, 28, 30, 40):  # chunks of 16: 2; 1 new; 1 new; 3, another alpha
         chunks.clear()
-        engine.run([ask(prompt_of(length)[:19] + prompt_of(length, 7)[19:], 2)])
+        engine.run([request_for(prompt_of(length)[:19] + prompt_of(length, 7)[19:], 2)])
         count.append(len(chunks))
     assert count == [2, 1, 1, 3]
 
 
-def test_long_prompts_do_not_stall_a_row_that_decodes(params):
+def test_engine_decodes_other_slots_during_a_long_prefill(params):
     engine = Engine(params, CONFIG, **SHAPE)
-    (short,) = engine.submit(ask(prompt_of(3), 20))
+    (short,) = engine.submit(request_for(prompt_of(3), 20))
     engine.step()
-    (long,) = engine.submit(ask(prompt_of(100), 2))
+    (long,) = engine.submit(request_for(prompt_of(100), 2))
     seen = [{e.request_id for e in engine.step() if e.token is not None} for _ in range(4)]
     assert all(short in step for step in seen) and not any(long in step for step in seen)
 
 
-def test_logprobs_are_those_of_the_full_softmax(params):
-    request = ask(prompt_of(12), 8, temperature=2.0, top_k=5, logprobs=True)
-    (answer,) = Engine(params, CONFIG, **SHAPE).run([request])
-    tokens = np.asarray([request.prompt + answer.tokens], np.int32)
+def test_engine_logprobs_are_those_of_the_full_softmax(params):
+    request = request_for(prompt_of(12), 8, temperature=2.0, top_k=5, logprobs=True)
+    (completion,) = Engine(params, CONFIG, **SHAPE).run([request])
+    tokens = np.asarray([request.prompt + completion.tokens], np.int32)
     logits = full_forward(params, tokens, config=CONFIG)[0]
-    wanted = [float(jax.nn.log_softmax(logits[i - 1])[tokens[0, i]]) for i in range(12, 20)]
-    np.testing.assert_allclose(answer.logprobs, wanted, atol=1e-4)  # float32 over other shapes
+    expected = [float(jax.nn.log_softmax(logits[i - 1])[tokens[0, i]]) for i in range(12, 20)]
+    np.testing.assert_allclose(
+        completion.logprobs, expected, atol=1e-4
+    )  # float32 over other shapes
 
 
-def test_a_repetition_penalty_is_that_of_its_definition(params):
+def test_engine_repetition_penalty_equals_its_definition(params):
     prompt, penalty = prompt_of(20), 1.7
     tokens = list(prompt)
     for _ in range(8):
-        row = np.pad(np.asarray([tokens], np.int32), ((0, 0), (0, 32 - len(tokens))))
-        logits = np.asarray(full_forward(params, row, config=CONFIG))[0, len(tokens) - 1]
+        padded = np.pad(np.asarray([tokens], np.int32), ((0, 0), (0, 32 - len(tokens))))
+        logits = np.asarray(full_forward(params, padded, config=CONFIG))[0, len(tokens) - 1]
         seen = np.isin(np.arange(CONFIG.vocab_size), tokens)
         logits = np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits)
         tokens.append(int(np.argmax(logits)))
-    request = ask(prompt, 8, repetition_penalty=penalty)
+    request = request_for(prompt, 8, repetition_penalty=penalty)
     assert Engine(params, CONFIG, **SHAPE).run([request])[0].tokens == tuple(tokens[20:])
     assert (
         generate(params, prompt, config=CONFIG, max_new_tokens=8, repetition_penalty=penalty)
@@ -200,86 +206,86 @@ def test_a_repetition_penalty_is_that_of_its_definition(params):
     )
 
 
-def test_texts_stop_strings_and_a_cancelled_request(params):
+def test_engine_stop_strings_and_cancel(params):
     letters = {bytes([i]): i for i in range(256)}
     tokenizer = Tokenizer(letters, [])
     engine = Engine(params, CONFIG, tokenizer=tokenizer, **SHAPE)
-    request = ask(prompt_of(9), 24, temperature=1.0, seed=1)
-    (whole,) = engine.run([request])
-    assert whole.finish == "length" and len(whole.tokens) == 24
-    assert whole.text == bytes(whole.tokens).decode(errors="replace")
-    plain = [i for i, t in enumerate(whole.tokens) if t < 128 and i > 4]
-    place = next(
+    request = request_for(prompt_of(9), 24, temperature=1.0, seed=1)
+    (full,) = engine.run([request])
+    assert full.finish == "length" and len(full.tokens) == 24
+    assert full.text == bytes(full.tokens).decode(errors="replace")
+    ascii_at = [i for i, t in enumerate(full.tokens) if t < 128 and i > 4]
+    index = next(
         i
-        for i in plain
-        if i + 1 in plain and whole.text.count(bytes(whole.tokens[i : i + 2]).decode()) == 1
+        for i in ascii_at
+        if i + 1 in ascii_at and full.text.count(bytes(full.tokens[i : i + 2]).decode()) == 1
     )
-    stop = bytes(whole.tokens[place : place + 2]).decode()
-    (cut,) = engine.run([change(request, stop=(stop, "never"))])
-    assert cut.finish == "stop" and cut.text == whole.text[: whole.text.index(stop)]
-    assert cut.tokens == whole.tokens[: place + 2]
+    stop = bytes(full.tokens[index : index + 2]).decode()
+    (stopped,) = engine.run([change(request, stop=(stop, "never"))])
+    assert stopped.finish == "stop" and stopped.text == full.text[: full.text.index(stop)]
+    assert stopped.tokens == full.tokens[: index + 2]
 
     waiting = [engine.submit(change(request, seed=i))[0] for i in range(6)]
     engine.step()
     engine.cancel(waiting[0])
     engine.cancel(waiting[5])
-    ends = {}
+    finishes = {}
     while engine.busy:
-        ends |= {e.request_id: e.finish for e in engine.step() if e.finish}
-    assert [ends[i] for i in waiting] == ["cancelled"] + ["length"] * 4 + ["cancelled"]
-    assert engine.free_rows == 4
+        finishes |= {e.request_id: e.finish for e in engine.step() if e.finish}
+    assert [finishes[i] for i in waiting] == ["cancelled"] + ["length"] * 4 + ["cancelled"]
+    assert engine.free_slots == 4
 
 
-def test_int8_and_windows_run_in_the_engine_as_outside(params):
-    requests = [ask(prompt_of(n, n), 6) for n in (5, 40, 70)]
+def test_engine_with_int8_cache_and_with_windows(params):
+    requests = [request_for(prompt_of(n, n), 6) for n in (5, 40, 70)]
     exact = Engine(params, CONFIG, **SHAPE).run(requests)
     small = Engine(params, CONFIG, cache_dtype="int8", **SHAPE)
     assert small.memory() < 0.6 * Engine(params, CONFIG, **SHAPE).memory()
-    # Quantized keys may tip near ties: the first tokens alone are compared.
+    # Quantized keys may break near ties differently: only the first tokens are compared.
     assert [a.tokens[:2] for a in small.run(requests)] == [a.tokens[:2] for a in exact]
     windows = dataclasses.replace(CONFIG, extension=ContextExtension(windows=(16, 48)))
-    wanted = generate(params, [r.prompt for r in requests], config=windows, max_new_tokens=6)
+    expected = generate(params, [r.prompt for r in requests], config=windows, max_new_tokens=6)
     found = Engine(params, windows, **SHAPE).run(requests)
-    assert [list(a.tokens) for a in found] == wanted != [list(a.tokens) for a in exact]
+    assert [list(a.tokens) for a in found] == expected != [list(a.tokens) for a in exact]
 
 
-def test_a_mesh_gives_the_same_tokens(params):
-    requests = [ask(prompt_of(n, n), 6) for n in (5, 20, 40, 50, 7)]
+def test_engine_on_a_mesh_gives_the_same_tokens(params):
+    requests = [request_for(prompt_of(n, n), 6) for n in (5, 20, 40, 50, 7)]
     expected = Engine(params, CONFIG, **SHAPE).run(requests)
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     sharded = jax.device_put(params, sharding_for(param_specs(CONFIG), mesh))
     engine = Engine(sharded, CONFIG, mesh=mesh, **SHAPE)
-    keys = engine._rows.decode.cache.blocks[0][0].keys
+    keys = engine._batch.decode.cache.blocks[0][0].keys
     assert keys.shape == (1, 4, 4, 64, 8)
     assert keys.sharding.shard_shape(keys.shape) == (1, 1, 2, 64, 8)
     assert [a.tokens for a in engine.run(requests)] == [a.tokens for a in expected]
 
 
 @pytest.mark.parametrize("prompt, word", [((), "empty"), ((-1,), "-1"), ("ab", "not a list")])
-def test_a_request_that_cannot_be_right_names_its_prompt(prompt, word):
+def test_request_rejects_an_invalid_prompt(prompt, word):
     with pytest.raises(DataError, match=word):
-        ask(prompt, 3)
+        request_for(prompt, 3)
 
 
-def test_what_an_engine_cannot_do_is_refused_with_the_numbers(params):
+def test_engine_rejects_requests_and_settings_with_the_numbers(params):
     engine = Engine(params, CONFIG, **SHAPE)
     for request, word in (
-        (ask(prompt_of(100), 29), "100 prompt tokens and 29 new .* 128"),
-        (ask((256,), 1), "256"),
-        (ask((1,), 1, stop_token_ids=(300,)), "300"),
-        (ask((1,), 1, stop_token_ids=tuple(range(17))), "17 stop ids"),
-        (ask((1,), 1, stop=("x",)), "tokenizer"),
+        (request_for(prompt_of(100), 29), "100 prompt tokens and 29 new .* 128"),
+        (request_for((256,), 1), "256"),
+        (request_for((1,), 1, stop_token_ids=(300,)), "300"),
+        (request_for((1,), 1, stop_token_ids=tuple(range(17))), "17 stop ids"),
+        (request_for((1,), 1, stop=("x",)), "tokenizer"),
     ):
         with pytest.raises((ConfigError, DataError), match=word):
             engine.submit(request)
     assert not engine.busy
     for wrong, word in (
-        ({"rows": 0}, "rows=0"),
-        ({"slots": -1}, "slots=-1"),
+        ({"max_num_seqs": 0}, "max_num_seqs=0"),
+        ({"max_model_len": -1}, "max_model_len=-1"),
         ({"prefill_chunk": 24}, "prefill_chunk=24"),
         ({"cache_dtype": "int4"}, "int4"),
         ({"vocab_size": 500}, "500"),
-        ({"memory_gib": 0.0001}, "takes 0.3 MiB of each device; there are 0.1 MiB"),
+        ({"memory_gib": 0.0001}, "needs 0.3 MiB on each device; 0.1 MiB are available"),
     ):
         with pytest.raises(ConfigError, match=word):
             Engine(params, CONFIG, **(SHAPE | wrong))

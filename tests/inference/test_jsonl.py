@@ -1,4 +1,4 @@
-"""Prompts from a file, answers to a file: faults named first, kills survived."""
+"""Batch inference from a file to a file: validation of every line first, resuming after kills."""
 
 import dataclasses
 import json
@@ -30,22 +30,24 @@ def source(path) -> jsonl.Source:
     return jsonl.Source(path, TOKENIZER, SETTINGS, context=200)
 
 
-def answer(path, out, engine=None, identity=None):
-    """Runs to the end, or until the engine fails."""
+def complete_file(path, out, engine=None, identity=None):
+    """Runs until all lines are finished, or until the engine fails."""
     output = jsonl.Output(out, identity or {"input": source(path).check()[1]})
     engine = engine or FakeEngine(TOKENIZER)
     try:
         if not output.complete:
-            for _ in jsonl.answer_lines(engine, source(path), output, rows=engine.rows):
+            for _ in jsonl.complete_lines(
+                engine, source(path), output, max_num_seqs=engine.max_num_seqs
+            ):
                 pass
     finally:
         output.close()
 
 
-def test_each_line_is_answered_in_order_with_its_own_settings(tmp_path):
+def test_complete_lines_writes_lines_in_order_with_their_own_settings(tmp_path):
     path = write(tmp_path / "a.jsonl", LINES[:10])
     path.write_text("\n" + path.read_text(encoding="utf-8"), encoding="utf-8")  # a blank line
-    answer(path, tmp_path / "out" / "b.jsonl")
+    complete_file(path, tmp_path / "out" / "b.jsonl")
     text = (tmp_path / "out/b.jsonl").read_text(encoding="utf-8")
     found = [json.loads(line) for line in text.splitlines()]
     assert [record["line"] for record in found] == list(range(2, 12))
@@ -75,7 +77,7 @@ def test_each_line_is_answered_in_order_with_its_own_settings(tmp_path):
             SamplingParams(
                 max_new_tokens=20,
                 temperature=0.7,
-                seed=4,  # line 2 of the file: the seed and one
+                seed=4,  # line 2 of the file: the seed plus 1
                 stop_token_ids=(TOKENIZER.end_of_text,),
             ),
         ),
@@ -84,65 +86,67 @@ def test_each_line_is_answered_in_order_with_its_own_settings(tmp_path):
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["b.jsonl", "b.jsonl.run.json"]
 
 
-def test_whatever_step_it_dies_in_it_ends_with_the_same_file(tmp_path):
+def test_complete_lines_resumes_after_a_kill_in_any_step(tmp_path):
     path = write(tmp_path / "a.jsonl", LINES)
-    answer(path, tmp_path / "whole.jsonl")
-    expected = (tmp_path / "whole.jsonl").read_bytes()
-    out, partial, most = tmp_path / "b.jsonl", tmp_path / "b.jsonl.partial", 0
+    complete_file(path, tmp_path / "full.jsonl")
+    expected = (tmp_path / "full.jsonl").read_bytes()
+    out, partial, max_done = tmp_path / "b.jsonl", tmp_path / "b.jsonl.partial", 0
     for fail_at in (5, 31, 40, 38, 60, None):
-        engine = FakeEngine(TOKENIZER, fail_at=fail_at, rows=3)
+        engine = FakeEngine(TOKENIZER, fail_at=fail_at, max_num_seqs=3)
         before = partial.read_bytes() if partial.exists() else b""
         if fail_at is None:
-            answer(path, out, engine)
+            complete_file(path, out, engine)
         else:
             with pytest.raises(RuntimeError):
-                answer(path, out, engine)
+                complete_file(path, out, engine)
             if partial.exists():
                 after = partial.read_bytes()
-                assert after.startswith(before[: before.rfind(b"\n") + 1])  # what was done is kept
-                partial.write_bytes(after + b'{"line": 99, "ans')  # died while it wrote
+                assert after.startswith(
+                    before[: before.rfind(b"\n") + 1]
+                )  # finished lines are kept
+                partial.write_bytes(after + b'{"line": 99, "ans')  # killed while writing
             assert not out.exists()
         done = {json.loads(line)["line"] for line in before.splitlines()[:-1]}
         assert not done & {
             number
             for number in range(1, 31)
-            if number != 5  # as it has a chat
+            if number != 5  # a conversation
             and tuple(b"number %d" % (number - 1)) in engine.prompts
         }
-        most = max(most, len(done))
+        max_done = max(max_done, len(done))
     assert out.read_bytes() == expected and not partial.exists()
-    assert most >= 10
-    idle = FakeEngine(TOKENIZER, fail_at=0)  # a finished file is left as it is
-    answer(path, out, idle)
+    assert max_done >= 10
+    idle = FakeEngine(TOKENIZER, fail_at=0)  # a finished file does not change
+    complete_file(path, out, idle)
     assert idle.steps == 0 and out.read_bytes() == expected
 
 
-def test_a_kill_between_the_file_and_the_partial_ones_end_costs_nothing(tmp_path):
+def test_output_finished_with_a_partial_file_left_is_complete(tmp_path):
     path, out = write(tmp_path / "a.jsonl", LINES[:3]), tmp_path / "b.jsonl"
-    answer(path, out)
+    complete_file(path, out)
     (tmp_path / "b.jsonl.partial").write_bytes(b'{"line": 1}\n')
-    answer(path, out, FakeEngine(TOKENIZER, fail_at=0))
+    complete_file(path, out, FakeEngine(TOKENIZER, fail_at=0))
     assert not (tmp_path / "b.jsonl.partial").exists()
 
 
-def test_another_runs_file_is_refused_and_left_alone(tmp_path):
+def test_output_rejects_the_file_of_another_run(tmp_path):
     path, out = write(tmp_path / "a.jsonl", LINES), tmp_path / "b.jsonl"
     with pytest.raises(RuntimeError):
-        answer(path, out, FakeEngine(TOKENIZER, fail_at=40), {"seed": 1, "input": "x"})
+        complete_file(path, out, FakeEngine(TOKENIZER, fail_at=40), {"seed": 1, "input": "x"})
     before = (tmp_path / "b.jsonl.partial").read_bytes()
     assert before
     with pytest.raises(ConfigError, match="seed: 1 then, 2 now"):
         jsonl.Output(out, {"seed": 2, "input": "x"})
     assert (tmp_path / "b.jsonl.partial").read_bytes() == before
     (tmp_path / "c.jsonl").write_text("mine")
-    with pytest.raises(ConfigError, match="not one of ours"):
+    with pytest.raises(ConfigError, match="did not write it"):
         jsonl.Output(tmp_path / "c.jsonl", {})
     assert (tmp_path / "c.jsonl").read_text() == "mine"
     assert not (tmp_path / "c.jsonl.partial").exists()
 
 
-def test_a_file_that_older_code_began_goes_on(tmp_path):
-    # The names that were in OUTPUT.run.json before stop_token_ids existed.
+def test_source_identity_is_that_of_older_versions(tmp_path):
+    # The names in OUTPUT.run.json before stop_token_ids existed.
     older = {
         *("tokenizer", "context", "max_new_tokens", "temperature", "top_k", "top_p"),
         *("repetition_penalty", "stop", "seed", "n", "logprobs"),
@@ -154,7 +158,7 @@ def test_a_file_that_older_code_began_goes_on(tmp_path):
     assert found["stop_token_ids"] == (7,)
 
 
-def test_two_processes_do_not_write_one_file(tmp_path):
+def test_output_is_locked_for_one_process(tmp_path):
     first = jsonl.Output(tmp_path / "b.jsonl", {})
     with pytest.raises(ConfigError, match="another process"):
         jsonl.Output(tmp_path / "b.jsonl", {})
@@ -186,19 +190,19 @@ BAD = [
 ]
 
 
-def test_every_bad_line_is_named_before_anything_runs(tmp_path):
+def test_source_check_names_every_invalid_line(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(['{"prompt": "good"}', *BAD]))
     with pytest.raises(DataError) as caught:
         source(path).check()
     for number in range(2, len(BAD) + 2):
         assert f"line {number}: " in str(caught.value), BAD[number - 2]
-    assert f"{len(BAD)} bad lines" in str(caught.value) and "line 1:" not in str(caught.value)
+    assert f"{len(BAD)} invalid lines" in str(caught.value) and "line 1:" not in str(caught.value)
     path.write_text("{\n" * 25)
     with pytest.raises(DataError, match="(?s)line 20: .*and 5 more"):
         source(path).check()
     path.write_text("\n \n")
     with pytest.raises(DataError, match="no lines"):
         source(path).check()
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot read"):
         source(tmp_path / "none").check()

@@ -1,4 +1,4 @@
-"""The sampler against definitions by sorting, and its frequencies against its probabilities."""
+"""The filters against definitions by sorting, and sample frequencies against probabilities."""
 
 import jax
 import jax.numpy as jnp
@@ -8,52 +8,52 @@ import pytest
 from qwen_jax.inference import logits as filters
 
 
-def _logits(rows=4, vocab=97, scale=3.0, seed=0):
-    return (np.random.default_rng(seed).normal(size=(rows, vocab)) * scale).astype(np.float32)
+def _logits(batch=4, vocab=97, scale=3.0, seed=0):
+    return (np.random.default_rng(seed).normal(size=(batch, vocab)) * scale).astype(np.float32)
 
 
 def _nucleus_by_sorting(logits, p):
-    """The kept set, by the definition: the shortest head of the sorted list, and what ties."""
+    """The definition of the kept set: the shortest head of the sorted list, and ties."""
     probs = np.exp(logits - logits.max(axis=1, keepdims=True)).astype(np.float64)
     probs /= probs.sum(axis=1, keepdims=True)
     kept = np.zeros(logits.shape, bool)
-    for row, prob in zip(kept, probs, strict=True):
+    for mask, prob in zip(kept, probs, strict=True):
         order = np.argsort(-prob)
         count = int(np.searchsorted(np.cumsum(prob[order]), p)) + 1
-        row[:] = prob >= prob[order[min(count, len(order)) - 1]]
+        mask[:] = prob >= prob[order[min(count, len(order)) - 1]]
     return kept
 
 
 @pytest.mark.parametrize("p", [0.001, 0.3, 0.8, 0.95, 0.999])
 @pytest.mark.parametrize("scale", [0.01, 1.0, 10.0])
-def test_top_p_keeps_what_sorting_keeps(p, scale):
-    logits = _logits(rows=8, vocab=1000, scale=scale)
+def test_keep_top_p_equals_sorting(p, scale):
+    logits = _logits(batch=8, vocab=1000, scale=scale)
     kept = np.isfinite(np.asarray(filters.keep_top_p(logits, p)))
     np.testing.assert_array_equal(kept, _nucleus_by_sorting(logits, p))
 
 
-def test_top_p_keeps_ties_and_leaves_kept_logits_alone():
+def test_keep_top_p_keeps_ties_and_does_not_change_kept_logits():
     logits = np.log(np.asarray([[0.4, 0.2, 0.2, 0.1, 0.1]], np.float32))
     out = np.asarray(filters.keep_top_p(logits, 0.5))
     np.testing.assert_array_equal(out, np.where([[1, 1, 1, 0, 0]], logits, -np.inf))
 
 
-def test_top_p_of_one_keeps_even_what_has_no_probability():
+def test_keep_top_p_of_one_keeps_ids_of_probability_zero():
     logits = np.asarray([[0.0, -200.0, -1e9]], np.float32)
     np.testing.assert_array_equal(np.asarray(filters.keep_top_p(logits, 1.0)), logits)
 
 
-def test_top_p_may_differ_by_row():
-    logits = _logits(rows=3)
+def test_keep_top_p_may_differ_by_sequence():
+    logits = _logits(batch=3)
     p = np.asarray([0.2, 0.7, 0.95], np.float32)
     together = np.asarray(filters.keep_top_p(logits, p))
-    for row in range(3):
-        alone = np.asarray(filters.keep_top_p(logits[row : row + 1], p[row]))
-        np.testing.assert_array_equal(together[row : row + 1], alone)
+    for i in range(3):
+        separate = np.asarray(filters.keep_top_p(logits[i : i + 1], p[i]))
+        np.testing.assert_array_equal(together[i : i + 1], separate)
 
 
 @pytest.mark.parametrize("k", [1, 2, 17, 96, 97, 1000])
-def test_top_k_keeps_the_k_largest(k):
+def test_keep_top_k_keeps_the_k_largest(k):
     logits = _logits()
     logits[0, :5] = [0.0, -0.0, -np.inf, 1e30, -1e30]
     kept = filters.keep_top_k(logits, k)
@@ -63,40 +63,40 @@ def test_top_k_keeps_the_k_largest(k):
     )
 
 
-def test_top_k_keeps_what_ties_with_the_kth_zero_of_either_sign_included():
+def test_keep_top_k_keeps_ties_including_negative_zero():
     logits = np.asarray([[1.0, 0.0, -0.0, -1.0]], np.float32)
     kept = np.isfinite(np.asarray(filters.keep_top_k(logits, 2)))
     np.testing.assert_array_equal(kept, [[True, True, True, False]])
 
 
-def test_samples_come_as_often_as_their_probabilities_say():
-    logits = jnp.asarray(_logits(rows=1, vocab=12, scale=1.5))
-    temperature, p, draws = 0.7, 0.9, 40_000
+def test_sample_frequencies_match_the_probabilities():
+    logits = jnp.asarray(_logits(batch=1, vocab=12, scale=1.5))
+    temperature, p, count = 0.7, 0.9, 40_000
     filtered = filters.keep_top_p(filters.scale_temperature(logits, temperature), p)
-    keys = filters.row_keys(jnp.zeros(draws, jnp.uint32), jnp.arange(draws, dtype=jnp.uint32))
-    tokens = np.asarray(filters.sample(jnp.tile(filtered, (draws, 1)), keys, 3))
+    keys = filters.sequence_keys(jnp.zeros(count, jnp.uint32), jnp.arange(count, dtype=jnp.uint32))
+    tokens = np.asarray(filters.sample(jnp.tile(filtered, (count, 1)), keys, 3))
     expected = np.asarray(jax.nn.softmax(filtered[0]))
-    frequencies = np.bincount(tokens, minlength=12) / draws
+    frequencies = np.bincount(tokens, minlength=12) / count
     assert (frequencies[expected == 0] == 0).all() and (expected == 0).any()
     # Four standard errors of a frequency.
-    assert (np.abs(frequencies - expected) <= 4 * np.sqrt(expected / draws)).all()
+    assert (np.abs(frequencies - expected) <= 4 * np.sqrt(expected / count)).all()
 
 
-def test_a_draw_depends_on_its_own_key_and_step_alone():
-    logits = np.tile(_logits(rows=1, vocab=5000, scale=0.1), (6, 1))
+def test_sample_depends_only_on_its_key_and_step():
+    logits = np.tile(_logits(batch=1, vocab=5000, scale=0.1), (6, 1))
     seeds, streams = (
         np.asarray([7, 7, 8, 8, 7, 9], np.uint32),
         np.asarray([0, 1, 0, 1, 0, 0], np.uint32),
     )
-    drawn = np.asarray(filters.sample(logits, filters.row_keys(seeds, streams), 2))
-    assert drawn[0] == drawn[4] and len(set(drawn.tolist())) == 5
-    for row in range(6):
-        keys = filters.row_keys(seeds[row : row + 1], streams[row : row + 1])
-        assert filters.sample(logits[:1], keys, 2)[0] == drawn[row]
-        assert filters.sample(logits[:1], keys, 3)[0] != drawn[row]
+    samples = np.asarray(filters.sample(logits, filters.sequence_keys(seeds, streams), 2))
+    assert samples[0] == samples[4] and len(set(samples.tolist())) == 5
+    for i in range(6):
+        keys = filters.sequence_keys(seeds[i : i + 1], streams[i : i + 1])
+        assert filters.sample(logits[:1], keys, 2)[0] == samples[i]
+        assert filters.sample(logits[:1], keys, 3)[0] != samples[i]
 
 
-def test_greedy_takes_the_first_of_the_largest_and_padding_ids_are_excluded():
+def test_greedy_takes_the_first_of_ties_and_allow_below_excludes_padding():
     logits = np.asarray([[0.0, 2.0, 2.0, 5.0], [1.0, 0.0, 0.0, 9.0]], np.float32)
     allowed = filters.allow_below(logits, 3)
     np.testing.assert_array_equal(np.asarray(filters.greedy(allowed)), [1, 0])

@@ -1,4 +1,4 @@
-"""One type for how tokens are chosen: its checks, and its arrays on a batch."""
+"""SamplingParams: validation, and the arrays of a batch."""
 
 import dataclasses
 
@@ -11,7 +11,7 @@ from qwen_jax.inference.sampling import (
     SamplingParams,
     per_prompt,
     sampling_arrays,
-    write_row,
+    write_slot,
 )
 
 BAD = [
@@ -36,7 +36,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("name, value", BAD)
-def test_a_value_out_of_range_is_named_with_its_flag(name, value):
+def test_sampling_params_names_a_value_out_of_range_with_its_flag(name, value):
     fields = {"max_new_tokens": 3, name: value}
     with pytest.raises(ConfigError) as caught:
         SamplingParams.named("--settings.{}", **fields)
@@ -46,7 +46,7 @@ def test_a_value_out_of_range_is_named_with_its_flag(name, value):
     assert caught.value.where == name
 
 
-def test_every_field_is_checked():
+def test_sampling_params_validates_every_field():
     checked = {name for name, _ in BAD} | {"stop_token_ids"}
     assert checked == {field.name for field in dataclasses.fields(SamplingParams)}
     with pytest.raises(ConfigError, match="stop_token_ids"):
@@ -57,17 +57,17 @@ def test_every_field_is_checked():
     "name",
     ["presence_penalty", "frequency_penalty", "logit_bias", "top_logprobs", "min_p", "max_tokens"],
 )
-def test_a_setting_that_does_not_exist_is_not_accepted(name):
+def test_sampling_params_rejects_an_unknown_setting(name):
     with pytest.raises(TypeError, match=name):
         SamplingParams(3, **{name: 1})
 
 
-def test_one_stop_text_is_a_list_of_one():
+def test_sampling_params_accepts_one_stop_string():
     assert SamplingParams(3, stop="END") == SamplingParams(3, stop=["END"])
     assert hash(SamplingParams(3, stop=["a"], stop_token_ids=[1]))
 
 
-def test_a_value_is_for_all_prompts_or_one_for_each():
+def test_per_prompt_takes_one_value_for_all_or_one_each():
     found = per_prompt(
         2, max_new_tokens=5, temperature=[0, 0.5], top_k=(None, 3), seed=np.asarray([1, 2])
     )
@@ -83,7 +83,7 @@ def test_a_value_is_for_all_prompts_or_one_for_each():
         per_prompt(2, max_new_tokens=5, top_p=[1, 2])
 
 
-def test_arrays_have_a_row_for_each_and_a_written_row_is_the_same():
+def test_write_slot_equals_sampling_arrays():
     params = [
         SamplingParams(4),
         SamplingParams(7, 0.5, 9, 0.9, 1.2, stop_token_ids=(5, 6), seed=2**32 - 1),
@@ -101,10 +101,10 @@ def test_arrays_have_a_row_for_each_and_a_written_row_is_the_same():
     )
     found = sampling_arrays(params, vocab_size=100, num_stop_ids=3, streams=[0, 3])
     written = sampling_arrays(params[1:] + params[:1], vocab_size=100, num_stop_ids=3)
-    write_row(written, 0, params[0], stream=0)
-    write_row(written, 1, params[1], stream=3)
+    write_slot(written, 0, params[0], stream=0)
+    write_slot(written, 1, params[1], stream=3)
     for field in dataclasses.fields(SamplingArrays):
-        wanted = getattr(expected, field.name)
+        expected_array = getattr(expected, field.name)
         for arrays in (found, written):
-            np.testing.assert_array_equal(getattr(arrays, field.name), wanted, field.name)
-            assert getattr(arrays, field.name).dtype == wanted.dtype, field.name
+            np.testing.assert_array_equal(getattr(arrays, field.name), expected_array, field.name)
+            assert getattr(arrays, field.name).dtype == expected_array.dtype, field.name

@@ -1,4 +1,4 @@
-"""Text that is given out as tokens come: whole characters, no part of a stop string."""
+"""Incremental detokenization: complete characters, no part of a stop string."""
 
 import random
 
@@ -10,8 +10,8 @@ from qwen_jax.tokenizer.bpe import Tokenizer
 BYTES = {i: bytes([i]) for i in range(256)}
 
 
-def pieces_of(text: str, stops=(), rng=None) -> list[str]:
-    """What a stream gives out for tokens of 1 to 4 bytes each, the end's share last."""
+def stream_of(text: str, stops=(), rng=None) -> list[str]:
+    """Returns a stream's outputs for tokens of 1 to 4 bytes each, and at last finish()."""
     data, table, tokens = text.encode(), {}, []
     while data:
         size = rng.randint(1, 4) if rng else 1
@@ -22,28 +22,28 @@ def pieces_of(text: str, stops=(), rng=None) -> list[str]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_pieces_make_the_text_up_to_the_first_stop_string(seed):
+def test_text_stream_returns_the_text_up_to_the_first_stop_string(seed):
     rng = random.Random(seed)
     text = "".join(rng.choice("ab\n你🙂é") for _ in range(60))
-    assert "".join(pieces_of(text, rng=rng)) == text
+    assert "".join(stream_of(text, rng=rng)) == text
     stops = ["".join(rng.choice("ab\n你") for _ in range(rng.randint(1, 3))) for _ in range(2)]
     ends = [text.find(stop) for stop in stops if stop in text]
-    found = pieces_of(text, stops, rng)
-    # With tokens of several bytes one token may hold two stops: the first place counts.
+    found = stream_of(text, stops, rng)
+    # A token of several bytes may contain two stop strings; the first one counts.
     assert "".join(found) == (text[: min(ends)] if ends else text)
     assert "\ufffd" not in "".join(found)
 
 
-def test_a_beginning_of_a_stop_string_is_held_back_and_given_out_when_it_was_none():
+def test_text_stream_holds_back_a_prefix_of_a_stop_string():
     stream = TextStream(BYTES, ["STOP"])
     assert [stream.add(ord(c)) for c in "aSTxSTO"] == ["a", "", "", "STx", "", "", ""]
     assert stream.finish() == "STO" and not stream.stopped
-    stream = TextStream(BYTES, ["aab"])  # the beginning overlaps itself
+    stream = TextStream(BYTES, ["aab"])  # the prefix overlaps itself
     assert "".join(stream.add(ord(c)) for c in "aaab!") == "a" and stream.stopped
     assert stream.finish() == ""
 
 
-def test_a_character_in_pieces_waits_and_a_broken_one_is_replaced():
+def test_text_stream_holds_back_partial_characters():
     first, second, third = "你".encode()
     stream = TextStream(BYTES)
     assert [stream.add(first), stream.add(second), stream.add(third)] == ["", "", "你"]
@@ -51,7 +51,7 @@ def test_a_character_in_pieces_waits_and_a_broken_one_is_replaced():
     assert TextStream(BYTES).add(999) == "\ufffd"
 
 
-def test_special_tokens_are_their_names():
+def test_token_bytes_of_special_tokens_are_their_names():
     ranks = {bytes([i]): i for i in range(256)}
     table = token_bytes(Tokenizer(ranks, ["<|end|>"]))
     assert table[256] == b"<|end|>" and table[65] == b"A" and len(table) == 257

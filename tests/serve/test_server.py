@@ -1,4 +1,4 @@
-"""The server under the official client, in front of an engine without a model."""
+"""The server with the OpenAI client and an engine without a model."""
 
 import asyncio
 import socket
@@ -14,7 +14,7 @@ from tests.helpers.fake_engine import FakeEngine, complete
 from tests.helpers.server import MODEL, byte_tokenizer, running
 
 TOKENIZER = byte_tokenizer()
-TALK = [{"role": "user", "content": "Wie blau ist das Meer?"}]
+MESSAGES = [{"role": "user", "content": "Wie blau ist das Meer?"}]
 
 
 @pytest.fixture(scope="module")
@@ -25,20 +25,21 @@ def served():
 
 
 def offline(chat=True, prompt=None, **settings):
-    ids = chatml.prompt(TALK, TOKENIZER).tolist() if chat else TOKENIZER.encode(prompt)
+    ids = chatml.prompt(MESSAGES, TOKENIZER).tolist() if chat else TOKENIZER.encode(prompt)
     stops = chatml.stop_ids(TOKENIZER) if chat else (TOKENIZER.end_of_text,)
     sampling = SamplingParams(stop_token_ids=stops, **settings)
     return complete(FakeEngine(TOKENIZER), Request(tuple(ids), sampling))
 
 
-def test_a_chat_is_what_the_engine_says_offline_whole_and_streamed(served):
+def test_chat_completions_equal_the_offline_engine_with_and_without_stream(served):
     client = served[0].client()
     expected = offline(n=3, max_new_tokens=60, temperature=0.5, seed=7)
-    ask = dict(model=MODEL, messages=TALK, max_tokens=60, temperature=0.5, seed=7, n=3)
-    whole = client.chat.completions.create(**ask)
-    assert [(c.message.content, c.finish_reason) for c in whole.choices] == expected
-    assert [c.index for c in whole.choices] == [0, 1, 2] and whole.object == "chat.completion"
-    assert whole.choices[0].message.role == "assistant"
+    ask = dict(model=MODEL, messages=MESSAGES, max_tokens=60, temperature=0.5, seed=7, n=3)
+    complete_response = client.chat.completions.create(**ask)
+    assert [(c.message.content, c.finish_reason) for c in complete_response.choices] == expected
+    assert [c.index for c in complete_response.choices] == [0, 1, 2]
+    assert complete_response.object == "chat.completion"
+    assert complete_response.choices[0].message.role == "assistant"
 
     texts, finish, usage, roles = [""] * 3, [None] * 3, None, set()
     for chunk in client.chat.completions.create(
@@ -53,13 +54,13 @@ def test_a_chat_is_what_the_engine_says_offline_whole_and_streamed(served):
             finish[choice.index] = choice.finish_reason or finish[choice.index]
             roles |= {(choice.index, choice.delta.role)}
     assert list(zip(texts, finish, strict=True)) == expected
-    assert usage == whole.usage and {(i, "assistant") for i in range(3)} <= roles
-    assert usage.prompt_tokens == len(chatml.prompt(TALK, TOKENIZER))
+    assert usage == complete_response.usage and {(i, "assistant") for i in range(3)} <= roles
+    assert usage.prompt_tokens == len(chatml.prompt(MESSAGES, TOKENIZER))
     # Every byte is a token here, and a stop id is not counted.
     assert usage.completion_tokens >= sum(len(text) for text in texts) > 0
 
 
-def test_plain_completions_of_several_prompts_and_forms(served):
+def test_completions_of_several_prompts_as_text_or_ids(served):
     client = served[0].client()
     prompts = ["Once", "zwei é"]
     ask = dict(model=MODEL, temperature=0, max_tokens=30)
@@ -74,30 +75,30 @@ def test_plain_completions_of_several_prompts_and_forms(served):
             for chunk in client.completions.create(**ask, prompt=form, stream=True)
         )
         assert text == expected[0][0]
-    two = client.completions.create(**ask, prompt=prompts, n=2)  # prompt by prompt
+    two = client.completions.create(**ask, prompt=prompts, n=2)  # ordered by prompt
     assert [c.text for c in two.choices] == [t for t, _ in expected for _ in range(2)]
 
 
-def test_stops_end_the_text_before_them(served):
+def test_stop_strings_are_not_part_of_the_text(served):
     client = served[0].client()
-    ask = dict(model=MODEL, messages=TALK, max_tokens=150, temperature=1, seed=1)
-    whole = client.chat.completions.create(**ask).choices[0].message.content
-    stop = whole[10:13]
-    for form in (stop, [stop], ["never said", stop]):
+    ask = dict(model=MODEL, messages=MESSAGES, max_tokens=150, temperature=1, seed=1)
+    full = client.chat.completions.create(**ask).choices[0].message.content
+    stop = full[10:13]
+    for form in (stop, [stop], ["not in it", stop]):
         found = client.chat.completions.create(**ask, stop=form).choices[0]
-        assert found.message.content == whole[: whole.index(stop)]
+        assert found.message.content == full[: full.index(stop)]
         assert found.finish_reason == "stop"
     streamed = "".join(
         chunk.choices[0].delta.content or ""
         for chunk in client.chat.completions.create(**ask, stop=stop, stream=True)
     )
-    assert streamed == whole[: whole.index(stop)]
+    assert streamed == full[: full.index(stop)]
 
 
-def test_logprobs_of_the_chosen_tokens(served):
+def test_logprobs_of_the_sampled_tokens(served):
     client = served[0].client()
     ask = dict(model=MODEL, max_tokens=40, temperature=0)
-    chat = client.chat.completions.create(**ask, messages=TALK, logprobs=True)
+    chat = client.chat.completions.create(**ask, messages=MESSAGES, logprobs=True)
     entries = chat.choices[0].logprobs.content
     assert len(entries) == chat.usage.completion_tokens
     assert {entry.logprob for entry in entries} == {-0.5}
@@ -106,7 +107,7 @@ def test_logprobs_of_the_chosen_tokens(served):
     streamed = [
         entry
         for chunk in client.chat.completions.create(
-            **ask, messages=TALK, logprobs=True, stream=True
+            **ask, messages=MESSAGES, logprobs=True, stream=True
         )
         if chunk.choices[0].logprobs
         for entry in chunk.choices[0].logprobs.content
@@ -115,7 +116,7 @@ def test_logprobs_of_the_chosen_tokens(served):
     text = client.completions.create(**ask, prompt="x", logprobs=0).choices[0]
     assert len(text.logprobs.tokens) == len(text.logprobs.token_logprobs)
     assert text.logprobs.token_logprobs[0] == -0.5
-    # Every byte is a token: a character begins where its first byte does, and counts at its last.
+    # Every byte is a token: a character starts at its first byte and is counted at its last.
     ends = [
         len(bytes(text.text.encode()[:i]).decode(errors="ignore"))
         for i in range(len(text.logprobs.tokens))
@@ -130,22 +131,23 @@ def test_logprobs_of_the_chosen_tokens(served):
     assert streamed == ends
     assert (
         chat.choices[0].message.content
-        and client.chat.completions.create(**ask, messages=TALK).choices[0].logprobs is None
+        and client.chat.completions.create(**ask, messages=MESSAGES).choices[0].logprobs is None
     )
 
 
-def test_models_health_metrics_and_other_paths(served):
+def test_routes_models_health_metrics_and_unknown_paths(served):
     server, _ = served
     client = server.client()
     assert [model.id for model in client.models.list()] == [MODEL]
     assert client.models.retrieve(MODEL).id == MODEL
-    with pytest.raises(openai.NotFoundError, match="no model"):
+    with pytest.raises(openai.NotFoundError, match="does not exist"):
         client.models.retrieve("gpt-4")
     assert server.call("GET", "/health")[0] == 200
     before = server.metric("qwen_jax_generated_tokens_total")
-    usage = client.chat.completions.create(model=MODEL, messages=TALK, max_tokens=5).usage
+    usage = client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=5).usage
     assert server.metric("qwen_jax_generated_tokens_total") == before + usage.completion_tokens
-    assert server.metric("qwen_jax_rows") == 4 and server.metric("qwen_jax_queue") == 0
+    assert server.metric("qwen_jax_max_num_seqs") == 4
+    assert server.metric("qwen_jax_completions_waiting") == 0
     for method, path, status in (
         ("GET", "/v1/embeddings", 404),
         ("GET", "/v1/chat/completions", 405),
@@ -154,9 +156,9 @@ def test_models_health_metrics_and_other_paths(served):
         assert found[0] == status and '"error"' in found[2]
 
 
-def test_sixteen_at_once_share_the_batch_and_get_what_they_get_alone():
-    engine = FakeEngine(TOKENIZER, rows=5, seconds=0.001)
-    asks = [
+def test_concurrent_completions_equal_the_offline_engine():
+    engine = FakeEngine(TOKENIZER, max_num_seqs=5, seconds=0.001)
+    requests = [
         dict(
             prompt=f"number {i}",
             max_tokens=5 + 9 * i % 120,
@@ -179,13 +181,13 @@ def test_sixteen_at_once_share_the_batch_and_get_what_they_get_alone():
 
     async def everyone(server):
         async with server.async_client() as client:
-            return await asyncio.gather(*(one(client, ask) for ask in asks))
+            return await asyncio.gather(*(one(client, ask) for ask in requests))
 
-    with running(engine, TOKENIZER, rows=5) as server:
+    with running(engine, TOKENIZER, max_num_seqs=5) as server:
         found = asyncio.run(everyone(server))
         assert server.worker.in_flight == 0 and server.worker.counters.finished == 16
-    for ask, answer in zip(asks, found, strict=True):
-        assert [answer] == offline(
+    for ask, completion in zip(requests, found, strict=True):
+        assert [completion] == offline(
             chat=False,
             prompt=ask["prompt"],
             max_new_tokens=ask["max_tokens"],
@@ -193,14 +195,14 @@ def test_sixteen_at_once_share_the_batch_and_get_what_they_get_alone():
             seed=ask["seed"],
             stop=tuple(ask["stop"] or ()),
         )
-    assert engine.most_running == 5  # they did not wait for one another
+    assert engine.max_running == 5  # they ran at the same time
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_goes_away_frees_its_rows(stream, caplog):
+def test_disconnect_frees_the_decode_slots(stream, caplog):
     engine = FakeEngine(TOKENIZER, seconds=0.005, unending=True)
     with running(engine, TOKENIZER, context=5000) as server:
-        engine.slots = 5000
+        engine.max_model_len = 5000
         body = (
             f'{{"model": "{MODEL}", "prompt": "x", "max_tokens": 4000, "n": 2, '
             f'"stream": {str(stream).lower()}}}'
@@ -215,10 +217,10 @@ def test_a_client_that_goes_away_frees_its_rows(stream, caplog):
         if stream:
             connection.settimeout(10)
             received = b""
-            while b"data: " not in received:  # the headers may come in a piece of their own
-                piece = connection.recv(4096)
-                assert piece, received
-                received += piece
+            while b"data: " not in received:  # the headers may arrive separately
+                data = connection.recv(4096)
+                assert data, received
+                received += data
         connection.close()
         server.wait_until(lambda: not engine.busy, seconds=3)
         assert engine.cancelled == 2 and server.worker.in_flight == 0
@@ -228,9 +230,9 @@ def test_a_client_that_goes_away_frees_its_rows(stream, caplog):
     assert [record for record in caplog.records if record.name.startswith("uvicorn")] == []
 
 
-def test_a_full_queue_says_when_to_come_back_and_a_patient_client_gets_through():
-    engine = FakeEngine(TOKENIZER, rows=1)
-    engine.gate.clear()
+def test_full_queue_returns_429_and_a_client_that_retries_succeeds():
+    engine = FakeEngine(TOKENIZER, max_num_seqs=1)
+    engine.unblocked.clear()
     ask = dict(model=MODEL, prompt="x", max_tokens=8)
 
     async def everyone(server):
@@ -238,32 +240,32 @@ def test_a_full_queue_says_when_to_come_back_and_a_patient_client_gets_through()
             tasks = [asyncio.create_task(client.completions.create(**ask)) for _ in range(3)]
             while server.worker.in_flight < 3:
                 await asyncio.sleep(0.01)
-            with pytest.raises(openai.RateLimitError) as refused:
+            with pytest.raises(openai.RateLimitError) as rejected:
                 await client.completions.create(**ask)
-            assert refused.value.code == "queue_full"
-            assert refused.value.response.headers["retry-after"] == "1"
-            patient = asyncio.create_task(
+            assert rejected.value.code == "queue_full"
+            assert rejected.value.response.headers["retry-after"] == "1"
+            retrying = asyncio.create_task(
                 client.with_options(max_retries=3).completions.create(**ask)
             )
             await asyncio.sleep(0.1)
-            engine.gate.set()
-            return await asyncio.gather(*tasks, patient)
+            engine.unblocked.set()
+            return await asyncio.gather(*tasks, retrying)
 
-    with running(engine, TOKENIZER, rows=1, max_queued=2) as server:
+    with running(engine, TOKENIZER, max_num_seqs=1, max_queued=2) as server:
         assert len(asyncio.run(everyone(server))) == 4
         assert server.metric("qwen_jax_refused_total") >= 2
         assert server.worker.in_flight == 0
-        with pytest.raises(openai.BadRequestError, match="n=4"):  # could never fit
+        with pytest.raises(openai.BadRequestError, match="n=4"):  # exceeds the capacity
             server.client().completions.create(**ask, n=4)
 
 
-def test_an_engine_that_fails_fails_its_calls_and_health_and_hangs_nobody():
+def test_engine_failure_fails_requests_and_health():
     engine = FakeEngine(TOKENIZER, fail_at=10, unending=True)
     with running(engine, TOKENIZER) as server:
         client = server.client()
-        pieces = client.completions.create(model=MODEL, prompt="x", max_tokens=100, stream=True)
+        chunks = client.completions.create(model=MODEL, prompt="x", max_tokens=100, stream=True)
         with pytest.raises(openai.APIError, match="out of memory"):
-            for _ in pieces:
+            for _ in chunks:
                 pass
         status, _, body = server.call("GET", "/health")
         assert status == 503 and "out of memory" in body
@@ -278,7 +280,7 @@ def test_an_engine_that_fails_fails_its_calls_and_health_and_hangs_nobody():
         server.client().completions.create(model=MODEL, prompt="x", max_tokens=100)
 
 
-def test_a_key_guards_everything_but_health():
+def test_api_key_is_required_except_for_health():
     with running(FakeEngine(TOKENIZER), TOKENIZER, api_key="sésame") as server:
         with pytest.raises(openai.AuthenticationError, match="missing or wrong"):
             server.client(api_key="other").models.list()
@@ -288,18 +290,18 @@ def test_a_key_guards_everything_but_health():
         assert server.call("GET", "/v1/models", headers=headers)[0] == 200
 
 
-def test_a_web_page_cannot_reach_it(served):
+def test_access_is_denied_to_web_pages(served):
     server, _ = served
     body = {"model": MODEL, "prompt": "x"}
-    status, _, answer = server.call("POST", "/v1/completions", body, {"Content-Type": "text/plain"})
-    assert status == 415 and "application/json" in answer
-    status, _, answer = server.call("GET", "/v1/models", headers={"Host": "evil.example:80"})
-    assert status == 403 and "unknown_host" in answer
+    status, _, text = server.call("POST", "/v1/completions", body, {"Content-Type": "text/plain"})
+    assert status == 415 and "application/json" in text
+    status, _, text = server.call("GET", "/v1/models", headers={"Host": "evil.example:80"})
+    assert status == 403 and "unknown_host" in text
     for host in ("localhost:1", "[::1]:8000", "127.0.0.1"):
         assert server.call("GET", "/v1/models", headers={"Host": host})[0] == 200
 
 
-def test_a_body_over_the_limit_is_refused_while_it_comes():
+def test_max_body_bytes_rejects_a_longer_body():
     with running(FakeEngine(TOKENIZER), TOKENIZER, max_body_bytes=1000) as server:
         status, _, body = server.call(
             "POST", "/v1/completions", {"model": MODEL, "prompt": "x" * 2000}
@@ -307,7 +309,7 @@ def test_a_body_over_the_limit_is_refused_while_it_comes():
         assert status == 413 and "1,000 bytes" in body
 
 
-def test_a_body_that_does_not_come_is_not_waited_for():
+def test_body_seconds_times_out_an_incomplete_body():
     with running(FakeEngine(TOKENIZER), TOKENIZER, body_seconds=0.1) as server:
         with socket.create_connection(("127.0.0.1", server.port)) as half:
             half.sendall(
@@ -318,10 +320,10 @@ def test_a_body_that_does_not_come_is_not_waited_for():
             assert half.recv(100).startswith(b"HTTP/1.1 408 ")
 
 
-def test_steps_go_on_while_a_slow_client_reads_nothing():
+def test_slow_client_does_not_block_others():
     engine = FakeEngine(TOKENIZER, unending=True)
     with running(engine, TOKENIZER, context=100_000) as server:
-        engine.slots = 100_000
+        engine.max_model_len = 100_000
         client = server.client()
         slow = client.completions.create(model=MODEL, prompt="x", max_tokens=50_000, stream=True)
         begin = time.monotonic()

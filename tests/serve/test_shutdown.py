@@ -1,4 +1,4 @@
-"""A server process ends in order on a signal, whatever it is doing."""
+"""The server process exits cleanly on a signal in any state."""
 
 import pathlib
 import signal
@@ -11,24 +11,24 @@ import openai
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# A served engine without a model whose answers take 0.02 s a token.
+# A server for an engine without a model that takes 0.02 s per token.
 PROGRAM = """
 import socket, sys
 sys.path.insert(0, {root!r})
 from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.server import byte_tokenizer
 from qwen_jax.serve.app import ServerConfig, create_app
-from qwen_jax.serve.calls import Limits
+from qwen_jax.serve.protocol import Limits
 from qwen_jax.serve.run import run
 from qwen_jax.serve.worker import Worker
 tokenizer = byte_tokenizer()
-engine = FakeEngine(tokenizer, seconds=0.02, unending=True, slots=10**6)
-worker = Worker(engine, rows=4, max_queued=4)
+engine = FakeEngine(tokenizer, seconds=0.02, unending=True, max_model_len=10**6)
+worker = Worker(engine, max_num_seqs=4, max_queued=4)
 app = create_app(worker, tokenizer, ServerConfig(Limits("tiny", 10**6, worker.capacity)))
 sock = socket.socket()
 sock.bind(("127.0.0.1", 0))
 run(app, worker, sock, grace={grace}, ready=lambda: print(sock.getsockname()[1], flush=True))
-print("ended", engine.busy, worker.close(0.0), flush=True)
+print("exited", engine.busy, worker.close(0.0), flush=True)
 """
 
 
@@ -62,7 +62,7 @@ def stream(client, max_tokens):
     return client.completions.create(model="tiny", prompt="x", max_tokens=max_tokens, stream=True)
 
 
-def end(process, within: float) -> str:
+def wait_for_exit(process, within: float) -> str:
     begin = time.monotonic()
     output, errors = process.communicate(timeout=30)
     assert process.returncode == 0 and "Traceback" not in errors, errors
@@ -71,39 +71,39 @@ def end(process, within: float) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_answers_in_flight_come_to_their_end_and_no_new_ones_are_taken(serve, number):
+def test_run_on_a_signal_finishes_running_completions_and_accepts_no_more(serve, number):
     process, client = serve(grace=20)
-    pieces = stream(client, 60)
-    text = next(pieces).choices[0].text
+    chunks = stream(client, 60)
+    text = next(chunks).choices[0].text
     process.send_signal(number)
     time.sleep(0.4)
     with pytest.raises(openai.APIConnectionError):
         client.completions.create(model="tiny", prompt="y")
     finish = None
-    for piece in pieces:
-        text += piece.choices[0].text
-        finish = piece.choices[0].finish_reason
+    for chunk in chunks:
+        text += chunk.choices[0].text
+        finish = chunk.choices[0].finish_reason
     assert finish == "length" and len(text.encode()) >= 60
-    assert end(process, within=15) == "ended False True\n"
+    assert wait_for_exit(process, within=15) == "exited False True\n"
 
 
-def test_after_the_grace_the_streams_are_told_and_ended(serve):
+def test_run_cancels_streams_with_an_error_after_the_grace_period(serve):
     process, client = serve(grace=0.3)
-    pieces = [stream(client, 100_000), stream(client, 100_000)]
-    for piece in pieces:
-        next(piece)
+    streams = [stream(client, 100_000), stream(client, 100_000)]
+    for chunks in streams:
+        next(chunks)
     process.send_signal(signal.SIGTERM)
-    for piece in pieces:
+    for chunks in streams:
         with pytest.raises(openai.APIError, match="shutting down"):
-            for _ in piece:
+            for _ in chunks:
                 pass
-    assert end(process, within=15) == "ended False True\n"
+    assert wait_for_exit(process, within=15) == "exited False True\n"
 
 
-def test_a_second_ctrl_c_waits_for_nothing(serve):
+def test_run_exits_immediately_on_a_second_sigint(serve):
     process, client = serve(grace=60)
-    pieces = stream(client, 100_000)
-    next(pieces)
+    chunks = stream(client, 100_000)
+    next(chunks)
     with socket.create_connection(("127.0.0.1", client.base_url.port)) as half:  # a request
         half.sendall(
             b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
@@ -113,11 +113,11 @@ def test_a_second_ctrl_c_waits_for_nothing(serve):
         time.sleep(0.5)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        assert end(process, within=15).startswith("ended")
+        assert wait_for_exit(process, within=15).startswith("exited")
 
 
-def test_an_idle_server_ends_at_once(serve):
+def test_run_exits_immediately_when_idle(serve):
     process, client = serve(grace=60)
     assert client.models.list().data  # a connection that stays open
     process.send_signal(signal.SIGTERM)
-    assert end(process, within=15) == "ended False True\n"
+    assert wait_for_exit(process, within=15) == "exited False True\n"

@@ -1,4 +1,4 @@
-"""The server in front of the real engine says what the engine says offline."""
+"""The server with the real engine returns what the engine returns offline."""
 
 import asyncio
 import dataclasses
@@ -16,8 +16,8 @@ from tests.helpers.server import MODEL, byte_tokenizer, running
 
 TOKENIZER = byte_tokenizer()
 CONFIG = dataclasses.replace(sizes.TINY, vocab_size=464, context_length=64, initializer_range=0.3)
-# 16 calls: greedy and drawn, of 5 to 90 tokens, some with stops, samples or log-probabilities.
-ASKS = [
+# 16 requests: greedy and sampled, 5 to 90 tokens, some with stops, n > 1 or log-probabilities.
+REQUESTS = [
     dict(
         content=f"{i}: what is blue?" * (1 + i % 3),
         max_tokens=5 + 17 * i % 86,
@@ -37,39 +37,41 @@ ASKS = [
 def make_engine():
     params = jax.jit(init_params, static_argnums=0)(CONFIG, jax.random.key(0))
 
-    def make(rows=4):
-        return Engine(params, CONFIG, tokenizer=TOKENIZER, rows=rows, slots=256)
+    def make(max_num_seqs=4):
+        return Engine(
+            params, CONFIG, tokenizer=TOKENIZER, max_num_seqs=max_num_seqs, max_model_len=256
+        )
 
     return make
 
 
-def offline(engine, ask):
+def offline(engine, request):
     sampling = SamplingParams(
-        max_new_tokens=ask["max_tokens"],
-        temperature=ask["temperature"],
-        top_p=ask["top_p"],
-        seed=ask["seed"],
-        n=ask["n"],
+        max_new_tokens=request["max_tokens"],
+        temperature=request["temperature"],
+        top_p=request["top_p"],
+        seed=request["seed"],
+        n=request["n"],
         stop_token_ids=chatml.stop_ids(TOKENIZER),
-        stop=tuple(ask["stop"] or ()),
-        logprobs=ask["logprobs"],
+        stop=tuple(request["stop"] or ()),
+        logprobs=request["logprobs"],
     )
-    prompt = chatml.prompt([("user", ask["content"])], TOKENIZER).tolist()
+    prompt = chatml.prompt([("user", request["content"])], TOKENIZER).tolist()
     return [
         (one.text, one.finish, one.logprobs and list(one.logprobs))
         for one in engine.run([Request(prompt, sampling)])
     ]
 
 
-async def ask_chat(client, ask):
-    ask = dict(ask)
-    content = ask.pop("content")
+async def chat(client, request):
+    request = dict(request)
+    content = request.pop("content")
     found = await client.chat.completions.create(
-        model=MODEL, messages=[{"role": "user", "content": content}], **ask
+        model=MODEL, messages=[{"role": "user", "content": content}], **request
     )
-    texts, finish = [""] * ask["n"], [None] * ask["n"]
-    logprobs = [[] for _ in range(ask["n"])]
-    if not ask["stream"]:
+    texts, finish = [""] * request["n"], [None] * request["n"]
+    logprobs = [[] for _ in range(request["n"])]
+    if not request["stream"]:
         return [
             (
                 c.message.content,
@@ -84,26 +86,28 @@ async def ask_chat(client, ask):
             finish[choice.index] = choice.finish_reason or finish[choice.index]
             if choice.logprobs is not None:
                 logprobs[choice.index] += [entry.logprob for entry in choice.logprobs.content]
-    return list(zip(texts, finish, logprobs if ask["logprobs"] else [None] * ask["n"], strict=True))
+    return list(
+        zip(texts, finish, logprobs if request["logprobs"] else [None] * request["n"], strict=True)
+    )
 
 
-def test_sixteen_concurrent_calls_get_the_offline_engines_answers(make_engine):
+def test_concurrent_chat_completions_equal_the_offline_engine(make_engine):
     async def everyone(server):
         async with server.async_client() as client:
-            return await asyncio.gather(*(ask_chat(client, ask) for ask in ASKS))
+            return await asyncio.gather(*(chat(client, request) for request in REQUESTS))
 
     with running(make_engine(), TOKENIZER) as server:
         found = asyncio.run(everyone(server))
         assert server.worker.in_flight == 0
-    alone = make_engine()
-    ends = set()
-    for ask, answer in zip(ASKS, found, strict=True):
-        assert answer == offline(alone, ask), ask
-        ends |= {finish for _, finish, _ in answer}
-    assert ends == {"stop", "length"}
+    engine = make_engine()
+    finishes = set()
+    for request, choices in zip(REQUESTS, found, strict=True):
+        assert choices == offline(engine, request), request
+        finishes |= {finish for _, finish, _ in choices}
+    assert finishes == {"stop", "length"}
 
 
-def test_a_client_that_leaves_makes_room_and_disturbs_nobody(make_engine):
+def test_disconnect_frees_slots_and_does_not_change_other_completions(make_engine):
     async def everyone(server):
         async with server.async_client() as client:
             leaving = [
@@ -117,7 +121,7 @@ def test_a_client_that_leaves_makes_room_and_disturbs_nobody(make_engine):
                 )
                 for i in range(1, 5)
             ]
-            staying = asyncio.create_task(ask_chat(client, ASKS[1]))
+            staying = asyncio.create_task(chat(client, REQUESTS[1]))
             for stream in leaving:
                 await anext(aiter(stream))
                 await stream.close()
@@ -125,16 +129,16 @@ def test_a_client_that_leaves_makes_room_and_disturbs_nobody(make_engine):
 
     engine = make_engine()
     with running(engine, TOKENIZER) as server:
-        assert asyncio.run(everyone(server)) == offline(make_engine(), ASKS[1])
+        assert asyncio.run(everyone(server)) == offline(make_engine(), REQUESTS[1])
         server.wait_until(lambda: server.worker.in_flight == 0 and not engine.busy)
-        assert engine.free_rows == 4 and server.worker.counters.cancelled >= 1
+        assert engine.free_slots == 4 and server.worker.counters.cancelled >= 1
 
 
-def test_what_the_engine_refuses_is_a_400(make_engine):
-    with running(make_engine(), TOKENIZER, context=10_000) as server:  # more than its slots
+def test_rejection_by_the_engine_is_a_400(make_engine):
+    with running(make_engine(), TOKENIZER, context=10_000) as server:  # more than max_model_len
         status, _, body = server.call(
             "POST", "/v1/completions", {"model": MODEL, "prompt": ["x", "x" * 300], "max_tokens": 5}
         )
-        assert status == 400 and "256 slots" in body
+        assert status == 400 and "max_model_len=256" in body
         server.wait_until(lambda: server.worker.in_flight == 0)
         assert server.call("GET", "/health")[0] == 200

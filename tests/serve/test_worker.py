@@ -1,4 +1,4 @@
-"""What the worker does that no client sees."""
+"""The worker without an HTTP server."""
 
 import asyncio
 
@@ -19,30 +19,30 @@ def request(tokens=5, n=1) -> Request:
 
 
 def with_worker(engine, work, **settings):
-    """The result of work(worker) in an event loop with a worker that has started."""
+    """Returns the result of work(worker) in an event loop with a started worker."""
 
     async def main():
-        worker = Worker(engine, **{"rows": 4, "max_queued": 4} | settings)
+        worker = Worker(engine, **{"max_num_seqs": 4, "max_queued": 4} | settings)
         worker.start()
         try:
             return await work(worker)
         finally:
-            engine.gate.set()
+            engine.unblocked.set()
             assert await asyncio.to_thread(worker.close, 10)
 
     return asyncio.run(main())
 
 
-def test_a_worker_that_drains_takes_no_more_and_ends_what_is_late():
-    engine = FakeEngine(TOKENIZER, seconds=0.01, unending=True, slots=10**6)
+def test_worker_drain_rejects_new_requests_and_cancels_late_ones():
+    engine = FakeEngine(TOKENIZER, seconds=0.01, unending=True, max_model_len=10**6)
 
     async def work(worker):
         short, long = [await worker.submit([request(n)]) for n in (5, 10_000)]
         drain = asyncio.create_task(worker.drain(0.3))
         await asyncio.sleep(0)
-        with pytest.raises(ApiError, match="shutting down") as refused:
+        with pytest.raises(ApiError, match="shutting down") as rejected:
             await worker.submit([request()])
-        assert refused.value.status == 503 and refused.value.retry_after
+        assert rejected.value.status == 503 and rejected.value.retry_after
         assert [event.finish async for _, event in short][-1] == "length"
         with pytest.raises(ApiError, match="shutting down"):
             async for _ in long:
@@ -54,13 +54,13 @@ def test_a_worker_that_drains_takes_no_more_and_ends_what_is_late():
     assert not engine.busy
 
 
-def test_a_caller_that_is_cancelled_while_it_is_let_in_leaves_nothing():
+def test_worker_submit_cancelled_while_waiting_frees_everything():
     engine = FakeEngine(TOKENIZER)
-    engine.gate.clear()
+    engine.unblocked.clear()
 
     async def work(worker):
         first = await worker.submit([request()])
-        assert await asyncio.to_thread(engine.stepping.wait, 10)  # where the gate holds the thread
+        assert await asyncio.to_thread(engine.stepping.wait, 10)  # the step is blocked
         waiting = asyncio.create_task(worker.submit([request(n=2), request(n=2)]))
         await asyncio.sleep(0.05)
         assert worker.in_flight == 5 and not waiting.done()
@@ -68,9 +68,9 @@ def test_a_caller_that_is_cancelled_while_it_is_let_in_leaves_nothing():
         with pytest.raises(asyncio.CancelledError):
             await waiting
         assert worker.in_flight == 1
-        engine.gate.set()
+        engine.unblocked.set()
         assert [choice async for choice, _ in first]
-        with pytest.raises(ApiError, match="too long"):  # refused whole: its first request as well
+        with pytest.raises(ApiError, match="too long"):  # the first request is rejected too
             await worker.submit([request(n=2), request(1000, n=2)])
         assert worker.in_flight == 0 and worker.counters.cancelled == 4
 
@@ -78,16 +78,16 @@ def test_a_caller_that_is_cancelled_while_it_is_let_in_leaves_nothing():
     assert engine.cancelled == 6 and not engine.busy
 
 
-def test_a_failure_reaches_callers_that_are_being_let_in():
+def test_worker_failure_reaches_callers_of_submit():
     engine = FakeEngine(TOKENIZER, fail_at=1)
-    engine.gate.clear()
+    engine.unblocked.clear()
 
     async def work(worker):
         await worker.submit([request()])
         assert await asyncio.to_thread(engine.stepping.wait, 10)
         waiting = asyncio.create_task(worker.submit([request()]))
         await asyncio.sleep(0.05)
-        engine.gate.set()
+        engine.unblocked.set()
         with pytest.raises(ApiError, match="out of memory") as failed:
             await waiting
         assert failed.value.status == 500 and worker.in_flight == 0

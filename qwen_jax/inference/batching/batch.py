@@ -1,9 +1,9 @@
-"""What the engine asks of the devices: prefill a row, copy one, begin one, advance all.
+"""The engine's programs on the devices: prefill, copy a slot, sample a first token, decode.
 
-Each is one jitted program with fixed shapes and a donated state, so that a running engine compiles
-nothing and copies no cache.
+Each program is jitted once, with fixed shapes and a donated state. A running engine therefore
+compiles nothing and copies no cache.
 
-B rows, P prompts of T tokens prefilled at a time, S slots, V vocabulary.
+B decode slots, P prompts of T tokens prefilled at a time, S cache positions, V vocabulary.
 """
 
 import contextlib
@@ -24,11 +24,11 @@ from qwen_jax.parallel.sharding import use_layout
 from qwen_jax.types import Array, Params
 
 
-class Rows(PyTreeNode):
-    """The device's side of the engine."""
+class BatchState(PyTreeNode):
+    """The part of the engine's state that is on the devices."""
 
     decode: DecodeState
-    prompt_logits: Array  # float32 [B, V]; after the last token of each row's prompt
+    prompt_logits: Array  # float32 [B, V]; after the last token of each slot's prompt
 
 
 def _on(mesh: Mesh | None):
@@ -36,62 +36,64 @@ def _on(mesh: Mesh | None):
 
 
 @functools.partial(
-    jax.jit, static_argnames=("config", "mesh", "rows", "slots", "cache_dtype", "layer_by_layer")
+    jax.jit,
+    static_argnames=("config", "mesh", "num_slots", "max_length", "cache_dtype", "layer_by_layer"),
 )
-def make_rows(
+def init_batch(
     *,
     config: ModelConfig,
     mesh: Mesh | None,
-    rows: int,
-    slots: int,
+    num_slots: int,
+    max_length: int,
     cache_dtype: str | None,
     layer_by_layer: bool,
-) -> Rows:
-    """All rows empty and idle."""
+) -> BatchState:
+    """Returns a batch whose slots are all empty and idle."""
     with _on(mesh):
         cache = kv_cache.init_cache(
-            config, rows, slots, dtype=cache_dtype, layer_by_layer=layer_by_layer
+            config, num_slots, max_length, dtype=cache_dtype, layer_by_layer=layer_by_layer
         )
 
     def zeros():
-        return jnp.zeros((rows,), jnp.int32)
+        return jnp.zeros((num_slots,), jnp.int32)
 
-    return Rows(
+    return BatchState(
         decode=DecodeState(
             cache=cache,
             last=zeros(),
             counts=zeros(),
             active=zeros() > 0,
-            seen=jnp.zeros((rows, config.vocab_size), bool),
+            seen=jnp.zeros((num_slots, config.vocab_size), bool),
         ),
-        prompt_logits=jnp.zeros((rows, config.vocab_size), jnp.float32),
+        prompt_logits=jnp.zeros((num_slots, config.vocab_size), jnp.float32),
     )
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh"), donate_argnums=1)
 def prefill(
     params: Params,
-    state: Rows,
+    state: BatchState,
     tokens: Array,
     num_tokens: Array,
-    rows: Array,
+    slots: Array,
     starts: Array,
     prompt_lengths: Array,
     *,
     config: ModelConfig,
     mesh: Mesh | None,
-) -> Rows:
-    """The next chunks of some prompts.
+) -> BatchState:
+    """Computes the next chunks of some prompts.
 
     Args:
       tokens: int32 [P, T], of which int32 [P] num_tokens are real.
-      rows: int32 [P], each at most once; one beyond the last is nobody's.
-      starts: int32 [P], the slots of the first tokens.
+      slots: int32 [P], distinct; an index past the last slot is padding.
+      starts: int32 [P], the cache positions of the first tokens.
+      prompt_lengths: int32 [P], the lengths of the full prompts.
     """
     cache = state.decode.cache
     cache = cache.replace(
-        lengths=kv_cache.put_rows(cache.lengths, starts, rows),
-        ntk_lengths=kv_cache.put_rows(cache.ntk_lengths, prompt_lengths, rows),
+        lengths=kv_cache.put_slots(cache.lengths, starts, slots),
+        ntk_lengths=kv_cache.put_slots(cache.ntk_lengths, prompt_lengths, slots),
     )
     with _on(mesh):
         logits, cache = forward_cached(
@@ -99,24 +101,24 @@ def prefill(
             tokens,
             cache,
             config=config,
-            rows=rows,
+            slots=slots,
             num_tokens=num_tokens,
             prompt_lengths=prompt_lengths,
         )
     return state.replace(
         decode=state.decode.replace(cache=cache),
-        prompt_logits=kv_cache.put_rows(state.prompt_logits, logits, rows),
+        prompt_logits=kv_cache.put_slots(state.prompt_logits, logits, slots),
     )
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def copy_row(rows: Rows, source: Array, target: Array, length: Array) -> Rows:
-    """Gives `target` the first `length` slots of `source`, and its prompt's logits."""
-    cache = rows.decode.cache
+def copy_slot(state: BatchState, source: Array, target: Array, length: Array) -> BatchState:
+    """Copies the first `length` cache positions and the prompt logits of `source` to `target`."""
+    cache = state.decode.cache
 
     def copy(x):
-        row = jax.lax.dynamic_slice_in_dim(x, source, 1, axis=1)
-        return jax.lax.dynamic_update_slice_in_dim(x, row, target, axis=1)
+        entries = jax.lax.dynamic_slice_in_dim(x, source, 1, axis=1)
+        return jax.lax.dynamic_update_slice_in_dim(x, entries, target, axis=1)
 
     def copy_used(blocks):
         return tuple(
@@ -134,57 +136,58 @@ def copy_row(rows: Rows, source: Array, target: Array, length: Array) -> Rows:
         lengths=cache.lengths.at[target].set(length),
         ntk_lengths=cache.ntk_lengths.at[target].set(cache.ntk_lengths[source]),
     )
-    return rows.replace(
-        decode=rows.decode.replace(cache=cache),
-        prompt_logits=rows.prompt_logits.at[target].set(rows.prompt_logits[source]),
+    return state.replace(
+        decode=state.decode.replace(cache=cache),
+        prompt_logits=state.prompt_logits.at[target].set(state.prompt_logits[source]),
     )
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def begin(
-    rows: Rows, row: Array, prompt: Array, length: Array, sampling: SamplingArrays
-) -> tuple[Rows, Array, Array]:
-    """The first token of a row whose prompt is in the cache.
+def sample_first(
+    state: BatchState, slot: Array, prompt: Array, length: Array, sampling: SamplingArrays
+) -> tuple[BatchState, Array, Array]:
+    """Samples the first token of a slot whose prompt is in the cache.
 
     Args:
-      prompt: int32 [S], padded with what is no id of the vocabulary.
-      length: int32 []; of the prompt, the slots in use.
-      sampling: of this row alone, [1] each.
+      prompt: int32 [S], padded with an id outside the vocabulary.
+      length: int32 []; the prompt's length in the cache.
+      sampling: of this slot only, [1] each.
+
     Returns:
-      The state, the token (int32 []; -1: a stop id came at once) and its log-probability.
+      The state, the token (int32 []; -1: the first token was a stop id) and its log-probability.
     """
-    state = rows.decode
+    decode = state.decode
     seen = jax.lax.cond(
         sampling.repetition_penalty[0] != 1.0,
-        lambda: jnp.zeros(state.seen.shape[1:], bool).at[prompt].set(True, mode="drop"),
-        lambda: jnp.zeros(state.seen.shape[1:], bool),
+        lambda: jnp.zeros(decode.seen.shape[1:], bool).at[prompt].set(True, mode="drop"),
+        lambda: jnp.zeros(decode.seen.shape[1:], bool),
     )
     one = DecodeState(
-        cache=state.cache,  # which `take` does not look at
+        cache=decode.cache,  # `take` does not read it
         last=jnp.zeros((1,), jnp.int32),
         counts=jnp.zeros((1,), jnp.int32),
         active=jnp.ones((1,), bool),
         seen=seen[None],
     )
     logits = jax.lax.dynamic_slice(
-        rows.prompt_logits, (row, jnp.int32(0)), (1, rows.prompt_logits.shape[1])
+        state.prompt_logits, (slot, jnp.int32(0)), (1, state.prompt_logits.shape[1])
     )
     one, token, logprob = loop.take(one, logits, sampling)
-    cache = state.cache.replace(lengths=state.cache.lengths.at[row].set(length))
-    state = state.replace(
+    cache = decode.cache.replace(lengths=decode.cache.lengths.at[slot].set(length))
+    decode = decode.replace(
         cache=cache,
-        last=state.last.at[row].set(one.last[0]),
-        counts=state.counts.at[row].set(one.counts[0]),
-        active=state.active.at[row].set(one.active[0]),
-        seen=state.seen.at[row].set(one.seen[0]),
+        last=decode.last.at[slot].set(one.last[0]),
+        counts=decode.counts.at[slot].set(one.counts[0]),
+        active=decode.active.at[slot].set(one.active[0]),
+        seen=decode.seen.at[slot].set(one.seen[0]),
     )
-    return rows.replace(decode=state), token[0], logprob[0]
+    return state.replace(decode=decode), token[0], logprob[0]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "mesh", "room"), donate_argnums=1)
 def advance(
     params: Params,
-    rows: Rows,
+    state: BatchState,
     active: Array,
     sampling: SamplingArrays,
     steps: Array,
@@ -193,12 +196,12 @@ def advance(
     config: ModelConfig,
     mesh: Mesh | None,
     room: int,
-) -> tuple[Rows, NewTokens, Array]:
-    """loop.advance for the rows that the host calls active; also which of them are still."""
-    state = rows.decode.replace(active=rows.decode.active & active)
+) -> tuple[BatchState, NewTokens, Array]:
+    """Runs loop.advance on the slots in `active`; also returns the slots that are still active."""
+    decode = state.decode.replace(active=state.decode.active & active)
     with _on(mesh):
-        state, new = loop.advance(
-            params, state, sampling, steps, stop_early, config=config, room=room
+        decode, new = loop.advance(
+            params, decode, sampling, steps, stop_early, config=config, room=room
         )
-    # A copy: what the next call is given to overwrite must not be what the host reads.
-    return rows.replace(decode=state), new, state.active.copy()
+    # A copy: the next call donates the state while the host still reads this array.
+    return state.replace(decode=decode), new, decode.active.copy()

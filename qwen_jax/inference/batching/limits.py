@@ -1,4 +1,4 @@
-"""What an engine refuses: settings, a cache that does not fit, requests that are too long."""
+"""Checks of an engine: its settings, the memory of its cache, and the length of requests."""
 
 import jax
 from jax.sharding import Mesh
@@ -17,10 +17,10 @@ CACHE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
 def check_settings(*, cache_dtype: str | None, prefill_chunk: int, **positive: int) -> None:
-    """Raises ConfigError for arguments of Engine that are out of their range.
+    """Raises ConfigError for arguments of Engine that are out of range.
 
     Args:
-      positive: arguments that have to be positive integers.
+      positive: arguments that must be positive integers.
     """
     for name, value in {"prefill_chunk": prefill_chunk, **positive}.items():
         if not (is_integer(value) and value >= 1):
@@ -29,7 +29,7 @@ def check_settings(*, cache_dtype: str | None, prefill_chunk: int, **positive: i
             )
     if prefill_chunk < SMALLEST_CHUNK or prefill_chunk & (prefill_chunk - 1):
         raise ConfigError(
-            f"prefill_chunk={prefill_chunk} is not a power of two from {SMALLEST_CHUNK} on.",
+            f"prefill_chunk={prefill_chunk} is not a power of two of at least {SMALLEST_CHUNK}.",
             "Engine(prefill_chunk)",
             "use 512.",
         )
@@ -44,10 +44,13 @@ def check_settings(*, cache_dtype: str | None, prefill_chunk: int, **positive: i
 def real_vocab_size(
     vocab_size: int | None, tokenizer: Tokenizer | None, config: ModelConfig
 ) -> int:
-    """The ids that may be produced; None: the tokenizer's, or all of the model's.
+    """Returns the number of ids that may be sampled.
+
+    Args:
+      vocab_size: None: the tokenizer's size, or the model's without a tokenizer.
 
     Raises:
-      ConfigError: more than the model has.
+      ConfigError: more ids than the model has.
     """
     if vocab_size is None:
         vocab_size = config.vocab_size if tokenizer is None else tokenizer.vocab_size
@@ -63,16 +66,17 @@ def real_vocab_size(
 def check_memory(
     config: ModelConfig,
     *,
-    rows: int,
-    slots: int,
+    num_slots: int,
+    max_length: int,
     cache_dtype: str | None,
     mesh: Mesh | None,
     memory_gib: float | None,
 ) -> None:
-    """Refuses a cache that is larger than what a device may spend on it.
+    """Raises ConfigError for a cache that is larger than a device's limit.
 
     Args:
-      memory_gib: None: what the device says it has left, if it says so.
+      num_slots: decode slots of the cache, each of `max_length` positions.
+      memory_gib: the limit; None: the free memory that the device reports, if any.
     """
     devices = [jax.devices()[0]] if mesh is None else list(mesh.devices.flat)
     limit = None if memory_gib is None else memory_gib * 2**30
@@ -80,24 +84,26 @@ def check_memory(
         stats = devices[0].memory_stats() or {}
         if "bytes_limit" in stats:
             limit = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    needed = cache_bytes(config, rows, slots, dtype=cache_dtype) / _shards(config, rows, mesh)
+    needed = cache_bytes(config, num_slots, max_length, dtype=cache_dtype)
+    needed /= _num_shards(config, num_slots, mesh)
     if limit is not None and needed > limit:
-        fit = int(rows * limit / needed)
+        fit = int(num_slots * limit / needed)
         raise ConfigError(
-            f"the KV cache of {rows} rows of {slots} slots takes {format_gib(needed)} "
-            f"of each device; there are {format_gib(limit)}.",
-            "Engine(rows, slots)",
-            f'{fit} rows of this length would fit; or use fewer slots, or cache_dtype="int8".',
+            f"the KV cache of {num_slots} sequences of {max_length} tokens needs "
+            f"{format_gib(needed)} on each device; {format_gib(limit)} are available.",
+            "Engine(max_num_seqs, max_model_len)",
+            f"{fit} sequences of this length fit; or lower max_model_len, or use "
+            'cache_dtype="int8".',
         )
 
 
-def _shards(config: ModelConfig, rows: int, mesh: Mesh | None) -> int:
-    """How many pieces the cache is cut into."""
+def _num_shards(config: ModelConfig, num_slots: int, mesh: Mesh | None) -> int:
+    """Returns the number of shards of the cache."""
     if mesh is None:
         return 1
-    over_rows = mesh.shape["data"] * mesh.shape["fsdp"]
+    over_slots = mesh.shape["data"] * mesh.shape["fsdp"]
     over_heads = mesh.shape["tensor"]
-    return (over_rows if rows % over_rows == 0 else 1) * (
+    return (over_slots if num_slots % over_slots == 0 else 1) * (
         over_heads if config.kv_heads % over_heads == 0 else 1
     )
 
@@ -107,27 +113,28 @@ def check_request(
     config: ModelConfig,
     *,
     vocab_size: int,
-    slots: int,
+    max_length: int,
     tokenizer: Tokenizer | None,
 ) -> None:
-    """Raises ConfigError or DataError, with the numbers, for what an engine cannot do.
+    """Raises ConfigError or DataError, with the numbers, for a request that an engine cannot run.
 
     Args:
-      vocab_size: the ids that a prompt may have.
+      vocab_size: the number of ids that a prompt may have.
+      max_length: the limit of prompt and new tokens together.
     """
     read_ids(request.prompt, vocab_size, "Request(prompt)", DataError)
     check_stop_token_ids(request.sampling, config.vocab_size)
     if request.sampling.stop and tokenizer is None:
         raise ConfigError(
-            "stop needs texts, and the engine has no tokenizer.",
+            "stop strings need a tokenizer, and the engine has none.",
             "stop",
-            "make the engine with tokenizer=.",
+            "pass tokenizer= to the engine.",
         )
     length, new = len(request.prompt), request.sampling.max_new_tokens
-    if length + new > slots:
+    if length + new > max_length:
         raise DataError(
-            f"{length} prompt tokens and {new} new ones do not fit a row of {slots} slots.",
+            f"{length} prompt tokens and {new} new ones exceed max_model_len={max_length}.",
             "prompt, max_new_tokens",
-            f"ask for at most {max(slots - length, 0)} new tokens, shorten "
-            "the prompt, or make the engine with more slots.",
+            f"request at most {max(max_length - length, 0)} new tokens, shorten "
+            "the prompt, or raise the engine's max_model_len.",
         )

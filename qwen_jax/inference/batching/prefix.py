@@ -1,4 +1,4 @@
-"""Which row a request gets, and what an earlier prompt has left there for it."""
+"""Which decode slot a request gets, and how much of an earlier prompt it reuses there."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -7,16 +7,16 @@ import numpy as np
 
 
 @dataclasses.dataclass
-class Held:
-    """What a row's slots hold: the first `filled` tokens of a prompt, computed in whole chunks.
+class CachedPrompt:
+    """The prompt in a slot's cache: its first `filled` tokens, computed in full chunks.
 
-    The answer's tokens, which lie behind, are not counted: they were computed one by one, with
-    other rounding, and whoever used them again would depend on what was asked before.
+    Generated tokens, which follow the prompt, do not count. They were computed one at a time, with
+    other rounding, so a request that reused them would depend on earlier requests.
     """
 
     prompt: Sequence[int] = ()
     filled: int = 0
-    clock: int = 0  # when the row was last given away
+    clock: int = 0  # when the slot was last assigned
 
     @property
     def complete(self) -> bool:
@@ -24,42 +24,49 @@ class Held:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    row: int
-    source: int | None  # the row whose first slots are used again, maybe `row` itself
-    shared: int  # how many
+class Placement:
+    slot: int
+    source: int | None  # the slot whose first positions are reused, possibly `slot` itself
+    shared: int  # the number of positions that are reused
 
 
-def plan(
+def place(
     prompt: Sequence[int],
-    rows: Sequence[Held],
+    cached: Sequence[CachedPrompt],
     free: Sequence[int],
     *,
     chunk: int,
-    same_codes: Callable[[int, int], bool],
-) -> Plan | None:
-    """The row for `prompt`; None: wait, for a row or for the prompt itself to be computed in one.
+    same_rotation: Callable[[int, int], bool],
+) -> Placement | None:
+    """Returns the slot for `prompt`.
+
+    None: wait, for a free slot or until another slot has computed the same prompt.
 
     Args:
-      free: rows that nobody holds.
-      same_codes: whether prompts of two lengths have the same positional encoding.
+      cached: what each slot holds.
+      free: slots without a request.
+      same_rotation: whether prompts of two lengths have the same positional encoding.
     """
     if not free:
         return None
     best, best_shared = None, 0
-    for row, held in enumerate(rows):
-        if row not in free and held.prompt == prompt and not held.complete:
+    for slot, held in enumerate(cached):
+        if slot not in free and held.prompt == prompt and not held.complete:
             return None
-        shared = usable(prompt, held, chunk) if same_codes(len(prompt), len(held.prompt)) else 0
-        # Of equals, a free one: nothing is copied then.
-        if shared > best_shared or (shared == best_shared > 0 and row in free):
-            best, best_shared = row, shared
-    row = best if best is not None and best in free else min(free, key=lambda row: rows[row].clock)
-    return Plan(row, best, best_shared)
+        same = same_rotation(len(prompt), len(held.prompt))
+        shared = reusable_tokens(prompt, held, chunk) if same else 0
+        # Of equal ones a free slot wins, because nothing has to be copied then.
+        if shared > best_shared or (shared == best_shared > 0 and slot in free):
+            best, best_shared = slot, shared
+    oldest = min(free, key=lambda slot: cached[slot].clock)
+    return Placement(best if best is not None and best in free else oldest, best, best_shared)
 
 
-def usable(prompt: Sequence[int], held: Held, chunk: int) -> int:
-    """Tokens of `prompt` that `held` has: all of it, or whole chunks and never the last token."""
+def reusable_tokens(prompt: Sequence[int], held: CachedPrompt, chunk: int) -> int:
+    """Returns how many tokens of `prompt` the slot can reuse.
+
+    All of them for the same prompt; otherwise full chunks, and never the last token.
+    """
     if held.complete and held.prompt == prompt:
         return len(prompt)
     n = min(held.filled, len(prompt) - 1)

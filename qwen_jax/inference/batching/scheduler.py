@@ -1,8 +1,8 @@
-"""Which request gets which row, and which parts of which prompts are computed next.
+"""The scheduler: which request gets which decode slot, and which prompt chunks come next.
 
-The host's side of the engine; the devices' is batch.py. Prompts are cut into chunks at fixed
-places, and chunks of one size are always computed so many at a time: neither depends on the
-company that a request has.
+This is the part of the engine that runs on the host; batch.py runs on the devices. Prompts are
+split into chunks at fixed positions, and chunks of one size are always computed in groups of the
+same size. Neither depends on the other requests.
 """
 
 import collections
@@ -14,148 +14,156 @@ from typing import NamedTuple
 import numpy as np
 
 from qwen_jax.config import ModelConfig
-from qwen_jax.inference.batching.prefix import Held, Plan, plan
+from qwen_jax.inference.batching.prefix import CachedPrompt, Placement, place
 from qwen_jax.inference.request import Request
 from qwen_jax.inference.stream import TextStream
 
 SMALLEST_CHUNK = 16
 _SHORT = 128  # tokens of short prompts that are computed together
-_WHILE_IDLE = 4  # times as many tokens of prompts in a step in which no row decodes
+_IDLE_FACTOR = 4  # times as many prompt tokens in a step in which no slot decodes
 
 
 @dataclasses.dataclass
-class Job:
-    """One answer on its way."""
+class Choice:
+    """One of a request's n completions, waiting or running."""
 
     id: int
     request: Request
-    stream: int  # which of the n answers of the request
+    stream: int  # its index among the request's n completions
     text: TextStream | None
-    count: int = 0  # tokens so far
+    count: int = 0  # new tokens so far
 
 
 class Chunk(NamedTuple):
-    """Parts of prompts that are computed together, as batch.prefill takes them; int32."""
+    """Chunks of prompts that are computed together: the arguments of batch.prefill, int32."""
 
     tokens: np.ndarray  # [P, T]
-    num_tokens: np.ndarray  # [P]; the real ones
-    rows: np.ndarray  # [P]; one beyond the last is nobody's
+    num_tokens: np.ndarray  # [P]; how many are real
+    slots: np.ndarray  # [P]; an index past the last slot is padding
     starts: np.ndarray  # [P]
     prompt_lengths: np.ndarray  # [P]
 
 
 class Scheduler:
-    """The queue, and what each row holds.
+    """The waiting and the running completions, and the prompt in each slot's cache.
 
     Args:
+      num_slots: completions that run at the same time.
       chunk: tokens of a prompt computed at a time; a power of two.
     """
 
-    def __init__(self, config: ModelConfig, *, rows: int, chunk: int):
+    def __init__(self, config: ModelConfig, *, num_slots: int, chunk: int):
         self._config, self._chunk = config, chunk
-        self.queue: collections.deque[Job] = collections.deque()
-        self.jobs: list[Job | None] = [None] * rows
-        self.begun = np.zeros(rows, bool)  # rows whose answer has begun
-        self._held = [Held() for _ in range(rows)]
+        self.waiting: collections.deque[Choice] = collections.deque()
+        self.running: list[Choice | None] = [None] * num_slots  # by slot
+        self.decoding = np.zeros(num_slots, bool)  # slots past their prompt
+        self._cached = [CachedPrompt() for _ in range(num_slots)]
         self._clock = 0
 
     @property
     def busy(self) -> bool:
-        return bool(self.queue) or any(job is not None for job in self.jobs)
+        return bool(self.waiting) or any(choice is not None for choice in self.running)
 
-    def job(self, row: int) -> Job:
-        """The job of a row that has one."""
-        job = self.jobs[row]
-        assert job is not None, f"row {row} is idle"
-        return job
+    def choice(self, slot: int) -> Choice:
+        """Returns the completion that runs in a slot, which must have one."""
+        choice = self.running[slot]
+        assert choice is not None, f"slot {slot} is idle"
+        return choice
 
-    def admit(self) -> Iterator[tuple[Job, Plan]]:
-        """Gives rows to waiting jobs, in order, as long as there are any."""
-        while self.queue:
-            job = self.queue[0]
-            free = [row for row, other in enumerate(self.jobs) if other is None]
-            chosen = plan(
-                job.request.prompt, self._held, free, chunk=self._chunk, same_codes=self._same_codes
+    def admit(self) -> Iterator[tuple[Choice, Placement]]:
+        """Assigns slots to waiting completions, in order, while there are free slots."""
+        while self.waiting:
+            choice = self.waiting[0]
+            prompt = choice.request.prompt
+            free = [slot for slot, other in enumerate(self.running) if other is None]
+            placement = place(
+                prompt, self._cached, free, chunk=self._chunk, same_rotation=self._same_rotation
             )
-            if chosen is None:
+            if placement is None:
                 return
-            self.queue.popleft()
+            self.waiting.popleft()
             self._clock += 1
-            self.jobs[chosen.row] = job
-            self._held[chosen.row] = Held(job.request.prompt, chosen.shared, self._clock)
-            yield job, chosen
+            self.running[placement.slot] = choice
+            self._cached[placement.slot] = CachedPrompt(prompt, placement.shared, self._clock)
+            yield choice, placement
 
     def prefill(self) -> Iterator[Chunk | int]:
-        """What a step does for prompts, oldest first: chunks, and rows whose answer begins.
+        """Yields a step's work on prompts, oldest first: chunks, and slots that start decoding.
 
-        A chunk's tokens at a time while other rows decode, who wait for it; more where none does.
+        While other slots decode, a step computes the tokens of one chunk, because they wait for
+        it. Otherwise it computes more.
         """
-        budget = self._chunk * (1 if self.begun.any() else _WHILE_IDLE)
-        waiting = [
-            row for row, job in enumerate(self.jobs) if job is not None and not self.begun[row]
+        budget = self._chunk * (1 if self.decoding.any() else _IDLE_FACTOR)
+        prefilling = [
+            slot
+            for slot, choice in enumerate(self.running)
+            if choice is not None and not self.decoding[slot]
         ]
-        waiting.sort(key=lambda row: self._held[row].clock)
+        prefilling.sort(key=lambda slot: self._cached[slot].clock)
         while True:
-            for row in [row for row in waiting if not self._next_size(row)]:
-                waiting.remove(row)
-                self.begun[row] = True
-                yield row
-            if not waiting or budget <= 0:
+            for slot in [slot for slot in prefilling if not self._next_size(slot)]:
+                prefilling.remove(slot)
+                self.decoding[slot] = True
+                yield slot
+            if not prefilling or budget <= 0:
                 return
-            size = self._next_size(waiting[0])
-            alike = [row for row in waiting if self._next_size(row) == size]
-            chunk = self._cut(alike[: self._at_once(size)], size)
+            size = self._next_size(prefilling[0])
+            same_size = [slot for slot in prefilling if self._next_size(slot) == size]
+            chunk = self._next_chunk(same_size[: self._group_size(size)], size)
             budget -= chunk.tokens.size
             yield chunk
 
-    def release(self, row: int) -> None:
-        """The row's job has ended; what it holds of the prompt stays."""
-        self.jobs[row], self.begun[row] = None, False
+    def release(self, slot: int) -> None:
+        """Frees a slot whose completion has finished; its cached prompt stays."""
+        self.running[slot], self.decoding[slot] = None, False
 
-    def remove(self, request_id: int) -> Job | None:
-        """Takes a job out, wherever it is; None if it has ended."""
-        for job in self.queue:
-            if job.id == request_id:
-                self.queue.remove(job)
-                return job
-        for row, job in enumerate(self.jobs):
-            if job is not None and job.id == request_id:
-                self.release(row)
-                return job
+    def remove(self, request_id: int) -> Choice | None:
+        """Removes a waiting or running completion; None if it has finished."""
+        for choice in self.waiting:
+            if choice.id == request_id:
+                self.waiting.remove(choice)
+                return choice
+        for slot, choice in enumerate(self.running):
+            if choice is not None and choice.id == request_id:
+                self.release(slot)
+                return choice
         return None
 
-    def _next_size(self, row: int) -> int:
-        """The padded length of a row's next chunk; 0 where its prompt is complete."""
-        left = min(len(self._held[row].prompt) - self._held[row].filled, self._chunk)
+    def _next_size(self, slot: int) -> int:
+        """Returns the padded length of a slot's next chunk; 0 if its prompt is complete."""
+        left = min(len(self._cached[slot].prompt) - self._cached[slot].filled, self._chunk)
         return left and max(SMALLEST_CHUNK, 1 << (left - 1).bit_length())
 
-    def _at_once(self, size: int) -> int:
-        """Chunks of a size computed together, always so many: rounding must not tell of others."""
-        return max(1, min(len(self.jobs), _SHORT // size))
+    def _group_size(self, size: int) -> int:
+        """Returns how many chunks of a size are computed together.
 
-    def _cut(self, rows: list[int], size: int) -> Chunk:
-        """The next `size` tokens of some rows, which count as filled from now on."""
-        P = self._at_once(size)
+        The number is fixed, because rounding must not depend on the other requests.
+        """
+        return max(1, min(len(self.running), _SHORT // size))
+
+    def _next_chunk(self, slots: list[int], size: int) -> Chunk:
+        """Returns the next `size` tokens of some slots and counts them as filled."""
+        P = self._group_size(size)
         tokens = np.zeros((P, size), np.int32)
         num_tokens, starts, lengths = (np.zeros(P, np.int32) for _ in range(3))
-        targets = len(self.jobs) + np.arange(P, dtype=np.int32)  # nobody's, if nobody comes
-        for i, row in enumerate(rows):
-            held = self._held[row]
+        targets = len(self.running) + np.arange(P, dtype=np.int32)  # padding unless set below
+        for i, slot in enumerate(slots):
+            held = self._cached[slot]
             part = held.prompt[held.filled : held.filled + size]
             tokens[i, : len(part)] = part
-            num_tokens[i], targets[i] = len(part), row
+            num_tokens[i], targets[i] = len(part), slot
             starts[i], lengths[i] = held.filled, len(held.prompt)
             held.filled += len(part)
         return Chunk(tokens, num_tokens, targets, starts, lengths)
 
-    def _same_codes(self, one: int, other: int) -> bool:
-        """Whether prompts of these lengths are rotated alike (dynamic NTK, report 2.5)."""
-        return _codes(one, self._config) == _codes(other, self._config)
+    def _same_rotation(self, one: int, other: int) -> bool:
+        """Whether prompts of these lengths have the same rotary table (dynamic NTK, report 2.5)."""
+        return _ntk_doublings(one, self._config) == _ntk_doublings(other, self._config)
 
 
 @functools.lru_cache(maxsize=4096)
-def _codes(length: int, config: ModelConfig) -> tuple[int, ...]:
-    """How often the training length doubles within what each layer sees of a prompt."""
+def _ntk_doublings(length: int, config: ModelConfig) -> tuple[int, ...]:
+    """Returns how often the training length doubles within each layer's view of a prompt."""
     if not config.extension.dynamic_ntk:
         return ()
     seen = [min(length, window) for window in config.extension.windows or (length,)]

@@ -1,15 +1,15 @@
-"""The decoder over a KV cache: the same model, a few new tokens of each row at a time.
+"""The decoder over a KV cache: the same model, a few new tokens of each sequence at a time.
 
 New tokens attend to one another and then, with a running maximum, to the cache block by block. A
-block beyond a row's length changes nothing, not even a bit, so a row's result does not depend on
-how long others are. What is new goes into the cache at the end, for all layers together.
+block past the end of a sequence changes no bit, so a result does not depend on the lengths of other
+sequences. New entries are written to the cache at the end, for all layers together.
 
-Keys are cached rotated, each layer with its own base (rope.layer_extension), which the prompt's
-length fixes for every layer and row. Keys cached unrotated could follow a conversation that grows
-past the next doubling, but would be rotated again, all of them, at every step, and still belong to
-hidden states of the old base; so a longer prompt is computed anew instead (batching/prefix.py).
+Keys are cached rotated, each layer with its own base (rope.layer_extension). The prompt's length
+fixes the base for every layer and sequence. Unrotated keys could follow a conversation that grows
+past the next doubling, but all of them would be rotated again at every step, and they would still
+belong to hidden states of the old base. So a longer prompt is recomputed (batching/prefix.py).
 
-B rows, T new tokens, C slots in a block, D model, N heads, K key-value heads, G = N / K,
+B sequences, T new tokens, C positions in a block, D model, N heads, K key-value heads, G = N / K,
 H head size, V vocabulary, L layers.
 """
 
@@ -44,8 +44,8 @@ from qwen_jax.model.rope import rotate
 from qwen_jax.parallel.sharding import constrain
 from qwen_jax.types import Array, CacheBlock, KVCache, LayerParams, Params
 
-_MASKED = -1e30  # finite: exp(_MASKED - _MASKED) is 1 and no NaN
-_PIECE = 128  # queries of a long prompt that are taken together
+_MASKED = -1e30  # finite: exp(_MASKED - _MASKED) is 1, not NaN
+_QUERY_CHUNK = 128  # queries of a long prompt that are computed together
 
 
 def forward_cached(
@@ -55,36 +55,37 @@ def forward_cached(
     *,
     config: ModelConfig,
     num_tokens: Array | None = None,
-    rows: Array | None = None,
+    slots: Array | None = None,
     prompt_lengths: Array | None = None,
     empty: bool = False,
 ) -> tuple[Array, KVCache]:
-    """The next `tokens` of some rows, continuing after what the cache holds of them.
+    """Runs the model on the next `tokens` of some sequences, which continue their cached tokens.
 
-    A row's first call, with an empty cache, fixes NTK's alpha for all that follows (report 2.5).
+    A sequence's first call, with an empty cache, fixes NTK's alpha for later calls (report 2.5).
 
     Args:
-      params: weights, in the model's order or, faster on a CPU, in that of turned.turn (with a
-        cache made layer_by_layer).
-      tokens: int32 [B, T]; row b's first num_tokens[b] are real, the rest is padding on the right.
-        Of a row in use, length + T must not exceed the slots.
-      num_tokens: int32 [B]; None: all T. A row with 0 stays as it is.
-      rows: int32 [B], which of the cache's rows these are, each at most once; one beyond the last
-        is nobody's. None: all of them in order.
-      prompt_lengths: int32 [B], the whole prompt's length where the first call brings a part of it;
+      params: weights, in the model's order or, faster on a CPU, prepacked by weights.prepack (with
+        a cache made layer_by_layer).
+      tokens: int32 [B, T]; the first num_tokens[b] of sequence b are real, the rest is padding on
+        the right. For a sequence in use, length + T must not exceed the cache's length.
+      num_tokens: int32 [B]; None: all T. A sequence with 0 does not change.
+      slots: int32 [B], the distinct decode slots of the sequences; an index past the last slot is
+        padding. None: all slots, in order.
+      prompt_lengths: int32 [B], the full prompt's length if the first call has only a part of it;
         None: num_tokens.
-      empty: the caller knows that the cache holds nothing of these rows: T may be long, and the
-        attention kernel of training does the work.
+      empty: the caller knows that the cache has no tokens of these sequences. T may then be long,
+        and training's attention kernel is used.
+
     Returns:
-      Logits float32 [B, V] after each row's last real token, and the cache.
+      Logits float32 [B, V] after each sequence's last real token, and the cache.
     """
     B, T = tokens.shape
     counts = jnp.full((B,), T, jnp.int32) if num_tokens is None else num_tokens
-    lengths = kv_cache.take_rows(cache.lengths, rows)
+    lengths = kv_cache.take_slots(cache.lengths, slots)
     ntk_lengths = jnp.where(
         (lengths == 0) & (counts > 0),
         counts if prompt_lengths is None else prompt_lengths,
-        kv_cache.take_rows(cache.ntk_lengths, rows),
+        kv_cache.take_slots(cache.ntk_lengths, slots),
     )
     new = _NewTokens(
         positions=lengths[:, None] + jnp.arange(T, dtype=jnp.int32)[None],
@@ -92,50 +93,50 @@ def forward_cached(
         lengths=lengths,
         num_tokens=counts,
         ntk_lengths=ntk_lengths,
-        rows=rows,
+        slots=slots,
         empty=empty,
         config=config,
     )
     x = embed(tokens, params.embed, dtype=jnp.dtype(config.compute_dtype))
     x = constrain(x, "batch", "length", "act_embed")
     codes = None
-    if config.extension.windows is None:  # else each layer has its own
+    if config.extension.windows is None:  # otherwise each layer has its own codes
         codes = jax.lax.optimization_barrier(new.position_codes(new.positions, window=None))
     block = functools.partial(_layer, new=new, codes=codes)
-    # Reading is done before writing begins: otherwise XLA keeps a copy of what it still reads.
+    # All reads come before the first write; otherwise XLA copies the blocks that it still reads.
     x, pairs = jax.lax.optimization_barrier(_over_layers(block, x, cache, params.layers, config))
-    cache = kv_cache.write(cache, pairs, rows=rows, start_B=lengths, num_tokens_B=counts)
+    cache = kv_cache.write(cache, pairs, slots=slots, start_B=lengths, num_tokens_B=counts)
     x = x if x.shape[1] == 1 else new.take_last(x)
     x = rms_norm(x, params.final_norm, epsilon=config.norm_epsilon)
     head = params.embed if params.head is None else params.head
     inputs_last = isinstance(params, PrepackedParams) or params.head is None
     logits = unembed(x, head, product=prepacked_linear if inputs_last else linear)[:, 0]
     return logits, cache.replace(
-        lengths=kv_cache.put_rows(cache.lengths, lengths + counts, rows),
-        ntk_lengths=kv_cache.put_rows(cache.ntk_lengths, ntk_lengths, rows),
+        lengths=kv_cache.put_slots(cache.lengths, lengths + counts, slots),
+        ntk_lengths=kv_cache.put_slots(cache.ntk_lengths, ntk_lengths, slots),
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class _NewTokens:
-    """What a call's layers know of its tokens."""
+    """What the layers need to know about a call's tokens."""
 
     positions: Array  # int32 [B, T]
-    last: Array  # int32 [B, 1]; which of the T is each row's last real token
-    lengths: Array  # int32 [B]; tokens in the cache before
+    last: Array  # int32 [B, 1]; index among the T of each sequence's last real token
+    lengths: Array  # int32 [B]; tokens already in the cache
     num_tokens: Array  # int32 [B]
     ntk_lengths: Array  # int32 [B]
-    rows: Array | None  # int32 [B]
+    slots: Array | None  # int32 [B]
     empty: bool
     config: ModelConfig
 
     def take_last(self, y: Array) -> Array:
-        """Of [B, T, ...], what belongs to each row's last real token, [B, 1, ...]."""
+        """Returns the entries of y [B, T, ...] at each sequence's last real token, [B, 1, ...]."""
         index = self.last.reshape(len(self.last), 1, *(1,) * (y.ndim - 2))
         return jnp.take_along_axis(y, index, axis=1, mode="promise_in_bounds")
 
     def position_codes(self, positions_BT: Array, *, window):
-        """The rotary table and LogN's factors (or None) of a layer that sees `window` tokens."""
+        """Returns the rotary table and LogN's factors (or None) of a layer with `window` tokens."""
         config = self.config
         alpha, query_scale = rope.layer_extension(self.ntk_lengths, positions_BT, window, config)
         table = rope.rotary_table(
@@ -147,7 +148,7 @@ class _NewTokens:
 def _layer(
     x: Array,
     layer: LayerParams | PrepackedLayer,
-    held: tuple[CacheBlock, ...],
+    cached: tuple[CacheBlock, ...],
     index,
     window,
     *,
@@ -155,11 +156,11 @@ def _layer(
     codes,
     only_last: bool = False,
 ):
-    """One decoder layer over the cache: x [B, T, D] after it, and its new keys and values.
+    """Runs one decoder layer over the cache: x [B, T, D] after it, and its new keys and values.
 
     Args:
       codes: the position codes of new.positions; None: this layer's own.
-      only_last: x comes back for each row's last real token only, [B, 1, D].
+      only_last: return x for each sequence's last real token only, [B, 1, D].
     """
     config = new.config
     codes = new.position_codes(new.positions, window=window) if codes is None else codes
@@ -185,12 +186,12 @@ def _layer(
             q,
             k,
             v,
-            held,
+            cached,
             index,
             query_at=at,
             key_at=new.positions,
             in_use=new.num_tokens > 0,
-            rows=new.rows,
+            slots=new.slots,
             window=window,
         )
     if is_prepacked:
@@ -203,10 +204,10 @@ def _layer(
 
 
 def _over_layers(block, x, cache: KVCache, layers, config: ModelConfig):
-    """x after all layers, and the new keys and values of each of the cache's stacks of layers.
+    """Returns x after all layers, and the new keys and values per stack of layers in the cache.
 
-    Layers that are not scanned leave out of the last one what is not needed: all but its keys, its
-    values and the last token. A fifth of a prompt's work in a toy of four layers.
+    If layers are not scanned, the last one computes only its keys, its values and the last token.
+    That saves a fifth of a prompt's work in a toy model of four layers.
     """
     windows, new = config.extension.windows, []
     if isinstance(layers, tuple):
@@ -224,8 +225,8 @@ def _over_layers(block, x, cache: KVCache, layers, config: ModelConfig):
         if len(cache.blocks) == 1:
             new = [tuple(map(jnp.concatenate, zip(*new, strict=True)))]
         return x, new
-    assert len(cache.blocks) == 1, "a cache made layer_by_layer is for weights that are turned"
-    # The cache is only read here, so that nothing of its size is carried from layer to layer.
+    assert len(cache.blocks) == 1, "a cache made layer_by_layer needs prepacked weights"
+    # The cache is only read here, so the scan carries no array of its size.
     x, pair = jax.lax.scan(
         lambda x, xs: block(x, xs[0], cache.blocks[0], *xs[1:]),
         x,
@@ -238,16 +239,16 @@ def _attend(
     q_BTNH: Array,
     k_BTKH: Array,
     v_BTKH: Array,
-    held: tuple[CacheBlock, ...],
+    cached: tuple[CacheBlock, ...],
     index,
     *,
     query_at: Array,
     key_at: Array,
     in_use: Array,
-    rows: Array | None,
+    slots: Array | None,
     window,
 ) -> Array:
-    """Attention of new tokens over themselves and what the cache holds of layer `index`.
+    """Attention of new tokens over themselves and over the cache of layer `index`.
 
     Args:
       query_at, key_at: positions of the queries [B, T] and of the new keys.
@@ -269,23 +270,23 @@ def _attend(
     earliest = jnp.int32(0)
     if first_seen is not None:
         earliest = jnp.min(jnp.where(in_use, first_seen[:, 0, 0, 0], np.iinfo(np.int32).max))
-    for blocks, begin, end in _together(held, least=1 if T == 1 else 2 * _PIECE):
+    for blocks, begin, end in _grouped(cached, min_size=1 if T == 1 else 2 * _QUERY_CHUNK):
 
         def add_block(carry, blocks=blocks, begin=begin, end=end):
-            pairs = [_read(block, index, rows, q.dtype) for block in blocks]
+            pairs = [_read(block, index, slots, q.dtype) for block in blocks]
             keys, values = (jnp.concatenate(parts, axis=2) for parts in zip(*pairs, strict=True))
-            slot = jnp.arange(begin, end, dtype=jnp.int32)[None, None, None]
-            visible = slot < length[:, None, None, None]
+            key_position = jnp.arange(begin, end, dtype=jnp.int32)[None, None, None]
+            visible = key_position < length[:, None, None, None]
             if first_seen is not None:
-                visible = visible & (slot >= first_seen)
+                visible = visible & (key_position >= first_seen)
             return _add(carry, q, keys, values, visible)
 
-        # What no row needs is not read.
+        # A block that no sequence needs is not read.
         carry = jax.lax.cond(
             (longest > begin) & (earliest < end), add_block, lambda carry: carry, carry
         )
     _, total, out = carry
-    out = (out / total).astype(q.dtype)  # every token has seen itself
+    out = (out / total).astype(q.dtype)  # the sum is positive: every token sees itself
     return out.reshape(B, K, T, G, H).transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
 
 
@@ -294,7 +295,7 @@ def _over_new(q, keys, values, key_at, position, first_seen, *, group: int):
 
     Args:
       q: [B, K, T G, H]; keys, values: [B, K, T, H].
-      position, first_seen: of each query, [B, 1, T G, 1]; first_seen None: there is no window.
+      position, first_seen: of each query, [B, 1, T G, 1]; first_seen None: no window.
       group: G, query heads of a key-value head.
     """
     B, K, M, H = q.shape
@@ -314,32 +315,32 @@ def _over_new(q, keys, values, key_at, position, first_seen, *, group: int):
         )
         return _add(empty, q[:, :, part], keys[:, :, :seen], values[:, :, :seen], visible)
 
-    if T != new:  # the last token of each row
+    if T != new:  # only the last token of each sequence
         return attend(0, T, new)
-    # A piece of queries sees no new key beyond its own end.
-    ends = [*range(0, T, _PIECE), T]
-    pieces = [attend(*piece, seen=piece[1]) for piece in itertools.pairwise(ends)]
-    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *pieces)
+    # A chunk of queries sees no new key past its own end.
+    ends = [*range(0, T, _QUERY_CHUNK), T]
+    chunks = [attend(*bounds, seen=bounds[1]) for bounds in itertools.pairwise(ends)]
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *chunks)
 
 
-def _together(held: tuple[CacheBlock, ...], *, least: int):
-    """Neighboring blocks of `least` slots together, their first slot and the one after the last.
+def _grouped(cached: tuple[CacheBlock, ...], *, min_size: int):
+    """Yields neighboring blocks of `min_size` positions together, with their begin and end.
 
-    Many queries pay for the joining, one does not.
+    Joining blocks pays off for many queries, but not for one.
     """
-    edges, first = kv_cache.starts(held), 0
+    edges, first = kv_cache.starts(cached), 0
     for i, end in enumerate(edges[1:], 1):
-        if end - edges[first] >= least or i == len(held):
-            yield held[first:i], edges[first], end
+        if end - edges[first] >= min_size or i == len(cached):
+            yield cached[first:i], edges[first], end
             first = i
 
 
-def _read(block: CacheBlock, index, rows: Array | None, dtype) -> tuple[Array, Array]:
-    """Keys and values [B, K, C, H] of a layer and the rows of a call."""
+def _read(block: CacheBlock, index, slots: Array | None, dtype) -> tuple[Array, Array]:
+    """Returns keys and values [B, K, C, H] of a layer for the sequences of a call."""
 
     def part(x):
         x = x[0] if x.shape[0] == 1 else jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
-        return kv_cache.take_rows(x, rows)
+        return kv_cache.take_slots(x, slots)
 
     block = jax.tree.map(part, block)
     return (
@@ -349,7 +350,7 @@ def _read(block: CacheBlock, index, rows: Array | None, dtype) -> tuple[Array, A
 
 
 def _add(carry, q: Array, k: Array, v: Array, visible: Array):
-    """An online softmax, one block on: carry is maximum, sum and weighted values so far.
+    """Adds a block to an online softmax; carry is the maximum, sum and weighted values so far.
 
     q [B, K, M, H], k and v [B, K, C, H], visible broadcasts to [B, K, M, C].
     """
@@ -361,8 +362,8 @@ def _add(carry, q: Array, k: Array, v: Array, visible: Array):
     new_top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
     weights, rescale = jnp.exp(scores - new_top), jnp.exp(top - new_top)
     if q.shape[0] == q.shape[2] == 1:
-        # One query of one row: with two such products in a block, XLA:CPU needs ten seconds more to
-        # compile a small model.
+        # One query of one sequence: with two such matmuls in a block, XLA:CPU needs ten seconds
+        # more to compile a small model.
         part = jnp.sum(weights[:, :, 0, :, None] * v.astype(jnp.float32), axis=2)[:, :, None]
     else:
         part = jax.lax.dot_general(

@@ -1,10 +1,10 @@
-"""The KV cache: how large it is, how it is cut, how new tokens get into it.
+"""The KV cache: its size, its blocks, and how new tokens are written.
 
-Slots are cut into blocks at fixed places, small ones first, so that rows that are short cost little
-and rows that are long few operations. Attention reads whole blocks (cached_forward.py).
+Positions are split into blocks at fixed boundaries, small blocks first. Short sequences are then
+cheap, and long ones need few operations. Attention reads full blocks (cached_forward.py).
 
-B rows of a call, T new tokens, S slots, C slots in a block, K key-value heads, H head size,
-X: H or 2, l layers of an array.
+B sequences of a call, T new tokens, S positions, C positions in a block, K key-value heads,
+H head size, X: H or 2, l layers of an array.
 """
 
 import functools
@@ -19,36 +19,42 @@ from qwen_jax.config import ModelConfig
 from qwen_jax.parallel.sharding import constrain
 from qwen_jax.types import Array, CacheBlock, KVCache
 
-BLOCK = 64  # slots of the first block; all slots are a multiple of it
+BLOCK = 64  # positions of the first block; the cache length is a multiple of it
 _AXES = (None, "batch", "act_kv_heads", None, None)
 
 
-def block_sizes(slots: int) -> tuple[int, ...]:
-    """How `slots` slots are cut: at 64, 96, 128, 192, 256, 384, 512 and so on, two a doubling.
+def block_sizes(max_length: int) -> tuple[int, ...]:
+    """Returns the block sizes of a cache of `max_length` positions.
 
-    At most a third of what is read lies behind the longest row.
+    Blocks end at 64, 96, 128, 192, 256, 384, 512 and so on, two per doubling. At most a third of
+    the positions that are read are past the longest sequence.
     """
     size, ends = BLOCK, []
-    while size < slots:
+    while size < max_length:
         ends += [size, size * 3 // 2]
         size *= 2
-    ends = [0, *(end for end in ends if end < slots), slots]
+    ends = [0, *(end for end in ends if end < max_length), max_length]
     return tuple(b - a for a, b in itertools.pairwise(ends))
 
 
 def init_cache(
-    config: ModelConfig, batch_size: int, slots: int, *, dtype=None, layer_by_layer: bool = False
+    config: ModelConfig,
+    batch_size: int,
+    max_length: int,
+    *,
+    dtype=None,
+    layer_by_layer: bool = False,
 ) -> KVCache:
-    """An empty cache of at least `slots` tokens per row, 2 L B S K H entries.
+    """Returns an empty cache of at least `max_length` positions per sequence, 2 L B S K H entries.
 
     Args:
       dtype: of the entries; "int8" adds two float32 numbers per token, head, and key or value.
         None: config.compute_dtype.
-      layer_by_layer: an array for each layer, for the weights of inference/decoder/weights.py;
-        otherwise one for all, for layers that are scanned.
+      layer_by_layer: one array per layer, for the prepacked weights of decoder/weights.py;
+        otherwise one array for all layers, for layers that are scanned.
     """
-    if slots > BLOCK:
-        slots = -(-slots // BLOCK) * BLOCK
+    if max_length > BLOCK:
+        max_length = -(-max_length // BLOCK) * BLOCK
     dtype = jnp.dtype(dtype or config.compute_dtype)
     stacks, layers = (config.num_layers, 1) if layer_by_layer else (1, config.num_layers)
 
@@ -69,28 +75,28 @@ def init_cache(
         )
 
     return KVCache(
-        blocks=tuple(tuple(map(block, block_sizes(slots))) for _ in range(stacks)),
+        blocks=tuple(tuple(map(block, block_sizes(max_length))) for _ in range(stacks)),
         lengths=jnp.zeros((batch_size,), jnp.int32),
         ntk_lengths=jnp.zeros((batch_size,), jnp.int32),
     )
 
 
-def cache_bytes(config: ModelConfig, batch_size: int, slots: int, *, dtype=None) -> int:
-    """Bytes of such a cache over all devices."""
-    make = functools.partial(init_cache, config, batch_size, slots, dtype=dtype)
+def cache_bytes(config: ModelConfig, batch_size: int, max_length: int, *, dtype=None) -> int:
+    """Returns the bytes of such a cache, summed over all devices."""
+    make = functools.partial(init_cache, config, batch_size, max_length, dtype=dtype)
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(make)))
 
 
 def starts(blocks: tuple[CacheBlock, ...]) -> tuple[int, ...]:
-    """The first slot of each block, and the number of slots behind the last."""
+    """Returns the first position of each block, and the end of the last block."""
     return tuple(itertools.accumulate((block.keys.shape[3] for block in blocks), initial=0))
 
 
 def quantize(x: Array) -> tuple[Array, Array]:
-    """int8 entries like x and float32 [..., 2], scale and shift: x = entry * scale + shift.
+    """Returns int8 entries shaped like x, and float32 [..., 2], scale and shift.
 
-    The last axis' least and largest are the ends of the 256 steps, so that the error is at most
-    half of (max - min) / 255.
+    x = entry * scale + shift. The minimum and maximum over the last axis are the ends of the 256
+    levels, so the error is at most half of (max - min) / 255.
     """
     x = x.astype(jnp.float32)
     low, high = jnp.min(x, axis=-1, keepdims=True), jnp.max(x, axis=-1, keepdims=True)
@@ -103,56 +109,54 @@ def quantize(x: Array) -> tuple[Array, Array]:
 
 
 def dequantize(entries: Array, scales: Array | None, dtype) -> Array:
-    """What `entries` stand for, in `dtype`."""
+    """Returns the values of quantized (or plain) entries, in `dtype`."""
     if scales is None:
         return entries.astype(dtype)
     return (entries.astype(jnp.float32) * scales[..., :1] + scales[..., 1:]).astype(dtype)
 
 
-def take_rows(x: Array, rows: Array | None, axis: int = 0) -> Array:
-    """Some rows of x, in the order of `rows`; all where that is None."""
-    return x if rows is None else jnp.take(x, rows, axis=axis, mode="clip")
+def take_slots(x: Array, slots: Array | None, axis: int = 0) -> Array:
+    """Returns the entries of some decode slots, in the order of `slots`; None: all of them."""
+    return x if slots is None else jnp.take(x, slots, axis=axis, mode="clip")
 
 
-def put_rows(x: Array, new: Array, rows: Array | None) -> Array:
-    """x with `new` in some of its rows (axis 0); what is no row is dropped."""
-    return new if rows is None else x.at[rows].set(new, mode="drop", unique_indices=True)
+def put_slots(x: Array, new: Array, slots: Array | None) -> Array:
+    """Returns x with `new` in some decode slots (axis 0); indices past the last are dropped."""
+    return new if slots is None else x.at[slots].set(new, mode="drop", unique_indices=True)
 
 
 def write(
     cache: KVCache,
     new: list[tuple[Array, Array]],
     *,
-    rows: Array | None,
+    slots: Array | None,
     start_B: Array,
     num_tokens_B: Array,
 ) -> KVCache:
-    """The cache with the new tokens of all layers in their slots; `lengths` stay as they are.
+    """Writes the new tokens of all layers at their positions; `lengths` do not change.
 
     Args:
-      new: keys and values [l, B, T, K, H] for each of the cache's arrays of layers.
-      rows: int32 [B], the rows of the cache that those of `new` are; None: all in order.
-      start_B: int32; the slot of each row's first new token.
+      new: keys and values [l, B, T, K, H] for each of the cache's stacks of layers.
+      slots: int32 [B], the decode slots of the sequences in `new`; None: all, in order.
+      start_B: int32; the position of each sequence's first new token.
       num_tokens_B: int32; how many of the T are real. Others are not written.
     """
     edges = starts(cache.blocks[0])
-    parts = tuple(
+    entries = tuple(
         _entries(*pair, like=stack[0]) for pair, stack in zip(new, cache.blocks, strict=True)
     )
-    by_place = list(
-        zip(*cache.blocks, strict=True)
-    )  # for each stretch of slots, the block of every stack
+    by_range = list(zip(*cache.blocks, strict=True))  # per range of positions, every stack's block
     if new[0][0].shape[2] > 1:
-        put = functools.partial(_put_many, edges, by_place, parts)
+        put = functools.partial(_write_many, edges, by_range, entries)
     elif len(cache.blocks) > 1:
-        put = functools.partial(_put_row_by_row, edges, by_place, parts)
+        put = functools.partial(_write_in_loop, edges, by_range, entries)
     else:
-        put = functools.partial(_put_at_once, edges, by_place, parts)
-    return cache.replace(blocks=tuple(zip(*put(rows, start_B, num_tokens_B), strict=True)))
+        put = functools.partial(_write_by_scatter, edges, by_range, entries)
+    return cache.replace(blocks=tuple(zip(*put(slots, start_B, num_tokens_B), strict=True)))
 
 
 def _entries(k_lBTKH: Array, v_lBTKH: Array, *, like: CacheBlock) -> CacheBlock:
-    """New keys and values as entries, [l, B, K, T, .]."""
+    """Returns new keys and values as cache entries, [l, B, K, T, .]."""
     k, v = jnp.swapaxes(k_lBTKH, 2, 3), jnp.swapaxes(v_lBTKH, 2, 3)
     if like.key_scales is None:
         return CacheBlock(k.astype(like.keys.dtype), v.astype(like.values.dtype), None, None)
@@ -160,80 +164,80 @@ def _entries(k_lBTKH: Array, v_lBTKH: Array, *, like: CacheBlock) -> CacheBlock:
     return CacheBlock(k, v, k_scales, v_scales)
 
 
-def _put_many(edges, by_place, parts, rows, start_B, num_tokens_B):
-    """Of each block that a prompt touches, what is new is chosen from the prompt."""
+def _write_many(edges, by_range, entries, slots, start_B, num_tokens_B):
+    """Several tokens per sequence: selects, in each block that is touched, old or new entries."""
 
     def put(begin, end, blocks):
-        slot = jnp.arange(begin, end, dtype=jnp.int32)
-        source_BC = slot[None] - start_B[:, None]
+        position = jnp.arange(begin, end, dtype=jnp.int32)
+        source_BC = position[None] - start_B[:, None]
         is_new_BC = (source_BC >= 0) & (source_BC < num_tokens_B[:, None])
 
-        def choose(whole, part):
-            source = jnp.clip(source_BC, 0, part.shape[3] - 1)[None, :, None, :, None]
-            new = jnp.where(
+        def select(old, new):
+            source = jnp.clip(source_BC, 0, new.shape[3] - 1)[None, :, None, :, None]
+            merged = jnp.where(
                 is_new_BC[None, :, None, :, None],
-                jnp.take_along_axis(part, source, axis=3, mode="promise_in_bounds"),
-                take_rows(whole, rows, axis=1),
+                jnp.take_along_axis(new, source, axis=3, mode="promise_in_bounds"),
+                take_slots(old, slots, axis=1),
             )
-            if rows is None:
-                return new
-            return whole.at[:, rows].set(new, mode="drop", unique_indices=True)
+            if slots is None:
+                return merged
+            return old.at[:, slots].set(merged, mode="drop", unique_indices=True)
 
         touched = jnp.any(is_new_BC).astype(jnp.int32)
         return jax.lax.fori_loop(
-            0, touched, lambda _, blocks: jax.tree.map(choose, blocks, parts), blocks
+            0, touched, lambda _, blocks: jax.tree.map(select, blocks, entries), blocks
         )
 
     return [
-        put(*ends, blocks) for ends, blocks in zip(itertools.pairwise(edges), by_place, strict=True)
+        put(*ends, blocks) for ends, blocks in zip(itertools.pairwise(edges), by_range, strict=True)
     ]
 
 
-def _put_row_by_row(edges, by_place, parts, rows, start_B, num_tokens_B):
-    """One token a row, on a CPU: XLA:CPU's scatter would take a loop of its own for each array."""
-    place_B = jnp.searchsorted(np.asarray(edges[1:], np.int32), start_B, side="right")
+def _write_in_loop(edges, by_range, entries, slots, start_B, num_tokens_B):
+    """One token per sequence, on a CPU: one loop, where XLA:CPU's scatter is a loop per array."""
+    block_B = jnp.searchsorted(np.asarray(edges[1:], np.int32), start_B, side="right")
     in_use_B = num_tokens_B > 0
-    if rows is not None:
-        in_use_B = in_use_B & (rows < by_place[0][0].keys.shape[1])
-    place_B = jnp.where(in_use_B, place_B, len(by_place)).astype(jnp.int32)
-    order_B = jnp.argsort(place_B).astype(jnp.int32)
-    bounds = jnp.searchsorted(place_B[order_B], np.arange(len(by_place) + 1, dtype=np.int32))
+    if slots is not None:
+        in_use_B = in_use_B & (slots < by_range[0][0].keys.shape[1])
+    block_B = jnp.where(in_use_B, block_B, len(by_range)).astype(jnp.int32)
+    order_B = jnp.argsort(block_B).astype(jnp.int32)
+    bounds = jnp.searchsorted(block_B[order_B], np.arange(len(by_range) + 1, dtype=np.int32))
     bounds = bounds.astype(jnp.int32)
 
     def put(index, blocks):
-        def put_row(i, blocks):
+        def put_token(i, blocks):
             b = order_B[i]
-            row = b if rows is None else rows[b]
-            at = (jnp.int32(0), row, jnp.int32(0), start_B[b] - edges[index], jnp.int32(0))
+            slot = b if slots is None else slots[b]
+            at = (jnp.int32(0), slot, jnp.int32(0), start_B[b] - edges[index], jnp.int32(0))
             return jax.tree.map(
-                lambda whole, part: jax.lax.dynamic_update_slice(
-                    whole, jax.lax.dynamic_slice_in_dim(part, b, 1, axis=1), at
+                lambda old, new: jax.lax.dynamic_update_slice(
+                    old, jax.lax.dynamic_slice_in_dim(new, b, 1, axis=1), at
                 ),
                 blocks,
-                parts,
+                entries,
             )
 
-        return jax.lax.fori_loop(bounds[index], bounds[index + 1], put_row, blocks)
+        return jax.lax.fori_loop(bounds[index], bounds[index + 1], put_token, blocks)
 
-    return [put(index, blocks) for index, blocks in enumerate(by_place)]
+    return [put(index, blocks) for index, blocks in enumerate(by_range)]
 
 
-def _put_at_once(edges, by_place, parts, rows, start_B, num_tokens_B):
-    """One token a row, elsewhere: one scatter for each array, which drops other blocks' rows."""
-    if rows is None:
-        rows = jnp.arange(start_B.shape[0], dtype=jnp.int32)
+def _write_by_scatter(edges, by_range, entries, slots, start_B, num_tokens_B):
+    """One token per sequence, elsewhere: a scatter per array, which drops other blocks' tokens."""
+    if slots is None:
+        slots = jnp.arange(start_B.shape[0], dtype=jnp.int32)
 
     def put(begin, end, blocks):
         here_B = (num_tokens_B > 0) & (start_B >= begin) & (start_B < end)
-        slot_B = jnp.where(here_B, start_B - begin, end - begin)  # one too many: dropped
+        at_B = jnp.where(here_B, start_B - begin, end - begin)  # out of range: dropped
         return jax.tree.map(
-            lambda whole, part_lBK1X: whole.at[:, rows, :, slot_B].set(
-                part_lBK1X[:, :, :, 0].transpose(1, 0, 2, 3), mode="drop", unique_indices=True
+            lambda old, new_lBK1X: old.at[:, slots, :, at_B].set(
+                new_lBK1X[:, :, :, 0].transpose(1, 0, 2, 3), mode="drop", unique_indices=True
             ),
             blocks,
-            parts,
+            entries,
         )
 
     return [
-        put(*ends, blocks) for ends, blocks in zip(itertools.pairwise(edges), by_place, strict=True)
+        put(*ends, blocks) for ends, blocks in zip(itertools.pairwise(edges), by_range, strict=True)
     ]

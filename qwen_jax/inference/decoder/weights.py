@@ -1,4 +1,4 @@
-"""The weights as decoding reads them: cast once, and on a CPU in the order that decodes fastest.
+"""Weights for decoding: cast once, and on a CPU prepacked in the order that decodes fastest.
 
 B batch, T positions, V vocabulary, D model, N heads, K key-value heads, H head size, F ffn,
 E outputs of a matrix.
@@ -15,11 +15,11 @@ from qwen_jax.kernels.platform import target_of
 from qwen_jax.model.layers import gated_silu
 from qwen_jax.types import Array, LayerParams, Params
 
-_PIECE = 256  # tokens of a row whose widest arrays, [T, 2 F], are computed at a time
+_TOKEN_CHUNK = 256  # tokens of a sequence whose widest arrays, [T, 2 F], are computed at a time
 
 
 class PrepackedLayer(PyTreeNode):
-    """A layer's weights, each matrix with its inputs last; those of one input are one matrix."""
+    """A layer's weights. Inputs are the last axis; matrices with the same input are joined."""
 
     attention_norm: Array  # [D]
     w_qkv: Array  # [(N + 2 K) H, D]
@@ -33,8 +33,8 @@ class PrepackedLayer(PyTreeNode):
 class PrepackedParams(PyTreeNode):
     """The weights layer by layer.
 
-    A CPU multiplies a few rows fastest in this order, and XLA:CPU would copy each layer's weights
-    out of the stacked ones at every step.
+    A CPU multiplies a few rows fastest in this order. With stacked weights, XLA:CPU would copy
+    each layer's weights at every step.
     """
 
     embed: Array  # [V, D]
@@ -45,10 +45,10 @@ class PrepackedParams(PyTreeNode):
 
 @functools.partial(jax.jit, static_argnames="config")
 def for_decoding(params: Params, *, config: ModelConfig) -> Params | PrepackedParams:
-    """`params` in config.compute_dtype, cast once instead of at every token.
+    """Returns `params` in config.compute_dtype, cast once instead of at every token.
 
-    On one CPU also in the order that decodes fastest (PrepackedParams). Costs a second
-    set of weights unless there is nothing to do.
+    On a single CPU they are also prepacked (PrepackedParams). The result is a second copy of the
+    weights unless nothing changes.
     """
     dtype = jnp.dtype(config.compute_dtype)
     params = jax.tree.map(lambda weight: weight.astype(dtype), params)
@@ -56,7 +56,7 @@ def for_decoding(params: Params, *, config: ModelConfig) -> Params | PrepackedPa
 
 
 def prepack(params: Params) -> PrepackedParams:
-    """The weights in the order of PrepackedParams."""
+    """Returns the weights in the order of PrepackedParams."""
 
     def prepacked(layer: LayerParams) -> PrepackedLayer:
         a, D = layer.attention, layer.mlp_norm.shape[0]
@@ -80,11 +80,11 @@ def prepack(params: Params) -> PrepackedParams:
 
 
 def prepacked_linear(x_BTD: Array, weight_ED: Array, dtype=None) -> Array:
-    """layers.linear with a turned weight. (x W.T would be transposed anew at every step.)"""
+    """layers.linear with a prepacked weight. (x W.T would be transposed again at every step.)"""
     B, T, _ = x_BTD.shape
     weight_ED = weight_ED.astype(x_BTD.dtype)
     if (B, T) == (1, 1) and x_BTD.dtype == jnp.bfloat16:
-        # XLA:CPU has no fast product of a single bfloat16 row; of two rows it has one.
+        # XLA:CPU has no fast matmul of a single bfloat16 row, but it has one of two rows.
         x_BTD = jnp.concatenate([x_BTD, x_BTD], axis=1)
     y = jax.lax.dot_general(
         x_BTD, weight_ED, (((2,), (1,)), ((), ())), preferred_element_type=dtype
@@ -93,7 +93,7 @@ def prepacked_linear(x_BTD: Array, weight_ED: Array, dtype=None) -> Array:
 
 
 def prepacked_qkv(x_BTD: Array, layer: PrepackedLayer, config: ModelConfig):
-    """Queries, keys and values, not rotated yet: [B, T, N, H], [B, T, K, H], [B, T, K, H]."""
+    """Returns unrotated queries, keys and values: [B, T, N, H], [B, T, K, H], [B, T, K, H]."""
     N, K, H = config.num_heads, config.kv_heads, config.head_dim
     y = prepacked_linear(x_BTD, layer.w_qkv)
     y = (y + layer.b_qkv.astype(y.dtype)[None, None]).reshape(*y.shape[:2], N + 2 * K, H)
@@ -101,11 +101,12 @@ def prepacked_qkv(x_BTD: Array, layer: PrepackedLayer, config: ModelConfig):
 
 
 def prepacked_swiglu(x_BTD: Array, layer: PrepackedLayer) -> Array:
-    """layers.swiglu."""
+    """layers.swiglu with prepacked weights."""
 
-    def piece(x):
+    def chunk(x):
         gate_BTF, up_BTF = jnp.split(prepacked_linear(x, layer.w_gate_up), 2, axis=-1)
         return prepacked_linear(gated_silu(gate_BTF, up_BTF), layer.w_down)
 
     T = x_BTD.shape[1]
-    return jnp.concatenate([piece(x_BTD[:, t : t + _PIECE]) for t in range(0, T, _PIECE)], axis=1)
+    chunks = [chunk(x_BTD[:, t : t + _TOKEN_CHUNK]) for t in range(0, T, _TOKEN_CHUNK)]
+    return jnp.concatenate(chunks, axis=1)

@@ -7,7 +7,7 @@ import zlib
 import pytest
 
 from qwen_jax.corpus.sources import warc
-from tests.helpers.warc_files import answer, page, record, zipped
+from tests.helpers.warc_files import http_response, page, record, zipped
 
 
 def read(data, compressed=True, **settings):
@@ -64,7 +64,7 @@ def test_records_reports_truncated_records():
 
 
 def test_records_skips_only_a_record_of_wrong_length():
-    wrong = record("http://a/1", answer(b"<p>one</p>"), length=12)
+    wrong = record("http://a/1", http_response(b"<p>one</p>"), length=12)
     assert seen(page(0) + wrong + page(2), False) == ["0", "corrupt", "2"]
     assert seen(
         page(0) + page(1).replace(b"Content-Length: ", b"Content-Length: x") + page(2), False
@@ -72,7 +72,7 @@ def test_records_skips_only_a_record_of_wrong_length():
 
 
 def test_records_skips_large_records():
-    large = record("http://a/1", answer(b"x" * (3 << 20)))
+    large = record("http://a/1", http_response(b"x" * (3 << 20)))
     for data, compressed in both([page(0), large, page(2)]):
         assert seen(data, compressed, limit=1 << 20) == ["0", "too_large", "2"]
 
@@ -93,7 +93,7 @@ def test_records_reports_files_that_are_not_archives():
 
 def test_http_body_decodes_transfer_and_content_encodings():
     def body(data, **settings):
-        return warc.http_body(answer(data, **settings), 1000)[2:]
+        return warc.http_body(http_response(data, **settings), 1000)[2:]
 
     assert body(b"plain") == (b"plain", None)
     assert body(

@@ -1,4 +1,4 @@
-"""The decoder over a cache against the full forward, and what must not change its results."""
+"""The decoder over a cache against the full forward pass, and what must not change its results."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ KEY = jax.random.key(0)
 init = jax.jit(spec.init_params, static_argnums=0)
 cached = jax.jit(forward_cached, static_argnames="config")
 full_forward = jax.jit(forward, static_argnames="config")
-# float32 sums in another order, over logits of about 1 to 4.
+# float32 sums in another order, for logits of about 1 to 4.
 ROUNDING = 2e-5
 
 
@@ -32,7 +32,7 @@ def tokens_of(seed: int, shape) -> jax.Array:
 @pytest.mark.parametrize(
     "kv_heads, order", [(4, lambda params: params), (2, prepack), (1, prepack)]
 )
-def test_prefill_and_decode_equal_the_full_forward(kv_heads, order):
+def test_forward_cached_equals_the_full_forward(kv_heads, order):
     config = dataclasses.replace(
         CONFIG, num_kv_heads=kv_heads, extension=ContextExtension(dynamic_ntk=False)
     )
@@ -53,8 +53,8 @@ def test_prefill_and_decode_equal_the_full_forward(kv_heads, order):
             np.testing.assert_allclose(logits[row], full[row, n + i], atol=ROUNDING)
 
 
-def test_a_prompt_padded_on_the_left_or_the_right_is_the_same_prompt():
-    # The full forward of rows padded on either side, against the cache, beyond the training length.
+def test_forward_cached_equals_the_full_forward_padded_on_either_side():
+    # The prompt is longer than the training length.
     params, tokens = init(CONFIG, KEY), tokens_of(8, (1, 24))
     real = jnp.ones((1, 24), jnp.int32)
     left = full_forward(
@@ -70,7 +70,7 @@ def test_a_prompt_padded_on_the_left_or_the_right_is_the_same_prompt():
         segment_ids=jnp.pad(real, ((0, 0), (0, 8))),
     )[:, :24]
     cache = init_cache(CONFIG, 1, 32)
-    for i in range(24):  # all of it token by token, told of the whole length
+    for i in range(24):  # token by token, with the full prompt's length
         logits, cache = cached(
             params,
             tokens[:, i : i + 1],
@@ -82,35 +82,35 @@ def test_a_prompt_padded_on_the_left_or_the_right_is_the_same_prompt():
         np.testing.assert_allclose(logits[0], right[0, i], atol=ROUNDING)
 
 
-def whole_and_in_pieces(config, pieces, *, first_row=1):
-    """Logits after a prompt at once in a cache of one row, and in pieces in one of three rows."""
-    params, total = init(config, KEY), sum(pieces)
+def full_and_chunked(config, chunks, *, slot=1):
+    """Returns logits after a prompt in one call with one slot, and in chunks with three slots."""
+    params, total = init(config, KEY), sum(chunks)
     tokens, length = tokens_of(9, (1, total)), jnp.asarray([total], jnp.int32)
-    whole, _ = cached(params, tokens, init_cache(config, 1, 512), config=config)
+    full, _ = cached(params, tokens, init_cache(config, 1, 512), config=config)
     cache, begin = init_cache(config, 3, 512), 0
-    for size in pieces:
+    for size in chunks:
         logits, cache = cached(
             params,
             tokens[:, begin : begin + size],
             cache,
             config=config,
-            rows=jnp.asarray([first_row], jnp.int32),
+            slots=jnp.asarray([slot], jnp.int32),
             prompt_lengths=length,
         )
         begin += size
     assert cache.lengths.tolist() == [0, total, 0]
-    return whole, logits, full_forward(params, tokens, config=config)[:, -1]
+    return full, logits, full_forward(params, tokens, config=config)[:, -1]
 
 
 @pytest.mark.parametrize("extension", [ContextExtension(), ContextExtension(windows=(40, 150))])
-def test_a_prompt_in_pieces_over_several_blocks_is_the_prompt_at_once(extension):
+def test_forward_cached_in_chunks_over_several_blocks_equals_one_call(extension):
     config = dataclasses.replace(CONFIG, extension=extension)
-    whole, pieces, full = whole_and_in_pieces(config, (100, 60, 100, 1))
-    np.testing.assert_allclose(pieces, whole, atol=ROUNDING)
-    np.testing.assert_allclose(whole, full, atol=ROUNDING)
+    full, chunked, uncached = full_and_chunked(config, (100, 60, 100, 1))
+    np.testing.assert_allclose(chunked, full, atol=ROUNDING)
+    np.testing.assert_allclose(full, uncached, atol=ROUNDING)
 
 
-def test_each_layer_sees_its_window_and_no_more():
+def test_forward_cached_layers_see_only_their_windows():
     config = dataclasses.replace(CONFIG, extension=ContextExtension(windows=(1, 3)))
     params, tokens = init(config, KEY), tokens_of(3, (1, 12))
 
@@ -123,39 +123,39 @@ def test_each_layer_sees_its_window_and_no_more():
             prompt_lengths=jnp.asarray([12], jnp.int32),
         )[0]
 
-    # The lower layer sees each token alone, the upper one three: 9 is the first that counts.
-    for place, changes in ((8, False), (9, True)):
-        other = tokens.at[0, place].set((tokens[0, place] + 1) % CONFIG.vocab_size)
+    # The lower layer sees one token, the upper one three: 9 is the first position that matters.
+    for position, changes in ((8, False), (9, True)):
+        other = tokens.at[0, position].set((tokens[0, position] + 1) % CONFIG.vocab_size)
         assert bool(jnp.any(last(other) != last(tokens))) == changes
 
 
-def test_a_row_is_the_same_to_the_last_bit_whatever_lies_beside_it():
+def test_forward_cached_is_bitwise_independent_of_other_slots():
     params = prepack(init(CONFIG, KEY))
     prompt, results = tokens_of(1, (1, 20)), []
-    for other_length, row in ((4, 0), (300, 2), (130, 1)):  # in one to three blocks
-        tokens = jnp.zeros((3, 320), jnp.int32).at[row, :20].set(prompt[0])
-        other = (row + 1) % 3
+    for other_length, slot in ((4, 0), (300, 2), (130, 1)):  # in one to three blocks
+        tokens = jnp.zeros((3, 320), jnp.int32).at[slot, :20].set(prompt[0])
+        other = (slot + 1) % 3
         tokens = tokens.at[other, :other_length].set(tokens_of(2, (other_length,)))
-        lengths = jnp.zeros((3,), jnp.int32).at[row].set(20).at[other].set(other_length)
+        lengths = jnp.zeros((3,), jnp.int32).at[slot].set(20).at[other].set(other_length)
         logits, cache = cached(
             params, tokens, init_cache(CONFIG, 3, 384), config=CONFIG, num_tokens=lengths
         )
-        steps = [logits[row]]
+        steps = [logits[slot]]
         for i in range(3):
             logits, cache = cached(
                 params,
-                tokens_of(5 + i, (3, 1)).at[row].set(i),
+                tokens_of(5 + i, (3, 1)).at[slot].set(i),
                 cache,
                 config=CONFIG,
                 num_tokens=jnp.minimum(lengths, 1),
             )
-            steps.append(logits[row])
+            steps.append(logits[slot])
         results.append(np.asarray(steps))
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0], results[2])
 
 
-def test_int8_entries_are_within_half_a_step():
+def test_quantize_error_is_at_most_half_a_level():
     x = jax.random.normal(KEY, (5, 7, 64)) * 3.0 + 1.0
     x = x.at[0, 0].set(2.5)  # a constant is exact
     entries, scales = quantize(x)
@@ -165,12 +165,12 @@ def test_int8_entries_are_within_half_a_step():
     assert bool(jnp.all(error <= 0.5 * step + 1e-5)) and float(error[0, 0]) == 0.0
 
 
-def test_an_int8_cache_stays_close_to_the_full_one(shared):
+def test_int8_cache_is_close_to_the_float32_cache(shared):
     folder = shared / "reference" / "qwen1_tiny"
     config, params = load_pretrained(folder)
     tokens = jnp.asarray(np.load(folder / "expected.npz")["ids_100"], jnp.int32)
     logits = {}
-    for dtype in ("float32", "bfloat16", "int8"):  # new tokens see one another as they are
+    for dtype in ("float32", "bfloat16", "int8"):  # new tokens attend to one another unquantized
         cache = init_cache(config, len(tokens), 128, dtype=dtype)
         _, cache = cached(
             params,
@@ -186,15 +186,15 @@ def test_an_int8_cache_stays_close_to_the_full_one(shared):
         for dtype, found in logits.items()
     }
     print(error)  # 1.9 % in bfloat16, 3.2 % in int8: this model's logits are sharp
-    # A step of int8 is 1/255 of a range of a few standard deviations, and one of bfloat16 1/256 of
-    # the entry itself: on average about the same, twice that at most.
+    # An int8 level is 1/255 of a range of a few standard deviations, a bfloat16 step 1/256 of the
+    # entry. On average they are about the same; twice is the limit.
     assert 0 < error["int8"] < 2 * error["bfloat16"]
     np.testing.assert_array_equal(logits["int8"].argmax(axis=1), exact.argmax(axis=1))
 
 
 @pytest.mark.parametrize("dtype, entry", [(None, 4), ("bfloat16", 2), ("int8", 1)])
-def test_the_cache_says_its_size(dtype, entry):
+def test_cache_bytes_counts_entries_scales_and_lengths(dtype, entry):
     L, B, K, S, H = 2, 3, 4, 256, 8
     scales = 8 if dtype == "int8" else 0
-    wanted = 2 * L * B * K * S * (H * entry + scales) + 8 * B
-    assert cache_bytes(CONFIG, 3, 200, dtype=dtype) == wanted
+    expected = 2 * L * B * K * S * (H * entry + scales) + 8 * B
+    assert cache_bytes(CONFIG, 3, 200, dtype=dtype) == expected

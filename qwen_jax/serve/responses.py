@@ -1,4 +1,4 @@
-"""The engine's events -> the JSON of an answer, whole or in pieces."""
+"""Engine events -> the JSON of a response, complete or in streamed chunks."""
 
 import json
 import secrets
@@ -6,33 +6,35 @@ import time
 from typing import Any
 
 from qwen_jax.inference.request import Event
-from qwen_jax.serve.calls import Call
+from qwen_jax.serve.protocol import ApiRequest
 
 
-class Answer:
-    """One call's answer as it grows.
+class CompletionResponse:
+    """The growing response to one request.
 
     Args:
-      prompt_tokens: of all the call's prompts together.
-      token_bytes: what each id stands for, which may be part of a character.
+      prompt_tokens: the total over all prompts of the request.
+      token_bytes: the bytes of each id, which may be part of a character.
     """
 
-    def __init__(self, call: Call, model: str, prompt_tokens: int, token_bytes: dict[int, bytes]):
-        self._call, self._token_bytes = call, token_bytes
+    def __init__(
+        self, request: ApiRequest, model: str, prompt_tokens: int, token_bytes: dict[int, bytes]
+    ):
+        self._request, self._token_bytes = request, token_bytes
         self._head = {
-            "id": ("chatcmpl-" if call.chat else "cmpl-") + secrets.token_hex(12),
+            "id": ("chatcmpl-" if request.chat else "cmpl-") + secrets.token_hex(12),
             "created": int(time.time()),
             "model": model,
         }
         self._prompt_tokens, self._new_tokens = prompt_tokens, 0
-        count = sum(request.sampling.n for request in call.requests)
+        count = sum(one.sampling.n for one in request.engine_requests)
         self._texts: list[list[str]] = [[] for _ in range(count)]
         self._lengths = [0] * count  # characters so far
-        self._events: list[list[Event]] = [[] for _ in range(count)]  # with log-probabilities
+        self._events: list[list[Event]] = [[] for _ in range(count)]  # only those with logprobs
         self._finish: list[str | None] = [None] * count
 
     def add(self, choice: int, event: Event) -> dict[str, Any] | None:
-        """Takes one event; the piece of a stream that it makes, if it says anything."""
+        """Adds an event; returns its chunk of a stream, or None if it has nothing to send."""
         self._new_tokens += event.token is not None
         has_logprob = event.token is not None and event.logprob is not None
         logprobs = self._logprobs([event], self._lengths[choice]) if has_logprob else None
@@ -43,20 +45,20 @@ class Answer:
         self._finish[choice] = event.finish
         if not (event.text or has_logprob or event.finish):
             return None
-        if self._call.chat:
-            said = {"delta": {"content": event.text} if event.text else {}}
+        if self._request.chat:
+            content = {"delta": {"content": event.text} if event.text else {}}
         else:
-            said = {"text": event.text}
-        return self._piece(
-            {"index": choice, **said, "logprobs": logprobs, "finish_reason": event.finish}
+            content = {"text": event.text}
+        return self._chunk(
+            {"index": choice, **content, "logprobs": logprobs, "finish_reason": event.finish}
         )
 
-    def openings(self) -> list[dict[str, Any]]:
-        """What a stream starts with."""
-        if not self._call.chat:
+    def first_chunks(self) -> list[dict[str, Any]]:
+        """Returns the chunks that start a stream."""
+        if not self._request.chat:
             return []
         return [
-            self._piece(
+            self._chunk(
                 {
                     "index": choice,
                     "delta": {"role": "assistant", "content": ""},
@@ -67,25 +69,25 @@ class Answer:
             for choice in range(len(self._texts))
         ]
 
-    def usage_piece(self) -> dict[str, Any]:
-        """What a stream ends with if it was asked for."""
+    def usage_chunk(self) -> dict[str, Any]:
+        """Returns the last chunk of a stream whose request sets include_usage."""
         return self._object(stream=True) | {"choices": [], "usage": self._usage()}
 
-    def whole(self) -> dict[str, Any]:
-        """The answer of a call that is not streamed."""
+    def complete(self) -> dict[str, Any]:
+        """Returns the response to a request that is not streamed."""
         choices = []
         for choice, texts in enumerate(self._texts):
             text = "".join(texts)
-            said = (
+            content = (
                 {"message": {"role": "assistant", "content": text, "refusal": None}}
-                if self._call.chat
+                if self._request.chat
                 else {"text": text}
             )
-            logprobs = self._logprobs(self._events[choice], 0) if self._call.logprobs else None
+            logprobs = self._logprobs(self._events[choice], 0) if self._request.logprobs else None
             choices.append(
                 {
                     "index": choice,
-                    **said,
+                    **content,
                     "logprobs": logprobs,
                     "finish_reason": self._finish[choice],
                 }
@@ -93,11 +95,11 @@ class Answer:
         return self._object(stream=False) | {"choices": choices, "usage": self._usage()}
 
     def _object(self, *, stream: bool) -> dict[str, Any]:
-        kind = "chat.completion" + ".chunk" * stream if self._call.chat else "text_completion"
+        kind = "chat.completion" + ".chunk" * stream if self._request.chat else "text_completion"
         return {**self._head, "object": kind}
 
-    def _piece(self, choice: dict[str, Any]) -> dict[str, Any]:
-        usage = {"usage": None} if self._call.include_usage else {}
+    def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
+        usage = {"usage": None} if self._request.include_usage else {}
         return self._object(stream=True) | {"choices": [choice]} | usage
 
     def _usage(self) -> dict[str, int]:
@@ -111,12 +113,12 @@ class Answer:
         return [self._token_bytes[event.token] for event in events if event.token is not None]
 
     def _logprobs(self, events: list[Event], offset: int) -> dict[str, Any]:
-        """Of the chosen tokens: log of the untruncated softmax.
+        """Returns the sampled tokens' log-probabilities under the untruncated softmax.
 
         Args:
-          offset: characters of the answer before the events.
+          offset: characters of the completion before the events.
         """
-        if self._call.chat:
+        if self._request.chat:
             return {
                 "content": [
                     {
@@ -142,7 +144,7 @@ class Answer:
 
 
 def _name(raw: bytes) -> str:
-    """A token as a string; one that is part of a character as OpenAI writes it."""
+    """Returns a token as a string; for part of a character, in OpenAI's notation."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -150,7 +152,7 @@ def _name(raw: bytes) -> str:
 
 
 def dumps(content) -> bytes:
-    """JSON; halves of characters that a call brought along, in a refusal, become '?'."""
+    """Returns JSON; lone surrogates, which an error may quote from a request, become '?'."""
     return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(
         "utf-8", "replace"
     )

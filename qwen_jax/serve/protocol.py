@@ -1,7 +1,7 @@
-"""A call's JSON -> what the engine is asked, or a refusal that names the parameter.
+"""A request's JSON -> engine requests, or an error that names the parameter.
 
-Nothing that would change the answer is ignored: a parameter that this server does not have is
-refused, unless its value asks for nothing.
+No parameter that would change the completion is ignored. A parameter that this server does not
+support is rejected, unless its value has no effect.
 """
 
 import dataclasses
@@ -18,8 +18,9 @@ from qwen_jax.serve.errors import ApiError
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 
-MOST_STOPS = 4  # OpenAI's
-_ABOUT_THE_CALLER = frozenset(
+MAX_STOPS = 4  # OpenAI's
+# Parameters about the client; they do not change the completion.
+_METADATA = frozenset(
     {
         "user",
         "metadata",
@@ -30,7 +31,7 @@ _ABOUT_THE_CALLER = frozenset(
         "parallel_tool_calls",
     }
 )
-# Parameters that are not supported, and the values of them that ask for nothing.
+# Unsupported parameters, and their values that have no effect.
 _NEUTRAL = {
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
@@ -74,36 +75,36 @@ _SUPPORTED = (
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a call is checked against."""
+    """The limits that requests are checked against."""
 
-    model: str  # the name that it must ask for
-    context: int  # tokens of a prompt and its answer together
-    capacity: int  # answers that the server holds at once
+    model: str  # the model name that requests must use
+    context: int  # tokens of a prompt and its completion together
+    capacity: int  # completions that may run or wait at once
 
 
 @dataclasses.dataclass(frozen=True)
-class Call:
-    """A call that can be answered."""
+class ApiRequest:
+    """A valid request of a client."""
 
-    chat: bool  # else a plain completion
-    requests: tuple[Request, ...]  # one a prompt, each with n answers
+    chat: bool  # otherwise a text completion
+    engine_requests: tuple[Request, ...]  # one per prompt, each with n completions
     stream: bool
     include_usage: bool  # at the end of a stream
     logprobs: bool
 
 
 def read_json(body: bytes) -> dict[str, Any]:
-    """The object in a call's body.
+    """Returns the JSON object of a request's body.
 
     Raises:
       ApiError: not UTF-8, not JSON, or not an object.
     """
 
-    def refuse(word: str):
-        raise ValueError(f"{word} is not JSON")
+    def reject(constant: str):
+        raise ValueError(f"{constant} is not JSON")
 
     try:
-        found = json.loads(body.decode("utf-8"), parse_constant=refuse)
+        found = json.loads(body.decode("utf-8"), parse_constant=reject)
     except (ValueError, RecursionError) as error:
         raise ApiError(
             f"the body is not JSON: {error}.",
@@ -115,8 +116,8 @@ def read_json(body: bytes) -> dict[str, Any]:
     return found
 
 
-def read_chat(body: dict[str, Any], tokenizer: Tokenizer, limits: Limits) -> Call:
-    """A call of /v1/chat/completions. Raises ApiError."""
+def read_chat(body: dict[str, Any], tokenizer: Tokenizer, limits: Limits) -> ApiRequest:
+    """Returns a request to /v1/chat/completions. Raises ApiError."""
     fields = _Fields(body, limits)
     messages = fields.take("messages")
     if not isinstance(messages, list) or not messages:
@@ -125,64 +126,64 @@ def read_chat(body: dict[str, Any], tokenizer: Tokenizer, limits: Limits) -> Cal
             "messages",
             'pass [{"role": "user", "content": "..."}].',
         )
-    messages = [_message(message, f"messages[{place}]") for place, message in enumerate(messages)]
+    messages = [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
     logprobs = fields.flag("logprobs")
     sampling = fields.sampling() | {
         "logprobs": logprobs,
         "stop_token_ids": chatml.stop_ids(tokenizer),
     }
     prompt = tuple(chatml.prompt(messages, tokenizer).tolist())
-    return _call(fields, [prompt], sampling, chat=True, default_tokens=None)
+    return _api_request(fields, [prompt], sampling, chat=True, default_tokens=None)
 
 
-def read_completion(body: dict[str, Any], tokenizer: Tokenizer, limits: Limits) -> Call:
-    """A call of /v1/completions. Raises ApiError."""
+def read_completion(body: dict[str, Any], tokenizer: Tokenizer, limits: Limits) -> ApiRequest:
+    """Returns a request to /v1/completions. Raises ApiError."""
     fields = _Fields(body, limits)
     prompts = _prompts(fields.take("prompt", ""), tokenizer)
-    top = fields.number("logprobs", None, 0, 5, whole=True)
+    top = fields.number("logprobs", None, 0, 5, integer=True)
     if top:
         raise ApiError(
-            f"logprobs={top} asks for the most probable tokens beside the chosen one.",
+            f"logprobs={top} requests the most probable tokens next to the sampled one.",
             "logprobs",
-            "use 0: the chosen tokens' alone.",
+            "use 0 for only the sampled tokens.",
             code="unsupported_value",
         )
     sampling = fields.sampling() | {
         "logprobs": top is not None,
         "stop_token_ids": (tokenizer.end_of_text,),
     }
-    return _call(fields, prompts, sampling, chat=False, default_tokens=16)  # OpenAI's
+    return _api_request(fields, prompts, sampling, chat=False, default_tokens=16)  # OpenAI's
 
 
-def _call(
+def _api_request(
     fields: "_Fields",
     prompts: list[tuple[int, ...]],
     sampling: dict[str, Any],
     *,
     chat: bool,
     default_tokens: int | None,
-) -> Call:
-    """The call, with what it says in `sampling` and the rest of its fields."""
+) -> ApiRequest:
+    """Returns the request with these sampling parameters and the remaining fields."""
     limits, n = fields.limits, sampling["n"]
-    asked = fields.max_tokens()
+    max_tokens = fields.max_tokens()
     if n * len(prompts) > limits.capacity:
         raise ApiError(
-            f"{len(prompts)} prompts with n={n} are {n * len(prompts)} answers, and the "
-            f"server holds {limits.capacity}.",
+            f"{len(prompts)} prompts with n={n} are {n * len(prompts)} completions, and the "
+            f"server's limit is {limits.capacity}.",
             "prompt",
-            "send fewer in one call.",
+            "send fewer in one request.",
         )
     stream = fields.flag("stream")
     include_usage = _include_usage(fields.take("stream_options"), stream)
-    fields.refuse_the_rest()
+    fields.reject_unsupported()
     requests = []
     for prompt in prompts:
         room = limits.context - len(prompt)
-        new = asked or min(default_tokens or room, room)
+        new = max_tokens or min(default_tokens or room, room)
         if room < max(new, 1):
             raise ApiError(
                 f"the context is {limits.context} tokens; the prompt has {len(prompt)}, and "
-                f"{max(new, 1)} more are asked for.",
+                f"{max(new, 1)} more are requested.",
                 "messages" if chat else "prompt",
                 "shorten the prompt or max_tokens.",
                 code="context_length_exceeded",
@@ -193,9 +194,9 @@ def _call(
             raise ApiError(error.what, error.where, error.fix) from None
         except QwenJaxError as error:
             raise ApiError(error.what, "", error.fix) from None
-    return Call(
+    return ApiRequest(
         chat=chat,
-        requests=tuple(requests),
+        engine_requests=tuple(requests),
         stream=stream,
         include_usage=include_usage,
         logprobs=sampling["logprobs"],
@@ -203,7 +204,7 @@ def _call(
 
 
 class _Fields:
-    """The parameters of a call, taken out one by one; null counts as absent."""
+    """The parameters of a request, removed one by one; null counts as absent."""
 
     def __init__(self, body: dict[str, Any], limits: Limits):
         self.limits = limits
@@ -213,7 +214,7 @@ class _Fields:
             raise ApiError("model is missing or not a string.", "model", f"use {limits.model!r}.")
         if model != limits.model:
             raise ApiError(
-                f"there is no model {_short(model)}.",
+                f"model {_short(model)} does not exist.",
                 "model",
                 f"this server has {limits.model!r}.",
                 status=404,
@@ -229,21 +230,23 @@ class _Fields:
             raise ApiError(f"{name}={_short(value)} is not true or false.", name)
         return value
 
-    def number(self, name: str, default, low: float, high: float, *, whole: bool = False) -> Any:
-        """A number in [low, high]."""
+    def number(self, name: str, default, low: float, high: float, *, integer: bool = False) -> Any:
+        """Removes and returns a number in [low, high]."""
         value = self.take(name)
         if value is None:
             return default
-        kind = int if whole else (int, float)
+        kind = int if integer else (int, float)
         if isinstance(value, bool) or not isinstance(value, kind) or not low <= value <= high:
+            expected = "an integer" if integer else "a number"
             raise ApiError(
-                f"{name}={_short(value)} is not a {'whole ' * whole}number from {low} to {high}.",
+                f"{name}={_short(value)} is not {expected} from {low} to {high}.",
                 name,
+                "use a value in this range.",
             )
         return value
 
     def sampling(self) -> dict[str, Any]:
-        """Fields of SamplingParams, which checks what OpenAI's API does not limit further."""
+        """Returns fields of SamplingParams, which validates those not validated here."""
         seed = self.take("seed")
         fields = {
             "temperature": self.number("temperature", 1.0, 0, 2),
@@ -252,17 +255,19 @@ class _Fields:
             "repetition_penalty": self.number("repetition_penalty", 1.0, 0.01, 100),
             "seed": secrets.randbits(32) if seed is None else seed,
             "stop": self.take("stop", ()),
-            "n": self.number("n", 1, 1, self.limits.capacity, whole=True),
+            "n": self.number("n", 1, 1, self.limits.capacity, integer=True),
         }
-        if isinstance(fields["stop"], list) and len(fields["stop"]) > MOST_STOPS:
+        if isinstance(fields["stop"], list) and len(fields["stop"]) > MAX_STOPS:
             raise ApiError(
-                f"{len(fields['stop'])} stop strings.", "stop", f"use up to {MOST_STOPS}."
+                f"{len(fields['stop'])} stop strings are too many.",
+                "stop",
+                f"use up to {MAX_STOPS}.",
             )
         return fields
 
     def max_tokens(self) -> int | None:
-        old = self.number("max_tokens", None, 1, math.inf, whole=True)
-        new = self.number("max_completion_tokens", None, 1, math.inf, whole=True)
+        old = self.number("max_tokens", None, 1, math.inf, integer=True)
+        new = self.number("max_completion_tokens", None, 1, math.inf, integer=True)
         if old is not None and new is not None and old != new:
             raise ApiError(
                 f"max_tokens={old} and max_completion_tokens={new} differ.",
@@ -271,22 +276,22 @@ class _Fields:
             )
         return new if old is None else old
 
-    def refuse_the_rest(self) -> None:
+    def reject_unsupported(self) -> None:
         for name, value in self._left.items():
-            if name in _ABOUT_THE_CALLER or value in _NEUTRAL.get(name, ()):
+            if name in _METADATA or value in _NEUTRAL.get(name, ()):
                 continue
             if name in _NEUTRAL or name in _SUPPORTED:
                 raise ApiError(
                     f"{name}={_short(value)} is not supported here.",
                     name,
-                    "leave it out.",
+                    "omit it.",
                     code="unsupported_parameter",
                 )
             near = difflib.get_close_matches(name, _SUPPORTED, n=1)
             raise ApiError(
-                f"there is no parameter {_short(name)}.",
+                f"unknown parameter {_short(name)}.",
                 name[:60],
-                f"did you mean {near[0]!r}?" if near else "leave it out.",
+                f"did you mean {near[0]!r}?" if near else "omit it.",
                 code="unknown_parameter",
             )
 
@@ -296,7 +301,7 @@ def _message(message, where: str) -> dict[str, str]:
         raise ApiError(
             f"{_short(message)} is not a message.", where, 'pass {"role": ..., "content": ...}.'
         )
-    # Clients send an answer back as they got it, with fields that say nothing.
+    # Clients send a response back as they received it, with empty fields.
     filled = {name: value for name, value in message.items() if value not in (None, [], {})}
     role, content = filled.pop("role", None), filled.pop("content", None)
     if filled:
@@ -304,7 +309,7 @@ def _message(message, where: str) -> dict[str, str]:
         raise ApiError(
             f"a message's {_short(name)} is not supported here.",
             where,
-            "leave it out.",
+            "omit it.",
             code="unsupported_parameter",
         )
     role = "system" if role == "developer" else role  # OpenAI's newer name
@@ -313,9 +318,7 @@ def _message(message, where: str) -> dict[str, str]:
             f"role {_short(role)} is not one of {', '.join(chatml.ROLES)}.", f"{where}.role"
         )
     if isinstance(content, list):
-        content = "".join(
-            _part(part, f"{where}.content[{place}]") for place, part in enumerate(content)
-        )
+        content = "".join(_part(part, f"{where}.content[{i}]") for i, part in enumerate(content))
     if not isinstance(content, str):
         raise ApiError(f"content {_short(content)} is not text.", f"{where}.content")
     return {"role": role, "content": content}
@@ -328,12 +331,12 @@ def _part(part, where: str) -> str:
     raise ApiError(
         f"a part of type {_short(kind)} is not text.",
         where,
-        'pass {"type": "text", "text": ...}; this model reads text alone.',
+        'pass {"type": "text", "text": ...}; this model reads only text.',
     )
 
 
 def _prompts(prompt, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
-    """One or several prompts, each text or ids."""
+    """Returns one or several prompts, each given as text or ids."""
 
     def ids(value) -> bool:
         return (
@@ -345,13 +348,12 @@ def _prompts(prompt, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
     several = isinstance(prompt, list) and bool(prompt) and not ids(prompt)
     found = []
     for one in prompt if several else [prompt]:
-        if isinstance(one, str):  # nothing to start from: the beginning of a document
+        if isinstance(one, str):  # an empty prompt starts a document
             found.append(tuple(tokenizer.encode(one)) or (tokenizer.end_of_text,))
         elif ids(one):
             if bad := [token for token in one if not 0 <= token < tokenizer.vocab_size]:
                 raise ApiError(
-                    f"token {_short(bad[0])} is outside of the vocabulary of "
-                    f"{tokenizer.vocab_size}.",
+                    f"token {_short(bad[0])} is outside the vocabulary of {tokenizer.vocab_size}.",
                     "prompt",
                 )
             found.append(tuple(one))
@@ -367,9 +369,9 @@ def _include_usage(options, stream: bool) -> bool:
         raise ApiError("stream_options without stream.", "stream_options", "set stream to true.")
     options = {} if not isinstance(options, dict) else dict(options)
     usage = options.pop("include_usage", False)
-    options.pop("include_obfuscation", None)  # padding against listeners on the way; there is none
+    options.pop("include_obfuscation", None)  # padding against eavesdroppers; we add none
     if options or not isinstance(usage, bool):
-        raise ApiError("stream_options has something else than include_usage.", "stream_options")
+        raise ApiError("stream_options has a field other than include_usage.", "stream_options")
     return usage
 
 

@@ -1,4 +1,4 @@
-"""What a call's JSON asks for, and how a bad one is refused."""
+"""Requests as JSON: what they set, and the errors of invalid ones."""
 
 import math
 
@@ -6,28 +6,28 @@ import openai
 import pytest
 
 from qwen_jax.inference.sampling import SamplingParams
-from qwen_jax.serve.answers import dumps
-from qwen_jax.serve.calls import Limits, read_chat, read_completion, read_json
 from qwen_jax.serve.errors import ApiError
+from qwen_jax.serve.protocol import Limits, read_chat, read_completion, read_json
+from qwen_jax.serve.responses import dumps
 from qwen_jax.tokenizer import chatml
 from tests.helpers.fake_engine import FakeEngine
 from tests.helpers.server import MODEL, byte_tokenizer, running
 
 TOKENIZER = byte_tokenizer()
 LIMITS = Limits(model=MODEL, context=256, capacity=10)
-TALK = [{"role": "user", "content": "Hi"}]
+MESSAGES = [{"role": "user", "content": "Hi"}]
 
 
 def chat(**fields):
-    return read_chat({"model": MODEL, "messages": TALK} | fields, TOKENIZER, LIMITS)
+    return read_chat({"model": MODEL, "messages": MESSAGES} | fields, TOKENIZER, LIMITS)
 
 
 def completion(**fields):
     return read_completion({"model": MODEL, "prompt": "Hi"} | fields, TOKENIZER, LIMITS)
 
 
-def test_every_setting_reaches_the_engine():
-    call = chat(
+def test_read_chat_passes_every_setting_to_the_engine():
+    request = chat(
         max_tokens=9,
         temperature=0.3,
         top_p=0.9,
@@ -47,9 +47,9 @@ def test_every_setting_reaches_the_engine():
         response_format={"type": "text"},
         frequency_penalty=0.0,
     )
-    (request,) = call.requests
-    assert request.prompt == tuple(chatml.prompt(TALK, TOKENIZER))
-    assert request.sampling == SamplingParams(
+    (engine_request,) = request.engine_requests
+    assert engine_request.prompt == tuple(chatml.prompt(MESSAGES, TOKENIZER))
+    assert engine_request.sampling == SamplingParams(
         max_new_tokens=9,
         temperature=0.3,
         top_p=0.9,
@@ -61,28 +61,28 @@ def test_every_setting_reaches_the_engine():
         stop_token_ids=chatml.stop_ids(TOKENIZER),
         logprobs=True,
     )
-    assert (call.stream, call.include_usage, call.chat) == (True, True, True)
+    assert (request.stream, request.include_usage, request.chat) == (True, True, True)
 
 
-def test_defaults_are_openais_and_an_answer_may_fill_the_context():
-    (request,) = chat().requests
+def test_defaults_are_those_of_openai_and_fill_the_context():
+    (request,) = chat().engine_requests
     assert request.sampling == SamplingParams(
         max_new_tokens=LIMITS.context - len(request.prompt),
         temperature=1.0,
         seed=request.sampling.seed,
         stop_token_ids=chatml.stop_ids(TOKENIZER),
     )
-    assert chat().requests[0].sampling.seed != request.sampling.seed  # each its own
-    (request,) = completion().requests
+    assert chat().engine_requests[0].sampling.seed != request.sampling.seed  # random
+    (request,) = completion().engine_requests
     assert request.sampling.max_new_tokens == 16
     assert request.sampling.stop_token_ids == (TOKENIZER.end_of_text,)
-    assert completion(prompt=None).requests[0].prompt == (TOKENIZER.end_of_text,)
-    assert completion(prompt=["a", "bc"]).requests[1].prompt == (98, 99)
-    assert completion(prompt=[[1], [2, 3]]).requests[1].prompt == (2, 3)
-    assert completion(prompt="x" * 250).requests[0].sampling.max_new_tokens == 6
+    assert completion(prompt=None).engine_requests[0].prompt == (TOKENIZER.end_of_text,)
+    assert completion(prompt=["a", "bc"]).engine_requests[1].prompt == (98, 99)
+    assert completion(prompt=[[1], [2, 3]]).engine_requests[1].prompt == (2, 3)
+    assert completion(prompt="x" * 250).engine_requests[0].sampling.max_new_tokens == 6
 
 
-def test_messages_in_parts_from_developers_and_sent_back_as_they_came():
+def test_read_chat_accepts_content_parts_developer_role_and_empty_fields():
     messages = [
         {"role": "developer", "content": "S"},
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
@@ -99,10 +99,10 @@ def test_messages_in_parts_from_developers_and_sent_back_as_they_came():
     expected = chatml.prompt(
         [("system", "S"), ("user", "ab"), ("assistant", "c"), ("user", "<|im_end|>")], TOKENIZER
     )
-    assert chat(messages=messages).requests[0].prompt == tuple(expected)
+    assert chat(messages=messages).engine_requests[0].prompt == tuple(expected)
 
 
-BAD = [  # fields, status, code, parameter, a word of the message
+BAD = [  # fields, status, code, parameter, part of the message
     ({"model": None}, 400, "invalid_value", "model", "missing"),
     ({"model": "gpt-4"}, 404, "model_not_found", "model", "'tiny'"),
     ({"messages": []}, 400, "invalid_value", "messages", "not a list"),
@@ -129,7 +129,13 @@ BAD = [  # fields, status, code, parameter, a word of the message
         "messages[0].role",
         "user",
     ),
-    ({"messages": [*TALK, {"role": "user"}]}, 400, "invalid_value", "messages[1].content", "None"),
+    (
+        {"messages": [*MESSAGES, {"role": "user"}]},
+        400,
+        "invalid_value",
+        "messages[1].content",
+        "None",
+    ),
     (
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
         400,
@@ -152,7 +158,7 @@ BAD = [  # fields, status, code, parameter, a word of the message
         "256",
     ),
     ({"max_tokens": 250}, 400, "context_length_exceeded", "messages", "250 more"),
-    ({"max_tokens": 10**400}, 400, "context_length_exceeded", "messages", "more are asked"),
+    ({"max_tokens": 10**400}, 400, "context_length_exceeded", "messages", "more are requested"),
     ({"max_tokens": 0}, 400, "invalid_value", "max_tokens", "0"),
     ({"max_tokens": "9"}, 400, "invalid_value", "max_tokens", "'9'"),
     ({"max_tokens": True}, 400, "invalid_value", "max_tokens", "True"),
@@ -169,7 +175,7 @@ BAD = [  # fields, status, code, parameter, a word of the message
     ({"n": 0}, 400, "invalid_value", "n", "0"),
     ({"n": 11}, 400, "invalid_value", "n", "10"),
     ({"stop": ["a", "b", "c", "d", "e"]}, 400, "invalid_value", "stop", "up to 4"),
-    ({"stop": ""}, 400, "invalid_value", "stop", "none empty"),
+    ({"stop": ""}, 400, "invalid_value", "stop", "non-empty strings"),
     ({"stop": [1]}, 400, "invalid_value", "stop", "[1]"),
     ({"repetition_penalty": 0}, 400, "invalid_value", "repetition_penalty", "0.01"),
     ({"stop": 5}, 400, "invalid_value", "stop", "5"),
@@ -204,12 +210,12 @@ BAD = [  # fields, status, code, parameter, a word of the message
     ),
     ({"prompt": "x"}, 400, "unsupported_parameter", "prompt", "not supported"),
     ({"temprature": 0}, 400, "unknown_parameter", "temprature", "did you mean 'temperature'"),
-    ({"\ud800": 0}, 400, "unknown_parameter", "\ud800", "leave it out"),
+    ({"\ud800": 0}, 400, "unknown_parameter", "\ud800", "omit it"),
 ]
 
 
 @pytest.mark.parametrize("fields, status, code, where, word", BAD)
-def test_a_bad_chat_names_its_parameter(fields, status, code, where, word):
+def test_read_chat_error_names_the_parameter(fields, status, code, where, word):
     with pytest.raises(ApiError) as caught:
         chat(**fields)
     error = caught.value
@@ -234,10 +240,10 @@ def test_a_bad_chat_names_its_parameter(fields, status, code, where, word):
         ({"echo": True}, "echo", "not supported"),
         ({"best_of": 2}, "best_of", "not supported"),
         ({"suffix": "x"}, "suffix", "not supported"),
-        ({"messages": TALK}, "messages", "not supported"),
+        ({"messages": MESSAGES}, "messages", "not supported"),
     ],
 )
-def test_a_bad_completion_names_its_parameter(fields, where, word):
+def test_read_completion_error_names_the_parameter(fields, where, word):
     with pytest.raises(ApiError, match="(?s)" + word) as caught:
         completion(**fields)
     assert caught.value.where == where and caught.value.status == 400
@@ -256,16 +262,16 @@ def test_a_bad_completion_names_its_parameter(fields, where, word):
         b"null",
     ],
 )
-def test_a_body_that_is_no_object_is_refused(body):
+def test_read_json_rejects_a_body_that_is_not_an_object(body):
     with pytest.raises(ApiError) as caught:
         read_json(body)
     assert caught.value.code == "invalid_json" and caught.value.status == 400
 
 
-def test_the_official_client_reads_the_refusals():
+def test_errors_reach_the_openai_client():
     with running(FakeEngine(TOKENIZER), TOKENIZER, max_queued=6) as server:
         client = server.client()
-        ask = dict(model=MODEL, messages=TALK)
+        defaults = dict(model=MODEL, messages=MESSAGES)
         for fields, status, code, where, word in BAD:
             if (
                 set(fields) & {"model"}
@@ -273,13 +279,14 @@ def test_the_official_client_reads_the_refusals():
                 or fields.get("temperature") is math.nan
                 or "\ud800" in fields
             ):
-                continue  # what the client itself cannot send
-            extra = {name: fields[name] for name in fields if name not in ask}
+                continue  # the client itself cannot send these
+            extra = {name: fields[name] for name in fields if name not in defaults}
             try:
                 client.chat.completions.create(
-                    **ask | {name: fields[name] for name in fields if name in ask}, extra_body=extra
+                    **defaults | {name: fields[name] for name in fields if name in defaults},
+                    extra_body=extra,
                 )
-                pytest.fail(f"{fields} was answered")
+                pytest.fail(f"{fields} was accepted")
             except openai.APIStatusError as caught:
                 error = caught
             assert (error.status_code, error.code, error.param) == (status, code, where), fields
