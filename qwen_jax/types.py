@@ -106,10 +106,10 @@ class TrainState(PyTreeNode):
 
 
 class CacheBlock(PyTreeNode):
-    """Keys and values of a stretch of slots, for one layer (l = 1) or for all of them.
+    """Keys and values of a range of positions, for one layer (l = 1) or for all layers.
 
-    Heads come before slots, so that a decoding step multiplies with the cache as it lies. In int8
-    an entry stands for entry * scale + shift, one pair for each token and head.
+    Heads come before positions, so a decoding step multiplies with the cache in its memory order.
+    In int8 an entry represents entry * scale + shift, with one pair per token and head.
     """
 
     keys: Array  # [l, B, K, C, H], rotated, each layer with its own base
@@ -119,12 +119,12 @@ class CacheBlock(PyTreeNode):
 
 
 class KVCache(PyTreeNode):
-    """Keys and values of the tokens seen so far; each row fills its own slots from 0.
+    """Keys and values of the tokens so far; each sequence fills its positions from 0.
 
-    Cut into blocks of slots (model.cached.block_sizes), so that what is longer than every row is
-    not read, and an array is read whole: XLA:CPU copies what it slices.
+    The cache is split into blocks of positions (inference/decoder/kv_cache.py). Blocks past every
+    sequence are not read. Each block is an array of its own, because XLA:CPU copies slices.
     """
 
-    blocks: tuple[tuple[CacheBlock, ...], ...]  # blocks[layer, or 0 for all][stretch of slots]
-    lengths: Array  # int32 [B]; slots in use
-    ntk_lengths: Array  # int32 [B]; the whole prompt's, which fixes NTK's alpha (report 2.5)
+    blocks: tuple[tuple[CacheBlock, ...], ...]  # blocks[layer, or 0 for all][range of positions]
+    lengths: Array  # int32 [B]; positions in use
+    ntk_lengths: Array  # int32 [B]; the full prompt's, which fixes NTK's alpha (report 2.5)

@@ -59,7 +59,7 @@ class Conversation:
 
     def run(self) -> None:
         """Reads messages and streams responses until the user exits."""
-        with contextlib.suppress(ImportError):  # the arrow keys, where Python has them
+        with contextlib.suppress(ImportError):  # arrow keys, if Python has readline
             import readline  # noqa: F401
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace")

@@ -270,7 +270,7 @@ def test_request_rejects_an_invalid_prompt(prompt, word):
 def test_engine_rejects_requests_and_settings_with_the_numbers(params):
     engine = Engine(params, CONFIG, **SHAPE)
     for request, word in (
-        (request_for(prompt_of(100), 29), "100 prompt tokens and 29 new .* 128"),
+        (request_for(prompt_of(100), 29), "100 prompt tokens and 29 new .*=128"),
         (request_for((256,), 1), "256"),
         (request_for((1,), 1, stop_token_ids=(300,)), "300"),
         (request_for((1,), 1, stop_token_ids=tuple(range(17))), "17 stop ids"),
