@@ -70,7 +70,7 @@ def test_it_answers_and_ends_in_order(checkpoint, tmp_path, tmp_path_factory):
         ({"rows": 0}, "rows=0"),
         ({"max_queued": -1}, "max_queued=-1"),
         ({"grace": -1.0}, "grace"),
-        ({"api_key": "@/nowhere/key"}, "cannot be read"),
+        ({"api_key": "@/nowhere/key"}, "cannot read"),
         ({"api_key": ""}, "the key is empty"),
         ({"port": 70000}, "cannot listen"),
         ({}, "no model"),

@@ -157,7 +157,7 @@ class Scheduler:
         return Chunk(tokens, num_tokens, targets, starts, lengths)
 
     def _same_rotation(self, one: int, other: int) -> bool:
-        """Whether prompts of these lengths have the same rotary table (dynamic NTK, report 2.5)."""
+        """Returns whether prompts of two lengths are rotated alike (dynamic NTK, report 2.5)."""
         return _ntk_doublings(one, self._config) == _ntk_doublings(other, self._config)
 
 
