@@ -25,7 +25,7 @@ from tqdm import tqdm
 from qwen_jax.cli import flags
 from qwen_jax.config import option
 from qwen_jax.data.chat.conversations import Counts, Turn
-from qwen_jax.data.chat.prompts import choose_diverse, choose_weighted, read_questions, text_of
+from qwen_jax.data.chat.prompts import choose_diverse, choose_weighted, read_prompt_turns, text_of
 from qwen_jax.errors import ConfigError
 from qwen_jax.inference import chat
 from qwen_jax.inference.complete import Completer
@@ -115,7 +115,7 @@ def main(config: Config) -> None:
 def read(paths: tuple[str, ...]) -> tuple[dict[str, list[Turn]], Counts]:
     """Reads the prompts by their text, without duplicates."""
     prompts, counts = {}, Counts()
-    for where, turns in read_questions(paths, counts):
+    for where, turns in read_prompt_turns(paths, counts):
         if prompts.setdefault(text_of(turns), turns) is not turns:
             counts.kept -= 1
             counts.skip("duplicate prompt", where)

@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding
 
 from qwen_jax.align.dpo import DPOBatch, make_objective, response_log_probs
 from qwen_jax.align.pair_rows import PairConfig, read_held_out
-from qwen_jax.data.batches import fill_up, stack_trees
+from qwen_jax.data.batches import pad_batch, stack_trees
 from qwen_jax.data.chat.pairs import PairRows
 from qwen_jax.model.spec import abstract, param_specs
 from qwen_jax.parallel.batch_rows import on_host
@@ -74,7 +74,7 @@ def with_reference_log_probs(
             chunks = []
             for first in range(0, len(rows), size):
                 pairs = [rows[i] for i in range(first, min(first + size, len(rows)))]
-                batch = stack_trees(fill_up(pairs, size, rows.padding))
+                batch = stack_trees(pad_batch(pairs, size, rows.padding))
                 chunks.append(on_host(log_probs(params, jax.device_put(batch, sharding))))
             compared.append(DPOPairRows(rows, np.concatenate(chunks)[: len(rows)]))
     return compared

@@ -124,7 +124,7 @@ def eval_batches(
         )
 
 
-def fill_up(rows: list, size: int, padding) -> list:
+def pad_batch(rows: list, size: int, padding) -> list:
     """`rows` with `padding` behind them up to `size`: the last batch of an evaluation."""
     return [*rows, *([padding] * (size - len(rows)))]
 

@@ -220,7 +220,7 @@ class Split:
         train = [("train", number) for number in range(self.num_shards)]
         return train + [("eval", 0)] * (self.eval_fraction > 0)
 
-    def place(self, document: Document, copy: int = 0) -> tuple[int, bytes]:
+    def assign(self, document: Document, copy: int = 0) -> tuple[int, bytes]:
         """(which of `files`, what it is sorted by there)."""
         key = _hash(document.text, self.seed)
         group = key if document.group is None else _hash(document.group, self.seed)
@@ -266,7 +266,7 @@ def scatter(
             ended[:-1], ended[-1] = ids, tokenizer.end_of_text
             size = len(document.text.encode("utf-8", "replace"))
             for copy in range(copies(document)):
-                file, key = split.place(document, copy)
+                file, key = split.assign(document, copy)
                 if copy and file == split.num_shards:
                     break  # held out once
                 encoded.append(ended)

@@ -32,10 +32,8 @@ def embed(tokens_BT: Array, embed_VD: Array, *, dtype) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _lookup(tokens_BT, embed_VD, dtype):
-    pieces, vocab_axes = (
-        sharded_axes(embed_VD.shape[1], "embed"),
-        sharded_axes(embed_VD.shape[0], "vocab"),
-    )
+    pieces = sharded_axes(embed_VD.shape[1], "embed")
+    vocab_axes = sharded_axes(embed_VD.shape[0], "vocab")
 
     def on_device(tokens_BT, embed_VD):
         words, here = _local(_gathered(tokens_BT, pieces), embed_VD.shape[0], vocab_axes)
@@ -57,14 +55,14 @@ def _lookup_forward(tokens_BT, embed_VD, dtype):
 def _lookup_backward(dtype, residuals, dx_BTD):
     del dtype
     tokens_BT, embed_VD = residuals
-    pieces, vocab_axes = (
-        sharded_axes(embed_VD.shape[1], "embed"),
-        sharded_axes(embed_VD.shape[0], "vocab"),
-    )
+    pieces = sharded_axes(embed_VD.shape[1], "embed")
+    vocab_axes = sharded_axes(embed_VD.shape[0], "vocab")
     others = tuple(
         axis
-        for axis in sharded_axes(tokens_BT.shape[0], "batch")
-        + sharded_axes(tokens_BT.shape[1], "length")
+        for axis in (
+            *sharded_axes(tokens_BT.shape[0], "batch"),
+            *sharded_axes(tokens_BT.shape[1], "length"),
+        )
         if axis not in pieces
     )
 

@@ -11,7 +11,7 @@ import pytest
 
 from qwen_jax import sizes
 from qwen_jax.align.dpo import DPOBatch, make_objective, response_log_probs
-from qwen_jax.data.batches import fill_up, stack_trees
+from qwen_jax.data.batches import pad_batch, stack_trees
 from qwen_jax.data.chat.conversations import Counts
 from qwen_jax.data.chat.pairs import Pair, PairRows
 from qwen_jax.model.spec import init_params
@@ -93,7 +93,7 @@ def test_make_objective_gradient_prefers_the_chosen_response(params, pairs, poli
 
 
 def test_make_objective_ignores_padding_pairs(params, rows, policy_log_probs):
-    filled = stack_trees(fill_up([rows[0]], 2, rows.padding))
+    filled = stack_trees(pad_batch([rows[0]], 2, rows.padding))
     reference = jnp.stack([policy_log_probs[0] - 1.0, jnp.zeros(2)])
     sums = OBJECTIVE(params, DPOBatch(filled, reference), None)
     assert float(sums.weight_sum) == 1

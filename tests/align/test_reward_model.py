@@ -13,7 +13,7 @@ from qwen_jax import sizes
 from qwen_jax.align.preference_report import Agreement, measure, table
 from qwen_jax.align.preference_report import _margins as compiled_margins
 from qwen_jax.align.reward_model import make_objective
-from qwen_jax.data.batches import fill_up, stack_trees
+from qwen_jax.data.batches import pad_batch, stack_trees
 from qwen_jax.data.chat.conversations import Counts
 from qwen_jax.data.chat.pairs import Pair, PairRows
 from qwen_jax.model.spec import init_from, init_params
@@ -89,7 +89,7 @@ def test_make_objective_ignores_padding_pairs(params, rows):
         grads, sums = jax.grad(loss, has_aux=True)(params)
         return sums, grads
 
-    filled = stack_trees(fill_up([rows[0]], 3, rows.padding))
+    filled = stack_trees(pad_batch([rows[0]], 3, rows.padding))
     other = stack_trees([rows[0], rows[1], rows[2]]).replace(weights=filled.weights)
     for a, b in zip(
         *(jax.tree.leaves(gradient(params, batch)) for batch in (filled, other)), strict=True
@@ -125,7 +125,7 @@ def test_agreement_accuracy_error_and_calibration():
 
 
 def test_measure_counts_every_pair_once_with_one_program(params, rows):
-    batches = [stack_trees([rows[0], rows[1]]), stack_trees(fill_up([rows[2]], 2, rows.padding))]
+    batches = [stack_trees([rows[0], rows[1]]), stack_trees(pad_batch([rows[2]], 2, rows.padding))]
     before = compiled_margins._cache_size()
     for _ in range(2):
         agreement = measure("demo", params, batches, config=MODEL, put=lambda batch: batch)

@@ -11,7 +11,7 @@ from qwen_jax.data.chat.conversations import Counts
 from qwen_jax.data.chat.prompts import (
     choose_diverse,
     choose_weighted,
-    read_questions,
+    read_prompt_turns,
     tag_weights,
     text_of,
 )
@@ -147,7 +147,7 @@ def test_tag_by_rules_tags_real_prompts(shared):
     for name, language in (("alpaca_en_demo", "latin"), ("alpaca_zh_demo", "chinese")):
         prompts = [
             text_of(turns)
-            for _, turns in read_questions([shared / "data" / "chat" / f"{name}.json"], Counts())
+            for _, turns in read_prompt_turns([shared / "data" / "chat" / f"{name}.json"], Counts())
         ]
         tags = tag_by_rules(prompts)
         assert np.mean([f"written in {language} script" in found for found in tags]) > 0.98

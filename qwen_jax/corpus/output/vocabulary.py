@@ -264,7 +264,7 @@ def _documents(result: Result) -> Iterator[tuple[Document, str]]:
 
 
 def _held_out(document: Document, split: Split) -> bool:
-    return split.place(document)[0] == split.num_shards
+    return split.assign(document)[0] == split.num_shards
 
 
 def _chunks(text: str) -> Iterator[str]:

@@ -16,7 +16,7 @@ from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.utils.jsonl import read_rows
 
 
-def read_questions(
+def read_prompt_turns(
     paths: Iterable[str | os.PathLike], counts: Counts
 ) -> Iterator[tuple[str, list[Turn]]]:
     """(place, turns) of each prompt; the last turn is what is to be answered.
@@ -56,14 +56,14 @@ def read_prompts(
 ) -> Iterator[np.ndarray]:
     """int32 [T] for each prompt, ending in `<|im_start|>assistant\\n`.
 
-    Rows are as read_questions takes them. Those longer than `max_tokens` are counted and left out.
+    Formats are those of read_prompt_turns. Prompts over `max_tokens` are counted and left out.
 
     Raises:
       DataError: a file is missing, damaged or of no known format, or none of its rows is usable.
     """
     for path in paths:
         before = counts.kept
-        for place, turns in read_questions([path], counts):
+        for place, turns in read_prompt_turns([path], counts):
             tokens = chatml.prompt(turns, tokenizer)
             if len(tokens) > max_tokens:
                 counts.kept -= 1

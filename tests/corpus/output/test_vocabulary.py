@@ -88,7 +88,7 @@ def test_measured_texts_are_held_out_of_training(result):
     held_out = vocabulary.measured_texts(result, split)
     assert list(held_out) == ["en", "zh", "?"]
     for texts in held_out.values():
-        assert all(split.place(Document("", text))[0] == split.num_shards for text in texts)
+        assert all(split.assign(Document("", text))[0] == split.num_shards for text in texts)
     assert set(vocabulary.texts(result, chosen, split)).isdisjoint(sum(held_out.values(), []))
     assert list(vocabulary.measured_texts(result, Split()))[0] == "en (seen)"
 
