@@ -1,4 +1,4 @@
-"""Batches of anything that has rows: each a function of (seed, step), on any number of hosts."""
+"""Batches of any indexable source: each is a function of (seed, step), on any number of hosts."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -11,33 +11,33 @@ import numpy as np
 from qwen_jax import compat
 
 
-class RowSource(Protocol):
-    """Random access to a number of rows."""
+class ExampleSource(Protocol):
+    """Random access to a fixed number of examples."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, row: int, /) -> Any: ...
+    def __getitem__(self, index: int, /) -> Any: ...
 
 
-class PaddedRows(RowSource, Protocol):
-    """Rows, and one that has no weight."""
+class PaddedSource(ExampleSource, Protocol):
+    """An ExampleSource with a padding example, whose loss weights are 0."""
 
     @property
     def padding(self) -> Any: ...
 
 
 class Batches:
-    """Shuffled anew in every epoch, without end, cut to batches and to this host's part of each.
+    """Endless batches, reshuffled every epoch; each host reads only its rows of a batch.
 
     Example:
-      >>> batches = Batches(rows, batch_size=128, seed=0, collate=np.stack)
-      >>> with batches.iterate(start_step=1000) as stream:  # read ahead in a thread
+      >>> batches = Batches(examples, batch_size=128, seed=0, collate=np.stack)
+      >>> with batches.iterate(start_step=1000) as stream:  # prefetches in a thread
       ...     batch = next(stream)
     """
 
     def __init__(
         self,
-        source: RowSource | grain.MapDataset,
+        source: ExampleSource | grain.MapDataset,
         *,
         batch_size: int,
         seed: int,
@@ -46,25 +46,27 @@ class Batches:
     ):
         """
         Args:
-          source: rows; or a dataset that is endless and shuffled already.
-          batch_size: over all hosts.
-          collate: a list of rows -> a batch.
-          rows: those of each batch that this host reads (parallel/batch_rows.py); None: all.
+          source: the examples, or a Grain dataset that is already shuffled and endless.
+          batch_size: rows in a batch over all hosts.
+          seed: of the shuffling.
+          collate: stacks a list of examples into a batch.
+          rows: rows of each batch that this host reads (parallel/batch_rows.py); None: all.
         """
         rows = range(batch_size) if rows is None else rows
         if not isinstance(source, grain.MapDataset):
             source = shuffled(source, seed).repeat(None)
-        mine = _HostRows(source, batch_size=batch_size, rows=rows)
-        self._dataset = mine.batch(len(rows), batch_fn=collate)
+        host_rows = _HostRows(source, batch_size=batch_size, rows=rows)
+        self._dataset = host_rows.batch(len(rows), batch_fn=collate)
 
     def batch(self, step: int) -> Any:
-        """This host's part of the batch of `step`."""
+        """Returns this host's rows of the batch of `step`."""
         return self._dataset[step]
 
     @contextlib.contextmanager
     def iterate(self, start_step: int) -> Iterator[Iterator[Any]]:
-        """The batches from `start_step` on, without end; a thread reads a few ahead."""
-        # One thread and a short buffer: a batch is one object, and more threads wait for the lock.
+        """Yields an endless iterator from `start_step` on; a thread prefetches a few batches."""
+        # One thread and a short buffer: a batch is one object, and more threads only contend for
+        # the lock.
         dataset = self._dataset.to_iter_dataset(
             grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
         )
@@ -76,15 +78,15 @@ class Batches:
             batches.close()
 
 
-def shuffled(source: RowSource, seed: int) -> grain.MapDataset:
-    """One pass over `source` in an order that the seed and the epoch decide."""
-    # Grain's protocol names the index, which it never passes by name.
-    rows = grain.MapDataset.source(source)  # pyright: ignore[reportArgumentType]
-    return rows.seed(seed).shuffle()
+def shuffled(source: ExampleSource, seed: int) -> grain.MapDataset:
+    """Returns one epoch of `source`, in an order determined by the seed and the epoch."""
+    # Grain's protocol names the index argument but always passes it by position.
+    dataset = grain.MapDataset.source(source)  # pyright: ignore[reportArgumentType]
+    return dataset.seed(seed).shuffle()
 
 
 class _HostRows(grain.MapDataset):
-    """This host's rows of every batch, one after the other."""
+    """The rows of every batch that this host reads, in order."""
 
     def __init__(self, parent: grain.MapDataset, *, batch_size: int, rows: Sequence[int]):
         super().__init__(parent)
@@ -99,23 +101,24 @@ class _HostRows(grain.MapDataset):
         return compat.parent_of(self)[self._global(index)]
 
     def _getitems(self, indices):  # Grain's hook for reading several items in one call
-        places = [self._global(index) for index in indices]
-        return compat.batched_items(compat.parent_of(self), places)
+        global_indices = [self._global(index) for index in indices]
+        return compat.batched_items(compat.parent_of(self), global_indices)
 
     def _global(self, index: int) -> int:
-        step, place = divmod(index, len(self._rows))
-        return step * self._batch_size + self._rows[place]
+        step, row = divmod(index, len(self._rows))
+        return step * self._batch_size + self._rows[row]
 
 
 def eval_batches(
-    source: PaddedRows, batch_size: int, num: int, *, rows: Sequence[int] | None = None
+    source: PaddedSource, batch_size: int, num: int, *, rows: Sequence[int] | None = None
 ) -> Iterator[Any]:
-    """This host's part of the first `num` batches of one shuffled pass: always the same ones.
+    """Yields this host's rows of the first `num` batches of one shuffled pass.
 
-    The last one is filled up with source.padding, which has no weight.
+    The batches are the same in every call. The last one is padded with source.padding, whose loss
+    weights are 0.
 
     Args:
-      rows: those of each batch that this host reads; None: all.
+      rows: rows of each batch that this host reads; None: all.
     """
     rows, order = range(batch_size) if rows is None else rows, shuffled(source, 0)
     for start in range(0, min(num * batch_size, len(source)), batch_size):
@@ -124,11 +127,11 @@ def eval_batches(
         )
 
 
-def pad_batch(rows: list, size: int, padding) -> list:
-    """`rows` with `padding` behind them up to `size`: the last batch of an evaluation."""
-    return [*rows, *([padding] * (size - len(rows)))]
+def pad_batch(examples: list, size: int, padding) -> list:
+    """Appends `padding` to `examples` up to `size`, for the last batch of an evaluation."""
+    return [*examples, *([padding] * (size - len(examples)))]
 
 
-def stack_trees(rows: Sequence) -> Any:
-    """Rows that are equal trees of arrays -> one tree with a leading axis."""
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)
+def stack_trees(trees: Sequence) -> Any:
+    """Stacks pytrees of one structure along a new leading axis."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)

@@ -1,10 +1,10 @@
-"""One document, as readers give it to the shard writer."""
+"""The document type that readers pass to the shard writer."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    name: str  # where it is from: file, or file and row
+    name: str  # origin: a file, or a file and a row in it
     text: str
-    group: str | None = None  # documents of a group are never split between training and held out
+    group: str | None = None  # documents of one group are never split between train and eval

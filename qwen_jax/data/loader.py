@@ -1,8 +1,8 @@
-"""Batches from token shards: every one a function of (seed, step), on any number of hosts.
+"""Batches from token shards: each is a function of (seed, step), on any number of hosts.
 
-Documents follow one another, each ended by <|endoftext|>, and are cut to the context length
-(report 2.4: "merged and truncated"). Row r of a source is its tokens r T .. r T + T, the last one
-shifted in as a target; rows are shuffled anew in every epoch, and sources mixed by their weights.
+Documents are concatenated, each followed by <|endoftext|>, and split at the context length T
+(report 2.4: "merged and truncated"). Sequence r of a source is its tokens r T .. r T + T; the last
+one is only a target. Sequences are reshuffled every epoch, and sources are mixed by weight.
 """
 
 import contextlib
@@ -20,12 +20,12 @@ from qwen_jax.types import Batch
 
 
 class Loader:
-    """The batches of one run.
+    """The pretraining batches of one run.
 
     Example:
       >>> loader = Loader(DataConfig(sources=("data/mine/train",)), context_length=2048,
       ...                 batch_size=64, end_of_text=151643, seed=0)
-      >>> with loader.iterate(start_step=1000) as batches:  # read ahead in a thread
+      >>> with loader.iterate(start_step=1000) as batches:  # prefetches in a thread
       ...     batch = next(batches)
     """
 
@@ -44,18 +44,21 @@ class Loader:
         """Opens and checks all sources.
 
         Args:
-          context_length: T, tokens in a row.
-          batch_size: B, rows in a batch over all hosts.
+          context_length: T, tokens in a sequence.
+          batch_size: B, sequences in a batch over all hosts.
           end_of_text: id that ends a document, as in the shards' manifest.
-          rows: those of each batch that this host reads (parallel/batch_rows.py); None: all.
+          seed: of the shuffling.
+          rows: rows of each batch that this host reads (parallel/batch_rows.py); None: all.
           vocab_size: of the model; None: not checked.
           tokenizer: fingerprint that the shards must have; None: not checked.
 
         Raises:
-          DataError: a source is missing, damaged, or of another vocabulary.
+          DataError: a source is missing, damaged, or was written with another vocabulary.
         """
         if not config.sources:
-            raise DataError("there are no sources.", "data.sources", "name shard folders.")
+            raise DataError(
+                "there are no sources.", "data.sources", "set --data.sources to shard folders."
+            )
         folders, weights = _weights(config.sources)
         self._shards = [open_shards(folder) for folder in folders]
         for shards in self._shards:
@@ -63,13 +66,16 @@ class Loader:
         sizes = np.array([shards.tokens for shards in self._shards], np.float64)
         weights = sizes if weights is None else np.array(weights)
         self._weights = weights / weights.sum()
-        self._rows = [Rows(shards, context_length) for shards in self._shards]
+        self._sequences = [Sequences(shards, context_length) for shards in self._shards]
         self._to_batch = functools.partial(
             to_batch, end_of_text=end_of_text, documents=config.packing == "documents"
         )
         self._batch_size = batch_size
-        self._rows_here = range(batch_size) if rows is None else rows
-        sources = [shuffled(rows, seed + i).repeat(None) for i, rows in enumerate(self._rows)]
+        self._host_rows = range(batch_size) if rows is None else rows
+        sources = [
+            shuffled(sequences, seed + i).repeat(None)
+            for i, sequences in enumerate(self._sequences)
+        ]
         mixed = (
             sources[0]
             if len(sources) == 1
@@ -80,13 +86,13 @@ class Loader:
             batch_size=batch_size,
             seed=seed,
             rows=rows,
-            collate=lambda rows: self._to_batch(np.stack(rows)),
+            collate=lambda sequences: self._to_batch(np.stack(sequences)),
         )
         self.names = tuple(_name(shards) for shards in self._shards)
 
     @property
     def bytes_per_token(self) -> float:
-        """UTF-8 bytes of text per token of the mixture."""
+        """Mean UTF-8 bytes of text per token of the mixture."""
         return float(
             sum(
                 weight * shards.bytes_per_token
@@ -96,41 +102,42 @@ class Loader:
 
     @property
     def tokens_per_epoch(self) -> dict[str, int]:
-        """Name of each source -> its tokens."""
+        """Tokens of each source, by its name."""
         return {name: shards.tokens for name, shards in zip(self.names, self._shards, strict=True)}
 
     def epochs(self, num_steps: int) -> dict[str, float]:
-        """Name of each source -> how often `num_steps` steps read it."""
-        rows = num_steps * self._batch_size
+        """Returns how many times `num_steps` steps read each source, by its name."""
+        count = num_steps * self._batch_size
         return {
-            name: float(rows * weight / len(source))
-            for name, weight, source in zip(self.names, self._weights, self._rows, strict=True)
+            name: float(count * weight / len(source))
+            for name, weight, source in zip(self.names, self._weights, self._sequences, strict=True)
         }
 
     def batch(self, step: int) -> Batch:
-        """This host's rows of the batch of `step`: numpy arrays [rows, T]."""
+        """Returns this host's rows of the batch of `step`, numpy arrays [rows, T]."""
         return self._batches.batch(step)
 
     def iterate(self, start_step: int) -> contextlib.AbstractContextManager[Iterator[Batch]]:
-        """The batches from `start_step` on, without end; a thread reads a few ahead."""
+        """Yields an endless iterator from `start_step` on; a thread prefetches a few batches."""
         return self._batches.iterate(start_step)
 
     def eval_batches(self, num: int) -> Iterator[Batch]:
-        """The first `num` batches of one shuffled pass, fewer if it is short: always the same.
+        """Yields the first `num` batches of one shuffled pass, or fewer if the source is small.
 
-        The last one is filled up with padding, which has no weight.
+        The batches are the same in every call. The last one is padded with weight 0.
         """
-        source = shuffled(self._rows[0], 0)
+        source = shuffled(self._sequences[0], 0)
         for start in range(0, min(num * self._batch_size, len(source)), self._batch_size):
-            mine = [start + row for row in self._rows_here]
-            rows = [source[i] if i < len(source) else self._rows[0].padding for i in mine]
-            yield self._to_batch(np.stack(rows))
+            indices = [start + row for row in self._host_rows]
+            padding = self._sequences[0].padding
+            chosen = [source[i] if i < len(source) else padding for i in indices]
+            yield self._to_batch(np.stack(chosen))
 
 
-class Rows:
-    """Random access to the rows of one source, read from files mapped into memory.
+class Sequences:
+    """Random access to the sequences of one source, read from memory-mapped files.
 
-    A row is int32 [T + 1]; what lies beyond the end of the source is -1.
+    A sequence is int32 [T + 1]; positions past the end of the source are -1.
     """
 
     def __init__(self, shards: Shards, context_length: int):
@@ -140,7 +147,7 @@ class Rows:
 
     def _open(self) -> None:
         dtype = np.dtype(self._shards.dtype).newbyteorder("<")
-        # As plain arrays: slices of np.memmap cost several times those of np.ndarray.
+        # Plain arrays, because slicing np.memmap costs several times as much as np.ndarray.
         self._arrays = [np.asarray(np.memmap(file, dtype, "r")) for file in self._shards.files]
 
     @property
@@ -148,25 +155,25 @@ class Rows:
         return np.full(self._length + 1, -1, np.int32)
 
     def __len__(self) -> int:
-        # The last token of all is only a target.
+        # The last token of the source is only a target.
         return max(1, -(-(int(self._starts[-1]) - 1) // self._length))
 
-    def __getitem__(self, row: int) -> np.ndarray:
+    def __getitem__(self, index: int) -> np.ndarray:
         out = self.padding
-        self._fill(out, int(row))
+        self._fill(out, int(index))
         return out
 
-    def _getitems(self, rows: list[int]) -> list[np.ndarray]:
-        """What Grain calls for a batch, where it knows how to: one array instead of one a row."""
-        out = np.full((len(rows), self._length + 1), -1, np.int32)
-        for row, line in zip(rows, out, strict=True):
-            self._fill(line, int(row))
+    def _getitems(self, indices: list[int]) -> list[np.ndarray]:
+        """Reads several sequences into one array; Grain's hook for batched reads."""
+        out = np.full((len(indices), self._length + 1), -1, np.int32)
+        for index, sequence in zip(indices, out, strict=True):
+            self._fill(sequence, int(index))
         return list(out)
 
-    def _fill(self, out: np.ndarray, row: int) -> None:
-        start, filled = row * self._length, 0
+    def _fill(self, out: np.ndarray, index: int) -> None:
+        start, filled = index * self._length, 0
         if not 0 <= start < max(1, self._starts[-1] - 1):
-            raise IndexError(row)
+            raise IndexError(index)
         file = int(np.searchsorted(self._starts, start, side="right")) - 1
         while filled <= self._length and file < len(self._arrays):
             offset = start + filled - int(self._starts[file])
@@ -175,7 +182,7 @@ class Rows:
             filled, file = filled + len(part), file + 1
 
     def __repr__(self) -> str:
-        return f"Rows({self._shards.folder}, {self._length})"
+        return f"Sequences({self._shards.folder}, {self._length})"
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in vars(self).items() if name != "_arrays"}
@@ -185,15 +192,15 @@ class Rows:
         self._open()
 
 
-def to_batch(rows: np.ndarray, *, end_of_text: int, documents: bool) -> Batch:
-    """Rows -> tokens, targets, weights, segments, positions, each [B, T].
+def to_batch(sequences: np.ndarray, *, end_of_text: int, documents: bool) -> Batch:
+    """Returns tokens, targets, weights, segment ids and positions, each [B, T].
 
     Args:
-      rows: int32 [B, T + 1]; -1 is padding.
-      documents: each document is a segment of its own, with positions from 0, and nothing is
-        learned of what follows <|endoftext|>; otherwise a row is one text (report 2.4).
+      sequences: int32 [B, T + 1]; -1 is padding.
+      documents: makes each document its own segment with positions from 0, and gives the token
+        after <|endoftext|> no loss. Otherwise a sequence is one segment (report 2.4).
     """
-    tokens, targets = rows[:, :-1], rows[:, 1:]
+    tokens, targets = sequences[:, :-1], sequences[:, 1:]
     weights = np.ones(tokens.shape, np.float32)
     if documents:
         ends = np.flatnonzero(tokens == end_of_text)
@@ -202,7 +209,7 @@ def to_batch(rows: np.ndarray, *, end_of_text: int, documents: bool) -> Batch:
     else:
         segments = np.ones(tokens.shape, np.int32)
         positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
-    if rows[:, -1].min(initial=0) < 0:  # only the last row of a source
+    if sequences[:, -1].min(initial=0) < 0:  # only the last sequence of a source
         weights[targets < 0] = 0.0
         segments[tokens < 0] = 0
         positions = np.where(tokens < 0, 0, positions)
@@ -217,15 +224,15 @@ def to_batch(rows: np.ndarray, *, end_of_text: int, documents: bool) -> Batch:
 
 
 def _segments(ends: np.ndarray, rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Segment ids from 1 and positions from 0 in each row, int32 [rows, length].
+    """Returns segment ids from 1 and positions from 0 in each row, int32 [rows, length].
 
-    Documents are far longer than a token, so arrays are filled document by document.
+    Arrays are filled per document and not per token, because documents are long.
 
     Args:
-      ends: sorted places of <|endoftext|> in the flattened tokens.
+      ends: sorted indices of <|endoftext|> in the flattened tokens.
     """
     row_starts = np.arange(rows + 1) * length
-    starts = np.union1d(row_starts, ends + 1)  # the last one is where the tokens end
+    starts = np.union1d(row_starts, ends + 1)  # the last one is the end of the tokens
     sizes = np.diff(starts)
     of_row = np.searchsorted(starts, row_starts[:-1])  # the first document of each row
     index = np.arange(len(sizes)) - np.repeat(of_row, np.diff(np.append(of_row, len(sizes))))
@@ -241,7 +248,7 @@ def _name(shards: Shards) -> str:
 
 
 def _weights(sources: tuple[str, ...]) -> tuple[list[str], list[float] | None]:
-    """Folders and weights; None when no source names one (then each counts by its tokens)."""
+    """Returns folders and weights; None if no source names one (then each counts by tokens)."""
     folders, weights = [], []
     for source in sources:
         folder, equals, weight = source.rpartition("=")
@@ -259,13 +266,13 @@ def _weights(sources: tuple[str, ...]) -> tuple[list[str], list[float] | None]:
                 raise DataError(
                     f"weight {weights[-1]} is not positive.",
                     f"data.sources: {source}",
-                    "leave the source out instead.",
+                    "use a positive weight, or remove the source from --data.sources.",
                 )
     if weights and len(weights) < len(folders):
         raise DataError(
             "some sources have a weight and some have none.",
             "data.sources",
-            "give all of them one, or none (then each counts by its tokens).",
+            "give every source a weight, or none (then each counts by its tokens).",
         )
     return folders, weights or None
 
@@ -277,17 +284,17 @@ def _check_vocabulary(
         raise DataError(
             "these shards were written with another tokenizer.",
             str(shards.folder),
-            "pass the tokenizer they were written with, or write them again.",
+            "pass the tokenizer that the shards were written with, or write them again.",
         )
     if shards.end_of_text != end_of_text:
         raise DataError(
-            f"documents end with id {shards.end_of_text} here, not {end_of_text}.",
+            f"documents end with id {shards.end_of_text}, not {end_of_text}.",
             str(shards.folder),
-            "pass the tokenizer the shards were written with.",
+            "pass the tokenizer that the shards were written with.",
         )
     if vocab_size is not None and shards.vocab_size > vocab_size:
         raise DataError(
-            f"ids go up to {shards.vocab_size - 1}, and the model has {vocab_size} rows.",
+            f"token ids go up to {shards.vocab_size - 1}, the model has vocab_size={vocab_size}.",
             str(shards.folder),
-            f"use --model.vocab_size={-(-shards.vocab_size // 128) * 128}.",
+            f"set --model.vocab_size={-(-shards.vocab_size // 128) * 128}.",
         )

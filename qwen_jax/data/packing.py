@@ -1,32 +1,32 @@
-"""Examples of different lengths into rows of one length: best fit, longest first."""
+"""Packs examples of different lengths into sequences of one length: best fit decreasing."""
 
 from collections.abc import Sequence
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Rows of indices into `lengths`, the sum of each at most `capacity`; no example is cut.
+    """Returns bins of indices into `lengths`, each with a sum of lengths of at most `capacity`.
 
-    Each example, longest first, goes into the row with the least room that still holds it. That is
-    within a few rows of the least possible number for lengths as text has them, and takes
-    O(n capacity / 64): the rooms in use are bits of one whole number.
+    No example is split. Each example, longest first, goes into the bin with the least free space
+    that still fits it. For the length distributions of text this is within a few bins of the
+    optimum. It takes O(n capacity / 64), because the free spaces in use are bits of one integer.
     """
-    rows: list[list[int]] = []
-    by_room: list[list[int]] = [[] for _ in range(capacity + 1)]  # room -> rows that have it
-    rooms = 0  # bit r: some row has room r
+    bins: list[list[int]] = []
+    by_space: list[list[int]] = [[] for _ in range(capacity + 1)]  # free space -> its bins
+    spaces = 0  # bit s is set if some bin has free space s
     for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         length = lengths[index]
         assert 0 < length <= capacity, (index, length)
-        fitting = rooms >> length
+        fitting = spaces >> length
         if fitting:
-            room = length + (fitting & -fitting).bit_length() - 1
-            row = by_room[room].pop()
-            if not by_room[room]:
-                rooms ^= 1 << room
+            space = length + (fitting & -fitting).bit_length() - 1
+            chosen = by_space[space].pop()
+            if not by_space[space]:
+                spaces ^= 1 << space
         else:
-            room, row = capacity, len(rows)
-            rows.append([])
-        rows[row].append(index)
-        left = room - length
-        by_room[left].append(row)
-        rooms |= 1 << left
-    return rows
+            space, chosen = capacity, len(bins)
+            bins.append([])
+        bins[chosen].append(index)
+        left = space - length
+        by_space[left].append(chosen)
+        spaces |= 1 << left
+    return bins

@@ -1,12 +1,12 @@
-"""Token shards: written once, whole or not at all, with a manifest of what is in them.
+"""Token shards: written once and atomically, with a manifest of their contents.
 
-A shard folder holds `tokens-00000.bin`, ... (little-endian uint16 or uint32, every document ended
-by <|endoftext|>) and `manifest.json`. Documents are in a random order that depends on the seed and
-their text alone, so neither the order of the files nor the number of threads changes a byte:
-each document is thrown into one of the shards by its hash, and each shard is sorted by it.
+A shard folder holds `tokens-00000.bin`, ... (little-endian uint16 or uint32, with <|endoftext|>
+after every document) and `manifest.json`. The order of documents is random and depends only on the
+seed and their text: a hash assigns each document to a shard and sorts it there. Neither the order
+of the input files nor the number of threads changes a byte.
 
-`write` does it in one go. Its two halves are for tasks that run side by side: `scatter` encodes
-some documents into a part, `gather` puts one shard together out of all parts.
+`write` does everything in one call. Parallel tasks use its two halves: `scatter` encodes some
+documents into a part, and `gather` builds one shard from all parts.
 """
 
 import dataclasses
@@ -29,14 +29,14 @@ from qwen_jax.utils.files import atomic_write, sync_folder, write_json
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.tiktoken"
 FORMAT = 1
-_PART_CHARACTERS = 1 << 26  # encoded at once, when there are no partitions
-_VERIFY_BYTES = 1 << 30  # up to here a folder's hashes are checked whenever it is opened: a second
+_PART_CHARACTERS = 1 << 26  # characters that `write` encodes into one part
+_VERIFY_BYTES = 1 << 30  # folders below this size are hashed at every open, which takes a second
 
 
 class Tokenizer(Protocol):
-    """What is needed of qwen_jax.tokenizer.bpe.Tokenizer."""
+    """The part of qwen_jax.tokenizer.bpe.Tokenizer that shards need."""
 
-    fingerprint: Any  # text; "str" would refuse a cached_property
+    fingerprint: Any  # a string; the type `str` would reject a cached_property
 
     @property
     def vocab_size(self) -> int: ...
@@ -82,29 +82,29 @@ def write(
     num_shards: int = 1,
     progress: Callable[[int, int], None] = lambda documents, tokens: None,
 ) -> None:
-    """Writes `folder`/train, `folder`/eval for the share of documents asked for, and the tokenizer.
+    """Writes `folder`/train, `folder`/eval for the held-out fraction, and the tokenizer.
 
-    Memory: one shard, or 64 MB of text. Two equal texts, and two documents of a group, are always
-    on the same side of the split, in whatever call with the same seed.
+    Uses memory for one shard, or for 64 MB of text. Equal texts, and documents of one group, are
+    always on the same side of the split, in all calls with the same seed.
 
     Args:
-      eval_fraction: of the documents or groups, 0 to 1; they are chosen by their hash.
-      num_shards: of train; choose them for some 100M tokens each.
-      progress: told (documents, tokens) so far.
+      eval_fraction: fraction of documents or groups to hold out, 0 to 1; chosen by hash.
+      num_shards: number of train shards; about 100M tokens each is a good size.
+      progress: called with (documents, tokens) so far.
 
     Raises:
-      DataError: the folder exists already, there is no text, the split leaves one side empty, or
-        the disk is full. Nothing is left behind.
+      DataError: the folder exists, there is no text, the split leaves one side empty, or the disk
+        is full. No partial output is left.
     """
     folder = pathlib.Path(folder)
     if folder.exists():
         raise DataError(
             "this folder exists already.",
             str(folder),
-            "shards are written once: choose another name, or delete it first.",
+            "choose another name, or delete the folder first; shards are written only once.",
         )
     working = folder.with_name(folder.name + ".writing")
-    shutil.rmtree(working, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(working, ignore_errors=True)  # left by a killed process
     try:
         working.mkdir(parents=True)
         _write(documents, working, tokenizer, Split(eval_fraction, seed, num_shards), progress)
@@ -114,7 +114,7 @@ def write(
         raise DataError(
             f"the shards could not be written: {error.strerror or error}.",
             str(folder),
-            "free some space on the disk and start again.",
+            "free some disk space and start again.",
         ) from error
     finally:
         shutil.rmtree(working, ignore_errors=True)
@@ -124,11 +124,11 @@ def open_shards(folder: str | os.PathLike, *, verify: bool | None = None) -> Sha
     """Opens a shard folder and checks it against its manifest.
 
     Args:
-      verify: whether the files' SHA-256 are compared, not their sizes alone; None: when the folder
-        is smaller than a GiB.
+      verify: whether to compare the SHA-256 of the files, and not only their sizes; None: for
+        folders smaller than a GiB.
 
     Raises:
-      DataError: no such folder, no manifest, or files that differ from it, all of them named.
+      DataError: no such folder, no manifest, or files that differ from it, all of them listed.
     """
     folder = pathlib.Path(folder)
     record = _read_manifest(folder)
@@ -158,18 +158,18 @@ def open_shards(folder: str | os.PathLike, *, verify: bool | None = None) -> Sha
 
 
 def _read_manifest(folder: pathlib.Path) -> dict:
-    """The manifest of a folder, with every entry that `open_shards` reads."""
+    """Reads the manifest and checks that it has every entry that `open_shards` reads."""
     if not folder.is_dir():
         raise DataError(
             "there is no such shard folder.",
             str(folder),
-            "write shards with `python -m experiments.prepare_data --help`.",
+            "check the path, or write shards with `python -m experiments.prepare_data --help`.",
         )
     try:
         record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if record["format"] != FORMAT:
             raise DataError(
-                f"shard format {record['format']}; this version reads {FORMAT}.",
+                f"the shards have format {record['format']}; this version reads {FORMAT}.",
                 str(folder),
                 "write the shards again.",
             )
@@ -185,7 +185,7 @@ def _read_manifest(folder: pathlib.Path) -> dict:
             str(folder),
             f"did you mean {folder / inside[-1]}?"
             if inside
-            else "pass the folder that holds it, or write the shards again.",
+            else f"pass the folder that holds {MANIFEST}, or write the shards again.",
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
@@ -196,32 +196,32 @@ def _read_manifest(folder: pathlib.Path) -> dict:
 
 
 def _problem(folder: pathlib.Path, entry: dict, itemsize: int, verify: bool) -> str | None:
-    """How a file differs from its entry in the manifest; None: it does not."""
+    """Describes how a file differs from its manifest entry; None if it matches."""
     path, size = folder / entry["file"], entry["tokens"] * itemsize
     if not path.exists():
         return f"{entry['file']} is missing"
     if path.stat().st_size != size:
         return f"{entry['file']} has {path.stat().st_size} bytes, not {size}"
     if verify and _sha256(path) != entry["sha256"]:
-        return f"{entry['file']} has other contents than were written"
+        return f"{entry['file']} does not match its SHA-256"
     return None
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Where documents go: a function of their text, or their group, and these settings."""
+    """Assigns documents to shards by the hash of their text or group."""
 
     eval_fraction: float = 0.0
     seed: int = 0
-    num_shards: int = 1  # of train
+    num_shards: int = 1  # train shards
 
     def files(self) -> list[tuple[str, int]]:
-        """(side, number of its shard) of every file; the last is eval's, where there is one."""
+        """Returns (side, shard number) of every file; the last one is eval's, if there is one."""
         train = [("train", number) for number in range(self.num_shards)]
         return train + [("eval", 0)] * (self.eval_fraction > 0)
 
     def assign(self, document: Document, copy: int = 0) -> tuple[int, bytes]:
-        """(which of `files`, what it is sorted by there)."""
+        """Returns the index into `files` and the sort key of a document."""
         key = _hash(document.text, self.seed)
         group = key if document.group is None else _hash(document.group, self.seed)
         if copy:
@@ -245,15 +245,15 @@ def scatter(
     copies: Callable[[Document], int] = lambda document: 1,
     progress: Callable[[int, int], None] = lambda documents, tokens: None,
 ) -> int:
-    """Encodes documents into a part: PATH.bin, their tokens by shard, and PATH.npy, what is where.
-    Returns the number of tokens.
+    """Encodes documents into a part and returns the number of tokens.
 
-    Memory: these documents' tokens. The files are whole or not there.
+    A part is PATH.bin, the tokens by shard, and PATH.npy, the index of documents. Both are written
+    atomically. The tokens of these documents are held in memory.
 
     Args:
-      threads: of the tokenizer; None: its own choice.
-      copies: how often a document comes in train, each time elsewhere.
-      progress: told (documents, tokens) after every batch.
+      threads: tokenizer threads; None: the tokenizer's default.
+      copies: how often a document appears in train, each copy at another position.
+      progress: called with (documents, tokens) after every batch.
     """
     path, dtype = pathlib.Path(path), dtype_of(tokenizer)
     limited = {} if threads is None else {"num_threads": threads}
@@ -262,18 +262,18 @@ def scatter(
     for batch in _batches(documents):
         encode = tokenizer.encode_batch([d.text for d in batch], **limited)
         for document, ids in zip(batch, encode, strict=True):
-            ended = np.empty(len(ids) + 1, dtype)
-            ended[:-1], ended[-1] = ids, tokenizer.end_of_text
+            tokenized = np.empty(len(ids) + 1, dtype)
+            tokenized[:-1], tokenized[-1] = ids, tokenizer.end_of_text
             size = len(document.text.encode("utf-8", "replace"))
             for copy in range(copies(document)):
                 file, key = split.assign(document, copy)
                 if copy and file == split.num_shards:
-                    break  # held out once
-                encoded.append(ended)
-                entries.append((file, key, len(ended), size))
-                tokens += len(ended)
+                    break  # eval holds one copy
+                encoded.append(tokenized)
+                entries.append((file, key, len(tokenized), size))
+                tokens += len(tokenized)
         progress(len(entries), tokens)
-    # Not by numpy: its S24 ends at the last byte that is not zero.
+    # Not sorted by numpy, whose S24 drops trailing zero bytes.
     order = sorted(range(len(entries)), key=lambda i: entries[i][:2])
     with atomic_write(path.with_name(path.name + ".bin"), buffering=1 << 20) as file:
         file.writelines(encoded[i] for i in order)
@@ -285,41 +285,41 @@ def scatter(
 def gather(
     parts: Iterable[str | os.PathLike], path: str | os.PathLike, number: int, dtype: np.dtype
 ) -> dict:
-    """Writes one shard out of the parts, its documents sorted, and returns its manifest's entry.
+    """Writes one shard from all parts, with its documents sorted; returns its manifest entry.
 
-    Memory: what is where, and some _BLOCK tokens at a time.
+    Uses memory for the index and about _BLOCK tokens at a time.
 
     Args:
-      parts: paths that were given to `scatter`.
-      number: of the shard in Split.files.
+      parts: the paths that were passed to `scatter`.
+      number: index of the shard in Split.files.
     """
     paths = [pathlib.Path(part) for part in parts]
-    entries, begins = [], []
+    entries, starts = [], []
     for part in paths:
         table = np.load(part.with_name(part.name + ".npy"))
-        mine = slice(*np.searchsorted(table["file"], [number, number + 1]))
-        begins.append((np.cumsum(table["tokens"]) - table["tokens"])[mine])
-        entries.append(table[mine].copy())
-    of = np.repeat(np.arange(len(paths)), [len(each) for each in entries])
-    table, begin = np.concatenate(entries), np.concatenate(begins)
+        in_shard = slice(*np.searchsorted(table["file"], [number, number + 1]))
+        starts.append((np.cumsum(table["tokens"]) - table["tokens"])[in_shard])
+        entries.append(table[in_shard].copy())
+    part_of = np.repeat(np.arange(len(paths)), [len(each) for each in entries])
+    table, start = np.concatenate(entries), np.concatenate(starts)
     keys = table["key"].astype(object)
     order = np.array(sorted(range(len(table)), key=lambda i: keys[i].ljust(24, b"\0")), np.int64)
     sizes, path = table["tokens"], pathlib.Path(path)
     blocks = (np.cumsum(sizes[order]) - sizes[order]) // _BLOCK
     with atomic_write(path, buffering=1 << 20) as file:
-        for rows in np.split(order, np.flatnonzero(np.diff(blocks)) + 1):
-            ends = np.cumsum(sizes[rows])
-            ids = np.empty(int(sizes[rows].sum()), dtype)
-            # A part after the other, and each from its beginning to its end.
-            places = np.lexsort((begin[rows], of[rows])).tolist()
-            for each, some in itertools.groupby(places, key=lambda place: of[rows[place]]):
+        for docs in np.split(order, np.flatnonzero(np.diff(blocks)) + 1):
+            ends = np.cumsum(sizes[docs])
+            ids = np.empty(int(sizes[docs].sum()), dtype)
+            # Reads one part after the other, each of them sequentially.
+            by_part = np.lexsort((start[docs], part_of[docs])).tolist()
+            for each, indices in itertools.groupby(by_part, key=lambda i: part_of[docs[i]]):
                 with open(paths[each].with_name(paths[each].name + ".bin"), "rb") as source:
-                    for place in some:
-                        source.seek(int(begin[rows[place]]) * dtype.itemsize)
-                        into = ids[ends[place] - sizes[rows[place]] : ends[place]]
+                    for i in indices:
+                        source.seek(int(start[docs[i]]) * dtype.itemsize)
+                        into = ids[ends[i] - sizes[docs[i]] : ends[i]]
                         if source.readinto(into) != into.nbytes:
                             raise DataError(
-                                "this file ends too early.",
+                                "this file is truncated.",
                                 source.name,
                                 "delete the folder of parts and run again.",
                             )
@@ -339,11 +339,11 @@ def write_manifests(
     """Completes a folder whose shards `gather` has written.
 
     Args:
-      folder: has train and perhaps eval, each with its shards.
-      entries: of every file, in the order of Split.files.
+      folder: holds train and possibly eval, each with its shards.
+      entries: manifest entries of all files, in the order of Split.files.
 
     Raises:
-      DataError: there are no documents, or none on one side.
+      DataError: there are no documents, or none on one side of the split.
     """
     count = sum(entry["documents"] for entry in entries)
     if not count:
@@ -354,9 +354,9 @@ def write_manifests(
         ]
         if not any(entry["documents"] for entry in files):
             raise DataError(
-                f"of {count} documents none is in {side} at eval_fraction={split.eval_fraction}.",
+                f"of {count} documents, none is in {side} at eval_fraction={split.eval_fraction}.",
                 str(folder),
-                "use more documents, or another fraction.",
+                "use more documents, or another eval_fraction.",
             )
         text_bytes = sum(entry.pop("text_bytes") for entry in files)
         record = {
@@ -407,12 +407,12 @@ def shard_name(number: int) -> str:
 
 
 def dtype_of(tokenizer: Tokenizer) -> np.dtype:
-    """Of the tokens in shards."""
+    """Returns the dtype of the tokens in shards."""
     return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
 
 
 def _batches(documents: Iterable[Document], size: int = 1 << 20) -> Iterator[list[Document]]:
-    """Lists of documents of about `size` characters, enough for all threads of the tokenizer."""
+    """Yields lists of documents of about `size` characters, enough for all tokenizer threads."""
     batch, characters = [], 0
     for document in documents:
         batch.append(document)

@@ -1,4 +1,4 @@
-"""Batches: a function of (seed, step), whatever the number of hosts; every token exactly once."""
+"""Loader: batches are a function of (seed, step) on any number of hosts; no token is lost."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def folder(tmp_path_factory):
     return root
 
 
-def make(folder, *names, packing="run_on", **settings):
+def make(folder, *names, packing="concat", **settings):
     sources = tuple(f"{folder}/{name}" for name in names or ("a/train",))
     return Loader(
         DataConfig(sources=sources, packing=packing),
@@ -37,21 +37,21 @@ def same(a, b):
     )
 
 
-def test_an_epoch_holds_every_token_once_as_target(folder):
+def test_loader_epoch_has_every_token_once_as_target(folder):
     loader, stream = make(folder, batch_size=1), read(folder / "a/train")
-    rows = -(-(len(stream) - 1) // T)
-    batches = [loader.batch(step) for step in range(rows)]
+    steps = -(-(len(stream) - 1) // T)
+    batches = [loader.batch(step) for step in range(steps)]
     targets = np.concatenate([b.targets[b.loss_weights > 0] for b in batches])
     assert sorted(targets) == sorted(stream[1:])
     text = stream.tobytes()
-    for batch in batches:  # rows are pieces of the stream, across the borders of files as well
+    for batch in batches:  # sequences are slices of the stream, also across file boundaries
         kept = batch.segment_ids[0] > 0
         assert batch.tokens[0][kept].astype(stream.dtype).tobytes() in text
-    second = [loader.batch(rows + step).tokens for step in range(rows)]
+    second = [loader.batch(steps + step).tokens for step in range(steps)]
     assert not all(np.array_equal(a.tokens, b) for a, b in zip(batches, second, strict=True))
 
 
-def test_the_step_alone_decides(folder):
+def test_iterate_gives_the_same_batch_from_any_start_step(folder):
     loader = make(folder, "a/train=3", "b/train=1")
     with loader.iterate(0) as stream:
         from_zero = [next(stream) for _ in range(12)]
@@ -64,14 +64,14 @@ def test_the_step_alone_decides(folder):
 
 
 @pytest.mark.parametrize("hosts", [2, 4, 8])
-def test_hosts_share_the_same_batches(folder, hosts):
-    whole = make(folder).batch(5)
+def test_loader_rows_select_rows_of_the_same_global_batch(folder, hosts):
+    full = make(folder).batch(5)
     for host in range(hosts):
-        rows = [row for row in range(B) if row % hosts == host]  # in any order of the devices
-        np.testing.assert_array_equal(make(folder, rows=rows).batch(5).tokens, whole.tokens[rows])
+        rows = range(host, B, hosts)  # rows of a host need not be contiguous
+        np.testing.assert_array_equal(make(folder, rows=rows).batch(5).tokens, full.tokens[rows])
 
 
-def test_weights_are_met(folder):
+def test_loader_mixes_sources_by_weight(folder):
     loader = make(folder, "a/train=3", "b/train=1")
     upper = np.mean([(loader.batch(step).tokens == ord("A")).sum() for step in range(200)])
     lower = np.mean([(loader.batch(step).tokens == ord("a")).sum() for step in range(200)])
@@ -81,20 +81,20 @@ def test_weights_are_met(folder):
     )
 
 
-def test_document_packing_by_hand():
+def test_to_batch_separates_documents_only_when_told():
     rows = np.array([[1, 2, 256, 3, 256, 4, 5], [1, 2, 3, 256, -1, -1, -1]], np.int32)
     batch = to_batch(rows, end_of_text=256, documents=True)
     assert batch.segment_ids.tolist() == [[1, 1, 1, 2, 2, 3], [1, 1, 1, 1, 0, 0]]
     assert batch.positions.tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 0, 0]]
     assert batch.loss_weights.tolist() == [[1, 1, 0, 1, 0, 1], [1, 1, 1, 0, 0, 0]]
-    run_on = to_batch(rows, end_of_text=256, documents=False)
-    assert run_on.segment_ids.tolist() == [[1] * 6, [1, 1, 1, 1, 0, 0]]
-    assert run_on.loss_weights.tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0]]
-    assert run_on.positions.tolist()[0] == [0, 1, 2, 3, 4, 5]
-    assert run_on.targets.min() == 0
+    concat = to_batch(rows, end_of_text=256, documents=False)
+    assert concat.segment_ids.tolist() == [[1] * 6, [1, 1, 1, 1, 0, 0]]
+    assert concat.loss_weights.tolist() == [[1] * 6, [1, 1, 1, 0, 0, 0]]
+    assert concat.positions.tolist()[0] == [0, 1, 2, 3, 4, 5]
+    assert concat.targets.min() == 0
 
 
-def test_evaluation_is_one_pass_and_always_the_same(folder):
+def test_eval_batches_are_one_pass_and_always_the_same(folder):
     loader, stream = make(folder), read(folder / "a/train")
     batches = list(loader.eval_batches(10_000))
     assert sum(batch.loss_weights.sum() for batch in batches) == len(stream) - 1
@@ -120,12 +120,12 @@ def test_evaluation_is_one_pass_and_always_the_same(folder):
         ((), {"tokenizer": "x"}, "another token"),
     ],
 )
-def test_bad_sources(folder, names, settings, message):
+def test_loader_rejects_bad_sources(folder, names, settings, message):
     with pytest.raises(DataError, match=message):
         make(folder, *names, **settings)
 
 
-def test_segments_are_those_of_counting_token_by_token():
+def test_to_batch_segments_equal_a_loop_over_tokens():
     rows = np.random.default_rng(0).integers(0, 4, (7, 34)).astype(np.int32)  # 0 ends a document
     batch = to_batch(rows, end_of_text=0, documents=True)
     for tokens, weights, segments, positions in zip(

@@ -1,4 +1,4 @@
-"""Shards: whole or not there, the same bytes from the same text, and never silently wrong."""
+"""Shards: written atomically, the same bytes for the same text, and damage is detected."""
 
 import json
 import random
@@ -12,7 +12,7 @@ from qwen_jax.errors import DataError
 from tests.helpers.shard_text import Bytes, make_documents, read
 
 
-def test_every_document_is_there_once(tmp_path):
+def test_write_stores_every_document_once(tmp_path):
     documents = make_documents()
     shards.write(documents, tmp_path / "s", Bytes(), eval_fraction=0.1, num_shards=3)
     found = []
@@ -27,12 +27,12 @@ def test_every_document_is_there_once(tmp_path):
     assert opened.dtype == "uint16"
 
 
-def test_neither_order_nor_interruption_changes_a_byte(tmp_path):
+def test_write_gives_the_same_bytes_for_any_order_and_after_a_kill(tmp_path):
     documents = make_documents()
     shards.write(documents, tmp_path / "a", Bytes(), eval_fraction=0.1, num_shards=2)
     random.Random(1).shuffle(documents)
     (tmp_path / "b.writing").mkdir()
-    (tmp_path / "b.writing" / "half").write_text("of a process that was killed")
+    (tmp_path / "b.writing" / "half").write_text("left by a killed process")
     shards.write(documents, tmp_path / "b", Bytes(), eval_fraction=0.1, num_shards=2)
     a, b = (
         {str(p.relative_to(tmp_path / x)): p.read_bytes() for p in (tmp_path / x).rglob("*.*")}
@@ -44,8 +44,8 @@ def test_neither_order_nor_interruption_changes_a_byte(tmp_path):
 
 
 @pytest.mark.parametrize("block", [1, 60, 1000])
-def test_a_shard_is_the_same_whatever_is_in_memory_at_once(tmp_path, monkeypatch, block):
-    """Of one token, less than a document, or several, out of several parts."""
+def test_gather_gives_the_same_bytes_for_any_block_size(tmp_path, monkeypatch, block):
+    """Blocks of one token, less than a document, or several documents, from several parts."""
     monkeypatch.setattr(shards, "_PART_CHARACTERS", 900)
     for name in "ab":
         shards.write(make_documents(), tmp_path / name, Bytes(), eval_fraction=0.1, num_shards=2)
@@ -54,19 +54,19 @@ def test_a_shard_is_the_same_whatever_is_in_memory_at_once(tmp_path, monkeypatch
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
 
 
-def test_a_part_that_ends_too_early_is_named(tmp_path):
+def test_gather_names_a_truncated_part(tmp_path):
     shards.scatter(make_documents(), tmp_path / "part", Bytes(), split=shards.Split())
     content = (tmp_path / "part.bin").read_bytes()
     (tmp_path / "part.bin").write_bytes(content[:-7])
-    with pytest.raises(DataError, match="ends too early"):
+    with pytest.raises(DataError, match="is truncated"):
         shards.gather([tmp_path / "part"], tmp_path / "shard", 0, np.dtype("<u2"))
     assert not (tmp_path / "shard").exists()
 
 
-def test_failure_leaves_nothing_behind(tmp_path):
+def test_write_failure_leaves_no_files(tmp_path):
     def broken():
         yield Document("a", "text")
-        raise DataError("broken", "here", "mend it")
+        raise DataError("broken", "here", "fix it")
 
     with pytest.raises(DataError, match="broken"):
         shards.write(broken(), tmp_path / "s", Bytes())
@@ -77,7 +77,7 @@ def test_failure_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_folder_is_not_touched(tmp_path):
+def test_write_does_not_touch_an_existing_folder(tmp_path):
     shards.write(make_documents(), tmp_path / "s", Bytes())
     before = read(tmp_path / "s/train")
     with pytest.raises(DataError, match="exists already"):
@@ -109,21 +109,21 @@ def damage_json(folder):
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (damage_bit, "tokens-00000.bin has other contents"),
+        (damage_bit, "tokens-00000.bin does not match its SHA-256"),
         (damage_length, "bytes, not"),
         (damage_manifest, "was changed"),
         (damage_json, "is damaged"),
         (lambda folder: (folder / "tokens-00000.bin").unlink(), "is missing"),
     ],
 )
-def test_damage_is_found(tmp_path, damage, message):
+def test_open_shards_detects_damage(tmp_path, damage, message):
     shards.write(make_documents(), tmp_path / "s", Bytes())
     damage(tmp_path / "s/train")
     with pytest.raises(DataError, match=message):
         shards.open_shards(tmp_path / "s/train")
 
 
-def test_wrong_folders_are_explained(tmp_path):
+def test_open_shards_explains_a_wrong_folder(tmp_path):
     shards.write(make_documents(), tmp_path / "s", Bytes())
     with pytest.raises(DataError, match="did you mean .*train"):
         shards.open_shards(tmp_path / "s")

@@ -64,7 +64,7 @@ def test_tag_prompts_writes_tags_and_a_selection_for_ppo(prompts, tmp_path, caps
     folder = tag(prompts, tmp_path, choose=3)
     output = capsys.readouterr().out
     assert "4 prompts: 4 kept; 1 skipped: duplicate prompt" in output
-    assert "1 skipped: without a question" in output and "chosen.jsonl: 3 prompts" in output
+    assert "1 skipped: no prompt" in output and "chosen.jsonl: 3 prompts" in output
     rows = lines(folder / "tags.jsonl")
     assert [row["prompt"][:9] for row in rows] == ["Write a p", "Translate", "system: B", "Hi"]
     assert {"poem", "written in latin script"} <= set(rows[0]["tags"])

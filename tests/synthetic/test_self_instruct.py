@@ -334,7 +334,7 @@ def test_self_instruct_samples_pass_the_rules_and_rejections_are_counted(tmp_pat
     for reason in (
         "too similar to an earlier one",
         "forbidden word 'draw'",
-        "an Action that is none of the tools",
+        "an Action is not one of the tools",
         "no Final Answer at the end",
         "a truncated answer",
         "an empty answer",
@@ -473,7 +473,7 @@ def test_review_keeps_the_reviewers_edits(tmp_path):
     assert [row["keep"] for row in rows] == [True, False, None, None]
     counts = review.collect(rows, out, tmp_path / "react.jsonl", keep_unreviewed=True)
     assert counts.kept == 2
-    assert counts.skipped == {"rejected in review": 1, "an empty answer": 1}
+    assert counts.skipped == {"rejected in review": 1, "an empty response": 1}
     conversations = list(read_conversations([out], Counts()))  # as experiments.sft does
     assert [conversation.turns for conversation in conversations] == [
         (("user", "question 0?"), ("assistant", "corrected")),

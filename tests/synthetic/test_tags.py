@@ -97,7 +97,7 @@ def test_choose_weighted_is_flatter_than_chance_and_reproducible():
     firsts = collections.Counter(choose_weighted(small, 1, seed=seed)[0] for seed in range(2000))
     # 1/4, 1/4, 1/2 of 2000; four standard deviations of a coin are 0.045.
     np.testing.assert_allclose([firsts[p] / 2000 for p in "abc"], [0.25, 0.25, 0.5], atol=0.045)
-    with pytest.raises(DataError, match="4 prompts wanted of 3"):
+    with pytest.raises(DataError, match="4 prompts requested of 3"):
         choose_weighted(small, 4, seed=0)
 
 

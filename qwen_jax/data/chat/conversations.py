@@ -1,7 +1,7 @@
-"""Conversations from the formats that people have: ShareGPT, messages, Alpaca. Report: 3.1.1.
+"""Reads conversations in the common formats: ShareGPT, messages, Alpaca. Report: 3.1.1.
 
-What is wrong with one conversation of a large file is usual, so it is counted under its reason and
-shown, never dropped quietly; what is wrong with a whole file is an error.
+Large files usually hold a few bad conversations. These are skipped, counted by reason and reported.
+A file with no usable conversation is an error.
 """
 
 import collections
@@ -16,7 +16,7 @@ from qwen_jax.utils.jsonl import read_rows
 
 Turn = tuple[str, str]  # role and content
 
-_ROLES = {  # the words of the formats -> ours
+_ROLES = {  # role names of the formats -> ours
     "system": "system",
     "user": "user",
     "human": "user",
@@ -34,32 +34,32 @@ _ROLES = {  # the words of the formats -> ours
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-    """[system,] user, assistant, user or tool, assistant, ...: it ends with the assistant."""
+    """[system,] user, assistant, user or tool, assistant, ...; the last turn is the assistant's."""
 
     turns: tuple[Turn, ...]
-    place: str  # where it came from
+    where: str  # file and row
 
 
 class Skipped(Exception):
-    """One row that is no conversation to learn from, and why."""
+    """Raised with the reason why a row cannot be used for training."""
 
 
 @dataclasses.dataclass
 class Counts:
-    """What became of the rows of a data set."""
+    """How many rows of a dataset were kept, changed and skipped, by reason."""
 
     kept: int = 0
     changed: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     skipped: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-    examples: dict[str, str] = dataclasses.field(default_factory=dict)  # reason -> a place
+    examples: dict[str, str] = dataclasses.field(default_factory=dict)  # reason -> its first row
 
-    def skip(self, reason: str, place: str) -> None:
+    def skip(self, reason: str, where: str) -> None:
         self.skipped[reason] += 1
-        self.examples.setdefault(reason, place)
+        self.examples.setdefault(reason, where)
 
-    def change(self, reason: str, place: str) -> None:
+    def change(self, reason: str, where: str) -> None:
         self.changed[reason] += 1
-        self.examples.setdefault(reason, place)
+        self.examples.setdefault(reason, where)
 
     def __str__(self) -> str:
         parts = [f"{self.kept:,} kept"]
@@ -74,38 +74,38 @@ class Counts:
 def read_conversations(
     paths: Iterable[str | os.PathLike], counts: Counts
 ) -> Iterator[Conversation]:
-    """The conversations of .json and .jsonl files; what is skipped is in `counts`.
+    """Yields the conversations of .json and .jsonl files; counts skipped rows in `counts`.
 
-    Formats, by a row's keys: "messages" (role, content), "conversations" (from, value),
-    "instruction" with "input", "output", "system", "history" (Alpaca). Tools that a row describes
-    ("tools") are written under its system message; a tool's answer is a turn of the role "tool".
+    The keys of a row select its format: "messages" (role, content), "conversations" (from, value),
+    or "instruction" with "input", "output", "system", "history" (Alpaca). The row's "tools" are
+    appended to its system message. A tool's output is a turn of the role "tool".
 
     Raises:
-      DataError: a file is missing, damaged or of no known format, or none of its rows is usable.
+      DataError: a file is missing, damaged or of an unknown format, or has no usable row.
     """
     for path in paths:
         before = counts.kept
-        for place, row in read_rows(path):
+        for where, row in read_rows(path):
             try:
-                turns = check_turns(turns_of(row, place))
+                turns = check_turns(turns_of(row, where))
             except Skipped as reason:
-                counts.skip(str(reason), place)
+                counts.skip(str(reason), where)
                 continue
             counts.kept += 1
-            yield Conversation(turns, place)
+            yield Conversation(turns, where)
         if counts.kept == before:
             raise DataError(
                 f"no conversation can be used: {counts}.",
                 str(path),
-                "look at the first row that is named.",
+                "fix the rows; the first one of each problem is listed.",
             )
 
 
-def turns_of(row: dict[str, Any], place: str) -> list[Turn]:
-    """The turns of a row of any of the formats, unchecked.
+def turns_of(row: dict[str, Any], where: str) -> list[Turn]:
+    """Returns the turns of a row in any of the formats, before `check_turns`.
 
     Raises:
-      DataError: it is of none of them.
+      DataError: the row has an unknown format.
       Skipped: an unknown role, or a turn without text.
     """
     if "messages" in row:
@@ -116,8 +116,8 @@ def turns_of(row: dict[str, Any], place: str) -> list[Turn]:
         turns = _alpaca(row)
     else:
         raise DataError(
-            f"no known format; the row has {', '.join(map(str, row))}.",
-            place,
+            f"unknown format: the row has the keys {', '.join(map(str, row))}.",
+            where,
             "use messages (role, content), conversations (from, value) or "
             "instruction, input, output.",
         )
@@ -132,36 +132,36 @@ def turns_of(row: dict[str, Any], place: str) -> list[Turn]:
 
 
 def check_turns(turns: list[Turn]) -> tuple[Turn, ...]:
-    """Turns in an order that can be learned from; a question without an answer at the end is cut.
+    """Checks the order of roles and drops trailing turns that have no response.
 
     Raises:
-      Skipped: no answer, two turns of the same side in a row, an answer first, an empty answer.
+      Skipped: no response, two turns of one side in a row, a response first, an empty response.
     """
     body = list(turns)
     head = [body.pop(0)] if body and body[0][0] == "system" else []
     while body and body[-1][0] != "assistant":
         body.pop()
     if not body:
-        raise Skipped("without an assistant's turn")
-    for place, (role, content) in enumerate(body):
+        raise Skipped("no assistant turn")
+    for index, (role, content) in enumerate(body):
         if role == "system":
-            raise Skipped("a system message that is not the first")
-        if (role == "assistant") != (place % 2 == 1):
-            raise Skipped("broken order of roles")
+            raise Skipped("a system message after the first turn")
+        if (role == "assistant") != (index % 2 == 1):
+            raise Skipped("roles do not alternate")
         if role == "assistant" and not content.strip():
-            raise Skipped("an empty answer")
+            raise Skipped("an empty response")
     return tuple(head + body)
 
 
 def _turns(messages: Any, role_key: str, text_key: str) -> list[Turn]:
     if not isinstance(messages, list):
-        raise Skipped("turns that are no list")
+        raise Skipped("turns are not a list")
     turns = []
     for message in messages:
         if not isinstance(message, dict):
-            raise Skipped("a turn that is no object")
+            raise Skipped("a turn is not an object")
         role, text = message.get(role_key), message.get(text_key)
-        if message.get("tool_calls") and not text:  # an answer that is a call
+        if message.get("tool_calls") and not text:  # a response that is a call
             text = json.dumps(message["tool_calls"], ensure_ascii=False)
         if str(role) not in _ROLES:
             raise Skipped(f"unknown role {str(role)[:20]!r}")
@@ -174,7 +174,7 @@ def _turns(messages: Any, role_key: str, text_key: str) -> list[Turn]:
 def _alpaca(row: dict[str, Any]) -> list[Turn]:
     instruction, given, output = (row.get(key) or "" for key in ("instruction", "input", "output"))
     if not all(isinstance(text, str) for text in (instruction, given, output)):
-        raise Skipped("a field that is not text")
+        raise Skipped("a field is not text")
     turns = []
     for pair in row.get("history") or []:
         if not (
@@ -182,10 +182,10 @@ def _alpaca(row: dict[str, Any]) -> list[Turn]:
             and len(pair) == 2
             and all(isinstance(text, str) for text in pair)
         ):
-            raise Skipped("a history that is not pairs of texts")
+            raise Skipped("a history is not a list of text pairs")
         turns += [("user", pair[0]), ("assistant", pair[1])]
-    question = f"{instruction}\n{given}" if given else instruction
-    return [*turns, ("user", question), ("assistant", output)]
+    prompt = f"{instruction}\n{given}" if given else instruction
+    return [*turns, ("user", prompt), ("assistant", output)]
 
 
 def _with_tools(turns: list[Turn], tools: Any) -> list[Turn]:

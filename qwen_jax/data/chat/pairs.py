@@ -1,7 +1,7 @@
-"""Pairs of answers, one preferred: HH, DPO-style JSON, SHP-like scores. Report: 3.2.1.
+"""Reads preference pairs: HH, DPO-style JSON, SHP-like scores. Report: 3.2.1.
 
-A pair is two rows of equal prompts: the preferred answer first. What is unusable is counted by its
-reason, as with conversations.
+A pair is two sequences with the same prompt, the chosen one first. Unusable rows are skipped and
+counted by reason, as for conversations.
 """
 
 import dataclasses
@@ -25,101 +25,105 @@ _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two answers to the same turns."""
+    """Two responses to one prompt."""
 
-    prompt: tuple[Turn, ...]  # ends with the user
+    prompt: tuple[Turn, ...]  # the last turn is the user's
     chosen: str
     rejected: str
-    place: str
+    where: str  # file and row
 
 
 def read_pairs(paths: Iterable[str | os.PathLike], counts: Counts) -> Iterator[Pair]:
-    """The pairs of .json and .jsonl files (also .gz); what is skipped is in `counts`.
+    """Yields the pairs of .json and .jsonl files (also .gz); counts skipped rows in `counts`.
 
-    Formats, by a row's keys: "chosen" and "rejected" as whole dialogues in HH's form; the same as
-    answers (text or a turn) to "conversations", "messages", "instruction" or "prompt"; "history",
-    "human_ref_A", "human_ref_B", "labels" (SHP).
+    The keys of a row select its format:
+      "chosen" and "rejected" as full dialogues in HH's form;
+      "chosen" and "rejected" as responses (text or a turn) to "conversations", "messages",
+        "instruction" or "prompt";
+      "history", "human_ref_A", "human_ref_B", "labels" (SHP).
 
     Raises:
-      DataError: a file is missing, damaged or of no known format, or none of its rows is usable.
+      DataError: a file is missing, damaged or of an unknown format, or has no usable row.
     """
     for path in paths:
         before = counts.kept
-        for place, row in read_rows(path):
+        for where, row in read_rows(path):
             try:
-                pair = _pair(row, place)
+                pair = _pair(row, where)
             except Skipped as reason:
-                counts.skip(str(reason), place)
+                counts.skip(str(reason), where)
                 continue
             counts.kept += 1
             yield pair
         if counts.kept == before:
             raise DataError(
-                f"no pair can be used: {counts}.", str(path), "look at the first row that is named."
+                f"no pair can be used: {counts}.",
+                str(path),
+                "fix the rows; the first one of each problem is listed.",
             )
 
 
-def _pair(row: dict[str, Any], place: str) -> Pair:
+def _pair(row: dict[str, Any], where: str) -> Pair:
     if "human_ref_A" in row:
-        answers = (row["human_ref_A"], row.get("human_ref_B"))
+        responses = (row["human_ref_A"], row.get("human_ref_B"))
         if row.get("labels") not in (0, 1):
-            raise Skipped("a label that is neither 0 nor 1")
-        chosen, rejected = answers if row["labels"] == 1 else answers[::-1]
+            raise Skipped("the label is neither 0 nor 1")
+        chosen, rejected = responses if row["labels"] == 1 else responses[::-1]
         turns = [("user", row.get("history"))]
     elif "chosen" not in row or "rejected" not in row:
         raise DataError(
-            f"no known format; the row has {', '.join(map(str, row))}.",
-            place,
+            f"unknown format: the row has the keys {', '.join(map(str, row))}.",
+            where,
             "use chosen and rejected, or SHP's history, human_ref_A, human_ref_B.",
         )
     elif isinstance(row["chosen"], str) and row["chosen"].lstrip().startswith("Human:"):
-        return _hh(row, place)
+        return _hh(row, where)
     else:
-        chosen, rejected = (_answer(row[key]) for key in ("chosen", "rejected"))
+        chosen, rejected = (_response(row[key]) for key in ("chosen", "rejected"))
         if "prompt" in row and isinstance(row["prompt"], str):
             turns = [("user", row["prompt"])]
         else:
             turns = turns_of(
-                row if "output" in row or "instruction" not in row else row | {"output": ""}, place
+                row if "output" in row or "instruction" not in row else row | {"output": ""}, where
             )
             while turns and turns[-1][0] == "assistant":
                 turns.pop()
-    return _checked(turns, chosen, rejected, place)
+    return _checked(turns, chosen, rejected, where)
 
 
-def _hh(row: dict[str, Any], place: str) -> Pair:
-    """Two dialogues that agree up to the last answer."""
+def _hh(row: dict[str, Any], where: str) -> Pair:
+    """Parses two dialogues that differ only in the last response."""
     sides = []
     for key in ("chosen", "rejected"):
         text = "\n\n" + str(row[key]).lstrip()
         parts = _HH_TURN.split(text)[1:]
         sides.append(
             [
-                (_HH_ROLES[role], words.strip())
-                for role, words in zip(parts[::2], parts[1::2], strict=True)
+                (_HH_ROLES[role], text.strip())
+                for role, text in zip(parts[::2], parts[1::2], strict=True)
             ]
         )
     if any(not side or side[-1][0] != "assistant" for side in sides):
-        raise Skipped("without an assistant's turn")
+        raise Skipped("no assistant turn")
     if sides[0][:-1] != sides[1][:-1]:
-        raise Skipped("two dialogues that differ before the last answer")
-    return _checked(sides[0][:-1], sides[0][-1][1], sides[1][-1][1], place)
+        raise Skipped("the dialogues differ before the last response")
+    return _checked(sides[0][:-1], sides[0][-1][1], sides[1][-1][1], where)
 
 
-def _checked(turns: list[tuple[str, Any]], chosen: Any, rejected: Any, place: str) -> Pair:
+def _checked(turns: list[tuple[str, Any]], chosen: Any, rejected: Any, where: str) -> Pair:
     if not isinstance(chosen, str) or not isinstance(rejected, str):
-        raise Skipped("an answer that is not text")
+        raise Skipped("a response is not text")
     if not chosen.strip() or not rejected.strip():
-        raise Skipped("an empty answer")
+        raise Skipped("an empty response")
     if chosen == rejected:
         raise Skipped("chosen and rejected are equal")
     if not all(isinstance(text, str) for _, text in turns):
         raise Skipped("a turn without text")
-    return Pair(check_turns([*turns, ("assistant", chosen)])[:-1], chosen, rejected, place)
+    return Pair(check_turns([*turns, ("assistant", chosen)])[:-1], chosen, rejected, where)
 
 
-def _answer(value: Any) -> Any:
-    """The text of an answer that is text, a turn, or a list whose last one is."""
+def _response(value: Any) -> Any:
+    """Returns the text of a response: a text, a turn, or the last one of a list of turns."""
     if isinstance(value, list) and value:
         value = value[-1]
     if isinstance(value, dict):
@@ -128,46 +132,46 @@ def _answer(value: Any) -> Any:
 
 
 class PairRows:
-    """Pairs as rows of a PairBatch: [2, T] arrays, the preferred answer first."""
+    """Pairs as rows of a PairBatch: [2, T] arrays, the chosen response first."""
 
     def __init__(
         self, pairs: Iterable[Pair], tokenizer: Tokenizer, *, context_length: int, counts: Counts
     ):
         """
         Args:
-          context_length: T. Of a prompt that is too long the beginning is cut, for the answer and
-            its end are what is judged; a pair with an answer that is too long is dropped.
+          context_length: T. A prompt that is too long is truncated on the left, because the reward
+            depends on the response and its end. A pair with a longer response is skipped.
 
         Raises:
-          DataError: nothing is left.
+          DataError: no pair is left.
         """
         self._length, self._rows = context_length, []
         for pair in pairs:
-            sides = [_encode(pair, answer, tokenizer) for answer in (pair.chosen, pair.rejected)]
+            sides = [_encode(pair, text, tokenizer) for text in (pair.chosen, pair.rejected)]
             longest = max(len(tokens) - start for tokens, start in sides)
             if longest >= context_length:
                 counts.kept -= 1
-                counts.skip(f"an answer of {context_length} tokens or more", pair.place)
+                counts.skip(f"a response of {context_length} tokens or more", pair.where)
                 continue
-            cut = max(len(tokens) for tokens, _ in sides) - context_length
-            if cut > 0:
-                counts.change(f"prompt cut on the left to fit {context_length} tokens", pair.place)
-                sides = [(tokens[cut:], start - cut) for tokens, start in sides]
+            excess = max(len(tokens) for tokens, _ in sides) - context_length
+            if excess > 0:
+                counts.change(f"prompt truncated to fit {context_length} tokens", pair.where)
+                sides = [(tokens[excess:], start - excess) for tokens, start in sides]
             self._rows.append(sides)
         if not self._rows:
             raise DataError(
-                "there is nothing to learn from.", "data", f"look at what was skipped: {counts}."
+                "there is no pair to train on.", "data", f"see which rows were skipped: {counts}."
             )
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, row: int) -> PairBatch:
-        if not 0 <= row < len(self._rows):
-            raise IndexError(row)
+    def __getitem__(self, index: int) -> PairBatch:
+        if not 0 <= index < len(self._rows):
+            raise IndexError(index)
         batch = self.padding
         batch.weights[...] = 1
-        for side, (tokens, start) in enumerate(self._rows[row]):
+        for side, (tokens, start) in enumerate(self._rows[index]):
             n = len(tokens)
             batch.tokens[side, :n] = tokens
             batch.targets[side, : n - 1] = tokens[1:]
@@ -178,7 +182,7 @@ class PairRows:
 
     @property
     def padding(self) -> PairBatch:
-        """A pair of nothing."""
+        """An empty pair of weight 0."""
         return empty_pair(self._length)
 
     def __repr__(self) -> str:
@@ -186,7 +190,7 @@ class PairRows:
 
 
 def empty_pair(length: int) -> PairBatch:
-    """One row of a PairBatch, for dialogues of at most `length` tokens: a pair of nothing."""
+    """Returns an empty row of a PairBatch, of weight 0, for up to `length` tokens a side."""
     return PairBatch(
         tokens=np.zeros((2, length), np.int32),
         targets=np.zeros((2, length), np.int32),
@@ -197,9 +201,9 @@ def empty_pair(length: int) -> PairBatch:
     )
 
 
-def _encode(pair: Pair, answer: str, tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
-    """Tokens up to the answer's <|im_end|>, where the reward is read,
-    and where the answer starts."""
-    rendered = chatml.render([*pair.prompt, ("assistant", answer)], tokenizer)
+def _encode(pair: Pair, response: str, tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
+    """Returns the tokens up to the response's <|im_end|>, where the reward is read, and the index
+    of the first response token."""
+    rendered = chatml.render([*pair.prompt, ("assistant", response)], tokenizer)
     span = rendered.spans[-1]
     return rendered.tokens[: span.end], span.start

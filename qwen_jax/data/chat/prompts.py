@@ -1,4 +1,4 @@
-"""Prompts for rollouts: read, rendered in ChatML, and chosen so that tags are balanced.
+"""Prompts for rollouts: reads them, renders them in ChatML, and selects a balanced set by tags.
 
 Report: 3.2.1: about 6,600 tags, and a sampler that balances diversity and complexity.
 """
@@ -19,69 +19,69 @@ from qwen_jax.utils.jsonl import read_rows
 def read_prompt_turns(
     paths: Iterable[str | os.PathLike], counts: Counts
 ) -> Iterator[tuple[str, list[Turn]]]:
-    """(place, turns) of each prompt; the last turn is what is to be answered.
+    """Yields (file and row, turns) of each prompt; the model responds to the last turn.
 
-    Rows have a "prompt" (text), or are conversations whose last answer is left out.
+    A row has a "prompt" (text), or is a conversation, whose last response is dropped.
 
     Raises:
-      DataError: a file is missing, damaged or of no known format, or none of its rows is usable.
+      DataError: a file is missing, damaged or of an unknown format, or has no usable row.
     """
     for path in paths:
         before = counts.kept
-        for place, row in read_rows(path):
+        for where, row in read_rows(path):
             try:
                 if isinstance(row.get("prompt"), str):
                     turns = [("user", row["prompt"])]
                 else:
-                    turns = turns_of(row, place)
+                    turns = turns_of(row, where)
                 while turns and turns[-1][0] == "assistant":
                     turns.pop()
                 if not turns or not turns[-1][1].strip():
-                    raise Skipped("without a question")
+                    raise Skipped("no prompt")
             except Skipped as reason:
-                counts.skip(str(reason), place)
+                counts.skip(str(reason), where)
                 continue
             counts.kept += 1
-            yield place, turns
+            yield where, turns
         if counts.kept == before:
             raise DataError(
                 f"no prompt can be used: {counts}.",
                 str(path),
-                "look at the first row that is named.",
+                "fix the rows; the first one of each problem is listed.",
             )
 
 
 def read_prompts(
     paths: Iterable[str | os.PathLike], tokenizer: Tokenizer, *, max_tokens: int, counts: Counts
 ) -> Iterator[np.ndarray]:
-    """int32 [T] for each prompt, ending in `<|im_start|>assistant\\n`.
+    """Yields the tokens of each prompt, int32 [T], ending in `<|im_start|>assistant\\n`.
 
-    Formats are those of read_prompt_turns. Prompts over `max_tokens` are counted and left out.
+    Formats are those of read_prompt_turns. Prompts over `max_tokens` are skipped and counted.
 
     Raises:
-      DataError: a file is missing, damaged or of no known format, or none of its rows is usable.
+      DataError: a file is missing, damaged or of an unknown format, or has no usable row.
     """
     for path in paths:
         before = counts.kept
-        for place, turns in read_prompt_turns([path], counts):
+        for where, turns in read_prompt_turns([path], counts):
             tokens = chatml.prompt(turns, tokenizer)
             if len(tokens) > max_tokens:
                 counts.kept -= 1
-                counts.skip(f"longer than {max_tokens} tokens", place)
+                counts.skip(f"longer than {max_tokens} tokens", where)
                 continue
             yield tokens
         if counts.kept == before:
             raise DataError(
                 f"no prompt can be used: {counts}.",
                 str(path),
-                "look at the first row that is named.",
+                "fix the rows; the first one of each problem is listed.",
             )
 
 
 def text_of(turns: Sequence[Turn]) -> str:
-    """A prompt as one text, which is its name in a tag file.
+    """Returns a prompt as one text, which is its key in a tag file.
 
-    A question alone is its own text; any other turns are "role: content", with blank lines between.
+    A single user turn is its own text. Other turns are "role: content", separated by blank lines.
     """
     if [role for role, _ in turns] == ["user"]:
         return turns[0][1]
@@ -89,21 +89,21 @@ def text_of(turns: Sequence[Turn]) -> str:
 
 
 def choose_diverse(tags: Mapping[str, Sequence[str]], number: int) -> list[str]:
-    """`number` prompts that cover many tags, complex ones first (Lu et al. 2023, InsTag).
+    """Selects `number` prompts that cover many tags, complex ones first (Lu et al. 2023, InsTag).
 
-    Prompts are ordered by how many tags they have (complexity). One pass takes each prompt that
-    brings a tag which this pass has not seen (diversity); then the tags are forgotten and the next
-    pass begins, until there are enough. Ties keep the order of `tags`.
+    Prompts are sorted by their number of tags (complexity). One pass takes each prompt that has a
+    tag new to this pass (diversity). Then the seen tags are cleared and the next pass starts, until
+    there are enough prompts. Ties keep the order of `tags`.
 
-    All passes are found in one: a prompt is taken in the first pass that has not seen all of its
-    tags, and what a pass sees depends on earlier prompts alone. So the time is linear in the number
-    of tags given, however many passes there are.
+    One loop computes all passes: a prompt is taken in the first pass that has not seen all of its
+    tags, and what a pass has seen depends only on earlier prompts. The time is therefore linear in
+    the number of tags, regardless of the number of passes.
 
     Args:
-      tags: prompt -> its tags. A prompt without tags comes last.
+      tags: prompt -> its tags. Prompts without tags come last.
 
     Raises:
-      DataError: fewer prompts than asked for.
+      DataError: there are fewer prompts than requested.
 
     Example:
       >>> choose_diverse({"a": ["math"], "b": ["math", "poem"], "c": ["code"]}, 2)
@@ -114,16 +114,16 @@ def choose_diverse(tags: Mapping[str, Sequence[str]], number: int) -> list[str]:
         (prompt for prompt in tags if tags[prompt]), key=lambda prompt: -len(set(tags[prompt]))
     )
     first_unseen: collections.Counter[str] = collections.Counter()  # tag -> pass
-    later: dict[str, set[int]] = collections.defaultdict(set)  # tag -> passes after that one
-    turn = []
+    later: dict[str, set[int]] = collections.defaultdict(set)  # tag -> later passes that saw it
+    passes = []
     for prompt in ordered:
-        turn.append(min(first_unseen[tag] for tag in tags[prompt]))
+        passes.append(min(first_unseen[tag] for tag in tags[prompt]))
         for tag in set(tags[prompt]):
-            later[tag].add(turn[-1])
+            later[tag].add(passes[-1])
             while first_unseen[tag] in later[tag]:
                 later[tag].remove(first_unseen[tag])
                 first_unseen[tag] += 1
-    chosen = [ordered[place] for place in np.argsort(turn, kind="stable")[:number]]
+    chosen = [ordered[index] for index in np.argsort(passes, kind="stable")[:number]]
     return chosen + [prompt for prompt in tags if not tags[prompt]][: number - len(chosen)]
 
 
@@ -135,43 +135,43 @@ def choose_weighted(
     balance: float = 1.0,
     complexity: float = 1.0,
 ) -> list[str]:
-    """`number` prompts drawn without replacement, each with the probability of its weight.
+    """Samples `number` prompts without replacement, with probabilities given by tag_weights.
 
-    A draw whose order says nothing: for rollouts that see every kind of prompt all the time, where
-    choose_diverse puts complex ones first. Weights are those of tag_weights; the draw is by
-    Gumbel-top-k (Efraimidis and Spirakis 2006), a function of (seed, the order of `tags`).
+    The order of the result is random, so rollouts see every kind of prompt at all times;
+    choose_diverse puts complex prompts first. The sampler is Gumbel-top-k (Efraimidis and Spirakis
+    2006), a function of the seed and the order of `tags`.
 
     Raises:
-      DataError: fewer prompts than asked for.
-      ConfigError: balance outside of [0, 1], complexity that is negative.
+      DataError: there are fewer prompts than requested.
+      ConfigError: balance is outside of [0, 1], or complexity is negative.
     """
     _check_number(tags, number, "choose_weighted(number)")
     weights = tag_weights(tags, balance=balance, complexity=complexity)
     keys = np.log(weights) + np.random.default_rng(seed).gumbel(size=len(weights))
     prompts = list(tags)
-    return [prompts[place] for place in np.argsort(-keys, kind="stable")[:number]]
+    return [prompts[index] for index in np.argsort(-keys, kind="stable")[:number]]
 
 
 def tag_weights(
     tags: Mapping[str, Sequence[str]], *, balance: float = 1.0, complexity: float = 1.0
 ) -> np.ndarray:
-    """How often each prompt should be drawn: float64 [prompts], sum 1, in the order of `tags`.
+    """Returns sampling probabilities of the prompts: float64 [prompts], in the order of `tags`.
 
-    weight(p) = n_p^(complexity - 1) * sum over the tags t of p of f_t^-balance, where f_t counts
-    the prompts that have t and n_p the tags of p. With both 1 it is exact: draw a tag, all alike,
-    then one of its prompts, all alike. balance=0 leaves tags as frequent as they are; between, a
-    tag is drawn in proportion to f_t^(1 - balance), as languages are for multilingual models.
-    complexity=0 takes the mean over a prompt's tags in place of the sum, so that their number does
-    not matter. Prompts without tags are one more kind, as if they had a tag of their own.
+    weight(p) = n_p^(complexity - 1) * sum over the tags t of p of f_t^-balance, where f_t is the
+    number of prompts with tag t and n_p the number of tags of p. If both parameters are 1, this
+    samples a tag uniformly, then one of its prompts uniformly. balance=0 keeps the tags'
+    frequencies. Values in between sample a tag in proportion to f_t^(1 - balance), as multilingual
+    models do with languages. complexity=0 takes the mean over a prompt's tags instead of the sum,
+    which removes the effect of their number. Prompts without tags share one tag.
 
     Raises:
-      ConfigError: balance outside of [0, 1], complexity that is negative.
+      ConfigError: balance is outside of [0, 1], or complexity is negative.
     """
     if not 0 <= balance <= 1 or not complexity >= 0:
         raise ConfigError(
             f"balance={balance}, complexity={complexity}.",
             "tag_weights",
-            "balance is from 0 to 1, complexity 0 or more.",
+            "set balance from 0 to 1, and complexity to 0 or more.",
         )
     given = [sorted(set(found)) or [None] for found in tags.values()]
     numbers: dict[str | None, int] = {}
@@ -190,5 +190,5 @@ def tag_weights(
 def _check_number(tags: Mapping[str, Sequence[str]], number: int, where: str) -> None:
     if number > len(tags):
         raise DataError(
-            f"{number} prompts wanted of {len(tags)}.", where, "ask for fewer, or tag more."
+            f"{number} prompts requested of {len(tags)}.", where, "request fewer, or tag more."
         )

@@ -1,4 +1,4 @@
-"""ReAct as text: tools described, a question asked, thoughts and calls read back. Report: 3.4.
+"""ReAct as text: renders the prompt with its tools and parses thoughts and calls. Report: 3.4.
 
 The prompt is the report's:
 
@@ -44,17 +44,17 @@ _LABEL = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Tool:
-    """What a model is told of a tool."""
+    """The description of a tool in the prompt."""
 
     name_for_human: str
     name_for_model: str
     description_for_model: str
-    # {"name", "description", "required", "schema": {"type": ...}} each; none: the input is plain
-    # text, such as code, and not JSON.
+    # Each is {"name", "description", "required", "schema": {"type": ...}}. Without parameters the
+    # input is plain text, such as code, and not JSON.
     parameters: tuple[dict[str, Any], ...] = ()
 
     def describe(self) -> str:
-        """The line of the prompt about it."""
+        """Returns the tool's line in the prompt."""
         text = (
             f"{self.name_for_model}: Call this tool to interact with the "
             f"{self.name_for_human} API. What is the {self.name_for_human} API useful for? "
@@ -80,7 +80,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Transcript:
-    """What follows a question: calls, if any, the last thought, the answer."""
+    """The model's output: calls, if any, the last thought and the final answer."""
 
     steps: tuple[Step, ...]
     thought: str
@@ -88,11 +88,11 @@ class Transcript:
 
 
 class Malformed(Exception):
-    """Text that is no transcript, or calls that its tools would refuse, and why."""
+    """Raised with the reason why text is not a transcript, or why a call is invalid."""
 
 
 def prompt(question: str, tools: Sequence[Tool]) -> str:
-    """The user's turn that asks `question` of a model with `tools`."""
+    """Returns the user turn that poses `question` to a model with `tools`."""
     return _PROMPT.format(
         tools="\n\n".join(tool.describe() for tool in tools),
         question=question,
@@ -101,29 +101,29 @@ def prompt(question: str, tools: Sequence[Tool]) -> str:
 
 
 def is_prompt(text: str) -> bool:
-    """Whether a user's turn is such a prompt."""
+    """Whether a user turn is a ReAct prompt."""
     return text.startswith(_PROMPT[: _PROMPT.index("{")])
 
 
 def parse(text: str) -> Transcript:
-    """(Thought, Action, Action Input, Observation) any number of times, Thought, Final Answer.
+    """Parses (Thought, Action, Action Input, Observation) repeated, then Thought, Final Answer.
 
     Raises:
-      Malformed: anything else, with what is missing or too much.
+      Malformed: the text has another form; the error names what is missing or extra.
     """
-    pieces = _LABEL.split(text.strip())
-    if pieces[0]:
+    parts = _LABEL.split(text.strip())
+    if parts[0]:
         raise Malformed("text before the first label")
     found = [
-        (label, content.strip()) for label, content in zip(pieces[1::2], pieces[2::2], strict=True)
+        (label, content.strip()) for label, content in zip(parts[1::2], parts[2::2], strict=True)
     ]
-    steps, begun = [], 0  # place of the thought that is open
+    steps, start = [], 0  # start: index of the current Thought
     if not found or found[-1][0] != "Final Answer":
         raise Malformed("no Final Answer at the end")
-    while begun < len(found):
-        labels = [label for label, _ in found[begun : begun + 4]]
-        contents = [content for _, content in found[begun : begun + 4]]
-        if labels[:2] == ["Thought", "Final Answer"] and begun + 2 == len(found):
+    while start < len(found):
+        labels = [label for label, _ in found[start : start + 4]]
+        contents = [content for _, content in found[start : start + 4]]
+        if labels[:2] == ["Thought", "Final Answer"] and start + 2 == len(found):
             if not contents[1]:
                 raise Malformed("an empty Final Answer")
             return Transcript(tuple(steps), contents[0], contents[1])
@@ -132,46 +132,46 @@ def parse(text: str) -> Transcript:
         if not all(contents[1:]):
             raise Malformed("an empty Action, Action Input or Observation")
         steps.append(Step(*contents))
-        begun += 4
+        start += 4
     raise Malformed("labels out of order")
 
 
 def check_calls(transcript: Transcript, tools: Sequence[Tool]) -> None:
-    """Whether every call names one of the tools, with an input of its form.
+    """Checks that every call names one of the tools and that its input is valid.
 
     Raises:
-      Malformed: the first that does not, and why.
+      Malformed: with the reason why the first bad call is invalid.
     """
     known = {tool.name_for_model: tool for tool in tools}
     for step in transcript.steps:
         tool = known.get(step.action)
         if tool is None:
-            raise Malformed("an Action that is none of the tools")
+            raise Malformed("an Action is not one of the tools")
         if not tool.parameters:
             continue
         try:
             arguments = json.loads(step.action_input)
         except (ValueError, RecursionError):
-            raise Malformed("an Action Input that is not JSON") from None
+            raise Malformed("an Action Input is not JSON") from None
         if not isinstance(arguments, dict):
-            raise Malformed("an Action Input that is not a JSON object")
+            raise Malformed("an Action Input is not a JSON object")
         names = {parameter["name"] for parameter in tool.parameters}
         needed = {parameter["name"] for parameter in tool.parameters if parameter.get("required")}
         if not needed <= arguments.keys():
-            raise Malformed("an Action Input without a required parameter")
+            raise Malformed("an Action Input lacks a required parameter")
         if not arguments.keys() <= names:
-            raise Malformed("an Action Input with an unknown parameter")
+            raise Malformed("an Action Input has an unknown parameter")
 
 
 def read_tools(path: str | os.PathLike) -> list[Tool]:
-    """Tools of a .json list or .jsonl file, in the fields of `Tool`.
+    """Reads tools from a .json list or a .jsonl file with the fields of `Tool`.
 
     Raises:
-      DataError: fields that are missing or of another form, or one name for two tools.
+      DataError: fields are missing or have the wrong type, or two tools share a name.
     """
     fields = ("name_for_human", "name_for_model", "description_for_model")
     tools = []
-    for place, row in read_rows(path):
+    for where, row in read_rows(path):
         texts = [row.get(field) for field in fields]
         parameters = row.get("parameters") or []
         if not all(isinstance(text, str) and text for text in texts) or not (
@@ -182,14 +182,14 @@ def read_tools(path: str | os.PathLike) -> list[Tool]:
             )
         ):
             raise DataError(
-                "this is no description of a tool.",
-                place,
-                "give name_for_human, name_for_model, description_for_model (texts) "
+                "this is not a tool description.",
+                where,
+                "set name_for_human, name_for_model, description_for_model (texts) "
                 "and parameters, a list of objects with a name.",
             )
         if texts[1] in {tool.name_for_model for tool in tools}:
-            raise DataError(f"{texts[1]!r} is the name of two tools.", place, "rename one.")
+            raise DataError(f"two tools are named {texts[1]!r}.", where, "rename one of them.")
         tools.append(Tool(**{field: row[field] for field in fields}, parameters=tuple(parameters)))
     if not tools:
-        raise DataError("there are no tools.", str(path), "describe one or more.")
+        raise DataError("there are no tools.", str(path), "describe at least one tool.")
     return tools

@@ -1,6 +1,6 @@
-"""Conversations -> packed rows for SFT: tokens, targets and what is to be learned. Report: 3.1.1.
+"""Packs conversations into SFT sequences with tokens, targets and loss weights. Report: 3.1.1.
 
-A conversation is a segment of its own, with positions from 0: none sees another.
+Each conversation is its own segment with positions from 0, so it never attends to another.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Batch
 
 MASKS: dict[str, Callable[[chatml.Rendered], np.ndarray]] = {
-    "assistant": chatml.loss_weights,  # the report's: system and user masked
-    "original": chatml.original_loss_weights,  # of the released script: every turn's markers too
+    "assistant": chatml.loss_weights,  # the report's: no loss on system and user
+    "original": chatml.original_loss_weights,  # the released script's: also on every turn's markers
 }
 
 
@@ -26,10 +26,10 @@ class Example:
     """One conversation as tokens."""
 
     tokens: np.ndarray  # int32 [n + 1]
-    weights: np.ndarray  # float32 [n + 1]; 1 where the token is to be learned
+    weights: np.ndarray  # float32 [n + 1]; 1 where the token is trained on
 
     def __len__(self) -> int:
-        return len(self.tokens) - 1  # inputs; the last token is a target alone
+        return len(self.tokens) - 1  # inputs; the last token is only a target
 
 
 def encode(
@@ -40,9 +40,10 @@ def encode(
     counts: Counts,
     mask: str = "assistant",
 ) -> Iterator[Example]:
-    """Examples of at most `context_length` inputs; cut on the right, never to nothing to learn.
+    """Yields examples of at most `context_length` inputs, truncated on the right.
 
-    What is cut, or dropped because the cut leaves no target, is in `counts`.
+    Conversations that would have no target left are skipped. Truncated and skipped ones are counted
+    in `counts`.
     """
     for conversation in conversations:
         rendered = chatml.render(conversation.turns, tokenizer)
@@ -50,31 +51,31 @@ def encode(
         if len(tokens) > context_length + 1:
             if not chatml.loss_weights(rendered)[1 : context_length + 1].any():
                 counts.kept -= 1
-                counts.skip(f"no answer within {context_length} tokens", conversation.place)
+                counts.skip(f"no response within {context_length} tokens", conversation.where)
                 continue
-            counts.change(f"cut to {context_length} tokens", conversation.place)
+            counts.change(f"truncated to {context_length} tokens", conversation.where)
             tokens, weights = tokens[: context_length + 1], weights[: context_length + 1]
         yield Example(tokens, weights)
 
 
 class PackedRows:
-    """Rows of several examples each; row r is a Batch of [T] arrays.
+    """Training sequences of several examples each; item r is a Batch of [T] arrays.
 
     Attributes:
-      efficiency: the share of positions that hold a token.
+      efficiency: fraction of positions that hold a token.
     """
 
     def __init__(self, examples: Sequence[Example], *, context_length: int, packed: bool = True):
         """
         Args:
-          packed: several to a row where they fit; otherwise one a row.
+          packed: puts several examples into a sequence where they fit; otherwise one each.
 
         Raises:
           DataError: there is no example.
         """
         if not examples:
             raise DataError(
-                "there is nothing to learn from.", "data", "look at what was skipped, and why."
+                "there is no example to train on.", "data", "see which rows were skipped, and why."
             )
         lengths = [len(example) for example in examples]
         self._examples, self._length = examples, context_length
@@ -84,30 +85,30 @@ class PackedRows:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, row: int) -> Batch:
-        if not 0 <= row < len(self._rows):
-            raise IndexError(row)
+    def __getitem__(self, index: int) -> Batch:
+        if not 0 <= index < len(self._rows):
+            raise IndexError(index)
         batch, start = self.padding, 0
-        for segment, index in enumerate(self._rows[row], 1):
-            example = self._examples[index]
-            place = slice(start, start + len(example))
-            batch.tokens[place] = example.tokens[:-1]
-            batch.targets[place] = example.tokens[1:]
-            batch.loss_weights[place] = example.weights[1:]
-            batch.segment_ids[place] = segment
-            batch.positions[place] = np.arange(len(example))
-            start = place.stop
+        for segment, member in enumerate(self._rows[index], 1):
+            example = self._examples[member]
+            span = slice(start, start + len(example))
+            batch.tokens[span] = example.tokens[:-1]
+            batch.targets[span] = example.tokens[1:]
+            batch.loss_weights[span] = example.weights[1:]
+            batch.segment_ids[span] = segment
+            batch.positions[span] = np.arange(len(example))
+            start = span.stop
         return batch
 
     @property
     def padding(self) -> Batch:
-        """A row of nothing."""
-        whole = [np.zeros(self._length, np.int32) for _ in range(4)]
+        """An empty sequence of weight 0."""
+        zeros = [np.zeros(self._length, np.int32) for _ in range(4)]
         return Batch(
-            tokens=whole[0],
-            targets=whole[1],
-            segment_ids=whole[2],
-            positions=whole[3],
+            tokens=zeros[0],
+            targets=zeros[1],
+            segment_ids=zeros[2],
+            positions=zeros[3],
             loss_weights=np.zeros(self._length, np.float32),
         )
 

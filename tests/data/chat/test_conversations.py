@@ -1,5 +1,4 @@
-"""Conversations: every format to the same turns,
-and what cannot be learned from counted by reason."""
+"""Conversations: all formats give the same turns, and unusable rows are counted by reason."""
 
 import gzip
 import json
@@ -29,13 +28,13 @@ SAME = [
 
 
 @pytest.mark.parametrize("row", SAME, ids=["messages", "ShareGPT", "Alpaca"])
-def test_each_format_gives_the_same_turns(row):
+def test_turns_of_gives_the_same_turns_for_each_format(row):
     turns = turns_of(row, "here")
     assert [(role, text.replace("\n", " ")) for role, text in turns] == TURNS
     assert turns_of(row | {"system": "Be brief."}, "here")[0] == ("system", "Be brief.")
 
 
-def test_tools_and_their_answers_are_turns():
+def test_turns_of_makes_tools_and_their_outputs_turns():
     row = {
         "tools": [{"name": "add"}],
         "conversations": [
@@ -58,31 +57,31 @@ def test_tools_and_their_answers_are_turns():
 @pytest.mark.parametrize(
     "roles, reason",
     [
-        ("u", "without an assistant"),
-        ("", "without an assistant"),
-        ("a", "broken order"),
-        ("uu a", "broken order"),
-        ("uaa", "broken order"),
-        ("usa", "not the first"),
-        ("ue", "empty answer"),
+        ("u", "no assistant turn"),
+        ("", "no assistant turn"),
+        ("a", "do not alternate"),
+        ("uu a", "do not alternate"),
+        ("uaa", "do not alternate"),
+        ("usa", "after the first turn"),
+        ("ue", "empty response"),
     ],
 )
-def test_turns_that_cannot_be_learned_from_say_why(roles, reason):
-    words = {
+def test_check_turns_gives_the_reason_for_skipping(roles, reason):
+    turns = {
         "u": ("user", "x"),
         "a": ("assistant", "y"),
         "s": ("system", "z"),
         "e": ("assistant", " \n"),
     }
     with pytest.raises(Skipped, match=reason):
-        check_turns([words[letter] for letter in roles.replace(" ", "")])
+        check_turns([turns[letter] for letter in roles.replace(" ", "")])
 
 
-def test_a_question_without_an_answer_at_the_end_is_cut():
+def test_check_turns_drops_a_last_turn_without_a_response():
     assert check_turns(TURNS[:3]) == tuple(TURNS[:2])
 
 
-def test_bad_rows_are_counted_and_named_and_the_rest_is_read(tmp_path):
+def test_read_conversations_counts_and_names_bad_rows(tmp_path):
     rows = [
         *SAME,
         {"messages": [{"role": "user", "content": "?"}]},
@@ -95,9 +94,9 @@ def test_bad_rows_are_counted_and_named_and_the_rest_is_read(tmp_path):
     counts = Counts()
     assert len(list(read_conversations([plain, packed], counts))) == counts.kept == 6
     assert counts.skipped == {
-        "without an assistant's turn": 2,
+        "no assistant turn": 2,
         "unknown role 'emperor'": 2,
-        "turns that are no list": 2,
+        "turns are not a list": 2,
     }
     assert "a.jsonl line 4" in str(counts) and "2 skipped: unknown role" in str(counts)
 
@@ -107,13 +106,13 @@ def test_bad_rows_are_counted_and_named_and_the_rest_is_read(tmp_path):
     [
         ("x.json", "{}", "no list"),
         ("x.jsonl", '{"messages": ', "broke off|not a line"),
-        ("x.json", '[{"text": "a"}]', "no known format"),
+        ("x.json", '[{"text": "a"}]', "unknown format"),
         ("x.json", "[1]", "not an object"),
         ("x.csv", "a", "not a kind"),
         ("x.json", '[{"messages": []}]', "no conversation can be used"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_an_error(tmp_path, name, text, message):
+def test_read_conversations_rejects_an_unusable_file(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
         list(read_conversations([tmp_path / name], Counts()))

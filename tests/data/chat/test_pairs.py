@@ -1,4 +1,4 @@
-"""Comparisons: every format to the same pairs, and rows whose ends and masks are right."""
+"""Pairs: all formats give the same pairs, and PairRows has the right ends and masks."""
 
 import collections
 import json
@@ -17,7 +17,7 @@ HH = {
     "chosen": "\n\nHuman: Hi\n\nAssistant: Hello. \t\n\nHuman: Sum: 1 2\n\nAssistant: 3",
     "rejected": "\n\nHuman: Hi\n\nAssistant: Hello. \t\n\nHuman: Sum: 1 2\n\nAssistant: 4",
 }
-TALK = {
+CONVERSATION = {
     "conversations": [
         {"from": "human", "value": "Hi"},
         {"from": "gpt", "value": "Hello."},
@@ -26,7 +26,7 @@ TALK = {
 }
 SAME = {
     "HH": HH,
-    "ShareGPT": TALK
+    "ShareGPT": CONVERSATION
     | {"chosen": {"from": "gpt", "value": "3"}, "rejected": {"from": "gpt", "value": "4"}},
     "messages": {
         "messages": [
@@ -54,14 +54,14 @@ def write(folder, rows):
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_each_format_gives_the_same_pair(tmp_path, name):
+def test_read_pairs_gives_the_same_pair_for_each_format(tmp_path, name):
     (pair,) = read_pairs([write(tmp_path, [SAME[name]])], Counts())
     assert pair.prompt == (("user", "Hi"), ("assistant", "Hello."), ("user", "Sum: 1 2"))
     assert (pair.chosen, pair.rejected) == ("3", "4")
 
 
 @pytest.mark.parametrize("label, chosen", [(1, "A"), (0, "B")])
-def test_the_label_of_shp_is_1_where_a_is_preferred(tmp_path, label, chosen):
+def test_read_pairs_takes_shp_label_1_as_a_preferred(tmp_path, label, chosen):
     row = {
         "history": "Why?",
         "human_ref_A": "A",
@@ -76,32 +76,35 @@ def test_the_label_of_shp_is_1_where_a_is_preferred(tmp_path, label, chosen):
 
 BAD = [
     ({"prompt": "Hi", "chosen": "a", "rejected": "a"}, "chosen and rejected are equal"),
-    ({"prompt": "Hi", "chosen": "a", "rejected": " \n"}, "an empty answer"),
-    ({"prompt": "Hi", "chosen": None, "rejected": "a"}, "an answer that is not text"),
-    (TALK | {"conversations": [], "chosen": "a", "rejected": "b"}, "broken order of roles"),
+    ({"prompt": "Hi", "chosen": "a", "rejected": " \n"}, "an empty response"),
+    ({"prompt": "Hi", "chosen": None, "rejected": "a"}, "a response is not text"),
+    (
+        CONVERSATION | {"conversations": [], "chosen": "a", "rejected": "b"},
+        "roles do not alternate",
+    ),
     (
         HH | {"rejected": HH["rejected"].replace("Hi", "Ho")},
-        "two dialogues that differ before the last answer",
+        "the dialogues differ before the last response",
     ),
-    (HH | {"rejected": "\n\nHuman: Hi"}, "without an assistant's turn"),
+    (HH | {"rejected": "\n\nHuman: Hi"}, "no assistant turn"),
     (
         {"history": "?", "human_ref_A": "a", "human_ref_B": "b", "labels": 7},
-        "a label that is neither 0 nor 1",
+        "the label is neither 0 nor 1",
     ),
     ({"history": None, "human_ref_A": "a", "human_ref_B": "b", "labels": 1}, "a turn without text"),
 ]
 
 
 @pytest.mark.parametrize("row, reason", BAD, ids=[reason for _, reason in BAD])
-def test_a_pair_that_says_nothing_is_skipped_with_its_reason(tmp_path, row, reason):
+def test_read_pairs_skips_an_unusable_row_with_its_reason(tmp_path, row, reason):
     counts = Counts()
     path = write(tmp_path, [HH, row, row])
     assert len(list(read_pairs([path], counts))) == counts.kept == 1
     assert counts.skipped == {reason: 2} and "line 2" in str(counts)
 
 
-def test_a_file_without_pairs_is_an_error(tmp_path):
-    with pytest.raises(DataError, match="no known format; the row has text"):
+def test_read_pairs_rejects_a_file_without_pairs(tmp_path):
+    with pytest.raises(DataError, match="unknown format: the row has the keys text"):
         list(read_pairs([write(tmp_path, [{"text": "a"}])], Counts()))
     with pytest.raises(DataError, match="no pair can be used: 0 kept; 1 skipped"):
         list(read_pairs([write(tmp_path, [BAD[0][0]])], Counts()))
@@ -111,7 +114,7 @@ def test_a_file_without_pairs_is_an_error(tmp_path):
     "name, pairs",
     [("dpo_en_demo.json", 300), ("dpo_zh_demo.json", 300), ("hh_harmless_test.jsonl.gz", 2312)],
 )
-def test_real_files_are_read_and_what_is_dropped_is_counted(shared, name, pairs):
+def test_read_pairs_counts_what_it_drops_of_real_files(shared, name, pairs):
     counts = Counts()
     found = list(read_pairs([shared / "data" / "preference" / name], counts))
     assert len(found) + counts.skipped.total() == pairs
@@ -129,17 +132,17 @@ def rows_of(*pairs, context_length=128):
     return PairRows(pairs, TOKENIZER, context_length=context_length, counts=counts), counts
 
 
-def test_a_row_holds_the_dialogue_up_to_the_answers_end_token():
+def test_pair_rows_hold_the_dialogue_up_to_the_end_token_of_the_response():
     rows, _ = rows_of(PAIR)
     batch = rows[0]
-    for side, answer in enumerate(("yes!", "no")):
+    for side, response in enumerate(("yes!", "no")):
         n = batch.end[side] + 1
-        whole = chatml.render([*PAIR.prompt, ("assistant", answer)], TOKENIZER).tokens
-        np.testing.assert_array_equal(batch.tokens[side, :n], whole[:-1])  # but for the line end
+        full = chatml.render([*PAIR.prompt, ("assistant", response)], TOKENIZER).tokens
+        np.testing.assert_array_equal(batch.tokens[side, :n], full[:-1])  # without the line end
         assert batch.tokens[side, batch.end[side]] == TOKENIZER.im_end
         assert batch.segment_ids[side].tolist() == [1] * n + [0] * (128 - n)
         learned = batch.targets[side][batch.answer_weights[side] == 1]
-        assert TOKENIZER.decode(learned) == f"{answer}<|im_end|>"
+        assert TOKENIZER.decode(learned) == f"{response}<|im_end|>"
         np.testing.assert_array_equal(batch.targets[side, : n - 1], batch.tokens[side, 1:n])
         assert batch.answer_weights[side, n - 1 :].sum() == 0
     assert batch.weights == 1 and rows.padding.weights == 0
@@ -147,25 +150,25 @@ def test_a_row_holds_the_dialogue_up_to_the_answers_end_token():
         rows[1]
 
 
-def test_a_long_prompt_is_cut_on_the_left_alike_for_both_answers():
+def test_pair_rows_truncate_a_long_prompt_on_the_left_by_the_same_length():
     rows, counts = rows_of(PAIR, context_length=32)
     batch = rows[0]
-    assert counts.changed == {"prompt cut on the left to fit 32 tokens": 1} and counts.kept == 1
+    assert counts.changed == {"prompt truncated to fit 32 tokens": 1} and counts.kept == 1
     assert batch.end.tolist() == [31, 29]
     starts = [int(np.flatnonzero(weights)[0]) for weights in batch.answer_weights]
     assert starts[0] == starts[1]
     np.testing.assert_array_equal(
         batch.tokens[0, : starts[0] + 1], batch.tokens[1, : starts[0] + 1]
     )
-    for side, answer in enumerate(("yes!", "no")):
+    for side, response in enumerate(("yes!", "no")):
         learned = batch.targets[side][batch.answer_weights[side] == 1]
-        assert TOKENIZER.decode(learned) == f"{answer}<|im_end|>"
+        assert TOKENIZER.decode(learned) == f"{response}<|im_end|>"
 
 
-def test_an_answer_that_does_not_fit_is_dropped_and_counted():
+def test_pair_rows_skip_a_response_that_does_not_fit():
     long = Pair(PAIR.prompt, "x" * 40, "no", "there")
     rows, counts = rows_of(PAIR, long, context_length=32)
     assert len(rows) == 1 == counts.kept
-    assert counts.skipped == collections.Counter({"an answer of 32 tokens or more": 1})
-    with pytest.raises(DataError, match="nothing to learn from"):
+    assert counts.skipped == collections.Counter({"a response of 32 tokens or more": 1})
+    with pytest.raises(DataError, match="no pair to train on"):
         rows_of(long, context_length=32)

@@ -1,4 +1,4 @@
-"""Prompts: read and rendered for an answer, long ones counted; chosen over thousands of tags."""
+"""Prompts: reading and rendering them, and selection over thousands of tags."""
 
 import collections
 import json
@@ -26,7 +26,7 @@ def read(tmp_path, rows, max_tokens=1000):
     ], counts
 
 
-def test_every_format_ends_where_the_model_answers(tmp_path):
+def test_read_prompts_ends_each_format_with_the_assistant_header(tmp_path):
     want = f"{SYSTEM}<|im_start|>user\n1+2?<|im_end|>\n<|im_start|>assistant\n"
     texts, counts = read(
         tmp_path,
@@ -45,7 +45,7 @@ def test_every_format_ends_where_the_model_answers(tmp_path):
     assert texts == [want] * 4 and counts.kept == 4
 
 
-def test_what_is_too_long_or_no_question_is_counted(tmp_path):
+def test_read_prompts_counts_long_rows_and_rows_without_a_prompt(tmp_path):
     texts, counts = read(
         tmp_path,
         [
@@ -57,12 +57,12 @@ def test_what_is_too_long_or_no_question_is_counted(tmp_path):
         max_tokens=100,
     )
     assert len(texts) == counts.kept == 1
-    assert counts.skipped == {"longer than 100 tokens": 1, "without a question": 2}
+    assert counts.skipped == {"longer than 100 tokens": 1, "no prompt": 2}
     with pytest.raises(DataError, match="no prompt can be used"):
         read(tmp_path, [{"prompt": "b" * 60}], max_tokens=100)
 
 
-def test_real_conversations_are_prompts(shared):
+def test_read_prompts_reads_real_conversations(shared):
     counts = Counts()
     found = list(
         read_prompts(
@@ -79,7 +79,7 @@ def test_real_conversations_are_prompts(shared):
     )
 
 
-def test_ties_complexity_and_prompts_without_tags():
+def test_choose_diverse_orders_by_complexity_ties_and_no_tags():
     tags = {
         "none": [],
         "a": ["math"],
@@ -90,17 +90,18 @@ def test_ties_complexity_and_prompts_without_tags():
     }
     assert choose_diverse(tags, 2) == ["b", "c"]  # two tags first; then the first with a new one
     assert choose_diverse(tags, 6) == ["b", "c", "a", "e", "d", "none"]
-    with pytest.raises(DataError, match="7 prompts wanted of 6"):
+    with pytest.raises(DataError, match="7 prompts requested of 6"):
         choose_diverse(tags, 7)
 
 
-def test_thousands_of_tags_are_covered_sooner_than_by_chance():
-    """6,600 tags, as in the report, used as unevenly as words are."""
-    draw, rng = random.Random(0), np.random.default_rng(0)
+def test_choose_diverse_covers_thousands_of_tags_sooner_than_random():
+    """6,600 tags, as in the report, with the frequencies of words (Zipf)."""
+    random_state, rng = random.Random(0), np.random.default_rng(0)
     weights = 1 / np.arange(1, 6601)
-    drawn = rng.choice(6600, size=(20_000, 5), p=weights / weights.sum())
+    sampled = rng.choice(6600, size=(20_000, 5), p=weights / weights.sum())
     tags = {
-        f"prompt {i}": [f"tag {t}" for t in row[: draw.randrange(6)]] for i, row in enumerate(drawn)
+        f"prompt {i}": [f"tag {t}" for t in row[: random_state.randrange(6)]]
+        for i, row in enumerate(sampled)
     }
     chosen = choose_diverse(tags, 2000)
     assert len(set(chosen)) == 2000 and chosen == choose_diverse(tags, 2000)
@@ -108,21 +109,20 @@ def test_thousands_of_tags_are_covered_sooner_than_by_chance():
     def covered(prompts):
         return len({tag for prompt in prompts for tag in tags[prompt]})
 
-    by_chance = covered(draw.sample(sorted(tags), 2000))
-    assert covered(chosen) > 1.5 * by_chance
+    assert covered(chosen) > 1.5 * covered(random_state.sample(sorted(tags), 2000))
 
     def share(prompts):
         counter = collections.Counter(tag for prompt in prompts for tag in set(tags[prompt]))
         return counter.most_common(1)[0][1] / counter.total()
 
-    # Balanced: the most common tag has a smaller part than in the data.
+    # Balanced: the share of the most common tag is smaller than in the data.
     assert share(chosen) < 0.8 * share(tags)
-    # Complex: more tags each than in the data.
+    # Complex: more tags per prompt than in the data.
     assert np.mean([len(set(tags[p])) for p in chosen]) > np.mean(
         [len(set(t)) for t in tags.values()]
     )
 
 
-def test_one_tag_for_all_keeps_the_order():
+def test_choose_diverse_keeps_the_order_if_all_have_one_tag():
     chosen = choose_diverse({str(i): ["same"] for i in range(1000)}, 300)
     assert chosen == [str(i) for i in range(300)]

@@ -1,4 +1,4 @@
-"""SFT rows: the loss is on the answers alone, and packing changes nothing but the padding."""
+"""SFT rows: the loss is only on responses, and packing changes only the padding."""
 
 import random
 import unicodedata
@@ -30,24 +30,26 @@ def tokenizer() -> Tokenizer:
 
 
 @pytest.mark.parametrize("name", CHAT)
-def test_what_is_learned_of_real_conversations_is_the_assistants_turns(shared, name):
+def test_encode_trains_only_on_assistant_turns_of_real_conversations(shared, name):
     qwen = Tokenizer.from_file(shared / "reference" / "qwen.tiktoken")
     counts = Counts()
-    talks = list(read_conversations([shared / "data" / "chat" / name], counts))[:300]
-    examples = list(encode(talks, qwen, context_length=1 << 20, counts=counts))
-    assert len(examples) == len(talks) >= 290
-    for talk, example in zip(talks, examples, strict=True):
-        answers = "".join(text + "<|im_end|>" for role, text in talk.turns if role == "assistant")
+    conversations = list(read_conversations([shared / "data" / "chat" / name], counts))[:300]
+    examples = list(encode(conversations, qwen, context_length=1 << 20, counts=counts))
+    assert len(examples) == len(conversations) >= 290
+    for conversation, example in zip(conversations, examples, strict=True):
+        responses = "".join(
+            text + "<|im_end|>" for role, text in conversation.turns if role == "assistant"
+        )
         assert qwen.decode(example.tokens[example.weights == 1]) == unicodedata.normalize(
-            "NFC", answers
+            "NFC", responses
         )
 
 
-def test_real_conversations_fill_the_rows(shared):
+def test_packed_rows_waste_little_on_real_conversations(shared):
     qwen = Tokenizer.from_file(shared / "reference" / "qwen.tiktoken")
     counts = Counts()
-    talks = read_conversations([shared / "data" / "chat" / name for name in CHAT], counts)
-    examples = list(encode(talks, qwen, context_length=2048, counts=counts))
+    conversations = read_conversations([shared / "data" / "chat" / name for name in CHAT], counts)
+    examples = list(encode(conversations, qwen, context_length=2048, counts=counts))
     rows = PackedRows(examples, context_length=2048)
     assert rows.efficiency >= 0.98
     assert sum(len(example) for example in examples) == sum(
@@ -55,7 +57,7 @@ def test_real_conversations_fill_the_rows(shared):
     )
 
 
-def test_the_original_mask_keeps_every_turns_markers(tokenizer):
+def test_original_loss_weights_keep_the_markers_of_every_turn(tokenizer):
     rendered = render(TURNS, tokenizer)
     kept = tokenizer.decode(rendered.tokens[original_loss_weights(rendered) == 1])
     assert kept == (
@@ -66,34 +68,34 @@ def test_the_original_mask_keeps_every_turns_markers(tokenizer):
     )
 
 
-def test_what_is_too_long_is_cut_and_never_to_nothing_to_learn(tokenizer):
-    long_answer = Conversation((("user", "Hi"), ("assistant", "x" * 500)), "a")
-    long_question = Conversation((("user", "x" * 500), ("assistant", "Hi")), "b")
+def test_encode_truncates_long_examples_and_skips_those_without_targets(tokenizer):
+    long_response = Conversation((("user", "Hi"), ("assistant", "x" * 500)), "a")
+    long_prompt = Conversation((("user", "x" * 500), ("assistant", "Hi")), "b")
     counts = Counts(kept=2)
-    (example,) = encode([long_answer, long_question], tokenizer, context_length=128, counts=counts)
+    (example,) = encode([long_response, long_prompt], tokenizer, context_length=128, counts=counts)
     assert len(example) == 128 and example.weights.sum() > 0
-    assert counts.kept == 1 and counts.changed == {"cut to 128 tokens": 1}
-    assert counts.skipped == {"no answer within 128 tokens": 1}
-    with pytest.raises(DataError, match="nothing to learn"):
+    assert counts.kept == 1 and counts.changed == {"truncated to 128 tokens": 1}
+    assert counts.skipped == {"no response within 128 tokens": 1}
+    with pytest.raises(DataError, match="no example to train on"):
         PackedRows([], context_length=128)
 
 
 def random_examples(tokenizer, number=12):
-    draw = random.Random(0)
-    talks = [
+    rng = random.Random(0)
+    conversations = [
         Conversation(
             (
-                ("user", "q" * draw.randrange(1, 20)),
-                ("assistant", "".join(draw.choices("abc ", k=draw.randrange(1, 60))) + "."),
+                ("user", "q" * rng.randrange(1, 20)),
+                ("assistant", "".join(rng.choices("abc ", k=rng.randrange(1, 60))) + "."),
             ),
             str(i),
         )
         for i in range(number)
     ]
-    return list(encode(talks, tokenizer, context_length=256, counts=Counts(kept=number)))
+    return list(encode(conversations, tokenizer, context_length=256, counts=Counts(kept=number)))
 
 
-def test_packed_and_unpacked_gradients_are_equal(tokenizer):
+def test_packed_rows_have_the_gradients_of_unpacked_ones(tokenizer):
     config = sizes.TINY.__class__(**{**vars(sizes.TINY), "vocab_size": 512, "context_length": 256})
     params = init_params(config, jax.random.key(0))
     objective = make_objective(config)
@@ -109,33 +111,33 @@ def test_packed_and_unpacked_gradients_are_equal(tokenizer):
         return jax.value_and_grad(mean)(params)
 
     packed = PackedRows(examples, context_length=256)
-    alone = PackedRows(examples, context_length=256, packed=False)
-    assert len(packed) < len(alone) == len(examples)
-    (loss, grads), (want_loss, want_grads) = gradient(packed), gradient(alone)
+    unpacked = PackedRows(examples, context_length=256, packed=False)
+    assert len(packed) < len(unpacked) == len(examples)
+    (loss, grads), (want_loss, want_grads) = gradient(packed), gradient(unpacked)
     np.testing.assert_allclose(loss, want_loss, rtol=1e-6)
     for got, want in zip(jax.tree.leaves(grads), jax.tree.leaves(want_grads), strict=True):
         np.testing.assert_allclose(got, want, atol=1e-6)
 
 
-def test_packing_holds_every_example_once_and_wastes_little():
-    draw = random.Random(0)
-    lengths = [min(2048, int(draw.lognormvariate(5.5, 1)) + 1) for _ in range(3000)]
-    rows = pack(lengths, 2048)
-    assert sorted(index for row in rows for index in row) == list(range(3000))
-    assert max(sum(lengths[i] for i in row) for row in rows) <= 2048
-    assert len(rows) <= -(-sum(lengths) // 2048) + 2
+def test_pack_keeps_every_example_once_and_wastes_little():
+    rng = random.Random(0)
+    lengths = [min(2048, int(rng.lognormvariate(5.5, 1)) + 1) for _ in range(3000)]
+    bins = pack(lengths, 2048)
+    assert sorted(index for packed in bins for index in packed) == list(range(3000))
+    assert max(sum(lengths[i] for i in packed) for packed in bins) <= 2048
+    assert len(bins) <= -(-sum(lengths) // 2048) + 2
 
 
-def test_batches_depend_on_the_seed_and_the_step_alone(tokenizer):
+def test_batches_depend_only_on_the_seed_and_the_step(tokenizer):
     rows = PackedRows(random_examples(tokenizer), context_length=256, packed=False)
 
-    def make(rows_here=None, seed=0):
-        return Batches(rows, batch_size=4, seed=seed, collate=stack_trees, rows=rows_here)
+    def make(host_rows=None, seed=0):
+        return Batches(rows, batch_size=4, seed=seed, collate=stack_trees, rows=host_rows)
 
     with make().iterate(start_step=2) as stream:
         third = next(stream)
     assert np.array_equal(third.tokens, make().batch(2).tokens)
-    halves = [make(rows_here=(2 * i, 2 * i + 1)).batch(2).tokens for i in range(2)]
+    halves = [make(host_rows=(2 * i, 2 * i + 1)).batch(2).tokens for i in range(2)]
     assert np.array_equal(np.concatenate(halves), third.tokens)
     epoch = np.concatenate([make().batch(step).tokens for step in range(3)])
     assert len({row.tobytes() for row in epoch}) == len(
@@ -144,7 +146,7 @@ def test_batches_depend_on_the_seed_and_the_step_alone(tokenizer):
     assert not np.array_equal(make(seed=1).batch(2).tokens, third.tokens)
 
 
-def test_evaluation_sees_every_row_once_and_fills_up_with_nothing(tokenizer):
+def test_eval_batches_have_every_row_once_and_empty_padding(tokenizer):
     rows = PackedRows(random_examples(tokenizer), context_length=256, packed=False)
     batches = list(eval_batches(rows, 8, 10))
     assert [batch.tokens.shape for batch in batches] == [(8, 256)] * 2
@@ -153,7 +155,7 @@ def test_evaluation_sees_every_row_once_and_fills_up_with_nothing(tokenizer):
     )
 
 
-def test_a_preview_marks_what_is_learned(tokenizer):
+def test_preview_marks_the_trained_tokens(tokenizer):
     rendered = render(TURNS[:2], tokenizer)
     weights = np.zeros(len(rendered.tokens), np.float32)
     span = rendered.spans[-1]
