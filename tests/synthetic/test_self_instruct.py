@@ -334,7 +334,7 @@ def test_self_instruct_samples_pass_the_rules_and_rejections_are_counted(tmp_pat
     for reason in (
         "too similar to an earlier one",
         "forbidden word 'draw'",
-        "an Action is not one of the tools",
+        "an Action is none of the tools",
         "no Final Answer at the end",
         "a truncated answer",
         "an empty answer",
@@ -523,8 +523,8 @@ def test_read_seeds_reads_every_format(tmp_path):
     assert react.read_tools(tools) == [react.Tool("Foo", "foo", "d")]
     for wrong, message in (
         ([fields, fields], "two tools"),
-        ([{}], "no description"),
-        ([fields | {"parameters": ["x"]}], "no description"),
+        ([{}], "not a tool description"),
+        ([fields | {"parameters": ["x"]}], "not a tool description"),
         ([], "no tools"),
     ):
         tools.write_text(json.dumps(wrong))

@@ -76,7 +76,7 @@ def test_tag_weights_sample_a_tag_and_then_a_prompt():
     np.testing.assert_allclose(tag_weights(tags, complexity=0), np.array([1, 2, 1, 3]) / 7)
     np.testing.assert_allclose(tag_weights(tags, balance=0, complexity=0), np.full(4, 0.25))
     for wrong in ({"balance": 1.1}, {"complexity": -1}):
-        with pytest.raises(ConfigError, match="balance is from 0 to 1"):
+        with pytest.raises(ConfigError, match="set balance from 0 to 1"):
             tag_weights(tags, **wrong)
 
 

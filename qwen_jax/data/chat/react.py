@@ -146,7 +146,7 @@ def check_calls(transcript: Transcript, tools: Sequence[Tool]) -> None:
     for step in transcript.steps:
         tool = known.get(step.action)
         if tool is None:
-            raise Malformed("an Action is not one of the tools")
+            raise Malformed("an Action is none of the tools")
         if not tool.parameters:
             continue
         try:
@@ -158,9 +158,9 @@ def check_calls(transcript: Transcript, tools: Sequence[Tool]) -> None:
         names = {parameter["name"] for parameter in tool.parameters}
         needed = {parameter["name"] for parameter in tool.parameters if parameter.get("required")}
         if not needed <= arguments.keys():
-            raise Malformed("an Action Input lacks a required parameter")
+            raise Malformed("an Action Input without a required parameter")
         if not arguments.keys() <= names:
-            raise Malformed("an Action Input has an unknown parameter")
+            raise Malformed("an Action Input with an unknown parameter")
 
 
 def read_tools(path: str | os.PathLike) -> list[Tool]:
