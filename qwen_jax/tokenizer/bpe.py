@@ -1,4 +1,4 @@
-"""Byte-level BPE with Qwen's pre-tokenization, on tiktoken. Report: 2.2."""
+"""Byte-level BPE with Qwen's pre-tokenization, based on tiktoken. Report: 2.2."""
 
 import base64
 import binascii
@@ -17,7 +17,7 @@ import tiktoken
 from qwen_jax.errors import TokenizerError
 from qwen_jax.utils.files import atomic_write
 
-# Cuts a text into the words that BPE works in; a number is cut into single digits.
+# Splits text into the words that BPE merges within. Numbers are split into single digits.
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -29,35 +29,37 @@ SPECIAL_TOKENS = (
     *(f"<|extra_{i}|>" for i in range(205)),
 )
 
-# tiktoken's regex fails on 10^6 blanks in a row (its stack of places to return to overflows), so
-# runs longer than this do not pass through it; see _long_runs.
-_LONGEST_RUN = 100_000
-# What \s of the pattern matches, without \r and \n. Python's own \s differs (\x1c to \x1f).
+# tiktoken's regex fails on 10^6 blanks in a row (its backtracking stack overflows), so longer runs
+# than this bypass it; see _long_runs.
+_MAX_RUN = 100_000
+# What \s in PATTERN matches, without \r and \n. Python's \s differs (\x1c to \x1f).
 _BLANK = r"[\t\v\f \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 
 
 def read_ranks(path: str | os.PathLike, *, sha256: str | None = None) -> dict[bytes, int]:
-    """token -> rank of a .tiktoken file: a line for each token, base64 and rank, by rank.
+    """Reads a .tiktoken file into token -> rank. Each line is a token in base64 and its rank.
 
-    Always reads `path` itself: tiktoken's own loader returns a copy that it made the first time.
+    Always reads `path`, while tiktoken's loader returns a cached copy after the first read.
 
     Args:
-      sha256: hex digest that the file must have.
+      sha256: expected hex digest of the file; None: not checked.
 
     Raises:
-      TokenizerError: no such file, another digest, or a line that is damaged, a repeated token, a
-        rank that is not the line's place, or a single byte without a token.
+      TokenizerError: no such file, another digest, a damaged line, a repeated token, a rank that
+        is not the line number, or a single byte that is not a token.
     """
     path = pathlib.Path(path)
     if not path.is_file():
-        raise TokenizerError("there is no such file.", str(path), "pass a .tiktoken file.")
+        raise TokenizerError(
+            "there is no such file.", str(path), "pass the path of a .tiktoken file."
+        )
     data = path.read_bytes()
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256.lower():
         raise TokenizerError(
             f"the file's SHA-256 is {found}, not {sha256}.",
             str(path),
-            "fetch it again, or pass the digest of the file that you mean.",
+            "download it again, or pass the digest of the intended file.",
         )
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(data.splitlines(), start=1):
@@ -65,9 +67,9 @@ def read_ranks(path: str | os.PathLike, *, sha256: str | None = None) -> dict[by
         token = _parse(line, number - 1, where)
         if token in ranks:
             raise TokenizerError(
-                f"the token {token!r} stands on line {ranks[token] + 1} already.",
+                f"the token {token!r} is already on line {ranks[token] + 1}.",
                 where,
-                "fetch or write the file again.",
+                "download or write the file again.",
             )
         ranks[token] = number - 1
     _check_ranks(ranks, str(path))
@@ -75,10 +77,10 @@ def read_ranks(path: str | os.PathLike, *, sha256: str | None = None) -> dict[by
 
 
 def write_ranks(path: str | os.PathLike, ranks: Mapping[bytes, int]) -> None:
-    """Writes `ranks` as a .tiktoken file; an interrupted write leaves the old file as it was.
+    """Writes `ranks` as a .tiktoken file, atomically.
 
     Raises:
-      TokenizerError: the ranks are not 0, 1, 2 ..., or a single byte has no token.
+      TokenizerError: the ranks are not 0, 1, 2 ..., or a single byte is not a token.
     """
     _check_ranks(ranks, "ranks")
     with atomic_write(path) as file:
@@ -87,11 +89,11 @@ def write_ranks(path: str | os.PathLike, ranks: Mapping[bytes, int]) -> None:
 
 
 class Tokenizer:
-    """Text <-> ids. Special tokens that stand in a text are text, unless a caller asks otherwise.
+    """Converts text to ids and back. Special tokens in text are encoded as text by default.
 
     Args:
       mergeable_ranks: token -> rank, which is its id.
-      special_tokens: names that take the ids after the ranks, or name -> id. None: Qwen's own.
+      special_tokens: names, numbered after the ranks, or name -> id. None: Qwen's.
 
     Example:
       >>> tokenizer = Tokenizer.from_file("qwen.tiktoken")  # doctest: +SKIP
@@ -99,8 +101,8 @@ class Tokenizer:
       [9707, 11, 1879, 0]
 
     Raises:
-      TokenizerError: ranks that are not 0, 1, 2 ..., a byte without a token, or special tokens
-        that share an id.
+      TokenizerError: the ranks are not 0, 1, 2 ..., a byte is not a token, or special tokens share
+        an id.
 
     Report: 2.2.
     """
@@ -131,18 +133,18 @@ class Tokenizer:
         sha256: str | None = None,
         special_tokens: Iterable[str] | Mapping[str, int] | None = None,
     ) -> "Tokenizer":
-        """The tokenizer of a .tiktoken file; see read_ranks for what it raises."""
+        """Loads a .tiktoken file. Raises as read_ranks does."""
         return cls(read_ranks(path, sha256=sha256), special_tokens)
 
     def __reduce__(self):
         return type(self), (self.mergeable_ranks, self.special_tokens)
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """The ids of `text` in normal form C.
+        """Returns the ids of `text` in normal form C (NFC).
 
         Args:
-          text: any string; lone surrogates count as U+FFFD.
-          allow_special: read special tokens in `text` as such. Not for text from outside.
+          text: any string; lone surrogates are encoded as U+FFFD.
+          allow_special: parses special tokens in `text`. Do not use it for untrusted text.
         """
         text = normalize(text)
         if not allow_special or not self.special_tokens:
@@ -158,9 +160,13 @@ class Tokenizer:
     def encode_batch(
         self, texts: Sequence[str], *, num_threads: int | None = None
     ) -> list[np.ndarray]:
-        """The ids of each text (uint32 [T]), special tokens read as text; one thread a core."""
+        """Returns the ids of each text, uint32 [T], with special tokens as text.
+
+        Args:
+          num_threads: None: one per core.
+        """
         threads = num_threads or os.cpu_count() or 1
-        size = max(1, len(texts) // (8 * threads))  # a call of a thread costs as much as a text
+        size = max(1, len(texts) // (8 * threads))  # dispatch costs as much as a text
         parts = [texts[i : i + size] for i in range(0, len(texts), size)]
         if threads == 1 or len(parts) == 1:
             return self._encode_part(texts)
@@ -171,19 +177,19 @@ class Tokenizer:
         return [self._encode_ordinary(normalize(text)) for text in texts]
 
     def encode_word(self, word: str) -> list[int]:
-        """The BPE of `word` as it is: not normalized, not cut by PATTERN."""
+        """Returns the ids of `word` without normalization and without splitting by PATTERN."""
         return self._encoding._encode_single_piece(word.encode("utf-8"))
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`; bytes that are not UTF-8 (a character cut in two) become U+FFFD.
+        """Returns the text of `ids`; invalid UTF-8 (a partial character) becomes U+FFFD.
 
         Raises:
-          TokenizerError: an id that no token has, such as one of the model's padding rows.
+          TokenizerError: an id has no token, such as those that pad the model's vocabulary.
         """
         numbers: list[int] = np.asarray(ids if hasattr(ids, "__len__") else list(ids)).tolist()
         if unknown := [token for token in numbers if token not in self._ids]:
             raise TokenizerError(
-                f"no token has the id {unknown[0]}; ids end at {self.vocab_size - 1}.",
+                f"no token has the id {unknown[0]}; the highest id is {self.vocab_size - 1}.",
                 "decode",
                 "limit sampling to the tokenizer's vocab_size, or use the model's tokenizer.",
             )
@@ -191,7 +197,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """One more than the highest id, special tokens included."""
+        """The highest id plus one, including special tokens."""
         return max(self._ids) + 1
 
     @property
@@ -208,7 +214,7 @@ class Tokenizer:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that differ between tokenizers with different ids; stable over releases."""
+        """16 hex digits that identify the tokens and their ids; stable across releases."""
         digest = hashlib.sha256()
         for token in sorted(self.mergeable_ranks, key=lambda token: self.mergeable_ranks[token]):
             digest.update(base64.b64encode(token) + b"\n")
@@ -217,18 +223,18 @@ class Tokenizer:
         return digest.hexdigest()[:16]
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the ranks as a .tiktoken file, a format without special tokens."""
+        """Writes the ranks as a .tiktoken file, which does not store special tokens."""
         write_ranks(path, self.mergeable_ranks)
 
     def _encode_ordinary(self, text: str) -> np.ndarray:
-        """uint32 [T]"""
-        pieces, done = [], 0
+        """Returns uint32 [T]."""
+        parts, done = [], 0
         for start, end in _long_runs(text):
-            pieces.append(self._by_regex(text[done:start]))
-            pieces.append(np.array(self.encode_word(text[start:end]), np.uint32))
+            parts.append(self._by_regex(text[done:start]))
+            parts.append(np.array(self.encode_word(text[start:end]), np.uint32))
             done = end
         last = self._by_regex(text[done:])
-        return np.concatenate([*pieces, last]) if pieces else last
+        return np.concatenate([*parts, last]) if parts else last
 
     def _by_regex(self, text: str) -> np.ndarray:
         return self._encoding.encode_to_numpy(text, disallowed_special=())
@@ -238,24 +244,24 @@ class Tokenizer:
             raise TokenizerError(
                 f"there is no special token {name}.",
                 "Tokenizer",
-                "add it to special_tokens, or leave them out for Qwen's own.",
+                "add it to special_tokens, or omit special_tokens to get Qwen's.",
             )
         return self.special_tokens[name]
 
 
 def _long_runs(text: str) -> Iterator[tuple[int, int]]:
-    """(start, end) of the words of PATTERN that are a long run of blanks.
+    """Yields (start, end) of the words of PATTERN that are a long run of blanks.
 
-    Cutting there changes no id. Take a maximal run of blanks (white space other than line ends).
-    Followed by a line end it is part of `\\s*[\\r\\n]+`, which never fails. Otherwise a word starts
-    where the run does, since no alternative goes on from something else into a blank, and
-    `\\s+(?!\\S)` takes all of it at the end of the text, else all but the last blank, which is left
-    to what follows. No alternative looks behind, or ahead past a blank.
+    Splitting there changes no id. Consider a maximal run of blanks (white space without line ends).
+    If a line end follows, the run is part of `\\s*[\\r\\n]+`, which never fails. Otherwise a word
+    starts at the start of the run, because no alternative continues from another character into a
+    blank. `\\s+(?!\\S)` then matches the full run at the end of the text, and otherwise all but the
+    last blank, which belongs to the next word. No alternative looks behind, or ahead past a blank.
     """
-    if len(text) <= _LONGEST_RUN:
+    if len(text) <= _MAX_RUN:
         return
-    # The look-behind skips the rest of a run that is too short, in place of trying it again.
-    for run in re.finditer(f"(?<!{_BLANK}){_BLANK}{{{_LONGEST_RUN},}}", text):
+    # The look-behind skips the rest of a run that is too short instead of retrying inside it.
+    for run in re.finditer(f"(?<!{_BLANK}){_BLANK}{{{_MAX_RUN},}}", text):
         start, end = run.span()
         if end == len(text):
             yield start, end
@@ -264,7 +270,7 @@ def _long_runs(text: str) -> Iterator[tuple[int, int]]:
 
 
 def normalize(text: str) -> str:
-    """`text` as it is encoded: in normal form C, with U+FFFD for lone surrogates."""
+    """Returns `text` in normal form C, with U+FFFD for lone surrogates, as it is encoded."""
     if text.isascii():
         return text
     try:
@@ -275,7 +281,7 @@ def normalize(text: str) -> str:
 
 
 def _parse(line: bytes, rank: int, where: str) -> bytes:
-    """The token of a line of a .tiktoken file."""
+    """Parses a line of a .tiktoken file and returns its token."""
     try:
         encoded, found = line.split()
         token, found = base64.b64decode(encoded, validate=True), int(found)
@@ -283,35 +289,35 @@ def _parse(line: bytes, rank: int, where: str) -> bytes:
         raise TokenizerError(
             f"{line[:60]!r} is not a token in base64 and its rank.",
             where,
-            "fetch the file again, and check its SHA-256.",
+            "download the file again, and check its SHA-256.",
         ) from None
     if found != rank or not token:
         raise TokenizerError(
-            f"the rank is {found}, not {rank}." if token else "an empty token.",
+            f"the rank is {found}, not {rank}." if token else "the token is empty.",
             where,
-            "ranks count the lines from 0; fetch the file again.",
+            "download the file again; ranks number the lines from 0.",
         )
     return token
 
 
 def _check_ranks(ranks: Mapping[bytes, int], where: str) -> None:
-    if lacking := [byte for byte in range(256) if bytes([byte]) not in ranks]:
+    if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
         raise TokenizerError(
-            f"{len(lacking)} single bytes are no tokens, {lacking[0]:#04x} first.",
+            f"{len(missing)} single bytes are not tokens; the first is {missing[0]:#04x}.",
             where,
-            "use a vocabulary with all 256 bytes; without them some text has no ids.",
+            "use a vocabulary with all 256 bytes; without them some text cannot be encoded.",
         )
-    for place, rank in enumerate(sorted(ranks.values())):
-        if rank != place:
+    for expected, rank in enumerate(sorted(ranks.values())):
+        if rank != expected:
             raise TokenizerError(
-                f"the ranks have a gap or an overlap at {place}.",
+                f"the ranks have a gap or a duplicate at {expected}.",
                 where,
                 "number the tokens 0, 1, 2 ...",
             )
 
 
 def _number(special_tokens, start: int) -> dict[str, int]:
-    """name -> id of the special tokens."""
+    """Returns name -> id of the special tokens."""
     if special_tokens is None:
         special_tokens = SPECIAL_TOKENS
     if not isinstance(special_tokens, Mapping):
@@ -319,14 +325,14 @@ def _number(special_tokens, start: int) -> dict[str, int]:
         special_tokens = {name: start + i for i, name in enumerate(names)}
         if len(special_tokens) < len(names):
             raise TokenizerError(
-                "a special token is named twice.", "Tokenizer(special_tokens)", "name each once."
+                "a special token is listed twice.", "Tokenizer(special_tokens)", "list each once."
             )
     ids = sorted(special_tokens.values())
     if "" in special_tokens or len(set(ids)) < len(ids) or ids and ids[0] < start:
         raise TokenizerError(
-            f"the special tokens {dict(list(special_tokens.items())[:3])} ... are not names with "
-            f"ids of their own, from {start} up.",
+            f"the special tokens {dict(list(special_tokens.items())[:3])} ... need names and "
+            f"unique ids from {start} up.",
             "Tokenizer(special_tokens)",
-            "pass the names alone, to have them numbered.",
+            "pass only the names, which numbers them automatically.",
         )
     return dict(special_tokens)

@@ -1,4 +1,4 @@
-"""Conversations as tokens, in the ChatML format. Report: 3.1.1."""
+"""Renders conversations as tokens in the ChatML format. Report: 3.1.1."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import numpy as np
 from qwen_jax.errors import TokenizerError, unknown_name
 from qwen_jax.tokenizer.bpe import Tokenizer
 
-ROLES = ("system", "user", "assistant", "tool")  # a tool's answer is a turn of its own
+ROLES = ("system", "user", "assistant", "tool")  # "tool": the output of a tool
 DEFAULT_SYSTEM = "You are a helpful assistant."
 
 Message = tuple[str, str] | Mapping[str, str]  # (role, content) or {"role": ..., "content": ...}
@@ -23,28 +23,28 @@ class Span(NamedTuple):
 
 
 class Rendered(NamedTuple):
-    """A conversation as tokens, and where in it the messages are."""
+    """The tokens of a conversation and the span of each message."""
 
     tokens: np.ndarray  # int32 [T]
-    spans: tuple[Span, ...]  # one a message, the default system message included
+    spans: tuple[Span, ...]  # one per message, including the default system message
 
 
 def render(messages: Sequence[Message], tokenizer: Tokenizer) -> Rendered:
-    """`<|im_start|>role\\ncontent<|im_end|>\\n` for each message, in order.
+    """Renders each message as `<|im_start|>role\\ncontent<|im_end|>\\n`, in order.
 
-    A conversation that does not start with a system message gets Qwen's. Special tokens written in
-    a content stay text, so that no content can end its message or speak for another role. Role,
-    line end and content are encoded apart, as the original does: a content that starts with a line
-    end does not merge with the one before it.
+    A conversation without a leading system message gets Qwen's default one. Special tokens in a
+    content are encoded as text: a content cannot end its message or impersonate another role. Role,
+    line end and content are encoded separately, as in the original code, so a content that starts
+    with a line end does not merge with the line end before it.
 
     Raises:
-      TokenizerError: no messages, a message of another form, or an unknown role.
+      TokenizerError: there are no messages, a message has another form, or a role is unknown.
 
     Report: 3.1.1.
     """
-    messages = [_parse(message, place) for place, message in enumerate(messages)]
+    messages = [_parse(message, index) for index, message in enumerate(messages)]
     if not messages:
-        raise TokenizerError("there are no messages.", "messages", "pass one message or more.")
+        raise TokenizerError("there are no messages.", "messages", "pass at least one message.")
     if messages[0][0] != "system":
         messages.insert(0, ("system", DEFAULT_SYSTEM))
     line_end = tokenizer.encode("\n")
@@ -59,21 +59,21 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> Rendered:
 
 
 def prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> np.ndarray:
-    """The tokens (int32 [T]) after which the model answers: they end in
+    """Returns the prompt for the next assistant turn, int32 [T], ending in
     `<|im_start|>assistant\\n`. Raises as render does."""
     opening = [tokenizer.im_start, *tokenizer.encode("assistant"), *tokenizer.encode("\n")]
     return np.append(render(messages, tokenizer).tokens, np.array(opening, np.int32))
 
 
 def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """The ids that end an answer, or the text if the model was not taught ChatML."""
+    """Returns the ids that end a response: <|im_end|>, and <|endoftext|> for base models."""
     return tokenizer.im_end, tokenizer.end_of_text
 
 
 def loss_weights(rendered: Rendered, roles: Sequence[str] = ("assistant",)) -> np.ndarray:
-    """1 where a token is to be learned, else 0 (float32 [T]): what `roles` say, and <|im_end|>.
+    """Returns float32 [T]: 1 on the contents and the <|im_end|> of `roles`, else 0.
 
-    Weight t belongs to token t as the target, so it goes with the logits at t - 1.
+    Weight t belongs to token t as the target, that is to the logits at t - 1.
 
     Raises:
       TokenizerError: an unknown role.
@@ -88,11 +88,11 @@ def loss_weights(rendered: Rendered, roles: Sequence[str] = ("assistant",)) -> n
 
 
 def original_loss_weights(rendered: Rendered) -> np.ndarray:
-    """What the original fine-tuning script learns, for comparison (float32 [T]).
+    """Returns the loss weights of the original fine-tuning script, float32 [T], for comparison.
 
-    Beside what answers say it keeps the markers of every turn, the user's included: each
-    <|im_start|>, <|im_end|> and the line end after it. Models tuned so go on after their answer by
-    opening a user's turn, which people complained about.
+    The script also trains on the markers of every turn, including the user's: each <|im_start|>,
+    <|im_end|> and the line end after it. Models tuned with it continue after their response with a
+    user turn, a known complaint.
     """
     weights = loss_weights(rendered)
     first = 0
@@ -103,8 +103,8 @@ def original_loss_weights(rendered: Rendered) -> np.ndarray:
     return weights
 
 
-def _parse(message: Message, place: int) -> tuple[str, str]:
-    where = f"messages[{place}]"
+def _parse(message: Message, index: int) -> tuple[str, str]:
+    where = f"messages[{index}]"
     try:
         if isinstance(message, Mapping):
             role, content = message["role"], message["content"]
@@ -116,7 +116,7 @@ def _parse(message: Message, place: int) -> tuple[str, str]:
         raise TokenizerError(
             f"{str(message)[:80]!r} is not a message.",
             where,
-            'pass (role, content) or {"role": ..., "content": ...}, both text.',
+            'pass (role, content) or {"role": ..., "content": ...}, both strings.',
         )
     _check_role(role, where)
     return role, content

@@ -1,4 +1,4 @@
-"""How many bytes of a language a token holds, against another tokenizer. Report: Figure 3."""
+"""Compares tokenizers by the bytes per token of each language. Report: Figure 3."""
 
 import os
 import pathlib
@@ -12,14 +12,14 @@ from qwen_jax.tokenizer.bpe import Tokenizer
 
 
 class Row(NamedTuple):
-    """What one tokenizer makes of one language."""
+    """The compression of one language by one tokenizer."""
 
     language: str
     tokenizer: str
     num_bytes: int  # of the texts in UTF-8, the same for every tokenizer
     num_tokens: int
     bytes_per_token: float
-    ratio: float  # bytes_per_token over the baseline's: above 1, fewer tokens for the same text
+    ratio: float  # bytes_per_token over the baseline's; above 1 means fewer tokens
 
 
 def compression(
@@ -28,20 +28,22 @@ def compression(
     *,
     baseline: str | None = None,
 ) -> list[Row]:
-    """A row for each language of `texts` and each tokenizer, in their order.
+    """Returns a row for each language of `texts` and each tokenizer, in their order.
 
     Args:
-      tokenizers: by name.
-      texts: documents by language.
-      baseline: name of the tokenizer whose ratio is 1 (the report's: XLM-R). None: the first.
+      tokenizers: name -> tokenizer.
+      texts: language -> documents.
+      baseline: name of the tokenizer whose ratio is 1 (XLM-R in the report). None: the first.
 
     Raises:
-      TokenizerError: no tokenizers, an unknown baseline, or a language without text.
+      TokenizerError: there are no tokenizers, the baseline is unknown, or a language has no text.
 
     Report: Figure 3.
     """
     if not tokenizers:
-        raise TokenizerError("there are no tokenizers.", "compression(tokenizers)", "pass some.")
+        raise TokenizerError(
+            "there are no tokenizers.", "compression(tokenizers)", "pass at least one."
+        )
     baseline = next(iter(tokenizers)) if baseline is None else baseline
     if baseline not in tokenizers:
         raise unknown_name(
@@ -54,7 +56,7 @@ def compression(
             raise TokenizerError(
                 f"{language!r} has no text.",
                 "compression(texts)",
-                "pass documents, or leave the language out.",
+                "pass documents, or remove the language.",
             )
         counts = {
             name: sum(map(len, tokenizer.encode_batch(documents)))
@@ -68,7 +70,7 @@ def compression(
 
 
 def format_table(table: Sequence[Row]) -> str:
-    """`table` as text: a line a language, bytes per token and (ratio) for each tokenizer."""
+    """Formats `table`: a line per language with bytes per token and (ratio) of each tokenizer."""
     languages, names, cells = _by_language(table)
     lines = [["language", *names]]
     lines += [
@@ -89,7 +91,7 @@ def format_table(table: Sequence[Row]) -> str:
 
 
 def plot(table: Sequence[Row], path: str | os.PathLike) -> None:
-    """Draws the ratios as bars, grouped by language, into the picture file `path`.
+    """Plots the ratios as bars, grouped by language, and saves them to the image file `path`.
 
     Raises:
       TokenizerError: matplotlib is not installed.
@@ -99,7 +101,7 @@ def plot(table: Sequence[Row], path: str | os.PathLike) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         raise TokenizerError(
-            "matplotlib, which draws the bars, is not installed.",
+            "plots need matplotlib, which is not installed.",
             "qwen_jax.tokenizer.compression",
             'pip install "qwen_jax[report]".',
         ) from None
@@ -108,10 +110,10 @@ def plot(table: Sequence[Row], path: str | os.PathLike) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     width = 0.8 / len(names)
-    for place, name in enumerate(names):
-        at = np.arange(len(languages)) + (place - (len(names) - 1) / 2) * width
+    for index, name in enumerate(names):
+        x = np.arange(len(languages)) + (index - (len(names) - 1) / 2) * width
         rows = [cells[language, name] for language in languages]
-        bars = axes.bar(at, [row.ratio for row in rows], width, label=name)
+        bars = axes.bar(x, [row.ratio for row in rows], width, label=name)
         axes.bar_label(bars, [f"{row.bytes_per_token:.2f}" for row in rows], fontsize=8)
     axes.axhline(1, color="#475569", linewidth=0.8)
     axes.set_xticks(np.arange(len(languages)), languages)
@@ -121,7 +123,7 @@ def plot(table: Sequence[Row], path: str | os.PathLike) -> None:
 
 
 def _by_language(table: Sequence[Row]) -> tuple[list[str], list[str], dict[tuple[str, str], Row]]:
-    """Languages and tokenizer names in the order of the table, and its rows by both."""
+    """Returns languages and tokenizer names in table order, and the rows indexed by both."""
     return (
         list(dict.fromkeys(row.language for row in table)),
         list(dict.fromkeys(row.tokenizer for row in table)),

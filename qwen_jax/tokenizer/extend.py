@@ -1,11 +1,11 @@
-"""Vocabularies: from nothing, from another one, and Qwen's way from cl100k. Report: 2.2.
+"""Trains and extends vocabularies, also in Qwen's way from cl100k. Report: 2.2.
 
-The report's vocabulary is `extend_like_qwen`: cl100k_base without numbers of several digits, a
-token for each common Chinese character, then merges of text.
+The report's vocabulary is `extend_like_qwen`: cl100k_base without numbers of several digits, then a
+token for each common Chinese character, then merges learned from text.
 
-Training and growing are the same: grow the 256 bytes, or grow the tokens that there are. The
-trainer of `tokenizers` cannot start from existing merges, but its characters may stand for
-anything: each base token is written as one character, so it learns merges of base tokens.
+Training grows the 256 bytes; extending grows an existing vocabulary. The trainer of `tokenizers`
+cannot start from existing merges, but its characters can represent anything: each base token is
+written as one character, and the trainer learns merges of base tokens.
 """
 
 import json
@@ -16,53 +16,52 @@ import regex
 from qwen_jax.errors import TokenizerError
 from qwen_jax.tokenizer.bpe import PATTERN, Tokenizer, normalize
 
-# Of the released vocabulary; the report says "about 152K". With 208 special tokens: 151,851 ids.
+# The released vocabulary ("about 152K" in the report). With 208 special tokens: 151,851 ids.
 QWEN_RANKS = 151_643
 _INSTALL = 'pip install "qwen_jax[data]".'
-# Token i is written as the character U+40000 + i: planes 4 to 16 have room for 851,968, hold no
-# white space, and nothing looks up what their characters are.
+# Token i is written as the character U+40000 + i. Planes 4 to 16 have room for 851,968 characters,
+# contain no white space, and have no properties that affect the trainer.
 _FIRST_CHAR = 0x40000
-_SEPARATOR = " "  # between words; no word holds it, since base tokens are written otherwise
+_SEPARATOR = " "  # between words; words of base tokens never contain it
 
 
 def train(texts: Iterable[str], *, vocab_size: int) -> dict[bytes, int]:
-    """token -> rank of a vocabulary learned from `texts`: the 256 bytes, then merges by frequency.
+    """Trains a vocabulary on `texts` and returns token -> rank: 256 bytes, then merges.
 
     Args:
-      texts: read once; memory holds the different words, not the text.
-      vocab_size: without special tokens, which a Tokenizer adds on top.
+      texts: read once; only the distinct words are held in memory.
+      vocab_size: without special tokens, which Tokenizer adds.
 
     Raises:
-      TokenizerError: too little text for `vocab_size`, or `tokenizers` is not installed.
+      TokenizerError: there is too little text for `vocab_size`, or `tokenizers` is not installed.
 
     Report: 2.2.
     """
     if vocab_size <= 256:
         raise TokenizerError(
-            f"{vocab_size} tokens leave no room beside the 256 bytes.",
+            f"vocab_size={vocab_size} leaves no room for merges after the 256 bytes.",
             "train(vocab_size)",
-            "ask for more than 256.",
+            "use more than 256.",
         )
     return grow({bytes([byte]): byte for byte in range(256)}, texts, num_new=vocab_size - 256)
 
 
 def grow(ranks: Mapping[bytes, int], texts: Iterable[str], *, num_new: int) -> dict[bytes, int]:
-    """`ranks` with `num_new` merges after them, learned from what `ranks` make of `texts`.
+    """Returns `ranks` plus `num_new` merges, learned from `texts` tokenized with `ranks`.
 
-    Every id of `ranks` stays what it was. Each word of the texts is checked to have the ids that
-    the trainer gives it.
+    The ids of `ranks` do not change. Every word of the texts is verified to have the trainer's ids.
 
     Args:
-      texts: read once; memory holds the different words, not the text.
+      texts: read once; only the distinct words are held in memory.
 
     Raises:
-      TokenizerError: the text does not hold `num_new` merges, `tokenizers` is not installed, or
-        words that the ranks cannot express as they were learned.
+      TokenizerError: the text has fewer than `num_new` merges, `tokenizers` is not installed, or
+        the new ranks encode a word differently than the trainer.
 
     Report: 2.2.
     """
     base = Tokenizer(ranks, special_tokens=())
-    written: dict[str, str] = {}  # word -> its base tokens, a character each
+    written: dict[str, str] = {}  # word -> its base tokens, one character each
     trainer = _learn(_write(texts, base, written), len(ranks), num_new)
     token_of = {chr(_FIRST_CHAR + rank): token for token, rank in ranks.items()}
     grown = dict(ranks)
@@ -72,16 +71,16 @@ def grow(ranks: Mapping[bytes, int], texts: Iterable[str], *, num_new: int) -> d
         grown.setdefault(token_of[left + right], len(grown))
     if len(merges) < num_new:
         raise TokenizerError(
-            f"the texts hold {len(merges)} new merges, not {num_new}.",
+            f"the texts have only {len(merges)} new merges, not {num_new}.",
             "texts",
-            "pass more text, or ask for fewer tokens (--vocabulary.num_new, --vocabulary.size).",
+            "pass more text, or request fewer tokens (--vocabulary.num_new, --vocabulary.size).",
         )
     if len(grown) != len(ranks) + len(merges):
-        # The trainer tells pairs apart, (a, bc) from (ab, c); tiktoken sees the same abc.
+        # The trainer distinguishes the pairs (a, bc) and (ab, c); for tiktoken both are abc.
         raise TokenizerError(
-            f"{len(ranks) + len(merges) - len(grown)} merges make a token that there is already.",
+            f"{len(ranks) + len(merges) - len(grown)} merges produce a token that already exists.",
             "texts",
-            "pass other text or another num_new.",
+            "pass other text, or another num_new.",
         )
     verify(
         grown,
@@ -94,13 +93,13 @@ def grow(ranks: Mapping[bytes, int], texts: Iterable[str], *, num_new: int) -> d
 
 
 def verify(ranks: Mapping[bytes, int], words: Iterable[tuple[str, list[int]]]) -> int:
-    """How many words were checked to have, by tiktoken, the ids that a trainer gives them.
+    """Checks that tiktoken gives each word the trainer's ids; returns the number of words.
 
     Args:
-      words: (word, the trainer's ids of it).
+      words: (word, its ids from the trainer).
 
     Raises:
-      TokenizerError: with the number of words that differ, and the first of them.
+      TokenizerError: words differ; names their number and the first one.
     """
     tokenizer = Tokenizer(ranks, special_tokens=())
     count, wrong = 0, []
@@ -111,20 +110,20 @@ def verify(ranks: Mapping[bytes, int], words: Iterable[tuple[str, list[int]]]) -
     if wrong:
         word, expected = wrong[0]
         raise TokenizerError(
-            f"{len(wrong)} of {count} words have other ids than in training; {word!r} has "
+            f"{len(wrong)} of {count} words have other ids than in training: {word!r} has "
             f"{tokenizer.encode_word(word)}, not {expected}.",
             "ranks",
-            "pass other text or another size: these merges cannot be written as ranks.",
+            "pass other text, or another size; these merges cannot be expressed as ranks.",
         )
     return count
 
 
 def qwen_base(ranks: Mapping[bytes, int]) -> dict[bytes, int]:
-    """`ranks` without numbers of several digits, in the same order, numbered from 0.
+    """Returns `ranks` without numbers of several digits, in the same order, renumbered from 0.
 
-    Qwen's pattern cuts numbers into single digits, so these tokens could never occur (report 2.2).
-    Of cl100k_base 99,156 tokens stay, the first 99,156 of the released vocabulary. It keeps two
-    numbers in full-width digits, which cannot occur either, and so does this.
+    Qwen's pattern splits numbers into single digits, so these tokens can never occur (report 2.2).
+    cl100k_base keeps 99,156 tokens, the first 99,156 of the released vocabulary. Like the released
+    vocabulary, the result keeps two numbers in full-width digits, which cannot occur either.
     """
     kept = sorted(
         (token for token in ranks if len(token) == 1 or not token.isdigit()),
@@ -134,22 +133,22 @@ def qwen_base(ranks: Mapping[bytes, int]) -> dict[bytes, int]:
 
 
 def common_chinese() -> str:
-    """The 3,755 common characters: level 1 of the national standard GB 2312, rows 16 to 55.
+    """Returns the 3,755 characters of level 1 of the national standard GB 2312, rows 16 to 55.
 
-    The report adds "commonly used Chinese characters" and does not list them. This list is ours;
-    the released vocabulary has a token for each of them but two.
+    The report adds "commonly used Chinese characters" without listing them. This list is our
+    choice; the released vocabulary has a token for all but two of them.
     """
-    places = [(row, column) for row in range(16, 56) for column in range(1, 95)][:-5]
-    return bytes(0xA0 + number for place in places for number in place).decode("gb2312")
+    cells = [(row, column) for row in range(16, 56) for column in range(1, 95)][:-5]
+    return bytes(0xA0 + number for cell in cells for number in cell).decode("gb2312")
 
 
 def add_characters(ranks: Mapping[bytes, int], characters: Iterable[str]) -> dict[bytes, int]:
-    """`ranks` with a token for each of `characters` after them.
+    """Returns `ranks` plus a token for each of `characters`.
 
-    A character of three base tokens takes two new tokens: its first two bytes, then the character.
+    A character of three base tokens needs two new tokens: its first two bytes and the character.
 
     Raises:
-      TokenizerError: characters that merges of `ranks` cut within a word.
+      TokenizerError: merges of `ranks` split a character inside a word.
     """
     base = Tokenizer(ranks, special_tokens=())
     token_of = {rank: token for token, rank in ranks.items()}
@@ -160,12 +159,13 @@ def add_characters(ranks: Mapping[bytes, int], characters: Iterable[str]) -> dic
         for end in range(2, len(parts) + 1):
             added.setdefault(b"".join(parts[:end]), len(added))
     grown = Tokenizer(added, special_tokens=())
-    # Each twice in a word: tiktoken does not merge a word that is one token.
-    if cut := [each for each in characters if len(grown.encode_word(each * 2)) > 2]:
+    # Checked twice in a word, because tiktoken does not merge a word that is a token.
+    if split := [each for each in characters if len(grown.encode_word(each * 2)) > 2]:
         raise TokenizerError(
-            f"{len(cut)} of {len(characters)} characters are no single tokens, first {cut[0]!r}.",
+            f"{len(split)} of {len(characters)} characters are not single tokens; the first is "
+            f"{split[0]!r}.",
             "characters",
-            "leave them out: earlier merges cut them.",
+            "remove them; earlier merges split them.",
         )
     return added
 
@@ -177,17 +177,17 @@ def extend_like_qwen(
     num_new: int | None = None,
     characters: str | None = None,
 ) -> dict[bytes, int]:
-    """`qwen_base(ranks)` with `num_new` tokens after them: characters, then merges of `texts`.
+    """Returns `qwen_base(ranks)` plus `num_new` tokens: characters, then merges of `texts`.
 
     Args:
       ranks: cl100k_base's in the report.
-      texts: see grow; their languages share the merges by how much text they have.
-      num_new: None: 52,487 on top of cl100k_base, which makes QWEN_RANKS; as many elsewhere.
-      characters: each becomes a token. None: common_chinese().
+      texts: as in grow; languages get merges in proportion to their amount of text.
+      num_new: None: as many as make QWEN_RANKS tokens (52,487 on top of cl100k_base).
+      characters: characters that become tokens. None: common_chinese().
 
     Raises:
-      TokenizerError: `ranks` has QWEN_RANKS tokens already, `num_new` is too few for the
-        characters, or see grow.
+      TokenizerError: `ranks` already has QWEN_RANKS tokens, `num_new` is too small for the
+        characters, or as grow.
 
     Report: 2.2.
     """
@@ -197,7 +197,7 @@ def extend_like_qwen(
         raise TokenizerError(
             f"the base has {len(base)} tokens, which leaves {num_new} to add.",
             "extend_like_qwen(num_new)",
-            "set it with --vocabulary.num_new.",
+            "set --vocabulary.num_new to a positive number.",
         )
     added = add_characters(base, common_chinese() if characters is None else characters)
     if len(added) - len(base) > num_new:
@@ -210,7 +210,7 @@ def extend_like_qwen(
 
 
 def _write(texts: Iterable[str], base: Tokenizer, written: dict[str, str]) -> Iterator[str]:
-    """Each text with its base tokens as characters, words apart; adds its words to `written`."""
+    """Yields each text as words of base-token characters; adds its words to `written`."""
     for text in texts:
         words = regex.findall(PATTERN, normalize(text))
         for word in set(words).difference(written):
@@ -219,12 +219,12 @@ def _write(texts: Iterable[str], base: Tokenizer, written: dict[str, str]) -> It
 
 
 def _learn(lines: Iterable[str], num_base: int, num_new: int):
-    """A `tokenizers.Tokenizer` that has learned `num_new` merges of the characters in `lines`."""
+    """Returns a `tokenizers.Tokenizer` with `num_new` merges learned from `lines`."""
     try:
         import tokenizers  # an extra
     except ImportError:
         raise TokenizerError(
-            "tokenizers, which learns the merges, is not installed.",
+            "training needs the package tokenizers, which is not installed.",
             "qwen_jax.tokenizer.extend",
             _INSTALL,
         ) from None

@@ -1,7 +1,7 @@
-"""A Tokenizer <-> the files that `transformers` and the released code read.
+"""Converts a Tokenizer to and from the files that `transformers` and the released code read.
 
-tiktoken merges any neighbors whose bytes together are a token, the lowest rank first. The files of
-`tokenizers` list pairs instead, so the pair behind each token is recovered here.
+tiktoken merges any neighbors whose bytes together are a token, lowest rank first. The files of
+`tokenizers` list pairs instead, so this module recovers the pair of each token.
 """
 
 import pathlib
@@ -14,7 +14,7 @@ from qwen_jax.utils.files import read_json, write_json, write_text
 
 TIKTOKEN_FILE = "qwen.tiktoken"
 
-# ChatML, as tokenizer/chatml.py renders it; a conversation without a system message gets Qwen's.
+# ChatML as in tokenizer/chatml.py, with Qwen's system message by default.
 CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}"
     "{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}"
@@ -29,13 +29,13 @@ CHAT_TEMPLATE = (
 def write_tokenizer(
     folder: pathlib.Path, tokenizer: Tokenizer, *, layout: str, context_length: int
 ) -> None:
-    """Writes what `transformers.AutoTokenizer.from_pretrained(folder)` needs, and more.
+    """Writes the files for `transformers.AutoTokenizer.from_pretrained(folder)`.
 
-    Always tokenizer.json and tokenizer_config.json; vocab.json and merges.txt for "qwen2",
-    qwen.tiktoken for "qwen".
+    These are tokenizer.json and tokenizer_config.json, with vocab.json and merges.txt for "qwen2"
+    and qwen.tiktoken for "qwen".
 
     Raises:
-      TokenizerError: ids with gaps, or tokens that no merge of lower ranks makes.
+      TokenizerError: the ids have gaps, or a token is not a merge of two lower-ranked tokens.
     """
     ranks = tokenizer.mergeable_ranks
     _check_dense(tokenizer)
@@ -56,12 +56,12 @@ def write_tokenizer(
 
 
 def has_tokenizer(path: str | pathlib.Path) -> bool:
-    """Whether `load_tokenizer` has something to read."""
+    """Whether the folder has files that `load_tokenizer` reads."""
     return any((pathlib.Path(path) / name).is_file() for name in (TIKTOKEN_FILE, "tokenizer.json"))
 
 
 def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
-    """The Tokenizer of an exported or released folder, from qwen.tiktoken or tokenizer.json.
+    """Loads the tokenizer of an exported or released folder: qwen.tiktoken or tokenizer.json.
 
     Raises:
       TokenizerError: the folder has neither.
@@ -71,7 +71,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
         raise TokenizerError(
             f"there is no {TIKTOKEN_FILE} and no tokenizer.json.",
             str(folder),
-            "pass the folder of a model that was saved with its tokenizer.",
+            "pass a model folder that was saved with its tokenizer.",
         )
     specials = _special_tokens(folder)
     if (folder / TIKTOKEN_FILE).is_file():
@@ -83,10 +83,10 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
 
 
 def recover_merges(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
-    """The pair of lower-ranked tokens that merges into each token, in the order of the ranks.
+    """Yields the pair of lower-ranked tokens that merges into each token, in rank order.
 
     Raises:
-      TokenizerError: naming the tokens that lower ranks do not merge into exactly two.
+      TokenizerError: lower ranks do not merge a token's bytes into exactly two parts.
     """
     orphans = []
     for token, rank in sorted(ranks.items(), key=lambda kv: kv[1]):
@@ -99,15 +99,15 @@ def recover_merges(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
             orphans.append(token)
     if orphans:
         raise TokenizerError(
-            f"{len(orphans)} tokens cannot be reached by merges of lower ranks, the first of them "
+            f"{len(orphans)} tokens cannot be reached by merges of lower ranks; the first is "
             f"{orphans[0]!r}.",
             "tokenizer.mergeable_ranks",
-            "export a vocabulary that was trained or grown by BPE.",
+            "export a vocabulary that was trained or extended with BPE.",
         )
 
 
 def _merge_below(token: bytes, ranks: dict[bytes, int], limit: int) -> list[bytes]:
-    """The BPE of `token` with only the ranks below `limit`."""
+    """Applies BPE to `token` with only the ranks below `limit`, down to two parts."""
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
         best, where = limit, -1
@@ -122,14 +122,14 @@ def _merge_below(token: bytes, ranks: dict[bytes, int], limit: int) -> list[byte
 
 
 def _byte_chars() -> dict[int, str]:
-    """byte -> the character that stands for it in the files of byte-level BPE.
+    """Returns byte -> the character that represents it in the files of byte-level BPE.
 
-    Bytes that print in Latin-1 stand for themselves, the others for U+0100 and up, in order.
+    Printable Latin-1 bytes represent themselves; the others map to U+0100 and up, in order.
     """
     printing = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in set(printing)]
     return {byte: chr(byte) for byte in printing} | {
-        byte: chr(0x100 + place) for place, byte in enumerate(others)
+        byte: chr(0x100 + index) for index, byte in enumerate(others)
     }
 
 
@@ -141,18 +141,18 @@ def _printable(token: bytes) -> str:
 
 
 def _check_dense(tokenizer: Tokenizer) -> None:
-    """The files number special tokens straight after the others; so must the tokenizer."""
+    """Checks that special tokens directly follow the others, as the file formats require."""
     ids = sorted(tokenizer.mergeable_ranks.values()) + sorted(tokenizer.special_tokens.values())
     if ids != list(range(len(ids))):
         gap = next(i for i, token in enumerate(ids) if token != i)
         raise TokenizerError(
-            f"the ids have a gap or an overlap at {gap}.",
+            f"the ids have a gap or a duplicate at {gap}.",
             "tokenizer",
-            "number the tokens from 0 and the special tokens straight after them.",
+            "number the tokens from 0, and the special tokens directly after them.",
         )
-    if lacking := [byte for byte in range(256) if bytes([byte]) not in tokenizer.mergeable_ranks]:
+    if missing := [byte for byte in range(256) if bytes([byte]) not in tokenizer.mergeable_ranks]:
         raise TokenizerError(
-            f"{len(lacking)} single bytes are no tokens, {lacking[0]:#04x} first.",
+            f"{len(missing)} single bytes are not tokens; the first is {missing[0]:#04x}.",
             "tokenizer.mergeable_ranks",
             "train with all 256 bytes.",
         )
@@ -226,7 +226,7 @@ def _added(text: str) -> dict[str, Any]:
 
 
 def _special_tokens(folder: pathlib.Path) -> dict[str, int] | None:
-    """Special tokens that the folder names; None: Qwen's own."""
+    """Returns the special tokens that the folder lists; None: Qwen's."""
     if not (folder / "tokenizer_config.json").is_file():
         return None
     named = read_json(folder / "tokenizer_config.json", error=CheckpointError).get(

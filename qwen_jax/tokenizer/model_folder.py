@@ -1,4 +1,4 @@
-"""The tokenizer in a model's folder, and whether a tokenizer fits a model."""
+"""Finds the tokenizer in a model folder, and checks that a tokenizer fits a model."""
 
 import os
 import pathlib
@@ -10,29 +10,29 @@ from qwen_jax.tokenizer.huggingface import TIKTOKEN_FILE, load_tokenizer
 
 
 def find_tokenizer(folder: str | os.PathLike, file: str | None = None) -> Tokenizer:
-    """The tokenizer of a run folder or a released folder.
+    """Loads the tokenizer of a run folder or a released folder.
 
     Args:
-      file: a .tiktoken file to read instead of the folder's own; None: the folder's.
+      file: a .tiktoken file to read instead; None: the one in the folder.
 
     Raises:
       ConfigError: the folder has no tokenizer, or more than one.
-      TokenizerError: a file that is missing or damaged.
+      TokenizerError: a file is missing or damaged.
     """
     if file:
         return Tokenizer.from_file(file)
     folder = pathlib.Path(folder)
     files = sorted(folder.glob("*.tiktoken"))
     if [path.name for path in files] == [TIKTOKEN_FILE]:
-        return load_tokenizer(folder)  # tokenizer_config.json may name other special tokens
+        return load_tokenizer(folder)  # tokenizer_config.json may list other special tokens
     if len(files) == 1:
         return Tokenizer.from_file(files[0])
     if not files and (folder / "tokenizer.json").is_file():
         return load_tokenizer(folder)
     raise ConfigError(
-        f"{len(files)} .tiktoken files in the model's folder.",
+        f"the model folder has {len(files)} .tiktoken files instead of one.",
         str(folder),
-        "name one with --tokenizer.",
+        "pass a .tiktoken file with --tokenizer.",
     )
 
 
@@ -43,15 +43,16 @@ def check_vocabulary(
     flag: str,
     fix: str = "pass the tokenizer that the model was trained with.",
 ) -> None:
-    """Raises ConfigError when the tokenizer has ids that the model has no rows for.
+    """Raises ConfigError if the tokenizer has more ids than the model's vocabulary.
 
     Args:
-      flag: what the error names.
-      fix: what the error advises.
+      flag: the flag that the error names.
+      fix: the fix that the error suggests.
     """
     if tokenizer.vocab_size > model.vocab_size:
         raise ConfigError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, the model {model.vocab_size} rows.",
+            f"the tokenizer has {tokenizer.vocab_size} ids, but the model has "
+            f"vocab_size={model.vocab_size}.",
             flag,
             fix,
         )

@@ -1,4 +1,4 @@
-"""Ids against recorded ones and against tiktoken itself; vocabulary files that are damaged."""
+"""Tokenizer: ids against recorded ones and against tiktoken; damaged vocabulary files."""
 
 import base64
 import hashlib
@@ -69,10 +69,10 @@ def random_texts(count: int, seed: int) -> list[str]:
     ]
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|extra_7|>"]
 
-    def piece() -> str:
+    def token() -> str:
         return rng.choice(special) if rng.random() < 0.03 else chr(rng.choice(rng.choice(pools)))
 
-    return ["".join(piece() for _ in range(rng.randint(0, 60))) for _ in range(count)]
+    return ["".join(token() for _ in range(rng.randint(0, 60))) for _ in range(count)]
 
 
 def as_encoded(text: str) -> str:
@@ -80,7 +80,7 @@ def as_encoded(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def test_the_25_recorded_cases(shared, qwen):
+def test_encode_and_decode_match_the_25_recorded_cases(shared, qwen):
     cases = json.loads((shared / "reference" / "tokenizer_cases.json").read_text())
     assert len(cases) == 25
     for case in cases:
@@ -88,7 +88,7 @@ def test_the_25_recorded_cases(shared, qwen):
         assert qwen.decode(case["ids"]) == case["decoded"]
 
 
-def test_the_special_tokens_have_qwens_ids(qwen):
+def test_special_tokens_have_the_ids_of_qwen(qwen):
     assert (qwen.end_of_text, qwen.im_start, qwen.im_end) == (151643, 151644, 151645)
     assert qwen.special_tokens["<|extra_0|>"] == 151646
     assert qwen.special_tokens["<|extra_204|>"] == 151850
@@ -96,18 +96,18 @@ def test_the_special_tokens_have_qwens_ids(qwen):
     assert len(qwen.mergeable_ranks) == 151643
 
 
-def test_any_text_survives_the_round_trip(qwen):
+def test_decode_inverts_encode_for_random_text(qwen):
     texts = random_texts(3000, seed=0)
     batch = qwen.encode_batch(texts, num_threads=2)
     for text, ids in zip(texts, batch, strict=True):
         assert ids.dtype == np.uint32
         assert qwen.encode(text) == ids.tolist()
-        assert max(ids, default=0) < 151643, "a special token in a text is text"
+        assert max(ids, default=0) < 151643, "special tokens in text are encoded as text"
         assert qwen.decode(ids) == as_encoded(text)
         assert qwen.decode(qwen.encode(text, allow_special=True)) == as_encoded(text)
 
 
-def test_specials_are_text_unless_allowed(tiny):
+def test_encode_parses_special_tokens_only_if_allowed(tiny):
     text = "a<|im_start|>b<|extra_1|><|im_end|>  <|endoftext|><|nope|>"
     assert set(tiny.special_tokens.values()).isdisjoint(tiny.encode(text))
     ids = tiny.encode(text, allow_special=True)
@@ -124,17 +124,17 @@ def test_specials_are_text_unless_allowed(tiny):
     assert ids == theirs.encode(text, allowed_special="all")
 
 
-def test_the_longest_special_token_wins():
+def test_encode_matches_the_longest_special_token():
     nested = Tokenizer(tiny_ranks(), special_tokens=("<a>", "<a><b>"))
     assert nested.encode("<a><b><a>", allow_special=True) == [268, 267]
 
 
-def test_cutting_long_runs_changes_no_id(tiny, monkeypatch):
-    """With a limit of 3, ordinary blanks take the way of a million."""
-    monkeypatch.setattr(bpe, "_LONGEST_RUN", 3)
+def test_long_runs_split_changes_no_id(tiny, monkeypatch):
+    """A limit of 3 sends short runs through the code for a million blanks."""
+    monkeypatch.setattr(bpe, "_MAX_RUN", 3)
     theirs = tiktoken_of(tiny)
     rng = random.Random(1)
-    pieces = [
+    parts = [
         " ",
         " ",
         "   ",
@@ -154,16 +154,16 @@ def test_cutting_long_runs_changes_no_id(tiny, monkeypatch):
         "        ",
         "\u2028\u2029\xa0\v",
     ]
-    cut = 0
+    split = 0
     for _ in range(20_000):
-        text = "".join(rng.choices(pieces, k=rng.randint(1, 12)))
+        text = "".join(rng.choices(parts, k=rng.randint(1, 12)))
         text = unicodedata.normalize("NFC", text)
-        cut += any(True for _ in bpe._long_runs(text))
+        split += any(True for _ in bpe._long_runs(text))
         assert tiny.encode(text) == theirs.encode(text, disallowed_special=()), repr(text)
-    assert cut > 5000
+    assert split > 5000
 
 
-def test_a_million_of_anything(qwen):
+def test_encode_handles_a_million_of_any_character(qwen):
     million = 1_000_000
     theirs = tiktoken_of(qwen)
     for text in (
@@ -176,31 +176,33 @@ def test_a_million_of_anything(qwen):
     ):  # tiktoken survives these
         assert qwen.encode(text) == theirs.encode(text, disallowed_special=()), repr(text[:3])
     for text in (" " * million, " " * million + "x", "\n" + " \t\u3000" * million + "."):
-        with pytest.raises(ValueError):  # where this stops failing, _long_runs may go
+        with pytest.raises(ValueError):  # once this passes, _long_runs can be removed
             theirs.encode(text, disallowed_special=())
         ids = qwen.encode(text)
         assert len(ids) < len(text)
         assert qwen.decode(ids) == text
-    assert len(qwen.encode(" " * million)) == million / 128 + 0.5  # no longer token of blanks
+    assert (
+        len(qwen.encode(" " * million)) == million / 128 + 0.5
+    )  # the longest token of blanks has 128
 
 
-def test_a_long_text_with_many_short_runs_takes_linear_time(tiny):
-    text = (" " * 99_999 + "x") * 20  # trying each start of each run again would take minutes
+def test_long_runs_take_linear_time_with_many_short_runs(tiny):
+    text = (" " * 99_999 + "x") * 20  # quadratic retries would take minutes
     assert tiny.decode(tiny.encode(text)) == text
 
 
-def test_lone_surrogates_become_the_replacement_character(tiny):
-    for text, means in (
+def test_encode_replaces_lone_surrogates(tiny):
+    for text, normalized in (
         ("a\ud800b", "a\ufffdb"),
         ("\udfff", "\ufffd"),
         ("\ud83d\ude00", "\U0001f600"),
         ("e\u0301\ud800", "\u00e9\ufffd"),
     ):
-        assert tiny.decode(tiny.encode(text)) == means
-        assert tiny.encode_batch([text])[0].tolist() == tiny.encode(means)
+        assert tiny.decode(tiny.encode(text)) == normalized
+        assert tiny.encode_batch([text])[0].tolist() == tiny.encode(normalized)
 
 
-def test_decoding_replaces_half_characters_and_refuses_unknown_ids(tiny):
+def test_decode_replaces_partial_characters_and_rejects_unknown_ids(tiny):
     assert tiny.decode([0xE4, 0xBD]) == "\ufffd"
     assert tiny.decode(np.array([0xE4, 0xBD, 0xA0], np.int32)) == "\u4f60"
     assert tiny.decode(iter([97, 98])) == "ab"
@@ -210,7 +212,7 @@ def test_decoding_replaces_half_characters_and_refuses_unknown_ids(tiny):
             tiny.decode([97, unknown])
 
 
-def test_a_tokenizer_without_chat_tokens_says_so():
+def test_im_end_of_a_tokenizer_without_it_is_an_error():
     plain = Tokenizer(tiny_ranks(), special_tokens=("<|endoftext|>",))
     assert plain.end_of_text == 267
     with pytest.raises(TokenizerError, match=r"no special token <\|im_end\|>"):
@@ -220,15 +222,15 @@ def test_a_tokenizer_without_chat_tokens_says_so():
     )
 
 
-def test_special_tokens_need_ids_of_their_own():
+def test_special_tokens_need_unique_ids():
     for special in ({"<a>": 5}, {"<a>": 300, "<b>": 300}, ("",)):
-        with pytest.raises(TokenizerError, match="ids of their own, from 267"):
+        with pytest.raises(TokenizerError, match="unique ids from 267"):
             Tokenizer(tiny_ranks(), special)
-    with pytest.raises(TokenizerError, match="named twice"):
+    with pytest.raises(TokenizerError, match="listed twice"):
         Tokenizer(tiny_ranks(), ("<a>", "<a>"))
 
 
-def test_a_saved_or_pickled_tokenizer_is_the_same(tiny, tmp_path):
+def test_fingerprint_survives_save_and_pickle_and_differs_otherwise(tiny, tmp_path):
     tiny.save(tmp_path / "v.tiktoken")
     assert [path.name for path in tmp_path.iterdir()] == ["v.tiktoken"]
     again = Tokenizer.from_file(tmp_path / "v.tiktoken")
@@ -247,13 +249,13 @@ def test_a_saved_or_pickled_tokenizer_is_the_same(tiny, tmp_path):
     assert len({tiny.fingerprint, *(other.fingerprint for other in others)}) == 4
 
 
-def test_writing_gives_the_released_file_back(shared, qwen, tmp_path):
+def test_save_reproduces_the_released_file(shared, qwen, tmp_path):
     released = (shared / "reference" / "qwen.tiktoken").read_bytes()
     qwen.save(tmp_path / "v.tiktoken")
     assert (tmp_path / "v.tiktoken").read_bytes() == released
 
 
-def test_damaged_files_are_refused(tmp_path):
+def test_read_ranks_rejects_damaged_files(tmp_path):
     path = tmp_path / "v.tiktoken"
     write_ranks(path, tiny_ranks())
     good = path.read_bytes()
@@ -266,8 +268,8 @@ def test_damaged_files_are_refused(tmp_path):
     stub = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"
     for damaged, message in (
         (b"".join(swapped), "the rank is 10, not 9(.|\n)*line 10"),
-        (b"".join(twice), r"b'\\x03' stands on line 4 already(.|\n)*line 21"),
-        (b"".join(missing), "1 single bytes are no tokens, 0x41"),
+        (b"".join(twice), r"b'\\x03' is already on line 4(.|\n)*line 21"),
+        (b"".join(missing), "1 single bytes are not tokens; the first is 0x41"),
         (b"".join(lines[:30] + lines[31:]), "the rank is 31, not 30(.|\n)*line 31"),
         (b"".join(lines[:7] + [b"!!" + lines[7]] + lines[8:]), "line 8"),
         (good[:-3], f"line {len(lines)}"),
@@ -279,27 +281,27 @@ def test_damaged_files_are_refused(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(TokenizerError, match=message):
             read_ranks(path)
-    path.write_bytes(good.replace(b"\n", b"\r\n"))  # as some downloads do
+    path.write_bytes(good.replace(b"\n", b"\r\n"))  # as in some downloads
     assert read_ranks(path) == tiny_ranks()
 
 
-def test_a_file_with_another_digest_is_refused(tmp_path):
+def test_read_ranks_rejects_another_digest(tmp_path):
     path = tmp_path / "v.tiktoken"
     write_ranks(path, tiny_ranks())
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert Tokenizer.from_file(path, sha256=digest.upper()).mergeable_ranks == tiny_ranks()
     flipped = base64.b64encode(b"the") + b" 257\n"
     path.write_bytes(path.read_bytes().replace(flipped, base64.b64encode(b"thy") + b" 257\n"))
-    assert b"thy" in read_ranks(path)  # well formed: the digest alone can tell
+    assert b"thy" in read_ranks(path)  # well formed: only the digest differs
     with pytest.raises(TokenizerError, match="SHA-256 is .*, not " + digest):
         read_ranks(path, sha256=digest)
     with pytest.raises(TokenizerError, match="no such file"):
         read_ranks(tmp_path / "other.tiktoken")
 
 
-def test_a_refused_write_leaves_the_old_file(tmp_path):
+def test_write_ranks_keeps_the_old_file_on_an_error(tmp_path):
     path = tmp_path / "v.tiktoken"
     write_ranks(path, tiny_ranks())
-    with pytest.raises(TokenizerError, match="gap or an overlap at 267"):
+    with pytest.raises(TokenizerError, match="gap or a duplicate at 267"):
         write_ranks(path, tiny_ranks() | {b"zz": 300})
     assert read_ranks(path) == tiny_ranks()

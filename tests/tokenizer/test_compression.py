@@ -1,4 +1,4 @@
-"""Bytes per token by language, and the picture of it."""
+"""Bytes per token by language, and their plot."""
 
 import sys
 
@@ -16,7 +16,7 @@ TOKENIZERS = {
 TEXTS = {"zh": ["\u4f60\u4f60", "\u4f60 "], "en": ["abcd"]}
 
 
-def test_the_numbers_are_those_of_a_count_by_hand():
+def test_compression_matches_counts_by_hand():
     assert compression(TOKENIZERS, TEXTS) == [
         Row("zh", "bytes", 10, 10, 1.0, 1.0),
         Row("zh", "chinese", 10, 4, 2.5, 2.5),
@@ -27,7 +27,7 @@ def test_the_numbers_are_those_of_a_count_by_hand():
     assert [row.ratio for row in by_chinese] == [0.4, 1.0, 1.0, 1.0]
 
 
-def test_the_table_has_a_line_for_each_language():
+def test_format_table_has_a_line_for_each_language():
     assert format_table(compression(TOKENIZERS, TEXTS)).splitlines() == [
         "language        bytes      chinese",
         "zh        1.00 (1.00)  2.50 (2.50)",
@@ -35,14 +35,14 @@ def test_the_table_has_a_line_for_each_language():
     ]
 
 
-def test_the_picture_is_written(tmp_path):
+def test_plot_writes_a_png(tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     plot(compression(TOKENIZERS, TEXTS), tmp_path / "figure3.png")
     data = (tmp_path / "figure3.png").read_bytes()
     assert data.startswith(b"\x89PNG") and len(data) > 5000
 
 
-def test_what_cannot_be_compared_is_refused(monkeypatch, tmp_path):
+def test_compression_rejects_bad_arguments_and_plot_names_its_extra(monkeypatch, tmp_path):
     with pytest.raises(TokenizerError, match="unknown tokenizer 'byte'"):
         compression(TOKENIZERS, TEXTS, baseline="byte")
     with pytest.raises(TokenizerError, match="'fr' has no text"):

@@ -1,4 +1,4 @@
-"""Learned vocabularies: what tiktoken makes of them is what was learned."""
+"""Learned vocabularies: tiktoken gives the ids that the trainer gave."""
 
 import collections
 import itertools
@@ -56,7 +56,7 @@ def chinese(shared) -> list[str]:
 
 
 def checked_words(monkeypatch) -> list[int]:
-    """Counts the words that grow has checked, without a change to the check."""
+    """Records how many words grow verifies."""
     counts = []
     monkeypatch.setattr(
         "qwen_jax.tokenizer.extend.verify", lambda ranks, words: counts.append(verify(ranks, words))
@@ -64,7 +64,7 @@ def checked_words(monkeypatch) -> list[int]:
     return counts
 
 
-def test_a_trained_vocabulary_has_its_size_and_compresses(source, code_ranks):
+def test_train_gives_the_requested_size_and_compresses(source, code_ranks):
     assert sorted(code_ranks.values()) == list(range(2000))
     tokenizer = Tokenizer(code_ranks)
     for text in stdlib_source("textwrap", "shlex") + ["\u4f60\u597d \ud800 123"]:
@@ -74,8 +74,8 @@ def test_a_trained_vocabulary_has_its_size_and_compresses(source, code_ranks):
     assert not any(len(token) > 1 and re.search(rb"[0-9]", token) for token in code_ranks)
 
 
-def test_every_word_has_the_ids_of_the_trainer_of_tokenizers(source, code_ranks):
-    """An independent training: byte-level BPE by `tokenizers` alone, on the same text."""
+def test_train_agrees_with_the_trainer_of_tokenizers(source, code_ranks):
+    """Compares with byte-level BPE trained only by `tokenizers` on the same text."""
     tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
     pre = tokenizers.pre_tokenizers
     learner = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -105,8 +105,8 @@ def test_every_word_has_the_ids_of_the_trainer_of_tokenizers(source, code_ranks)
     assert len(shared_tokens) > 1800
 
 
-def test_each_merge_is_of_the_most_frequent_pair():
-    """The definition of BPE, step by step, on a small text."""
+def test_train_merges_the_most_frequent_pair():
+    """Checks the definition of BPE, step by step, on a small text."""
     text = "the thin thing then thanked the other thing; in the end, the ten men met. " * 3
     ranks = train([text], vocab_size=280)
     words = [
@@ -119,14 +119,14 @@ def test_each_merge_is_of_the_most_frequent_pair():
         assert max(made.values()) == max(pairs.values()), token
         pair = max(made, key=made.get)
         for word in words:
-            place = 0
-            while place < len(word) - 1:
-                if (word[place], word[place + 1]) == pair:
-                    word[place : place + 2] = [token]
-                place += 1
+            i = 0
+            while i < len(word) - 1:
+                if (word[i], word[i + 1]) == pair:
+                    word[i : i + 2] = [token]
+                i += 1
 
 
-def test_qwens_vocabulary_starts_with_cl100k_less_its_numbers(shared, cl100k):
+def test_qwen_base_is_the_start_of_the_released_vocabulary(shared, cl100k):
     base = qwen_base(cl100k)
     qwen = read_ranks(shared / "reference" / "qwen.tiktoken")
     assert len(cl100k) - len(base) == 1100
@@ -134,20 +134,20 @@ def test_qwens_vocabulary_starts_with_cl100k_less_its_numbers(shared, cl100k):
     assert list(base.items()) == list(qwen.items())[:99_156]
 
 
-def test_the_characters_are_level_1_of_gb_2312():
+def test_common_chinese_is_level_1_of_gb_2312():
     characters = common_chinese()
     assert len(characters) == len(set(characters)) == 3755
     assert (characters[0], characters[-1]) == ("\u554a", "\u5ea7")  # the first and the last row
     assert set("\u7684\u4e00\u662f\u4e0d\u4e86\u5728\u4eba\u6709\u6211\u4ed6") <= set(characters)
 
 
-def test_the_released_vocabulary_has_the_common_characters(shared):
+def test_common_chinese_is_in_the_released_vocabulary(shared):
     qwen = Tokenizer.from_file(shared / "reference" / "qwen.tiktoken")
-    cut = [each for each in common_chinese() if len(qwen.encode(each)) > 1]
-    assert cut == ["\u7877", "\u77fd"]
+    split = [each for each in common_chinese() if len(qwen.encode(each)) > 1]
+    assert split == ["\u7877", "\u77fd"]
 
 
-def test_each_character_becomes_a_token():
+def test_add_characters_makes_each_a_token():
     ranks = BYTES | {b"\xe4\xbd": 256}
     added = add_characters(ranks, "\u4f60\u4eba\u4ebaa")
     assert list(added)[257:] == [
@@ -158,12 +158,12 @@ def test_each_character_becomes_a_token():
     tokenizer = Tokenizer(added)
     assert tokenizer.encode("\u4f60\u4eba\u4f60") == [257, 259, 257]
     assert len(list(recover_merges(added))) == len(added) - 256
-    # The base merges the end of a character with the beginning of the next one.
+    # The base merges the last byte of one character with the first of the next.
     with pytest.raises(TokenizerError, match="1 of 2 characters"):
         add_characters(BYTES | {b"\xa0\xe4": 256}, "\u4f60\u4eba")
 
 
-def test_a_small_base_is_extended_in_the_same_way():
+def test_extend_like_qwen_extends_a_small_base():
     text = "the thin thing then thanked the other thing 2020 " * 3
     ranks = BYTES | {b"20": 256, b"th": 257}
     grown = extend_like_qwen(ranks, [text], num_new=6, characters="\u4f60")
@@ -175,28 +175,28 @@ def test_a_small_base_is_extended_in_the_same_way():
         extend_like_qwen(ranks, [text], num_new=0)
 
 
-def test_qwens_way_from_cl100k_makes_the_released_size(cl100k, chinese, monkeypatch):
-    """151,643 ranks: 52,487 are added. Few merges here, since learning all takes ten seconds."""
-    wanted = []
+def test_extend_like_qwen_makes_the_released_size_from_cl100k(cl100k, chinese, monkeypatch):
+    """Adds 52,487 ranks for 151,643. Learns few merges, since all of them take ten seconds."""
+    requested = []
     monkeypatch.setattr(
         "qwen_jax.tokenizer.extend.grow",
-        lambda ranks, texts, num_new: wanted.append(num_new) or grow(ranks, texts, num_new=500),
+        lambda ranks, texts, num_new: requested.append(num_new) or grow(ranks, texts, num_new=500),
     )
     ranks = extend_like_qwen(cl100k, chinese[:500])
     start = len(ranks) - 500
-    assert start + wanted[0] == 99_156 + 52_487 == QWEN_RANKS == 151_643
+    assert start + requested[0] == 99_156 + 52_487 == QWEN_RANKS == 151_643
     assert list(ranks)[:99_156] == list(qwen_base(cl100k))
     assert 3227 + 100 == start - 99_156  # characters, and the first two bytes of some
     tokenizer = Tokenizer(ranks)
     assert tokenizer.vocab_size == len(ranks) + 208
     for character in common_chinese():
         assert len(tokenizer.encode_word(character + "\u3001" + character)) <= 3
-    # Each token is a merge of two lower ones: none can never be reached.
+    # Each token is a merge of two lower ones, so all can be reached.
     assert len(list(recover_merges(ranks))) == len(ranks) - 256
     assert not [token for token in ranks if len(token) > 1 and re.search(rb"[0-9]", token)]
 
 
-def test_growing_qwens_base_is_exact(cl100k, chinese, source, monkeypatch):
+def test_grow_from_qwens_base_is_exact(cl100k, chinese, source, monkeypatch):
     counts = checked_words(monkeypatch)
     base = qwen_base(cl100k)
     texts = chinese + source[:2]
@@ -210,8 +210,8 @@ def test_growing_qwens_base_is_exact(cl100k, chinese, source, monkeypatch):
     assert len(after.encode(text)) < 0.87 * len(before.encode(text))
 
 
-def test_the_words_that_are_learned_are_those_of_the_tokenizer(source, code_ranks):
-    """The `regex` module cuts text where tiktoken's own regex does."""
+def test_pattern_splits_alike_in_regex_and_tiktoken(source, code_ranks):
+    """The trainer splits text with the `regex` module, tiktoken with its own engine."""
     tokenizer = Tokenizer(code_ranks)
     for text in source + ["x  \n\n  y\u3000\u3000z \u00bd\u2163 I'LL\r\n\r\n ...\n"]:
         words = regex.findall(PATTERN, text)
@@ -219,34 +219,34 @@ def test_the_words_that_are_learned_are_those_of_the_tokenizer(source, code_rank
         assert ids == tokenizer.encode(text)
 
 
-def test_texts_are_learned_in_normal_form_c():
+def test_train_normalizes_texts_to_nfc():
     ranks = train(["e\u0301 " * 50 + "\ud800"], vocab_size=257)
     assert "\u00e9".encode() in ranks
 
 
-def test_special_tokens_in_a_text_are_text(source):
+def test_train_takes_special_tokens_as_text(source):
     ranks = train(source[:1] + ["<|im_end|>" * 3000], vocab_size=400)
     assert b"im" in ranks and b"<|" in ranks
-    assert b"<|im_end|>" not in ranks  # PATTERN cuts it
+    assert b"<|im_end|>" not in ranks  # PATTERN splits it
 
 
-def test_too_little_text_is_refused():
-    with pytest.raises(TokenizerError, match="hold 4 new merges, not 44"):
+def test_train_and_grow_reject_too_little_text():
+    with pytest.raises(TokenizerError, match="only 4 new merges, not 44"):
         train(["aaaa bc"] * 3, vocab_size=300)
-    with pytest.raises(TokenizerError, match="hold 0 new merges"):
+    with pytest.raises(TokenizerError, match="only 0 new merges"):
         grow(BYTES, iter([]), num_new=1)
     with pytest.raises(TokenizerError, match="no room"):
         train(["a"], vocab_size=256)
 
 
-def test_words_that_differ_are_counted():
+def test_verify_counts_words_that_differ():
     ranks = BYTES | {b"ab": 256, b"bc": 257}
     assert verify(ranks, [("abc", [256, 99]), ("bc", [257])]) == 2
     with pytest.raises(TokenizerError, match=r"1 of 3 words.*'abc' has \[256, 99\], not \[97, 257"):
         verify(ranks, iter([("x", [120]), ("abc", [97, 257]), ("bc", [257])]))
 
 
-def test_a_missing_trainer_names_the_extra(monkeypatch):
+def test_train_without_tokenizers_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(TokenizerError, match=r"pip install \"qwen_jax\[data\]\""):
         train(["some text"], vocab_size=260)

@@ -1,4 +1,4 @@
-"""The exported tokenizer files, judged by the library that reads them."""
+"""Exported tokenizer files, read back by the libraries that they are for."""
 
 import dataclasses
 import json
@@ -60,7 +60,7 @@ def folder(qwen, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def theirs(folder):
-    """What transformers makes of it."""
+    """The exported tokenizer, loaded by transformers."""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     return transformers.AutoTokenizer.from_pretrained(folder)
 
@@ -111,7 +111,7 @@ def odd_texts() -> list[str]:
     ]
 
 
-def test_autotokenizer_gives_our_ids_on_real_and_on_odd_text(shared, qwen, theirs):
+def test_write_tokenizer_gives_autotokenizer_our_ids(shared, qwen, theirs):
     texts = real_texts(shared) + odd_texts()
     assert sum(map(len, texts)) > 700_000
     ids = theirs(texts, split_special_tokens=True)["input_ids"]
@@ -119,11 +119,11 @@ def test_autotokenizer_gives_our_ids_on_real_and_on_odd_text(shared, qwen, their
     assert wrong == []
 
 
-def test_tokenizer_json_alone_gives_our_ids(shared, qwen, folder):
-    """transformers 5 rebuilds much of a Qwen2 tokenizer itself; others trust the file."""
+def test_write_tokenizer_gives_tokenizers_our_ids(shared, qwen, folder):
+    """transformers 5 rebuilds much of a Qwen2 tokenizer; other readers use the file as it is."""
     tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
     plain = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    plain.encode_special_tokens = True  # special strings in a text are text
+    plain.encode_special_tokens = True  # special tokens in text are encoded as text
     texts = real_texts(shared) + odd_texts()
     for text, found in zip(texts, plain.encode_batch(texts), strict=True):
         assert found.ids == qwen.encode(text)
@@ -133,7 +133,7 @@ def test_tokenizer_json_alone_gives_our_ids(shared, qwen, folder):
     assert plain.decode(ids, skip_special_tokens=False) == "<|im_start|>\u00e9\n<|im_end|>"
 
 
-def test_autotokenizer_gives_the_original_ids_of_the_recorded_cases(shared, theirs):
+def test_write_tokenizer_gives_autotokenizer_the_recorded_ids(shared, theirs):
     cases = json.loads((shared / "reference" / "tokenizer_cases.json").read_text())
     assert len(cases) == 25
     for case in cases:
@@ -141,7 +141,7 @@ def test_autotokenizer_gives_the_original_ids_of_the_recorded_cases(shared, thei
         assert theirs.decode(case["ids"]) == case["decoded"]
 
 
-def test_special_tokens_have_our_ids_and_decode_back(qwen, theirs):
+def test_write_tokenizer_keeps_special_tokens(qwen, theirs):
     text = "a<|im_start|>user\nhi<|im_end|>\n<|endoftext|><|extra_0|>x<|extra_204|> <|nope|>"
     ids = theirs(text)["input_ids"]
     assert ids == qwen.encode(text, allow_special=True)
@@ -152,12 +152,13 @@ def test_special_tokens_have_our_ids_and_decode_back(qwen, theirs):
     assert theirs.model_max_length == 2048
 
 
-def test_the_chat_template_renders_the_original_conversation(shared, theirs):
+def test_chat_template_renders_the_original_conversation(shared, theirs):
     pytest.importorskip("jinja2", reason="jinja2, which renders chat templates, is not installed")
     case = json.loads((shared / "reference" / "chatml_case.json").read_text())
     messages = [{"role": "system", "content": case["system"]}]
-    for query, answer in case["history"]:
-        messages += [{"role": "user", "content": query}, {"role": "assistant", "content": answer}]
+    for query, response in case["history"]:
+        messages += [{"role": "user", "content": query}]
+        messages += [{"role": "assistant", "content": response}]
     messages.append({"role": "user", "content": case["query"]})
     for turns in (messages, messages[1:]):  # the default system message is the same
         assert (
@@ -168,7 +169,7 @@ def test_the_chat_template_renders_the_original_conversation(shared, theirs):
     assert ids == case["ids"]
 
 
-def test_vocab_and_merges_alone_give_the_same_ids(qwen, theirs, folder, tmp_path):
+def test_write_tokenizer_vocab_and_merges_give_the_same_ids(qwen, theirs, folder, tmp_path):
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     slow = type(theirs).from_pretrained(tmp_path)
@@ -176,11 +177,11 @@ def test_vocab_and_merges_alone_give_the_same_ids(qwen, theirs, folder, tmp_path
         assert slow(text, split_special_tokens=True)["input_ids"] == qwen.encode(text)
 
 
-def test_an_exported_folder_gives_our_tokenizer_back(qwen, folder):
+def test_load_tokenizer_inverts_write_tokenizer(qwen, folder):
     assert load_tokenizer(folder).fingerprint == qwen.fingerprint
 
 
-def test_the_merges_of_qwens_vocabulary_are_all_recovered(qwen, folder):
+def test_recover_merges_finds_all_of_qwens_vocabulary(qwen, folder):
     byte_of = {char: bytes([byte]) for byte, char in _BYTE_CHARS.items()}
     version, *merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
     assert len(merges) == 151643 - 256
@@ -191,7 +192,7 @@ def test_the_merges_of_qwens_vocabulary_are_all_recovered(qwen, folder):
         last = ranks[left + right]
 
 
-def test_recovered_merges_follow_the_ranks():
+def test_recover_merges_follows_the_ranks():
     assert list(recover_merges(tiny_ranks())) == [
         (b"t", b"h"),
         (b"th", b"e"),
@@ -206,25 +207,25 @@ def test_recovered_merges_follow_the_ranks():
     ]
 
 
-def test_a_token_that_no_merge_makes_is_named():
+def test_recover_merges_names_a_token_that_no_merge_makes():
     with pytest.raises(TokenizerError, match="1 tokens cannot be reached.*b'xyz'"):
         list(recover_merges(tiny_ranks() | {b"xyz": 266}))
 
 
-def test_ids_with_a_gap_and_missing_bytes_are_refused(tmp_path):
+def test_write_tokenizer_rejects_gaps_and_missing_bytes(tmp_path):
     def written(ranks, specials):
         fake = type("Fake", (), {"mergeable_ranks": ranks, "special_tokens": specials})()
         write_tokenizer(tmp_path, fake, layout="qwen", context_length=16)
 
-    with pytest.raises(TokenizerError, match="gap or an overlap at 266"):
+    with pytest.raises(TokenizerError, match="gap or a duplicate at 266"):
         written(tiny_ranks(), {"<|endoftext|>": 300})
-    lacking = {token: rank for rank, token in enumerate(t for t in tiny_ranks() if t != b"q")}
-    with pytest.raises(TokenizerError, match="1 single bytes are no tokens, 0x71"):
-        written(lacking, {"<|endoftext|>": 265})
+    missing = {token: rank for rank, token in enumerate(t for t in tiny_ranks() if t != b"q")}
+    with pytest.raises(TokenizerError, match="1 single bytes are not tokens; the first is 0x71"):
+        written(missing, {"<|endoftext|>": 265})
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_small_vocabulary_is_exported_with_its_model(tmp_path, tiny):
+def test_save_pretrained_exports_a_small_vocabulary(tmp_path, tiny):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     config = dataclasses.replace(sizes.TINY, vocab_size=512)
     params = zeros(config)
@@ -242,12 +243,12 @@ def test_a_small_vocabulary_is_exported_with_its_model(tmp_path, tiny):
         save_pretrained(folder, config, params, layout=layout, tokenizer=tiny)  # replaces it
 
 
-def test_a_tokenizer_that_is_larger_than_the_model_is_refused(tmp_path, tiny):
+def test_save_pretrained_rejects_a_tokenizer_larger_than_the_model(tmp_path, tiny):
     params = zeros(sizes.TINY)
-    with pytest.raises(ConfigError, match="ids, the model 128 rows"):
+    with pytest.raises(ConfigError, match="ids, but the model has vocab_size=128"):
         save_pretrained(tmp_path / "out", sizes.TINY, params, tokenizer=tiny)
 
 
-def test_a_folder_without_a_tokenizer_says_so(tmp_path):
+def test_load_tokenizer_rejects_a_folder_without_one(tmp_path):
     with pytest.raises(TokenizerError, match="no qwen.tiktoken and no tokenizer.json"):
         load_tokenizer(tmp_path)

@@ -1,4 +1,4 @@
-"""The tokenizer in a model's folder, and whether it fits."""
+"""The tokenizer in a model folder, and whether it fits the model."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from qwen_jax.tokenizer.model_folder import check_vocabulary, find_tokenizer
 from tests.helpers.tiny_checkpoint import CONFIG, TOKENIZER, write
 
 
-def test_the_tokenizer_is_found_or_named(tmp_path):
+def test_find_tokenizer_finds_one_or_counts_them(tmp_path):
     released, bare = write(tmp_path / "tiny"), tmp_path / "bare"
     bare.mkdir()
     with pytest.raises(QwenJaxError, match="0 .tiktoken files"):
@@ -25,15 +25,15 @@ def test_the_tokenizer_is_found_or_named(tmp_path):
     assert find_tokenizer(bare, str(bare / "b.tiktoken")).fingerprint == TOKENIZER.fingerprint
 
 
-def test_special_tokens_are_those_of_the_released_folder(tmp_path):
+def test_find_tokenizer_reads_the_special_tokens_of_a_released_folder(tmp_path):
     released = write(tmp_path / "tiny")
     settings = (released / "tokenizer_config.json").read_text()
     (released / "tokenizer_config.json").write_text(settings.replace("<|extra_3|>", "<|tool|>"))
     assert "<|tool|>" in find_tokenizer(released).special_tokens
 
 
-def test_a_vocabulary_of_more_ids_than_rows_is_refused():
+def test_check_vocabulary_rejects_more_ids_than_the_model_has():
     check_vocabulary(TOKENIZER, CONFIG, flag="--tokenizer")
     small = dataclasses.replace(CONFIG, vocab_size=TOKENIZER.vocab_size - 1)
-    with pytest.raises(QwenJaxError, match="464 ids, the model 463 rows"):
+    with pytest.raises(QwenJaxError, match="464 ids, but the model has vocab_size=463"):
         check_vocabulary(TOKENIZER, small, flag="--tokenizer")
