@@ -1,16 +1,15 @@
-"""Weights from one form to another: the Qwen layout, the Qwen2 one (Qwen1.5 too), our run folders.
+"""Converts weights between the Qwen layout, the Qwen2 layout (also Qwen1.5) and run folders.
 
 A run, for transformers:   python -m experiments.convert --input=runs/mine --output=exported \\
                                --tokenizer=data/mine/tokenizer.tiktoken
 Qwen, for transformers:    python -m experiments.convert --input=Qwen-1_8B --output=qwen2 --verify
-Qwen, as a run of ours:    python -m experiments.convert --input=Qwen-7B --output=runs/qwen7b \\
+Qwen, as a run folder:     python -m experiments.convert --input=Qwen-7B --output=runs/qwen7b \\
                                --layout=run
-A run of adapters (--lora.rank) is converted as the model that it is, the adapters added to the
-weights beside them.
-To train on, either will do: python -m experiments.pretrain --init_from=FOLDER ...
+A LoRA run (--lora.rank) is converted as its merged model.
+Training starts from any of these folders: python -m experiments.pretrain --init_from=FOLDER ...
 
-The model is never in memory, except once to write a run. --verify compares logits with transformers
-in float32 and needs both models in memory.
+Conversion streams the weights from file to file; only writing a run loads the model. --verify
+compares logits with transformers in float32 and needs both models in memory.
 """
 
 import dataclasses
@@ -44,18 +43,22 @@ class Config:
 
     input: str = option("", "a run folder, or a folder in either layout")
     output: str = option("", "a new or empty folder, or an earlier export, which is replaced")
-    layout: Literal["qwen", "qwen2", "run"] = option("qwen2", "qwen keeps dynamic NTK and LogN")
-    dtype: Literal["float32", "bfloat16", "float16"] | None = option(None, "none: as in the input")
+    layout: Literal["qwen", "qwen2", "run"] = option(
+        "qwen2", "layout to write; only qwen keeps dynamic NTK and LogN"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] | None = option(
+        None, "dtype to write; none: as in the input"
+    )
     tokenizer: str | None = option(
         None, "a .tiktoken file; none: the one in the input folder, if any"
     )
-    max_shard_gb: float = option(5.0, "of one weight file")
-    verify: bool = option(False, "compare logits with those of transformers")
+    max_shard_gb: float = option(5.0, "maximum size of a weight file in GB")
+    verify: bool = option(False, "compare logits with transformers")
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What the input folder is."""
+    """The contents of the input folder."""
 
     layout: str  # qwen, qwen2 or run
     model: ModelConfig
@@ -64,18 +67,18 @@ class Source:
 
 
 def main(config: Config) -> None:
-    """Shows sizes, checks the disk, converts, verifies."""
+    """Prints sizes, checks the disk space, converts and verifies."""
     if not config.input or not config.output:
         raise ConfigError(
-            "nothing to read, or nowhere to write.",
+            "the input or the output is not set.",
             "--input, --output",
-            "name both; --help shows how.",
+            "set both; see --help.",
         )
     if config.max_shard_gb <= 0:
         raise ConfigError(
             f"max_shard_gb={config.max_shard_gb} is not positive.",
             "--max_shard_gb",
-            "use the size of a file in GB, 5 for example.",
+            "use a size in GB, for example 5.",
         )
     if config.verify:
         verify.require()
@@ -89,15 +92,15 @@ def main(config: Config) -> None:
 
 
 def inspect(config: Config) -> Source:
-    """Opens the input, weights aside.
+    """Opens the input without loading its weights.
 
     Raises:
-      ConfigError, CheckpointError, TokenizerError: it is no folder that can be converted.
+      ConfigError, CheckpointError, TokenizerError: the folder cannot be converted.
     """
     opened = open_pretrained(config.input)
     run = not isinstance(opened, ReleasedFolder)
     has_one = has_tokenizer(config.input) or any(pathlib.Path(config.input).glob("*.tiktoken"))
-    tokenizer = None  # weights alone are a model too
+    tokenizer = None  # a model does not need one
     if config.tokenizer or has_one:
         tokenizer = find_tokenizer(config.input, config.tokenizer)
     return Source(
@@ -109,7 +112,7 @@ def inspect(config: Config) -> Source:
 
 
 def check_space(config: Config, source: Source, dtype: str) -> None:
-    """Says what will be read and written, and refuses what the disk cannot hold."""
+    """Prints what will be read and written; raises CheckpointError if the disk is too full."""
     if config.layout == "run":
         check_unused(config.output)
     needed = count(source.model) * np.dtype(dtype).itemsize
@@ -132,14 +135,14 @@ def check_space(config: Config, source: Source, dtype: str) -> None:
     )
     if needed > free:
         raise CheckpointError(
-            f"the output takes {format_gb(needed)}, and {format_gb(free)} are free.",
+            f"the output needs {format_gb(needed)}, but only {format_gb(free)} are free.",
             config.output,
-            "free some space, or write to another disk.",
+            "free some disk space, or write to another disk.",
         )
 
 
 def convert(config: Config, source: Source, dtype: str) -> None:
-    """The conversion itself, with a progress bar."""
+    """Converts the weights with a progress bar."""
     size = count(source.model) * np.dtype(source.dtype).itemsize
     with tqdm(desc="converting", total=size, unit="B", unit_scale=True, file=sys.stdout) as bar:
         if config.layout != "run":
@@ -158,17 +161,17 @@ def convert(config: Config, source: Source, dtype: str) -> None:
 
 
 def verify_conversion(config: Config, source: Source, dtype: str) -> None:
-    """Our logits on one side of the conversion, those of transformers on the other.
+    """Compares our logits on one side of the conversion with transformers' on the other.
 
-    transformers reads the output where it is in the Qwen2 layout, or the input; else a copy of the
-    output, which exists for the time of the comparison.
+    transformers reads the output or the input if it is in the Qwen2 layout, and otherwise a
+    temporary copy of the output.
 
     Raises:
-      CheckpointError: they differ by more than rounding.
+      CheckpointError: the logits differ by more than rounding.
       TokenizerError: the tokenizers differ.
     """
-    beside = pathlib.Path(config.output).resolve().parent
-    with tempfile.TemporaryDirectory(dir=beside) as temporary:
+    parent = pathlib.Path(config.output).resolve().parent
+    with tempfile.TemporaryDirectory(dir=parent) as temporary:
         ours, theirs = config.input, config.output
         if config.layout != "qwen2" and (source.layout, source.dtype) == ("qwen2", dtype):
             ours, theirs = config.output, config.input
@@ -177,7 +180,7 @@ def verify_conversion(config: Config, source: Source, dtype: str) -> None:
             convert_pretrained(
                 open_pretrained(config.output), theirs, layout="qwen2", tokenizer=source.tokenizer
             )
-        # Rounded as the output is: what is compared is the conversion, not the dtype.
+        # Rounded like the output, to compare the conversion and not the dtype.
         model, params = load_pretrained(ours, param_dtype=dtype)
         difference = verify.compare_logits(model, params, theirs)
         print(f"against transformers: {difference}", flush=True)
@@ -193,5 +196,5 @@ def verify_conversion(config: Config, source: Source, dtype: str) -> None:
 
 
 if __name__ == "__main__":
-    jax.config.update("jax_platforms", "cpu")  # weights are moved, not computed with
+    jax.config.update("jax_platforms", "cpu")  # weights are copied, not computed on
     flags.run(main, __doc__, {"default": Config()})

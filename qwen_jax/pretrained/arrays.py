@@ -1,4 +1,4 @@
-"""A jax array of any sharding <-> its pieces on the host, one piece at a time.
+"""Moves jax arrays of any sharding to and from the host, one slice at a time.
 
 An index is a tuple of slices, one per axis, within the bounds of the array.
 """
@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 
 import jax
-import ml_dtypes  # noqa: F401  (numpy learns the name bfloat16)
+import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
@@ -19,25 +19,26 @@ Index = tuple[slice, ...]
 _ALIGNMENT = 64  # bytes
 
 
-def place(
+def load_sharded(
     shape: tuple[int, ...], sharding: Sharding | None, read: Callable[[Index], np.ndarray]
 ) -> jax.Array:
-    """The array whose every piece `read` makes; this process's shards alone are read.
+    """Builds an array from the shards that `read` returns; reads only this process's shards.
 
-    Each shard is on its device before the next is read, so the host never holds more than one
-    (jax.make_array_from_callback holds all of a process's at once). What `empty` made becomes the
-    shard itself on a CPU.
+    Each shard is on its device before the next one is read, so the host holds at most one
+    (jax.make_array_from_callback holds all of a process's shards at once). On a CPU an array from
+    `empty` becomes the shard without a copy.
 
     Args:
       sharding: None: the default device.
+      read: index -> that slice of the array, on the host.
     """
-    whole = tuple(slice(0, size) for size in shape)
+    full = tuple(slice(0, size) for size in shape)
     if sharding is None:
-        return jax.block_until_ready(jax.device_put(read(whole)))
-    owners: dict[tuple, list] = {}  # slices are no keys before Python 3.12
+        return jax.block_until_ready(jax.device_put(read(full)))
+    owners: dict[tuple, list] = {}  # slices are not hashable before Python 3.12
     devices = sharding.addressable_devices_indices_map(shape)
     for device, index in devices.items():
-        bounds = tuple((part.start, part.stop) for part in bounded(index or whole, shape))
+        bounds = tuple((part.start, part.stop) for part in bounded(index or full, shape))
         owners.setdefault(bounds, []).append(device)
     placed = {}
     for bounds, copies in owners.items():
@@ -45,14 +46,14 @@ def place(
         for device in copies:
             placed[device] = jax.block_until_ready(jax.device_put(block, device))
         del block
-        gc.collect(0)  # JAX lets go of a block that it has copied at the next collection
+        gc.collect(0)  # JAX frees a block that it has copied at the next collection
     return jax.make_array_from_single_device_arrays(
         shape, sharding, [placed[device] for device in devices]
     )
 
 
 def empty(shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """numpy.empty at an address that JAX on a CPU takes over without a copy."""
+    """numpy.empty with an alignment that lets JAX on a CPU use the memory without a copy."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     raw = np.empty(size + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
@@ -60,10 +61,10 @@ def empty(shape: tuple[int, ...], dtype: str) -> np.ndarray:
 
 
 def cast(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
-    """`array` in `dtype`.
+    """Casts `array` to `dtype`.
 
     Raises:
-      CheckpointError: a finite value becomes infinite.
+      CheckpointError: a finite value becomes infinite; the error names the tensor `name`.
     """
     if array.dtype == np.dtype(dtype):
         return array
@@ -79,18 +80,18 @@ def cast(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
 
 
 def fetch(array: jax.Array | np.ndarray, index: Index) -> np.ndarray:
-    """array[index] on the host: the devices are asked for this piece alone.
+    """Returns array[index] on the host; transfers only this slice from the devices.
 
-    Of an array that spans processes every one of them must fetch the same piece, and gets it.
+    If the array spans processes, every process must fetch the same slice, and receives it.
     """
     if isinstance(array, np.ndarray):
         return array[index]
     starts = tuple(np.int32(part.start) for part in index)
     sizes = tuple(part.stop - part.start for part in index)
     if not array.is_fully_addressable:
-        piece = _replicate_piece(array, starts, sizes=sizes, sharding=_everywhere(array.sharding))
-        return np.asarray(piece.addressable_data(0))
-    piece = np.empty(sizes, array.dtype)
+        copy = _replicated_slice(array, starts, sizes=sizes, sharding=_replicated(array.sharding))
+        return np.asarray(copy.addressable_data(0))
+    out = np.empty(sizes, array.dtype)
     for shard in array.addressable_shards:
         held = bounded(shard.index, array.shape)
         common = [
@@ -99,35 +100,35 @@ def fetch(array: jax.Array | np.ndarray, index: Index) -> np.ndarray:
         ]
         if shard.replica_id or any(part.start >= part.stop for part in common):
             continue
-        cut = _piece(
+        part_of_shard = _slice(
             shard.data,
             tuple(np.int32(part.start - own.start) for part, own in zip(common, held, strict=True)),
             sizes=tuple(part.stop - part.start for part in common),
         )
-        piece[
+        out[
             tuple(
                 slice(part.start - to.start, part.stop - to.start)
                 for part, to in zip(common, index, strict=True)
             )
-        ] = cut
-    return piece
+        ] = part_of_shard
+    return out
 
 
 def bounded(index: Index, shape: tuple[int, ...]) -> Index:
-    """`index` with every None replaced by the bound that it stands for."""
+    """Replaces every None in `index` by the bound that it stands for."""
     return tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, shape, strict=True))
 
 
 @functools.partial(jax.jit, static_argnames="sizes")
-def _piece(array: jax.Array, starts, *, sizes: tuple[int, ...]) -> jax.Array:
+def _slice(array: jax.Array, starts, *, sizes: tuple[int, ...]) -> jax.Array:
     return jax.lax.dynamic_slice(array, starts, sizes)
 
 
 @functools.partial(jax.jit, static_argnames=("sizes", "sharding"))
-def _replicate_piece(array: jax.Array, starts, *, sizes: tuple[int, ...], sharding) -> jax.Array:
+def _replicated_slice(array: jax.Array, starts, *, sizes: tuple[int, ...], sharding) -> jax.Array:
     return jax.lax.with_sharding_constraint(jax.lax.dynamic_slice(array, starts, sizes), sharding)
 
 
-def _everywhere(sharding: Sharding) -> Sharding:
+def _replicated(sharding: Sharding) -> Sharding:
     assert isinstance(sharding, NamedSharding), sharding
     return NamedSharding(sharding.mesh, PartitionSpec())

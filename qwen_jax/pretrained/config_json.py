@@ -1,4 +1,4 @@
-"""ModelConfig <-> the config.json and generation_config.json of a released layout."""
+"""Converts ModelConfig to and from config.json and generation_config.json."""
 
 import dataclasses
 import operator
@@ -7,7 +7,15 @@ from typing import Any
 
 from qwen_jax.config import ContextExtension, ModelConfig
 from qwen_jax.errors import ConfigError, unknown_name
-from qwen_jax.pretrained.layouts import LAYOUTS, QWEN, REASONS, REFUSED, REQUIRED, Layout, unfit
+from qwen_jax.pretrained.layouts import (
+    LAYOUTS,
+    QWEN,
+    REASONS,
+    REFUSED,
+    REQUIRED,
+    Layout,
+    unsupported,
+)
 
 _KNOWN = (
     "choose a dense Qwen, Qwen1.5 or Qwen2 checkpoint in float32, bfloat16 or float16 "
@@ -16,27 +24,29 @@ _KNOWN = (
 
 
 def layout_of(raw: dict[str, Any], where: pathlib.Path) -> Layout:
-    """The layout that a config.json is of.
+    """Returns the layout of a config.json.
 
     Raises:
-      ConfigError: for a model type other than "qwen" and "qwen2".
+      ConfigError: the model type is not "qwen" or "qwen2".
     """
     name = raw.get("model_type")
     if name is None and raw.get("architectures") == QWEN.constants["architectures"]:
-        name = QWEN.model_type  # some early folders do not state their model type
+        name = QWEN.model_type  # some early folders lack a model type
     if name in REFUSED:
-        raise ConfigError(f"a {name!r} model is not read: {REFUSED[name]}.", str(where), _KNOWN)
+        raise ConfigError(
+            f"a {name!r} model is not supported: {REFUSED[name]}.", str(where), _KNOWN
+        )
     if name not in LAYOUTS:
         raise unknown_name("model_type", str(name), LAYOUTS, str(where))
     return LAYOUTS[name]
 
 
 def read_config(raw: dict[str, Any], layout: Layout, where: pathlib.Path) -> dict[str, Any]:
-    """The fields of ModelConfig that a released config.json fixes.
+    """Returns the fields of ModelConfig that a released config.json sets.
 
     Raises:
-      ConfigError: listing every key that is missing, or every setting that this package does not
-        implement (scaled rotary positions, sliding windows, quantized weights, ...).
+      ConfigError: keys are missing, or settings are not implemented here (scaled rotary positions,
+        sliding windows, quantized weights, ...). The error lists all of them.
     """
     raw = _flatten_rope(raw)
     _refuse_unsupported(raw, layout, where)
@@ -53,10 +63,10 @@ def read_config(raw: dict[str, Any], layout: Layout, where: pathlib.Path) -> dic
         raise ConfigError(
             f"config.json lacks {', '.join(missing)}.",
             str(where),
-            f"a {layout.model_type!r} model states them: take its whole config.json.",
+            f"use the complete config.json of a {layout.model_type!r} model.",
         )
     if layout is not QWEN:
-        fields["extension"] = ContextExtension(dynamic_ntk=False, logn=False)  # it knows neither
+        fields["extension"] = ContextExtension(dynamic_ntk=False, logn=False)  # it has neither
     else:
         fields["extension"] = ContextExtension(
             **{name.partition(".")[2]: fields.pop(name) for name in list(fields) if "." in name}
@@ -67,12 +77,12 @@ def read_config(raw: dict[str, Any], layout: Layout, where: pathlib.Path) -> dic
         fields["head_size"] * fields["num_heads"] == fields["hidden_size"]
     ):
         fields["head_size"] = None
-    config = ModelConfig(**fields)  # states its own errors
-    if problems := unfit(layout, config):
+    config = ModelConfig(**fields)  # raises its own errors
+    if problems := unsupported(layout, config):
         raise ConfigError(
-            f"{'; '.join(problems)}: no {layout.model_type!r} model is so.",
+            f"the settings do not fit a {layout.model_type!r} model: {'; '.join(problems)}.",
             str(where),
-            "check the file, or its model_type.",
+            "check the file and its model_type.",
         )
     return fields
 
@@ -80,7 +90,12 @@ def read_config(raw: dict[str, Any], layout: Layout, where: pathlib.Path) -> dic
 def write_config(
     config: ModelConfig, layout: Layout, *, dtype: str, end_of_text: int | None
 ) -> dict[str, Any]:
-    """The config.json of `config`; dtype of the weights, end_of_text the id that ends a text."""
+    """Returns the config.json of `config`.
+
+    Args:
+      dtype: of the weights.
+      end_of_text: the id that ends a text; None: without a tokenizer.
+    """
     filled = dataclasses.replace(config, num_kv_heads=config.kv_heads, head_size=config.head_dim)
     written = {
         "model_type": layout.model_type,
@@ -88,12 +103,12 @@ def write_config(
         "bos_token_id": end_of_text,
         "eos_token_id": end_of_text,
         **layout.constants,
-        **layout.demands,
+        **layout.required_values,
     }
     for setting in layout.settings:
         written[setting.keys[0]] = setting.write(operator.attrgetter(setting.field)(filled))
     if layout is QWEN:
-        # How far the released code may go beyond the training length: its configs say 4 times.
+        # The length limit of the released code beyond training: 4 times in the released configs.
         stretch = 4 if config.extension.dynamic_ntk else 1
         written["max_position_embeddings"] = stretch * config.context_length
     elif config.head_dim * config.num_heads == config.hidden_size:
@@ -104,9 +119,9 @@ def write_config(
 def write_generation_config(
     layout: Layout, *, end_of_text: int | None, im_end: int | None
 ) -> dict[str, Any]:
-    """The generation_config.json: greedy, and where an answer ends.
+    """Returns the generation_config.json: greedy sampling, and the ids that end a response.
 
-    A chat model ends its turn with <|im_end|>; a base model never writes it, so both stop both.
+    Chat models end with <|im_end|>. Base models never generate it, so both ids always stop.
     """
     stops = [token for token in (end_of_text, im_end) if token is not None]
     written = {
@@ -122,7 +137,9 @@ def write_generation_config(
 
 
 def _refuse_unsupported(raw: dict[str, Any], layout: Layout, where: pathlib.Path) -> None:
-    allowed = {key: (value,) for key, value in layout.demands.items()} | layout.refusals
+    allowed = {
+        key: (value,) for key, value in layout.required_values.items()
+    } | layout.allowed_values
     found = {
         key: f"{key}={raw[key]!r}"
         for key, values in allowed.items()
@@ -131,19 +148,19 @@ def _refuse_unsupported(raw: dict[str, Any], layout: Layout, where: pathlib.Path
     if odd_layers := set(raw.get("layer_types") or ()) - {"full_attention"}:
         found["layer_types"] = f"layer_types with {', '.join(sorted(odd_layers))}"
     if found:
-        told = [
+        reasons = [
             text[:200] + (f" ({REASONS[key]})" if key in REASONS else "")
             for key, text in found.items()
         ]
         raise ConfigError(
-            f"the model asks for what qwen_jax does not implement: {'; '.join(told)}.",
+            f"the model needs features that qwen_jax does not implement: {'; '.join(reasons)}.",
             str(where),
             _KNOWN,
         )
 
 
 def _flatten_rope(raw: dict[str, Any]) -> dict[str, Any]:
-    """transformers 5 keeps the rotary settings in a dict of their own; back to plain keys."""
+    """Moves the rotary settings that transformers 5 keeps in a nested dict to plain keys."""
     raw = dict(raw)
     rope, scaling = raw.pop("rope_parameters", None) or {}, raw.pop("rope_scaling", None) or {}
     raw |= {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}
@@ -157,5 +174,5 @@ def _flatten_rope(raw: dict[str, Any]) -> dict[str, Any]:
 
 def _converted(read, value: Any, key: str, where: pathlib.Path) -> Any:
     if not isinstance(value, (int, float)):
-        raise ConfigError(f"{key}={value!r} is not a number.", str(where), "mend config.json.")
+        raise ConfigError(f"{key}={value!r} is not a number.", str(where), "fix config.json.")
     return read(value)

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all."""
+"""Writes a folder atomically."""
 
 import contextlib
 import errno
@@ -12,7 +12,7 @@ from qwen_jax.pretrained.tensors import PRODUCER, producer_of
 from qwen_jax.utils.files import sync_folder
 from qwen_jax.utils.format import format_gb
 
-# All that an export consists of. A folder that holds anything else is never replaced.
+# The files of an export. A folder that holds anything else is never replaced.
 _PATTERNS = (
     "config.json",
     "generation_config.json",
@@ -28,19 +28,19 @@ _PATTERNS = (
 
 
 @contextlib.contextmanager
-def whole_folder(folder: pathlib.Path, *, needed_bytes: int) -> Iterator[pathlib.Path]:
-    """Yields an empty folder beside `folder` that takes its place when the block ends well.
+def atomic_folder(folder: pathlib.Path, *, needed_bytes: int) -> Iterator[pathlib.Path]:
+    """Yields an empty temporary folder that is renamed to `folder` if the block succeeds.
 
-    An earlier export at `folder` stays until then, and for good when the block fails.
+    An earlier export at `folder` is replaced only then, and kept if the block fails.
 
     Raises:
-      CheckpointError: `folder` is something other than an export of ours, or the disk is full.
+      CheckpointError: `folder` is not an export by qwen_jax, or the disk is full.
     """
     _check_replaceable(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     old = folder.with_name(f".{folder.name}.old")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed export
     free = shutil.disk_usage(folder.parent).free
     if free < needed_bytes:
         raise _full(folder, needed_bytes, free)
@@ -54,7 +54,7 @@ def whole_folder(folder: pathlib.Path, *, needed_bytes: int) -> Iterator[pathlib
         raise
     sync_folder(partial)
     if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)  # of an export that was killed
+        shutil.rmtree(old, ignore_errors=True)  # left by a killed export
         os.rename(folder, old)
     os.rename(partial, folder)
     sync_folder(folder.parent)
@@ -63,9 +63,9 @@ def whole_folder(folder: pathlib.Path, *, needed_bytes: int) -> Iterator[pathlib
 
 def _full(folder: pathlib.Path, needed_bytes: int, free: int) -> CheckpointError:
     return CheckpointError(
-        f"the export needs {format_gb(needed_bytes)} and the disk has {format_gb(free)}.",
+        f"the export needs {format_gb(needed_bytes)} and the disk has {format_gb(free)} free.",
         str(folder),
-        "free some space, or export to another disk.",
+        "free some disk space, or export to another disk.",
     )
 
 
@@ -74,11 +74,11 @@ def _check_replaceable(folder: pathlib.Path) -> None:
         return
     if not folder.is_dir():
         raise CheckpointError(
-            "an export is a folder, and a file of that name exists.",
+            "a file with this name exists; an export is a folder.",
             str(folder),
             "choose another path.",
         )
-    strange = sorted(
+    unknown = sorted(
         item.name
         for item in folder.iterdir()
         if not any(item.match(pattern) for pattern in _PATTERNS)
@@ -86,10 +86,10 @@ def _check_replaceable(folder: pathlib.Path) -> None:
     foreign = sorted(
         file.name for file in folder.glob("*.safetensors") if producer_of(file) != PRODUCER
     )
-    if strange or foreign:
+    if unknown or foreign:
         raise CheckpointError(
-            f"the folder exists and is no export of ours: it holds "
-            f"{', '.join((strange + foreign)[:10])}.",
+            f"the folder exists and is not an export by qwen_jax: it holds "
+            f"{', '.join((unknown + foreign)[:10])}.",
             str(folder),
             "choose another path; only earlier exports and empty folders are replaced.",
         )

@@ -1,4 +1,4 @@
-"""The weights of one of our own run folders: read, and written as those of step 0."""
+"""Reads the weights of a run folder, and writes weights as a run at step 0."""
 
 import dataclasses
 import os
@@ -21,26 +21,26 @@ from qwen_jax.utils.files import sync_folder, write_json
 
 
 def is_run(raw: dict[str, Any]) -> bool:
-    """Whether a config.json is that of a run: it has the model's settings under "model"."""
+    """Whether a config.json is a run's, which has the model settings under "model"."""
     return isinstance(raw.get("model"), dict) and "model_type" not in raw
 
 
 def run_config(raw: dict[str, Any], folder: pathlib.Path) -> ModelConfig:
-    """The ModelConfig of a run whose config.json holds `raw`.
+    """Returns the ModelConfig of a run whose config.json holds `raw`.
 
     Raises:
-      ConfigError: it names a setting that this version does not have.
+      ConfigError: config.json has a setting that this version does not know.
     """
     settings = raw["model"]
     extension = dict(settings.get("extension") or {})
-    strange = [
+    unknown = [
         name
         for cls, given in ((ModelConfig, settings), (ContextExtension, extension))
         for name in sorted(set(given) - {field.name for field in dataclasses.fields(cls)})
     ]
-    if strange:
+    if unknown:
         raise ConfigError(
-            f"unknown model settings: {', '.join(strange)}.",
+            f"unknown model settings: {', '.join(unknown)}.",
             str(folder / "config.json"),
             "load the run with the version of qwen_jax in its versions.json.",
         )
@@ -50,10 +50,10 @@ def run_config(raw: dict[str, Any], folder: pathlib.Path) -> ModelConfig:
 
 
 class RunFolder:
-    """The newest good checkpoint of a run, opened for reading; the twin of ReleasedFolder.
+    """The newest good checkpoint of a run, opened for reading, like ReleasedFolder.
 
     Attributes:
-      config: param_dtype is the dtype that pieces have.
+      config: its param_dtype is the dtype of arrays that `read` returns.
       step: of the checkpoint.
     """
 
@@ -67,23 +67,23 @@ class RunFolder:
         progress: Callable[[int], object] = lambda size: None,
         specs: Callable[[ModelConfig], Any] = param_specs,
     ):
-        """Verifies the checkpoint of the run whose config.json holds `raw`; of PPO's the policy.
+        """Verifies the checkpoint of the run whose config.json holds `raw`; for PPO, the policy's.
 
         Args:
-          param_dtype: to cast to; None: as saved.
-          step: of this checkpoint and no other; None: of the newest good one.
-          progress: told the bytes of each piece once it is read.
-          specs: of the weights that the run has; the language model's, or a scoring model's.
+          param_dtype: dtype to cast to; None: as saved.
+          step: read only this checkpoint; None: the newest good one.
+          progress: called with the bytes of each chunk after it is read.
+          specs: parameter specs of the run, a language model's or a scoring model's.
 
         Raises:
-          ConfigError: config.json names a setting that this version does not have.
-          CheckpointError: no checkpoint, or none that is whole.
+          ConfigError: config.json has a setting that this version does not know.
+          CheckpointError: there is no checkpoint, or none is complete.
         """
         from qwen_jax.checkpoint.parameters import open_params
 
         saved = run_config(raw, folder)
         self.config = dataclasses.replace(saved, param_dtype=param_dtype or saved.param_dtype)
-        self.step, self._pieces = open_params(
+        self.step, self._read_chunks = open_params(
             folder / "checkpoints",
             abstract(specs(saved), saved.param_dtype),
             step=step,
@@ -92,21 +92,21 @@ class RunFolder:
         self._progress = progress
 
     def read(self, path: str, index: Index) -> np.ndarray:
-        """A piece of the weight "layers.attention.wq", say: a fresh array of config.param_dtype.
+        """Reads a slice of a weight, such as "layers.attention.wq", in config.param_dtype.
 
         Raises:
           CheckpointError: a value is beyond the range of that dtype.
         """
         dtype = self.config.param_dtype
-        whole = empty(tuple(part.stop - part.start for part in index), dtype)
-        for where, piece in self._pieces(path, index):
-            whole[where] = cast(piece, dtype, path)
-            self._progress(piece.nbytes)
-        return whole
+        out = empty(tuple(part.stop - part.start for part in index), dtype)
+        for where, chunk in self._read_chunks(path, index):
+            out[where] = cast(chunk, dtype, path)
+            self._progress(chunk.nbytes)
+        return out
 
 
 def check_unused(folder: str | os.PathLike) -> None:
-    """Raises CheckpointError unless a run can be written there."""
+    """Raises CheckpointError unless `folder` is missing or empty."""
     folder = pathlib.Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(
@@ -119,16 +119,16 @@ def check_unused(folder: str | os.PathLike) -> None:
 def save_run(
     path: str | os.PathLike, config: ModelConfig, params: Params, *, tokenizer=None
 ) -> None:
-    """A run folder of these weights, as of step 0: everything that reads a run's model reads it.
+    """Writes these weights as a run folder at step 0, readable like any other run.
 
-    A run begins from it with --train.init_from. The folder appears whole or not at all.
+    Training starts from it with --init_from. The folder is written atomically.
 
     Args:
-      path: must not exist, or be empty.
-      tokenizer: a Tokenizer, to write beside the checkpoints.
+      path: a new or empty folder.
+      tokenizer: a Tokenizer to save in the folder; None: without one.
 
     Raises:
-      CheckpointError: the folder is in use, or the disk too full.
+      CheckpointError: the folder is not empty, or the disk is too full.
     """
     from qwen_jax.checkpoint.checkpointer import Checkpointer
 
@@ -136,7 +136,7 @@ def save_run(
     check_unused(folder)
     partial = folder.with_name(f".{folder.name}.partial")
     if jax.process_index() == 0:
-        shutil.rmtree(partial, ignore_errors=True)  # of a conversion that was killed
+        shutil.rmtree(partial, ignore_errors=True)  # left by a killed conversion
         partial.mkdir(parents=True)
     config = dataclasses.replace(config, param_dtype=str(params.embed.dtype))
     state = TrainState(step=np.int32(0), params=params, opt_state=())
@@ -146,8 +146,8 @@ def save_run(
         checkpoints.save(0, state, {})
         checkpoints.close()
         if jax.process_index() == 0:
-            what = Identity("pretrain", "params")._asdict()  # a language model, whoever trained it
-            write_json(partial / "config.json", what | {"model": dataclasses.asdict(config)})
+            record = Identity("pretrain", "params")._asdict()  # any language model
+            write_json(partial / "config.json", record | {"model": dataclasses.asdict(config)})
             if tokenizer is not None:
                 write_ranks(partial / "tokenizer.tiktoken", tokenizer.mergeable_ranks)
             if folder.exists():

@@ -1,7 +1,7 @@
-"""Qwen checkpoints in the released layouts, both ways: `load_pretrained` and `save_pretrained`.
+"""Loads and saves Qwen checkpoints in the released layouts.
 
-Weights pass one piece at a time: one device's shard when loading, a part of one layer's tensor
-when saving or converting. What is called what: layouts.py.
+Weights are transferred in parts: one device's shard when loading, a chunk of one layer's tensor
+when saving or converting. The names of tensors and settings are in layouts.py.
 """
 
 import os
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 import jax
-import ml_dtypes  # noqa: F401  (numpy learns the name bfloat16)
+import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
@@ -19,12 +19,12 @@ from qwen_jax.config import DTYPES, ModelConfig
 from qwen_jax.errors import CheckpointError, ConfigError, unknown_name
 from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.sharding import sharding_for
-from qwen_jax.pretrained.arrays import Index, cast, fetch, place
+from qwen_jax.pretrained.arrays import Index, cast, fetch, load_sharded
 from qwen_jax.pretrained.config_json import write_config, write_generation_config
-from qwen_jax.pretrained.folder import whole_folder
+from qwen_jax.pretrained.folder import atomic_folder
 from qwen_jax.pretrained.from_run import RunFolder, is_run
-from qwen_jax.pretrained.layouts import LAYOUTS, Group, leaf_at, unfit, unsaid
-from qwen_jax.pretrained.merged import MergedRun, Source, adapters_of, check, read_base
+from qwen_jax.pretrained.layouts import LAYOUTS, Group, leaf_at, lost_extensions, unsupported
+from qwen_jax.pretrained.merged import MergedRun, Source, adapters_of, check_base, read_base
 from qwen_jax.pretrained.released import ReleasedFolder, chunks, widest
 from qwen_jax.pretrained.tensors import Tensor, copy, listed, write_tensors
 from qwen_jax.tokenizer.huggingface import write_tokenizer
@@ -33,7 +33,7 @@ from qwen_jax.types import Params
 from qwen_jax.utils.files import read_json, write_json
 from qwen_jax.utils.format import format_gb
 
-_PIECE_BYTES = 32 << 20  # of a tensor, on the host at a time
+_CHUNK_BYTES = 32 << 20  # of a tensor on the host at a time
 _nothing: Callable[[int], object] = lambda size: None  # noqa: E731
 
 
@@ -45,34 +45,36 @@ def load_pretrained(
     shardings: Params | None = None,
     progress: Callable[[int], object] = _nothing,
 ) -> tuple[ModelConfig, Params]:
-    """Reads a Qwen, Qwen1.5 or Qwen2 folder, or one of our run folders.
+    """Loads a Qwen, Qwen1.5 or Qwen2 folder, or a run folder.
 
-    Each process reads what its own devices need, one device's shard of one weight at a time:
-    beside the result, memory holds no more than the largest shard.
+    Each process reads only what its devices need, one device's shard of one weight at a time. Apart
+    from the result, memory holds at most the largest shard.
 
     Args:
-      path: a folder on this computer with a config.json and safetensors files, or a run folder
-        (its newest good checkpoint; of a run of adapters, added to its base).
-      mesh: cuts each weight over it as training does (parallel/sharding.py); None: one device.
-      param_dtype: "float32", "bfloat16" or "float16" to cast to; None: as in the files, so that
-        `save_pretrained` gives the same bits again.
-      shardings: instead of a mesh, a Params of shardings.
-      progress: told the bytes of the files as they are read.
+      path: a local folder with config.json and safetensors files, or a run folder. A run gives its
+        newest good checkpoint; LoRA adapters are merged into their base.
+      mesh: shards each weight as training does (parallel/sharding.py); None: one device.
+      param_dtype: dtype to cast to: "float32", "bfloat16" or "float16"; None: as in the files,
+        which `save_pretrained` writes back bit for bit.
+      shardings: a Params of shardings, instead of a mesh.
+      progress: called with the number of bytes as the files are read.
 
     Returns:
-      The config and the weights, jax arrays. config.param_dtype is the dtype of the weights,
-      config.compute_dtype that of the files. Settings of training (dropout, remat, the attention
-      back end) are not part of a released folder and have their defaults.
+      The config and the weights as jax arrays. config.param_dtype is the dtype of the weights,
+      config.compute_dtype that of the files. Training settings (dropout, remat, the attention
+      backend) are not part of a released folder and have their defaults.
 
     Raises:
-      ConfigError: an unknown model type, or a feature that this package does not implement.
-      ShardingError: weights that the mesh does not divide, all listed.
-      CheckpointError: files that are missing or damaged; or tensors that are missing, left over,
-        of the wrong shape or quantized, all of them listed at once.
+      ConfigError: the model type is unknown, or a feature is not implemented here.
+      ShardingError: the mesh does not divide some weights; lists all of them.
+      CheckpointError: files are missing or damaged, or tensors are missing, unexpected, misshapen
+        or quantized; lists all of them.
     """
     if mesh is not None and shardings is not None:
         raise ConfigError(
-            "both a mesh and shardings.", "load_pretrained(mesh, shardings)", "give one of them."
+            "both a mesh and shardings are set.",
+            "load_pretrained(mesh, shardings)",
+            "pass only one of them.",
         )
     source = open_pretrained(path, param_dtype=param_dtype, progress=progress)
     if mesh is not None:
@@ -81,11 +83,11 @@ def load_pretrained(
 
 
 def load_params(source: Source, shardings: Params | None = None) -> Params:
-    """The weights of an opened folder, as load_pretrained loads them."""
+    """Loads the weights of an opened folder, as load_pretrained does."""
 
     def load(key_path, spec) -> jax.Array:
         path = jax.tree_util.keystr(key_path).lstrip(".")
-        return place(
+        return load_sharded(
             spec.shape,
             None if shardings is None else leaf_at(shardings, path),
             lambda index: source.read(path, index),
@@ -105,25 +107,25 @@ def save_pretrained(
     max_shard_bytes: int = 5 * 10**9,
     progress: Callable[[int], object] = _nothing,
 ) -> None:
-    """Writes a folder in a released layout; it appears whole or not at all.
+    """Saves a folder in a released layout, atomically.
 
-    "qwen2" is what `transformers` loads as it is; it has no dynamic NTK and no LogN, so beyond the
-    training length the exported model is a plain one. "qwen" keeps both and needs the released
-    modeling code to run elsewhere. Weights are fetched from their devices a part of one layer's
-    tensor at a time. Where they span processes, all call this and process 0 writes.
+    `transformers` loads "qwen2" natively. That layout has no dynamic NTK and no LogN, so the
+    exported model does not extend its context beyond the training length. "qwen" keeps both, but
+    needs the released modeling code to run elsewhere. Weights are fetched from their devices in
+    chunks of one layer's tensor. If they span processes, all must call this; process 0 writes.
 
     Args:
       path: a new or empty folder, or an earlier export, which is replaced.
-      params: weights that fit `config`, of any sharding.
-      tokenizer: a Tokenizer, to write its files and the ids that end a text as well.
-      param_dtype: the dtype to write; None: the weights' own.
-      max_shard_bytes: beyond this the weights go into numbered files with an index.
-      progress: told the bytes written as they are.
+      params: weights that match `config`, with any sharding.
+      tokenizer: a Tokenizer to save with the model, with its stop ids; None: without one.
+      param_dtype: dtype to write; None: the dtype of the weights.
+      max_shard_bytes: larger models are split into numbered files with an index.
+      progress: called with the number of bytes as they are written.
 
     Raises:
       ConfigError: the layout cannot express the model, or the tokenizer does not fit it.
-      CheckpointError: weights that do not fit the config, all listed; a folder that is not ours;
-        a full disk.
+      CheckpointError: weights do not match the config (lists all of them), the folder is not an
+        export by qwen_jax, or the disk is full.
     """
     _check_layout(layout, "save_pretrained(layout)")
     _check_dtype(param_dtype, "save_pretrained(param_dtype)")
@@ -149,7 +151,7 @@ def convert_pretrained(
     max_shard_bytes: int = 5 * 10**9,
     progress: Callable[[int], object] = _nothing,
 ) -> None:
-    """An opened folder -> a released one, file to file: the model is never in memory.
+    """Converts an opened folder to a released layout, file to file, without loading the model.
 
     Arguments and errors are those of save_pretrained.
     """
@@ -173,10 +175,10 @@ def open_pretrained(
     step: int | None = None,
     progress: Callable[[int], object] = _nothing,
 ) -> ReleasedFolder | RunFolder | MergedRun:
-    """The folder, checked and opened for reading. Arguments and errors are load_pretrained's.
+    """Checks a folder and opens it for reading. Arguments and errors are load_pretrained's.
 
     Args:
-      step: of a run's checkpoint; None: the newest good one.
+      step: step of a run's checkpoint; None: the newest good one.
     """
     _check_dtype(param_dtype, "param_dtype")
     folder = pathlib.Path(path)
@@ -184,7 +186,7 @@ def open_pretrained(
         raise CheckpointError(
             "there is no such folder.",
             str(path),
-            "pass a folder on this computer; nothing is downloaded.",
+            "pass a local folder; qwen_jax downloads nothing.",
         )
     raw = read_json(folder / "config.json", error=CheckpointError)
     if not is_run(raw):
@@ -194,7 +196,7 @@ def open_pretrained(
         return RunFolder(folder, raw, param_dtype=param_dtype, step=step, progress=progress)
     base = read_base(folder)
     weights = open_pretrained(base.folder, param_dtype="float32", step=base.step)
-    check(base, weights, folder)
+    check_base(base, weights, folder)
     return MergedRun(
         folder, raw, lora, weights, param_dtype=param_dtype, step=step, progress=progress
     )
@@ -212,17 +214,17 @@ def _write(
     progress: Callable[[int], object],
 ) -> None:
     table = LAYOUTS[layout]
-    if problems := unfit(table, config):
+    if problems := unsupported(table, config):
         raise ConfigError(
-            f"the {layout!r} layout cannot express {'; '.join(problems)}.",
+            f"the {layout!r} layout cannot express this model: {'; '.join(problems)}.",
             "layout",
             'use layout="qwen2".',
         )
     if tokenizer is not None:
         check_vocabulary(tokenizer, config, flag="tokenizer")
-    if missing := unsaid(table, config):
+    if missing := lost_extensions(table, config):
         logging.warning(
-            "the %r layout has no %s: beyond %d tokens the exported model goes without.",
+            "the %r layout has no %s: the exported model lacks them beyond %d tokens.",
             layout,
             " and no ".join(missing),
             config.context_length,
@@ -232,9 +234,9 @@ def _write(
         for group in table.groups(param_specs(config))
         for tensor in _tensors(group, read, dtype)
     ]
-    if jax.process_index() != 0:  # helps process 0 to fetch what other processes hold
+    if jax.process_index() != 0:  # takes part in the transfers to process 0
         for tensor in tensors:
-            for _ in tensor.pieces():
+            for _ in tensor.chunks():
                 pass
         multihost_utils.sync_global_devices("save_pretrained")
         return
@@ -242,7 +244,7 @@ def _write(
     im_end = tokenizer.im_end if tokenizer is not None else None
     folder = pathlib.Path(path).resolve()
     size = sum(tensor.bytes for tensor in tensors)
-    with whole_folder(folder, needed_bytes=size + 64 * 10**6) as partial:
+    with atomic_folder(folder, needed_bytes=size + 64 * 10**6) as partial:
         write_json(
             partial / "config.json",
             write_config(config, table, dtype=dtype, end_of_text=end_of_text),
@@ -262,32 +264,32 @@ def _write(
 
 
 def _tensors(group: Group, read: Callable[[str, Index], np.ndarray], dtype: str) -> list[Tensor]:
-    """The released tensors of a group, made piece by piece as they are written."""
+    """Returns the released tensors of a group, each a generator of chunks."""
 
-    def pieces(layer: int, name: str) -> Iterator[np.ndarray]:
+    def layer_chunks(layer: int, name: str) -> Iterator[np.ndarray]:
         for weight, shape in zip(group.weights, group.layer_shapes(), strict=True):
             axis = weight.row_axis
             step_bytes = np.dtype(dtype).itemsize * int(np.prod(shape)) // shape[axis]
-            for index in chunks(shape, axis, step_bytes, _PIECE_BYTES):
+            for index in chunks(shape, axis, step_bytes, _CHUNK_BYTES):
                 if group.stacked:
-                    piece = read(weight.path, (slice(layer, layer + 1), *index))[0]
+                    chunk = read(weight.path, (slice(layer, layer + 1), *index))[0]
                 else:
-                    piece = read(weight.path, index)
-                piece = weight.to_released(cast(piece, dtype, name))
-                if not piece.flags.c_contiguous:
-                    whole = np.empty(piece.shape, piece.dtype)
-                    copy(whole, piece)
-                    piece = whole
-                yield piece
+                    chunk = read(weight.path, index)
+                chunk = weight.to_released(cast(chunk, dtype, name))
+                if not chunk.flags.c_contiguous:
+                    contiguous = np.empty(chunk.shape, chunk.dtype)
+                    copy(contiguous, chunk)
+                    chunk = contiguous
+                yield chunk
 
     return [
-        Tensor(name, group.shape(), dtype, lambda layer=layer, name=name: pieces(layer, name))
+        Tensor(name, group.shape(), dtype, lambda layer=layer, name=name: layer_chunks(layer, name))
         for layer, name in enumerate(group.names())
     ]
 
 
 def _check_params(params: Params, config: ModelConfig) -> str:
-    """The dtype of `params`, after their shapes have been compared with the config."""
+    """Checks the shapes of `params` against the config and returns their dtype."""
     specs = jax.tree_util.tree_leaves_with_path(param_specs(config))
     found = {
         jax.tree_util.keystr(path): leaf
@@ -308,7 +310,7 @@ def _check_params(params: Params, config: ModelConfig) -> str:
         raise CheckpointError(
             listed(problems, "wrong weight"),
             "save_pretrained(params)",
-            "pass the config that the weights were made with.",
+            "pass the config that the weights were created with.",
         )
     return widest({str(leaf.dtype) for leaf in jax.tree.leaves(params)}, "params")
 

@@ -1,6 +1,6 @@
-"""The released layouts as tables: which weight is called what, and which setting.
+"""The released layouts as tables of the names of weights and settings.
 
-Each line is read in both directions, so loading and saving cannot disagree. The letters are those
+Each entry is used in both directions, so loading and saving cannot disagree. The letters are those
 of types.py: D model, N heads, K key-value heads, H head size, F ffn, V vocabulary.
 """
 
@@ -15,29 +15,29 @@ import numpy as np
 from qwen_jax.config import ModelConfig
 from qwen_jax.types import Params, Spec
 
-REQUIRED = object()  # the default of a setting that every config.json must state
+REQUIRED = object()  # default of a setting that every config.json must have
 
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
     """One of our weights in a released checkpoint.
 
-    Weights of the same released name are its rows, one after the other in the table's order.
-    `pattern` is one layer's axes, ours -> released; brackets join axes into one. PyTorch keeps a
-    linear map as [out, in], so most matrices are transposed.
+    Weights with the same released name are concatenated along its rows, in table order. `pattern`
+    maps one layer's axes, ours -> released; brackets merge axes. PyTorch stores a linear map as
+    [out, in], so most matrices are transposed.
     """
 
-    path: str  # ours, from Params: "layers.attention.wq"
-    name: str  # released; {layer} stands for the layer's number
+    path: str  # our path in Params: "layers.attention.wq"
+    name: str  # released name; {layer} is the layer's number
     pattern: str
 
     def released_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The released shape of a weight (or of its rows) that has our `shape`, without L."""
+        """Returns the released shape of a weight (or of its rows); `shape` is ours, without L."""
         sizes = self._sizes(shape)
         return tuple(math.prod(sizes[letter] for letter in axis) for axis in self._released_axes())
 
     def to_released(self, array: np.ndarray) -> np.ndarray:
-        """One layer's weight in our shape -> the released shape; a view where numpy can."""
+        """Converts one layer's weight from our shape to the released one; a view if possible."""
         ours, released = self._letters(), "".join(self._released_axes())
         moved = array.transpose([ours.index(letter) for letter in released])
         return moved.reshape(self.released_shape(array.shape))
@@ -51,14 +51,14 @@ class Weight:
 
     @property
     def row_axis(self) -> int:
-        """Our axis along which the rows of the released tensor follow one another."""
+        """Our axis that corresponds to the rows of the released tensor."""
         return self._letters().index(self._released_axes()[0][0])
 
     def _letters(self) -> str:
         return self.pattern.split("->")[0].replace(" ", "")
 
     def _released_axes(self) -> list[str]:
-        """ "(N H) D" -> ["NH", "D"]."""
+        """Parses "(N H) D" as ["NH", "D"]."""
         axes, inside = [], False
         for letter in self.pattern.split("->")[1].replace(" ", ""):
             if letter in "()":
@@ -78,14 +78,14 @@ class Weight:
 class Setting:
     """A field of ModelConfig and its keys in config.json.
 
-    The first key is written; of those that a file has, the last is read.
+    The first key is written. If a file has several keys, the last one is read.
     """
 
     field: str
     keys: tuple[str, ...]
     read: Callable[[Any], Any] = lambda value: value
     write: Callable[[Any], Any] = lambda value: value
-    default: Any = REQUIRED  # when no key is there
+    default: Any = REQUIRED  # if the file has none of the keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,13 +95,13 @@ class Layout:
     model_type: str
     weights: tuple[Weight, ...]
     settings: tuple[Setting, ...]
-    constants: dict[str, Any]  # written to config.json; read by nobody here
-    demands: dict[str, Any]  # written too, and another value is refused when read
-    refusals: dict[str, tuple]  # never written; refused unless absent or one of these values
-    ignored: tuple[str, ...] = ()  # endings of tensors that old conversions left in the files
+    constants: dict[str, Any]  # written to config.json, and ignored when read
+    required_values: dict[str, Any]  # written; other values are rejected when read
+    allowed_values: dict[str, tuple]  # not written; other values are rejected when read
+    ignored: tuple[str, ...] = ()  # suffixes of tensors that old conversions left
 
     def groups(self, specs: Params) -> Iterator["Group"]:
-        """The released tensors, those of one kind together, for the `specs` of a config."""
+        """Yields the released tensors, grouped by kind, for the `specs` of a config."""
         for name, members in itertools.groupby(self.weights, key=lambda weight: weight.name):
             pairs = [(weight, leaf_at(specs, weight.path)) for weight in members]
             pairs = [(weight, spec) for weight, spec in pairs if spec is not None]
@@ -111,7 +111,7 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """The released tensors of one kind, one per layer, and the weights that they are made of."""
+    """The released tensors of one kind, one per layer, and the weights that they consist of."""
 
     name: str
     weights: tuple[Weight, ...]
@@ -126,31 +126,31 @@ class Group:
         return [self.name.format(layer=layer) for layer in range(layers)]
 
     def layer_shapes(self) -> list[tuple[int, ...]]:
-        """Our shape of each member, without L."""
+        """Returns our shape of each member, without L."""
         return [spec.shape[1:] if self.stacked else spec.shape for spec in self.specs]
 
     def rows(self) -> list[int]:
-        """How many rows of the released tensor each member takes."""
+        """Returns the number of rows of each member in the released tensor."""
         return [
             weight.released_shape(shape)[0]
             for weight, shape in zip(self.weights, self.layer_shapes(), strict=True)
         ]
 
     def shape(self) -> tuple[int, ...]:
-        """The released shape."""
+        """Returns the released shape."""
         rest = self.weights[0].released_shape(self.layer_shapes()[0])[1:]
         return (sum(self.rows()), *rest)
 
 
 def leaf_at(params: Any, path: str) -> Any:
-    """The leaf of a Params that "layers.attention.wq" names."""
+    """Returns the leaf of a Params at a path such as "layers.attention.wq"."""
     for part in path.split("."):
         params = getattr(params, part)
     return params
 
 
 def _block(names: dict[str, str]) -> tuple[Weight, ...]:
-    """The weights of a model; `names` maps the keys below to released names."""
+    """Returns the weights of a model; `names` maps the keys below to released names."""
     fused = "qkv" in names
     query, key, value = ["qkv"] * 3 if fused else ["q", "k", "v"]
     table = (
@@ -178,8 +178,8 @@ def _block(names: dict[str, str]) -> tuple[Weight, ...]:
     return tuple(Weight(path, released(short), pattern) for path, short, pattern in table)
 
 
-def _whole(number: float) -> int | float:
-    """10000.0 -> 10000, as the released configs write it."""
+def _as_integer(number: float) -> int | float:
+    """Converts 10000.0 to 10000, as the released configs write it."""
     return int(number) if number == int(number) else number
 
 
@@ -190,31 +190,31 @@ _UNQUANTIZED = {
     "final_logit_softcapping": _ABSENT,
 }
 
-# Models that look like ours and are not: what they have that qwen_jax lacks.
+# Similar models that are not supported, and why.
 REFUSED = {
     "qwen2_moe": "its MLPs are mixtures of experts",
     "qwen3": "it normalizes queries and keys and has no QKV bias",
     "qwen3_moe": "its MLPs are mixtures of experts, and it normalizes queries and keys",
-    "qwen3_next": "most of its layers are no attention",
-    "qwen2_vl": "it reads images",
-    "qwen2_5_vl": "it reads images",
-    "qwen3_vl": "it reads images",
-    "qwen2_audio": "it reads sound",
-    "qwen2_5_omni": "it reads images and sound",
-    "llama": "it has no QKV bias, and another tokenizer",
-    "mistral": "it has no QKV bias, and slides a window",
+    "qwen3_next": "most of its layers are not attention layers",
+    "qwen2_vl": "it takes images",
+    "qwen2_5_vl": "it takes images",
+    "qwen3_vl": "it takes images",
+    "qwen2_audio": "it takes audio",
+    "qwen2_5_omni": "it takes images and audio",
+    "llama": "it has no QKV bias and another tokenizer",
+    "mistral": "it has no QKV bias and uses a sliding window",
     "mixtral": "its MLPs are mixtures of experts",
 }
 
-# Why a setting that asks for more than the model has is refused.
+# Why settings that need unsupported features are rejected.
 REASONS = {
-    "quantization_config": "quantized weights (GPTQ, AWQ, ...) are not read; take the checkpoint "
-    "that they were made from",
+    "quantization_config": "quantized weights (GPTQ, AWQ, ...) are not supported; use the "
+    "checkpoint before quantization",
     "use_sliding_window": "the released sliding window is not implemented",
-    "layer_types": "layers of other kinds are not implemented",
-    "rope_scaling": "rotary positions are not scaled",
-    "visual": "this is Qwen-VL, which reads images",
-    "audio": "this is Qwen-Audio, which reads sound",
+    "layer_types": "other kinds of layers are not implemented",
+    "rope_scaling": "scaled rotary positions are not implemented",
+    "visual": "this is Qwen-VL, which takes images",
+    "audio": "this is Qwen-Audio, which takes audio",
 }
 
 QWEN = Layout(
@@ -233,7 +233,7 @@ QWEN = Layout(
             "head": "lm_head",
         }
     ),
-    settings=(  # second spellings are those of the first release, August 2023
+    settings=(  # second keys are those of the first release, August 2023
         Setting("vocab_size", ("vocab_size", "padded_vocab_size")),
         Setting("hidden_size", ("hidden_size", "n_embd")),
         Setting("num_layers", ("num_hidden_layers", "n_layer")),
@@ -246,7 +246,7 @@ QWEN = Layout(
         ),
         Setting("context_length", ("seq_length",)),
         Setting("head_size", ("kv_channels",)),
-        Setting("rope_base", ("rotary_emb_base",), read=float, write=_whole),
+        Setting("rope_base", ("rotary_emb_base",), read=float, write=_as_integer),
         Setting("norm_epsilon", ("layer_norm_epsilon",)),
         Setting("initializer_range", ("initializer_range",), default=0.02),
         Setting("extension.dynamic_ntk", ("use_dynamic_ntk",)),
@@ -258,20 +258,20 @@ QWEN = Layout(
         "emb_dropout_prob": 0.0,
         "bf16": False,
         "fp16": False,
-        "fp32": False,  # all off: as the weights are
+        "fp32": False,  # all False: the dtype of the weights
         "softmax_in_fp32": False,
         "use_cache": True,
         "use_cache_kernel": False,
         "use_cache_quantization": False,
         "use_flash_attn": "auto",
     },
-    demands={
+    required_values={
         "no_bias": True,
         "rotary_pct": 1.0,
         "scale_attn_weights": True,
         "tie_word_embeddings": False,
     },
-    refusals=_UNQUANTIZED
+    allowed_values=_UNQUANTIZED
     | {
         "pos_emb": ("rotary",),
         "activation": ("swiglu",),
@@ -283,7 +283,7 @@ QWEN = Layout(
 )
 
 QWEN2 = Layout(
-    model_type="qwen2",  # Qwen1.5 says so too
+    model_type="qwen2",  # also of Qwen1.5
     weights=_block(
         {
             "embed": "model.embed_tokens",
@@ -309,14 +309,14 @@ QWEN2 = Layout(
         Setting("ffn_size", ("intermediate_size",)),
         Setting("context_length", ("max_position_embeddings",)),
         Setting("head_size", ("head_dim",), default=None),
-        Setting("rope_base", ("rope_theta",), read=float, write=_whole),
+        Setting("rope_base", ("rope_theta",), read=float, write=_as_integer),
         Setting("norm_epsilon", ("rms_norm_eps",)),
         Setting("initializer_range", ("initializer_range",), default=0.02),
         Setting("tie_embeddings", ("tie_word_embeddings",), default=False),
     ),
     constants={"architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "use_cache": True},
-    demands={"hidden_act": "silu", "use_sliding_window": False},
-    refusals=_UNQUANTIZED
+    required_values={"hidden_act": "silu", "use_sliding_window": False},
+    allowed_values=_UNQUANTIZED
     | {
         "rope_scaling": _ABSENT,
         "mlp_bias": _ABSENT,
@@ -330,25 +330,25 @@ QWEN2 = Layout(
 LAYOUTS = {layout.model_type: layout for layout in (QWEN, QWEN2)}
 
 
-def unfit(layout: Layout, config: ModelConfig) -> list[str]:
-    """What of `config` the layout has no words for; such a model cannot be written in it."""
+def unsupported(layout: Layout, config: ModelConfig) -> list[str]:
+    """Lists the settings of `config` that the layout cannot express."""
     if layout is not QWEN:
         return []
     problems = []
     if config.kv_heads != config.num_heads:
-        problems.append(f"num_kv_heads={config.kv_heads} is not num_heads={config.num_heads}")
+        problems.append(f"num_kv_heads={config.kv_heads} differs from num_heads={config.num_heads}")
     if config.tie_embeddings:
         problems.append("tie_embeddings=True")
     if config.num_heads * config.head_dim != config.hidden_size:
         problems.append(
-            f"num_heads * head_size = {config.num_heads * config.head_dim} is not "
+            f"num_heads * head_size = {config.num_heads * config.head_dim} differs from "
             f"hidden_size={config.hidden_size}"
         )
     return problems
 
 
-def unsaid(layout: Layout, config: ModelConfig) -> list[str]:
-    """What of the context extension (report 2.5) is lost when the layout is written."""
+def lost_extensions(layout: Layout, config: ModelConfig) -> list[str]:
+    """Lists the parts of the context extension (report 2.5) that the layout cannot store."""
     extension, of_qwen = config.extension, layout is QWEN
     lost = {
         "dynamic NTK": extension.dynamic_ntk and not of_qwen,

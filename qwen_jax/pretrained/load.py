@@ -1,4 +1,4 @@
-"""A model's folder -> what inference starts from: config, weights and tokenizer."""
+"""Loads the config, weights and tokenizer of a model folder for inference."""
 
 from jax.sharding import Mesh
 
@@ -13,18 +13,19 @@ from qwen_jax.types import Params
 def load_model(
     checkpoint: str, tokenizer: str | None = None, *, mesh: Mesh | None = None
 ) -> tuple[ModelConfig, Params, Tokenizer]:
-    """The model of a run folder or a released folder, and its tokenizer.
+    """Loads the model of a run folder or a released folder, and its tokenizer.
 
     Args:
+      checkpoint: the folder.
       tokenizer: a .tiktoken file; None: the tokenizer in the folder.
-      mesh: the devices that the weights are cut over; None: one device.
+      mesh: the devices to shard the weights over; None: one device.
 
     Raises:
-      ConfigError: no folder is named, no tokenizer is found, or one of another model.
-      CheckpointError, TokenizerError: files that are missing or damaged.
+      ConfigError: `checkpoint` is empty, no tokenizer is found, or it does not fit the model.
+      CheckpointError, TokenizerError: files are missing or damaged.
     """
     if not checkpoint:
-        raise ConfigError("no model.", "--checkpoint", "name a folder; --help shows how.")
+        raise ConfigError("no model is set.", "--checkpoint", "pass a model folder; see --help.")
     found = find_tokenizer(checkpoint, tokenizer)
     config, params = load_pretrained(checkpoint, mesh=mesh)
     check_vocabulary(found, config, flag="--tokenizer")

@@ -1,6 +1,6 @@
-"""A run of adapters (model/lora.py) read as the model that it is: W + alpha / rank A B, by pieces.
+"""Reads a LoRA run (model/lora.py) as a merged model, W + alpha / rank A B, in chunks.
 
-Its checkpoints hold the adapters alone; base.json in its folder says what they stand beside.
+The checkpoints of the run hold only the adapters; base.json in its folder identifies the base.
 """
 
 import dataclasses
@@ -24,37 +24,37 @@ from qwen_jax.utils.files import read_json
 
 NAME = "base.json"
 Specs = Callable[[ModelConfig], Any]
-_PIECE_BYTES = 32 << 20  # of float32, on the host at a time
+_CHUNK_BYTES = 32 << 20  # of float32 on the host at a time
 
 
 class Source(Protocol):
-    """A folder opened for reading: released, a run, or a run of adapters."""
+    """A folder opened for reading: released, a run, or a LoRA run."""
 
     @property
     def config(self) -> ModelConfig: ...
 
     @property
     def step(self) -> int | None:
-        """Of a run's checkpoint."""
+        """The step of a run's checkpoint."""
 
     def read(self, path: str, index: Index) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-    """What adapters were trained beside."""
+    """The base model that adapters were trained on."""
 
-    folder: str  # absolute
-    step: int | None  # of a run; None: a released folder has none
-    dtype: str  # that it had in training
+    folder: str  # absolute path
+    step: int | None  # of a run's checkpoint; None for a released folder
+    dtype: str  # its dtype in training
     sample: str  # SHA-256 of some of its weights in that dtype
 
 
 def identify(folder: str | os.PathLike, source: Source, specs: Specs = param_specs) -> Base:
-    """The Base that `source` is, opened from `folder` in the dtype that it has in training.
+    """Returns the Base of `source`, which is `folder` opened in the training dtype.
 
     Args:
-      specs: of the weights that stay as they are.
+      specs: specs of the frozen weights.
     """
     dtype = source.config.param_dtype
     return Base(
@@ -62,63 +62,63 @@ def identify(folder: str | os.PathLike, source: Source, specs: Specs = param_spe
     )
 
 
-def check(base: Base, source: Source, where: pathlib.Path, specs: Specs = param_specs) -> None:
-    """Raises CheckpointError unless `source` has the weights that `base` had."""
+def check_base(base: Base, source: Source, where: pathlib.Path, specs: Specs = param_specs) -> None:
+    """Raises CheckpointError unless `source` has the same weights as `base`."""
     if _sample(source, base.dtype, specs) != base.sample:
         raise CheckpointError(
-            "the base of these adapters has other weights than it had when they "
-            f"were trained: {base.folder}.",
+            "the base of these adapters has other weights than when they were trained: "
+            f"{base.folder}.",
             str(where),
-            "put the old weights back; adapters fit no others.",
+            "restore the original weights; adapters only work with their base.",
         )
 
 
 def read_base(folder: pathlib.Path, name: str = NAME) -> Base:
-    """The Base of the run of adapters in a folder.
+    """Reads the Base of the LoRA run in a folder.
 
     Args:
-      name: of the file that says so.
+      name: name of the file that records the base.
 
     Raises:
-      CheckpointError: that file or the folder that it names is not there.
+      CheckpointError: the file, or the folder that it names, is missing or damaged.
     """
     where = folder / name
     if not where.is_file():
         raise CheckpointError(
-            "nothing says what these adapters stand beside.",
+            "the base of these adapters is not recorded: this file is missing.",
             str(where),
-            f"copy a run with its {name}.",
+            f"copy the run together with its {name}.",
         )
     record = read_json(where, error=CheckpointError)
     if set(record) != {field.name for field in dataclasses.fields(Base)}:
         raise CheckpointError(
-            f"it does not say what adapters stand beside: {sorted(record)}.",
+            f"the record of the adapters' base has the wrong keys: {', '.join(sorted(record))}.",
             str(where),
-            "put it back as the run wrote it.",
+            "restore the file that the run wrote.",
         )
     base = Base(**record)
     if not pathlib.Path(base.folder).is_dir():
         raise CheckpointError(
-            f"the base of these adapters is not there: {base.folder}.",
+            f"the base of these adapters is missing: {base.folder}.",
             str(where),
-            "put it back, or write its new place into this file.",
+            "move it back, or write its new path into this file.",
         )
     return base
 
 
 def adapters_of(raw: dict[str, Any], folder: pathlib.Path) -> LoRAConfig | None:
-    """The adapters of a run whose config.json holds `raw`; None: it trained the weights themselves.
+    """Returns the LoRA config of a run whose config.json holds `raw`; None: full fine-tuning.
 
     Raises:
-      ConfigError: config.json names a setting that this version does not have.
+      ConfigError: config.json has a setting that this version does not know.
     """
     settings = raw.get("lora") or {}
     if settings.get("rank") is None:
         return None
     known = {field.name for field in dataclasses.fields(LoRAConfig)}
-    if strange := sorted(set(settings) - known):
+    if unknown := sorted(set(settings) - known):
         raise ConfigError(
-            f"unknown settings of adapters: {', '.join(strange)}.",
+            f"unknown settings of adapters: {', '.join(unknown)}.",
             str(folder / "config.json"),
             "load the run with the version of qwen_jax in its versions.json.",
         )
@@ -126,10 +126,10 @@ def adapters_of(raw: dict[str, Any], folder: pathlib.Path) -> LoRAConfig | None:
 
 
 class MergedRun:
-    """The newest good checkpoint of a run of adapters and its base; a twin of RunFolder.
+    """The newest good checkpoint of a LoRA run, merged into its base; reads like RunFolder.
 
     Attributes:
-      config: param_dtype is the dtype that pieces have.
+      config: its param_dtype is the dtype of arrays that `read` returns.
       step: of the adapters' checkpoint.
     """
 
@@ -143,13 +143,14 @@ class MergedRun:
         param_dtype: str | None = None,
         step: int | None = None,
         progress: Callable[[int], object] = lambda size: None,
-        whole: Specs = param_specs,
+        model_specs: Specs = param_specs,
     ):
         """
         Args:
-          base: opened in float32, in which the sums are made.
-          whole: of the model: the language model's, or a scoring model's.
-          param_dtype, step, progress: as RunFolder's; None: the dtype that the adapters have.
+          base: opened in float32, the dtype of the sums.
+          param_dtype: dtype to cast to; None: the dtype of the adapters.
+          step, progress: as for RunFolder.
+          model_specs: specs of the merged model, a language model's or a scoring model's.
         """
         saved = run_config(raw, folder)
         self.config = dataclasses.replace(saved, param_dtype=param_dtype or saved.param_dtype)
@@ -158,44 +159,45 @@ class MergedRun:
             raw,
             param_dtype="float32",
             step=step,
-            specs=lambda config: lora_specs(config, lora, whole),
+            specs=lambda config: lora_specs(config, lora, model_specs),
         )
         self.step = self._adapters.step
         self._lora, self._base, self._progress = lora, base, progress
 
     def read(self, path: str, index: Index) -> np.ndarray:
-        """A piece of the weight "layers.attention.wq", say: a fresh array of config.param_dtype.
+        """Reads a slice of a weight, such as "layers.attention.wq", in config.param_dtype.
 
         Raises:
           CheckpointError: a value is beyond the range of that dtype.
         """
         shape = tuple(part.stop - part.start for part in index)
-        whole = empty(shape, self.config.param_dtype)
-        row_bytes = 4 * whole[:1].size
-        for rows in chunks(shape, 0, row_bytes, _PIECE_BYTES):
+        out = empty(shape, self.config.param_dtype)
+        row_bytes = 4 * out[:1].size
+        for rows in chunks(shape, 0, row_bytes, _CHUNK_BYTES):
             first = slice(index[0].start + rows[0].start, index[0].start + rows[0].stop)
-            piece = self._sum(path, (first, *index[1:]))
-            whole[rows] = cast(piece, self.config.param_dtype, path)
-            self._progress(whole[rows].nbytes)
-        return whole
+            merged = self._merge(path, (first, *index[1:]))
+            out[rows] = cast(merged, self.config.param_dtype, path)
+            self._progress(out[rows].nbytes)
+        return out
 
-    def _sum(self, path: str, index: Index) -> np.ndarray:
+    def _merge(self, path: str, index: Index) -> np.ndarray:
         name = path.rpartition(".")[2]
         if name in IN_FULL:
             return self._adapters.read(path, index)
-        piece = self._base.read(path, index)
+        weight = self._base.read(path, index)
         if name in self._lora.targets:
             inputs, rank = 1 + input_axes(name), slice(0, self._lora.rank)
             a = self._adapters.read(f"{path}.a", (*index[:inputs], rank))
             b = self._adapters.read(f"{path}.b", (index[0], rank, *index[inputs:]))
-            piece += delta(Adapter(a, b), self._lora.scale)
-        return piece
+            weight += delta(Adapter(a, b), self._lora.scale)
+        return weight
 
 
 def _sample(source: Source, dtype: str, specs: Specs) -> str:
-    """SHA-256 of the first row of every weight, of stacked ones in the first and the last layer.
+    """Returns the SHA-256 of the first row of every weight, for stacked ones of two layers.
 
-    Enough to tell two trained models apart, and read in no time.
+    The two layers are the first and the last. This is enough to distinguish two trained models and
+    fast to read.
     """
     digest = hashlib.sha256()
     for key_path, spec in jax.tree_util.tree_leaves_with_path(specs(source.config)):
@@ -205,7 +207,7 @@ def _sample(source: Source, dtype: str, specs: Specs) -> str:
             index = [slice(start, start + 1), *(slice(0, size) for size in spec.shape[1:])]
             if stacked and len(index) > 2:
                 index[1] = slice(0, 1)
-            piece = cast(source.read(path, tuple(index)), dtype, path)
-            digest.update(f"{path} {start} {piece.shape} {dtype}".encode())
-            digest.update(np.ascontiguousarray(piece).tobytes())
+            sample = cast(source.read(path, tuple(index)), dtype, path)
+            digest.update(f"{path} {start} {sample.shape} {dtype}".encode())
+            digest.update(np.ascontiguousarray(sample).tobytes())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""How a stage computes the model that it starts from; what the model is, --init_from says."""
+"""How a training stage computes its model. --init_from determines the architecture."""
 
 import dataclasses
 from typing import Literal
@@ -10,33 +10,33 @@ from qwen_jax.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class ModelOverrides:
-    """The fields of ModelConfig that a stage after pretraining may choose anew."""
+    """The fields of ModelConfig that a stage after pretraining can override."""
 
-    dropout: float = option(0.0, "after the embedding and on each residual branch")
-    compute_dtype: str = option("bfloat16", "of products and activations; or float32")
-    param_dtype: str = option("float32", "of the weights that are trained")
+    dropout: float = option(0.0, "rate after the embedding and on each residual branch")
+    compute_dtype: str = option("bfloat16", "dtype of matmuls and activations; or float32")
+    param_dtype: str = option("float32", "dtype of the trained weights")
     remat: Literal["none", "dots", "block"] = option("none", "what the backward pass recomputes")
-    unroll_layers: int = option(1, "layers compiled as one piece: more to compile, less to copy")
-    attention: str | None = option(None, "a backend by name; None: the best for the device")
+    unroll_layers: int = option(1, "layers per loop iteration: longer to compile, less to copy")
+    attention: str | None = option(None, "attention backend; None: the best one for the device")
 
     def __post_init__(self):
         self.apply(sizes.TINY)  # ModelConfig checks the values
 
     @classmethod
     def of(cls, model: "ModelConfig | ModelOverrides") -> "ModelOverrides":
-        """The way in which a model is computed."""
+        """Returns the overrides that reproduce how `model` is computed."""
         return cls(**{field.name: getattr(model, field.name) for field in dataclasses.fields(cls)})
 
     def apply(self, model: ModelConfig) -> ModelConfig:
-        """The model, computed this way."""
+        """Returns `model` with these overrides."""
         return dataclasses.replace(model, **dataclasses.asdict(self))
 
     @staticmethod
     def refuse(name: str) -> ConfigError | None:
-        """The error for --model.NAME when it is a field of ModelConfig and not one of these."""
+        """Returns the error for --model.NAME if it is a field of ModelConfig but not of these."""
         if name.partition(".")[0] not in {field.name for field in dataclasses.fields(ModelConfig)}:
             return None
-        fix = "leave it out; --help lists the --model flags that this stage has."
+        fix = "remove the flag; --help lists the --model flags of this stage."
         if name == "context_length":
-            fix = "use --data.context_length where the stage has it, or leave it out."
+            fix = "use --data.context_length if the stage has it, or remove the flag."
         return ConfigError("the architecture is that of --init_from.", f"--model.{name}", fix)

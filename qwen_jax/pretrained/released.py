@@ -1,14 +1,14 @@
-"""A released folder opened for reading: its config, and any piece of any of our weights.
+"""Opens a released folder for reading: its config, and any slice of our weights.
 
-The files are mapped, not loaded: a piece is copied out of them a few megabytes at a time, and the
-pages are given back at once, so that reading costs no memory but the piece itself.
+The files are memory-mapped. Slices are copied a few megabytes at a time, and pages are released
+immediately, so reading needs no memory beyond the result.
 """
 
 import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import ml_dtypes  # noqa: F401  (numpy learns the name bfloat16)
+import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
 import numpy as np
 from absl import logging
 
@@ -20,15 +20,16 @@ from qwen_jax.pretrained.config_json import layout_of, read_config
 from qwen_jax.pretrained.layouts import Group, Layout
 from qwen_jax.pretrained.tensors import TensorFiles, bits, copy, listed
 
-_CHUNK_BYTES = 2 << 20  # of a file, mapped at a time
+_CHUNK_BYTES = 2 << 20  # of a file in memory at a time
 
 
 class ReleasedFolder:
     """A checked folder in a released layout.
 
     Attributes:
-      config: param_dtype is the dtype that pieces have, compute_dtype that of the files.
-      layout: which of the layouts it is.
+      config: its param_dtype is the dtype of arrays that `read` returns, its compute_dtype that of
+        the files.
+      layout: the released layout.
       files: its TensorFiles.
       step: None; only runs have steps.
     """
@@ -43,11 +44,11 @@ class ReleasedFolder:
         param_dtype: str | None = None,
         progress: Callable[[int], object] = lambda size: None,
     ):
-        """Compares config.json, whose content is `raw`, with the files.
+        """Checks config.json, whose content is `raw`, against the files.
 
         Args:
-          param_dtype: to cast to; None: as in the files.
-          progress: told the bytes of each piece of a file once it is read.
+          param_dtype: dtype to cast to; None: as in the files.
+          progress: called with the bytes of each chunk of a file after it is read.
 
         Raises:
           ConfigError, CheckpointError: as load_pretrained.
@@ -61,7 +62,7 @@ class ReleasedFolder:
         self.config = ModelConfig(
             **fields, param_dtype=param_dtype or file_dtype, compute_dtype=file_dtype
         )
-        self._homes = {
+        self._locations = {
             weight.path: (group, member)
             for group in groups
             for member, weight in enumerate(group.weights)
@@ -69,19 +70,19 @@ class ReleasedFolder:
         self._progress = progress
 
     def read(self, path: str, index: Index) -> np.ndarray:
-        """A piece of the weight "layers.attention.wq", say: a fresh array of config.param_dtype.
+        """Reads a slice of a weight, such as "layers.attention.wq", in config.param_dtype.
 
         Raises:
           CheckpointError: a value is beyond the range of that dtype.
         """
-        group, member = self._homes[path]
-        piece = empty(tuple(part.stop - part.start for part in index), self.config.param_dtype)
+        group, member = self._locations[path]
+        out = empty(tuple(part.stop - part.start for part in index), self.config.param_dtype)
         if not group.stacked:
-            self._read_layer(piece, group, member, group.name, index)
+            self._read_layer(out, group, member, group.name, index)
         else:
-            for into, layer in zip(piece, range(index[0].start, index[0].stop), strict=True):
+            for into, layer in zip(out, range(index[0].start, index[0].stop), strict=True):
                 self._read_layer(into, group, member, group.name.format(layer=layer), index[1:])
-        return piece
+        return out
 
     def _read_layer(
         self, into: np.ndarray, group: Group, member: int, name: str, index: Index
@@ -104,23 +105,26 @@ class ReleasedFolder:
 
 
 def chunks(shape: tuple[int, ...], axis: int, bytes_each: int, limit: int) -> list[Index]:
-    """Indices that cut `shape` along `axis` into runs of at most `limit` bytes, 1 step at least."""
+    """Returns indices that split `shape` along `axis` into chunks of at most `limit` bytes.
+
+    A chunk has at least one element of the axis, of `bytes_each` bytes.
+    """
     step = max(1, limit // max(1, bytes_each))
-    whole = [slice(0, size) for size in shape]
+    full = [slice(0, size) for size in shape]
     return [
         tuple(
-            slice(start, min(start + step, shape[axis])) if place == axis else part
-            for place, part in enumerate(whole)
+            slice(start, min(start + step, shape[axis])) if i == axis else part
+            for i, part in enumerate(full)
         )
         for start in range(0, shape[axis], step)
     ]
 
 
 def widest(dtypes: set[str], where: str) -> str:
-    """The one dtype, or float32, which holds the values of all."""
+    """Returns the only dtype, or float32, which can represent the values of all."""
     if len(dtypes) == 1:
         return next(iter(dtypes))
-    logging.info("%s: weights of %s are all taken as float32.", where, ", ".join(sorted(dtypes)))
+    logging.info("%s: weights of %s are all read as float32.", where, ", ".join(sorted(dtypes)))
     return "float32"
 
 
@@ -131,7 +135,7 @@ def _check_tensors(
     config: ModelConfig,
     folder: pathlib.Path,
 ) -> str:
-    """The dtype of the files, after all that may be wrong with them has been looked for."""
+    """Checks the files against the config and returns their dtype."""
     expected = {name: group.shape() for group in groups for name in group.names()}
     problems = [f"{name} is missing" for name in expected if name not in files.shapes]
     for name in sorted(set(files.shapes) - set(expected)):
@@ -153,13 +157,13 @@ def _check_tensors(
         raise CheckpointError(
             listed(problems, "wrong tensor"),
             str(folder),
-            "use a config.json and weight files that belong together.",
+            "use the config.json and the weight files of one checkpoint.",
         )
     return widest({files.dtypes[name] for name in expected}, str(folder))
 
 
 def _untied(files: TensorFiles, embed: str, head: str) -> list[str]:
-    """Some files hold a tied head all the same; it must be the embedding bit for bit."""
+    """Checks a head in the files of a tied model; it must equal the embedding bit for bit."""
     if embed not in files.shapes:
         return []
     if files.shapes[head] == files.shapes[embed] and files.dtypes[head] == files.dtypes[embed]:
@@ -170,4 +174,4 @@ def _untied(files: TensorFiles, embed: str, head: str) -> list[str]:
             files.forget(head)
         if same:
             return []
-    return [f"{head} differs from {embed}, though tie_word_embeddings says that they are one"]
+    return [f"{head} differs from {embed}, but tie_word_embeddings is true"]

@@ -1,7 +1,6 @@
-"""A folder read as a scoring model: a reward model's run, of adapters too, or a language model.
+"""Reads a folder as a scoring model: a reward model's run (also LoRA) or a language model.
 
-A language model's folder has no score;
-it is the trunk of a scoring model that is yet to be trained.
+A language model has no score head. It is the trunk of a scoring model before training.
 """
 
 import dataclasses
@@ -25,24 +24,24 @@ _TRUNK = "trunk."
 
 
 def is_scoring(raw: dict[str, Any]) -> bool:
-    """Whether a config.json is that of a reward model's run."""
+    """Whether a config.json is a reward model run's."""
     return identity(raw).training_stage == "reward_model"
 
 
 def trunk_specs(config: ModelConfig) -> ScoringParams:
-    """Of what stays as it is where adapters are trained: all but the score."""
+    """Returns the specs of the weights that LoRA freezes: all but the score."""
     return dataclasses.replace(scoring_specs(config), score=None)
 
 
 class Trunk:
-    """A language model's folder with the names of a scoring model's weights."""
+    """A language model's folder, read with the weight names of a scoring model."""
 
     def __init__(self, source: merged.Source):
         self._source = source
         self.config, self.step = source.config, source.step
 
     def read(self, path: str, index: Index) -> np.ndarray:
-        """A piece of "trunk.layers.attention.wq", say."""
+        """Reads a slice of a weight such as "trunk.layers.attention.wq"."""
         assert path.startswith(_TRUNK), path
         return self._source.read(path.removeprefix(_TRUNK), index)
 
@@ -50,7 +49,7 @@ class Trunk:
 def open_scoring(
     folder: str, *, param_dtype: str | None = None, step: int | None = None
 ) -> merged.Source:
-    """The folder, checked and opened for reading. Arguments and errors are open_pretrained's."""
+    """Checks a folder and opens it for reading. Arguments and errors are open_pretrained's."""
     path = pathlib.Path(folder)
     raw = read_json(path / "config.json", error=CheckpointError)
     if not is_scoring(raw):
@@ -60,7 +59,7 @@ def open_scoring(
         return RunFolder(path, raw, param_dtype=param_dtype, step=step, specs=scoring_specs)
     base = merged.read_base(path)
     source = open_scoring(base.folder, param_dtype="float32", step=base.step)
-    merged.check(base, source, path, trunk_specs)
+    merged.check_base(base, source, path, trunk_specs)
     return merged.MergedRun(
-        path, raw, lora, source, param_dtype=param_dtype, step=step, whole=scoring_specs
+        path, raw, lora, source, param_dtype=param_dtype, step=step, model_specs=scoring_specs
     )

@@ -1,4 +1,4 @@
-"""What a training run starts from, by --init_from: weights, architecture, tokenizer."""
+"""Loads what a training run starts from (--init_from): weights, architecture, tokenizer."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from qwen_jax.model.spec import init_from as init_from_specs
 from qwen_jax.model.spec import param_specs
 from qwen_jax.model.value_head import scoring_specs
 from qwen_jax.pretrained import merged
-from qwen_jax.pretrained.arrays import place
+from qwen_jax.pretrained.arrays import load_sharded
 from qwen_jax.pretrained.from_run import is_run, run_config
 from qwen_jax.pretrained.huggingface import load_params, load_pretrained, open_pretrained
 from qwen_jax.pretrained.overrides import ModelOverrides
@@ -28,8 +28,8 @@ from qwen_jax.train.job import RunConfig
 from qwen_jax.types import Params, ScoringParams
 from qwen_jax.utils.files import read_json
 
-# What a model computes, given its weights. The rest (context_length, dtypes, dropout, remat, the
-# context extension) a run may choose anew.
+# The fields that weights depend on. A run can override the others (context_length, dtypes, dropout,
+# remat, the context extension).
 _ARCHITECTURE = (
     "vocab_size",
     "hidden_size",
@@ -45,7 +45,7 @@ _ARCHITECTURE = (
 
 
 class StageConfig(RunConfig, Protocol):
-    """What the config of a stage after pretraining has, once `start` has been through it."""
+    """The config of a stage after pretraining, as `start` returns it."""
 
     @property
     def init_from(self) -> str: ...
@@ -55,21 +55,22 @@ class StageConfig(RunConfig, Protocol):
 
 
 def start(config, context_length: int | None = None) -> tuple[Any, Tokenizer]:
-    """An experiment's config with a ModelConfig in place of its ModelOverrides, and the tokenizer.
+    """Resolves a stage's ModelOverrides to a ModelConfig, and finds the tokenizer.
 
     Args:
       config: has model, init_from and tokenizer (a file; None: the one in init_from).
       context_length: of the stage; None: the folder's.
 
     Returns:
-      The config as a run records it: its `model` is the folder's, computed as the stage says.
+      The config that the run records, whose `model` is the folder's with the overrides, and the
+      tokenizer.
 
     Raises:
-      ConfigError: no folder is named, no tokenizer is found, or one of more ids than the model has.
+      ConfigError: init_from is empty, no tokenizer is found, or it has more ids than the model.
     """
     if not config.init_from:
         raise ConfigError(
-            "no model to start from.", "--init_from", "name a run folder or a released Qwen folder."
+            "no model to start from.", "--init_from", "pass a run folder or a released Qwen folder."
         )
     model = adopt(config.model, config.init_from, context_length=context_length)
     tokenizer = find_tokenizer(config.init_from, config.tokenizer)
@@ -80,7 +81,7 @@ def start(config, context_length: int | None = None) -> tuple[Any, Tokenizer]:
 def adopt(
     computed: ModelOverrides | ModelConfig, folder: str, *, context_length: int | None = None
 ) -> ModelConfig:
-    """The folder's model, computed as `computed` is.
+    """Returns the folder's ModelConfig with the overrides of `computed`.
 
     Args:
       context_length: None: the folder's.
@@ -95,13 +96,13 @@ def adopt(
 def weights_of(
     init_from: str | os.PathLike, like: ModelConfig | None = None
 ) -> Callable[[Params], Params]:
-    """abstract Params with shardings -> the folder's weights, each placed where it will live.
+    """Returns a function: abstract Params with shardings -> the folder's weights, so sharded.
 
     Args:
-      like: a config whose architecture the folder must have, checked now; None: any.
+      like: a config whose architecture the folder must have, checked now; None: not checked.
 
     Raises:
-      ConfigError: another architecture, with every flag to set.
+      ConfigError: the architecture differs; lists every flag to set.
       CheckpointError: as load_pretrained.
     """
     if like is not None:
@@ -120,13 +121,13 @@ def weights_of(
 
 
 def start_of(config: StageConfig) -> dict[str, Any]:
-    """`initial` and `adapters` of train.supervised.train: the weights of init_from are trained, or
-    adapters beside them.
+    """Returns `initial` and `adapters` of train.supervised.train.
 
-    Beside adapters they are loaded once for all callers: DPO's reference is the same arrays.
+    Full fine-tuning trains the weights of init_from. LoRA trains adapters on top of them and loads
+    the frozen weights once for all callers, so DPO's reference model is the same arrays.
 
     Raises:
-      CheckpointError: the run in run_dir was started beside other weights, or they are gone.
+      CheckpointError: the run in run_dir was started from other weights, or they are missing.
     """
     if config.lora.rank is None:
         return {"initial": weights_of(config.init_from), "adapters": None}
@@ -135,7 +136,7 @@ def start_of(config: StageConfig) -> dict[str, Any]:
 
 
 def scoring_start_of(config: StageConfig) -> dict[str, Any]:
-    """start_of for a scoring model, and its `specs`: beside adapters its score is trained too."""
+    """Like start_of, for a scoring model with its `specs`; LoRA also trains the score head."""
     seed = config.train.seed
     if config.lora.rank is None:
         initial, adapters = scoring_weights_of(config.init_from, seed=seed), None
@@ -146,17 +147,16 @@ def scoring_start_of(config: StageConfig) -> dict[str, Any]:
 
 
 def frozen_weights_of(init_from: str, config) -> tuple[Callable[[Any], Any], dict[str, Any]]:
-    """What adapters stand beside, and what base.json says of it.
+    """Returns a loader of the frozen base of adapters, and its record for base.json.
 
-    Returns:
-      abstract Params with shardings -> the weights of init_from, in model.compute_dtype, loaded
-      once; and a record for the run's folder. A run that goes on gets the checkpoint of init_from
-      that it started with.
+    The loader maps abstract Params with shardings to the weights of init_from in
+    model.compute_dtype, and loads them once. A resumed run gets the checkpoint of init_from that it
+    started with.
 
     Raises:
-      CheckpointError: the run in run_dir was started beside other weights, or they are gone.
+      CheckpointError: the run in run_dir was started from other weights, or they are missing.
     """
-    source, base = _base_of(init_from, config, open_pretrained, merged.NAME, param_specs)
+    source, base = _open_base(init_from, config, open_pretrained, merged.NAME, param_specs)
 
     loaded = []
 
@@ -171,22 +171,22 @@ def frozen_weights_of(init_from: str, config) -> tuple[Callable[[Any], Any], dic
 def frozen_scoring_weights_of(
     init_from: str, config, record: str = merged.NAME
 ) -> tuple[Callable[[Any], Any], dict[str, Any]]:
-    """frozen_weights_of for a scoring model's folder, or a language model's with a fresh score.
+    """Like frozen_weights_of, for a scoring model, or a language model with a new score head.
 
     Args:
-      record: the file of the run's folder that says what the adapters stand beside.
+      record: name of the file in the run folder that records the base.
     """
-    source, base = _base_of(init_from, config, open_scoring, record, trunk_specs)
-    return functools.partial(_place_scoring, source, seed=config.train.seed), base
+    source, base = _open_base(init_from, config, open_scoring, record, trunk_specs)
+    return functools.partial(_load_scoring, source, seed=config.train.seed), base
 
 
-def _base_of(init_from: str, config, open_source, record: str, specs):
-    """A base opened in the dtype of training, and its record as JSON holds it."""
+def _open_base(init_from: str, config, open_source, record: str, specs):
+    """Opens a base in the training dtype; returns it and its record as JSON."""
     folder, dtype = pathlib.Path(config.run_dir), config.model.compute_dtype
     if (folder / record).is_file():
         base = merged.read_base(folder, record)
         source = open_source(base.folder, param_dtype=dtype, step=base.step)
-        merged.check(base, source, folder, specs)
+        merged.check_base(base, source, folder, specs)
     else:
         source = open_source(init_from, param_dtype=dtype)
         base = merged.identify(init_from, source, specs)
@@ -194,23 +194,26 @@ def _base_of(init_from: str, config, open_source, record: str, specs):
 
 
 def is_scoring_run(folder: str) -> bool:
-    """Whether a folder is a reward model's run."""
+    """Whether a folder is a reward model run."""
     return is_scoring(_config_of(folder))
 
 
 def scoring_weights_of(init_from: str, *, seed: int) -> Callable[[Any], Any]:
-    """abstract ScoringParams with shardings -> a reward model's weights, or a language model's
-    with a fresh score."""
+    """Like weights_of, for a reward model, or a language model with a new score head.
+
+    Args:
+      seed: of the new score head.
+    """
 
     def initial(abstract: ScoringParams) -> ScoringParams:
         source = open_scoring(init_from, param_dtype=str(abstract.score.dtype))
-        return _place_scoring(source, abstract, seed=seed)
+        return _load_scoring(source, abstract, seed=seed)
 
     return initial
 
 
-def _place_scoring(source: merged.Source, abstract: ScoringParams, *, seed: int) -> ScoringParams:
-    """The weights of an opened folder, each placed where it will live."""
+def _load_scoring(source: merged.Source, abstract: ScoringParams, *, seed: int) -> ScoringParams:
+    """Loads the weights of an opened folder onto the shardings of `abstract`."""
 
     def load(path, leaf):
         name = jax.tree_util.keystr(path).lstrip(".")
@@ -219,7 +222,7 @@ def _place_scoring(source: merged.Source, abstract: ScoringParams, *, seed: int)
             return jax.device_put(
                 init_from_specs(spec, jax.random.key(seed), leaf.dtype), leaf.sharding
             )
-        return place(leaf.shape, leaf.sharding, functools.partial(source.read, name))
+        return load_sharded(leaf.shape, leaf.sharding, functools.partial(source.read, name))
 
     return jax.tree_util.tree_map_with_path(load, abstract)
 
@@ -233,7 +236,7 @@ def _check_architecture(init_from: str | os.PathLike, config: ModelConfig) -> No
     ]
     if differing:
         raise ConfigError(
-            "the run's model is not that of the weights it is to begin from.",
+            "the run's architecture differs from that of --init_from.",
             f"--init_from={init_from}",
             f"set {', '.join(differing)}.",
         )
@@ -248,8 +251,8 @@ def _config_of(folder: str) -> dict[str, Any]:
     path = pathlib.Path(folder) / "config.json"
     if not path.is_file():
         raise ConfigError(
-            "no model lies here: there is no config.json.",
+            "this folder has no config.json, so it is not a model.",
             folder,
-            "name a run folder or a released Qwen folder.",
+            "pass a run folder or a released Qwen folder.",
         )
     return read_json(path, error=CheckpointError)

@@ -1,6 +1,6 @@
-"""Safetensors files, one or many: mapped into memory to read, written as a stream.
+"""Reads safetensors files by memory mapping, and writes them as a stream.
 
-Neither direction holds more than a piece of a tensor.
+Both hold at most a chunk of a tensor in memory.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import ml_dtypes  # noqa: F401  (numpy learns the name bfloat16)
+import ml_dtypes  # noqa: F401  (registers bfloat16 with numpy)
 import numpy as np
 import safetensors
 
@@ -20,12 +20,12 @@ from qwen_jax.utils.files import atomic_write, read_json, write_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-PRODUCER = "qwen_jax"  # the mark, in each file's metadata, of the files that we wrote
+PRODUCER = "qwen_jax"  # in the metadata of every file that this module writes
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _NAMES = {value: key for key, value in _DTYPES.items()}
-_STRIP = 64  # columns copied at a time where rows become columns: measured best of 16 to 256
-_UNPICKLE = (  # weights_only refuses code; clones, since tied weights share their memory
+_STRIP = 64  # columns per copy of a transposed array: measured best of 16 to 256
+_UNPICKLE = (  # weights_only rejects code; clone() because tied weights share memory
     'python -c "import glob, torch; from safetensors.torch import save_file; '
     "files = sorted(glob.glob('pytorch_model*.bin')); "
     "save_file({k: v.clone() for f in files "
@@ -39,18 +39,18 @@ class TensorFiles:
 
     Attributes:
       shapes: name -> shape.
-      dtypes: name -> "float32", "bfloat16", "float16", or the file's own word for another.
+      dtypes: name -> "float32", "bfloat16", "float16", or the safetensors name of another dtype.
       files: the names of the files.
-      bytes: of all tensors.
+      bytes: size of all tensors.
     """
 
     def __init__(self, folder: pathlib.Path):
         """Reads the headers of all files.
 
         Raises:
-          CheckpointError: no weights, or listing all files that are missing or damaged.
+          CheckpointError: there are no weights, or files are missing or damaged; lists all.
         """
-        self._homes: dict[str, tuple[mmap.mmap, int]] = {}  # name -> file, offset of the data
+        self._locations: dict[str, tuple[mmap.mmap, int]] = {}  # name -> file, offset of data
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}
         self.bytes = 0
@@ -65,7 +65,7 @@ class TensorFiles:
         ]
         if problems:
             raise CheckpointError(
-                listed(problems, "bad weight file"), str(folder), "copy the folder again, whole."
+                listed(problems, "bad weight file"), str(folder), "copy the full folder again."
             )
 
     def _open(self, file: pathlib.Path) -> list[str]:
@@ -73,7 +73,7 @@ class TensorFiles:
             return [f"{file.name} is missing"]
         try:
             with safetensors.safe_open(file, framework="np"):
-                pass  # it has compared the header with the size of the file
+                pass  # opening compares the header with the file size
         except safetensors.SafetensorError as error:
             return [f"{file.name} is damaged ({error})"]
         with open(file, "rb") as opened:
@@ -82,32 +82,32 @@ class TensorFiles:
         header = json.loads(mapped[8 : 8 + length])
         header.pop("__metadata__", None)
         for name, entry in header.items():
-            if name in self._homes:
-                return [f"{file.name} holds {name}, which another file holds too"]
+            if name in self._locations:
+                return [f"{file.name} holds {name}, which is also in another file"]
             start, stop = entry["data_offsets"]
-            self._homes[name] = mapped, 8 + length + start
+            self._locations[name] = mapped, 8 + length + start
             self.shapes[name] = tuple(entry["shape"])
             self.dtypes[name] = _DTYPES.get(str(entry["dtype"]), str(entry["dtype"]))
             self.bytes += stop - start
         return []
 
     def view(self, name: str) -> np.ndarray:
-        """A tensor as it lies in its file; what is read of it stays in memory until `forget`."""
-        mapped, offset = self._homes[name]
+        """Returns a view of a tensor in its file; pages stay mapped until `forget`."""
+        mapped, offset = self._locations[name]
         shape, dtype = self.shapes[name], np.dtype(self.dtypes[name])
         return np.frombuffer(mapped, dtype, math.prod(shape), offset).reshape(shape)
 
     def forget(self, name: str) -> None:
-        """Takes the tensor's pages out of this process (the system may keep them cached)."""
-        if hasattr(mmap, "MADV_DONTNEED"):  # not on every system; elsewhere pages are only counted
-            mapped, offset = self._homes[name]
+        """Unmaps the tensor's pages from this process; the system may keep them cached."""
+        if hasattr(mmap, "MADV_DONTNEED"):  # elsewhere the pages still count as used
+            mapped, offset = self._locations[name]
             size = math.prod(self.shapes[name]) * np.dtype(self.dtypes[name]).itemsize
             start = offset - offset % mmap.PAGESIZE
             mapped.madvise(mmap.MADV_DONTNEED, start, offset + size - start)
 
 
 def _files_of(folder: pathlib.Path) -> dict[str, str]:
-    """Name -> file, of a folder with an index; {} for a single file."""
+    """Returns name -> file of a folder with an index, or {} for a single file."""
     index = folder / INDEX
     if index.is_file():
         weight_map = read_json(index, error=CheckpointError).get("weight_map")
@@ -115,9 +115,9 @@ def _files_of(folder: pathlib.Path) -> dict[str, str]:
             pathlib.PurePath(file).name != file for file in weight_map.values()
         ):
             raise CheckpointError(
-                "the index has no weight_map from tensors to files beside it.",
+                "the index has no weight_map from tensors to files of this folder.",
                 str(index),
-                "copy the folder again, whole.",
+                "copy the full folder again.",
             )
         return weight_map
     if (folder / SINGLE).is_file():
@@ -130,19 +130,19 @@ def _files_of(folder: pathlib.Path) -> dict[str, str]:
     what = f"no {SINGLE} and no {INDEX}" + (f", only {', '.join(others)}." if others else ".")
     fix = "pass the folder of a checkpoint in safetensors format."
     if any(not name.endswith(".safetensors") for name in others):
-        what += " Pickled weights can run any code when they are read, so they are not read here."
-        fix = f"where PyTorch is installed, run this in the folder once:\n    {_UNPICKLE}"
+        what += " Pickled weights can run any code when loaded, so they are not supported."
+        fix = f"convert them once with PyTorch, by running this in the folder:\n    {_UNPICKLE}"
     raise CheckpointError(what, str(folder), fix)
 
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor to be written; `pieces` makes it when its turn comes."""
+    """A tensor to write; `chunks` computes it when it is written."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    pieces: Callable[[], Iterator[np.ndarray]]  # its rows in order, C-contiguous
+    chunks: Callable[[], Iterator[np.ndarray]]  # its rows in order, C-contiguous
 
     @property
     def bytes(self) -> int:
@@ -156,12 +156,12 @@ def write_tensors(
     max_shard_bytes: int,
     progress: Callable[[int], object] = lambda size: None,
 ) -> None:
-    """Writes model.safetensors, or numbered files and their index beyond `max_shard_bytes`.
+    """Writes model.safetensors, or numbered files with an index above `max_shard_bytes`.
 
-    A tensor is never cut: one that is larger than `max_shard_bytes` gets a file of its own.
+    Tensors are not split: one larger than `max_shard_bytes` gets its own file.
 
     Args:
-      progress: told the bytes of each piece once it is written.
+      progress: called with the bytes of each chunk after it is written.
     """
     shards: list[list[Tensor]] = [[]]
     for tensor in tensors:
@@ -187,9 +187,9 @@ def write_tensors(
 def _write_file(
     file: pathlib.Path, tensors: Iterable[Tensor], progress: Callable[[int], object]
 ) -> None:
-    """One file in the safetensors format: 8 bytes of header length, the header, the data.
+    """Writes a safetensors file: 8 bytes of header length, the header, the data.
 
-    The library's own writer wants all tensors of a file in memory twice.
+    The writer of the safetensors package would hold all tensors of a file in memory twice.
     """
     offset = 0
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "producer": PRODUCER}}
@@ -201,28 +201,28 @@ def _write_file(
         }
         offset += tensor.bytes
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data begins on a multiple of 8
+    text += b" " * (-len(text) % 8)  # the data starts on a multiple of 8
     with atomic_write(file) as out:
         out.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
             written = 0
-            for piece in tensor.pieces():
-                assert piece.shape[1:] == tensor.shape[1:] and piece.dtype == tensor.dtype
-                out.write(bits(piece).data)
-                written += piece.nbytes
-                progress(piece.nbytes)
+            for chunk in tensor.chunks():
+                assert chunk.shape[1:] == tensor.shape[1:] and chunk.dtype == tensor.dtype
+                out.write(bits(chunk).data)
+                written += chunk.nbytes
+                progress(chunk.nbytes)
             assert written == tensor.bytes, tensor.name
 
 
 def bits(array: np.ndarray) -> np.ndarray:
-    """The same memory as unsigned integers, which numpy copies faster than bfloat16."""
+    """Views `array` as unsigned integers, which numpy copies faster than bfloat16."""
     return array.view(f"u{array.dtype.itemsize}")
 
 
 def copy(into: np.ndarray, array: np.ndarray) -> None:
-    """into[...] = array, of one dtype; for a transposed view two to three times as fast."""
+    """into[...] = array, of equal dtypes; two to three times as fast for a transposed view."""
     into, array = bits(into), bits(array)
-    # Columns in strips that the cache holds, or each element read costs a whole cache line.
+    # Strips of columns fit in the cache; otherwise each element costs a full cache line.
     in_order = array.strides[-1:] == (array.itemsize,)
     strip = max(1, into.shape[-1]) if in_order else _STRIP
     for start in range(0, into.shape[-1], strip):
@@ -230,7 +230,7 @@ def copy(into: np.ndarray, array: np.ndarray) -> None:
 
 
 def producer_of(file: pathlib.Path) -> str | None:
-    """Who wrote a safetensors file, if it says so."""
+    """Returns the producer in a safetensors file's metadata, if any."""
     try:
         with safetensors.safe_open(file, framework="np") as handle:
             return (handle.metadata() or {}).get("producer")
@@ -239,7 +239,7 @@ def producer_of(file: pathlib.Path) -> str | None:
 
 
 def listed(problems: Sequence[str], kind: str) -> str:
-    """ "3 bad tensors: a; b; c." with at most 20 of them spelled out."""
+    """Formats "3 bad tensors: a; b; c.", with at most 20 of them listed."""
     shown = "; ".join(problems[:20])
     more = f"; and {len(problems) - 20} more" if len(problems) > 20 else ""
     return f"{len(problems)} {kind}{'s' if len(problems) > 1 else ''}: {shown}{more}."

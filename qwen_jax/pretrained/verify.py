@@ -1,4 +1,4 @@
-"""Our logits against those of `transformers`, which reads the Qwen2 layout natively."""
+"""Compares logits with `transformers`, which reads the Qwen2 layout natively."""
 
 import dataclasses
 import os
@@ -13,11 +13,11 @@ from qwen_jax.model.transformer import forward
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params
 
-# Both compute in float32 and differ in the order of their sums: some 1e-5 of the largest logit,
-# measured. A row in the wrong place or a wrong rotary base makes differences of order 1.
-TOLERANCE = 1e-3  # of the largest logit
+# Both compute in float32 and differ in the order of summation: about 1e-5 of the largest logit,
+# measured. A misplaced row or a wrong rotary base causes differences of order 1.
+TOLERANCE = 1e-3  # relative to the largest logit
 
-_ROWS, _LENGTH = 2, 64
+_SEQUENCES, _LENGTH = 2, 64
 _TEXTS = (
     "The quick brown fox\n\n  jumps over 13 lazy dogs, isn't it?",
     "通义千问 2023年",
@@ -28,50 +28,50 @@ _TEXTS = (
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """The worst of all compared logits, and where it is."""
+    """The largest difference of all compared logits, and its position."""
 
     worst: float
-    largest: float  # of their logits, in absolute value
-    row: int
+    largest: float  # absolute value of their logits
+    sequence: int  # index in the batch
     position: int
     token: int
     ours: float
     theirs: float
-    same_choice: float  # share of positions at which both prefer the same token
+    same_argmax: float  # fraction of positions where both have the same argmax
 
     @property
     def agrees(self) -> bool:
-        return self.worst <= TOLERANCE * self.largest  # false for not a number
+        return self.worst <= TOLERANCE * self.largest  # false for NaN
 
     def __str__(self) -> str:
         return (
-            f"worst difference {self.worst:.2e} of logits up to {self.largest:.3g}, at row "
-            f"{self.row}, position {self.position}, token {self.token}: ours {self.ours:.6g}, "
-            f"theirs {self.theirs:.6g}; same choice at {100 * self.same_choice:.1f} % of "
+            f"worst difference {self.worst:.2e} of logits up to {self.largest:.3g}, at "
+            f"sequence {self.sequence}, position {self.position}, token {self.token}: "
+            f"ours {self.ours:.6g}, theirs {self.theirs:.6g}; same argmax at {100 * self.same_argmax:.1f} % of "
             "positions"
         )
 
 
 def require() -> None:
-    """Raises ConfigError, naming the extra to install, without transformers and PyTorch."""
+    """Raises ConfigError, naming the extra to install, if transformers or PyTorch is missing."""
     try:
         import torch  # noqa: F401  # pyright: ignore[reportMissingImports]
         import transformers  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            f"logits are compared with transformers and PyTorch: {error}.",
+            f"comparing logits needs transformers and PyTorch: {error}.",
             "--verify",
             'pip install "qwen_jax[verify]"',
         ) from error
 
 
 def compare_logits(config: ModelConfig, params: Params, folder: str | os.PathLike) -> Difference:
-    """Our `params`, as they are, against the Qwen2 folder that transformers loads; all in float32.
+    """Compares our `params` with transformers' model of a Qwen2 folder, both in float32.
 
-    Random tokens, well within the training length, where no context extension acts.
+    Uses random tokens within the training length, where no context extension applies.
     """
     length = min(_LENGTH, config.context_length)
-    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (_ROWS, length), np.int32)
+    tokens = np.random.default_rng(0).integers(0, config.vocab_size, (_SEQUENCES, length), np.int32)
     config = dataclasses.replace(
         config, compute_dtype="float32", param_dtype="float32", dropout=0.0
     )
@@ -80,21 +80,21 @@ def compare_logits(config: ModelConfig, params: Params, folder: str | os.PathLik
     theirs = _their_logits(folder, tokens)
     error = np.abs(ours - theirs)
     where = np.unravel_index(np.argmax(error), error.shape)  # the first NaN, if there is one
-    row, position, token = map(int, where)
+    sequence, position, token = map(int, where)
     return Difference(
         worst=float(error[where]),
         largest=float(np.abs(theirs).max()),
-        row=row,
+        sequence=sequence,
         position=position,
         token=token,
         ours=float(ours[where]),
         theirs=float(theirs[where]),
-        same_choice=float((ours.argmax(-1) == theirs.argmax(-1)).mean()),
+        same_argmax=float((ours.argmax(-1) == theirs.argmax(-1)).mean()),
     )
 
 
 def compare_tokenizers(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
-    """Raises TokenizerError where AutoTokenizer of the folder gives other ids."""
+    """Raises TokenizerError if AutoTokenizer of the folder gives other ids."""
     import transformers
 
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
@@ -102,7 +102,7 @@ def compare_tokenizers(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
         ours, found = tokenizer.encode(text), theirs(text)["input_ids"]
         if ours != found:
             raise TokenizerError(
-                f"transformers encodes {text!r} as {found[:20]}, we as {ours[:20]}.",
+                f"transformers encodes {text!r} as {found[:20]}, qwen_jax as {ours[:20]}.",
                 str(folder),
                 "export the tokenizer again.",
             )

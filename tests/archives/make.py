@@ -1,10 +1,10 @@
-"""Makes the archives: an earlier version's runs, stopped half-way, and what it takes to go on.
+"""Makes the archives: an earlier version's runs, stopped half-way, with the inputs to resume them.
 
     git worktree add OLD 85fc48dbfa6c46f5ba480efea4a21b7cdd802bd7
     PYTHONPATH=OLD python tests/archives/make.py WORK
 
-OLD is a checkout of the version that the runs are to be of; WORK is a new folder, whose name must
-not tell anything of the machine. Commands run in WORK/NAME with relative paths; the archives are
+OLD is a checkout of the version to archive. WORK is a new folder, whose name must not reveal
+anything about the machine. Commands run in WORK/NAME with relative paths; the archives are
 WORK/NAME.tar.gz. See README.md.
 """
 
@@ -25,7 +25,7 @@ import sys
 import tarfile
 
 STEPS, HALF = 12, 6
-# Two ways to end early. A killed run has saved step 6 in the background, and loses 7 and 8.
+# Two ways to stop. A killed run has saved step 6 in the background and loses steps 7 and 8.
 STOP = {
     "SIGTERM": f"term step={HALF}",
     "SIGKILL": f"delay step={HALF + 2} seconds=3; kill step={HALF + 3}",
@@ -44,11 +44,11 @@ EVERY = (
     "--train.save_every=3",
     "--train.keep_checkpoints=1",
 )
-TIMES = ("perf/", "time", "host/")  # metrics that are another's on another day
+TIMES = ("perf/", "time", "host/")  # metrics that differ from run to run
 
 
 def cpu() -> dict[str, object]:
-    """What XLA:CPU chooses its instructions by: maker, family, model, vector extensions."""
+    """Returns what XLA:CPU selects instructions by: vendor, family, model, vector extensions."""
     try:
         text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -71,7 +71,7 @@ def cpu() -> dict[str, object]:
 
 
 def records(metrics: pathlib.Path, after: int = 0) -> list[dict]:
-    """What was measured in the steps after `after`, without times."""
+    """Returns the metrics of the steps after `after`, without times."""
     found = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
     return [
         {name: value for name, value in record.items() if not name.startswith(TIMES)}
@@ -81,7 +81,7 @@ def records(metrics: pathlib.Path, after: int = 0) -> list[dict]:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """One CPU device; nothing of this shell's but paths."""
+    """Returns an environment with one CPU device and only the paths of this shell."""
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME") if name in os.environ}
     return kept | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "TQDM_DISABLE": "1"} | changes
 
@@ -91,16 +91,16 @@ def run(
     module: str,
     *flags: str,
     stopped_by: str | None = None,
-    said: str | None = None,
+    typed: str | None = None,
 ) -> str:
-    """One command; `said` is typed into it."""
+    """Runs one command with `typed` as its input, and returns its output."""
     env = environment(**({"QWEN_JAX_FAULTS": STOP[stopped_by]} if stopped_by else {}))
     done = subprocess.run(
         [sys.executable, "-m", module, *flags],
         cwd=folder,
         env=env,
         text=True,
-        input=said,
+        input=typed,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
@@ -109,13 +109,13 @@ def run(
 
 
 def write_data(folder: pathlib.Path) -> None:
-    """Text, conversations, comparisons and prompts about sums, and a tokenizer of bytes."""
+    """Writes text, conversations, pairs and prompts about sums, and a byte tokenizer."""
     from qwen_jax.data import shards
     from qwen_jax.data.sources import Document
     from qwen_jax.tokenizer.bpe import Tokenizer
 
-    draw = random.Random(0)
-    sums = [(draw.randrange(5), draw.randrange(5)) for _ in range(40)]
+    rng = random.Random(0)
+    sums = [(rng.randrange(5), rng.randrange(5)) for _ in range(40)]
     (folder / "data").mkdir(parents=True)
     shards.write(
         [
@@ -126,7 +126,7 @@ def write_data(folder: pathlib.Path) -> None:
         Tokenizer({bytes([byte]): byte for byte in range(256)}),
         eval_fraction=0.2,
     )
-    talks = [
+    conversations = [
         [
             {"role": "system", "content": "Add."},
             {"role": "user", "content": f"{a}+{b}"},
@@ -135,15 +135,15 @@ def write_data(folder: pathlib.Path) -> None:
         for a, b in sums
     ]
     for name, rows in (
-        ("conversations", [{"messages": talk} for talk in talks]),
+        ("conversations", [{"messages": turns} for turns in conversations]),
         (
             "pairs",
             [
-                {"messages": talk[:2], "chosen": talk[2]["content"], "rejected": "no"}
-                for talk in talks
+                {"messages": turns[:2], "chosen": turns[2]["content"], "rejected": "no"}
+                for turns in conversations
             ],
         ),
-        ("prompts", [{"messages": talk[:2]} for talk in talks]),
+        ("prompts", [{"messages": turns[:2]} for turns in conversations]),
     ):
         for part, chosen in (("", rows[:32]), ("_held", rows[32:])):
             (folder / "data" / f"{name}{part}.jsonl").write_text(
@@ -152,7 +152,7 @@ def write_data(folder: pathlib.Path) -> None:
 
 
 def weights(run_dir: pathlib.Path) -> dict[str, list]:
-    """Of every weight of the model in a run: shape, sum, sum of squares."""
+    """Returns the shape, sum and sum of squares of every weight of the model in a run."""
     import jax
     import numpy as np
 
@@ -178,28 +178,28 @@ def half(
     chat: tuple[str, ...] | None,
     keep: tuple[str, ...],
 ) -> None:
-    """Runs a command in WORK/NAME, stops it half-way, packs it; runs it whole in another folder.
+    """Runs a command in WORK/NAME, stops it half-way and packs it; also runs it uninterrupted.
 
     Args:
-      chat: what is said to the model, and flags of the chat; None: it is no language model.
+      chat: the prompt and the flags of the chat; None: the run is not a language model's.
       keep: files and folders of WORK/inputs that the command reads.
     """
-    folder, whole = work / name, work / f"{name}_whole"
+    folder, uninterrupted = work / name, work / f"{name}_uninterrupted"
     folder.mkdir()
     for path in keep:
         source, target = work / "inputs" / path, folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree if source.is_dir() else shutil.copyfile)(source, target)
-    shutil.copytree(folder, whole)
+    shutil.copytree(folder, uninterrupted)
     run_dir = f"runs/{name}"
     flags = (*flags, f"--run_dir={run_dir}")
     run(folder, module, *flags, stopped_by=stopped_by)
-    run(whole, module, *flags)
+    run(uninterrupted, module, *flags)
     steps = [int(path.name) for path in (folder / run_dir / "checkpoints").iterdir()]
     assert steps == [HALF], steps
     make_neutral(folder)
     base = folder / run_dir / "base.json"
-    if base.exists():  # an absolute path: its new place is written into the file, as its error says
+    if base.exists():  # has an absolute path; edited as its error message suggests
         record = json.loads(base.read_text(encoding="utf-8"))
         record["folder"] = os.path.relpath(record["folder"], folder.resolve())
         base.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -212,9 +212,9 @@ def half(
     }
     expected = {}
     if chat is not None:
-        question, *settings = chat
+        prompt, *settings = chat
         arguments = [f"--checkpoint={run_dir}", "--temperature=0", "--max_new_tokens=8", *settings]
-        commands |= {"chat": ["python", "-m", "experiments.chat", *arguments], "question": question}
+        commands |= {"chat": ["python", "-m", "experiments.chat", *arguments], "question": prompt}
         commands["export"] = [
             "python",
             "-m",
@@ -223,8 +223,8 @@ def half(
             "--output=exported",
             "--layout=qwen2",
         ]
-        said = run(folder, "experiments.chat", *arguments, said=question + "\n")
-        expected["answer"] = answer(said)
+        output = run(folder, "experiments.chat", *arguments, typed=prompt + "\n")
+        expected["answer"] = response(output)
         os.chdir(folder)
         expected["weights"] = weights(pathlib.Path(run_dir))
         os.chdir(work)
@@ -236,7 +236,8 @@ def half(
         )
     (folder / "expected.jsonl").write_text(
         "".join(
-            json.dumps(record) + "\n" for record in records(whole / run_dir / "metrics.jsonl", HALF)
+            json.dumps(record) + "\n"
+            for record in records(uninterrupted / run_dir / "metrics.jsonl", HALF)
         ),
         encoding="utf-8",
     )
@@ -244,8 +245,8 @@ def half(
 
 
 def make_neutral(folder: pathlib.Path) -> None:
-    """Takes the kernel's name out of versions.json, and the host's with TensorBoard's files, which
-    are named after it; nothing reads them again."""
+    """Removes the kernel's name from versions.json, and the TensorBoard files, which have the
+    host's name and are not needed."""
     for path in folder.glob("runs/*/versions.json"):
         record = json.loads(path.read_text(encoding="utf-8"))
         record["machine"] = record["machine"].replace(platform.release(), "0")
@@ -254,13 +255,13 @@ def make_neutral(folder: pathlib.Path) -> None:
         shutil.rmtree(board)
 
 
-def answer(shown: str) -> str:
-    """What the chat answered to the one thing that was said, from what it showed."""
-    return re.search(r"/help for help\n> (.*)\n\(\d+ tokens", shown, re.DOTALL)[1]
+def response(output: str) -> str:
+    """Extracts the only response from the output of the chat."""
+    return re.search(r"/help for help\n> (.*)\n\(\d+ tokens", output, re.DOTALL)[1]
 
 
 def pack(folder: pathlib.Path, archive: pathlib.Path) -> None:
-    """A .tar.gz of names and bytes alone, which tells nothing of the machine."""
+    """Packs only names and bytes into a .tar.gz, which reveals nothing about the machine."""
     secrets = [
         str(pathlib.Path.home()),
         socket.gethostname(),
@@ -279,11 +280,11 @@ def pack(folder: pathlib.Path, archive: pathlib.Path) -> None:
                     continue
                 content = path.read_bytes()
                 for secret in filter(None, secrets):
-                    # Two letters are in every file of numbers; in a text they are looked for.
+                    # Short names occur in any binary file, so they are only searched in text.
                     if len(secret) > 4 or _is_text(content):
                         assert not re.search(rf"\b{re.escape(secret)}\b".encode(), content) and (
                             secret[0] != "/" or secret.encode() not in content
-                        ), f"{inside} tells {secret}"
+                        ), f"{inside} contains {secret}"
                 entry = tarfile.TarInfo(inside.as_posix())
                 entry.size, entry.mode = len(content), 0o644  # owner 0, time 0
                 tar.addfile(entry, io.BytesIO(content))
@@ -364,7 +365,7 @@ def main(work: pathlib.Path) -> None:
         keep=("data/pairs.jsonl", "data/pairs_held.jsonl", "runs/base"),
     )
 
-    # PPO: from a released folder, which has weights alone, and a reward model that began there.
+    # PPO: from a released folder, which has only weights, and a reward model trained from it.
     run(
         inputs,
         "experiments.sft",

@@ -1,6 +1,6 @@
-"""Run folders of an earlier version: today's code goes on where they were, and reads them.
+"""Run folders of an earlier version: the current code resumes and reads them.
 
-README.md says what is in the archives and how they were made.
+README.md describes the archives and how they were made.
 """
 
 import importlib.metadata
@@ -17,17 +17,17 @@ import pytest
 from qwen_jax.pretrained.huggingface import load_pretrained
 from qwen_jax.report import write_report
 from qwen_jax.report.records import current_name
-from tests.archives.make import answer, cpu, records, weights
+from tests.archives.make import cpu, records, response, weights
 from tests.helpers.tiny_checkpoint import ROOT, environment
 
 ARCHIVES = pathlib.Path(__file__).parent
-# Modules and flags (without a value) as the archives' commands have them -> as they are today.
+# Modules and flags (without a value) in the archives' commands -> their current names.
 RENAMED: dict[str, str] = {}
 LANGUAGE_MODELS = ("pretrain", "sft_lora", "ppo")
 
 
 class Archive:
-    """An extracted archive, and the commands that are run in it."""
+    """An extracted archive and its commands."""
 
     def __init__(self, name: str, folder: pathlib.Path, env: dict[str, str]):
         with tarfile.open(ARCHIVES / f"{name}.tar.gz") as tar:
@@ -39,16 +39,16 @@ class Archive:
         )
         self.run_dir = folder / self.commands["run_dir"]
 
-    def run(self, command: str, said: str | None = None) -> str:
-        """What a process of COMMANDS.json says; `said` is typed into it."""
-        program, *words = self.commands[command]
+    def run(self, command: str, typed: str | None = None) -> str:
+        """Runs a command of COMMANDS.json with `typed` as its input, and returns its output."""
+        program, *arguments = self.commands[command]
         assert program == "python"
         done = subprocess.run(
-            [sys.executable, *map(_today, words)],
+            [sys.executable, *map(_current, arguments)],
             cwd=self.folder,
             env=self._env,
             text=True,
-            input=said,
+            input=typed,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=600,
@@ -58,22 +58,22 @@ class Archive:
         return done.stdout
 
     def made_here(self) -> bool:
-        """Whether XLA compiles to the same instructions here: its version and the CPU are those of
-        the archive. Python, and how many cores there are, have changed no bit."""
+        """Whether XLA compiles the same instructions here: its version and the CPU are those of the
+        archive. The Python version and the number of cores have not changed any bit."""
         return cpu() == self._made["cpu"] and all(
             importlib.metadata.version(package) == self._made["versions"][package]
             for package in ("jax", "jaxlib")
         )
 
 
-def _today(word: str) -> str:
-    name, equals, value = word.partition("=")
+def _current(argument: str) -> str:
+    name, equals, value = argument.partition("=")
     return RENAMED.get(name, name) + equals + value
 
 
 @pytest.fixture(scope="module")
 def env(tmp_path_factory):
-    # A process's own folder is the archive's: the code comes from here.
+    # Processes run in the archive's folder, so PYTHONPATH finds the code.
     return environment(tmp_path_factory.mktemp("compiled")) | {"PYTHONPATH": str(ROOT)}
 
 
@@ -95,7 +95,7 @@ def extract(env, tmp_path, monkeypatch):
         pytest.param("ppo", marks=pytest.mark.slow),
     ],
 )  # compiles for half a minute
-def test_a_stopped_run_goes_on_where_it_was(extract, name):
+def test_archives_resume_with_the_expected_metrics(extract, name):
     archive = extract(name)
     half = archive.commands["stopped_after"]
     assert f"resuming after step {half}" in archive.run("resume")
@@ -108,9 +108,9 @@ def test_a_stopped_run_goes_on_where_it_was(extract, name):
     if archive.made_here():
         assert found == expected
     else:
-        # Another CPU, or another XLA, adds up in another order: without AVX-512 or without AVX the
-        # values differed by at most 4e-6 of themselves, or 5e-7. Where a number drawn from nearly
-        # falls between two tokens, PPO may sample another one: then look at rollout/length first.
+        # Another CPU or XLA sums in another order. Without AVX-512 or AVX the values differed by
+        # at most 4e-6 (relative) or 5e-7. PPO may sample another token if a random number falls
+        # close to the boundary between two tokens; check rollout/length first.
         for a, b in zip(found, expected, strict=True):
             assert a == pytest.approx(b, rel=2e-5, abs=2e-6)
     events = [
@@ -124,7 +124,7 @@ def test_a_stopped_run_goes_on_where_it_was(extract, name):
 
 
 @pytest.mark.parametrize("name", LANGUAGE_MODELS)
-def test_a_stopped_run_is_exported_with_its_weights(extract, name):
+def test_archives_export_the_expected_weights(extract, name):
     archive = extract(name)
     archive.run("export")
     model, exported = load_pretrained("exported")
@@ -133,7 +133,7 @@ def test_a_stopped_run_is_exported_with_its_weights(extract, name):
     assert found.keys() == expected.keys()
     for leaf, (shape, *moments) in expected.items():
         assert found[leaf][0] == shape, leaf
-        # The product of two adapters is a float32 one, by whatever BLAS numpy has; sums cancel.
+        # numpy's BLAS multiplies the adapters in float32, in any order; sums cancel.
         assert found[leaf][1:] == pytest.approx(moments, rel=1e-6, abs=1e-5), leaf
     jax.tree.map(np.testing.assert_array_equal, exported, load_pretrained(archive.run_dir)[1])
 
@@ -141,18 +141,18 @@ def test_a_stopped_run_is_exported_with_its_weights(extract, name):
 @pytest.mark.parametrize(
     "name", [pytest.param("pretrain", marks=pytest.mark.slow), "sft_lora", "ppo"]
 )
-def test_a_stopped_run_answers_in_the_chat(extract, name):
+def test_archives_chat_gives_the_expected_response(extract, name):
     archive = extract(name)
-    said = answer(archive.run("chat", archive.commands["question"] + "\n"))
-    # Elsewhere the two best tokens may change places.
-    assert said == archive.expected["answer"] if archive.made_here() else said
+    found = response(archive.run("chat", archive.commands["question"] + "\n"))
+    # On other machines the two best tokens may be swapped.
+    assert found == archive.expected["answer"] if archive.made_here() else found
 
 
 @pytest.mark.parametrize("name", [*LANGUAGE_MODELS, "reward_model"])
-def test_the_report_of_a_stopped_run_is_written(extract, name):
+def test_archives_write_report(extract, name):
     archive = extract(name)
     page = write_report(archive.run_dir).read_text(encoding="utf-8")
     for section in ("Loss", "Configuration", "Versions", "Events"):
         assert f"<h2>{section}</h2>" in page
-    # Of config.json, of versions.json and of metrics.jsonl.
+    # From config.json, versions.json and metrics.jsonl.
     assert "20,144" in page and "85fc48d" in page and "data:image/png" in page

@@ -1,4 +1,4 @@
-"""experiments.convert: every direction, the same bits; a difference is found and located."""
+"""experiments.convert: all directions keep all bits, and a difference is located."""
 
 import dataclasses
 import json
@@ -31,7 +31,7 @@ def tokenizer() -> Tokenizer:
 
 
 def write(folder, config, layout) -> dict[str, np.ndarray]:
-    """A random model with its tokenizer, in 3 files; its tensors."""
+    """Writes a random model with its tokenizer in 3 files; returns its tensors."""
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda spec: rng.normal(size=spec.shape).astype(np.float32), param_specs(config)
@@ -60,7 +60,7 @@ def run(source, output, **options) -> None:
     "config, layouts",
     [(CONFIG, ("qwen", "run", "qwen2", "qwen")), (GROUPED, ("qwen2", "run", "qwen2"))],
 )
-def test_round_trips_through_a_run_give_the_same_bits_tokenizer_and_config(
+def test_convert_round_trips_through_a_run_keep_bits_tokenizer_and_config(
     tmp_path, capsys, config, layouts
 ):
     before = write(tmp_path / "0", config, layouts[0])
@@ -71,7 +71,7 @@ def test_round_trips_through_a_run_give_the_same_bits_tokenizer_and_config(
     assert before.keys() == after.keys()
     assert all(after[name].tobytes() == before[name].tobytes() for name in before)
     assert load_tokenizer(last).fingerprint == load_tokenizer(first).fingerprint
-    # Through the Qwen2 layout, which has no words for them, the extension is off.
+    # The Qwen2 layout cannot express the context extension, so it is lost.
     lost = (
         {
             "use_dynamic_ntk": False,
@@ -84,12 +84,12 @@ def test_round_trips_through_a_run_give_the_same_bits_tokenizer_and_config(
     assert json.loads((last / "config.json").read_text()) == (
         json.loads((first / "config.json").read_text()) | lost
     )
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     for part in ("GB free", "tokenizer of", "converting: 100%"):
-        assert part in said
+        assert part in output
 
 
-def test_a_dtype_and_a_shard_size_are_honored(tmp_path):
+def test_convert_applies_dtype_and_max_shard_gb(tmp_path):
     write(tmp_path / "in", CONFIG, "qwen")
     run(tmp_path / "in", tmp_path / "out", layout="qwen2", dtype="bfloat16", max_shard_gb=5e-5)
     assert {str(tensor.dtype) for tensor in tensors(tmp_path / "out").values()} == {"bfloat16"}
@@ -101,9 +101,9 @@ def test_a_dtype_and_a_shard_size_are_honored(tmp_path):
         assert np.array_equal(ours.astype("bfloat16"), theirs)
 
 
-def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+def test_convert_rejects_the_impossible_before_writing(tmp_path, monkeypatch):
     write(tmp_path / "in", GROUPED, "qwen2")
-    with pytest.raises(ConfigError, match="name both"):
+    with pytest.raises(ConfigError, match="set both"):
         convert.main(convert.Config(input="x"))
     with pytest.raises(ConfigError, match="max_shard_gb"):
         run(tmp_path / "in", tmp_path / "out", max_shard_gb=0.0)
@@ -121,14 +121,14 @@ def test_what_cannot_be_is_refused_before_anything_is_written(tmp_path, monkeypa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "used"]
 
 
-def test_verify_without_its_libraries_names_the_extra(tmp_path, monkeypatch):
+def test_verify_without_its_packages_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch", None)
     with pytest.raises(ConfigError, match=r"(?s)torch.*qwen_jax\[verify\]"):
         run(tmp_path, tmp_path / "out", verify=True)
 
 
-def test_a_difference_is_located_and_ends_in_exit_code_1(tmp_path, monkeypatch, capsys):
-    """A stand-in for transformers; test_verify_agrees_with_transformers is the real one."""
+def test_verify_locates_a_difference_and_exits_with_code_1(tmp_path, monkeypatch, capsys):
+    """Uses a fake transformers; test_verify_agrees_with_transformers uses the real one."""
     write(tmp_path / "in", GROUPED, "qwen2")
 
     def their_logits(folder, tokens):
@@ -139,7 +139,7 @@ def test_a_difference_is_located_and_ends_in_exit_code_1(tmp_path, monkeypatch, 
 
     monkeypatch.setattr(verify, "require", lambda: None)
     monkeypatch.setattr(verify, "_their_logits", their_logits)
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as error:
         flags.run(
             convert.main,
             "",
@@ -151,15 +151,23 @@ def test_a_difference_is_located_and_ends_in_exit_code_1(tmp_path, monkeypatch, 
                 "--verify",
             ],
         )
-    said = capsys.readouterr()
-    assert left.value.code == 1
-    assert "worst difference 3.00e+00" in said.out
-    assert "row 1, position 5, token 77" in said.out and "the logits differ by 3.00e+00" in said.err
+    output = capsys.readouterr()
+    assert error.value.code == 1
+    assert "worst difference 3.00e+00" in output.out
+    assert "sequence 1, position 5, token 77" in output.out
+    assert "the logits differ by 3.00e+00" in output.err
 
 
-def test_not_a_number_is_no_agreement():
+def test_difference_with_nan_does_not_agree():
     fine = verify.Difference(
-        worst=1e-4, largest=1.0, row=0, position=0, token=0, ours=0.0, theirs=0.0, same_choice=1.0
+        worst=1e-4,
+        largest=1.0,
+        sequence=0,
+        position=0,
+        token=0,
+        ours=0.0,
+        theirs=0.0,
+        same_argmax=1.0,
     )
     assert fine.agrees
     assert not dataclasses.replace(fine, worst=float("nan")).agrees
@@ -175,5 +183,5 @@ def test_verify_agrees_with_transformers(tmp_path, capsys, source, layout, dtype
     pytest.importorskip("transformers", reason="transformers is not installed")
     write(tmp_path / "in", CONFIG, source)
     run(tmp_path / "in", tmp_path / "out", layout=layout, dtype=dtype, verify=True)
-    assert "same choice at 100.0 % of positions" in capsys.readouterr().out
+    assert "same argmax at 100.0 % of positions" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]

@@ -1,4 +1,4 @@
-"""load_pretrained of one of our own run folders."""
+"""load_pretrained of a run folder."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from qwen_jax.types import TrainState
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run folder with a checkpoint of steps 1 and 2, and the weights of step 2."""
+    """A run folder with checkpoints of steps 1 and 2, and the weights of step 2."""
     folder = tmp_path_factory.mktemp("run")
     raw = {"model": dataclasses.asdict(sizes.TINY), "train": {"num_steps": 2}}
     (folder / "config.json").write_text(json.dumps(raw))
@@ -26,7 +26,7 @@ def run(tmp_path_factory):
     second = jax.tree.map(lambda leaf: leaf + np.float32(1), first)
     checkpoints = Checkpointer(folder / "checkpoints", keep=2)
     for step, params in ((1, first), (2, second)):
-        # The optimizer's state is there too, and must not be needed to read the weights.
+        # With an optimizer state, which must not be needed to read the weights.
         state = TrainState(
             step=jnp.asarray(step, jnp.int32), params=params, opt_state={"mu": params}
         )
@@ -36,16 +36,16 @@ def run(tmp_path_factory):
     return folder, second
 
 
-def test_a_run_folder_gives_its_newest_weights_and_its_config(run):
+def test_load_pretrained_reads_the_newest_weights_of_a_run(run):
     folder, newest = run
     config, params = load_pretrained(folder)
     assert config == sizes.TINY
     assert jax.tree.structure(params) == jax.tree.structure(newest)
-    for found, wanted in zip(jax.tree.leaves(params), jax.tree.leaves(newest), strict=True):
-        assert found.dtype == wanted.dtype and np.array_equal(found, wanted)
+    for found, want in zip(jax.tree.leaves(params), jax.tree.leaves(newest), strict=True):
+        assert found.dtype == want.dtype and np.array_equal(found, want)
 
 
-def test_a_run_is_cast_on_request_and_exports(run, tmp_path):
+def test_load_pretrained_casts_a_run_which_exports(run, tmp_path):
     folder, newest = run
     config, params = load_pretrained(folder, param_dtype="bfloat16")
     assert config.param_dtype == "bfloat16" and params.embed.dtype == jnp.bfloat16
@@ -53,7 +53,7 @@ def test_a_run_is_cast_on_request_and_exports(run, tmp_path):
     assert np.array_equal(load_pretrained(tmp_path / "out")[1].head, params.head)
 
 
-def test_settings_of_another_version_and_a_run_without_checkpoints_are_named(tmp_path):
+def test_load_pretrained_names_unknown_settings_and_missing_checkpoints(tmp_path):
     raw = {"model": dataclasses.asdict(sizes.TINY) | {"num_experts": 8}}
     (tmp_path / "config.json").write_text(json.dumps(raw))
     with pytest.raises(ConfigError, match="num_experts"):

@@ -39,7 +39,7 @@ TIED = dataclasses.replace(
 
 
 def random_params(config, dtype="float32") -> Params:
-    """Distinct values everywhere, biases and norms included, so that no mix-up goes unseen."""
+    """Distinct values everywhere, also in biases and norms, to detect any mix-up."""
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda spec: jax.device_put(rng.normal(size=spec.shape, scale=0.5).astype(dtype)),
@@ -63,14 +63,14 @@ def tensors_of(folder) -> dict[str, np.ndarray]:
 
 
 def edit_config(folder, **changes) -> None:
-    """Changes keys of config.json; a value of ... removes the key."""
+    """Changes keys of config.json; the value ... removes a key."""
     file = folder / "config.json"
     raw = json.loads(file.read_text()) | changes
     file.write_text(json.dumps({key: value for key, value in raw.items() if value is not ...}))
 
 
 def released_folder(folder, layout, config, *, shards=3) -> dict[str, np.ndarray]:
-    """A random checkpoint in several files, written by safetensors itself; its tensors."""
+    """Writes a random checkpoint in several files with safetensors; returns its tensors."""
     rng, tensors = np.random.default_rng(1), {}
     for group in layout.groups(param_specs(config)):
         for name in group.names():
@@ -79,9 +79,9 @@ def released_folder(folder, layout, config, *, shards=3) -> dict[str, np.ndarray
     names, weight_map = list(tensors), {}
     for shard in range(shards):
         file = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
-        mine = names[shard::shards]  # the parts of a layer in different files
-        save_file({name: tensors[name] for name in mine}, folder / file, {"format": "pt"})
-        weight_map |= dict.fromkeys(mine, file)
+        in_shard = names[shard::shards]  # puts the tensors of a layer in different files
+        save_file({name: tensors[name] for name in in_shard}, folder / file, {"format": "pt"})
+        weight_map |= dict.fromkeys(in_shard, file)
     write_json(folder / "model.safetensors.index.json", {"weight_map": weight_map})
     write_json(
         folder / "config.json", write_config(config, layout, dtype="bfloat16", end_of_text=None)
@@ -100,7 +100,7 @@ def original(shared):
     return shared / "reference" / "qwen1_tiny"
 
 
-def test_the_original_tiny_checkpoint_loads_with_its_settings(original):
+def test_load_pretrained_reads_the_original_tiny_checkpoint(original):
     config, params = load_pretrained(original)
     assert (config.vocab_size, config.hidden_size, config.num_layers) == (512, 64, 3)
     assert config.ffn_size == 176, "intermediate_size is twice the width"
@@ -110,14 +110,14 @@ def test_the_original_tiny_checkpoint_loads_with_its_settings(original):
 
 
 @pytest.mark.parametrize("length", [7, 32])
-def test_logits_are_those_of_the_original_implementation(original, length):
+def test_load_pretrained_gives_the_logits_of_the_original_code(original, length):
     config, params = load_pretrained(original)
     expected = np.load(original / "expected.npz")
     logits = forward(params, expected[f"ids_{length}"].astype(np.int32), config=config)
     np.testing.assert_allclose(logits, expected[f"logits_{length}"], rtol=0, atol=2e-4)
 
 
-def test_original_to_qwen2_to_qwen_gives_the_original_tensors_bit_for_bit(original, tmp_path):
+def test_save_pretrained_qwen_to_qwen2_to_qwen_keeps_all_bits(original, tmp_path):
     config, params = load_pretrained(original)
     save_pretrained(tmp_path / "two", config, params, layout="qwen2")
     _, through_qwen2 = load_pretrained(tmp_path / "two")
@@ -128,7 +128,7 @@ def test_original_to_qwen2_to_qwen_gives_the_original_tensors_bit_for_bit(origin
     assert load_pretrained(tmp_path / "one")[0] == config
 
 
-def test_qwen2_tensors_are_the_rows_of_the_original_that_the_notes_name(original, tmp_path):
+def test_save_pretrained_splits_qkv_and_names_gate_and_up_for_qwen2(original, tmp_path):
     config, params = load_pretrained(original)
     save_pretrained(tmp_path / "two", config, params, layout="qwen2")
     one, two = tensors_of(original), tensors_of(tmp_path / "two")
@@ -145,7 +145,7 @@ def test_qwen2_tensors_are_the_rows_of_the_original_that_the_notes_name(original
 @pytest.mark.parametrize(
     "config, layout", [(QWEN, "qwen"), (QWEN, "qwen2"), (GROUPED, "qwen2"), (TIED, "qwen2")]
 )
-def test_save_and_load_give_the_same_bits_and_config(tmp_path, config, layout, dtype):
+def test_load_pretrained_inverts_save_pretrained(tmp_path, config, layout, dtype):
     params = random_params(config, dtype)
     save_pretrained(tmp_path / "out", config, params, layout=layout)
     loaded_config, loaded = load_pretrained(tmp_path / "out")
@@ -156,7 +156,7 @@ def test_save_and_load_give_the_same_bits_and_config(tmp_path, config, layout, d
     assert loaded_config == want
 
 
-def test_not_a_number_and_negative_zero_keep_their_bits(tmp_path):
+def test_save_pretrained_keeps_the_bits_of_nan_and_negative_zero(tmp_path):
     params = random_params(QWEN, "bfloat16")
     odd = np.array(params.final_norm)
     odd[:4] = np.array([np.nan, -0.0, np.inf, 1e-40], ml_dtypes.bfloat16)
@@ -165,13 +165,13 @@ def test_not_a_number_and_negative_zero_keep_their_bits(tmp_path):
     assert_same_bits(load_pretrained(tmp_path / "out")[1], params)
 
 
-def test_the_data_of_a_file_begins_on_a_multiple_of_8_bytes(tmp_path):
+def test_write_tensors_aligns_the_data_to_8_bytes(tmp_path):
     save_pretrained(tmp_path / "out", QWEN, random_params(QWEN))
     with open(tmp_path / "out" / "model.safetensors", "rb") as file:
         assert int.from_bytes(file.read(8), "little") % 8 == 0
 
 
-def test_a_sharded_checkpoint_has_an_index_and_loads_to_the_same_bits(tmp_path):
+def test_save_pretrained_in_shards_writes_an_index_and_keeps_all_bits(tmp_path):
     params = random_params(QWEN)
     total = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
     save_pretrained(tmp_path / "out", QWEN, params, max_shard_bytes=total * 2 // 5)
@@ -192,7 +192,7 @@ def test_a_sharded_checkpoint_has_an_index_and_loads_to_the_same_bits(tmp_path):
         (LAYOUTS["qwen2"], TIED, MeshConfig(fsdp=4, tensor=2)),
     ],
 )
-def test_a_checkpoint_in_3_shards_comes_back_bit_for_bit(tmp_path, layout, config, mesh):
+def test_save_pretrained_reproduces_a_checkpoint_in_3_shards(tmp_path, layout, config, mesh):
     before = released_folder(tmp_path / "in", layout, config)
     mesh = mesh and make_mesh(mesh)
     read, params = load_pretrained(tmp_path / "in", mesh=mesh)
@@ -217,16 +217,16 @@ def test_a_checkpoint_in_3_shards_comes_back_bit_for_bit(tmp_path, layout, confi
     assert old == new
 
 
-def test_a_mesh_that_does_not_divide_the_weights_is_refused_and_so_are_two_layouts(qwen2_folder):
+def test_load_pretrained_rejects_a_bad_mesh_and_a_mesh_with_shardings(qwen2_folder):
     with pytest.raises(ShardingError, match="layers.attention.wk: kv_heads of 2 over tensor of 4"):
         load_pretrained(qwen2_folder, mesh=make_mesh(MeshConfig(tensor=4)))
     with pytest.raises(ConfigError, match="both a mesh and shardings"):
         load_pretrained(qwen2_folder, mesh=make_mesh(), shardings=param_specs(GROUPED))
 
 
-def test_pieces_smaller_than_a_tensor_make_the_same_bits(tmp_path, monkeypatch):
+def test_load_pretrained_in_small_chunks_gives_the_same_bits(tmp_path, monkeypatch):
     monkeypatch.setattr("qwen_jax.pretrained.released._CHUNK_BYTES", 300)
-    monkeypatch.setattr("qwen_jax.pretrained.huggingface._PIECE_BYTES", 700)
+    monkeypatch.setattr("qwen_jax.pretrained.huggingface._CHUNK_BYTES", 700)
     before = released_folder(tmp_path / "in", LAYOUTS["qwen2"], GROUPED)
     config, params = load_pretrained(tmp_path / "in", mesh=make_mesh(MeshConfig(data=4, fsdp=2)))
     save_pretrained(tmp_path / "out", config, params, layout="qwen2")
@@ -235,16 +235,19 @@ def test_pieces_smaller_than_a_tensor_make_the_same_bits(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("layout", ["qwen", "qwen2"])
-def test_layer_wise_windows_are_lost_with_a_warning(tmp_path, monkeypatch, layout):
-    told = []
-    monkeypatch.setattr("absl.logging.warning", lambda text, *values: told.append(text % values))
+def test_save_pretrained_warns_that_layer_wise_windows_are_lost(tmp_path, monkeypatch, layout):
+    warnings = []
+    monkeypatch.setattr(
+        "absl.logging.warning", lambda text, *values: warnings.append(text % values)
+    )
     config = dataclasses.replace(QWEN, extension=ContextExtension(windows=(8, 16)))
     save_pretrained(tmp_path / "out", config, random_params(config), layout=layout)
-    assert len(told) == 1 and "layer-wise windows: beyond 16 tokens" in told[0]
-    assert ("dynamic NTK and no LogN" in told[0]) == (layout == "qwen2")
+    assert len(warnings) == 1 and "layer-wise windows" in warnings[0]
+    assert warnings[0].endswith("beyond 16 tokens.")
+    assert ("dynamic NTK and no LogN" in warnings[0]) == (layout == "qwen2")
 
 
-def test_param_dtype_casts_on_the_way_in_and_out(tmp_path):
+def test_param_dtype_casts_when_loading_and_saving(tmp_path):
     params = random_params(QWEN)
     half = jax.tree.map(lambda leaf: leaf.astype("bfloat16"), params)
     save_pretrained(tmp_path / "out", QWEN, params, param_dtype="bfloat16")
@@ -255,32 +258,32 @@ def test_param_dtype_casts_on_the_way_in_and_out(tmp_path):
     assert_same_bits(loaded, jax.tree.map(lambda leaf: leaf.astype("float32"), half))
 
 
-def test_a_cast_that_would_overflow_is_refused(tmp_path):
+def test_save_pretrained_rejects_a_cast_that_overflows(tmp_path):
     params = random_params(QWEN).replace(final_norm=jax.numpy.full((32,), 1e5, "float32"))
     with pytest.raises(CheckpointError, match="transformer.ln_f.weight.*beyond the range"):
         save_pretrained(tmp_path / "out", QWEN, params, param_dtype="float16")
-    assert list(tmp_path.iterdir()) == [], "a failed export leaves nothing behind"
+    assert list(tmp_path.iterdir()) == [], "a failed export leaves no files"
 
 
-def test_each_weight_goes_straight_to_its_sharding(tmp_path):
+def test_load_pretrained_loads_each_weight_onto_its_sharding(tmp_path):
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
     params = random_params(QWEN)
     save_pretrained(tmp_path / "out", QWEN, params)
     mesh = Mesh(np.array(jax.devices()[:2]), ("x",))
-    cut_last = jax.tree.map(
+    last_axis = jax.tree.map(
         lambda spec: NamedSharding(mesh, PartitionSpec(*[None] * (len(spec.shape) - 1), "x")),
         param_specs(QWEN),
     )
-    _, loaded = load_pretrained(tmp_path / "out", shardings=cut_last)
+    _, loaded = load_pretrained(tmp_path / "out", shardings=last_axis)
     assert_same_bits(loaded, params)
-    for leaf, sharding in zip(jax.tree.leaves(loaded), jax.tree.leaves(cut_last), strict=True):
+    for leaf, sharding in zip(jax.tree.leaves(loaded), jax.tree.leaves(last_axis), strict=True):
         assert leaf.sharding == sharding
     save_pretrained(tmp_path / "again", QWEN, loaded)
     assert_same_bits(load_pretrained(tmp_path / "again")[1], params)
 
 
-def test_the_first_releases_config_keys_are_read(tmp_path):
+def test_load_pretrained_reads_the_config_keys_of_the_first_release(tmp_path):
     save_pretrained(tmp_path / "out", QWEN, random_params(QWEN))
     edit_config(
         tmp_path / "out",
@@ -314,20 +317,22 @@ def test_the_first_releases_config_keys_are_read(tmp_path):
         ("gemma", "Known: qwen, qwen2"),
     ],
 )
-def test_another_model_type_is_refused_by_name_with_the_reason(qwen2_folder, model_type, reason):
+def test_load_pretrained_rejects_another_model_type_with_the_reason(
+    qwen2_folder, model_type, reason
+):
     edit_config(qwen2_folder, model_type=model_type)
     with pytest.raises(ConfigError, match=f"(?s)'{model_type}'.*{reason}"):
         load_pretrained(qwen2_folder)
 
 
-def test_qwen_vl_is_not_taken_for_qwen(tmp_path):
+def test_load_pretrained_rejects_qwen_vl(tmp_path):
     save_pretrained(tmp_path / "out", QWEN, random_params(QWEN))
     edit_config(tmp_path / "out", visual={"width": 1664})
-    with pytest.raises(ConfigError, match="Qwen-VL, which reads images"):
+    with pytest.raises(ConfigError, match="Qwen-VL, which takes images"):
         load_pretrained(tmp_path / "out")
 
 
-def test_features_that_are_not_implemented_are_refused_all_at_once(qwen2_folder):
+def test_load_pretrained_lists_all_unsupported_features(qwen2_folder):
     edit_config(
         qwen2_folder,
         rope_scaling={"type": "yarn", "factor": 4.0},
@@ -341,17 +346,17 @@ def test_features_that_are_not_implemented_are_refused_all_at_once(qwen2_folder)
     for name in (
         "rope_scaling",
         "yarn",
-        "rotary positions are not scaled",
+        "scaled rotary positions are not implemented",
         "use_sliding_window=True",
         "gptq",
-        "quantized weights (GPTQ, AWQ, ...) are not read",
+        "quantized weights (GPTQ, AWQ, ...) are not supported",
         "final_logit_softcapping=30.0",
         "sliding_attention",
     ):
         assert name in error.value.what
 
 
-def test_plain_rotary_settings_of_newer_transformers_are_read(qwen2_folder):
+def test_load_pretrained_reads_plain_rotary_settings_of_transformers_5(qwen2_folder):
     edit_config(
         qwen2_folder, rope_theta=..., rope_parameters={"rope_type": "default", "rope_theta": 5e5}
     )
@@ -361,13 +366,13 @@ def test_plain_rotary_settings_of_newer_transformers_are_read(qwen2_folder):
         load_pretrained(qwen2_folder)
 
 
-def test_missing_config_keys_are_listed(qwen2_folder):
+def test_load_pretrained_lists_missing_config_keys(qwen2_folder):
     edit_config(qwen2_folder, rms_norm_eps=..., num_key_value_heads=..., rope_theta=...)
     with pytest.raises(ConfigError, match="num_key_value_heads, rope_theta, rms_norm_eps"):
         load_pretrained(qwen2_folder)
 
 
-def test_missing_extra_and_misshaped_tensors_are_listed_at_once(qwen2_folder):
+def test_load_pretrained_lists_all_bad_tensors(qwen2_folder):
     tensors = load_file(qwen2_folder / "model.safetensors")
     del tensors["model.norm.weight"]
     tensors["model.layers.0.self_attn.q_norm.weight"] = np.ones(10, np.float32)
@@ -388,7 +393,7 @@ def test_missing_extra_and_misshaped_tensors_are_listed_at_once(qwen2_folder):
     assert "inv_freq" not in error.value.what
 
 
-def test_a_tied_head_in_the_file_must_equal_the_embedding(tmp_path):
+def test_load_pretrained_requires_a_tied_head_to_equal_the_embedding(tmp_path):
     save_pretrained(tmp_path / "out", TIED, random_params(TIED), layout="qwen2")
     file = tmp_path / "out" / "model.safetensors"
     tensors = load_file(file)
@@ -401,7 +406,7 @@ def test_a_tied_head_in_the_file_must_equal_the_embedding(tmp_path):
         load_pretrained(tmp_path / "out")
 
 
-def test_weights_of_several_dtypes_are_read_as_float32(tmp_path):
+def test_load_pretrained_reads_mixed_dtypes_as_float32(tmp_path):
     save_pretrained(tmp_path / "out", QWEN, random_params(QWEN, "bfloat16"))
     file = tmp_path / "out" / "model.safetensors"
     tensors = load_file(file)
@@ -412,7 +417,7 @@ def test_weights_of_several_dtypes_are_read_as_float32(tmp_path):
     assert np.array_equal(params.final_norm, tensors["transformer.ln_f.weight"])
 
 
-def test_a_damaged_and_a_missing_file_are_named(tmp_path):
+def test_load_pretrained_names_damaged_and_missing_files(tmp_path):
     save_pretrained(tmp_path / "out", QWEN, random_params(QWEN), max_shard_bytes=40_000)
     first, second, *_ = sorted((tmp_path / "out").glob("model-*"))
     first.write_bytes(first.read_bytes()[:-1])
@@ -423,7 +428,7 @@ def test_a_damaged_and_a_missing_file_are_named(tmp_path):
     assert f"{second.name} is missing" in error.value.what
 
 
-def test_folders_without_weights_or_config_say_what_is_there(tmp_path):
+def test_load_pretrained_explains_folders_without_weights_or_config(tmp_path):
     with pytest.raises(CheckpointError, match="no such folder"):
         load_pretrained("Qwen/Qwen-7B")
     with pytest.raises(CheckpointError, match="no config.json"):
@@ -435,14 +440,14 @@ def test_folders_without_weights_or_config_say_what_is_there(tmp_path):
     assert "can run any code" in error.value.what and "weights_only=True" in error.value.fix
 
 
-def test_the_command_that_converts_pickled_weights_does(tmp_path):
+def test_load_pretrained_suggests_a_command_that_converts_pickled_weights(tmp_path):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     params = random_params(TIED)
     save_pretrained(tmp_path / "out", TIED, params, layout="qwen2")
     tensors = {
         name: torch.from_numpy(array) for name, array in tensors_of(tmp_path / "out").items()
     }
-    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]  # one memory, two names
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]  # shared memory
     torch.save(tensors, tmp_path / "out" / "pytorch_model-00001-of-00001.bin")
     (tmp_path / "out" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError) as error:
@@ -452,7 +457,7 @@ def test_the_command_that_converts_pickled_weights_does(tmp_path):
     assert_same_bits(load_pretrained(tmp_path / "out")[1], params)
 
 
-def test_the_qwen_layout_refuses_what_it_cannot_express(tmp_path):
+def test_save_pretrained_rejects_what_the_qwen_layout_cannot_express(tmp_path):
     config = dataclasses.replace(GROUPED, tie_embeddings=True)
     with pytest.raises(ConfigError) as error:
         save_pretrained(tmp_path / "out", config, random_params(config), layout="qwen")
@@ -461,7 +466,7 @@ def test_the_qwen_layout_refuses_what_it_cannot_express(tmp_path):
     assert "qwen2" in error.value.fix
 
 
-def test_weights_that_do_not_fit_the_config_are_listed(tmp_path):
+def test_save_pretrained_lists_weights_that_do_not_fit_the_config(tmp_path):
     params = random_params(QWEN)
     config = dataclasses.replace(QWEN, vocab_size=256)
     with pytest.raises(CheckpointError) as error:
@@ -474,7 +479,7 @@ def test_weights_that_do_not_fit_the_config_are_listed(tmp_path):
         save_pretrained(tmp_path / "out", QWEN, params, layout="qwen3")
 
 
-def test_an_earlier_export_is_replaced_and_another_folder_never(tmp_path):
+def test_save_pretrained_replaces_only_an_earlier_export(tmp_path):
     save_pretrained(tmp_path / "out", QWEN, random_params(QWEN), max_shard_bytes=40_000)
     newer = jax.tree.map(lambda leaf: leaf * np.float32(2), random_params(QWEN))
     save_pretrained(tmp_path / "out", QWEN, newer)
@@ -490,14 +495,16 @@ def test_an_earlier_export_is_replaced_and_another_folder_never(tmp_path):
     (tmp_path / "out" / "thesis.tex").unlink()
     save_file(
         load_file(tmp_path / "out" / "model.safetensors"), tmp_path / "out" / "model.safetensors"
-    )  # as someone else would write it
-    with pytest.raises(CheckpointError, match="no export of ours: it holds model.safetensors"):
+    )  # without our producer mark
+    with pytest.raises(
+        CheckpointError, match="not an export by qwen_jax: it holds model.safetensors"
+    ):
         save_pretrained(tmp_path / "out", QWEN, newer)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["out"]
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_an_export_that_fails_half_way_leaves_the_earlier_one(tmp_path, monkeypatch, error):
+def test_save_pretrained_keeps_the_earlier_export_on_failure(tmp_path, monkeypatch, error):
     params = random_params(QWEN)
     save_pretrained(tmp_path / "out", QWEN, params)
 
@@ -513,7 +520,7 @@ def test_an_export_that_fails_half_way_leaves_the_earlier_one(tmp_path, monkeypa
     assert [item.name for item in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_full_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+def test_save_pretrained_checks_the_disk_space_before_writing(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(CheckpointError, match="needs .* MB and the disk has 0.0 MB"):
         save_pretrained(tmp_path / "out", QWEN, random_params(QWEN))
@@ -521,19 +528,19 @@ def test_a_full_disk_is_refused_before_anything_is_written(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("config", [QWEN, GROUPED, TIED], ids=["plain", "grouped", "tied"])
-def test_transformers_reads_our_config_and_we_read_theirs(tmp_path, config):
+def test_load_pretrained_and_transformers_read_each_others_config(tmp_path, config):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     save_pretrained(tmp_path / "out", config, random_params(config), layout="qwen2")
     theirs = transformers.AutoConfig.from_pretrained(tmp_path / "out")
     assert theirs.model_type == "qwen2" and theirs.num_key_value_heads == config.kv_heads
     assert theirs.intermediate_size == config.ffn_size and theirs.rms_norm_eps == 1e-6
-    theirs.save_pretrained(tmp_path / "out")  # overwrites config.json with their own spelling
+    theirs.save_pretrained(tmp_path / "out")  # overwrites config.json in their format
     want = dataclasses.replace(config, extension=ContextExtension(False, False))
     assert load_pretrained(tmp_path / "out")[0] == want
 
 
 @pytest.mark.parametrize("config", [QWEN, GROUPED, TIED], ids=["plain", "grouped", "tied"])
-def test_logits_equal_those_of_transformers_qwen2(tmp_path, config):
+def test_save_pretrained_gives_transformers_our_logits(tmp_path, config):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     params = random_params(config)
@@ -548,7 +555,7 @@ def test_logits_equal_those_of_transformers_qwen2(tmp_path, config):
     np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-4)
 
 
-def test_the_original_through_qwen2_agrees_with_transformers(original, tmp_path):
+def test_save_pretrained_gives_transformers_the_original_logits(original, tmp_path):
     torch = pytest.importorskip("torch", reason="torch is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     config, params = load_pretrained(original)

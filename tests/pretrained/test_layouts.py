@@ -1,4 +1,4 @@
-"""The tables of the released layouts: complete, reversible, and of the released sizes."""
+"""The tables of the released layouts: complete, reversible, and with the released sizes."""
 
 import math
 import pathlib
@@ -15,7 +15,7 @@ from qwen_jax.pretrained.layouts import LAYOUTS, QWEN, QWEN2, Weight
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_every_weight_of_the_model_is_in_the_table_exactly_once(layout):
+def test_layouts_list_every_weight_exactly_once(layout):
     paths = [
         jax.tree_util.keystr(path).lstrip(".")
         for path, _ in jax.tree_util.tree_leaves_with_path(param_specs(sizes.TINY))
@@ -33,14 +33,14 @@ def test_every_weight_of_the_model_is_in_the_table_exactly_once(layout):
         ("V D -> V D", (7, 5), (7, 5)),
     ],
 )
-def test_a_pattern_is_the_same_map_in_both_directions(pattern, shape, released):
+def test_weight_pattern_is_invertible(pattern, shape, released):
     weight = Weight("", "", pattern)
     array = np.arange(math.prod(shape)).reshape(shape)
     assert weight.to_released(array).shape == weight.released_shape(shape) == released
     assert np.array_equal(weight.from_released(weight.to_released(array), shape), array)
 
 
-def test_a_released_matrix_maps_inputs_to_outputs_as_our_einsum_does():
+def test_weight_to_released_computes_our_einsum():
     rng = np.random.default_rng(0)
     x, ours = rng.normal(size=5), rng.normal(size=(5, 2, 3))
     released = Weight("", "", "D N H -> (N H) D").to_released(ours)
@@ -56,14 +56,14 @@ def test_a_released_matrix_maps_inputs_to_outputs_as_our_einsum_does():
     ],
     ids=["1.8b", "7b", "14b"],
 )
-def test_the_tensors_of_a_released_size_add_up_to_its_parameters(config, total):
+def test_layout_groups_add_up_to_the_parameters_of_a_released_size(config, total):
     for layout in (QWEN, QWEN2):
         groups = list(layout.groups(param_specs(config)))
         assert sum(math.prod(group.shape()) * len(group.names()) for group in groups) == total
 
 
 def qwen2(vocab, hidden, ffn, layers, heads, kv_heads, *, tied=False, base=1e6, length=32768):
-    """A config.json as released: only what is not constant is written out."""
+    """Returns a config.json as released."""
     return {
         "model_type": "qwen2",
         "vocab_size": vocab,
@@ -129,7 +129,7 @@ def qwen(vocab, hidden, ffn, layers, heads, *, base=10000, length=8192, extend=T
     ],
     ids=["1.8b", "7b", "14b", "72b", "1.5-0.5b", "1.5-4b", "2-0.5b", "2-1.5b", "2-7b", "2-72b"],
 )
-def test_released_configs_give_models_of_the_released_sizes(raw, total):
+def test_read_config_gives_models_of_the_released_sizes(raw, total):
     layout = layout_of(raw, pathlib.Path("config.json"))
     config = ModelConfig(**read_config(raw, layout, pathlib.Path("config.json")))
     assert count(config) == total
@@ -142,7 +142,7 @@ def test_released_configs_give_models_of_the_released_sizes(raw, total):
     assert {key: again[key] for key in same} == {key: raw[key] for key in same}
 
 
-def test_the_7b_names_and_shapes_are_those_of_the_released_files():
+def test_layout_groups_have_the_names_and_shapes_of_the_released_7b():
     shapes = {
         name: group.shape()
         for group in QWEN.groups(param_specs(sizes.QWEN_7B))

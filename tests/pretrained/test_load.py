@@ -1,4 +1,4 @@
-"""What inference starts from."""
+"""load_model: the config, weights and tokenizer for inference."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from qwen_jax.pretrained.load import load_model
 from tests.helpers.tiny_checkpoint import CONFIG, TOKENIZER, write
 
 
-def test_a_folder_gives_config_weights_and_a_tokenizer_that_fits(tmp_path):
+def test_load_model_gives_config_weights_and_a_tokenizer_that_fits(tmp_path):
     folder = write(tmp_path / "tiny")
     config, params, tokenizer = load_model(str(folder))
     assert config.vocab_size == params.embed.shape[0] == CONFIG.vocab_size

@@ -1,5 +1,4 @@
-"""A run of adapters reads as base + delta,
-and never beside other weights than it was trained with."""
+"""MergedRun: a LoRA run reads as base + delta, and only with the base that it was trained on."""
 
 import dataclasses
 import json
@@ -28,13 +27,13 @@ MODEL = dataclasses.replace(sizes.TINY, num_kv_heads=2)
 LORA = LoRAConfig(rank=3, alpha=4.0, targets=("wk", "wo", "w_down"))
 
 
-def drawn(specs):
-    draw = np.random.default_rng(0)
-    return jax.tree.map(lambda spec: 0.1 * draw.standard_normal(spec.shape, np.float32), specs)
+def random_weights(specs):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda spec: 0.1 * rng.standard_normal(spec.shape, np.float32), specs)
 
 
 def save(folder, config: dict, params, *steps: int):
-    """A run with a checkpoint of each step: step 2's weights are twice those of step 1."""
+    """Saves a run with a checkpoint of each step; the weights are `params` times the step."""
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config))
     checkpoints = Checkpointer(folder / "checkpoints", keep=3)
@@ -53,8 +52,8 @@ def save(folder, config: dict, params, *steps: int):
 
 
 def save_adapters(folder, base, dtype=None):
-    """A run of adapters whose base is the folder `base`, and the adapters."""
-    adapters = drawn(lora_specs(MODEL, LORA))
+    """Saves a LoRA run on top of the folder `base`; returns the adapters."""
+    adapters = random_weights(lora_specs(MODEL, LORA))
     save(
         folder, {"model": dataclasses.asdict(MODEL), "lora": dataclasses.asdict(LORA)}, adapters, 1
     )
@@ -65,14 +64,14 @@ def save_adapters(folder, base, dtype=None):
 
 @pytest.fixture
 def folders(tmp_path):
-    """runs/base with steps 1 and 2, runs/lora beside step 2; the weights and the adapters."""
-    params = drawn(param_specs(MODEL))
+    """Runs base with steps 1 and 2, and lora on top of step 2; the weights and the adapters."""
+    params = random_weights(param_specs(MODEL))
     base = save(tmp_path / "base", {"model": dataclasses.asdict(MODEL)}, params, 1, 2)
     adapters = save_adapters(tmp_path / "lora", base, "bfloat16")
     return tmp_path, jax.tree.map(lambda x: x * np.float32(2), params), adapters
 
 
-def by_definition(weights, adapters):
+def merge(weights, adapters):
     return jax.tree.map(
         lambda adapter, weight: weight if adapter is None else weight + delta(adapter, 4.0 / 3.0),
         adapters,
@@ -81,23 +80,23 @@ def by_definition(weights, adapters):
     )
 
 
-def assert_close(found, wanted, dtype="float32"):
+def assert_close(found, want, dtype="float32"):
     for (path, a), b in zip(
-        jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True
+        jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(want), strict=True
     ):
         assert a.dtype == dtype
         # Sums of 3 products in another order.
         np.testing.assert_allclose(a, b, atol=1e-6, err_msg=str(path))
 
 
-def test_a_run_of_adapters_is_base_and_delta_from_any_side(folders, monkeypatch):
+def test_merged_run_is_base_and_delta_however_it_is_read(folders, monkeypatch):
     folder, weights, adapters = folders
-    wanted = by_definition(weights, adapters)
-    monkeypatch.setattr(merged, "_PIECE_BYTES", 4 * 32 * 7)  # 7 rows of the embedding
+    want = merge(weights, adapters)
+    monkeypatch.setattr(merged, "_CHUNK_BYTES", 4 * 32 * 7)  # 7 rows of the embedding
     model, params = load_pretrained(folder / "lora")
     assert model == MODEL
-    assert_close(params, wanted)
-    assert jnp.array_equal(params.embed, weights.embed)  # no adapter: the same bits
+    assert_close(params, want)
+    assert jnp.array_equal(params.embed, weights.embed)  # no adapter, so the same bits
     mesh = jax.make_mesh(
         (1, 2, 2, 1), ("data", "fsdp", "tensor", "context"), devices=jax.devices()[:4]
     )
@@ -115,56 +114,54 @@ def test_a_run_of_adapters_is_base_and_delta_from_any_side(folders, monkeypatch)
     convert_pretrained(
         open_pretrained(folder / "lora", progress=read.append), folder / "out", layout="qwen2"
     )
-    assert_close(load_pretrained(folder / "out")[1], wanted)
+    assert_close(load_pretrained(folder / "out")[1], want)
     assert sum(read) == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 
-def test_adapters_beside_a_run_of_adapters(folders):
+def test_merged_run_on_top_of_a_merged_run(folders):
     folder, weights, first = folders
     second = save_adapters(folder / "second", folder / "lora")
-    assert_close(
-        load_pretrained(folder / "second")[1], by_definition(by_definition(weights, first), second)
-    )
+    assert_close(load_pretrained(folder / "second")[1], merge(merge(weights, first), second))
 
 
-def test_the_base_may_go_on_and_move_but_not_change(folders):
+def test_check_base_lets_a_base_train_on_and_move_but_not_change(folders):
     folder, weights, adapters = folders
-    wanted = load_pretrained(folder / "lora")[1]
+    want = load_pretrained(folder / "lora")[1]
     checkpoints = Checkpointer(folder / "base" / "checkpoints", keep=3)
     checkpoints.save(3, TrainState(jnp.int32(3), jax.tree.map(jnp.zeros_like, weights), ()), {})
     checkpoints.close()
-    assert_close(load_pretrained(folder / "lora")[1], wanted)
+    assert_close(load_pretrained(folder / "lora")[1], want)
 
     (folder / "base").rename(folder / "moved")
-    with pytest.raises(CheckpointError, match="not there.*base"):
+    with pytest.raises(CheckpointError, match="is missing.*base"):
         load_pretrained(folder / "lora")
     record = json.loads((folder / "lora" / merged.NAME).read_text())
     assert record["step"] == 2 and record["dtype"] == "bfloat16"
     record["folder"] = str(folder / "moved")
     (folder / "lora" / merged.NAME).write_text(json.dumps(record))
-    assert_close(load_pretrained(folder / "lora")[1], wanted)
+    assert_close(load_pretrained(folder / "lora")[1], want)
 
-    # The same weights in a released folder are the same base.
+    # A released folder with the same weights is the same base.
     record |= {"folder": str(folder / "released"), "step": None}
     (folder / "lora" / merged.NAME).write_text(json.dumps(record))
     save_pretrained(folder / "released", MODEL, weights, layout="qwen2")
-    assert_close(load_pretrained(folder / "lora")[1], wanted)
+    assert_close(load_pretrained(folder / "lora")[1], want)
     other = weights.replace(final_norm=weights.final_norm * 1.01)
     save_pretrained(folder / "released", MODEL, other, layout="qwen2")
     with pytest.raises(CheckpointError, match="other weights"):
         load_pretrained(folder / "lora")
 
 
-def test_what_is_missing_is_named(folders):
+def test_merged_run_names_what_is_missing(folders):
     folder, _, _ = folders
     shutil.rmtree(folder / "base" / "checkpoints" / "2")
     with pytest.raises(CheckpointError, match="no checkpoint of step 2"):
         load_pretrained(folder / "lora")
     (folder / "lora" / merged.NAME).write_text('{"folder": "base"}')
-    with pytest.raises(CheckpointError, match="does not say what adapters stand beside"):
+    with pytest.raises(CheckpointError, match="has the wrong keys: folder"):
         load_pretrained(folder / "lora")
     (folder / "lora" / merged.NAME).unlink()
-    with pytest.raises(CheckpointError, match="nothing says what these adapters stand beside"):
+    with pytest.raises(CheckpointError, match="base of these adapters is not recorded"):
         load_pretrained(folder / "lora")
     raw = json.loads((folder / "lora" / "config.json").read_text())
     raw["lora"]["dropout"] = 0.1

@@ -1,4 +1,4 @@
-"""Loading and saving seen from outside: peak memory, and two processes that share a mesh."""
+"""Loading and saving in other processes: peak memory, and two processes that share a mesh."""
 
 import json
 import pathlib
@@ -87,7 +87,7 @@ def result(process: subprocess.Popen) -> dict:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model of 200M parameters in float32."""
+    """A folder with a model of 200M parameters in float32."""
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda spec: rng.normal(size=spec.shape).astype(np.float32), param_specs(CONFIG)
@@ -99,9 +99,9 @@ def folder(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads Linux's /proc")
-def test_loading_needs_no_more_beside_the_result_than_the_largest_shard(folder, tmp_path):
-    # Chunks of a few megabytes and what libraries take for themselves, which no large model feels;
-    # a whole stacked weight on the host would be 134 MB.
+def test_load_pretrained_needs_memory_for_the_result_and_the_largest_shard(folder, tmp_path):
+    # For chunks of a few megabytes and the libraries, which is negligible for large models. A full
+    # stacked weight on the host would be 134 MB.
     slack = 32 << 20
     for source, save_to in ((folder, tmp_path / "run"), (tmp_path / "run", "")):
         found = result(start(MEMORY, source, save_to, devices=8))
@@ -110,7 +110,7 @@ def test_loading_needs_no_more_beside_the_result_than_the_largest_shard(folder, 
 
 
 @pytest.mark.slow
-def test_two_processes_read_their_halves_and_save_the_same_files(folder, tmp_path):
+def test_load_pretrained_in_two_processes_reads_halves_and_saves_the_same(folder, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]

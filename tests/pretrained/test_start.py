@@ -1,4 +1,4 @@
-"""Training that begins from weights."""
+"""Training that starts from weights."""
 
 import dataclasses
 
@@ -25,7 +25,7 @@ def released(tmp_path_factory):
     return folder, params
 
 
-def test_a_state_begins_with_the_weights_on_the_mesh_in_the_dtype_of_training(released):
+def test_weights_of_gives_the_weights_on_the_mesh_in_the_training_dtype(released):
     folder, params = released
     optimizer = make_optimizer(OptimizerConfig(), 10)
     specs, mesh = param_specs(sizes.TINY), make_mesh(MeshConfig(fsdp=4, tensor=2))
@@ -34,16 +34,16 @@ def test_a_state_begins_with_the_weights_on_the_mesh_in_the_dtype_of_training(re
     initial = weights_of(folder, like)
     state = make_state(0, specs, optimizer, abstract, params=initial(abstract.params))
     assert int(state.step) == 0
-    for found, saved, wanted in zip(
+    for found, saved, want in zip(
         *map(jax.tree.leaves, (state.params, params, abstract.params)), strict=True
     ):
-        assert found.sharding == wanted.sharding and found.dtype == np.float32
+        assert found.sharding == want.sharding and found.dtype == np.float32
         assert np.array_equal(found, saved.astype("bfloat16").astype("float32"))
     moments = jax.tree.leaves(state.opt_state)
     assert len(moments) > 2 * 15 and not any(np.any(leaf) for leaf in moments)
 
 
-def test_another_architecture_is_refused_with_the_flags_to_set(released):
+def test_weights_of_rejects_another_architecture_with_the_flags_to_set(released):
     config = dataclasses.replace(sizes.TINY, num_kv_heads=2, rope_base=1e6)
     with pytest.raises(ConfigError) as error:
         weights_of(released[0], config)
