@@ -47,8 +47,8 @@ class Difference:
         return (
             f"worst difference {self.worst:.2e} of logits up to {self.largest:.3g}, at "
             f"sequence {self.sequence}, position {self.position}, token {self.token}: "
-            f"ours {self.ours:.6g}, theirs {self.theirs:.6g}; same argmax at {100 * self.same_argmax:.1f} % of "
-            "positions"
+            f"ours {self.ours:.6g}, theirs {self.theirs:.6g}; same argmax at "
+            f"{100 * self.same_argmax:.1f} % of positions"
         )
 
 
