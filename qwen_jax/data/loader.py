@@ -66,7 +66,7 @@ class Loader:
         sizes = np.array([shards.tokens for shards in self._shards], np.float64)
         weights = sizes if weights is None else np.array(weights)
         self._weights = weights / weights.sum()
-        self._sequences = [Sequences(shards, context_length) for shards in self._shards]
+        self._sequences = [TokenSequences(shards, context_length) for shards in self._shards]
         self._to_batch = functools.partial(
             to_batch, end_of_text=end_of_text, documents=config.packing == "documents"
         )
@@ -134,7 +134,7 @@ class Loader:
             yield self._to_batch(np.stack(chosen))
 
 
-class Sequences:
+class TokenSequences:
     """Random access to the sequences of one source, read from memory-mapped files.
 
     A sequence is int32 [T + 1]; positions past the end of the source are -1.
@@ -182,7 +182,7 @@ class Sequences:
             filled, file = filled + len(part), file + 1
 
     def __repr__(self) -> str:
-        return f"Sequences({self._shards.folder}, {self._length})"
+        return f"TokenSequences({self._shards.folder}, {self._length})"
 
     def __getstate__(self) -> dict:
         return {name: value for name, value in vars(self).items() if name != "_arrays"}

@@ -140,7 +140,7 @@ class PairRows:
         """
         Args:
           context_length: T. A prompt that is too long is truncated on the left, because the reward
-            depends on the response and its end. A pair with a longer response is skipped.
+            depends on the response and its end. A pair is skipped if a response does not fit.
 
         Raises:
           DataError: no pair is left.
