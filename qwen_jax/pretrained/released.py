@@ -121,7 +121,7 @@ def chunks(shape: tuple[int, ...], axis: int, bytes_each: int, limit: int) -> li
 
 
 def widest(dtypes: set[str], where: str) -> str:
-    """Returns the only dtype, or float32, which can represent the values of all."""
+    """Returns the only dtype, or float32 for several, which represents the values of all."""
     if len(dtypes) == 1:
         return next(iter(dtypes))
     logging.info("%s: weights of %s are all read as float32.", where, ", ".join(sorted(dtypes)))

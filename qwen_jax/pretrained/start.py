@@ -28,8 +28,8 @@ from qwen_jax.train.job import RunConfig
 from qwen_jax.types import Params, ScoringParams
 from qwen_jax.utils.files import read_json
 
-# The fields that weights depend on. A run can override the others (context_length, dtypes, dropout,
-# remat, the context extension).
+# The fields that define what given weights compute. A run can override the others (context_length,
+# dtypes, dropout, remat, the context extension).
 _ARCHITECTURE = (
     "vocab_size",
     "hidden_size",
