@@ -47,7 +47,7 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.pretrained.overrides import ModelOverrides
 from qwen_jax.pretrained.start import start
-from qwen_jax.train.resilience.exit import ended_by_signal
+from qwen_jax.train.resilience.exit import exit_on_signal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +127,7 @@ def main(config: Config) -> None:
             "set a reward model's run folder, a reward function, or both.",
         )
     started, tokenizer = start(config)
-    with ended_by_signal():
+    with exit_on_signal():
         train_ppo(started, tokenizer, log=flags.log)
 
 

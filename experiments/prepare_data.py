@@ -39,7 +39,7 @@ from qwen_jax.corpus.sources.read import Read
 from qwen_jax.data import shards
 from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.tokenizer.bpe import read_ranks
-from qwen_jax.utils.append_only import note_made_from
+from qwen_jax.utils.append_only import record_provenance
 from qwen_jax.utils.files import write_bytes, write_text
 
 
@@ -238,7 +238,7 @@ def stages(config: Config) -> list:
     stages += [PersonalStage()] if filters.mask_pii else []
     if filters.test_sets:
         path = pathlib.Path(config.output) / "test_sets.npz"
-        note_made_from(
+        record_provenance(
             path.with_suffix(".json"),
             {
                 "test_sets": [

@@ -36,7 +36,7 @@ from qwen_jax.config import (
 from qwen_jax.errors import ConfigError
 from qwen_jax.pretrained.start import weights_of
 from qwen_jax.train.pretrain import pretrain, tokenizer_of
-from qwen_jax.train.resilience.exit import ended_by_signal
+from qwen_jax.train.resilience.exit import exit_on_signal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +130,7 @@ def main(config: Config) -> None:
             "name shard folders; --help shows how to make them.",
         )
     initial = weights_of(config.init_from, like=config.model) if config.init_from else None
-    with ended_by_signal():
+    with exit_on_signal():
         pretrain(config, tokenizer_of(config.data), initial=initial, log=flags.log)
 
 

@@ -34,7 +34,7 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.pretrained.overrides import ModelOverrides
 from qwen_jax.pretrained.start import start
-from qwen_jax.train.resilience.exit import ended_by_signal
+from qwen_jax.train.resilience.exit import exit_on_signal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ def main(config: Config) -> None:
         )
     started, tokenizer = start(config, config.data.context_length)
     rows = read_pair_rows(config.data.pairs, started, tokenizer, flags.log)
-    with ended_by_signal():
+    with exit_on_signal():
         train_reward_model(
             for_epochs(started, len(rows), flags.log), rows, tokenizer, log=flags.log
         )

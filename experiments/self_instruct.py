@@ -215,7 +215,7 @@ def open_model(config: Config, file: AppendOnly) -> Model:
     """
     sampling = config.sampling
     model, params, tokenizer = load_model(config.checkpoint, config.tokenizer)
-    file.check_made_from({"model": fingerprint(model, params), "tokenizer": tokenizer.fingerprint})
+    file.check_provenance({"model": fingerprint(model, params), "tokenizer": tokenizer.fingerprint})
     context, sentence = chat.context(model, config.context)
     print(f"context: {sentence}", flush=True)
     if config.max_new_tokens >= context:

@@ -34,7 +34,7 @@ from qwen_jax.errors import ConfigError
 from qwen_jax.model.lora import LoRAConfig
 from qwen_jax.pretrained.overrides import ModelOverrides
 from qwen_jax.pretrained.start import start
-from qwen_jax.train.resilience.exit import ended_by_signal
+from qwen_jax.train.resilience.exit import exit_on_signal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ def main(config: Config) -> None:
     for example in examples[: config.preview]:
         print(preview(example, tokenizer), end="\n\n")
     if not config.preview:
-        with ended_by_signal():
+        with exit_on_signal():
             train_sft(started, rows, tokenizer, log=flags.log)
 
 

@@ -148,7 +148,7 @@ def create_tags(config: Config, prompts: list[str], path: pathlib.Path) -> None:
         missing = len({row.get("prompt") for row in file.rows} & set(prompts)) < len(prompts)
         tagger, report = tag_by_rules, None
         if config.tagger == "model" and missing:
-            tagger, report = open_tagger(config, file.check_made_from)
+            tagger, report = open_tagger(config, file.check_provenance)
         # Small batches reach the file soon and still fill the engine.
         batch = 1000 if report is None else 8 * config.rows
         tag_all(tagger, prompts, file, batch=batch, progress=bar.update)

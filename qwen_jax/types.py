@@ -73,7 +73,7 @@ class PairBatch(PyTreeNode):
 
     tokens: Array  # int32 [B, 2, T]; ends with the answer's <|im_end|>
     targets: Array  # int32 [B, 2, T]; the token that follows
-    answer_weights: Array  # float32 [B, 2, T]; 1 where the target is of the answer
+    response_weights: Array  # float32 [B, 2, T]; 1 where the target is of the answer
     segment_ids: Array  # int32 [B, 2, T]; 1, and 0 for padding
     end: Array  # int32 [B, 2]; where the reward is read: the last real token
     weights: Array  # float32 [B]; 0 for a pair that fills up a batch

@@ -29,7 +29,7 @@ def response_log_probs(
     B, _, T = pairs.tokens.shape
     tokens, targets, segments, weights = (
         x.reshape(2 * B, T)
-        for x in (pairs.tokens, pairs.targets, pairs.segment_ids, pairs.answer_weights)
+        for x in (pairs.tokens, pairs.targets, pairs.segment_ids, pairs.response_weights)
     )
     log_p_BT, _ = token_log_probs(
         params, tokens, targets, segments, config=config, dropout_key=dropout_key

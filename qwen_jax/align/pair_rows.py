@@ -10,7 +10,7 @@ from qwen_jax.data.chat.pairs import PairRows, read_pairs
 from qwen_jax.errors import ConfigError
 from qwen_jax.pretrained.start import StageConfig
 from qwen_jax.tokenizer.bpe import Tokenizer
-from qwen_jax.utils.jsonl import names_of
+from qwen_jax.utils.jsonl import unique_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ def read_held_out(
     paths = config.data.eval_pairs
     return {
         name: read_pair_rows((path,), config, tokenizer, log)
-        for name, path in zip(names_of(paths), paths, strict=True)
+        for name, path in zip(unique_names(paths), paths, strict=True)
     }
 
 

@@ -25,7 +25,7 @@ from qwen_jax.align.ppo import (
 )
 from qwen_jax.align.ppo_config import PPOConfig
 from qwen_jax.config import ModelConfig, OptimizerConfig, TrainConfig
-from qwen_jax.model.lora import LoRAConfig, in_full, lora_specs
+from qwen_jax.model.lora import LoRAConfig, init_fully_trained, lora_specs
 from qwen_jax.model.spec import abstract, param_specs
 from qwen_jax.model.value_head import scoring_specs
 from qwen_jax.parallel.sharding import DEFAULT_RULES
@@ -180,7 +180,7 @@ def initial_state(
     policy_state = start(0, program.state.policy, policy)
     value_state = start(1, program.state.value, value)
     if program.lora is not None:
-        params = in_full(frozen().value, value_state.params)
+        params = init_fully_trained(frozen().value, value_state.params)
         value_state = value_state.replace(params=params)
     everywhere = program.state.step.sharding
     return PPOState(

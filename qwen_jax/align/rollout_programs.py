@@ -18,7 +18,7 @@ from qwen_jax.errors import DataError
 from qwen_jax.inference.decode import rollout as sample_completions
 from qwen_jax.inference.loop import NewTokens
 from qwen_jax.inference.sampling import SamplingArrays
-from qwen_jax.model.lora import LoRAConfig, added_up, with_adapters
+from qwen_jax.model.lora import LoRAConfig, merge_adapters, with_adapters
 from qwen_jax.model.value_head import at_end, scores
 from qwen_jax.types import Array, Params, ScoringParams
 
@@ -60,7 +60,7 @@ def rollout_programs(
 
     def generate(policy, frozen, *prompts):
         if lora is not None:
-            policy = added_up(frozen.reference, policy, lora, dtype=model.compute_dtype)
+            policy = merge_adapters(frozen.reference, policy, lora, dtype=model.compute_dtype)
         return sample_completions(policy, *prompts, config=model, room=config.max_new_tokens)
 
     def score(policy, value, frozen, *completed):

@@ -22,7 +22,7 @@ from qwen_jax.parallel.sharding import DEFAULT_RULES, use_layout
 from qwen_jax.pretrained.start import start_of
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.evaluation import make_means
-from qwen_jax.train.supervised_rows import held_out_batches, train_on
+from qwen_jax.train.supervised_examples import held_out_batches, train_on_examples
 from qwen_jax.types import Params, TrainState
 
 
@@ -94,7 +94,7 @@ def train_dpo(
     train_rows, *others = with_reference_log_probs(config, all_rows, weights["initial"])
     log(f"reference model: computed log-probabilities of {sum(map(len, all_rows)):,} pairs")
     evaluation = _evaluation(config, dict(zip(held_out, others, strict=True)), log)
-    return train_on(
+    return train_on_examples(
         train_rows,
         config,
         training_stage="dpo",

@@ -108,7 +108,7 @@ def train_ppo(
             between=batches.executables,
         ),
         batches=batches.from_step,
-        frozen=Frozen(elsewhere=program.frozen)
+        frozen=Frozen(outside_step=program.frozen)
         if lora is None
         else Frozen(in_batch=program.frozen),
         files=RunFiles(tokenizer, records),

@@ -16,7 +16,7 @@ from qwen_jax.align.reward_model import make_objective
 from qwen_jax.data.chat.pairs import PairRows
 from qwen_jax.pretrained.start import is_scoring_run, scoring_start_of
 from qwen_jax.tokenizer.bpe import Tokenizer
-from qwen_jax.train.supervised_rows import held_out_batches, train_on
+from qwen_jax.train.supervised_examples import held_out_batches, train_on_examples
 from qwen_jax.types import TrainState
 from qwen_jax.utils.files import write_json
 
@@ -32,7 +32,7 @@ def train_reward_model(
     held_out = read_held_out(config, tokenizer, log)
     kind = "a PMP run" if is_scoring_run(config.init_from) else "a language model"
     log(f"starting from the weights of {kind}")
-    return train_on(
+    return train_on_examples(
         rows,
         config,
         training_stage="reward_model",

@@ -12,9 +12,9 @@ from qwen_jax.pretrained.start import StageConfig, start_of
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.train.language_model import make_objective
 from qwen_jax.train.supervised import HeldOut, language_evaluation
-from qwen_jax.train.supervised_rows import held_out_batches, train_on
+from qwen_jax.train.supervised_examples import held_out_batches, train_on_examples
 from qwen_jax.types import TrainState
-from qwen_jax.utils.jsonl import names_of
+from qwen_jax.utils.jsonl import unique_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +74,10 @@ def train_sft(
     paths = config.data.eval_conversations
     held_out = tuple(
         _held_out(name, path, config, tokenizer, log)
-        for name, path in zip(names_of(paths), paths, strict=True)
+        for name, path in zip(unique_names(paths), paths, strict=True)
     )
     log(f"{config.train.batch_size * config.train.num_steps / len(rows):.2f} passes over the data")
-    return train_on(
+    return train_on_examples(
         rows,
         config,
         training_stage="sft",

@@ -35,7 +35,7 @@ from qwen_jax.corpus.sources.read import Read
 from qwen_jax.corpus.stage import Stage
 from qwen_jax.corpus.stage_files import PartitionWriter, StageFolder, read_batches
 from qwen_jax.errors import ConfigError, DataError
-from qwen_jax.utils.append_only import check_same, note_made_from, open_alone
+from qwen_jax.utils.append_only import check_same, open_exclusive, record_provenance
 from qwen_jax.utils.files import read_json, write_json
 
 
@@ -218,7 +218,7 @@ def run(
                 + ", ".join(f"{end} {count:,}" for end, count in made["passed_over"].items())
             )
     chains = list(_chains(steps, root))
-    with open_alone(folder / "pipeline.lock", folder):
+    with open_exclusive(folder / "pipeline.lock", folder):
         _open_folder(folder, record, steps, partition_mb)
         tasks = list(enumerate(partitions))
         seconds: dict[str, list[float]] = {}
@@ -263,7 +263,7 @@ def _open_folder(folder: pathlib.Path, sources: dict, steps, partition_mb: float
     former: dict[str, str] = {}
     for number, step in enumerate(steps, 1):
         former |= renamed(step, f"stage {number:02}-{step.name}.")
-    note_made_from(_record(folder), wanted, folder, former)
+    record_provenance(_record(folder), wanted, folder, former)
     stage_files.remove_unfinished(folder)
 
 

@@ -32,7 +32,7 @@ from qwen_jax.inference.sampling import SamplingParams, check_stop_token_ids
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Params
-from qwen_jax.utils.append_only import check_same, open_alone, whole_lines
+from qwen_jax.utils.append_only import check_same, open_exclusive, read_complete_lines
 from qwen_jax.utils.files import atomic_write, read_json, write_json
 
 _MAX_NAMED = 20  # invalid lines that one error lists
@@ -185,7 +185,7 @@ class Output:
         self._partial = self.path.with_name(self.path.name + ".partial")
         self._record = self.path.with_name(self.path.name + ".run.json")
         identity = json.loads(json.dumps(identity))  # tuples become lists, as in the file
-        self._file = open_alone(self._partial, self.path)
+        self._file = open_exclusive(self._partial, self.path)
         try:
             self._same_run(identity)
         except ConfigError:
@@ -243,7 +243,7 @@ class Output:
 
     def _read_spans(self) -> None:
         """Finds the finished lines; truncates a line that was only partially written."""
-        for offset, length, record in whole_lines(self._file, self._partial):
+        for offset, length, record in read_complete_lines(self._file, self._partial):
             self._spans[record["line"]] = offset, length
 
 

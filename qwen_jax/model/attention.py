@@ -20,18 +20,18 @@ from qwen_jax.types import Array, AttentionParams, Device
 
 
 def project_qkv(
-    x_BTD: Array, params: AttentionParams, *, table, query_scale_BT: Array | None, product=linear
+    x_BTD: Array, params: AttentionParams, *, table, query_scale_BT: Array | None, matmul=linear
 ):
     """Rotated queries and keys, and values: [B, T, N, H], [B, T, K, H], [B, T, K, H].
 
     Args:
       table: cos and sin of rope.rotary_table.
       query_scale_BT: LogN factors (report 2.5) or None.
-      product: how a weight is multiplied with: `linear` or lora.adapted_linear.
+      matmul: how a weight is multiplied with: `linear` or lora.adapted_linear.
     """
 
     def project(weight, bias, heads_axis):
-        y = product(x_BTD, weight.reshape(weight.shape[0], -1))
+        y = matmul(x_BTD, weight.reshape(weight.shape[0], -1))
         y = y.reshape(*y.shape[:2], *bias.shape) + bias.astype(y.dtype)[None, None]
         return constrain(y, "batch", "length", heads_axis, None)
 
@@ -49,11 +49,11 @@ def positioned_query(q_BTNH: Array, table, query_scale_BT: Array | None) -> Arra
     return scaled.astype(q_BTNH.dtype)
 
 
-def project_out(out_BTNH: Array, params: AttentionParams, *, product=linear) -> Array:
+def project_out(out_BTNH: Array, params: AttentionParams, *, matmul=linear) -> Array:
     """[B, T, N, H] -> [B, T, D]."""
     B, T, N, H = out_BTNH.shape
     wo = params.wo.reshape(-1, params.wo.shape[-1])
-    return product(out_BTNH.reshape(B, T, N * H), wo)
+    return matmul(out_BTNH.reshape(B, T, N * H), wo)
 
 
 def self_attention(
@@ -66,7 +66,7 @@ def self_attention(
     segment_ids: Array | None,
     window: Array | None,
     ring: Ring | None = None,
-    product=linear,
+    matmul=linear,
 ) -> Array:
     """Attention of a whole row over itself: training, scoring, prefill without a cache.
 
@@ -74,13 +74,11 @@ def self_attention(
       segment_ids: int32 [B, T] in the row's order, or None.
       ring: the order of x_BTD, where it is not the row's.
     """
-    q, k, v = project_qkv(
-        x_BTD, params, table=table, query_scale_BT=query_scale_BT, product=product
-    )
+    q, k, v = project_qkv(x_BTD, params, table=table, query_scale_BT=query_scale_BT, matmul=matmul)
     out = partitioned_attention(
         q, k, v, segment_ids=segment_ids, window=window, implementation=config.attention, ring=ring
     )
-    return project_out(out, params, product=product)
+    return project_out(out, params, matmul=matmul)
 
 
 def partitioned_attention(
@@ -137,7 +135,7 @@ def partitioned_attention(
     )
 
 
-def order_of(tokens_BT: Array, config: ModelConfig) -> Ring | None:
+def sequence_order(tokens_BT: Array, config: ModelConfig) -> Ring | None:
     """The order in which rows are best held between the embedding and the last norm; None: their
     own."""
     ring = ring_of(tokens_BT.shape[1])

@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 from qwen_jax.parallel.sharding import constrain
 from qwen_jax.types import Array, MLPParams
 
-MATMUL_OUT = "product"  # what a remat policy calls the result of `linear`
+MATMUL_OUT = "matmul_out"  # what a remat policy calls the result of `linear`
 
 
 def rms_norm(x_BTD: Array, scale_D: Array, *, epsilon: float) -> Array:
@@ -62,15 +62,15 @@ def _matmul_backward(dtype, residuals, dy_BTE):
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-def swiglu(x_BTD: Array, params: MLPParams, *, product=linear) -> Array:
+def swiglu(x_BTD: Array, params: MLPParams, *, matmul=linear) -> Array:
     """down(up(x) * silu(gate(x))). Report: 2.3. `params` without the layer axis.
 
     Args:
-      product: how a weight is multiplied with: `linear` or lora.adapted_linear.
+      matmul: how a weight is multiplied with: `linear` or lora.adapted_linear.
     """
-    gate_BTF, up_BTF = product(x_BTD, params.w_gate), product(x_BTD, params.w_up)
+    gate_BTF, up_BTF = matmul(x_BTD, params.w_gate), matmul(x_BTD, params.w_up)
     hidden_BTF = constrain(gated_silu(gate_BTF, up_BTF), "batch", "length", "act_ffn")
-    return product(hidden_BTF, params.w_down)
+    return matmul(hidden_BTF, params.w_down)
 
 
 @jax.custom_vjp
@@ -103,6 +103,6 @@ def dropout(x: Array, *, rate: float, key: Array | None) -> Array:
     return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros_like(x))
 
 
-def unembed(x_BTD: Array, head_DV: Array, *, product=linear) -> Array:
+def unembed(x_BTD: Array, head_DV: Array, *, matmul=linear) -> Array:
     """Logits, float32 [B, T, V]; the product accumulates in float32 whatever the input's dtype."""
-    return constrain(product(x_BTD, head_DV, jnp.float32), "batch", "length", "act_vocab")
+    return constrain(matmul(x_BTD, head_DV, jnp.float32), "batch", "length", "act_vocab")

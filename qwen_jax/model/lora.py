@@ -25,7 +25,7 @@ from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.sharding import constrain
 from qwen_jax.types import Array, Params, Spec
 
-IN_FULL = ("score",)  # weights that are small, and new in a scoring model: trained themselves
+FULLY_TRAINED = ("score",)  # weights that are small, and new in a scoring model: trained themselves
 # The matrices of a layer, by the number of axes that their inputs have.
 _INPUT_AXES = {"wq": 1, "wk": 1, "wv": 1, "wo": 2, "w_gate": 1, "w_up": 1, "w_down": 1}
 TARGETS = tuple(_INPUT_AXES)
@@ -105,7 +105,7 @@ def input_axes(target: str) -> int:
 def lora_specs(
     config: ModelConfig, lora: LoRAConfig, whole: Callable[[ModelConfig], Any] = param_specs
 ) -> Any:
-    """Specs of what is trained: an Adapter for each target, IN_FULL as it is, None elsewhere.
+    """Specs of what is trained: an Adapter for each target, FULLY_TRAINED as it is, None elsewhere.
 
     Args:
       whole: config -> specs of the model: the language model's, or a scoring model's.
@@ -119,7 +119,7 @@ def lora_specs(
 
     def adapter(path, spec: Spec) -> Adapter | Spec | None:
         name = path[-1].name
-        if name in IN_FULL:
+        if name in FULLY_TRAINED:
             return spec
         if name not in lora.targets:
             return None
@@ -155,7 +155,7 @@ def with_adapters(base: Any, trained: Any, lora: LoRAConfig) -> Any:
     return jax.tree.map(join, trained, base, is_leaf=_is_place)
 
 
-def added_up(base: Params, adapters: Params, lora: LoRAConfig, *, dtype: str) -> Params:
+def merge_adapters(base: Params, adapters: Params, lora: LoRAConfig, *, dtype: str) -> Params:
     """W + scale A B as one weight, summed in float32 and held in `dtype`: what decodes fastest."""
 
     def add(adapter, weight):
@@ -172,7 +172,7 @@ def added_up(base: Params, adapters: Params, lora: LoRAConfig, *, dtype: str) ->
     )
 
 
-def in_full(base: Any, trained: Any) -> Any:
+def init_fully_trained(base: Any, trained: Any) -> Any:
     """`trained` with a copy of the base's weights where weights are trained themselves."""
 
     def begin(trained, weight):

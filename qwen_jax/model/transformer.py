@@ -13,7 +13,7 @@ from qwen_jax.config import ModelConfig
 from qwen_jax.errors import ConfigError
 from qwen_jax.kernels.backend import RESIDUALS
 from qwen_jax.model import rope
-from qwen_jax.model.attention import order_of, self_attention
+from qwen_jax.model.attention import self_attention, sequence_order
 from qwen_jax.model.embedding import embed
 from qwen_jax.model.layers import MATMUL_OUT, dropout, rms_norm, swiglu, unembed
 from qwen_jax.model.lora import adapted_linear
@@ -86,7 +86,7 @@ def hidden_states(
     """
     # Dropout's mask belongs to the places of a row: with it, rows keep their order.
     key = dropout_key if config.dropout > 0 else None
-    ring = order_of(tokens_BT, config) if key is None else None
+    ring = sequence_order(tokens_BT, config) if key is None else None
     tokens_BT, positions_BT = to_ring(tokens_BT, ring), to_ring(positions_BT, ring)
 
     def stretch(window):
@@ -119,13 +119,13 @@ def hidden_states(
             query_scale_BT=query_scale_BT,
             segment_ids=segment_ids,
             ring=ring,
-            product=adapted_linear,
+            matmul=adapted_linear,
         )
         x_BTD = x_BTD + dropout(y, rate=config.dropout, key=attention_key)
         y = swiglu(
             rms_norm(x_BTD, layer.mlp_norm, epsilon=config.norm_epsilon),
             layer.mlp,
-            product=adapted_linear,
+            matmul=adapted_linear,
         )
         x_BTD = x_BTD + dropout(y, rate=config.dropout, key=mlp_key)
         return constrain(x_BTD, "batch", "length", "act_embed"), None

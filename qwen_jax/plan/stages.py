@@ -18,7 +18,7 @@ from qwen_jax.train.optimizer import make_optimizer
 from qwen_jax.train.state import abstract_state
 from qwen_jax.train.step import make_train_step
 from qwen_jax.train.supervised import abstract_batch, batch_sharding, with_sharding
-from qwen_jax.train.supervised_rows import abstract_rows
+from qwen_jax.train.supervised_examples import abstract_examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ def _reward_model(workload: Workload, mesh: Mesh) -> Program:
         mesh,
         scoring_specs(model),
         reward_model.make_objective(model),
-        abstract_rows(empty_pair(model.context_length), train.batch_size),
+        abstract_examples(empty_pair(model.context_length), train.batch_size),
     )
 
 

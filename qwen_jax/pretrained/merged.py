@@ -15,7 +15,7 @@ import numpy as np
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.errors import CheckpointError, ConfigError
-from qwen_jax.model.lora import IN_FULL, Adapter, LoRAConfig, delta, input_axes, lora_specs
+from qwen_jax.model.lora import FULLY_TRAINED, Adapter, LoRAConfig, delta, input_axes, lora_specs
 from qwen_jax.model.spec import param_specs
 from qwen_jax.pretrained.arrays import Index, cast, empty
 from qwen_jax.pretrained.from_run import RunFolder, run_config
@@ -182,7 +182,7 @@ class MergedRun:
 
     def _merge(self, path: str, index: Index) -> np.ndarray:
         name = path.rpartition(".")[2]
-        if name in IN_FULL:
+        if name in FULLY_TRAINED:
             return self._adapters.read(path, index)
         weight = self._base.read(path, index)
         if name in self._lora.targets:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from qwen_jax.config import ModelConfig
 from qwen_jax.model import spec
-from qwen_jax.model.lora import LoRAConfig, in_full, lora_specs, with_adapters
+from qwen_jax.model.lora import LoRAConfig, init_fully_trained, lora_specs, with_adapters
 from qwen_jax.train.job import Frozen, Job, RunFiles
 from qwen_jax.train.step import Objective, make_train_step
 from qwen_jax.train.telemetry import memory
@@ -138,7 +138,7 @@ class FrozenBase:
 
         def make_state() -> TrainState:
             state = job.program.make_state()
-            return state.replace(params=in_full(self.weights, state.params))
+            return state.replace(params=init_fully_trained(self.weights, state.params))
 
         return dataclasses.replace(
             job,

@@ -54,7 +54,7 @@ class Frozen:
     """Weights that the run holds and does not train: shapes, dtypes and shardings; None: none."""
 
     in_batch: Any = None  # they reach the step as a part of its batch (train/adapters.py)
-    elsewhere: Any = None  # the step does not see them: PPO's sampler does
+    outside_step: Any = None  # the step does not see them: PPO's sampler does
 
 
 @dataclasses.dataclass(frozen=True)

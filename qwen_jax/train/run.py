@@ -56,7 +56,7 @@ def run(config: RunConfig, job: Job, *, log: Callable[[str], None] = print):
     train, mesh = config.train, job.mesh
     _check_loops(config.model, mesh)
     available = memory.capacity(mesh.local_devices[0], override_gib=train.device_memory_gib)
-    frozen = (job.frozen.in_batch, job.frozen.elsewhere)
+    frozen = (job.frozen.in_batch, job.frozen.outside_step)
     memory.check_state(job.program.state, available=available, frozen=frozen)
     # Only now: what was refused above leaves no folder behind.
     folder = run_folder.prepare(
@@ -152,7 +152,7 @@ def _compile(attempt: _Attempt, available: int | None):
         platform=device.platform,
         available=available,
         frozen=job.frozen.in_batch,
-        others=job.frozen.elsewhere,
+        others=job.frozen.outside_step,
         between=program.between(),
     )
     peak, source = metrics.peak_flops(device)

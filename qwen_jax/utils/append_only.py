@@ -15,7 +15,7 @@ from qwen_jax.utils.files import read_json, write_json
 from qwen_jax.utils.jsonl import as_line, parse_line
 
 
-def open_alone(path: pathlib.Path, shown: pathlib.Path | None = None) -> BinaryIO:
+def open_exclusive(path: pathlib.Path, shown: pathlib.Path | None = None) -> BinaryIO:
     """The file, to read and to append to, and nobody else's until it is closed.
 
     Args:
@@ -60,7 +60,7 @@ def check_same(
         )
 
 
-def whole_lines(file: BinaryIO, shown: pathlib.Path) -> Iterator[tuple[int, int, Any]]:
+def read_complete_lines(file: BinaryIO, shown: pathlib.Path) -> Iterator[tuple[int, int, Any]]:
     """(offset, length, row) of each line; one that was being written when a process died is cut
     off.
 
@@ -80,7 +80,7 @@ def whole_lines(file: BinaryIO, shown: pathlib.Path) -> Iterator[tuple[int, int,
         offset += len(raw)
 
 
-def note_made_from(
+def record_provenance(
     record: pathlib.Path,
     wanted: dict[str, Any],
     path: pathlib.Path,
@@ -128,19 +128,19 @@ class AppendOnly:
     def __init__(self, path: str | os.PathLike, made_from: dict[str, Any]):
         self.path = pathlib.Path(path)
         self._record = self.path.with_name(self.path.name + ".run.json")
-        self._file = open_alone(self.path)
+        self._file = open_exclusive(self.path)
         try:
             if self._file.seek(0, os.SEEK_END) and not self._record.exists():
                 raise ConfigError(
                     "the file is there, and not one of ours.", str(self.path), "name another file."
                 )  # and not a byte of it was touched
-            self.check_made_from(made_from)
+            self.check_provenance(made_from)
             self.rows = self._read()
         except (ConfigError, DataError):
             self._file.close()
             raise
 
-    def check_made_from(self, made_from: dict[str, Any]) -> None:
+    def check_provenance(self, made_from: dict[str, Any]) -> None:
         """Compares with FILE.run.json, and writes there what is new.
 
         Raises:
@@ -175,4 +175,4 @@ class AppendOnly:
 
     def _read(self) -> list[dict[str, Any]]:
         """What is there; a line that was being written when a process died is cut off."""
-        return [row for _, _, row in whole_lines(self._file, self.path)]
+        return [row for _, _, row in read_complete_lines(self._file, self.path)]

@@ -28,7 +28,7 @@ def write_rows(path: pathlib.Path, rows: Iterable[Any]) -> None:
         file.writelines(map(as_line, rows))
 
 
-def names_of(paths: Sequence[str | os.PathLike]) -> list[str]:
+def unique_names(paths: Sequence[str | os.PathLike]) -> list[str]:
     """What to call each file: its name without suffixes, and as many of its folders as tell them
     apart.
 

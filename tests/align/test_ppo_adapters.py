@@ -13,7 +13,7 @@ from qwen_jax.align.ppo_state import rollout_sharding
 from qwen_jax.align.rollout import PromptDataset, Sampler, collate
 from qwen_jax.align.rollout_programs import rollout_programs
 from qwen_jax.config import MeshConfig, OptimizerConfig
-from qwen_jax.model.lora import LoRAConfig, in_full, lora_specs
+from qwen_jax.model.lora import LoRAConfig, init_fully_trained, lora_specs
 from qwen_jax.model.spec import init_from, param_specs
 from qwen_jax.model.value_head import scoring_specs
 from qwen_jax.parallel.mesh import make_mesh
@@ -60,7 +60,7 @@ def seen(request):
             specs = lora_specs(MODEL, LORA, full_specs)
             abstract = abstract_state(specs, OPTIMIZER, mesh, dtype="float32").replace(halted=None)
             states.append(make_state(0, specs, OPTIMIZER, abstract))
-        states[1] = states[1].replace(params=in_full(frozen.value, states[1].params))
+        states[1] = states[1].replace(params=init_fully_trained(frozen.value, states[1].params))
         state = ppo.PPOState(
             step=jnp.int32(0),
             policy=states[0],

@@ -26,7 +26,7 @@ from qwen_jax.train.state import for_checkpoint
 from qwen_jax.train.step import unless_halted
 from qwen_jax.train.telemetry.events import Events
 from qwen_jax.train.telemetry.goodput import KINDS, Goodput
-from qwen_jax.train.telemetry.host_times import HostTimes, slow_one
+from qwen_jax.train.telemetry.host_times import HostTimes, find_slow_host
 from qwen_jax.train.telemetry.reporter import Reporter
 from qwen_jax.types import TrainState
 
@@ -125,7 +125,7 @@ def test_events_tell_the_whole_story(tmp_path, monkeypatch):
         "resume",
         "end",
     ]
-    assert events[2]["last_event"] == "saved" and events[2]["last_sign"] > 0
+    assert events[2]["last_event"] == "saved" and events[2]["last_seen"] > 0
     assert (events[3]["attempt"], events[3]["reason"]) == (2, "process 3 was killed by SIGKILL")
 
 
@@ -296,10 +296,10 @@ def test_a_profile_of_some_steps_is_written(tmp_path):
 
 
 def test_the_slow_host_is_named_and_even_ones_are_not():
-    assert slow_one({0: 0.01, 1: 0.011, 2: 0.012}) is None
-    assert slow_one({0: 0.001}) is None
+    assert find_slow_host({0: 0.01, 1: 0.011, 2: 0.012}) is None
+    assert find_slow_host({0: 0.001}) is None
     slow, even = {0: 0.01, 1: 0.011, 2: 0.2, 3: 0.01}, {0: 0.01, 1: 0.01, 2: 0.01, 3: 0.01}
-    assert slow_one(slow)[1].startswith("process 2 needs 200 ms")
+    assert find_slow_host(slow)[1].startswith("process 2 needs 200 ms")
     hosts = HostTimes()
     told = [hosts.slow(times) for times in (slow, slow, even, slow, slow, slow, slow)]
     assert [message is not None for message in told] == [False] * 5 + [True, False]

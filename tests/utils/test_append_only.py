@@ -3,14 +3,14 @@
 import pytest
 
 from qwen_jax.errors import DataError
-from qwen_jax.utils.append_only import AppendOnly, whole_lines
+from qwen_jax.utils.append_only import AppendOnly, read_complete_lines
 
 
 def test_whole_lines_cuts_off_an_unfinished_one(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes('{"a": "日"}\n{"a": 2}\n{"a": 3'.encode())
     with open(path, "a+b") as file:
-        assert list(whole_lines(file, path)) == [(0, 13, {"a": "日"}), (13, 9, {"a": 2})]
+        assert list(read_complete_lines(file, path)) == [(0, 13, {"a": "日"}), (13, 9, {"a": 2})]
     assert path.read_bytes() == '{"a": "日"}\n{"a": 2}\n'.encode()
 
 

@@ -6,15 +6,18 @@ import json
 import pytest
 
 from qwen_jax.errors import DataError
-from qwen_jax.utils.jsonl import names_of, read_rows, write_rows
+from qwen_jax.utils.jsonl import read_rows, unique_names, write_rows
 
 
 def test_files_have_names_that_tell_them_apart():
-    assert names_of(["a/x.jsonl.gz", "b/y.json"]) == ["x", "y"]
-    assert names_of(["r/sums/pairs.jsonl", "r/docs/pairs.jsonl"]) == ["sums/pairs", "docs/pairs"]
-    assert names_of([]) == []
+    assert unique_names(["a/x.jsonl.gz", "b/y.json"]) == ["x", "y"]
+    assert unique_names(["r/sums/pairs.jsonl", "r/docs/pairs.jsonl"]) == [
+        "sums/pairs",
+        "docs/pairs",
+    ]
+    assert unique_names([]) == []
     with pytest.raises(DataError, match="named twice"):
-        names_of(["a/x.json", "a/x.json"])
+        unique_names(["a/x.json", "a/x.json"])
 
 
 def test_rows_are_written_whole_or_not_at_all(tmp_path):

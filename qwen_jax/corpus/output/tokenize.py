@@ -20,7 +20,7 @@ from qwen_jax.data import shards
 from qwen_jax.data.document import Document
 from qwen_jax.data.shards import Split
 from qwen_jax.tokenizer.bpe import Tokenizer
-from qwen_jax.utils.append_only import note_made_from
+from qwen_jax.utils.append_only import record_provenance
 from qwen_jax.utils.files import write_json
 
 _EQUAL_WEIGHTS = Mixture()
@@ -164,7 +164,7 @@ def tokenize(
     if not folder.exists():
         shutil.rmtree(parts, ignore_errors=True)  # left over from deleted shards
         pathlib.Path(parts).mkdir(parents=True)
-    note_made_from(
+    record_provenance(
         folder / "made_from.json",
         {
             "tokenizer": tokenizer.fingerprint,

@@ -24,7 +24,7 @@ from qwen_jax.data.shards import Split
 from qwen_jax.errors import ConfigError
 from qwen_jax.tokenizer import compression, extend
 from qwen_jax.tokenizer.bpe import Tokenizer, read_ranks
-from qwen_jax.utils.append_only import note_made_from
+from qwen_jax.utils.append_only import record_provenance
 from qwen_jax.utils.files import read_json, write_json
 
 UNKNOWN = "?"  # the language of documents whose language is unknown
@@ -106,10 +106,10 @@ def learn(
     record = path.with_suffix(".json")
     if path.exists():
         found = read_json(record) if record.exists() else {}
-        note_made_from(record, _made_from(config, split, found), path)
+        record_provenance(record, _made_from(config, split, found), path)
         return str(path)
     record.unlink(missing_ok=True)  # left over from an unfinished vocabulary
-    note_made_from(record, _made_from(config, split, {}), path)
+    record_provenance(record, _made_from(config, split, {}), path)
     chosen = shares(text_bytes(result), config.weights(), config.megabytes)
     log(table(chosen))
     chunks = tqdm(texts(result, chosen, split), unit=" chunks", desc="training a vocabulary")

@@ -175,7 +175,7 @@ class PairRows:
             n = len(tokens)
             batch.tokens[side, :n] = tokens
             batch.targets[side, : n - 1] = tokens[1:]
-            batch.answer_weights[side, start - 1 : n - 1] = 1
+            batch.response_weights[side, start - 1 : n - 1] = 1
             batch.segment_ids[side, :n] = 1
             batch.end[side] = n - 1
         return batch
@@ -194,7 +194,7 @@ def empty_pair(length: int) -> PairBatch:
     return PairBatch(
         tokens=np.zeros((2, length), np.int32),
         targets=np.zeros((2, length), np.int32),
-        answer_weights=np.zeros((2, length), np.float32),
+        response_weights=np.zeros((2, length), np.float32),
         segment_ids=np.zeros((2, length), np.int32),
         end=np.zeros(2, np.int32),
         weights=np.zeros((), np.float32),

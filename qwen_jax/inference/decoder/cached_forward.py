@@ -110,7 +110,7 @@ def forward_cached(
     x = rms_norm(x, params.final_norm, epsilon=config.norm_epsilon)
     head = params.embed if params.head is None else params.head
     inputs_last = isinstance(params, PrepackedParams) or params.head is None
-    logits = unembed(x, head, product=prepacked_linear if inputs_last else linear)[:, 0]
+    logits = unembed(x, head, matmul=prepacked_linear if inputs_last else linear)[:, 0]
     return logits, cache.replace(
         lengths=kv_cache.put_slots(cache.lengths, lengths + counts, slots),
         ntk_lengths=kv_cache.put_slots(cache.ntk_lengths, ntk_lengths, slots),

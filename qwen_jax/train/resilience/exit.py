@@ -11,7 +11,7 @@ from qwen_jax.train.loop import Stopped
 
 
 @contextlib.contextmanager
-def ended_by_signal() -> Iterator[None]:
+def exit_on_signal() -> Iterator[None]:
     """A run that a signal ends says how to go on; exit code 0 for SIGTERM, 130 for Ctrl-C.
 
     Under a launcher SIGTERM means that a machine is taken away: the code asks to be started again.

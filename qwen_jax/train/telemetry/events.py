@@ -44,7 +44,7 @@ class Events:
         """Tells what became of the life before this one, if it could not do so itself."""
         last = self._last()
         if last is not None and last["event"] not in _LAST_WORDS:
-            self.log("killed", last_event=last["event"], last_sign=self._last_sign(last["time"]))
+            self.log("killed", last_event=last["event"], last_seen=self._last_seen(last["time"]))
         if os.environ.get(_RESTARTED_AFTER):
             self.log(
                 "restart",
@@ -56,7 +56,7 @@ class Events:
         records = _records(self._path) if self._writes else []
         return records[-1] if records else None
 
-    def _last_sign(self, last_event: float) -> float:
+    def _last_seen(self, last_event: float) -> float:
         """When the life before was last known to be alive."""
         steps = _records(self._path.with_name("metrics.jsonl"))
         return max([last_event, *(record["time"] for record in steps[-1:] if "time" in record)])

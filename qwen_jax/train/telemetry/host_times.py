@@ -43,7 +43,7 @@ class HostTimes:
 
     def slow(self, times: dict[int, float]) -> str | None:
         """A sentence when the same host has stood out three times in a row; once, then silence."""
-        found = slow_one(times)
+        found = find_slow_host(times)
         if found is None or self._slow[-1:] not in ([], [found[0]]):
             self._slow.clear()
         if found is not None:
@@ -51,7 +51,7 @@ class HostTimes:
         return found[1] if found is not None and len(self._slow) == 3 else None
 
 
-def slow_one(times: dict[int, float]) -> tuple[int, str] | None:
+def find_slow_host(times: dict[int, float]) -> tuple[int, str] | None:
     """The host whose own time stands out, and a sentence about it."""
     if len(times) < 2:
         return None

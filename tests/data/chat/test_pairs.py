@@ -141,10 +141,10 @@ def test_pair_rows_hold_the_dialogue_up_to_the_end_token_of_the_response():
         np.testing.assert_array_equal(batch.tokens[side, :n], full[:-1])  # without the line end
         assert batch.tokens[side, batch.end[side]] == TOKENIZER.im_end
         assert batch.segment_ids[side].tolist() == [1] * n + [0] * (128 - n)
-        learned = batch.targets[side][batch.answer_weights[side] == 1]
+        learned = batch.targets[side][batch.response_weights[side] == 1]
         assert TOKENIZER.decode(learned) == f"{response}<|im_end|>"
         np.testing.assert_array_equal(batch.targets[side, : n - 1], batch.tokens[side, 1:n])
-        assert batch.answer_weights[side, n - 1 :].sum() == 0
+        assert batch.response_weights[side, n - 1 :].sum() == 0
     assert batch.weights == 1 and rows.padding.weights == 0
     with pytest.raises(IndexError):
         rows[1]
@@ -155,13 +155,13 @@ def test_pair_rows_truncate_a_long_prompt_on_the_left_by_the_same_length():
     batch = rows[0]
     assert counts.changed == {"prompt truncated to fit 32 tokens": 1} and counts.kept == 1
     assert batch.end.tolist() == [31, 29]
-    starts = [int(np.flatnonzero(weights)[0]) for weights in batch.answer_weights]
+    starts = [int(np.flatnonzero(weights)[0]) for weights in batch.response_weights]
     assert starts[0] == starts[1]
     np.testing.assert_array_equal(
         batch.tokens[0, : starts[0] + 1], batch.tokens[1, : starts[0] + 1]
     )
     for side, response in enumerate(("yes!", "no")):
-        learned = batch.targets[side][batch.answer_weights[side] == 1]
+        learned = batch.targets[side][batch.response_weights[side] == 1]
         assert TOKENIZER.decode(learned) == f"{response}<|im_end|>"
 
 

@@ -11,7 +11,7 @@ from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.train.supervised import train
 
 
-def train_on(rows, config, **named):
+def train_on_examples(rows, config, **named):
     """train.supervised.train on shuffled batches of `rows`; returns the last TrainState.
 
     Args:
@@ -22,11 +22,11 @@ def train_on(rows, config, **named):
     batches = Batches(
         rows, batch_size=size, seed=config.train.seed, collate=stack_trees, rows=_rows(config)
     )
-    batch = abstract_rows(rows.padding, size)
+    batch = abstract_examples(rows.padding, size)
     return train(config, batches=batches.iterate, batch=batch, **named)
 
 
-def abstract_rows(row: Any, number: int) -> Any:
+def abstract_examples(row: Any, number: int) -> Any:
     """The shapes and dtypes of a batch of `number` rows like `row`."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((number, *x.shape), x.dtype), row)
 
