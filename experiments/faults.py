@@ -1,7 +1,7 @@
 """Faults on purpose: what a run of yours does when something breaks.
 
     python -m experiments.faults --flip_bit=runs/a        # one bit of the newest checkpoint
-    python -m experiments.faults --cut=runs/a             # one of its files ends too early
+    python -m experiments.faults --truncate=runs/a        # one of its files is truncated
     python -m experiments.faults --flip_bit=data/mine/train --folder   # of any folder (shards)
     python -m experiments.faults --kill=PID --process=2   # of the launch.local with this pid
     python -m experiments.faults --freeze=PID --process=2, --term=PID --process=2
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
     """Damages files, or sends a signal to one process of a launcher."""
     options = parse(argv)
     draw = random.Random(options.seed)
-    for name in ("flip_bit", "cut"):
+    for name in ("flip_bit", "truncate"):
         if folder := getattr(options, name):
             path = (
                 pathlib.Path(folder)
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
             print(f"{path}: {getattr(fault_injection, name)(path, draw)}")
     for name in _SIGNALS:
         if launcher := getattr(options, name):
-            while options.saving and fault_injection.saving(options.saving) is None:
+            while options.saving and fault_injection.unfinished_save(options.saving) is None:
                 time.sleep(0.001)
             send(name, launcher, options.process)
 
@@ -53,8 +53,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    for name in ("flip_bit", "cut"):
-        what.add_argument(f"--{name}", metavar="RUN_DIR")
+    what.add_argument("--flip_bit", metavar="RUN_DIR")
+    what.add_argument("--truncate", "--cut", metavar="RUN_DIR")
     for name in _SIGNALS:
         what.add_argument(f"--{name}", metavar="LAUNCHER_PID", type=int)
     parser.add_argument("--folder", action="store_true", help="the folder itself is meant")
@@ -66,7 +66,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def send(name: str, launcher: int, process: int) -> None:
     """The signal, to a process of the launcher with this pid."""
-    found = fault_injection.workers(launcher)
+    found = fault_injection.worker_pids(launcher)
     if process not in found:
         raise ConfigError(
             f"process {process} is none of {sorted(found)}.",

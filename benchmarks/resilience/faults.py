@@ -211,12 +211,12 @@ class Bench:
         reader.start()
         known: set[str] = set()
         while process.poll() is None and kills < self.repeats:
-            writing = fault_injection.saving(self.folder / run)
+            writing = fault_injection.unfinished_save(self.folder / run)
             if writing is None or f"{kills} {writing.name}" in known:
                 time.sleep(0.001)
                 continue
             time.sleep(self.draw.random() * 0.2)
-            found = fault_injection.workers(process.pid)
+            found = fault_injection.worker_pids(process.pid)
             if writing.exists() and found:
                 os.kill(found[self.draw.choice(sorted(found))], signal.SIGKILL)
                 lives = len(self.events(run, "start", "resume"))
@@ -352,7 +352,7 @@ def main() -> None:
             "term": lambda: bench.in_lives("term", "stopped by SIGTERM"),
             "save": bench.while_saving,
             "flip": lambda: bench.in_checkpoints("flip_bit"),
-            "cut": lambda: bench.in_checkpoints("cut"),
+            "truncate": lambda: bench.in_checkpoints("truncate"),
             "shard": bench.corrupt_shard,
             "full": bench.full,
             "nan": bench.nan,

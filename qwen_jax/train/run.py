@@ -225,7 +225,7 @@ def _fit_past_spikes(
     attempt: _Attempt, begin: _Beginning, compiled, checkpoints: Checkpointer, reporter: Reporter
 ):
     """The last state. After a spike the loop begins again at the checkpoint before it."""
-    planned = fault_injection.planned()
+    planned = fault_injection.scheduled_faults()
     skips = 0
     while True:
         reporter.spikes = SpikeWatch(begin.losses)

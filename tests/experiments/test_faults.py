@@ -42,7 +42,7 @@ def test_one_bit_of_the_newest_checkpoint_flips(checkpoint, capsys):
 def test_a_cut_file_is_a_beginning_of_what_it_was(checkpoint):
     before = contents(checkpoint)
     for seed in range(2):
-        said = fault_injection.cut(checkpoint / "checkpoints" / "9", random.Random(seed))
+        said = fault_injection.truncate(checkpoint / "checkpoints" / "9", random.Random(seed))
         assert "after" in said
     after = contents(checkpoint)
     assert all(before[name].startswith(after[name]) for name in before)

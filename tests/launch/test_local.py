@@ -115,7 +115,7 @@ def test_local_leaves_no_process_when_it_is_killed():
     )
     for _ in range(2):
         process.stdout.readline()
-    workers = fault_injection.workers(process.pid)
+    workers = fault_injection.worker_pids(process.pid)
     assert sorted(workers) == [0, 1]
     process.kill()
     process.wait()

@@ -340,17 +340,17 @@ def test_the_learning_rate_is_told_without_a_computation_between_steps(tmp_path)
 @pytest.mark.parametrize("text", ["kil step=3", "kill when=3", "kill step=x"])
 def test_a_fault_that_is_none_is_refused(text):
     with pytest.raises(ConfigError):
-        fault_injection.planned({fault_injection.VARIABLE: text})
+        fault_injection.scheduled_faults({fault_injection.VARIABLE: text})
 
 
 def test_faults_are_of_one_process_and_one_life():
     text = "kill step=3 process=1; nan step=4; delay step=2 attempt=1 seconds=0.5"
-    assert [fault.kind for fault in fault_injection.planned({fault_injection.VARIABLE: text})] == [
-        "nan"
-    ]
+    assert [
+        fault.kind for fault in fault_injection.scheduled_faults({fault_injection.VARIABLE: text})
+    ] == ["nan"]
     assert [
         fault.seconds
-        for fault in fault_injection.planned(
+        for fault in fault_injection.scheduled_faults(
             {fault_injection.VARIABLE: text, "QWEN_JAX_ATTEMPT": "1"}
         )
     ] == [0.5]

@@ -11,7 +11,7 @@ named) and in one process (process=N; all without it):
     corrupt   one bit of a weight flips for one computation of that step (in no one process: the
               weights are of all)
 
-From outside, on files and processes: flip_bit, cut, workers, saving.
+From outside, on files and processes: flip_bit, truncate, worker_pids, unfinished_save.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ class Fault:
     bytes: int = 1 << 16  # of a full disk
 
 
-def planned(environ: Mapping[str, str] = os.environ) -> list[Fault]:
+def scheduled_faults(environ: Mapping[str, str] = os.environ) -> list[Fault]:
     """The faults that this process is to commit in this life;
     each comes once and is then taken out.
 
@@ -146,7 +146,7 @@ def flip_bit(folder: str | os.PathLike, draw: random.Random) -> str:
     return f"bit {bit} of {file.relative_to(folder)}"
 
 
-def cut(folder: str | os.PathLike, draw: random.Random) -> str:
+def truncate(folder: str | os.PathLike, draw: random.Random) -> str:
     """Cuts one file below `folder` off somewhere; says which."""
     file = _any_file(folder, draw)
     size = draw.randrange(file.stat().st_size)
@@ -167,12 +167,12 @@ def newest_checkpoint(run_dir: str | os.PathLike) -> pathlib.Path:
     return folder / str(max(steps))
 
 
-def saving(run_dir: str | os.PathLike) -> pathlib.Path | None:
+def unfinished_save(run_dir: str | os.PathLike) -> pathlib.Path | None:
     """The checkpoint that is being written at this moment."""
     return next(iter(pathlib.Path(run_dir).glob("checkpoints/*.saving")), None)
 
 
-def workers(launcher: int) -> dict[int, int]:
+def worker_pids(launcher: int) -> dict[int, int]:
     """The processes that a local launcher started: their number -> pid (Linux)."""
     found = {}
     for children in pathlib.Path(f"/proc/{launcher}/task").glob("*/children"):
