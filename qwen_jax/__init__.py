@@ -5,7 +5,7 @@
 >>> tokenizer = qwen_jax.Tokenizer.from_file("path/to/Qwen/qwen.tiktoken")
 >>> ids = qwen_jax.generate(params, tokenizer.encode("Once"), config=config, max_new_tokens=50)
 
-The names below are loaded when they are first used, so that importing costs nothing.
+The names below are imported on first use, which keeps `import qwen_jax` fast.
 """
 
 import importlib
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from qwen_jax.pretrained.huggingface import save_pretrained as save_pretrained
     from qwen_jax.tokenizer.bpe import Tokenizer as Tokenizer
 
-_HOME = {
+_MODULES = {
     "ModelConfig": "config",
     "Tokenizer": "tokenizer.bpe",
     "attention": "kernels.attention",
@@ -33,17 +33,17 @@ _HOME = {
     "save_pretrained": "pretrained.huggingface",
     "sizes": "sizes",
 }
-__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]  (names are declared above)
+__all__ = sorted(_MODULES)  # pyright: ignore[reportUnsupportedDunderAll]  (names are declared above)
 
 
 def __getattr__(name: str):
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'qwen_jax' has no attribute {name!r}")
-    module = importlib.import_module(f"qwen_jax.{_HOME[name]}")
-    value = module if name == _HOME[name] else getattr(module, name)
+    module = importlib.import_module(f"qwen_jax.{_MODULES[name]}")
+    value = module if name == _MODULES[name] else getattr(module, name)
     globals()[name] = value
     return value
 
 
 def __dir__():
-    return sorted(set(globals()) | set(_HOME))
+    return sorted(set(globals()) | set(_MODULES))

@@ -1,7 +1,7 @@
-"""Every private name of another library that this package uses, in one place.
+"""The only module that uses private names of other libraries.
 
-A library may move a private name in any release; tests/test_compat.py fails when one of these is
-gone. Each is imported when it is called, so that importing this module costs nothing.
+A library may move a private name in any release; tests/test_compat.py then fails. Each name is
+imported when its function is called, which keeps importing this module cheap.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def coordination_client() -> Any:
-    """The client of JAX's coordination service (key-value store, barriers) in this process.
+    """Returns this process's client of JAX's coordination service (key-value store, barriers).
 
     Returns None before jax.distributed.initialize. JAX has no public name for it.
     """
@@ -22,8 +22,8 @@ def coordination_client() -> Any:
 def write_cache_from_every_process() -> None:
     """Lets every process write JAX's persistent compilation cache, not only process 0.
 
-    On CPUs a program has another cache key in each process, so all others compile again after
-    every restart. For tests and benchmarks of restarts.
+    On CPUs the cache key of a program differs between processes, so without this every process
+    but 0 compiles again after each restart. For tests and benchmarks of restarts.
     """
     from jax._src import compiler, distributed
 
@@ -41,26 +41,26 @@ def write_cache_from_every_process() -> None:
 
 
 def parent_of(dataset: Any) -> Any:
-    """The dataset that a grain.MapDataset with one parent reads from."""
+    """Returns the dataset that a grain.MapDataset with one parent reads from."""
     return dataset._parent
 
 
 def batched_items(dataset: Any, indices: Sequence[int]) -> Sequence[Any]:
-    """Several items of a grain.MapDataset in one call, which Grain does faster than one by one."""
+    """Reads several items of a grain.MapDataset in one call, faster than one at a time."""
     return dataset._getitems(indices)
 
 
 def stored_array(folder: str, name: str) -> dict[str, Any]:
-    """The TensorStore spec of one array of a pytree that Orbax saved in `folder`.
+    """Returns the TensorStore spec of one array of a pytree that Orbax saved in `folder`.
 
-    Orbax's own reader loads whole shards; TensorStore reads any slice. The layout (one OCDBT
-    database for the pytree "state", zarr3 inside) is not a documented format.
+    Orbax's own reader loads full shards; TensorStore reads any slice. The layout (one OCDBT
+    database for the pytree "state", zarr3 inside) is undocumented.
     """
     database = {"driver": "ocdbt", "base": f"file://{folder}/state/", "path": f"{name}/"}
     return {"driver": "zarr3", "kvstore": database}
 
 
 def os_error_code(error: BaseException) -> int | None:
-    """The errno behind an error of TensorStore, which reports it only as text; None: not one."""
+    """Returns the errno in a TensorStore error, which has it only as text; None if it has none."""
     found = re.search(r"os_error_code='(\d+)'", str(error))
     return int(found[1]) if found else None

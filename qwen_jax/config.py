@@ -1,7 +1,7 @@
-"""Settings as frozen dataclasses that check themselves when they are made.
+"""Settings as frozen dataclasses that validate themselves on construction.
 
-None means "off" or "derive it". Flags are made from these fields (qwen_jax/cli/flags.py): a field's
-name is its flag, and the help text of the flag stands beside it.
+None means "off" or "derive it". qwen_jax/cli/flags.py turns every field into a flag of the same
+name; `option` holds the flag's help text.
 """
 
 import dataclasses
@@ -22,21 +22,21 @@ def option(
     alias: str | None = None,
     former_values: Mapping[str, str] | None = None,
 ) -> Any:
-    """A dataclass field with the help text of its flag.
+    """Declares a dataclass field together with the help text of its flag.
 
     Args:
       default: an immutable value.
-      help: a line of --help.
-      alias: the field's former name; flags and config.json files that use it still work and warn.
-        A field that came from another section gives the full flag: "--data.sources".
-      former_values: former spelling of a choice -> the spelling now; the same holds for these.
+      help: one line of --help.
+      alias: the field's former name. Flags and config.json files that use it still work, with a
+        warning. For a field that moved from another section, the full flag: "--data.sources".
+      former_values: former spelling of a choice -> current spelling; also accepted with a warning.
     """
     metadata = {"help": help, "alias": alias, "former_values": former_values or {}}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def renamed(config, prefix: str = "") -> dict[str, str]:
-    """Former flag -> flag, for every field of a config that has an alias."""
+    """Returns {former flag: flag} for every field of a config that has an alias."""
     found = {}
     for field in dataclasses.fields(config):
         value, alias = getattr(config, field.name), field.metadata.get("alias")
@@ -49,7 +49,7 @@ def renamed(config, prefix: str = "") -> dict[str, str]:
 
 
 def renamed_values(config, prefix: str = "") -> dict[str, Mapping[str, str]]:
-    """Flag -> {former value: value}, for every field whose choices were renamed."""
+    """Returns {flag: {former value: value}} for every field with renamed choices."""
     found = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -61,12 +61,12 @@ def renamed_values(config, prefix: str = "") -> dict[str, Mapping[str, str]]:
 
 
 def with_current_names(settings: Mapping[str, Any], config, where: str) -> dict[str, Any]:
-    """Settings of an older version under the names and values of today, with a warning for each.
+    """Translates settings of an older version to current names and values; warns about each.
 
     Args:
       settings: {"train.num_steps": 100, ...}.
-      config: the dataclass whose fields know their former names.
-      where: the file that uses them.
+      config: the dataclass whose fields declare their former names.
+      where: the file that contains the settings, for the warnings.
     """
     names, values = renamed(config), renamed_values(config)
     current = {}
@@ -82,7 +82,7 @@ def with_current_names(settings: Mapping[str, Any], config, where: str) -> dict[
 
 
 def warn_renamed(former: str, flag: str, where: str) -> None:
-    """One line on stderr for a former name that is still in use."""
+    """Prints a warning on stderr about a former name that is still in use."""
     print(f"warning: {where} uses the former name {former}; it is now {flag}.", file=sys.stderr)
 
 
@@ -97,7 +97,7 @@ def _check_positive(config, section: str, names: str) -> None:
         ok = value is None or (isinstance(value, int) and value > 0)
         _check(
             ok,
-            f"{name}={value!r} is not a positive whole number.",
+            f"{name}={value!r} is not a positive integer.",
             f"{section}.{name}",
             "use 1 or more.",
         )
@@ -115,56 +115,72 @@ def _check_choice(config, section: str, name: str, choices: tuple[str, ...]) -> 
 
 @dataclasses.dataclass(frozen=True)
 class ContextExtension:
-    """What acts at inference beyond the training length, and never in training (report 2.5)."""
+    """Context extension, used only at inference and beyond the training length (report 2.5)."""
 
-    dynamic_ntk: bool = option(True, "a larger rotary base for a longer row")
-    logn: bool = option(True, "queries times the logarithm of their position")
+    dynamic_ntk: bool = option(True, "dynamic NTK: increase the RoPE base with the sequence length")
+    logn: bool = option(True, "LogN scaling: multiply each query by the log of its position")
     windows: tuple[int, ...] | None = option(
-        None, "tokens that each layer sees, lowest layer first"
+        None, "attention window of each layer in tokens, lowest layer first; None: full attention"
     )
 
     def __post_init__(self):
         _check(
             self.windows is None or all(isinstance(w, int) and w > 0 for w in self.windows),
-            f"windows={self.windows!r} holds something else than positive whole numbers.",
+            f"windows={self.windows!r} contains a value that is not a positive integer.",
             "model.extension.windows",
-            "give every layer 1 or more tokens, or none for no windows.",
+            "give each layer a window of 1 or more tokens, or none for full attention.",
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """The architecture of one Qwen (report 2.3). Hashable; closed over by jitted functions.
+    """The architecture of a Qwen model (report 2.3). Hashable, for use inside jitted functions.
 
-    ffn_size is the width of each of the two up-projections; released configs call twice that
-    `intermediate_size`.
+    ffn_size is the width of each of the two up-projections. Released configs state twice this
+    value as `intermediate_size`.
     """
 
     vocab_size: int = dataclasses.field(
-        metadata={"help": "rows of the embedding, padding rows included"}
+        metadata={"help": "rows of the embedding matrix, including padding rows"}
     )
-    hidden_size: int = dataclasses.field(metadata={"help": "D, of the residual stream"})
-    num_layers: int = dataclasses.field(metadata={"help": "blocks of attention and FFN"})
-    num_heads: int = dataclasses.field(metadata={"help": "of queries, in each layer"})
-    ffn_size: int = dataclasses.field(metadata={"help": "width of each of the two up-projections"})
-    context_length: int = option(2048, "training length; the extension starts beyond it")
+    hidden_size: int = dataclasses.field(metadata={"help": "width of the residual stream"})
+    num_layers: int = dataclasses.field(metadata={"help": "number of transformer layers"})
+    num_heads: int = dataclasses.field(metadata={"help": "number of query heads per layer"})
+    ffn_size: int = dataclasses.field(
+        metadata={"help": "width of each of the two FFN up-projections"}
+    )
+    context_length: int = option(
+        2048, "sequence length in training; the context extension applies beyond it"
+    )
     num_kv_heads: int | None = option(
-        None, "None: as many as num_heads (Qwen has no grouped heads)"
+        None, "number of key-value heads; None: num_heads (Qwen uses multi-head attention)"
     )
-    head_size: int | None = option(None, "None: hidden_size / num_heads")
-    rope_base: float = option(10000.0, "released config: of the rotary embedding")
-    norm_epsilon: float = option(1e-6, "released config: of RMSNorm, in its root")
+    head_size: int | None = option(None, "size of an attention head; None: hidden_size / num_heads")
+    rope_base: float = option(
+        10000.0, "base of the rotary embedding (value of the released config)"
+    )
+    norm_epsilon: float = option(
+        1e-6, "epsilon inside the square root of RMSNorm (value of the released config)"
+    )
     initializer_range: float = option(
-        0.02, "released config: standard deviation of the first weights"
+        0.02, "standard deviation of initial weights (value of the released config)"
     )
-    tie_embeddings: bool = option(False, "report 2.3: input and output have weights of their own")
+    tie_embeddings: bool = option(
+        False, "share the input embedding and the output projection (report 2.3: not shared)"
+    )
     extension: ContextExtension = ContextExtension()
-    dropout: float = option(0.0, "after the embedding and on each residual branch")
-    compute_dtype: str = option("bfloat16", "of products and activations; or float32")
-    param_dtype: str = option("float32", "of the weights that are trained")
-    remat: Literal["none", "dots", "block"] = option("none", "what the backward pass recomputes")
-    unroll_layers: int = option(1, "layers compiled as one piece: more to compile, less to copy")
-    attention: str | None = option(None, "a back end by name; None: the best for the device")
+    dropout: float = option(0.0, "dropout rate after the embedding and on each residual branch")
+    compute_dtype: str = option("bfloat16", "dtype of matmuls and activations: bfloat16 or float32")
+    param_dtype: str = option("float32", "dtype of the trained weights")
+    remat: Literal["none", "dots", "block"] = option(
+        "none",
+        "what the backward pass recomputes: nothing; dots: all but matmuls; block: full layers "
+        "(attention outputs are always kept)",
+    )
+    unroll_layers: int = option(
+        1, "layers unrolled per scan iteration; more compile longer and copy less"
+    )
+    attention: str | None = option(None, "attention backend by name; None: chosen for the device")
 
     def __post_init__(self):
         _check_positive(
@@ -189,26 +205,26 @@ class ModelConfig:
             self.head_dim % 2 == 0,
             f"head size {self.head_dim} is odd.",
             "model.head_size",
-            "rotary embedding turns pairs: use an even size.",
+            "use an even size: rotary embedding rotates pairs of dimensions.",
         )
         windows = self.extension.windows
         _check(
             windows is None or len(windows) == self.num_layers,
             f"{len(windows or ())} windows for {self.num_layers} layers.",
             "model.extension.windows",
-            "give one per layer, lowest first.",
+            "give one window per layer, lowest layer first.",
         )
         _check(
             0.0 <= self.dropout < 1.0,
             f"dropout={self.dropout} is outside [0, 1).",
             "model.dropout",
-            "the report uses 0 in pretraining and 0.1 in SFT.",
+            "use a rate of at least 0 and below 1; the report uses 0 in pretraining, 0.1 in SFT.",
         )
         _check(
             self.rope_base > 1 and self.norm_epsilon > 0 and self.initializer_range > 0,
-            "rope_base, norm_epsilon and initializer_range must be positive.",
-            "model",
-            "the released values are 10000, 1e-6 and 0.02.",
+            "rope_base must exceed 1; norm_epsilon and initializer_range must be positive.",
+            "model.rope_base, model.norm_epsilon, model.initializer_range",
+            "use positive values; those of the released configs are 10000, 1e-6 and 0.02.",
         )
         _check_choice(self, "model", "compute_dtype", DTYPES)
         _check_choice(self, "model", "param_dtype", DTYPES)
@@ -225,14 +241,14 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many devices along each mesh axis; their product is the number of devices."""
+    """The number of devices along each mesh axis. Their product is the number of devices."""
 
-    data: int = option(1, "copies of the parameters, each with its share of the batch")
+    data: int = option(1, "data parallelism: replicas of the parameters, each with its own batch")
     fsdp: int | None = option(
-        None, "parameters and batch cut in pieces; None: all devices left over"
+        None, "FSDP: shards of parameters and batch; None: all remaining devices"
     )
-    tensor: int = option(1, "heads, FFN and vocabulary cut in pieces")
-    context: int = option(1, "the sequence cut in pieces")
+    tensor: int = option(1, "tensor parallelism: shards of heads, FFN and vocabulary")
+    context: int = option(1, "context parallelism: shards of the sequence (ring attention)")
 
     def __post_init__(self):
         _check_positive(self, "mesh", "data fsdp tensor context")
@@ -240,18 +256,26 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its schedule (report 2.4, 3.1)."""
+    """AdamW and its learning rate schedule (report 2.4, 3.1)."""
 
-    peak_learning_rate: float = option(3e-4, "after the warm-up")
-    schedule: Literal["cosine", "constant"] = option("cosine", "after the warm-up")
-    warmup_steps: int = option(0, "from 0 to the peak")
-    final_fraction: float = option(0.1, "of the peak, at the end of the cosine")
-    beta1: float = option(0.9, "AdamW's decay of the mean of gradients")
-    beta2: float = option(0.95, "AdamW's decay of the mean of their squares")
-    epsilon: float = option(1e-8, "AdamW's, beside the root")
-    weight_decay: float = option(0.1, "on matrices; not on norms and biases")
-    clip_norm: float | None = option(1.0, "the largest norm of all gradients together; None: any")
-    moment_dtype: str = option("float32", "of AdamW's two means; bfloat16 halves their memory")
+    peak_learning_rate: float = option(3e-4, "learning rate at the end of the warm-up")
+    schedule: Literal["cosine", "constant"] = option(
+        "cosine", "learning rate schedule after the warm-up"
+    )
+    warmup_steps: int = option(0, "steps of linear warm-up to the peak learning rate")
+    final_fraction: float = option(
+        0.1, "learning rate at the end of the cosine, as a fraction of the peak"
+    )
+    beta1: float = option(0.9, "AdamW beta1: decay rate of the first moment")
+    beta2: float = option(0.95, "AdamW beta2: decay rate of the second moment")
+    epsilon: float = option(1e-8, "AdamW epsilon, added outside the square root")
+    weight_decay: float = option(0.1, "AdamW weight decay of matrices; norms and biases have none")
+    clip_norm: float | None = option(
+        1.0, "maximum global gradient norm; larger gradients are scaled down; None: no clipping"
+    )
+    moment_dtype: str = option(
+        "float32", "dtype of the first moment of AdamW; bfloat16 halves its memory"
+    )
 
     def __post_init__(self):
         for name in ("peak_learning_rate", "epsilon"):
@@ -260,7 +284,7 @@ class OptimizerConfig:
                 value > 0 and math.isfinite(value),
                 f"{name}={value} is not positive.",
                 f"optimizer.{name}",
-                "use a positive number.",
+                "use a positive, finite number.",
             )
         _check(
             self.warmup_steps >= 0,
@@ -274,7 +298,7 @@ class OptimizerConfig:
                 0 <= value <= 1,
                 f"{name}={value} is outside [0, 1].",
                 f"optimizer.{name}",
-                "the report's values are 0.9, 0.95 and 0.1.",
+                "use a value from 0 to 1; the report uses 0.9, 0.95 and 0.1.",
             )
         _check(
             self.weight_decay >= 0,
@@ -294,16 +318,22 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which token shards a run reads, in which proportion, and how they are cut (report 2.4)."""
+    """The token shards of a run, their proportions, and their packing (report 2.4)."""
 
-    sources: tuple[str, ...] = option((), "shard folders; weighted if written folder=weight")
-    tokenizer: str | None = option(None, "a .tiktoken file; None: the one beside the first source")
+    sources: tuple[str, ...] = option(
+        (), "folders of token shards; write folder=weight to set a sampling weight"
+    )
+    tokenizer: str | None = option(
+        None, "a .tiktoken file; None: the one next to the first source's shards"
+    )
     packing: Literal["concat", "documents"] = option(
         "concat",
-        "documents: no document attends to another in its row",
+        "concat: documents of a sequence attend to each other; documents: each only to itself",
         former_values={"run_on": "concat"},
     )
-    eval_sources: tuple[str, ...] = option((), "held-out shard folders, one evaluation each")
+    eval_sources: tuple[str, ...] = option(
+        (), "held-out folders of token shards, each evaluated separately"
+    )
 
     def __post_init__(self):
         _check_choice(self, "data", "packing", ("concat", "documents"))
@@ -311,41 +341,50 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How long, how much at once, and how often to look, measure and save."""
+    """Length of a run, batch size, and intervals of logging, evaluation and checkpoints."""
 
     num_steps: int = dataclasses.field(
-        metadata={"help": "updates of the weights, in the whole run"}
+        metadata={"help": "total number of optimizer steps of the run"}
     )
     batch_size: int = dataclasses.field(
-        metadata={"help": "sequences in one optimizer step, over all devices"}
+        metadata={"help": "sequences per optimizer step, over all devices"}
     )
-    micro_batches: int = option(1, "gradient accumulation: pieces that a batch is computed in")
-    seed: int = option(0, "of the first weights, dropout and the order of the data")
-    z_loss: float | None = option(None, "weight of log(Z)^2; None: off")
-    log_every: int = option(1, "steps from line to line")
+    micro_batches: int = option(
+        1, "gradient accumulation: number of micro-batches per optimizer step"
+    )
+    seed: int = option(0, "random seed of initial weights, dropout and data order")
+    z_loss: float | None = option(
+        None, "weight of log(Z)^2 in the loss, Z the softmax denominator; None: off"
+    )
+    log_every: int = option(1, "steps between log lines")
     eval_every: int | None = option(
-        500, "steps from evaluation to evaluation; None: at the end alone"
+        500, "steps between evaluations; None: only after the last step"
     )
-    eval_batches: int = option(16, "batches of an evaluation, of each held-out source")
+    eval_batches: int = option(16, "batches per evaluation, for each held-out source")
     save_every: int | None = option(
-        500, "steps from checkpoint to checkpoint; None: at the end alone"
+        500, "steps between checkpoints; None: only after the last step"
     )
-    keep_checkpoints: int = option(3, "the newest ones")
+    keep_checkpoints: int = option(3, "number of most recent checkpoints to keep")
     device_memory_gib: float | None = option(
-        None, "None: what the device reports", alias="device_memory_gb"
+        None,
+        "memory per device in GiB, for the check before the first step; None: what the device "
+        "reports",
+        alias="device_memory_gb",
     )
     on_spike: Literal["warn", "skip"] = option(
         "warn",
-        "skip: return to the last checkpoint and leave the batches of the spike out",
+        "on a loss spike, warn: log it; skip: restore the last checkpoint, skip its batches",
         former_values={"tell": "warn"},
     )
     sdc_check_every: int | None = option(
         None,
-        "steps between checks for silent data corruption: computes one step twice, compares bits; "
+        "steps between checks for silent data corruption (compute one step twice, compare bits); "
         "None: never",
         alias="recheck_every",
     )
-    trace_steps: tuple[int, ...] = option((), "first, last: profiled into run_dir/profile")
+    trace_steps: tuple[int, ...] = option(
+        (), "first and last step to profile, written to run_dir/profile: 100,105"
+    )
 
     def __post_init__(self):
         _check_positive(
@@ -358,9 +397,9 @@ class TrainConfig:
         _check(
             not self.trace_steps
             or (len(self.trace_steps) == 2 and 1 <= self.trace_steps[0] <= self.trace_steps[1]),
-            f"trace_steps={self.trace_steps} is not a first and a last step.",
+            f"trace_steps={self.trace_steps} is not a pair of a first and a last step.",
             "train.trace_steps",
-            "write --train.trace_steps=100,105.",
+            "give two steps from 1 on in order, such as --train.trace_steps=100,105.",
         )
         _check(
             self.batch_size % self.micro_batches == 0,

@@ -1,19 +1,19 @@
-"""Errors that tell a person three things: what is wrong, where, and how to fix it."""
+"""Errors that state three things: what is wrong, where, and how to fix it."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class QwenJaxError(ValueError):
-    """Base of every error that a user can cause.
+    """Base class of every error that a user can cause.
 
     Args:
-      what: one sentence, with the offending value in it.
+      what: one sentence that contains the offending value.
       where: the flag, file, weight or argument concerned.
-      fix: what to do about it.
+      fix: how to resolve it.
     """
 
-    exit_code = 1  # of a run that it ends; launchers do not start again after 1
+    exit_code = 1  # of a run that fails with it; launchers do not restart after 1
 
     def __init__(self, what: str, where: str, fix: str):
         super().__init__(f"\n  what:  {what}\n  where: {where}\n  fix:   {fix}")
@@ -24,15 +24,15 @@ class QwenJaxError(ValueError):
 
 
 class ConfigError(QwenJaxError):
-    """A setting that cannot be right, alone or together with another."""
+    """A setting that is invalid, by itself or in combination with another."""
 
 
 class DataError(QwenJaxError):
-    """Text, shards or batches that are missing, damaged or of the wrong form."""
+    """Text, shards or batches that are missing, damaged or malformed."""
 
 
 class TokenizerError(QwenJaxError):
-    """A vocabulary file or a text that the tokenizer cannot honor."""
+    """A vocabulary file or a text that the tokenizer cannot handle."""
 
 
 class ShardingError(QwenJaxError):
@@ -40,21 +40,21 @@ class ShardingError(QwenJaxError):
 
 
 class CheckpointError(QwenJaxError):
-    """A checkpoint that is missing, damaged or of another model."""
+    """A checkpoint that is missing, damaged or belongs to another model."""
 
 
 class KernelError(QwenJaxError):
-    """Arguments that an attention back end refuses."""
+    """Arguments that an attention backend does not support."""
 
 
 class TrainingError(QwenJaxError):
-    """A run that cannot go on: non-finite loss, exhausted data, no memory."""
+    """A run that cannot continue: non-finite loss, exhausted data, out of memory."""
 
 
 def unknown_name(
     kind: str, name: str, known: Iterable[str], where: str, error: type[QwenJaxError] = ConfigError
 ) -> QwenJaxError:
-    """The error for a name that does not exist: the nearest known one first, then all of them.
+    """Returns the error for an unknown name: it suggests the closest known one, then lists all.
 
     Example:
       >>> print(unknown_name("size", "7", ["1.8b", "7b"], "--size").fix)

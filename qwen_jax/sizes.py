@@ -1,8 +1,8 @@
-"""The sizes of Table 1 and toy sizes for one machine.
+"""The model sizes of Table 1, and toy sizes for one machine.
 
-FFN widths and padded vocabularies are those of the released configs: report 2.3 says 8/3 of the
-hidden size, they round it up to a multiple of 128. The numbers of parameters are checked by
-tests/test_sizes.py against the released checkpoints.
+FFN widths and padded vocabularies are those of the released configs. Report 2.3 gives 8/3 of the
+hidden size as the FFN width; the configs round it up to a multiple of 128. tests/test_sizes.py
+checks the parameter counts against the released checkpoints.
 """
 
 from qwen_jax.config import ModelConfig
@@ -36,7 +36,7 @@ TOY_110M = ModelConfig(
     ffn_size=2048,
     context_length=1024,
 )
-TINY = ModelConfig(  # for tests: every dimension different, each divisible by 4
+TINY = ModelConfig(  # for tests: every dimension is different and divisible by 2
     vocab_size=128,
     hidden_size=32,
     num_layers=2,
@@ -57,7 +57,11 @@ SIZES = {
 
 
 def by_name(name: str) -> ModelConfig:
-    """The config called `name` in Table 1's words (1.8b, 7b, 14b) or a toy one."""
+    """Returns the config of a size in Table 1 (1.8b, 7b, 14b) or of a toy size.
+
+    Raises:
+      ConfigError: no size has this name.
+    """
     if name not in SIZES:
         raise unknown_name("size", name, SIZES, "sizes.by_name")
     return SIZES[name]

@@ -1,8 +1,8 @@
-"""Typed pytrees: what a model, a batch and a training state are made of.
+"""Typed pytrees of parameters, batches, training states and KV caches.
 
-Shape letters, here and everywhere: B batch, T query positions, S key positions, D model, N heads,
-K key-value heads, H head size, F ffn, V vocabulary, L layers. Weights of all layers are stacked
-on a leading L axis and scanned. The same class holds arrays, specs, shardings or moments.
+Shape letters in the whole package: B batch, T query positions, S key positions, D model, N heads,
+K key-value heads, H head size, F ffn, V vocabulary, L layers. The weights of all layers are
+stacked on a leading L axis and scanned. The same class holds arrays, specs, shardings or moments.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ else:
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """The declaration of one weight; a leaf, so a Params of Specs is an ordinary pytree."""
+    """The declaration of one weight. It is a pytree leaf, so a Params can hold Specs."""
 
     shape: tuple[int, ...]
     axes: tuple[str, ...]  # one logical axis name per dimension (parallel/sharding.py)
@@ -59,57 +59,58 @@ class Params(PyTreeNode):
 
 
 class Batch(PyTreeNode):
-    """Rows of a fixed length T; a position with segment 0 is padding."""
+    """Sequences of a fixed length T. A position with segment 0 is padding."""
 
     tokens: Array  # int32 [B, T]
-    targets: Array  # int32 [B, T]; the token that follows
-    loss_weights: Array  # float32 [B, T]; 0 where nothing is to be learned
-    segment_ids: Array  # int32 [B, T]; contiguous runs, one per document; 0 is padding
-    positions: Array  # int32 [B, T]; restarts at 0 where attention does
+    targets: Array  # int32 [B, T]; the next token
+    loss_weights: Array  # float32 [B, T]; 0 at positions without loss
+    segment_ids: Array  # int32 [B, T]; contiguous, one per document; 0 is padding
+    positions: Array  # int32 [B, T]; restarts at 0 where attention restarts
 
 
 class PairBatch(PyTreeNode):
-    """Pairs of answers to one prompt, the preferred one first (axis 1); padded on the right."""
+    """Pairs of responses to one prompt: chosen first, then rejected (axis 1); right-padded."""
 
-    tokens: Array  # int32 [B, 2, T]; ends with the answer's <|im_end|>
-    targets: Array  # int32 [B, 2, T]; the token that follows
-    response_weights: Array  # float32 [B, 2, T]; 1 where the target is of the answer
+    tokens: Array  # int32 [B, 2, T]; ends with the response's <|im_end|>
+    targets: Array  # int32 [B, 2, T]; the next token
+    response_weights: Array  # float32 [B, 2, T]; 1 where the target belongs to the response
     segment_ids: Array  # int32 [B, 2, T]; 1, and 0 for padding
-    end: Array  # int32 [B, 2]; where the reward is read: the last real token
-    weights: Array  # float32 [B]; 0 for a pair that fills up a batch
+    end: Array  # int32 [B, 2]; position of the last real token, where the reward is read
+    weights: Array  # float32 [B]; 0 for a pair that only pads the batch
 
 
 class ScoringParams(PyTreeNode):
-    """A language model whose output projection is one number per token: a reward or a value."""
+    """A language model whose head gives one number per token: a reward or a value."""
 
     trunk: Params  # head is None
     score: Array  # [D]
 
 
 class Sums(PyTreeNode):
-    """What an objective returns. The step divides by the global weight, never by a local one."""
+    """The result of an objective. The step divides by the global weight, never by a local one."""
 
     loss_sum: Array  # float32 []
     weight_sum: Array  # float32 []
-    extras: dict[str, Array]  # float32 []; sums too, divided by weight_sum for the log
+    extras: dict[str, Array]  # float32 []; also sums, divided by weight_sum before logging
 
 
 class TrainState(PyTreeNode):
-    """All that training changes. No random key: a step's key is fold_in(key(seed), step)."""
+    """Everything that training changes. There is no random key: a step's is derived from the seed
+    and the step number, fold_in(key(seed), step)."""
 
-    step: Array  # int32 []; optimizer steps done
+    step: Array  # int32 []; completed optimizer steps
     params: Params
     opt_state: Any  # optax state, shaped like params
-    # bool []; a loss or gradient was not finite, and nothing changes any more. None in a checkpoint
-    # (what is saved is good) and in a state that is a part of another one, which has the flag.
+    # bool []; set after a non-finite loss or gradient, which freezes the state. None in a
+    # checkpoint (only finite states are saved) and in a state nested in one that has the flag.
     halted: Array | None = None
 
 
 class CacheBlock(PyTreeNode):
-    """Keys and values of a range of positions, for one layer (l = 1) or for all layers.
+    """Keys and values of a range of cache positions, for one layer (l = 1) or for all layers.
 
-    Heads come before positions, so a decoding step multiplies with the cache in its memory order.
-    In int8 an entry represents entry * scale + shift, with one pair per token and head.
+    The head axis precedes the position axis, so a decoding step needs no transpose. An int8 entry
+    represents entry * scale + shift, with one pair for each token and head.
     """
 
     keys: Array  # [l, B, K, C, H], rotated, each layer with its own base
@@ -119,12 +120,12 @@ class CacheBlock(PyTreeNode):
 
 
 class KVCache(PyTreeNode):
-    """Keys and values of the tokens so far; each sequence fills its positions from 0.
+    """Keys and values of the tokens seen so far. Each sequence fills its positions from 0.
 
-    The cache is split into blocks of positions (inference/decoder/kv_cache.py). Blocks past every
-    sequence are not read. Each block is an array of its own, because XLA:CPU copies slices.
+    The positions are split into blocks (inference.decoder.kv_cache.block_sizes). A block beyond
+    every sequence is not read. Each block is an array of its own, because XLA:CPU copies slices.
     """
 
-    blocks: tuple[tuple[CacheBlock, ...], ...]  # blocks[layer, or 0 for all][range of positions]
+    blocks: tuple[tuple[CacheBlock, ...], ...]  # blocks[layer, or 0 for all][position range]
     lengths: Array  # int32 [B]; positions in use
-    ntk_lengths: Array  # int32 [B]; the full prompt's, which fixes NTK's alpha (report 2.5)
+    ntk_lengths: Array  # int32 [B]; length of the full prompt, which sets NTK's alpha (report 2.5)
