@@ -22,12 +22,12 @@ from qwen_jax.types import Array, AttentionParams, Device
 def project_qkv(
     x_BTD: Array, params: AttentionParams, *, table, query_scale_BT: Array | None, matmul=linear
 ):
-    """Rotated queries and keys, and values: [B, T, N, H], [B, T, K, H], [B, T, K, H].
+    """Returns rotated queries [B, T, N, H], rotated keys [B, T, K, H] and values [B, T, K, H].
 
     Args:
-      table: cos and sin of rope.rotary_table.
-      query_scale_BT: LogN factors (report 2.5) or None.
-      matmul: how a weight is multiplied with: `linear` or lora.adapted_linear.
+      table: (cos, sin) from rope.rotary_table.
+      query_scale_BT: LogN factors (report 2.5), or None.
+      matmul: multiplies by a weight: `linear` or lora.adapted_linear.
     """
 
     def project(weight, bias, heads_axis):
@@ -41,7 +41,7 @@ def project_qkv(
 
 
 def positioned_query(q_BTNH: Array, table, query_scale_BT: Array | None) -> Array:
-    """Queries rotated, and multiplied by LogN's factors where there are any."""
+    """Rotates queries and multiplies them by the LogN factors, if given."""
     q_BTNH = rotate(q_BTNH, table)
     if query_scale_BT is None:
         return q_BTNH
@@ -50,7 +50,7 @@ def positioned_query(q_BTNH: Array, table, query_scale_BT: Array | None) -> Arra
 
 
 def project_out(out_BTNH: Array, params: AttentionParams, *, matmul=linear) -> Array:
-    """[B, T, N, H] -> [B, T, D]."""
+    """Output projection: [B, T, N, H] -> [B, T, D]."""
     B, T, N, H = out_BTNH.shape
     wo = params.wo.reshape(-1, params.wo.shape[-1])
     return matmul(out_BTNH.reshape(B, T, N * H), wo)
@@ -68,11 +68,11 @@ def self_attention(
     ring: Ring | None = None,
     matmul=linear,
 ) -> Array:
-    """Attention of a whole row over itself: training, scoring, prefill without a cache.
+    """Self-attention over full sequences: training, scoring, prefill without a cache.
 
     Args:
-      segment_ids: int32 [B, T] in the row's order, or None.
-      ring: the order of x_BTD, where it is not the row's.
+      segment_ids: int32 [B, T] in sequence order, or None.
+      ring: the order of x_BTD if it differs from sequence order.
     """
     q, k, v = project_qkv(x_BTD, params, table=table, query_scale_BT=query_scale_BT, matmul=matmul)
     out = partitioned_attention(
@@ -91,18 +91,20 @@ def partitioned_attention(
     implementation: str | None,
     ring: Ring | None = None,
 ) -> Array:
-    """kernels.attention on a mesh: each device computes its rows and heads.
+    """kernels.attention on a mesh: each device computes its own sequences and heads.
 
-    Heads are cut only where the key-value heads can be cut as well. A row that is cut (mesh axis
-    "context") goes round in a ring, or is put together first where the back end has no blocks.
+    Heads are sharded only if the key-value heads can be sharded too. A sequence that is sharded
+    (mesh axis "context") uses ring attention. If the backend has no blocks, the sequence is
+    gathered first.
 
     Args:
-      ring: the order of q, k and v, where it is not the row's; segment_ids are always in the row's.
+      ring: the order of q, k and v if it differs from sequence order. segment_ids are always in
+        sequence order.
     """
     (B, T, N), (S, K) = q_BTNH.shape[:3], k_BSKH.shape[1:3]
     choice = choose(call_of(q_BTNH, k_BSKH, segment_ids=segment_ids, window=window), implementation)
-    cut_heads = N == K or shards_evenly(K, "act_kv_heads")
-    names = ("act_heads", "act_kv_heads") if cut_heads else (None, None)
+    shard_heads = N == K or shards_evenly(K, "act_kv_heads")
+    names = ("act_heads", "act_kv_heads") if shard_heads else (None, None)
     block = getattr(choice.module, "BLOCK", None)
     if ring is None and block is not None and T == S:
         ring = ring_of(T, balanced=False)
@@ -136,8 +138,8 @@ def partitioned_attention(
 
 
 def sequence_order(tokens_BT: Array, config: ModelConfig) -> Ring | None:
-    """The order in which rows are best held between the embedding and the last norm; None: their
-    own."""
+    """Returns the balanced ring order for use between the embedding and the last norm, or None for
+    sequence order."""
     ring = ring_of(tokens_BT.shape[1])
     if ring is None or not ring.balanced:
         return None
@@ -146,10 +148,10 @@ def sequence_order(tokens_BT: Array, config: ModelConfig) -> Ring | None:
 
 
 def implementation_for(config: ModelConfig, device: Device) -> Choice:
-    """The back end that a training step of this model runs on such a device.
+    """Returns the attention backend that a training step of this model uses on this device.
 
     Raises:
-      KernelError: config.attention names one that cannot.
+      KernelError: the backend named by config.attention does not support it.
     """
     return _choose(config, Target.of(device), config.context_length)
 

@@ -1,4 +1,4 @@
-"""The small parts of a block: RMSNorm, SwiGLU, dropout and output projection.
+"""The small parts of a layer: RMSNorm, linear, SwiGLU, dropout and output projection.
 
 B batch, T positions, D model, F ffn, V vocabulary.
 """
@@ -12,11 +12,11 @@ from jax.ad_checkpoint import checkpoint_name
 from qwen_jax.parallel.sharding import constrain
 from qwen_jax.types import Array, MLPParams
 
-MATMUL_OUT = "matmul_out"  # what a remat policy calls the result of `linear`
+MATMUL_OUT = "matmul_out"  # the name of the result of `linear` in remat policies
 
 
 def rms_norm(x_BTD: Array, scale_D: Array, *, epsilon: float) -> Array:
-    """x / rms(x) * scale, the statistics in float32. Report: 2.3. Returns the dtype of `x_BTD`."""
+    """x / rms(x) * scale, with statistics in float32. Report: 2.3. Keeps the dtype of `x_BTD`."""
     x32 = x_BTD.astype(jnp.float32)
     inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
     normed = (x32 * inverse_rms).astype(x_BTD.dtype)
@@ -24,19 +24,19 @@ def rms_norm(x_BTD: Array, scale_D: Array, *, epsilon: float) -> Array:
 
 
 def linear(x_BTD: Array, weight_DE: Array, dtype=None) -> Array:
-    """x W, under a name by which a remat policy keeps it: such policies do not see into `matmul`,
-    whose arguments these are."""
+    """`matmul` with a named result. A remat policy needs the name, because it does not see inside
+    a custom_vjp such as `matmul`."""
     return checkpoint_name(matmul(x_BTD, weight_DE, dtype), MATMUL_OUT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def matmul(x_BTD: Array, weight_DE: Array, dtype=None) -> Array:
-    """x W, the weight cast to x's dtype on the way; `dtype` of the result, x's if None.
+    """x W, with the weight cast to x's dtype. `dtype` is that of the result; None: x's.
 
-    The weight's gradient accumulates in float32. The backward pass is written out for the order of
-    its operands: XLA transposes the left one of a weight gradient, and that must be the input, not
-    the (wider, freshly computed) output gradient. On a CPU this makes weight gradients two to three
-    times as fast.
+    The weight gradient accumulates in float32. The custom backward pass fixes the order of its
+    operands: XLA transposes the left operand of a weight gradient. That should be the input and
+    not the output gradient, which is wider and freshly computed. On a CPU this makes weight
+    gradients two to three times as fast.
     """
     return _contract(x_BTD, weight_DE.astype(x_BTD.dtype), 2, 0, dtype)
 
@@ -63,10 +63,10 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def swiglu(x_BTD: Array, params: MLPParams, *, matmul=linear) -> Array:
-    """down(up(x) * silu(gate(x))). Report: 2.3. `params` without the layer axis.
+    """down(up(x) * silu(gate(x))). Report: 2.3. `params` have no layer axis.
 
     Args:
-      matmul: how a weight is multiplied with: `linear` or lora.adapted_linear.
+      matmul: multiplies by a weight: `linear` or lora.adapted_linear.
     """
     gate_BTF, up_BTF = matmul(x_BTD, params.w_gate), matmul(x_BTD, params.w_up)
     hidden_BTF = constrain(gated_silu(gate_BTF, up_BTF), "batch", "length", "act_ffn")
@@ -75,10 +75,10 @@ def swiglu(x_BTD: Array, params: MLPParams, *, matmul=linear) -> Array:
 
 @jax.custom_vjp
 def gated_silu(gate: Array, up: Array) -> Array:
-    """up * silu(gate), computed in float32, in the dtype of `gate`.
+    """up * silu(gate), computed in float32 and returned in the dtype of `gate`.
 
-    The backward pass is written out to keep the two inputs alone: of the widest arrays of a layer,
-    automatic differentiation would keep two more.
+    The custom backward pass keeps only the two inputs. Automatic differentiation would keep two
+    more of the widest arrays of a layer.
     """
     gate32 = gate.astype(jnp.float32)
     return (up.astype(jnp.float32) * gate32 * jax.nn.sigmoid(gate32)).astype(gate.dtype)
@@ -96,7 +96,7 @@ gated_silu.defvjp(lambda gate, up: (gated_silu(gate, up), (gate, up)), _gated_si
 
 
 def dropout(x: Array, *, rate: float, key: Array | None) -> Array:
-    """Zeroes entries with probability `rate` and rescales the rest; no-op without a key."""
+    """Zeroes entries with probability `rate` and rescales the rest. Without a key, returns `x`."""
     if key is None or rate == 0.0:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
@@ -104,5 +104,5 @@ def dropout(x: Array, *, rate: float, key: Array | None) -> Array:
 
 
 def unembed(x_BTD: Array, head_DV: Array, *, matmul=linear) -> Array:
-    """Logits, float32 [B, T, V]; the product accumulates in float32 whatever the input's dtype."""
+    """Returns logits, float32 [B, T, V], accumulated in float32 for any input dtype."""
     return constrain(matmul(x_BTD, head_DV, jnp.float32), "batch", "length", "act_vocab")

@@ -1,10 +1,9 @@
-"""Cross-entropy and log-probabilities of hidden states and output projection, without all the
-logits in memory.
+"""Chunked cross-entropy and log-probabilities: the full logits are never in memory.
 
-Tokens are taken in chunks. When a gradient is asked for, a chunk's share of it is computed while
-its logits are there: three products with the output projection where recomputing them takes four.
-On a mesh each device works on its own tokens and its own part of the vocabulary; the projection is
-put together once and its gradient added up once, whatever the number of chunks.
+Tokens are processed in chunks. If a gradient is requested, each chunk computes its share while its
+logits exist. This takes three matmuls with the output projection; recomputing logits takes four.
+On a mesh each device works on its own tokens and its own vocabulary shard. The projection is
+gathered once and its gradient reduced once, regardless of the number of chunks.
 
 B batch and T positions (of all tokens, of a device or of a chunk), D model, V vocabulary, C = B T
 tokens of a chunk.
@@ -20,12 +19,12 @@ from qwen_jax.kernels.platform import target_of
 from qwen_jax.parallel.sharding import map_shards, sharded_axes
 from qwen_jax.types import Array
 
-# Float32 logits of one chunk, bytes. On an accelerator a chunk also reads and writes the gradient
-# of the projection (8 D V bytes) for 6 C D V operations: below some 500 tokens that would take
-# longer than the products do. 1 GiB is 1,766 tokens of Qwen's vocabulary.
+# Bytes of the float32 logits of one chunk. On an accelerator a chunk also reads and writes the
+# gradient of the projection (8 D V bytes) for 6 C D V operations. Below about 500 tokens that takes
+# longer than the matmuls. 1 GiB is 1,766 tokens of Qwen's vocabulary.
 _CHUNK_BYTES = {"cpu": 256 << 20}
 _DEFAULT_CHUNK_BYTES = 1 << 30
-_TILE = 128  # chunks that are not everything are multiples of it
+_TILE = 128  # chunk sizes are multiples of it, unless one chunk holds all tokens
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -34,14 +33,14 @@ def cross_entropy(
 ) -> tuple[Array, Array]:
     """(sum of w (-log p(target) + z_loss log(Z)^2), sum of w (-log p(target))), float32.
 
-    p is the softmax of x W and Z its denominator, both in float32. Products take x's dtype and add
-    up in float32, as does the gradient of W.
+    p is the softmax of x W and Z its denominator, both in float32. Matmuls use x's dtype and
+    accumulate in float32; the gradient of W also accumulates in float32.
 
     Args:
-      x_BTD: normed hidden states.
-      head_DV: the output projection, cast to x's dtype on the way.
+      x_BTD: normalized hidden states.
+      head_DV: the output projection, cast to x's dtype.
       targets_BT: int32.
-      weights_BT: float32. No gradient goes to it, and none comes from the second result.
+      weights_BT: float32. It gets no gradient, and the second result propagates none.
       z_loss: None is 0.
     """
     return _sums(x_BTD, head_DV, targets_BT, weights_BT, z_loss, gradient=False)
@@ -69,7 +68,7 @@ def log_likelihoods(
 ) -> tuple[Array, Array]:
     """(log p(target), entropy of p), float32 [B, T] each; p is the softmax of x W / temperature.
 
-    In the backward pass the logits are computed again. No gradient comes from the entropy.
+    The backward pass recomputes the logits. The entropy propagates no gradient.
 
     Args:
       x_BTD, head_DV, targets_BT: as in cross_entropy.
@@ -84,8 +83,8 @@ def log_likelihoods(
         chunks = _chunked(x_BTD, size), _chunked(targets_BT, size)
         if chunks[0].shape[0] == 1:
             return step(x_BTD, targets_BT)
-        found = jax.lax.map(lambda chunk: step(*chunk), chunks)
-        return tuple(_in_rows(x, targets_BT.shape) for x in found)
+        results = jax.lax.map(lambda chunk: step(*chunk), chunks)
+        return tuple(_unchunked(x, targets_BT.shape) for x in results)
 
     tokens = ("batch", "length")
     return map_shards(
@@ -104,7 +103,7 @@ def _likelihoods_forward(x_BTD, head_DV, targets_BT, temperature):
 
 def _likelihoods_backward(temperature, residuals, cotangents):
     x_BTD, head_DV, targets_BT = residuals
-    # The gradient of sum w (-log p) for w = -cotangent.
+    # This is the gradient of sum w (-log p) for w = -cotangent.
     *_, dx_BTD, dhead_DV = _sums(
         x_BTD, head_DV, targets_BT, -cotangents[0], None, gradient=True, temperature=temperature
     )
@@ -117,12 +116,12 @@ log_likelihoods.defvjp(_likelihoods_forward, _likelihoods_backward)
 def _sums(
     x_BTD, head_DV, targets_BT, weights_BT, z_loss, *, gradient: bool, temperature: float = 1.0
 ):
-    """Loss and cross-entropy and, if asked for, their gradients with respect to x and W."""
+    """Returns loss and cross-entropy, and with `gradient` those of the loss for x and W."""
     B, T, _ = x_BTD.shape
     D, V = head_DV.shape
     token_axes = sharded_axes(B, "batch") + sharded_axes(T, "length")
     vocab_axes = sharded_axes(V, "act_vocab")
-    # Where the projection is stored in pieces of D, each device needs its piece of the sum alone.
+    # If the projection is sharded over D, each device needs only its shard of the sum.
     scatter_axes = sharded_axes(D, "embed")
     if not set(scatter_axes) <= set(token_axes):
         scatter_axes = ()
@@ -143,7 +142,7 @@ def _sums(
         sums = tuple(_sum_over(s, token_axes) for s in sums)
         if not gradient:
             return sums
-        dx_BTD = _in_rows(dx, x_BTD.shape)
+        dx_BTD = _unchunked(dx, x_BTD.shape)
         if scatter_axes:
             dhead_DV = jax.lax.psum_scatter(dhead_DV, scatter_axes, scatter_dimension=0, tiled=True)
         rest = tuple(axis for axis in token_axes if axis not in scatter_axes)
@@ -167,14 +166,14 @@ def _chunk_bytes(x_BTD: Array) -> int:
 
 
 def _chunk_size(tokens: int, vocab_size: int, limit: int) -> int:
-    """Tokens in a chunk: all, or an even share of them whose float32 logits take `limit` bytes."""
+    """Returns tokens per chunk: all, or equal shares whose float32 logits take `limit` bytes."""
     number = -(-4 * tokens * vocab_size // limit)
     return tokens if number <= 1 else _TILE * math.ceil(tokens / number / _TILE)
 
 
 def _chunked(array_BT: Array, size: int) -> Array:
-    """[B, T, ...] -> [chunks, B, T, ...]: one chunk as it is, or chunks of [size / 128, 128, ...],
-    filled up with zeros, which weigh nothing."""
+    """[B, T, ...] -> [chunks, B, T, ...]: one chunk in its original shape, or chunks of shape
+    [size / 128, 128, ...], padded with zeros, whose weight is 0."""
     tokens, rest = array_BT.shape[0] * array_BT.shape[1], array_BT.shape[2:]
     if size == tokens:
         return array_BT[None]
@@ -183,14 +182,14 @@ def _chunked(array_BT: Array, size: int) -> Array:
     return filled.reshape(-1, size // _TILE, _TILE, *rest)
 
 
-def _in_rows(chunks: Array, shape: tuple[int, ...]) -> Array:
-    """What _chunked cut, [B, T, ...], without what it filled up with."""
+def _unchunked(chunks: Array, shape: tuple[int, ...]) -> Array:
+    """Inverse of _chunked: [B, T, ...], with the padding removed."""
     tokens = shape[0] * shape[1]
     return chunks.reshape(-1, *shape[2:])[:tokens].reshape(shape)
 
 
 def _over_chunks(step, chunks: list[Array]):
-    """step(x, targets, weights) -> (two sums, dx, dhead or None), added up over the chunks."""
+    """Sums step(x, targets, weights) -> (two sums, dx, dhead or None) over the chunks."""
     if chunks[0].shape[0] == 1:
         return step(*(a[0] for a in chunks))
 
@@ -205,26 +204,26 @@ def _over_chunks(step, chunks: list[Array]):
 
 
 def _logits(x_BTD, targets_BT, head_DV, vocab_axes, temperature: float):
-    """Of a chunk, whose projection may be a part of the vocabulary: its logits [B, T, V], and the
-    largest of all parts, the target's place in this part (or outside of it) and its logit here (or
-    0): [B, T]."""
-    logits_BTV = _product(x_BTD, head_DV, 2, 0, jnp.float32) / temperature
+    """Returns the logits of a chunk for this device's vocabulary shard, [B, T, V]; and, each
+    [B, T]: the maximum over all shards, the target's index in this shard (or outside it), and the
+    target's logit here (or 0)."""
+    logits_BTV = _contract(x_BTD, head_DV, 2, 0, jnp.float32) / temperature
     V = logits_BTV.shape[2]
     top_BT = jnp.max(logits_BTV, axis=-1)
     if vocab_axes:
         top_BT = jax.lax.pmax(top_BT, vocab_axes)
         targets_BT = targets_BT - jax.lax.axis_index(vocab_axes) * V
-    # Gathered, which is faster than summing a masked copy; a target that is elsewhere counts 0.
+    # A gather is faster than the sum of a masked copy. A target of another shard counts 0.
     nearest_BT = jnp.clip(targets_BT, 0, V - 1)
     chosen_BT = jnp.take_along_axis(logits_BTV, nearest_BT[:, :, None], axis=-1)[:, :, 0]
     return logits_BTV, top_BT, targets_BT, jnp.where(nearest_BT == targets_BT, chosen_BT, 0.0)
 
 
 def _likelihoods(x_BTD, targets_BT, *, head_DV, vocab_axes, temperature: float):
-    """log p(target) and the entropy of p, of one chunk on one device.
+    """log p(target) and the entropy of p, for one chunk on one device.
 
     With l = logits - max and Z = sum exp(l) they are l[target] - log Z and
-    log Z - sum exp(l) l / Z: one exponential for each logit.
+    log Z - sum exp(l) l / Z, which takes one exponential per logit.
     """
     logits_BTV, top_BT, _, chosen_BT = _logits(x_BTD, targets_BT, head_DV, vocab_axes, temperature)
     l_BTV = logits_BTV - top_BT[:, :, None]
@@ -248,7 +247,7 @@ def _chunk(
     gradient: bool,
     temperature: float,
 ):
-    """_sums of one chunk on one device; dx and dhead are this part's alone."""
+    """_sums of one chunk on one device; dx and dhead cover only this device's shard."""
     logits_BTV, top_BT, targets_BT, chosen_BT = _logits(
         x_BTD, targets_BT, head_DV, vocab_axes, temperature
     )
@@ -261,20 +260,20 @@ def _chunk(
     if not gradient:
         return sums, None, None
     scale_BT = weights_BT * (1.0 + 2.0 * z_weight * log_z_BT)
-    word = jnp.arange(logits_BTV.shape[2], dtype=targets_BT.dtype)
-    is_target = word[None, None, :] == targets_BT[:, :, None]
+    ids = jnp.arange(logits_BTV.shape[2], dtype=targets_BT.dtype)
+    is_target = ids[None, None, :] == targets_BT[:, :, None]
     softmax_BTV = jnp.exp(logits_BTV - log_z_BT[:, :, None])
     dlogits_BTV = softmax_BTV * scale_BT[:, :, None] - jnp.where(
         is_target, weights_BT[:, :, None], 0.0
     )
     dlogits_BTV = (dlogits_BTV / temperature).astype(x_BTD.dtype)
-    dx_BTD = _product(dlogits_BTV, head_DV, 2, 1, None)
-    # The input on the left, and two axes of tokens: a CPU's fast product takes this form alone.
-    dhead_DV = _product(x_BTD, dlogits_BTV, (0, 1), (0, 1), jnp.float32)
+    dx_BTD = _contract(dlogits_BTV, head_DV, 2, 1, None)
+    # Input on the left and two token axes: XLA:CPU has a fast matmul only for this form.
+    dhead_DV = _contract(x_BTD, dlogits_BTV, (0, 1), (0, 1), jnp.float32)
     return sums, dx_BTD, dhead_DV
 
 
-def _product(a: Array, b: Array, axes_a, axes_b, dtype) -> Array:
+def _contract(a: Array, b: Array, axes_a, axes_b, dtype) -> Array:
     axes_a, axes_b = ((axis,) if isinstance(axis, int) else axis for axis in (axes_a, axes_b))
     return jax.lax.dot_general(a, b, ((axes_a, axes_b), ((), ())), preferred_element_type=dtype)
 

@@ -1,8 +1,9 @@
-"""LoRA: a product of two thin matrices is learned beside a frozen weight (Hu et al. 2021).
+"""LoRA: two thin matrices are trained on top of a frozen weight (Hu et al. 2021).
 
-Where a layer has x W, it has x W + alpha / rank (x A) B, and W gets no gradient and no moments. The
-two are kept apart in training: in bfloat16 a small A B added to W is rounded away, and the gradient
-of W, a third of the work, need not exist. An export adds them up (pretrained/merged.py).
+A layer computes x W + alpha / rank (x A) B instead of x W, and W gets no gradient and no moments.
+Training does not merge the two: in bfloat16 a small A B added to W is rounded away, and unmerged
+the gradient of W, a third of the work, is not needed. An export merges them
+(pretrained/merged.py).
 
 L layers, I inputs and O outputs of a weight (one axis or two), R rank; B batch, T positions, D
 inputs and E outputs of a matrix.
@@ -25,34 +26,34 @@ from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.sharding import constrain
 from qwen_jax.types import Array, Params, Spec
 
-FULLY_TRAINED = ("score",)  # weights that are small, and new in a scoring model: trained themselves
-# The matrices of a layer, by the number of axes that their inputs have.
+FULLY_TRAINED = ("score",)  # small weights that are new in a scoring model: no adapter, trained
+# The matrices of a layer -> the number of their input axes.
 _INPUT_AXES = {"wq": 1, "wk": 1, "wv": 1, "wo": 2, "w_gate": 1, "w_up": 1, "w_down": 1}
 TARGETS = tuple(_INPUT_AXES)
 
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-    """Which weights get adapters, and how large."""
+    """Which weights get LoRA adapters, and their rank and scale."""
 
     rank: int | None = option(
-        None, "of adapters beside frozen weights; none: the weights are trained"
+        None, "LoRA: rank of the adapters; the model's weights are frozen; none: train all weights"
     )
-    alpha: float = option(16.0, "an adapter counts alpha / rank times")
-    targets: tuple[str, ...] = option(TARGETS, "the weights of each layer that get one")
+    alpha: float = option(16.0, "LoRA: adapters are scaled by alpha / rank")
+    targets: tuple[str, ...] = option(TARGETS, "LoRA: weights of each layer that get an adapter")
 
     def __post_init__(self):
         if self.rank is not None and self.rank < 1:
             raise ConfigError(
                 f"rank={self.rank} is not positive.",
                 "--lora.rank",
-                "8 to 64 are usual; none trains the weights themselves.",
+                "use 1 or more (8 to 64 are usual), or none to train all weights.",
             )
         if not (self.alpha > 0 and math.isfinite(self.alpha)):
             raise ConfigError(
                 f"alpha={self.alpha} is not positive.",
                 "--lora.alpha",
-                "once or twice the rank is usual.",
+                "use a positive number; once or twice the rank is usual.",
             )
         for name in self.targets:
             if name not in TARGETS:
@@ -66,19 +67,19 @@ class LoRAConfig:
 
     @property
     def scale(self) -> float:
-        assert self.rank is not None, "without a rank there are no adapters"
+        assert self.rank is not None, "without a rank no adapters exist"
         return self.alpha / self.rank
 
 
 class Adapter(PyTreeNode):
-    """What is learned beside one weight, stacked as it is."""
+    """The trained matrices of one weight, stacked over the layers like the weight."""
 
     a: Array  # [L, *I, R]
-    b: Array  # [L, R, *O]; zero at first, so that the model starts as its base
+    b: Array  # [L, R, *O]; initially zero, so the model starts equal to its base
 
 
 class Adapted(PyTreeNode):
-    """A frozen weight and its adapter, where a layer has a weight."""
+    """A frozen weight together with its adapter; replaces the weight in a layer."""
 
     weight: Array  # [*I, *O]; stacked [L, *I, *O]
     adapter: Adapter
@@ -89,7 +90,7 @@ class Adapted(PyTreeNode):
         return self.weight.shape
 
     def reshape(self, *shape: int) -> "Adapted":
-        """A layer's weight as a matrix [inputs, outputs], and its adapter to match."""
+        """Reshapes a layer's weight to a matrix [inputs, outputs], and its adapter to match."""
         a, b = self.adapter.a, self.adapter.b
         return self.replace(
             weight=self.weight.reshape(shape),
@@ -98,24 +99,25 @@ class Adapted(PyTreeNode):
 
 
 def input_axes(target: str) -> int:
-    """How many axes the inputs of a layer's weight have, its layers aside."""
+    """Returns the number of input axes of a layer's weight, without the layer axis."""
     return _INPUT_AXES[target]
 
 
 def lora_specs(
-    config: ModelConfig, lora: LoRAConfig, whole: Callable[[ModelConfig], Any] = param_specs
+    config: ModelConfig, lora: LoRAConfig, model_specs: Callable[[ModelConfig], Any] = param_specs
 ) -> Any:
-    """Specs of what is trained: an Adapter for each target, FULLY_TRAINED as it is, None elsewhere.
+    """Returns Specs of the trained parameters: an Adapter for each target, the Specs of
+    FULLY_TRAINED weights, and None elsewhere.
 
     Args:
-      whole: config -> specs of the model: the language model's, or a scoring model's.
+      model_specs: config -> specs of the model: the language model's, or a scoring model's.
 
-    Adapters are cut over a mesh as the weights are that they stand beside. A is drawn with variance
-    1 / inputs, so that x A is of x's size.
+    Adapters are sharded like their weights. A is sampled with variance 1 / inputs, which gives x A
+    the scale of x.
     """
 
     rank = lora.rank
-    assert rank is not None, "without a rank there are no adapters"
+    assert rank is not None, "without a rank no adapters exist"
 
     def adapter(path, spec: Spec) -> Adapter | Spec | None:
         name = path[-1].name
@@ -135,16 +137,16 @@ def lora_specs(
             b=Spec((layers, rank, *outputs), ("layers", "rank", *spec.axes[split:]), "zeros"),
         )
 
-    return jax.tree_util.tree_map_with_path(adapter, whole(config))
+    return jax.tree_util.tree_map_with_path(adapter, model_specs(config))
 
 
 def with_adapters(base: Any, trained: Any, lora: LoRAConfig) -> Any:
-    """The whole model for model.transformer.hidden_states or model.heads.scores: Adapted weights
-    where there are adapters.
+    """Returns the full model, with Adapted weights at the targets, as
+    model.transformer.hidden_states and model.value_head.scores accept it.
 
     Args:
-      base, trained: of a language or a scoring model, `trained` as lora_specs has it. What is
-        trained in full may be None in the base.
+      base, trained: parameters of a language or a scoring model; `trained` has the structure of
+        lora_specs. FULLY_TRAINED weights may be None in the base.
     """
 
     def join(trained, weight):
@@ -152,11 +154,12 @@ def with_adapters(base: Any, trained: Any, lora: LoRAConfig) -> Any:
             return weight
         return Adapted(weight, trained, lora.scale) if isinstance(trained, Adapter) else trained
 
-    return jax.tree.map(join, trained, base, is_leaf=_is_place)
+    return jax.tree.map(join, trained, base, is_leaf=_is_adapter_or_none)
 
 
 def merge_adapters(base: Params, adapters: Params, lora: LoRAConfig, *, dtype: str) -> Params:
-    """W + scale A B as one weight, summed in float32 and held in `dtype`: what decodes fastest."""
+    """Merges each adapter into its weight: W + scale A B, summed in float32, returned in `dtype`.
+    Merged weights decode fastest."""
 
     def add(adapter, weight):
         if adapter is not None:
@@ -168,40 +171,40 @@ def merge_adapters(base: Params, adapters: Params, lora: LoRAConfig, *, dtype: s
         lambda adapter, weight: None if weight is None else add(adapter, weight),
         adapters,
         base,
-        is_leaf=_is_place,
+        is_leaf=_is_adapter_or_none,
     )
 
 
 def init_fully_trained(base: Any, trained: Any) -> Any:
-    """`trained` with a copy of the base's weights where weights are trained themselves."""
+    """Initializes FULLY_TRAINED weights of `trained` with a copy of the base's."""
 
-    def begin(trained, weight):
+    def init(trained, weight):
         if trained is None or isinstance(trained, Adapter) or weight is None:
             return trained
         return jnp.array(weight, trained.dtype, copy=True)  # the state's buffers are donated
 
-    return jax.tree.map(begin, trained, base, is_leaf=_is_place)
+    return jax.tree.map(init, trained, base, is_leaf=_is_adapter_or_none)
 
 
-def _is_place(x: Any) -> bool:
+def _is_adapter_or_none(x: Any) -> bool:
     return x is None or isinstance(x, Adapter)
 
 
 def delta(adapter: Adapter, scale: float) -> Any:
-    """scale A B, which an export adds to the weight: [L, *I, *O] of numpy or jax arrays."""
+    """Returns scale A B, [L, *I, *O], which an export adds to the weight. NumPy or JAX arrays."""
     a, b = adapter.a, adapter.b
     layers, rank = b.shape[:2]
-    product = a.reshape(layers, -1, rank) @ b.reshape(layers, rank, -1)
-    return (scale * product).reshape(*a.shape[:-1], *b.shape[2:])
+    ab = a.reshape(layers, -1, rank) @ b.reshape(layers, rank, -1)
+    return (scale * ab).reshape(*a.shape[:-1], *b.shape[2:])
 
 
 def adapted_linear(x_BTD: Array, weight: Array | Adapted, dtype=None) -> Array:
-    """layers.linear for a matrix with or without an adapter, which is cast to x's dtype as well."""
+    """layers.linear for a matrix with or without an adapter. The adapter is cast to x's dtype."""
     if not isinstance(weight, Adapted):
         return linear(x_BTD, weight, dtype)
     a_DR, b_RE = weight.adapter.a, weight.adapter.b * weight.scale
     h_BTR = constrain(linear(x_BTD, a_DR), "batch", "length", "rank")
-    # A remat policy keeps the sum, not both of its parts.
+    # A remat policy keeps only the sum, not both terms.
     return checkpoint_name(
         matmul(x_BTD, weight.weight, dtype) + matmul(h_BTR, b_RE, dtype), MATMUL_OUT
     )

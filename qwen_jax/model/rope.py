@@ -1,6 +1,6 @@
 """Rotary position embedding in float32, dynamic NTK-aware interpolation, LogN scaling, windows.
 
-Report: 2.3 and 2.5. NTK and LogN act at inference only and only beyond the training length.
+Report: 2.3 and 2.5. NTK and LogN apply only at inference and only beyond the training length.
 
 B batch, T positions, N heads, H head size, L layers.
 """
@@ -12,7 +12,8 @@ from qwen_jax.types import Array
 
 
 def layer_windows(config: ModelConfig) -> Array | None:
-    """Tokens that each layer sees, int32 [L], to be scanned with the layers; None: no windows."""
+    """Returns each layer's attention window in tokens, int32 [L], to scan with the layers; None if
+    attention is full."""
     windows = config.extension.windows
     return None if windows is None else jnp.asarray(windows, jnp.int32)
 
@@ -20,21 +21,21 @@ def layer_windows(config: ModelConfig) -> Array | None:
 def layer_extension(
     length_B: Array, positions_BT: Array, window: Array | int | None, config: ModelConfig
 ) -> tuple[Array | None, Array | None]:
-    """One layer's context extension: NTK's alpha of each row and LogN's factor of each query.
+    """Context extension of one layer: NTK's alpha per sequence and the LogN factor per query.
 
-    A layer with a window w never compares tokens further apart than w - 1, so what counts for it is
-    not the row's length n but min(n, w): its alpha is that of a row of min(n, w) tokens, and the
+    A layer with a window w never compares tokens more than w - 1 apart. Its effective length is
+    therefore min(n, w) and not the sequence length n: alpha is that of min(n, w) tokens, and the
     LogN factor of a query at position p is that of position min(p + 1, w), counted from 1. A layer
-    whose window is within the training length is not stretched at all. Report 2.5 says that lower
-    layers have shorter windows, and no more; that each layer then has an alpha of its own is a
-    maintainer's word, and how both factors follow from the window is ours.
+    whose window is within the training length is not extended. Report 2.5 says only that lower
+    layers have shorter windows. A maintainer stated that each layer has its own alpha. How both
+    factors follow from the window is ours.
 
     Args:
-      length_B: int32, true length of each row; with a cache, that of its prefill.
-      positions_BT: int32, of the queries.
-      window: of this layer; None: no limit. May be traced.
+      length_B: int32, true length of each sequence; with a cache, the length of its prefill.
+      positions_BT: int32, positions of the queries.
+      window: of this layer; None: full attention. May be traced.
     Returns:
-      (alpha_B, query_scale_BT), float32; None where config.extension has it off.
+      (alpha_B, query_scale_BT), float32; None for what config.extension turns off.
     """
     alpha_B = query_scale_BT = None
     if config.extension.dynamic_ntk:
@@ -47,14 +48,14 @@ def layer_extension(
 
 
 def ntk_alpha(length_B: Array, context_length: int) -> Array:
-    """The factor on the rotary base for rows of true length n, L the training length.
+    """Returns NTK's alpha for sequences of true length n; L is the training length.
 
     alpha = max(1, 2^ceil(log2(n / L) + 1) - 1): 1 up to L, 3 up to 2 L, 7 up to 4 L, and so on.
-    Report 2.5 names the method, the formula is the released code's. The step is found by comparing
-    integers, since log2 in float32 is not exact at powers of two.
+    Report 2.5 names the method; the formula is the released code's. The power of two is found by
+    comparing integers, because log2 in float32 is not exact at powers of two.
 
     Args:
-      length_B: int32, tokens in each row, padding excluded.
+      length_B: int32, tokens of each sequence, without padding.
     Returns: float32, same shape.
     """
     doublings = jnp.arange(32, dtype=jnp.int32)
@@ -69,9 +70,9 @@ def ntk_alpha(length_B: Array, context_length: int) -> Array:
 def rotary_table(
     positions_BT: Array, *, head_size: int, base: float, alpha_B: Array | None = None
 ) -> tuple[Array, Array]:
-    """cos and sin, float32 [B, T, H / 2], of the angles position * base'^(-2 i / H).
+    """Returns cos and sin, float32 [B, T, H / 2], of the angles position * base'^(-2 i / H).
 
-    base' = base * alpha^(H / (H - 2)), one alpha per row (report 2.5); None is 1.
+    base' = base * alpha^(H / (H - 2)), with one alpha per sequence (report 2.5); None is 1.
     """
     half = head_size // 2
     exponent = jnp.arange(half, dtype=jnp.float32) * jnp.float32(-2.0 / head_size)
@@ -85,17 +86,17 @@ def rotary_table(
 
 
 def rotate(x_BTNH: Array, table: tuple[Array, Array]) -> Array:
-    """Turns the pairs (x[i], x[i + H/2]) by the table's angles, in float32; dtype kept."""
+    """Rotates the pairs (x[i], x[i + H/2]) by the table's angles, in float32. Keeps the dtype."""
     cos, sin = (t[:, :, None, :] for t in table)
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x_BTNH.dtype)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BTNH.dtype)
 
 
 def logn_scale(positions_BT: Array, context_length: int) -> Array:
-    """max(1, log_L(position + 1)), float32 [B, T]: what a query is multiplied by.
+    """Returns the LogN factor of each query, max(1, log_L(position + 1)), float32 [B, T].
 
-    Report 2.5 speaks of query and value. The formula, of the query only, is the released code's.
+    Report 2.5 mentions query and value. The released code scales only the query, by this formula.
     """
     one_based = positions_BT.astype(jnp.float32) + 1.0
     return jnp.maximum(jnp.log(one_based) / jnp.log(jnp.float32(context_length)), 1.0)

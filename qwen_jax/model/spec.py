@@ -1,7 +1,7 @@
-"""One declaration per weight: shape, logical axes, initializer.
+"""Declares each weight once: shape, logical axes, initializer.
 
 Initialization, shardings, parameter counts, memory estimates, checkpoint checks and the mapping to
-released layouts all read it.
+released layouts all use these declarations.
 
 L layers, D model, N heads, K key-value heads, H head size, F ffn, V vocabulary.
 """
@@ -19,11 +19,11 @@ from qwen_jax.types import AttentionParams, LayerParams, MLPParams, Params, Spec
 
 
 def param_specs(config: ModelConfig) -> Params:
-    """A Params whose leaves are Specs.
+    """Returns a Params whose leaves are Specs.
 
-    Report: 2.3. The initial values are the released code's: N(0, 0.02^2); the two projections that
-    write to the residual stream are scaled down by sqrt(2 L), so that its variance does not grow
-    with depth.
+    Report: 2.3. The initial values are the released code's: N(0, 0.02^2). The two projections that
+    write to the residual stream are divided by sqrt(2 L), which keeps its variance independent of
+    depth.
     """
     L, D, F, V = config.num_layers, config.hidden_size, config.ffn_size, config.vocab_size
     N, K, H = config.num_heads, config.kv_heads, config.head_dim
@@ -59,15 +59,15 @@ def param_specs(config: ModelConfig) -> Params:
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
-    """Fresh weights of a language model in config.param_dtype."""
+    """Initializes the weights of a language model in config.param_dtype."""
     return init_from(param_specs(config), key, config.param_dtype)
 
 
 def init_from(specs, key: jax.Array, dtype):
-    """Fresh weights for a tree of Specs.
+    """Initializes the weights of a tree of Specs.
 
-    A weight's key comes from its path, so its values depend neither on the mesh nor on which other
-    weights exist. Jit it with out_shardings to fill each device with its own part alone.
+    Each weight's random key is derived from its path, so its values do not depend on the mesh or
+    on other weights. Jit it with out_shardings, and each device creates only its own shards.
     """
     dtype = jnp.dtype(dtype)
 
@@ -77,34 +77,34 @@ def init_from(specs, key: jax.Array, dtype):
         if spec.init == "ones":
             return jnp.ones(spec.shape, dtype)
         name = jax.tree_util.keystr(path).encode()
-        own_key = jax.random.fold_in(key, zlib.crc32(name) & 0x7FFFFFFF)
-        draw = jax.random.normal(own_key, spec.shape, jnp.float32) * jnp.float32(spec.std)
-        return draw.astype(dtype)
+        weight_key = jax.random.fold_in(key, zlib.crc32(name) & 0x7FFFFFFF)
+        sample = jax.random.normal(weight_key, spec.shape, jnp.float32) * jnp.float32(spec.std)
+        return sample.astype(dtype)
 
     return jax.tree_util.tree_map_with_path(init, specs)
 
 
 def abstract(specs, dtype: str, mesh: Mesh | None = None):
-    """A tree of Specs -> the weights' shapes and dtype,
-    and where they lie on `mesh` if one is given.
+    """Returns a tree of jax.ShapeDtypeStruct for a tree of Specs, with shardings if a mesh is
+    given.
 
     Raises:
-      ShardingError: when weights do not divide over the mesh.
+      ShardingError: weights cannot be divided over the mesh.
     """
     if mesh is None:
         return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(dtype)), specs)
     return jax.tree.map(
-        lambda s, where: jax.ShapeDtypeStruct(s.shape, jnp.dtype(dtype), sharding=where),
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, jnp.dtype(dtype), sharding=sharding),
         specs,
         sharding_for(specs, mesh),
     )
 
 
 def count(config: ModelConfig) -> int:
-    """The number of parameters."""
+    """Returns the number of parameters of a language model."""
     return size(param_specs(config))
 
 
 def size(specs) -> int:
-    """The number of parameters in a tree of Specs."""
+    """Returns the number of parameters in a tree of Specs."""
     return sum(math.prod(spec.shape) for spec in jax.tree.leaves(specs))

@@ -1,7 +1,7 @@
 """The decoder: embed, scan over the layers, norm, logits. Report: 2.3.
 
-`hidden_states` is what training differentiates; `forward` adds the context extension of inference
-(2.5). Over a KV cache: inference/decoder/cached_forward.py.
+Training differentiates `hidden_states`. `forward` adds the context extension of inference (2.5).
+The forward pass over a KV cache is in inference/decoder/cached_forward.py.
 
 B batch, T positions, D model, V vocabulary, L layers.
 """
@@ -21,8 +21,8 @@ from qwen_jax.parallel.ring import from_ring, to_ring
 from qwen_jax.parallel.sharding import constrain
 from qwen_jax.types import Array, Params
 
-# Both keep what an attention kernel's backward pass needs (D + N numbers a token): the kernel's
-# forward pass is the one thing of a block that costs more than it is worth to run twice.
+# Both keep the residuals of the attention kernel (D + N numbers per token): its forward pass is the
+# only part of a layer that is too expensive to run twice.
 _ATTENTION = jax.checkpoint_policies.save_only_these_names(*RESIDUALS)
 _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.save_only_these_names(MATMUL_OUT, *RESIDUALS),
@@ -39,24 +39,28 @@ def forward(
     positions: Array | None = None,
     inference: bool = True,
 ) -> Array:
-    """Logits of the next token at every position.
+    """Returns the logits of the next token at every position.
 
     Args:
       tokens: int32 [B, T].
-      segment_ids: int32 [B, T], contiguous documents, 0 for padding; None: one document per row.
-      positions: int32 [B, T], each token's place in its document; None: 0..T-1, restarting with
-        each segment.
+      segment_ids: int32 [B, T], contiguous documents, 0 for padding; None: one document per
+        sequence.
+      positions: int32 [B, T], each token's position in its document; None: 0..T-1, restarting
+        with each segment.
       inference: apply dynamic NTK, LogN and the layers' windows beyond config.context_length, as
-        config.extension says (report 2.5). Training never does.
+        set in config.extension (report 2.5). Training never does.
 
     Returns:
       float32 [B, T, V].
+
+    Raises:
+      ConfigError: tokens have no batch axis.
     """
     if tokens.ndim != 2:
         raise ConfigError(
             f"tokens have shape {tokens.shape}.",
             "forward(tokens)",
-            "pass int32 [B, T]; one row is tokens[None].",
+            "pass int32 [B, T]; use tokens[None] for one sequence.",
         )
     if positions is None:
         positions = default_positions(tokens, segment_ids)
@@ -77,31 +81,31 @@ def hidden_states(
     length_B: Array | None = None,
     dropout_key: Array | None = None,
 ) -> Array:
-    """The normed last hidden states, [B, T, D] in config.compute_dtype.
+    """Returns the normalized last hidden states, [B, T, D] in config.compute_dtype.
 
     Args:
-      length_B: int32, the true length of each row, which turns on config.extension; None: off, as
-        in training.
-      dropout_key: turns on dropout at config.dropout.
+      length_B: int32, the true length of each sequence, which enables config.extension; None:
+        disabled, as in training.
+      dropout_key: enables dropout at rate config.dropout.
     """
-    # Dropout's mask belongs to the places of a row: with it, rows keep their order.
+    # Dropout masks depend on the position, so with dropout sequences keep their order.
     key = dropout_key if config.dropout > 0 else None
     ring = sequence_order(tokens_BT, config) if key is None else None
     tokens_BT, positions_BT = to_ring(tokens_BT, ring), to_ring(positions_BT, ring)
 
-    def stretch(window):
-        """The rotary table and LogN's factors of a layer with this window."""
+    def position_factors(window):
+        """Returns the rotary table and the LogN factors of a layer with this window."""
         alpha_B = query_scale_BT = None
         if length_B is not None:
             alpha_B, query_scale_BT = rope.layer_extension(length_B, positions_BT, window, config)
         table = rope.rotary_table(
             positions_BT, head_size=config.head_dim, base=config.rope_base, alpha_B=alpha_B
         )
-        # The barrier keeps XLA from fusing the sines into every one of their many uses.
+        # The barrier keeps XLA from recomputing the sines in each of their many uses.
         return jax.lax.optimization_barrier(table), query_scale_BT
 
     windows_L = None if length_B is None else rope.layer_windows(config)
-    shared = stretch(None) if windows_L is None else None
+    shared = position_factors(None) if windows_L is None else None
     x_BTD = embed(tokens_BT, params.embed, dtype=jnp.dtype(config.compute_dtype))
     x_BTD = dropout(x_BTD, rate=config.dropout, key=_fold(key, config.num_layers))
     x_BTD = constrain(x_BTD, "batch", "length", "act_embed")
@@ -109,7 +113,7 @@ def hidden_states(
     def block(x_BTD, of_layer):
         layer, index, window = of_layer
         attention_key, mlp_key = _fold(key, 2 * index + 101), _fold(key, 2 * index + 102)
-        table, query_scale_BT = stretch(window) if shared is None else shared
+        table, query_scale_BT = position_factors(window) if shared is None else shared
         y = self_attention(
             rms_norm(x_BTD, layer.attention_norm, epsilon=config.norm_epsilon),
             layer.attention,
@@ -140,18 +144,18 @@ def hidden_states(
 
 
 def true_lengths(positions_BT: Array, segment_ids: Array | None) -> Array:
-    """int32 [B]: the tokens of each row, or of its longest document, without padding."""
+    """Returns each sequence's tokens without padding, or its longest document's: int32 [B]."""
     real = positions_BT if segment_ids is None else jnp.where(segment_ids != 0, positions_BT, -1)
     return jnp.max(real, axis=1) + 1
 
 
 def head_matrix(params: Params) -> Array:
-    """The output projection, [D, V]; the embedding's transpose when tied."""
+    """Returns the output projection, [D, V]: the embedding's transpose if tied."""
     return params.embed.T if params.head is None else params.head
 
 
 def default_positions(tokens_BT: Array, segment_ids: Array | None) -> Array:
-    """0..T-1, restarting where a segment begins; int32 [B, T]."""
+    """Returns positions 0..T-1 that restart with each segment: int32 [B, T]."""
     index = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None], tokens_BT.shape)
     if segment_ids is None:
         return index

@@ -1,4 +1,4 @@
-"""A language model that scores instead of predicting: reward and value models. Report: 3.2.
+"""Reward and value models: a language model with a scalar head. Report: 3.2.
 
 B batch, T positions, D model.
 """
@@ -14,9 +14,9 @@ from qwen_jax.types import Array, Params, ScoringParams, Spec
 
 
 def scoring_specs(config: ModelConfig) -> ScoringParams:
-    """Specs of a scoring model of the language model's size.
+    """Returns the Specs of a scoring model with the language model's trunk.
 
-    The score starts at std 1 / sqrt(D + 1), so that first rewards are of size 1 and small ones.
+    The head is initialized with std 1 / sqrt(D + 1), so that initial rewards are of order 1.
     """
     D = config.hidden_size
     return ScoringParams(
@@ -26,10 +26,10 @@ def scoring_specs(config: ModelConfig) -> ScoringParams:
 
 
 def from_language_model(params: Params, score_D: Array | None) -> ScoringParams:
-    """A scoring model that starts as a language model; its output projection is left out.
+    """Returns a scoring model with a language model's trunk; drops its output projection.
 
     Args:
-      score_D: None: it is somewhere else, as beside adapters.
+      score_D: the head; None: it is stored elsewhere, as with adapters.
     """
     return ScoringParams(trunk=params.replace(head=None), score=score_D)
 
@@ -42,11 +42,11 @@ def scores(
     config: ModelConfig,
     dropout_key: Array | None = None,
 ) -> Array:
-    """One number per position, float32 [B, T]: hidden state times `score`, accumulated in float32.
+    """Returns one score per position, float32 [B, T]: hidden state times `score`, in float32.
 
-    Causal: position t has seen tokens 0..t alone.
+    Causal: the score at position t depends only on tokens 0..t.
     """
-    # The trunk has no output projection and never needs one; "tied" says so to the config.
+    # The trunk has no output projection; tie_embeddings states that in the config.
     config = dataclasses.replace(config, tie_embeddings=True)
     x_BTD = hidden_states(
         params.trunk,
@@ -60,5 +60,6 @@ def scores(
 
 
 def at_end(scores_BT: Array, end_B: Array) -> Array:
-    """The score at each row's end token: the pooling of the report's reward model. float32 [B]."""
+    """Returns the score at each sequence's end token, float32 [B]: the pooling of the report's
+    reward model."""
     return jnp.take_along_axis(scores_BT, end_B[:, None], axis=1)[:, 0]
