@@ -1,9 +1,9 @@
-"""Training adapters (model/lora.py) beside frozen weights: what that changes of a Job.
+"""Trains LoRA adapters (model/lora.py) on top of frozen weights.
 
-The base is an argument of the compiled step and comes with each batch: once on its devices, cut as
-the weights of training are, in model.compute_dtype (to which every weight is cast before its use),
-never donated and no part of the state. Captured by the step, it would be a constant of the program,
-which weights that span processes cannot be.
+The base is an argument of the compiled step and is passed with each batch. It is on the devices
+once, sharded like trained weights, in model.compute_dtype (every weight is cast to it before use).
+It is never donated and not part of the state. If the step captured it, it would be a constant of
+the program, and weights that span processes cannot be constants.
 """
 
 import contextlib
@@ -29,21 +29,21 @@ from qwen_jax.utils.format import format_gib
 
 @dataclasses.dataclass(frozen=True)
 class Adapters:
-    """Which adapters to train, and what base.json is to say of the weights beside them."""
+    """Which adapters to train, and the record of the frozen weights for base.json."""
 
     lora: LoRAConfig
     base: dict[str, Any]
 
 
 class LoRABatch(PyTreeNode):
-    """What a step of adapters is given."""
+    """The input of an adapter step: the frozen weights and a batch."""
 
     base: Any
     batch: Any
 
 
 def with_base(base: Any, objective: Objective, lora: LoRAConfig) -> Objective:
-    """An objective of the whole model -> one of what is trained beside `base`."""
+    """Turns an objective of the full model into one of the adapters on top of `base`."""
 
     def objective_of_adapters(trained, batch, key: Array | None):
         return objective(with_adapters(base, trained, lora), batch, key)
@@ -52,25 +52,25 @@ def with_base(base: Any, objective: Objective, lora: LoRAConfig) -> Objective:
 
 
 def describe(lora: LoRAConfig, trained: int, state: Any, model: ModelConfig, frozen: Any) -> str:
-    """The line of a run's header.
+    """Returns the line of the run's header about adapters.
 
     Args:
-      trained: parameters that are.
+      trained: number of trained parameters.
       state, frozen: shapes, dtypes and shardings.
     """
     return (
         f"adapters: rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)}: "
         f"{trained:,} parameters, {100 * trained / spec.count(model):.3g} % of the model; "
-        f"{format_gib(memory.bytes_per_device(state))} per device with moments, beside "
+        f"{format_gib(memory.bytes_per_device(state))} per device with moments, on top of "
         f"{format_gib(memory.bytes_per_device(frozen))} of frozen {model.compute_dtype} weights"
     )
 
 
 class FrozenBase:
-    """The weights beside the adapters, loaded when they are first needed.
+    """The frozen weights of an adapter run, loaded on first use.
 
     Attributes:
-      specs: of the adapters.
+      specs: Specs of the adapters.
       abstract: shapes, dtypes and shardings of the base.
     """
 
@@ -80,16 +80,16 @@ class FrozenBase:
         model: ModelConfig,
         mesh: Mesh,
         load: Callable[[Any], Any],
-        whole: Callable[[ModelConfig], Any] = spec.param_specs,
+        model_specs: Callable[[ModelConfig], Any] = spec.param_specs,
     ):
         """
         Args:
-          load: abstract weights, with shardings -> the weights.
-          whole: config -> specs of the model, a language model or another.
+          load: abstract weights with shardings -> the weights.
+          model_specs: config -> Specs of the full model, a language model or another.
         """
         self._adapters, self._model, self._load = adapters, model, load
-        self.specs = lora_specs(model, adapters.lora, whole)
-        self.abstract = spec.abstract(whole(model), model.compute_dtype, mesh)
+        self.specs = lora_specs(model, adapters.lora, model_specs)
+        self.abstract = spec.abstract(model_specs(model), model.compute_dtype, mesh)
 
     @functools.cached_property
     def weights(self) -> Any:
@@ -106,35 +106,35 @@ class FrozenBase:
         """step.make_train_step for a state of adapters: train_step(state, LoRABatch).
 
         Args:
-          objective: of the whole model's parameters.
+          objective: a function of the full model's parameters.
         """
 
-        def train_step(state: TrainState, given: LoRABatch):
+        def train_step(state: TrainState, inputs: LoRABatch):
             step = make_train_step(
-                with_base(given.base, objective, self._adapters.lora),
+                with_base(inputs.base, objective, self._adapters.lora),
                 optimizer,
                 seed=seed,
                 micro_batches=micro_batches,
             )
-            return step(state, given.batch)
+            return step(state, inputs.batch)
 
         return jax.jit(train_step, donate_argnums=0)
 
-    def under(self, job: Job) -> Job:
-        """The job whose step is this make_train_step's: batches bring the base, evaluation sees the
-        whole model, and weights that are trained in full begin as the base's."""
+    def wrap(self, job: Job) -> Job:
+        """Adapts a job whose step comes from this object's make_train_step: each batch carries the
+        base, evaluation sees the full model, and fully trained weights start as the base's."""
 
         @contextlib.contextmanager
         def batches(start_step: int):
             with job.batches(start_step) as next_batch:
                 yield lambda step, state: LoRABatch(self.weights, next_batch(step, state))
 
-        def of_whole(evaluate: Callable[[int, Any], dict[str, float]]):
-            def evaluate_whole(done: int, state: TrainState) -> dict[str, float]:
-                whole = with_adapters(self.weights, state.params, self._adapters.lora)
-                return evaluate(done, state.replace(params=whole))
+        def on_full_model(evaluate: Callable[[int, Any], dict[str, float]]):
+            def evaluate_full(done: int, state: TrainState) -> dict[str, float]:
+                params = with_adapters(self.weights, state.params, self._adapters.lora)
+                return evaluate(done, state.replace(params=params))
 
-            return evaluate_whole
+            return evaluate_full
 
         def make_state() -> TrainState:
             state = job.program.make_state()
@@ -160,5 +160,5 @@ class FrozenBase:
                 ),
                 *job.header,
             ),
-            evaluate=None if job.evaluate is None else of_whole(job.evaluate),
+            evaluate=None if job.evaluate is None else on_full_model(job.evaluate),
         )

@@ -12,11 +12,11 @@ from qwen_jax.types import Array, Batch, Params, Sums
 
 
 def make_evaluator(objective: Objective, put: Callable[[Batch], Batch]):
-    """evaluate(params, batches, bytes_per_token) -> dict of loss, perplexity, bits_per_byte.
+    """Returns evaluate(params, batches, bytes_per_token) -> loss, perplexity and bits_per_byte.
 
     Args:
       objective: with dropout off.
-      put: places a numpy batch on the mesh.
+      put: copies a NumPy batch to the mesh.
     """
     score = jax.jit(lambda params, batch: objective(params, batch, None))
 
@@ -39,8 +39,8 @@ def make_evaluator(objective: Objective, put: Callable[[Batch], Batch]):
 
 
 def make_means(objective: Callable[[Any, Any, Array | None], Sums], put: Callable[[Any], Any]):
-    """means(params, batches) -> the loss and the objective's extras by name, each a mean over the
-    weight of all batches. Arguments are make_evaluator's."""
+    """Returns means(params, batches) -> the loss and the objective's extras by name, each a
+    weighted mean over all batches. The arguments are those of make_evaluator."""
     score = jax.jit(lambda params, batch: objective(params, batch, None))
 
     def means(params: Params, batches: Iterable[Any]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What a training stage hands to `train.run.run`: a Job, in five parts."""
+"""The Job that a training stage passes to `train.run.run`."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,7 @@ from qwen_jax.train.telemetry.phases import PhaseTimer
 
 
 class RunConfig(Protocol):
-    """What any experiment's config has."""
+    """The fields that every training config has."""
 
     @property
     def run_dir(self) -> str: ...
@@ -37,31 +37,31 @@ NextBatch = Callable[[int, Any], Any]  # (step, state) -> batch
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The state, and what is compiled to change it.
+    """The training state and its compiled step.
 
     `state` and `batch` are pytrees of shapes, dtypes and shardings.
     """
 
     state: Any  # has .step and .params
-    make_state: Callable[[], Any]  # the state that a new run starts from
+    make_state: Callable[[], Any]  # the initial state of a new run
     step: Any  # jitted: (state, batch) -> (state, metrics)
     batch: Any
-    between: Callable[[], list] = list  # compiles what runs between two steps
+    between: Callable[[], list] = list  # compiles the programs that run between two steps
 
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """Weights that the run holds and does not train: shapes, dtypes and shardings; None: none."""
+    """Weights that the run loads but does not train: shapes, dtypes, shardings; None if none."""
 
-    in_batch: Any = None  # they reach the step as a part of its batch (train/adapters.py)
-    outside_step: Any = None  # the step does not see them: PPO's sampler does
+    in_batch: Any = None  # passed to the step as part of its batch (train/adapters.py)
+    outside_step: Any = None  # used only outside the step, as by PPO's sampler
 
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
-    """What the run writes into its folder before the first step."""
+    """Files that the run writes into its folder before the first step."""
 
-    tokenizer: Tokenizer | None = None  # for the stage that starts from this run
+    tokenizer: Tokenizer | None = None  # for a stage that starts from this run
     records: dict[str, Any] = dataclasses.field(default_factory=dict)  # JSON files by name
 
 
@@ -70,12 +70,12 @@ class Job:
     """One run of a training stage."""
 
     training_stage: TrainingStage
-    parameters: str  # where the state has the trained parameters: "params", "policy.params"
+    parameters: str  # path of the trained parameters in the state: "params", "policy.params"
     mesh: Mesh
     program: Program
-    batches: Callable[[int], contextlib.AbstractContextManager[NextBatch]]  # from a step on
-    evaluate: Callable[[int, Any], dict[str, float]] | None = None  # metrics to log
+    batches: Callable[[int], contextlib.AbstractContextManager[NextBatch]]  # argument: first step
+    evaluate: Callable[[int, Any], dict[str, float]] | None = None  # returns metrics to log
     frozen: Frozen = Frozen()
     files: RunFiles = RunFiles()
-    phases: PhaseTimer | None = None  # of a step that has several; it runs within `batches`
-    header: tuple[str, ...] = ()  # lines for the person who started it
+    phases: PhaseTimer | None = None  # for steps with several phases; runs within `batches`
+    header: tuple[str, ...] = ()  # lines to log before the first step

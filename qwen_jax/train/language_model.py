@@ -12,11 +12,13 @@ from qwen_jax.types import Array, Batch, Params, Sums
 
 
 def make_objective(config: ModelConfig, *, z_loss: float | None = None, training: bool = True):
-    """objective(params, batch, key) -> Sums.
+    """Returns objective(params, batch, key) -> Sums.
 
-    loss = sum over tokens of weight * (-log p(target) + z_loss * log(Z)^2), with Z the softmax's
-    denominator. The extras hold the cross-entropy without z_loss.
-    `training=False` turns dropout off; NTK and LogN are off in both, as in the report.
+    loss = sum over tokens of weight * (-log p(target) + z_loss * log(Z)^2), with Z the softmax
+    denominator. The extras contain the cross-entropy without z_loss.
+
+    Args:
+      training: False disables dropout. NTK and LogN are off in both cases, as in the report.
     """
 
     def objective(params: Params, batch: Batch, key: Array | None) -> Sums:

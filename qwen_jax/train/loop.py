@@ -1,6 +1,6 @@
-"""THE loop. It knows no model, no objective and no file: a step, a source of batches and hooks.
+"""THE training loop. It depends only on a step, a source of batches and hooks.
 
-Metrics are read one step late, so that the device never waits for the host.
+Metrics are read one step late, which keeps the device from waiting for the host.
 """
 
 import contextlib
@@ -20,26 +20,26 @@ from qwen_jax.types import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Hook:
-    """Something to do with the state after every `every` steps, and after the last one."""
+    """An action on the state after every `every` steps, and after the last one."""
 
     every: int
     act: Callable[[int, Any], None]  # (steps done, state)
-    at_stop: bool = False  # also when a signal ends the run early: saving does, evaluating not
+    at_stop: bool = False  # run it when a signal stops the run early: True to save, not to evaluate
 
 
 @dataclasses.dataclass(frozen=True)
 class StepReport:
-    """What is known of a step once the device has finished it."""
+    """The metrics and times of a step that the device has finished."""
 
-    step: int  # steps done, this one included
+    step: int  # completed steps, including this one
     metrics: dict[str, float]
-    seconds: float | None  # since the step before, hooks excluded; None: compiled or first
-    data_wait_seconds: float  # of these seconds, for batches; PPO samples in them
-    device_wait_seconds: float = 0.0  # in the call of the step, and until its device had finished
+    seconds: float | None  # since the previous step, without hooks; None for the first step
+    data_wait_seconds: float  # part of `seconds` spent waiting for batches; PPO samples in it
+    device_wait_seconds: float = 0.0  # spent in the step's call and waiting for its results
 
 
 class Stopped(Exception):
-    """The run was asked to end before its last step; its state is in the checkpoint."""
+    """A signal stopped the run before its last step; its state is in a checkpoint."""
 
     def __init__(self, step: int, signal_number: int):
         super().__init__(f"stopped at step {step} by {signal.Signals(signal_number).name}")
@@ -59,30 +59,30 @@ def fit(
     """Runs steps start_step .. num_steps - 1 and returns the last state.
 
     Args:
-      next_batch: (step, state) -> batch. Pretraining ignores the state, PPO samples with it.
-      report: told of every step, one step late.
-      hooks: run in order where their turn is.
+      next_batch: (step, state) -> batch. Pretraining ignores the state; PPO samples with it.
+      report: receives every step, one step late.
+      hooks: those that are due run in the given order.
 
     Raises:
-      TrainingError: a loss or gradient that is not finite, or what next_batch raises. The state is
-        that of the last good step (train/step.py sees to it); hooks with at_stop have seen it.
-      Stopped: SIGTERM or SIGINT came, to any process; all finished the same step and ran the same
-        hooks.
+      TrainingError: a loss or gradient is not finite, or next_batch raised it. The state is that
+        of the last good step (see train/step.py), and hooks with at_stop have run on it.
+      Stopped: any process received SIGTERM or SIGINT. All processes finished the same step and ran
+        the same hooks.
     """
     pending: tuple[int, dict, float] | None = None
-    waited = 0.0  # for batches, since the last report: a report comes a step late
+    waited = 0.0  # seconds spent waiting for batches since the last report
     clock = _Clock()
 
     def settle(state) -> None:
-        """Waits for the step in flight, reports it, and stops the run if it went wrong."""
+        """Waits for the step in flight, reports it, and stops the run if it is not finite."""
         nonlocal pending, waited
         if pending is None:
             return
         step, metrics, called = pending
         pending = None
-        asked = time.perf_counter()
+        started_wait = time.perf_counter()
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        blocked = time.perf_counter() - asked
+        blocked = time.perf_counter() - started_wait
         report(StepReport(step, values, clock.lap(), waited, called + blocked))
         waited = 0.0
         _check_finite(step, values, state, hooks)
@@ -92,10 +92,10 @@ def fit(
             started = time.perf_counter()
             try:
                 batch = next_batch(step, state)
-            except TrainingError:  # such as a reward function's: what was trained is kept
+            except TrainingError:  # such as a reward function's: save the trained state
                 settle(state)
                 for hook in hooks:
-                    if hook.at_stop and jax.process_count() == 1:  # the others know of no error
+                    if hook.at_stop and jax.process_count() == 1:  # others do not see the error
                         hook.act(step, state)
                 raise
             waited += time.perf_counter() - started
@@ -122,7 +122,7 @@ def fit(
 
 
 def _check_finite(step: int, values: dict[str, float], state, hooks: tuple[Hook, ...]) -> None:
-    """Raises if a metric is not finite, after hooks with at_stop have seen the last good state."""
+    """Raises if a metric is not finite, after running hooks with at_stop on the last good state."""
     bad = ", ".join(f"{name}={value}" for name, value in values.items() if not math.isfinite(value))
     if not bad:
         return
@@ -133,14 +133,14 @@ def _check_finite(step: int, values: dict[str, float], state, hooks: tuple[Hook,
     raise TrainingError(
         f"step {step} is not finite: {bad}.",
         f"step {step}",
-        f"the state after step {good} is saved; look at the batch, lower "
-        "optimizer.peak_learning_rate, or clip harder. weight_sum 0 means that the "
-        "loss mask hides every token of the batch.",
+        f"the state after step {good} is saved; inspect the batch, lower "
+        "optimizer.peak_learning_rate or optimizer.clip_norm. train/weight=0 means that the "
+        "loss mask excludes every token of the batch.",
     )
 
 
 class _Clock:
-    """Seconds from step to step, without what hooks take; None for the first lap (compilation)."""
+    """Seconds between steps, without hooks; None for the first lap (compilation)."""
 
     def __init__(self):
         self._last: float | None = None

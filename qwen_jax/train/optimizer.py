@@ -1,4 +1,4 @@
-"""AdamW with decoupled weight decay, clipping by global norm, and the report's schedules.
+"""AdamW with decoupled weight decay, global norm clipping, and the report's schedules.
 
 Report: 2.4 (pretraining), 3.1 (SFT).
 """
@@ -12,17 +12,20 @@ from qwen_jax.errors import ConfigError
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """Learning rate as a function of the step (0 for the first): linear warm-up, then the schedule.
+    """Returns the learning rate as a function of the step (0 for the first).
 
-    "cosine" ends at final_fraction of the peak after num_steps; "constant" stays at the peak.
-    The first step of a warm-up of w steps runs at peak / w, not at zero.
+    A linear warm-up comes first. Then "cosine" decays to final_fraction of the peak at num_steps,
+    and "constant" keeps the peak. The first step of a warm-up of w steps uses peak / w, not zero.
+
+    Raises:
+      ConfigError: the warm-up is as long as the run or longer.
     """
     warmup = config.warmup_steps
     if warmup >= num_steps:
         raise ConfigError(
-            f"warmup_steps={warmup} leaves nothing of num_steps={num_steps}.",
+            f"warmup_steps={warmup} leaves no step after the warm-up: num_steps={num_steps}.",
             "optimizer.warmup_steps",
-            "warm up for fewer steps than the run has.",
+            "use fewer warm-up steps than train.num_steps.",
         )
     peak = config.peak_learning_rate
     if config.schedule == "cosine":
@@ -41,7 +44,8 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """Clip, AdamW, schedule. Weight decay falls on matrices alone, not on norms and biases."""
+    """Returns the optimizer: clipping, AdamW, schedule. Only matrices have weight decay; norms and
+    biases have none."""
     stages = []
     if config.clip_norm is not None:
         stages.append(optax.clip_by_global_norm(config.clip_norm))
@@ -60,7 +64,8 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
 
 
 def _with_library_promotion(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """optax mixes Python floats with integer counts; let it, even where our own code may not."""
+    """Runs optax under standard dtype promotion: it mixes Python floats with integer counts, which
+    strict promotion forbids."""
 
     def init(params):
         with jax.numpy_dtype_promotion("standard"):
@@ -74,7 +79,7 @@ def _with_library_promotion(inner: optax.GradientTransformation) -> optax.Gradie
 
 
 def decay_mask(params):
-    """True for the weights that decay: everything but norm scales and biases, by name."""
+    """Returns True for each weight with weight decay: all but norm scales and biases, by name."""
 
     def decays(path, _) -> bool:
         name = path[-1].name

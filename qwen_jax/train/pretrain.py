@@ -1,7 +1,7 @@
 """A pretraining run: next-token prediction on token shards. Report: 2.4.
 
-The batches are those of data/loader.py, the objective that of language_model.py, and the loop the
-one of every stage (run.py).
+Batches come from data/loader.py, the objective from language_model.py. run.py runs the loop, as
+for every training stage.
 """
 
 import dataclasses
@@ -24,14 +24,14 @@ from qwen_jax.types import Params, TrainState
 
 
 class PretrainConfig(RunConfig, Protocol):
-    """What the config of a pretraining run has (experiments/pretrain.py)."""
+    """The fields of the config of a pretraining run (experiments/pretrain.py)."""
 
     @property
     def data(self) -> DataConfig: ...
 
 
 def tokenizer_of(data: DataConfig) -> Tokenizer:
-    """The tokenizer that is named, or the one that lies beside the first source's shards."""
+    """Returns the tokenizer of data.tokenizer, or the one next to the first source's shards."""
     if data.tokenizer:
         return Tokenizer.from_file(data.tokenizer)
     first = data.sources[0]
@@ -46,14 +46,14 @@ def pretrain(
     initial: Callable[[Params], Params] | None = None,
     log: Callable[[str], None] = print,
 ) -> TrainState:
-    """Trains until num_steps; see train.run.run, which says what it raises and resumes.
+    """Trains until num_steps. See train.run.run for resuming and further errors.
 
     Args:
-      initial: abstract parameters (with shardings) -> the parameters to start from; None: fresh.
+      initial: abstract parameters (with shardings) -> initial parameters; None: random.
 
     Raises:
-      ConfigError: the tokenizer has more ids than the model has rows.
-      DataError: shards that are missing, damaged, or written with another tokenizer.
+      ConfigError: the tokenizer has more ids than the model's vocabulary.
+      DataError: shards are missing, damaged, or written with another tokenizer.
     """
     model = config.model
     check_vocabulary(

@@ -1,7 +1,7 @@
-"""One run from settings to last checkpoint, the same for every stage of the recipe.
+"""Runs a training stage from its settings to the last checkpoint.
 
-In order: what it will cost, folder, compile, restore or start, then the loop with its hooks. What a
-stage brings of its own is a `Job`.
+In order: check memory, prepare the folder, compile, restore or initialize, run the loop with its
+hooks. A training stage provides a `Job`; everything else is shared.
 """
 
 import contextlib
@@ -44,21 +44,21 @@ def run(config: RunConfig, job: Job, *, log: Callable[[str], None] = print):
     """Runs the job until num_steps, resuming from the newest good checkpoint of the run folder.
 
     Args:
-      log: shows a line to the person who started the run.
+      log: receives each line of the run's output.
 
     Returns:
-      The last state; the checkpoint of its step is on disk.
+      The last state. Its checkpoint is on disk.
 
     Raises:
-      QwenJaxError: a setting, a folder or a loss that stops the run.
-      Stopped: a signal ended it early; its checkpoint is on disk.
+      QwenJaxError: an invalid setting, an unusable folder, or a loss that stops the run.
+      Stopped: a signal stopped the run early. Its checkpoint is on disk.
     """
     train, mesh = config.train, job.mesh
     _check_loops(config.model, mesh)
     available = memory.capacity(mesh.local_devices[0], override_gib=train.device_memory_gib)
     frozen = (job.frozen.in_batch, job.frozen.outside_step)
     memory.check_state(job.program.state, available=available, frozen=frozen)
-    # Only now: what was refused above leaves no folder behind.
+    # After the checks, so that a refused run creates no folder.
     folder = run_folder.prepare(
         config.run_dir, config, training_stage=job.training_stage, parameters=job.parameters
     )
@@ -81,7 +81,7 @@ def run(config: RunConfig, job: Job, *, log: Callable[[str], None] = print):
 
 @dataclasses.dataclass(frozen=True)
 class _Attempt:
-    """What the functions below share. A restart is another attempt at the same run."""
+    """The context of the functions below. Each restart is a new attempt at the same run."""
 
     config: RunConfig
     job: Job
@@ -92,17 +92,17 @@ class _Attempt:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Beginning:
-    """Where the loop begins, from a checkpoint or anew."""
+class _StartPoint:
+    """Where the loop starts: the step and state, from a checkpoint or freshly initialized."""
 
     step: int
     state: Any
-    skipped: int = 0  # batches that were left out so far (train/resilience/spikes.py)
-    losses: tuple[float, ...] = ()  # of the last steps
+    skipped: int = 0  # batches skipped so far (train/resilience/spikes.py)
+    losses: tuple[float, ...] = ()  # of the most recent steps
 
 
 def _run(attempt: _Attempt, available: int | None):
-    """What `run` does once the folder is there."""
+    """Runs the job in its prepared folder; returns the last state."""
     config, job, goodput = attempt.config, attempt.job, attempt.goodput
     with contextlib.ExitStack() as stack:
         stack.enter_context(use_layout(job.mesh))
@@ -118,18 +118,18 @@ def _run(attempt: _Attempt, available: int | None):
         stack.callback(checkpoints.close)
         checkpoints.check_space(for_checkpoint(job.program.state))
         with goodput.spent_on("restore"):
-            begin = _begin(job, checkpoints)
-        _announce(attempt, begin)
-        if begin.step >= config.train.num_steps:
-            return begin.state
-        reporter = _reporter(attempt, peak_flops, begin.step)
+            start = _restore_or_initialize(job, checkpoints)
+        _log_start(attempt, start)
+        if start.step >= config.train.num_steps:
+            return start.state
+        reporter = _reporter(attempt, peak_flops, start.step)
         stack.callback(reporter.metrics.close)
         try:
-            state = _fit_past_spikes(attempt, begin, compiled, checkpoints, reporter)
+            state = _fit_past_spikes(attempt, start, compiled, checkpoints, reporter)
         except Stopped:
-            _leave_together(checkpoints)
+            _wait_for_last_save(checkpoints)
             raise
-        _leave_together(checkpoints)
+        _wait_for_last_save(checkpoints)
         return state
 
 
@@ -141,12 +141,12 @@ def _write_files(folder: pathlib.Path, files: RunFiles) -> None:
 
 
 def _compile(attempt: _Attempt, available: int | None):
-    """Compiles the step and reports its needs; the step, and the FLOP/s of all devices."""
+    """Compiles the step and logs its memory; returns it and the peak FLOP/s of all devices."""
     config, job, log = attempt.config, attempt.job, attempt.log
     started, device = time.perf_counter(), job.mesh.devices.flat[0]
     program = job.program
     compiled = compile_for(device.platform, program.step.lower(program.state, program.batch))
-    plan = memory.measure(
+    needed = memory.measure(
         compiled,
         program.state,
         platform=device.platform,
@@ -162,8 +162,8 @@ def _compile(attempt: _Attempt, available: int | None):
     for line in (
         f"model: {count(model):,} parameters, {model.compute_dtype} compute, attention "
         f"{implementation_for(model, device)}, remat {model.remat}",
-        f"devices: {job.mesh.devices.size} ({shape or 'one device'}); peak of one: {source}",
-        f"memory: {plan}",
+        f"devices: {job.mesh.devices.size} ({shape or 'one device'}); peak per device: {source}",
+        f"memory: {needed}",
         *job.header,
     ):
         log(line)
@@ -173,30 +173,30 @@ def _compile(attempt: _Attempt, available: int | None):
     return compiled, peak
 
 
-def _begin(job: Job, checkpoints: Checkpointer) -> _Beginning:
-    """The newest good checkpoint, or a fresh state."""
+def _restore_or_initialize(job: Job, checkpoints: Checkpointer) -> _StartPoint:
+    """Restores the newest good checkpoint, or initializes the state."""
     abstract = job.program.state
     restored = checkpoints.restore(for_checkpoint(abstract))
     if restored is None:
-        return _Beginning(0, job.program.make_state())
+        return _StartPoint(0, job.program.make_state())
     step, state, meta = restored
     state = from_checkpoint(state, abstract)
-    return _Beginning(step, state, meta.get("skipped", 0), tuple(meta.get("losses", ())))
+    return _StartPoint(step, state, meta.get("skipped", 0), tuple(meta.get("losses", ())))
 
 
-def _announce(attempt: _Attempt, begin: _Beginning) -> None:
+def _log_start(attempt: _Attempt, start: _StartPoint) -> None:
     mesh, wanted = attempt.job.mesh, attempt.config.train.num_steps
     attempt.events.log(
-        "resume" if begin.step else "start",
-        step=begin.step,
+        "resume" if start.step else "start",
+        step=start.step,
         processes=jax.process_count(),
         devices=mesh.devices.size,
         mesh=dict(mesh.shape),
     )
-    if begin.step:
-        attempt.log(f"resuming after step {begin.step}")
-    if begin.step >= wanted:
-        attempt.log(f"nothing to do: {begin.step} of {wanted} steps are done")
+    if start.step:
+        attempt.log(f"resuming after step {start.step}")
+    if start.step >= wanted:
+        attempt.log(f"nothing to do: {start.step} of {wanted} steps are complete")
 
 
 def _reporter(attempt: _Attempt, peak_flops: float, resume_step: int) -> Reporter:
@@ -222,50 +222,50 @@ _MAX_SKIPS = 10
 
 
 def _fit_past_spikes(
-    attempt: _Attempt, begin: _Beginning, compiled, checkpoints: Checkpointer, reporter: Reporter
+    attempt: _Attempt, start: _StartPoint, compiled, checkpoints: Checkpointer, reporter: Reporter
 ):
-    """The last state. After a spike the loop begins again at the checkpoint before it."""
-    planned = fault_injection.scheduled_faults()
+    """Returns the last state. After a spike the loop restarts at the checkpoint before it."""
+    faults = fault_injection.scheduled_faults()
     skips = 0
     while True:
-        reporter.spikes = SpikeWatch(begin.losses)
+        reporter.spikes = SpikeWatch(start.losses)
         try:
-            return _fit(attempt, begin, compiled, checkpoints, reporter, planned)
+            return _fit(attempt, start, compiled, checkpoints, reporter, faults)
         except LossSpike as spike:
             if skips == _MAX_SKIPS:
                 raise TrainingError(
-                    f"the loss leaps after {skips} times of going back: {spike.message}.",
+                    f"the loss still spikes after {skips} rollbacks: {spike.message}.",
                     f"step {spike.step}",
-                    "lower optimizer.peak_learning_rate, or look at the data.",
+                    "lower optimizer.peak_learning_rate, or inspect the data.",
                 ) from spike
-            begin = _go_back(spike, attempt, checkpoints)
+            start = _roll_back(spike, attempt, checkpoints)
         skips += 1
 
 
-def _go_back(spike: LossSpike, attempt: _Attempt, checkpoints: Checkpointer) -> _Beginning:
-    """The newest checkpoint before the spike, to go on behind the batch that made it."""
+def _roll_back(spike: LossSpike, attempt: _Attempt, checkpoints: Checkpointer) -> _StartPoint:
+    """Restores the newest checkpoint before the spike; skips the batches up to the spike."""
     attempt.goodput.undo()
     with attempt.goodput.spent_on("restore"):
-        begin = _begin(attempt.job, checkpoints)
-    count = spike.step - begin.step
-    first = begin.step + begin.skipped + 1
+        start = _restore_or_initialize(attempt.job, checkpoints)
+    count = spike.step - start.step
+    first = start.step + start.skipped + 1
     last = first + count - 1
     attempt.events.log(
-        "skipped", spike=spike.step, back_to=begin.step, first_batch=first, last_batch=last
+        "skipped", spike=spike.step, back_to=start.step, first_batch=first, last_batch=last
     )
-    attempt.log(f"{spike}: back to step {begin.step}; batches {first} to {last} are left out")
-    return dataclasses.replace(begin, skipped=begin.skipped + count)
+    attempt.log(f"{spike}: rolled back to step {start.step}; skipping batches {first} to {last}")
+    return dataclasses.replace(start, skipped=start.skipped + count)
 
 
 def _fit(
     attempt: _Attempt,
-    begin: _Beginning,
+    start: _StartPoint,
     compiled,
     checkpoints: Checkpointer,
     reporter: Reporter,
-    planned: list,
+    faults: list,
 ):
-    """The loop with its hooks."""
+    """Runs the loop with its hooks."""
     train, job, goodput = attempt.config.train, attempt.job, attempt.goodput
     evaluate = job.evaluate
 
@@ -274,7 +274,7 @@ def _fit(
             checkpoints.save(
                 done,
                 for_checkpoint(state),
-                {"seed": train.seed, "skipped": begin.skipped, "losses": reporter.spikes.recent},
+                {"seed": train.seed, "skipped": start.skipped, "losses": reporter.spikes.recent},
             )
         goodput.mark()
 
@@ -286,39 +286,39 @@ def _fit(
                 reporter.metrics.write(done, evaluate(done, state))
 
         hooks.append(Hook(train.eval_every or train.num_steps, write_evaluation))
-    step = fault_injection.in_step(compiled, planned)
-    step = with_sdc_check(step, train.sdc_check_every, start_step=begin.step)
+    step = fault_injection.in_step(compiled, faults)
+    step = with_sdc_check(step, train.sdc_check_every, start_step=start.step)
     if job.phases is not None:
         step = job.phases.timed(step)
     with (
-        job.batches(begin.step + begin.skipped) as read,
+        job.batches(start.step + start.skipped) as read,
         traced(
-            lambda step, state: read(step + begin.skipped, state),
+            lambda step, state: read(step + start.skipped, state),
             train.trace_steps,
             attempt.folder,
             attempt.log,
         ) as next_batch,
     ):
         return fit(
-            begin.state,
-            fault_injection.before_steps(next_batch, planned),
+            start.state,
+            fault_injection.before_steps(next_batch, faults),
             step,
-            start_step=begin.step,
+            start_step=start.step,
             num_steps=train.num_steps,
             report=reporter,
             hooks=tuple(hooks),
         )
 
 
-def _leave_together(checkpoints: Checkpointer) -> None:
-    """Nobody leaves before process 0 has hashed and named the last save."""
+def _wait_for_last_save(checkpoints: Checkpointer) -> None:
+    """Keeps every process alive until process 0 has hashed and committed the last save."""
     checkpoints.wait()
     distributed.barrier("the last save", seconds=3600)
 
 
 def _check_loops(model: ModelConfig, mesh: Mesh) -> None:
-    """Where Gloo connects CPUs, a loop of layers would run beside the collectives around it, in
-    another order in each process, and Gloo would mix up what they send."""
+    """Refuses loops over layers if Gloo connects CPUs: XLA:CPU runs such a loop concurrently with
+    the collectives around it, in a different order per process, and Gloo mixes up the messages."""
     if (
         mesh.devices.flat[0].platform == "cpu"
         and distributed.is_distributed()
@@ -326,17 +326,18 @@ def _check_loops(model: ModelConfig, mesh: Mesh) -> None:
         and model.unroll_layers < model.num_layers
     ):
         raise ConfigError(
-            f"launched processes on CPUs cannot loop over {model.num_layers} layers, "
-            f"{model.unroll_layers} at a time.",
+            f"several processes on CPUs must unroll all {model.num_layers} layers; "
+            f"unroll_layers={model.unroll_layers}.",
             "model.unroll_layers",
             f"use --model.unroll_layers={model.num_layers}.",
         )
 
 
 def _check_attention(model: ModelConfig, mesh: Mesh, log: Callable[[str], None]) -> None:
-    """Before anything is spent on an accelerator: does its kernel compute attention and gradients?
+    """Checks the attention kernel's output and gradients against float32 before the first step.
 
-    Seconds, once; a driver or compiler that gets a kernel wrong is found here and not in the loss.
+    It takes seconds, once. A driver or compiler that breaks a kernel is detected here and not in
+    the loss.
     """
     choice = implementation_for(model, mesh.devices.flat[0])
     if choice.module.PLATFORM is None:
@@ -355,6 +356,6 @@ def _check_attention(model: ModelConfig, mesh: Mesh, log: Callable[[str], None])
     )
     shares = ", ".join(f"{name} {share:.2f}" for name, share in found.items())
     log(
-        f"attention {choice.name} agrees with float32: errors {shares} of what is allowed "
-        f"({time.perf_counter() - started:.1f} s)"
+        f"attention {choice.name} agrees with float32: errors as a fraction of the tolerance: "
+        f"{shares} ({time.perf_counter() - started:.1f} s)"
     )

@@ -1,4 +1,4 @@
-"""A run's folder: what it was asked to do, with what, and the refusal to go on as another run."""
+"""A run's folder: config.json and versions.json, and the check that a run resumes unchanged."""
 
 import dataclasses
 import importlib.metadata
@@ -18,14 +18,15 @@ TrainingStage = Literal["pretrain", "sft", "reward_model", "dpo", "ppo"]
 
 
 class Identity(NamedTuple):
-    """What a run is, by these keys of its config.json; all others are its settings."""
+    """The keys of config.json that identify a run; all others are settings."""
 
     training_stage: TrainingStage
-    parameters: str  # where its checkpoints have what it trains: "params", "policy.params"
+    parameters: str  # path of the trained parameters in checkpoints: "params", "policy.params"
 
 
 def identity(raw: dict[str, Any]) -> Identity:
-    """What the run of a config.json is. Those of older versions do not say; their settings tell."""
+    """Returns the identity of a config.json; for files of older versions, infers it from the
+    settings."""
     if raw.keys() >= set(Identity._fields):
         return Identity(raw["training_stage"], raw["parameters"])
     data = raw.get("data") or {}
@@ -36,7 +37,7 @@ def identity(raw: dict[str, Any]) -> Identity:
     return Identity("sft" if "conversations" in data else "pretrain", "params")
 
 
-# Settings that say how a run is watched, not what it computes: they may change on resume.
+# Settings that do not affect what a run computes; they may change on resume.
 MAY_CHANGE = (
     "train.log_every",
     "train.eval_every",
@@ -53,7 +54,7 @@ MAY_CHANGE = (
 
 
 def flatten(config, prefix: str = "") -> dict[str, object]:
-    """{"model.num_layers": 32, ...}: the names that flags have."""
+    """Returns {"model.num_layers": 32, ...}, with the names of flags."""
     flat = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -67,14 +68,16 @@ def flatten(config, prefix: str = "") -> dict[str, object]:
 def prepare(
     folder: str | os.PathLike, config, *, training_stage: TrainingStage, parameters: str
 ) -> pathlib.Path:
-    """Makes the folder, or finds it with the same config; writes config.json and versions.json.
+    """Creates the folder, or checks that an existing one has the same config; writes config.json
+    and versions.json.
 
     Args:
-      training_stage, parameters: what the run is and where its state has the trained parameters;
-        config.json holds both. A folder of an older version lacks them, so they are not compared.
+      training_stage, parameters: the stage, and the path of the trained parameters in the state;
+        written to config.json. Folders of older versions lack both, so they are not compared.
 
     Raises:
-      ConfigError: when the folder holds a run of another config, with every difference.
+      ConfigError: the folder belongs to a run with other settings; lists every difference.
+      TrainingError: the folder cannot be written.
     """
     folder = pathlib.Path(folder)
     path = folder / "config.json"
@@ -94,25 +97,25 @@ def prepare(
                 + "; ".join(differences)
                 + ".",
                 str(path),
-                "give the old settings to continue it, or another --run_dir to start anew.",
+                "use the old settings to resume it, or another --run_dir for a new run.",
             )
     if jax.process_index() == 0:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            what = Identity(training_stage, parameters)
-            write_json(path, what._asdict() | dataclasses.asdict(config))
+            run_identity = Identity(training_stage, parameters)
+            write_json(path, run_identity._asdict() | dataclasses.asdict(config))
             write_json(folder / "versions.json", versions())
         except OSError as error:
             raise TrainingError(
                 f"cannot write to the run folder: {error}.",
                 str(folder),
-                "choose a writable --run_dir with space left.",
+                "choose a writable --run_dir on a disk with free space.",
             ) from error
     return folder
 
 
 def flatten_json(nested: dict, prefix: str = "") -> dict[str, object]:
-    """Like `flatten`, for what config.json holds."""
+    """Like `flatten`, for the content of config.json."""
     flat = {}
     for name, value in nested.items():
         if isinstance(value, dict):
@@ -123,7 +126,7 @@ def flatten_json(nested: dict, prefix: str = "") -> dict[str, object]:
 
 
 def versions() -> dict[str, str]:
-    """Python, packages, devices and the commit: what a figure must be read with."""
+    """Returns the versions that a run's results depend on: Python, packages, devices, commit."""
     packages = (
         "qwen_jax",
         "jax",

@@ -1,4 +1,4 @@
-"""A fresh TrainState, each device filled with its own part alone."""
+"""Initializes a TrainState. Each device creates only its own shards."""
 
 import dataclasses
 from typing import Any
@@ -22,14 +22,15 @@ def abstract_state(
     dtype: str,
     rules: Rules = DEFAULT_RULES,
 ) -> TrainState:
-    """The state's shapes, dtypes and shardings, nothing allocated. Moments lie with their weights.
+    """Returns the shapes, dtypes and shardings of a state without allocating it. Moments are
+    sharded like their weights.
 
     Args:
-      specs: a tree of Specs, such as model.spec.param_specs gives.
+      specs: a tree of Specs, such as that of model.spec.param_specs.
       dtype: of the parameters.
 
     Raises:
-      ShardingError: when weights do not divide over the mesh.
+      ShardingError: weights cannot be divided over the mesh.
     """
     shapes = jax.eval_shape(lambda: _start(init_from(specs, jax.random.key(0), dtype), optimizer))
     by_path = {
@@ -38,13 +39,13 @@ def abstract_state(
     }
     replicated = NamedSharding(mesh, PartitionSpec())
 
-    def place(path, leaf):
+    def add_sharding(path, leaf):
         # A moment's path ends in its weight's path: ....mu.layers.mlp.w_up
         name = jax.tree_util.keystr(path)
         sharding = next((s for end, s in by_path.items() if name.endswith(end)), replicated)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    return jax.tree_util.tree_map_with_path(place, shapes)
+    return jax.tree_util.tree_map_with_path(add_sharding, shapes)
 
 
 def make_state(
@@ -55,10 +56,10 @@ def make_state(
     *,
     params: Any = None,
 ) -> TrainState:
-    """The TrainState that `abstract` describes, every weight made where it will live.
+    """Creates the TrainState that `abstract` describes, each shard on its own device.
 
     Args:
-      params: to start from, which are given away (donated); None: drawn from the seed.
+      params: initial parameters, which are donated; None: sampled from the seed.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
@@ -74,12 +75,13 @@ def make_state(
 
 
 def for_checkpoint(state: Any) -> Any:
-    """What a checkpoint holds of a state: all but `halted`, since what is saved is good."""
+    """Returns the part of a state that a checkpoint stores: all but `halted`, because only finite
+    states are saved."""
     return state.replace(halted=None)
 
 
 def from_checkpoint(state: Any, abstract: Any) -> Any:
-    """The state that `abstract` describes, of what `for_checkpoint` kept."""
+    """Returns the state that `abstract` describes from the result of `for_checkpoint`."""
     return state.replace(halted=jax.device_put(np.bool_(False), abstract.halted.sharding))
 
 

@@ -1,5 +1,4 @@
-"""THE train step: accumulate, normalize, clip, update, measure.
-One function for every objective."""
+"""THE train step, for every objective: accumulate, normalize, clip, update, measure."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,7 +10,7 @@ import optax
 
 from qwen_jax.types import Array, Batch, Sums, TrainState
 
-Objective = Callable[[Any, Any, Array | None], Sums]  # (params, batch, key), of any model
+Objective = Callable[[Any, Any, Array | None], Sums]  # (params, batch, key), for any model
 Metrics = dict[str, Array]
 
 
@@ -22,12 +21,12 @@ def make_train_step(
     seed: int,
     micro_batches: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """train_step(state, batch) -> (state, metrics), jitted; the state is donated.
+    """Returns train_step(state, batch) -> (state, metrics), jitted; it donates the state.
 
-    Gradients of sums are added over micro-batches and divided once by the weight of the whole
-    batch, so accumulation is exact under any masks.
+    Gradients of sums are added over micro-batches and divided once by the weight of the full
+    batch, so accumulation is exact for any loss masks.
 
-    A step whose loss or gradient is not finite halts the state (see `unless_halted`).
+    A step with a non-finite loss or gradient halts the state (see `unless_halted`).
     """
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -75,19 +74,22 @@ def make_train_step(
 
 
 def unless_halted(finite: Array, new: Any, old: Any) -> Any:
-    """`new`; or `old`, halted, if the step was not finite or `old` was halted before.
+    """Returns `new`, or a halted `old` if the step was not finite or `old` was already halted.
 
-    The loop reads metrics one step late: the last good state is still there when it does.
+    The loop reads metrics one step late. This keeps the last good state until then.
 
     Args:
       new, old: states after and before the step, with a field `halted`.
     """
-    go_on = finite & ~old.halted
+    accept = finite & ~old.halted
     halted = old.replace(halted=jnp.ones_like(old.halted))
-    return jax.tree.map(lambda new, old: jnp.where(go_on, new, old), new, halted)
+    return jax.tree.map(lambda new, old: jnp.where(accept, new, old), new, halted)
 
 
-def split(batch: Batch, pieces: int) -> Batch:
-    """[B, ...] -> [pieces, B / pieces, ...]; piece i takes rows i, i + pieces, ..., so that each
-    device splits the rows it already holds."""
-    return jax.tree.map(lambda x: x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1), batch)
+def split(batch: Batch, number: int) -> Batch:
+    """Splits a batch into `number` micro-batches: [B, ...] -> [number, B / number, ...].
+
+    Micro-batch i takes examples i, i + number, ..., so each device splits the examples it already
+    holds.
+    """
+    return jax.tree.map(lambda x: x.reshape(-1, number, *x.shape[1:]).swapaxes(0, 1), batch)

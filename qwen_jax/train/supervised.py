@@ -1,6 +1,6 @@
-"""Training on batches that are read: pretraining, SFT, reward modeling, DPO.
+"""Training on a fixed dataset: pretraining, SFT, reward modeling, DPO.
 
-One objective, one optimizer, one TrainState; the batches are a function of the step alone.
+There is one objective, one optimizer and one TrainState. Batches depend only on the step.
 """
 
 import contextlib
@@ -35,10 +35,10 @@ Batches = Callable[[int], contextlib.AbstractContextManager[Iterable[Any]]]
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """Text to evaluate on during training."""
+    """Held-out text for evaluation during training."""
 
     name: str
-    batches: Callable[[], Iterable[Batch]]  # the same ones every time
+    batches: Callable[[], Iterable[Batch]]  # the same batches in every evaluation
     bytes_per_token: float
 
 
@@ -56,24 +56,24 @@ def train(
     tokenizer: Tokenizer | None = None,
     log: Callable[[str], None] = print,
 ) -> TrainState:
-    """Trains until num_steps; see train.run.run, which says what it raises and resumes.
+    """Trains until num_steps. See train.run.run for resuming and errors.
 
     Args:
       training_stage: for config.json.
-      batches: start step -> context manager of this process's numpy batches from that step on.
+      batches: start step -> context manager of this process's NumPy batches from that step on.
       batch: a tree of the shapes and dtypes of a global batch; None: a Batch of the config's.
-      specs: config -> specs of the parameters: the language model's, or another's.
-      initial: abstract parameters (with shardings) -> the parameters to start from; None: fresh.
-      adapters: to train beside the parameters of `initial`, which stay as they are; the objective
-        and `evaluate` see the two together. None: those parameters are trained.
-      evaluate: (put, steps done, state) -> metrics; `put` places a numpy batch on the mesh.
-      tokenizer: to leave in the run's folder, where the next stage and chat find it.
+      specs: config -> Specs of the parameters, a language model's or another's.
+      initial: abstract parameters (with shardings) -> initial parameters; None: random.
+      adapters: LoRA adapters to train on top of the parameters of `initial`, which are frozen; the
+        objective and `evaluate` receive the full model. None: train the parameters themselves.
+      evaluate: (put, steps done, state) -> metrics; `put` copies a NumPy batch to the mesh.
+      tokenizer: saved to the run's folder, for later stages and for chat.
     """
     mesh = make_mesh(config.mesh)
     check_batch(config.train.batch_size, config.train.micro_batches, mesh)
     base = None
     if adapters is not None:
-        assert initial is not None, "adapters stand beside the weights that `initial` gives"
+        assert initial is not None, "adapters need the frozen weights of `initial`"
         base, initial = FrozenBase(adapters, config.model, mesh, initial, specs), None
     specs = specs(config.model) if base is None else base.specs
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
@@ -87,7 +87,7 @@ def train(
         return put_rows(batch, rows, config.train.batch_size, sharding)
 
     @contextlib.contextmanager
-    def placed(start_step: int):
+    def batches_on_mesh(start_step: int):
         with batches(start_step) as stream:
             stream = iter(stream)
             yield lambda step, state: put(next(stream))
@@ -111,41 +111,43 @@ def train(
         parameters="params",
         mesh=mesh,
         program=program,
-        batches=placed,
+        batches=batches_on_mesh,
         evaluate=None if evaluate is None else lambda done, state: evaluate(put, done, state),
         files=RunFiles(tokenizer),
         header=_header(config, mesh, None if base is None else spec.size(base.specs)),
     )
-    return run(config, job if base is None else base.under(job), log=log)
+    return run(config, job if base is None else base.wrap(job), log=log)
 
 
-def abstract_batch(rows: int, length: int) -> Batch:
-    """The shapes and dtypes of a Batch."""
-    whole = jax.ShapeDtypeStruct((rows, length), np.int32)
+def abstract_batch(batch_size: int, length: int) -> Batch:
+    """Returns the shapes and dtypes of a Batch of `batch_size` sequences of `length` tokens."""
+    integers = jax.ShapeDtypeStruct((batch_size, length), np.int32)
     return Batch(
-        tokens=whole,
-        targets=whole,
-        segment_ids=whole,
-        positions=whole,
-        loss_weights=jax.ShapeDtypeStruct((rows, length), np.float32),
+        tokens=integers,
+        targets=integers,
+        segment_ids=integers,
+        positions=integers,
+        loss_weights=jax.ShapeDtypeStruct((batch_size, length), np.float32),
     )
 
 
 def batch_sharding(batch: Any, mesh: Mesh) -> NamedSharding:
-    """Where a batch lies: rows of tokens are cut along their length too, others only by rows."""
+    """Returns the sharding of a batch: a Batch is sharded over examples and length, any other
+    batch only over examples."""
     axes = ("batch", "length") if isinstance(batch, Batch) else ("batch",)
     return NamedSharding(mesh, DEFAULT_RULES.partition_spec(axes))
 
 
 def with_sharding(tree: Any, sharding: NamedSharding) -> Any:
-    """The shapes and dtypes of a tree, all of its arrays with one sharding."""
+    """Returns the shapes and dtypes of a tree, with one sharding for all arrays."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def language_evaluation(
     objective: Objective, held_out: tuple[HeldOut, ...], log: Callable[[str], None]
 ):
-    """The `evaluate` of a language model: loss, perplexity and bits per byte of each text."""
+    """Returns the `evaluate` of a language model: loss, perplexity and bits per byte of each text;
+    None if there is no held-out text."""
     made = []
 
     def evaluate(put, done: int, state: TrainState) -> dict[str, float]:
@@ -165,7 +167,7 @@ def language_evaluation(
 
 
 def _header(config: RunConfig, mesh: Mesh, adapters: int | None) -> tuple[str, ...]:
-    """What a person wants to know before the first step."""
+    """Returns the lines to log before the first step: batch size, tokens, cost."""
     train = config.train
     tokens = train.batch_size * config.model.context_length
     total = tokens * train.num_steps
@@ -175,6 +177,6 @@ def _header(config: RunConfig, mesh: Mesh, adapters: int | None) -> tuple[str, .
         f"batch: {train.batch_size} x {config.model.context_length} = {tokens:,} tokens in "
         f"{train.micro_batches} micro-batch{'es' if train.micro_batches > 1 else ''}; "
         f"{train.num_steps:,} steps = {total:,} tokens",
-        f"cost: {total * flops:.2e} FLOP (formula A), "
-        f"{format_seconds(total * flops / (0.4 * peak))} at 40 % of peak",
+        f"cost: {total * flops:.2e} FLOP (causal attention counted once), "
+        f"{format_seconds(total * flops / (0.4 * peak))} at 40 % MFU",
     )

@@ -1,4 +1,4 @@
-"""What SFT, reward modeling and DPO have in common: training on rows that are read at random."""
+"""Training on shuffled examples, shared by SFT, reward modeling and DPO."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,32 +11,35 @@ from qwen_jax.parallel.mesh import make_mesh
 from qwen_jax.train.supervised import train
 
 
-def train_on_examples(rows, config, **named):
-    """train.supervised.train on shuffled batches of `rows`; returns the last TrainState.
+def train_on_examples(examples, config, **train_arguments):
+    """Calls train.supervised.train on shuffled batches of `examples`; returns the last TrainState.
 
     Args:
-      rows: of trees of arrays, all of the shapes of rows.padding.
-      named: the rest of train's arguments.
+      examples: a sequence of trees of arrays, all with the shapes of examples.padding.
+      train_arguments: further arguments of train.
     """
     size = config.train.batch_size
     batches = Batches(
-        rows, batch_size=size, seed=config.train.seed, collate=stack_trees, rows=_rows(config)
+        examples,
+        batch_size=size,
+        seed=config.train.seed,
+        collate=stack_trees,
+        rows=_local_rows(config),
     )
-    batch = abstract_examples(rows.padding, size)
-    return train(config, batches=batches.iterate, batch=batch, **named)
+    batch = abstract_examples(examples.padding, size)
+    return train(config, batches=batches.iterate, batch=batch, **train_arguments)
 
 
-def abstract_examples(row: Any, number: int) -> Any:
-    """The shapes and dtypes of a batch of `number` rows like `row`."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((number, *x.shape), x.dtype), row)
+def abstract_examples(example: Any, number: int) -> Any:
+    """Returns the shapes and dtypes of a batch of `number` examples like `example`."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((number, *x.shape), x.dtype), example)
 
 
-def held_out_batches(rows, config, most: int | None = None) -> Iterator[Any]:
-    """This process's part of the rows in order, once; of at most `most` batches."""
-    return eval_batches(
-        rows, config.train.batch_size, len(rows) if most is None else most, rows=_rows(config)
-    )
+def held_out_batches(examples, config, max_batches: int | None = None) -> Iterator[Any]:
+    """Yields this process's part of the examples once, in order, in at most `max_batches`."""
+    limit = len(examples) if max_batches is None else max_batches
+    return eval_batches(examples, config.train.batch_size, limit, rows=_local_rows(config))
 
 
-def _rows(config) -> tuple[int, ...]:
+def _local_rows(config) -> tuple[int, ...]:
     return rows_here(make_mesh(config.mesh), config.train.batch_size)
