@@ -65,7 +65,7 @@ def run(config: RunConfig, job: Job, *, log: Callable[[str], None] = print):
     if jax.process_index() == 0:
         _write_files(folder, job.files)
     events = Events(folder)
-    events.begin()
+    events.log_previous_attempt()
     try:
         state = _run(_Attempt(config, job, folder, events, log), available)
     except Stopped as reason:

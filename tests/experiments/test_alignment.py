@@ -133,7 +133,7 @@ def test_ppo_with_everything_goes_on_where_it_was(folder, scored, run_ppo, tmp_p
     """Both kinds of reward and the pretraining gradient."""
     flags = (f"--reward_model={scored[0]}/reward", f"--data.pretrain.sources={folder}/text/train")
     output = run_ppo(tmp_path / "whole", *flags)
-    assert "again to go on" in run_ppo(tmp_path / "halves", *flags, until="step 3/")
+    assert "again to resume" in run_ppo(tmp_path / "halves", *flags, until="step 3/")
     assert "resuming after step" in run_ppo(tmp_path / "halves", *flags)
     found = records(tmp_path / "whole")
     assert records(tmp_path / "halves") == found and len(found) == 6

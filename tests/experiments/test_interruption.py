@@ -102,7 +102,7 @@ def test_a_signal_saves_and_says_how_to_go_on(command, tmp_path, number, code):
             break
     rest = process.stdout.read()
     assert process.wait() == code
-    assert "give the same command again to go on" in rest
+    assert "run the same command again to resume" in rest
     saved = [int(p.name) for p in (tmp_path / "run/checkpoints").iterdir() if p.name.isdecimal()]
     assert len(saved) == 1 and saved[0] >= 7
 

@@ -186,7 +186,7 @@ def test_ppo_of_adapters_starts_as_its_reference_and_goes_on_where_it_was(
         "--train.log_every=1",
     )
     output = run_ppo(tmp_path / "whole", *flags)
-    assert "again to go on" in run_ppo(tmp_path / "halves", *flags, until="step 3/")
+    assert "again to resume" in run_ppo(tmp_path / "halves", *flags, until="step 3/")
     assert "resuming after step" in run_ppo(tmp_path / "halves", *flags)
     found = records(tmp_path / "whole")
     assert records(tmp_path / "halves") == found and len(found) == 6

@@ -1,4 +1,4 @@
-"""Helpers to run the stages after pretraining: configs, output, metrics."""
+"""Runs of the stages after pretraining: configs, output, metrics."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ MODEL = dataclasses.replace(CONFIG, context_length=96, initializer_range=0.02)
 
 
 def config_of(stage, folder, run_dir, *, data, train=None, **changes):
-    """Returns the stage's smoke config with the data of `folder`."""
+    """The stage's smoke with the folder's data."""
     return dataclasses.replace(
         stage.SMOKE,
         init_from=changes.pop("init_from", f"{folder}/base"),
@@ -27,7 +27,7 @@ def config_of(stage, folder, run_dir, *, data, train=None, **changes):
 
 
 class Screen(io.StringIO):
-    """A stdout that sends this process SIGTERM when a text appears."""
+    """Presses Ctrl-C's gentler brother when a text appears."""
 
     def __init__(self, until):
         super().__init__()
@@ -46,14 +46,14 @@ def run(stage, config, until=None) -> str:
         if until is None:
             stage.main(config)
         else:
-            with pytest.raises(SystemExit) as exited:
+            with pytest.raises(SystemExit) as ended:
                 stage.main(config)
-            assert exited.value.code == 0
+            assert ended.value.code == 0
     return screen.getvalue()
 
 
 def records(run_dir) -> list[dict]:
-    """Returns the metrics without the timings."""
+    """What was measured, without the times."""
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     return [
         {
@@ -65,13 +65,13 @@ def records(run_dir) -> list[dict]:
     ]
 
 
-def full_and_resumed(stage, make, tmp_path) -> tuple[str, list[dict]]:
-    """Runs a stage once in full and once with an interruption; the metrics must be equal."""
+def whole_and_halves(stage, make, tmp_path) -> tuple[str, list[dict]]:
+    """Runs it once in one piece and once in two, and sees that nothing differs."""
     output = run(stage, make(tmp_path / "whole"))
-    resumed = make(tmp_path / "halves")
-    assert "again to go on" in run(stage, resumed, until=f"step {resumed.train.num_steps // 2}/")
-    assert "resuming after step" in run(stage, resumed)
-    full = records(tmp_path / "whole")
-    assert records(tmp_path / "halves") == full
+    halves = make(tmp_path / "halves")
+    assert "again to resume" in run(stage, halves, until=f"step {halves.train.num_steps // 2}/")
+    assert "resuming after step" in run(stage, halves)
+    whole = records(tmp_path / "whole")
+    assert records(tmp_path / "halves") == whole
     assert (tmp_path / "whole" / "tokenizer.tiktoken").is_file()
-    return output, full
+    return output, whole

@@ -1,4 +1,4 @@
-"""How the process of a run ends when a signal has stopped the run."""
+"""The exit code of a process whose run was stopped by a signal."""
 
 import contextlib
 import os
@@ -12,14 +12,14 @@ from qwen_jax.train.loop import Stopped
 
 @contextlib.contextmanager
 def exit_on_signal() -> Iterator[None]:
-    """A run that a signal ends says how to go on; exit code 0 for SIGTERM, 130 for Ctrl-C.
+    """Exits with 0 after SIGTERM and 130 after Ctrl-C, and prints how to resume the run.
 
-    Under a launcher SIGTERM means that a machine is taken away: the code asks to be started again.
+    Under a launcher SIGTERM means preemption: the exit code then requests a restart.
     """
     try:
         yield
     except Stopped as stopped:
-        print(f"{stopped}; give the same command again to go on", flush=True)
+        print(f"{stopped}; run the same command again to resume", flush=True)
         if stopped.signal_number != signal.SIGTERM:
             sys.exit(130)
         sys.exit(distributed.EXIT_PREEMPTED if os.environ.get(distributed.LAUNCHER) else 0)

@@ -1,15 +1,15 @@
-"""Faults on purpose, to see a run survive them.
+"""Injects faults, to test that a run survives them.
 
-Inside of a run, by the environment: QWEN_JAX_FAULTS="kill step=12 process=1; nan step=20". A fault
-comes before its step is computed, in one life of the run (attempt=0, the first, unless another is
-named) and in one process (process=N; all without it):
+Inside a run, by environment variable: QWEN_JAX_FAULTS="kill step=12 process=1; nan step=20". A
+fault occurs before its step is computed, in one attempt of the run (attempt=N; default 0, the
+first) and in one process (process=N; default all):
 
     kill      SIGKILL to itself               freeze   SIGSTOP to itself
-    term      SIGTERM to itself               delay    sleeps seconds=S at every step from there on
-    nan       every number of the batch that can be is NaN
-    full      no file grows beyond bytes=B any more, as on a full disk
-    corrupt   one bit of a weight flips for one computation of that step (in no one process: the
-              weights are of all)
+    term      SIGTERM to itself               delay    sleeps seconds=S in every step from then on
+    nan       every floating-point number of the batch is NaN
+    full      no file can grow beyond bytes=B, as on a full disk
+    corrupt   one bit of a weight is flipped for one computation of the step (without process=N:
+              all processes share the weights)
 
 From outside, on files and processes: flip_bit, truncate, worker_pids, unfinished_save.
 """
@@ -35,10 +35,10 @@ KINDS = ("kill", "freeze", "term", "delay", "nan", "full", "corrupt")
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """One planned fault."""
+    """One scheduled fault."""
 
     kind: str
-    step: int  # the number of the step that it spoils, from 1
+    step: int  # the number of the affected step, from 1
     process: int | None = None
     attempt: int = 0
     seconds: float = 1.0  # of a delay
@@ -46,11 +46,11 @@ class Fault:
 
 
 def scheduled_faults(environ: Mapping[str, str] = os.environ) -> list[Fault]:
-    """The faults that this process is to commit in this life;
-    each comes once and is then taken out.
+    """Returns the faults of this process and attempt. Each occurs once and is then removed from
+    the list.
 
     Raises:
-      ConfigError: the text is none of faults.
+      ConfigError: the variable cannot be parsed.
     """
     found = []
     for text in filter(None, map(str.strip, environ.get(VARIABLE, "").split(";"))):
@@ -66,7 +66,9 @@ def scheduled_faults(environ: Mapping[str, str] = os.environ) -> list[Fault]:
             fault = Fault(kind, **numbers)
         except (TypeError, ValueError) as error:
             raise ConfigError(
-                f"{text!r} is no fault: {error}.", VARIABLE, "write kill step=12 process=1, say."
+                f"{text!r} is not a valid fault: {error}.",
+                VARIABLE,
+                "write a kind and its settings, such as kill step=12 process=1.",
             ) from error
         if fault.process in (None, jax.process_index()) and (
             fault.attempt == int(environ.get("QWEN_JAX_ATTEMPT", 0))
@@ -76,7 +78,7 @@ def scheduled_faults(environ: Mapping[str, str] = os.environ) -> list[Fault]:
 
 
 def before_steps(next_batch: Callable, faults: list[Fault]) -> Callable:
-    """`next_batch`, which commits the faults that are not of the step itself."""
+    """Wraps `next_batch` to inject every kind of fault except "corrupt"."""
     if not faults:
         return next_batch
 
@@ -87,34 +89,34 @@ def before_steps(next_batch: Callable, faults: list[Fault]) -> Callable:
                 time.sleep(fault.seconds)
             elif fault.step == step + 1 and fault.kind != "corrupt":
                 faults.remove(fault)
-                batch = _commit(fault, batch)
+                batch = _inject(fault, batch)
         return batch
 
     return fetch
 
 
 def in_step(train_step: Callable, faults: list[Fault]) -> Callable:
-    """`train_step`, whose weights have a bit flipped in the one computation that is to be wrong."""
-    left = [fault for fault in faults if fault.kind == "corrupt"]
-    if not left:
+    """Wraps `train_step` to flip a bit of a weight in the steps with a "corrupt" fault."""
+    pending = [fault for fault in faults if fault.kind == "corrupt"]
+    if not pending:
         return train_step
 
-    def stepped(state, batch):
-        if left and int(state.step) + 1 == left[0].step:
-            faults.remove(left.pop(0))
+    def faulty_step(state, batch):
+        if pending and int(state.step) + 1 == pending[0].step:
+            faults.remove(pending.pop(0))
             shardings = jax.tree.map(lambda leaf: leaf.sharding, state.params)
             state = state.replace(params=jax.jit(_flip_one, out_shardings=shardings)(state.params))
         return train_step(state, batch)
 
-    return stepped
+    return faulty_step
 
 
-def _commit(fault: Fault, batch: Any) -> Any:
+def _inject(fault: Fault, batch: Any) -> Any:
     if fault.kind in ("kill", "freeze", "term"):
         number = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP, "term": signal.SIGTERM}
         os.kill(os.getpid(), number[fault.kind])
     elif fault.kind == "full":
-        import resource  # Unix alone
+        import resource  # only on Unix
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (fault.bytes, resource.RLIM_INFINITY))
     elif fault.kind == "nan":
@@ -128,16 +130,16 @@ def _flip_one(params: Any) -> Any:
     leaves, treedef = jax.tree.flatten(params)
     leaf = leaves[0]
     bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
-    # The highest bit of the mantissa, or nearby: a number that is plausible and wrong.
+    # A bit of the mantissa: the number stays plausible and is wrong.
     flipped = bits.ravel().at[0].set(bits.ravel()[0] ^ jnp.array(1 << 5, bits.dtype))
     leaves[0] = jax.lax.bitcast_convert_type(flipped.reshape(bits.shape), leaf.dtype)
     return treedef.unflatten(leaves)
 
 
-def flip_bit(folder: str | os.PathLike, draw: random.Random) -> str:
-    """Flips one bit of one file below `folder`; says which."""
-    file = _any_file(folder, draw)
-    bit = draw.randrange(8 * file.stat().st_size)
+def flip_bit(folder: str | os.PathLike, rng: random.Random) -> str:
+    """Flips one bit of a file in `folder`; returns a description of it."""
+    file = _random_file(folder, rng)
+    bit = rng.randrange(8 * file.stat().st_size)
     with open(file, "r+b") as opened:
         opened.seek(bit // 8)
         byte = opened.read(1)[0] ^ (1 << bit % 8)
@@ -146,34 +148,36 @@ def flip_bit(folder: str | os.PathLike, draw: random.Random) -> str:
     return f"bit {bit} of {file.relative_to(folder)}"
 
 
-def truncate(folder: str | os.PathLike, draw: random.Random) -> str:
-    """Cuts one file below `folder` off somewhere; says which."""
-    file = _any_file(folder, draw)
-    size = draw.randrange(file.stat().st_size)
+def truncate(folder: str | os.PathLike, rng: random.Random) -> str:
+    """Truncates a file in `folder` at a random size; returns a description of it."""
+    file = _random_file(folder, rng)
+    size = rng.randrange(file.stat().st_size)
     os.truncate(file, size)
     return f"{file.relative_to(folder)} after {size} bytes"
 
 
 def newest_checkpoint(run_dir: str | os.PathLike) -> pathlib.Path:
-    """The folder of a run's newest checkpoint.
+    """Returns the folder of a run's newest checkpoint.
 
     Raises:
-      ConfigError: there is none.
+      ConfigError: the run has no checkpoint.
     """
     folder = pathlib.Path(run_dir) / "checkpoints"
     steps = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdecimal()]
     if not steps:
-        raise ConfigError("there is no checkpoint here.", str(folder), "let the run save one.")
+        raise ConfigError(
+            "there is no checkpoint here.", str(folder), "wait until the run has saved one."
+        )
     return folder / str(max(steps))
 
 
 def unfinished_save(run_dir: str | os.PathLike) -> pathlib.Path | None:
-    """The checkpoint that is being written at this moment."""
+    """Returns the folder of the checkpoint that the run is writing now, or None."""
     return next(iter(pathlib.Path(run_dir).glob("checkpoints/*.saving")), None)
 
 
 def worker_pids(launcher: int) -> dict[int, int]:
-    """The processes that a local launcher started: their number -> pid (Linux)."""
+    """Returns {process number: pid} of the processes of a local launcher (Linux only)."""
     found = {}
     for children in pathlib.Path(f"/proc/{launcher}/task").glob("*/children"):
         for pid in map(int, children.read_text().split()):
@@ -186,14 +190,14 @@ def worker_pids(launcher: int) -> dict[int, int]:
     return found
 
 
-def _any_file(folder: str | os.PathLike, draw: random.Random) -> pathlib.Path:
+def _random_file(folder: str | os.PathLike, rng: random.Random) -> pathlib.Path:
     files = sorted(
         path for path in pathlib.Path(folder).rglob("*") if path.is_file() and path.stat().st_size
     )
     if not files:
         raise ConfigError(
-            "there is no file with anything in it.",
+            "the folder contains no file, or only empty ones.",
             str(folder),
             "name a checkpoint or a folder of shards.",
         )
-    return draw.choice(files)
+    return rng.choice(files)

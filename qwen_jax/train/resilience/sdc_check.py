@@ -1,9 +1,8 @@
-"""Silent corruption: a step is computed twice now and then,
-and the two results compared bit by bit.
+"""Checks for silent data corruption: computes a step twice from time to time and compares bits.
 
-A chip that multiplies wrongly now and then gives losses that look like any other. The same program
-on the same inputs has to give the same bits; where it does not, the run stops before it saves what
-may be wrong, and its launcher starts it from the newest checkpoint.
+A chip that occasionally computes a wrong result gives plausible losses. The same program on the
+same inputs must give the same bits. If it does not, the run stops before it saves a corrupt state,
+and its launcher restarts it from the newest checkpoint.
 """
 
 import functools
@@ -20,26 +19,26 @@ METRIC = "sdc/mismatched_elements"
 
 
 class SilentCorruption(TrainingError):
-    """Two computations of one step differ. It may not come again:
-    launchers start again after it."""
+    """Two computations of one step differ. The fault may be transient, so launchers restart."""
 
     exit_code = distributed.EXIT_SDC
 
 
 def with_sdc_check(step: Callable, every: int | None, *, start_step: int) -> Callable:
-    """`step`, computed twice after every `every` steps; a metric counts the numbers that differ.
+    """Wraps `step` to compute every `every`-th step twice; a metric counts differing elements.
 
-    Nothing waits for the device: the count is read with the step's other metrics. The state and its
-    result are held twice meanwhile.
+    The host does not wait for the device: it reads the count with the step's other metrics. During
+    a check, the state and its result are in memory twice.
 
     Args:
       step: (state, batch) -> (state, metrics); donates its state.
-      start_step: steps done before the first call.
+      every: None disables the check.
+      start_step: steps completed before the first call.
     """
     if every is None:
         return step
     done = start_step
-    compare = jax.jit(_differing)
+    compare = jax.jit(_count_mismatches)
 
     @functools.cache
     def copier(structure, shardings):
@@ -48,33 +47,33 @@ def with_sdc_check(step: Callable, every: int | None, *, start_step: int) -> Cal
             out_shardings=jax.tree.unflatten(structure, shardings),
         )
 
-    def stepped(state, batch):
+    def checked_step(state, batch):
         nonlocal done
         done += 1
         if done % every:
             return step(state, batch)
         leaves, structure = jax.tree.flatten(state)
-        again = copier(structure, tuple(leaf.sharding for leaf in leaves))(state)
+        copied = copier(structure, tuple(leaf.sharding for leaf in leaves))(state)
         first = step(state, batch)
-        differing = compare(first, step(again, batch))
-        return first[0], first[1] | {METRIC: differing}
+        mismatches = compare(first, step(copied, batch))
+        return first[0], first[1] | {METRIC: mismatches}
 
-    return stepped
+    return checked_step
 
 
 def check(step: int, metrics: dict[str, float]) -> None:
-    """Raises SilentCorruption if the metrics of a step say so."""
+    """Raises SilentCorruption if the metrics of a step report mismatched elements."""
     if metrics.get(METRIC, 0):
         raise SilentCorruption(
-            f"two computations of step {step} differ in {metrics[METRIC]:.0f} numbers.",
+            f"two computations of step {step} differ in {metrics[METRIC]:.0f} elements.",
             f"step {step}",
-            "a device is broken, or a kernel is not deterministic: run again on "
-            "other hosts, one fewer at a time, until it does not come again.",
+            "a device is faulty or a kernel is not deterministic: leave out one host at a time "
+            "until the error disappears.",
         )
 
 
-def _differing(a: Any, b: Any) -> jax.Array:
-    """How many numbers of two trees do not have the same bits."""
+def _count_mismatches(a: Any, b: Any) -> jax.Array:
+    """Returns the number of elements of two trees whose bits differ."""
 
     def count(x, y):
         if jnp.issubdtype(x.dtype, jnp.floating):

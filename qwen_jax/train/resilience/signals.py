@@ -1,8 +1,9 @@
-"""When a run is asked to end: SIGTERM or SIGINT, to any one of its processes.
+"""Stops a run on SIGTERM or SIGINT, sent to any of its processes.
 
-One process finishes the step that it is at. Of several, all have to save after the same step, and
-the signal may come to one of them alone: JAX's coordination service spreads the word and names a
-step that none has passed yet. Its own handler takes SIGTERM then; asking it costs no message.
+A single process finishes its current step. Several processes must all save after the same step,
+and the signal may reach only one of them. JAX's coordination service therefore notifies all of
+them and chooses a step that none has passed. Its own handler receives SIGTERM in that case. The
+query after each step sends no message.
 """
 
 import signal
@@ -12,9 +13,9 @@ from jax.experimental import multihost_utils
 
 
 class StopRequest:
-    """Within `with`, signals are collected; `at(step)` is asked after every step.
+    """Collects signals inside a `with` block; the loop calls `at(step)` after every step.
 
-    A second signal is not caught in a run of one process, for a person in a hurry.
+    In a run of one process a second signal is not caught, so it terminates the run immediately.
     """
 
     def __init__(self):
@@ -23,7 +24,8 @@ class StopRequest:
         self._several = jax.process_count() > 1
 
     def at(self, step: int) -> int | None:
-        """The signal that ends the run after `step` steps, or None: the same in every process."""
+        """Returns the signal that stops the run after `step` steps, or None; equal in all
+        processes."""
         if self._several and multihost_utils.reached_preemption_sync_point(step):
             return self._caught[0] if self._caught else signal.SIGTERM
         return self._caught[0] if self._caught and not self._several else None
@@ -32,7 +34,7 @@ class StopRequest:
         try:
             for number in (signal.SIGINT,) if self._several else (signal.SIGTERM, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._catch)
-        except ValueError:  # not the main thread: signals are somebody else's business
+        except ValueError:  # only the main thread may set handlers
             pass
         return self
 
@@ -46,4 +48,4 @@ class StopRequest:
         self._caught.append(number)
         self.__exit__()
         if self._several:
-            signal.raise_signal(signal.SIGTERM)  # JAX tells the others
+            signal.raise_signal(signal.SIGTERM)  # JAX notifies the other processes

@@ -1,12 +1,13 @@
-"""events.jsonl: the story of a run, one line for everything that happened to it. Process 0 writes.
+"""events.jsonl: the history of a run, one line per event. Process 0 writes it.
 
-start, resume   with what: processes, devices, mesh, versions
-restart         what the launcher says ended the life before this one
-killed          found at the next start: the life before ended without a word
-saved, damaged  a checkpoint is on disk; one was found damaged and set aside
-spike, skipped  the loss leapt; batches were left out after going back
-stop, error     a signal ended it (its checkpoint is on disk); an error did
-end             the last step is done
+start, resume   an attempt starts: step, processes, devices, mesh
+restart         why the previous attempt ended, according to the launcher
+killed          found at the next start: the previous attempt ended without a final event
+saved, damaged  a checkpoint is on disk; a checkpoint is damaged and was set aside
+spike, skipped  the loss spiked; batches were skipped after a rollback
+slow_host       a host needs much more time per step than the others
+stop, error     a signal stopped the run (its checkpoint is on disk); an error did
+end             the last step is complete
 """
 
 import json
@@ -21,29 +22,30 @@ from absl import logging
 from qwen_jax.utils.jsonl import read_rows
 
 NAME = "events.jsonl"
-_LAST_WORDS = ("end", "stop", "error")
-_RESTARTED_AFTER, _ATTEMPT = "QWEN_JAX_RESTARTED_AFTER", "QWEN_JAX_ATTEMPT"  # launchers say
+_FINAL_EVENTS = ("end", "stop", "error")
+_RESTARTED_AFTER, _ATTEMPT = "QWEN_JAX_RESTARTED_AFTER", "QWEN_JAX_ATTEMPT"  # set by launchers
 
 
 class Events:
-    """The story of one run folder."""
+    """The event log of one run folder."""
 
     def __init__(self, folder: str | os.PathLike):
         self._path = pathlib.Path(folder) / NAME
         self._writes = jax.process_index() == 0
 
     def log(self, event: str, **details: Any) -> None:
-        """Appends one line: time (seconds since 1970), event, details (what JSON holds)."""
+        """Appends one line: time (seconds since 1970), event, details (values that JSON can
+        represent)."""
         if self._writes:
             record = {"time": round(time.time(), 3), "event": event, **details}
             with open(self._path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         logging.info("%s %s", event, details or "")
 
-    def begin(self) -> None:
-        """Tells what became of the life before this one, if it could not do so itself."""
+    def log_previous_attempt(self) -> None:
+        """Logs how the previous attempt ended, if it could not do so itself."""
         last = self._last()
-        if last is not None and last["event"] not in _LAST_WORDS:
+        if last is not None and last["event"] not in _FINAL_EVENTS:
             self.log("killed", last_event=last["event"], last_seen=self._last_seen(last["time"]))
         if os.environ.get(_RESTARTED_AFTER):
             self.log(
@@ -57,13 +59,14 @@ class Events:
         return records[-1] if records else None
 
     def _last_seen(self, last_event: float) -> float:
-        """When the life before was last known to be alive."""
+        """Returns the time of the last event or metric of the previous attempt."""
         steps = _records(self._path.with_name("metrics.jsonl"))
         return max([last_event, *(record["time"] for record in steps[-1:] if "time" in record)])
 
 
 def _records(path: pathlib.Path) -> list[dict]:
-    """The whole lines of a JSONL file; mends a torn last one, so that the next stands alone."""
+    """Returns the complete lines of a JSONL file; ends an incomplete last line, so that the next
+    record starts on a new line."""
     if not path.exists():
         return []
     found = [row for _, row in read_rows(path, bad=[])]

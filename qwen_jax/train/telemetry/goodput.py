@@ -1,19 +1,19 @@
-"""Where the time of a run goes: work, or what it needs besides."""
+"""Goodput: how much of a run's time is useful work, and where the rest goes."""
 
 import contextlib
 import time
 from collections.abc import Iterator
 
-_WORK = ("train", "sample")  # what a run is for
+_WORK = ("train", "sample")  # useful work
 KINDS = (*_WORK, "wait", "compile", "restore", "save", "evaluate", "redo")
 
 
 class Goodput:
-    """Seconds of this life by kind. What no kind claims is `other`: imports, the first step.
+    """Seconds of this attempt by kind. The remaining time is `other`: imports, the first step.
 
     train: steps, without waiting for batches (wait) or for PPO's rollouts (sample).
-    compile, restore, save, evaluate: what the loop stood still for. redo: train and sample that a
-    going back undid (train/resilience/spikes.py).
+    compile, restore, save, evaluate: time in which the loop is stopped. redo: train and sample
+    that a rollback discarded (train/resilience/spikes.py).
     """
 
     def __init__(self):
@@ -23,7 +23,7 @@ class Goodput:
 
     @contextlib.contextmanager
     def spent_on(self, kind: str) -> Iterator[None]:
-        """Books the time within as `kind`."""
+        """Counts the time of the block as `kind`."""
         started = time.perf_counter()
         try:
             yield
@@ -34,18 +34,18 @@ class Goodput:
         self._seconds[kind] += seconds
 
     def mark(self) -> None:
-        """Work up to here is saved."""
+        """Marks all work so far as saved."""
         self._saved = {kind: self._seconds[kind] for kind in _WORK}
 
     def undo(self) -> None:
-        """Work since the last mark is to be done again."""
+        """Counts the work since the last mark as `redo`."""
         for kind, saved in self._saved.items():
             self._seconds["redo"] += self._seconds[kind] - saved
             self._seconds[kind] = saved
 
     def record(self) -> dict[str, float]:
-        """For metrics.jsonl: time/KIND in seconds since this life began, and perf/goodput, the
-        share of train and sample."""
+        """Returns metrics: time/KIND, seconds since the start of this attempt, and perf/goodput,
+        the fraction of train and sample."""
         total = time.perf_counter() - self._started
         other = max(total - sum(self._seconds.values()), 0.0)
         found = {f"time/{kind}": round(seconds, 3) for kind, seconds in self._seconds.items()}

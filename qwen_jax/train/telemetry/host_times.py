@@ -1,8 +1,8 @@
-"""Which host is slow: every process tells process 0 its own time per step.
+"""Finds slow hosts: every process sends its host time per step to process 0.
 
-All steps take as long as the slowest host, everywhere; what differs is how much of it a host spends
-by itself (waiting for data, starting the step) and how much waiting for the devices. The figures go
-through JAX's coordination service, from host to host: no device takes part.
+A step takes the same time on all hosts, that of the slowest one. Hosts differ in how much of it is
+host time (waiting for data, dispatching the step) and how much they wait for devices. The times
+are sent through JAX's coordination service, without any device.
 """
 
 import json
@@ -12,27 +12,28 @@ import jax
 from qwen_jax.parallel import distributed
 
 _FOLDER = "qwen_jax/host_times"
-_SLOWER = 3.0  # than the median of the others, and
-_SECONDS = 0.02  # by at least so much
+_SLOW_FACTOR = 3.0  # a slow host exceeds the median of the others by this factor, and
+_SLOW_SECONDS = 0.02  # by at least this difference
 
 
 class HostTimes:
-    """The mean of this host's own seconds per step, and in process 0 those of all."""
+    """Mean host seconds per step of this process and, in process 0, of all processes."""
 
     def __init__(self):
-        self._own: list[float] = []
-        self._slow: list[int] = []  # the one that stood out, exchange after exchange
+        self._host_seconds: list[float] = []
+        self._slow: list[int] = []  # the slow process in consecutive exchanges
 
     def add(self, seconds: float, device_wait: float) -> None:
-        """One step: all of it, and what of it the host waited for its devices."""
-        self._own.append(max(seconds - device_wait, 0.0))
+        """Records a step: its total seconds and the part spent waiting for devices."""
+        self._host_seconds.append(max(seconds - device_wait, 0.0))
 
     def exchange(self) -> dict[int, float]:
-        """Tells this host's mean since the last call; in process 0, the latest of every process."""
-        if not self._own or not distributed.is_distributed():
+        """Sends this host's mean since the last call; process 0 returns the latest mean of every
+        process, others return {}."""
+        if not self._host_seconds or not distributed.is_distributed():
             return {}
-        mean = sum(self._own) / len(self._own)
-        self._own.clear()
+        mean = sum(self._host_seconds) / len(self._host_seconds)
+        self._host_seconds.clear()
         distributed.kv_put(f"{_FOLDER}/{jax.process_index()}", json.dumps(mean))
         if jax.process_index():
             return {}
@@ -42,7 +43,8 @@ class HostTimes:
         }
 
     def slow(self, times: dict[int, float]) -> str | None:
-        """A sentence when the same host has stood out three times in a row; once, then silence."""
+        """Returns a message if the same host was slow in exactly three consecutive exchanges, so
+        each slow host is reported once."""
         found = find_slow_host(times)
         if found is None or self._slow[-1:] not in ([], [found[0]]):
             self._slow.clear()
@@ -52,15 +54,15 @@ class HostTimes:
 
 
 def find_slow_host(times: dict[int, float]) -> tuple[int, str] | None:
-    """The host whose own time stands out, and a sentence about it."""
+    """Returns the process with an unusually high host time and a message about it, or None."""
     if len(times) < 2:
         return None
     slowest = max(times, key=times.__getitem__)
     others = sorted(seconds for process, seconds in times.items() if process != slowest)
     median = others[len(others) // 2]
-    if times[slowest] < max(_SLOWER * median, median + _SECONDS):
+    if times[slowest] < max(_SLOW_FACTOR * median, median + _SLOW_SECONDS):
         return None
     return slowest, (
-        f"process {slowest} needs {times[slowest] * 1e3:.0f} ms of its own per step, "
-        f"the others {median * 1e3:.0f} ms: all wait for it"
+        f"process {slowest} is slow: {times[slowest] * 1e3:.0f} ms of host time per step, "
+        f"the others {median * 1e3:.0f} ms; all processes wait for it"
     )

@@ -1,4 +1,4 @@
-"""How much memory a step needs on each device, known before the first step runs."""
+"""Memory that a step needs on each device, computed before the first step runs."""
 
 import dataclasses
 import math
@@ -17,9 +17,9 @@ class Memory:
 
     parameters: int
     optimizer: int
-    frozen: int  # weights that are read and not trained
+    frozen: int  # weights that are not trained
     workspace: int  # gradients, activations that the remat policy keeps, scratch
-    capacity: int | None  # None: the device does not say
+    capacity: int | None  # None: the device does not report it
 
     @property
     def total(self) -> int:
@@ -36,8 +36,7 @@ class Memory:
 
 
 def bytes_per_device(tree) -> int:
-    """Of arrays or ShapeDtypeStructs with shardings:
-    the size of the shard that one device holds."""
+    """Returns the bytes of one device's shards, for arrays or ShapeDtypeStructs."""
 
     def size(leaf) -> int:
         sharding = getattr(leaf, "sharding", None)
@@ -48,7 +47,8 @@ def bytes_per_device(tree) -> int:
 
 
 def capacity(device: Device, *, override_gib: float | None = None) -> int | None:
-    """Bytes that one device may use: its own word, or its share of the host's memory on a CPU."""
+    """Returns the bytes that a device may use: its reported limit; on a CPU, its share of the
+    host's memory; None if unknown."""
     if override_gib is not None:
         return int(override_gib * 2**30)
     stats = device.memory_stats() if device.platform != "cpu" else None
@@ -60,9 +60,10 @@ def capacity(device: Device, *, override_gib: float | None = None) -> int | None
 
 
 def _host_memory() -> int:
-    """Memory that this process can still get: the kernel's figure or its container's limit."""
+    """Returns the memory available to this process: the kernel's figure or the container's limit,
+    whichever is lower."""
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if os.path.exists("/proc/meminfo"):  # Linux, which also knows what is free
+    if os.path.exists("/proc/meminfo"):  # Linux also reports the available memory
         with open("/proc/meminfo", encoding="ascii") as file:
             available = next(
                 int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable:")
@@ -80,48 +81,55 @@ def _host_memory() -> int:
 
 
 def check_state(state, *, available: int | None, frozen=None) -> None:
-    """Refuses, before anything is compiled or allocated, a state that cannot fit.
+    """Refuses a state that cannot fit, before anything is compiled or allocated.
 
-    A step holds parameters, optimizer state and one gradient per parameter at the least.
+    A step needs at least the parameters, the optimizer state and one gradient per parameter.
 
     Args:
-      frozen: weights beside the state that are read and not trained; None: there are none.
+      frozen: weights outside the state that are not trained; None if there are none.
+
+    Raises:
+      TrainingError: they do not fit.
     """
     need = bytes_per_device((state, frozen)) + bytes_per_device(state.params)
     if available is not None and need > available:
         raise _too_large(
-            f"parameters, optimizer state and gradients alone take {format_gib(need)}", available
+            f"parameters, optimizer state and gradients take at least {format_gib(need)}", available
         )
 
 
 def measure(
     compiled, state, *, platform: str, available: int | None, frozen=None, others=None, between=()
 ) -> Memory:
-    """Reads a compiled train step's needs and refuses what cannot fit.
+    """Returns the memory of a compiled train step; refuses one that does not fit.
 
     Args:
-      compiled: the ahead-of-time compiled step; its buffer plan is exact, what a CPU adds is not.
+      compiled: the ahead-of-time compiled step. Its buffer assignment is exact; the addition for
+        CPUs is an estimate.
       state: the abstract or real TrainState.
       platform: of the devices that it was compiled for.
-      frozen: the part of the step's batch that is weights; None: there is none.
-      others: weights that the step does not see, such as a reward model's; None: there are none.
-      between: compiled programs that run between two steps; what they take of their own counts
-        where it is more than the step's.
+      frozen: weights in the step's batch; None if there are none.
+      others: weights that the step does not use, such as a reward model's; None if there are none.
+      between: compiled programs that run between two steps; their workspace counts if it exceeds
+        the step's.
+
+    Raises:
+      TrainingError: the step does not fit.
     """
-    plan = compiled.memory_analysis()
+    analysis = compiled.memory_analysis()
     parameters = bytes_per_device(state.params)
     workspace = (
-        plan.temp_size_in_bytes
-        + plan.output_size_in_bytes
-        - plan.alias_size_in_bytes
-        + plan.argument_size_in_bytes
+        analysis.temp_size_in_bytes
+        + analysis.output_size_in_bytes
+        - analysis.alias_size_in_bytes
+        + analysis.argument_size_in_bytes
         - bytes_per_device((state, frozen))
     )
     for other in (program.memory_analysis() for program in between):
         workspace = max(workspace, other.temp_size_in_bytes + other.output_size_in_bytes)
     if platform == "cpu":
-        # The kernel is still taking back the workspace of one step when the next one starts; a
-        # fifth of it was seen twice (benchmarks/results).
+        # The kernel is still reclaiming the workspace of one step when the next one starts. A fifth
+        # of it was measured twice (benchmarks/results).
         workspace += workspace // 5
     memory = Memory(
         parameters=parameters,
@@ -139,7 +147,7 @@ def _too_large(what: str, available: int) -> TrainingError:
     return TrainingError(
         f"{what}; a device has {format_gib(available)}.",
         "memory per device",
-        "more devices on mesh.fsdp or mesh.tensor, train.micro_batches up, model.remat=block, "
+        "use more devices (mesh.fsdp, mesh.tensor), more train.micro_batches, model.remat=block, "
         "optimizer.moment_dtype=bfloat16, adapters (lora.rank), or a smaller model; "
-        "train.device_memory_gib overrides what is assumed to be available.",
+        "train.device_memory_gib overrides the available memory.",
     )

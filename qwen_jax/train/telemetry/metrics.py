@@ -1,4 +1,4 @@
-"""What a run says of itself: FLOPs and MFU, metrics.jsonl, TensorBoard, the progress line."""
+"""Metrics of a run: FLOPs and MFU, metrics.jsonl, TensorBoard, the progress line."""
 
 import json
 import math
@@ -16,8 +16,8 @@ from qwen_jax.types import Device
 from qwen_jax.utils.format import format_seconds
 from qwen_jax.utils.jsonl import read_rows, write_rows
 
-# Dense BF16 FLOP/s by a part of jax.Device.device_kind, from the makers' data sheets. JAX counts a
-# v4 or v5p chip as one device and a v7 chip as two.
+# Substring of jax.Device.device_kind -> dense BF16 FLOP/s, from the vendors' data sheets. JAX
+# counts a v4 or v5p chip as one device and a v7 chip as two.
 PEAK_FLOPS = {
     "H100": 989.4e12,
     "H200": 989.4e12,
@@ -31,52 +31,53 @@ PEAK_FLOPS = {
 
 
 def flops_per_token(config: ModelConfig, *, adapters: int | None = None) -> tuple[float, float]:
-    """Model FLOPs of forward and backward per token, by the two formulas in use.
+    """Returns model FLOPs per token, forward and backward, by the two common formulas.
 
-    A = 6 N + 6 L T N_heads H counts causal attention once (Megatron-Bridge, current MaxText);
-    B = 6 N + 12 L T N_heads H counts all of the square (PaLM, OLMo). N: parameters that take part
-    in matrix products, the output projection included, the embedding not.
+    The first, 6 N + 6 L T N_heads H, counts causal attention once (Megatron-Bridge, current
+    MaxText; perf/mfu). The second, 6 N + 12 L T N_heads H, counts the full square (PaLM, OLMo;
+    perf/mfu_noncausal). N is the number of parameters in matmuls: with the output projection,
+    without the embedding.
 
     Args:
-      adapters: parameters that are trained beside frozen weights, whose own gradients nobody
-        computes: 4 N + 6 adapters instead of 6 N. None: the weights are trained.
+      adapters: number of trained parameters on top of frozen weights. Weight gradients of frozen
+        weights are not computed: 4 N + 6 adapters instead of 6 N. None: all weights are trained.
     """
     N = spec.count(config)
     if not config.tie_embeddings:
         N -= config.vocab_size * config.hidden_size
     square = config.num_layers * config.context_length * config.num_heads * config.head_dim
-    products = 6.0 * N if adapters is None else 4.0 * N + 6.0 * adapters
-    return products + 6.0 * square, products + 12.0 * square
+    matmuls = 6.0 * N if adapters is None else 4.0 * N + 6.0 * adapters
+    return matmuls + 6.0 * square, matmuls + 12.0 * square
 
 
 def peak_flops(device: Device) -> tuple[float, str]:
-    """FLOP/s of one device and where the figure comes from; a CPU's is measured in 0.2 s."""
+    """Returns the peak FLOP/s of a device and its source. A CPU's is measured, in 0.2 s."""
     kind = device.device_kind
     for name, peak in PEAK_FLOPS.items():
         if name in kind:
             return peak, f"{kind}, {peak / 1e12:.0f} TFLOP/s"
     size = 1024
     x = jnp.ones((size, size), jnp.float32)
-    product = jax.jit(jnp.matmul)
-    product(x, x).block_until_ready()
+    matmul = jax.jit(jnp.matmul)
+    matmul(x, x).block_until_ready()
     best = math.inf
     for _ in range(5):
         start = time.perf_counter()
-        product(x, x).block_until_ready()
+        matmul(x, x).block_until_ready()
         best = min(best, time.perf_counter() - start)
     peak = 2.0 * size**3 / best
     return peak, f"{kind}, float32 matmul measured at {peak / 1e9:.0f} GFLOP/s"
 
 
 class MetricsLog:
-    """metrics.jsonl (the record) and TensorBoard events of one run folder; process 0 writes."""
+    """Writes metrics.jsonl and TensorBoard events of one run folder; only in process 0."""
 
     def __init__(self, folder: pathlib.Path, *, resume_step: int | None):
-        """Forgets what an interrupted run wrote after the step it is resumed from."""
+        """Deletes the records that an interrupted run wrote after `resume_step`."""
         self._path = folder / "metrics.jsonl"
         self._keep_until(resume_step or 0)
         self._file = open(self._path, "a", encoding="utf-8", buffering=1)
-        from tensorboardX import SummaryWriter  # not at import: it costs 0.3 s
+        from tensorboardX import SummaryWriter  # here, because importing it takes 0.3 s
 
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step)
 
@@ -87,7 +88,7 @@ class MetricsLog:
         write_rows(self._path, [record for record in records if record["step"] <= step])
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One line: step, time (seconds since 1970) and the values."""
+        """Writes one record: step, time (seconds since 1970) and the values."""
         self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
         for name, value in values.items():
             if math.isfinite(value):
@@ -99,7 +100,7 @@ class MetricsLog:
 
 
 class NoLog:
-    """The log of the processes that do not write."""
+    """The metrics log of processes that do not write."""
 
     def write(self, step: int, values: dict[str, float]) -> None:
         pass
@@ -115,7 +116,7 @@ def format_line(
     values: dict[str, float],
     eta_seconds: float,
 ) -> str:
-    """The one line of a step."""
+    """Returns the progress line of a step."""
     parts = [
         f"step {step}/{num_steps}",
         f"loss {values['train/loss']:.4f}",

@@ -1,7 +1,7 @@
-"""Where a step's seconds go when it has several phases, as in PPO.
+"""Times the phases of a step that has several, as in PPO.
 
-The training loop does not wait for a phase: a thread waits, and reads the clock. So the split is
-right although the host runs ahead of the device, and no synchronization is added.
+A thread waits for each phase and reads the clock; the training loop does not wait. The times are
+therefore correct although the host runs ahead of the device, without added synchronization.
 """
 
 import collections
@@ -24,9 +24,9 @@ def _ready_at(output: Any) -> float:
 class PhaseTimer:
     """Divides the time of a step among its phases.
 
-    The host calls `device` and `host` in the order in which the device works. The time up to the
-    end of a phase belongs to that phase, as far as no earlier phase has claimed it. So work of the
-    host counts only while the device is idle, and the phases of a step add up to its time.
+    The host calls `device` and `host` in the order of the device's work. Time up to the end of a
+    phase belongs to it unless an earlier phase claimed it. Work of the host therefore counts only
+    while the device is idle, and the phases of a step add up to its time.
 
     Example:
       >>> timer = PhaseTimer()
@@ -47,7 +47,7 @@ class PhaseTimer:
     ):
         """
         Args:
-          ready_at: waits for an output of the device and returns the clock; the thread calls it.
+          ready_at: waits for a device output and returns the clock; called by the thread.
         """
         self._clock, self._ready_at = clock, ready_at
         self._ends: collections.deque[tuple[str | None, Callable[[], float]]] = collections.deque()
@@ -56,7 +56,7 @@ class PhaseTimer:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
-        """Times what happens inside, and nothing outside."""
+        """Times phases inside the block; outside it, calls have no effect."""
         self._ends.clear()
         self._claimed = self._clock()
         with concurrent.futures.ThreadPoolExecutor(1, "phase timer") as thread:
@@ -67,22 +67,22 @@ class PhaseTimer:
                 self._thread = None
 
     def device(self, phase: str, output: Any) -> None:
-        """The device has been given work of this phase; `output` is ready when it ends.
+        """Records that work of this phase was dispatched to the device.
 
         Args:
-          output: an array that nobody donates.
+          output: an array that is ready when the phase ends; it must not be donated.
         """
         if self._thread is not None:
             self._ends.append((phase, self._thread.submit(self._ready_at, output).result))
 
     def host(self, phase: str | None) -> None:
-        """The host has just ended work of this phase; None: of no phase."""
+        """Records that the host has just finished work of this phase; None: of no phase."""
         if self._thread is not None:
             now = self._clock()
             self._ends.append((phase, lambda: now))
 
     def timed(self, train_step: Callable) -> Callable:
-        """`train_step`, whose work on the device is the phase "update"."""
+        """Wraps `train_step` to record its device work as the phase "update"."""
 
         def step(state, batch):
             state, metrics = train_step(state, batch)
@@ -92,9 +92,9 @@ class PhaseTimer:
         return step
 
     def take(self, last: str) -> dict[str, float]:
-        """Seconds by phase since the last call, up to the end of the next phase `last`.
+        """Returns seconds by phase since the last call, up to the end of the next phase `last`.
 
-        The device must have finished that one.
+        The device must have finished that phase.
         """
         seconds: dict[str, float] = {}
         while self._ends:

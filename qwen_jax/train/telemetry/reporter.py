@@ -1,4 +1,4 @@
-"""From what the loop knows of a step to what people and files are told of it."""
+"""Turns the loop's StepReports into log lines, metrics and events."""
 
 import math
 import time
@@ -25,17 +25,17 @@ from qwen_jax.train.telemetry.metrics import (
 )
 from qwen_jax.train.telemetry.phases import PHASES, PhaseTimer
 
-# Which kind of a run's time (goodput.py) each phase of a step is.
+# Phase of a step -> kind of time in goodput.py.
 _KIND_OF = {"data": "wait", "generation": "sample", "scoring": "sample", "update": "train"}
 
 
 class Reporter:
-    """Called with every StepReport: one line and one record every log_every, a watch on spikes, on
-    corruption and on slow hosts.
+    """Receives every StepReport. Writes a line and a record every log_every steps, and watches for
+    loss spikes, silent data corruption and slow hosts.
 
     Raises:
-      LossSpike: where train.on_spike says to go back.
-      SilentCorruption: a step that was computed twice gave two results.
+      LossSpike: the loss spiked and train.on_spike=skip.
+      SilentCorruption: two computations of a step differ.
     """
 
     def __init__(
@@ -56,23 +56,23 @@ class Reporter:
     ):
         """
         Args:
-          phases: times the phases of a step; None: a step is an update that may wait for data.
-          schedule: learning rate by step.
-          total_peak_flops: of all devices together, the denominator of MFU.
-          adapters: parameters that are trained beside frozen weights; None: the weights are.
-          log: prints a line; called in process 0 alone.
+          phases: times the phases of a step; None: a step has only an update and waits for data.
+          schedule: step -> learning rate.
+          total_peak_flops: peak FLOP/s of all devices, the denominator of MFU.
+          adapters: number of trained parameters on top of frozen weights; None: all are trained.
+          log: receives each line; called only in process 0.
         """
         self._events, self._train, self._log = events, train, log
         self._stage: TrainingStage = training_stage
         self.goodput, self.spikes = goodput, SpikeWatch()
         self._hosts = HostTimes()
-        # Computed now: beside a running step, a CPU would do it only when the step is done.
+        # Computed in advance: during a step, a CPU would compute it only after the step.
         self._rates = np.asarray(schedule(np.arange(train.num_steps)))
         self._writes = jax.process_index() == 0
         self.metrics = MetricsLog(folder, resume_step=resume_step) if self._writes else NoLog()
         self._tokens_per_step = train.batch_size * model.context_length
-        flops_a, flops_b = flops_per_token(model, adapters=adapters)
-        self._mfu, self._mfu_noncausal = flops_a / total_peak_flops, flops_b / total_peak_flops
+        causal, noncausal = flops_per_token(model, adapters=adapters)
+        self._mfu, self._mfu_noncausal = causal / total_peak_flops, noncausal / total_peak_flops
         self._timer = phases
         self._seconds: list[float] = []  # of the steps since the last record
         self._phases: list[dict[str, float]] = []
@@ -118,7 +118,7 @@ class Reporter:
         self.log(line)
 
     def _add_times(self, report: StepReport) -> None:
-        """Where the time of a step went; that of the first one includes what is not a step's."""
+        """Adds the times of a step, except the first one, whose time includes compilation."""
         if self._timer is not None:
             phases = self._timer.take("update")
         else:
@@ -126,7 +126,7 @@ class Reporter:
             phases = {"data": wait, "update": max((report.seconds or 0.0) - wait, 0.0)}
         if report.seconds is None:
             return
-        # Phases are of this step; the loop's seconds have parts of the next one, which it starts.
+        # Phases belong to this step; the loop's seconds include the dispatch of the next one.
         self._seconds.append(report.seconds if self._timer is None else sum(phases.values()))
         self._phases.append(phases)
         self._hosts.add(report.seconds, report.device_wait_seconds)
@@ -134,7 +134,7 @@ class Reporter:
             self.goodput.add(_KIND_OF[phase], seconds)
 
     def _speeds(self) -> dict[str, float]:
-        """Means over the steps since the last record."""
+        """Returns mean times and rates over the steps since the last record."""
         steps = len(self._seconds)
         seconds = sum(self._seconds) / steps
         phases = {name: sum(of.get(name, 0.0) for of in self._phases) / steps for name in PHASES}
@@ -152,6 +152,6 @@ class Reporter:
         }
 
     def log(self, line: str) -> None:
-        """Shows a line, in process 0."""
+        """Logs a line in process 0."""
         if self._writes:
             self._log(line)

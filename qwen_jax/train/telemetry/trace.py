@@ -1,4 +1,4 @@
-"""A profile of some steps, for TensorBoard and Perfetto: --train.trace_steps=100,105."""
+"""Profiles a range of steps for TensorBoard and Perfetto: --train.trace_steps=100,105."""
 
 import contextlib
 import pathlib
@@ -11,10 +11,11 @@ import jax
 def traced(
     next_batch: Callable, steps: tuple[int, ...], folder: pathlib.Path, log: Callable[[str], None]
 ) -> Iterator[Callable]:
-    """`next_batch`, which starts the profiler before step steps[0] and ends it after steps[1].
+    """Yields a `next_batch` that starts the profiler before step steps[0] and stops it after
+    steps[1].
 
-    Every process writes its own part under `folder`/profile. The device is waited for at both ends,
-    and nowhere between.
+    Every process writes its own trace to `folder`/profile. The host waits for the device only at
+    the start and at the end.
     """
     if not steps:
         yield next_batch
@@ -22,12 +23,12 @@ def traced(
     first, last = steps
     running = False
 
-    def end() -> None:
+    def stop() -> None:
         nonlocal running
         if running:
             jax.profiler.stop_trace()
             running = False
-            log(f"profile of steps {first} to {last} in {folder / 'profile'}")
+            log(f"profile of steps {first} to {last} is in {folder / 'profile'}")
 
     def fetch(step: int, state):
         nonlocal running
@@ -37,10 +38,10 @@ def traced(
             running = True
         if step == last:
             jax.block_until_ready(state)
-            end()
+            stop()
         return next_batch(step, state)
 
     try:
         yield fetch
     finally:
-        end()  # the run was shorter, or was stopped
+        stop()  # the run ended or was stopped before steps[1]
