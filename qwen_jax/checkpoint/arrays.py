@@ -1,4 +1,4 @@
-"""The arrays of a step as Orbax writes and reads them: one flat dictionary by name."""
+"""Writes and reads the arrays of a step with Orbax, as one flat dictionary by name."""
 
 import logging
 import pathlib
@@ -9,13 +9,13 @@ import jax
 from qwen_jax.utils import tree as leaves
 
 NAME = "arrays"
-_FILE_BYTES = 256 << 20  # of Orbax's data files: small enough to be hashed side by side
-_CHUNK_BYTES = 4 << 20  # the least that can be read of an array, whatever shards it was saved in
-_READ_BYTES = 4 << 30  # in flight while restoring; otherwise all arrays are at once in host memory
+_FILE_BYTES = 256 << 20  # size of Orbax's data files: small enough to hash several in parallel
+_CHUNK_BYTES = 4 << 20  # smallest readable part of an array, independent of how it was sharded
+_READ_BYTES = 4 << 30  # in flight while restoring; otherwise all arrays are in host memory at once
 
 
 def save_async(folder: pathlib.Path, arrays: dict[str, Any]):
-    """Begins to save; returns Orbax's response once the arrays may be donated.
+    """Starts to save; returns Orbax's response as soon as the arrays may be donated.
 
     `.result()` of the response waits for all processes.
     """
@@ -24,7 +24,7 @@ def save_async(folder: pathlib.Path, arrays: dict[str, Any]):
 
 
 def load(folder: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """The arrays by name, onto the shardings of `wanted`; without one, onto the first device."""
+    """Loads arrays by name with the shardings of `wanted`; without one, onto the first device."""
     wanted = {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf))
         for name, leaf in wanted.items()
@@ -34,7 +34,7 @@ def load(folder: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def quiet() -> None:
-    """Orbax logs every array at INFO level and warns of what is meant here."""
+    """Silences Orbax, which logs every array at INFO level and warns of intended settings."""
     for name in ("orbax", "orbax.checkpoint"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -46,18 +46,18 @@ def _sharding(leaf: Any) -> jax.sharding.Sharding:
 
 
 def _orbax():
-    from orbax.checkpoint import v1  # a second of importing, for those who save or load
+    from orbax.checkpoint import v1  # here, because importing it takes a second
 
     return v1
 
 
 def _context(largest: int = 0):
-    """How Orbax writes and reads here. largest: bytes of the largest array, which must fit."""
+    """Returns Orbax's settings. largest: bytes of the largest array, which must fit in flight."""
     context = _orbax().Context()
-    # Weights are noise to a compressor: half the speed for nothing.
+    # Weights do not compress, and compression halves the speed.
     context.array.saving.use_compression = False
     context.array.saving.ocdbt_target_data_file_size = _FILE_BYTES
     context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
     context.memory.read_concurrent_bytes = max(_READ_BYTES, 2 * largest)
-    context.pytree.loading.partial_load = True  # names are compared in description.check_leaves
+    context.pytree.loading.partial_load = True  # description.check_leaves compares the names
     return context

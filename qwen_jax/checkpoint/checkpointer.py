@@ -1,9 +1,9 @@
-"""Save, verify, restore onto any mesh: the newest good step.
+"""Saves checkpoints, verifies them, and restores the newest good step onto any mesh.
 
 One folder per step: arrays/ (Orbax, one flat dictionary of arrays by name), meta.json (names,
-shapes and dtypes of the leaves; the caller's own meta) and manifest.json (SHA-256 of the others).
-All of it is written in `<step>.saving` and renamed when complete, so a folder named by a number
-alone is a whole checkpoint, whenever the process was killed.
+shapes and dtypes of the leaves; the caller's metadata) and manifest.json (SHA-256 of the others).
+All files are written to `<step>.saving`, which is renamed when complete. A folder whose name is a
+number is therefore always a complete checkpoint, even if the process was killed.
 """
 
 import concurrent.futures
@@ -29,11 +29,11 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Checkpointer:
-    """The checkpoints of one run. Make one per folder, in every process of the run.
+    """The checkpoints of one run. Create one per folder, in every process of the run.
 
     Example:
       >>> checkpoints = Checkpointer("runs/a/checkpoints", keep=3)
-      >>> checkpoints.save(500, state, {"seed": 0})  # returns when the state is off the device
+      >>> checkpoints.save(500, state, {"seed": 0})  # returns when the state may be donated
       >>> step, state, meta = checkpoints.restore(abstract_state)
       >>> checkpoints.close()
     """
@@ -45,18 +45,18 @@ class Checkpointer:
         keep: int = 3,
         log: Callable[..., None] = lambda event, **details: None,
     ):
-        """Clears away what a killed process left unfinished.
+        """Deletes unfinished checkpoints of killed processes.
 
         Args:
-          keep: how many of the newest good steps stay on disk, 1 or more.
-          log: is told of "saved" (step, seconds) and "damaged" (step, problem, what became of it).
+          keep: number of newest good steps to keep, 1 or more.
+          log: receives the events "saved" (step, seconds) and "damaged" (step, problem, now).
 
         Raises:
-          CheckpointError: the folder cannot be made or written.
+          CheckpointError: the folder cannot be created or written.
         """
         if keep < 1:
             raise CheckpointError(
-                f"keep={keep} would keep no checkpoint.", "Checkpointer(keep)", "keep 1 or more."
+                f"keep={keep} would keep no checkpoint.", "Checkpointer(keep)", "use 1 or more."
             )
         arrays.quiet()
         self.folder = pathlib.Path(folder).absolute()
@@ -71,25 +71,25 @@ class Checkpointer:
             raise CheckpointError(
                 f"the folder cannot be used: {error}.",
                 str(self.folder),
-                "choose a folder that can be written.",
+                "choose a writable folder.",
             ) from error
 
     def check_space(self, abstract_state: Any) -> None:
-        """Refuses to start a run of which not even one checkpoint fits on the disk.
+        """Refuses to start a run if the disk has no space for a single checkpoint.
 
         Raises:
-          CheckpointError: naming the space needed and the space free.
+          CheckpointError: states the needed and the free space.
         """
         needed, free = leaves.total_bytes(abstract_state), shutil.disk_usage(self.folder).free
         if needed > free:
             raise CheckpointError(
-                f"a checkpoint takes {format_gb(needed)}, and {format_gb(free)} are free.",
+                f"a checkpoint needs {format_gb(needed)}, but only {format_gb(free)} are free.",
                 str(self.folder),
-                "free some space, or save to another disk.",
+                "free some space, or use a --run_dir on another disk.",
             )
         if needed * (self.keep + 1 - len(self.steps())) > free:
             logging.warning(
-                "%s: %s are free; keeping %d checkpoints of %s needs room for one more",
+                "%s: only %s are free; keeping %d checkpoints of %s needs space for one more",
                 self.folder,
                 format_gb(free),
                 self.keep,
@@ -99,15 +99,15 @@ class Checkpointer:
     def save(self, step: int, state: Any, meta: dict[str, Any]) -> None:
         """Saves in the background; returns as soon as `state` may be donated.
 
-        Waits for the save before this one, if it is still going on. A step that exists is replaced.
+        Waits for the previous save if it is still running. Replaces an existing step.
 
         Args:
-          step: number of optimizer steps done, 0 or more.
-          state: pytree of jax.Array, numpy arrays, ints and floats.
-          meta: anything that JSON returns unchanged.
+          step: number of completed optimizer steps, 0 or more.
+          state: pytree of jax.Array, NumPy arrays, ints and floats.
+          meta: a value that survives a JSON round trip.
 
         Raises:
-          CheckpointError: this save cannot be, or the one before it failed (its own message).
+          CheckpointError: this save is not possible, or the previous one failed (with its message).
         """
         self.wait()
         newer = [other for other in self.steps() if other > step]
@@ -115,7 +115,7 @@ class Checkpointer:
             raise CheckpointError(
                 f"step {step} is older than the newest checkpoint, {newer[-1]}.",
                 str(self.folder),
-                "to go on from an older step, first move the newer ones away.",
+                "to resume from an older step, first move the newer checkpoints away.",
             )
         by_name, text = description.describe(step, state, meta)
         started = time.perf_counter()
@@ -129,32 +129,32 @@ class Checkpointer:
         self._pending = self._worker.submit(self._commit, step, response, text, started)
 
     def wait(self) -> None:
-        """Returns when the save in the background is on disk, hashed and committed.
+        """Waits until the background save is on disk, hashed and committed.
 
         Raises:
-          CheckpointError: it failed; what is kept is named.
+          CheckpointError: the save failed; lists the remaining steps.
         """
         if self._pending is None:
             return
-        # A process that could not save says so at once and leaves: the others may be waiting for it
-        # within Orbax, and its launcher takes them down.
+        # A process that could not save raises at once: the others may be waiting for it inside
+        # Orbax, and the launcher stops them when it exits.
         try:
             self._pending.result()
         except CheckpointError:
             self._pending = None
             raise
-        self._pending = None  # not when a signal interrupted the waiting
+        self._pending = None  # not if a signal interrupted the wait
 
     def close(self) -> None:
-        """Waits for this process's part of the last save, without asking the others how theirs
-        went: they may be gone. Raises as `wait` does."""
+        """Waits for this process's part of the last save, without synchronizing with the others,
+        which may have exited. Raises the same errors as `wait`."""
         pending, self._pending = self._pending, None
         self._worker.shutdown()
         if pending is not None:
             pending.result()
 
     def steps(self) -> list[int]:
-        """All complete steps, oldest first (their contents are verified by `restore`)."""
+        """Returns all complete steps, oldest first (`restore` verifies their contents)."""
         return [
             step
             for step in step_folders.numbered(self.folder)
@@ -164,19 +164,19 @@ class Checkpointer:
     def restore(
         self, abstract_state: Any, *, step: int | None = None
     ) -> tuple[int, Any, dict[str, Any]] | None:
-        """The newest good step, every file of it verified. Damaged ones are renamed and logged.
+        """Restores the newest good step after verifying every file. Renames and logs damaged ones.
 
         Args:
-          abstract_state: pytree of jax.ShapeDtypeStruct; the arrays come back with their
-            shardings, whatever mesh they were saved from (None: the first device).
-          step: this one and no other.
+          abstract_state: pytree of jax.ShapeDtypeStruct. The arrays get its shardings (None: the
+            first device), independent of the mesh they were saved from.
+          step: restore only this step.
 
         Returns:
-          (step, state, meta), or None when there is no checkpoint at all.
+          (step, state, meta), or None if there is no checkpoint.
 
         Raises:
           CheckpointError: `step` is missing or damaged; all steps are damaged; or the state and
-            the checkpoint differ in names, shapes or dtypes, all of which are listed.
+            the checkpoint differ in names, shapes or dtypes (lists every difference).
         """
         self.wait()
         chosen = newest_good.choose(self.folder, step, set_aside=True, log=self._log)
@@ -186,7 +186,7 @@ class Checkpointer:
         return chosen, state, meta
 
     def _commit(self, step: int, response: Any, text: str, started: float) -> None:
-        """The background part: waits for Orbax, hashes, renames, deletes what is too old."""
+        """Runs in the background: waits for Orbax, hashes, renames, deletes old steps."""
         temporary, final = self.folder / f"{step}.saving", self.folder / str(step)
         try:
             response.result()  # of all processes
@@ -203,7 +203,7 @@ class Checkpointer:
             failure = self._failure(step, error)
             logging.error(
                 "%s", failure
-            )  # at once; the training thread hears of it at its next call
+            )  # at once; the training thread gets the error only at its next call
             if jax.process_index() == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise failure from error
@@ -219,10 +219,10 @@ class Checkpointer:
             for step in self.steps()
             if not manifest.problems(self.folder / str(step), contents=False)
         ]
-        if newest not in good:  # cannot be; but then nothing older may go
+        if newest not in good:  # should not happen; then no older step may be deleted
             return
         for step in good[: -self.keep]:
-            # Renamed first: half a checkpoint must not have a checkpoint's name.
+            # Rename first: a partially deleted checkpoint must not have a checkpoint's name.
             doomed = (self.folder / str(step)).rename(self.folder / f"{step}.deleting")
             shutil.rmtree(doomed)
 
@@ -233,17 +233,17 @@ class Checkpointer:
             return CheckpointError(
                 f"the disk is full ({os.strerror(number)}): step {step} is not saved.",
                 str(self.folder),
-                f"free some space and start again. Kept steps: {kept}.",
+                f"free some space and run the command again. Steps on disk: {kept}.",
             )
         return CheckpointError(
             f"step {step} is not saved: {type(error).__name__}: {str(error)[:500]}",
             str(self.folder),
-            f"mend the cause and start again. Kept steps: {kept}.",
+            f"fix the cause and run the command again. Steps on disk: {kept}.",
         )
 
 
 def _load(path: pathlib.Path, abstract: Any) -> tuple[Any, dict[str, Any]]:
-    """The leaves of `abstract`, and the caller's meta."""
+    """Loads the leaves of `abstract`, and the caller's metadata."""
     record = description.read(path)
     named = leaves.named(abstract)
     description.check_leaves(path, named, "")

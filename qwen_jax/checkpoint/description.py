@@ -1,4 +1,4 @@
-"""meta.json of a step: the names, shapes and dtypes of its leaves, and the caller's own meta."""
+"""meta.json of a step: names, shapes and dtypes of its leaves, and the caller's metadata."""
 
 import json
 import pathlib
@@ -16,9 +16,12 @@ FORMAT = 1
 
 
 def describe(step: int, state: Any, meta: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """The arrays by name, and the text of meta.json:
-    everything about them and the caller's meta."""
-    arrays, types, scalars, strange = {}, {}, {}, []
+    """Returns the arrays by name, and the text of meta.json.
+
+    Raises:
+      CheckpointError: a leaf is not an array or a number, or `meta` changes in a JSON round trip.
+    """
+    arrays, types, scalars, unsupported = {}, {}, {}, []
     for name, leaf in leaves.named(state):
         if type(leaf) in (int, float, bool):
             scalars[name] = leaf
@@ -27,13 +30,13 @@ def describe(step: int, state: Any, meta: dict[str, Any]) -> tuple[dict[str, Any
         ):
             arrays[name] = leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
         else:
-            strange.append(f"{name} ({type(leaf).__name__})")
+            unsupported.append(f"{name} ({type(leaf).__name__})")
         types[name] = leaves.type_of(leaf)
-    if strange:
+    if unsupported:
         raise CheckpointError(
-            f"leaves that are neither arrays nor numbers: {', '.join(strange)}.",
+            f"leaves that are neither arrays nor numbers: {', '.join(unsupported)}.",
             "save(state)",
-            "save a key as jax.random.key_data, text in meta.",
+            "save a random key as jax.random.key_data, and text in meta.",
         )
     record = {"format": FORMAT, "step": step, "meta": meta, "leaves": types, "scalars": scalars}
     try:
@@ -43,7 +46,7 @@ def describe(step: int, state: Any, meta: dict[str, Any]) -> tuple[dict[str, Any
         exact = False
     if not exact:
         raise CheckpointError(
-            f"JSON does not return this unchanged: {meta!r}.",
+            f"meta changes in a JSON round trip: {meta!r}.",
             "save(meta)",
             "use dicts with text keys, lists, text, numbers, true, false, null.",
         )
@@ -51,18 +54,27 @@ def describe(step: int, state: Any, meta: dict[str, Any]) -> tuple[dict[str, Any
 
 
 def read(path: pathlib.Path) -> dict[str, Any]:
+    """Reads the meta.json of the step folder `path`.
+
+    Raises:
+      CheckpointError: another version wrote it, in a format that this one does not support.
+    """
     record = json.loads((path / NAME).read_text(encoding="utf-8"))
     if record["format"] != FORMAT:
         raise CheckpointError(
-            f"its format is {record['format']}; this version knows {FORMAT}.",
+            f"its format is {record['format']}; this version supports only {FORMAT}.",
             str(path),
-            "use the version of qwen_jax that wrote it.",
+            "use the qwen_jax version that wrote it.",
         )
     return record
 
 
 def check_leaves(path: pathlib.Path, named: list[tuple[str, Any]], prefix: str) -> None:
-    """Raises with every difference: Orbax itself would cast a dtype without a word."""
+    """Compares the leaves with the checkpoint's, because Orbax casts dtypes silently.
+
+    Raises:
+      CheckpointError: names, shapes or dtypes differ; lists every difference.
+    """
     wanted = {name: leaves.type_of(leaf) for name, leaf in named}
     saved = {
         name: kind
@@ -70,7 +82,7 @@ def check_leaves(path: pathlib.Path, named: list[tuple[str, Any]], prefix: str) 
         if not prefix or name == prefix or name.startswith(prefix + ".")
     }
     lines = [f"{name}: not in the checkpoint" for name in wanted if name not in saved]
-    lines += [f"{name}: in the checkpoint alone" for name in saved if name not in wanted]
+    lines += [f"{name}: only in the checkpoint" for name in saved if name not in wanted]
     lines += [
         f"{name}: {leaves.kind_of(saved[name])} in the checkpoint, {leaves.kind_of(kind)} wanted"
         for name, kind in wanted.items()
@@ -79,8 +91,8 @@ def check_leaves(path: pathlib.Path, named: list[tuple[str, Any]], prefix: str) 
     if lines:
         listed = "\n    ".join(sorted(lines))
         raise CheckpointError(
-            f"the checkpoint is of another model or optimizer; {len(lines)} leaves differ:\n"
+            f"the checkpoint belongs to another model or optimizer; {len(lines)} leaves differ:\n"
             f"    {listed}",
             str(path),
-            "use the settings it was saved with (the run's config.json).",
+            "use the settings that it was saved with (see the run's config.json).",
         )

@@ -1,7 +1,7 @@
-"""SHA-256 of every file of a folder, in one file that also vouches for itself.
+"""manifest.json: the SHA-256 of every file of a folder, and of the manifest itself.
 
-Orbax loads a checkpoint with a flipped bit without a word; a disk, a copy or a bad cable flips
-one now and then. Files are streamed and hashed by several threads (hashlib lets the others run).
+Orbax silently loads a checkpoint with a flipped bit, and disks, copies and cables occasionally
+flip one. Several threads stream and hash the files (hashlib releases the GIL).
 """
 
 import concurrent.futures
@@ -16,10 +16,10 @@ NAME = "manifest.json"
 
 
 def write(folder: pathlib.Path) -> None:
-    """Hashes every file of `folder`, makes all of it durable, then writes its manifest.
+    """Hashes every file of `folder`, syncs all of them to disk, then writes the manifest.
 
     Raises:
-      OSError: a file cannot be read, or the manifest not written.
+      OSError: a file cannot be read, or the manifest cannot be written.
     """
     names = _names(folder)
     with _pool() as pool:
@@ -32,10 +32,10 @@ def write(folder: pathlib.Path) -> None:
 
 
 def problems(folder: pathlib.Path, *, contents: bool = True) -> list[str]:
-    """What is wrong with `folder`, a sentence for each file; empty when it is as it was written.
+    """Returns one message per missing, extra or damaged file of `folder`; empty if it is intact.
 
     Args:
-      contents: False looks at names and sizes alone, which takes no time.
+      contents: False compares only names and sizes, which is fast.
     """
     try:
         raw = (folder / NAME).read_bytes()
@@ -43,10 +43,10 @@ def problems(folder: pathlib.Path, *, contents: bool = True) -> list[str]:
         return [f"{NAME} cannot be read ({error.strerror})"]
     try:
         expected = json.loads(raw)["files"]
-        whole = raw == _render(expected)
+        intact = raw == _render(expected)
     except (ValueError, KeyError, TypeError, AttributeError):
-        whole = False
-    if not whole:
+        intact = False
+    if not intact:
         return [f"{NAME} itself is damaged"]
     found = _names(folder)
     listed = [name for name in found if name in expected]
@@ -58,7 +58,7 @@ def problems(folder: pathlib.Path, *, contents: bool = True) -> list[str]:
             if size != entry["bytes"]:
                 return f"{name} has {size} bytes instead of {entry['bytes']}"
             if contents and _entry(folder / name)["sha256"] != entry["sha256"]:
-                return f"{name} has another SHA-256"
+                return f"{name} has a different SHA-256"
         except OSError as error:  # a failing disk
             return f"{name} cannot be read ({error.strerror})"
         return None
@@ -66,12 +66,12 @@ def problems(folder: pathlib.Path, *, contents: bool = True) -> list[str]:
     with _pool() as pool:
         bad = [problem for problem in pool.map(check, listed) if problem]
     missing = [f"{name} is missing" for name in sorted(set(expected) - set(found))]
-    extra = [f"{name} does not belong" for name in sorted(set(found) - set(expected))]
+    extra = [f"{name} is not in the manifest" for name in sorted(set(found) - set(expected))]
     return missing + extra + bad
 
 
 def _names(folder: pathlib.Path) -> list[str]:
-    """Every file below `folder` but the manifest, as paths relative to it."""
+    """Returns every file in `folder` except the manifest, as relative paths."""
     found = (
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
@@ -89,9 +89,9 @@ def _entry(path: pathlib.Path, *, durable: bool = False) -> dict[str, int | str]
 
 
 def _render(entries: dict[str, dict[str, int | str]]) -> bytes:
-    # The text is compared byte for byte on reading, so a flip anywhere in it shows.
-    own = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
-    text = json.dumps({"files": entries, "sha256": own}, indent=1, sort_keys=True)
+    # Reading compares the text byte for byte, so any flipped bit in it is detected.
+    digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+    text = json.dumps({"files": entries, "sha256": digest}, indent=1, sort_keys=True)
     return text.encode() + b"\n"
 
 

@@ -1,4 +1,4 @@
-"""Which step to restore: the newest one whose every file is as it was written."""
+"""Chooses the step to restore: the newest one whose files are all intact."""
 
 import pathlib
 from collections.abc import Callable
@@ -19,7 +19,19 @@ def choose(
     set_aside: bool,
     log: Callable[..., None] = lambda event, **details: None,
 ) -> int | None:
-    """The newest good step (or `step`), found by process 0, the same one in every process."""
+    """Returns the newest good step (or `step`), chosen by process 0 for all processes.
+
+    Args:
+      step: check only this step; None: the newest good one.
+      set_aside: rename damaged steps.
+      log: receives the event "damaged".
+
+    Returns:
+      The step, or None if there is no checkpoint.
+
+    Raises:
+      CheckpointError: `step` is missing or damaged, or all steps are damaged.
+    """
     chosen, problem = -1, None
     if jax.process_index() == 0:
         try:
@@ -30,7 +42,7 @@ def choose(
         chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
     if chosen == -2:
         raise problem or CheckpointError(
-            "process 0 found no good checkpoint.", str(folder), "see its message."
+            "process 0 found no good checkpoint.", str(folder), "see the error of process 0."
         )
     return None if chosen == -1 else chosen
 
@@ -51,11 +63,11 @@ def _newest_good(
         path = folder / str(candidate)
         bad = manifest.problems(path)
         if not bad and (held := description.read(path)["step"]) != candidate:
-            bad = [f"it holds step {held}"]
+            bad = [f"it contains step {held}"]
         if not bad:
             return candidate
         reports.append(f"step {candidate}: {'; '.join(bad)}")
-        moved = "left as it is"
+        moved = "not changed"
         if set_aside and step is None:
             moved = f"set aside as {step_folders.set_aside(path)}"
         logging.error("%s: damaged checkpoint, %s; %s", folder, reports[-1], moved)
@@ -64,8 +76,8 @@ def _newest_good(
         raise CheckpointError(
             f"no good checkpoint. {'. '.join(reports)}.",
             str(folder),
-            "restore the files from a copy; or begin again in an empty folder."
+            "restore the files from a copy, or start a new run in an empty folder."
             if step is None
-            else "leave the step out to get the newest good one.",
+            else "omit the step to use the newest good one.",
         )
     return -1

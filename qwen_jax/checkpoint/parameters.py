@@ -1,6 +1,6 @@
-"""The parameters of a checkpoint, without the rest, read in pieces of a few megabytes.
+"""Reads only the parameters of a checkpoint, in chunks of a few megabytes.
 
-Orbax itself reads whole shards, all of an array at once.
+Orbax itself reads full shards, all of an array at once.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from qwen_jax.checkpoint import arrays, description, newest_good
 from qwen_jax.errors import CheckpointError
 from qwen_jax.utils import tree as leaves
 
-Piece = tuple[tuple[slice, ...], np.ndarray]
+Chunk = tuple[tuple[slice, ...], np.ndarray]
 
 
 def open_params(
@@ -25,22 +25,24 @@ def open_params(
     *,
     step: int | None = None,
     under: str = "params",
-) -> tuple[int, Callable[[str, tuple[slice, ...]], Iterator[Piece]]]:
-    """The parameters alone, of the newest good step, to be read piece by piece.
+) -> tuple[int, Callable[[str, tuple[slice, ...]], Iterator[Chunk]]]:
+    """Opens the parameters of the newest good step, for reading in chunks.
 
-    Nothing in the folder is changed, so a run may be going on in it.
+    It does not change the folder, so a run may be active in it.
 
     Args:
-      abstract_params: what the saved state has as `.params`; see Checkpointer.restore.
-      under: another place in the state: "policy.params", say.
+      abstract_params: the parameters of the saved state; see Checkpointer.restore.
+      step: open only this step.
+      under: path of the parameters in the state, such as "policy.params".
 
     Returns:
-      The step, and a function (name, index) -> the pieces that make up the parameter
-      "layers.mlp.w_up", say, within the bounds `index`: each with its place in array[index], no
-      larger than a chunk of the file (a few megabytes), whatever the shards that were saved.
+      The step, and a function (name, index) -> chunks of the parameter `name` (such as
+      "layers.mlp.w_up") within the bounds `index`. Each chunk comes with its index in
+      array[index]. It is at most as large as a chunk of the file (a few megabytes), independent of
+      how the array was sharded.
 
     Raises:
-      CheckpointError: as Checkpointer.restore; or there is no checkpoint.
+      CheckpointError: as in Checkpointer.restore, or there is no checkpoint.
     """
     folder = pathlib.Path(folder).absolute()
     chosen = newest_good.choose(folder, step, set_aside=False)
@@ -48,30 +50,30 @@ def open_params(
         raise CheckpointError(
             "there is no checkpoint here.",
             str(folder),
-            "pass the `checkpoints` folder of a run that has saved one.",
+            "pass the `checkpoints` folder of a run that has saved a checkpoint.",
         )
     path = folder / str(chosen)
     description.check_leaves(path, leaves.named(abstract_params, under), under)
 
-    def pieces(name: str, index: tuple[slice, ...]) -> Iterator[Piece]:
+    def chunks(name: str, index: tuple[slice, ...]) -> Iterator[Chunk]:
         store = _open_array(path / arrays.NAME, f"{under}.{name}")
-        chunk: Any = store.chunk_layout.read_chunk.shape
-        axes = [_cut(part, step) for part, step in zip(index, chunk, strict=True)]
+        shape: Any = store.chunk_layout.read_chunk.shape
+        axes = [_split(part, size) for part, size in zip(index, shape, strict=True)]
         for cell in itertools.product(*axes):
             yield (
                 tuple(
-                    slice(part.start - whole.start, part.stop - whole.start)
-                    for part, whole in zip(cell, index, strict=True)
+                    slice(part.start - bounds.start, part.stop - bounds.start)
+                    for part, bounds in zip(cell, index, strict=True)
                 ),
                 store[cell].read().result(),
             )
 
-    return chosen, pieces
+    return chosen, chunks
 
 
-def _cut(part: slice, step: int) -> list[slice]:
-    """`part` cut at the multiples of `step`."""
-    edges = [part.start, *range(part.start // step * step + step, part.stop, step), part.stop]
+def _split(part: slice, size: int) -> list[slice]:
+    """Splits `part` at the multiples of `size`."""
+    edges = [part.start, *range(part.start // size * size + size, part.stop, size), part.stop]
     return [slice(*pair) for pair in itertools.pairwise(edges)]
 
 

@@ -1,4 +1,4 @@
-"""The folders of a checkpoint by their names: whole steps, unfinished ones, damaged ones."""
+"""The folders of a checkpoint directory by name: complete, unfinished and damaged steps."""
 
 import pathlib
 import re
@@ -8,7 +8,7 @@ from qwen_jax.errors import CheckpointError
 
 
 def numbered(folder: pathlib.Path) -> list[int]:
-    """The folders whose name is a number, in order."""
+    """Returns the steps whose folder name is a number, in ascending order."""
     if not folder.is_dir():
         return []
     return sorted(
@@ -17,10 +17,10 @@ def numbered(folder: pathlib.Path) -> list[int]:
 
 
 def clear_unfinished(folder: pathlib.Path) -> None:
-    """Deletes what a killed process was writing, replacing or deleting."""
+    """Deletes folders that a killed process was writing, replacing or deleting."""
     for path in folder.iterdir():
         if path.name.endswith(".replaced"):
-            # Killed between two renames: the older one is the only one there is.
+            # Killed between two renames: the replaced folder is the only copy.
             step = path.with_suffix("")
             if not step.exists():
                 path.rename(step)
@@ -30,10 +30,10 @@ def clear_unfinished(folder: pathlib.Path) -> None:
 
 
 def set_aside(path: pathlib.Path) -> str:
-    """Renames a damaged step, so that nothing takes it for one; the new name."""
+    """Renames a damaged step, so that it is not used; returns the new name."""
     for number in range(1000):
         target = path.with_name(f"{path.name}.corrupt" + (f"-{number}" if number else ""))
         if not target.exists():
             path.rename(target)
             return target.name
-    raise CheckpointError("a thousand damaged copies of one step.", str(path), "delete them.")
+    raise CheckpointError("1,000 damaged copies of one step.", str(path), "delete some of them.")

@@ -1,6 +1,6 @@
-"""A file of JSON lines that only grows: killed at any moment, it is whole up to its last line.
+"""An append-only file of JSON lines: after a crash it is complete up to its last full line.
 
-FILE.run.json says what the lines were made from, so that no file mixes two ways of making them.
+FILE.run.json records the inputs and settings of the lines, so that a file never mixes two of them.
 """
 
 import fcntl
@@ -16,13 +16,13 @@ from qwen_jax.utils.jsonl import as_line, parse_line
 
 
 def open_exclusive(path: pathlib.Path, shown: pathlib.Path | None = None) -> BinaryIO:
-    """The file, to read and to append to, and nobody else's until it is closed.
+    """Opens the file for reading and appending, locked against other processes until closed.
 
     Args:
-      shown: what errors call it; None: by its path.
+      shown: the path in error messages; None: `path`.
 
     Raises:
-      ConfigError: another process has it, or it cannot be written.
+      ConfigError: another process has locked it, or it cannot be written.
     """
     where = str(shown or path)
     try:
@@ -30,14 +30,14 @@ def open_exclusive(path: pathlib.Path, shown: pathlib.Path | None = None) -> Bin
         file = open(path, "a+b")
     except OSError as error:
         raise ConfigError(
-            f"cannot write: {error}.", where, "choose a folder that can be written."
+            f"the file cannot be written: {error}.", where, "choose a writable folder."
         ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         raise ConfigError(
-            "another process writes it.", where, "wait for it, or name another file."
+            "another process is writing it.", where, "wait for that process, or use another file."
         ) from None
     return file
 
@@ -45,8 +45,14 @@ def open_exclusive(path: pathlib.Path, shown: pathlib.Path | None = None) -> Bin
 def check_same(
     found: dict[str, Any], wanted: dict[str, Any], path: pathlib.Path, record: pathlib.Path
 ) -> None:
-    """Raises ConfigError, with the differences, unless both say the same of what a file was made
-    from."""
+    """Compares the recorded provenance of `path` with the current one.
+
+    Args:
+      record: the file with the recorded provenance, for the error message.
+
+    Raises:
+      ConfigError: they differ; lists every difference.
+    """
     different = [
         f"{name}: {found.get(name)!r} then, {wanted.get(name)!r} now"
         for name in sorted(found.keys() | wanted.keys())
@@ -54,21 +60,21 @@ def check_same(
     ]
     if different:
         raise ConfigError(
-            f"the file was made otherwise: {'; '.join(different)}.",
+            f"the file was made with other settings: {'; '.join(different)}.",
             str(path),
-            f"name another file, or delete this one and {record.name}.",
+            f"use another file, or delete this one and {record.name}.",
         )
 
 
-def read_complete_lines(file: BinaryIO, shown: pathlib.Path) -> Iterator[tuple[int, int, Any]]:
-    """(offset, length, row) of each line; one that was being written when a process died is cut
-    off.
+def complete_lines(file: BinaryIO, shown: pathlib.Path) -> Iterator[tuple[int, int, Any]]:
+    """Yields (offset, length, row) of each line. Truncates an incomplete last line, which a killed
+    process leaves.
 
     Args:
-      shown: what errors call the file.
+      shown: the path in error messages.
 
     Raises:
-      DataError: a line that is not JSON.
+      DataError: a line is not JSON.
     """
     file.seek(0)
     offset = 0
@@ -86,11 +92,13 @@ def record_provenance(
     path: pathlib.Path,
     renamed: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes `record`, which says what the file or folder `path` is made from; what was begun
-    before has to be made from the same, or ConfigError says what differs.
+    """Writes `record`, the inputs and settings of the file or folder `path`.
 
     Args:
       renamed: former -> current name of settings in older records; dots separate nested keys.
+
+    Raises:
+      ConfigError: the record exists and differs; lists every difference.
     """
     wanted = json.loads(json.dumps(wanted))  # tuples become lists, as in the file
     if record.exists():
@@ -111,44 +119,47 @@ def _rename(settings: dict[str, Any], former: list[str], name: list[str]) -> Non
 
 
 class AppendOnly:
-    """Opens or begins the file; one process at a time.
+    """Opens or creates the file, for one process at a time.
 
     Args:
-      made_from: what the lines depend on, as JSON. A file begun with another is refused; names that
-        it does not have yet are added.
+      provenance: the inputs and settings that the lines depend on, as JSON. A file with different
+        ones is refused; new names are added.
 
     Raises:
-      ConfigError: the file belongs to another run, another process writes it, or cannot be written.
-      DataError: a line that is not JSON.
+      ConfigError: the file belongs to another run, another process is writing it, or it cannot be
+        written.
+      DataError: a line is not JSON.
 
     Attributes:
-      rows: the objects that were there when it was opened.
+      rows: the objects in the file when it was opened.
     """
 
-    def __init__(self, path: str | os.PathLike, made_from: dict[str, Any]):
+    def __init__(self, path: str | os.PathLike, provenance: dict[str, Any]):
         self.path = pathlib.Path(path)
         self._record = self.path.with_name(self.path.name + ".run.json")
         self._file = open_exclusive(self.path)
         try:
             if self._file.seek(0, os.SEEK_END) and not self._record.exists():
                 raise ConfigError(
-                    "the file is there, and not one of ours.", str(self.path), "name another file."
-                )  # and not a byte of it was touched
-            self.check_provenance(made_from)
+                    f"the file exists, but {self._record.name} does not: not one of ours.",
+                    str(self.path),
+                    "use another file.",
+                )
+            self.check_provenance(provenance)
             self.rows = self._read()
         except (ConfigError, DataError):
             self._file.close()
             raise
 
-    def check_provenance(self, made_from: dict[str, Any]) -> None:
-        """Compares with FILE.run.json, and writes there what is new.
+    def check_provenance(self, provenance: dict[str, Any]) -> None:
+        """Compares with FILE.run.json, and adds new names to it.
 
         Raises:
-          ConfigError: what both name differs, with the differences.
+          ConfigError: a name in both has different values; lists every difference.
         """
-        wanted = json.loads(json.dumps(made_from))  # tuples become lists, as in the file
-        begun = self._record.exists()
-        found = read_json(self._record) if begun else {}
+        wanted = json.loads(json.dumps(provenance))  # tuples become lists, as in the file
+        exists = self._record.exists()
+        found = read_json(self._record) if exists else {}
         both = found.keys() & wanted.keys()
         check_same(
             {name: found[name] for name in both},
@@ -156,11 +167,12 @@ class AppendOnly:
             self.path,
             self._record,
         )
-        if not begun or not wanted.keys() <= found.keys():
+        if not exists or not wanted.keys() <= found.keys():
             write_json(self._record, found | wanted)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Appends a line; it is with the system, and survives this process, when this returns."""
+        """Appends a line and flushes it to the operating system, so it survives a crash of this
+        process."""
         self._file.write(as_line(row))
         self._file.flush()
 
@@ -174,5 +186,5 @@ class AppendOnly:
         self.close()
 
     def _read(self) -> list[dict[str, Any]]:
-        """What is there; a line that was being written when a process died is cut off."""
-        return [row for _, _, row in read_complete_lines(self._file, self.path)]
+        """Reads the existing rows; truncates an incomplete last line."""
+        return [row for _, _, row in complete_lines(self._file, self.path)]

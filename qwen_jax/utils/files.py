@@ -1,7 +1,7 @@
-"""Files that appear whole or not at all, and small JSON files.
+"""Atomic file writes, and small JSON files.
 
-Every writer of the package goes through `atomic_write`, or through its two halves
-(`temporary_path`, `put_in_place`) where a library wants a path instead of a file.
+All code of the package that writes files uses `atomic_write`, or its two halves (`temporary_path`,
+`put_in_place`) where a library needs a path instead of a file.
 """
 
 import contextlib
@@ -16,23 +16,26 @@ from typing import IO, Any
 
 from qwen_jax.errors import DataError, QwenJaxError
 
-WRITING = ".writing"  # ends the names of temporary files; killed processes leave some behind
+WRITING = ".writing"  # suffix of temporary files; a killed process may leave one behind
 
 
 @contextlib.contextmanager
 def atomic_write(
     path: str | os.PathLike, mode: str = "wb", *, encoding: str | None = None, buffering: int = -1
 ) -> Iterator[IO[Any]]:
-    """Yields a file to write; it takes the place of `path` when the block ends.
+    """Yields a file to write, which replaces `path` when the block ends.
 
-    If the block fails, the old file stays and the temporary file is removed. When this returns,
-    the content survives a power cut. A file that is replaced hands on its permission bits. Of a
-    symbolic link, the file that it points to is replaced. The folder must exist. What is no file,
-    such as /dev/null, cannot be replaced: an OSError, before anything is written.
+    If the block fails, the old file is unchanged and the temporary file is removed. Once this
+    returns, the content survives a power failure. The new file keeps the permission bits of the
+    old one. For a symbolic link, the file that it points to is replaced. The folder must exist.
 
     Args:
       mode: "wb", or "w" for text.
       encoding: of text; None: UTF-8.
+
+    Raises:
+      OSError: `path` exists and is not a regular file, such as /dev/null; nothing is written. Or
+        the file cannot be written.
     """
     temporary = temporary_path(path)
     encoding = None if "b" in mode else encoding or "utf-8"
@@ -46,7 +49,7 @@ def atomic_write(
 
 
 def temporary_path(path: str | os.PathLike) -> pathlib.Path:
-    """A new name in the folder of `path`; no two processes get the same."""
+    """Returns a new path in the folder of `path`, unique across processes."""
     final = pathlib.Path(os.path.realpath(path))
     if final.exists() and not final.is_file():
         code = errno.EISDIR if final.is_dir() else errno.EINVAL
@@ -55,7 +58,7 @@ def temporary_path(path: str | os.PathLike) -> pathlib.Path:
 
 
 def put_in_place(temporary: pathlib.Path, path: str | os.PathLike) -> None:
-    """Renames a written file to `path`, with the guarantees of `atomic_write`."""
+    """Renames a complete temporary file to `path`, with the guarantees of `atomic_write`."""
     final = os.path.realpath(path)
     with open(temporary, "rb") as file:
         with contextlib.suppress(FileNotFoundError):
@@ -66,31 +69,32 @@ def put_in_place(temporary: pathlib.Path, path: str | os.PathLike) -> None:
 
 
 def sync_folder(folder: str | os.PathLike) -> None:
-    """Makes the names in a folder durable: a rename survives a power cut after this."""
+    """Syncs a folder's entries to disk, so that a rename survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems have none
+        # Some network file systems do not support it.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
         os.close(descriptor)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes UTF-8 text, see `atomic_write`."""
+    """Writes UTF-8 text with `atomic_write`."""
     with atomic_write(path, "w") as file:
         file.write(text)
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """Writes bytes, see `atomic_write`."""
+    """Writes bytes with `atomic_write`."""
     with atomic_write(path) as file:
         file.write(content)
 
 
 def write_json(path: str | os.PathLike, content: Any, *, indent: int = 1) -> None:
-    """Writes indented JSON with a final newline, see `atomic_write`."""
+    """Writes indented JSON with a final newline, with `atomic_write`."""
     write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
 
 
@@ -101,19 +105,22 @@ def read_json(
     error: type[QwenJaxError] = DataError,
     fix: str = "copy the file again.",
 ) -> Any:
-    """What a JSON file holds.
+    """Reads a JSON file.
 
     Args:
-      kind: what it has to be: dict for an object, list, or object for anything.
-      error: the class of the error, which names the file.
-      fix: what to do about a damaged file.
+      kind: expected type: dict for an object, list, or `object` for anything.
+      error: class of the raised error.
+      fix: how to replace a damaged file, for the error message.
+
+    Raises:
+      QwenJaxError: of class `error`; the file is missing, not JSON, or of another kind.
     """
     path = pathlib.Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise error(
-            f"there is no {path.name}.", str(path.parent), "pass the folder that holds it."
+            f"there is no {path.name}.", str(path.parent), "pass the folder that contains it."
         ) from None
     except ValueError as reason:
         raise error(f"{path.name} is not JSON: {reason}.", str(path), fix) from None

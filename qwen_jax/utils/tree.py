@@ -1,4 +1,4 @@
-"""The leaves of a pytree: their names, their types as JSON keeps them, their bytes."""
+"""The leaves of a pytree: their names, their types as JSON values, their sizes in bytes."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def named(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """(dotted name, leaf) of every leaf, in the tree's order."""
+    """Returns (dotted name, leaf) of every leaf, in tree order."""
     found = []
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
@@ -17,19 +17,22 @@ def named(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def type_of(leaf: Any) -> list:
-    """What JSON keeps of a leaf: [shape, dtype], or [kind] of a Python number."""
+    """Returns a leaf's type as JSON: [shape, dtype], or [kind] for a Python number."""
     if type(leaf) in (int, float, bool):
         return [type(leaf).__name__]
     return [list(np.shape(leaf)), str(getattr(leaf, "dtype", type(leaf).__name__))]
 
 
 def kind_of(leaf_type: list) -> str:
+    """Returns the result of `type_of` as text, for error messages."""
     return leaf_type[0] if len(leaf_type) == 1 else f"{leaf_type[1]} {leaf_type[0]}"
 
 
 def bytes_of(leaf: Any) -> int:
+    """Returns the size of a leaf in bytes."""
     return math.prod(np.shape(leaf)) * np.dtype(getattr(leaf, "dtype", np.int64)).itemsize
 
 
 def total_bytes(tree: Any) -> int:
+    """Returns the size of all leaves in bytes."""
     return sum(map(bytes_of, jax.tree.leaves(tree)))
