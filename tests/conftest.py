@@ -1,4 +1,4 @@
-"""One setting for the whole suite: 8 virtual CPU devices, and sloppy dtypes or ranks are errors."""
+"""Settings of all tests: 8 virtual CPU devices; implicit dtype and rank promotion are errors."""
 
 import os
 import pathlib
@@ -27,7 +27,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="session", autouse=True)
 def no_fsync():
-    """No test cuts the power, so none waits for the disk."""
+    """Disables fsync: no test simulates a power failure, so none needs to wait for the disk."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
@@ -35,12 +35,11 @@ def no_fsync():
 
 @pytest.fixture(scope="session")
 def toy_text(tmp_path_factory) -> pathlib.Path:
-    """Shards of 200 documents of four words, a token for each byte,
-    for runs that are about lives."""
+    """Shards of 200 documents of four words, with byte tokens, for tests of restarts."""
     folder = tmp_path_factory.mktemp("text") / "words"
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     documents = [
-        Document(str(i), " ".join(draw.choice(["a", "bc", "def", "gh"], 50))) for i in range(200)
+        Document(str(i), " ".join(rng.choice(["a", "bc", "def", "gh"], 50))) for i in range(200)
     ]
     shards.write(documents, folder, Tokenizer({bytes([byte]): byte for byte in range(256)}))
     return folder / "train"
@@ -48,7 +47,7 @@ def toy_text(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
-    """The folder of reference outputs and public data that lies beside the repository."""
+    """The folder of reference outputs and public data, next to the repository."""
     folder = pathlib.Path(os.environ.get("QWEN_JAX_SHARED", REPOSITORY.parent / "shared"))
     if not (folder / "reference").is_dir():
         pytest.skip(f"no reference data at {folder}; set QWEN_JAX_SHARED to its folder")

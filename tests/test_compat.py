@@ -1,4 +1,4 @@
-"""Each private name of another library is where compat.py looks for it, and nowhere else in use."""
+"""Each private name of another library exists, and only compat.py uses it."""
 
 import pathlib
 import re
@@ -14,7 +14,7 @@ import tensorstore
 from qwen_jax import compat
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# What reaches into other libraries on purpose: interpreters that have no public name.
+# Files that use private names on purpose: interpreters without a public name.
 ALLOWED = {
     "qwen_jax/compat.py",
     "tests/helpers/hopper_interpreter.py",  # Pallas' Mosaic GPU interpreter
@@ -26,7 +26,7 @@ PRIVATE = re.compile(
 )
 
 
-def test_no_other_file_uses_a_private_name():
+def test_compat_is_the_only_file_with_private_names():
     found = [
         f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
         for folder in ("qwen_jax", "experiments", "benchmarks", "launch", "tests")
@@ -38,7 +38,7 @@ def test_no_other_file_uses_a_private_name():
     assert found == []
 
 
-def test_the_coordination_service_has_what_processes_use():
+def test_coordination_client_has_the_methods_in_use():
     code = """
 import socket, jax
 from qwen_jax import compat
@@ -57,7 +57,7 @@ client.wait_at_barrier("here", timeout_in_ms=1000)
     assert "[('folder/name', 'value')]" in run.stdout
 
 
-def test_every_process_may_write_the_compilation_cache(monkeypatch):
+def test_write_cache_from_every_process_poses_as_process_0(monkeypatch):
     from jax._src import compiler, distributed
 
     seen = []
@@ -72,7 +72,7 @@ def test_every_process_may_write_the_compilation_cache(monkeypatch):
     assert seen == [0] and distributed.global_state.process_id == 3
 
 
-def test_datasets_give_several_items_in_one_call():
+def test_batched_items_reads_several_items_in_one_call():
     class Doubled(grain.MapDataset):
         def __len__(self):
             return len(compat.parent_of(self))
@@ -85,11 +85,11 @@ def test_datasets_give_several_items_in_one_call():
 
     source = grain.MapDataset.range(10)
     assert list(compat.batched_items(Doubled(source), [3, 1])) == [6, 2]
-    # Grain calls the hook itself where it reads in batches.
+    # Grain itself calls this hook when it reads in batches.
     assert hasattr(grain.MapDataset, "_getitems")
 
 
-def test_an_array_lies_where_orbax_puts_it(tmp_path):
+def test_stored_array_finds_an_array_saved_by_orbax(tmp_path):
     from orbax.checkpoint import v1
 
     v1.save(tmp_path / "arrays", {"a.b": jax.numpy.arange(6.0).reshape(2, 3)})
@@ -98,7 +98,7 @@ def test_an_array_lies_where_orbax_puts_it(tmp_path):
     np.testing.assert_array_equal(stored[1].read().result(), [3.0, 4.0, 5.0])
 
 
-def test_a_full_disk_is_known_by_its_number(tmp_path):
+def test_os_error_code_parses_errors_of_tensorstore(tmp_path):
     with pytest.raises(ValueError) as refused:
         tensorstore.open(
             {"driver": "zarr3", "kvstore": f"file://{tmp_path}/file/below/"},
@@ -106,5 +106,5 @@ def test_a_full_disk_is_known_by_its_number(tmp_path):
             dtype=tensorstore.float32,
             shape=[1],
         ).result() if (tmp_path / "file").write_text("") is not None else None
-    assert compat.os_error_code(refused.value) == 20  # ENOTDIR: a file stands in the way
+    assert compat.os_error_code(refused.value) == 20  # ENOTDIR: a file is in the path
     assert compat.os_error_code(ValueError("another")) is None

@@ -1,4 +1,4 @@
-"""The rules of the house (WORKSPACE.md): who imports whom, and how long things may be."""
+"""The rules of the repository (WORKSPACE.md): import order and sizes."""
 
 import pathlib
 import re
@@ -13,22 +13,22 @@ from tests.helpers import house
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def test_the_import_order_holds():
+def test_order_violations_finds_none():
     assert house.order_violations(ROOT) == []
 
 
-def test_no_files_import_each_other_in_a_circle():
-    assert house.cycles(house.imports(ROOT)) == []
-    assert house.cycles(house.between_rooms(house.imports(ROOT))) == []
+def test_circles_finds_none():
+    assert house.circles(house.imports(ROOT)) == []
+    assert house.circles(house.between_rooms(house.imports(ROOT))) == []
 
 
-def test_sizes_hold():
+def test_size_violations_finds_none():
     assert house.size_violations(ROOT) == []
 
 
 @pytest.fixture
 def broken(tmp_path):
-    """A checkout that breaks every rule once."""
+    """A checkout that violates every rule once."""
     for name, text in {
         "qwen_jax/__init__.py": "",
         "qwen_jax/model/__init__.py": "",
@@ -53,13 +53,13 @@ def broken(tmp_path):
     return tmp_path
 
 
-def test_every_broken_rule_is_seen(broken):
+def test_house_reports_every_broken_rule(broken):
     assert house.order_violations(broken) == [
         "qwen_jax/model/up.py (model) imports qwen_jax/train/loop.py (train)",
         "qwen_jax/train/loop.py imports experiments/page.py: "
-        "the package may not import from outside",
+        "the package imports no page and no tool",
     ]
-    assert house.cycles(house.imports(broken)) == [
+    assert house.circles(house.imports(broken)) == [
         ["qwen_jax/model/up.py", "qwen_jax/train/loop.py"]
     ]
     assert house.imports(broken)[pathlib.Path("launch/relative.py")] == {
@@ -67,30 +67,31 @@ def test_every_broken_rule_is_seen(broken):
     }
     found = [line for line in house.size_violations(broken) if "exception" not in line]
     assert found == [
-        "experiments/page.py: 451 lines, the limit is 450",
-        "launch/long.py:f: 62 lines of code, the limit is 60",
-        "benchmarks/full: 16 files, the limit is 15",
-        "benchmarks/wide.py:Config: 21 fields, the limit is 20",
+        "experiments/page.py: 451 lines, 450 are allowed",
+        "launch/long.py:f: 62 lines of code, 60 are allowed",
+        "benchmarks/full: 16 files, 15 are allowed",
+        "benchmarks/wide.py:Config: 21 fields, 20 are allowed",
     ]
 
 
-def test_the_command_of_the_hook_fails_only_where_a_rule_is_broken(broken):
+def test_house_command_fails_only_for_a_broken_rule(broken):
     command = [sys.executable, "-m", "tests.helpers.house", "--check", "--root"]
     assert subprocess.run([*command, ROOT], cwd=ROOT).returncode == 0
     done = subprocess.run([*command, broken], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 1 and "451 lines, the limit is 450" in done.stderr
+    assert done.returncode == 1 and "451 lines, 450 are allowed" in done.stderr
 
 
-def test_the_files_that_the_readme_names_are_there():
-    """A name in its table is a path from the root or the package, or beside the one before it."""
+def test_readme_names_only_existing_files():
+    """A name in its table is a path from the root or the package, or in the folder of the previous
+    name."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     table = text.partition("## Section of the report")[2].partition("\n## ")[0]
     missing, number = [], 0
     for row in table.splitlines():
         folder = ROOT
         for name in re.findall(r"`([\w*/]+(?:\.py|/))`", row):
-            places = [place for place in (ROOT, ROOT / "qwen_jax", folder) if any(place.glob(name))]
+            roots = [root for root in (ROOT, ROOT / "qwen_jax", folder) if any(root.glob(name))]
             number += 1
-            missing += [] if places else [name]
-            folder = (places[0] / name).parent if places else folder
+            missing += [] if roots else [name]
+            folder = (roots[0] / name).parent if roots else folder
     assert number > 50 and missing == []

@@ -1,4 +1,4 @@
-"""What an import costs: no optional dependency, no work, no second."""
+"""Imports load no optional dependency."""
 
 import pathlib
 import subprocess
@@ -7,7 +7,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def test_training_needs_only_the_core_dependencies():
+def test_pretrain_imports_only_core_dependencies():
     code = """
 import sys
 import experiments.pretrain

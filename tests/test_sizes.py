@@ -1,4 +1,4 @@
-"""Table 1 and the released checkpoints, against sizes.py."""
+"""sizes.py against Table 1 and the released checkpoints."""
 
 import pytest
 
@@ -16,7 +16,7 @@ from qwen_jax.model.spec import count
         ("toy_8m", 8_393_984),
     ],
 )
-def test_parameter_count_equals_the_released_checkpoint(name, parameters):
+def test_count_equals_the_released_checkpoint(name, parameters):
     assert count(sizes.by_name(name)) == parameters
 
 
@@ -32,6 +32,6 @@ def test_sizes_equal_table_1(name, hidden, layers, heads):
     assert not config.tie_embeddings
 
 
-def test_an_unknown_size_names_the_nearest():
+def test_by_name_suggests_the_closest_size():
     with pytest.raises(ConfigError, match="did you mean '14b'"):
         sizes.by_name("14bn")

@@ -1,5 +1,4 @@
-"""The embedding on a mesh: rows and gradients to the bit,
-and no gradient that is whole anywhere."""
+"""The embedding on a mesh: equal values and gradients, and no replicated gradient."""
 
 import os
 import subprocess
@@ -21,7 +20,7 @@ TABLE = jax.random.normal(jax.random.key(1), (64, 16))
 COTANGENT = jax.random.normal(jax.random.key(2), (8, 12, 16))
 
 
-def rows_and_gradient(tokens, table, dtype):
+def values_and_gradient(tokens, table, dtype):
     def loss(table):
         x = embed(tokens, table, dtype=dtype)
         return jnp.sum(x.astype(jnp.float32) * COTANGENT), x
@@ -33,19 +32,19 @@ def rows_and_gradient(tokens, table, dtype):
 @pytest.mark.parametrize(
     "shape", [(1, 8, 1, 1), (1, 2, 4, 1), (2, 2, 2, 1), (1, 1, 8, 1), (1, 2, 2, 2), (4, 1, 1, 2)]
 )
-def test_the_lookup_is_the_same_on_every_mesh(shape, dtype):
-    wanted_gradient, wanted = jax.jit(rows_and_gradient, static_argnums=2)(TOKENS, TABLE, dtype)
+def test_embed_is_equal_on_every_mesh(shape, dtype):
+    wanted_gradient, wanted = jax.jit(values_and_gradient, static_argnums=2)(TOKENS, TABLE, dtype)
     mesh = make_mesh(MeshConfig(*shape))
 
-    def placed(x, *axes):
+    def put(x, *axes):
         return jax.device_put(x, NamedSharding(mesh, DEFAULT_RULES.partition_spec(axes)))
 
     with use_layout(mesh):
-        gradient, rows = jax.jit(rows_and_gradient, static_argnums=2)(
-            placed(TOKENS, "batch", "length"), placed(TABLE, "vocab", "embed"), dtype
+        gradient, values = jax.jit(values_and_gradient, static_argnums=2)(
+            put(TOKENS, "batch", "length"), put(TABLE, "vocab", "embed"), dtype
         )
-    np.testing.assert_array_equal(rows, wanted)
-    # Sums of a word that stands in several places, in another order.
+    np.testing.assert_array_equal(values, wanted)
+    # A token at several positions: its gradient is a sum in a different order.
     np.testing.assert_allclose(gradient, wanted_gradient, atol=1e-5)
 
 
@@ -69,15 +68,15 @@ for shape in ((1, 4, 2, 1), (1, 2, 2, 2)):
                                                         sharding=batch_sharding(mesh)),
                          abstract_batch(8, 16))
     with use_layout(mesh):
-        # What is asked of the partitioner is known long before the machine's code is good.
+        # The partitioner warns before code generation, so optimization is off.
         make_train_step(make_objective(sizes.TINY), optimizer, seed=0).lower(state, batch).compile(
             {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True})
 print("compiled")
 """
 
 
-def test_no_array_of_the_step_is_made_whole_against_the_compilers_will():
-    """XLA warns of what it replicates for want of a better way."""
+def test_embed_triggers_no_involuntary_rematerialization():
+    """XLA warns of every array that it replicates for lack of a better partitioning."""
     done = subprocess.run(
         [sys.executable, "-c", COMPILE],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""The context extension of a whole forward pass: rows, layers and windows."""
+"""The context extension of a full forward pass: sequences, layers and windows."""
 
 import dataclasses
 
@@ -33,7 +33,7 @@ def tokens_of(seed: int, shape) -> jax.Array:
 
 
 def by_definition(params, tokens, config):
-    """One row, layer by layer: each with its own window, rotary base and LogN factors."""
+    """One sequence, layer by layer: each with its own window, rotary base and LogN factors."""
     L, n = config.context_length, tokens.shape[1]
     positions = jnp.arange(n, dtype=jnp.int32)[None]
     x = embed(tokens, params.embed, dtype=jnp.float32)
@@ -58,14 +58,14 @@ def by_definition(params, tokens, config):
 
 
 @pytest.mark.parametrize("windows", [(16, 24, 40), (8, 64, 32)])
-def test_every_layer_has_its_own_window_base_and_factors(params, windows):
+def test_forward_extends_each_layer_by_its_window(params, windows):
     config, tokens = extended(windows), tokens_of(1, (1, 50))
     np.testing.assert_allclose(
         forward(params, tokens, config=config), by_definition(params, tokens, config), atol=5e-5
     )
 
 
-def test_a_window_that_shows_everything_is_none(params):
+def test_forward_with_windows_beyond_the_sequence_equals_full_attention(params):
     tokens = tokens_of(2, (2, 50))
     np.testing.assert_allclose(
         forward(params, tokens, config=extended((50, 64, 2**31 - 1))),
@@ -74,24 +74,28 @@ def test_a_window_that_shows_everything_is_none(params):
     )
 
 
-def test_windows_within_the_training_length_stretch_nothing(params):
+def test_forward_with_windows_within_training_length_is_not_extended(params):
     tokens = tokens_of(3, (1, 50))
-    ours, unstretched = (
+    ours, unextended = (
         forward(params, tokens, config=extended((16, 12, 8), **settings))
         for settings in ({}, {"dynamic_ntk": False, "logn": False})
     )
-    np.testing.assert_allclose(ours, unstretched, atol=1e-6)
+    np.testing.assert_allclose(ours, unextended, atol=1e-6)
 
 
 @pytest.mark.parametrize("windows", [(3, 2, 4), (1, 1, 2)])
-def test_what_reaches_an_output_is_what_the_windows_add_up_to(params, windows):
+def test_hidden_states_depend_only_on_tokens_within_the_windows(params, windows):
     n, query = 24, 20
-    places = jnp.arange(n, dtype=jnp.int32)[None]
+    positions = jnp.arange(n, dtype=jnp.int32)[None]
 
     def output(embed_of_each):
         own = dataclasses.replace(params, embed=embed_of_each)
         x = hidden_states(
-            own, places, places, config=extended(windows), length_B=jnp.asarray([n], jnp.int32)
+            own,
+            positions,
+            positions,
+            config=extended(windows),
+            length_B=jnp.asarray([n], jnp.int32),
         )
         return jnp.sum(x[0, query])
 
@@ -102,17 +106,17 @@ def test_what_reaches_an_output_is_what_the_windows_add_up_to(params, windows):
 
 
 @pytest.mark.parametrize("windows", [None, (16, 24, 40)])
-def test_a_short_row_beside_a_long_one_is_not_stretched_for_it(params, windows):
+def test_forward_extends_a_short_sequence_independently_of_long_ones(params, windows):
     config, tokens = extended(windows), tokens_of(4, (3, 60))
     lengths = np.asarray([[60], [15], [30]])
     ids = jnp.asarray(np.arange(60) < lengths, jnp.int32)
     together = forward(params, tokens, config=config, segment_ids=ids)
-    for row, (n,) in enumerate(lengths):
-        alone = forward(params, tokens[row : row + 1, :n], config=config)
-        np.testing.assert_allclose(together[row, :n], alone[0], atol=5e-5)
+    for index, (n,) in enumerate(lengths):
+        single = forward(params, tokens[index : index + 1, :n], config=config)
+        np.testing.assert_allclose(together[index, :n], single[0], atol=5e-5)
 
 
-def test_training_knows_no_extension(params):
+def test_forward_without_inference_ignores_the_extension(params):
     tokens = tokens_of(5, (1, 50))
 
     def program(config):

@@ -1,4 +1,4 @@
-"""The backward passes that are written by hand, against automatic differentiation."""
+"""The custom backward passes, against automatic differentiation."""
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +8,12 @@ import pytest
 from qwen_jax.model.layers import gated_silu, linear
 
 
-def draw(seed, *shape):
+def sample(seed, *shape):
     return 2.0 * jax.random.normal(jax.random.key(seed), shape, jnp.float32)
 
 
-def test_gated_silu():
-    gate, up, dy = draw(0, 3, 64), draw(1, 3, 64), draw(2, 3, 64)
+def test_gated_silu_equals_automatic_differentiation():
+    gate, up, dy = sample(0, 3, 64), sample(1, 3, 64), sample(2, 3, 64)
     out, backward = jax.vjp(gated_silu, gate, up)
     wanted, wanted_backward = jax.vjp(lambda gate, up: up * jax.nn.silu(gate), gate, up)
     np.testing.assert_allclose(out, wanted, rtol=1e-6)
@@ -22,7 +22,7 @@ def test_gated_silu():
 
 
 def test_gated_silu_rounds_once():
-    gate, up = draw(0, 4096).astype(jnp.bfloat16), draw(1, 4096).astype(jnp.bfloat16)
+    gate, up = sample(0, 4096).astype(jnp.bfloat16), sample(1, 4096).astype(jnp.bfloat16)
     exact = (
         np.asarray(up, np.float64)
         * np.asarray(gate, np.float64)
@@ -34,8 +34,12 @@ def test_gated_silu_rounds_once():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_linear(dtype):
-    x, w, dy = draw(0, 2, 5, 16).astype(dtype), draw(1, 16, 24), draw(2, 2, 5, 24).astype(dtype)
+def test_linear_equals_automatic_differentiation(dtype):
+    x, w, dy = (
+        sample(0, 2, 5, 16).astype(dtype),
+        sample(1, 16, 24),
+        sample(2, 2, 5, 24).astype(dtype),
+    )
     out, backward = jax.vjp(linear, x, w)
     wanted, wanted_backward = jax.vjp(
         lambda x, w: jnp.matmul(x.astype(jnp.float32), w.astype(dtype).astype(jnp.float32)), x, w

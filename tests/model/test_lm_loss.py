@@ -1,4 +1,4 @@
-"""The chunked cross-entropy against its definition, on meshes, and what it costs."""
+"""The chunked cross-entropy: against its definition, on meshes, and its cost."""
 
 import functools
 import re
@@ -27,7 +27,7 @@ def chunks(monkeypatch):
     return use
 
 
-def draw(dtype=jnp.float32, tokens=(B, T), vocab_size=V, seed=0):
+def make_arguments(dtype=jnp.float32, tokens=(B, T), vocab_size=V, seed=0):
     rng = np.random.default_rng(seed)
     x = 2 * rng.normal(size=(*tokens, D)).astype(np.float32)
     head = rng.normal(size=(D, vocab_size)).astype(np.float32)
@@ -64,17 +64,17 @@ def assert_same(ours, wanted, tolerance=2e-5):
 
 @pytest.mark.parametrize("z_loss", [None, 0.1])
 @pytest.mark.parametrize("tokens", [128, 256, 384])  # three chunks, two (the last half full), one
-def test_value_and_gradients_equal_the_definition(chunks, tokens, z_loss):
+def test_cross_entropy_and_gradients_equal_the_definition(chunks, tokens, z_loss):
     chunks(tokens)
-    arguments = draw()
+    arguments = make_arguments()
     wanted = value_and_grad(by_definition, arguments, z_loss)
     assert_same(value_and_grad(cross_entropy, arguments, z_loss), wanted)
     assert_same(jax.jit(cross_entropy, static_argnums=4)(*arguments, z_loss), wanted[:2])
 
 
-def test_the_gradient_is_scaled_by_what_follows(chunks):
+def test_cross_entropy_gradient_is_scaled_by_its_cotangent(chunks):
     chunks(128)
-    x, head, targets, weights = draw()
+    x, head, targets, weights = make_arguments()
     ours, wanted = (
         jax.jit(jax.grad(lambda x, f=f: jnp.square(f(x, head, targets, weights)[0])))(x)
         for f in (cross_entropy, by_definition)
@@ -82,11 +82,11 @@ def test_the_gradient_is_scaled_by_what_follows(chunks):
     assert_same([ours], [wanted])
 
 
-def test_bfloat16_rounds_what_plain_jax_rounds(chunks):
-    """Against float32, at most twice the error of the plain form in the same precision; and less in
-    the projection's gradient, which the plain form rounds to bfloat16 at the end."""
+def test_cross_entropy_in_bfloat16_is_as_exact_as_plain_jax(chunks):
+    """Compared with float32, at most twice the error of the plain form in bfloat16. The error of
+    the projection's gradient is smaller, because the plain form rounds it to bfloat16."""
     chunks(128)
-    x, head, targets, weights = draw(jnp.bfloat16)
+    x, head, targets, weights = make_arguments(jnp.bfloat16)
     rounded = head.astype(jnp.bfloat16)
     exact = value_and_grad(
         by_definition, (x.astype(jnp.float32), rounded.astype(jnp.float32), targets, weights)
@@ -121,7 +121,7 @@ def likelihoods_by_definition(x, head, targets, temperature):
 
 
 def likelihoods_and_grad(function, arguments, temperature):
-    """What it gives, and the gradient of a weighted sum of the first."""
+    """Returns both results, and the gradient of a weighted sum of the first."""
     x, head, targets, weights = arguments
 
     def weighted(x, head):
@@ -134,24 +134,24 @@ def likelihoods_and_grad(function, arguments, temperature):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("tokens", [128, 256, 384])
-def test_likelihoods_and_their_gradients_equal_the_definition(chunks, tokens, temperature):
+def test_log_likelihoods_and_gradients_equal_the_definition(chunks, tokens, temperature):
     chunks(tokens)
-    arguments = draw()
+    arguments = make_arguments()
     assert_same(
         likelihoods_and_grad(log_likelihoods, arguments, temperature),
         likelihoods_and_grad(likelihoods_by_definition, arguments, temperature),
     )
 
 
-def test_no_gradient_comes_from_the_entropy(chunks):
+def test_log_likelihoods_entropy_has_no_gradient(chunks):
     chunks(128)
-    x, head, targets, _ = draw()
+    x, head, targets, _ = make_arguments()
     slope = jax.jit(jax.grad(lambda x: jnp.sum(log_likelihoods(x, head, targets)[1])))(x)
     assert not np.any(slope)
 
 
 def on_mesh(shape, function):
-    """function() under a mesh of this shape: what jit makes of it is partitioned."""
+    """Calls `function` under a mesh of this shape, over which jit partitions it."""
     mesh = make_mesh(MeshConfig(*shape), devices=jax.devices()[: int(np.prod(shape))])
     with use_layout(mesh):
         return function(mesh)
@@ -166,10 +166,10 @@ def on_mesh(shape, function):
         ((1, 2, 2, 2), V),
         ((1, 2, 4, 1), 39),
     ],
-)  # 39 columns are whole on every device
-def test_every_mesh_gives_the_same(chunks, shape, vocab_size):
+)  # 39 columns are replicated
+def test_cross_entropy_and_log_likelihoods_are_equal_on_every_mesh(chunks, shape, vocab_size):
     chunks(128, vocab_size // (shape[2] if vocab_size == V else 1))
-    arguments = draw(tokens=(8, 192), vocab_size=vocab_size)
+    arguments = make_arguments(tokens=(8, 192), vocab_size=vocab_size)
     ours = on_mesh(shape, lambda mesh: value_and_grad(cross_entropy, arguments, 0.1))
     assert_same(jax.device_get(ours), value_and_grad(by_definition, arguments, 0.1))
     ours = on_mesh(shape, lambda mesh: likelihoods_and_grad(log_likelihoods, arguments, 0.7))
@@ -178,8 +178,8 @@ def test_every_mesh_gives_the_same(chunks, shape, vocab_size):
     )
 
 
-def placed(mesh, arguments):
-    """Abstract arguments as a training step holds them: the projection cut in both dimensions."""
+def abstract_on(mesh, arguments):
+    """Abstract arguments sharded as in a training step: the projection in both dimensions."""
     names = (
         (("data", "fsdp"), None, None),
         ("fsdp", "tensor"),
@@ -200,17 +200,17 @@ def placed(mesh, arguments):
     "loss, number",
     [
         (lambda *a: cross_entropy(*a)[0], 1),
-        # The second loop is that of the backward pass.
+        # The second loop belongs to the backward pass.
         (lambda x, head, targets, w: jnp.sum(w * jnp.exp(log_likelihoods(x, head, targets)[0])), 2),
     ],
 )
-def test_the_projection_crosses_devices_once_and_not_with_every_chunk(chunks, loss, number):
+def test_cross_entropy_gathers_the_projection_once_for_all_chunks(chunks, loss, number):
     chunks(128, V // 2)
-    arguments = draw(tokens=(8, 256))
+    arguments = make_arguments(tokens=(8, 256))
 
     def compiled(mesh):
         gradient = jax.grad(loss, (0, 1))
-        return jax.jit(gradient).lower(*placed(mesh, arguments)).compile().as_text()
+        return jax.jit(gradient).lower(*abstract_on(mesh, arguments)).compile().as_text()
 
     text = on_mesh((2, 2, 2, 1), compiled)
     loops = [
@@ -219,7 +219,7 @@ def test_the_projection_crosses_devices_once_and_not_with_every_chunk(chunks, lo
         if body.startswith("%")
         and any(f"body=%{body.split()[0][1:]}" in line for line in text.splitlines())
     ]
-    assert len(loops) == number, "four chunks are one loop"
+    assert len(loops) == number, "one loop covers all four chunks"
     inside = re.findall(
         r"= (\S+) (all-gather|all-reduce|reduce-scatter|all-to-all)\(", "".join(loops)
     )
@@ -228,31 +228,31 @@ def test_the_projection_crosses_devices_once_and_not_with_every_chunk(chunks, lo
     assert len(gathered) == 1
 
 
-def products(function, *arguments) -> int:
+def count_matmuls(function, *arguments) -> int:
     return str(jax.make_jaxpr(function)(*arguments)).count("dot_general[")
 
 
-def test_three_products_with_the_projection_for_a_gradient_and_one_without(chunks):
+def test_cross_entropy_takes_one_matmul_and_three_with_gradients(chunks):
     chunks(128)
-    arguments = draw()
-    assert products(cross_entropy, *arguments) == 1
-    assert products(jax.grad(lambda *a: cross_entropy(*a)[0], (0, 1)), *arguments) == 3
+    arguments = make_arguments()
+    assert count_matmuls(cross_entropy, *arguments) == 1
+    assert count_matmuls(jax.grad(lambda *a: cross_entropy(*a)[0], (0, 1)), *arguments) == 3
 
 
-def test_memory_follows_the_chunk_and_not_the_logits(chunks):
+def test_cross_entropy_memory_depends_on_the_chunk_not_the_logits(chunks):
     def workspace(tokens, vocab_size):
         chunks(256, vocab_size)
-        arguments = draw(tokens=(1, tokens), vocab_size=vocab_size)
+        arguments = make_arguments(tokens=(1, tokens), vocab_size=vocab_size)
         gradient = jax.jit(jax.grad(lambda *a: cross_entropy(*a)[0], (0, 1)))
         return gradient.lower(*arguments).compile().memory_analysis().temp_size_in_bytes
 
     few, many = workspace(512, 4096), workspace(4096, 4096)
     logits = 4 * 4096 * 4096
-    # What grows is x and its gradient, not the logits, of which there are never all.
+    # Only x and its gradient grow; the full logits never exist.
     assert many - few < 4 * 4 * D * 4096 and many < logits / 2, (few, many, logits)
 
 
-def test_a_chunk_is_everything_or_whole_tiles():
+def test_chunk_size_is_all_tokens_or_a_multiple_of_the_tile():
     size = functools.partial(module._chunk_size, vocab_size=1000, limit=4 * 1000 * 300)
     assert [size(n) for n in (7, 300, 301, 600, 700)] == [7, 300, 256, 384, 256]
     assert size(16384) == 384

@@ -1,4 +1,4 @@
-"""Adapters by hand: nothing at first, the chain rule through the whole weight afterward."""
+"""LoRA adapters: initially without effect; gradients by the chain rule through the full weight."""
 
 import dataclasses
 import functools
@@ -28,20 +28,21 @@ TOKENS = jax.random.randint(jax.random.key(5), (2, 12), 0, CONFIG.vocab_size, jn
 POSITIONS = jnp.tile(jnp.arange(12, dtype=jnp.int32)[None], (2, 1))
 
 
-def drawn(specs, std: float | None = None):
-    """Weights of these Specs, or all of one standard deviation; numpy has nothing to compile."""
-    draw = np.random.default_rng(0)
+def sample(specs, std: float | None = None):
+    """Samples weights for Specs, or with one standard deviation for all. NumPy needs no
+    compilation."""
+    rng = np.random.default_rng(0)
     stds = {"zeros": 0.0, "ones": 1.0}
     return jax.tree.map(
         lambda spec: (
             np.float32(stds.get(spec.init, spec.std) if std is None else std)
-            * draw.standard_normal(spec.shape, np.float32)
+            * rng.standard_normal(spec.shape, np.float32)
         ),
         specs,
     )
 
 
-BASE = drawn(spec.param_specs(CONFIG))
+BASE = sample(spec.param_specs(CONFIG))
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -50,14 +51,14 @@ def hidden(params, config=CONFIG):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_fresh_adapter_changes_no_bit(dtype):
+def test_with_adapters_fresh_adapters_change_no_bit(dtype):
     config = dataclasses.replace(CONFIG, compute_dtype=dtype)
-    adapted = hidden(with_adapters(BASE, drawn(lora_specs(CONFIG, LORA)), LORA), config=config)
+    adapted = hidden(with_adapters(BASE, sample(lora_specs(CONFIG, LORA)), LORA), config=config)
     np.testing.assert_array_equal(adapted, hidden(BASE, config=config))
 
 
 def each_target(adapters):
-    """(name, weight's path in a Params) of every adapter."""
+    """Returns {name: (adapter, function that finds its weight in a Params)}."""
     found = jax.tree_util.tree_leaves_with_path(adapters, is_leaf=lambda x: isinstance(x, Adapter))
     return {
         path[-1].name: (
@@ -70,8 +71,8 @@ def each_target(adapters):
     }
 
 
-def test_gradients_are_the_chain_rule_through_weights_whose_own_nobody_computes():
-    adapters = drawn(lora_specs(CONFIG, LORA), 0.1)
+def test_with_adapters_gradients_follow_the_chain_rule_without_weight_gradients():
+    adapters = sample(lora_specs(CONFIG, LORA), 0.1)
     targets = each_target(adapters)
     assert tuple(targets) and set(targets) == set(TARGETS)
     merged = jax.tree.map(
@@ -83,7 +84,7 @@ def test_gradients_are_the_chain_rule_through_weights_whose_own_nobody_computes(
     cotangent = jax.random.normal(jax.random.key(2), (2, 12, CONFIG.hidden_size))
 
     def loss(params):
-        # All layers in one piece, whose operations can be counted.
+        # Unrolled, so that operations can be counted.
         return jnp.sum(hidden(params, dataclasses.replace(CONFIG, unroll_layers=2)) * cotangent)
 
     of_weights = jax.jit(jax.grad(loss)).lower(merged).compile()
@@ -92,30 +93,29 @@ def test_gradients_are_the_chain_rule_through_weights_whose_own_nobody_computes(
         .lower(adapters, BASE)
         .compile()
     )
-    whole, ours = of_weights(merged), each_target(of_adapters(adapters, BASE))
+    full, ours = of_weights(merged), each_target(of_adapters(adapters, BASE))
     for name, (adapter, weight_of) in targets.items():
         L, inputs = CONFIG.num_layers, 1 + input_axes(name)
-        dW = weight_of(whole).reshape(L, int(np.prod(adapter.a.shape[1:inputs])), -1)
+        dW = weight_of(full).reshape(L, int(np.prod(adapter.a.shape[1:inputs])), -1)
         a, b = adapter.a.reshape(L, -1, LORA.rank), adapter.b.reshape(L, LORA.rank, -1)
         scale = 4.0 / 3.0
         for found, wanted in (
             (ours[name][0].a, scale * dW @ b.swapaxes(1, 2)),
             (ours[name][0].b, scale * a.swapaxes(1, 2) @ dW),
         ):
-            # Two orders of float32 products: 1e-5 of the largest entry was seen.
+            # Float32 matmuls in two orders: 1e-5 of the largest entry was measured.
             np.testing.assert_allclose(
                 found.reshape(wanted.shape),
                 wanted,
                 atol=1e-4 * float(jnp.abs(wanted).max()),
                 err_msg=name,
             )
-    # 0.84 was seen: attention weighs much at this size.
-    # With the weights' own gradients it was 1.06.
+    # Measured: 0.84, because attention dominates at this size; 1.06 with weight gradients.
     fewer, more = (found.cost_analysis()["flops"] for found in (of_adapters, of_weights))
     assert fewer < 0.9 * more
 
 
-def test_adapters_lie_as_their_weights_do_and_only_where_they_are_wanted():
+def test_lora_specs_shard_like_their_weights_and_only_at_targets():
     specs = lora_specs(CONFIG, LoRAConfig(rank=3, targets=("wo", "w_up")))
     assert specs.layers.attention.wq is None and specs.embed is None and specs.head is None
     wo, w_up = specs.layers.attention.wo, specs.layers.mlp.w_up
@@ -136,6 +136,6 @@ def test_adapters_lie_as_their_weights_do_and_only_where_they_are_wanted():
         ({"rank": 4, "targets": ()}, "no weight would get an adapter"),
     ],
 )
-def test_what_cannot_be_is_refused(settings, message):
+def test_lora_config_refuses_invalid_settings(settings, message):
     with pytest.raises(ConfigError, match=message):
         LoRAConfig(**settings)

@@ -1,4 +1,4 @@
-"""The original implementation's logits, loss, gradients, on its tiny checkpoint."""
+"""The original implementation's logits, loss and gradients, on a tiny checkpoint."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def original(shared):
 
 
 @pytest.mark.parametrize("length", [7, 32, 33, 100])
-def test_logits_equal_the_original_within_and_beyond_the_training_length(original, length):
+def test_forward_equals_the_original_within_and_beyond_training_length(original, length):
     config, params, expected = original
     assert config.context_length == 32 and config.extension == ContextExtension()
     logits = forward(params, jnp.asarray(expected[f"ids_{length}"], jnp.int32), config=config)
@@ -28,7 +28,7 @@ def test_logits_equal_the_original_within_and_beyond_the_training_length(origina
     np.testing.assert_allclose(logits, expected[f"logits_{length}"], atol=2e-4, rtol=0)
 
 
-def test_beyond_the_training_length_ntk_and_logn_both_matter(original):
+def test_forward_beyond_training_length_depends_on_ntk_and_logn(original):
     import dataclasses
 
     config, params, expected = original
@@ -39,7 +39,7 @@ def test_beyond_the_training_length_ntk_and_logn_both_matter(original):
         assert np.abs(logits - expected["logits_100"]).max() > 0.1
 
 
-def test_padding_on_the_right_does_not_change_a_rows_context_extension(original):
+def test_forward_extension_ignores_right_padding(original):
     config, params, expected = original
     tokens = jnp.asarray(expected["ids_33"], jnp.int32)
     padded = jnp.pad(tokens, ((0, 0), (0, 67)))
@@ -62,7 +62,7 @@ def training_batch(expected) -> Batch:
     )
 
 
-def test_loss_and_gradients_equal_the_original(original):
+def test_make_objective_loss_and_gradients_equal_the_original(original):
     config, params, expected = original
     objective = make_objective(config)
     batch = training_batch(expected)

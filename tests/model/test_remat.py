@@ -1,4 +1,4 @@
-"""What recomputation runs again: never the forward pass of an attention kernel."""
+"""Rematerialization never runs the forward pass of an attention kernel again."""
 
 import dataclasses
 import sys
@@ -39,9 +39,9 @@ def backward_kernel(q, k, v, dout):
 
 
 @pytest.fixture(params=[None, "cpu"], ids=["plain", "in shard_map"])
-def stand_in(request, monkeypatch):
-    """A back end made as the kernels are, of two functions that can be counted."""
-    module = types.ModuleType("stand_in_attention")
+def fake_backend(request, monkeypatch):
+    """An attention backend with the structure of the kernels, whose calls can be counted."""
+    module = types.ModuleType("fake_attention")
     module.PLATFORM = request.param
     module.refuse = lambda call: None
     module.attention = differentiable(
@@ -49,38 +49,40 @@ def stand_in(request, monkeypatch):
         lambda q, k, v, k_start, q_end, out, lse, dout, *, scale: backward_kernel(q, k, v, dout),
     )
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(IMPLEMENTATIONS, "stand_in", module.__name__)
-    return dataclasses.replace(sizes.TINY, attention="stand_in", initializer_range=0.1)
+    monkeypatch.setitem(IMPLEMENTATIONS, "fake_backend", module.__name__)
+    return dataclasses.replace(sizes.TINY, attention="fake_backend", initializer_range=0.1)
 
 
 def calls(jaxpr, name: str) -> int:
-    """How often a jitted function of this name stands in a program; a loop's body counts once."""
+    """Counts calls of a jitted function in a program; the body of a loop counts once."""
     found = 0
     for equation in jaxpr.eqns:
         found += equation.params.get("name") == name
         for parameter in jax.tree.leaves(list(equation.params.values())):
-            inner = getattr(parameter, "jaxpr", parameter)  # of a closed one
+            inner = getattr(parameter, "jaxpr", parameter)  # of a closed jaxpr
             if hasattr(inner, "eqns"):
                 found += calls(inner, name)
     return found
 
 
 def dots(jaxpr) -> int:
-    """How many products with a weight stand in a program; a loop's body counts once."""
+    """Counts matmuls with weights in a program; the body of a loop counts once."""
     found = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
-            found += not equation.params["dimension_numbers"][1][0]  # attention's have a batch
+            found += not equation.params["dimension_numbers"][1][
+                0
+            ]  # those of attention have a batch
         for parameter in jax.tree.leaves(list(equation.params.values())):
-            inner = getattr(parameter, "jaxpr", parameter)  # of a closed one
+            inner = getattr(parameter, "jaxpr", parameter)  # of a closed jaxpr
             if hasattr(inner, "eqns"):
                 found += dots(inner)
     return found
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "block"])
-def test_the_forward_kernel_runs_once(stand_in, remat):
-    config = dataclasses.replace(stand_in, remat=remat)
+def test_remat_runs_the_forward_kernel_once(fake_backend, remat):
+    config = dataclasses.replace(fake_backend, remat=remat)
     params = spec.init_params(config, jax.random.key(0))
 
     def loss(params):
@@ -93,12 +95,12 @@ def test_the_forward_kernel_runs_once(stand_in, remat):
     assert calls(program.jaxpr, "backward_kernel") == 1
 
 
-def test_the_gradient_is_that_of_the_plain_back_end(stand_in):
-    params = spec.init_params(stand_in, jax.random.key(0))
+def test_remat_gradient_equals_the_reference_backend(fake_backend):
+    params = spec.init_params(fake_backend, jax.random.key(0))
 
     def gradient(**settings):
-        config = dataclasses.replace(stand_in, **settings)
-        # Not the squares, whose sum is the same for every normed vector.
+        config = dataclasses.replace(fake_backend, **settings)
+        # Not the sum of squares, which is equal for all normalized vectors.
         return jax.jit(
             jax.grad(
                 lambda params: jnp.sum(hidden_states(params, TOKENS, POSITIONS, config=config))
@@ -114,28 +116,28 @@ def test_the_gradient_is_that_of_the_plain_back_end(stand_in):
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_dots_keeps_the_products_and_block_computes_them_again(lora):
-    def products(remat):
+def test_remat_dots_keeps_matmuls_and_block_recomputes_them(lora):
+    def matmuls(remat):
         config = dataclasses.replace(sizes.TINY, attention="reference", remat=remat)
         params = spec.init_params(config, jax.random.key(0))
-        trained, whole = params, lambda params: params
+        trained, full_model = params, lambda params: params
         if lora:
             adapters = LoRAConfig(rank=2)
             trained = spec.init_from(lora_specs(config, adapters), jax.random.key(1), "float32")
 
-            def whole(trained):
+            def full_model(trained):
                 return with_adapters(params, trained, adapters)
 
         program = jax.make_jaxpr(
             jax.grad(
                 lambda trained: jnp.sum(
-                    hidden_states(whole(trained), TOKENS, POSITIONS, config=config)
+                    hidden_states(full_model(trained), TOKENS, POSITIONS, config=config)
                 )
             )
         )(trained)
         return dots(program.jaxpr)
 
-    assert products("dots") == products("none")
-    # A block's last product, w_down's, is not needed again; its adapter's x A is. With adapters the
-    # other six are three products each: x W, x A and (x A) B.
-    assert products("block") == products("none") + (6 * 3 + 1 if lora else 6)
+    assert matmuls("dots") == matmuls("none")
+    # The last matmul of a layer, w_down's, is not recomputed; its adapter's x A is. With adapters,
+    # each of the other six is three matmuls: x W, x A and (x A) B.
+    assert matmuls("block") == matmuls("none") + (6 * 3 + 1 if lora else 6)

@@ -13,15 +13,15 @@ from qwen_jax.config import ContextExtension
 from qwen_jax.model import rope
 
 
-def test_rotation_equals_complex_multiplication():
+def test_rotate_equals_complex_multiplication():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 9, 3, 8)).astype(np.float32)
     positions = jnp.asarray(rng.integers(0, 5000, (2, 9)), jnp.int32)
-    turned = rope.rotate(jnp.asarray(x), rope.rotary_table(positions, head_size=8, base=10000.0))
+    rotated = rope.rotate(jnp.asarray(x), rope.rotary_table(positions, head_size=8, base=10000.0))
     inverse = 10000.0 ** (-np.arange(0, 8, 2) / 8)
     angle = np.asarray(positions, np.float64)[:, :, None, None] * inverse
     z = (x[..., :4] + 1j * x[..., 4:]) * np.exp(1j * angle)
-    np.testing.assert_allclose(turned, np.concatenate([z.real, z.imag], -1), atol=2e-3)
+    np.testing.assert_allclose(rotated, np.concatenate([z.real, z.imag], -1), atol=2e-3)
 
 
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 63, 64, 65, 100, 128, 129, 1000, 32 * 1024])
@@ -30,17 +30,17 @@ def test_ntk_alpha_equals_the_formula(length):
     assert float(rope.ntk_alpha(jnp.asarray([length], jnp.int32), 32)[0]) == exact
 
 
-def test_alpha_stretches_the_base_row_by_row():
+def test_rotary_table_scales_the_base_per_sequence():
     positions = jnp.tile(jnp.arange(6, dtype=jnp.int32)[None], (2, 1))
     alpha = jnp.asarray([1.0, 7.0], jnp.float32)
     cos, _ = rope.rotary_table(positions, head_size=16, base=10000.0, alpha_B=alpha)
     plain, _ = rope.rotary_table(positions, head_size=16, base=10000.0)
-    stretched, _ = rope.rotary_table(positions, head_size=16, base=10000.0 * 7 ** (16 / 14))
+    scaled, _ = rope.rotary_table(positions, head_size=16, base=10000.0 * 7 ** (16 / 14))
     np.testing.assert_allclose(cos[0], plain[0], atol=1e-6)
-    np.testing.assert_allclose(cos[1], stretched[1], atol=1e-6)
+    np.testing.assert_allclose(cos[1], scaled[1], atol=1e-6)
 
 
-def test_logn_is_one_up_to_the_training_length():
+def test_logn_scale_is_one_up_to_the_training_length():
     positions = jnp.asarray([[0, 5, 31, 32, 99]], jnp.int32)
     wanted = [1, 1, 1, math.log(33) / math.log(32), math.log(100) / math.log(32)]
     np.testing.assert_allclose(rope.logn_scale(positions, 32)[0], wanted, rtol=1e-6)
@@ -58,12 +58,12 @@ EXTENDED = dataclasses.replace(
     "window, alpha, factor",
     [
         (None, [1, 3, 15], math.log(200) / math.log(32)),
-        (32, [1, 1, 1], 1.0),  # within the training length: nothing is stretched
+        (32, [1, 1, 1], 1.0),  # within the training length: no extension
         (64, [1, 3, 3], math.log(64) / math.log(32)),
         (1 << 20, [1, 3, 15], math.log(200) / math.log(32)),
     ],
 )
-def test_a_layer_is_stretched_for_what_its_window_shows(window, alpha, factor):
+def test_layer_extension_follows_the_window(window, alpha, factor):
     lengths = jnp.asarray([20, 40, 200], jnp.int32)
     positions = jnp.asarray([[0, 31, 199]], jnp.int32)
     traced = window if window is None else jnp.asarray(window, jnp.int32)
@@ -72,7 +72,7 @@ def test_a_layer_is_stretched_for_what_its_window_shows(window, alpha, factor):
     np.testing.assert_allclose(ours[1], [[1, 1, factor]], rtol=1e-6)
 
 
-def test_what_the_extension_has_off_is_not_computed():
+def test_layer_extension_omits_disabled_factors():
     off = dataclasses.replace(EXTENDED, extension=ContextExtension(dynamic_ntk=False, logn=False))
     lengths, positions = jnp.asarray([200], jnp.int32), jnp.asarray([[199]], jnp.int32)
     assert rope.layer_extension(lengths, positions, None, off) == (None, None)

@@ -25,7 +25,7 @@ def tokens_of(seed: int, shape) -> jax.Array:
     return jax.random.randint(jax.random.key(seed), shape, 0, CONFIG.vocab_size, jnp.int32)
 
 
-def test_every_weight_has_the_declared_shape_and_initialization(params):
+def test_init_params_match_the_declared_shapes_and_initializers(params):
     specs = spec.param_specs(CONFIG)
     for (path, weight), declared in zip(
         jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(specs), strict=True
@@ -36,17 +36,17 @@ def test_every_weight_has_the_declared_shape_and_initialization(params):
     assert specs.layers.mlp.w_down.std == pytest.approx(0.2 / np.sqrt(2 * CONFIG.num_layers))
 
 
-def test_a_weights_values_do_not_depend_on_other_weights(params):
+def test_init_params_do_not_depend_on_other_weights(params):
     tied = spec.init_params(dataclasses.replace(CONFIG, tie_embeddings=True), KEY)
     assert tied.head is None
     np.testing.assert_array_equal(tied.layers.mlp.w_up, params.layers.mlp.w_up)
 
 
-def test_no_output_depends_on_a_later_token(params):
+def test_hidden_states_are_causal(params):
     positions = jnp.arange(12, dtype=jnp.int32)[None]
 
     def output_at_5(embed_of_each):
-        # The gradient with respect to each position's embedding, through a table of our own.
+        # The gradient of each position's embedding, with one table entry per position.
         own = dataclasses.replace(params, embed=embed_of_each)
         x = hidden_states(own, positions, positions, config=CONFIG)
         return jnp.sum(jnp.square(x[0, 5]))
@@ -56,24 +56,24 @@ def test_no_output_depends_on_a_later_token(params):
     assert np.all(grad[:6] > 0) and np.all(grad[6:] == 0)
 
 
-def test_a_packed_neighbor_changes_nothing(params):
+def test_forward_ignores_packed_neighbors(params):
     a, b, c = tokens_of(1, (1, 5)), tokens_of(2, (1, 6)), tokens_of(3, (1, 6))
     ids = jnp.asarray([[1] * 5 + [2] * 6 + [0] * 3], jnp.int32)
     pad = jnp.zeros((1, 3), jnp.int32)
     with_b = forward(params, jnp.concatenate([a, b, pad], axis=1), config=CONFIG, segment_ids=ids)
     with_c = forward(params, jnp.concatenate([a, c, pad], axis=1), config=CONFIG, segment_ids=ids)
     np.testing.assert_array_equal(with_b[:, :5], with_c[:, :5])
-    alone = forward(params, b, config=CONFIG)
-    np.testing.assert_allclose(with_b[:, 5:11], alone, atol=1e-5)
+    single = forward(params, b, config=CONFIG)
+    np.testing.assert_allclose(with_b[:, 5:11], single, atol=1e-5)
 
 
-def test_positions_restart_with_segments():
+def test_default_positions_restart_with_segments():
     ids = jnp.asarray([[1, 1, 1, 2, 2, 0, 0]], jnp.int32)
     np.testing.assert_array_equal(default_positions(ids, ids), [[0, 1, 2, 0, 1, 0, 1]])
 
 
 @pytest.mark.parametrize("remat", ["dots", "block"])
-def test_remat_changes_memory_and_not_gradients(params, remat):
+def test_forward_remat_does_not_change_gradients(params, remat):
     tokens = tokens_of(5, (2, 16))
 
     def loss(params, config):
@@ -86,7 +86,7 @@ def test_remat_changes_memory_and_not_gradients(params, remat):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-6 * float(jnp.abs(a).max()) + 1e-12)
 
 
-def test_dropout_needs_a_key_differs_by_key_and_keeps_the_mean(params):
+def test_hidden_states_dropout_depends_only_on_its_key(params):
     config = dataclasses.replace(CONFIG, dropout=0.3)
     tokens, positions = (
         tokens_of(6, (2, 16)),
@@ -102,7 +102,7 @@ def test_dropout_needs_a_key_differs_by_key_and_keeps_the_mean(params):
     np.testing.assert_array_equal(a, run(jax.random.key(1)))
 
 
-def test_bfloat16_compute_stays_close_to_float32(params):
+def test_forward_in_bfloat16_is_close_to_float32(params):
     tokens = tokens_of(7, (2, 16))
     exact = forward(params, tokens, config=CONFIG)
     rounded = forward(params, tokens, config=dataclasses.replace(CONFIG, compute_dtype="bfloat16"))
@@ -122,18 +122,18 @@ def test_bfloat16_compute_stays_close_to_float32(params):
         ({"head_size": 7}, "odd"),
     ],
 )
-def test_a_config_that_cannot_be_right_says_so(change, message):
+def test_model_config_refuses_invalid_settings(change, message):
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(CONFIG, **change)
 
 
-def test_tokens_without_a_batch_axis_are_refused(params):
+def test_forward_refuses_tokens_without_a_batch_axis(params):
     with pytest.raises(ConfigError, match="tokens have shape"):
         forward(params, jnp.zeros((4,), jnp.int32), config=CONFIG)
 
 
 @pytest.mark.parametrize("unroll", [2, 3])
-def test_unrolled_layers_compute_the_same(unroll):
+def test_forward_with_unrolled_layers_is_equal(unroll):
     config = dataclasses.replace(CONFIG, num_layers=3)
     params, tokens = spec.init_params(config, KEY), tokens_of(7, (2, 9))
 
