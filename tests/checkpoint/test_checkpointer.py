@@ -1,4 +1,4 @@
-"""Checkpoints: what is saved comes back, what is damaged is found, what was killed is not there."""
+"""Checkpoints: round trips, detection of damage, and kills during a save."""
 
 import json
 import pathlib
@@ -22,8 +22,8 @@ from qwen_jax.types import TrainState
 
 
 def make_state(seed: int, rows: int = 64) -> TrainState:
-    draw = np.random.default_rng(seed)
-    weights = jnp.asarray(draw.standard_normal((rows, 32)), jnp.float32)
+    rng = np.random.default_rng(seed)
+    weights = jnp.asarray(rng.standard_normal((rows, 32)), jnp.float32)
     return TrainState(
         step=jnp.int32(seed),
         params={"w": weights, "b": weights[0].astype("bfloat16")},
@@ -42,19 +42,19 @@ def assert_same(a, b):
         np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
 
 
-def assert_params(pieces, params):
-    """Every parameter, and an inner part of the first, is what its pieces make up."""
+def assert_params(chunks, params):
+    """Every parameter, and an inner part of the first, equals its assembled chunks."""
     inner = {"w": (slice(5, 40), slice(3, 30))}
     for name, array in params.items():
         for index in (tuple(slice(0, size) for size in array.shape), inner.get(name)):
             if index is not None:
                 found = np.full_like(array[index], np.nan)
-                for where, piece in pieces(name, index):
-                    found[where] = piece
+                for where, chunk in chunks(name, index):
+                    found[where] = chunk
                 np.testing.assert_array_equal(found, array[index])
 
 
-def test_what_is_saved_comes_back_and_old_steps_go(tmp_path):
+def test_checkpointer_restores_what_it_saved_and_deletes_old_steps(tmp_path):
     checkpoints = Checkpointer(tmp_path, keep=2)
     assert checkpoints.restore(abstract(make_state(0))) is None
     for step in (1, 2, 3):
@@ -65,14 +65,14 @@ def test_what_is_saved_comes_back_and_old_steps_go(tmp_path):
     assert (step, meta) == (3, {"seed": 5, "note": "ä"})
     assert_same(state, make_state(3))
     assert_same(checkpoints.restore(abstract(make_state(0)), step=2)[1], make_state(2))
-    step, pieces = open_params(tmp_path, abstract(make_state(0).params))
+    step, chunks = open_params(tmp_path, abstract(make_state(0).params))
     assert step == 3
-    assert_params(pieces, make_state(3).params)
+    assert_params(chunks, make_state(3).params)
     checkpoints.close()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["2", "3"]
 
 
-def test_saving_survives_donation(tmp_path):
+def test_save_survives_donation(tmp_path):
     """The arrays are overwritten by the next step as soon as save() returns."""
     overwrite = jax.jit(lambda x: jnp.full_like(x, -1.0), donate_argnums=0)
     values = jnp.arange(1 << 20, dtype=jnp.float32)
@@ -86,34 +86,34 @@ def test_saving_survives_donation(tmp_path):
     np.testing.assert_array_equal(restored[1]["x"], expected)
 
 
-def test_forty_flipped_bits_are_forty_found_and_the_older_step_is_restored(tmp_path):
+def test_restore_detects_every_flipped_bit_and_uses_the_older_step(tmp_path):
     original = tmp_path / "original"
     checkpoints = Checkpointer(original)
     for step in (1, 2):
         checkpoints.save(step, make_state(step), {"seed": 0})
     checkpoints.close()
-    draw = random.Random(0)
+    rng = random.Random(0)
     for trial in range(40):
         folder = tmp_path / f"trial{trial}"
         shutil.copytree(original, folder)
         files = sorted(
             path for path in (folder / "2").rglob("*") if path.is_file() and path.stat().st_size
         )
-        file = draw.choice(files)
+        file = rng.choice(files)
         data = bytearray(file.read_bytes())
-        bit = draw.randrange(8 * len(data))
+        bit = rng.randrange(8 * len(data))
         data[bit // 8] ^= 1 << bit % 8
         file.write_bytes(data)
         found = Checkpointer(folder)
         step, state, _ = found.restore(abstract(make_state(0)))
-        assert step == 1, f"the flip of bit {bit} of {file} was not found"
+        assert step == 1, f"the flip of bit {bit} of {file} was not detected"
         assert_same(state, make_state(1))
         assert (folder / "2.corrupt").exists()
         found.close()
         shutil.rmtree(folder)
 
 
-def test_all_damaged_is_an_error_that_names_the_files(tmp_path):
+def test_restore_names_the_damaged_files_if_no_step_is_good(tmp_path):
     checkpoints = Checkpointer(tmp_path)
     checkpoints.save(1, make_state(1), {})
     checkpoints.wait()
@@ -122,7 +122,7 @@ def test_all_damaged_is_an_error_that_names_the_files(tmp_path):
         checkpoints.restore(abstract(make_state(0)))
 
 
-def test_an_empty_folder_with_a_number_is_not_a_checkpoint(tmp_path):
+def test_restore_ignores_an_empty_folder_with_a_number(tmp_path):
     checkpoints = Checkpointer(tmp_path)
     checkpoints.save(1, make_state(1), {})
     checkpoints.wait()
@@ -130,7 +130,7 @@ def test_an_empty_folder_with_a_number_is_not_a_checkpoint(tmp_path):
     assert checkpoints.restore(abstract(make_state(0)))[0] == 1
 
 
-def test_differences_are_all_listed(tmp_path):
+def test_check_leaves_lists_every_difference(tmp_path):
     checkpoints = Checkpointer(tmp_path)
     checkpoints.save(1, make_state(1), {})
     other = abstract(make_state(0, rows=8)).replace(
@@ -141,13 +141,13 @@ def test_differences_are_all_listed(tmp_path):
     for text in (
         "params.w: float32 [64, 32] in the checkpoint, bfloat16 [64, 32] wanted",
         "params.c: not in the checkpoint",
-        "params.b: in the checkpoint alone",
+        "params.b: only in the checkpoint",
         "opt_state.0: float32 [64, 32] in the checkpoint, float32 [8, 32] wanted",
     ):
         assert text in str(caught.value)
 
 
-def test_restores_onto_another_mesh(tmp_path):
+def test_restore_onto_another_mesh(tmp_path):
     devices = np.array(jax.devices())
     wide = NamedSharding(Mesh(devices, "x"), PartitionSpec("x"))
     narrow = NamedSharding(Mesh(devices[:4].reshape(2, 2), ("a", "b")), PartitionSpec("b", "a"))
@@ -159,13 +159,13 @@ def test_restores_onto_another_mesh(tmp_path):
     assert_same(restored, state)
 
 
-def test_a_disk_without_room_is_refused_before_the_first_step(tmp_path):
+def test_check_space_refuses_a_disk_without_space(tmp_path):
     huge = {"w": jax.ShapeDtypeStruct((1 << 40,), "float32")}
     with pytest.raises(CheckpointError, match="free"):
         Checkpointer(tmp_path).check_space(huge)
 
 
-def test_a_full_disk_keeps_the_older_step(tmp_path, monkeypatch):
+def test_save_on_a_full_disk_keeps_the_older_step(tmp_path, monkeypatch):
     checkpoints = Checkpointer(tmp_path)
     checkpoints.save(1, make_state(1), {})
     checkpoints.wait()
@@ -192,10 +192,10 @@ for step in range(last[0] + 1 if last else 1, 1000):
 """
 
 
-def test_kill_minus_nine_never_leaves_half_a_checkpoint(tmp_path):
-    """A process that does nothing but save is killed at random moments, again and again."""
+def test_save_killed_at_random_leaves_no_partial_checkpoint(tmp_path):
+    """A process that only saves is killed at random moments, several times."""
     root = pathlib.Path(__file__).resolve().parents[2]
-    draw, newest = random.Random(1), 0
+    rng, newest = random.Random(1), 0
     for _ in range(4):
         run = subprocess.Popen(
             [sys.executable, "-c", KILLED, str(tmp_path)],
@@ -206,7 +206,7 @@ def test_kill_minus_nine_never_leaves_half_a_checkpoint(tmp_path):
         for line in run.stdout:
             if int(line) >= newest + 3:
                 break
-        time.sleep(draw.random() * 0.3)
+        time.sleep(rng.random() * 0.3)
         run.kill()
         run.wait()
         checkpoints = Checkpointer(tmp_path, keep=2)
@@ -217,7 +217,7 @@ def test_kill_minus_nine_never_leaves_half_a_checkpoint(tmp_path):
         checkpoints.close()
 
 
-def test_manifest_vouches_for_itself(tmp_path):
+def test_manifest_detects_its_own_damage(tmp_path):
     checkpoints = Checkpointer(tmp_path)
     checkpoints.save(1, make_state(1), {})
     checkpoints.close()
@@ -229,16 +229,17 @@ def test_manifest_vouches_for_itself(tmp_path):
         open_params(tmp_path, abstract(make_state(0).params))
 
 
-def test_a_part_of_a_sharded_array_is_read_in_small_pieces(tmp_path, monkeypatch):
+def test_open_params_reads_part_of_a_sharded_array_in_small_chunks(tmp_path, monkeypatch):
     monkeypatch.setattr("qwen_jax.checkpoint.arrays._CHUNK_BYTES", 512)
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("x",))
-    cut = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "x"))
     state = make_state(4)
-    state = state.replace(params=state.params | {"w": jax.device_put(state.params["w"], cut)})
+    w = jax.device_put(state.params["w"], sharding)
+    state = state.replace(params=state.params | {"w": w})
     checkpoints = Checkpointer(tmp_path)
     checkpoints.save(1, state, {})
     checkpoints.close()
-    _, pieces = open_params(tmp_path, abstract(state.params))
-    assert_params(pieces, state.params)
-    read = [piece.nbytes for _, piece in pieces("w", (slice(0, 64), slice(0, 32)))]
+    _, chunks = open_params(tmp_path, abstract(state.params))
+    assert_params(chunks, state.params)
+    read = [chunk.nbytes for _, chunk in chunks("w", (slice(0, 64), slice(0, 32)))]
     assert sum(read) == 64 * 32 * 4 and max(read) <= 512

@@ -1,4 +1,4 @@
-"""A step of adapters: one answer on every mesh, a base that stays, a state without its shapes."""
+"""A step of adapters: equal on every mesh, with an unchanged base that is not in the state."""
 
 import dataclasses
 
@@ -25,8 +25,8 @@ LORA = LoRAConfig(rank=4, alpha=8.0)
 
 
 def two_steps(mesh_config: MeshConfig, micro_batches: int = 1):
-    """State and metrics after two steps (the first moves B alone), the base before and after, and
-    the memory plan."""
+    """Returns state and metrics after two steps (the first changes only B), the base before and
+    after, and the memory."""
     mesh = make_mesh(
         mesh_config,
         devices=jax.devices()[: mesh_config.data * mesh_config.fsdp * mesh_config.tensor],
@@ -47,34 +47,34 @@ def two_steps(mesh_config: MeshConfig, micro_batches: int = 1):
             make_objective(CONFIG), OPTIMIZER, seed=0, micro_batches=micro_batches
         )
         batch = jax.device_put(make_batch(0, 8, 16, CONFIG.vocab_size), batch_sharding(mesh))
-        given = LoRABatch(frozen.weights, batch)
-        before = jax.device_get(given.base)
+        inputs = LoRABatch(frozen.weights, batch)
+        before = jax.device_get(inputs.base)
         compiled = step.lower(abstract, LoRABatch(frozen.abstract, batch)).compile()
-        plan = memory.measure(
+        measured = memory.measure(
             compiled, abstract, platform="tpu", available=None, frozen=frozen.abstract
         )
-        # A step may overwrite the state, all of it, and nothing else.
+        # A step donates the full state and nothing else.
         donated = jax.tree.map(lambda info: info.donated, compiled.args_info[0])
         assert all(jax.tree.leaves(donated[0])) and not any(jax.tree.leaves(donated[1]))
         for _ in range(2):
-            state, found = compiled(state, given)
-    return jax.device_get((state, found)), (before, jax.device_get(given.base)), plan
+            state, found = compiled(state, inputs)
+    return jax.device_get((state, found)), (before, jax.device_get(inputs.base)), measured
 
 
 @pytest.fixture(scope="module")
-def alone():
+def single():
     return two_steps(MeshConfig(fsdp=1))
 
 
-def test_steps_are_the_same_on_a_mesh_and_in_pieces(alone):
-    found, _, plan = two_steps(MeshConfig(2, 2, 2), micro_batches=2)
-    assert_same(alone[0], found)
-    # The plan counts a device's share of the base: a quarter of the matrices, all of the norms.
-    assert alone[2].frozen / 4 <= plan.frozen < alone[2].frozen / 3
+def test_make_train_step_is_equal_on_a_mesh_and_in_micro_batches(single):
+    found, _, measured = two_steps(MeshConfig(2, 2, 2), micro_batches=2)
+    assert_same(single[0], found)
+    # A device holds a shard of the base: a quarter of the matrices, and all norms.
+    assert single[2].frozen / 4 <= measured.frozen < single[2].frozen / 3
 
 
-def test_the_base_stays_and_nothing_of_its_size_is_trained(alone):
-    (state, _), (before, after), plan = alone
+def test_make_train_step_keeps_the_base_and_trains_only_adapters(single):
+    (state, _), (before, after), measured = single
     for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
         np.testing.assert_array_equal(a, b)
     rank = {leaf.shape for leaf in jax.tree.leaves(state) if leaf.ndim}
@@ -82,13 +82,13 @@ def test_the_base_stays_and_nothing_of_its_size_is_trained(alone):
     assert not rank & {leaf.shape for leaf in jax.tree.leaves(before)}
     for adapter in jax.tree.leaves(state.params):
         assert np.any(adapter != 0)
-    assert plan.frozen == sum(leaf.nbytes for leaf in jax.tree.leaves(before))
-    assert "frozen weights" in str(plan)
+    assert measured.frozen == sum(leaf.nbytes for leaf in jax.tree.leaves(before))
+    assert "frozen weights" in str(measured)
 
 
-def test_flops_are_without_the_gradients_of_frozen_weights():
-    whole = metrics.flops_per_token(sizes.QWEN_7B)
+def test_flops_per_token_excludes_gradients_of_frozen_weights():
+    full = metrics.flops_per_token(sizes.QWEN_7B)
     N = 7_721_324_544 - 151936 * 4096
     ours = metrics.flops_per_token(sizes.QWEN_7B, adapters=1000)
-    for a, b in zip(whole, ours, strict=True):
+    for a, b in zip(full, ours, strict=True):
         assert a - b == pytest.approx(2.0 * N - 6000.0, rel=1e-9)

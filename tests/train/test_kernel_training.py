@@ -1,4 +1,4 @@
-"""A model that trains through an interpreted kernel has the loss curve of plain XLA."""
+"""Training with an interpreted kernel gives the loss curve of plain XLA."""
 
 import dataclasses
 
@@ -20,7 +20,7 @@ from qwen_jax.train.step import make_train_step
 from qwen_jax.types import Batch
 
 STEPS = 10
-# Short rows in several tiles.
+# Short sequences in several tiles.
 SMALL = {"tpu_forward": {"query": 128, "key": 128}, "tpu_backward": {"query": 128, "key": 128}}
 CONFIG = dataclasses.replace(
     sizes.TINY,
@@ -33,15 +33,15 @@ CONFIG = dataclasses.replace(
 
 
 def packed_batch() -> Batch:
-    """Two rows of documents that each count up from a token of their own, padding at the end."""
+    """Two sequences of documents with regular tokens, padded at the end."""
     ids, positions, tokens = (np.zeros((2, 257), np.int32) for _ in range(3))
-    for row, lengths in enumerate(((100, 1, 90, 60), (180, 20))):
-        begin = 0
+    for index, lengths in enumerate(((100, 1, 90, 60), (180, 20))):
+        start = 0
         for number, length in enumerate(lengths, start=1):
-            place = slice(begin, begin + length)
-            ids[row, place], positions[row, place] = number, np.arange(length)
-            tokens[row, place] = (7 * number + np.arange(length) * number) % CONFIG.vocab_size
-            begin += length
+            part = slice(start, start + length)
+            ids[index, part], positions[index, part] = number, np.arange(length)
+            tokens[index, part] = (7 * number + np.arange(length) * number) % CONFIG.vocab_size
+            start += length
     weights = (ids[:, :-1] == ids[:, 1:]) & (ids[:, 1:] > 0)
     return Batch(
         tokens=tokens[:, :-1],
@@ -78,14 +78,14 @@ def losses(implementation: str, shape: tuple[int, ...], **changes) -> np.ndarray
         ),
     ],
 )
-def test_the_tpu_kernel_has_the_loss_curve_of_xla(shape, changes):
+def test_tpu_kernel_has_the_loss_curve_of_xla(shape, changes):
     with interpret_kernels(True), tiles.override(**SMALL):
         got = losses("tpu", shape, **changes)
     wanted = losses("xla", shape, **changes)
     assert wanted[-1] < 0.7 * wanted[0]
     if "compute_dtype" in changes:
-        # bfloat16 rounds at 2^-9, and ten AdamW steps at a high rate enlarge that: 1 % of the first
-        # loss (0.025 of 5.5 was seen).
+        # bfloat16 rounds at 2^-9, and ten AdamW steps at a high rate amplify that: 1 % of the first
+        # loss (0.025 of 5.5 was measured).
         np.testing.assert_allclose(got, wanted, atol=0.01 * wanted[0])
     else:
         np.testing.assert_allclose(got, wanted, rtol=1e-4)

@@ -11,7 +11,7 @@ from qwen_jax.train.language_model import make_objective
 from tests.helpers.batches import make_batch
 
 
-def test_sums_are_over_weighted_tokens_and_z_loss_is_apart():
+def test_make_objective_sums_weighted_tokens_and_separates_z_loss():
     config = sizes.TINY
     params = spec.init_params(config, jax.random.key(0))
     batch = make_batch(0, 2, 8, config.vocab_size)

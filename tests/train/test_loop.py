@@ -1,4 +1,4 @@
-"""The loop, with a step that is ordinary Python: order of events, stopping, errors."""
+"""The loop, with a step in plain Python: order of events, stopping, errors."""
 
 import os
 import signal
@@ -36,21 +36,21 @@ def run(batches, *, hooks=(), start_step=0, step=counting_step, reports=None):
     )
 
 
-def test_every_step_is_reported_once_in_order_and_hooks_have_their_turn():
-    reports, turns = [], []
+def test_fit_reports_every_step_once_and_runs_due_hooks():
+    reports, hook_calls = [], []
     hooks = (
-        Hook(2, lambda n, s: turns.append(("two", n, int(s.step)))),
-        Hook(100, lambda n, s: turns.append(("end", n, int(s.step)))),
+        Hook(2, lambda n, s: hook_calls.append(("two", n, int(s.step)))),
+        Hook(100, lambda n, s: hook_calls.append(("end", n, int(s.step)))),
     )
     state = run([1.0, 2.0, 3.0, 4.0, 5.0], hooks=hooks, reports=reports)
     assert int(state.step) == 5
     assert [(r.step, r.metrics["train/loss"]) for r in reports] == [(i, i) for i in range(1, 6)]
     assert reports[0].seconds is None and reports[1].seconds > 0
-    assert turns == [("two", 2, 2), ("two", 4, 4), ("two", 5, 5), ("end", 5, 5)]
+    assert hook_calls == [("two", 2, 2), ("two", 4, 4), ("two", 5, 5), ("end", 5, 5)]
 
 
-def test_what_a_step_waited_is_a_part_of_its_seconds():
-    """A report comes a step late, when the next batch has been waited for already."""
+def test_fit_counts_data_wait_within_the_step_time():
+    """A report comes one step late, after the wait for the next batch."""
     reports, naps = [], [0.0, 0.0, 0.05, 0.0, 0.0, 0.05, 0.0, 0.05]
 
     def next_batch(i, state):
@@ -72,13 +72,13 @@ def test_what_a_step_waited_is_a_part_of_its_seconds():
     assert 0.15 <= sum(report.data_wait_seconds for report in counted)
 
 
-def test_a_run_resumes_at_its_step():
+def test_fit_resumes_at_start_step():
     reports = []
     run([1.0, 2.0, 3.0], start_step=2, reports=reports)
     assert [r.step for r in reports] == [3]
 
 
-def test_metrics_are_read_after_the_next_step_is_under_way():
+def test_fit_reads_metrics_after_dispatching_the_next_step():
     events = []
 
     def step(state, batch):
@@ -100,7 +100,7 @@ def test_metrics_are_read_after_the_next_step_is_under_way():
     ]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_saves_the_last_good_state():
+def test_fit_stops_at_a_nonfinite_loss_and_saves_the_last_good_state():
     saved = []
     hooks = (
         Hook(100, lambda n, s: saved.append((n, int(s.step))), at_stop=True),
@@ -112,7 +112,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_the_last_good_state()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_finishes_the_step_saves_and_stops(number):
+def test_fit_on_a_signal_finishes_the_step_saves_and_stops(number):
     saved, skipped = [], []
 
     def step(state, batch):
@@ -131,7 +131,7 @@ def test_a_signal_finishes_the_step_saves_and_stops(number):
     assert signal.getsignal(number) is before
 
 
-def test_an_error_of_the_data_reaches_the_caller():
+def test_fit_propagates_errors_of_next_batch():
     def no_more(i, state):
         raise RuntimeError("the disk is gone")
 
@@ -139,8 +139,8 @@ def test_an_error_of_the_data_reaches_the_caller():
         fit(start(), no_more, counting_step, start_step=0, num_steps=3, report=lambda r: None)
 
 
-def test_a_spike_is_named_and_noise_is_not():
+def test_spike_watch_reports_a_spike_and_ignores_noise():
     watch = SpikeWatch()
     noise = [2.0 + 0.05 * ((i * 7) % 5 - 2) for i in range(100)]
     assert [m for m in map(watch.see, noise) if m] == []
-    assert "3.5000 leaps out of 2.0" in watch.see(3.5)
+    assert "3.5000 spikes above 2.0" in watch.see(3.5)

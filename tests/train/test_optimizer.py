@@ -15,25 +15,25 @@ from qwen_jax.model import spec
 from qwen_jax.train.optimizer import decay_mask, make_optimizer, make_schedule
 
 
-def test_cosine_rises_linearly_and_ends_at_a_tenth():
+def test_make_schedule_cosine_warms_up_linearly_and_ends_at_a_tenth():
     schedule = make_schedule(OptimizerConfig(peak_learning_rate=1.0, warmup_steps=10), 110)
     assert float(schedule(0)) == pytest.approx(0.1) and float(schedule(9)) == pytest.approx(1.0)
     assert float(schedule(60)) == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2)))
     assert float(schedule(110)) == pytest.approx(0.1)
 
 
-def test_constant_stays_at_the_peak():
+def test_make_schedule_constant_keeps_the_peak():
     config = OptimizerConfig(peak_learning_rate=3e-6, schedule="constant", warmup_steps=5)
     schedule = make_schedule(config, 100)
     assert float(schedule(99)) == pytest.approx(3e-6) and float(schedule(0)) == pytest.approx(6e-7)
 
 
-def test_a_warmup_longer_than_the_run_is_refused():
-    with pytest.raises(ConfigError, match="leaves nothing"):
+def test_make_schedule_refuses_a_warmup_as_long_as_the_run():
+    with pytest.raises(ConfigError, match="leaves no step"):
         make_schedule(OptimizerConfig(warmup_steps=10), 10)
 
 
-def test_two_steps_equal_adamw_written_out():
+def test_make_optimizer_equals_adamw_written_out():
     config = OptimizerConfig(peak_learning_rate=0.01, schedule="constant", clip_norm=1.0)
     optimizer = make_optimizer(config, 10)
     params = spec.init_params(
@@ -61,7 +61,7 @@ def test_two_steps_equal_adamw_written_out():
         np.testing.assert_allclose(leaf, x[str(path)], rtol=2e-4, atol=2e-5, err_msg=str(path))
 
 
-def test_norms_and_biases_do_not_decay():
+def test_decay_mask_excludes_norms_and_biases():
     mask = decay_mask(spec.param_specs(sizes.TINY))
     decays = {path[-1].name for path, on in jax.tree_util.tree_leaves_with_path(mask) if on}
     assert decays == {"embed", "head", "wq", "wk", "wv", "wo", "w_gate", "w_up", "w_down"}

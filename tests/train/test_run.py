@@ -1,4 +1,4 @@
-"""A whole run with a step that adds up its batches: its events, its way back, its faults."""
+"""A full run with a step that sums its batches: events, rollbacks, faults."""
 
 import contextlib
 import dataclasses
@@ -48,11 +48,11 @@ class Adding:
         settings = {"num_steps": 40, "batch_size": 1, "save_every": 10, "log_every": 1} | settings
         self.config = dataclasses.replace(SMOKE, run_dir=str(folder), train=TrainConfig(**settings))
         mesh = make_mesh(MeshConfig(), devices=jax.devices()[:2])
-        whole = NamedSharding(mesh, PartitionSpec())
-        cut = NamedSharding(mesh, PartitionSpec("fsdp"))
-        self.batch = jax.ShapeDtypeStruct((4,), jnp.float32, sharding=cut)
+        replicated = NamedSharding(mesh, PartitionSpec())
+        sharded = NamedSharding(mesh, PartitionSpec("fsdp"))
+        self.batch = jax.ShapeDtypeStruct((4,), jnp.float32, sharding=sharded)
         step, flag = (
-            jax.ShapeDtypeStruct((), dtype, sharding=whole) for dtype in (jnp.int32, jnp.bool_)
+            jax.ShapeDtypeStruct((), dtype, sharding=replicated) for dtype in (jnp.int32, jnp.bool_)
         )
         self.state = TrainState(step, {"w": self.batch}, (), flag)
         self.job = Job(
@@ -96,7 +96,7 @@ def noise(steps=80):
     return list(2.0 + 0.05 * ((np.arange(steps) * 7) % 5 - 2))
 
 
-def test_events_tell_the_whole_story(tmp_path, monkeypatch):
+def test_events_record_every_attempt(tmp_path, monkeypatch):
     a = Adding(tmp_path, noise(), num_steps=20)
     a.run()
     assert a.names() == ["start", "saved", "saved", "end"]
@@ -109,7 +109,7 @@ def test_events_tell_the_whole_story(tmp_path, monkeypatch):
         "mesh": {"data": 1, "fsdp": 2, "tensor": 1, "context": 1},
     }
     assert [event.get("step") for event in a.events()[1:3]] == [10, 20]
-    # Another life that was killed in the middle of a line, and started again by a launcher.
+    # Another attempt, killed in the middle of a line and restarted by a launcher.
     text = (tmp_path / "events.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "events.jsonl").write_text("".join(text[:2]) + '{"time": 1')
     monkeypatch.setenv("QWEN_JAX_RESTARTED_AFTER", "process 3 was killed by SIGKILL")
@@ -129,13 +129,13 @@ def test_events_tell_the_whole_story(tmp_path, monkeypatch):
     assert (events[3]["attempt"], events[3]["reason"]) == (2, "process 3 was killed by SIGKILL")
 
 
-def test_an_error_is_told_before_it_leaves(tmp_path):
+def test_run_logs_an_error_before_raising_it(tmp_path):
     a = Adding(tmp_path, [2.0, 2.0, float("nan")] + noise())
     with pytest.raises(TrainingError, match="step 3 is not finite"):
         a.run()
     assert a.names() == ["start", "spike", "saved", "error"]
     assert a.events()[-1]["kind"] == "TrainingError" and "step 3" in a.events()[-1]["what"]
-    # What is saved is the last good state: not halted, and with the leaves of any checkpoint.
+    # The saved state is the last good one: not halted, with the leaves of any checkpoint.
     step, saved, _ = a.newest()
     assert (step, int(saved.step), saved.params["w"][0]) == (2, 2, 4.0)
     description = json.loads((tmp_path / "checkpoints" / "2" / "meta.json").read_text())
@@ -145,7 +145,7 @@ def test_an_error_is_told_before_it_leaves(tmp_path):
     assert (int(state.step), state.params["w"][0], bool(state.halted)) == (40, 80.0, False)
 
 
-def test_a_checkpoint_from_before_states_had_a_flag_is_restored(tmp_path):
+def test_run_restores_a_checkpoint_without_the_halted_flag(tmp_path):
     a = Adding(tmp_path, noise(), num_steps=20)
     old = {"step": jnp.int32(19), "params": {"w": jnp.full(4, 7.0, jnp.float32)}}
     checkpoints = Checkpointer(tmp_path / "checkpoints")
@@ -157,24 +157,24 @@ def test_a_checkpoint_from_before_states_had_a_flag_is_restored(tmp_path):
 
 
 @pytest.mark.parametrize("bad", [50.0, float("nan")])
-def test_a_spike_is_gone_back_from_and_its_batches_are_left_out(tmp_path, bad):
+def test_run_rolls_back_from_a_spike_and_skips_its_batches(tmp_path, bad):
     values = noise()
     values[33] = bad
     a = Adding(tmp_path, values, on_spike="skip")
     state = a.run()
-    # Back to step 30; batches 30 to 33 are left out, and the later ones follow.
+    # The run rolls back to step 30, skips batches 30 to 33, and continues with the later ones.
     expected = sum(np.float32(v) for v in values[:30] + values[34:44])
     np.testing.assert_allclose(np.asarray(state.params["w"]), expected, rtol=1e-6)
     assert a.read[-10:] == list(range(34, 44))
     skipped = next(event for event in a.events() if event["event"] == "skipped")
     assert (skipped["back_to"], skipped["first_batch"], skipped["last_batch"]) == (30, 31, 34)
-    assert any("batches 31 to 34 are left out" in line for line in a.shown)
+    assert any("skipping batches 31 to 34" in line for line in a.shown)
 
 
-def test_a_run_that_left_batches_out_and_was_stopped_sees_the_same_batches(tmp_path):
+def test_run_resumed_after_a_rollback_reads_the_same_batches(tmp_path):
     values = noise()
     values[23] = 50.0
-    whole = Adding(tmp_path / "whole", values, on_spike="skip").run()
+    uninterrupted = Adding(tmp_path / "uninterrupted", values, on_spike="skip").run()
     first = Adding(tmp_path / "two", values, on_spike="skip")
     inner = first.batches
 
@@ -196,29 +196,30 @@ def test_a_run_that_left_batches_out_and_was_stopped_sees_the_same_batches(tmp_p
     second = Adding(tmp_path / "two", values, on_spike="skip")
     state = second.run()
     assert second.read[0] == first.read[-1] + 1
-    assert np.asarray(state.params["w"]).tobytes() == np.asarray(whole.params["w"]).tobytes()
+    wanted = np.asarray(uninterrupted.params["w"])
+    assert np.asarray(state.params["w"]).tobytes() == wanted.tobytes()
 
 
-def test_a_run_that_only_spikes_is_given_up(tmp_path):
+def test_run_gives_up_after_ten_rollbacks(tmp_path):
     values = noise(30) + [float("nan")] * 600
-    with pytest.raises(TrainingError, match="10 times"):
+    with pytest.raises(TrainingError, match="10 rollbacks"):
         Adding(tmp_path, values, on_spike="skip").run()
 
 
-def test_a_wrong_computation_is_found_and_not_saved(tmp_path, monkeypatch):
+def test_sdc_check_detects_a_wrong_computation_and_does_not_save_it(tmp_path, monkeypatch):
     monkeypatch.setenv(fault_injection.VARIABLE, "corrupt step=16")
     a = Adding(tmp_path, noise(), sdc_check_every=4)
-    with pytest.raises(SilentCorruption, match="step 16 differ in 1 numbers") as caught:
+    with pytest.raises(SilentCorruption, match="step 16 differ in 1 elements") as caught:
         a.run()
     assert caught.value.exit_code == 76 and a.newest()[0] == 10
-    monkeypatch.setenv("QWEN_JAX_ATTEMPT", "1")  # the fault is of the first life
+    monkeypatch.setenv("QWEN_JAX_ATTEMPT", "1")  # the fault belongs to the first attempt
     state = Adding(tmp_path, noise(), sdc_check_every=4).run()
     monkeypatch.delenv(fault_injection.VARIABLE)
     plain = Adding(tmp_path / "plain", noise()).run()
     assert np.asarray(state.params["w"]).tobytes() == np.asarray(plain.params["w"]).tobytes()
 
 
-def test_time_is_accounted_for(tmp_path, monkeypatch):
+def test_goodput_accounts_for_all_time(tmp_path, monkeypatch):
     monkeypatch.setenv(fault_injection.VARIABLE, "delay step=11 seconds=0.02")
     a = Adding(tmp_path, noise())
     a.run()
@@ -230,7 +231,7 @@ def test_time_is_accounted_for(tmp_path, monkeypatch):
 
 
 class Phases:
-    """A PhaseTimer of steps that are known."""
+    """A PhaseTimer with given steps."""
 
     def __init__(self, *steps: dict[str, float]):
         self._steps = list(steps)
@@ -240,7 +241,7 @@ class Phases:
         return self._steps.pop(0)
 
 
-def test_the_phases_of_a_step_are_reported_and_rollouts_are_work(tmp_path):
+def test_reporter_logs_phases_and_counts_rollouts_as_work(tmp_path):
     shown, goodput = [], Goodput()
     one = {"generation": 0.25, "scoring": 0.125, "update": 0.125}
     phases = Phases({"generation": 60.0}, one, one | {"data": 0.25, "update": 0.375})
@@ -264,7 +265,7 @@ def test_the_phases_of_a_step_are_reported_and_rollouts_are_work(tmp_path):
         "rollout/reward": 1.0,
         "rollout/kl": 0.0,
     }
-    reporter(StepReport(1, metrics, None, 60.0))  # compiles, too
+    reporter(StepReport(1, metrics, None, 60.0))  # includes compilation
     reporter(StepReport(2, metrics, 0.5, 0.4))
     goodput.mark()
     reporter(StepReport(3, metrics, 1.0, 0.9))
@@ -288,29 +289,29 @@ def test_the_phases_of_a_step_are_reported_and_rollouts_are_work(tmp_path):
     assert record["time/redo"] == 0.75 and record["time/sample"] == 0.375
 
 
-def test_a_profile_of_some_steps_is_written(tmp_path):
+def test_trace_steps_writes_a_profile(tmp_path):
     a = Adding(tmp_path, noise(), num_steps=12, trace_steps=(3, 4))
     a.run()
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
-    assert any("profile of steps 3 to 4" in line for line in a.shown)
+    assert any("profile of steps 3 to 4 is in" in line for line in a.shown)
 
 
-def test_the_slow_host_is_named_and_even_ones_are_not():
+def test_find_slow_host_names_only_a_slow_host():
     assert find_slow_host({0: 0.01, 1: 0.011, 2: 0.012}) is None
     assert find_slow_host({0: 0.001}) is None
     slow, even = {0: 0.01, 1: 0.011, 2: 0.2, 3: 0.01}, {0: 0.01, 1: 0.01, 2: 0.01, 3: 0.01}
-    assert find_slow_host(slow)[1].startswith("process 2 needs 200 ms")
+    assert find_slow_host(slow)[1].startswith("process 2 is slow: 200 ms")
     hosts = HostTimes()
-    told = [hosts.slow(times) for times in (slow, slow, even, slow, slow, slow, slow)]
-    assert [message is not None for message in told] == [False] * 5 + [True, False]
+    messages = [hosts.slow(times) for times in (slow, slow, even, slow, slow, slow, slow)]
+    assert [message is not None for message in messages] == [False] * 5 + [True, False]
 
 
-def test_the_learning_rate_is_told_without_a_computation_between_steps(tmp_path):
-    """On a CPU it would wait for the step in flight, and make each host's own time everybody's."""
-    asked, shown = [], []
+def test_reporter_computes_learning_rates_before_the_first_step(tmp_path):
+    """On a CPU a computation waits for the step in flight, which would distort host times."""
+    calls, shown = [], []
 
     def schedule(step):
-        asked.append(step)
+        calls.append(step)
         return jnp.asarray(step, jnp.float32) / 10
 
     train = TrainConfig(num_steps=5, batch_size=1, log_every=1)
@@ -326,11 +327,11 @@ def test_the_learning_rate_is_told_without_a_computation_between_steps(tmp_path)
         goodput=Goodput(),
         log=shown.append,
     )
-    before = len(asked)
+    before = len(calls)
     for step in range(1, 6):
         reporter(StepReport(step, {"train/loss": 1.0, "train/grad_norm": 1.0}, 0.1, 0.0))
     reporter.metrics.close()
-    assert before == len(asked) == 1
+    assert before == len(calls) == 1
     records = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert [record["train/learning_rate"] for record in records] == pytest.approx(
         [0.0, 0.1, 0.2, 0.3, 0.4]
@@ -338,12 +339,12 @@ def test_the_learning_rate_is_told_without_a_computation_between_steps(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["kil step=3", "kill when=3", "kill step=x"])
-def test_a_fault_that_is_none_is_refused(text):
+def test_scheduled_faults_refuses_invalid_text(text):
     with pytest.raises(ConfigError):
         fault_injection.scheduled_faults({fault_injection.VARIABLE: text})
 
 
-def test_faults_are_of_one_process_and_one_life():
+def test_scheduled_faults_belong_to_one_process_and_attempt():
     text = "kill step=3 process=1; nan step=4; delay step=2 attempt=1 seconds=0.5"
     assert [
         fault.kind for fault in fault_injection.scheduled_faults({fault_injection.VARIABLE: text})
@@ -356,7 +357,7 @@ def test_faults_are_of_one_process_and_one_life():
     ] == [0.5]
 
 
-def test_a_run_says_what_it_is_and_a_folder_that_does_not_is_continued(tmp_path):
+def test_run_writes_its_identity_and_resumes_a_folder_without_one(tmp_path):
     a = Adding(tmp_path, noise(), num_steps=20)
     a.run()
     path = tmp_path / "config.json"

@@ -15,18 +15,18 @@ KIND = {"training_stage": "pretrain", "parameters": "params"}
 
 @dataclasses.dataclass(frozen=True)
 class _Steps:
-    num_updates: int = option(5, "updates of the weights", alias="num_steps")
-    shuffle: bool = option(True, "a new order each epoch", alias="--mix")
+    num_updates: int = option(5, "number of optimizer steps", alias="num_steps")
+    shuffle: bool = option(True, "use a new order in each epoch", alias="--mix")
     on_spike: Literal["warn", "skip"] = option("warn", "", former_values={"tell": "warn"})
 
 
 @dataclasses.dataclass(frozen=True)
 class _Renamed:
     train: _Steps = _Steps()
-    run_dir: str = option("runs/x", "everything that is written")
+    run_dir: str = option("runs/x", "folder of all output")
 
 
-def test_an_older_config_json_is_compared_under_the_names_of_now(tmp_path, capsys):
+def test_prepare_compares_an_older_config_under_current_names(tmp_path, capsys):
     former = {"train": {"num_steps": 5, "on_spike": "tell"}, "mix": True, "run_dir": "runs/x"}
     (tmp_path / "config.json").write_text(json.dumps(former))
     with pytest.raises(ConfigError, match="train.num_updates: 5 then, 6 now"):
@@ -49,7 +49,7 @@ def test_an_older_config_json_is_compared_under_the_names_of_now(tmp_path, capsy
         ({"data": {"prompts": []}, "ppo": {}}, "ppo", "policy.params"),
     ],
 )
-def test_a_run_is_what_its_config_says_and_an_older_one_what_its_settings_tell(
+def test_identity_is_read_from_the_config_or_inferred_from_older_settings(
     settings, stage, parameters
 ):
     assert run_folder.identity({"model": {}, **settings}) == (stage, parameters)

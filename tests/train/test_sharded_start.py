@@ -1,4 +1,4 @@
-"""The state begins in pieces: no device ever holds the whole of a weight or of a moment."""
+"""The state is created sharded: no device ever holds a full weight or moment."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ OPTIMIZER = make_optimizer(OptimizerConfig(), 100)
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 1, 1), (1, 4, 2, 1)])
-def test_every_matrix_and_moment_lies_in_pieces(shape):
+def test_make_state_shards_every_matrix_and_moment(shape):
     mesh, specs = make_mesh(MeshConfig(*shape)), param_specs(CONFIG)
     abstract = abstract_state(specs, OPTIMIZER, mesh, dtype="float32")
     state = make_state(0, specs, OPTIMIZER, abstract)
@@ -27,13 +27,13 @@ def test_every_matrix_and_moment_lies_in_pieces(shape):
     for leaf in matrices:
         assert {shard.data.size for shard in leaf.addressable_shards} == {leaf.size // 8}
     small = sum(leaf.nbytes for leaf in jax.tree.leaves(state) if leaf.size <= 10_000)
-    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    assert bytes_per_device(state) < whole / 8 + small
+    total = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert bytes_per_device(state) < total / 8 + small
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 1, 1), (1, 4, 2, 1)])
-def test_the_program_that_makes_it_needs_no_room_for_a_whole_model(shape):
-    """Random numbers are drawn where they will live: its scratch is that of a piece."""
+def test_init_from_needs_no_memory_for_a_full_weight(shape):
+    """Random numbers are sampled on their own device, so the workspace is that of one shard."""
     mesh, specs = make_mesh(MeshConfig(*shape)), param_specs(CONFIG)
     abstract = abstract_state(specs, OPTIMIZER, mesh, dtype="float32").params
     made = jax.jit(
@@ -41,10 +41,10 @@ def test_the_program_that_makes_it_needs_no_room_for_a_whole_model(shape):
         out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract),
     )
     compiled = made.lower(jax.random.key(0)).compile()
-    plan = compiled.memory_analysis()
-    assert plan.output_size_in_bytes < 1.1 * bytes_per_device(abstract) + 4096
+    analysis = compiled.memory_analysis()
+    assert analysis.output_size_in_bytes < 1.1 * bytes_per_device(abstract) + 4096
     largest = max(leaf.size * 4 for leaf in jax.tree.leaves(abstract))
-    assert plan.temp_size_in_bytes < largest  # one weight's, were it whole
+    assert analysis.temp_size_in_bytes < largest  # of one full weight
     for leaf, sharding in zip(
         jax.tree.leaves(abstract), jax.tree.leaves(compiled.output_shardings), strict=True
     ):

@@ -1,4 +1,4 @@
-"""The train step: one answer on every mesh and every accumulation; a bad step changes nothing."""
+"""The train step: equal on every mesh and for any accumulation; a bad step changes nothing."""
 
 import dataclasses
 
@@ -36,41 +36,41 @@ def one_step(mesh_config: MeshConfig, micro_batches: int = 1, config=CONFIG, bat
             make_objective(config), OPTIMIZER, seed=0, micro_batches=micro_batches
         )
         state, metrics = step(state, jax.device_put(batch, batch_sharding(mesh)))
-        for leaf, planned in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
-            assert leaf.sharding.is_equivalent_to(planned.sharding, leaf.ndim)
+        for leaf, wanted in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
+            assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
     return jax.device_get(state), jax.device_get(metrics)
 
 
 @pytest.fixture(scope="module")
-def alone():
+def single():
     return one_step(MeshConfig(fsdp=1))
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 2, 1), (1, 4, 2, 1), (8, 1, 1, 1), (1, 2, 2, 2)])
-def test_the_step_is_the_same_on_every_mesh(alone, shape):
-    assert_same(alone, one_step(MeshConfig(*shape)))
+def test_make_train_step_is_equal_on_every_mesh(single, shape):
+    assert_same(single, one_step(MeshConfig(*shape)))
 
 
 @pytest.mark.parametrize("micro_batches", [2, 4])
-def test_accumulation_is_exact_under_unequal_masks(alone, micro_batches):
+def test_make_train_step_accumulation_is_exact_under_unequal_masks(single, micro_batches):
     weights = make_batch(0, 8, 16, CONFIG.vocab_size).loss_weights
-    pieces = split(weights, micro_batches).sum(axis=(1, 2))
-    assert len(set(pieces.tolist())) == micro_batches  # or the test would prove nothing
-    assert_same(alone, one_step(MeshConfig(fsdp=1), micro_batches))
+    sums = split(weights, micro_batches).sum(axis=(1, 2))
+    assert len(set(sums.tolist())) == micro_batches  # otherwise the test would prove nothing
+    assert_same(single, one_step(MeshConfig(fsdp=1), micro_batches))
 
 
-def test_accumulation_on_a_mesh(alone):
-    assert_same(alone, one_step(MeshConfig(data=1, fsdp=2, tensor=2), 2))
+def test_make_train_step_accumulates_on_a_mesh(single):
+    assert_same(single, one_step(MeshConfig(data=1, fsdp=2, tensor=2), 2))
 
 
-def test_grouped_heads_and_tied_embeddings_shard_too():
+def test_make_train_step_shards_grouped_heads_and_tied_embeddings():
     config = dataclasses.replace(CONFIG, num_kv_heads=2, tie_embeddings=True)
     assert_same(
         one_step(MeshConfig(fsdp=1), config=config), one_step(MeshConfig(2, 2, 2), config=config)
     )
 
 
-def test_weights_do_not_depend_on_the_mesh_they_are_made_on():
+def test_make_state_does_not_depend_on_the_mesh():
     states = []
     for shape in ((1, 1, 1), (2, 2, 2)):
         mesh = make_mesh(MeshConfig(*shape), devices=jax.devices()[: int(np.prod(shape))])
@@ -80,7 +80,7 @@ def test_weights_do_not_depend_on_the_mesh_they_are_made_on():
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_step_that_is_not_finite_changes_nothing_for_good(alone):
+def test_unless_halted_freezes_the_state_after_a_nonfinite_step(single):
     mesh = make_mesh(MeshConfig(fsdp=1), devices=jax.devices()[:1])
     state = make_state(
         0,
@@ -94,7 +94,7 @@ def test_a_step_that_is_not_finite_changes_nothing_for_good(alone):
     step = make_train_step(make_objective(CONFIG), OPTIMIZER, seed=0)
     state, metrics = step(state, bad)
     assert np.isnan(metrics["train/loss"]) and metrics["train/weight"] == 0
-    state, metrics = step(state, good)  # the loop hears of the bad step only now
+    state, metrics = step(state, good)  # only now does the loop see the bad step
     assert np.isfinite(metrics["train/loss"]) and state.halted and int(state.step) == 0
     for a, b in zip(
         jax.tree.leaves(before.params), jax.tree.leaves(jax.device_get(state.params)), strict=True
@@ -102,7 +102,7 @@ def test_a_step_that_is_not_finite_changes_nothing_for_good(alone):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_mesh_that_does_not_divide_names_every_weight():
+def test_abstract_state_names_every_weight_that_the_mesh_does_not_divide():
     mesh = make_mesh(MeshConfig(data=1, fsdp=1, tensor=8))
     with pytest.raises(ShardingError) as error:
         abstract_state(param_specs(CONFIG), OPTIMIZER, mesh, dtype="float32")
@@ -118,11 +118,11 @@ def test_a_mesh_that_does_not_divide_names_every_weight():
         (MeshConfig(fsdp=4), "4 places for 8 devices"),
     ],
 )
-def test_a_mesh_of_the_wrong_size_is_refused(config, message):
+def test_make_mesh_refuses_the_wrong_size(config, message):
     with pytest.raises(ShardingError, match=message):
         make_mesh(config)
 
 
-def test_a_batch_that_does_not_divide_is_refused():
+def test_check_batch_refuses_a_batch_that_does_not_divide():
     with pytest.raises(ShardingError, match="batch_size=12"):
         check_batch(12, 1, make_mesh(MeshConfig()))

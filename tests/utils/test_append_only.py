@@ -1,4 +1,4 @@
-"""Append-only files: what was being written when a process died is cut off."""
+"""Append-only files: an incomplete last line is truncated."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from qwen_jax.errors import DataError
 from qwen_jax.utils.append_only import AppendOnly, read_complete_lines
 
 
-def test_whole_lines_cuts_off_an_unfinished_one(tmp_path):
+def test_complete_lines_truncates_an_incomplete_one(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes('{"a": "日"}\n{"a": 2}\n{"a": 3'.encode())
     with open(path, "a+b") as file:
@@ -14,7 +14,7 @@ def test_whole_lines_cuts_off_an_unfinished_one(tmp_path):
     assert path.read_bytes() == '{"a": "日"}\n{"a": 2}\n'.encode()
 
 
-def test_a_damaged_line_is_named(tmp_path):
+def test_append_only_names_a_damaged_line(tmp_path):
     path = tmp_path / "a.jsonl"
     with AppendOnly(path, {"seed": 1}) as file:
         file.add({"a": 1})

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all; small JSON files are read with errors that name them."""
+"""Atomic file writes; errors of reading small JSON files."""
 
 import errno
 import json
@@ -86,8 +86,8 @@ def test_atomic_write_follows_a_symbolic_link(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a", "elsewhere"]
 
 
-def test_atomic_write_replaces_nothing_but_files(tmp_path):
-    os.mkfifo(tmp_path / "pipe")  # stands for /dev/null, which only an administrator can replace
+def test_atomic_write_replaces_only_files(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # represents /dev/null, which only an administrator can replace
     (tmp_path / "link").symlink_to(tmp_path / "pipe")
     for name in ("pipe", "link"):
         with pytest.raises(OSError, match=f"not a regular file: .*{name}"):
@@ -119,7 +119,7 @@ def test_sync_folder_accepts_file_systems_without_it(tmp_path, monkeypatch):
         sync_folder(tmp_path)
 
 
-def test_json_survives_a_round_trip(tmp_path):
+def test_write_json_survives_a_round_trip(tmp_path):
     content = {"name": "日本", "numbers": [1, 2.5, None]}
     write_json(tmp_path / "a.json", content)
     assert (tmp_path / "a.json").read_text("utf-8") == (
@@ -132,7 +132,7 @@ def test_json_survives_a_round_trip(tmp_path):
     )
 
 
-def test_read_json_names_what_is_wrong(tmp_path):
+def test_read_json_states_the_problem(tmp_path):
     path = tmp_path / "a.json"
     with pytest.raises(CheckpointError, match="there is no a.json"):
         read_json(path, error=CheckpointError)

@@ -1,4 +1,4 @@
-"""Sizes and times as people read them."""
+"""Formatting of sizes and times."""
 
 import math
 
@@ -19,7 +19,7 @@ from qwen_jax.utils.format import format_gb, format_gib, format_seconds
         (80 * 2**30, "80.00 GiB", "85.90 GB"),
     ],
 )
-def test_sizes_say_their_unit(size, gib, gb):
+def test_format_gib_and_format_gb_choose_the_unit(size, gib, gb):
     assert (format_gib(size), format_gb(size)) == (gib, gb)
 
 
@@ -34,5 +34,5 @@ def test_sizes_say_their_unit(size, gib, gb):
         (math.inf, "?"),
     ],
 )
-def test_seconds_read_well(seconds, text):
+def test_format_seconds_rounds_to_two_units(seconds, text):
     assert format_seconds(seconds) == text

@@ -1,4 +1,4 @@
-"""Files of JSON rows: what to call them, what is read of them, and which errors name which line."""
+"""Files of JSON rows: their names, reading and writing, and errors that name the line."""
 
 import gzip
 import json
@@ -9,7 +9,7 @@ from qwen_jax.errors import DataError
 from qwen_jax.utils.jsonl import read_rows, unique_names, write_rows
 
 
-def test_files_have_names_that_tell_them_apart():
+def test_unique_names_adds_folders_until_names_differ():
     assert unique_names(["a/x.jsonl.gz", "b/y.json"]) == ["x", "y"]
     assert unique_names(["r/sums/pairs.jsonl", "r/docs/pairs.jsonl"]) == [
         "sums/pairs",
@@ -20,7 +20,7 @@ def test_files_have_names_that_tell_them_apart():
         unique_names(["a/x.json", "a/x.json"])
 
 
-def test_rows_are_written_whole_or_not_at_all(tmp_path):
+def test_write_rows_is_atomic(tmp_path):
     path = tmp_path / "new" / "a.jsonl"
     rows = [{"text": "日"}, {"text": "\ud800"}]
     write_rows(path, rows)
@@ -36,17 +36,17 @@ def test_rows_are_written_whole_or_not_at_all(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.json.gz", "a.jsonl", "a.jsonl.gz"])
-def test_rows_are_read_with_their_places(tmp_path, name):
+def test_read_rows_yields_locations(tmp_path, name):
     rows = [{"text": "日"}, {"text": "b\u2028c"}]
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     text = json.dumps(rows) if ".jsonl" not in name else f"{lines[0]}\r\n\n{lines[1]}"
     raw = b"\xef\xbb\xbf" + text.encode("utf-8")
     path = tmp_path / name
     path.write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
-    places = (
+    locations = (
         [f"{path} line 1", f"{path} line 3"] if ".jsonl" in name else [f"{path}[0]", f"{path}[1]"]
     )
-    assert list(read_rows(path)) == list(zip(places, rows, strict=True))
+    assert list(read_rows(path)) == list(zip(locations, rows, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_rows_are_read_with_their_places(tmp_path, name):
         ("a.jsonl", b'{}\n{"a": "\xff"}\n', "cannot be read.*a.jsonl line 2\n"),
         ("a.jsonl", b'{}\n{"a": 1', "not a line of JSON.*a.jsonl line 2\n"),
         ("a.json", b"[{}, 3]", "'3' is not an object.*a.json\\[1\\]\n"),
-        ("a.json", b"{}", "holds no list"),
+        ("a.json", b"{}", "not a JSON list"),
         ("a.json", b"[{}", "not JSON"),
         ("a.json", b"[" * 100_000, "not JSON"),  # deeper than the reader goes
         ("a.json", b'[{"a": ' + b"1" * 5000 + b"}]", "not JSON"),  # longer than Python's integers
@@ -65,20 +65,20 @@ def test_rows_are_read_with_their_places(tmp_path, name):
         ("a.jsonl.gz", gzip.compress(b"{}\n" * 99)[:-9], "cannot be read"),
         ("a.jsonl.gz", b"{}", "cannot be read"),
         ("a.jsonl.gz", gzip.compress(b"{}")[:10] + b"\xff" * 20, "cannot be read"),
-        ("a.txt", b"", "not a kind of file"),
+        ("a.txt", b"", "not a supported kind of file"),
     ],
 )
-def test_bad_files_name_the_line(tmp_path, name, raw, message):
+def test_read_rows_names_the_bad_line(tmp_path, name, raw, message):
     (tmp_path / name).write_bytes(raw)
     with pytest.raises(DataError, match=f"(?s){message}"):
         list(read_rows(tmp_path / name))
 
 
-def test_bad_lines_of_a_log_are_skipped_and_named(tmp_path):
+def test_read_rows_of_a_log_skips_and_collects_bad_lines(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_bytes(b'{"a": 1}\n{"a": \n\n3\n{"a": "\xff"}\n{"a": 2}\n{"a": 3')
     bad = []
     assert [row for _, row in read_rows(path, bad=bad)] == [{"a": 1}, {"a": 2}]
     assert [error.where for error in bad] == [f"{path} line {number}" for number in (2, 4, 5)]
-    path.write_bytes(b'{"a": 1}\n{"a": 2}')  # complete, but for its line end
+    path.write_bytes(b'{"a": 1}\n{"a": 2}')  # complete except for its line end
     assert [row["a"] for _, row in read_rows(path, bad=bad)] == [1, 2] and len(bad) == 3

@@ -1,4 +1,4 @@
-"""The memory of a step, known and refused before it runs."""
+"""The memory of a step is known before it runs, and refused if it is too large."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ from qwen_jax.train.telemetry import memory
 from tests.helpers.batches import make_batch
 
 
-def plan(available=None, fsdp=1, **changes):
+def measure_step(available=None, fsdp=1, **changes):
     config = dataclasses.replace(sizes.TINY, **changes)
     mesh = make_mesh(MeshConfig(fsdp=fsdp), devices=jax.devices()[:fsdp])
     optimizer = make_optimizer(OptimizerConfig(), 10)
@@ -34,24 +34,26 @@ def plan(available=None, fsdp=1, **changes):
         )
 
 
-def test_parameters_and_moments_are_counted_per_device():
-    alone, shared = plan(), plan(fsdp=8)
-    assert alone.optimizer == pytest.approx(2 * alone.parameters, abs=64)  # and two counters
-    assert shared.parameters < alone.parameters / 4
-    assert alone.workspace > alone.parameters  # the gradients, at the least
+def test_measure_counts_parameters_and_moments_per_device():
+    single, sharded = measure_step(), measure_step(fsdp=8)
+    assert single.optimizer == pytest.approx(2 * single.parameters, abs=64)  # and two counters
+    assert sharded.parameters < single.parameters / 4
+    assert single.workspace > single.parameters  # at least the gradients
 
 
-def test_recomputation_needs_less():
+def test_measure_needs_less_with_remat():
     settings = {"context_length": 256, "ffn_size": 512, "num_layers": 6}
-    assert plan(remat="block", **settings).workspace < 0.7 * plan(**settings).workspace
+    assert (
+        measure_step(remat="block", **settings).workspace < 0.7 * measure_step(**settings).workspace
+    )
 
 
-def test_what_does_not_fit_is_refused_with_advice():
-    need = plan().total
-    assert plan(available=need).total == need
+def test_measure_refuses_what_does_not_fit_with_advice():
+    need = measure_step().total
+    assert measure_step(available=need).total == need
     with pytest.raises(TrainingError, match="remat=block"):
-        plan(available=need - 1)
+        measure_step(available=need - 1)
 
 
-def test_the_memory_of_a_device_can_be_set_in_gib():
+def test_capacity_can_be_set_in_gib():
     assert memory.capacity(jax.devices()[0], override_gib=1.5) == 3 * 2**29

@@ -1,4 +1,4 @@
-"""The phases of a step, with a device and a host whose clock is a number."""
+"""The phases of a step, on a simulated device and host."""
 
 import dataclasses
 
@@ -12,7 +12,7 @@ from qwen_jax.types import TrainState
 
 @dataclasses.dataclass
 class Output:
-    """What the device works on until `ready`; reading it waits."""
+    """An output that the device computes until `ready`; reading it waits."""
 
     machine: "Machine"
     ready: float
@@ -23,7 +23,7 @@ class Output:
 
 
 class Machine:
-    """A host with a clock, and a device that does one thing after another."""
+    """A host with a clock, and a device that runs one program at a time."""
 
     def __init__(self):
         self.now = self.free = 0.0
@@ -34,10 +34,10 @@ class Machine:
 
 
 def split(*, data=0.0, reward=None, saving=0.0, steps=6) -> tuple[list[dict], float]:
-    """The phases of every step of THE loop, and the time that they all took.
+    """Runs THE loop; returns the phases of every step, and the total time.
 
-    Generation takes 5 seconds, scoring 2, an update 3; the host's work is an argument: reading
-    pretraining rows, a reward function (None: none), saving after every step.
+    Generation takes 5 seconds, scoring 2, an update 3. The arguments are the host's work: reading
+    pretraining data, a reward function (None: none), saving after every step.
     """
     machine, found = Machine(), []
     timer = PhaseTimer(clock=lambda: machine.now, ready_at=lambda output: output.ready)
@@ -78,36 +78,36 @@ def split(*, data=0.0, reward=None, saving=0.0, steps=6) -> tuple[list[dict], fl
 @pytest.mark.parametrize(
     "reward, data", [(None, 0.0), (None, 3.0), (0.0, 0.0), (0.0, 2.0), (1.0, 0.5), (2.0, 0.0)]
 )
-def test_work_of_the_host_that_the_device_does_not_wait_for_is_no_ones(reward, data):
-    """With a reward function the host waits for the tokens, without one it runs a step ahead."""
+def test_phase_timer_ignores_host_work_while_the_device_is_busy(reward, data):
+    """With a reward function the host waits for the tokens; without one it runs a step ahead."""
     found, total = split(reward=reward, data=data)
     assert found == [{"generation": 5.0, "scoring": 2.0, "update": 3.0, "data": 0.0}] * 6
     assert total == 60.0
 
 
 @pytest.mark.parametrize("reward, wait", [(0.0, 4.0), (None, 6.0)])
-def test_data_that_the_device_waits_for_are_seen(reward, wait):
-    """The host reads for 6 seconds, 2 of them beside scoring; or for longer than a step."""
+def test_phase_timer_counts_data_the_device_waits_for(reward, wait):
+    """The host reads for 6 seconds, 2 of them during scoring; or for longer than a step."""
     found, total = split(reward=reward, data=6.0 if reward is not None else 16.0)
     for phases in found[1:]:
         assert phases == {"generation": 5.0, "scoring": 2.0, "update": 3.0, "data": wait}
     assert sum(sum(phases.values()) for phases in found) == total
 
 
-def test_a_slow_reward_function_is_scoring():
+def test_phase_timer_counts_a_slow_reward_function_as_scoring():
     found, total = split(reward=4.0, data=1.0)
     assert found == [{"generation": 5.0, "scoring": 4.0, "update": 3.0, "data": 1.0}] * 6
     assert total == 6 * 13.0
 
 
 @pytest.mark.parametrize("reward", [None, 1.0])
-def test_what_hooks_take_is_no_phase(reward):
+def test_phase_timer_excludes_hooks(reward):
     found, total = split(reward=reward, saving=7.0)
     assert found == [{"generation": 5.0, "scoring": 2.0, "update": 3.0, "data": 0.0}] * 6
     assert total == 6 * 17.0
 
 
-def test_a_real_array_is_waited_for_and_nothing_is_timed_outside():
+def test_phase_timer_waits_for_arrays_and_times_only_while_running():
     timer = PhaseTimer()
     timer.host("data")
     timer.device("update", jnp.ones(3))
