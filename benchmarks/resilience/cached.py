@@ -1,11 +1,11 @@
-"""A module as a program, every process of which keeps what it compiles:
-for runs that are about lives.
+"""Runs a module as a program in which every process writes the compilation cache, for restarts.
 
     JAX_COMPILATION_CACHE_DIR=FOLDER \\
       python -m launch.local -- -m benchmarks.resilience.cached experiments.pretrain ...
 
-JAX lets process 0 alone write into the cache, and on CPUs a program has another key in each process
-(the fingerprint of its own devices): without this, all others compile again in every life.
+JAX lets only process 0 write the cache. On CPUs the cache key of a program differs between
+processes, because it contains a fingerprint of their devices. Without this, every process but 0
+compiles again after each restart.
 """
 
 import runpy

@@ -1,13 +1,13 @@
-"""Every fault, with what is seen of it and what it costs: benchmarks/results/faults.md.
+"""Injects every kind of fault and measures the cost: benchmarks/results/faults.md.
 
     python -m benchmarks.resilience.faults --repeats=10
 
-A small pretraining of two processes (launch.local) is hurt again and again, and its losses compared
-with those of a run that nothing happened to, bit by bit: a batch that came twice, never, or in
-another order would show. Lost are the steps between the newest checkpoint and the fault. A
-checkpoint is written beside training, and one that is not whole yet does not count: so a kill right
-behind a save can cost that save's steps as well. After a damaged checkpoint it is the distance of
-two.
+Faults are injected repeatedly into a small pretraining run of two processes (launch.local). Its
+losses are compared bit by bit with those of an undisturbed run. A batch that is read twice, skipped
+or read in another order would change them. Lost steps are those between the newest checkpoint and
+the fault. Checkpoints are written in the background, and an incomplete one does not count, so a
+kill right after a save can also lose the steps of that save. With a damaged checkpoint the distance
+is that of two checkpoints.
 """
 
 import argparse
@@ -44,9 +44,9 @@ class Row:
 
     fault: str
     times: int
-    seen: str  # what a person reads
-    lost: list[int]  # steps, each time
-    same: bool | None  # losses as those of the undisturbed run; None: no run
+    seen: str  # the message that a person sees
+    lost: list[int]  # lost steps, for each fault
+    same: bool | None  # losses equal those of the undisturbed run; None: not compared
     survived: str
 
 
@@ -57,15 +57,15 @@ class Bench:
         self.folder, self.repeats, self.processes = folder, repeats, processes
         self.heartbeat = heartbeat
         self.steps = WINDOW * (repeats + 1)
-        self.draw = random.Random(0)
+        self.rng = random.Random(0)
         words = np.random.default_rng(0)
         text = [
             Document(str(i), " ".join(words.choice(["a", "bc", "def", "gh"], 50)))
             for i in range(200)
         ]
         shards.write(text, folder / "words", Tokenizer({bytes([b]): b for b in range(256)}))
-        self.launch("whole")
-        self.whole = self.losses("whole")
+        self.launch("undisturbed")
+        self.undisturbed = self.losses("undisturbed")
 
     def command(
         self, run: str, *flags: str, restarts: int | None = None, processes: int | None = None
@@ -94,19 +94,19 @@ class Bench:
             *flags,
         ]
 
-    def environment(self, plan: str = "") -> dict[str, str]:
+    def environment(self, faults: str = "") -> dict[str, str]:
         return os.environ | {
-            fault_injection.VARIABLE: plan,
+            fault_injection.VARIABLE: faults,
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
 
-    def launch(self, run: str, plan: str = "", *flags: str, **settings):
-        """Runs to the end; (exit code, what was shown)."""
+    def launch(self, run: str, faults: str = "", *flags: str, **settings):
+        """Runs the launcher until it exits; returns its exit code and its output."""
         done = subprocess.run(
             self.command(run, *flags, **settings),
             text=True,
-            env=self.environment(plan),
+            env=self.environment(faults),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             check=False,
@@ -125,28 +125,28 @@ class Bench:
         return [event for _, event in events if event["event"] in names]
 
     def same(self, run: str) -> bool:
-        return self.losses(run) == self.whole
+        return self.losses(run) == self.undisturbed
 
-    def moments(self) -> list[int]:
-        """A random step in each window, behind the first checkpoint."""
+    def random_steps(self) -> list[int]:
+        """Returns a random step in each window, after the first checkpoint."""
         return [
-            WINDOW * (life + 1) + self.draw.randrange(-WINDOW // 2 + 1, WINDOW // 2)
-            for life in range(self.repeats)
+            WINDOW * (attempt + 1) + self.rng.randrange(-WINDOW // 2 + 1, WINDOW // 2)
+            for attempt in range(self.repeats)
         ]
 
-    # One fault in each life, in a random process, at a random step; the launcher does the rest.
-    def in_lives(self, kind: str, words: str) -> Row:
-        return self._in_lives(
-            kind, words, kind, lambda: f" process={self.draw.randrange(self.processes)}"
+    # One fault per attempt, in a random process and step; the launcher restarts the run.
+    def in_attempts(self, kind: str, message: str) -> Row:
+        return self._in_attempts(
+            kind, message, kind, lambda: f" process={self.rng.randrange(self.processes)}"
         )
 
-    # The same in the weights, which are of all processes; every step is computed twice.
+    # The same in the weights, which all processes share; every step is computed twice.
     def corrupt(self, processes: int) -> Row:
         name = (
             f"a wrong bit in one computation, train.sdc_check_every=1, {processes} process"
             + "es" * (processes > 1)
         )
-        return self._in_lives(
+        return self._in_attempts(
             "corrupt",
             "two computations",
             name,
@@ -155,37 +155,39 @@ class Bench:
             processes=processes,
         )
 
-    def _in_lives(self, kind: str, words: str, name: str, where, *flags, **settings) -> Row:
-        steps = self.moments()
-        # A signal is heard within a second or two: a fast machine's steps wait for it.
+    def _in_attempts(self, kind: str, message: str, name: str, where, *flags, **settings) -> Row:
+        steps = self.random_steps()
+        # A signal takes effect after a second or two, so the steps of fast machines are delayed.
         slower = "; delay step={0} attempt={1} seconds=0.5" if kind == "term" else ""
-        plan = "; ".join(
-            f"{kind} step={step} attempt={life}{where()}" + slower.format(step, life)
-            for life, step in enumerate(steps)
+        faults = "; ".join(
+            f"{kind} step={step} attempt={attempt}{where()}" + slower.format(step, attempt)
+            for attempt, step in enumerate(steps)
         )
         run = name.replace(" ", "_")
-        code, shown = self.launch(run, plan, *flags, **settings)
-        begun = self.events(run, "start", "resume")[1:]
-        # After a signal some steps more are done before all save: nothing is lost then.
-        lost = [max(step - 1 - event["step"], 0) for step, event in zip(steps, begun, strict=False)]
-        seen = next((line for line in shown.splitlines() if words in line), "nothing")
-        return Row(name, len(begun), seen.strip(), lost, self.same(run), _ended(code))
+        code, output = self.launch(run, faults, *flags, **settings)
+        restarts = self.events(run, "start", "resume")[1:]
+        # After a signal the run computes a few more steps and then saves: no step is lost.
+        lost = [
+            max(step - 1 - event["step"], 0) for step, event in zip(steps, restarts, strict=False)
+        ]
+        seen = next((line for line in output.splitlines() if message in line), "nothing")
+        return Row(name, len(restarts), seen.strip(), lost, self.same(run), _outcome(code))
 
-    # The newest checkpoint is damaged after each life, which ends by a kill.
+    # The newest checkpoint is damaged after each attempt, which a kill ends.
     def in_checkpoints(self, kind: str) -> Row:
         run = f"checkpoint_{kind}"
-        steps = self.moments()
+        steps = self.random_steps()
         for step in steps:
             self.launch(run, f"kill step={step}", restarts=0)
             found = (self.folder / run / "checkpoints").glob("*")
             if any(path.name.isdecimal() for path in found):
                 getattr(fault_injection, kind)(
-                    fault_injection.newest_checkpoint(self.folder / run), self.draw
+                    fault_injection.newest_checkpoint(self.folder / run), self.rng
                 )
         code, _ = self.launch(run, restarts=0)
         damaged = self.events(run, "damaged")
-        begun = self.events(run, "start", "resume")[1:]
-        lost = [step - 1 - event["step"] for step, event in zip(steps, begun, strict=False)]
+        restarts = self.events(run, "start", "resume")[1:]
+        lost = [step - 1 - event["step"] for step, event in zip(steps, restarts, strict=False)]
         seen = f"damaged: {damaged[-1]['problem']}; {damaged[-1]['now']}" if damaged else "nothing"
         return Row(
             f"{kind} in the newest checkpoint",
@@ -193,12 +195,12 @@ class Bench:
             seen,
             lost,
             self.same(run),
-            _ended(code),
+            _outcome(code),
         )
 
     # Process 0 or another is killed at a random moment of a save.
     def while_saving(self) -> Row:
-        run, lost, kills = "cut_save", [], 0
+        run, lost, kills = "interrupted_save", [], 0
         process = subprocess.Popen(
             self.command(run),
             env=self.environment(),
@@ -215,12 +217,14 @@ class Bench:
             if writing is None or f"{kills} {writing.name}" in known:
                 time.sleep(0.001)
                 continue
-            time.sleep(self.draw.random() * 0.2)
+            time.sleep(self.rng.random() * 0.2)
             found = fault_injection.worker_pids(process.pid)
             if writing.exists() and found:
-                os.kill(found[self.draw.choice(sorted(found))], signal.SIGKILL)
-                lives = len(self.events(run, "start", "resume"))
-                while len(self.events(run, "start", "resume")) == lives and process.poll() is None:
+                os.kill(found[self.rng.choice(sorted(found))], signal.SIGKILL)
+                attempts = len(self.events(run, "start", "resume"))
+                while (
+                    len(self.events(run, "start", "resume")) == attempts and process.poll() is None
+                ):
                     time.sleep(0.05)
                 kills += 1
                 lost.append(int(writing.stem) - self.events(run, "start", "resume")[-1]["step"])
@@ -228,7 +232,7 @@ class Bench:
         reader.join()
         seen = next((line for line in shown if "was killed" in line), "nothing").strip()
         return Row(
-            "kill -9 in the middle of a save", kills, seen, lost, self.same(run), _ended(code)
+            "kill -9 in the middle of a save", kills, seen, lost, self.same(run), _outcome(code)
         )
 
     def full(self) -> Row:
@@ -244,7 +248,7 @@ class Bench:
             seen,
             [2 * WINDOW - SAVE_EVERY - resumed],
             self.same("full"),
-            f"ended with exit code {code}; with room again, {_ended(again)}",
+            f"exit code {code}; after freeing space, {_outcome(again)}",
         )
 
     def nan(self) -> list[Row]:
@@ -258,14 +262,14 @@ class Bench:
             seen,
             [WINDOW + 2 - resumed],
             self.same("nan"),
-            f"stopped, last good state saved (exit code {code}, not tried again); "
-            f"by hand, {_ended(again)}",
+            f"stopped, last good state saved (exit code {code}, not restarted); "
+            f"after a manual restart, {_outcome(again)}",
         )
         code, shown = self.launch("skip", f"nan step={WINDOW + 3}", "--train.on_spike=skip")
         skipped = self.events("skip", "skipped")[0]
         seen = (
-            f"back to step {skipped['back_to']}, batches {skipped['first_batch']} to "
-            f"{skipped['last_batch']} left out"
+            f"rolled back to step {skipped['back_to']}, skipped batches {skipped['first_batch']} "
+            f"to {skipped['last_batch']}"
         )
         return [
             first,
@@ -275,7 +279,7 @@ class Bench:
                 seen,
                 [WINDOW + 2 - skipped["back_to"]],
                 None,
-                _ended(code),
+                _outcome(code),
             ),
         ]
 
@@ -288,7 +292,7 @@ class Bench:
             slow[-1]["message"] if slow else "nothing",
             [0],
             self.same("delay"),
-            _ended(code),
+            _outcome(code),
         )
 
     def corrupt_shard(self) -> Row:
@@ -296,7 +300,7 @@ class Bench:
         for trial in range(self.repeats):
             copy = self.folder / f"shards{trial}"
             shutil.copytree(self.folder / "words" / "train", copy)
-            where = fault_injection.flip_bit(copy, self.draw)
+            where = fault_injection.flip_bit(copy, self.rng)
             try:
                 shards.open_shards(copy)
             except DataError as error:
@@ -312,13 +316,13 @@ class Bench:
         )
 
 
-def _ended(code: int) -> str:
-    return "to the end without a hand" if code == 0 else f"exit code {code}"
+def _outcome(code: int) -> str:
+    return "completed without intervention" if code == 0 else f"exit code {code}"
 
 
 def table(rows: list[Row]) -> str:
     lines = [
-        "| fault | times | what was seen | steps lost, most | same losses after | outcome |",
+        "| fault | times | message | max. steps lost | same losses after | outcome |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -338,18 +342,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--heartbeat", type=int, default=30)
-    parser.add_argument("--only", default="", help="names of faults, with commas between")
+    parser.add_argument("--only", default="", help="comma-separated names of faults")
     parser.add_argument("--output", default="benchmarks/results/faults")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(
             pathlib.Path(temporary), options.repeats, options.processes, options.heartbeat
         )
-        print(f"undisturbed: {len(bench.whole)} steps", flush=True)
+        print(f"undisturbed: {len(bench.undisturbed)} steps", flush=True)
         tasks = {
-            "kill": lambda: bench.in_lives("kill", "was killed by SIGKILL"),
-            "freeze": lambda: bench.in_lives("freeze", "frozen"),
-            "term": lambda: bench.in_lives("term", "stopped by SIGTERM"),
+            "kill": lambda: bench.in_attempts("kill", "was killed by SIGKILL"),
+            "freeze": lambda: bench.in_attempts("freeze", "frozen"),
+            "term": lambda: bench.in_attempts("term", "stopped by SIGTERM"),
             "save": bench.while_saving,
             "flip": lambda: bench.in_checkpoints("flip_bit"),
             "truncate": lambda: bench.in_checkpoints("truncate"),
@@ -371,8 +375,8 @@ def main() -> None:
 
 
 def _write(options, rows: list[Row]) -> None:
-    """After every fault: what is there is not lost when a later one takes too long. Rows of an
-    earlier call stay, unless the same fault was measured again."""
+    """Writes the results so far, after every fault. Keeps rows of an earlier call, except those of
+    faults that were measured again."""
     about, path = machine(), pathlib.Path(f"{options.output}.json")
     earlier = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     names = {row.fault for row in rows}

@@ -1,9 +1,10 @@
 """Peak memory of the loss and its gradient at the report's vocabulary, plain and chunked.
 
-4 x 4096 tokens in BF16, a vocabulary of 151,936: compiled for the CPU of this machine and, ahead of
-time, for a TPU that need not be here (where libtpu is installed). Plain is logits in float32 and
-optax's cross-entropy, differentiated. The compiler's own plan of the buffers is read; --run also
-computes the chunked one on this machine's CPU and reads what the process held at most.
+4 x 4096 tokens in BF16, a vocabulary of 151,936. The loss is compiled for the CPU of this machine
+and, if libtpu is installed, ahead of time for a TPU, which does not have to be present. "plain" is
+float32 logits and optax's cross-entropy, differentiated. The memory comes from the compiler's
+buffer assignment. --run also computes the chunked loss on this CPU and reads the peak memory of the
+process.
 
     python -m benchmarks.train.loss_memory
     python -m benchmarks.train.loss_memory --hidden_size=2048 --run
@@ -30,20 +31,20 @@ from qwen_jax.parallel.xla_options import compile_for
 class Config:
     """One loss."""
 
-    rows: int = option(4, "of the batch")
-    length: int = option(4096, "tokens of a row")
-    vocab_size: int = option(151936, "logits of a token")
-    hidden_size: int = option(4096, "2048: the 1.8B model's; 4096: the 7B's")
-    topology: str = option("v5p:2x2x1", "of the TPU to compile for; one device of it")
+    batch_size: int = option(4, "sequences per batch", alias="rows")
+    length: int = option(4096, "tokens per sequence")
+    vocab_size: int = option(151936, "vocabulary size")
+    hidden_size: int = option(4096, "hidden size; 2048 is that of the 1.8B model, 4096 of the 7B")
+    topology: str = option("v5p:2x2x1", "TPU topology to compile for; uses one of its devices")
     run: bool = option(False, "also compute the chunked loss on this CPU")
 
 
 def main(config: Config) -> None:
     """Prints the table."""
-    tokens = config.rows * config.length
+    tokens = config.batch_size * config.length
     print(
-        f"jax {jax.__version__}; {config.rows} x {config.length} tokens, V {config.vocab_size}, "
-        f"D {config.hidden_size}; all float32 logits are "
+        f"jax {jax.__version__}; {config.batch_size} x {config.length} tokens, "
+        f"V {config.vocab_size}, D {config.hidden_size}; all float32 logits are "
         f"{4 * tokens * config.vocab_size / 1e9:.2f} GB, the projection's gradient "
         f"{4 * config.hidden_size * config.vocab_size / 1e9:.2f} GB"
     )
@@ -51,8 +52,8 @@ def main(config: Config) -> None:
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=config.topology)
         devices[f"TPU {config.topology.split(':')[0]}"] = found.devices[0]
-    except Exception as reason:  # noqa: BLE001  (libtpu raises many kinds; without it we say so)
-        print(f"not for a TPU: {str(reason).splitlines()[0]}")
+    except Exception as reason:  # noqa: BLE001  (libtpu raises many kinds of errors)
+        print(f"no TPU results: {str(reason).splitlines()[0]}")
     for name, device in devices.items():
         for form, function in (("plain", plain), ("chunked", cross_entropy)):
             print(f"{name:12} {form:8} {measured(function, config, device)}", flush=True)
@@ -61,7 +62,7 @@ def main(config: Config) -> None:
 
 
 def plain(x_BTD, head_DV, targets_BT, weights_BT):
-    """What is written first: all logits, and automatic differentiation."""
+    """The straightforward version: full logits and automatic differentiation."""
     logits = jnp.einsum(
         "BTD,DV->BTV", x_BTD, head_DV.astype(x_BTD.dtype), preferred_element_type=jnp.float32
     )
@@ -72,15 +73,15 @@ def plain(x_BTD, head_DV, targets_BT, weights_BT):
 
 
 def gradient(function):
-    """(sums, (gradient of x, of the projection)), jitted."""
+    """Returns a jitted function of (sums, (gradient of x, of the projection))."""
     return jax.jit(
         jax.value_and_grad(lambda *arguments: function(*arguments), (0, 1), has_aux=True)
     )
 
 
-def shapes(config: Config, place=None) -> list[jax.ShapeDtypeStruct]:
-    struct = functools.partial(jax.ShapeDtypeStruct, sharding=place)
-    tokens = (config.rows, config.length)
+def shapes(config: Config, sharding=None) -> list[jax.ShapeDtypeStruct]:
+    struct = functools.partial(jax.ShapeDtypeStruct, sharding=sharding)
+    tokens = (config.batch_size, config.length)
     return [
         struct((*tokens, config.hidden_size), jnp.bfloat16),
         struct((config.hidden_size, config.vocab_size), jnp.float32),
@@ -90,23 +91,23 @@ def shapes(config: Config, place=None) -> list[jax.ShapeDtypeStruct]:
 
 
 def measured(function, config: Config, device) -> str:
-    """What the compiler plans on that device, beside the arguments."""
+    """Returns the memory of the compiled loss on a device, as text."""
     mesh = jax.sharding.Mesh(np.asarray([device]), ("x",))
-    place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     started = time.perf_counter()
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        lowered = gradient(function).lower(*shapes(config, place))
-    plan = compile_for(device.platform, lowered).memory_analysis()
+        lowered = gradient(function).lower(*shapes(config, sharding))
+    analysis = compile_for(device.platform, lowered).memory_analysis()
     return (
-        f"{plan.temp_size_in_bytes / 1e9:6.2f} GB workspace, "
-        f"{plan.output_size_in_bytes / 1e9:5.2f} GB results, "
-        f"{plan.argument_size_in_bytes / 1e9:5.2f} GB arguments "
+        f"{analysis.temp_size_in_bytes / 1e9:6.2f} GB workspace, "
+        f"{analysis.output_size_in_bytes / 1e9:5.2f} GB results, "
+        f"{analysis.argument_size_in_bytes / 1e9:5.2f} GB arguments "
         f"(compiled in {time.perf_counter() - started:.0f} s)"
     )
 
 
 def run(config: Config) -> None:
-    """The chunked loss, computed here once."""
+    """Computes the chunked loss once on this CPU; prints time, loss and peak memory."""
     keys = iter(jax.random.split(jax.random.key(0), 3))
     x, head, targets, weights = shapes(config)
     x = jax.random.normal(next(keys), x.shape, jnp.float32).astype(x.dtype)
@@ -118,7 +119,7 @@ def run(config: Config) -> None:
     )
     print(
         f"this CPU     chunked  computed in {time.perf_counter() - started:.0f} s, mean loss "
-        f"{float(loss) / targets.size:.3f}, the process held {from_status('VmHWM') / 1e9:.2f} GB"
+        f"{float(loss) / targets.size:.3f}, process peak {from_status('VmHWM') / 1e9:.2f} GB"
     )
 
 

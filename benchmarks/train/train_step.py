@@ -1,9 +1,9 @@
-"""Tokens per second of a training step, against Hugging Face Trainer, in turn, in one run.
+"""Tokens per second of a training step, compared with Hugging Face Trainer in the same run.
 
-The 8.4M-parameter model: batch 4 x 256, AdamW, clipping. Both run in a process of their own, ours
-and the peer's alternating, because a machine's speed drifts; the peer as it comes, and with the
-huge pages that our Makefile asks for. Also: what the matrix products alone take, what the loop adds
-to the bare step, and the memory that is announced against the peak that is reached.
+The 8.4M-parameter model: batch 4 x 256, AdamW, clipping. Ours and the peer run alternately in
+separate processes, because a machine's speed drifts. The peer runs by default and with the huge
+pages that our Makefile requests. Also measured: the time of the matmuls, the overhead of the loop
+over the bare step, and the predicted memory against the actual peak.
 
     python -m benchmarks.train.train_step --peer_python=.venv-peers/bin/python
 """
@@ -27,13 +27,13 @@ from qwen_jax.config import option
 class Config:
     """One comparison."""
 
-    peer_python: str = option("", "an interpreter with torch and transformers; empty: ours alone")
-    rounds: int = option(3, "ours and the peer's in turn")
-    steps: int = option(40, "of the bare step, and as many in the loop")
-    batch_size: int = option(4, "rows of a step")
-    dtype: str = option("float32", "what the matrix products are computed in; or bfloat16")
-    only: str = option("", '"ours": one measurement as JSON, in this process')
-    output: str = option("", "a JSON file for the table")
+    peer_python: str = option("", "interpreter with torch and transformers; empty: only ours")
+    rounds: int = option(3, "rounds, each with one measurement of ours and of each peer")
+    steps: int = option(40, "steps per measurement, of the bare step and again in the loop")
+    batch_size: int = option(4, "sequences per step")
+    dtype: str = option("float32", "dtype of matmuls: float32 or bfloat16")
+    only: str = option("", '"ours": print one measurement as JSON, in this process')
+    output: str = option("", "JSON file to write the table to")
 
 
 def main(config: Config) -> None:
@@ -73,7 +73,7 @@ def main(config: Config) -> None:
 
 
 def show(config: Config, rows: dict[str, list[dict]]) -> dict[str, dict]:
-    """Prints the medians beside the floor of matrix products; returns them."""
+    """Prints the medians and the time of the matmuls; returns them."""
     last = rows["ours"][-1]
     print(
         f"\n{last['parameters']:,} parameters, {config.dtype}, {config.batch_size} x "
@@ -87,19 +87,19 @@ def show(config: Config, rows: dict[str, list[dict]]) -> dict[str, dict]:
         table[name] = {"tokens_per_second": speed, "floor_seconds": floor, "rounds": measured}
         print(
             f"{name:21} {speed:8,.0f} tokens/s, {1e3 * tokens / speed:6.1f} ms a step, of which "
-            f"matrix products {1e3 * floor:6.1f} ms; ours / this "
+            f"matmuls {1e3 * floor:6.1f} ms; ours / this "
             f"{table['ours']['tokens_per_second'] / speed:5.2f}   ({measured[-1]['versions']})"
         )
     print(f"the loop adds {100 * (last['loop_seconds'] / last['step_seconds'] - 1):.1f} %")
     print(
-        f"memory: announced {last['announced_mb']:.0f} MB, measured {last['peak_mb']:.0f} MB "
-        "(peak of the process during the steps, above what it had before the state was made)"
+        f"memory: predicted {last['announced_mb']:.0f} MB, measured {last['peak_mb']:.0f} MB "
+        "(peak of the process during the steps, minus its memory before the state was created)"
     )
     return table
 
 
 def floor_seconds(config: Config, size: dict) -> dict[str, float]:
-    """library -> seconds that the matrix products of a step take and nothing else."""
+    """Returns {library: seconds that only the matmuls of a step take}."""
     pythons = {"jax": sys.executable} | (
         {"torch": config.peer_python} if config.peer_python else {}
     )
@@ -113,7 +113,7 @@ def floor_seconds(config: Config, size: dict) -> dict[str, float]:
 
 
 def measure(config: Config) -> dict:
-    """Our step alone, then the same step in the loop."""
+    """Measures our bare step, then the same step in the loop."""
     import jax
 
     from qwen_jax import sizes
@@ -153,17 +153,17 @@ def measure(config: Config) -> dict:
         before = settled_memory()
         state = make_state(0, param_specs(model), optimizer, abstract)
         jax.block_until_ready(state)
-        settled_memory()  # what initialization needed for a moment is not the step's
-        pathlib.Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+        settled_memory()  # excludes temporary memory of initialization
+        pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         times, reports, done = [], [], 0
-        for _ in range(4):  # the bare step and the loop in turn
-            # From end to end: a step's workspace is returned after its results are there.
-            ended = []
+        for _ in range(4):  # alternate between the bare step and the loop
+            # From end to end: a step's workspace is freed after its results are ready.
+            ends = []
             for _ in range(config.steps // 4 + 1):
                 state, metrics = compiled(state, batch)
                 jax.block_until_ready((state, metrics))
-                ended.append(time.perf_counter())
-            times.extend(np.diff(ended))
+                ends.append(time.perf_counter())
+            times.extend(np.diff(ends))
             done += config.steps // 4 + 1
             state = fit(
                 state,
@@ -190,18 +190,18 @@ def measure(config: Config) -> dict:
 
 
 def settled_memory() -> int:
-    """Bytes that the process holds once the allocator has handed back what is free."""
+    """Returns the resident bytes of the process after the allocator has returned free memory."""
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
     return from_status("VmRSS")
 
 
 def from_status(name: str) -> int:
-    """Bytes, from the kernel's account of this process."""
+    """Returns a size in /proc/self/status, in bytes."""
     for line in pathlib.Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1]) * 1024
-    raise SystemExit(f"/proc/self/status has no {name}; memory is measured on Linux alone")
+    raise SystemExit(f"/proc/self/status has no {name}; memory is measured only on Linux")
 
 
 if __name__ == "__main__":
