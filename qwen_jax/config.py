@@ -174,8 +174,8 @@ class ModelConfig:
     param_dtype: str = option("float32", "dtype of the trained weights")
     remat: Literal["none", "dots", "block"] = option(
         "none",
-        "what the backward pass recomputes: nothing; dots: all but matmuls; block: full layers "
-        "(attention outputs are always kept)",
+        "what the backward pass recomputes. none: nothing; dots: all but matmuls; block: full "
+        "layers. Attention outputs are always kept",
     )
     unroll_layers: int = option(
         1, "layers unrolled per scan iteration; more compile longer and copy less"
@@ -328,7 +328,7 @@ class DataConfig:
     )
     packing: Literal["concat", "documents"] = option(
         "concat",
-        "concat: documents of a sequence attend to each other; documents: each only to itself",
+        "attention in packed sequences. concat: across documents; documents: within each document",
         former_values={"run_on": "concat"},
     )
     eval_sources: tuple[str, ...] = option(
@@ -373,7 +373,8 @@ class TrainConfig:
     )
     on_spike: Literal["warn", "skip"] = option(
         "warn",
-        "on a loss spike, warn: log it; skip: restore the last checkpoint, skip its batches",
+        "action on a loss spike. warn: log it; skip: roll back to the last checkpoint and skip the "
+        "batches up to the spike",
         former_values={"tell": "warn"},
     )
     sdc_check_every: int | None = option(
@@ -383,7 +384,7 @@ class TrainConfig:
         alias="recheck_every",
     )
     trace_steps: tuple[int, ...] = option(
-        (), "first and last step to profile, written to run_dir/profile: 100,105"
+        (), "first and last step to profile, such as 100,105; output in run_dir/profile"
     )
 
     def __post_init__(self):

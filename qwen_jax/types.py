@@ -123,7 +123,7 @@ class KVCache(PyTreeNode):
     """Keys and values of the tokens seen so far. Each sequence fills its positions from 0.
 
     The positions are split into blocks (inference.decoder.kv_cache.block_sizes). A block beyond
-    every sequence is not read. Each block is an array of its own, because XLA:CPU copies slices.
+    every sequence is not read. Each block is a separate array, because XLA:CPU copies slices.
     """
 
     blocks: tuple[tuple[CacheBlock, ...], ...]  # blocks[layer, or 0 for all][position range]

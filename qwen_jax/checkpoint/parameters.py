@@ -1,6 +1,6 @@
 """Reads only the parameters of a checkpoint, in chunks of a few megabytes.
 
-Orbax itself reads full shards, all of an array at once.
+Orbax's own reader loads full shards and an entire array at once.
 """
 
 import itertools
