@@ -66,7 +66,7 @@ def check_same(
         )
 
 
-def complete_lines(file: BinaryIO, shown: pathlib.Path) -> Iterator[tuple[int, int, Any]]:
+def read_complete_lines(file: BinaryIO, shown: pathlib.Path) -> Iterator[tuple[int, int, Any]]:
     """Yields (offset, length, row) of each line. Truncates an incomplete last line, which a killed
     process leaves.
 
@@ -187,4 +187,4 @@ class AppendOnly:
 
     def _read(self) -> list[dict[str, Any]]:
         """Reads the existing rows; truncates an incomplete last line."""
-        return [row for _, _, row in complete_lines(self._file, self.path)]
+        return [row for _, _, row in read_complete_lines(self._file, self.path)]

@@ -1,4 +1,4 @@
-"""Runs of the stages after pretraining: configs, output, metrics."""
+"""Helpers to run the stages after pretraining: configs, output, metrics."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ MODEL = dataclasses.replace(CONFIG, context_length=96, initializer_range=0.02)
 
 
 def config_of(stage, folder, run_dir, *, data, train=None, **changes):
-    """The stage's smoke with the folder's data."""
+    """Returns the stage's smoke config with the data of `folder`."""
     return dataclasses.replace(
         stage.SMOKE,
         init_from=changes.pop("init_from", f"{folder}/base"),
@@ -27,7 +27,7 @@ def config_of(stage, folder, run_dir, *, data, train=None, **changes):
 
 
 class Screen(io.StringIO):
-    """Presses Ctrl-C's gentler brother when a text appears."""
+    """A stdout that sends this process SIGTERM when a text appears."""
 
     def __init__(self, until):
         super().__init__()
@@ -46,14 +46,14 @@ def run(stage, config, until=None) -> str:
         if until is None:
             stage.main(config)
         else:
-            with pytest.raises(SystemExit) as ended:
+            with pytest.raises(SystemExit) as exited:
                 stage.main(config)
-            assert ended.value.code == 0
+            assert exited.value.code == 0
     return screen.getvalue()
 
 
 def records(run_dir) -> list[dict]:
-    """What was measured, without the times."""
+    """Returns the metrics without the timings."""
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     return [
         {
@@ -65,13 +65,13 @@ def records(run_dir) -> list[dict]:
     ]
 
 
-def whole_and_halves(stage, make, tmp_path) -> tuple[str, list[dict]]:
-    """Runs it once in one piece and once in two, and sees that nothing differs."""
+def full_and_resumed(stage, make, tmp_path) -> tuple[str, list[dict]]:
+    """Runs a stage once in full and once with an interruption; the metrics must be equal."""
     output = run(stage, make(tmp_path / "whole"))
-    halves = make(tmp_path / "halves")
-    assert "again to resume" in run(stage, halves, until=f"step {halves.train.num_steps // 2}/")
-    assert "resuming after step" in run(stage, halves)
-    whole = records(tmp_path / "whole")
-    assert records(tmp_path / "halves") == whole
+    resumed = make(tmp_path / "halves")
+    assert "again to resume" in run(stage, resumed, until=f"step {resumed.train.num_steps // 2}/")
+    assert "resuming after step" in run(stage, resumed)
+    full = records(tmp_path / "whole")
+    assert records(tmp_path / "halves") == full
     assert (tmp_path / "whole" / "tokenizer.tiktoken").is_file()
-    return output, whole
+    return output, full
