@@ -177,7 +177,7 @@ def test_the_planner_compiles_for_ppo_what_a_run_compiles(folder, tmp_path, monk
     )
     planned = build(workload, job.mesh)
     assert planned.arguments == (job.program.state, job.program.batch)
-    assert planned.frozen.reference == job.frozen.elsewhere.reference
+    assert planned.frozen.reference == job.frozen.outside_step.reference
 
 
 @pytest.mark.slow  # a dozen processes
