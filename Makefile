@@ -1,23 +1,23 @@
-# Each target makes its own virtual environment first; nothing else is installed or changed.
-#   make quickstart   ten minutes: a language model of this computer's own documentation
-#   make test         all tests but the long ones: a quarter of an hour or so
-#   make test-slow    the long ones: kill -9, whole runs
-#   make test-peers   comparisons with PyTorch and transformers, in an environment of their own
-#   make lint         ruff, the format, and the syntax of the workflows: seconds
-#   make types        pyright
-#   make house        the structure: lines by room, imports between rooms, circles, longest files
-#   make hooks        lint and types before every commit (pre-commit)
-#   make bench        speed against peers, in the same run
-# PYTHON=... chooses the interpreter; without it, the newest suitable one that is found.
+# Each target first creates its own virtual environment; nothing else is installed or changed.
+#   make quickstart   trains and aligns a small model on Python's documentation, in ten minutes
+#   make test         runs all tests except the slow ones, in about a quarter of an hour
+#   make test-slow    runs the slow tests: kills, full runs
+#   make test-peers   compares with PyTorch and transformers, in a separate environment
+#   make lint         runs ruff, checks the format and the workflow files, in seconds
+#   make types        runs pyright
+#   make house        prints lines per folder, imports between folders, cycles and the longest files
+#   make hooks        installs a pre-commit hook that runs lint and types
+#   make bench        measures speed against peers, in the same run
+# PYTHON=... selects the interpreter; the default is the newest suitable one.
 
 VENV ?= .venv
 PYTHON ?= $(shell sh launch/find_python.sh)
 BIN := $(VENV)/bin
-# The tools that read code and do not run it, in an environment of their own.
+# Linters and type checkers, in a separate environment.
 TOOLS := .venv-tools
-# The build without CUDA; TORCH=torch takes whatever your package index has.
+# The build without CUDA; TORCH=torch uses the default build of your package index.
 TORCH ?= torch --index-url https://download.pytorch.org/whl/cpu
-# Huge pages for XLA's workspace on a CPU: faster steps (qwen_jax/parallel/cpu/huge_pages.py).
+# Huge pages for XLA's workspace make steps on a CPU faster (qwen_jax/parallel/cpu/huge_pages.py).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 

@@ -10,7 +10,7 @@ DATA = TEXT + ["daft>=0.7.20", "py3langid>=0.4", "resiliparse>=2"]
 REPORT = ["matplotlib>=3.8"]
 SERVE = ["starlette>=0.40", "uvicorn>=0.30"]
 
-# The one place that says the version is qwen_jax/__init__.py.
+# The version is only written in qwen_jax/__init__.py.
 INIT = pathlib.Path(__file__).with_name("qwen_jax") / "__init__.py"
 (VERSION,) = re.findall(r'^__version__ = "(.+?)"', INIT.read_text(encoding="utf-8"), re.MULTILINE)
 
@@ -20,8 +20,8 @@ setup(
     description="Pretraining, alignment and evaluation of Qwen in JAX, for TPU and GPU",
     license="Apache-2.0",
     python_requires=">=3.11",
-    # Installed, the pages and the launchers are inside of the package: a folder `experiments` of
-    # the user's own is not hidden, nor does it hide ours.
+    # The wheel installs pages and launchers inside the package, where a user's own folder
+    # `experiments` neither hides them nor is hidden by them.
     packages=[*find_packages(include=["qwen_jax*"]), "qwen_jax.experiments", "qwen_jax.launch"],
     package_dir={"qwen_jax.experiments": "experiments", "qwen_jax.launch": "launch"},
     package_data={
@@ -46,10 +46,10 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "data": DATA,  # the data plan: engine, extraction, languages, dedup, vocabulary training
-        "ray": DATA + ["ray>=2.40"],  # the data plan on a cluster
+        "data": DATA,  # corpus pipeline: engine, extraction, languages, dedup, vocabulary
+        "ray": DATA + ["ray>=2.40"],  # the corpus pipeline on a cluster
         "report": REPORT,  # plots and the run's HTML page
-        "verify": ["transformers>=4.45", "torch>=2.2"],  # logits of an export compared with theirs
+        "verify": ["transformers>=4.45", "torch>=2.2"],  # checks the logits of an export
         "serve": SERVE,  # the OpenAI-compatible server
         "tpu": ["jax[tpu]>=0.10"],
         "cuda12": ["jax[cuda12]>=0.10"],

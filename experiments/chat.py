@@ -1,10 +1,11 @@
-"""A conversation with a model in the terminal.
+"""Chat with a model in the terminal.
 
 python -m experiments.chat --checkpoint=runs/mine
-python -m experiments.chat --checkpoint=runs/base --plain   # a model that was not taught ChatML
+python -m experiments.chat --checkpoint=runs/base --no_chat_template   # a base model
 
-Ctrl-C stops an answer; at the prompt, two of them or Ctrl-D end the program. /help lists commands.
-The oldest turns make room for new ones. The first prompt appears once the model is compiled.
+Ctrl-C stops a response. At the prompt, Ctrl-C twice or Ctrl-D exits. /help lists the commands.
+When the context is full, the oldest turns are dropped. The first prompt appears when the model has
+been compiled.
 """
 
 import dataclasses
@@ -21,34 +22,36 @@ from qwen_jax.tokenizer import chatml
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """How answers are made."""
+    """The model and how it generates responses."""
 
     checkpoint: str = option("", "a run folder, or a folder in the Qwen or Qwen2 layout")
     tokenizer: str | None = option(None, "a .tiktoken file; None: the one in the model's folder")
-    plain: bool = option(False, "continue the text as it stands, without ChatML")
-    system: str = option(chatml.DEFAULT_SYSTEM, "what the model is told first")
-    max_new_tokens: int = option(512, "the longest answer")
-    temperature: float = option(0.7, "0: the most probable token, always")
-    top_k: int | None = option(None, "draw from the k most probable tokens alone")
-    top_p: float = option(0.8, "the released chat models'")
-    repetition_penalty: float = option(1.0, "above 1: what was said becomes less probable")
-    seed: int = option(0, "of the first answer; each has the next one")
-    context: int | None = option(
-        None, "tokens of prompt and answer; None: as far as it makes sense"
+    no_chat_template: bool = option(
+        False, "for base models: continue the text as it is, without ChatML", alias="plain"
     )
-    cache_dtype: str | None = option(None, "of keys and values; None: the compute dtype")
-    tensor: int = option(1, "devices that the weights and the cache are cut over")
+    system: str = option(chatml.DEFAULT_SYSTEM, "the system message")
+    max_new_tokens: int = option(512, "maximum tokens in a response")
+    temperature: float = option(0.7, "0: greedy decoding")
+    top_k: int | None = option(None, "sample only from the k most probable tokens; None: from all")
+    top_p: float = option(0.8, "nucleus sampling; the released chat models use 0.8")
+    repetition_penalty: float = option(1.0, "above 1: tokens seen before become less probable")
+    seed: int = option(0, "of the first response; the next one uses seed + 1")
+    context: int | None = option(
+        None, "maximum tokens of prompt and response; None: the longest supported"
+    )
+    cache_dtype: str | None = option(None, "of the KV cache; None: the compute dtype")
+    tensor: int = option(1, "devices that the weights and the KV cache are sharded over")
 
     @property
     def sampling(self) -> SamplingParams:
-        """The flags of an answer, checked."""
+        """The sampling flags, validated."""
         fields = ("max_new_tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
         return SamplingParams.named("--{}", **{name: getattr(self, name) for name in fields})
 
 
 def main(config: Config) -> None:
-    """Loads, then question and answer in turn."""
-    sampling = config.sampling  # a flag out of its range is named before the model is read
+    """Loads the model and runs the conversation."""
+    sampling = config.sampling  # reports a flag out of range before the model loads
     mesh = mesh_of(config.tensor)
     model, params, tokenizer = load_model(config.checkpoint, config.tokenizer, mesh=mesh)
     context, sentence = chat.context(model, config.context)
@@ -67,9 +70,9 @@ def main(config: Config) -> None:
         tokenizer,
         dataclasses.replace(sampling, max_new_tokens=longest),
         context=context,
-        system=None if config.plain else config.system,
+        system=None if config.no_chat_template else config.system,
     )
-    print(f"context: {sentence}; up to {longest} of them an answer. /help for help")
+    print(f"context: {sentence}; up to {longest} tokens per response. Type /help for commands.")
     conversation.run()
 
 

@@ -1,15 +1,16 @@
-"""Faults on purpose: what a run of yours does when something breaks.
+"""Inject a fault into a run and see how it recovers.
 
     python -m experiments.faults --flip_bit=runs/a        # one bit of the newest checkpoint
-    python -m experiments.faults --truncate=runs/a        # one of its files is truncated
-    python -m experiments.faults --flip_bit=data/mine/train --folder   # of any folder (shards)
-    python -m experiments.faults --kill=PID --process=2   # of the launch.local with this pid
-    python -m experiments.faults --freeze=PID --process=2, --term=PID --process=2
+    python -m experiments.faults --truncate=runs/a        # one file of the newest checkpoint
+    python -m experiments.faults --flip_bit=data/mine/train --folder   # a file of this folder
+    python -m experiments.faults --kill=PID --process=2   # a process of launch.local with this pid
+    python -m experiments.faults --freeze=PID --process=2
+    python -m experiments.faults --term=PID --process=2
     python -m experiments.faults --kill=PID --saving=runs/a  # while a checkpoint is being written
 
-Use a copy of anything that matters. Faults inside of a run (at a step, in one process) are written
-in its environment: QWEN_JAX_FAULTS="kill step=12 process=1; nan step=20";
-qwen_jax/train/resilience/fault_injection.py has all.
+Work on a copy of anything that matters. To inject a fault inside a run, at a step and in one
+process, set its environment: QWEN_JAX_FAULTS="kill step=12 process=1; nan step=20".
+qwen_jax/train/resilience/fault_injection.py lists all kinds.
 """
 
 import argparse
@@ -21,24 +22,26 @@ import sys
 import time
 
 from qwen_jax.cli import console
+from qwen_jax.config import warn_renamed
 from qwen_jax.errors import ConfigError, QwenJaxError
 from qwen_jax.train.resilience import fault_injection
 
+_DAMAGE = {"flip_bit": fault_injection.flip_bit, "truncate": fault_injection.truncate}
 _SIGNALS = {"kill": signal.SIGKILL, "freeze": signal.SIGSTOP, "term": signal.SIGTERM}
 
 
 def main(argv: list[str]) -> None:
-    """Damages files, or sends a signal to one process of a launcher."""
+    """Damages a file, or sends a signal to one process of a launcher."""
     options = parse(argv)
-    draw = random.Random(options.seed)
-    for name in ("flip_bit", "truncate"):
+    rng = random.Random(options.seed)
+    for name, damage in _DAMAGE.items():
         if folder := getattr(options, name):
             path = (
                 pathlib.Path(folder)
                 if options.folder
                 else fault_injection.newest_checkpoint(folder)
             )
-            print(f"{path}: {getattr(fault_injection, name)(path, draw)}")
+            print(f"{path}: {damage(path, rng)}")
     for name in _SIGNALS:
         if launcher := getattr(options, name):
             while options.saving and fault_injection.unfinished_save(options.saving) is None:
@@ -52,26 +55,47 @@ def parse(argv: list[str]) -> argparse.Namespace:
         description=console.as_typed(__doc__ or "", __package__),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--flip_bit", metavar="RUN_DIR")
-    what.add_argument("--truncate", "--cut", metavar="RUN_DIR")
-    for name in _SIGNALS:
-        what.add_argument(f"--{name}", metavar="LAUNCHER_PID", type=int)
-    parser.add_argument("--folder", action="store_true", help="the folder itself is meant")
-    parser.add_argument("--process", type=int, default=0)
-    parser.add_argument("--saving", metavar="RUN_DIR", help="waits until it is saving")
-    parser.add_argument("--seed", type=int, help="of the choice; none: another one each time")
-    return parser.parse_args(argv)
+    fault = parser.add_mutually_exclusive_group(required=True)
+    for name, text in (
+        ("flip_bit", "flip one bit of a file of its newest checkpoint"),
+        ("truncate", "truncate a file of its newest checkpoint"),
+    ):
+        fault.add_argument(f"--{name}", metavar="RUN_DIR", help=text)
+    for name, number in _SIGNALS.items():
+        text = f"send {number.name} to one process of this launch.local"
+        fault.add_argument(f"--{name}", metavar="LAUNCHER_PID", type=int, help=text)
+    parser.add_argument(
+        "--folder", action="store_true", help="damage a file of the folder itself, not a checkpoint"
+    )
+    parser.add_argument("--process", type=int, default=0, help="the number of the process")
+    parser.add_argument(
+        "--saving", metavar="RUN_DIR", help="wait until this run is writing a checkpoint"
+    )
+    parser.add_argument("--seed", type=int, help="of the random choice; none: a new one each time")
+    return parser.parse_args([_with_current_name(argument) for argument in argv])
+
+
+def _with_current_name(argument: str) -> str:
+    """The argument with --truncate for its former name --cut, which warns."""
+    name, equals, value = argument.partition("=")
+    if name != "--cut":
+        return argument
+    warn_renamed("--cut", "--truncate", "the command line")
+    return f"--truncate{equals}{value}"
 
 
 def send(name: str, launcher: int, process: int) -> None:
-    """The signal, to a process of the launcher with this pid."""
+    """Sends the signal `name` to a process of the launcher with this pid.
+
+    Raises:
+      ConfigError: the launcher has no such process.
+    """
     found = fault_injection.worker_pids(launcher)
     if process not in found:
         raise ConfigError(
-            f"process {process} is none of {sorted(found)}.",
+            f"process {process} is not one of {sorted(found)}.",
             f"--{name}={launcher}",
-            "name the pid of launch.local.",
+            "give the pid of launch.local, and --process as the number of one of its processes.",
         )
     os.kill(found[process], _SIGNALS[name])
     print(f"{_SIGNALS[name].name} to process {process}, pid {found[process]}")

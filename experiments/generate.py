@@ -1,12 +1,12 @@
-"""What a model says: to one prompt, or to a file of them.
+"""Generate completions for one prompt or for a JSONL file of prompts.
 
 python -m experiments.generate --checkpoint=runs/quickstart --prompt="class Queue("
-python -m experiments.generate --checkpoint=runs/mine --input=questions.jsonl --output=answers.jsonl
+python -m experiments.generate --checkpoint=runs/mine --input=prompts.jsonl --output=out.jsonl
 
-A line of the file is {"prompt": ...} or {"messages": [...]}, with settings of its own if it likes
-({"prompt": "Once", "temperature": 0, "id": 7}); --help has their names, after --settings. Bad lines
-are named before anything runs. The answers are in the order of the input. A run that was killed
-goes on where it was when the same command is given again, and ends with the same file.
+Each input line is {"prompt": ...} or {"messages": [...]}. A line may override sampling settings
+({"prompt": "Once", "temperature": 0, "id": 7}); --help lists them under --settings. Invalid lines
+are reported before anything runs. The output has the order of the input. To resume a killed run,
+run the same command again: the output is the same, byte for byte.
 """
 
 import dataclasses
@@ -25,38 +25,40 @@ from qwen_jax.pretrained.load import load_model
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """What to answer, and how."""
+    """The model, the prompts and the sampling settings."""
 
     checkpoint: str = option("", "a run folder, or a folder in the Qwen or Qwen2 layout")
     tokenizer: str | None = option(None, "a .tiktoken file; None: the one in the model's folder")
-    prompt: str = option("", "empty: the beginning of a document")
-    input: str | None = option(None, "a JSONL file, in place of --prompt")
-    output: str | None = option(None, "the JSONL file to write")
+    prompt: str = option("", "the text to continue; empty: start a new document")
+    input: str | None = option(None, "a JSONL file of prompts, instead of --prompt")
+    output: str | None = option(None, "the JSONL file to write, with --input")
     settings: SamplingParams = jsonl.DEFAULTS
-    rows: int = option(8, "answers computed at once; changes none of them")
-    context: int | None = option(
-        None, "tokens of a prompt and its answer; None: as far as it makes sense"
+    max_num_seqs: int = option(
+        8, "completions decoded at once; does not change the output", alias="rows"
     )
-    cache_dtype: str | None = option(None, "of keys and values; None: the compute dtype")
-    tensor: int = option(1, "devices that the weights and the cache are cut over")
+    context: int | None = option(
+        None, "maximum tokens of a prompt and its completion; None: the longest supported"
+    )
+    cache_dtype: str | None = option(None, "of the KV cache; None: the compute dtype")
+    tensor: int = option(1, "devices that the weights and the KV cache are sharded over")
 
     def __post_init__(self):
         if (self.input is None) != (self.output is None) or self.input and self.prompt:
             raise ConfigError(
-                "neither one prompt nor a file of them.",
+                "--prompt excludes --input, and --input needs --output.",
                 "--prompt, --input, --output",
-                "give --prompt alone, or --input and --output.",
+                "give either --prompt, or both --input and --output.",
             )
 
 
 def main(config: Config) -> None:
-    """Loads, generates, prints or writes."""
+    """Loads the model, then prints or writes its completions."""
     mesh = mesh_of(config.tensor)
     model, params, tokenizer = load_model(config.checkpoint, config.tokenizer, mesh=mesh)
     context, sentence = chat.context(model, config.context)
     settings = {"context": context, "cache_dtype": config.cache_dtype}
     start = functools.partial(start_engine, params, model, tokenizer, mesh=mesh, **settings)
-    if config.input is None or config.output is None:  # both, or neither
+    if config.input is None or config.output is None:  # neither is set
         engine = start(max_num_seqs=config.settings.n)
         for text in continuations(engine, tokenizer, config.prompt, config.settings):
             print(config.prompt + text, end="\n\n")
@@ -64,14 +66,14 @@ def main(config: Config) -> None:
     print(f"context: {sentence}", flush=True)
     source = jsonl.Source(config.input, tokenizer, config.settings, context=context)
     made_from = {"model": jsonl.fingerprint(model, params), "cache_dtype": config.cache_dtype}
-    start = functools.partial(start, max_num_seqs=config.rows)
+    start = functools.partial(start, max_num_seqs=config.max_num_seqs)
     log = functools.partial(print, flush=True)
     try:
         jsonl.complete_file(
-            source, config.output, made_from, start, max_num_seqs=config.rows, log=log
+            source, config.output, made_from, start, max_num_seqs=config.max_num_seqs, log=log
         )
     except KeyboardInterrupt:
-        print("stopped; give the same command again to go on", file=sys.stderr, flush=True)
+        print("stopped; run the same command again to resume", file=sys.stderr, flush=True)
         sys.exit(130)
 
 

@@ -1,11 +1,13 @@
-"""Longer text than it was trained on, without training. Report: 2.5, Table 3.
+"""Perplexity beyond the training length, without further training. Report: 2.5, Table 3.
 
-Perplexity at lengths from half to 16 times the training length: plain, with dynamic NTK, with LogN
-as well, and with windows as well, shorter in the lower layers. The same tokens are scored at every
-length; only how many of them come before differs. Prints the table and writes it to OUTPUT.
+Measures perplexity at half to 8 times the training length (--multiples): plain, then adding dynamic
+NTK, LogN and windowed attention, with shorter windows in the lower layers. The same tokens are
+scored at every length; only the length of their context differs. Prints the table and writes it to
+--output.
 
-Any model:     python -m experiments.long_context --model=FOLDER --data=SHARDS
-The toy that shows it on a CPU, trained at 256 in ten minutes (documents should be long):
+Any model:
+    python -m experiments.long_context --model=FOLDER --data=SHARDS
+A toy model that shows the effect on a CPU, trained at 256 in ten minutes (use long documents):
     python -m experiments.prepare_data --recipe=unfiltered --sources=mine=FOLDER \\
         --output=data/mine --vocabulary.size=2048 --eval_fraction=0.1
     python -m experiments.pretrain --recipe=toy_256 --data.sources=data/mine/shards/mine/train
@@ -30,17 +32,19 @@ from qwen_jax.utils.files import write_bytes, write_json
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One table."""
+    """The model, the text and the cells of the table."""
 
     model: str = option("", "a run folder, or a folder in the Qwen or Qwen2 layout")
-    data: str = option("", "a folder of token shards, held out, of long documents")
+    data: str = option("", "a folder of held-out token shards with long documents")
     multiples: tuple[float, ...] = option(
         (0.5, 1, 2, 4, 8), "of the training length (report Table 3)"
     )
-    windows: tuple[int, ...] | None = option(None, "one per layer, lowest first; None: see ramp()")
-    tokens: int = option(1 << 18, "how many are scored at every length, at the most")
-    compute_dtype: str | None = option(None, "None: as the model was trained")
-    output: str = option("runs/long_context", "long_context.json and long_context.png")
+    windows: tuple[int, ...] | None = option(
+        None, "in tokens, one per layer, lowest first; None: 1, 2 and 4 times the training length"
+    )
+    tokens: int = option(1 << 18, "maximum tokens scored at each length")
+    compute_dtype: str | None = option(None, "None: that of training")
+    output: str = option("runs/long_context", "folder for long_context.json and long_context.png")
 
 
 RECIPE = Config()
@@ -50,10 +54,10 @@ SMOKE = dataclasses.replace(
 
 
 def main(config: Config) -> None:
-    """Loads, measures cell by cell, prints, writes."""
+    """Measures every cell of the table, prints it and writes it."""
     if not config.model or not config.data:
         raise ConfigError(
-            "no model, or no text.", "--model, --data", "name both; --help shows how."
+            "the model or the text is missing.", "--model, --data", "give both; see --help."
         )
     model, params = load_pretrained(config.model)
     model = dataclasses.replace(model, compute_dtype=config.compute_dtype or model.compute_dtype)
@@ -80,7 +84,7 @@ def main(config: Config) -> None:
 
 
 def extensions(model: ModelConfig, windows: tuple[int, ...]) -> dict[str, ModelConfig]:
-    """The rows of the table: the model with one more of the techniques in each."""
+    """Row of the table -> the model; each row adds one technique."""
     return {
         name: dataclasses.replace(model, extension=extension)
         for name, extension in {
@@ -93,7 +97,7 @@ def extensions(model: ModelConfig, windows: tuple[int, ...]) -> dict[str, ModelC
 
 
 def write(folder: pathlib.Path, record: dict) -> None:
-    """The figures and their plot."""
+    """Writes the perplexities as JSON and as a plot."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "long_context.json", record)
     plot = draw_lengths(record["perplexity"], record["lengths"], record["context_length"])
@@ -102,9 +106,10 @@ def write(folder: pathlib.Path, record: dict) -> None:
 
 
 def ramp(model: ModelConfig) -> tuple[int, ...]:
-    """The training length in the lowest eighth of the layers, then twice, then four times that.
+    """Windows of 1, 2 and 4 times the training length, from the lowest layers to the highest.
 
-    A maintainer's example: 2048 in the first 4 of 32 layers, 4096 in the next 4, then 8192.
+    The lowest eighth of the layers has 1 times the training length, the next eighth twice. As in an
+    example of Qwen's maintainers: 2048 in layers 0-3 of 32, 4096 in layers 4-7, 8192 above.
     """
     step = max(1, model.num_layers // 8)
     return tuple(
@@ -112,29 +117,33 @@ def ramp(model: ModelConfig) -> tuple[int, ...]:
     )
 
 
-def read(folder: str, lengths: list[int], at_most: int) -> np.ndarray:
-    """As many tokens as fill whole rows at the longest length, and the one after them."""
+def read(folder: str, lengths: list[int], max_tokens: int) -> np.ndarray:
+    """Reads tokens [n * max(lengths) + 1]: full sequences of the longest length, and one target.
+
+    Raises:
+      DataError: there is not one full sequence, or a length does not divide the longest.
+    """
     opened = shards.open_shards(folder)
     tokens = np.concatenate([np.memmap(file, opened.dtype, "r") for file in opened.files])
-    usable = min(len(tokens) - 1, at_most) // max(lengths) * max(lengths)
+    usable = min(len(tokens) - 1, max_tokens) // max(lengths) * max(lengths)
     if not usable or any(usable % length for length in lengths):
         raise DataError(
-            f"{len(tokens):,} tokens do not fill rows of {lengths}.",
+            f"{len(tokens):,} tokens do not fill sequences of lengths {lengths}.",
             folder,
-            "use more text, or lengths that divide the longest one.",
+            "use more text, or --multiples that divide the largest one.",
         )
     return tokens[: usable + 1]
 
 
 def measure(
-    rows: dict[str, ModelConfig], params, tokens: np.ndarray, lengths: list[int]
+    models: dict[str, ModelConfig], params, tokens: np.ndarray, lengths: list[int]
 ) -> dict[str, list[float]]:
-    """Name -> perplexity at each length."""
-    table: dict[str, list[float]] = {name: [] for name in rows}
+    """Row of the table -> perplexity at each length."""
+    table: dict[str, list[float]] = {name: [] for name in models}
     with tqdm(
-        total=len(rows) * len(lengths) * (len(tokens) - 1), unit=" tokens", unit_scale=True
+        total=len(models) * len(lengths) * (len(tokens) - 1), unit=" tokens", unit_scale=True
     ) as bar:
-        for name, config in rows.items():
+        for name, config in models.items():
             for length in lengths:
                 bar.set_description(f"{name} at {length}")
                 table[name].append(

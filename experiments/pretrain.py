@@ -1,24 +1,24 @@
 """Pretraining. Report: 2.4, Table 1.
 
-Trains a language model to predict the next token of a weighted mixture of token shards: AdamW,
-cosine schedule down to 10 %.
+Trains a language model on a weighted mixture of token shards: next-token prediction with AdamW and
+a cosine schedule down to 10 % of the peak learning rate.
 
-Shards of your own text:
+Make shards of your own text:
     python -m experiments.prepare_data --sources=mine=FOLDER --output=data/mine
-Laptop, a minute:
+Train on a laptop, in a minute:
     python -m experiments.pretrain --recipe=smoke --model.vocab_size=32768 \\
         --data.sources=data/mine/shards/mine/train
-Pod of 128 chips, with folders on storage that all hosts share:
+Train on a pod of 128 chips, with all folders on storage that the hosts share:
     python -m launch.tpu_pod --name=run --zone=ZONE --type=v5p-256 -- pretrain \\
         --recipe=7b --mesh.data=4 --run_dir=RUN --data.sources=A/train=0.7,B/train=0.3
-From released weights or another run's, with a new optimizer:
+Start from released weights or from another run's, with a new optimizer:
     ... --init_from=FOLDER
-The same command given again goes on with a run that was interrupted.
+To resume an interrupted run, run the same command again.
 
 Hardware and hours: 116,000 chip hours for 7B and 267,000 for 14B on v5p-256, 64,000 for 1.8B on
-v5e-16. Estimates (benchmarks/results/plan.md): no full size has run on this hardware yet.
-Expect MMLU, 5-shot, of 44.6 (1.8B), 58.2 (7B), 66.3 (14B): report 2.6, Table 2, after the report's
-own tokens, which are not public.
+v5e-16. These are estimates (benchmarks/results/plan.md): no full size has run on this hardware yet.
+Expected 5-shot MMLU: 44.6 (1.8B), 58.2 (7B), 66.3 (14B) after training on the report's own data,
+which are not public (report 2.6, Table 2).
 """
 
 import dataclasses
@@ -50,7 +50,7 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     run_dir: str = option("runs/pretrain", "checkpoints, metrics and the report page")
     init_from: str | None = option(
-        None, "weights to begin with: a released folder or a run; none: fresh"
+        None, "start from these weights: a released folder or a run; None: random weights"
     )
 
 
@@ -61,7 +61,7 @@ def _recipe(model: ModelConfig, tokens: float, *, micro_batches: int) -> Config:
             model,
             context_length=2048,  # report 2.4
             compute_dtype="bfloat16",  # report 2.4
-            remat="dots",  # ours: keeps matrix products, recomputes the rest
+            remat="dots",  # ours: keeps the results of matmuls, recomputes the rest
         ),
         optimizer=OptimizerConfig(
             peak_learning_rate=3.0e-4,  # report Table 1
@@ -85,17 +85,18 @@ def _recipe(model: ModelConfig, tokens: float, *, micro_batches: int) -> Config:
     )
 
 
-# report Table 1: sizes and tokens. Micro-batches are those that experiments.plan found for v5p-256
-# (128 chips; benchmarks/results/plan.md), where 7B takes --mesh.data=4 and 14B --mesh.data=16: a
-# piece of a weight should keep whole vectors of 128. On v5e-16, 1.8B takes --model.remat=block
-# --train.micro_batches=32. The mesh is a slice's, not a recipe's: experiments.plan finds yours.
+# report Table 1: sizes and tokens. experiments.plan found the micro-batches for v5p-256 (128 chips;
+# benchmarks/results/plan.md). There 7B takes --mesh.data=4 and 14B --mesh.data=16, because a shard
+# of a weight should keep full vectors of 128. On v5e-16, 1.8B takes --model.remat=block
+# --train.micro_batches=32. The mesh depends on the slice, not on the recipe: experiments.plan finds
+# yours.
 RECIPES = {
     "1.8b": _recipe(sizes.QWEN_1_8B, 2.2e12, micro_batches=1),
     "7b": _recipe(sizes.QWEN_7B, 2.4e12, micro_batches=2),
     "14b": _recipe(sizes.QWEN_14B, 3.0e12, micro_batches=4),
 }
 _ADAM = RECIPES["1.8b"].optimizer
-RECIPES["toy_256"] = Config(  # ours: what long_context.py shows the report's Table 3 on, on a CPU
+RECIPES["toy_256"] = Config(  # ours: for long_context.py, to show the report's Table 3 on a CPU
     model=ModelConfig(  # 3.4M parameters
         vocab_size=2304,
         hidden_size=192,
@@ -122,12 +123,12 @@ SMOKE = Config(
 
 
 def main(config: Config) -> None:
-    """Trains; a signal ends it with a checkpoint (exit code 0 for SIGTERM, 130 for Ctrl-C)."""
+    """Trains. A signal saves a checkpoint and exits with code 0 (SIGTERM) or 130 (Ctrl-C)."""
     if not config.data.sources:
         raise ConfigError(
-            "no text to train on.",
+            "the text to train on is missing.",
             "--data.sources",
-            "name shard folders; --help shows how to make them.",
+            "give shard folders; --help shows how to make them.",
         )
     initial = weights_of(config.init_from, like=config.model) if config.init_from else None
     with exit_on_signal():

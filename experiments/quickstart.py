@@ -1,10 +1,11 @@
-"""From nothing to a model in ten minutes, on one CPU: the whole line of the report, small.
+"""Train and align a small model in ten minutes on one CPU, with every step of the report.
 
-Gathers this computer's own Python documentation and source and takes them through the data plan
-(2.1), learns a vocabulary and grows it for code (2.2), writes token shards, pretrains (2.4),
-compares with a 3-gram model, samples, exports to the released layouts, then fine-tunes (3.1),
-learns a reward (3.2.1) and reinforces (3.2.2), and writes runs/quickstart/report.html. Interrupt it
-anywhere and run it again: it goes on where it was and ends with the same weights.
+Runs the Python documentation and source on this computer through the corpus pipeline (2.1), trains
+a vocabulary and extends it for code (2.2), writes token shards and pretrains (2.4). Then it
+compares the model with a 3-gram model, samples from it and exports it to the released layouts.
+Last come supervised fine-tuning (3.1), a reward model (3.2.1) and PPO (3.2.2), and a report page in
+runs/quickstart/report.html. After an interruption, run it again: it resumes and produces the same
+weights.
 
     python -m experiments.quickstart                          # or: make quickstart
     python -m experiments.quickstart --train.num_steps=4000   # longer, better
@@ -46,22 +47,24 @@ PROMPTS = ("", "class Queue(", "open(file, mode='r'", "    Return the", "def ")
 
 @dataclasses.dataclass(frozen=True)
 class Config(pretrain.Config):
-    """A pretraining run and what comes before and after it."""
+    """A pretraining run and the steps before and after it."""
 
     learned_tokens: int = option(
         1500,
-        "vocabulary learned from the documentation, 256 bytes included",
+        "vocabulary trained on the documentation, including 256 bytes",
         alias="learnt_tokens",
     )
-    grown_tokens: int = option(340, "added for source code; with 208 special tokens: 2,048")
-    eval_fraction: float = option(0.05, "of the documents, held out")
-    code_weight: float = option(0.15, "share of source code in the mixture")
-    sample_tokens: int = option(160, "of each sample in the report")
+    grown_tokens: int = option(
+        340, "tokens added for source code; with 208 special tokens: 2,048 in all"
+    )
+    eval_fraction: float = option(0.05, "fraction of the documents to hold out")
+    code_weight: float = option(0.15, "weight of source code in the mixture")
+    sample_tokens: int = option(160, "tokens in each sample of the report")
     align: quickstart_alignment.Steps = quickstart_alignment.Steps()  # the stages after pretraining
 
 
 RECIPE = Config(
-    model=ModelConfig(  # ours: 2.6M parameters, what two CPU cores can teach in five minutes
+    model=ModelConfig(  # ours: 2.6M parameters, which two CPU cores train in five minutes
         vocab_size=2048,
         hidden_size=192,
         num_layers=4,
@@ -70,8 +73,8 @@ RECIPE = Config(
         context_length=256,
         unroll_layers=4,
         compute_dtype="bfloat16",
-    ),  # report 2.4; float32 where the CPU has no such products
-    optimizer=OptimizerConfig(  # report 2.4, but for the learning rate and what follows from it
+    ),  # report 2.4; float32 where the CPU has no bfloat16 matmuls
+    optimizer=OptimizerConfig(  # report 2.4, except the learning rate and the warm-up
         peak_learning_rate=4e-3, warmup_steps=100
     ),
     train=TrainConfig(
@@ -104,33 +107,33 @@ SMOKE = dataclasses.replace(
 
 
 def main(config: Config) -> None:
-    """Each stage leaves a file or folder, whole or not at all, and is passed over once it has."""
+    """Runs every step. A step writes its output atomically and is skipped if the output exists."""
     started, folder = time.time(), pathlib.Path(config.run_dir)
     result = gather(folder)
     tokenizer = learn_vocabulary(config, folder, result)
     encode(config, folder, result)
     pretrain.main(pretraining(config, folder))
     model, params = load_pretrained(folder)
-    model = dataclasses.replace(model, compute_dtype="float32")  # a CPU decodes faster so
+    model = dataclasses.replace(model, compute_dtype="float32")  # a CPU decodes faster in float32
     evaluate(config, folder, model, params, tokenizer)
     sample(config, folder, model, params, tokenizer)
     export(folder, model, params, tokenizer)
     log("8/10 alignment")
     quickstart_alignment.align(folder, result, config.align, log=lambda line: log(f"     {line}"))
     log(
-        f"9/10 {quickstart_alignment.compare(folder, tokenizer)}; talk to it:\n"
+        f"9/10 {quickstart_alignment.compare(folder, tokenizer)}; chat with the model:\n"
         f"     {pathlib.Path(sys.executable)} -m {__package__}.chat --checkpoint={folder}/ppo"
     )
     page = write_report(folder)
-    log(f"10/10 {page} is the report of this run ({time.time() - started:.0f} s)")
+    log(f"10/10 finished in {time.time() - started:.0f} s; open {page}")
 
 
 def pretraining(config: Config, folder: pathlib.Path) -> Config:
-    """The run over both sources, in a dtype that this CPU computes quickly."""
+    """The config of the pretraining run: both sources, and a dtype that this CPU computes fast."""
     model = config.model
     if model.compute_dtype == "bfloat16" and not has_bfloat16_matmul():
         model = dataclasses.replace(model, compute_dtype="float32")
-    log(f"4/10 pretraining in {model.compute_dtype}; Ctrl-C stops it with a checkpoint")
+    log(f"4/10 pretraining in {model.compute_dtype}; Ctrl-C saves a checkpoint and exits")
     data = DataConfig(
         sources=(
             f"{folder}/shards/docs/train={1 - config.code_weight:g}",
@@ -146,13 +149,12 @@ def log(line: str) -> None:
 
 
 def gather(folder: pathlib.Path) -> pipeline.Result:
-    """What is on every computer that has a Python, through the data plan
-    (experiments.prepare_data), in this process. Of two pages that are nearly alike one stays,
-    so none is held out of the other."""
-    log(
-        "1/10 gathering the documentation and source of this Python: extracted, deduplicated, "
-        "masked"
-    )
+    """Runs the corpus pipeline (experiments.prepare_data) on Python's own documentation and source.
+
+    It runs in this process. Near-duplicates are removed, so that no held-out document has a near
+    copy in the training data.
+    """
+    log("1/10 extracting, deduplicating and masking the documentation and source of this Python")
     result = pipeline.run(
         [f"{name}=python:{name}" for name in SOURCES],
         [Read(), ExactDedup(), NearDedup(), PersonalStage()],
@@ -164,15 +166,15 @@ def gather(folder: pathlib.Path) -> pipeline.Result:
             ", ".join(f"{rule} {found['documents']}" for rule, found in counts["rejected"].items())
             or "none"
         )
-        log(f"     {name}: {counts['kept']['documents']} documents; left out: {rejected}")
+        log(f"     {name}: {counts['kept']['documents']} documents kept; removed: {rejected}")
     return result
 
 
 def learn_vocabulary(config: Config, folder: pathlib.Path, result: pipeline.Result) -> Tokenizer:
-    """Learned from the documentation, grown for code, and how well each compresses (Figure 3)."""
+    """Trains a vocabulary, extends it for code and measures how both compress (Figure 3)."""
     path = folder / "tokenizer.tiktoken"
     if not path.exists():
-        log("2/10 learning a vocabulary from the documentation, growing it for source code")
+        log("2/10 training a vocabulary on the documentation, extending it for source code")
         docs, code = (
             [document.text for document in source_documents(result, name)] for name in SOURCES
         )
@@ -189,8 +191,8 @@ def learn_vocabulary(config: Config, folder: pathlib.Path, result: pipeline.Resu
 
 
 def encode(config: Config, folder: pathlib.Path, result: pipeline.Result) -> None:
-    """Token shards of each source, some packages held out."""
-    log("3/10 token shards")
+    """Writes token shards of each source, with some packages held out."""
+    log("3/10 writing token shards")
     split = shards.Split(config.eval_fraction, config.train.seed)
     tokenize(
         result,
@@ -206,16 +208,16 @@ def encode(config: Config, folder: pathlib.Path, result: pipeline.Result) -> Non
             shards.open_shards(folder / "shards" / name / side) for side in ("train", "eval")
         )
         log(
-            f"     {name}: {train.tokens:,} tokens to learn from in {train.documents} documents, "
-            f"{held_out.tokens:,} held out in {held_out.documents}"
+            f"     {name}: {train.tokens:,} training tokens in {train.documents} documents, "
+            f"{held_out.tokens:,} held-out tokens in {held_out.documents}"
         )
 
 
 def evaluate(config: Config, folder: pathlib.Path, model: ModelConfig, params, tokenizer) -> None:
-    """All of the held-out documentation, against what counting achieves on the same text."""
+    """Measures the model and a 3-gram model on all held-out documentation."""
     if (folder / "evaluation.json").exists():
         return
-    log("5/10 evaluating on the held-out documentation, against a 3-gram model of the same text")
+    log("5/10 evaluating on the held-out documentation, next to a 3-gram model of the same text")
     held_out = Loader(
         DataConfig(sources=(f"{folder}/shards/docs/eval",)),
         context_length=model.context_length,
@@ -231,7 +233,7 @@ def evaluate(config: Config, folder: pathlib.Path, model: ModelConfig, params, t
         np.concatenate([read_tokens(folder / "shards" / name / "train") for name in SOURCES]),
         vocab_size=model.vocab_size,
     )
-    nats = -float(np.mean(counted.log_probs(tokens)[1:]))  # the first has no context in either
+    nats = -float(np.mean(counted.log_probs(tokens)[1:]))  # neither has context for the first token
     ngram = {
         "loss": nats,
         "perplexity": float(np.exp(nats)),
@@ -250,10 +252,10 @@ def read_tokens(folder: pathlib.Path) -> np.ndarray:
 
 
 def sample(config: Config, folder: pathlib.Path, model: ModelConfig, params, tokenizer) -> None:
-    """What it learned: the beginning of a page, and continuations."""
+    """Writes and prints samples: a new document, and continuations of PROMPTS."""
     if not (folder / "samples.json").exists():
         settings = {"temperature": 0.7, "top_p": 0.95, "seed": config.train.seed}
-        rows = generate(
+        completions = generate(
             params,
             [[tokenizer.end_of_text] + tokenizer.encode(prompt) for prompt in PROMPTS],
             config=model,
@@ -265,18 +267,18 @@ def sample(config: Config, folder: pathlib.Path, model: ModelConfig, params, tok
         write_json(
             folder / "samples.json",
             [
-                {"prompt": prompt, "text": tokenizer.decode(row), **settings}
-                for prompt, row in zip(PROMPTS, rows, strict=True)
+                {"prompt": prompt, "text": tokenizer.decode(completion), **settings}
+                for prompt, completion in zip(PROMPTS, completions, strict=True)
             ],
         )
     log("6/10 samples")
-    for made in read_json(folder / "samples.json", kind=list):
-        log("-" * 88 + f"\n{made['prompt']}{made['text']}")
+    for each in read_json(folder / "samples.json", kind=list):
+        log("-" * 88 + f"\n{each['prompt']}{each['text']}")
     log("-" * 88)
 
 
 def export(folder: pathlib.Path, model: ModelConfig, params, tokenizer: Tokenizer) -> None:
-    """Both released layouts, in the dtype of training."""
+    """Exports to both released layouts, in the dtype of training."""
     for layout in ("qwen2", "qwen"):
         save_pretrained(
             folder / "export" / layout, model, params, layout=layout, tokenizer=tokenizer
@@ -285,7 +287,7 @@ def export(folder: pathlib.Path, model: ModelConfig, params, tokenizer: Tokenize
         folder / "export.json",
         {"path": str(folder / "export"), "layout": "qwen2 and qwen", "dtype": model.param_dtype},
     )
-    log(f"7/10 {folder}/export/qwen2 is for transformers, {folder}/export/qwen for Qwen's own code")
+    log(f"7/10 exported to {folder}/export: qwen2 for transformers, qwen for Qwen's own code")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The second half of the quickstart: from a language model to one that answers. Report: 3.1, 3.2.
+"""The second half of the quickstart: aligns the language model. Report: 3.1, 3.2.
 
-Fine-tunes on questions whose answers are known (sums in English and Chinese, and what functions of
-this computer's documentation do), learns a reward from pairs of a right and a wrong answer, and
-reinforces with PPO. The fine-tuning is kept short, so that there is something left to reinforce.
-A part of another page:
+Fine-tunes on questions with known answers: sums in English and Chinese, and what documented
+functions do. Then it trains a reward model on pairs of a correct and a wrong answer, and runs PPO.
+Fine-tuning is short on purpose, which leaves room for PPO to improve. This is a part of another
+page:
 
     python -m experiments.quickstart --align.ppo=240
 """
@@ -27,7 +27,7 @@ from qwen_jax.utils.files import write_json
 
 from . import ppo, reward_model, sft
 
-ASKED = (
+QUESTIONS = (
     "What is 7 + 2?",
     "8 + 9 等于多少？",
     "Compute 9 - 6.",
@@ -35,42 +35,42 @@ ASKED = (
     "What does get of queue do?",
     "What does abs of operator do?",
 )
-MODEL = dataclasses.replace(sft.SMOKE.model, dropout=0.0, unroll_layers=4)  # its own stage's alone
+# The settings that a stage may change; the architecture comes from init_from.
+MODEL = dataclasses.replace(sft.SMOKE.model, dropout=0.0, unroll_layers=4)
 
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """How long each stage is, and the learning rate it takes. Ours:
-    what two CPU cores do in minutes."""
+    """Length and learning rate of each stage. Ours: two CPU cores need minutes for them."""
 
     sft: int = option(260, "steps of fine-tuning")
-    pmp: int = option(40, "steps of preference model pretraining")
+    pmp: int = option(40, "steps of preference model pretraining (PMP)")
     reward: int = option(40, "steps of the reward model")
     ppo: int = option(120, "steps of PPO")
-    value_warmup: int = option(10, "of them, for the value model alone")
-    sft_rate: float = option(3e-3, "learning rate at its peak")
-    reward_rate: float = option(5e-4, "of both stages of the reward model")
-    ppo_rate: float = option(2e-4, "of the policy")
+    value_warmup: int = option(10, "first steps of PPO, which train only the value model")
+    sft_rate: float = option(3e-3, "peak learning rate of fine-tuning")
+    reward_rate: float = option(5e-4, "learning rate of PMP and of the reward model")
+    ppo_rate: float = option(2e-4, "learning rate of the policy")
 
 
 def align(
     folder: pathlib.Path, result: Result, steps: Steps, *, log: Callable[[str], None]
 ) -> None:
-    """Runs every stage that is not done, each in its own folder below `folder`.
+    """Runs every unfinished stage, each in its own folder in `folder`.
 
     Args:
-      result: of the data plan; questions are about its documentation.
+      result: of the corpus pipeline; questions are about its documentation.
     """
     data = folder / "questions"
     if not data.exists():
-        ask(result, data)
-    old = (data / "sums/talks.jsonl").exists()  # of runs before the file was renamed
+        write_questions(result, data)
+    old = (data / "sums/talks.jsonl").exists()  # the former name of the file
     file = "talks.jsonl" if old else "conversations.jsonl"
-    log("fine-tuning on questions with their answers")
+    log("fine-tuning on questions and answers")
     sft.main(
         sft.Config(
             model=MODEL,
-            train=trained(steps.sft, 4),
+            train=train_config(steps.sft, 4),
             init_from=str(folder),
             run_dir=f"{folder}/sft",
             optimizer=OptimizerConfig(
@@ -82,13 +82,13 @@ def align(
             ),
         )
     )
-    log("preference model pretraining, on pairs of both kinds")
+    log("preference model pretraining (PMP) on all pairs")
     pairs = reward_model.Config(
         model=MODEL,
-        train=trained(steps.pmp, 16),
+        train=train_config(steps.pmp, 16),
         init_from=f"{folder}/sft",
         run_dir=f"{folder}/pmp",
-        optimizer=at(steps.reward_rate, warmup_steps=steps.reward // 8),
+        optimizer=constant_rate(steps.reward_rate, warmup_steps=steps.reward // 8),
         data=reward_model.PairData(
             pairs=(f"{data}/docs/pairs.jsonl", f"{data}/sums/pairs.jsonl"),
             epochs=None,
@@ -101,7 +101,7 @@ def align(
     reward_model.main(
         dataclasses.replace(
             pairs,
-            train=trained(steps.reward, 16),
+            train=train_config(steps.reward, 16),
             init_from=f"{folder}/pmp",
             run_dir=f"{folder}/reward",
             data=dataclasses.replace(
@@ -112,12 +112,12 @@ def align(
             ),
         )
     )
-    log("PPO: a reward of 1 for a sum that is right")
+    log("PPO, with a reward of 1 for a correct sum")
     ppo.main(ppo_config(folder, steps=steps.ppo, warmup=steps.value_warmup, rate=steps.ppo_rate))
 
 
-def trained(num_steps: int, batch_size: int) -> TrainConfig:
-    """A run that is looked at and saved four times."""
+def train_config(num_steps: int, batch_size: int) -> TrainConfig:
+    """A run with four evaluations and four checkpoints."""
     every = max(1, num_steps // 4)
     return TrainConfig(
         num_steps=num_steps,
@@ -129,8 +129,8 @@ def trained(num_steps: int, batch_size: int) -> TrainConfig:
     )
 
 
-def at(rate: float, **changes) -> OptimizerConfig:
-    """AdamW as everywhere in the report, at a constant rate."""
+def constant_rate(rate: float, **changes) -> OptimizerConfig:
+    """The report's AdamW, with a constant learning rate and no weight decay."""
     return OptimizerConfig(
         peak_learning_rate=rate, schedule="constant", weight_decay=0.0, **changes
     )
@@ -139,19 +139,19 @@ def at(rate: float, **changes) -> OptimizerConfig:
 def ppo_config(
     folder: pathlib.Path, *, steps: int, warmup: int, rate: float, batch_size: int = 32
 ) -> ppo.Config:
-    """PPO on sums, from the fine-tuned model, with the reward that can be checked.
+    """PPO on sums, from the fine-tuned model, with a verifiable reward.
 
-    Ours: the small reward model, right in 7 of 10 held-out pairs, was tried as well, added to it;
-    PPO then found what it likes, and fewer sums were right than before.
+    Ours: the reward model is not used. It is right for 7 of 10 held-out pairs; with it added to the
+    verifiable reward, PPO exploited it and fewer sums were correct than before.
     """
     return ppo.Config(
         model=MODEL,
-        train=dataclasses.replace(trained(steps, batch_size), eval_every=None, log_every=2),
+        train=dataclasses.replace(train_config(steps, batch_size), eval_every=None, log_every=2),
         init_from=f"{folder}/sft",
         run_dir=f"{folder}/ppo",
         reward_functions=("qwen_jax.align.rewards:arithmetic",),
-        optimizer=at(rate),
-        value_optimizer=at(5 * rate),  # report 3.2.2: five times the policy's
+        optimizer=constant_rate(rate),
+        value_optimizer=constant_rate(5 * rate),  # report 3.2.2: five times the policy's
         ppo=dataclasses.replace(
             ppo.SMOKE.ppo,
             value_warmup_steps=warmup,
@@ -159,7 +159,7 @@ def ppo_config(
             # ours: 0.1 brings the loss on documentation from 5.4 back to 4.2 at about the same
             # reward (benchmarks/results/ppo_ablations.md); other values were not compared.
             pretrain_coefficient=0.1,
-            pretrain_ratio=0.125,  # ours: 4 rows a step, for two CPU cores
+            pretrain_ratio=0.125,  # ours: 4 sequences a step, for two CPU cores
         ),
         data=ppo.PPOData(
             prompts=(f"{folder}/questions/sums/prompts.jsonl",),
@@ -169,11 +169,10 @@ def ppo_config(
     )
 
 
-def ask(result: Result, output: pathlib.Path) -> None:
-    """Writes questions and what is held out of them."""
-    documented = arithmetic.documented(source_documents(result, "docs"))[
-        :300
-    ]  # ours: what minutes suffice for
+def write_questions(result: Result, output: pathlib.Path) -> None:
+    """Writes the questions, and a held-out tenth of them, below `output`."""
+    documented = arithmetic.documented(source_documents(result, "docs"))
+    documented = documented[:300]  # ours: they train in minutes
     for name, found in (("sums", arithmetic.sums()), ("docs", documented)):
         learned, held_out = arithmetic.split(found, 0.1)
         arithmetic.write(held_out, output / "held_out" / name)
@@ -181,34 +180,38 @@ def ask(result: Result, output: pathlib.Path) -> None:
 
 
 def compare(folder: pathlib.Path, tokenizer: Tokenizer) -> str:
-    """Answers of each stage to some questions, in answers.json. Returns a sentence: the shares of
-    sums that each gets right, greedily, of those that PPO was asked and of those held out."""
-    shown, asked, held_out = [{"question": text} for text in ASKED], [], []
+    """Writes each stage's answers to QUESTIONS to answers.json.
+
+    Returns:
+      A sentence with the accuracy on sums before and after PPO, on PPO's prompts and held out.
+    """
+    records, trained, held_out = [{"question": text} for text in QUESTIONS], [], []
     for stage in ("sft", "ppo"):
         model, params = load_pretrained(folder / stage)
-        for row, answer in zip(shown, complete(model, params, tokenizer, ASKED), strict=True):
-            row[f"after {stage.upper()}"] = answer
-        asked.append(share_right(model, params, tokenizer, held_out=False))
-        held_out.append(share_right(model, params, tokenizer))
-    write_json(folder / "answers.json", shown)
+        completions = complete(model, params, tokenizer, QUESTIONS)
+        for record, completion in zip(records, completions, strict=True):
+            record[f"after {stage.upper()}"] = completion
+        trained.append(sum_accuracy(model, params, tokenizer, held_out=False))
+        held_out.append(sum_accuracy(model, params, tokenizer))
+    write_json(folder / "answers.json", records)
     return (
-        "sums that are right, before and after PPO: {:.1%} and {:.1%} of those it was asked, "
-        "{:.1%} and {:.1%} of those held out".format(*asked, *held_out)
+        "correct sums before and after PPO: {:.1%} and {:.1%} of PPO's prompts, "
+        "{:.1%} and {:.1%} of the held-out prompts".format(*trained, *held_out)
     )
 
 
-def share_right(
+def sum_accuracy(
     model, params, tokenizer: Tokenizer, *, held_out: bool = True, number: int = 256
 ) -> float:
-    """The share of sums, held out or not, whose most probable answer is right."""
-    asked = [q.text for q in arithmetic.split(arithmetic.sums(), 0.1)[held_out][:number]]
-    return float(np.mean(rewards.arithmetic(asked, complete(model, params, tokenizer, asked))))
+    """The fraction of `number` sums, held out or not, that greedy decoding gets right."""
+    prompts = [q.text for q in arithmetic.split(arithmetic.sums(), 0.1)[held_out][:number]]
+    return float(np.mean(rewards.arithmetic(prompts, complete(model, params, tokenizer, prompts))))
 
 
-def complete(model, params, tokenizer: Tokenizer, asked: Sequence[str]) -> list[str]:
-    """The most probable answer to each question."""
-    prompts = [chatml.prompt([("user", text)], tokenizer) for text in asked]
-    rows = generate(
+def complete(model, params, tokenizer: Tokenizer, questions: Sequence[str]) -> list[str]:
+    """Greedy completions, one for each question."""
+    prompts = [chatml.prompt([("user", text)], tokenizer) for text in questions]
+    completions = generate(
         params,
         prompts,
         config=model,
@@ -217,4 +220,4 @@ def complete(model, params, tokenizer: Tokenizer, asked: Sequence[str]) -> list[
         stop_ids=list(chatml.stop_ids(tokenizer)),
         vocab_size=tokenizer.vocab_size,
     )
-    return [tokenizer.decode(row) for row in rows]
+    return [tokenizer.decode(completion) for completion in completions]

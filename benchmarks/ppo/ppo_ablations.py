@@ -165,8 +165,8 @@ def facts(
     evaluate = make_evaluator(make_objective(model, training=False), lambda batch: batch)
     lost = evaluate(params, text.eval_batches(16), bytes_per_token=text.bytes_per_token)["loss"]
     return columns | {
-        "sums right": quickstart_alignment.share_right(model, params, tokenizer, held_out=False),
-        "held-out sums right": quickstart_alignment.share_right(model, params, tokenizer),
+        "sums right": quickstart_alignment.sum_accuracy(model, params, tokenizer, held_out=False),
+        "held-out sums right": quickstart_alignment.sum_accuracy(model, params, tokenizer),
         "documentation loss": lost,
     }
 

@@ -1,4 +1,4 @@
-"""`qwen-jax NAME ...`: the pages of the report and the launchers of an installed package.
+"""`qwen-jax NAME ...`: runs a page of the report or a launcher of an installed package.
 
     qwen-jax --help                                            # every NAME
     qwen-jax pretrain --help
@@ -18,12 +18,12 @@ import sys
 import qwen_jax
 from qwen_jax.errors import QwenJaxError, unknown_name
 
-INSTALLED = "qwen_jax.experiments"  # the package of the pages; `experiments` in a checkout
+INSTALLED = "qwen_jax.experiments"  # in a checkout it is `experiments`
 _PACKAGES = {"": INSTALLED, "launch.": "qwen_jax.launch"}
 
 
 def main() -> None:
-    """Runs the program that the command line names, as `python -m` would."""
+    """Runs the program named on the command line, as `python -m` does."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h"):
         print(_help())
@@ -34,13 +34,13 @@ def main() -> None:
             module = _module(name)
         except QwenJaxError as error:
             sys.exit(f"{type(error).__name__}:{error}")
-        sys.path.append(os.getcwd())  # where the modules of --reward_functions lie
+        sys.path.append(os.getcwd())  # for the modules of --reward_functions
         sys.argv[1:] = arguments
         runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def programs() -> dict[str, str]:
-    """Name -> the first line of its docstring, read without importing it."""
+    """Program -> the first line of its docstring, read without importing it."""
     found = {}
     for prefix, package in _PACKAGES.items():
         for path in sorted(folder(package).glob("*.py")):
@@ -52,17 +52,21 @@ def programs() -> dict[str, str]:
 
 
 def folder(package: str) -> pathlib.Path:
-    """Where an installed package lies."""
+    """The folder of an installed package.
+
+    Raises:
+      QwenJaxError: the package is not installed.
+    """
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise QwenJaxError(
-            f"{package} is not installed.", "qwen-jax", "in a checkout: pip install -e ."
+            f"{package} is not installed.", "qwen-jax", "in a checkout, run pip install -e ."
         )
     return pathlib.Path(spec.submodule_search_locations[0])
 
 
 def as_typed(text: str, package: str | None) -> str:
-    """Command lines of a checkout, as one types them where `package` holds the pages."""
+    """Rewrites the command lines of a checkout in `text` for the package that holds the pages."""
     if package != INSTALLED:
         return text
     for prefix in ("experiments.", "launch."):
@@ -85,10 +89,10 @@ def _help() -> str:
     return "\n".join(
         [
             f"qwen-jax {qwen_jax.__version__}: qwen-jax NAME [--flag=value ...]",
-            "`qwen-jax NAME --help` shows what a program does and all of its flags.",
+            "`qwen-jax NAME --help` describes a program and all of its flags.",
             "",
             *(f"  {name:{width}}{line}" for name, line in known.items()),
             "",
-            f"For Slurm and for container images: {folder('qwen_jax.launch')}",
+            f"Scripts for Slurm and container images: {folder('qwen_jax.launch')}",
         ]
     )

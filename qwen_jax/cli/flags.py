@@ -1,7 +1,7 @@
 """Flags from a frozen dataclass: --train.num_steps=100 sets config.train.num_steps.
 
-Every experiment has named recipes (--recipe) whose every field can be set by a flag. A flag that
-does not exist is answered with the nearest one that does; what differs from the recipe is printed.
+Every experiment has named recipes (--recipe). Each field of a recipe has a flag. An unknown flag is
+an error that suggests the nearest known one. A run prints what differs from its recipe.
 """
 
 import dataclasses
@@ -27,15 +27,15 @@ from qwen_jax.parallel import distributed
 from qwen_jax.parallel.cpu import virtual_devices
 from qwen_jax.train.run_folder import flatten
 
-log = functools.partial(print, flush=True)  # how a run says what it does, unless told otherwise
+log = functools.partial(print, flush=True)  # the default logger of a run
 
 
 def parse(doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> tuple[str, Any]:
-    """The config that the command line asks for.
+    """Parses the command line into a config.
 
     Args:
       doc: the experiment's docstring, the first part of --help.
-      recipes: name -> config; the first is the default. A former name -> the name now.
+      recipes: name -> config; the first is the default. A former name maps to the current name.
       argv: sys.argv.
     Returns:
       (recipe name, config).
@@ -45,13 +45,13 @@ def parse(doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> tuple
     default = next(iter(recipes))
     values = flags.FlagValues()
     flags.DEFINE_enum(
-        "recipe", default, list(recipes), "which settings to start from", flag_values=values
+        "recipe", default, list(recipes), "the settings to start from", flag_values=values
     )
     flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
-    asked = [a.split("=", 1)[-1] for a in argv if re.match(r"--?recipe=", a)]
+    requested = [a.split("=", 1)[-1] for a in argv if re.match(r"--?recipe=", a)]
     for flag, following in itertools.pairwise(argv):
-        asked += [following] if flag in ("--recipe", "-recipe") else []
-    name = asked[-1] if asked else default
+        requested += [following] if flag in ("--recipe", "-recipe") else []
+    name = requested[-1] if requested else default
     if name not in recipes:
         raise unknown_name("recipe", name, recipes, "--recipe")
     if isinstance(recipes[name], str):
@@ -63,7 +63,7 @@ def parse(doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> tuple
     try:
         rest = values(argv)
     except flags.UnrecognizedFlagError as error:
-        raise _refusal(recipe, error.flagname) or unknown_name(
+        raise _refused_flag(recipe, error.flagname) or unknown_name(
             "flag", error.flagname, [f for f in values], "the command line"
         ) from error
     except flags.Error as error:
@@ -73,24 +73,26 @@ def parse(doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> tuple
         sys.exit(0)
     if len(rest) > 1:
         raise ConfigError(
-            f"arguments without a flag: {' '.join(rest[1:])}.",
+            f"arguments that are not flags: {' '.join(rest[1:])}.",
             "the command line",
-            "every setting is a flag: --name=value.",
+            "give every setting as a flag: --name=value.",
         )
     return name, _rebuild(recipe, "", values)
 
 
-def _refusal(config, flag: str) -> ConfigError | None:
-    """The reason of the flag's section, where it has one, for not having this flag."""
+def _refused_flag(config, flag: str) -> ConfigError | None:
+    """The error of a section that refuses this flag; None if its section does not."""
     section, _, name = flag.partition(".")
-    if section.startswith("no") and not hasattr(config, section):  # --nomodel.NAME, for false
+    if section.startswith("no") and not hasattr(
+        config, section
+    ):  # --nomodel.NAME is a false --model.NAME
         section = section[2:]
     refuse = getattr(getattr(config, section, None), "refuse", None)
     return refuse and refuse(name)
 
 
 def differences(config, recipe) -> list[str]:
-    """`name: recipe's value -> this run's value` for every field that differs; keys stay secret."""
+    """`name: recipe's value -> value` for each field that differs; API keys are masked."""
     old, new = flatten(recipe), flatten(config)
     return [
         f"{name}: {old[name]!r} -> {'***' if name.endswith('api_key') else repr(new[name])}"
@@ -100,10 +102,10 @@ def differences(config, recipe) -> list[str]:
 
 
 def run(main, doc: str | None, recipes: Mapping[str, Any], argv: list[str] | None = None) -> None:
-    """Parses, joins the run's processes, prints what differs from the recipe, runs main(config).
+    """Parses the flags, connects the processes of the run and calls main(config).
 
-    Errors are shown without a traceback and end in exit code 1. Of several processes, process 0
-    alone writes to stdout; each has its stderr.
+    Prints what differs from the recipe. A QwenJaxError is printed without a traceback and exits
+    with its code, usually 1. Only process 0 writes to stdout; every process writes to stderr.
     """
     flags.FLAGS.mark_as_parsed()  # libraries (Grain) read absl's global flags
     virtual_devices.reserve_threads()
@@ -132,7 +134,7 @@ def run(main, doc: str | None, recipes: Mapping[str, Any], argv: list[str] | Non
 
 
 class _List(flags.ListParser):
-    """Comma-separated values of one kind."""
+    """Parses comma-separated values of one type."""
 
     def __init__(self, inner: flags.ArgumentParser):
         super().__init__()
@@ -144,7 +146,7 @@ class _List(flags.ListParser):
 
 
 class _Optional(flags.ArgumentParser):
-    """Another parser's values, and the word none."""
+    """Parses `none` as None, and other values with another parser."""
 
     def __init__(self, inner: flags.ArgumentParser):
         super().__init__()
@@ -198,7 +200,7 @@ def _define(config, prefix: str, values: flags.FlagValues) -> None:
 
 
 def _choices(annotation) -> str:
-    """The words that may be given, of a Literal or a tuple of them."""
+    """The choices of a Literal, or of a tuple of them, as help text; '' for other types."""
     arguments = typing.get_args(annotation)
     if typing.get_origin(annotation) is typing.Literal:
         return f"one of {', '.join(map(str, arguments))}"
@@ -206,14 +208,14 @@ def _choices(annotation) -> str:
 
 
 def _with_current_names(argv: list[str], config) -> list[str]:
-    """The command line with a warning for each flag, or value of one, that has another name now."""
+    """Replaces former names of flags and values by the current ones; each prints one warning."""
     names, values = renamed(config), renamed_values(config)
     current = []
-    waiting = ""  # a flag whose value is the next argument: --name value
+    pending = ""  # a flag whose value is the next argument: --name value
     for argument in argv:
         match = re.fullmatch(r"--?(no)?([\w.]+)(=.*)?", argument, re.DOTALL)
         if match is None:
-            flag, start, value = waiting, "", argument
+            flag, start, value = pending, "", argument
         else:
             flag, value = match[2], (match[3] or "")[1:]
             if flag in names:
@@ -224,7 +226,7 @@ def _with_current_names(argv: list[str], config) -> list[str]:
             new = values[flag][value]
             warn_renamed(f"--{flag}={value}", f"--{flag}={new}", "the command line")
             value = new
-        waiting = flag if match and not match[3] else ""
+        pending = flag if match and not match[3] else ""
         current.append(start + value)
     return current
 
@@ -248,7 +250,7 @@ def _help(doc: str | None, recipes: Mapping[str, Any], name: str, values: flags.
     lines = [
         inspect.cleandoc(doc or ""),
         "",
-        f"Recipes (--recipe=): {', '.join(current)}. Below, the values of {name!r}.",
+        f"Recipes (--recipe=): {', '.join(current)}. The flags below show the values of {name!r}.",
         "",
     ]
     for flag in sorted(values):

@@ -1,4 +1,4 @@
-"""The console command, in this process; tests/cli/test_installed.py has it installed."""
+"""The console command in this process; tests/cli/test_installed.py runs the installed one."""
 
 import pytest
 
@@ -18,5 +18,5 @@ TEXT = "python -m experiments.sft --recipe=7b; python -m launch.local -- sft; ex
         ),
     ],
 )
-def test_as_typed_names_the_command_that_is_there(package, typed):
+def test_as_typed_rewrites_commands_for_the_package_of_the_pages(package, typed):
     assert console.as_typed(TEXT, package) == typed

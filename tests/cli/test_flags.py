@@ -1,8 +1,6 @@
 """Flags from dataclasses."""
 
 import dataclasses
-import importlib
-import pathlib
 from typing import Literal
 
 import pytest
@@ -11,6 +9,7 @@ from experiments import dpo, ppo, pretrain, reward_model, sft
 from qwen_jax.cli import flags
 from qwen_jax.config import option
 from qwen_jax.errors import ConfigError
+from tests.helpers.programs import PROGRAMS, recipes_of
 
 RECIPES = pretrain.RECIPES | {"smoke": pretrain.SMOKE}
 
@@ -19,7 +18,7 @@ def parse(*arguments):
     return flags.parse("Doc.", RECIPES, ["prog", *arguments])
 
 
-def test_every_field_is_a_flag_with_its_type():
+def test_parse_makes_a_typed_flag_of_every_field():
     name, config = parse(
         "--recipe=smoke",
         "--train.num_steps=7",
@@ -39,7 +38,7 @@ def test_every_field_is_a_flag_with_its_type():
     assert "train.num_steps: 60 -> 7" in changed and len(changed) == 7
 
 
-def test_without_flags_the_config_is_the_recipe():
+def test_parse_without_flags_returns_the_recipe():
     assert parse("--recipe", "7b")[1] == pretrain.RECIPES["7b"]
     assert parse()[1] == pretrain.RECIPES["1.8b"]
 
@@ -52,16 +51,16 @@ def test_without_flags_the_config_is_the_recipe():
         ("--train.num_steps=many", "train.num_steps"),
         ("--train.batch_size=0", "batch_size=0 is not a positive"),
         ("--model.remat=some", "remat"),
-        ("stray", "arguments without a flag: stray"),
+        ("stray", "arguments that are not flags: stray"),
     ],
 )
-def test_a_wrong_command_line_says_what_to_do(argument, message):
+def test_parse_error_names_the_fix(argument, message):
     with pytest.raises(ConfigError, match=message):
         parse(argument)
 
 
 @pytest.mark.parametrize("stage", [sft, reward_model, dpo, ppo])
-def test_a_stage_refuses_to_change_the_architecture_and_says_why(stage):
+def test_parse_refuses_architecture_flags_of_later_stages(stage):
     def parse(*arguments):
         return flags.parse(stage.__doc__, stage.RECIPES, ["prog", *arguments])
 
@@ -83,15 +82,15 @@ def test_a_stage_refuses_to_change_the_architecture_and_says_why(stage):
     assert config.model.remat == "block" and config.optimizer == stage.RECIPE.optimizer
 
 
-def test_a_former_recipe_name_gives_the_recipe_and_a_warning(capsys):
+def test_parse_accepts_a_former_recipe_name_and_warns(capsys):
     assert flags.parse("Doc.", sft.RECIPES, ["prog", "--recipe=7b"]) == ("default", sft.RECIPE)
     assert "the former name --recipe=7b; it is now --recipe=default" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         flags.parse("Doc.", sft.RECIPES, ["prog", "--recipe=7b", "--help"])
-    assert "(--recipe=): default, smoke. Below" in capsys.readouterr().out
+    assert "(--recipe=): default, smoke. The flags below" in capsys.readouterr().out
 
 
-def test_help_teaches(capsys):
+def test_help_shows_docstring_recipes_and_flags(capsys):
     with pytest.raises(SystemExit) as stop:
         parse("--help")
     assert stop.value.code == 0
@@ -100,33 +99,22 @@ def test_help_teaches(capsys):
     assert "--train.micro_batches=1  # gradient accumulation" in text
 
 
-ROOT = pathlib.Path(flags.__file__).parents[2]
-PROGRAMS = [
-    ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    for folder in ("experiments", "benchmarks")
-    for path in sorted((ROOT / folder).rglob("*.py"))
-    if "flags.run(main" in path.read_text(encoding="utf-8")
-]
-
-
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_every_flag_of_every_program_has_its_help(name, capsys):
-    module = importlib.import_module(name)
-    recipes = vars(module).get("RECIPES") or {"one": vars(module).get("RECIPE") or module.Config()}
+def test_help_describes_every_flag_of_every_program(name, capsys):
     with pytest.raises(SystemExit):
-        flags.parse(module.__doc__, recipes, [name, "--help"])
+        flags.parse("Doc.", recipes_of(name), [name, "--help"])
     shown = [line for line in capsys.readouterr().out.splitlines() if line.startswith("  --")]
     bare = [line for line in shown if "  # " not in line or "no help" in line]
     assert shown and not bare, bare
 
 
-def test_help_names_the_choices(capsys):
+def test_help_lists_choices(capsys):
     with pytest.raises(SystemExit):
         parse("--help")
     assert "--optimizer.schedule=cosine  # one of cosine, constant; " in capsys.readouterr().out
 
 
-def test_run_shows_errors_without_a_traceback(capsys):
+def test_run_prints_errors_without_a_traceback(capsys):
     with pytest.raises(SystemExit) as stop:
         flags.run(lambda config: None, "Doc.", RECIPES, ["prog", "--nonsense=1"])
     assert stop.value.code == 1
@@ -144,7 +132,7 @@ class _Steps:
 @dataclasses.dataclass(frozen=True)
 class _Renamed:
     train: _Steps = _Steps()
-    run_dir: str = option("runs/x", "everything that is written")
+    run_dir: str = option("runs/x", "output folder")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +143,7 @@ class _Renamed:
         (["--nomix", "--train.num_updates=7"], "--mix", "--train.shuffle"),
     ],
 )
-def test_a_former_flag_still_works_and_warns(arguments, former, now, capsys):
+def test_parse_accepts_a_former_flag_and_warns(arguments, former, now, capsys):
     _, config = flags.parse("Doc.", {"one": _Renamed()}, ["prog", *arguments])
     assert config.train.num_updates == 7 and config.train.shuffle == ("--nomix" not in arguments)
     warnings = capsys.readouterr().err.splitlines()
@@ -170,7 +158,7 @@ def test_parse_accepts_a_former_value_and_warns(arguments, capsys):
     assert "--train.on_spike=tell" in warning and "now --train.on_spike=warn" in warning
 
 
-def test_former_names_of_the_training_flags_work(capsys):
+def test_parse_accepts_former_training_flags_and_values(capsys):
     _, config = parse(
         "--train.device_memory_gb=4",
         "--train.recheck_every=9",
@@ -182,5 +170,5 @@ def test_former_names_of_the_training_flags_work(capsys):
     assert len(capsys.readouterr().err.splitlines()) == 4
 
 
-def test_a_config_is_hashable():
+def test_config_is_hashable():
     assert len({_Renamed(), _Renamed(), _Renamed(run_dir="runs/y")}) == 2

@@ -1,4 +1,4 @@
-"""The wheel, used outside of the checkout, beside a package `experiments` of the user's own."""
+"""The wheel, installed outside the checkout, with a user's own package `experiments` next to it."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("setuptools", minversion="77")  # Python 3.11 brings one without wheels
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-REWARD = "def length(questions, answers):\n    return [float(len(answer)) for answer in answers]\n"
+REWARD = "def length(prompts, completions):\n    return [float(len(c)) for c in completions]\n"
 MAKE_TEXT = """
 import pathlib
 pathlib.Path("text").mkdir()
@@ -39,7 +39,7 @@ def wheel(tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def call(wheel, tmp_path_factory):
-    """Runs a command in the user's folder with the installed package; returns what it prints."""
+    """Runs a command in the user's folder with the installed package and returns its output."""
     prefix, here = tmp_path_factory.mktemp("prefix"), tmp_path_factory.mktemp("user")
     pip("install", f"--prefix={prefix}", "--no-compile", "--no-warn-script-location", str(wheel))
     (site,) = prefix.glob("lib/python*/site-packages")
@@ -73,12 +73,12 @@ def pip(command: str, *arguments: str) -> None:
 
 
 def other_paths() -> list[str]:
-    """PYTHONPATH without the checkout, which would hide what is installed."""
+    """PYTHONPATH without the checkout, which would hide the installed package."""
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return [path for path in paths if path and pathlib.Path(path).resolve() != ROOT]
 
 
-def test_the_wheel_installs_one_package(wheel):
+def test_wheel_contains_one_package(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"qwen_jax"}
     for name in (
@@ -93,7 +93,7 @@ def test_the_wheel_installs_one_package(wheel):
         assert f"qwen_jax/{name}" in names, name
 
 
-def test_help_lists_every_page_and_does_not_import_jax(call):
+def test_console_help_lists_every_page_without_importing_jax(call):
     shown = call("qwen-jax", "--help")
     assert "  pretrain " in shown and "Pretraining. Report: 2.4, Table 1." in shown
     assert "  launch.local " in shown and "quickstart_alignment" not in shown
@@ -102,12 +102,12 @@ def test_help_lists_every_page_and_does_not_import_jax(call):
     assert "qwen_jax.cli.console" in loaded and "jax" not in loaded
 
 
-def test_an_unknown_program_gets_the_nearest(call):
+def test_console_suggests_the_nearest_program(call):
     assert "did you mean 'pretrain'?" in call("qwen-jax", "pretrian", code=1)
     assert "did you mean 'launch.local'?" in call("qwen-jax", "launch.locl", code=1)
 
 
-def test_the_users_own_experiments_are_theirs(call):
+def test_wheel_does_not_hide_the_users_experiments(call):
     code = (
         "import experiments, qwen_jax, qwen_jax.experiments; "
         "print(experiments.WHOSE, qwen_jax.__version__, qwen_jax.__file__)"
@@ -116,7 +116,7 @@ def test_the_users_own_experiments_are_theirs(call):
     assert whose == "the user" and version[0].isdigit() and "/prefix" in file
 
 
-def test_a_launcher_starts_the_installed_page(call):
+def test_launchers_start_the_installed_page(call):
     shown = call("qwen-jax", "launch.local", "--dry_run", "--", "pretrain", "--recipe=smoke")
     assert shown.count(" -m qwen_jax.experiments.pretrain --recipe=smoke") == 2
     shown = call("qwen-jax", "launch.jobset", "--name=r", "--image=i", "--dry_run", "--", "sft")
@@ -126,14 +126,14 @@ def test_a_launcher_starts_the_installed_page(call):
     assert container["command"] == ["python", "-m", "qwen_jax.experiments.sft"]
 
 
-def test_a_smoke_pretraining_runs_to_its_end(call, toy_text):
+def test_console_runs_a_smoke_pretraining(call, toy_text):
     shown = call("qwen-jax", "pretrain", *TRAIN, f"--data.sources={toy_text}", "--run_dir=run")
     assert "recipe smoke, but" in shown and "step 2/2" in shown
     assert '"event": "end", "step": 2' in call("tail", "-n1", "run/events.jsonl")
 
 
 @pytest.mark.slow
-def test_files_become_a_model_with_the_commands_that_are_shown(call):
+def test_console_prepares_data_and_trains_with_the_commands_shown(call):
     shown = call("qwen-jax", "pretrain", "--help")
     assert "qwen-jax prepare_data --sources" in shown and "python -m experiments" not in shown
     call(sys.executable, "-c", MAKE_TEXT)

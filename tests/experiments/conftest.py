@@ -1,4 +1,4 @@
-"""A model that knows nothing and its data, and runs that share what they compile."""
+"""Fixtures: an untrained model with its data, and runs that share a compilation cache."""
 
 import json
 import random
@@ -20,7 +20,7 @@ from tests.helpers.tiny_checkpoint import ROOT, TOKENIZER, environment
 
 @pytest.fixture(scope="module")
 def compiled_once(tmp_path_factory):
-    """What one run compiles, the run that goes on from it finds."""
+    """Sets a compilation cache, which a resumed run shares with the run before it."""
     before = {
         name: getattr(jax.config, name)
         for name in (
@@ -40,13 +40,13 @@ def compiled_once(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model that knows nothing, sums with their answers, comparisons of answers, text."""
+    """A folder with an untrained model, conversations and preference pairs about sums, and text."""
     folder = tmp_path_factory.mktemp("stages")
     params = jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(0))
     save_run(folder / "base", MODEL, params, tokenizer=TOKENIZER)
-    draw = random.Random(0)
-    sums = [(draw.randrange(5), draw.randrange(5)) for _ in range(80)]
-    talks = [
+    rng = random.Random(0)
+    sums = [(rng.randrange(5), rng.randrange(5)) for _ in range(80)]
+    conversations = [
         [
             {"role": "system", "content": "Add."},
             {"role": "user", "content": f"{a}+{b}"},
@@ -55,18 +55,18 @@ def folder(tmp_path_factory):
         for a, b in sums
     ]
     for name, rows in (
-        ("talks", [{"messages": talk} for talk in talks]),
+        ("conversations", [{"messages": messages} for messages in conversations]),
         (
             "pairs",
             [
-                {"messages": talk[:2], "chosen": talk[2]["content"], "rejected": "no"}
-                for talk in talks
+                {"messages": messages[:2], "chosen": messages[2]["content"], "rejected": "no"}
+                for messages in conversations
             ],
         ),
     ):
-        for part, chosen in (("", rows[:64]), ("_held", rows[64:])):
-            (folder / f"{name}{part}.jsonl").write_text(
-                "".join(json.dumps(row) + "\n" for row in chosen)
+        for suffix, part in (("", rows[:64]), ("_held", rows[64:])):
+            (folder / f"{name}{suffix}.jsonl").write_text(
+                "".join(json.dumps(row) + "\n" for row in part)
             )
     shards.write(
         [Document(str(i), "one and two are three " * 20) for i in range(60)],
@@ -78,8 +78,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run_ppo(folder, tmp_path_factory):
-    """A process of the smoke on one device; until: SIGTERM when a line begins so; kill_after:
-    (steps, seconds), SIGKILL so long after so many lines of steps."""
+    """Runs the smoke recipe of PPO in a process with one device and returns its output.
+
+    until: sends SIGTERM at the first line that starts with it.
+    kill_after: (steps, seconds); sends SIGKILL that many seconds after that many steps.
+    """
     env = environment(tmp_path_factory.mktemp("compiled"))
 
     def run(run_dir, *flags, until=None, kill_after=None) -> str:
@@ -91,7 +94,7 @@ def run_ppo(folder, tmp_path_factory):
                 "--recipe=smoke",
                 f"--run_dir={run_dir}",
                 f"--init_from={folder}/base",
-                f"--data.prompts={folder}/talks.jsonl",
+                f"--data.prompts={folder}/conversations.jsonl",
                 "--reward_functions=qwen_jax.align.rewards:arithmetic",
                 *flags,
             ],

@@ -1,4 +1,4 @@
-"""The stages after pretraining, each from a folder to a folder, and interrupted half-way."""
+"""The stages after pretraining, from folder to folder, interrupted halfway and resumed."""
 
 import dataclasses
 import json
@@ -27,7 +27,7 @@ from tests.helpers.tiny_checkpoint import ROOT, TOKENIZER, environment
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 
-def test_sft_learns_answers_and_goes_on_where_it_was(folder, tmp_path):
+def test_sft_learns_and_resumes(folder, tmp_path):
     def make(run_dir):
         return config_of(
             sft,
@@ -35,22 +35,22 @@ def test_sft_learns_answers_and_goes_on_where_it_was(folder, tmp_path):
             run_dir,
             train={"num_steps": 16, "eval_every": 16},
             data={
-                "conversations": (f"{folder}/talks.jsonl",),
-                "eval_conversations": (f"{folder}/talks_held.jsonl",),
+                "conversations": (f"{folder}/conversations.jsonl",),
+                "eval_conversations": (f"{folder}/conversations_held.jsonl",),
             },
         )
 
     output, found = full_and_resumed(sft, make, tmp_path)
-    assert "64 kept" in output and "held out talks_held" in output
+    assert "64 kept" in output and "held out conversations_held" in output
     losses = [record["train/loss"] for record in found if "train/loss" in record]
     assert losses[-1] < losses[0] - 1
-    model, _ = load_pretrained(tmp_path / "whole")
+    model, _ = load_pretrained(tmp_path / "full")
     assert model == dataclasses.replace(MODEL, dropout=0.1)  # report 3.1.2
 
 
 @pytest.fixture(scope="module")
 def scored(folder, tmp_path_factory):
-    """PMP from a language model, then fine-tuning from PMP's folder; what both said."""
+    """PMP from a language model, then fine-tuning from PMP's run; the folder and both outputs."""
     runs = tmp_path_factory.mktemp("scored")
     data = {"pairs": (f"{folder}/pairs.jsonl",), "eval_pairs": (f"{folder}/pairs_held.jsonl",)}
     first = run(
@@ -73,17 +73,17 @@ def scored(folder, tmp_path_factory):
     return runs, first, second
 
 
-def test_a_reward_model_starts_from_a_language_model_and_from_pmp(scored):
+def test_reward_model_starts_from_a_language_model_and_from_pmp(scored):
     runs, first, second = scored
     assert "starting from the weights of a language model" in first and "pairs_held" in first
     assert "starting from the weights of a PMP run" in second and "16 pairs" in second
     pmp, reward = (records(runs / name) for name in ("pmp", "reward"))
     assert pmp[-1]["eval/pairs_held/accuracy"] == 1.0
-    # It goes on where PMP was: a fresh score would start at log 2 = 0.69.
+    # It starts with PMP's score: a new one would start at log 2 = 0.69.
     assert reward[0]["train/loss"] < 0.3 < pmp[0]["train/loss"]
 
 
-def test_reward_modeling_goes_on_where_it_was(folder, tmp_path):
+def test_reward_model_resumes(folder, tmp_path):
     full_and_resumed(
         reward_model,
         lambda run_dir: config_of(
@@ -97,7 +97,7 @@ def test_reward_modeling_goes_on_where_it_was(folder, tmp_path):
     )
 
 
-def test_dpo_prefers_what_is_chosen_and_goes_on_where_it_was(folder, tmp_path):
+def test_dpo_prefers_the_chosen_response_and_resumes(folder, tmp_path):
     def make(run_dir):
         return config_of(
             dpo,
@@ -115,7 +115,7 @@ def test_dpo_prefers_what_is_chosen_and_goes_on_where_it_was(folder, tmp_path):
     assert found[0]["train/loss"] == pytest.approx(np.log(2), abs=1e-6)
     assert found[0]["train/margin"] == pytest.approx(0, abs=1e-5)
     assert found[-1]["eval/pairs_held/accuracy"] > 0.9
-    model, _ = load_pretrained(tmp_path / "whole")
+    model, _ = load_pretrained(tmp_path / "full")
     assert model == MODEL
 
 
@@ -124,38 +124,38 @@ def ppo_config(folder, run_dir, *, data=None, **changes):
         ppo,
         folder,
         run_dir,
-        data={"prompts": (f"{folder}/talks.jsonl",), **(data or {})},
+        data={"prompts": (f"{folder}/conversations.jsonl",), **(data or {})},
         **changes,
     )
 
 
-def test_ppo_with_everything_goes_on_where_it_was(folder, scored, run_ppo, tmp_path):
-    """Both kinds of reward and the pretraining gradient."""
+def test_ppo_with_both_rewards_and_pretraining_resumes(folder, scored, run_ppo, tmp_path):
+    """With a reward model, a reward function and the pretraining gradient."""
     flags = (f"--reward_model={scored[0]}/reward", f"--data.pretrain.sources={folder}/text/train")
-    output = run_ppo(tmp_path / "whole", *flags)
-    assert "again to resume" in run_ppo(tmp_path / "halves", *flags, until="step 3/")
-    assert "resuming after step" in run_ppo(tmp_path / "halves", *flags)
-    found = records(tmp_path / "whole")
-    assert records(tmp_path / "halves") == found and len(found) == 6
+    output = run_ppo(tmp_path / "full", *flags)
+    assert "again to resume" in run_ppo(tmp_path / "resumed", *flags, until="step 3/")
+    assert "resuming after step" in run_ppo(tmp_path / "resumed", *flags)
+    found = records(tmp_path / "full")
+    assert records(tmp_path / "resumed") == found and len(found) == 6
     assert "4 prompts, 2 completions each" in output and "  kl " in output
     assert "pretraining gradient: 32 sequences of 96 tokens per step, coefficient 0.5" in output
     for record in found:
         assert record["rollout/entropy"] > 0 and record["rollout/sampler_logprob_gap"] < 1e-5
-        # One update a rollout; two programs of one function differ in last places.
+        # One update per rollout; two compilations of one function differ in their last digits.
         assert record["policy/ratio"] == pytest.approx(float(record["step"] > 2), abs=1e-6)
         assert (record["policy/pretrain_loss"] > 0) == (record["step"] > 2)
     assert "frozen weights" in output
-    lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    lines = (tmp_path / "full" / "metrics.jsonl").read_text().splitlines()
     for record in map(json.loads, lines[1:]):
         phases = [record[f"perf/{name}_seconds"] for name in PHASES]
         assert sum(phases) == pytest.approx(record["perf/step_seconds"]) and min(phases) >= 0
-    # The policy is the reference until its turn comes, after two steps.
+    # The policy equals the reference for the first two steps, which train only the value model.
     assert [abs(record["rollout/kl"]) < 1e-4 for record in found] == [True] * 3 + [False] * 3
-    model, _ = load_pretrained(tmp_path / "whole")  # of the policy
+    model, _ = load_pretrained(tmp_path / "full")  # of the policy
     assert model == MODEL
 
 
-def test_the_planner_compiles_for_ppo_what_a_run_compiles(folder, tmp_path, monkeypatch):
+def test_plan_build_compiles_the_program_of_a_ppo_run(folder, tmp_path, monkeypatch):
     jobs = []
     monkeypatch.setattr(train_ppo, "run", lambda config, job, log: jobs.append(job))
     config = ppo_config(
@@ -181,8 +181,8 @@ def test_the_planner_compiles_for_ppo_what_a_run_compiles(folder, tmp_path, monk
 
 
 @pytest.mark.slow  # a dozen processes
-def test_ten_kills_of_ppo_change_no_bit(folder, scored, run_ppo, tmp_path):
-    """kill -9 at ten random moments: while it samples, asks the models, trains or saves."""
+def test_ppo_is_bitwise_the_same_after_ten_kills(folder, scored, run_ppo, tmp_path):
+    """Kills it at ten random moments: while it samples, scores, trains or saves."""
     flags = (
         f"--reward_model={scored[0]}/reward",
         f"--data.pretrain.sources={folder}/text/train",
@@ -190,17 +190,17 @@ def test_ten_kills_of_ppo_change_no_bit(folder, scored, run_ppo, tmp_path):
         "--train.save_every=2",
         "--train.log_every=1",
     )
-    run_ppo(tmp_path / "whole", *flags)
-    draw, resumed = random.Random(0), 0
+    run_ppo(tmp_path / "full", *flags)
+    rng, resumed = random.Random(0), 0
     for _ in range(10):
         resumed += "resuming after step" in run_ppo(
-            tmp_path / "killed", *flags, kill_after=(draw.randrange(1, 7), draw.random() * 0.3)
+            tmp_path / "killed", *flags, kill_after=(rng.randrange(1, 7), rng.random() * 0.3)
         )
     resumed += "resuming after step" in run_ppo(tmp_path / "killed", *flags)
     assert resumed >= 8
-    assert records(tmp_path / "killed") == records(tmp_path / "whole")
-    assert len(records(tmp_path / "whole")) == 40
-    a, b = (jax.tree.leaves(load_pretrained(tmp_path / name)[1]) for name in ("whole", "killed"))
+    assert records(tmp_path / "killed") == records(tmp_path / "full")
+    assert len(records(tmp_path / "full")) == 40
+    a, b = (jax.tree.leaves(load_pretrained(tmp_path / name)[1]) for name in ("full", "killed"))
     for x, y in zip(a, b, strict=True):
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
@@ -217,18 +217,18 @@ flags.run(ppo.main, ppo.__doc__, ppo.RECIPES, ["ppo", *argv])
 
 
 @pytest.mark.slow  # three processes, two of them at once
-def test_two_processes_that_share_a_mesh_do_what_one_does(folder, scored, tmp_path):
-    """Each has one device, and half of the rows of every rollout."""
+def test_ppo_on_two_processes_matches_one_process(folder, scored, tmp_path):
+    """Each process has one device and half of every rollout."""
     argv = [
         "--recipe=smoke",
         f"--init_from={folder}/base",
-        f"--data.prompts={folder}/talks.jsonl",
+        f"--data.prompts={folder}/conversations.jsonl",
         f"--reward_model={scored[0]}/reward",
         f"--data.pretrain.sources={folder}/text/train",
         "--reward_functions=qwen_jax.align.rewards:arithmetic",
         "--train.log_every=1",
         "--model.unroll_layers=2",
-    ]  # launched processes on CPUs do not loop over layers
+    ]  # launched CPU processes unroll their layers
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
@@ -261,19 +261,19 @@ def test_two_processes_that_share_a_mesh_do_what_one_does(folder, scored, tmp_pa
     two, one = records(tmp_path / "two"), records(tmp_path / "one")
     assert len(two) == len(one) == 6
     for a, b in zip(two, one, strict=True):
-        # The same program on the same mesh; collectives between processes add up as they like.
+        # The same program on the same mesh; collectives between processes add in another order.
         assert a == pytest.approx(b, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.slow  # compiles all of PPO once more
-def test_ppo_with_a_function_alone_runs_without_pretraining_rows(run_ppo, tmp_path):
+def test_ppo_with_only_a_reward_function_runs_without_pretraining_data(run_ppo, tmp_path):
     output = run_ppo(tmp_path / "run", "--train.num_steps=1")
     assert "pretraining gradient: none" in output
     (record,) = records(tmp_path / "run")
     assert 0 <= record["rollout/reward"] <= 1 and "policy/pretrain_loss" not in record
 
 
-def test_what_cannot_be_done_is_refused_before_it_leaves_anything(folder, scored, tmp_path):
+def test_stages_refuse_invalid_settings_and_leave_no_folder(folder, scored, tmp_path):
     one = {"reward_functions": ("qwen_jax.align.rewards:arithmetic",)}
     reward = f"{scored[0]}/reward"
     wide = dataclasses.replace(MODEL, hidden_size=64)
@@ -342,7 +342,7 @@ def test_what_cannot_be_done_is_refused_before_it_leaves_anything(folder, scored
     assert not run_dir.exists()
 
 
-def test_arithmetic_is_right_or_wrong():
+def test_arithmetic_rewards_correct_sums():
     found = rewards.arithmetic(
         ["user\n2+3<|im_end|>", "4 - 6", "2*3 and 7*8"], ["It is 5", "2", "6, no: 56"]
     )

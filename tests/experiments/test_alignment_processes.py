@@ -1,4 +1,4 @@
-"""SFT, DPO and the reward model over two processes do what one does. (PPO: test_alignment.)"""
+"""SFT, DPO and the reward model give the same numbers on two processes (PPO: test_alignment)."""
 
 import json
 import random
@@ -16,21 +16,21 @@ from tests.helpers.tiny_checkpoint import ROOT, TOKENIZER, environment
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model that knows nothing; sums with their answers, and with a wrong one beside."""
+    """A folder with an untrained model, conversations about sums and preference pairs."""
     folder = tmp_path_factory.mktemp("processes")
     params = jax.jit(init_params, static_argnums=0)(MODEL, jax.random.key(0))
     save_run(folder / "base", MODEL, params, tokenizer=TOKENIZER)
-    draw, rows = random.Random(0), {"talks": [], "pairs": []}
+    rng, rows = random.Random(0), {"conversations": [], "pairs": []}
     for _ in range(60):
-        a, b = draw.randrange(50), draw.randrange(5)
-        asked = [{"role": "user", "content": f"{a}+{b}"}]
+        a, b = rng.randrange(50), rng.randrange(5)
+        prompt = [{"role": "user", "content": f"{a}+{b}"}]
         answer = {"role": "assistant", "content": str(a + b)}
-        rows["talks"].append({"messages": [*asked, answer]})
-        rows["pairs"].append({"messages": asked, "chosen": answer["content"], "rejected": "no" * a})
+        rows["conversations"].append({"messages": [*prompt, answer]})
+        rows["pairs"].append({"messages": prompt, "chosen": str(a + b), "rejected": "no" * a})
     for name, found in rows.items():
-        for part, chosen in (("", found[:49]), ("_held", found[49:])):  # no whole batches
-            (folder / f"{name}{part}.jsonl").write_text(
-                "".join(json.dumps(row) + "\n" for row in chosen)
+        for suffix, part in (("", found[:49]), ("_held", found[49:])):  # the last batch is not full
+            (folder / f"{name}{suffix}.jsonl").write_text(
+                "".join(json.dumps(row) + "\n" for row in part)
             )
     return folder
 
@@ -38,10 +38,14 @@ def folder(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "stage, data",
-    [("sft", "conversations=talks"), ("dpo", "pairs=pairs"), ("reward_model", "pairs=pairs")],
+    [
+        ("sft", "conversations=conversations"),
+        ("dpo", "pairs=pairs"),
+        ("reward_model", "pairs=pairs"),
+    ],
 )
-def test_two_processes_do_what_one_does(folder, tmp_path, stage, data):
-    """The same mesh of two devices, in one process and in two: the same numbers, to the bit."""
+def test_stage_on_two_processes_matches_one_process(folder, tmp_path, stage, data):
+    """The same mesh of two devices, in one process and in two, gives bitwise the same numbers."""
     kind, name = data.split("=")
     for processes in (1, 2):
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The terminal chat, driven through a pseudo-terminal as by a person."""
+"""experiments.chat, driven through a pseudo-terminal as a person would."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pytest
 from tests.helpers.tiny_checkpoint import ROOT, environment, write
 
 CTRL_C, CTRL_D = "\x03", "\x04"
-# Its terminal sends the program signals only if it is the one that the session belongs to.
+# A terminal sends signals only to the session that it controls.
 _START = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv("
     "sys.executable, [sys.executable, '-m', 'experiments.chat', *sys.argv[1:]])"
@@ -27,7 +27,7 @@ def checkpoint(tmp_path_factory):
 
 
 class Terminal:
-    """A program at a terminal of its own."""
+    """A program with its own controlling terminal."""
 
     def __init__(self, arguments, env):
         self.master, slave = pty.openpty()
@@ -47,20 +47,20 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def interrupt_prompt(self) -> None:
-        """Ctrl-C as a person can: Python's input misses one in the instant before it waits."""
+        """Presses Ctrl-C after a pause: Python's input() misses one just before it waits."""
         time.sleep(0.3)
         self.type(CTRL_C)
 
     def until(self, pattern: str, seconds: float = 300) -> str:
-        """What is shown from the last match to the end of the next one."""
+        """The output from the last match to the end of the next one."""
         limit = time.monotonic() + seconds
         while not (match := re.compile(pattern).search(self.shown, self.seen)):
             ready, _, _ = select.select([self.master], [], [], max(limit - time.monotonic(), 0))
-            assert ready, f"{pattern!r} did not come; shown: {self.shown[self.seen :][-2000:]!r}"
+            assert ready, f"{pattern!r} did not appear; shown: {self.shown[self.seen :][-2000:]!r}"
             try:
                 self.shown += os.read(self.master, 65536).decode("utf-8", "replace")
             except OSError:
-                pytest.fail(f"it ended before {pattern!r}: {self.shown[-2000:]!r}")
+                pytest.fail(f"it exited before {pattern!r}: {self.shown[-2000:]!r}")
         start, self.seen = self.seen, match.end()
         return self.shown[start : match.end()]
 
@@ -77,39 +77,39 @@ class Terminal:
 def start(checkpoint, tmp_path_factory):
     terminals = []
 
-    def begin(*arguments):
+    def launch(*arguments):
         env = environment(tmp_path_factory.getbasetemp() / "compiled")
         terminals.append(Terminal([f"--checkpoint={checkpoint}", *arguments], env))
         return terminals[-1]
 
-    yield begin
+    yield launch
     for terminal in terminals:
         terminal.close()
 
 
-def test_a_conversation_with_its_commands_and_every_way_to_stop(start, tmp_path):
+def test_chat_runs_its_commands_and_stops_responses(start, tmp_path):
     chat = start("--context=4096", "--max_new_tokens=2000", "--temperature=0")
-    assert "trained at 64" in chat.until(r"/help for help\r\n> ")
+    assert "trained at 64" in chat.until(r"/help for commands\.\r\n> ")
     chat.type("/help\n")
     assert "/save FILE" in chat.until(r"\n> ")
 
-    # Ctrl-C in mid-answer stops the answer, and the program goes on.
+    # Ctrl-C during a response stops it, and the program continues.
     chat.type("Hello\n")
     chat.until(r"[a-z]{20}")
     chat.type(CTRL_C)
-    said = chat.until(r"\n> ")
+    shown = chat.until(r"\n> ")
     count = int(
-        re.search(r"\((\d+) tokens, first after [\d.]+ s, [\d.]+ tokens/s; stopped\)", said)[1]
+        re.search(r"\((\d+) tokens, first after [\d.]+ s, [\d.]+ tokens/s; stopped\)", shown)[1]
     )
     assert 20 <= count < 2000
-    chat.type(f"/save {tmp_path}/talk.jsonl\n")
+    chat.type(f"/save {tmp_path}/chat.jsonl\n")
     chat.until(r"saved to")
-    (line,) = (tmp_path / "talk.jsonl").read_text().splitlines()
+    (line,) = (tmp_path / "chat.jsonl").read_text().splitlines()
     messages = json.loads(line)["messages"]
     assert [message["role"] for message in messages] == ["system", "user", "assistant"]
-    assert len(messages[2]["content"]) == count  # what was seen is what is remembered
+    assert len(messages[2]["content"]) == count  # the history has what was shown
 
-    # The next answer follows from the whole conversation; then the oldest turn makes room.
+    # The next response sees the full conversation; later the oldest turns are dropped.
     chat.type("X" * 900 + "\n")
     chat.until(r"[a-z]{20}")
     chat.type(CTRL_C)
@@ -120,7 +120,7 @@ def test_a_conversation_with_its_commands_and_every_way_to_stop(start, tmp_path)
     chat.type(CTRL_C)
     chat.until(r"stopped\)")
     chat.type("Z" * 3000 + "\n")
-    chat.until(r"the system message and the last question are \d+ tokens, and 2096 are left")
+    chat.until(r"the system message and the last user message have \d+ tokens, and 2096 are left")
 
     chat.type("/system Be brief.\n")
     chat.until(r"a new conversation")
@@ -130,14 +130,14 @@ def test_a_conversation_with_its_commands_and_every_way_to_stop(start, tmp_path)
     chat.until(r"not saved")
     chat.type("/reset\n")
     chat.until(r"a new conversation\)\r\n> ")
-    chat.interrupt_prompt()  # one is forgiven
+    chat.interrupt_prompt()  # the first one only warns
     chat.until(r"Ctrl-C again or Ctrl-D to exit\)\r\n> ")
     chat.type("/exit\n")
     assert chat.code() == 0
 
 
-def test_plain_text_is_continued_and_two_ctrl_c_end_it(start, tmp_path):
-    chat = start("--context=4096", "--plain", "--max_new_tokens=20", "--temperature=0")
+def test_chat_without_template_continues_text_and_exits_after_two_ctrl_c(start, tmp_path):
+    chat = start("--context=4096", "--no_chat_template", "--max_new_tokens=20", "--temperature=0")
     chat.until(r"> ")
     chat.type("Once\n")
     first = chat.until(r"\(20 tokens.*reached\)\r\n> ")
@@ -148,8 +148,8 @@ def test_plain_text_is_continued_and_two_ctrl_c_end_it(start, tmp_path):
     text = json.loads((tmp_path / "text.jsonl").read_text())["prompt"]
     assert re.fullmatch(r"Once[a-z]{40}", text) and text[4:24] in first
     chat.type("/system x\n")
-    chat.until(r"no system message")
-    for _ in range(2):  # a terminal's line holds 4095 characters
+    chat.until(r"--no_chat_template has no system message")
+    for _ in range(2):  # a terminal accepts lines of 4095 characters
         chat.type("W" * 3000 + "\n")
     chat.until(r"the first [\d,]+ tokens are left out")
     chat.until(r"reached\)\r\n> ")
@@ -159,7 +159,7 @@ def test_plain_text_is_continued_and_two_ctrl_c_end_it(start, tmp_path):
     assert chat.code() == 0
 
 
-def test_ctrl_d_ends_it_and_a_wrong_folder_is_named(start, tmp_path):
+def test_chat_exits_on_ctrl_d_and_reports_a_missing_folder(start, tmp_path):
     chat = start("--context=4096", "--temperature=0")
     chat.until(r"\n> ")
     chat.type(CTRL_D)

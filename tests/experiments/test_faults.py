@@ -1,4 +1,4 @@
-"""The tool that breaks things breaks what it says, and nothing else."""
+"""experiments.faults damages the file that it names, and no other."""
 
 import os
 import random
@@ -28,7 +28,7 @@ def contents(run):
     }
 
 
-def test_one_bit_of_the_newest_checkpoint_flips(checkpoint, capsys):
+def test_flip_bit_changes_one_bit_of_the_newest_checkpoint(checkpoint, capsys):
     before = contents(checkpoint)
     main([f"--flip_bit={checkpoint}", "--seed=1"])
     after = contents(checkpoint)
@@ -39,18 +39,28 @@ def test_one_bit_of_the_newest_checkpoint_flips(checkpoint, capsys):
     assert f"of {changed[0][3:]}" in capsys.readouterr().out
 
 
-def test_a_cut_file_is_a_beginning_of_what_it_was(checkpoint):
+def test_truncate_keeps_the_start_of_a_file(checkpoint):
     before = contents(checkpoint)
     for seed in range(2):
-        said = fault_injection.truncate(checkpoint / "checkpoints" / "9", random.Random(seed))
-        assert "after" in said
+        message = fault_injection.truncate(checkpoint / "checkpoints" / "9", random.Random(seed))
+        assert "after" in message
     after = contents(checkpoint)
     assert all(before[name].startswith(after[name]) for name in before)
     assert after["10/a"] == before["10/a"] and sum(map(len, after.values())) < 400
 
 
-def test_what_is_not_there_is_named(tmp_path):
+def test_faults_accepts_the_former_name_of_truncate_and_warns(checkpoint, capsys):
+    before = contents(checkpoint)
+    main([f"--cut={checkpoint}", "--seed=1"])
+    after = contents(checkpoint)
+    (changed,) = [name for name in before if before[name] != after[name]]
+    assert changed.startswith("10/") and before[changed].startswith(after[changed])
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "--cut" in warning and "now --truncate" in warning
+
+
+def test_faults_reports_a_missing_checkpoint_and_process(tmp_path):
     with pytest.raises(ConfigError, match="no checkpoint"):
-        main([f"--cut={tmp_path}"])
-    with pytest.raises(ConfigError, match="process 3 is none of"):
+        main([f"--truncate={tmp_path}"])
+    with pytest.raises(ConfigError, match="process 3 is not one of"):
         main([f"--kill={os.getpid()}", "--process=3"])

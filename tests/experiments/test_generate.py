@@ -1,4 +1,4 @@
-"""One prompt, or a file of them, from the command line; killed, it is finished all the same."""
+"""experiments.generate from the command line: one prompt, files, and killed runs that resume."""
 
 import json
 import random
@@ -22,7 +22,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def command(checkpoint, tmp_path_factory):
-    """A process of experiments.generate over LINES; what it compiles the next one finds."""
+    """Starts experiments.generate on LINES; the processes share a compilation cache."""
     path = tmp_path_factory.mktemp("lines") / "a.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in LINES))
     env = environment(tmp_path_factory.getbasetemp() / "compiled")
@@ -59,12 +59,12 @@ def lines_in(path) -> int:
 
 
 def kill_and_finish(command, folder, kills: int) -> int:
-    """kill -9 after some more lines, again and again; how many lives found something done."""
-    partial, draw, resumed = folder / "killed.jsonl.partial", random.Random(0), 0
+    """Kills the run `kills` times, then lets it finish. Returns how many attempts resumed."""
+    partial, rng, resumed = folder / "killed.jsonl.partial", random.Random(0), 0
     for _ in range(kills):
         before = lines_in(partial)
         process = command(folder / "killed.jsonl")
-        wanted = before + draw.randrange(1, max(60 // (kills + 1), 2))
+        wanted = before + rng.randrange(1, max(60 // (kills + 1), 2))
         while process.poll() is None and lines_in(partial) < wanted:
             time.sleep(0.001)
         process.kill()
@@ -76,42 +76,42 @@ def kill_and_finish(command, folder, kills: int) -> int:
     return resumed + ("of them done" in output and "0 of them done" not in output)
 
 
-def test_a_killed_run_is_finished_by_the_same_command(command, tmp_path):
-    output = finish(command(tmp_path / "whole.jsonl"))
+def test_generate_resumes_a_killed_run_with_the_same_output(command, tmp_path):
+    output = finish(command(tmp_path / "full.jsonl"))
     assert "60 lines, 0 of them done" in output and "60 lines" in output.splitlines()[-1]
     assert kill_and_finish(command, tmp_path, kills=1) >= 1
-    whole = (tmp_path / "whole.jsonl").read_bytes()
-    assert (tmp_path / "killed.jsonl").read_bytes() == whole
-    records = [json.loads(line) for line in whole.splitlines()]
+    full = (tmp_path / "full.jsonl").read_bytes()
+    assert (tmp_path / "killed.jsonl").read_bytes() == full
+    records = [json.loads(line) for line in full.splitlines()]
     assert [record["line"] for record in records] == list(range(1, 61))
     assert all(record["answers"][0]["tokens"] == 20 + i % 40 for i, record in enumerate(records))
     assert len({record["answers"][0]["text"] for record in records}) > 50
 
 
 @pytest.mark.slow
-def test_eight_kills_and_another_batch_change_no_byte(command, tmp_path):
-    finish(command(tmp_path / "whole.jsonl", "--rows=3"))
+def test_generate_output_is_the_same_after_eight_kills_and_another_batch(command, tmp_path):
+    finish(command(tmp_path / "full.jsonl", "--max_num_seqs=3"))
     assert kill_and_finish(command, tmp_path, kills=8) >= 3
-    assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "full.jsonl").read_bytes()
 
 
-def test_two_devices_share_the_model_and_say_the_same(checkpoint, capsys):
-    said = []
+def test_generate_output_is_the_same_on_two_devices(checkpoint, capsys):
+    outputs = []
     for tensor in (1, 2):
         generate.main(generate.Config(checkpoint=str(checkpoint), prompt="one ", tensor=tensor))
-        said.append(capsys.readouterr().out[-80:])
-    assert said[0] == said[1] and len(said[0]) == 80
+        outputs.append(capsys.readouterr().out[-80:])
+    assert outputs[0] == outputs[1] and len(outputs[0]) == 80
     with pytest.raises(QwenJaxError, match="tensor=9 on 8 devices"):
         generate.main(generate.Config(checkpoint=str(checkpoint), tensor=9))
 
 
-def test_what_cannot_be_done_is_refused_before_the_model_is_read(tmp_path, checkpoint):
+def test_generate_refuses_invalid_settings_and_leaves_no_file(tmp_path, checkpoint):
     for flags, word in (
         ({}, "no model"),
         ({"checkpoint": str(checkpoint), "input": "a"}, "--output"),
         (
             {"checkpoint": str(checkpoint), "input": "a", "output": "b", "prompt": "c"},
-            "neither one prompt",
+            "--prompt excludes --input",
         ),
     ):
         with pytest.raises(QwenJaxError, match=word):

@@ -1,4 +1,4 @@
-"""Every page shows its --help on a core installation, without a traceback."""
+"""--help of every page works with only the core dependencies."""
 
 import pathlib
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-# Runs in a process of its own, in which no optional dependency can be imported.
+# Runs in a separate process in which no optional dependency can be imported.
 CODE = """
 import contextlib, io, pathlib, runpy, sys
 
@@ -48,7 +48,7 @@ def test_help_needs_no_optional_dependency():
     assert [line for line in lines if not line.endswith(" 0 True")] == []
 
 
-def test_the_corpus_pipeline_names_what_it_needs():
+def test_schema_names_the_missing_extra():
     code = """
 import sys
 sys.modules["pyarrow"] = None

@@ -1,4 +1,4 @@
-"""A run that is killed or interrupted goes on and ends with the same numbers, bit by bit."""
+"""A killed or interrupted run resumes and produces the same numbers, bit for bit."""
 
 import json
 import pathlib
@@ -55,12 +55,13 @@ def finish(command) -> str:
 
 
 @pytest.mark.slow
-def test_ten_kills_change_no_bit(command, tmp_path):
-    """kill -9 at ten random moments of one run, from its first second to its last steps."""
-    # A save waits for the one before: a life of some ten steps leaves one, on a busy machine too.
+def test_pretrain_is_bitwise_the_same_after_ten_kills(command, tmp_path):
+    """Kills one run at ten random moments, from its first second to its last steps."""
+    # A save waits for the one before it. Saving every 5 steps leaves a checkpoint in each attempt,
+    # on a busy machine too.
     often = "--train.save_every=5"
-    finish(command(tmp_path / "whole", often))
-    draw, resumed = random.Random(0), 0
+    finish(command(tmp_path / "full", often))
+    rng, resumed = random.Random(0), 0
     for _ in range(10):
         process = subprocess.Popen(
             command(tmp_path / "killed", often),
@@ -69,26 +70,26 @@ def test_ten_kills_change_no_bit(command, tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-        wanted = draw.randrange(5, 40)  # lines of this life
+        wanted = rng.randrange(5, 40)  # lines of this attempt
         for number, line in enumerate(process.stdout):
             resumed += "resuming after step" in line
             if number >= wanted:
                 break
-        time.sleep(draw.random() * 0.05)
+        time.sleep(rng.random() * 0.05)
         process.kill()
         process.wait()
     output = finish(command(tmp_path / "killed", often))
     resumed += "resuming after step" in output
     assert resumed >= 5
-    whole, killed = losses(tmp_path / "whole"), losses(tmp_path / "killed")
-    assert len(whole) == STEPS and killed == whole
-    a, b = (jax.tree.leaves(load_pretrained(tmp_path / name)[1]) for name in ("whole", "killed"))
+    full, killed = losses(tmp_path / "full"), losses(tmp_path / "killed")
+    assert len(full) == STEPS and killed == full
+    a, b = (jax.tree.leaves(load_pretrained(tmp_path / name)[1]) for name in ("full", "killed"))
     for x, y in zip(a, b, strict=True):
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_says_how_to_go_on(command, tmp_path, number, code):
+def test_pretrain_saves_a_checkpoint_on_a_signal(command, tmp_path, number, code):
     process = subprocess.Popen(
         command(tmp_path / "run"),
         cwd=ROOT,
@@ -107,7 +108,7 @@ def test_a_signal_saves_and_says_how_to_go_on(command, tmp_path, number, code):
     assert len(saved) == 1 and saved[0] >= 7
 
 
-def test_a_misspelled_flag_ends_with_a_hint_and_an_exit_code(command, tmp_path):
+def test_pretrain_exits_with_a_hint_for_a_misspelled_flag(command, tmp_path):
     done = subprocess.run(
         command(tmp_path / "run", "--train.num_step=3"), cwd=ROOT, capture_output=True, text=True
     )

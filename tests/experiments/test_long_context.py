@@ -1,4 +1,4 @@
-"""Table 3 on a model of random weights: what it must print, and what must be equal in it."""
+"""experiments.long_context (Table 3) on a model with random weights."""
 
 import dataclasses
 import json
@@ -28,8 +28,8 @@ def smoke(tmp_path_factory):
     save_pretrained(
         folder / "model", MODEL, spec.init_params(MODEL, jax.random.key(0)), layout="qwen"
     )
-    draw = np.random.default_rng(0)
-    documents = [Document(str(i), "".join(draw.choice(list("abcdef "), 300))) for i in range(4)]
+    rng = np.random.default_rng(0)
+    documents = [Document(str(i), "".join(rng.choice(list("abcdef "), 300))) for i in range(4)]
     shards.write(documents, folder / "text", Tokenizer({bytes([b]): b for b in range(256)}))
     return dataclasses.replace(
         long_context.SMOKE,
@@ -39,7 +39,7 @@ def smoke(tmp_path_factory):
     )
 
 
-def test_the_table_its_plot_and_its_record(smoke, capsys):
+def test_long_context_prints_the_table_and_writes_json_and_plot(smoke, capsys):
     long_context.main(smoke)
     shown = capsys.readouterr().out
     made = json.loads((pathlib.Path(smoke.output) / "long_context.json").read_text())
@@ -54,7 +54,7 @@ def test_the_table_its_plot_and_its_record(smoke, capsys):
     ]
     for name, values in rows.items():
         assert name in shown and all(f"{value:.2f}" in shown for value in values)
-        # Nothing acts up to the training length; beyond it every technique does something.
+        # Up to the training length no technique changes the result; beyond it each does.
         np.testing.assert_allclose(values[0], rows["plain"][0], rtol=1e-5)
     for column in (1, 2):
         assert len({round(values[column], 3) for values in rows.values()}) == 4
@@ -62,7 +62,7 @@ def test_the_table_its_plot_and_its_record(smoke, capsys):
     assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
 
 
-def test_a_cell_is_the_perplexity_with_that_extension(smoke):
+def test_measure_returns_the_perplexity_with_that_extension(smoke):
     model, params = load_pretrained(smoke.model)
     tokens = long_context.read(smoke.data, [64], 256)
     own = dataclasses.replace(model, extension=ContextExtension(logn=False))
@@ -70,7 +70,7 @@ def test_a_cell_is_the_perplexity_with_that_extension(smoke):
     assert table["it"] == [perplexity(params, tokens, config=own, length=64).value]
 
 
-def test_windows_grow_with_depth_as_a_maintainer_described():
+def test_ramp_matches_the_example_of_qwens_maintainers():
     wide = dataclasses.replace(sizes.QWEN_7B, context_length=2048)
     assert long_context.ramp(wide) == (2048,) * 4 + (4096,) * 4 + (8192,) * 24
 
@@ -78,11 +78,11 @@ def test_windows_grow_with_depth_as_a_maintainer_described():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"model": ""}, "no model"),
-        ({"multiples": (3, 4)}, r"do not fill rows of \[48, 64\]"),
+        ({"model": ""}, "the model or the text is missing"),
+        ({"multiples": (3, 4)}, r"do not fill sequences of lengths \[48, 64\]"),
         ({"windows": (16,)}, "1 windows for 2 layers"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(smoke, change, message):
+def test_long_context_refuses_settings_that_cannot_be_measured(smoke, change, message):
     with pytest.raises(QwenJaxError, match=message):
         long_context.main(dataclasses.replace(smoke, **change))

@@ -1,4 +1,4 @@
-"""Stages with adapters: from a folder to a folder, interrupted half-way, read as one model."""
+"""Stages with adapters: from folder to folder, resumed halfway, read as one merged model."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ LORA = LoRAConfig(rank=4, alpha=8.0)
 
 @pytest.fixture(scope="module")
 def tuned(folder, tmp_path_factory):
-    """SFT of adapters in one piece and in two; where, what it said and what was measured."""
+    """SFT of adapters, full and resumed: the folder, the config, the output and the metrics."""
     runs = tmp_path_factory.mktemp("tuned")
 
     def make(run_dir):
@@ -37,7 +37,7 @@ def tuned(folder, tmp_path_factory):
             folder,
             run_dir,
             train={"num_steps": 16, "eval_every": None},
-            data={"conversations": (f"{folder}/talks.jsonl",)},
+            data={"conversations": (f"{folder}/conversations.jsonl",)},
             lora=LORA,
         )
         return dataclasses.replace(
@@ -47,46 +47,46 @@ def tuned(folder, tmp_path_factory):
     return runs, make, *full_and_resumed(sft, make, runs)
 
 
-def test_sft_of_adapters_learns_and_goes_on_where_it_was(tuned):
+def test_sft_of_adapters_learns_and_resumes(tuned):
     _, _, output, found = tuned
     assert "adapters: rank 4, alpha 8, on wq" in output and "frozen weights" in output
     losses = [record["train/loss"] for record in found]
-    # The base knows nothing and its output projection, frozen, is small: the logits can be no
-    # larger. Without learning the last loss was 0.03 below the first.
+    # The base is untrained and its frozen output projection is small, which limits the logits.
+    # Without learning, the last loss was 0.03 below the first.
     assert losses[-1] < losses[0] - 0.2
 
 
-def test_a_run_is_small_and_is_the_base_with_what_was_learned(folder, tuned):
+def test_load_pretrained_merges_adapters_and_checkpoints_hold_only_them(folder, tuned):
     runs, *_ = tuned
-    (_, base), (_, whole), (_, halves) = map(
-        load_pretrained, (folder / "base", runs / "whole", runs / "halves")
+    (_, base), (_, full), (_, resumed) = map(
+        load_pretrained, (folder / "base", runs / "full", runs / "resumed")
     )
     for (path, a), b, c in zip(
-        jax.tree_util.tree_leaves_with_path(whole),
-        jax.tree.leaves(halves),
+        jax.tree_util.tree_leaves_with_path(full),
+        jax.tree.leaves(resumed),
         jax.tree.leaves(base),
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)
         adapted = path[-1].name in LORA.targets
         assert np.array_equal(a, c) != adapted, path
-    meta = json.loads(next((runs / "whole" / "checkpoints").glob("*/meta.json")).read_text())
+    meta = json.loads(next((runs / "full" / "checkpoints").glob("*/meta.json")).read_text())
     rank = [shape for shape, _ in meta["leaves"].values() if shape]
     assert rank and all(LORA.rank in shape for shape in rank)
 
 
-def test_a_run_does_not_go_on_beside_other_weights(tuned, tmp_path):
+def test_sft_refuses_to_resume_with_another_base(tuned, tmp_path):
     runs, make, *_ = tuned
-    record = json.loads((runs / "halves" / "base.json").read_text())
+    record = json.loads((runs / "resumed" / "base.json").read_text())
     try:
-        (runs / "halves" / "base.json").write_text(json.dumps(record | {"sample": "0"}))
+        (runs / "resumed" / "base.json").write_text(json.dumps(record | {"sample": "0"}))
         with pytest.raises(QwenJaxError, match="other weights"):
-            run(sft, make(runs / "halves"))
+            run(sft, make(runs / "resumed"))
     finally:
-        (runs / "halves" / "base.json").write_text(json.dumps(record))
+        (runs / "resumed" / "base.json").write_text(json.dumps(record))
 
 
-def test_dpo_of_adapters_starts_as_its_reference_beside_a_run_of_adapters(folder, tuned, tmp_path):
+def test_dpo_of_adapters_starts_equal_to_its_reference(folder, tuned, tmp_path):
     runs, *_ = tuned
     run(
         dpo,
@@ -94,7 +94,7 @@ def test_dpo_of_adapters_starts_as_its_reference_beside_a_run_of_adapters(folder
             dpo,
             folder,
             tmp_path / "dpo",
-            init_from=str(runs / "whole"),
+            init_from=str(runs / "full"),
             lora=LORA,
             train={"num_steps": 8, "eval_every": 8},
             data={
@@ -112,7 +112,7 @@ def test_dpo_of_adapters_starts_as_its_reference_beside_a_run_of_adapters(folder
 
 @pytest.fixture(scope="module")
 def scored(folder, tmp_path_factory):
-    """PMP of adapters beside a language model, then fine-tuning of adapters beside PMP's run."""
+    """PMP of adapters on a language model, then fine-tuning of adapters on top of PMP's run."""
     runs = tmp_path_factory.mktemp("scored")
 
     def make(run_dir, **changes):
@@ -144,20 +144,20 @@ def scored(folder, tmp_path_factory):
 
 
 def scoring_weights(saved):
-    """A reward model's weights as PPO loads them, and the folder's config."""
+    """A reward model's weights as PPO loads them."""
     config = open_scoring(str(saved)).config
     mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
     weights = spec.abstract(scoring_specs(config), "float32", mesh)
     return jax.device_get(scoring_weights_of(str(saved), seed=0)(weights))
 
 
-def test_a_reward_model_of_adapters_learns_its_score_too_and_goes_on_from_pmp(folder, scored):
+def test_reward_model_of_adapters_trains_its_score_and_starts_from_pmp(folder, scored):
     pmp = records(scored / "pmp")
     assert pmp[-1]["eval/pairs_held/accuracy"] == 1.0
-    # It goes on where PMP was: a fresh score would start at log 2 = 0.69.
-    assert records(scored / "reward" / "whole")[0]["train/loss"] < 0.3 < pmp[0]["train/loss"]
+    # It starts with PMP's score: a new one would start at log 2 = 0.69.
+    assert records(scored / "reward" / "full")[0]["train/loss"] < 0.3 < pmp[0]["train/loss"]
     base, one, two = map(
-        scoring_weights, (folder / "base", scored / "pmp", scored / "reward" / "whole")
+        scoring_weights, (folder / "base", scored / "pmp", scored / "reward" / "full")
     )
     for (path, a), b, c in zip(
         jax.tree_util.tree_leaves_with_path(base),
@@ -172,52 +172,52 @@ def test_a_reward_model_of_adapters_learns_its_score_too_and_goes_on_from_pmp(fo
     assert shapes and all(LORA.rank in shape for shape in shapes)
 
 
-@pytest.mark.slow  # three processes; tests/align/test_ppo_adapters.py is the part without files
-def test_ppo_of_adapters_starts_as_its_reference_and_goes_on_where_it_was(
+@pytest.mark.slow  # three processes; tests/align/test_ppo_adapters.py tests the step
+def test_ppo_of_adapters_starts_equal_to_its_reference_and_resumes(
     folder,
     scored,
     run_ppo,
     tmp_path,
 ):
     flags = (
-        f"--reward_model={scored}/reward/whole",
+        f"--reward_model={scored}/reward/full",
         "--lora.rank=4",
         "--lora.alpha=8",
         "--train.log_every=1",
     )
-    output = run_ppo(tmp_path / "whole", *flags)
-    assert "again to resume" in run_ppo(tmp_path / "halves", *flags, until="step 3/")
-    assert "resuming after step" in run_ppo(tmp_path / "halves", *flags)
-    found = records(tmp_path / "whole")
-    assert records(tmp_path / "halves") == found and len(found) == 6
+    output = run_ppo(tmp_path / "full", *flags)
+    assert "again to resume" in run_ppo(tmp_path / "resumed", *flags, until="step 3/")
+    assert "resuming after step" in run_ppo(tmp_path / "resumed", *flags)
+    found = records(tmp_path / "full")
+    assert records(tmp_path / "resumed") == found and len(found) == 6
     assert "adapters: rank 4, alpha 8" in output
-    # The policy is the reference, to the last bit, until its turn comes after two steps.
+    # The policy is bitwise the reference for two steps, which train only the value model.
     assert [record["rollout/kl"] == 0 for record in found] == [True] * 3 + [False] * 3
-    base, merged, halves = (
+    base, merged, resumed = (
         jax.tree_util.tree_leaves_with_path(load_pretrained(path)[1])
-        for path in (folder / "base", tmp_path / "whole", tmp_path / "halves")
+        for path in (folder / "base", tmp_path / "full", tmp_path / "resumed")
     )
-    for (path, a), (_, b), (_, c) in zip(base, merged, halves, strict=True):
+    for (path, a), (_, b), (_, c) in zip(base, merged, resumed, strict=True):
         np.testing.assert_array_equal(b, c)
         assert np.array_equal(a, b) != (path[-1].name in LORA.targets), path
-    meta = json.loads(next((tmp_path / "whole" / "checkpoints").glob("*/meta.json")).read_text())
+    meta = json.loads(next((tmp_path / "full" / "checkpoints").glob("*/meta.json")).read_text())
     shapes = [shape for shape, _ in meta["leaves"].values() if len(shape) > 1]
     assert shapes and all(LORA.rank in shape for shape in shapes)
 
 
 @pytest.mark.parametrize("name", ["base.json", "value_base.json"])
-def test_ppo_does_not_go_on_beside_other_weights(folder, scored, tmp_path, name):
-    """A record of another base is refused before anything is compiled."""
+def test_frozen_models_refuses_to_resume_with_another_base(folder, scored, tmp_path, name):
+    """The error comes before anything is compiled."""
     config = config_of(
         ppo,
         folder,
         tmp_path / "run",
         lora=LORA,
-        data={"prompts": (f"{folder}/talks.jsonl",)},
-        reward_model=f"{scored}/reward/whole",
+        data={"prompts": (f"{folder}/conversations.jsonl",)},
+        reward_model=f"{scored}/reward/full",
     )
     config, _ = start(config)
-    program = types.SimpleNamespace(lora=LORA)  # nothing of it is compiled
+    program = types.SimpleNamespace(lora=LORA)  # without compiled functions
     _, files = train_ppo._frozen_models(config, program)
     assert set(files) == {"base.json", "value_base.json"}
     (tmp_path / "run").mkdir()

@@ -1,5 +1,4 @@
-"""The whole line on a small scale: killed in every stage,
-it goes on and ends with the same files."""
+"""experiments.quickstart on a small scale: its output, and that it resumes after kills."""
 
 import json
 import os
@@ -32,13 +31,13 @@ def command(run_dir):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
+    folder = tmp_path_factory.mktemp("full")
     done = subprocess.run(command(folder), cwd=ROOT, env=ONE_DEVICE, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder, done.stdout
 
 
-def test_it_leaves_everything_it_promises(finished):
+def test_quickstart_writes_all_of_its_output(finished):
     folder, output = finished
     page = (folder / "report.html").read_text(encoding="utf-8")
     for part in ("perplexity", "compression", "samples", "data:image/png"):
@@ -50,14 +49,14 @@ def test_it_leaves_everything_it_promises(finished):
         exported, weights = load_pretrained(folder / "export" / layout)
         np.testing.assert_array_equal(np.asarray(weights.embed), np.asarray(params.embed))
         assert exported.num_layers == config.num_layers
-    assert "10/10" in output and "sums that are right, before and after PPO" in output
+    assert "10/10" in output and "correct sums before and after PPO" in output
     answers = json.loads((folder / "answers.json").read_text())
     assert all({"question", "after SFT", "after PPO"} == row.keys() for row in answers)
     assert all(part in page for part in ("report 3.2.1", "report 3.2.2", "after PPO"))
     assert load_pretrained(folder / "ppo")[0].num_layers == config.num_layers
 
 
-def test_page_and_source_of_a_package_are_on_the_same_side(finished):
+def test_quickstart_puts_page_and_source_of_a_package_in_one_split(finished):
     folder, _ = finished
     rows = [
         row
@@ -68,10 +67,10 @@ def test_page_and_source_of_a_package_are_on_the_same_side(finished):
     assert "json" in {row["group"] for row in rows if row["path"].startswith("stdlib:json/")}
     opened = shards.open_shards(folder / "shards/docs/eval")
     assert 0 < opened.tokens < 0.2 * shards.open_shards(folder / "shards/docs/train").tokens
-    assert len({row["text"] for row in rows}) == len(rows)  # the plan's exact_document
+    assert len({row["text"] for row in rows}) == len(rows)  # exact_document removes duplicates
 
 
-def test_pretraining_reads_the_shards_of_the_plan(finished):
+def test_quickstart_pretrains_on_the_shards_of_the_corpus_pipeline(finished):
     folder, _ = finished
     config = json.loads((folder / "config.json").read_text())
     for name in ("docs", "code"):
@@ -84,7 +83,7 @@ def test_pretraining_reads_the_shards_of_the_plan(finished):
 
 
 @pytest.mark.slow
-def test_killed_in_every_stage_it_ends_with_the_same_weights(finished, tmp_path):
+def test_quickstart_killed_in_every_stage_writes_the_same_files(finished, tmp_path):
     folder, _ = finished
     marks = [
         "1/10",

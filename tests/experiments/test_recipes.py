@@ -1,4 +1,4 @@
-"""Every number of the report in the recipes; every smoke runs, learns and does not recompile."""
+"""Recipes have the report's numbers; the smoke recipe runs, learns and does not recompile."""
 
 import dataclasses
 import logging
@@ -25,7 +25,7 @@ TABLE_1 = {
 
 
 @pytest.mark.parametrize("name", TABLE_1)
-def test_recipes_are_table_1(name):
+def test_pretrain_recipes_match_table_1(name):
     layers, hidden, heads, rate, batch, tokens = TABLE_1[name]
     config = pretrain.RECIPES[name]
     model, optimizer = config.model, config.optimizer
@@ -40,7 +40,7 @@ def test_recipes_are_table_1(name):
     assert config.train.num_steps * in_batch == pytest.approx(tokens, rel=1e-4)
 
 
-def test_recipes_are_sections_3_1_and_3_2():
+def test_alignment_recipes_match_sections_3_1_and_3_2():
     tuned, reward, rl = (stage.RECIPE for stage in (sft, reward_model, ppo))
     for config in (tuned, reward, rl, dpo.RECIPE):
         for size in TABLE_1:
@@ -60,28 +60,28 @@ def test_recipes_are_sections_3_1_and_3_2():
     assert reward.optimizer.peak_learning_rate == 3e-6 and reward.train.batch_size == 64
     assert (reward.data.context_length, reward.data.epochs) == (2048, 1.0)
     assert for_epochs(reward, 6400).train.num_steps == 100
-    # 3.2.2: 50 steps of the value model alone, two answers, KL 0.04, clip 0.15, top-p 0.9.
+    # 3.2.2: 50 steps of only the value model, two samples, KL 0.04, clip 0.15, top-p 0.9.
     assert (rl.ppo.value_warmup_steps, rl.ppo.samples_per_prompt) == (50, 2)
     assert (rl.ppo.kl_coefficient, rl.ppo.value_clip, rl.ppo.top_p) == (0.04, 0.15, 0.9)
     assert rl.optimizer.peak_learning_rate == 1e-6
     assert rl.value_optimizer.peak_learning_rate == 5e-6
-    assert rl.ppo.pretrain_coefficient > 0 and rl.ppo.pretrain_ratio > 1  # far more of those data
+    assert rl.ppo.pretrain_coefficient > 0 and rl.ppo.pretrain_ratio > 1  # mostly pretraining data
 
 
-def test_the_quickstart_vocabulary_fills_the_embedding():
+def test_quickstart_vocabulary_fills_the_embedding():
     config = quickstart.RECIPE
-    specials = 3 + 205  # of ChatML and the 205 extra ones
+    specials = 3 + 205  # of ChatML, and the extra ones
     assert config.learned_tokens + config.grown_tokens + specials == config.model.vocab_size
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    """Shards of sentences that a tiny model can learn, with a byte vocabulary."""
+    """Shards of sentences that a tiny model can learn, with a vocabulary of bytes."""
     folder = tmp_path_factory.mktemp("text")
     tokenizer = Tokenizer({bytes([byte]): byte for byte in range(256)})
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     words = ["red", "green", "blue", "one", "two", "three"]
-    documents = [Document(str(i), " ".join(draw.choice(words, 40))) for i in range(300)]
+    documents = [Document(str(i), " ".join(rng.choice(words, 40))) for i in range(300)]
     shards.write(documents, folder / "colors", tokenizer, eval_fraction=0.05)
     return folder / "colors"
 
@@ -101,7 +101,7 @@ def run(config) -> list[str]:
     return lines
 
 
-def test_smoke_learns_compiles_once_and_says_what_it_does(text, tmp_path, caplog):
+def test_pretrain_smoke_learns_compiles_once_and_logs(text, tmp_path, caplog):
     with jax.log_compiles(), caplog.at_level(logging.WARNING, logger="jax"):
         lines = run(smoke(text, tmp_path / "run"))
     compiled = [
@@ -111,7 +111,7 @@ def test_smoke_learns_compiles_once_and_says_what_it_does(text, tmp_path, caplog
     ]
     assert len(compiled) == 1, compiled
     shown = "\n".join(lines)
-    for what in (
+    for part in (
         "parameters",
         "memory:",
         "batch: 16 x 64 = 1,024 tokens",
@@ -120,7 +120,7 @@ def test_smoke_learns_compiles_once_and_says_what_it_does(text, tmp_path, caplog
         "held out colors",
         "read",
     ):
-        assert what in shown
+        assert part in shown
     losses = [
         float(line.split("loss ")[1].split()[0])
         for line in lines
@@ -131,7 +131,7 @@ def test_smoke_learns_compiles_once_and_says_what_it_does(text, tmp_path, caplog
     assert model == pretrain.SMOKE.model and params.embed.shape == (512, 64)
 
 
-def test_bad_runs_are_refused_before_they_leave_anything(text, tmp_path):
+def test_pretrain_refuses_invalid_settings_and_leaves_no_folder(text, tmp_path):
     small = dataclasses.replace(
         smoke(text, tmp_path / "a"),
         model=ModelConfig(vocab_size=300, hidden_size=64, num_layers=1, num_heads=2, ffn_size=64),
@@ -140,12 +140,12 @@ def test_bad_runs_are_refused_before_they_leave_anything(text, tmp_path):
         run(small)
     with pytest.raises(QwenJaxError, match="num_steps"):
         run(smoke(text, tmp_path / "b", num_steps=5))
-    with pytest.raises(QwenJaxError, match="no text"):
+    with pytest.raises(QwenJaxError, match="the text to train on is missing"):
         pretrain.main(dataclasses.replace(smoke(text, tmp_path), data=DataConfig()))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_another_config_is_refused_on_resume(text, tmp_path):
+def test_pretrain_refuses_to_resume_with_another_config(text, tmp_path):
     run(smoke(text, tmp_path / "run", num_steps=12))
     with pytest.raises(QwenJaxError, match="train.seed: 0 then, 1 now"):
         run(smoke(text, tmp_path / "run", num_steps=12, seed=1))

@@ -1,4 +1,4 @@
-"""The server from the command line: a real model, the official client, a signal at the end."""
+"""experiments.serve from the command line, with a real model and the official client."""
 
 import signal
 import socket
@@ -18,7 +18,7 @@ def checkpoint(tmp_path_factory):
     return write(tmp_path_factory.mktemp("model") / "tiny")
 
 
-def test_it_answers_and_ends_in_order(checkpoint, tmp_path, tmp_path_factory):
+def test_serve_completes_requests_and_stops_on_a_signal(checkpoint, tmp_path, tmp_path_factory):
     (tmp_path / "key").write_text("a secret\n")
     process = subprocess.Popen(
         [
@@ -28,7 +28,7 @@ def test_it_answers_and_ends_in_order(checkpoint, tmp_path, tmp_path_factory):
             f"--checkpoint={checkpoint}",
             "--port=0",
             f"--api_key=@{tmp_path}/key",
-            "--rows=8",
+            "--max_num_seqs=8",
         ],
         cwd=ROOT,
         text=True,
@@ -42,15 +42,15 @@ def test_it_answers_and_ends_in_order(checkpoint, tmp_path, tmp_path_factory):
         assert lines[4].startswith("tiny: http://127.0.0.1:"), lines
         client = openai.OpenAI(base_url=lines[4].split()[1], api_key="a secret", max_retries=0)
         assert client.models.list().data[0].max_model_len == 4 * CONFIG.context_length
-        ask = dict(
+        request = dict(
             model="tiny", messages=[{"role": "user", "content": "Hi"}], max_tokens=30, temperature=0
         )
-        answer = client.chat.completions.create(**ask)
-        text = answer.choices[0].message.content
-        assert len(text) == 30 and text.isalpha() and answer.choices[0].finish_reason == "length"
+        response = client.chat.completions.create(**request)
+        text = response.choices[0].message.content
+        assert len(text) == 30 and text.isalpha() and response.choices[0].finish_reason == "length"
         assert text == "".join(
             chunk.choices[0].delta.content or ""
-            for chunk in client.chat.completions.create(**ask, stream=True)
+            for chunk in client.chat.completions.create(**request, stream=True)
         )
         with pytest.raises(openai.AuthenticationError):
             client.with_options(api_key="other").models.list()
@@ -59,7 +59,7 @@ def test_it_answers_and_ends_in_order(checkpoint, tmp_path, tmp_path_factory):
     finally:
         process.kill()
         process.wait()
-    assert (process.returncode, output) == (0, "ended\n") and "Traceback" not in errors, errors
+    assert (process.returncode, output) == (0, "stopped\n") and "Traceback" not in errors, errors
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_it_answers_and_ends_in_order(checkpoint, tmp_path, tmp_path_factory):
     [
         ({"host": "0.0.0.0"}, "--allow_remote"),
         ({"host": "::"}, "--allow_remote"),
-        ({"rows": 0}, "rows=0"),
+        ({"max_num_seqs": 0}, "max_num_seqs=0"),
         ({"max_queued": -1}, "max_queued=-1"),
         ({"grace": -1.0}, "grace"),
         ({"api_key": "@/nowhere/key"}, "cannot read"),
@@ -76,12 +76,12 @@ def test_it_answers_and_ends_in_order(checkpoint, tmp_path, tmp_path_factory):
         ({}, "no model"),
     ],
 )
-def test_settings_that_cannot_be_right_are_named_before_the_model_is_read(settings, word):
+def test_serve_refuses_invalid_settings_before_loading_the_model(settings, word):
     with pytest.raises(QwenJaxError, match=word):
         serve.main(serve.Config(port=settings.pop("port", 0), **settings))
 
 
-def test_a_port_that_is_taken_is_named(checkpoint):
+def test_serve_reports_a_port_in_use(checkpoint):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()

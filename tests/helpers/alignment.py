@@ -66,12 +66,16 @@ def records(run_dir) -> list[dict]:
 
 
 def full_and_resumed(stage, make, tmp_path) -> tuple[str, list[dict]]:
-    """Runs a stage once in full and once with an interruption; the metrics must be equal."""
-    output = run(stage, make(tmp_path / "whole"))
-    resumed = make(tmp_path / "halves")
+    """Runs a stage uninterrupted, and once interrupted and resumed; checks that both are the same.
+
+    Returns:
+      The output and the records of the uninterrupted run.
+    """
+    output = run(stage, make(tmp_path / "full"))
+    resumed = make(tmp_path / "resumed")
     assert "again to resume" in run(stage, resumed, until=f"step {resumed.train.num_steps // 2}/")
     assert "resuming after step" in run(stage, resumed)
-    full = records(tmp_path / "whole")
-    assert records(tmp_path / "halves") == full
-    assert (tmp_path / "whole" / "tokenizer.tiktoken").is_file()
+    full = records(tmp_path / "full")
+    assert records(tmp_path / "resumed") == full
+    assert (tmp_path / "full" / "tokenizer.tiktoken").is_file()
     return output, full
