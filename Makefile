@@ -6,6 +6,7 @@
 #   make lint         runs ruff, checks the format and the workflow files, in seconds
 #   make types        runs pyright
 #   make house        prints lines per folder, imports between folders, cycles and the longest files
+#   make docs         builds the site with the API reference in build/site, in a minute
 #   make hooks        installs a pre-commit hook that runs lint and types
 #   make bench        measures speed against peers, in the same run
 # PYTHON=... selects the interpreter; the default is the newest suitable one.
@@ -15,13 +16,14 @@ PYTHON ?= $(shell sh launch/find_python.sh)
 BIN := $(VENV)/bin
 # Linters and type checkers, in a separate environment.
 TOOLS := .venv-tools
+DOCS := .venv-docs
 # The build without CUDA; TORCH=torch uses the default build of your package index.
 TORCH ?= torch --index-url https://download.pytorch.org/whl/cpu
 # Huge pages for XLA's workspace make steps on a CPU faster (qwen_jax/parallel/cpu/huge_pages.py).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-slow test-peers lint types house hooks bench python
+.PHONY: quickstart test test-slow test-peers lint types house docs hooks bench python
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.with-quickstart
@@ -46,6 +48,9 @@ types: $(TOOLS)/.with-lint $(VENV)/.with-test
 
 house: | python
 	@$(PYTHON) -m tests.helpers.house
+
+docs: $(DOCS)/.with-docs
+	$(DOCS)/bin/python docs/build.py
 
 hooks: $(TOOLS)/.with-lint
 	$(TOOLS)/bin/pre-commit install
@@ -75,6 +80,13 @@ $(TOOLS)/.with-lint: pyproject.toml | python
 	@echo "installing the tools for lint and types into $(TOOLS) ..."
 	$(PIP:$(BIN)%=$(TOOLS)/bin%) --upgrade pip
 	$(PIP:$(BIN)%=$(TOOLS)/bin%) --group lint
+	@touch $@
+
+$(DOCS)/.with-docs: pyproject.toml | python
+	$(PYTHON) -m venv $(DOCS)
+	@echo "installing MkDocs into $(DOCS) ..."
+	$(PIP:$(BIN)%=$(DOCS)/bin%) --upgrade pip
+	$(PIP:$(BIN)%=$(DOCS)/bin%) --group docs
 	@touch $@
 
 $(VENV)-peers/.with-peers: setup.py | python

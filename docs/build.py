@@ -9,6 +9,7 @@ resources that a browser would fetch from another host.
 """
 
 import ast
+import functools
 import os
 import pathlib
 import re
@@ -26,6 +27,11 @@ PAGES = [
     "launch/README.md",
     "benchmarks/results/*.md",
 ]
+# An index page would become the title page of its section of the menu.
+RENAMED = {
+    "launch/README.md": "launch/launchers.md",
+    "benchmarks/results/README.md": "benchmarks/results/measurements.md",
+}
 ASSETS = {".png", ".json", ".svg"}  # copied to the site where a page links to one
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^()\s]+)\)")
 # Attributes that make a browser fetch something when the page opens; `a href` does not.
@@ -40,16 +46,25 @@ def main() -> None:
     build = ROOT / "build"
     stage(ROOT, build / "docs")
     config = write_config(ROOT, build)
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "-f", str(config)]
+    # Not --quiet: it raises the log level, and --strict counts only warnings that are logged.
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", str(config)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
-    if subprocess.run(command, cwd=ROOT, env=environment).returncode:
-        sys.exit("docs: mkdocs --strict failed. Its warnings above name the pages to fix.")
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, encoding="utf-8"
+    )
+    sys.stderr.writelines(
+        line for line in done.stderr.splitlines(True) if not line.startswith("INFO")
+    )
+    if done.returncode:
+        sys.exit("docs: mkdocs --strict failed. The warnings above name the pages to fix.")
     names = list(public_names(ROOT))
     problems = missing_names(names, build / "site") + foreign_resources(build / "site")
     if problems:
         sys.exit("docs: " + "\n      ".join(problems))
     pages = len(list((build / "site").rglob("*.html")))
-    print(f"build/site: {pages} pages with {len(names):,} public names. Open build/site/index.html.")
+    print(
+        f"build/site: {pages} pages with {len(names):,} public names. Open build/site/index.html."
+    )
 
 
 def modules(root: pathlib.Path) -> list[pathlib.Path]:
@@ -104,10 +119,9 @@ def api_page(path: pathlib.Path) -> pathlib.PurePosixPath | None:
 def stage(root: pathlib.Path, target: pathlib.Path) -> None:
     """Copies the pages to `target` and writes the API pages, with links that work there."""
     shutil.rmtree(target, ignore_errors=True)
-    for pattern in PAGES:
-        for path in sorted(root.glob(pattern)):
-            page = path.relative_to(root)
-            _write(target / page, staged_text(path.read_text(encoding="utf-8"), page, root))
+    for page in pages(root):
+        text = staged_text((root / page).read_text(encoding="utf-8"), page, root)
+        _write(target / RENAMED.get(page.as_posix(), page), text)
     for asset in linked_assets(root):
         (target / asset).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(root / asset, target / asset)
@@ -118,14 +132,20 @@ def stage(root: pathlib.Path, target: pathlib.Path) -> None:
         _write(target / _page(page.relative_to(root)), _experiment_text(root, page))
 
 
+@functools.cache
+def pages(root: pathlib.Path) -> list[pathlib.Path]:
+    """The Markdown files of the repository that are on the site, relative to `root`."""
+    return sorted({path.relative_to(root) for pattern in PAGES for path in root.glob(pattern)})
+
+
 def linked_assets(root: pathlib.Path) -> set[pathlib.Path]:
     """The pictures and data files that the pages link to, relative to `root`."""
     found = set()
-    for page in (path for pattern in PAGES for path in root.glob(pattern)):
-        for _, _, link in LINK.findall(page.read_text(encoding="utf-8")):
+    for page in pages(root):
+        for _, _, link in LINK.findall((root / page).read_text(encoding="utf-8")):
             path = pathlib.Path(os.path.normpath(page.parent / link))
-            if path.suffix in ASSETS and path.is_file():
-                found.add(path.relative_to(root))
+            if path.suffix in ASSETS and (root / path).is_file():
+                found.add(path)
     return found
 
 
@@ -140,22 +160,19 @@ def staged_text(text: str, page: pathlib.Path, root: pathlib.Path) -> str:
         picture, label, link = match.groups()
         file, _, anchor = link.partition("#")
         path = pathlib.Path(os.path.normpath(page.parent / file))
-        if not file or "://" in file or path.suffix in {".md", *ASSETS} or path.is_absolute():
+        if not file or "://" in file or path.suffix in ASSETS or not (root / path).exists():
             return match[0]
-        if not (root / path).exists():
-            return match[0]
-        target = api_page(path)
-        if target is None and (root / path / "README.md").exists():
-            target = path / "README.md"
+        if (root / path / "README.md").exists():
+            path /= "README.md"
+        is_page = path in pages(root)
+        target = RENAMED.get(path.as_posix(), path) if is_page else api_page(path)
         if target is None:
             return label
         link = pathlib.PurePath(os.path.relpath(target, page.parent)).as_posix()
         return f"{picture}[{label}]({link}{'#' + anchor if anchor else ''})"
 
     parts = re.split(r"(^```.*?^```$)", text, flags=re.MULTILINE | re.DOTALL)
-    return "".join(
-        part if part.startswith("```") else LINK.sub(replace, part) for part in parts
-    )
+    return "".join(part if part.startswith("```") else LINK.sub(replace, part) for part in parts)
 
 
 def write_config(root: pathlib.Path, build: pathlib.Path) -> pathlib.Path:
@@ -220,7 +237,9 @@ def _api_text(root: pathlib.Path, module: pathlib.Path) -> str:
     if module == pathlib.Path("qwen_jax/__init__.py"):
         text += _exports(root)
     if module.name != "__init__.py":
-        return text
+        source = (root / module).read_text(encoding="utf-8")
+        fence = f'`````python title="{module.as_posix()}"\n{source}`````\n'
+        return f"{text}\n## Source {{ data-search-exclude }}\n\n{fence}"
     rows = []
     for other in modules(root):
         inside = other.parent == module.parent and other != module

@@ -7,7 +7,7 @@ import textwrap
 import griffe
 
 _SECTION = re.compile(r"^(Args|Attributes|Example|Examples|Raises|Returns|Yields):$")
-_NAMES = re.compile(r"^(    )(\*{0,2}\w+(?:, \*{0,2}\w+)+):(.*)$")  # "    k, v: [B, S, K, H]."
+_NAMES = re.compile(r"^( {2,4})(\*{0,2}\w+(?:, \*{0,2}\w+)+):(.*)$")  # "  k, v: [B, S, K, H]."
 
 
 class TerminalDocstrings(griffe.Extension):
@@ -64,4 +64,7 @@ def option_help(value: str) -> str:
 
 def _without_links(line: str) -> str:
     parts = re.split(r"(`[^`]*`)", line)
-    return "".join(p if p.startswith("`") else re.sub(r"([\[\]<])", r"\\\1", p) for p in parts)
+    return "".join(
+        part if part.startswith("`") else re.sub(r"([\[\]])", r"\\\1", part.replace("<", "&lt;"))
+        for part in parts
+    )
