@@ -176,7 +176,7 @@ def staged_text(text: str, page: pathlib.Path, root: pathlib.Path) -> str:
 
 
 def write_config(root: pathlib.Path, build: pathlib.Path) -> pathlib.Path:
-    """Writes build/mkdocs.yml: mkdocs.yml with the API reference in its menu."""
+    """Writes build/mkdocs.yml: mkdocs.yml with results and the API reference in its menu."""
     import yaml
 
     config = yaml.safe_load((root / "mkdocs.yml").read_text(encoding="utf-8"))
@@ -186,7 +186,13 @@ def write_config(root: pathlib.Path, build: pathlib.Path) -> pathlib.Path:
         if path.name != "__init__.py"
     ]
     config |= {"docs_dir": "docs", "site_dir": "site"}
+    results = [
+        {page.stem.replace("_", " "): RENAMED.get(page.as_posix(), page.as_posix())}
+        for page in pages(root)
+        if page.parts[0] == "benchmarks"
+    ]
     config["nav"] += [
+        {"Results": ["docs/results.md", *results]},
         {"API": _menu(modules(root), pathlib.Path("qwen_jax"))},
         {
             "Experiments": ["api/experiments/index.md"]

@@ -22,6 +22,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [*GUIDES, *(ROOT / name for name in ("WORKSPACE.md", "launch/README.md"))]
 PAGES += sorted((ROOT / "benchmarks/results").glob("*.md"))
+BYTES = Tokenizer({bytes([byte]): byte for byte in range(256)})
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -144,7 +145,10 @@ def _examples(page: str, heading: str) -> list[str]:
     [
         ("Conversations", conversations.read_conversations),
         ("Preference pairs", pairs.read_pairs),
-        ("Prompts", prompts.read_questions),
+        (
+            "Prompts",
+            lambda files, counts: prompts.read_prompts(files, BYTES, max_tokens=99, counts=counts),
+        ),
         ("Tools", lambda files, counts: react.read_tools(files[0])),
     ],
 )
@@ -161,8 +165,7 @@ def test_inference_prompts_are_read(tmp_path):
     lines = [line for line in _examples("docs/guides/inference.md", "A file of prompts")]
     path = tmp_path / "prompts.jsonl"
     path.write_text("\n".join(lines[:2]), encoding="utf-8")
-    tokenizer = Tokenizer({bytes([byte]): byte for byte in range(256)})
-    source = jsonl.Source(path, tokenizer, jsonl.DEFAULTS, context=500)
+    source = jsonl.Source(path, BYTES, jsonl.DEFAULTS, context=500)
     assert source.check()[0] == 2
 
 
