@@ -267,7 +267,7 @@ def _exports(root: pathlib.Path) -> str:
 
 
 def _experiment_text(root: pathlib.Path, path: pathlib.Path) -> str:
-    """The page of an experiment: its docstring as its --help prints it."""
+    """The page of an experiment: its docstring, as --help prints it."""
     if path.name == "__init__.py":
         rows = [
             f"| [{other.stem}]({other.stem}.md) | {_docstring(other).partition(chr(10))[0]} |"
@@ -278,10 +278,11 @@ def _experiment_text(root: pathlib.Path, path: pathlib.Path) -> str:
             "# Experiments\n\nThe commands people type: `python -m experiments.NAME`. `--help` "
             "lists the flags.\n\n| command | |\n|---|---|\n" + "\n".join(rows) + "\n"
         )
-    first, _, rest = _docstring(path).partition("\n")
+    import griffe_docstrings  # beside this file; needs griffe
+
     return (
-        f"# `experiments.{path.stem}`\n\n{_escaped(first)}\n\n"
-        f"```text\n{rest.strip()}\n```\n\n"
+        f"# `experiments.{path.stem}`\n\n"
+        f"{griffe_docstrings.command_docstring(_docstring(path))}\n\n"
         f"`python -m experiments.{path.stem} --help` lists every flag with its value.\n"
     )
 

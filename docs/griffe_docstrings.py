@@ -16,15 +16,16 @@ class TerminalDocstrings(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **kwargs) -> None:
         if obj.docstring is not None:
             obj.docstring.value = as_markdown(obj.docstring.value)
-        elif isinstance(obj, griffe.Attribute) and (text := option_help(str(obj.value or ""))):
-            obj.docstring = griffe.Docstring(text, parent=obj)
+        if isinstance(obj, griffe.Attribute) and (found := option_of(str(obj.value or ""))):
+            obj.value, text = found
+            obj.docstring = obj.docstring or griffe.Docstring(_without_links(text), parent=obj)
 
 
 def as_markdown(text: str) -> str:
     """A docstring as Markdown, in Google's style.
 
-    Indented lines become code blocks. "k, v: text" in a list of arguments becomes an entry for each
-    name. Brackets outside of code are text and not links: shapes are written [B, T].
+    Indented lines and doctests become code blocks. "k, v: text" in a list of arguments becomes an
+    entry for each name. Brackets outside of code are text and not links: shapes are written [B, T].
     """
     lines: list[str] = []
     section = ""
@@ -32,13 +33,16 @@ def as_markdown(text: str) -> str:
         previous = lines[-1] if lines else ""
         if match := _SECTION.match(line):
             section = match[1]
+            line = "Examples:" if section == "Example" else line  # what griffe calls it
         elif line and not line.startswith(" "):
             section = ""
+        if not section and line.startswith((">>> ", "... ")):
+            line = f"    {line}"
+        is_code = line.startswith("    ") and not section or section.startswith("Example")
         starts_code = line.startswith("    ") and not previous.startswith("  ")
         starts_list = line.startswith("- ") and not re.match("- |  ", previous)
         if not section and previous and (starts_code or starts_list):
             lines.append("")
-        is_code = line.startswith("    ") and not section or line.lstrip().startswith(">>>")
         shown = line if is_code else _without_links(line)
         if section in ("Args", "Attributes") and (match := _NAMES.match(shown)):
             indent, names, rest = match.groups()
@@ -49,17 +53,38 @@ def as_markdown(text: str) -> str:
     return "\n".join(lines)
 
 
-def option_help(value: str) -> str:
-    """The help text of `option(default, "help")`; empty for any other value."""
+def command_docstring(text: str) -> str:
+    """The docstring of an experiment as Markdown.
+
+    A paragraph that has commands next to its text, in columns, stays as it is.
+    """
+    paragraphs = []
+    for paragraph in re.split(r"\n\n+", text.strip()):
+        in_columns = re.search(r"^(\S.*(python -m|  \S)|curl )", paragraph, re.MULTILINE)
+        shown = f"```text\n{paragraph}\n```" if in_columns else as_markdown(paragraph)
+        paragraphs.append(shown)
+    return "\n\n".join(paragraphs)
+
+
+def option_of(value: str) -> tuple[str | None, str] | None:
+    """(default, help text) of `option(default, "help")` or `field(metadata={"help": ...})`."""
     try:
         call = ast.parse(textwrap.dedent(value), mode="eval").body
     except SyntaxError:
-        return ""
-    if not isinstance(call, ast.Call) or not ast.unparse(call.func).endswith("option"):
-        return ""
-    texts = [*call.args[1:2], *(k.value for k in call.keywords if k.arg == "help")]
-    help_text = next((t.value for t in texts if isinstance(t, ast.Constant)), "")
-    return _without_links(str(help_text))
+        return None
+    if not isinstance(call, ast.Call):
+        return None
+    keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+    default = keywords.get("default", next(iter(call.args), None))
+    shown = None if default is None else ast.unparse(default)
+    if ast.unparse(call.func).endswith("option"):
+        help_text = keywords.get("help", next(iter(call.args[1:2]), None))
+    elif isinstance(metadata := keywords.get("metadata"), ast.Dict):
+        found = zip(metadata.keys, metadata.values, strict=True)
+        help_text = next((v for k, v in found if k and ast.unparse(k) == "'help'"), None)
+    else:
+        return None
+    return (shown, str(help_text.value)) if isinstance(help_text, ast.Constant) else None
 
 
 def _without_links(line: str) -> str:
