@@ -13,6 +13,11 @@ _NAMES = re.compile(r"^( {2,4})(\*{0,2}\w+(?:, \*{0,2}\w+)+):(.*)$")  # "  k, v:
 class TerminalDocstrings(griffe.Extension):
     """Turns indented commands into code blocks and the help texts of options into docstrings."""
 
+    def on_package(self, *, pkg: griffe.Module, **kwargs) -> None:
+        """The package itself: griffe calls on_object only for what is inside it."""
+        if pkg.docstring is not None:
+            pkg.docstring.value = as_markdown(pkg.docstring.value)
+
     def on_object(self, *, obj: griffe.Object, **kwargs) -> None:
         if obj.docstring is not None:
             obj.docstring.value = as_markdown(obj.docstring.value)
