@@ -187,12 +187,13 @@ def write_config(root: pathlib.Path, build: pathlib.Path) -> pathlib.Path:
     ]
     config |= {"docs_dir": "docs", "site_dir": "site"}
     results = [
-        {page.stem.replace("_", " "): RENAMED.get(page.as_posix(), page.as_posix())}
+        pathlib.PurePosixPath(RENAMED.get(page.as_posix(), page.as_posix()))
         for page in pages(root)
         if page.parts[0] == "benchmarks"
     ]
+    titles = [{page.stem.replace("_", " "): str(page)} for page in sorted(results)]
     config["nav"] += [
-        {"Results": ["docs/results.md", *results]},
+        {"Results": ["docs/results.md", *titles]},
         {"API": _menu(modules(root), pathlib.Path("qwen_jax"))},
         {
             "Experiments": ["api/experiments/index.md"]
