@@ -24,23 +24,31 @@ from qwen_jax.tokenizer import chatml
 class Config:
     """The model and how it generates responses."""
 
-    checkpoint: str = option("", "a run folder, or a folder in the Qwen or Qwen2 layout")
+    checkpoint: str = option(
+        "", "model to load: a run folder, or a folder in the Qwen or Qwen2 layout"
+    )
     tokenizer: str | None = option(None, "a .tiktoken file; None: the one in the model's folder")
     no_chat_template: bool = option(
-        False, "for base models: continue the text as it is, without ChatML", alias="plain"
+        False, "continue the text as it is, without ChatML (for base models)", alias="plain"
     )
-    system: str = option(chatml.DEFAULT_SYSTEM, "the system message")
+    system: str = option(chatml.DEFAULT_SYSTEM, "text of the system message")
     max_new_tokens: int = option(512, "maximum tokens in a response")
-    temperature: float = option(0.7, "0: greedy decoding")
+    temperature: float = option(
+        0.7, "sampling temperature, which divides the logits; 0: greedy decoding"
+    )
     top_k: int | None = option(None, "sample only from the k most probable tokens; None: from all")
-    top_p: float = option(0.8, "nucleus sampling; the released chat models use 0.8")
-    repetition_penalty: float = option(1.0, "above 1: tokens seen before become less probable")
-    seed: int = option(0, "of the first response; the next one uses seed + 1")
+    top_p: float = option(
+        0.8, "nucleus sampling: probability mass to sample from (0.8 in the released chat models)"
+    )
+    repetition_penalty: float = option(
+        1.0, "penalty for tokens seen before; above 1: they become less probable"
+    )
+    seed: int = option(0, "random seed for the first response; the next one uses seed + 1")
     context: int | None = option(
         None, "maximum tokens of prompt and response; None: the longest supported"
     )
-    cache_dtype: str | None = option(None, "of the KV cache; None: the compute dtype")
-    tensor: int = option(1, "devices that the weights and the KV cache are sharded over")
+    cache_dtype: str | None = option(None, "KV cache dtype; None: the compute dtype")
+    tensor: int = option(1, "number of devices that weights and KV cache are sharded over")
 
     @property
     def sampling(self) -> SamplingParams:

@@ -41,19 +41,19 @@ from qwen_jax.utils.format import format_gb
 class Config:
     """One conversion."""
 
-    input: str = option("", "a run folder, or a folder in either layout")
-    output: str = option("", "a new or empty folder, or an earlier export, which is replaced")
+    input: str = option("", "model to read: a run folder, or a folder in the Qwen or Qwen2 layout")
+    output: str = option("", "folder to write: new, empty, or an earlier export, which is replaced")
     layout: Literal["qwen", "qwen2", "run"] = option(
         "qwen2", "layout to write; only qwen keeps dynamic NTK and LogN"
     )
     dtype: Literal["float32", "bfloat16", "float16"] | None = option(
-        None, "dtype to write; none: as in the input"
+        None, "dtype to write; None: as in the input"
     )
     tokenizer: str | None = option(
-        None, "a .tiktoken file; none: the one in the input folder, if any"
+        None, "a .tiktoken file; None: the one in the input folder, if any"
     )
     max_shard_gb: float = option(5.0, "maximum size of a weight file in GB")
-    verify: bool = option(False, "compare logits with transformers")
+    verify: bool = option(False, "compare the logits of the output with transformers")
 
 
 @dataclasses.dataclass(frozen=True)

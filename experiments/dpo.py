@@ -37,17 +37,19 @@ class Config:
     """One run."""
 
     train: TrainConfig
-    init_from: str = option("", "the SFT model's folder: start and reference")
-    tokenizer: str | None = option(None, "a .tiktoken file; none: the one in init_from")
+    init_from: str = option("", "folder of the SFT model: initial policy and reference")
+    tokenizer: str | None = option(
+        None, "a .tiktoken file; None: the one in the folder of --init_from"
+    )
     data: PairData = PairData()
     beta: float = option(
-        0.1, "strength of the KL constraint: larger keeps the policy nearer to the reference"
+        0.1, "strength of the KL constraint; larger: the policy remains closer to the reference"
     )
     model: ModelOverrides = ModelOverrides()  # otherwise the model of init_from
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig = LoRAConfig()  # adapters; off without a rank
     mesh: MeshConfig = MeshConfig()
-    run_dir: str = option("runs/dpo", "checkpoints, metrics and the report page")
+    run_dir: str = option("runs/dpo", "run folder for checkpoints, metrics and the report page")
 
     def __post_init__(self):
         if not self.beta > 0:

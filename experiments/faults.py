@@ -67,11 +67,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--folder", action="store_true", help="damage a file of the folder itself, not a checkpoint"
     )
-    parser.add_argument("--process", type=int, default=0, help="the number of the process")
+    parser.add_argument(
+        "--process", type=int, default=0, help="index of the process that receives the signal"
+    )
     parser.add_argument(
         "--saving", metavar="RUN_DIR", help="wait until this run is writing a checkpoint"
     )
-    parser.add_argument("--seed", type=int, help="of the random choice; none: a new one each time")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        help="random seed for the choice of file and position; default: a new one each time",
+    )
     return parser.parse_args([_with_current_name(argument) for argument in argv])
 
 

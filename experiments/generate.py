@@ -27,20 +27,22 @@ from qwen_jax.pretrained.load import load_model
 class Config:
     """The model, the prompts and the sampling settings."""
 
-    checkpoint: str = option("", "a run folder, or a folder in the Qwen or Qwen2 layout")
+    checkpoint: str = option(
+        "", "model to load: a run folder, or a folder in the Qwen or Qwen2 layout"
+    )
     tokenizer: str | None = option(None, "a .tiktoken file; None: the one in the model's folder")
-    prompt: str = option("", "the text to continue; empty: start a new document")
-    input: str | None = option(None, "a JSONL file of prompts, instead of --prompt")
-    output: str | None = option(None, "the JSONL file to write, with --input")
+    prompt: str = option("", "text to continue; empty: start a new document")
+    input: str | None = option(None, "JSONL file of prompts, instead of --prompt")
+    output: str | None = option(None, "JSONL file for the completions of --input")
     settings: SamplingParams = jsonl.DEFAULTS
     max_num_seqs: int = option(
-        8, "completions decoded at once; does not change the output", alias="rows"
+        8, "maximum completions decoded at once; does not change the output", alias="rows"
     )
     context: int | None = option(
         None, "maximum tokens of a prompt and its completion; None: the longest supported"
     )
-    cache_dtype: str | None = option(None, "of the KV cache; None: the compute dtype")
-    tensor: int = option(1, "devices that the weights and the KV cache are sharded over")
+    cache_dtype: str | None = option(None, "KV cache dtype; None: the compute dtype")
+    tensor: int = option(1, "number of devices that weights and KV cache are sharded over")
 
     def __post_init__(self):
         if (self.input is None) != (self.output is None) or self.input and self.prompt:

@@ -34,16 +34,21 @@ from qwen_jax.utils.files import write_bytes, write_json
 class Config:
     """The model, the text and the cells of the table."""
 
-    model: str = option("", "a run folder, or a folder in the Qwen or Qwen2 layout")
-    data: str = option("", "a folder of held-out token shards with long documents")
+    model: str = option("", "model to load: a run folder, or a folder in the Qwen or Qwen2 layout")
+    data: str = option("", "folder of held-out token shards with long documents")
     multiples: tuple[float, ...] = option(
-        (0.5, 1, 2, 4, 8), "of the training length (report Table 3)"
+        (0.5, 1, 2, 4, 8),
+        "sequence lengths to measure, as multiples of the training length (report Table 3)",
     )
     windows: tuple[int, ...] | None = option(
-        None, "in tokens, one per layer, lowest first; None: 1, 2 and 4 times the training length"
+        None,
+        "window of each layer in tokens, lowest layer first; None: 1, 2 and 4 times the "
+        "training length",
     )
     tokens: int = option(1 << 18, "maximum tokens scored at each length")
-    compute_dtype: str | None = option(None, "None: that of training")
+    compute_dtype: str | None = option(
+        None, "dtype of matmuls and activations; None: the one used in training"
+    )
     output: str = option("runs/long_context", "folder for long_context.json and long_context.png")
 
 

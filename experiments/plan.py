@@ -47,23 +47,37 @@ _REMAT = {"nothing": "none"}  # the flag's "none" means search
 class Config:
     """The planned run, and the limits of the search."""
 
-    model: str = option("7b", "a pretraining recipe: 1.8b, 7b or 14b")
-    topology: str = option("v5p-256", "a slice, as named above")
-    training_stage: str = option("pretrain", "pretrain, reward_model or ppo", alias="stage")
-    mesh: str | None = option(None, "data,fsdp,tensor,context; none: search")
-    remat: str | None = option(
-        None, "recomputation: nothing, dots (all but matmuls), block (all); none: search"
+    model: str = option("7b", "model size: 1.8b, 7b or 14b, a recipe of experiments.pretrain")
+    topology: str = option(
+        "v5p-256", "TPU slice or GPUs, such as v5p-256, v5e-256, v6e-64 or h100-64"
     )
-    micro_batches: int | None = option(None, "none: search")
-    context_length: int | None = option(None, "tokens per sequence; none: the recipe's")
-    batch_tokens: int | None = option(None, "tokens per step; none: the recipe's")
-    max_tensor: int = option(8, "maximum devices to shard heads over")
-    max_context: int = option(1, "maximum devices to shard sequences over (ring attention)")
-    compile: int = option(4, "number of layouts to compile, the best on paper")
-    price: float | None = option(None, "price per chip hour, to show the cost")
-    compiler_options: tuple[str, ...] = option((), "name=value, added to parallel/xla_options.py")
-    output: str | None = option(None, "a .json file for all results")
-    keep_hlo: str | None = option(None, "a folder for the text of the compiled programs")
+    training_stage: str = option(
+        "pretrain", "stage to plan: pretrain, reward_model or ppo", alias="stage"
+    )
+    mesh: str | None = option(None, "mesh sizes as data,fsdp,tensor,context; None: search")
+    remat: str | None = option(
+        None,
+        "recomputation: nothing (pretrain's none), dots (all but matmuls), block (layers); "
+        "None: search",
+    )
+    micro_batches: int | None = option(
+        None, "micro-batches per optimizer step, 1 or more; None: search"
+    )
+    context_length: int | None = option(None, "tokens per sequence; None: the recipe's")
+    batch_tokens: int | None = option(None, "tokens per optimizer step; None: the recipe's")
+    max_tensor: int = option(
+        8, "maximum size of the tensor axis in the search (heads are sharded over it)"
+    )
+    max_context: int = option(1, "maximum size of the context axis in the search (ring attention)")
+    compile: int = option(4, "number of layouts to compile, the best by analytic estimate")
+    price: float | None = option(None, "price per chip hour, in any currency; None: no costs")
+    compiler_options: tuple[str, ...] = option(
+        (), "additional XLA options as name=value (on top of parallel/xla_options.py)"
+    )
+    output: str | None = option(None, "JSON file for all results; None: no file")
+    keep_hlo: str | None = option(
+        None, "folder for the HLO text of the compiled programs; None: not kept"
+    )
 
 
 def workload_of(config: Config) -> Workload:

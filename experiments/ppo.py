@@ -55,10 +55,16 @@ class Config:
     """One run. train.batch_size counts completions: prompts times ppo.samples_per_prompt."""
 
     train: TrainConfig
-    init_from: str = option("", "the SFT model's folder")
-    reward_model: str | None = option(None, "the reward model's run folder")
-    reward_functions: tuple[str, ...] = option((), "module:function, added to the reward model")
-    tokenizer: str | None = option(None, "a .tiktoken file; none: the one in init_from")
+    init_from: str = option("", "folder of the SFT model: initial policy and reference")
+    reward_model: str | None = option(
+        None, "run folder of the reward model; None: only --reward_functions"
+    )
+    reward_functions: tuple[str, ...] = option(
+        (), "module:function of each reward function; added to the reward model's score"
+    )
+    tokenizer: str | None = option(
+        None, "a .tiktoken file; None: the one in the folder of --init_from"
+    )
     data: PPOData = PPOData()
     ppo: PPOConfig = PPOConfig()
     model: ModelOverrides = ModelOverrides()  # otherwise the model of init_from
@@ -66,7 +72,7 @@ class Config:
     value_optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig = LoRAConfig()  # adapters of policy and value model; off without a rank
     mesh: MeshConfig = MeshConfig()
-    run_dir: str = option("runs/ppo", "checkpoints, metrics and the report page")
+    run_dir: str = option("runs/ppo", "run folder for checkpoints, metrics and the report page")
 
 
 _ADAM = OptimizerConfig(

@@ -48,23 +48,33 @@ class Filters:
     """Quality filters; experiments.train_filter trains their models."""
 
     rules: bool = option(
-        True, "rules of Gopher, C4 and FineWeb, with counterparts for Chinese and code"
+        True, "apply the rules of Gopher, C4 and FineWeb, with counterparts for Chinese and code"
     )
-    quality_model: str | None = option(None, ".npz file: keep documents it marks as good")
-    offensive_model: str | None = option(None, ".npz file: reject documents it marks")
-    perplexity: tuple[str, ...] = option((), "LANGUAGE=MODEL.npz, n-gram models over --tokenizer")
-    checkpoint: str | None = option(None, "a run folder or a released Qwen that judges perplexity")
+    quality_model: str | None = option(
+        None, ".npz filter: keep only documents that it marks as good; None: off"
+    )
+    offensive_model: str | None = option(
+        None, ".npz filter: reject documents that it marks as offensive; None: off"
+    )
+    perplexity: tuple[str, ...] = option(
+        (), "n-gram models over --tokenizer, as LANGUAGE=MODEL.npz; they reject outliers"
+    )
+    checkpoint: str | None = option(
+        None, "run folder or released Qwen whose bits per byte filter texts; None: off"
+    )
     checkpoint_min_bpb: float = option(
-        0.0, "bits per byte by --filters.checkpoint; less is too easy", alias="checkpoint_least"
+        0.0,
+        "lower limit of bits per byte by --filters.checkpoint; rejects boilerplate",
+        alias="checkpoint_least",
     )
     checkpoint_max_bpb: float | None = option(
         None,
-        "more bits per byte is too strange; read it off scores of good text",
+        "upper limit of bits per byte by --filters.checkpoint; choose it from scores of good text",
         alias="checkpoint_most",
     )
     mask_pii: bool = option(True, "mask e-mail addresses, numbers and keys", alias="personal")
     test_sets: str | None = option(
-        None, "folder of test sets: reject documents that share a 13-gram"
+        None, "folder of test sets: reject documents that share a 13-gram; None: off"
     )
 
 
@@ -72,21 +82,29 @@ class Filters:
 class Mixing:
     """Mixture of the sources. Report: 2.1."""
 
-    weights: tuple[str, ...] = option((), "SOURCE=2 or SOURCE:LANGUAGE=1.5")
-    instructions: tuple[str, ...] = option((), "sources with instruction data: log their share")
+    weights: tuple[str, ...] = option(
+        (), "mixture weights as SOURCE=2 or SOURCE:LANGUAGE=1.5; default 1"
+    )
+    instructions: tuple[str, ...] = option(
+        (), "names of the sources with instruction data; their share is logged"
+    )
     max_epochs: float = option(
         mixture.Mixture.max_epochs,
-        "a weight above it needs --mixture.allow_epochs",
+        "maximum mixture weight; a higher one needs --mixture.allow_epochs",
         alias="most_epochs",
     )
-    allow_epochs: tuple[str, ...] = option((), "sources that may exceed max_epochs")
+    allow_epochs: tuple[str, ...] = option(
+        (), "names of sources that may exceed --mixture.max_epochs"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """Settings of a corpus."""
 
-    sources: tuple[str, ...] = option((), "[NAME=][KIND:]PATH; of duplicates the first is kept")
+    sources: tuple[str, ...] = option(
+        (), "inputs as [NAME=][KIND:]PATH; of duplicate documents, the first is kept"
+    )
     output: str = option("", "output folder; a killed run resumes in it")
     read: Read = Read()
     identify_language: bool = option(
@@ -95,7 +113,7 @@ class Config:
     language: Language = Language()
     exact_dedup: tuple[Literal["url", "document", "paragraph"], ...] = option(
         ("url", "document"),
-        "what must be unique",
+        "keys of exact deduplication, applied in this order; empty: off",
     )
     near_dedup: bool = option(True, "remove near duplicates (MinHash)")
     minhash: NearDedup = NearDedup()
@@ -105,12 +123,14 @@ class Config:
     vocabulary: Vocabulary = Vocabulary()
     eval_fraction: float = option(0.01, "fraction of the documents to hold out")
     shard_tokens: float = option(1e8, "approximate tokens per shard")
-    seed: int = option(0, "of the document order and the held-out split")
+    seed: int = option(0, "random seed of the document order and the held-out split")
     partition_mb: float = option(64.0, "MB of source files per task")
     workers: int = option(
-        os.cpu_count() or 1, "processes, or actors on Ray; 0: run in this process"
+        os.cpu_count() or 1, "number of processes, or of actors on Ray; 0: run in this process"
     )
-    ray: str | None = option(None, "address of a Ray cluster; local: start one here")
+    ray: str | None = option(
+        None, 'address of a Ray cluster, or "local" to start one here; None: local processes'
+    )
 
 
 RECIPE = Config()

@@ -48,9 +48,11 @@ class Config:
     train: TrainConfig
     data: DataConfig = DataConfig()
     mesh: MeshConfig = MeshConfig()
-    run_dir: str = option("runs/pretrain", "checkpoints, metrics and the report page")
+    run_dir: str = option(
+        "runs/pretrain", "run folder for checkpoints, metrics and the report page"
+    )
     init_from: str | None = option(
-        None, "start from these weights: a released folder or a run; None: random weights"
+        None, "initial weights: a released folder or a run folder; None: random weights"
     )
 
 

@@ -51,15 +51,15 @@ class Config(pretrain.Config):
 
     learned_tokens: int = option(
         1500,
-        "vocabulary trained on the documentation, including 256 bytes",
+        "size of the vocabulary trained on the documentation, with the 256 bytes",
         alias="learnt_tokens",
     )
     grown_tokens: int = option(
-        340, "tokens added for source code; with 208 special tokens: 2,048 in all"
+        340, "tokens added for source code; with the 208 special tokens: 2,048 in total"
     )
     eval_fraction: float = option(0.05, "fraction of the documents to hold out")
     code_weight: float = option(0.15, "weight of source code in the mixture")
-    sample_tokens: int = option(160, "tokens in each sample of the report")
+    sample_tokens: int = option(160, "tokens per sample text of the report page")
     align: quickstart_alignment.Steps = quickstart_alignment.Steps()  # the stages after pretraining
 
 

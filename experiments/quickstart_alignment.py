@@ -43,14 +43,14 @@ MODEL = dataclasses.replace(sft.SMOKE.model, dropout=0.0, unroll_layers=4)
 class Steps:
     """Length and learning rate of each stage. Ours: two CPU cores need minutes for them."""
 
-    sft: int = option(260, "steps of fine-tuning")
-    pmp: int = option(40, "steps of preference model pretraining (PMP)")
-    reward: int = option(40, "steps of the reward model")
-    ppo: int = option(120, "steps of PPO")
+    sft: int = option(260, "training steps of SFT")
+    pmp: int = option(40, "training steps of preference model pretraining (PMP)")
+    reward: int = option(40, "training steps of the reward model")
+    ppo: int = option(120, "training steps of PPO")
     value_warmup: int = option(10, "first steps of PPO, which train only the value model")
-    sft_rate: float = option(3e-3, "peak learning rate of fine-tuning")
+    sft_rate: float = option(3e-3, "peak learning rate of SFT")
     reward_rate: float = option(5e-4, "learning rate of PMP and of the reward model")
-    ppo_rate: float = option(2e-4, "learning rate of the policy")
+    ppo_rate: float = option(2e-4, "learning rate of the policy in PPO")
 
 
 def align(

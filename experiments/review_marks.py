@@ -18,7 +18,7 @@ from qwen_jax.errors import ConfigError
 class Config:
     """The files to read."""
 
-    marks: tuple[str, ...] = option((), ".json files that review.html saved")
+    marks: tuple[str, ...] = option((), ".json files saved from review.html")
 
 
 RECIPE = Config()

@@ -42,14 +42,18 @@ class Config:
     """One run, of PMP or of fine-tuning."""
 
     train: TrainConfig
-    init_from: str = option("", "PMP: a language model's folder; fine-tuning: PMP's run folder")
-    tokenizer: str | None = option(None, "a .tiktoken file; none: the one in init_from")
+    init_from: str = option(
+        "", "initial weights: for PMP a language model's folder, for fine-tuning PMP's run folder"
+    )
+    tokenizer: str | None = option(
+        None, "a .tiktoken file; None: the one in the folder of --init_from"
+    )
     data: PairData = PairData()
     model: ModelOverrides = ModelOverrides()  # otherwise the model of init_from
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig = LoRAConfig()  # adapters of the trunk; off without a rank
     mesh: MeshConfig = MeshConfig()
-    run_dir: str = option("runs/reward", "checkpoints, metrics and the report page")
+    run_dir: str = option("runs/reward", "run folder for checkpoints, metrics and the report page")
 
 
 RECIPE = Config(

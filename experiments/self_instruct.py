@@ -57,30 +57,32 @@ from qwen_jax.utils.jsonl import write_rows
 class Config:
     """Settings of a run."""
 
-    checkpoint: str = option("", "a run folder or a released model that was trained on ChatML")
+    checkpoint: str = option(
+        "", "model to query: a run folder or a released model that was trained on ChatML"
+    )
     tokenizer: str | None = option(
         None, "a .tiktoken file; None: the one in the checkpoint's folder"
     )
     seeds: tuple[str, ...] = option(
-        (), "seed tasks in the format of self-instruct or Alpaca, or conversations"
+        (), "files of seed tasks (self-instruct or Alpaca format) or of conversations"
     )
     tools: str | None = option(
-        None, "a .json or .jsonl file; None: the tools of qwen_jax/synthetic/react_seeds.py"
+        None, ".json or .jsonl file of tools; None: those of qwen_jax/synthetic/react_seeds.py"
     )
     react_seeds: tuple[str, ...] = option(
-        (), "worked examples of the tools; default: those of react_seeds.py"
+        (), "files of worked examples of the tools; empty: those of react_seeds.py"
     )
     settings: Settings = Settings()
     rules: Rules = Rules()
-    temperature: float = option(0.7, "of sampling (self-instruct)")
-    top_p: float = option(0.9, "nucleus sampling: total probability of the candidate tokens")
-    max_new_tokens: int = option(1024, "per response")
-    rows: int = option(16, "responses decoded at once; does not change them")
+    temperature: float = option(0.7, "sampling temperature (self-instruct)")
+    top_p: float = option(0.9, "nucleus sampling: probability mass to sample from")
+    max_new_tokens: int = option(1024, "maximum tokens per response")
+    rows: int = option(16, "maximum responses decoded at once; does not change the responses")
     context: int | None = option(
-        None, "tokens of a conversation and its response; None: the longest supported"
+        None, "maximum tokens of a conversation and its response; None: the longest supported"
     )
     keep_unreviewed: bool = option(
-        False, "also keep samples that nobody has reviewed", alias="unjudged"
+        False, "also keep samples that have not been reviewed", alias="unjudged"
     )
     output: str = option("runs/self_instruct", "output folder; a killed run resumes in it")
 

@@ -27,24 +27,32 @@ from qwen_jax.serve.address import bind, is_local, read_key
 class Config:
     """One server: model, address and limits."""
 
-    checkpoint: str = option("", "a run folder, or a folder in the Qwen or Qwen2 layout")
+    checkpoint: str = option(
+        "", "model to load: a run folder, or a folder in the Qwen or Qwen2 layout"
+    )
     tokenizer: str | None = option(None, "a .tiktoken file; None: the one in the model's folder")
     model_name: str | None = option(None, "the model's name in the API; None: the folder's name")
-    host: str = option("127.0.0.1", "0.0.0.0: accept requests from other computers")
-    port: int = option(8000, "0: any free port")
-    allow_remote: bool = option(False, "required for a host that other computers can reach")
-    api_key: str | None = option(None, "the key that requests must carry, or @FILE to read it from")
+    host: str = option(
+        "127.0.0.1", "address to listen on; 0.0.0.0: accept requests from other computers"
+    )
+    port: int = option(8000, "port to listen on; 0: any free port")
+    allow_remote: bool = option(False, "allow a --host that other computers can reach")
+    api_key: str | None = option(
+        None, "key that requests must carry, or @FILE to read it from; None: no key"
+    )
     max_num_seqs: int = option(8, "maximum completions decoded at once", alias="rows")
-    max_queued: int = option(64, "maximum completions waiting")
+    max_queued: int = option(64, "maximum completions waiting; further requests are rejected")
     context: int | None = option(
         None, "maximum tokens of a prompt and its completion; None: the longest supported"
     )
-    cache_dtype: str | None = option(None, "of the KV cache; None: the compute dtype")
-    tensor: int = option(1, "devices that the weights and the KV cache are sharded over")
+    cache_dtype: str | None = option(None, "KV cache dtype; None: the compute dtype")
+    tensor: int = option(1, "number of devices that weights and KV cache are sharded over")
     memory_gib: float | None = option(
-        None, "GiB for the KV cache; None: what the device has free", alias="memory_gb"
+        None,
+        "memory for the KV cache in GiB; None: all that the device has free",
+        alias="memory_gb",
     )
-    max_body_mb: float = option(4.0, "maximum size of a request's body, in MiB")
+    max_body_mb: float = option(4.0, "maximum size of a request's body in MiB")
     grace: float = option(10.0, "seconds that running requests have to finish after a signal")
 
     def __post_init__(self):

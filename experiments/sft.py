@@ -42,15 +42,17 @@ class Config:
     """One fine-tuning run."""
 
     train: TrainConfig
-    init_from: str = option("", "a run folder or a released Qwen folder")
-    tokenizer: str | None = option(None, "a .tiktoken file; none: the one in init_from")
+    init_from: str = option("", "model to train: a run folder or a released Qwen folder")
+    tokenizer: str | None = option(
+        None, "a .tiktoken file; None: the one in the folder of --init_from"
+    )
     data: SFTData = SFTData()
     model: ModelOverrides = ModelOverrides()  # otherwise the model of init_from
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig = LoRAConfig()  # adapters; off without a rank
     mesh: MeshConfig = MeshConfig()
-    run_dir: str = option("runs/sft", "checkpoints, metrics and the report page")
-    preview: int = option(0, "examples to show instead of training")
+    run_dir: str = option("runs/sft", "run folder for checkpoints, metrics and the report page")
+    preview: int = option(0, "number of examples to show instead of training; 0: train")
 
 
 RECIPE = Config(

@@ -46,33 +46,39 @@ from qwen_jax.utils.jsonl import write_rows
 class Config:
     """Settings of a run."""
 
-    prompts: tuple[str, ...] = option((), ".json and .jsonl files")
+    prompts: tuple[str, ...] = option((), ".json and .jsonl files of prompts")
     output: str = option("runs/tags", "folder for tags.jsonl, tags.png and chosen.jsonl")
     tagger: Literal["rules", "model"] = option(
-        "rules", "rules: patterns; model: query --checkpoint"
+        "rules", "rules: match patterns; model: query --checkpoint"
     )
-    tags: str | None = option(None, "an existing tag file to read")
-    alpha: int = option(1, "merge or drop tags that fewer prompts have")
-    choose: int | None = option(None, "number of prompts to select for chosen.jsonl")
+    tags: str | None = option(
+        None, "existing tag file to read instead of tagging; None: tag --prompts"
+    )
+    alpha: int = option(1, "minimum prompts per tag; rarer tags are merged or dropped")
+    choose: int | None = option(
+        None, "number of prompts to select for chosen.jsonl; None: no selection"
+    )
     by: Literal["order", "weight"] = option(
         "order", "order: InsTag's order, best first; weight: weighted sampling"
     )
     balance: float = option(
-        1.0, "of --by=weight; 0: tags at their frequency, 1: all equally likely"
+        1.0, "tag balance of --by=weight; 0: tags at their frequency, 1: all equally likely"
     )
-    complexity: float = option(1.0, "of --by=weight; 0: ignore the number of tags of a prompt")
-    seed: int = option(0, "of --by=weight")
+    complexity: float = option(
+        1.0, "weight of the number of tags of a prompt in --by=weight; 0: ignored"
+    )
+    seed: int = option(0, "random seed of --by=weight")
     checkpoint: str = option(
-        "", "of --tagger=model: a run folder or a released model trained on ChatML"
+        "", "model of --tagger=model: a run folder or a released model trained on ChatML"
     )
     tokenizer: str | None = option(
         None, "a .tiktoken file; None: the one in the checkpoint's folder"
     )
-    rows: int = option(16, "prompts that the model tags at once; does not change the tags")
+    rows: int = option(16, "maximum prompts that the model tags at once; does not change the tags")
     context: int | None = option(
-        None, "tokens of a prompt and its tags; None: the longest supported"
+        None, "maximum tokens of a prompt and its tags; None: the longest supported"
     )
-    max_new_tokens: int = option(128, "per response")
+    max_new_tokens: int = option(128, "maximum tokens per response of the model")
 
 
 RECIPE = Config()

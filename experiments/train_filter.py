@@ -40,12 +40,16 @@ class Config:
     labeled: tuple[str, ...] = option(
         (), ".json and .jsonl files of labeled texts", alias="labelled"
     )
-    positive: str = option("good", "label of the texts to mark")
-    output: str = option("runs/filter.npz", "where to write the filter")
-    held_out: float = option(0.3, "fraction of texts: half sets the threshold, half is measured")
+    positive: str = option("good", "label of the texts that the filter marks")
+    output: str = option("runs/filter.npz", ".npz file for the filter")
+    held_out: float = option(
+        0.3, "fraction of texts to hold out: half sets the threshold, half is measured"
+    )
     train: FilterSettings = FilterSettings()
-    clean: tuple[str, ...] = option((), "clean text instead of labeled texts: a perplexity filter")
-    tokenizer: str | None = option(None, "a .tiktoken file, for --clean")
+    clean: tuple[str, ...] = option(
+        (), "files or folders of clean text, to train a perplexity filter instead"
+    )
+    tokenizer: str | None = option(None, "a .tiktoken file, required by --clean")
     perplexity: PerplexityRules = PerplexityRules()
 
 

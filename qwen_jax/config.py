@@ -141,7 +141,7 @@ class ModelConfig:
     """
 
     vocab_size: int = dataclasses.field(
-        metadata={"help": "rows of the embedding matrix, including padding rows"}
+        metadata={"help": "number of rows of the embedding matrix, including padding rows"}
     )
     hidden_size: int = dataclasses.field(metadata={"help": "width of the residual stream"})
     num_layers: int = dataclasses.field(metadata={"help": "number of transformer layers"})
@@ -180,7 +180,9 @@ class ModelConfig:
     unroll_layers: int = option(
         1, "layers unrolled per scan iteration; more compile longer and copy less"
     )
-    attention: str | None = option(None, "attention backend by name; None: chosen for the device")
+    attention: str | None = option(
+        None, "name of the attention backend; None: chosen for the device"
+    )
 
     def __post_init__(self):
         _check_positive(
@@ -384,7 +386,8 @@ class TrainConfig:
         alias="recheck_every",
     )
     trace_steps: tuple[int, ...] = option(
-        (), "first and last step to profile, such as 100,105; output in run_dir/profile"
+        (),
+        "first and last step to profile, such as 100,105 (output in run_dir/profile); empty: off",
     )
 
     def __post_init__(self):

@@ -23,10 +23,10 @@ from qwen_jax.config import option
 class Config:
     """Sizes that fill an accelerator."""
 
-    copy_mb: int = option(4096, "MB that one copy reads")
+    copy_mb: int = option(4096, "MB read by one copy")
     matmul: int = option(8192, "side of a square matmul")
-    rounds: int = option(10, "rounds, of which the median counts")
-    output: str = option("", "output JSON file")
+    rounds: int = option(10, "number of rounds; the median counts")
+    output: str = option("", "JSON file for the results")
 
 
 SMOKE = Config(copy_mb=16, matmul=256, rounds=2)

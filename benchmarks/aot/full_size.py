@@ -30,19 +30,19 @@ class Config:
     """One comparison."""
 
     peer_python: str = option(
-        "", "Python interpreter with torch and transformers; empty: only ours"
+        "", "Python interpreter with torch and transformers; empty: measure only ours"
     )
-    size: str = option("1.8b", "model size, see sizes.by_name")
+    size: str = option("1.8b", "model size, a name in qwen_jax/sizes.py")
     context_length: int = option(2048, "tokens per sequence")
     batch_size: int = option(32, "sequences per step")
     micro_batches: int = option(4, "micro-batches per step")
     remat: str = option("dots", "recomputation: none, dots (all but matmuls), block (all)")
     moment_dtype: str = option("float32", "dtype of AdamW's moments; bfloat16 halves their memory")
-    steps: int = option(30, "steps, of which the first five are not counted")
-    rounds: int = option(1, "rounds of ours and the peer")
-    trace: str = option("", "folder for a profile of the last three steps")
+    steps: int = option(30, "steps to run; the first five are not counted")
+    rounds: int = option(1, "measurements of ours and of the peer, alternating")
+    trace: str = option("", "folder for a profile of the last three steps; empty: no profile")
     only: str = option("", '"ours": measure in this process and print JSON')
-    output: str = option("", "output JSON file")
+    output: str = option("", "JSON file for the results")
 
 
 SMOKE = Config(size="tiny", context_length=16, batch_size=4, micro_batches=2, steps=12)

@@ -55,11 +55,11 @@ PASSES = ("forward", "backward")
 class Config:
     """Targets and shapes to compile."""
 
-    kinds: tuple[str, ...] = option(tuple(TOPOLOGIES), "kinds of TPU")
-    sizes: tuple[str, ...] = option(("1.8b", "7b", "14b"), "model sizes of Table 1")
+    kinds: tuple[str, ...] = option(tuple(TOPOLOGIES), "TPU kinds to compile for")
+    sizes: tuple[str, ...] = option(("1.8b", "7b", "14b"), "model sizes of Table 1 to compile")
     lengths: tuple[int, ...] = option((2048, 8192), "tokens per sequence")
     utilization: bool = option(
-        False, "instead: the static utilization of the inner tile, next to splash"
+        False, "report only the static utilization of the inner tile, ours and splash attention's"
     )
     output: str = option(
         "benchmarks/results/attention_tpu", "output prefix, before _compiled.json and so on"

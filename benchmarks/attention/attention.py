@@ -37,18 +37,22 @@ class Config:
     """Sizes to measure. 0 and empty lists mean the default of the device."""
 
     lengths: tuple[int, ...] = option((), "tokens per sequence")
-    tokens: int = option(0, "tokens per batch")
-    hidden: int = option(0, "number of heads x head size")
+    tokens: int = option(0, "tokens per batch; the batch size is tokens / length")
+    hidden: int = option(0, "hidden size: number of heads x head size")
     group: int = option(1, "query heads per key-value head")
-    head_sizes: tuple[int, ...] = option((64, 128), "head sizes")
+    head_sizes: tuple[int, ...] = option((64, 128), "head sizes to measure")
     dtypes: tuple[str, ...] = option((), "dtypes of queries, keys and values")
-    masks: tuple[str, ...] = option(MASKS, "masks: causal, one, four (equal documents), mix")
-    rounds: int = option(5, "rounds, each of which runs every contestant")
-    milliseconds: float = option(50.0, "time to repeat a call in one round")
-    matmul: int = option(0, "side of the square matmul that gives the rate of the device")
-    only: tuple[str, ...] = option((), "only contestants whose names start with these")
-    check: bool = option(True, "check errors against float32 first")
-    tune: bool = option(False, "tune tile sizes instead")
+    masks: tuple[str, ...] = option(
+        MASKS, "masks to measure: causal, one, four (equal documents), mix"
+    )
+    rounds: int = option(5, "number of rounds; each runs every contestant")
+    milliseconds: float = option(50.0, "duration of a contestant's calls in one round, in ms")
+    matmul: int = option(0, "side of the square matmul that measures the FLOP rate of the device")
+    only: tuple[str, ...] = option(
+        (), "measure only contestants whose names start with these; empty: all"
+    )
+    check: bool = option(True, "check the errors against float32 first")
+    tune: bool = option(False, "tune tile sizes instead of measuring contestants")
     output: str = option(str(RESULTS), "folder for attention_DEVICE.json and .png")
 
 

@@ -43,13 +43,15 @@ INTERPRETERS = {"tpu": ("tpu", interpret_kernels), "hopper": ("gpu", interpret_h
 class Config:
     """The grid of one backend."""
 
-    name: str = option("xla", "backend: xla, tpu or hopper")
+    name: str = option("xla", "attention backend: xla, tpu or hopper")
     lengths: tuple[int, ...] = option((1, 7, 128, 129, 1000, 2048), "tokens per sequence")
     head_sizes: tuple[int, ...] = option((64, 128), "head sizes")
     dtypes: tuple[str, ...] = option(("float32", "bfloat16"), "dtypes of queries, keys and values")
-    every: int = option(1, "run every n-th case: an interpreter takes minutes for a long one")
+    every: int = option(
+        1, "run only every n-th case; interpreted kernels take minutes for long sequences"
+    )
     output: str = option(
-        str(pathlib.Path(__file__).resolve().parents[1] / "results"), "output folder"
+        str(pathlib.Path(__file__).resolve().parents[1] / "results"), "folder for the results"
     )
 
 

@@ -22,10 +22,10 @@ from qwen_jax.data.loader import Loader
 class Config:
     """Size and duration of the measurement."""
 
-    tokens_millions: int = option(60, "millions of tokens in the source")
-    context_length: int = option(2048, "tokens in a sequence")
-    batch_size: int = option(32, "sequences in a batch")
-    seconds: float = option(5.0, "duration of the measurement of each packing")
+    tokens_millions: int = option(60, "size of the source, in millions of tokens")
+    context_length: int = option(2048, "tokens per sequence")
+    batch_size: int = option(32, "sequences per batch")
+    seconds: float = option(5.0, "duration of the measurement of each packing, in seconds")
 
 
 class RandomTokens:

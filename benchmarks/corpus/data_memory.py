@@ -46,11 +46,13 @@ class Config:
     """Corpora and runs to measure."""
 
     shared: str = option(os.environ.get("QWEN_JAX_SHARED", "../shared"), "folder of public data")
-    folder: str = option("", "folder for corpora and outputs: needs 4 times the largest corpus")
-    megabytes: tuple[int, ...] = option((200, 2000), "MB of text in each corpus")
-    workers: int = option(2, "worker processes")
-    partition_mb: float = option(64.0, "MB of source files in a partition")
-    output: str = option("", "a Markdown file; the plot is written next to it")
+    folder: str = option(
+        "", "folder for corpora and outputs; needs 4 times the size of the largest corpus"
+    )
+    megabytes: tuple[int, ...] = option((200, 2000), "sizes of the corpora, in MB of text")
+    workers: int = option(2, "number of worker processes")
+    partition_mb: float = option(64.0, "MB of source files per partition")
+    output: str = option("", "Markdown file for the results; the plot is written next to it")
 
 
 def main(config: Config) -> None:

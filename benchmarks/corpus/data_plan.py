@@ -36,13 +36,13 @@ class Config:
 
     shared: str = option(os.environ.get("QWEN_JAX_SHARED", "../shared"), "folder of public data")
     documents: tuple[int, ...] = option(
-        (6000, 240000, 40000), "documents of 1,500 characters in each corpus"
+        (6000, 240000, 40000), "sizes of the corpora, in documents of 1,500 characters"
     )
     datatrove_python: str = option(
-        "", "a Python with datatrove, spacy, tokenizers, xxhash<3.6; for the first corpus"
+        "", "Python with datatrove, spacy, tokenizers, xxhash<3.6, for the first corpus"
     )
-    rounds: int = option(2, "rounds; the best one counts")
-    output: str = option("", "a Markdown file")
+    rounds: int = option(2, "number of rounds; the best one counts")
+    output: str = option("", "Markdown file for the results")
 
 
 def main(config: Config) -> None:

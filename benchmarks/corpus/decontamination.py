@@ -51,9 +51,9 @@ class Config:
     """Items to plant, and the output."""
 
     shared: str = option(os.environ.get("QWEN_JAX_SHARED", "../shared"), "folder of public data")
-    items: int = option(50, "test items to plant")
-    seed: int = option(0, "seed of the chosen items")
-    output: str = option(str(RESULTS / "decontamination.md"), "a Markdown file")
+    items: int = option(50, "number of test items to plant")
+    seed: int = option(0, "random seed for the choice of test items")
+    output: str = option(str(RESULTS / "decontamination.md"), "Markdown file for the results")
 
 
 def main(config: Config) -> None:

@@ -40,10 +40,11 @@ class Config:
     """Pages to measure."""
 
     shared: str = option(
-        os.environ.get("QWEN_JAX_SHARED", "../shared"), "folder of public data, with data/html/zyte"
+        os.environ.get("QWEN_JAX_SHARED", "../shared"),
+        "folder of public data that contains data/html/zyte",
     )
-    chinese_pages: int = option(40, "Chinese pages in each charset")
-    output: str = option("", "a Markdown file")
+    chinese_pages: int = option(40, "number of Chinese pages in each charset")
+    output: str = option("", "Markdown file for the results")
 
 
 def ours(extractor: str):

@@ -46,7 +46,7 @@ class Config:
     """Data and output."""
 
     shared: str = option(os.environ.get("QWEN_JAX_SHARED", "../shared"), "folder of public data")
-    output: str = option(str(RESULTS / "filters.md"), "a Markdown file")
+    output: str = option(str(RESULTS / "filters.md"), "Markdown file for the results")
 
 
 def main(config: Config) -> None:

@@ -32,9 +32,9 @@ class Config:
     """Planted pairs and stage settings."""
 
     shared: str = option(os.environ.get("QWEN_JAX_SHARED", "../shared"), "folder of public data")
-    pairs: int = option(200, "pairs at each level")
+    pairs: int = option(200, "document pairs per level of similarity")
     minhash: NearDedup = NearDedup()
-    output: str = option("", "a Markdown file; the plot is written next to it")
+    output: str = option("", "Markdown file for the results; the plot is written next to it")
 
 
 def shingles(parts: list[str], size: int) -> set[tuple[str, ...]]:

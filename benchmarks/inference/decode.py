@@ -25,16 +25,16 @@ class Config:
     """One comparison."""
 
     peer_python: str = option(
-        "", "an interpreter with torch and transformers; empty: measure only ours"
+        "", "Python interpreter with torch and transformers; empty: measure only ours"
     )
-    size: str = option("toy_8m", "a name in sizes.py, such as toy_110m")
-    dtype: str = option("float32", "of weights, cache and matmuls; or bfloat16")
-    batches: tuple[int, ...] = option((1, 8, 32), "sequences that decode together")
-    new_tokens: int = option(64, "per sequence")
-    prompt: int = option(1000, "prompt tokens for the time to the first token")
+    size: str = option("toy_8m", "model size, a name in qwen_jax/sizes.py such as toy_110m")
+    dtype: str = option("float32", "dtype of weights, KV cache and matmuls: float32 or bfloat16")
+    batches: tuple[int, ...] = option((1, 8, 32), "batch sizes: sequences decoded together")
+    new_tokens: int = option(64, "tokens generated per sequence")
+    prompt: int = option(1000, "prompt length in tokens, for the time to the first token")
     rounds: int = option(3, "measurements of ours and of the peer, alternating")
     only: str = option("", '"ours": print one measurement as JSON, in this process')
-    output: str = option("", "write the table to this JSON file")
+    output: str = option("", "JSON file for the table")
 
 
 def main(config: Config) -> None:

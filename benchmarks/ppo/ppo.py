@@ -37,18 +37,18 @@ DECODERS = {
 class Config:
     """One comparison."""
 
-    peer_python: str = option("", "an interpreter with google-tunix; empty: only ours")
-    size: str = option("toy_8m", "a name of qwen_jax.sizes")
-    prompts: int = option(16, "per step")
+    peer_python: str = option("", "Python interpreter with google-tunix; empty: measure only ours")
+    size: str = option("toy_8m", "model size, a name in qwen_jax/sizes.py")
+    prompts: int = option(16, "prompts per step")
     samples: int = option(2, "completions per prompt")
-    prompt_tokens: int = option(64, "of every prompt")
-    new_tokens: int = option(64, "of every completion")
-    top_p: float = option(0.9, "report 3.2.2")
+    prompt_tokens: int = option(64, "tokens per prompt")
+    new_tokens: int = option(64, "tokens per completion")
+    top_p: float = option(0.9, "nucleus sampling: probability mass to sample from (report 3.2.2)")
     warm_up: int = option(2, "untimed steps per round")
     steps: int = option(5, "timed steps per round")
-    rounds: int = option(3, "of ours and the peer, in turn")
-    only: str = option("", '"ours": one measurement as JSON, in this process')
-    output: str = option("", "a JSON file for the table")
+    rounds: int = option(3, "measurements of ours and of the peer, alternating")
+    only: str = option("", '"ours": print one measurement as JSON, in this process')
+    output: str = option("", "JSON file for the table")
 
 
 def main(config: Config) -> None:

@@ -46,20 +46,20 @@ class Config:
     """One table."""
 
     start: str = option("runs/quickstart", "run folder of a finished quickstart")
-    steps: int = option(100, "per run")
+    steps: int = option(100, "PPO steps per run")
     warmup: int = option(
-        10, "steps that train only the value model; the report's 50 are of a longer run"
+        10, "first steps, which train only the value model (report: 50, in a longer run)"
     )
     batch_size: int = option(32, "completions per step")
     rate: float = option(
-        2e-4, "learning rate of the policy; the value model's is five times it, as in the report"
+        2e-4, "learning rate of the policy; the value model's is five times as high (report)"
     )
     # The report gives no value. A fifth of the recipe's untuned 0.5: this reward is sparse, and at
     # 0.1 the loss on documentation still falls.
-    pretrain_coefficient: float = option(0.1, "of the pretraining gradient; ours")
-    seeds: int = option(3, "per setting")
-    runs: str = option("runs/ppo_ablations", "a folder for the runs")
-    output: str = option("", "a folder for the table and the plot")
+    pretrain_coefficient: float = option(0.1, "weight of the pretraining gradient (ours)")
+    seeds: int = option(3, "runs with different random seeds per setting")
+    runs: str = option("runs/ppo_ablations", "folder for the runs")
+    output: str = option("", "folder for the table and the plot")
 
 
 def main(config: Config) -> None:

@@ -31,13 +31,15 @@ _UNITS = {"MiB": 2**20, "GiB": 2**30}
 class Config:
     """The measured run."""
 
-    size: str = option("toy_8m", "a name of qwen_jax.sizes")
-    prompts: int = option(16, "per step, two completions each")
-    new_tokens: int = option(64, "maximum of a completion, and of a prompt")
-    steps: int = option(5, "per run")
-    rank: int | None = option(None, "of adapters; none: full models")
-    only: str = option("", "a folder that `write` made: one measurement as JSON, in this process")
-    output: str = option("", "a JSON file for the table")
+    size: str = option("toy_8m", "model size, a name in qwen_jax/sizes.py")
+    prompts: int = option(16, "prompts per step, with two completions each")
+    new_tokens: int = option(64, "maximum tokens of a completion, and of a prompt")
+    steps: int = option(5, "PPO steps per run")
+    rank: int | None = option(None, "rank of the LoRA adapters; None: full models")
+    only: str = option(
+        "", "folder made by `write`: print one measurement of it as JSON, in this process"
+    )
+    output: str = option("", "JSON file for the table")
 
 
 def main(config: Config) -> None:

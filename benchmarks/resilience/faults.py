@@ -342,7 +342,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--heartbeat", type=int, default=30)
-    parser.add_argument("--only", default="", help="comma-separated names of faults")
+    parser.add_argument(
+        "--only", default="", help="faults to inject, comma-separated names; default: all"
+    )
     parser.add_argument("--output", default="benchmarks/results/faults")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

@@ -33,8 +33,8 @@ class Config:
 
     batch_size: int = option(4, "sequences per batch", alias="rows")
     length: int = option(4096, "tokens per sequence")
-    vocab_size: int = option(151936, "vocabulary size")
-    hidden_size: int = option(4096, "hidden size; 2048 is that of the 1.8B model, 4096 of the 7B")
+    vocab_size: int = option(151936, "vocabulary size in tokens")
+    hidden_size: int = option(4096, "hidden size; 2048 as in the 1.8B model, 4096 as in the 7B")
     topology: str = option("v5p:2x2x1", "TPU topology to compile for; uses one of its devices")
     run: bool = option(False, "also compute the chunked loss on this CPU")
 

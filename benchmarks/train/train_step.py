@@ -27,13 +27,15 @@ from qwen_jax.config import option
 class Config:
     """One comparison."""
 
-    peer_python: str = option("", "interpreter with torch and transformers; empty: only ours")
-    rounds: int = option(3, "rounds, each with one measurement of ours and of each peer")
-    steps: int = option(40, "steps per measurement, of the bare step and again in the loop")
+    peer_python: str = option(
+        "", "Python interpreter with torch and transformers; empty: measure only ours"
+    )
+    rounds: int = option(3, "number of rounds; each measures ours and every peer once")
+    steps: int = option(40, "steps per measurement of the bare step, and of the full loop")
     batch_size: int = option(4, "sequences per step")
     dtype: str = option("float32", "dtype of matmuls: float32 or bfloat16")
     only: str = option("", '"ours": print one measurement as JSON, in this process')
-    output: str = option("", "JSON file to write the table to")
+    output: str = option("", "JSON file for the table")
 
 
 def main(config: Config) -> None:

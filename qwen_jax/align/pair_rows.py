@@ -17,10 +17,14 @@ from qwen_jax.utils.jsonl import unique_names
 class PairData:
     """The files of comparisons and how they are used."""
 
-    pairs: tuple[str, ...] = option((), ".json and .jsonl files")
-    eval_pairs: tuple[str, ...] = option((), "held-out files, each a column of the table")
-    epochs: float | None = option(1.0, "passes over the pairs; none: train.num_steps")
-    context_length: int | None = option(None, "tokens of a dialogue; none: the model's")
+    pairs: tuple[str, ...] = option((), ".json and .jsonl files of preference pairs")
+    eval_pairs: tuple[str, ...] = option(
+        (), "held-out files of preference pairs; each is a column of the table"
+    )
+    epochs: float | None = option(1.0, "passes over the pairs; None: set by --train.num_steps")
+    context_length: int | None = option(
+        None, "maximum tokens of a conversation; None: the model's context length"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +34,7 @@ class PairTrainConfig(TrainConfig):
     num_steps: int | None = dataclasses.field(
         default=None,
         kw_only=True,
-        metadata={"help": "updates of the weights in the full run; none: from data.epochs"},
+        metadata={"help": "total number of optimizer steps of the run; None: set by --data.epochs"},
     )
 
 

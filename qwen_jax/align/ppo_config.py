@@ -12,30 +12,40 @@ class PPOConfig:
     """Hyperparameters of report 3.2.2; values that it leaves open are marked as ours."""
 
     value_warmup_steps: int = option(
-        50, "report 3.2.2: the policy is frozen, the value model trains"
+        50, "first steps, which train only the value model (report 3.2.2)"
     )
-    samples_per_prompt: int = option(2, "report 3.2.2")
-    kl_coefficient: float = option(0.04, "report 3.2.2")
-    value_clip: float = option(0.15, "report 3.2.2")
-    top_p: float = option(0.9, "report 3.2.2")
-    temperature: float = option(1.0, "ours: of sampling and of the log-probabilities in the ratio")
-    ratio_clip: float = option(0.2, "ours: Schulman et al. 2017")
+    samples_per_prompt: int = option(2, "completions sampled per prompt (report 3.2.2)")
+    kl_coefficient: float = option(0.04, "KL penalty weight (report 3.2.2)")
+    value_clip: float = option(0.15, "clipping range of the value loss (report 3.2.2)")
+    top_p: float = option(0.9, "nucleus sampling: probability mass to sample from (report 3.2.2)")
+    temperature: float = option(
+        1.0, "temperature of sampling and of the log-probabilities in the ratio (ours)"
+    )
+    ratio_clip: float = option(
+        0.2, "clipping range of the policy ratio (ours; Schulman et al. 2017)"
+    )
     gamma: float = option(
-        1.0, "ours: discount; responses are short, rewarded at their end", alias="discount"
+        1.0,
+        "discount factor (ours; responses are short and rewarded at their end)",
+        alias="discount",
     )
-    gae_lambda: float = option(0.95, "ours: Schulman et al. 2016")
-    epochs: int = option(1, "ours: passes over a rollout")
-    minibatches: int = option(1, "ours: updates per pass")
+    gae_lambda: float = option(
+        0.95, "lambda of generalized advantage estimation (ours; Schulman et al. 2016)"
+    )
+    epochs: int = option(1, "passes over each rollout (ours)")
+    minibatches: int = option(1, "optimizer updates per pass over a rollout (ours)")
     # Weight of the mean loss per pretraining token against that per sampled token. The report gives
     # no number; off unless pretraining data and a weight are set.
-    pretrain_coefficient: float = option(0.0, "ours: weight of the next-token loss; 0 is off")
-    pretrain_ratio: float = option(4.0, "ours: pretraining sequences per rollout sequence")
+    pretrain_coefficient: float = option(
+        0.0, "weight of the next-token loss on pretraining data (ours); 0: off"
+    )
+    pretrain_ratio: float = option(4.0, "pretraining sequences per rollout sequence (ours)")
     missing_eos_penalty: float = option(
         1.0,
-        "ours: subtracted from the reward of a truncated response",
+        "amount subtracted from the reward of a truncated response (ours)",
         alias="no_end_penalty",
     )
-    max_new_tokens: int = option(512, "ours")
+    max_new_tokens: int = option(512, "maximum tokens per completion (ours)")
 
     def __post_init__(self):
         _ = self.sampling  # checks its fields
@@ -78,6 +88,8 @@ class PPOConfig:
 class PPOData:
     """The prompts, and the data of the pretraining gradient."""
 
-    prompts: tuple[str, ...] = option((), ".json and .jsonl files")
-    max_prompt_tokens: int = option(512, "longer prompts are skipped and counted")
+    prompts: tuple[str, ...] = option((), ".json and .jsonl files of prompts")
+    max_prompt_tokens: int = option(
+        512, "maximum tokens per prompt; longer prompts are skipped and counted"
+    )
     pretrain: DataConfig = DataConfig()  # token shards; none: no pretraining gradient

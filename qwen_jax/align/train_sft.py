@@ -21,13 +21,21 @@ from qwen_jax.utils.jsonl import unique_names
 class SFTData:
     """The files of conversations and how they are packed."""
 
-    conversations: tuple[str, ...] = option((), ".json and .jsonl files")
-    eval_conversations: tuple[str, ...] = option((), "held-out files, evaluated one by one")
-    mask: Literal["assistant", "original"] = option(
-        "assistant", "what is trained; original: also the markers of every turn"
+    conversations: tuple[str, ...] = option((), ".json and .jsonl files of conversations")
+    eval_conversations: tuple[str, ...] = option(
+        (), "held-out files of conversations, each evaluated separately"
     )
-    packed: bool = option(True, "pack several conversations into a row; attention is within each")
-    context_length: int | None = option(None, "tokens per row; none: the model's")
+    mask: Literal["assistant", "original"] = option(
+        "assistant",
+        "tokens with loss. assistant: its turns; original: also every turn's markers (released "
+        "script)",
+    )
+    packed: bool = option(
+        True, "pack several conversations into one sequence; attention is within each"
+    )
+    context_length: int | None = option(
+        None, "tokens per packed sequence; None: the model's context length"
+    )
 
 
 class SFTConfig(StageConfig, Protocol):

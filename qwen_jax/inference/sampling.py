@@ -39,17 +39,24 @@ class SamplingParams:
     max_new_tokens: int = dataclasses.field(
         metadata={"help": "maximum number of tokens to generate per completion"}
     )
-    temperature: float = option(0.0, "divides the logits; 0: greedy, the most probable token")
-    top_k: int | None = option(None, "sample only from the k most probable tokens, before top_p")
+    temperature: float = option(
+        0.0, "sampling temperature, which divides the logits; 0: greedy decoding"
+    )
+    top_k: int | None = option(
+        None, "sample only from the k most probable tokens, before top_p; None: from all"
+    )
     top_p: float = option(
-        1.0, "sample only from the most probable tokens whose probabilities add up to this"
+        1.0,
+        "nucleus sampling: sample from the most probable tokens that add up to this probability",
     )
     repetition_penalty: float = option(
-        1.0, "above 1: tokens of the prompt and the completion become less probable"
+        1.0, "penalty for tokens of the prompt and the completion; above 1: less probable"
     )
     stop: tuple[str, ...] = option((), "strings that stop a completion; not part of the output")
     stop_token_ids: tuple[int, ...] = option((), "token ids that also stop a completion")
-    seed: int = option(0, "seed of the samples; in a file of prompts, the first line's")
+    seed: int = option(
+        0, "random seed of the samples; for a file of prompts, that of the first line"
+    )
     n: int = option(1, "completions per prompt; completion i samples with stream i of the seed")
     logprobs: bool = option(False, "return log-probabilities of the sampled tokens, untruncated")
 

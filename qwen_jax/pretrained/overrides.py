@@ -7,17 +7,19 @@ from qwen_jax import sizes
 from qwen_jax.config import ModelConfig, option
 from qwen_jax.errors import ConfigError
 
+_HELP = {field.name: field.metadata.get("help", "") for field in dataclasses.fields(ModelConfig)}
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelOverrides:
     """The fields of ModelConfig that a stage after pretraining can override."""
 
-    dropout: float = option(0.0, "rate after the embedding and on each residual branch")
-    compute_dtype: str = option("bfloat16", "dtype of matmuls and activations; or float32")
-    param_dtype: str = option("float32", "dtype of the trained weights")
-    remat: Literal["none", "dots", "block"] = option("none", "what the backward pass recomputes")
-    unroll_layers: int = option(1, "layers per loop iteration: longer to compile, less to copy")
-    attention: str | None = option(None, "attention backend; None: the best one for the device")
+    dropout: float = option(0.0, _HELP["dropout"])
+    compute_dtype: str = option("bfloat16", _HELP["compute_dtype"])
+    param_dtype: str = option("float32", _HELP["param_dtype"])
+    remat: Literal["none", "dots", "block"] = option("none", _HELP["remat"])
+    unroll_layers: int = option(1, _HELP["unroll_layers"])
+    attention: str | None = option(None, _HELP["attention"])
 
     def __post_init__(self):
         self.apply(sizes.TINY)  # ModelConfig checks the values

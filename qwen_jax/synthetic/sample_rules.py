@@ -28,12 +28,12 @@ _REPEATED = re.compile(r"(.{1,40}?)\1{9,}", re.DOTALL)  # ten or more repeats
 class Rules:
     """Limits of the rules. A word is a run of letters and digits, or one Chinese character."""
 
-    novelty: float = option(0.7, "maximum Rouge-L with any kept sample (self-instruct)")
-    min_words: int = option(4, "of an instruction or question (self-instruct)")
-    max_words: int = option(150, "of an instruction or question (self-instruct)")
-    max_answer_words: int = option(1000, "longer answers are rejected")
+    novelty: float = option(0.7, "maximum Rouge-L of a text with any kept sample (self-instruct)")
+    min_words: int = option(4, "minimum words of an instruction or question (self-instruct)")
+    max_words: int = option(150, "maximum words of an instruction or question (self-instruct)")
+    max_answer_words: int = option(1000, "maximum words of an answer")
     languages: tuple[str, ...] = option(
-        ("latin", "chinese"), "scripts; the main script of a question must be one of them"
+        ("latin", "chinese"), "scripts to accept as the main script of an instruction or question"
     )
 
     def __post_init__(self):

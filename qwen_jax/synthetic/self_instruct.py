@@ -43,13 +43,13 @@ _QUESTIONS = (
 class Settings:
     """The size of a run. The report collected about 2,000 samples."""
 
-    samples: int = option(2000, "stop after this many accepted samples")
-    rounds: int = option(50, "stop after this many rounds")
-    instruction_lists: int = option(8, "instruction lists per round; 0: no plain instructions")
+    samples: int = option(2000, "number of accepted samples after which the run stops")
+    rounds: int = option(50, "maximum number of rounds")
+    instruction_lists: int = option(8, "lists of instructions per round; 0: no plain instructions")
     question_lists: int = option(8, "lists of tool questions per round; 0: no tool use")
-    seeds_shown: int = option(6, "human-written examples in a list prompt (self-instruct)")
-    generated_shown: int = option(2, "generated examples in a list prompt (self-instruct)")
-    seed: int = option(0, "of the choice of examples and of sampling")
+    seeds_shown: int = option(6, "human-written examples per list prompt (self-instruct)")
+    generated_shown: int = option(2, "generated examples per list prompt (self-instruct)")
+    seed: int = option(0, "random seed of the choice of examples and of sampling")
 
     def __post_init__(self):
         for name in ("samples", "rounds", "seeds_shown"):

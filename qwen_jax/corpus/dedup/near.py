@@ -49,12 +49,14 @@ class NearDedup:
     linked: ClassVar[bool] = True
 
     bands: int = option(
-        14, "ours, like rows and shingle; recall 0.5 at Jaccard 0.72, 0.92 at 0.8, 0.05 at 0.5"
+        14, "number of LSH bands (ours; recall 0.5 at Jaccard 0.72, 0.92 at 0.8, 0.05 at 0.5)"
     )
-    rows: int = option(8, "MinHash values in a band")
-    shingle: int = option(5, "words in a shingle")
-    seed: int = option(0, "seed of the hash functions")
-    index: tuple[str, ...] = option((), "near_dedup folders of earlier runs")
+    rows: int = option(8, "MinHash values per band (ours)")
+    shingle: int = option(5, "words per shingle (ours)")
+    seed: int = option(0, "random seed of the hash functions")
+    index: tuple[str, ...] = option(
+        (), "near_dedup folders of earlier runs; their documents count as earlier"
+    )
 
     @property
     def name(self) -> str:

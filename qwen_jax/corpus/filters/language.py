@@ -137,7 +137,7 @@ class Language:
     counted: ClassVar[tuple[str, ...]] = ("language",)
 
     wanted: tuple[str, ...] = option((), "languages to keep, such as en,zh; empty: all")
-    threshold: float = option(0.3, "ours: minimum probability of the language")
+    threshold: float = option(0.3, "minimum probability of the detected language (ours)")
 
     def __call__(self, table: pa.Table) -> pa.Table:
         names, scores, verdicts = [], [], []

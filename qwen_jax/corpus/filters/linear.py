@@ -31,13 +31,13 @@ _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 class FilterSettings:
     """Training settings; saved with the weights."""
 
-    bits: int = option(20, "the model has 2^bits weights of 4 bytes")
-    characters: int = option(20_000, "characters read from the start of a text")
+    bits: int = option(20, "log2 of the number of weights (4 bytes each)")
+    characters: int = option(20_000, "characters read from the start of each text")
     epochs: int = option(10, "passes over the training texts")
     learning_rate: float = option(0.5, "learning rate of AdaGrad")
     l2: float = option(1e-5, "L2 penalty at every update of a weight")
-    seed: int = option(0, "seed of the order of texts")
-    precision: float = option(0.9, "precision on held-out labels; sets the threshold")
+    seed: int = option(0, "random seed of the order of texts")
+    precision: float = option(0.9, "precision on held-out texts, which determines the threshold")
 
 
 RECIPE = FilterSettings()

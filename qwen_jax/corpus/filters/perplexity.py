@@ -31,11 +31,13 @@ _LENGTHS = (128, 512, 2048)  # a checkpoint's batches are padded to one of these
 class PerplexityRules:
     """Settings of an n-gram filter."""
 
-    order: int = option(3, "tokens in an n-gram")
-    characters: int = option(20_000, "characters scored from the start of a text")
-    strangest: float = option(0.01, "fraction of clean held-out text to reject as too strange")
+    order: int = option(3, "tokens per n-gram")
+    characters: int = option(20_000, "characters scored from the start of each text")
+    strangest: float = option(
+        0.01, "fraction of clean held-out text to reject as the least predictable"
+    )
     easiest: float = option(
-        0.005, "fraction of clean held-out text to reject as too easy (boilerplate)"
+        0.005, "fraction of clean held-out text to reject as the most predictable (boilerplate)"
     )
 
 
@@ -292,9 +294,9 @@ class CheckpointPerplexityStage:
     counted: ClassVar[tuple[str, ...]] = ()
     checkpoint: str  # a run folder, or a released Qwen
     max_bpb: float = dataclasses.field(
-        metadata={"help": "bits per byte; a text with more is too strange", "alias": "most"}
+        metadata={"help": "bits per byte above which a text is rejected", "alias": "most"}
     )
-    min_bpb: float = option(0.0, "a text with fewer is too easy", alias="least")
+    min_bpb: float = option(0.0, "bits per byte below which a text is rejected", alias="least")
     tokenizer: str | None = None  # a .tiktoken file; None: the one in the folder
     kinds: tuple[str, ...] = ("web", "text")  # kinds to score; others are kept
 

@@ -26,11 +26,13 @@ class RepetitionRules:
     duplicate_paragraphs: float = 0.30  # Gopher
     duplicate_paragraph_characters: float = 0.20  # Gopher
     # In a shorter text, one name that is repeated is already a large fraction.
-    min_units: int = option(50, "shortest text, as in Gopher", alias="least_units")
+    min_units: int = option(
+        50, "minimum length of a text to check, as in Gopher", alias="least_units"
+    )
     top_sizes: tuple[int, ...] = (2, 3, 4)  # Gopher; n of the most frequent n-gram
     top_ngrams: tuple[float, ...] = (0.20, 0.18, 0.16)  # Gopher; fraction that it covers
     # Two occurrences are not a pattern, but cover much of a short text.
-    top_min_count: int = option(3, "ours: occurrences of a top n-gram", alias="top_least")
+    top_min_count: int = option(3, "minimum occurrences of a top n-gram (ours)", alias="top_least")
     duplicate_sizes: tuple[int, ...] = (5, 6, 7, 8, 9, 10)  # Gopher
     duplicate_ngrams: tuple[float, ...] = (0.15, 0.14, 0.13, 0.12, 0.11, 0.10)  # Gopher
 

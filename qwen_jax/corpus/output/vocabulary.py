@@ -38,23 +38,33 @@ _MEASURED_CHARACTERS = 1 << 20  # characters per language for measuring compress
 class Vocabulary:
     """How a vocabulary is trained. Report: 2.2."""
 
-    size: int = option(32768, "tokens of a vocabulary without a base", alias="--vocab_size")
+    size: int = option(
+        32768,
+        "number of tokens of a vocabulary trained without --vocabulary.base",
+        alias="--vocab_size",
+    )
     base: str | None = option(
-        None, "a .tiktoken file to extend, such as cl100k_base", alias="--base"
+        None,
+        ".tiktoken file to extend, such as cl100k_base; None: train from scratch",
+        alias="--base",
     )
     num_new: int | None = option(
-        None, "new tokens on top of the base; None: up to the released 151,643", alias="--num_new"
+        None,
+        "number of tokens to add to the base; None: up to the released 151,643",
+        alias="--num_new",
     )
     chinese_characters: bool = option(
-        True, "with a base, add the 3,755 common ones as tokens first"
+        True, "add the 3,755 most common Chinese characters as tokens first (only with a base)"
     )
     megabytes: int = option(500, "MB of text to train on", alias="--vocabulary_mb")
     # Ours: of the released tokens beyond cl100k, 24,671 are Chinese, and about 3,000 of each of the
     # next languages.
     languages: tuple[str, ...] | None = option(
-        None, "LANGUAGE=WEIGHT in the text, default 1; None: zh=8 with a base"
+        None,
+        "language weights in the training text as LANGUAGE=WEIGHT, default 1; None: zh=8 with a "
+        "base",
     )
-    compare: tuple[str, ...] = option((), ".tiktoken files to compare compression with")
+    compare: tuple[str, ...] = option((), ".tiktoken files to compare the compression with")
 
     def weights(self) -> dict[str, float]:
         given = ("zh=8",) * (self.base is not None) if self.languages is None else self.languages

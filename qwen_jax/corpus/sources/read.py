@@ -51,10 +51,11 @@ class Read:
 
     text_field: str = option("text", "name of the text column in JSONL and Parquet")
     extractor: Literal["article", "article_fast", "page"] = option(
-        "article", "of web pages: the main text, the same but faster, or all text"
+        "article",
+        "article: the main text of web pages; article_fast: the same, faster; page: all text",
     )
-    page_seconds: float = option(10.0, "time limit for extracting a page, in seconds")
-    page_mb: float = option(10.0, "MB of HTML above which a page is rejected")
+    page_seconds: float = option(10.0, "time limit for extracting a page in seconds")
+    page_mb: float = option(10.0, "maximum size of a page in MB of HTML; larger pages are rejected")
 
     def batches(self, partition: Partition) -> Iterator[pa.Table]:
         """Yields the rows of a partition, in at least one (possibly empty) table.
