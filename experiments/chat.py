@@ -27,7 +27,7 @@ class Config:
     checkpoint: str = option(
         "", "model to load: a run folder, or a folder in the Qwen or Qwen2 layout"
     )
-    tokenizer: str | None = option(None, "a .tiktoken file; None: the one in the model's folder")
+    tokenizer: str | None = option(None, ".tiktoken file; None: the one in the model's folder")
     no_chat_template: bool = option(
         False, "continue the text as it is, without ChatML (for base models)", alias="plain"
     )

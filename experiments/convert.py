@@ -50,7 +50,7 @@ class Config:
         None, "dtype to write; None: as in the input"
     )
     tokenizer: str | None = option(
-        None, "a .tiktoken file; None: the one in the input folder, if any"
+        None, ".tiktoken file; None: the one in the input folder, if any"
     )
     max_shard_gb: float = option(5.0, "maximum size of a weight file in GB")
     verify: bool = option(False, "compare the logits of the output with transformers")

@@ -39,7 +39,7 @@ class Config:
     train: TrainConfig
     init_from: str = option("", "folder of the SFT model: initial policy and reference")
     tokenizer: str | None = option(
-        None, "a .tiktoken file; None: the one in the folder of --init_from"
+        None, ".tiktoken file; None: the one in the folder of --init_from"
     )
     data: PairData = PairData()
     beta: float = option(

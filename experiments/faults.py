@@ -57,15 +57,15 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     fault = parser.add_mutually_exclusive_group(required=True)
     for name, text in (
-        ("flip_bit", "flip one bit of a file of its newest checkpoint"),
-        ("truncate", "truncate a file of its newest checkpoint"),
+        ("flip_bit", "flip one bit of a file of the newest checkpoint in RUN_DIR"),
+        ("truncate", "truncate a file of the newest checkpoint in RUN_DIR"),
     ):
         fault.add_argument(f"--{name}", metavar="RUN_DIR", help=text)
     for name, number in _SIGNALS.items():
-        text = f"send {number.name} to one process of this launch.local"
+        text = f"send {number.name} to one process of the launch.local with this process id"
         fault.add_argument(f"--{name}", metavar="LAUNCHER_PID", type=int, help=text)
     parser.add_argument(
-        "--folder", action="store_true", help="damage a file of the folder itself, not a checkpoint"
+        "--folder", action="store_true", help="damage a file of RUN_DIR itself, not of a checkpoint"
     )
     parser.add_argument(
         "--process", type=int, default=0, help="index of the process that receives the signal"

@@ -30,7 +30,7 @@ class Config:
     checkpoint: str = option(
         "", "model to load: a run folder, or a folder in the Qwen or Qwen2 layout"
     )
-    tokenizer: str | None = option(None, "a .tiktoken file; None: the one in the model's folder")
+    tokenizer: str | None = option(None, ".tiktoken file; None: the one in the model's folder")
     prompt: str = option("", "text to continue; empty: start a new document")
     input: str | None = option(None, "JSONL file of prompts, instead of --prompt")
     output: str | None = option(None, "JSONL file for the completions of --input")

@@ -3,7 +3,8 @@
 Compiles the real train step of a training stage, including our attention kernel, for a TPU slice on
 a machine without a TPU (libtpu compiles; no TPU is contacted). Prints for the best layouts: memory
 per chip by kind and whether it fits, collectives by kind and bytes, and estimates of step time,
-tokens per second, both MFUs, and chip hours of the full recipe.
+tokens per second, MFU (causal attention counted once / as if not causal), and chip hours of the
+full recipe.
 
     pip install "jax[tpu]"
     python -m experiments.plan --model=14b --topology=v5p-256
@@ -13,11 +14,11 @@ tokens per second, both MFUs, and chip hours of the full recipe.
 Slices have Google's names: v5p-N counts tensor cores, two per chip (v5p-256 has 128 chips); v5e-N
 and v6e-N count chips. v5p:4x8x8 gives the torus. JAX sees a chip as one device.
 
-Times are estimates from the compiler's cost model and the vendor's figures of links and memory
-(qwen_jax/plan/costs.py documents the assumed overlap); nothing is measured. A layout that does not
-fit is a row of the table. PPO's estimate covers only the update, not sampling. The reward model's
-chip hours are of 1,000 steps: its recipe sets passes over the pairs. For GPUs (--topology=h100-64,
-h200-8) nothing is compiled; the lines are paper estimates.
+Times are estimates from the compiler's cost model and the published link and memory bandwidths
+(qwen_jax/plan/costs.py documents the assumed overlap); nothing is measured. Layouts that do not fit
+are listed too. PPO's estimate covers only the update, not sampling. The reward model's chip hours
+are for 1,000 steps: its recipe sets passes over the pairs. For GPUs (--topology=h100-64, h200-8)
+nothing is compiled; the lines are analytic estimates.
 """
 
 import dataclasses
@@ -130,7 +131,7 @@ def workload_of(config: Config) -> Workload:
 
 
 def candidates(config: Config, workload: Workload, topology, log) -> list[Workload]:
-    """Returns the layout of the flags, or the best ones on paper.
+    """Returns the layout of the flags, or the best ones by analytic estimate.
 
     Raises:
       ConfigError: the flags do not name a layout, or no layout fits.
@@ -160,7 +161,7 @@ def candidates(config: Config, workload: Workload, topology, log) -> list[Worklo
     )
     if not estimates:
         raise ConfigError(
-            f"none of {considered} layouts should fit, on paper."
+            f"none of {considered} layouts should fit, by the analytic estimate."
             if considered
             else f"no layout divides the model's sizes and the batch over {topology.chips} chips.",
             "--model, --topology",
@@ -170,7 +171,7 @@ def candidates(config: Config, workload: Workload, topology, log) -> list[Worklo
         )
     log(
         f"{considered} layouts considered, {too_large} should not fit; compiling the "
-        f"{len(estimates)} best on paper"
+        f"{len(estimates)} best by analytic estimate"
     )
     return [one.workload for one in estimates]
 

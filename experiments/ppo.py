@@ -2,8 +2,8 @@
 
 Policy and reference start from the SFT weights, the value model from the reward model's. Each step
 samples two completions per prompt, scores them, and trains on them. For the first 50 steps only the
-value model is trained. Pretraining data (--data.pretrain.sources) reduce what the language model
-forgets.
+value model is trained. A pretraining gradient (--data.pretrain.sources) limits how much the
+language model forgets.
 
 Laptop, minutes, after experiments.quickstart:
     Q=runs/quickstart
@@ -29,7 +29,7 @@ last assistant turn) or objects with a "prompt".
 Hardware and hours, estimated from compiled updates (benchmarks/results/plan.md), not measured;
 sampling is not included. 1,000 updates with pretraining data: 7B on v5p-64, 2.0 hours; 1.8B on
 v5e-16 (--model.remat=block --train.micro_batches=4), 2.6 hours.
-Expect: 3.2.2 gives no reward to compare with; its result is rated by people in 3.3. At 2.6M
+Expect: 3.2.2 gives no reward to compare with; 3.3 has human ratings of its result. At 2.6M
 parameters the share of correct sums rises from 27 to 38 % in 100 steps, at a KL of 0.7 nats
 (benchmarks/results/ppo_ablations.md).
 
@@ -63,7 +63,7 @@ class Config:
         (), "module:function of each reward function; added to the reward model's score"
     )
     tokenizer: str | None = option(
-        None, "a .tiktoken file; None: the one in the folder of --init_from"
+        None, ".tiktoken file; None: the one in the folder of --init_from"
     )
     data: PPOData = PPOData()
     ppo: PPOConfig = PPOConfig()

@@ -119,7 +119,7 @@ class Config:
     minhash: NearDedup = NearDedup()
     filters: Filters = Filters()
     mixture: Mixing = Mixing()
-    tokenizer: str | None = option(None, "a .tiktoken file; None: train a vocabulary")
+    tokenizer: str | None = option(None, ".tiktoken file; None: train a vocabulary")
     vocabulary: Vocabulary = Vocabulary()
     eval_fraction: float = option(0.01, "fraction of the documents to hold out")
     shard_tokens: float = option(1e8, "approximate tokens per shard")

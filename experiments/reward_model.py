@@ -46,7 +46,7 @@ class Config:
         "", "initial weights: for PMP a language model's folder, for fine-tuning PMP's run folder"
     )
     tokenizer: str | None = option(
-        None, "a .tiktoken file; None: the one in the folder of --init_from"
+        None, ".tiktoken file; None: the one in the folder of --init_from"
     )
     data: PairData = PairData()
     model: ModelOverrides = ModelOverrides()  # otherwise the model of init_from

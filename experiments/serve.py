@@ -30,7 +30,7 @@ class Config:
     checkpoint: str = option(
         "", "model to load: a run folder, or a folder in the Qwen or Qwen2 layout"
     )
-    tokenizer: str | None = option(None, "a .tiktoken file; None: the one in the model's folder")
+    tokenizer: str | None = option(None, ".tiktoken file; None: the one in the model's folder")
     model_name: str | None = option(None, "the model's name in the API; None: the folder's name")
     host: str = option(
         "127.0.0.1", "address to listen on; 0.0.0.0: accept requests from other computers"

@@ -19,8 +19,8 @@ Show three examples, trained tokens in green, without training:
 Formats: messages (role, content), ShareGPT (conversations), Alpaca (instruction, input, output);
 .json or .jsonl, also .gz. The model is that of --init_from, of any size.
 
-Hardware and hours: 4,000 steps of 262,144 tokens; not measured on this hardware yet.
-Expect: the report has no number for this stage only; 3.3 has benchmarks and human evaluation of the
+Length: 4,000 steps of 262,144 tokens. Its duration has not been measured yet.
+Expect: the report has no result for SFT alone; 3.3 has benchmarks and human evaluation of the
 aligned models.
 """
 
@@ -44,7 +44,7 @@ class Config:
     train: TrainConfig
     init_from: str = option("", "model to train: a run folder or a released Qwen folder")
     tokenizer: str | None = option(
-        None, "a .tiktoken file; None: the one in the folder of --init_from"
+        None, ".tiktoken file; None: the one in the folder of --init_from"
     )
     data: SFTData = SFTData()
     model: ModelOverrides = ModelOverrides()  # otherwise the model of init_from

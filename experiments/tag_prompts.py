@@ -71,9 +71,7 @@ class Config:
     checkpoint: str = option(
         "", "model of --tagger=model: a run folder or a released model trained on ChatML"
     )
-    tokenizer: str | None = option(
-        None, "a .tiktoken file; None: the one in the checkpoint's folder"
-    )
+    tokenizer: str | None = option(None, ".tiktoken file; None: the one in the checkpoint's folder")
     rows: int = option(16, "maximum prompts that the model tags at once; does not change the tags")
     context: int | None = option(
         None, "maximum tokens of a prompt and its tags; None: the longest supported"

@@ -8,12 +8,12 @@
 
 A row is {"text": ..., "label": ...}. The filter learns to mark texts with the label of --positive.
 A share of the texts, chosen by hash, is held out: half of it sets the threshold (the lowest one
-with --train.precision), the other half gives the printed figures. The model is described in
-corpus/filters/linear.py.
+with --train.precision), the other half gives the printed precision and recall. The model is
+described in corpus/filters/linear.py.
 
 --clean names files or folders of clean text of one language, for an n-gram model. Pass the filter
 to experiments.prepare_data as --filters.perplexity=en=english.npz with the same --tokenizer: text
-that is stranger or easier than nearly all held-out clean text is rejected.
+that is less or more predictable than nearly all held-out clean text is rejected.
 """
 
 import collections
@@ -35,7 +35,7 @@ from qwen_jax.utils.jsonl import read_rows
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One filter."""
+    """Settings of one filter."""
 
     labeled: tuple[str, ...] = option(
         (), ".json and .jsonl files of labeled texts", alias="labelled"
@@ -49,7 +49,7 @@ class Config:
     clean: tuple[str, ...] = option(
         (), "files or folders of clean text, to train a perplexity filter instead"
     )
-    tokenizer: str | None = option(None, "a .tiktoken file, required by --clean")
+    tokenizer: str | None = option(None, ".tiktoken file, required by --clean")
     perplexity: PerplexityRules = PerplexityRules()
 
 
@@ -86,7 +86,7 @@ class Scores:
 
 
 def main(config: Config) -> None:
-    """Reads, splits, trains, measures and saves."""
+    """Trains a filter, measures it on held-out texts and saves it."""
     if bool(config.labeled) == bool(config.clean):
         raise ConfigError(
             "labeled and clean texts are both given, or neither is.",
@@ -145,9 +145,9 @@ def train_perplexity_filter(config: Config) -> None:
     scores = model.score(parts["measured"], tokenizer)
     easiest, strangest = model.limits
     print(
-        f"keeps {easiest:.3f} to {strangest:.3f} bits per byte; of held-out texts "
-        f"{np.mean(scores < easiest):.1%} are too easy and {np.mean(scores > strangest):.1%} "
-        f"too strange, the median has {np.nanmedian(scores):.3f}\n{path}"
+        f"keeps {easiest:.3f} to {strangest:.3f} bits per byte; of held-out texts, "
+        f"{np.mean(scores < easiest):.1%} are below and {np.mean(scores > strangest):.1%} above; "
+        f"the median has {np.nanmedian(scores):.3f}\n{path}"
     )
 
 

@@ -56,7 +56,10 @@ def split(parser: argparse.ArgumentParser, argv: list[str]):
     """
     end = argv.index("--") if "--" in argv else len(argv)
     if not argv[end + 1 :] and not {"-h", "--help"} & set(argv):
-        parser.error("no command is given. Put it after --, for example: -- pretrain --recipe=7b")
+        parser.error(
+            "no command is given. Put it after --, for example: -- pretrain --recipe=7b; "
+            "--help lists the options."
+        )
     command = argv[end + 1 :]
     if command and command[0].isidentifier():
         command = ["-m", f"{PAGES}.{command[0]}", *command[1:]]

@@ -1,4 +1,4 @@
-"""A run on Kubernetes with JobSet: GPUs, or TPUs without XPK.
+"""Starts a run on Kubernetes with JobSet: on GPUs, or on TPUs without XPK.
 
     python -m launch.jobset --name=run --image=REGISTRY/qwen_jax:gpu --hosts=4 --gpus=8 \\
         --volume=training-data --dry_run -- pretrain --recipe=7b \\

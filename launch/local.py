@@ -1,4 +1,4 @@
-"""Several processes on this computer: a pod on loopback, with the restarts of a real one.
+"""Starts several processes on this computer: a simulated pod, restarted like a real one.
 
     python -m launch.local --processes=4 --devices=2 -- pretrain --recipe=smoke \\
         --model.unroll_layers=2 --data.sources=...
@@ -37,7 +37,7 @@ _MEANING = {
     75: "was stopped by SIGTERM after saving a checkpoint",
     76: "computed a step twice with two results",
 }
-_SAVING = (REFUSED, *_MEANING)  # the others will exit too, and may still be saving
+_SAVING = (REFUSED, *_MEANING)  # after these, the other processes may still be saving
 _EXIT_SECONDS = 5  # for the others to exit on their own if one is dead
 _LAST_LINES = 15
 

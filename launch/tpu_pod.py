@@ -1,4 +1,4 @@
-"""A run on a Cloud TPU pod: created, installed, started on all hosts, restarted after a preemption.
+"""Creates a Cloud TPU pod, starts a run on all its hosts and restarts it after a preemption.
 
     python -m launch.tpu_pod --name=run --zone=us-east5-a --type=v5p-256 --spot --dry_run -- \\
         pretrain --recipe=7b --run_dir=gs-mount/runs/7b --data.sources=...

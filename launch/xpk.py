@@ -1,4 +1,4 @@
-"""A run on a GKE cluster of TPUs through XPK, which creates the JobSet and its queue.
+"""Starts a run on a GKE cluster of TPUs through XPK, which creates and queues the JobSet.
 
     python -m launch.xpk --cluster=pods --name=run --type=v5p-256 --image=REGISTRY/qwen_jax:tpu \\
         --dry_run -- pretrain --recipe=7b --run_dir=/data/runs/7b ...

@@ -326,7 +326,7 @@ class DataConfig:
         (), "folders of token shards; write folder=weight to set a sampling weight"
     )
     tokenizer: str | None = option(
-        None, "a .tiktoken file; None: the one next to the first source's shards"
+        None, ".tiktoken file; None: the one next to the first source's shards"
     )
     packing: Literal["concat", "documents"] = option(
         "concat",

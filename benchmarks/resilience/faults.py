@@ -339,13 +339,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--heartbeat", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=10, help="injections per fault")
+    parser.add_argument("--processes", type=int, default=2, help="number of processes of the run")
+    parser.add_argument(
+        "--heartbeat",
+        type=int,
+        default=30,
+        help="seconds of silence after which a process counts as dead",
+    )
     parser.add_argument(
         "--only", default="", help="faults to inject, comma-separated names; default: all"
     )
-    parser.add_argument("--output", default="benchmarks/results/faults")
+    parser.add_argument(
+        "--output", default="benchmarks/results/faults", help="output prefix, before .md and so on"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(

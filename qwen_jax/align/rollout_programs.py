@@ -43,7 +43,7 @@ def rollout_programs(
 
     Args:
       end_id: the end token of a completion, at which the reward is read.
-      reward_config: of the reward model; None: the policy's.
+      reward_config: config of the reward model; None: the policy's.
       lora: policy and value model are adapters on top of the frozen models (ppo.FrozenModels);
         completions are sampled from the merged weights. None: they are full models.
 
@@ -91,9 +91,10 @@ def compiled_programs(
     """Compiles the programs for one batch shape, before any weight is loaded.
 
     Args:
-      params: of policy and value model: arrays, or abstract arrays with shardings; likewise frozen.
+      params: parameters of the policy and of the value model: arrays, or abstract arrays with
+        shardings; likewise frozen.
       inputs: tokens, lengths and sampling settings (rollout.sampling_inputs) of any batch.
-      sharding: of the inputs.
+      sharding: sharding of the inputs.
     """
     policy, value = params
     *prompts, sampling = jax.tree.map(

@@ -57,12 +57,12 @@ def read(path: pathlib.Path) -> dict[str, Any]:
     """Reads the meta.json of the step folder `path`.
 
     Raises:
-      CheckpointError: another version wrote it, in a format that this one does not support.
+      CheckpointError: its format is not supported, because another version wrote it.
     """
     record = json.loads((path / NAME).read_text(encoding="utf-8"))
     if record["format"] != FORMAT:
         raise CheckpointError(
-            f"its format is {record['format']}; this version supports only {FORMAT}.",
+            f"the checkpoint has format {record['format']}; this version supports only {FORMAT}.",
             str(path),
             "use the qwen_jax version that wrote it.",
         )

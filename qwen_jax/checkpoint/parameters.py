@@ -28,7 +28,7 @@ def open_params(
 ) -> tuple[int, Callable[[str, tuple[slice, ...]], Iterator[Chunk]]]:
     """Opens the parameters of the newest good step, for reading in chunks.
 
-    It does not change the folder, so a run may be active in it.
+    Read-only, so safe during a run.
 
     Args:
       abstract_params: the parameters of the saved state; see Checkpointer.restore.

@@ -45,7 +45,11 @@ def parse(doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> tuple
     default = next(iter(recipes))
     values = flags.FlagValues()
     flags.DEFINE_enum(
-        "recipe", default, list(recipes), "the settings to start from", flag_values=values
+        "recipe",
+        default,
+        list(recipes),
+        "recipe to start from; the other flags change its settings",
+        flag_values=values,
     )
     flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
     requested = [a.split("=", 1)[-1] for a in argv if re.match(r"--?recipe=", a)]

@@ -341,9 +341,9 @@ def _choice(events: list, logprobs: bool) -> dict[str, Any]:
 
 
 def fingerprint(config: ModelConfig, params: Params) -> str:
-    """Returns 16 hex digits of the config and of a slice of each weight.
+    """Returns a hash of the config and of a slice of each weight, as 16 hex digits.
 
-    A slice is enough, because training changes all of a weight.
+    A slice is enough: training changes every element of a weight.
     """
     digest = hashlib.sha256(repr(config).encode())
     for leaf in jax.tree.leaves(params):

@@ -39,9 +39,7 @@ class LoRAConfig:
     rank: int | None = option(
         None, "LoRA: rank of the adapters, with the model's weights frozen; None: train all weights"
     )
-    alpha: float = option(
-        16.0, "LoRA: scale of the adapters times their rank (they are scaled by alpha / rank)"
-    )
+    alpha: float = option(16.0, "LoRA: scaling numerator; the adapters are scaled by alpha / rank")
     targets: tuple[str, ...] = option(TARGETS, "LoRA: weights of each layer that get an adapter")
 
     def __post_init__(self):

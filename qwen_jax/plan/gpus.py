@@ -24,7 +24,7 @@ SHARE = 0.6  # of peak that matmuls reach, from published runs of 7B to 13B
 
 
 def lines(workload: Workload, name: str, price: float | None) -> list[str]:
-    """Returns the best layouts on paper as lines of text.
+    """Returns the best layouts by the analytic estimate, as lines of text.
 
     Args:
       name: such as h100-64.

@@ -1,4 +1,4 @@
-"""Selects the layouts to compile: meshes, remat policies, micro-batches, by a paper estimate.
+"""Selects the layouts to compile: meshes, remat policies, micro-batches, by an analytic estimate.
 
 The estimate is rough. It only selects what is worth compiling: layouts that cannot fit are dropped,
 slow ones come last. The final table comes from the compiler.
@@ -156,7 +156,7 @@ def paper_estimate(workload: Workload, chip: Chip, chips: int) -> PaperEstimate:
 def best(
     workload: Workload, topology: Topology, *, number: int, memory_fraction: float = 1.0, **limits
 ) -> tuple[list[PaperEstimate], int, int]:
-    """Returns the fastest layouts of those that should fit, by the paper estimate.
+    """Returns the fastest layouts of those that should fit, by the analytic estimate.
 
     Args:
       number: of layouts; at most two per mesh.

@@ -1,4 +1,4 @@
-"""Rejects text that a language model finds too strange or too easy. Report: 2.1 (models).
+"""Rejects text that is too unpredictable or too predictable for a language model. Report: 2.1.
 
 There are two scorers: an n-gram model fitted on clean text (corpus/filters/ngram.py), which needs
 only numpy, and a model checkpoint, which scores batches. Both give bits per byte, a unit that does
