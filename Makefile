@@ -55,7 +55,7 @@ docs: $(DOCS)/.with-docs
 hooks: $(TOOLS)/.with-lint
 	$(TOOLS)/bin/pre-commit install
 
-bench: $(VENV)/.with-quickstart $(VENV)-peers/.with-peers
+bench: $(VENV)/.with-quickstart $(VENV)-peers/.with-peers $(VENV)-tunix/.with-tunix
 	$(BIN)/python -m benchmarks.corpus.data
 	$(BIN)/python -m benchmarks.train.train_step --peer_python=$(VENV)-peers/bin/python
 	$(BIN)/python -m benchmarks.train.train_step --peer_python=$(VENV)-peers/bin/python --dtype=bfloat16
@@ -95,4 +95,11 @@ $(VENV)-peers/.with-peers: setup.py | python
 	$(PIP:$(BIN)%=$(VENV)-peers/bin%) --upgrade pip
 	$(PIP:$(BIN)%=$(VENV)-peers/bin%) $(TORCH)
 	$(PIP:$(BIN)%=$(VENV)-peers/bin%) -e ".[test]" accelerate
+	@touch $@
+
+$(VENV)-tunix/.with-tunix: | python
+	$(PYTHON) -m venv $(VENV)-tunix
+	@echo "installing google-tunix into $(VENV)-tunix ..."
+	$(PIP:$(BIN)%=$(VENV)-tunix/bin%) --upgrade pip
+	$(PIP:$(BIN)%=$(VENV)-tunix/bin%) google-tunix
 	@touch $@

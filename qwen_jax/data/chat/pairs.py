@@ -1,4 +1,4 @@
-"""Reads preference pairs: HH, DPO-style JSON, SHP-like scores. Report: 3.2.1.
+"""Reads preference pairs: HH, DPO-style JSON, SHP. Report: 3.2.1.
 
 A pair is two sequences with the same prompt, the chosen one first. Unusable rows are skipped and
 counted by reason, as for conversations.
