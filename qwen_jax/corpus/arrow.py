@@ -1,6 +1,7 @@
-"""pyarrow, imported on first use: --help must work without the `data` extra.
+"""Imports pyarrow on first use, because --help must work without the `data` extra.
 
-`from qwen_jax.corpus.arrow import pa, pc, pq` gives pyarrow, pyarrow.compute and pyarrow.parquet.
+`from qwen_jax.corpus.arrow import pa, pc, pq` provides pyarrow, pyarrow.compute and
+pyarrow.parquet.
 Modules that use these names in annotations need `from __future__ import annotations`, because
 evaluating an annotation would import pyarrow.
 """
@@ -20,7 +21,7 @@ class _Lazy:
             module = importlib.import_module(self._name)
         except ImportError as error:
             raise DataError(
-                "the corpus pipeline needs pyarrow.",
+                "pyarrow is not installed.",
                 "qwen_jax.corpus",
                 "pip install 'qwen_jax[data]'.",
             ) from error

@@ -1,8 +1,8 @@
 """Runs tasks on Daft: each task is one row of a DataFrame that its streaming engine distributes.
 
 The same call runs in this process (`workers=0`), in local worker processes, or on a Ray cluster.
-A task depends only on its own description. The number, location and order of the workers therefore
-do not change the bytes they write.
+A task's output depends only on its own description. The number, placement and order of the workers
+therefore do not change the bytes written.
 """
 
 import os
@@ -14,19 +14,19 @@ from qwen_jax.errors import ConfigError, DataError, QwenJaxError
 
 
 def daft():
-    """Imports Daft with its telemetry and progress bar off.
+    """Imports Daft with telemetry and progress bar disabled.
 
     Raises:
       DataError: Daft is not installed.
     """
-    # With telemetry on, the import sends a request and blocks on it where there is no network.
+    # With telemetry on, the import sends a request, which blocks without network access.
     os.environ.setdefault("DAFT_ANALYTICS_ENABLED", "0")
-    os.environ.setdefault("DAFT_PROGRESS_BAR", "0")  # ours counts partitions
+    os.environ.setdefault("DAFT_PROGRESS_BAR", "0")  # our own bar counts partitions
     try:
         import daft as module
     except ImportError as error:
         raise DataError(
-            "the corpus pipeline runs on Daft.",
+            "Daft is not installed.",
             "qwen_jax.corpus.engine",
             "pip install 'qwen_jax[data]'.",
         ) from error
@@ -37,11 +37,11 @@ def start(ray: str | None) -> None:
     """Selects where tasks run. Call it once per process.
 
     Args:
-      ray: the address of a Ray cluster; "local" starts one on this machine; None uses worker
+      ray: the address of a Ray cluster; "local" starts one on this machine; None uses local worker
         processes.
 
     Raises:
-      ConfigError: Ray is not installed or the cluster does not respond.
+      ConfigError: Ray is not installed or the cluster cannot be reached.
     """
     if ray is None:
         return
@@ -60,9 +60,9 @@ def start(ray: str | None) -> None:
         ) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"the Ray cluster does not respond: {error}.",
+            f"cannot connect to the Ray cluster: {error}.",
             f"--ray={ray}",
-            "give the address of a running cluster, or --ray=local.",
+            "pass the address of a running cluster, or --ray=local.",
         ) from error
     daft().set_runner_ray(noop_if_initialized=True)
 
@@ -70,20 +70,20 @@ def start(ray: str | None) -> None:
 def run_tasks(
     work: Callable[[Any], Any], tasks: Sequence[Any], *, workers: int
 ) -> Iterator[tuple[Any, Any]]:
-    """Yields (task, work(task)) for every task, in the order in which they finish.
+    """Yields (task, work(task)) for every task, in completion order.
 
     A failed task (a missing file, a full disk) does not stop the others. Failures are raised after
     all tasks have finished.
 
     Args:
-      work: a function; it must be picklable, as must tasks and results.
+      work: the function to call. It, the tasks and the results must be picklable.
       workers: the number of processes, or of actors on Ray; 0 runs in this process without Daft.
 
     Raises:
       DataError: tasks failed (the error names the first and its reason), or a worker was killed.
     """
     failures = []
-    # A single task finishes before a worker process would have started.
+    # A single task finishes faster than a worker process starts.
     calls = (
         zip(tasks, map(work_safely(work), tasks), strict=True)
         if workers == 0 or len(tasks) < 2
@@ -96,10 +96,10 @@ def run_tasks(
             failures.append((task, problem))
     if failures:
         task, problem = failures[0]
-        rest = f"; {len(failures) - 1} other tasks failed too" if failures[1:] else ""
+        rest = f"; {len(failures) - 1} more failed" if failures[1:] else ""
         where = (
             f"{task}" if len(f"{task}") < 500 else f"{str(task)[:500]} ..."
-        )  # a task can name many files
+        )  # a task can list many files
         raise DataError(
             f"{problem}{rest}.",
             where,
@@ -108,7 +108,10 @@ def run_tasks(
 
 
 def work_safely(work: Callable[[Any], Any]) -> Callable[[Any], tuple[Any, str | None]]:
-    """Wraps `work` to return (result, None) or (None, error message); bugs still raise."""
+    """Wraps `work` to return (result, None) or (None, error message).
+
+    QwenJaxError and OSError become messages; other exceptions propagate.
+    """
 
     def call(task):
         try:
@@ -150,7 +153,7 @@ def _stream(work, tasks: Sequence[Any], workers: int) -> Iterator[tuple[Any, tup
         if "closed the connection" not in str(error) and "ActorDied" not in str(error):
             raise
         raise DataError(
-            "a worker process was killed from outside.",
+            "a worker process was killed (often out of memory).",
             f"{workers} workers",
             "run the same command again; finished work is kept. If memory ran out, use fewer "
             "--workers or a smaller --partition_mb.",

@@ -1,4 +1,4 @@
-"""Lists sources and splits them into partitions, the input of one task. Report: 2.1.
+"""Lists sources and splits them into partitions, each the input of one task. Report: 2.1.
 
 A source is written [NAME=][KIND:]PATH, as in `web=web:crawl` or `code:repositories`. PATH is a
 local file or folder, `s3://...` or `gs://...` (listed and read by Daft), or `python:docs` and
@@ -30,7 +30,8 @@ TEXT = tuple(
     .css .proto
     """.split()
 )
-_SPLITTABLE = (".jsonl", ".ndjson", *ARCHIVES, *(f"{end}.gz" for end in ARCHIVES))  # at any byte
+# These can be split at any byte.
+_SPLITTABLE = (".jsonl", ".ndjson", *ARCHIVES, *(f"{end}.gz" for end in ARCHIVES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +45,16 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class FileRange:
-    """A file or a range of one.
+    """A file or a range of it.
 
-    `begin` and `end` are byte offsets, or row indices of a Parquet file; end -1 is the file's end.
+    `begin` and `end` are byte offsets, or row indices in a Parquet file; an `end` of -1 is the
+    file's end.
     """
 
     source: str
     kind: str
-    root: str  # the source's folder
-    name: str  # the file's path in the source
+    root: str  # path of the source
+    name: str  # path of the file within the source; "" if the source is this file
     begin: int = 0
     end: int = -1
 
@@ -89,11 +91,11 @@ def parse(text: str) -> Source:
         path if path.startswith(source_files.REMOTE) else os.path.abspath(path)
     )  # gives `.` and `..` a name
     name = name or full.rsplit("/", 1)[-1].lstrip(".").split(".")[0].replace(":", "-")
-    if name in ("", ".", ".."):  # its shards go into a folder of this name
+    if name in ("", ".", ".."):  # its shards go into a folder with this name
         raise ConfigError(
-            f"{name!r} cannot name a source.",
+            f"{name!r} is not a valid source name.",
             f"--sources={text}",
-            "give it one: --sources=NAME=PATH.",
+            "set a name: --sources=NAME=PATH.",
         )
     return Source(name, kind, path)
 
@@ -102,7 +104,7 @@ def make_partitions(wanted: Sequence[str], *, partition_mb: float) -> tuple[list
     """Splits all sources into partitions.
 
     Args:
-      wanted: sources as in --sources. Of duplicate documents, the one from the earliest source is
+      wanted: sources as in --sources. Of duplicate documents, the one from the first source is
         kept.
       partition_mb: megabytes of source files per partition.
 
@@ -117,7 +119,7 @@ def make_partitions(wanted: Sequence[str], *, partition_mb: float) -> tuple[list
     parsed = [parse(text) for text in wanted]
     names = [source.name for source in parsed]
     if not parsed:
-        raise ConfigError("no sources are given.", "--sources", "name files or folders to read.")
+        raise ConfigError("no sources.", "--sources", "pass the files or folders to read.")
     for name, count in collections.Counter(names).items():
         if count > 1:
             raise ConfigError(
@@ -188,13 +190,13 @@ def _listing(source: Source) -> tuple[list[source_files.File], collections.Count
         raise DataError(
             f"{passed_over.total()} of {len(files)} files have an unsupported type: "
             f"{', '.join(sorted(passed_over))}.",
-            f"{source.path}, first {first or 'the file itself'}",
+            f"{source.path}, first: {first or 'the file itself'}",
             "move them out of the folder or rename them to .txt; a `code:` source counts "
             "and skips them.",
         )
     if not wanted:
         raise DataError(
-            "this source has no readable file.",
+            "this source has no supported files.",
             source.path,
             "add text, HTML, JSONL, Parquet or WARC files.",
         )

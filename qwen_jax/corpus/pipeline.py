@@ -1,11 +1,11 @@
-"""The corpus pipeline: a list of stages from sources to training documents. Report: 2.1.
+"""Runs the corpus pipeline, a list of stages from sources to training documents. Report: 2.1.
 
 Shuffles (shuffle.Shuffle), which compare documents across partitions, split the list into chains.
 A Chain runs as one task per partition: it reads the rows, passes them through its stages batch by
 batch, and writes the rows and counts of every stage (stage_files.py) and the keys of the next
 shuffle. A partition with counts is finished, and a restarted run skips it.
 
-OUTPUT/pipeline.json      the listing of the sources and the settings of every stage
+OUTPUT/pipeline.json      the listings of the sources and the settings of every stage
 OUTPUT/01-read/           kept/, rejected/ (with rule and value), and the counts of each partition
 OUTPUT/02-language/ ...   and so on
 OUTPUT/counts.json        the counts of each stage, summed
@@ -45,10 +45,11 @@ class Chain:
 
     Attributes:
       root: the run's folder.
-      first: the number of the first step in the pipeline, from 1.
-      steps: the first is a Read, or a Shuffle whose duplicates have been found.
-      index: partitions of earlier runs that precede ours in that Shuffle.
-      following: the Shuffle after the last step.
+      first: the 1-based position of the first step in the pipeline.
+      steps: the steps; the first is a Read, or a Shuffle whose duplicates have been found.
+      index: key files of earlier runs, one per partition. These partitions precede this run's in
+        that Shuffle.
+      following: the Shuffle after the last step; None at the end of the pipeline.
     """
 
     root: str
@@ -76,9 +77,9 @@ class Chain:
         )
 
     def __call__(self, task: tuple[int, Partition]) -> dict[str, list[float]]:
-        """Runs a partition; returns {stage: [seconds, MB of input text]}.
+        """Processes a partition; returns {stage: [seconds, MB of input text]}.
 
-        For the first step the megabytes are those of its output.
+        For the first step, the MB are those of its output.
         """
         number, partition = task
         writers = [
@@ -147,11 +148,11 @@ class BucketTask:
     """Finds the duplicates in one range of hashes."""
 
     step: Shuffle
-    files: tuple[str, ...]  # keys of all partitions, in order
+    files: tuple[str, ...]  # key files of all partitions, in order
     output: str
 
     def __call__(self, task: tuple[int, int, int]) -> float:
-        """Processes a (bucket, begin, end); returns the seconds it took."""
+        """Processes one (bucket, begin, end) and returns the elapsed seconds."""
         number, begin, end = task
         started = time.perf_counter()
         keys = shuffle.read_bucket([pathlib.Path(file) for file in self.files], begin, end)
@@ -167,8 +168,8 @@ class Result:
 
     Attributes:
       folders: the folders of all stages, in order; the result is kept/*.parquet of the last one.
-      partitions: their number.
-      counts: the sums of each stage: {"01-read": {"kept": ..., "rejected": ..., "counted": ...}}.
+      partitions: the number of partitions.
+      counts: the total counts: {"01-read": {"kept": ..., "rejected": ..., "counted": ...}, ...}.
       seconds: {stage: [seconds of work, MB of input]}, without the work of earlier attempts.
       sources: the source of each partition.
     """
@@ -193,20 +194,20 @@ def run(
     partition_mb: float = 64.0,
     log: Callable[[str], None] = lambda line: None,
 ) -> Result:
-    """Runs a pipeline, or the unfinished rest of it.
+    """Runs a pipeline, or resumes an unfinished one.
 
     Args:
-      sources: see partitions.py.
+      sources: the sources to read, in the syntax of partitions.py.
       steps: the stages; the first is a Read.
-      root: a folder for this pipeline only.
+      root: the output folder, used only by this pipeline.
       workers: the number of processes; 0 runs in this process.
       partition_mb: megabytes of source files that one task reads.
-      log: receives a line per stage.
+      log: receives one line per stage.
 
     Raises:
-      ConfigError: the folder belongs to a pipeline with other settings or is inside a source, or
-        another process is using it.
-      DataError: a source is missing, or partitions failed; the error names them.
+      ConfigError: the folder belongs to a pipeline with different settings or is inside a source,
+        or another process is using it.
+      DataError: a source is missing, or partitions failed; the error names the first of them.
     """
     folder = pathlib.Path(root)
     check_outside(sources, folder)
@@ -250,7 +251,7 @@ def run(
 def _open_folder(folder: pathlib.Path, sources: dict, steps, partition_mb: float) -> None:
     if not isinstance(steps[0], Read):
         raise ConfigError(
-            f"a pipeline starts with read, not {steps[0].name}.",
+            f"the first stage is {steps[0].name}, not read.",
             "pipeline.run(steps)",
             "pass a Read as the first stage.",
         )
@@ -269,7 +270,7 @@ def _open_folder(folder: pathlib.Path, sources: dict, steps, partition_mb: float
 
 def _record(folder: pathlib.Path) -> pathlib.Path:
     """Returns the file that records the sources and settings of a run's folder."""
-    former = folder / "plan.json"  # of runs before the file was renamed
+    former = folder / "plan.json"  # its name in earlier versions
     return former if former.exists() else folder / "pipeline.json"
 
 
@@ -307,7 +308,7 @@ def index_files(step: Shuffle) -> list[pathlib.Path]:
 
     Raises:
       DataError: a folder has no keys, or its run is unfinished.
-      ConfigError: the keys were made with other settings.
+      ConfigError: the keys were made with different settings.
     """
     files = []
     for folder in map(pathlib.Path, step.index):
@@ -318,9 +319,9 @@ def index_files(step: Shuffle) -> list[pathlib.Path]:
             raise DataError(
                 "this folder has no keys of an earlier run.",
                 str(folder),
-                f"name the {step.name} folder of an earlier run.",
+                f"pass the {step.name} folder of an earlier run.",
             )
-        if not (folder / "removed").exists():  # written after all keys
+        if not (folder / "removed").exists():  # created after all keys
             raise DataError(
                 "the earlier run has not written all of its keys.",
                 str(folder),
@@ -377,7 +378,7 @@ def _line(at: StageFolder, counts: dict) -> str:
 
 
 def throughput(seconds: dict[str, list[float]]) -> list[str]:
-    """Returns a line per stage, with MB of text per second and worker, and the slowest stage."""
+    """Returns a line per stage with its MB of text per second and worker, and the slowest stage."""
     rates = {name: size / spent for name, (spent, size) in seconds.items() if spent and size}
     lines = [
         f"{name:>20}: {rate:8.1f} MB/s per worker, {seconds[name][0]:.1f} s"

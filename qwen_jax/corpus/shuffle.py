@@ -1,7 +1,7 @@
 """Groups rows across partitions: keys on disk, sorted by hash, are read one bucket at a time.
 
 Each partition writes its keys sorted by hash. A bucket is a range of hashes, read from the keys of
-every partition; only one bucket is in memory. Its duplicates are written sorted by document, and
+every partition; only one is in memory at a time. Its duplicates are written sorted by document, and
 each partition then reads its own range. Memory is bounded by one bucket or one partition.
 """
 
@@ -17,8 +17,8 @@ import numpy as np
 from qwen_jax.corpus.arrow import pa, pc, pq
 from qwen_jax.corpus.stage_files import ParquetFile
 
-BUCKET_ROWS = 1_000_000  # approximate keys per bucket: about 130 MB during the comparison
-_ROWS = 1 << 16  # rows of a row group, the smallest unit that is read
+BUCKET_ROWS = 1_000_000  # approximate keys per bucket; comparing them takes about 130 MB
+_ROWS = 1 << 16  # rows in a row group, the smallest unit that is read
 
 
 @functools.cache
@@ -33,7 +33,7 @@ class Shuffle(Protocol):
     Documents are ordered by source (as listed in --sources), then by file, then by row.
 
     Attributes:
-      linked: whether duplicates are transitive: connected components are removed together.
+      linked: whether duplicates are transitive: only the first of a connected component is kept.
       index: folders with the keys of earlier runs, whose documents precede all others.
     """
 
@@ -49,23 +49,27 @@ class Shuffle(Protocol):
     def index(self) -> tuple[str, ...]: ...
 
     def keys(self, table: pa.Table, first: int) -> pa.Table:
-        """Returns `hash` (uint64), `row` (uint32, from `first`) and what duplicates() needs."""
+        """Returns the columns `hash` (uint64), `row` (uint32) and those that duplicates() needs.
+
+        Args:
+          first: the `row` of the table's first row, which is its number within the partition.
+        """
 
     def duplicates(self, keys: pa.Table) -> pa.Table:
         """Returns the duplicates among a bucket's keys, in `removed_schema`.
 
         Args:
-          keys: as from keys(), with the `order` of their documents.
+          keys: the columns of keys(), with the documents' `order` instead of `row`.
 
         Returns:
-          one row per duplicate; `kept` is the first document with the same content.
+          A table with one row per duplicate; `kept` is the first document with the same hash.
         """
 
     def remove(self, table: pa.Table, removed: pa.Table, names: Sequence[str]) -> pa.Table:
         """Returns the batch with its duplicates rejected.
 
         Args:
-          removed: `row` (within the batch), `part` and `kept`.
+          removed: the duplicates, with `row` (within the batch), `part` and `kept`.
           names: the location of the kept document, for each row of `removed`.
         """
 
@@ -130,7 +134,7 @@ def read_removed(folder: pathlib.Path, partition: int) -> pa.Table:
     """Returns the removed rows of one partition, sorted: `row`, `part`, `kept`.
 
     Args:
-      partition: its number; partitions of the index come first.
+      partition: the number of the partition; partitions of the index are numbered first.
     """
     begin, end = partition << 32, (partition + 1) << 32
     tables = [
@@ -152,7 +156,7 @@ def removed_from_batch(removed: pa.Table, first: int, size: int) -> pa.Table:
 
 
 def first_of_group(*columns: np.ndarray) -> np.ndarray:
-    """Returns, for each of rows sorted by `columns`, the index of the first row equal to it."""
+    """Returns the index of the first equal row for each row; rows are sorted by `columns`."""
     new = np.zeros(len(columns[0]), bool)
     new[:1] = True
     for column in columns:

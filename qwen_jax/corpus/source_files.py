@@ -1,4 +1,4 @@
-"""Lists and opens the files of a source, local ones directly and object stores through Daft."""
+"""Lists and opens the files of a source: local files directly, object stores through Daft."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class File:
     name: str  # path within the source; "" if the source is this file
     size: int  # bytes
     mtime_ns: int = 0  # modification time; 0 if unknown
-    unreadable: str = ""  # why it cannot be read, such as "broken link"; "" if it can
+    unreadable: str = ""  # the reason it cannot be read, such as "broken link"; else ""
 
 
 def listing(path: str) -> list[File]:
-    """Returns the files of a file or folder, sorted by name, without hidden ones.
+    """Returns the non-hidden files of a source (a file or folder), sorted by name.
 
     Raises:
-      DataError: there are no files, or the object store does not respond.
+      DataError: there are no files, or the object store cannot be listed.
     """
     if path.startswith(REMOTE):
         return _remote_listing(path)
@@ -75,7 +75,7 @@ def _remote_listing(path: str) -> list[File]:
     for pattern in (f"{path}/**", path):
         try:
             rows = engine.from_glob_path(pattern).to_pydict()
-        except Exception as error:  # store clients raise many types, also when nothing matches
+        except Exception as error:  # clients raise many types, even if nothing matches
             problem = error
             continue
         prefix = len(path) + 1 if pattern != path else len(rows["path"][0])
@@ -89,21 +89,21 @@ def _remote_listing(path: str) -> list[File]:
             return sorted(files, key=lambda file: file.name)
     why = f": {str(problem).splitlines()[0].rstrip('.')}" if problem else ""
     raise DataError(
-        f"no files could be listed{why}.",
+        f"cannot list files{why}.",
         path,
-        "check the address and the credentials in the environment.",
+        "check the URL and the credentials in the environment.",
     ) from problem
 
 
 def open_binary(path: str) -> BinaryIO:
-    """Opens a local or remote file for reading; it is seekable."""
+    """Opens a local or remote file for binary reading; the result is seekable."""
     if path.startswith(REMOTE):
         return io.BufferedReader(_Remote(path), 1 << 20)
     return open(path, "rb", 1 << 20)
 
 
 class _Remote(io.RawIOBase):
-    """A file of an object store. Any error of its client becomes an OSError with an errno."""
+    """A file in an object store. Errors of the client become an OSError with an errno."""
 
     def __init__(self, path: str):
         self._path = path
@@ -132,12 +132,12 @@ class _Remote(io.RawIOBase):
 
 
 def arrow_errors() -> tuple[type[Exception], ...]:
-    """Returns pyarrow's exceptions for damaged data; an OSError with errno is an I/O error."""
+    """Returns pyarrow's exceptions for corrupted data; an OSError with errno is an I/O error."""
     return pa.ArrowException, OSError
 
 
 def damage(error: Exception) -> str:
-    """Returns the first line of one of arrow_errors; raises it again if it is an I/O error."""
+    """Returns the first line of one of arrow_errors; re-raises it if it is an I/O error."""
     if getattr(error, "errno", None) is not None:
         raise error
     return str(error).splitlines()[0]
@@ -146,7 +146,7 @@ def damage(error: Exception) -> str:
 def row_groups(path: str, size: int) -> list[int]:
     """Returns row indices that split a Parquet file into ranges of about `size` bytes.
 
-    A damaged file is not split; reading it reports the damage.
+    A corrupted file is not split; the error is reported when it is read.
     """
     edges, total = [0], 0
     try:

@@ -1,9 +1,10 @@
-"""The interface of a pipeline stage: a function from a table of documents to another.
+"""The interface of a pipeline stage, a function from one table of documents to another.
 
-A stage is a frozen dataclass of settings with `name`, `counted` and `__call__`. The call gets a
+A stage is a frozen dataclass of settings with `name`, `counted` and `__call__`. The call receives a
 pyarrow.Table with at least the columns of `schema`, and returns its rows in the same order with
-changed text or additional columns. It never drops a row: `reject` marks a row with the rule and the
-value that reject it, and the pipeline moves it to the stage's `rejected` folder and counts it.
+changed text or additional columns. It never drops a row: `reject` marks a row with the violated
+rule and the measured value, and the pipeline moves it to the stage's `rejected` folder and counts
+it.
 Stages are sent to workers as their settings; a worker loads a stage's model or index once.
 """
 
@@ -16,12 +17,12 @@ from typing import ClassVar, Protocol
 from qwen_jax.corpus.arrow import pa
 
 KINDS = ("web", "code", "documentation", "text", "instruction")
-Verdict = tuple[str, float | str] | None  # (rule, value that broke it); None keeps the row
+Verdict = tuple[str, float | str] | None  # (violated rule, value); None keeps the row
 
 
 @functools.cache
 def schema() -> pa.Schema:
-    """Returns the columns that every row has."""
+    """Returns the schema of the columns that every row has."""
     return pa.schema(
         [
             # 32 hex digits: a hash of source, file and position in the file.
@@ -43,15 +44,15 @@ def schema() -> pa.Schema:
 
 @functools.cache
 def rejected_schema() -> pa.Schema:
-    """Returns the columns that are added to a rejected row."""
+    """Returns the schema of the columns that are added to rejected rows."""
     return pa.schema([("rejected_by", pa.string()), ("rejected_value", pa.string())])
 
 
 class Stage(Protocol):
-    """See the module's docstring.
+    """A pipeline stage; see the module docstring.
 
-    `counted` names columns that are summarized over the kept rows of each partition, in its counts:
-    numbers and booleans as a sum, strings as a tally.
+    `counted` lists columns whose summaries over the kept rows are part of a partition's counts:
+    numbers and booleans are summed, strings tallied.
     """
 
     name: ClassVar[str]
@@ -64,7 +65,7 @@ def reject(table: pa.Table, verdicts: Sequence[Verdict]) -> pa.Table:
     """Returns the table with `rejected_by` and `rejected_value`; the first rejection of a row wins.
 
     Args:
-      verdicts: one for each row.
+      verdicts: one verdict per row.
     """
     rules = [verdict and verdict[0] for verdict in verdicts]
     values = [
@@ -87,7 +88,7 @@ def reject(table: pa.Table, verdicts: Sequence[Verdict]) -> pa.Table:
 
 
 def reject_rows(table: pa.Table, rejects: Callable[[str, str | None, str], Verdict]) -> pa.Table:
-    """Calls `reject` with the verdicts of a function of each row's (text, language, kind)."""
+    """Rejects rows by the verdict of `rejects` for each row's (text, language, kind)."""
     columns = (table[name].to_pylist() for name in ("text", "language", "kind"))
     return reject(table, [rejects(*row) for row in zip(*columns, strict=True)])
 

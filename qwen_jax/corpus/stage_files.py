@@ -1,6 +1,6 @@
 """The files of a stage: kept rows, rejected rows and counts of each partition.
 
-OUTPUT/03-language/ holds kept/00000.parquet, rejected/00000.parquet and 00000.json. Each is written
+OUTPUT/03-language/ has kept/00000.parquet, rejected/00000.parquet and 00000.json. Each is written
 under a temporary name and renamed, the counts last: a partition with counts is finished.
 """
 
@@ -16,7 +16,7 @@ from qwen_jax.corpus.arrow import pa, pc, pq
 from qwen_jax.corpus.stage import rejected_schema
 from qwen_jax.utils.files import WRITING, put_in_place, read_json, temporary_path, write_json
 
-BATCH_BYTES = 8 << 20  # text in one batch and row group
+BATCH_BYTES = 8 << 20  # bytes of text in one batch and row group
 
 
 class StageFolder:
@@ -25,6 +25,7 @@ class StageFolder:
     Args:
       root: the run's folder.
       number: the stage's position in the pipeline, from 1.
+      name: the stage's name.
     """
 
     def __init__(self, root: str | os.PathLike, number: int, name: str):
@@ -55,7 +56,7 @@ class PartitionWriter:
     """Writes the output of a stage for one partition, batch by batch.
 
     Args:
-      counted: see stage.Stage.
+      counted: columns to summarize, see stage.Stage.
     """
 
     def __init__(self, folder: StageFolder, partition: int, counted: tuple[str, ...] = ()):
@@ -117,7 +118,7 @@ class ParquetFile:
         self._writer: pq.ParquetWriter | None = None
         self._settings: dict[str, Any] = {"compression": "zstd"} | settings
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A unique name: a worker that outlived its killed run may still write the same file.
+        # A unique name: a worker that outlived its killed run may still be writing the same file.
         self._writing = temporary_path(path)
 
     def write(self, table: pa.Table) -> None:
@@ -133,7 +134,7 @@ class ParquetFile:
 
 
 def remove_unfinished(root: pathlib.Path) -> None:
-    """Deletes temporary files that killed processes left behind."""
+    """Deletes temporary files left by killed processes."""
     for path in root.rglob(f"*{WRITING}"):
         path.unlink(missing_ok=True)
 
@@ -153,12 +154,12 @@ def split(table: pa.Table) -> tuple[pa.Table, pa.Table]:
 
 
 def text_bytes(table: pa.Table) -> int:
-    """Returns the bytes of text in a table."""
+    """Returns the number of bytes of text in a table."""
     return pc.sum(pc.binary_length(table["text"])).as_py() or 0
 
 
 def read_batches(path: pathlib.Path, columns: list[str] | None = None) -> Iterator[pa.Table]:
-    """Yields the row groups of a Parquet file; of an empty file, one empty table."""
+    """Yields the row groups of a Parquet file; for an empty file, yields one empty table."""
     file = pq.ParquetFile(path)
     for number in range(file.num_row_groups):
         yield file.read_row_group(number, columns)

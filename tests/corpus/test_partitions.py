@@ -37,8 +37,8 @@ def test_make_partitions_refuses_invalid_sources():
         ((), "no sources"),
         (("a/x", "b/x"), "2 sources are named"),
         (("web:",), "no path"),
-        (("/",), "cannot name a source"),
-        (("..=a",), "cannot name a source"),
+        (("/",), "not a valid source name"),
+        (("..=a",), "not a valid source name"),
     ):
         with pytest.raises(ConfigError, match=message):
             partitions.make_partitions(given, partition_mb=1)

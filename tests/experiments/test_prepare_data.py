@@ -211,8 +211,8 @@ def test_prepare_data_reports_a_full_disk(tmp_path, monkeypatch):
     [
         ({"sources": ()}, "no sources"),
         ({"tokenizer": "a", "vocabulary": Vocabulary(base="b")}, "complete vocabulary"),
-        ({"vocabulary": Vocabulary(megabytes=0)}, "not a size"),
-        ({"vocabulary": Vocabulary(languages=("zh",))}, "(?s)not a weight.*LANGUAGE=NUMBER"),
+        ({"vocabulary": Vocabulary(megabytes=0)}, "not positive"),
+        ({"vocabulary": Vocabulary(languages=("zh",))}, "(?s)not a valid weight.*LANGUAGE=NUMBER"),
         ({"filters": prepare_data.Filters(perplexity=("en=m.npz",))}, "existing vocabulary"),
         ({"filters": prepare_data.Filters(checkpoint="run")}, "needs a limit on bits per byte"),
         ({"partition_mb": 0.0}, "not a valid size"),

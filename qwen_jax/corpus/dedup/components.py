@@ -1,4 +1,4 @@
-"""Connected components of pairs of documents on disk. Near-duplication is treated as transitive."""
+"""Finds connected components of duplicate pairs on disk; duplication is treated as transitive."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from qwen_jax.corpus.shuffle import removed_schema
 
 
 def removed(files: Sequence[pathlib.Path], first: int) -> pa.Table:
-    """Returns the documents to remove: all of a component except its first.
+    """Returns the documents to remove: all but the first of each component.
 
-    Only documents from `first` on are returned, each with the document kept in its place. Memory:
-    16 bytes for each document that is in a pair, plus the pairs of one file.
+    Only documents from `first` on are returned, each with the document that is kept instead. Memory
+    use is 16 bytes per document that appears in a pair, plus the pairs of one file.
 
     Args:
-      files: Parquet files with the columns `order` and `kept`; a row is a pair of documents.
-      first: documents before this one belong to earlier runs and are never removed.
+      files: Parquet files with the columns `order` and `kept`; each row is a pair of documents.
+      first: the first document of this run. Those before it belong to earlier runs and are never
+        removed.
     """
     nodes = np.zeros(0, np.int64)
     for path in files:

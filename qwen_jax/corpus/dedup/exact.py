@@ -1,7 +1,7 @@
 """Removes exact duplicates of documents, paragraphs or URLs. Report: 2.1.
 
-Texts are compared after NFKC, case folding and whitespace normalization. The first occurrence is
-kept, in the order of the sources.
+Texts are compared after NFKC, case folding and whitespace normalization. The first occurrence, in
+the order of the sources, is kept.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ def _keys_schema() -> pa.Schema:
 
 
 def normalize(text: str) -> str:
-    """Returns the text in NFKC, case folded, with each run of whitespace as one space."""
+    """Returns the text in NFKC, case-folded, with whitespace runs collapsed to one space."""
     return " ".join(
         (text if text.isascii() else unicodedata.normalize("NFKC", text)).casefold().split()
     )
 
 
 def normalize_url(url: str) -> str:
-    """Removes scheme, `www.`, fragment and trailing slash; case folds the host."""
+    """Removes the scheme, `www.`, fragment and trailing slash; case-folds the host."""
     host, slash, path = re.sub(r"^[a-zA-Z][\w+.-]*://", "", url.strip()).partition("/")
     return (host.casefold().removeprefix("www.") + slash + path.partition("#")[0]).rstrip("/")
 
 
 @dataclasses.dataclass(frozen=True)
 class ExactDedup:
-    """Rejects documents whose text or URL occurred before, or removes repeated paragraphs."""
+    """Rejects documents whose text or URL occurred earlier, or removes repeated paragraphs."""
 
     linked: ClassVar[bool] = False
 
     by: Literal["document", "paragraph", "url"] = "document"
-    min_characters: int = 40  # of a paragraph; shorter ones (headings) repeat legitimately
+    min_characters: int = 40  # minimum paragraph length; headings repeat legitimately
     index: tuple[str, ...] = ()
 
     @property
@@ -82,7 +82,7 @@ class ExactDedup:
         elif self.by == "url":
             if url:
                 yield 0, normalize_url(url)
-        elif kind != "code":  # equal lines of code are normal
+        elif kind != "code":  # identical lines of code are normal
             for number, line in enumerate(text.split("\n")):
                 if len(line) >= self.min_characters:
                     yield number, normalize(line)

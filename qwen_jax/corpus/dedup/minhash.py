@@ -1,12 +1,13 @@
-"""MinHash signatures of many texts at once. Report: 2.1.
+"""Computes the MinHash signatures of many texts at once. Report: 2.1.
 
-A text is the set of its shingles, which are runs of a few words. A Chinese, Japanese or Korean
-character is a word. A shingle has a 64-bit hash (low, high); its hash i is (a_i low + high) mod
-2^32 with an odd a_i. A signature holds the minimum of each hash over the text's shingles. The
-fraction of equal values in two signatures estimates the Jaccard similarity of the shingles.
+A text is represented by the set of its shingles, which are runs of a few words. Each Chinese,
+Japanese or Korean character is a word. A shingle has a 64-bit hash (low, high); its hash i is
+(a_i low + high) mod 2^32 with an odd a_i. A signature holds the minimum of each hash over the
+text's shingles. The fraction of equal values in two signatures estimates the Jaccard similarity of
+the two shingle sets.
 
-All work is arithmetic on byte arrays; words never become Python objects. A word's hash is the
-polynomial of its bytes mod 2^64, computed as the difference of two prefix sums.
+Everything is arithmetic on byte arrays; words never become Python objects. A word's hash is a
+polynomial in its bytes mod 2^64, computed as the difference of two prefix sums.
 """
 
 import re
@@ -17,19 +18,19 @@ import numpy as np
 
 VERSION = 1  # signatures of different versions are not comparable
 _MIX = np.uint64(0x9E3779B97F4A7C15)
-_WORD = bytes(chr(c).isalnum() or c >= 128 for c in range(256))  # byte table: 0 or 1
+_WORD = bytes(chr(c).isalnum() or c >= 128 for c in range(256))  # by byte value: 1 in words
 _BLANKED = bytes(c if _WORD[c] else 32 for c in range(256))
 _ASCII = bytes(range(128))
 _SMALL = bytes(c + 32 if 65 <= c <= 90 else c for c in range(256))
-# UTF-8 of general, Chinese and Japanese punctuation, and of Latin-1 symbols.
+# UTF-8 sequences of general, Chinese and Japanese punctuation, and of Latin-1 symbols.
 _SIGNS = re.compile(rb"\xe2[\x80\x81][\x80-\xbf]|\xe3\x80[\x80-\xbf]|\xc2[\x80-\xbf]")
 _CHARACTERS = re.compile(rb"[\xe3-\xed][\x80-\xbf]{2}")  # U+3000 to U+DFFF
-_BYTES, _SHINGLES = 1 << 16, 1 << 15  # block sizes that fit into a core's cache
+_BYTES, _SHINGLES = 1 << 16, 1 << 15  # block sizes that fit in a core's cache
 _BASE = 0xD6E8FEB86659FD93
 
 
 def words(text: str) -> bytes:
-    """Returns the words of a text, space-separated UTF-8: NFKC, lower case, no punctuation."""
+    """Returns a text's words as space-separated UTF-8: NFKC, lowercase, without punctuation."""
     folded = _folded(text.encode("utf-8", "replace"))
     raw = _CHARACTERS.sub(rb" \g<0> ", _SIGNS.sub(b" ", folded))
     return b" ".join(raw.translate(_BLANKED).translate(_SMALL).split())
@@ -38,13 +39,13 @@ def words(text: str) -> bytes:
 def signatures(
     texts: Sequence[bytes], *, hashes: int, shingle: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the signatures of the texts that have words.
+    """Returns the signatures of the texts that contain at least one word.
 
     Args:
-      texts: in UTF-8.
-      hashes: values in a signature.
-      shingle: words in a shingle; a text with fewer words is one shingle.
-      seed: of the hash functions.
+      texts: the texts, encoded as UTF-8.
+      hashes: number of values in a signature.
+      shingle: number of words in a shingle; a text with fewer words is one shingle.
+      seed: seed of the hash functions.
 
     Returns:
       (indices of these texts: int64 [n], signatures: uint32 [n, hashes]).
@@ -78,7 +79,7 @@ def signatures(
 def _shingles(
     found: np.ndarray, ends: np.ndarray, counts: np.ndarray, factors: np.ndarray
 ) -> np.ndarray:
-    """Returns uint64 hashes of the shingles of all texts, concatenated; each text has words."""
+    """Returns uint64 hashes of all texts' shingles, concatenated; every text must have words."""
     size = len(factors)
     padded = np.concatenate((found, np.zeros(size - 1, np.uint64)))
     sums = found * factors[0]
@@ -86,7 +87,7 @@ def _shingles(
     for i in range(1, size):
         sums += padded[i : len(found) + i] * factors[i]
         keep[(ends - i)[counts > i]] = False  # too few words left for a shingle
-    for i in range(1, size):  # subtract words that a short text took from its neighbors
+    for i in range(1, size):  # subtract the next texts' words from a short text's sum
         short = (ends - counts)[counts <= i]
         sums[short] -= padded[short + i] * factors[i]
     return _mixed(sums[keep])
@@ -128,10 +129,10 @@ def word_hashes(texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _classes(raw: bytes) -> tuple[np.ndarray, np.ndarray | None]:
-    """Returns bool [bytes] of word bytes, and bool [bytes] of boundaries within words or None."""
+    """Returns the mask of word bytes and that of boundaries within words or None; bool [bytes]."""
     is_word = np.frombuffer(bytearray(raw.translate(_WORD)), bool)
     values = np.frombuffer(raw, np.uint8)
-    leads = np.flatnonzero(values >= 0xC2)  # first bytes of characters beyond ASCII
+    leads = np.flatnonzero(values >= 0xC2)  # first bytes of non-ASCII characters
     if not len(leads):
         return is_word, None
     first, second = values[leads], values[leads + 1]
@@ -139,7 +140,7 @@ def _classes(raw: bytes) -> tuple[np.ndarray, np.ndarray | None]:
     two = leads[first == 0xC2]
     for at in (three, three + 1, three + 2, two, two + 1):
         is_word[at] = False
-    single = leads[(first >= 0xE3) & (first <= 0xED)]  # characters that are words
+    single = leads[(first >= 0xE3) & (first <= 0xED)]  # characters that are one word each
     single = single[is_word[single]]
     is_boundary = np.zeros(len(raw), bool)
     is_boundary[single] = is_boundary[single + 3] = True  # raw ends with a space
@@ -147,24 +148,24 @@ def _classes(raw: bytes) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _folded(raw: bytes) -> bytes:
-    """Returns NFKC in lower case as UTF-8; ASCII text is returned as it is."""
+    """Returns the text in NFKC and lowercase, as UTF-8; ASCII text is returned unchanged."""
     if raw.isascii():
         return raw
     beyond = raw.translate(None, _ASCII)
-    if 3 * beyond.count(b"\xe2\x80") == len(beyond):  # only dashes and quotation marks
+    if 3 * beyond.count(b"\xe2\x80") == len(beyond):  # only dashes and quotes
         return raw
     return unicodedata.normalize("NFKC", raw.decode()).lower().encode()
 
 
 def _powers(base: int) -> np.ndarray:
-    """Returns base^0 to base^_BYTES mod 2^64."""
+    """Returns base^0 to base^_BYTES mod 2^64; uint64 [_BYTES + 1]."""
     powers = np.full(_BYTES + 1, base, np.uint64)
     powers[0] = 1
     return np.cumprod(powers)
 
 
 def _mixed(values: np.ndarray) -> np.ndarray:
-    """Mixes uint64 in place: a bijection in which every bit depends on every bit."""
+    """Mixes uint64 values in place: a bijection whose output bits depend on all input bits."""
     for _ in range(2):
         values ^= values >> np.uint64(32)
         values *= _MIX

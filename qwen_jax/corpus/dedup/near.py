@@ -1,8 +1,9 @@
-"""Near duplicates: MinHash, locality-sensitive hashing in bands, connected components. Report: 2.1.
+"""Removes near duplicates with MinHash, banded LSH and connected components. Report: 2.1.
 
-Two documents whose shingles (minhash.py) have Jaccard similarity s share at least one of `bands`
-bands of `rows` hashes with probability 1 - (1 - s^rows)^bands, the S-curve. Documents that share a
-band, directly or through others, form a component. Its first document is kept.
+Locality-sensitive hashing (LSH): two documents whose shingles (minhash.py) have Jaccard similarity
+s share at least one of `bands` bands of `rows` hashes with probability 1 - (1 - s^rows)^bands, the
+S-curve. Documents that share a band, directly or through others, form a component. Only the first
+document of a component is kept.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
 def band_hashes(signature: np.ndarray, bands: int) -> np.ndarray:
-    """Returns uint64 [documents, bands]; equal for equal bands, otherwise with chance 2^-64."""
+    """Returns a hash of each band; uint64 [documents, bands]. Collision probability: 2^-64."""
     banded = signature.reshape(len(signature), bands, signature.shape[1] // bands).astype(np.uint64)
     mixed = np.broadcast_to(np.arange(1, bands + 1, dtype=np.uint64) * _MIX, banded.shape[:2])
     for row in range(banded.shape[2]):
@@ -33,7 +34,13 @@ def band_hashes(signature: np.ndarray, bands: int) -> np.ndarray:
 
 
 def probability(similarity, *, bands: int, rows: int):
-    """Returns the S-curve: the chance that documents of this Jaccard similarity share a band."""
+    """Returns the S-curve: the probability that documents of this similarity share a band.
+
+    Args:
+      similarity: the Jaccard similarity of two documents' shingles.
+      bands: number of bands.
+      rows: number of hashes in a band.
+    """
     return 1 - (1 - np.asarray(similarity, float) ** rows) ** bands
 
 
@@ -42,8 +49,8 @@ class NearDedup:
     """Rejects near duplicates of earlier documents; implements shuffle.Shuffle.
 
     Attributes:
-      index: near_dedup folders of earlier runs with the same settings. Their documents count as
-        earlier than all others.
+      index: near_dedup folders of earlier runs with the same settings. Their documents precede all
+        others.
     """
 
     linked: ClassVar[bool] = True
@@ -83,7 +90,7 @@ class NearDedup:
         hashes, orders = keys["hash"].to_numpy(), keys["order"].to_numpy()
         by = np.argsort(hashes)
         repeated = np.flatnonzero(hashes[by[1:]] == hashes[by[:-1]])
-        by = by[np.union1d(repeated, repeated + 1)]  # most bands have one document
+        by = by[np.union1d(repeated, repeated + 1)]  # most bands occur in only one document
         by = by[np.lexsort((orders[by], hashes[by]))]
         orders, first = orders[by], first_of_group(hashes[by])
         kept = orders[first]

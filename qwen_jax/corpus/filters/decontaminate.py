@@ -1,13 +1,13 @@
 """Rejects training text that shares 13 consecutive words with a test item. Report: 2.1.
 
-The released notes use 13 words for instruction data. Applying the rule to all text, and the rules
-below, are ours.
+The released notes apply a 13-word rule to instruction data. Applying it to all text is our choice,
+and so are the rules below.
 
-Units are lower-case words of letters and digits without punctuation; a Chinese or Japanese
-character is one unit. An n-gram of more than `max_items` items is a phrase ("which of the following
-statements is true about") and does not count. Neither does one that is mostly numbers ("1 2 3").
-An item with fewer than n units must match in full. An item with fewer than `min_units` ("1+1=") is
-matched only if it fills a line.
+Units are lowercase words of letters and digits, without punctuation; each Chinese or Japanese
+character is one unit. An n-gram that occurs in more than `max_items` items is a common phrase
+("which of the following statements is true about") and is ignored. So is one that is mostly numbers
+("1 2 3"). An item with fewer than n units must match in full. An item with fewer than `min_units`
+units ("1+1=") matches only if it fills a line.
 """
 
 import collections
@@ -32,17 +32,17 @@ _UNIT = re.compile(
     r"[^\W_\u3007\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]+"
 )
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-_GROUP = 1 << 16  # units processed together: they fit into a core's cache
-_TABLE_BITS = 24  # size of the prefilter table: 2 MiB, which stays in the cache
+_GROUP = 1 << 16  # units processed together, to fit in a core's cache
+_TABLE_BITS = 24  # log2 of the size of the prefilter table, 16 MiB of booleans
 
 
 @dataclasses.dataclass(frozen=True)
 class DecontaminationRules:
     """What counts as an overlap."""
 
-    ngram: int = 13  # released notes: consecutive units
+    ngram: int = 13  # released notes: consecutive units that count as an overlap
     min_units: int = 6  # ours: shorter items match only full lines
-    max_items: int = 10  # ours: an n-gram of more items is a phrase
+    max_items: int = 10  # ours: an n-gram in more items is a common phrase
 
 
 RECIPE = DecontaminationRules()
@@ -53,7 +53,7 @@ class Match(NamedTuple):
 
     test_set: str
     item: str
-    ngrams: int  # of the item that the text contains; 1 for a full match
+    ngrams: int  # number of the item's n-grams in the text; 1 for a full match
     excerpt: str  # the first match in the text
 
 
@@ -68,7 +68,7 @@ def units(text: str) -> list[str]:
 
 
 def line_key(line: str) -> str:
-    """Returns a line in NFKC and lower case, without whitespace but with punctuation."""
+    """Returns a line in NFKC and lowercase, without whitespace but with punctuation."""
     return "".join(unicodedata.normalize("NFKC", line).lower().split())
 
 
@@ -84,13 +84,13 @@ class Index:
     """The n-grams of test items. Create one with `build` or `load`."""
 
     rules: DecontaminationRules
-    items: tuple[tuple[str, str], ...]  # test set, item
-    unit_ids: dict[str, int]  # unit -> id from 1 on; 0 is an unknown unit
+    items: tuple[tuple[str, str], ...]  # (test set, item) pairs
+    unit_ids: dict[str, int]  # unit -> ID, starting at 1; 0 is an unknown unit
     hashes: np.ndarray  # uint64 [entries], sorted
-    lengths: np.ndarray  # uint8 [entries]; units in the n-gram (its hash depends on them too)
+    lengths: np.ndarray  # uint8 [entries]; units in the n-gram (also part of its hash)
     owners: np.ndarray  # int32 [entries]; index into items
-    lines: dict[str, int]  # line_key of an item matched as a line -> index into items
-    phrases: int  # n-grams ignored because too many items have them
+    lines: dict[str, int]  # line_key of an item that is matched by line -> index into items
+    phrases: int  # number of n-grams ignored because too many items contain them
 
     @functools.cached_property
     def _table(self) -> np.ndarray:
@@ -112,7 +112,7 @@ class Index:
         unit_ids: dict[str, int] = {}
         names: dict[tuple[str, str], int] = {}
         lines: dict[str, int] = {}
-        found: list[tuple[np.ndarray, int, int]] = []  # hashes, n-gram length, item
+        found: list[tuple[np.ndarray, int, int]] = []  # (hashes, n-gram length, item index)
         for test_set, item, text in items:
             owner = names.setdefault((test_set, item), len(names))
             words = units(text)
@@ -128,9 +128,9 @@ class Index:
                 lines.setdefault(line_key(text), owner)
         if not names:
             raise DataError(
-                "there are no test items.",
+                "no test items.",
                 "Index.build(items)",
-                "pass items of read_test_sets(FOLDER); corpus/filters/test_items.py lists formats.",
+                "pass items from read_test_sets(FOLDER); see corpus/filters/test_items.py.",
             )
         hashes = np.concatenate([h for h, *_ in found] or [np.zeros(0, np.uint64)])
         sizes = [len(h) for h, *_ in found]
@@ -155,11 +155,11 @@ class Index:
         )
 
     def matches(self, text: str) -> list[Match]:
-        """Returns the items that the text overlaps with, most n-grams first."""
+        """Returns the items that overlap with the text, those with the most n-grams first."""
         return self.matches_in([text])[0]
 
     def matches_in(self, texts: Sequence[str]) -> list[list[Match]]:
-        """Returns `matches` of each text, many times faster."""
+        """Returns `matches` of each text, many times faster than one call per text."""
         found: list[_Overlaps] = []
         group: list[list[str]] = []
         size = 0
@@ -185,7 +185,7 @@ class Index:
         ]
 
     def _overlaps(self, texts: list[list[str]]) -> list[_Overlaps]:
-        """Returns the overlaps of texts that are given as units."""
+        """Returns the overlaps of texts; each text is a list of units."""
         found = [_Overlaps(collections.Counter(), {}) for _ in texts]
         sizes = np.asarray(list(map(len, texts)), np.int64)
         ends = np.cumsum(sizes)
@@ -224,7 +224,7 @@ class Index:
         return self.unit_ids.get(word, 0)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes one .npz file atomically; equal items in equal order give equal bytes."""
+        """Writes one .npz file atomically; the same items in the same order give the same bytes."""
         words = [word for word, _ in sorted(self.unit_ids.items(), key=lambda pair: pair[1])]
         with atomic_write(path) as file:
             np.savez_compressed(
@@ -242,7 +242,7 @@ class Index:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Index":
-        """Reads an index that `save` wrote.
+        """Loads an index written by `save`.
 
         Raises:
           DataError: the file is missing or is not an index.
@@ -263,9 +263,9 @@ class Index:
                 )
         except (OSError, KeyError, ValueError) as error:
             raise DataError(
-                f"cannot read an index of test items: {error}.",
+                f"cannot read the index of test items: {error}.",
                 str(path),
-                "build it again with Index.build(...).save(path).",
+                "rebuild it with Index.build(...).save(path).",
             ) from error
 
 
@@ -294,11 +294,14 @@ def _loaded(path: str) -> Index:
 
 @dataclasses.dataclass(frozen=True)
 class DecontaminationStage:
-    """Rejects overlapping text; the rule is `contaminated_TESTSET`, the value names the item."""
+    """Rejects text that overlaps a test item.
+
+    The rule is `contaminated_TESTSET`; the value names the item.
+    """
 
     name: ClassVar[str] = "decontamination"
     counted: ClassVar[tuple[str, ...]] = ()
-    index: str  # an .npz file that Index.save wrote
+    index: str  # an .npz file written by Index.save
 
     def __call__(self, table):
         index = _loaded(self.index)

@@ -1,7 +1,7 @@
 """Identifies the language of a document. Report: 2.1.
 
-Source code and formulas have no language: a language identifier takes them for Welsh or Latin, and
-a threshold would reject them. They are recognized first, labeled as such, and kept.
+Language identifiers mistake source code and formulas for Welsh or Latin, and a threshold would
+reject them. They are therefore detected first, labeled as such, and kept.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from qwen_jax.errors import DataError
 CODE, FORMULA = "code", "formula"
 # Varieties of written Chinese that identifiers confuse; all count as Chinese here.
 _CHINESE_VARIETIES = {"wuu": "zh", "yue": "zh", "lzh": "zh", "gan": "zh", "hak": "zh", "nan": "zh"}
-# Names in sources of the languages that have their own rules (quality_rules.py).
+# Names that sources use for the languages that quality_rules.py distinguishes.
 _LANGUAGE_NAMES = {
     "english": "en",
     "eng": "en",
@@ -41,8 +41,8 @@ _LANGUAGE_NAMES = {
     "unknown": "",
     "none": "",
 }
-# Characters sampled at each of start, middle and end: for code and formulas, and for the language.
-# Language identification costs 50 ns per byte and needs fewer characters.
+# Characters sampled at each of the start, middle and end of a text: to detect code and formulas,
+# and to identify the language, which costs 50 ns per byte and needs fewer characters.
 _SAMPLE, _SHORT_SAMPLE = 600, 200
 _CODE_LINE = re.compile(
     r"[;{}]\s*(//.*)?$|^\s*(#include|#define|#!|//|/\*|\*/|@\w+|<\?php|import [\w.{*]|"
@@ -63,7 +63,7 @@ def _identifier():
         from py3langid.langid import LanguageIdentifier
     except ImportError as error:
         raise DataError(
-            "language identification needs the package py3langid.",
+            "py3langid is not installed.",
             "the language stage",
             "pip install 'qwen_jax[data]'.",
         ) from error
@@ -71,7 +71,7 @@ def _identifier():
 
 
 def identify(text: str) -> tuple[str, float]:
-    """Returns (ISO 639-1 code, probability) or (CODE or FORMULA, share); ("", 0) if empty."""
+    """Returns (ISO 639-1 code, probability) or (CODE or FORMULA, fraction); ("", 0) if empty."""
     sample = _sample(text, _SAMPLE)
     if not sample.strip():
         return "", 0.0
@@ -89,9 +89,10 @@ def identify(text: str) -> tuple[str, float]:
 
 
 def code_of(name: str) -> str:
-    """Returns the ISO 639-1 code of a source's name for a language.
+    """Returns the ISO 639-1 code for the name that a source uses for a language.
 
-    An unknown name is returned as it is; names such as "unknown" give "".
+    For an unrecognized name, its first word is returned in lowercase; names such as "unknown" give
+    "".
 
     Example:
       >>> [code_of(name) for name in ("en-US", "eng_Latn", "Chinese (simplified)", "de")]
@@ -102,13 +103,13 @@ def code_of(name: str) -> str:
 
 
 def code_share(text: str) -> float:
-    """Returns the share of non-empty lines that look like source code."""
+    """Returns the fraction of non-empty lines that look like source code."""
     lines = [line for line in text.splitlines() if line.strip()]
     return sum(_CODE_LINE.search(line) is not None for line in lines) / max(1, len(lines))
 
 
 def formula_share(text: str) -> float:
-    """Returns the share of mathematical notation among the characters that are not whitespace."""
+    """Returns the fraction of mathematical notation among the non-whitespace characters."""
     rest, commands = _LATEX.subn("", text)
     in_commands = len(text) - len(rest)
     symbols = len(_MATH.findall(rest)) + in_commands
@@ -130,7 +131,7 @@ def _sample(text: str, size: int) -> str:
 class Language:
     """Sets `language` and `language_score`, and rejects unwanted or uncertain languages.
 
-    A language given by the source is trusted. Code and formulas are never rejected.
+    A language declared by the source is trusted. Code and formulas are never rejected.
     """
 
     name: ClassVar[str] = "language"

@@ -1,11 +1,13 @@
-"""A linear classifier over hashed n-grams: text quality, offensive text. Report: 2.1 (models).
+"""A linear classifier over hashed n-grams, for text quality or offensive text.
+
+Report: 2.1 (models).
 
     p(positive | text) = sigmoid(b + sum over n-grams g of the text: w[hash(g)] f(g))
 
-The n-grams are words, pairs of words, runs of three characters within words, and runs of one to
-three Chinese characters. f(g) is 1 / sqrt(number of distinct n-grams). AdaGrad minimizes the
-logistic loss. The threshold is the lowest one that reaches the requested precision on held-out
-labels. Training and scoring need only numpy.
+The n-grams are words, pairs of words, character trigrams within words, and runs of one to three
+Chinese characters. f(g) is 1 / sqrt(number of distinct n-grams). AdaGrad minimizes the logistic
+loss. The threshold is the lowest one that reaches the requested precision on held-out labels.
+Training and scoring need only numpy.
 """
 
 import dataclasses
@@ -69,16 +71,16 @@ def features(text: str, settings: FilterSettings = RECIPE) -> np.ndarray:
 
 
 def _mix(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Combines two numbers; the high bits depend on all bits of both."""
+    """Combines two arrays of integers; the high bits depend on all bits of both."""
     mixed = (one ^ (one >> np.uint64(31))) * _MULTIPLIER + other  # wraps around 2^64 on purpose
     return (mixed ^ (mixed >> np.uint64(31))) * _MULTIPLIER
 
 
 @functools.lru_cache(maxsize=1 << 17)
 def _of_word(word: str) -> tuple[int, np.ndarray]:
-    """Returns the hash of a word and of its runs of three characters.
+    """Returns the hash of a word and those of its character trigrams.
 
-    Variants of a word share some runs. The hashes are the same in every process.
+    Variants of a word share some trigrams. The hashes are the same in every process.
     """
     marked = f"<{word}>"
     runs = range(len(marked) - 2) if 4 <= len(word) <= 30 else ()
@@ -122,10 +124,10 @@ class LinearFilter:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "LinearFilter":
-        """Reads a filter that `save` wrote.
+        """Loads a filter written by `save`.
 
         Raises:
-          DataError: the file is missing or is not a filter.
+          DataError: the file is missing or is not a saved filter.
         """
         try:
             with np.load(path) as file:
@@ -144,7 +146,7 @@ class LinearFilter:
                 )
         except (OSError, KeyError, ValueError) as error:
             raise DataError(
-                f"cannot read a filter: {error}.",
+                f"cannot read the filter: {error}.",
                 str(path),
                 "train one with `python -m experiments.train_filter --help`.",
             ) from error
@@ -162,13 +164,13 @@ def train(
 
     Args:
       texts: training texts.
-      labels: whether each text is `label`.
+      labels: whether each text belongs to the positive class.
       label: name of the positive class.
       held_out: texts and labels that set the threshold; they are not trained on.
-      settings: of training.
+      settings: training settings.
 
     Raises:
-      DataError: all labels of a set are equal.
+      DataError: all labels of a set are the same.
       ConfigError: no threshold reaches settings.precision on the held-out labels.
     """
     for name, kinds in (
@@ -177,9 +179,9 @@ def train(
     ):
         if len(kinds) < 2:
             raise DataError(
-                f"all {name} labels are equal.",
+                f"all {name} labels are the same.",
                 "train(labels)",
-                f"give texts that are {label!r} and texts that are not.",
+                f"provide texts that are {label!r} and texts that are not.",
             )
     ids = [features(text, settings) for text in texts]
     weights = np.zeros(1 << settings.bits, np.float64)
@@ -197,7 +199,7 @@ def train(
             weights[ids[i]] -= settings.learning_rate * step / np.sqrt(gradients[ids[i]])
             bias_gradient += error * error
             bias -= settings.learning_rate * error / bias_gradient**0.5
-    # Rounded as in the file: saving does not change a score.
+    # Weights are rounded to float16 as in the file: saving a filter does not change its scores.
     model = LinearFilter(
         settings=settings,
         weights=weights.astype(np.float16).astype(np.float32),
@@ -215,7 +217,7 @@ def train(
 
 
 def threshold_for(scores: np.ndarray, labels: np.ndarray, *, precision: float) -> float:
-    """Returns the lowest threshold whose marked texts (score >= threshold) have this precision.
+    """Returns the lowest threshold whose marked texts (score >= threshold) reach this precision.
 
     Raises:
       ConfigError: no threshold reaches the precision.
@@ -229,7 +231,7 @@ def threshold_for(scores: np.ndarray, labels: np.ndarray, *, precision: float) -
         raise ConfigError(
             f"no threshold reaches a precision of {precision} on the held-out labels.",
             "precision",
-            "lower the precision, or give more and cleaner labels.",
+            "lower the precision, or provide more or cleaner labels.",
         )
     return float(scores[order][reached[-1]])
 
@@ -241,19 +243,19 @@ def _loaded(path: str) -> LinearFilter:
 
 @dataclasses.dataclass(frozen=True)
 class LinearFilterStage:
-    """Writes scores to the column `score_COLUMN`; rejects texts by the filter's mark."""
+    """Writes scores to the column `score_COLUMN` and rejects texts by the filter's decision."""
 
     name: ClassVar[str] = "linear_filter"
     counted: ClassVar[tuple[str, ...]] = ()
-    model: str  # an .npz file that experiments.train_filter wrote
+    model: str  # an .npz file written by experiments.train_filter
     column: str  # name of the score, such as "quality" or "offensive"
-    keep_marked: bool  # True: the filter marks good text; False: bad text
+    keep_marked: bool  # whether the filter marks good text (kept) or bad text (rejected)
     kinds: tuple[str, ...] = (
         "web",
         "text",
         "documentation",
         "instruction",
-    )  # kinds that are scored
+    )  # kinds of documents to score; others are kept
 
     def __call__(self, table):
         model = _loaded(self.model)

@@ -6,9 +6,9 @@ token w,
     P_m(w | h) = max(c(h w) - D(c(h w)), 0) / c(h) + gamma(h) P_{m-1}(w | h without its first)
 
 where c(h) sums c(h w) over w, gamma(h) is the discounted mass, and P_0 = 1 / V. At the highest
-order c counts occurrences. Below, it counts the distinct tokens seen before h w: a token that
-follows few histories is unlikely in a new one. D has three values, for counts of 1, 2, and 3 or
-more, estimated from the counts of counts (Chen and Goodman, 1998).
+order c counts occurrences. At lower orders it counts the distinct tokens seen before h w: a token
+that follows few histories is unlikely after a new one. D has three values, for counts of 1, 2, and
+3 or more, estimated from the counts of counts (Chen and Goodman, 1998).
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import numpy as np
 
 from qwen_jax.errors import ConfigError, DataError
 
-_FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # if the counts of counts are too small
+_FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)  # used if the counts of counts are too small
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,10 @@ class _Level:
     gamma: np.ndarray  # float64 [histories]
 
     def interpolate(self, grams: np.ndarray, history: np.ndarray, lower: np.ndarray) -> np.ndarray:
-        """Returns P of this order from P of the order below; an unknown history keeps `lower`."""
+        """Returns P of this order, given P of the next lower order, `lower`.
+
+        For an unseen history it equals `lower`.
+        """
         at, known = _find(self.histories, history)
         gamma = np.where(known, self.gamma[at], 1.0)
         at, known = _find(self.grams, grams)
@@ -42,24 +45,24 @@ class _Level:
 class NgramModel:
     """An n-gram language model. Create one with `fit`.
 
-    `<|endoftext|>` is a token like any other: predicted, and part of histories. A language model
-    trained on the same tokens treats it in the same way.
+    `<|endoftext|>` is an ordinary token, both predicted and part of histories, as in a language
+    model trained on the same tokens.
     """
 
     vocab_size: int
-    levels: tuple[_Level, ...]  # orders 1, 2, ...
+    levels: tuple[_Level, ...]  # one per order: 1, 2, ...
 
     @classmethod
     def fit(cls, tokens: np.ndarray, order: int = 3, *, vocab_size: int) -> "NgramModel":
-        """Counts the n-grams of `tokens`; millions of tokens take seconds and 100 bytes each.
+        """Fits a model to `tokens`; millions of tokens take seconds, and 100 bytes per token.
 
         Args:
-          tokens: ids, integers [num_tokens], of concatenated documents.
+          tokens: token IDs of concatenated documents; integers [num_tokens].
           order: length of the longest n-gram.
-          vocab_size: number of ids; unseen ids share P_0.
+          vocab_size: number of token IDs, including those that do not occur.
 
         Raises:
-          DataError: fewer tokens than `order`, or ids outside the vocabulary.
+          DataError: there are fewer tokens than `order`, or IDs outside the vocabulary.
           ConfigError: n-grams of this order do not fit into 64 bits.
         """
         bits = _bits(vocab_size)
@@ -67,7 +70,7 @@ class NgramModel:
             raise ConfigError(
                 f"{order}-grams over a vocabulary of {vocab_size} need {order * bits} bits.",
                 "NgramModel.fit(order)",
-                f"use an order from 1 to {64 // bits}.",
+                f"use an order from 1 to {64 // bits}: an n-gram has at most 64 bits.",
             )
         tokens = _check_tokens(tokens, vocab_size, "NgramModel.fit(tokens)", min_tokens=order)
 
@@ -114,7 +117,7 @@ class NgramModel:
         return p
 
     def perplexity(self, tokens: np.ndarray) -> float:
-        """Returns exp of the mean of -ln P."""
+        """Returns the perplexity of `tokens`: exp of the mean of -ln P."""
         return math.exp(-float(np.mean(self.log_probs(tokens))))
 
 
@@ -147,7 +150,10 @@ def _bits(vocab_size: int) -> int:
 
 
 def _pack(tokens: np.ndarray, order: int, bits: int) -> np.ndarray:
-    """Returns the n-gram that ends at each token from the `order`-th on, oldest token highest."""
+    """Returns the n-gram ending at each token from the `order`-th on; uint64.
+
+    The oldest token has the highest bits.
+    """
     length = len(tokens) - order + 1
     grams = tokens[:length].astype(np.uint64)
     for i in range(1, order):
@@ -162,7 +168,7 @@ def _history(grams: np.ndarray, bits: np.uint64) -> np.ndarray:
 
 
 def _count(grams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the distinct n-grams in order and their counts (int64). Sorts in place."""
+    """Returns the sorted distinct n-grams and their counts (int64). Sorts `grams` in place."""
     grams.sort()
     starts = _starts(grams)
     return grams[starts], np.diff(np.append(starts, len(grams)))
@@ -174,7 +180,7 @@ def _starts(ordered: np.ndarray) -> np.ndarray:
 
 
 def _find(ordered: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns an index for each wanted value and whether the value is found there."""
+    """Returns an index for each wanted value, and whether the value is at this index."""
     at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
     return at, ordered[at] == wanted
 
@@ -183,13 +189,13 @@ def _check_tokens(tokens, vocab_size: int, where: str, *, min_tokens: int) -> np
     tokens = np.asarray(tokens)
     if tokens.ndim != 1 or tokens.dtype.kind not in "iu" or len(tokens) < min_tokens:
         raise DataError(
-            f"tokens are {tokens.dtype} of shape {tokens.shape}.",
+            f"tokens have dtype {tokens.dtype} and shape {tokens.shape}.",
             where,
-            f"pass integers [num_tokens], at least {min_tokens} of them.",
+            f"pass a 1-D array of integers with at least {min_tokens} elements.",
         )
     if len(tokens) and not (0 <= int(tokens.min()) and int(tokens.max()) < vocab_size):
         raise DataError(
-            f"token ids from {tokens.min()} to {tokens.max()} do not fit a vocabulary of "
+            f"token IDs from {tokens.min()} to {tokens.max()} are outside the vocabulary of "
             f"{vocab_size}.",
             where,
             "use the tokenizer that encoded the tokens.",

@@ -1,9 +1,9 @@
-"""Rejects text that is too unpredictable or too predictable for a language model. Report: 2.1.
+"""Rejects text whose perplexity is too high or too low. Report: 2.1 (models).
 
-There are two scorers: an n-gram model fitted on clean text (corpus/filters/ngram.py), which needs
-only numpy, and a model checkpoint, which scores batches. Both give bits per byte, a unit that does
-not depend on the tokenizer. The limits of an n-gram filter are quantiles of held-out clean text.
-Each language has its own model and limits.
+There are two scorers: an n-gram model fitted to clean text (corpus/filters/ngram.py), which needs
+only numpy, and a model checkpoint, which scores batches. Both report bits per byte, which does not
+depend on the tokenizer. The thresholds of an n-gram filter are quantiles of the scores of held-out
+clean text. Each language has its own model and thresholds.
 
 Shapes: B batch, T tokens.
 """
@@ -46,12 +46,12 @@ RECIPE = PerplexityRules()
 
 @dataclasses.dataclass(frozen=True)
 class NgramFilter:
-    """An n-gram model and limits on bits per byte. Create one with `fit` or `load`."""
+    """An n-gram model with thresholds on bits per byte. Create one with `fit` or `load`."""
 
     model: NgramModel
-    tokenizer: str  # fingerprint of the vocabulary it was fitted with
+    tokenizer: str  # fingerprint of the tokenizer it was fitted with
     rules: PerplexityRules
-    limits: tuple[float, float]  # bits per byte: (min, max)
+    limits: tuple[float, float]  # (min, max) bits per byte of accepted text
 
     @classmethod
     def fit(
@@ -62,22 +62,22 @@ class NgramFilter:
         *,
         rules: PerplexityRules = RECIPE,
     ) -> "NgramFilter":
-        """Fits the model on clean texts and the limits on other clean texts.
+        """Fits the model to clean texts and sets the thresholds on held-out clean texts.
 
         Args:
-          texts: fit the n-gram model.
-          held_out: set the limits.
+          texts: clean texts to fit the n-gram model to.
+          held_out: other clean texts; quantiles of their scores are the thresholds.
 
         Raises:
-          DataError: too few held-out texts for meaningful limits.
+          DataError: there are too few held-out texts for these quantiles.
         """
         needed = math.ceil(1 / min(rules.strangest, rules.easiest))
         if len(held_out) < needed:
             raise DataError(
-                f"{len(held_out)} held-out texts are too few for a fraction of "
+                f"{len(held_out)} held-out texts are too few to reject a fraction of "
                 f"{min(rules.strangest, rules.easiest):g}.",
                 "NgramFilter.fit(held_out)",
-                f"give {needed} or more, or raise strangest and easiest.",
+                f"provide at least {needed}, or raise strangest and easiest.",
             )
         ids = [np.append(one, tokenizer.end_of_text) for one in tokenizer.encode_batch(texts)]
         model = NgramModel.fit(
@@ -98,16 +98,16 @@ class NgramFilter:
         """Returns bits per byte of each text; float64 [num_texts].
 
         Raises:
-          DataError: the tokenizer is not the one of the filter.
+          DataError: the tokenizer differs from the filter's.
         """
         if tokenizer.fingerprint != self.tokenizer:
             raise DataError(
-                "the filter was fitted with another vocabulary.",
+                "the tokenizer's vocabulary differs from the filter's.",
                 "NgramFilter.score",
-                "use the tokenizer that it was fitted with.",
+                "use the tokenizer that the filter was fitted with.",
             )
         texts = [text[: self.rules.characters] for text in texts]
-        start = np.asarray([tokenizer.end_of_text])  # as in training: it precedes each document
+        start = np.asarray([tokenizer.end_of_text])  # precedes each document, as in training
         sequences = (
             np.concatenate((start, ids.astype(np.int64))) for ids in tokenizer.encode_batch(texts)
         )
@@ -132,10 +132,10 @@ class NgramFilter:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "NgramFilter":
-        """Reads a filter that `save` wrote.
+        """Loads a filter written by `save`.
 
         Raises:
-          DataError: the file is missing or is not an n-gram filter.
+          DataError: the file is missing or is not a saved n-gram filter.
         """
         try:
             with np.load(path) as file:
@@ -158,25 +158,25 @@ class NgramFilter:
                 )
         except (OSError, KeyError, ValueError) as error:
             raise DataError(
-                f"cannot read an n-gram filter: {error}.",
+                f"cannot read the n-gram filter: {error}.",
                 str(path),
-                "fit it again with NgramFilter.fit(...).save(path).",
+                "fit a new one with NgramFilter.fit(...).save(path).",
             ) from error
 
 
 def checkpoint_scorer(
     folder: str | os.PathLike, tokenizer: str | None = None, *, batch_tokens: int = 16384
 ) -> Scorer:
-    """Returns a scorer by a run folder or a released Qwen; it scores the first 2,048 tokens.
+    """Returns a scorer that uses a checkpoint; it scores the first 2,048 tokens of a text.
 
     Args:
-      folder: the run folder or released model.
-      tokenizer: a .tiktoken file; None: the one in the folder.
-      batch_tokens: approximate tokens in a batch.
+      folder: a run folder or a released Qwen.
+      tokenizer: a .tiktoken file; None uses the one in the folder.
+      batch_tokens: approximate number of tokens in a batch.
 
     Raises:
       ConfigError: the tokenizer is missing or belongs to another model.
-      CheckpointError, TokenizerError: files are missing or damaged.
+      CheckpointError, TokenizerError: files are missing or corrupted.
     """
     import jax  # only checkpoints need JAX
 
@@ -251,11 +251,14 @@ def _scorer(folder: str, tokenizer: str | None) -> Scorer:
 
 @dataclasses.dataclass(frozen=True)
 class PerplexityStage:
-    """Writes the column `score_bits_per_byte`; rejects by `too_strange` and `too_easy`."""
+    """Scores text with n-gram models and writes the column `score_bits_per_byte`.
+
+    Rejects text with too many bits per byte (`too_strange`) or too few (`too_easy`).
+    """
 
     name: ClassVar[str] = "perplexity"
     counted: ClassVar[tuple[str, ...]] = ()
-    models: tuple[tuple[str, str], ...]  # language and the .npz file of its NgramFilter
+    models: tuple[tuple[str, str], ...]  # (language, .npz file of its NgramFilter) pairs
     tokenizer: str  # the .tiktoken file that they were fitted with
     kinds: tuple[str, ...] = ("web", "text")  # kinds to score; others are kept
 
@@ -288,16 +291,19 @@ class PerplexityStage:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointPerplexityStage:
-    """Scores by a checkpoint into `score_model_bits_per_byte`; the limits are given."""
+    """Scores text with a checkpoint and writes the column `score_model_bits_per_byte`.
+
+    The thresholds are settings.
+    """
 
     name: ClassVar[str] = "checkpoint_perplexity"
     counted: ClassVar[tuple[str, ...]] = ()
-    checkpoint: str  # a run folder, or a released Qwen
+    checkpoint: str  # a run folder or a released Qwen
     max_bpb: float = dataclasses.field(
         metadata={"help": "bits per byte above which a text is rejected", "alias": "most"}
     )
     min_bpb: float = option(0.0, "bits per byte below which a text is rejected", alias="least")
-    tokenizer: str | None = None  # a .tiktoken file; None: the one in the folder
+    tokenizer: str | None = None  # a .tiktoken file; None uses the one in the folder
     kinds: tuple[str, ...] = ("web", "text")  # kinds to score; others are kept
 
     def __call__(self, table):

@@ -1,6 +1,6 @@
 """Masks personal data and secrets by pattern, and counts them. Report: 2.1.
 
-A match needs evidence beyond its form: a checksum, a date, an address range, the words before it.
+A match needs evidence beyond its form: a checksum, a date, an address range or the preceding words.
 Values that identify no one are kept: example.com, private and loopback addresses, version and
 section numbers.
 """
@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from qwen_jax.corpus import stage
 
-_NOT_AN_ADDRESS = re.compile(  # text before four numbers that are not an address
+_NOT_AN_ADDRESS = re.compile(  # text before four numbers that are not an IP address
     r"(?:\b(?:v|ver|versions?|releases?|build|firmware|driver|sections?|chapter|sec|clause|figure|"
     r"table|article|oid)\.?|[§=~^]|\w-|版本|版|第|章|节|節|图|圖|表|固件)"
     r"\s*[\"'“:：(（]?\s*$",
@@ -74,13 +74,14 @@ class Pattern:
     """A kind of value to mask."""
 
     name: str
-    hints: tuple[str, ...]  # lower case; a text without any of them is skipped; (): no hints
-    expression: re.Pattern  # the group "secret" is masked; without one, the full match
+    hints: tuple[str, ...]  # lowercase; a text with none of them is skipped; (): never skipped
+    expression: re.Pattern  # masks the group "secret" if there is one, else the full match
     is_valid: Callable[[re.Match], bool] = lambda match: True
     mask: str = ""  # "" means <name>
 
 
-# An expression starts with a character and looks behind it afterward: the engine then skips fast.
+# Each expression starts with a character, followed by its lookbehind: the engine can then skip
+# quickly to candidates.
 PATTERNS = (
     Pattern(
         "private_key",
@@ -152,7 +153,7 @@ PATTERNS = (
     Pattern(
         "id_number",
         (),
-        re.compile(  # Chinese: region, date of birth, order, check
+        re.compile(  # Chinese: region, date of birth, sequence number, check digit
             r"[1-8](?<!\d.)\d{5}(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[\dXx]"
             r"(?!\d)",
             re.A,
@@ -168,21 +169,21 @@ PATTERNS = (
     Pattern(
         "phone",
         ("1",),
-        re.compile(  # Chinese mobile
+        re.compile(  # Chinese mobile numbers
             r"1(?<![\d.].)[3-9]\d(?:\d{8}|[- ]\d{4}[- ]\d{4})(?![\d-]|\.\d)", re.A
         ),
     ),
     Pattern(
         "phone",
         ("-",),
-        re.compile(  # Chinese landline
+        re.compile(  # Chinese landline numbers
             r"0(?<![\d.-].)\d{2,3}-[2-8]\d{6,7}(?![\d-]|\.\d)", re.A
         ),
     ),
     Pattern(
         "phone",
         ("-",),
-        re.compile(  # North American landline
+        re.compile(  # North American numbers
             r"[2-9](?<![\d.].)(?<![02-9]-.)\d\d-[2-9]\d\d-\d{4}(?![\d-]|\.\d)", re.A
         ),
     ),
@@ -225,7 +226,7 @@ def _replace(match: re.Match, pattern: Pattern, counts: collections.Counter) -> 
 
 @dataclasses.dataclass(frozen=True)
 class PersonalStage:
-    """A corpus stage that masks texts; the columns `masked_NAME` count each pattern."""
+    """A corpus stage that masks texts; the column `masked_NAME` counts matches of a pattern."""
 
     name: ClassVar[str] = "personal"
     counted: ClassVar[tuple[str, ...]] = tuple(f"masked_{name}" for name in NAMES)

@@ -1,8 +1,8 @@
-"""Rules that reject a text, each with its name and the measured value. Report: 2.1.
+"""Rejects text by rules; a rejection has the rule's name and the measured value. Report: 2.1.
 
-The measures depend on the writing: words between spaces (rules_english.py), characters
-(rules_chinese.py), or lines of a program (rules_code.py). These files give each rule with its
-limits and their source.
+The measures depend on the kind of text: space-separated words (rules_english.py), characters
+(rules_chinese.py), or lines of code (rules_code.py). These files list each rule with its limits and
+their source.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from qwen_jax.corpus.filters.rules_english import EnglishRules, Range
 from qwen_jax.errors import unknown_name
 
 _PAGE_RULES = frozenset(
-    (  # length and layout: an answer to an instruction may be a word, a list or a sum
+    (  # length and layout: a response to an instruction may be a word, a list or a formula
         "words",
         "characters",
         "word_length",
@@ -63,10 +63,10 @@ class Rejection(NamedTuple):
 def rejection(
     text: str, *, language: str, kind: str = "web", rules: QualityRules = RECIPE
 ) -> Rejection | None:
-    """Returns the first rule that the text breaks, or None. Cheap rules are tried first.
+    """Returns the first rule that the text violates, or None. Cheap rules are tried first.
 
     Args:
-      text: the document.
+      text: text of the document.
       language: ISO 639-1, such as "en" or "zh"; ignored for code.
       kind: one of stage.KINDS. An "instruction" (a turn of a conversation) skips the rules about
         length and layout. Code between ``` is ignored, except in "code"; a text that is mostly such
@@ -110,7 +110,7 @@ def measures(
 
 @dataclasses.dataclass(frozen=True)
 class QualityStage:
-    """A corpus stage that rejects texts by the rules."""
+    """A corpus stage that rejects texts that violate a rule."""
 
     name: ClassVar[str] = "quality"
     counted: ClassVar[tuple[str, ...]] = ()

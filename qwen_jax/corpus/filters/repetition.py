@@ -1,7 +1,7 @@
 """Measures repetition in a text: lines, paragraphs, and n-grams of words or characters.
 
 Report: 2.1 (rules). The measures and limits are Gopher's (Rae et al. 2021, Table A1). N-grams are
-weighted by their characters. A repeated part counts from its second occurrence on.
+weighted by their length in characters. The first occurrence of a repeated part is not counted.
 """
 
 import dataclasses
@@ -19,18 +19,18 @@ _LETTER = re.compile(r"[^\W_]")
 
 @dataclasses.dataclass(frozen=True)
 class RepetitionRules:
-    """The largest fraction of a text that may repeat, 0 to 1."""
+    """Maximum fractions of a text that may be repeated, 0 to 1."""
 
     duplicate_lines: float = 0.30  # Gopher; fraction of the lines
-    duplicate_line_characters: float = 0.10  # FineWeb's paper (its code 0.01, Gopher 0.20)
+    duplicate_line_characters: float = 0.10  # FineWeb's paper; its code has 0.01, Gopher 0.20
     duplicate_paragraphs: float = 0.30  # Gopher
     duplicate_paragraph_characters: float = 0.20  # Gopher
-    # In a shorter text, one name that is repeated is already a large fraction.
+    # In a shorter text, a single repeated name is already a large fraction.
     min_units: int = option(
         50, "minimum length of a text to check, as in Gopher", alias="least_units"
     )
-    top_sizes: tuple[int, ...] = (2, 3, 4)  # Gopher; n of the most frequent n-gram
-    top_ngrams: tuple[float, ...] = (0.20, 0.18, 0.16)  # Gopher; fraction that it covers
+    top_sizes: tuple[int, ...] = (2, 3, 4)  # Gopher; n for the most frequent n-gram
+    top_ngrams: tuple[float, ...] = (0.20, 0.18, 0.16)  # Gopher; fraction that this n-gram covers
     # Two occurrences are not a pattern, but cover much of a short text.
     top_min_count: int = option(3, "minimum occurrences of a top n-gram (ours)", alias="top_least")
     duplicate_sizes: tuple[int, ...] = (5, 6, 7, 8, 9, 10)  # Gopher
@@ -45,13 +45,13 @@ def repetitions(
     *,
     rules: RepetitionRules,
 ) -> Iterator[tuple[str, float, float]]:
-    """Yields (rule, value, largest value allowed), cheap rules first.
+    """Yields (rule, value, maximum allowed value), cheap rules first.
 
     Args:
-      text: the document.
-      lines: its lines that are not empty.
-      units: words or characters as ids below 2^32, integers [num_units].
-      lengths: characters in each unit, integers [num_units].
+      text: text of the document.
+      lines: its non-empty lines.
+      units: IDs below 2^32 of its words or characters; integers [num_units].
+      lengths: length of each unit in characters; integers [num_units].
       rules: the limits.
     """
     for name, parts, max_parts, max_characters in (
@@ -65,7 +65,7 @@ def repetitions(
     ):
         if len(set(parts)) == len(parts):
             continue
-        parts = [part for part in parts if _LETTER.search(part)] or parts  # no separator lines
+        parts = [part for part in parts if _LETTER.search(part)] or parts  # drops separator lines
         distinct = set(parts)
         total = sum(map(len, parts))
         yield f"duplicate_{name}s", 1 - len(distinct) / len(parts), max_parts
@@ -78,9 +78,9 @@ def repetitions(
 
 
 def _ngrams(units, lengths, rules: RepetitionRules) -> Iterator[tuple[str, float, float]]:
-    """Goes from short to long n-grams.
+    """Yields n-gram rules, smallest n first.
 
-    An n-gram repeats only where its shorter ones do, so the candidates get fewer with each size.
+    An n-gram can repeat only where its prefix repeats, so each size leaves fewer candidates.
     """
     if len(units) < rules.min_units:
         return
@@ -89,7 +89,7 @@ def _ngrams(units, lengths, rules: RepetitionRules) -> Iterator[tuple[str, float
     tops = dict(zip(rules.top_sizes, rules.top_ngrams, strict=True))
     duplicates = dict(zip(rules.duplicate_sizes, rules.duplicate_ngrams, strict=True))
     hashes = units.astype(np.uint64) + np.uint64(1)
-    begins = np.arange(len(units))  # where n-grams begin that may repeat
+    begins = np.arange(len(units))  # start of each candidate n-gram
     for size in range(2, max((*tops, *duplicates)) + 1):
         begins = begins[begins + size <= len(units)]
         if len(begins) < 2:
@@ -120,7 +120,7 @@ def _mix(hashes: np.ndarray, units: np.ndarray) -> np.ndarray:
 
 
 def _covered(begins: np.ndarray, size: int, ends: np.ndarray) -> int:
-    """Returns the characters of the units in any of these n-grams, each counted once."""
+    """Returns the number of characters that these n-grams cover, each counted once."""
     step = np.zeros(len(ends), np.int64)
     np.add.at(step, begins, 1)
     np.add.at(step, begins + size, -1)

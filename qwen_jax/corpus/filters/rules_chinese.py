@@ -1,8 +1,9 @@
 """Rules for text without spaces between words, mainly Chinese. Report: 2.1.
 
-Rules of rules_english.py that count words count characters here. An English word corresponds to
-about 1.6 Chinese characters in modern text and one in classical text. A line of 30 English
-characters corresponds to 10 Chinese ones. Limits are loose enough for classical text.
+Where rules_english.py counts words, these rules count characters. An English word corresponds to
+about 1.6 Chinese characters in modern text and to one in classical text. A line of 30 English
+characters corresponds to one of 10 Chinese characters. The limits are loose enough for classical
+text.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ _STOP = frozenset(
     "如都同现現当當没沒动動面起看定天分还還进進好小部其些主样樣理心她本前开開但因只从從"
     "想实實一二三十人卒字今存"
 )
-# A unit is a character of Chinese or kana, or a run of other letters, or a run of digits.
+# A unit is a Chinese or kana character, a run of other letters, or a run of digits.
 _UNIT = re.compile(
     r"[\u3007\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]|[^\W\d_"
     r"\u3007\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]+|\d+"
@@ -30,7 +31,7 @@ _HAN = re.compile(r"[\u3007\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]+")
 _BULLET = re.compile(r"[-*•●◦▪■◆★▲‣–·○□]")
 _SENTENCE = re.compile(
     r"[。！？!?；;…]+|\.(?=\s|$)|[：:]$", re.M
-)  # without any, a text is not prose
+)  # text without any match is not prose
 _LAST = tuple('。！？…；：，”’」』）》】.!?;:,)"')  # a line of verse ends with a comma
 _BOILERPLATE = re.compile(
     r"版权所有|版權所有|隐私政策|隱私政策|使用条款|服务条款|ICP备|使用\s*cookies?|Cookies?\s*政策|"
@@ -42,24 +43,24 @@ _BOILERPLATE = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class ChineseRules:
-    """(min, max) of each measure; the name of the field is the name of the rule."""
+    """Allowed (min, max) of each measure; the name of a field is the name of its rule."""
 
     characters: Range = (50, 160_000)  # Gopher's words; a classical character is about a word
-    run_length: Range = (2, 60)  # for Gopher's word length: mean characters between punctuation
+    run_length: Range = (2, 60)  # for Gopher's word length; mean characters between punctuation
     hash_marks: Range = (0, 0.06)  # Gopher's 0.1 per word; "#" per unit
     ellipses: Range = (0, 0.06)  # Gopher's 0.1 per word; "……", "..." or "。。。" per unit
     bullet_lines: Range = (0, 0.9)  # Gopher; fraction of the lines
     ellipsis_lines: Range = (0, 0.3)  # Gopher; fraction of the lines
     units_with_letters: Range = (0.6, 1)  # Gopher's 0.8 of words; a date has 3 numbers in 6 units
-    stop_characters: Range = (2, np.inf)  # Gopher; distinct ones of 150
+    stop_characters: Range = (2, np.inf)  # Gopher; distinct characters of the 134 in _STOP
     lorem_ipsum: Range = (0, 0)  # C4; occurrences
     braces: Range = (0, 0.03)  # 0.05 per word in English; per unit
     boilerplate_lines: Range = (0, 0.2)  # as in English, with Chinese phrases
     sentences: Range = (1, np.inf)  # C4's 3: Chinese often has a comma where English has "."
     ended_lines: Range = (0.12, 1)  # FineWeb; fraction of lines that end with punctuation
-    short_lines: Range = (0, 0.67)  # FineWeb; lines under 10 units that do not
+    short_lines: Range = (0, 0.67)  # FineWeb; lines under 10 units without final punctuation
     new_lines: Range = (0, 0.19)  # FineWeb's 0.3 per word; per unit, without empty lines
-    repetition: RepetitionRules = RepetitionRules(  # a dictionary word has two characters
+    repetition: RepetitionRules = RepetitionRules(  # a typical word has two characters
         min_units=100, top_sizes=(4, 6, 8), duplicate_sizes=(10, 12, 14, 16, 18, 20)
     )
 
@@ -70,9 +71,9 @@ def measures(
     """Yields (rule, value, allowed range), cheap rules first.
 
     Args:
-      text: the document.
+      text: text of the document.
       rules: the limits.
-      chinese: whether the language is Chinese; run length and stop characters are only for it.
+      chinese: whether the language is Chinese; run_length and stop_characters apply only then.
     """
     units = _UNIT.findall(text)
     lines = [line for line in map(str.strip, text.split("\n")) if line]
@@ -103,7 +104,7 @@ def measures(
         yield "short_lines", sum(short) / num_lines, rules.short_lines
     known: dict[str, int] = {}
     ids = np.fromiter((known.setdefault(unit, len(known)) for unit in units), np.int64, len(units))
-    # A name in other scripts weighs as much as a Chinese word.
+    # A name in another script weighs as much as a Chinese word.
     lengths = np.minimum(np.fromiter(map(len, units), np.int64, len(units)), 2)
     for name, value, limit in repetitions(text, lines, ids, lengths, rules=rules.repetition):
         yield name, value, (0, limit)

@@ -22,16 +22,16 @@ _HEAD_LINES = 10  # generated files are marked at the top
 
 @dataclasses.dataclass(frozen=True)
 class CodeRules:
-    """(min, max) of each measure; the name of the field is the name of the rule."""
+    """Allowed (min, max) of each measure; the name of a field is the name of its rule."""
 
     characters: Range = (50, 1_000_000)  # ours / StarCoder: files above 1 MB are data
     generated_marks: Range = (0, 0)  # StarCoder; matches of _GENERATED in the first lines
-    longest_line: Range = (0, 1000)  # The Stack; longer in minified files
-    line_length: Range = (0, 100)  # The Stack; the mean
+    longest_line: Range = (0, 1000)  # The Stack; characters; minified files have longer lines
+    line_length: Range = (0, 100)  # The Stack; mean number of characters
     alphanumeric: Range = (0.25, 1)  # The Stack; fraction of the characters
-    alphabetic: Range = (0.25, 1)  # StarCoder; fraction of the characters except whitespace
+    alphabetic: Range = (0.25, 1)  # StarCoder; fraction of the non-whitespace characters
     encoded: Range = (0, 0.5)  # StarCoder 2; fraction of characters in encoded data
-    duplicate_lines: Range = (0, 0.6)  # ours; fraction of lines with 10 characters or more
+    duplicate_lines: Range = (0, 0.6)  # ours; fraction of the lines with at least 10 characters
     lorem_ipsum: Range = (0, 0)  # C4; occurrences
 
 

@@ -15,8 +15,8 @@ _LETTER = re.compile(r"[^\W\d_]")
 _BULLET = re.compile(r"[-*•●◦▪■‣–]\s")
 _SENTENCE = re.compile(r"[.!?…][\"'”’»)\]]*(?:\s|$)")
 _LAST = (".", "!", "?", "…", '"', "'", "”", "’", "»", ")", ":", ";")
-BRACE = re.compile(r"(?:^|[\s)=:])\{", re.M)  # as in programs; in TeX a letter precedes it
-FEW_LINES = 4  # ours: with fewer lines, fractions of lines mean little
+BRACE = re.compile(r"(?:^|[\s)=:])\{", re.M)  # as in code; in TeX a letter precedes it
+FEW_LINES = 4  # ours: with fewer lines, fractions of lines are not meaningful
 _BOILERPLATE = re.compile(  # C4 removes lines with these or with any "javascript"
     r"(?:enable|disabled?|requires?|turn on|without|support) (?:your )?javascript|"
     r"javascript (?:is|must|has|needs|to be|enabled|disabled|required)|terms of use|"
@@ -27,7 +27,7 @@ _BOILERPLATE = re.compile(  # C4 removes lines with these or with any "javascrip
 
 @dataclasses.dataclass(frozen=True)
 class EnglishRules:
-    """(min, max) of each measure; the name of the field is the name of the rule."""
+    """Allowed (min, max) of each measure; the name of a field is the name of its rule."""
 
     words: Range = (50, 100_000)  # Gopher
     word_length: Range = (3, 10)  # Gopher; mean, in characters
@@ -38,7 +38,7 @@ class EnglishRules:
     words_with_letters: Range = (0.8, 1)  # Gopher; fraction of the words
     stop_words: Range = (2, 8)  # Gopher; distinct: the, be, to, of, and, that, have, with
     lorem_ipsum: Range = (0, 0)  # C4; occurrences
-    braces: Range = (0, 0.05)  # ours: per word; C4 rejects any "{", also of TeX or an example
+    braces: Range = (0, 0.05)  # ours: per word; C4 rejects any "{", even in TeX or an example
     boilerplate_lines: Range = (0, 0.2)  # ours: C4 removes these lines, we keep texts intact
     sentences: Range = (3, np.inf)  # C4, as in its code
     ended_lines: Range = (0.12, 1)  # FineWeb; fraction of lines that end with punctuation
@@ -53,9 +53,9 @@ def measures(
     """Yields (rule, value, allowed range), cheap rules first.
 
     Args:
-      text: the document.
+      text: text of the document.
       rules: the limits.
-      english: whether the language is English; stop words are only for it.
+      english: whether the language is English; stop_words applies only then.
     """
     words = text.split()
     lines = [line for line in map(str.strip, text.split("\n")) if line]
@@ -93,7 +93,7 @@ def measures(
 def line_measures(
     lines: Sequence[str], rules, *, bullet: re.Pattern, boilerplate: re.Pattern
 ) -> Iterator[tuple[str, float, Range]]:
-    """Yields fractions of lines for any script: bullets, ellipses at the end, boilerplate."""
+    """Yields line fractions for any script: bullets, trailing ellipses, boilerplate."""
     for name, found in (
         ("bullet_lines", map(bullet.match, lines)),
         ("ellipsis_lines", (line.endswith(("...", "…")) for line in lines)),

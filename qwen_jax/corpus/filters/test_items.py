@@ -1,7 +1,7 @@
 """Reads the items of test sets, which must not occur in training text. Report: 2.1, 3.1.
 
 An item has one or more texts: its question with its choices, and its solution. Each format has a
-function; `FORMATS` maps file names to them.
+reader; `FORMATS` maps file name patterns to readers.
 """
 
 import csv
@@ -23,22 +23,22 @@ class TestItem(NamedTuple):
     """One text of one item."""
 
     test_set: str  # such as "gsm8k"
-    item: str  # its index or name in the set
+    item: str  # index or name of the item in the test set
     text: str
 
-    __test__ = False  # pytest must not collect it
+    __test__ = False  # keeps pytest from collecting the class
 
 
 def read_test_sets(folder: str | os.PathLike) -> Iterator[TestItem]:
     """Yields the items of all files in a folder, in the order of file names.
 
     Raises:
-      DataError: the folder is missing or empty, or a file has an unknown name or is damaged.
+      DataError: the folder is missing or empty, or a file has an unknown name or is corrupted.
     """
     folder = pathlib.Path(folder)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     if not files:
-        raise DataError("there are no test sets.", str(folder), "name a folder with test sets.")
+        raise DataError("no test sets found.", str(folder), "pass a folder with test sets.")
     for path in files:
         name = path.name
         reader = next(
@@ -55,7 +55,7 @@ def read_test_sets(folder: str | os.PathLike) -> Iterator[TestItem]:
             raise DataError(
                 f"no reader for {name}.",
                 str(path),
-                f"rename it to one of {', '.join(FORMATS)}, or move it elsewhere.",
+                f"rename it to match one of {', '.join(FORMATS)}, or move it out of the folder.",
             )
         try:
             yield from reader(path)
@@ -65,14 +65,14 @@ def read_test_sets(folder: str | os.PathLike) -> Iterator[TestItem]:
             raise DataError(
                 f"not in the expected format: {type(error).__name__} {error}.",
                 str(path),
-                "copy the file again, or change its reader.",
+                "download the file again, or update its reader in corpus/filters/test_items.py.",
             ) from error
 
 
 def _rows(
     test_set: str, *fields: str, key: str | None = None
 ) -> Callable[[pathlib.Path], Iterator[TestItem]]:
-    """Returns a reader of JSON or JSONL rows; each field is a text of the item."""
+    """Returns a reader of JSON or JSONL rows; each field yields one text of the item."""
 
     def read(path: pathlib.Path) -> Iterator[TestItem]:
         for number, (_, row) in enumerate(read_rows(path)):

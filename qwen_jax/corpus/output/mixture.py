@@ -1,4 +1,4 @@
-"""Mixture weights of the sources, and the tokens and epochs that follow from them.
+"""Mixture weights of the sources, and the resulting tokens and epochs.
 
 Report: 2.1 (some sources are up-sampled; instruction data is mixed into pretraining). With a weight
 of 2.5 every document of a source is read twice, and half of them, chosen by hash, a third time.
@@ -19,8 +19,8 @@ class Mixture:
     """Weights by "source" or "source:language"; the latter takes precedence, the default is 1."""
 
     weights: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    instructions: tuple[str, ...] = ()  # sources that are instruction data; their share is reported
-    max_epochs: float = 4.0  # ours: more repeats gain little (Muennighoff et al. 2023)
+    instructions: tuple[str, ...] = ()  # sources of instruction data, whose fraction is reported
+    max_epochs: float = 4.0  # ours: more epochs help little (Muennighoff et al. 2023)
     allow_epochs: tuple[str, ...] = ()  # sources that may exceed max_epochs
 
     def __post_init__(self):
@@ -29,17 +29,18 @@ class Mixture:
                 raise ConfigError(
                     f"the weight of {part!r} is {weight}.",
                     "mixture.weights",
-                    "use 0 (excludes it) or more.",
+                    "use a finite number of 0 or more; 0 excludes the source.",
                 )
 
     def weight(self, source: str, language: str | None) -> float:
-        """Returns how often a document of this source and language is read, on average."""
+        """Returns the mean number of times a document of this source and language is read."""
         return float(self.weights.get(f"{source}:{language}", self.weights.get(source, 1.0)))
 
     def copies(self, document: str, source: str, language: str | None, *, seed: int = 0) -> int:
-        """Returns how often this document is read.
+        """Returns how many times this document is read.
 
-        The fraction of the weight is decided by a hash of the document's id and the seed.
+        A hash of the document's ID and the seed decides whether the fractional part of the weight
+        counts as one more time.
         """
         weight = self.weight(source, language)
         digest = hashlib.blake2b(
@@ -55,9 +56,9 @@ class Entry:
     source: str
     language: str
     documents: int
-    tokens: int  # available
+    tokens: int  # available tokens
     epochs: float
-    share: float  # of the tokens of the mixture
+    share: float  # fraction of the mixture's tokens
 
     @property
     def mixed(self) -> int:
@@ -74,11 +75,11 @@ def parse_weights(
     """Parses ["wiki=3", "web:zh=1.5"] into a dictionary.
 
     Args:
-      where: the flag, for errors.
-      forms: the syntax of a weight, for errors.
+      where: the flag, for error messages.
+      forms: the syntax of a weight, for error messages.
 
     Raises:
-      ConfigError: an item does not have this form, or repeats a name.
+      ConfigError: an item is not of this form, or repeats a name.
     """
     weights: dict[str, float] = {}
     for item in given:
@@ -89,9 +90,9 @@ def parse_weights(
             part = ""
         if not part or part in weights:
             raise ConfigError(
-                f"{item!r} is not a weight, or repeats a name.",
+                f"{item!r} is not a valid weight, or repeats a name.",
                 where,
-                f"write {forms}, each name once.",
+                f"use {forms}, each name once.",
             )
         weights[part] = value
     return weights
@@ -100,10 +101,10 @@ def parse_weights(
 def entries(
     counts: Mapping[tuple[str, str | None], tuple[int, int]], mixture: Mixture
 ) -> list[Entry]:
-    """Returns the entries of the mixture, the largest first.
+    """Returns the entries of the mixture, largest first.
 
     Args:
-      counts: (source, language) -> (documents, tokens) that were kept.
+      counts: (source, language) -> (number of kept documents, number of kept tokens).
 
     Raises:
       ConfigError: a setting names an unknown source or language, or a source would be read more
@@ -140,9 +141,9 @@ def entries(
     total = sum(mixed.values())
     if not total:
         raise DataError(
-            "the mixture holds no tokens.",
+            "the mixture has no tokens.",
             "mixture.weights",
-            "give a source a weight above 0, or see in counts.json what the filters kept.",
+            "set a weight above 0, or check in counts.json how much text the filters kept.",
         )
     rows = [
         Entry(
@@ -161,7 +162,7 @@ def entries(
 def table(rows: list[Entry], mixture: Mixture) -> str:
     """Returns the mixture as a Markdown table."""
     lines = [
-        "| source | language | documents | tokens | epochs | in the mixture | share |",
+        "| source | language | documents | tokens | epochs | mixture tokens | fraction |",
         "|---|---|---:|---:|---:|---:|---:|",
     ]
     lines += [
@@ -181,7 +182,7 @@ def table(rows: list[Entry], mixture: Mixture) -> str:
 
 
 def draw(rows: list[Entry]) -> bytes:
-    """Returns a PNG with the available tokens and the mixture's tokens of each entry.
+    """Returns a PNG plot of each entry's available tokens and its tokens in the mixture.
 
     Raises:
       ConfigError: matplotlib is not installed.
@@ -192,7 +193,7 @@ def draw(rows: list[Entry]) -> bytes:
         )  # not pyplot: it keeps global state and may need a display
     except ImportError as error:
         raise ConfigError(
-            "plots need matplotlib.",
+            "matplotlib is not installed.",
             "corpus.output.mixture.draw",
             "pip install 'qwen_jax[report]'.",
         ) from error

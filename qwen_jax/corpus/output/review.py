@@ -1,8 +1,8 @@
-"""A sample of kept and rejected documents for manual review. Report: 2.1.
+"""Samples kept and rejected documents for manual review. Report: 2.1.
 
-`sample` picks the same documents in any order of the input. `page` renders one self-contained HTML
-file, whose button saves the reviewer's marks as JSON. `summarize` computes the precision of each
-rule from these marks, with a confidence interval.
+`sample` picks the same documents regardless of the input's order. `page` renders one self-contained
+HTML file with a button that saves the reviewer's marks as JSON. `summarize` computes the precision
+of each rule from these marks, with a confidence interval.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from importlib import resources
 
 from qwen_jax.errors import DataError
 
-KEPT = "kept"  # takes the place of a rule
-_SHOWN = 3000  # characters of a long text: its start, an ellipsis and its end
+KEPT = "kept"  # used in place of a rule for documents that were not rejected
+_SHOWN = 3000  # characters shown of a longer text: its start, an ellipsis and its end
 _FORMAT = 1
 
 
@@ -36,10 +36,11 @@ class Sample:
 
 
 def sample(rows: Iterable[Mapping], *, each: int = 10, seed: int = 0) -> list[Sample]:
-    """Returns at most `each` documents of every source and rule, those with the smallest id hashes.
+    """Returns at most `each` documents per source and rule, those with the smallest ID hashes.
 
     Args:
-      rows: have the columns of stage.schema; rejected rows also rejected_by and rejected_value.
+      rows: documents with the columns of stage.schema; rejected ones also have rejected_by and
+        rejected_value.
 
     Raises:
       DataError: there are no rows.
@@ -69,9 +70,7 @@ def sample(rows: Iterable[Mapping], *, each: int = 10, seed: int = 0) -> list[Sa
             ),
         )
     if not strata:
-        raise DataError(
-            "there are no rows to review.", "review.sample(rows)", "run the pipeline first."
-        )
+        raise DataError("no documents to review.", "review.sample(rows)", "run the pipeline first.")
     return [
         found
         for _, stratum in sorted(strata.items())
@@ -82,7 +81,7 @@ def sample(rows: Iterable[Mapping], *, each: int = 10, seed: int = 0) -> list[Sa
 def page(samples: Sequence[Sample], *, title: str = "Review") -> str:
     """Returns the review page as HTML.
 
-    The browser stores marks locally, under a name derived from the samples' ids.
+    The browser stores marks locally, under a name derived from the samples' IDs.
     """
     name = hashlib.blake2b("\n".join(s.id for s in samples).encode(), digest_size=8).hexdigest()
     strata: dict[tuple[str, str], list[Sample]] = {}
@@ -108,7 +107,7 @@ def page(samples: Sequence[Sample], *, title: str = "Review") -> str:
         ("RULES", options["rule"]),
         ("SOURCES", options["source"]),
         ("SECTIONS", sections),
-    ):  # texts last: a placeholder inside a text must stay as it is
+    ):  # sections last: a placeholder inside a text must not be replaced
         template = template.replace(f"@@{location}@@", value)
     return template
 
@@ -118,7 +117,7 @@ def _section(rule: str, source: str, samples: Sequence[Sample]) -> str:
     cards = "\n".join(_card(one) for one in samples)
     return (
         f'<section data-rule="{html.escape(rule)}" data-source="{html.escape(source)}">\n'
-        f"<h2>{html.escape(source)} <small>{judged}, {len(samples)} of them</small></h2>\n"
+        f"<h2>{html.escape(source)} <small>{judged}, {len(samples)} shown</small></h2>\n"
         f"{cards}\n</section>"
     )
 
@@ -165,7 +164,7 @@ class Verdict:
         return self.right / self.marked
 
     def interval(self, z: float = 1.96) -> tuple[float, float]:
-        """Returns Wilson's confidence interval; z = 1.96 gives 95 %."""
+        """Returns Wilson's confidence interval; z = 1.96 gives 95%."""
         p, n = self.precision, self.marked
         middle = (p + z * z / (2 * n)) / (1 + z * z / n)
         half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
@@ -176,14 +175,14 @@ def read_marks(path: str | os.PathLike) -> list[dict[str, str]]:
     """Reads the marks that the review page saved: id, source, rule, mark.
 
     Raises:
-      DataError: the file is missing, damaged or not a file of marks.
+      DataError: the file is missing, corrupted or not a file of review marks.
     """
     path = pathlib.Path(path)
     if path.suffix != ".json":
         raise DataError(
-            f"{path.suffix or 'a file without suffix'} is not a file of marks.",
+            f"unsupported file extension {path.suffix or '(none)'}.",
             str(path),
-            "name the .json file that the page saved.",
+            "pass the .json file that the review page saved.",
         )
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -194,18 +193,18 @@ def read_marks(path: str | os.PathLike) -> list[dict[str, str]]:
         ):
             raise ValueError("unknown marks")
     except FileNotFoundError as error:
-        raise DataError("there is no such file.", str(path), "check the path.") from error
+        raise DataError("file not found.", str(path), "check the path.") from error
     except (ValueError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise DataError(
-            f"this is not a file of marks: {error}.",
+            f"not a file of review marks: {error}.",
             str(path),
-            "press `save marks` on the review page and name the file it saves.",
+            "click `save marks` on the review page and pass the file it saves.",
         ) from error
     return marks
 
 
 def summarize(marks: Iterable[Mapping[str, str]]) -> list[Verdict]:
-    """Returns the agreement with each rule, by source and overall ("all"), lowest first."""
+    """Returns the agreement with each rule, overall ("all") and by source, lowest first."""
     counts: dict[tuple[str, str], list[int]] = {}
     for mark in marks:
         right = mark["mark"] == ("keep" if mark["rule"] == KEPT else "drop")
@@ -218,9 +217,9 @@ def summarize(marks: Iterable[Mapping[str, str]]) -> list[Verdict]:
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
-    """Returns a Markdown table of each rule's precision with its 95 % interval."""
+    """Returns a Markdown table of each rule's precision with its 95% confidence interval."""
     lines = [
-        "| source | rule | marked | right | precision | 95 % |",
+        "| source | rule | marked | correct | precision | 95% interval |",
         "|---|---|---:|---:|---:|---|",
     ]
     for v in verdicts:

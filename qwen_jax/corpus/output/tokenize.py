@@ -1,7 +1,7 @@
-"""Tokenizes the output of the pipeline into shards for the loader, one folder per source.
+"""Tokenizes the pipeline's output into shards for the loader, one folder per source.
 
 Report: 2.4. Partitions are encoded in parallel into parts; then each shard is gathered from all
-parts of its source. The result equals that of `shards.write` on the same documents, byte for byte.
+parts of its source. The result is byte-identical to that of `shards.write` on the same documents.
 """
 
 import dataclasses
@@ -44,10 +44,10 @@ def source_documents(result: Result, name: str) -> Iterator[Document]:
 def sizes(
     result: Result, tokenizer_path: str, sample: int = 1 << 20
 ) -> dict[tuple[str, str | None], tuple[int, int]]:
-    """Estimates the kept tokens of each source and language, for mixture.entries.
+    """Estimates the number of kept tokens of each source and language, for mixture.entries.
 
     Args:
-      sample: bytes of each that are encoded to measure its bytes per token.
+      sample: bytes of text to encode per source and language, to measure bytes per token.
 
     Returns:
       {(source, language): (documents, tokens)}.
@@ -84,7 +84,7 @@ class _Encode:
     tokenizer: str
     parts: str
     splits: dict[str, Split]
-    threads: int | None  # threads of one worker
+    threads: int | None  # encoding threads per worker
     mixture: Mixture
 
     def __call__(self, task: tuple[int, str]) -> int:
@@ -147,16 +147,16 @@ def tokenize(
     """Writes OUTPUT/SOURCE/train and, if documents are held out, OUTPUT/SOURCE/eval.
 
     Args:
-      split: its num_shards is replaced for each source.
-      shard_tokens: approximate tokens per shard.
-      mixture: how often each document is read.
-      log: receives a line per source.
+      split: the training and held-out split; its num_shards is replaced for each source.
+      shard_tokens: approximate number of tokens per shard.
+      mixture: how many times each document is read.
+      log: receives one line per source without shards or without held-out documents.
 
     Returns:
       {source: the entries of its manifest}.
 
     Raises:
-      ConfigError: OUTPUT was made with other settings.
+      ConfigError: OUTPUT was written with different settings.
     """
     folder, parts = pathlib.Path(output), f"{output}.parts"
     of = _partitions(result, log)
@@ -204,14 +204,14 @@ def tokenize(
 
 
 def _partitions(result: Result, log: Callable[[str], None]) -> dict[str, list[int]]:
-    """Returns {source: its partitions}, without sources that have no kept documents."""
+    """Returns {source: its partitions}; omits sources without kept documents."""
     of = {
         name: [i for i, each in enumerate(result.sources) if each == name]
         for name in dict.fromkeys(result.sources)
     }
     for name, numbers in list(of.items()):
         if not any(result.folder.counts(i)["kept"]["documents"] for i in numbers):
-            log(f"{name}: no shards, because no document was kept; see counts.json")
+            log(f"{name}: no shards, because no documents were kept; see counts.json")
             del of[name]
     return of
 
@@ -228,7 +228,7 @@ def _write_manifests(
     for name, of_source in splits.items():
         made[name] = [entries[name, i] for i in range(len(of_source.files()))]
         if of_source.eval_fraction and not made[name][-1]["documents"]:
-            log(f"{name}: too few documents to hold any out")
+            log(f"{name}: no held-out documents, because there are too few documents")
             shutil.rmtree(folder / name / "eval")
             of_source, made[name] = dataclasses.replace(of_source, eval_fraction=0), made[name][:-1]
         shards.write_manifests(folder / name, made[name], tokenizer, of_source)

@@ -1,7 +1,7 @@
-"""Trains a vocabulary on the output of the pipeline, with a given share for each language.
+"""Trains a vocabulary on the pipeline's output, with a weight for each language.
 
-Report: 2.2. The training text is sampled by language and not by the size of a source. Held-out
-documents are excluded; compression is measured on them (Figure 3).
+Report: 2.2. The training text is sampled by language, independently of the size of the sources.
+Held-out documents are excluded; compression is measured on them (Figure 3).
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from qwen_jax.utils.append_only import record_provenance
 from qwen_jax.utils.files import read_json, write_json
 
 UNKNOWN = "?"  # the language of documents whose language is unknown
-_MAX_COPIES = 4  # ours: more repeats would put phrases of the text into the vocabulary
+_MAX_COPIES = 4  # ours: more repetition would put phrases of the text into the vocabulary
 _LINE_ENDS = re.compile(r"[\r\n]+")
-_CHUNK = 10_000  # approximate characters per sampled chunk
+_CHUNK = 10_000  # approximate number of characters per sampled chunk
 _MEASURED_CHARACTERS = 1 << 20  # characters per language for measuring compression
 
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """How a vocabulary is trained. Report: 2.2."""
+    """Settings of vocabulary training. Report: 2.2."""
 
     size: int = option(
         32768,
@@ -57,8 +57,8 @@ class Vocabulary:
         True, "add the 3,755 most common Chinese characters as tokens first (only with a base)"
     )
     megabytes: int = option(500, "MB of text to train on", alias="--vocabulary_mb")
-    # Ours: of the released tokens beyond cl100k, 24,671 are Chinese, and about 3,000 of each of the
-    # next languages.
+    # Ours: of the tokens that the released vocabulary adds to cl100k, 24,671 are Chinese. Each of
+    # the next languages has about 3,000.
     languages: tuple[str, ...] | None = option(
         None,
         "language weights in the training text as LANGUAGE=WEIGHT, default 1; None: zh=8 with a "
@@ -77,8 +77,8 @@ class Share:
 
     language: str
     weight: float
-    text_bytes: int  # available
-    copies: float  # how often each chunk of its text is used, on average
+    text_bytes: int  # bytes of available text
+    copies: float  # mean number of times each chunk of text is used
 
 
 def check(config: Vocabulary) -> None:
@@ -90,7 +90,7 @@ def check(config: Vocabulary) -> None:
     """
     if not config.megabytes > 0:
         raise ConfigError(
-            f"{config.megabytes} is not a size.", "--vocabulary.megabytes", "use 1 or more."
+            f"{config.megabytes} is not positive.", "--vocabulary.megabytes", "use 1 or more."
         )
     config.weights()
     for path in filter(None, (config.base, *config.compare)):
@@ -110,7 +110,7 @@ def learn(
     An existing file with the same settings is reused.
 
     Raises:
-      ConfigError: the file was made with other settings.
+      ConfigError: the file was written with different settings.
       TokenizerError: there is too little text, or the base has no room for new tokens.
     """
     record = path.with_suffix(".json")
@@ -147,7 +147,7 @@ def compare(
     split: Split,
     log: Callable[[str], None],
 ) -> None:
-    """Logs bytes per token by language, compared with the base and others. Report: Figure 3.
+    """Logs bytes per token by language, next to those of other vocabularies. Report: Figure 3.
 
     Writes compression.json and compression.png.
     """
@@ -163,7 +163,7 @@ def compare(
 
 
 def text_bytes(result: Result) -> dict[str, int]:
-    """Returns the bytes of kept text by language."""
+    """Returns the number of bytes of kept text by language."""
     found: dict[str, int] = {}
     for number in range(result.partitions):
         for batch in read_batches(result.folder.kept(number), ["language", "text"]):
@@ -175,14 +175,14 @@ def text_bytes(result: Result) -> dict[str, int]:
 
 
 def shares(sizes: Mapping[str, int], weights: Mapping[str, float], megabytes: float) -> list[Share]:
-    """Returns how often each language's text is used to give it a share equal to its weight.
+    """Returns how often to use each language's text for fractions proportional to the weights.
 
-    A language with too little text is used at most four times, and falls short of its share.
+    Text is used at most four times; a language with too little text falls short of its fraction.
 
     Args:
       sizes: bytes of text by language.
-      weights: by language; the default is 1.
-      megabytes: total text; all of it if there is less.
+      weights: weights by language; the default is 1.
+      megabytes: MB of training text in total; all available text if there is less.
     """
     named = {name: weights.get(name, 1.0) for name in [*sizes, *weights]}
     present = sum(weight for name, weight in named.items() if sizes.get(name)) or 1.0
@@ -196,10 +196,10 @@ def shares(sizes: Mapping[str, int], weights: Mapping[str, float], megabytes: fl
 
 
 def table(chosen: list[Share]) -> str:
-    """Returns the shares as a Markdown table."""
+    """Returns each language's part of the training text as a Markdown table."""
     total = sum(share.text_bytes * share.copies for share in chosen) or 1.0
     lines = [
-        "| language | weight | text MB | used | share of the training text |",
+        "| language | weight | text MB | used | fraction of the training text |",
         "|---|---:|---:|---:|---:|",
     ]
     lines += [
@@ -213,7 +213,7 @@ def table(chosen: list[Share]) -> str:
 def texts(result: Result, chosen: list[Share], split: Split) -> Iterator[str]:
     """Yields the training text in chunks, without held-out documents.
 
-    For 0.25 copies of a language, it yields every fourth chunk.
+    For a language with 0.25 copies, it yields every fourth chunk.
     """
     copies = {share.language: share.copies for share in chosen}
     owed = dict.fromkeys(copies, 0.5)
@@ -227,7 +227,7 @@ def texts(result: Result, chosen: list[Share], split: Split) -> Iterator[str]:
 
 
 def measured_texts(result: Result, split: Split) -> dict[str, list[str]]:
-    """Returns held-out text by language, the largest first, for measuring compression.
+    """Returns held-out text by language, largest first, for measuring compression.
 
     A language without held-out text gets training text, and "(seen)" is added to its name.
     """
@@ -251,7 +251,7 @@ def measured_texts(result: Result, split: Split) -> dict[str, list[str]]:
 
 def _made_from(config: Vocabulary, split: Split, found: Mapping[str, Any]) -> dict:
     """Returns the settings that the vocabulary depends on, in the format of the record `found`."""
-    if "vocab_size" in found:  # a former version recorded num_new also without a base
+    if "vocab_size" in found:  # an earlier version recorded num_new even without a base
         return {
             "vocab_size": config.size,
             "base": config.base,
@@ -278,7 +278,7 @@ def _held_out(document: Document, split: Split) -> bool:
 
 
 def _chunks(text: str) -> Iterator[str]:
-    """Splits `text` at line ends; a run of line ends is one word and is not split."""
+    """Splits `text` at line ends; a run of line ends is one pre-token and is not split."""
     start = 0
     while start < len(text):
         found = _LINE_ENDS.search(text, start + _CHUNK)

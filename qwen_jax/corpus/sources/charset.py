@@ -56,11 +56,12 @@ def is_binary(content: bytes) -> bool:
 def decode(content: bytes, header_charset: str | None = None) -> tuple[str, str]:
     """Decodes a page and returns (text, charset).
 
-    Valid UTF-8 is UTF-8. Otherwise the charset that the server or the page declares is used, unless
-    the bytes contradict it; then the detected one. Undecodable bytes become U+FFFD.
+    Valid UTF-8 is decoded as such. Otherwise the charset declared by the server or the page is
+    used, or the detected one if the bytes contradict the declaration. Undecodable bytes become
+    U+FFFD.
 
     Args:
-      header_charset: the charset in the HTTP response's header.
+      header_charset: the charset in the HTTP response header.
     """
     for mark, name in _BYTE_ORDER_MARKS:
         if content.startswith(mark):
@@ -75,14 +76,14 @@ def decode(content: bytes, header_charset: str | None = None) -> tuple[str, str]
     ]
     names = [_SUPERSETS.get(name.lower(), name.lower()) for name in names if _is_charset(name)]
     detected = _SUPERSETS.get(guess := _guess(content), guess)
-    # Every byte string is valid in a single-byte charset: decoding without errors proves nothing.
+    # Any bytes are valid in a single-byte charset, so decoding without errors proves nothing.
     proven = [name for name in names if not _is_single_byte(name)]
     for name in [*proven, *([detected] if not _is_single_byte(detected) else []), *names, detected]:
         if (text := _strict(content, name)) is not None:
             return text, name
     best = min([*proven, detected], key=lambda name: _replaced(content, name).count("\ufffd"))
     text = _replaced(content, best)
-    # A truncated page has one bad character; in the wrong charset hardly any character is good.
+    # A truncated page has one undecodable character; with the wrong charset, most are.
     if text.count("\ufffd") * 10 > sum(character > "\x7f" for character in text):
         return _replaced(content, "cp1252"), "cp1252"
     return text, best
@@ -117,5 +118,5 @@ def _strict(content: bytes, name: str) -> str | None:
 def _replaced(content: bytes, name: str) -> str:
     try:
         return content.decode(name, "replace")
-    except LookupError:  # no such charset
+    except LookupError:  # unknown charset
         return content.decode("utf-8", "replace")

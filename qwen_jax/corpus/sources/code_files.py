@@ -58,7 +58,7 @@ _PHRASES = {
 def license_of(root: str, name: str) -> str | None:
     """Returns the license of a file, or None.
 
-    The nearest license file counts, from the file's folder up to the source's folder.
+    Uses the nearest license file, searching from the file's folder up to the source's folder.
 
     Args:
       root: the source's folder.
@@ -87,9 +87,9 @@ def _license_in(folder: str) -> str | None:
 
 
 def license_name(text: str) -> str:
-    """Returns the short name of a license text, "other" if unknown; an SPDX name if unambiguous."""
+    """Returns the short name of a license: its SPDX ID if unambiguous, "other" if unknown."""
     words = " ".join(text.lower().split())
-    # The first phrase counts: long licenses mention other licenses further down.
+    # The first phrase decides: long licenses mention other licenses further down.
     positions = {words.find(phrase): name for name, phrase in _PHRASES.items() if phrase in words}
     name = positions[min(positions)] if positions else "other"
     return "BSD-3-Clause" if name == "BSD-2-Clause" and "neither the name" in words else name

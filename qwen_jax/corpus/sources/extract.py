@@ -54,7 +54,7 @@ def article(html: str) -> str:
         import trafilatura
     except ImportError as error:
         raise DataError(
-            "extracting articles needs trafilatura.", "HTML source", "pip install 'qwen_jax[data]'."
+            "trafilatura is not installed.", "HTML source", "pip install 'qwen_jax[data]'."
         ) from error
     return trafilatura.extract(html, include_comments=False) or ""
 
@@ -62,7 +62,7 @@ def article(html: str) -> str:
 def article_fast(html: str) -> str:
     """Returns the main text like `article`, ten times as fast.
 
-    Lists directly below the page's body are mistaken for menus and dropped.
+    Lists directly below the <body> element are mistaken for menus and dropped.
 
     Raises:
       DataError: resiliparse is not installed.
@@ -71,7 +71,7 @@ def article_fast(html: str) -> str:
         from resiliparse.extract.html2text import extract_plain_text
     except ImportError as error:
         raise DataError(
-            "fast extraction needs resiliparse.", "HTML source", "pip install 'qwen_jax[data]'."
+            "resiliparse is not installed.", "HTML source", "pip install 'qwen_jax[data]'."
         ) from error
     return extract_plain_text(
         html,
@@ -85,17 +85,17 @@ def article_fast(html: str) -> str:
 
 
 def page(html: str) -> str:
-    """Returns all text of a page, with a browser's line breaks and with indented definitions.
+    """Returns all text of a page, with line breaks as in a browser and indented definitions.
 
     Raises:
-      DataError: lxml is not installed, or the page nests more than 2,048 elements.
+      DataError: lxml is not installed, or elements are nested more than 2,048 levels deep.
     """
     try:
         import lxml.etree
         import lxml.html
     except ImportError as error:
         raise DataError(
-            "extracting pages needs lxml.", "HTML source", "pip install 'qwen_jax[data]'."
+            "lxml is not installed.", "HTML source", "pip install 'qwen_jax[data]'."
         ) from error
     try:
         parser = lxml.html.HTMLParser(huge_tree=True)
@@ -106,7 +106,7 @@ def page(html: str) -> str:
         raise DataError(
             "elements are nested deeper than the parser's limit of 2,048.",
             "HTML source",
-            "exclude this page: it is broken or hostile.",
+            "exclude this page: it is malformed or malicious.",
         )
     lines = _Lines()
     # Events instead of recursion: a page may be nested deeper than Python's stack allows.

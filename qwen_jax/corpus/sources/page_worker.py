@@ -1,4 +1,4 @@
-"""Extracts text from pages in a subprocess, so that a hang or crash loses only one page.
+"""Extracts text from pages in a subprocess: a hang or crash loses only one page.
 
 The subprocess is `python -m qwen_jax.corpus.sources.page_worker EXTRACTOR MEGABYTES`. It reads
 frames (4 bytes of length, then UTF-8) of HTML, and replies with frames of text. The first byte of a
@@ -15,15 +15,15 @@ import time
 from qwen_jax.corpus.sources import extract
 from qwen_jax.errors import DataError
 
-_MEGABYTES = 4096  # limit of the extractor's address space
+_MEGABYTES = 4096  # MiB; address-space limit of the subprocess
 
 
 class PageWorker:
-    """Extracts pages in a subprocess, which starts with the first page.
+    """Extracts pages in a subprocess, which starts at the first page.
 
     Args:
       extractor: the name of a function in extract.py.
-      seconds: the time limit of a page.
+      seconds: time limit per page.
     """
 
     def __init__(self, extractor: str, seconds: float):
@@ -64,7 +64,7 @@ class PageWorker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
             )
-            # Importing an extractor takes a second or two; it must not count for the first page.
+            # Importing an extractor takes a second or two, outside the first page's time limit.
             try:
                 self._read(5, time.monotonic() + 120)
             except (EOFError, TimeoutError) as error:
@@ -113,7 +113,7 @@ class PageWorker:
 
 
 def serve(extractor: str, megabytes: int) -> None:
-    """Runs the subprocess: replies to pages until stdin is closed."""
+    """Runs in the subprocess: replies to pages until stdin is closed."""
     import resource
 
     limit = megabytes << 20

@@ -1,4 +1,4 @@
-"""A program that writes the pydoc pages of the modules named on stdin, one JSON line each.
+"""A program that writes the pydoc pages of the modules listed on stdin, one JSON line each.
 
 It runs as a subprocess because importing a module runs its code, which may print, hang or crash.
 """

@@ -1,9 +1,9 @@
 """A corpus that needs no download: the documentation and source code of the running Python.
 
-pydoc renders the documentation to HTML, and it is extracted like a web page; the source code is
+pydoc renders the documentation to HTML, which is extracted like a web page. The source code is
 that of the standard library. Paths and object addresses of this machine are removed, so the same
-Python version gives the same text. Page and source of a package form one group, so that held-out
-documents of one never appear in the training text of the other.
+Python version gives the same text. The pages and source of a package form one group: either all of
+them are held out or none.
 """
 
 import concurrent.futures
@@ -21,8 +21,9 @@ from qwen_jax.corpus.sources import extract
 from qwen_jax.data.document import Document
 from qwen_jax.errors import DataError
 
-# Modules that are not reference documentation, have side effects when imported (a browser, a
-# window, a poem), are often missing and a quarter of all text (Tk), or hold tables (encodings).
+# Excluded modules: they are not reference documentation, have side effects when imported (a
+# browser, a window, a poem), are often missing and a quarter of all text (Tk), or contain tables
+# (encodings).
 _LEFT_OUT = {
     "antigravity",
     "this",
@@ -68,11 +69,11 @@ def documentation(
     """Returns the pydoc page of every standard module as text.
 
     Args:
-      progress: receives (modules done, total modules).
+      progress: receives the numbers of finished modules and of all modules.
 
     Returns:
-      (documents sorted by name, {module: why it has no page}). Modules for other operating systems,
-      for example, cannot be imported.
+      (documents sorted by name, {module: the reason it has no page}). For example, modules for
+      other operating systems cannot be imported.
 
     Raises:
       DataError: no module could be rendered.
@@ -91,9 +92,9 @@ def documentation(
             progress(done, len(names))
     if not pages:
         raise DataError(
-            "pydoc rendered no module.",
+            "pydoc could not render any module.",
             sys.executable,
-            f"the first error: {next(iter(failures.items()), 'no modules found')}",
+            f"fix the first error: {next(iter(failures.items()), 'no modules found')}",
         )
     return [
         Document(f"pydoc:{name}", pages[name], name.split(".")[0]) for name in sorted(pages)

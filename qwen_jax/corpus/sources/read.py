@@ -1,7 +1,7 @@
 """Reads partitions into rows: the first stage of the corpus pipeline. Report: 2.1.
 
-Damaged input becomes a rejected row with its location and the reason. A missing or unreadable file
-fails its partition.
+Corrupted input becomes a rejected row with its location and the reason. A missing or unreadable
+file fails its partition.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ _COLUMNS = {
     "lang": "language",
     "license": "license",
     "group": "group",
-}  # field of a row -> our column; the first field present wins
+}  # field of a row -> our column; the first field that is present wins
 _CHARSET = re.compile(r"""charset\s*=\s*["']?([^\s"';,]+)""", re.IGNORECASE)
 _as_json = json.JSONEncoder(default=str).encode
-_MAX_BYTES = 1 << 28  # limit of a text file or line: larger ones are rejected
+_MAX_BYTES = 1 << 28  # maximum size of a text file or line; larger ones are rejected
 _ROW_BYTES = 512  # approximate memory of a row in addition to its text
 
 
 @dataclasses.dataclass(frozen=True)
 class Read:
-    """How partitions are read."""
+    """The read stage, which converts partitions to batches of rows."""
 
     name: ClassVar[str] = "read"
     counted: ClassVar[tuple[str, ...]] = ("source", "kind")
@@ -58,7 +58,7 @@ class Read:
     page_mb: float = option(10.0, "maximum size of a page in MB of HTML; larger pages are rejected")
 
     def batches(self, partition: Partition) -> Iterator[pa.Table]:
-        """Yields the rows of a partition, in at least one (possibly empty) table.
+        """Yields the rows of a partition as tables: at least one, possibly empty.
 
         Raises:
           OSError: a file is missing or cannot be read.
@@ -93,10 +93,10 @@ def documents(source: str) -> Iterator[Document]:
     """Yields every non-empty document of a source, in the order of its file names.
 
     Args:
-      source: as in --sources, see partitions.py; usually the path of a file or folder.
+      source: a source as in --sources (see partitions.py), usually the path of a file or folder.
 
     Raises:
-      DataError: the source is missing, is empty, has files of unknown types or is damaged.
+      DataError: the source is missing, is empty, has files of unknown types or is corrupted.
     """
     names = ["path", "text", "group", *rejected_schema().names]
     made, _ = partitions.make_partitions([source], partition_mb=_MAX_BYTES)
@@ -145,11 +145,11 @@ class _Reader:
             worker.close()
 
     def named_rows(self, file_range: FileRange) -> Iterator[dict[str, Any]]:
-        """Yields the rows of a file range; an empty file gives a rejected row."""
+        """Yields the rows of a file range; an empty file becomes a rejected row."""
         row = None
         for row in self.rows(file_range):
             yield row
-        if row is None and file_range.end < 0:  # and not a range in which no line starts
+        if row is None and file_range.end < 0:  # unlike a range in which no line starts
             yield _rejected("", "empty_file")
 
     def rows(self, file_range: FileRange) -> Iterator[dict[str, Any]]:
@@ -343,7 +343,7 @@ class _Reader:
                 if row < file_range.begin or 0 <= file_range.end <= row:
                     continue
                 try:
-                    # Few rows: with dictionary encoding each can be a copy of one huge text.
+                    # Few rows: with dictionary encoding, each can be a copy of one huge text.
                     for batch in opened.iter_batches(16, row_groups=[number]):
                         columns = map(_values, batch.columns)
                         for values in zip(*columns, strict=True):
@@ -370,7 +370,7 @@ def _skip_line(lines) -> int:
 
 
 def _values(column: pa.Array) -> list:
-    """Returns the values of a Parquet column; an error replaces a value Python cannot hold."""
+    """Returns the values of a Parquet column, with an error for each that Python cannot hold."""
 
     def value(item: pa.Scalar):
         try:
@@ -395,7 +395,7 @@ def _text(location: str, content: bytes) -> dict:
 
 
 def _replace_lone_surrogates(text: str) -> str:
-    """Replaces lone surrogates, which JSON can hold and UTF-8 cannot, by U+FFFD."""
+    """Replaces lone surrogates, which JSON allows but UTF-8 does not, with U+FFFD."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 

@@ -1,7 +1,7 @@
-"""Reads WARC archives and skips damaged records, which it reports.
+"""Reads WARC archives; reports and skips corrupted records.
 
-WARC libraries fail at the first damaged gzip member, or stop there silently. This reader reports
-the damage and resumes at the next readable record. It reads .warc and .warc.gz (one record per
+WARC libraries fail at the first corrupted gzip member, or stop there silently. This reader reports
+the corruption and resumes at the next readable record. It reads .warc and .warc.gz (one record per
 gzip member, as Common Crawl writes them, or several), starting from any byte of the file.
 """
 
@@ -14,26 +14,26 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 _CHUNK = 1 << 16
-_LINE = 1 << 13  # limit of a header line
-_HEADER = 1 << 17  # limit of a header
-_MAX_SKIPPED = 1 << 30  # limit of bytes decompressed only to reach a member's next record
+_LINE = 1 << 13  # maximum bytes in a header line
+_HEADER = 1 << 17  # maximum bytes in a header
+_MAX_SKIPPED = 1 << 30  # maximum bytes decompressed only to reach a member's next record
 _UNSUPPORTED = ("br", "zstd", "compress", "x-compress")  # content encodings that are not decoded
 _BEGIN = re.compile(rb"WARC/1\.\d\r?\n")
 
 
 @dataclasses.dataclass
 class Record:
-    """A record, or with a `problem`, what could be read of one."""
+    """A record; if it has a `problem`, the part of it that could be read."""
 
     offset: int  # byte offset in the file, of the record or its gzip member
-    headers: dict[str, str]  # lower-case names
+    headers: dict[str, str]  # names are lowercase
     content: bytes
-    problem: str | None = None  # truncated, corrupt, too_large
+    problem: str | None = None  # "truncated", "corrupt" or "too_large"
     detail: str = ""
 
 
 class _Damaged(Exception):
-    """problem, detail."""
+    """Raised with the `problem` and `detail` of a Record."""
 
 
 def records(
@@ -44,9 +44,9 @@ def records(
     Args:
       file: a seekable file.
       compressed: whether the file consists of gzip members.
-      begin: a byte offset.
-      end: a byte offset; -1 is the file's end.
-      limit: bytes of content above which a record is too_large; its content is skipped.
+      begin: byte offset at which to start.
+      end: byte offset at which to stop; -1 is the end of the file.
+      limit: maximum bytes of content; the content of a larger record (too_large) is skipped.
     """
     end = end if end >= 0 else 1 << 62
     offset = begin
@@ -97,7 +97,7 @@ def _record(stream, offset: int, limit: int) -> Record:
     content = stream.read(length)
     if len(content) < length:
         raise _Damaged("truncated", f"{len(content)} of {length} bytes")
-    if stream.peek() not in (b"", b"\r", b"\n"):  # or it contains the start of another record
+    if stream.peek() not in (b"", b"\r", b"\n"):  # wrong length, or another record starts inside
         raise _Damaged("corrupt", f"continues after its {length} bytes")
     return Record(offset, headers, content)
 
@@ -121,7 +121,7 @@ class _Stream(abc.ABC):
         return True
 
     def begin(self) -> int | None:
-        """Skips the first line of the next record; returns its position, None at the end."""
+        """Skips the first line of the next record; returns its position, or None at the end."""
         while True:
             self._fill(_LINE)
             if not self._buffer:
@@ -201,7 +201,7 @@ class _Member(_Stream):
         return b""
 
     def next(self) -> int | None:
-        """Returns the position after this member; None at the end of the file."""
+        """Returns the position after this member, or None at the end of the file."""
         position = self._begin + self._read - len(self._inflate.unused_data)
         self._file.seek(position)
         return position if self._file.read(1) else None
@@ -235,7 +235,10 @@ def _find(file: BinaryIO, offset: int, end: int, compressed: bool) -> int | None
 
 
 def _begins(file: BinaryIO, offset: int) -> bool:
-    """Returns whether a gzip member with a record starts here; gzip's magic may occur by chance."""
+    """Returns whether a gzip member with a record starts here.
+
+    gzip's magic number may also occur by chance.
+    """
     file.seek(offset)
     try:
         head = zlib.decompressobj(31).decompress(file.read(1 << 10), 64)
@@ -260,7 +263,7 @@ def http_body(content: bytes, limit: int) -> tuple[int, dict[str, str], bytes, s
     """Parses an HTTP response and decodes its transfer and content encodings.
 
     Args:
-      limit: bytes of the decoded body above which it is too_large.
+      limit: maximum bytes of the decoded body; a larger one is too_large.
 
     Returns:
       (status, headers, body, problem). The problem is None, not_http, coding (an unsupported

@@ -167,7 +167,7 @@ def test_index_round_trips_through_its_file(index, tmp_path):
     for name in ("hashes", "lengths", "owners"):
         assert np.array_equal(getattr(again, name), getattr(index, name))
     (tmp_path / "bad.npz").write_bytes(b"damaged")
-    with pytest.raises(DataError, match="build it again"):
+    with pytest.raises(DataError, match="rebuild it"):
         Index.load(tmp_path / "bad.npz")
     with pytest.raises(DataError, match="no test items"):
         Index.build([])

@@ -95,7 +95,7 @@ def test_threshold_for_is_the_lowest_with_the_precision():
 
 
 def test_train_needs_both_labels():
-    with pytest.raises(DataError, match="all held-out labels are equal"):
+    with pytest.raises(DataError, match="all held-out labels are the same"):
         train(["a", "b"], [True, False], label="x", held_out=(["c"], [True]), settings=SETTINGS)
 
 

@@ -36,7 +36,7 @@ def test_sample_covers_every_stratum_in_any_order():
     assert {s.id for s in sample(rows(), each=3)} < {s.id for s in found}
     assert sample(rows(), each=7, seed=1) != found
     assert len(sample(rows(9), each=7)) == 9
-    with pytest.raises(DataError, match="no rows to review"):
+    with pytest.raises(DataError, match="no documents to review"):
         sample([])
 
 
