@@ -1,7 +1,7 @@
 """Questions with known answers: arithmetic in English and Chinese, and Python's documentation.
 
-They allow a first alignment run without a download: conversations for fine-tuning (report 3.1),
-preference pairs of a right and a wrong answer (3.2.1), prompts with a verifiable reward (3.2.2).
+They enable a first alignment run without downloads: conversations for fine-tuning (report 3.1),
+preference pairs of a correct and a wrong answer (3.2.1), prompts with a verifiable reward (3.2.2).
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import numpy as np
 from qwen_jax.data.document import Document
 from qwen_jax.utils.jsonl import write_rows
 
-_PHRASINGS = {  # phrasings of a question, and the last character of its answer
+_PHRASINGS = {  # language -> (phrasings of a question, final punctuation of its answer)
     "en": (("What is {}?", "Compute {}.", "{} = ?"), "."),
     "zh": (("{} 等于多少？", "请计算 {}。", "{} = ？"), "。"),
 }
@@ -25,20 +25,20 @@ _FUNCTION = re.compile(r"^([a-z]\w*)\([^\n]*\)\n    ([A-Z][^\n]{15,90}\.)$", re.
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question with its answer, and a plausible wrong one."""
+    """A question with its answer and a plausible wrong answer."""
 
     text: str
     answer: str
     wrong: str
-    group: str  # held out together: the question of a sum, the module of a function
+    group: str  # unit of the split: a sum's question, or a function's module
 
 
 def sums(*, largest: int = 10, largest_factor: int = 5, seed: int = 0) -> list[Question]:
-    """Returns arithmetic questions, shuffled.
+    """Returns arithmetic questions in random order.
 
     They are every a + b and a - b (a >= b) up to `largest`, and every a * b up to `largest_factor`,
-    each in every phrasing. Every phrasing of a problem is its own group: a held-out question asks a
-    trained problem in an untrained phrasing.
+    each in every phrasing. Every phrasing of a problem is a separate group: a held-out question
+    poses a problem from the training set in another phrasing.
     """
     problems = [(a, "+", b, a + b) for a in range(largest + 1) for b in range(largest + 1)]
     problems += [(a, "-", b, a - b) for a in range(largest + 1) for b in range(a + 1)]
@@ -65,9 +65,10 @@ def sums(*, largest: int = 10, largest_factor: int = 5, seed: int = 0) -> list[Q
 
 
 def documented(pages: Iterable[Document], *, seed: int = 0) -> list[Question]:
-    """Returns questions about what documented functions do, shuffled.
+    """Returns questions about what documented functions do, in random order.
 
-    The answer is the first sentence of the function's docstring, the wrong one another function's.
+    The answer is the first sentence of the function's docstring; the wrong answer is that of
+    another function.
 
     Args:
       pages: pydoc pages as text.
@@ -105,9 +106,10 @@ def split(
 
 
 def write(questions: Sequence[Question], folder: str | os.PathLike) -> None:
-    """Writes three files of the same questions into `folder`.
+    """Writes the questions to `folder` in three formats.
 
-    conversations.jsonl has messages; pairs.jsonl prompt, chosen and rejected; prompts.jsonl prompt.
+    The rows of conversations.jsonl have "messages"; those of pairs.jsonl "prompt", "chosen" and
+    "rejected"; those of prompts.jsonl "prompt".
     """
     folder = pathlib.Path(folder)
     write_rows(

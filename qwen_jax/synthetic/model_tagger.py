@@ -13,7 +13,7 @@ from qwen_jax.synthetic.tags import normalize
 # Conversations that end with a user turn -> responses; None if one does not fit the context.
 Complete = Callable[[list[list[Turn]]], Sequence[str | None]]
 
-_HEAD, _TAIL = 1500, 500  # characters kept of a long prompt: its task is at either end
+_HEAD, _TAIL = 1500, 500  # characters kept from the ends of a long prompt, where its task is
 _MAX_TAGS = 20
 _INSTRUCTION = (
     "You label what a user asks an assistant for. Read the user's prompt between the lines of "
@@ -40,7 +40,7 @@ _EXAMPLES = (
 
 
 class ModelTagger:
-    """A Tagger that queries a model. `counts` has the unusable responses by reason.
+    """A Tagger that queries a model. `counts` has the number of unusable responses by reason.
 
     Args:
       complete: the model; greedy decoding works best.
@@ -51,7 +51,7 @@ class ModelTagger:
         self.counts = Counts()
 
     def __call__(self, prompts: Sequence[str]) -> list[list[str]]:
-        """Returns normalized, unique tags for each prompt; none if the response is unusable."""
+        """Returns normalized, unique tags for each prompt; [] if the response is unusable."""
         responses = self._complete([tagging_conversation(prompt) for prompt in prompts])
         return [
             self._read(prompt, response)
@@ -86,7 +86,7 @@ def tagging_conversation(prompt: str) -> list[Turn]:
 
 
 def parse(response: str) -> list[str] | None:
-    """Parses the tags of a response leniently; returns None if it has no list.
+    """Parses the tags in a response leniently; returns None if it contains no list.
 
     Accepts a JSON list of strings, a list of objects with a "tag" (InsTag's format), the complete
     strings of a truncated list, and a numbered or bulleted list.

@@ -1,8 +1,8 @@
-"""Novelty of a text: its Rouge-L with every kept text. Report: 3.4 (self-instruct).
+"""Measures a text's novelty by its Rouge-L with every kept text. Report: 3.4 (self-instruct).
 
-Rouge-L is the F measure of the longest common subsequence of words: 2 LCS / (m + n) for texts of m
-and n words. It is bounded by 2 common / (m + n), where `common` counts the words that both share in
-any order. Only the few texts that pass this bound are compared.
+Rouge-L is the F-measure of the longest common subsequence (LCS) of words: 2 LCS / (m + n) for texts
+of m and n words. Its upper bound is 2 common / (m + n), where `common` counts the words that both
+share in any order. Only the few texts whose bound exceeds the threshold are compared.
 """
 
 import array
@@ -19,7 +19,7 @@ _WORD = re.compile(
 
 
 def words(text: str) -> list[str]:
-    """Returns the words of a text in lower case, without punctuation.
+    """Returns the words of a text in lowercase, without punctuation.
 
     Example:
       >>> words("Don't 翻译 it!")
@@ -47,7 +47,7 @@ class Novelty:
         )
 
     def add(self, text: str) -> None:
-        """Adds a text to the kept ones; does not check its novelty."""
+        """Adds a text to the kept texts without checking its novelty."""
         numbers = self._number(text)
         for occurrence in _occurrences(numbers):
             self._having[occurrence].append(len(self.texts))

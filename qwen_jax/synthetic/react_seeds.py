@@ -1,6 +1,6 @@
 """Five tools and seven worked examples, the seeds of self-instruct with tools.
 
-They are ours: the report does not publish its own.
+They are ours, because the report's are not published.
 """
 
 from qwen_jax.data.chat.react import Tool

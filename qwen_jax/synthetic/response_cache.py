@@ -1,7 +1,7 @@
-"""A cache of model responses on disk: the same request is never computed twice.
+"""Caches model responses on disk: the same request is never computed twice.
 
-All other steps of self-instruct are a pure function of its settings and this cache. A killed run
-therefore repeats its steps within moments, resumes, and gives the same samples.
+All other steps of self-instruct are a pure function of its settings and this cache. A restarted run
+therefore replays its steps within moments, resumes, and produces the same samples.
 """
 
 import dataclasses
@@ -29,8 +29,8 @@ class ResponseCache:
     """Queries a model once for each (round, stage, index, conversation).
 
     Args:
-      file: the cache; one line per response.
-      model: opens the model; called at the first missing response only.
+      file: the cache file, with one line per response.
+      model: function that loads the model; called only at the first missing response.
       seed: the run's seed; each response's seed is derived from it and the request's name.
       progress: receives (stage, done, total) after each new response.
 
@@ -49,7 +49,8 @@ class ResponseCache:
         self._file, self._make_model, self._seed = file, model, seed
         self._progress = progress
         self._model: Model | None = None
-        # The conversation is part of the key: with more samples, a round has other requests.
+        # The conversation is part of the key: with another number of samples, a round makes other
+        # requests.
         # Caches of earlier versions name its hash "asked".
         self._known = {
             (
@@ -63,7 +64,7 @@ class ResponseCache:
         self.new = 0
 
     def rng(self, *name) -> random.Random:
-        """Returns a random generator that depends only on the seed and the name."""
+        """Returns a random number generator that depends only on the seed and the name."""
         return random.Random("/".join(map(str, (self._seed, *name))))
 
     def __call__(

@@ -1,8 +1,8 @@
-"""The file in which people review samples, and the samples they keep. Report: 3.4.
+"""Maintains the file in which people review samples, and collects the kept ones. Report: 3.4.
 
-A row is {"id", "kind", "question", "tools", "messages", "keep"}. A reviewer sets `keep` to true or
-false (it is null at first) and may edit the messages. Existing rows are never changed by the
-program; new samples are appended.
+A row is {"id", "kind", "question", "tools", "messages", "keep"}. `keep` is initially null; a
+reviewer sets it to true or false, and may edit the messages. The program appends new samples and
+never changes existing rows.
 """
 
 import os
@@ -18,10 +18,10 @@ from qwen_jax.utils.jsonl import read_rows, write_rows
 
 
 def update(path: str | os.PathLike, samples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """Appends the samples that the file does not have yet; returns all of its rows.
+    """Appends the samples that are not in the file yet; returns all of its rows.
 
     Raises:
-      DataError: the file is damaged, or a `keep` is not null, true or false.
+      DataError: the file is corrupted, or a `keep` is not null, true or false.
     """
     path = pathlib.Path(path)
     rows = _read(path) if path.exists() else []
@@ -52,12 +52,12 @@ def collect(
     """Writes the kept samples.
 
     Args:
-      path: receives the conversations, in the format of experiments.sft.
-      react_path: receives the kept samples with tools again, as worked examples for another run.
-      keep_unreviewed: whether to keep samples that nobody has reviewed.
+      path: output file for all kept samples, as conversations in the format of experiments.sft.
+      react_path: output file for those with tools, as worked examples for another run.
+      keep_unreviewed: whether to keep samples that have not been reviewed.
 
     Returns:
-      the number of kept samples, and of the others by reason.
+      The number of kept samples, and that of skipped samples by reason.
     """
     counts, kept, worked = Counts(), [], []
     for row in rows:
@@ -92,7 +92,7 @@ def render(rows: Sequence[dict[str, Any]]) -> str:
     ordered = sorted(rows, key=lambda row: row["keep"] is not None)
     waiting = sum(row["keep"] is None for row in rows)
     parts = [
-        f"# {len(rows)} samples, {waiting} of them not reviewed\n\nTo review one, set its "
+        f"# {len(rows)} samples, {waiting} not reviewed\n\nTo review a sample, set its "
         "`keep` to `true` or `false` in review.jsonl; you may edit its messages there.\n"
     ]
     for row in ordered:
@@ -108,14 +108,18 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
     rows = []
     for where, row in read_rows(path):
         if not ({"id", "kind", "question", "messages", "keep"} <= row.keys()):
-            raise DataError("this row has missing fields.", where, "restore the row's fields.")
+            raise DataError(
+                "this row is missing fields.",
+                where,
+                "restore its id, kind, question, messages and keep.",
+            )
         if (
             row["keep"] not in (None, True, False)
             or isinstance(row["keep"], (int, float))
             and (not isinstance(row["keep"], bool))
         ):
             raise DataError(
-                f"keep is {row['keep']!r}, which is not a decision.",
+                f"keep is {row['keep']!r}, which is not a valid value.",
                 where,
                 "set it to null, true or false.",
             )

@@ -56,7 +56,7 @@ class Rules:
 
 
 def question_fault(text: str, rules: Rules) -> str | None:
-    """Returns why an instruction or question is rejected, apart from novelty."""
+    """Returns why an instruction or question is rejected; does not check its novelty."""
     size = len(words(text))
     if size < rules.min_words:
         return f"shorter than {rules.min_words} words"
@@ -83,7 +83,7 @@ def answer_fault(question: str, answer: str, finish: str, rules: Rules) -> str |
         return fault
     if words(answer) == words(question):
         return "an answer that repeats the question"
-    # No rule for its script: an answer may be a number or be requested in another language.
+    # The script is not checked: an answer may be a number, or be requested in another language.
     return None
 
 

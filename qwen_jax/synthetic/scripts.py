@@ -16,12 +16,12 @@ _RANGES = (  # (first code point, last code point, script)
     (0x0590, 0x05FF, "hebrew"),
 )
 NAMES = (*dict.fromkeys(name for *_, name in _RANGES), "latin")
-_CJK_WORD = 2  # characters per word: Chinese about two, English about five
+_CJK_WORD = 2  # characters per word: about two in Chinese, about five in English
 _LATIN_WORD = 5
 
 
 def shares(text: str) -> dict[str, float]:
-    """Returns {script: its share of the words}, the largest first; {} for a text without letters.
+    """Returns {script: its fraction of the words}, largest first; {} for a text without letters.
 
     If a text has kana, its Chinese characters count as Japanese. Letters of scripts not in NAMES
     count as "other".

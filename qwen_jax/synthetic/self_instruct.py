@@ -94,9 +94,9 @@ class SelfInstruct:
     """Generates samples in rounds.
 
     Args:
-      cache: queries the model.
-      seeds: plain instructions.
-      react_seeds: questions for `tools`, with transcripts.
+      cache: the response cache, which queries the model.
+      seeds: seeds of plain instructions.
+      react_seeds: seeds of tool use, questions for `tools` with transcripts.
       tools: the tools that questions may use.
 
     Attributes:
@@ -122,7 +122,9 @@ class SelfInstruct:
         self._seeds, self._react_seeds = list(seeds), list(react_seeds)
         self._tools = {tool.name_for_model: tool for tool in tools}
         if settings.instruction_lists and not seeds:
-            raise ConfigError("no seed tasks.", "seeds", "pass at least one.")
+            raise ConfigError(
+                "no seed tasks.", "seeds", "pass at least one, or set instruction_lists to 0."
+            )
         if settings.question_lists and not (tools and react_seeds):
             raise ConfigError(
                 "no tools, or no worked examples for them.",
@@ -138,7 +140,7 @@ class SelfInstruct:
         self.counts = Counts()
 
     def rounds(self) -> Iterator[int]:
-        """Runs the rounds; yields the number of finished rounds after each."""
+        """Runs the rounds; after each, yields the number of finished rounds."""
         for number in range(self._settings.rounds):
             self._instructions(number)
             self._react(number)
@@ -191,7 +193,7 @@ class SelfInstruct:
             )
 
     def _react(self, number: int) -> None:
-        """Generates questions for some tools, then a ReAct transcript of each."""
+        """Generates questions for some tools, then a ReAct transcript for each question."""
         found, given = self._react_questions(number)
         prompts = [react.prompt(question, given[source]) for question, source in found]
         conversations = [
@@ -324,11 +326,13 @@ class SelfInstruct:
                     react.parse(seed.answer), [self._tools[name] for name in seed.tools]
                 )
             except react.Malformed as reason:
-                raise DataError(f"the transcript has {reason}.", where, "correct it.") from None
+                raise DataError(
+                    f"the transcript has {reason}.", where, "correct the seed."
+                ) from None
 
 
 def parse_list(text: str, first: int, *, complete: bool) -> list[str]:
-    """Returns the items of a numbered list that continues after "`first`.".
+    """Returns the items of a numbered list whose first number, "`first`.", ended the prompt.
 
     Args:
       complete: whether the text is complete; if not, the last item is dropped.
@@ -346,14 +350,15 @@ def parse_list(text: str, first: int, *, complete: bool) -> list[str]:
 
 
 def read_seeds(path: str | os.PathLike, counts: Counts) -> list[Seed]:
-    """Reads seeds from a .json or .jsonl file; counts rows without a question or with tool use.
+    """Reads seeds from a .json or .jsonl file.
 
-    Formats: self-instruct's ("instruction" and "instances" of "input" and "output"), and those of
-    read_conversations, whose first question and answer are used. The samples kept in one run can
-    therefore seed the next. An answer is optional.
+    Skips and counts rows without a question or with tool use. Formats: self-instruct's
+    ("instruction" and "instances" of "input" and "output"), and those of read_conversations, of
+    which the first question and answer are used. The samples kept in one run can therefore seed the
+    next. An answer is optional.
 
     Raises:
-      DataError: the file is missing, is damaged, has an unknown format or has no usable row.
+      DataError: the file is missing, is corrupted, has an unknown format or has no usable row.
     """
     seeds = []
     for where, row in read_rows(path):
@@ -377,7 +382,7 @@ def read_seeds(path: str | os.PathLike, counts: Counts) -> list[Seed]:
         counts.kept += 1
     if not seeds:
         raise DataError(
-            f"no row is a usable seed: {counts}.",
+            f"no usable seeds: {counts}.",
             str(path),
             'write one {"instruction": ...} per line.',
         )
@@ -385,10 +390,10 @@ def read_seeds(path: str | os.PathLike, counts: Counts) -> list[Seed]:
 
 
 def read_react_seeds(path: str | os.PathLike) -> list[Seed]:
-    """Reads worked examples, rows {"question": ..., "tools": [names], "answer": "Thought: ..."}.
+    """Reads worked examples: {"question": ..., "tools": [names], "answer": "Thought: ..."}.
 
     Raises:
-      DataError: the file is missing or damaged, or a row has another format.
+      DataError: the file is missing or corrupted, or a row has another format.
     """
     seeds = []
     for where, row in read_rows(path):

@@ -1,7 +1,7 @@
 """Tags prompts by rules: English and Chinese patterns, and counts. Report: 3.2.1.
 
-The report's system of about 6,600 tags is not published. This table covers what needs no model. Its
-tags are many and narrow, because the number of tags measures the complexity of a prompt.
+The report's system of about 6,600 tags is not published. This table covers tags that need no model.
+They are many and narrow, because the number of tags measures the complexity of a prompt.
 """
 
 import functools
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from qwen_jax.synthetic import scripts
 
-_READ = 4000  # characters of a prompt that are read: the task, not a pasted document
+_READ = 4000  # characters read of a prompt: enough for the task, not for a pasted document
 _LONG, _VERY_LONG = 100, 400  # words; a CJK character counts as half of one
 
 # Tag -> pattern. English patterns match whole words, any case; Chinese ones follow "//".
@@ -72,7 +72,7 @@ RULES: dict[str, str] = {
     "word choice": r"synonyms?|antonyms?|rhym\w*|adjectives?|verbs?|nouns?|vocabulary"
     r"// 同义词|反义词|近义词|押韵|形容词|动词|名词|词汇|造句",
     "examples": r"examples?|for instance|sample// 例子|举例|示例|实例|例句",
-    # What is to be written.
+    # Kind of text to write.
     "story": r"story|stories|tale|fable|fiction\w*|plot|novel// 故事|小说|寓言|童话|情节",
     "poem": r"poems?|poetry|haikus?|sonnets?|limericks?|verses?|odes?// 诗|俳句|歌谣|对联",
     "song": r"songs?|lyrics?|rap// 歌词|歌曲|写.{0,4}歌",
@@ -244,9 +244,9 @@ RULES: dict[str, str] = {
 
 
 def tag_by_rules(prompts: Sequence[str]) -> list[list[str]]:
-    """Returns the tags of each prompt: those of RULES whose pattern matches, and counted ones.
+    """Returns the tags of each prompt: those of RULES whose pattern matches, and computed tags.
 
-    The first 4,000 characters of the user's turns are read. Counted tags describe the main script,
+    The first 4,000 characters of the user's turns are read. Computed tags describe the main script,
     a second script, the length, numbers, code, several questions and several turns.
 
     Example:
@@ -262,7 +262,7 @@ def _compiled() -> list[tuple[str, re.Pattern, re.Pattern]]:
     compiled = []
     for tag, rule in RULES.items():
         words, characters = rule.split("// ")
-        # No \b: it fails next to signs, as in c++ or $5, and between a digit and a CJK character.
+        # No \b: it fails next to symbols, as in c++ or $5, and between a digit and a CJK character.
         compiled.append(
             (tag, re.compile(rf"(?<![a-z0-9_])(?:{words})(?![a-z0-9_])"), re.compile(characters))
         )

@@ -3,8 +3,8 @@
 A tagger is any function from a list of prompts to a list of tags for each: tag_rules.py uses
 patterns, model_tagger.py queries a model.
 
-The tag file has a line per prompt: {"prompt": text, "tags": ["algebra", "length limit"]}. The text
-of a prompt with several turns is that of prompts.text_of.
+The tag file has one line per prompt: {"prompt": text, "tags": ["algebra", "length limit"]}. A
+prompt with several turns is converted to text by prompts.text_of.
 """
 
 import collections
@@ -24,14 +24,14 @@ from qwen_jax.utils.jsonl import read_rows
 Tagger = Callable[[Sequence[str]], list[list[str]]]
 Tags = dict[str, list[str]]  # prompt -> its tags
 
-_MAX_WORDS, _MAX_CHARACTERS = 5, 40  # limits of a tag; longer text is a sentence
+_MAX_WORDS, _MAX_CHARACTERS = 5, 40  # maximum length of a tag; longer text is a sentence
 _MAX_NAMED = 3
 
 
 def normalize(tag: str) -> str:
-    """Returns the tag in lower case with punctuation as spaces, or "" if it is not a valid tag.
+    """Returns the tag in lowercase, with spaces for punctuation, or "" if it is not a valid tag.
 
-    The signs of c++, c# and & stay. Words are separated by one space.
+    The symbols +, # and & are kept. Words are separated by one space.
 
     Example:
       >>> normalize(" Data_Analysis! "), normalize("this is a sentence and not a tag")
@@ -54,15 +54,16 @@ class Merged:
 
 
 def merge_rare(tags: Mapping[str, Sequence[str]], *, alpha: int) -> Merged:
-    """Merges tags that fewer than `alpha` prompts have into the most specific tag they contain.
+    """Merges tags of fewer than `alpha` prompts into the most specific frequent tag they contain.
 
-    InsTag (Lu et al. 2023) drops tags below a frequency and merges tags of the same meaning. Here
-    tags with the same words, in any order and singular or plural, become the most frequent of them.
-    A rare tag becomes the frequent tag that shares the most words (in Chinese, characters) and has
-    no others: "haiku poem writing" becomes "poem writing". A tag that contains none is dropped.
+    InsTag (Lu et al. 2023) drops infrequent tags and merges tags of the same meaning. Here, tags
+    with the same words, in any order and singular or plural, are merged into the most frequent of
+    them. A rare tag is merged into the frequent tag that shares the most words (in Chinese,
+    characters) and has no others: "haiku poem writing" becomes "poem writing". A tag that contains
+    none is dropped.
 
     Raises:
-      ConfigError: alpha below 1.
+      ConfigError: alpha is below 1.
     """
     if alpha < 1:
         raise ConfigError(f"alpha={alpha} is not positive.", "merge_rare(alpha)", "use 1 or more.")
@@ -104,7 +105,7 @@ def tag_all(
       progress: receives the number of newly finished prompts.
 
     Raises:
-      DataError: the file has other prompts.
+      DataError: the file contains prompts that are not in `prompts`.
     """
     done = rows_to_tags(file.rows, prompts, str(file.path))
     progress(len(done))
@@ -120,7 +121,7 @@ def read_tags(path: str | os.PathLike, prompts: Collection[str], counts: Counts)
     """Reads the tags of all prompts, in order; a prompt without tags gets [] and is counted.
 
     Raises:
-      DataError: the file is missing or damaged, or has other prompts.
+      DataError: the file is missing or corrupted, or contains prompts that are not in `prompts`.
     """
     found = rows_to_tags((row for _, row in read_rows(path)), prompts, str(path))
     for prompt in prompts:
@@ -137,7 +138,7 @@ def rows_to_tags(rows: Iterable[dict[str, Any]], prompts: Collection[str], where
     """Converts the rows of a tag file to a dict.
 
     Raises:
-      DataError: a row has another format, two rows of a prompt differ, or prompts are unknown.
+      DataError: a row has another format, two rows of a prompt differ, or a prompt is unknown.
     """
     known, tags, unknown = set(prompts), {}, []
     for number, row in enumerate(rows, 1):
@@ -150,11 +151,11 @@ def rows_to_tags(rows: Iterable[dict[str, Any]], prompts: Collection[str], where
             raise DataError(
                 f"{str(row)[:60]!r} is not a prompt with a list of tags.",
                 f"{where}, row {number}",
-                'write {"prompt": ..., "tags": [...]}.',
+                'use {"prompt": ..., "tags": [...]}.',
             )
         if tags.setdefault(prompt, found) != found:
             raise DataError(
-                f"two different lines for {prompt[:60]!r}.",
+                f"the prompt {prompt[:60]!r} occurs twice, with different tags.",
                 f"{where}, row {number}",
                 "delete one of them.",
             )
@@ -166,7 +167,7 @@ def rows_to_tags(rows: Iterable[dict[str, Any]], prompts: Collection[str], where
             f"{len(unknown)} of the {len(tags)} prompts in this file are not among the "
             f"{len(known)} in --prompts: {named}.",
             where,
-            "name the prompt files that it was made from with --prompts, or use another tag file.",
+            "pass the prompt files that it was made from as --prompts, or use another tag file.",
         )
     return tags
 

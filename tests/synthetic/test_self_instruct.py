@@ -481,7 +481,7 @@ def test_review_keeps_the_reviewers_edits(tmp_path):
     ]
     assert (tmp_path / "react.jsonl").read_text() == ""
     page = review.render(rows)
-    assert "4 samples, 2 of them not reviewed" in page
+    assert "4 samples, 2 not reviewed" in page
     assert page.index("0-answers-2") < page.index("0-answers-0")  # unreviewed samples come first
     assert "````text\na ```fenced``` answer\n````" in page
     for wrong, message in (("yes", "keep is 'yes'"), (1, "keep is 1")):

@@ -309,7 +309,7 @@ def test_read_tags_refuses_other_files_and_counts_untagged_prompts(tmp_path):
             "1 of the 2 prompts in this file are not among the 2 in --prompts: 'q'",
         ),
         ([{"prompt": "a", "tags": "x"}], "not a prompt with a list"),
-        ([{"prompt": "a", "tags": ["x"]}, {"prompt": "a", "tags": []}], "two different lines"),
+        ([{"prompt": "a", "tags": ["x"]}, {"prompt": "a", "tags": []}], "occurs twice"),
     ):
         write(*rows)
         with pytest.raises(QwenJaxError, match=message):
