@@ -3,6 +3,7 @@
 #   make test         runs all tests except the slow ones, in about a quarter of an hour
 #   make test-slow    runs the slow tests: kills, full runs
 #   make test-peers   compares with PyTorch and transformers, in a separate environment
+#   make check        runs lint, types and the tests of what changed (BASE=main: since main)
 #   make lint         runs ruff, checks the format and the workflow files, in seconds
 #   make types        runs pyright
 #   make house        prints lines per folder, imports between folders, cycles and the longest files
@@ -21,22 +22,33 @@ DOCS := .venv-docs
 TORCH ?= torch --index-url https://download.pytorch.org/whl/cpu
 # Huge pages for XLA's workspace make steps on a CPU faster (qwen_jax/parallel/cpu/huge_pages.py).
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+PYTEST = $(BIN)/python -m pytest -q
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-slow test-peers lint types house docs hooks bench python
+.PHONY: quickstart test test-slow test-peers check lint types house docs hooks bench python
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.with-quickstart
 	$(BIN)/python -m experiments.quickstart
 
 test: $(VENV)/.with-test
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" --durations 10 tests
+	$(PYTEST) -n 2 --dist loadfile -m "not slow" tests
 
 test-slow: $(VENV)/.with-test
-	$(BIN)/python -m pytest -q -m slow tests
+	$(PYTEST) -m slow tests
 
 test-peers: $(VENV)-peers/.with-peers
 	$(VENV)-peers/bin/python -m pytest -q tests/pretrained tests/model tests/experiments/test_convert.py
+
+# What changed since the last commit, or since the branch left BASE.
+check: $(TOOLS)/.with-lint $(VENV)/.with-test
+	$(TOOLS)/bin/ruff check .
+	$(TOOLS)/bin/ruff format --check .
+	@files=$$($(BIN)/python -m tests.helpers.changed --sources $(BASE)) && \
+	if [ -n "$$files" ]; then $(TOOLS)/bin/pyright --pythonpath $(BIN)/python $$files; fi
+	@tests=$$($(BIN)/python -m tests.helpers.changed $(BASE)) && \
+	if [ -n "$$tests" ]; then $(PYTEST) -n 2 --dist loadfile -m "not slow" $$tests; \
+	else echo "no test mirrors what changed"; fi
 
 lint: $(TOOLS)/.with-lint
 	$(TOOLS)/bin/ruff check .

@@ -1,4 +1,7 @@
-"""Settings of all tests: 8 virtual CPU devices; implicit dtype and rank promotion are errors."""
+"""Settings of all tests: 8 virtual CPU devices; implicit dtype and rank promotion are errors.
+
+helpers/compilation.py says how they compile, helpers/time_by_folder.py what they take.
+"""
 
 import os
 import pathlib
@@ -8,6 +11,10 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = (
         os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     )
+
+from tests.helpers import compilation, time_by_folder  # noqa: E402
+
+compilation.set_environment()
 
 import jax  # noqa: E402  (after the environment is set)
 import numpy as np  # noqa: E402
@@ -23,6 +30,12 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config) -> None:
+    if not hasattr(config, "workerinput"):  # in the process that collects what workers report
+        config.pluginmanager.register(time_by_folder)
+        compilation.limit_cache()
 
 
 @pytest.fixture(scope="session", autouse=True)

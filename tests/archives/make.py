@@ -257,7 +257,7 @@ def make_neutral(folder: pathlib.Path) -> None:
 
 def response(output: str) -> str:
     """Extracts the only response from the output of the chat."""
-    return re.search(r"/help for help\n> (.*)\n\(\d+ tokens", output, re.DOTALL)[1]
+    return re.search(r"/help for (?:help|commands\.)\n> (.*)\n\(\d+ tokens", output, re.DOTALL)[1]
 
 
 def pack(folder: pathlib.Path, archive: pathlib.Path) -> None:

@@ -72,9 +72,9 @@ def _current(argument: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def env(tmp_path_factory):
+def env():
     # Processes run in the archive's folder, so PYTHONPATH finds the code.
-    return environment(tmp_path_factory.mktemp("compiled")) | {"PYTHONPATH": str(ROOT)}
+    return environment() | {"PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture

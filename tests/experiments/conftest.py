@@ -19,26 +19,6 @@ from tests.helpers.tiny_checkpoint import ROOT, TOKENIZER, environment
 
 
 @pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory):
-    """Sets a compilation cache, which a resumed run shares with the run before it."""
-    before = {
-        name: getattr(jax.config, name)
-        for name in (
-            "jax_compilation_cache_dir",
-            "jax_persistent_cache_min_compile_time_secs",
-            "jax_persistent_cache_min_entry_size_bytes",
-        )
-    }
-    for name, value in zip(
-        before, (str(tmp_path_factory.mktemp("compiled")), 0.0, -1), strict=True
-    ):
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
-@pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with an untrained model, conversations and preference pairs about sums, and text."""
     folder = tmp_path_factory.mktemp("stages")
@@ -83,7 +63,7 @@ def run_ppo(folder, tmp_path_factory):
     until: sends SIGTERM at the first line that starts with it.
     kill_after: (steps, seconds); sends SIGKILL that many seconds after that many steps.
     """
-    env = environment(tmp_path_factory.mktemp("compiled"))
+    env = environment()
 
     def run(run_dir, *flags, until=None, kill_after=None) -> str:
         process = subprocess.Popen(

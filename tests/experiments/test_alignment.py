@@ -24,8 +24,6 @@ from qwen_jax.train.telemetry.phases import PHASES
 from tests.helpers.alignment import MODEL, config_of, full_and_resumed, records, run
 from tests.helpers.tiny_checkpoint import ROOT, TOKENIZER, environment
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 
 def test_sft_learns_and_resumes(folder, tmp_path):
     def make(run_dir):
@@ -241,7 +239,7 @@ def test_ppo_on_two_processes_matches_one_process(folder, scored, tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env={
-                **environment(tmp_path / "compiled"),
+                **environment(),
                 "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             },
         )

@@ -77,7 +77,7 @@ def test_stage_on_two_processes_matches_one_process(folder, tmp_path, stage, dat
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             timeout=900,
-            env=environment(tmp_path.parent / "compiled"),
+            env=environment(),
         )
         assert done.returncode == 0, done.stdout[-3000:]
     one, two = records(tmp_path / "1"), records(tmp_path / "2")

@@ -78,7 +78,7 @@ def start(checkpoint, tmp_path_factory):
     terminals = []
 
     def launch(*arguments):
-        env = environment(tmp_path_factory.getbasetemp() / "compiled")
+        env = environment()
         terminals.append(Terminal([f"--checkpoint={checkpoint}", *arguments], env))
         return terminals[-1]
 

@@ -25,7 +25,7 @@ def command(checkpoint, tmp_path_factory):
     """Starts experiments.generate on LINES; the processes share a compilation cache."""
     path = tmp_path_factory.mktemp("lines") / "a.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in LINES))
-    env = environment(tmp_path_factory.getbasetemp() / "compiled")
+    env = environment()
 
     def start(output, *flags):
         return subprocess.Popen(

@@ -21,8 +21,6 @@ from qwen_jax.pretrained.scoring import open_scoring
 from qwen_jax.pretrained.start import scoring_weights_of, start
 from tests.helpers.alignment import config_of, full_and_resumed, records, run
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 LORA = LoRAConfig(rank=4, alpha=8.0)
 
 

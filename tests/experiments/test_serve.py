@@ -32,7 +32,7 @@ def test_serve_completes_requests_and_stops_on_a_signal(checkpoint, tmp_path, tm
         ],
         cwd=ROOT,
         text=True,
-        env=environment(tmp_path_factory.getbasetemp() / "compiled"),
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

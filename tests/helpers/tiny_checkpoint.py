@@ -1,7 +1,6 @@
 """A released checkpoint folder with random weights, and an environment for subprocesses."""
 
 import dataclasses
-import functools
 import os
 import pathlib
 
@@ -28,14 +27,6 @@ def write(folder: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-@functools.cache
-def environment(cache: pathlib.Path) -> dict[str, str]:
-    """Returns variables for one CPU device and a compilation cache that programs share."""
-    return {
-        **os.environ,
-        "XLA_FLAGS": "",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
+def environment() -> dict[str, str]:
+    """Returns variables for a program on one CPU device; compiled programs are shared."""
+    return {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}

@@ -104,11 +104,11 @@ def test_read_conversations_counts_and_names_bad_rows(tmp_path):
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("x.json", "{}", "no list"),
+        ("x.json", "{}", "not a JSON list"),
         ("x.jsonl", '{"messages": ', "broke off|not a line"),
         ("x.json", '[{"text": "a"}]', "unknown format"),
         ("x.json", "[1]", "not an object"),
-        ("x.csv", "a", "not a kind"),
+        ("x.csv", "a", "not a supported kind"),
         ("x.json", '[{"messages": []}]', "no conversation can be used"),
     ],
 )
