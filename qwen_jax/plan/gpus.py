@@ -44,7 +44,13 @@ def lines(workload: Workload, name: str, price: float | None) -> list[str]:
         chip = dataclasses.replace(chip, link_bandwidth=_NETWORK / 2)
     topology = Topology(name, chip, (chips,), name)
     layouts, considered, too_large = search.best(
-        workload, topology, number=4, memory_fraction=0.9, max_tensor=_NODE, max_context=1
+        workload,
+        topology,
+        number=4,
+        memory_fraction=0.9,
+        matmul_peak=SHARE,
+        max_tensor=_NODE,
+        max_context=1,
     )
     text = [
         f"{chips} x {chip.kind}: ONLY ESTIMATED, nothing was compiled for GPUs; matmuls at "
@@ -53,7 +59,7 @@ def lines(workload: Workload, name: str, price: float | None) -> list[str]:
         f"{considered} layouts considered; {too_large} should not fit",
     ]
     for one in layouts:
-        seconds = one.seconds * 0.85 / SHARE  # the search assumes matmuls at 85 % of peak
+        seconds = one.seconds
         guess = from_times(
             one.workload, topology, seconds=seconds, compute=seconds, hbm_bytes=0.0, ici=0.0
         )

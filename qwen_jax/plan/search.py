@@ -19,7 +19,7 @@ from qwen_jax.plan.topologies import Chip, Topology
 REMATS = ("none", "dots", "block")
 # From compiled steps of 7B (benchmarks/results/plan.md): the share of peak that matmuls reach, and
 # the bytes that all other work reads and writes, per token, layer and unit of D.
-_MATMUL_PEAK, _TRAFFIC = 0.8, 550
+MATMUL_PEAK, _TRAFFIC = 0.8, 550
 # Shards of D that are not multiples of 128 are not gathered: every device adds its shard to zeros.
 # That sends twice the bytes, and results are copied more often.
 _VECTOR, _NARROW = 128, 1.4
@@ -98,8 +98,14 @@ def meshes(
                 yield MeshConfig(data, fsdp, tensor, context)
 
 
-def paper_estimate(workload: Workload, chip: Chip, chips: int) -> PaperEstimate:
-    """Returns the estimated memory and time of a layout."""
+def paper_estimate(
+    workload: Workload, chip: Chip, chips: int, *, matmul_peak: float = MATMUL_PEAK
+) -> PaperEstimate:
+    """Returns the estimated memory and time of a layout.
+
+    Args:
+      matmul_peak: share of the chip's peak that matmuls reach.
+    """
     model, mesh, fsdp = workload.model, workload.mesh, _fsdp(workload.mesh)
     D, F, V, L = model.hidden_size, model.ffn_size, model.vocab_size, model.num_layers
     heads = (model.num_heads + 2 * model.kv_heads) * model.head_dim
@@ -134,7 +140,7 @@ def paper_estimate(workload: Workload, chip: Chip, chips: int) -> PaperEstimate:
     narrow = fsdp > 1 and D // fsdp % _VECTOR != 0
     traffic = _TRAFFIC * (_NARROW if narrow else 1.0)
     compute = (
-        flops * (1 + recomputed) / (chips * chip.peak_flops * _MATMUL_PEAK)
+        flops * (1 + recomputed) / (chips * chip.peak_flops * matmul_peak)
         + seen * L * traffic * D / mesh.tensor / chip.hbm_bandwidth
     )
     # Per micro-batch: weights are gathered twice in 2 bytes, gradients are summed in 4 bytes, both
@@ -154,19 +160,26 @@ def paper_estimate(workload: Workload, chip: Chip, chips: int) -> PaperEstimate:
 
 
 def best(
-    workload: Workload, topology: Topology, *, number: int, memory_fraction: float = 1.0, **limits
+    workload: Workload,
+    topology: Topology,
+    *,
+    number: int,
+    memory_fraction: float = 1.0,
+    matmul_peak: float = MATMUL_PEAK,
+    **limits,
 ) -> tuple[list[PaperEstimate], int, int]:
     """Returns the fastest layouts of those that should fit, by the analytic estimate.
 
     Args:
       number: of layouts; at most two per mesh.
       memory_fraction: share of a chip's memory that the estimate may use.
+      matmul_peak: as in `paper_estimate`.
 
     Returns:
       The layouts, how many were considered, and how many of these should not fit.
     """
     estimates = [
-        paper_estimate(layout, topology.chip, topology.chips)
+        paper_estimate(layout, topology.chip, topology.chips, matmul_peak=matmul_peak)
         for layout in layouts(workload, topology.chips, **limits)
     ]
     fit = [one for one in estimates if one.bytes <= memory_fraction * topology.chip.hbm_bytes]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import re
 
 import pytest
 
@@ -9,7 +10,7 @@ from experiments import plan, pretrain
 from qwen_jax import sizes
 from qwen_jax.config import MeshConfig
 from qwen_jax.errors import QwenJaxError
-from qwen_jax.plan import search, table, topologies
+from qwen_jax.plan import gpus, search, table, topologies
 from qwen_jax.plan.estimate import estimate, model_flops, parsed_flops_ratio, tokens_per_step
 from qwen_jax.plan.program import Result, compile_in_subprocess, error_summary
 
@@ -170,6 +171,37 @@ def test_plan_only_estimates_gpus(capsys):
     assert "ONLY ESTIMATED" in lines[0]
     assert len(lines) > 2 and all("only estimated" in text for text in lines[2:])
     assert "$" in lines[2]
+
+
+def test_paper_estimate_matmul_peak_slows_only_matmuls():
+    workload = search.with_layout(
+        plan.workload_of(plan.Config(model="7b")), MeshConfig(1, 64, 1, 1), "none", 1
+    )
+    chip = gpus.KINDS["h100"]
+    fast, slow = (
+        search.paper_estimate(workload, chip, 64, matmul_peak=peak).seconds for peak in (0.6, 0.3)
+    )
+    matmuls = model_flops(workload)[0] / (64 * chip.peak_flops * 0.6)
+    assert slow - fast == pytest.approx(matmuls)
+
+
+def test_gpus_estimate_has_the_stated_matmul_peak(capsys):
+    plan.plan(plan.Config(model="7b", topology="h100-64"))
+    shown = [
+        float(seconds) for seconds in re.findall(r"([\d.]+) s per step", capsys.readouterr().out)
+    ]
+    workload = plan.workload_of(plan.Config(model="7b"))
+    chip = dataclasses.replace(gpus.KINDS["h100"], link_bandwidth=25e9)
+    found, *_ = search.best(
+        workload,
+        topologies.Topology("h100-64", chip, (64,), "h100-64"),
+        number=4,
+        memory_fraction=0.9,
+        matmul_peak=gpus.SHARE,
+        max_tensor=8,
+        max_context=1,
+    )
+    assert shown == pytest.approx([one.seconds for one in found], abs=0.006)
 
 
 @pytest.mark.parametrize(
