@@ -40,6 +40,17 @@ def write_cache_from_every_process() -> None:
     compiler._cache_write = write_as_first
 
 
+def decompress_program(data: bytes) -> bytes:
+    """Returns a program of JAX's persistent compilation cache, decompressed as JAX would.
+
+    Raises:
+      Exception: the file is truncated or damaged; the type is the compressor's.
+    """
+    from jax._src import compilation_cache
+
+    return compilation_cache.decompress_executable(data)
+
+
 def parent_of(dataset: Any) -> Any:
     """Returns the dataset that a grain.MapDataset with one parent reads from."""
     return dataset._parent

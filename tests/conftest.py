@@ -35,7 +35,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 def pytest_configure(config) -> None:
     if not hasattr(config, "workerinput"):  # in the process that collects what workers report
         config.pluginmanager.register(time_by_folder)
-        compilation.limit_cache()
+        compilation.clean_cache()
 
 
 @pytest.fixture(scope="session", autouse=True)

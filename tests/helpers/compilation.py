@@ -11,6 +11,8 @@ import pathlib
 import re
 import shutil
 
+from qwen_jax import compat
+
 CACHE = pathlib.Path(__file__).resolve().parents[2] / ".cache" / "jax"
 CACHE_BYTES = 2 << 30  # beyond this it is deleted: nothing removes the programs of old code
 
@@ -25,10 +27,21 @@ def set_environment() -> None:
         }
 
 
-def limit_cache() -> None:
-    """Deletes the cache if it has grown beyond CACHE_BYTES."""
-    if sum(path.stat().st_size for path in CACHE.rglob("*") if path.is_file()) > CACHE_BYTES:
-        shutil.rmtree(CACHE, ignore_errors=True)
+def clean_cache(cache: pathlib.Path = CACHE, limit: int = CACHE_BYTES) -> None:
+    """Deletes truncated programs, and all of them if they take more than `limit` bytes.
+
+    JAX writes a program in place and never again, so a killed test would leave a truncated one for
+    every later run to warn about.
+    """
+    files = [path for path in cache.rglob("*-cache") if path.is_file()]
+    if sum(path.stat().st_size for path in files) > limit:
+        shutil.rmtree(cache, ignore_errors=True)
+        return
+    for path in files:
+        try:
+            compat.decompress_program(path.read_bytes())
+        except Exception:  # each compressor has its own
+            path.unlink(missing_ok=True)
 
 
 def _cpu() -> str:
