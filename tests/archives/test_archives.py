@@ -21,8 +21,6 @@ from tests.archives.make import cpu, records, response, weights
 from tests.helpers.tiny_checkpoint import ROOT, environment
 
 ARCHIVES = pathlib.Path(__file__).parent
-# Modules and flags (without a value) in the archives' commands -> their current names.
-RENAMED: dict[str, str] = {}
 LANGUAGE_MODELS = ("pretrain", "sft_lora", "ppo")
 
 
@@ -44,7 +42,7 @@ class Archive:
         program, *arguments = self.commands[command]
         assert program == "python"
         done = subprocess.run(
-            [sys.executable, *map(_current, arguments)],
+            [sys.executable, *arguments],
             cwd=self.folder,
             env=self._env,
             text=True,
@@ -64,11 +62,6 @@ class Archive:
             importlib.metadata.version(package) == self._made["versions"][package]
             for package in ("jax", "jaxlib")
         )
-
-
-def _current(argument: str) -> str:
-    name, equals, value = argument.partition("=")
-    return RENAMED.get(name, name) + equals + value
 
 
 @pytest.fixture(scope="module")
