@@ -1,17 +1,17 @@
 #!/bin/bash
-# What one GPU is asked, part by part; a part that has ended well is not run again.
+# Measures one GPU, part by part. A part that finished is not run again.
 #
 #   bash benchmarks/gpu.sh FOLDER                    # all parts, each under ten minutes
-#   bash benchmarks/gpu.sh FOLDER train_1.8b ppo     # these
+#   bash benchmarks/gpu.sh FOLDER train_1.8b ppo     # only these
 #
-# FOLDER gets PART.log of each, JSON, plots and a profile; FOLDER/PART.done says that it has ended.
-# PYTHON runs ours (python), PEER transformers and torch (none: ours alone), LIMIT ends a part that
-# takes longer (590 seconds): it is begun again by the same command.
+# FOLDER gets PART.log, JSON, plots and a profile; FOLDER/PART.done marks a finished part.
+# PYTHON runs ours (python), PEER runs transformers and torch (none: measure only ours). A part that
+# takes longer than LIMIT (590 seconds) is stopped; the same command starts it again.
 #
-#   environment   GPU, driver, versions, bytes and products a second
-#   correctness   every back end against float32, on random inputs
-#   attention     TFLOP/s beside cuDNN and the others
-#   train_1.8b, train_7b, decode_1.8b, decode_7b    beside torch
+#   environment   GPU, driver, versions, memory bandwidth and matmul rate
+#   correctness   every backend against float32, on random inputs
+#   attention     TFLOP/s next to cuDNN and other implementations
+#   train_1.8b, train_7b, decode_1.8b, decode_7b    next to torch
 #   ppo           a step of four models
 set -u -o pipefail
 [ $# -gt 0 ] && [ "$1" != --help ] || { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 1; }
@@ -53,7 +53,7 @@ for name in "$@"; do
     [[ " ${all[*]} " == *" $name "* ]] || { echo "no part is called $name: ${all[*]}"; exit 2; }
 done
 for name in "$@"; do
-    [ -e "$out/$name.done" ] && echo "$name: done before" && continue
+    [ -e "$out/$name.done" ] && echo "$name: already done" && continue
     echo "== $name"
     timeout --kill-after=10 "${LIMIT:-590}" bash benchmarks/gpu.sh "$out" --here "$name" 2>&1 |
         tee "$out/$name.log"

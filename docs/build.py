@@ -279,7 +279,7 @@ def _experiment_text(root: pathlib.Path, path: pathlib.Path) -> str:
             "# Experiments\n\nThe commands people type: `python -m experiments.NAME`. `--help` "
             "lists the flags.\n\n| command | |\n|---|---|\n" + "\n".join(rows) + "\n"
         )
-    import griffe_docstrings  # beside this file; needs griffe
+    import griffe_docstrings  # in this folder; needs griffe
 
     return (
         f"# `experiments.{path.stem}`\n\n"

@@ -51,7 +51,7 @@ def test_gpu_script_reruns_only_unfinished_parts(tmp_path):
     assert code == 1 and output.endswith("not done: train_1.8b decode_1.8b decode_7b\n")
     assert "train_1.8b: exit code 124, out of time" in output and len(calls) == 9
     code, output, calls = gpu(tmp_path)
-    assert code == 0 and "environment: done before" in output
+    assert code == 0 and "environment: already done" in output
     assert [call.split()[1] for call in calls] == [
         "benchmarks.aot.full_size",
         "benchmarks.inference.decode",
