@@ -3,6 +3,7 @@
 #   make test         runs all tests except the slow ones, in about a quarter of an hour
 #   make test-slow    runs the slow tests: kills, full runs
 #   make test-peers   compares with PyTorch and transformers, in a separate environment
+#   make test-compile compiles kernels and full-size steps for absent TPUs and GPUs, in ten minutes
 #   make check        runs lint, types and the tests of what changed (BASE=main: since main)
 #   make lint         runs ruff, checks the format and the workflow files, in seconds
 #   make types        runs pyright
@@ -25,7 +26,7 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 PYTEST = $(BIN)/python -m pytest -q
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: quickstart test test-slow test-peers check lint types house docs hooks bench python
+.PHONY: quickstart test test-slow test-peers test-compile check lint types house docs hooks bench python
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/.with-quickstart
@@ -39,6 +40,12 @@ test-slow: $(VENV)/.with-test
 
 test-peers: $(VENV)-peers/.with-peers
 	$(VENV)-peers/bin/python -m pytest -q tests/pretrained tests/model tests/experiments/test_convert.py
+
+# The kernels and the planner's steps, compiled for TPUs and Hopper that are not here.
+test-compile: $(VENV)-compile/.with-compile
+	$(VENV)-compile/bin/python -m pytest -q tests/kernels/hopper/test_sass.py
+	$(VENV)-compile/bin/python -m pytest -q tests/kernels -k "compile_ours or lowered_for_a_tpu"
+	$(VENV)-compile/bin/python -m pytest -q -m slow tests/plan
 
 # What changed since the last commit, or since the branch left BASE.
 check: $(TOOLS)/.with-lint $(VENV)/.with-test
@@ -107,6 +114,14 @@ $(VENV)-peers/.with-peers: setup.py | python
 	$(PIP:$(BIN)%=$(VENV)-peers/bin%) --upgrade pip
 	$(PIP:$(BIN)%=$(VENV)-peers/bin%) $(TORCH)
 	$(PIP:$(BIN)%=$(VENV)-peers/bin%) -e ".[test]" accelerate
+	@touch $@
+
+# Python 3.12 has the JAX that the kernels are developed with.
+$(VENV)-compile/.with-compile: setup.py | python
+	$(PYTHON) -m venv $(VENV)-compile
+	@echo "installing the TPU and CUDA compilers into $(VENV)-compile ..."
+	$(PIP:$(BIN)%=$(VENV)-compile/bin%) --upgrade pip
+	$(PIP:$(BIN)%=$(VENV)-compile/bin%) "jax[tpu,cuda13]==0.11.2" nvidia-cuda-nvdisasm -e ".[test]"
 	@touch $@
 
 $(VENV)-tunix/.with-tunix: | python

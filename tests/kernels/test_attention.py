@@ -319,7 +319,7 @@ def test_choose_takes_the_best_backend_that_does_not_refuse(stand_ins):
 
 
 def test_target_of_a_program_lowered_for_a_tpu_on_a_cpu(stand_ins, monkeypatch):
-    pytest.importorskip("libtpu", reason="libtpu provides TPU topologies")
+    pytest.importorskip("libtpu", reason="compiling for a TPU needs libtpu: make test-compile")
     for name, value in (
         ("TPU_SKIP_MDS_QUERY", "1"),
         ("TPU_WORKER_HOSTNAMES", "localhost"),

@@ -16,7 +16,7 @@ from qwen_jax.plan.program import Result, compile_in_subprocess, error_summary
 
 libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
-    reason="libtpu is not installed: pip install 'jax[tpu]'",
+    reason="compiling for a TPU needs libtpu: make test-compile",
 )
 
 

@@ -16,7 +16,9 @@ SHARED_BYTES = 227 * 1024  # per block on Hopper
 if jax.version.__version_info__ < (0, 11):
     pytest.skip("the Hopper kernels need jax 0.11 or newer", allow_module_level=True)
 if missing():
-    pytest.skip(f"compiling for a GPU needs {missing()}", allow_module_level=True)
+    pytest.skip(
+        f"compiling for a GPU needs {missing()}: make test-compile", allow_module_level=True
+    )
 
 
 def compiled(*arguments: str) -> list[dict]:
