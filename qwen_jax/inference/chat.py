@@ -1,4 +1,4 @@
-"""Conversations that grow: which of their turns fit into the next prompt.
+"""Growing conversations: selects the turns that fit into the next prompt.
 
 The format is ChatML (tokenizer/chatml.py). Report: 3.1.1.
 """
@@ -11,26 +11,26 @@ from qwen_jax.errors import ConfigError, DataError
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 
-# Report, Table 3: with dynamic NTK and LogN the perplexity of a model trained at 2048 tokens still
-# falls at 8192. Without them it is useless at 4096.
+# Report, Table 3: with dynamic NTK and LogN, the perplexity of a model trained at 2048 tokens still
+# decreases up to 8192 tokens. Without them, the model is unusable at 4096.
 _EXTENSION = 4
 
 
 class Prompt(NamedTuple):
-    """The model's prompt, and the number of turns left out to make it fit."""
+    """The model's prompt, and the number of turns dropped to make it fit."""
 
     tokens: tuple[int, ...]
-    dropped: int  # the oldest turns, each a user message with its response
+    dropped: int  # number of oldest turns dropped; a turn is a user message with its response
 
 
 def fit(messages: Sequence[chatml.Message], tokenizer: Tokenizer, *, budget: int) -> Prompt:
-    """Returns the conversation in ChatML, without the oldest turns if it exceeds `budget` tokens.
+    """Returns the ChatML prompt; drops the oldest turns if it exceeds `budget` tokens.
 
     The system message and the last user message, with everything after it, are always kept.
 
     Raises:
-      TokenizerError: malformed messages.
-      DataError: the system message and the last user message exceed `budget`.
+      TokenizerError: a message is malformed.
+      DataError: the system message and the last user message together exceed `budget`.
     """
     tokens = chatml.prompt(messages, tokenizer).tolist()
     if len(tokens) <= budget:
@@ -46,17 +46,17 @@ def fit(messages: Sequence[chatml.Message], tokenizer: Tokenizer, *, budget: int
             return Prompt((*tokens[:system], *tokens[start:]), dropped)
     minimum = system + len(tokens) - (turns[-1] if turns else system)
     raise DataError(
-        f"the system message and the last user message have {minimum} tokens, and {budget} "
-        "are left for them.",
+        f"the system message and the last user message need {minimum} tokens, but only {budget} "
+        "are available.",
         "messages",
-        "shorten them, lower max_new_tokens, or raise the context.",
+        "shorten them, lower max_new_tokens, or raise the context length.",
     )
 
 
 def longest_context(config: ModelConfig) -> int:
-    """Returns the number of prompt and new tokens up to which a model's output is usable.
+    """Returns the longest usable context of a model: prompt and new tokens together.
 
-    The training length, or four times as much with dynamic NTK. Report: 2.5, Table 3.
+    This is the training length, or four times that with dynamic NTK. Report: 2.5, Table 3.
     """
     return config.context_length * (_EXTENSION if config.extension.dynamic_ntk else 1)
 
@@ -65,7 +65,7 @@ def context(config: ModelConfig, requested: int | None) -> tuple[int, str]:
     """Returns the context in tokens, and a phrase that explains the number.
 
     Args:
-      requested: a number of tokens; None: the longest usable context.
+      requested: the requested context in tokens; None: the longest usable context.
 
     Raises:
       ConfigError: fewer than 2 tokens.
@@ -75,7 +75,7 @@ def context(config: ModelConfig, requested: int | None) -> tuple[int, str]:
         raise ConfigError(
             f"a context of {requested} tokens has no room for a prompt and a response.",
             "context",
-            f"use up to {longest}.",
+            f"use 2 to {longest} tokens.",
         )
     tokens = longest if requested is None else requested
     reason = f"trained at {trained:,}"
@@ -83,8 +83,8 @@ def context(config: ModelConfig, requested: int | None) -> tuple[int, str]:
         reason += (
             ", extended by dynamic NTK"
             if config.extension.dynamic_ntk
-            else ", without dynamic NTK: expect nonsense past it"
+            else ", without dynamic NTK: expect unusable output beyond it"
         )
     if tokens > longest > trained:
-        reason += f"; quality drops past {longest:,}"
+        reason += f"; quality drops beyond {longest:,}"
     return tokens, f"{tokens:,} tokens ({reason})"

@@ -1,6 +1,6 @@
-"""Prompts and conversations in, completions out: the engine as one function.
+"""Completes prompts and conversations with the engine.
 
-If a conversation ends with an assistant's turn, the model continues that turn after its last
+If a conversation ends with an assistant turn, the model continues that turn after its last
 character.
 """
 
@@ -19,9 +19,9 @@ class Completer:
     """Completes conversations in ChatML.
 
     Args:
-      engine: its batch size does not change the completions.
-      sampling: of every completion, except the seed, which each conversation has its own. A
-        conversation without room for max_new_tokens is skipped.
+      engine: the generation engine. Its batch size does not affect the completions.
+      sampling: the sampling parameters of every completion, except the seed, which is set per
+        conversation. A conversation that leaves no room for max_new_tokens is skipped.
     """
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, sampling: SamplingParams):
@@ -31,10 +31,10 @@ class Completer:
     def stream(
         self, conversations: Sequence[Sequence[Turn]], seeds: Sequence[int]
     ) -> Iterator[tuple[int, Completion | None]]:
-        """Yields (index, completion) as they finish; None without room for max_new_tokens.
+        """Yields (index, completion) pairs as they finish; None if max_new_tokens does not fit.
 
         Raises:
-          TokenizerError: a malformed conversation.
+          TokenizerError: a conversation is malformed.
         """
         indices = {}
         for index, (conversation, seed) in enumerate(zip(conversations, seeds, strict=True)):
@@ -59,13 +59,13 @@ class Completer:
                     )
 
     def texts(self, conversations: Sequence[Sequence[Turn]]) -> list[str | None]:
-        """Returns only the texts of the completions, in order, all with seed 0."""
+        """Returns the texts of the completions, in order, all sampled with seed 0."""
         found = dict(self.stream(conversations, [0] * len(conversations)))
         completions = [found[index] for index in range(len(conversations))]
         return [None if completion is None else completion.text for completion in completions]
 
     def _prompt(self, conversation: Sequence[Turn]) -> list[int]:
-        prefix = ""  # of the assistant's turn
+        prefix = ""  # the start of the assistant turn, which the model continues
         if conversation and conversation[-1][0] == "assistant":
             *conversation, (_, prefix) = conversation
         tokens = chatml.prompt(conversation, self._tokenizer).tolist()
@@ -75,7 +75,7 @@ class Completer:
 def continuations(
     engine: Engine, tokenizer: Tokenizer, prompt: str, sampling: SamplingParams
 ) -> list[str]:
-    """Returns the n texts that continue a plain prompt; an empty one starts a document."""
+    """Returns n continuations of a plain prompt; an empty prompt starts a document."""
     request = Request(
         tuple(tokenizer.encode(prompt)) or (tokenizer.end_of_text,),
         sampling.with_stop_ids((tokenizer.end_of_text,)),

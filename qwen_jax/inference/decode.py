@@ -1,8 +1,8 @@
-"""Decoding of a fixed batch: prefill the prompts, then one token per sequence and step.
+"""Decodes a fixed batch: prefills the prompts, then samples one token per sequence and step.
 
-For requests that come and go while others run, see engine.py.
+engine.py handles requests that arrive and finish while others run.
 
-B batch, T padded prompt length, R room for new tokens.
+B batch, T padded prompt length, R maximum number of new tokens.
 """
 
 import functools
@@ -42,28 +42,28 @@ def generate(
 ) -> list[Any]:
     """Continues one or several prompts, each independently of the others.
 
-    Prompts, the batch and the room for new tokens are padded to powers of two (prompts on the
-    right), so a second call of a similar size compiles nothing. The prompt's length fixes dynamic
-    NTK's alpha (report 2.5).
+    The prompt length, the batch size and the number of new tokens are padded to powers of two
+    (prompts on the right), so a second call of similar size does not recompile. The prompt length
+    determines dynamic NTK's alpha (report 2.5).
 
     Args:
-      params: weights; they stay on the devices they are on.
+      params: weights, which stay on their devices.
       prompt_tokens: one prompt (a list of ids or an int array [T]) or several (a list of these,
         of any lengths, or an int array [B, T]).
       max_new_tokens, temperature, top_p, top_k, repetition_penalty, seed: as in SamplingParams
         (inference/sampling.py); one value for all prompts, or a sequence with one for each. With
-        one seed, prompt b samples with stream b; with its own seed, as in a batch of one.
-      stop_ids: a sequence finishes when it samples one of these, which is not part of the result.
-      vocab_size: ids from here on, an embedding's padding, are never sampled. None: all of
-        config.vocab_size are real.
+        one seed for all, prompt b samples with stream b; with its own seed, as in a batch of one.
+      stop_ids: ids that finish a sequence; they are not part of the result.
+      vocab_size: ids at or above this value are embedding padding and are never sampled. None:
+        config.vocab_size.
 
     Returns:
-      Only the new tokens: a list of ids for one prompt, a list of lists for several. A list shorter
-      than max_new_tokens finished with a stop id.
+      Only the new tokens: a list of ids for one prompt, a list of lists for several. A list is
+      shorter than max_new_tokens if the sequence reached a stop id.
 
     Raises:
-      DataError: an empty prompt, or ids outside the vocabulary.
-      ConfigError: a setting out of range.
+      DataError: a prompt is empty, or has ids outside the vocabulary.
+      ConfigError: a setting is out of range.
 
     Example:
       >>> generate(params, tokenizer.encode("def main("), config=config, max_new_tokens=32,
@@ -117,8 +117,9 @@ def rollout(
 
     Args:
       prompts: int32 [B, T], padded on the right.
-      lengths: int32 [B]; the tokens of each prompt. A prompt of length 0 gets no tokens.
-      sampling: per prompt; its limits are at most `room`.
+      lengths: int32 [B]; the length of each prompt. A prompt of length 0 generates no tokens.
+      sampling: the sampling parameters of each prompt; their limits are at most `room`.
+      room: the maximum number of new tokens, a static shape.
     """
     B, T = prompts.shape
     params = for_decoding(params, config=config)
@@ -127,7 +128,7 @@ def rollout(
         params, prompts, cache, config=config, num_tokens=lengths, empty=True
     )
     real = jnp.arange(T, dtype=jnp.int32)[None] < lengths[:, None]
-    # Padding becomes an id past the vocabulary, which is dropped.
+    # Padding is mapped to an id past the vocabulary, which the scatter drops.
     seen = (
         jnp.zeros((B, config.vocab_size), bool)
         .at[jnp.arange(B, dtype=jnp.int32)[:, None], jnp.where(real, prompts, config.vocab_size)]
@@ -162,7 +163,7 @@ def _bucket(n: int, minimum: int = _SMALLEST_BUCKET) -> int:
 
 
 def _pad(prompts: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns tokens [B, T] and lengths [B], padded to buckets with prompts of length 0."""
+    """Returns tokens [B, T] and lengths [B], padded to bucket sizes with prompts of length 0."""
     lengths = np.zeros(_bucket(len(prompts), 1), np.int32)
     lengths[: len(prompts)] = [len(prompt) for prompt in prompts]
     padded = np.zeros((len(lengths), _bucket(int(lengths.max()))), np.int32)
@@ -188,7 +189,7 @@ def _read_prompts(prompt_tokens, vocab_size: int) -> tuple[list[np.ndarray], boo
         )
     prompts = [prompts] if single else list(prompts)
     if not prompts:
-        raise DataError("no prompt: the batch is empty.", where, "pass at least one.")
+        raise DataError("the batch has no prompts.", where, "pass at least one prompt.")
     return [
         read_ids(
             prompt,

@@ -1,12 +1,12 @@
-"""The generation engine: continuous batching, where requests come and go while others run.
+"""The generation engine: continuous batching of requests that arrive and finish at any time.
 
 The engine has a fixed number of decode slots over one KV cache. A step admits waiting requests,
 prefills part of their prompts and decodes a few tokens in every running slot. Shapes never change,
 so nothing is compiled after the first step of each kind.
 
-A completion does not depend on the other slots, on its time of arrival or on its slot's history.
-Slots never mix, prompts are split into chunks at fixed positions, and the keys of an earlier prompt
-are reused only in full chunks.
+A completion does not depend on other slots, on when its request arrives or on what its slot ran
+before. Slots are computed independently, prompts are split into chunks at fixed positions, and
+cached keys of an earlier prompt are reused only in full chunks.
 """
 
 from collections.abc import Iterable
@@ -42,23 +42,24 @@ class Engine:
     """Continues many prompts at a time and returns tokens as they are sampled.
 
     Args:
-      params: weights; they stay on their devices. Weights in another dtype than
+      params: weights, which stay on their devices. Weights whose dtype is not
         config.compute_dtype are copied (weights.for_decoding).
-      tokenizer: for texts and stop strings; without one, events have no text.
-      max_num_seqs: the number of decode slots: sequences that run at the same time.
-      max_model_len: tokens of prompt and completion that a slot has room for, rounded up to a
-        multiple of 64; None: config.context_length.
-      cache_dtype: of the KV cache, one of float32, bfloat16, float16, int8; None: compute_dtype.
-      prefill_chunk: tokens of a prompt computed at a time, between the decoding steps of other
-        slots; a power of two.
-      decode_steps: tokens per slot computed before the host reads them.
-      mesh: the devices that the weights are sharded over. The cache is sharded likewise, slots over
-        the batch axes and key-value heads over the tensor axis.
-      memory_gib: the cache's limit per device; None: the device's free memory.
-      vocab_size: ids from here on are never sampled; None: the tokenizer's size, or all.
+      tokenizer: converts ids to text and finds stop strings; without one, events have no text.
+      max_num_seqs: number of decode slots, that is, of sequences that run concurrently.
+      max_model_len: maximum tokens of prompt and completion per slot, rounded up to a multiple of
+        64; None: config.context_length.
+      cache_dtype: dtype of the KV cache: float32, bfloat16, float16 or int8; None: compute_dtype.
+      prefill_chunk: prompt tokens computed at a time, between the decoding steps of other slots; a
+        power of two.
+      decode_steps: tokens decoded per slot before the host reads them.
+      mesh: the devices that the weights are sharded over. The cache is sharded over the same
+        devices, slots over the batch axes and key-value heads over the tensor axis.
+      memory_gib: memory limit of the cache per device, in GiB; None: the device's free memory.
+      vocab_size: ids at or above this value are never sampled; None: the tokenizer's vocab_size,
+        or the model's without a tokenizer.
 
     Raises:
-      ConfigError: a setting out of range, or a cache that does not fit, with the numbers.
+      ConfigError: a setting is out of range, or the cache does not fit; the error gives the sizes.
 
     Example:
       >>> engine = Engine(params, config, tokenizer=tokenizer)  # doctest: +SKIP
@@ -119,7 +120,7 @@ class Engine:
             num_stop_ids=MAX_STOP_TOKEN_IDS,
         )
         self._table = None if tokenizer is None else token_bytes(tokenizer)
-        self._events: list[Event] = []  # of requests cancelled between two steps
+        self._events: list[Event] = []  # last events of requests cancelled between steps
         self._next_id = 0
 
     def memory(self) -> int:
@@ -143,7 +144,7 @@ class Engine:
         The completions share the prompt's prefill. Completion i samples with stream i of the seed.
 
         Raises:
-          ConfigError, DataError: a request that this engine cannot run, with the numbers.
+          ConfigError, DataError: the engine cannot run this request; the error gives the sizes.
         """
         check_request(
             request,
@@ -163,15 +164,19 @@ class Engine:
     def cancel(self, request_id: int) -> None:
         """Cancels a waiting or running request.
 
-        The next step returns its last event, with finish "cancelled". A request that has finished
-        does not change.
+        The next step returns its last event, with finish "cancelled". Cancelling a finished request
+        has no effect.
         """
         choice = self._scheduler.remove(request_id)
         if choice is not None:
             self._events.append(_last_event(choice, "cancelled"))
 
     def step(self) -> list[Event]:
-        """Admits requests, prefills up to a chunk, decodes up to decode_steps tokens per slot."""
+        """Runs one step and returns its events.
+
+        A step admits requests, prefills prompt chunks and decodes up to decode_steps tokens per
+        slot.
+        """
         self._admit()
         first = self._prefill()
         decoding, new = self._scheduler.decoding, None
@@ -190,7 +195,7 @@ class Engine:
         events, self._events = self._events, []
         if new is None:
             return events
-        # The only time in a step that the host waits for the devices.
+        # The host waits for the devices only here.
         first, new, active = jax.device_get((first, new, active))
         for slot in np.flatnonzero(decoding).tolist():
             tokens, logprobs = new.tokens[slot], new.logprobs[slot]
@@ -202,7 +207,7 @@ class Engine:
         return events
 
     def run(self, requests: Iterable[Request]) -> list[Completion]:
-        """Completes all requests, in order; the n completions of a request are consecutive."""
+        """Runs all requests; returns completions in order, the n of a request consecutively."""
         ids = [i for request in requests for i in self.submit(request)]
         parts = {i: ([], [], []) for i in ids}
         finish: dict[int, str] = {}
@@ -241,10 +246,10 @@ class Engine:
             )
 
     def _prefill(self) -> dict[int, tuple]:
-        """Prefills, and samples first tokens.
+        """Prefills prompt chunks, and samples the first token of each completed prompt.
 
         Returns:
-          Slot -> first token and its log-probability, both still on the devices.
+          A map from slot to (first token, log-probability), both still on the devices.
         """
         first = {}
         for work in self._scheduler.prefill():

@@ -5,9 +5,9 @@ sampling.SamplingParams. Its output line is
 {"line": number, "id": ..., "answers": [{"text", "finish", "tokens"}]}, one entry per completion.
 
 Completions are appended to OUTPUT.partial as they finish. When all have finished, they are sorted
-in the order of the input and OUTPUT is written atomically. OUTPUT.run.json records what it was made
-from. A line's seed is the run's seed plus its index, so a completion depends neither on the batch
-nor on the time it is computed.
+into input order and written to OUTPUT atomically. OUTPUT.run.json records the inputs and settings
+of the run. A line's seed is the run's seed plus its index, so a completion depends neither on the
+batch nor on when it is computed.
 """
 
 import collections
@@ -35,10 +35,10 @@ from qwen_jax.types import Params
 from qwen_jax.utils.append_only import check_same, open_exclusive, read_complete_lines
 from qwen_jax.utils.files import atomic_write, read_json, write_json
 
-_MAX_NAMED = 20  # invalid lines that one error lists
+_MAX_NAMED = 20  # maximum number of invalid lines listed in an error
 
 
-# The defaults of a line.
+# The default sampling parameters of a line.
 DEFAULTS = SamplingParams(max_new_tokens=200, temperature=0.7, top_p=0.95)
 
 
@@ -46,13 +46,13 @@ DEFAULTS = SamplingParams(max_new_tokens=200, temperature=0.7, top_p=0.95)
 class Line:
     """One line of the input, as an engine request."""
 
-    number: int  # from 1, as in editors
-    id: Any  # the line's id; None if it has none
+    number: int  # line number, from 1
+    id: Any  # the line's "id" field; None if it has none
     request: Request
 
 
 class Source:
-    """The input file. It is read twice: first to validate every line, then to run them."""
+    """The input file, read twice: once to validate all lines, then once to run them."""
 
     def __init__(
         self,
@@ -69,7 +69,8 @@ class Source:
         """Returns the number of non-empty lines, and the file's SHA-256.
 
         Raises:
-          DataError: invalid lines, by number; no lines; no such file.
+          DataError: lines are invalid (the error lists them by number), the file has no lines, or
+            it cannot be read.
         """
         bad, count, digest = [], 0, hashlib.sha256()
         for number, raw in self._raw():
@@ -86,11 +87,11 @@ class Source:
             named = "\n         ".join([f"{len(bad)} invalid lines.", *bad[:_MAX_NAMED], *more])
             raise DataError(named, str(self._path), "fix these lines; nothing was run.")
         if not count:
-            raise DataError("the file has no lines.", str(self._path), "write one prompt per line.")
+            raise DataError("the file is empty.", str(self._path), "write one prompt per line.")
         return count, digest.hexdigest()
 
     def identity(self) -> dict[str, Any]:
-        """Returns what the completions depend on besides the file, for OUTPUT.run.json.
+        """Returns the settings that determine the completions, for OUTPUT.run.json.
 
         A setting that older versions did not have is included only if it is set, so older runs
         still resume.
@@ -128,7 +129,7 @@ class Source:
             raise DataError(f"not JSON ({error}).", where, "write one JSON object.") from None
         if not isinstance(fields, dict) or ("prompt" in fields) == ("messages" in fields):
             raise DataError(
-                "not an object with either prompt or messages.",
+                "not a JSON object with exactly one of prompt and messages.",
                 where,
                 'write {"prompt": ...} or {"messages": [...]}.',
             )
@@ -136,7 +137,7 @@ class Source:
         if "prompt" in fields:
             text = fields.pop("prompt")
             if not isinstance(text, str):
-                raise DataError("the prompt is not a string.", where, "write a string.")
+                raise DataError("the prompt is not a string.", where, "write it as a JSON string.")
             prompt = self._tokenizer.encode(text) or [self._tokenizer.end_of_text]
             stop_ids = (self._tokenizer.end_of_text,)
         else:
@@ -148,8 +149,8 @@ class Source:
         request = self._request(prompt, stop_ids, fields, number)
         if len(prompt) + request.sampling.max_new_tokens > self._context:
             raise DataError(
-                f"{len(prompt)} tokens and {request.sampling.max_new_tokens} new ones exceed "
-                f"the context of {self._context}.",
+                f"{len(prompt)} prompt tokens plus {request.sampling.max_new_tokens} new tokens "
+                f"exceed the context of {self._context}.",
                 where,
                 "shorten the prompt or lower max_new_tokens.",
             )
@@ -170,14 +171,15 @@ class Source:
 
 
 class Output:
-    """The growing output file, locked for one process and opened before anything is computed.
+    """The output file, opened and locked for one process before anything is computed.
 
     Args:
-      identity: what the completions depend on. A file with another identity is rejected.
+      identity: everything that determines the completions. An existing file with a different
+        identity is rejected.
 
     Raises:
-      ConfigError: the file belongs to another run, another process is writing it, or it cannot be
-        written.
+      ConfigError: the file belongs to another run, another process is writing to it, or it is not
+        writable.
     """
 
     def __init__(self, path: str | os.PathLike, identity: dict[str, Any]):
@@ -192,14 +194,13 @@ class Output:
             self.close()
             raise
         self.complete = self.path.exists()
-        self._spans: dict[
-            int, tuple[int, int]
-        ] = {}  # line -> offset and length in the partial file
+        # Line number -> (offset, length) in the partial file.
+        self._spans: dict[int, tuple[int, int]] = {}
         self._read_spans()
 
     @property
     def done(self) -> set[int]:
-        """The numbers of the lines that are finished."""
+        """The numbers of the finished lines."""
         return set(self._spans)
 
     def add(self, line: Line, choices: list[dict[str, Any]]) -> None:
@@ -260,20 +261,20 @@ def complete_file(
 
     Args:
       path: the output.
-      made_from: what the completions depend on besides the source, such as the model.
-      start_engine: called if any line is left.
+      made_from: everything besides the source that determines the completions, such as the model.
+      start_engine: starts the engine; called only if lines remain.
       max_num_seqs: the engine's batch size.
-      log: receives a line at the start and at the end.
+      log: receives a message at the start and at the end.
 
     Raises:
-      DataError: invalid lines, by number.
+      DataError: lines are invalid; the error lists them by number.
       ConfigError: as in Output.
     """
     count, digest = source.check()
     output = Output(path, {"input_sha256": digest, **source.identity(), **made_from})
     try:
         if not output.complete:
-            log(f"{count} lines, {len(output.done)} of them done")
+            log(f"{count} lines, {len(output.done)} already done")
             run(start_engine(), source, output, max_num_seqs=max_num_seqs, count=count)
     finally:
         output.close()
@@ -281,8 +282,8 @@ def complete_file(
 
 
 def run(engine: Engine, source: Source, output: Output, *, max_num_seqs: int, count: int) -> None:
-    """Completes the remaining lines; shows lines, time left and speed on stderr."""
-    # In a log file, an occasional line instead of a moving bar.
+    """Completes the remaining lines; shows progress, time left and speed on stderr."""
+    # In a log file every update is a new line, so update rarely.
     interval = 0.5 if sys.stderr.isatty() else 30
     with tqdm(total=count, initial=len(output.done), unit="line", mininterval=interval) as bar:
         tokens = 0
@@ -298,13 +299,13 @@ def complete_lines(
 ) -> Iterator[int]:
     """Completes the remaining lines, then finishes the output.
 
-    Yields the number of new tokens of each line once it is in the file.
+    Yields the number of new tokens of each line after it is written to the file.
 
     Args:
       max_num_seqs: the engine's batch size; twice as many requests are submitted ahead.
     """
     waiting = (line for line in source if line.number not in output.done)
-    owners: dict[int, tuple[Line, int]] = {}  # request id -> line, sample
+    owners: dict[int, tuple[Line, int]] = {}  # request id -> (line, sample)
     unfinished: dict[int, dict[int, list]] = {}  # line -> sample -> its events
     finished: collections.Counter[int] = collections.Counter()
     line = next(waiting, None)

@@ -1,8 +1,8 @@
 """Sampling the next token: pure functions of logits.
 
 Filters set excluded logits to -inf and compose. The usual order is `allow_below`,
-`scale_temperature`, `keep_top_k`, `keep_top_p`, then `sample`. Every parameter is one number for
-the batch or one per sequence, so requests with different settings can share a batch.
+`scale_temperature`, `keep_top_k`, `keep_top_p`, then `sample`. Every parameter is a scalar or has
+one value per sequence, so requests with different settings can share a batch.
 
 B batch, V vocabulary.
 """
@@ -14,19 +14,19 @@ import numpy as np
 from qwen_jax.types import Array
 
 _INT32 = np.iinfo(np.int32)
-_GROUP = 128  # ids among which `sample` chooses in its second step
+_GROUP = 128  # ids per group; `sample` samples a group, then an id in it
 
 
 def allow_below(logits_BV: Array, vocab_size: Array | int) -> Array:
-    """Excludes the ids from `vocab_size` on, which are padding of the embedding."""
+    """Excludes ids at or above `vocab_size`, which are embedding padding."""
     ids_1V = jnp.arange(logits_BV.shape[1], dtype=jnp.int32)[None]
     return jnp.where(ids_1V < _per_sequence(vocab_size, jnp.int32, logits_BV), logits_BV, -jnp.inf)
 
 
 def greedy(logits_BV: Array) -> Array:
-    """Returns the most probable id of each sequence, the lowest of ties; int32 [B].
+    """Returns the most probable id of each sequence, int32 [B]; of ties, the lowest id.
 
-    A CPU vectorizes these two plain reductions, but not the paired one of an argmax.
+    On a CPU these two plain reductions are vectorized; the paired reduction of an argmax is not.
     """
     V = logits_BV.shape[1]
     best = logits_BV == jnp.max(logits_BV, axis=-1, keepdims=True)
@@ -35,7 +35,7 @@ def greedy(logits_BV: Array) -> Array:
 
 
 def scale_temperature(logits_BV: Array, temperature: Array | float) -> Array:
-    """Returns logits / temperature, float32 [B, V]; temperature > 0, one number or float32 [B]."""
+    """Returns logits / temperature, float32 [B, V]; temperature > 0, a scalar or float32 [B]."""
     return logits_BV / _per_sequence(temperature, jnp.float32, logits_BV)
 
 
@@ -44,7 +44,7 @@ def keep_top_k(logits_BV: Array, k: Array | int) -> Array:
 
     Args:
       logits_BV: float32 [B, V].
-      k: 1 or more, one number or int32 [B]; k >= V keeps everything.
+      k: 1 or more, a scalar or int32 [B]; k >= V keeps everything.
     """
     k_B1 = _per_sequence(k, jnp.int32, logits_BV)
     order_BV = _ordered(logits_BV)
@@ -58,15 +58,15 @@ def keep_top_k(logits_BV: Array, k: Array | int) -> Array:
 
 
 def keep_top_p(logits_BV: Array, p: Array | float) -> Array:
-    """Excludes all but the most probable ids, as few as have probability p or more together.
+    """Excludes all but the smallest set of most probable ids with total probability p or more.
 
-    Ties with the least probable of them are kept. The threshold is found by bisection, which is
-    tens of times cheaper than sorting a real vocabulary. It halves the range of float32 bit
-    patterns, which are ordered like the probabilities, so 32 steps find it exactly.
+    Ids that tie with the least probable one in the set are kept. The threshold is found by
+    bisection, which is tens of times cheaper than sorting a real vocabulary. It bisects float32 bit
+    patterns, whose integer order is that of the probabilities, so 32 steps find it exactly.
 
     Args:
       logits_BV: float32 [B, V]; -inf where already excluded.
-      p: in (0, 1], one number or float32 [B]; 1 keeps everything.
+      p: in (0, 1], a scalar or float32 [B]; 1 keeps everything.
     """
     p_B1 = _per_sequence(p, jnp.float32, logits_BV)
     probs_BV = jax.nn.softmax(logits_BV, axis=-1)
@@ -81,13 +81,13 @@ def keep_top_p(logits_BV: Array, p: Array | float) -> Array:
 
 
 def penalize_repetition(logits_BV: Array, seen_BV: Array, penalty: Array | float) -> Array:
-    """Makes ids that were seen before less probable.
+    """Makes ids less probable that were seen before.
 
     A logit becomes logit / penalty if it is positive, and logit * penalty otherwise.
 
     Args:
-      seen_BV: bool; ids of the prompt and the completion.
-      penalty: 1 or more, one number or float32 [B]; 1 changes nothing.
+      seen_BV: bool; true for ids in the prompt or in the completion so far.
+      penalty: positive, a scalar or float32 [B]; above 1 penalizes, 1 has no effect.
     """
     penalty_B1 = _per_sequence(penalty, jnp.float32, logits_BV)
     penalized_BV = jnp.where(logits_BV > 0, logits_BV / penalty_B1, logits_BV * penalty_B1)
@@ -95,15 +95,15 @@ def penalize_repetition(logits_BV: Array, seen_BV: Array, penalty: Array | float
 
 
 def sample(logits_BV: Array, keys_B: Array, step: Array | int) -> Array:
-    """Samples one id per sequence with the probabilities softmax(logits); int32 [B].
+    """Samples one id per sequence from softmax(logits); returns int32 [B].
 
-    The first step samples a group of ids, the second one of its ids. A large vocabulary then needs
-    a few hundred random numbers instead of one for every id.
+    First samples a group of ids, then an id in the group. A large vocabulary therefore needs a few
+    hundred random numbers instead of one per id.
 
     Args:
       keys_B: one random key per sequence (`sequence_keys`).
-      step: int32, how many ids were sampled with these keys before, one number or [B]. A sample
-        depends only on its sequence's logits, key and step, not on the rest of the batch.
+      step: number of ids already sampled with these keys; int32, a scalar or [B]. A sample depends
+        only on its sequence's logits, key and step, not on the rest of the batch.
     """
     B, V = logits_BV.shape
     groups = -(-V // _GROUP)
@@ -130,20 +130,21 @@ def sequence_keys(seeds_B: Array, streams_B: Array) -> Array:
 
 
 def _per_sequence(value, dtype, logits_BV: Array) -> Array:
-    """Broadcasts one number or [B] to [B, 1]."""
+    """Broadcasts a scalar or [B] to [B, 1]."""
     return jnp.broadcast_to(jnp.asarray(value, dtype), logits_BV.shape[:1])[:, None]
 
 
 def _ordered(x: Array) -> Array:
-    """Returns int32 numbers that are ordered like the float32 numbers x."""
-    bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.int32)  # -0 is 0
+    """Maps float32 values to int32 values with the same order."""
+    bits = jax.lax.bitcast_convert_type(jnp.where(x == 0, 0.0, x), jnp.int32)  # -0.0 becomes 0.0
     return jnp.where(bits < 0, bits ^ jnp.int32(_INT32.max), bits)
 
 
 def _largest_threshold(enough, low_B1: Array) -> Array:
-    """Returns the largest int32 above low_B1 for which `enough` holds, else low_B1, per sequence.
+    """Returns, per sequence, the largest int32 above low_B1 where `enough` holds, else low_B1.
 
-    `enough` maps int32 [B, 1] to bool [B, 1] and must not become true again once it is false.
+    `enough` maps int32 [B, 1] to bool [B, 1]. It must be monotonic: once false, it stays false for
+    all larger values.
     """
 
     def halve(_, bounds):

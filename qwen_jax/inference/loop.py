@@ -1,9 +1,9 @@
 """The decoding loop: sample a token for every sequence, record it, compute the next logits.
 
 Fixed batches (decode.generate), the continuous batch (engine) and rollouts run this one loop. Parts
-of the sampler that no sequence needs are skipped at run time, without another compilation.
+of the sampler that no sequence needs are skipped at run time, without recompilation.
 
-B sequences, R room for new tokens in one call, V vocabulary.
+B sequences, R maximum number of new tokens in one call, V vocabulary.
 """
 
 import jax
@@ -19,17 +19,17 @@ from qwen_jax.types import Array, KVCache, Params
 
 class DecodeState(PyTreeNode):
     cache: KVCache
-    last: Array  # int32 [B]; the newest token, not yet in the cache
-    counts: Array  # int32 [B]; new tokens so far, without a stop id
-    active: Array  # bool [B]; not finished
-    seen: Array  # bool [B, V]; ids that the repetition penalty acts on
+    last: Array  # int32 [B]; the latest token, not yet in the cache
+    counts: Array  # int32 [B]; number of new tokens so far, excluding a stop id
+    active: Array  # bool [B]; true until the sequence finishes
+    seen: Array  # bool [B, V]; ids that the repetition penalty applies to
 
 
 class NewTokens(PyTreeNode):
-    """The tokens that one call added; -1 follows the last one of each sequence."""
+    """The new tokens of one call; a sequence is padded with -1 after its last token."""
 
     tokens: Array  # int32 [B, R]
-    logprobs: Array  # float32 [B, R]; under the softmax of the model's logits, not truncated
+    logprobs: Array  # float32 [B, R]; under the model's softmax, before any sampling filter
 
 
 def choose(
@@ -72,7 +72,7 @@ def choose(
 
 
 def take(state: DecodeState, logits_BV: Array, sampling: SamplingArrays):
-    """Samples for every active sequence: the new state, tokens [B] (-1: none), logprobs [B]."""
+    """Samples one token per active sequence: new state, tokens [B] (-1: none), logprobs [B]."""
     chosen_B, logprobs_B = choose(logits_BV, state.seen, state.counts, sampling)
     stops_B = jnp.any(chosen_B[:, None] == sampling.stop_ids, axis=1)
     adds_B = state.active & ~stops_B
@@ -100,8 +100,9 @@ def advance(
     """Decodes up to `steps` more tokens for every active sequence.
 
     Args:
-      steps: int32 [], at most `room`.
-      stop_early: bool []; return as soon as a sequence finishes, to free its slot.
+      steps: int32 []; number of tokens to decode, at most `room`.
+      stop_early: bool []; whether to return as soon as a sequence finishes, to free its slot.
+      room: the maximum number of new tokens, a static shape.
     """
     B = state.last.shape[0]
     before_B = state.active

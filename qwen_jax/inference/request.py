@@ -9,7 +9,7 @@ from qwen_jax.inference.token_ids import read_ids
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One prompt to continue. Fields are validated on construction; an error names the field."""
+    """One prompt to complete. Fields are validated on construction; errors name the field."""
 
     prompt: tuple[int, ...]  # token ids
     sampling: SamplingParams
@@ -25,9 +25,9 @@ class Event:
 
     request_id: int
     token: int | None
-    text: str  # only complete characters; held back while it may be part of a stop string
-    logprob: float | None  # only with SamplingParams.logprobs
-    finish: str | None = None  # "stop", "length" or "cancelled" at the end
+    text: str  # complete characters only; text that may be part of a stop string is held back
+    logprob: float | None  # set only if SamplingParams.logprobs is true
+    finish: str | None = None  # "stop", "length" or "cancelled" in the last event
 
 
 @dataclasses.dataclass(frozen=True)

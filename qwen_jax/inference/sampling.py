@@ -1,13 +1,13 @@
 """Sampling parameters: how the next token is chosen and when a completion finishes.
 
-Everything that generates has one SamplingParams per prompt: the engine's Request, a file of
-prompts, the chat, a request to the server, generate(), PPO's rollouts.
+Every way to generate uses one SamplingParams per prompt: the engine's Request, prompt files, the
+chat, server requests, generate() and PPO's rollouts.
 
-How to add a setting (presence_penalty, logit_bias, top_logprobs, min_p, ...), under vLLM's name:
-add a field of SamplingParams whose default changes nothing, its rule in _RULES, its array in
-SamplingArrays and sampling_arrays, and its use in loop.choose, inside `only_if`. Files of prompts
-and flags then have it; in serve/protocol, move it from _NEUTRAL to _SUPPORTED. Until all of this is
-done, the setting is rejected by name.
+To add a setting (presence_penalty, logit_bias, top_logprobs, min_p, ...), under vLLM's name: add a
+SamplingParams field whose default has no effect, a rule in _RULES, an array in SamplingArrays and
+sampling_arrays, and its use in loop.choose, inside `only_if`. Prompt files and flags then accept
+it. For the server, move it from _NEUTRAL to _SUPPORTED in serve/protocol. Until then, the setting
+is rejected by name.
 """
 
 import dataclasses
@@ -25,15 +25,15 @@ from qwen_jax.types import Array
 
 MAX_STOP_TOKEN_IDS = 16  # per request to the engine
 _INT32_MAX = np.iinfo(np.int32).max
-_FOR_ALL = ("stop", "stop_token_ids")  # these are lists; `per_prompt` takes one for all prompts
+_FOR_ALL = ("stop", "stop_token_ids")  # list fields, which `per_prompt` applies to all prompts
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
-    """vLLM's parameters of the same name (max_new_tokens: its max_tokens).
+    """Sampling parameters, named as in vLLM (max_new_tokens is vLLM's max_tokens).
 
     Raises:
-      ConfigError: a value out of range; `where` is the field's name.
+      ConfigError: a value is out of range; `where` is the field's name.
     """
 
     max_new_tokens: int = dataclasses.field(
@@ -72,14 +72,14 @@ class SamplingParams:
 
     @classmethod
     def named(cls, where: str, **fields: Any) -> "SamplingParams":
-        """Returns SamplingParams; errors name `where.format(field)`, such as the flag "--{}"."""
+        """Returns SamplingParams; errors name `where.format(field)`, such as a flag for "--{}"."""
         try:
             return cls(**fields)
         except ConfigError as error:
             raise ConfigError(error.what, where.format(error.where), error.fix) from None
 
     def with_stop_ids(self, stop_token_ids: Sequence[int]) -> "SamplingParams":
-        """Returns a copy with a prompt format's stop ids before the others."""
+        """Returns a copy with the stop ids of a prompt format before its own."""
         both = (*stop_token_ids, *self.stop_token_ids)
         return dataclasses.replace(self, stop_token_ids=both)
 
@@ -88,7 +88,7 @@ def _is_number(value) -> bool:
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
-# Field -> a predicate, the problem with a value that fails it, and the fix.
+# Field -> predicate, problem with a value that fails it, and fix.
 _RULES: dict[str, tuple[Callable[[Any], bool], str, str]] = {
     "max_new_tokens": (
         lambda x: is_integer(x) and x >= 1,
@@ -97,13 +97,13 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str, str]] = {
     ),
     "temperature": (
         lambda x: _is_number(x) and 0 <= x < np.inf,
-        "is negative or not a number",
+        "is not a finite number of at least 0",
         "use 0 for greedy decoding, or about 0.7 to 1 to sample.",
     ),
     "top_k": (
         lambda x: x is None or is_integer(x) and x >= 1,
         "is not a positive integer",
-        "omit it to turn it off.",
+        "use 1 or more, or omit it to turn it off.",
     ),
     "top_p": (
         lambda x: _is_number(x) and 0 < x <= 1,
@@ -120,12 +120,12 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str, str]] = {
             isinstance(x, (list, tuple)) and all(isinstance(text, str) and text for text in x)
         ),
         "is not a string or a list of non-empty strings",
-        "pass the strings that stop a completion.",
+        "pass one or more non-empty strings.",
     ),
     "seed": (
         lambda x: is_integer(x) and 0 <= x < 2**32,
         "is not an integer in [0, 2^32)",
-        "use one in this range.",
+        "use an integer in this range.",
     ),
     "n": (lambda x: is_integer(x) and x >= 1, "is not a positive integer", "use 1 or more."),
     "logprobs": (lambda x: isinstance(x, bool), "is not a boolean", "use true or false."),
@@ -133,11 +133,11 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str, str]] = {
 
 
 def check_stop_token_ids(params: SamplingParams, vocab_size: int) -> None:
-    """Raises ConfigError for too many stop ids, or ids outside the vocabulary."""
+    """Raises ConfigError if there are too many stop ids, or ids outside the vocabulary."""
     read_ids(params.stop_token_ids, vocab_size, "stop_token_ids", ConfigError)
     if len(params.stop_token_ids) > MAX_STOP_TOKEN_IDS:
         raise ConfigError(
-            f"{len(params.stop_token_ids)} stop ids are too many.",
+            f"too many stop ids: {len(params.stop_token_ids)}.",
             "stop_token_ids",
             f"pass at most {MAX_STOP_TOKEN_IDS}, including those of the prompt format.",
         )
@@ -152,7 +152,7 @@ def per_prompt(num_prompts: int, where: str = "{}", **fields: Any) -> list[Sampl
         the same for all.
 
     Raises:
-      ConfigError: a value out of range, or a sequence of another length.
+      ConfigError: a value is out of range, or a sequence has the wrong length.
     """
     columns = {}
     for name, value in fields.items():
@@ -176,14 +176,14 @@ class SamplingArrays(PyTreeNode):
     """The SamplingParams of a batch of B sequences, as arrays for the decoding loop."""
 
     seeds: Array  # uint32 [B]
-    streams: Array  # uint32 [B]; tells sequences with the same seed apart
+    streams: Array  # uint32 [B]; distinguishes sequences with the same seed
     temperature: Array  # float32 [B]; 0: greedy
-    top_k: Array  # int32 [B]; the size of the vocabulary or more: off
+    top_k: Array  # int32 [B]; vocabulary size or more: off
     top_p: Array  # float32 [B]; 1: off
     repetition_penalty: Array  # float32 [B]; 1: off
     stop_ids: Array  # int32 [B, any]; padded with -1
     limits: Array  # int32 [B]; maximum number of new tokens
-    vocab_size: Array  # int32 []; ids from here on are never sampled
+    vocab_size: Array  # int32 []; ids at or above it are never sampled
 
 
 def sampling_arrays(
@@ -197,8 +197,8 @@ def sampling_arrays(
     """Returns NumPy arrays with an entry for each of `params`.
 
     Args:
-      num_stop_ids: room for the stop ids of a sequence; a dimension of the compiled shape.
-      seeds, streams: of each sequence; None: the seeds of `params`, and stream 0.
+      num_stop_ids: maximum number of stop ids per sequence; a dimension of the compiled shape.
+      seeds, streams: the seed and stream of each sequence; None: the seeds of `params`, stream 0.
     """
 
     def column(name: str, dtype) -> np.ndarray:

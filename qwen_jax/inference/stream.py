@@ -7,7 +7,7 @@ from qwen_jax.tokenizer.bpe import Tokenizer
 
 
 def token_bytes(tokenizer: Tokenizer) -> dict[int, bytes]:
-    """Returns the bytes of every id; a special token's bytes are those of its name."""
+    """Returns the bytes of every id; the bytes of a special token are its name."""
     table = {rank: token for token, rank in tokenizer.mergeable_ranks.items()}
     return table | {i: name.encode() for name, i in tokenizer.special_tokens.items()}
 
@@ -15,8 +15,8 @@ def token_bytes(tokenizer: Tokenizer) -> dict[int, bytes]:
 class TextStream:
     """The text of one completion as its tokens arrive.
 
-    A character or a stop string may span several tokens. Text that may still become one is held
-    back. Bytes that are not UTF-8 become U+FFFD.
+    A character or a stop string may span several tokens. Text that may be the start of one is held
+    back. Invalid UTF-8 becomes U+FFFD.
 
     Example:
       >>> stream = TextStream(table, ["END"])  # doctest: +SKIP
@@ -31,13 +31,13 @@ class TextStream:
         self.stopped = False  # a stop string was found; no more text is returned
 
     def add(self, token: int) -> str:
-        """Returns the text that this token completes; an id without bytes counts as U+FFFD."""
+        """Returns the text that this token completes; an id without bytes becomes U+FFFD."""
         return self._release(
             self._decoder.decode(self._table.get(token, "\ufffd".encode())), final=False
         )
 
     def finish(self) -> str:
-        """Returns the text that was held back; call it at the end of the completion."""
+        """Returns the held-back text; call this at the end of the completion."""
         return self._release(self._decoder.decode(b"", final=True), final=True)
 
     def _release(self, new: str, *, final: bool) -> str:

@@ -1,6 +1,6 @@
 """Interactive chat in a terminal: commands, streamed responses, Ctrl-C.
 
-experiments/chat.py loads a model and starts it.
+experiments/chat.py loads a model and starts the conversation.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from qwen_jax.utils.files import write_text
 HELP = """\
 /system TEXT   set the system message and start a new conversation
 /reset         start a new conversation
-/save FILE     write the conversation as a line that experiments.generate reads
+/save FILE     save the conversation as an input line for experiments.generate
 /exit          exit, like Ctrl-D"""
 
 _FINISHES = {"length": "--max_new_tokens reached", "cancelled": "stopped"}
@@ -35,8 +35,9 @@ class Conversation:
     """A conversation, and the commands that change it.
 
     Args:
-      sampling: of every response; its seed is the first response's, and each next one adds 1.
-      context: tokens of prompt and response together.
+      sampling: the sampling parameters of every response. The seed is that of the first response
+        and increases by 1 with each response.
+      context: maximum tokens of prompt and response together.
       system: the system message; None: continue the plain text, without ChatML.
     """
 
@@ -55,7 +56,7 @@ class Conversation:
         self._sampling = sampling.with_stop_ids(stop_ids)
         self._keyboard = Keyboard()
         self._messages: list[dict[str, str]] = []
-        self._text = ""  # without ChatML
+        self._text = ""  # prompts and responses so far, if ChatML is off
 
     def run(self) -> None:
         """Reads messages and streams responses until the user exits."""
@@ -82,12 +83,12 @@ class Conversation:
         if name == "/reset" or name == "/system" and argument and self._chatml:
             self._system = argument if name == "/system" else self._system
             self._messages, self._text = [], ""
-            print("(a new conversation)")
+            print("(new conversation)")
         elif name == "/system":
             print(
                 f"(system: {self._system})"
                 if self._chatml
-                else "(--no_chat_template has no system message)"
+                else "(no system message with --no_chat_template)"
             )
         elif name == "/save" and argument:
             self._save(argument)
@@ -96,10 +97,10 @@ class Conversation:
         return True
 
     def respond(self, message: str) -> None:
-        """Streams the response to `message`; all that was shown joins the conversation."""
+        """Streams the response to `message`; adds both to the conversation, even if interrupted."""
         tokens, dropped = self._prompt(message)
         if dropped:
-            print(f"({dropped} left out to fit the context of {self._context:,} tokens)")
+            print(f"({dropped} dropped to fit the context of {self._context:,} tokens)")
         request = Request(tokens, self._sampling)
         self._sampling = dataclasses.replace(self._sampling, seed=(self._sampling.seed + 1) % 2**32)
         text = stream(self._engine, request, self._keyboard)
@@ -112,7 +113,7 @@ class Conversation:
             ]
 
     def _prompt(self, message: str) -> tuple[tuple[int, ...], str]:
-        """Returns the prompt, and a phrase for the part of the conversation that did not fit."""
+        """Returns the prompt, and a phrase that describes the part that did not fit."""
         budget = self._context - self._sampling.max_new_tokens
         if not self._chatml:
             ids = self._tokenizer.encode(self._text + message) or [self._tokenizer.end_of_text]
@@ -144,15 +145,16 @@ class Conversation:
 
 
 def _start_of(messages: list[dict[str, str]], turn: int) -> int:
-    """Returns the index of the user message of turn number `turn`; the end if there is none."""
+    """Returns the index of the user message that starts turn `turn`, or the end if none does."""
     starts = [index for index, message in enumerate(messages) if message["role"] == "user"]
     return [*starts, len(messages)][turn]
 
 
 class Keyboard:
-    """Handles Ctrl-C: an exception at the prompt, elsewhere a flag that is read between steps.
+    """Handles Ctrl-C: raises at the prompt; elsewhere sets a flag that is read between steps.
 
-    The engine is therefore never interrupted within a step, and only the prompt exits the program.
+    The engine is therefore never interrupted within a step, and the program exits only at the
+    prompt.
     """
 
     def __init__(self):
@@ -181,9 +183,9 @@ class Keyboard:
 
 
 def stream(engine: Engine, request: Request, keyboard: Keyboard) -> str:
-    """Prints the response as it is sampled, then its speed; returns its text."""
+    """Streams the response to stdout, then prints its speed; returns its text."""
     texts, count, finish = [], 0, None
-    begin, first, with_first = time.monotonic(), None, 0  # tokens of the first step
+    begin, first, with_first = time.monotonic(), None, 0  # with_first: tokens of the first step
     (request_id,) = engine.submit(request)
     while finish is None:
         if keyboard.pressed:
@@ -195,7 +197,7 @@ def stream(engine: Engine, request: Request, keyboard: Keyboard) -> str:
             print(printable(event.text), end="", flush=True)
         if first is None and count:
             first, with_first = time.monotonic(), count
-    wait = "" if first is None else f", first after {first - begin:.2f} s"
+    wait = "" if first is None else f", first token after {first - begin:.2f} s"
     speed = (
         f", {(count - with_first) / (time.monotonic() - first):.1f} tokens/s"
         if first is not None and count > with_first
@@ -206,7 +208,7 @@ def stream(engine: Engine, request: Request, keyboard: Keyboard) -> str:
 
 
 def printable(text: str) -> str:
-    """Returns `text` without the control characters that could control the terminal."""
+    """Returns `text` with control characters replaced, so it cannot control the terminal."""
     return "".join(
         "\N{REPLACEMENT CHARACTER}"
         if unicodedata.category(char) == "Cc" and char not in "\n\t"

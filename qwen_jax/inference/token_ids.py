@@ -1,4 +1,4 @@
-"""Validation of token ids from a caller."""
+"""Validates token ids from callers."""
 
 import operator
 
@@ -12,8 +12,8 @@ def read_ids(
     """Returns token ids as int32 [any], checked against a vocabulary.
 
     Args:
-      vocab_size: None: only check against 2^31.
-      where, error: the argument that an error names, and the error's class.
+      vocab_size: number of ids in the vocabulary; None: check only against 2^31.
+      where, error: the argument named in errors, and the error class to raise.
     """
     values = ids
     if not isinstance(ids, np.ndarray) and not isinstance(ids, jax.Array):
@@ -50,7 +50,7 @@ def read_ids(
 
 
 def is_integer(value) -> bool:
-    """Returns whether a value is a Python or NumPy integer; a bool is not."""
+    """Returns whether a value is a Python or NumPy integer; bools do not count."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 

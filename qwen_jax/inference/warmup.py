@@ -1,4 +1,4 @@
-"""Starts an engine that compiles its programs before the first request."""
+"""Starts an engine and compiles its programs before the first request."""
 
 import time
 
@@ -20,12 +20,12 @@ def mesh_of(tensor: int) -> Mesh | None:
     """Returns a mesh that shards heads, FFN and vocabulary over `tensor` devices; None for one.
 
     Raises:
-      ConfigError: fewer devices are available.
+      ConfigError: `tensor` is not between 1 and the number of devices.
     """
     devices = jax.devices()
     if not 1 <= tensor <= len(devices):
         raise ConfigError(
-            f"tensor={tensor} on {len(devices)} devices.",
+            f"tensor={tensor} is not possible with {len(devices)} devices.",
             "--tensor",
             f"use 1 to {len(devices)}; it must also divide the number of heads.",
         )
@@ -48,10 +48,10 @@ def start_engine(
     mesh: Mesh | None = None,
     prompt_lengths: tuple[int, ...] = (1,),
 ) -> Engine:
-    """Returns an engine that has compiled for prompts of these lengths; prints memory and time.
+    """Returns an engine compiled for prompts of these lengths; prints its memory and compile time.
 
     Raises:
-      ConfigError: a setting out of range, or a cache that does not fit, with the numbers.
+      ConfigError: a setting is out of range, or the cache does not fit; the error gives the sizes.
     """
     engine = Engine(
         params,

@@ -1,4 +1,4 @@
-"""The address the server listens on, and its API key."""
+"""The server's address and API key."""
 
 import pathlib
 import socket
@@ -9,12 +9,12 @@ LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 def is_local(host: str) -> bool:
-    """Returns whether the host can be reached only from this computer."""
+    """Returns whether the host is reachable only from this computer."""
     return host in LOCAL_NAMES
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Returns a bound socket; port 0 takes any free port.
+    """Returns a bound socket; port 0 selects any free port.
 
     Raises:
       ConfigError: the port is in use, or the host is not an address of this computer.
@@ -29,7 +29,7 @@ def bind(host: str, port: int) -> socket.socket:
         raise ConfigError(
             f"cannot listen on {host}, port {port}: {error}.",
             "--host, --port",
-            "choose another port; 0 takes any free port.",
+            "check the host, or choose another port; 0 selects any free port.",
         ) from error
     return sock
 
@@ -41,10 +41,10 @@ def url(host: str, sock: socket.socket) -> str:
 
 
 def read_key(given: str | None) -> str | None:
-    """Returns the key, from the flag or from the @FILE that it names.
+    """Returns the API key, given as text or as @FILE.
 
     Raises:
-      ConfigError: an unreadable file, or an empty key.
+      ConfigError: the file is unreadable, or the key is empty.
     """
     if given is None:
         return None
@@ -54,7 +54,7 @@ def read_key(given: str | None) -> str | None:
             key = pathlib.Path(given[1:]).read_text(encoding="utf-8").strip()
         except OSError as error:
             raise ConfigError(
-                f"cannot read the key: {error}.", "--api_key", "name a file with the key."
+                f"cannot read the key: {error}.", "--api_key", "pass @FILE with a readable file."
             ) from error
     if not key:
         raise ConfigError("the key is empty.", "--api_key", "omit the flag to serve without a key.")

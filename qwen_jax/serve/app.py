@@ -1,4 +1,4 @@
-"""The server's routes: those of OpenAI's API, /health and /metrics."""
+"""The server's routes: OpenAI's API, /health and /metrics."""
 
 import asyncio
 import contextlib
@@ -37,13 +37,13 @@ class ServerConfig:
 
     limits: Limits
     api_key: str | None = None  # None: no key is required
-    local: bool = True  # accept only local host names, so no web page can rebind another name
+    local: bool = True  # accept only local host names, which prevents DNS rebinding by web pages
     max_body_bytes: int = 4 * 2**20
     body_seconds: float = 30.0  # the time limit for receiving a body
 
 
 class Api:
-    """The endpoints, which submit requests to a worker."""
+    """The HTTP endpoints, which submit requests to a worker."""
 
     def __init__(self, worker: Worker, tokenizer: Tokenizer, config: ServerConfig):
         self._worker, self._tokenizer, self._config = worker, tokenizer, config
@@ -65,7 +65,7 @@ class Api:
             raise ApiError(
                 f"model {name[:60]!r} does not exist.",
                 "model",
-                f"this server has {self._config.limits.model!r}.",
+                f"use {self._config.limits.model!r}, the model of this server.",
                 status=404,
                 code="model_not_found",
             )
@@ -82,12 +82,12 @@ class Api:
         )
 
     def admit(self, request: Request) -> None:
-        """Raises ApiError for a request from a wrong host or without the key."""
+        """Raises ApiError if a request has a wrong Host header or lacks the API key."""
         host = request.headers.get("host", "")
         name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
         if self._config.local and not is_local(name):
             raise ApiError(
-                f"the host {host[:60]!r} is not a name of this computer.",
+                f"the Host header {host[:60]!r} is not a local name.",
                 "host",
                 f"use one of {', '.join(LOCAL_NAMES)}.",
                 status=403,
@@ -135,7 +135,7 @@ class Api:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # a web page cannot send it without a preflight request
             raise ApiError(
-                f"the content type is {kind[:60]!r}.",
+                f"the content type {kind[:60]!r} is not supported.",
                 "content-type",
                 "send application/json.",
                 status=415,
@@ -180,7 +180,7 @@ class EventStream:
 
     async def __call__(self, scope, receive, send) -> None:
         try:
-            with contextlib.suppress(ClientDisconnect):  # expected; it ends the stream
+            with contextlib.suppress(ClientDisconnect):  # expected: ends the stream
                 await cancel_on_disconnect(receive, self._send(send))
         finally:
             self._worker.cancel(self._ticket)
@@ -214,7 +214,7 @@ class EventStream:
             async for choice, event in self._ticket:
                 if (chunk := self._response.add(choice, event)) is not None:
                     yield dumps(chunk)
-        except ApiError as error:  # the status is already sent; clients read it from the stream
+        except ApiError as error:  # the status is already sent, so the stream carries the error
             yield dumps(error.body())
             return
         if self._request.include_usage:
@@ -322,7 +322,7 @@ def _no_route(request, error: HTTPException) -> Response:
 
 
 def _disconnected(request, error: ClientDisconnect) -> Response:
-    return Response(status_code=499)  # for the count; the client is gone
+    return Response(status_code=499)  # only counted in /metrics; the client is gone
 
 
 def _json(content, status: int = 200, headers: dict[str, str] | None = None) -> Response:

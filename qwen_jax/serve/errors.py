@@ -6,14 +6,14 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 
 class ApiError(QwenJaxError):
-    """A request that was rejected or has failed.
+    """The error response to a request that was rejected or failed.
 
     Args:
-      what, fix: as in every QwenJaxError; together, the message for the client.
-      where: the parameter; empty if the error is not about one.
+      what, fix: as in QwenJaxError; joined, they are the message for the client.
+      where: the invalid parameter; empty if the error is not about a parameter.
       status: the HTTP status.
-      code: an identifier for programs.
-      retry_after: seconds after which the client may retry; None: the same request cannot succeed.
+      code: a machine-readable error code.
+      retry_after: seconds after which the client may retry; None: a retry cannot succeed.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ApiError(QwenJaxError):
 def shutting_down() -> ApiError:
     return ApiError(
         "the server is shutting down.",
-        fix="retry when it is back.",
+        fix="retry after it has restarted.",
         status=503,
         code="shutting_down",
         retry_after=5,

@@ -1,4 +1,4 @@
-"""The /metrics page, in Prometheus' text format."""
+"""The /metrics page, in Prometheus text format."""
 
 from collections.abc import Mapping
 
@@ -21,31 +21,31 @@ def render(worker: Worker, statuses: Mapping[int, int]) -> str:
 
     show("up", "gauge", "1 while the engine accepts requests.", {"": int(worker.failure is None)})
     show("max_num_seqs", "gauge", "Completions that can run at once.", {"": worker.max_num_seqs})
-    show("completions_running", "gauge", "Completions that are running.", {"": running})
+    show("completions_running", "gauge", "Running completions.", {"": running})
     show(
         "completions_waiting",
         "gauge",
-        "Completions that wait for a decode slot.",
+        "Completions waiting for a decode slot.",
         {"": worker.in_flight - running},
     )
     show(
         "prompt_tokens_total",
         "counter",
-        "Tokens of accepted prompts.",
+        "Prompt tokens of accepted requests.",
         {"": counters.prompt_tokens},
     )
-    show("generated_tokens_total", "counter", "New tokens.", {"": counters.generated_tokens})
+    show("generated_tokens_total", "counter", "Generated tokens.", {"": counters.generated_tokens})
     show(
         "completions_total",
         "counter",
-        "Completions by how they finished.",
+        "Completions by outcome.",
         {'{end="finished"}': counters.finished, '{end="cancelled"}': counters.cancelled},
     )
     show("refused_total", "counter", "Requests rejected by a full queue.", {"": counters.refused})
     show(
         "first_token_seconds",
         "summary",
-        "Time from the submission of a request to its first token.",
+        "Time from submitting a request to its first token.",
         {"_sum": round(counters.first_token_seconds, 6), "_count": counters.first_tokens},
     )
     show(

@@ -1,7 +1,7 @@
-"""A request's JSON -> engine requests, or an error that names the parameter.
+"""Parses a request's JSON into engine requests; errors name the parameter.
 
-No parameter that would change the completion is ignored. A parameter that this server does not
-support is rejected, unless its value has no effect.
+A parameter that would change the completion is never silently ignored. An unsupported parameter is
+rejected, unless its value has no effect.
 """
 
 import dataclasses
@@ -18,8 +18,8 @@ from qwen_jax.serve.errors import ApiError
 from qwen_jax.tokenizer import chatml
 from qwen_jax.tokenizer.bpe import Tokenizer
 
-MAX_STOPS = 4  # OpenAI's
-# Parameters about the client; they do not change the completion.
+MAX_STOPS = 4  # OpenAI's limit
+# Parameters that do not change the completion, such as metadata about the client.
 _METADATA = frozenset(
     {
         "user",
@@ -31,7 +31,7 @@ _METADATA = frozenset(
         "parallel_tool_calls",
     }
 )
-# Unsupported parameters, and their values that have no effect.
+# Unsupported parameter -> its values that have no effect, which are accepted.
 _NEUTRAL = {
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
@@ -84,30 +84,30 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class ApiRequest:
-    """A valid request of a client."""
+    """A validated client request."""
 
-    chat: bool  # otherwise a text completion
+    chat: bool  # whether this is a chat completion; otherwise it is a text completion
     engine_requests: tuple[Request, ...]  # one per prompt, each with n completions
     stream: bool
-    include_usage: bool  # at the end of a stream
+    include_usage: bool  # whether to send the usage at the end of a stream
     logprobs: bool
 
 
 def read_json(body: bytes) -> dict[str, Any]:
-    """Returns the JSON object of a request's body.
+    """Parses a request body as a JSON object.
 
     Raises:
-      ApiError: not UTF-8, not JSON, or not an object.
+      ApiError: the body is not UTF-8, not JSON, or not an object.
     """
 
     def reject(constant: str):
-        raise ValueError(f"{constant} is not JSON")
+        raise ValueError(f"{constant} is not valid JSON")
 
     try:
         found = json.loads(body.decode("utf-8"), parse_constant=reject)
     except (ValueError, RecursionError) as error:
         raise ApiError(
-            f"the body is not JSON: {error}.",
+            f"the body is not valid JSON: {error}.",
             fix="send one JSON object in UTF-8.",
             code="invalid_json",
         ) from None
@@ -117,12 +117,12 @@ def read_json(body: bytes) -> dict[str, Any]:
 
 
 def read_chat(body: dict[str, Any], tokenizer: Tokenizer, limits: Limits) -> ApiRequest:
-    """Returns a request to /v1/chat/completions. Raises ApiError."""
+    """Parses the body of a request to /v1/chat/completions. Raises ApiError."""
     fields = _Fields(body, limits)
     messages = fields.take("messages")
     if not isinstance(messages, list) or not messages:
         raise ApiError(
-            "messages is not a list of messages.",
+            "messages is not a non-empty list.",
             "messages",
             'pass [{"role": "user", "content": "..."}].',
         )
@@ -137,15 +137,15 @@ def read_chat(body: dict[str, Any], tokenizer: Tokenizer, limits: Limits) -> Api
 
 
 def read_completion(body: dict[str, Any], tokenizer: Tokenizer, limits: Limits) -> ApiRequest:
-    """Returns a request to /v1/completions. Raises ApiError."""
+    """Parses the body of a request to /v1/completions. Raises ApiError."""
     fields = _Fields(body, limits)
     prompts = _prompts(fields.take("prompt", ""), tokenizer)
     top = fields.number("logprobs", None, 0, 5, integer=True)
     if top:
         raise ApiError(
-            f"logprobs={top} requests the most probable tokens next to the sampled one.",
+            f"logprobs={top} requests alternative tokens, which are not supported.",
             "logprobs",
-            "use 0 for only the sampled tokens.",
+            "use 0 to get only the sampled tokens.",
             code="unsupported_value",
         )
     sampling = fields.sampling() | {
@@ -163,15 +163,15 @@ def _api_request(
     chat: bool,
     default_tokens: int | None,
 ) -> ApiRequest:
-    """Returns the request with these sampling parameters and the remaining fields."""
+    """Builds the request from these sampling parameters and the remaining fields."""
     limits, n = fields.limits, sampling["n"]
     max_tokens = fields.max_tokens()
     if n * len(prompts) > limits.capacity:
         raise ApiError(
-            f"{len(prompts)} prompts with n={n} are {n * len(prompts)} completions, and the "
+            f"{len(prompts)} prompts with n={n} are {n * len(prompts)} completions, but the "
             f"server's limit is {limits.capacity}.",
             "prompt",
-            "send fewer in one request.",
+            "send fewer prompts per request, or lower n.",
         )
     stream = fields.flag("stream")
     include_usage = _include_usage(fields.take("stream_options"), stream)
@@ -182,10 +182,10 @@ def _api_request(
         new = max_tokens or min(default_tokens or room, room)
         if room < max(new, 1):
             raise ApiError(
-                f"the context is {limits.context} tokens; the prompt has {len(prompt)}, and "
+                f"the context is {limits.context} tokens, but the prompt has {len(prompt)} and "
                 f"{max(new, 1)} more are requested.",
                 "messages" if chat else "prompt",
-                "shorten the prompt or max_tokens.",
+                "shorten the prompt, or lower max_tokens.",
                 code="context_length_exceeded",
             )
         try:
@@ -204,7 +204,7 @@ def _api_request(
 
 
 class _Fields:
-    """The parameters of a request, removed one by one; null counts as absent."""
+    """The parameters of a request, removed as they are read; null counts as absent."""
 
     def __init__(self, body: dict[str, Any], limits: Limits):
         self.limits = limits
@@ -216,7 +216,7 @@ class _Fields:
             raise ApiError(
                 f"model {_short(model)} does not exist.",
                 "model",
-                f"this server has {limits.model!r}.",
+                f"use {limits.model!r}, the model of this server.",
                 status=404,
                 code="model_not_found",
             )
@@ -259,9 +259,9 @@ class _Fields:
         }
         if isinstance(fields["stop"], list) and len(fields["stop"]) > MAX_STOPS:
             raise ApiError(
-                f"{len(fields['stop'])} stop strings are too many.",
+                f"too many stop strings: {len(fields['stop'])}.",
                 "stop",
-                f"use up to {MAX_STOPS}.",
+                f"use at most {MAX_STOPS}.",
             )
         return fields
 
@@ -282,7 +282,7 @@ class _Fields:
                 continue
             if name in _NEUTRAL or name in _SUPPORTED:
                 raise ApiError(
-                    f"{name}={_short(value)} is not supported here.",
+                    f"{name}={_short(value)} is not supported by this server.",
                     name,
                     "omit it.",
                     code="unsupported_parameter",
@@ -301,13 +301,13 @@ def _message(message, where: str) -> dict[str, str]:
         raise ApiError(
             f"{_short(message)} is not a message.", where, 'pass {"role": ..., "content": ...}.'
         )
-    # Clients send a response back as they received it, with empty fields.
+    # Clients echo responses as they received them, including empty fields.
     filled = {name: value for name, value in message.items() if value not in (None, [], {})}
     role, content = filled.pop("role", None), filled.pop("content", None)
     if filled:
         name = next(iter(filled))
         raise ApiError(
-            f"a message's {_short(name)} is not supported here.",
+            f"the message field {_short(name)} is not supported.",
             where,
             "omit it.",
             code="unsupported_parameter",
@@ -329,14 +329,14 @@ def _part(part, where: str) -> str:
         return part["text"]
     kind = part.get("type") if isinstance(part, dict) else part
     raise ApiError(
-        f"a part of type {_short(kind)} is not text.",
+        f"a content part of type {_short(kind)} is not supported.",
         where,
-        'pass {"type": "text", "text": ...}; this model reads only text.',
+        'pass {"type": "text", "text": ...}; this model accepts only text.',
     )
 
 
 def _prompts(prompt, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
-    """Returns one or several prompts, each given as text or ids."""
+    """Returns the token ids of one or several prompts, each given as text or token ids."""
 
     def ids(value) -> bool:
         return (
@@ -353,7 +353,7 @@ def _prompts(prompt, tokenizer: Tokenizer) -> list[tuple[int, ...]]:
         elif ids(one):
             if bad := [token for token in one if not 0 <= token < tokenizer.vocab_size]:
                 raise ApiError(
-                    f"token {_short(bad[0])} is outside the vocabulary of {tokenizer.vocab_size}.",
+                    f"token id {_short(bad[0])} is not below vocab_size={tokenizer.vocab_size}.",
                     "prompt",
                 )
             found.append(tuple(one))
@@ -366,12 +366,13 @@ def _include_usage(options, stream: bool) -> bool:
     if options is None:
         return False
     if not stream:
-        raise ApiError("stream_options without stream.", "stream_options", "set stream to true.")
+        raise ApiError("stream_options needs stream.", "stream_options", "set stream to true.")
     options = {} if not isinstance(options, dict) else dict(options)
     usage = options.pop("include_usage", False)
-    options.pop("include_obfuscation", None)  # padding against eavesdroppers; we add none
+    # Padding against traffic analysis, which this server does not add.
+    options.pop("include_obfuscation", None)
     if options or not isinstance(usage, bool):
-        raise ApiError("stream_options has a field other than include_usage.", "stream_options")
+        raise ApiError("stream_options supports only a boolean include_usage.", "stream_options")
     return usage
 
 

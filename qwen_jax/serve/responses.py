@@ -1,4 +1,4 @@
-"""Engine events -> the JSON of a response, complete or in streamed chunks."""
+"""Converts engine events to the JSON of a response, complete or in streamed chunks."""
 
 import json
 import secrets
@@ -10,11 +10,11 @@ from qwen_jax.serve.protocol import ApiRequest
 
 
 class CompletionResponse:
-    """The growing response to one request.
+    """Accumulates the response to one request.
 
     Args:
       prompt_tokens: the total over all prompts of the request.
-      token_bytes: the bytes of each id, which may be part of a character.
+      token_bytes: the bytes of each id, which may hold only part of a character.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class CompletionResponse:
         self._finish: list[str | None] = [None] * count
 
     def add(self, choice: int, event: Event) -> dict[str, Any] | None:
-        """Adds an event; returns its chunk of a stream, or None if it has nothing to send."""
+        """Adds an event; returns its stream chunk, or None if there is nothing to send."""
         self._new_tokens += event.token is not None
         has_logprob = event.token is not None and event.logprob is not None
         logprobs = self._logprobs([event], self._lengths[choice]) if has_logprob else None
@@ -74,7 +74,7 @@ class CompletionResponse:
         return self._object(stream=True) | {"choices": [], "usage": self._usage()}
 
     def complete(self) -> dict[str, Any]:
-        """Returns the response to a request that is not streamed."""
+        """Returns the response to a non-streaming request."""
         choices = []
         for choice, texts in enumerate(self._texts):
             text = "".join(texts)
@@ -116,7 +116,7 @@ class CompletionResponse:
         """Returns the sampled tokens' log-probabilities under the untruncated softmax.
 
         Args:
-          offset: characters of the completion before the events.
+          offset: number of characters of the completion before the events.
         """
         if self._request.chat:
             return {
@@ -144,7 +144,7 @@ class CompletionResponse:
 
 
 def _name(raw: bytes) -> str:
-    """Returns a token as a string; for part of a character, in OpenAI's notation."""
+    """Returns a token as a string; a partial character is in OpenAI's notation."""
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -152,7 +152,7 @@ def _name(raw: bytes) -> str:
 
 
 def dumps(content) -> bytes:
-    """Returns JSON; lone surrogates, which an error may quote from a request, become '?'."""
+    """Serializes to JSON; lone surrogates, which errors may quote from a request, become '?'."""
     return json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(
         "utf-8", "replace"
     )

@@ -27,7 +27,7 @@ except ImportError as error:
 
 
 class _Server(uvicorn.Server):
-    """A uvicorn server that drains the engine before it waits for connections."""
+    """A uvicorn server that drains the engine before waiting for connections to close."""
 
     def __init__(self, config: uvicorn.Config, worker: Worker, grace: float, ready):
         super().__init__(config)
@@ -75,10 +75,11 @@ def serve(
     Args:
       host: as in address.bind.
       model_name: the model's name for clients.
-      context: tokens of a prompt and its completion together.
-      max_num_seqs, max_queued: completions that run at once, and that may wait.
+      context: maximum tokens of a prompt and its completion together.
+      max_num_seqs, max_queued: maximum numbers of running and of waiting completions.
+      max_body_bytes: maximum size of a request body.
       api_key: the key that clients must send; None: no key.
-      grace: seconds after the signal in which running completions may finish.
+      grace: seconds that running completions have to finish after the signal.
       log: receives a line with the URL when the server is ready.
     """
     local = is_local(host)
@@ -103,9 +104,9 @@ def run(app, worker: Worker, sock, *, grace: float = 10.0, ready=lambda: None) -
 
     Args:
       sock: a bound socket.
-      ready: called when requests are accepted.
+      ready: called when the server accepts requests.
     """
-    # The same HTTP implementation whatever is installed. uvicorn's timeout is longer than ours.
+    # Use the same HTTP implementation whatever is installed. uvicorn's timeout must exceed ours.
     config = uvicorn.Config(
         app,
         http="h11",
@@ -116,8 +117,8 @@ def run(app, worker: Worker, sock, *, grace: float = 10.0, ready=lambda: None) -
         access_log=False,
         timeout_graceful_shutdown=int(grace) + 5,
     )
-    # uvicorn raises the signal again when it has stopped. These handlers ignore it, so the process
-    # exits normally.
+    # uvicorn raises the signal again after it stops. These handlers ignore it, so the process exits
+    # normally.
     old = {
         number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)
     }

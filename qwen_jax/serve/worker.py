@@ -1,8 +1,8 @@
 """The thread that owns the engine, and the asyncio side that submits requests to it.
 
-No other thread uses the engine. Others put functions into the thread's queue, which it empties
-between two steps. The events of a step go to the event loop in one call. Everything else here
-(tickets, counters, limits) belongs to the event loop.
+No other thread uses the engine. Other threads put functions into its queue, which it drains between
+steps. The events of a step are passed to the event loop in one call. All other state (tickets,
+counters, limits) belongs to the event loop.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ from qwen_jax.serve.errors import ApiError, shutting_down
 
 @dataclasses.dataclass
 class Counters:
-    """Counters for /metrics, since the start."""
+    """Counters for /metrics since the server started."""
 
     prompt_tokens: int = 0
     generated_tokens: int = 0
-    finished: int = 0  # choices that ran until they finished
+    finished: int = 0  # choices that ran to completion
     cancelled: int = 0  # choices cancelled by a disconnect or by the shutdown
     refused: int = 0  # requests rejected because the queue was full
     first_token_seconds: float = 0.0  # summed over `first_tokens` requests
@@ -68,19 +68,20 @@ class Worker:
 
     Args:
       engine: inference.engine.Engine, or an object with its submit, cancel, step and busy.
-      max_num_seqs: choices that the engine runs at once.
-      max_queued: choices that may wait in addition; a request that exceeds this is rejected.
+      max_num_seqs: choices that the engine runs concurrently.
+      max_queued: additional choices that may wait; a request that exceeds this is rejected.
     """
 
     def __init__(self, engine, *, max_num_seqs: int, max_queued: int):
         self.max_num_seqs, self.capacity = max_num_seqs, max_num_seqs + max_queued
         self.counters = Counters()
         self.in_flight = 0  # choices, running or waiting
-        self.failure: ApiError | None = None  # why no more requests are accepted
+        self.failure: ApiError | None = None  # the reason why requests are no longer accepted
         self._engine = engine
         self._tickets: set[Ticket] = set()
         self._commands: queue.SimpleQueue = queue.SimpleQueue()
-        self._routes: dict[int, tuple[Ticket, int]] = {}  # of the thread: request id -> choice
+        # Used only by the thread: request id -> (ticket, choice).
+        self._routes: dict[int, tuple[Ticket, int]] = {}
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -93,8 +94,8 @@ class Worker:
         """Submits all of `requests` or none; the n choices of a request are consecutive.
 
         Raises:
-          ApiError: the queue is full (429), the engine rejects a request (400), it has failed
-            (500), or it is shutting down (503).
+          ApiError: the queue is full (429), the engine rejects a request (400), the engine has
+            failed (500), or the server is shutting down (503).
         """
         if self.failure is not None:
             raise self.failure
@@ -153,7 +154,7 @@ class Worker:
             self._thread.join(timeout)
         return not self._thread.is_alive()
 
-    # In the event loop.
+    # The methods below run in the event loop.
 
     def _deliver(self, events: list[tuple[Ticket, int, Event]]) -> None:
         now = time.monotonic()
@@ -189,7 +190,7 @@ class Worker:
 
     def _fail(self, error: BaseException) -> None:
         self.failure = ApiError(
-            f"the engine has failed: {type(error).__name__}: {error}",
+            f"the engine failed: {type(error).__name__}: {error}",
             fix="restart the server.",
             status=500,
             code="engine_failed",
@@ -198,7 +199,7 @@ class Worker:
             self._fail_ticket(ticket, self.failure)
             self._forget(ticket)
 
-    # In the engine's thread.
+    # The methods below run in the engine's thread.
 
     def _run(self) -> None:
         try:
@@ -212,8 +213,8 @@ class Worker:
                 if command is None:
                     return
                 command()
-        except Exception as error:  # of any type: without this thread clients would wait forever
-            logging.exception("the engine has failed")
+        except Exception as error:  # any type; if the thread died, clients would wait forever
+            logging.exception("the engine failed")
             self._in_loop(self._fail, error)
 
     def _submit(self, ticket: Ticket, requests: Sequence[Request]) -> None:

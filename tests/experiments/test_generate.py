@@ -68,17 +68,17 @@ def kill_and_finish(command, folder, kills: int) -> int:
         while process.poll() is None and lines_in(partial) < wanted:
             time.sleep(0.001)
         process.kill()
-        resumed += f"60 lines, {before} of them done" in process.communicate()[0] and before > 0
+        resumed += f"60 lines, {before} already done" in process.communicate()[0] and before > 0
         if not partial.exists():
             break
         assert lines_in(partial) >= before
     output = finish(command(folder / "killed.jsonl"))
-    return resumed + ("of them done" in output and "0 of them done" not in output)
+    return resumed + ("already done" in output and ", 0 already done" not in output)
 
 
 def test_generate_resumes_a_killed_run_with_the_same_output(command, tmp_path):
     output = finish(command(tmp_path / "full.jsonl"))
-    assert "60 lines, 0 of them done" in output and "60 lines" in output.splitlines()[-1]
+    assert "60 lines, 0 already done" in output and "60 lines" in output.splitlines()[-1]
     assert kill_and_finish(command, tmp_path, kills=1) >= 1
     full = (tmp_path / "full.jsonl").read_bytes()
     assert (tmp_path / "killed.jsonl").read_bytes() == full

@@ -41,7 +41,7 @@ def test_fit_drops_the_oldest_turns_and_keeps_the_system_message(tokenizer, mess
         if dropped < 2:
             less = chat.fit(messages, tokenizer, budget=len(tokens) - 1)
             assert (list(less.tokens), less.dropped) == (kept[dropped + 1], dropped + 1)
-    with pytest.raises(DataError, match=f"{len(kept[2])} tokens, and {len(kept[2]) - 1} are left"):
+    with pytest.raises(DataError, match=f"{len(kept[2])} tokens, but only {len(kept[2]) - 1} are"):
         chat.fit(messages, tokenizer, budget=len(kept[2]) - 1)
 
 

@@ -270,7 +270,7 @@ def test_request_rejects_an_invalid_prompt(prompt, word):
 def test_engine_rejects_requests_and_settings_with_the_numbers(params):
     engine = Engine(params, CONFIG, **SHAPE)
     for request, word in (
-        (request_for(prompt_of(100), 29), "100 prompt tokens and 29 new .*=128"),
+        (request_for(prompt_of(100), 29), "100 prompt tokens plus 29 new .*=128"),
         (request_for((256,), 1), "256"),
         (request_for((1,), 1, stop_token_ids=(300,)), "300"),
         (request_for((1,), 1, stop_token_ids=tuple(range(17))), "17 stop ids"),
@@ -285,7 +285,7 @@ def test_engine_rejects_requests_and_settings_with_the_numbers(params):
         ({"prefill_chunk": 24}, "prefill_chunk=24"),
         ({"cache_dtype": "int4"}, "int4"),
         ({"vocab_size": 500}, "500"),
-        ({"memory_gib": 0.0001}, "needs 0.3 MiB on each device; 0.1 MiB are available"),
+        ({"memory_gib": 0.0001}, "needs 0.3 MiB on each device, but only 0.1 MiB is available"),
     ):
         with pytest.raises(ConfigError, match=word):
             Engine(params, CONFIG, **(SHAPE | wrong))

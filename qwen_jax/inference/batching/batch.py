@@ -1,7 +1,7 @@
-"""The engine's programs on the devices: prefill, copy a slot, sample a first token, decode.
+"""The engine's device programs: prefill, copy a slot, sample the first token, decode.
 
 Each program is jitted once, with fixed shapes and a donated state. A running engine therefore
-compiles nothing and copies no cache.
+never recompiles and never copies the cache.
 
 B decode slots, P prompts of T tokens prefilled at a time, S cache positions, V vocabulary.
 """
@@ -25,10 +25,10 @@ from qwen_jax.types import Array, Params
 
 
 class BatchState(PyTreeNode):
-    """The part of the engine's state that is on the devices."""
+    """The device-side state of the engine."""
 
     decode: DecodeState
-    prompt_logits: Array  # float32 [B, V]; after the last token of each slot's prompt
+    prompt_logits: Array  # float32 [B, V]; logits after the last token of each slot's prompt
 
 
 def _on(mesh: Mesh | None):
@@ -82,12 +82,12 @@ def prefill(
     config: ModelConfig,
     mesh: Mesh | None,
 ) -> BatchState:
-    """Computes the next chunks of some prompts.
+    """Computes the next chunk of each of several prompts.
 
     Args:
       tokens: int32 [P, T], of which int32 [P] num_tokens are real.
       slots: int32 [P], distinct; an index past the last slot is padding.
-      starts: int32 [P], the cache positions of the first tokens.
+      starts: int32 [P], the cache position of each chunk's first token.
       prompt_lengths: int32 [P], the lengths of the full prompts.
     """
     cache = state.decode.cache
@@ -151,7 +151,7 @@ def sample_first(
     Args:
       prompt: int32 [S], padded with an id outside the vocabulary.
       length: int32 []; the prompt's length in the cache.
-      sampling: of this slot only, [1] each.
+      sampling: the parameters of this slot only, arrays of shape [1].
 
     Returns:
       The state, the token (int32 []; -1: the first token was a stop id) and its log-probability.

@@ -1,4 +1,4 @@
-"""Checks of an engine: its settings, the memory of its cache, and the length of requests."""
+"""Validates an engine's settings, the memory of its cache, and its requests."""
 
 import jax
 from jax.sharding import Mesh
@@ -17,7 +17,7 @@ CACHE_DTYPES = ("float32", "bfloat16", "float16", "int8")
 
 
 def check_settings(*, cache_dtype: str | None, prefill_chunk: int, **positive: int) -> None:
-    """Raises ConfigError for arguments of Engine that are out of range.
+    """Raises ConfigError if an argument of Engine is out of range.
 
     Args:
       positive: arguments that must be positive integers.
@@ -31,7 +31,7 @@ def check_settings(*, cache_dtype: str | None, prefill_chunk: int, **positive: i
         raise ConfigError(
             f"prefill_chunk={prefill_chunk} is not a power of two of at least {SMALLEST_CHUNK}.",
             "Engine(prefill_chunk)",
-            "use 512.",
+            "use 512, the default.",
         )
     if cache_dtype is not None and cache_dtype not in CACHE_DTYPES:
         raise ConfigError(
@@ -47,10 +47,10 @@ def real_vocab_size(
     """Returns the number of ids that may be sampled.
 
     Args:
-      vocab_size: None: the tokenizer's size, or the model's without a tokenizer.
+      vocab_size: the requested size; None: the tokenizer's, or the model's without a tokenizer.
 
     Raises:
-      ConfigError: more ids than the model has.
+      ConfigError: vocab_size is not between 1 and the model's vocab_size.
     """
     if vocab_size is None:
         vocab_size = config.vocab_size if tokenizer is None else tokenizer.vocab_size
@@ -72,11 +72,12 @@ def check_memory(
     mesh: Mesh | None,
     memory_gib: float | None,
 ) -> None:
-    """Raises ConfigError for a cache that is larger than a device's limit.
+    """Raises ConfigError if the cache exceeds the memory limit of a device.
 
     Args:
       num_slots: decode slots of the cache, each of `max_length` positions.
-      memory_gib: the limit; None: the free memory that the device reports, if any.
+      memory_gib: the limit per device, in GiB; None: the free memory that the device reports, if
+        any.
     """
     devices = [jax.devices()[0]] if mesh is None else list(mesh.devices.flat)
     limit = None if memory_gib is None else memory_gib * 2**30
@@ -90,9 +91,9 @@ def check_memory(
         fit = int(num_slots * limit / needed)
         raise ConfigError(
             f"the KV cache of {num_slots} sequences of {max_length} tokens needs "
-            f"{format_gib(needed)} on each device; {format_gib(limit)} are available.",
+            f"{format_gib(needed)} on each device, but only {format_gib(limit)} is available.",
             "Engine(max_num_seqs, max_model_len)",
-            f"{fit} sequences of this length fit; or lower max_model_len, or use "
+            f"lower max_num_seqs ({fit} sequences of this length fit) or max_model_len, or use "
             'cache_dtype="int8".',
         )
 
@@ -116,24 +117,24 @@ def check_request(
     max_length: int,
     tokenizer: Tokenizer | None,
 ) -> None:
-    """Raises ConfigError or DataError, with the numbers, for a request that an engine cannot run.
+    """Raises ConfigError or DataError, with the sizes, if an engine cannot run this request.
 
     Args:
-      vocab_size: the number of ids that a prompt may have.
-      max_length: the limit of prompt and new tokens together.
+      vocab_size: prompt ids must be below this.
+      max_length: maximum of prompt and new tokens together.
     """
     read_ids(request.prompt, vocab_size, "Request(prompt)", DataError)
     check_stop_token_ids(request.sampling, config.vocab_size)
     if request.sampling.stop and tokenizer is None:
         raise ConfigError(
-            "stop strings need a tokenizer, and the engine has none.",
+            "stop strings need a tokenizer, but the engine has none.",
             "stop",
             "pass tokenizer= to the engine.",
         )
     length, new = len(request.prompt), request.sampling.max_new_tokens
     if length + new > max_length:
         raise DataError(
-            f"{length} prompt tokens and {new} new ones exceed max_model_len={max_length}.",
+            f"{length} prompt tokens plus {new} new tokens exceed max_model_len={max_length}.",
             "prompt, max_new_tokens",
             f"request at most {max(max_length - length, 0)} new tokens, shorten "
             "the prompt, or raise the engine's max_model_len.",

@@ -1,4 +1,4 @@
-"""Which decode slot a request gets, and how much of an earlier prompt it reuses there."""
+"""Prefix caching: assigns a request to a decode slot and reuses the prefix of an earlier prompt."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ class CachedPrompt:
     """The prompt in a slot's cache: its first `filled` tokens, computed in full chunks.
 
     Generated tokens, which follow the prompt, do not count. They were computed one at a time, with
-    other rounding, so a request that reused them would depend on earlier requests.
+    different rounding, so a request that reused them would depend on earlier requests.
     """
 
     prompt: Sequence[int] = ()
@@ -27,7 +27,7 @@ class CachedPrompt:
 class Placement:
     slot: int
     source: int | None  # the slot whose first positions are reused, possibly `slot` itself
-    shared: int  # the number of positions that are reused
+    shared: int  # the number of reused positions
 
 
 def place(
@@ -38,14 +38,14 @@ def place(
     chunk: int,
     same_rotation: Callable[[int, int], bool],
 ) -> Placement | None:
-    """Returns the slot for `prompt`.
+    """Returns the slot for `prompt`, or None if it must wait.
 
-    None: wait, for a free slot or until another slot has computed the same prompt.
+    A prompt waits for a free slot, or until another slot has computed the same prompt.
 
     Args:
-      cached: what each slot holds.
+      cached: the prompt in each slot's cache.
       free: slots without a request.
-      same_rotation: whether prompts of two lengths have the same positional encoding.
+      same_rotation: returns whether prompts of two lengths have the same positional encoding.
     """
     if not free:
         return None
@@ -55,7 +55,7 @@ def place(
             return None
         same = same_rotation(len(prompt), len(held.prompt))
         shared = reusable_tokens(prompt, held, chunk) if same else 0
-        # Of equal ones a free slot wins, because nothing has to be copied then.
+        # On a tie, prefer a free slot, because it needs no copy.
         if shared > best_shared or (shared == best_shared > 0 and slot in free):
             best, best_shared = slot, shared
     oldest = min(free, key=lambda slot: cached[slot].clock)
@@ -65,7 +65,8 @@ def place(
 def reusable_tokens(prompt: Sequence[int], held: CachedPrompt, chunk: int) -> int:
     """Returns how many tokens of `prompt` the slot can reuse.
 
-    All of them for the same prompt; otherwise full chunks, and never the last token.
+    An identical prompt is reused entirely. Otherwise only full chunks are, and never the last
+    token.
     """
     if held.complete and held.prompt == prompt:
         return len(prompt)

@@ -1,8 +1,8 @@
-"""The scheduler: which request gets which decode slot, and which prompt chunks come next.
+"""The scheduler: assigns requests to decode slots and selects the next prompt chunks.
 
-This is the part of the engine that runs on the host; batch.py runs on the devices. Prompts are
-split into chunks at fixed positions, and chunks of one size are always computed in groups of the
-same size. Neither depends on the other requests.
+This part of the engine runs on the host; batch.py runs on the devices. Prompts are split into
+chunks at fixed positions, and chunks of a given size are always computed in groups of a fixed size.
+Neither depends on other requests.
 """
 
 import collections
@@ -19,8 +19,8 @@ from qwen_jax.inference.request import Request
 from qwen_jax.inference.stream import TextStream
 
 SMALLEST_CHUNK = 16
-_SHORT = 128  # tokens of short prompts that are computed together
-_IDLE_FACTOR = 4  # times as many prompt tokens in a step in which no slot decodes
+_SHORT = 128  # tokens in a group of short chunks that are computed together
+_IDLE_FACTOR = 4  # factor on the prompt tokens of a step in which no slot decodes
 
 
 @dataclasses.dataclass
@@ -35,21 +35,21 @@ class Choice:
 
 
 class Chunk(NamedTuple):
-    """Chunks of prompts that are computed together: the arguments of batch.prefill, int32."""
+    """Prompt chunks that are computed together: the arguments of batch.prefill, int32."""
 
     tokens: np.ndarray  # [P, T]
-    num_tokens: np.ndarray  # [P]; how many are real
+    num_tokens: np.ndarray  # [P]; number of real tokens in each chunk
     slots: np.ndarray  # [P]; an index past the last slot is padding
-    starts: np.ndarray  # [P]
-    prompt_lengths: np.ndarray  # [P]
+    starts: np.ndarray  # [P]; cache position of each chunk's first token
+    prompt_lengths: np.ndarray  # [P]; length of the full prompt
 
 
 class Scheduler:
-    """The waiting and the running completions, and the prompt in each slot's cache.
+    """Tracks waiting and running completions, and the prompt in each slot's cache.
 
     Args:
-      num_slots: completions that run at the same time.
-      chunk: tokens of a prompt computed at a time; a power of two.
+      num_slots: number of decode slots, that is, of completions that run concurrently.
+      chunk: prompt tokens computed at a time; a power of two.
     """
 
     def __init__(self, config: ModelConfig, *, num_slots: int, chunk: int):
@@ -65,13 +65,13 @@ class Scheduler:
         return bool(self.waiting) or any(choice is not None for choice in self.running)
 
     def choice(self, slot: int) -> Choice:
-        """Returns the completion that runs in a slot, which must have one."""
+        """Returns the completion in a slot, which must not be idle."""
         choice = self.running[slot]
         assert choice is not None, f"slot {slot} is idle"
         return choice
 
     def admit(self) -> Iterator[tuple[Choice, Placement]]:
-        """Assigns slots to waiting completions, in order, while there are free slots."""
+        """Assigns slots to waiting completions, in order, while slots are free."""
         while self.waiting:
             choice = self.waiting[0]
             prompt = choice.request.prompt
@@ -88,10 +88,10 @@ class Scheduler:
             yield choice, placement
 
     def prefill(self) -> Iterator[Chunk | int]:
-        """Yields a step's work on prompts, oldest first: chunks, and slots that start decoding.
+        """Yields a step's prompt work, oldest first: chunks, and slots that start decoding.
 
-        While other slots decode, a step computes the tokens of one chunk, because they wait for
-        it. Otherwise it computes more.
+        While other slots decode, a step computes only one chunk of tokens, because those slots
+        wait for it. Otherwise it computes more.
         """
         budget = self._chunk * (1 if self.decoding.any() else _IDLE_FACTOR)
         prefilling = [
@@ -114,11 +114,11 @@ class Scheduler:
             yield chunk
 
     def release(self, slot: int) -> None:
-        """Frees a slot whose completion has finished; its cached prompt stays."""
+        """Frees a slot whose completion has finished; keeps its cached prompt."""
         self.running[slot], self.decoding[slot] = None, False
 
     def remove(self, request_id: int) -> Choice | None:
-        """Removes a waiting or running completion; None if it has finished."""
+        """Removes and returns a waiting or running completion; None if it has finished."""
         for choice in self.waiting:
             if choice.id == request_id:
                 self.waiting.remove(choice)
@@ -137,12 +137,12 @@ class Scheduler:
     def _group_size(self, size: int) -> int:
         """Returns how many chunks of a size are computed together.
 
-        The number is fixed, because rounding must not depend on the other requests.
+        The number is fixed, because rounding must not depend on other requests.
         """
         return max(1, min(len(self.running), _SHORT // size))
 
     def _next_chunk(self, slots: list[int], size: int) -> Chunk:
-        """Returns the next `size` tokens of some slots and counts them as filled."""
+        """Returns the next `size` tokens of each of `slots`, and marks them as filled."""
         P = self._group_size(size)
         tokens = np.zeros((P, size), np.int32)
         num_tokens, starts, lengths = (np.zeros(P, np.int32) for _ in range(3))
@@ -157,13 +157,13 @@ class Scheduler:
         return Chunk(tokens, num_tokens, targets, starts, lengths)
 
     def _same_rotation(self, one: int, other: int) -> bool:
-        """Returns whether prompts of two lengths are rotated alike (dynamic NTK, report 2.5)."""
+        """Returns whether two prompt lengths have the same rotation (dynamic NTK, report 2.5)."""
         return _ntk_doublings(one, self._config) == _ntk_doublings(other, self._config)
 
 
 @functools.lru_cache(maxsize=4096)
 def _ntk_doublings(length: int, config: ModelConfig) -> tuple[int, ...]:
-    """Returns how often the training length doubles within each layer's view of a prompt."""
+    """Returns, per attention window, how often the training length doubles to cover a prompt."""
     if not config.extension.dynamic_ntk:
         return ()
     seen = [min(length, window) for window in config.extension.windows or (length,)]

@@ -1,13 +1,15 @@
-"""The decoder over a KV cache: the same model, a few new tokens of each sequence at a time.
+"""The decoder with a KV cache: runs the model on a few new tokens of each sequence at a time.
 
-New tokens attend to one another and then, with a running maximum, to the cache block by block. A
-block past the end of a sequence changes no bit, so a result does not depend on the lengths of other
-sequences. New entries are written to the cache at the end, for all layers together.
+New tokens attend to one another and then to the cache, block by block, with an online softmax. A
+block past the end of a sequence leaves its result bit-identical, so a result does not depend on the
+lengths of other sequences. New entries are written to the cache at the end, for all layers
+together.
 
-Keys are cached rotated, each layer with its own base (rope.layer_extension). The prompt's length
-fixes the base for every layer and sequence. Unrotated keys could follow a conversation that grows
-past the next doubling, but all of them would be rotated again at every step, and they would still
-belong to hidden states of the old base. So a longer prompt is recomputed (batching/prefix.py).
+Keys are cached after rotation, each layer with its own base (rope.layer_extension). The prompt
+length determines the base for every layer and sequence. Unrotated keys would allow a conversation
+to grow past the next doubling. But every step would rotate all of them again, and they would still
+come from hidden states computed with the old base. A longer prompt is therefore recomputed
+(batching/prefix.py).
 
 B sequences, T new tokens, C positions in a block, D model, N heads, K key-value heads, G = N / K,
 H head size, V vocabulary, L layers.
@@ -45,7 +47,7 @@ from qwen_jax.parallel.sharding import constrain
 from qwen_jax.types import Array, CacheBlock, KVCache, LayerParams, Params
 
 _MASKED = -1e30  # finite: exp(_MASKED - _MASKED) is 1, not NaN
-_QUERY_CHUNK = 128  # queries of a long prompt that are computed together
+_QUERY_CHUNK = 128  # queries of a long prompt computed at a time
 
 
 def forward_cached(
@@ -59,22 +61,23 @@ def forward_cached(
     prompt_lengths: Array | None = None,
     empty: bool = False,
 ) -> tuple[Array, KVCache]:
-    """Runs the model on the next `tokens` of some sequences, which continue their cached tokens.
+    """Runs the model on the next `tokens` of each sequence, which follow its cached tokens.
 
     A sequence's first call, with an empty cache, fixes NTK's alpha for later calls (report 2.5).
 
     Args:
-      params: weights, in the model's order or, faster on a CPU, prepacked by weights.prepack (with
-        a cache made layer_by_layer).
+      params: weights in the model's layout or prepacked by weights.prepack, which is faster on a
+        CPU and needs a cache with layer_by_layer=True.
       tokens: int32 [B, T]; the first num_tokens[b] of sequence b are real, the rest is padding on
-        the right. For a sequence in use, length + T must not exceed the cache's length.
-      num_tokens: int32 [B]; None: all T. A sequence with 0 does not change.
+        the right. For an active sequence, length + T must not exceed the cache's length.
+      num_tokens: int32 [B], the number of real tokens of each sequence, which does not change if
+        it is 0; None: all T.
       slots: int32 [B], the distinct decode slots of the sequences; an index past the last slot is
         padding. None: all slots, in order.
-      prompt_lengths: int32 [B], the full prompt's length if the first call has only a part of it;
-        None: num_tokens.
-      empty: the caller knows that the cache has no tokens of these sequences. T may then be long,
-        and training's attention kernel is used.
+      prompt_lengths: int32 [B], the length of the full prompt if the first call has only part of
+        it; None: num_tokens.
+      empty: whether the cache is known to have no tokens of these sequences. T may then be large,
+        and the training attention kernel is used.
 
     Returns:
       Logits float32 [B, V] after each sequence's last real token, and the cache.
@@ -103,7 +106,7 @@ def forward_cached(
     if config.extension.windows is None:  # otherwise each layer has its own codes
         codes = jax.lax.optimization_barrier(new.position_codes(new.positions, window=None))
     block = functools.partial(_layer, new=new, codes=codes)
-    # All reads come before the first write; otherwise XLA copies the blocks that it still reads.
+    # All reads precede the first write; otherwise XLA copies the blocks that are read later.
     x, pairs = jax.lax.optimization_barrier(_over_layers(block, x, cache, params.layers, config))
     cache = kv_cache.write(cache, pairs, slots=slots, start_B=lengths, num_tokens_B=counts)
     x = x if x.shape[1] == 1 else new.take_last(x)
@@ -119,14 +122,14 @@ def forward_cached(
 
 @dataclasses.dataclass(frozen=True)
 class _NewTokens:
-    """What the layers need to know about a call's tokens."""
+    """Metadata of a call's new tokens, shared by all layers."""
 
     positions: Array  # int32 [B, T]
-    last: Array  # int32 [B, 1]; index among the T of each sequence's last real token
-    lengths: Array  # int32 [B]; tokens already in the cache
-    num_tokens: Array  # int32 [B]
-    ntk_lengths: Array  # int32 [B]
-    slots: Array | None  # int32 [B]
+    last: Array  # int32 [B, 1]; index of each sequence's last real token in T
+    lengths: Array  # int32 [B]; number of tokens already in the cache
+    num_tokens: Array  # int32 [B]; number of real new tokens
+    ntk_lengths: Array  # int32 [B]; prompt lengths, which determine NTK's alpha
+    slots: Array | None  # int32 [B]; decode slots; None: all, in order
     empty: bool
     config: ModelConfig
 
@@ -136,7 +139,7 @@ class _NewTokens:
         return jnp.take_along_axis(y, index, axis=1, mode="promise_in_bounds")
 
     def position_codes(self, positions_BT: Array, *, window):
-        """Returns the rotary table and LogN's factors (or None) of a layer with `window` tokens."""
+        """Returns the rotary table and LogN factors (or None) for a layer with this window."""
         config = self.config
         alpha, query_scale = rope.layer_extension(self.ntk_lengths, positions_BT, window, config)
         table = rope.rotary_table(
@@ -156,11 +159,11 @@ def _layer(
     codes,
     only_last: bool = False,
 ):
-    """Runs one decoder layer over the cache: x [B, T, D] after it, and its new keys and values.
+    """Runs one decoder layer over the cache; returns x [B, T, D], and the new keys and values.
 
     Args:
-      codes: the position codes of new.positions; None: this layer's own.
-      only_last: return x for each sequence's last real token only, [B, 1, D].
+      codes: the position codes of new.positions; None: compute this layer's own.
+      only_last: whether to return x only for each sequence's last real token, [B, 1, D].
     """
     config = new.config
     codes = new.position_codes(new.positions, window=window) if codes is None else codes
@@ -204,10 +207,10 @@ def _layer(
 
 
 def _over_layers(block, x, cache: KVCache, layers, config: ModelConfig):
-    """Returns x after all layers, and the new keys and values per stack of layers in the cache.
+    """Runs all layers; returns x, and the new keys and values of each stack in the cache.
 
-    If layers are not scanned, the last one computes only its keys, its values and the last token.
-    That saves a fifth of a prompt's work in a toy model of four layers.
+    If layers are not scanned, the last layer computes keys and values for all tokens, but the rest
+    only for the last token. This saves a fifth of the prefill compute of a four-layer toy model.
     """
     windows, new = config.extension.windows, []
     if isinstance(layers, tuple):
@@ -226,7 +229,7 @@ def _over_layers(block, x, cache: KVCache, layers, config: ModelConfig):
             new = [tuple(map(jnp.concatenate, zip(*new, strict=True)))]
         return x, new
     assert len(cache.blocks) == 1, "a cache made layer_by_layer needs prepacked weights"
-    # The cache is only read here, so the scan carries no array of its size.
+    # The scan only reads the cache, so its carry has no array of that size.
     x, pair = jax.lax.scan(
         lambda x, xs: block(x, xs[0], cache.blocks[0], *xs[1:]),
         x,
@@ -248,13 +251,13 @@ def _attend(
     slots: Array | None,
     window,
 ) -> Array:
-    """Attention of new tokens over themselves and over the cache of layer `index`.
+    """Computes attention of the new tokens to themselves and to the cache of layer `index`.
 
     Args:
       query_at, key_at: positions of the queries [B, T] and of the new keys.
 
     Returns:
-      [B, T, N, H] in q's dtype; softmax statistics are float32.
+      The output [B, T, N, H] in q's dtype; softmax statistics are float32.
     """
     B, T, N, H = q_BTNH.shape
     K = k_BTKH.shape[2]
@@ -281,28 +284,29 @@ def _attend(
                 visible = visible & (key_position >= first_seen)
             return _add(carry, q, keys, values, visible)
 
-        # A block that no sequence needs is not read.
+        # Skip blocks that no sequence needs.
         carry = jax.lax.cond(
             (longest > begin) & (earliest < end), add_block, lambda carry: carry, carry
         )
     _, total, out = carry
-    out = (out / total).astype(q.dtype)  # the sum is positive: every token sees itself
+    out = (out / total).astype(q.dtype)  # the sum is positive: every token attends to itself
     return out.reshape(B, K, T, G, H).transpose(0, 2, 1, 3, 4).reshape(B, T, N, H)
 
 
 def _over_new(q, keys, values, key_at, position, first_seen, *, group: int):
-    """The online softmax of `_add` over the new keys.
+    """Returns the online-softmax carry of `_add` over the new keys.
 
     Args:
       q: [B, K, T G, H]; keys, values: [B, K, T, H].
-      position, first_seen: of each query, [B, 1, T G, 1]; first_seen None: no window.
-      group: G, query heads of a key-value head.
+      position, first_seen: the position of each query and the first position that it attends to,
+        [B, 1, T G, 1]; first_seen=None: no window.
+      group: G, query heads per key-value head.
     """
     B, K, M, H = q.shape
     T, new = M // group, keys.shape[2]
 
     def attend(begin: int, end: int, seen: int):
-        """Queries `begin` to `end` over the first `seen` of the new keys."""
+        """Returns the carry of queries `begin` to `end` over the first `seen` new keys."""
         at, part = key_at[:, None, None, :seen], slice(begin * group, end * group)
         visible = at <= position[:, :, part]
         if first_seen is not None:
@@ -317,16 +321,16 @@ def _over_new(q, keys, values, key_at, position, first_seen, *, group: int):
 
     if T != new:  # only the last token of each sequence
         return attend(0, T, new)
-    # A chunk of queries sees no new key past its own end.
+    # A chunk of queries attends to no new key past its own end.
     ends = [*range(0, T, _QUERY_CHUNK), T]
     chunks = [attend(*bounds, seen=bounds[1]) for bounds in itertools.pairwise(ends)]
     return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=2), *chunks)
 
 
 def _grouped(cached: tuple[CacheBlock, ...], *, min_size: int):
-    """Yields neighboring blocks of `min_size` positions together, with their begin and end.
+    """Yields groups of adjacent blocks of at least `min_size` positions, with begin and end.
 
-    Joining blocks pays off for many queries, but not for one.
+    Concatenating blocks pays off for many queries, but not for one.
     """
     edges, first = kv_cache.starts(cached), 0
     for i, end in enumerate(edges[1:], 1):
@@ -336,7 +340,7 @@ def _grouped(cached: tuple[CacheBlock, ...], *, min_size: int):
 
 
 def _read(block: CacheBlock, index, slots: Array | None, dtype) -> tuple[Array, Array]:
-    """Returns keys and values [B, K, C, H] of a layer for the sequences of a call."""
+    """Returns a layer's keys and values [B, K, C, H] for the sequences of a call."""
 
     def part(x):
         x = x[0] if x.shape[0] == 1 else jax.lax.dynamic_index_in_dim(x, index, keepdims=False)
@@ -350,7 +354,7 @@ def _read(block: CacheBlock, index, slots: Array | None, dtype) -> tuple[Array, 
 
 
 def _add(carry, q: Array, k: Array, v: Array, visible: Array):
-    """Adds a block to an online softmax; carry is the maximum, sum and weighted values so far.
+    """Adds a block to an online softmax; the carry is (maximum, sum, weighted values) so far.
 
     q [B, K, M, H], k and v [B, K, C, H], visible broadcasts to [B, K, M, C].
     """
@@ -362,8 +366,8 @@ def _add(carry, q: Array, k: Array, v: Array, visible: Array):
     new_top = jnp.maximum(top, jnp.max(scores, axis=-1, keepdims=True))
     weights, rescale = jnp.exp(scores - new_top), jnp.exp(top - new_top)
     if q.shape[0] == q.shape[2] == 1:
-        # One query of one sequence: with two such matmuls in a block, XLA:CPU needs ten seconds
-        # more to compile a small model.
+        # One query of one sequence: with two such matmuls per block, XLA:CPU takes ten seconds
+        # longer to compile a small model.
         part = jnp.sum(weights[:, :, 0, :, None] * v.astype(jnp.float32), axis=2)[:, :, None]
     else:
         part = jax.lax.dot_general(

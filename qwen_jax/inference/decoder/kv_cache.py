@@ -1,10 +1,10 @@
-"""The KV cache: its size, its blocks, and how new tokens are written.
+"""The KV cache: its size, its blocks, and writes of new tokens.
 
 Positions are split into blocks at fixed boundaries, small blocks first. Short sequences are then
 cheap, and long ones need few operations. Attention reads full blocks (cached_forward.py).
 
-B sequences of a call, T new tokens, S positions, C positions in a block, K key-value heads,
-H head size, X: H or 2, l layers of an array.
+B sequences in a call, T new tokens, S positions, C positions in a block, K key-value heads,
+H head size, X: H or 2, l layers in an array.
 """
 
 import functools
@@ -27,7 +27,7 @@ def block_sizes(max_length: int) -> tuple[int, ...]:
     """Returns the block sizes of a cache of `max_length` positions.
 
     Blocks end at 64, 96, 128, 192, 256, 384, 512 and so on, two per doubling. At most a third of
-    the positions that are read are past the longest sequence.
+    the positions read are past the end of the longest sequence.
     """
     size, ends = BLOCK, []
     while size < max_length:
@@ -48,10 +48,10 @@ def init_cache(
     """Returns an empty cache of at least `max_length` positions per sequence, 2 L B S K H entries.
 
     Args:
-      dtype: of the entries; "int8" adds two float32 numbers per token, head, and key or value.
-        None: config.compute_dtype.
-      layer_by_layer: one array per layer, for the prepacked weights of decoder/weights.py;
-        otherwise one array for all layers, for layers that are scanned.
+      dtype: dtype of the entries; "int8" adds two float32 numbers per token, head, and key or
+        value. None: config.compute_dtype.
+      layer_by_layer: whether to use one array per layer, for the prepacked weights of
+        decoder/weights.py; otherwise one array holds all layers, which are scanned.
     """
     if max_length > BLOCK:
         max_length = -(-max_length // BLOCK) * BLOCK
@@ -82,7 +82,7 @@ def init_cache(
 
 
 def cache_bytes(config: ModelConfig, batch_size: int, max_length: int, *, dtype=None) -> int:
-    """Returns the bytes of such a cache, summed over all devices."""
+    """Returns the size in bytes of a cache from `init_cache`, summed over all devices."""
     make = functools.partial(init_cache, config, batch_size, max_length, dtype=dtype)
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(make)))
 
@@ -93,9 +93,9 @@ def starts(blocks: tuple[CacheBlock, ...]) -> tuple[int, ...]:
 
 
 def quantize(x: Array) -> tuple[Array, Array]:
-    """Returns int8 entries shaped like x, and float32 [..., 2], scale and shift.
+    """Returns int8 entries shaped like x, and their scale and shift, float32 [..., 2].
 
-    x = entry * scale + shift. The minimum and maximum over the last axis are the ends of the 256
+    x = entry * scale + shift. The minimum and maximum over the last axis map to the ends of the 256
     levels, so the error is at most half of (max - min) / 255.
     """
     x = x.astype(jnp.float32)
@@ -109,7 +109,7 @@ def quantize(x: Array) -> tuple[Array, Array]:
 
 
 def dequantize(entries: Array, scales: Array | None, dtype) -> Array:
-    """Returns the values of quantized (or plain) entries, in `dtype`."""
+    """Returns the values of quantized or plain entries, in `dtype`."""
     if scales is None:
         return entries.astype(dtype)
     return (entries.astype(jnp.float32) * scales[..., :1] + scales[..., 1:]).astype(dtype)
@@ -121,7 +121,7 @@ def take_slots(x: Array, slots: Array | None, axis: int = 0) -> Array:
 
 
 def put_slots(x: Array, new: Array, slots: Array | None) -> Array:
-    """Returns x with `new` in some decode slots (axis 0); indices past the last are dropped."""
+    """Returns x with `new` in some decode slots (axis 0); drops indices past the last slot."""
     return new if slots is None else x.at[slots].set(new, mode="drop", unique_indices=True)
 
 
@@ -133,19 +133,20 @@ def write(
     start_B: Array,
     num_tokens_B: Array,
 ) -> KVCache:
-    """Writes the new tokens of all layers at their positions; `lengths` do not change.
+    """Writes the new tokens of all layers at their positions; does not change `lengths`.
 
     Args:
       new: keys and values [l, B, T, K, H] for each of the cache's stacks of layers.
       slots: int32 [B], the decode slots of the sequences in `new`; None: all, in order.
       start_B: int32; the position of each sequence's first new token.
-      num_tokens_B: int32; how many of the T are real. Others are not written.
+      num_tokens_B: int32; the number of real tokens of each sequence. Padding is not written.
     """
     edges = starts(cache.blocks[0])
     entries = tuple(
         _entries(*pair, like=stack[0]) for pair, stack in zip(new, cache.blocks, strict=True)
     )
-    by_range = list(zip(*cache.blocks, strict=True))  # per range of positions, every stack's block
+    # The blocks of all stacks, per range of positions.
+    by_range = list(zip(*cache.blocks, strict=True))
     if new[0][0].shape[2] > 1:
         put = functools.partial(_write_many, edges, by_range, entries)
     elif len(cache.blocks) > 1:
@@ -165,7 +166,7 @@ def _entries(k_lBTKH: Array, v_lBTKH: Array, *, like: CacheBlock) -> CacheBlock:
 
 
 def _write_many(edges, by_range, entries, slots, start_B, num_tokens_B):
-    """Several tokens per sequence: selects, in each block that is touched, old or new entries."""
+    """Writes several tokens per sequence: selects old or new entries in each touched block."""
 
     def put(begin, end, blocks):
         position = jnp.arange(begin, end, dtype=jnp.int32)
@@ -194,7 +195,7 @@ def _write_many(edges, by_range, entries, slots, start_B, num_tokens_B):
 
 
 def _write_in_loop(edges, by_range, entries, slots, start_B, num_tokens_B):
-    """One token per sequence, on a CPU: one loop, where XLA:CPU's scatter is a loop per array."""
+    """Writes one token per sequence on a CPU in one loop; XLA:CPU's scatter loops per array."""
     block_B = jnp.searchsorted(np.asarray(edges[1:], np.int32), start_B, side="right")
     in_use_B = num_tokens_B > 0
     if slots is not None:
@@ -223,7 +224,10 @@ def _write_in_loop(edges, by_range, entries, slots, start_B, num_tokens_B):
 
 
 def _write_by_scatter(edges, by_range, entries, slots, start_B, num_tokens_B):
-    """One token per sequence, elsewhere: a scatter per array, which drops other blocks' tokens."""
+    """Writes one token per sequence on other devices: a scatter per array and block.
+
+    Each scatter drops the tokens of other blocks.
+    """
     if slots is None:
         slots = jnp.arange(start_B.shape[0], dtype=jnp.int32)
 

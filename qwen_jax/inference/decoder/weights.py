@@ -1,4 +1,4 @@
-"""Weights for decoding: cast once, and on a CPU prepacked in the order that decodes fastest.
+"""Weights for decoding: cast once, and on a CPU prepacked in the layout that decodes fastest.
 
 B batch, T positions, V vocabulary, D model, N heads, K key-value heads, H head size, F ffn,
 E outputs of a matrix.
@@ -15,11 +15,11 @@ from qwen_jax.kernels.platform import target_of
 from qwen_jax.model.layers import gated_silu
 from qwen_jax.types import Array, LayerParams, Params
 
-_TOKEN_CHUNK = 256  # tokens of a sequence whose widest arrays, [T, 2 F], are computed at a time
+_TOKEN_CHUNK = 256  # tokens per chunk of the MLP, which limits its widest arrays, [T, 2 F]
 
 
 class PrepackedLayer(PyTreeNode):
-    """A layer's weights. Inputs are the last axis; matrices with the same input are joined."""
+    """A layer's weights. The input axis is last; matrices with equal inputs are concatenated."""
 
     attention_norm: Array  # [D]
     w_qkv: Array  # [(N + 2 K) H, D]
@@ -31,21 +31,21 @@ class PrepackedLayer(PyTreeNode):
 
 
 class PrepackedParams(PyTreeNode):
-    """The weights layer by layer.
+    """The weights, with separate arrays for each layer.
 
-    A CPU multiplies a few rows fastest in this order. With stacked weights, XLA:CPU would copy
+    A CPU multiplies a few rows fastest in this layout. With stacked weights, XLA:CPU would copy
     each layer's weights at every step.
     """
 
     embed: Array  # [V, D]
     layers: tuple[PrepackedLayer, ...]
     final_norm: Array  # [D]
-    head: Array | None  # [V, D]; None: the embedding
+    head: Array | None  # [V, D]; None: tied to the embedding
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def for_decoding(params: Params, *, config: ModelConfig) -> Params | PrepackedParams:
-    """Returns `params` in config.compute_dtype, cast once instead of at every token.
+    """Returns `params` in config.compute_dtype, cast once instead of for every token.
 
     On a single CPU they are also prepacked (PrepackedParams). The result is a second copy of the
     weights unless nothing changes.
@@ -56,7 +56,7 @@ def for_decoding(params: Params, *, config: ModelConfig) -> Params | PrepackedPa
 
 
 def prepack(params: Params) -> PrepackedParams:
-    """Returns the weights in the order of PrepackedParams."""
+    """Returns the weights in the layout of PrepackedParams."""
 
     def prepacked(layer: LayerParams) -> PrepackedLayer:
         a, D = layer.attention, layer.mlp_norm.shape[0]
@@ -80,11 +80,11 @@ def prepack(params: Params) -> PrepackedParams:
 
 
 def prepacked_linear(x_BTD: Array, weight_ED: Array, dtype=None) -> Array:
-    """layers.linear with a prepacked weight. (x W.T would be transposed again at every step.)"""
+    """Applies layers.linear with a prepacked weight; x W.T would transpose it at every step."""
     B, T, _ = x_BTD.shape
     weight_ED = weight_ED.astype(x_BTD.dtype)
     if (B, T) == (1, 1) and x_BTD.dtype == jnp.bfloat16:
-        # XLA:CPU has no fast matmul of a single bfloat16 row, but it has one of two rows.
+        # XLA:CPU has a fast bfloat16 matmul for two rows, but not for one.
         x_BTD = jnp.concatenate([x_BTD, x_BTD], axis=1)
     y = jax.lax.dot_general(
         x_BTD, weight_ED, (((2,), (1,)), ((), ())), preferred_element_type=dtype
@@ -101,7 +101,7 @@ def prepacked_qkv(x_BTD: Array, layer: PrepackedLayer, config: ModelConfig):
 
 
 def prepacked_swiglu(x_BTD: Array, layer: PrepackedLayer) -> Array:
-    """layers.swiglu with prepacked weights."""
+    """Applies layers.swiglu with prepacked weights."""
 
     def chunk(x):
         gate_BTF, up_BTF = jnp.split(prepacked_linear(x, layer.w_gate_up), 2, axis=-1)
