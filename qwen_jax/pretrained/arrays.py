@@ -29,8 +29,8 @@ def load_sharded(
     `empty` becomes the shard without a copy.
 
     Args:
-      sharding: None: the default device.
-      read: index -> that slice of the array, on the host.
+      sharding: the target sharding; None: the default device.
+      read: maps an index to that slice of the array, on the host.
     """
     full = tuple(slice(0, size) for size in shape)
     if sharding is None:
@@ -46,14 +46,14 @@ def load_sharded(
         for device in copies:
             placed[device] = jax.block_until_ready(jax.device_put(block, device))
         del block
-        gc.collect(0)  # JAX frees a block that it has copied at the next collection
+        gc.collect(0)  # JAX frees a copied block only at the next collection
     return jax.make_array_from_single_device_arrays(
         shape, sharding, [placed[device] for device in devices]
     )
 
 
 def empty(shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """numpy.empty with an alignment that lets JAX on a CPU use the memory without a copy."""
+    """Like numpy.empty, aligned so that JAX on a CPU uses the memory without a copy."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     raw = np.empty(size + _ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % _ALIGNMENT
@@ -64,7 +64,7 @@ def cast(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
     """Casts `array` to `dtype`.
 
     Raises:
-      CheckpointError: a finite value becomes infinite; the error names the tensor `name`.
+      CheckpointError: a finite value overflows to infinity; the error names the tensor `name`.
     """
     if array.dtype == np.dtype(dtype):
         return array
@@ -82,7 +82,7 @@ def cast(array: np.ndarray, dtype: str, name: str) -> np.ndarray:
 def fetch(array: jax.Array | np.ndarray, index: Index) -> np.ndarray:
     """Returns array[index] on the host; transfers only this slice from the devices.
 
-    If the array spans processes, every process must fetch the same slice, and receives it.
+    If the array spans processes, every process must fetch the same slice, and each receives it.
     """
     if isinstance(array, np.ndarray):
         return array[index]
@@ -115,7 +115,7 @@ def fetch(array: jax.Array | np.ndarray, index: Index) -> np.ndarray:
 
 
 def bounded(index: Index, shape: tuple[int, ...]) -> Index:
-    """Replaces every None in `index` by the bound that it stands for."""
+    """Replaces None in the slices of `index` with explicit bounds."""
     return tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, shape, strict=True))
 
 

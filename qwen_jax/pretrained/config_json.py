@@ -18,7 +18,7 @@ from qwen_jax.pretrained.layouts import (
 )
 
 _KNOWN = (
-    "choose a dense Qwen, Qwen1.5 or Qwen2 checkpoint in float32, bfloat16 or float16 "
+    "use a dense Qwen, Qwen1.5 or Qwen2 checkpoint in float32, bfloat16 or float16 "
     "(model_type qwen or qwen2)."
 )
 
@@ -61,12 +61,14 @@ def read_config(raw: dict[str, Any], layout: Layout, where: pathlib.Path) -> dic
             fields[setting.field] = setting.default
     if missing:
         raise ConfigError(
-            f"config.json lacks {', '.join(missing)}.",
+            f"config.json has no {', '.join(missing)}.",
             str(where),
             f"use the complete config.json of a {layout.model_type!r} model.",
         )
     if layout is not QWEN:
-        fields["extension"] = ContextExtension(dynamic_ntk=False, logn=False)  # it has neither
+        fields["extension"] = ContextExtension(
+            dynamic_ntk=False, logn=False
+        )  # the layout has neither
     else:
         fields["extension"] = ContextExtension(
             **{name.partition(".")[2]: fields.pop(name) for name in list(fields) if "." in name}
@@ -80,7 +82,7 @@ def read_config(raw: dict[str, Any], layout: Layout, where: pathlib.Path) -> dic
     config = ModelConfig(**fields)  # raises its own errors
     if problems := unsupported(layout, config):
         raise ConfigError(
-            f"the settings do not fit a {layout.model_type!r} model: {'; '.join(problems)}.",
+            f"the settings are invalid for a {layout.model_type!r} model: {'; '.join(problems)}.",
             str(where),
             "check the file and its model_type.",
         )
@@ -93,8 +95,8 @@ def write_config(
     """Returns the config.json of `config`.
 
     Args:
-      dtype: of the weights.
-      end_of_text: the id that ends a text; None: without a tokenizer.
+      dtype: dtype of the weights.
+      end_of_text: the id of <|endoftext|>; None: there is no tokenizer.
     """
     filled = dataclasses.replace(config, num_kv_heads=config.kv_heads, head_size=config.head_dim)
     written = {
@@ -108,18 +110,18 @@ def write_config(
     for setting in layout.settings:
         written[setting.keys[0]] = setting.write(operator.attrgetter(setting.field)(filled))
     if layout is QWEN:
-        # The length limit of the released code beyond training: 4 times in the released configs.
+        # The length limit of the released code: 4 times the training length in released configs.
         stretch = 4 if config.extension.dynamic_ntk else 1
         written["max_position_embeddings"] = stretch * config.context_length
     elif config.head_dim * config.num_heads == config.hidden_size:
-        del written["head_dim"]  # as released
+        del written["head_dim"]  # as in released configs
     return written
 
 
 def write_generation_config(
     layout: Layout, *, end_of_text: int | None, im_end: int | None
 ) -> dict[str, Any]:
-    """Returns the generation_config.json: greedy sampling, and the ids that end a response.
+    """Returns the generation_config.json: greedy decoding, and the ids that end a response.
 
     Chat models end with <|im_end|>. Base models never generate it, so both ids always stop.
     """
@@ -160,7 +162,7 @@ def _refuse_unsupported(raw: dict[str, Any], layout: Layout, where: pathlib.Path
 
 
 def _flatten_rope(raw: dict[str, Any]) -> dict[str, Any]:
-    """Moves the rotary settings that transformers 5 keeps in a nested dict to plain keys."""
+    """Moves the rotary settings that transformers 5 nests in a dict to top-level keys."""
     raw = dict(raw)
     rope, scaling = raw.pop("rope_parameters", None) or {}, raw.pop("rope_scaling", None) or {}
     raw |= {key: rope[key] for key in ("rope_theta", "partial_rotary_factor") if key in rope}

@@ -12,7 +12,7 @@ from qwen_jax.pretrained.tensors import PRODUCER, producer_of
 from qwen_jax.utils.files import sync_folder
 from qwen_jax.utils.format import format_gb
 
-# The files of an export. A folder that holds anything else is never replaced.
+# The files of an export. A folder that contains anything else is never replaced.
 _PATTERNS = (
     "config.json",
     "generation_config.json",
@@ -31,7 +31,7 @@ _PATTERNS = (
 def atomic_folder(folder: pathlib.Path, *, needed_bytes: int) -> Iterator[pathlib.Path]:
     """Yields an empty temporary folder that is renamed to `folder` if the block succeeds.
 
-    An earlier export at `folder` is replaced only then, and kept if the block fails.
+    An earlier export at `folder` is replaced on success, and kept if the block fails.
 
     Raises:
       CheckpointError: `folder` is not an export by qwen_jax, or the disk is full.
@@ -63,7 +63,7 @@ def atomic_folder(folder: pathlib.Path, *, needed_bytes: int) -> Iterator[pathli
 
 def _full(folder: pathlib.Path, needed_bytes: int, free: int) -> CheckpointError:
     return CheckpointError(
-        f"the export needs {format_gb(needed_bytes)} and the disk has {format_gb(free)} free.",
+        f"the export needs {format_gb(needed_bytes)}, but only {format_gb(free)} is free.",
         str(folder),
         "free some disk space, or export to another disk.",
     )
@@ -74,7 +74,7 @@ def _check_replaceable(folder: pathlib.Path) -> None:
         return
     if not folder.is_dir():
         raise CheckpointError(
-            "a file with this name exists; an export is a folder.",
+            "this path is a file, but an export is a folder.",
             str(folder),
             "choose another path.",
         )
@@ -88,7 +88,7 @@ def _check_replaceable(folder: pathlib.Path) -> None:
     )
     if unknown or foreign:
         raise CheckpointError(
-            f"the folder exists and is not an export by qwen_jax: it holds "
+            f"the folder exists and is not an export by qwen_jax: it contains "
             f"{', '.join((unknown + foreign)[:10])}.",
             str(folder),
             "choose another path; only earlier exports and empty folders are replaced.",

@@ -1,4 +1,4 @@
-"""Reads the weights of a run folder, and writes weights as a run at step 0."""
+"""Reads the weights of a run folder, and writes weights as a new run at step 0."""
 
 import dataclasses
 import os
@@ -21,15 +21,15 @@ from qwen_jax.utils.files import sync_folder, write_json
 
 
 def is_run(raw: dict[str, Any]) -> bool:
-    """Whether a config.json is a run's, which has the model settings under "model"."""
+    """Returns whether a config.json is a run's, which has the model settings under "model"."""
     return isinstance(raw.get("model"), dict) and "model_type" not in raw
 
 
 def run_config(raw: dict[str, Any], folder: pathlib.Path) -> ModelConfig:
-    """Returns the ModelConfig of a run whose config.json holds `raw`.
+    """Returns the ModelConfig of a run whose config.json contains `raw`.
 
     Raises:
-      ConfigError: config.json has a setting that this version does not know.
+      ConfigError: config.json has a setting unknown to this version.
     """
     settings = raw["model"]
     extension = dict(settings.get("extension") or {})
@@ -50,11 +50,11 @@ def run_config(raw: dict[str, Any], folder: pathlib.Path) -> ModelConfig:
 
 
 class RunFolder:
-    """The newest good checkpoint of a run, opened for reading, like ReleasedFolder.
+    """The latest valid checkpoint of a run, opened for reading like a ReleasedFolder.
 
     Attributes:
-      config: its param_dtype is the dtype of arrays that `read` returns.
-      step: of the checkpoint.
+      config: the model config; its param_dtype is the dtype of arrays that `read` returns.
+      step: the step of the checkpoint.
     """
 
     def __init__(
@@ -67,17 +67,17 @@ class RunFolder:
         progress: Callable[[int], object] = lambda size: None,
         specs: Callable[[ModelConfig], Any] = param_specs,
     ):
-        """Verifies the checkpoint of the run whose config.json holds `raw`; for PPO, the policy's.
+        """Verifies the checkpoint of a run, whose config.json contains `raw`; for PPO, the policy.
 
         Args:
           param_dtype: dtype to cast to; None: as saved.
-          step: read only this checkpoint; None: the newest good one.
-          progress: called with the bytes of each chunk after it is read.
-          specs: parameter specs of the run, a language model's or a scoring model's.
+          step: the step of the checkpoint to read; None: the latest valid one.
+          progress: called with the size in bytes of each chunk after it is read.
+          specs: returns the parameter specs of the run, a language model or a scoring model.
 
         Raises:
-          ConfigError: config.json has a setting that this version does not know.
-          CheckpointError: there is no checkpoint, or none is complete.
+          ConfigError: config.json has a setting unknown to this version.
+          CheckpointError: no complete checkpoint is found.
         """
         from qwen_jax.checkpoint.parameters import open_params
 
@@ -95,7 +95,7 @@ class RunFolder:
         """Reads a slice of a weight, such as "layers.attention.wq", in config.param_dtype.
 
         Raises:
-          CheckpointError: a value is beyond the range of that dtype.
+          CheckpointError: a value overflows that dtype.
         """
         dtype = self.config.param_dtype
         out = empty(tuple(part.stop - part.start for part in index), dtype)
@@ -121,14 +121,14 @@ def save_run(
 ) -> None:
     """Writes these weights as a run folder at step 0, readable like any other run.
 
-    Training starts from it with --init_from. The folder is written atomically.
+    Training can start from it with --init_from. The folder is written atomically.
 
     Args:
       path: a new or empty folder.
-      tokenizer: a Tokenizer to save in the folder; None: without one.
+      tokenizer: a Tokenizer to save in the folder; None: no tokenizer.
 
     Raises:
-      CheckpointError: the folder is not empty, or the disk is too full.
+      CheckpointError: the folder is not empty, or there is too little disk space.
     """
     from qwen_jax.checkpoint.checkpointer import Checkpointer
 
@@ -146,7 +146,7 @@ def save_run(
         checkpoints.save(0, state, {})
         checkpoints.close()
         if jax.process_index() == 0:
-            record = Identity("pretrain", "params")._asdict()  # any language model
+            record = Identity("pretrain", "params")._asdict()  # fits any language model
             write_json(partial / "config.json", record | {"model": dataclasses.asdict(config)})
             if tokenizer is not None:
                 write_ranks(partial / "tokenizer.tiktoken", tokenizer.mergeable_ranks)

@@ -33,7 +33,7 @@ from qwen_jax.types import Params
 from qwen_jax.utils.files import read_json, write_json
 from qwen_jax.utils.format import format_gb
 
-_CHUNK_BYTES = 32 << 20  # of a tensor on the host at a time
+_CHUNK_BYTES = 32 << 20  # bytes of a tensor held on the host at a time
 _nothing: Callable[[int], object] = lambda size: None  # noqa: E731
 
 
@@ -47,17 +47,18 @@ def load_pretrained(
 ) -> tuple[ModelConfig, Params]:
     """Loads a Qwen, Qwen1.5 or Qwen2 folder, or a run folder.
 
-    Each process reads only what its devices need, one device's shard of one weight at a time. Apart
-    from the result, memory holds at most the largest shard.
+    Each process reads only what its devices need, one device's shard of one weight at a time.
+    Besides the result, host memory holds at most the largest shard.
 
     Args:
-      path: a local folder with config.json and safetensors files, or a run folder. A run gives its
-        newest good checkpoint; LoRA adapters are merged into their base.
-      mesh: shards each weight as training does (parallel/sharding.py); None: one device.
-      param_dtype: dtype to cast to: "float32", "bfloat16" or "float16"; None: as in the files,
-        which `save_pretrained` writes back bit for bit.
+      path: a local folder with config.json and safetensors files, or a run folder. For a run, the
+        latest valid checkpoint is loaded; LoRA adapters are merged into their base.
+      mesh: the mesh to shard each weight over as in training (parallel/sharding.py); None: one
+        device.
+      param_dtype: dtype to cast to: "float32", "bfloat16" or "float16"; None: the dtype of the
+        files, which `save_pretrained` reproduces bit for bit.
       shardings: a Params of shardings, instead of a mesh.
-      progress: called with the number of bytes as the files are read.
+      progress: called with the number of bytes of each chunk that is read.
 
     Returns:
       The config and the weights as jax arrays. config.param_dtype is the dtype of the weights,
@@ -66,9 +67,9 @@ def load_pretrained(
 
     Raises:
       ConfigError: the model type is unknown, or a feature is not implemented here.
-      ShardingError: the mesh does not divide some weights; lists all of them.
-      CheckpointError: files are missing or damaged, or tensors are missing, unexpected, misshapen
-        or quantized; lists all of them.
+      ShardingError: the mesh does not divide some weights; the error lists all of them.
+      CheckpointError: files are missing or corrupted, or tensors are missing, unexpected, misshapen
+        or quantized; the error lists all of them.
     """
     if mesh is not None and shardings is not None:
         raise ConfigError(
@@ -112,20 +113,22 @@ def save_pretrained(
     `transformers` loads "qwen2" natively. That layout has no dynamic NTK and no LogN, so the
     exported model does not extend its context beyond the training length. "qwen" keeps both, but
     needs the released modeling code to run elsewhere. Weights are fetched from their devices in
-    chunks of one layer's tensor. If they span processes, all must call this; process 0 writes.
+    chunks of one layer's tensor. If they span processes, every process must call this function;
+    process 0 writes.
 
     Args:
       path: a new or empty folder, or an earlier export, which is replaced.
       params: weights that match `config`, with any sharding.
-      tokenizer: a Tokenizer to save with the model, with its stop ids; None: without one.
+      tokenizer: a Tokenizer to save with the model, with its stop ids; None: no tokenizer.
       param_dtype: dtype to write; None: the dtype of the weights.
-      max_shard_bytes: larger models are split into numbered files with an index.
-      progress: called with the number of bytes as they are written.
+      max_shard_bytes: maximum size of a file; larger models are split into numbered files with an
+        index.
+      progress: called with the number of bytes of each chunk that is written.
 
     Raises:
       ConfigError: the layout cannot express the model, or the tokenizer does not fit it.
-      CheckpointError: weights do not match the config (lists all of them), the folder is not an
-        export by qwen_jax, or the disk is full.
+      CheckpointError: weights do not match the config (the error lists all of them), the folder is
+        not an export by qwen_jax, or the disk is full.
     """
     _check_layout(layout, "save_pretrained(layout)")
     _check_dtype(param_dtype, "save_pretrained(param_dtype)")
@@ -151,9 +154,9 @@ def convert_pretrained(
     max_shard_bytes: int = 5 * 10**9,
     progress: Callable[[int], object] = _nothing,
 ) -> None:
-    """Converts an opened folder to a released layout, file to file, without loading the model.
+    """Converts an opened folder to a released layout, file by file, without loading the model.
 
-    Arguments and errors are those of save_pretrained.
+    Arguments and errors are as in save_pretrained.
     """
     _check_layout(layout, "convert_pretrained(layout)")
     _write(
@@ -175,18 +178,18 @@ def open_pretrained(
     step: int | None = None,
     progress: Callable[[int], object] = _nothing,
 ) -> ReleasedFolder | RunFolder | MergedRun:
-    """Checks a folder and opens it for reading. Arguments and errors are load_pretrained's.
+    """Checks a folder and opens it for reading. Arguments and errors are as in load_pretrained.
 
     Args:
-      step: step of a run's checkpoint; None: the newest good one.
+      step: the step of a run's checkpoint; None: the latest valid one.
     """
     _check_dtype(param_dtype, "param_dtype")
     folder = pathlib.Path(path)
     if not folder.is_dir():
         raise CheckpointError(
-            "there is no such folder.",
+            "the folder does not exist.",
             str(path),
-            "pass a local folder; qwen_jax downloads nothing.",
+            "pass a local folder; qwen_jax does not download models.",
         )
     raw = read_json(folder / "config.json", error=CheckpointError)
     if not is_run(raw):
@@ -224,7 +227,7 @@ def _write(
         check_vocabulary(tokenizer, config, flag="tokenizer")
     if missing := lost_extensions(table, config):
         logging.warning(
-            "the %r layout has no %s: the exported model lacks them beyond %d tokens.",
+            "the %r layout has no %s: the exported model runs without them beyond %d tokens.",
             layout,
             " and no ".join(missing),
             config.context_length,
@@ -234,7 +237,7 @@ def _write(
         for group in table.groups(param_specs(config))
         for tensor in _tensors(group, read, dtype)
     ]
-    if jax.process_index() != 0:  # takes part in the transfers to process 0
+    if jax.process_index() != 0:  # other processes only take part in the transfers to process 0
         for tensor in tensors:
             for _ in tensor.chunks():
                 pass
@@ -264,7 +267,7 @@ def _write(
 
 
 def _tensors(group: Group, read: Callable[[str, Index], np.ndarray], dtype: str) -> list[Tensor]:
-    """Returns the released tensors of a group, each a generator of chunks."""
+    """Returns the released tensors of a group, whose chunks are generated when they are written."""
 
     def layer_chunks(layer: int, name: str) -> Iterator[np.ndarray]:
         for weight, shape in zip(group.weights, group.layer_shapes(), strict=True):
@@ -302,9 +305,9 @@ def _check_params(params: Params, config: ModelConfig) -> str:
         if leaf is None:
             problems.append(f"params{name} is missing")
         elif tuple(leaf.shape) != spec.shape:
-            problems.append(f"params{name} is {list(leaf.shape)} instead of {list(spec.shape)}")
+            problems.append(f"params{name} has shape {list(leaf.shape)}, not {list(spec.shape)}")
         elif str(leaf.dtype) not in DTYPES:
-            problems.append(f"params{name} is {leaf.dtype}, not {', '.join(DTYPES)}")
+            problems.append(f"params{name} is {leaf.dtype}, not one of {', '.join(DTYPES)}")
     problems += [f"params{name} is not in the config" for name in found]
     if problems:
         raise CheckpointError(

@@ -1,7 +1,7 @@
-"""The released layouts as tables of the names of weights and settings.
+"""The released layouts, as tables of the names of weights and settings.
 
-Each entry is used in both directions, so loading and saving cannot disagree. The letters are those
-of types.py: D model, N heads, K key-value heads, H head size, F ffn, V vocabulary.
+Each entry is used in both directions, so loading and saving cannot disagree. Axis letters are as in
+types.py: D model, N heads, K key-value heads, H head size, F ffn, V vocabulary.
 """
 
 import dataclasses
@@ -23,16 +23,16 @@ class Weight:
     """One of our weights in a released checkpoint.
 
     Weights with the same released name are concatenated along its rows, in table order. `pattern`
-    maps one layer's axes, ours -> released; brackets merge axes. PyTorch stores a linear map as
-    [out, in], so most matrices are transposed.
+    maps the axes of one layer, ours -> released; parentheses merge axes. PyTorch stores a linear
+    map as [out, in], so most matrices are transposed.
     """
 
     path: str  # our path in Params: "layers.attention.wq"
     name: str  # released name; {layer} is the layer's number
-    pattern: str
+    pattern: str  # such as "D N H -> (N H) D"
 
     def released_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the released shape of a weight (or of its rows); `shape` is ours, without L."""
+        """Returns the released shape of a weight or of its rows; `shape` is ours, without L."""
         sizes = self._sizes(shape)
         return tuple(math.prod(sizes[letter] for letter in axis) for axis in self._released_axes())
 
@@ -43,7 +43,7 @@ class Weight:
         return moved.reshape(self.released_shape(array.shape))
 
     def from_released(self, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """The inverse of `to_released`; `shape` is ours, without L."""
+        """Inverts `to_released`; `shape` is ours, without L."""
         ours, released = self._letters(), "".join(self._released_axes())
         sizes = self._sizes(shape)
         split = array.reshape([sizes[letter] for letter in released])
@@ -85,7 +85,7 @@ class Setting:
     keys: tuple[str, ...]
     read: Callable[[Any], Any] = lambda value: value
     write: Callable[[Any], Any] = lambda value: value
-    default: Any = REQUIRED  # if the file has none of the keys
+    default: Any = REQUIRED  # value if the file has none of the keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Layout:
     constants: dict[str, Any]  # written to config.json, and ignored when read
     required_values: dict[str, Any]  # written; other values are rejected when read
     allowed_values: dict[str, tuple]  # not written; other values are rejected when read
-    ignored: tuple[str, ...] = ()  # suffixes of tensors that old conversions left
+    ignored: tuple[str, ...] = ()  # suffixes of tensors that old conversions contain
 
     def groups(self, specs: Params) -> Iterator["Group"]:
         """Yields the released tensors, grouped by kind, for the `specs` of a config."""
@@ -201,7 +201,7 @@ REFUSED = {
     "qwen3_vl": "it takes images",
     "qwen2_audio": "it takes audio",
     "qwen2_5_omni": "it takes images and audio",
-    "llama": "it has no QKV bias and another tokenizer",
+    "llama": "it has no QKV bias and a different tokenizer",
     "mistral": "it has no QKV bias and uses a sliding window",
     "mixtral": "its MLPs are mixtures of experts",
 }
@@ -233,7 +233,7 @@ QWEN = Layout(
             "head": "lm_head",
         }
     ),
-    settings=(  # second keys are those of the first release, August 2023
+    settings=(  # the second keys are those of the first release, in August 2023
         Setting("vocab_size", ("vocab_size", "padded_vocab_size")),
         Setting("hidden_size", ("hidden_size", "n_embd")),
         Setting("num_layers", ("num_hidden_layers", "n_layer")),
@@ -258,7 +258,7 @@ QWEN = Layout(
         "emb_dropout_prob": 0.0,
         "bf16": False,
         "fp16": False,
-        "fp32": False,  # all False: the dtype of the weights
+        "fp32": False,  # all False: use the dtype of the weights
         "softmax_in_fp32": False,
         "use_cache": True,
         "use_cache_kernel": False,
@@ -283,7 +283,7 @@ QWEN = Layout(
 )
 
 QWEN2 = Layout(
-    model_type="qwen2",  # also of Qwen1.5
+    model_type="qwen2",  # also used by Qwen1.5
     weights=_block(
         {
             "embed": "model.embed_tokens",

@@ -16,13 +16,13 @@ def load_model(
     """Loads the model of a run folder or a released folder, and its tokenizer.
 
     Args:
-      checkpoint: the folder.
+      checkpoint: path of the folder.
       tokenizer: a .tiktoken file; None: the tokenizer in the folder.
       mesh: the devices to shard the weights over; None: one device.
 
     Raises:
       ConfigError: `checkpoint` is empty, no tokenizer is found, or it does not fit the model.
-      CheckpointError, TokenizerError: files are missing or damaged.
+      CheckpointError, TokenizerError: files are missing or corrupted.
     """
     if not checkpoint:
         raise ConfigError("no model is set.", "--checkpoint", "pass a model folder; see --help.")

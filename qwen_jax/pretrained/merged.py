@@ -1,6 +1,6 @@
 """Reads a LoRA run (model/lora.py) as a merged model, W + alpha / rank A B, in chunks.
 
-The checkpoints of the run hold only the adapters; base.json in its folder identifies the base.
+The run's checkpoints contain only the adapters; base.json in its folder identifies the base model.
 """
 
 import dataclasses
@@ -24,18 +24,18 @@ from qwen_jax.utils.files import read_json
 
 NAME = "base.json"
 Specs = Callable[[ModelConfig], Any]
-_CHUNK_BYTES = 32 << 20  # of float32 on the host at a time
+_CHUNK_BYTES = 32 << 20  # bytes of float32 held on the host at a time
 
 
 class Source(Protocol):
-    """A folder opened for reading: released, a run, or a LoRA run."""
+    """A folder opened for reading: a released folder, a run, or a LoRA run."""
 
     @property
     def config(self) -> ModelConfig: ...
 
     @property
     def step(self) -> int | None:
-        """The step of a run's checkpoint."""
+        """The step of a run's checkpoint; None for a released folder."""
 
     def read(self, path: str, index: Index) -> np.ndarray: ...
 
@@ -45,16 +45,16 @@ class Base:
     """The base model that adapters were trained on."""
 
     folder: str  # absolute path
-    step: int | None  # of a run's checkpoint; None for a released folder
-    dtype: str  # its dtype in training
-    sample: str  # SHA-256 of some of its weights in that dtype
+    step: int | None  # step of the run's checkpoint; None for a released folder
+    dtype: str  # dtype of its weights in training
+    sample: str  # SHA-256 of a sample of its weights in that dtype
 
 
 def identify(folder: str | os.PathLike, source: Source, specs: Specs = param_specs) -> Base:
     """Returns the Base of `source`, which is `folder` opened in the training dtype.
 
     Args:
-      specs: specs of the frozen weights.
+      specs: returns the specs of the frozen weights.
     """
     dtype = source.config.param_dtype
     return Base(
@@ -66,10 +66,10 @@ def check_base(base: Base, source: Source, where: pathlib.Path, specs: Specs = p
     """Raises CheckpointError unless `source` has the same weights as `base`."""
     if _sample(source, base.dtype, specs) != base.sample:
         raise CheckpointError(
-            "the base of these adapters has other weights than when they were trained: "
+            "the weights of the base model have changed since these adapters were trained: "
             f"{base.folder}.",
             str(where),
-            "restore the original weights; adapters only work with their base.",
+            "restore the original weights; adapters work only with their own base.",
         )
 
 
@@ -80,37 +80,37 @@ def read_base(folder: pathlib.Path, name: str = NAME) -> Base:
       name: name of the file that records the base.
 
     Raises:
-      CheckpointError: the file, or the folder that it names, is missing or damaged.
+      CheckpointError: the file, or the folder that it names, is missing or corrupted.
     """
     where = folder / name
     if not where.is_file():
         raise CheckpointError(
-            "the base of these adapters is not recorded: this file is missing.",
+            "the file that records the base model of these adapters is missing.",
             str(where),
             f"copy the run together with its {name}.",
         )
     record = read_json(where, error=CheckpointError)
     if set(record) != {field.name for field in dataclasses.fields(Base)}:
         raise CheckpointError(
-            f"the record of the adapters' base has the wrong keys: {', '.join(sorted(record))}.",
+            f"the record of the base model has the wrong keys: {', '.join(sorted(record))}.",
             str(where),
             "restore the file that the run wrote.",
         )
     base = Base(**record)
     if not pathlib.Path(base.folder).is_dir():
         raise CheckpointError(
-            f"the base of these adapters is missing: {base.folder}.",
+            f"the base model of these adapters is missing: {base.folder}.",
             str(where),
-            "move it back, or write its new path into this file.",
+            "move it back, or set its new path in this file.",
         )
     return base
 
 
 def adapters_of(raw: dict[str, Any], folder: pathlib.Path) -> LoRAConfig | None:
-    """Returns the LoRA config of a run whose config.json holds `raw`; None: full fine-tuning.
+    """Returns the LoRA config of a run whose config.json contains `raw`; None: full fine-tuning.
 
     Raises:
-      ConfigError: config.json has a setting that this version does not know.
+      ConfigError: config.json has a setting unknown to this version.
     """
     settings = raw.get("lora") or {}
     if settings.get("rank") is None:
@@ -118,7 +118,7 @@ def adapters_of(raw: dict[str, Any], folder: pathlib.Path) -> LoRAConfig | None:
     known = {field.name for field in dataclasses.fields(LoRAConfig)}
     if unknown := sorted(set(settings) - known):
         raise ConfigError(
-            f"unknown settings of adapters: {', '.join(unknown)}.",
+            f"unknown LoRA settings: {', '.join(unknown)}.",
             str(folder / "config.json"),
             "load the run with the version of qwen_jax in its versions.json.",
         )
@@ -126,11 +126,11 @@ def adapters_of(raw: dict[str, Any], folder: pathlib.Path) -> LoRAConfig | None:
 
 
 class MergedRun:
-    """The newest good checkpoint of a LoRA run, merged into its base; reads like RunFolder.
+    """The latest valid checkpoint of a LoRA run, merged into its base; reads like RunFolder.
 
     Attributes:
-      config: its param_dtype is the dtype of arrays that `read` returns.
-      step: of the adapters' checkpoint.
+      config: the model config; its param_dtype is the dtype of arrays that `read` returns.
+      step: the step of the adapters' checkpoint.
     """
 
     def __init__(
@@ -147,10 +147,10 @@ class MergedRun:
     ):
         """
         Args:
-          base: opened in float32, the dtype of the sums.
+          base: the base model, opened in float32, the dtype of the sums.
           param_dtype: dtype to cast to; None: the dtype of the adapters.
-          step, progress: as for RunFolder.
-          model_specs: specs of the merged model, a language model's or a scoring model's.
+          step, progress: as in RunFolder.
+          model_specs: returns the specs of the merged model, a language model or a scoring model.
         """
         saved = run_config(raw, folder)
         self.config = dataclasses.replace(saved, param_dtype=param_dtype or saved.param_dtype)
@@ -168,7 +168,7 @@ class MergedRun:
         """Reads a slice of a weight, such as "layers.attention.wq", in config.param_dtype.
 
         Raises:
-          CheckpointError: a value is beyond the range of that dtype.
+          CheckpointError: a value overflows that dtype.
         """
         shape = tuple(part.stop - part.start for part in index)
         out = empty(shape, self.config.param_dtype)
@@ -194,9 +194,9 @@ class MergedRun:
 
 
 def _sample(source: Source, dtype: str, specs: Specs) -> str:
-    """Returns the SHA-256 of the first row of every weight, for stacked ones of two layers.
+    """Returns the SHA-256 of the first row of every weight; for stacked weights, of two layers.
 
-    The two layers are the first and the last. This is enough to distinguish two trained models and
+    The two layers are the first and the last. This is enough to distinguish two trained models, and
     fast to read.
     """
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""How a training stage computes its model. --init_from determines the architecture."""
+"""The model settings of a training stage; --init_from determines the architecture."""
 
 import dataclasses
 from typing import Literal
@@ -35,10 +35,10 @@ class ModelOverrides:
 
     @staticmethod
     def refuse(name: str) -> ConfigError | None:
-        """Returns the error for --model.NAME if it is a field of ModelConfig but not of these."""
+        """Returns the error for --model.NAME if NAME is a ModelConfig field but not an override."""
         if name.partition(".")[0] not in {field.name for field in dataclasses.fields(ModelConfig)}:
             return None
         fix = "remove the flag; --help lists the --model flags of this stage."
         if name == "context_length":
             fix = "use --data.context_length if the stage has it, or remove the flag."
-        return ConfigError("the architecture is that of --init_from.", f"--model.{name}", fix)
+        return ConfigError("--init_from determines the architecture.", f"--model.{name}", fix)

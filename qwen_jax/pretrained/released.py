@@ -20,17 +20,17 @@ from qwen_jax.pretrained.config_json import layout_of, read_config
 from qwen_jax.pretrained.layouts import Group, Layout
 from qwen_jax.pretrained.tensors import TensorFiles, bits, copy, listed
 
-_CHUNK_BYTES = 2 << 20  # of a file in memory at a time
+_CHUNK_BYTES = 2 << 20  # bytes of a file in memory at a time
 
 
 class ReleasedFolder:
-    """A checked folder in a released layout.
+    """A validated folder in a released layout.
 
     Attributes:
-      config: its param_dtype is the dtype of arrays that `read` returns, its compute_dtype that of
-        the files.
+      config: the model config; its param_dtype is the dtype of arrays that `read` returns, its
+        compute_dtype that of the files.
       layout: the released layout.
-      files: its TensorFiles.
+      files: the TensorFiles of the folder.
       step: None; only runs have steps.
     """
 
@@ -47,11 +47,11 @@ class ReleasedFolder:
         """Checks config.json, whose content is `raw`, against the files.
 
         Args:
-          param_dtype: dtype to cast to; None: as in the files.
-          progress: called with the bytes of each chunk of a file after it is read.
+          param_dtype: dtype to cast to; None: the dtype of the files.
+          progress: called with the size in bytes of each chunk of a file after it is read.
 
         Raises:
-          ConfigError, CheckpointError: as load_pretrained.
+          ConfigError, CheckpointError: as in load_pretrained.
         """
         self.layout = layout_of(raw, folder / "config.json")
         fields = read_config(raw, self.layout, folder / "config.json")
@@ -73,7 +73,7 @@ class ReleasedFolder:
         """Reads a slice of a weight, such as "layers.attention.wq", in config.param_dtype.
 
         Raises:
-          CheckpointError: a value is beyond the range of that dtype.
+          CheckpointError: a value overflows that dtype.
         """
         group, member = self._locations[path]
         out = empty(tuple(part.stop - part.start for part in index), self.config.param_dtype)
@@ -107,7 +107,7 @@ class ReleasedFolder:
 def chunks(shape: tuple[int, ...], axis: int, bytes_each: int, limit: int) -> list[Index]:
     """Returns indices that split `shape` along `axis` into chunks of at most `limit` bytes.
 
-    A chunk has at least one element of the axis, of `bytes_each` bytes.
+    A chunk has at least one element of the axis, which takes `bytes_each` bytes.
     """
     step = max(1, limit // max(1, bytes_each))
     full = [slice(0, size) for size in shape]
@@ -121,10 +121,10 @@ def chunks(shape: tuple[int, ...], axis: int, bytes_each: int, limit: int) -> li
 
 
 def widest(dtypes: set[str], where: str) -> str:
-    """Returns the only dtype, or float32 for several, which represents the values of all."""
+    """Returns the common dtype, or float32 if there are several, which represents all values."""
     if len(dtypes) == 1:
         return next(iter(dtypes))
-    logging.info("%s: weights of %s are all read as float32.", where, ", ".join(sorted(dtypes)))
+    logging.info("%s: mixed dtypes (%s), all read as float32.", where, ", ".join(sorted(dtypes)))
     return "float32"
 
 
@@ -135,7 +135,7 @@ def _check_tensors(
     config: ModelConfig,
     folder: pathlib.Path,
 ) -> str:
-    """Checks the files against the config and returns their dtype."""
+    """Checks the tensors in the files against the config and returns their dtype."""
     expected = {name: group.shape() for group in groups for name in group.names()}
     problems = [f"{name} is missing" for name in expected if name not in files.shapes]
     for name in sorted(set(files.shapes) - set(expected)):
@@ -150,9 +150,9 @@ def _check_tensors(
     for name, shape in expected.items():
         found = files.shapes.get(name, shape)
         if found != shape:
-            problems.append(f"{name} is {list(found)} instead of {list(shape)}")
+            problems.append(f"{name} has shape {list(found)}, not {list(shape)}")
         elif files.dtypes.get(name, DTYPES[0]) not in DTYPES:
-            problems.append(f"{name} is {files.dtypes[name]}, not {', '.join(DTYPES)}")
+            problems.append(f"{name} is {files.dtypes[name]}, not one of {', '.join(DTYPES)}")
     if problems:
         raise CheckpointError(
             listed(problems, "wrong tensor"),
@@ -163,7 +163,7 @@ def _check_tensors(
 
 
 def _untied(files: TensorFiles, embed: str, head: str) -> list[str]:
-    """Checks a head in the files of a tied model; it must equal the embedding bit for bit."""
+    """Returns the problem if a tied model has a head that is not bit-identical to the embedding."""
     if embed not in files.shapes:
         return []
     if files.shapes[head] == files.shapes[embed] and files.dtypes[head] == files.dtypes[embed]:

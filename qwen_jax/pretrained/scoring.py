@@ -1,4 +1,4 @@
-"""Reads a folder as a scoring model: a reward model's run (also LoRA) or a language model.
+"""Opens a folder as a scoring model: a reward model run (full or LoRA) or a language model.
 
 A language model has no score head. It is the trunk of a scoring model before training.
 """
@@ -24,12 +24,12 @@ _TRUNK = "trunk."
 
 
 def is_scoring(raw: dict[str, Any]) -> bool:
-    """Whether a config.json is a reward model run's."""
+    """Returns whether a config.json is a reward model run's."""
     return identity(raw).training_stage == "reward_model"
 
 
 def trunk_specs(config: ModelConfig) -> ScoringParams:
-    """Returns the specs of the weights that LoRA freezes: all but the score."""
+    """Returns the specs of the weights that LoRA freezes: all but the score head."""
     return dataclasses.replace(scoring_specs(config), score=None)
 
 
@@ -49,7 +49,7 @@ class Trunk:
 def open_scoring(
     folder: str, *, param_dtype: str | None = None, step: int | None = None
 ) -> merged.Source:
-    """Checks a folder and opens it for reading. Arguments and errors are open_pretrained's."""
+    """Checks a folder and opens it for reading. Arguments and errors are as in open_pretrained."""
     path = pathlib.Path(folder)
     raw = read_json(path / "config.json", error=CheckpointError)
     if not is_scoring(raw):

@@ -1,4 +1,4 @@
-"""Loads what a training run starts from (--init_from): weights, architecture, tokenizer."""
+"""Loads the starting point of a training run (--init_from): weights, architecture, tokenizer."""
 
 import dataclasses
 import functools
@@ -28,8 +28,8 @@ from qwen_jax.train.job import RunConfig
 from qwen_jax.types import Params, ScoringParams
 from qwen_jax.utils.files import read_json
 
-# The fields that define what given weights compute. A run can override the others (context_length,
-# dtypes, dropout, remat, the context extension).
+# The fields that determine what given weights compute. A run can override the others
+# (context_length, dtypes, dropout, remat, the context extension).
 _ARCHITECTURE = (
     "vocab_size",
     "hidden_size",
@@ -45,7 +45,7 @@ _ARCHITECTURE = (
 
 
 class StageConfig(RunConfig, Protocol):
-    """The config of a stage after pretraining, as `start` returns it."""
+    """The config of a stage after pretraining, as returned by `start`."""
 
     @property
     def init_from(self) -> str: ...
@@ -59,7 +59,7 @@ def start(config, context_length: int | None = None) -> tuple[Any, Tokenizer]:
 
     Args:
       config: has model, init_from and tokenizer (a file; None: the one in init_from).
-      context_length: of the stage; None: the folder's.
+      context_length: the stage's context length; None: that of the folder.
 
     Returns:
       The config that the run records, whose `model` is the folder's with the overrides, and the
@@ -84,7 +84,7 @@ def adopt(
     """Returns the folder's ModelConfig with the overrides of `computed`.
 
     Args:
-      context_length: None: the folder's.
+      context_length: the context length to set; None: that of the folder.
     """
     raw, path = _config_of(folder), pathlib.Path(folder)
     found = run_config(raw, path) if is_run(raw) else open_pretrained(folder).config
@@ -96,14 +96,15 @@ def adopt(
 def weights_of(
     init_from: str | os.PathLike, like: ModelConfig | None = None
 ) -> Callable[[Params], Params]:
-    """Returns a function: abstract Params with shardings -> the folder's weights, so sharded.
+    """Returns a function that loads the folder's weights onto the shardings of abstract Params.
 
     Args:
-      like: a config whose architecture the folder must have, checked now; None: not checked.
+      like: a config whose architecture the folder must have, checked immediately; None: not
+        checked.
 
     Raises:
-      ConfigError: the architecture differs; lists every flag to set.
-      CheckpointError: as load_pretrained.
+      ConfigError: the architecture differs; the error lists every flag to set.
+      CheckpointError: as in load_pretrained.
     """
     if like is not None:
         _check_architecture(init_from, like)
@@ -121,13 +122,13 @@ def weights_of(
 
 
 def start_of(config: StageConfig) -> dict[str, Any]:
-    """Returns `initial` and `adapters` of train.supervised.train.
+    """Returns the arguments `initial` and `adapters` of train.supervised.train.
 
     Full fine-tuning trains the weights of init_from. LoRA trains adapters on top of them and loads
-    the frozen weights once for all callers, so DPO's reference model is the same arrays.
+    the frozen weights once for all callers, so DPO's reference model shares the same arrays.
 
     Raises:
-      CheckpointError: the run in run_dir was started from other weights, or they are missing.
+      CheckpointError: the run in run_dir was started from different weights, or they are missing.
     """
     if config.lora.rank is None:
         return {"initial": weights_of(config.init_from), "adapters": None}
@@ -150,11 +151,11 @@ def frozen_weights_of(init_from: str, config) -> tuple[Callable[[Any], Any], dic
     """Returns a loader of the frozen base of adapters, and its record for base.json.
 
     The loader maps abstract Params with shardings to the weights of init_from in
-    model.compute_dtype, and loads them once. A resumed run gets the checkpoint of init_from that it
-    started with.
+    model.compute_dtype, and loads them once. A resumed run loads the checkpoint of init_from that
+    it started from.
 
     Raises:
-      CheckpointError: the run in run_dir was started from other weights, or they are missing.
+      CheckpointError: the run in run_dir was started from different weights, or they are missing.
     """
     source, base = _open_base(init_from, config, open_pretrained, merged.NAME, param_specs)
 
@@ -194,7 +195,7 @@ def _open_base(init_from: str, config, open_source, record: str, specs):
 
 
 def is_scoring_run(folder: str) -> bool:
-    """Whether a folder is a reward model run."""
+    """Returns whether a folder is a reward model run."""
     return is_scoring(_config_of(folder))
 
 
@@ -202,7 +203,7 @@ def scoring_weights_of(init_from: str, *, seed: int) -> Callable[[Any], Any]:
     """Like weights_of, for a reward model, or a language model with a new score head.
 
     Args:
-      seed: of the new score head.
+      seed: random seed of the new score head.
     """
 
     def initial(abstract: ScoringParams) -> ScoringParams:
@@ -251,7 +252,7 @@ def _config_of(folder: str) -> dict[str, Any]:
     path = pathlib.Path(folder) / "config.json"
     if not path.is_file():
         raise ConfigError(
-            "this folder has no config.json, so it is not a model.",
+            "this is not a model folder: it has no config.json.",
             folder,
             "pass a run folder or a released Qwen folder.",
         )

@@ -24,7 +24,7 @@ PRODUCER = "qwen_jax"  # in the metadata of every file that this module writes
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _NAMES = {value: key for key, value in _DTYPES.items()}
-_STRIP = 64  # columns per copy of a transposed array: measured best of 16 to 256
+_STRIP = 64  # columns per copy of a transposed array; the fastest of 16 to 256, as measured
 _UNPICKLE = (  # weights_only rejects code; clone() because tied weights share memory
     'python -c "import glob, torch; from safetensors.torch import save_file; '
     "files = sorted(glob.glob('pytorch_model*.bin')); "
@@ -41,14 +41,15 @@ class TensorFiles:
       shapes: name -> shape.
       dtypes: name -> "float32", "bfloat16", "float16", or the safetensors name of another dtype.
       files: the names of the files.
-      bytes: size of all tensors.
+      bytes: total size of all tensors.
     """
 
     def __init__(self, folder: pathlib.Path):
         """Reads the headers of all files.
 
         Raises:
-          CheckpointError: there are no weights, or files are missing or damaged; lists all.
+          CheckpointError: no weights are found, or files are missing or corrupted; the error lists
+            all of them.
         """
         self._locations: dict[str, tuple[mmap.mmap, int]] = {}  # name -> file, offset of data
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -59,13 +60,13 @@ class TensorFiles:
         for file in self.files:
             problems += self._open(folder / file)
         problems += [
-            f"{file} lacks {name}"
+            f"{file} has no {name}"
             for name, file in expected.items()
             if name not in self.shapes and not problems
         ]
         if problems:
             raise CheckpointError(
-                listed(problems, "bad weight file"), str(folder), "copy the full folder again."
+                listed(problems, "bad weight file"), str(folder), "copy or download it again."
             )
 
     def _open(self, file: pathlib.Path) -> list[str]:
@@ -75,7 +76,7 @@ class TensorFiles:
             with safetensors.safe_open(file, framework="np"):
                 pass  # opening compares the header with the file size
         except safetensors.SafetensorError as error:
-            return [f"{file.name} is damaged ({error})"]
+            return [f"{file.name} is corrupted ({error})"]
         with open(file, "rb") as opened:
             mapped = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
         length = int.from_bytes(mapped[:8], "little")
@@ -83,7 +84,7 @@ class TensorFiles:
         header.pop("__metadata__", None)
         for name, entry in header.items():
             if name in self._locations:
-                return [f"{file.name} holds {name}, which is also in another file"]
+                return [f"{file.name} contains {name}, which is also in another file"]
             start, stop = entry["data_offsets"]
             self._locations[name] = mapped, 8 + length + start
             self.shapes[name] = tuple(entry["shape"])
@@ -98,8 +99,8 @@ class TensorFiles:
         return np.frombuffer(mapped, dtype, math.prod(shape), offset).reshape(shape)
 
     def forget(self, name: str) -> None:
-        """Unmaps the tensor's pages from this process; the system may keep them cached."""
-        if hasattr(mmap, "MADV_DONTNEED"):  # elsewhere the pages still count as used
+        """Unmaps the tensor's pages from this process; the OS may keep them cached."""
+        if hasattr(mmap, "MADV_DONTNEED"):  # on other systems the pages still count as used
             mapped, offset = self._locations[name]
             size = math.prod(self.shapes[name]) * np.dtype(self.dtypes[name]).itemsize
             start = offset - offset % mmap.PAGESIZE
@@ -107,7 +108,7 @@ class TensorFiles:
 
 
 def _files_of(folder: pathlib.Path) -> dict[str, str]:
-    """Returns name -> file of a folder with an index, or {} for a single file."""
+    """Returns tensor name -> file for a folder with an index, or {} for a single file."""
     index = folder / INDEX
     if index.is_file():
         weight_map = read_json(index, error=CheckpointError).get("weight_map")
@@ -115,9 +116,9 @@ def _files_of(folder: pathlib.Path) -> dict[str, str]:
             pathlib.PurePath(file).name != file for file in weight_map.values()
         ):
             raise CheckpointError(
-                "the index has no weight_map from tensors to files of this folder.",
+                "the index has no weight_map from tensors to files in this folder.",
                 str(index),
-                "copy the full folder again.",
+                "copy or download the folder again.",
             )
         return weight_map
     if (folder / SINGLE).is_file():
@@ -127,11 +128,11 @@ def _files_of(folder: pathlib.Path) -> dict[str, str]:
         for pattern in ("*.bin", "*.pt", "*.pth", "*.safetensors")
         for file in folder.glob(pattern)
     )
-    what = f"no {SINGLE} and no {INDEX}" + (f", only {', '.join(others)}." if others else ".")
+    what = f"no {SINGLE} or {INDEX} found" + (f", only {', '.join(others)}." if others else ".")
     fix = "pass the folder of a checkpoint in safetensors format."
     if any(not name.endswith(".safetensors") for name in others):
-        what += " Pickled weights can run any code when loaded, so they are not supported."
-        fix = f"convert them once with PyTorch, by running this in the folder:\n    {_UNPICKLE}"
+        what += " Pickled weights can execute arbitrary code, so they are not supported."
+        fix = f"convert them once with PyTorch by running this in the folder:\n    {_UNPICKLE}"
     raise CheckpointError(what, str(folder), fix)
 
 
@@ -156,12 +157,12 @@ def write_tensors(
     max_shard_bytes: int,
     progress: Callable[[int], object] = lambda size: None,
 ) -> None:
-    """Writes model.safetensors, or numbered files with an index above `max_shard_bytes`.
+    """Writes model.safetensors or, above `max_shard_bytes`, numbered files with an index.
 
     Tensors are not split: one larger than `max_shard_bytes` gets its own file.
 
     Args:
-      progress: called with the bytes of each chunk after it is written.
+      progress: called with the size in bytes of each chunk after it is written.
     """
     shards: list[list[Tensor]] = [[]]
     for tensor in tensors:
@@ -189,7 +190,7 @@ def _write_file(
 ) -> None:
     """Writes a safetensors file: 8 bytes of header length, the header, the data.
 
-    The writer of the safetensors package would hold all tensors of a file in memory twice.
+    The writer in the safetensors package would hold all tensors of a file in memory twice.
     """
     offset = 0
     header: dict[str, Any] = {"__metadata__": {"format": "pt", "producer": PRODUCER}}
@@ -201,7 +202,7 @@ def _write_file(
         }
         offset += tensor.bytes
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # the data starts on a multiple of 8
+    text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8 bytes
     with atomic_write(file) as out:
         out.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
@@ -220,7 +221,7 @@ def bits(array: np.ndarray) -> np.ndarray:
 
 
 def copy(into: np.ndarray, array: np.ndarray) -> None:
-    """into[...] = array, of equal dtypes; two to three times as fast for a transposed view."""
+    """Copies `array` to `into`, of equal dtype; two to three times faster for transposed views."""
     into, array = bits(into), bits(array)
     # Strips of columns fit in the cache; otherwise each element costs a full cache line.
     in_order = array.strides[-1:] == (array.itemsize,)

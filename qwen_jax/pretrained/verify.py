@@ -31,7 +31,7 @@ class Difference:
     """The largest difference of all compared logits, and its position."""
 
     worst: float
-    largest: float  # absolute value of their logits
+    largest: float  # largest absolute value of transformers' logits
     sequence: int  # index in the batch
     position: int
     token: int
@@ -45,7 +45,7 @@ class Difference:
 
     def __str__(self) -> str:
         return (
-            f"worst difference {self.worst:.2e} of logits up to {self.largest:.3g}, at "
+            f"largest difference {self.worst:.2e} of logits up to {self.largest:.3g}, at "
             f"sequence {self.sequence}, position {self.position}, token {self.token}: "
             f"ours {self.ours:.6g}, theirs {self.theirs:.6g}; same argmax at "
             f"{100 * self.same_argmax:.1f} % of positions"
@@ -94,7 +94,7 @@ def compare_logits(config: ModelConfig, params: Params, folder: str | os.PathLik
 
 
 def compare_tokenizers(tokenizer: Tokenizer, folder: str | os.PathLike) -> None:
-    """Raises TokenizerError if AutoTokenizer of the folder gives other ids."""
+    """Raises TokenizerError if the folder's AutoTokenizer returns different ids."""
     import transformers
 
     theirs = transformers.AutoTokenizer.from_pretrained(folder)

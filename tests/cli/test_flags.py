@@ -69,7 +69,7 @@ def test_parse_refuses_architecture_flags_of_later_stages(stage):
         "--model.extension.logn=false",
         "--nomodel.tie_embeddings",
     ):
-        with pytest.raises(ConfigError, match="the architecture is that of --init_from"):
+        with pytest.raises(ConfigError, match="--init_from determines the architecture"):
             parse(argument)
     with pytest.raises(ConfigError, match="--data.context_length"):
         parse("--model.context_length=64")

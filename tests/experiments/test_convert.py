@@ -153,7 +153,7 @@ def test_verify_locates_a_difference_and_exits_with_code_1(tmp_path, monkeypatch
         )
     output = capsys.readouterr()
     assert error.value.code == 1
-    assert "worst difference 3.00e+00" in output.out
+    assert "largest difference 3.00e+00" in output.out
     assert "sequence 1, position 5, token 77" in output.out
     assert "the logits differ by 3.00e+00" in output.err
 

@@ -78,7 +78,7 @@ def test_sft_refuses_to_resume_with_another_base(tuned, tmp_path):
     record = json.loads((runs / "resumed" / "base.json").read_text())
     try:
         (runs / "resumed" / "base.json").write_text(json.dumps(record | {"sample": "0"}))
-        with pytest.raises(QwenJaxError, match="other weights"):
+        with pytest.raises(QwenJaxError, match="weights of the base model have changed"):
             run(sft, make(runs / "resumed"))
     finally:
         (runs / "resumed" / "base.json").write_text(json.dumps(record))
@@ -222,5 +222,5 @@ def test_frozen_models_refuses_to_resume_with_another_base(folder, scored, tmp_p
     for file, record in files.items():
         changes = {"sample": "0"} if file == name else {}
         (tmp_path / "run" / file).write_text(json.dumps(record | changes))
-    with pytest.raises(QwenJaxError, match="other weights"):
+    with pytest.raises(QwenJaxError, match="weights of the base model have changed"):
         train_ppo._frozen_models(config, program)

@@ -386,7 +386,7 @@ def test_load_pretrained_lists_all_bad_tensors(qwen2_folder):
         "4 wrong tensors",
         "model.norm.weight is missing",
         "q_norm.weight is not part",
-        "down_proj.weight is [32, 47] instead of [32, 48]",
+        "down_proj.weight has shape [32, 47], not [32, 48]",
         "up_proj.weight is I8",
     ):
         assert part in error.value.what
@@ -424,12 +424,12 @@ def test_load_pretrained_names_damaged_and_missing_files(tmp_path):
     second.unlink()
     with pytest.raises(CheckpointError) as error:
         load_pretrained(tmp_path / "out")
-    assert f"{first.name} is damaged" in error.value.what
+    assert f"{first.name} is corrupted" in error.value.what
     assert f"{second.name} is missing" in error.value.what
 
 
 def test_load_pretrained_explains_folders_without_weights_or_config(tmp_path):
-    with pytest.raises(CheckpointError, match="no such folder"):
+    with pytest.raises(CheckpointError, match="folder does not exist"):
         load_pretrained("Qwen/Qwen-7B")
     with pytest.raises(CheckpointError, match="no config.json"):
         load_pretrained(tmp_path)
@@ -437,7 +437,7 @@ def test_load_pretrained_explains_folders_without_weights_or_config(tmp_path):
     (tmp_path / "out" / "model.safetensors").rename(tmp_path / "out" / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="only pytorch_model.bin") as error:
         load_pretrained(tmp_path / "out")
-    assert "can run any code" in error.value.what and "weights_only=True" in error.value.fix
+    assert "execute arbitrary code" in error.value.what and "weights_only=True" in error.value.fix
 
 
 def test_load_pretrained_suggests_a_command_that_converts_pickled_weights(tmp_path):
@@ -471,7 +471,7 @@ def test_save_pretrained_lists_weights_that_do_not_fit_the_config(tmp_path):
     config = dataclasses.replace(QWEN, vocab_size=256)
     with pytest.raises(CheckpointError) as error:
         save_pretrained(tmp_path / "out", config, params)
-    assert "params.embed is [128, 32] instead of [256, 32]" in error.value.what
+    assert "params.embed has shape [128, 32], not [256, 32]" in error.value.what
     assert "params.head is [32, 128]" in error.value.what
     with pytest.raises(CheckpointError, match=r"params.head is not in the config"):
         save_pretrained(tmp_path / "out", TIED, params, layout="qwen2")
@@ -497,7 +497,7 @@ def test_save_pretrained_replaces_only_an_earlier_export(tmp_path):
         load_file(tmp_path / "out" / "model.safetensors"), tmp_path / "out" / "model.safetensors"
     )  # without our producer mark
     with pytest.raises(
-        CheckpointError, match="not an export by qwen_jax: it holds model.safetensors"
+        CheckpointError, match="not an export by qwen_jax: it contains model.safetensors"
     ):
         save_pretrained(tmp_path / "out", QWEN, newer)
     assert sorted(item.name for item in tmp_path.iterdir()) == ["out"]
@@ -522,7 +522,7 @@ def test_save_pretrained_keeps_the_earlier_export_on_failure(tmp_path, monkeypat
 
 def test_save_pretrained_checks_the_disk_space_before_writing(tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
-    with pytest.raises(CheckpointError, match="needs .* MB and the disk has 0.0 MB"):
+    with pytest.raises(CheckpointError, match="needs .* MB, but only 0.0 MB is free"):
         save_pretrained(tmp_path / "out", QWEN, random_params(QWEN))
     assert list(tmp_path.iterdir()) == []
 

@@ -148,7 +148,7 @@ def test_check_base_lets_a_base_train_on_and_move_but_not_change(folders):
     assert_close(load_pretrained(folder / "lora")[1], want)
     other = weights.replace(final_norm=weights.final_norm * 1.01)
     save_pretrained(folder / "released", MODEL, other, layout="qwen2")
-    with pytest.raises(CheckpointError, match="other weights"):
+    with pytest.raises(CheckpointError, match="weights of the base model have changed"):
         load_pretrained(folder / "lora")
 
 
@@ -161,10 +161,10 @@ def test_merged_run_names_what_is_missing(folders):
     with pytest.raises(CheckpointError, match="has the wrong keys: folder"):
         load_pretrained(folder / "lora")
     (folder / "lora" / merged.NAME).unlink()
-    with pytest.raises(CheckpointError, match="base of these adapters is not recorded"):
+    with pytest.raises(CheckpointError, match="file that records the base model"):
         load_pretrained(folder / "lora")
     raw = json.loads((folder / "lora" / "config.json").read_text())
     raw["lora"]["dropout"] = 0.1
     (folder / "lora" / "config.json").write_text(json.dumps(raw))
-    with pytest.raises(ConfigError, match="unknown settings of adapters: dropout"):
+    with pytest.raises(ConfigError, match="unknown LoRA settings: dropout"):
         load_pretrained(folder / "lora")
