@@ -1,6 +1,6 @@
-"""Perplexity of a stream of tokens at a given length. Report: 2.5, Table 3.
+"""Perplexity of a token stream at a given sequence length. Report: 2.5, Table 3.
 
-B sequences of a batch, T tokens of a sequence, V vocabulary.
+B sequences in a batch, T tokens in a sequence, V vocabulary.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ from qwen_jax.types import Array, Params
 
 @dataclasses.dataclass(frozen=True)
 class Perplexity:
-    """The loss of all scored tokens; padding of the last batch does not count."""
+    """The loss of all scored tokens, without the last batch's padding."""
 
     nats: float  # sum of -log p(token | the tokens before it in its sequence)
     tokens: int
@@ -40,7 +40,7 @@ def perplexity(
     batch_tokens: int = 16384,
     progress: Callable[[int], object] = lambda tokens: None,
 ) -> Perplexity:
-    """Splits the stream into sequences of `length` and scores every token of every sequence.
+    """Splits the stream into sequences of `length` and scores every token.
 
     Sequence r reads tokens r T .. r T + T - 1 and predicts the next token at each position. The
     same tokens are therefore predicted at every length, with less or more context. Documents are
@@ -49,17 +49,17 @@ def perplexity(
 
     Args:
       tokens: ids [n], such as a memory map; n - 1 is truncated to a multiple of `length`.
-      length: tokens of a sequence.
-      batch_tokens: roughly how many tokens are computed at once; at least one sequence.
+      length: tokens in a sequence.
+      batch_tokens: approximate number of tokens in a batch, which has at least one sequence.
       progress: receives the number of tokens just scored.
 
     Raises:
-      DataError: fewer tokens than one sequence.
+      DataError: there are too few tokens for one sequence.
     """
     num_sequences = (len(tokens) - 1) // length
     if num_sequences < 1:
         raise DataError(
-            f"{len(tokens)} tokens are fewer than one sequence of {length} and the token after it.",
+            f"{len(tokens)} tokens are too few for a sequence of {length} and the token after it.",
             "perplexity(tokens, length=)",
             "use more text, or a smaller length.",
         )
@@ -68,7 +68,7 @@ def perplexity(
     nats = 0.0
     for first in range(0, num_sequences, batch):
         real = min(batch, num_sequences - first)
-        flat = np.zeros(batch * length + 1, np.int32)  # missing sequences: zeros, weight 0
+        flat = np.zeros(batch * length + 1, np.int32)  # padding: zeros, weight 0
         part = tokens[first * length : (first + real) * length + 1]
         flat[: len(part)] = part
         weights = np.repeat(np.arange(batch) < real, length).astype(np.float32)

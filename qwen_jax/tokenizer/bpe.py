@@ -29,29 +29,29 @@ SPECIAL_TOKENS = (
     *(f"<|extra_{i}|>" for i in range(205)),
 )
 
-# tiktoken's regex fails on 10^6 blanks in a row (its backtracking stack overflows), so longer runs
+# tiktoken's regex fails on 10^6 blanks in a row (its backtracking stack overflows), so runs longer
 # than this bypass it; see _long_runs.
 _MAX_RUN = 100_000
-# What \s in PATTERN matches, without \r and \n. Python's \s differs (\x1c to \x1f).
+# The characters that \s in PATTERN matches, except \r and \n. Python's \s differs (\x1c to \x1f).
 _BLANK = r"[\t\v\f \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
 
 
 def read_ranks(path: str | os.PathLike, *, sha256: str | None = None) -> dict[bytes, int]:
-    """Reads a .tiktoken file into token -> rank. Each line is a token in base64 and its rank.
+    """Reads a .tiktoken file as token -> rank. Each line is a token in base64 and its rank.
 
-    Always reads `path`, while tiktoken's loader returns a cached copy after the first read.
+    Always reads `path`, unlike tiktoken's loader, which returns a cached copy after the first read.
 
     Args:
       sha256: expected hex digest of the file; None: not checked.
 
     Raises:
-      TokenizerError: no such file, another digest, a damaged line, a repeated token, a rank that
-        is not the line number, or a single byte that is not a token.
+      TokenizerError: the file does not exist or has a different digest, a line is malformed, a
+        token is repeated, a rank is not the line number, or a single byte is not a token.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise TokenizerError(
-            "there is no such file.", str(path), "pass the path of a .tiktoken file."
+            "the file does not exist.", str(path), "pass the path of a .tiktoken file."
         )
     data = path.read_bytes()
     found = hashlib.sha256(data).hexdigest()
@@ -93,7 +93,7 @@ class Tokenizer:
 
     Args:
       mergeable_ranks: token -> rank, which is its id.
-      special_tokens: names, numbered after the ranks, or name -> id. None: Qwen's.
+      special_tokens: names, numbered after the ranks, or name -> id. None: Qwen's special tokens.
 
     Example:
       >>> tokenizer = Tokenizer.from_file("qwen.tiktoken")  # doctest: +SKIP
@@ -140,11 +140,11 @@ class Tokenizer:
         return type(self), (self.mergeable_ranks, self.special_tokens)
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Returns the ids of `text` in normal form C (NFC).
+        """Returns the ids of `text`, normalized to NFC.
 
         Args:
           text: any string; lone surrogates are encoded as U+FFFD.
-          allow_special: parses special tokens in `text`. Do not use it for untrusted text.
+          allow_special: whether to parse special tokens in `text`. Unsafe for untrusted text.
         """
         text = normalize(text)
         if not allow_special or not self.special_tokens:
@@ -160,13 +160,13 @@ class Tokenizer:
     def encode_batch(
         self, texts: Sequence[str], *, num_threads: int | None = None
     ) -> list[np.ndarray]:
-        """Returns the ids of each text, uint32 [T], with special tokens as text.
+        """Returns the ids of each text, uint32 [T]; special tokens are encoded as text.
 
         Args:
-          num_threads: None: one per core.
+          num_threads: number of threads; None: one per core.
         """
         threads = num_threads or os.cpu_count() or 1
-        size = max(1, len(texts) // (8 * threads))  # dispatch costs as much as a text
+        size = max(1, len(texts) // (8 * threads))  # dispatching a task costs as much as a text
         parts = [texts[i : i + size] for i in range(0, len(texts), size)]
         if threads == 1 or len(parts) == 1:
             return self._encode_part(texts)
@@ -227,7 +227,7 @@ class Tokenizer:
         write_ranks(path, self.mergeable_ranks)
 
     def _encode_ordinary(self, text: str) -> np.ndarray:
-        """Returns uint32 [T]."""
+        """Returns the ids of normalized text, uint32 [T], with special tokens as text."""
         parts, done = [], 0
         for start, end in _long_runs(text):
             parts.append(self._by_regex(text[done:start]))
@@ -242,7 +242,7 @@ class Tokenizer:
     def _special_id(self, name: str) -> int:
         if name not in self.special_tokens:
             raise TokenizerError(
-                f"there is no special token {name}.",
+                f"the tokenizer has no special token {name}.",
                 "Tokenizer",
                 "add it to special_tokens, or omit special_tokens to get Qwen's.",
             )
@@ -250,7 +250,7 @@ class Tokenizer:
 
 
 def _long_runs(text: str) -> Iterator[tuple[int, int]]:
-    """Yields (start, end) of the words of PATTERN that are a long run of blanks.
+    """Yields (start, end) of the words of PATTERN that are long runs of blanks.
 
     Splitting there changes no id. Consider a maximal run of blanks (white space without line ends).
     If a line end follows, the run is part of `\\s*[\\r\\n]+`, which never fails. Otherwise a word
@@ -260,7 +260,7 @@ def _long_runs(text: str) -> Iterator[tuple[int, int]]:
     """
     if len(text) <= _MAX_RUN:
         return
-    # The look-behind skips the rest of a run that is too short instead of retrying inside it.
+    # The lookbehind skips the rest of a run that is too short, instead of retrying inside it.
     for run in re.finditer(f"(?<!{_BLANK}){_BLANK}{{{_MAX_RUN},}}", text):
         start, end = run.span()
         if end == len(text):
@@ -270,7 +270,7 @@ def _long_runs(text: str) -> Iterator[tuple[int, int]]:
 
 
 def normalize(text: str) -> str:
-    """Returns `text` in normal form C, with U+FFFD for lone surrogates, as it is encoded."""
+    """Returns `text` as it is encoded: in NFC, with U+FFFD for lone surrogates."""
     if text.isascii():
         return text
     try:
@@ -287,7 +287,7 @@ def _parse(line: bytes, rank: int, where: str) -> bytes:
         token, found = base64.b64decode(encoded, validate=True), int(found)
     except (ValueError, binascii.Error):
         raise TokenizerError(
-            f"{line[:60]!r} is not a token in base64 and its rank.",
+            f"{line[:60]!r} is not a base64 token followed by its rank.",
             where,
             "download the file again, and check its SHA-256.",
         ) from None
@@ -295,7 +295,7 @@ def _parse(line: bytes, rank: int, where: str) -> bytes:
         raise TokenizerError(
             f"the rank is {found}, not {rank}." if token else "the token is empty.",
             where,
-            "download the file again; ranks number the lines from 0.",
+            "download the file again; a rank is the line number, from 0.",
         )
     return token
 
@@ -331,8 +331,8 @@ def _number(special_tokens, start: int) -> dict[str, int]:
     if "" in special_tokens or len(set(ids)) < len(ids) or ids and ids[0] < start:
         raise TokenizerError(
             f"the special tokens {dict(list(special_tokens.items())[:3])} ... need names and "
-            f"unique ids from {start} up.",
+            f"unique ids of at least {start}.",
             "Tokenizer(special_tokens)",
-            "pass only the names, which numbers them automatically.",
+            "pass only the names; they are numbered automatically.",
         )
     return dict(special_tokens)

@@ -32,13 +32,13 @@ class Rendered(NamedTuple):
 def render(messages: Sequence[Message], tokenizer: Tokenizer) -> Rendered:
     """Renders each message as `<|im_start|>role\\ncontent<|im_end|>\\n`, in order.
 
-    A conversation without a leading system message gets Qwen's default one. Special tokens in a
-    content are encoded as text: a content cannot end its message or impersonate another role. Role,
-    line end and content are encoded separately, as in the original code, so a content that starts
-    with a line end does not merge with the line end before it.
+    A conversation without a leading system message gets Qwen's default one. Special tokens in the
+    content are encoded as text, so content cannot end its message or impersonate another role.
+    Role, newline and content are encoded separately, as in the original code, so a newline at the
+    start of the content does not merge with the newline before it.
 
     Raises:
-      TokenizerError: there are no messages, a message has another form, or a role is unknown.
+      TokenizerError: there are no messages, a message is malformed, or a role is unknown.
 
     Report: 3.1.1.
     """
@@ -59,8 +59,10 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> Rendered:
 
 
 def prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> np.ndarray:
-    """Returns the prompt for the next assistant turn, int32 [T], ending in
-    `<|im_start|>assistant\\n`. Raises as render does."""
+    """Returns the prompt for the next assistant turn, int32 [T].
+
+    It ends with `<|im_start|>assistant\\n`. Raises as render does.
+    """
     opening = [tokenizer.im_start, *tokenizer.encode("assistant"), *tokenizer.encode("\n")]
     return np.append(render(messages, tokenizer).tokens, np.array(opening, np.int32))
 
@@ -71,12 +73,12 @@ def stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def loss_weights(rendered: Rendered, roles: Sequence[str] = ("assistant",)) -> np.ndarray:
-    """Returns float32 [T]: 1 on the contents and the <|im_end|> of `roles`, else 0.
+    """Returns loss weights, float32 [T]: 1 on the content and the <|im_end|> of `roles`, else 0.
 
-    Weight t belongs to token t as the target, that is to the logits at t - 1.
+    Weight t applies to token t as the target, that is, to the logits at t - 1.
 
     Raises:
-      TokenizerError: an unknown role.
+      TokenizerError: a role is unknown.
     """
     for role in roles:
         _check_role(role, "loss_weights(roles)")
@@ -90,15 +92,15 @@ def loss_weights(rendered: Rendered, roles: Sequence[str] = ("assistant",)) -> n
 def original_loss_weights(rendered: Rendered) -> np.ndarray:
     """Returns the loss weights of the original fine-tuning script, float32 [T], for comparison.
 
-    The script also trains on the markers of every turn, including the user's: each <|im_start|>,
-    <|im_end|> and the line end after it. Models tuned with it continue after their response with a
-    user turn, a known complaint.
+    The script also includes the markers of every turn in the loss, even the user's: each
+    <|im_start|>, <|im_end|> and the newline after it. Models tuned with it continue with a user
+    turn after their response, which is a known issue.
     """
     weights = loss_weights(rendered)
     first = 0
     for span in rendered.spans:
         weights[first] = 1  # <|im_start|>
-        weights[span.end - 1 : span.end + 1] = 1  # <|im_end|> and the line end
+        weights[span.end - 1 : span.end + 1] = 1  # <|im_end|> and the newline
         first = span.end + 1
     return weights
 

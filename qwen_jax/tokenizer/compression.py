@@ -1,4 +1,4 @@
-"""Compares tokenizers by the bytes per token of each language. Report: Figure 3."""
+"""Compares tokenizers by bytes per token in each language. Report: Figure 3."""
 
 import os
 import pathlib
@@ -16,10 +16,10 @@ class Row(NamedTuple):
 
     language: str
     tokenizer: str
-    num_bytes: int  # of the texts in UTF-8, the same for every tokenizer
+    num_bytes: int  # UTF-8 bytes of the texts, the same for every tokenizer
     num_tokens: int
     bytes_per_token: float
-    ratio: float  # bytes_per_token over the baseline's; above 1 means fewer tokens
+    ratio: float  # bytes_per_token relative to the baseline's; above 1 means fewer tokens
 
 
 def compression(

@@ -1,11 +1,11 @@
-"""Trains and extends vocabularies, also in Qwen's way from cl100k. Report: 2.2.
+"""Trains and extends vocabularies, including Qwen's extension of cl100k. Report: 2.2.
 
-The report's vocabulary is `extend_like_qwen`: cl100k_base without numbers of several digits, then a
-token for each common Chinese character, then merges learned from text.
+The report's vocabulary is `extend_like_qwen`: cl100k_base without multi-digit numbers, then a token
+for each common Chinese character, then merges learned from text.
 
-Training grows the 256 bytes; extending grows an existing vocabulary. The trainer of `tokenizers`
-cannot start from existing merges, but its characters can represent anything: each base token is
-written as one character, and the trainer learns merges of base tokens.
+Training grows the 256 bytes; extending grows an existing vocabulary. The trainer in `tokenizers`
+cannot start from existing merges, but its characters can represent anything. Each base token is
+therefore written as one character, and the trainer learns merges of base tokens.
 """
 
 import json
@@ -29,8 +29,8 @@ def train(texts: Iterable[str], *, vocab_size: int) -> dict[bytes, int]:
     """Trains a vocabulary on `texts` and returns token -> rank: 256 bytes, then merges.
 
     Args:
-      texts: read once; only the distinct words are held in memory.
-      vocab_size: without special tokens, which Tokenizer adds.
+      texts: documents, read once; only the distinct words are held in memory.
+      vocab_size: number of tokens, excluding the special tokens that Tokenizer adds.
 
     Raises:
       TokenizerError: there is too little text for `vocab_size`, or `tokenizers` is not installed.
@@ -49,14 +49,14 @@ def train(texts: Iterable[str], *, vocab_size: int) -> dict[bytes, int]:
 def grow(ranks: Mapping[bytes, int], texts: Iterable[str], *, num_new: int) -> dict[bytes, int]:
     """Returns `ranks` plus `num_new` merges, learned from `texts` tokenized with `ranks`.
 
-    The ids of `ranks` do not change. Every word of the texts is verified to have the trainer's ids.
+    The ids of `ranks` do not change. Every word is checked to encode to the trainer's ids.
 
     Args:
-      texts: read once; only the distinct words are held in memory.
+      texts: documents, read once; only the distinct words are held in memory.
 
     Raises:
-      TokenizerError: the text has fewer than `num_new` merges, `tokenizers` is not installed, or
-        the new ranks encode a word differently than the trainer.
+      TokenizerError: the texts yield fewer than `num_new` merges, `tokenizers` is not installed, or
+        the new ranks encode a word differently from the trainer.
 
     Report: 2.2.
     """
@@ -71,16 +71,16 @@ def grow(ranks: Mapping[bytes, int], texts: Iterable[str], *, num_new: int) -> d
         grown.setdefault(token_of[left + right], len(grown))
     if len(merges) < num_new:
         raise TokenizerError(
-            f"the texts have only {len(merges)} new merges, not {num_new}.",
+            f"the texts yield only {len(merges)} new merges, not {num_new}.",
             "texts",
             "pass more text, or request fewer tokens (--vocabulary.num_new, --vocabulary.size).",
         )
     if len(grown) != len(ranks) + len(merges):
-        # The trainer distinguishes the pairs (a, bc) and (ab, c); for tiktoken both are abc.
+        # The trainer distinguishes the pairs (a, bc) and (ab, c); to tiktoken both are abc.
         raise TokenizerError(
             f"{len(ranks) + len(merges) - len(grown)} merges produce a token that already exists.",
             "texts",
-            "pass other text, or another num_new.",
+            "pass different text, or change num_new.",
         )
     verify(
         grown,
@@ -93,13 +93,13 @@ def grow(ranks: Mapping[bytes, int], texts: Iterable[str], *, num_new: int) -> d
 
 
 def verify(ranks: Mapping[bytes, int], words: Iterable[tuple[str, list[int]]]) -> int:
-    """Checks that tiktoken gives each word the trainer's ids; returns the number of words.
+    """Checks that tiktoken encodes each word to the trainer's ids; returns the number of words.
 
     Args:
-      words: (word, its ids from the trainer).
+      words: pairs (word, its ids from the trainer).
 
     Raises:
-      TokenizerError: words differ; names their number and the first one.
+      TokenizerError: the ids of some words differ; the error gives their number and the first one.
     """
     tokenizer = Tokenizer(ranks, special_tokens=())
     count, wrong = 0, []
@@ -110,16 +110,16 @@ def verify(ranks: Mapping[bytes, int], words: Iterable[tuple[str, list[int]]]) -
     if wrong:
         word, expected = wrong[0]
         raise TokenizerError(
-            f"{len(wrong)} of {count} words have other ids than in training: {word!r} has "
+            f"{len(wrong)} of {count} words encode differently than in training: {word!r} gives "
             f"{tokenizer.encode_word(word)}, not {expected}.",
             "ranks",
-            "pass other text, or another size; these merges cannot be expressed as ranks.",
+            "pass different text, or change the size; these merges cannot be expressed as ranks.",
         )
     return count
 
 
 def qwen_base(ranks: Mapping[bytes, int]) -> dict[bytes, int]:
-    """Returns `ranks` without numbers of several digits, in the same order, renumbered from 0.
+    """Returns `ranks` without multi-digit numbers, in the same order, renumbered from 0.
 
     Qwen's pattern splits numbers into single digits, so these tokens can never occur (report 2.2).
     cl100k_base keeps 99,156 tokens, the first 99,156 of the released vocabulary. Like the released
@@ -145,10 +145,10 @@ def common_chinese() -> str:
 def add_characters(ranks: Mapping[bytes, int], characters: Iterable[str]) -> dict[bytes, int]:
     """Returns `ranks` plus a token for each of `characters`.
 
-    A character of three base tokens needs two new tokens: its first two bytes and the character.
+    A character that is three base tokens needs two new ones: its first two bytes and the character.
 
     Raises:
-      TokenizerError: merges of `ranks` split a character inside a word.
+      TokenizerError: merges in `ranks` split a character inside a word.
     """
     base = Tokenizer(ranks, special_tokens=())
     token_of = {rank: token for token, rank in ranks.items()}
@@ -159,7 +159,7 @@ def add_characters(ranks: Mapping[bytes, int], characters: Iterable[str]) -> dic
         for end in range(2, len(parts) + 1):
             added.setdefault(b"".join(parts[:end]), len(added))
     grown = Tokenizer(added, special_tokens=())
-    # Checked twice in a word, because tiktoken does not merge a word that is a token.
+    # Each is checked as a word of two, because tiktoken does not merge a word that is a token.
     if split := [each for each in characters if len(grown.encode_word(each * 2)) > 2]:
         raise TokenizerError(
             f"{len(split)} of {len(characters)} characters are not single tokens; the first is "
@@ -180,14 +180,15 @@ def extend_like_qwen(
     """Returns `qwen_base(ranks)` plus `num_new` tokens: characters, then merges of `texts`.
 
     Args:
-      ranks: cl100k_base's in the report.
+      ranks: the base vocabulary; cl100k_base in the report.
       texts: as in grow; languages get merges in proportion to their amount of text.
-      num_new: None: as many as make QWEN_RANKS tokens (52,487 on top of cl100k_base).
+      num_new: number of tokens to add; None: up to QWEN_RANKS tokens in total (52,487 on top of
+        cl100k_base).
       characters: characters that become tokens. None: common_chinese().
 
     Raises:
-      TokenizerError: `ranks` already has QWEN_RANKS tokens, `num_new` is too small for the
-        characters, or as grow.
+      TokenizerError: `ranks` already has QWEN_RANKS tokens, or `num_new` is too small for the
+        characters; also as in grow.
 
     Report: 2.2.
     """
@@ -210,7 +211,7 @@ def extend_like_qwen(
 
 
 def _write(texts: Iterable[str], base: Tokenizer, written: dict[str, str]) -> Iterator[str]:
-    """Yields each text as words of base-token characters; adds its words to `written`."""
+    """Yields each text with words written as base-token characters; adds them to `written`."""
     for text in texts:
         words = regex.findall(PATTERN, normalize(text))
         for word in set(words).difference(written):
@@ -221,10 +222,10 @@ def _write(texts: Iterable[str], base: Tokenizer, written: dict[str, str]) -> It
 def _learn(lines: Iterable[str], num_base: int, num_new: int):
     """Returns a `tokenizers.Tokenizer` with `num_new` merges learned from `lines`."""
     try:
-        import tokenizers  # an extra
+        import tokenizers  # an optional dependency
     except ImportError:
         raise TokenizerError(
-            "training needs the package tokenizers, which is not installed.",
+            "training needs the tokenizers package, which is not installed.",
             "qwen_jax.tokenizer.extend",
             _INSTALL,
         ) from None

@@ -1,6 +1,6 @@
 """Converts a Tokenizer to and from the files that `transformers` and the released code read.
 
-tiktoken merges any neighbors whose bytes together are a token, lowest rank first. The files of
+tiktoken merges adjacent parts whose concatenation is a token, lowest rank first. The files of
 `tokenizers` list pairs instead, so this module recovers the pair of each token.
 """
 
@@ -56,7 +56,7 @@ def write_tokenizer(
 
 
 def has_tokenizer(path: str | pathlib.Path) -> bool:
-    """Whether the folder has files that `load_tokenizer` reads."""
+    """Returns whether the folder has files that `load_tokenizer` reads."""
     return any((pathlib.Path(path) / name).is_file() for name in (TIKTOKEN_FILE, "tokenizer.json"))
 
 
@@ -69,7 +69,7 @@ def load_tokenizer(path: str | pathlib.Path) -> Tokenizer:
     folder = pathlib.Path(path)
     if not has_tokenizer(folder):
         raise TokenizerError(
-            f"there is no {TIKTOKEN_FILE} and no tokenizer.json.",
+            f"no {TIKTOKEN_FILE} or tokenizer.json found.",
             str(folder),
             "pass a model folder that was saved with its tokenizer.",
         )
@@ -122,7 +122,7 @@ def _merge_below(token: bytes, ranks: dict[bytes, int], limit: int) -> list[byte
 
 
 def _byte_chars() -> dict[int, str]:
-    """Returns byte -> the character that represents it in the files of byte-level BPE.
+    """Returns byte -> the character that represents it in byte-level BPE files.
 
     Printable Latin-1 bytes represent themselves; the others map to U+0100 and up, in order.
     """

@@ -17,7 +17,7 @@ def find_tokenizer(folder: str | os.PathLike, file: str | None = None) -> Tokeni
 
     Raises:
       ConfigError: the folder has no tokenizer, or more than one.
-      TokenizerError: a file is missing or damaged.
+      TokenizerError: a file is missing or corrupted.
     """
     if file:
         return Tokenizer.from_file(file)
@@ -30,7 +30,7 @@ def find_tokenizer(folder: str | os.PathLike, file: str | None = None) -> Tokeni
     if not files and (folder / "tokenizer.json").is_file():
         return load_tokenizer(folder)
     raise ConfigError(
-        f"the model folder has {len(files)} .tiktoken files instead of one.",
+        f"the model folder has {len(files)} .tiktoken files, not one.",
         str(folder),
         "pass a .tiktoken file with --tokenizer.",
     )

@@ -47,5 +47,5 @@ def test_perplexity_scores_every_token_once_given_its_sequence(params, length, b
 
 
 def test_perplexity_rejects_too_few_tokens(params):
-    with pytest.raises(DataError, match="201 tokens are fewer than one sequence of 201"):
+    with pytest.raises(DataError, match="201 tokens are too few for a sequence of 201"):
         perplexity(params, TOKENS, config=CONFIG, length=201)

@@ -250,5 +250,5 @@ def test_save_pretrained_rejects_a_tokenizer_larger_than_the_model(tmp_path, tin
 
 
 def test_load_tokenizer_rejects_a_folder_without_one(tmp_path):
-    with pytest.raises(TokenizerError, match="no qwen.tiktoken and no tokenizer.json"):
+    with pytest.raises(TokenizerError, match="no qwen.tiktoken or tokenizer.json"):
         load_tokenizer(tmp_path)
