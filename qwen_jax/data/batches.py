@@ -1,4 +1,4 @@
-"""Batches of any indexable source: each is a function of (seed, step), on any number of hosts."""
+"""Batches of any indexable source: each is a function of (seed, step) for any number of hosts."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ class PaddedSource(ExampleSource, Protocol):
 
 
 class Batches:
-    """Endless batches, reshuffled every epoch; each host reads only its rows of a batch.
+    """Infinite batches, reshuffled every epoch; each host reads only its rows of a batch.
 
     Example:
       >>> batches = Batches(examples, batch_size=128, seed=0, collate=np.stack)
@@ -46,9 +46,9 @@ class Batches:
     ):
         """
         Args:
-          source: the examples, or a Grain dataset that is already shuffled and endless.
+          source: the examples, or a Grain dataset that is already shuffled and infinite.
           batch_size: rows in a batch over all hosts.
-          seed: of the shuffling.
+          seed: random seed of the shuffling.
           collate: stacks a list of examples into a batch.
           rows: rows of each batch that this host reads (parallel/batch_rows.py); None: all.
         """
@@ -64,7 +64,7 @@ class Batches:
 
     @contextlib.contextmanager
     def iterate(self, start_step: int) -> Iterator[Iterator[Any]]:
-        """Yields an endless iterator from `start_step` on; a thread prefetches a few batches."""
+        """Yields an infinite iterator that starts at `start_step`; a thread prefetches batches."""
         # One thread and a short buffer: a batch is one object, and more threads only contend for
         # the lock.
         dataset = self._dataset.to_iter_dataset(
@@ -79,7 +79,7 @@ class Batches:
 
 
 def shuffled(source: ExampleSource, seed: int) -> grain.MapDataset:
-    """Returns one epoch of `source`, in an order determined by the seed and the epoch."""
+    """Returns one epoch of `source`, shuffled by the seed and the epoch."""
     # Grain's protocol names the index argument but always passes it by position.
     dataset = grain.MapDataset.source(source)  # pyright: ignore[reportArgumentType]
     return dataset.seed(seed).shuffle()
@@ -112,7 +112,7 @@ class _HostRows(grain.MapDataset):
 def eval_batches(
     source: PaddedSource, batch_size: int, num: int, *, rows: Sequence[int] | None = None
 ) -> Iterator[Any]:
-    """Yields this host's rows of the first `num` batches of one shuffled pass.
+    """Yields this host's rows of the first `num` batches of one shuffled epoch.
 
     The batches are the same in every call. The last one is padded with source.padding, whose loss
     weights are 0.

@@ -7,4 +7,4 @@ import dataclasses
 class Document:
     name: str  # origin: a file, or a file and a row in it
     text: str
-    group: str | None = None  # documents of one group are never split between train and eval
+    group: str | None = None  # a group is never split between train and eval

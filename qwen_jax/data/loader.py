@@ -1,4 +1,4 @@
-"""Batches from token shards: each is a function of (seed, step), on any number of hosts.
+"""Batches from token shards: each is a function of (seed, step) for any number of hosts.
 
 Documents are concatenated, each followed by <|endoftext|>, and split at the context length T
 (report 2.4: "merged and truncated"). Sequence r of a source is its tokens r T .. r T + T; the last
@@ -47,17 +47,17 @@ class Loader:
           context_length: T, tokens in a sequence.
           batch_size: B, sequences in a batch over all hosts.
           end_of_text: id that ends a document, as in the shards' manifest.
-          seed: of the shuffling.
+          seed: random seed of the shuffling.
           rows: rows of each batch that this host reads (parallel/batch_rows.py); None: all.
-          vocab_size: of the model; None: not checked.
-          tokenizer: fingerprint that the shards must have; None: not checked.
+          vocab_size: the model's vocab_size; None: not checked.
+          tokenizer: tokenizer fingerprint that the shards must have; None: not checked.
 
         Raises:
-          DataError: a source is missing, damaged, or was written with another vocabulary.
+          DataError: a source is missing or corrupted, or was written with a different vocabulary.
         """
         if not config.sources:
             raise DataError(
-                "there are no sources.", "data.sources", "set --data.sources to shard folders."
+                "no data sources are set.", "data.sources", "set --data.sources to shard folders."
             )
         folders, weights = _weights(config.sources)
         self._shards = [open_shards(folder) for folder in folders]
@@ -102,11 +102,11 @@ class Loader:
 
     @property
     def tokens_per_epoch(self) -> dict[str, int]:
-        """Tokens of each source, by its name."""
+        """Tokens of each source, by name."""
         return {name: shards.tokens for name, shards in zip(self.names, self._shards, strict=True)}
 
     def epochs(self, num_steps: int) -> dict[str, float]:
-        """Returns how many times `num_steps` steps read each source, by its name."""
+        """Returns the number of epochs over each source in `num_steps` steps, by name."""
         count = num_steps * self._batch_size
         return {
             name: float(count * weight / len(source))
@@ -118,11 +118,11 @@ class Loader:
         return self._batches.batch(step)
 
     def iterate(self, start_step: int) -> contextlib.AbstractContextManager[Iterator[Batch]]:
-        """Yields an endless iterator from `start_step` on; a thread prefetches a few batches."""
+        """Yields an infinite iterator that starts at `start_step`; a thread prefetches batches."""
         return self._batches.iterate(start_step)
 
     def eval_batches(self, num: int) -> Iterator[Batch]:
-        """Yields the first `num` batches of one shuffled pass, or fewer if the source is small.
+        """Yields the first `num` batches of one shuffled epoch, or fewer if the source is small.
 
         The batches are the same in every call. The last one is padded with weight 0.
         """
@@ -197,8 +197,8 @@ def to_batch(sequences: np.ndarray, *, end_of_text: int, documents: bool) -> Bat
 
     Args:
       sequences: int32 [B, T + 1]; -1 is padding.
-      documents: makes each document its own segment with positions from 0, and gives the token
-        after <|endoftext|> no loss. Otherwise a sequence is one segment (report 2.4).
+      documents: whether each document is its own segment with positions from 0, and the token after
+        <|endoftext|> is not in the loss. Otherwise a sequence is one segment (report 2.4).
     """
     tokens, targets = sequences[:, :-1], sequences[:, 1:]
     weights = np.ones(tokens.shape, np.float32)
@@ -226,7 +226,7 @@ def to_batch(sequences: np.ndarray, *, end_of_text: int, documents: bool) -> Bat
 def _segments(ends: np.ndarray, rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns segment ids from 1 and positions from 0 in each row, int32 [rows, length].
 
-    Arrays are filled per document and not per token, because documents are long.
+    Arrays are filled per document, not per token, because documents are long.
 
     Args:
       ends: sorted indices of <|endoftext|> in the flattened tokens.
@@ -248,7 +248,7 @@ def _name(shards: Shards) -> str:
 
 
 def _weights(sources: tuple[str, ...]) -> tuple[list[str], list[float] | None]:
-    """Returns folders and weights; None if no source names one (then each counts by tokens)."""
+    """Returns folders and weights; None if no source has one, so they are weighted by tokens."""
     folders, weights = [], []
     for source in sources:
         folder, equals, weight = source.rpartition("=")
@@ -272,7 +272,7 @@ def _weights(sources: tuple[str, ...]) -> tuple[list[str], list[float] | None]:
         raise DataError(
             "some sources have a weight and some have none.",
             "data.sources",
-            "give every source a weight, or none (then each counts by its tokens).",
+            "give every source a weight, or none (sources are then weighted by their tokens).",
         )
     return folders, weights or None
 
@@ -282,9 +282,9 @@ def _check_vocabulary(
 ) -> None:
     if tokenizer is not None and shards.tokenizer != tokenizer:
         raise DataError(
-            "these shards were written with another tokenizer.",
+            "these shards were written with a different tokenizer.",
             str(shards.folder),
-            "pass the tokenizer that the shards were written with, or write them again.",
+            "pass the tokenizer that the shards were written with, or write the shards again.",
         )
     if shards.end_of_text != end_of_text:
         raise DataError(
@@ -294,7 +294,8 @@ def _check_vocabulary(
         )
     if vocab_size is not None and shards.vocab_size > vocab_size:
         raise DataError(
-            f"token ids go up to {shards.vocab_size - 1}, the model has vocab_size={vocab_size}.",
+            f"token ids go up to {shards.vocab_size - 1}, but the model has "
+            f"vocab_size={vocab_size}.",
             str(shards.folder),
             f"set --model.vocab_size={-(-shards.vocab_size // 128) * 128}.",
         )

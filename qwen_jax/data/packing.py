@@ -1,14 +1,14 @@
-"""Packs examples of different lengths into sequences of one length: best fit decreasing."""
+"""Packs examples of different lengths into sequences of equal length: best-fit decreasing."""
 
 from collections.abc import Sequence
 
 
 def pack(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Returns bins of indices into `lengths`, each with a sum of lengths of at most `capacity`.
+    """Returns bins of indices into `lengths`; the lengths in a bin sum to at most `capacity`.
 
     No example is split. Each example, longest first, goes into the bin with the least free space
     that still fits it. For the length distributions of text this is within a few bins of the
-    optimum. It takes O(n capacity / 64), because the free spaces in use are bits of one integer.
+    optimum. The time is O(n capacity / 64), because the free spaces in use are bits of one integer.
     """
     bins: list[list[int]] = []
     by_space: list[list[int]] = [[] for _ in range(capacity + 1)]  # free space -> its bins

@@ -2,8 +2,8 @@
 
 A shard folder holds `tokens-00000.bin`, ... (little-endian uint16 or uint32, with <|endoftext|>
 after every document) and `manifest.json`. The order of documents is random and depends only on the
-seed and their text: a hash assigns each document to a shard and sorts it there. Neither the order
-of the input files nor the number of threads changes a byte.
+seed and their text: a hash assigns each document to a shard and sorts it there. The output is
+byte-identical for any order of the input files and any number of threads.
 
 `write` does everything in one call. Parallel tasks use its two halves: `scatter` encodes some
 documents into a part, and `gather` builds one shard from all parts.
@@ -34,7 +34,7 @@ _VERIFY_BYTES = 1 << 30  # folders below this size are hashed at every open, whi
 
 
 class Tokenizer(Protocol):
-    """The part of qwen_jax.tokenizer.bpe.Tokenizer that shards need."""
+    """The interface of qwen_jax.tokenizer.bpe.Tokenizer that shards need."""
 
     fingerprint: Any  # a string; the type `str` would reject a cached_property
 
@@ -58,10 +58,10 @@ class Shards:
     lengths: tuple[int, ...]  # tokens in each file
     dtype: str
     documents: int
-    text_bytes: int  # UTF-8
+    text_bytes: int  # size of the text in UTF-8
     vocab_size: int
     end_of_text: int
-    tokenizer: str  # fingerprint
+    tokenizer: str  # fingerprint of the tokenizer
 
     @property
     def tokens(self) -> int:
@@ -84,13 +84,14 @@ def write(
 ) -> None:
     """Writes `folder`/train, `folder`/eval for the held-out fraction, and the tokenizer.
 
-    Uses memory for one shard, or for 64 MB of text. Equal texts, and documents of one group, are
-    always on the same side of the split, in all calls with the same seed.
+    Holds about 64M characters of text and their tokens in memory, or the index of one shard. Equal
+    texts, and documents of one group, are always on the same side of the split, in all calls with
+    the same seed.
 
     Args:
-      eval_fraction: fraction of documents or groups to hold out, 0 to 1; chosen by hash.
+      eval_fraction: fraction of documents or groups to hold out, from 0 to 1; chosen by hash.
       num_shards: number of train shards; about 100M tokens each is a good size.
-      progress: called with (documents, tokens) so far.
+      progress: called with the numbers of (documents, tokens) so far.
 
     Raises:
       DataError: the folder exists, there is no text, the split leaves one side empty, or the disk
@@ -99,9 +100,9 @@ def write(
     folder = pathlib.Path(folder)
     if folder.exists():
         raise DataError(
-            "this folder exists already.",
+            "this folder already exists.",
             str(folder),
-            "choose another name, or delete the folder first; shards are written only once.",
+            "choose another name, or delete the folder first; shards are never overwritten.",
         )
     working = folder.with_name(folder.name + ".writing")
     shutil.rmtree(working, ignore_errors=True)  # left by a killed process
@@ -114,7 +115,7 @@ def write(
         raise DataError(
             f"the shards could not be written: {error.strerror or error}.",
             str(folder),
-            "free some disk space and start again.",
+            "check permissions and free disk space, then try again.",
         ) from error
     finally:
         shutil.rmtree(working, ignore_errors=True)
@@ -124,11 +125,12 @@ def open_shards(folder: str | os.PathLike, *, verify: bool | None = None) -> Sha
     """Opens a shard folder and checks it against its manifest.
 
     Args:
-      verify: whether to compare the SHA-256 of the files, and not only their sizes; None: for
-        folders smaller than a GiB.
+      verify: whether to check the SHA-256 of the files, not only their sizes; None: only for
+        folders smaller than 1 GiB.
 
     Raises:
-      DataError: no such folder, no manifest, or files that differ from it, all of them listed.
+      DataError: the folder or its manifest is missing, or files differ from the manifest; the error
+        lists all of them.
     """
     folder = pathlib.Path(folder)
     record = _read_manifest(folder)
@@ -137,7 +139,7 @@ def open_shards(folder: str | os.PathLike, *, verify: bool | None = None) -> Sha
         verify = sum(f["tokens"] for f in files) * itemsize < _VERIFY_BYTES
     problems = [problem for f in files if (problem := _problem(folder, f, itemsize, verify))]
     if record["sha256"] != _own_hash(record):
-        problems.insert(0, f"{MANIFEST} was changed after it was written")
+        problems.insert(0, f"{MANIFEST} was modified after it was written")
     if problems:
         raise DataError(
             f"the shards do not match their manifest: {'; '.join(problems)}.",
@@ -161,7 +163,7 @@ def _read_manifest(folder: pathlib.Path) -> dict:
     """Reads the manifest and checks that it has every entry that `open_shards` reads."""
     if not folder.is_dir():
         raise DataError(
-            "there is no such shard folder.",
+            "the shard folder does not exist.",
             str(folder),
             "check the path, or write shards with `python -m experiments.prepare_data --help`.",
         )
@@ -169,7 +171,7 @@ def _read_manifest(folder: pathlib.Path) -> dict:
         record = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if record["format"] != FORMAT:
             raise DataError(
-                f"the shards have format {record['format']}; this version reads {FORMAT}.",
+                f"the shards have format {record['format']}, but this version reads {FORMAT}.",
                 str(folder),
                 "write the shards again.",
             )
@@ -185,11 +187,11 @@ def _read_manifest(folder: pathlib.Path) -> dict:
             str(folder),
             f"did you mean {folder / inside[-1]}?"
             if inside
-            else f"pass the folder that holds {MANIFEST}, or write the shards again.",
+            else f"pass the folder that contains {MANIFEST}, or write the shards again.",
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{MANIFEST} is damaged ({type(error).__name__}: {error}).",
+            f"{MANIFEST} is corrupted ({type(error).__name__}: {error}).",
             str(folder),
             "write the shards again.",
         ) from error
@@ -216,7 +218,7 @@ class Split:
     num_shards: int = 1  # train shards
 
     def files(self) -> list[tuple[str, int]]:
-        """Returns (side, shard number) of every file; the last one is eval's, if there is one."""
+        """Returns (side, shard number) of every file; the eval file, if any, is last."""
         train = [("train", number) for number in range(self.num_shards)]
         return train + [("eval", 0)] * (self.eval_fraction > 0)
 
@@ -231,7 +233,7 @@ class Split:
         return int.from_bytes(key[8:16], "little") % self.num_shards, key[16:] + key[:16]
 
 
-_BLOCK = 1 << 23  # tokens: 32 MB
+_BLOCK = 1 << 23  # tokens, at most 32 MB
 _PART = np.dtype([("file", "<u4"), ("key", "S24"), ("tokens", "<i8"), ("bytes", "<i8")])
 
 
@@ -251,9 +253,9 @@ def scatter(
     atomically. The tokens of these documents are held in memory.
 
     Args:
-      threads: tokenizer threads; None: the tokenizer's default.
-      copies: how often a document appears in train, each copy at another position.
-      progress: called with (documents, tokens) after every batch.
+      threads: number of tokenizer threads; None: the tokenizer's default.
+      copies: returns how often a document appears in train, each copy at a different position.
+      progress: called with the numbers of (documents, tokens) so far after every batch.
     """
     path, dtype = pathlib.Path(path), dtype_of(tokenizer)
     limited = {} if threads is None else {"num_threads": threads}
@@ -273,7 +275,7 @@ def scatter(
                 entries.append((file, key, len(tokenized), size))
                 tokens += len(tokenized)
         progress(len(entries), tokens)
-    # Not sorted by numpy, whose S24 drops trailing zero bytes.
+    # Sorted without numpy, whose S24 drops trailing zero bytes.
     order = sorted(range(len(entries)), key=lambda i: entries[i][:2])
     with atomic_write(path.with_name(path.name + ".bin"), buffering=1 << 20) as file:
         file.writelines(encoded[i] for i in order)
@@ -287,7 +289,7 @@ def gather(
 ) -> dict:
     """Writes one shard from all parts, with its documents sorted; returns its manifest entry.
 
-    Uses memory for the index and about _BLOCK tokens at a time.
+    Holds the shard's index and about _BLOCK tokens in memory.
 
     Args:
       parts: the paths that were passed to `scatter`.
@@ -310,7 +312,7 @@ def gather(
         for docs in np.split(order, np.flatnonzero(np.diff(blocks)) + 1):
             ends = np.cumsum(sizes[docs])
             ids = np.empty(int(sizes[docs].sum()), dtype)
-            # Reads one part after the other, each of them sequentially.
+            # Reads the parts one after the other, each sequentially.
             by_part = np.lexsort((start[docs], part_of[docs])).tolist()
             for each, indices in itertools.groupby(by_part, key=lambda i: part_of[docs[i]]):
                 with open(paths[each].with_name(paths[each].name + ".bin"), "rb") as source:
@@ -336,10 +338,10 @@ def gather(
 def write_manifests(
     folder: pathlib.Path, entries: Sequence[dict], tokenizer: Tokenizer, split: Split
 ) -> None:
-    """Completes a folder whose shards `gather` has written.
+    """Writes the manifests and the tokenizer of a folder whose shards `gather` has written.
 
     Args:
-      folder: holds train and possibly eval, each with its shards.
+      folder: contains train and possibly eval, each with its shards.
       entries: manifest entries of all files, in the order of Split.files.
 
     Raises:
@@ -354,9 +356,9 @@ def write_manifests(
         ]
         if not any(entry["documents"] for entry in files):
             raise DataError(
-                f"of {count} documents, none is in {side} at eval_fraction={split.eval_fraction}.",
+                f"none of {count} documents is in {side} at eval_fraction={split.eval_fraction}.",
                 str(folder),
-                "use more documents, or another eval_fraction.",
+                "use more documents, or a different eval_fraction.",
             )
         text_bytes = sum(entry.pop("text_bytes") for entry in files)
         record = {

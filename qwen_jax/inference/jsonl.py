@@ -87,7 +87,9 @@ class Source:
             named = "\n         ".join([f"{len(bad)} invalid lines.", *bad[:_MAX_NAMED], *more])
             raise DataError(named, str(self._path), "fix these lines; nothing was run.")
         if not count:
-            raise DataError("the file is empty.", str(self._path), "write one prompt per line.")
+            raise DataError(
+                "the file has no prompts.", str(self._path), "write one prompt per line."
+            )
         return count, digest.hexdigest()
 
     def identity(self) -> dict[str, Any]:

@@ -409,7 +409,7 @@ def test_tokenize_ignores_parts_of_deleted_shards(tmp_path):
     result = run(write_sources(tmp_path / "source"), tmp_path / "out")
     path = small_tokenizer(tmp_path / "bytes.tiktoken")
     settings = {"shard_tokens": 1e9, "workers": 0, "log": print}
-    with pytest.raises(DataError, match="none is in train"):  # leaves its parts behind
+    with pytest.raises(DataError, match="documents is in train"):  # leaves its parts behind
         tokenize(result, str(tmp_path / "shards"), path, split=Split(1.0), **settings)
     shutil.rmtree(tmp_path / "shards")
     tokenize(result, str(tmp_path / "shards"), path, split=Split(0.0), **settings)

@@ -114,7 +114,7 @@ def test_eval_batches_are_one_pass_and_always_the_same(folder):
         (("a/train=x",), {}, "not a weight"),
         (("a/train=-1",), {}, "not positive"),
         (("a/train=1", "b/train"), {}, "some sources have a weight"),
-        (("none",), {}, "no such shard folder"),
+        (("none",), {}, "shard folder does not exist"),
         ((), {"end_of_text": 7}, "end with id 256"),
         ((), {"vocab_size": 200}, "--model.vocab_size=384"),
         ((), {"tokenizer": "x"}, "another token"),

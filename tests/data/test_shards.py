@@ -72,7 +72,7 @@ def test_write_failure_leaves_no_files(tmp_path):
         shards.write(broken(), tmp_path / "s", Bytes())
     with pytest.raises(DataError, match="no documents"):
         shards.write([], tmp_path / "s", Bytes())
-    with pytest.raises(DataError, match="none is in eval"):
+    with pytest.raises(DataError, match="none of .* documents is in eval"):
         shards.write(make_documents(2), tmp_path / "s", Bytes(), eval_fraction=1e-9)
     assert list(tmp_path.iterdir()) == []
 
@@ -80,7 +80,7 @@ def test_write_failure_leaves_no_files(tmp_path):
 def test_write_does_not_touch_an_existing_folder(tmp_path):
     shards.write(make_documents(), tmp_path / "s", Bytes())
     before = read(tmp_path / "s/train")
-    with pytest.raises(DataError, match="exists already"):
+    with pytest.raises(DataError, match="already exists"):
         shards.write(make_documents(3), tmp_path / "s", Bytes())
     np.testing.assert_array_equal(read(tmp_path / "s/train"), before)
 
@@ -112,7 +112,7 @@ def damage_json(folder):
         (damage_bit, "tokens-00000.bin does not match its SHA-256"),
         (damage_length, "bytes, not"),
         (damage_manifest, "was changed"),
-        (damage_json, "is damaged"),
+        (damage_json, "is corrupted"),
         (lambda folder: (folder / "tokens-00000.bin").unlink(), "is missing"),
     ],
 )
@@ -127,7 +127,7 @@ def test_open_shards_explains_a_wrong_folder(tmp_path):
     shards.write(make_documents(), tmp_path / "s", Bytes())
     with pytest.raises(DataError, match="did you mean .*train"):
         shards.open_shards(tmp_path / "s")
-    with pytest.raises(DataError, match="no such shard folder"):
+    with pytest.raises(DataError, match="shard folder does not exist"):
         shards.open_shards(tmp_path / "t")
     path = tmp_path / "s/train/manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 9}))

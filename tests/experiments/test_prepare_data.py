@@ -228,7 +228,7 @@ def test_check_refuses_invalid_settings(changes, message):
 
 def test_check_refuses_a_missing_tokenizer_before_any_work(tmp_path):
     (tmp_path / "in.txt").write_text("text")
-    with pytest.raises(TokenizerError, match="no such file"):
+    with pytest.raises(TokenizerError, match="file does not exist"):
         prepare_data.main(
             parsed(
                 f"--sources={tmp_path}/in.txt",

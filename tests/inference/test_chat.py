@@ -60,7 +60,7 @@ def test_context_is_four_training_lengths_with_dynamic_ntk():
         "8,192 tokens (trained at 2,048, extended by dynamic NTK)",
     )
     assert chat.context(short, None) == (2048, "2,048 tokens (trained at 2,048)")
-    assert "nonsense" in chat.context(short, 2049)[1]
+    assert "unusable output" in chat.context(short, 2049)[1]
     assert "quality drops" in chat.context(long, 9000)[1]
     with pytest.raises(ConfigError, match="context of 1 "):
         chat.context(long, 1)

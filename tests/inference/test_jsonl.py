@@ -202,7 +202,7 @@ def test_source_check_names_every_invalid_line(tmp_path):
     with pytest.raises(DataError, match="(?s)line 20: .*and 5 more"):
         source(path).check()
     path.write_text("\n \n")
-    with pytest.raises(DataError, match="no lines"):
+    with pytest.raises(DataError, match="no prompts"):
         source(path).check()
     with pytest.raises(DataError, match="cannot read"):
         source(tmp_path / "none").check()

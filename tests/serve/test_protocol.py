@@ -105,8 +105,8 @@ def test_read_chat_accepts_content_parts_developer_role_and_empty_fields():
 BAD = [  # fields, status, code, parameter, part of the message
     ({"model": None}, 400, "invalid_value", "model", "missing"),
     ({"model": "gpt-4"}, 404, "model_not_found", "model", "'tiny'"),
-    ({"messages": []}, 400, "invalid_value", "messages", "not a list"),
-    ({"messages": "Hi"}, 400, "invalid_value", "messages", "not a list"),
+    ({"messages": []}, 400, "invalid_value", "messages", "not a non-empty list"),
+    ({"messages": "Hi"}, 400, "invalid_value", "messages", "not a non-empty list"),
     ({"messages": ["Hi"]}, 400, "invalid_value", "messages[0]", "not a message"),
     (
         {"messages": [{"role": "bard", "content": "x"}]},
@@ -174,7 +174,7 @@ BAD = [  # fields, status, code, parameter, part of the message
     ({"seed": 1.5}, 400, "invalid_value", "seed", "1.5"),
     ({"n": 0}, 400, "invalid_value", "n", "0"),
     ({"n": 11}, 400, "invalid_value", "n", "10"),
-    ({"stop": ["a", "b", "c", "d", "e"]}, 400, "invalid_value", "stop", "up to 4"),
+    ({"stop": ["a", "b", "c", "d", "e"]}, 400, "invalid_value", "stop", "at most 4"),
     ({"stop": ""}, 400, "invalid_value", "stop", "non-empty strings"),
     ({"stop": [1]}, 400, "invalid_value", "stop", "[1]"),
     ({"repetition_penalty": 0}, 400, "invalid_value", "repetition_penalty", "0.01"),
@@ -185,7 +185,7 @@ BAD = [  # fields, status, code, parameter, part of the message
         400,
         "invalid_value",
         "stream_options",
-        "without stream",
+        "needs stream",
     ),
     (
         {"stream": True, "stream_options": {"usage": True}},
@@ -229,7 +229,7 @@ def test_read_chat_error_names_the_parameter(fields, status, code, where, word):
     "fields, where, word",
     [
         ({"prompt": [1, "a"]}, "prompt", "neither"),
-        ({"prompt": [464]}, "prompt", "vocabulary of 464"),
+        ({"prompt": [464]}, "prompt", "vocab_size=464"),
         ({"prompt": [True]}, "prompt", "neither"),
         ({"prompt": {}}, "prompt", "neither"),
         ({"prompt": [[]]}, "prompt", "neither"),

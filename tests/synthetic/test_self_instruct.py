@@ -151,7 +151,7 @@ END = "Thought: done\nFinal Answer: yes\nand more"
         (END + "\nQuestion: more?\n" + END, "out of order"),
         (CALL.replace(": foo", ":") + END, "empty Action"),
         ("Thought: t\nFinal Answer:", "empty Final Answer"),
-        (CALL.replace(": foo", ": oof") + END, "none of the tools"),
+        (CALL.replace(": foo", ": oof") + END, "not one of the tools"),
         (CALL.replace('{"x": 1}', "x = 1") + END, "not JSON"),
         (CALL.replace('{"x": 1}', "[1]") + END, "not a JSON object"),
         (CALL.replace('{"x": 1}', "{}") + END, "without a required parameter"),
@@ -334,7 +334,7 @@ def test_self_instruct_samples_pass_the_rules_and_rejections_are_counted(tmp_pat
     for reason in (
         "too similar to an earlier one",
         "forbidden word 'draw'",
-        "an Action is none of the tools",
+        "an Action is not one of the tools",
         "no Final Answer at the end",
         "a truncated answer",
         "an empty answer",

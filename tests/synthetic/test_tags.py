@@ -76,7 +76,7 @@ def test_tag_weights_sample_a_tag_and_then_a_prompt():
     np.testing.assert_allclose(tag_weights(tags, complexity=0), np.array([1, 2, 1, 3]) / 7)
     np.testing.assert_allclose(tag_weights(tags, balance=0, complexity=0), np.full(4, 0.25))
     for wrong in ({"balance": 1.1}, {"complexity": -1}):
-        with pytest.raises(ConfigError, match="set balance from 0 to 1"):
+        with pytest.raises(ConfigError, match="set balance to a number from 0 to 1"):
             tag_weights(tags, **wrong)
 
 
@@ -97,7 +97,7 @@ def test_choose_weighted_is_flatter_than_chance_and_reproducible():
     firsts = collections.Counter(choose_weighted(small, 1, seed=seed)[0] for seed in range(2000))
     # 1/4, 1/4, 1/2 of 2000; four standard deviations of a coin are 0.045.
     np.testing.assert_allclose([firsts[p] / 2000 for p in "abc"], [0.25, 0.25, 0.5], atol=0.045)
-    with pytest.raises(DataError, match="4 prompts requested of 3"):
+    with pytest.raises(DataError, match="4 prompts were requested, but there are only 3"):
         choose_weighted(small, 4, seed=0)
 
 

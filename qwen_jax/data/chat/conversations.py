@@ -1,7 +1,7 @@
 """Reads conversations in the common formats: ShareGPT, messages, Alpaca. Report: 3.1.1.
 
-Large files usually hold a few bad conversations. These are skipped, counted by reason and reported.
-A file with no usable conversation is an error.
+Large files usually contain a few invalid conversations. These are skipped, counted by reason and
+reported. A file without a usable conversation is an error.
 """
 
 import collections
@@ -41,12 +41,12 @@ class Conversation:
 
 
 class Skipped(Exception):
-    """Raised with the reason why a row cannot be used for training."""
+    """Raised with the reason why a row is unusable for training."""
 
 
 @dataclasses.dataclass
 class Counts:
-    """How many rows of a dataset were kept, changed and skipped, by reason."""
+    """The numbers of rows of a dataset that were kept, changed and skipped, by reason."""
 
     kept: int = 0
     changed: collections.Counter = dataclasses.field(default_factory=collections.Counter)
@@ -76,12 +76,12 @@ def read_conversations(
 ) -> Iterator[Conversation]:
     """Yields the conversations of .json and .jsonl files; counts skipped rows in `counts`.
 
-    The keys of a row select its format: "messages" (role, content), "conversations" (from, value),
-    or "instruction" with "input", "output", "system", "history" (Alpaca). The row's "tools" are
-    appended to its system message. A tool's output is a turn of the role "tool".
+    The keys of a row determine its format: "messages" (role, content), "conversations" (from,
+    value), or "instruction" with "input", "output", "system", "history" (Alpaca). The row's "tools"
+    are appended to its system message. A tool's output is a turn with the role "tool".
 
     Raises:
-      DataError: a file is missing, damaged or of an unknown format, or has no usable row.
+      DataError: a file is missing, corrupted or in an unknown format, or has no usable row.
     """
     for path in paths:
         before = counts.kept
@@ -95,9 +95,9 @@ def read_conversations(
             yield Conversation(turns, where)
         if counts.kept == before:
             raise DataError(
-                f"no conversation can be used: {counts}.",
+                f"no usable conversations: {counts}.",
                 str(path),
-                "fix the rows; the first one of each problem is listed.",
+                "fix the rows; the first row with each problem is listed.",
             )
 
 
@@ -106,7 +106,7 @@ def turns_of(row: dict[str, Any], where: str) -> list[Turn]:
 
     Raises:
       DataError: the row has an unknown format.
-      Skipped: an unknown role, or a turn without text.
+      Skipped: a role is unknown, or a turn has no text.
     """
     if "messages" in row:
         turns = _turns(row["messages"], "role", "content")
@@ -132,10 +132,11 @@ def turns_of(row: dict[str, Any], where: str) -> list[Turn]:
 
 
 def check_turns(turns: list[Turn]) -> tuple[Turn, ...]:
-    """Checks the order of roles and drops trailing turns that have no response.
+    """Checks the order of roles and drops trailing turns without a response.
 
     Raises:
-      Skipped: no response, two turns of one side in a row, a response first, an empty response.
+      Skipped: there is no response, a response is empty, the first turn is a response, or roles do
+        not alternate.
     """
     body = list(turns)
     head = [body.pop(0)] if body and body[0][0] == "system" else []
@@ -161,7 +162,7 @@ def _turns(messages: Any, role_key: str, text_key: str) -> list[Turn]:
         if not isinstance(message, dict):
             raise Skipped("a turn is not an object")
         role, text = message.get(role_key), message.get(text_key)
-        if message.get("tool_calls") and not text:  # a response that is a call
+        if message.get("tool_calls") and not text:  # a response that is only a tool call
             text = json.dumps(message["tool_calls"], ensure_ascii=False)
         if str(role) not in _ROLES:
             raise Skipped(f"unknown role {str(role)[:20]!r}")

@@ -1,7 +1,7 @@
 """Reads preference pairs: HH, DPO-style JSON, SHP. Report: 3.2.1.
 
 A pair is two sequences with the same prompt, the chosen one first. Unusable rows are skipped and
-counted by reason, as for conversations.
+counted by reason, as in conversations.py.
 """
 
 import dataclasses
@@ -36,14 +36,14 @@ class Pair:
 def read_pairs(paths: Iterable[str | os.PathLike], counts: Counts) -> Iterator[Pair]:
     """Yields the pairs of .json and .jsonl files (also .gz); counts skipped rows in `counts`.
 
-    The keys of a row select its format:
+    The keys of a row determine its format:
       "chosen" and "rejected" as full dialogues in HH's form;
       "chosen" and "rejected" as responses (text or a turn) to "conversations", "messages",
         "instruction" or "prompt";
       "history", "human_ref_A", "human_ref_B", "labels" (SHP).
 
     Raises:
-      DataError: a file is missing, damaged or of an unknown format, or has no usable row.
+      DataError: a file is missing, corrupted or in an unknown format, or has no usable row.
     """
     for path in paths:
         before = counts.kept
@@ -57,9 +57,9 @@ def read_pairs(paths: Iterable[str | os.PathLike], counts: Counts) -> Iterator[P
             yield pair
         if counts.kept == before:
             raise DataError(
-                f"no pair can be used: {counts}.",
+                f"no usable pairs: {counts}.",
                 str(path),
-                "fix the rows; the first one of each problem is listed.",
+                "fix the rows; the first row with each problem is listed.",
             )
 
 
@@ -74,7 +74,7 @@ def _pair(row: dict[str, Any], where: str) -> Pair:
         raise DataError(
             f"unknown format: the row has the keys {', '.join(map(str, row))}.",
             where,
-            "use chosen and rejected, or SHP's history, human_ref_A, human_ref_B.",
+            "use chosen and rejected, or SHP's history, human_ref_A, human_ref_B and labels.",
         )
     elif isinstance(row["chosen"], str) and row["chosen"].lstrip().startswith("Human:"):
         return _hh(row, where)
@@ -123,7 +123,7 @@ def _checked(turns: list[tuple[str, Any]], chosen: Any, rejected: Any, where: st
 
 
 def _response(value: Any) -> Any:
-    """Returns the text of a response: a text, a turn, or the last one of a list of turns."""
+    """Returns the text of a response, which is a text, a turn, or a list of turns (the last)."""
     if isinstance(value, list) and value:
         value = value[-1]
     if isinstance(value, dict):
@@ -143,7 +143,7 @@ class PairRows:
             depends on the response and its end. A pair is skipped if a response does not fit.
 
         Raises:
-          DataError: no pair is left.
+          DataError: no pair remains.
         """
         self._length, self._rows = context_length, []
         for pair in pairs:
@@ -160,7 +160,7 @@ class PairRows:
             self._rows.append(sides)
         if not self._rows:
             raise DataError(
-                "there is no pair to train on.", "data", f"see which rows were skipped: {counts}."
+                "there are no pairs to train on.", "data", f"check the skipped rows: {counts}."
             )
 
     def __len__(self) -> int:
@@ -190,7 +190,7 @@ class PairRows:
 
 
 def empty_pair(length: int) -> PairBatch:
-    """Returns an empty row of a PairBatch, of weight 0, for up to `length` tokens a side."""
+    """Returns an empty row of a PairBatch, of weight 0, with room for `length` tokens a side."""
     return PairBatch(
         tokens=np.zeros((2, length), np.int32),
         targets=np.zeros((2, length), np.int32),
@@ -202,8 +202,10 @@ def empty_pair(length: int) -> PairBatch:
 
 
 def _encode(pair: Pair, response: str, tokenizer: Tokenizer) -> tuple[np.ndarray, int]:
-    """Returns the tokens up to the response's <|im_end|>, where the reward is read, and the index
-    of the first response token."""
+    """Returns the tokens up to the response's <|im_end|>, and the index of its first token.
+
+    The reward is read at <|im_end|>.
+    """
     rendered = chatml.render([*pair.prompt, ("assistant", response)], tokenizer)
     span = rendered.spans[-1]
     return rendered.tokens[: span.end], span.start

@@ -1,4 +1,4 @@
-"""Shows which tokens of an example are trained on, to check before spending compute."""
+"""Shows which tokens of an example are in the loss, to check before spending compute."""
 
 import itertools
 
@@ -11,7 +11,7 @@ _LEARNED, _PLAIN, _END = "\x1b[1;32m", "\x1b[2m", "\x1b[0m"
 
 
 def preview(example: Example, tokenizer: Tokenizer, *, color: bool = True) -> str:
-    """Returns the text of an example; trained tokens are green, or in ⟦ ⟧ without color."""
+    """Returns the text of an example; loss tokens are green, or in ⟦ ⟧ without color."""
     learned = example.weights > 0
     edges = [0, *(np.flatnonzero(np.diff(learned)) + 1), len(learned)]
     on, off, end = (_LEARNED, _PLAIN, _END) if color else ("⟦", "", "")

@@ -24,7 +24,7 @@ def read_prompt_turns(
     A row has a "prompt" (text), or is a conversation, whose last response is dropped.
 
     Raises:
-      DataError: a file is missing, damaged or of an unknown format, or has no usable row.
+      DataError: a file is missing, corrupted or in an unknown format, or has no usable row.
     """
     for path in paths:
         before = counts.kept
@@ -45,9 +45,9 @@ def read_prompt_turns(
             yield where, turns
         if counts.kept == before:
             raise DataError(
-                f"no prompt can be used: {counts}.",
+                f"no usable prompts: {counts}.",
                 str(path),
-                "fix the rows; the first one of each problem is listed.",
+                "fix the rows; the first row with each problem is listed.",
             )
 
 
@@ -56,10 +56,10 @@ def read_prompts(
 ) -> Iterator[np.ndarray]:
     """Yields the tokens of each prompt, int32 [T], ending in `<|im_start|>assistant\\n`.
 
-    Formats are those of read_prompt_turns. Prompts over `max_tokens` are skipped and counted.
+    Formats are as in read_prompt_turns. Prompts longer than `max_tokens` are skipped and counted.
 
     Raises:
-      DataError: a file is missing, damaged or of an unknown format, or has no usable row.
+      DataError: a file is missing, corrupted or in an unknown format, or has no usable row.
     """
     for path in paths:
         before = counts.kept
@@ -72,9 +72,9 @@ def read_prompts(
             yield tokens
         if counts.kept == before:
             raise DataError(
-                f"no prompt can be used: {counts}.",
+                f"no usable prompts: {counts}.",
                 str(path),
-                "fix the rows; the first one of each problem is listed.",
+                "fix the rows; the first row with each problem is listed.",
             )
 
 
@@ -91,9 +91,9 @@ def text_of(turns: Sequence[Turn]) -> str:
 def choose_diverse(tags: Mapping[str, Sequence[str]], number: int) -> list[str]:
     """Selects `number` prompts that cover many tags, complex ones first (Lu et al. 2023, InsTag).
 
-    Prompts are sorted by their number of tags (complexity). One pass takes each prompt that has a
-    tag new to this pass (diversity). Then the seen tags are cleared and the next pass starts, until
-    there are enough prompts. Ties keep the order of `tags`.
+    Prompts are sorted by number of tags, most first (complexity). One pass takes each prompt that
+    has a tag new to this pass (diversity). Then the seen tags are cleared and the next pass starts,
+    until there are enough prompts. Ties keep the order of `tags`.
 
     One loop computes all passes: a prompt is taken in the first pass that has not seen all of its
     tags, and what a pass has seen depends only on earlier prompts. The time is therefore linear in
@@ -137,13 +137,13 @@ def choose_weighted(
 ) -> list[str]:
     """Samples `number` prompts without replacement, with probabilities given by tag_weights.
 
-    The order of the result is random, so rollouts see every kind of prompt at all times;
+    The order of the result is random, so rollouts see every kind of prompt throughout training;
     choose_diverse puts complex prompts first. The sampler is Gumbel-top-k (Efraimidis and Spirakis
     2006), a function of the seed and the order of `tags`.
 
     Raises:
       DataError: there are fewer prompts than requested.
-      ConfigError: balance is outside of [0, 1], or complexity is negative.
+      ConfigError: balance is outside [0, 1], or complexity is negative.
     """
     _check_number(tags, number, "choose_weighted(number)")
     weights = tag_weights(tags, balance=balance, complexity=complexity)
@@ -165,13 +165,13 @@ def tag_weights(
     which removes the effect of their number. Prompts without tags share one tag.
 
     Raises:
-      ConfigError: balance is outside of [0, 1], or complexity is negative.
+      ConfigError: balance is outside [0, 1], or complexity is negative.
     """
     if not 0 <= balance <= 1 or not complexity >= 0:
         raise ConfigError(
-            f"balance={balance}, complexity={complexity}.",
+            f"balance={balance} or complexity={complexity} is out of range.",
             "tag_weights",
-            "set balance from 0 to 1, and complexity to 0 or more.",
+            "set balance to a number from 0 to 1, and complexity to 0 or more.",
         )
     given = [sorted(set(found)) or [None] for found in tags.values()]
     numbers: dict[str | None, int] = {}
@@ -190,5 +190,7 @@ def tag_weights(
 def _check_number(tags: Mapping[str, Sequence[str]], number: int, where: str) -> None:
     if number > len(tags):
         raise DataError(
-            f"{number} prompts requested of {len(tags)}.", where, "request fewer, or tag more."
+            f"{number} prompts were requested, but there are only {len(tags)}.",
+            where,
+            "request fewer, or tag more.",
         )

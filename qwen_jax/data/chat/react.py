@@ -49,8 +49,8 @@ class Tool:
     name_for_human: str
     name_for_model: str
     description_for_model: str
-    # Each is {"name", "description", "required", "schema": {"type": ...}}. Without parameters the
-    # input is plain text, such as code, and not JSON.
+    # Each is {"name", "description", "required", "schema": {"type": ...}}. Without parameters, the
+    # input is plain text, such as code, not JSON.
     parameters: tuple[dict[str, Any], ...] = ()
 
     def describe(self) -> str:
@@ -88,7 +88,7 @@ class Transcript:
 
 
 class Malformed(Exception):
-    """Raised with the reason why text is not a transcript, or why a call is invalid."""
+    """Raised with the reason why a text is not a transcript, or why a call is invalid."""
 
 
 def prompt(question: str, tools: Sequence[Tool]) -> str:
@@ -101,7 +101,7 @@ def prompt(question: str, tools: Sequence[Tool]) -> str:
 
 
 def is_prompt(text: str) -> bool:
-    """Whether a user turn is a ReAct prompt."""
+    """Returns whether a user turn is a ReAct prompt."""
     return text.startswith(_PROMPT[: _PROMPT.index("{")])
 
 
@@ -109,7 +109,7 @@ def parse(text: str) -> Transcript:
     """Parses (Thought, Action, Action Input, Observation) repeated, then Thought, Final Answer.
 
     Raises:
-      Malformed: the text has another form; the error names what is missing or extra.
+      Malformed: the text has a different format; the error says what is wrong.
     """
     parts = _LABEL.split(text.strip())
     if parts[0]:
@@ -137,16 +137,16 @@ def parse(text: str) -> Transcript:
 
 
 def check_calls(transcript: Transcript, tools: Sequence[Tool]) -> None:
-    """Checks that every call names one of the tools and that its input is valid.
+    """Checks that every call names one of the tools and has valid input.
 
     Raises:
-      Malformed: with the reason why the first bad call is invalid.
+      Malformed: a call is invalid; the error gives the reason for the first one.
     """
     known = {tool.name_for_model: tool for tool in tools}
     for step in transcript.steps:
         tool = known.get(step.action)
         if tool is None:
-            raise Malformed("an Action is none of the tools")
+            raise Malformed("an Action is not one of the tools")
         if not tool.parameters:
             continue
         try:
@@ -184,7 +184,7 @@ def read_tools(path: str | os.PathLike) -> list[Tool]:
             raise DataError(
                 "this is not a tool description.",
                 where,
-                "set name_for_human, name_for_model, description_for_model (texts) "
+                "set name_for_human, name_for_model, description_for_model (strings) "
                 "and parameters, a list of objects with a name.",
             )
         if texts[1] in {tool.name_for_model for tool in tools}:

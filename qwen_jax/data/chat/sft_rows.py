@@ -1,6 +1,6 @@
 """Packs conversations into SFT sequences with tokens, targets and loss weights. Report: 3.1.1.
 
-Each conversation is its own segment with positions from 0, so it never attends to another.
+Each conversation is its own segment with positions from 0; attention does not cross conversations.
 """
 
 import dataclasses
@@ -16,8 +16,8 @@ from qwen_jax.tokenizer.bpe import Tokenizer
 from qwen_jax.types import Batch
 
 MASKS: dict[str, Callable[[chatml.Rendered], np.ndarray]] = {
-    "assistant": chatml.loss_weights,  # the report's: no loss on system and user
-    "original": chatml.original_loss_weights,  # the released script's: also on every turn's markers
+    "assistant": chatml.loss_weights,  # as in the report: no loss on system and user turns
+    "original": chatml.original_loss_weights,  # as in the released script: also all markers
 }
 
 
@@ -26,7 +26,7 @@ class Example:
     """One conversation as tokens."""
 
     tokens: np.ndarray  # int32 [n + 1]
-    weights: np.ndarray  # float32 [n + 1]; 1 where the token is trained on
+    weights: np.ndarray  # float32 [n + 1]; 1 where the token is in the loss
 
     def __len__(self) -> int:
         return len(self.tokens) - 1  # inputs; the last token is only a target
@@ -42,8 +42,8 @@ def encode(
 ) -> Iterator[Example]:
     """Yields examples of at most `context_length` inputs, truncated on the right.
 
-    Conversations that would have no target left are skipped. Truncated and skipped ones are counted
-    in `counts`.
+    Conversations without a response token within this length are skipped. Truncated and skipped
+    conversations are counted in `counts`.
     """
     for conversation in conversations:
         rendered = chatml.render(conversation.turns, tokenizer)
@@ -59,7 +59,7 @@ def encode(
 
 
 class PackedRows:
-    """Training sequences of several examples each; item r is a Batch of [T] arrays.
+    """Training sequences of one or several examples each; item r is a Batch of [T] arrays.
 
     Attributes:
       efficiency: fraction of positions that hold a token.
@@ -68,14 +68,14 @@ class PackedRows:
     def __init__(self, examples: Sequence[Example], *, context_length: int, packed: bool = True):
         """
         Args:
-          packed: puts several examples into a sequence where they fit; otherwise one each.
+          packed: whether to pack several examples into a sequence; otherwise each gets its own.
 
         Raises:
           DataError: there is no example.
         """
         if not examples:
             raise DataError(
-                "there is no example to train on.", "data", "see which rows were skipped, and why."
+                "there are no examples to train on.", "data", "check why rows were skipped."
             )
         lengths = [len(example) for example in examples]
         self._examples, self._length = examples, context_length

@@ -104,12 +104,12 @@ def test_read_conversations_counts_and_names_bad_rows(tmp_path):
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("x.json", "{}", "not a JSON list"),
+        ("x.json", "{}", "JSON list"),
         ("x.jsonl", '{"messages": ', "broke off|not a line"),
         ("x.json", '[{"text": "a"}]', "unknown format"),
         ("x.json", "[1]", "not an object"),
-        ("x.csv", "a", "not a supported kind"),
-        ("x.json", '[{"messages": []}]', "no conversation can be used"),
+        ("x.csv", "a", "not a supported|unsupported"),
+        ("x.json", '[{"messages": []}]', "no usable conversations"),
     ],
 )
 def test_read_conversations_rejects_an_unusable_file(tmp_path, name, text, message):

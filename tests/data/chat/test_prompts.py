@@ -58,7 +58,7 @@ def test_read_prompts_counts_long_rows_and_rows_without_a_prompt(tmp_path):
     )
     assert len(texts) == counts.kept == 1
     assert counts.skipped == {"longer than 100 tokens": 1, "no prompt": 2}
-    with pytest.raises(DataError, match="no prompt can be used"):
+    with pytest.raises(DataError, match="no usable prompts"):
         read(tmp_path, [{"prompt": "b" * 60}], max_tokens=100)
 
 
@@ -90,7 +90,7 @@ def test_choose_diverse_orders_by_complexity_ties_and_no_tags():
     }
     assert choose_diverse(tags, 2) == ["b", "c"]  # two tags first; then the first with a new one
     assert choose_diverse(tags, 6) == ["b", "c", "a", "e", "d", "none"]
-    with pytest.raises(DataError, match="7 prompts requested of 6"):
+    with pytest.raises(DataError, match="7 prompts were requested, but there are only 6"):
         choose_diverse(tags, 7)
 
 

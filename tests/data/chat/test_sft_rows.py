@@ -76,7 +76,7 @@ def test_encode_truncates_long_examples_and_skips_those_without_targets(tokenize
     assert len(example) == 128 and example.weights.sum() > 0
     assert counts.kept == 1 and counts.changed == {"truncated to 128 tokens": 1}
     assert counts.skipped == {"no response within 128 tokens": 1}
-    with pytest.raises(DataError, match="no example to train on"):
+    with pytest.raises(DataError, match="no examples to train on"):
         PackedRows([], context_length=128)
 
 
