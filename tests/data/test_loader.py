@@ -117,7 +117,7 @@ def test_eval_batches_are_one_pass_and_always_the_same(folder):
         (("none",), {}, "shard folder does not exist"),
         ((), {"end_of_text": 7}, "end with id 256"),
         ((), {"vocab_size": 200}, "--model.vocab_size=384"),
-        ((), {"tokenizer": "x"}, "another token"),
+        ((), {"tokenizer": "x"}, "a different token"),
     ],
 )
 def test_loader_rejects_bad_sources(folder, names, settings, message):

@@ -472,7 +472,7 @@ def test_save_pretrained_lists_weights_that_do_not_fit_the_config(tmp_path):
     with pytest.raises(CheckpointError) as error:
         save_pretrained(tmp_path / "out", config, params)
     assert "params.embed has shape [128, 32], not [256, 32]" in error.value.what
-    assert "params.head is [32, 128]" in error.value.what
+    assert "params.head has shape [32, 128]" in error.value.what
     with pytest.raises(CheckpointError, match=r"params.head is not in the config"):
         save_pretrained(tmp_path / "out", TIED, params, layout="qwen2")
     with pytest.raises(ConfigError, match="(?s)'qwen3'.*did you mean"):

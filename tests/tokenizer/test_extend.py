@@ -242,7 +242,7 @@ def test_train_and_grow_reject_too_little_text():
 def test_verify_counts_words_that_differ():
     ranks = BYTES | {b"ab": 256, b"bc": 257}
     assert verify(ranks, [("abc", [256, 99]), ("bc", [257])]) == 2
-    with pytest.raises(TokenizerError, match=r"1 of 3 words.*'abc' has \[256, 99\], not \[97, 257"):
+    with pytest.raises(TokenizerError, match=r"1 of 3 words.*'abc' gives \[256, 99\], not \[97, 257"):
         verify(ranks, iter([("x", [120]), ("abc", [97, 257]), ("bc", [257])]))
 
 

@@ -170,5 +170,5 @@ def test_pair_rows_skip_a_response_that_does_not_fit():
     rows, counts = rows_of(PAIR, long, context_length=32)
     assert len(rows) == 1 == counts.kept
     assert counts.skipped == collections.Counter({"a response of 32 tokens or more": 1})
-    with pytest.raises(DataError, match="no pair to train on"):
+    with pytest.raises(DataError, match="no pairs to train on"):
         rows_of(long, context_length=32)
