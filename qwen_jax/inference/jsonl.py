@@ -84,7 +84,7 @@ class Source:
                 bad.append(f"line {number}: {error.what}")
         if bad:
             more = [f"and {len(bad) - _MAX_NAMED} more"] if len(bad) > _MAX_NAMED else []
-            named = "\n         ".join([f"{len(bad)} invalid lines.", *bad[:_MAX_NAMED], *more])
+            named = "\n         ".join([f"invalid lines: {len(bad)}.", *bad[:_MAX_NAMED], *more])
             raise DataError(named, str(self._path), "fix these lines; nothing was run.")
         if not count:
             raise DataError(

@@ -146,7 +146,7 @@ def save_run(
         checkpoints.save(0, state, {})
         checkpoints.close()
         if jax.process_index() == 0:
-            record = Identity("pretrain", "params")._asdict()  # fits any language model
+            record = Identity("pretrain", "params")._asdict()  # valid for any language model
             write_json(partial / "config.json", record | {"model": dataclasses.asdict(config)})
             if tokenizer is not None:
                 write_ranks(partial / "tokenizer.tiktoken", tokenizer.mergeable_ranks)

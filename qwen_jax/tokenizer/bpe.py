@@ -303,7 +303,7 @@ def _parse(line: bytes, rank: int, where: str) -> bytes:
 def _check_ranks(ranks: Mapping[bytes, int], where: str) -> None:
     if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
         raise TokenizerError(
-            f"{len(missing)} single bytes are not tokens; the first is {missing[0]:#04x}.",
+            f"single bytes without a token: {len(missing)}; the first is {missing[0]:#04x}.",
             where,
             "use a vocabulary with all 256 bytes; without them some text cannot be encoded.",
         )

@@ -78,7 +78,7 @@ def grow(ranks: Mapping[bytes, int], texts: Iterable[str], *, num_new: int) -> d
     if len(grown) != len(ranks) + len(merges):
         # The trainer distinguishes the pairs (a, bc) and (ab, c); to tiktoken both are abc.
         raise TokenizerError(
-            f"{len(ranks) + len(merges) - len(grown)} merges produce a token that already exists.",
+            f"merges that repeat an existing token: {len(ranks) + len(merges) - len(grown)}.",
             "texts",
             "pass different text, or change num_new.",
         )
@@ -162,8 +162,8 @@ def add_characters(ranks: Mapping[bytes, int], characters: Iterable[str]) -> dic
     # Each is checked as a word of two, because tiktoken does not merge a word that is a token.
     if split := [each for each in characters if len(grown.encode_word(each * 2)) > 2]:
         raise TokenizerError(
-            f"{len(split)} of {len(characters)} characters are not single tokens; the first is "
-            f"{split[0]!r}.",
+            f"characters that are not single tokens: {len(split)} of {len(characters)}; the first "
+            f"is {split[0]!r}.",
             "characters",
             "remove them; earlier merges split them.",
         )

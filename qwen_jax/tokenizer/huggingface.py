@@ -99,7 +99,7 @@ def recover_merges(ranks: dict[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
             orphans.append(token)
     if orphans:
         raise TokenizerError(
-            f"{len(orphans)} tokens cannot be reached by merges of lower ranks; the first is "
+            f"tokens that merges of lower ranks cannot produce: {len(orphans)}; the first is "
             f"{orphans[0]!r}.",
             "tokenizer.mergeable_ranks",
             "export a vocabulary that was trained or extended with BPE.",
@@ -152,7 +152,7 @@ def _check_dense(tokenizer: Tokenizer) -> None:
         )
     if missing := [byte for byte in range(256) if bytes([byte]) not in tokenizer.mergeable_ranks]:
         raise TokenizerError(
-            f"{len(missing)} single bytes are not tokens; the first is {missing[0]:#04x}.",
+            f"single bytes without a token: {len(missing)}; the first is {missing[0]:#04x}.",
             "tokenizer.mergeable_ranks",
             "train with all 256 bytes.",
         )

@@ -197,7 +197,7 @@ def test_source_check_names_every_invalid_line(tmp_path):
         source(path).check()
     for number in range(2, len(BAD) + 2):
         assert f"line {number}: " in str(caught.value), BAD[number - 2]
-    assert f"{len(BAD)} invalid lines" in str(caught.value) and "line 1:" not in str(caught.value)
+    assert f"invalid lines: {len(BAD)}." in str(caught.value) and "line 1:" not in str(caught.value)
     path.write_text("{\n" * 25)
     with pytest.raises(DataError, match="(?s)line 20: .*and 5 more"):
         source(path).check()

@@ -269,13 +269,13 @@ def test_read_ranks_rejects_damaged_files(tmp_path):
     for damaged, message in (
         (b"".join(swapped), "the rank is 10, not 9(.|\n)*line 10"),
         (b"".join(twice), r"b'\\x03' is already on line 4(.|\n)*line 21"),
-        (b"".join(missing), "1 single bytes are not tokens; the first is 0x41"),
+        (b"".join(missing), "single bytes without a token: 1; the first is 0x41"),
         (b"".join(lines[:30] + lines[31:]), "the rank is 31, not 30(.|\n)*line 31"),
         (b"".join(lines[:7] + [b"!!" + lines[7]] + lines[8:]), "line 8"),
         (good[:-3], f"line {len(lines)}"),
         (b"".join(lines[:5] + [b"\n"] + lines[5:]), "line 6"),
         (b"".join(lines) + b" 267\n", "line 268"),
-        (b"", "256 single bytes"),
+        (b"", "single bytes without a token: 256"),
         (stub, "line 1"),
     ):
         path.write_bytes(damaged)

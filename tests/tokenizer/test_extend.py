@@ -159,7 +159,7 @@ def test_add_characters_makes_each_a_token():
     assert tokenizer.encode("\u4f60\u4eba\u4f60") == [257, 259, 257]
     assert len(list(recover_merges(added))) == len(added) - 256
     # The base merges the last byte of one character with the first of the next.
-    with pytest.raises(TokenizerError, match="1 of 2 characters"):
+    with pytest.raises(TokenizerError, match="single tokens: 1 of 2"):
         add_characters(BYTES | {b"\xa0\xe4": 256}, "\u4f60\u4eba")
 
 
@@ -242,7 +242,7 @@ def test_train_and_grow_reject_too_little_text():
 def test_verify_counts_words_that_differ():
     ranks = BYTES | {b"ab": 256, b"bc": 257}
     assert verify(ranks, [("abc", [256, 99]), ("bc", [257])]) == 2
-    with pytest.raises(TokenizerError, match=r"1 of 3 words.*'abc' gives \[256, 99\], not \[97, 257"):
+    with pytest.raises(TokenizerError, match=r"1 of 3 words.*'abc' gives .256, 99., not .97, 257"):
         verify(ranks, iter([("x", [120]), ("abc", [97, 257]), ("bc", [257])]))
 
 
