@@ -151,7 +151,7 @@ def test_chat_without_template_continues_text_and_exits_after_two_ctrl_c(start, 
     chat.until(r"no system message with --no_chat_template")
     for _ in range(2):  # a terminal accepts lines of 4095 characters
         chat.type("W" * 3000 + "\n")
-    chat.until(r"the first [\d,]+ tokens are left out")
+    chat.until(r"the first [\d,]+ tokens are dropped")
     chat.until(r"reached\)\r\n> ")
     chat.interrupt_prompt()
     chat.until(r"again.*\r\n> ")
