@@ -101,7 +101,7 @@ def test_generate_output_is_the_same_on_two_devices(checkpoint, capsys):
         generate.main(generate.Config(checkpoint=str(checkpoint), prompt="one ", tensor=tensor))
         outputs.append(capsys.readouterr().out[-80:])
     assert outputs[0] == outputs[1] and len(outputs[0]) == 80
-    with pytest.raises(QwenJaxError, match="tensor=9 on 8 devices"):
+    with pytest.raises(QwenJaxError, match="tensor=9 is not possible with 8 devices"):
         generate.main(generate.Config(checkpoint=str(checkpoint), tensor=9))
 
 

@@ -273,7 +273,7 @@ def test_engine_rejects_requests_and_settings_with_the_numbers(params):
         (request_for(prompt_of(100), 29), "100 prompt tokens plus 29 new .*=128"),
         (request_for((256,), 1), "256"),
         (request_for((1,), 1, stop_token_ids=(300,)), "300"),
-        (request_for((1,), 1, stop_token_ids=tuple(range(17))), "17 stop ids"),
+        (request_for((1,), 1, stop_token_ids=tuple(range(17))), "too many stop ids: 17"),
         (request_for((1,), 1, stop=("x",)), "tokenizer"),
     ):
         with pytest.raises((ConfigError, DataError), match=word):
