@@ -1,9 +1,9 @@
 """Trains LoRA adapters (model/lora.py) on top of frozen weights.
 
-The base is an argument of the compiled step and is passed with each batch. It is on the devices
-once, sharded like trained weights, in model.compute_dtype (every weight is cast to it before use).
-It is never donated and not part of the state. If the step captured it, it would be a constant of
-the program, and weights that span processes cannot be constants.
+The frozen base is an argument of the compiled step, passed with each batch. The devices hold one
+copy, sharded like trained weights, in model.compute_dtype (every weight is cast to it before use).
+It is never donated and is not part of the state. If the step closed over it, it would become a
+constant of the program, and weights that span processes cannot be constants.
 """
 
 import contextlib
@@ -29,21 +29,21 @@ from qwen_jax.utils.format import format_gib
 
 @dataclasses.dataclass(frozen=True)
 class Adapters:
-    """Which adapters to train, and the record of the frozen weights for base.json."""
+    """The adapters to train, and the contents of base.json, which describes the frozen weights."""
 
     lora: LoRAConfig
     base: dict[str, Any]
 
 
 class LoRABatch(PyTreeNode):
-    """The input of an adapter step: the frozen weights and a batch."""
+    """The input of an adapter training step: the frozen weights and a batch."""
 
     base: Any
     batch: Any
 
 
 def with_base(base: Any, objective: Objective, lora: LoRAConfig) -> Objective:
-    """Turns an objective of the full model into one of the adapters on top of `base`."""
+    """Converts an objective of the full model to one of the adapters on top of `base`."""
 
     def objective_of_adapters(trained, batch, key: Array | None):
         return objective(with_adapters(base, trained, lora), batch, key)
@@ -52,16 +52,16 @@ def with_base(base: Any, objective: Objective, lora: LoRAConfig) -> Objective:
 
 
 def describe(lora: LoRAConfig, trained: int, state: Any, model: ModelConfig, frozen: Any) -> str:
-    """Returns the line of the run's header about adapters.
+    """Returns the line about adapters that a run logs before its first step.
 
     Args:
       trained: number of trained parameters.
-      state, frozen: shapes, dtypes and shardings.
+      state, frozen: pytrees of shapes, dtypes and shardings.
     """
     return (
         f"adapters: rank {lora.rank}, alpha {lora.alpha:g}, on {', '.join(lora.targets)}: "
         f"{trained:,} parameters, {100 * trained / spec.count(model):.3g} % of the model; "
-        f"{format_gib(memory.bytes_per_device(state))} per device with moments, on top of "
+        f"{format_gib(memory.bytes_per_device(state))} per device including moments, on top of "
         f"{format_gib(memory.bytes_per_device(frozen))} of frozen {model.compute_dtype} weights"
     )
 
@@ -84,8 +84,8 @@ class FrozenBase:
     ):
         """
         Args:
-          load: abstract weights with shardings -> the weights.
-          model_specs: config -> Specs of the full model, a language model or another.
+          load: abstract weights with shardings -> the loaded weights.
+          model_specs: config -> Specs of the full model, such as a language or reward model.
         """
         self._adapters, self._model, self._load = adapters, model, load
         self.specs = lora_specs(model, adapters.lora, model_specs)
@@ -103,7 +103,7 @@ class FrozenBase:
         seed: int,
         micro_batches: int,
     ):
-        """step.make_train_step for a state of adapters: train_step(state, LoRABatch).
+        """Returns train_step(state, LoRABatch); like step.make_train_step, for a state of adapters.
 
         Args:
           objective: a function of the full model's parameters.
@@ -121,8 +121,11 @@ class FrozenBase:
         return jax.jit(train_step, donate_argnums=0)
 
     def wrap(self, job: Job) -> Job:
-        """Adapts a job whose step comes from this object's make_train_step: each batch carries the
-        base, evaluation sees the full model, and fully trained weights start as the base's."""
+        """Adapts a job whose step comes from this object's make_train_step.
+
+        Each batch carries the base, evaluation receives the full model, and fully trained weights
+        are initialized from the base.
+        """
 
         @contextlib.contextmanager
         def batches(start_step: int):

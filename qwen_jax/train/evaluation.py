@@ -15,7 +15,7 @@ def make_evaluator(objective: Objective, put: Callable[[Batch], Batch]):
     """Returns evaluate(params, batches, bytes_per_token) -> loss, perplexity and bits_per_byte.
 
     Args:
-      objective: with dropout off.
+      objective: an objective with dropout disabled.
       put: copies a NumPy batch to the mesh.
     """
     score = jax.jit(lambda params, batch: objective(params, batch, None))
@@ -39,8 +39,10 @@ def make_evaluator(objective: Objective, put: Callable[[Batch], Batch]):
 
 
 def make_means(objective: Callable[[Any, Any, Array | None], Sums], put: Callable[[Any], Any]):
-    """Returns means(params, batches) -> the loss and the objective's extras by name, each a
-    weighted mean over all batches. The arguments are those of make_evaluator."""
+    """Returns means(params, batches) -> the weighted means over all batches, by name.
+
+    These are the loss and the objective's extras. The arguments are those of make_evaluator.
+    """
     score = jax.jit(lambda params, batch: objective(params, batch, None))
 
     def means(params: Params, batches: Iterable[Any]) -> dict[str, float]:

@@ -42,7 +42,7 @@ class Program:
     `state` and `batch` are pytrees of shapes, dtypes and shardings.
     """
 
-    state: Any  # has .step and .params
+    state: Any  # has the attributes step and params
     make_state: Callable[[], Any]  # the initial state of a new run
     step: Any  # jitted: (state, batch) -> (state, metrics)
     batch: Any
@@ -51,18 +51,21 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Frozen:
-    """Weights that the run loads but does not train: shapes, dtypes, shardings; None if none."""
+    """Weights that the run loads but does not train, as shapes, dtypes and shardings.
+
+    A field is None if there are no such weights.
+    """
 
     in_batch: Any = None  # passed to the step as part of its batch (train/adapters.py)
-    outside_step: Any = None  # used only outside the step, as by PPO's sampler
+    outside_step: Any = None  # used only outside the step, for example by PPO's sampler
 
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
     """Files that the run writes into its folder before the first step."""
 
-    tokenizer: Tokenizer | None = None  # for a stage that starts from this run
-    records: dict[str, Any] = dataclasses.field(default_factory=dict)  # JSON files by name
+    tokenizer: Tokenizer | None = None  # for stages that start from this run
+    records: dict[str, Any] = dataclasses.field(default_factory=dict)  # file name -> JSON content
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,9 +76,9 @@ class Job:
     parameters: str  # path of the trained parameters in the state: "params", "policy.params"
     mesh: Mesh
     program: Program
-    batches: Callable[[int], contextlib.AbstractContextManager[NextBatch]]  # argument: first step
+    batches: Callable[[int], contextlib.AbstractContextManager[NextBatch]]  # takes the start step
     evaluate: Callable[[int, Any], dict[str, float]] | None = None  # returns metrics to log
     frozen: Frozen = Frozen()
     files: RunFiles = RunFiles()
-    phases: PhaseTimer | None = None  # for steps with several phases; runs within `batches`
+    phases: PhaseTimer | None = None  # for steps with several phases; `batches` starts it
     header: tuple[str, ...] = ()  # lines to log before the first step

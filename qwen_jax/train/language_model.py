@@ -14,11 +14,11 @@ from qwen_jax.types import Array, Batch, Params, Sums
 def make_objective(config: ModelConfig, *, z_loss: float | None = None, training: bool = True):
     """Returns objective(params, batch, key) -> Sums.
 
-    loss = sum over tokens of weight * (-log p(target) + z_loss * log(Z)^2), with Z the softmax
-    denominator. The extras contain the cross-entropy without z_loss.
+    loss = sum over tokens of weight * (-log p(target) + z_loss * log(Z)^2), where Z is the softmax
+    denominator. The extras contain the cross-entropy without the z-loss.
 
     Args:
-      training: False disables dropout. NTK and LogN are off in both cases, as in the report.
+      training: False disables dropout. NTK and LogN are disabled in both cases, as in the report.
     """
 
     def objective(params: Params, batch: Batch, key: Array | None) -> Sums:

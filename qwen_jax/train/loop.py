@@ -1,6 +1,6 @@
 """THE training loop. It depends only on a step, a source of batches and hooks.
 
-Metrics are read one step late, which keeps the device from waiting for the host.
+Metrics are read one step late, so the device does not wait for the host.
 """
 
 import contextlib
@@ -20,11 +20,11 @@ from qwen_jax.types import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Hook:
-    """An action on the state after every `every` steps, and after the last one."""
+    """An action to run on the state every `every` steps and after the last step."""
 
     every: int
-    act: Callable[[int, Any], None]  # (steps done, state)
-    at_stop: bool = False  # run it when a signal stops the run early: True to save, not to evaluate
+    act: Callable[[int, Any], None]  # (completed steps, state)
+    at_stop: bool = False  # also run when the run stops early: True to save, False to evaluate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +34,12 @@ class StepReport:
     step: int  # completed steps, including this one
     metrics: dict[str, float]
     seconds: float | None  # since the previous step, without hooks; None for the first step
-    data_wait_seconds: float  # part of `seconds` spent waiting for batches; PPO samples in it
-    device_wait_seconds: float = 0.0  # spent in the step's call and waiting for its results
+    data_wait_seconds: float  # part of `seconds` spent in next_batch; in PPO this includes sampling
+    device_wait_seconds: float = 0.0  # time in the call of the step and waiting for its results
 
 
 class Stopped(Exception):
-    """A signal stopped the run before its last step; its state is in a checkpoint."""
+    """A signal stopped the run before its last step. Its state has been saved."""
 
     def __init__(self, step: int, signal_number: int):
         super().__init__(f"stopped at step {step} by {signal.Signals(signal_number).name}")
@@ -60,12 +60,12 @@ def fit(
 
     Args:
       next_batch: (step, state) -> batch. Pretraining ignores the state; PPO samples with it.
-      report: receives every step, one step late.
-      hooks: those that are due run in the given order.
+      report: receives a StepReport for every step, one step late.
+      hooks: hooks due after the same step run in the given order.
 
     Raises:
-      TrainingError: a loss or gradient is not finite, or next_batch raised it. The state is that
-        of the last good step (see train/step.py), and hooks with at_stop have run on it.
+      TrainingError: a loss or gradient is not finite, or next_batch raised it. Hooks with at_stop
+        have run on the state of the last good step (see train/step.py).
       Stopped: any process received SIGTERM or SIGINT. All processes finished the same step and ran
         the same hooks.
     """
@@ -74,7 +74,7 @@ def fit(
     clock = _Clock()
 
     def settle(state) -> None:
-        """Waits for the step in flight, reports it, and stops the run if it is not finite."""
+        """Waits for the step in flight, reports it, and raises if its metrics are not finite."""
         nonlocal pending, waited
         if pending is None:
             return
@@ -92,10 +92,11 @@ def fit(
             started = time.perf_counter()
             try:
                 batch = next_batch(step, state)
-            except TrainingError:  # such as a reward function's: save the trained state
+            except TrainingError:  # for example from a reward function; save the state
                 settle(state)
                 for hook in hooks:
-                    if hook.at_stop and jax.process_count() == 1:  # others do not see the error
+                    # With several processes, the others have not seen the error.
+                    if hook.at_stop and jax.process_count() == 1:
                         hook.act(step, state)
                 raise
             waited += time.perf_counter() - started
@@ -131,16 +132,16 @@ def _check_finite(step: int, values: dict[str, float], state, hooks: tuple[Hook,
         if hook.at_stop:
             hook.act(good, state)
     raise TrainingError(
-        f"step {step} is not finite: {bad}.",
+        f"a metric of step {step} is not finite: {bad}.",
         f"step {step}",
-        f"the state after step {good} is saved; inspect the batch, lower "
+        f"the state after step {good} was saved; inspect the batch, or lower "
         "optimizer.peak_learning_rate or optimizer.clip_norm. train/weight=0 means that the "
         "loss mask excludes every token of the batch.",
     )
 
 
 class _Clock:
-    """Seconds between steps, without hooks; None for the first lap (compilation)."""
+    """Measures seconds between steps, excluding hooks; the first lap is None."""
 
     def __init__(self):
         self._last: float | None = None

@@ -1,4 +1,4 @@
-"""AdamW with decoupled weight decay, global norm clipping, and the report's schedules.
+"""AdamW with decoupled weight decay, global-norm clipping, and the report's schedules.
 
 Report: 2.4 (pretraining), 3.1 (SFT).
 """
@@ -12,18 +12,18 @@ from qwen_jax.errors import ConfigError
 
 
 def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
-    """Returns the learning rate as a function of the step (0 for the first).
+    """Returns the learning rate as a function of the step, counted from 0.
 
-    A linear warm-up comes first. Then "cosine" decays to final_fraction of the peak at num_steps,
-    and "constant" keeps the peak. The first step of a warm-up of w steps uses peak / w, not zero.
+    After a linear warm-up, "cosine" decays to final_fraction of the peak at num_steps, and
+    "constant" stays at the peak. The first of w warm-up steps uses peak / w, not zero.
 
     Raises:
-      ConfigError: the warm-up is as long as the run or longer.
+      ConfigError: the warm-up is at least as long as the run.
     """
     warmup = config.warmup_steps
     if warmup >= num_steps:
         raise ConfigError(
-            f"warmup_steps={warmup} leaves no step after the warm-up: num_steps={num_steps}.",
+            f"warmup_steps={warmup} is not less than num_steps={num_steps}.",
             "optimizer.warmup_steps",
             "use fewer warm-up steps than train.num_steps.",
         )
@@ -44,8 +44,8 @@ def make_schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTransformation:
-    """Returns the optimizer: clipping, AdamW, schedule. Only matrices have weight decay; norms and
-    biases have none."""
+    """Returns AdamW with clipping and a schedule. Weight decay applies only to matrices, not to
+    norm scales and biases."""
     stages = []
     if config.clip_norm is not None:
         stages.append(optax.clip_by_global_norm(config.clip_norm))
@@ -64,8 +64,10 @@ def make_optimizer(config: OptimizerConfig, num_steps: int) -> optax.GradientTra
 
 
 def _with_library_promotion(inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Runs optax under standard dtype promotion: it mixes Python floats with integer counts, which
-    strict promotion forbids."""
+    """Runs optax under standard dtype promotion.
+
+    optax mixes Python floats with integer counts, which strict promotion forbids.
+    """
 
     def init(params):
         with jax.numpy_dtype_promotion("standard"):
@@ -79,7 +81,7 @@ def _with_library_promotion(inner: optax.GradientTransformation) -> optax.Gradie
 
 
 def decay_mask(params):
-    """Returns True for each weight with weight decay: all but norm scales and biases, by name."""
+    """Returns True for each weight to decay: all but norm scales and biases, matched by name."""
 
     def decays(path, _) -> bool:
         name = path[-1].name

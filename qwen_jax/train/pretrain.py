@@ -1,7 +1,7 @@
 """A pretraining run: next-token prediction on token shards. Report: 2.4.
 
-Batches come from data/loader.py, the objective from language_model.py. run.py runs the loop, as
-for every training stage.
+Batches come from data/loader.py and the objective from language_model.py. As in every training
+stage, run.py runs the loop.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ class PretrainConfig(RunConfig, Protocol):
 
 
 def tokenizer_of(data: DataConfig) -> Tokenizer:
-    """Returns the tokenizer of data.tokenizer, or the one next to the first source's shards."""
+    """Loads the tokenizer from data.tokenizer, or from next to the first source's shards."""
     if data.tokenizer:
         return Tokenizer.from_file(data.tokenizer)
     first = data.sources[0]
@@ -49,11 +49,12 @@ def pretrain(
     """Trains until num_steps. See train.run.run for resuming and further errors.
 
     Args:
-      initial: abstract parameters (with shardings) -> initial parameters; None: random.
+      initial: abstract parameters (with shardings) -> initial parameters; None: random
+        initialization.
 
     Raises:
       ConfigError: the tokenizer has more ids than the model's vocabulary.
-      DataError: shards are missing, damaged, or written with another tokenizer.
+      DataError: shards are missing, corrupted, or written with another tokenizer.
     """
     model = config.model
     check_vocabulary(
@@ -67,8 +68,7 @@ def pretrain(
     log(
         "data: "
         + "; ".join(
-            f"{name} {tokens[name]:,} tokens, read {epochs[name]:.2f} times"
-            for name in loader.names
+            f"{name} {tokens[name]:,} tokens, {epochs[name]:.2f} epochs" for name in loader.names
         )
     )
     held_out = tuple(_held_out(config, tokenizer, source) for source in config.data.eval_sources)

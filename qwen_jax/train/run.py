@@ -1,7 +1,7 @@
-"""Runs a training stage from its settings to the last checkpoint.
+"""Runs a training stage from its config to the last checkpoint.
 
-In order: check memory, prepare the folder, compile, restore or initialize, run the loop with its
-hooks. A training stage provides a `Job`; everything else is shared.
+The steps are: check memory, prepare the run folder, compile, restore or initialize the state, run
+the loop with its hooks. Each training stage provides a `Job`; everything else is shared.
 """
 
 import contextlib
@@ -41,24 +41,24 @@ from qwen_jax.utils.files import write_json
 
 
 def run(config: RunConfig, job: Job, *, log: Callable[[str], None] = print):
-    """Runs the job until num_steps, resuming from the newest good checkpoint of the run folder.
+    """Runs the job until num_steps, resuming from the latest valid checkpoint in the run folder.
 
     Args:
       log: receives each line of the run's output.
 
     Returns:
-      The last state. Its checkpoint is on disk.
+      The last state, which has been saved.
 
     Raises:
-      QwenJaxError: an invalid setting, an unusable folder, or a loss that stops the run.
-      Stopped: a signal stopped the run early. Its checkpoint is on disk.
+      QwenJaxError: an invalid setting, an unusable folder, or a non-finite or spiking loss.
+      Stopped: a signal stopped the run early. Its state has been saved.
     """
     train, mesh = config.train, job.mesh
     _check_loops(config.model, mesh)
     available = memory.capacity(mesh.local_devices[0], override_gib=train.device_memory_gib)
     frozen = (job.frozen.in_batch, job.frozen.outside_step)
     memory.check_state(job.program.state, available=available, frozen=frozen)
-    # After the checks, so that a refused run creates no folder.
+    # After the checks, so a rejected run does not create a folder.
     folder = run_folder.prepare(
         config.run_dir, config, training_stage=job.training_stage, parameters=job.parameters
     )
@@ -81,7 +81,7 @@ def run(config: RunConfig, job: Job, *, log: Callable[[str], None] = print):
 
 @dataclasses.dataclass(frozen=True)
 class _Attempt:
-    """The context of the functions below. Each restart is a new attempt at the same run."""
+    """The context of one attempt, for the functions below. Each restart is a new attempt."""
 
     config: RunConfig
     job: Job
@@ -93,12 +93,12 @@ class _Attempt:
 
 @dataclasses.dataclass(frozen=True)
 class _StartPoint:
-    """Where the loop starts: the step and state, from a checkpoint or freshly initialized."""
+    """The step and state at which the loop starts, restored or newly initialized."""
 
     step: int
     state: Any
-    skipped: int = 0  # batches skipped so far (train/resilience/spikes.py)
-    losses: tuple[float, ...] = ()  # of the most recent steps
+    skipped: int = 0  # number of batches skipped so far (train/resilience/spikes.py)
+    losses: tuple[float, ...] = ()  # losses of the most recent steps
 
 
 def _run(attempt: _Attempt, available: int | None):
@@ -141,7 +141,7 @@ def _write_files(folder: pathlib.Path, files: RunFiles) -> None:
 
 
 def _compile(attempt: _Attempt, available: int | None):
-    """Compiles the step and logs its memory; returns it and the peak FLOP/s of all devices."""
+    """Compiles the step and logs its memory; returns the step and the total peak FLOP/s."""
     config, job, log = attempt.config, attempt.job, attempt.log
     started, device = time.perf_counter(), job.mesh.devices.flat[0]
     program = job.program
@@ -174,7 +174,7 @@ def _compile(attempt: _Attempt, available: int | None):
 
 
 def _restore_or_initialize(job: Job, checkpoints: Checkpointer) -> _StartPoint:
-    """Restores the newest good checkpoint, or initializes the state."""
+    """Restores the latest valid checkpoint, or initializes the state if there is none."""
     abstract = job.program.state
     restored = checkpoints.restore(for_checkpoint(abstract))
     if restored is None:
@@ -224,7 +224,7 @@ _MAX_SKIPS = 10
 def _fit_past_spikes(
     attempt: _Attempt, start: _StartPoint, compiled, checkpoints: Checkpointer, reporter: Reporter
 ):
-    """Returns the last state. After a spike the loop restarts at the checkpoint before it."""
+    """Runs the loop and returns the last state. Restarts from the last checkpoint after a spike."""
     faults = fault_injection.scheduled_faults()
     skips = 0
     while True:
@@ -243,7 +243,7 @@ def _fit_past_spikes(
 
 
 def _roll_back(spike: LossSpike, attempt: _Attempt, checkpoints: Checkpointer) -> _StartPoint:
-    """Restores the newest checkpoint before the spike; skips the batches up to the spike."""
+    """Restores the latest checkpoint before the spike; skips the batches up to the spike."""
     attempt.goodput.undo()
     with attempt.goodput.spent_on("restore"):
         start = _restore_or_initialize(attempt.job, checkpoints)
@@ -317,8 +317,11 @@ def _wait_for_last_save(checkpoints: Checkpointer) -> None:
 
 
 def _check_loops(model: ModelConfig, mesh: Mesh) -> None:
-    """Refuses loops over layers if Gloo connects CPUs: XLA:CPU runs such a loop concurrently with
-    the collectives around it, in a different order per process, and Gloo mixes up the messages."""
+    """Raises ConfigError for a loop over layers on several CPU processes, which Gloo connects.
+
+    XLA:CPU runs such a loop concurrently with the collectives around it, in an order that differs
+    between processes, and Gloo then mixes up their messages.
+    """
     if (
         mesh.devices.flat[0].platform == "cpu"
         and distributed.is_distributed()
@@ -326,7 +329,7 @@ def _check_loops(model: ModelConfig, mesh: Mesh) -> None:
         and model.unroll_layers < model.num_layers
     ):
         raise ConfigError(
-            f"several processes on CPUs must unroll all {model.num_layers} layers; "
+            f"several CPU processes require all {model.num_layers} layers to be unrolled, but "
             f"unroll_layers={model.unroll_layers}.",
             "model.unroll_layers",
             f"use --model.unroll_layers={model.num_layers}.",
@@ -336,8 +339,8 @@ def _check_loops(model: ModelConfig, mesh: Mesh) -> None:
 def _check_attention(model: ModelConfig, mesh: Mesh, log: Callable[[str], None]) -> None:
     """Checks the attention kernel's output and gradients against float32 before the first step.
 
-    It takes seconds, once. A driver or compiler that breaks a kernel is detected here and not in
-    the loss.
+    The check runs once and takes seconds. It detects a kernel that a driver or compiler has broken,
+    before the error affects the loss.
     """
     choice = implementation_for(model, mesh.devices.flat[0])
     if choice.module.PLATFORM is None:
@@ -356,6 +359,6 @@ def _check_attention(model: ModelConfig, mesh: Mesh, log: Callable[[str], None])
     )
     shares = ", ".join(f"{name} {share:.2f}" for name, share in found.items())
     log(
-        f"attention {choice.name} agrees with float32: errors as a fraction of the tolerance: "
+        f"attention {choice.name} matches float32; errors as fractions of the tolerance: "
         f"{shares} ({time.perf_counter() - started:.1f} s)"
     )

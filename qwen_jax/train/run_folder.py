@@ -1,4 +1,4 @@
-"""A run's folder: config.json and versions.json, and the check that a run resumes unchanged."""
+"""Writes a run folder's config.json and versions.json; checks that a run resumes unchanged."""
 
 import dataclasses
 import importlib.metadata
@@ -25,8 +25,8 @@ class Identity(NamedTuple):
 
 
 def identity(raw: dict[str, Any]) -> Identity:
-    """Returns the identity of a config.json; for files of older versions, infers it from the
-    settings."""
+    """Returns the identity stored in a config.json. For files written by older versions, infers it
+    from the settings."""
     if raw.keys() >= set(Identity._fields):
         return Identity(raw["training_stage"], raw["parameters"])
     data = raw.get("data") or {}
@@ -54,7 +54,7 @@ MAY_CHANGE = (
 
 
 def flatten(config, prefix: str = "") -> dict[str, object]:
-    """Returns {"model.num_layers": 32, ...}, with the names of flags."""
+    """Returns {"model.num_layers": 32, ...}; the keys are flag names."""
     flat = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -73,10 +73,10 @@ def prepare(
 
     Args:
       training_stage, parameters: the stage, and the path of the trained parameters in the state;
-        written to config.json. Folders of older versions lack both, so they are not compared.
+        written to config.json. They are not compared, because folders of older versions lack both.
 
     Raises:
-      ConfigError: the folder belongs to a run with other settings; lists every difference.
+      ConfigError: the folder belongs to a run with different settings; lists every difference.
       TrainingError: the folder cannot be written.
     """
     folder = pathlib.Path(folder)
@@ -87,17 +87,17 @@ def prepare(
         found = {name: value for name, value in found.items() if name not in Identity._fields}
         found = with_current_names(found, config, str(path))
         differences = [
-            f"{name}: {found.get(name)!r} then, {wanted.get(name)!r} now"
+            f"{name}: was {found.get(name)!r}, now {wanted.get(name)!r}"
             for name in sorted(found.keys() | wanted.keys())
             if found.get(name) != wanted.get(name) and not name.startswith(MAY_CHANGE)
         ]
         if differences:
             raise ConfigError(
-                "the run in this folder was started with other settings: "
+                "the run in this folder was started with different settings: "
                 + "; ".join(differences)
                 + ".",
                 str(path),
-                "use the old settings to resume it, or another --run_dir for a new run.",
+                "use the original settings to resume it, or another --run_dir for a new run.",
             )
     if jax.process_index() == 0:
         try:
@@ -115,7 +115,7 @@ def prepare(
 
 
 def flatten_json(nested: dict, prefix: str = "") -> dict[str, object]:
-    """Like `flatten`, for the content of config.json."""
+    """Like `flatten`, but for the contents of config.json."""
     flat = {}
     for name, value in nested.items():
         if isinstance(value, dict):

@@ -22,15 +22,16 @@ def abstract_state(
     dtype: str,
     rules: Rules = DEFAULT_RULES,
 ) -> TrainState:
-    """Returns the shapes, dtypes and shardings of a state without allocating it. Moments are
-    sharded like their weights.
+    """Returns the shapes, dtypes and shardings of a state without allocating it.
+
+    Moments are sharded like their weights.
 
     Args:
       specs: a tree of Specs, such as that of model.spec.param_specs.
-      dtype: of the parameters.
+      dtype: dtype of the parameters.
 
     Raises:
-      ShardingError: weights cannot be divided over the mesh.
+      ShardingError: weights cannot be divided evenly over the mesh.
     """
     shapes = jax.eval_shape(lambda: _start(init_from(specs, jax.random.key(0), dtype), optimizer))
     by_path = {
@@ -56,10 +57,10 @@ def make_state(
     *,
     params: Any = None,
 ) -> TrainState:
-    """Creates the TrainState that `abstract` describes, each shard on its own device.
+    """Creates the TrainState that `abstract` describes; each device creates its own shards.
 
     Args:
-      params: initial parameters, which are donated; None: sampled from the seed.
+      params: initial parameters, whose buffers are donated; None: sampled with the seed.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
@@ -75,13 +76,15 @@ def make_state(
 
 
 def for_checkpoint(state: Any) -> Any:
-    """Returns the part of a state that a checkpoint stores: all but `halted`, because only finite
-    states are saved."""
+    """Returns the part of a state that a checkpoint stores: everything except `halted`.
+
+    The flag is not needed, because only finite states are saved.
+    """
     return state.replace(halted=None)
 
 
 def from_checkpoint(state: Any, abstract: Any) -> Any:
-    """Returns the state that `abstract` describes from the result of `for_checkpoint`."""
+    """Returns the full state, as described by `abstract`, from the result of `for_checkpoint`."""
     return state.replace(halted=jax.device_put(np.bool_(False), abstract.halted.sharding))
 
 

@@ -1,4 +1,4 @@
-"""THE train step, for every objective: accumulate, normalize, clip, update, measure."""
+"""THE train step of every objective: accumulates, normalizes and clips gradients, then updates."""
 
 import dataclasses
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import optax
 
 from qwen_jax.types import Array, Batch, Sums, TrainState
 
-Objective = Callable[[Any, Any, Array | None], Sums]  # (params, batch, key), for any model
+Objective = Callable[[Any, Any, Array | None], Sums]  # (params, batch, key) -> Sums
 Metrics = dict[str, Array]
 
 
@@ -21,10 +21,10 @@ def make_train_step(
     seed: int,
     micro_batches: int = 1,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Returns train_step(state, batch) -> (state, metrics), jitted; it donates the state.
+    """Returns train_step(state, batch) -> (state, metrics), which is jitted and donates the state.
 
-    Gradients of sums are added over micro-batches and divided once by the weight of the full
-    batch, so accumulation is exact for any loss masks.
+    Gradients of summed losses are accumulated over micro-batches and divided once by the weight of
+    the full batch, so accumulation is exact for any loss mask.
 
     A step with a non-finite loss or gradient halts the state (see `unless_halted`).
     """
@@ -74,12 +74,12 @@ def make_train_step(
 
 
 def unless_halted(finite: Array, new: Any, old: Any) -> Any:
-    """Returns `new`, or a halted `old` if the step was not finite or `old` was already halted.
+    """Returns `new`; or a halted `old`, if the step was not finite or `old` was already halted.
 
-    The loop reads metrics one step late. This keeps the last good state until then.
+    The loop reads metrics one step late. Halting keeps the last good state until then.
 
     Args:
-      new, old: states after and before the step, with a field `halted`.
+      new, old: the states after and before the step, with a field `halted`.
     """
     accept = finite & ~old.halted
     halted = old.replace(halted=jnp.ones_like(old.halted))
@@ -89,7 +89,7 @@ def unless_halted(finite: Array, new: Any, old: Any) -> Any:
 def split(batch: Batch, number: int) -> Batch:
     """Splits a batch into `number` micro-batches: [B, ...] -> [number, B / number, ...].
 
-    Micro-batch i takes examples i, i + number, ..., so each device splits the examples it already
-    holds.
+    Micro-batch i contains examples i, i + number, ..., so each device only splits the examples that
+    it already holds.
     """
     return jax.tree.map(lambda x: x.reshape(-1, number, *x.shape[1:]).swapaxes(0, 1), batch)

@@ -1,6 +1,6 @@
-"""Training on a fixed dataset: pretraining, SFT, reward modeling, DPO.
+"""Trains on a fixed dataset: pretraining, SFT, reward modeling, DPO.
 
-There is one objective, one optimizer and one TrainState. Batches depend only on the step.
+These stages have one objective, one optimizer and one TrainState. A batch depends only on the step.
 """
 
 import contextlib
@@ -59,21 +59,22 @@ def train(
     """Trains until num_steps. See train.run.run for resuming and errors.
 
     Args:
-      training_stage: for config.json.
+      training_stage: name of the stage, written to config.json.
       batches: start step -> context manager of this process's NumPy batches from that step on.
-      batch: a tree of the shapes and dtypes of a global batch; None: a Batch of the config's.
-      specs: config -> Specs of the parameters, a language model's or another's.
-      initial: abstract parameters (with shardings) -> initial parameters; None: random.
+      batch: shapes and dtypes of a global batch; None: a Batch with the sizes in the config.
+      specs: config -> Specs of the parameters, such as a language or reward model's.
+      initial: abstract parameters (with shardings) -> initial parameters; None: random
+        initialization.
       adapters: LoRA adapters to train on top of the parameters of `initial`, which are frozen; the
         objective and `evaluate` receive the full model. None: train the parameters themselves.
-      evaluate: (put, steps done, state) -> metrics; `put` copies a NumPy batch to the mesh.
+      evaluate: (put, completed steps, state) -> metrics; `put` copies a NumPy batch to the mesh.
       tokenizer: saved to the run's folder, for later stages and for chat.
     """
     mesh = make_mesh(config.mesh)
     check_batch(config.train.batch_size, config.train.micro_batches, mesh)
     base = None
     if adapters is not None:
-        assert initial is not None, "adapters need the frozen weights of `initial`"
+        assert initial is not None, "adapters require `initial`, which loads the frozen weights"
         base, initial = FrozenBase(adapters, config.model, mesh, initial, specs), None
     specs = specs(config.model) if base is None else base.specs
     optimizer = make_optimizer(config.optimizer, config.train.num_steps)
@@ -132,8 +133,10 @@ def abstract_batch(batch_size: int, length: int) -> Batch:
 
 
 def batch_sharding(batch: Any, mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of a batch: a Batch is sharded over examples and length, any other
-    batch only over examples."""
+    """Returns the sharding of a batch.
+
+    A Batch is sharded over examples and length; any other batch, only over examples.
+    """
     axes = ("batch", "length") if isinstance(batch, Batch) else ("batch",)
     return NamedSharding(mesh, DEFAULT_RULES.partition_spec(axes))
 
@@ -146,8 +149,10 @@ def with_sharding(tree: Any, sharding: NamedSharding) -> Any:
 def language_evaluation(
     objective: Objective, held_out: tuple[HeldOut, ...], log: Callable[[str], None]
 ):
-    """Returns the `evaluate` of a language model: loss, perplexity and bits per byte of each text;
-    None if there is no held-out text."""
+    """Returns the `evaluate` argument of `train` for a language model; None without held-out text.
+
+    It computes the loss, perplexity and bits per byte of each held-out text.
+    """
     made = []
 
     def evaluate(put, done: int, state: TrainState) -> dict[str, float]:
@@ -158,7 +163,7 @@ def language_evaluation(
             values = made[0](state.params, text.batches(), bytes_per_token=text.bytes_per_token)
             found |= {f"eval/{text.name}/{k}": v for k, v in values.items()}
             log(
-                f"step {done}  held out {text.name}: loss {values['loss']:.4f}  perplexity "
+                f"step {done}  held-out {text.name}: loss {values['loss']:.4f}  perplexity "
                 f"{values['perplexity']:.2f}  bits per byte {values['bits_per_byte']:.4f}"
             )
         return found

@@ -1,4 +1,4 @@
-"""Training on shuffled examples, shared by SFT, reward modeling and DPO."""
+"""Trains on shuffled examples: shared by SFT, reward modeling and DPO."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +16,7 @@ def train_on_examples(examples, config, **train_arguments):
 
     Args:
       examples: a sequence of trees of arrays, all with the shapes of examples.padding.
-      train_arguments: further arguments of train.
+      train_arguments: additional arguments of train.supervised.train.
     """
     size = config.train.batch_size
     batches = Batches(
@@ -36,7 +36,10 @@ def abstract_examples(example: Any, number: int) -> Any:
 
 
 def held_out_batches(examples, config, max_batches: int | None = None) -> Iterator[Any]:
-    """Yields this process's part of the examples once, in order, in at most `max_batches`."""
+    """Yields this process's rows of the first `max_batches` batches of a fixed shuffled epoch.
+
+    None: all batches.
+    """
     limit = len(examples) if max_batches is None else max_batches
     return eval_batches(examples, config.train.batch_size, limit, rows=_local_rows(config))
 

@@ -102,10 +102,10 @@ def test_run_resumes_a_folder_whose_record_is_plan_json(tmp_path):
 def test_run_refuses_a_folder_of_other_settings(tmp_path):
     source = write_sources(tmp_path / "source")
     run(source, tmp_path / "out")
-    with pytest.raises(ConfigError, match="made with other settings.*page_mb"):
+    with pytest.raises(ConfigError, match="made with different settings.*page_mb"):
         run(source, tmp_path / "out", steps=[Read(page_mb=3), *STEPS[1:]])
     (source / "e.txt").write_text("new")
-    with pytest.raises(ConfigError, match="made with other settings.*source"):
+    with pytest.raises(ConfigError, match="made with different settings.*source"):
         run(source, tmp_path / "out")
 
 
@@ -400,7 +400,7 @@ def test_tokenize_refuses_a_folder_of_other_settings(tmp_path):
     before = files_of(tmp_path / "shards")
     write()
     for other in ({"split": Split(0.3)}, {"mixture": Mixture({"source": 2.0})}):
-        with pytest.raises(ConfigError, match="(?s)made with other settings.*shards"):
+        with pytest.raises(ConfigError, match="(?s)made with different settings.*shards"):
             write(**other)
     assert files_of(tmp_path / "shards") == before
 

@@ -39,7 +39,7 @@ def test_sft_learns_and_resumes(folder, tmp_path):
         )
 
     output, found = full_and_resumed(sft, make, tmp_path)
-    assert "64 kept" in output and "held out conversations_held" in output
+    assert "64 kept" in output and "held-out conversations_held" in output
     losses = [record["train/loss"] for record in found if "train/loss" in record]
     assert losses[-1] < losses[0] - 1
     model, _ = load_pretrained(tmp_path / "full")

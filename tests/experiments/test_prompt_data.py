@@ -183,7 +183,7 @@ def test_self_instruct_samples_are_reviewed_and_read_by_sft(tmp_path, monkeypatc
         Seed(rows[2]["question"], conversations[1].turns[1][1], tuple(rows[2]["tools"]))
     ]
     assert " not reviewed" in (folder / "review.md").read_text()
-    with pytest.raises(QwenJaxError, match="temperature: 0.7 then, 0.1 now"):
+    with pytest.raises(QwenJaxError, match="temperature: was 0.7, now 0.1"):
         make(tmp_path, checkpoint="any", temperature=0.1)
     # A run may be extended; another model may not continue it.
     more = Settings(**(dataclasses.asdict(self_instruct.SMOKE.settings) | {"samples": 8}))

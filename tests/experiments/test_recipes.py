@@ -117,7 +117,7 @@ def test_pretrain_smoke_learns_compiles_once_and_logs(text, tmp_path, caplog):
         "batch: 16 x 64 = 1,024 tokens",
         "cost:",
         "ETA",
-        "held out colors",
+        "held-out colors",
         "read",
     ):
         assert part in shown
@@ -147,5 +147,5 @@ def test_pretrain_refuses_invalid_settings_and_leaves_no_folder(text, tmp_path):
 
 def test_pretrain_refuses_to_resume_with_another_config(text, tmp_path):
     run(smoke(text, tmp_path / "run", num_steps=12))
-    with pytest.raises(QwenJaxError, match="train.seed: 0 then, 1 now"):
+    with pytest.raises(QwenJaxError, match="train.seed: was 0, now 1"):
         run(smoke(text, tmp_path / "run", num_steps=12, seed=1))

@@ -135,7 +135,7 @@ def test_output_rejects_the_file_of_another_run(tmp_path):
         complete_file(path, out, FakeEngine(TOKENIZER, fail_at=40), {"seed": 1, "input": "x"})
     before = (tmp_path / "b.jsonl.partial").read_bytes()
     assert before
-    with pytest.raises(ConfigError, match="seed: 1 then, 2 now"):
+    with pytest.raises(ConfigError, match="seed: was 1, now 2"):
         jsonl.Output(out, {"seed": 2, "input": "x"})
     assert (tmp_path / "b.jsonl.partial").read_bytes() == before
     (tmp_path / "c.jsonl").write_text("mine")

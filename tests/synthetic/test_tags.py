@@ -282,7 +282,7 @@ def test_tag_all_resumes_a_tag_file(tmp_path):
     assert tagged == ["e"]
     counts = Counts()
     assert read_tags(path, prompts[:5], counts)["c\ud800"] == ["C\ud800"] and counts.kept == 5
-    with pytest.raises(ConfigError, match="tagger: 't' then, 'other' now"):
+    with pytest.raises(ConfigError, match="tagger: was 't', now 'other'"):
         AppendOnly(path, {"tagger": "other"})
     with AppendOnly(path, {}), pytest.raises(ConfigError, match="another process"):
         AppendOnly(path, {})

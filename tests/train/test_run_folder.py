@@ -29,7 +29,7 @@ class _Renamed:
 def test_prepare_compares_an_older_config_under_current_names(tmp_path, capsys):
     former = {"train": {"num_steps": 5, "on_spike": "tell"}, "mix": True, "run_dir": "runs/x"}
     (tmp_path / "config.json").write_text(json.dumps(former))
-    with pytest.raises(ConfigError, match="train.num_updates: 5 then, 6 now"):
+    with pytest.raises(ConfigError, match="train.num_updates: was 5, now 6"):
         run_folder.prepare(tmp_path, _Renamed(train=_Steps(num_updates=6)), **KIND)
     capsys.readouterr()
     run_folder.prepare(tmp_path, _Renamed(), **KIND)

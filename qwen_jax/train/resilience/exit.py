@@ -1,4 +1,4 @@
-"""The exit code of a process whose run was stopped by a signal."""
+"""The exit code of a process that a signal stopped."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from qwen_jax.train.loop import Stopped
 def exit_on_signal() -> Iterator[None]:
     """Exits with 0 after SIGTERM and 130 after Ctrl-C, and prints how to resume the run.
 
-    Under a launcher SIGTERM means preemption: the exit code then requests a restart.
+    Under a launcher, SIGTERM means preemption, and the exit code requests a restart.
     """
     try:
         yield

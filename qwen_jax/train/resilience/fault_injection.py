@@ -1,17 +1,19 @@
-"""Injects faults, to test that a run survives them.
+"""Injects faults to test that a run survives them.
 
-Inside a run, by environment variable: QWEN_JAX_FAULTS="kill step=12 process=1; nan step=20". A
-fault occurs before its step is computed, in one attempt of the run (attempt=N; default 0, the
-first) and in one process (process=N; default all):
+An environment variable injects faults inside a run:
+QWEN_JAX_FAULTS="kill step=12 process=1; nan step=20". A fault occurs before its step is computed,
+in one attempt of the run (attempt=N; default 0, the first) and in one process (process=N; default
+all):
 
     kill      SIGKILL to itself               freeze   SIGSTOP to itself
-    term      SIGTERM to itself               delay    sleeps seconds=S in every step from then on
+    term      SIGTERM to itself               delay    sleeps seconds=S, also in later steps
     nan       every floating-point number of the batch is NaN
-    full      no file can grow beyond bytes=B, as on a full disk
+    full      no file can grow beyond bytes=B, to simulate a full disk
     corrupt   one bit of a weight is flipped for one computation of the step (without process=N:
               all processes share the weights)
 
-From outside, on files and processes: flip_bit, truncate, worker_pids, unfinished_save.
+Tests use these functions to inject faults from outside: flip_bit and truncate damage files;
+worker_pids and unfinished_save find processes and saves to interrupt.
 """
 
 import dataclasses
@@ -38,19 +40,20 @@ class Fault:
     """One scheduled fault."""
 
     kind: str
-    step: int  # the number of the affected step, from 1
-    process: int | None = None
+    step: int  # number of the affected step, counted from 1
+    process: int | None = None  # index of the affected process; None: all processes
     attempt: int = 0
-    seconds: float = 1.0  # of a delay
-    bytes: int = 1 << 16  # of a full disk
+    seconds: float = 1.0  # length of a delay
+    bytes: int = 1 << 16  # maximum file size on a "full" disk
 
 
 def scheduled_faults(environ: Mapping[str, str] = os.environ) -> list[Fault]:
-    """Returns the faults of this process and attempt. Each occurs once and is then removed from
-    the list.
+    """Returns the faults of this process and attempt.
+
+    A fault is removed from the list when it occurs, except a delay, which repeats.
 
     Raises:
-      ConfigError: the variable cannot be parsed.
+      ConfigError: QWEN_JAX_FAULTS cannot be parsed.
     """
     found = []
     for text in filter(None, map(str.strip, environ.get(VARIABLE, "").split(";"))):
@@ -130,14 +133,14 @@ def _flip_one(params: Any) -> Any:
     leaves, treedef = jax.tree.flatten(params)
     leaf = leaves[0]
     bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}"))
-    # A bit of the mantissa: the number stays plausible and is wrong.
+    # Flip a mantissa bit: the value is wrong but plausible.
     flipped = bits.ravel().at[0].set(bits.ravel()[0] ^ jnp.array(1 << 5, bits.dtype))
     leaves[0] = jax.lax.bitcast_convert_type(flipped.reshape(bits.shape), leaf.dtype)
     return treedef.unflatten(leaves)
 
 
 def flip_bit(folder: str | os.PathLike, rng: random.Random) -> str:
-    """Flips one bit of a file in `folder`; returns a description of it."""
+    """Flips a random bit of a random file in `folder`; returns a description of the change."""
     file = _random_file(folder, rng)
     bit = rng.randrange(8 * file.stat().st_size)
     with open(file, "r+b") as opened:
@@ -149,7 +152,7 @@ def flip_bit(folder: str | os.PathLike, rng: random.Random) -> str:
 
 
 def truncate(folder: str | os.PathLike, rng: random.Random) -> str:
-    """Truncates a file in `folder` at a random size; returns a description of it."""
+    """Truncates a random file in `folder` to a random size; returns a description of the change."""
     file = _random_file(folder, rng)
     size = rng.randrange(file.stat().st_size)
     os.truncate(file, size)
@@ -165,19 +168,17 @@ def newest_checkpoint(run_dir: str | os.PathLike) -> pathlib.Path:
     folder = pathlib.Path(run_dir) / "checkpoints"
     steps = [int(path.name) for path in folder.glob("[0-9]*") if path.name.isdecimal()]
     if not steps:
-        raise ConfigError(
-            "there is no checkpoint here.", str(folder), "wait until the run has saved one."
-        )
+        raise ConfigError("no checkpoint found.", str(folder), "wait until the run has saved one.")
     return folder / str(max(steps))
 
 
 def unfinished_save(run_dir: str | os.PathLike) -> pathlib.Path | None:
-    """Returns the folder of the checkpoint that the run is writing now, or None."""
+    """Returns the folder of the checkpoint that the run is currently writing, or None."""
     return next(iter(pathlib.Path(run_dir).glob("checkpoints/*.saving")), None)
 
 
 def worker_pids(launcher: int) -> dict[int, int]:
-    """Returns {process number: pid} of the processes of a local launcher (Linux only)."""
+    """Returns {process index: pid} of the processes of a local launcher (Linux only)."""
     found = {}
     for children in pathlib.Path(f"/proc/{launcher}/task").glob("*/children"):
         for pid in map(int, children.read_text().split()):
@@ -196,8 +197,8 @@ def _random_file(folder: str | os.PathLike, rng: random.Random) -> pathlib.Path:
     )
     if not files:
         raise ConfigError(
-            "the folder contains no file, or only empty ones.",
+            "the folder contains no non-empty files.",
             str(folder),
-            "name a checkpoint or a folder of shards.",
+            "pass the folder of a checkpoint or of shards.",
         )
     return rng.choice(files)

@@ -1,8 +1,8 @@
-"""Checks for silent data corruption: computes a step twice from time to time and compares bits.
+"""Checks for silent data corruption: periodically computes a step twice and compares the bits.
 
-A chip that occasionally computes a wrong result gives plausible losses. The same program on the
-same inputs must give the same bits. If it does not, the run stops before it saves a corrupt state,
-and its launcher restarts it from the newest checkpoint.
+The losses of a chip that occasionally computes wrong results look plausible. The same program on
+the same inputs must return the same bits. If it does not, the run stops before it saves a corrupted
+state, and its launcher restarts it from the latest checkpoint.
 """
 
 import functools
@@ -19,21 +19,22 @@ METRIC = "sdc/mismatched_elements"
 
 
 class SilentCorruption(TrainingError):
-    """Two computations of one step differ. The fault may be transient, so launchers restart."""
+    """Two computations of one step differ. The fault may be transient, so launchers restart the
+    run."""
 
     exit_code = distributed.EXIT_SDC
 
 
 def with_sdc_check(step: Callable, every: int | None, *, start_step: int) -> Callable:
-    """Wraps `step` to compute every `every`-th step twice; a metric counts differing elements.
+    """Wraps `step` to compute every `every`-th step twice and report the mismatches as a metric.
 
-    The host does not wait for the device: it reads the count with the step's other metrics. During
-    a check, the state and its result are in memory twice.
+    The host does not wait for the device: it reads the number of mismatched elements with the
+    step's other metrics. During a check, memory holds two copies of the state and of the result.
 
     Args:
       step: (state, batch) -> (state, metrics); donates its state.
-      every: None disables the check.
-      start_step: steps completed before the first call.
+      every: steps between checks; None disables them.
+      start_step: number of steps completed before the first call.
     """
     if every is None:
         return step
@@ -67,8 +68,8 @@ def check(step: int, metrics: dict[str, float]) -> None:
         raise SilentCorruption(
             f"two computations of step {step} differ in {metrics[METRIC]:.0f} elements.",
             f"step {step}",
-            "a device is faulty or a kernel is not deterministic: leave out one host at a time "
-            "until the error disappears.",
+            "a device is faulty or a kernel is nondeterministic: exclude one host at a time until "
+            "the error disappears.",
         )
 
 

@@ -1,9 +1,9 @@
 """Stops a run on SIGTERM or SIGINT, sent to any of its processes.
 
 A single process finishes its current step. Several processes must all save after the same step,
-and the signal may reach only one of them. JAX's coordination service therefore notifies all of
-them and chooses a step that none has passed. Its own handler receives SIGTERM in that case. The
-query after each step sends no message.
+but the signal may reach only one of them. JAX's coordination service therefore notifies all
+processes and chooses a step that none has passed. In this case its own handler receives SIGTERM.
+The check after each step does not communicate.
 """
 
 import signal
@@ -13,9 +13,9 @@ from jax.experimental import multihost_utils
 
 
 class StopRequest:
-    """Collects signals inside a `with` block; the loop calls `at(step)` after every step.
+    """Catches signals inside a `with` block; the loop calls `at(step)` after every step.
 
-    In a run of one process a second signal is not caught, so it terminates the run immediately.
+    In a single-process run, a second signal is not caught and terminates the run immediately.
     """
 
     def __init__(self):
@@ -24,8 +24,10 @@ class StopRequest:
         self._several = jax.process_count() > 1
 
     def at(self, step: int) -> int | None:
-        """Returns the signal that stops the run after `step` steps, or None; equal in all
-        processes."""
+        """Returns the signal that stops the run after `step` steps, or None.
+
+        All processes stop after the same step.
+        """
         if self._several and multihost_utils.reached_preemption_sync_point(step):
             return self._caught[0] if self._caught else signal.SIGTERM
         return self._caught[0] if self._caught and not self._several else None

@@ -1,8 +1,8 @@
-"""Loss spikes: detection, and the exception that triggers a rollback.
+"""Detects loss spikes, and defines the exception that triggers a rollback.
 
-A rollback (train.on_spike=skip) restores the newest checkpoint and skips the batches up to the
+A rollback (train.on_spike=skip) restores the latest checkpoint and skips the batches up to the
 spike, as PaLM and later runs did. Every checkpoint stores the number of skipped batches and the
-recent losses, so a resumed run sees the same batches and the same spikes.
+recent losses, so a resumed run reads the same batches and detects the same spikes.
 """
 
 import math
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 
 class LossSpike(Exception):
-    """Requests a rollback. The reporter raises it, in every process alike."""
+    """Requests a rollback. The reporter raises it in every process."""
 
     def __init__(self, step: int, message: str):
         super().__init__(f"step {step}: {message}")
@@ -23,9 +23,9 @@ class SpikeWatch:
     def __init__(self, recent: Sequence[float] = (), *, window: int = 64, deviations: float = 6.0):
         """
         Args:
-          recent: the losses of previous steps, as in the attribute `recent`.
+          recent: losses of previous steps: the attribute `recent` of an earlier SpikeWatch.
           window: number of losses to remember.
-          deviations: distance from the mean, in standard deviations, of a spike.
+          deviations: a loss this many standard deviations above the mean is a spike.
         """
         self.recent = list(recent)
         self._window, self._deviations = window, deviations

@@ -2,11 +2,11 @@
 
 start, resume   an attempt starts: step, processes, devices, mesh
 restart         why the previous attempt ended, according to the launcher
-killed          found at the next start: the previous attempt ended without a final event
-saved, damaged  a checkpoint is on disk; a checkpoint is damaged and was set aside
+killed          logged at the next start: the previous attempt ended without a final event
+saved, damaged  a checkpoint was saved; a checkpoint is corrupted and was set aside
 spike, skipped  the loss spiked; batches were skipped after a rollback
-slow_host       a host needs much more time per step than the others
-stop, error     a signal stopped the run (its checkpoint is on disk); an error did
+slow_host       a host takes much more time per step than the others
+stop, error     a signal stopped the run (its state has been saved); an error stopped the run
 end             the last step is complete
 """
 
@@ -34,8 +34,7 @@ class Events:
         self._writes = jax.process_index() == 0
 
     def log(self, event: str, **details: Any) -> None:
-        """Appends one line: time (seconds since 1970), event, details (values that JSON can
-        represent)."""
+        """Appends one line: time (seconds since the epoch), event, JSON-serializable details."""
         if self._writes:
             record = {"time": round(time.time(), 3), "event": event, **details}
             with open(self._path, "a", encoding="utf-8") as file:
@@ -43,7 +42,7 @@ class Events:
         logging.info("%s %s", event, details or "")
 
     def log_previous_attempt(self) -> None:
-        """Logs how the previous attempt ended, if it could not do so itself."""
+        """Logs how the previous attempt ended if it could not log that itself."""
         last = self._last()
         if last is not None and last["event"] not in _FINAL_EVENTS:
             self.log("killed", last_event=last["event"], last_seen=self._last_seen(last["time"]))
@@ -59,14 +58,16 @@ class Events:
         return records[-1] if records else None
 
     def _last_seen(self, last_event: float) -> float:
-        """Returns the time of the last event or metric of the previous attempt."""
+        """Returns the time of the previous attempt's last event or metrics record."""
         steps = _records(self._path.with_name("metrics.jsonl"))
         return max([last_event, *(record["time"] for record in steps[-1:] if "time" in record)])
 
 
 def _records(path: pathlib.Path) -> list[dict]:
-    """Returns the complete lines of a JSONL file; ends an incomplete last line, so that the next
-    record starts on a new line."""
+    """Returns the records of a JSONL file without an incomplete last line.
+
+    Also terminates that line, so the next record starts on a new line.
+    """
     if not path.exists():
         return []
     found = [row for _, row in read_rows(path, bad=[])]

@@ -1,4 +1,4 @@
-"""Goodput: how much of a run's time is useful work, and where the rest goes."""
+"""Goodput: the fraction of a run's time spent on useful work, and a breakdown of the rest."""
 
 import contextlib
 import time
@@ -11,9 +11,9 @@ KINDS = (*_WORK, "wait", "compile", "restore", "save", "evaluate", "redo")
 class Goodput:
     """Seconds of this attempt by kind. The remaining time is `other`: imports, the first step.
 
-    train: steps, without waiting for batches (wait) or for PPO's rollouts (sample).
-    compile, restore, save, evaluate: time in which the loop is stopped. redo: train and sample
-    that a rollback discarded (train/resilience/spikes.py).
+    train: steps, excluding time spent waiting for batches (wait) or for PPO's rollouts (sample).
+    compile, restore, save, evaluate: time during which the loop is paused. redo: time of train and
+    sample that a rollback discarded (train/resilience/spikes.py).
     """
 
     def __init__(self):
@@ -44,8 +44,8 @@ class Goodput:
             self._seconds[kind] = saved
 
     def record(self) -> dict[str, float]:
-        """Returns metrics: time/KIND, seconds since the start of this attempt, and perf/goodput,
-        the fraction of train and sample."""
+        """Returns metrics: time/KIND, in seconds since the start of this attempt, and perf/goodput,
+        the fraction of the time spent on train and sample."""
         total = time.perf_counter() - self._started
         other = max(total - sum(self._seconds.values()), 0.0)
         found = {f"time/{kind}": round(seconds, 3) for kind, seconds in self._seconds.items()}

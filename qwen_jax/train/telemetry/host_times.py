@@ -1,8 +1,8 @@
 """Finds slow hosts: every process sends its host time per step to process 0.
 
-A step takes the same time on all hosts, that of the slowest one. Hosts differ in how much of it is
-host time (waiting for data, dispatching the step) and how much they wait for devices. The times
-are sent through JAX's coordination service, without any device.
+A step takes the same time on all hosts: that of the slowest one. Hosts differ in how much of it is
+host time (waiting for data, dispatching the step) and how much is spent waiting for devices. The
+times are sent through JAX's coordination service, without using a device.
 """
 
 import json
@@ -12,8 +12,8 @@ import jax
 from qwen_jax.parallel import distributed
 
 _FOLDER = "qwen_jax/host_times"
-_SLOW_FACTOR = 3.0  # a slow host exceeds the median of the others by this factor, and
-_SLOW_SECONDS = 0.02  # by at least this difference
+_SLOW_FACTOR = 3.0  # a slow host takes this many times as long as the median of the others, and
+_SLOW_SECONDS = 0.02  # at least this much longer
 
 
 class HostTimes:
@@ -21,15 +21,18 @@ class HostTimes:
 
     def __init__(self):
         self._host_seconds: list[float] = []
-        self._slow: list[int] = []  # the slow process in consecutive exchanges
+        self._slow: list[int] = []  # the slow process in each of the latest consecutive exchanges
 
     def add(self, seconds: float, device_wait: float) -> None:
         """Records a step: its total seconds and the part spent waiting for devices."""
         self._host_seconds.append(max(seconds - device_wait, 0.0))
 
     def exchange(self) -> dict[int, float]:
-        """Sends this host's mean since the last call; process 0 returns the latest mean of every
-        process, others return {}."""
+        """Sends this host's mean since the last call.
+
+        Returns:
+          The latest mean of every process in process 0; {} in the others.
+        """
         if not self._host_seconds or not distributed.is_distributed():
             return {}
         mean = sum(self._host_seconds) / len(self._host_seconds)
@@ -43,8 +46,10 @@ class HostTimes:
         }
 
     def slow(self, times: dict[int, float]) -> str | None:
-        """Returns a message if the same host was slow in exactly three consecutive exchanges, so
-        each slow host is reported once."""
+        """Returns a message once a host has been slow in three consecutive exchanges, else None.
+
+        Each slow host is reported once.
+        """
         found = find_slow_host(times)
         if found is None or self._slow[-1:] not in ([], [found[0]]):
             self._slow.clear()

@@ -1,4 +1,4 @@
-"""Memory that a step needs on each device, computed before the first step runs."""
+"""Computes the memory that a step needs on each device, before the first step runs."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ class Memory:
     parameters: int
     optimizer: int
     frozen: int  # weights that are not trained
-    workspace: int  # gradients, activations that the remat policy keeps, scratch
+    workspace: int  # gradients, activations kept by the remat policy, scratch
     capacity: int | None  # None: the device does not report it
 
     @property
@@ -47,8 +47,10 @@ def bytes_per_device(tree) -> int:
 
 
 def capacity(device: Device, *, override_gib: float | None = None) -> int | None:
-    """Returns the bytes that a device may use: its reported limit; on a CPU, its share of the
-    host's memory; None if unknown."""
+    """Returns the bytes that a device may use, or None if unknown.
+
+    This is the limit that the device reports. CPU devices share the host's memory equally.
+    """
     if override_gib is not None:
         return int(override_gib * 2**30)
     stats = device.memory_stats() if device.platform != "cpu" else None
@@ -60,8 +62,8 @@ def capacity(device: Device, *, override_gib: float | None = None) -> int | None
 
 
 def _host_memory() -> int:
-    """Returns the memory available to this process: the kernel's figure or the container's limit,
-    whichever is lower."""
+    """Returns the bytes available to this process: the lower of the kernel's value and what the
+    container's limit leaves."""
     available = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if os.path.exists("/proc/meminfo"):  # Linux also reports the available memory
         with open("/proc/meminfo", encoding="ascii") as file:
@@ -81,7 +83,7 @@ def _host_memory() -> int:
 
 
 def check_state(state, *, available: int | None, frozen=None) -> None:
-    """Refuses a state that cannot fit, before anything is compiled or allocated.
+    """Checks that a state can fit, before anything is compiled or allocated.
 
     A step needs at least the parameters, the optimizer state and one gradient per parameter.
 
@@ -89,7 +91,7 @@ def check_state(state, *, available: int | None, frozen=None) -> None:
       frozen: weights outside the state that are not trained; None if there are none.
 
     Raises:
-      TrainingError: they do not fit.
+      TrainingError: the state, the gradients and the frozen weights do not fit.
     """
     need = bytes_per_device((state, frozen)) + bytes_per_device(state.params)
     if available is not None and need > available:
@@ -101,13 +103,13 @@ def check_state(state, *, available: int | None, frozen=None) -> None:
 def measure(
     compiled, state, *, platform: str, available: int | None, frozen=None, others=None, between=()
 ) -> Memory:
-    """Returns the memory of a compiled train step; refuses one that does not fit.
+    """Returns the memory of a compiled train step, and raises if it does not fit.
 
     Args:
-      compiled: the ahead-of-time compiled step. Its buffer assignment is exact; the addition for
-        CPUs is an estimate.
+      compiled: the ahead-of-time compiled step. Its buffer assignment is exact; the extra fifth
+        added on CPUs is an estimate.
       state: the abstract or real TrainState.
-      platform: of the devices that it was compiled for.
+      platform: platform of the devices that the step was compiled for.
       frozen: weights in the step's batch; None if there are none.
       others: weights that the step does not use, such as a reward model's; None if there are none.
       between: compiled programs that run between two steps; their workspace counts if it exceeds
@@ -128,8 +130,8 @@ def measure(
     for other in (program.memory_analysis() for program in between):
         workspace = max(workspace, other.temp_size_in_bytes + other.output_size_in_bytes)
     if platform == "cpu":
-        # The kernel is still reclaiming the workspace of one step when the next one starts. A fifth
-        # of it was measured twice (benchmarks/results).
+        # The kernel is still reclaiming the workspace of one step when the next one starts. Two
+        # measurements found a fifth of it still in use (benchmarks/results).
         workspace += workspace // 5
     memory = Memory(
         parameters=parameters,

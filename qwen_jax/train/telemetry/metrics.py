@@ -51,7 +51,8 @@ def flops_per_token(config: ModelConfig, *, adapters: int | None = None) -> tupl
 
 
 def peak_flops(device: Device) -> tuple[float, str]:
-    """Returns the peak FLOP/s of a device and its source. A CPU's is measured, in 0.2 s."""
+    """Returns the peak FLOP/s of a device and its source; measures unknown devices, in 0.2 s on a
+    CPU."""
     kind = device.device_kind
     for name, peak in PEAK_FLOPS.items():
         if name in kind:
@@ -70,7 +71,7 @@ def peak_flops(device: Device) -> tuple[float, str]:
 
 
 class MetricsLog:
-    """Writes metrics.jsonl and TensorBoard events of one run folder; only in process 0."""
+    """Writes metrics.jsonl and TensorBoard events to a run folder; used only in process 0."""
 
     def __init__(self, folder: pathlib.Path, *, resume_step: int | None):
         """Deletes the records that an interrupted run wrote after `resume_step`."""
@@ -88,7 +89,7 @@ class MetricsLog:
         write_rows(self._path, [record for record in records if record["step"] <= step])
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Writes one record: step, time (seconds since 1970) and the values."""
+        """Writes one record: step, time (seconds since the epoch) and the values."""
         self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
         for name, value in values.items():
             if math.isfinite(value):

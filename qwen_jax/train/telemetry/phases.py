@@ -1,7 +1,7 @@
-"""Times the phases of a step that has several, as in PPO.
+"""Times the phases of a step with several phases, such as a PPO step.
 
 A thread waits for each phase and reads the clock; the training loop does not wait. The times are
-therefore correct although the host runs ahead of the device, without added synchronization.
+therefore correct without extra synchronization, even though the host runs ahead of the device.
 """
 
 import collections
@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-PHASES = ("data", "generation", "scoring", "update")  # of a PPO step
+PHASES = ("data", "generation", "scoring", "update")  # phases of a PPO step
 
 
 def _ready_at(output: Any) -> float:
@@ -25,8 +25,8 @@ class PhaseTimer:
     """Divides the time of a step among its phases.
 
     The host calls `device` and `host` in the order of the device's work. Time up to the end of a
-    phase belongs to it unless an earlier phase claimed it. Work of the host therefore counts only
-    while the device is idle, and the phases of a step add up to its time.
+    phase belongs to it unless an earlier phase claimed it. Host work therefore counts only while
+    the device is idle, and the phases of a step add up to its time.
 
     Example:
       >>> timer = PhaseTimer()
@@ -47,7 +47,7 @@ class PhaseTimer:
     ):
         """
         Args:
-          ready_at: waits for a device output and returns the clock; called by the thread.
+          ready_at: waits for a device output and returns the time; called in the thread.
         """
         self._clock, self._ready_at = clock, ready_at
         self._ends: collections.deque[tuple[str | None, Callable[[], float]]] = collections.deque()
@@ -76,7 +76,7 @@ class PhaseTimer:
             self._ends.append((phase, self._thread.submit(self._ready_at, output).result))
 
     def host(self, phase: str | None) -> None:
-        """Records that the host has just finished work of this phase; None: of no phase."""
+        """Records that the host has just finished work of this phase; None: work of no phase."""
         if self._thread is not None:
             now = self._clock()
             self._ends.append((phase, lambda: now))

@@ -1,4 +1,4 @@
-"""Turns the loop's StepReports into log lines, metrics and events."""
+"""Converts the loop's StepReports to log lines, metrics and events."""
 
 import math
 import time
@@ -30,8 +30,9 @@ _KIND_OF = {"data": "wait", "generation": "sample", "scoring": "sample", "update
 
 
 class Reporter:
-    """Receives every StepReport. Writes a line and a record every log_every steps, and watches for
-    loss spikes, silent data corruption and slow hosts.
+    """Receives every StepReport; detects loss spikes, silent data corruption and slow hosts.
+
+    Every log_every steps, it logs a line and writes a metrics record.
 
     Raises:
       LossSpike: the loss spiked and train.on_spike=skip.
@@ -56,7 +57,8 @@ class Reporter:
     ):
         """
         Args:
-          phases: times the phases of a step; None: a step has only an update and waits for data.
+          phases: times the phases of a step; None: a step consists of a wait for data and an
+            update.
           schedule: step -> learning rate.
           total_peak_flops: peak FLOP/s of all devices, the denominator of MFU.
           adapters: number of trained parameters on top of frozen weights; None: all are trained.
@@ -66,7 +68,7 @@ class Reporter:
         self._stage: TrainingStage = training_stage
         self.goodput, self.spikes = goodput, SpikeWatch()
         self._hosts = HostTimes()
-        # Computed in advance: during a step, a CPU would compute it only after the step.
+        # Computed in advance: a CPU that is running a step would compute it only after the step.
         self._rates = np.asarray(schedule(np.arange(train.num_steps)))
         self._writes = jax.process_index() == 0
         self.metrics = MetricsLog(folder, resume_step=resume_step) if self._writes else NoLog()
@@ -118,7 +120,7 @@ class Reporter:
         self.log(line)
 
     def _add_times(self, report: StepReport) -> None:
-        """Adds the times of a step, except the first one, whose time includes compilation."""
+        """Adds the times of a step. The first step is excluded, because it includes compilation."""
         if self._timer is not None:
             phases = self._timer.take("update")
         else:
@@ -134,7 +136,7 @@ class Reporter:
             self.goodput.add(_KIND_OF[phase], seconds)
 
     def _speeds(self) -> dict[str, float]:
-        """Returns mean times and rates over the steps since the last record."""
+        """Returns the mean times and rates of the steps since the last record."""
         steps = len(self._seconds)
         seconds = sum(self._seconds) / steps
         phases = {name: sum(of.get(name, 0.0) for of in self._phases) / steps for name in PHASES}

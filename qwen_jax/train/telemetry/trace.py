@@ -15,7 +15,7 @@ def traced(
     steps[1].
 
     Every process writes its own trace to `folder`/profile. The host waits for the device only at
-    the start and at the end.
+    the start and end of the trace.
     """
     if not steps:
         yield next_batch

@@ -130,7 +130,7 @@ def test_near_dedup_index_of_earlier_runs(tmp_path):
     assert "first/02-near_dedup/keys/" in rejected
     with pytest.raises(DataError, match="no keys of an earlier run"):
         run(tmp_path, "third", old, NearDedup(index=(str(tmp_path),)))
-    with pytest.raises(ConfigError, match="made with other settings.*seed"):
+    with pytest.raises(ConfigError, match="made with different settings.*seed"):
         run(tmp_path, "third", old, NearDedup(seed=1, index=step.index))
     shutil.move(first.folder.path, first.folder.path.with_name("renamed"))
     with pytest.raises(DataError, match="no keys of an earlier run"):

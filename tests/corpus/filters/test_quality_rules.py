@@ -278,5 +278,5 @@ def test_quality_stage_resumes_a_folder_with_former_names_of_settings(tmp_path):
     record.write_text(former)
     run()
     record.write_text(former.replace('"least_units": 50', '"least_units": 51'))
-    with pytest.raises(ConfigError, match="made with other settings"):
+    with pytest.raises(ConfigError, match="made with different settings"):
         run()

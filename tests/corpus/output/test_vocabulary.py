@@ -150,6 +150,6 @@ def test_learn_refuses_other_settings_and_reads_former_records(result, tmp_path)
     former = {"vocab_size": 300, "base": None, "num_new": 50000, "vocabulary_mb": 500}
     path.with_suffix(".json").write_text(json.dumps(former))
     learn(config)
-    with pytest.raises(ConfigError, match="vocab_size: 300 then, 301 now"):
+    with pytest.raises(ConfigError, match="vocab_size: was 300, now 301"):
         learn(Vocabulary(size=301))
     assert path.stat().st_mtime_ns == made
