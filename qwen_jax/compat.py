@@ -1,7 +1,7 @@
 """The only module that uses private names of other libraries.
 
-A library may move a private name in any release; tests/test_compat.py then fails. Each name is
-imported when its function is called, which keeps importing this module cheap.
+Any release of a library may move a private name; tests/test_compat.py then fails. Each name is
+imported when its function is called, so importing this module is cheap.
 """
 
 import re
@@ -12,7 +12,7 @@ from typing import Any
 def coordination_client() -> Any:
     """Returns this process's client of JAX's coordination service (key-value store, barriers).
 
-    Returns None before jax.distributed.initialize. JAX has no public name for it.
+    Returns None before jax.distributed.initialize. JAX has no public name for the client.
     """
     from jax._src import distributed
 
@@ -22,8 +22,8 @@ def coordination_client() -> Any:
 def write_cache_from_every_process() -> None:
     """Lets every process write JAX's persistent compilation cache, not only process 0.
 
-    On CPUs the cache key of a program differs between processes, so without this every process
-    but 0 compiles again after each restart. For tests and benchmarks of restarts.
+    On CPUs, the cache key of a program differs between processes. Without this, every process but
+    process 0 compiles again after each restart. For tests and benchmarks of restarts.
     """
     from jax._src import compiler, distributed
 
@@ -57,7 +57,7 @@ def parent_of(dataset: Any) -> Any:
 
 
 def batched_items(dataset: Any, indices: Sequence[int]) -> Sequence[Any]:
-    """Reads several items of a grain.MapDataset in one call, faster than one at a time."""
+    """Reads several items of a grain.MapDataset in one call, which is faster than one at a time."""
     return dataset._getitems(indices)
 
 
@@ -72,6 +72,6 @@ def stored_array(folder: str, name: str) -> dict[str, Any]:
 
 
 def os_error_code(error: BaseException) -> int | None:
-    """Returns the errno in a TensorStore error, which has it only as text; None if it has none."""
+    """Returns the errno in the text of a TensorStore error; None if the text has none."""
     found = re.search(r"os_error_code='(\d+)'", str(error))
     return int(found[1]) if found else None

@@ -1,7 +1,7 @@
 """Settings as frozen dataclasses that validate themselves on construction.
 
-None means "off" or "derive it". qwen_jax/cli/flags.py turns every field into a flag of the same
-name; `option` holds the flag's help text.
+None means "off" or "derive it". qwen_jax/cli/flags.py creates a flag of the same name for every
+field; `option` stores the flag's help text.
 """
 
 import dataclasses
@@ -26,17 +26,18 @@ def option(
 
     Args:
       default: an immutable value.
-      help: one line of --help.
+      help: the field's line in --help.
       alias: the field's former name. Flags and config.json files that use it still work, with a
         warning. For a field that moved from another section, the full flag: "--data.sources".
-      former_values: former spelling of a choice -> current spelling; also accepted with a warning.
+      former_values: former -> current spelling of each renamed choice; also accepted with a
+        warning.
     """
     metadata = {"help": help, "alias": alias, "former_values": former_values or {}}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def renamed(config, prefix: str = "") -> dict[str, str]:
-    """Returns {former flag: flag} for every field of a config that has an alias."""
+    """Returns {former flag: current flag} for every field of a config that has an alias."""
     found = {}
     for field in dataclasses.fields(config):
         value, alias = getattr(config, field.name), field.metadata.get("alias")
@@ -49,7 +50,7 @@ def renamed(config, prefix: str = "") -> dict[str, str]:
 
 
 def renamed_values(config, prefix: str = "") -> dict[str, Mapping[str, str]]:
-    """Returns {flag: {former value: value}} for every field with renamed choices."""
+    """Returns {flag: {former value: current value}} for every field with renamed choices."""
     found = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -61,12 +62,12 @@ def renamed_values(config, prefix: str = "") -> dict[str, Mapping[str, str]]:
 
 
 def with_current_names(settings: Mapping[str, Any], config, where: str) -> dict[str, Any]:
-    """Translates settings of an older version to current names and values; warns about each.
+    """Converts settings of an older version to current names and values, with a warning for each.
 
     Args:
       settings: {"train.num_steps": 100, ...}.
       config: the dataclass whose fields declare their former names.
-      where: the file that contains the settings, for the warnings.
+      where: the file that contains the settings, named in the warnings.
     """
     names, values = renamed(config), renamed_values(config)
     current = {}
@@ -128,7 +129,7 @@ class ContextExtension:
             self.windows is None or all(isinstance(w, int) and w > 0 for w in self.windows),
             f"windows={self.windows!r} contains a value that is not a positive integer.",
             "model.extension.windows",
-            "give each layer a window of 1 or more tokens, or none for full attention.",
+            "use a window of 1 or more tokens for each layer, or none for full attention.",
         )
 
 
@@ -136,8 +137,8 @@ class ContextExtension:
 class ModelConfig:
     """The architecture of a Qwen model (report 2.3). Hashable, for use inside jitted functions.
 
-    ffn_size is the width of each of the two up-projections. Released configs state twice this
-    value as `intermediate_size`.
+    ffn_size is the width of each of the two up-projections. `intermediate_size` in released configs
+    is twice this value.
     """
 
     vocab_size: int = dataclasses.field(
@@ -205,28 +206,29 @@ class ModelConfig:
         )
         _check(
             self.head_dim % 2 == 0,
-            f"head size {self.head_dim} is odd.",
+            f"the head size {self.head_dim} is odd.",
             "model.head_size",
-            "use an even size: rotary embedding rotates pairs of dimensions.",
+            "use an even size: the rotary embedding rotates pairs of dimensions.",
         )
         windows = self.extension.windows
         _check(
             windows is None or len(windows) == self.num_layers,
-            f"{len(windows or ())} windows for {self.num_layers} layers.",
+            f"windows has length {len(windows or ())}, but the model has {self.num_layers} layers.",
             "model.extension.windows",
-            "give one window per layer, lowest layer first.",
+            "pass one window per layer, lowest layer first.",
         )
         _check(
             0.0 <= self.dropout < 1.0,
             f"dropout={self.dropout} is outside [0, 1).",
             "model.dropout",
-            "use a rate of at least 0 and below 1; the report uses 0 in pretraining, 0.1 in SFT.",
+            "use a rate of at least 0 and less than 1; the report uses 0 in pretraining and 0.1 in "
+            "SFT.",
         )
         _check(
             self.rope_base > 1 and self.norm_epsilon > 0 and self.initializer_range > 0,
-            "rope_base must exceed 1; norm_epsilon and initializer_range must be positive.",
+            "rope_base is not above 1, or norm_epsilon or initializer_range is not positive.",
             "model.rope_base, model.norm_epsilon, model.initializer_range",
-            "use positive values; those of the released configs are 10000, 1e-6 and 0.02.",
+            "use valid values; the released configs use 10000, 1e-6 and 0.02.",
         )
         _check_choice(self, "model", "compute_dtype", DTYPES)
         _check_choice(self, "model", "param_dtype", DTYPES)
@@ -243,7 +245,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """The number of devices along each mesh axis. Their product is the number of devices."""
+    """The size of each mesh axis. Their product is the number of devices."""
 
     data: int = option(1, "data parallelism: replicas of the parameters, each with its own batch")
     fsdp: int | None = option(
@@ -284,7 +286,7 @@ class OptimizerConfig:
             value = getattr(self, name)
             _check(
                 value > 0 and math.isfinite(value),
-                f"{name}={value} is not positive.",
+                f"{name}={value} is not a positive, finite number.",
                 f"optimizer.{name}",
                 "use a positive, finite number.",
             )
@@ -300,7 +302,7 @@ class OptimizerConfig:
                 0 <= value <= 1,
                 f"{name}={value} is outside [0, 1].",
                 f"optimizer.{name}",
-                "use a value from 0 to 1; the report uses 0.9, 0.95 and 0.1.",
+                "use a value from 0 to 1; for these three, the report uses 0.9, 0.95 and 0.1.",
             )
         _check(
             self.weight_decay >= 0,
@@ -320,7 +322,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """The token shards of a run, their proportions, and their packing (report 2.4)."""
+    """The token shards of a run, their sampling weights and their packing (report 2.4)."""
 
     sources: tuple[str, ...] = option(
         (), "folders of token shards; write folder=weight to set a sampling weight"
@@ -343,7 +345,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Length of a run, batch size, and intervals of logging, evaluation and checkpoints."""
+    """The length of a run, its batch size, and how often it logs, evaluates and saves."""
 
     num_steps: int = dataclasses.field(
         metadata={"help": "total number of optimizer steps of the run"}
@@ -403,7 +405,7 @@ class TrainConfig:
             or (len(self.trace_steps) == 2 and 1 <= self.trace_steps[0] <= self.trace_steps[1]),
             f"trace_steps={self.trace_steps} is not a pair of a first and a last step.",
             "train.trace_steps",
-            "give two steps from 1 on in order, such as --train.trace_steps=100,105.",
+            "pass two ascending steps, counted from 1, such as --train.trace_steps=100,105.",
         )
         _check(
             self.batch_size % self.micro_batches == 0,

@@ -5,15 +5,15 @@ from collections.abc import Iterable
 
 
 class QwenJaxError(ValueError):
-    """Base class of every error that a user can cause.
+    """Base class of all errors that a user can cause.
 
     Args:
-      what: one sentence that contains the offending value.
-      where: the flag, file, weight or argument concerned.
-      fix: how to resolve it.
+      what: one sentence about the problem, with the offending value.
+      where: the flag, file, weight or argument at fault.
+      fix: how to fix the problem.
     """
 
-    exit_code = 1  # of a run that fails with it; launchers do not restart after 1
+    exit_code = 1  # exit code of a run that fails with this error; launchers do not restart after 1
 
     def __init__(self, what: str, where: str, fix: str):
         super().__init__(f"\n  what:  {what}\n  where: {where}\n  fix:   {fix}")
@@ -24,15 +24,15 @@ class QwenJaxError(ValueError):
 
 
 class ConfigError(QwenJaxError):
-    """A setting that is invalid, by itself or in combination with another."""
+    """A setting that is invalid, or that is incompatible with another one."""
 
 
 class DataError(QwenJaxError):
-    """Text, shards or batches that are missing, damaged or malformed."""
+    """Text, shards or batches that are missing, corrupted or malformed."""
 
 
 class TokenizerError(QwenJaxError):
-    """A vocabulary file or a text that the tokenizer cannot handle."""
+    """A vocabulary file or text that the tokenizer cannot handle."""
 
 
 class ShardingError(QwenJaxError):
@@ -40,7 +40,7 @@ class ShardingError(QwenJaxError):
 
 
 class CheckpointError(QwenJaxError):
-    """A checkpoint that is missing, damaged or belongs to another model."""
+    """A checkpoint that is missing, is corrupted or belongs to another model."""
 
 
 class KernelError(QwenJaxError):
@@ -54,7 +54,7 @@ class TrainingError(QwenJaxError):
 def unknown_name(
     kind: str, name: str, known: Iterable[str], where: str, error: type[QwenJaxError] = ConfigError
 ) -> QwenJaxError:
-    """Returns the error for an unknown name: it suggests the closest known one, then lists all.
+    """Returns an error for an unknown name, which suggests the closest known name and lists all.
 
     Example:
       >>> print(unknown_name("size", "7", ["1.8b", "7b"], "--size").fix)

@@ -18,7 +18,7 @@ QWEN_14B = ModelConfig(  # 14,167,290,880 parameters
     vocab_size=152064, hidden_size=5120, num_layers=40, num_heads=40, ffn_size=13696
 )
 
-TOY_8M = ModelConfig(  # 8.4M parameters: the size that benchmarks/train/train_step.py compares at
+TOY_8M = ModelConfig(  # 8.4M parameters, the size used in benchmarks/train/train_step.py
     vocab_size=8192,
     hidden_size=256,
     num_layers=4,
@@ -36,7 +36,7 @@ TOY_110M = ModelConfig(
     ffn_size=2048,
     context_length=1024,
 )
-TINY = ModelConfig(  # for tests: every dimension is different and divisible by 2
+TINY = ModelConfig(  # for tests: all dimensions are distinct and even
     vocab_size=128,
     hidden_size=32,
     num_layers=2,
@@ -60,7 +60,7 @@ def by_name(name: str) -> ModelConfig:
     """Returns the config of a size in Table 1 (1.8b, 7b, 14b) or of a toy size.
 
     Raises:
-      ConfigError: no size has this name.
+      ConfigError: the name is unknown.
     """
     if name not in SIZES:
         raise unknown_name("size", name, SIZES, "sizes.by_name")

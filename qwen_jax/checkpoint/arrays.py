@@ -11,20 +11,20 @@ from qwen_jax.utils import tree as leaves
 NAME = "arrays"
 _FILE_BYTES = 256 << 20  # size of Orbax's data files: small enough to hash several in parallel
 _CHUNK_BYTES = 4 << 20  # smallest readable part of an array, independent of how it was sharded
-_READ_BYTES = 4 << 30  # in flight while restoring; otherwise all arrays are in host memory at once
+_READ_BYTES = 4 << 30  # limit on reads in flight; without it, host memory holds all arrays at once
 
 
 def save_async(folder: pathlib.Path, arrays: dict[str, Any]):
-    """Starts to save; returns Orbax's response as soon as the arrays may be donated.
+    """Starts saving; returns Orbax's response as soon as the arrays may be donated.
 
-    `.result()` of the response waits for all processes.
+    The response's `.result()` waits for all processes.
     """
     with _context():
         return _orbax().save_async(str(folder / NAME), arrays)
 
 
 def load(folder: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Loads arrays by name with the shardings of `wanted`; without one, onto the first device."""
+    """Loads arrays by name with the shardings of `wanted` (default: the first local device)."""
     wanted = {
         name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=_sharding(leaf))
         for name, leaf in wanted.items()
@@ -34,7 +34,7 @@ def load(folder: pathlib.Path, wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def quiet() -> None:
-    """Silences Orbax, which logs every array at INFO level and warns of intended settings."""
+    """Silences Orbax, which logs every array at INFO level and warns about intended settings."""
     for name in ("orbax", "orbax.checkpoint"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -52,9 +52,13 @@ def _orbax():
 
 
 def _context(largest: int = 0):
-    """Returns Orbax's settings. largest: bytes of the largest array, which must fit in flight."""
+    """Returns Orbax's settings.
+
+    Args:
+      largest: bytes of the largest array, which the limit on reads in flight must admit.
+    """
     context = _orbax().Context()
-    # Weights do not compress, and compression halves the speed.
+    # Weights are incompressible, and compression halves the speed.
     context.array.saving.use_compression = False
     context.array.saving.ocdbt_target_data_file_size = _FILE_BYTES
     context.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES

@@ -1,9 +1,9 @@
-"""Saves checkpoints, verifies them, and restores the newest good step onto any mesh.
+"""Saves and verifies checkpoints, and restores the latest valid step onto any mesh.
 
-One folder per step: arrays/ (Orbax, one flat dictionary of arrays by name), meta.json (names,
-shapes and dtypes of the leaves; the caller's metadata) and manifest.json (SHA-256 of the others).
-All files are written to `<step>.saving`, which is renamed when complete. A folder whose name is a
-number is therefore always a complete checkpoint, even if the process was killed.
+Each step has a folder with arrays/ (Orbax, one flat dictionary of arrays by name), meta.json
+(names, shapes and dtypes of the leaves; the caller's metadata) and manifest.json (SHA-256 of the
+other files). All files are written to `<step>.saving`, which is renamed when complete. A folder
+whose name is a number is therefore always a complete checkpoint, even if the process was killed.
 """
 
 import concurrent.futures
@@ -29,7 +29,7 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Checkpointer:
-    """The checkpoints of one run. Create one per folder, in every process of the run.
+    """The checkpoints of one run. Create one instance per folder, in every process of the run.
 
     Example:
       >>> checkpoints = Checkpointer("runs/a/checkpoints", keep=3)
@@ -45,10 +45,10 @@ class Checkpointer:
         keep: int = 3,
         log: Callable[..., None] = lambda event, **details: None,
     ):
-        """Deletes unfinished checkpoints of killed processes.
+        """Deletes unfinished checkpoints left by killed processes.
 
         Args:
-          keep: number of newest good steps to keep, 1 or more.
+          keep: number of latest valid steps to keep, 1 or more.
           log: receives the events "saved" (step, seconds) and "damaged" (step, problem, now).
 
         Raises:
@@ -56,7 +56,9 @@ class Checkpointer:
         """
         if keep < 1:
             raise CheckpointError(
-                f"keep={keep} would keep no checkpoint.", "Checkpointer(keep)", "use 1 or more."
+                f"keep={keep} would not keep any checkpoint.",
+                "Checkpointer(keep)",
+                "use 1 or more.",
             )
         arrays.quiet()
         self.folder = pathlib.Path(folder).absolute()
@@ -69,27 +71,27 @@ class Checkpointer:
                 step_folders.clear_unfinished(self.folder)
         except OSError as error:
             raise CheckpointError(
-                f"the folder cannot be used: {error}.",
+                f"cannot write to the checkpoint folder: {error}.",
                 str(self.folder),
                 "choose a writable folder.",
             ) from error
 
     def check_space(self, abstract_state: Any) -> None:
-        """Refuses to start a run if the disk has no space for a single checkpoint.
+        """Checks that the disk has space for at least one checkpoint.
 
         Raises:
-          CheckpointError: states the needed and the free space.
+          CheckpointError: it does not; states the required and the free space.
         """
         needed, free = leaves.total_bytes(abstract_state), shutil.disk_usage(self.folder).free
         if needed > free:
             raise CheckpointError(
-                f"a checkpoint needs {format_gb(needed)}, but only {format_gb(free)} are free.",
+                f"a checkpoint needs {format_gb(needed)}, but only {format_gb(free)} is free.",
                 str(self.folder),
-                "free some space, or use a --run_dir on another disk.",
+                "free some disk space, or use a --run_dir on another disk.",
             )
         if needed * (self.keep + 1 - len(self.steps())) > free:
             logging.warning(
-                "%s: only %s are free; keeping %d checkpoints of %s needs space for one more",
+                "%s: only %s is free; keeping %d checkpoints of %s needs space for one more",
                 self.folder,
                 format_gb(free),
                 self.keep,
@@ -104,10 +106,10 @@ class Checkpointer:
         Args:
           step: number of completed optimizer steps, 0 or more.
           state: pytree of jax.Array, NumPy arrays, ints and floats.
-          meta: a value that survives a JSON round trip.
+          meta: JSON-serializable metadata, returned by `restore`.
 
         Raises:
-          CheckpointError: this save is not possible, or the previous one failed (with its message).
+          CheckpointError: this save cannot start, or the previous one failed (with its message).
         """
         self.wait()
         newer = [other for other in self.steps() if other > step]
@@ -115,7 +117,7 @@ class Checkpointer:
             raise CheckpointError(
                 f"step {step} is older than the newest checkpoint, {newer[-1]}.",
                 str(self.folder),
-                "to resume from an older step, first move the newer checkpoints away.",
+                "to resume from an older step, first move the newer checkpoints elsewhere.",
             )
         by_name, text = description.describe(step, state, meta)
         started = time.perf_counter()
@@ -129,32 +131,34 @@ class Checkpointer:
         self._pending = self._worker.submit(self._commit, step, response, text, started)
 
     def wait(self) -> None:
-        """Waits until the background save is on disk, hashed and committed.
+        """Waits until the background save is written, hashed and committed.
 
         Raises:
-          CheckpointError: the save failed; lists the remaining steps.
+          CheckpointError: the save failed; lists the steps on disk.
         """
         if self._pending is None:
             return
-        # A process that could not save raises at once: the others may be waiting for it inside
-        # Orbax, and the launcher stops them when it exits.
+        # A process that could not save raises immediately. The others may be waiting for it inside
+        # Orbax, and the launcher stops them when this process exits.
         try:
             self._pending.result()
         except CheckpointError:
             self._pending = None
             raise
-        self._pending = None  # not if a signal interrupted the wait
+        self._pending = None  # not reached if a signal interrupted the wait
 
     def close(self) -> None:
-        """Waits for this process's part of the last save, without synchronizing with the others,
-        which may have exited. Raises the same errors as `wait`."""
+        """Waits for this process's part of the last save. Raises the same errors as `wait`.
+
+        It does not synchronize with the other processes, which may have exited.
+        """
         pending, self._pending = self._pending, None
         self._worker.shutdown()
         if pending is not None:
             pending.result()
 
     def steps(self) -> list[int]:
-        """Returns all complete steps, oldest first (`restore` verifies their contents)."""
+        """Returns all complete steps, oldest first. Only `restore` verifies their contents."""
         return [
             step
             for step in step_folders.numbered(self.folder)
@@ -164,18 +168,20 @@ class Checkpointer:
     def restore(
         self, abstract_state: Any, *, step: int | None = None
     ) -> tuple[int, Any, dict[str, Any]] | None:
-        """Restores the newest good step after verifying every file. Renames and logs damaged ones.
+        """Restores the latest valid step, and renames and logs corrupted ones.
+
+        Every file of a step is verified first.
 
         Args:
-          abstract_state: pytree of jax.ShapeDtypeStruct. The arrays get its shardings (None: the
-            first device), independent of the mesh they were saved from.
-          step: restore only this step.
+          abstract_state: pytree of jax.ShapeDtypeStruct. Arrays are restored with its shardings
+            (None: on the first device), regardless of the mesh they were saved from.
+          step: step to restore; None: the latest valid one.
 
         Returns:
           (step, state, meta), or None if there is no checkpoint.
 
         Raises:
-          CheckpointError: `step` is missing or damaged; all steps are damaged; or the state and
+          CheckpointError: `step` is missing or corrupted; all steps are corrupted; or the state and
             the checkpoint differ in names, shapes or dtypes (lists every difference).
         """
         self.wait()
@@ -189,7 +195,7 @@ class Checkpointer:
         """Runs in the background: waits for Orbax, hashes, renames, deletes old steps."""
         temporary, final = self.folder / f"{step}.saving", self.folder / str(step)
         try:
-            response.result()  # of all processes
+            response.result()  # waits for all processes
             if jax.process_index() != 0:
                 return
             (temporary / description.NAME).write_text(text, encoding="utf-8")
@@ -201,16 +207,15 @@ class Checkpointer:
             self._log("saved", step=step, seconds=round(time.perf_counter() - started, 3))
         except Exception as error:
             failure = self._failure(step, error)
-            logging.error(
-                "%s", failure
-            )  # at once; the training thread gets the error only at its next call
+            # Log it now: the training thread raises the error only at its next call.
+            logging.error("%s", failure)
             if jax.process_index() == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise failure from error
         try:
             self._delete_old(step)
         except OSError as error:
-            logging.warning("%s: an old checkpoint could not be deleted: %s", self.folder, error)
+            logging.warning("%s: could not delete an old checkpoint: %s", self.folder, error)
 
     def _delete_old(self, newest: int) -> None:
         shutil.rmtree(self.folder / f"{newest}.replaced", ignore_errors=True)
@@ -219,10 +224,10 @@ class Checkpointer:
             for step in self.steps()
             if not manifest.problems(self.folder / str(step), contents=False)
         ]
-        if newest not in good:  # should not happen; then no older step may be deleted
+        if newest not in good:  # should not happen; keep all older steps
             return
         for step in good[: -self.keep]:
-            # Rename first: a partially deleted checkpoint must not have a checkpoint's name.
+            # Rename first, so a partially deleted folder is never mistaken for a checkpoint.
             doomed = (self.folder / str(step)).rename(self.folder / f"{step}.deleting")
             shutil.rmtree(doomed)
 
@@ -231,19 +236,19 @@ class Checkpointer:
         kept = ", ".join(map(str, self.steps())) or "none"
         if number in _DISK_FULL:
             return CheckpointError(
-                f"the disk is full ({os.strerror(number)}): step {step} is not saved.",
+                f"the disk is full ({os.strerror(number)}): step {step} was not saved.",
                 str(self.folder),
-                f"free some space and run the command again. Steps on disk: {kept}.",
+                f"free some disk space and run the command again. Steps on disk: {kept}.",
             )
         return CheckpointError(
-            f"step {step} is not saved: {type(error).__name__}: {str(error)[:500]}",
+            f"step {step} was not saved: {type(error).__name__}: {str(error)[:500]}",
             str(self.folder),
             f"fix the cause and run the command again. Steps on disk: {kept}.",
         )
 
 
 def _load(path: pathlib.Path, abstract: Any) -> tuple[Any, dict[str, Any]]:
-    """Loads the leaves of `abstract`, and the caller's metadata."""
+    """Loads the leaves of `abstract` and the caller's metadata."""
     record = description.read(path)
     named = leaves.named(abstract)
     description.check_leaves(path, named, "")

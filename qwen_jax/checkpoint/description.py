@@ -1,4 +1,4 @@
-"""meta.json of a step: names, shapes and dtypes of its leaves, and the caller's metadata."""
+"""A step's meta.json: names, shapes and dtypes of its leaves, and the caller's metadata."""
 
 import json
 import pathlib
@@ -16,10 +16,10 @@ FORMAT = 1
 
 
 def describe(step: int, state: Any, meta: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Returns the arrays by name, and the text of meta.json.
+    """Returns the arrays by name and the text of meta.json.
 
     Raises:
-      CheckpointError: a leaf is not an array or a number, or `meta` changes in a JSON round trip.
+      CheckpointError: a leaf is not an array or a number, or `meta` is not JSON-serializable.
     """
     arrays, types, scalars, unsupported = {}, {}, {}, []
     for name, leaf in leaves.named(state):
@@ -34,9 +34,9 @@ def describe(step: int, state: Any, meta: dict[str, Any]) -> tuple[dict[str, Any
         types[name] = leaves.type_of(leaf)
     if unsupported:
         raise CheckpointError(
-            f"leaves that are neither arrays nor numbers: {', '.join(unsupported)}.",
+            f"these leaves are neither arrays nor numbers: {', '.join(unsupported)}.",
             "save(state)",
-            "save a random key as jax.random.key_data, and text in meta.",
+            "save a random key as its jax.random.key_data, and text in `meta`.",
         )
     record = {"format": FORMAT, "step": step, "meta": meta, "leaves": types, "scalars": scalars}
     try:
@@ -46,9 +46,9 @@ def describe(step: int, state: Any, meta: dict[str, Any]) -> tuple[dict[str, Any
         exact = False
     if not exact:
         raise CheckpointError(
-            f"meta changes in a JSON round trip: {meta!r}.",
+            f"meta is not JSON-serializable without loss: {meta!r}.",
             "save(meta)",
-            "use dicts with text keys, lists, text, numbers, true, false, null.",
+            "use dicts with string keys, lists, strings, numbers, booleans and None.",
         )
     return arrays, text
 
@@ -64,13 +64,18 @@ def read(path: pathlib.Path) -> dict[str, Any]:
         raise CheckpointError(
             f"the checkpoint has format {record['format']}; this version supports only {FORMAT}.",
             str(path),
-            "use the qwen_jax version that wrote it.",
+            "use the version of qwen_jax that wrote it.",
         )
     return record
 
 
 def check_leaves(path: pathlib.Path, named: list[tuple[str, Any]], prefix: str) -> None:
-    """Compares the leaves with the checkpoint's, because Orbax casts dtypes silently.
+    """Compares leaves with those of the checkpoint. Orbax would cast dtypes silently.
+
+    Args:
+      path: folder of the step.
+      named: names and leaves to load.
+      prefix: compare only leaves under this dotted name; "": all leaves.
 
     Raises:
       CheckpointError: names, shapes or dtypes differ; lists every difference.
@@ -84,7 +89,7 @@ def check_leaves(path: pathlib.Path, named: list[tuple[str, Any]], prefix: str) 
     lines = [f"{name}: not in the checkpoint" for name in wanted if name not in saved]
     lines += [f"{name}: only in the checkpoint" for name in saved if name not in wanted]
     lines += [
-        f"{name}: {leaves.kind_of(saved[name])} in the checkpoint, {leaves.kind_of(kind)} wanted"
+        f"{name}: {leaves.kind_of(saved[name])} in the checkpoint, {leaves.kind_of(kind)} expected"
         for name, kind in wanted.items()
         if name in saved and saved[name] != kind
     ]
@@ -94,5 +99,5 @@ def check_leaves(path: pathlib.Path, named: list[tuple[str, Any]], prefix: str) 
             f"the checkpoint belongs to another model or optimizer; {len(lines)} leaves differ:\n"
             f"    {listed}",
             str(path),
-            "use the settings that it was saved with (see the run's config.json).",
+            "use the settings it was saved with (see the run's config.json).",
         )

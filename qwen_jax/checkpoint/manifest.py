@@ -1,7 +1,7 @@
-"""manifest.json: the SHA-256 of every file of a folder, and of the manifest itself.
+"""manifest.json: the SHA-256 of every file in a folder, and of the manifest itself.
 
-Orbax silently loads a checkpoint with a flipped bit, and disks, copies and cables occasionally
-flip one. Several threads stream and hash the files (hashlib releases the GIL).
+Storage and transfers occasionally flip bits, and Orbax loads such a checkpoint silently. Several
+threads stream and hash the files (hashlib releases the GIL).
 """
 
 import concurrent.futures
@@ -16,7 +16,7 @@ NAME = "manifest.json"
 
 
 def write(folder: pathlib.Path) -> None:
-    """Hashes every file of `folder`, syncs all of them to disk, then writes the manifest.
+    """Hashes all files in `folder`, syncs them to disk, then writes the manifest.
 
     Raises:
       OSError: a file cannot be read, or the manifest cannot be written.
@@ -32,10 +32,10 @@ def write(folder: pathlib.Path) -> None:
 
 
 def problems(folder: pathlib.Path, *, contents: bool = True) -> list[str]:
-    """Returns one message per missing, extra or damaged file of `folder`; empty if it is intact.
+    """Returns one message per missing, extra or corrupted file in `folder`; [] if it is intact.
 
     Args:
-      contents: False compares only names and sizes, which is fast.
+      contents: whether to compare hashes; False compares only names and sizes, which is fast.
     """
     try:
         raw = (folder / NAME).read_bytes()
@@ -47,7 +47,7 @@ def problems(folder: pathlib.Path, *, contents: bool = True) -> list[str]:
     except (ValueError, KeyError, TypeError, AttributeError):
         intact = False
     if not intact:
-        return [f"{NAME} itself is damaged"]
+        return [f"{NAME} itself is corrupted"]
     found = _names(folder)
     listed = [name for name in found if name in expected]
 
@@ -58,7 +58,7 @@ def problems(folder: pathlib.Path, *, contents: bool = True) -> list[str]:
             if size != entry["bytes"]:
                 return f"{name} has {size} bytes instead of {entry['bytes']}"
             if contents and _entry(folder / name)["sha256"] != entry["sha256"]:
-                return f"{name} has a different SHA-256"
+                return f"{name} does not match its SHA-256"
         except OSError as error:  # a failing disk
             return f"{name} cannot be read ({error.strerror})"
         return None
@@ -71,7 +71,7 @@ def problems(folder: pathlib.Path, *, contents: bool = True) -> list[str]:
 
 
 def _names(folder: pathlib.Path) -> list[str]:
-    """Returns every file in `folder` except the manifest, as relative paths."""
+    """Returns the relative paths of all files in `folder` except the manifest."""
     found = (
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
@@ -89,7 +89,7 @@ def _entry(path: pathlib.Path, *, durable: bool = False) -> dict[str, int | str]
 
 
 def _render(entries: dict[str, dict[str, int | str]]) -> bytes:
-    # Reading compares the text byte for byte, so any flipped bit in it is detected.
+    # `problems` compares this text byte for byte, so it detects any flipped bit.
     digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
     text = json.dumps({"files": entries, "sha256": digest}, indent=1, sort_keys=True)
     return text.encode() + b"\n"

@@ -1,4 +1,4 @@
-"""Chooses the step to restore: the newest one whose files are all intact."""
+"""Chooses the step to restore: the latest one whose files are all intact."""
 
 import pathlib
 from collections.abc import Callable
@@ -19,18 +19,18 @@ def choose(
     set_aside: bool,
     log: Callable[..., None] = lambda event, **details: None,
 ) -> int | None:
-    """Returns the newest good step (or `step`), chosen by process 0 for all processes.
+    """Returns the latest valid step (or `step`), chosen by process 0 for all processes.
 
     Args:
-      step: check only this step; None: the newest good one.
-      set_aside: rename damaged steps.
-      log: receives the event "damaged".
+      step: the only step to check; None: the latest valid one.
+      set_aside: whether to rename corrupted steps.
+      log: receives the event "damaged" for each corrupted step.
 
     Returns:
       The step, or None if there is no checkpoint.
 
     Raises:
-      CheckpointError: `step` is missing or damaged, or all steps are damaged.
+      CheckpointError: `step` is missing or corrupted, or all steps are corrupted.
     """
     chosen, problem = -1, None
     if jax.process_index() == 0:
@@ -42,7 +42,7 @@ def choose(
         chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
     if chosen == -2:
         raise problem or CheckpointError(
-            "process 0 found no good checkpoint.", str(folder), "see the error of process 0."
+            "process 0 found no valid checkpoint.", str(folder), "see the error of process 0."
         )
     return None if chosen == -1 else chosen
 
@@ -53,10 +53,11 @@ def _newest_good(
     present = step_folders.numbered(folder)
     if step is not None and step not in present:
         raise CheckpointError(
-            f"there is no checkpoint of step {step}.",
+            f"no checkpoint found for step {step}.",
             str(folder),
-            "choose one of "
-            f"{', '.join(map(str, present)) or 'none: the folder has no checkpoint'}.",
+            f"choose one of these steps: {', '.join(map(str, present))}."
+            if present
+            else "pass the checkpoint folder of another run: this one has no checkpoints.",
         )
     reports = []
     for candidate in [step] if step is not None else reversed(present):
@@ -70,14 +71,14 @@ def _newest_good(
         moved = "not changed"
         if set_aside and step is None:
             moved = f"set aside as {step_folders.set_aside(path)}"
-        logging.error("%s: damaged checkpoint, %s; %s", folder, reports[-1], moved)
+        logging.error("%s: corrupted checkpoint: %s; %s", folder, reports[-1], moved)
         log("damaged", step=candidate, problem="; ".join(bad)[:500], now=moved)
     if reports:
         raise CheckpointError(
-            f"no good checkpoint. {'. '.join(reports)}.",
+            f"no valid checkpoint found. {'. '.join(reports)}.",
             str(folder),
-            "restore the files from a copy, or start a new run in an empty folder."
+            "restore the files from a backup, or start a new run in an empty folder."
             if step is None
-            else "omit the step to use the newest good one.",
+            else "omit the step to use the latest valid one.",
         )
     return -1

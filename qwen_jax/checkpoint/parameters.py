@@ -1,6 +1,6 @@
 """Reads only the parameters of a checkpoint, in chunks of a few megabytes.
 
-Orbax's own reader loads full shards and an entire array at once.
+Orbax's own reader would load full shards and an entire array at once.
 """
 
 import itertools
@@ -26,19 +26,19 @@ def open_params(
     step: int | None = None,
     under: str = "params",
 ) -> tuple[int, Callable[[str, tuple[slice, ...]], Iterator[Chunk]]]:
-    """Opens the parameters of the newest good step, for reading in chunks.
+    """Opens the parameters of the latest valid step, to read them in chunks.
 
-    Read-only, so safe during a run.
+    It only reads, so it is safe while a run is writing to the folder.
 
     Args:
-      abstract_params: the parameters of the saved state; see Checkpointer.restore.
-      step: open only this step.
+      abstract_params: abstract parameters of the saved state; see Checkpointer.restore.
+      step: step to open; None: the latest valid one.
       under: path of the parameters in the state, such as "policy.params".
 
     Returns:
       The step, and a function (name, index) -> chunks of the parameter `name` (such as
       "layers.mlp.w_up") within the bounds `index`. Each chunk comes with its index in
-      array[index]. It is at most as large as a chunk of the file (a few megabytes), independent of
+      array[index]. It is at most as large as a chunk of the file (a few megabytes), regardless of
       how the array was sharded.
 
     Raises:
@@ -48,7 +48,7 @@ def open_params(
     chosen = newest_good.choose(folder, step, set_aside=False)
     if chosen is None:
         raise CheckpointError(
-            "there is no checkpoint here.",
+            "no checkpoint found.",
             str(folder),
             "pass the `checkpoints` folder of a run that has saved a checkpoint.",
         )
@@ -78,6 +78,6 @@ def _split(part: slice, size: int) -> list[slice]:
 
 
 def _open_array(folder: pathlib.Path, name: str):
-    import tensorstore  # what Orbax is built on
+    import tensorstore  # Orbax stores arrays with it
 
     return tensorstore.open(compat.stored_array(str(folder), name), read=True).result()

@@ -1,4 +1,4 @@
-"""The folders of a checkpoint directory by name: complete, unfinished and damaged steps."""
+"""The step folders of a run, by name: complete, unfinished and corrupted checkpoints."""
 
 import pathlib
 import re
@@ -20,7 +20,7 @@ def clear_unfinished(folder: pathlib.Path) -> None:
     """Deletes folders that a killed process was writing, replacing or deleting."""
     for path in folder.iterdir():
         if path.name.endswith(".replaced"):
-            # Killed between two renames: the replaced folder is the only copy.
+            # Killed between two renames: the replaced folder may be the only copy.
             step = path.with_suffix("")
             if not step.exists():
                 path.rename(step)
@@ -30,10 +30,12 @@ def clear_unfinished(folder: pathlib.Path) -> None:
 
 
 def set_aside(path: pathlib.Path) -> str:
-    """Renames a damaged step, so that it is not used; returns the new name."""
+    """Renames a corrupted step so it is no longer used; returns the new name."""
     for number in range(1000):
         target = path.with_name(f"{path.name}.corrupt" + (f"-{number}" if number else ""))
         if not target.exists():
             path.rename(target)
             return target.name
-    raise CheckpointError("1,000 damaged copies of one step.", str(path), "delete some of them.")
+    raise CheckpointError(
+        "1,000 corrupted copies of this step exist.", str(path), "delete some of them."
+    )

@@ -1,6 +1,6 @@
-"""An append-only file of JSON lines: after a crash it is complete up to its last full line.
+"""An append-only JSONL file. After a crash, it is valid up to its last complete line.
 
-FILE.run.json records the inputs and settings of the lines, so that a file never mixes two of them.
+FILE.run.json records the inputs and settings of the lines, so a file never mixes two sets of them.
 """
 
 import fcntl
@@ -16,10 +16,10 @@ from qwen_jax.utils.jsonl import as_line, parse_line
 
 
 def open_exclusive(path: pathlib.Path, shown: pathlib.Path | None = None) -> BinaryIO:
-    """Opens the file for reading and appending, locked against other processes until closed.
+    """Opens the file for reading and appending, and locks it against other processes until closed.
 
     Args:
-      shown: the path in error messages; None: `path`.
+      shown: the path to print in error messages; None: `path`.
 
     Raises:
       ConfigError: another process has locked it, or it cannot be written.
@@ -30,14 +30,16 @@ def open_exclusive(path: pathlib.Path, shown: pathlib.Path | None = None) -> Bin
         file = open(path, "a+b")
     except OSError as error:
         raise ConfigError(
-            f"the file cannot be written: {error}.", where, "choose a writable folder."
+            f"cannot write the file: {error}.", where, "choose a path in a writable folder."
         ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
         raise ConfigError(
-            "another process is writing it.", where, "wait for that process, or use another file."
+            "another process is writing to the file.",
+            where,
+            "wait for that process to finish, or use another file.",
         ) from None
     return file
 
@@ -48,30 +50,31 @@ def check_same(
     """Compares the recorded provenance of `path` with the current one.
 
     Args:
-      record: the file with the recorded provenance, for the error message.
+      record: the file with the recorded provenance, named in the error message.
 
     Raises:
       ConfigError: they differ; lists every difference.
     """
     different = [
-        f"{name}: {found.get(name)!r} then, {wanted.get(name)!r} now"
+        f"{name}: was {found.get(name)!r}, now {wanted.get(name)!r}"
         for name in sorted(found.keys() | wanted.keys())
         if found.get(name) != wanted.get(name)
     ]
     if different:
         raise ConfigError(
-            f"the file was made with other settings: {'; '.join(different)}.",
+            f"the file was made with different settings: {'; '.join(different)}.",
             str(path),
             f"use another file, or delete this one and {record.name}.",
         )
 
 
 def read_complete_lines(file: BinaryIO, shown: pathlib.Path) -> Iterator[tuple[int, int, Any]]:
-    """Yields (offset, length, row) of each line. Truncates an incomplete last line, which a killed
-    process leaves.
+    """Yields (offset, length, row) for each line.
+
+    Removes an incomplete last line, which a killed process may leave.
 
     Args:
-      shown: the path in error messages.
+      shown: the path to print in error messages.
 
     Raises:
       DataError: a line is not JSON.
@@ -92,15 +95,15 @@ def record_provenance(
     path: pathlib.Path,
     renamed: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes `record`, the inputs and settings of the file or folder `path`.
+    """Writes the inputs and settings of the file or folder `path` to `record`.
 
     Args:
-      renamed: former -> current name of settings in older records; dots separate nested keys.
+      renamed: former -> current names of settings in older records; dots separate nested keys.
 
     Raises:
       ConfigError: the record exists and differs; lists every difference.
     """
-    wanted = json.loads(json.dumps(wanted))  # tuples become lists, as in the file
+    wanted = json.loads(json.dumps(wanted))  # converts tuples to lists, as in the file
     if record.exists():
         found = read_json(record)
         for former, name in (renamed or {}).items():
@@ -119,15 +122,15 @@ def _rename(settings: dict[str, Any], former: list[str], name: list[str]) -> Non
 
 
 class AppendOnly:
-    """Opens or creates the file, for one process at a time.
+    """A JSONL file that one process at a time opens or creates, and appends to.
 
     Args:
-      provenance: the inputs and settings that the lines depend on, as JSON. A file with different
-        ones is refused; new names are added.
+      provenance: JSON-serializable inputs and settings that the lines depend on. They must match
+        those recorded for an existing file; new names are added to the record.
 
     Raises:
-      ConfigError: the file belongs to another run, another process is writing it, or it cannot be
-        written.
+      ConfigError: the file belongs to another run, another process is writing to it, or it cannot
+        be written.
       DataError: a line is not JSON.
 
     Attributes:
@@ -141,9 +144,10 @@ class AppendOnly:
         try:
             if self._file.seek(0, os.SEEK_END) and not self._record.exists():
                 raise ConfigError(
-                    f"the file exists, but {self._record.name} does not: not one of ours.",
+                    f"the file exists, but {self._record.name} does not, so another program may "
+                    "have written it.",
                     str(self.path),
-                    "use another file.",
+                    f"restore {self._record.name}, or use another file.",
                 )
             self.check_provenance(provenance)
             self.rows = self._read()
@@ -152,12 +156,12 @@ class AppendOnly:
             raise
 
     def check_provenance(self, provenance: dict[str, Any]) -> None:
-        """Compares with FILE.run.json, and adds new names to it.
+        """Compares `provenance` with FILE.run.json, and adds new names to the file.
 
         Raises:
-          ConfigError: a name in both has different values; lists every difference.
+          ConfigError: a name has different values in the two; lists every difference.
         """
-        wanted = json.loads(json.dumps(provenance))  # tuples become lists, as in the file
+        wanted = json.loads(json.dumps(provenance))  # converts tuples to lists, as in the file
         exists = self._record.exists()
         found = read_json(self._record) if exists else {}
         both = found.keys() & wanted.keys()
@@ -171,8 +175,10 @@ class AppendOnly:
             write_json(self._record, found | wanted)
 
     def add(self, row: dict[str, Any]) -> None:
-        """Appends a line and flushes it to the operating system, so it survives a crash of this
-        process."""
+        """Appends a line and flushes it to the operating system.
+
+        The line survives a crash of this process.
+        """
         self._file.write(as_line(row))
         self._file.flush()
 
@@ -186,5 +192,5 @@ class AppendOnly:
         self.close()
 
     def _read(self) -> list[dict[str, Any]]:
-        """Reads the existing rows; truncates an incomplete last line."""
+        """Reads the existing rows; removes an incomplete last line."""
         return [row for _, _, row in read_complete_lines(self._file, self.path)]

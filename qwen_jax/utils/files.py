@@ -1,7 +1,7 @@
-"""Atomic file writes, and small JSON files.
+"""Atomic file writes, and reading and writing of small JSON files.
 
-All code of the package that writes files uses `atomic_write`, or its two halves (`temporary_path`,
-`put_in_place`) where a library needs a path instead of a file.
+All code in the package that writes files uses `atomic_write`, or its two halves (`temporary_path`,
+`put_in_place`) where a library needs a path instead of a file object.
 """
 
 import contextlib
@@ -23,19 +23,20 @@ WRITING = ".writing"  # suffix of temporary files; a killed process may leave on
 def atomic_write(
     path: str | os.PathLike, mode: str = "wb", *, encoding: str | None = None, buffering: int = -1
 ) -> Iterator[IO[Any]]:
-    """Yields a file to write, which replaces `path` when the block ends.
+    """Yields a file to write to, which replaces `path` at the end of the block.
 
-    If the block fails, the old file is unchanged and the temporary file is removed. Once this
-    returns, the content survives a power failure. The new file keeps the permission bits of the
-    old one. For a symbolic link, the file that it points to is replaced. The folder must exist.
+    If the block raises, the old file is unchanged and the temporary file is deleted. After the
+    block, the contents survive a power failure. The new file keeps the permission bits of the old
+    one. If `path` is a symbolic link, the file that it points to is replaced. The folder must
+    exist.
 
     Args:
       mode: "wb", or "w" for text.
-      encoding: of text; None: UTF-8.
+      encoding: text encoding; None: UTF-8.
 
     Raises:
-      OSError: `path` exists and is not a regular file, such as /dev/null; nothing is written. Or
-        the file cannot be written.
+      OSError: the file cannot be written; or `path` exists and is not a regular file, such as
+        /dev/null, and nothing is written.
     """
     temporary = temporary_path(path)
     encoding = None if "b" in mode else encoding or "utf-8"
@@ -49,7 +50,7 @@ def atomic_write(
 
 
 def temporary_path(path: str | os.PathLike) -> pathlib.Path:
-    """Returns a new path in the folder of `path`, unique across processes."""
+    """Returns a new path in the same folder as `path`, unique across processes."""
     final = pathlib.Path(os.path.realpath(path))
     if final.exists() and not final.is_file():
         code = errno.EISDIR if final.is_dir() else errno.EINVAL
@@ -69,12 +70,12 @@ def put_in_place(temporary: pathlib.Path, path: str | os.PathLike) -> None:
 
 
 def sync_folder(folder: str | os.PathLike) -> None:
-    """Syncs a folder's entries to disk, so that a rename survives a power failure."""
+    """Syncs a folder's entries to disk, so a rename survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems do not support it.
+        # Some network file systems do not support syncing a folder.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -82,19 +83,19 @@ def sync_folder(folder: str | os.PathLike) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes UTF-8 text with `atomic_write`."""
+    """Writes UTF-8 text atomically."""
     with atomic_write(path, "w") as file:
         file.write(text)
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> None:
-    """Writes bytes with `atomic_write`."""
+    """Writes bytes atomically."""
     with atomic_write(path) as file:
         file.write(content)
 
 
 def write_json(path: str | os.PathLike, content: Any, *, indent: int = 1) -> None:
-    """Writes indented JSON with a final newline, with `atomic_write`."""
+    """Writes indented JSON with a final newline, atomically."""
     write_text(path, json.dumps(content, indent=indent, ensure_ascii=False) + "\n")
 
 
@@ -103,27 +104,27 @@ def read_json(
     *,
     kind: type = dict,
     error: type[QwenJaxError] = DataError,
-    fix: str = "copy the file again.",
+    fix: str = "fix the file, or create it again.",
 ) -> Any:
     """Reads a JSON file.
 
     Args:
-      kind: expected type: dict for an object, list, or `object` for anything.
+      kind: expected Python type: dict, list, or `object` for any type.
       error: class of the raised error.
-      fix: how to replace a damaged file, for the error message.
+      fix: how to fix an invalid file, for the error message.
 
     Raises:
-      QwenJaxError: of class `error`; the file is missing, not JSON, or of another kind.
+      QwenJaxError: an `error`: the file is missing, is not JSON, or is not of type `kind`.
     """
     path = pathlib.Path(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise error(
-            f"there is no {path.name}.", str(path.parent), "pass the folder that contains it."
+            f"{path.name} not found.", str(path.parent), "pass the folder that contains it."
         ) from None
     except ValueError as reason:
-        raise error(f"{path.name} is not JSON: {reason}.", str(path), fix) from None
+        raise error(f"{path.name} is not valid JSON: {reason}.", str(path), fix) from None
     if not isinstance(content, kind):
         names = {dict: "object", list: "list"}
         raise error(f"{path.name} is not a JSON {names[kind]}.", str(path), fix)

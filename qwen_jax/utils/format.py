@@ -1,6 +1,6 @@
-"""Formats sizes and times for people.
+"""Formats sizes and times for humans.
 
-Memory is in GiB (2**30 bytes), as devices report it. Files and disks are in GB (1e9 bytes), as in
+Memory is in GiB (2**30 bytes), as reported by devices. Files and disks are in GB (1e9 bytes), as in
 data sheets.
 """
 
@@ -8,17 +8,17 @@ import math
 
 
 def format_gib(size: float) -> str:
-    """Formats bytes of memory: 1.50 GiB, or 12.3 MiB below a tenth of a GiB."""
+    """Formats a memory size in bytes: 1.50 GiB, or 12.3 MiB below a tenth of a GiB."""
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 // 10 else f"{size / 2**20:.1f} MiB"
 
 
 def format_gb(size: float) -> str:
-    """Formats bytes of files: 1.50 GB, or 12.3 MB below one GB."""
+    """Formats a file size in bytes: 1.50 GB, or 12.3 MB below one GB."""
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def format_seconds(seconds: float) -> str:
-    """Formats a duration: 95 -> 1m35s, 7322 -> 2h02m, infinite -> "?"."""
+    """Formats a duration in seconds: 95 -> 1m35s, 7322 -> 2h02m, infinity -> "?"."""
     if not math.isfinite(seconds):
         return "?"
     seconds = int(round(seconds))

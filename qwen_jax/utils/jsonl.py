@@ -1,4 +1,4 @@
-"""Files of JSON rows: .json lists and .jsonl lines, optionally gzipped.
+"""Reads and writes files of JSON rows: .json lists and .jsonl lines; reads them gzipped too.
 
 Each row is read together with its location, for error messages.
 """
@@ -17,7 +17,7 @@ from qwen_jax.utils.files import atomic_write
 
 
 def as_line(row: Any) -> bytes:
-    """Returns one row of a .jsonl file as bytes, with its line end."""
+    """Encodes one row of a .jsonl file, with a final newline."""
     try:
         return json.dumps(row, ensure_ascii=False).encode("utf-8") + b"\n"
     except UnicodeEncodeError:  # an unpaired surrogate, which UTF-8 cannot encode
@@ -25,18 +25,19 @@ def as_line(row: Any) -> bytes:
 
 
 def write_rows(path: pathlib.Path, rows: Iterable[Any]) -> None:
-    """Writes a .jsonl file atomically, one row per line; creates its folder."""
+    """Writes a .jsonl file atomically, one row per line; creates the folder if needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.writelines(map(as_line, rows))
 
 
 def unique_names(paths: Sequence[str | os.PathLike]) -> list[str]:
-    """Returns a unique name for each file: its name without suffixes, preceded by as many of its
-    folders as needed.
+    """Returns a unique name for each file.
+
+    It is the file's name without suffixes, preceded by as many of its folders as needed.
 
     Raises:
-      DataError: the list contains a file twice.
+      DataError: a file is listed twice.
     """
     parts = [(*(path := pathlib.Path(p)).parts[:-1], path.name.partition(".")[0]) for p in paths]
     for length in range(1, max(map(len, parts), default=1) + 1):
@@ -44,42 +45,44 @@ def unique_names(paths: Sequence[str | os.PathLike]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     raise DataError(
-        f"a file is named twice: {', '.join(map(str, paths))}.",
+        f"a file is listed twice: {', '.join(map(str, paths))}.",
         "the list of files",
-        "name each file once.",
+        "list each file only once.",
     )
 
 
 def read_rows(
     path: str | os.PathLike, *, bad: list[DataError] | None = None
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (location, object) for each object of a .json list or a .jsonl file, also .gz.
+    """Yields (location, object) for each object in a .json list or a .jsonl file, optionally .gz.
 
     Args:
-      bad: for the logs of runs. Unreadable lines are skipped, and an error for each is appended
-        here. The incomplete last line of a killed process is not an error. None: the first bad
-        line raises.
+      bad: a list that receives an error for each unreadable line, which is then skipped; used for
+        the logs of runs. An incomplete last line, as a killed process leaves, is skipped without an
+        error. None: the first unreadable line raises.
 
     Raises:
-      DataError: the file is missing, damaged, or contains anything but objects.
+      DataError: the file is missing, corrupted, or contains anything other than objects.
     """
     path = pathlib.Path(path)
     kind = path.suffixes[-2] if path.suffix == ".gz" and len(path.suffixes) > 1 else path.suffix
     if kind not in (".json", ".jsonl"):
         raise DataError(
-            f"{path.suffix or 'no suffix'} is not a supported kind of file.",
+            f"unsupported file extension {kind!r}.",
             str(path),
-            "use .json (a list) or .jsonl (one object per line), optionally with .gz.",
+            "use .json (a list) or .jsonl (one object per line), optionally followed by .gz.",
         )
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as file:
             yield from _items(file, path) if kind == ".json" else _lines(file, path, bad)
     except FileNotFoundError as error:
-        raise DataError("there is no such file.", str(path), "check the path.") from error
+        raise DataError("the file does not exist.", str(path), "check the path.") from error
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(
-            f"the file cannot be read: {error}.", str(path), "copy the file again."
+            f"cannot read the file: {error}.",
+            str(path),
+            "check its permissions, or download it again.",
         ) from error
 
 
@@ -90,14 +93,16 @@ def _items(
         rows = json.loads(file.read().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DataError(
-            f"the file cannot be read: {error}.", str(path), "copy the file again."
+            f"the file is not UTF-8: {error}.", str(path), "save the file as UTF-8."
         ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"the file is not JSON: {error}.", str(path), "fix or rewrite the file."
+            f"the file is not valid JSON: {error}.", str(path), "fix the file, or create it again."
         ) from error
     if not isinstance(rows, list):
-        raise DataError("the file is not a JSON list.", str(path), "write a list of objects.")
+        raise DataError(
+            "the file is not a JSON list.", str(path), "use a list of objects, or a .jsonl file."
+        )
     for number, row in enumerate(rows):
         location = f"{path}[{number}]"
         yield location, _checked(row, location)
@@ -129,23 +134,26 @@ def parse_line(line: bytes, location: str) -> Any:
       location: file and line number, for error messages.
 
     Raises:
-      DataError: the line is not JSON in UTF-8.
+      DataError: the line is not UTF-8 or not JSON.
     """
     try:
         return json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise DataError(f"the line cannot be read: {error}.", location, "write UTF-8.") from error
+        raise DataError(
+            f"the line is not UTF-8: {error}.", location, "save the file as UTF-8."
+        ) from error
     except (ValueError, RecursionError) as error:
         raise DataError(
-            f"not a line of JSON: {error}.",
+            f"the line is not valid JSON: {error}.",
             location,
-            "write one JSON object per line; an interrupted copy ends with an incomplete line.",
+            "write one JSON object per line; if the line is incomplete, the file may be truncated: "
+            "download it again.",
         ) from error
 
 
 def _checked(row: Any, location: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(
-            f"{str(row)[:60]!r} is not an object.", location, "write each row as a JSON object."
+            f"{str(row)[:60]!r} is not a JSON object.", location, "write each row as a JSON object."
         )
     return row

@@ -1,4 +1,4 @@
-"""The leaves of a pytree: their names, their types as JSON values, their sizes in bytes."""
+"""Names, types (as JSON values) and sizes of the leaves of a pytree."""
 
 import math
 from typing import Any
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def named(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Returns (dotted name, leaf) of every leaf, in tree order."""
+    """Returns the dotted name of every leaf with the leaf, in tree order."""
     found = []
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         name = jax.tree_util.keystr(path, simple=True, separator=".")
@@ -17,14 +17,14 @@ def named(tree: Any, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def type_of(leaf: Any) -> list:
-    """Returns a leaf's type as JSON: [shape, dtype], or [kind] for a Python number."""
+    """Returns a leaf's type as JSON: [shape, dtype], or [name of the type] for a Python number."""
     if type(leaf) in (int, float, bool):
         return [type(leaf).__name__]
     return [list(np.shape(leaf)), str(getattr(leaf, "dtype", type(leaf).__name__))]
 
 
 def kind_of(leaf_type: list) -> str:
-    """Returns the result of `type_of` as text, for error messages."""
+    """Formats the result of `type_of` for error messages."""
     return leaf_type[0] if len(leaf_type) == 1 else f"{leaf_type[1]} {leaf_type[0]}"
 
 
@@ -34,5 +34,5 @@ def bytes_of(leaf: Any) -> int:
 
 
 def total_bytes(tree: Any) -> int:
-    """Returns the size of all leaves in bytes."""
+    """Returns the total size of all leaves in bytes."""
     return sum(map(bytes_of, jax.tree.leaves(tree)))

@@ -139,10 +139,10 @@ def test_check_leaves_lists_every_difference(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         checkpoints.restore(other)
     for text in (
-        "params.w: float32 [64, 32] in the checkpoint, bfloat16 [64, 32] wanted",
+        "params.w: float32 [64, 32] in the checkpoint, bfloat16 [64, 32] expected",
         "params.c: not in the checkpoint",
         "params.b: only in the checkpoint",
-        "opt_state.0: float32 [64, 32] in the checkpoint, float32 [8, 32] wanted",
+        "opt_state.0: float32 [64, 32] in the checkpoint, float32 [8, 32] expected",
     ):
         assert text in str(caught.value)
 

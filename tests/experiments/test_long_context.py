@@ -80,7 +80,7 @@ def test_ramp_matches_the_example_of_qwens_maintainers():
     [
         ({"model": ""}, "the model or the text is missing"),
         ({"multiples": (3, 4)}, r"do not fill sequences of lengths \[48, 64\]"),
-        ({"windows": (16,)}, "1 windows for 2 layers"),
+        ({"windows": (16,)}, "windows has length 1, but the model has 2"),
     ],
 )
 def test_long_context_refuses_settings_that_cannot_be_measured(smoke, change, message):

@@ -155,7 +155,7 @@ def test_check_base_lets_a_base_train_on_and_move_but_not_change(folders):
 def test_merged_run_names_what_is_missing(folders):
     folder, _, _ = folders
     shutil.rmtree(folder / "base" / "checkpoints" / "2")
-    with pytest.raises(CheckpointError, match="no checkpoint of step 2"):
+    with pytest.raises(CheckpointError, match="no checkpoint found for step 2"):
         load_pretrained(folder / "lora")
     (folder / "lora" / merged.NAME).write_text('{"folder": "base"}')
     with pytest.raises(CheckpointError, match="has the wrong keys: folder"):

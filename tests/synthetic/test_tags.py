@@ -287,7 +287,7 @@ def test_tag_all_resumes_a_tag_file(tmp_path):
     with AppendOnly(path, {}), pytest.raises(ConfigError, match="another process"):
         AppendOnly(path, {})
     (tmp_path / "theirs.jsonl").write_text("{}\n")
-    with pytest.raises(ConfigError, match="not one of ours"):
+    with pytest.raises(ConfigError, match="another program"):
         AppendOnly(tmp_path / "theirs.jsonl", {})
 
 

@@ -29,7 +29,7 @@ def test_make_schedule_constant_keeps_the_peak():
 
 
 def test_make_schedule_refuses_a_warmup_as_long_as_the_run():
-    with pytest.raises(ConfigError, match="leaves no step"):
+    with pytest.raises(ConfigError, match="not less than num_steps"):
         make_schedule(OptimizerConfig(warmup_steps=10), 10)
 
 

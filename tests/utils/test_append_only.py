@@ -19,5 +19,5 @@ def test_append_only_names_a_damaged_line(tmp_path):
     with AppendOnly(path, {"seed": 1}) as file:
         file.add({"a": 1})
     path.write_bytes(path.read_bytes() + b"{\n")
-    with pytest.raises(DataError, match="(?s)not a line of JSON.*a.jsonl line 2"):
+    with pytest.raises(DataError, match="(?s)not valid JSON.*a.jsonl line 2"):
         AppendOnly(path, {"seed": 1})

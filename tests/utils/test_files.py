@@ -134,13 +134,13 @@ def test_write_json_survives_a_round_trip(tmp_path):
 
 def test_read_json_states_the_problem(tmp_path):
     path = tmp_path / "a.json"
-    with pytest.raises(CheckpointError, match="there is no a.json"):
+    with pytest.raises(CheckpointError, match="a.json not found"):
         read_json(path, error=CheckpointError)
     path.write_text("{")
-    with pytest.raises(DataError, match="(?s)a.json is not JSON.*write it again"):
+    with pytest.raises(DataError, match="(?s)a.json is not valid JSON.*write it again"):
         read_json(path, fix="write it again.")
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match="not JSON"):
+    with pytest.raises(DataError, match="not valid JSON"):
         read_json(path)
     path.write_text("[3]")
     with pytest.raises(DataError, match="not a JSON object"):

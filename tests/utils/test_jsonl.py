@@ -16,7 +16,7 @@ def test_unique_names_adds_folders_until_names_differ():
         "docs/pairs",
     ]
     assert unique_names([]) == []
-    with pytest.raises(DataError, match="named twice"):
+    with pytest.raises(DataError, match="listed twice"):
         unique_names(["a/x.json", "a/x.json"])
 
 
@@ -52,20 +52,20 @@ def test_read_rows_yields_locations(tmp_path, name):
 @pytest.mark.parametrize(
     "name, raw, message",
     [
-        ("a.jsonl", b'{}\n{"a": \n{}\n', "not a line of JSON.*a.jsonl line 2\n"),
-        ("a.jsonl", b"{}\n3\n", "'3' is not an object.*a.jsonl line 2\n"),
-        ("a.jsonl", b'{}\n{"a": "\xff"}\n', "cannot be read.*a.jsonl line 2\n"),
-        ("a.jsonl", b'{}\n{"a": 1', "not a line of JSON.*a.jsonl line 2\n"),
-        ("a.json", b"[{}, 3]", "'3' is not an object.*a.json\\[1\\]\n"),
+        ("a.jsonl", b'{}\n{"a": \n{}\n', "not valid JSON.*a.jsonl line 2\n"),
+        ("a.jsonl", b"{}\n3\n", "'3' is not a JSON object.*a.jsonl line 2\n"),
+        ("a.jsonl", b'{}\n{"a": "\xff"}\n', "not UTF-8.*a.jsonl line 2\n"),
+        ("a.jsonl", b'{}\n{"a": 1', "not valid JSON.*a.jsonl line 2\n"),
+        ("a.json", b"[{}, 3]", "'3' is not a JSON object.*a.json\\[1\\]\n"),
         ("a.json", b"{}", "not a JSON list"),
-        ("a.json", b"[{}", "not JSON"),
-        ("a.json", b"[" * 100_000, "not JSON"),  # deeper than the reader goes
-        ("a.json", b'[{"a": ' + b"1" * 5000 + b"}]", "not JSON"),  # longer than Python's integers
-        ("a.json", b'["\xff"]', "cannot be read"),
-        ("a.jsonl.gz", gzip.compress(b"{}\n" * 99)[:-9], "cannot be read"),
-        ("a.jsonl.gz", b"{}", "cannot be read"),
-        ("a.jsonl.gz", gzip.compress(b"{}")[:10] + b"\xff" * 20, "cannot be read"),
-        ("a.txt", b"", "not a supported kind of file"),
+        ("a.json", b"[{}", "not valid JSON"),
+        ("a.json", b"[" * 100_000, "not valid JSON"),  # deeper than the reader goes
+        ("a.json", b'[{"a": ' + b"1" * 5000 + b"}]", "not valid JSON"),  # longer than Python's integers
+        ("a.json", b'["\xff"]', "not UTF-8"),
+        ("a.jsonl.gz", gzip.compress(b"{}\n" * 99)[:-9], "cannot read the file"),
+        ("a.jsonl.gz", b"{}", "cannot read the file"),
+        ("a.jsonl.gz", gzip.compress(b"{}")[:10] + b"\xff" * 20, "cannot read the file"),
+        ("a.txt", b"", "unsupported file extension"),
     ],
 )
 def test_read_rows_names_the_bad_line(tmp_path, name, raw, message):

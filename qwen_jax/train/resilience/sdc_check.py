@@ -66,7 +66,7 @@ def check(step: int, metrics: dict[str, float]) -> None:
     """Raises SilentCorruption if the metrics of a step report mismatched elements."""
     if metrics.get(METRIC, 0):
         raise SilentCorruption(
-            f"two computations of step {step} differ in {metrics[METRIC]:.0f} elements.",
+            f"two computations of step {step} differ (mismatched elements: {metrics[METRIC]:.0f}).",
             f"step {step}",
             "a device is faulty or a kernel is nondeterministic: exclude one host at a time until "
             "the error disappears.",

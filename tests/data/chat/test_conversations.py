@@ -105,10 +105,10 @@ def test_read_conversations_counts_and_names_bad_rows(tmp_path):
     "name, text, message",
     [
         ("x.json", "{}", "JSON list"),
-        ("x.jsonl", '{"messages": ', "broke off|not a line"),
+        ("x.jsonl", '{"messages": ', "not valid JSON"),
         ("x.json", '[{"text": "a"}]', "unknown format"),
-        ("x.json", "[1]", "not an object"),
-        ("x.csv", "a", "not a supported|unsupported"),
+        ("x.json", "[1]", "not a JSON object"),
+        ("x.csv", "a", "unsupported file extension"),
         ("x.json", '[{"messages": []}]', "no usable conversations"),
     ],
 )
@@ -116,5 +116,5 @@ def test_read_conversations_rejects_an_unusable_file(tmp_path, name, text, messa
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=message):
         list(read_conversations([tmp_path / name], Counts()))
-    with pytest.raises(DataError, match="no such file"):
+    with pytest.raises(DataError, match="does not exist"):
         list(read_conversations([tmp_path / "missing.json"], Counts()))
