@@ -1,4 +1,4 @@
-"""One attention layer: QKV with bias, rotation, the kernel, output projection.
+"""One attention layer: QKV projection with bias, rotary embedding, the kernel, output projection.
 
 B batch, T query positions, S key positions, D model, N heads, K key-value heads, H head size.
 """
@@ -27,7 +27,7 @@ def project_qkv(
     Args:
       table: (cos, sin) from rope.rotary_table.
       query_scale_BT: LogN factors (report 2.5), or None.
-      matmul: multiplies by a weight: `linear` or lora.adapted_linear.
+      matmul: function that multiplies by a weight: `linear` or lora.adapted_linear.
     """
 
     def project(weight, bias, heads_axis):
@@ -50,7 +50,7 @@ def positioned_query(q_BTNH: Array, table, query_scale_BT: Array | None) -> Arra
 
 
 def project_out(out_BTNH: Array, params: AttentionParams, *, matmul=linear) -> Array:
-    """Output projection: [B, T, N, H] -> [B, T, D]."""
+    """Applies the output projection: [B, T, N, H] -> [B, T, D]."""
     B, T, N, H = out_BTNH.shape
     wo = params.wo.reshape(-1, params.wo.shape[-1])
     return matmul(out_BTNH.reshape(B, T, N * H), wo)
@@ -68,11 +68,11 @@ def self_attention(
     ring: Ring | None = None,
     matmul=linear,
 ) -> Array:
-    """Self-attention over full sequences: training, scoring, prefill without a cache.
+    """Computes self-attention over full sequences: training, scoring, prefill without a cache.
 
     Args:
       segment_ids: int32 [B, T] in sequence order, or None.
-      ring: the order of x_BTD if it differs from sequence order.
+      ring: layout of x_BTD if its tokens are not in sequence order.
     """
     q, k, v = project_qkv(x_BTD, params, table=table, query_scale_BT=query_scale_BT, matmul=matmul)
     out = partitioned_attention(
@@ -91,15 +91,14 @@ def partitioned_attention(
     implementation: str | None,
     ring: Ring | None = None,
 ) -> Array:
-    """kernels.attention on a mesh: each device computes its own sequences and heads.
+    """Runs kernels.attention on a mesh: each device computes its own sequences and heads.
 
-    Heads are sharded only if the key-value heads can be sharded too. A sequence that is sharded
-    (mesh axis "context") uses ring attention. If the backend has no blocks, the sequence is
-    gathered first.
+    Heads are sharded only if the key-value heads can be sharded too. Sharded sequences (mesh axis
+    "context") use ring attention. If the backend has no BLOCK, sequences are gathered first.
 
     Args:
-      ring: the order of q, k and v if it differs from sequence order. segment_ids are always in
-        sequence order.
+      ring: layout of q, k and v if their tokens are not in sequence order. segment_ids are always
+        in sequence order.
     """
     (B, T, N), (S, K) = q_BTNH.shape[:3], k_BSKH.shape[1:3]
     choice = choose(call_of(q_BTNH, k_BSKH, segment_ids=segment_ids, window=window), implementation)
@@ -138,8 +137,8 @@ def partitioned_attention(
 
 
 def sequence_order(tokens_BT: Array, config: ModelConfig) -> Ring | None:
-    """Returns the balanced ring order for use between the embedding and the last norm, or None for
-    sequence order."""
+    """Returns the token order between the embedding and the final norm: a balanced ring, or None
+    for sequence order."""
     ring = ring_of(tokens_BT.shape[1])
     if ring is None or not ring.balanced:
         return None
@@ -151,7 +150,7 @@ def implementation_for(config: ModelConfig, device: Device) -> Choice:
     """Returns the attention backend that a training step of this model uses on this device.
 
     Raises:
-      KernelError: the backend named by config.attention does not support it.
+      KernelError: the backend set in config.attention does not support it.
     """
     return _choose(config, Target.of(device), config.context_length)
 

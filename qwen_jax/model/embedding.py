@@ -1,12 +1,12 @@
-"""Embedding lookup on a mesh that never gathers the full table or its full gradient.
+"""Embedding lookup on a mesh, without gathering the full table or its full gradient.
 
-Each device holds a shard of the vocabulary and of D. It looks up its shard of D for the tokens of
-all devices in its group. An all-to-all then gives each device all of D for its own tokens. The
-backward pass does the reverse. The messages are as large as the result; a gathered table and its
-float32 gradient would be gigabytes. (By default XLA replicates the gradient on every device and
-warns of "involuntary full rematerialization".)
+Each device holds a shard of the table, over both the vocabulary and D. It looks up its shard of D
+for the tokens of all devices in its group. An all-to-all then gives each device all of D for its
+own tokens. The backward pass does the reverse. The messages are as large as the result, whereas a
+gathered table and its float32 gradient would take gigabytes. (By default, XLA replicates the
+gradient on every device and warns about "involuntary full rematerialization".)
 
-B batch, T positions, D model, V vocabulary, all of one device.
+B batch, T positions, D model, V vocabulary, each per device inside map_shards.
 """
 
 import functools
@@ -38,7 +38,7 @@ def _lookup(tokens_BT, embed_VD, dtype):
     def on_device(tokens_BT, embed_VD):
         ids, here = _local(_gathered(tokens_BT, embed_axes), embed_VD.shape[0], vocab_axes)
         x = jnp.where(here[..., None], jnp.take(embed_VD, ids, axis=0), 0).astype(dtype)
-        # One device of the group holds the token; the others add zeros.
+        # One device of the group holds the token's embedding; the others contribute zeros.
         x = jax.lax.psum(x, vocab_axes) if vocab_axes else x
         return _exchanged(x, embed_axes, split=0, join=2)
 
@@ -48,7 +48,7 @@ def _lookup(tokens_BT, embed_VD, dtype):
 
 
 def _lookup_forward(tokens_BT, embed_VD, dtype):
-    # The residual table is not a copy; only its shape and dtype are used.
+    # Keeping the table as a residual copies nothing; only its shape and dtype are used.
     return _lookup(tokens_BT, embed_VD, dtype), (tokens_BT, embed_VD)
 
 
@@ -98,7 +98,7 @@ def _exchanged(x_BTD: Array, axes: tuple[str, ...], *, split: int, join: int) ->
 
 
 def _local(tokens_BT: Array, V: int, vocab_axes: tuple[str, ...]) -> tuple[Array, Array]:
-    """Returns each token's index in this device's vocabulary shard, and whether it is in it."""
+    """Returns each token's index in this device's vocabulary shard, and whether it is in range."""
     if not vocab_axes:
         return tokens_BT, jnp.ones(tokens_BT.shape, bool)
     index = tokens_BT - jax.lax.axis_index(vocab_axes) * V

@@ -1,4 +1,4 @@
-"""The small parts of a layer: RMSNorm, linear, SwiGLU, dropout and output projection.
+"""Building blocks of the model: RMSNorm, linear, SwiGLU, dropout and unembedding.
 
 B batch, T positions, D model, F ffn, V vocabulary.
 """
@@ -16,7 +16,7 @@ MATMUL_OUT = "matmul_out"  # the name of the result of `linear` in remat policie
 
 
 def rms_norm(x_BTD: Array, scale_D: Array, *, epsilon: float) -> Array:
-    """x / rms(x) * scale, with statistics in float32. Report: 2.3. Keeps the dtype of `x_BTD`."""
+    """Returns x / rms(x) * scale in the dtype of `x_BTD`, with float32 statistics. Report: 2.3."""
     x32 = x_BTD.astype(jnp.float32)
     inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)
     normed = (x32 * inverse_rms).astype(x_BTD.dtype)
@@ -24,19 +24,24 @@ def rms_norm(x_BTD: Array, scale_D: Array, *, epsilon: float) -> Array:
 
 
 def linear(x_BTD: Array, weight_DE: Array, dtype=None) -> Array:
-    """`matmul` with a named result. A remat policy needs the name, because it does not see inside
-    a custom_vjp such as `matmul`."""
+    """`matmul` with a named result.
+
+    A remat policy needs the name, because it does not see inside a custom_vjp such as `matmul`.
+    """
     return checkpoint_name(matmul(x_BTD, weight_DE, dtype), MATMUL_OUT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def matmul(x_BTD: Array, weight_DE: Array, dtype=None) -> Array:
-    """x W, with the weight cast to x's dtype. `dtype` is that of the result; None: x's.
+    """Returns x W, with W cast to x's dtype.
 
     The weight gradient accumulates in float32. The custom backward pass fixes the order of its
-    operands: XLA transposes the left operand of a weight gradient. That should be the input and
-    not the output gradient, which is wider and freshly computed. On a CPU this makes weight
-    gradients two to three times as fast.
+    operands, because XLA transposes the left one. That should be the input, not the output
+    gradient, which is wider and newly computed. On a CPU, this makes weight gradients two to three
+    times as fast.
+
+    Args:
+      dtype: dtype of the result; None: x's.
     """
     return _contract(x_BTD, weight_DE.astype(x_BTD.dtype), 2, 0, dtype)
 
@@ -63,10 +68,11 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 def swiglu(x_BTD: Array, params: MLPParams, *, matmul=linear) -> Array:
-    """down(up(x) * silu(gate(x))). Report: 2.3. `params` have no layer axis.
+    """Returns down(up(x) * silu(gate(x))). Report: 2.3.
 
     Args:
-      matmul: multiplies by a weight: `linear` or lora.adapted_linear.
+      params: weights of one layer, without the layer axis.
+      matmul: function that multiplies by a weight: `linear` or lora.adapted_linear.
     """
     gate_BTF, up_BTF = matmul(x_BTD, params.w_gate), matmul(x_BTD, params.w_up)
     hidden_BTF = constrain(gated_silu(gate_BTF, up_BTF), "batch", "length", "act_ffn")
@@ -75,10 +81,10 @@ def swiglu(x_BTD: Array, params: MLPParams, *, matmul=linear) -> Array:
 
 @jax.custom_vjp
 def gated_silu(gate: Array, up: Array) -> Array:
-    """up * silu(gate), computed in float32 and returned in the dtype of `gate`.
+    """Returns up * silu(gate), computed in float32, in the dtype of `gate`.
 
-    The custom backward pass keeps only the two inputs. Automatic differentiation would keep two
-    more of the widest arrays of a layer.
+    The custom backward pass saves only the two inputs. Automatic differentiation would save two
+    more of a layer's widest arrays.
     """
     gate32 = gate.astype(jnp.float32)
     return (up.astype(jnp.float32) * gate32 * jax.nn.sigmoid(gate32)).astype(gate.dtype)
@@ -96,7 +102,7 @@ gated_silu.defvjp(lambda gate, up: (gated_silu(gate, up), (gate, up)), _gated_si
 
 
 def dropout(x: Array, *, rate: float, key: Array | None) -> Array:
-    """Zeroes entries with probability `rate` and rescales the rest. Without a key, returns `x`."""
+    """Zeroes elements with probability `rate` and rescales the rest. Without a key, returns `x`."""
     if key is None or rate == 0.0:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)

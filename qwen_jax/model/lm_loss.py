@@ -1,12 +1,12 @@
-"""Chunked cross-entropy and log-probabilities: the full logits are never in memory.
+"""Chunked cross-entropy and log-probabilities, which never materialize the full logits.
 
-Tokens are processed in chunks. If a gradient is requested, each chunk computes its share while its
-logits exist. This takes three matmuls with the output projection; recomputing logits takes four.
-On a mesh each device works on its own tokens and its own vocabulary shard. The projection is
-gathered once and its gradient reduced once, regardless of the number of chunks.
+Tokens are processed in chunks. If a gradient is requested, each chunk computes its contribution
+while its logits exist. This takes three matmuls with the output projection; recomputing the logits
+would take four. On a mesh, each device processes its own tokens and its own vocabulary shard. The
+projection is gathered once and its gradient reduced once, regardless of the number of chunks.
 
 B batch and T positions (of all tokens, of a device or of a chunk), D model, V vocabulary, C = B T
-tokens of a chunk.
+tokens in a chunk.
 """
 
 import functools
@@ -19,19 +19,19 @@ from qwen_jax.kernels.platform import target_of
 from qwen_jax.parallel.sharding import map_shards, sharded_axes
 from qwen_jax.types import Array
 
-# Bytes of the float32 logits of one chunk. On an accelerator a chunk also reads and writes the
-# gradient of the projection (8 D V bytes) for 6 C D V operations. Below about 500 tokens that takes
-# longer than the matmuls. 1 GiB is 1,766 tokens of Qwen's vocabulary.
+# Bytes of the float32 logits of one chunk. On an accelerator, a chunk also reads and writes the
+# gradient of the projection (8 D V bytes) for 6 C D V operations. With fewer than about 500 tokens,
+# this takes longer than the matmuls. With Qwen's vocabulary, 1 GiB is 1,766 tokens.
 _CHUNK_BYTES = {"cpu": 256 << 20}
 _DEFAULT_CHUNK_BYTES = 1 << 30
-_TILE = 128  # chunk sizes are multiples of it, unless one chunk holds all tokens
+_TILE = 128  # chunk sizes are multiples of this, unless one chunk holds all tokens
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def cross_entropy(
     x_BTD: Array, head_DV: Array, targets_BT: Array, weights_BT: Array, z_loss: float | None = None
 ) -> tuple[Array, Array]:
-    """(sum of w (-log p(target) + z_loss log(Z)^2), sum of w (-log p(target))), float32.
+    """Returns (sum of w (-log p(target) + z_loss log(Z)^2), sum of w (-log p(target))), float32.
 
     p is the softmax of x W and Z its denominator, both in float32. Matmuls use x's dtype and
     accumulate in float32; the gradient of W also accumulates in float32.
@@ -40,8 +40,8 @@ def cross_entropy(
       x_BTD: normalized hidden states.
       head_DV: the output projection, cast to x's dtype.
       targets_BT: int32.
-      weights_BT: float32. It gets no gradient, and the second result propagates none.
-      z_loss: None is 0.
+      weights_BT: float32. No gradient is computed for the weights or through the second result.
+      z_loss: weight of log(Z)^2; None: 0.
     """
     return _sums(x_BTD, head_DV, targets_BT, weights_BT, z_loss, gradient=False)
 
@@ -66,9 +66,9 @@ cross_entropy.defvjp(_forward, _backward)
 def log_likelihoods(
     x_BTD: Array, head_DV: Array, targets_BT: Array, temperature: float = 1.0
 ) -> tuple[Array, Array]:
-    """(log p(target), entropy of p), float32 [B, T] each; p is the softmax of x W / temperature.
+    """Returns log p(target) and the entropy of p, float32 [B, T]; p = softmax(x W / temperature).
 
-    The backward pass recomputes the logits. The entropy propagates no gradient.
+    The backward pass recomputes the logits. No gradient is computed through the entropy.
 
     Args:
       x_BTD, head_DV, targets_BT: as in cross_entropy.
@@ -116,12 +116,13 @@ log_likelihoods.defvjp(_likelihoods_forward, _likelihoods_backward)
 def _sums(
     x_BTD, head_DV, targets_BT, weights_BT, z_loss, *, gradient: bool, temperature: float = 1.0
 ):
-    """Returns loss and cross-entropy, and with `gradient` those of the loss for x and W."""
+    """Returns the loss and the cross-entropy; with `gradient`, also the loss's gradients of x and
+    W."""
     B, T, _ = x_BTD.shape
     D, V = head_DV.shape
     token_axes = sharded_axes(B, "batch") + sharded_axes(T, "length")
     vocab_axes = sharded_axes(V, "act_vocab")
-    # If the projection is sharded over D, each device needs only its shard of the sum.
+    # If the projection is sharded over D, each device needs only its shard of the gradient's sum.
     scatter_axes = sharded_axes(D, "embed")
     if not set(scatter_axes) <= set(token_axes):
         scatter_axes = ()
@@ -166,14 +167,18 @@ def _chunk_bytes(x_BTD: Array) -> int:
 
 
 def _chunk_size(tokens: int, vocab_size: int, limit: int) -> int:
-    """Returns tokens per chunk: all, or equal shares whose float32 logits take `limit` bytes."""
+    """Returns the tokens per chunk: all, or equal parts whose float32 logits take about `limit`
+    bytes."""
     number = -(-4 * tokens * vocab_size // limit)
     return tokens if number <= 1 else _TILE * math.ceil(tokens / number / _TILE)
 
 
 def _chunked(array_BT: Array, size: int) -> Array:
-    """[B, T, ...] -> [chunks, B, T, ...]: one chunk in its original shape, or chunks of shape
-    [size / 128, 128, ...], padded with zeros, whose weight is 0."""
+    """Splits [B, T, ...] into chunks: [chunks, B, T, ...].
+
+    This is one chunk in the original shape, or chunks of shape [size / 128, 128, ...]. They are
+    padded with zeros, which have weight 0.
+    """
     tokens, rest = array_BT.shape[0] * array_BT.shape[1], array_BT.shape[2:]
     if size == tokens:
         return array_BT[None]
@@ -204,25 +209,27 @@ def _over_chunks(step, chunks: list[Array]):
 
 
 def _logits(x_BTD, targets_BT, head_DV, vocab_axes, temperature: float):
-    """Returns the logits of a chunk for this device's vocabulary shard, [B, T, V]; and, each
-    [B, T]: the maximum over all shards, the target's index in this shard (or outside it), and the
-    target's logit here (or 0)."""
+    """Returns the logits of a chunk for this device's vocabulary shard, [B, T, V], and 3 x [B, T].
+
+    These are the maximum logit over all shards, the target's index relative to this shard (it may
+    be outside), and the target's logit if this shard holds it (else 0).
+    """
     logits_BTV = _contract(x_BTD, head_DV, 2, 0, jnp.float32) / temperature
     V = logits_BTV.shape[2]
     top_BT = jnp.max(logits_BTV, axis=-1)
     if vocab_axes:
         top_BT = jax.lax.pmax(top_BT, vocab_axes)
         targets_BT = targets_BT - jax.lax.axis_index(vocab_axes) * V
-    # A gather is faster than the sum of a masked copy. A target of another shard counts 0.
+    # A gather is faster than summing a masked copy. A target in another shard contributes 0.
     nearest_BT = jnp.clip(targets_BT, 0, V - 1)
     chosen_BT = jnp.take_along_axis(logits_BTV, nearest_BT[:, :, None], axis=-1)[:, :, 0]
     return logits_BTV, top_BT, targets_BT, jnp.where(nearest_BT == targets_BT, chosen_BT, 0.0)
 
 
 def _likelihoods(x_BTD, targets_BT, *, head_DV, vocab_axes, temperature: float):
-    """log p(target) and the entropy of p, for one chunk on one device.
+    """Returns log p(target) and the entropy of p, for one chunk on one device.
 
-    With l = logits - max and Z = sum exp(l) they are l[target] - log Z and
+    With l = logits - max and Z = sum exp(l), they are l[target] - log Z and
     log Z - sum exp(l) l / Z, which takes one exponential per logit.
     """
     logits_BTV, top_BT, _, chosen_BT = _logits(x_BTD, targets_BT, head_DV, vocab_axes, temperature)
@@ -247,7 +254,7 @@ def _chunk(
     gradient: bool,
     temperature: float,
 ):
-    """_sums of one chunk on one device; dx and dhead cover only this device's shard."""
+    """Computes `_sums` for one chunk on one device; dx and dhead cover only this device's shard."""
     logits_BTV, top_BT, targets_BT, chosen_BT = _logits(
         x_BTD, targets_BT, head_DV, vocab_axes, temperature
     )
@@ -268,7 +275,7 @@ def _chunk(
     )
     dlogits_BTV = (dlogits_BTV / temperature).astype(x_BTD.dtype)
     dx_BTD = _contract(dlogits_BTV, head_DV, 2, 1, None)
-    # Input on the left and two token axes: XLA:CPU has a fast matmul only for this form.
+    # The input is on the left, with two token axes: XLA:CPU has a fast matmul only for this form.
     dhead_DV = _contract(x_BTD, dlogits_BTV, (0, 1), (0, 1), jnp.float32)
     return sums, dx_BTD, dhead_DV
 

@@ -1,11 +1,11 @@
-"""LoRA: two thin matrices are trained on top of a frozen weight (Hu et al. 2021).
+"""LoRA: trains two low-rank matrices on top of each frozen weight (Hu et al. 2021).
 
-A layer computes x W + alpha / rank (x A) B instead of x W, and W gets no gradient and no moments.
-Training does not merge the two: in bfloat16 a small A B added to W is rounded away, and unmerged
-the gradient of W, a third of the work, is not needed. An export merges them
+A layer computes x W + alpha / rank (x A) B instead of x W. W needs no gradient and no moments.
+Training does not merge A B into W: in bfloat16, adding a small A B to W rounds it away. Without
+merging, the gradient of W, a third of the work, is not needed. Export merges them
 (pretrained/merged.py).
 
-L layers, I inputs and O outputs of a weight (one axis or two), R rank; B batch, T positions, D
+L layers, I inputs and O outputs of a weight (one or two axes each), R rank; B batch, T positions, D
 inputs and E outputs of a matrix.
 """
 
@@ -26,15 +26,15 @@ from qwen_jax.model.spec import param_specs
 from qwen_jax.parallel.sharding import constrain
 from qwen_jax.types import Array, Params, Spec
 
-FULLY_TRAINED = ("score",)  # small weights that are new in a scoring model: no adapter, trained
-# The matrices of a layer -> the number of their input axes.
+FULLY_TRAINED = ("score",)  # small new weights of a scoring model, trained without an adapter
+# Matrix of a layer -> number of its input axes.
 _INPUT_AXES = {"wq": 1, "wk": 1, "wv": 1, "wo": 2, "w_gate": 1, "w_up": 1, "w_down": 1}
 TARGETS = tuple(_INPUT_AXES)
 
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
-    """Which weights get LoRA adapters, and their rank and scale."""
+    """The weights that get LoRA adapters, and the adapters' rank and scale."""
 
     rank: int | None = option(
         None, "LoRA: rank of the adapters, with the model's weights frozen; None: train all weights"
@@ -47,22 +47,22 @@ class LoRAConfig:
             raise ConfigError(
                 f"rank={self.rank} is not positive.",
                 "--lora.rank",
-                "use 1 or more (8 to 64 are usual), or none to train all weights.",
+                "use 1 or more (typically 8 to 64), or none to train all weights.",
             )
         if not (self.alpha > 0 and math.isfinite(self.alpha)):
             raise ConfigError(
-                f"alpha={self.alpha} is not positive.",
+                f"alpha={self.alpha} is not a positive, finite number.",
                 "--lora.alpha",
-                "use a positive number; once or twice the rank is usual.",
+                "use a positive number, typically once or twice the rank.",
             )
         for name in self.targets:
             if name not in TARGETS:
                 raise unknown_name("weight", name, TARGETS, "--lora.targets")
         if not self.targets:
             raise ConfigError(
-                "no weight would get an adapter.",
+                "the list of weights that get an adapter is empty.",
                 "--lora.targets",
-                f"name some of {', '.join(TARGETS)}, or leave it out for all.",
+                f"list some of {', '.join(TARGETS)}, or omit the flag to use all of them.",
             )
 
     @property
@@ -72,7 +72,7 @@ class LoRAConfig:
 
 
 class Adapter(PyTreeNode):
-    """The trained matrices of one weight, stacked over the layers like the weight."""
+    """The trained matrices for one weight, stacked over the layers like the weight."""
 
     a: Array  # [L, *I, R]
     b: Array  # [L, R, *O]; initially zero, so the model starts equal to its base
@@ -81,7 +81,7 @@ class Adapter(PyTreeNode):
 class Adapted(PyTreeNode):
     """A frozen weight together with its adapter; replaces the weight in a layer."""
 
-    weight: Array  # [*I, *O]; stacked [L, *I, *O]
+    weight: Array  # [*I, *O]; [L, *I, *O] if stacked over layers
     adapter: Adapter
     scale: float = field(pytree_node=False)
 
@@ -106,14 +106,14 @@ def input_axes(target: str) -> int:
 def lora_specs(
     config: ModelConfig, lora: LoRAConfig, model_specs: Callable[[ModelConfig], Any] = param_specs
 ) -> Any:
-    """Returns Specs of the trained parameters: an Adapter for each target, the Specs of
-    FULLY_TRAINED weights, and None elsewhere.
+    """Returns the Specs of the trained parameters, in the structure of the model's.
+
+    A target has an Adapter of Specs, a FULLY_TRAINED weight its Spec, and any other weight None.
+    Adapters are sharded like their weights. A is sampled with variance 1 / inputs, so x A has the
+    scale of x.
 
     Args:
-      model_specs: config -> specs of the model: the language model's, or a scoring model's.
-
-    Adapters are sharded like their weights. A is sampled with variance 1 / inputs, which gives x A
-    the scale of x.
+      model_specs: config -> Specs of the model, a language model or a scoring model.
     """
 
     rank = lora.rank
@@ -141,8 +141,9 @@ def lora_specs(
 
 
 def with_adapters(base: Any, trained: Any, lora: LoRAConfig) -> Any:
-    """Returns the full model, with Adapted weights at the targets, as
-    model.transformer.hidden_states and model.value_head.scores accept it.
+    """Returns the parameters of the full model, with an Adapted weight for each target.
+
+    model.transformer.hidden_states and model.value_head.scores accept them.
 
     Args:
       base, trained: parameters of a language or a scoring model; `trained` has the structure of
@@ -159,7 +160,9 @@ def with_adapters(base: Any, trained: Any, lora: LoRAConfig) -> Any:
 
 def merge_adapters(base: Params, adapters: Params, lora: LoRAConfig, *, dtype: str) -> Params:
     """Merges each adapter into its weight: W + scale A B, summed in float32, returned in `dtype`.
-    Merged weights decode fastest."""
+
+    Decoding is fastest with merged weights.
+    """
 
     def add(adapter, weight):
         if adapter is not None:
@@ -176,7 +179,7 @@ def merge_adapters(base: Params, adapters: Params, lora: LoRAConfig, *, dtype: s
 
 
 def init_fully_trained(base: Any, trained: Any) -> Any:
-    """Initializes FULLY_TRAINED weights of `trained` with a copy of the base's."""
+    """Initializes the FULLY_TRAINED weights in `trained` with copies of the base's weights."""
 
     def init(trained, weight):
         if trained is None or isinstance(trained, Adapter) or weight is None:
@@ -191,7 +194,7 @@ def _is_adapter_or_none(x: Any) -> bool:
 
 
 def delta(adapter: Adapter, scale: float) -> Any:
-    """Returns scale A B, [L, *I, *O], which an export adds to the weight. NumPy or JAX arrays."""
+    """Returns scale A B, [L, *I, *O], which export adds to the weight. For NumPy or JAX arrays."""
     a, b = adapter.a, adapter.b
     layers, rank = b.shape[:2]
     ab = a.reshape(layers, -1, rank) @ b.reshape(layers, rank, -1)
@@ -199,12 +202,12 @@ def delta(adapter: Adapter, scale: float) -> Any:
 
 
 def adapted_linear(x_BTD: Array, weight: Array | Adapted, dtype=None) -> Array:
-    """layers.linear for a matrix with or without an adapter. The adapter is cast to x's dtype."""
+    """Like layers.linear, for a matrix with or without an adapter, which is cast to x's dtype."""
     if not isinstance(weight, Adapted):
         return linear(x_BTD, weight, dtype)
     a_DR, b_RE = weight.adapter.a, weight.adapter.b * weight.scale
     h_BTR = constrain(linear(x_BTD, a_DR), "batch", "length", "rank")
-    # A remat policy keeps only the sum, not both terms.
+    # Name only the sum, so a remat policy does not save both terms.
     return checkpoint_name(
         matmul(x_BTD, weight.weight, dtype) + matmul(h_BTR, b_RE, dtype), MATMUL_OUT
     )

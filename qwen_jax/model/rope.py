@@ -1,4 +1,4 @@
-"""Rotary position embedding in float32, dynamic NTK-aware interpolation, LogN scaling, windows.
+"""Rotary embedding in float32, dynamic NTK-aware interpolation, LogN scaling and windows.
 
 Report: 2.3 and 2.5. NTK and LogN apply only at inference and only beyond the training length.
 
@@ -12,8 +12,7 @@ from qwen_jax.types import Array
 
 
 def layer_windows(config: ModelConfig) -> Array | None:
-    """Returns each layer's attention window in tokens, int32 [L], to scan with the layers; None if
-    attention is full."""
+    """Returns each layer's attention window in tokens, int32 [L], or None for full attention."""
     windows = config.extension.windows
     return None if windows is None else jnp.asarray(windows, jnp.int32)
 
@@ -21,21 +20,22 @@ def layer_windows(config: ModelConfig) -> Array | None:
 def layer_extension(
     length_B: Array, positions_BT: Array, window: Array | int | None, config: ModelConfig
 ) -> tuple[Array | None, Array | None]:
-    """Context extension of one layer: NTK's alpha per sequence and the LogN factor per query.
+    """Returns the context extension of a layer: NTK's alpha per sequence, LogN factor per query.
 
-    A layer with a window w never compares tokens more than w - 1 apart. Its effective length is
-    therefore min(n, w) and not the sequence length n: alpha is that of min(n, w) tokens, and the
-    LogN factor of a query at position p is that of position min(p + 1, w), counted from 1. A layer
-    whose window is within the training length is not extended. Report 2.5 says only that lower
-    layers have shorter windows. A maintainer stated that each layer has its own alpha. How both
-    factors follow from the window is ours.
+    A layer with window w never compares tokens more than w - 1 apart. Its effective length is
+    therefore min(n, w), not the sequence length n. Alpha is that of min(n, w) tokens, and the LogN
+    factor of a query at position p is that of position min(p + 1, w), counted from 1. A layer whose
+    window is within the training length is not extended. Report 2.5 says only that lower layers
+    have shorter windows. A maintainer stated that each layer has its own alpha. How both factors
+    depend on the window is our own choice.
 
     Args:
       length_B: int32, true length of each sequence; with a cache, the length of its prefill.
       positions_BT: int32, positions of the queries.
-      window: of this layer; None: full attention. May be traced.
+      window: attention window of this layer, may be traced; None: full attention.
+
     Returns:
-      (alpha_B, query_scale_BT), float32; None for what config.extension turns off.
+      (alpha_B, query_scale_BT), float32; each is None if config.extension disables it.
     """
     alpha_B = query_scale_BT = None
     if config.extension.dynamic_ntk:
@@ -51,12 +51,14 @@ def ntk_alpha(length_B: Array, context_length: int) -> Array:
     """Returns NTK's alpha for sequences of true length n; L is the training length.
 
     alpha = max(1, 2^ceil(log2(n / L) + 1) - 1): 1 up to L, 3 up to 2 L, 7 up to 4 L, and so on.
-    Report 2.5 names the method; the formula is the released code's. The power of two is found by
-    comparing integers, because log2 in float32 is not exact at powers of two.
+    Report 2.5 names the method; the formula is from the released code. The power of two is found by
+    comparisons, because log2 in float32 is not exact at powers of two.
 
     Args:
-      length_B: int32, tokens of each sequence, without padding.
-    Returns: float32, same shape.
+      length_B: int32, number of tokens in each sequence, without padding.
+
+    Returns:
+      Alpha, float32, in the shape of length_B.
     """
     doublings = jnp.arange(32, dtype=jnp.int32)
     edges = jnp.float32(context_length) * jnp.exp2(doublings.astype(jnp.float32))  # L, 2L, 4L, ...
@@ -72,7 +74,10 @@ def rotary_table(
 ) -> tuple[Array, Array]:
     """Returns cos and sin, float32 [B, T, H / 2], of the angles position * base'^(-2 i / H).
 
-    base' = base * alpha^(H / (H - 2)), with one alpha per sequence (report 2.5); None is 1.
+    base' = base * alpha^(H / (H - 2)), with one alpha per sequence (report 2.5).
+
+    Args:
+      alpha_B: NTK's alpha; None: 1.
     """
     half = head_size // 2
     exponent = jnp.arange(half, dtype=jnp.float32) * jnp.float32(-2.0 / head_size)
@@ -86,7 +91,7 @@ def rotary_table(
 
 
 def rotate(x_BTNH: Array, table: tuple[Array, Array]) -> Array:
-    """Rotates the pairs (x[i], x[i + H/2]) by the table's angles, in float32. Keeps the dtype."""
+    """Rotates the pairs (x[i], x[i + H/2]) by the table's angles in float32; keeps x's dtype."""
     cos, sin = (t[:, :, None, :] for t in table)
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -96,7 +101,7 @@ def rotate(x_BTNH: Array, table: tuple[Array, Array]) -> Array:
 def logn_scale(positions_BT: Array, context_length: int) -> Array:
     """Returns the LogN factor of each query, max(1, log_L(position + 1)), float32 [B, T].
 
-    Report 2.5 mentions query and value. The released code scales only the query, by this formula.
+    Report 2.5 mentions query and value. The released code scales only the query, with this formula.
     """
     one_based = positions_BT.astype(jnp.float32) + 1.0
     return jnp.maximum(jnp.log(one_based) / jnp.log(jnp.float32(context_length)), 1.0)

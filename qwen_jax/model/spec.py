@@ -1,7 +1,7 @@
-"""Declares each weight once: shape, logical axes, initializer.
+"""Declares the shape, logical axes and initializer of each weight, in one place.
 
 Initialization, shardings, parameter counts, memory estimates, checkpoint checks and the mapping to
-released layouts all use these declarations.
+the released layout all use these declarations.
 
 L layers, D model, N heads, K key-value heads, H head size, F ffn, V vocabulary.
 """
@@ -21,9 +21,9 @@ from qwen_jax.types import AttentionParams, LayerParams, MLPParams, Params, Spec
 def param_specs(config: ModelConfig) -> Params:
     """Returns a Params whose leaves are Specs.
 
-    Report: 2.3. The initial values are the released code's: N(0, 0.02^2). The two projections that
-    write to the residual stream are divided by sqrt(2 L), which keeps its variance independent of
-    depth.
+    Report: 2.3. Weights are initialized as in the released code: N(0, 0.02^2). The two projections
+    that write to the residual stream are divided by sqrt(2 L), so its variance does not depend on
+    the depth.
     """
     L, D, F, V = config.num_layers, config.hidden_size, config.ffn_size, config.vocab_size
     N, K, H = config.num_heads, config.kv_heads, config.head_dim
@@ -67,7 +67,7 @@ def init_from(specs, key: jax.Array, dtype):
     """Initializes the weights of a tree of Specs.
 
     Each weight's random key is derived from its path, so its values do not depend on the mesh or
-    on other weights. Jit it with out_shardings, and each device creates only its own shards.
+    on other weights. Under jit with out_shardings, each device creates only its own shards.
     """
     dtype = jnp.dtype(dtype)
 
@@ -85,11 +85,10 @@ def init_from(specs, key: jax.Array, dtype):
 
 
 def abstract(specs, dtype: str, mesh: Mesh | None = None):
-    """Returns a tree of jax.ShapeDtypeStruct for a tree of Specs, with shardings if a mesh is
-    given.
+    """Returns the jax.ShapeDtypeStructs for a tree of Specs, with shardings if a mesh is given.
 
     Raises:
-      ShardingError: weights cannot be divided over the mesh.
+      ShardingError: weights cannot be divided evenly over the mesh.
     """
     if mesh is None:
         return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, jnp.dtype(dtype)), specs)

@@ -1,7 +1,7 @@
-"""The decoder: embed, scan over the layers, norm, logits. Report: 2.3.
+"""The decoder: embedding, scan over the layers, norm, logits. Report: 2.3.
 
-Training differentiates `hidden_states`. `forward` adds the context extension of inference (2.5).
-The forward pass over a KV cache is in inference/decoder/cached_forward.py.
+Training differentiates `hidden_states`. `forward` adds context extension for inference (2.5). The
+forward pass with a KV cache is in inference/decoder/cached_forward.py.
 
 B batch, T positions, D model, V vocabulary, L layers.
 """
@@ -21,8 +21,8 @@ from qwen_jax.parallel.ring import from_ring, to_ring
 from qwen_jax.parallel.sharding import constrain
 from qwen_jax.types import Array, Params
 
-# Both keep the residuals of the attention kernel (D + N numbers per token): its forward pass is the
-# only part of a layer that is too expensive to run twice.
+# Both policies save the residuals of the attention kernel (D + N numbers per token), because its
+# forward pass is the only part of a layer that is too expensive to run twice.
 _ATTENTION = jax.checkpoint_policies.save_only_these_names(*RESIDUALS)
 _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.save_only_these_names(MATMUL_OUT, *RESIDUALS),
@@ -47,20 +47,20 @@ def forward(
         sequence.
       positions: int32 [B, T], each token's position in its document; None: 0..T-1, restarting
         with each segment.
-      inference: apply dynamic NTK, LogN and the layers' windows beyond config.context_length, as
-        set in config.extension (report 2.5). Training never does.
+      inference: whether to apply dynamic NTK, LogN and layer windows beyond config.context_length,
+        as set in config.extension (report 2.5). Training never applies them.
 
     Returns:
-      float32 [B, T, V].
+      Logits, float32 [B, T, V].
 
     Raises:
       ConfigError: tokens have no batch axis.
     """
     if tokens.ndim != 2:
         raise ConfigError(
-            f"tokens have shape {tokens.shape}.",
+            f"tokens have shape {tokens.shape}, not [B, T].",
             "forward(tokens)",
-            "pass int32 [B, T]; use tokens[None] for one sequence.",
+            "pass int32 [B, T]; for a single sequence, pass tokens[None].",
         )
     if positions is None:
         positions = default_positions(tokens, segment_ids)
@@ -84,11 +84,11 @@ def hidden_states(
     """Returns the normalized last hidden states, [B, T, D] in config.compute_dtype.
 
     Args:
-      length_B: int32, the true length of each sequence, which enables config.extension; None:
-        disabled, as in training.
-      dropout_key: enables dropout at rate config.dropout.
+      length_B: int32, true length of each sequence, which enables config.extension; None: no
+        context extension, as in training.
+      dropout_key: random key, which enables dropout at rate config.dropout; None: no dropout.
     """
-    # Dropout masks depend on the position, so with dropout sequences keep their order.
+    # Dropout masks depend on the position, so with dropout, tokens stay in sequence order.
     key = dropout_key if config.dropout > 0 else None
     ring = sequence_order(tokens_BT, config) if key is None else None
     tokens_BT, positions_BT = to_ring(tokens_BT, ring), to_ring(positions_BT, ring)
@@ -101,7 +101,7 @@ def hidden_states(
         table = rope.rotary_table(
             positions_BT, head_size=config.head_dim, base=config.rope_base, alpha_B=alpha_B
         )
-        # The barrier keeps XLA from recomputing the sines in each of their many uses.
+        # The barrier prevents XLA from recomputing the sines at each use.
         return jax.lax.optimization_barrier(table), query_scale_BT
 
     windows_L = None if length_B is None else rope.layer_windows(config)
@@ -144,13 +144,13 @@ def hidden_states(
 
 
 def true_lengths(positions_BT: Array, segment_ids: Array | None) -> Array:
-    """Returns each sequence's tokens without padding, or its longest document's: int32 [B]."""
+    """Returns the length of the longest document in each sequence, without padding: int32 [B]."""
     real = positions_BT if segment_ids is None else jnp.where(segment_ids != 0, positions_BT, -1)
     return jnp.max(real, axis=1) + 1
 
 
 def head_matrix(params: Params) -> Array:
-    """Returns the output projection, [D, V]: the embedding's transpose if tied."""
+    """Returns the output projection, [D, V]; if tied, this is the embedding's transpose."""
     return params.embed.T if params.head is None else params.head
 
 

@@ -14,9 +14,9 @@ from qwen_jax.types import Array, Params, ScoringParams, Spec
 
 
 def scoring_specs(config: ModelConfig) -> ScoringParams:
-    """Returns the Specs of a scoring model with the language model's trunk.
+    """Returns the Specs of a scoring model: a language model's trunk and a scalar head.
 
-    The head is initialized with std 1 / sqrt(D + 1), so that initial rewards are of order 1.
+    The head is initialized with std 1 / sqrt(D + 1), so initial rewards are of order 1.
     """
     D = config.hidden_size
     return ScoringParams(
@@ -26,10 +26,10 @@ def scoring_specs(config: ModelConfig) -> ScoringParams:
 
 
 def from_language_model(params: Params, score_D: Array | None) -> ScoringParams:
-    """Returns a scoring model with a language model's trunk; drops its output projection.
+    """Returns a scoring model with a language model's trunk, without its output projection.
 
     Args:
-      score_D: the head; None: it is stored elsewhere, as with adapters.
+      score_D: the head; None if it is stored elsewhere, as with adapters.
     """
     return ScoringParams(trunk=params.replace(head=None), score=score_D)
 
@@ -42,11 +42,11 @@ def scores(
     config: ModelConfig,
     dropout_key: Array | None = None,
 ) -> Array:
-    """Returns one score per position, float32 [B, T]: hidden state times `score`, in float32.
+    """Returns one score per position, float32 [B, T]: hidden states times `score`, in float32.
 
-    Causal: the score at position t depends only on tokens 0..t.
+    Scores are causal: the score at position t depends only on tokens 0..t.
     """
-    # The trunk has no output projection; tie_embeddings states that in the config.
+    # The trunk has no output projection, which the config expresses as tie_embeddings.
     config = dataclasses.replace(config, tie_embeddings=True)
     x_BTD = hidden_states(
         params.trunk,
@@ -60,6 +60,8 @@ def scores(
 
 
 def at_end(scores_BT: Array, end_B: Array) -> Array:
-    """Returns the score at each sequence's end token, float32 [B]: the pooling of the report's
-    reward model."""
+    """Returns the score at each sequence's end token, float32 [B].
+
+    This is how the report's reward model pools its scores.
+    """
     return jnp.take_along_axis(scores_BT, end_B[:, None], axis=1)[:, 0]

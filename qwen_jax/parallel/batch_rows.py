@@ -1,7 +1,7 @@
-"""Each process reads only the rows of a batch that its own devices hold.
+"""Selects the rows of a batch that a process reads: those that its own devices hold.
 
-The mesh determines these rows. Two processes that hold shards of the same rows (a tensor axis that
-spans hosts) both read them. A device order that interleaves hosts gives a process rows that are not
+The mesh determines these rows. Two processes that hold shards of the same rows (if a tensor axis
+spans hosts) both read them. If the device order interleaves hosts, the rows of a process are not
 contiguous. Row r of the batch is row r on every mesh.
 """
 
@@ -19,14 +19,14 @@ from qwen_jax.parallel.sharding import DEFAULT_RULES
 
 
 def rows_here(mesh: Mesh, batch_size: int, *, process: int | None = None) -> tuple[int, ...]:
-    """Returns the rows of a batch that a process reads, in order.
+    """Returns the rows of a batch that a process reads, in ascending order.
 
     Args:
-      batch_size: rows over all processes.
-      process: index of the process; None: this one.
+      batch_size: number of rows over all processes.
+      process: index of the process; None: this process.
 
     Raises:
-      ShardingError: the rows do not divide over the mesh.
+      ShardingError: the rows cannot be divided evenly over the mesh.
     """
     check_batch(batch_size, 1, mesh)
     process = jax.process_index() if process is None else process
@@ -39,11 +39,11 @@ def rows_here(mesh: Mesh, batch_size: int, *, process: int | None = None) -> tup
 
 
 def put_rows(local: Any, rows: Sequence[int], batch_size: int, sharding: Sharding) -> Any:
-    """Returns global arrays [batch_size, ...] on the mesh from numpy arrays [rows, ...].
+    """Returns global arrays [batch_size, ...] on the mesh, from local NumPy arrays [rows, ...].
 
     Args:
-      rows: the rows of the batch that `local` holds, as returned by rows_here.
-      sharding: shards the first dimension by rows; other dimensions may be sharded too.
+      rows: rows of the batch that `local` holds, as returned by rows_here.
+      sharding: sharding of the first dimension over rows; other dimensions may be sharded too.
     """
 
     def put(x):
@@ -60,7 +60,7 @@ def put_rows(local: Any, rows: Sequence[int], batch_size: int, sharding: Shardin
 
 
 def on_host(tree: Any) -> Any:
-    """Returns the full arrays as numpy in every process, whichever devices hold them."""
+    """Returns the full arrays as NumPy arrays in every process, whichever devices hold them."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)

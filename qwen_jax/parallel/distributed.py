@@ -1,8 +1,8 @@
-"""Initializes a run of several processes from the environment that its launcher set.
+"""Initializes a multi-process run from the environment variables that its launcher has set.
 
-Plain addresses, a Kubernetes JobSet, Slurm and TPU pods are detected in this order. If none is
-found, this process is the only one of the run. A partial environment is an error: otherwise N
-processes would each run on their own and write into the same folder.
+Plain addresses, a Kubernetes JobSet, Slurm and TPU pods are detected, in this order. If none is
+found, the run consists of only this process. A partially set environment is an error: otherwise, N
+independent runs would write to the same folder.
 """
 
 import dataclasses
@@ -19,19 +19,19 @@ import jax
 from qwen_jax import compat
 from qwen_jax.errors import ConfigError, TrainingError
 
-# Exit codes: a signal stopped the run, an unexpected error, silent data corruption. A launcher
-# restarts after all codes but 0 and 1; 1 is an error that a restart would repeat.
+# Exit codes: a signal stopped the run, an unexpected error, silent data corruption. Launchers
+# restart the run after all codes except 0 and 1; 1 is an error that a restart would repeat.
 EXIT_PREEMPTED, EXIT_CRASHED, EXIT_SDC = 75, 70, 76
-# Set by launchers: a run that SIGTERM stopped then exits with EXIT_PREEMPTED.
+# Set by launchers, so a run stopped by SIGTERM exits with EXIT_PREEMPTED.
 LAUNCHER = "QWEN_JAX_LAUNCHER"
 _ADDRESS, _COUNT, _PROCESS = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-_HEARTBEAT = "QWEN_JAX_HEARTBEAT_SECONDS"  # a host without a heartbeat for so long counts as dead
-_START_SECONDS = 300  # timeout of processes waiting for each other at the start
+_HEARTBEAT = "QWEN_JAX_HEARTBEAT_SECONDS"  # a silent host counts as dead after this time
+_START_SECONDS = 300  # timeout of processes waiting for each other at startup
 
 
 @dataclasses.dataclass(frozen=True)
 class ProcessSpec:
-    """The position of one process in a run."""
+    """One process of a run, and how it connects to the others."""
 
     found: str  # the detected launcher
     address: str | None = None  # host:port of process 0; None: JAX detects the rest
@@ -41,20 +41,20 @@ class ProcessSpec:
 
 
 def start(environ: Mapping[str, str] = os.environ) -> str | None:
-    """Joins this process to its run. Call it once, before any use of a device.
+    """Connects this process to its run. Call it once, before using any device.
 
     Returns:
-      One line that describes the run; None if this is its only process.
+      A one-line description of the run; None if the environment describes no run.
 
     Raises:
-      ConfigError: the environment is set partially, or the processes do not find each other.
+      ConfigError: the environment is partially set, or the processes cannot connect.
     """
     spec = find(environ)
     if spec is None:
         return None
     if spec.count == 1 and spec.address is None:
         return f"one process ({spec.found})"
-    # A single launched process also initializes, so its sums have the same order as with several.
+    # A single launched process also initializes, so it sums in the same order as several would.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if spec.address is not None:
         print(
@@ -75,9 +75,9 @@ def start(environ: Mapping[str, str] = os.environ) -> str | None:
         )
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"the processes did not find each other: {str(error).splitlines()[0]}.",
+            f"the processes could not connect: {str(error).splitlines()[0]}.",
             f"{spec.found}, process 0 at {spec.address or 'an address that JAX detected'}",
-            "check that all of them were started, and that they can reach that address and port.",
+            "check that all processes have started and can reach that address and port.",
         ) from error
     return (
         f"{jax.process_count()} processes with {jax.local_device_count()} of "
@@ -90,7 +90,7 @@ def find(environ: Mapping[str, str] = os.environ) -> ProcessSpec | None:
     """Returns the process that the environment describes; None if it describes no run.
 
     Raises:
-      ConfigError: the environment is set partially.
+      ConfigError: the environment is partially set.
     """
     for detect in (_plain, _jobset, _slurm, _tpu, _others):
         spec = detect(environ)
@@ -105,13 +105,16 @@ def is_distributed() -> bool:
 
 
 def barrier(name: str, *, seconds: int = 600) -> None:
-    """Waits until every process has called it. It uses no device: Gloo waits at most 30 s.
+    """Waits until every process has called it.
+
+    It does not use a device, because a Gloo collective would wait at most 30 s.
 
     Args:
-      name: of the barrier, the same in all processes and unique in the run.
+      name: name of the barrier, the same in all processes and unique in the run.
+      seconds: timeout.
 
     Raises:
-      TrainingError: after `seconds`; the message names the missing processes.
+      TrainingError: the timeout expired; the message names the missing processes.
     """
     if not is_distributed():
         return
@@ -121,12 +124,12 @@ def barrier(name: str, *, seconds: int = 600) -> None:
         raise TrainingError(
             f"not all processes reached the barrier {name!r}: {str(error).splitlines()[0]}",
             "the other processes",
-            "check their output.",
+            "check their output for errors.",
         ) from error
 
 
 def kv_put(name: str, value: str) -> None:
-    """Sets a key in the key-value store of the coordination service, which all processes read."""
+    """Sets a key in the coordination service's key-value store, which all processes can read."""
     compat.coordination_client().key_value_set(name, value, allow_overwrite=True)
 
 
@@ -136,9 +139,10 @@ def kv_list(folder: str) -> list[tuple[str, str]]:
 
 
 def exit_process(code: int) -> None:
-    """Exits this process; in a distributed run at once, without JAX's shutdown.
+    """Exits this process; in a distributed run, immediately and without JAX's shutdown.
 
-    JAX would wait minutes for the other processes, which wait for this one. The launcher ends them.
+    JAX would wait minutes for the other processes, which wait for this one. The launcher stops
+    them.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -154,10 +158,10 @@ def _plain(environ) -> ProcessSpec | None:
     missing = [name for name in (_ADDRESS, _COUNT, _PROCESS) if name not in given]
     if missing:
         raise ConfigError(
-            f"{', '.join(given)} set, but {', '.join(missing)} not.",
+            f"the environment sets {', '.join(given)}, but not {', '.join(missing)}.",
             "the environment",
-            "set all three in every process (host:port of process 0, the number of processes, the "
-            "index of this one from 0), or none of them.",
+            "in every process, set all three (host:port of process 0, the number of processes, the "
+            "index of this process from 0) or none of them.",
         )
     return _process_spec(
         "plain addresses", environ, _positive(environ, _COUNT), _non_negative(environ, _PROCESS)
@@ -170,9 +174,9 @@ def _jobset(environ) -> ProcessSpec | None:
     missing = [name for name in (_ADDRESS, _COUNT) if not environ.get(name)]
     if missing:
         raise ConfigError(
-            f"this is a pod of an indexed Kubernetes job without {', '.join(missing)}.",
+            f"this pod of an indexed Kubernetes job does not set {', '.join(missing)}.",
             "the environment",
-            "set them in the job's template; `python -m launch.jobset --dry_run` prints one.",
+            "set them in the job's template; see `python -m launch.jobset --dry_run`.",
         )
     return _process_spec(
         "Kubernetes JobSet",
@@ -188,8 +192,8 @@ def _slurm(environ) -> ProcessSpec | None:
     if "SLURM_STEP_NODELIST" not in environ:  # a batch script or an allocation
         if int(environ.get("SLURM_NTASKS", 1)) > 1:
             raise ConfigError(
-                f"this process is in a Slurm allocation of {environ['SLURM_NTASKS']} tasks, but it "
-                "is not one of them.",
+                f"this process is in a Slurm allocation of {environ['SLURM_NTASKS']} tasks, but is "
+                "not one of them.",
                 "the environment",
                 "start the command with srun.",
             )
@@ -201,9 +205,9 @@ def _slurm(environ) -> ProcessSpec | None:
     ]
     if missing:
         raise ConfigError(
-            f"this is a Slurm step without {', '.join(missing)}.",
+            f"this Slurm step does not set {', '.join(missing)}.",
             "the environment",
-            "start the command with srun, and do not unset its variables.",
+            "start the command with srun, and do not unset Slurm's variables.",
         )
     node = _first_node(environ["SLURM_STEP_NODELIST"])
     port = 61440 + int(environ["SLURM_JOB_ID"]) % 4096  # two jobs on one node get different ports
@@ -217,7 +221,7 @@ def _slurm(environ) -> ProcessSpec | None:
 
 
 def _slurm_devices(environ) -> tuple[int, ...] | None:
-    """Returns the task's share of the visible GPUs; None for all of them."""
+    """Returns the indices of this task's GPUs among the visible ones; None: all of them."""
     tasks = max(map(int, re.findall(r"(\d+)(?:\(x\d+\))?", environ["SLURM_STEP_TASKS_PER_NODE"])))
     local = _non_negative(environ, "SLURM_LOCALID")
     if tasks == 1:
@@ -227,7 +231,7 @@ def _slurm_devices(environ) -> tuple[int, ...] | None:
         return None
     if len(visible) % tasks:
         raise ConfigError(
-            f"{len(visible)} GPUs do not divide among {tasks} tasks on a node.",
+            f"{len(visible)} GPUs cannot be divided evenly among {tasks} tasks on a node.",
             "CUDA_VISIBLE_DEVICES, --ntasks-per-node",
             "request one task per GPU or one task per node.",
         )
@@ -236,18 +240,18 @@ def _slurm_devices(environ) -> tuple[int, ...] | None:
 
 
 def _first_node(nodes: str) -> str:
-    """node[003-010,12],other -> node003"""
+    """Returns the first node of a Slurm node list: node[003-010,12],other -> node003."""
     return re.sub(r"^([^\[,]*)(?:\[([^\],-]*).*|,.*)?$", r"\1\2", nodes)
 
 
 def _tpu(environ) -> ProcessSpec | None:
-    """On TPU hosts JAX itself reads the metadata server or the variables of the pod."""
+    """Detects TPU hosts, where JAX itself reads the metadata server or the pod's variables."""
     if environ.get("JAX_PLATFORMS", "tpu").split(",")[0] not in ("tpu", ""):
         return None
     if environ.get("TPU_WORKER_HOSTNAMES"):
         if "TPU_WORKER_ID" not in environ:
             raise ConfigError(
-                "TPU_WORKER_HOSTNAMES set, but TPU_WORKER_ID not.",
+                "the environment sets TPU_WORKER_HOSTNAMES, but not TPU_WORKER_ID.",
                 "the environment",
                 "set both, as GKE does for pods that request google.com/tpu.",
             )
@@ -261,7 +265,7 @@ def _tpu(environ) -> ProcessSpec | None:
         )
     chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
     if chips and importlib.util.find_spec("libtpu") is not None:
-        return ProcessSpec("TPU pod, by the metadata server")
+        return ProcessSpec("TPU pod, from the metadata server")
     return None
 
 
@@ -273,9 +277,9 @@ def _others(environ) -> ProcessSpec | None:
     ):
         if environ.get(name, "1") != "1":
             raise ConfigError(
-                f"{launcher} started {environ[name]} processes; this package does not support it.",
+                f"{launcher} started {environ[name]} processes, but is not supported.",
                 name,
-                f"set {_ADDRESS}, {_COUNT} and {_PROCESS} in each of them, or use srun or "
+                f"set {_ADDRESS}, {_COUNT} and {_PROCESS} in each process, or use srun or "
                 "`python -m launch.local`.",
             )
     return None
@@ -285,7 +289,9 @@ def _process_spec(found: str, environ, count: int, process: int) -> ProcessSpec:
     address = environ[_ADDRESS]
     if not re.fullmatch(r".+:\d+", address):
         raise ConfigError(
-            f"{address!r} is not host:port.", _ADDRESS, "use for example 10.0.0.1:8476."
+            f"{address!r} is not of the form host:port.",
+            _ADDRESS,
+            "use, for example, 10.0.0.1:8476.",
         )
     if process >= count:
         raise ConfigError(
@@ -301,7 +307,9 @@ def _process_spec(found: str, environ, count: int, process: int) -> ProcessSpec:
 
 def _non_negative(environ, name: str) -> int:
     if not re.fullmatch(r"\d+", environ[name]):
-        raise ConfigError(f"{name}={environ[name]!r} is not an integer.", name, "use 0 or more.")
+        raise ConfigError(
+            f"{name}={environ[name]!r} is not a non-negative integer.", name, "use 0 or more."
+        )
     return int(environ[name])
 
 

@@ -1,15 +1,15 @@
-"""Context parallelism by ring attention: sequences are sharded over devices.
+"""Context parallelism with ring attention: sequences are sharded over devices.
 
 Each device keeps its queries. Keys and values move around the ring, one device per step, and their
 transfer overlaps with computation. Partial outputs are merged by their log-sum-exp. In the backward
 pass, the gradients of keys and values move with them and return to their own device.
 
-With a causal mask and contiguous shards, the last device would do most of the work. A sequence is
-therefore split into 2n chunks for n devices, and device d holds chunks d and 2n-1-d: in each step
-every device computes the same two of its four pairs of chunks. Chunks keep their order within a
-device, so each query still sees one interval of keys.
+With a causal mask and contiguous shards, the last device would do the most work. A sequence is
+therefore split into 2n chunks for n devices, and device d holds chunks d and 2n-1-d. In each step,
+every device then computes the equivalent of two of its four pairs of chunks. Chunks stay in order
+within a device, so each query still sees one interval of keys.
 
-B batch, T positions of a sequence, C = T / n per device, N heads, K key-value heads, H head size.
+B batch, T positions in a sequence, C = T / n per device, N heads, K key-value heads, H head size.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from jax.ad_checkpoint import checkpoint_name
 from qwen_jax.parallel import sharding
 from qwen_jax.types import Array
 
-_NOTHING = 1e29  # a log-sum-exp above it means that the query has seen nothing yet
+_NOTHING = 1e29  # a log-sum-exp above this means that the query has seen no key yet
 F32 = jnp.float32
 
 
@@ -33,10 +33,10 @@ F32 = jnp.float32
 class Ring:
     """The layout of sequences of one length over the devices of a mesh axis."""
 
-    axis: str
-    size: int
-    length: int  # tokens of a sequence
-    balanced: bool  # two chunks per device, or one
+    axis: str  # name of the mesh axis
+    size: int  # number of devices
+    length: int  # tokens in a sequence
+    balanced: bool  # True: two chunks per device; False: one
 
     @property
     def chunk(self) -> int:
@@ -54,21 +54,22 @@ class Ring:
         return jnp.concatenate([start + index for start in self.starts(shard)])
 
     def tokens_before(self, position, shard) -> Array:
-        """Returns the number of tokens of a shard before a position of the sequence."""
+        """Returns the number of a shard's tokens that precede a position of the sequence."""
         return sum(jnp.clip(position - start, 0, self.chunk) for start in self.starts(shard))
 
     def order(self) -> np.ndarray:
-        """Returns the positions in the order of the ring, int32 [T]."""
+        """Returns the sequence positions in ring order, int32 [T]."""
         first = np.concatenate([np.asarray(self.starts(shard)) for shard in range(self.size)])
         return (first[:, None] + np.arange(self.chunk)[None]).reshape(-1).astype(np.int32)
 
     def shift(self, x: Array) -> Array:
-        """Returns x of the previous device in the ring."""
+        """Returns the x of the previous device in the ring."""
         return jax.lax.ppermute(x, self.axis, [(i, (i + 1) % self.size) for i in range(self.size)])
 
 
 def ring_of(length: int, *, balanced: bool = True) -> Ring | None:
-    """Returns the ring for sequences of this length on the current mesh; None if not sharded.
+    """Returns the ring for sequences of this length on the current mesh; None if they are not
+    sharded.
 
     Args:
       balanced: whether the tokens of a sequence may be reordered.
@@ -90,7 +91,7 @@ def to_ring(x: Array, ring: Ring | None) -> Array:
 def from_ring(x_BTD: Array, ring: Ring | None) -> Array:
     """Reorders [B, T, D] from ring order to sequence order.
 
-    Takes two exchanges: a device holds one even and one odd chunk, before and after.
+    It takes two exchanges: every device holds one even and one odd chunk, before and after.
     """
     if ring is None or not ring.balanced:
         return x_BTD
@@ -126,10 +127,10 @@ def ring_attention(
     """Computes causal attention of sequences in ring order, [B, T, N, H] in q's dtype.
 
     Args:
-      k_start_BT: the first position that each query sees, int32; T: none.
+      k_start_BT: the first position that each query sees, int32; T if it sees none.
       block: the kernels.backend.Block of a backend.
       names: checkpoint names of the output and its log-sum-exp, for remat policies.
-      heads: the logical axes of the heads of q and of k.
+      heads: logical axis names of the heads of q and of k.
     """
     q_axes, k_axes = (("batch", "length", axis, None) for axis in heads)
     setting = _Setting(block, ring, scale, names)
@@ -166,7 +167,7 @@ class _Setting:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _attend(q, k, v, k_start, setting: _Setting):
-    """Attention on one device; all arrays are local shards."""
+    """Computes attention on one device; all arrays are local shards."""
     return _forward(q, k, v, k_start, setting)[0]
 
 
@@ -194,7 +195,7 @@ def _attend_backward(setting: _Setting, residuals, dout):
     dq = dk = dv = None
     for number, interval in enumerate(steps, start=1):
         following = (ring.shift(k), ring.shift(v)) if number < len(steps) else None
-        if number > 1:  # the sums for these keys so far
+        if number > 1:  # move the partial sums along with their keys
             dk, dv = ring.shift(dk), ring.shift(dv)
         more = block.backward(q, k, v, *interval, out, lse, dout, scale=setting.scale)
         dq, dk, dv = (
@@ -209,7 +210,8 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _merge(one, other, *, base: float) -> tuple[Array, Array]:
-    """Merges two partial (out [B, T, N, H], lse [B, N, T]); an lse of 1e30 means nothing seen."""
+    """Merges two partial results (out [B, T, N, H], lse [B, N, T]); an lse of 1e30 means that the
+    query has seen no key."""
     lses = [
         jnp.where(lse > _NOTHING, -jnp.inf, lse * F32(math.log(base))) for _, lse in (one, other)
     ]

@@ -1,7 +1,7 @@
-"""Sharding rules: one table from the logical axis names of the model to mesh axes.
+"""Sharding rules: one table that maps the model's logical axis names to mesh axes.
 
 Model code only names the axes of its arrays (`constrain(x_BTD, "batch", "length", "act_embed")`)
-and does not depend on devices. Another layout is a `dataclasses.replace` of the table.
+and does not depend on devices. To change the layout, use `dataclasses.replace` on the table.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ MeshAxes = str | tuple[str, ...] | None
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """Logical axis -> mesh axis or axes; None: the axis is replicated."""
+    """Maps each logical axis to a mesh axis or axes; None: the axis is replicated."""
 
     layers: MeshAxes = None
     vocab: MeshAxes = "tensor"
@@ -30,8 +30,8 @@ class Rules:
     kv_heads: MeshAxes = "tensor"
     head_dim: MeshAxes = None
     ffn: MeshAxes = "tensor"
-    norm: MeshAxes = None  # D numbers per layer: not worth sharding
-    rank: MeshAxes = None  # of an adapter (model/lora.py): small
+    norm: MeshAxes = None  # D numbers per layer, too few to shard
+    rank: MeshAxes = None  # rank of an adapter (model/lora.py), too small to shard
     batch: MeshAxes = ("data", "fsdp")
     length: MeshAxes = "context"
     act_embed: MeshAxes = None  # the residual stream
@@ -58,7 +58,7 @@ _layout: contextvars.ContextVar[tuple[Mesh, Rules] | None] = contextvars.Context
 
 @contextlib.contextmanager
 def use_layout(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Iterator[None]:
-    """Makes `constrain` and `map_shards` use this mesh and these rules."""
+    """Makes `constrain` and `map_shards` use this mesh and these rules inside the block."""
     token = _layout.set((mesh, rules))
     try:
         yield
@@ -67,10 +67,10 @@ def use_layout(mesh: Mesh, rules: Rules = DEFAULT_RULES) -> Iterator[None]:
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Constrains the sharding of `x` by the logical names of its dimensions; no-op without a mesh.
+    """Constrains the sharding of `x`, given the logical names of its dimensions.
 
     A dimension that its mesh axes do not divide (one head on two devices, at toy sizes) is
-    replicated.
+    replicated. Without a mesh, this is a no-op.
     """
     layout = _layout.get()
     if layout is None:
@@ -83,15 +83,15 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 def map_shards(
     function: Callable, *arrays: jax.Array, axes: Sequence[tuple[str | None, ...]], out_axes: tuple
 ):
-    """Calls function(*arrays) on the local shards of each device; a plain call without a mesh.
+    """Calls function(*arrays) on the local shards of each device, or directly without a mesh.
 
-    For custom calls, which the compiler does not partition, and for sums that should cross devices
-    only once. An axis named None is replicated, and so is one that its mesh axes do not divide in
-    some array.
+    It is for custom calls, which the compiler does not partition, and for sums that should be
+    reduced across devices only once. An axis named None is replicated. An axis that its mesh axes
+    do not divide in any one of the arrays is replicated in all of them.
 
     Args:
-      axes: the logical names of each array's dimensions.
-      out_axes: the logical names of the result, or a tuple of them for a tuple of results.
+      axes: logical names of each array's dimensions.
+      out_axes: logical names of the result's dimensions; for a tuple of results, a tuple of them.
     """
     layout = _layout.get()
     if layout is None:
@@ -121,7 +121,7 @@ def map_shards(
 
 
 def sharded_axes(size: int, axis: str) -> tuple[str, ...]:
-    """Returns the mesh axes that map_shards shards a logical axis over; () if replicated."""
+    """Returns the mesh axes over which map_shards shards a logical axis; () if it is replicated."""
     layout = _layout.get()
     if layout is None or not shards_evenly(size, axis):
         return ()
@@ -161,7 +161,7 @@ def sharding_for(specs, mesh: Mesh, rules: Rules = DEFAULT_RULES):
     """Returns a tree of NamedShardings for a tree of Specs.
 
     Raises:
-      ShardingError: the mesh does not divide a dimension of a weight; lists all of them by name.
+      ShardingError: the mesh does not divide a dimension of a weight; lists all such weights.
     """
     flat, treedef = jax.tree_util.tree_flatten_with_path(specs)
     problems, shardings = [], []
@@ -172,13 +172,13 @@ def sharding_for(specs, mesh: Mesh, rules: Rules = DEFAULT_RULES):
             shards = _axis_size(mesh, names)
             if size % shards:
                 name = jax.tree_util.keystr(path).lstrip(".")
-                problems.append(f"{name}: {axis} of {size} over {names} of {shards}")
+                problems.append(f"{name}: {axis} of size {size} over {names} of size {shards}")
         shardings.append(NamedSharding(mesh, pspec))
     if problems:
         raise ShardingError(
-            f"{len(problems)} weights do not divide over the mesh: " + "; ".join(problems) + ".",
+            "these weights cannot be divided evenly over the mesh: " + "; ".join(problems) + ".",
             f"mesh {dict(mesh.shape)}",
-            "choose mesh.fsdp and mesh.tensor that divide these sizes.",
+            "choose mesh.fsdp and mesh.tensor so that they divide these sizes.",
         )
     return treedef.unflatten(shardings)
 

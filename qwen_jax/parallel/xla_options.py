@@ -1,23 +1,24 @@
-"""XLA compiler options of a training step by platform: memory and overlap.
+"""XLA compiler options for the training step on each platform, to save memory and overlap work.
 
-CPU. Not set: xla_cpu_experimental_onednn_custom_call. Alone it has no effect, as YNNPACK takes the
-matmuls first. With YNNPACK off (xla_cpu_experimental_ynn_fusion_type= empty), 115 matmuls of the
-8M-parameter step go to oneDNN; then the relative error of the loss is 4e-4 and of a gradient 47 %
-(FP32, jax 0.11.2 and 0.12.0.1), although each matmul in isolation is right.
+CPU. xla_cpu_experimental_onednn_custom_call is not set. By default it has no effect, because
+YNNPACK takes the matmuls first. With YNNPACK disabled (xla_cpu_experimental_ynn_fusion_type set to
+empty), oneDNN computes 115 matmuls of the 8M-parameter step. The relative error of the loss is then
+4e-4, and that of a gradient 47 % (FP32, jax 0.11.2 and 0.12.0.1), although each matmul in isolation
+is correct.
 
-TPU. By default XLA turns the matmul with a sharded weight into a loop (a windowed einsum): the next
-shard arrives while the last one is multiplied. Under FSDP the shards are of the contracted axis, so
-each of 32 thin matmuls reads and writes the full result: by the compiler's cost model this takes
-twice as long as gathering the weight (benchmarks/results/plan.md). It is off. A gather or reduction
-as one instruction blocks the chip, so these go to the sparse cores (v5p, v6e), which run
-concurrently with matmuls. v5e has no sparse cores: by default gathers overlap with its matmuls, and
-reductions block. The usual option, xla_tpu_enable_async_collective_fusion, is refused as unsafe by
-libtpu 0.0.52 on all but v5e.
+TPU. By default, XLA converts a matmul with a sharded weight to a loop (a windowed einsum), which
+fetches the next shard while it multiplies the current one. Under FSDP, the contracted axis is
+sharded, so each of 32 thin matmuls reads and writes the full result. By the compiler's cost model,
+this takes twice as long as gathering the weight (benchmarks/results/plan.md), so it is disabled. A
+gather or reduction in one instruction blocks the chip. These therefore run on the sparse cores
+(v5p, v6e), concurrently with matmuls. v5e has no sparse cores: by default, gathers overlap with its
+matmuls, and reductions block. libtpu 0.0.52 rejects the usual option,
+xla_tpu_enable_async_collective_fusion, as unsafe on all chips but v5e.
 
-GPU. Nothing is set: no option has been tried on one.
+GPU. No options are set, because none have been tried on a GPU.
 
-A compiler of another version may not know an option. It is then dropped with a warning: that costs
-time or memory, but does not change results.
+Other compiler versions may not support an option. It is then dropped with a warning, which costs
+time or memory but does not change results.
 """
 
 import re
@@ -30,10 +31,10 @@ _UNKNOWN = re.compile(r"No such compile option: '([^']+)'")
 
 
 def compile_for(platform: str, lowered: Any, more: dict[str, int | str] | None = None) -> Any:
-    """Returns `lowered.compile()` with the options of `platform`.
+    """Returns `lowered.compile()` with the options for `platform`.
 
     Args:
-      more: options of the user, which are never dropped.
+      more: user options, which are never dropped.
     """
     options, more = compiler_options(platform), more or {}
     while True:
@@ -44,25 +45,27 @@ def compile_for(platform: str, lowered: Any, more: dict[str, int | str] | None =
             if unknown is None or unknown[1] not in options:
                 raise
             logging.warning(
-                "this compiler does not know the option %s=%s (see parallel/xla_options.py) and "
-                "compiles without it: steps may take more time or memory. jax 0.10.2 to 0.12 and "
-                "their libtpu know it.",
+                "this compiler does not support the option %s=%s (see parallel/xla_options.py); "
+                "compiling without it: steps may take more time or memory. jax 0.10.2 to 0.12 and "
+                "their libtpu support it.",
                 unknown[1],
                 options.pop(unknown[1]),
             )
 
 
 def compiler_options(platform: str) -> dict[str, int | str]:
-    """Returns options for .compile(compiler_options=...) on `platform` ("cpu", "gpu", "tpu")."""
+    """Returns the compiler options for `platform` ("cpu", "gpu" or "tpu")."""
     if platform == "cpu":
         return {
-            # The default scheduler runs independent operations concurrently: a third more workspace
-            # for no speedup, as each large operation uses all cores (benchmarks/results).
+            # The default scheduler runs independent operations concurrently. This takes a third
+            # more workspace and is no faster, because each large operation uses all cores
+            # (benchmarks/results).
             "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
             "xla_cpu_prefer_vector_width": 512,  # split in two on CPUs with shorter vectors
         }
     if platform == "tpu":
-        return {  # no windowed einsums
+        return {
+            # Disable windowed einsums.
             "xla_tpu_enable_windowed_einsum_for_all_gather": "false",
             "xla_tpu_enable_windowed_einsum_for_reduce_scatter": "false",
             # Run collectives on the sparse cores.

@@ -332,7 +332,7 @@ def test_stages_refuse_invalid_settings_and_leave_no_folder(folder, scored, tmp_
                 data={"pretrain": DataConfig(sources=(f"{folder}/text/train",))},
                 **one,
             ),
-            "batch_size=9 does not divide",
+            "batch_size=9 cannot be divided evenly",
         ),
     ):
         with pytest.raises(QwenJaxError, match=message):

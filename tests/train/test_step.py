@@ -114,8 +114,8 @@ def test_abstract_state_names_every_weight_that_the_mesh_does_not_divide():
 @pytest.mark.parametrize(
     "config, message",
     [
-        (MeshConfig(data=3), "does not divide 8 devices"),
-        (MeshConfig(fsdp=4), "4 positions for 8 devices"),
+        (MeshConfig(data=3), "does not divide the number of devices, 8"),
+        (MeshConfig(fsdp=4), "4 positions, but there are 8 devices"),
     ],
 )
 def test_make_mesh_refuses_the_wrong_size(config, message):

@@ -59,8 +59,8 @@ def test_read_rows_yields_locations(tmp_path, name):
         ("a.json", b"[{}, 3]", "'3' is not a JSON object.*a.json\\[1\\]\n"),
         ("a.json", b"{}", "not a JSON list"),
         ("a.json", b"[{}", "not valid JSON"),
-        ("a.json", b"[" * 100_000, "not valid JSON"),  # deeper than the reader goes
-        ("a.json", b'[{"a": ' + b"1" * 5000 + b"}]", "not valid JSON"),  # longer than Python's integers
+        ("a.json", b"[" * 100_000, "not valid JSON"),  # nested too deeply
+        ("a.json", b'[{"a": ' + b"1" * 5000 + b"}]", "not valid JSON"),  # integer too long
         ("a.json", b'["\xff"]', "not UTF-8"),
         ("a.jsonl.gz", gzip.compress(b"{}\n" * 99)[:-9], "cannot read the file"),
         ("a.jsonl.gz", b"{}", "cannot read the file"),

@@ -1,4 +1,4 @@
-"""CPU features of this machine that decide settings."""
+"""CPU features of this machine on which settings depend."""
 
 import pathlib
 import platform
@@ -12,7 +12,7 @@ BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
 def has_bfloat16_matmul() -> bool:
     """Returns whether bfloat16 matmuls are faster than float32 ones here; False if unknown.
 
-    Without such instructions XLA:CPU converts every operand, and a step takes longer than in
+    Without such instructions, XLA:CPU converts every operand, and a step takes longer than in
     float32.
     """
     if platform.system() != "Linux" or not CPU_INFO.exists():

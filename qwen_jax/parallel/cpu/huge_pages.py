@@ -1,9 +1,9 @@
 """Huge pages for steps that run on a CPU.
 
-XLA:CPU allocates the workspace of a program from the kernel on every call: hundreds of megabytes
-that fault in 4 KiB at a time, a fifth of the step time of a small model (benchmarks/results). With
-huge pages it is 2 MiB at a time. glibc requests them if the environment variable is set before the
-process starts; the Makefile sets it.
+XLA:CPU allocates the workspace of a program from the kernel on every call. These hundreds of
+megabytes fault in 4 KiB at a time, which takes a fifth of a small model's step time
+(benchmarks/results); with huge pages, 2 MiB at a time. glibc requests huge pages if the environment
+variable is set before the process starts. The Makefile sets it.
 """
 
 import os
@@ -14,7 +14,7 @@ VARIABLE, SETTING = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 
 
 def advice() -> str | None:
-    """Returns a hint to set the variable, or None if it is set or has no effect here."""
+    """Returns a hint to set the variable, or None if it is set or would have no effect."""
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         return None
     if "glibc.malloc.hugetlb" in os.environ.get(VARIABLE, ""):
