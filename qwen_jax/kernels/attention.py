@@ -1,7 +1,7 @@
-"""The public attention op: causal, packed documents, windows, grouped heads.
+"""The public attention op: causal, with packed documents, windows and grouped heads.
 
-`attention` picks one of several backends. Backends do not depend on models or meshes, and share one
-mask representation (mask.py).
+`attention` selects one of several backends. Backends do not depend on models or meshes, and share
+one mask representation (mask.py).
 
 B batch, T query positions, S key positions, N heads, K key-value heads, H head size.
 """
@@ -21,10 +21,10 @@ from qwen_jax.kernels.backend import Call
 from qwen_jax.kernels.platform import interpret_mode, target_of
 from qwen_jax.types import Array
 
-# Name -> module, imported on first use: a run on a CPU never imports Pallas. A module has
-# `attention` (the signature of reference.attention), `refuse(call)` (None, or why it cannot run the
-# call) and PLATFORM (of its custom calls, which the compiler does not partition; None: plain JAX,
-# which runs and is partitioned on any platform).
+# Name -> module, imported on first use, so a CPU run never imports Pallas. Each module has
+# `attention` (with the signature of reference.attention), `refuse(call)` (returns None, or why it
+# cannot run the call) and PLATFORM (the platform of its custom calls, which the compiler does not
+# partition; None: plain JAX, which runs and is partitioned on any platform).
 IMPLEMENTATIONS = {
     "reference": "qwen_jax.kernels.reference",
     "xla": "qwen_jax.kernels.xla",
@@ -33,7 +33,7 @@ IMPLEMENTATIONS = {
     "hopper_deterministic": "qwen_jax.kernels.hopper.deterministic",
     "cudnn": "qwen_jax.kernels.cudnn",
 }
-# By platform. The first backend that does not refuse runs.
+# Platform -> backends in order of preference. The first one that can run the call is used.
 PREFERENCE = {"tpu": ("tpu", "xla"), "gpu": ("hopper", "cudnn", "xla"), "cpu": ("xla",)}
 
 
@@ -48,27 +48,28 @@ def attention(
     scale: float | None = None,
     implementation: str | None = None,
 ) -> Array:
-    """Causal attention; query head n reads key-value head n // (N / K).
+    """Computes causal attention. Query head n attends to key-value head n // (N / K).
 
     Args:
       q: [B, T, N, H].
-      k, v: [B, S, K, H] of q's dtype, K dividing N. With T < S the queries are the last T tokens.
+      k, v: [B, S, K, H] in q's dtype; K divides N. With T < S, the queries are the last T tokens.
       segment_ids: int32 [B, T], only with T == S: contiguous runs, one per document. 0 is padding:
         it neither attends nor is attended to, and its output is zero.
       positions: int32 [B, T]: with T != S, the index of each query on the key axis (default: the
-        last T). With T == S the array order counts and positions have no effect.
-      window: the number of tokens each query sees, itself included; None: no limit. May be traced.
-      scale: of the scores; None: 1 / sqrt(H).
-      implementation: a backend by name ("reference", "xla", "tpu", "hopper",
+        last T). With T == S, the array order determines positions, and this has no effect.
+      window: number of tokens that each query sees, including itself; may be traced. None: no
+        limit.
+      scale: factor of the scores; None: 1 / sqrt(H).
+      implementation: name of a backend ("reference", "xla", "tpu", "hopper",
         "hopper_deterministic", "cudnn"); None: the best one for the device of the arrays or, when
         traced, for the target device of the program.
 
     Returns:
-      [B, T, N, H] in q's dtype; softmax statistics are float32.
+      Output, [B, T, N, H] in q's dtype. Softmax statistics are float32.
 
     Raises:
-      KernelError: shapes or dtypes that do not fit, segment ids that are not contiguous, a window
-        below 1, an unknown implementation, or one that cannot run here (with each one's reason).
+      KernelError: invalid shapes or dtypes, non-contiguous segment ids, a window below 1, an
+        unknown implementation, or no implementation that can run here (with the reason of each).
 
     Example:
       >>> out = attention(q, k, v, segment_ids=batch.segment_ids, window=1024)
@@ -83,7 +84,7 @@ def attention(
 
 
 def call_of(q: Array, k: Array, *, segment_ids: Array | None, window) -> Call:
-    """Returns the call that `attention` makes to a backend for these arguments."""
+    """Returns the Call that describes these arguments to a backend."""
     known = (
         "traced" if isinstance(window, jax.core.Tracer) else None if window is None else int(window)
     )
@@ -102,21 +103,21 @@ def call_of(q: Array, k: Array, *, segment_ids: Array | None, window) -> Call:
 
 
 class Choice(NamedTuple):
-    """The selected backend, and why each preferred one cannot run the call."""
+    """The selected backend, and why the backends preferred over it cannot run the call."""
 
     name: str
     module: types.ModuleType
-    refused: dict[str, str]
+    refused: dict[str, str]  # name of a backend -> reason
 
     def __str__(self) -> str:
         return self.name + "".join(f" ({name}: {why})" for name, why in self.refused.items())
 
 
 def choose(call: Call, implementation: str | None = None) -> Choice:
-    """Returns the backend that runs `call`: the named one, or the best.
+    """Returns the backend that runs `call`: `implementation`, or the best one if it is None.
 
     Raises:
-      KernelError: an unknown name, or no backend that can run the call, with the reason of each.
+      KernelError: the name is unknown, or no backend can run the call (with the reason of each).
     """
     if implementation is None:
         names = PREFERENCE.get(call.target.platform, ("xla",))
@@ -141,9 +142,9 @@ def choose(call: Call, implementation: str | None = None) -> Choice:
             reasons[name] = refusal(name, call)
     verdicts = "; ".join(f"{name}: {reason or 'can run it'}" for name, reason in reasons.items())
     raise KernelError(
-        f"no backend of {', '.join(names)} can run this call. {verdicts}.",
+        f"none of the backends {', '.join(names)} can run this call. {verdicts}.",
         f"attention(implementation={implementation!r}) on {call.target}",
-        "name a backend that can run it, or omit implementation.",
+        "choose a backend that can run it, or omit `implementation`.",
     )
 
 
@@ -153,7 +154,7 @@ def refusal(name: str, call: Call) -> str | None:
     needs = module.PLATFORM
     if needs and call.target.platform != needs and interpret_mode() is None:
         return (
-            f"runs on a {needs.upper()}, and this call is for {call.target} (to compile for "
+            f"runs on a {needs.upper()}, but this call is for {call.target} (to compile for "
             "another device, pass arrays with a NamedSharding over its mesh, or use "
             "jax.sharding.use_abstract_mesh; to interpret the kernel on a CPU, use "
             "qwen_jax.kernels.platform.interpret_kernels)"
@@ -178,12 +179,14 @@ def _check_shapes(q, k, v, segment_ids, positions) -> None:
     if q.shape[2] % k.shape[2]:
         raise refuse(
             f"{k.shape[2]} key-value heads do not divide {q.shape[2]} heads",
-            "make the number of query heads a multiple of it.",
+            "use a number of query heads that is a multiple of the key-value heads.",
         )
     if not q.dtype == k.dtype == v.dtype or not jnp.issubdtype(q.dtype, jnp.floating):
         raise refuse("dtypes differ or are not floating point", "cast q, k and v to one dtype.")
     if q.shape[1] > k.shape[1]:
-        raise refuse("queries are the last T of S tokens, so 1 <= T <= S", "pass all keys.")
+        raise refuse(
+            "there are more queries than keys; queries are the last T of S tokens", "pass all keys."
+        )
     for name, array in (("segment_ids", segment_ids), ("positions", positions)):
         if array is not None and (array.shape != q.shape[:2] or array.dtype != jnp.int32):
             raise refuse(
@@ -192,7 +195,8 @@ def _check_shapes(q, k, v, segment_ids, positions) -> None:
             )
     if segment_ids is not None and q.shape[1] != k.shape[1]:
         raise refuse(
-            "segment_ids need as many queries as keys", "omit them when decoding over a cache."
+            "segment_ids require as many queries as keys",
+            "omit them when decoding with a cache.",
         )
 
 
@@ -203,7 +207,7 @@ def _check_values(T: int, S: int, segment_ids, positions, window) -> None:
             raise KernelError(
                 f"window={window} is not a single integer.",
                 "attention(window=)",
-                "pass the number of tokens each query sees, itself included, or None.",
+                "pass the number of tokens that each query sees, including itself, or None.",
             )
         if not isinstance(window, jax.core.Tracer) and int(window) < 1:
             raise KernelError(
@@ -226,7 +230,7 @@ def _check_values(T: int, S: int, segment_ids, positions, window) -> None:
     if positions is not None and T != S and not isinstance(positions, jax.core.Tracer):
         if np.any(np.asarray(positions) < 0) or np.any(np.asarray(positions) >= S):
             raise KernelError(
-                f"positions are outside of 0..{S - 1}: a query before the first key sees none.",
+                f"positions must be in 0..{S - 1}, the range of the key axis.",
                 "attention(positions=)",
                 "pass the index of each query on the key axis.",
             )

@@ -1,4 +1,4 @@
-"""Builds an attention op from a forward and a backward kernel, with one custom_vjp for all.
+"""Builds an attention op from a forward and a backward kernel, with one shared custom_vjp.
 
 B batch, T positions, N heads, K key-value heads, H head size.
 """
@@ -15,7 +15,7 @@ from qwen_jax.kernels import mask
 from qwen_jax.kernels.platform import Target
 from qwen_jax.types import Array
 
-# A remat policy that saves these does not run the forward kernel again in the backward pass.
+# With a remat policy that saves these, the backward pass does not rerun the forward kernel.
 RESIDUALS = ("attention_out", "attention_lse")
 
 
@@ -31,22 +31,22 @@ class Call:
     K: int
     H: int
     dtype: jnp.dtype
-    segments: bool
-    window: int | str | None  # "traced": known only on the device
+    segments: bool  # whether there are segment ids
+    window: int | str | None  # "traced": known only at run time
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Attention of a chunk of queries to a chunk of keys of their sequence, for ring attention.
+    """Attention of a chunk of queries to a chunk of keys in one sequence, for ring attention.
 
-    A query sees the keys k_start <= key <= k_end, relative to the block; none if k_end < k_start.
+    A query sees the keys k_start <= key <= k_end, relative to the chunk; none if k_end < k_start.
 
     Attributes:
       forward: (q, k, v, k_start_BT, k_end_BT, *, scale) -> (out, lse): float32 [B, T, N, H] and the
-        log-sum-exp [B, N, T], 1e30 where a query sees nothing.
+        log-sum-exp [B, N, T], which is 1e30 for a query that sees no key.
       backward: (q, k, v, k_start, k_end, out, lse, dout, *, scale) -> float32 (dq, dk, dv), the
         block's contributions; `out` and `lse` are those of the full sequence.
-      base: of the logarithm.
+      base: base of the log-sum-exp.
     """
 
     forward: Callable
@@ -58,11 +58,11 @@ def differentiable(forward: Callable, backward: Callable) -> Callable:
     """Returns attention(q, k, v, *, segment_ids, positions, window, scale) for T == S.
 
     Args:
-      forward: (q_BTNH, k_BTKH, v_BTKH, k_start_BT, q_end_BT, *, scale) -> (out_BTNH, lse), with
-        lse any array with leading axis B that holds the log-sum-exp of each query and head.
+      forward: (q_BTNH, k_BTKH, v_BTKH, k_start_BT, q_end_BT, *, scale) -> (out_BTNH, lse), where
+        lse is any array with leading axis B that holds the log-sum-exp of each query and head.
       backward: (q, k, v, k_start, q_end, out, lse, dout, *, scale) -> (dq, dk, dv).
 
-    Under vmap, the mapped axis is folded into the batch: kernels are traced with one rank only.
+    Under vmap, the mapped axis is folded into the batch, so kernels need not support more axes.
     """
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -86,7 +86,7 @@ def differentiable(forward: Callable, backward: Callable) -> Callable:
     def attention(
         q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, segment_ids, positions, window, scale: float
     ) -> Array:
-        del positions  # the array order counts
+        del positions  # with T == S, the array order determines positions
         B, T = q_BTNH.shape[:2]
         k_start = mask.first_key(B, T, T, segment_ids=segment_ids, positions=None, window=window)
         q_end = mask.last_query(B, T, segment_ids=segment_ids, window=window)

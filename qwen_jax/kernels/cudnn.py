@@ -1,7 +1,7 @@
-"""NVIDIA's cuDNN attention: a fallback on GPUs, and a peer for benchmarks.
+"""NVIDIA's cuDNN attention: a fallback on GPUs and a baseline for benchmarks.
 
-JAX's public function does not expose packed documents for cuDNN, so this backend refuses them: a
-path that ignores segment ids trains on the wrong loss.
+JAX's public function does not expose packed documents for cuDNN, so this backend refuses them:
+ignoring segment ids would train on the wrong loss.
 """
 
 import jax
@@ -18,13 +18,13 @@ def refuse(call: Call) -> str | None:
     if call.segments:
         return "does not support packed documents"
     if call.T != call.S:
-        return "runs only full sequences (as many queries as keys)"
+        return "supports only full sequences (as many queries as keys)"
     if call.window == "traced":
-        return "needs a window that is known at compile time"
+        return "requires a window that is known at compile time"
     if call.dtype not in (jnp.bfloat16, jnp.float16):
-        return f"runs bfloat16 and float16, not {call.dtype}"
+        return f"supports bfloat16 and float16, not {call.dtype}"
     if call.H > 128 or call.H % 8:
-        return f"supports head sizes up to 128 in steps of 8, not {call.H}"
+        return f"supports head sizes that are multiples of 8 up to 128, not {call.H}"
     return None
 
 

@@ -2,7 +2,8 @@
 
 With contiguous documents, causality and a window, query i sees the keys k_start[i] <= k <= i, and
 key j is seen by the queries j <= q <= q_end[j]. One int32 per query (or per key) replaces the
-comparison of segment ids, and their extremes over a tile determine exactly which tiles are empty.
+comparison of segment ids, and its minimum and maximum over a tile determine exactly which tiles are
+empty.
 
 B batch, T query positions, S key positions.
 """
@@ -29,12 +30,13 @@ def first_key(
     positions: Array | None,
     window: Array | int | None,
 ) -> Array:
-    """Returns k_start, int32 [B, T]: the first key each query sees; S where it sees none (padding).
+    """Returns k_start, int32 [B, T]: the first key that each query sees; S for padding, which sees
+    none.
 
     Args:
       segment_ids: int32 [B, T] or None, only with T == S; 0 is padding.
       positions: see kernels.attention.
-      window: the number of tokens a query sees, itself included; None: no limit.
+      window: number of tokens that a query sees, including itself; None: no limit.
     """
     start = jnp.zeros((B, T), jnp.int32)
     if segment_ids is not None:
@@ -48,13 +50,13 @@ def first_key(
 
 
 def last_query(B: int, T: int, *, segment_ids: Array | None, window: Array | int | None) -> Array:
-    """Returns q_end, int32 [B, T]: the last query that sees each key; -1 where none does."""
+    """Returns q_end, int32 [B, T]: the last query that sees each key; -1 if none does."""
     end = jnp.full((B, T), T - 1, jnp.int32)
-    if segment_ids is not None:  # the end of a document is its start in reversed order
+    if segment_ids is not None:  # a document's end is its start in reverse order
         end = T - 1 - _document_start(segment_ids[:, ::-1])[:, ::-1]
     if window is not None:
         index = jnp.arange(T, dtype=jnp.int32)[None]
-        # Clipped first: a window of 2^31 - 1, which means no limit, must not overflow.
+        # Clip first, so a window of 2^31 - 1, which means no limit, does not overflow.
         reach = jnp.minimum(jnp.asarray(window, jnp.int32), jnp.int32(T)) - 1
         end = jnp.minimum(end, index + reach)
     if segment_ids is not None:
@@ -63,7 +65,7 @@ def last_query(B: int, T: int, *, segment_ids: Array | None, window: Array | int
 
 
 def _document_start(segment_ids: Array) -> Array:
-    """Returns the first position of each token's run of equal ids, int32 [B, T]."""
+    """Returns the start of the run of equal ids that contains each token, int32 [B, T]."""
     index = jnp.broadcast_to(
         jnp.arange(segment_ids.shape[1], dtype=jnp.int32)[None], segment_ids.shape
     )

@@ -1,4 +1,4 @@
-"""The target device of a computation, which need not be a device of this machine."""
+"""The target device of a computation, which may not be a device of this machine."""
 
 import contextlib
 import contextvars
@@ -32,9 +32,9 @@ class Target:
 def target_of(x: jax.Array | None = None) -> Target:
     """Returns the target device of a computation on `x`.
 
-    In this order: the device of a concrete array; the mesh of a traced one (a program lowered for
-    the topology of a TPU pod targets a TPU, even on a machine without one); the current mesh
-    (jax.sharding.use_abstract_mesh, set_mesh); JAX's default device.
+    It is, in this order: the device of a concrete array; the mesh of a traced array (a program
+    lowered for the topology of a TPU pod targets a TPU, even on a machine without one); the current
+    mesh (jax.sharding.use_abstract_mesh, set_mesh); JAX's default device.
     """
     if x is not None and not isinstance(x, jax.core.Tracer) and isinstance(x, jax.Array):
         return Target.of(next(iter(x.sharding.device_set)))
@@ -45,7 +45,7 @@ def target_of(x: jax.Array | None = None) -> Target:
     for mesh in meshes:
         device = getattr(mesh, "abstract_device", None)
         if device is not None:
-            # jax 0.10 has no platform here, but the kind of every TPU starts with "TPU".
+            # In jax 0.10 the device has no platform, but the kind of every TPU starts with "TPU".
             platform = getattr(device, "platform", None) or _platform_of_kind(device.device_kind)
             return Target(_platform(platform), device.device_kind)
     default = jax.config.jax_default_device
@@ -66,10 +66,10 @@ def _platform_of_kind(kind: str) -> str:
 
 @contextlib.contextmanager
 def interpret_kernels(mode: Any = True) -> Iterator[None]:
-    """Interprets the Pallas kernels named by `implementation=`, slowly, on any device.
+    """Interprets the Pallas kernels selected with `implementation=`, slowly, on any device.
 
-    For tests and for debugging on a CPU. Functions traced inside the context stay interpreted: a
-    jitted function keeps the mode of its first trace.
+    This is for tests and for debugging on a CPU. Functions traced inside the context stay
+    interpreted: a jitted function keeps the mode of its first trace.
 
     Args:
       mode: True (fast), or pltpu.InterpretParams / plgpu.InterpretGPUParams, which simulate the
@@ -83,5 +83,5 @@ def interpret_kernels(mode: Any = True) -> Iterator[None]:
 
 
 def interpret_mode() -> Any:
-    """Returns the mode of the innermost `interpret_kernels`; None outside."""
+    """Returns the mode of the innermost `interpret_kernels`; None outside of one."""
     return _interpret.get()

@@ -1,4 +1,4 @@
-"""Attention by its definition, in float32: every backend is tested against it.
+"""The definition of attention, in float32, against which every backend is tested.
 
 B batch, T query positions, S key positions, N heads, K key-value heads, H head size.
 """
@@ -12,7 +12,7 @@ PLATFORM = None
 
 
 def refuse(call) -> str | None:
-    """Returns None: this backend runs every call."""
+    """Returns None: this backend can run every call."""
     del call
     return None
 
@@ -26,8 +26,8 @@ def visible(
 ) -> Array:
     """Returns the mask, bool [B or 1, T, S]: whether query t sees key s.
 
-    A key is visible if it is not after the query, is in the query's document, is at most
-    window - 1 tokens back, and neither of the two is padding.
+    A key is visible if it is not after the query, is in the same document, is at most window - 1
+    tokens before the query, and neither of the two is padding.
     """
     key_index = jnp.arange(S, dtype=jnp.int32)[None, None, :]
     if positions_BT is None or T == S:
@@ -46,7 +46,7 @@ def visible(
 def attention(
     q_BTNH: Array, k_BSKH: Array, v_BSKH: Array, *, segment_ids, positions, window, scale: float
 ) -> Array:
-    """Computes softmax(q k^T scale + mask) v in float32, with all of [T, S] in memory."""
+    """Computes softmax(q k^T scale + mask) v in float32, with the full [T, S] array in memory."""
     B, T, N, H = q_BTNH.shape
     S, K = k_BSKH.shape[1:3]
     q = q_BTNH.astype(jnp.float32).reshape(B, T, K, N // K, H)
@@ -58,6 +58,6 @@ def attention(
     top = jnp.max(scores, axis=-1, where=mask, initial=-1e30, keepdims=True)
     weights = jnp.where(mask, jnp.exp(jnp.where(mask, scores - top, 0.0)), 0.0)
     total = jnp.sum(weights, axis=-1, keepdims=True)
-    weights = weights / jnp.where(total > 0, total, 1.0)  # a query that sees nothing gives zeros
+    weights = weights / jnp.where(total > 0, total, 1.0)  # zeros for a query that sees no key
     out = jnp.einsum("BKGTS,BSKH->BTKGH", weights, v, precision=exact)
     return out.reshape(B, T, N, H).astype(q_BTNH.dtype)

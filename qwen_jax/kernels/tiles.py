@@ -1,7 +1,7 @@
-"""Tile sizes of the kernels by device, head size and dtype, measured and kept in tiles.json.
+"""Tile sizes of the kernels by device, head size and dtype, measured and stored in tiles.json.
 
 `benchmarks/attention/attention.py --tune` measures them on a device and writes the table. A kernel
-without a row in it uses its own defaults.
+that has no row in the table uses its own defaults.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ def lookup(
 
     Args:
       kind: device.device_kind, such as "TPU v5" or "NVIDIA H200".
-      default: the sizes where the table has no row; its keys are the kernel's parameters.
+      default: parameter of the kernel -> size, used if the table has no row.
     """
     if kernel in _override.get():
         return default | _override.get()[kernel]
@@ -49,7 +49,7 @@ def table() -> list[dict]:
 
 @contextlib.contextmanager
 def override(**tiles: dict[str, int]) -> Iterator[None]:
-    """Uses these sizes for functions traced inside it: override(tpu_forward={"query": 512})."""
+    """Uses these sizes for functions traced in the block: override(tpu_forward={"query": 512})."""
     token = _override.set({**_override.get(), **tiles})
     try:
         yield

@@ -1,7 +1,7 @@
-"""Numerics check of a backend: forward and gradients against float32, on random input.
+"""Checks the numerics of a backend: outputs and gradients against float32, on random inputs.
 
-Tests, benchmarks and the start of a run on an accelerator apply one criterion: the error of the
-backend is at most about twice the error of plain JAX in the same precision.
+Tests, benchmarks and the start of a run on an accelerator use the same criterion: the error of the
+backend is at most about twice that of plain JAX in the same precision.
 
 B batch, T positions, N heads, K key-value heads, H head size.
 """
@@ -25,7 +25,7 @@ _NO_LIMIT = np.int32(2**31 - 1)
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One random input. `documents` holds the document lengths; the rest of T is padding."""
+    """One random input."""
 
     T: int
     B: int = 1
@@ -34,7 +34,8 @@ class Case:
     H: int = 64
     dtype: str = "bfloat16"
     window: int | None = None
-    documents: tuple[int, ...] | None = None  # None: one document, no segment ids
+    # Lengths of the packed documents; the rest of T is padding. None: one document, no segment ids.
+    documents: tuple[int, ...] | None = None
     seed: int = 0
 
     def arrays(self) -> tuple[Array, Array, Array, Array]:
@@ -58,7 +59,7 @@ class Case:
 
 
 def repeated(T: int, lengths: tuple[int, ...], *, padding: int = 0) -> tuple[int, ...]:
-    """Returns `lengths` repeated to T - padding tokens, the last document truncated."""
+    """Returns `lengths`, repeated up to T - padding tokens; the last one is truncated."""
     documents, left = [], T - padding
     while left > 0:
         documents.append(min(lengths[len(documents) % len(lengths)], left))
@@ -67,7 +68,7 @@ def repeated(T: int, lengths: tuple[int, ...], *, padding: int = 0) -> tuple[int
 
 
 def masks(T: int) -> dict[str, dict]:
-    """Returns the masks of the grid by name, for sequences of T tokens."""
+    """Returns the masks of the test grid by name, as arguments of Case for T tokens."""
     found = {"causal": {}, "window": {"window": max(1, T // 3)}, "window of one": {"window": 1}}
     if T > 1:
         found |= {
@@ -83,12 +84,12 @@ def masks(T: int) -> dict[str, dict]:
 
 
 def error_ratios(case: Case, implementation: str | None = None) -> dict[str, float]:
-    """Returns the largest error of out, dq, dk and dv over its tolerance: above 1 fails.
+    """Returns the largest error of out, dq, dk and dv, each divided by its tolerance.
 
-    The tolerance is twice the error of plain JAX in the case's dtype, plus a few units in the last
-    place of the largest value and of float32 sums of this size. The floor is for cases in which
-    plain JAX happens to be exact: a token that sees only itself, where the gradient of its score
-    is 0 by cancellation.
+    A ratio above 1 is a failure. The tolerance is twice the error of plain JAX in the case's dtype,
+    plus a floor: a few units in the last place of the largest value and of float32 sums of this
+    size. The floor is for cases in which plain JAX happens to be exact, such as a token that sees
+    only itself, where the gradient of its score is 0 by cancellation.
     """
     arrays, options = case.arrays(), case.options()
     got = _outcome(*arrays, options, how=implementation, mode=interpret_mode())
@@ -110,7 +111,7 @@ def error_ratios(case: Case, implementation: str | None = None) -> dict[str, flo
 
 @functools.partial(jax.jit, static_argnames=("how", "mode"))
 def _outcome(q, k, v, dout, options, *, how, mode=None):
-    """Returns out, dq, dk, dv. Masks are arguments: cases of one shape share a program."""
+    """Returns out, dq, dk, dv. Masks are arguments, so cases of one shape share a program."""
     del mode  # part of the jit cache key: a function traced as interpreted stays interpreted
     attend = plain if how == "plain" else functools.partial(attention, implementation=how)
     out, pull = jax.vjp(lambda q, k, v: attend(q, k, v, **options), q, k, v)
@@ -125,7 +126,7 @@ def plain(
     segment_ids: Array | None = None,
     window: Array | int | None = None,
 ) -> Array:
-    """Computes softmax(q k^T) v in plain JAX, every array in the dtype of the inputs."""
+    """Computes softmax(q k^T / sqrt(H)) v in plain JAX, with all arrays in the inputs' dtype."""
     T, G = q.shape[1], q.shape[2] // k.shape[2]
     k, v = jnp.repeat(k, G, axis=2), jnp.repeat(v, G, axis=2)
     t = jnp.arange(T)
@@ -143,7 +144,7 @@ def plain(
 
 
 def check(case: Case, implementation: str | None = None) -> dict[str, float]:
-    """Returns `error_ratios`, and raises if one is above 1 or NaN.
+    """Returns `error_ratios`, and raises if a ratio is above 1 or NaN.
 
     Raises:
       KernelError: the backend does not compute attention correctly on this device.
@@ -152,9 +153,9 @@ def check(case: Case, implementation: str | None = None) -> dict[str, float]:
     if not all(ratio <= 1 for ratio in found.values()):
         ratios = ", ".join(f"{name} {ratio:.2f}" for name, ratio in found.items())
         raise KernelError(
-            f"attention is wrong on this device: errors over their tolerance are {ratios}.",
+            f"attention is wrong on this device: errors divided by their tolerances: {ratios}.",
             f"attention(implementation={implementation!r}), {case}",
             "use another backend (--model.attention=xla), and report this with the versions of "
-            "jax and of the driver.",
+            "jax and the driver.",
         )
     return found

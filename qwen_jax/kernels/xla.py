@@ -1,13 +1,13 @@
-"""Attention in plain XLA without a [T, S] array: the default on CPUs, and it runs on any device.
+"""Attention in plain XLA without a [T, S] array: runs on any device, and is the default on CPUs.
 
-Queries are processed in chunks. A chunk visits only the key tiles from the first to the last that
-one of its queries sees, so scores hidden by causality, documents or windows are never computed.
-Scores exist for only one tile at a time, which fits into the caches of a CPU. The forward pass is
-an online softmax; the backward pass recomputes weights from the log-sum-exp.
+Queries are processed in chunks. A chunk visits only the key tiles between the first and the last
+one that any of its queries sees, so tiles that causality, documents or windows hide are not
+computed. Scores exist for only one tile at a time, which fits into a CPU's caches. The forward pass
+is an online softmax; the backward pass recomputes weights from the log-sum-exp.
 
-Every matmul contracts the last axis of its left operand, so keys, values and queries are also kept
-transposed: XLA:CPU transposes any other left operand before each matmul, which cost more than the
-matmuls (three to ten times as much for the gradients of keys and values).
+Every matmul contracts the last axis of its left operand, so transposed keys, values and queries are
+stored too. XLA:CPU would transpose any other left operand before each matmul, which took longer
+than the matmuls (three to ten times as long for the gradients of keys and values).
 
 B batch, T query positions, S key positions, N heads, K key-value heads, G = N / K, H head size;
 P groups of R sequences, Q chunks of C queries, J tiles of W keys; M = G C rows of a tile's scores.
@@ -27,24 +27,24 @@ from qwen_jax.types import Array
 
 PLATFORM = None
 
-_MASKED = -1e30  # finite: exp(_MASKED - _MASKED) is 1 and no NaN; masked weights are zeroed after
-_NOTHING_VISIBLE = 1e30  # log-sum-exp of a query that sees nothing: exp(s - this) is 0
+_MASKED = -1e30  # finite, so exp(_MASKED - _MASKED) is 1, not NaN; masked rows are zeroed later
+_NOTHING_VISIBLE = 1e30  # log-sum-exp of a query that sees no key: exp(s - this) is 0
 F32 = jnp.float32
 
 
 def refuse(call) -> str | None:
-    """Returns None: this backend runs every call."""
+    """Returns None: this backend can run every call."""
     del call
     return None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Sizes:
-    """Sizes of the work: sequences in a group, queries in a chunk, keys in a tile."""
+    """The sizes of groups, chunks and tiles, and the scale of the scores."""
 
-    R: int
-    C: int
-    W: int
+    R: int  # sequences in a group
+    C: int  # queries in a chunk
+    W: int  # keys in a tile
     scale: float
 
     @classmethod
@@ -59,8 +59,9 @@ class _Sizes:
             default={"query": side, "key": side},
         )
         C, W = min(tile_sizes["query"], _round_up(T, 8)), min(tile_sizes["key"], _round_up(S, 8))
-        # On a CPU, a tile of scores fits into the caches and is large enough to amortize the start
-        # of each operation. Groups are small: a group computes what any of its sequences sees.
+        # On a CPU, a tile of scores fits into the caches, and is large enough to amortize the
+        # overhead of each operation. Groups are small, because a group computes all tiles that any
+        # of its sequences sees.
         fit = [r for r in range(1, B + 1) if B % r == 0 and r * N * C * W <= 2**20]
         return cls(max(fit, default=1) if target.platform == "cpu" else B, C, W, scale)
 
@@ -86,7 +87,7 @@ def attention(
 
 
 def _split_queries(x: Array, sizes: _Sizes, K: int, *, transposed: bool = False) -> Array:
-    """[B, T, N, H] -> [P, Q, R, K, M, H], or [P, Q, R, K, H, M]; queries after T are zeros."""
+    """[B, T, N, H] -> [P, Q, R, K, M, H], or [P, Q, R, K, H, M]; pads T with zeros."""
     B, T, N, H = x.shape
     C, R = sizes.C, sizes.R
     x = jnp.pad(x, ((0, 0), (0, _round_up(T, C) - T), (0, 0), (0, 0)))
@@ -105,7 +106,7 @@ def _join_queries(x: Array, T: int, N: int) -> Array:
 
 
 def _split_keys(x: Array, sizes: _Sizes, *, transposed: bool = False) -> Array:
-    """[B, S, K, H] -> [P, J, R, K, W, H], or [P, J, R, K, H, W]; keys after S are zeros."""
+    """[B, S, K, H] -> [P, J, R, K, W, H], or [P, J, R, K, H, W]; pads S with zeros."""
     B, S, K, H = x.shape
     W, R = sizes.W, sizes.R
     x = jnp.pad(x, ((0, 0), (0, _round_up(S, W) - S), (0, 0), (0, 0)))
@@ -120,23 +121,23 @@ def _join_keys(x: Array, S: int) -> Array:
 
 
 def _split_bounds(bound: Array | None, sizes: _Sizes, padding: int) -> Array | None:
-    """int32 [B, T] -> [P, Q, R, C]."""
+    """int32 [B, T] -> [P, Q, R, C]; pads T with `padding`."""
     if bound is None:
         return None
     T = bound.shape[1]
     bound = jnp.pad(bound, ((0, 0), (0, _round_up(T, sizes.C) - T)), constant_values=padding)
     bound = bound.reshape(-1, sizes.R, bound.shape[1] // sizes.C, sizes.C).transpose(0, 2, 1, 3)
-    return jax.lax.optimization_barrier(bound)  # computed once, not for every score
+    return jax.lax.optimization_barrier(bound)  # so it is computed once, not for every score
 
 
 def _tiles(k_start_RC: Array | None, k_end_RC: Array, sizes: _Sizes):
-    """Returns the first tile that a chunk's queries see, and the one after the last."""
+    """Returns the first tile that a chunk's queries see, and the tile after the last one."""
     first = 0 if k_start_RC is None else jnp.min(k_start_RC) // sizes.W
     return jnp.int32(first), jnp.max(k_end_RC) // sizes.W + 1
 
 
 def _scores(q_RKMH: Array, k_RKWH: Array, k_start_RC, k_end_RC, tile: Array, sizes: _Sizes):
-    """Returns the masked scores of a chunk and a tile, float32 [R, K, M, W]."""
+    """Returns the masked scores of a chunk's queries and a tile's keys, float32 [R, K, M, W]."""
     scores = _matmul(q_RKMH, k_RKWH, 3) * F32(sizes.scale)
     R, K, M, W = scores.shape
     key = (tile * W + jnp.arange(W, dtype=jnp.int32))[None, None]
@@ -168,7 +169,7 @@ def _attend(q_BTNH, k_BSKH, v_BSKH, k_start_BT, k_end_BT, sizes):
 
 
 def _forward(q_BTNH, k_BSKH, v_BSKH, k_start_BT, k_end_BT, sizes, dtype=None):
-    """Returns out, in `dtype` or q's, and the residuals of the backward pass."""
+    """Returns out, in `dtype` (None: q's), and the residuals of the backward pass."""
     T, N = q_BTNH.shape[1:3]
     K = k_BSKH.shape[2]
 
@@ -215,7 +216,7 @@ def _forward(q_BTNH, k_BSKH, v_BSKH, k_start_BT, k_end_BT, sizes, dtype=None):
 
 
 def _backward(sizes, residuals, dout_BTNH, dtype=None):
-    """Returns the gradients of q, k and v in `dtype` or q's, and None for the mask."""
+    """Returns the gradients of q, k and v in `dtype` (None: q's), and None for the mask."""
     q_BTNH, k_BSKH, v_BSKH, k_start_BT, k_end_BT, out_BTNH, lse = residuals
     (T, N), (S, K) = q_BTNH.shape[1:3], k_BSKH.shape[1:3]
     computed, dtype = q_BTNH.dtype, dtype or q_BTNH.dtype

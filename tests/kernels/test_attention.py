@@ -230,7 +230,7 @@ def test_attention_refuses_bad_values_before_compilation():
     refused("dtypes differ.*bfloat16", q, k.astype(jnp.bfloat16), v)
     for position in (40, -1):  # a query before the first key sees none
         refused(
-            "positions are outside of 0..39",
+            "positions must be in 0..39",
             q[:, :1],
             k,
             v,
@@ -263,7 +263,7 @@ def stand_ins(monkeypatch):
     monkeypatch.setitem(sys.modules, "qwen_jax.kernels.tpu.backend", module("tpu"))
     for name in ("backend", "deterministic"):
         monkeypatch.setitem(
-            sys.modules, f"qwen_jax.kernels.hopper.{name}", module("gpu", "needs jax 0.11")
+            sys.modules, f"qwen_jax.kernels.hopper.{name}", module("gpu", "requires jax 0.11")
         )
     return seen
 
@@ -291,7 +291,7 @@ def test_attention_refuses_an_unavailable_backend_with_all_reasons(stand_ins):
     with pytest.raises(KernelError) as caught:
         attention(q, k, v, implementation="tpu")
     what = caught.value.what
-    assert "tpu: runs on a TPU, and this call is for cpu" in what and "interpret_kernels" in what
+    assert "tpu: runs on a TPU, but this call is for cpu" in what and "interpret_kernels" in what
     assert "xla: can run it" in what and "hopper: runs on a GPU" in what
     assert caught.value.where == "attention(implementation='tpu') on cpu"
     assert caught.value.fix == "name a backend that can run it, or omit implementation."
@@ -307,7 +307,7 @@ def test_choose_takes_the_best_backend_that_does_not_refuse(stand_ins):
     assert choose(call_for(*h100, segments=True))[0] == "xla"
     assert choose(call_for("cpu", "cpu"))[0] == "xla"
     for changes, reason in (
-        ({"H": 256}, "head sizes up to 128 in steps of 8, not 256"),
+        ({"H": 256}, "head sizes that are multiples of 8 up to 128, not 256"),
         ({"segments": True}, "not support packed documents"),
         ({"dtype": jnp.dtype("float32")}, "not float32"),
         ({"window": "traced"}, "known at compile time"),
@@ -315,7 +315,7 @@ def test_choose_takes_the_best_backend_that_does_not_refuse(stand_ins):
     ):
         with pytest.raises(KernelError, match=f"cudnn: [^;]*{reason}") as caught:
             choose(call_for(*h100, **changes), "cudnn")
-        assert "hopper: needs jax 0.11" in caught.value.what
+        assert "hopper: requires jax 0.11" in caught.value.what
 
 
 def test_target_of_a_program_lowered_for_a_tpu_on_a_cpu(stand_ins, monkeypatch):

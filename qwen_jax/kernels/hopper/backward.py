@@ -6,11 +6,11 @@ see them, for every query head of the group. Two consumer warpgroups of 64 keys 
   S^T = K Q^T,  dP^T = V dO^T,  P^T = 2^(S^T scale log2(e) - lse),  dS^T = P^T (dP^T - delta)
   dV += P^T dO,  dK += dS^T Q,  dQ += dS K
 
-with dV and dK in registers. The scores are transposed: P^T and dS^T are then register operands of
+with dV and dK in registers. The scores are transposed, so P^T and dS^T can be register operands of
 the matmuls. Only dS^T goes through shared memory, since each warpgroup's part of dQ needs the keys
 of both. TMA sums dQ in float32 in global memory in no fixed order, so its last bits differ between
-runs. `deterministic` computes dQ in a second kernel instead (backward_dq.py), which costs two
-matmuls on top of five.
+runs. With `deterministic`, a second kernel computes dQ instead (backward_dq.py), which takes two
+matmuls in addition to five.
 
 The order within a step keeps the tensor cores busy: S, dP, dV, dQ and dK start one after another.
 The exponentials overlap with dP, dS with dV, and the store of dQ with dK. dK overlaps with the next
@@ -34,7 +34,7 @@ from qwen_jax.kernels.hopper.backward_dq import query_gradient
 from qwen_jax.kernels.platform import target_of
 from qwen_jax.types import Array
 
-KEYS = 128  # per tile: two warpgroups of 64, the height of a wgmma
+KEYS = 128  # keys per tile: two warpgroups of 64, the height of a wgmma
 _STAGES = 2  # query tiles in shared memory
 
 
@@ -51,13 +51,13 @@ def backward(
     scale: float,
     deterministic: bool = False,
 ) -> tuple[Array, Array, Array]:
-    """Returns dq, dk, dv, each in its input's dtype (bfloat16 or float16; H 64 or 128).
+    """Returns dq, dk and dv, each in its input's dtype (bfloat16 or float16; H is 64 or 128).
 
     Args:
-      k_start_BT, q_end_BT: int32, see mask.first_key and mask.last_query. They hold the same
-        information, and each kernel reads the one it needs.
-      lse: float32 [B, N, T'], T' >= T, see ops.py.
-      deterministic: whether results are bitwise equal in every run.
+      k_start_BT, q_end_BT: int32; see mask.first_key and mask.last_query. They hold the same
+        information; each kernel reads the one it needs.
+      lse: float32 [B, N, T'], T' >= T; see ops.py.
+      deterministic: whether results must be bitwise equal in every run.
     """
     B, T, N, H = q_BTNH.shape
     tile, padded = _tile(H), -(-T // KEYS) * KEYS
@@ -102,19 +102,21 @@ class Shape:
     K: int
     H: int
     Q: int
-    dq: bool  # compute dQ too
-    early_dv: bool  # start dV before dS is computed: more overlap, more registers
+    dq: bool  # whether to compute dQ too
+    early_dv: bool  # whether to start dV before dS is computed: more overlap, more registers
     dtype: jnp.dtype
     scale: float
 
 
 def _tile(H: int) -> int:
-    """Returns the queries per tile: S and dP (64 x Q), dK and dV (64 x H) share 240 registers."""
+    """Returns the queries per tile, such that S, dP (64 x Q), dK and dV (64 x H) fit in 240
+    registers."""
     return 64 if H == 128 else 128
 
 
 def _early_dv(q: Array) -> bool:
-    """Returns the setting of tiles.json, or the default: H 64 has no registers left for it."""
+    """Returns the setting in tiles.json or the default, which is False for H = 64: too few
+    registers remain."""
     H = q.shape[3]
     found = tiles.lookup(
         "hopper_backward",
@@ -137,8 +139,9 @@ def _pad(x: Array, length: int, *, axis: int, value: float = 0) -> Array:
 def bounds(q_end_BT: Array, tile: int) -> Array:
     """Returns the query tiles of each key tile, int32 [B, T / KEYS, 4].
 
-    (first, end): no query outside of these tiles sees any of the keys. (unmasked_end_0,
-    unmasked_end_1): query tiles before it and after the keys of warpgroup 0 (1) need no mask.
+    These are (first, end, unmasked_end_0, unmasked_end_1). No query outside of tiles first to
+    end - 1 sees any of the keys. The query tiles after the keys of warpgroup 0 (1) and before
+    unmasked_end_0 (1) need no mask.
     """
     B, T = q_end_BT.shape
     q_end = q_end_BT.reshape(B, T // KEYS, KEYS)
@@ -152,7 +155,7 @@ def bounds(q_end_BT: Array, tile: int) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class _Memory:
-    """Shared memory and barriers of a thread block (fields of the same name in `_scratch`)."""
+    """Shared memory and barriers of a thread block (in the order of `_scratch`)."""
 
     k: Any  # [KEYS, H], later dK
     v: Any  # [KEYS, H], later dV
@@ -161,14 +164,14 @@ class _Memory:
     lse: Any  # [_STAGES, Q]
     delta: Any
     q_end: Any  # [KEYS]
-    index: Any  # [Q + 64]: 0 .. Q-1, 0 .. 63: mask indices, to save registers
-    ds: Any  # [2, KEYS, Q]: dS^T of this step and of the previous one
-    dq: Any  # [2, 64, 64]: each warpgroup's part of dQ, before its store
-    kv_full: Any  # k, v, q_end are loaded
-    q_full: Any  # per stage: q and lse are loaded
-    dout_full: Any
-    free: Any  # per stage: both consumers are done with it
-    ds_full: Any  # both consumers have written their part of dS^T
+    index: Any  # [Q + 64]: 0 .. Q-1, 0 .. 63; mask indices, stored here to save registers
+    ds: Any  # [2, KEYS, Q]: dS^T of this step and the previous one
+    dq: Any  # [2, 64, 64]: each warpgroup's part of dQ, before it is stored
+    kv_full: Any  # barrier: k, v, q_end and index are loaded
+    q_full: Any  # barrier per stage: q and lse are loaded
+    dout_full: Any  # barrier per stage: dout and delta are loaded
+    free: Any  # barrier per stage: both consumers have finished with it
+    ds_full: Any  # barrier: both consumers have written their part of dS^T
 
 
 def _scratch(shape: Shape) -> list:
@@ -218,8 +221,8 @@ def _kernel(shape: Shape):
             _consume(shape, memory, bounds, dq, dk, dv, b, head, j, warpgroup)
 
     out = jax.ShapeDtypeStruct((shape.B, shape.T, shape.K, shape.H), shape.dtype)
-    # Key tiles vary fastest: concurrent blocks then read the same queries from L2. The first keys,
-    # which most queries see, start first.
+    # Key tiles vary fastest, so concurrent blocks read the same queries from L2. The blocks of the
+    # first keys, which the most queries see, start first.
     grid = {"batch": shape.B, "head": shape.K, "keys": shape.T // KEYS}
     return ops.kernel(
         body,
@@ -233,7 +236,7 @@ def _kernel(shape: Shape):
 
 
 def _produce(shape: Shape, memory: _Memory, q, k, v, dout, lse, delta, q_end, bounds, b, head, j):
-    """Loads the keys, then tile after tile of queries as stages become free."""
+    """Loads the keys, then the query tiles one after another as stages become free."""
     G = shape.N // shape.K
     keys = pl.ds(j * KEYS, KEYS)
     plgpu.copy_gmem_to_smem(k.at[b, keys, head], memory.k, memory.kv_full)
@@ -276,7 +279,7 @@ def _stage(s):
 
 
 def _next(i, g, first, end):
-    """Returns the step after query tile i of the group's head g."""
+    """Returns the (i, g) that follows query tile i of the group's head g."""
     wraps = i + 1 == end
     return jnp.where(wraps, first, i + 1), jnp.where(wraps, g + 1, g)
 
@@ -305,8 +308,9 @@ def _consume(shape: Shape, memory: _Memory, bounds, dq, dk, dv, b, head, j, warp
                 unmasked_end=unmasked_end,
                 warpgroup=me,
             )
-            # Always `me`, but opaque to the compiler, which would otherwise compute the addresses
-            # that depend on it before the loop and spill some 80 registers.
+            # The last value is always `me`, but the compiler cannot tell. Otherwise it would
+            # compute the addresses that depend on `me` before the loop, and spill about 80
+            # registers.
             return *_next(i, g, first, end), jnp.where(i < 0, i, me)
 
         ops.loop(0, steps, step, (first, jnp.int32(0), warpgroup), accumulators=(dk_sum, dv_sum))
@@ -341,7 +345,7 @@ def _step(
     def scores(s_sum, dp_sum):
         plgpu.barrier_wait(memory.q_full.at[stage])
         ops.accumulate(s_sum, memory.k.at[mine], q.transpose((1, 0)))
-        ops.wait(1)  # for dK of the previous step
+        ops.wait(1)  # until the dK matmul of the previous step has completed
 
         @pl.when(s > 0)
         def _():
@@ -380,11 +384,11 @@ def _step(
 
 
 def _add_dq(shape: Shape, memory: _Memory, ds_T, dk_sum, dq, *, b, n, i, s, warpgroup):
-    """Computes and stores this warpgroup's part of dQ, with dK started after it."""
+    """Computes and stores this warpgroup's part of dQ; starts dK after it."""
     stage, ds = _stage(s), memory.ds.at[lax.rem(s, jnp.int32(2))]
     ds.at[pl.ds(warpgroup * 64, 64)][...] = ds_T
     plgpu.commit_smem()
-    # Also signals that the other warpgroup has read dS of two steps ago.
+    # This also signals that the other warpgroup has read the dS of two steps ago.
     plgpu.barrier_arrive(memory.ds_full)
     plgpu.barrier_wait(memory.ds_full)
 
@@ -403,7 +407,7 @@ def _add_dq(shape: Shape, memory: _Memory, ds_T, dk_sum, dq, *, b, n, i, s, warp
 
 
 def _part(shape: Shape, warpgroup):
-    """Returns the 64 rows and 64 columns of dQ's tile [Q, H] that a warpgroup computes."""
+    """Returns the 64 rows and 64 columns of dQ's [Q, H] tile that a warpgroup computes."""
     mine, all_64 = pl.ds(warpgroup * 64, 64), pl.ds(0, 64)
     return (all_64, mine) if shape.H == 128 else (mine, all_64)
 

@@ -1,13 +1,13 @@
-"""Deterministic dQ on Hopper, half of the deterministic backward pass.
+"""Deterministic dQ on Hopper: one of the two kernels of the deterministic backward pass.
 
-The fused kernel (backward.py) sums dQ in the order in which thread blocks finish. Here a thread
-block owns 128 queries of one head and sums in the order of the keys:
+The fused kernel (backward.py) sums dQ in the order in which thread blocks finish. Here, a thread
+block owns 128 queries of one head and sums in key order:
 
   S = Q K^T,  dP = dO V^T,  dS = 2^(S scale log2(e) - lse) (dP - delta),  dQ += dS K
 
-with dQ and dS in registers. Two consumer warpgroups of 64 queries each are independent of each
-other; a producer loads the tiles. S and dP are computed twice: seven matmuls in total instead of
-five.
+with dQ and dS in registers. Two consumer warpgroups of 64 queries each work independently, and a
+producer warpgroup loads the tiles. S and dP are computed twice, so there are seven matmuls in total
+instead of five.
 
 B batch, T positions, N heads, K key-value heads, G = N / K, H head size.
 """
@@ -24,9 +24,9 @@ from jax import lax
 from qwen_jax.kernels.hopper import ops
 from qwen_jax.types import Array
 
-QUERIES = 128  # per thread block
-_KEYS = 128  # per step
-_STAGES = 2
+QUERIES = 128  # queries per thread block
+_KEYS = 128  # keys per step
+_STAGES = 2  # key tiles in shared memory
 
 
 def query_gradient(
@@ -40,10 +40,10 @@ def query_gradient(
     *,
     scale: float,
 ) -> Array:
-    """Returns dQ in q's dtype. T is a multiple of 128; other arguments are as in backward.py.
+    """Returns dQ in q's dtype. T must be a multiple of 128; arguments are as in backward.py.
 
     Args:
-      k_start_BT: int32, see mask.first_key; T or more for a query that sees nothing.
+      k_start_BT: int32; see mask.first_key; T or more for a query that sees no key.
     """
     index = jnp.tile(jnp.arange(_KEYS, dtype=jnp.int32), 2)
     return _kernel(q_BTNH, k_BTKH.shape[2], scale)(
@@ -54,8 +54,9 @@ def query_gradient(
 def bounds(k_start_BT: Array) -> Array:
     """Returns the key tiles of each query tile, int32 [B, T / QUERIES, 4].
 
-    (first, end): none of the queries sees a key outside of these tiles. (unmasked_start_0,
-    unmasked_start_1): tiles from it on that end before the queries of warpgroup 0 (1) need no mask.
+    These are (first, end, unmasked_start_0, unmasked_start_1). No query sees a key outside of tiles
+    first to end - 1. Tiles from unmasked_start_0 (1) on that end before the queries of warpgroup 0
+    (1) need no mask.
     """
     B, T = k_start_BT.shape
     k_start = k_start_BT.reshape(B, T // QUERIES, QUERIES)
@@ -80,11 +81,11 @@ class _Memory:
     lse: Any  # [QUERIES]
     delta: Any
     k_start: Any
-    index: Any  # 0 .. 127 twice, once for each use: see backward.py
-    q_full: Any
-    k_full: Any  # per stage
-    v_full: Any
-    free: Any
+    index: Any  # 0 .. 127 twice, once for each use; see backward.py
+    q_full: Any  # barrier: q, dout, lse, delta, k_start and index are loaded
+    k_full: Any  # barrier per stage: k is loaded
+    v_full: Any  # barrier per stage: v is loaded
+    free: Any  # barrier per stage: both consumers have finished with it
 
 
 def _kernel(q: Array, K: int, scale: float):
@@ -112,7 +113,7 @@ def _kernel(q: Array, K: int, scale: float):
     def body(q, k, v, dout, lse, delta, k_start, index, bounds, dq, *scratch):
         memory = _Memory(*scratch)
         b, n = lax.axis_index("batch"), lax.axis_index("head")
-        # The last queries see the most keys and start first.
+        # The last queries see the most keys, so their blocks start first.
         t = T // QUERIES - 1 - lax.axis_index("queries")
         warpgroup = lax.axis_index("wg")
         first, end = bounds[b, t, 0], bounds[b, t, 1]
@@ -160,7 +161,7 @@ def _kernel(q: Array, K: int, scale: float):
 
 
 def _produce(memory: _Memory, k, v, first, end):
-    """Loads tile after tile of keys and values as stages become free."""
+    """Loads the tiles of keys and values one after another as stages become free."""
 
     def step(s, _):
         stage, keys = lax.rem(s, jnp.int32(_STAGES)), pl.ds((first + s) * _KEYS, _KEYS)
@@ -181,7 +182,7 @@ def _produce(memory: _Memory, k, v, first, end):
 
 
 def _consume(memory: _Memory, dq, first, end, unmasked_start, *, query, warpgroup, scale: float):
-    """Computes dq [64, H] of one warpgroup's queries over all key tiles; dq is in global memory."""
+    """Computes one warpgroup's dq, [64, H] in global memory, over all key tiles."""
     H, dtype = memory.q.shape[1], memory.q.dtype
     mine, steps = pl.ds(warpgroup * 64, 64), end - first
     plgpu.barrier_wait(memory.q_full)
@@ -197,7 +198,7 @@ def _consume(memory: _Memory, dq, first, end, unmasked_start, *, query, warpgrou
                 own = pl.ds(me * 64, 64)
                 plgpu.barrier_wait(memory.k_full.at[stage])
                 ops.accumulate(s_sum, memory.q.at[own], memory.k.at[stage].transpose((1, 0)))
-                ops.wait(1)  # for dQ of the previous step
+                ops.wait(1)  # until the dQ matmul of the previous step has completed
 
                 @pl.when(s > 0)
                 def _():
@@ -221,7 +222,7 @@ def _consume(memory: _Memory, dq, first, end, unmasked_start, *, query, warpgrou
                 return (p * (dp - lax.broadcast_in_dim(delta, shape, (0,)))).astype(dtype)
 
             ops.accumulate(dq_sum, ops.accumulators(scores, shape, shape), memory.k.at[stage])
-            # Always `me`, which keeps addresses out of registers: see backward.py.
+            # This is always `me`, but keeps addresses out of registers; see backward.py.
             return jnp.where(first < 0, s, me)
 
         ops.loop(0, steps, step, warpgroup, accumulators=(dq_sum,))

@@ -1,6 +1,6 @@
 """The deterministic Hopper backend, for debugging: bitwise equal gradients in every run.
 
-Its backward pass takes two kernels and seven matmuls instead of five.
+Its backward pass has two kernels, with seven matmuls instead of five.
 """
 
 from qwen_jax.kernels.hopper.backend import PLATFORM, refuse

@@ -3,15 +3,15 @@
 Each consumer warpgroup of a thread block computes 64 queries of one head. A producer warpgroup
 streams tiles of keys and values into shared memory by TMA, from the diagonal down to the first key
 that a query of the block sees. The softmax takes half as long as the matmuls at head size 128, and
-as long at 64. It overlaps with the matmuls in two ways:
+equally long at 64. It overlaps with the matmuls in two ways:
 
 - within a warpgroup: the scores of the next tile and the output of this one start together; the
   softmax of the next tile runs while the output matmul is still on the tensor cores;
 - between warpgroups: they issue matmuls in turn, so the softmax of one overlaps with the matmuls of
   another (ping-pong scheduling).
 
-Only tiles that need the mask compute it: those on the diagonal, and those that start before the
-largest first key of the block's queries.
+The mask is computed only for tiles that need it: those on the diagonal, and those that start before
+the largest first key of the block's queries.
 
 See ops.py for the conventions of lse and scale.
 
@@ -32,10 +32,10 @@ from qwen_jax.kernels.hopper import ops
 from qwen_jax.kernels.platform import target_of
 from qwen_jax.types import Array
 
-QUERIES = 64  # per warpgroup: the rows of one wgmma instruction
-# By number of consumers: registers per thread of a consumer and the producer (65,536 in all).
+QUERIES = 64  # queries per warpgroup: the rows of one wgmma instruction
+# Number of consumers -> registers per thread of a consumer and of the producer (65,536 in all).
 REGISTERS = {2: (240, 24), 3: (160, 32)}
-# Tile sizes by head size. At 64 the exponentials take as long as the matmuls: a third warpgroup
+# Tile sizes by head size. At 64, the exponentials take as long as the matmuls. A third warpgroup
 # helps to keep both units busy, and tiles are small enough for four stages.
 DEFAULT = {
     64: {"consumers": 3, "keys": 128, "stages": 4},
@@ -53,7 +53,7 @@ class LaunchConfig:
     K: int
     H: int
     dtype: jnp.dtype
-    scale: float  # of the scores in base 2, above 0
+    scale: float  # factor of the scores, for base 2; positive
     consumers: int
     keys: int
     stages: int
@@ -73,7 +73,7 @@ class LaunchConfig:
 
     @property
     def masked(self) -> float:
-        """The score of a masked key; finite, in base 2 too."""
+        """The score of a masked key, which stays finite when multiplied by the scale."""
         return -1e38 / max(1.0, self.scale)
 
 
@@ -83,13 +83,14 @@ def forward(
     """Returns out [B, T, N, H] in q's dtype and the base-2 lse, float32 [B, N, T].
 
     Args:
-      k_start_BT: int32, the first key each query sees; none if it is above the query's index.
-      q_end_BT: unused; the backward kernel needs it.
-      scale: of the scores, any number.
+      k_start_BT: int32, the first key that each query sees; a query sees none if this is after its
+        own index.
+      q_end_BT: not used here; the backward kernel needs it.
+      scale: factor of the scores; may be negative or zero.
     """
     del q_end_BT
     B, T, N, H = q_BTNH.shape
-    if scale <= 0:  # row maxima are taken before scaling, so scale must be above 0
+    if scale <= 0:  # the kernel takes row maxima before scaling, so it needs a positive scale
         q_BTNH, scale = (-q_BTNH, -scale) if scale < 0 else (jnp.zeros_like(q_BTNH), 1.0)
     sizes = tiles.lookup(
         "hopper_forward",
@@ -121,8 +122,8 @@ def forward(
 def first_tiles(config: LaunchConfig, k_start_BT: Array) -> Array:
     """Returns the key tiles of each block of queries, int32 [B, blocks, 2].
 
-    These are the first tile that the block reads, and the first from which its queries see all keys
-    up to the diagonal. Queries that see nothing do not count.
+    These are the first tile that the block reads, and the first tile from which all its queries see
+    every key up to the diagonal. Queries that see no key are ignored.
     """
     query = jnp.broadcast_to(jnp.arange(config.T, dtype=jnp.int32)[None], k_start_BT.shape)
     sees = k_start_BT <= query
@@ -170,17 +171,17 @@ def _launch(config: LaunchConfig):
 
 
 class _Work:
-    """The queries and key tiles of a thread block; step i reads tile `last` - i."""
+    """The queries and key tiles of a thread block. Step i reads key tile `last` - i."""
 
     def __init__(self, config: LaunchConfig, first_ref):
         self.config = config
         self.batch, self.head = lax.axis_index("batch"), lax.axis_index("head")
-        # Blocks with the most keys start first.
+        # The blocks with the most keys start first.
         block = config.blocks - 1 - lax.axis_index("block")
         self.query = block * config.M
         end = pl.cdiv(jnp.minimum(self.query + config.M, config.T), jnp.int32(config.keys))
         self.last = end - 1
-        # A block whose queries see nothing reads one tile and writes zeros.
+        # A block whose queries see no key reads one tile and writes zeros.
         self.steps = end - jnp.minimum(first_ref[self.batch, block, 0], self.last)
         below_diagonal = lax.div(self.query + 1, jnp.int32(config.keys))
         unmasked = jnp.minimum(first_ref[self.batch, block, 1], below_diagonal)
@@ -195,7 +196,8 @@ class _Work:
         return lax.rem(i, jnp.int32(self.config.stages))
 
     def first_query(self, warpgroup):
-        """Of a warpgroup; surplus warpgroups of the last block recompute the last queries."""
+        """Returns a warpgroup's first query. Surplus warpgroups of the last block recompute the
+        last queries."""
         return jnp.minimum(self.query + warpgroup * QUERIES, self.config.T - QUERIES)
 
 
@@ -253,7 +255,7 @@ def _consume(work: _Work, warpgroup, start_ref, out_ref, lse_ref, s) -> None:
     start = plgpu.load(
         start_ref.at[work.batch, pl.ds(query, QUERIES)], layout=ops.ROWS, optimized=False
     )
-    # Warpgroup 0 starts: the last warpgroup signals its first turn.
+    # Warpgroup 0 has the first turn, which the last warpgroup signals.
     pl.when(warpgroup == config.consumers - 1)(lambda: plgpu.barrier_arrive(s.turn.at[0]))
     plgpu.barrier_wait(s.q_full.at[warpgroup])
     plgpu.barrier_wait(s.k_full.at[0])
@@ -321,7 +323,7 @@ def _step(work: _Work, warpgroup, query, start, s, i, carry, mask: str | None):
         new_total = total * shrink + jnp.sum(new_weights, axis=1)
         results = lax.optimization_barrier((new_top, new_total, shrink, new_weights))
         new_top, new_total, shrink, new_weights = results
-        # Wait for the next tile here and not at its use: without a branch between them, ptxas
+        # Wait for the next tile here, not where it is used: without a branch between them, ptxas
         # moves the wait for the output matmul before the softmax.
         pl.when(i + 1 < work.steps)(lambda: plgpu.barrier_wait(s.k_full.at[work.stage(i + 1)]))
 
@@ -334,8 +336,8 @@ def _step(work: _Work, warpgroup, query, start, s, i, carry, mask: str | None):
 
 
 def _mask_tile(work: _Work, s, scores: Array, query, start: Array, i, *, diagonal: bool) -> Array:
-    # Indices come from shared memory: the compiler would compute indices in registers once for all
-    # tiles, and keep 32 of them there through the unmasked loop.
+    # Indices are loaded from shared memory. Otherwise the compiler would compute them once for all
+    # tiles, and keep 32 of them in registers throughout the unmasked loop.
     key = plgpu.load(s.index, layout=ops.COLUMNS)
     first = work.first_key(i)
     own = plgpu.load(s.index.at[pl.ds(0, QUERIES)], layout=ops.ROWS) + (query - first)
@@ -345,13 +347,13 @@ def _mask_tile(work: _Work, s, scores: Array, query, start: Array, i, *, diagona
 def apply_mask(
     config: LaunchConfig, scores: Array, key: Array, query: Array, start: Array, *, diagonal: bool
 ) -> Array:
-    """Returns the scores with `masked` for keys that a query does not see.
+    """Returns the scores, replaced by `config.masked` where a query does not see a key.
 
     Args:
       key: 0 .. keys - 1, [keys].
-      query: the index of each query relative to the tile's first key, [QUERIES].
+      query: index of each query, relative to the tile's first key, [QUERIES].
       start: the first key that each query sees, relative to the tile's first key, [QUERIES].
-      diagonal: whether some keys may be after a query.
+      diagonal: whether some keys may come after a query.
     """
     key = lax.broadcast_in_dim(key, scores.shape, [1])
     seen = key >= lax.broadcast_in_dim(start, scores.shape, [0])
@@ -363,13 +365,13 @@ def apply_mask(
 def _weights(
     config: LaunchConfig, scores: Array, top: Array | None, *, diagonal: bool = False
 ) -> tuple[Array, Array]:
-    """Returns the new maxima in base 2, and 2^(scores - maxima), one multiply-add per score."""
+    """Returns the new base-2 maxima, and 2^(scores - maxima), with one multiply-add per score."""
     new_top = jnp.max(scores, axis=1) * config.scale
     if top is not None:
         new_top = jnp.maximum(top, new_top)
     subtract = new_top
     if diagonal and config.several_diagonal:
-        # A query may have seen nothing so far. Its maximum is not subtracted: a fused multiply-add
+        # A query may have seen no key so far. Its maximum is not subtracted: a fused multiply-add
         # does not round the product, so the difference of two numbers this large is arbitrary.
         nothing = new_top < 0.5 * config.masked * config.scale
         subtract = jnp.where(nothing, 0.0, new_top)
@@ -383,7 +385,7 @@ def _write(work: _Work, warpgroup, start, out, top, total, out_ref, lse_ref, s) 
     sees = start <= own
     lse = jnp.where(sees, top + jnp.log2(total), jnp.float32(ops.NOTHING_VISIBLE))
     share = lax.broadcast_in_dim(jnp.where(sees, 1.0 / total, 0.0), out.shape, [0])
-    # The accumulator of a query that sees nothing may be NaN.
+    # The accumulator of a query that sees no key may be NaN.
     out = jnp.where(share > 0.0, out * share, 0.0)
     s.q[warpgroup] = out.astype(work.config.dtype)
     plgpu.commit_smem()

@@ -1,8 +1,8 @@
 """Attention on TPUs: Pallas Mosaic kernels, forward and fused backward.
 
-A kernel repeats its work per score 64 million times at 8,192 tokens, so XLA does everything it can
-outside of the kernel: the scale and log2(e) are folded into q, the mask into one int32 per query
-(mask.py), and dout * out into delta.
+At 8,192 tokens, a kernel does its work per score 64 million times. XLA therefore does as much as
+possible outside the kernel: it folds the scale and log2(e) into q, the mask into one int32 per
+query (mask.py), and dout * out into delta.
 
 Float32 inputs are multiplied in six BF16 passes (Precision.HIGHEST). Softmax statistics and sums
 are always float32.
@@ -26,13 +26,13 @@ PLATFORM = "tpu"
 
 _LOG2_E = math.log2(math.e)
 # Chosen by static utilization (benchmarks/aot/tpu_aot.py), not measured. `compute`: keys computed
-# at once; `masked`: the same in a tile that needs its mask; `chunk`: queries, times heads of a
-# group, whose dq stays in VMEM.
+# at once; `masked`: the same in tiles that need the mask; `chunk`: queries, times heads of a group,
+# whose dq stays in VMEM.
 TILES = {
     "tpu_forward": {"query": 1024, "key": 1024, "compute": 512},
     "tpu_backward": {"query": 1024, "key": 1024, "compute": 512, "chunk": 8192},
 }
-# Sizes that suit the schedule, or the 16 MiB of VMEM, of a kind better.
+# Sizes that better suit the schedule, or the 16 MiB of VMEM, of a device kind.
 _TILES_OF_KIND = {
     ("tpu_forward", "TPU v4"): {"compute": 256, "masked": 512},
     ("tpu_forward", "TPU7x"): {"compute": 256, "masked": 512},
@@ -43,15 +43,15 @@ _TILES_OF_FLOAT32 = {
     "tpu_forward": {"query": 512, "key": 512, "compute": 256, "masked": 256},
     "tpu_backward": {"query": 512, "key": 512, "compute": 256, "chunk": 4096},
 }
-_MAX_HEADS = 32  # per key-value head: a chunk holds one tile of 128 queries of each
+_MAX_HEADS = 32  # query heads per key-value head: a chunk holds one tile of 128 queries of each
 
 
 def refuse(call: Call) -> str | None:
     """Returns why the TPU kernels cannot run the call; None if they can."""
     if call.T != call.S:
-        return "runs only full sequences (as many queries as keys)"
+        return "supports only full sequences (as many queries as keys)"
     if call.dtype not in (jnp.bfloat16, jnp.float32):
-        return f"runs bfloat16 and float32, not {call.dtype}"
+        return f"supports bfloat16 and float32, not {call.dtype}"
     if call.N // call.K > _MAX_HEADS:
         return f"supports up to {_MAX_HEADS} query heads per key-value head, not {call.N // call.K}"
     if call.H > 128:
@@ -72,7 +72,7 @@ def _sizes(kernel: str, q: Array) -> dict[str, int]:
 
 
 def _padded_head(x: Array) -> Array:
-    """Pads the head size with zeros to 64 or 128, which does not change the result."""
+    """Pads the head axis with zeros to 64 or 128, which does not change the result."""
     H = x.shape[-1]
     return jnp.pad(x, ((0, 0),) * 3 + ((0, (64 if H <= 64 else 128) - H),))
 
@@ -82,7 +82,7 @@ def _scaled(q_BTNH: Array, scale: float) -> Array:
 
 
 def _forward(q, k, v, k_start, q_end, *, scale: float):
-    del q_end  # of tiles: computed from k_start and causality
+    del q_end  # the bounds of tiles follow from k_start and causality
     return _forward_block(q, k, v, k_start, None, scale=scale, dtype=q.dtype)
 
 
@@ -116,11 +116,11 @@ def _backward_block(q, k, v, k_start, k_end, out, lse, dout, *, scale: float, dt
     if dtype != q.dtype:  # float32 gradients of a bfloat16 chunk take twice the VMEM
         tile_sizes = tile_sizes | {"chunk": tile_sizes["chunk"] // 2}
     of_head = tile_sizes["chunk"] // (q.shape[2] // k.shape[2])
-    limit = max(LANES, 1 << (of_head.bit_length() - 1))  # a power of two, as tiles are
+    limit = max(LANES, 1 << (of_head.bit_length() - 1))  # a power of two, like tile sizes
     tiling = Tiling.of(T, tile_sizes | {"query": min(tile_sizes["query"], limit)})
     k_start, k_end = pad_mask(k_start, k_end, tiling)
     delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=3)
-    # Padded queries see nothing, whatever their log-sum-exp is.
+    # Padded queries see no key, so their log-sum-exp may have any value.
     lse, delta = (
         jnp.pad(x, ((0, 0), (0, 0), (0, tiling.P - T)))[:, :, None]
         for x in (lse, delta.transpose(0, 2, 1))

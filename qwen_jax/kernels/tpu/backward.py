@@ -1,9 +1,9 @@
 """Fused backward attention for TPUs: one pass over the tiles computes dq, dk and dv.
 
-Scores are computed as [key, query], so the log-sum-exp, delta and mask of the queries are along the
-lanes, as stored. dq of a chunk of queries stays in VMEM, transposed, over all key tiles; dk and dv
-of a key tile are summed there over the queries and over the group of heads. A sequence longer than
-a chunk is processed chunk by chunk, with dk and dv summed over the chunks.
+Scores are computed as [key, query], so the log-sum-exp, delta and mask of the queries lie along the
+lanes, as they are stored. The dq of a chunk of queries stays in VMEM, transposed, across all key
+tiles. The dk and dv of a key tile are summed in VMEM over the queries and the heads of a group. A
+sequence longer than a chunk is processed chunk by chunk, and dk and dv are summed over the chunks.
 
 B batch, N heads, K key-value heads, G = N / K, P padded positions, H head size.
 """
@@ -42,15 +42,15 @@ def backward(
     """Returns dq [B, N, P, H] in `dtype`; dk and dv [B, K, P, H] in `dtype`, or float32 if chunked.
 
     Args:
-      q_BNPH: times scale * log2(e), as in the forward pass.
-      lse_BN1P: base 2.
+      q_BNPH: queries, pre-scaled by scale * log2(e) as in the forward pass.
+      lse_BN1P: base-2 log-sum-exp.
       delta_BN1P: sum over H of dout * out, float32.
       k_end_BP: the last key that each query sees; None: its own position.
-      chunk: queries (over a full group of heads) whose dq may stay in VMEM.
+      chunk: number of queries (over all heads of a group) whose dq may stay in VMEM.
     """
     B, N, P, H = q_BNPH.shape
     G = N // k_BKPH.shape[1]
-    tiles = max(1, min(tiling.queries, chunk // (G * tiling.query)))  # of queries in a chunk
+    tiles = max(1, min(tiling.queries, chunk // (G * tiling.query)))  # query tiles in a chunk
     while tiling.queries % tiles:
         tiles -= 1
     chunks = tiling.queries // tiles
@@ -94,11 +94,11 @@ def _chunk(
     dtypes,
     interpret,
 ):
-    """Returns dq of chunk c, [B, N, tiles, H, query], and its contributions to dk and dv.
+    """Returns the dq of chunk c, [B, N, tiles, H, query], and its contributions to dk and dv.
 
     Args:
       rows: k_start and, unless it is the query's position, k_end.
-      dtypes: of dq; of dk and dv.
+      dtypes: the dtype of dq, and the dtype of dk and dv.
     """
     q_BNPH, k_BKPH = arrays[:2]
     B, N, _, H = q_BNPH.shape
@@ -107,7 +107,7 @@ def _chunk(
 
     def query_tile(b, j, i, c, first, last):
         at = b * tiling.keys + j
-        # A skipped tile maps to one that is already loaded, so nothing is fetched.
+        # A skipped tile maps to one that is already loaded, which avoids a fetch.
         return jnp.clip(c[0] * tiles + i, first[at], jnp.maximum(last[at], first[at]))
 
     def of_query(b, kv, j, g, i, c, first, last, *unmasked):
@@ -173,7 +173,7 @@ def _kernel(
     tiles: int,
     causal: bool,
 ):
-    """Computes one tile of keys with one tile of one head's queries."""
+    """Processes one tile of keys and one tile of one head's queries."""
     k_end, q, k, v, dout, lse, delta, dq_out, dk_out, dv_out, dq, dk, dv = (
         (None, *refs) if causal else refs
     )
@@ -225,16 +225,16 @@ def _kernel(
 
     @pl.when(last_visit)
     def _():
-        dk_out[...] = (dk[...] * _LN_2).astype(dk_out.dtype)  # q has log2(e) in it
+        dk_out[...] = (dk[...] * _LN_2).astype(dk_out.dtype)  # q is pre-scaled by log2(e)
         dv_out[...] = dv[...].astype(dv_out.dtype)
 
 
 def _tile(q, k, v, dout, lse, delta, dq, dk, dv, tiling: Tiling, interval) -> None:
-    """Adds the contributions of a tile to dq, dk and dv; its scores are computed in parts.
+    """Adds the contributions of a tile to dq, dk and dv; computes its scores in parts.
 
     Args:
-      interval: the first and the last key that a query sees, relative to the tile's first key,
-        int32 [1, query] each; None: all are seen.
+      interval: the first and last key that each query sees, relative to the tile's first key, int32
+        [1, query] each; None: every query sees all keys.
     """
 
     def dot(a, b, axis_a, axis_b):
@@ -257,7 +257,7 @@ def _tile(q, k, v, dout, lse, delta, dq, dk, dv, tiling: Tiling, interval) -> No
         dv[part, :] += dot(weights.astype(dout.dtype), dout[...], 1, 0)
         dweights = dot(v[part, :], dout[...], 1, 1)
         dscores.append((weights * (dweights - delta[...])).astype(q.dtype))
-    # One matmul each for the full tile leaves fewer empty slots of the MXU at the end of a tile.
+    # One matmul each over the full tile keeps the MXU busier at the end of a tile.
     dscores = jnp.concatenate(dscores, axis=0)
     dk[...] += dot(dscores, q[...], 1, 0)
     dq[...] += dot(k[...], dscores, 0, 0)

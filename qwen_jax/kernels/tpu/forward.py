@@ -1,4 +1,4 @@
-"""Forward attention for TPUs: online softmax over key tiles, in base 2.
+"""Forward attention for TPUs: an online base-2 softmax over key tiles.
 
 B batch, N heads, K key-value heads, P padded positions, H head size.
 """
@@ -21,7 +21,7 @@ from qwen_jax.kernels.tpu.visited_tiles import (
 )
 from qwen_jax.types import Array
 
-# The log-sum-exp of a query that sees nothing: 2^(s - this) is 0 in the backward pass.
+# The log-sum-exp of a query that sees no key: 2^(s - this) is 0 in the backward pass.
 NOTHING_VISIBLE = 1e30
 
 
@@ -40,7 +40,7 @@ def forward(
     """Returns out [B, N, P, H] in `dtype` and the base-2 log-sum-exp, float32 [B, N, 1, P].
 
     Args:
-      q_BNPH: times scale * log2(e).
+      q_BNPH: queries, pre-scaled by scale * log2(e).
       k_end_BP: the last key that each query sees; None: its own position.
     """
     B, N, P, H = q_BNPH.shape
@@ -52,7 +52,7 @@ def forward(
 
     def of_key(b, n, i, j, first, last, *unmasked):
         at = b * queries + i
-        # A skipped tile maps to the one that is already loaded, so nothing is fetched.
+        # A skipped tile maps to one that is already loaded, which avoids a fetch.
         return b, n // group, jnp.clip(j, first[at], jnp.maximum(last[at], first[at])), 0
 
     query = pl.BlockSpec((None, None, tiling.query, H), of_query)
@@ -97,10 +97,10 @@ def forward(
 def _kernel(
     first, last, first_unmasked, last_unmasked, k_start, *refs, tiling: Tiling, causal: bool
 ):
-    """Computes one tile of queries with one tile of keys.
+    """Processes one tile of queries and one tile of keys.
 
-    `top` and `acc` are per query (top repeated in every lane); `total` holds the partial sum of
-    each lane.
+    `top` and `acc` are per query (with top repeated in every lane); `total` is a partial sum per
+    query and lane.
     """
     k_end, q, k, v, out, lse, top, total, acc = (None, *refs) if causal else refs
     b, i, j = pl.program_id(0), pl.program_id(2), pl.program_id(3)
@@ -149,11 +149,12 @@ def _kernel(
 
 
 def _tile(q, k, v, top, total, acc, tiling: Tiling, interval) -> None:
-    """Accumulates the keys of a tile in parts: the matmuls of one overlap the exp2 of another.
+    """Accumulates the keys of a tile in parts: the matmuls of one part overlap the exp2 of another.
 
     Args:
       interval: the first key that each query sees, relative to the tile's first key, int32, and the
-        number of keys it sees, uint32; [query, LANES] each, equal along a row. None: all are seen.
+        number of keys it sees, uint32; [query, LANES] each, constant along each row. None: every
+        query sees all keys.
     """
     exact = precision(q.dtype)
     H = v.shape[1]
@@ -169,7 +170,7 @@ def _tile(q, k, v, top, total, acc, tiling: Tiling, interval) -> None:
         if interval is not None:
             key = begin + jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
             start, count = (_across(x, size) for x in interval)
-            # One comparison for both bounds: a key before the first wraps around.
+            # One comparison checks both bounds: keys before the first wrap around to large values.
             scores = jnp.where((key - start).astype(jnp.uint32) < count, scores, HIDDEN)
         old = top[...]
         new = jnp.maximum(old, jnp.max(scores, axis=1, keepdims=True))
@@ -189,7 +190,7 @@ def _tile(q, k, v, top, total, acc, tiling: Tiling, interval) -> None:
 
 
 def _across(x: Array, width: int) -> Array:
-    """Broadcasts [rows, LANES], equal along each row, to [rows, width]."""
+    """Broadcasts [rows, LANES], constant along each row, to [rows, width]."""
     if width <= LANES:
         return x[:, :width]
     return jnp.concatenate([x] * (width // LANES), axis=1)

@@ -1,7 +1,7 @@
-"""The tiles of scores that the TPU kernels visit: mask intervals reduced to bounds per tile.
+"""The score tiles that the TPU kernels visit: reduces mask intervals to bounds per tile.
 
-The kernels read the bounds by scalar prefetch, before any tile is fetched. A tile without a visible
-score then costs no memory traffic and no arithmetic.
+The kernels read the bounds with scalar prefetch, before any tile is fetched. A tile without visible
+scores then costs no memory traffic and no arithmetic.
 
 B batch, T positions, P positions padded to full tiles.
 """
@@ -13,9 +13,9 @@ import jax.numpy as jnp
 
 from qwen_jax.types import Array
 
-LANES = 128  # the width of a vector register; tile sizes are multiples of it
-# The score of a masked key, and the initial maximum of a query: 2^(HIDDEN - NO_MAXIMUM) is 0, so a
-# query that sees nothing sums to 0 without another test.
+LANES = 128  # width of a vector register; tile sizes are multiples of it
+# The score of a masked key, and the initial maximum of a query. 2^(HIDDEN - NO_MAXIMUM) is 0, so
+# the sum of a query that sees no key is 0 without another test.
 HIDDEN, NO_MAXIMUM = -1e30, -5e29
 
 
@@ -26,7 +26,7 @@ class Tiling:
     query: int
     key: int
     compute: int  # keys computed at once, a divisor of `key`
-    masked: int  # the same, in a tile that needs its mask
+    masked: int  # the same, for tiles that need the mask
     P: int  # padded sequence length
 
     @classmethod
@@ -49,7 +49,7 @@ class Tiling:
         )
 
     def parts(self, *, masked: bool) -> list[tuple[int, int]]:
-        """Returns (first key, keys) of each part that is computed at once, in order."""
+        """Returns (first key, number of keys) of each part that is computed at once, in order."""
         size = self.masked if masked else self.compute
         return [(begin, size) for begin in range(0, self.key, size)]
 
@@ -67,19 +67,19 @@ class Bounds:
     """The tiles of the other axis that each tile needs; flat int32 [B * tiles], for SMEM."""
 
     first_key: Array  # per query tile: its first key tile
-    last_key: Array  # and its last, -1 where it is all padding
-    first_unmasked: Array  # the first key tile that every query sees in full
-    last_unmasked: Array  # and the last
-    first_query: Array  # per key tile
-    last_query: Array
+    last_key: Array  # per query tile: its last key tile; -1 if the tile is all padding
+    first_unmasked: Array  # per query tile: the first key tile that all of its queries see in full
+    last_unmasked: Array  # per query tile: the last such key tile
+    first_query: Array  # per key tile: its first query tile
+    last_query: Array  # per key tile: its last query tile; -1 if no query sees it
 
 
 def bounds(k_start_BP: Array, k_end_BP: Array | None, tiling: Tiling) -> Bounds:
-    """Returns the bounds of tiles from the bounds of tokens.
+    """Returns the bounds per tile, given those per token.
 
     Args:
-      k_start_BP, k_end_BP: the first and the last key that each query sees; None: causal, the
-        query's own position.
+      k_start_BP, k_end_BP: the first and last key that each query sees; k_end_BP=None: the query's
+        own position (causal).
     """
     B = k_start_BP.shape[0]
     if k_end_BP is None:
@@ -103,10 +103,10 @@ def bounds(k_start_BP: Array, k_end_BP: Array | None, tiling: Tiling) -> Bounds:
 
 
 def is_unmasked(j: Array, at: Array, first_unmasked, last_unmasked) -> Array:
-    """Returns whether every query of a tile sees every key of tile j, so that no mask is needed.
+    """Returns whether all queries of a tile see all keys of tile j, so no mask is needed.
 
     Args:
-      at: the index of the query tile in the bounds.
+      at: index of the query tile in the bounds.
     """
     return (j >= first_unmasked[at]) & (j <= last_unmasked[at])
 
@@ -114,7 +114,7 @@ def is_unmasked(j: Array, at: Array, first_unmasked, last_unmasked) -> Array:
 def pad_mask(
     k_start_BT: Array, k_end_BT: Array | None, tiling: Tiling
 ) -> tuple[Array, Array | None]:
-    """Pads k_start and k_end to P positions; padded and empty queries see nothing."""
+    """Pads k_start and k_end to P positions. Queries in the padding see no key."""
     T = k_start_BT.shape[1]
     extra = ((0, 0), (0, tiling.P - T))
     k_start = jnp.where(k_start_BT >= T, jnp.int32(tiling.P), k_start_BT)

@@ -55,7 +55,7 @@ def call(**changes) -> Call:
 
 def test_refuse_names_the_required_jax_version(monkeypatch):
     monkeypatch.setattr(jax.version, "__version_info__", (0, 10, 2))
-    assert "needs jax 0.11 or newer" in hopper.refuse(call())
+    assert "requires jax 0.11 or newer" in hopper.refuse(call())
 
 
 @needs_mosaic
