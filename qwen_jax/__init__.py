@@ -1,4 +1,4 @@
-"""The Qwen Technical Report (arXiv 2309.16609) as one JAX package.
+"""The Qwen Technical Report (arXiv 2309.16609) in JAX.
 
 >>> import qwen_jax
 >>> config, params = qwen_jax.load_pretrained("path/to/Qwen")

@@ -142,7 +142,7 @@ def choose(call: Call, implementation: str | None = None) -> Choice:
             reasons[name] = refusal(name, call)
     verdicts = "; ".join(f"{name}: {reason or 'can run it'}" for name, reason in reasons.items())
     raise KernelError(
-        f"none of the backends {', '.join(names)} can run this call. {verdicts}.",
+        f"this call cannot run on {', '.join(names)}. {verdicts}.",
         f"attention(implementation={implementation!r}) on {call.target}",
         "choose a backend that can run it, or omit `implementation`.",
     )

@@ -294,7 +294,7 @@ def test_attention_refuses_an_unavailable_backend_with_all_reasons(stand_ins):
     assert "tpu: runs on a TPU, but this call is for cpu" in what and "interpret_kernels" in what
     assert "xla: can run it" in what and "hopper: runs on a GPU" in what
     assert caught.value.where == "attention(implementation='tpu') on cpu"
-    assert caught.value.fix == "name a backend that can run it, or omit implementation."
+    assert caught.value.fix == "choose a backend that can run it, or omit `implementation`."
     with interpret_kernels():
         assert attention(q, k, v, implementation="tpu") is q
     assert stand_ins == [("tpu", Target("cpu", "cpu"))]
