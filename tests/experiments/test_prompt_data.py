@@ -207,7 +207,7 @@ def test_self_instruct_and_tag_prompts_count_unusable_responses(
     record = json.loads((folder / "responses.jsonl.run.json").read_text()) | {"model": "another"}
     (folder / "responses.jsonl.run.json").write_text(json.dumps(record))
     (folder / "responses.jsonl").write_text("")  # some requests are missing
-    with pytest.raises(QwenJaxError, match="model: 'another' then"):
+    with pytest.raises(QwenJaxError, match="model: was 'another'"):
         make(tmp_path, checkpoint=checkpoint, context=2048, rows=2, max_new_tokens=16)
     # Random text is not a list of tags.
     folder = tag(
@@ -228,7 +228,7 @@ def test_self_instruct_and_tag_prompts_count_unusable_responses(
     record["model"] = "another"
     (folder / "tags.jsonl.run.json").write_text(json.dumps(record))
     (folder / "tags.jsonl").write_text("")  # some requests are missing
-    with pytest.raises(QwenJaxError, match="model: 'another' then"):
+    with pytest.raises(QwenJaxError, match="model: was 'another'"):
         tag(
             prompts,
             tmp_path,
@@ -244,7 +244,7 @@ def test_self_instruct_refuses_invalid_settings_before_any_work(tmp_path):
     for changes, message in (
         ({}, "no model"),
         ({"checkpoint": "x", "seeds": ()}, "no seed tasks"),
-        ({"checkpoint": "x", "tools": str(tmp_path / "no.json")}, "no such"),
+        ({"checkpoint": "x", "tools": str(tmp_path / "no.json")}, "does not exist"),
     ):
         with pytest.raises(QwenJaxError, match=message):
             make(tmp_path, **changes)
