@@ -218,7 +218,9 @@ def test_save_pretrained_reproduces_a_checkpoint_in_3_shards(tmp_path, layout, c
 
 
 def test_load_pretrained_rejects_a_bad_mesh_and_a_mesh_with_shardings(qwen2_folder):
-    with pytest.raises(ShardingError, match="layers.attention.wk: kv_heads of size 2 over tensor of size 4"):
+    with pytest.raises(
+        ShardingError, match="layers.attention.wk: kv_heads of size 2 over tensor of size 4"
+    ):
         load_pretrained(qwen2_folder, mesh=make_mesh(MeshConfig(tensor=4)))
     with pytest.raises(ConfigError, match="both a mesh and shardings"):
         load_pretrained(qwen2_folder, mesh=make_mesh(), shardings=param_specs(GROUPED))
