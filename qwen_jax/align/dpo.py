@@ -1,9 +1,9 @@
-"""Direct preference optimization: the same pairs, no reward model (Rafailov et al. 2023).
+"""Direct preference optimization: preference pairs without a reward model (Rafailov et al. 2023).
 
-The reference's log-probabilities do not change. They are computed once, before training, and are
-stored with the pairs: only one model is in memory.
+The reference model's log-probabilities are constant. They are computed once before training and
+stored with the pairs, so only one model is in memory during training.
 
-B pairs, T positions.
+Shapes: B pairs, T positions.
 """
 
 import jax
@@ -19,7 +19,7 @@ class DPOBatch(PyTreeNode):
     """Pairs with the reference model's log-probabilities."""
 
     pairs: PairBatch
-    reference_log_probs_B2: Array  # float32 [B, 2]; log p of each response under the reference
+    reference_log_probs_B2: Array  # float32 [B, 2]; log p under the reference model
 
 
 def response_log_probs(
@@ -41,7 +41,7 @@ def make_objective(config: ModelConfig, *, beta: float, training: bool = True):
     """Returns objective(params, batch, key) -> Sums of -log sigmoid(r(chosen) - r(rejected)).
 
     r is the implicit reward of a response: beta * (log p under the policy - log p under the
-    reference).
+    reference model).
     """
 
     def objective(params: Params, batch: DPOBatch, key: Array | None) -> Sums:

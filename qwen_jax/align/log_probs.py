@@ -1,6 +1,6 @@
 """Log-probabilities of given tokens, from the untruncated softmax in float32.
 
-B batch, T positions, R positions of a window.
+Shapes: B sequences, T positions, R positions per window.
 """
 
 from typing import NamedTuple
@@ -15,9 +15,9 @@ from qwen_jax.types import Array, Params
 
 
 class Window(NamedTuple):
-    """`size` adjacent positions of each sequence, from a different first position each."""
+    """`size` consecutive positions per sequence; the first position differs per sequence."""
 
-    first_B: Array  # int32; a window that would exceed its sequence is moved to end with it
+    first_B: Array  # int32; a window past the end of its sequence is shifted back to fit
     size: int
 
 
@@ -34,12 +34,12 @@ def token_log_probs(
 ) -> tuple[Array, Array]:
     """Returns log p(target) and the entropy of its distribution, float32 [B, T] each.
 
-    Logits are divided by `temperature` first, as in the sampler. They are materialized for a chunk
-    of tokens at a time, and recomputed in the backward pass (model/lm_loss.py).
+    Logits are divided by `temperature` first, as in the sampler. They are materialized for one
+    chunk of tokens at a time and recomputed in the backward pass (model/lm_loss.py).
 
     Args:
-      window: the positions to compute; elsewhere no logits are computed, and both results are 0.
-        None: all positions.
+      window: the positions for which logits are computed; both results are 0 elsewhere. None: all
+        positions.
     """
     x_BTD = hidden_states(
         params,
@@ -70,7 +70,7 @@ def gather_window(x: Array, window: Window) -> Array:
 
 
 def scatter_window(x_BR: Array, window: Window, T: int) -> Array:
-    """Inverse of `gather_window`, 0 outside of the window: [B, R] -> [B, T]."""
+    """Inverse of `gather_window`, with 0 outside the window: [B, R] -> [B, T]."""
 
     def one(x_R, first):
         return jax.lax.dynamic_update_slice_in_dim(jnp.zeros((T,), x_R.dtype), x_R, first, 0)

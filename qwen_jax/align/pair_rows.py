@@ -1,4 +1,4 @@
-"""Preference pairs of the reward model and DPO: their files, their rows, the number of passes."""
+"""Preference pairs for the reward model and DPO: files, encoded rows, number of epochs."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from qwen_jax.utils.jsonl import unique_names
 
 @dataclasses.dataclass(frozen=True)
 class PairData:
-    """The files of comparisons and how they are used."""
+    """Settings of the preference data."""
 
     pairs: tuple[str, ...] = option((), ".json and .jsonl files of preference pairs")
     eval_pairs: tuple[str, ...] = option(
@@ -29,7 +29,7 @@ class PairData:
 
 @dataclasses.dataclass(frozen=True)
 class PairTrainConfig(TrainConfig):
-    """TrainConfig of a run whose length data.epochs may set."""
+    """TrainConfig whose num_steps may come from data.epochs."""
 
     num_steps: int | None = dataclasses.field(
         default=None,
@@ -39,7 +39,7 @@ class PairTrainConfig(TrainConfig):
 
 
 class PairConfig(StageConfig, Protocol):
-    """Config of a run on pairs (experiments/reward_model.py, experiments/dpo.py)."""
+    """Config of a run that trains on pairs (experiments/reward_model.py, experiments/dpo.py)."""
 
     @property
     def data(self) -> PairData: ...
@@ -51,7 +51,7 @@ def read_pair_rows(
     tokenizer: Tokenizer,
     log: Callable[[str], None] = print,
 ) -> PairRows:
-    """Returns the pairs of some files; logs how many were kept and skipped."""
+    """Returns the encoded pairs of the given files; logs how many were kept and skipped."""
     counts = Counts()
     rows = PairRows(
         read_pairs(paths, counts),
@@ -66,7 +66,7 @@ def read_pair_rows(
 def read_held_out(
     config: PairConfig, tokenizer: Tokenizer, log: Callable[[str], None] = print
 ) -> dict[str, PairRows]:
-    """Returns the rows of each held-out file by its name."""
+    """Returns the rows of each held-out file, keyed by file name."""
     paths = config.data.eval_pairs
     return {
         name: read_pair_rows((path,), config, tokenizer, log)
@@ -75,7 +75,7 @@ def read_held_out(
 
 
 def for_epochs(config: Any, pairs: int, log: Callable[[str], None] = print) -> Any:
-    """Returns the config with num_steps set to data.epochs passes over the pairs.
+    """Returns the config with num_steps set so that training runs for data.epochs.
 
     Raises:
       ConfigError: neither data.epochs nor train.num_steps is set.
@@ -83,7 +83,7 @@ def for_epochs(config: Any, pairs: int, log: Callable[[str], None] = print) -> A
     epochs, train = config.data.epochs, config.train
     if epochs is None and train.num_steps is None:
         raise ConfigError(
-            "the length of the run is not set.",
+            "neither the number of epochs nor the number of steps is set.",
             "--data.epochs, --train.num_steps",
             "set one of them.",
         )

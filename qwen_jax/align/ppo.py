@@ -1,11 +1,12 @@
 """Proximal policy optimization, as pure functions of a rollout. Report: 3.2.2.
 
-Reading order: `make_ppo_step` is one step from top to bottom; the functions that it calls follow.
+Reading order: `make_ppo_step` is one full step; the functions that it calls follow.
 
-Position t of a sequence holds the token before the sampled one. The sampled token is targets[t],
-its log-probability comes from the logits at t, and the value at t is that of the state before it.
+Position t of a sequence holds the token before the sampled one. The sampled token is targets[t].
+Its log-probability comes from the logits at t. The value at t is the value of the state before the
+sampled token.
 
-B sequences, T positions.
+Shapes: B sequences, T positions.
 """
 
 from collections.abc import Callable
@@ -28,28 +29,28 @@ from qwen_jax.types import Array, Batch, Params, ScoringParams, Sums, TrainState
 
 
 class Rollout(PyTreeNode):
-    """Prompts with sampled responses, scored by the four models; padded on the right."""
+    """Prompts with sampled responses, scored by the four models, padded on the right."""
 
     tokens: Array  # int32 [B, T]
-    targets: Array  # int32 [B, T]; the token that follows
-    segment_ids: Array  # int32 [B, T]; 1, and 0 for padding
-    # float32 [B, T]; 1 where the target was sampled, the end token included: at most
-    # config.max_new_tokens adjacent positions
+    targets: Array  # int32 [B, T]; the next token
+    segment_ids: Array  # int32 [B, T]; 1 for tokens, 0 for padding
+    # float32 [B, T]; 1 where the target was sampled, including the end token: at most
+    # config.max_new_tokens consecutive positions
     response_mask: Array
-    log_probs: Array  # float32 [B, T]; of the policy that sampled, recomputed by the trainer
-    sampler_log_probs: Array  # float32 [B, T]; as the sampler computed them, to log the difference
-    entropies: Array  # float32 [B, T]; of the policy's distribution, before truncation by top-p
+    log_probs: Array  # float32 [B, T]; of the sampling policy, recomputed by the trainer
+    sampler_log_probs: Array  # float32 [B, T]; computed by the sampler; only logged
+    entropies: Array  # float32 [B, T]; of the policy's distribution before top-p
     reference_log_probs: Array  # float32 [B, T]
     values: Array  # float32 [B, T]
-    rewards: Array  # float32 [B]; one for a full response, not normalized
-    finished: Array  # float32 [B]; 1 where the response has its end token, 0 where it is truncated
+    rewards: Array  # float32 [B]; one per response, not normalized
+    finished: Array  # float32 [B]; 1 if the response ends with its end token, 0 if truncated
 
 
 class FrozenModels(PyTreeNode):
-    """Frozen base weights of the policy's and the value model's adapters.
+    """Frozen base weights for the adapters of the policy and the value model.
 
     The policy's base is the reference model. The value model's base is the reward model, or the
-    reference where there is none; its score head is trained in full.
+    reference model if there is no reward model. The value model's score head is fully trained.
     """
 
     reference: Params
@@ -64,7 +65,7 @@ class FrozenModels(PyTreeNode):
 
 
 class PPOBatch(PyTreeNode):
-    """The inputs of one step."""
+    """The inputs of one PPO step."""
 
     rollout: Rollout
     pretrain: Batch | None  # pretraining sequences; None: no pretraining gradient
@@ -72,7 +73,7 @@ class PPOBatch(PyTreeNode):
 
 
 class RunningMoments(PyTreeNode):
-    """Mean and variance of all rewards so far (Chan's parallel update)."""
+    """Running mean and variance of all rewards so far (Chan's parallel update)."""
 
     count: Array  # float32 []
     mean: Array  # float32 []
@@ -80,22 +81,22 @@ class RunningMoments(PyTreeNode):
 
 
 class PPOState(PyTreeNode):
-    """Everything that PPO updates: one checkpoint of it resumes a run exactly."""
+    """All state that PPO updates; a checkpoint of it resumes a run exactly."""
 
     step: Array  # int32 []
     policy: TrainState  # `halted` is None in both
     value: TrainState
     rewards: RunningMoments
-    halted: Array | None = None  # bool []; as TrainState.halted, for policy and value model
+    halted: Array | None = None  # bool []; TrainState.halted for both models
 
     @property
     def params(self) -> tuple[Any, Any]:
-        """Parameters of the policy and of the value model."""
+        """Parameters of the policy and the value model."""
         return self.policy.params, self.value.params
 
 
 class PPOTrainBatch(PyTreeNode):
-    """Inputs of an update of the policy or the value model; per-token arrays are [B, T]."""
+    """Inputs of a policy or value update; per-token arrays are [B, T]."""
 
     rollout: Rollout
     advantages: Array
@@ -116,13 +117,14 @@ def make_ppo_step(
     """Returns the jitted ppo_step(state, batch) -> (state, metrics); the state is donated.
 
     Rewards are normalized by their running moments, including this batch (report 3.2.2: the mean;
-    dividing by the standard deviation is ours). A KL penalty per token is added. Advantages are
-    whitened over the full batch (ours). Policy and value model are then trained on minibatches by
-    the common train step. During the value model's warm-up the policy update is not computed, and
-    its metrics are 0.
+    dividing by the standard deviation is ours). A per-token KL penalty is added. Advantages are
+    whitened over the full batch (ours). The policy and the value model are then trained on
+    minibatches by the common train step. During value warm-up the policy update is skipped and its
+    metrics are 0.
 
     Args:
-      lora: policy and value model are adapters on batch.frozen; None: all weights are trained.
+      lora: the policy and the value model are adapters on batch.frozen. None: all weights are
+        trained.
     """
 
     def ppo_step(state: PPOState, batch: PPOBatch) -> tuple[PPOState, Metrics]:
@@ -149,7 +151,7 @@ def make_ppo_step(
             _, logged = jax.eval_shape(update_policy, policy, train_batch)
 
             def skip(policy: TrainState):
-                # Steps are counted: the learning-rate schedule is that of the run.
+                # Skipped steps count, so that the learning-rate schedule follows the run.
                 return policy.replace(step=policy.step + 1), jax.tree.map(jnp.zeros_like, logged)
 
             policy, policy_metrics = jax.lax.cond(
@@ -161,7 +163,7 @@ def make_ppo_step(
             return (policy, value), (policy_metrics, value_metrics)
 
         minibatches = split_minibatches(train_batch, config, state.step, seed)
-        # Each of the two has a flag only within a step.
+        # Policy and value model have a `halted` flag only within a step.
         start = (part.replace(halted=jnp.bool_(False)) for part in (state.policy, state.value))
         (policy, value), (policy_metrics, value_metrics) = jax.lax.scan(
             update, tuple(start), minibatches
@@ -188,7 +190,7 @@ def make_ppo_step(
 def make_train_batch(
     batch: PPOBatch, moments: RunningMoments, config: PPOConfig
 ) -> tuple[PPOTrainBatch, Metrics]:
-    """Returns advantages and returns of every sampled token, and the rollout's metrics."""
+    """Returns the advantage and return of every sampled token, and the rollout metrics."""
     rollout = batch.rollout
     mask = rollout.response_mask
     normalized_B = normalize_rewards(rollout.rewards, moments)
@@ -222,7 +224,7 @@ def make_train_batch(
 
 
 def token_rewards(reward_B: Array, kl_BT: Array, mask_BT: Array, coefficient: float) -> Array:
-    """Returns -coefficient * KL per sampled token, plus the reward at the last one: [B, T]."""
+    """Returns -coefficient * KL per sampled token, plus the reward at the last token: [B, T]."""
     following = jnp.pad(mask_BT[:, 1:], ((0, 0), (0, 1)))
     last_BT = mask_BT * (1.0 - following)
     return mask_BT * (-jnp.float32(coefficient) * kl_BT) + last_BT * reward_B[:, None]
@@ -231,7 +233,7 @@ def token_rewards(reward_B: Array, kl_BT: Array, mask_BT: Array, coefficient: fl
 def advantages_and_returns(
     rewards_BT: Array, values_BT: Array, mask_BT: Array, *, gamma: float, gae_lambda: float
 ) -> tuple[Array, Array]:
-    """Generalized advantage estimation over each response; zero elsewhere. [B, T] each.
+    """Generalized advantage estimation per response; zero elsewhere. [B, T] each.
 
     delta_t = r_t + gamma * V_{t+1} - V_t; A_t = delta_t + gamma * gae_lambda * A_{t+1}; after the
     last sampled token V and A are 0. Returns are A + V.
@@ -242,7 +244,7 @@ def advantages_and_returns(
         reward_B, value_B, mask_B = inputs
         delta = reward_B + jnp.float32(gamma) * value - value_B
         current = delta + jnp.float32(gamma * gae_lambda) * advantage
-        # Positions outside of the response pass the carry through.
+        # Positions outside the response pass the carry through.
         advantage = jnp.where(mask_B > 0, current, advantage)
         return (advantage, jnp.where(mask_B > 0, value_B, value)), mask_B * advantage
 
@@ -290,7 +292,7 @@ def policy_objective(model: ModelConfig, config: PPOConfig):
 
 
 def response_window(mask_BT: Array, size: int) -> Window:
-    """Returns the window that holds each sequence's response of at most `size` tokens."""
+    """Returns the windows that contain each sequence's response of at most `size` tokens."""
     size = min(size, mask_BT.shape[1])
     first_B = jnp.argmax(mask_BT > 0, axis=1).astype(jnp.int32)
     return Window(jnp.minimum(first_B, mask_BT.shape[1] - size), size)
@@ -305,7 +307,7 @@ def surrogate(change: Array, advantages: Array, clip: float) -> tuple[Array, Arr
 
 
 def value_objective(model: ModelConfig, config: PPOConfig):
-    """Returns objective(params, train_batch, key): half the squared error with a clipped value.
+    """Returns objective(params, train_batch, key): half the squared error of the clipped value.
 
     loss = sum over sampled tokens of max((V - R)^2, (clip(V, V_old - c, V_old + c) - R)^2) / 2.
     """
@@ -336,12 +338,12 @@ def value_loss(values: Array, old: Array, returns: Array, clip: float) -> tuple[
 
 
 def masked_mean(x_BT: Array, mask_BT: Array) -> Array:
-    """Returns the mean over the masked positions of the full batch."""
+    """Returns the mean over the batch's positions where the mask is 1."""
     return jnp.sum(x_BT * mask_BT) / jnp.maximum(jnp.sum(mask_BT), 1.0)
 
 
 def whiten(x_BT: Array, mask_BT: Array) -> Array:
-    """Scales to mean 0, variance 1 over the batch's masked positions; 0 elsewhere. Ours."""
+    """Scales to mean 0, variance 1 where the batch's mask is 1; 0 elsewhere. Ours."""
     mean = masked_mean(x_BT, mask_BT)
     variance = masked_mean(jnp.square(x_BT - mean), mask_BT)
     return mask_BT * (x_BT - mean) * jax.lax.rsqrt(variance + 1e-8)
@@ -376,9 +378,9 @@ def normalize_rewards(rewards_B: Array, moments: RunningMoments) -> Array:
 def split_minibatches(
     train_batch: PPOTrainBatch, config: PPOConfig, step: Array, seed: int
 ) -> PPOTrainBatch:
-    """Splits into minibatches, epoch after epoch, along a new leading axis to scan over.
+    """Splits into the minibatches of all epochs, along a new leading axis to scan over.
 
-    Sequences are shuffled again for every epoch, with the key of (seed, step, epoch).
+    Sequences are reshuffled every epoch with a key derived from (seed, step, epoch).
     """
     B = train_batch.advantages.shape[0]
     key = jax.random.fold_in(jax.random.key(seed), step)
@@ -404,7 +406,7 @@ def split_minibatches(
 
 
 def _weighted(pretrain: Batch | None, mask_BT: Array, coefficient: float) -> Batch | None:
-    """Weights pretraining sequences: their mean loss counts `coefficient` in a mean per token."""
+    """Scales loss weights so that the mean pretraining loss has weight `coefficient`."""
     if pretrain is None:
         return None
     share = jnp.sum(mask_BT) / jnp.maximum(jnp.sum(pretrain.loss_weights), 1.0)

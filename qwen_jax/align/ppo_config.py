@@ -1,4 +1,4 @@
-"""The settings of PPO: its hyperparameters and its data. Report: 3.2.2."""
+"""PPO hyperparameters and data settings. Report: 3.2.2."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ from qwen_jax.inference.sampling import SamplingParams
 
 @dataclasses.dataclass(frozen=True)
 class PPOConfig:
-    """Hyperparameters of report 3.2.2; values that it leaves open are marked as ours."""
+    """Hyperparameters of report 3.2.2; values that the report omits are marked "ours"."""
 
     value_warmup_steps: int = option(
         50, "first steps, which train only the value model (report 3.2.2)"
@@ -34,8 +34,8 @@ class PPOConfig:
     )
     epochs: int = option(1, "passes over each rollout (ours)")
     minibatches: int = option(1, "optimizer updates per pass over a rollout (ours)")
-    # Weight of the mean loss per pretraining token against that per sampled token. The report gives
-    # no number; off unless pretraining data and a weight are set.
+    # Weight of the mean loss per pretraining token relative to the mean loss per sampled token. The
+    # report gives no value. Off unless pretraining data and a weight are set.
     pretrain_coefficient: float = option(
         0.0, "weight of the next-token loss on pretraining data (ours); 0: off"
     )
@@ -59,7 +59,7 @@ class PPOConfig:
                 raise ConfigError(
                     f"{name}={getattr(self, name)} is not positive.",
                     f"ppo.{name}",
-                    "use a value above 0; the report's value_clip is 0.15.",
+                    "use a value above 0 (the report's value_clip is 0.15).",
                 )
         for name in ("gamma", "gae_lambda"):
             if not 0 < getattr(self, name) <= 1:
@@ -71,7 +71,7 @@ class PPOConfig:
 
     @property
     def sampling(self) -> SamplingParams:
-        """The sampling settings of completions, without end token and seeds."""
+        """The sampling settings of completions, without the end token and seeds."""
         return SamplingParams.named(
             "ppo.{}",
             max_new_tokens=self.max_new_tokens,
@@ -80,13 +80,13 @@ class PPOConfig:
         )
 
     def pretrain_sequences(self, batch_size: int) -> int:
-        """Returns the pretraining sequences per step of `batch_size` completions; 0: none."""
+        """Returns the number of pretraining sequences per step of `batch_size` completions."""
         return round(batch_size * self.pretrain_ratio) if self.pretrain_coefficient > 0 else 0
 
 
 @dataclasses.dataclass(frozen=True)
 class PPOData:
-    """The prompts, and the data of the pretraining gradient."""
+    """Prompts, and data for the pretraining gradient."""
 
     prompts: tuple[str, ...] = option((), ".json and .jsonl files of prompts")
     max_prompt_tokens: int = option(

@@ -1,8 +1,8 @@
-"""The PPO step with the shapes that it is compiled for, and its initial state.
+"""The PPO step, the abstract inputs that it is compiled for, and its initial state.
 
 A run (train_ppo.py) and the planner (plan/stages.py) compile the same `ppo_program`.
 
-B completions, T positions of prompt and completion.
+Shapes: B completions, T positions of prompt and completion.
 """
 
 import dataclasses
@@ -57,8 +57,8 @@ class PPOProgram:
     step: Any  # jitted: (state, batch) -> (state, metrics)
     state: PPOState
     batch: PPOBatch
-    frozen: FrozenModels  # reference and reward model, in the compute dtype
-    specs: tuple[Any, Any]  # of the trained parameters: policy, value model
+    frozen: FrozenModels  # reference and reward models, in the compute dtype
+    specs: tuple[Any, Any]  # specs of the trained parameters: policy, value model
     optimizers: tuple[optax.GradientTransformation, optax.GradientTransformation]
     lora: LoRAConfig | None
 
@@ -72,13 +72,13 @@ def ppo_program(
     reward_model: bool = True,
     lora: LoRAConfig | None = None,
 ) -> PPOProgram:
-    """Returns the program of a run on a mesh, whose devices need not exist.
+    """Returns the program of a run on a mesh; the mesh devices need not exist.
 
     Args:
-      prompt_tokens: length of the longest prompt.
-      pretrain_sequences: sequences of the pretraining gradient per step; 0: none.
-      reward_model: whether the run has one.
-      lora: adapters are trained on top of the frozen models; None: all weights are trained.
+      prompt_tokens: length of the longest prompt, in tokens.
+      pretrain_sequences: pretraining sequences per step; 0: no pretraining gradient.
+      reward_model: whether the run has a reward model.
+      lora: settings of the adapters on top of the frozen models; None: all weights are trained.
 
     Raises:
       ShardingError: the weights do not divide over the mesh.
@@ -152,7 +152,7 @@ def _abstract_batch(
 
 
 def rollout_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of rollouts and pretraining sequences: over the batch axis."""
+    """Returns the sharding of rollouts and pretraining sequences, over the batch axis."""
     return NamedSharding(mesh, DEFAULT_RULES.partition_spec(("batch",)))
 
 
@@ -167,9 +167,9 @@ def initial_state(
     """Returns the state before the first step.
 
     Args:
-      policy, value: abstract parameters -> initial weights, which are donated; not called for
-        adapters, which are initialized from the seed.
-      frozen: loads the frozen models; called only for adapters.
+      policy, value: functions from abstract parameters to initial weights, which are donated. Not
+        called for adapters, which are initialized from the seed.
+      frozen: loads the frozen models; only called for adapters.
     """
 
     def start(index: int, abstract, load):

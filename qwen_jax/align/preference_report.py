@@ -19,14 +19,14 @@ _margins = jax.jit(margins, static_argnames="config")
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """The margins of a reward model on one data set."""
+    """Reward margins of a reward model on one data set."""
 
     name: str
     margins: np.ndarray  # float32 [pairs]; reward(chosen) - reward(rejected)
 
     @property
     def accuracy(self) -> float:
-        """The share of pairs whose preferred answer has the higher reward; a tie counts half."""
+        """The fraction of pairs whose chosen response has the higher reward; ties count half."""
         return float(np.mean((np.sign(self.margins) + 1) / 2))
 
     @property
@@ -35,9 +35,10 @@ class Agreement:
         return float(np.sqrt(self.accuracy * (1 - self.accuracy) / len(self.margins)))
 
     def calibration(self, bins: int = 10) -> list[tuple[float, float, int]]:
-        """Returns (mean confidence, share right, pairs) per bin of confidence from 0.5 to 1.
+        """Returns (mean confidence, accuracy, number of pairs) per confidence bin from 0.5 to 1.
 
-        Confidence is sigmoid(|margin|): the probability that the model gives its preferred answer.
+        Confidence is sigmoid(|margin|): the probability that the model assigns to the response it
+        prefers.
         """
         confidence = 1 / (1 + np.exp(-np.abs(self.margins)))
         right = (np.sign(self.margins) + 1) / 2
@@ -61,7 +62,7 @@ def measure(
     config: ModelConfig,
     put: Callable[[PairBatch], PairBatch],
 ) -> Agreement:
-    """Returns the margins of all pairs, without the padding of the last batch."""
+    """Returns the margins of all pairs, excluding the padding of the last batch."""
     chunks = []
     for pairs in batches:
         placed = put(pairs)
@@ -71,7 +72,7 @@ def measure(
 
 
 def table(rows: Sequence[tuple[str, Sequence[Agreement]]]) -> str:
-    """Returns Table 4: a line per model, a column per data set, accuracies in percent."""
+    """Returns Table 4: one line per model, one column per data set, accuracies in percent."""
     names = [agreement.name for agreement in rows[0][1]]
     widths = [max(len(name), 12) for name in names]
     first = max(len(label) for label, _ in rows)

@@ -1,6 +1,6 @@
-"""The objective of reward modeling, for PMP and fine-tuning. Report: 3.2.1.
+"""The reward modeling objective, for PMP and fine-tuning. Report: 3.2.1.
 
-B pairs, T positions.
+Shapes: B pairs, T positions.
 """
 
 import jax
@@ -14,8 +14,8 @@ from qwen_jax.types import Array, PairBatch, ScoringParams, Sums
 def make_objective(config: ModelConfig, *, training: bool = True):
     """Returns objective(params, pairs, key) -> Sums of -log sigmoid(r(chosen) - r(rejected)).
 
-    The reward r is read at one token, the <|im_end|> of the answer. The extras are the accuracy (a
-    tie counts half) and the margin, r(chosen) - r(rejected).
+    The reward r is read at the <|im_end|> token of the response. The extras are the accuracy (ties
+    count half) and the margin, r(chosen) - r(rejected).
     """
 
     def objective(params: ScoringParams, pairs: PairBatch, key: Array | None) -> Sums:

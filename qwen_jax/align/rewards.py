@@ -8,18 +8,18 @@ from types import ModuleType
 from qwen_jax.config import warn_renamed
 from qwen_jax.errors import ConfigError, unknown_name
 
-_FORMER = {"experiments.rewards": "qwen_jax.align.rewards"}  # former module -> module
+_FORMER = {"experiments.rewards": "qwen_jax.align.rewards"}  # former module name -> current name
 _SUM = re.compile(r"(-?\d+)\s*([-+*])\s*(-?\d+)")
 _NUMBER = re.compile(r"-?\d+")
 _OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
 
 
 def arithmetic(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
-    """Returns 1 where the last number of a completion is the result of the prompt's last
-    a + b, a - b or a * b, else 0.
+    """Returns 1 for each completion whose last number is the result of the prompt's last
+    expression a + b, a - b or a * b, else 0.
 
     Raises:
-      ValueError: a prompt without such an expression.
+      ValueError: a prompt contains no such expression.
     """
     return [
         float(_last_number(completion) == _result(prompt))
@@ -30,7 +30,7 @@ def arithmetic(prompts: Sequence[str], completions: Sequence[str]) -> list[float
 def _result(prompt: str) -> int:
     matches = _SUM.findall(prompt)
     if not matches:
-        raise ValueError(f"no a + b, a - b or a * b in {prompt[-100:]!r}")
+        raise ValueError(f"no expression a + b, a - b or a * b in {prompt[-100:]!r}")
     a, operation, b = matches[-1]
     return _OPERATIONS[operation](int(a), int(b))
 
@@ -43,8 +43,8 @@ def _last_number(completion: str) -> int | None:
 def load_function(name: str) -> Callable:
     """Returns the reward function named "module:function".
 
-    The former name of one of our modules still works, with a warning, unless the user has a module
-    of that name.
+    The former name of one of our modules still works, with a warning, unless a user module has that
+    name.
 
     Raises:
       ConfigError: the module or function does not exist.
@@ -56,7 +56,7 @@ def load_function(name: str) -> Callable:
         raise ConfigError(
             f"{error}.",
             f"--reward_functions={name}",
-            "write module:function; the module must be importable from the working directory.",
+            "pass module:function; the module must be importable from the working directory.",
         ) from error
     if function not in names:
         raise unknown_name(
@@ -69,7 +69,7 @@ def load_function(name: str) -> Callable:
 
 
 def _import(module: str, where: str) -> ModuleType:
-    """Imports the module, or our module that formerly had this name."""
+    """Imports the module, or our module that was formerly called this."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

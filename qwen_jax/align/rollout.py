@@ -1,9 +1,9 @@
-"""From prompts to a Rollout: the policy samples, then four models score. Report: 3.2.2.
+"""Turns prompts into a Rollout: the policy samples, then four models score. Report: 3.2.2.
 
-Sampling and scoring are two programs on the mesh (rollout_programs.py). Reward functions in Python
-run on the host while the device runs the second program.
+Sampling and scoring are two programs on the mesh (rollout_programs.py). Python reward functions run
+on the host while the device runs the scoring program.
 
-P prompts per step, B = P x samples_per_prompt sequences, T positions.
+Shapes: P prompts per step, B = P x samples_per_prompt sequences, T positions.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,11 +31,11 @@ class Prompts(NamedTuple):
 
     tokens: np.ndarray  # int32 [P, T]
     lengths: np.ndarray  # int32 [P]
-    indices: np.ndarray  # int32 [P]; each prompt's index in its data set
+    indices: np.ndarray  # int32 [P]; each prompt's index in the data set
 
 
 class TextDecoder(Protocol):
-    """The part of qwen_jax.tokenizer.bpe.Tokenizer that sampling needs."""
+    """The subset of qwen_jax.tokenizer.bpe.Tokenizer that sampling needs."""
 
     @property
     def vocab_size(self) -> int: ...
@@ -47,7 +47,7 @@ class TextDecoder(Protocol):
 
 
 class Sampler:
-    """Makes the rollout of a PPO step: rollout = sampler(prompts, state, step)."""
+    """Generates the rollout of a PPO step: rollout = sampler(prompts, state, step)."""
 
     def __init__(
         self,
@@ -63,11 +63,12 @@ class Sampler:
     ):
         """
         Args:
-          programs: of the same config and tokenizer; compiled programs take one batch shape.
+          programs: programs built for the same config and tokenizer; compiled programs take only
+            one batch shape.
           frozen: the frozen models, on their devices.
-          sharding: of a rollout's sequences.
-          reward_functions: their rewards are added to the reward model's.
-          phases: times generation and scoring.
+          sharding: sharding of a rollout's sequences.
+          reward_functions: functions whose rewards are added to the reward model's.
+          phases: timer of generation and scoring.
 
         Raises:
           DataError: neither a reward model nor a reward function is given.
@@ -83,11 +84,11 @@ class Sampler:
         self._functions, self._phases = tuple(reward_functions), phases or PhaseTimer()
 
     def __call__(self, prompts: Prompts, state: PPOState, step: int) -> Rollout:
-        """Samples samples_per_prompt completions per prompt; those of a prompt are adjacent.
+        """Samples samples_per_prompt completions per prompt; completions of a prompt are adjacent.
 
         Raises:
-          TrainingError: a reward function raises, or returns values that are not finite numbers;
-            the error names the sample.
+          TrainingError: a reward function raises, or does not return one finite number per
+            completion; the error names the sample.
         """
         batch = sampling_inputs(
             prompts, step, config=self._config, tokenizer=self._tokenizer, seed=self._seed
@@ -99,7 +100,7 @@ class Sampler:
         self._phases.device("generation", new.tokens)
         scored = self._programs.score(policy, value, self._frozen, *on_device, new)
         self._phases.device("scoring", scored.rewards)
-        # Meanwhile the host reads the completions and calls the reward functions: every process
+        # Meanwhile the host reads the completions and calls the reward functions. Every process
         # computes the same rewards.
         extra = sum(
             (self._rewards_of(function, tokens, lengths, new) for function in self._functions),
@@ -110,7 +111,7 @@ class Sampler:
         return scored.replace(rewards=scored.rewards + extra)
 
     def _put(self, tree):
-        """Shards arrays that every process has in full; scalars are returned unchanged."""
+        """Shards arrays that are complete on every process; scalars are returned unchanged."""
         return jax.tree.map(
             lambda x: (
                 x
@@ -138,7 +139,7 @@ class Sampler:
             ) from error
         if rewards.shape != (len(completions),):
             raise TrainingError(
-                f"rewards of shape {rewards.shape} for {len(completions)} completions.",
+                f"it returned rewards of shape {rewards.shape} for {len(completions)} completions.",
                 f"reward function {name}",
                 "return one number per completion.",
             )
@@ -153,17 +154,17 @@ class Sampler:
         return rewards
 
     def texts(self, new_tokens: np.ndarray) -> list[str]:
-        """The completions as text."""
+        """Returns the completions as text."""
         return [self._tokenizer.decode(row[row >= 0]) for row in new_tokens]
 
 
 def sampling_inputs(
     prompts: Prompts, step: int, *, config: PPOConfig, tokenizer: TextDecoder, seed: int
 ) -> tuple[np.ndarray, np.ndarray, SamplingArrays]:
-    """Returns tokens [B, T], lengths [B] and sampling settings of a step's sequences.
+    """Returns the tokens [B, T], lengths [B] and sampling settings of a step's sequences.
 
     A completion depends on (seed, step, prompt, sample), not on the rest of the batch. A prompt
-    that is in the batch twice, at the border of two epochs, gets different completions.
+    that is in the batch twice, at an epoch boundary, gets different completions.
     """
     n = config.samples_per_prompt
     step_seed = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
@@ -182,7 +183,7 @@ def sampling_inputs(
 
 
 class PromptDataset:
-    """Padded prompts; `collate` makes a batch of its items."""
+    """Padded prompts; `collate` batches its items."""
 
     def __init__(self, prompts: Sequence[Sequence[int] | np.ndarray]):
         """
@@ -191,9 +192,9 @@ class PromptDataset:
         """
         if not prompts:
             raise DataError(
-                "no prompt is left.",
+                "all prompts were skipped.",
                 "--data.prompts",
-                "check the log for the reasons why prompts were skipped.",
+                "the log lists why; often --data.max_prompt_tokens is too low.",
             )
         self._prompts = [np.asarray(prompt, np.int32) for prompt in prompts]
         self.length = max(map(len, self._prompts))
@@ -212,6 +213,6 @@ class PromptDataset:
 
 
 def collate(examples: Sequence[tuple[np.ndarray, int, int]]) -> Prompts:
-    """Returns Prompts of the items of a PromptDataset."""
+    """Collates items of a PromptDataset into Prompts."""
     tokens, lengths, indices = zip(*examples, strict=True)
     return Prompts(np.stack(tokens), np.asarray(lengths, np.int32), np.asarray(indices, np.int32))

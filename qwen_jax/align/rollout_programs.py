@@ -1,6 +1,6 @@
 """The two device programs of a rollout: sample completions, then score them. Report: 3.2.2.
 
-B sequences, T positions of prompts, R maximum new tokens.
+Shapes: B sequences, T prompt positions, R maximum new tokens.
 """
 
 import dataclasses
@@ -43,9 +43,10 @@ def rollout_programs(
 
     Args:
       end_id: the end token of a completion, at which the reward is read.
-      reward_config: config of the reward model; None: the policy's.
-      lora: policy and value model are adapters on top of the frozen models (ppo.FrozenModels);
-        completions are sampled from the merged weights. None: they are full models.
+      reward_config: config of the reward model; None: the policy's config.
+      lora: the policy and the value model are adapters on top of the frozen models
+        (ppo.FrozenModels), and completions are sampled from the merged weights. None: both are full
+        models.
 
     Raises:
       DataError: the reward model has a different vocabulary.
@@ -53,7 +54,8 @@ def rollout_programs(
     reward_config = reward_config or model
     if reward_config.vocab_size != model.vocab_size:
         raise DataError(
-            f"the reward model has {reward_config.vocab_size} ids, the policy {model.vocab_size}.",
+            f"the reward model has {reward_config.vocab_size} tokens, the policy "
+            f"{model.vocab_size}.",
             "--reward_model",
             "train it from the same language model, with the same tokenizer.",
         )
@@ -91,8 +93,9 @@ def compiled_programs(
     """Compiles the programs for one batch shape, before any weight is loaded.
 
     Args:
-      params: parameters of the policy and of the value model: arrays, or abstract arrays with
-        shardings; likewise frozen.
+      params: parameters of the policy and the value model: arrays, or abstract arrays with
+        shardings.
+      frozen: the frozen models: arrays, or abstract arrays with shardings.
       inputs: tokens, lengths and sampling settings (rollout.sampling_inputs) of any batch.
       sharding: sharding of the inputs.
     """
@@ -118,15 +121,15 @@ class Sequences(NamedTuple):
     tokens: Array  # int32 [B, T + R + 1]
     segment_ids: Array  # int32 [B, T + R + 1]
     response_mask: Array  # float32 [B, T + R]; 1 where the next token was sampled
-    log_probs: Array  # float32 [B, T + R]; the sampler's, of the next token
+    log_probs: Array  # float32 [B, T + R]; the sampler's log p of the next token
     end: Array  # int32 [B]; position of the end token, at which the reward is read
     finished: Array  # float32 [B]; 1 where the policy sampled the end token
 
 
 def assemble(prompts: Array, lengths: Array, new: NewTokens, *, end_id: int) -> Sequences:
-    """Concatenates prompt, response and end token of each sequence.
+    """Concatenates the prompt, response and end token of each sequence.
 
-    A truncated response gets an end token too, at which the reward is read; the response mask is 0
+    A truncated response also gets an end token, at which the reward is read. The response mask is 0
     there.
     """
     B, T = prompts.shape
@@ -173,9 +176,9 @@ def score_completions(
 ) -> Rollout:
     """Scores each sequence with the four models; without a reward model the reward is 0.
 
-    The policy's log-probabilities are recomputed by the function that trains: the sampler's differ
-    by rounding, and the first ratios would not be 1. Where nothing was sampled, log-probabilities
-    and entropies are 0.
+    The policy's log-probabilities are recomputed by the training function. The sampler's differ by
+    rounding errors, so with them the first ratios would not be exactly 1. Log-probabilities and
+    entropies are 0 where nothing was sampled.
     """
     sequences = assemble(prompts, lengths, new, end_id=end_id)
     tokens, segments = sequences.tokens[:, :-1], sequences.segment_ids[:, :-1]
@@ -196,7 +199,7 @@ def score_completions(
         )
     policy_log_probs, entropies = log_probs(policy)
     sampler_log_probs = sequences.log_probs
-    if temperature != 1.0:  # the sampler's are of logits before the temperature
+    if temperature != 1.0:  # the sampler's use logits before the temperature
         sampler_log_probs = sampler_log_probs + policy_log_probs - log_probs(policy, 1.0)[0]
     return Rollout(
         tokens=tokens,

@@ -1,4 +1,4 @@
-"""A DPO run: the reference's log-probabilities of all pairs, computed once, then training.
+"""A DPO run: computes the reference log-probabilities of all pairs once, then trains.
 
 The objective is in dpo.py.
 """
@@ -34,7 +34,7 @@ class DPOConfig(PairConfig, Protocol):
 
 
 class DPOPairRows:
-    """Pairs with the reference's log-probabilities; its items are unbatched DPOBatches."""
+    """Pairs with the reference model's log-probabilities; items are unbatched DPOBatches."""
 
     def __init__(self, rows: PairRows, reference_log_probs: np.ndarray):
         """
@@ -65,7 +65,7 @@ def with_reference_log_probs(
     mesh = make_mesh(config.mesh)
     check_batch(config.train.batch_size, config.train.micro_batches, mesh)
     with use_layout(mesh):
-        # Frozen weights are kept in the compute dtype.
+        # The reference weights are frozen, so they are kept in the compute dtype.
         params = load(abstract(param_specs(config.model), config.model.compute_dtype, mesh))
         log_probs = jax.jit(functools.partial(response_log_probs, config=config.model))
         sharding = NamedSharding(mesh, DEFAULT_RULES.partition_spec(("batch",)))
@@ -107,7 +107,7 @@ def train_dpo(
 
 
 def _evaluation(config: DPOConfig, held_out: dict[str, DPOPairRows], log: Callable[[str], None]):
-    """Returns the evaluation of DPO: loss, accuracy and margin on each held-out file."""
+    """Returns the DPO evaluation: loss, accuracy and margin on each held-out file."""
     objective = make_objective(config.model, beta=config.beta, training=False)
     made = []
 

@@ -1,7 +1,8 @@
-"""The PPO run: from settings and folders to the last checkpoint. Report: 3.2.2.
+"""The PPO run: from settings and run folders to the final checkpoint. Report: 3.2.2.
 
-Reading order: `train_ppo`, then the functions that it calls. The step is in ppo.py, its batches are
-rollouts of the current policy (rollout.py), and the loop is that of every stage (train/run.py).
+Reading order: `train_ppo`, then the functions that it calls. The step is in ppo.py. Its batches are
+rollouts of the current policy (rollout.py). The training loop is shared by all stages
+(train/run.py).
 """
 
 import contextlib
@@ -57,10 +58,10 @@ class PPORunConfig(StageConfig, Protocol):
 def train_ppo(
     config: PPORunConfig, tokenizer: Tokenizer, *, log: Callable[[str], None] = print
 ) -> PPOState:
-    """Trains until num_steps and returns the last state; train.run.run resumes it.
+    """Trains until num_steps and returns the final state; train.run.run resumes it.
 
     Raises:
-      ConfigError: settings or folders that do not fit together.
+      ConfigError: settings or run folders are inconsistent.
       QwenJaxError: as in train.run.run.
     """
     mesh = make_mesh(config.mesh)
@@ -120,7 +121,7 @@ def train_ppo(
 
 
 class PPOBatches:
-    """The batches of a run: rollouts of the current policy, and pretraining sequences."""
+    """The batches of a PPO run: rollouts of the current policy, and pretraining sequences."""
 
     def __init__(
         self,
@@ -150,7 +151,7 @@ class PPOBatches:
 
     @functools.cached_property
     def _rollout_programs(self) -> RolloutPrograms:
-        """Compiled before any weight is loaded."""
+        """The rollout programs, compiled before any weights are loaded."""
         config, program = self._config, self._program
         programs = rollout_programs(
             config.model, config.ppo, end_id=self._tokenizer.im_end, lora=program.lora
@@ -167,7 +168,7 @@ class PPOBatches:
         )
 
     def executables(self) -> list[Any]:
-        """Returns the compiled programs that run between two steps, to measure their memory."""
+        """Returns the compiled programs that run between steps, to measure their memory."""
         return [self._rollout_programs.generate, self._rollout_programs.score]
 
     @contextlib.contextmanager
@@ -187,7 +188,7 @@ class PPOBatches:
         )
 
         def next_batch(step: int, state: PPOState) -> PPOBatch:
-            self.phases.host(None)  # saving and reporting
+            self.phases.host(None)  # time spent saving and reporting
             prompts = self._prompts.batch(step)
             self.phases.host("data")
             rollout = jax.device_put(sampler(prompts, state, step), sharding)
@@ -204,8 +205,8 @@ class PPOBatches:
 def _frozen_models(
     config: PPORunConfig, program: PPOProgram
 ) -> tuple[Callable[[], FrozenModels], dict[str, Any]]:
-    """Returns a cached loader of the frozen models, and the run folder's files that record the
-    base weights of the adapters."""
+    """Returns a cached loader of the frozen models, and the run folder files that record the
+    adapters' base weights."""
     records = {}
     if program.lora is None:
         load_reference, load_reward = weights_of(config.init_from), None
@@ -275,9 +276,9 @@ def check(config: PPORunConfig, prompt_length: int, mesh: Mesh) -> None:
         # The sampler would extend the context, as at inference, but the trainer would not.
         raise ConfigError(
             f"prompts of {prompt_length} and completions of {settings.max_new_tokens} tokens are "
-            f"longer than the model's {config.model.context_length}.",
+            f"longer than the model's context length, {config.model.context_length}.",
             "--data.max_prompt_tokens, --ppo.max_new_tokens",
-            "lower one of them.",
+            "lower at least one of them.",
         )
     if config.reward_model is not None:
         _check_reward_model(config, config.reward_model)
@@ -286,7 +287,7 @@ def check(config: PPORunConfig, prompt_length: int, mesh: Mesh) -> None:
 def _check_reward_model(config: PPORunConfig, folder: str) -> None:
     if not is_scoring_run(folder):
         raise ConfigError(
-            "the folder is not a run of a reward model.",
+            "the folder is not a reward model run.",
             f"--reward_model={folder}",
             "train one with experiments.reward_model.",
         )
@@ -305,7 +306,7 @@ def _check_reward_model(config: PPORunConfig, folder: str) -> None:
 
 
 def _pretrain_sequences(config: PPORunConfig) -> int:
-    """Returns the sequences of the pretraining gradient per step; 0: none."""
+    """Returns the number of pretraining sequences per step; 0: no pretraining gradient."""
     return (
         config.ppo.pretrain_sequences(config.train.batch_size)
         if config.data.pretrain.sources

@@ -1,6 +1,6 @@
-"""A run of the reward model, PMP or fine-tuning, evaluated on held-out pairs. Report: 3.2.1.
+"""A reward model run (PMP or fine-tuning), evaluated on held-out pairs. Report: 3.2.1.
 
-The objective is in reward_model.py, the table and the calibration in preference_report.py.
+The objective is in reward_model.py. Table 4 and the calibration are in preference_report.py.
 """
 
 import pathlib
@@ -45,7 +45,7 @@ def train_reward_model(
 
 
 def _evaluation(config: PairConfig, held_out: dict[str, PairRows], log: Callable[[str], None]):
-    """Returns the evaluation of a reward model: Table 4's line, metrics, calibration.json."""
+    """Returns the reward model evaluation: a line of Table 4, metrics, and calibration.json."""
 
     def evaluate(put, done: int, state: Any) -> dict[str, float]:
         agreements = [

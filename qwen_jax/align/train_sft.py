@@ -19,7 +19,7 @@ from qwen_jax.utils.jsonl import unique_names
 
 @dataclasses.dataclass(frozen=True)
 class SFTData:
-    """The files of conversations and how they are packed."""
+    """Settings of the conversation data."""
 
     conversations: tuple[str, ...] = option((), ".json and .jsonl files of conversations")
     eval_conversations: tuple[str, ...] = option(
@@ -51,7 +51,7 @@ def read_rows(
     tokenizer: Tokenizer,
     log: Callable[[str], None] = print,
 ) -> tuple[PackedRows, list[Example]]:
-    """Returns the packed rows of some files and their examples; logs kept and skipped data."""
+    """Returns the packed rows of the files and their examples; logs what was kept and skipped."""
     counts, length = Counts(), config.model.context_length
     examples = list(
         encode(
@@ -66,7 +66,7 @@ def read_rows(
     log(f"data: {counts}")
     log(
         f"rows: {len(rows):,} of {length} tokens, {100 * rows.efficiency:.1f} % full, "
-        f"{_trained_tokens(examples):,.0f} trained tokens"
+        f"{_trained_tokens(examples):,.0f} loss tokens"
     )
     return rows, examples
 
@@ -84,7 +84,7 @@ def train_sft(
         _held_out(name, path, config, tokenizer, log)
         for name, path in zip(unique_names(paths), paths, strict=True)
     )
-    log(f"{config.train.batch_size * config.train.num_steps / len(rows):.2f} passes over the data")
+    log(f"{config.train.batch_size * config.train.num_steps / len(rows):.2f} epochs")
     return train_on_examples(
         rows,
         config,

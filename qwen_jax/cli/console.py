@@ -1,11 +1,11 @@
-"""`qwen-jax NAME ...`: runs a page of the report or a launcher of an installed package.
+"""`qwen-jax NAME ...`: runs an experiment or launcher of the installed package.
 
-    qwen-jax --help                                            # every NAME
+    qwen-jax --help                                            # lists every NAME
     qwen-jax pretrain --help
     qwen-jax pretrain --recipe=smoke --data.sources=FOLDER
     qwen-jax launch.local --processes=2 -- pretrain --recipe=smoke --data.sources=FOLDER
 
-From a checkout the same programs are `python -m experiments.NAME` and `python -m launch.NAME`.
+In a checkout, run `python -m experiments.NAME` or `python -m launch.NAME` instead.
 """
 
 import ast
@@ -18,12 +18,12 @@ import sys
 import qwen_jax
 from qwen_jax.errors import QwenJaxError, unknown_name
 
-INSTALLED = "qwen_jax.experiments"  # in a checkout it is `experiments`
+INSTALLED = "qwen_jax.experiments"  # `experiments` in a checkout
 _PACKAGES = {"": INSTALLED, "launch.": "qwen_jax.launch"}
 
 
 def main() -> None:
-    """Runs the program named on the command line, as `python -m` does."""
+    """Runs the program named on the command line, like `python -m`."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h"):
         print(_help())
@@ -34,13 +34,13 @@ def main() -> None:
             module = _module(name)
         except QwenJaxError as error:
             sys.exit(f"{type(error).__name__}:{error}")
-        sys.path.append(os.getcwd())  # for the modules of --reward_functions
+        sys.path.append(os.getcwd())  # to import the modules of --reward_functions
         sys.argv[1:] = arguments
         runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def programs() -> dict[str, str]:
-    """Program -> the first line of its docstring, read without importing it."""
+    """Returns {program: first line of its docstring}, read without importing it."""
     found = {}
     for prefix, package in _PACKAGES.items():
         for path in sorted(folder(package).glob("*.py")):
@@ -52,7 +52,7 @@ def programs() -> dict[str, str]:
 
 
 def folder(package: str) -> pathlib.Path:
-    """The folder of an installed package.
+    """Returns the folder of an installed package.
 
     Raises:
       QwenJaxError: the package is not installed.
@@ -66,7 +66,7 @@ def folder(package: str) -> pathlib.Path:
 
 
 def as_typed(text: str, package: str | None) -> str:
-    """Rewrites the command lines of a checkout in `text` for the package that holds the pages."""
+    """Replaces `python -m ...` in `text` by `qwen-jax ...` if `package` is the installed one."""
     if package != INSTALLED:
         return text
     for prefix in ("experiments.", "launch."):
@@ -89,10 +89,10 @@ def _help() -> str:
     return "\n".join(
         [
             f"qwen-jax {qwen_jax.__version__}: qwen-jax NAME [--flag=value ...]",
-            "`qwen-jax NAME --help` describes a program and all of its flags.",
+            "`qwen-jax NAME --help` describes a program and its flags.",
             "",
             *(f"  {name:{width}}{line}" for name, line in known.items()),
             "",
-            f"Scripts for Slurm and container images: {folder('qwen_jax.launch')}",
+            f"Slurm scripts and container files: {folder('qwen_jax.launch')}",
         ]
     )

@@ -1,7 +1,7 @@
-"""Flags from a frozen dataclass: --train.num_steps=100 sets config.train.num_steps.
+"""Command-line flags of a frozen dataclass: --train.num_steps=100 sets config.train.num_steps.
 
 Every experiment has named recipes (--recipe). Each field of a recipe has a flag. An unknown flag is
-an error that suggests the nearest known one. A run prints what differs from its recipe.
+an error that suggests the closest known flag. A run prints its differences from the recipe.
 """
 
 import dataclasses
@@ -27,20 +27,20 @@ from qwen_jax.parallel import distributed
 from qwen_jax.parallel.cpu import virtual_devices
 from qwen_jax.train.run_folder import flatten
 
-log = functools.partial(print, flush=True)  # the default logger of a run
+log = functools.partial(print, flush=True)  # the default logger of runs
 
 
 def parse(doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> tuple[str, Any]:
     """Parses the command line into a config.
 
     Args:
-      doc: the experiment's docstring, the first part of --help.
-      recipes: name -> config; the first is the default. A former name maps to the current name.
+      doc: the experiment's docstring, printed first by --help.
+      recipes: name -> config; the first one is the default. A former name maps to its current name.
       argv: sys.argv.
     Returns:
       (recipe name, config).
     Raises:
-      ConfigError: an unknown flag or recipe, or a value of the wrong type.
+      ConfigError: a flag or recipe is unknown, or a value has the wrong type.
     """
     default = next(iter(recipes))
     values = flags.FlagValues()
@@ -77,26 +77,26 @@ def parse(doc: str | None, recipes: Mapping[str, Any], argv: list[str]) -> tuple
         sys.exit(0)
     if len(rest) > 1:
         raise ConfigError(
-            f"arguments that are not flags: {' '.join(rest[1:])}.",
+            f"positional arguments are not supported: {' '.join(rest[1:])}.",
             "the command line",
-            "give every setting as a flag: --name=value.",
+            "pass every setting as a flag: --name=value.",
         )
     return name, _rebuild(recipe, "", values)
 
 
 def _refused_flag(config, flag: str) -> ConfigError | None:
-    """The error of a section that refuses this flag; None if its section does not."""
+    """Returns the error of a section that rejects this flag; None if it does not."""
     section, _, name = flag.partition(".")
     if section.startswith("no") and not hasattr(
         config, section
-    ):  # --nomodel.NAME is a false --model.NAME
+    ):  # --nomodel.NAME means --model.NAME=false
         section = section[2:]
     refuse = getattr(getattr(config, section, None), "refuse", None)
     return refuse and refuse(name)
 
 
 def differences(config, recipe) -> list[str]:
-    """`name: recipe's value -> value` for each field that differs; API keys are masked."""
+    """Returns `name: recipe value -> value` per changed field; API keys are masked."""
     old, new = flatten(recipe), flatten(config)
     return [
         f"{name}: {old[name]!r} -> {'***' if name.endswith('api_key') else repr(new[name])}"
@@ -108,8 +108,9 @@ def differences(config, recipe) -> list[str]:
 def run(main, doc: str | None, recipes: Mapping[str, Any], argv: list[str] | None = None) -> None:
     """Parses the flags, connects the processes of the run and calls main(config).
 
-    Prints what differs from the recipe. A QwenJaxError is printed without a traceback and exits
-    with its code, usually 1. Only process 0 writes to stdout; every process writes to stderr.
+    Prints the differences from the recipe. A QwenJaxError is printed without a traceback, and the
+    process exits with the error's code, usually 1. Only process 0 writes to stdout; every process
+    writes to stderr.
     """
     flags.FLAGS.mark_as_parsed()  # libraries (Grain) read absl's global flags
     virtual_devices.reserve_threads()
@@ -138,7 +139,7 @@ def run(main, doc: str | None, recipes: Mapping[str, Any], argv: list[str] | Non
 
 
 class _List(flags.ListParser):
-    """Parses comma-separated values of one type."""
+    """Parses comma-separated values, each with `inner`."""
 
     def __init__(self, inner: flags.ArgumentParser):
         super().__init__()
@@ -150,7 +151,7 @@ class _List(flags.ListParser):
 
 
 class _Optional(flags.ArgumentParser):
-    """Parses `none` as None, and other values with another parser."""
+    """Parses `none` as None, and other values with `inner`."""
 
     def __init__(self, inner: flags.ArgumentParser):
         super().__init__()
@@ -204,7 +205,7 @@ def _define(config, prefix: str, values: flags.FlagValues) -> None:
 
 
 def _choices(annotation) -> str:
-    """The choices of a Literal, or of a tuple of them, as help text; '' for other types."""
+    """Returns the choices of a Literal (or a tuple of Literals) as help text, else ''."""
     arguments = typing.get_args(annotation)
     if typing.get_origin(annotation) is typing.Literal:
         return f"one of {', '.join(map(str, arguments))}"
@@ -212,7 +213,7 @@ def _choices(annotation) -> str:
 
 
 def _with_current_names(argv: list[str], config) -> list[str]:
-    """Replaces former names of flags and values by the current ones; each prints one warning."""
+    """Replaces former flag names and values with the current ones; warns once for each."""
     names, values = renamed(config), renamed_values(config)
     current = []
     pending = ""  # a flag whose value is the next argument: --name value

@@ -1,6 +1,6 @@
 """Ahead-of-time planner: compiles a training step for chips that this machine does not have.
 
-`topologies` names slices, `stages` builds the step of a training stage, `program` compiles it.
-`hlo` parses the compiled text; `network`, `matmuls` and `costs` compute its costs. `estimate` turns
-costs into time, and `search` finds the best layout.
+`topologies` defines TPU slices, `stages` builds the step of a training stage, and `program`
+compiles it. `hlo` parses the compiled text; `network`, `matmuls` and `costs` compute its costs.
+`estimate` turns costs into time, and `search` selects the layouts to compile.
 """

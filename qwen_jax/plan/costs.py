@@ -1,14 +1,15 @@
-"""Costs of a compiled step on one chip: work by kind, memory traffic, collectives, their time.
+"""Costs of a compiled step on one chip: work by kind, memory traffic, collectives, and time.
 
-Time of an instruction: the cycles of the compiler's own cost model; without them, its bytes at the
-memory's bandwidth. Our attention kernels: bundles of their compiled inner tiles
+The time of an instruction is the cycle estimate of the compiler's cost model. Without an estimate,
+it is the instruction's bytes divided by the memory bandwidth. The time of our attention kernels
+comes from the bundles of their compiled inner tiles
 (benchmarks/results/attention_tpu_utilization.md). No time was measured on a TPU.
 
 Overlap is modeled per loop body. An asynchronous collective (start and done) overlaps with all
-other work of the body, which takes the longer of the two. A synchronous collective (a single
-instruction) blocks the chip, and its time is added. v5e has no cores for collectives: a gather is
-started, matmul fusions advance it in the background, and it is awaited. The gather counts once, and
-so does each matmul.
+other work of the body; the body takes the longer of the two times. A synchronous collective (a
+single instruction) blocks the chip, so its time is added. v5e has no cores for collectives: a
+gather is started, matmul fusions advance it in the background, and it is awaited. The gather counts
+once, and so does each matmul.
 """
 
 import collections
@@ -37,19 +38,19 @@ _FREE = {
     "get-dimension-size",
     "add-dependency",
 }
-_ASYNCHRONOUS = ("-start", "-update", "-done")  # asynchronous copies and slices
-# Opcodes that may wrap a collective: asynchronous calls run on the sparse cores.
+_ASYNCHRONOUS = ("-start", "-update", "-done")  # suffixes of asynchronous copies and slices
+# Opcodes that may wrap a collective; asynchronous calls run on the SparseCores.
 _WRAPPERS = ("fusion", "async-start", "call-start", "custom-call-start")
 _CALLED = ("calls", "to_apply", "called_computations")
-# Name prefixes of a gather that matmul fusions advance: the fusions that start and await it, and
+# Name prefixes for a gather that matmul fusions advance: the fusions that start and await it, and
 # the computations of the matmul fusions, which pass its buffers through.
 _START_PREFIX, _DONE_PREFIX, _ADVANCING_PREFIX = (
     "async-collective-start",
     "async-collective-done",
     "async_collective_fusion",
 )
-# Bundles per tile of 1024 x 1024 scores of one head of 128, bfloat16: forward without and with a
-# mask, backward without and with a mask.
+# Bundles per tile of 1024 x 1024 scores of one head of width 128, bfloat16: forward without and
+# with a mask, backward without and with a mask.
 _BUNDLES = {
     "TPU v4": (4496, 7354, 9893, 12566),
     "TPU v5 lite": (4174, 4724, 9025, 9301),
@@ -65,15 +66,15 @@ class Collective:
 
     kind: str
     group: int  # number of participating devices
-    size: int  # bytes of the full array, see Network.seconds; of one message of a permute
+    size: int  # bytes of the full array (see Network.seconds), or of one message of a permute
     times: int  # executions per step
-    seconds: float  # of all executions
-    hidden: bool  # overlaps with other work
-    source: str  # op_name in the model
+    seconds: float  # total of all executions
+    hidden: bool  # whether it overlaps with other work
+    source: str  # op_name in the model code
 
     @property
     def sent(self) -> float:
-        """Bytes that a chip sends per step."""
+        """Bytes sent per chip and step."""
         if self.kind == "collective-permute":
             return float(self.size * self.times)
         share = self.size * (self.group - 1) / self.group
@@ -84,12 +85,12 @@ class Collective:
 class Costs:
     """Costs of one step on one chip."""
 
-    seconds: float = 0.0  # with overlap as described above
-    work: dict[str, float] = dataclasses.field(  # kind: seconds
+    seconds: float = 0.0  # time of the step with overlap, as in the module docstring
+    work: dict[str, float] = dataclasses.field(  # kind of work -> seconds
         default_factory=lambda: collections.defaultdict(float)
     )
     hbm_bytes: float = 0.0
-    flops: float = 0.0  # of matmuls and attention, including recomputation
+    flops: float = 0.0  # FLOPs of matmuls and attention, including recomputation
     collectives: list[Collective] = dataclasses.field(default_factory=list)
     unknown: list[str] = dataclasses.field(default_factory=list)  # loops without a known trip count
 
@@ -126,7 +127,7 @@ class _Reader:
         self.costs = Costs()
 
     def scope(self, name: str, times: int) -> float:
-        """Returns seconds of one execution of a computation that runs `times` times per step."""
+        """Returns the seconds of one execution of a computation; it runs `times` times per step."""
         body = self.program.computations[name]
         work = overlapped = blocking = 0.0
         for instruction in body.values():
@@ -143,7 +144,7 @@ class _Reader:
                 )
                 work += max(self.scope(branch, times) for branch in branches)
             elif kind is not None:
-                if self.matmul_flops(instruction, body):  # fused with its collective
+                if self.matmul_flops(instruction, body):  # a matmul fused with its collective
                     work += self.run(instruction, body, times)
                 seconds = self.collect(instruction, kind, body, times)
                 if _starts(instruction):
@@ -155,7 +156,7 @@ class _Reader:
         return max(work, overlapped) + blocking
 
     def collect(self, instruction, kind: str, body, times: int) -> float:
-        """Returns seconds of one execution of a collective."""
+        """Records a collective and returns the seconds of one execution."""
         inner = instruction
         if instruction.opcode in _WRAPPERS:
             inside = self.program.computations[instruction.called(*_CALLED)[0]]
@@ -178,7 +179,7 @@ class _Reader:
         return seconds
 
     def run(self, instruction, body, times: int) -> float:
-        """Returns seconds of one execution of an instruction."""
+        """Records an instruction and returns the seconds of one execution."""
         if (
             instruction.opcode in _FREE
             or instruction.opcode.endswith(_ASYNCHRONOUS)
@@ -208,7 +209,7 @@ class _Reader:
         return seconds
 
     def matmul_flops(self, instruction, body) -> float:
-        """Returns FLOPs of the matmuls in one execution of an instruction."""
+        """Returns the FLOPs of the matmuls in one execution of an instruction."""
         if instruction.opcode in ("convolution", "dot"):
             shapes = tuple(_dimensions(body[name].shape) for name in instruction.operands)
             return matmuls.flops(instruction.rest, shapes, _dimensions(instruction.shape))
@@ -220,8 +221,10 @@ class _Reader:
         )
 
     def attention_kernel(self, instruction, body) -> tuple[float, float]:
-        """Returns seconds and FLOPs of our causal attention kernel: half of the square of tiles,
-        the tiles on the diagonal with a mask."""
+        """Returns the seconds and FLOPs of our causal attention kernel.
+
+        It computes half of the square of tiles; tiles on the diagonal have a mask.
+        """
         query = next(
             shape
             for shape in (
@@ -239,7 +242,7 @@ class _Reader:
         return bundles / self.chip.cores / self.chip.clock, flops
 
     def traffic(self, instruction, body) -> float:
-        """Returns bytes read and written in HBM; of sliced operands only the slice."""
+        """Returns the bytes read and written in HBM; sliced operands count only their slice."""
         called = instruction.called("calls") if instruction.opcode == "fusion" else []
         inside = self.program.computations[called[0]] if called else {}
         aliased = _aliased_operands(instruction) if _advances(instruction) else {}
@@ -275,7 +278,7 @@ class _Reader:
         return float(read + written)
 
     def operand_bytes(self, inside: dict, index: int, size: int) -> int:
-        """Returns bytes that a fusion reads of operand `index`: all, or only its slices."""
+        """Returns the bytes that a fusion reads from operand `index`: all, or only slices."""
         name = next(
             (
                 i.name
@@ -310,14 +313,16 @@ def _dimensions(shape: str) -> tuple[int, ...]:
 
 
 def _in_hbm(shape: str) -> int:
-    """Returns bytes of the arrays outside of VMEM (memory space 1) and scalar memory."""
+    """Returns the bytes of the arrays outside VMEM (memory space 1) and scalar memory."""
     in_hbm = re.sub(r"\w+\[[\d,]*\]\{[^}]*S\(\d+\)[^}]*\}", "", shape)
     return sum(hlo.array_bytes(in_hbm))
 
 
 def _collective(instruction, program: hlo.Program) -> str | None:
-    """Returns the kind of collective that an instruction is or wraps; None for other instructions,
-    and for those that advance or await a collective."""
+    """Returns the kind of collective that an instruction is or wraps.
+
+    None for all other instructions, including those that advance or await a collective.
+    """
     if (
         instruction.opcode.endswith("-done")
         or instruction.name.startswith(_DONE_PREFIX)
@@ -345,7 +350,7 @@ def _advances(instruction) -> bool:
 
 
 def _aliased_operands(instruction) -> dict[int, int]:
-    """Returns {index in the result: index of the operand that it aliases}."""
+    """Returns {index in the result: index of the operand it aliases}."""
     return {
         int(index or 0): int(operand)
         for index, operand in re.findall(r"\{(\d*)\}: \((\d+), \{\}\)", instruction.rest)

@@ -1,8 +1,8 @@
-"""From the costs of a compiled step to those of a run: time, tokens per second, MFU, chip hours.
+"""Turns step costs into run estimates: time, tokens per second, MFU, chip hours.
 
-MFU counts 6 N + 6 L T N_heads H FLOPs per token (causal attention once), noncausal MFU
-6 N + 12 L T N_heads H (the full square); see telemetry.metrics.flops_per_token. Report tokens: 2.4,
-Table 1.
+MFU counts 6 N + 6 L T N_heads H FLOPs per token (causal attention counted once). Noncausal MFU
+counts 6 N + 12 L T N_heads H (the full square); see telemetry.metrics.flops_per_token. Token counts
+of the report: 2.4, Table 1.
 """
 
 import dataclasses
@@ -15,22 +15,22 @@ from qwen_jax.train.telemetry import metrics
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """Estimate of a step on a slice; nothing was measured on a TPU."""
+    """Estimate of a step on a TPU slice; no value was measured on a TPU."""
 
     seconds: float  # per step, with the overlap that plan.costs models
-    min_seconds: float  # with perfect overlap: the largest of compute, memory, network
-    max_seconds: float  # without overlap: the sum of compute and network
-    tokens_per_second: float  # of the slice
+    min_seconds: float  # perfect overlap: the maximum of compute, memory and network time
+    max_seconds: float  # no overlap: the sum of compute and network time
+    tokens_per_second: float  # for the full slice
     mfu: float
     mfu_noncausal: float
-    chip_hours: float  # of the full run
+    chip_hours: float  # for the full run
 
     def dollars(self, price: float) -> float:
         return self.chip_hours * price
 
 
 def tokens_per_step(workload: Workload) -> int:
-    """Returns tokens read per step, including PPO's pretraining sequences."""
+    """Returns the tokens processed per step, including PPO's pretraining sequences."""
     return (
         workload.sequences * workload.sequence_length
         + workload.pretrain_sequences * workload.model.context_length
@@ -38,8 +38,10 @@ def tokens_per_step(workload: Workload) -> int:
 
 
 def model_flops(workload: Workload) -> tuple[float, float]:
-    """Returns model FLOPs per step, with causal attention counted once and with the full square. A
-    PPO step trains two models on its rollout and one on its pretraining sequences."""
+    """Returns model FLOPs per step: with causal attention counted once, and with the full square.
+
+    A PPO step trains two models on its rollout and one model on its pretraining sequences.
+    """
     at_length = dataclasses.replace(workload.model, context_length=workload.sequence_length)
     causal, noncausal = metrics.flops_per_token(at_length)
     head = 6.0 * workload.model.vocab_size * workload.model.hidden_size
@@ -96,5 +98,5 @@ def from_times(
 
 
 def parsed_flops_ratio(result: Result, workload: Workload, topology: Topology) -> float:
-    """Returns FLOPs of the compiled program over model FLOPs: 1 or more if parsed fully."""
+    """Returns FLOPs found in the compiled program / model FLOPs: at least 1 if fully parsed."""
     return result.flops * topology.chips / model_flops(workload)[0]

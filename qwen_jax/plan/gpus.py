@@ -1,7 +1,7 @@
-"""Paper estimates for GPUs: nothing is compiled, and every line says that it is only estimated.
+"""Analytic estimates for GPUs. Nothing is compiled, and every line says "only estimated".
 
-XLA can compile for an absent GPU, but reports no costs. The estimate is arithmetic: memory from the
-arrays that a step must hold, time from a stated share of the vendor's peak.
+XLA can compile for an absent GPU but reports no costs. Memory is computed from the arrays that a
+step holds, time from a stated fraction of the vendor's peak.
 """
 
 import dataclasses
@@ -13,22 +13,22 @@ from qwen_jax.plan.stages import Workload
 from qwen_jax.plan.topologies import GIB, Chip, Topology
 from qwen_jax.utils.format import format_gib
 
-# Bandwidth per GPU: NVLink, both directions together; beyond 8 GPUs a network of 50 GB/s.
+# Bandwidth per GPU, both directions: NVLink within a node of 8 GPUs, else a 50 GB/s network.
 _NVLINK, _NETWORK, _NODE = 450e9, 50e9, 8
 KINDS = {
     "h100": Chip("NVIDIA H100", 989.4e12, 79 * GIB, 3350e9, _NVLINK / 2, 1.755e9, 1, 1, 1, 1),
     "h200": Chip("NVIDIA H200", 989.4e12, 140 * GIB, 4800e9, _NVLINK / 2, 1.755e9, 1, 1, 1, 1),
     "a100": Chip("NVIDIA A100", 312e12, 79 * GIB, 2039e9, 150e9, 1.41e9, 1, 1, 1, 1),
 }
-SHARE = 0.6  # of peak that matmuls reach, from published runs of 7B to 13B
+SHARE = 0.6  # fraction of peak that matmuls reach, from published runs of 7B to 13B models
 
 
 def lines(workload: Workload, name: str, price: float | None) -> list[str]:
     """Returns the best layouts by the analytic estimate, as lines of text.
 
     Args:
-      name: such as h100-64.
-      price: per GPU hour; None: no cost is shown.
+      name: GPU kind and count, such as h100-64.
+      price: dollars per GPU hour; None: no cost is shown.
 
     Raises:
       ConfigError: the number of GPUs is invalid.
@@ -36,7 +36,9 @@ def lines(workload: Workload, name: str, price: float | None) -> list[str]:
     kind, _, number = name.partition("-")
     if not number.isdigit() or int(number) < 1:
         raise ConfigError(
-            f"{name!r} does not name a number of GPUs.", "--topology", "write it as h100-64."
+            f"{name!r} has no valid number of GPUs.",
+            "--topology",
+            "use a name such as h100-64.",
         )
     chips = int(number)
     chip = KINDS[kind]

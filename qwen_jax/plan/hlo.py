@@ -1,6 +1,6 @@
-"""Parses the text of a compiled program into computations, instructions and loop trip counts.
+"""Parses compiled program text into computations, instructions and loop trip counts.
 
-Only the parts that costs need are parsed: shapes, operands, called computations, loop bounds.
+Only what the cost model needs is parsed: shapes, operands, called computations, loop bounds.
 """
 
 import dataclasses
@@ -37,17 +37,17 @@ _CALLS = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One instruction: a line of the text."""
+    """One instruction: one line of the program text."""
 
     name: str
     shape: str
     opcode: str
     operands: tuple[str, ...]
-    rest: str  # attributes, metadata and backend config
+    rest: str  # text after the operands: attributes, metadata and backend config
 
     @property
     def arrays(self) -> list[int]:
-        """Bytes of each array of the result."""
+        """Size in bytes of each array of the result."""
         return array_bytes(self.shape)
 
     @property
@@ -55,7 +55,7 @@ class Instruction:
         return sum(self.arrays)
 
     def called(self, *kinds: str) -> list[str]:
-        """Returns the names of the computations called by these attributes."""
+        """Returns the names of the computations that the given attributes call."""
         called = []
         for kind, names in _CALLS.findall(self.rest):
             if kind in kinds:
@@ -64,13 +64,13 @@ class Instruction:
 
     @property
     def source(self) -> str:
-        """The op_name in its metadata, from the model's code."""
+        """The op_name in the metadata, from the model code; empty without one."""
         match = re.search(r'op_name="([^"]*)"', self.rest)
         return match[1] if match else ""
 
 
 def array_bytes(shape: str) -> list[int]:
-    """ "(f32[2,3]{1,0}, u32[])" -> [24, 4]; tokens and other non-arrays count 0."""
+    """Returns array sizes: "(f32[2,3]{1,0}, u32[])" -> [24, 4]; tokens and non-arrays count 0."""
     return [
         BYTES.get(kind, 0) * math.prod(int(size) for size in sizes.split(",") if size)
         for kind, sizes in _ARRAY.findall(shape)
@@ -78,20 +78,22 @@ def array_bytes(shape: str) -> list[int]:
 
 
 def tuple_elements(shape: str) -> list[str]:
-    """ "(f32[2,3]{1,0}, u32[])" -> ["f32[2,3]{1,0}", "u32[]"];
-    an array is its only element."""
+    """Returns element shapes: "(f32[2,3]{1,0}, u32[])" -> ["f32[2,3]{1,0}", "u32[]"].
+
+    An array has one element, itself.
+    """
     return _split(shape[1:-1]) if shape.startswith("(") else [shape]
 
 
 @dataclasses.dataclass
 class Program:
-    """A module: computations by name, each a dict of its instructions in execution order."""
+    """An HLO module: computations by name, each a dict of instructions in execution order."""
 
     computations: dict[str, dict[str, Instruction]]
     entry: str
 
     def trips(self, loop: Instruction) -> int | None:
-        """Returns how often a while body runs; None if its text does not contain it."""
+        """Returns the trip count of a while loop; None if it cannot be determined."""
         known = re.search(r"known_trip_count\D+(\d+)", loop.rest)
         if known:
             return int(known[1])
@@ -107,7 +109,7 @@ class Program:
 
     @functools.cached_property
     def fused(self) -> set[str]:
-        """Computations that are the body of a fusion."""
+        """The names of the computations that are the body of a fusion."""
         return {
             name
             for body in self.computations.values()
@@ -118,9 +120,9 @@ class Program:
 
 
 def _stride(counter: Instruction, body: dict[str, Instruction]) -> int:
-    """Returns the increment of a loop's counter: 1, or more where XLA has unrolled the loop.
+    """Returns the increment of a loop's counter: 1, or more if XLA has unrolled the loop.
 
-    Counters are assumed to start at 0, as those of scans and of windowed matmuls do.
+    Counters are assumed to start at 0, as in scans and windowed matmuls.
     """
     index = re.search(r"index=(\d+)", counter.rest)
     root = next(reversed(body.values()))
@@ -179,7 +181,7 @@ def _closing(text: str, opening: int) -> int:
 
 
 def _split(text: str) -> list[str]:
-    """Splits at commas outside of brackets; removes comments (/*index=5*/)."""
+    """Splits at commas outside brackets; removes comments such as /*index=5*/."""
     text = re.sub(r"/\*.*?\*/", "", text)
     fields, depth, start = [], 0, 0
     for index, letter in enumerate(text):

@@ -1,7 +1,7 @@
-"""FLOPs of a matmul, from its line in a compiled program.
+"""FLOPs of a matmul, parsed from its line in a compiled program.
 
-The TPU compiler emits every matmul as a convolution. A batch axis is a window that slides over
-padding: only positions where the window covers the input are multiplied.
+The TPU compiler emits every matmul as a convolution. A batch axis becomes a window that slides over
+padding. Only positions where the window covers the input are multiplied.
 """
 
 import math
@@ -9,11 +9,11 @@ import re
 
 
 def flops(line: str, shapes: tuple[tuple[int, ...], ...], out: tuple[int, ...]) -> int:
-    """Returns two FLOPs per multiplication of a `dot` or `convolution`.
+    """Returns the FLOPs of a `dot` or `convolution`: two per multiplication.
 
     Args:
       line: the attributes of the instruction.
-      shapes: of the two operands.
+      shapes: shapes of the two operands.
       out: shape of the result.
     """
     left, right = shapes
@@ -52,7 +52,7 @@ def _field(window: dict[str, str], name: str, index: int, default: str) -> str:
 def _overlaps(
     size: int, window: int, out: int, *, low: int, stride: int, of_window: int, of_input: int
 ) -> int:
-    """Returns the number of (output position, window position) pairs on an entry of the input."""
+    """Returns the number of (output position, window position) pairs that cover an input entry."""
     if low == 0 and stride == of_window == of_input == 1 and size == out + window - 1:
         return out * window  # no padding
     last, count = (size - 1) * of_input, 0

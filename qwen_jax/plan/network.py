@@ -1,8 +1,8 @@
 """The time of a collective on the links of a slice.
 
-The most loaded link determines the time. Gathers and sums use all dimensions of the torus that the
-group spans at once, and both directions where a dimension wraps around. A permutation is routed
-pair by pair, dimension after dimension, along the shorter way around.
+The most heavily loaded link determines the time. Gathers and sums use all torus dimensions that the
+group spans in parallel, and both directions if a dimension wraps around. Each pair of a permutation
+is routed one dimension at a time, in the shorter direction.
 """
 
 import collections
@@ -23,17 +23,20 @@ class Network:
     """Links of a slice, and the coordinates of the program's devices."""
 
     topology: Topology
-    coords: tuple[Coords, ...]  # of each partition
+    coords: tuple[Coords, ...]  # coordinates of each partition's device
 
     def _wraps(self, side: int) -> bool:
-        """Whether a dimension wraps around: on v5p if the slice consists of full cubes, on other
-        chips if the dimension is long enough."""
+        """Returns whether a dimension wraps around.
+
+        On v5p it does if the slice consists of full cubes, on other chips if the dimension is long
+        enough.
+        """
         shape, wraps = self.topology.shape, self.topology.chip.wraps
         sides = shape if len(shape) == 3 else shape[side : side + 1]
         return all(size % wraps == 0 for size in sides)
 
     def bandwidth(self, group: Sequence[int]) -> float:
-        """Returns bytes per second that each member of a group can receive from the others."""
+        """Returns the bytes per second that each group member can receive from the others."""
         total, link = 0.0, self.topology.chip.link_bandwidth
         for side, size in enumerate(self.topology.shape):
             extent = len({self.coords[device][side] for device in group})
@@ -42,20 +45,20 @@ class Network:
         return total
 
     def seconds(self, kind: str, size: int, group: Sequence[int]) -> float:
-        """Returns seconds of one collective.
+        """Returns the seconds of one collective.
 
         Args:
           kind: "all-gather", "reduce-scatter", "all-reduce" or "all-to-all".
           size: bytes of the full array: the result of a gather, the operand of a scatter or sum.
-          group: the partitions of one of its groups.
+          group: the partitions of one replica group.
         """
         number = len(group)
         if number == 1 or not size:
             return 0.0
         share = size * (number - 1) / number / self.bandwidth(group)
         if kind == "all-to-all":
-            # Each device keeps 1/n and sends the rest; half of it crosses the middle of the longest
-            # dimension, whose links carry the traffic of all devices in either half.
+            # Each device keeps 1/n and sends the rest. Half of that crosses the middle of the
+            # longest dimension, whose links carry the traffic of all devices in either half.
             longest = max(
                 range(len(self.topology.shape)),
                 key=lambda side: len({self.coords[device][side] for device in group}),
@@ -66,7 +69,7 @@ class Network:
         return share * (2 if kind == "all-reduce" else 1)
 
     def permute_seconds(self, size: int, pairs: Sequence[tuple[int, int]]) -> float:
-        """Returns seconds of a collective-permute of `size` bytes from each source."""
+        """Returns the seconds of a collective-permute that sends `size` bytes per source."""
         load = collections.Counter()
         for source, target in pairs:
             load.update(self._route(self.coords[source], self.coords[target]))
@@ -113,8 +116,8 @@ def first_group(attributes: str, devices: int) -> list[int]:
             order = order.reshape(_numbers(mesh[2]))
             order = order.transpose(_numbers(mesh[3])) if mesh[3] else order
         order = order.reshape(tuple(axes.values()))
-        # A group may use a part of an axis: 'a':(2)4 is 4 of its positions; the stride follows from
-        # the rest of the axis.
+        # A group may use part of an axis: 'a':(2)4 is 4 positions of axis 'a'; the stride follows
+        # from the rest of the axis.
         wanted = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", mesh[4])
         index = []
         for name, size in axes.items():
@@ -127,11 +130,11 @@ def first_group(attributes: str, devices: int) -> list[int]:
             else:
                 index.append(list(range(size)))
         return order[np.ix_(*index)].reshape(-1).tolist()
-    return list(range(devices))  # replica_groups={}: all
+    return list(range(devices))  # replica_groups={} means all devices
 
 
 def source_target_pairs(attributes: str) -> list[tuple[int, int]]:
-    """Returns `source_target_pairs` of a collective-permute."""
+    """Returns the `source_target_pairs` of a collective-permute."""
     match = re.search(r"source_target_pairs=\{(.*?\})\}", attributes)
     assert match is not None, attributes
     pairs = re.findall(r"\{(\d+),(\d+)\}", match[1])

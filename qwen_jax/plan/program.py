@@ -1,4 +1,4 @@
-"""Compiles a step for an absent slice, in a subprocess that frees its memory when it exits.
+"""Compiles a step for an absent slice, in a subprocess to free the compiler's memory.
 
 python -m qwen_jax.plan.program < workload.pickle     # prints a Result as one line of JSON
 """
@@ -18,8 +18,8 @@ import time
 
 from qwen_jax.errors import QwenJaxError, TrainingError
 
-# Without these variables libtpu looks for a TPU and queries the cloud's metadata server. Several of
-# these processes may run at once.
+# Without these variables, libtpu looks for a TPU and queries the cloud metadata server. Several of
+# these processes may run at the same time.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -30,21 +30,21 @@ ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Compilation result of a step, per chip; sizes in bytes."""
+    """Compilation result of a step, per chip; sizes are in bytes."""
 
-    error: str | None = None  # why compilation failed; None: it succeeded
+    error: str | None = None  # compilation error; None: success
     parameters: int = 0
     optimizer: int = 0
     frozen: int = 0  # frozen weights in memory that are not arguments of the step
     batch: int = 0
-    workspace: int = 0  # gradients, saved activations, scratch
-    seconds: float = 0.0  # see costs.Costs
-    work: dict = dataclasses.field(default_factory=dict)  # kind of work: seconds
+    workspace: int = 0  # gradients, saved activations, scratch memory
+    seconds: float = 0.0  # see costs.Costs.seconds
+    work: dict = dataclasses.field(default_factory=dict)  # kind of work -> seconds
     hbm_bytes: float = 0.0
-    collectives: list = dataclasses.field(default_factory=list)  # of Costs.merged
+    collectives: list = dataclasses.field(default_factory=list)  # see Costs.merged
     unknown: list = dataclasses.field(default_factory=list)
-    flops: float = 0.0  # of matmuls and attention, including recomputation
-    flops_once: float = 0.0  # from cost_analysis, which counts a loop body once
+    flops: float = 0.0  # FLOPs of matmuls and attention, including recomputation
+    flops_once: float = 0.0  # FLOPs from cost_analysis, which counts each loop body once
     compile_seconds: float = 0.0
     compile_bytes: int = 0  # peak memory of the compiling process
 
@@ -66,11 +66,11 @@ def compile_in_subprocess(
     Args:
       workload: a stages.Workload.
       topology: a topologies.Topology.
-      options: compiler options, added to those of parallel/xla_options.py.
-      keep: file for the compiled text; None: it is not kept.
+      options: compiler options in addition to those of parallel/xla_options.py.
+      keep: file to write the compiled text to; None: not written.
 
     Raises:
-      QwenJaxError: the subprocess failed; a step that does not fit is a Result with an error.
+      QwenJaxError: the subprocess failed. A step that does not fit is a Result with an error.
     """
     job = pickle.dumps((workload, topology, options or {}, keep))
     run = subprocess.run(
@@ -84,15 +84,15 @@ def compile_in_subprocess(
         if line.startswith("{"):
             return Result(**json.loads(line))
     raise TrainingError(
-        f"the compiling process exited with code {run.returncode}: {run.stderr.decode()[-1500:]}",
+        f"the compile subprocess exited with code {run.returncode}: {run.stderr.decode()[-1500:]}",
         "experiments.plan",
-        "code -9 means that this machine ran out of memory (about 2 GB are needed); otherwise "
-        "report this with the versions of jax and libtpu.",
+        "exit code -9 usually means out of memory (about 2 GB are needed); otherwise report this "
+        "with the versions of jax and libtpu.",
     )
 
 
 def compile_in_process(workload, topology, options: dict, keep: pathlib.Path | None) -> Result:
-    """Compiles in this process, for compile_in_subprocess; loads libtpu."""
+    """Compiles a workload in this process and loads libtpu; called by compile_in_subprocess."""
     import jax
     from jax.experimental import topologies as libtpu
 
@@ -150,7 +150,7 @@ def compile_in_process(workload, topology, options: dict, keep: pathlib.Path | N
 
 
 def error_summary(message: str) -> str:
-    """Returns the compiler's error in short: the memory that is missing, or its first line."""
+    """Summarizes a compiler error: required and available memory, or the first line."""
     used = re.search(r"Used ([\d.]+\w?) of ([\d.]+\w?) hbm", message) or re.search(
         r"\(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)", message
     )
@@ -160,7 +160,7 @@ def error_summary(message: str) -> str:
 
 
 def main() -> None:
-    if sys.platform == "linux":  # exit together with the parent process
+    if sys.platform == "linux":  # exit when the parent process exits
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     workload, topology, options, keep = pickle.load(sys.stdin.buffer)
     try:

@@ -1,9 +1,9 @@
-"""Selects the layouts to compile: meshes, remat policies, micro-batches, by an analytic estimate.
+"""Selects the layouts to compile (mesh, remat policy, micro-batches) with an analytic estimate.
 
-The estimate is rough. It only selects what is worth compiling: layouts that cannot fit are dropped,
-slow ones come last. The final table comes from the compiler.
+The estimate is rough and only selects layouts worth compiling: layouts that cannot fit are dropped,
+and slow layouts are ranked last. The final table comes from the compiler.
 
-D model, F ffn, L layers, V vocabulary; N heads of size H.
+Shapes: D hidden size, F FFN size, L layers, V vocabulary size.
 """
 
 import dataclasses
@@ -17,17 +17,17 @@ from qwen_jax.plan.stages import Workload
 from qwen_jax.plan.topologies import Chip, Topology
 
 REMATS = ("none", "dots", "block")
-# From compiled steps of 7B (benchmarks/results/plan.md): the share of peak that matmuls reach, and
-# the bytes that all other work reads and writes, per token, layer and unit of D.
+# From compiled steps of the 7B model (benchmarks/results/plan.md): the fraction of peak that
+# matmuls reach, and the bytes that other work reads and writes, per token, layer and unit of D.
 MATMUL_PEAK, _TRAFFIC = 0.8, 550
-# Shards of D that are not multiples of 128 are not gathered: every device adds its shard to zeros.
-# That sends twice the bytes, and results are copied more often.
+# If shards of D are not multiples of 128, the compiler does not gather them: every device adds its
+# shard to zeros. That sends twice the bytes and copies results more often.
 _VECTOR, _NARROW = 128, 1.4
 
 
 @dataclasses.dataclass(frozen=True)
 class PaperEstimate:
-    """A workload with a layout, and its estimated memory and time."""
+    """A workload with a layout, and its estimated memory and step time."""
 
     workload: Workload
     bytes: float  # per chip
@@ -57,8 +57,10 @@ def layouts(
     remat: str | None = None,
     micro: int | None = None,
 ) -> Iterator[Workload]:
-    """Yields the workload with every mesh, remat policy and number of micro-batches that divide its
-    sizes; given ones are fixed."""
+    """Yields the workload with every layout: mesh, remat policy and number of micro-batches.
+
+    Only layouts that divide the sizes are yielded. Arguments that are not None are fixed.
+    """
     for one in [mesh] if mesh else meshes(workload, chips, max_tensor, max_context):
         copies = one.data * _fsdp(one)
         sizes = [
@@ -81,7 +83,7 @@ def _fsdp(mesh: MeshConfig) -> int:
 def meshes(
     workload: Workload, chips: int, max_tensor: int, max_context: int
 ) -> Iterator[MeshConfig]:
-    """Yields every mesh of this number of chips that divides the model's sizes."""
+    """Yields every mesh of `chips` chips that divides the model's sizes."""
     model = workload.model
     for tensor, context in itertools.product(divisors(chips), divisors(chips)):
         if tensor > max_tensor or context > max_context or chips % (tensor * context):
@@ -93,7 +95,7 @@ def meshes(
         rest = chips // tensor // context
         for fsdp in divisors(rest):
             data = rest // fsdp
-            # Copies of the weights save gathers but cost memory: not worth it below 8 shards.
+            # Replicas of the weights save gathers but cost memory; not worth it below 8 shards.
             if model.hidden_size % fsdp == 0 and (data == 1 or fsdp >= 8):
                 yield MeshConfig(data, fsdp, tensor, context)
 
@@ -132,7 +134,7 @@ def paper_estimate(
         if workload.training_stage == "reward_model"
         else (8 + 2) * D * V / mesh.tensor + 2.5 * 2**30
     )
-    weights = 3 * 2 * (N - 2 * D * V) / L / mesh.tensor  # gathered, two layers at a time
+    weights = 3 * 2 * (N - 2 * D * V) / L / mesh.tensor  # gathered weights of two layers
     memory = state + tokens * (L * kept[model.remat] + layer) + head + weights
     flops, _ = model_flops(workload)
     recomputed = {"none": 0.0, "dots": 0.0, "block": 0.3}[model.remat]
@@ -143,17 +145,17 @@ def paper_estimate(
         flops * (1 + recomputed) / (chips * chip.peak_flops * matmul_peak)
         + seen * L * traffic * D / mesh.tensor / chip.hbm_bandwidth
     )
-    # Per micro-batch: weights are gathered twice in 2 bytes, gradients are summed in 4 bytes, both
-    # ways.
+    # Per micro-batch, weights are gathered twice in 2 bytes, and gradients are summed in 4 bytes in
+    # both directions.
     gathered = workload.train.micro_batches * models * N / mesh.tensor * (16 if narrow else 12)
     network = gathered / (2 * chip.dimensions * chip.link_bandwidth) if fsdp > 1 else 0.0
-    # A mesh axis of few devices has the links of one dimension of the torus to itself.
+    # A small mesh axis uses the links of only one torus dimension.
     if mesh.data > 1:
         network += 8 * models * N / shards / (2 * chip.link_bandwidth)
     if mesh.tensor > 1:
         sums = seen * L * D * 2 * 8 * (mesh.tensor - 1) / mesh.tensor
         network += sums / (2 * chip.link_bandwidth)
-    if mesh.context > 1:  # keys and values in 2 bytes three times, their gradients in 4
+    if mesh.context > 1:  # keys and values are sent three times in 2 bytes, gradients in 4
         ring = seen * L * 2 * model.kv_heads * model.head_dim / mesh.tensor
         network += ring * 8 * (mesh.context - 1) / chip.link_bandwidth
     return PaperEstimate(workload, memory, compute + network)
@@ -168,15 +170,15 @@ def best(
     matmul_peak: float = MATMUL_PEAK,
     **limits,
 ) -> tuple[list[PaperEstimate], int, int]:
-    """Returns the fastest layouts of those that should fit, by the analytic estimate.
+    """Returns the layouts with the lowest estimated time among those estimated to fit.
 
     Args:
-      number: of layouts; at most two per mesh.
-      memory_fraction: share of a chip's memory that the estimate may use.
+      number: maximum number of layouts; at most two per mesh are returned.
+      memory_fraction: fraction of a chip's memory that the estimate may use.
       matmul_peak: as in `paper_estimate`.
 
     Returns:
-      The layouts, how many were considered, and how many of these should not fit.
+      The layouts, the number considered, and the number estimated not to fit.
     """
     estimates = [
         paper_estimate(layout, topology.chip, topology.chips, matmul_peak=matmul_peak)

@@ -1,4 +1,4 @@
-"""The train step of each training stage with abstract arguments, the same as in a run."""
+"""The train step of each training stage, identical to a real run, with abstract arguments."""
 
 import dataclasses
 from typing import Any
@@ -31,12 +31,12 @@ class Workload:
     train: TrainConfig
     ppo: PPOConfig = PPOConfig()
     value_optimizer: OptimizerConfig = OptimizerConfig()
-    prompt_tokens: int = 512  # of PPO
+    prompt_tokens: int = 512  # PPO only
     mesh: MeshConfig = MeshConfig()
 
     @property
     def sequences(self) -> int:
-        """Sequences per step; in PPO of prompt and completion, elsewhere of context_length."""
+        """Sequences per step: prompt and completion in PPO, else context_length tokens each."""
         return self.train.batch_size * (2 if self.training_stage == "reward_model" else 1)
 
     @property
@@ -47,7 +47,7 @@ class Workload:
 
     @property
     def pretrain_sequences(self) -> int:
-        """Sequences of the pretraining gradient per PPO step."""
+        """Pretraining sequences per PPO step; 0 in other stages."""
         return self.ppo.pretrain_sequences(self.sequences) if self.training_stage == "ppo" else 0
 
 
@@ -56,12 +56,12 @@ class Program:
     """A step to compile."""
 
     step: Any  # jitted
-    arguments: tuple  # shapes, dtypes and shardings
-    frozen: Any = None  # abstract frozen weights on the device that are not arguments
+    arguments: tuple  # abstract arrays: shapes, dtypes and shardings
+    frozen: Any = None  # abstract frozen weights on the device that are not arguments of the step
 
 
 def build(workload: Workload, mesh: Mesh) -> Program:
-    """Returns the step of the training stage on a mesh, whose devices need not exist.
+    """Returns the step of the training stage on a mesh; the mesh devices need not exist.
 
     Raises:
       ConfigError: the stage is unknown.
@@ -104,7 +104,7 @@ def _supervised(workload: Workload, mesh: Mesh, specs, objective, batch) -> Prog
 
 
 def _ppo(workload: Workload, mesh: Mesh) -> Program:
-    """The PPO update, with reward model and reference in memory; sampling is not included."""
+    """The PPO update, with the reward and reference models in memory; excludes sampling."""
     program = ppo_program(
         workload,
         mesh,

@@ -1,4 +1,4 @@
-"""The table of compiled layouts, and the details of one layout."""
+"""Formats the table of compiled layouts, and the details of one layout."""
 
 import dataclasses
 
@@ -14,12 +14,12 @@ HEADER = (
     "step, s (min to max) | compute / network, s | tokens/s | MFU / noncausal | chip hours |\n"
     "|---|---|---|---|---|---|---|---|---|"
 )
-_MIN_PARSED_RATIO = 0.97  # parsed over model FLOPs, in a fully parsed program
+_MIN_PARSED_RATIO = 0.97  # minimum of parsed / model FLOPs in a fully parsed program
 
 
 @dataclasses.dataclass(frozen=True)
 class PlannedLayout:
-    """A layout on a slice, its compilation result and its estimate."""
+    """A layout on a slice, with its compilation result and estimate."""
 
     workload: Workload
     topology: Topology
@@ -36,12 +36,12 @@ class PlannedLayout:
 
     @property
     def fully_parsed(self) -> bool:
-        """Whether all matmuls of the model were found in the program; True without a program."""
+        """Whether the program text contains all model matmuls; True if compilation failed."""
         return bool(self.result.error) or self.parsed_flops_ratio >= _MIN_PARSED_RATIO
 
     @property
     def rank(self) -> tuple[bool, float]:
-        """Sort key: layouts that fit and were parsed fully first, by time."""
+        """Sort key: layouts that fit and were fully parsed come first, ordered by time."""
         doubtful = self.estimate is None or not self.fits or not self.fully_parsed
         return doubtful, self.estimate.seconds if self.estimate else 0.0
 
@@ -60,7 +60,7 @@ def line(planned: PlannedLayout, price: float | None) -> str:
     """Returns a row of the table.
 
     Args:
-      price: per chip hour; None: no cost is shown.
+      price: dollars per chip hour; None: no cost is shown.
     """
     workload, result, estimate = planned.workload, planned.result, planned.estimate
     start = (
@@ -89,7 +89,7 @@ def mesh_name(mesh: MeshConfig) -> str:
 
 
 def details(result: Result) -> list[str]:
-    """Returns the time of one layout by kind of work and by collective."""
+    """Returns lines with one layout's time by kind of work and by collective."""
     total = sum(result.work.values()) or 1.0
     work = sorted(result.work.items(), key=lambda item: -item[1])
     lines = [

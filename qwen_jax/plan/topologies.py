@@ -1,8 +1,8 @@
-"""TPU slices by the names of Google Cloud, and the figures of one chip of each kind.
+"""TPU slices by their Google Cloud names, and the specifications of each kind of chip.
 
-Figures are the vendor's: peak BF16 FLOP/s and memory of a chip, its memory's bandwidth, and the
-bandwidth of one link in one direction. The clock follows from the peak and the width of the matrix
-units (v5p: 2 cores of 4 units of 128 x 128); it converts the compiler's cycles to seconds.
+Specifications are the vendor's: peak BF16 FLOP/s, memory size and bandwidth of a chip, and the
+bandwidth of one link in one direction. The clock is derived from the peak and the size of the
+matrix units (v5p: 2 cores with 4 units of 128 x 128 each). It converts compiler cycles to seconds.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from qwen_jax.errors import ConfigError, unknown_name
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip; JAX counts it as one device."""
+    """Specifications of one chip, which is one JAX device."""
 
     kind: str  # device_kind in JAX
     peak_flops: float  # BF16 FLOP/s
@@ -22,10 +22,10 @@ class Chip:
     hbm_bandwidth: float  # bytes per second
     link_bandwidth: float  # bytes per second, one link, one direction
     clock: float  # cycles per second
-    cores: int  # that share the bundles of a Pallas kernel
-    dimensions: int  # of the torus
-    per_name: int  # the number in a slice's name, per chip
-    wraps: int  # dimensions that are a multiple of this wrap around (see network.Network)
+    cores: int  # number of cores that share the bundles of a Pallas kernel
+    dimensions: int  # number of torus dimensions
+    per_name: int  # units that a slice's name counts per chip: 2 for cores, 1 for chips
+    wraps: int  # a torus dimension wraps around if divisible by this (see network.Network)
 
 
 GIB = 2**30
@@ -34,7 +34,7 @@ CHIPS = {
     "v5p": Chip("TPU v5", 459e12, int(95.74 * GIB), 2765e9, 90e9, 1.75e9, 2, 3, 2, 4),
     "v6e": Chip("TPU v6 lite", 918e12, int(31.25 * GIB), 1640e9, 90e9, 1.75e9, 1, 2, 1, 16),
 }
-# Available shapes: chips -> torus. Others are given as "v5p:4x4x4".
+# Default shapes: number of chips -> torus. Other shapes are written as "v5p:4x4x4".
 _SHAPES = {
     2: {4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)},
     3: {
@@ -57,7 +57,7 @@ _SHAPES = {
 class Topology:
     """A TPU slice."""
 
-    name: str  # as given
+    name: str  # as passed by the user
     chip: Chip
     shape: tuple[int, ...]  # chips along each side
     libtpu: str  # name in libtpu: "v5p:4x4x8"
@@ -72,7 +72,7 @@ class Topology:
 
 
 def by_name(name: str) -> Topology:
-    """Returns the slice: "v5p-256" (128 chips, cores are counted), "v5e-16", "v5p:4x4x8".
+    """Returns a slice by name: "v5p-256" (256 cores, 128 chips), "v5e-16" or "v5p:4x4x8".
 
     Raises:
       ConfigError: the kind of chip or the size of the slice is unknown.
@@ -80,9 +80,9 @@ def by_name(name: str) -> Topology:
     match = re.fullmatch(r"(\w+?)(?:-(\d+)|:(\d+(?:x\d+)+))", name)
     if match is None:
         raise ConfigError(
-            f"{name!r} is not the name of a slice.",
+            f"{name!r} is not a valid slice name.",
             "--topology",
-            "write it as v5p-256, v5e-16 or v5p:4x4x8.",
+            "use a name such as v5p-256, v5e-16 or v5p:4x4x8.",
         )
     kind, number, sides = match.groups()
     if kind not in CHIPS:
@@ -94,17 +94,17 @@ def by_name(name: str) -> Topology:
             raise ConfigError(
                 f"{name!r} has {len(shape)} dimensions.",
                 "--topology",
-                f"a slice of {kind} has {chip.dimensions}.",
+                f"use {chip.dimensions} dimensions for {kind}.",
             )
     else:
         known = _SHAPES[chip.dimensions]
         if int(number) % chip.per_name or int(number) // chip.per_name not in known:
             raise ConfigError(
-                f"there is no slice {name}.",
+                f"{name} is not a known slice.",
                 "--topology",
                 "known: "
                 + ", ".join(f"{kind}-{chips * chip.per_name}" for chips in known)
-                + f"; or give the dimensions, {kind}:"
+                + f"; or pass the dimensions, such as {kind}:"
                 + "x".join("4" * chip.dimensions)
                 + ".",
             )

@@ -1,4 +1,4 @@
-"""The report of a run folder: plots and one HTML page."""
+"""Reports of run folders: plots and an HTML page."""
 
 from qwen_jax.report.page import write_report
 

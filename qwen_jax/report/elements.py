@@ -1,6 +1,6 @@
-"""HTML elements of the page: tables, side-by-side figures, escaped text, the style sheet.
+"""HTML elements of the report: tables, side-by-side figures, escaped text, the style sheet.
 
-All text from files is escaped here.
+Text from files is escaped in this module.
 """
 
 import html
@@ -9,7 +9,7 @@ from qwen_jax.report.records import LABELS
 
 
 def any_table(content) -> str:
-    """Returns a table of a dict of dicts, a list of dicts, or a dict of values."""
+    """Returns an HTML table for a dict of dicts, a list of dicts, or a dict of values."""
     if isinstance(content, dict) and content and all(isinstance(v, dict) for v in content.values()):
         content = [{"": name, **row} for name, row in content.items()]
     if isinstance(content, dict):
@@ -24,7 +24,7 @@ def any_table(content) -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """Returns a table; columns of numbers are right-aligned, except without a header."""
+    """Returns an HTML table. With a header, numeric columns are right-aligned."""
     if not rows:
         return ""
     right_aligned = [
@@ -43,12 +43,12 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def side_by_side(*figures: str) -> str:
-    """Returns figures next to each other; empty without figures."""
+    """Returns the figures side by side; an empty string if there are none."""
     return f'<div class="pair">{"".join(figures)}</div>' if any(figures) else ""
 
 
 def format_value(value) -> str:
-    """Returns a value as text for a reader."""
+    """Formats a value for display."""
     if value is None:
         return "none"
     if isinstance(value, bool):

@@ -1,7 +1,7 @@
 """Writes the report of a run folder: one self-contained HTML page, and its plots in plots/.
 
-A section reads one or two files of the folder and is omitted if they do not exist yet: a report can
-be written at any time of a run.
+Each section reads one or two files of the folder and is omitted if they do not exist. A report can
+therefore be written at any time during a run.
 """
 
 import base64
@@ -34,7 +34,7 @@ _STAGES = {  # folder of a training stage -> title of its section
 }
 _STAGE_PLOTS = {  # plot -> caption
     "loss": "Loss.",
-    "accuracy": "Accuracy: share of held-out pairs whose chosen response has the higher reward.",
+    "accuracy": "Accuracy: fraction of held-out pairs whose chosen response has the higher reward.",
     "calibration": "Calibration: accuracy against the confidence of the reward model. Dotted line: "
     "perfect calibration.",
     "reward": "Reward of the sampled completions, before normalization.",
@@ -45,26 +45,27 @@ _STAGE_PLOTS = {  # plot -> caption
 
 
 def write_report(run_dir: str | os.PathLike) -> pathlib.Path:
-    """Writes report.html and plots/*.png into `run_dir`; returns the page's path.
+    """Writes report.html and plots/*.png into `run_dir` and returns the path of report.html.
 
-    Reads those that exist of config.json, versions.json, metrics.jsonl, events.jsonl,
-    compression.json and .png, evaluation.json, samples.json, answers.json, export.json and the
-    folders of later stages; records.py documents their contents.
+    Reads these files if they exist: config.json, versions.json, metrics.jsonl, events.jsonl,
+    compression.json, compression.png, evaluation.json, samples.json, answers.json,
+    calibration.json, export.json. Also reads the folders of later training stages. records.py
+    documents the contents.
 
     Raises:
-      DataError: the folder does not exist, is not of a run, or has a damaged JSON file. A truncated
-        last line of a .jsonl file, as a killed run leaves it, is not an error.
+      DataError: the folder does not exist, is not a run folder, or contains an invalid JSON file. A
+        truncated last line of a .jsonl file, as left by a killed run, is not an error.
       ConfigError: matplotlib is not installed.
     """
     folder = pathlib.Path(run_dir)
     if not folder.is_dir():
-        raise DataError("the folder does not exist.", str(folder), "pass the folder of a run.")
+        raise DataError("the folder does not exist.", str(folder), "pass a run folder.")
     files: dict[str, Any] = {name: read_json(folder / f"{name}.json") for name in _FILES}
     steps, bad_metrics = read_jsonl(folder / "metrics.jsonl")
     events, bad_events = read_jsonl(folder / "events.jsonl")
     if not steps and all(content is None for content in files.values()):
         raise DataError(
-            "the folder is not a run folder.",
+            "this is not a run folder.",
             str(folder),
             "pass a folder that contains metrics.jsonl or config.json.",
         )
@@ -85,7 +86,7 @@ def write_report(run_dir: str | os.PathLike) -> pathlib.Path:
 
 
 def _plots(folder: pathlib.Path, curves: Curves, files: dict[str, Any]) -> dict[str, bytes]:
-    """Returns {name: PNG} of the run and of each stage with a folder in it."""
+    """Returns {name: PNG} for the run and for each training stage folder in it."""
     plots = draw_plots(curves, files["evaluation"], files["calibration"])
     compression = folder / "compression.png"
     if compression.exists():
@@ -113,7 +114,7 @@ def _picture(plots: dict[str, bytes], name: str, caption: str) -> str:
 
 
 def _training_sections(files, curves: Curves, events: list[dict], plots) -> list[tuple[str, str]]:
-    """Returns (title, HTML) of loss, evaluation and samples."""
+    """Returns the (title, HTML) pairs of loss, evaluation and samples."""
 
     def stage(prefix: str, *omitted: str) -> str:
         return side_by_side(
@@ -147,7 +148,7 @@ def _training_sections(files, curves: Curves, events: list[dict], plots) -> list
 def _run_sections(
     files, curves: Curves, steps: list[dict], events: list[dict], plots
 ) -> list[tuple[str, str]]:
-    """Returns (title, HTML) of optimization, speed, configuration and events."""
+    """Returns the (title, HTML) pairs of optimization, speed, configuration and events."""
     optimization = side_by_side(
         _picture(plots, "learning_rate", "Learning rate."),
         _picture(
@@ -177,7 +178,7 @@ def _run_sections(
 
 
 def _page(title: str, subtitle: str, parts: list[tuple[str, str]]) -> str:
-    """Returns the document; sections without content are omitted."""
+    """Returns the HTML document; sections without content are omitted."""
     body = "".join(
         f"<section>{f'<h2>{heading}</h2>' if heading else ''}{content}</section>"
         for heading, content in parts

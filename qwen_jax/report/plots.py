@@ -1,4 +1,4 @@
-"""The plots of a report, as PNG."""
+"""Plots of the report, as PNG bytes."""
 
 import collections
 import io
@@ -13,15 +13,15 @@ from qwen_jax.report.records import LABELS, Curves, numbers
 _BLUE, _RED, _GREEN, _GRAY, _INK = "#2b6cb0", "#c2410c", "#2f855a", "#94a3b8", "#1f2937"
 _EVAL_COLORS = (_RED, _GREEN, "#7c3aed", "#0e7490", "#a16207")
 _PHASES = {"generation": _GREEN, "scoring": _RED, "update": _BLUE, "data": _GRAY}
-_MAX_POINTS = 4000  # per curve; more cannot be distinguished
-_MAX_TAGS = 24  # with a label in one plot
+_MAX_POINTS = 4000  # maximum points per curve; more are not visible
+_MAX_TAGS = 24  # maximum labeled tags in one plot
 _WIDE, _HALF = (9.6, 3.9), (4.7, 2.7)  # inches
 
 
 def draw_plots(
     curves: Curves, evaluation: dict | None, calibration: dict | None = None
 ) -> dict[str, bytes]:
-    """Returns {name: PNG} of the available curves and tables."""
+    """Returns {name: PNG} for the available curves and tables."""
     plots = {}
     x, y = curves.curve("train/loss")
     if len(x):
@@ -34,7 +34,7 @@ def draw_plots(
         ("gradient_norm", "train/grad_norm", "gradient norm", 1, _BLUE),
         ("throughput", "perf/tokens_per_second", "tokens per second", 1, _GREEN),
         ("data_wait", "perf/data_wait_seconds", "data wait (ms)", 1000, _GREEN),
-        ("sampling", "perf/sample_seconds", "sampling (s)", 1, _GREEN),  # of older PPO runs
+        ("sampling", "perf/sample_seconds", "sampling (s)", 1, _GREEN),  # older PPO runs only
     ):
         x, y = curves.curve(key)
         if len(x):
@@ -61,7 +61,7 @@ def draw_plots(
 
 
 def draw_lengths(table: dict[str, list[float]], lengths: list[int], context_length: int) -> bytes:
-    """Returns a PNG of perplexity against length, one line per technique (report Table 3)."""
+    """Returns a plot of perplexity against length, one line per technique (report Table 3)."""
     figure, axes = _figure(_WIDE)
     for (name, values), color, marker in zip(
         table.items(), (_GRAY, _BLUE, _GREEN, _RED) * 9, "osD^" * 9, strict=False
@@ -93,10 +93,10 @@ def draw_lengths(table: dict[str, list[float]], lengths: list[int], context_leng
 
 
 def draw_tags(tags: Mapping[str, Sequence[str]], chosen: Collection[str] = ()) -> bytes:
-    """Returns a PNG of tags per prompt and of tag frequencies, of all and of the chosen prompts.
+    """Returns a plot of tags per prompt and tag frequencies, for all prompts and the chosen ones.
 
     Args:
-      tags: prompt -> its tags.
+      tags: prompt -> tags of the prompt.
       chosen: a subset of the prompts.
     """
     groups: list[tuple[str, Collection[Sequence[str]], str]] = [("all", tags.values(), _GRAY)]
@@ -108,7 +108,7 @@ def draw_tags(tags: Mapping[str, Sequence[str]], chosen: Collection[str] = ()) -
     number, rank, common = (
         figure.add_subplot(cell) for cell in (grid[0, 0], grid[1, 0], grid[:, 1])
     )
-    shares = []  # per group: tag -> percentage of the prompts
+    shares = []  # for each group: tag -> percentage of the prompts
     for index, (name, tag_lists, color) in enumerate(groups):
         sizes = np.bincount([len(set(given)) for given in tag_lists]) / len(tag_lists)
         width = 0.8 / len(groups)
@@ -141,7 +141,7 @@ def draw_tags(tags: Mapping[str, Sequence[str]], chosen: Collection[str] = ()) -
     for axes, title in (
         (number, "tags per prompt (% of prompts)"),
         (rank, "tags by rank (% of all assigned tags)"),
-        (common, "the most common tags (% of prompts)"),
+        (common, "most common tags (% of prompts)"),
     ):
         _style(axes)
         axes.set_title(title, loc="left", fontsize=10, color=_INK)
@@ -165,7 +165,7 @@ def _shorten(tag: str) -> str:
 
 
 def _ticks(table: dict[str, list[float]]) -> list[float]:
-    """Returns about eight rounded ticks over the range of a logarithmic axis."""
+    """Returns about eight rounded ticks for a logarithmic axis."""
     values = np.concatenate([np.asarray(row) for row in table.values()])
     steps = np.geomspace(values.min(), values.max(), 8) if values.max() > values.min() else values
     return sorted({float(f"{step:.2g}") for step in steps})
@@ -218,7 +218,7 @@ def _draw_noisy(x: np.ndarray, y: np.ndarray, title: str, color: str) -> bytes:
     axes.plot(x, _running_median(y), color=color, linewidth=1.7)
     top = 1.15 * y.max()
     usual = np.quantile(y, 0.98)
-    if y.max() > 3 * usual > 0:  # clip outliers; an annotation counts them
+    if y.max() > 3 * usual > 0:  # cut off outliers; an annotation counts them
         top = 1.5 * usual
         axes.annotate(
             f"{np.count_nonzero(y > top)} above, up to {y.max():,.4g}",
@@ -255,7 +255,7 @@ def _draw_signed(x: np.ndarray, y: np.ndarray, title: str, color: str) -> bytes:
 
 
 def _draw_accuracy(curves: Curves) -> bytes:
-    """Draws the share of held-out pairs whose chosen response has the higher reward."""
+    """Draws the fraction of held-out pairs whose chosen response has the higher reward."""
     figure, axes = _figure(_HALF)
     for name, color in zip(curves.eval_names("accuracy"), _EVAL_COLORS * 9, strict=False):
         x, y = curves.curve(f"eval/{name}/accuracy")
@@ -306,13 +306,13 @@ def _finish(figure, axes, title: str) -> bytes:
 
 def _figure(size: tuple[float, float]):
     try:
-        from matplotlib.figure import Figure  # an extra, and slow to import
+        from matplotlib.figure import Figure  # optional dependency, slow to import
         from matplotlib.ticker import MaxNLocator
     except ImportError:
         raise ConfigError(
-            "matplotlib is not installed; the plots of the report need it.",
+            "the plots of the report require matplotlib, which is not installed.",
             "qwen_jax.report",
-            'pip install "qwen_jax[report]".',
+            'run pip install "qwen_jax[report]".',
         ) from None
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
@@ -340,7 +340,7 @@ def _png(figure) -> bytes:
 
 
 def _running_mean(y: np.ndarray) -> np.ndarray:
-    """Returns the mean over a window of 1/40 of the curve, narrower at the ends."""
+    """Returns the running mean over 1/40 of the curve; the window narrows at the ends."""
     radius = max(1, len(y) // 80)
     total = np.concatenate(([0.0], np.cumsum(y)))
     index = np.arange(len(y))
@@ -349,7 +349,7 @@ def _running_mean(y: np.ndarray) -> np.ndarray:
 
 
 def _running_median(y: np.ndarray) -> np.ndarray:
-    """Returns the median over a window of 1/40 of the curve; end values are repeated."""
+    """Returns the running median over 1/40 of the curve; end values are repeated."""
     radius = max(1, len(y) // 80)
     padded = np.pad(y, radius, mode="edge")
     return np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * radius + 1), axis=1)

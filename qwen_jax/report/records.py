@@ -1,29 +1,29 @@
-"""The records of a run folder: JSON files, JSON lines, and curves by name.
+"""The records of a run folder: JSON files, JSON Lines files, and curves by metric name.
 
-    metrics.jsonl     {"step": 10, "time": 1.7e9, "train/loss": 3.1, "eval/NAME/loss": 2.9, ...}
-                      a line (train/telemetry/metrics.py): train/{loss,grad_norm,
+    metrics.jsonl     one {"step": 10, "time": 1.7e9, "train/loss": 3.1, "eval/NAME/loss": 2.9, ...}
+                      per line (train/telemetry/metrics.py): train/{loss,grad_norm,
                       learning_rate,tokens},
                       perf/{tokens_per_second,mfu,mfu_noncausal,goodput},
                       perf/data_wait_seconds or (PPO)
                       perf/{generation,scoring,update,data}_seconds (formerly sample_seconds),
                       time/KIND (seconds of this attempt), host/PROCESS/host_seconds (per step),
                       eval/NAME/{loss,perplexity,bits_per_byte,accuracy}, rollout/{reward,kl,...}
-    events.jsonl      {"time": 1.7e9, "event": "resume", ...anything} a line
+    events.jsonl      one {"time": 1.7e9, "event": "resume", ...other values} per line
     config.json       {"model": {...}, "train": {...}, ..., "run_dir": "..."}
     versions.json     {"python": "3.12.1", "devices": "1 x cpu", ...}
     samples.json      [{"prompt": "...", "text": "...", ...settings}]; text may include the prompt
     evaluation.json   {"model": {"perplexity": 9.1, "bits_per_byte": 1.2}, "ngram": {same keys},
-                      ...other models, "tokens": 12345, ...other values}, on one held-out text
+                      ...other models, "tokens": 12345, ...other values}, all on one held-out text
     compression.json  [{"language": "zh", "tokenizer": "ours", "bytes_per_token": 3.1, ...}]
                       (Row._asdict() of tokenizer/compression.py), or {ROW: {COLUMN: value}};
                       compression.png is its plot
-    calibration.json  {NAME: [[confidence, accuracy, pairs], ...]} of a reward model's
-                      last evaluation
+    calibration.json  {NAME: [[confidence, accuracy, pairs], ...]} from the last evaluation of a
+                      reward model
     answers.json      [{"question": "...", "after SFT": "...", ...one response per stage}]
     sft/ pmp/ reward/ ppo/   run folders of later training stages
     export.json       {"path": "...", "layout": "qwen2", "dtype": "bfloat16", ...other values}
 
-Times are seconds since 1970. Every file may be missing; other keys are shown too.
+Times are Unix timestamps in seconds. Every file may be missing. Other keys are also shown.
 """
 
 import itertools
@@ -56,15 +56,17 @@ FORMER_NAMES = {  # former name of a metric -> current name
 
 
 def current_name(metric: str) -> str:
-    """Returns the current name of a metric that may come from an older run."""
+    """Returns the current name of a metric; older runs may use a former name."""
     if metric.startswith("host/"):
         return metric.replace("/own_seconds", "/host_seconds")
     return FORMER_NAMES.get(metric, metric)
 
 
 class Curves:
-    """The records of metrics.jsonl by name. A value logged again after a restart replaces the
-    earlier one."""
+    """The records of metrics.jsonl by metric name.
+
+    A value that is logged again after a restart replaces the earlier value.
+    """
 
     def __init__(self, records: list[dict]):
         self._steps: dict[int, dict] = {}
@@ -75,7 +77,7 @@ class Curves:
         self.last_step = max(self._steps, default=0)
 
     def curve(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Returns steps and finite values of a metric."""
+        """Returns the steps and finite values of a metric."""
         points = [
             (step, self._steps[step][name])
             for step in sorted(self._steps)
@@ -94,11 +96,11 @@ class Curves:
         return float(np.median(y)) if len(y) else None
 
     def eval_names(self, metric: str = "loss") -> list[str]:
-        """Returns <name> of eval/<name>/<metric>, in order of first appearance."""
+        """Returns each <name> in eval/<name>/<metric>, in order of first appearance."""
         return self.named("eval/", f"/{metric}")
 
     def named(self, prefix: str, suffix: str) -> list[str]:
-        """Returns the part of the names between `prefix` and `suffix`, in order of appearance."""
+        """Returns the part of metric names between prefix and suffix, in order of appearance."""
         return list(
             dict.fromkeys(
                 key[len(prefix) : -len(suffix)]
@@ -109,7 +111,7 @@ class Curves:
         )
 
     def wall_seconds(self, events: list[dict]) -> float | None:
-        """Returns seconds from start to last record, without those between stop and resume."""
+        """Returns the seconds from start to last record, excluding downtime before each resume."""
         times = [record["time"] for record in self._steps.values() if "time" in record]
         starts = [event["time"] for event in events if event.get("event") in ("start", "resume")]
         if not times:
@@ -123,9 +125,9 @@ class Curves:
 
 
 def time_breakdown(records: list[dict], events: list[dict]) -> dict[str, float]:
-    """Returns seconds by kind over all attempts of a run (train/telemetry/goodput.py).
+    """Returns seconds by kind, summed over all attempts of a run (train/telemetry/goodput.py).
 
-    `down` is the time from an attempt's last record to the next attempt, including lost steps.
+    `down` is the time from an attempt's last record to the next attempt; it includes lost steps.
     """
     starts = sorted(
         event["time"]
@@ -157,7 +159,7 @@ def time_breakdown(records: list[dict], events: list[dict]) -> dict[str, float]:
 
 
 def numbers(evaluation, key: str) -> dict[str, float]:
-    """Returns {name: value of `key`} of the entries of evaluation.json that have it."""
+    """Returns {name: value of `key`} for the entries of evaluation.json that have the key."""
     if not isinstance(evaluation, dict):
         return {}
     return {
@@ -170,7 +172,7 @@ def numbers(evaluation, key: str) -> dict[str, float]:
 
 
 def read_json(path: pathlib.Path) -> Any:
-    """Returns the content of a JSON file; None if it does not exist.
+    """Returns the content of a JSON file, or None if the file does not exist.
 
     Raises:
       DataError: the file is not valid JSON.
@@ -182,7 +184,7 @@ def read_json(path: pathlib.Path) -> Any:
 
 
 def read_jsonl(path: pathlib.Path) -> tuple[list[dict], int]:
-    """Returns the records, and the number of unreadable lines before the last one."""
+    """Returns the records and the number of unreadable lines, ignoring a truncated last line."""
     bad: list[DataError] = []
     records = [row for _, row in read_rows(path, bad=bad)] if path.exists() else []
     return records, len(bad)

@@ -1,4 +1,4 @@
-"""The sections of the page: each renders one or two files as HTML; empty if they are missing."""
+"""Sections of the page: each renders one or two files as HTML, or '' if they are missing."""
 
 import math
 import pathlib
@@ -113,7 +113,7 @@ _TIME_KINDS = {
 
 
 def time_table(seconds: dict[str, float]) -> str:
-    """Returns goodput over all attempts: the share of time in kept steps and their rollouts."""
+    """Returns goodput over all attempts (time in kept steps and rollouts), and time by kind."""
     total = sum(seconds.values())
     if not total:
         return ""
@@ -124,13 +124,13 @@ def time_table(seconds: dict[str, float]) -> str:
     ]
     work = seconds["train"] + seconds.get("sample", 0.0)
     return (
-        f"<p>Goodput {100 * work / total:.1f} %: the share of training in the time since the "
-        "first start.</p>" + table(["", "time", "share"], rows)
+        f"<p>Goodput {100 * work / total:.1f} %: the fraction of time since the first start spent "
+        "in training.</p>" + table(["", "time", "fraction"], rows)
     )
 
 
 def hosts(curves: Curves) -> str:
-    """Returns a table of host time per step and process: a slow process delays all others."""
+    """Returns a table of host time per step and process; a slow process delays all others."""
     names = curves.named("host/", "/host_seconds")
     if len(names) < 2:
         return ""
@@ -190,7 +190,7 @@ def _parameters(config) -> int | None:
         return None
     try:
         return spec.count(run_config(config, pathlib.Path()))
-    except (ConfigError, TypeError):  # a config of another version: the tile is optional
+    except (ConfigError, TypeError):  # a config of another version; the tile is optional
         return None
 
 

@@ -26,5 +26,5 @@ def test_for_epochs_overrides_num_steps_and_needs_one_of_them():
     assert for_epochs(both, 40, lines.append).train.num_steps == 10
     assert lines == [f"data.epochs=2 overrides train.num_steps={both.train.num_steps}"]
     neither = dataclasses.replace(both, data=PairData(epochs=None), train=PairTrainConfig(8))
-    with pytest.raises(ConfigError, match="the length of the run is not set"):
+    with pytest.raises(ConfigError, match="neither the number of epochs nor"):
         for_epochs(neither, 40)

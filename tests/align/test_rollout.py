@@ -272,7 +272,7 @@ def test_sampler_rejects_missing_rewards_and_a_different_vocabulary(models):
     _, reference, _ = models
     with pytest.raises(DataError, match="no reward"):
         make_sampler(ppo.FrozenModels(reference, None))
-    with pytest.raises(DataError, match="512 ids, the policy 464"):
+    with pytest.raises(DataError, match="512 tokens, the policy 464"):
         rollout_programs(
             MODEL,
             CONFIG,

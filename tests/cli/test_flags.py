@@ -51,7 +51,7 @@ def test_parse_without_flags_returns_the_recipe():
         ("--train.num_steps=many", "train.num_steps"),
         ("--train.batch_size=0", "batch_size=0 is not a positive"),
         ("--model.remat=some", "remat"),
-        ("stray", "arguments that are not flags: stray"),
+        ("stray", "positional arguments are not supported: stray"),
     ],
 )
 def test_parse_error_names_the_fix(argument, message):

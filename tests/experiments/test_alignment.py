@@ -309,7 +309,7 @@ def test_stages_refuse_invalid_settings_and_leave_no_folder(folder, scored, tmp_
             ppo_config(
                 folder, run_dir, ppo=dataclasses.replace(ppo.SMOKE.ppo, max_new_tokens=64), **one
             ),
-            "longer than the model's 96",
+            "longer than the model's context length, 96",
         ),
         (
             ppo,
@@ -317,7 +317,7 @@ def test_stages_refuse_invalid_settings_and_leave_no_folder(folder, scored, tmp_
             "longer than 8 tokens",
         ),
         (ppo, ppo_config(folder, run_dir, train={"batch_size": 9}, **one), "2 samples"),
-        (ppo, ppo_config(folder, run_dir, reward_model=f"{folder}/base"), "not a run of a reward"),
+        (ppo, ppo_config(folder, run_dir, reward_model=f"{folder}/base"), "not a reward model run"),
         (
             ppo,
             ppo_config(folder, run_dir, init_from=str(tmp_path / "wide"), reward_model=reward),
